@@ -1,0 +1,1 @@
+//! The HTTP API: wire types, handlers by resource, problem+json, OpenAPI. Sees ports only.

@@ -1,0 +1,1 @@
+//! Tags, content, limits, versions, documents and events as pure types.

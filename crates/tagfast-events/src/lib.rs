@@ -1,0 +1,1 @@
+//! The event envelope, the bus port, and the consumer runtime.

@@ -1,0 +1,1 @@
+//! Clock, deadline and backoff: waiting that can be tested with virtual time.

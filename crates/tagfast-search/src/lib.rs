@@ -1,0 +1,1 @@
+//! The search port, the query language, and the tantivy engine.

@@ -1,0 +1,1 @@
+//! The embedded store: SQLite files, group commit, the outbox as the durable bus.

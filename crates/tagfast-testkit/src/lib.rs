@@ -1,0 +1,1 @@
+//! Development only: child processes, waiting for a condition, fault tools, history checkers.
