@@ -1,1 +1,29 @@
 //! Tags, content, limits, versions, documents and events as pure types.
+//!
+//! Everything here is a function of its arguments: no tokio, no I/O, no clock, no randomness. Every store
+//! shares [`document::Document`] and the one function [`apply::apply`] that changes it, so that two stores can
+//! never disagree about what a write means.
+//!
+//! How it fails: with a [`DomainError`] that names the limit, its value and what was given. A value that
+//! exists has passed its rules; nothing downstream checks them again.
+
+pub mod apply;
+pub mod codec;
+pub mod content;
+pub mod document;
+pub mod error;
+pub mod event;
+pub mod limits;
+pub mod tag;
+pub mod version;
+pub mod write;
+
+pub use apply::{ApplyContext, Outcome, Refusal, apply};
+pub use content::{Content, ContentId, ContentKey, ContentType, TenantId, UserId};
+pub use document::{Document, Effect, RecentWrite, Tagging};
+pub use error::DomainError;
+pub use event::{Change, TaggingsEvent};
+pub use limits::Limits;
+pub use tag::{Origin, Tag, TagName, UNICODE_VERSION};
+pub use version::{Epoch, EpochId, EpochOrdinal, UnixMillis, Version};
+pub use write::{Operation, Write, WriteId};

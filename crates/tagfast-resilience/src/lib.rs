@@ -1,1 +1,11 @@
-//! Clock, deadline and backoff: waiting that can be tested with virtual time.
+//! Clock, backoff and metric definitions: no business words, nothing that waits in real time in a test.
+//!
+//! Code that waits uses tokio's time (paused in tests); code that needs the date takes a [`Clock`].
+
+pub mod backoff;
+pub mod clock;
+pub mod metric;
+
+pub use backoff::Backoff;
+pub use clock::{Clock, ManualClock, SystemClock};
+pub use metric::{MetricDef, MetricKind};

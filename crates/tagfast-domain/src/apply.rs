@@ -1,0 +1,219 @@
+//! The one function that changes a document. Every store calls it and nothing else does.
+//!
+//! The rules behind each branch (stamping of no-ops, conditional writes that decide every tagging, pruning that
+//! raises the floor) exist so that a repair after a failover can merge two histories; see the invariants in
+//! ARCHITECTURE.md. It never fails half-way: a refused write leaves the document as it was.
+
+use crate::limits::{RECENT_WRITES, TOMBSTONE_AGE_MS, TOMBSTONES, WRITE_ID_MEMORY_MS};
+use crate::{
+    Document, Effect, Epoch, Limits, Operation, RecentWrite, Tag, TagName, Tagging, UnixMillis, Version, Write,
+};
+
+/// What `apply` needs from outside.
+#[derive(Debug, Clone, Copy)]
+pub struct ApplyContext<'a> {
+    /// The epoch the write commits in.
+    pub epoch: &'a Epoch,
+    /// The store's time.
+    pub now: UnixMillis,
+    /// The limits in force.
+    pub limits: &'a Limits,
+}
+
+/// What a write came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The document has a new version and must be stored with an event.
+    Written {
+        /// The new version.
+        version: Version,
+        /// What changed; empty for a stamp: a no-op of an older epoch that had to be decided anew.
+        effect: Effect,
+        /// Ids pushed out of the document before their time: the store keeps them in `applied`.
+        evicted: Vec<RecentWrite>,
+    },
+    /// Nothing to change and nothing to store.
+    Unchanged {
+        /// The version that was found.
+        version: Version,
+    },
+    /// This id was applied before: the same answer as then.
+    Repeated {
+        /// The version it made.
+        version: Version,
+        /// What it did.
+        effect: Effect,
+    },
+    /// Refused; the document is as it was.
+    Refused(Refusal),
+}
+
+/// Why a write was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// The content would have more tags than the limit.
+    TooManyTags {
+        /// The limit.
+        allowed: usize,
+        /// How many it would have.
+        given: usize,
+    },
+    /// `If-Match` named another version than the content has.
+    VersionMismatch {
+        /// The version the content has.
+        current: Version,
+    },
+    /// The write id was used for another operation.
+    WriteIdReused,
+}
+
+/// Applies one write. `prior` is the store's `applied` entry for the write's id, looked up when the document's
+/// `overflow_until` is in the future and the document itself does not hold the id.
+pub fn apply(doc: &mut Document, write: &Write, prior: Option<&RecentWrite>, ctx: &ApplyContext<'_>) -> Outcome {
+    let fingerprint = write.operation.fingerprint(write.if_match);
+    if let Some(before) = doc.recent_write(write.id).or(prior) {
+        if before.fingerprint != fingerprint {
+            return Outcome::Refused(Refusal::WriteIdReused);
+        }
+        return Outcome::Repeated { version: before.version, effect: before.effect.clone() };
+    }
+    if let Some(expected) = write.if_match
+        && expected != doc.version
+    {
+        return Outcome::Refused(Refusal::VersionMismatch { current: doc.version });
+    }
+
+    let effect = effect_of(doc, &write.operation);
+    let live = doc.live().count() + effect.added.len() - effect.removed.len();
+    if live > ctx.limits.tags_per_content && !effect.added.is_empty() {
+        return Outcome::Refused(Refusal::TooManyTags { allowed: ctx.limits.tags_per_content, given: live });
+    }
+    if effect == Effect::default() && decided_in_epoch(doc, write, ctx.epoch.first_version()) {
+        return Outcome::Unchanged { version: doc.version };
+    }
+
+    let version = doc.version.next(ctx.epoch);
+    decide(doc, write, version, ctx.now);
+    doc.version = version;
+    prune(doc, ctx.now);
+    let evicted = remember(doc, write, fingerprint, &effect, ctx.now);
+    Outcome::Written { version, effect, evicted }
+}
+
+fn effect_of(doc: &Document, operation: &Operation) -> Effect {
+    let present = |n: &TagName| find(doc, n).is_ok_and(|i| doc.taggings[i].present);
+    let added = |tags: &[Tag]| tags.iter().filter(|t| !present(&t.name)).map(|t| t.name.clone()).collect();
+    match operation {
+        Operation::Patch { add, remove } => {
+            Effect { added: added(add), removed: remove.iter().filter(|n| present(n)).cloned().collect() }
+        }
+        Operation::Replace { tags } => Effect {
+            added: added(tags),
+            removed: doc.live().filter(|t| !tags.iter().any(|n| n.name == t.name)).map(|t| t.name.clone()).collect(),
+        },
+    }
+}
+
+/// Whether everything this no-op vouches for was already decided in the current epoch, so that no stamp is needed.
+fn decided_in_epoch(doc: &Document, write: &Write, first: Version) -> bool {
+    let decided = |n: &TagName| find(doc, n).map_or(doc.floor, |i| doc.taggings[i].ord) >= first;
+    match &write.operation {
+        Operation::Patch { add, remove } if write.if_match.is_none() => {
+            add.iter().all(|t| decided(&t.name)) && remove.iter().all(decided)
+        }
+        Operation::Patch { .. } | Operation::Replace { .. } => {
+            doc.floor >= first && doc.taggings.iter().all(|t| t.ord >= first)
+        }
+    }
+}
+
+fn decide(doc: &mut Document, write: &Write, version: Version, now: UnixMillis) {
+    match &write.operation {
+        Operation::Patch { add, remove } => {
+            add.iter().for_each(|tag| put(doc, tag, write, version, now));
+            remove.iter().for_each(|name| bury(doc, name, write, version, now));
+        }
+        Operation::Replace { tags } => {
+            tags.iter().for_each(|tag| put(doc, tag, write, version, now));
+            doc.taggings.retain(|t| tags.iter().any(|n| n.name == t.name));
+        }
+    }
+    let decides_all = write.if_match.is_some() || matches!(write.operation, Operation::Replace { .. });
+    if decides_all {
+        // The floor at this version says "absent, decided now" for every tagging that is not listed, so the
+        // tombstones have nothing left to say.
+        doc.floor = version;
+        doc.taggings.retain(|t| t.present);
+        doc.taggings.iter_mut().for_each(|t| t.ord = version);
+    }
+    if write.if_match.is_some() {
+        doc.cond = version;
+    }
+}
+
+fn put(doc: &mut Document, tag: &Tag, write: &Write, version: Version, now: UnixMillis) {
+    let fresh = || Tagging {
+        name: tag.name.clone(),
+        display: tag.display.clone(),
+        user: tag.origin.as_ref().map_or(&write.user, |o| &o.by).clone(),
+        at: tag.origin.as_ref().map_or(now, |o| o.at),
+        ord: version,
+        present: true,
+    };
+    match find(doc, &tag.name) {
+        Ok(i) if doc.taggings[i].present => doc.taggings[i].ord = version,
+        Ok(i) => doc.taggings[i] = fresh(),
+        Err(i) => doc.taggings.insert(i, fresh()),
+    }
+}
+
+fn bury(doc: &mut Document, name: &TagName, write: &Write, version: Version, now: UnixMillis) {
+    let tombstone = Tagging {
+        name: name.clone(),
+        display: name.shared(),
+        user: write.user.clone(),
+        at: now,
+        ord: version,
+        present: false,
+    };
+    match find(doc, name) {
+        Ok(i) => doc.taggings[i] = tombstone,
+        Err(i) => doc.taggings.insert(i, tombstone),
+    }
+}
+
+fn find(doc: &Document, name: &TagName) -> Result<usize, usize> {
+    doc.taggings.binary_search_by(|t| t.name.cmp(name))
+}
+
+/// Drops tombstones, oldest decision first, and raises the floor to what was dropped.
+fn prune(doc: &mut Document, now: UnixMillis) {
+    let mut tombstones: Vec<(Version, UnixMillis)> =
+        doc.taggings.iter().filter(|t| !t.present).map(|t| (t.ord, t.at)).collect();
+    tombstones.sort_unstable();
+    let excess = tombstones.len().saturating_sub(TOMBSTONES);
+    let raised = tombstones
+        .iter()
+        .enumerate()
+        .take_while(|(i, (_, at))| *i < excess || now - at > TOMBSTONE_AGE_MS)
+        .map(|(_, (ord, _))| *ord)
+        .last();
+    if let Some(ord) = raised {
+        doc.floor = doc.floor.max(ord);
+        doc.taggings.retain(|t| t.present || t.ord > ord);
+    }
+}
+
+fn remember(doc: &mut Document, write: &Write, fingerprint: u64, effect: &Effect, now: UnixMillis) -> Vec<RecentWrite> {
+    doc.recent.retain(|w| now - w.at < WRITE_ID_MEMORY_MS);
+    doc.recent.push(RecentWrite { id: write.id, fingerprint, version: doc.version, at: now, effect: effect.clone() });
+    let excess = doc.recent.len().saturating_sub(RECENT_WRITES);
+    let evicted: Vec<RecentWrite> = doc.recent.drain(..excess).collect();
+    if let Some(newest) = evicted.last() {
+        doc.overflow_until = newest.at + WRITE_ID_MEMORY_MS;
+    }
+    if doc.overflow_until <= now {
+        doc.overflow_until = 0;
+    }
+    evicted
+}

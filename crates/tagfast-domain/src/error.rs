@@ -1,0 +1,114 @@
+//! The one error of the domain: which rule a value broke, the rule's limit and what was given.
+
+/// Why a value is not one of ours. Each variant names the rule; [`DomainError::limit`] gives the numbers.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DomainError {
+    /// A tag, id, type, tenant or user without any character.
+    #[error("{what} is empty")]
+    Empty {
+        /// What was empty, in the words of the vocabulary ("tag", "content id", ...).
+        what: &'static str,
+    },
+    /// More characters (Unicode scalar values) than allowed.
+    #[error("{what} has {given} characters; at most {allowed} are allowed")]
+    TooManyCharacters {
+        /// What was too long.
+        what: &'static str,
+        /// The limit in Unicode scalar values.
+        allowed: usize,
+        /// What was given in Unicode scalar values.
+        given: usize,
+    },
+    /// More bytes of UTF-8 than allowed.
+    #[error("{what} has {given} bytes; at most {allowed} are allowed")]
+    TooManyBytes {
+        /// What was too long.
+        what: &'static str,
+        /// The limit in bytes.
+        allowed: usize,
+        /// What was given in bytes.
+        given: usize,
+    },
+    /// A character that the rule for this value forbids.
+    #[error("{what} contains {character}, which is not allowed ({reason})")]
+    ForbiddenCharacter {
+        /// What contained it.
+        what: &'static str,
+        /// The character, as `U+XXXX`, with the glyph where it can be shown.
+        character: String,
+        /// The class of characters that is refused.
+        reason: &'static str,
+    },
+    /// A tenant that begins with `_`, which the service keeps for itself.
+    #[error("tenant {0:?} begins with '_', which is reserved")]
+    ReservedTenant(String),
+    /// One write adds and removes the same tag.
+    #[error("tag {0:?} is both added and removed by one write")]
+    AddedAndRemoved(String),
+    /// A write that would change nothing because it names no tag.
+    #[error("the write names no tag to add or remove")]
+    NothingToDo,
+    /// More tags in one write than a content may hold.
+    #[error("the write names {given} tags; at most {allowed} are allowed in one write")]
+    TooManyTagsInWrite {
+        /// The limit, in tags.
+        allowed: usize,
+        /// What was given, in tags.
+        given: usize,
+    },
+    /// A stored document or identifier that cannot be decoded.
+    #[error("{what} cannot be decoded: {reason}")]
+    Undecodable {
+        /// What could not be decoded.
+        what: &'static str,
+        /// Why not.
+        reason: &'static str,
+    },
+}
+
+impl DomainError {
+    /// The stable word for this error in API answers.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Empty { .. } => "empty",
+            Self::TooManyCharacters { .. } | Self::TooManyBytes { .. } => "too_long",
+            Self::ForbiddenCharacter { .. } => "forbidden_character",
+            Self::ReservedTenant(_) => "reserved_tenant",
+            Self::AddedAndRemoved(_) => "added_and_removed",
+            Self::NothingToDo => "nothing_to_do",
+            Self::TooManyTagsInWrite { .. } => "too_many_tags_in_write",
+            Self::Undecodable { .. } => "undecodable",
+        }
+    }
+
+    /// The limit that was broken, if it is a number: its name, the allowed value, the given value.
+    pub fn limit(&self) -> Option<(&'static str, u64, u64)> {
+        match self {
+            Self::TooManyCharacters { what, allowed, given } => {
+                Some((limit_name(what, true), *allowed as u64, *given as u64))
+            }
+            Self::TooManyBytes { what, allowed, given } => {
+                Some((limit_name(what, false), *allowed as u64, *given as u64))
+            }
+            Self::TooManyTagsInWrite { allowed, given } => Some(("tags_per_write", *allowed as u64, *given as u64)),
+            Self::Empty { .. }
+            | Self::ForbiddenCharacter { .. }
+            | Self::ReservedTenant(_)
+            | Self::AddedAndRemoved(_)
+            | Self::NothingToDo
+            | Self::Undecodable { .. } => None,
+        }
+    }
+}
+
+fn limit_name(what: &str, characters: bool) -> &'static str {
+    match (what, characters) {
+        ("tag", true) => "tag_characters",
+        ("tag", false) => "tag_bytes",
+        ("content id", _) => "content_id_bytes",
+        ("content type", _) => "content_type_characters",
+        ("tenant", _) => "tenant_characters",
+        ("user", _) => "user_bytes",
+        _ => "length",
+    }
+}

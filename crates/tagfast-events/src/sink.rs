@@ -1,0 +1,93 @@
+//! What a consumer does with records: the sink port.
+//!
+//! A sink keeps its own positions in the same commit as what it applied, so that positions can never be ahead of the
+//! state. It applies a record only if its version is newer than what it holds.
+
+use async_trait::async_trait;
+use tagfast_domain::{EpochId, TaggingsEvent};
+
+use crate::bus::{Group, Partition, Positions};
+
+/// A decoded record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SinkRecord {
+    /// Where it came from.
+    pub partition: Partition,
+    /// Its offset.
+    pub offset: u64,
+    /// The event.
+    pub event: TaggingsEvent,
+}
+
+/// What became of one record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RecordVerdict {
+    /// Applied.
+    Applied,
+    /// A newer state was there already.
+    Superseded,
+    /// It can never be applied: goes to the dead letters at once.
+    Poison {
+        /// A stable error code.
+        code: &'static str,
+        /// For people.
+        message: String,
+    },
+    /// It failed this time.
+    Failed {
+        /// A stable error code.
+        code: &'static str,
+        /// For people.
+        message: String,
+    },
+}
+
+/// The whole sink failed: systemic, no record is to blame and no attempt is used up.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct SinkError {
+    /// A stable error code.
+    pub code: &'static str,
+    /// For operators.
+    pub message: String,
+}
+
+/// Where a sink wants to begin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Start {
+    /// Read on from here.
+    From(Positions),
+    /// Nothing usable is there: rebuild from the shards. The word says why.
+    Rebuild(&'static str),
+}
+
+/// A consumer's effect.
+#[async_trait]
+pub trait Sink: Send + Sync {
+    /// The group it consumes as.
+    fn group(&self) -> Group;
+
+    /// Where to begin, judged against the bus's epoch.
+    async fn start(&self, epoch: EpochId) -> Result<Start, SinkError>;
+
+    /// Applies records, at most one per key, each if newer; one verdict per record in the same order. They need not
+    /// be durable or visible before [`Sink::advance`] says so. Applying a record again is harmless.
+    async fn apply(&self, records: &[SinkRecord]) -> Result<Vec<RecordVerdict>, SinkError>;
+
+    /// Everything below `positions` is done. The sink makes it durable and visible when it sees fit, not later than
+    /// its cadence; called again with the same positions while idle (at least every 50 ms). Returns the positions
+    /// that are durable AND visible now: retention and the lag gauge follow those.
+    async fn advance(&self, positions: &Positions) -> Result<Positions, SinkError>;
+
+    /// Throws away what is there and copies every content from the shards, at least as new as the records below
+    /// `from`, while the old state goes on serving; `from` becomes the position. Progress in contents copied.
+    async fn rebuild(
+        &self,
+        from: &Positions,
+        epoch: EpochId,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<(), SinkError>;
+
+    /// Makes everything durable; the last call before the process ends.
+    async fn close(&self) -> Result<(), SinkError>;
+}

@@ -1,0 +1,212 @@
+//! The ports: what the API and the consumers may ask of a store.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tagfast_domain::{ContentKey, Document, Epoch, TagName, Tagging, TenantId, UnixMillis, Version, Write};
+use tagfast_sharding::LogicalShard;
+
+use crate::{ConsistencyToken, Position, Receipt, StoreError};
+
+/// How new a read must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Consistency {
+    /// Whatever is nearest.
+    Eventual,
+    /// At least what this client has written and seen.
+    #[default]
+    Session,
+    /// The newest acknowledged state.
+    Strong,
+}
+
+/// What an acknowledgement must have survived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// Committed and flushed where it was written.
+    #[default]
+    Local,
+    /// Also flushed by the replicas. Embedded: `not_in_this_mode`.
+    Replicated,
+}
+
+/// How to read.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ReadOptions<'a> {
+    /// How new the answer must be.
+    pub consistency: Consistency,
+    /// What this client has seen so far.
+    pub token: Option<&'a ConsistencyToken>,
+    /// When the caller stops waiting.
+    pub deadline: Option<tokio::time::Instant>,
+}
+
+/// Where an answer came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// A cache.
+    Cache,
+    /// The primary; embedded: the store's files.
+    Primary,
+    /// A replica that was proven new enough.
+    Replica,
+    /// The search index.
+    Index,
+    /// A snapshot in memory.
+    Snapshot,
+}
+
+impl Source {
+    /// The stable word in `meta.source`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cache => "cache",
+            Self::Primary => "primary",
+            Self::Replica => "replica",
+            Self::Index => "index",
+            Self::Snapshot => "snapshot",
+        }
+    }
+}
+
+/// A promise that an answer could not keep, and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Degraded {
+    /// The feature, a stable word: `session`, `facets`, ...
+    pub feature: &'static str,
+    /// The reason, a stable word: `failover`, `token_unknown`, ...
+    pub reason: &'static str,
+}
+
+/// The tags of one content, as read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct View {
+    /// The version that was read; `Version::NONE` for a content nobody tagged.
+    pub version: Version,
+    /// The live taggings, sorted by canonical name.
+    pub tags: Vec<Tagging>,
+    /// Where the store stood: the floor that a token takes from this answer.
+    pub position: Position,
+    /// Where it was read.
+    pub source: Source,
+    /// The answer is at least as new as this moment.
+    pub as_of: UnixMillis,
+    /// Promises that could not be kept.
+    pub degraded: Vec<Degraded>,
+}
+
+/// A write with what the transport knows of it.
+#[derive(Debug, Clone)]
+pub struct WriteRequest {
+    /// What to do.
+    pub write: Write,
+    /// What the acknowledgement must have survived.
+    pub durability: Durability,
+    /// When the caller stops waiting; a write still queued then is dropped, one already taken is finished.
+    pub deadline: Option<tokio::time::Instant>,
+    /// W3C `traceparent`, carried into the event.
+    pub traceparent: Option<String>,
+}
+
+/// An acknowledged write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WriteAnswer {
+    /// The content's version after the write (of a repeated write: the one it made then).
+    pub version: Version,
+    /// Whether any tagging changed.
+    pub changed: bool,
+    /// Canonical names added.
+    pub added: Vec<TagName>,
+    /// Canonical names removed.
+    pub removed: Vec<TagName>,
+    /// The id had been applied before; this is that answer again.
+    pub repeated: bool,
+    /// Names the write for later questions.
+    pub receipt: Receipt,
+}
+
+/// Reads.
+#[async_trait]
+pub trait TagReader: Send + Sync {
+    /// The tags of one content. Content nobody tagged is an empty view, not an error.
+    async fn view(&self, key: &ContentKey, options: &ReadOptions<'_>) -> Result<View, StoreError>;
+
+    /// The tags of several contents, in the order asked; one failing shard fails only its own items.
+    async fn view_many(&self, keys: &[ContentKey], options: &ReadOptions<'_>) -> Vec<Result<View, StoreError>>;
+}
+
+/// Writes.
+#[async_trait]
+pub trait TagWriter: Send + Sync {
+    /// Applies one write. `Ok` means committed, flushed, and its event with it. After
+    /// [`StoreError::is_outcome_unknown`] the write may have happened: retry it with the same id.
+    async fn write(&self, request: WriteRequest) -> Result<WriteAnswer, StoreError>;
+
+    /// Applies several writes, each atomic by itself, in the order asked where they share a content.
+    async fn write_many(&self, requests: Vec<WriteRequest>) -> Vec<Result<WriteAnswer, StoreError>>;
+}
+
+/// A page of a scan.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ScanPage {
+    /// Contents with their documents, in key order; dropped contents (no live tags) are included.
+    pub items: Vec<(ContentKey, Document)>,
+    /// Where the next page starts; `None` at the end of the shard.
+    pub next: Option<ContentKey>,
+}
+
+/// Walks whole shards: export, rebuild, recount.
+#[async_trait]
+pub trait ShardScanner: Send + Sync {
+    /// Up to `limit` contents of a shard after `after`, in key order; with `tenant`, only that tenant's. A content
+    /// that exists during the whole walk is returned; each page is consistent in itself.
+    async fn scan(
+        &self,
+        shard: LogicalShard,
+        tenant: Option<&TenantId>,
+        after: Option<&ContentKey>,
+        limit: usize,
+    ) -> Result<ScanPage, StoreError>;
+
+    /// The epoch this store writes in.
+    async fn epoch(&self) -> Result<Epoch, StoreError>;
+}
+
+/// What became of a past write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is in the current history.
+    Kept,
+    /// It was lost with a primary and has been joined again.
+    Repaired,
+    /// It is gone for good.
+    Lost,
+    /// It cannot be told (the word says why: `pending`, `expired`, `restored`).
+    Unknown(&'static str),
+}
+
+impl Verdict {
+    /// The stable word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Kept => "kept",
+            Self::Repaired => "repaired",
+            Self::Lost => "lost",
+            Self::Unknown(_) => "unknown",
+        }
+    }
+}
+
+/// Tells what became of a write.
+#[async_trait]
+pub trait ReceiptReader: Send + Sync {
+    /// The verdict of the write that a receipt names.
+    async fn verdict(&self, receipt: &Receipt) -> Result<Verdict, StoreError>;
+}
+
+/// A whole store.
+pub trait TagStore: TagReader + TagWriter + ShardScanner + ReceiptReader {}
+impl<T: TagReader + TagWriter + ShardScanner + ReceiptReader + ?Sized> TagStore for T {}
+
+/// A store that several parts share.
+pub type SharedStore = Arc<dyn TagStore>;

@@ -1,0 +1,156 @@
+//! Consistency tokens (what a client has seen) and receipts (one write).
+//!
+//! The body is a fixed binary layout inside a [`crate::Sealer`] string; golden vectors pin it. A token holds up to 16
+//! (content, version) pairs, exact for those contents, and a floor per touched shard for everything else.
+
+use std::collections::BTreeMap;
+
+use tagfast_domain::{EpochId, TenantId, Version, WriteId};
+use tagfast_sharding::{ContentHash, LogicalShard};
+
+use crate::{SealError, SealKind, Sealer};
+
+/// Most (content, version) pairs in a token; an older pair is covered by its shard's floor.
+pub const TOKEN_PAIRS: usize = 16;
+
+/// Where a store stood: within one epoch, larger is later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// The epoch it is a position of; positions of two epochs cannot be compared.
+    pub epoch: EpochId,
+    /// Transaction id; embedded: the same number as `lsn`.
+    pub xid: u64,
+    /// Log position; embedded: the file's newest event position.
+    pub lsn: u64,
+}
+
+/// What a client has seen.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ConsistencyToken {
+    /// Contents and the versions seen of them, oldest first.
+    pub pairs: Vec<(ContentHash, Version)>,
+    /// The newest position seen per touched shard.
+    pub floors: BTreeMap<LogicalShard, Position>,
+}
+
+impl ConsistencyToken {
+    /// Takes in one more answer.
+    pub fn see(&mut self, content: ContentHash, version: Version, position: Position) {
+        let seen = self.pairs.iter().position(|(c, _)| *c == content).map(|i| self.pairs.remove(i).1);
+        self.pairs.push((content, seen.map_or(version, |v| v.max(version))));
+        let excess = self.pairs.len().saturating_sub(TOKEN_PAIRS);
+        self.pairs.drain(..excess);
+        let floor = self.floors.entry(LogicalShard::of_hash(content)).or_insert(position);
+        // Another epoch replaces: the store that answered knows the current one.
+        if floor.epoch != position.epoch || position.lsn > floor.lsn {
+            *floor = position;
+        }
+    }
+
+    /// The version this client has seen of a content.
+    pub fn version_of(&self, content: ContentHash) -> Option<Version> {
+        self.pairs.iter().find(|(c, _)| *c == content).map(|(_, v)| *v)
+    }
+
+    /// The sealed form, at most [`crate::seal::SEALED_BYTES`] long.
+    pub fn seal(&self, sealer: &Sealer, tenant: &TenantId) -> String {
+        let mut body = Vec::with_capacity(2 + self.pairs.len() * 16 + self.floors.len() * 33);
+        body.push(self.pairs.len() as u8);
+        for (content, version) in &self.pairs {
+            body.extend_from_slice(&content.0.to_be_bytes());
+            body.extend_from_slice(&version.packed().to_be_bytes());
+        }
+        body.push(self.floors.len() as u8);
+        for (shard, floor) in &self.floors {
+            body.push(shard.number());
+            put_position(&mut body, floor);
+        }
+        sealer.seal(SealKind::Consistency, tenant, &body)
+    }
+
+    /// Opens a sealed token.
+    pub fn open(sealer: &Sealer, tenant: &TenantId, sealed: &str) -> Result<Self, SealError> {
+        let body = sealer.open(SealKind::Consistency, tenant, sealed)?;
+        Self::parse(&body).ok_or(SealError::Malformed)
+    }
+
+    fn parse(body: &[u8]) -> Option<Self> {
+        let mut rest = body;
+        let mut token = Self::default();
+        for _ in 0..take::<1>(&mut rest)?[0] {
+            let content = ContentHash(u64::from_be_bytes(take(&mut rest)?));
+            token.pairs.push((content, Version::from_packed(u64::from_be_bytes(take(&mut rest)?)).ok()?));
+        }
+        for _ in 0..take::<1>(&mut rest)?[0] {
+            let shard = LogicalShard::from_number(take::<1>(&mut rest)?[0])?;
+            token.floors.insert(shard, take_position(&mut rest)?);
+        }
+        (rest.is_empty() && token.pairs.len() <= TOKEN_PAIRS).then_some(token)
+    }
+}
+
+/// One write, for later questions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Receipt {
+    /// The cluster that took it; embedded: 0.
+    pub cluster: u16,
+    /// The logical shard.
+    pub shard: LogicalShard,
+    /// The log position inside the transaction (L1): below the commit. Embedded: as `position.lsn`.
+    pub inside_lsn: u64,
+    /// The position at or after the commit (L2), with its epoch.
+    pub position: Position,
+    /// The write.
+    pub write_id: WriteId,
+}
+
+impl Receipt {
+    /// The sealed form.
+    pub fn seal(&self, sealer: &Sealer, tenant: &TenantId) -> String {
+        let mut body = Vec::with_capacity(2 + 1 + 8 + 32 + 16);
+        body.extend_from_slice(&self.cluster.to_be_bytes());
+        body.push(self.shard.number());
+        body.extend_from_slice(&self.inside_lsn.to_be_bytes());
+        put_position(&mut body, &self.position);
+        body.extend_from_slice(&self.write_id.0);
+        sealer.seal(SealKind::Receipt, tenant, &body)
+    }
+
+    /// Opens a sealed receipt.
+    pub fn open(sealer: &Sealer, tenant: &TenantId, sealed: &str) -> Result<Self, SealError> {
+        let body = sealer.open(SealKind::Receipt, tenant, sealed)?;
+        Self::parse(&body).ok_or(SealError::Malformed)
+    }
+
+    fn parse(body: &[u8]) -> Option<Self> {
+        let mut rest = body;
+        let receipt = Self {
+            cluster: u16::from_be_bytes(take(&mut rest)?),
+            shard: LogicalShard::from_number(take::<1>(&mut rest)?[0])?,
+            inside_lsn: u64::from_be_bytes(take(&mut rest)?),
+            position: take_position(&mut rest)?,
+            write_id: WriteId(take(&mut rest)?),
+        };
+        rest.is_empty().then_some(receipt)
+    }
+}
+
+fn put_position(body: &mut Vec<u8>, position: &Position) {
+    body.extend_from_slice(&position.epoch.0);
+    body.extend_from_slice(&position.xid.to_be_bytes());
+    body.extend_from_slice(&position.lsn.to_be_bytes());
+}
+
+fn take_position(rest: &mut &[u8]) -> Option<Position> {
+    Some(Position {
+        epoch: EpochId(take(rest)?),
+        xid: u64::from_be_bytes(take(rest)?),
+        lsn: u64::from_be_bytes(take(rest)?),
+    })
+}
+
+fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+    let (head, tail) = rest.split_at_checked(N)?;
+    *rest = tail;
+    head.try_into().ok()
+}
