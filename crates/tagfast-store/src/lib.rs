@@ -12,8 +12,8 @@ pub mod token;
 
 pub use error::StoreError;
 pub use ports::{
-    Consistency, Degraded, Durability, ReadOptions, ReceiptReader, ScanPage, ShardScanner, Source, TagReader, TagStore,
-    TagWriter, Verdict, View, WriteAnswer, WriteRequest,
+    Consistency, Degraded, Durability, ReadOptions, ReceiptReader, ScanPage, ShardScanner, SharedStore, Source,
+    TagReader, TagStore, TagWriter, Verdict, View, WriteAnswer, WriteRequest,
 };
 pub use seal::{SealError, SealKind, Sealer};
 pub use token::{ConsistencyToken, Position, Receipt};
