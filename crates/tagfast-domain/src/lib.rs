@@ -15,6 +15,7 @@ pub mod error;
 pub mod event;
 pub mod limits;
 pub mod tag;
+pub mod time;
 pub mod version;
 pub mod write;
 

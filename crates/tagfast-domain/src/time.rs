@@ -1,0 +1,136 @@
+//! Times as text: RFC 3339 in UTC with milliseconds. Pure arithmetic on the proleptic Gregorian calendar.
+
+use crate::UnixMillis;
+
+/// 0001-01-01 and 9999-12-31 in Unix milliseconds: what RFC 3339 can say.
+const RANGE_MS: std::ops::RangeInclusive<i64> = -62_135_596_800_000..=253_402_300_799_999;
+
+/// `2026-01-31T23:59:59.123Z`. Times outside of years 1 to 9999 are shown as the nearest end.
+pub fn rfc3339(at: UnixMillis) -> String {
+    let at = at.clamp(*RANGE_MS.start(), *RANGE_MS.end());
+    let (days, ms) = (at.div_euclid(86_400_000), at.rem_euclid(86_400_000));
+    let (year, month, day) = civil(days);
+    let (seconds, ms) = (ms / 1000, ms % 1000);
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
+}
+
+/// Reads RFC 3339 with `Z` or a numeric offset and any number of fraction digits (finer than ms is cut off).
+pub fn parse_rfc3339(text: &str) -> Option<UnixMillis> {
+    let b = text.as_bytes();
+    let number = |from: usize, to: usize| -> Option<i64> {
+        let digits = b.get(from..to)?;
+        digits.iter().try_fold(0i64, |n, d| d.is_ascii_digit().then(|| n * 10 + i64::from(d - b'0')))
+    };
+    let separators = [(4, b'-'), (7, b'-'), (13, b':'), (16, b':')];
+    if !separators.iter().all(|(i, c)| b.get(*i) == Some(c)) || !matches!(b.get(10)?, b'T' | b't' | b' ') {
+        return None;
+    }
+    let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
+    let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
+    let in_range = (1..=9999).contains(&year)
+        && (1..=12).contains(&month)
+        && (1..=days_in_month(year, month)).contains(&day)
+        && hour < 24
+        && minute < 60
+        && second <= 60;
+    if !in_range {
+        return None;
+    }
+    let mut rest = 19;
+    let mut ms = 0;
+    if b.get(rest) == Some(&b'.') {
+        rest += 1;
+        let start = rest;
+        let mut scale = 100;
+        while let Some(d) = b.get(rest).filter(|d| d.is_ascii_digit()) {
+            ms += i64::from(d - b'0') * scale;
+            scale /= 10;
+            rest += 1;
+        }
+        if rest == start {
+            return None;
+        }
+    }
+    let offset_minutes = match b.get(rest)? {
+        b'Z' | b'z' if b.len() == rest + 1 => 0,
+        sign @ (b'+' | b'-') if b.len() == rest + 6 && b.get(rest + 3) == Some(&b':') => {
+            let (h, m) = (number(rest + 1, rest + 3)?, number(rest + 4, rest + 6)?);
+            if h >= 24 || m >= 60 {
+                return None;
+            }
+            (h * 60 + m) * if *sign == b'+' { 1 } else { -1 }
+        }
+        _ => return None,
+    };
+    let seconds = days(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second - offset_minutes * 60;
+    let at = seconds * 1000 + ms;
+    RANGE_MS.contains(&at).then_some(at)
+}
+
+fn days_in_month(year: i64, month: i64) -> i64 {
+    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    match month {
+        2 if leap => 29,
+        2 => 28,
+        4 | 6 | 9 | 11 => 30,
+        _ => 31,
+    }
+}
+
+/// Days since 1970-01-01. Years are counted from March, so that the leap day comes last.
+fn days(year: i64, month: i64, day: i64) -> i64 {
+    let year = if month <= 2 { year - 1 } else { year };
+    let era = year.div_euclid(400);
+    let year_of_era = year.rem_euclid(400);
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
+}
+
+fn civil(days: i64) -> (i64, i64, i64) {
+    let days = days + 719_468;
+    let era = days.div_euclid(146_097);
+    let day_of_era = days.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let (day, month) = (day_of_year - (153 * shifted + 2) / 5 + 1, (shifted + 2) % 12 + 1);
+    (era * 400 + year_of_era + i64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_times() {
+        for (ms, text) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_400_123, "2000-02-29T00:00:00.123Z"),
+            (1_704_067_200_000, "2024-01-01T00:00:00.000Z"),
+            (-1, "1969-12-31T23:59:59.999Z"),
+        ] {
+            assert_eq!(rfc3339(ms), text);
+            assert_eq!(parse_rfc3339(text), Some(ms));
+        }
+        assert_eq!(parse_rfc3339("2024-01-01T01:30:00+01:30"), Some(1_704_067_200_000));
+        for bad in [
+            "",
+            "2024-02-30T00:00:00Z",
+            "2024-01-01",
+            "2024-01-01T00:00:00",
+            "2024-01-01T00:00:00.Z",
+            "é024-01-01T00:00:00Z",
+        ] {
+            assert_eq!(parse_rfc3339(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn every_day_of_four_centuries_round_trips() {
+        for day in 0..146_097 {
+            let ms = day * 86_400_000 + 1;
+            assert_eq!(parse_rfc3339(&rfc3339(ms)), Some(ms));
+        }
+    }
+}
