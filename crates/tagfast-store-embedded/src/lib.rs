@@ -1,1 +1,81 @@
-//! The embedded store: SQLite files, group commit, the outbox as the durable bus.
+//! The embedded store: SQLite files in one directory, group commit, the outbox as the durable bus.
+//!
+//! Why files: fsyncs of several files overlap while each still joins many writes. A content lives in file
+//! `shard % files`; the number of files is kept in the data directory and never changes.
+//!
+//! How it fails: a write is acknowledged after COMMIT with `synchronous=FULL`, so neither `kill -9` nor a power cut
+//! takes it back. A full disk refuses writes and harms nothing. A damaged file is refused at open, by name. Another
+//! process in the same directory is refused, by pid.
+
+pub mod backup;
+mod bus;
+mod directory;
+mod error;
+mod inspect;
+mod queue;
+mod reader;
+mod schema;
+mod store;
+mod writer;
+
+pub use bus::EmbeddedBus;
+pub use directory::{OpenError, OpenOptions};
+pub use inspect::debug_dump;
+pub use store::EmbeddedStore;
+
+use tagfast_resilience::{MetricDef, MetricKind};
+
+/// Number of files of a new data directory: fsyncs overlap while batches stay above ten writes.
+pub const DEFAULT_FILES: u8 = 8;
+
+/// Metrics of this crate.
+pub const METRICS: &[MetricDef] = &[
+    MetricDef {
+        name: "tagfast_store_batch_writes",
+        kind: MetricKind::Histogram,
+        labels: &[],
+        help: "Writes per group commit. Near 512 for long: the disk is the bottleneck.",
+    },
+    MetricDef {
+        name: "tagfast_store_commit_seconds",
+        kind: MetricKind::Histogram,
+        labels: &[],
+        help: "Time of one group commit including its fsync.",
+    },
+    MetricDef {
+        name: "tagfast_store_queue_writes",
+        kind: MetricKind::Gauge,
+        labels: &["file"],
+        help: "Writes waiting for a file's writer. Near 16384: writes are about to be refused.",
+    },
+    MetricDef {
+        name: "tagfast_store_refused_total",
+        kind: MetricKind::Counter,
+        labels: &["reason"],
+        help: "Writes refused before they were applied: queue_full, tenant_share or deadline.",
+    },
+    MetricDef {
+        name: "tagfast_store_commit_failures_total",
+        kind: MetricKind::Counter,
+        labels: &["reason"],
+        help: "Group commits that failed: disk_full or io. Any increase needs an operator.",
+    },
+    MetricDef {
+        name: "tagfast_store_slow_reads_total",
+        kind: MetricKind::Counter,
+        labels: &[],
+        help: "Reads slower than 2 ms: the disk is slow or the cache too small.",
+    },
+    MetricDef {
+        name: "tagfast_bus_events_total",
+        kind: MetricKind::Counter,
+        labels: &[],
+        help: "Events written to the durable bus.",
+    },
+    MetricDef {
+        name: "tagfast_bus_deleted_total",
+        kind: MetricKind::Counter,
+        labels: &[],
+        help: "Events deleted from the bus after every group had them for an hour.",
+    },
+];

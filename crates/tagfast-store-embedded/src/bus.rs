@@ -1,0 +1,248 @@
+//! The outbox as a durable bus: partition = file, offset = position of the event row.
+//!
+//! One writer per file gives out positions in commit order, so `pos >= next` is complete. A consumer is woken after a
+//! COMMIT and reads once more before it waits, so no wake-up is lost; a safety poll covers the rest.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rusqlite::{Connection, params};
+use tagfast_domain::{Epoch, EpochId, EpochOrdinal, Version};
+use tagfast_events::{
+    Bus, BusConsumer, BusError, BusPosition, BusRecord, DeadLetter, Frontier, Group, Partition, Positions,
+};
+use tagfast_resilience::Clock;
+use tokio::sync::{oneshot, watch};
+
+use crate::queue::ParkJob;
+use crate::store::StoreFile;
+
+/// The bus of an [`crate::EmbeddedStore`].
+pub struct EmbeddedBus {
+    files: Arc<Vec<StoreFile>>,
+    epoch: Epoch,
+    clock: Arc<dyn Clock>,
+    committed: watch::Receiver<u64>,
+}
+
+impl EmbeddedBus {
+    pub(crate) fn new(
+        files: Arc<Vec<StoreFile>>,
+        epoch: Epoch,
+        clock: Arc<dyn Clock>,
+        committed: watch::Receiver<u64>,
+    ) -> Self {
+        Self { files, epoch, clock, committed }
+    }
+}
+
+fn partition(index: usize) -> Partition {
+    Partition(index as u16)
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> rusqlite::Result<T> + Send + 'static,
+) -> Result<T, BusError> {
+    let result = tokio::task::spawn_blocking(work).await.map_err(|e| BusError::Unavailable(e.to_string()))?;
+    result.map_err(|e| BusError::Unavailable(e.to_string()))
+}
+
+#[async_trait]
+impl Bus for EmbeddedBus {
+    fn partitions(&self) -> Vec<Partition> {
+        (0..self.files.len()).map(partition).collect()
+    }
+
+    fn epoch(&self) -> EpochId {
+        self.epoch.id
+    }
+
+    async fn consumer(&self, group: Group, positions: &Positions) -> Result<Box<dyn BusConsumer>, BusError> {
+        let mut next = Vec::with_capacity(self.files.len());
+        for (index, file) in self.files.iter().enumerate() {
+            let partition = partition(index);
+            let retained = file.state.retained_from.load(Ordering::Acquire);
+            let position = match positions.get(&partition) {
+                // 0 and 1 are the same place: positions begin at 1.
+                Some(p) if p.next.max(1) < retained => return Err(BusError::Expired { group, partition }),
+                Some(p) => *p,
+                None => BusPosition { next: retained, emit: 0 },
+            };
+            // Registers the group: from now on retention keeps what it has not read.
+            file.state.queue.set_offset(group, position);
+            next.push(position.next);
+        }
+        Ok(Box::new(EmbeddedConsumer {
+            group,
+            files: Arc::clone(&self.files),
+            clock: Arc::clone(&self.clock),
+            committed: self.committed.clone(),
+            next,
+            first: 0,
+            paused: BTreeSet::new(),
+        }))
+    }
+
+    async fn ends(&self) -> Result<Positions, BusError> {
+        Ok(self
+            .files
+            .iter()
+            .enumerate()
+            .map(|(index, file)| {
+                let next = file.state.newest.load(Ordering::Acquire) + 1;
+                (partition(index), BusPosition { next, emit: self.epoch.ordinal.0 })
+            })
+            .collect())
+    }
+
+    async fn park(&self, letter: &DeadLetter) -> Result<(), BusError> {
+        let file = self
+            .files
+            .get(usize::from(letter.record.partition.0))
+            .ok_or_else(|| BusError::Unavailable(format!("no partition {}", letter.record.partition.0)))?;
+        let (reply, parked) = oneshot::channel();
+        file.state.queue.park(ParkJob { letter: letter.clone(), reply });
+        match parked.await {
+            Ok(result) => result.map_err(|e| BusError::Unavailable(e.to_string())),
+            Err(_) => Err(BusError::Unavailable("the writer has stopped".to_owned())),
+        }
+    }
+
+    async fn parked(&self, group: Group) -> Result<u64, BusError> {
+        let files = Arc::clone(&self.files);
+        blocking(move || {
+            let mut open = 0;
+            for file in files.iter() {
+                open += file.readers.read(|conn| {
+                    conn.prepare_cached("SELECT count(*) FROM bus_dlq WHERE grp = ?1 AND state = 'open'")?
+                        .query_row([group.0], |row| row.get::<_, i64>(0))
+                })?;
+            }
+            Ok(open.unsigned_abs())
+        })
+        .await
+    }
+}
+
+struct EmbeddedConsumer {
+    group: Group,
+    files: Arc<Vec<StoreFile>>,
+    clock: Arc<dyn Clock>,
+    committed: watch::Receiver<u64>,
+    next: Vec<u64>,
+    /// The partition that is read first next time, so that a busy one does not starve the others.
+    first: usize,
+    paused: BTreeSet<Partition>,
+}
+
+/// Polls even when nobody said that there is something.
+const SAFETY_POLL: Duration = Duration::from_secs(1);
+
+impl EmbeddedConsumer {
+    /// What can be read now, without waiting: the file and its next offset.
+    fn readable(&self) -> Vec<(usize, u64)> {
+        (0..self.files.len())
+            .map(|n| (self.first + n) % self.files.len())
+            .filter(|index| !self.paused.contains(&partition(*index)))
+            .filter(|index| self.files[*index].state.newest.load(Ordering::Acquire) >= self.next[*index].max(1))
+            .map(|index| (index, self.next[index]))
+            .collect()
+    }
+}
+
+fn read_events(conn: &Connection, partition: Partition, next: u64, max: usize) -> rusqlite::Result<Vec<BusRecord>> {
+    let mut select = conn.prepare_cached(
+        "SELECT pos, key, ver, at, emit, payload FROM bus_event WHERE pos >= ?1 ORDER BY pos LIMIT ?2",
+    )?;
+    select
+        .query_map(params![next as i64, max as i64], |row| {
+            let version = Version::from_packed(row.get::<_, i64>(2)? as u64).map_err(|e| {
+                rusqlite::Error::FromSqlConversionFailure(2, rusqlite::types::Type::Integer, Box::new(e))
+            })?;
+            Ok(BusRecord {
+                partition,
+                offset: row.get::<_, i64>(0)?.unsigned_abs(),
+                key: row.get(1)?,
+                version,
+                at: row.get(3)?,
+                emit: EpochOrdinal(row.get::<_, i64>(4)?.unsigned_abs()),
+                payload: row.get(5)?,
+            })
+        })?
+        .collect()
+}
+
+#[async_trait]
+impl BusConsumer for EmbeddedConsumer {
+    async fn poll(&mut self, max: usize, wait: Duration) -> Result<Vec<BusRecord>, BusError> {
+        let end = tokio::time::Instant::now() + wait;
+        loop {
+            // Seen before the look, so that a commit after the look ends the wait.
+            self.committed.borrow_and_update();
+            let readable = self.readable();
+            if !readable.is_empty() {
+                let files = Arc::clone(&self.files);
+                let records = blocking(move || {
+                    let mut records = Vec::new();
+                    for (index, next) in readable {
+                        let room = max.saturating_sub(records.len());
+                        if room == 0 {
+                            break;
+                        }
+                        let read = files[index].readers.read(|c| read_events(c, partition(index), next, room))?;
+                        records.extend(read);
+                    }
+                    Ok(records)
+                })
+                .await?;
+                // Only now: a call that was dropped in between has lost nothing.
+                for record in &records {
+                    self.next[usize::from(record.partition.0)] = record.offset + 1;
+                }
+                self.first = (self.first + 1) % self.files.len();
+                if !records.is_empty() {
+                    return Ok(records);
+                }
+            }
+            let now = tokio::time::Instant::now();
+            if now >= end {
+                return Ok(Vec::new());
+            }
+            let until = end.min(now + SAFETY_POLL);
+            if let Ok(Err(_)) = tokio::time::timeout_at(until, self.committed.changed()).await {
+                // The store is gone; wait as an idle bus would.
+                tokio::time::sleep_until(until).await;
+            }
+        }
+    }
+
+    fn set_paused(&mut self, partition: Partition, paused: bool) {
+        if paused {
+            self.paused.insert(partition);
+        } else {
+            self.paused.remove(&partition);
+        }
+    }
+
+    async fn commit(&mut self, positions: &Positions) -> Result<(), BusError> {
+        for (partition, position) in positions {
+            if let Some(file) = self.files.get(usize::from(partition.0)) {
+                file.state.queue.set_offset(self.group, *position);
+            }
+        }
+        Ok(())
+    }
+
+    async fn frontiers(&self) -> Result<BTreeMap<Partition, Frontier>, BusError> {
+        let frontiers = self.files.iter().enumerate().map(|(index, file)| {
+            // The time first: everything acknowledged before it is below the position read after it.
+            let complete_through = self.clock.now_ms();
+            let next = file.state.newest.load(Ordering::Acquire) + 1;
+            (partition(index), Frontier { next, complete_through })
+        });
+        Ok(frontiers.collect())
+    }
+}

@@ -1,0 +1,347 @@
+//! A data directory: who holds it, which version and epoch it has, and whether it is whole.
+//!
+//! Opening refuses what it cannot serve correctly and says what to do: another process (by pid), a newer version, a
+//! missing, truncated or damaged file. After an unclean stop every file is checked before it serves.
+
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rusqlite::{Connection, OptionalExtension, params};
+use tagfast_domain::{Epoch, EpochId, EpochOrdinal, Limits, UnixMillis};
+use tagfast_resilience::Clock;
+
+use crate::DEFAULT_FILES;
+use crate::schema;
+
+/// How to open a store.
+#[derive(Clone)]
+pub struct OpenOptions {
+    /// The directory; created when absent.
+    pub data_dir: PathBuf,
+    /// Limits of the domain.
+    pub limits: Limits,
+    /// Page cache of all connections together, in bytes. Too low: hot documents are read from the operating system
+    /// again and again; too high: memory that search and the operating system's cache miss.
+    pub cache_bytes: usize,
+    /// The date.
+    pub clock: Arc<dyn Clock>,
+    /// Files of a NEW directory; an existing one keeps its number.
+    pub files: u8,
+    /// Largest size of a file in pages, for tests of a full disk.
+    #[doc(hidden)]
+    pub max_pages: Option<u32>,
+}
+
+impl OpenOptions {
+    /// The usual settings.
+    pub fn new(data_dir: PathBuf, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            data_dir,
+            limits: Limits::default(),
+            cache_bytes: 64 << 20,
+            clock,
+            files: DEFAULT_FILES,
+            max_pages: None,
+        }
+    }
+}
+
+/// Why a data directory was not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process holds it.
+    #[error("the data directory {} is in use by process {pid}; stop it first or use another --data-dir", .dir.display())]
+    Locked {
+        /// The directory.
+        dir: PathBuf,
+        /// The other process; 0 if it has not written its number yet.
+        pid: u32,
+    },
+    /// It was written by a newer program.
+    #[error("{} has schema version {found}, this program knows up to {known}; run a newer tagfast", .file.display())]
+    Newer {
+        /// The file.
+        file: PathBuf,
+        /// Its version.
+        found: i64,
+        /// The newest version known.
+        known: i64,
+    },
+    /// A file is missing, truncated, damaged, or not ours.
+    #[error("{} is damaged: {detail}; restore a backup with `tagfast restore`", .file.display())]
+    Damaged {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// The operating system refused.
+    #[error("cannot {doing} {}", .path.display())]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The operating system's error.
+        #[source]
+        source: std::io::Error,
+    },
+    /// SQLite refused.
+    #[error("cannot {doing} {}", .file.display())]
+    Sqlite {
+        /// What was tried.
+        doing: &'static str,
+        /// On which file.
+        file: PathBuf,
+        /// SQLite's error.
+        #[source]
+        source: rusqlite::Error,
+    },
+}
+
+pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> OpenError {
+    let path = path.to_owned();
+    move |source| OpenError::Io { doing, path, source }
+}
+
+pub(crate) fn sqlite(doing: &'static str, file: &Path) -> impl FnOnce(rusqlite::Error) -> OpenError {
+    let file = file.to_owned();
+    move |source| {
+        if crate::error::is_damaged(&source) {
+            OpenError::Damaged { file, detail: source.to_string() }
+        } else {
+            OpenError::Sqlite { doing, file, source }
+        }
+    }
+}
+
+/// The path of a store file.
+pub(crate) fn file_path(dir: &Path, index: usize) -> PathBuf {
+    dir.join(format!("store-{index}.sqlite"))
+}
+
+/// The lock of a directory, held as long as this lives.
+pub(crate) struct DirectoryLock {
+    _file: File,
+}
+
+impl DirectoryLock {
+    pub(crate) fn take(dir: &Path) -> Result<Self, OpenError> {
+        let path = dir.join("lock");
+        let mut file = File::options()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(io("open the lock file", &path))?;
+        if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+            let mut pid = String::new();
+            let _ = file.read_to_string(&mut pid);
+            return Err(OpenError::Locked { dir: dir.to_owned(), pid: pid.trim().parse().unwrap_or(0) });
+        }
+        let write_pid = |file: &mut File| {
+            file.set_len(0)?;
+            file.rewind()?;
+            writeln!(file, "{}", std::process::id())
+        };
+        write_pid(&mut file).map_err(io("write the lock file", &path))?;
+        Ok(Self { _file: file })
+    }
+}
+
+/// A directory that was opened and found whole.
+pub(crate) struct Directory {
+    pub(crate) lock: DirectoryLock,
+    pub(crate) epoch: Epoch,
+    /// Older epochs and the position per file up to which they are part of the current history.
+    pub(crate) fences: Vec<(EpochId, Vec<u64>)>,
+    pub(crate) writers: Vec<Connection>,
+}
+
+/// Opens or creates.
+pub(crate) fn open(options: &OpenOptions) -> Result<Directory, OpenError> {
+    let dir = &options.data_dir;
+    create_dir(dir)?;
+    let lock = DirectoryLock::take(dir)?;
+    let first = file_path(dir, 0);
+    let cache = options.cache_bytes / 4 / usize::from(options.files.max(1));
+    let mut conn = prepare_file(&first, cache)?;
+    let known = schema::meta(&conn, "files").map_err(sqlite("read", &first))?;
+    let (files, created) = match known.as_deref().map(str::parse::<usize>) {
+        Some(Ok(n)) if (1..=64).contains(&n) => {
+            (n, schema::meta(&conn, "created").map_err(sqlite("read", &first))?.is_some())
+        }
+        Some(_) => {
+            return Err(OpenError::Damaged { file: first, detail: "its number of files is not a number".to_owned() });
+        }
+        None => {
+            let n = usize::from(options.files.clamp(1, 64));
+            schema::set_meta(&conn, "files", &n.to_string()).map_err(sqlite("write", &first))?;
+            (n, false)
+        }
+    };
+    if created {
+        (0..files).try_for_each(|n| check_present(&file_path(dir, n)))?;
+    }
+    let epoch = newest_or_minted(&mut conn, options.clock.now_ms()).map_err(sqlite("read the epoch of", &first))?;
+    let fences = read_fences(&conn).map_err(sqlite("read the epochs of", &first))?;
+
+    let mut writers = vec![conn];
+    for n in 1..files {
+        writers.push(prepare_file(&file_path(dir, n), cache)?);
+    }
+    check_all(dir, &writers)?;
+    for (n, conn) in writers.iter().enumerate() {
+        let path = file_path(dir, n);
+        schema::set_meta(conn, "clean", "0").map_err(sqlite("write", &path))?;
+        if let Some(pages) = options.max_pages {
+            conn.pragma_update(None, "max_page_count", pages).map_err(sqlite("limit", &path))?;
+        }
+    }
+    if !created {
+        schema::set_meta(&writers[0], "created", "1").map_err(sqlite("write", &first))?;
+        sync_dir(dir)?;
+    }
+    Ok(Directory { lock, epoch, fences, writers })
+}
+
+pub(crate) fn create_dir(dir: &Path) -> Result<(), OpenError> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io("create", dir))
+}
+
+pub(crate) fn sync_dir(dir: &Path) -> Result<(), OpenError> {
+    File::open(dir).and_then(|d| d.sync_all()).map_err(io("sync", dir))
+}
+
+fn check_present(path: &Path) -> Result<(), OpenError> {
+    if path.is_file() {
+        Ok(())
+    } else {
+        Err(OpenError::Damaged { file: path.to_owned(), detail: "the file is missing".to_owned() })
+    }
+}
+
+/// Opens one file, refuses what is not ours or newer, and migrates it.
+fn prepare_file(path: &Path, cache_bytes: usize) -> Result<Connection, OpenError> {
+    let before = std::fs::metadata(path).map(|m| m.len()).unwrap_or(0);
+    let mut conn = schema::open_writer(path, cache_bytes).map_err(sqlite("open", path))?;
+    let damaged = |detail: String| OpenError::Damaged { file: path.to_owned(), detail };
+    let application: i32 =
+        conn.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(sqlite("read", path))?;
+    let found = schema::version(&conn).map_err(sqlite("read", path))?;
+    if found > 0 && application != schema::APPLICATION_ID {
+        return Err(damaged("it is not a tagfast file".to_owned()));
+    }
+    if found > schema::VERSION {
+        return Err(OpenError::Newer { file: path.to_owned(), found, known: schema::VERSION });
+    }
+    if before > 0 {
+        check_length(&conn, path, before)?;
+    }
+    schema::migrate(&mut conn).map_err(sqlite("migrate", path))?;
+    Ok(conn)
+}
+
+/// A file shorter than its header says has lost its end. With a WAL the newest pages may not be in the file yet, so
+/// only the part that a checkpoint had written counts: the header's own page count.
+fn check_length(conn: &Connection, path: &Path, length: u64) -> Result<(), OpenError> {
+    let wal = path.with_extension("sqlite-wal");
+    if std::fs::metadata(&wal).is_ok_and(|m| m.len() > 0) {
+        return Ok(());
+    }
+    let pages: u64 = conn
+        .pragma_query_value(None, "page_count", |row| row.get::<_, i64>(0))
+        .map_err(sqlite("read", path))?
+        .unsigned_abs();
+    let page: u64 = conn
+        .pragma_query_value(None, "page_size", |row| row.get::<_, i64>(0))
+        .map_err(sqlite("read", path))?
+        .unsigned_abs();
+    if length < pages * page {
+        let detail = format!("it has {length} bytes, its header says {}", pages * page);
+        return Err(OpenError::Damaged { file: path.to_owned(), detail });
+    }
+    Ok(())
+}
+
+/// Checks every file that was not closed cleanly, side by side.
+fn check_all(dir: &Path, writers: &[Connection]) -> Result<(), OpenError> {
+    let mut unclean = Vec::new();
+    for (n, conn) in writers.iter().enumerate() {
+        let path = file_path(dir, n);
+        if schema::meta(conn, "clean").map_err(sqlite("read", &path))?.is_some_and(|v| v == "0") {
+            unclean.push(path);
+        }
+    }
+    if !unclean.is_empty() {
+        tracing::warn!(files = unclean.len(), "the last stop was not clean; checking the files");
+    }
+    std::thread::scope(|scope| {
+        let checks: Vec<_> = unclean.iter().map(|path| scope.spawn(move || quick_check(path))).collect();
+        checks.into_iter().try_for_each(|c| match c.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    })
+}
+
+/// `PRAGMA quick_check` of one file.
+pub(crate) fn quick_check(path: &Path) -> Result<(), OpenError> {
+    let conn = schema::open_reader(path, 4 << 20).map_err(sqlite("open", path))?;
+    let said: String = conn.pragma_query_value(None, "quick_check", |row| row.get(0)).map_err(sqlite("check", path))?;
+    if said == "ok" { Ok(()) } else { Err(OpenError::Damaged { file: path.to_owned(), detail: said }) }
+}
+
+fn random_id() -> Result<EpochId, rusqlite::Error> {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id)
+        .map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(std::io::Error::other(e.to_string()))))?;
+    Ok(EpochId(id))
+}
+
+/// Mints the next epoch; `fences` are the positions up to which the older epochs' writes are kept.
+pub(crate) fn mint(conn: &Connection, now: UnixMillis, fences: &[u64]) -> rusqlite::Result<Epoch> {
+    let newest: Option<i64> = conn.query_row("SELECT max(ordinal) FROM epoch", [], |row| row.get(0))?;
+    let ordinal = newest.map_or(now, |n| now.max(n + 1));
+    let id = random_id()?;
+    let list = fences.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
+    // Every older epoch was cut at the same place: what came after it is not in this history.
+    conn.execute("UPDATE epoch SET fences = ?1 WHERE fences IS NULL", [list])?;
+    conn.execute(
+        "INSERT INTO epoch (ordinal, id, minted_at, fences) VALUES (?1, ?2, ?3, NULL)",
+        params![ordinal, id.0.as_slice(), now],
+    )?;
+    Ok(Epoch { id, ordinal: EpochOrdinal(ordinal.unsigned_abs()) })
+}
+
+fn newest_or_minted(conn: &mut Connection, now: UnixMillis) -> rusqlite::Result<Epoch> {
+    match newest(conn)? {
+        Some(epoch) => Ok(epoch),
+        None => mint(conn, now, &[]),
+    }
+}
+
+/// The current epoch.
+pub(crate) fn newest(conn: &Connection) -> rusqlite::Result<Option<Epoch>> {
+    conn.query_row("SELECT ordinal, id FROM epoch ORDER BY ordinal DESC LIMIT 1", [], |row| {
+        let ordinal: i64 = row.get(0)?;
+        let id: [u8; 16] = row.get(1)?;
+        Ok(Epoch { id: EpochId(id), ordinal: EpochOrdinal(ordinal.unsigned_abs()) })
+    })
+    .optional()
+}
+
+fn read_fences(conn: &Connection) -> rusqlite::Result<Vec<(EpochId, Vec<u64>)>> {
+    let mut select = conn.prepare("SELECT id, fences FROM epoch WHERE fences IS NOT NULL")?;
+    select
+        .query_map([], |row| {
+            let id: [u8; 16] = row.get(0)?;
+            let list: String = row.get(1)?;
+            Ok((EpochId(id), list.split(',').filter_map(|n| n.parse().ok()).collect()))
+        })?
+        .collect()
+}

@@ -1,0 +1,101 @@
+//! The reader pool of a file, and where a read runs.
+//!
+//! A read that finds its pages in memory takes a few microseconds: less than a hop to another thread, so it runs on
+//! the caller's task. On a slow disk that would hold the runtime's workers; so once a read took longer than
+//! `SLOW_READ`, the file's reads run on the blocking pool for `SLOW_FOR`.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+
+/// A read slower than this says that the disk answers, not the memory.
+const SLOW_READ: Duration = Duration::from_millis(2);
+/// How long reads then keep off the runtime's workers.
+const SLOW_FOR: Duration = Duration::from_secs(1);
+
+/// Read connections of one file.
+pub(crate) struct ReaderPool {
+    conns: Vec<Mutex<Connection>>,
+    next: AtomicUsize,
+    pace: Pace,
+}
+
+impl ReaderPool {
+    pub(crate) fn new(conns: Vec<Connection>) -> Self {
+        Self { conns: conns.into_iter().map(Mutex::new).collect(), next: AtomicUsize::new(0), pace: Pace::new() }
+    }
+
+    /// Whether a read should run on the blocking pool.
+    pub(crate) fn is_slow(&self) -> bool {
+        self.pace.is_slow(Instant::now())
+    }
+
+    /// Runs a read on a free connection, or waits for one.
+    pub(crate) fn read<T>(&self, read: impl FnOnce(&Connection) -> T) -> T {
+        let started = Instant::now();
+        let conn = self.checkout();
+        let result = read(&conn);
+        drop(conn);
+        self.pace.took(started, Instant::now());
+        result
+    }
+
+    fn checkout(&self) -> MutexGuard<'_, Connection> {
+        let first = self.next.fetch_add(1, Ordering::Relaxed);
+        for n in 0..self.conns.len() {
+            match self.conns[(first + n) % self.conns.len()].try_lock() {
+                Ok(conn) => return conn,
+                // A panic during a read leaves the connection usable: statements are reset when they are dropped.
+                Err(TryLockError::Poisoned(conn)) => return conn.into_inner(),
+                Err(TryLockError::WouldBlock) => {}
+            }
+        }
+        self.conns[first % self.conns.len()].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Remembers whether reads have been slow lately.
+struct Pace {
+    origin: Instant,
+    slow_until_ms: AtomicU64,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self { origin: Instant::now(), slow_until_ms: AtomicU64::new(0) }
+    }
+
+    fn ms(&self, at: Instant) -> u64 {
+        u64::try_from(at.duration_since(self.origin).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn took(&self, started: Instant, ended: Instant) {
+        if ended.duration_since(started) > SLOW_READ {
+            metrics::counter!("tagfast_store_slow_reads_total").increment(1);
+            self.slow_until_ms.store(self.ms(ended + SLOW_FOR), Ordering::Relaxed);
+        }
+    }
+
+    fn is_slow(&self, now: Instant) -> bool {
+        let until = self.slow_until_ms.load(Ordering::Relaxed);
+        until != 0 && self.ms(now) < until
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_read_sends_the_next_second_of_reads_elsewhere() {
+        let pace = Pace::new();
+        let start = pace.origin;
+        pace.took(start, start + Duration::from_millis(1));
+        assert!(!pace.is_slow(start + Duration::from_millis(1)));
+        pace.took(start, start + Duration::from_millis(3));
+        assert!(pace.is_slow(start + Duration::from_millis(500)));
+        assert!(!pace.is_slow(start + Duration::from_millis(1003)));
+    }
+}

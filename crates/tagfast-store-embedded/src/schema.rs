@@ -1,0 +1,97 @@
+//! The tables, their versions and how a connection is set up.
+//!
+//! `PRAGMA user_version` is the schema's version. Migrations run one after the other inside one transaction per file;
+//! a file of a newer version is refused, since an older program would misread it.
+
+use rusqlite::{Connection, OpenFlags};
+use std::path::Path;
+
+/// "TagF": says that a file is ours.
+pub(crate) const APPLICATION_ID: i32 = 0x5461_6746;
+
+/// Migration `n` brings a file from version `n` to `n + 1`. Never edit one that was released.
+pub(crate) const MIGRATIONS: &[&str] = &["
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE epoch (ordinal INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, minted_at INTEGER NOT NULL, fences TEXT);
+CREATE TABLE content (k BLOB PRIMARY KEY, ver INTEGER NOT NULL, doc BLOB NOT NULL);
+CREATE TABLE applied (wid BLOB PRIMARY KEY, k BLOB NOT NULL, fingerprint INTEGER NOT NULL, effect BLOB NOT NULL,
+                      ver INTEGER NOT NULL, at INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX applied_at ON applied (at);
+CREATE TABLE bus_event (pos INTEGER PRIMARY KEY AUTOINCREMENT, stripe INTEGER NOT NULL, key BLOB NOT NULL,
+                        ver INTEGER NOT NULL, at INTEGER NOT NULL, emit INTEGER NOT NULL, payload BLOB NOT NULL);
+CREATE TABLE bus_offset (grp TEXT PRIMARY KEY, pos INTEGER NOT NULL, emit INTEGER NOT NULL,
+                         updated_at INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE bus_dlq (letter_id TEXT PRIMARY KEY, grp TEXT NOT NULL, pos INTEGER NOT NULL, key BLOB NOT NULL,
+                      ver INTEGER NOT NULL, at INTEGER NOT NULL, emit INTEGER NOT NULL, payload BLOB NOT NULL,
+                      headers TEXT NOT NULL, class TEXT NOT NULL, code TEXT NOT NULL, message TEXT NOT NULL,
+                      attempts INTEGER NOT NULL, replays INTEGER NOT NULL, state TEXT NOT NULL, reason TEXT,
+                      first_failed_at INTEGER NOT NULL, last_failed_at INTEGER NOT NULL) WITHOUT ROWID;
+"];
+
+/// The version this program writes.
+pub(crate) const VERSION: i64 = MIGRATIONS.len() as i64;
+
+/// WAL pages before a checkpoint: more gives more writes and a longer tail, 4000 pages are 16 MB per file.
+const AUTOCHECKPOINT_PAGES: i64 = 4000;
+
+/// A connection that may write.
+pub(crate) fn open_writer(path: &Path, cache_bytes: usize) -> rusqlite::Result<Connection> {
+    let conn = Connection::open(path)?;
+    conn.busy_timeout(std::time::Duration::from_secs(5))?;
+    conn.pragma_update(None, "journal_mode", "WAL")?;
+    conn.pragma_update(None, "synchronous", "FULL")?;
+    conn.pragma_update(None, "wal_autocheckpoint", AUTOCHECKPOINT_PAGES)?;
+    conn.pragma_update(None, "cache_size", -((cache_bytes / 1024) as i64))?;
+    conn.set_prepared_statement_cache_capacity(32);
+    Ok(conn)
+}
+
+/// A connection that only reads.
+pub(crate) fn open_reader(path: &Path, cache_bytes: usize) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let conn = Connection::open_with_flags(path, flags)?;
+    conn.busy_timeout(std::time::Duration::from_secs(5))?;
+    conn.pragma_update(None, "query_only", true)?;
+    conn.pragma_update(None, "cache_size", -((cache_bytes / 1024) as i64))?;
+    conn.set_prepared_statement_cache_capacity(16);
+    Ok(conn)
+}
+
+/// The version of a file; 0 for a new one.
+pub(crate) fn version(conn: &Connection) -> rusqlite::Result<i64> {
+    conn.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
+/// Brings a file to [`VERSION`].
+pub(crate) fn migrate(conn: &mut Connection) -> rusqlite::Result<()> {
+    let from = version(conn)?;
+    for (n, statements) in MIGRATIONS.iter().enumerate().skip(usize::try_from(from).unwrap_or(0)) {
+        let tx = conn.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        tx.execute_batch(statements)?;
+        tx.pragma_update(None, "application_id", APPLICATION_ID)?;
+        tx.pragma_update(None, "user_version", n as i64 + 1)?;
+        tx.commit()?;
+    }
+    Ok(())
+}
+
+pub(crate) fn meta(conn: &Connection, key: &str) -> rusqlite::Result<Option<String>> {
+    use rusqlite::OptionalExtension;
+    conn.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0)).optional()
+}
+
+pub(crate) fn set_meta(conn: &Connection, key: &str, value: &str) -> rusqlite::Result<()> {
+    conn.execute(
+        "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2",
+        [key, value],
+    )?;
+    Ok(())
+}
+
+/// The largest position ever given, also after retention emptied the table.
+pub(crate) fn last_position(conn: &Connection) -> rusqlite::Result<u64> {
+    use rusqlite::OptionalExtension;
+    let seq: Option<i64> =
+        conn.query_row("SELECT seq FROM sqlite_sequence WHERE name = 'bus_event'", [], |row| row.get(0)).optional()?;
+    Ok(seq.map_or(0, |n| n as u64))
+}

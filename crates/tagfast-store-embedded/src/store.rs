@@ -1,0 +1,338 @@
+//! The store: the ports over the files.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rusqlite::{Connection, OptionalExtension, params};
+use tagfast_domain::{ContentKey, Document, Epoch, EpochId, TenantId, Version, codec};
+use tagfast_events::Bus;
+use tagfast_resilience::Clock;
+use tagfast_sharding::{ContentHash, LogicalShard};
+use tagfast_store::{
+    ConsistencyToken, Degraded, Durability, Position, ReadOptions, Receipt, ReceiptReader, ScanPage, ShardScanner,
+    Source, StoreError, TagReader, TagWriter, Verdict, View, WriteAnswer, WriteRequest,
+};
+use tokio::sync::{oneshot, watch};
+
+use crate::bus::EmbeddedBus;
+use crate::directory::{self, DirectoryLock, OpenError, OpenOptions};
+use crate::error::read_error;
+use crate::queue::{Queue, WriteJob};
+use crate::reader::ReaderPool;
+use crate::schema;
+use crate::writer::{FileState, Writer, stored_key};
+
+/// Read connections per file: more would only split the cache.
+const READERS: usize = 2;
+
+/// One file: its writer's mailbox and its readers.
+pub(crate) struct StoreFile {
+    pub(crate) state: Arc<FileState>,
+    pub(crate) readers: ReaderPool,
+}
+
+/// The embedded store. The last owner closes it; a process that ends without that loses nothing acknowledged.
+pub struct EmbeddedStore {
+    files: Arc<Vec<StoreFile>>,
+    epoch: Epoch,
+    fences: Vec<(EpochId, Vec<u64>)>,
+    clock: Arc<dyn Clock>,
+    committed: watch::Sender<u64>,
+    writers: Mutex<Vec<JoinHandle<()>>>,
+    _lock: DirectoryLock,
+}
+
+impl EmbeddedStore {
+    /// Opens or creates a data directory. Blocks while files are checked after an unclean stop.
+    pub fn open(options: OpenOptions) -> Result<Arc<Self>, OpenError> {
+        let opened = directory::open(&options)?;
+        let (committed, _) = watch::channel(0);
+        let mut files = Vec::new();
+        let mut writers = Vec::new();
+        let readers_cache = options.cache_bytes * 3 / 4 / (opened.writers.len() * READERS);
+        for (index, conn) in opened.writers.into_iter().enumerate() {
+            let path = directory::file_path(&options.data_dir, index);
+            let state = Arc::new(file_state(index, &conn).map_err(directory::sqlite("read", &path))?);
+            let readers = (0..READERS)
+                .map(|_| schema::open_reader(&path, readers_cache))
+                .collect::<Result<_, _>>()
+                .map_err(directory::sqlite("open", &path))?;
+            let writer = Writer {
+                file: Arc::clone(&state),
+                conn,
+                epoch: opened.epoch,
+                limits: options.limits,
+                clock: Arc::clone(&options.clock),
+                committed: committed.clone(),
+            };
+            let thread = std::thread::Builder::new()
+                .name(format!("tagfast-store-{index}"))
+                .spawn(move || writer.run())
+                .map_err(directory::io("start the writer of", &path))?;
+            writers.push(thread);
+            files.push(StoreFile { state, readers: ReaderPool::new(readers) });
+        }
+        Ok(Arc::new(Self {
+            files: Arc::new(files),
+            epoch: opened.epoch,
+            fences: opened.fences,
+            clock: options.clock,
+            committed,
+            writers: Mutex::new(writers),
+            _lock: opened.lock,
+        }))
+    }
+
+    /// The epoch this directory is in.
+    pub fn current_epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// The outbox of this store as a bus.
+    pub fn bus(&self) -> Arc<dyn Bus> {
+        Arc::new(EmbeddedBus::new(
+            Arc::clone(&self.files),
+            self.epoch,
+            Arc::clone(&self.clock),
+            self.committed.subscribe(),
+        ))
+    }
+
+    /// Finishes what waits, refuses what comes, checkpoints and marks the files clean. Blocks.
+    pub fn close(&self) {
+        self.files.iter().for_each(|f| f.state.queue.close());
+        let writers = std::mem::take(&mut *self.writers.lock().unwrap_or_else(PoisonError::into_inner));
+        for writer in writers {
+            if writer.join().is_err() {
+                tracing::error!("a writer thread had panicked");
+            }
+        }
+    }
+
+    fn file_of(&self, shard: LogicalShard) -> &StoreFile {
+        &self.files[usize::from(shard.number()) % self.files.len()]
+    }
+
+    fn position(&self, file: &StoreFile) -> Position {
+        let newest = file.state.newest.load(Ordering::Acquire);
+        Position { epoch: self.epoch.id, xid: newest, lsn: newest }
+    }
+
+    fn fence(&self, epoch: EpochId, file: usize) -> u64 {
+        if epoch == self.epoch.id {
+            return u64::MAX;
+        }
+        self.fences.iter().find(|(id, _)| *id == epoch).and_then(|(_, f)| f.get(file)).copied().unwrap_or(0)
+    }
+
+    /// What a token may have seen that this history does not have: only after a restore.
+    fn degraded(
+        &self,
+        hash: ContentHash,
+        version: Version,
+        file: &StoreFile,
+        token: &ConsistencyToken,
+    ) -> Vec<Degraded> {
+        let shard = LogicalShard::of_hash(hash);
+        let ahead = token.version_of(hash).is_some_and(|seen| seen > version);
+        let past_fence = token
+            .floors
+            .get(&shard)
+            .is_some_and(|floor| floor.epoch != self.epoch.id && floor.lsn > self.fence(floor.epoch, file.state.index));
+        if ahead || past_fence { vec![Degraded { feature: "session", reason: "token_unknown" }] } else { Vec::new() }
+    }
+
+    /// Runs a read of a file here, or on the blocking pool while the disk is slow.
+    async fn read<T: Send + 'static>(
+        &self,
+        shard: LogicalShard,
+        read: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let index = usize::from(shard.number()) % self.files.len();
+        let file = &self.files[index];
+        let result = if file.readers.is_slow() {
+            let files = Arc::clone(&self.files);
+            tokio::task::spawn_blocking(move || files[index].readers.read(read))
+                .await
+                .map_err(|e| StoreError::Internal(Box::new(e)))?
+        } else {
+            file.readers.read(read)
+        };
+        result.map_err(|e| read_error(index, e))
+    }
+
+    fn enqueue(&self, request: WriteRequest) -> Result<oneshot::Receiver<Result<WriteAnswer, StoreError>>, StoreError> {
+        if request.durability == Durability::Replicated {
+            return Err(StoreError::NotInThisMode("durability replicated"));
+        }
+        let file = self.file_of(LogicalShard::of(&request.write.key));
+        let (reply, answer) = oneshot::channel();
+        file.state.queue.push(WriteJob { request, reply }).map_err(|(_, e)| e)?;
+        Ok(answer)
+    }
+}
+
+fn file_state(index: usize, conn: &Connection) -> rusqlite::Result<FileState> {
+    let retained_from = schema::meta(conn, "retained_from")?.and_then(|v| v.parse().ok()).unwrap_or(0);
+    Ok(FileState {
+        index,
+        queue: Queue::default(),
+        newest: AtomicU64::new(schema::last_position(conn)?),
+        retained_from: AtomicU64::new(retained_from),
+    })
+}
+
+/// The writer is gone without an answer: it panicked, or the process ends.
+async fn answered(answer: oneshot::Receiver<Result<WriteAnswer, StoreError>>) -> Result<WriteAnswer, StoreError> {
+    answer.await.unwrap_or_else(|_| {
+        Err(StoreError::Unavailable {
+            reason: "the writer has stopped",
+            outcome_unknown: true,
+            retry_after: Duration::from_secs(1),
+        })
+    })
+}
+
+fn read_document(
+    conn: &Connection,
+    key: &[u8],
+) -> rusqlite::Result<Option<Result<Document, tagfast_domain::DomainError>>> {
+    let mut select = conn.prepare_cached("SELECT doc FROM content WHERE k = ?1")?;
+    select.query_row([key], |row| Ok(codec::decode(row.get_ref(0)?.as_blob()?))).optional()
+}
+
+#[async_trait]
+impl TagReader for EmbeddedStore {
+    async fn view(&self, key: &ContentKey, options: &ReadOptions<'_>) -> Result<View, StoreError> {
+        let bytes = key.to_bytes();
+        let hash = ContentHash::of_bytes(&bytes);
+        let shard = LogicalShard::of_hash(hash);
+        let file = self.file_of(shard);
+        // Read before the document, so that the document is at least as new as both.
+        let (position, as_of) = (self.position(file), self.clock.now_ms());
+        let stored = stored_key(shard, &bytes);
+        let document = self
+            .read(shard, move |conn| read_document(conn, &stored))
+            .await?
+            .unwrap_or_else(|| Ok(Document::default()))
+            .map_err(|source| StoreError::Damaged { what: format!("content {key}"), source: Some(source) })?;
+        let degraded = options.token.map_or_else(Vec::new, |token| self.degraded(hash, document.version, file, token));
+        let mut tags = document.taggings;
+        tags.retain(|t| t.present);
+        Ok(View { version: document.version, tags, position, source: Source::Primary, as_of, degraded })
+    }
+
+    async fn view_many(&self, keys: &[ContentKey], options: &ReadOptions<'_>) -> Vec<Result<View, StoreError>> {
+        let mut views = Vec::with_capacity(keys.len());
+        for key in keys {
+            views.push(self.view(key, options).await);
+        }
+        views
+    }
+}
+
+#[async_trait]
+impl TagWriter for EmbeddedStore {
+    async fn write(&self, request: WriteRequest) -> Result<WriteAnswer, StoreError> {
+        answered(self.enqueue(request)?).await
+    }
+
+    async fn write_many(&self, requests: Vec<WriteRequest>) -> Vec<Result<WriteAnswer, StoreError>> {
+        // All are queued before the first is awaited: they share group commits.
+        let waiting: Vec<_> = requests.into_iter().map(|r| self.enqueue(r)).collect();
+        let mut answers = Vec::with_capacity(waiting.len());
+        for answer in waiting {
+            answers.push(match answer {
+                Ok(answer) => answered(answer).await,
+                Err(error) => Err(error),
+            });
+        }
+        answers
+    }
+}
+
+#[async_trait]
+impl ShardScanner for EmbeddedStore {
+    async fn scan(
+        &self,
+        shard: LogicalShard,
+        tenant: Option<&TenantId>,
+        after: Option<&ContentKey>,
+        limit: usize,
+    ) -> Result<ScanPage, StoreError> {
+        let prefix = tenant.map_or_else(Vec::new, |t| [t.as_str().as_bytes(), &[0]].concat());
+        let start = match after {
+            Some(key) => stored_key(shard, &key.to_bytes()),
+            None => stored_key(shard, &prefix),
+        };
+        // The first key behind the range: the shard's (or tenant's) prefix with its last byte one higher.
+        let mut end = stored_key(shard, &prefix);
+        if let Some(last) = end.last_mut() {
+            *last += 1;
+        }
+        let exclusive = after.is_some();
+        let index = usize::from(shard.number()) % self.files.len();
+        let files = Arc::clone(&self.files);
+        let limit = limit.max(1);
+        // A page may be a thousand documents: never on a worker of the runtime.
+        let rows = tokio::task::spawn_blocking(move || {
+            files[index].readers.read(|conn| scan_rows(conn, &start, exclusive, &end, limit))
+        })
+        .await
+        .map_err(|e| StoreError::Internal(Box::new(e)))?
+        .map_err(|e| read_error(index, e))?;
+        let full = rows.len() == limit;
+        let mut page = ScanPage::default();
+        for (key, doc) in rows {
+            let damaged = |source| StoreError::Damaged { what: "a scanned content".to_owned(), source: Some(source) };
+            page.items.push((ContentKey::from_bytes(&key[1..]).map_err(damaged)?, doc.map_err(damaged)?));
+        }
+        page.next = if full { page.items.last().map(|(key, _)| key.clone()) } else { None };
+        Ok(page)
+    }
+
+    async fn epoch(&self) -> Result<Epoch, StoreError> {
+        Ok(self.epoch)
+    }
+}
+
+type ScannedRow = (Vec<u8>, Result<Document, tagfast_domain::DomainError>);
+
+fn scan_rows(
+    conn: &Connection,
+    start: &[u8],
+    exclusive: bool,
+    end: &[u8],
+    limit: usize,
+) -> rusqlite::Result<Vec<ScannedRow>> {
+    let sql = if exclusive {
+        "SELECT k, doc FROM content WHERE k > ?1 AND k < ?2 ORDER BY k LIMIT ?3"
+    } else {
+        "SELECT k, doc FROM content WHERE k >= ?1 AND k < ?2 ORDER BY k LIMIT ?3"
+    };
+    let mut select = conn.prepare_cached(sql)?;
+    select
+        .query_map(params![start, end, limit as i64], |row| {
+            Ok((row.get(0)?, codec::decode(row.get_ref(1)?.as_blob()?)))
+        })?
+        .collect()
+}
+
+#[async_trait]
+impl ReceiptReader for EmbeddedStore {
+    async fn verdict(&self, receipt: &Receipt) -> Result<Verdict, StoreError> {
+        let file = self.file_of(receipt.shard);
+        let kept = receipt.position.lsn <= self.fence(receipt.position.epoch, file.state.index);
+        Ok(if kept { Verdict::Kept } else { Verdict::Unknown("restored") })
+    }
+}
+
+impl Drop for EmbeddedStore {
+    fn drop(&mut self) {
+        // The writer threads end with their queues; the lock is released when they have.
+        self.close();
+    }
+}
