@@ -5,10 +5,44 @@
 
 pub mod bus;
 pub mod envelope;
+mod progress;
+pub mod runtime;
 pub mod sink;
+mod waiting;
 
 pub use bus::{
     Bus, BusConsumer, BusError, BusPosition, BusRecord, DeadLetter, Frontier, Group, LetterClass, Partition, Positions,
 };
 pub use envelope::{EnvelopeError, decode, encode};
+pub use runtime::{Consumer, ConsumerSnapshot, ConsumerState, RuntimeOptions};
 pub use sink::{RecordVerdict, Sink, SinkError, SinkRecord, Start};
+
+use tagfast_resilience::{MetricDef, MetricKind};
+
+/// Metrics of this crate.
+pub const METRICS: &[MetricDef] = &[
+    MetricDef {
+        name: "tagfast_consumer_lag_seconds",
+        kind: MetricKind::Gauge,
+        labels: &["group", "partition"],
+        help: "From commit to durable and visible. Above 5 s for a minute: the consumer does not keep up or is paused.",
+    },
+    MetricDef {
+        name: "tagfast_consumer_records_total",
+        kind: MetricKind::Counter,
+        labels: &["group", "outcome"],
+        help: "Records by outcome: applied, superseded, dropped (a replaced epoch's) or retried.",
+    },
+    MetricDef {
+        name: "tagfast_consumer_pauses_total",
+        kind: MetricKind::Counter,
+        labels: &["group"],
+        help: "Waits because the sink or the bus failed as a whole.",
+    },
+    MetricDef {
+        name: "tagfast_dead_letters_total",
+        kind: MetricKind::Counter,
+        labels: &["group", "class"],
+        help: "Records parked: poison or exhausted. Any increase needs a person.",
+    },
+];

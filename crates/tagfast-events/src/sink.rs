@@ -4,7 +4,7 @@
 //! state. It applies a record only if its version is newer than what it holds.
 
 use async_trait::async_trait;
-use tagfast_domain::{EpochId, TaggingsEvent};
+use tagfast_domain::{EpochId, TaggingsEvent, UnixMillis};
 
 use crate::bus::{Group, Partition, Positions};
 
@@ -87,6 +87,11 @@ pub trait Sink: Send + Sync {
         epoch: EpochId,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<(), SinkError>;
+
+    /// Told by the runtime: everything committed before `at` is durable and visible. What the sink shows as its age.
+    fn visible_through(&self, at: UnixMillis) {
+        let _ = at;
+    }
 
     /// Makes everything durable; the last call before the process ends.
     async fn close(&self) -> Result<(), SinkError>;

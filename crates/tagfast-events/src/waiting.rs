@@ -1,0 +1,96 @@
+//! Records that failed and wait for their next attempt.
+//!
+//! Per key at most one waits. A newer state of the key replaces it: events are full states, so nothing of the older one
+//! is needed any more. An older one is superseded by it.
+
+use std::collections::BTreeMap;
+
+use tagfast_domain::{TaggingsEvent, UnixMillis};
+use tokio::time::Instant;
+
+use crate::bus::{BusRecord, Partition};
+use crate::sink::SinkRecord;
+
+/// A record on its way to the sink.
+pub(crate) struct Candidate {
+    pub(crate) record: BusRecord,
+    pub(crate) event: TaggingsEvent,
+    /// Failed attempts so far.
+    pub(crate) attempts: u32,
+}
+
+impl Candidate {
+    pub(crate) fn new(record: BusRecord, event: TaggingsEvent) -> Self {
+        Self { record, event, attempts: 0 }
+    }
+
+    pub(crate) fn for_sink(&self) -> SinkRecord {
+        SinkRecord { partition: self.record.partition, offset: self.record.offset, event: self.event.clone() }
+    }
+}
+
+struct Delayed {
+    candidate: Candidate,
+    due: Instant,
+}
+
+/// The delay queue.
+#[derive(Default)]
+pub(crate) struct Waiting {
+    delayed: BTreeMap<Vec<u8>, Delayed>,
+    first_failed: BTreeMap<Vec<u8>, UnixMillis>,
+}
+
+impl Waiting {
+    /// Lets a failed record wait until `due`.
+    pub(crate) fn put(&mut self, mut candidate: Candidate, due: Instant, now: UnixMillis) {
+        candidate.attempts += 1;
+        let key = candidate.record.key.clone();
+        self.first_failed.entry(key.clone()).or_insert(now);
+        self.delayed.insert(key, Delayed { candidate, due });
+    }
+
+    /// Whether a new record of a key is to be applied: an older waiting one is dropped for it.
+    pub(crate) fn supersede(&mut self, newer: &Candidate) -> bool {
+        let key = &newer.record.key;
+        match self.delayed.get(key) {
+            Some(held) if held.candidate.record.version >= newer.record.version => false,
+            Some(_) => {
+                self.delayed.remove(key);
+                self.first_failed.remove(key);
+                true
+            }
+            None => {
+                self.first_failed.remove(key);
+                true
+            }
+        }
+    }
+
+    /// Takes out what is due. A record that fails again is put back; one that succeeds is forgotten.
+    pub(crate) fn take_due(&mut self, now: Instant) -> Vec<Candidate> {
+        let due: Vec<Vec<u8>> = self.delayed.iter().filter(|(_, d)| d.due <= now).map(|(k, _)| k.clone()).collect();
+        due.iter().filter_map(|key| self.delayed.remove(key)).map(|d| d.candidate).collect()
+    }
+
+    /// When the next one is due.
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        self.delayed.values().map(|d| d.due).min()
+    }
+
+    /// When the record of this key failed first.
+    pub(crate) fn first_failed_at(&self, key: &[u8]) -> Option<UnixMillis> {
+        self.first_failed.get(key).copied()
+    }
+
+    /// The smallest waiting offset of each partition: the position cannot pass it.
+    pub(crate) fn oldest(&self) -> BTreeMap<Partition, u64> {
+        let mut oldest = BTreeMap::new();
+        for delayed in self.delayed.values() {
+            let record = &delayed.candidate.record;
+            let offset = oldest.entry(record.partition).or_insert(record.offset);
+            *offset = record.offset.min(*offset);
+        }
+        oldest
+    }
+}
