@@ -77,7 +77,11 @@ impl Query {
         let number = text.parse::<usize>().ok().filter(|_| text.bytes().all(|b| b.is_ascii_digit()));
         match number {
             Some(n) if (1..=max).contains(&n) => Ok(n),
-            Some(n) => Err(bad_parameter(name, &format!("it must be 1 to {max}")).limit(limit_name(name), max as u64, n as u64)),
+            Some(n) => Err(bad_parameter(name, &format!("it must be 1 to {max}")).limit(
+                limit_name(name),
+                max as u64,
+                n as u64,
+            )),
             None => Err(bad_parameter(name, &format!("it must be a whole number from 1 to {max}"))),
         }
     }

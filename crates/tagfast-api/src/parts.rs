@@ -110,7 +110,7 @@ pub struct StatusReport {
 }
 
 /// One consumer group.
-#[derive(Debug, Clone, Default, serde::Serialize)]
+#[derive(Debug, Clone, Default, serde::Serialize, utoipa::ToSchema)]
 pub struct ConsumerStatus {
     /// `indexer` or `analytics`.
     pub group: String,

@@ -16,6 +16,8 @@ use tagfast_search::SearchError;
 use tagfast_store::StoreError;
 use utoipa::ToSchema;
 
+use crate::rate::Admission;
+
 /// One stable code with what it means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct ProblemCode {
@@ -216,6 +218,7 @@ struct Inner {
     syntax: Option<(usize, usize, String)>,
     current: Option<Version>,
     header: Option<(HeaderName, HeaderValue)>,
+    rate: Option<Admission>,
 }
 
 /// The body of every error: RFC 9457 with a stable `code`.
@@ -279,6 +282,7 @@ impl Problem {
             syntax: None,
             current: None,
             header: None,
+            rate: None,
         }))
     }
 
@@ -300,6 +304,13 @@ impl Problem {
     #[must_use]
     pub(crate) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.0.header = Some((name, value));
+        self
+    }
+
+    /// Adds the `RateLimit-*` headers.
+    #[must_use]
+    pub(crate) fn rate(mut self, admission: Admission) -> Self {
+        self.0.rate = Some(admission);
         self
     }
 
@@ -350,6 +361,9 @@ impl IntoResponse for Problem {
         }
         if let Some((name, value)) = &inner.header {
             response.headers_mut().insert(name.clone(), value.clone());
+        }
+        if let Some(admission) = inner.rate {
+            admission.write(response.headers_mut());
         }
         response.extensions_mut().insert(self);
         response

@@ -1,0 +1,141 @@
+//! Cursors of search: where a page ended, sealed for the tenant and bound to the query and its order.
+
+use sha2::{Digest, Sha256};
+use tagfast_domain::{Content, ContentId, ContentType, TenantId};
+use tagfast_search::{SearchRequest, Sort, SortKey};
+use tagfast_store::{SealKind, Sealer};
+
+use crate::problem::{Code, Problem};
+
+const VERSION: u8 = 1;
+/// A cursor is good for a day.
+pub(crate) const LIFE_MS: i64 = 86_400_000;
+
+/// What a cursor belongs to: query, type and order.
+fn fingerprint(request: &SearchRequest) -> [u8; 8] {
+    let mut hash = Sha256::new();
+    for part in [request.query.as_deref(), request.content_type.as_ref().map(ContentType::as_str)] {
+        hash.update([u8::from(part.is_some())]);
+        hash.update((part.map_or(0, str::len) as u32).to_be_bytes());
+        hash.update(part.unwrap_or_default());
+    }
+    hash.update([sort_byte(request.sort)]);
+    let digest = hash.finalize();
+    std::array::from_fn(|i| digest[i])
+}
+
+fn sort_byte(sort: Sort) -> u8 {
+    match sort {
+        Sort::Updated => 0,
+        Sort::Id => 1,
+    }
+}
+
+/// Seals the place after which the next page begins.
+pub(crate) fn seal(sealer: &Sealer, tenant: &TenantId, request: &SearchRequest, next: &SortKey, now: i64) -> String {
+    let content_type = next.content.content_type.as_str();
+    let mut body = vec![VERSION];
+    body.extend_from_slice(&fingerprint(request));
+    body.extend_from_slice(&now.saturating_add(LIFE_MS).to_be_bytes());
+    body.extend_from_slice(&next.updated_at.to_be_bytes());
+    body.push(content_type.len() as u8);
+    body.extend_from_slice(content_type.as_bytes());
+    body.extend_from_slice(next.content.content_id.as_str().as_bytes());
+    sealer.seal(SealKind::SearchCursor, tenant, &body)
+}
+
+/// Opens a cursor for this very request.
+pub(crate) fn open(
+    sealer: &Sealer,
+    tenant: &TenantId,
+    request: &SearchRequest,
+    sealed: &str,
+    now: i64,
+) -> Result<SortKey, Problem> {
+    let bad = |reason: &str| Problem::new(Code::BadCursor, format!("cursor: {reason}"));
+    let body = sealer.open(SealKind::SearchCursor, tenant, sealed).map_err(|e| bad(&e.to_string()))?;
+    let parsed = parse(&body).ok_or_else(|| bad("it is not one that this service made"))?;
+    if parsed.fingerprint != fingerprint(request) {
+        return Err(bad("it belongs to another query, type or order"));
+    }
+    if parsed.until < now {
+        return Err(bad("it is older than a day"));
+    }
+    Ok(parsed.key)
+}
+
+struct Parsed {
+    fingerprint: [u8; 8],
+    until: i64,
+    key: SortKey,
+}
+
+fn parse(body: &[u8]) -> Option<Parsed> {
+    let (version, rest) = body.split_first()?;
+    let (fingerprint, rest) = rest.split_first_chunk::<8>()?;
+    let (until, rest) = rest.split_first_chunk::<8>()?;
+    let (updated_at, rest) = rest.split_first_chunk::<8>()?;
+    let (length, rest) = rest.split_first()?;
+    let (content_type, content_id) = rest.split_at_checked(usize::from(*length))?;
+    if *version != VERSION {
+        return None;
+    }
+    let content = Content {
+        content_type: ContentType::parse(std::str::from_utf8(content_type).ok()?).ok()?,
+        content_id: ContentId::parse(std::str::from_utf8(content_id).ok()?).ok()?,
+    };
+    let key = SortKey { updated_at: i64::from_be_bytes(*updated_at), content };
+    Some(Parsed { fingerprint: *fingerprint, until: i64::from_be_bytes(*until), key })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn request(query: &str, sort: Sort) -> SearchRequest {
+        SearchRequest {
+            query: Some(query.to_owned()),
+            content_type: None,
+            sort,
+            after: None,
+            limit: 20,
+            facets: false,
+            total_exact: false,
+        }
+    }
+
+    fn place() -> SortKey {
+        let content = Content {
+            content_type: ContentType::parse("jira.issue").unwrap(),
+            content_id: ContentId::parse("a/ü 🎉").unwrap(),
+        };
+        SortKey { updated_at: 1_704_067_200_000, content }
+    }
+
+    #[test]
+    fn a_cursor_fits_its_tenant_query_order_and_day_only() {
+        let sealer = Sealer::new(&[[7; 32]]);
+        let (a, b) = (TenantId::parse("a").unwrap(), TenantId::parse("b").unwrap());
+        let asked = request("x", Sort::Updated);
+        let cursor = seal(&sealer, &a, &asked, &place(), 1000);
+        let open = |t, r: &SearchRequest, now| open(&sealer, t, r, &cursor, now).map_err(|p| p.code());
+        assert_eq!(open(&a, &asked, 1000), Ok(place()));
+        assert_eq!(open(&a, &asked, 1000 + LIFE_MS), Ok(place()));
+        assert_eq!(open(&a, &asked, 1001 + LIFE_MS), Err(Code::BadCursor));
+        assert_eq!(open(&b, &asked, 1000), Err(Code::BadCursor));
+        assert_eq!(open(&a, &request("y", Sort::Updated), 1000), Err(Code::BadCursor));
+        assert_eq!(open(&a, &request("x", Sort::Id), 1000), Err(Code::BadCursor));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in "\\PC{0,80}|[A-Za-z0-9_-]{0,120}", body in proptest::collection::vec(any::<u8>(), 0..80)) {
+            let sealer = Sealer::new(&[[7; 32]]);
+            let tenant = TenantId::parse("a").unwrap();
+            let _ = open(&sealer, &tenant, &request("x", Sort::Id), &text, 0);
+            let sealed = sealer.seal(SealKind::SearchCursor, &tenant, &body);
+            let _ = open(&sealer, &tenant, &request("x", Sort::Id), &sealed, 0);
+        }
+    }
+}

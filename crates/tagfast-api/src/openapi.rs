@@ -1,0 +1,195 @@
+//! The OpenAPI 3.1 document: what the handlers say of themselves, plus what the gate adds to all of them.
+//!
+//! Problems, security and the common headers are added by code to every operation, so that no handler's description
+//! can forget one.
+
+use utoipa::PartialSchema;
+use utoipa::openapi::content::ContentBuilder;
+use utoipa::openapi::header::HeaderBuilder;
+use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem};
+use utoipa::openapi::response::{Response, ResponseBuilder};
+use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::tag::TagBuilder;
+use utoipa::openapi::{ComponentsBuilder, InfoBuilder, LicenseBuilder, OpenApi, Ref, RefOr, Required};
+
+use crate::problem::{PROBLEM_CODES, ProblemBody};
+
+/// The statuses that only some operations answer.
+const FOR_BODY: &[u16] = &[413, 415];
+const FOR_WRITES: &[u16] = &[412, 507];
+const FOR_ADMIN_WORK: &[u16] = &[409];
+/// Any request may fail so.
+const FOR_ALL: &[u16] = &[400, 404, 405, 408, 414, 422, 500, 503, 504];
+/// Any request that needs a caller may fail so, too.
+const FOR_CALLERS: &[u16] = &[401, 403, 429, 501];
+
+/// The whole description.
+pub fn openapi() -> OpenApi {
+    let mut api = crate::app::described();
+    api.info = InfoBuilder::new()
+        .title("Tagfast")
+        .version(env!("CARGO_PKG_VERSION"))
+        .description(Some(
+            "Tags on content: put them, see them at once, search by them, see which are popular.\n\n\
+             Errors are `application/problem+json` with a stable `code`; `/docs/problems/{code}` explains each. \
+             Answers may gain fields, never lose or rename them; unknown fields in requests are refused. \
+             `admin` includes the scopes `tags:read` and `tags:write`. Rate limits (when configured) are counted per \
+             tenant and user and shown as `RateLimit-Limit`, `RateLimit-Remaining` and `RateLimit-Reset` (seconds).",
+        ))
+        .license(Some(LicenseBuilder::new().name("MIT OR Apache-2.0").build()))
+        .build();
+    api.tags = Some(
+        [
+            ("content", "Tags of contents: read your own writes"),
+            ("find", "Search and popular tags: eventually consistent, with their age"),
+            ("operations", "Receipts, export, status and repair"),
+            ("open", "Health, metrics and documentation: no token needed"),
+        ]
+        .map(|(name, text)| TagBuilder::new().name(name).description(Some(text)).build())
+        .to_vec(),
+    );
+    let components = api.components.take().unwrap_or_else(|| ComponentsBuilder::new().build());
+    let mut components = components;
+    components.schemas.insert("Problem".to_owned(), ProblemBody::schema());
+    components.add_security_scheme(
+        "bearer",
+        SecurityScheme::Http(
+            HttpBuilder::new()
+                .scheme(HttpAuthScheme::Bearer)
+                .bearer_format("JWT")
+                .description(Some(
+                    "Claims tenant, sub, scope, exp. Not needed when the service runs without authentication.",
+                ))
+                .build(),
+        ),
+    );
+    api.components = Some(components);
+    for (path, item) in &mut api.paths.paths {
+        each(item, |method, operation| complete(path, method, operation));
+    }
+    api
+}
+
+fn each(item: &mut PathItem, mut f: impl FnMut(&'static str, &mut Operation)) {
+    let all = [
+        ("get", &mut item.get),
+        ("put", &mut item.put),
+        ("post", &mut item.post),
+        ("patch", &mut item.patch),
+        ("delete", &mut item.delete),
+    ];
+    for (method, operation) in all {
+        if let Some(operation) = operation {
+            f(method, operation);
+        }
+    }
+}
+
+fn complete(path: &str, method: &str, operation: &mut Operation) {
+    let is_in = |tag: &str| operation.tags.iter().flatten().any(|t| t == tag);
+    let (content, open) = (is_in("content"), is_in("open"));
+    let writes = content && (method != "get") && !path.ends_with("batchGet");
+    let mut statuses: Vec<u16> = FOR_ALL.to_vec();
+    if !open {
+        statuses.extend_from_slice(FOR_CALLERS);
+    }
+    if operation.request_body.is_some() {
+        statuses.extend_from_slice(FOR_BODY);
+    }
+    if writes {
+        statuses.extend_from_slice(FOR_WRITES);
+    }
+    if path.starts_with("/v1/admin/") {
+        statuses.extend_from_slice(FOR_ADMIN_WORK);
+    }
+    for status in statuses {
+        operation.responses.responses.entry(status.to_string()).or_insert_with(|| RefOr::T(problem(status)));
+    }
+    if !open {
+        // Both: the service may run without authentication.
+        operation.security =
+            Some(vec![SecurityRequirement::new::<_, [&str; 0], &str>("bearer", []), SecurityRequirement::default()]);
+    }
+    let parameters = operation.parameters.get_or_insert_with(Vec::new);
+    if content {
+        parameters.push(RefOr::T(header(
+            "Consistency",
+            "How new the answer must be; `session`: at least what this client has seen.",
+            text().enum_values(Some(["eventual", "session", "strong"])),
+        )));
+        parameters.push(RefOr::T(header(
+            "Consistency-Token",
+            "What this client has seen: the `Consistency-Token` of its last answer.",
+            text().pattern(Some("^[A-Za-z0-9_-]+$")).max_length(Some(4096)),
+        )));
+    }
+    if writes {
+        parameters.push(RefOr::T(header(
+            "Idempotency-Key",
+            "Makes a retry after a lost answer harmless, for at least ten minutes.",
+            text().pattern(Some("^[!-~]{1,255}$")).min_length(Some(1)).max_length(Some(255)),
+        )));
+        parameters.push(RefOr::T(header(
+            "Durability",
+            "What the acknowledgement must have survived; `replicated` needs a cluster.",
+            text().enum_values(Some(["local", "replicated"])),
+        )));
+        if !path.contains(':') {
+            parameters.push(RefOr::T(header(
+                "If-Match",
+                "Only while the content has this version: one strong entity tag; `\"0\"` means never tagged.",
+                text().pattern(Some("^(\\*|\"[0-9]{1,19}\")$")),
+            )));
+        }
+    } else if content && method == "get" {
+        parameters.push(RefOr::T(header(
+            "If-None-Match",
+            "Entity tags that the client has.",
+            text().pattern(Some("^[ -~]*$")),
+        )));
+    }
+    if parameters.is_empty() {
+        operation.parameters = None;
+    }
+    if content && let Some(RefOr::T(ok)) = operation.responses.responses.get_mut("200") {
+        add_header(ok, "Consistency-Token", "Send it back with the next request.");
+        if !path.contains(':') {
+            add_header(ok, "ETag", "The content's version in quotes.");
+        }
+    }
+}
+
+fn text() -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(SchemaType::new(Type::String))
+}
+
+fn header(name: &str, description: &str, schema: ObjectBuilder) -> Parameter {
+    ParameterBuilder::new()
+        .name(name)
+        .parameter_in(ParameterIn::Header)
+        .required(Required::False)
+        .description(Some(description))
+        .schema(Some(RefOr::T(Schema::Object(schema.build()))))
+        .build()
+}
+
+fn add_header(response: &mut Response, name: &str, description: &str) {
+    let header = HeaderBuilder::new().schema(Some(text().build())).description(Some(description)).build();
+    response.headers.insert(name.to_owned(), RefOr::T(header));
+}
+
+/// The problems of a status, with their codes.
+fn problem(status: u16) -> Response {
+    let mut codes: Vec<&str> = PROBLEM_CODES.iter().filter(|c| c.status == status).map(|c| c.code).collect();
+    codes.sort_unstable();
+    let content = ContentBuilder::new().schema(Some(RefOr::Ref(Ref::from_schema_name("Problem")))).build();
+    let mut response = ResponseBuilder::new()
+        .description(format!("`{}`", codes.join("`, `")))
+        .content("application/problem+json", content)
+        .build();
+    if status == 429 || status == 503 {
+        add_header(&mut response, "Retry-After", "Seconds to wait.");
+    }
+    response
+}
