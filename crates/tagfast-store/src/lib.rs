@@ -5,6 +5,8 @@
 //!
 //! How it fails: with a [`StoreError`] that says whether trying again can help and after how long.
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod error;
 pub mod ports;
 pub mod seal;

@@ -1,0 +1,230 @@
+//! The history checker: what the clients were told, what was published and what is stored must be one story.
+//!
+//! Per content the events are replayed in the order they were published. The story holds when
+//! 1. versions strictly increase, over events and over the changes within them;
+//! 2. each step, applied to the set before it, gives the set the event carries, sorted, without duplicates and never
+//!    beyond the limit, and a tagging that no change touched is the same as before;
+//! 3. the last event is what the store shows;
+//! 4. each write id appears at most once, and only if somebody asked for that write on that content;
+//! 5. each answered change appears with exactly its version, added and removed names; a write that was refused, or
+//!    failed with a known outcome, does not appear;
+//! 6. real time is respected: a write that began after another one was answered never has the smaller version.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use tagfast_domain::{ContentKey, TagName, TaggingsEvent, Version, WriteId};
+
+use super::StoreHarness;
+use super::kit::Kit;
+use crate::{StoreError, WriteAnswer, WriteRequest};
+
+/// What one client was told about one attempt.
+struct Attempt {
+    request: WriteRequest,
+    began: u64,
+    ended: u64,
+    told: Told,
+}
+
+enum Told {
+    Answer(WriteAnswer),
+    NotDone,
+    Unknown,
+}
+
+/// Collects attempts; clones share one history.
+#[derive(Clone, Default)]
+pub(super) struct History {
+    attempts: Arc<Mutex<Vec<Attempt>>>,
+    ticks: Arc<AtomicU64>,
+}
+
+impl History {
+    pub(super) fn new() -> Self {
+        Self::default()
+    }
+
+    fn tick(&self) -> u64 {
+        self.ticks.fetch_add(1, Ordering::SeqCst)
+    }
+
+    /// Writes and notes what was asked and told.
+    pub(super) async fn write(&self, kit: &Kit, request: WriteRequest) -> Result<WriteAnswer, StoreError> {
+        let began = self.tick();
+        let outcome = kit.store.write(request.clone()).await;
+        self.note(request, began, &outcome);
+        outcome
+    }
+
+    /// Writes a batch and notes each item.
+    pub(super) async fn write_many(
+        &self,
+        kit: &Kit,
+        requests: Vec<WriteRequest>,
+    ) -> Vec<Result<WriteAnswer, StoreError>> {
+        let began = self.tick();
+        let outcomes = kit.store.write_many(requests.clone()).await;
+        assert_eq!(outcomes.len(), requests.len(), "as many answers as items");
+        for (request, outcome) in requests.into_iter().zip(&outcomes) {
+            self.note(request, began, outcome);
+        }
+        outcomes
+    }
+
+    fn note(&self, request: WriteRequest, began: u64, outcome: &Result<WriteAnswer, StoreError>) {
+        let told = match outcome {
+            Ok(answer) => Told::Answer(answer.clone()),
+            Err(e) if e.is_outcome_unknown() => Told::Unknown,
+            Err(_) => Told::NotDone,
+        };
+        let ended = self.tick();
+        self.attempts.lock().expect("no panic while noting").push(Attempt { request, began, ended, told });
+    }
+
+    /// Checks the whole story of this tenant; panics with the first contradiction.
+    pub(super) async fn check(&self, kit: &Kit, harness: &dyn StoreHarness) {
+        let events = kit.events(harness).await;
+        let mut by_content: BTreeMap<ContentKey, Vec<&TaggingsEvent>> = BTreeMap::new();
+        for event in &events {
+            by_content.entry(event.key.clone()).or_default().push(event);
+        }
+        for (key, events) in &by_content {
+            replay(key, events, kit.limits.tags_per_content);
+            let view = kit.view(key).await;
+            let last = events.last().expect("a content in the map has an event");
+            assert_eq!(
+                (view.version, &view.tags),
+                (last.version, &last.tags),
+                "{key}: the last event must be what the store shows"
+            );
+        }
+        let attempts = self.attempts.lock().expect("no panic while noting");
+        check_ids(&attempts, &events);
+        check_real_time(&attempts);
+    }
+}
+
+fn replay(key: &ContentKey, events: &[&TaggingsEvent], limit: usize) {
+    let mut names: BTreeSet<TagName> = BTreeSet::new();
+    let mut version = Version::NONE;
+    let mut before: Option<&TaggingsEvent> = None;
+    for event in events {
+        let mut touched: BTreeSet<&TagName> = BTreeSet::new();
+        assert!(!event.changes.is_empty(), "{key}: the event of {} says what led to it", event.version);
+        for change in &event.changes {
+            assert!(change.version > version, "{key}: {} published after {version}", change.version);
+            version = change.version;
+            for name in &change.removed {
+                assert!(names.remove(name), "{key} at {version}: {name} was removed, but it was not there");
+                touched.insert(name);
+            }
+            for name in &change.added {
+                assert!(names.insert(name.clone()), "{key} at {version}: {name} was added, but it was there");
+                touched.insert(name);
+            }
+            assert!(names.len() <= limit, "{key} at {version}: {} tags, at most {limit} are allowed", names.len());
+        }
+        assert_eq!(event.version, version, "{key}: an event has the version of its last change");
+        let published: Vec<&TagName> = event.tags.iter().map(|t| &t.name).collect();
+        assert_eq!(
+            published,
+            names.iter().collect::<Vec<_>>(),
+            "{key} at {version}: the published set must be what the changes make of the set before"
+        );
+        for tag in &event.tags {
+            assert!(tag.present && tag.ord <= version, "{key} at {version}: {tag:?}");
+            let was = before.and_then(|b| b.tags.iter().find(|t| t.name == tag.name));
+            if let Some(was) = was.filter(|_| !touched.contains(&tag.name)) {
+                assert_eq!(
+                    (&was.display, &was.user, was.at),
+                    (&tag.display, &tag.user, tag.at),
+                    "{key} at {version}: {} was not touched",
+                    tag.name
+                );
+            }
+        }
+        before = Some(event);
+    }
+}
+
+fn check_ids(attempts: &[Attempt], events: &[TaggingsEvent]) {
+    let mut published = HashMap::new();
+    for event in events {
+        for change in &event.changes {
+            let id = (event.key.clone(), change.write_id);
+            assert!(published.insert(id, change).is_none(), "{}: write {} had two effects", event.key, change.write_id);
+        }
+    }
+    let mut asked: HashMap<(ContentKey, WriteId), Vec<&Attempt>> = HashMap::new();
+    for attempt in attempts {
+        let write = &attempt.request.write;
+        asked.entry((write.key.clone(), write.id)).or_default().push(attempt);
+    }
+    for (id, change) in &published {
+        // Writes of the test's preparation are not in the history; those in it must have been able to happen.
+        let Some(attempts) = asked.get(id) else { continue };
+        assert!(
+            attempts.iter().any(|a| !matches!(a.told, Told::NotDone)),
+            "{}: write {} was refused each time and published all the same: {change:?}",
+            id.0,
+            id.1
+        );
+        assert!(
+            attempts.iter().any(|a| a.request.write.user == change.user),
+            "{}: write {} is of another user than {}",
+            id.0,
+            id.1,
+            change.user
+        );
+    }
+    for (id, attempts) in &asked {
+        let change = published.get(id);
+        for attempt in attempts {
+            let Told::Answer(answer) = &attempt.told else { continue };
+            match change {
+                Some(change) if answer.changed || answer.repeated => assert_eq!(
+                    (answer.version, &answer.added, &answer.removed),
+                    (change.version, &change.added, &change.removed),
+                    "{}: write {} was answered otherwise than it was published",
+                    id.0,
+                    id.1
+                ),
+                Some(_) => {}
+                None => assert!(
+                    !answer.changed && !answer.repeated,
+                    "{}: write {} was answered as done, but never published: {answer:?}",
+                    id.0,
+                    id.1
+                ),
+            }
+        }
+    }
+}
+
+fn check_real_time(attempts: &[Attempt]) {
+    let mut answered: BTreeMap<&ContentKey, Vec<(&Attempt, &WriteAnswer)>> = BTreeMap::new();
+    for attempt in attempts {
+        // A repeated answer tells an old version, and rightly so.
+        if let Told::Answer(answer) = &attempt.told
+            && !answer.repeated
+        {
+            answered.entry(&attempt.request.write.key).or_default().push((attempt, answer));
+        }
+    }
+    for (key, mut list) in answered {
+        let mut ends: Vec<(u64, Version)> = list.iter().map(|(a, w)| (a.ended, w.version)).collect();
+        ends.sort_unstable();
+        list.sort_unstable_by_key(|(a, _)| a.began);
+        let (mut next, mut newest) = (0, Version::NONE);
+        for (attempt, answer) in list {
+            while let Some((_, version)) = ends.get(next).filter(|(ended, _)| *ended < attempt.began) {
+                newest = newest.max(*version);
+                next += 1;
+            }
+            let allowed = if answer.changed { answer.version > newest } else { answer.version >= newest };
+            assert!(allowed, "{key}: a write began after {newest} was answered and got {}", answer.version);
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Write ids: a retry after a lost answer has no second effect and gets the first answer.
+
+use tagfast_domain::limits::{RECENT_WRITES, WRITE_ID_MEMORY_MS};
+use tagfast_domain::{Operation, Refusal};
+
+use super::StoreHarness;
+use super::history::History;
+use super::kit::{Kit, names, refusal, same_answer, scaled, tags, together};
+use crate::{WriteAnswer, WriteRequest};
+
+async fn retry(kit: &Kit, request: &WriteRequest, first: &WriteAnswer, when: &str) {
+    let again = kit.write(request.clone()).await;
+    assert!(again.repeated, "{when}: the retry of {:?} is known as one: {again:?}", request.write);
+    assert!(same_answer(first, &again), "{when}: a retry gets the first answer {first:?}, not {again:?}");
+}
+
+/// A retry gets the answer its first attempt got, and changes nothing, whatever happened since.
+pub async fn a_repeated_write_gets_its_first_answer(h: &dyn StoreHarness) {
+    let kit = Kit::new(h).await;
+    let key = kit.key("page");
+    let add = kit.patch(&key, &["a", "b"], &[]);
+    let added = kit.write(add.clone()).await;
+    assert!(!added.repeated);
+    retry(&kit, &add, &added, "at once").await;
+    kit.remove(&key, &["a"]).await;
+    retry(&kit, &add, &added, "after the tag was removed").await;
+    assert_eq!(kit.tags(&key).await, ["b"], "a retry does not bring back what was removed since");
+
+    let replace = kit.replace(&key, &["x"]);
+    let replaced = kit.write(replace.clone()).await;
+    let mut conditional = kit.replace(&key, &["y"]);
+    conditional.write.if_match = Some(replaced.version);
+    let matched = kit.write(conditional.clone()).await;
+    retry(&kit, &replace, &replaced, "after a conditional write").await;
+    retry(&kit, &conditional, &matched, "though its version is not the current one any more").await;
+    assert_eq!(kit.tags(&key).await, ["y"]);
+    assert_eq!(kit.events(h).await.len(), 4, "retries publish nothing");
+}
+
+/// A retry is known after a restart too.
+pub async fn a_repeated_write_is_known_after_a_restart(h: &dyn StoreHarness) {
+    let kit = Kit::new(h).await;
+    let mut done = Vec::new();
+    for n in 0..3 * RECENT_WRITES {
+        let request = kit.patch(&kit.key(&format!("page {}", n % 2)), &[&format!("t{n}")], &[]);
+        done.push((request.clone(), kit.write(request).await));
+    }
+    let Some(kit) = kit.reopened(h).await else { return };
+    for (request, first) in &done {
+        retry(&kit, request, first, "after a restart").await;
+    }
+    assert_eq!(kit.events(h).await.len(), done.len(), "retries publish nothing");
+}
+
+/// Ids stay known behind any number of later writes of the same content.
+pub async fn an_id_is_remembered_behind_many_others(h: &dyn StoreHarness) {
+    let kit = Kit::new(h).await;
+    let key = kit.key("page");
+    let mut done = Vec::new();
+    for n in 0..scaled(5 * RECENT_WRITES) {
+        let request = match n % 3 {
+            0 => kit.patch(&key, &[&format!("t{}", n % 50)], &[]),
+            1 => kit.patch(&key, &[], &[&format!("t{}", (n - 1) % 50)]),
+            _ => kit.replace(&key, &[&format!("r{n}"), "r"]),
+        };
+        done.push((request.clone(), kit.write(request).await));
+    }
+    let before = kit.view(&key).await;
+    for (request, first) in &done {
+        retry(&kit, request, first, "behind many later writes").await;
+    }
+    let after = kit.view(&key).await;
+    assert_eq!((after.version, after.tags), (before.version, before.tags), "no retry had an effect");
+    assert_eq!(kit.events(h).await.len(), done.len(), "retries publish nothing");
+}
+
+/// Ids stay known for at least ten minutes. With a clock that a test can move.
+pub async fn an_id_is_remembered_for_ten_minutes(h: &dyn StoreHarness) {
+    let kit = Kit::new(h).await;
+    let key = kit.key("page");
+    let mut done = Vec::new();
+    for n in 0..3 * RECENT_WRITES {
+        let request = kit.patch(&key, &[&format!("t{n}")], &[]);
+        done.push((request.clone(), kit.write(request).await));
+    }
+    if !h.advance(WRITE_ID_MEMORY_MS - 60_000) {
+        return;
+    }
+    // Later writes are when a store forgets.
+    for n in 0..2 * RECENT_WRITES {
+        kit.add(&key, &[&format!("later{n}")]).await;
+    }
+    for (request, first) in &done {
+        retry(&kit, request, first, "after nine minutes").await;
+    }
+}
+
+/// One id cannot name two operations: the second is refused and has no effect.
+pub async fn a_reused_id_with_another_operation_is_refused(h: &dyn StoreHarness) {
+    let kit = Kit::new(h).await;
+    let key = kit.key("page");
+    let first = kit.patch(&key, &["a"], &[]);
+    let answer = kit.write(first.clone()).await;
+    let reuse = async |when: &str| {
+        for operation in [
+            Operation::patch(tags(&["b"]), Vec::new(), &kit.limits).expect("a patch"),
+            Operation::patch(tags(&["a", "b"]), Vec::new(), &kit.limits).expect("a patch"),
+            Operation::patch(Vec::new(), names(&["a"]), &kit.limits).expect("a patch"),
+            Operation::replace(tags(&["a"]), &kit.limits).expect("a replace"),
+        ] {
+            let mut request = first.clone();
+            request.write.operation = operation;
+            let what = format!("{when}: {:?}", request.write.operation);
+            assert_eq!(refusal(kit.store.write(request).await), Refusal::WriteIdReused, "{what}");
+        }
+        let mut conditional = first.clone();
+        conditional.write.if_match = Some(answer.version);
+        assert_eq!(refusal(kit.store.write(conditional).await), Refusal::WriteIdReused, "{when}: with If-Match");
+    };
+    reuse("at once").await;
+    assert_eq!(kit.tags(&key).await, ["a"]);
+    for n in 0..2 * RECENT_WRITES {
+        kit.add(&key, &[&format!("t{n}")]).await;
+    }
+    reuse("behind many later writes").await;
+    retry(&kit, &first, &answer, "after refused reuses").await;
+}
+
+/// An id is the id of a write on one content: on another content it is another write, with its own answer.
+pub async fn an_id_belongs_to_one_content(h: &dyn StoreHarness) {
+    let kit = Kit::new(h).await;
+    let keys: Vec<_> = (0..4).map(|n| kit.key(&format!("page {n}"))).collect();
+    let first = kit.patch(&keys[0], &["a"], &[]);
+    let mut done = Vec::new();
+    for key in &keys {
+        let mut request = first.clone();
+        request.write.key = key.clone();
+        let answer = kit.write(request.clone()).await;
+        assert!(!answer.repeated, "the id was not used on {key} before");
+        assert_eq!(kit.tags(key).await, ["a"], "the write on {key} happened");
+        done.push((request, answer));
+    }
+    for key in &keys {
+        for n in 0..2 * RECENT_WRITES {
+            kit.add(key, &[&format!("t{n}")]).await;
+        }
+        kit.remove(key, &["a"]).await;
+    }
+    for (request, first) in &done {
+        retry(&kit, request, first, "behind many later writes of each content").await;
+    }
+}
+
+/// Retries that race each other and other writes have one effect and one answer.
+pub async fn concurrent_retries_have_one_effect(h: &dyn StoreHarness) {
+    let kit = Kit::new(h).await;
+    let history = History::new();
+    for round in 0..scaled(4) {
+        let key = kit.key(&format!("page {round}"));
+        let requests: Vec<_> = (0..6)
+            .flat_map(|n| {
+                let request = match n % 2 {
+                    0 => kit.patch(&key, &[&format!("t{n}")], &["other"]),
+                    _ => kit.patch(&key, &["other"], &[&format!("t{}", n - 1)]),
+                };
+                std::iter::repeat_n(request, 5)
+            })
+            .collect();
+        let answers = together(requests.into_iter().map(|request| {
+            let (kit, history) = (kit.clone(), history.clone());
+            async move { (request.write.id, history.write(&kit, request).await.ok()) }
+        }))
+        .await;
+        for (id, answer) in &answers {
+            let answer = answer.as_ref().expect("every retry is answered");
+            let mut same = answers.iter().filter(|(other, _)| other == id).filter_map(|(_, a)| a.as_ref());
+            if answer.changed {
+                assert!(same.all(|a| same_answer(a, answer)), "all retries of a write get one answer");
+            }
+        }
+    }
+    history.check(&kit, h).await;
+}

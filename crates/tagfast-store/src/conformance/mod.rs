@@ -1,0 +1,164 @@
+//! The conformance suite: the promises of a store, each a named test that every adapter runs.
+//!
+//! An adapter implements [`StoreHarness`] and writes one line in its tests:
+//!
+//! ```text
+//! tagfast_store::conformance_suite!(MyHarness::start().await);
+//! ```
+//!
+//! which expands to one `#[test]` per promise. Every promise works in a tenant of its own, so that the harness may
+//! hand out one shared database. Counts are moderate; with `TAGFAST_FULL=1` in the environment they are 20 times as
+//! large. Random choices come from one seed, printed by a failing test; `TAGFAST_SEED=n` sets it.
+//!
+//! How it fails: a broken promise panics with what was promised and what was seen.
+
+mod batch;
+mod conditional;
+mod consistency;
+mod events;
+mod history;
+mod ids;
+mod kit;
+mod limit;
+mod model;
+mod scan;
+mod tags;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tagfast_domain::{Limits, TaggingsEvent, TenantId, UnixMillis};
+use tagfast_resilience::Clock;
+
+use crate::SharedStore;
+
+/// What the suite needs from an adapter's test. One harness serves one promise; dropping it cleans up.
+#[async_trait]
+pub trait StoreHarness: Send + Sync {
+    /// The store: a fresh one, or one that is shared with other harnesses (each promise has its own tenant). Called
+    /// once per harness.
+    async fn open(&self) -> SharedStore;
+
+    /// Ends the store as a restart of the process would, and opens it again over the same data. The store handed out
+    /// before is not used any more. `None` when the adapter keeps nothing over a restart.
+    async fn reopen(&self) -> Option<SharedStore>;
+
+    /// Everything published for a tenant since the harness was made, in publication order, complete up to this call:
+    /// the event of each write that was answered before it is in there.
+    async fn events(&self, tenant: &TenantId) -> Vec<TaggingsEvent>;
+
+    /// The heartbeat: every event committed before this moment is published.
+    async fn complete_through(&self) -> UnixMillis;
+
+    /// The clock the store runs on.
+    fn clock(&self) -> Arc<dyn Clock>;
+
+    /// Moves that clock forwards by `ms`; false when it is a real one, which no test can move.
+    fn advance(&self, ms: i64) -> bool;
+
+    /// The limits the store was opened with.
+    fn limits(&self) -> Limits;
+}
+
+/// Runs one promise on a runtime of several threads; fails a promise that does not end in two minutes (with
+/// `TAGFAST_FULL=1`: twenty).
+pub fn run(promise: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(4)
+        .enable_all()
+        .build()
+        .expect("a runtime can be made");
+    let bound = Duration::from_secs(if kit::full() { 1200 } else { 120 });
+    runtime.block_on(async { tokio::time::timeout(bound, promise).await }).expect("the promise ends in time");
+}
+
+macro_rules! promises {
+    ($d:tt $($module:ident: $($name:ident),+;)+) => {
+        /// The promises by name: what [`crate::conformance_suite`] runs.
+        pub mod promise {
+            $($(pub use super::$module::$name;)+)+
+        }
+
+        /// The names of all promises.
+        pub const PROMISES: &[&str] = &[$($(stringify!($name)),+),+];
+
+        /// Expands to one `#[test]` per promise. The expression makes a [`StoreHarness`](crate::conformance::StoreHarness);
+        /// it is evaluated once per test, inside the runtime, and may await.
+        #[macro_export]
+        macro_rules! conformance_suite {
+            ($d harness:expr) => {
+                $($(
+                    #[test]
+                    fn $name() {
+                        $d crate::conformance::run(async {
+                            let harness = $d harness;
+                            $d crate::conformance::promise::$name(&harness).await;
+                        });
+                    }
+                )+)+
+            };
+        }
+    };
+}
+
+promises! { $
+    tags:
+        an_untagged_content_is_an_empty_view,
+        an_added_tag_is_seen,
+        a_removed_tag_is_gone,
+        every_spelling_is_one_tag,
+        the_adders_spelling_is_kept,
+        an_import_keeps_who_and_when,
+        a_write_answer_says_what_changed,
+        a_patch_is_atomic,
+        a_replace_makes_the_set_exact,
+        versions_go_on_after_the_last_tag_is_gone,
+        odd_contents_are_told_apart,
+        tenants_are_isolated,
+        a_receipt_is_kept,
+        a_refused_durability_has_no_effect,
+        everything_survives_a_restart;
+    conditional:
+        a_matching_version_is_written,
+        another_version_is_refused_and_told,
+        never_written_is_a_version,
+        one_of_many_conditional_writers_wins;
+    ids:
+        a_repeated_write_gets_its_first_answer,
+        a_repeated_write_is_known_after_a_restart,
+        an_id_is_remembered_behind_many_others,
+        an_id_is_remembered_for_ten_minutes,
+        a_reused_id_with_another_operation_is_refused,
+        an_id_belongs_to_one_content,
+        concurrent_retries_have_one_effect;
+    limit:
+        the_limit_is_exact,
+        the_limit_is_exact_under_concurrency,
+        racing_spellings_make_one_tagging;
+    batch:
+        a_batch_answers_in_the_order_asked,
+        a_batch_keeps_the_order_within_a_content,
+        a_failing_item_leaves_the_others,
+        views_come_in_the_order_asked;
+    consistency:
+        every_consistency_reads_a_settled_write,
+        a_client_reads_its_own_writes,
+        a_token_of_an_unknown_epoch_is_told,
+        a_reader_never_goes_back,
+        a_passed_deadline_does_not_lie;
+    events:
+        every_write_is_published_as_the_full_set,
+        a_no_op_publishes_nothing,
+        a_refused_write_publishes_nothing,
+        an_event_says_who_and_when,
+        events_are_in_version_order,
+        the_heartbeat_moves_on_an_idle_store;
+    scan:
+        a_scan_returns_every_content_once,
+        a_scan_knows_its_tenant,
+        a_scan_misses_nothing_while_others_write;
+    model:
+        random_operations_match_the_model,
+        concurrent_operations_leave_a_true_history;
+}
