@@ -222,11 +222,8 @@ impl Engine {
     async fn run(mut self) {
         let group = self.sink.group().0;
         let mut restart = Restart::Resume;
-        loop {
-            match self.generation(restart).await {
-                Ok(next) => restart = next,
-                Err(StopAsked) => break,
-            }
+        while let Ok(next) = self.generation(restart).await {
+            restart = next;
         }
         if let Err(error) = self.sink.close().await {
             tracing::warn!(group, %error, "the sink was not closed cleanly; its work is repeated at the next start");

@@ -159,10 +159,12 @@ fn copy(from: &Path, to: &Path, progress: &dyn Fn(u64, u64)) -> Result<(), OpenE
             let step = backup.step(PAGES_A_STEP).map_err(sqlite("copy", from))?;
             let p = backup.progress();
             progress((p.pagecount - p.remaining).unsigned_abs().into(), p.pagecount.unsigned_abs().into());
-            match step {
-                StepResult::Done => break,
-                StepResult::More => {}
-                _ => std::thread::yield_now(),
+            if matches!(step, StepResult::Done) {
+                break;
+            }
+            if !matches!(step, StepResult::More) {
+                // Busy: the server checkpoints; it is done in a moment.
+                std::thread::yield_now();
             }
         }
     }

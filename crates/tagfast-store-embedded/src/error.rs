@@ -7,14 +7,10 @@ use tagfast_store::StoreError;
 
 /// Whether the error says that the disk is full.
 pub(crate) fn is_disk_full(error: &Error) -> bool {
-    match error {
-        Error::SqliteFailure(e, _) => {
-            e.code == ErrorCode::DiskFull
-                // The shared-memory index and temporary files cannot grow either when the disk is full.
-                || matches!(e.extended_code, ffi::SQLITE_IOERR_SHMSIZE | ffi::SQLITE_IOERR_SHMMAP)
-        }
-        _ => false,
-    }
+    let Error::SqliteFailure(e, _) = error else { return false };
+    e.code == ErrorCode::DiskFull
+        // The shared-memory index and temporary files cannot grow either when the disk is full.
+        || matches!(e.extended_code, ffi::SQLITE_IOERR_SHMSIZE | ffi::SQLITE_IOERR_SHMMAP)
 }
 
 /// Whether the error says that the file's content is damaged.

@@ -65,7 +65,7 @@ impl Queue {
     }
 
     /// Takes a write in, or says why not.
-    pub(crate) fn push(&self, job: WriteJob) -> Result<(), (WriteJob, StoreError)> {
+    pub(crate) fn push(&self, job: WriteJob) -> Result<(), StoreError> {
         let mut state = self.lock();
         if state.closed {
             let error = StoreError::Unavailable {
@@ -73,7 +73,7 @@ impl Queue {
                 outcome_unknown: false,
                 retry_after: Duration::from_secs(1),
             };
-            return Err((job, error));
+            return Err(error);
         }
         let tenant = &job.request.write.key.tenant;
         let mine = state.tenants.get(tenant).map_or(0, VecDeque::len);
@@ -86,7 +86,7 @@ impl Queue {
         };
         if let Some((queue, reason, limit)) = full {
             metrics::counter!("tagfast_store_refused_total", "reason" => reason).increment(1);
-            return Err((job, StoreError::Overloaded { queue, limit, retry_after: Duration::from_secs(1) }));
+            return Err(StoreError::Overloaded { queue, limit, retry_after: Duration::from_secs(1) });
         }
         if mine == 0 {
             let tenant = tenant.clone();

@@ -170,7 +170,7 @@ impl EmbeddedStore {
         }
         let file = self.file_of(LogicalShard::of(&request.write.key));
         let (reply, answer) = oneshot::channel();
-        file.state.queue.push(WriteJob { request, reply }).map_err(|(_, e)| e)?;
+        file.state.queue.push(WriteJob { request, reply })?;
         Ok(answer)
     }
 }

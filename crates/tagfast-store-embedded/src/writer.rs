@@ -114,11 +114,7 @@ impl Writer {
 
     fn close(self) -> rusqlite::Result<()> {
         schema::set_meta(&self.conn, "clean", "1")?;
-        self.conn.pragma_update(None, "wal_checkpoint", "TRUNCATE").or_else(|e| match e {
-            // The pragma answers a row; the checkpoint has run.
-            rusqlite::Error::ExecuteReturnedResults => Ok(()),
-            other => Err(other),
-        })?;
+        self.conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
         self.conn.close().map_err(|(_, e)| e)
     }
 
@@ -165,7 +161,6 @@ impl Writer {
         }
     }
 
-    #[expect(clippy::type_complexity, reason = "the answers in order and the number of events, used once")]
     fn transaction(
         &self,
         jobs: &[WriteJob],
@@ -400,7 +395,9 @@ impl Writer {
         let oldest_id = now - tagfast_domain::limits::WRITE_ID_MEMORY_MS;
         let ids = self
             .conn
-            .prepare_cached("DELETE FROM applied WHERE wid IN (SELECT wid FROM applied WHERE at <= ?1 LIMIT ?2)")?
+            .prepare_cached(
+                "DELETE FROM applied WHERE (k, wid) IN (SELECT k, wid FROM applied WHERE at <= ?1 LIMIT ?2)",
+            )?
             .execute(params![oldest_id, RETENTION_CHUNK])?;
         let Some(below) = self.needed_from(now)? else { return Ok(ids as i64 == RETENTION_CHUNK) };
         let tx = self.conn.unchecked_transaction()?;

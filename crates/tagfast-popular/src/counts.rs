@@ -1,0 +1,406 @@
+//! The counts as a sink of the bus and as the popular port.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use tagfast_domain::{ContentKey, Document, EpochId, TagName, Tagging, TenantId, UnixMillis};
+use tagfast_events::{BusPosition, Group, Partition, Positions, RecordVerdict, Sink, SinkError, SinkRecord, Start};
+use tagfast_resilience::Clock;
+use tagfast_sharding::LogicalShard;
+use tagfast_store::ShardScanner;
+
+use crate::boards::{BOARD_TAGS, Boards, Snapshot};
+use crate::owner::{OwnerFile, Replace, State};
+use crate::{Board, PopularError, PopularTags, RecountReport, Suggestions, TagCount, Window};
+
+/// The group that counts.
+pub const GROUP: Group = Group("analytics");
+
+/// Contents per page of a rebuild or recount.
+pub(crate) const PAGE: usize = 1000;
+/// How often positions become durable: more often only costs transactions.
+const POSITION_EVERY: Duration = Duration::from_millis(200);
+/// How often buckets expire.
+const EXPIRE_EVERY_MS: i64 = 60_000;
+
+/// The files of one generation, one per partition.
+pub(crate) struct Files {
+    files: Vec<OwnerFile>,
+}
+
+impl Files {
+    fn open(dir: &Path, partitions: usize, now: UnixMillis) -> rusqlite::Result<Self> {
+        let files = (0..partitions).map(|n| OwnerFile::open(&dir.join(format!("popular-{n}.sqlite")), now));
+        Ok(Self { files: files.collect::<Result<_, _>>()? })
+    }
+
+    pub(crate) fn all(&self) -> &[OwnerFile] {
+        &self.files
+    }
+
+    pub(crate) fn of_partition(&self, partition: Partition) -> Option<&OwnerFile> {
+        self.files.get(usize::from(partition.0))
+    }
+
+    /// The partition of a shard, as the bus has it.
+    pub(crate) fn of_shard(&self, shard: LogicalShard) -> Option<&OwnerFile> {
+        self.files.get(usize::from(shard.number()) % self.files.len().max(1))
+    }
+}
+
+#[derive(Default)]
+struct Cadence {
+    written: Positions,
+    written_at: Option<Instant>,
+    expired_minute: i64,
+}
+
+/// Popular tags, counted from events and kept in files of their own.
+pub struct PopularCounts {
+    dir: PathBuf,
+    pub(crate) files: RwLock<Arc<Files>>,
+    pub(crate) boards: Arc<Boards>,
+    pub(crate) scanner: Arc<dyn ShardScanner>,
+    pub(crate) clock: Arc<dyn Clock>,
+    cadence: Mutex<Cadence>,
+    pub(crate) visible: std::sync::atomic::AtomicI64,
+    pub(crate) recounting: tokio::sync::Mutex<()>,
+}
+
+const CURRENT: &str = "CURRENT";
+
+impl PopularCounts {
+    /// Opens what is there; damaged or missing files are begun anew and rebuilt by the consumer.
+    pub fn open(
+        dir: PathBuf,
+        scanner: Arc<dyn ShardScanner>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Arc<Self>, PopularError> {
+        let unavailable = |e: &dyn std::fmt::Display| PopularError::Unavailable(e.to_string());
+        std::fs::create_dir_all(&dir).map_err(|e| unavailable(&e))?;
+        let now = clock.now_ms();
+        let files = match open_current(&dir, now) {
+            Ok(Some(files)) => files,
+            Ok(None) => Files { files: Vec::new() },
+            Err(error) => {
+                tracing::error!(%error, "the counts' files cannot be read; they are counted anew");
+                Files { files: Vec::new() }
+            }
+        };
+        Ok(Arc::new(Self {
+            dir,
+            files: RwLock::new(Arc::new(files)),
+            boards: Arc::new(Boards::new()),
+            scanner,
+            clock,
+            cadence: Mutex::new(Cadence::default()),
+            visible: std::sync::atomic::AtomicI64::new(0),
+            recounting: tokio::sync::Mutex::new(()),
+        }))
+    }
+
+    pub(crate) fn files(&self) -> Arc<Files> {
+        Arc::clone(&self.files.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    async fn snapshot(&self, tenant: &TenantId) -> Result<(Arc<Snapshot>, UnixMillis), PopularError> {
+        if self.files().all().is_empty() {
+            return Err(PopularError::Unavailable("the counts are being built".to_owned()));
+        }
+        self.boards.get(|| self.files(), tenant).await.map_err(PopularError::Unavailable)
+    }
+
+    /// Once a minute: subtracts what has left the windows.
+    async fn expire_if_due(&self, files: Arc<Files>) -> Result<(), SinkError> {
+        let now = self.clock.now_ms();
+        let minute = now.div_euclid(EXPIRE_EVERY_MS);
+        if self.cadence.lock().unwrap_or_else(PoisonError::into_inner).expired_minute >= minute {
+            return Ok(());
+        }
+        let expire = move || files.all().iter().try_fold(false, |moved, file| file.expire(now).map(|m| moved | m));
+        if blocking(expire).await? {
+            self.boards.mark_all();
+        }
+        self.cadence.lock().unwrap_or_else(PoisonError::into_inner).expired_minute = minute;
+        Ok(())
+    }
+}
+
+fn open_current(dir: &Path, now: UnixMillis) -> rusqlite::Result<Option<Files>> {
+    let Ok(name) = std::fs::read_to_string(dir.join(CURRENT)) else { return Ok(None) };
+    let dir = dir.join(name.trim());
+    let partitions = (0..).take_while(|n| dir.join(format!("popular-{n}.sqlite")).is_file()).count();
+    if partitions == 0 {
+        return Ok(None);
+    }
+    let files = Files::open(&dir, partitions, now)?;
+    for file in files.all() {
+        file.read(|conn| {
+            let said: String = conn.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+            if said == "ok" { Ok(()) } else { Err(rusqlite::Error::InvalidParameterName(said)) }
+        })?;
+    }
+    Ok(Some(files))
+}
+
+fn systemic(error: impl std::fmt::Display) -> SinkError {
+    SinkError { code: "popular_store", message: error.to_string() }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> rusqlite::Result<T> + Send + 'static,
+) -> Result<T, SinkError> {
+    tokio::task::spawn_blocking(work).await.map_err(systemic)?.map_err(systemic)
+}
+
+/// Shard byte and key: how a content is named in the files.
+pub(crate) fn stored_key(key: &ContentKey) -> Vec<u8> {
+    let mut k = vec![LogicalShard::of(key).number()];
+    k.extend_from_slice(&key.to_bytes());
+    k
+}
+
+/// The commit time of a scanned document: its newest write, or its newest tagging where ids have been forgotten.
+pub(crate) fn written_at(document: &Document) -> UnixMillis {
+    let taggings = document.taggings.iter().map(|t| t.at).max();
+    document.recent.last().map(|w| w.at).or(taggings).unwrap_or(0)
+}
+
+#[async_trait]
+impl Sink for PopularCounts {
+    fn group(&self) -> Group {
+        GROUP
+    }
+
+    async fn start(&self, epoch: EpochId) -> Result<Start, SinkError> {
+        let files = self.files();
+        let epoch = epoch.to_string();
+        let start = blocking(move || {
+            if files.all().is_empty() {
+                return Ok(Start::Rebuild("there are no counts"));
+            }
+            let mut positions = Positions::new();
+            for (n, file) in files.all().iter().enumerate() {
+                match file.position()? {
+                    Some((of, position)) if of == epoch => positions.insert(Partition(n as u16), position),
+                    Some(_) => return Ok(Start::Rebuild("the counts are of another epoch")),
+                    None => return Ok(Start::Rebuild("the counts are incomplete")),
+                };
+            }
+            Ok(Start::From(positions))
+        })
+        .await?;
+        if let Start::From(positions) = &start {
+            self.cadence.lock().unwrap_or_else(PoisonError::into_inner).written = positions.clone();
+        }
+        Ok(start)
+    }
+
+    async fn apply(&self, records: &[SinkRecord]) -> Result<Vec<RecordVerdict>, SinkError> {
+        let files = self.files();
+        let records = records.to_vec();
+        let (verdicts, tenants) = blocking(move || {
+            let mut verdicts = vec![RecordVerdict::Superseded; records.len()];
+            let mut tenants = std::collections::BTreeSet::new();
+            let mut by_partition: std::collections::BTreeMap<Partition, Vec<usize>> = Default::default();
+            for (n, record) in records.iter().enumerate() {
+                by_partition.entry(record.partition).or_default().push(n);
+            }
+            for (partition, places) in by_partition {
+                let Some(file) = files.of_partition(partition) else {
+                    let message = format!("partition {} has no file", partition.0);
+                    for n in places {
+                        verdicts[n] = RecordVerdict::Poison { code: "unknown_partition", message: message.clone() };
+                    }
+                    continue;
+                };
+                let keys: Vec<Vec<u8>> = places.iter().map(|n| stored_key(&records[*n].event.key)).collect();
+                let states: Vec<State<'_>> = places
+                    .iter()
+                    .zip(&keys)
+                    .map(|(n, k)| {
+                        let event = &records[*n].event;
+                        State { k, tenant: &event.key.tenant, version: event.version, at: event.at, tags: &event.tags }
+                    })
+                    .collect();
+                let (taken, moved) = file.apply(&states, Replace::IfNewer)?;
+                tenants.extend(moved);
+                for (n, taken) in places.into_iter().zip(taken) {
+                    if taken {
+                        verdicts[n] = RecordVerdict::Applied;
+                    }
+                }
+            }
+            Ok((verdicts, tenants))
+        })
+        .await?;
+        self.boards.mark(&tenants);
+        Ok(verdicts)
+    }
+
+    async fn advance(&self, positions: &Positions) -> Result<Positions, SinkError> {
+        let files = self.files();
+        self.expire_if_due(Arc::clone(&files)).await?;
+        let changed: Vec<(Partition, BusPosition)> = {
+            let cadence = self.cadence.lock().unwrap_or_else(PoisonError::into_inner);
+            let due = cadence.written_at.is_none_or(|at| at.elapsed() >= POSITION_EVERY);
+            if !due {
+                return Ok(cadence.written.clone());
+            }
+            positions.iter().filter(|(p, pos)| cadence.written.get(p) != Some(pos)).map(|(p, pos)| (*p, *pos)).collect()
+        };
+        if !changed.is_empty() {
+            let moved = changed.clone();
+            blocking(move || {
+                moved.iter().try_for_each(|(partition, position)| match files.of_partition(*partition) {
+                    Some(file) => file.set_position(None, *position),
+                    None => Ok(()),
+                })
+            })
+            .await?;
+        }
+        let mut cadence = self.cadence.lock().unwrap_or_else(PoisonError::into_inner);
+        if !changed.is_empty() {
+            cadence.written_at = Some(Instant::now());
+            cadence.written.extend(changed);
+        }
+        Ok(cadence.written.clone())
+    }
+
+    fn visible_through(&self, at: UnixMillis) {
+        self.visible.fetch_max(at, std::sync::atomic::Ordering::AcqRel);
+        self.boards.visible_through(at);
+    }
+
+    async fn rebuild(
+        &self,
+        from: &Positions,
+        epoch: EpochId,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<(), SinkError> {
+        let name = format!("generation-{}-{}", self.clock.now_ms(), std::process::id());
+        let dir = self.dir.join(&name);
+        let (now, partitions) = (self.clock.now_ms(), from.len());
+        let made = dir.clone();
+        let files = blocking(move || {
+            std::fs::create_dir_all(&made).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
+            Files::open(&made, partitions, now)
+        })
+        .await?;
+        let files = Arc::new(files);
+        let mut copied = 0;
+        for shard in LogicalShard::all() {
+            let mut after = None;
+            loop {
+                let page = self.scanner.scan(shard, None, after.as_ref(), PAGE).await.map_err(systemic)?;
+                copied += page.items.len() as u64;
+                let target = Arc::clone(&files);
+                blocking(move || copy_page(&target, shard, &page.items).map(|()| page.next))
+                    .await
+                    .map(|next| after = next)?;
+                progress(copied);
+                if after.is_none() {
+                    break;
+                }
+            }
+        }
+        let (from, epoch, target) = (from.clone(), epoch.to_string(), Arc::clone(&files));
+        let (root, written) = (self.dir.clone(), from.clone());
+        blocking(move || {
+            for (partition, position) in &from {
+                if let Some(file) = target.of_partition(*partition) {
+                    file.set_position(Some(&epoch), *position)?;
+                    file.checkpoint()?;
+                }
+            }
+            switch(&root, &name).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))
+        })
+        .await?;
+        *self.files.write().unwrap_or_else(PoisonError::into_inner) = files;
+        let mut cadence = self.cadence.lock().unwrap_or_else(PoisonError::into_inner);
+        cadence.written = written;
+        cadence.written_at = None;
+        drop(cadence);
+        self.boards.mark_all();
+        Ok(())
+    }
+
+    async fn close(&self) -> Result<(), SinkError> {
+        let files = self.files();
+        blocking(move || files.all().iter().try_for_each(OwnerFile::checkpoint)).await
+    }
+}
+
+fn copy_page(files: &Files, shard: LogicalShard, items: &[(ContentKey, Document)]) -> rusqlite::Result<()> {
+    let Some(file) = files.of_shard(shard) else { return Ok(()) };
+    let live: Vec<(Vec<u8>, Vec<Tagging>)> =
+        items.iter().map(|(key, doc)| (stored_key(key), doc.live().cloned().collect())).collect();
+    let states: Vec<State<'_>> = items
+        .iter()
+        .zip(&live)
+        .map(|((key, doc), (k, tags))| State {
+            k,
+            tenant: &key.tenant,
+            version: doc.version,
+            at: written_at(doc),
+            tags,
+        })
+        .collect();
+    file.apply(&states, Replace::IfNewer).map(|_| ())
+}
+
+/// Makes a generation the current one, durably, and removes the others.
+fn switch(root: &Path, name: &str) -> std::io::Result<()> {
+    let part = root.join("CURRENT.part");
+    std::fs::write(&part, name)?;
+    std::fs::File::open(&part)?.sync_all()?;
+    std::fs::rename(&part, root.join(CURRENT))?;
+    std::fs::File::open(root)?.sync_all()?;
+    for entry in std::fs::read_dir(root)? {
+        let entry = entry?;
+        if entry.file_name().to_str().is_some_and(|n| n.starts_with("generation-") && n != name) {
+            std::fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl PopularTags for PopularCounts {
+    async fn popular(&self, tenant: &TenantId, window: Window, limit: usize) -> Result<Board, PopularError> {
+        let (snapshot, as_of) = self.snapshot(tenant).await?;
+        Ok(Board { tags: snapshot.board(window, limit.min(BOARD_TAGS)), as_of })
+    }
+
+    async fn suggest(&self, tenant: &TenantId, prefix: &str, limit: usize) -> Result<Suggestions, PopularError> {
+        let (snapshot, as_of) = self.snapshot(tenant).await?;
+        // What was typed so far need not be a whole tag: it may end in a blank or be empty.
+        let mut prefixes = vec![prefix.trim_start().to_lowercase()];
+        if let Ok(canonical) = TagName::parse(prefix)
+            && canonical.as_str() != prefixes[0]
+        {
+            prefixes.push(canonical.as_str().to_owned());
+        }
+        Ok(Suggestions { tags: snapshot.suggest(&prefixes, limit), approximate: snapshot.approximate, as_of })
+    }
+
+    async fn count(&self, tenant: &TenantId, tag: &TagName) -> Result<Option<TagCount>, PopularError> {
+        let (snapshot, _) = self.snapshot(tenant).await?;
+        Ok(snapshot.count(tag).cloned())
+    }
+
+    async fn displays(&self, tenant: &TenantId, tags: &[TagName]) -> Result<Vec<Arc<str>>, PopularError> {
+        let (snapshot, _) = self.snapshot(tenant).await?;
+        Ok(tags.iter().map(|t| snapshot.count(t).map_or_else(|| t.shared(), |c| Arc::clone(&c.display))).collect())
+    }
+
+    async fn recount(
+        &self,
+        repair: bool,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<RecountReport, PopularError> {
+        crate::recount::recount(self, repair, progress).await
+    }
+}

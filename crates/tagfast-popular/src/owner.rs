@@ -1,0 +1,412 @@
+//! The owner's file: the last state of every content of a partition and the counts that are functions of it.
+//!
+//! A new state is compared with the one that is kept; the difference moves the counts. A duplicate, a replay or a late
+//! event finds a state as new as itself and changes nothing. States, counts and position change in one transaction; a
+//! lost file is rebuilt from the shards. `synchronous=NORMAL`: a power cut rolls state and position back together.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
+use tagfast_domain::{Document, Tagging, TenantId, UnixMillis, UserId, Version, codec};
+use tagfast_events::BusPosition;
+
+use crate::windows::{EXPIRING, Lows, Unit, code};
+
+/// The schema's version; a file of another one is rebuilt.
+const SCHEMA: i64 = 1;
+
+const TABLES: &str = "
+CREATE TABLE pop_state (k BLOB PRIMARY KEY, ver INTEGER NOT NULL, at INTEGER NOT NULL, state BLOB NOT NULL);
+CREATE TABLE pop_count (tenant TEXT, win INTEGER, tag TEXT, n INTEGER NOT NULL, first_at INTEGER, first_display TEXT,
+                        PRIMARY KEY (tenant, win, tag)) WITHOUT ROWID;
+CREATE TABLE pop_bucket (unit INTEGER, bucket INTEGER, tenant TEXT, tag TEXT, n INTEGER NOT NULL,
+                         PRIMARY KEY (unit, bucket, tenant, tag)) WITHOUT ROWID;
+CREATE TABLE pop_first (tenant TEXT, tag TEXT, added_at INTEGER, display TEXT, k BLOB,
+                        PRIMARY KEY (tenant, tag, added_at, display, k)) WITHOUT ROWID;
+CREATE TABLE pop_meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+";
+
+/// States of dropped contents are kept this long, so that a late event cannot bring one back.
+const GONE_AGE_MS: i64 = 30 * 86_400_000;
+
+/// One content's state, however it was learnt.
+pub(crate) struct State<'a> {
+    /// Shard byte and key, as in the store.
+    pub(crate) k: &'a [u8],
+    pub(crate) tenant: &'a TenantId,
+    pub(crate) version: Version,
+    pub(crate) at: UnixMillis,
+    pub(crate) tags: &'a [Tagging],
+}
+
+/// Whether a state may replace one of the same version.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Replace {
+    IfNewer,
+    /// Only for repairs: the shard's state is right.
+    IfNotOlder,
+}
+
+/// A partition's file.
+pub(crate) struct OwnerFile {
+    writer: Mutex<Connection>,
+    reader: Mutex<Connection>,
+}
+
+#[derive(Default)]
+struct Deltas {
+    counts: BTreeMap<(TenantId, i64, String), i64>,
+    buckets: BTreeMap<(i64, i64, TenantId, String), i64>,
+    touched: BTreeSet<(TenantId, String)>,
+}
+
+fn lock(conn: &Mutex<Connection>) -> MutexGuard<'_, Connection> {
+    // A transaction that panicked was rolled back when it was dropped.
+    conn.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(crate) fn meta(conn: &Connection, key: &str) -> rusqlite::Result<Option<String>> {
+    conn.prepare_cached("SELECT value FROM pop_meta WHERE key = ?1")?.query_row([key], |row| row.get(0)).optional()
+}
+
+pub(crate) fn set_meta(conn: &Connection, key: &str, value: &str) -> rusqlite::Result<()> {
+    conn.prepare_cached(
+        "INSERT INTO pop_meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2",
+    )?
+    .execute([key, value])?;
+    Ok(())
+}
+
+fn read_lows(conn: &Connection) -> rusqlite::Result<Option<Lows>> {
+    Ok(meta(conn, "lows")?.and_then(|text| {
+        let lows: Vec<i64> = text.split(',').filter_map(|n| n.parse().ok()).collect();
+        lows.try_into().ok().map(Lows)
+    }))
+}
+
+fn write_lows(conn: &Connection, lows: Lows) -> rusqlite::Result<()> {
+    set_meta(conn, "lows", &lows.0.map(|n| n.to_string()).join(","))
+}
+
+impl OwnerFile {
+    /// Opens or creates.
+    pub(crate) fn open(path: &Path, now: UnixMillis) -> rusqlite::Result<Self> {
+        let mut conn = Connection::open(path)?;
+        conn.busy_timeout(std::time::Duration::from_secs(5))?;
+        conn.pragma_update(None, "journal_mode", "WAL")?;
+        conn.pragma_update(None, "synchronous", "NORMAL")?;
+        conn.pragma_update(None, "cache_size", -2048)?;
+        conn.set_prepared_statement_cache_capacity(32);
+        let version: i64 = conn.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        if version == 0 {
+            let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            tx.execute_batch(TABLES)?;
+            write_lows(&tx, Lows::at(now))?;
+            tx.pragma_update(None, "user_version", SCHEMA)?;
+            tx.commit()?;
+        }
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let reader = Connection::open_with_flags(path, flags)?;
+        reader.busy_timeout(std::time::Duration::from_secs(5))?;
+        reader.pragma_update(None, "cache_size", -1024)?;
+        Ok(Self { writer: Mutex::new(conn), reader: Mutex::new(reader) })
+    }
+
+    /// The epoch and position, if the file is of this schema.
+    pub(crate) fn position(&self) -> rusqlite::Result<Option<(String, BusPosition)>> {
+        let conn = lock(&self.writer);
+        let version: i64 = conn.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        if version != SCHEMA {
+            return Ok(None);
+        }
+        let number = |key| meta(&conn, key).map(|v| v.and_then(|v| v.parse().ok()));
+        let (epoch, next, emit) = (meta(&conn, "epoch")?, number("pos")?, number("emit")?);
+        Ok(epoch.zip(next).zip(emit).map(|((epoch, next), emit)| (epoch, BusPosition { next, emit })))
+    }
+
+    /// Makes a position durable.
+    pub(crate) fn set_position(&self, epoch: Option<&str>, position: BusPosition) -> rusqlite::Result<()> {
+        let mut conn = lock(&self.writer);
+        let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        if let Some(epoch) = epoch {
+            set_meta(&tx, "epoch", epoch)?;
+        }
+        set_meta(&tx, "pos", &position.next.to_string())?;
+        set_meta(&tx, "emit", &position.emit.to_string())?;
+        tx.commit()
+    }
+
+    /// Applies states; says of each whether it was taken. Returns also the tenants whose counts moved.
+    pub(crate) fn apply(
+        &self,
+        states: &[State<'_>],
+        replace: Replace,
+    ) -> rusqlite::Result<(Vec<bool>, BTreeSet<TenantId>)> {
+        let mut conn = lock(&self.writer);
+        let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let lows = read_lows(&tx)?.unwrap_or(Lows([i64::MIN; 3]));
+        let mut deltas = Deltas::default();
+        let mut taken = Vec::with_capacity(states.len());
+        for state in states {
+            taken.push(apply_state(&tx, state, replace, &lows, &mut deltas)?);
+        }
+        let tenants = deltas.touched.iter().map(|(tenant, _)| tenant.clone()).collect();
+        deltas.flush(&tx)?;
+        tx.commit()?;
+        Ok((taken, tenants))
+    }
+
+    /// Moves the low markers to `now` and subtracts the buckets below them. True if a count moved.
+    pub(crate) fn expire(&self, now: UnixMillis) -> rusqlite::Result<bool> {
+        let mut conn = lock(&self.writer);
+        let old = read_lows(&conn)?.unwrap_or_else(|| Lows::at(now));
+        let new = Lows::at(now).max(old);
+        if new == old {
+            return Ok(false);
+        }
+        let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut moved = 0;
+        for (window, unit, _) in EXPIRING {
+            let dead = params![unit.code(), old.of(window), new.of(window), code(window)];
+            moved += tx
+                .prepare_cached(
+                    "UPDATE pop_count SET n = n - dead.sum FROM
+                         (SELECT tenant, tag, sum(n) AS sum FROM pop_bucket
+                          WHERE unit = ?1 AND bucket >= ?2 AND bucket < ?3 GROUP BY tenant, tag) AS dead
+                     WHERE pop_count.tenant = dead.tenant AND pop_count.win = ?4 AND pop_count.tag = dead.tag",
+                )?
+                .execute(dead)?;
+            tx.prepare_cached("DELETE FROM pop_count WHERE win = ?1 AND n <= 0")?.execute([code(window)])?;
+        }
+        for unit in Unit::ALL {
+            tx.prepare_cached("DELETE FROM pop_bucket WHERE unit = ?1 AND bucket < ?2")?
+                .execute(params![unit.code(), new.of(unit.longest())])?;
+        }
+        tx.prepare_cached("DELETE FROM pop_state WHERE at < ?1 AND length(state) = 0")?.execute([now - GONE_AGE_MS])?;
+        write_lows(&tx, new)?;
+        tx.commit()?;
+        Ok(moved > 0)
+    }
+
+    /// Reads with a connection of its own, from one snapshot.
+    pub(crate) fn read<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+        let mut conn = lock(&self.reader);
+        let tx = conn.transaction()?;
+        let result = read(&tx)?;
+        tx.commit()?;
+        Ok(result)
+    }
+
+    /// Changes with the writer's connection, in one transaction.
+    pub(crate) fn write<T>(&self, write: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+        let mut conn = lock(&self.writer);
+        let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let result = write(&tx)?;
+        tx.commit()?;
+        Ok(result)
+    }
+
+    /// Moves everything into the file itself.
+    pub(crate) fn checkpoint(&self) -> rusqlite::Result<()> {
+        lock(&self.writer).query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+    }
+}
+
+/// The stored form of a state's tags: a document without users; nothing for a content without tags.
+pub(crate) fn encode_tags(version: Version, tags: &[Tagging]) -> Vec<u8> {
+    if tags.is_empty() {
+        return Vec::new();
+    }
+    let nobody = UserId::parse_stored("-");
+    let taggings = tags.iter().map(|t| Tagging { user: nobody.clone(), ord: version, ..t.clone() }).collect();
+    codec::encode(&Document { version, floor: version, cond: version, taggings, ..Document::default() })
+}
+
+/// The tags in a stored state.
+pub(crate) fn decode_tags(bytes: &[u8]) -> rusqlite::Result<Vec<Tagging>> {
+    if bytes.is_empty() {
+        return Ok(Vec::new());
+    }
+    codec::decode(bytes)
+        .map(|d| d.taggings)
+        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Blob, Box::new(e)))
+}
+
+/// Whether two taggings count the same.
+pub(crate) fn same(a: &Tagging, b: &Tagging) -> bool {
+    a.name == b.name && a.display == b.display && a.at == b.at
+}
+
+fn apply_state(
+    tx: &Transaction<'_>,
+    state: &State<'_>,
+    replace: Replace,
+    lows: &Lows,
+    deltas: &mut Deltas,
+) -> rusqlite::Result<bool> {
+    let known: Option<(i64, Vec<Tagging>)> = tx
+        .prepare_cached("SELECT ver, state FROM pop_state WHERE k = ?1")?
+        .query_row([state.k], |row| Ok((row.get(0)?, decode_tags(row.get_ref(1)?.as_blob()?)?)))
+        .optional()?;
+    let version = state.version.packed() as i64;
+    let (known_version, old) = known.unwrap_or((-1, Vec::new()));
+    let newer = match replace {
+        Replace::IfNewer => version > known_version,
+        Replace::IfNotOlder => version >= known_version,
+    };
+    if !newer {
+        return Ok(false);
+    }
+    let kept: HashMap<&str, &Tagging> = state.tags.iter().map(|t| (t.name.as_str(), t)).collect();
+    for tagging in &old {
+        if !kept.get(tagging.name.as_str()).is_some_and(|t| same(t, tagging)) {
+            deltas.count(state.tenant, tagging, -1, lows);
+            tx.prepare_cached(
+                "DELETE FROM pop_first WHERE tenant = ?1 AND tag = ?2 AND added_at = ?3 AND display = ?4 AND k = ?5",
+            )?
+            .execute(params![
+                state.tenant.as_str(),
+                tagging.name.as_str(),
+                tagging.at,
+                &*tagging.display,
+                state.k
+            ])?;
+        }
+    }
+    let had: HashMap<&str, &Tagging> = old.iter().map(|t| (t.name.as_str(), t)).collect();
+    for tagging in state.tags {
+        if !had.get(tagging.name.as_str()).is_some_and(|t| same(t, tagging)) {
+            deltas.count(state.tenant, tagging, 1, lows);
+            tx.prepare_cached(
+                "INSERT OR IGNORE INTO pop_first (tenant, tag, added_at, display, k) VALUES (?1, ?2, ?3, ?4, ?5)",
+            )?
+            .execute(params![
+                state.tenant.as_str(),
+                tagging.name.as_str(),
+                tagging.at,
+                &*tagging.display,
+                state.k
+            ])?;
+        }
+    }
+    tx.prepare_cached(
+        "INSERT INTO pop_state (k, ver, at, state) VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT (k) DO UPDATE SET ver = ?2, at = ?3, state = ?4",
+    )?
+    .execute(params![state.k, version, state.at, encode_tags(state.version, state.tags)])?;
+    Ok(true)
+}
+
+impl Deltas {
+    fn count(&mut self, tenant: &TenantId, tagging: &Tagging, by: i64, lows: &Lows) {
+        let tag = tagging.name.as_str();
+        for window in lows.windows(tagging.at) {
+            *self.counts.entry((tenant.clone(), code(window), tag.to_owned())).or_default() += by;
+        }
+        for unit in Unit::ALL {
+            let bucket = unit.bucket(tagging.at);
+            if bucket >= lows.of(unit.longest()) {
+                *self.buckets.entry((unit.code(), bucket, tenant.clone(), tag.to_owned())).or_default() += by;
+            }
+        }
+        self.touched.insert((tenant.clone(), tag.to_owned()));
+    }
+
+    fn flush(self, tx: &Transaction<'_>) -> rusqlite::Result<()> {
+        for ((tenant, window, tag), by) in self.counts {
+            if by != 0 {
+                tx.prepare_cached(
+                    "INSERT INTO pop_count (tenant, win, tag, n) VALUES (?1, ?2, ?3, ?4)
+                     ON CONFLICT (tenant, win, tag) DO UPDATE SET n = n + ?4",
+                )?
+                .execute(params![tenant.as_str(), window, tag, by])?;
+                if by < 0 {
+                    tx.prepare_cached("DELETE FROM pop_count WHERE tenant = ?1 AND win = ?2 AND tag = ?3 AND n = 0")?
+                        .execute(params![tenant.as_str(), window, tag])?;
+                }
+            }
+        }
+        for ((unit, bucket, tenant, tag), by) in self.buckets {
+            if by != 0 {
+                tx.prepare_cached(
+                    "INSERT INTO pop_bucket (unit, bucket, tenant, tag, n) VALUES (?1, ?2, ?3, ?4, ?5)
+                     ON CONFLICT (unit, bucket, tenant, tag) DO UPDATE SET n = n + ?5",
+                )?
+                .execute(params![unit, bucket, tenant.as_str(), tag, by])?;
+                if by < 0 {
+                    tx.prepare_cached(
+                        "DELETE FROM pop_bucket WHERE unit = ?1 AND bucket = ?2 AND tenant = ?3 AND tag = ?4 AND n = 0",
+                    )?
+                    .execute(params![unit, bucket, tenant.as_str(), tag])?;
+                }
+            }
+        }
+        for (tenant, tag) in self.touched {
+            set_first(tx, tenant.as_str(), &tag)?;
+        }
+        Ok(())
+    }
+}
+
+/// Keeps the first spelling beside the count: the smallest (added_at, bytes) among live taggings.
+fn set_first(tx: &Transaction<'_>, tenant: &str, tag: &str) -> rusqlite::Result<()> {
+    let first: Option<(i64, String)> = tx
+        .prepare_cached(
+            "SELECT added_at, display FROM pop_first WHERE tenant = ?1 AND tag = ?2 ORDER BY added_at, display LIMIT 1",
+        )?
+        .query_row([tenant, tag], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    let (at, display) = first.unzip();
+    tx.prepare_cached(
+        "UPDATE pop_count SET first_at = ?3, first_display = ?4 WHERE tenant = ?1 AND win = 0 AND tag = ?2",
+    )?
+    .execute(params![tenant, tag, at, display])?;
+    Ok(())
+}
+
+/// Recomputes every sum from the states. Everything else of the file stays.
+pub(crate) fn recompute(tx: &Transaction<'_>) -> rusqlite::Result<()> {
+    let lows = read_lows(tx)?.unwrap_or(Lows([i64::MIN; 3]));
+    tx.execute_batch("DELETE FROM pop_count; DELETE FROM pop_bucket; DELETE FROM pop_first;")?;
+    let mut deltas = Deltas::default();
+    let mut states = tx.prepare("SELECT k, state FROM pop_state")?;
+    let mut rows = states.query([])?;
+    while let Some(row) = rows.next()? {
+        let k: Vec<u8> = row.get(0)?;
+        let Some(tenant) = tenant_of(&k) else { continue };
+        for tagging in decode_tags(row.get_ref(1)?.as_blob()?)? {
+            deltas.count(&tenant, &tagging, 1, &lows);
+            tx.prepare_cached("INSERT INTO pop_first (tenant, tag, added_at, display, k) VALUES (?1, ?2, ?3, ?4, ?5)")?
+                .execute(params![tenant.as_str(), tagging.name.as_str(), tagging.at, &*tagging.display, k])?;
+        }
+    }
+    drop(rows);
+    drop(states);
+    deltas.flush(tx)
+}
+
+/// What every sum should be, from the states: (tenant, window, tag) -> n.
+pub(crate) fn expected_counts(conn: &Connection) -> rusqlite::Result<BTreeMap<(String, i64, String), i64>> {
+    let lows = read_lows(conn)?.unwrap_or(Lows([i64::MIN; 3]));
+    let mut expected = BTreeMap::new();
+    let mut states = conn.prepare("SELECT k, state FROM pop_state")?;
+    let mut rows = states.query([])?;
+    while let Some(row) = rows.next()? {
+        let k: Vec<u8> = row.get(0)?;
+        let Some(tenant) = tenant_of(&k) else { continue };
+        for tagging in decode_tags(row.get_ref(1)?.as_blob()?)? {
+            for window in lows.windows(tagging.at) {
+                let key = (tenant.as_str().to_owned(), code(window), tagging.name.as_str().to_owned());
+                *expected.entry(key).or_default() += 1;
+            }
+        }
+    }
+    Ok(expected)
+}
+
+/// The tenant in a stored key (shard byte, then the content key).
+pub(crate) fn tenant_of(k: &[u8]) -> Option<TenantId> {
+    tagfast_domain::ContentKey::from_bytes(k.get(1..)?).ok().map(|key| key.tenant)
+}
