@@ -4,5 +4,33 @@
 //! page.
 
 pub mod port;
+pub mod query;
+mod tantivy_index;
 
 pub use port::{Hit, SearchError, SearchIndex, SearchPage, SearchRequest, Sort, SortKey, Total};
+pub use query::{Query, caret};
+pub use tantivy_index::{TantivyIndex, TantivyOptions};
+
+use tagfast_resilience::{MetricDef, MetricKind};
+
+/// Metrics of this crate.
+pub const METRICS: &[MetricDef] = &[
+    MetricDef {
+        name: "tagfast_search_lag_seconds",
+        kind: MetricKind::Gauge,
+        labels: &[],
+        help: "From commit to visible to a search. Above 5 s for a minute: search is behind.",
+    },
+    MetricDef {
+        name: "tagfast_search_commit_seconds",
+        kind: MetricKind::Histogram,
+        labels: &[],
+        help: "Time to commit and show a batch of changes.",
+    },
+    MetricDef {
+        name: "tagfast_search_rebuilds_total",
+        kind: MetricKind::Counter,
+        labels: &[],
+        help: "Rebuilds of the index that were completed.",
+    },
+];

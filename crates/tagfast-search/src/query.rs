@@ -1,0 +1,333 @@
+//! The query language: a pure parser, one tree for every engine.
+//!
+//! ```text
+//! query := and ( "OR" and )*          lowest
+//! and   := not ( ("AND")? not )*      a blank means AND
+//! not   := "NOT" not | prim           highest
+//! prim  := "(" query ")" | tag | prefix | field
+//! ```
+//!
+//! How it fails: with a position in characters and bytes and with what was expected there; never by guessing.
+
+use std::fmt;
+
+use tagfast_domain::{ContentType, TagName};
+use unicode_width::UnicodeWidthChar;
+
+use crate::SearchError;
+
+/// Longest query in bytes.
+pub const QUERY_BYTES: usize = 2048;
+/// Most tags, prefixes and types in a query.
+pub const QUERY_TERMS: usize = 64;
+/// Deepest nesting of parentheses and NOTs.
+pub const QUERY_DEPTH: usize = 16;
+/// Shortest prefix in characters.
+pub const PREFIX_CHARACTERS: usize = 2;
+/// Most prefixes in a query.
+pub const QUERY_PREFIXES: usize = 4;
+
+/// A query as a tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Query {
+    /// Contents with this tag.
+    Tag(TagName),
+    /// Contents with a tag whose canonical name begins so.
+    Prefix(String),
+    /// Contents of this type.
+    Type(ContentType),
+    /// All of these.
+    And(Vec<Query>),
+    /// Any of these.
+    Or(Vec<Query>),
+    /// None of this.
+    Not(Box<Query>),
+}
+
+/// The canonical text of a query: parsing it gives the same tree.
+impl fmt::Display for Query {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |f: &mut fmt::Formatter<'_>, parts: &[Self], word: &str| {
+            parts.iter().enumerate().try_for_each(|(n, part)| {
+                if n > 0 {
+                    write!(f, " {word} ")?;
+                }
+                match part {
+                    Self::And(_) | Self::Or(_) => write!(f, "({part})"),
+                    Self::Tag(_) | Self::Prefix(_) | Self::Type(_) | Self::Not(_) => part.fmt(f),
+                }
+            })
+        };
+        match self {
+            Self::Tag(name) => write!(f, "\"{}\"", name.as_str().replace('\\', "\\\\").replace('"', "\\\"")),
+            Self::Prefix(prefix) => write!(f, "{prefix}*"),
+            Self::Type(content_type) => write!(f, "type:{content_type}"),
+            Self::And(parts) => list(f, parts, "AND"),
+            Self::Or(parts) => list(f, parts, "OR"),
+            Self::Not(part) => match part.as_ref() {
+                Self::And(_) | Self::Or(_) => write!(f, "NOT ({part})"),
+                Self::Tag(_) | Self::Prefix(_) | Self::Type(_) | Self::Not(_) => write!(f, "NOT {part}"),
+            },
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Kind {
+    Open,
+    Close,
+    And,
+    Or,
+    Not,
+    Tag(TagName),
+    Prefix(String),
+    Type(ContentType),
+}
+
+#[derive(Debug, Clone)]
+struct Token {
+    kind: Kind,
+    byte: usize,
+}
+
+struct Parser<'a> {
+    text: &'a str,
+    tokens: Vec<Token>,
+    at: usize,
+    depth: usize,
+}
+
+/// Parses a query; `None` for a blank one.
+pub fn parse(text: &str) -> Result<Option<Query>, SearchError> {
+    if text.len() > QUERY_BYTES {
+        return Err(SearchError::Limit { limit: "query_bytes", allowed: QUERY_BYTES, given: text.len() });
+    }
+    let tokens = tokens(text)?;
+    if tokens.is_empty() {
+        return Ok(None);
+    }
+    let count = |f: fn(&Kind) -> bool| tokens.iter().filter(|t| f(&t.kind)).count();
+    let terms = count(|k| matches!(k, Kind::Tag(_) | Kind::Prefix(_) | Kind::Type(_)));
+    if terms > QUERY_TERMS {
+        return Err(SearchError::Limit { limit: "query_terms", allowed: QUERY_TERMS, given: terms });
+    }
+    let prefixes = count(|k| matches!(k, Kind::Prefix(_)));
+    if prefixes > QUERY_PREFIXES {
+        return Err(SearchError::Limit { limit: "query_prefixes", allowed: QUERY_PREFIXES, given: prefixes });
+    }
+    let mut parser = Parser { text, tokens, at: 0, depth: 0 };
+    let query = parser.or()?;
+    match parser.peek() {
+        None => Ok(Some(query)),
+        Some(_) => Err(parser.unexpected("AND, OR or the end of the query")),
+    }
+}
+
+fn syntax(text: &str, byte: usize, expected: impl Into<String>, found: &str) -> SearchError {
+    let expected = expected.into();
+    let position = text.get(..byte).map_or(0, |s| s.chars().count());
+    let message = format!("{found} at position {position}: expected {expected}");
+    SearchError::Syntax { position, byte, expected, message }
+}
+
+fn is_bare(c: char) -> bool {
+    !c.is_whitespace() && !matches!(c, '(' | ')' | '"' | '*')
+}
+
+fn tokens(text: &str) -> Result<Vec<Token>, SearchError> {
+    let mut tokens = Vec::new();
+    let mut rest = text;
+    let offset = |rest: &str| text.len() - rest.len();
+    while let Some(c) = rest.chars().next() {
+        let byte = offset(rest);
+        if c.is_whitespace() {
+            rest = &rest[c.len_utf8()..];
+            continue;
+        }
+        let kind = match c {
+            '(' | ')' => {
+                rest = &rest[1..];
+                if c == '(' { Kind::Open } else { Kind::Close }
+            }
+            '"' => {
+                let (value, after) = quoted(text, rest, byte)?;
+                rest = after;
+                ends(text, rest, offset(rest))?;
+                Kind::Tag(tag(text, byte, &value)?)
+            }
+            '*' => return Err(syntax(text, byte, "a tag before '*'", "a lone '*'")),
+            _ => {
+                let length = rest.find(|c| !is_bare(c)).unwrap_or(rest.len());
+                let (word, after) = rest.split_at(length);
+                let (kind, after) = bare(text, word, after, byte)?;
+                rest = after;
+                kind
+            }
+        };
+        tokens.push(Token { kind, byte });
+    }
+    Ok(tokens)
+}
+
+/// A term must be followed by a blank, a parenthesis or the end: `a"b"` is neither one tag nor two.
+fn ends(text: &str, rest: &str, byte: usize) -> Result<(), SearchError> {
+    match rest.chars().next() {
+        Some(c) if !c.is_whitespace() && c != ')' && c != '(' => {
+            Err(syntax(text, byte, "a blank, a parenthesis or the end of the query", &format!("{c:?}")))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn quoted<'a>(text: &str, rest: &'a str, start: usize) -> Result<(String, &'a str), SearchError> {
+    let mut value = String::new();
+    let mut chars = rest.char_indices().skip(1);
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '"' => return Ok((value, &rest[at + 1..])),
+            '\\' => match chars.next() {
+                Some((_, c @ ('"' | '\\'))) => value.push(c),
+                Some(_) | None => return Err(syntax(text, start + at, "\\\" or \\\\", "a backslash")),
+            },
+            c => value.push(c),
+        }
+    }
+    Err(syntax(text, text.len(), "a closing '\"'", "the end of the query"))
+}
+
+fn bare<'a>(text: &str, word: &str, after: &'a str, byte: usize) -> Result<(Kind, &'a str), SearchError> {
+    if let Some(rest) = after.strip_prefix('*') {
+        ends(text, rest, text.len() - rest.len())?;
+        let prefix = tag(text, byte, word)?;
+        let given = prefix.as_str().chars().count();
+        if given < PREFIX_CHARACTERS {
+            let expected = format!("at least {PREFIX_CHARACTERS} characters before '*'");
+            return Err(syntax(text, byte, expected, "a short prefix"));
+        }
+        return Ok((Kind::Prefix(prefix.as_str().to_owned()), rest));
+    }
+    let kind = match word {
+        "AND" => Kind::And,
+        "OR" => Kind::Or,
+        "NOT" => Kind::Not,
+        _ => match word.strip_prefix("type:") {
+            // `type:"jira.issue"`: the quoted form of a field.
+            Some("") if after.starts_with('"') => {
+                let (value, rest) = quoted(text, after, byte + word.len())?;
+                ends(text, rest, text.len() - rest.len())?;
+                let content_type = ContentType::parse(&value)
+                    .map_err(|e| syntax(text, byte + word.len(), "a content type", &e.to_string()))?;
+                return Ok((Kind::Type(content_type), rest));
+            }
+            Some(name) if ContentType::parse(name).is_ok() => {
+                Kind::Type(ContentType::parse(name).map_err(|e| syntax(text, byte, "a content type", &e.to_string()))?)
+            }
+            Some(_) | None => Kind::Tag(tag(text, byte, word)?),
+        },
+    };
+    ends(text, after, text.len() - after.len())?;
+    Ok((kind, after))
+}
+
+fn tag(text: &str, byte: usize, value: &str) -> Result<TagName, SearchError> {
+    TagName::parse(value).map_err(|e| syntax(text, byte, "a valid tag", &e.to_string()))
+}
+
+impl Parser<'_> {
+    fn peek(&self) -> Option<&Kind> {
+        self.tokens.get(self.at).map(|t| &t.kind)
+    }
+
+    fn unexpected(&self, expected: &str) -> SearchError {
+        match self.tokens.get(self.at) {
+            Some(token) => {
+                let found = self.text[token.byte..].split_whitespace().next().unwrap_or_default();
+                let found: String = found.chars().take(20).collect();
+                syntax(self.text, token.byte, expected, &format!("{found:?}"))
+            }
+            None => syntax(self.text, self.text.len(), expected, "the end of the query"),
+        }
+    }
+
+    fn deeper<T>(&mut self, parse: impl FnOnce(&mut Self) -> Result<T, SearchError>) -> Result<T, SearchError> {
+        self.depth += 1;
+        if self.depth > QUERY_DEPTH {
+            return Err(SearchError::Limit { limit: "query_depth", allowed: QUERY_DEPTH, given: self.depth });
+        }
+        let parsed = parse(self);
+        self.depth -= 1;
+        parsed
+    }
+
+    fn or(&mut self) -> Result<Query, SearchError> {
+        let mut parts = vec![self.and()?];
+        while self.peek() == Some(&Kind::Or) {
+            self.at += 1;
+            parts.push(self.and()?);
+        }
+        Ok(joined(parts, Query::Or))
+    }
+
+    fn and(&mut self) -> Result<Query, SearchError> {
+        let mut parts = vec![self.not()?];
+        loop {
+            match self.peek() {
+                Some(Kind::And) => {
+                    self.at += 1;
+                    parts.push(self.not()?);
+                }
+                Some(Kind::Open | Kind::Not | Kind::Tag(_) | Kind::Prefix(_) | Kind::Type(_)) => {
+                    parts.push(self.not()?);
+                }
+                Some(Kind::Or | Kind::Close) | None => return Ok(joined(parts, Query::And)),
+            }
+        }
+    }
+
+    fn not(&mut self) -> Result<Query, SearchError> {
+        if self.peek() == Some(&Kind::Not) {
+            self.at += 1;
+            return self.deeper(|p| Ok(Query::Not(Box::new(p.not()?))));
+        }
+        self.prim()
+    }
+
+    fn prim(&mut self) -> Result<Query, SearchError> {
+        const EXPECTED: &str = "a tag, type:, NOT or '('";
+        let query = match self.peek() {
+            Some(Kind::Open) => {
+                self.at += 1;
+                let inner = self.deeper(Self::or)?;
+                if self.peek() != Some(&Kind::Close) {
+                    return Err(self.unexpected("AND, OR or ')'"));
+                }
+                inner
+            }
+            Some(Kind::Tag(name)) => Query::Tag(name.clone()),
+            Some(Kind::Prefix(prefix)) => Query::Prefix(prefix.clone()),
+            Some(Kind::Type(content_type)) => Query::Type(content_type.clone()),
+            Some(Kind::Close | Kind::And | Kind::Or | Kind::Not) | None => return Err(self.unexpected(EXPECTED)),
+        };
+        self.at += 1;
+        Ok(query)
+    }
+}
+
+fn joined(mut parts: Vec<Query>, join: fn(Vec<Query>) -> Query) -> Query {
+    match parts.pop() {
+        Some(only) if parts.is_empty() => only,
+        Some(last) => {
+            parts.push(last);
+            join(parts)
+        }
+        None => join(parts),
+    }
+}
+
+/// The query with a caret under the character at `position` (counted in Unicode scalar values), for terminals.
+pub fn caret(query: &str, position: usize) -> String {
+    let printable = |c: char| if c.is_control() { ' ' } else { c };
+    let line: String = query.chars().map(printable).collect();
+    let column: usize = line.chars().take(position).map(|c| c.width().unwrap_or(0)).sum();
+    format!("{line}\n{:column$}^", "")
+}
