@@ -1,0 +1,13 @@
+//! Tests of the HTTP API over a store in memory.
+
+mod auth;
+mod batch;
+mod content;
+mod find;
+mod limits;
+mod openapi;
+mod operations;
+mod problems;
+mod server;
+mod support;
+mod tenants;

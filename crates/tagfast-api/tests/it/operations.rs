@@ -1,0 +1,61 @@
+//! Health, readiness, status, repair, what the cluster adds.
+
+use serde_json::json;
+use tagfast_api::OperationsError;
+
+use crate::support::{jwt_world, keys, world};
+
+#[tokio::test]
+async fn health_readiness_and_metrics_need_no_token() {
+    let world = jwt_world();
+    assert_eq!(world.get("/healthz").send().await.ok(), json!({"status": "ok"}));
+    assert_eq!(world.get("/readyz").send().await.ok(), json!({"ready": true, "not_ready": []}));
+    *world.operations.not_ready.lock().unwrap() = Some("rebuilding, 40 % done".into());
+    let answer = world.get("/readyz").send().await;
+    assert_eq!((answer.status.as_u16(), answer.header("retry-after")), (503, "1"));
+    assert_eq!(answer.json()["not_ready"], json!([{"part": "search", "problem": "rebuilding, 40 % done"}]));
+    let metrics = world.get("/metrics").send().await;
+    assert!(metrics.header("content-type").starts_with("text/plain"));
+    assert!(String::from_utf8(metrics.body).unwrap().contains("tagfast_up 1"));
+    let docs = world.get("/docs").send().await;
+    let page = String::from_utf8(docs.body).unwrap();
+    assert!(page.contains("/v1/content/{type}/{id}/tags") && page.contains("bad_cursor"));
+    assert!(!page.contains("src=") && !page.contains("https://"), "nothing is loaded from elsewhere");
+    assert_eq!(world.get("/openapi.json").send().await.ok()["openapi"], "3.1.0");
+    world.get("/healthz?x=1").send().await.problem("unknown_parameter");
+}
+
+#[tokio::test]
+async fn status_reindex_and_recount() {
+    let world = world();
+    let status = world.get("/v1/status").send().await.ok();
+    assert_eq!(status["mode"], "embedded");
+    assert_eq!(status["degraded"], json!([{"feature": "facets", "reason": "slow"}]));
+    assert_eq!(status["running"], json!([{"operation": "reindex", "contents": 7}]));
+    assert_eq!(status["not_ready"], json!([]));
+    assert_eq!(world.ask("POST", "/v1/admin/reindex").send().await.ok(), json!({"contents": 3}));
+    let found = world.ask("POST", "/v1/admin/recount").json(r#"{"repair": true}"#).send().await.ok();
+    assert_eq!((&found["repaired"], &found["drifted_counts"]), (&json!(true), &json!(2)));
+    assert_eq!(world.ask("POST", "/v1/admin/recount").json("{}").send().await.ok()["repaired"], false);
+
+    *world.operations.fault.lock().unwrap() = Some(|| OperationsError::AlreadyRunning("reindex"));
+    world.ask("POST", "/v1/admin/reindex").send().await.problem("already_running");
+    *world.operations.fault.lock().unwrap() = Some(|| OperationsError::Failed("the disk is full".into()));
+    world.ask("POST", "/v1/admin/recount").json("{}").send().await.problem("operation_failed");
+}
+
+#[tokio::test]
+async fn what_the_cluster_adds_is_501_for_an_admin() {
+    let world = jwt_world();
+    let admin = keys::hs256(&keys::claims("acme", "admin"));
+    for (method, uri) in [
+        ("GET", "/v1/failovers"),
+        ("GET", "/v1/breakers"),
+        ("GET", "/v1/dead-letters"),
+        ("POST", "/v1/dead-letters:replay"),
+        ("POST", "/v1/dead-letters:discard"),
+    ] {
+        world.ask(method, uri).bearer(&admin).send().await.problem("not_in_this_mode");
+        world.ask(method, uri).bearer(&keys::user("acme")).send().await.problem("missing_scope");
+    }
+}

@@ -1,0 +1,165 @@
+//! The accept loop on real sockets: slow clients, limits, draining.
+
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tagfast_api::{ApiLimits, AuthConfig};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use crate::support::{World, world_with};
+
+/// Longer than anything here takes; only a failing test waits for it.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Running {
+    world: World,
+    address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    task: JoinHandle<std::io::Result<()>>,
+}
+
+async fn start(limits: ApiLimits) -> Running {
+    let world = world_with(AuthConfig::None, limits.clone());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let router = world.router.clone();
+    let task =
+        tokio::spawn(async move { tagfast_api::serve(listener, router, limits, async { drop(stopped.await) }).await });
+    Running { world, address, stop: Some(stop), task }
+}
+
+impl Running {
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.unwrap()
+    }
+
+    async fn finish(mut self) {
+        drop(self.stop.take());
+        tokio::time::timeout(PATIENCE, self.task).await.expect("the server ends").unwrap().unwrap();
+    }
+}
+
+async fn until_closed(stream: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    // A reset is an end, too.
+    let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.expect("the connection ends");
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+async fn answer_head(stream: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    while !bytes.windows(4).any(|w| w == b"\r\n\r\n") {
+        let byte = tokio::time::timeout(PATIENCE, stream.read_u8()).await.expect("an answer").expect("an answer");
+        bytes.push(byte);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[tokio::test]
+async fn requests_are_served_over_one_connection() {
+    let server = start(ApiLimits::default()).await;
+    let mut stream = server.connect().await;
+    for _ in 0..3 {
+        stream.write_all(b"GET /v1/content/a/b%2Fc/tags HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let head = answer_head(&mut stream).await;
+        assert!(head.starts_with("HTTP/1.1 200 OK"), "{head}");
+        let length: usize =
+            head.lines().find_map(|l| l.strip_prefix("content-length: ")).expect("a length").parse().unwrap();
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body).await.unwrap();
+        assert!(String::from_utf8(body).unwrap().contains("\"id\":\"b/c\""));
+    }
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn a_client_that_is_slow_with_its_head_is_closed() {
+    let server = start(ApiLimits { header_timeout: Duration::from_millis(200), ..ApiLimits::default() }).await;
+    let mut silent = server.connect().await;
+    let mut slow = server.connect().await;
+    slow.write_all(b"GET /healthz HTTP/1.1\r\nhost").await.unwrap();
+    let mut idle = server.connect().await;
+    idle.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let (silent, slow, idle) =
+        tokio::join!(until_closed(&mut silent), until_closed(&mut slow), until_closed(&mut idle));
+    assert!(!silent.contains("200 OK") && !slow.contains("200 OK"));
+    assert!(idle.contains("200 OK"), "the request before was answered: {idle}");
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn a_head_that_is_no_http_or_too_large_is_refused() {
+    let server = start(ApiLimits::default()).await;
+    let mut nonsense = server.connect().await;
+    nonsense.write_all(b"\x16\x03\x01 hello\r\n\r\n").await.unwrap();
+    assert!(until_closed(&mut nonsense).await.contains("400"));
+    let mut large = server.connect().await;
+    let head = format!("GET /healthz HTTP/1.1\r\nhost: x\r\nx-large: {}\r\n\r\n", "x".repeat(200_000));
+    let _ = large.write_all(head.as_bytes()).await;
+    let answer = until_closed(&mut large).await;
+    assert!(answer.is_empty() || answer.contains("431"), "{answer}");
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn what_is_in_flight_is_finished_and_nothing_new_is_taken() {
+    let mut server = start(ApiLimits::default()).await;
+    server.world.store.hang.store(true, Ordering::SeqCst);
+    let mut busy = server.connect().await;
+    // The body is not there yet: the request is in flight until it comes.
+    busy.write_all(b"PATCH /v1/content/a/1/tags HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 14\r\nexpect: 100-continue\r\n\r\n")
+        .await
+        .unwrap();
+    assert!(answer_head(&mut busy).await.contains("100 Continue"), "the handler waits for the body");
+    let mut idle = server.connect().await;
+    idle.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    assert!(answer_head(&mut idle).await.contains("200 OK"));
+
+    drop(server.stop.take());
+    until_closed(&mut idle).await;
+    let refused = async {
+        while TcpStream::connect(server.address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, refused).await.expect("the listener closes");
+
+    server.world.store.hang.store(false, Ordering::SeqCst);
+    busy.write_all(br#"{"add": ["x"]}"#).await.unwrap();
+    let answer = until_closed(&mut busy).await;
+    assert!(answer.contains("200 OK") && answer.contains("\"changed\":true"), "{answer}");
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn draining_has_an_end() {
+    let limits = ApiLimits { drain_timeout: Duration::from_millis(100), ..ApiLimits::default() };
+    let server = start(limits).await;
+    server.world.store.hang.store(true, Ordering::SeqCst);
+    let mut busy = server.connect().await;
+    busy.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    assert!(answer_head(&mut busy).await.contains("200 OK"));
+    busy.write_all(b"GET /v1/content/a/1/tags HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_wait_their_turn() {
+    let server = start(ApiLimits { connections: 1, ..ApiLimits::default() }).await;
+    let ask = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n";
+    let mut first = server.connect().await;
+    first.write_all(ask).await.unwrap();
+    assert!(answer_head(&mut first).await.contains("200 OK"));
+    let mut second = server.connect().await;
+    second.write_all(ask).await.unwrap();
+    let early = tokio::time::timeout(Duration::from_millis(100), second.read_u8()).await;
+    assert!(early.is_err(), "the second connection is not served yet");
+    drop(first);
+    assert!(answer_head(&mut second).await.contains("200 OK"));
+    server.finish().await;
+}

@@ -1,0 +1,178 @@
+//! What the tests share: the API over a store in memory, and a client that speaks plain HTTP to it.
+
+pub(crate) mod keys;
+pub(crate) mod ports;
+pub(crate) mod store;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use http::{HeaderMap, Method, Request, StatusCode};
+use http_body_util::BodyExt;
+use serde_json::Value;
+pub(crate) use tagfast_api::{ApiLimits, ApiParts, AuthConfig};
+use tagfast_domain::Limits;
+use tagfast_resilience::ManualClock;
+use tagfast_store::Sealer;
+use tower::ServiceExt;
+
+use ports::{FakeOperations, FakePopular, FakeSearch};
+use store::MemoryStore;
+
+pub(crate) const NOW: i64 = 1_767_225_600_000;
+pub(crate) const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
+
+/// The API with handles on everything behind it.
+pub(crate) struct World {
+    pub(crate) router: axum::Router,
+    pub(crate) store: Arc<MemoryStore>,
+    pub(crate) search: Arc<FakeSearch>,
+    pub(crate) popular: Arc<FakePopular>,
+    pub(crate) operations: Arc<FakeOperations>,
+    pub(crate) clock: Arc<ManualClock>,
+}
+
+/// An answer, read whole.
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|e| panic!("no JSON ({e}): {:?}", String::from_utf8_lossy(&self.body)))
+    }
+
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |v| v.to_str().unwrap())
+    }
+
+    /// Asserts that this is a problem document of this code, whole and consistent; returns it.
+    #[track_caller]
+    pub(crate) fn problem(&self, code: &str) -> Value {
+        let body = self.json();
+        assert_eq!(body["code"], code, "{body}");
+        let row = tagfast_api::PROBLEM_CODES.iter().find(|r| r.code == code).expect("a documented code");
+        assert_eq!(self.status.as_u16(), row.status, "{body}");
+        assert_eq!(self.header("content-type"), "application/problem+json");
+        assert_eq!(body["status"], row.status);
+        assert_eq!(body["title"], row.title);
+        assert_eq!(body["type"], format!("/docs/problems/{code}"));
+        assert!(!body["detail"].as_str().unwrap().is_empty());
+        assert!(!body["trace_id"].as_str().unwrap().is_empty());
+        if matches!(row.status, 429 | 503) {
+            assert!(self.header("retry-after").parse::<u64>().unwrap() >= 1, "Retry-After is missing");
+            assert!(body["retry_after_ms"].as_u64().is_some());
+        }
+        if row.status == 401 || row.status == 403 {
+            assert!(self.header("www-authenticate").starts_with("Bearer"));
+        }
+        body
+    }
+
+    #[track_caller]
+    pub(crate) fn ok(&self) -> Value {
+        assert_eq!(self.status, 200, "{}", String::from_utf8_lossy(&self.body));
+        self.json()
+    }
+}
+
+pub(crate) fn world() -> World {
+    world_with(AuthConfig::None, ApiLimits::default())
+}
+
+pub(crate) fn jwt_world() -> World {
+    world_with(hs256(), ApiLimits::default())
+}
+
+pub(crate) fn hs256() -> AuthConfig {
+    AuthConfig::Jwt {
+        hs256_secret: Some(SECRET.to_vec()),
+        jwks: None,
+        audience: None,
+        issuer: None,
+        leeway: Duration::from_secs(30),
+    }
+}
+
+pub(crate) fn world_with(auth: AuthConfig, limits: ApiLimits) -> World {
+    build(auth, limits, |_| {})
+}
+
+pub(crate) fn build(auth: AuthConfig, limits: ApiLimits, change: impl FnOnce(&mut ApiParts)) -> World {
+    let clock = Arc::new(ManualClock::new(NOW));
+    let store = MemoryStore::new(Arc::clone(&clock));
+    let search = FakeSearch::new(Arc::clone(&store));
+    let popular = FakePopular::new(Arc::clone(&store));
+    let operations = Arc::new(FakeOperations::default());
+    let mut parts = ApiParts {
+        store: store.clone(),
+        search: Some(search.clone()),
+        popular: Some(popular.clone()),
+        operations: operations.clone(),
+        sealer: Sealer::new(&[[7; 32]]),
+        clock: clock.clone(),
+        auth,
+        domain_limits: Limits::default(),
+        limits,
+    };
+    change(&mut parts);
+    World { router: tagfast_api::router(parts), store, search, popular, operations, clock }
+}
+
+/// A request under construction.
+pub(crate) struct Ask<'a> {
+    world: &'a World,
+    request: http::request::Builder,
+    body: Vec<u8>,
+}
+
+impl World {
+    pub(crate) fn ask(&self, method: &str, uri: &str) -> Ask<'_> {
+        let method = Method::from_bytes(method.as_bytes()).unwrap();
+        Ask { world: self, request: Request::builder().method(method).uri(uri), body: Vec::new() }
+    }
+
+    pub(crate) fn get(&self, uri: &str) -> Ask<'_> {
+        self.ask("GET", uri)
+    }
+
+    pub(crate) async fn tag(&self, content: &str, tag: &str) -> Answer {
+        self.ask("PUT", &format!("/v1/content/{content}/tags/{tag}")).send().await
+    }
+
+    pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (head, body) = response.into_parts();
+        Answer { status: head.status, headers: head.headers, body: body.collect().await.unwrap().to_bytes().to_vec() }
+    }
+}
+
+impl Ask<'_> {
+    pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
+        self.request = self.request.header(name, value);
+        self
+    }
+
+    pub(crate) fn bearer(self, token: &str) -> Self {
+        self.header("authorization", &format!("Bearer {token}"))
+    }
+
+    pub(crate) fn json(self, body: &str) -> Self {
+        let mut this = self.header("content-type", "application/json");
+        this.body = body.as_bytes().to_vec();
+        this
+    }
+
+    pub(crate) fn raw(mut self, content_type: &str, body: &[u8]) -> Self {
+        body.clone_into(&mut self.body);
+        self.header("content-type", content_type)
+    }
+
+    pub(crate) async fn send(self) -> Answer {
+        self.world.send(self.request.body(Body::from(self.body)).unwrap()).await
+    }
+}

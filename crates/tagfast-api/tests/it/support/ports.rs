@@ -1,0 +1,211 @@
+//! Search, popular tags and operations over the store in memory.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use tagfast_api::{Operations, OperationsError, Readiness, StatusReport};
+use tagfast_domain::{TagName, TenantId, UnixMillis};
+use tagfast_popular::{Board, PopularError, PopularTags, RecountReport, Suggestions, TagCount, Window};
+use tagfast_resilience::Clock;
+use tagfast_search::{Hit, SearchError, SearchIndex, SearchPage, SearchRequest, Sort, SortKey, Total};
+
+use super::store::MemoryStore;
+
+/// Finds contents that carry every word of the query.
+pub(crate) struct FakeSearch {
+    store: Arc<MemoryStore>,
+    pub(crate) fault: Mutex<Option<fn() -> SearchError>>,
+    pub(crate) last: Mutex<Option<SearchRequest>>,
+}
+
+impl FakeSearch {
+    pub(crate) fn new(store: Arc<MemoryStore>) -> Arc<Self> {
+        Arc::new(Self { store, fault: Mutex::new(None), last: Mutex::default() })
+    }
+
+    fn trouble(&self) -> Result<(), SearchError> {
+        match *self.fault.lock().unwrap() {
+            Some(fault) => Err(fault()),
+            None => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl SearchIndex for FakeSearch {
+    async fn search(&self, tenant: &TenantId, request: &SearchRequest) -> Result<SearchPage, SearchError> {
+        *self.last.lock().unwrap() = Some(request.clone());
+        self.trouble()?;
+        let query = request.query.clone().unwrap_or_default();
+        let words: Vec<&str> = query.split_whitespace().collect();
+        let mut hits: Vec<Hit> = self
+            .store
+            .of(tenant)
+            .into_iter()
+            .map(|(key, doc)| Hit {
+                content: key.content.clone(),
+                tags: doc.live().map(|t| t.name.clone()).collect(),
+                updated_at: doc.taggings.iter().map(|t| t.at).max().unwrap_or(0),
+                version: doc.version,
+            })
+            .filter(|hit| words.iter().all(|w| hit.tags.iter().any(|t| t.as_str() == *w)))
+            .filter(|hit| request.content_type.as_ref().is_none_or(|t| *t == hit.content.content_type))
+            .collect();
+        if request.sort == Sort::Updated {
+            hits.sort_by_key(|h| std::cmp::Reverse(h.updated_at));
+        }
+        let total = Total::Exactly(hits.len() as u64);
+        let mut facets: BTreeMap<TagName, u64> = BTreeMap::new();
+        hits.iter().flat_map(|h| &h.tags).for_each(|t| *facets.entry(t.clone()).or_default() += 1);
+        let start = request
+            .after
+            .as_ref()
+            .map_or(0, |after| hits.iter().position(|h| h.content == after.content).map_or(hits.len(), |at| at + 1));
+        let page: Vec<Hit> = hits.iter().skip(start).take(request.limit).cloned().collect();
+        let next = (start + page.len() < hits.len())
+            .then(|| page.last().map(|h| SortKey { updated_at: h.updated_at, content: h.content.clone() }))
+            .flatten();
+        Ok(SearchPage {
+            hits: page,
+            total,
+            facets: request.facets.then(|| facets.into_iter().collect()),
+            facets_approximate: false,
+            next,
+            as_of: self.as_of(),
+        })
+    }
+
+    async fn related(
+        &self,
+        tenant: &TenantId,
+        tag: &TagName,
+        limit: usize,
+    ) -> Result<Vec<(TagName, u64)>, SearchError> {
+        self.trouble()?;
+        let mut counts: BTreeMap<TagName, u64> = BTreeMap::new();
+        for (_, doc) in self.store.of(tenant) {
+            if doc.live().any(|t| t.name == *tag) {
+                doc.live().filter(|t| t.name != *tag).for_each(|t| *counts.entry(t.name.clone()).or_default() += 1);
+            }
+        }
+        Ok(counts.into_iter().take(limit).collect())
+    }
+
+    fn as_of(&self) -> UnixMillis {
+        self.store.clock.now_ms() - 1500
+    }
+
+    async fn documents(&self) -> Result<u64, SearchError> {
+        Ok(0)
+    }
+}
+
+/// Counts the store's taggings at every question.
+pub(crate) struct FakePopular {
+    store: Arc<MemoryStore>,
+    pub(crate) fault: Mutex<Option<fn() -> PopularError>>,
+}
+
+impl FakePopular {
+    pub(crate) fn new(store: Arc<MemoryStore>) -> Arc<Self> {
+        Arc::new(Self { store, fault: Mutex::new(None) })
+    }
+
+    fn counts(&self, tenant: &TenantId) -> Result<Vec<TagCount>, PopularError> {
+        if let Some(fault) = *self.fault.lock().unwrap() {
+            return Err(fault());
+        }
+        let mut counts: BTreeMap<TagName, TagCount> = BTreeMap::new();
+        for (_, doc) in self.store.of(tenant) {
+            for t in doc.live() {
+                let fresh = || TagCount { tag: t.name.clone(), display: t.display.clone(), count: 0 };
+                counts.entry(t.name.clone()).or_insert_with(fresh).count += 1;
+            }
+        }
+        let mut all: Vec<TagCount> = counts.into_values().collect();
+        all.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.tag.cmp(&b.tag)));
+        Ok(all)
+    }
+}
+
+#[async_trait]
+impl PopularTags for FakePopular {
+    async fn popular(&self, tenant: &TenantId, _: Window, limit: usize) -> Result<Board, PopularError> {
+        let tags = self.counts(tenant)?.into_iter().take(limit).collect();
+        Ok(Board { tags, as_of: self.store.clock.now_ms() - 1000 })
+    }
+
+    async fn suggest(&self, tenant: &TenantId, prefix: &str, limit: usize) -> Result<Suggestions, PopularError> {
+        let all = self.counts(tenant)?;
+        let tags = all.into_iter().filter(|t| t.tag.as_str().starts_with(prefix)).take(limit).collect();
+        Ok(Suggestions { tags, approximate: false, as_of: self.store.clock.now_ms() - 1000 })
+    }
+
+    async fn count(&self, tenant: &TenantId, tag: &TagName) -> Result<Option<TagCount>, PopularError> {
+        Ok(self.counts(tenant)?.into_iter().find(|t| t.tag == *tag))
+    }
+
+    async fn displays(&self, tenant: &TenantId, tags: &[TagName]) -> Result<Vec<Arc<str>>, PopularError> {
+        let all = self.counts(tenant)?;
+        let display = |name: &TagName| all.iter().find(|t| t.tag == *name).map_or(name.shared(), |t| t.display.clone());
+        Ok(tags.iter().map(display).collect())
+    }
+
+    async fn recount(&self, _: bool, _: &(dyn Fn(u64) + Send + Sync)) -> Result<RecountReport, PopularError> {
+        Ok(RecountReport::default())
+    }
+}
+
+/// Operations that answer what a test put in.
+#[derive(Default)]
+pub(crate) struct FakeOperations {
+    pub(crate) not_ready: Mutex<Option<String>>,
+    pub(crate) fault: Mutex<Option<fn() -> OperationsError>>,
+}
+
+#[async_trait]
+impl Operations for FakeOperations {
+    async fn readiness(&self) -> Vec<Readiness> {
+        vec![
+            Readiness { part: "store", problem: None },
+            Readiness { part: "search", problem: self.not_ready.lock().unwrap().clone() },
+        ]
+    }
+
+    async fn status(&self) -> StatusReport {
+        StatusReport {
+            mode: "embedded".into(),
+            version: "0.0.0".into(),
+            epoch: "09".into(),
+            running: vec![("reindex".into(), 7)],
+            degraded: vec![("facets".into(), "slow".into())],
+            ..StatusReport::default()
+        }
+    }
+
+    async fn reindex(&self) -> Result<u64, OperationsError> {
+        match *self.fault.lock().unwrap() {
+            Some(fault) => Err(fault()),
+            None => Ok(3),
+        }
+    }
+
+    async fn recount(&self, repair: bool) -> Result<RecountReport, OperationsError> {
+        if let Some(fault) = *self.fault.lock().unwrap() {
+            return Err(fault());
+        }
+        let row = |tenant: &str| (tenant.to_owned(), "x".to_owned(), 1, 2);
+        Ok(RecountReport {
+            contents: 5,
+            drifted_contents: 1,
+            drifted_counts: 2,
+            rows: vec![row("acme"), row("default"), row("umbra")],
+            repaired: repair,
+        })
+    }
+
+    fn metrics(&self) -> String {
+        "# HELP tagfast_up x\ntagfast_up 1\n".into()
+    }
+}
