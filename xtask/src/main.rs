@@ -1,1 +1,44 @@
-fn main() {}
+//! Automation of the workspace: `cargo xtask check`, `cargo xtask test`, `cargo xtask bench`.
+//!
+//! It compiles without any system library, because it is what installs them.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool speaks to its terminal")]
+
+mod arrows;
+mod check;
+mod licences;
+mod run;
+mod schema_test;
+mod test;
+mod tools;
+mod tree;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Automation of the tagfast workspace")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Format, lints, arrows between crates, licences, file rules, docs.
+    Check,
+    /// Install what the tests need and run them all; ends with `N passed, N failed`.
+    Test(test::TestOptions),
+}
+
+fn main() -> std::process::ExitCode {
+    let result = match Cli::parse().command {
+        Command::Check => check::check(),
+        Command::Test(options) => test::test(&options),
+    };
+    match result {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}

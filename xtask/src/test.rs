@@ -1,0 +1,106 @@
+//! `cargo xtask test`: installs, builds, runs everything, ends with the totals.
+
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::run::{cargo, run, stage};
+use crate::{schema_test, tools};
+
+#[derive(clap::Args)]
+pub(crate) struct TestOptions {
+    /// Only what needs no tool from outside cargo.
+    #[arg(long, conflicts_with = "full")]
+    fast: bool,
+    /// Big counts and long fault loops too.
+    #[arg(long)]
+    full: bool,
+    /// Arguments for the test binaries, for example a test's name.
+    #[arg(last = true)]
+    filter: Vec<String>,
+}
+
+/// What ran.
+#[derive(Default, Clone, Copy)]
+pub(crate) struct Totals {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+    pub(crate) ignored: u64,
+}
+
+impl Totals {
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.ignored += other.ignored;
+    }
+}
+
+pub(crate) fn test(options: &TestOptions) -> Result<()> {
+    let started = Instant::now();
+    let contract = !options.fast && options.filter.is_empty();
+    let schemathesis = if contract { Some(stage("install tools", tools::schemathesis)?) } else { None };
+    stage("format", || run(cargo().args(["fmt", "--all", "--check"])))?;
+    stage("build", || run(cargo().args(["test", "--workspace", "--lib", "--bins", "--tests", "--no-run"])))?;
+    let mut totals = stage("tests", || cargo_test(options))?;
+    if let Some(schemathesis) = schemathesis {
+        totals.add(stage("contract test of the HTTP API", || schema_test::run(&schemathesis, options.full))?);
+    }
+    println!("\nall stages took {:.0} s", started.elapsed().as_secs_f64());
+    println!("{} passed, {} failed", totals.passed, totals.failed);
+    if totals.ignored > 0 {
+        bail!("{} tests were skipped; a test that does not run is no test", totals.ignored);
+    }
+    if totals.failed > 0 || totals.passed == 0 {
+        bail!("{} of {} tests failed", totals.failed, totals.passed + totals.failed);
+    }
+    Ok(())
+}
+
+/// Runs every test binary and adds up what they say.
+fn cargo_test(options: &TestOptions) -> Result<Totals> {
+    let mut command = cargo();
+    command.args(["test", "--workspace", "--no-fail-fast", "--lib", "--bins", "--tests"]);
+    if options.full {
+        command.env("TAGFAST_FULL", "1");
+    }
+    command.arg("--").args(&options.filter);
+    let mut child = command.stdout(Stdio::piped()).spawn().context("cannot start cargo test")?;
+    let stdout = child.stdout.take().context("cargo test has no output")?;
+    let mut totals = Totals::default();
+    for line in BufReader::new(stdout).lines() {
+        let line = line?;
+        println!("{line}");
+        if let Some(result) = line.strip_prefix("test result: ") {
+            totals.add(parse(result));
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() && totals.failed == 0 {
+        bail!("cargo test ended with {status} before all tests had run");
+    }
+    Ok(totals)
+}
+
+fn parse(result: &str) -> Totals {
+    let count = |word: &str| {
+        result
+            .split([';', '.'])
+            .filter_map(|part| part.trim().strip_suffix(word)?.trim().parse().ok())
+            .next()
+            .unwrap_or(0)
+    };
+    Totals { passed: count("passed"), failed: count("failed"), ignored: count("ignored") }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn totals_are_read_from_the_result_line() {
+        let totals =
+            super::parse("FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.10s");
+        assert_eq!((totals.passed, totals.failed, totals.ignored), (12, 3, 1));
+    }
+}

@@ -1,0 +1,65 @@
+//! Rules of the files themselves: module docs, sizes, words, paths.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::run::{output, root};
+
+/// Lines from which a file smells.
+const LONG_FILE: usize = 600;
+
+/// Words of other tools for what we call primary and replica; files that quote such a tool are listed.
+const WORDS: &[&str] = &["master", "slave", "leader", "follower"];
+const QUOTING: &[&str] =
+    &["xtask/src/tree.rs", "Cargo.lock", "CONTRIBUTING.md", "crates/tagfast-domain/src/content.rs"];
+
+/// Beginnings of paths of one machine.
+const MACHINE_PATHS: &[&str] = &["/root/", "/work/", "/farm/"];
+
+pub(crate) fn check() -> Result<()> {
+    let files = output(Command::new("git").args(["ls-files"]).current_dir(root()))?;
+    let mut wrong = Vec::new();
+    for file in files.lines() {
+        let text_file =
+            [".rs", ".md", ".toml", ".sh", ".json", ".yml"].iter().any(|e| file.ends_with(e)) || file == ".ci/run";
+        if !text_file || file == "Cargo.lock" {
+            continue;
+        }
+        let path = root().join(file);
+        let Ok(text) = std::fs::read_to_string(&path) else { continue };
+        check_file(file, &text, &mut wrong);
+    }
+    if wrong.is_empty() { Ok(()) } else { bail!("{}", wrong.join("\n")) }
+}
+
+fn check_file(file: &str, text: &str, wrong: &mut Vec<String>) {
+    if file.ends_with(".rs") && !text.trim_start().starts_with("//!") && needs_module_doc(file) {
+        wrong.push(format!("{file} has no module doc"));
+    }
+    let lines = text.lines().count();
+    if file.ends_with(".rs") && lines > LONG_FILE {
+        println!("note: {file} has {lines} lines");
+    }
+    if file != "xtask/src/tree.rs" && MACHINE_PATHS.iter().any(|p| text.contains(p)) {
+        wrong.push(format!("{file} names a path of one machine"));
+    }
+    if QUOTING.contains(&file) || file.starts_with("docs/") {
+        return;
+    }
+    for (number, line) in text.lines().enumerate() {
+        let lower = line.to_ascii_lowercase();
+        if let Some(word) = WORDS.iter().find(|w| has_word(&lower, w)) {
+            wrong.push(format!("{file}:{}: {word:?}: say primary or replica", number + 1));
+        }
+    }
+}
+
+fn needs_module_doc(file: &str) -> bool {
+    Path::new(file).components().any(|c| c.as_os_str() == "src")
+}
+
+fn has_word(line: &str, word: &str) -> bool {
+    line.split(|c: char| !c.is_ascii_alphanumeric()).any(|w| w == word || w.strip_suffix('s') == Some(word))
+}
