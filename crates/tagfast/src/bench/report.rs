@@ -1,0 +1,249 @@
+//! What was measured.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use serde_json::{Value, json};
+
+use super::load::Kind;
+use crate::term::table;
+
+/// Counts of one thread, or of all.
+pub struct Counts {
+    /// Latencies in nanoseconds by kind, in the order of first use.
+    pub latencies: Vec<(Kind, Histogram<u64>)>,
+    /// Answers by status.
+    pub statuses: BTreeMap<u16, u64>,
+    /// Connections that failed or ended early, by the system's words.
+    pub broken: BTreeMap<String, u64>,
+    /// Answers that did not come in time.
+    pub timeouts: u64,
+    /// Requests that were due in the measured time but never sent (open loop).
+    pub unsent: u64,
+    /// Bytes of answers.
+    pub bytes: u64,
+    /// Answers that arrived within the measured time.
+    pub completed: u64,
+}
+
+fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 120_000_000_000, 3).expect("these bounds are valid")
+}
+
+impl Counts {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Self {
+            latencies: Vec::new(),
+            statuses: BTreeMap::new(),
+            broken: BTreeMap::new(),
+            timeouts: 0,
+            unsent: 0,
+            bytes: 0,
+            completed: 0,
+        }
+    }
+
+    /// One answer.
+    pub fn record(&mut self, kind: Kind, latency: Duration) {
+        let nanos = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
+        self.of(kind).saturating_record(nanos.max(1));
+    }
+
+    fn of(&mut self, kind: Kind) -> &mut Histogram<u64> {
+        let at = self.latencies.iter().position(|(k, _)| *k == kind).unwrap_or_else(|| {
+            self.latencies.push((kind, histogram()));
+            self.latencies.len() - 1
+        });
+        &mut self.latencies[at].1
+    }
+
+    /// Takes in another thread's.
+    pub fn add(&mut self, other: Self) {
+        for (kind, latencies) in &other.latencies {
+            // Both have the same bounds.
+            let _ = self.of(*kind).add(latencies);
+        }
+        other.statuses.into_iter().for_each(|(s, n)| *self.statuses.entry(s).or_default() += n);
+        other.broken.into_iter().for_each(|(s, n)| *self.broken.entry(s).or_default() += n);
+        self.timeouts += other.timeouts;
+        self.unsent += other.unsent;
+        self.bytes += other.bytes;
+        self.completed += other.completed;
+    }
+
+    fn failed(&self) -> u64 {
+        let refused: u64 = self.statuses.iter().filter(|(s, _)| **s >= 400).map(|(_, n)| n).sum();
+        refused + self.broken.values().sum::<u64>() + self.timeouts + self.unsent
+    }
+}
+
+/// A whole measurement.
+pub struct Report {
+    /// What was counted.
+    pub counts: Counts,
+    /// `open loop, 5000/s` or `closed loop`.
+    pub mode: String,
+    /// Connections.
+    pub connections: u32,
+    /// The measured time.
+    pub seconds: f64,
+    /// CPU seconds of the server in that time.
+    pub server_cpu: Option<f64>,
+    /// The server's memory at its end.
+    pub server_rss: Option<u64>,
+    /// CPU seconds of the generator.
+    pub own_cpu: Option<f64>,
+}
+
+impl Report {
+    /// Requests that failed or were never sent.
+    pub fn failed(&self) -> u64 {
+        self.counts.failed()
+    }
+
+    fn per_request(&self, cpu: Option<f64>) -> Option<f64> {
+        cpu.filter(|_| self.counts.completed > 0).map(|s| s * 1e6 / self.counts.completed as f64)
+    }
+
+    fn rate(&self) -> f64 {
+        self.counts.completed as f64 / self.seconds.max(1e-9)
+    }
+
+    fn all(&self) -> Histogram<u64> {
+        let mut all = histogram();
+        for (_, latencies) in &self.counts.latencies {
+            let _ = all.add(latencies);
+        }
+        all
+    }
+
+    /// For programs. Latencies in microseconds.
+    pub fn json(&self) -> Value {
+        let by_kind: serde_json::Map<String, Value> =
+            self.counts.latencies.iter().map(|(k, h)| (k.as_str().to_owned(), latency_json(h))).collect();
+        let c = &self.counts;
+        json!({
+            "mode": self.mode,
+            "connections": self.connections,
+            "seconds": self.seconds,
+            "requests": c.completed,
+            "requests_per_second": self.rate(),
+            "latency_us": latency_json(&self.all()),
+            "by_kind": by_kind,
+            "statuses": c.statuses.iter().map(|(s, n)| (s.to_string(), json!(n))).collect::<serde_json::Map<_, _>>(),
+            "broken": c.broken,
+            "timeouts": c.timeouts,
+            "unsent": c.unsent,
+            "failed": self.failed(),
+            "bytes_per_second": c.bytes as f64 / self.seconds.max(1e-9),
+            "server_cpu_us_per_request": self.per_request(self.server_cpu),
+            "server_rss_bytes": self.server_rss,
+            "generator_cpu_us_per_request": self.per_request(self.own_cpu),
+        })
+    }
+
+    /// For people.
+    pub fn text(&self) -> String {
+        let c = &self.counts;
+        let mut out = format!(
+            "{}, {} connections, {:.1} s: {} requests, {:.0}/s, {:.1} MB/s\n",
+            self.mode,
+            self.connections,
+            self.seconds,
+            c.completed,
+            self.rate(),
+            c.bytes as f64 / self.seconds.max(1e-9) / 1e6
+        );
+        let mut rows = vec![
+            ["latency", "requests", "mean", "p50", "p90", "p99", "p99.9", "max"].map(str::to_owned).to_vec(),
+            latency_row("all", &self.all()),
+        ];
+        if c.latencies.len() > 1 {
+            rows.extend(c.latencies.iter().map(|(k, h)| latency_row(k.as_str(), h)));
+        }
+        out.push_str(&table(&rows));
+        let statuses: Vec<String> = c.statuses.iter().map(|(s, n)| format!("{n} x {s}")).collect();
+        out.push_str(&format!(
+            "\nanswers: {}",
+            if statuses.is_empty() { "none".to_owned() } else { statuses.join(", ") }
+        ));
+        for (what, n) in &c.broken {
+            out.push_str(&format!("\nbroken: {n} x {what}"));
+        }
+        if c.timeouts > 0 {
+            out.push_str(&format!("\ntimeouts: {}", c.timeouts));
+        }
+        if c.unsent > 0 {
+            out.push_str(&format!("\nnever sent, because the server was too far behind: {}", c.unsent));
+        }
+        if let Some(us) = self.per_request(self.server_cpu) {
+            let rss = self.server_rss.map(|b| format!(", {:.0} MB in memory", b as f64 / 1e6)).unwrap_or_default();
+            out.push_str(&format!("\nserver: {us:.1} us CPU per request{rss}"));
+        }
+        if let Some(us) = self.per_request(self.own_cpu) {
+            out.push_str(&format!("\ngenerator: {us:.1} us CPU per request"));
+        }
+        out
+    }
+}
+
+fn latency_json(h: &Histogram<u64>) -> Value {
+    let us = |nanos: u64| nanos as f64 / 1000.0;
+    json!({
+        "requests": h.len(),
+        "mean": h.mean() / 1000.0,
+        "p50": us(h.value_at_quantile(0.5)),
+        "p90": us(h.value_at_quantile(0.9)),
+        "p99": us(h.value_at_quantile(0.99)),
+        "p999": us(h.value_at_quantile(0.999)),
+        "max": us(h.max()),
+    })
+}
+
+fn latency_row(name: &str, h: &Histogram<u64>) -> Vec<String> {
+    let time = |nanos: f64| match nanos {
+        n if n < 1e6 => format!("{:.0} us", n / 1e3),
+        n if n < 1e9 => format!("{:.2} ms", n / 1e6),
+        n => format!("{:.2} s", n / 1e9),
+    };
+    let mut row = vec![name.to_owned(), h.len().to_string(), time(h.mean())];
+    row.extend([0.5, 0.9, 0.99, 0.999].map(|q| time(h.value_at_quantile(q) as f64)));
+    row.push(time(h.max() as f64));
+    row
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_add_up_and_failures_are_counted() {
+        let mut sum = Counts::new();
+        for ms in [1, 100] {
+            let mut one = Counts::new();
+            one.record(Kind::View, Duration::from_millis(ms));
+            one.statuses.insert(if ms == 1 { 200 } else { 503 }, 1);
+            one.completed = 1;
+            sum.add(one);
+        }
+        sum.timeouts = 2;
+        let report = Report {
+            counts: sum,
+            mode: "closed loop".to_owned(),
+            connections: 2,
+            seconds: 2.0,
+            server_cpu: Some(0.000_1),
+            server_rss: None,
+            own_cpu: None,
+        };
+        assert_eq!(report.failed(), 3);
+        let json = report.json();
+        assert_eq!(json["requests_per_second"], 1.0);
+        assert_eq!(json["server_cpu_us_per_request"], 50.0);
+        assert!(json["latency_us"]["p50"].as_f64().unwrap() < 1_100.0);
+        assert!(json["latency_us"]["max"].as_f64().unwrap() > 99_000.0);
+        assert!(report.text().contains("1 x 503") && report.text().contains("timeouts: 2"));
+    }
+}

@@ -1,0 +1,256 @@
+//! The composition root of embedded mode: store, bus, search index, counts, consumers and the API over them.
+//!
+//! The parts know each other only through ports; here they are opened, joined and closed. Order of closing: the
+//! consumers first (they make their state durable), then the store (it checkpoints), so that a clean stop leaves
+//! nothing to repeat. A crash at any point repeats work and loses none.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use async_trait::async_trait;
+use tagfast_api::parts::ConsumerStatus;
+use tagfast_api::{ApiParts, Operations, OperationsError, Readiness, StatusReport};
+use tagfast_events::runtime::{Consumer, ConsumerSnapshot, ConsumerState, RuntimeOptions};
+use tagfast_popular::{PopularCounts, PopularTags, RecountReport};
+use tagfast_resilience::Clock;
+use tagfast_search::{SearchIndex, TantivyIndex, TantivyOptions};
+use tagfast_store::{Sealer, ShardScanner, SharedStore};
+use tagfast_store_embedded::{EmbeddedStore, OpenError, OpenOptions};
+
+use crate::config::Config;
+use crate::failure::Failure;
+
+/// Renders `/metrics`.
+pub type MetricsText = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// All parts of a running embedded service.
+pub struct Embedded {
+    store: Arc<EmbeddedStore>,
+    operations: Arc<EmbeddedOperations>,
+    parts: ApiParts,
+}
+
+impl Embedded {
+    /// Opens everything in the data directory and starts the consumers. Needs a tokio runtime.
+    pub async fn start(config: &Config, clock: Arc<dyn Clock>, metrics: MetricsText) -> Result<Self, Failure> {
+        let opened = {
+            let (config, clock) = (config.clone(), Arc::clone(&clock));
+            tokio::task::spawn_blocking(move || open(&config, &clock))
+                .await
+                .map_err(|e| Failure::new(format!("opening the data directory failed: {e}")))??
+        };
+        let Opened { store, index, popular, keys } = opened;
+        let bus = store.bus();
+        let spawn =
+            |sink| Watched::new(Consumer::spawn(Arc::clone(&bus), sink, RuntimeOptions::default(), Arc::clone(&clock)));
+        let operations = Arc::new(EmbeddedOperations {
+            epoch: store.current_epoch().id.to_string(),
+            indexer: spawn(Arc::clone(&index) as _),
+            analytics: spawn(Arc::clone(&popular) as _),
+            index: Arc::clone(&index) as _,
+            popular: Arc::clone(&popular) as _,
+            metrics,
+            started: Instant::now(),
+            reindexing: AtomicBool::new(false),
+            recounting: AtomicBool::new(false),
+            recounted: AtomicU64::new(0),
+        });
+        let parts = ApiParts {
+            store: Arc::clone(&store) as SharedStore,
+            search: Some(index),
+            popular: Some(popular),
+            operations: Arc::clone(&operations) as _,
+            sealer: Sealer::new(&keys),
+            clock,
+            auth: config.auth().map_err(|e| Failure::config(&[e]))?,
+            domain_limits: config.limits,
+            limits: config.api_limits.clone(),
+        };
+        Ok(Self { store, operations, parts })
+    }
+
+    /// What the API is made from.
+    pub fn parts(&self) -> ApiParts {
+        self.parts.clone()
+    }
+
+    /// The store, for loading the demo.
+    pub fn store(&self) -> SharedStore {
+        Arc::clone(&self.store) as _
+    }
+
+    /// Stops the consumers, then closes the store. Requests must have ended before.
+    pub async fn stop(self) {
+        tokio::join!(self.operations.indexer.consumer.stop(), self.operations.analytics.consumer.stop());
+        let store = self.store;
+        let closed = tokio::task::spawn_blocking(move || store.close()).await;
+        if let Err(error) = closed {
+            tracing::error!(%error, "the store did not close cleanly; nothing acknowledged is lost");
+        }
+    }
+}
+
+struct Opened {
+    store: Arc<EmbeddedStore>,
+    index: Arc<TantivyIndex>,
+    popular: Arc<PopularCounts>,
+    keys: Vec<[u8; 32]>,
+}
+
+fn open(config: &Config, clock: &Arc<dyn Clock>) -> Result<Opened, Failure> {
+    let dir = config.data_dir.as_path();
+    let mut options = OpenOptions::new(dir.to_owned(), Arc::clone(clock));
+    options.limits = config.limits;
+    options.cache_bytes = config.cache_bytes;
+    let store = EmbeddedStore::open(options).map_err(|e| open_failure(dir, &e))?;
+    let keys = config.signing_keys().map_err(Failure::new)?;
+    let scanner = Arc::clone(&store) as Arc<dyn ShardScanner>;
+    let index =
+        TantivyIndex::open(dir.join("search"), TantivyOptions::default(), Arc::clone(&scanner), Arc::clone(clock))
+            .map_err(|e| Failure::new(format!("cannot open the search index: {e}")))?;
+    let popular = PopularCounts::open(dir.join("popular"), scanner, Arc::clone(clock))
+        .map_err(|e| Failure::new(format!("cannot open the counts: {e}")))?;
+    Ok(Opened { store, index, popular, keys })
+}
+
+fn open_failure(dir: &Path, error: &OpenError) -> Failure {
+    let mut message = format!("cannot open the data directory {}: {error}", dir.display());
+    let mut source = std::error::Error::source(error);
+    while let Some(e) = source {
+        message.push_str(&format!(": {e}"));
+        source = e.source();
+    }
+    Failure::new(message)
+}
+
+/// A consumer, and whether it has ever been ready.
+struct Watched {
+    consumer: Consumer,
+    was_ready: AtomicBool,
+}
+
+impl Watched {
+    fn new(consumer: Consumer) -> Self {
+        Self { consumer, was_ready: AtomicBool::new(false) }
+    }
+
+    /// Ready from the first time everything is applied. A rebuild on request does not take it back, because the old
+    /// state goes on serving; answers say how old they are.
+    fn problem(&self) -> Option<String> {
+        let status = self.consumer.status();
+        if status.state == ConsumerState::Stopped {
+            return Some("its consumer has stopped".to_owned());
+        }
+        if status.caught_up && status.state != ConsumerState::Rebuilding {
+            self.was_ready.store(true, Ordering::Relaxed);
+        }
+        if self.was_ready.load(Ordering::Relaxed) {
+            return None;
+        }
+        Some(match status.state {
+            ConsumerState::Rebuilding => format!("rebuilding from the store, {} contents copied", status.rebuilt),
+            ConsumerState::Paused => "waiting for its files to work again".to_owned(),
+            ConsumerState::Starting | ConsumerState::Running | ConsumerState::Stopped => {
+                format!("catching up, {} events applied", status.applied)
+            }
+        })
+    }
+
+    fn status(&self) -> ConsumerStatus {
+        let ConsumerSnapshot { state, lag_seconds, parked, .. } = self.consumer.status();
+        ConsumerStatus {
+            group: self.consumer.group().0.to_owned(),
+            state: state.as_str().to_owned(),
+            lag_seconds,
+            dead_letters: parked,
+        }
+    }
+}
+
+struct EmbeddedOperations {
+    epoch: String,
+    indexer: Watched,
+    analytics: Watched,
+    index: Arc<dyn SearchIndex>,
+    popular: Arc<dyn PopularTags>,
+    metrics: MetricsText,
+    started: Instant,
+    reindexing: AtomicBool,
+    recounting: AtomicBool,
+    recounted: AtomicU64,
+}
+
+/// Holds an operation's flag; dropping it lets the next one start.
+struct Running<'a>(&'a AtomicBool);
+
+impl<'a> Running<'a> {
+    fn take(flag: &'a AtomicBool, name: &'static str) -> Result<Self, OperationsError> {
+        if flag.swap(true, Ordering::AcqRel) { Err(OperationsError::AlreadyRunning(name)) } else { Ok(Self(flag)) }
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+#[async_trait]
+impl Operations for EmbeddedOperations {
+    async fn readiness(&self) -> Vec<Readiness> {
+        vec![
+            Readiness { part: "store", problem: None },
+            Readiness { part: "search", problem: self.indexer.problem() },
+            Readiness { part: "popular", problem: self.analytics.problem() },
+        ]
+    }
+
+    async fn status(&self) -> StatusReport {
+        let mut degraded = Vec::new();
+        for (feature, watched) in [("search", &self.indexer), ("popular", &self.analytics)] {
+            let state = watched.consumer.status().state;
+            if state != ConsumerState::Running {
+                degraded.push((feature.to_owned(), state.as_str().to_owned()));
+            }
+        }
+        let mut running = Vec::new();
+        if self.reindexing.load(Ordering::Acquire) {
+            running.push(("reindex".to_owned(), self.indexer.consumer.status().rebuilt));
+        }
+        if self.recounting.load(Ordering::Acquire) {
+            running.push(("recount".to_owned(), self.recounted.load(Ordering::Relaxed)));
+        }
+        let indexed_contents = self.index.documents().await.unwrap_or_else(|error| {
+            degraded.push(("search".to_owned(), error.to_string()));
+            0
+        });
+        StatusReport {
+            mode: "embedded".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            epoch: self.epoch.clone(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            consumers: vec![self.indexer.status(), self.analytics.status()],
+            indexed_contents,
+            degraded,
+            running,
+        }
+    }
+
+    async fn reindex(&self) -> Result<u64, OperationsError> {
+        let _running = Running::take(&self.reindexing, "reindex")?;
+        self.indexer.consumer.rebuild().await.map_err(|e| OperationsError::Failed(e.to_string()))
+    }
+
+    async fn recount(&self, repair: bool) -> Result<RecountReport, OperationsError> {
+        let _running = Running::take(&self.recounting, "recount")?;
+        self.recounted.store(0, Ordering::Relaxed);
+        let progress = |done| self.recounted.store(done, Ordering::Relaxed);
+        self.popular.recount(repair, &progress).await.map_err(|e| OperationsError::Failed(e.to_string()))
+    }
+
+    fn metrics(&self) -> String {
+        (self.metrics)()
+    }
+}
