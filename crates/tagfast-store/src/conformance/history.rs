@@ -107,6 +107,10 @@ impl History {
 }
 
 fn replay(key: &ContentKey, events: &[&TaggingsEvent], limit: usize) {
+    for pair in events.windows(2) {
+        let (first, second) = (pair[0].version, pair[1].version);
+        assert!(second > first, "{key}: {second} was published after {first}");
+    }
     let mut names: BTreeSet<TagName> = BTreeSet::new();
     let mut version = Version::NONE;
     let mut before: Option<&TaggingsEvent> = None;
@@ -114,7 +118,7 @@ fn replay(key: &ContentKey, events: &[&TaggingsEvent], limit: usize) {
         let mut touched: BTreeSet<&TagName> = BTreeSet::new();
         assert!(!event.changes.is_empty(), "{key}: the event of {} says what led to it", event.version);
         for change in &event.changes {
-            assert!(change.version > version, "{key}: {} published after {version}", change.version);
+            assert!(change.version > version, "{key}: {} was published after {version}", change.version);
             version = change.version;
             for name in &change.removed {
                 assert!(names.remove(name), "{key} at {version}: {name} was removed, but it was not there");

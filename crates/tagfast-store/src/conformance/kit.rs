@@ -177,14 +177,14 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Waits until `condition` answers something, 30 seconds at most.
+/// Waits until `condition` answers something, 10 seconds at most.
 pub(super) async fn wait_for<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
-    let end = tokio::time::Instant::now() + Duration::from_secs(30);
+    let end = tokio::time::Instant::now() + Duration::from_secs(10);
     loop {
         if let Some(found) = condition().await {
             return found;
         }
-        assert!(tokio::time::Instant::now() < end, "waited 30 s for this in vain: {what}");
+        assert!(tokio::time::Instant::now() < end, "waited 10 s for this in vain: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

@@ -1,6 +1,7 @@
 //! A store in memory: the smallest one that keeps every promise, and, with a [`Fault`], one that breaks a single one.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -285,10 +286,10 @@ impl ShardScanner for MemoryStore {
         let state = self.lock();
         let mut items: Vec<(ContentKey, Document)> = state
             .documents
-            .iter()
-            .filter(|(key, _)| **key > after)
+            .range::<[u8], _>((Bound::Excluded(after.as_slice()), Bound::Unbounded))
+            .filter(|(key, _)| LogicalShard::of_hash(ContentHash::of_bytes(key)) == shard)
             .map(|(key, _)| (ContentKey::from_bytes(key).expect("our own bytes"), Self::read(&state, key)))
-            .filter(|(key, _)| LogicalShard::of(key) == shard && tenant.is_none_or(|t| *t == key.tenant))
+            .filter(|(key, _)| tenant.is_none_or(|t| *t == key.tenant))
             .take(limit + 1)
             .collect();
         let more = items.len() > limit;
