@@ -21,6 +21,7 @@ use crate::auth::{Caller, Scope};
 use crate::encoding;
 use crate::headers;
 use crate::problem::{Code, Problem};
+use crate::wire::Object;
 
 /// What the gate found out before the handler runs.
 #[derive(Debug, Clone)]
@@ -156,7 +157,8 @@ impl Call {
             Ok(Err(_)) => return Err(Problem::new(Code::BadJson, "the body broke off")),
             Ok(Ok(collected)) => collected.to_bytes(),
         };
-        serde_json::from_slice(&bytes).map_err(|_| json_problem::<T>(&bytes))
+        let parsed: Result<Object<T>, _> = serde_json::from_slice(&bytes);
+        parsed.map(|object| object.0).map_err(|_| json_problem::<Object<T>>(&bytes))
     }
 
     /// How this read must be served.

@@ -175,17 +175,32 @@ pub(crate) struct WriteBody<'a> {
 
 /// One item's result: the fields of a single call, or a problem.
 #[derive(Serialize, ToSchema)]
-#[schema(as = BatchItemResult)]
-pub(crate) struct BatchItem<'a, T> {
-    /// Whether the item succeeded.
+#[schema(as = BatchItem)]
+#[serde(untagged)]
+pub(crate) enum BatchItem<'a, T> {
+    Done(DoneItem<T>),
+    Failed(FailedItem<'a>),
+}
+
+/// An item that succeeded.
+#[derive(Serialize, ToSchema)]
+#[schema(as = DoneItem)]
+pub(crate) struct DoneItem<T> {
+    /// `true`.
     ok: bool,
-    /// The item that failed, as it was given.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    content: Option<RawContent<'a>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    problem: Option<ProblemBody<'a>>,
     #[serde(flatten)]
-    value: Option<T>,
+    value: T,
+}
+
+/// An item that failed; the others did not notice.
+#[derive(Serialize, ToSchema)]
+#[schema(as = FailedItem)]
+pub(crate) struct FailedItem<'a> {
+    /// `false`.
+    ok: bool,
+    /// The content as it was given.
+    content: RawContent<'a>,
+    problem: ProblemBody<'a>,
 }
 
 /// A content as a client wrote it, valid or not.
@@ -198,11 +213,11 @@ pub(crate) struct RawContent<'a> {
 
 impl<'a, T> BatchItem<'a, T> {
     pub(crate) fn done(value: T) -> Self {
-        Self { ok: true, content: None, problem: None, value: Some(value) }
+        Self::Done(DoneItem { ok: true, value })
     }
 
     pub(crate) fn failed(content_type: &'a str, id: &'a str, problem: ProblemBody<'a>) -> Self {
-        Self { ok: false, content: Some(RawContent { content_type, id }), problem: Some(problem), value: None }
+        Self::Failed(FailedItem { ok: false, content: RawContent { content_type, id }, problem })
     }
 }
 
@@ -212,13 +227,32 @@ pub(crate) struct BatchBody<'a, T> {
     pub(crate) results: Vec<BatchItem<'a, T>>,
 }
 
+/// A JSON object: derived readers of structs take arrays too, which no schema of ours allows.
+pub(crate) struct Object<T>(pub(crate) T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Map<T>(std::marker::PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> serde::de::Visitor<'de> for Map<T> {
+            type Value = T;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+                T::deserialize(serde::de::value::MapAccessDeserializer::new(map))
+            }
+        }
+        deserializer.deserialize_map(Map(std::marker::PhantomData)).map(Object)
+    }
+}
+
 /// A batch of views to get.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct BatchGet {
     /// The contents; the same one may come twice.
-    #[schema(min_items = 0, max_items = 500)]
-    pub(crate) items: Vec<ContentItem>,
+    #[schema(value_type = Vec<ContentItem>, min_items = 0, max_items = 500)]
+    pub(crate) items: Vec<Object<ContentItem>>,
 }
 
 /// A content of a batch.
@@ -235,8 +269,8 @@ pub(crate) struct ContentItem {
 #[serde(deny_unknown_fields)]
 pub(crate) struct BatchTag {
     /// The writes; the same content may come twice, then they are applied in order.
-    #[schema(min_items = 0, max_items = 500)]
-    pub(crate) items: Vec<TagItem>,
+    #[schema(value_type = Vec<TagItem>, min_items = 0, max_items = 500)]
+    pub(crate) items: Vec<Object<TagItem>>,
 }
 
 /// One write of a batch.
@@ -259,7 +293,8 @@ pub(crate) struct TagItem {
 #[serde(untagged, expecting = "a tag must be a string or an object with tag, by and at")]
 pub(crate) enum TagInput {
     Plain(String),
-    Imported(ImportedTag),
+    #[schema(value_type = ImportedTag)]
+    Imported(Object<ImportedTag>),
 }
 
 /// A tag with its origin.

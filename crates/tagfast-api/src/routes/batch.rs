@@ -12,7 +12,8 @@ use crate::headers::{self, CONSISTENCY_TOKEN};
 use crate::problem::{Code, Problem};
 use crate::time;
 use crate::wire::{
-    self, BatchBody, BatchGet, BatchItem, BatchTag, Meta, TagInput, TagItem, Taggings, VersionText, ViewBody, WriteBody,
+    self, BatchBody, BatchGet, BatchItem, BatchTag, Meta, Object, TagInput, TagItem, Taggings, VersionText, ViewBody,
+    WriteBody,
 };
 
 /// How far a carried-over time may lie in the future: clocks of two machines differ.
@@ -35,7 +36,7 @@ pub(crate) async fn batch_get(Read(mut call): Read) -> Result<Response, Problem>
     check_size(&call, batch.items.len())?;
 
     let parsed: Vec<Result<ContentKey, Problem>> =
-        batch.items.iter().map(|i| call.content_of(&i.content_type, &i.id)).collect();
+        batch.items.iter().map(|i| call.content_of(&i.0.content_type, &i.0.id)).collect();
     let keys: Vec<ContentKey> = parsed.iter().filter_map(|k| k.as_ref().ok()).cloned().collect();
     let views = call.app.parts.store.view_many(&keys, &reading.options()).await;
     let mut views = keys.iter().zip(views);
@@ -59,7 +60,7 @@ pub(crate) async fn batch_get(Read(mut call): Read) -> Result<Response, Problem>
             .iter()
             .zip(&batch.items)
             .map(|(result, item)| match result {
-                Err(problem) => BatchItem::failed(&item.content_type, &item.id, problem.body(&trace)),
+                Err(problem) => BatchItem::failed(&item.0.content_type, &item.0.id, problem.body(&trace)),
                 Ok((key, view)) => {
                     token.see(ContentHash::of(key), view.version, view.position);
                     BatchItem::done(ViewBody {
@@ -95,9 +96,9 @@ pub(crate) async fn batch_tag(Write(mut call): Write) -> Result<Response, Proble
     let batch: BatchTag = call.json().await?;
     check_size(&call, batch.items.len())?;
     let imports = |item: &TagItem| {
-        item.add.iter().any(|t| matches!(t, TagInput::Imported(i) if i.by.is_some() || i.at.is_some()))
+        item.add.iter().any(|t| matches!(t, TagInput::Imported(i) if i.0.by.is_some() || i.0.at.is_some()))
     };
-    if batch.items.iter().any(imports) {
+    if batch.items.iter().any(|i| imports(&i.0)) {
         call.need(Scope::Admin)?;
     }
     let writing = call.writing()?;
@@ -106,7 +107,7 @@ pub(crate) async fn batch_tag(Write(mut call): Write) -> Result<Response, Proble
     }
 
     let parsed: Vec<Result<tagfast_domain::Write, Problem>> =
-        batch.items.iter().enumerate().map(|(n, item)| parse(&call, &writing, n, item)).collect();
+        batch.items.iter().enumerate().map(|(n, item)| parse(&call, &writing, n, &item.0)).collect();
     let requests: Vec<WriteRequest> = parsed
         .iter()
         .filter_map(|w| w.as_ref().ok())
@@ -137,7 +138,7 @@ pub(crate) async fn batch_tag(Write(mut call): Write) -> Result<Response, Proble
             .iter()
             .zip(&batch.items)
             .map(|(result, item)| match result {
-                Err(problem) => BatchItem::failed(&item.content_type, &item.id, problem.body(&trace)),
+                Err(problem) => BatchItem::failed(&item.0.content_type, &item.0.id, problem.body(&trace)),
                 Ok((key, answer)) => {
                     see(&mut token, key, answer);
                     BatchItem::done(body(&call, key, answer))
@@ -169,7 +170,7 @@ fn parse(call: &Call, writing: &Writing<'_>, n: usize, item: &TagItem) -> Result
 fn tag(input: &TagInput, call: &Call, now: i64) -> Result<Tag, Problem> {
     match input {
         TagInput::Plain(spelling) => Ok(Tag::parse(spelling)?),
-        TagInput::Imported(imported) => {
+        TagInput::Imported(Object(imported)) => {
             let mut tag = Tag::parse(&imported.tag)?;
             if imported.by.is_none() && imported.at.is_none() {
                 return Ok(tag);

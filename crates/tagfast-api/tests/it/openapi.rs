@@ -77,11 +77,18 @@ fn check(api: &Value, schema: &Value, value: &Value, at: &str) {
         check(api, part, value, at);
     }
     if let Some(options) = schema["oneOf"].as_array() {
-        let null = value.is_null() && options.iter().any(|o| o["type"] == "null");
-        if !null {
-            let some = options.iter().find(|o| o["type"] != "null").unwrap();
-            check(api, some, value, at);
-        }
+        let fits = |option: &&Value| {
+            let target = option["$ref"].as_str().and_then(|r| r.rsplit('/').next());
+            let option = target.map_or(*option, |name| &api["components"]["schemas"][name]);
+            let parts = option["allOf"].as_array().map_or(vec![option], |all| all.iter().collect());
+            value.is_null() == (option["type"] == "null")
+                && parts
+                    .iter()
+                    .flat_map(|p| p["required"].as_array().into_iter().flatten())
+                    .all(|name| value.get(name.as_str().unwrap()).is_some())
+        };
+        let option = options.iter().find(fits).unwrap_or_else(|| panic!("{at}: no alternative fits {value}"));
+        check(api, option, value, at);
         return;
     }
     let kind = match value {

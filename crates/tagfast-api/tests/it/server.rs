@@ -97,7 +97,11 @@ async fn a_head_that_is_no_http_or_too_large_is_refused() {
     let server = start(ApiLimits::default()).await;
     let mut nonsense = server.connect().await;
     nonsense.write_all(b"\x16\x03\x01 hello\r\n\r\n").await.unwrap();
-    assert!(until_closed(&mut nonsense).await.contains("400"));
+    assert!(!until_closed(&mut nonsense).await.contains("200"));
+    let mut odd = server.connect().await;
+    odd.write_all(b"GET /healthz HTTP/1.1\r\nbad header\r\n\r\n").await.unwrap();
+    let answer = until_closed(&mut odd).await;
+    assert!(answer.contains("400"), "{answer}");
     let mut large = server.connect().await;
     let head = format!("GET /healthz HTTP/1.1\r\nhost: x\r\nx-large: {}\r\n\r\n", "x".repeat(200_000));
     let _ = large.write_all(head.as_bytes()).await;
