@@ -93,12 +93,10 @@ pub(crate) fn described() -> OpenApi {
     all.into_openapi()
 }
 
-#[expect(clippy::unused_async, reason = "a handler")]
 async fn method_not_allowed(method: Method) -> Problem {
     Problem::new(Code::MethodNotAllowed, format!("this route has no {method}"))
 }
 
-#[expect(clippy::unused_async, reason = "a service")]
 async fn not_found(request: axum::extract::Request) -> Result<Response, std::convert::Infallible> {
     let path: String = request.uri().path().chars().take(200).collect();
     Ok(axum::response::IntoResponse::into_response(Problem::new(Code::NotFound, format!("there is no route {path:?}"))))

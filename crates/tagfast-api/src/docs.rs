@@ -146,9 +146,9 @@ fn outline(out: &mut String, api: &Value, schema: &Value, depth: usize) {
         outline(out, api, &schema["items"], depth);
         out.push_str(", …]");
     } else {
-        match &schema["type"] {
-            Value::Array(types) => out.push_str(&types.iter().map(text).collect::<Vec<_>>().join(" | ")),
-            other => out.push_str(other.as_str().unwrap_or("any")),
+        match schema["type"].as_array() {
+            Some(types) => out.push_str(&types.iter().map(text).collect::<Vec<_>>().join(" | ")),
+            None => out.push_str(schema["type"].as_str().unwrap_or("any")),
         }
     }
 }

@@ -179,7 +179,8 @@ pub(crate) struct WriteBody<'a> {
 #[serde(untagged)]
 pub(crate) enum BatchItem<'a, T> {
     Done(DoneItem<T>),
-    Failed(FailedItem<'a>),
+    #[schema(value_type = FailedItem<'static>)]
+    Failed(Box<FailedItem<'a>>),
 }
 
 /// An item that succeeded.
@@ -217,7 +218,7 @@ impl<'a, T> BatchItem<'a, T> {
     }
 
     pub(crate) fn failed(content_type: &'a str, id: &'a str, problem: ProblemBody<'a>) -> Self {
-        Self::Failed(FailedItem { ok: false, content: RawContent { content_type, id }, problem })
+        Self::Failed(Box::new(FailedItem { ok: false, content: RawContent { content_type, id }, problem }))
     }
 }
 

@@ -38,7 +38,6 @@ fn no_query(uri: &Uri) -> Result<(), Problem> {
 
 /// Whether the process answers
 #[utoipa::path(get, path = "/healthz", tag = "open", responses((status = 200, description = "It does", body = HealthBody)))]
-#[expect(clippy::unused_async, reason = "a handler")]
 pub(crate) async fn healthz(uri: Uri) -> Result<Response, Problem> {
     no_query(&uri)?;
     Ok(wire::json(&HealthBody { status: "ok" }))
@@ -77,7 +76,6 @@ pub(crate) async fn readyz(State(app): State<Arc<App>>, uri: Uri) -> Result<Resp
     tag = "open",
     responses((status = 200, description = "The metrics", body = String, content_type = "text/plain"))
 )]
-#[expect(clippy::unused_async, reason = "a handler")]
 pub(crate) async fn metrics(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Problem> {
     no_query(&uri)?;
     Ok(text(app.parts.operations.metrics(), "text/plain; version=0.0.4; charset=utf-8"))
@@ -90,7 +88,6 @@ pub(crate) async fn metrics(State(app): State<Arc<App>>, uri: Uri) -> Result<Res
     tag = "open",
     responses((status = 200, description = "OpenAPI 3.1", body = serde_json::Value))
 )]
-#[expect(clippy::unused_async, reason = "a handler")]
 pub(crate) async fn openapi_json(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Problem> {
     no_query(&uri)?;
     Ok(text(app.openapi_json().clone(), "application/json"))
@@ -103,7 +100,6 @@ pub(crate) async fn openapi_json(State(app): State<Arc<App>>, uri: Uri) -> Resul
     tag = "open",
     responses((status = 200, description = "The routes", body = String, content_type = "text/html"))
 )]
-#[expect(clippy::unused_async, reason = "a handler")]
 pub(crate) async fn docs_page(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Problem> {
     no_query(&uri)?;
     Ok(text(docs::page(app.openapi_json()), "text/html; charset=utf-8"))
@@ -117,7 +113,6 @@ pub(crate) async fn docs_page(State(app): State<Arc<App>>, uri: Uri) -> Result<R
     params(("code" = String, Path, description = "A problem's `code`", pattern = "^[a-z_]+$")),
     responses((status = 200, description = "The meaning", body = String, content_type = "text/html"))
 )]
-#[expect(clippy::unused_async, reason = "a handler")]
 pub(crate) async fn problem_page(uri: Uri) -> Result<Response, Problem> {
     no_query(&uri)?;
     let code = encoding::segment(uri.path().split('/').nth(3).unwrap_or_default())?;

@@ -226,7 +226,6 @@ macro_rules! later {
     ($(#[doc = $summary:literal] $name:ident $method:ident $path:literal $feature:literal;)*) => {$(
         #[doc = $summary]
         #[utoipa::path($method, path = $path, tag = "operations", responses())]
-        #[expect(clippy::unused_async, reason = "a handler")]
         pub(crate) async fn $name(Admin(_call): Admin) -> Problem {
             not_in_this_mode($feature)
         }

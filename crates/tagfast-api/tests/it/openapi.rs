@@ -100,10 +100,9 @@ fn check(api: &Value, schema: &Value, value: &Value, at: &str) {
         Value::Array(_) => "array",
         Value::Object(_) => "object",
     };
-    let allowed: Vec<&str> = match &schema["type"] {
-        Value::String(one) => vec![one],
-        Value::Array(many) => many.iter().filter_map(Value::as_str).collect(),
-        _ => vec![kind],
+    let allowed: Vec<&str> = match schema["type"].as_array() {
+        Some(many) => many.iter().filter_map(Value::as_str).collect(),
+        None => vec![schema["type"].as_str().unwrap_or(kind)],
     };
     assert!(allowed.contains(&kind), "{at}: {kind} is not one of {allowed:?}");
     for name in schema["required"].as_array().into_iter().flatten() {

@@ -23,11 +23,14 @@ pub(crate) struct Signer {
 impl Signer {
     fn new(kid: &'static str, alg: Algorithm, pkcs8: &[u8]) -> Self {
         let pem = format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", wrapped(pkcs8));
-        let key = match alg {
-            Algorithm::RS256 => EncodingKey::from_rsa_pem(pem.as_bytes()),
-            Algorithm::ES256 => EncodingKey::from_ec_pem(pem.as_bytes()),
-            _ => EncodingKey::from_ed_pem(pem.as_bytes()),
+        let read: fn(&[u8]) -> _ = if alg == Algorithm::RS256 {
+            EncodingKey::from_rsa_pem
+        } else if alg == Algorithm::ES256 {
+            EncodingKey::from_ec_pem
+        } else {
+            EncodingKey::from_ed_pem
         };
+        let key = read(pem.as_bytes());
         Self { kid, alg, key: key.unwrap() }
     }
 
