@@ -28,7 +28,7 @@ pub struct ApiLimits {
     pub connections: usize,
     /// Requests per second and (tenant, user); 0 = unlimited.
     pub requests_per_second: u32,
-    /// Requests at once above the rate, per (tenant, user).
+    /// Size of the allowance that fills at the rate: requests at once, per (tenant, user); at least 1.
     pub burst: u32,
     /// How long requests in flight may take to finish after a stop was asked for.
     pub drain_timeout: Duration,
