@@ -1,1 +1,18 @@
-//! Development only: child processes, waiting for a condition, fault tools, history checkers.
+//! Development only: what tests of the running program share.
+//!
+//! - [`wait`]: wait for a condition with a bound, instead of sleeping and hoping.
+//! - [`process`]: the program as a child process that is killed, frozen, stopped, and never outlives its test.
+//! - [`http`]: a small blocking client that never retries a write behind the test's back.
+//! - [`history`]: checks what clients were told against what is there in the end.
+//!
+//! It knows no crate of the service: a test that went through the service's own types could not see a wrong wire format.
+
+pub mod history;
+pub mod http;
+pub mod process;
+pub mod wait;
+
+pub use history::{Outcome, SetHistory};
+pub use http::{Answer, Client};
+pub use process::{ServerOptions, ServerProcess};
+pub use wait::{wait_for_condition, wait_for_condition_async};
