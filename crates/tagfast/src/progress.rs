@@ -116,10 +116,11 @@ fn style(template: &str) -> ProgressStyle {
 fn plain(what: &str, done: u64, total: Option<u64>, elapsed: Duration) -> String {
     let rate = done as f64 / elapsed.as_secs_f64().max(1e-3);
     match total {
-        Some(total) => {
-            let left = total.saturating_sub(done) as f64 / rate.max(1e-9);
+        Some(total) if done > 0 => {
+            let left = total.saturating_sub(done) as f64 / rate;
             format!("{what}: {done}/{total}, {rate:.0}/s, {left:.0} s left")
         }
+        Some(total) => format!("{what}: {done}/{total}"),
         None => format!("{what}: {done}, {rate:.0}/s"),
     }
 }

@@ -9,6 +9,8 @@ use crate::term::{Term, table, visible};
 
 /// Hits per request of `--all`: the most that the API gives.
 const PAGE: u32 = 100;
+/// An age of decades says that the part has never been complete.
+const NEVER_MS: u64 = 20 * 365 * 86_400_000;
 
 /// `search`
 pub(super) async fn search(args: &SearchArgs, term: &Term) -> CommandResult {
@@ -101,7 +103,11 @@ fn show(page: &Value, args: &SearchArgs, first: bool, cursor: Option<&str>, term
 fn remarks(page: &Value, term: &Term) {
     if page.pointer("/meta/stale").and_then(Value::as_bool) == Some(true) {
         let age = page.pointer("/meta/age_ms").and_then(Value::as_u64).unwrap_or(0);
-        term.note(format_args!("stale: the answer is {:.0} s old", age as f64 / 1000.0));
+        if age >= NEVER_MS {
+            term.note("incomplete: the server is still catching up with its store (see tagfast status)");
+        } else {
+            term.note(format_args!("stale: the answer is {:.0} s old", age as f64 / 1000.0));
+        }
     }
     for degraded in page.pointer("/meta/degraded").and_then(Value::as_array).into_iter().flatten() {
         let text = |name: &str| degraded.get(name).and_then(Value::as_str).unwrap_or("?");

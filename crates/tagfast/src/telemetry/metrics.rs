@@ -111,4 +111,17 @@ mod tests {
             assert_eq!(def.kind == MetricKind::Counter, def.name.ends_with("_total"), "{}", def.name);
         }
     }
+
+    #[test]
+    fn the_page_in_docs_is_this_reference() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md");
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(path, markdown()).unwrap();
+        }
+        let page = std::fs::read_to_string(path).unwrap();
+        assert!(
+            page == markdown(),
+            "docs/metrics.md is old: run this test with UPDATE_GOLDEN=1 and look at the difference"
+        );
+    }
 }
