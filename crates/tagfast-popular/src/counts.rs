@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use tagfast_domain::{ContentKey, Document, EpochId, TagName, Tagging, TenantId, UnixMillis};
 use tagfast_events::{BusPosition, Group, Partition, Positions, RecordVerdict, Sink, SinkError, SinkRecord, Start};
-use tagfast_resilience::Clock;
+use tagfast_resilience::{Clock, generation};
 use tagfast_sharding::LogicalShard;
 use tagfast_store::ShardScanner;
 
@@ -69,8 +69,6 @@ pub struct PopularCounts {
     pub(crate) recounting: tokio::sync::Mutex<()>,
 }
 
-const CURRENT: &str = "CURRENT";
-
 impl PopularCounts {
     /// Opens what is there; damaged or missing files are begun anew and rebuilt by the consumer.
     pub fn open(
@@ -129,8 +127,7 @@ impl PopularCounts {
 }
 
 fn open_current(dir: &Path, now: UnixMillis) -> rusqlite::Result<Option<Files>> {
-    let Ok(name) = std::fs::read_to_string(dir.join(CURRENT)) else { return Ok(None) };
-    let dir = dir.join(name.trim());
+    let Some(dir) = generation::current(dir) else { return Ok(None) };
     let partitions = (0..).take_while(|n| dir.join(format!("popular-{n}.sqlite")).is_file()).count();
     if partitions == 0 {
         return Ok(None);
@@ -280,13 +277,11 @@ impl Sink for PopularCounts {
         epoch: EpochId,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<(), SinkError> {
-        let name = format!("generation-{}-{}", self.clock.now_ms(), std::process::id());
-        let dir = self.dir.join(&name);
-        let (now, partitions) = (self.clock.now_ms(), from.len());
-        let made = dir.clone();
-        let files = blocking(move || {
-            std::fs::create_dir_all(&made).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
-            Files::open(&made, partitions, now)
+        let (root, now, partitions) = (self.dir.clone(), self.clock.now_ms(), from.len());
+        let (path, files) = blocking(move || {
+            let path = generation::create(&root).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
+            let files = Files::open(&path, partitions, now)?;
+            Ok((path, files))
         })
         .await?;
         let files = Arc::new(files);
@@ -315,7 +310,7 @@ impl Sink for PopularCounts {
                     file.checkpoint()?;
                 }
             }
-            switch(&root, &name).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))
+            generation::switch(&root, &path).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))
         })
         .await?;
         *self.files.write().unwrap_or_else(PoisonError::into_inner) = files;
@@ -349,22 +344,6 @@ fn copy_page(files: &Files, shard: LogicalShard, items: &[(ContentKey, Document)
         })
         .collect();
     file.apply(&states, Replace::IfNewer).map(|_| ())
-}
-
-/// Makes a generation the current one, durably, and removes the others.
-fn switch(root: &Path, name: &str) -> std::io::Result<()> {
-    let part = root.join("CURRENT.part");
-    std::fs::write(&part, name)?;
-    std::fs::File::open(&part)?.sync_all()?;
-    std::fs::rename(&part, root.join(CURRENT))?;
-    std::fs::File::open(root)?.sync_all()?;
-    for entry in std::fs::read_dir(root)? {
-        let entry = entry?;
-        if entry.file_name().to_str().is_some_and(|n| n.starts_with("generation-") && n != name) {
-            std::fs::remove_dir_all(entry.path())?;
-        }
-    }
-    Ok(())
 }
 
 #[async_trait]

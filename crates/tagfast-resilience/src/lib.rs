@@ -1,9 +1,10 @@
-//! Clock, backoff and metric definitions: no business words, nothing that waits in real time in a test.
+//! Clock, backoff, generations of derived data and metric definitions: no business words, nothing that waits in real time in a test.
 //!
 //! Code that waits uses tokio's time (paused in tests); code that needs the date takes a [`Clock`].
 
 pub mod backoff;
 pub mod clock;
+pub mod generation;
 pub mod metric;
 
 pub use backoff::Backoff;

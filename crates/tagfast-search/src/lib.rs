@@ -3,6 +3,8 @@
 //! Search is eventually consistent: it is fed by the bus and says how old it is. It never answers an error as an empty
 //! page.
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod port;
 pub mod query;
 mod tantivy_index;

@@ -12,14 +12,14 @@ mod schema;
 mod search;
 mod sink;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tagfast_domain::{TagName, TenantId, UnixMillis};
-use tagfast_resilience::Clock;
+use tagfast_resilience::{Clock, generation};
 use tagfast_store::ShardScanner;
 
 use crate::{SearchError, SearchIndex, SearchPage, SearchRequest};
@@ -69,12 +69,12 @@ impl TantivyIndex {
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Self>, SearchError> {
         std::fs::create_dir_all(&dir).map_err(|e| SearchError::Unavailable(e.to_string()))?;
-        let opened = match current_dir(&dir) {
+        let opened = match generation::current(&dir) {
             None => None,
-            Some(generation) => match WriterState::open(&generation, &options) {
+            Some(path) => match WriterState::open(&path, &options) {
                 Ok(state) => Some(state),
                 Err(error) => {
-                    tracing::error!(%error, path = %generation.display(), "the search index cannot be read; it is rebuilt");
+                    tracing::error!(%error, path = %path.display(), "the search index cannot be read; it is rebuilt");
                     None
                 }
             },
@@ -95,31 +95,6 @@ impl TantivyIndex {
         let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
         live.clone().ok_or_else(|| SearchError::Unavailable("the search index is being built".to_owned()))
     }
-}
-
-const CURRENT: &str = "CURRENT";
-
-/// The directory of the current generation.
-fn current_dir(dir: &Path) -> Option<PathBuf> {
-    let name = std::fs::read_to_string(dir.join(CURRENT)).ok()?;
-    let name = name.trim();
-    name.starts_with("generation-").then(|| dir.join(name))
-}
-
-/// Makes a generation the current one, durably, and removes the others.
-fn switch_to(dir: &Path, name: &str) -> std::io::Result<()> {
-    let part = dir.join("CURRENT.part");
-    std::fs::write(&part, name)?;
-    std::fs::File::open(&part)?.sync_all()?;
-    std::fs::rename(&part, dir.join(CURRENT))?;
-    std::fs::File::open(dir)?.sync_all()?;
-    for entry in std::fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_name().to_str().is_some_and(|n| n.starts_with("generation-") && n != name) {
-            std::fs::remove_dir_all(entry.path())?;
-        }
-    }
-    Ok(())
 }
 
 fn unavailable(error: impl std::fmt::Display) -> SearchError {

@@ -300,7 +300,7 @@ pub(super) fn execute(live: &Live, plan: &Plan) -> tantivy::Result<SearchPage> {
 
 fn top(live: &Live, facets: Facets, limit: usize) -> Vec<(TagName, u64)> {
     let mut counts = facets.counts();
-    counts.sort_unstable_by(|a, b| b.1.cmp(&a.1));
+    counts.sort_unstable_by_key(|(_, n)| std::cmp::Reverse(*n));
     // Ties at the cut are decided by name, so all of them are named.
     let cut = counts.get(limit.saturating_sub(1)).map_or(0, |(_, n)| *n);
     let named = counts.iter().take_while(|(_, n)| *n >= cut).count();

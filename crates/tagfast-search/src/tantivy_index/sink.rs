@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tagfast_domain::{ContentKey, Document, EpochId, UnixMillis};
 use tagfast_events::{BusPosition, Group, Partition, Positions, RecordVerdict, Sink, SinkError, SinkRecord, Start};
+use tagfast_resilience::generation;
 use tagfast_sharding::LogicalShard;
 use tantivy::merge_policy::LogMergePolicy;
 use tantivy::schema::Term;
@@ -18,7 +19,7 @@ use tantivy::{Index, IndexReader, IndexWriter, ReloadPolicy};
 use super::live::Live;
 use super::schema::{Entry, FORMAT, Fields, key_text, schema};
 use super::search::indexed_version;
-use super::{TantivyIndex, TantivyOptions, switch_to};
+use super::{TantivyIndex, TantivyOptions};
 
 /// The group that indexes.
 pub(super) const GROUP: Group = Group("indexer");
@@ -289,11 +290,11 @@ impl Sink for TantivyIndex {
         epoch: EpochId,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<(), SinkError> {
-        let name = format!("generation-{}-{}", self.clock.now_ms(), std::process::id());
-        let (dir, options, epoch) = (self.dir.join(&name), self.options.clone(), epoch.to_string());
-        let mut state = tokio::task::spawn_blocking(move || {
-            std::fs::create_dir_all(&dir)?;
-            WriterState::create(&dir, &options, epoch)
+        let (root, options, epoch) = (self.dir.clone(), self.options.clone(), epoch.to_string());
+        let (path, mut state) = tokio::task::spawn_blocking(move || {
+            let path = generation::create(&root)?;
+            let state = WriterState::create(&path, &options, epoch)?;
+            tantivy::Result::Ok((path, state))
         })
         .await
         .map_err(systemic)?
@@ -325,7 +326,7 @@ impl Sink for TantivyIndex {
         let (from, root) = (from.clone(), self.dir.clone());
         let state = tokio::task::spawn_blocking(move || {
             state.commit(&from).map_err(systemic)?;
-            switch_to(&root, &name).map_err(systemic)?;
+            generation::switch(&root, &path).map_err(systemic)?;
             Ok(state)
         })
         .await

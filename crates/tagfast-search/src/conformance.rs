@@ -1,0 +1,340 @@
+//! What every search engine must do, as functions over a harness.
+//!
+//! The engines differ in how they store and count; a caller must not be able to tell. Each function is one promise and
+//! panics when it is broken. A tenant of its own per promise lets them share one index.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tagfast_domain::{
+    ContentKey, EpochOrdinal, Tag, TagName, Tagging, TaggingsEvent, TenantId, UnixMillis, UserId, Version,
+};
+
+use crate::query::{self, Query};
+use crate::{Hit, SearchIndex, SearchPage, SearchRequest, Sort, SortKey, Total};
+
+/// How the suite drives an engine.
+#[async_trait]
+pub trait SearchHarness: Send + Sync {
+    /// The index under test.
+    fn index(&self) -> Arc<dyn SearchIndex>;
+    /// Applies events in this order, as one batch.
+    async fn apply(&self, events: &[TaggingsEvent]);
+    /// Returns when everything applied is visible.
+    async fn visible(&self);
+}
+
+/// A reproducible stream of numbers (splitmix64).
+pub struct Numbers(pub u64);
+
+impl Numbers {
+    /// The next number below `n`.
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (z ^ (z >> 31)) % n.max(1)
+    }
+}
+
+/// The event of a state.
+pub fn event(tenant: &str, content_type: &str, id: &str, version: u64, at: UnixMillis, tags: &[&str]) -> TaggingsEvent {
+    let key = ContentKey::parse(tenant, content_type, id).expect("the suite's keys are valid");
+    let version = Version::from_packed(version).expect("the suite's versions fit");
+    let mut taggings: Vec<Tagging> = tags
+        .iter()
+        .map(|t| {
+            let tag = Tag::parse(t).expect("the suite's tags are valid");
+            let user = UserId::parse("somebody").expect("a valid user");
+            Tagging { name: tag.name, display: tag.display, user, at, ord: version, present: true }
+        })
+        .collect();
+    taggings.sort_by(|a, b| a.name.cmp(&b.name));
+    TaggingsEvent { key, version, at, emit: EpochOrdinal(1), tags: taggings, changes: Vec::new() }
+}
+
+fn tenant(name: &str) -> TenantId {
+    TenantId::parse(name).expect("the suite's tenants are valid")
+}
+
+/// A request for the first page.
+pub fn request(query: &str) -> SearchRequest {
+    SearchRequest {
+        query: (!query.is_empty()).then(|| query.to_owned()),
+        content_type: None,
+        sort: Sort::Updated,
+        after: None,
+        limit: 100,
+        facets: false,
+        total_exact: true,
+    }
+}
+
+async fn search(h: &dyn SearchHarness, of: &str, request: &SearchRequest) -> SearchPage {
+    h.index().search(&tenant(of), request).await.expect("the search is answered")
+}
+
+async fn ids(h: &dyn SearchHarness, of: &str, query: &str) -> BTreeSet<String> {
+    all(h, of, &request(query)).await.iter().map(|hit| hit.content.content_id.as_str().to_owned()).collect()
+}
+
+/// Walks all pages.
+async fn all(h: &dyn SearchHarness, of: &str, first: &SearchRequest) -> Vec<Hit> {
+    let mut request = first.clone();
+    let mut hits = Vec::new();
+    loop {
+        let page = search(h, of, &request).await;
+        hits.extend(page.hits);
+        match page.next {
+            Some(next) => request.after = Some(next),
+            None => return hits,
+        }
+    }
+}
+
+/// S1: the newest version wins, whatever the order, with duplicates and a delete.
+pub async fn newest_version_wins_in_every_order(h: &dyn SearchHarness) {
+    let orders = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+    for (n, order) in orders.iter().enumerate() {
+        for (deleted, of) in [(false, "s1-live"), (true, "s1-gone")] {
+            let id = format!("c{n}");
+            let last: &[&str] = if deleted { &[] } else { &["third"] };
+            let events = [
+                event(of, "t", &id, 3, 1, &["first"]),
+                event(of, "t", &id, 9, 2, last),
+                event(of, "t", &id, 5, 3, &["second"]),
+            ];
+            for place in order {
+                h.apply(std::slice::from_ref(&events[*place])).await;
+                if place % 2 == 0 {
+                    h.visible().await;
+                }
+            }
+            h.apply(&events[order[0]..=order[0]]).await;
+        }
+    }
+    h.visible().await;
+    let everything: BTreeSet<String> = (0..orders.len()).map(|n| format!("c{n}")).collect();
+    assert_eq!(ids(h, "s1-live", "third").await, everything, "every order ends with the newest state");
+    assert!(ids(h, "s1-live", "first OR second").await.is_empty(), "no older state is left");
+    assert!(ids(h, "s1-gone", "first OR second OR third").await.is_empty(), "the newest state has no tags");
+}
+
+/// S2 and SE2: a late event does not bring a deleted content back.
+pub async fn a_late_event_does_not_resurrect(h: &dyn SearchHarness) {
+    h.apply(&[event("s2", "t", "seen", 1, 1, &["x"]), event("s2", "t", "never", 20, 2, &[])]).await;
+    h.visible().await;
+    h.apply(&[event("s2", "t", "seen", 20, 2, &[])]).await;
+    h.visible().await;
+    h.apply(&[event("s2", "t", "seen", 15, 1, &["x"]), event("s2", "t", "never", 15, 1, &["x"])]).await;
+    h.visible().await;
+    assert!(ids(h, "s2", "x").await.is_empty(), "deleted contents stay deleted");
+}
+
+/// S3: spellings of one tag find the same.
+pub async fn every_spelling_finds_the_same(h: &dyn SearchHarness) {
+    h.apply(&[event("s3", "t", "1", 1, 1, &["UI"])]).await;
+    h.visible().await;
+    for spelling in ["UI", "ui", "Ｕｉ", "\"uI\"", "u*", "U*"] {
+        let short_prefix = spelling.ends_with('*');
+        let found = h.index().search(&tenant("s3"), &request(spelling)).await;
+        if short_prefix {
+            assert!(found.is_err(), "a prefix of one character is refused");
+        } else {
+            assert_eq!(found.expect("answered").hits.len(), 1, "{spelling}");
+        }
+    }
+}
+
+fn matches(query: &Query, content_type: &str, tags: &BTreeSet<String>) -> bool {
+    match query {
+        Query::Tag(name) => tags.contains(name.as_str()),
+        Query::Prefix(prefix) => tags.iter().any(|t| t.starts_with(prefix.as_str())),
+        Query::Type(wanted) => wanted.as_str() == content_type,
+        Query::And(parts) => parts.iter().all(|p| matches(p, content_type, tags)),
+        Query::Or(parts) => parts.iter().any(|p| matches(p, content_type, tags)),
+        Query::Not(inner) => !matches(inner, content_type, tags),
+    }
+}
+
+const WORDS: [&str; 8] = ["alpha", "alps", "beta", "c++", "lang::rust", "日本語", "x-y", "zeta"];
+
+fn random_query(numbers: &mut Numbers, depth: u32) -> Query {
+    let tag = |n: u64| Query::Tag(TagName::parse(WORDS[n as usize % WORDS.len()]).expect("a valid tag"));
+    match numbers.below(if depth == 0 { 4 } else { 8 }) {
+        0 | 1 => tag(numbers.below(8)),
+        2 => Query::Prefix(["al", "be", "lang::"][numbers.below(3) as usize].to_owned()),
+        3 => Query::Type(["page", "issue"][numbers.below(2) as usize].parse().expect("a valid type")),
+        4 | 5 => Query::And((0..2 + numbers.below(2)).map(|_| random_query(numbers, depth - 1)).collect()),
+        6 => Query::Or((0..2 + numbers.below(2)).map(|_| random_query(numbers, depth - 1)).collect()),
+        _ => Query::Not(Box::new(random_query(numbers, depth - 1))),
+    }
+}
+
+type Model = BTreeMap<(String, String), BTreeSet<String>>;
+
+async fn random_contents(h: &dyn SearchHarness, of: &str, contents: u64, numbers: &mut Numbers) -> Model {
+    let mut model = Model::new();
+    let mut events = Vec::new();
+    for n in 0..contents {
+        let content_type = ["page", "issue"][numbers.below(2) as usize];
+        let id = format!("c{n:05}");
+        let tags: BTreeSet<&str> = (0..1 + numbers.below(5)).map(|_| WORDS[numbers.below(8) as usize]).collect();
+        let list: Vec<&str> = tags.iter().copied().collect();
+        events.push(event(of, content_type, &id, 1 + n, 1000 + (n / 7) as i64, &list));
+        model.insert((content_type.to_owned(), id), tags.into_iter().map(str::to_owned).collect());
+    }
+    for chunk in events.chunks(97) {
+        h.apply(chunk).await;
+        if numbers.below(3) == 0 {
+            h.visible().await;
+        }
+    }
+    h.visible().await;
+    model
+}
+
+/// S4 and S8: random trees find what a naive evaluation finds, with its total and facets.
+pub async fn random_queries_equal_the_model(h: &dyn SearchHarness, queries: usize) {
+    let mut numbers = Numbers(4);
+    let model = random_contents(h, "s4", 300, &mut numbers).await;
+    for n in 0..queries {
+        let tree = random_query(&mut numbers, 3);
+        let text = tree.to_string();
+        let Ok(Some(parsed)) = query::parse(&text) else {
+            // More prefixes or terms than a query may have.
+            continue;
+        };
+        let expected: BTreeSet<(String, String)> = model
+            .iter()
+            .filter(|((content_type, _), tags)| matches(&parsed, content_type, tags))
+            .map(|(key, _)| key.clone())
+            .collect();
+        let mut wanted = request(&text);
+        wanted.facets = true;
+        wanted.sort = if n % 2 == 0 { Sort::Id } else { Sort::Updated };
+        let page = search(h, "s4", &wanted).await;
+        assert_eq!(page.total, Total::Exactly(expected.len() as u64), "total of {text}");
+        let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+        for key in &expected {
+            model[key].iter().for_each(|t| *counts.entry(t).or_default() += 1);
+        }
+        let facets = page.facets.expect("facets were asked for");
+        let found: BTreeMap<&str, u64> = facets.iter().map(|(t, n)| (t.as_str(), *n)).collect();
+        assert_eq!(found, counts, "facets of {text}");
+        assert!(facets.windows(2).all(|w| w[0].1 >= w[1].1), "facets are ordered by use");
+        let hits: BTreeSet<(String, String)> = all(h, "s4", &wanted)
+            .await
+            .iter()
+            .map(|hit| (hit.content.content_type.as_str().to_owned(), hit.content.content_id.as_str().to_owned()))
+            .collect();
+        assert_eq!(hits, expected, "hits of {text}");
+    }
+}
+
+/// S6: contents that share one timestamp are paged each exactly once, in order.
+pub async fn equal_timestamps_are_paged_once(h: &dyn SearchHarness, contents: u64) {
+    let events: Vec<_> =
+        (0..contents).map(|n| event("s6", "t", &format!("{:06}", n * 7919 % contents), 1, 5000, &["same"])).collect();
+    for chunk in events.chunks(1000) {
+        h.apply(chunk).await;
+        h.visible().await;
+    }
+    for sort in [Sort::Updated, Sort::Id] {
+        let mut first = request("same");
+        first.sort = sort;
+        first.limit = 97;
+        let walked: Vec<String> =
+            all(h, "s6", &first).await.iter().map(|hit| hit.content.content_id.as_str().to_owned()).collect();
+        let expected: Vec<String> = (0..contents).map(|n| format!("{n:06}")).collect();
+        assert_eq!(walked, expected, "each once, ordered by id under {sort:?}");
+    }
+    let mut counted = request("same");
+    counted.total_exact = false;
+    let total = search(h, "s6", &counted).await.total;
+    let expected = if contents > 10_000 { Total::AtLeast(10_000) } else { Total::Exactly(contents) };
+    assert_eq!(total, expected, "totals are exact up to ten thousand");
+}
+
+/// S7: contents that do not change during a walk are returned exactly once, though others do.
+pub async fn unmoved_contents_are_paged_once_under_writes(h: &dyn SearchHarness) {
+    let id = |n: u64| format!("{n:04}");
+    let events: Vec<_> = (0..200).map(|n| event("s7", "t", &id(n), 1, 1000 + n as i64 / 10, &["w"])).collect();
+    h.apply(&events).await;
+    h.visible().await;
+    for sort in [Sort::Updated, Sort::Id] {
+        let mut page = request("w");
+        page.sort = sort;
+        page.limit = 10;
+        let mut seen: BTreeMap<String, u32> = BTreeMap::new();
+        let mut version = if sort == Sort::Updated { 10 } else { 1000 };
+        loop {
+            let answer = search(h, "s7", &page).await;
+            for hit in &answer.hits {
+                *seen.entry(hit.content.content_id.as_str().to_owned()).or_default() += 1;
+            }
+            // Two contents move with every page.
+            for moved in [3, 150] {
+                version += 1;
+                h.apply(&[event("s7", "t", &id(moved), version, 9000 + version as i64, &["w"])]).await;
+            }
+            h.visible().await;
+            match answer.next {
+                Some(next) => page.after = Some(next),
+                None => break,
+            }
+        }
+        for n in 0..200 {
+            let times = seen.get(&id(n)).copied().unwrap_or(0);
+            let moved = n == 3 || n == 150;
+            if sort == Sort::Id || !moved {
+                assert_eq!(times, 1, "content {n} under {sort:?}");
+            }
+        }
+    }
+}
+
+/// S9: whatever is asked, no other tenant's content is found, counted or suggested.
+pub async fn tenants_are_isolated(h: &dyn SearchHarness, queries: usize) {
+    let mut numbers = Numbers(9);
+    random_contents(h, "s9-a", 60, &mut numbers).await;
+    h.apply(&[event("s9-b", "page", "only", 1, 1, &["alpha", "secret"])]).await;
+    h.visible().await;
+    for _ in 0..queries {
+        let text = random_query(&mut numbers, 2).to_string();
+        if !matches!(query::parse(&text), Ok(Some(_))) {
+            continue;
+        }
+        let mut wanted = request(&text);
+        wanted.facets = true;
+        let a = search(h, "s9-a", &wanted).await;
+        let b = search(h, "s9-b", &wanted).await;
+        assert!(a.hits.iter().all(|hit| hit.content.content_id.as_str() != "only"), "{text}");
+        assert!(a.facets.into_iter().flatten().all(|(t, _)| t.as_str() != "secret"), "{text}");
+        assert!(b.hits.iter().all(|hit| hit.content.content_id.as_str() == "only"), "{text}");
+        assert!(b.total == Total::Exactly(b.hits.len() as u64), "{text}");
+    }
+    let related = h.index().related(&tenant("s9-a"), &TagName::from_canonical("alpha"), 50).await.expect("answered");
+    assert!(related.iter().all(|(t, _)| t.as_str() != "secret" && t.as_str() != "alpha"));
+    // A place of another tenant's content as a cursor shows nothing of it.
+    let mut paged = request("alpha");
+    let foreign = ContentKey::parse("s9-b", "page", "only").expect("valid").content;
+    paged.after = Some(SortKey { updated_at: i64::MAX, content: foreign });
+    assert!(search(h, "s9-a", &paged).await.hits.iter().all(|hit| hit.content.content_id.as_str() != "only"));
+}
+
+/// A hit shows the indexed state.
+pub async fn hits_show_the_state(h: &dyn SearchHarness) {
+    h.apply(&[event("hits", "jira.issue", "A/1 ü", 77, 1234, &["Zeta", "alpha"])]).await;
+    h.visible().await;
+    let page = search(h, "hits", &request("alpha AND type:jira.issue")).await;
+    let [hit] = page.hits.as_slice() else { panic!("one hit expected, {:?}", page.hits) };
+    let tags: Vec<&str> = hit.tags.iter().map(TagName::as_str).collect();
+    assert_eq!((hit.content.content_id.as_str(), tags), ("A/1 ü", vec!["alpha", "zeta"]));
+    assert_eq!((hit.updated_at, hit.version.packed()), (1234, 77));
+    let mut typed = request("");
+    typed.content_type = Some("other".parse().expect("valid"));
+    assert!(search(h, "hits", &typed).await.hits.is_empty(), "the type filter holds");
+}

@@ -1,0 +1,159 @@
+//! An index in a temporary directory, driven as the consumer runtime drives it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tagfast_domain::{
+    ContentKey, Document, Epoch, EpochId, EpochOrdinal, RecentWrite, TaggingsEvent, TenantId, WriteId,
+};
+use tagfast_events::{BusPosition, Partition, Positions, Sink, SinkRecord, Start};
+use tagfast_resilience::ManualClock;
+use tagfast_search::conformance::SearchHarness;
+use tagfast_search::{SearchIndex, TantivyIndex, TantivyOptions};
+use tagfast_sharding::LogicalShard;
+use tagfast_store::{ScanPage, ShardScanner, StoreError};
+
+pub(crate) const EPOCH: EpochId = EpochId([7; 16]);
+pub(crate) const NOW: i64 = 1_800_000_000_000;
+
+/// The shards as the newest event of every content says.
+#[derive(Default)]
+pub(crate) struct Shards(Mutex<BTreeMap<ContentKey, TaggingsEvent>>);
+
+impl Shards {
+    pub(crate) fn put(&self, event: &TaggingsEvent) {
+        let mut shards = self.0.lock().expect("not poisoned");
+        let newer = shards.get(&event.key).is_none_or(|known| known.version < event.version);
+        if newer {
+            shards.insert(event.key.clone(), event.clone());
+        }
+    }
+}
+
+#[async_trait]
+impl ShardScanner for Shards {
+    async fn scan(
+        &self,
+        shard: LogicalShard,
+        tenant: Option<&TenantId>,
+        after: Option<&ContentKey>,
+        limit: usize,
+    ) -> Result<ScanPage, StoreError> {
+        let shards = self.0.lock().expect("not poisoned");
+        let mut page = ScanPage::default();
+        for (key, event) in shards.iter() {
+            let wanted = LogicalShard::of(key) == shard
+                && tenant.is_none_or(|t| *t == key.tenant)
+                && after.is_none_or(|a| key > a);
+            if wanted {
+                if page.items.len() == limit {
+                    page.next = page.items.last().map(|(key, _): &(ContentKey, Document)| key.clone());
+                    break;
+                }
+                let write = RecentWrite {
+                    id: WriteId([0; 16]),
+                    fingerprint: 0,
+                    version: event.version,
+                    at: event.at,
+                    effect: Default::default(),
+                };
+                let doc = Document {
+                    version: event.version,
+                    taggings: event.tags.clone(),
+                    recent: vec![write],
+                    ..Document::default()
+                };
+                page.items.push((key.clone(), doc));
+            }
+        }
+        Ok(page)
+    }
+
+    async fn epoch(&self) -> Result<Epoch, StoreError> {
+        Ok(Epoch { id: EPOCH, ordinal: EpochOrdinal(NOW.unsigned_abs()) })
+    }
+}
+
+pub(crate) struct Engine {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) index: Arc<TantivyIndex>,
+    pub(crate) shards: Arc<Shards>,
+    pub(crate) clock: Arc<ManualClock>,
+    pub(crate) offset: Mutex<u64>,
+}
+
+pub(crate) fn options() -> TantivyOptions {
+    TantivyOptions { writer_bytes: 15 << 20, commit_after: Duration::ZERO, ..TantivyOptions::default() }
+}
+
+pub(crate) fn positions(next: u64) -> Positions {
+    Positions::from([(Partition(0), BusPosition { next, emit: 1 })])
+}
+
+impl Engine {
+    pub(crate) async fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (shards, clock) = (Arc::new(Shards::default()), Arc::new(ManualClock::new(NOW)));
+        let index = open(dir.path().to_owned(), &shards, &clock);
+        let engine = Self { dir, index, shards, clock, offset: Mutex::new(1) };
+        engine.rebuild_if_asked().await;
+        engine
+    }
+
+    /// A crash: the index is dropped without a commit and opened again.
+    pub(crate) fn crash(&mut self) {
+        // The old writer must let go of its lock first.
+        let placeholder = tempfile::tempdir().expect("a temporary directory");
+        self.index = open(placeholder.path().to_owned(), &self.shards, &self.clock);
+        self.index = open(self.dir.path().to_owned(), &self.shards, &self.clock);
+    }
+
+    pub(crate) async fn rebuild_if_asked(&self) -> Option<&'static str> {
+        match self.index.start(EPOCH).await.expect("the sink starts") {
+            Start::From(_) => None,
+            Start::Rebuild(reason) => {
+                let next = *self.offset.lock().expect("not poisoned");
+                self.index.rebuild(&positions(next), EPOCH, &|_| {}).await.expect("the rebuild ends");
+                Some(reason)
+            }
+        }
+    }
+
+    pub(crate) fn records(&self, events: &[TaggingsEvent]) -> Vec<SinkRecord> {
+        let mut offset = self.offset.lock().expect("not poisoned");
+        events
+            .iter()
+            .map(|event| {
+                *offset += 1;
+                SinkRecord { partition: Partition(0), offset: *offset - 1, event: event.clone() }
+            })
+            .collect()
+    }
+}
+
+pub(crate) fn open(dir: PathBuf, shards: &Arc<Shards>, clock: &Arc<ManualClock>) -> Arc<TantivyIndex> {
+    let scanner: Arc<dyn ShardScanner> = Arc::<Shards>::clone(shards);
+    TantivyIndex::open(dir, options(), scanner, Arc::<ManualClock>::clone(clock)).expect("the index opens")
+}
+
+#[async_trait]
+impl SearchHarness for Engine {
+    fn index(&self) -> Arc<dyn SearchIndex> {
+        Arc::<TantivyIndex>::clone(&self.index)
+    }
+
+    async fn apply(&self, events: &[TaggingsEvent]) {
+        events.iter().for_each(|e| self.shards.put(e));
+        let records = self.records(events);
+        self.index.apply(&records).await.expect("the sink applies");
+    }
+
+    async fn visible(&self) {
+        let next = *self.offset.lock().expect("not poisoned");
+        let durable = self.index.advance(&positions(next)).await.expect("the sink advances");
+        assert_eq!(durable, positions(next), "with no delay everything is committed at once");
+    }
+}
