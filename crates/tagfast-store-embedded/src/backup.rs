@@ -6,7 +6,6 @@
 //! index and the counts are not in a backup; they are rebuilt, because they belong to another epoch.
 
 use std::fs::File;
-use std::io::Write;
 use std::path::Path;
 
 use rusqlite::Connection;
@@ -14,12 +13,13 @@ use rusqlite::backup::{Backup, StepResult};
 use tagfast_resilience::Clock;
 
 use crate::directory::{self, DirectoryLock, OpenError, create_dir, file_path, io, sqlite, sync_dir};
+use crate::manifest::{self, Manifest};
 use crate::schema;
 
-const MANIFEST: &str = "manifest.txt";
-const MANIFEST_HEAD: &str = "tagfast backup 1";
 /// Small files that belong to a data directory.
 const COMPANIONS: &[&str] = &["token.key"];
+/// Pages copied between two reports of progress: 4 MB.
+const PAGES_A_STEP: i32 = 1024;
 
 /// What a backup or restore did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,20 +30,50 @@ pub struct BackupReport {
     pub bytes: u64,
 }
 
-fn damaged(file: &Path, detail: &str) -> OpenError {
-    OpenError::Damaged { file: file.to_owned(), detail: detail.to_owned() }
+fn damaged(file: &Path, detail: impl Into<String>) -> OpenError {
+    OpenError::Damaged { file: file.to_owned(), detail: detail.into() }
 }
 
 fn refuse_used(dir: &Path) -> Result<(), OpenError> {
-    let used = std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some());
-    if used {
-        let source = std::io::Error::new(std::io::ErrorKind::AlreadyExists, "the directory is not empty");
-        return Err(OpenError::Io { doing: "write into", path: dir.to_owned(), source });
-    }
-    Ok(())
+    let used = match std::fs::read_dir(dir) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
+        Err(e) => return Err(io("look into", dir)(e)),
+    };
+    if used { Err(OpenError::NotEmpty { dir: dir.to_owned() }) } else { Ok(()) }
 }
 
-/// Copies the data directory into `target`, which must be absent or empty. `progress` gets (pages done, pages in all).
+/// Progress over several files: pages done, pages in all.
+struct Pages<'a> {
+    report: &'a dyn Fn(u64, u64),
+    done: u64,
+    total: u64,
+}
+
+impl Pages<'_> {
+    fn of<'a>(files: &[std::path::PathBuf], report: &'a dyn Fn(u64, u64)) -> Result<Pages<'a>, OpenError> {
+        let mut total = 0;
+        for file in files {
+            total += pages(&schema::open_reader(file, 1 << 20).map_err(sqlite("open", file))?, file)?;
+        }
+        report(0, total);
+        Ok(Pages { report, done: 0, total })
+    }
+
+    fn at(&self, done_in_file: u64) {
+        // Files grow while they are copied.
+        let done = self.done + done_in_file;
+        (self.report)(done, self.total.max(done));
+    }
+}
+
+fn pages(conn: &Connection, file: &Path) -> Result<u64, OpenError> {
+    let pages: i64 = conn.pragma_query_value(None, "page_count", |row| row.get(0)).map_err(sqlite("read", file))?;
+    Ok(pages.unsigned_abs())
+}
+
+/// Copies the data directory into `target`, which must be absent or empty; a server may be running. `progress` gets
+/// (pages done, pages in all).
 pub fn backup(
     data_dir: &Path,
     target: &Path,
@@ -56,38 +86,28 @@ pub fn backup(
     }
     refuse_used(target)?;
     create_dir(target)?;
-    let conn = schema::open_reader(&first, 1 << 20).map_err(sqlite("open", &first))?;
-    let files = schema::meta(&conn, "files").map_err(sqlite("read", &first))?.and_then(|n| n.parse().ok());
-    let files: usize = files.ok_or_else(|| damaged(&first, "its number of files is missing"))?;
-    let mut positions = Vec::new();
-    let mut bytes = 0;
-    for n in 0..files {
-        let (from, to) = (file_path(data_dir, n), file_path(target, n));
-        copy(&from, &to, progress)?;
+    let created_at = clock.now_ms();
+    let (files, epoch) = {
+        let conn = schema::open_reader(&first, 1 << 20).map_err(sqlite("open", &first))?;
+        let files = schema::meta(&conn, "files").map_err(sqlite("read", &first))?.and_then(|n| n.parse().ok());
+        let epoch = directory::newest(&conn).map_err(sqlite("read", &first))?;
+        let files: usize = files.ok_or_else(|| damaged(&first, "its number of files is missing"))?;
+        (files, epoch.ok_or_else(|| damaged(&first, "its epoch is missing"))?)
+    };
+    let sources: Vec<_> = (0..files).map(|n| file_path(data_dir, n)).collect();
+    let mut pages = Pages::of(&sources, progress)?;
+    let (mut positions, mut bytes) = (Vec::new(), 0);
+    for (n, from) in sources.iter().enumerate() {
+        let to = file_path(target, n);
+        copy(from, &to, &mut pages)?;
         // From the copy: exactly what the snapshot held.
-        let copied = Connection::open(&to).map_err(sqlite("open", &to))?;
+        let copied = schema::open_reader(&to, 1 << 20).map_err(sqlite("open", &to))?;
         positions.push(schema::last_position(&copied).map_err(sqlite("read", &to))?);
         bytes += sync_file(&to)?;
     }
-    for name in COMPANIONS {
-        let from = data_dir.join(name);
-        if from.is_file() {
-            copy_plain(&from, &target.join(name))?;
-        }
-    }
-    let list = positions.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
-    let manifest = target.join(MANIFEST);
-    let text = format!(
-        "{MANIFEST_HEAD}\ncreated_at={}\nschema={}\nfiles={files}\npositions={list}\n",
-        clock.now_ms(),
-        schema::VERSION
-    );
-    let write = || {
-        let mut file = File::create(&manifest)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()
-    };
-    write().map_err(io("write", &manifest))?;
+    copy_companions(data_dir, target)?;
+    sync_dir(target)?;
+    Manifest::new(created_at, epoch, positions).write(target)?;
     sync_dir(target)?;
     Ok(BackupReport { files, bytes })
 }
@@ -99,56 +119,59 @@ pub fn restore(
     clock: &dyn Clock,
     progress: &dyn Fn(u64, u64),
 ) -> Result<BackupReport, OpenError> {
-    let manifest = backup_dir.join(MANIFEST);
-    let text = std::fs::read_to_string(&manifest).map_err(io("read", &manifest))?;
-    let field = |name: &str| text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix('='));
-    if text.lines().next() != Some(MANIFEST_HEAD) {
-        return Err(damaged(&manifest, "it is not a manifest of a backup this program knows"));
-    }
-    let positions: Option<Vec<u64>> =
-        field("positions").and_then(|l| l.split(',').map(|n| n.parse().ok()).collect::<Option<_>>());
-    let files: Option<usize> = field("files").and_then(|n| n.parse().ok());
-    let (Some(positions), Some(files)) = (positions, files) else {
-        return Err(damaged(&manifest, "files or positions are missing"));
-    };
-    if files == 0 || positions.len() != files {
-        return Err(damaged(&manifest, "files and positions do not fit together"));
+    let manifest = Manifest::read(backup_dir)?;
+    let files = manifest.positions.len();
+    let sources: Vec<_> = (0..files).map(|n| file_path(backup_dir, n)).collect();
+    for (file, position) in sources.iter().zip(&manifest.positions) {
+        verify(file, *position)?;
     }
     refuse_used(data_dir)?;
     create_dir(data_dir)?;
     let lock = DirectoryLock::take(data_dir)?;
+    copy_companions(backup_dir, data_dir)?;
+    let mut pages = Pages::of(&sources, progress)?;
     let mut bytes = 0;
-    // The first file last: a directory without it is not opened, so an interrupted restore cannot be mistaken for one.
-    for n in (0..files).rev() {
-        let (from, to) = (file_path(backup_dir, n), file_path(data_dir, n));
-        directory::quick_check(&from)?;
+    // The first file last: a directory without it is refused, so an interrupted restore is never served.
+    for (n, from) in sources.iter().enumerate().rev() {
+        let to = file_path(data_dir, n);
         let part = to.with_extension("part");
-        copy(&from, &part, progress)?;
+        copy(from, &part, &mut pages)?;
         let conn = Connection::open(&part).map_err(sqlite("open", &part))?;
-        // Positions of groups belong to the old epoch's sinks.
+        // Positions of groups belong to sinks of the old epoch.
         conn.execute("DELETE FROM bus_offset", []).map_err(sqlite("prepare", &part))?;
         schema::set_meta(&conn, "clean", "1").map_err(sqlite("prepare", &part))?;
         if n == 0 {
-            directory::mint(&conn, clock.now_ms(), &positions).map_err(sqlite("begin an epoch in", &part))?;
+            directory::mint(&conn, clock.now_ms(), &manifest.positions).map_err(sqlite("begin an epoch in", &part))?;
         }
         conn.close().map_err(|(_, e)| e).map_err(sqlite("close", &part))?;
         bytes += sync_file(&part)?;
         std::fs::rename(&part, &to).map_err(io("rename to", &to))?;
+        sync_dir(data_dir)?;
     }
-    for name in COMPANIONS {
-        let from = backup_dir.join(name);
-        if from.is_file() {
-            copy_plain(&from, &data_dir.join(name))?;
-        }
-    }
-    sync_dir(data_dir)?;
     drop(lock);
     Ok(BackupReport { files, bytes })
 }
 
+/// A file of a backup is whole, of a known version, and the one the manifest means.
+fn verify(file: &Path, position: u64) -> Result<(), OpenError> {
+    if !file.is_file() {
+        return Err(damaged(file, "the file is missing"));
+    }
+    directory::quick_check(file)?;
+    let conn = schema::open_reader(file, 1 << 20).map_err(sqlite("open", file))?;
+    let found = schema::version(&conn).map_err(sqlite("read", file))?;
+    if found > schema::VERSION {
+        return Err(OpenError::Newer { file: file.to_owned(), found, known: schema::VERSION });
+    }
+    let stands = schema::last_position(&conn).map_err(sqlite("read", file))?;
+    if stands != position {
+        return Err(damaged(file, format!("it stands at {stands}, {} says {position}", manifest::NAME)));
+    }
+    Ok(())
+}
+
 /// Copies a database from one read snapshot.
-fn copy(from: &Path, to: &Path, progress: &dyn Fn(u64, u64)) -> Result<(), OpenError> {
-    const PAGES_A_STEP: i32 = 1024;
+fn copy(from: &Path, to: &Path, pages: &mut Pages<'_>) -> Result<(), OpenError> {
     let source = schema::open_reader(from, 1 << 20).map_err(sqlite("open", from))?;
     // An open read transaction pins the snapshot: without it every commit of the server would restart the copy.
     source.execute_batch("BEGIN; SELECT count(*) FROM meta;").map_err(sqlite("read", from))?;
@@ -158,12 +181,13 @@ fn copy(from: &Path, to: &Path, progress: &dyn Fn(u64, u64)) -> Result<(), OpenE
         loop {
             let step = backup.step(PAGES_A_STEP).map_err(sqlite("copy", from))?;
             let p = backup.progress();
-            progress((p.pagecount - p.remaining).unsigned_abs().into(), p.pagecount.unsigned_abs().into());
+            pages.at((p.pagecount - p.remaining).unsigned_abs().into());
             if matches!(step, StepResult::Done) {
+                pages.done += u64::from(p.pagecount.unsigned_abs());
                 break;
             }
             if !matches!(step, StepResult::More) {
-                // Busy: the server checkpoints; it is done in a moment.
+                // Busy: the server is about to finish what blocks it.
                 std::thread::yield_now();
             }
         }
@@ -173,9 +197,16 @@ fn copy(from: &Path, to: &Path, progress: &dyn Fn(u64, u64)) -> Result<(), OpenE
     target.close().map_err(|(_, e)| e).map_err(sqlite("close", to))
 }
 
-fn copy_plain(from: &Path, to: &Path) -> Result<(), OpenError> {
-    std::fs::copy(from, to).map_err(io("copy to", to))?;
-    sync_file(to).map(|_| ())
+fn copy_companions(from_dir: &Path, to_dir: &Path) -> Result<(), OpenError> {
+    for name in COMPANIONS {
+        let (from, to) = (from_dir.join(name), to_dir.join(name));
+        if from.is_file() {
+            // Permissions come along: a key stays private.
+            std::fs::copy(&from, &to).map_err(io("copy to", &to))?;
+            sync_file(&to)?;
+        }
+    }
+    Ok(())
 }
 
 fn sync_file(path: &Path) -> Result<u64, OpenError> {

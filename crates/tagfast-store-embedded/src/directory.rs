@@ -29,9 +29,9 @@ pub struct OpenOptions {
     pub clock: Arc<dyn Clock>,
     /// Files of a NEW directory; an existing one keeps its number.
     pub files: u8,
-    /// Largest size of a file in pages, for tests of a full disk.
-    #[doc(hidden)]
-    pub max_pages: Option<u32>,
+    /// How far a consumer group may fall behind, in bytes of events per file, before it has to rebuild. Too low: a
+    /// rebuild after every longer pause; too high: a stopped consumer fills the disk.
+    pub expire_bytes: u64,
 }
 
 impl OpenOptions {
@@ -43,7 +43,7 @@ impl OpenOptions {
             cache_bytes: 64 << 20,
             clock,
             files: DEFAULT_FILES,
-            max_pages: None,
+            expire_bytes: 2 << 30,
         }
     }
 }
@@ -76,6 +76,18 @@ pub enum OpenError {
         file: PathBuf,
         /// What is wrong with it.
         detail: String,
+    },
+    /// A backup or a restore would write over something.
+    #[error("{} is not empty; name a directory that is empty or does not exist yet", .dir.display())]
+    NotEmpty {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// There is nothing to restore from.
+    #[error("{} is not a finished backup: it has no manifest.json", .dir.display())]
+    NotABackup {
+        /// The directory.
+        dir: PathBuf,
     },
     /// The operating system refused.
     #[error("cannot {doing} {}", .path.display())]
@@ -137,10 +149,15 @@ impl DirectoryLock {
             .write(true)
             .open(&path)
             .map_err(io("open the lock file", &path))?;
-        if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
-            let mut pid = String::new();
-            let _ = file.read_to_string(&mut pid);
-            return Err(OpenError::Locked { dir: dir.to_owned(), pid: pid.trim().parse().unwrap_or(0) });
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let mut pid = String::new();
+                // An unreadable number is no reason to hide that the directory is in use.
+                let _ = file.read_to_string(&mut pid);
+                return Err(OpenError::Locked { dir: dir.to_owned(), pid: pid.trim().parse().unwrap_or(0) });
+            }
+            Err(errno) => return Err(io("lock", &path)(errno.into())),
         }
         let write_pid = |file: &mut File| {
             file.set_len(0)?;
@@ -167,7 +184,8 @@ pub(crate) fn open(options: &OpenOptions) -> Result<Directory, OpenError> {
     create_dir(dir)?;
     let lock = DirectoryLock::take(dir)?;
     let first = file_path(dir, 0);
-    let cache = options.cache_bytes / 4 / usize::from(options.files.max(1));
+    check_first(dir, &first)?;
+    let cache = writer_cache(options.cache_bytes, usize::from(options.files));
     let mut conn = prepare_file(&first, cache)?;
     let known = schema::meta(&conn, "files").map_err(sqlite("read", &first))?;
     let (files, created) = match known.as_deref().map(str::parse::<usize>) {
@@ -197,9 +215,6 @@ pub(crate) fn open(options: &OpenOptions) -> Result<Directory, OpenError> {
     for (n, conn) in writers.iter().enumerate() {
         let path = file_path(dir, n);
         schema::set_meta(conn, "clean", "0").map_err(sqlite("write", &path))?;
-        if let Some(pages) = options.max_pages {
-            conn.pragma_update(None, "max_page_count", pages).map_err(sqlite("limit", &path))?;
-        }
     }
     if !created {
         schema::set_meta(&writers[0], "created", "1").map_err(sqlite("write", &first))?;
@@ -217,12 +232,26 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<(), OpenError> {
     File::open(dir).and_then(|d| d.sync_all()).map_err(io("sync", dir))
 }
 
+/// The writer's part of the page cache: a quarter.
+fn writer_cache(all: usize, files: usize) -> usize {
+    all / 4 / files.max(1)
+}
+
+/// The first file holds what the others are judged by. Where it is gone but others are not, a new one would hide them.
+fn check_first(dir: &Path, first: &Path) -> Result<(), OpenError> {
+    let others = (1..64).map(|n| file_path(dir, n)).any(|path| path.exists());
+    if others { check_present(first) } else { Ok(()) }
+}
+
+/// SQLite takes an empty file for a new database: only we know that it was not.
 fn check_present(path: &Path) -> Result<(), OpenError> {
-    if path.is_file() {
-        Ok(())
-    } else {
-        Err(OpenError::Damaged { file: path.to_owned(), detail: "the file is missing".to_owned() })
-    }
+    let detail = match std::fs::metadata(path) {
+        Ok(meta) if meta.is_file() && meta.len() > 0 => return Ok(()),
+        Ok(_) => "the file is empty",
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => "the file is missing",
+        Err(e) => return Err(io("look at", path)(e)),
+    };
+    Err(OpenError::Damaged { file: path.to_owned(), detail: detail.to_owned() })
 }
 
 /// Opens one file, refuses what is not ours or newer, and migrates it.
@@ -242,7 +271,7 @@ fn prepare_file(path: &Path, cache_bytes: usize) -> Result<Connection, OpenError
     if before > 0 {
         check_length(&conn, path, before)?;
     }
-    schema::migrate(&mut conn).map_err(sqlite("migrate", path))?;
+    schema::migrate(&mut conn, schema::MIGRATIONS).map_err(sqlite("migrate", path))?;
     Ok(conn)
 }
 

@@ -5,12 +5,51 @@ use std::time::Duration;
 use rusqlite::{Error, ErrorCode, ffi};
 use tagfast_store::StoreError;
 
-/// Whether the error says that the disk is full.
-pub(crate) fn is_disk_full(error: &Error) -> bool {
-    let Error::SqliteFailure(e, _) = error else { return false };
-    e.code == ErrorCode::DiskFull
-        // The shared-memory index and temporary files cannot grow either when the disk is full.
-        || matches!(e.extended_code, ffi::SQLITE_IOERR_SHMSIZE | ffi::SQLITE_IOERR_SHMMAP)
+/// Why a group commit did not succeed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CommitFailure {
+    /// No space: nothing was written.
+    DiskFull,
+    /// The file is damaged: nothing was written.
+    Damaged,
+    /// The operating system failed. Once COMMIT was sent, its record may be on the disk all the same.
+    Io {
+        /// Whether it may have happened.
+        outcome_unknown: bool,
+    },
+}
+
+impl CommitFailure {
+    pub(crate) fn of(error: &Error, commit_sent: bool) -> Self {
+        let Error::SqliteFailure(e, _) = error else { return Self::Io { outcome_unknown: commit_sent } };
+        if e.code == ErrorCode::DiskFull {
+            // SQLite says so when a page cannot be written; the commit's record is the last page of the log.
+            return Self::DiskFull;
+        }
+        // The index in shared memory cannot grow on a full disk either, but after the log was flushed.
+        let index_full = matches!(e.extended_code, ffi::SQLITE_IOERR_SHMSIZE | ffi::SQLITE_IOERR_SHMMAP);
+        if index_full && !commit_sent {
+            return Self::DiskFull;
+        }
+        if is_damaged(error) { Self::Damaged } else { Self::Io { outcome_unknown: commit_sent } }
+    }
+
+    /// The label of `tagfast_store_commit_failures_total`.
+    pub(crate) fn reason(self) -> &'static str {
+        match self {
+            Self::DiskFull => "disk_full",
+            Self::Damaged => "damaged",
+            Self::Io { .. } => "io",
+        }
+    }
+
+    pub(crate) fn store_error(self) -> StoreError {
+        match self {
+            Self::DiskFull => StoreError::DiskFull,
+            Self::Damaged => StoreError::Damaged { what: "a store file".to_owned(), source: None },
+            Self::Io { outcome_unknown } => unavailable(outcome_unknown),
+        }
+    }
 }
 
 /// Whether the error says that the file's content is damaged.
@@ -27,21 +66,29 @@ pub(crate) fn read_error(file: usize, error: Error) -> StoreError {
         tracing::error!(file, %error, "a store file is damaged");
         return StoreError::Damaged { what: format!("store-{file}.sqlite"), source: None };
     }
-    unavailable(file, &error, false)
+    tracing::error!(file, %error, "a read of a store file failed");
+    unavailable(false)
 }
 
-/// The store error of a failed group commit.
-pub(crate) fn commit_error(file: usize, error: &Error, commit_sent: bool) -> StoreError {
-    if is_disk_full(error) {
-        metrics::counter!("tagfast_store_commit_failures_total", "reason" => "disk_full").increment(1);
-        tracing::error!(file, %error, "the disk is full; writes of this file are refused until there is space");
-        return StoreError::DiskFull;
-    }
-    metrics::counter!("tagfast_store_commit_failures_total", "reason" => "io").increment(1);
-    unavailable(file, error, commit_sent)
-}
-
-fn unavailable(file: usize, error: &Error, outcome_unknown: bool) -> StoreError {
-    tracing::error!(file, %error, outcome_unknown, "a store file failed");
+fn unavailable(outcome_unknown: bool) -> StoreError {
     StoreError::Unavailable { reason: "a store file failed", outcome_unknown, retry_after: Duration::from_secs(1) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(extended: std::ffi::c_int, commit_sent: bool) -> CommitFailure {
+        CommitFailure::of(&Error::SqliteFailure(ffi::Error::new(extended), None), commit_sent)
+    }
+
+    #[test]
+    fn a_full_disk_is_told_apart_and_a_doubtful_commit_is_unknown() {
+        assert_eq!(failure(ffi::SQLITE_FULL, true), CommitFailure::DiskFull);
+        assert_eq!(failure(ffi::SQLITE_IOERR_SHMSIZE, false), CommitFailure::DiskFull);
+        assert!(failure(ffi::SQLITE_IOERR_SHMSIZE, true).store_error().is_outcome_unknown());
+        assert!(failure(ffi::SQLITE_IOERR_FSYNC, true).store_error().is_outcome_unknown());
+        assert!(!failure(ffi::SQLITE_IOERR_WRITE, false).store_error().is_outcome_unknown());
+        assert_eq!(failure(ffi::SQLITE_CORRUPT, false), CommitFailure::Damaged);
+    }
 }

@@ -7,8 +7,8 @@ use tagfast_domain::{ContentKey, Document, Version, codec};
 use tagfast_sharding::LogicalShard;
 
 use crate::directory::{OpenError, file_path, sqlite};
+use crate::rows::stored_key;
 use crate::schema;
-use crate::writer::stored_key;
 
 /// The stored version, bytes and document of a content; `None` if nobody ever tagged it.
 pub fn debug_dump(data_dir: &Path, key: &ContentKey) -> Result<Option<(Version, Vec<u8>, Document)>, OpenError> {

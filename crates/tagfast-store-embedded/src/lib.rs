@@ -12,8 +12,11 @@ mod bus;
 mod directory;
 mod error;
 mod inspect;
+mod manifest;
 mod queue;
 mod reader;
+mod retention;
+mod rows;
 mod schema;
 mod store;
 mod writer;
@@ -46,7 +49,7 @@ pub const METRICS: &[MetricDef] = &[
         name: "tagfast_store_queue_writes",
         kind: MetricKind::Gauge,
         labels: &["file"],
-        help: "Writes waiting for a file's writer. Near 16384: writes are about to be refused.",
+        help: "Writes waiting for a file's writer. Above 8000: writes are about to be refused.",
     },
     MetricDef {
         name: "tagfast_store_refused_total",
@@ -58,7 +61,7 @@ pub const METRICS: &[MetricDef] = &[
         name: "tagfast_store_commit_failures_total",
         kind: MetricKind::Counter,
         labels: &["reason"],
-        help: "Group commits that failed: disk_full or io. Any increase needs an operator.",
+        help: "Group commits that failed: disk_full, io or damaged. Any increase needs an operator.",
     },
     MetricDef {
         name: "tagfast_store_slow_reads_total",
@@ -77,5 +80,11 @@ pub const METRICS: &[MetricDef] = &[
         kind: MetricKind::Counter,
         labels: &[],
         help: "Events deleted from the bus after every group had them for an hour.",
+    },
+    MetricDef {
+        name: "tagfast_bus_retained_events",
+        kind: MetricKind::Gauge,
+        labels: &["file"],
+        help: "Events a file keeps. Grows without end: a consumer group has stopped.",
     },
 ];

@@ -1,25 +1,56 @@
 //! The bounded queue in front of a file's writer, fair by tenant.
 //!
 //! A batch takes one write of each waiting tenant in turn, so a tenant with a flood delays the others by at most their
-//! share of a batch. One tenant may fill at most half of the queue. Within a tenant the order is that of arrival.
+//! share of a batch. A tenant may hold as much of the queue as is still free: one alone half of it, two a third each,
+//! so there is always room for a tenant that comes later. Within a tenant the order is that of arrival.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tagfast_domain::TenantId;
+use tagfast_domain::{Operation, TenantId, Write};
 use tagfast_events::{BusPosition, DeadLetter, Group};
 use tagfast_store::{StoreError, WriteAnswer, WriteRequest};
 use tokio::sync::oneshot;
 
-/// Most writes that wait for one file.
-pub(crate) const QUEUE_WRITES: usize = 16_384;
-/// Most of them of one tenant.
-pub(crate) const TENANT_WRITES: usize = QUEUE_WRITES / 2;
+/// Room of a file's queue in units; a write takes one per four tags it names, at least one. Bounds the waiting time
+/// (a fraction of a second at full speed) and the memory (some 8 MB a file).
+pub(crate) const QUEUE_UNITS: usize = 16_384;
+/// Units after which a batch takes no more, so that 512 writes of 100 tags do not make one long commit.
+const BATCH_UNITS: usize = 2048;
+const TAGS_PER_UNIT: usize = 4;
+
+const QUEUED: u8 = 0;
+const TAKEN: u8 = 1;
+const GIVEN_UP: u8 = 2;
+
+/// Decides between the writer that takes a write and the caller whose deadline passes: exactly one wins, so "it did
+/// not happen" is never said of a write that is in a batch.
+#[derive(Debug, Clone)]
+pub(crate) struct Claim(Arc<AtomicU8>);
+
+impl Claim {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(AtomicU8::new(QUEUED)))
+    }
+
+    /// By the writer: false when the caller has gone and been told that nothing happened.
+    pub(crate) fn take(&self) -> bool {
+        self.0.compare_exchange(QUEUED, TAKEN, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// By the caller: false when the write is in a batch already.
+    pub(crate) fn give_up(&self) -> bool {
+        self.0.compare_exchange(QUEUED, GIVEN_UP, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+}
 
 /// A write and who waits for it.
 pub(crate) struct WriteJob {
     pub(crate) request: WriteRequest,
+    /// Present when the caller has a deadline.
+    pub(crate) claim: Option<Claim>,
     pub(crate) reply: oneshot::Sender<Result<WriteAnswer, StoreError>>,
 }
 
@@ -30,13 +61,22 @@ pub(crate) struct ParkJob {
 }
 
 #[derive(Default)]
+struct TenantQueue {
+    jobs: VecDeque<WriteJob>,
+    units: usize,
+}
+
+#[derive(Default)]
 struct State {
-    tenants: HashMap<TenantId, VecDeque<WriteJob>>,
+    tenants: HashMap<TenantId, TenantQueue>,
     /// Tenants that wait, next one first.
     turn: VecDeque<TenantId>,
-    waiting: usize,
+    writes: usize,
+    units: usize,
     park: Vec<ParkJob>,
+    /// What waits to be written, and what was handed to the writer before.
     offsets: BTreeMap<Group, BusPosition>,
+    offsets_taken: BTreeMap<Group, BusPosition>,
     offsets_since: Option<Instant>,
     closed: bool,
 }
@@ -58,6 +98,14 @@ pub(crate) struct Queue {
     arrived: Condvar,
 }
 
+fn units(write: &Write) -> usize {
+    let tags = match &write.operation {
+        Operation::Patch { add, remove } => add.len() + remove.len(),
+        Operation::Replace { tags } => tags.len(),
+    };
+    tags.div_ceil(TAGS_PER_UNIT).max(1)
+}
+
 impl Queue {
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic while the lock is held cannot leave the state half changed: no code of others runs under it.
@@ -66,6 +114,7 @@ impl Queue {
 
     /// Takes a write in, or says why not.
     pub(crate) fn push(&self, job: WriteJob) -> Result<(), StoreError> {
+        let cost = units(&job.request.write);
         let mut state = self.lock();
         if state.closed {
             let error = StoreError::Unavailable {
@@ -76,46 +125,59 @@ impl Queue {
             return Err(error);
         }
         let tenant = &job.request.write.key.tenant;
-        let mine = state.tenants.get(tenant).map_or(0, VecDeque::len);
-        let full = if state.waiting >= QUEUE_WRITES {
-            Some(("write", "queue_full", QUEUE_WRITES))
-        } else if mine >= TENANT_WRITES {
-            Some(("tenant's write", "tenant_share", TENANT_WRITES))
-        } else {
-            None
-        };
-        if let Some((queue, reason, limit)) = full {
+        let mine = state.tenants.get(tenant).map_or(0, |t| t.units);
+        let free = QUEUE_UNITS.saturating_sub(state.units);
+        if cost > free || (mine > 0 && mine + cost > free) {
+            let (queue, reason) =
+                if cost > free { ("write", "queue_full") } else { ("tenant's share of the write", "tenant_share") };
             metrics::counter!("tagfast_store_refused_total", "reason" => reason).increment(1);
-            return Err(StoreError::Overloaded { queue, limit, retry_after: Duration::from_secs(1) });
+            return Err(StoreError::Overloaded { queue, limit: QUEUE_UNITS, retry_after: Duration::from_secs(1) });
         }
-        if mine == 0 {
+        if let Some(queue) = state.tenants.get_mut(tenant) {
+            queue.units += cost;
+            queue.jobs.push_back(job);
+        } else {
             let tenant = tenant.clone();
             state.turn.push_back(tenant.clone());
-            state.tenants.entry(tenant).or_default().push_back(job);
-        } else if let Some(jobs) = state.tenants.get_mut(tenant) {
-            jobs.push_back(job);
+            state.tenants.insert(tenant, TenantQueue { jobs: VecDeque::from([job]), units: cost });
         }
-        state.waiting += 1;
-        if state.waiting == 1 {
+        state.units += cost;
+        state.writes += 1;
+        if state.writes == 1 {
             self.arrived.notify_one();
         }
         Ok(())
     }
 
-    /// Takes a letter in. Letters are few and never refused.
+    /// Takes a letter in. Letters are few: the consumer waits for one before it makes the next.
     pub(crate) fn park(&self, job: ParkJob) {
-        self.lock().park.push(job);
-        self.arrived.notify_one();
+        let mut state = self.lock();
+        if !state.closed {
+            state.park.push(job);
+            self.arrived.notify_one();
+        }
     }
 
-    /// Remembers how far a group has come; written with the next batch or after `OFFSETS_DELAY`.
+    /// Remembers how far a group has come; written with the next batch or after the writer's delay. What was written
+    /// already is not written again, so an idle consumer costs nothing.
     pub(crate) fn set_offset(&self, group: Group, position: BusPosition) {
         let mut state = self.lock();
+        if state.offsets_taken.get(&group) == Some(&position) && !state.offsets.contains_key(&group) {
+            return;
+        }
         state.offsets.insert(group, position);
         if state.offsets_since.is_none() {
             state.offsets_since = Some(Instant::now());
             self.arrived.notify_one();
         }
+    }
+
+    /// The offsets of a failed transaction: forgotten as written, so that the consumer's next call writes them.
+    pub(crate) fn offsets_failed(&self, offsets: &BTreeMap<Group, BusPosition>) {
+        let mut state = self.lock();
+        offsets.keys().for_each(|group| {
+            state.offsets_taken.remove(group);
+        });
     }
 
     /// Refuses what comes from now on; what waits is still done.
@@ -124,8 +186,20 @@ impl Queue {
         self.arrived.notify_one();
     }
 
+    /// The writer is gone: whoever waits learns it now instead of never.
+    pub(crate) fn abandon(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        let dropped = (std::mem::take(&mut state.tenants), std::mem::take(&mut state.park));
+        state.turn.clear();
+        (state.writes, state.units) = (0, 0);
+        drop(state);
+        drop(dropped);
+    }
+
+    /// Writes that wait.
     pub(crate) fn waiting(&self) -> usize {
-        self.lock().waiting
+        self.lock().writes
     }
 
     /// Waits for work, at most `idle`; then takes what is there, at most `max` writes, without lingering.
@@ -135,8 +209,8 @@ impl Queue {
         loop {
             let now = Instant::now();
             let offsets_due = state.offsets_since.map(|since| since + offsets_delay);
-            if state.waiting > 0 || !state.park.is_empty() || state.closed || offsets_due.is_some_and(|d| d <= now) {
-                return Self::drain(&mut state, max);
+            if state.writes > 0 || !state.park.is_empty() || state.closed || offsets_due.is_some_and(|d| d <= now) {
+                return state.drain(max);
             }
             let until = offsets_due.map_or(end, |due| due.min(end));
             if until <= now {
@@ -145,28 +219,138 @@ impl Queue {
             state = self.arrived.wait_timeout(state, until - now).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
+}
 
-    fn drain(state: &mut State, max: usize) -> Batch {
-        let mut writes = Vec::with_capacity(state.waiting.min(max));
-        while writes.len() < max {
-            let Some(tenant) = state.turn.pop_front() else { break };
-            let Some(jobs) = state.tenants.get_mut(&tenant) else { continue };
-            if state.turn.is_empty() {
-                // The only tenant that waits: no turns to keep.
-                let n = jobs.len().min(max - writes.len());
-                writes.extend(jobs.drain(..n));
-            } else {
-                writes.extend(jobs.pop_front());
+impl State {
+    fn drain(&mut self, max: usize) -> Batch {
+        let mut writes = Vec::with_capacity(self.writes.min(max));
+        let mut taken = 0;
+        while writes.len() < max && taken < BATCH_UNITS {
+            let Some(tenant) = self.turn.pop_front() else { break };
+            let Some(queue) = self.tenants.get_mut(&tenant) else { continue };
+            if let Some(job) = queue.jobs.pop_front() {
+                let cost = units(&job.request.write);
+                queue.units -= cost;
+                taken += cost;
+                writes.push(job);
             }
-            if jobs.is_empty() {
-                state.tenants.remove(&tenant);
+            if queue.jobs.is_empty() {
+                self.tenants.remove(&tenant);
             } else {
-                state.turn.push_back(tenant);
+                self.turn.push_back(tenant);
             }
         }
-        state.waiting -= writes.len();
-        state.offsets_since = None;
-        let finished = state.closed && state.waiting == 0;
-        Batch { writes, park: std::mem::take(&mut state.park), offsets: std::mem::take(&mut state.offsets), finished }
+        self.writes -= writes.len();
+        self.units -= taken;
+        self.offsets_since = None;
+        let offsets = std::mem::take(&mut self.offsets);
+        self.offsets_taken.extend(offsets.iter().map(|(g, p)| (*g, *p)));
+        let finished = self.closed && self.writes == 0;
+        Batch { writes, park: std::mem::take(&mut self.park), offsets, finished }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tagfast_domain::{ContentKey, Limits, Tag, UserId, WriteId};
+    use tagfast_store::Durability;
+
+    type Answer = oneshot::Receiver<Result<WriteAnswer, StoreError>>;
+
+    fn job(tenant: &str, id: &str, tags: usize) -> (WriteJob, Answer) {
+        let tags = (0..tags).map(|n| Tag::parse(&format!("t{n}")).expect("a tag")).collect();
+        let write = Write {
+            id: WriteId([0; 16]),
+            key: ContentKey::parse(tenant, "doc", id).expect("a content"),
+            user: UserId::parse("u").expect("a user"),
+            operation: Operation::patch(tags, Vec::new(), &Limits::default()).expect("a patch"),
+            if_match: None,
+        };
+        let request = WriteRequest { write, durability: Durability::Local, deadline: None, traceparent: None };
+        let (reply, answer) = oneshot::channel();
+        (WriteJob { request, claim: None, reply }, answer)
+    }
+
+    fn push(queue: &Queue, tenant: &str, id: &str, tags: usize) -> Result<(), StoreError> {
+        queue.push(job(tenant, id, tags).0)
+    }
+
+    fn ids(batch: &Batch) -> Vec<String> {
+        let name = |k: &ContentKey| format!("{}/{}", k.tenant.as_str(), k.content.content_id.as_str());
+        batch.writes.iter().map(|j| name(&j.request.write.key)).collect()
+    }
+
+    fn take(queue: &Queue, max: usize) -> Batch {
+        queue.take(max, Duration::ZERO, Duration::ZERO)
+    }
+
+    #[test]
+    fn a_batch_takes_tenants_in_turn_and_keeps_each_ones_order() {
+        let queue = Queue::default();
+        for n in 0..5 {
+            push(&queue, "flood", &n.to_string(), 1).expect("room");
+        }
+        push(&queue, "small", "0", 1).expect("room");
+        push(&queue, "other", "0", 1).expect("room");
+        assert_eq!(ids(&take(&queue, 4)), ["flood/0", "small/0", "other/0", "flood/1"]);
+        push(&queue, "small", "1", 1).expect("room");
+        assert_eq!(ids(&take(&queue, 512)), ["flood/2", "small/1", "flood/3", "flood/4"]);
+        assert_eq!(queue.waiting(), 0);
+    }
+
+    #[test]
+    fn a_flood_leaves_room_for_whoever_comes_later() {
+        let queue = Queue::default();
+        let fill = |tenant: &str| (0..).take_while(|n| push(&queue, tenant, &n.to_string(), 1).is_ok()).count();
+        assert_eq!(fill("a"), QUEUE_UNITS / 2);
+        assert_eq!(fill("b"), QUEUE_UNITS / 4);
+        assert!(matches!(
+            push(&queue, "a", "more", 1),
+            Err(StoreError::Overloaded { queue: "tenant's share of the write", limit: QUEUE_UNITS, .. })
+        ));
+        push(&queue, "c", "0", 1).expect("a third tenant finds room");
+    }
+
+    #[test]
+    fn large_writes_take_more_room_and_end_a_batch_earlier() {
+        let queue = Queue::default();
+        let fitted = (0..).take_while(|n| push(&queue, "a", &n.to_string(), 100).is_ok()).count();
+        assert_eq!(fitted, QUEUE_UNITS / 2 / 25);
+        assert_eq!(take(&queue, 512).writes.len(), BATCH_UNITS.div_ceil(25));
+    }
+
+    #[test]
+    fn an_offset_is_handed_over_once() {
+        let (queue, group) = (Queue::default(), Group("g"));
+        let at = |next| BusPosition { next, emit: 1 };
+        queue.set_offset(group, at(5));
+        assert_eq!(take(&queue, 1).offsets[&group], at(5));
+        queue.set_offset(group, at(5));
+        assert!(take(&queue, 1).offsets.is_empty());
+        queue.set_offset(group, at(6));
+        let batch = take(&queue, 1);
+        assert_eq!(batch.offsets[&group], at(6));
+        queue.offsets_failed(&batch.offsets);
+        queue.set_offset(group, at(6));
+        assert_eq!(take(&queue, 1).offsets[&group], at(6), "a failed one is handed over again");
+    }
+
+    #[test]
+    fn whoever_waits_for_a_dead_writer_is_told() {
+        let queue = Queue::default();
+        let (job, mut answer) = job("a", "0", 1);
+        queue.push(job).expect("room");
+        queue.abandon();
+        assert!(matches!(answer.try_recv(), Err(oneshot::error::TryRecvError::Closed)));
+        assert!(matches!(push(&queue, "a", "1", 1), Err(StoreError::Unavailable { outcome_unknown: false, .. })));
+    }
+
+    #[test]
+    fn a_claim_has_one_winner() {
+        let claim = Claim::new();
+        assert!(claim.take() && !claim.give_up());
+        let claim = Claim::new();
+        assert!(claim.give_up() && !claim.take());
     }
 }

@@ -1,8 +1,12 @@
 //! The reader pool of a file, and where a read runs.
 //!
-//! A read that finds its pages in memory takes a few microseconds: less than a hop to another thread, so it runs on
-//! the caller's task. On a slow disk that would hold the runtime's workers; so once a read took longer than
-//! `SLOW_READ`, the file's reads run on the blocking pool for `SLOW_FOR`.
+//! A view that finds its pages in memory takes a few microseconds: less than a hop to another thread, so it runs on
+//! the caller's task. On a slow disk that would hold the runtime's workers; so once a view took longer than
+//! `SLOW_READ`, the file's views run on the blocking pool for `SLOW_FOR`. The first slow one has cost its worker that
+//! time; the next ones do not.
+//!
+//! Walks (scans, the bus, counts) always run on the blocking pool, on a connection of their own: they neither take a
+//! view's connection nor count as slow reads.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
@@ -12,47 +16,58 @@ use rusqlite::Connection;
 
 /// A read slower than this says that the disk answers, not the memory.
 const SLOW_READ: Duration = Duration::from_millis(2);
-/// How long reads then keep off the runtime's workers.
+/// How long views then keep off the runtime's workers.
 const SLOW_FOR: Duration = Duration::from_secs(1);
 
 /// Read connections of one file.
 pub(crate) struct ReaderPool {
-    conns: Vec<Mutex<Connection>>,
+    views: Vec<Mutex<Connection>>,
     next: AtomicUsize,
     pace: Pace,
+    walks: Mutex<Connection>,
 }
 
 impl ReaderPool {
-    pub(crate) fn new(conns: Vec<Connection>) -> Self {
-        Self { conns: conns.into_iter().map(Mutex::new).collect(), next: AtomicUsize::new(0), pace: Pace::new() }
+    /// `views` must not be empty.
+    pub(crate) fn new(views: Vec<Connection>, walks: Connection) -> Self {
+        Self {
+            views: views.into_iter().map(Mutex::new).collect(),
+            next: AtomicUsize::new(0),
+            pace: Pace::new(),
+            walks: Mutex::new(walks),
+        }
     }
 
-    /// Whether a read should run on the blocking pool.
+    /// Whether a view should run on the blocking pool.
     pub(crate) fn is_slow(&self) -> bool {
         self.pace.is_slow(Instant::now())
     }
 
-    /// Runs a read on a free connection, or waits for one.
-    pub(crate) fn read<T>(&self, read: impl FnOnce(&Connection) -> T) -> T {
-        let started = Instant::now();
+    /// Runs a short read on a free connection, or waits for one.
+    pub(crate) fn view<T>(&self, read: impl FnOnce(&Connection) -> T) -> T {
         let conn = self.checkout();
+        let started = Instant::now();
         let result = read(&conn);
-        drop(conn);
         self.pace.took(started, Instant::now());
         result
     }
 
+    /// Runs a long read. Only on threads that may block.
+    pub(crate) fn walk<T>(&self, read: impl FnOnce(&Connection) -> T) -> T {
+        read(&self.walks.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn checkout(&self) -> MutexGuard<'_, Connection> {
         let first = self.next.fetch_add(1, Ordering::Relaxed);
-        for n in 0..self.conns.len() {
-            match self.conns[(first + n) % self.conns.len()].try_lock() {
+        for n in 0..self.views.len() {
+            match self.views[(first + n) % self.views.len()].try_lock() {
                 Ok(conn) => return conn,
                 // A panic during a read leaves the connection usable: statements are reset when they are dropped.
                 Err(TryLockError::Poisoned(conn)) => return conn.into_inner(),
                 Err(TryLockError::WouldBlock) => {}
             }
         }
-        self.conns[first % self.conns.len()].lock().unwrap_or_else(PoisonError::into_inner)
+        self.views[first % self.views.len()].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -97,5 +112,13 @@ mod tests {
         pace.took(start, start + Duration::from_millis(3));
         assert!(pace.is_slow(start + Duration::from_millis(500)));
         assert!(!pace.is_slow(start + Duration::from_millis(1003)));
+    }
+
+    #[test]
+    fn a_view_finds_the_free_connection_and_a_walk_takes_none() {
+        let open = || Connection::open_in_memory().expect("a database in memory");
+        let pool = ReaderPool::new(vec![open(), open()], open());
+        pool.walk(|_| pool.view(|_| pool.view(|_| ())));
+        assert!(pool.views.iter().all(|c| c.try_lock().is_ok()));
     }
 }

@@ -34,6 +34,9 @@ pub(crate) const VERSION: i64 = MIGRATIONS.len() as i64;
 /// WAL pages before a checkpoint: more gives more writes and a longer tail, 4000 pages are 16 MB per file.
 const AUTOCHECKPOINT_PAGES: i64 = 4000;
 
+/// A WAL that a long read (a backup) made larger than this is cut back to it.
+const WAL_BYTES_KEPT: i64 = 32 << 20;
+
 /// A connection that may write.
 pub(crate) fn open_writer(path: &Path, cache_bytes: usize) -> rusqlite::Result<Connection> {
     let conn = Connection::open(path)?;
@@ -41,6 +44,7 @@ pub(crate) fn open_writer(path: &Path, cache_bytes: usize) -> rusqlite::Result<C
     conn.pragma_update(None, "journal_mode", "WAL")?;
     conn.pragma_update(None, "synchronous", "FULL")?;
     conn.pragma_update(None, "wal_autocheckpoint", AUTOCHECKPOINT_PAGES)?;
+    conn.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT)?;
     conn.pragma_update(None, "cache_size", -((cache_bytes / 1024) as i64))?;
     conn.set_prepared_statement_cache_capacity(32);
     Ok(conn)
@@ -62,10 +66,10 @@ pub(crate) fn version(conn: &Connection) -> rusqlite::Result<i64> {
     conn.pragma_query_value(None, "user_version", |row| row.get(0))
 }
 
-/// Brings a file to [`VERSION`].
-pub(crate) fn migrate(conn: &mut Connection) -> rusqlite::Result<()> {
+/// Brings a file to the newest version of `migrations`, one transaction a step.
+pub(crate) fn migrate(conn: &mut Connection, migrations: &[&str]) -> rusqlite::Result<()> {
     let from = version(conn)?;
-    for (n, statements) in MIGRATIONS.iter().enumerate().skip(usize::try_from(from).unwrap_or(0)) {
+    for (n, statements) in migrations.iter().enumerate().skip(usize::try_from(from).unwrap_or(0)) {
         let tx = conn.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         tx.execute_batch(statements)?;
         tx.pragma_update(None, "application_id", APPLICATION_ID)?;
@@ -94,4 +98,23 @@ pub(crate) fn last_position(conn: &Connection) -> rusqlite::Result<u64> {
     let seq: Option<i64> =
         conn.query_row("SELECT seq FROM sqlite_sequence WHERE name = 'bus_event'", [], |row| row.get(0)).optional()?;
     Ok(seq.map_or(0, |n| n as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn migrations_run_once_each_and_a_failing_one_leaves_the_file_as_it_was() {
+        let mut conn = Connection::open_in_memory().expect("a database");
+        migrate(&mut conn, &["CREATE TABLE a (x)"]).expect("the first version");
+        conn.execute("INSERT INTO a VALUES (1)", []).expect("a row");
+        let broken = ["CREATE TABLE a (x)", "ALTER TABLE a ADD COLUMN y; CREATE TABLE a (x);"];
+        migrate(&mut conn, &broken).expect_err("the second step fails half-way");
+        assert_eq!(version(&conn), Ok(1));
+        conn.prepare("SELECT y FROM a").expect_err("its first half is undone");
+        migrate(&mut conn, &["CREATE TABLE a (x)", "ALTER TABLE a ADD COLUMN y DEFAULT 7"]).expect("the second step");
+        assert_eq!(version(&conn), Ok(2));
+        assert_eq!(conn.query_row("SELECT x + y FROM a", [], |row| row.get::<_, i64>(0)), Ok(8));
+    }
 }

@@ -6,8 +6,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rusqlite::{Connection, OptionalExtension, params};
-use tagfast_domain::{ContentKey, Document, Epoch, EpochId, TenantId, Version, codec};
+use rusqlite::{Connection, params};
+use tagfast_domain::{ContentKey, Document, DomainError, Epoch, EpochId, TenantId, Version, codec};
 use tagfast_events::Bus;
 use tagfast_resilience::Clock;
 use tagfast_sharding::{ContentHash, LogicalShard};
@@ -16,17 +16,24 @@ use tagfast_store::{
     Source, StoreError, TagReader, TagWriter, Verdict, View, WriteAnswer, WriteRequest,
 };
 use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 
 use crate::bus::EmbeddedBus;
 use crate::directory::{self, DirectoryLock, OpenError, OpenOptions};
 use crate::error::read_error;
-use crate::queue::{Queue, WriteJob};
+use crate::queue::{Claim, Queue, WriteJob};
 use crate::reader::ReaderPool;
+use crate::retention::{ExpireBytes, Retention};
+use crate::rows::{self, stored_key};
 use crate::schema;
-use crate::writer::{FileState, Writer, stored_key};
+use crate::writer::{FileState, Writer};
 
-/// Read connections per file: more would only split the cache.
-const READERS: usize = 2;
+/// Most connections per file for views: more would only split the cache.
+const MOST_READERS: usize = 4;
+/// Page cache of the connection that walks a file: it reads each page once.
+const WALK_CACHE_BYTES: usize = 256 << 10;
+/// Views in one call that are worth a hop to the blocking pool.
+const MANY_VIEWS: usize = 32;
 
 /// One file: its writer's mailbox and its readers.
 pub(crate) struct StoreFile {
@@ -52,28 +59,31 @@ impl EmbeddedStore {
         let (committed, _) = watch::channel(0);
         let mut files = Vec::new();
         let mut writers = Vec::new();
-        let readers_cache = options.cache_bytes * 3 / 4 / (opened.writers.len() * READERS);
+        let readers = std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, MOST_READERS));
+        let readers_cache = options.cache_bytes * 3 / 4 / (opened.writers.len() * readers);
         for (index, conn) in opened.writers.into_iter().enumerate() {
             let path = directory::file_path(&options.data_dir, index);
             let state = Arc::new(file_state(index, &conn).map_err(directory::sqlite("read", &path))?);
-            let readers = (0..READERS)
+            let views = (0..readers)
                 .map(|_| schema::open_reader(&path, readers_cache))
                 .collect::<Result<_, _>>()
                 .map_err(directory::sqlite("open", &path))?;
-            let writer = Writer {
-                file: Arc::clone(&state),
+            let walks = schema::open_reader(&path, WALK_CACHE_BYTES).map_err(directory::sqlite("open", &path))?;
+            let writer = Writer::new(
+                Arc::clone(&state),
                 conn,
-                epoch: opened.epoch,
-                limits: options.limits,
-                clock: Arc::clone(&options.clock),
-                committed: committed.clone(),
-            };
+                opened.epoch,
+                options.limits,
+                Arc::clone(&options.clock),
+                committed.clone(),
+                Retention::new(index, ExpireBytes(options.expire_bytes.cast_signed())),
+            );
             let thread = std::thread::Builder::new()
                 .name(format!("tagfast-store-{index}"))
                 .spawn(move || writer.run())
                 .map_err(directory::io("start the writer of", &path))?;
             writers.push(thread);
-            files.push(StoreFile { state, readers: ReaderPool::new(readers) });
+            files.push(StoreFile { state, readers: ReaderPool::new(views, walks) });
         }
         Ok(Arc::new(Self {
             files: Arc::new(files),
@@ -145,33 +155,115 @@ impl EmbeddedStore {
         if ahead || past_fence { vec![Degraded { feature: "session", reason: "token_unknown" }] } else { Vec::new() }
     }
 
-    /// Runs a read of a file here, or on the blocking pool while the disk is slow.
-    async fn read<T: Send + 'static>(
-        &self,
-        shard: LogicalShard,
-        read: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        let index = usize::from(shard.number()) % self.files.len();
-        let file = &self.files[index];
-        let result = if file.readers.is_slow() {
-            let files = Arc::clone(&self.files);
-            tokio::task::spawn_blocking(move || files[index].readers.read(read))
-                .await
-                .map_err(|e| StoreError::Internal(Box::new(e)))?
-        } else {
-            file.readers.read(read)
-        };
-        result.map_err(|e| read_error(index, e))
+    /// What a view says besides the document. Taken before the document is read, so that it is at least as new.
+    fn view_of(&self, index: usize) -> View {
+        View {
+            version: Version::NONE,
+            tags: Vec::new(),
+            position: self.position(&self.files[index]),
+            source: Source::Primary,
+            as_of: self.clock.now_ms(),
+            degraded: Vec::new(),
+        }
     }
 
-    fn enqueue(&self, request: WriteRequest) -> Result<oneshot::Receiver<Result<WriteAnswer, StoreError>>, StoreError> {
+    fn filled(
+        &self,
+        mut view: View,
+        lookup: &Lookup,
+        found: rusqlite::Result<Option<Result<Document, DomainError>>>,
+        token: Option<&ConsistencyToken>,
+    ) -> Result<View, StoreError> {
+        let document = match found.map_err(|e| read_error(lookup.file, e))? {
+            Some(Ok(document)) => document,
+            Some(Err(source)) => {
+                let what = match ContentKey::from_bytes(&lookup.key[1..]) {
+                    Ok(key) => format!("content {key}"),
+                    Err(_) => "a content".to_owned(),
+                };
+                tracing::error!(file = lookup.file, what, %source, "a stored document is damaged");
+                return Err(StoreError::Damaged { what, source: Some(source) });
+            }
+            None => Document::default(),
+        };
+        view.version = document.version;
+        view.tags = document.taggings;
+        view.tags.retain(|t| t.present);
+        if let Some(token) = token {
+            view.degraded = self.degraded(lookup.hash, view.version, &self.files[lookup.file], token);
+        }
+        Ok(view)
+    }
+
+    fn lookup(&self, key: &ContentKey) -> Lookup {
+        let bytes = key.to_bytes();
+        let hash = ContentHash::of_bytes(&bytes);
+        let shard = LogicalShard::of_hash(hash);
+        Lookup { hash, file: usize::from(shard.number()) % self.files.len(), key: stored_key(shard, &bytes) }
+    }
+
+    /// Runs a blocking read elsewhere, at most until the deadline.
+    async fn elsewhere<T: Send + 'static>(
+        &self,
+        deadline: Option<Instant>,
+        read: impl FnOnce(&[StoreFile]) -> T + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let files = Arc::clone(&self.files);
+        let reading = tokio::task::spawn_blocking(move || read(&files));
+        let read = match deadline {
+            None => reading.await,
+            Some(deadline) => tokio::time::timeout_at(deadline, reading)
+                .await
+                .map_err(|_| StoreError::Deadline { waiting_for: "the disk", outcome_unknown: false })?,
+        };
+        read.map_err(|e| StoreError::Internal(Box::new(e)))
+    }
+
+    fn enqueue(&self, request: WriteRequest) -> Result<Pending, StoreError> {
         if request.durability == Durability::Replicated {
             return Err(StoreError::NotInThisMode("durability replicated"));
         }
         let file = self.file_of(LogicalShard::of(&request.write.key));
         let (reply, answer) = oneshot::channel();
-        file.state.queue.push(WriteJob { request, reply })?;
-        Ok(answer)
+        let waits = request.deadline.map(|deadline| (deadline, Claim::new()));
+        file.state.queue.push(WriteJob { request, claim: waits.as_ref().map(|(_, c)| c.clone()), reply })?;
+        Ok(Pending { answer, waits })
+    }
+}
+
+/// Where a content is.
+struct Lookup {
+    hash: ContentHash,
+    file: usize,
+    key: Vec<u8>,
+}
+
+/// A write in a queue or in a batch.
+struct Pending {
+    answer: oneshot::Receiver<Result<WriteAnswer, StoreError>>,
+    waits: Option<(Instant, Claim)>,
+}
+
+impl Pending {
+    async fn answered(self) -> Result<WriteAnswer, StoreError> {
+        let answer = match self.waits {
+            None => self.answer.await,
+            Some((deadline, claim)) => match tokio::time::timeout_at(deadline, self.answer).await {
+                Ok(answer) => answer,
+                Err(_) if claim.give_up() => {
+                    return Err(StoreError::Deadline { waiting_for: "the write queue", outcome_unknown: false });
+                }
+                Err(_) => return Err(StoreError::Deadline { waiting_for: "the commit", outcome_unknown: true }),
+            },
+        };
+        // The writer is gone without an answer: it panicked, or the process ends.
+        answer.unwrap_or_else(|_| {
+            Err(StoreError::Unavailable {
+                reason: "the writer has stopped",
+                outcome_unknown: true,
+                retry_after: Duration::from_secs(1),
+            })
+        })
     }
 }
 
@@ -185,68 +277,72 @@ fn file_state(index: usize, conn: &Connection) -> rusqlite::Result<FileState> {
     })
 }
 
-/// The writer is gone without an answer: it panicked, or the process ends.
-async fn answered(answer: oneshot::Receiver<Result<WriteAnswer, StoreError>>) -> Result<WriteAnswer, StoreError> {
-    answer.await.unwrap_or_else(|_| {
-        Err(StoreError::Unavailable {
-            reason: "the writer has stopped",
-            outcome_unknown: true,
-            retry_after: Duration::from_secs(1),
-        })
-    })
-}
-
-fn read_document(
-    conn: &Connection,
-    key: &[u8],
-) -> rusqlite::Result<Option<Result<Document, tagfast_domain::DomainError>>> {
-    let mut select = conn.prepare_cached("SELECT doc FROM content WHERE k = ?1")?;
-    select.query_row([key], |row| Ok(codec::decode(row.get_ref(0)?.as_blob()?))).optional()
-}
-
 #[async_trait]
 impl TagReader for EmbeddedStore {
     async fn view(&self, key: &ContentKey, options: &ReadOptions<'_>) -> Result<View, StoreError> {
-        let bytes = key.to_bytes();
-        let hash = ContentHash::of_bytes(&bytes);
-        let shard = LogicalShard::of_hash(hash);
-        let file = self.file_of(shard);
-        // Read before the document, so that the document is at least as new as both.
-        let (position, as_of) = (self.position(file), self.clock.now_ms());
-        let stored = stored_key(shard, &bytes);
-        let document = self
-            .read(shard, move |conn| read_document(conn, &stored))
-            .await?
-            .unwrap_or_else(|| Ok(Document::default()))
-            .map_err(|source| StoreError::Damaged { what: format!("content {key}"), source: Some(source) })?;
-        let degraded = options.token.map_or_else(Vec::new, |token| self.degraded(hash, document.version, file, token));
-        let mut tags = document.taggings;
-        tags.retain(|t| t.present);
-        Ok(View { version: document.version, tags, position, source: Source::Primary, as_of, degraded })
+        let lookup = self.lookup(key);
+        let view = self.view_of(lookup.file);
+        let readers = &self.files[lookup.file].readers;
+        if readers.is_slow() {
+            let (lookup, found) = self
+                .elsewhere(options.deadline, move |files| {
+                    let found = files[lookup.file].readers.view(|conn| rows::document(conn, &lookup.key));
+                    (lookup, found)
+                })
+                .await?;
+            return self.filled(view, &lookup, found, options.token);
+        }
+        let found = readers.view(|conn| rows::document(conn, &lookup.key));
+        self.filled(view, &lookup, found, options.token)
     }
 
     async fn view_many(&self, keys: &[ContentKey], options: &ReadOptions<'_>) -> Vec<Result<View, StoreError>> {
-        let mut views = Vec::with_capacity(keys.len());
-        for key in keys {
-            views.push(self.view(key, options).await);
+        if keys.len() < MANY_VIEWS {
+            let mut views = Vec::with_capacity(keys.len());
+            for key in keys {
+                views.push(self.view(key, options).await);
+            }
+            return views;
         }
-        views
+        let lookups: Vec<_> = keys.iter().map(|key| self.lookup(key)).collect();
+        let views: Vec<_> = lookups.iter().map(|l| self.view_of(l.file)).collect();
+        let read = self
+            .elsewhere(options.deadline, move |files| {
+                let find = |l: &Lookup| files[l.file].readers.view(|conn| rows::document(conn, &l.key));
+                let found: Vec<_> = lookups.iter().map(find).collect();
+                lookups.into_iter().zip(found).collect::<Vec<_>>()
+            })
+            .await;
+        match read {
+            Ok(read) => views
+                .into_iter()
+                .zip(read)
+                .map(|(view, (lookup, found))| self.filled(view, &lookup, found, options.token))
+                .collect(),
+            Err(error) => {
+                let again = || match error.is_retryable() {
+                    true => StoreError::Deadline { waiting_for: "the disk", outcome_unknown: false },
+                    false => StoreError::Internal(error.to_string().into()),
+                };
+                keys.iter().map(|_| Err(again())).collect()
+            }
+        }
     }
 }
 
 #[async_trait]
 impl TagWriter for EmbeddedStore {
     async fn write(&self, request: WriteRequest) -> Result<WriteAnswer, StoreError> {
-        answered(self.enqueue(request)?).await
+        self.enqueue(request)?.answered().await
     }
 
     async fn write_many(&self, requests: Vec<WriteRequest>) -> Vec<Result<WriteAnswer, StoreError>> {
         // All are queued before the first is awaited: they share group commits.
         let waiting: Vec<_> = requests.into_iter().map(|r| self.enqueue(r)).collect();
         let mut answers = Vec::with_capacity(waiting.len());
-        for answer in waiting {
-            answers.push(match answer {
-                Ok(answer) => answered(answer).await,
+        for pending in waiting {
+            answers.push(match pending {
+                Ok(pending) => pending.answered().await,
                 Err(error) => Err(error),
             });
         }
@@ -275,15 +371,14 @@ impl ShardScanner for EmbeddedStore {
         }
         let exclusive = after.is_some();
         let index = usize::from(shard.number()) % self.files.len();
-        let files = Arc::clone(&self.files);
         let limit = limit.max(1);
         // A page may be a thousand documents: never on a worker of the runtime.
-        let rows = tokio::task::spawn_blocking(move || {
-            files[index].readers.read(|conn| scan_rows(conn, &start, exclusive, &end, limit))
-        })
-        .await
-        .map_err(|e| StoreError::Internal(Box::new(e)))?
-        .map_err(|e| read_error(index, e))?;
+        let rows = self
+            .elsewhere(None, move |files| {
+                files[index].readers.walk(|conn| scan_rows(conn, &start, exclusive, &end, limit))
+            })
+            .await?
+            .map_err(|e| read_error(index, e))?;
         let full = rows.len() == limit;
         let mut page = ScanPage::default();
         for (key, doc) in rows {
@@ -299,7 +394,7 @@ impl ShardScanner for EmbeddedStore {
     }
 }
 
-type ScannedRow = (Vec<u8>, Result<Document, tagfast_domain::DomainError>);
+type ScannedRow = (Vec<u8>, Result<Document, DomainError>);
 
 fn scan_rows(
     conn: &Connection,
