@@ -195,7 +195,7 @@ fn prune(doc: &mut Document, now: UnixMillis) {
     let raised = tombstones
         .iter()
         .enumerate()
-        .take_while(|(i, (_, at))| *i < excess || now - at > TOMBSTONE_AGE_MS)
+        .take_while(|(i, (_, at))| *i < excess || now.saturating_sub(*at) > TOMBSTONE_AGE_MS)
         .map(|(_, (ord, _))| *ord)
         .last();
     if let Some(ord) = raised {
@@ -205,12 +205,13 @@ fn prune(doc: &mut Document, now: UnixMillis) {
 }
 
 fn remember(doc: &mut Document, write: &Write, fingerprint: u64, effect: &Effect, now: UnixMillis) -> Vec<RecentWrite> {
-    doc.recent.retain(|w| now - w.at < WRITE_ID_MEMORY_MS);
+    doc.recent.retain(|w| now.saturating_sub(w.at) < WRITE_ID_MEMORY_MS);
     doc.recent.push(RecentWrite { id: write.id, fingerprint, version: doc.version, at: now, effect: effect.clone() });
     let excess = doc.recent.len().saturating_sub(RECENT_WRITES);
     let evicted: Vec<RecentWrite> = doc.recent.drain(..excess).collect();
-    if let Some(newest) = evicted.last() {
-        doc.overflow_until = newest.at + WRITE_ID_MEMORY_MS;
+    // The largest, not the last: a clock that stepped back must not make the store forget earlier ids.
+    if let Some(newest) = evicted.iter().map(|w| w.at).max() {
+        doc.overflow_until = doc.overflow_until.max(newest.saturating_add(WRITE_ID_MEMORY_MS));
     }
     if doc.overflow_until <= now {
         doc.overflow_until = 0;

@@ -17,15 +17,20 @@ pub const FORMAT: u8 = 1;
 const PRESENT: u8 = 1;
 const OWN_DISPLAY: u8 = 2;
 
+/// Items to reserve memory for at once; a count in damaged bytes must not make us reserve more.
+const RESERVED: usize = 256;
+
 /// The bytes of a document.
 pub fn encode(doc: &Document) -> Vec<u8> {
     let mut out = Vec::with_capacity(48 + doc.taggings.len() * 40 + doc.recent.len() * 40);
     let newest = doc.taggings.iter().map(|t| t.at).chain(doc.recent.iter().map(|w| w.at)).max().unwrap_or(0);
     let version = doc.version.packed();
+    // Never negative in a document that `apply` made. Wrapping, here and in `decode`, loses nothing in any other.
+    let before = |v: Version| version.wrapping_sub(v.packed());
     out.push(FORMAT);
     varint(&mut out, version);
-    varint(&mut out, version - doc.floor.packed());
-    varint(&mut out, version - doc.cond.packed());
+    varint(&mut out, before(doc.floor));
+    varint(&mut out, before(doc.cond));
     signed(&mut out, newest);
     signed(&mut out, doc.overflow_until);
 
@@ -52,17 +57,17 @@ pub fn encode(doc: &Document) -> Vec<u8> {
             text(&mut out, &t.display);
         }
         varint(&mut out, user as u64);
-        varint(&mut out, (newest - t.at).unsigned_abs());
-        varint(&mut out, version - t.ord.packed());
+        varint(&mut out, newest.abs_diff(t.at));
+        varint(&mut out, before(t.ord));
     }
 
     varint(&mut out, doc.recent.len() as u64);
     for w in &doc.recent {
         out.extend_from_slice(&w.id.0);
         out.extend_from_slice(&w.fingerprint.to_le_bytes());
-        varint(&mut out, version - w.version.packed());
-        varint(&mut out, (newest - w.at).unsigned_abs());
-        out.extend_from_slice(&encode_effect(&w.effect));
+        varint(&mut out, before(w.version));
+        varint(&mut out, newest.abs_diff(w.at));
+        put_effect(&mut out, &w.effect);
     }
     out
 }
@@ -70,22 +75,27 @@ pub fn encode(doc: &Document) -> Vec<u8> {
 /// The bytes of an effect, for a store's `applied` table.
 pub fn encode_effect(effect: &Effect) -> Vec<u8> {
     let mut out = Vec::new();
-    for names in [&effect.added, &effect.removed] {
-        varint(&mut out, names.len() as u64);
-        names.iter().for_each(|n| text(&mut out, n.as_str()));
-    }
+    put_effect(&mut out, effect);
     out
+}
+
+fn put_effect(out: &mut Vec<u8>, effect: &Effect) {
+    for names in [&effect.added, &effect.removed] {
+        varint(out, names.len() as u64);
+        names.iter().for_each(|n| text(out, n.as_str()));
+    }
 }
 
 /// The effect in `bytes`.
 pub fn decode_effect(bytes: &[u8]) -> Result<Effect, DomainError> {
     let mut r = Reader { rest: bytes };
-    let effect = r.effect()?;
+    let effect = r.effect(&[])?;
     r.end()?;
     Ok(effect)
 }
 
-/// The document in `bytes`. Refuses unknown formats, truncated and overlong input.
+/// The document in `bytes`. Refuses unknown formats, truncated and overlong input, and taggings out of order, which
+/// every search in a document relies on.
 pub fn decode(bytes: &[u8]) -> Result<Document, DomainError> {
     let mut r = Reader { rest: bytes };
     let version = r.header()?;
@@ -96,10 +106,16 @@ pub fn decode(bytes: &[u8]) -> Result<Document, DomainError> {
 
     let users = r.list(UserId::parse_stored)?;
     let count = r.count()?;
-    let mut taggings = Vec::with_capacity(count);
+    let mut taggings: Vec<Tagging> = Vec::with_capacity(count.min(RESERVED));
     for _ in 0..count {
         let flags = r.byte()?;
+        if flags > PRESENT | OWN_DISPLAY {
+            return Err(bad("unknown flags"));
+        }
         let name = TagName::from_canonical(r.text()?);
+        if taggings.last().is_some_and(|t| t.name >= name) {
+            return Err(bad("taggings out of order"));
+        }
         let display = if flags & OWN_DISPLAY != 0 { Arc::from(r.text()?) } else { name.shared() };
         let user = usize::try_from(r.varint()?).ok().and_then(|i| users.get(i)).ok_or(bad("user index"))?.clone();
         let at = r.time_before(newest)?;
@@ -108,13 +124,13 @@ pub fn decode(bytes: &[u8]) -> Result<Document, DomainError> {
     }
 
     let count = r.count()?;
-    let mut recent = Vec::with_capacity(count);
+    let mut recent = Vec::with_capacity(count.min(RESERVED));
     for _ in 0..count {
         let id = WriteId(r.array()?);
         let fingerprint = u64::from_le_bytes(r.array()?);
         let written = r.version_before(version)?;
         let at = r.time_before(newest)?;
-        recent.push(RecentWrite { id, fingerprint, version: written, at, effect: r.effect()? });
+        recent.push(RecentWrite { id, fingerprint, version: written, at, effect: r.effect(&taggings)? });
     }
     r.end()?;
     Ok(Document { version, floor, cond, overflow_until, taggings, recent })
@@ -197,22 +213,26 @@ impl<'a> Reader<'a> {
         if n > self.rest.len() { Err(bad("count")) } else { Ok(n) }
     }
 
+    /// Item names are looked up first: an effect is mostly about tags that the document lists, and shares their names.
+    fn effect(&mut self, taggings: &[Tagging]) -> Result<Effect, DomainError> {
+        let name = |s: &str| match taggings.binary_search_by(|t| t.name.as_str().cmp(s)) {
+            Ok(i) => taggings[i].name.clone(),
+            Err(_) => TagName::from_canonical(s),
+        };
+        Ok(Effect { added: self.list(name)?, removed: self.list(name)? })
+    }
+
     fn list<T>(&mut self, item: impl Fn(&str) -> T) -> Result<Vec<T>, DomainError> {
         let count = self.count()?;
         (0..count).map(|_| self.text().map(&item)).collect()
     }
 
     fn version_before(&mut self, version: Version) -> Result<Version, DomainError> {
-        let distance = self.varint()?;
-        Version::from_packed(version.packed().checked_sub(distance).ok_or(bad("version distance"))?)
+        Version::from_packed(version.packed().wrapping_sub(self.varint()?))
     }
 
     fn time_before(&mut self, newest: UnixMillis) -> Result<UnixMillis, DomainError> {
         newest.checked_sub_unsigned(self.varint()?).ok_or(bad("time distance"))
-    }
-
-    fn effect(&mut self) -> Result<Effect, DomainError> {
-        Ok(Effect { added: self.list(TagName::from_canonical)?, removed: self.list(TagName::from_canonical)? })
     }
 
     fn end(&self) -> Result<(), DomainError> {

@@ -16,7 +16,7 @@ use crate::limits::{TAG_BYTES, TAG_CHARACTERS};
 use crate::{DomainError, UnixMillis, UserId};
 
 /// The version of the Unicode tables behind canonical names.
-pub const UNICODE_VERSION: &str = "17.0.0";
+pub const UNICODE_VERSION: &str = "18.0.0";
 
 /// More rounds than any assigned sequence needs; a sequence that still changes is refused.
 const MAX_ROUNDS: usize = 4;
@@ -49,6 +49,9 @@ pub struct Origin {
 impl TagName {
     /// Canonicalises any spelling.
     pub fn parse(input: &str) -> Result<Self, DomainError> {
+        if is_canonical_ascii(input) {
+            return Ok(Self(input.into()));
+        }
         canonical(input).map(|name| Self(name.into()))
     }
 
@@ -62,6 +65,10 @@ impl Tag {
     /// Canonicalises a spelling and keeps it for display.
     pub fn parse(input: &str) -> Result<Self, DomainError> {
         let name = TagName::parse(input)?;
+        if *name.0 == *input {
+            // Canonical names are NFC without blanks: the spelling is the name.
+            return Ok(Self { display: Arc::clone(&name.0), name, origin: None });
+        }
         let display = display(input);
         check(&display)?;
         if *display == *name.0 {
@@ -69,6 +76,13 @@ impl Tag {
         }
         Ok(Self { name, display: display.into(), origin: None })
     }
+}
+
+/// Most tags of most clients: nothing to change and nothing to look up.
+fn is_canonical_ascii(input: &str) -> bool {
+    let plain =
+        |b: u8| b.is_ascii_graphic() && !b.is_ascii_uppercase() && !matches!(b, b'<' | b'>' | b'"' | b'\\' | b',');
+    !input.is_empty() && input.len() <= TAG_CHARACTERS && input.bytes().all(plain)
 }
 
 fn display(input: &str) -> String {
@@ -154,7 +168,7 @@ fn check_character(c: char) -> Result<(), DomainError> {
         return refuse("private use");
     }
     if category == GeneralCategory::Unassigned {
-        return refuse("unassigned in Unicode 17.0.0");
+        return refuse("unassigned in Unicode 18.0.0");
     }
     Ok(())
 }

@@ -11,6 +11,8 @@ pub type UnixMillis = i64;
 /// 2024-01-01T00:00:00Z in Unix milliseconds: ordinal 0 of a packed version.
 const BASE_MS: u64 = 1_704_067_200_000;
 const COUNTER_BITS: u32 = 22;
+/// 41 bits of milliseconds reach the year 2093; a larger ordinal would spill into the sign.
+const LARGEST_ORDINAL: u64 = (1 << 41) - 1;
 
 /// Orders epochs: Unix milliseconds or more, never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,7 +40,7 @@ pub struct Epoch {
 impl Epoch {
     /// The smallest version of this epoch (counter 1).
     pub fn first_version(&self) -> Version {
-        Version((self.ordinal.0.saturating_sub(BASE_MS) << COUNTER_BITS) + 1)
+        Version((self.ordinal.0.saturating_sub(BASE_MS).min(LARGEST_ORDINAL) << COUNTER_BITS) + 1)
     }
 }
 

@@ -1,0 +1,137 @@
+//! The stored form of a document.
+
+use proptest::prelude::*;
+use tagfast_domain::codec::{FORMAT, decode, decode_effect, encode, encode_effect};
+use tagfast_domain::*;
+
+use crate::kit::{T0, any_document, cases, epoch, id, name};
+
+/// One document with everything a document can hold.
+fn golden() -> Document {
+    let first = epoch(0).first_version().packed();
+    let version = |n: u64| Version::from_packed(first + n).expect("a version");
+    let tagging = |canonical: &str, display: &str, user: &str, at, ord, present| Tagging {
+        name: TagName::from_canonical(canonical),
+        display: display.into(),
+        user: UserId::parse_stored(user),
+        at,
+        ord: version(ord),
+        present,
+    };
+    Document {
+        version: version(9),
+        floor: version(3),
+        cond: Version::NONE,
+        overflow_until: T0 + 600_000,
+        taggings: vec![
+            tagging("c++", "C++", "ann", T0 - 5000, 4, true),
+            tagging("gone", "gone", "ben@example", T0, 9, false),
+            tagging("ui", "ui", "ann", 946_684_800_123, 4, true),
+            tagging("日本語", "日本語", "ünïcode", -1, 5, true),
+        ],
+        recent: vec![
+            RecentWrite {
+                id: id(7),
+                fingerprint: 0x0123_4567_89AB_CDEF,
+                version: version(5),
+                at: T0 - 5000,
+                effect: Effect { added: vec![name("日本語"), name("never-stored")], removed: vec![] },
+            },
+            RecentWrite {
+                id: WriteId([0xFF; 16]),
+                fingerprint: u64::MAX,
+                version: version(9),
+                at: T0,
+                effect: Effect { added: vec![], removed: vec![name("gone")] },
+            },
+        ],
+    }
+}
+
+/// Format 1, byte for byte: what a program of any later version must still read.
+#[test]
+fn format_1_is_frozen() {
+    let stored = include_bytes!("../golden/document-1.bin");
+    assert_eq!(stored[0], 1);
+    assert_eq!(decode(stored).expect("a document of format 1"), golden());
+    assert_eq!(FORMAT, 1, "a new format needs its own golden file and keeps this one");
+    assert_eq!(encode(&golden()), stored);
+}
+
+#[test]
+fn an_empty_document_is_a_few_bytes() {
+    let bytes = encode(&Document::default());
+    assert!(bytes.len() <= 16, "{} bytes", bytes.len());
+    assert_eq!(decode(&bytes), Ok(Document::default()));
+}
+
+#[test]
+fn other_formats_are_refused() {
+    let mut bytes = encode(&golden());
+    for format in (0..=255).filter(|f| *f != FORMAT) {
+        bytes[0] = format;
+        let error = decode(&bytes).expect_err("an unknown format");
+        assert!(error.to_string().contains("format"), "{error}");
+    }
+    assert!(decode(&[]).is_err());
+}
+
+#[test]
+fn damage_is_refused() {
+    let bytes = encode(&golden());
+    for len in 0..bytes.len() {
+        assert!(decode(&bytes[..len]).is_err(), "truncated to {len} of {} bytes", bytes.len());
+    }
+    assert!(decode(&[&bytes[..], &[0]].concat()).is_err(), "a byte too many");
+    let mut unsorted = golden();
+    unsorted.taggings.swap(0, 1);
+    assert!(decode(&encode(&unsorted)).is_err(), "taggings out of order");
+    let mut twice = golden();
+    twice.taggings[1].name = twice.taggings[0].name.clone();
+    assert!(decode(&encode(&twice)).is_err(), "a tag twice");
+}
+
+#[test]
+fn names_are_shared_within_a_document() {
+    let doc = decode(&encode(&golden())).expect("a document");
+    let ui = doc.taggings.iter().find(|t| t.name.as_str() == "ui").expect("ui");
+    assert!(std::sync::Arc::ptr_eq(&ui.name.shared(), &ui.display), "a display like the name costs nothing");
+    assert!(std::sync::Arc::ptr_eq(&doc.recent[1].effect.removed[0].shared(), &doc.taggings[1].name.shared()));
+}
+
+proptest! {
+    #![proptest_config(cases(300))]
+
+    #[test]
+    fn every_document_round_trips(doc in any_document()) {
+        prop_assert_eq!(decode(&encode(&doc)), Ok(doc));
+    }
+
+    #[test]
+    fn every_effect_round_trips(doc in any_document()) {
+        for write in &doc.recent {
+            prop_assert_eq!(decode_effect(&encode_effect(&write.effect)), Ok(write.effect.clone()));
+        }
+    }
+
+    #[test]
+    fn no_bytes_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..400), ours in any::<bool>()) {
+        if let (Some(first), true) = (bytes.first_mut(), ours) {
+            *first = FORMAT;
+        }
+        let _ = decode(&bytes);
+        let _ = decode_effect(&bytes);
+    }
+
+    #[test]
+    fn no_damage_panics(doc in any_document(), at in any::<prop::sample::Index>(), bits in 1u8.., cut in any::<prop::sample::Index>()) {
+        let mut bytes = encode(&doc);
+        let at = at.index(bytes.len());
+        bytes[at] ^= bits;
+        if let Ok(other) = decode(&bytes) {
+            prop_assert!(other.taggings.windows(2).all(|w| w[0].name < w[1].name));
+        }
+        bytes.truncate(cut.index(bytes.len()));
+        let _ = decode(&bytes);
+    }
+}

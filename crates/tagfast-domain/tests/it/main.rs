@@ -1,0 +1,7 @@
+//! Tests of the domain: identity of tags, the stored format, and the one function that changes a document.
+
+mod apply;
+mod codec;
+mod kit;
+mod tag;
+mod values;
