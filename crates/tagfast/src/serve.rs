@@ -118,13 +118,14 @@ async fn bind(config: &Config) -> Result<TcpListener, Failure> {
     let address = config.listen;
     TcpListener::bind(address).await.map_err(|e| {
         let failure = Failure::new(format!("cannot listen on {address}: {e}"));
-        match e.kind() {
-            std::io::ErrorKind::AddrInUse => failure.hint(
-                "another program (a second tagfast?) listens there; choose another port: --listen 127.0.0.1:0 takes a free one",
-            ),
-            std::io::ErrorKind::PermissionDenied => failure.hint("ports below 1024 need privileges; choose a higher one"),
-            _ => failure,
+        if e.kind() == std::io::ErrorKind::AddrInUse {
+            return failure
+                .hint("another program (a second tagfast?) listens there; --listen 127.0.0.1:0 takes a free port");
         }
+        if e.kind() == std::io::ErrorKind::PermissionDenied {
+            return failure.hint("ports below 1024 need privileges; choose a higher one with --listen");
+        }
+        failure
     })
 }
 

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::http::Connection;
-use self::load::Load;
+use self::load::{Kind, Load};
 use self::pick::Rng;
 use self::report::{Counts, Report};
 use crate::cli::{BenchArgs, ClientArgs};
@@ -66,8 +66,8 @@ pub fn run(args: &BenchArgs, term: &Term) -> CommandResult {
                 .spawn(move || worker(address, connections, seed, &load, plan))
         })
         .collect::<Result<_, _>>()?;
-    let watched = watch(args, plan, term);
-    let mut counts = Counts::new();
+    let watched = runtime()?.block_on(watch(args, plan, term));
+    let mut counts = Counts::default();
     for worker in workers {
         let own = worker.join().map_err(|_| Failure::new("a thread of the generator failed"))??;
         counts.add(own);
@@ -117,7 +117,7 @@ struct Watched {
 }
 
 /// Sleeps through the plan, shows progress, and looks at the processes where measuring begins and ends.
-fn watch(args: &BenchArgs, plan: Plan, term: &Term) -> Watched {
+async fn watch(args: &BenchArgs, plan: Plan, term: &Term) -> Watched {
     let look = || (args.server_pid.and_then(|pid| usage(Some(pid))), usage(None));
     let whole = plan.end - plan.start;
     let progress = Progress::new(term, "bench", Some(u64::try_from(whole.as_millis()).unwrap_or(u64::MAX)));
@@ -136,7 +136,7 @@ fn watch(args: &BenchArgs, plan: Plan, term: &Term) -> Watched {
         let phase = if measuring { "measuring" } else { "warming up" };
         progress.set_with(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX), phase);
         let next = if measuring { plan.end } else { plan.measure_from };
-        std::thread::sleep((next - now).min(Duration::from_millis(100)));
+        tokio::time::sleep((next - now).min(Duration::from_millis(100))).await;
     }
     let last = look();
     progress.finish();
@@ -145,7 +145,7 @@ fn watch(args: &BenchArgs, plan: Plan, term: &Term) -> Watched {
 
 fn worker(address: SocketAddr, connections: u32, seed: u64, load: &Arc<Load>, plan: Plan) -> Result<Counts, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let counts = Rc::new(RefCell::new(Counts::new()));
+    let counts = Rc::new(RefCell::new(Counts::default()));
     let next = Rc::new(Cell::new(0u64));
     let local = tokio::task::LocalSet::new();
     for n in 0..connections {
@@ -211,41 +211,46 @@ impl Loop {
         let from = due.map_or(sent, |due| due.min(sent));
         let answered = tokio::time::timeout(self.plan.timeout, self.connection.exchange(request)).await;
         let done = Instant::now();
-        let mut counts = self.counts.borrow_mut();
-        if done >= self.plan.measure_from && done < self.plan.end && matches!(answered, Ok(Ok(_))) {
-            counts.completed += 1;
+        let refused = matches!(answered, Ok(Err(_)));
+        if answered.is_err() {
+            self.connection.abandon();
         }
-        // In the open loop a request belongs to the time it was due in, in the closed loop to the time it ended in.
-        let belongs = due.unwrap_or(done);
-        let measured = belongs >= self.plan.measure_from && belongs < self.plan.end;
-        let pause = match answered {
-            Ok(Ok(answer)) => {
-                if measured {
-                    *counts.statuses.entry(answer.status).or_default() += 1;
-                    counts.bytes += answer.bytes as u64;
-                    counts.record(kind, done - from);
-                }
-                false
-            }
-            Ok(Err(error)) => {
-                if measured {
-                    *counts.broken.entry(error.kind().to_string()).or_default() += 1;
-                }
-                true
-            }
-            Err(_) => {
-                self.connection.abandon();
-                if measured {
-                    counts.timeouts += 1;
-                    counts.record(kind, done - from);
-                }
-                false
-            }
-        };
-        drop(counts);
-        if pause {
+        self.count(kind, from, done, due.unwrap_or(done), answered.ok());
+        if refused {
             // A server that is away must not make the generator spin.
             tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Counts a request that belongs to the moment `at`: in the open loop the one it was due at, else the one it ended
+    /// at. `None` = no answer in time.
+    fn count(
+        &self,
+        kind: Kind,
+        from: Instant,
+        done: Instant,
+        at: Instant,
+        answered: Option<std::io::Result<http::Answer>>,
+    ) {
+        let within = |moment: Instant| moment >= self.plan.measure_from && moment < self.plan.end;
+        let mut counts = self.counts.borrow_mut();
+        if within(done) && matches!(answered, Some(Ok(_))) {
+            counts.completed += 1;
+        }
+        if !within(at) {
+            return;
+        }
+        match answered {
+            Some(Ok(answer)) => {
+                *counts.statuses.entry(answer.status).or_default() += 1;
+                counts.bytes += answer.bytes as u64;
+                counts.record(kind, done - from);
+            }
+            Some(Err(error)) => *counts.broken.entry(error.kind().to_string()).or_default() += 1,
+            None => {
+                counts.timeouts += 1;
+                counts.record(kind, done - from);
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ use super::load::Kind;
 use crate::term::table;
 
 /// Counts of one thread, or of all.
+#[derive(Default)]
 pub struct Counts {
     /// Latencies in nanoseconds by kind, in the order of first use.
     pub latencies: Vec<(Kind, Histogram<u64>)>,
@@ -32,19 +33,6 @@ fn histogram() -> Histogram<u64> {
 }
 
 impl Counts {
-    /// Nothing yet.
-    pub fn new() -> Self {
-        Self {
-            latencies: Vec::new(),
-            statuses: BTreeMap::new(),
-            broken: BTreeMap::new(),
-            timeouts: 0,
-            unsent: 0,
-            bytes: 0,
-            completed: 0,
-        }
-    }
-
     /// One answer.
     pub fn record(&mut self, kind: Kind, latency: Duration) {
         let nanos = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
@@ -220,9 +208,9 @@ mod tests {
 
     #[test]
     fn threads_add_up_and_failures_are_counted() {
-        let mut sum = Counts::new();
+        let mut sum = Counts::default();
         for ms in [1, 100] {
-            let mut one = Counts::new();
+            let mut one = Counts::default();
             one.record(Kind::View, Duration::from_millis(ms));
             one.statuses.insert(if ms == 1 { 200 } else { 503 }, 1);
             one.completed = 1;

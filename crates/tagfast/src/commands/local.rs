@@ -44,6 +44,10 @@ fn report(done: &BackupReport, sentence: &str, term: &Term) -> CommandResult {
 
 /// `backup`
 pub(super) fn backup(args: &BackupArgs, term: &Term) -> CommandResult {
+    if !args.data_dir.join("store-0.sqlite").is_file() {
+        return Err(Failure::new(format!("{} is not a data directory", args.data_dir.display()))
+            .hint("name the server's data directory with --data-dir"));
+    }
     let copy = |show: &dyn Fn(u64, u64)| backup::backup(&args.data_dir, &args.dir, &SystemClock, show);
     let done = copying(term, "backup, pages", copy)
         .map_err(|e| Failure::new(format!("the backup failed: {}", with_sources(&e))))?;
@@ -52,6 +56,10 @@ pub(super) fn backup(args: &BackupArgs, term: &Term) -> CommandResult {
 
 /// `restore`
 pub(super) fn restore(args: &RestoreArgs, term: &Term) -> CommandResult {
+    if !args.dir.is_dir() {
+        return Err(Failure::new(format!("{} is not a backup: there is no such directory", args.dir.display()))
+            .hint("make one with: tagfast backup DIR --data-dir ./tagfast-data"));
+    }
     let copy = |show: &dyn Fn(u64, u64)| backup::restore(&args.dir, &args.data_dir, &SystemClock, show);
     let done = copying(term, "restore, pages", copy)
         .map_err(|e| Failure::new(format!("the restore failed: {}", with_sources(&e))))?;

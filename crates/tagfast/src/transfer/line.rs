@@ -73,10 +73,9 @@ pub fn parse(line: &[u8], tenant: Option<&str>) -> Result<Parsed, String> {
 /// The parser's words without its line number, which is always 1 and not the file's.
 fn short(error: &serde_json::Error) -> String {
     let text = error.to_string();
-    match text.rfind(" at line ") {
-        Some(end) => format!("{} (column {})", &text[..end], error.column()),
-        None => text,
-    }
+    let text = text.rfind(" at line ").map_or(text.as_str(), |end| &text[..end]);
+    let what = if error.is_data() { "" } else { "it is not one JSON object: " };
+    format!("{what}{text} (column {})", error.column())
 }
 
 #[cfg(test)]

@@ -8,3 +8,6 @@ pub mod send;
 pub mod state;
 
 pub use reader::open_lines;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,85 @@
+//! The client commands against a running server: results on stdout, notes on stderr, exit codes.
+
+use crate::support::{said, server, tagfast, tagfast_json};
+
+#[test]
+fn the_main_job_works_from_the_command_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = server(dir.path()).start();
+    running.wait_until_ready();
+    let url = running.url();
+    let with = |args: &[&str]| -> Vec<String> {
+        args.iter().copied().chain(["--url", &url, "--json"]).map(str::to_owned).collect()
+    };
+    let json = |args: &[&str]| {
+        let args = with(args);
+        tagfast_json(&args.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let write = json(&["tag", "jira.issue", "PROJ-1", "Critical", "ui"]);
+    assert_eq!(write["added"], serde_json::json!(["critical", "ui"]), "{write}");
+    let view = json(&["view", "jira.issue", "PROJ-1"]);
+    assert_eq!(view["tags"][0]["display"], "Critical", "{view}");
+    json(&["untag", "jira.issue", "PROJ-1", "ui"]);
+    assert_eq!(json(&["view", "jira.issue", "PROJ-1"])["tags"].as_array().unwrap().len(), 1);
+    let hits = tagfast_testkit::wait_for_condition("a hit", std::time::Duration::from_secs(30), || {
+        let page = json(&["search", "critical AND NOT ui"]);
+        if page["hits"].as_array().is_some_and(|h| h.len() == 1) { Ok(page) } else { Err(page.to_string()) }
+    });
+    assert_eq!(hits["hits"][0]["id"], "PROJ-1");
+    tagfast_testkit::wait_for_condition("a count", std::time::Duration::from_secs(30), || {
+        let board = json(&["popular"]);
+        if board["tags"][0]["tag"] == "critical" { Ok(()) } else { Err(board.to_string()) }
+    });
+    assert_eq!(json(&["suggest", "cri"])["tags"][0]["tag"], "critical");
+    assert_eq!(json(&["status"])["mode"], "embedded");
+    assert_eq!(json(&["recount"])["drifted_contents"], 0);
+    assert_eq!(json(&["reindex"])["contents"], 1);
+}
+
+#[test]
+fn receipts_are_checked_from_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = server(&dir.path().join("data")).start();
+    let url = running.url();
+    let output = tagfast(&["tag", "jira.issue", "PROJ-1", "ui", "--receipt", "--url", &url]);
+    assert!(output.status.success(), "{output:?}");
+    let file = dir.path().join("receipts.txt");
+    std::fs::write(&file, &output.stdout).unwrap();
+    let file_arg = file.to_str().unwrap();
+    let good = tagfast(&["receipts", "check", file_arg, "--url", &url]);
+    assert_eq!((good.status.code(), said(&good).contains("kept")), (Some(0), true), "{good:?}");
+    let mut lines = output.stdout.clone();
+    lines.extend(b"nonsense\n");
+    std::fs::write(&file, &lines).unwrap();
+    let partly = tagfast(&["receipts", "check", file_arg, "--url", &url]);
+    assert_eq!(partly.status.code(), Some(3), "{partly:?}");
+}
+
+#[test]
+fn exit_codes_and_errors_say_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = server(dir.path()).start();
+    let url = running.url();
+    for (args, code, words) in [
+        (&["frobnicate"][..], 2, &["frobnicate", "--help"][..]),
+        (&["view"][..], 2, &["CONTENT_TYPE"][..]),
+        (&["view", "a", "b", "--url", "http://127.0.0.1:1"][..], 1, &["127.0.0.1:1"][..]),
+        (&["tag", "UPPER", "b", "c", "--url", &url][..], 1, &["content type"][..]),
+        (&["search", "a AND (b", "--url", &url][..], 1, &["a AND (b\n", "^"][..]),
+        (&["failovers", "--url", &url][..], 1, &["mode"][..]),
+        (&["dead-letters", "list", "--url", &url][..], 1, &["mode"][..]),
+        (&["serve", "--role", "relay"][..], 2, &["embedded"][..]),
+    ] {
+        let output = tagfast(args);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {output:?}");
+        for word in words {
+            assert!(said(&output).contains(word), "{args:?}: {word:?} is not in {:?}", said(&output));
+        }
+        assert!(output.stdout.is_empty() || code == 0, "{args:?} wrote its failure to stdout: {output:?}");
+    }
+    for shell in ["bash", "zsh", "fish"] {
+        let output = tagfast(&["completions", shell]);
+        assert!(output.status.success() && output.stdout.len() > 1000, "{shell}: {output:?}");
+    }
+    assert_eq!(tagfast_json(&["openapi"])["openapi"], "3.1.0");
+}

@@ -1,0 +1,14 @@
+//! End-to-end tests of the running program: over HTTP, through its command line, and through the faults it must survive.
+
+mod backup;
+mod commands;
+mod crash;
+mod damage;
+mod disk_full;
+mod golden;
+mod lifecycle;
+mod main_job;
+mod races;
+mod support;
+mod tenants;
+mod transfer;
