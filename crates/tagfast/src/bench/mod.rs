@@ -267,4 +267,73 @@ mod tests {
             assert!(target(bad).is_err(), "{bad}");
         }
     }
+
+    /// A server that answers at once, but stalls for `stall` when `stalls_at` requests were answered.
+    fn stalling_server(stalls_at: u32, stall: Duration) -> (SocketAddr, tokio::runtime::Runtime) {
+        let runtime = runtime().unwrap();
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        runtime.spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 1024];
+            let mut answered = 0;
+            while stream.readable().await.is_ok() {
+                match stream.try_read(&mut request) {
+                    Ok(0) => return,
+                    Ok(_) => {}
+                    Err(_) => continue,
+                }
+                if answered == stalls_at {
+                    tokio::time::sleep(stall).await;
+                }
+                answered += 1;
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+                tokio::io::AsyncWriteExt::write_all(&mut stream, answer).await.unwrap();
+            }
+        });
+        (address, runtime)
+    }
+
+    fn measure(gap: Option<Duration>, timeout: Duration) -> Counts {
+        let (address, _server) = stalling_server(20, Duration::from_millis(400));
+        let args =
+            <Args as clap::Parser>::parse_from(["bench", "--path", "/hello", "--url", "http://127.0.0.1:1"]).bench;
+        let client = Client::new(&ClientArgs { url: args.url.clone(), token: None, timeout: 1 }).unwrap();
+        let load = Arc::new(runtime().unwrap().block_on(Load::prepare(&args, "h", &client)).unwrap());
+        let start = Instant::now();
+        let end = start + Duration::from_millis(800);
+        worker(address, 1, 1, &load, Plan { start, measure_from: start, end, timeout, gap }).unwrap()
+    }
+
+    #[derive(clap::Parser)]
+    struct Args {
+        #[command(flatten)]
+        bench: BenchArgs,
+    }
+
+    #[test]
+    fn the_open_loop_counts_the_waiting_that_a_stall_causes() {
+        let counts = measure(Some(Duration::from_millis(5)), Duration::from_secs(5));
+        let latencies = &counts.latencies[0].1;
+        assert_eq!((latencies.len(), counts.unsent), (160, 0));
+        // Of 160 requests, one every 5 ms, the stall delays the 80 that were due during it, by 200 ms on average.
+        let late = latencies.count_between(50_000_000, u64::MAX);
+        assert!((60..=110).contains(&late), "{late} of 160 were late");
+        assert!(latencies.max() >= 390_000_000);
+    }
+
+    #[test]
+    fn the_closed_loop_sees_the_stall_once() {
+        let counts = measure(None, Duration::from_secs(5));
+        let latencies = &counts.latencies[0].1;
+        assert_eq!(latencies.count_between(390_000_000, u64::MAX), 1);
+        assert!(latencies.len() > 100, "{}", latencies.len());
+    }
+
+    #[test]
+    fn a_timeout_is_counted_and_the_rest_was_never_sent() {
+        let counts = measure(Some(Duration::from_millis(5)), Duration::from_millis(100));
+        // The stalled connection is abandoned; the server takes no second one.
+        assert!(counts.timeouts >= 1 && counts.unsent > 0, "{} {}", counts.timeouts, counts.unsent);
+    }
 }

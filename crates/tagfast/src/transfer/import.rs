@@ -81,11 +81,12 @@ pub async fn run(args: &ImportArgs, term: &Term, mut stop: watch::Receiver<bool>
     if let Err(failure) = ended {
         import.save()?;
         let line = import.acknowledged.line();
-        let hint = match &import.note {
-            Some(_) => format!("everything up to line {line} is imported; start the same command again to go on there"),
-            None => format!("everything up to line {line} is imported; importing lines twice is harmless"),
+        let next = match &import.note {
+            Some(_) => format!("everything up to line {line} is done; start the same command again to go on there"),
+            None => format!("everything up to line {line} is done; importing lines twice is harmless"),
         };
-        return Err(Failure { hint: Some(hint), ..failure });
+        let hint = failure.hint.map_or_else(|| next.clone(), |hint| format!("{hint}\n      {next}"));
+        return Err(Failure { exit: failure.exit, message: failure.message, hint: Some(hint) });
     }
     let seconds = import.started.elapsed().as_secs_f64();
     if let Some(path) = &import.note {

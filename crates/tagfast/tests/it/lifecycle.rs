@@ -84,7 +84,7 @@ fn a_wrong_configuration_is_refused_with_a_suggestion() {
         ("[server]\nlisen = \"127.0.0.1:0\"\n", &["lisen", "listen"][..]),
         ("[server]\nlisten = \"0.0.0.0:0\"\n", &["server.listen", "auth"][..]),
         ("[store]\nkind = \"postgres\"\n", &["store.kind", "embedded"][..]),
-        ("[limits]\ntags_per_content = \"many\"\n", &["tags_per_content"][..]),
+        ("[limits]\ntags_per_content = \"many\"\n", &["tagfast.toml:2", "many"][..]),
         ("[server\n", &["tagfast.toml"][..]),
     ] {
         std::fs::write(&file, text).unwrap();

@@ -43,6 +43,7 @@ fn client(running: &ServerProcess, dir: &Path, tenant: &str) -> Client {
 fn one_tenant_sees_nothing_of_another() {
     let dir = tempfile::tempdir().unwrap();
     let running = start(dir.path());
+    running.wait_until_ready();
     let (mut acme, mut globex) = (client(&running, dir.path(), "acme"), client(&running, dir.path(), "globex"));
     let mut receipt = String::new();
     let mut seen = String::new();
