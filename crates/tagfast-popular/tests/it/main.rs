@@ -1,0 +1,6 @@
+//! The counts against a model: duplicates, reorder, crashes, windows over days, recount, displays, tenants.
+
+mod counting;
+mod model;
+mod recounting;
+mod support;
