@@ -316,7 +316,7 @@ mod tests {
     fn large_writes_take_more_room_and_end_a_batch_earlier() {
         let queue = Queue::default();
         let fitted = (0..).take_while(|n| push(&queue, "a", &n.to_string(), 100).is_ok()).count();
-        assert_eq!(fitted, QUEUE_UNITS / 2 / 25);
+        assert_eq!(fitted, QUEUE_UNITS.div_ceil(2 * 25));
         assert_eq!(take(&queue, 512).writes.len(), BATCH_UNITS.div_ceil(25));
     }
 

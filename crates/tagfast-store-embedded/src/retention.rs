@@ -116,3 +116,6 @@ impl Retention {
         Ok(Deletable { below: needed.unwrap_or(newest + 1), age_ms })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -329,3 +329,6 @@ impl Writer {
         drop(job.reply.send(result));
     }
 }
+
+#[cfg(test)]
+mod tests;

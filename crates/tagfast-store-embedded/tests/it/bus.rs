@@ -1,0 +1,169 @@
+//! The outbox as a bus: order, redelivery, wake-up, frontiers, letters.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use tagfast_events::{BusPosition, BusRecord, DeadLetter, Group, LetterClass, Partition, Positions};
+use tagfast_store::TagWriter;
+
+use crate::support::{Fixture, NOW, add, key, records, write};
+
+const GROUP: Group = Group("test");
+
+fn after(records: &[BusRecord]) -> Positions {
+    let mut positions = Positions::new();
+    for r in records {
+        positions.insert(r.partition, BusPosition { next: r.offset + 1, emit: r.emit.0 });
+    }
+    positions
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_come_in_order_again_after_a_crash_and_not_again_after_their_position() {
+    let fixture = Fixture::new();
+    let store = fixture.open();
+    let contents: Vec<_> = (0..30).map(|n| key("t", &format!("page {n}"))).collect();
+    for round in 0..4 {
+        let many = contents.iter().map(|k| add(k, &[&format!("t{round}")])).collect();
+        assert!(store.write_many(many).await.iter().all(Result::is_ok));
+    }
+    let bus = store.bus();
+    let first = records(&bus, GROUP, &Positions::new()).await;
+    assert_eq!(first.len(), 120, "one event per content and write");
+    for n in 0..8 {
+        let offsets: Vec<_> = first.iter().filter(|r| r.partition == Partition(n)).map(|r| r.offset).collect();
+        assert!(offsets.windows(2).all(|w| w[0] < w[1]), "order within a partition: {offsets:?}");
+    }
+    for content in &contents {
+        let bytes = content.to_bytes();
+        let versions: Vec<_> = first.iter().filter(|r| r.key == bytes).map(|r| r.version).collect();
+        assert!(versions.len() == 4 && versions.windows(2).all(|w| w[0] < w[1]), "order of a content: {versions:?}");
+    }
+    // A consumer that crashed before it committed reads the same again, also after a restart of the store.
+    assert_eq!(sorted(records(&bus, GROUP, &Positions::new()).await), sorted(first.clone()));
+    store.close();
+    drop((store, bus));
+    let store = fixture.open();
+    assert_eq!(sorted(records(&store.bus(), GROUP, &Positions::new()).await), sorted(first.clone()));
+    assert_eq!(records(&store.bus(), GROUP, &after(&first)).await, []);
+    write(&store, add(&contents[3], &["new"])).await;
+    let rest = records(&store.bus(), GROUP, &after(&first)).await;
+    assert_eq!(rest.iter().map(|r| r.key.clone()).collect::<Vec<_>>(), [contents[3].to_bytes()]);
+}
+
+fn sorted(mut records: Vec<BusRecord>) -> Vec<BusRecord> {
+    records.sort_by_key(|r| (r.partition, r.offset));
+    records
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_waiting_consumer_is_woken_by_the_commit() {
+    let fixture = Fixture::new();
+    let store = fixture.open();
+    let mut consumer = store.bus().consumer(GROUP, &Positions::new()).await.expect("a consumer");
+    let started = Instant::now();
+    assert!(consumer.poll(10, Duration::from_millis(30)).await.expect("idle").is_empty());
+    assert!(started.elapsed() >= Duration::from_millis(30), "an idle poll waits");
+    let mut fastest = Duration::MAX;
+    for n in 0..20 {
+        let (polled, _) = tokio::join!(
+            async {
+                let records = consumer.poll(10, Duration::from_secs(30)).await.expect("records");
+                (records, Instant::now())
+            },
+            async {
+                tokio::task::yield_now().await;
+                write(&store, add(&key("t", "page"), &[&format!("t{n}")])).await
+            }
+        );
+        let committed = Instant::now();
+        assert_eq!(polled.0.len(), 1, "each commit is delivered once");
+        fastest = fastest.min(committed.saturating_duration_since(polled.1));
+    }
+    // The safety poll comes once a second: twenty of those would be seen in the whole time.
+    assert!(started.elapsed() < Duration::from_secs(15), "woken late: {:?}", started.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_poll_loses_nothing_and_a_paused_partition_keeps_its_records() {
+    let fixture = Fixture::new();
+    let store = fixture.open();
+    for n in 0..40 {
+        write(&store, add(&key("t", &format!("page {n}")), &["a"])).await;
+    }
+    let bus = store.bus();
+    let all: BTreeSet<_> =
+        records(&bus, Group("other"), &Positions::new()).await.iter().map(|r| (r.partition, r.offset)).collect();
+    let held = all.iter().next().expect("a record").0;
+    let mut consumer = bus.consumer(GROUP, &Positions::new()).await.expect("a consumer");
+    consumer.set_paused(held, true);
+    let mut seen = BTreeSet::new();
+    let unpaused = all.iter().filter(|(p, _)| *p != held).count();
+    while seen.len() < unpaused {
+        // Dropped at any point: what was not returned comes again.
+        let polled = tokio::time::timeout(Duration::from_micros(300), consumer.poll(3, Duration::from_secs(5))).await;
+        if let Ok(records) = polled {
+            for r in records.expect("records") {
+                assert!(r.partition != held, "a paused partition is silent");
+                assert!(seen.insert((r.partition, r.offset)), "one consumer gets each record once");
+            }
+        }
+    }
+    consumer.set_paused(held, false);
+    while seen.len() < all.len() {
+        let records = consumer.poll(3, Duration::from_secs(5)).await.expect("records");
+        seen.extend(records.iter().map(|r| (r.partition, r.offset)));
+    }
+    assert_eq!(seen, all);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_frontier_of_an_idle_partition_is_now() {
+    let fixture = Fixture::new();
+    let store = fixture.open();
+    let bus = store.bus();
+    let consumer = bus.consumer(GROUP, &Positions::new()).await.expect("a consumer");
+    let check = async |next_in_all: u64, now: i64| {
+        let frontiers = consumer.frontiers().await.expect("frontiers");
+        assert_eq!(frontiers.len(), 8);
+        assert!(frontiers.values().all(|f| f.complete_through == now), "{frontiers:?}");
+        assert_eq!(frontiers.values().map(|f| f.next - 1).sum::<u64>(), next_in_all);
+    };
+    check(0, NOW).await;
+    fixture.clock.advance(60_000);
+    check(0, NOW + 60_000).await;
+    write(&store, add(&key("t", "page"), &["a"])).await;
+    check(1, NOW + 60_000).await;
+    let ends = bus.ends().await.expect("ends");
+    assert_eq!(ends.values().map(|e| e.next - 1).sum::<u64>(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_letter_is_parked_once_and_survives() {
+    let fixture = Fixture::new();
+    let store = fixture.open();
+    write(&store, add(&key("t", "page"), &["a"])).await;
+    let bus = store.bus();
+    let record = records(&bus, GROUP, &Positions::new()).await.remove(0);
+    let letter = DeadLetter {
+        group: GROUP,
+        record,
+        class: LetterClass::Exhausted,
+        code: "sink_failed".to_owned(),
+        message: "four attempts".to_owned(),
+        attempts: 4,
+        first_failed_at: NOW,
+        last_failed_at: NOW + 5000,
+    };
+    for _ in 0..3 {
+        bus.park(&letter).await.expect("parked");
+    }
+    assert_eq!(bus.parked(GROUP).await.expect("a count"), 1);
+    assert_eq!(bus.parked(Group("other")).await.expect("a count"), 0);
+    store.close();
+    drop((store, bus));
+    let store = fixture.open();
+    assert_eq!(store.bus().parked(GROUP).await.expect("a count"), 1);
+    store.close();
+    store.bus().park(&letter).await.expect_err("nobody writes any more");
+}
