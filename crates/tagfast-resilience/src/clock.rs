@@ -40,3 +40,23 @@ impl Clock for ManualClock {
         self.0.load(Ordering::SeqCst)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manual_clock_moves_when_told() {
+        let clock = ManualClock::new(1000);
+        clock.advance(500);
+        assert_eq!(clock.now_ms(), 1500);
+        clock.advance(-600);
+        assert_eq!(clock.now_ms(), 900, "clocks step back too");
+    }
+
+    #[test]
+    fn the_machines_clock_tells_a_date_of_this_century() {
+        let (from, to) = (1_767_225_600_000, 4_102_444_800_000);
+        assert!((from..to).contains(&SystemClock.now_ms()), "{}", SystemClock.now_ms());
+    }
+}

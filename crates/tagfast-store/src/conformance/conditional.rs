@@ -73,7 +73,7 @@ pub async fn one_of_many_conditional_writers_wins(h: &dyn StoreHarness) {
             for outcome in lost {
                 assert_eq!(refusal(outcome.map(|(_, a)| a)), Refusal::VersionMismatch { current: answer.version });
             }
-            assert_eq!(kit.tags(&key).await, [name.clone()]);
+            assert_eq!(kit.tags(&key).await, [name.as_str()]);
             seen = answer.version;
         }
     }

@@ -44,8 +44,9 @@ pub trait StoreHarness: Send + Sync {
     /// before is not used any more. `None` when the adapter keeps nothing over a restart.
     async fn reopen(&self) -> Option<SharedStore>;
 
-    /// Everything published for a tenant since the harness was made, in publication order, complete up to this call:
-    /// the event of each write that was answered before it is in there.
+    /// Everything published for a tenant since the harness was made, complete up to this call: the event of each write
+    /// that was answered before it is in there. Per content in publication order, and what an earlier call returned
+    /// comes first and unchanged; a bus of several partitions has no other common order.
     async fn events(&self, tenant: &TenantId) -> Vec<TaggingsEvent>;
 
     /// The heartbeat: every event committed before this moment is published.

@@ -42,7 +42,6 @@ fn some(random: &mut Random, universe: usize, most: usize) -> Vec<String> {
 
 fn operation(kit: &Kit, random: &mut Random) -> Operation {
     let (universe, limit) = (universe(kit), kit.limits.tags_per_content);
-    let text = |list: &[String]| list.iter().map(String::as_str).map(str::to_owned).collect::<Vec<_>>();
     let as_tags = |list: &[String]| tags(&list.iter().map(String::as_str).collect::<Vec<_>>());
     let as_names = |list: &[String]| names(&list.iter().map(String::as_str).collect::<Vec<_>>());
     if random.chance(8) {
@@ -54,12 +53,12 @@ fn operation(kit: &Kit, random: &mut Random) -> Operation {
     let add = if random.chance(65) { some(random, universe, most) } else { Vec::new() };
     let remove = if add.is_empty() || random.chance(30) { some(random, universe, most) } else { Vec::new() };
     let added: BTreeSet<TagName> = as_names(&add).into_iter().collect();
-    let remove: Vec<String> =
-        text(&remove).into_iter().filter(|s| !added.contains(&as_names(&[s.clone()])[0])).collect();
+    let mut remove = as_names(&remove);
+    remove.retain(|name| !added.contains(name));
     if add.is_empty() && remove.is_empty() {
         return Operation::patch(as_tags(&["alone".to_owned()]), Vec::new(), &kit.limits).expect("a patch");
     }
-    Operation::patch(as_tags(&add), as_names(&remove), &kit.limits).expect("a patch within the limits")
+    Operation::patch(as_tags(&add), remove, &kit.limits).expect("a patch within the limits")
 }
 
 impl Content {

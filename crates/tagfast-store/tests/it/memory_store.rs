@@ -24,7 +24,7 @@ pub(crate) enum Fault {
     None,
     /// Every fifth event is not published.
     DropsEvents,
-    /// Two neighbouring events of a content change places.
+    /// The two newest events of a content change places.
     ReordersEvents,
     /// A write that changes nothing publishes the last event again.
     PublishesNoOps,
@@ -206,9 +206,10 @@ impl MemoryStore {
             return;
         }
         state.events.push(event);
-        let len = state.events.len();
-        if self.fault == Fault::ReordersEvents && len >= 2 && state.events[len - 1].key == state.events[len - 2].key {
-            state.events.swap(len - 1, len - 2);
+        let newest = state.events.len() - 1;
+        let before = state.events[..newest].iter().rposition(|e| e.key == request.write.key);
+        if let Some(before) = before.filter(|_| self.fault == Fault::ReordersEvents) {
+            state.events.swap(before, newest);
         }
     }
 }
@@ -354,7 +355,7 @@ impl StoreHarness for MemoryHarness {
         let mut state = self.state.lock().expect("no panic under the lock");
         if self.fault == Fault::LosesTheLastWriteAtRestart {
             let lost = std::mem::take(&mut state.before);
-            state.documents.extend(lost.into_iter().last());
+            state.documents.extend(lost.into_iter().next_back());
         }
         if self.fault == Fault::ForgetsReceipts {
             state.receipts_from = state.position + 1;
