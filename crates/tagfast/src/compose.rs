@@ -240,6 +240,8 @@ impl Operations for EmbeddedOperations {
 
     async fn reindex(&self) -> Result<u64, OperationsError> {
         let _running = Running::take(&self.reindexing, "reindex")?;
+        // Notes that it was ready, if it was: the old index goes on serving.
+        let _ = self.indexer.problem();
         self.indexer.consumer.rebuild().await.map_err(|e| OperationsError::Failed(e.to_string()))
     }
 
@@ -252,5 +254,88 @@ impl Operations for EmbeddedOperations {
 
     fn metrics(&self) -> String {
         (self.metrics)()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use tagfast_domain::{ContentKey, Operation, Tag, UserId, Write, WriteId};
+    use tagfast_resilience::SystemClock;
+    use tagfast_search::SearchRequest;
+    use tagfast_store::{Durability, WriteRequest};
+    use tagfast_testkit::wait_for_condition_async;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    async fn start(dir: &Path) -> Embedded {
+        let flags = [crate::config::Override {
+            path: ("store", "data_dir"),
+            flag: "--data-dir",
+            value: dir.to_str().unwrap().to_owned(),
+        }];
+        let (config, _) = crate::config::load(None, &BTreeMap::new(), &flags).unwrap();
+        Embedded::start(&config, Arc::new(SystemClock), Arc::new(|| "metrics".to_owned())).await.unwrap()
+    }
+
+    async fn ready(embedded: &Embedded) {
+        wait_for_condition_async("ready", PATIENCE, || async {
+            let open: Vec<_> =
+                embedded.operations.readiness().await.into_iter().filter(|r| r.problem.is_some()).collect();
+            if open.is_empty() { Ok(()) } else { Err(format!("{open:?}")) }
+        })
+        .await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_parts_work_together_and_survive_a_stop() {
+        let dir = tempfile::tempdir().unwrap();
+        let embedded = start(dir.path()).await;
+        ready(&embedded).await;
+        let key = ContentKey::parse("default", "t", "1").unwrap();
+        let operation = Operation::patch(vec![Tag::parse("Ui").unwrap()], Vec::new(), &Default::default()).unwrap();
+        let user = UserId::parse("ana").unwrap();
+        let write = Write { id: WriteId([1; 16]), key: key.clone(), user, operation, if_match: None };
+        let request = WriteRequest { write, durability: Durability::Local, deadline: None, traceparent: None };
+        assert!(embedded.store().write(request).await.unwrap().changed);
+        assert_eq!(embedded.operations.recount(false).await.unwrap().drifted_contents, 0);
+        assert_eq!(embedded.operations.reindex().await.unwrap(), 1);
+        assert_eq!(embedded.operations.metrics(), "metrics");
+        embedded.stop().await;
+
+        let embedded = start(dir.path()).await;
+        ready(&embedded).await;
+        let status = embedded.operations.status().await;
+        assert_eq!((status.indexed_contents, status.consumers.len(), status.mode.as_str()), (1, 2, "embedded"));
+        let request = SearchRequest {
+            query: Some("ui".to_owned()),
+            content_type: None,
+            sort: tagfast_search::Sort::Id,
+            after: None,
+            limit: 1,
+            facets: false,
+            total_exact: false,
+        };
+        let page = embedded.operations.index.search(&key.tenant, &request).await.unwrap();
+        assert_eq!(page.hits[0].content, key.content);
+        embedded.stop().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn one_operation_of_a_kind_runs_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let embedded = start(dir.path()).await;
+        ready(&embedded).await;
+        let running = Running::take(&embedded.operations.recounting, "recount").unwrap();
+        let refused = embedded.operations.recount(true).await.unwrap_err();
+        assert!(matches!(refused, OperationsError::AlreadyRunning("recount")));
+        assert_eq!(embedded.operations.status().await.running, [("recount".to_owned(), 0)]);
+        drop(running);
+        assert!(embedded.operations.recount(true).await.is_ok());
+        embedded.stop().await;
     }
 }

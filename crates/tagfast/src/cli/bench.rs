@@ -10,12 +10,12 @@ use super::local::duration;
 /// `bench`
 #[derive(Debug, Clone, Args)]
 #[command(
-    after_help = "Examples:\n  tagfast bench --connections 64 --duration 10s                       closed loop: as fast as it goes\n  \
-                  tagfast bench --rate 5000 --duration 30s --mix view=90,tag=10       open loop: latency as users feel it\n  \
+    after_help = "Examples:\n  tagfast bench --connections 64 --duration 10s                  as fast as it goes\n  \
+                  tagfast bench --rate 5000 --mix view=90,tag=10                 latency as users feel it\n  \
                   tagfast bench --mix search=1 --query 'role::program AND interface::commandline'\n  \
-                  tagfast bench --path /hello --connections 64                        any fixed path, for a baseline\n\n\
-                  In the open loop, latency counts from the moment a request should have been sent, so that a server that stalls\n\
-                  is not measured by the few requests that got through (coordinated omission)."
+                  tagfast bench --path /hello --connections 64                   a fixed path, for a baseline\n\n\
+                  In the open loop (--rate), latency counts from the moment a request should have been sent, so that a server that \
+                  stalls is not measured by the few requests that got through (coordinated omission)."
 )]
 pub struct BenchArgs {
     /// The server, http only.
@@ -36,7 +36,7 @@ pub struct BenchArgs {
     /// How long to run before measuring.
     #[arg(long, default_value = "2s", value_parser = duration)]
     pub warmup: Duration,
-    /// Weights of view, tag, untag, search, popular, suggest, batch_view.
+    /// Weights of view, tag, search, popular, suggest, batch_view and batch_tag; every tag changes something.
     #[arg(long, default_value = "view=90,tag=10", conflicts_with = "path")]
     pub mix: String,
     /// GET this path only.

@@ -168,7 +168,7 @@ pub struct SuggestArgs {
     after_help = "One line a content: {\"type\": \"jira.issue\", \"id\": \"PROJ-1\", \"tags\": [\"ui\", {\"tag\": \"Critical\", \"by\": \"ana\", \"at\": \"2026-01-31T12:00:00Z\"}]}\n\n\
                   Examples:\n  tagfast import tags.ndjson.gz\n  zcat tags.ndjson.gz | tagfast import -\n  \
                   tagfast import tags.ndjson --wait --json\n\n\
-                  Each line is applied whole or not at all. Bad lines are reported by number and skipped (exit code 3). An import\n\
+                  Each line is applied whole or not at all. Bad lines are reported by number and skipped (exit code 3). An import \
                   that was interrupted goes on where it stopped when it is started again."
 )]
 pub struct ImportArgs {

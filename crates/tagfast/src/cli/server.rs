@@ -55,7 +55,7 @@ pub struct ServeArgs {
 /// `backup`
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  tagfast backup /var/backups/tagfast-monday --data-dir ./tagfast-data\n\n\
-                  The server may be running: each file is copied as of one moment. The search index and the counts are not copied;\n\
+                  The server may be running: each file is copied as of one moment. The search index and the counts are not copied; \
                   a restore rebuilds them.")]
 pub struct BackupArgs {
     /// Directory to make; it must not exist or be empty.
@@ -68,7 +68,7 @@ pub struct BackupArgs {
 /// `restore`
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  tagfast restore /var/backups/tagfast-monday --data-dir ./tagfast-data\n\n\
-                  A restored directory begins a new epoch: receipts of writes after the backup answer `unknown`, and the search\n\
+                  A restored directory begins a new epoch: receipts of writes after the backup answer `unknown`, and the search \
                   index and the counts are rebuilt at the next start.")]
 pub struct RestoreArgs {
     /// The backup.
