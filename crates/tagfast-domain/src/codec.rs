@@ -89,51 +89,17 @@ fn put_effect(out: &mut Vec<u8>, effect: &Effect) {
 /// The effect in `bytes`.
 pub fn decode_effect(bytes: &[u8]) -> Result<Effect, DomainError> {
     let mut r = Reader { rest: bytes };
-    let effect = r.effect(&[])?;
-    r.end()?;
-    Ok(effect)
+    r.effect(&[]).and_then(|effect| r.end().map(|()| effect)).map_err(bad)
 }
 
 /// The document in `bytes`. Refuses unknown formats, truncated and overlong input, and taggings out of order, which
 /// every search in a document relies on.
 pub fn decode(bytes: &[u8]) -> Result<Document, DomainError> {
-    let mut r = Reader { rest: bytes };
-    let version = r.header()?;
-    let floor = r.version_before(version)?;
-    let cond = r.version_before(version)?;
-    let newest = r.signed()?;
-    let overflow_until = r.signed()?;
+    Reader { rest: bytes }.document().map_err(bad)
+}
 
-    let users = r.list(UserId::parse_stored)?;
-    let count = r.count()?;
-    let mut taggings: Vec<Tagging> = Vec::with_capacity(count.min(RESERVED));
-    for _ in 0..count {
-        let flags = r.byte()?;
-        if flags > PRESENT | OWN_DISPLAY {
-            return Err(bad("unknown flags"));
-        }
-        let name = TagName::from_canonical(r.text()?);
-        if taggings.last().is_some_and(|t| t.name >= name) {
-            return Err(bad("taggings out of order"));
-        }
-        let display = if flags & OWN_DISPLAY != 0 { Arc::from(r.text()?) } else { name.shared() };
-        let user = usize::try_from(r.varint()?).ok().and_then(|i| users.get(i)).ok_or(bad("user index"))?.clone();
-        let at = r.time_before(newest)?;
-        let ord = r.version_before(version)?;
-        taggings.push(Tagging { name, display, user, at, ord, present: flags & PRESENT != 0 });
-    }
-
-    let count = r.count()?;
-    let mut recent = Vec::with_capacity(count.min(RESERVED));
-    for _ in 0..count {
-        let id = WriteId(r.array()?);
-        let fingerprint = u64::from_le_bytes(r.array()?);
-        let written = r.version_before(version)?;
-        let at = r.time_before(newest)?;
-        recent.push(RecentWrite { id, fingerprint, version: written, at, effect: r.effect(&taggings)? });
-    }
-    r.end()?;
-    Ok(Document { version, floor, cond, overflow_until, taggings, recent })
+fn bad(reason: &'static str) -> DomainError {
+    DomainError::Undecodable { what: "document", reason }
 }
 
 fn varint(out: &mut Vec<u8>, mut n: u64) {
@@ -153,68 +119,120 @@ fn text(out: &mut Vec<u8>, s: &str) {
     out.extend_from_slice(s.as_bytes());
 }
 
-fn bad(reason: &'static str) -> DomainError {
-    DomainError::Undecodable { what: "document", reason }
+fn stored_version(packed: u64) -> Read<Version> {
+    Version::from_packed(packed).map_err(|_| "a version of more than 63 bits")
 }
+
+/// What was wrong; a word alone, since a large error in every step would be half of the cost of decoding.
+type Read<T> = Result<T, &'static str>;
 
 struct Reader<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Reader<'a> {
-    fn header(&mut self) -> Result<Version, DomainError> {
+    fn document(mut self) -> Read<Document> {
         if self.byte()? != FORMAT {
-            return Err(bad("unknown format byte; a newer program wrote it"));
+            return Err("unknown format byte; a newer program wrote it");
         }
-        Version::from_packed(self.varint()?)
+        let version = stored_version(self.varint()?)?;
+        let floor = self.version_before(version)?;
+        let cond = self.version_before(version)?;
+        let newest = self.signed()?;
+        let overflow_until = self.signed()?;
+        let users = self.list(UserId::parse_stored)?;
+        let taggings = self.taggings(version, newest, &users)?;
+        let recent = self.recent(version, newest, &taggings)?;
+        self.end()?;
+        Ok(Document { version, floor, cond, overflow_until, taggings, recent })
     }
 
-    fn byte(&mut self) -> Result<u8, DomainError> {
-        let (first, rest) = self.rest.split_first().ok_or(bad("truncated"))?;
+    fn taggings(&mut self, version: Version, newest: UnixMillis, users: &[UserId]) -> Read<Vec<Tagging>> {
+        let count = self.count()?;
+        let mut taggings: Vec<Tagging> = Vec::with_capacity(count.min(RESERVED));
+        for _ in 0..count {
+            let flags = self.byte()?;
+            if flags > PRESENT | OWN_DISPLAY {
+                return Err("unknown flags");
+            }
+            let name = self.text()?;
+            if taggings.last().is_some_and(|t| t.name.as_str() >= name) {
+                return Err("taggings out of order");
+            }
+            let name = TagName::from_canonical(name);
+            let display = if flags & OWN_DISPLAY != 0 { Arc::from(self.text()?) } else { name.shared() };
+            let user = usize::try_from(self.varint()?).ok().and_then(|i| users.get(i)).ok_or("user index")?.clone();
+            let at = self.time_before(newest)?;
+            let ord = self.version_before(version)?;
+            taggings.push(Tagging { name, display, user, at, ord, present: flags & PRESENT != 0 });
+        }
+        Ok(taggings)
+    }
+
+    fn recent(&mut self, version: Version, newest: UnixMillis, taggings: &[Tagging]) -> Read<Vec<RecentWrite>> {
+        let count = self.count()?;
+        let mut recent = Vec::with_capacity(count.min(RESERVED));
+        for _ in 0..count {
+            let id = WriteId(self.array()?);
+            let fingerprint = u64::from_le_bytes(self.array()?);
+            let written = self.version_before(version)?;
+            let at = self.time_before(newest)?;
+            recent.push(RecentWrite { id, fingerprint, version: written, at, effect: self.effect(taggings)? });
+        }
+        Ok(recent)
+    }
+
+    fn byte(&mut self) -> Read<u8> {
+        let (first, rest) = self.rest.split_first().ok_or("truncated")?;
         self.rest = rest;
         Ok(*first)
     }
 
-    fn take(&mut self, n: usize) -> Result<&'a [u8], DomainError> {
-        let (head, rest) = self.rest.split_at_checked(n).ok_or(bad("truncated"))?;
+    fn take(&mut self, n: usize) -> Read<&'a [u8]> {
+        let (head, rest) = self.rest.split_at_checked(n).ok_or("truncated")?;
         self.rest = rest;
         Ok(head)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], DomainError> {
-        self.take(N)?.try_into().map_err(|_| bad("truncated"))
+    fn array<const N: usize>(&mut self) -> Read<[u8; N]> {
+        self.take(N)?.try_into().map_err(|_| "truncated")
     }
 
-    fn varint(&mut self) -> Result<u64, DomainError> {
-        let mut n = 0u64;
-        for shift in (0..64).step_by(7) {
+    fn varint(&mut self) -> Read<u64> {
+        // Nearly all numbers in a document are smaller than 128.
+        let first = self.byte()?;
+        if first < 0x80 {
+            return Ok(u64::from(first));
+        }
+        let mut n = u64::from(first & 0x7f);
+        for shift in (7..64).step_by(7) {
             let byte = self.byte()?;
             n |= u64::from(byte & 0x7f) << shift;
             if byte & 0x80 == 0 {
                 return Ok(n);
             }
         }
-        Err(bad("varint too long"))
+        Err("varint too long")
     }
 
-    fn signed(&mut self) -> Result<i64, DomainError> {
+    fn signed(&mut self) -> Read<i64> {
         let n = self.varint()?;
         Ok((n >> 1) as i64 ^ -((n & 1) as i64))
     }
 
-    fn text(&mut self) -> Result<&'a str, DomainError> {
-        let len = usize::try_from(self.varint()?).map_err(|_| bad("length"))?;
-        std::str::from_utf8(self.take(len)?).map_err(|_| bad("not UTF-8"))
+    fn text(&mut self) -> Read<&'a str> {
+        let len = usize::try_from(self.varint()?).map_err(|_| "length")?;
+        std::str::from_utf8(self.take(len)?).map_err(|_| "not UTF-8")
     }
 
     /// A count of items, each at least one byte: an overlong count cannot make us reserve memory.
-    fn count(&mut self) -> Result<usize, DomainError> {
-        let n = usize::try_from(self.varint()?).map_err(|_| bad("count"))?;
-        if n > self.rest.len() { Err(bad("count")) } else { Ok(n) }
+    fn count(&mut self) -> Read<usize> {
+        let n = usize::try_from(self.varint()?).map_err(|_| "count")?;
+        if n > self.rest.len() { Err("count") } else { Ok(n) }
     }
 
     /// Item names are looked up first: an effect is mostly about tags that the document lists, and shares their names.
-    fn effect(&mut self, taggings: &[Tagging]) -> Result<Effect, DomainError> {
+    fn effect(&mut self, taggings: &[Tagging]) -> Read<Effect> {
         let name = |s: &str| match taggings.binary_search_by(|t| t.name.as_str().cmp(s)) {
             Ok(i) => taggings[i].name.clone(),
             Err(_) => TagName::from_canonical(s),
@@ -222,20 +240,20 @@ impl<'a> Reader<'a> {
         Ok(Effect { added: self.list(name)?, removed: self.list(name)? })
     }
 
-    fn list<T>(&mut self, item: impl Fn(&str) -> T) -> Result<Vec<T>, DomainError> {
+    fn list<T>(&mut self, item: impl Fn(&str) -> T) -> Read<Vec<T>> {
         let count = self.count()?;
         (0..count).map(|_| self.text().map(&item)).collect()
     }
 
-    fn version_before(&mut self, version: Version) -> Result<Version, DomainError> {
-        Version::from_packed(version.packed().wrapping_sub(self.varint()?))
+    fn version_before(&mut self, version: Version) -> Read<Version> {
+        stored_version(version.packed().wrapping_sub(self.varint()?))
     }
 
-    fn time_before(&mut self, newest: UnixMillis) -> Result<UnixMillis, DomainError> {
-        newest.checked_sub_unsigned(self.varint()?).ok_or(bad("time distance"))
+    fn time_before(&mut self, newest: UnixMillis) -> Read<UnixMillis> {
+        newest.checked_sub_unsigned(self.varint()?).ok_or("time distance")
     }
 
-    fn end(&self) -> Result<(), DomainError> {
-        if self.rest.is_empty() { Ok(()) } else { Err(bad("bytes left over")) }
+    fn end(&self) -> Read<()> {
+        if self.rest.is_empty() { Ok(()) } else { Err("bytes left over") }
     }
 }

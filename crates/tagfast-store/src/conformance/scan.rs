@@ -49,9 +49,12 @@ async fn walk_all(kit: &Kit, tenant: Option<&TenantId>, limit: usize) -> BTreeMa
 async fn fill(kit: &Kit, count: usize) -> Vec<ContentKey> {
     let mut keys = odd_keys(kit);
     keys.extend((0..count).map(|n| kit.key(&format!("page {n}"))));
-    let requests = keys.iter().enumerate().map(|(n, key)| kit.patch(key, &["all", &format!("t{n}")], &[])).collect();
-    for (answer, key) in kit.store.write_many(requests).await.into_iter().zip(&keys) {
-        answer.unwrap_or_else(|e| panic!("{key} must be written, but: {}", chain(&e)));
+    for (chunk, keys) in keys.chunks(250).enumerate() {
+        let tag = |n| format!("t{chunk}-{n}");
+        let requests = keys.iter().enumerate().map(|(n, key)| kit.patch(key, &["all", &tag(n)], &[])).collect();
+        for (answer, key) in kit.store.write_many(requests).await.into_iter().zip(keys) {
+            answer.unwrap_or_else(|e| panic!("{key} must be written, but: {}", chain(&e)));
+        }
     }
     keys
 }
