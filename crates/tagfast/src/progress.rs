@@ -9,6 +9,7 @@ use crate::term::Term;
 
 /// How long between two plain lines.
 const PLAIN_EVERY: Duration = Duration::from_secs(1);
+const BAR: &str = "{msg} [{wide_bar:.cyan/dim}] {percent}% eta {eta}";
 
 /// One piece of work with a known or unknown end.
 pub struct Progress {
@@ -36,7 +37,7 @@ impl Progress {
             Some(total) => {
                 ProgressBar::new(total).with_style(style("{msg} [{wide_bar:.cyan/dim}] {percent}% eta {eta}"))
             }
-            None => ProgressBar::new_spinner().with_style(style("{spinner} {msg} {human_pos} {per_sec} {elapsed}")),
+            None => ProgressBar::new_spinner().with_style(style("{spinner} {msg} {human_pos} {elapsed}")),
         };
         bar.set_message(what.to_owned());
         bar.enable_steady_tick(Duration::from_millis(200));
@@ -81,7 +82,12 @@ impl Progress {
     /// The total became known.
     pub fn set_total(&mut self, now_known: u64) {
         match &mut self.view {
-            View::Bar(bar) => bar.set_length(now_known),
+            View::Bar(bar) => {
+                if bar.length().is_none() {
+                    bar.set_style(style(BAR));
+                }
+                bar.set_length(now_known);
+            }
             View::Plain { total, .. } => *total = Some(now_known),
             View::Silent => {}
         }

@@ -32,6 +32,8 @@ pub fn run(command: Command, term: &Term) -> CommandResult {
         Command::Export(args) => block_on(transfer::export::run(&args, term)),
         Command::Recount(args) => block_on(operations::recount(&args, term)),
         Command::Reindex(args) => block_on(operations::reindex(&args, term)),
+        // Watching is ended by Ctrl-C and by nothing else: that is no failure.
+        Command::Status(args) if args.watch => block_on_until(operations::status(&args, term), || Ok(Exit::Done)),
         Command::Status(args) => block_on(operations::status(&args, term)),
         Command::Failovers(args) => block_on(operations::failovers(&args, term)),
         Command::Receipts(ReceiptsCommand::Check { file, client }) => block_on(receipts::check(&file, &client, term)),
@@ -58,19 +60,23 @@ pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 
 /// Runs a client command; Ctrl-C ends it.
 fn block_on(command: impl Future<Output = CommandResult>) -> CommandResult {
+    block_on_until(command, || Err(Failure::new("interrupted")))
+}
+
+/// Runs a client command; Ctrl-C ends it with this result.
+fn block_on_until(
+    command: impl Future<Output = CommandResult>,
+    interrupted: impl FnOnce() -> CommandResult,
+) -> CommandResult {
     let runtime = runtime()?;
     let result = runtime.block_on(async {
         let mut stop = stop_signal()?;
         tokio::select! {
             result = command => result,
-            _ = stop.wait_for(|stop| *stop) => Err(interrupted()),
+            _ = stop.wait_for(|stop| *stop) => interrupted(),
         }
     });
     // Whatever still reads stdin must not keep the process.
     runtime.shutdown_background();
     result
-}
-
-fn interrupted() -> Failure {
-    Failure { exit: Exit::Failed, message: "interrupted".to_owned(), hint: None }
 }
