@@ -1,5 +1,7 @@
 //! Licences and bans over everything that is linked.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use anyhow::{Result, bail};
 use serde_json::Value;
 
@@ -39,15 +41,24 @@ pub(crate) fn check() -> Result<()> {
     let metadata: Value =
         serde_json::from_str(&output(cargo().args(["metadata", "--format-version", "1", "--locked"]))?)?;
     let mut wrong = Vec::new();
+    let mut versions: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for package in metadata["packages"].as_array().into_iter().flatten() {
         let name = package["name"].as_str().unwrap_or_default();
         if let Some((_, why)) = BANNED.iter().find(|(n, _)| *n == name && !TOLERATED.contains(n)) {
             wrong.push(format!("{name} is banned: {why}"));
         }
+        versions.entry(name).or_default().insert(package["version"].as_str().unwrap_or_default());
         let licence = package["license"].as_str().unwrap_or_default().replace('/', " OR ");
         if !allowed(&licence) {
             wrong.push(format!("{name} has the licence {licence:?}, which is not on the list"));
         }
+    }
+    for (name, versions) in versions.iter().filter(|(_, v)| v.len() > 1) {
+        println!(
+            "note: {name} comes in {} versions: {}",
+            versions.len(),
+            Vec::from_iter(versions.iter().copied()).join(", ")
+        );
     }
     if wrong.is_empty() { Ok(()) } else { bail!("{}", wrong.join("\n")) }
 }

@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool speaks to its terminal")]
 
 mod arrows;
+mod bench;
 mod check;
 mod licences;
 mod run;
@@ -27,12 +28,17 @@ enum Command {
     Check,
     /// Install what the tests need and run them all; ends with `N passed, N failed`.
     Test(test::TestOptions),
+    /// Measure every figure of docs/performance.md beside its baseline.
+    Bench(bench::BenchOptions),
 }
 
 fn main() -> std::process::ExitCode {
     let result = match Cli::parse().command {
         Command::Check => check::check(),
-        Command::Test(options) => test::test(&options),
+        // Its last line is the totals: nothing may follow them.
+        Command::Test(options) if test::test(&options) => Ok(()),
+        Command::Test(_) => return std::process::ExitCode::FAILURE,
+        Command::Bench(options) => bench::bench(&options),
     };
     match result {
         Ok(()) => std::process::ExitCode::SUCCESS,

@@ -3,55 +3,28 @@
 //! Any 5xx that is not a documented 501, 503 or 507 fails, as does any undocumented status and any body that is not what
 //! the document says.
 
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use tagfast_testkit::ServerOptions;
 
-use crate::run::{cargo, run as run_command, target_dir};
+use crate::run::target_dir;
 use crate::test::Totals;
 
 /// Checks that hold for every answer.
 const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,\
                       response_headers_conformance";
 
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Runs the tester against a fresh server; one test passed or failed.
+/// Runs the tester against a fresh server: the program that the tests were built with.
 fn run_against(schemathesis: &Path, examples: u32) -> Result<bool> {
-    run_command(cargo().args(["build", "--quiet", "--package", "tagfast"]))?;
     let dir = target_dir().join("tools").join("contract-data");
     if dir.exists() {
         std::fs::remove_dir_all(&dir)?;
     }
-    let program = target_dir().join("debug").join("tagfast");
-    let mut child = Command::new(program)
-        .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
-        .arg(&dir)
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("cannot start the server")?;
-    let stderr = child.stderr.take().context("the server has no error output")?;
-    let server = Server(child);
-    let mut lines = BufReader::new(stderr).lines();
-    let url = loop {
-        let Some(line) = lines.next() else { bail!("the server ended before it listened") };
-        let line = line?;
-        if let Some((_, url)) = line.split_once("listening on ") {
-            let end = url.find(|c: char| c == '"' || c.is_whitespace()).unwrap_or(url.len());
-            break url[..end].to_owned();
-        }
-    };
-    // What it logs meanwhile must not fill the pipe.
-    let drain = std::thread::spawn(move || lines.for_each(drop));
+    let server = ServerOptions::new(target_dir().join("debug").join("tagfast"), &dir).start();
+    server.wait_until_ready();
+    let url = server.url();
     let status = Command::new(schemathesis)
         .args(["run", &format!("{url}/openapi.json"), "--checks", CHECKS])
         .args(["--max-examples", &examples.to_string(), "--phases", "examples,coverage,fuzzing"])
@@ -59,8 +32,9 @@ fn run_against(schemathesis: &Path, examples: u32) -> Result<bool> {
         .current_dir(target_dir().join("tools"))
         .status()
         .context("cannot start schemathesis")?;
-    drop(server);
-    let _ = drain.join();
+    if !status.success() {
+        println!("the server's log:\n{}", server.log());
+    }
     Ok(status.success())
 }
 

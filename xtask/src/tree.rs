@@ -45,6 +45,12 @@ fn check_file(file: &str, text: &str, wrong: &mut Vec<String>) {
     if file != "xtask/src/tree.rs" && MACHINE_PATHS.iter().any(|p| text.contains(p)) {
         wrong.push(format!("{file} names a path of one machine"));
     }
+    if file.ends_with(".rs") {
+        check_source(file, text, wrong);
+    }
+    if file.starts_with("crates/") && file.ends_with("/Cargo.toml") && !text.contains("[lints]\nworkspace = true") {
+        wrong.push(format!("{file} does not take the workspace's lints"));
+    }
     if QUOTING.contains(&file) || file.starts_with("docs/") {
         return;
     }
@@ -52,6 +58,25 @@ fn check_file(file: &str, text: &str, wrong: &mut Vec<String>) {
         let lower = line.to_ascii_lowercase();
         if let Some(word) = WORDS.iter().find(|w| has_word(&lower, w)) {
             wrong.push(format!("{file}:{}: {word:?}: say primary or replica", number + 1));
+        }
+    }
+}
+
+fn check_source(file: &str, text: &str, wrong: &mut Vec<String>) {
+    // Documentation tests are not run: an example in a comment could rot unseen.
+    for (number, line) in text.lines().enumerate() {
+        let fence = line.trim_start().strip_prefix("//").and_then(|l| l.strip_prefix(['/', '!'])).map(str::trim);
+        if fence.is_some_and(|f| f.starts_with("```") && f != "```" && f != "```text") {
+            wrong.push(format!("{file}:{}: a fence in a comment must be ```text", number + 1));
+        }
+    }
+    let library = file.strip_prefix("crates/").filter(|f| f.contains("/src/"));
+    if library.is_some_and(|f| {
+        !["tagfast/", "tagfast-testkit/"].iter().any(|own| f.starts_with(own)) && !f.contains("/conformance/")
+    }) {
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        if code.contains("env::var") {
+            wrong.push(format!("{file} reads the environment: only the program does, and hands on what it found"));
         }
     }
 }

@@ -15,4 +15,6 @@ pub mod wait;
 pub use history::{Outcome, SetHistory};
 pub use http::{Answer, Client};
 pub use process::{ServerOptions, ServerProcess};
-pub use wait::{wait_for_condition, wait_for_condition_async};
+pub use wait::wait_for_condition;
+#[cfg(feature = "async")]
+pub use wait::wait_for_condition_async;

@@ -30,10 +30,19 @@ pub struct ServerOptions {
 impl ServerOptions {
     /// `PROGRAM serve --listen 127.0.0.1:0 --data-dir DIR`, with no configuration from the test's environment.
     pub fn new(program: impl Into<PathBuf>, data_dir: impl Into<PathBuf>) -> Self {
+        let data_dir = data_dir.into();
+        let mut options = Self::other(program).arg("--data-dir").arg(&data_dir);
+        options.args.insert(0, "serve".into());
+        options.data_dir = data_dir;
+        options
+    }
+
+    /// Another server that takes `--listen` and says where it listens.
+    pub fn other(program: impl Into<PathBuf>) -> Self {
         Self {
             program: program.into(),
-            data_dir: data_dir.into(),
-            args: Vec::new(),
+            data_dir: PathBuf::new(),
+            args: ["--listen", "127.0.0.1:0"].map(Into::into).to_vec(),
             environment: Vec::new(),
             tmpfs: None,
         }
@@ -79,7 +88,7 @@ impl ServerOptions {
         for (name, _) in std::env::vars_os().filter(|(n, _)| n.to_string_lossy().starts_with("TAGFAST_")) {
             command.env_remove(name);
         }
-        command.args(["serve", "--listen", "127.0.0.1:0", "--data-dir"]).arg(&self.data_dir).args(&self.args);
+        command.args(&self.args);
         command.envs(self.environment.iter().map(|(n, v)| (n, v)));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         command

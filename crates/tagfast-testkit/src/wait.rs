@@ -27,6 +27,7 @@ pub fn wait_for_condition<T, S: Display>(what: &str, within: Duration, mut look:
 ///
 /// # Panics
 /// When the condition does not hold within the bound.
+#[cfg(feature = "async")]
 pub async fn wait_for_condition_async<T, S: Display, F: Future<Output = Result<T, S>>>(
     what: &str,
     within: Duration,
@@ -72,6 +73,7 @@ mod tests {
         wait_for_condition::<(), _>("a miracle", Duration::from_millis(20), || Err("nothing seen"));
     }
 
+    #[cfg(feature = "async")]
     #[tokio::test(start_paused = true)]
     async fn the_asynchronous_one_uses_time_that_can_be_paused() {
         let started = std::time::Instant::now();
