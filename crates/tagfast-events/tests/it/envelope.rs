@@ -1,0 +1,121 @@
+//! The envelope: golden bytes, its schema, what it tolerates and what it refuses.
+
+use proptest::prelude::*;
+use tagfast_domain::{Change, ContentKey, EpochOrdinal, TagName, Tagging, TaggingsEvent, UserId, Version, WriteId};
+use tagfast_events::{EnvelopeError, decode, encode};
+
+const GOLDEN: &str = include_str!("../golden/event.json");
+const SCHEMA: &str = include_str!("../../../../docs/event.schema.json");
+
+fn example() -> TaggingsEvent {
+    let version = |n| Version::from_packed(n).expect("fits");
+    let tagging = |name: &str, display: &str, ord| Tagging {
+        name: TagName::from_canonical(name),
+        display: display.into(),
+        user: UserId::parse("ann@example.org").expect("valid"),
+        at: 1_800_000_000_123,
+        ord: version(ord),
+        present: true,
+    };
+    TaggingsEvent {
+        key: ContentKey::parse("acme", "jira.issue", "OPS/7 ü").expect("valid"),
+        version: version(402_653_184_000_000_002),
+        at: 1_800_000_000_456,
+        emit: EpochOrdinal(1_799_999_999_000),
+        tags: vec![
+            tagging("critical", "Critical", 402_653_184_000_000_001),
+            tagging("日本語", "日本語", 402_653_184_000_000_002),
+        ],
+        changes: vec![Change {
+            write_id: WriteId([0xab; 16]),
+            user: UserId::parse("ann@example.org").expect("valid"),
+            version: version(402_653_184_000_000_002),
+            added: vec![TagName::from_canonical("日本語")],
+            removed: vec![TagName::from_canonical("wontfix")],
+            traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
+        }],
+    }
+}
+
+#[test]
+fn the_golden_event_is_read_and_written() {
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/event.json");
+        std::fs::write(path, [encode(&example()), b"\n".to_vec()].concat()).expect("the golden file can be written");
+        return;
+    }
+    assert_eq!(decode(GOLDEN.trim_end().as_bytes()), Ok(example()));
+    assert_eq!(String::from_utf8(encode(&example())).expect("UTF-8"), GOLDEN.trim_end());
+}
+
+/// Every field of the golden event is in the schema, and every required one is in the event.
+#[test]
+fn the_schema_describes_the_event() {
+    let schema: serde_json::Value = serde_json::from_str(SCHEMA).expect("the schema is JSON");
+    let golden: serde_json::Value = serde_json::from_str(GOLDEN).expect("the golden event is JSON");
+    fn compare(schema: &serde_json::Value, value: &serde_json::Value, path: &str) {
+        if let (Some(items), Some(list)) = (schema.get("items"), value.as_array()) {
+            list.iter().for_each(|v| compare(items, v, path));
+        }
+        let Some(object) = value.as_object() else { return };
+        let properties = schema["properties"].as_object().unwrap_or_else(|| panic!("{path} has no properties"));
+        for (name, v) in object {
+            let s = properties.get(name).unwrap_or_else(|| panic!("{path}/{name} is not in the schema"));
+            compare(s, v, &format!("{path}/{name}"));
+        }
+        for required in schema["required"].as_array().into_iter().flatten() {
+            let name = required.as_str().expect("a name");
+            assert!(object.contains_key(name), "{path}/{name} is required");
+        }
+    }
+    compare(&schema, &golden, "");
+}
+
+#[test]
+fn unknown_fields_are_tolerated_and_unknown_types_are_not() {
+    let newer = GOLDEN.replacen("\"data\":{", "\"future\":[1,{}],\"data\":{\"also\":null,", 1);
+    assert_eq!(decode(newer.as_bytes()), Ok(example()));
+    let major = GOLDEN.replace("tagfast.taggings.v1", "tagfast.taggings.v2");
+    assert_eq!(decode(major.as_bytes()), Err(EnvelopeError::UnknownType("tagfast.taggings.v2".to_owned())));
+    let foreign = br#"{"type":"tagfast.epoch.v1","ordinal":1}"#;
+    assert!(matches!(decode(foreign), Err(EnvelopeError::UnknownType(_))));
+    let bad_time = GOLDEN.replace("2027-", "yesterday-");
+    assert!(matches!(decode(bad_time.as_bytes()), Err(EnvelopeError::Undecodable(_))));
+}
+
+prop_compose! {
+    fn taggings()(names in prop::collection::btree_set("[a-z:]{1,8}", 0..6), display in "\\PC{1,10}", at in 0i64..4_000_000_000_000) -> Vec<Tagging> {
+        names.iter().map(|name| Tagging {
+            name: TagName::from_canonical(name),
+            display: display.as_str().into(),
+            user: UserId::parse_stored("u\"\\\u{1F600}"),
+            at,
+            ord: Version::NONE,
+            present: true,
+        }).collect()
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_is_read(tags in taggings(), id in "[^\\p{Cc}]{1,60}", version in 0u64..=i64::MAX as u64) {
+        let Ok(key) = ContentKey::parse("t", "x", &id) else { return Ok(()) };
+        let version = Version::from_packed(version).expect("fits");
+        let event = TaggingsEvent { key, version, at: 5, emit: EpochOrdinal(u64::MAX), tags, changes: vec![] };
+        prop_assert_eq!(decode(&encode(&event)), Ok(event));
+    }
+
+    #[test]
+    fn arbitrary_bytes_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let _ = decode(&bytes);
+    }
+
+    #[test]
+    fn damaged_events_do_not_panic(at in 0usize..600, byte in any::<u8>()) {
+        let mut bytes = encode(&example());
+        let at = at % bytes.len();
+        bytes[at] = byte;
+        let _ = decode(&bytes);
+        let _ = decode(&bytes[..at]);
+    }
+}

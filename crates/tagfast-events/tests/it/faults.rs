@@ -1,0 +1,141 @@
+//! Records that cannot be applied, sinks that fail, letters that cannot be parked.
+
+use std::time::Duration;
+
+use tagfast_events::{ConsumerState, LetterClass, RecordVerdict};
+
+use crate::support::{MemoryBus, ScriptedSink, VirtualClock, event, spawn, until};
+
+fn failed() -> RecordVerdict {
+    RecordVerdict::Failed { code: "flaky", message: "not this time".to_owned() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn poison_is_parked_at_once_untouched() {
+    let clock = VirtualClock::new();
+    let bus = MemoryBus::new(1, &clock);
+    let sink = ScriptedSink::new(|r, _| {
+        if r.event.key.content.content_id.as_str() == "bad" {
+            return RecordVerdict::Poison { code: "refused", message: "never".to_owned() };
+        }
+        RecordVerdict::Applied
+    });
+    let mut undecodable = bus.record(&event("x", 1, 1));
+    undecodable.payload = b"{\"type\":\"tagfast.taggings.v2\"}".to_vec();
+    bus.publish_raw(undecodable.clone());
+    let mut mismatch = bus.record(&event("y", 1, 1));
+    mismatch.key = b"another key".to_vec();
+    bus.publish_raw(mismatch);
+    bus.publish(&event("bad", 1, 1));
+    bus.publish(&event("good", 1, 1));
+    let consumer = spawn(&bus, &sink, &clock);
+    until("the position", Duration::from_secs(1), || bus.state().committed.values().any(|p| p.next == 5)).await;
+    let parked = bus.state().letters.clone();
+    let letters: Vec<_> = parked.values().map(|l| (l.code.as_str(), l.class, l.attempts)).collect();
+    let poison = LetterClass::Poison;
+    assert_eq!(letters, [("event_type_unknown", poison, 1), ("event_key_mismatch", poison, 1), ("refused", poison, 1)]);
+    assert_eq!(parked["test/0/1"].record.payload, undecodable.payload);
+    assert_eq!(consumer.status().parked, 3);
+    consumer.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failing_record_is_tried_four_times_with_growing_delays() {
+    let clock = VirtualClock::new();
+    let (bus, sink) = (MemoryBus::new(1, &clock), ScriptedSink::new(|_, _| failed()));
+    bus.publish(&event("a", 1, 1));
+    let consumer = spawn(&bus, &sink, &clock);
+    until("the letter", Duration::from_secs(30), || !bus.state().letters.is_empty()).await;
+    let times: Vec<_> = sink.state().offered.iter().map(|(_, _, at)| *at).collect();
+    let delays: Vec<u128> = times.windows(2).map(|w| (w[1] - w[0]).as_millis()).collect();
+    assert_eq!(delays.len(), 3, "one attempt and three retries");
+    for (delay, nominal) in delays.iter().zip([200, 800, 3200]) {
+        // Half to one and a half of the nominal delay, plus a step of the loop.
+        assert!((nominal / 2..=nominal * 3 / 2 + 60).contains(delay), "{delays:?}");
+    }
+    let letter = bus.state().letters.values().next().cloned().expect("a letter");
+    assert_eq!((letter.class, letter.attempts, letter.code.as_str()), (LetterClass::Exhausted, 4, "flaky"));
+    assert!(letter.first_failed_at < letter.last_failed_at);
+    consumer.stop().await;
+}
+
+/// CR4: a key's versions reach the sink in rising order, and a newer one replaces one that waits.
+#[tokio::test(start_paused = true)]
+async fn cr4_a_newer_version_supersedes_a_waiting_one() {
+    let clock = VirtualClock::new();
+    let bus = MemoryBus::new(1, &clock);
+    let sink = ScriptedSink::new(|r, _| if r.event.version.packed() == 1 { failed() } else { RecordVerdict::Applied });
+    bus.publish(&event("a", 1, 1));
+    let consumer = spawn(&bus, &sink, &clock);
+    until("the first attempt", Duration::from_secs(1), || !sink.state().offered.is_empty()).await;
+    for n in 2..=10 {
+        bus.publish(&event("a", n, 1));
+    }
+    until("the newest", Duration::from_secs(1), || sink.state().applied.values().any(|v| v.packed() == 10)).await;
+    until("the position", Duration::from_secs(1), || bus.state().committed.values().any(|p| p.next == 11)).await;
+    let versions: Vec<u64> = sink.state().offered.iter().map(|(_, v, _)| v.packed()).collect();
+    assert!(versions.is_sorted(), "{versions:?}");
+    assert!(bus.state().letters.is_empty(), "the superseded one is not parked");
+    consumer.stop().await;
+}
+
+/// CR2: an outage of the sink parks nothing and uses up no attempt.
+#[tokio::test(start_paused = true)]
+async fn cr2_an_outage_is_not_poison() {
+    let clock = VirtualClock::new();
+    let (bus, sink) = (MemoryBus::new(2, &clock), ScriptedSink::willing());
+    let consumer = spawn(&bus, &sink, &clock);
+    until("running", Duration::from_secs(1), || consumer.status().caught_up).await;
+    sink.state().down = true;
+    for n in 0..2000 {
+        bus.publish(&event(&format!("c{n}"), 1, 1));
+    }
+    until("paused", Duration::from_secs(5), || consumer.status().state == ConsumerState::Paused).await;
+    until("ten minutes", Duration::from_secs(601), || consumer.status().lag_seconds > 600.0).await;
+    sink.state().down = false;
+    until("drained", Duration::from_secs(10), || sink.state().applied.len() == 2000).await;
+    assert!(bus.state().letters.is_empty());
+    until("running again", Duration::from_secs(1), || consumer.status().state == ConsumerState::Running).await;
+    consumer.stop().await;
+}
+
+/// CR3: a letter that cannot be parked holds the position back, and the consumer lives on.
+#[tokio::test(start_paused = true)]
+async fn cr3_the_position_waits_for_the_letter() {
+    let clock = VirtualClock::new();
+    let bus = MemoryBus::new(1, &clock);
+    let sink = ScriptedSink::new(|_, _| RecordVerdict::Poison { code: "no", message: String::new() });
+    bus.state().refuse_park = true;
+    bus.publish(&event("a", 1, 1));
+    let consumer = spawn(&bus, &sink, &clock);
+    until("it pauses", Duration::from_secs(5), || consumer.status().state == ConsumerState::Paused).await;
+    assert!(bus.state().committed.values().all(|p| p.next <= 1), "{:?}", bus.state().committed);
+    bus.state().refuse_park = false;
+    until("parked", Duration::from_secs(20), || bus.state().letters.len() == 1).await;
+    until("the position", Duration::from_secs(1), || bus.state().committed.values().any(|p| p.next == 2)).await;
+    consumer.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bus_that_is_down_is_polled_again() {
+    let clock = VirtualClock::new();
+    let (bus, sink) = (MemoryBus::new(1, &clock), ScriptedSink::willing());
+    bus.state().down = true;
+    let consumer = spawn(&bus, &sink, &clock);
+    until("it pauses", Duration::from_secs(5), || consumer.status().state == ConsumerState::Paused).await;
+    bus.publish(&event("a", 1, 1));
+    bus.state().down = false;
+    until("applied", Duration::from_secs(10), || sink.state().applied.len() == 1).await;
+    consumer.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_does_not_wait_for_a_sink_that_is_down() {
+    let clock = VirtualClock::new();
+    let (bus, sink) = (MemoryBus::new(1, &clock), ScriptedSink::willing());
+    sink.state().down = true;
+    let consumer = spawn(&bus, &sink, &clock);
+    until("it pauses", Duration::from_secs(5), || consumer.status().state == ConsumerState::Paused).await;
+    consumer.stop().await;
+    assert_eq!(consumer.status().state, ConsumerState::Stopped);
+}

@@ -1,0 +1,355 @@
+//! A bus in memory, a sink that does what a test tells it, and a clock that follows tokio's.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tagfast_domain::{ContentKey, EpochId, EpochOrdinal, TagName, Tagging, TaggingsEvent, UserId, Version};
+use tagfast_events::{
+    Bus, BusConsumer, BusError, BusPosition, BusRecord, Consumer, DeadLetter, Frontier, Group, Partition, Positions,
+    RecordVerdict, RuntimeOptions, Sink, SinkError, SinkRecord, Start, encode,
+};
+use tagfast_resilience::Clock;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+pub(crate) const EPOCH: EpochId = EpochId([1; 16]);
+pub(crate) const GROUP: Group = Group("test");
+pub(crate) const BASE: i64 = 1_800_000_000_000;
+
+/// The date, moved by tokio's (paused) time.
+pub(crate) struct VirtualClock(Instant);
+
+impl VirtualClock {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self(Instant::now()))
+    }
+}
+
+impl Clock for VirtualClock {
+    fn now_ms(&self) -> i64 {
+        BASE + self.0.elapsed().as_millis() as i64
+    }
+}
+
+/// A bus in memory; clones share it.
+#[derive(Clone)]
+pub(crate) struct MemoryBus {
+    partitions: u16,
+    clock: Arc<VirtualClock>,
+    state: Arc<Mutex<BusState>>,
+    wake: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+pub(crate) struct BusState {
+    pub(crate) records: BTreeMap<Partition, Vec<BusRecord>>,
+    pub(crate) retained: BTreeMap<Partition, u64>,
+    pub(crate) letters: BTreeMap<String, DeadLetter>,
+    pub(crate) committed: Positions,
+    pub(crate) refuse_park: bool,
+    pub(crate) down: bool,
+}
+
+impl MemoryBus {
+    pub(crate) fn new(partitions: u16, clock: &Arc<VirtualClock>) -> Self {
+        let wake = watch::channel(0).0;
+        Self { partitions, clock: Arc::clone(clock), state: Arc::default(), wake }
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, BusState> {
+        self.state.lock().expect("not poisoned")
+    }
+
+    pub(crate) fn publish_raw(&self, mut record: BusRecord) -> u64 {
+        let mut state = self.state();
+        let records = state.records.entry(record.partition).or_default();
+        record.offset = records.len() as u64 + 1;
+        record.at = self.clock.now_ms();
+        let offset = record.offset;
+        records.push(record);
+        drop(state);
+        self.wake.send_modify(|n| *n += 1);
+        offset
+    }
+
+    pub(crate) fn record(&self, event: &TaggingsEvent) -> BusRecord {
+        let key = event.key.to_bytes();
+        let sum: u16 = key.iter().map(|b| u16::from(*b)).sum();
+        BusRecord {
+            partition: Partition(sum % self.partitions),
+            offset: 0,
+            key,
+            version: event.version,
+            at: event.at,
+            emit: event.emit,
+            payload: encode(event),
+        }
+    }
+
+    pub(crate) fn publish(&self, event: &TaggingsEvent) -> u64 {
+        self.publish_raw(self.record(event))
+    }
+
+    fn next(state: &BusState, partition: Partition) -> u64 {
+        state.records.get(&partition).map_or(1, |r| r.len() as u64 + 1)
+    }
+}
+
+#[async_trait]
+impl Bus for MemoryBus {
+    fn partitions(&self) -> Vec<Partition> {
+        (0..self.partitions).map(Partition).collect()
+    }
+
+    fn epoch(&self) -> EpochId {
+        EPOCH
+    }
+
+    async fn consumer(&self, group: Group, positions: &Positions) -> Result<Box<dyn BusConsumer>, BusError> {
+        let state = self.state();
+        for (partition, position) in positions {
+            if position.next.max(1) < state.retained.get(partition).copied().unwrap_or(0) {
+                return Err(BusError::Expired { group, partition: *partition });
+            }
+        }
+        let start = |p| (p, positions.get(&p).map_or(1, |pos| pos.next.max(1)));
+        Ok(Box::new(MemoryConsumer {
+            next: self.partitions().into_iter().map(start).collect(),
+            bus: self.clone(),
+            paused: BTreeSet::new(),
+            wake: self.wake.subscribe(),
+        }))
+    }
+
+    async fn ends(&self) -> Result<Positions, BusError> {
+        let state = self.state();
+        let end = |p| (p, BusPosition { next: Self::next(&state, p), emit: 0 });
+        Ok(self.partitions().into_iter().map(end).collect())
+    }
+
+    async fn park(&self, letter: &DeadLetter) -> Result<(), BusError> {
+        let mut state = self.state();
+        if state.refuse_park {
+            return Err(BusError::Unavailable("no letters today".to_owned()));
+        }
+        state.letters.insert(letter.id(), letter.clone());
+        Ok(())
+    }
+
+    async fn parked(&self, _group: Group) -> Result<u64, BusError> {
+        Ok(self.state().letters.len() as u64)
+    }
+}
+
+struct MemoryConsumer {
+    bus: MemoryBus,
+    next: BTreeMap<Partition, u64>,
+    paused: BTreeSet<Partition>,
+    wake: watch::Receiver<u64>,
+}
+
+#[async_trait]
+impl BusConsumer for MemoryConsumer {
+    async fn poll(&mut self, max: usize, wait: Duration) -> Result<Vec<BusRecord>, BusError> {
+        let end = Instant::now() + wait;
+        loop {
+            self.wake.borrow_and_update();
+            {
+                let state = self.bus.state();
+                if state.down {
+                    return Err(BusError::Unavailable("the bus is down".to_owned()));
+                }
+                let mut polled = Vec::new();
+                for (partition, next) in &mut self.next {
+                    if self.paused.contains(partition) {
+                        continue;
+                    }
+                    let records = state.records.get(partition).map_or(&[][..], Vec::as_slice);
+                    let from = records.iter().filter(|r| r.offset >= *next);
+                    polled.extend(from.take(max - polled.len()).cloned());
+                    *next = polled.iter().rfind(|r| r.partition == *partition).map_or(*next, |r| r.offset + 1);
+                }
+                if !polled.is_empty() {
+                    return Ok(polled);
+                }
+            }
+            if tokio::time::timeout_at(end, self.wake.changed()).await.is_err() {
+                return Ok(Vec::new());
+            }
+        }
+    }
+
+    fn set_paused(&mut self, partition: Partition, paused: bool) {
+        if paused {
+            self.paused.insert(partition);
+        } else {
+            self.paused.remove(&partition);
+        }
+    }
+
+    async fn commit(&mut self, positions: &Positions) -> Result<(), BusError> {
+        self.bus.state().committed.clone_from(positions);
+        Ok(())
+    }
+
+    async fn frontiers(&self) -> Result<BTreeMap<Partition, Frontier>, BusError> {
+        let state = self.bus.state();
+        let complete_through = self.bus.clock.now_ms();
+        let frontier = |p| (p, Frontier { next: MemoryBus::next(&state, p), complete_through });
+        Ok(self.next.keys().copied().map(frontier).collect())
+    }
+}
+
+/// What a scripted sink does with a record.
+type Script = dyn Fn(&SinkRecord, u32) -> RecordVerdict + Send + Sync;
+
+/// A sink that keeps states like a real one: newer wins, durable only when it advances.
+pub(crate) struct ScriptedSink {
+    pub(crate) state: Mutex<SinkState>,
+    script: Box<Script>,
+}
+
+#[derive(Default)]
+pub(crate) struct SinkState {
+    /// Applied, perhaps not durable.
+    pub(crate) applied: BTreeMap<ContentKey, Version>,
+    durable: BTreeMap<ContentKey, Version>,
+    pub(crate) positions: Option<Positions>,
+    /// Every record offered, in order.
+    pub(crate) offered: Vec<(ContentKey, Version, Instant)>,
+    pub(crate) attempts: BTreeMap<(ContentKey, Version), u32>,
+    pub(crate) down: bool,
+    pub(crate) rebuilds: u32,
+    pub(crate) closed: bool,
+    pub(crate) visible: i64,
+}
+
+impl ScriptedSink {
+    pub(crate) fn new(script: impl Fn(&SinkRecord, u32) -> RecordVerdict + Send + Sync + 'static) -> Arc<Self> {
+        let positions = Some(Positions::new());
+        Arc::new(Self { state: Mutex::new(SinkState { positions, ..SinkState::default() }), script: Box::new(script) })
+    }
+
+    pub(crate) fn willing() -> Arc<Self> {
+        Self::new(|_, _| RecordVerdict::Applied)
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, SinkState> {
+        self.state.lock().expect("not poisoned")
+    }
+
+    /// What a crash leaves.
+    pub(crate) fn crash(&self) {
+        let mut state = self.state();
+        state.applied = state.durable.clone();
+    }
+
+    fn check(state: &SinkState) -> Result<(), SinkError> {
+        if state.down { Err(SinkError { code: "down", message: "the sink is down".to_owned() }) } else { Ok(()) }
+    }
+}
+
+#[async_trait]
+impl Sink for ScriptedSink {
+    fn group(&self) -> Group {
+        GROUP
+    }
+
+    async fn start(&self, _epoch: EpochId) -> Result<Start, SinkError> {
+        let state = self.state();
+        Self::check(&state)?;
+        Ok(state.positions.clone().map_or(Start::Rebuild("empty"), Start::From))
+    }
+
+    async fn apply(&self, records: &[SinkRecord]) -> Result<Vec<RecordVerdict>, SinkError> {
+        let mut state = self.state();
+        Self::check(&state)?;
+        let keys: BTreeSet<_> = records.iter().map(|r| &r.event.key).collect();
+        assert_eq!(keys.len(), records.len(), "at most one record per key");
+        let mut verdicts = Vec::new();
+        for record in records {
+            let (key, version) = (record.event.key.clone(), record.event.version);
+            state.offered.push((key.clone(), version, Instant::now()));
+            if state.applied.get(&key).is_some_and(|known| *known >= version) {
+                verdicts.push(RecordVerdict::Superseded);
+                continue;
+            }
+            let attempts = state.attempts.entry((key.clone(), version)).or_default();
+            *attempts += 1;
+            let verdict = (self.script)(record, *attempts);
+            if verdict == RecordVerdict::Applied {
+                state.applied.insert(key, version);
+            }
+            verdicts.push(verdict);
+        }
+        Ok(verdicts)
+    }
+
+    async fn advance(&self, positions: &Positions) -> Result<Positions, SinkError> {
+        let mut state = self.state();
+        Self::check(&state)?;
+        state.durable = state.applied.clone();
+        state.positions = Some(positions.clone());
+        Ok(positions.clone())
+    }
+
+    fn visible_through(&self, at: i64) {
+        self.state().visible = at;
+    }
+
+    async fn rebuild(
+        &self,
+        from: &Positions,
+        _epoch: EpochId,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<(), SinkError> {
+        let mut state = self.state();
+        Self::check(&state)?;
+        progress(42);
+        state.rebuilds += 1;
+        state.positions = Some(from.clone());
+        Ok(())
+    }
+
+    async fn close(&self) -> Result<(), SinkError> {
+        self.state().closed = true;
+        Ok(())
+    }
+}
+
+/// A content's event.
+pub(crate) fn event(id: &str, version: u64, emit: u64) -> TaggingsEvent {
+    let tagging = Tagging {
+        name: TagName::from_canonical("tag"),
+        display: "Tag".into(),
+        user: UserId::parse("user").expect("valid"),
+        at: BASE,
+        ord: Version::from_packed(version).expect("fits"),
+        present: true,
+    };
+    TaggingsEvent {
+        key: ContentKey::parse("tenant", "type", id).expect("valid"),
+        version: Version::from_packed(version).expect("fits"),
+        at: BASE,
+        emit: EpochOrdinal(emit),
+        tags: vec![tagging],
+        changes: Vec::new(),
+    }
+}
+
+pub(crate) fn spawn(bus: &MemoryBus, sink: &Arc<ScriptedSink>, clock: &Arc<VirtualClock>) -> Consumer {
+    let sink: Arc<dyn Sink> = Arc::<ScriptedSink>::clone(sink);
+    Consumer::spawn(Arc::new(bus.clone()), sink, RuntimeOptions::default(), Arc::<VirtualClock>::clone(clock))
+}
+
+/// Lets virtual time pass until a condition holds.
+pub(crate) async fn until(what: &str, limit: Duration, condition: impl Fn() -> bool) {
+    let end = Instant::now() + limit;
+    while !condition() {
+        assert!(Instant::now() < end, "{what} did not happen within {limit:?}");
+        tokio::time::advance(Duration::from_millis(5)).await;
+        tokio::task::yield_now().await;
+    }
+}
