@@ -62,10 +62,10 @@ impl Manifest {
     /// Reads it; refuses what this program does not know.
     pub(crate) fn read(dir: &Path) -> Result<Self, OpenError> {
         let path = dir.join(NAME);
-        let text = std::fs::read_to_string(&path).map_err(|source| match source.kind() {
-            std::io::ErrorKind::NotFound => OpenError::NotABackup { dir: dir.to_owned() },
-            _ => io("read", &path)(source),
-        })?;
+        if !path.is_file() {
+            return Err(OpenError::NotABackup { dir: dir.to_owned() });
+        }
+        let text = std::fs::read_to_string(&path).map_err(io("read", &path))?;
         let damaged = |detail: String| OpenError::Damaged { file: path.clone(), detail };
         let manifest: Self = serde_json::from_str(&text).map_err(|e| damaged(e.to_string()))?;
         if manifest.format > FORMAT || manifest.schema > schema::VERSION {

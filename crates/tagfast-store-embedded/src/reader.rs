@@ -2,12 +2,14 @@
 //!
 //! A view that finds its pages in memory takes a few microseconds: less than a hop to another thread, so it runs on
 //! the caller's task. On a slow disk that would hold the runtime's workers; so once a view took longer than
-//! `SLOW_READ`, the file's views run on the blocking pool for `SLOW_FOR`. The first slow one has cost its worker that
-//! time; the next ones do not.
+//! `SLOW_READ` and its thread read from the disk, the file's views run on the blocking pool for `SLOW_FOR`. The first
+//! slow one has cost its worker that time; the next ones do not. A thread that only lost its core to another is not a
+//! slow disk: a hop to one more thread would then make matters worse.
 //!
 //! Walks (scans, the bus, counts) always run on the blocking pool, on a connection of their own: they neither take a
 //! view's connection nor count as slow reads.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
@@ -19,10 +21,30 @@ const SLOW_READ: Duration = Duration::from_millis(2);
 /// How long views then keep off the runtime's workers.
 const SLOW_FOR: Duration = Duration::from_secs(1);
 
+static THREADS: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    static PREFERRED: usize = THREADS.fetch_add(1, Ordering::Relaxed);
+    /// Bytes this thread had read from the disk when it was last asked; first at its first view.
+    static DISK_BYTES: Cell<Option<u64>> = Cell::new(disk_bytes());
+}
+
+/// Bytes this thread has caused to be read from a disk; `None` where the system does not tell.
+fn disk_bytes() -> Option<u64> {
+    let io = std::fs::read_to_string("/proc/thread-self/io").ok()?;
+    io.lines().find_map(|line| line.strip_prefix("read_bytes: "))?.parse().ok()
+}
+
+/// Whether this thread has read from the disk since it was last asked. Where that is not known: yes.
+fn waited_for_disk() -> bool {
+    let now = disk_bytes();
+    let before = DISK_BYTES.replace(now);
+    now.is_none() || before.is_none() || now > before
+}
+
 /// Read connections of one file.
 pub(crate) struct ReaderPool {
     views: Vec<Mutex<Connection>>,
-    next: AtomicUsize,
     pace: Pace,
     walks: Mutex<Connection>,
 }
@@ -30,12 +52,7 @@ pub(crate) struct ReaderPool {
 impl ReaderPool {
     /// `views` must not be empty.
     pub(crate) fn new(views: Vec<Connection>, walks: Connection) -> Self {
-        Self {
-            views: views.into_iter().map(Mutex::new).collect(),
-            next: AtomicUsize::new(0),
-            pace: Pace::new(),
-            walks: Mutex::new(walks),
-        }
+        Self { views: views.into_iter().map(Mutex::new).collect(), pace: Pace::new(), walks: Mutex::new(walks) }
     }
 
     /// Whether a view should run on the blocking pool.
@@ -48,7 +65,7 @@ impl ReaderPool {
         let conn = self.checkout();
         let started = Instant::now();
         let result = read(&conn);
-        self.pace.took(started, Instant::now());
+        self.pace.took(started, Instant::now(), waited_for_disk);
         result
     }
 
@@ -58,7 +75,9 @@ impl ReaderPool {
     }
 
     fn checkout(&self) -> MutexGuard<'_, Connection> {
-        let first = self.next.fetch_add(1, Ordering::Relaxed);
+        // A thread keeps to one connection: its cache stays with the thread's core.
+        let first = PREFERRED.with(|n| *n);
+        DISK_BYTES.with(|_| ());
         for n in 0..self.views.len() {
             match self.views[(first + n) % self.views.len()].try_lock() {
                 Ok(conn) => return conn,
@@ -86,8 +105,8 @@ impl Pace {
         u64::try_from(at.duration_since(self.origin).as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn took(&self, started: Instant, ended: Instant) {
-        if ended.duration_since(started) > SLOW_READ {
+    fn took(&self, started: Instant, ended: Instant, waited_for_disk: impl FnOnce() -> bool) {
+        if ended.duration_since(started) > SLOW_READ && waited_for_disk() {
             metrics::counter!("tagfast_store_slow_reads_total").increment(1);
             self.slow_until_ms.store(self.ms(ended + SLOW_FOR), Ordering::Relaxed);
         }
@@ -107,11 +126,22 @@ mod tests {
     fn a_slow_read_sends_the_next_second_of_reads_elsewhere() {
         let pace = Pace::new();
         let start = pace.origin;
-        pace.took(start, start + Duration::from_millis(1));
+        pace.took(start, start + Duration::from_millis(1), || true);
         assert!(!pace.is_slow(start + Duration::from_millis(1)));
-        pace.took(start, start + Duration::from_millis(3));
+        pace.took(start, start + Duration::from_millis(30), || false);
+        assert!(!pace.is_slow(start + Duration::from_millis(31)), "the thread only lost its core");
+        pace.took(start, start + Duration::from_millis(3), || true);
         assert!(pace.is_slow(start + Duration::from_millis(500)));
         assert!(!pace.is_slow(start + Duration::from_millis(1003)));
+    }
+
+    #[test]
+    fn a_thread_that_reads_no_disk_did_not_wait_for_one() {
+        DISK_BYTES.with(|_| ());
+        if disk_bytes().is_some() {
+            assert!(!waited_for_disk());
+        }
+        assert_eq!(DISK_BYTES.get(), disk_bytes());
     }
 
     #[test]

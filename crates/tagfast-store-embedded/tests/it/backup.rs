@@ -114,9 +114,6 @@ async fn a_backup_while_writes_go_on_is_consistent() {
                 while !stop.load(Ordering::Acquire) || n < 50 {
                     write(&store, add(&key("t", &format!("{w}/{}", n % 40)), &[&format!("t{n}")])).await;
                     n += 1;
-                    if n % 90 == 0 {
-                        tokio::task::yield_now().await;
-                    }
                     if n >= 3000 {
                         break;
                     }
