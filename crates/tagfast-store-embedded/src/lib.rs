@@ -67,7 +67,7 @@ pub const METRICS: &[MetricDef] = &[
         name: "tagfast_store_slow_reads_total",
         kind: MetricKind::Counter,
         labels: &[],
-        help: "Views slower than 2 ms that read from the disk: it is slow or the cache too small.",
+        help: "Reads slower than 2 ms: the disk is slow or the cache too small.",
     },
     MetricDef {
         name: "tagfast_bus_events_total",
