@@ -51,6 +51,11 @@ fn check_file(file: &str, text: &str, wrong: &mut Vec<String>) {
     if file.starts_with("crates/") && file.ends_with("/Cargo.toml") && !text.contains("[lints]\nworkspace = true") {
         wrong.push(format!("{file} does not take the workspace's lints"));
     }
+    if file.ends_with(".md") {
+        for target in links(text).filter(|t| !root().join(file).with_file_name(t).exists()) {
+            wrong.push(format!("{file} links {target}, which is not there"));
+        }
+    }
     if QUOTING.contains(&file) || file.starts_with("docs/") {
         return;
     }
@@ -60,6 +65,14 @@ fn check_file(file: &str, text: &str, wrong: &mut Vec<String>) {
             wrong.push(format!("{file}:{}: {word:?}: say primary or replica", number + 1));
         }
     }
+}
+
+/// Files that a page links; addresses and places within the page are left out.
+fn links(text: &str) -> impl Iterator<Item = &str> {
+    text.split("](").skip(1).filter_map(|rest| {
+        let target = rest.split(')').next().unwrap_or_default().split('#').next().unwrap_or_default();
+        (!target.is_empty() && !target.contains(':')).then_some(target)
+    })
 }
 
 fn check_source(file: &str, text: &str, wrong: &mut Vec<String>) {
@@ -87,4 +100,21 @@ fn needs_module_doc(file: &str) -> bool {
 
 fn has_word(line: &str, word: &str) -> bool {
     line.split(|c: char| !c.is_ascii_alphanumeric()).any(|w| w == word || w.strip_suffix('s') == Some(word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_to_files_are_found() {
+        let text = "see [a](docs/a.md), [b](https://example.org/b.md), [c](#c) and [d](d.md#e)";
+        assert_eq!(links(text).collect::<Vec<_>>(), ["docs/a.md", "d.md"]);
+    }
+
+    #[test]
+    fn words_are_whole_words() {
+        assert!(has_word("the masters", "master"));
+        assert!(!has_word("mastery of leadership", "master") && !has_word("mastery of leadership", "leader"));
+    }
 }
