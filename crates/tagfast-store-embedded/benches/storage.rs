@@ -5,7 +5,7 @@
 //! process, load generator included, from `/proc/self/stat`.
 //!
 //! Options: `--contents N` (20,000), `--tags N` per content (5), `--seconds S` per measurement (3), `--callers N`
-//! (256), `--files N` (1 and 8), `--dir PATH` (a new directory below it; the system's default for temporary files), `--large` (2 million
+//! (256), `--files N` (1 and 8), `--cache-mb N` (64), `--dir PATH` (a new directory below it; the system's default for temporary files), `--large` (2 million
 //! contents instead: size on disk, and the cost of views and writes with 20,000 hot contents and with all hot).
 
 use std::path::{Path, PathBuf};
@@ -29,6 +29,7 @@ struct Options {
     seconds: f64,
     callers: usize,
     files: Vec<u8>,
+    cache_bytes: usize,
     dir: PathBuf,
     large: bool,
 }
@@ -41,6 +42,7 @@ impl Options {
             seconds: 3.0,
             callers: 256,
             files: vec![1, 8],
+            cache_bytes: 64 << 20,
             dir: std::env::temp_dir(),
             large: false,
         };
@@ -53,6 +55,7 @@ impl Options {
                 "--seconds" => options.seconds = value()?.parse()?,
                 "--callers" => options.callers = value()?.parse()?,
                 "--files" => options.files = vec![value()?.parse()?],
+                "--cache-mb" => options.cache_bytes = value()?.parse::<usize>()? << 20,
                 "--dir" => options.dir = PathBuf::from(value()?),
                 "--large" => options.large = true,
                 // Given by cargo or by whoever reads the lines; there is no other form.
@@ -107,9 +110,10 @@ fn tag(n: u64) -> Result<Tag, Failure> {
     Ok(Tag::parse(&format!("implemented-in::{n}"))?)
 }
 
-fn open(dir: &Path, files: u8) -> Result<Arc<EmbeddedStore>, Failure> {
+fn open(options: &Options, dir: &Path, files: u8) -> Result<Arc<EmbeddedStore>, Failure> {
     let mut open = OpenOptions::new(dir.join(format!("store-{files}")), Arc::new(SystemClock));
     open.files = files;
+    open.cache_bytes = options.cache_bytes;
     Ok(EmbeddedStore::open(open)?)
 }
 
@@ -330,7 +334,7 @@ async fn usual(options: &Options, dir: &Path) -> Result<(), Failure> {
     let baseline = plain(options, dir)?.print("plain_sqlite_row_per_transaction", json!({}));
     let mut rates = Vec::new();
     for files in options.files.iter().copied() {
-        let store = open(dir, files)?;
+        let store = open(options, dir, files)?;
         load(&store, options).await?;
         // Once unmeasured: caches and the allocator settle.
         let short = Options { seconds: options.seconds / 4.0, ..options.clone() };
@@ -360,7 +364,7 @@ async fn usual(options: &Options, dir: &Path) -> Result<(), Failure> {
 async fn large(options: &Options, dir: &Path) -> Result<(), Failure> {
     const HOT: u64 = 20_000;
     let small = Options { contents: HOT, ..options.clone() };
-    let store = open(&dir.join("small"), 8)?;
+    let store = open(&small, &dir.join("small"), 8)?;
     load(&store, &small).await?;
     writes(&store, &small, HOT).await?.print("writes_durable", json!({"contents": HOT, "hot": HOT}));
     views(&store, &small, HOT)?.print("views", json!({"contents": HOT, "hot": HOT}));
@@ -369,7 +373,7 @@ async fn large(options: &Options, dir: &Path) -> Result<(), Failure> {
 
     let contents = if options.contents == HOT { 2_000_000 } else { options.contents };
     let many = Options { contents, ..options.clone() };
-    let store = open(&dir.join("large"), 8)?;
+    let store = open(&many, &dir.join("large"), 8)?;
     let started = Instant::now();
     load(&store, &many).await?;
     let seconds = started.elapsed().as_secs_f64();

@@ -1,10 +1,10 @@
 //! The reader pool of a file, and where a read runs.
 //!
 //! A view that finds its pages in memory takes a few microseconds: less than a hop to another thread, so it runs on
-//! the caller's task. On a slow disk that would hold the runtime's workers; so once a view took longer than
-//! `SLOW_READ` and its thread read from the disk, the file's views run on the blocking pool for `SLOW_FOR`. The first
-//! slow one has cost its worker that time; the next ones do not. A thread that only lost its core to another is not a
-//! slow disk: a hop to one more thread would then make matters worse.
+//! the caller's task. On a slow disk that would hold the runtime's workers; so once two views within `SLOW_FOR` took
+//! longer than `SLOW_READ` while their threads read from the disk, the file's views run on the blocking pool for
+//! `SLOW_FOR`. Those two have cost their workers that time; the next ones do not. A thread that only lost its core to
+//! another is not a slow disk: a hop to one more thread would then make matters worse.
 //!
 //! Walks (scans, the bus, counts) always run on the blocking pool, on a connection of their own: they neither take a
 //! view's connection nor count as slow reads.
@@ -93,12 +93,14 @@ impl ReaderPool {
 /// Remembers whether reads have been slow lately.
 struct Pace {
     origin: Instant,
+    /// When the last slow read ended, and until when views run elsewhere; 0 = never. Milliseconds after `origin`.
+    slow_at_ms: AtomicU64,
     slow_until_ms: AtomicU64,
 }
 
 impl Pace {
     fn new() -> Self {
-        Self { origin: Instant::now(), slow_until_ms: AtomicU64::new(0) }
+        Self { origin: Instant::now(), slow_at_ms: AtomicU64::new(0), slow_until_ms: AtomicU64::new(0) }
     }
 
     fn ms(&self, at: Instant) -> u64 {
@@ -108,7 +110,10 @@ impl Pace {
     fn took(&self, started: Instant, ended: Instant, waited_for_disk: impl FnOnce() -> bool) {
         if ended.duration_since(started) > SLOW_READ && waited_for_disk() {
             metrics::counter!("tagfast_store_slow_reads_total").increment(1);
-            self.slow_until_ms.store(self.ms(ended + SLOW_FOR), Ordering::Relaxed);
+            let before = self.slow_at_ms.swap(self.ms(ended), Ordering::Relaxed);
+            if before != 0 && self.ms(ended) <= before + self.ms(self.origin + SLOW_FOR) {
+                self.slow_until_ms.store(self.ms(ended + SLOW_FOR), Ordering::Relaxed);
+            }
         }
     }
 
@@ -123,16 +128,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slow_read_sends_the_next_second_of_reads_elsewhere() {
+    fn slow_reads_in_a_row_send_the_next_second_of_reads_elsewhere() {
         let pace = Pace::new();
-        let start = pace.origin;
-        pace.took(start, start + Duration::from_millis(1), || true);
-        assert!(!pace.is_slow(start + Duration::from_millis(1)));
-        pace.took(start, start + Duration::from_millis(30), || false);
-        assert!(!pace.is_slow(start + Duration::from_millis(31)), "the thread only lost its core");
-        pace.took(start, start + Duration::from_millis(3), || true);
-        assert!(pace.is_slow(start + Duration::from_millis(500)));
-        assert!(!pace.is_slow(start + Duration::from_millis(1003)));
+        let after = |ms| pace.origin + Duration::from_millis(ms);
+        pace.took(after(10), after(11), || true);
+        pace.took(after(11), after(40), || false);
+        pace.took(after(40), after(80), || false);
+        assert!(!pace.is_slow(after(81)), "the threads only lost their core");
+        pace.took(after(100), after(103), || true);
+        assert!(!pace.is_slow(after(104)), "one is no slow disk");
+        pace.took(after(2000), after(2003), || true);
+        assert!(!pace.is_slow(after(2004)), "nor is one now and then");
+        pace.took(after(2500), after(2503), || true);
+        assert!(pace.is_slow(after(2504)) && pace.is_slow(after(3502)));
+        assert!(!pace.is_slow(after(3504)));
     }
 
     #[test]

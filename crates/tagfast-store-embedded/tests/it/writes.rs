@@ -30,7 +30,13 @@ async fn a_full_queue_refuses_by_name_and_limit_and_takes_writes_again() {
     let mut options = fixture.options();
     options.files = 1;
     let store = tagfast_store_embedded::EmbeddedStore::open(options).expect("a store");
-    let answers = store.write_many((0..12_000).map(|_| add(&key("t", "hot"), &["a"])).collect()).await;
+    // Somebody else writes to the file: the store's writer waits, the queue fills.
+    let other = rusqlite::Connection::open(fixture.dir().join("store-0.sqlite")).expect("the file");
+    other.execute_batch("BEGIN IMMEDIATE").expect("the lock");
+    let mut many = Box::pin(store.write_many((0..12_000).map(|_| add(&key("t", "hot"), &["a"])).collect()));
+    assert!(futures_poll_once(&mut many).await, "all are queued or refused, none is written");
+    other.execute_batch("ROLLBACK").expect("unlocked");
+    let answers = many.await;
     let refused: Vec<_> = answers.into_iter().filter_map(Result::err).collect();
     assert!(!refused.is_empty(), "12,000 writes at once are more than one tenant's share");
     for error in refused {
