@@ -64,21 +64,12 @@ async fn a_waiting_consumer_is_woken_by_the_commit() {
     let started = Instant::now();
     assert!(consumer.poll(10, Duration::from_millis(30)).await.expect("idle").is_empty());
     assert!(started.elapsed() >= Duration::from_millis(30), "an idle poll waits");
-    let mut fastest = Duration::MAX;
     for n in 0..20 {
-        let (polled, _) = tokio::join!(
-            async {
-                let records = consumer.poll(10, Duration::from_secs(30)).await.expect("records");
-                (records, Instant::now())
-            },
-            async {
-                tokio::task::yield_now().await;
-                write(&store, add(&key("t", "page"), &[&format!("t{n}")])).await
-            }
-        );
-        let committed = Instant::now();
-        assert_eq!(polled.0.len(), 1, "each commit is delivered once");
-        fastest = fastest.min(committed.saturating_duration_since(polled.1));
+        let (polled, _) = tokio::join!(consumer.poll(10, Duration::from_secs(30)), async {
+            tokio::task::yield_now().await;
+            write(&store, add(&key("t", "page"), &[&format!("t{n}")])).await
+        });
+        assert_eq!(polled.expect("records").len(), 1, "each commit is delivered once");
     }
     // The safety poll comes once a second: twenty of those would be seen in the whole time.
     assert!(started.elapsed() < Duration::from_secs(15), "woken late: {:?}", started.elapsed());
