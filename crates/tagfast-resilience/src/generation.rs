@@ -40,9 +40,14 @@ pub fn switch(root: &Path, generation: &Path) -> io::Result<()> {
     File::open(&part)?.sync_all()?;
     std::fs::rename(&part, root.join(CURRENT))?;
     File::open(root)?.sync_all()?;
+    remove_others(root, generation)
+}
+
+/// Removes all generations but `keep`: what a crash left half built.
+pub fn remove_others(root: &Path, keep: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(root)? {
         let entry = entry?;
-        if entry.file_name() != name && entry.file_name().to_str().is_some_and(|n| n.starts_with(PREFIX)) {
+        if entry.path() != keep && entry.file_name().to_str().is_some_and(|n| n.starts_with(PREFIX)) {
             std::fs::remove_dir_all(entry.path())?;
         }
     }
@@ -65,6 +70,10 @@ mod tests {
         switch(&root, &second).expect("switched");
         assert_eq!(current(&root), Some(second));
         assert!(!first.exists());
+        let half_built = create(&root).expect("created");
+        let counts = current(&root).expect("one counts");
+        remove_others(&root, &counts).expect("removed");
+        assert!(!half_built.exists() && counts.exists());
         std::fs::remove_dir_all(&root).expect("removed");
     }
 }

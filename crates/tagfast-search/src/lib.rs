@@ -30,6 +30,24 @@ pub const METRICS: &[MetricDef] = &[
         help: "Time to commit and show a batch of changes.",
     },
     MetricDef {
+        name: "tagfast_search_documents",
+        kind: MetricKind::Gauge,
+        labels: &[],
+        help: "Contents in the index, with those whose last tag went in the last 30 days.",
+    },
+    MetricDef {
+        name: "tagfast_search_segments",
+        kind: MetricKind::Gauge,
+        labels: &[],
+        help: "Segments of the index; every search visits each. Above 30 for minutes: merging does not keep up.",
+    },
+    MetricDef {
+        name: "tagfast_search_queries_total",
+        kind: MetricKind::Counter,
+        labels: &["outcome"],
+        help: "Searches: answered, refused (the query breaks a rule) or unavailable (there is no index to ask).",
+    },
+    MetricDef {
         name: "tagfast_search_rebuilds_total",
         kind: MetricKind::Counter,
         labels: &[],

@@ -9,7 +9,7 @@
 //!
 //! How it fails: with a position in characters and bytes and with what was expected there; never by guessing.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use tagfast_domain::{ContentType, TagName};
 use unicode_width::UnicodeWidthChar;
@@ -44,6 +44,28 @@ pub enum Query {
     Not(Box<Query>),
 }
 
+impl Query {
+    /// Whether tags must be looked up by prefix.
+    pub(crate) fn has_prefix(&self) -> bool {
+        match self {
+            Self::Prefix(_) => true,
+            Self::Tag(_) | Self::Type(_) => false,
+            Self::And(parts) | Self::Or(parts) => parts.iter().any(Self::has_prefix),
+            Self::Not(part) => part.has_prefix(),
+        }
+    }
+}
+
+/// A prefix cannot be quoted. The full-width forms of what ends a bare word canonicalise to the narrow ones.
+fn wide(c: char) -> char {
+    match c {
+        '(' => '\u{FF08}',
+        ')' => '\u{FF09}',
+        '*' => '\u{FF0A}',
+        c => c,
+    }
+}
+
 /// The canonical text of a query: parsing it gives the same tree.
 impl fmt::Display for Query {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -60,7 +82,10 @@ impl fmt::Display for Query {
         };
         match self {
             Self::Tag(name) => write!(f, "\"{}\"", name.as_str().replace('\\', "\\\\").replace('"', "\\\"")),
-            Self::Prefix(prefix) => write!(f, "{prefix}*"),
+            Self::Prefix(prefix) => {
+                prefix.chars().try_for_each(|c| f.write_char(wide(c)))?;
+                f.write_char('*')
+            }
             Self::Type(content_type) => write!(f, "type:{content_type}"),
             Self::And(parts) => list(f, parts, "AND"),
             Self::Or(parts) => list(f, parts, "OR"),

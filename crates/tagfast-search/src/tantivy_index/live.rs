@@ -1,7 +1,7 @@
 //! What searches see between two commits: a searcher with its columns opened once.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tagfast_domain::TagName;
 use tantivy::columnar::{Column, StrColumn};
@@ -10,6 +10,11 @@ use tantivy::{Searcher, SegmentReader};
 
 use super::schema::{Fields, KEY, TAG, UPDATED_AT, VERSION};
 
+/// Tags numbered under one lock.
+const NUMBERED_AT_ONCE: usize = 1000;
+/// Below this many tags ever seen, the numbers of unused ones are not worth reclaiming.
+const FORGOTTEN_TAGS: usize = 50_000;
+
 /// The columns of a segment. A segment never changes, so they are shared between searchers.
 pub(super) struct Columns {
     pub(super) updated_at: Column<i64>,
@@ -17,8 +22,8 @@ pub(super) struct Columns {
     pub(super) key: StrColumn,
     /// `None` in a segment of tombstones only.
     pub(super) tag: Option<StrColumn>,
-    /// Global number of each tag ordinal, made when the first facets of this segment are asked for.
-    numbers: OnceLock<Vec<u32>>,
+    /// The number of each tag ordinal among all segments.
+    pub(super) numbers: Vec<u32>,
 }
 
 /// Gives every `tenant 0 tag` a number, so that facets of several segments are added up without strings.
@@ -34,21 +39,23 @@ struct Numbers {
 }
 
 impl TagNumbers {
-    fn number(&self, terms: impl Iterator<Item = Vec<u8>>) -> Vec<u32> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        terms
-            .map(|term| match state.by_term.get(term.as_slice()) {
-                Some(number) => *number,
-                None => {
-                    let number = u32::try_from(state.names.len()).unwrap_or(u32::MAX);
-                    // The tenant is for telling terms apart; the name is what is shown.
-                    let name = term.iter().position(|b| *b == 0).map_or(term.as_slice(), |at| &term[at + 1..]);
-                    state.names.push(TagName::from_canonical(&String::from_utf8_lossy(name)));
-                    state.by_term.insert(term.into_boxed_slice(), number);
-                    number
+    /// Numbers of a segment's tags, by ordinal.
+    fn of(&self, tag: &StrColumn) -> tantivy::Result<Vec<u32>> {
+        let mut numbers = Vec::with_capacity(tag.num_terms());
+        let mut terms = tag.dictionary().stream()?;
+        let mut more = true;
+        while more {
+            // A few at a time: searches that name their facets wait for this lock.
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            for _ in 0..NUMBERED_AT_ONCE {
+                more = terms.advance();
+                if !more {
+                    break;
                 }
-            })
-            .collect()
+                numbers.push(state.number(terms.key()));
+            }
+        }
+        Ok(numbers)
     }
 
     /// The names of numbers.
@@ -58,35 +65,36 @@ impl TagNumbers {
     }
 
     /// How many numbers there are.
-    pub(super) fn len(&self) -> usize {
+    fn len(&self) -> usize {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).names.len()
     }
 }
 
+impl Numbers {
+    fn number(&mut self, term: &[u8]) -> u32 {
+        if let Some(number) = self.by_term.get(term) {
+            return *number;
+        }
+        let number = u32::try_from(self.names.len()).unwrap_or(u32::MAX);
+        // The tenant is for telling terms apart; the name is what is shown.
+        let name = term.iter().position(|b| *b == 0).map_or(term, |at| &term[at + 1..]);
+        self.names.push(TagName::from_canonical(&String::from_utf8_lossy(name)));
+        self.by_term.insert(term.into(), number);
+        number
+    }
+}
+
 impl Columns {
-    fn open(reader: &SegmentReader) -> tantivy::Result<Self> {
+    fn open(reader: &SegmentReader, tags: &TagNumbers) -> tantivy::Result<Self> {
         let fast = reader.fast_fields();
         let missing = || tantivy::TantivyError::SchemaError("the key column is missing".to_owned());
+        let tag = fast.str(TAG)?;
         Ok(Self {
             updated_at: fast.i64(UPDATED_AT)?,
             version: fast.u64(VERSION)?,
             key: fast.str(KEY)?.ok_or_else(missing)?,
-            tag: fast.str(TAG)?,
-            numbers: OnceLock::new(),
-        })
-    }
-
-    /// The global number of each tag ordinal of this segment.
-    pub(super) fn numbers(&self, all: &TagNumbers) -> &[u32] {
-        self.numbers.get_or_init(|| {
-            let Some(tag) = &self.tag else { return Vec::new() };
-            let mut terms = Vec::with_capacity(tag.num_terms());
-            if let Ok(mut stream) = tag.dictionary().stream() {
-                while stream.advance() {
-                    terms.push(stream.key().to_vec());
-                }
-            }
-            all.number(terms.into_iter())
+            numbers: tag.as_ref().map_or(Ok(Vec::new()), |tag| tags.of(tag))?,
+            tag,
         })
     }
 }
@@ -97,25 +105,31 @@ pub(super) struct Live {
     pub(super) fields: Fields,
     pub(super) segments: Vec<Arc<Columns>>,
     pub(super) tags: Arc<TagNumbers>,
+    /// How many numbers the segments of this searcher use at most.
+    pub(super) tag_count: usize,
     by_id: HashMap<SegmentId, Arc<Columns>>,
 }
 
 impl Live {
     /// With the columns of `previous` where the segment is the same.
     pub(super) fn new(searcher: Searcher, fields: Fields, previous: Option<&Self>) -> tantivy::Result<Self> {
+        let used = |p: &Self| p.segments.iter().map(|c| c.numbers.len()).sum::<usize>();
+        // Numbers are never given back. When most are of tags that nobody uses any more, numbering begins anew.
+        let previous = previous.filter(|p| p.tag_count <= FORGOTTEN_TAGS || p.tag_count <= 2 * used(p));
+        let tags = previous.map_or_else(Arc::default, |p| Arc::clone(&p.tags));
         let mut segments = Vec::with_capacity(searcher.segment_readers().len());
         let mut by_id = HashMap::new();
         for reader in searcher.segment_readers() {
             let known = previous.and_then(|p| p.by_id.get(&reader.segment_id()));
             let columns = match known {
                 Some(columns) => Arc::clone(columns),
-                None => Arc::new(Columns::open(reader)?),
+                None => Arc::new(Columns::open(reader, &tags)?),
             };
             by_id.insert(reader.segment_id(), Arc::clone(&columns));
             segments.push(columns);
         }
-        let tags = previous.map_or_else(Arc::default, |p| Arc::clone(&p.tags));
-        Ok(Self { searcher, fields, segments, tags, by_id })
+        let tag_count = tags.len();
+        Ok(Self { searcher, fields, segments, tags, tag_count, by_id })
     }
 
     /// The segments with their columns.

@@ -11,6 +11,7 @@ mod live;
 mod schema;
 mod search;
 mod sink;
+mod writer;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -22,9 +23,10 @@ use tagfast_domain::{TagName, TenantId, UnixMillis};
 use tagfast_resilience::{Clock, generation};
 use tagfast_store::ShardScanner;
 
+use crate::query::{self, Query};
 use crate::{SearchError, SearchIndex, SearchPage, SearchRequest};
 use live::Live;
-use sink::WriterState;
+use writer::WriterState;
 
 /// How the index is kept.
 #[derive(Debug, Clone)]
@@ -72,7 +74,12 @@ impl TantivyIndex {
         let opened = match generation::current(&dir) {
             None => None,
             Some(path) => match WriterState::open(&path, &options) {
-                Ok(state) => Some(state),
+                Ok(state) => {
+                    if let Err(error) = generation::remove_others(&dir, &path) {
+                        tracing::warn!(%error, "an old search index cannot be removed");
+                    }
+                    Some(state)
+                }
                 Err(error) => {
                     tracing::error!(%error, path = %path.display(), "the search index cannot be read; it is rebuilt");
                     None
@@ -101,28 +108,58 @@ fn unavailable(error: impl std::fmt::Display) -> SearchError {
     SearchError::Unavailable(error.to_string())
 }
 
-/// Runs a search here when it is short, else on the blocking pool.
-async fn run<T: Send + 'static>(
-    postings: u64,
-    work: impl FnOnce() -> tantivy::Result<T> + Send + 'static,
+/// Runs on the blocking pool.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SearchError> + Send + 'static,
 ) -> Result<T, SearchError> {
-    if postings <= INLINE_POSTINGS {
-        return work().map_err(unavailable);
+    tokio::task::spawn_blocking(work).await.map_err(unavailable)?
+}
+
+/// Runs a planned search here when it is short, else on the blocking pool.
+async fn run(live: Arc<Live>, plan: search::Plan) -> Result<SearchPage, SearchError> {
+    if plan.postings() <= INLINE_POSTINGS {
+        return search::execute(&live, &plan).map_err(unavailable);
     }
-    tokio::task::spawn_blocking(work).await.map_err(unavailable)?.map_err(unavailable)
+    blocking(move || search::execute(&live, &plan).map_err(unavailable)).await
+}
+
+impl TantivyIndex {
+    async fn answer(&self, tenant: &TenantId, request: &SearchRequest) -> Result<SearchPage, SearchError> {
+        let query = request.query.as_deref().map(query::parse).transpose()?.flatten();
+        // The moment first, the index after: it can only be newer than the moment says.
+        let as_of = self.as_of();
+        let live = self.live()?;
+        let mut page = if query.as_ref().is_some_and(Query::has_prefix) {
+            // Looking up the tags of a prefix takes longer than many searches.
+            let (tenant, request) = (tenant.clone(), request.clone());
+            blocking(move || {
+                let plan = search::Plan::new(&live, &tenant, &request, query.as_ref())?;
+                search::execute(&live, &plan).map_err(unavailable)
+            })
+            .await?
+        } else {
+            let plan = search::Plan::new(&live, tenant, request, query.as_ref())?;
+            run(live, plan).await?
+        };
+        page.as_of = as_of;
+        Ok(page)
+    }
+}
+
+fn outcome<T>(result: &Result<T, SearchError>) -> &'static str {
+    match result {
+        Ok(_) => "answered",
+        Err(SearchError::Unavailable(_)) => "unavailable",
+        Err(SearchError::Syntax { .. } | SearchError::Limit { .. } | SearchError::PrefixTooBroad { .. }) => "refused",
+    }
 }
 
 #[async_trait]
 impl SearchIndex for TantivyIndex {
     async fn search(&self, tenant: &TenantId, request: &SearchRequest) -> Result<SearchPage, SearchError> {
-        let live = self.live()?;
-        // Before the search: what is visible by then is in the answer.
-        let as_of = self.as_of();
-        let plan = search::Plan::new(&live, tenant, request)?;
-        let postings = plan.postings();
-        let mut page = run(postings, move || search::execute(&live, &plan)).await?;
-        page.as_of = as_of;
-        Ok(page)
+        let result = self.answer(tenant, request).await;
+        metrics::counter!("tagfast_search_queries_total", "outcome" => outcome(&result)).increment(1);
+        result
     }
 
     async fn related(
@@ -133,11 +170,8 @@ impl SearchIndex for TantivyIndex {
     ) -> Result<Vec<(TagName, u64)>, SearchError> {
         let live = self.live()?;
         let plan = search::Plan::of_tag(&live, tenant, tag)?;
-        let postings = plan.postings();
-        let tag = tag.clone();
-        let page = run(postings, move || search::execute(&live, &plan)).await?;
-        let facets = page.facets.unwrap_or_default();
-        Ok(facets.into_iter().filter(|(name, _)| *name != tag).take(limit).collect())
+        let facets = run(live, plan).await?.facets.unwrap_or_default();
+        Ok(facets.into_iter().filter(|(name, _)| name != tag).take(limit).collect())
     }
 
     fn as_of(&self) -> UnixMillis {
@@ -146,6 +180,6 @@ impl SearchIndex for TantivyIndex {
 
     async fn documents(&self) -> Result<u64, SearchError> {
         let live = self.live()?;
-        run(u64::MAX, move || search::count_live(&live)).await
+        blocking(move || search::count_live(&live).map_err(unavailable)).await
     }
 }

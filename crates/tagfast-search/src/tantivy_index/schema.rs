@@ -4,7 +4,7 @@ use tagfast_domain::{Content, ContentKey, TagName, TenantId, UnixMillis, Version
 use tantivy::schema::{
     FAST, Field, INDEXED, IndexRecordOption, STORED, STRING, Schema, TextFieldIndexing, TextOptions,
 };
-use tantivy::{TantivyDocument, Term};
+use tantivy::{IndexSettings, TantivyDocument, Term};
 
 use crate::Hit;
 
@@ -55,6 +55,11 @@ pub(super) fn schema() -> (Schema, Fields) {
         stored: builder.add_bytes_field("stored", STORED),
     };
     (builder.build(), fields)
+}
+
+/// Small blocks: a page's hits lie anywhere, and a whole block is unpacked for each that is not cached.
+pub(super) fn settings() -> IndexSettings {
+    IndexSettings { docstore_blocksize: 4096, ..IndexSettings::default() }
 }
 
 /// `tenant 0 word`.

@@ -16,7 +16,7 @@ use super::live::{Columns, Live};
 use super::schema::{hit, scoped};
 use super::unavailable;
 use crate::port::Total;
-use crate::query::{self, Query};
+use crate::query::Query;
 use crate::{Hit, SearchError, SearchPage, SearchRequest, Sort, SortKey};
 
 /// Totals are exact up to here unless asked for.
@@ -43,12 +43,17 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    pub(super) fn new(live: &Live, tenant: &TenantId, request: &SearchRequest) -> Result<Self, SearchError> {
-        let parsed = request.query.as_deref().map(query::parse).transpose()?.flatten();
+    /// For a request whose query was parsed.
+    pub(super) fn new(
+        live: &Live,
+        tenant: &TenantId,
+        request: &SearchRequest,
+        query: Option<&Query>,
+    ) -> Result<Self, SearchError> {
         let builder = Builder { live, tenant };
         let mut parts = Vec::new();
         let mut postings = u64::MAX;
-        if let Some(query) = &parsed {
+        if let Some(query) = query {
             let (query, estimate) = builder.build(query)?;
             postings = postings.min(estimate);
             parts.push((Occur::Must, query));
@@ -171,17 +176,15 @@ impl Builder<'_> {
                 }
             }
         }
-        let mut all: Vec<(Occur, Box<dyn TantivyQuery>)> = Vec::with_capacity(terms.len());
-        let mut estimate = 0u64;
-        for term in terms {
-            let (query, n) = self.term(self.live.fields.tag, &String::from_utf8_lossy(&term))?;
-            estimate = estimate.saturating_add(n);
-            all.push((Occur::Should, query));
-        }
-        if all.is_empty() {
+        let any = terms.into_iter().map(|term| -> (Occur, Box<dyn TantivyQuery>) {
+            let term = Term::from_field_text(self.live.fields.tag, &String::from_utf8_lossy(&term));
+            (Occur::Should, Box::new(TermQuery::new(term, IndexRecordOption::Basic)))
+        });
+        let any: Vec<_> = any.collect();
+        if any.is_empty() {
             return Ok((Box::new(EmptyQuery), 0));
         }
-        Ok((Box::new(BooleanQuery::new(all)), estimate))
+        Ok((Box::new(BooleanQuery::new(any)), u64::MAX))
     }
 }
 
@@ -250,18 +253,13 @@ impl Facets {
 pub(super) fn execute(live: &Live, plan: &Plan) -> tantivy::Result<SearchPage> {
     let weight = plan.query.weight(EnableScoring::disabled_from_searcher(&live.searcher))?;
     let mut facets = plan.facets.map(|_| {
-        // Every segment's tags get their numbers first, so that the array is long enough.
-        live.parts().for_each(|(_, _, columns)| {
-            columns.numbers(&live.tags);
-        });
-        let known = live.tags.len();
+        let known = live.tag_count;
         if known <= DENSE_TAGS { Facets::Dense(vec![0; known]) } else { Facets::Sparse(HashMap::new()) }
     });
     let mut total = 0;
     let mut candidates = Vec::new();
     for (segment, reader, columns) in live.parts() {
         let mut places = Places::new(plan, columns)?;
-        let numbers = if facets.is_some() { columns.numbers(&live.tags) } else { &[] };
         let alive = reader.alive_bitset();
         weight.for_each_no_score(reader, &mut |docs| {
             for doc in docs {
@@ -272,7 +270,7 @@ pub(super) fn execute(live: &Live, plan: &Plan) -> tantivy::Result<SearchPage> {
                 places.offer(*doc, columns);
                 if let (Some(facets), Some(tag)) = (&mut facets, &columns.tag) {
                     for ord in tag.term_ords(*doc) {
-                        if let Some(number) = numbers.get(ord as usize) {
+                        if let Some(number) = columns.numbers.get(ord as usize) {
                             facets.add(*number);
                         }
                     }

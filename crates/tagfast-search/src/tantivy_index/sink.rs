@@ -1,207 +1,23 @@
-//! The index as a sink of the bus: apply if newer, commit content and position together, rebuild aside.
+//! The index as a sink of the bus: events in, a rebuild aside while the old generation serves.
 
-use std::collections::HashMap;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use serde::{Deserialize, Serialize};
 use tagfast_domain::{ContentKey, Document, EpochId, UnixMillis};
-use tagfast_events::{BusPosition, Group, Partition, Positions, RecordVerdict, Sink, SinkError, SinkRecord, Start};
+use tagfast_events::{Group, Positions, RecordVerdict, Sink, SinkError, SinkRecord, Start};
 use tagfast_resilience::generation;
 use tagfast_sharding::LogicalShard;
-use tantivy::merge_policy::LogMergePolicy;
-use tantivy::schema::Term;
-use tantivy::{Index, IndexReader, IndexWriter, ReloadPolicy};
 
-use super::live::Live;
-use super::schema::{Entry, FORMAT, Fields, key_text, schema};
-use super::search::indexed_version;
-use super::{TantivyIndex, TantivyOptions};
+use super::TantivyIndex;
+use super::schema::Entry;
+use super::writer::{GONE_AGE_MS, WriterState};
 
 /// The group that indexes.
-pub(super) const GROUP: Group = Group("indexer");
-
-/// Blocks of stored hits kept unpacked, 16 kB each.
-const STORE_BLOCKS: usize = 512;
+const GROUP: Group = Group("indexer");
 /// Contents per page of a rebuild.
 const PAGE: usize = 1000;
-/// A position without any change of content is committed this late: it only saves a restart some reading.
-const POSITION_AFTER: Duration = Duration::from_secs(5);
-/// Tombstones are kept this long, so that a late event cannot bring a content back.
-const GONE_AGE_MS: i64 = 30 * 86_400_000;
-/// How often old tombstones are looked for.
-const SWEEP_EVERY: Duration = Duration::from_secs(3600);
-/// Segments of one size before they are merged: more segments make every search dearer.
-const MERGE_SEGMENTS: usize = 6;
-
-/// What a commit says beside its documents.
-#[derive(Serialize, Deserialize)]
-struct Payload {
-    format: u32,
-    epoch: String,
-    /// Partition, next offset, largest emit.
-    positions: Vec<(u16, u64, u64)>,
-}
-
-/// The one writer.
-pub(super) struct WriterState {
-    writer: IndexWriter,
-    reader: IndexReader,
-    fields: Fields,
-    live: Arc<Live>,
-    epoch: String,
-    /// Keys with changes that no search sees yet, and their versions.
-    uncommitted: HashMap<String, u64>,
-    first_uncommitted: Option<Instant>,
-    committed: Positions,
-    committed_at: Instant,
-    swept_at: Instant,
-}
-
-impl WriterState {
-    /// Opens a generation that was completed before.
-    pub(super) fn open(dir: &Path, options: &TantivyOptions) -> tantivy::Result<Self> {
-        let index = Index::open_in_dir(dir)?;
-        let damaged = index.validate_checksum()?;
-        if !damaged.is_empty() {
-            return Err(tantivy::TantivyError::InternalError(format!("damaged files: {damaged:?}")));
-        }
-        let (wanted, fields) = schema();
-        if index.schema() != wanted {
-            return Err(tantivy::TantivyError::SchemaError("the index has another schema".to_owned()));
-        }
-        let payload = index.load_metas()?.payload.and_then(|p| serde_json::from_str::<Payload>(&p).ok());
-        let Some(payload) = payload.filter(|p| p.format == FORMAT) else {
-            return Err(tantivy::TantivyError::SchemaError("the index has another format".to_owned()));
-        };
-        let committed =
-            payload.positions.iter().map(|(p, next, emit)| (Partition(*p), BusPosition { next: *next, emit: *emit }));
-        Self::new(index, fields, options, payload.epoch, committed.collect())
-    }
-
-    fn create(dir: &Path, options: &TantivyOptions, epoch: String) -> tantivy::Result<Self> {
-        let (schema, fields) = schema();
-        let index = Index::create_in_dir(dir, schema)?;
-        Self::new(index, fields, options, epoch, Positions::new())
-    }
-
-    fn new(
-        index: Index,
-        fields: Fields,
-        options: &TantivyOptions,
-        epoch: String,
-        committed: Positions,
-    ) -> tantivy::Result<Self> {
-        let writer: IndexWriter = index.writer_with_num_threads(1, options.writer_bytes)?;
-        let mut policy = LogMergePolicy::default();
-        policy.set_min_num_segments(MERGE_SEGMENTS);
-        writer.set_merge_policy(Box::new(policy));
-        let reader = index
-            .reader_builder()
-            .reload_policy(ReloadPolicy::Manual)
-            .doc_store_cache_num_blocks(STORE_BLOCKS)
-            .try_into()?;
-        let live = Arc::new(Live::new(reader.searcher(), fields, None)?);
-        Ok(Self {
-            writer,
-            reader,
-            fields,
-            live,
-            epoch,
-            uncommitted: HashMap::new(),
-            first_uncommitted: None,
-            committed,
-            committed_at: Instant::now(),
-            swept_at: Instant::now(),
-        })
-    }
-
-    pub(super) fn live(&self) -> Arc<Live> {
-        Arc::clone(&self.live)
-    }
-
-    /// Takes an entry in if it is newer than what is there.
-    fn put(&mut self, entry: &Entry<'_>) -> tantivy::Result<bool> {
-        let key = key_text(entry.key);
-        let version = entry.version.packed();
-        let known = match self.uncommitted.get(&key) {
-            Some(version) => Some(*version),
-            None => indexed_version(&self.live, &key)?,
-        };
-        if known.is_some_and(|k| k >= version) {
-            return Ok(false);
-        }
-        if known.is_some() {
-            self.writer.delete_term(self.fields.key_term(&key));
-        }
-        self.writer.add_document(entry.document(&self.fields))?;
-        self.uncommitted.insert(key, version);
-        self.first_uncommitted.get_or_insert_with(Instant::now);
-        Ok(true)
-    }
-
-    /// Makes everything put so far and these positions one commit, and shows it to searches.
-    fn commit(&mut self, positions: &Positions) -> tantivy::Result<()> {
-        let started = Instant::now();
-        let payload = Payload {
-            format: FORMAT,
-            epoch: self.epoch.clone(),
-            positions: positions.iter().map(|(p, pos)| (p.0, pos.next, pos.emit)).collect(),
-        };
-        let payload = serde_json::to_string(&payload)
-            .map_err(|e| tantivy::TantivyError::InternalError(format!("the payload cannot be written: {e}")))?;
-        let mut prepared = self.writer.prepare_commit()?;
-        prepared.set_payload(&payload);
-        prepared.commit()?;
-        self.reader.reload()?;
-        self.live = Arc::new(Live::new(self.reader.searcher(), self.fields, Some(&self.live))?);
-        self.uncommitted.clear();
-        self.first_uncommitted = None;
-        self.committed = positions.clone();
-        self.committed_at = Instant::now();
-        metrics::histogram!("tagfast_search_commit_seconds").record(started.elapsed().as_secs_f64());
-        Ok(())
-    }
-
-    fn is_due(&self, options: &TantivyOptions) -> bool {
-        self.first_uncommitted.is_some_and(|first| first.elapsed() >= options.commit_after)
-            || self.uncommitted.len() >= options.commit_documents
-    }
-
-    /// Commits when it is time; returns the positions that are durable and visible.
-    fn advance(
-        &mut self,
-        positions: &Positions,
-        options: &TantivyOptions,
-        now: UnixMillis,
-    ) -> tantivy::Result<Positions> {
-        if self.is_due(options) {
-            self.commit(positions)?;
-        } else if self.uncommitted.is_empty() {
-            if *positions != self.committed && self.committed_at.elapsed() >= POSITION_AFTER {
-                self.commit(positions)?;
-            }
-            if self.swept_at.elapsed() >= SWEEP_EVERY {
-                self.sweep(now)?;
-            }
-            // Nothing waits to become visible: the index is as new as the positions.
-            return Ok(positions.clone());
-        }
-        Ok(self.committed.clone())
-    }
-
-    fn sweep(&mut self, now: UnixMillis) -> tantivy::Result<()> {
-        use std::ops::Bound;
-        let oldest = Term::from_field_i64(self.fields.gone_at, now - GONE_AGE_MS);
-        let old = tantivy::query::RangeQuery::new(Bound::Unbounded, Bound::Excluded(oldest));
-        self.writer.delete_query(Box::new(old))?;
-        self.swept_at = Instant::now();
-        Ok(())
-    }
-}
 
 fn systemic(error: impl std::fmt::Display) -> SinkError {
     SinkError { code: "search_index", message: error.to_string() }
@@ -217,7 +33,8 @@ fn event_entry(record: &SinkRecord) -> Entry<'_> {
     }
 }
 
-/// A scanned document as the event of its newest write would have it.
+/// A scanned document as the event of its newest write would have it: the newest remembered write carries that
+/// commit's time.
 fn scanned_entry<'a>(key: &'a ContentKey, doc: &'a Document) -> Entry<'a> {
     let taggings = doc.taggings.iter().map(|t| t.at).max();
     Entry {
@@ -228,6 +45,27 @@ fn scanned_entry<'a>(key: &'a ContentKey, doc: &'a Document) -> Entry<'a> {
     }
 }
 
+/// A generation under construction: its directory goes away with it unless it was finished.
+struct Building {
+    dir: PathBuf,
+    finished: bool,
+}
+
+impl Drop for Building {
+    fn drop(&mut self) {
+        // What cannot be removed now goes with the next start.
+        if !self.finished {
+            let _ = std::fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SinkError> + Send + 'static,
+) -> Result<T, SinkError> {
+    tokio::task::spawn_blocking(work).await.map_err(systemic)?
+}
+
 impl TantivyIndex {
     /// Runs with the writer on the blocking pool.
     async fn with_writer<T: Send + 'static>(
@@ -235,15 +73,54 @@ impl TantivyIndex {
         work: impl FnOnce(&mut WriterState) -> tantivy::Result<T> + Send + 'static,
     ) -> Result<T, SinkError> {
         let (writer, live) = (Arc::clone(&self.writer), Arc::clone(&self.live));
-        let result = tokio::task::spawn_blocking(move || {
+        blocking(move || {
             let mut guard = writer.lock().unwrap_or_else(PoisonError::into_inner);
             let state = guard.as_mut().ok_or_else(|| systemic("there is no index yet"))?;
-            let result = work(state).map_err(systemic)?;
+            let result = state.attempt(work).map_err(systemic)?;
             *live.write().unwrap_or_else(PoisonError::into_inner) = Some(state.live());
             Ok(result)
-        });
-        result.await.map_err(systemic)?
+        })
+        .await
     }
+
+    /// Copies every content of the shards into a new generation.
+    async fn copy(
+        &self,
+        mut state: WriterState,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<WriterState, SinkError> {
+        let oldest = self.clock.now_ms() - GONE_AGE_MS;
+        let mut copied = 0;
+        for shard in LogicalShard::all() {
+            let mut after = None;
+            loop {
+                let page = self.scanner.scan(shard, None, after.as_ref(), PAGE).await.map_err(systemic)?;
+                copied += page.items.len() as u64;
+                state = blocking(move || copy_page(state, &page.items, oldest)).await?;
+                progress(copied);
+                after = page.next;
+                if after.is_none() {
+                    break;
+                }
+            }
+        }
+        Ok(state)
+    }
+}
+
+fn copy_page(
+    mut state: WriterState,
+    items: &[(ContentKey, Document)],
+    oldest: UnixMillis,
+) -> Result<WriterState, SinkError> {
+    for (key, doc) in items {
+        let entry = scanned_entry(key, doc);
+        // A tombstone that a sweep would remove is not copied.
+        if !entry.tags.is_empty() || entry.updated_at >= oldest {
+            state.copy(&entry).map_err(systemic)?;
+        }
+    }
+    Ok(state)
 }
 
 #[async_trait]
@@ -256,8 +133,8 @@ impl Sink for TantivyIndex {
         let state = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(match state.as_ref() {
             None => Start::Rebuild("there is no usable index"),
-            Some(state) if state.epoch != epoch.to_string() => Start::Rebuild("the index is of another epoch"),
-            Some(state) => Start::From(state.committed.clone()),
+            Some(state) if state.epoch() != epoch.to_string() => Start::Rebuild("the index is of another epoch"),
+            Some(state) => Start::From(state.committed().clone()),
         })
     }
 
@@ -291,59 +168,41 @@ impl Sink for TantivyIndex {
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<(), SinkError> {
         let (root, options, epoch) = (self.dir.clone(), self.options.clone(), epoch.to_string());
-        let (path, mut state) = tokio::task::spawn_blocking(move || {
-            let path = generation::create(&root)?;
-            let state = WriterState::create(&path, &options, epoch)?;
-            tantivy::Result::Ok((path, state))
+        let (mut building, state) = blocking(move || {
+            let dir = generation::create(&root).map_err(systemic)?;
+            let building = Building { dir, finished: false };
+            let state = WriterState::create(&building.dir, &options, epoch).map_err(systemic)?;
+            Ok((building, state))
         })
-        .await
-        .map_err(systemic)?
-        .map_err(systemic)?;
-        let mut copied = 0;
-        for shard in LogicalShard::all() {
-            let mut after = None;
-            loop {
-                let page = self.scanner.scan(shard, None, after.as_ref(), PAGE).await.map_err(systemic)?;
-                copied += page.items.len() as u64;
-                let items = page.items;
-                state = tokio::task::spawn_blocking(move || {
-                    // Every content comes once, so there is nothing newer to look for.
-                    for (key, doc) in &items {
-                        state.writer.add_document(scanned_entry(key, doc).document(&state.fields))?;
-                    }
-                    tantivy::Result::Ok(state)
-                })
-                .await
-                .map_err(systemic)?
-                .map_err(systemic)?;
-                progress(copied);
-                after = page.next;
-                if after.is_none() {
-                    break;
-                }
-            }
-        }
+        .await?;
+        let mut state = self.copy(state, progress).await?;
         let (from, root) = (from.clone(), self.dir.clone());
-        let state = tokio::task::spawn_blocking(move || {
+        let (writer, live) = (Arc::clone(&self.writer), Arc::clone(&self.live));
+        blocking(move || {
             state.commit(&from).map_err(systemic)?;
-            generation::switch(&root, &path).map_err(systemic)?;
-            Ok(state)
+            let mut serving = writer.lock().unwrap_or_else(PoisonError::into_inner);
+            // The old writer ends before its files go; its searcher serves on.
+            if let Some(Err(error)) = serving.take().map(WriterState::abandon) {
+                tracing::warn!(%error, "the replaced search index did not end cleanly");
+            }
+            // From here on the new directory may be the one that counts, whatever the switch answers.
+            building.finished = true;
+            generation::switch(&root, &building.dir).map_err(systemic)?;
+            *live.write().unwrap_or_else(PoisonError::into_inner) = Some(state.live());
+            *serving = Some(state);
+            Ok(())
         })
-        .await
-        .map_err(systemic)??;
-        *self.live.write().unwrap_or_else(PoisonError::into_inner) = Some(state.live());
-        *self.writer.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
+        .await?;
         metrics::counter!("tagfast_search_rebuilds_total").increment(1);
         Ok(())
     }
 
     async fn close(&self) -> Result<(), SinkError> {
         let writer = Arc::clone(&self.writer);
-        let closed = tokio::task::spawn_blocking(move || {
+        blocking(move || {
             let state = writer.lock().unwrap_or_else(PoisonError::into_inner).take();
-            // What is uncommitted is applied again at the next start; merges under way are finished.
-            state.map_or(Ok(()), |s| s.writer.wait_merging_threads())
-        });
-        closed.await.map_err(systemic)?.map_err(systemic)
+            state.map_or(Ok(()), WriterState::close).map_err(systemic)
+        })
+        .await
     }
 }

@@ -1,11 +1,15 @@
 //! The suite, then what only an embedded engine can suffer: crashes, damage, another epoch.
 
-use tagfast_domain::EpochId;
-use tagfast_events::{Sink, Start};
-use tagfast_search::conformance::{self as suite, Numbers, SearchHarness, event, request};
-use tagfast_search::{SearchError, SearchIndex};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
 
-use crate::support::{EPOCH, Engine, positions};
+use tagfast_domain::EpochId;
+use tagfast_events::{RecordVerdict, Sink, Start};
+use tagfast_search::conformance::{self as suite, NOW, Numbers, SearchHarness, event, request};
+use tagfast_search::{SearchError, SearchIndex, TantivyOptions, Total};
+
+use crate::support::{EPOCH, Engine, options, positions};
 
 fn full() -> bool {
     std::env::var_os("TAGFAST_FULL").is_some()
@@ -28,7 +32,12 @@ async fn s3_every_spelling_finds_the_same() {
 
 #[tokio::test]
 async fn s4_s8_random_queries_equal_the_model() {
-    suite::random_queries_equal_the_model(&Engine::new().await, if full() { 10_000 } else { 400 }).await;
+    suite::random_queries_equal_the_model(&Engine::new().await, if full() { 10_000 } else { 1_500 }).await;
+}
+
+#[tokio::test]
+async fn s5_errors_have_the_parsers_positions() {
+    suite::errors_have_the_parsers_positions(&Engine::new().await).await;
 }
 
 #[tokio::test]
@@ -108,37 +117,223 @@ async fn another_epoch_asks_for_a_rebuild_and_old_answers_go_on() {
     assert_eq!(engine.index.documents().await.expect("counts"), 1);
 }
 
+type Damage = fn(&Path);
+
+fn files(generation: &Path, wanted: fn(&str) -> bool) -> Vec<PathBuf> {
+    let all = std::fs::read_dir(generation).expect("readable").filter_map(Result::ok).map(|e| e.path());
+    all.filter(|p| p.file_name().and_then(|n| n.to_str()).is_some_and(wanted)).collect()
+}
+
+fn of_a_segment(name: &str) -> bool {
+    [".store", ".fast", ".term", ".idx"].iter().any(|end| name.ends_with(end))
+}
+
+const DAMAGES: [(&str, Damage); 7] = [
+    ("halves", |g| {
+        for file in files(g, of_a_segment) {
+            let bytes = std::fs::read(&file).expect("readable");
+            std::fs::write(&file, &bytes[..bytes.len() / 2]).expect("writable");
+        }
+    }),
+    ("a flipped bit", |g| {
+        let file = files(g, |n| n.ends_with(".fast")).remove(0);
+        let mut bytes = std::fs::read(&file).expect("readable");
+        let middle = bytes.len() / 3;
+        bytes[middle] ^= 4;
+        std::fs::write(&file, bytes).expect("writable");
+    }),
+    ("missing files", |g| files(g, of_a_segment).iter().for_each(|f| std::fs::remove_file(f).expect("removed"))),
+    ("empty files", |g| files(g, of_a_segment).iter().for_each(|f| std::fs::write(f, "").expect("writable"))),
+    ("no list of segments", |g| std::fs::remove_file(g.join("meta.json")).expect("removed")),
+    ("a torn list of segments", |g| std::fs::write(g.join("meta.json"), "{\"segments\": [").expect("writable")),
+    ("another format", |g| {
+        let path = g.join("meta.json");
+        let meta = std::fs::read_to_string(&path).expect("readable");
+        let other = meta.replace("\\\"format\\\":1", "\\\"format\\\":9");
+        assert_ne!(meta, other, "the format is part of the payload");
+        std::fs::write(&path, other).expect("writable");
+    }),
+];
+
 #[tokio::test]
 async fn a_damaged_index_is_rebuilt_and_says_so_meanwhile() {
-    let mut engine = Engine::new().await;
-    engine.apply(&[event("d", "t", "1", 1, 1, &["x"])]).await;
-    engine.visible().await;
-    engine.index.close().await.expect("closes");
-    let generation = std::fs::read_dir(engine.dir.path())
-        .expect("readable")
-        .filter_map(Result::ok)
-        .find(|e| e.path().is_dir())
-        .expect("a generation");
-    for file in std::fs::read_dir(generation.path()).expect("readable").filter_map(Result::ok) {
-        if file.path().extension().is_some_and(|e| e == "store" || e == "fast" || e == "term") {
-            let bytes = std::fs::read(file.path()).expect("readable");
-            std::fs::write(file.path(), &bytes[..bytes.len() / 2]).expect("writable");
-        }
+    for (what, damage) in DAMAGES {
+        let mut engine = Engine::new().await;
+        engine.apply(&[event("d", "t", "1", 1, NOW, &["x"])]).await;
+        engine.visible().await;
+        engine.index.close().await.expect("closes");
+        damage(&engine.generation());
+        engine.crash();
+        let tenant = "d".parse().expect("valid");
+        let unavailable = engine.index.search(&tenant, &request("x")).await;
+        assert!(matches!(unavailable, Err(SearchError::Unavailable(_))), "{what}: no empty page: {unavailable:?}");
+        assert!(engine.rebuild_if_asked().await.is_some(), "{what}");
+        assert_eq!(engine.index.search(&tenant, &request("x")).await.expect("answers").hits.len(), 1, "{what}");
+        assert_eq!(engine.generations().len(), 1, "{what}: the damaged one is removed");
     }
-    engine.crash();
-    let tenant = "d".parse().expect("valid");
-    let unavailable = engine.index.search(&tenant, &request("x")).await;
-    assert!(matches!(unavailable, Err(SearchError::Unavailable(_))), "never an empty page: {unavailable:?}");
-    assert!(engine.rebuild_if_asked().await.is_some());
-    assert_eq!(engine.index.search(&tenant, &request("x")).await.expect("answers").hits.len(), 1);
 }
 
 #[tokio::test]
-async fn old_tombstones_do_not_count_as_documents() {
+async fn a_pointer_to_nothing_is_a_missing_index() {
+    for pointer in ["", "generation-404", "nonsense"] {
+        let mut engine = Engine::new().await;
+        engine.apply(&[event("d", "t", "1", 1, NOW, &["x"])]).await;
+        engine.index.close().await.expect("closes");
+        std::fs::write(engine.dir.path().join("CURRENT"), pointer).expect("writable");
+        engine.crash();
+        assert!(engine.rebuild_if_asked().await.is_some(), "{pointer}");
+        assert_eq!(engine.index.documents().await.expect("counts"), 1);
+        assert_eq!(engine.generations().len(), 1, "{pointer}");
+    }
+}
+
+#[tokio::test]
+async fn tombstones_are_kept_for_thirty_days_and_do_not_count() {
+    const DAY: i64 = 86_400_000;
     let engine = Engine::new().await;
-    engine.apply(&[event("g", "t", "1", 1, 1, &["x"]), event("g", "t", "2", 1, 1, &[])]).await;
+    engine.apply(&[event("g", "t", "1", 9, NOW, &["x"]), event("g", "t", "2", 9, NOW, &[])]).await;
     engine.visible().await;
     assert_eq!(engine.index.documents().await.expect("counts"), 1);
+    let verdict = async |version| {
+        let late = event("g", "t", "2", version, NOW, &["x"]);
+        engine.index.apply(&engine.records(&[late])).await.expect("applies")
+    };
+    engine.later(29 * DAY).await;
+    assert_eq!(verdict(5).await, [RecordVerdict::Superseded]);
+    engine.later(2 * DAY).await;
+    // The sweep's deletion becomes part of the next commit.
+    engine.apply(&[event("g", "t", "3", 9, NOW, &["x"])]).await;
+    engine.visible().await;
+    assert_eq!(verdict(5).await, [RecordVerdict::Applied], "nobody remembers it after thirty days");
+    engine.visible().await;
+    assert_eq!(engine.index.documents().await.expect("counts"), 3, "contents with tags are never swept");
+}
+
+/// Positions and contents are one: what `advance` answers has survived a crash.
+#[tokio::test]
+async fn a_position_is_told_only_when_it_is_committed() {
+    let mut engine = Engine::with(TantivyOptions { commit_after: Duration::from_secs(3600), ..options() }).await;
+    let records = engine.records(&[event("pos", "t", "1", 1, NOW, &["x"])]);
+    engine.index.apply(&records).await.expect("applies");
+    let before = positions(1);
+    assert_eq!(engine.index.advance(&positions(2)).await.expect("advances"), before, "not due yet");
+    let tenant = "pos".parse().expect("valid");
+    assert!(engine.index.search(&tenant, &request("x")).await.expect("answers").hits.is_empty());
+    engine.crash();
+    assert_eq!(engine.index.start(EPOCH).await.expect("starts"), Start::From(before.clone()));
+    engine.index.apply(&records).await.expect("applies");
+    assert_eq!(engine.index.advance(&positions(2)).await.expect("advances"), before, "not due yet");
+    engine.index.close().await.expect("closes");
+    engine.crash();
+    assert_eq!(engine.index.start(EPOCH).await.expect("starts"), Start::From(positions(2)));
+    let found = engine.index.search(&tenant, &request("x")).await.expect("answers").hits.len();
+    assert_eq!(found, 1, "closing commits what was applied");
+    // A superseded record moves the position too, and is told when that is durable.
+    let again = engine.index.apply(&records).await.expect("applies");
+    assert_eq!(again, [RecordVerdict::Superseded]);
+    assert_eq!(engine.index.advance(&positions(3)).await.expect("advances"), positions(2));
+}
+
+#[tokio::test]
+async fn many_changes_are_committed_before_their_time() {
+    let hour = Duration::from_secs(3600);
+    let engine = Engine::with(TantivyOptions { commit_after: hour, commit_documents: 10, ..options() }).await;
+    let events: Vec<_> = (0..10).map(|n| event("many", "t", &n.to_string(), 1, NOW, &["x"])).collect();
+    engine.apply(&events[..9]).await;
+    assert_eq!(engine.index.advance(&positions(10)).await.expect("advances"), positions(1));
+    engine.apply(&events[9..]).await;
+    assert_eq!(engine.index.advance(&positions(11)).await.expect("advances"), positions(11));
+}
+
+/// The volume goes away under the index and comes back: nothing that was applied is lost.
+#[tokio::test]
+async fn a_failed_commit_is_made_good_by_the_next_one() {
+    let engine = Engine::new().await;
+    engine.apply(&[event("f", "t", "1", 1, NOW, &["x"]), event("f", "t", "2", 1, NOW, &["x"])]).await;
+    engine.visible().await;
+    let generation = engine.generation();
+    let outside = tempfile::tempdir().expect("a temporary directory");
+    let away = outside.path().join("away");
+    engine.apply(&[event("f", "t", "2", 2, NOW, &["y"])]).await;
+    std::fs::rename(&generation, &away).expect("moved away");
+    for _ in 0..3 {
+        assert!(engine.index.advance(&positions(99)).await.is_err(), "nothing can be written");
+    }
+    let tenant = "f".parse().expect("valid");
+    let total = async |text: &str| engine.index.search(&tenant, &request(text)).await.map(|p| p.hits.len());
+    assert_eq!(total("x").await.expect("searches go on"), 2);
+    std::fs::rename(&away, &generation).expect("moved back");
+    engine.apply(&[event("f", "t", "3", 1, NOW, &["x"])]).await;
+    engine.visible().await;
+    assert_eq!(total("x").await.expect("answers"), 2);
+    assert_eq!(total("y").await.expect("answers"), 1);
+}
+
+/// A rebuild while records wait and searches run: the new generation is the shards, the old one is gone.
+#[tokio::test]
+async fn a_rebuild_equals_the_shards_and_searches_go_on() {
+    let engine = Engine::new().await;
+    let mut numbers = Numbers(3);
+    for n in 0..2_500u64 {
+        let id = numbers.below(2_200).to_string();
+        let tags: &[&str] = if numbers.below(9) == 0 { &[] } else { &["all", ["even", "odd"][(n % 2) as usize]] };
+        engine.shards.put(&event("r", "t", &id, n + 1, NOW + n as i64, tags));
+    }
+    engine.apply(&[event("r", "t", "0", 9_999, NOW, &["all", "old"])]).await;
+    engine.visible().await;
+    // Applied but never committed: the copy has it from the shards.
+    engine.apply(&[event("r", "t", "1", 9_999, NOW, &["all", "waiting"])]).await;
+    let before = engine.generation();
+    let tenant: tagfast_domain::TenantId = "r".parse().expect("valid");
+    let reached = Mutex::new(Vec::new());
+    let progress = |n| reached.lock().expect("not poisoned").push(n);
+    let from = positions(77);
+    let (rebuilt, found) = tokio::join!(engine.index.rebuild(&from, EPOCH, &progress), async {
+        engine.index.search(&tenant, &request("old")).await.map(|p| p.hits.len())
+    });
+    rebuilt.expect("the rebuild ends");
+    assert_eq!(found.expect("the old generation serves"), 1);
+    assert!(reached.lock().expect("not poisoned").windows(2).all(|w| w[0] <= w[1]));
+    assert_ne!(engine.generation(), before, "the old generation is removed");
+    let events = engine.shards.all();
+    for tag in ["all", "even", "odd", "old", "waiting", "gone"] {
+        let expected = events.iter().filter(|e| e.tags.iter().any(|t| t.name.as_str() == tag)).count() as u64;
+        let page = engine.index.search(&tenant, &request(tag)).await.expect("answers");
+        assert_eq!(page.total, Total::Exactly(expected), "{tag}");
+    }
+    assert_eq!(engine.index.start(EPOCH).await.expect("starts"), Start::From(from));
+    // A tombstone was copied: what is older than it stays out.
+    let gone = events.iter().find(|e| e.tags.is_empty()).expect("some lost all tags");
+    let late = event("r", "t", gone.key.content.content_id.as_str(), 1, NOW, &["all"]);
+    let verdicts = engine.index.apply(&engine.records(&[late])).await.expect("applies");
+    assert_eq!(verdicts, [RecordVerdict::Superseded]);
+}
+
+#[tokio::test]
+async fn an_abandoned_rebuild_leaves_the_old_generation_and_nothing_else() {
+    let engine = Engine::new().await;
+    engine.apply(&[event("ab", "t", "1", 1, NOW, &["x"])]).await;
+    engine.visible().await;
+    let before = engine.generation();
+    // Dropped at the first page.
+    let (started, copying) = tokio::sync::oneshot::channel();
+    let started = Mutex::new(Some(started));
+    let progress = |_| {
+        if let Some(started) = started.lock().expect("not poisoned").take() {
+            let _ = started.send(());
+        }
+    };
+    let from = positions(5);
+    tokio::select! {
+        biased;
+        _ = copying => {}
+        _ = engine.index.rebuild(&from, EPOCH, &progress) => panic!("the first page comes first"),
+    }
+    assert_eq!(engine.generation(), before);
+    engine.apply(&[event("ab", "t", "2", 1, NOW, &["x"])]).await;
+    engine.visible().await;
+    let tenant = "ab".parse().expect("valid");
+    assert_eq!(engine.index.search(&tenant, &request("x")).await.expect("answers").hits.len(), 2);
 }
 
 #[tokio::test]
@@ -153,8 +348,5 @@ async fn a_prefix_that_is_too_broad_is_refused_by_name() {
     let tenant = "p".parse().expect("valid");
     let refused = engine.index.search(&tenant, &request("prefix*")).await;
     assert!(matches!(refused, Err(SearchError::PrefixTooBroad { allowed: 1024, .. })), "{refused:?}");
-    assert_eq!(
-        engine.index.search(&tenant, &request("prefix10*")).await.expect("answers").total,
-        tagfast_search::Total::Exactly(3)
-    );
+    assert_eq!(engine.index.search(&tenant, &request("prefix10*")).await.expect("answers").total, Total::Exactly(3));
 }

@@ -82,7 +82,7 @@ fn trees() -> impl Strategy<Value = Query> {
     let tag = "[a-z][a-z0-9:+-]{0,6}".prop_map(|t| Query::Tag(t.parse().expect("canonical already")));
     let leaf = prop_oneof![
         4 => tag,
-        1 => "[a-z]{2,4}".prop_map(Query::Prefix),
+        1 => "[a-z(*)日-]{2,4}".prop_map(Query::Prefix),
         1 => "[a-z]{1,5}".prop_map(|t| Query::Type(t.parse().expect("a valid type"))),
     ];
     leaf.prop_recursive(3, 12, 3, |inner| {

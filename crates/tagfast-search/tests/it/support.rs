@@ -11,19 +11,22 @@ use tagfast_domain::{
 };
 use tagfast_events::{BusPosition, Partition, Positions, Sink, SinkRecord, Start};
 use tagfast_resilience::ManualClock;
-use tagfast_search::conformance::SearchHarness;
+use tagfast_search::conformance::{NOW, SearchHarness};
 use tagfast_search::{SearchIndex, TantivyIndex, TantivyOptions};
 use tagfast_sharding::LogicalShard;
 use tagfast_store::{ScanPage, ShardScanner, StoreError};
 
 pub(crate) const EPOCH: EpochId = EpochId([7; 16]);
-pub(crate) const NOW: i64 = 1_800_000_000_000;
 
 /// The shards as the newest event of every content says.
 #[derive(Default)]
 pub(crate) struct Shards(Mutex<BTreeMap<ContentKey, TaggingsEvent>>);
 
 impl Shards {
+    pub(crate) fn all(&self) -> Vec<TaggingsEvent> {
+        self.0.lock().expect("not poisoned").values().cloned().collect()
+    }
+
     pub(crate) fn put(&self, event: &TaggingsEvent) {
         let mut shards = self.0.lock().expect("not poisoned");
         let newer = shards.get(&event.key).is_none_or(|known| known.version < event.version);
@@ -83,6 +86,7 @@ pub(crate) struct Engine {
     pub(crate) shards: Arc<Shards>,
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) offset: Mutex<u64>,
+    options: TantivyOptions,
 }
 
 pub(crate) fn options() -> TantivyOptions {
@@ -95,10 +99,14 @@ pub(crate) fn positions(next: u64) -> Positions {
 
 impl Engine {
     pub(crate) async fn new() -> Self {
+        Self::with(options()).await
+    }
+
+    pub(crate) async fn with(options: TantivyOptions) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let (shards, clock) = (Arc::new(Shards::default()), Arc::new(ManualClock::new(NOW)));
-        let index = open(dir.path().to_owned(), &shards, &clock);
-        let engine = Self { dir, index, shards, clock, offset: Mutex::new(1) };
+        let index = open(dir.path().to_owned(), &options, &shards, &clock);
+        let engine = Self { dir, index, shards, clock, offset: Mutex::new(1), options };
         engine.rebuild_if_asked().await;
         engine
     }
@@ -107,8 +115,21 @@ impl Engine {
     pub(crate) fn crash(&mut self) {
         // The old writer must let go of its lock first.
         let placeholder = tempfile::tempdir().expect("a temporary directory");
-        self.index = open(placeholder.path().to_owned(), &self.shards, &self.clock);
-        self.index = open(self.dir.path().to_owned(), &self.shards, &self.clock);
+        self.index = open(placeholder.path().to_owned(), &self.options, &self.shards, &self.clock);
+        self.index = open(self.dir.path().to_owned(), &self.options, &self.shards, &self.clock);
+    }
+
+    /// Directories of generations.
+    pub(crate) fn generations(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.dir.path()).expect("readable").filter_map(Result::ok);
+        entries.map(|e| e.path()).filter(|p| p.is_dir()).collect()
+    }
+
+    /// The only one.
+    pub(crate) fn generation(&self) -> PathBuf {
+        let mut generations = self.generations();
+        assert_eq!(generations.len(), 1, "{generations:?}");
+        generations.remove(0)
     }
 
     pub(crate) async fn rebuild_if_asked(&self) -> Option<&'static str> {
@@ -134,9 +155,9 @@ impl Engine {
     }
 }
 
-pub(crate) fn open(dir: PathBuf, shards: &Arc<Shards>, clock: &Arc<ManualClock>) -> Arc<TantivyIndex> {
+fn open(dir: PathBuf, options: &TantivyOptions, shards: &Arc<Shards>, clock: &Arc<ManualClock>) -> Arc<TantivyIndex> {
     let scanner: Arc<dyn ShardScanner> = Arc::<Shards>::clone(shards);
-    TantivyIndex::open(dir, options(), scanner, Arc::<ManualClock>::clone(clock)).expect("the index opens")
+    TantivyIndex::open(dir, options.clone(), scanner, Arc::<ManualClock>::clone(clock)).expect("the index opens")
 }
 
 #[async_trait]
@@ -155,5 +176,10 @@ impl SearchHarness for Engine {
         let next = *self.offset.lock().expect("not poisoned");
         let durable = self.index.advance(&positions(next)).await.expect("the sink advances");
         assert_eq!(durable, positions(next), "with no delay everything is committed at once");
+    }
+
+    async fn later(&self, ms: i64) {
+        self.clock.advance(ms);
+        self.visible().await;
     }
 }
