@@ -54,13 +54,14 @@ impl Progress {
         }
     }
 
-    /// Everything below these positions is done, given the smallest offset that waits per partition.
-    pub(crate) fn done(&self, waiting: &BTreeMap<Partition, u64>) -> Positions {
+    /// Everything below these positions is done, given what waits at the smallest offset of each partition. The `emit`
+    /// is that record's: a larger one read behind it would drop the record itself after a restart.
+    pub(crate) fn done(&self, waiting: &Positions) -> Positions {
         self.partitions
             .iter()
             .map(|(p, known)| {
-                let next = waiting.get(p).map_or(known.read.next, |w| known.read.next.min(*w));
-                (*p, BusPosition { next, emit: known.read.emit })
+                let held = waiting.get(p).filter(|w| w.next < known.read.next);
+                (*p, held.copied().unwrap_or(known.read))
             })
             .collect()
     }

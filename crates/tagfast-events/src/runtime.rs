@@ -87,7 +87,7 @@ pub struct ConsumerSnapshot {
     pub state: ConsumerState,
     /// Seconds from commit to durable and visible, now.
     pub lag_seconds: f64,
-    /// Letters it has parked since it started.
+    /// Letters that are open.
     pub parked: u64,
     /// It has once had everything since its start or its last rebuild.
     pub caught_up: bool,
@@ -114,7 +114,7 @@ impl Shared {
     }
 }
 
-/// A running consumer. Dropping it stops its loop at the next step without closing the sink: like a crash.
+/// A running consumer. Dropping it ends its loop at the next step, without waiting for it.
 pub struct Consumer {
     group: Group,
     shared: Arc<Shared>,
@@ -133,7 +133,8 @@ impl Consumer {
     pub fn spawn(bus: Arc<dyn Bus>, sink: Arc<dyn Sink>, options: RuntimeOptions, clock: Arc<dyn Clock>) -> Self {
         let shared = Arc::new(Shared {
             state: Mutex::new(ConsumerState::Starting),
-            visible: AtomicU64::new(0),
+            // Nothing older than now is promised before it is known.
+            visible: AtomicU64::new(clock.now_ms().max(0).unsigned_abs()),
             parked: AtomicU64::new(0),
             applied: AtomicU64::new(0),
             rebuilt: AtomicU64::new(0),
@@ -153,6 +154,7 @@ impl Consumer {
             requests,
             waiting: Waiting::default(),
             progress: Progress::default(),
+            began_at: UnixMillis::MAX,
         };
         let task = tokio::spawn(engine.run());
         Self { group, shared, stop, rebuild, task: Mutex::new(Some(task)) }
@@ -167,7 +169,7 @@ impl Consumer {
     pub fn status(&self) -> ConsumerSnapshot {
         let shared = &self.shared;
         let visible = shared.visible.load(Ordering::Relaxed) as i64;
-        let lag_ms = if visible == 0 { 0 } else { (shared.clock.now_ms() - visible).max(0) };
+        let lag_ms = (shared.clock.now_ms() - visible).max(0);
         ConsumerSnapshot {
             state: *shared.state.lock().unwrap_or_else(PoisonError::into_inner),
             lag_seconds: lag_ms as f64 / 1000.0,
@@ -216,6 +218,8 @@ struct Engine {
     requests: mpsc::Receiver<oneshot::Sender<u64>>,
     waiting: Waiting,
     progress: Progress,
+    /// When this generation began to consume.
+    began_at: UnixMillis,
 }
 
 impl Engine {
@@ -256,6 +260,11 @@ impl Engine {
             }
         };
         self.progress = Progress::new(&self.bus.partitions(), positions);
+        self.began_at = self.clock.now_ms();
+        match self.bus.parked(group).await {
+            Ok(open) => self.shared.parked.store(open, Ordering::Relaxed),
+            Err(error) => tracing::warn!(group = group.0, %error, "the open letters cannot be counted"),
+        }
         self.shared.set(ConsumerState::Running);
         loop {
             if let Some(restart) = self.step(consumer.as_mut()).await? {
@@ -439,10 +448,11 @@ impl Engine {
                 async move { sink.apply(&records).await }
             })
             .await?;
-        let mut applied = 0;
+        let (mut applied, mut superseded) = (0, 0);
         for (candidate, verdict) in candidates.into_iter().zip(verdicts) {
             match verdict {
-                RecordVerdict::Applied | RecordVerdict::Superseded => applied += 1,
+                RecordVerdict::Applied => applied += 1,
+                RecordVerdict::Superseded => superseded += 1,
                 RecordVerdict::Poison { code, message } => {
                     let attempts = candidate.attempts + 1;
                     self.park(candidate.record, LetterClass::Poison, code, &message, attempts).await?;
@@ -453,6 +463,8 @@ impl Engine {
         self.shared.applied.fetch_add(applied, Ordering::Relaxed);
         metrics::counter!("tagfast_consumer_records_total", "group" => group, "outcome" => "applied")
             .increment(applied);
+        metrics::counter!("tagfast_consumer_records_total", "group" => group, "outcome" => "superseded")
+            .increment(superseded);
         Ok(())
     }
 
@@ -538,7 +550,9 @@ impl Engine {
             Ok(frontiers) => {
                 let visible = self.progress.visible(&durable, &frontiers);
                 self.report(&visible);
-                if self.progress.has_all(&durable, &frontiers) {
+                // Under steady writes there is no instant without a newer event: what counts is what was there at start.
+                let past_start = visible.len() == frontiers.len() && visible.values().all(|at| *at > self.began_at);
+                if past_start || self.progress.has_all(&durable, &frontiers) {
                     self.shared.caught_up.store(true, Ordering::Relaxed);
                 }
             }
@@ -554,6 +568,10 @@ impl Engine {
             let lag = (now - at).max(0) as f64 / 1000.0;
             metrics::gauge!("tagfast_consumer_lag_seconds", "group" => group, "partition" => partition.0.to_string())
                 .set(lag);
+        }
+        // A partition nothing is known of yet may hold anything: nobody is told an age before all have one.
+        if visible.len() < self.bus.partitions().len() {
+            return;
         }
         if let Some(oldest) = visible.values().min() {
             self.shared.visible.store(oldest.unsigned_abs(), Ordering::Relaxed);

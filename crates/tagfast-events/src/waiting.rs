@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use tagfast_domain::{TaggingsEvent, UnixMillis};
 use tokio::time::Instant;
 
-use crate::bus::{BusRecord, Partition};
+use crate::bus::{BusPosition, BusRecord, Positions};
 use crate::sink::SinkRecord;
 
 /// A record on its way to the sink.
@@ -83,13 +83,16 @@ impl Waiting {
         self.first_failed.get(key).copied()
     }
 
-    /// The smallest waiting offset of each partition: the position cannot pass it.
-    pub(crate) fn oldest(&self) -> BTreeMap<Partition, u64> {
-        let mut oldest = BTreeMap::new();
+    /// What waits at the smallest offset of each partition, with its `emit`: the position cannot pass it.
+    pub(crate) fn oldest(&self) -> Positions {
+        let mut oldest = Positions::new();
         for delayed in self.delayed.values() {
             let record = &delayed.candidate.record;
-            let offset = oldest.entry(record.partition).or_insert(record.offset);
-            *offset = record.offset.min(*offset);
+            let here = BusPosition { next: record.offset, emit: record.emit.0 };
+            let known = oldest.entry(record.partition).or_insert(here);
+            if here.next < known.next {
+                *known = here;
+            }
         }
         oldest
     }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tagfast_domain::{TagName, TenantId, UnixMillis};
 
-use crate::counts::Files;
+use crate::counts::{CurrentFiles, Files};
 use crate::windows::code;
 use crate::{TagCount, Window};
 
@@ -43,6 +43,8 @@ struct Slot {
     refreshing: bool,
     made: Instant,
     cost: Duration,
+    /// When reading it began: of two that are made at once the later one stays.
+    read_from: Instant,
     used: u64,
 }
 
@@ -90,28 +92,37 @@ impl Boards {
     /// The tenant's snapshot and the moment before which everything is in it.
     pub(crate) async fn get(
         self: &Arc<Self>,
-        files: impl Fn() -> Arc<Files>,
+        files: &CurrentFiles,
         tenant: &TenantId,
     ) -> Result<(Arc<Snapshot>, UnixMillis), String> {
-        let (ready, refresh) = self.look(tenant);
+        let (ready, refresh, old) = self.look(tenant);
         if refresh {
-            let (boards, files, tenant) = (Arc::clone(self), files(), tenant.clone());
+            let (boards, files, tenant) = (Arc::clone(self), Arc::clone(files), tenant.clone());
             let work = tokio::task::spawn_blocking(move || boards.refresh(&files, &tenant));
-            if ready.is_none() {
-                return work.await.map_err(|e| e.to_string())?;
+            // A tenant nobody asked about for long would be answered from that time: it waits once. If reading fails,
+            // the old one still answers.
+            match &ready {
+                None => return work.await.map_err(|e| e.to_string())?,
+                Some(_) if old => {
+                    if let Ok(Ok(fresh)) = work.await {
+                        return Ok(fresh);
+                    }
+                }
+                Some(_) => {}
             }
         }
         match ready {
             Some(ready) => Ok(ready),
             // Another caller is making the first snapshot; making it twice is rare and harmless.
             None => {
-                let (boards, files, tenant) = (Arc::clone(self), files(), tenant.clone());
+                let (boards, files, tenant) = (Arc::clone(self), Arc::clone(files), tenant.clone());
                 tokio::task::spawn_blocking(move || boards.refresh(&files, &tenant)).await.map_err(|e| e.to_string())?
             }
         }
     }
 
-    fn look(&self, tenant: &TenantId) -> (Option<(Arc<Snapshot>, UnixMillis)>, bool) {
+    /// The snapshot, whether the caller is to refresh it, and whether it is too old to answer from meanwhile.
+    fn look(&self, tenant: &TenantId) -> (Option<(Arc<Snapshot>, UnixMillis)>, bool, bool) {
         let mut state = self.lock();
         state.uses += 1;
         let uses = state.uses;
@@ -124,38 +135,44 @@ impl Boards {
                 refreshing: true,
                 made: Instant::now(),
                 cost: Duration::ZERO,
+                read_from: Instant::now(),
                 used: uses,
             };
             state.slots.insert(tenant.clone(), slot);
-            return (None, true);
+            return (None, true, true);
         }
         let visible = self.visible.load(Ordering::Acquire);
-        let Some(slot) = state.slots.get_mut(tenant) else { return (None, true) };
+        let Some(slot) = state.slots.get_mut(tenant) else { return (None, true, true) };
         slot.used = uses;
         if !slot.dirty {
             // Nothing moved since it was made: it is as new as the files.
             slot.as_of = slot.as_of.max(visible);
         }
-        let due = slot.made.elapsed() >= REFRESH.max(slot.cost * 10);
+        let every = REFRESH.max(slot.cost * 10);
+        let due = slot.made.elapsed() >= every;
+        let old = slot.made.elapsed() >= every * 2;
         let refresh = slot.dirty && due && !slot.refreshing;
         slot.refreshing |= refresh;
-        (slot.snapshot.as_ref().map(|s| (Arc::clone(s), slot.as_of)), refresh)
+        (slot.snapshot.as_ref().map(|s| (Arc::clone(s), slot.as_of)), refresh, old)
     }
 
-    fn refresh(&self, files: &Files, tenant: &TenantId) -> Result<(Arc<Snapshot>, UnixMillis), String> {
+    fn refresh(&self, files: &CurrentFiles, tenant: &TenantId) -> Result<(Arc<Snapshot>, UnixMillis), String> {
         let started = Instant::now();
         let as_of = self.visible.load(Ordering::Acquire);
         if let Some(slot) = self.lock().slots.get_mut(tenant) {
             // Before the read: a change during it marks the slot again.
             slot.dirty = false;
         }
-        let made = Snapshot::read(files, tenant);
+        // After the mark is cleared: files that are swapped from now on set it again.
+        let files = Arc::clone(&files.read().unwrap_or_else(PoisonError::into_inner));
+        let made = Snapshot::read(&files, tenant);
         let mut state = self.lock();
         let slot = state.slots.get_mut(tenant);
         match made {
             Ok(snapshot) => {
                 let snapshot = Arc::new(snapshot);
-                if let Some(slot) = slot {
+                if let Some(slot) = slot.filter(|s| s.snapshot.is_none() || s.read_from <= started) {
+                    slot.read_from = started;
                     slot.snapshot = Some(Arc::clone(&snapshot));
                     slot.as_of = as_of;
                     slot.made = Instant::now();
@@ -268,6 +285,9 @@ impl Snapshot {
 
     /// Tags with a form that begins with one of the prefixes, most used first.
     pub(crate) fn suggest(&self, prefixes: &[String], limit: usize) -> Vec<TagCount> {
+        if prefixes.iter().any(String::is_empty) {
+            return self.ranked.iter().take(limit).cloned().collect();
+        }
         let mut places = BTreeSet::new();
         for prefix in prefixes {
             let start = self.forms.partition_point(|(form, _)| form.as_str() < prefix.as_str());

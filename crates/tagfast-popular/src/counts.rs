@@ -25,6 +25,9 @@ const POSITION_EVERY: Duration = Duration::from_millis(200);
 /// How often buckets expire.
 const EXPIRE_EVERY_MS: i64 = 60_000;
 
+/// The generation that counts now.
+pub(crate) type CurrentFiles = Arc<RwLock<Arc<Files>>>;
+
 /// The files of one generation, one per partition.
 pub(crate) struct Files {
     files: Vec<OwnerFile>,
@@ -60,7 +63,7 @@ struct Cadence {
 /// Popular tags, counted from events and kept in files of their own.
 pub struct PopularCounts {
     dir: PathBuf,
-    pub(crate) files: RwLock<Arc<Files>>,
+    files: CurrentFiles,
     pub(crate) boards: Arc<Boards>,
     pub(crate) scanner: Arc<dyn ShardScanner>,
     pub(crate) clock: Arc<dyn Clock>,
@@ -89,7 +92,7 @@ impl PopularCounts {
         };
         Ok(Arc::new(Self {
             dir,
-            files: RwLock::new(Arc::new(files)),
+            files: Arc::new(RwLock::new(Arc::new(files))),
             boards: Arc::new(Boards::new()),
             scanner,
             clock,
@@ -107,7 +110,7 @@ impl PopularCounts {
         if self.files().all().is_empty() {
             return Err(PopularError::Unavailable("the counts are being built".to_owned()));
         }
-        self.boards.get(|| self.files(), tenant).await.map_err(PopularError::Unavailable)
+        self.boards.get(&self.files, tenant).await.map_err(PopularError::Unavailable)
     }
 
     /// Once a minute: subtracts what has left the windows.
@@ -232,7 +235,9 @@ impl Sink for PopularCounts {
             }
             Ok((verdicts, tenants))
         })
-        .await?;
+        .await
+        // Some files may have taken their part; when it is tried again they will say that nothing moved.
+        .inspect_err(|_| self.boards.mark_all())?;
         self.boards.mark(&tenants);
         Ok(verdicts)
     }
@@ -317,6 +322,8 @@ impl Sink for PopularCounts {
         let mut cadence = self.cadence.lock().unwrap_or_else(PoisonError::into_inner);
         cadence.written = written;
         cadence.written_at = None;
+        // The new files' windows are those of the moment they were made.
+        cadence.expired_minute = 0;
         drop(cadence);
         self.boards.mark_all();
         Ok(())

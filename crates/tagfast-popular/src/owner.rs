@@ -19,6 +19,7 @@ const SCHEMA: i64 = 1;
 
 const TABLES: &str = "
 CREATE TABLE pop_state (k BLOB PRIMARY KEY, ver INTEGER NOT NULL, at INTEGER NOT NULL, state BLOB NOT NULL);
+CREATE INDEX pop_gone ON pop_state (at) WHERE length(state) = 0;
 CREATE TABLE pop_count (tenant TEXT, win INTEGER, tag TEXT, n INTEGER NOT NULL, first_at INTEGER, first_display TEXT,
                         PRIMARY KEY (tenant, win, tag)) WITHOUT ROWID;
 CREATE TABLE pop_bucket (unit INTEGER, bucket INTEGER, tenant TEXT, tag TEXT, n INTEGER NOT NULL,

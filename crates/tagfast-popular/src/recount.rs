@@ -45,7 +45,26 @@ struct Found {
     gone: Vec<Vec<u8>>,
 }
 
+/// Which contents of a shard are looked at.
+#[derive(Default, Clone, Copy)]
+struct Look<'a> {
+    /// Only those that were in flight, with the shard's version when they were first seen.
+    only: Option<&'a HashMap<u64, Version>>,
+    /// They have had their time.
+    overdue: bool,
+}
+
 impl Found {
+    fn join(&mut self, other: Self) {
+        for (tag, (counted, real)) in other.rows {
+            let row = self.rows.entry(tag).or_default();
+            row.0 += counted;
+            row.1 += real;
+        }
+        self.contents.extend(other.contents);
+        self.gone.extend(other.gone);
+    }
+
     /// Takes note of a content whose counted tags are wrong.
     fn drift(&mut self, tenant: &str, counted: &[Tagging], real: &[Tagging]) {
         for (tags, counted) in [(counted, true), (real, false)] {
@@ -74,12 +93,19 @@ pub(crate) async fn recount(
     let mut report = RecountReport { repaired: repair, ..RecountReport::default() };
     let mut found = Found::default();
     for shard in LogicalShard::all() {
-        let mut in_flight = compare_shard(counts, &files, shard, None, &mut found, &mut report.contents).await?;
+        let mut in_flight =
+            compare_shard(counts, &files, shard, Look::default(), &mut found, &mut report.contents).await?;
         let deadline = tokio::time::Instant::now() + CATCH_UP;
+        let mut rounds = 0;
         while !in_flight.is_empty() {
             wait_for_counts(counts, deadline).await?;
-            let mut again = 0;
-            in_flight = compare_shard(counts, &files, shard, Some(&in_flight), &mut found, &mut again).await?;
+            rounds += 1;
+            let (mut again, mut late) = (0, Found::default());
+            // What has not arrived although everything committed before was counted is missing, not in flight. Seen
+            // twice: an age may be read between a commit and its announcement.
+            let look = Look { only: Some(&in_flight), overdue: rounds > 1 };
+            in_flight = compare_shard(counts, &files, shard, look, &mut late, &mut again).await?;
+            found.join(late);
         }
         progress(report.contents);
     }
@@ -124,12 +150,12 @@ async fn compare_shard(
     counts: &PopularCounts,
     files: &Arc<Files>,
     shard: LogicalShard,
-    only: Option<&HashSet<u64>>,
+    look: Look<'_>,
     found: &mut Found,
     contents: &mut u64,
-) -> Result<HashSet<u64>, PopularError> {
+) -> Result<HashMap<u64, Version>, PopularError> {
     let mut seen = HashSet::new();
-    let mut in_flight = HashSet::new();
+    let mut in_flight = HashMap::new();
     let mut after = None;
     loop {
         let page = counts.scanner.scan(shard, None, after.as_ref(), PAGE).await.map_err(unavailable)?;
@@ -137,16 +163,25 @@ async fn compare_shard(
         let items: Vec<_> = page
             .items
             .into_iter()
-            .filter(|(key, _)| only.is_none_or(|o| o.contains(&ContentHash::of(key).0)))
+            .filter(|(key, _)| look.only.is_none_or(|o| o.contains_key(&ContentHash::of(key).0)))
             .collect();
         seen.extend(items.iter().map(|(key, _)| ContentHash::of(key).0));
         let file_of = Arc::clone(files);
         let compared = blocking(move || compare_page(&file_of, shard, items)).await?;
-        for (key, doc, counted, verdict) in compared {
+        for (key, doc, version, counted, verdict) in compared {
+            let hash = ContentHash::of(&key).0;
+            let first_seen = look.only.and_then(|o| o.get(&hash)).copied();
             match verdict {
+                // A content that is written all the time is always in flight: what counts is the version seen first.
+                Compared::InFlight if first_seen.is_some_and(|first| version >= first) => {}
+                Compared::InFlight if look.overdue => {
+                    let real: Vec<Tagging> = doc.live().cloned().collect();
+                    found.drift(key.tenant.as_str(), &counted, &real);
+                    found.contents.push((key, doc));
+                }
                 Compared::Same => {}
                 Compared::InFlight => {
-                    in_flight.insert(ContentHash::of(&key).0);
+                    in_flight.insert(hash, first_seen.unwrap_or(doc.version));
                 }
                 Compared::Drift => {
                     let real: Vec<Tagging> = doc.live().cloned().collect();
@@ -160,7 +195,7 @@ async fn compare_shard(
             break;
         }
     }
-    if only.is_none() {
+    if look.only.is_none() {
         let file_of = Arc::clone(files);
         for (k, counted) in blocking(move || without_content(&file_of, shard, &seen)).await? {
             let Ok(key) = ContentKey::from_bytes(&k[1..]) else { continue };
@@ -174,7 +209,8 @@ async fn compare_shard(
     Ok(in_flight)
 }
 
-type ComparedContent = (ContentKey, Document, Vec<Tagging>, Compared);
+/// The counted version and tags beside the shard's.
+type ComparedContent = (ContentKey, Document, Version, Vec<Tagging>, Compared);
 
 fn compare_page(
     files: &Files,
@@ -202,7 +238,7 @@ fn compare_page(
                 // Newer than the page: the shard has moved on since.
                 std::cmp::Ordering::Equal | std::cmp::Ordering::Less => Compared::Same,
             };
-            compared.push((key, doc, counted, verdict));
+            compared.push((key, doc, version, counted, verdict));
         }
         Ok(compared)
     })

@@ -70,3 +70,14 @@ async fn po5_planted_errors_are_found_and_mended() {
     assert_eq!((clean.drifted_contents, clean.drifted_counts), (0, 0), "{clean:?}");
     counting.assert_equals_the_model("r").await;
 }
+
+/// An event that never came (parked, say) is drift once everything before it was counted, and a recount mends it.
+#[tokio::test]
+async fn a_missing_event_is_drift_and_not_in_flight_for_ever() {
+    let counting = Counting::new().await;
+    counting.write(&[event("m", "1", 1, START, &[("a", START)])]);
+    counting.counts.visible_through(i64::MAX);
+    let report = counting.counts.recount(true, &|_| {}).await.expect("recounts");
+    assert_eq!(report.drifted_contents, 1, "{report:?}");
+    counting.assert_equals_the_model("m").await;
+}
