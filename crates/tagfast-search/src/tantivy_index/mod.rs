@@ -36,13 +36,23 @@ pub struct TantivyOptions {
     /// A change is committed and visible this long after it was applied. Shorter: more small segments; longer: search
     /// lags behind.
     pub commit_after: Duration,
+    /// From this many uncommitted changes on, `commit_after_busy` holds instead.
+    pub busy_documents: usize,
+    /// Under load: fewer, larger commits. Shorter: commits and merges eat the processor; longer: search lags behind.
+    pub commit_after_busy: Duration,
     /// Or after this many changes.
     pub commit_documents: usize,
 }
 
 impl Default for TantivyOptions {
     fn default() -> Self {
-        Self { writer_bytes: 24 << 20, commit_after: Duration::from_millis(200), commit_documents: 10_000 }
+        Self {
+            writer_bytes: 24 << 20,
+            commit_after: Duration::from_millis(200),
+            busy_documents: 1_000,
+            commit_after_busy: Duration::from_secs(1),
+            commit_documents: 10_000,
+        }
     }
 }
 

@@ -45,6 +45,8 @@ struct Payload {
 struct Pending {
     version: u64,
     document: TantivyDocument,
+    /// An older state of the content is in the index.
+    replaces: bool,
 }
 
 /// The one writer.
@@ -58,6 +60,8 @@ pub(super) struct WriterState {
     live: Arc<Live>,
     epoch: String,
     pending: HashMap<String, Pending>,
+    /// A commit failed and may have happened all the same: what waits may be in the index already.
+    doubtful: bool,
     /// Since when there is something to commit.
     dirty_since: Option<Instant>,
     asked: Positions,
@@ -119,6 +123,7 @@ impl WriterState {
             live,
             epoch,
             pending: HashMap::new(),
+            doubtful: false,
             dirty_since: None,
             asked: committed.clone(),
             committed,
@@ -148,6 +153,7 @@ impl WriterState {
         let result = work(self);
         if result.is_err() {
             self.writer = None;
+            self.doubtful = true;
         }
         result
     }
@@ -159,10 +165,6 @@ impl WriterState {
             policy.set_min_num_segments(MERGE_SEGMENTS);
             policy.set_del_docs_ratio_before_merge(DELETED_RATIO);
             writer.set_merge_policy(Box::new(policy));
-            for (key, pending) in &self.pending {
-                writer.delete_term(self.fields.key_term(key));
-                writer.add_document(pending.document.clone())?;
-            }
             self.writer = Some(writer);
         }
         self.writer.as_mut().ok_or_else(|| internal("the writer", "is gone"))
@@ -172,23 +174,33 @@ impl WriterState {
     pub(super) fn put(&mut self, entry: &Entry<'_>) -> tantivy::Result<bool> {
         let key = key_text(entry.key);
         let version = entry.version.packed();
-        let known = match self.pending.get(&key) {
-            Some(pending) => Some(pending.version),
-            None => indexed_version(&self.live, &key)?,
+        let (known, replaces) = match self.pending.get(&key) {
+            Some(pending) => (Some(pending.version), pending.replaces),
+            None => {
+                let indexed = indexed_version(&self.live, &key)?;
+                (indexed, indexed.is_some())
+            }
         };
         if known.is_some_and(|k| k >= version) {
             return Ok(false);
         }
-        let term = self.fields.key_term(&key);
-        let document = entry.document(&self.fields);
-        let writer = self.writer()?;
-        if known.is_some() {
-            writer.delete_term(term);
-        }
-        writer.add_document(document.clone())?;
-        self.pending.insert(key, Pending { version, document });
+        // Only the newest state of each content is given to tantivy, with the commit: states in between cost nothing.
+        self.pending.insert(key, Pending { version, document: entry.document(&self.fields), replaces });
         self.dirty_since.get_or_insert_with(Instant::now);
         Ok(true)
+    }
+
+    /// Gives everything that waits to the writer. What waits is kept until it is visible.
+    fn hand_over(&mut self) -> tantivy::Result<()> {
+        self.writer()?;
+        let Some(writer) = &self.writer else { return Err(internal("the writer", "is gone")) };
+        for (key, pending) in &self.pending {
+            if pending.replaces || self.doubtful {
+                writer.delete_term(self.fields.key_term(key));
+            }
+            writer.add_document(pending.document.clone())?;
+        }
+        Ok(())
     }
 
     /// Takes in a state of a generation that is being copied: every content comes once, so there is nothing newer.
@@ -207,12 +219,14 @@ impl WriterState {
             positions: positions.iter().map(|(p, pos)| (p.0, pos.next, pos.emit)).collect(),
         };
         let payload = serde_json::to_string(&payload).map_err(|e| internal("the payload cannot be written", e))?;
+        self.hand_over()?;
         let mut prepared = self.writer()?.prepare_commit()?;
         prepared.set_payload(&payload);
         prepared.commit()?;
         self.reader.reload()?;
         self.live = Arc::new(Live::new(self.reader.searcher(), self.fields, Some(&self.live))?);
         self.pending.clear();
+        self.doubtful = false;
         self.dirty_since = None;
         self.committed = positions.clone();
         metrics::histogram!("tagfast_search_commit_seconds").record(started.elapsed().as_secs_f64());
@@ -236,7 +250,10 @@ impl WriterState {
             return Ok(self.committed.clone());
         }
         let since = *self.dirty_since.get_or_insert_with(Instant::now);
-        if since.elapsed() >= options.commit_after || self.pending.len() >= options.commit_documents {
+        // Many changes: fewer, larger commits cost less than many small segments, and repeated changes collapse.
+        let busy = self.pending.len() >= options.busy_documents;
+        let patience = if busy { options.commit_after_busy } else { options.commit_after };
+        if since.elapsed() >= patience || self.pending.len() >= options.commit_documents {
             self.commit(positions)?;
         }
         Ok(self.committed.clone())

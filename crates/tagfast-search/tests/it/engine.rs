@@ -212,7 +212,12 @@ async fn tombstones_are_kept_for_thirty_days_and_do_not_count() {
 /// Positions and contents are one: what `advance` answers has survived a crash.
 #[tokio::test]
 async fn a_position_is_told_only_when_it_is_committed() {
-    let mut engine = Engine::with(TantivyOptions { commit_after: Duration::from_secs(3600), ..options() }).await;
+    let mut engine = Engine::with(TantivyOptions {
+        commit_after: Duration::from_secs(3600),
+        commit_after_busy: Duration::from_secs(3600),
+        ..options()
+    })
+    .await;
     let records = engine.records(&[event("pos", "t", "1", 1, NOW, &["x"])]);
     engine.index.apply(&records).await.expect("applies");
     let before = positions(1);
@@ -237,7 +242,9 @@ async fn a_position_is_told_only_when_it_is_committed() {
 #[tokio::test]
 async fn many_changes_are_committed_before_their_time() {
     let hour = Duration::from_secs(3600);
-    let engine = Engine::with(TantivyOptions { commit_after: hour, commit_documents: 10, ..options() }).await;
+    let engine =
+        Engine::with(TantivyOptions { commit_after: hour, commit_after_busy: hour, commit_documents: 10, ..options() })
+            .await;
     let events: Vec<_> = (0..10).map(|n| event("many", "t", &n.to_string(), 1, NOW, &["x"])).collect();
     engine.apply(&events[..9]).await;
     assert_eq!(engine.index.advance(&positions(10)).await.expect("advances"), positions(1));

@@ -90,7 +90,12 @@ pub(crate) struct Engine {
 }
 
 pub(crate) fn options() -> TantivyOptions {
-    TantivyOptions { writer_bytes: 15 << 20, commit_after: Duration::ZERO, ..TantivyOptions::default() }
+    TantivyOptions {
+        writer_bytes: 15 << 20,
+        commit_after: Duration::ZERO,
+        commit_after_busy: Duration::ZERO,
+        ..TantivyOptions::default()
+    }
 }
 
 pub(crate) fn positions(next: u64) -> Positions {
