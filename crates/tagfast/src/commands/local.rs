@@ -24,7 +24,7 @@ fn with_sources(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Runs a copy with its progress in pages; each file counts from the start again.
+/// Runs a copy with its progress in pages of all files together.
 fn copying<T>(term: &Term, what: &str, copy: impl FnOnce(&dyn Fn(u64, u64)) -> T) -> T {
     let progress = std::cell::RefCell::new(Progress::new(term, what, None));
     copy(&|done, total| {
