@@ -7,12 +7,29 @@ const RANGE_MS: std::ops::RangeInclusive<i64> = -62_135_596_800_000..=253_402_30
 
 /// `2026-01-31T23:59:59.123Z`. Times outside of years 1 to 9999 are shown as the nearest end.
 pub fn rfc3339(at: UnixMillis) -> String {
+    rfc3339_into(at, &mut [0; 24]).to_owned()
+}
+
+/// As [`rfc3339`], without an allocation: an answer shows a time per tag.
+pub fn rfc3339_into(at: UnixMillis, buffer: &mut [u8; 24]) -> &str {
     let at = at.clamp(*RANGE_MS.start(), *RANGE_MS.end());
     let (days, ms) = (at.div_euclid(86_400_000), at.rem_euclid(86_400_000));
     let (year, month, day) = civil(days);
-    let (seconds, ms) = (ms / 1000, ms % 1000);
-    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
+    buffer.copy_from_slice(b"0000-00-00T00:00:00.000Z");
+    let mut digits = |at: usize, width: usize, mut n: i64| {
+        for i in (at..at + width).rev() {
+            buffer[i] = b'0' + (n % 10) as u8;
+            n /= 10;
+        }
+    };
+    digits(0, 4, year);
+    digits(5, 2, month);
+    digits(8, 2, day);
+    digits(11, 2, ms / 3_600_000);
+    digits(14, 2, ms / 60_000 % 60);
+    digits(17, 2, ms / 1000 % 60);
+    digits(20, 3, ms % 1000);
+    std::str::from_utf8(buffer).unwrap_or_default()
 }
 
 /// Reads RFC 3339 with `Z` or a numeric offset and any number of fraction digits (finer than ms is cut off).
@@ -101,6 +118,7 @@ fn civil(days: i64) -> (i64, i64, i64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn known_times() {
@@ -113,14 +131,35 @@ mod tests {
             assert_eq!(rfc3339(ms), text);
             assert_eq!(parse_rfc3339(text), Some(ms));
         }
-        assert_eq!(parse_rfc3339("2024-01-01T01:30:00+01:30"), Some(1_704_067_200_000));
+        assert_eq!(rfc3339(i64::MAX), "9999-12-31T23:59:59.999Z");
+        assert_eq!(rfc3339(i64::MIN), "0001-01-01T00:00:00.000Z");
+    }
+
+    #[test]
+    fn offsets_fractions_and_nonsense() {
+        for (text, ms) in [
+            ("2024-01-01T01:30:00+01:30", 1_704_067_200_000),
+            ("2024-01-01T02:00:00+02:00", 1_704_067_200_000),
+            ("2024-01-01t00:00:00.1234567z", 1_704_067_200_123),
+            ("2024-01-01 00:00:00Z", 1_704_067_200_000),
+        ] {
+            assert_eq!(parse_rfc3339(text), Some(ms), "{text}");
+        }
         for bad in [
             "",
-            "2024-02-30T00:00:00Z",
+            "2024",
             "2024-01-01",
+            "2024-02-30T00:00:00Z",
+            "2024-13-01T00:00:00Z",
+            "2023-02-29T00:00:00Z",
+            "2024-01-01T24:00:00Z",
             "2024-01-01T00:00:00",
             "2024-01-01T00:00:00.Z",
+            "2024-01-01T00:00:00+2:00",
+            "2024-01-01T00:00:00Zx",
+            "0000-12-31T00:00:00Z",
             "é024-01-01T00:00:00Z",
+            "२०२४-01-01T00:00:00Z",
         ] {
             assert_eq!(parse_rfc3339(bad), None, "{bad}");
         }
@@ -131,6 +170,18 @@ mod tests {
         for day in 0..146_097 {
             let ms = day * 86_400_000 + 1;
             assert_eq!(parse_rfc3339(&rfc3339(ms)), Some(ms));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_time_is_read_back(ms in RANGE_MS) {
+            prop_assert_eq!(parse_rfc3339(&rfc3339(ms)), Some(ms));
+        }
+
+        #[test]
+        fn no_text_panics(s in "\\PC{0,40}|[0-9T:Z+.-]{0,40}") {
+            let _ = parse_rfc3339(&s);
         }
     }
 }

@@ -3,6 +3,8 @@
 //! A sink keeps its own positions in the same commit as what it applied, so that positions can never be ahead of the
 //! state. It applies a record only if its version is newer than what it holds.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use tagfast_domain::{EpochId, TaggingsEvent, UnixMillis};
 
@@ -16,7 +18,7 @@ pub struct SinkRecord {
     /// Its offset.
     pub offset: u64,
     /// The event.
-    pub event: TaggingsEvent,
+    pub event: Arc<TaggingsEvent>,
 }
 
 /// What became of one record.

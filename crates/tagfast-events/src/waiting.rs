@@ -4,6 +4,7 @@
 //! is needed any more. An older one is superseded by it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tagfast_domain::{TaggingsEvent, UnixMillis};
 use tokio::time::Instant;
@@ -14,18 +15,19 @@ use crate::sink::SinkRecord;
 /// A record on its way to the sink.
 pub(crate) struct Candidate {
     pub(crate) record: BusRecord,
-    pub(crate) event: TaggingsEvent,
+    /// Shared with the sink: a batch is handed over without copying its tags.
+    pub(crate) event: Arc<TaggingsEvent>,
     /// Failed attempts so far.
     pub(crate) attempts: u32,
 }
 
 impl Candidate {
     pub(crate) fn new(record: BusRecord, event: TaggingsEvent) -> Self {
-        Self { record, event, attempts: 0 }
+        Self { record, event: Arc::new(event), attempts: 0 }
     }
 
     pub(crate) fn for_sink(&self) -> SinkRecord {
-        SinkRecord { partition: self.record.partition, offset: self.record.offset, event: self.event.clone() }
+        SinkRecord { partition: self.record.partition, offset: self.record.offset, event: Arc::clone(&self.event) }
     }
 }
 

@@ -29,6 +29,11 @@ CREATE TABLE pop_first (tenant TEXT, tag TEXT, added_at INTEGER, display TEXT, k
 CREATE TABLE pop_meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 ";
 
+const INSERT_FIRST: &str =
+    "INSERT OR IGNORE INTO pop_first (tenant, tag, added_at, display, k) VALUES (?1, ?2, ?3, ?4, ?5)";
+const DELETE_FIRST: &str =
+    "DELETE FROM pop_first WHERE tenant = ?1 AND tag = ?2 AND added_at = ?3 AND display = ?4 AND k = ?5";
+
 /// States of dropped contents are kept this long, so that a late event cannot bring one back.
 const GONE_AGE_MS: i64 = 30 * 86_400_000;
 
@@ -260,36 +265,19 @@ fn apply_state(
     if !newer {
         return Ok(false);
     }
-    let kept: HashMap<&str, &Tagging> = state.tags.iter().map(|t| (t.name.as_str(), t)).collect();
-    for tagging in &old {
-        if !kept.get(tagging.name.as_str()).is_some_and(|t| same(t, tagging)) {
-            deltas.count(state.tenant, tagging, -1, lows);
-            tx.prepare_cached(
-                "DELETE FROM pop_first WHERE tenant = ?1 AND tag = ?2 AND added_at = ?3 AND display = ?4 AND k = ?5",
-            )?
-            .execute(params![
-                state.tenant.as_str(),
-                tagging.name.as_str(),
-                tagging.at,
-                &*tagging.display,
-                state.k
-            ])?;
-        }
-    }
-    let had: HashMap<&str, &Tagging> = old.iter().map(|t| (t.name.as_str(), t)).collect();
-    for tagging in state.tags {
-        if !had.get(tagging.name.as_str()).is_some_and(|t| same(t, tagging)) {
-            deltas.count(state.tenant, tagging, 1, lows);
-            tx.prepare_cached(
-                "INSERT OR IGNORE INTO pop_first (tenant, tag, added_at, display, k) VALUES (?1, ?2, ?3, ?4, ?5)",
-            )?
-            .execute(params![
-                state.tenant.as_str(),
-                tagging.name.as_str(),
-                tagging.at,
-                &*tagging.display,
-                state.k
-            ])?;
+    for (taggings, others, by) in [(old.as_slice(), state.tags, -1), (state.tags, old.as_slice(), 1)] {
+        let others: HashMap<&str, &Tagging> = others.iter().map(|t| (t.name.as_str(), t)).collect();
+        for tagging in taggings {
+            if !others.get(tagging.name.as_str()).is_some_and(|t| same(t, tagging)) {
+                deltas.count(state.tenant, tagging, by, lows);
+                tx.prepare_cached(if by < 0 { DELETE_FIRST } else { INSERT_FIRST })?.execute(params![
+                    state.tenant.as_str(),
+                    tagging.name.as_str(),
+                    tagging.at,
+                    &*tagging.display,
+                    state.k
+                ])?;
+            }
         }
     }
     tx.prepare_cached(
@@ -379,8 +367,13 @@ pub(crate) fn recompute(tx: &Transaction<'_>) -> rusqlite::Result<()> {
         let Some(tenant) = tenant_of(&k) else { continue };
         for tagging in decode_tags(row.get_ref(1)?.as_blob()?)? {
             deltas.count(&tenant, &tagging, 1, &lows);
-            tx.prepare_cached("INSERT INTO pop_first (tenant, tag, added_at, display, k) VALUES (?1, ?2, ?3, ?4, ?5)")?
-                .execute(params![tenant.as_str(), tagging.name.as_str(), tagging.at, &*tagging.display, k])?;
+            tx.prepare_cached(INSERT_FIRST)?.execute(params![
+                tenant.as_str(),
+                tagging.name.as_str(),
+                tagging.at,
+                &*tagging.display,
+                k
+            ])?;
         }
     }
     drop(rows);

@@ -158,7 +158,7 @@ async fn fill(index: &TantivyIndex, samples: &[Sample]) -> serde_json::Value {
 fn record(sample: &Sample, offset: u64, version: u64) -> SinkRecord {
     let tags: Vec<&str> = sample.tags.iter().map(String::as_str).collect();
     let event = event(TENANT, &sample.content_type, &sample.id, version, SystemClock.now_ms(), &tags);
-    SinkRecord { partition: Partition(0), offset, event }
+    SinkRecord { partition: Partition(0), offset, event: Arc::new(event) }
 }
 
 async fn until_visible(index: &TantivyIndex, next: u64) {

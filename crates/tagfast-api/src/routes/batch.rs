@@ -1,6 +1,7 @@
 //! Many contents in one request; each item succeeds or fails by itself.
 
 use axum::response::Response;
+use tagfast_domain::time::parse_rfc3339;
 use tagfast_domain::{ContentKey, Operation, Origin, Tag, TagName, UserId};
 use tagfast_sharding::ContentHash;
 use tagfast_store::{View, WriteAnswer, WriteRequest};
@@ -10,7 +11,6 @@ use crate::auth::Scope;
 use crate::call::{Call, Read, Write, Writing};
 use crate::headers::{self, CONSISTENCY_TOKEN};
 use crate::problem::{Code, Problem};
-use crate::time;
 use crate::wire::{
     self, BatchBody, BatchGet, BatchItem, BatchTag, Meta, Object, TagInput, TagItem, Taggings, VersionText, ViewBody,
     WriteBody,
@@ -177,7 +177,7 @@ fn tag(input: &TagInput, call: &Call, now: i64) -> Result<Tag, Problem> {
             }
             let by = imported.by.as_deref().map_or(Ok(call.who.user.clone()), UserId::parse)?;
             let at = imported.at.as_deref().map_or(Ok(now), |at| {
-                time::parse(at).filter(|t| (0..=now.saturating_add(FUTURE_MS)).contains(t)).ok_or_else(|| {
+                parse_rfc3339(at).filter(|t| (0..=now.saturating_add(FUTURE_MS)).contains(t)).ok_or_else(|| {
                     let at: String = at.chars().take(80).collect();
                     Problem::new(Code::BadTime, format!("{at:?} is not an RFC 3339 time between 1970 and now"))
                 })

@@ -4,13 +4,13 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use tagfast_domain::{
-    ContentKey, Document, Epoch, EpochId, EpochOrdinal, RecentWrite, Tag, Tagging, TaggingsEvent, TenantId, UnixMillis,
-    UserId, Version, WriteId,
+    ContentKey, Epoch, EpochId, EpochOrdinal, Tag, Tagging, TaggingsEvent, TenantId, UnixMillis, UserId, Version,
 };
 use tagfast_events::{BusPosition, Partition, Positions, Sink, SinkRecord, Start};
 use tagfast_popular::{PopularCounts, PopularTags, Window};
 use tagfast_resilience::{Clock, ManualClock};
 use tagfast_sharding::LogicalShard;
+use tagfast_store::conformance::scan_states;
 use tagfast_store::{ScanPage, ShardScanner, StoreError};
 
 use crate::model::Model;
@@ -34,32 +34,7 @@ impl ShardScanner for Shards {
         limit: usize,
     ) -> Result<ScanPage, StoreError> {
         let model = self.0.lock().expect("not poisoned");
-        let mut page = ScanPage::default();
-        for (key, event) in model.states() {
-            let wanted = LogicalShard::of(key) == shard
-                && tenant.is_none_or(|t| *t == key.tenant)
-                && after.is_none_or(|a| key > a);
-            if wanted && page.items.len() < limit {
-                let write = RecentWrite {
-                    id: WriteId([0; 16]),
-                    fingerprint: 0,
-                    version: event.version,
-                    at: event.at,
-                    effect: Default::default(),
-                };
-                let document = Document {
-                    version: event.version,
-                    taggings: event.tags.clone(),
-                    recent: vec![write],
-                    ..Document::default()
-                };
-                page.items.push((key.clone(), document));
-            } else if wanted {
-                page.next = page.items.last().map(|(key, _)| key.clone());
-                break;
-            }
-        }
-        Ok(page)
+        Ok(scan_states(model.states(), shard, tenant, after, limit))
     }
 
     async fn epoch(&self) -> Result<Epoch, StoreError> {
@@ -104,7 +79,7 @@ pub(crate) fn event(
 
 pub(crate) fn records(events: &[TaggingsEvent]) -> Vec<SinkRecord> {
     let partition = |e: &TaggingsEvent| Partition(u16::from(LogicalShard::of(&e.key).number()) % PARTITIONS);
-    events.iter().map(|e| SinkRecord { partition: partition(e), offset: 1, event: e.clone() }).collect()
+    events.iter().map(|e| SinkRecord { partition: partition(e), offset: 1, event: Arc::new(e.clone()) }).collect()
 }
 
 pub(crate) fn positions(next: u64) -> Positions {

@@ -6,14 +6,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tagfast_domain::{
-    ContentKey, Document, Epoch, EpochId, EpochOrdinal, RecentWrite, TaggingsEvent, TenantId, WriteId,
-};
+use tagfast_domain::{ContentKey, Epoch, EpochId, EpochOrdinal, TaggingsEvent, TenantId};
 use tagfast_events::{BusPosition, Partition, Positions, Sink, SinkRecord, Start};
 use tagfast_resilience::ManualClock;
 use tagfast_search::conformance::{NOW, SearchHarness};
 use tagfast_search::{SearchIndex, TantivyIndex, TantivyOptions};
 use tagfast_sharding::LogicalShard;
+use tagfast_store::conformance::scan_states;
 use tagfast_store::{ScanPage, ShardScanner, StoreError};
 
 pub(crate) const EPOCH: EpochId = EpochId([7; 16]);
@@ -46,33 +45,7 @@ impl ShardScanner for Shards {
         limit: usize,
     ) -> Result<ScanPage, StoreError> {
         let shards = self.0.lock().expect("not poisoned");
-        let mut page = ScanPage::default();
-        for (key, event) in shards.iter() {
-            let wanted = LogicalShard::of(key) == shard
-                && tenant.is_none_or(|t| *t == key.tenant)
-                && after.is_none_or(|a| key > a);
-            if wanted {
-                if page.items.len() == limit {
-                    page.next = page.items.last().map(|(key, _): &(ContentKey, Document)| key.clone());
-                    break;
-                }
-                let write = RecentWrite {
-                    id: WriteId([0; 16]),
-                    fingerprint: 0,
-                    version: event.version,
-                    at: event.at,
-                    effect: Default::default(),
-                };
-                let doc = Document {
-                    version: event.version,
-                    taggings: event.tags.clone(),
-                    recent: vec![write],
-                    ..Document::default()
-                };
-                page.items.push((key.clone(), doc));
-            }
-        }
-        Ok(page)
+        Ok(scan_states(shards.iter(), shard, tenant, after, limit))
     }
 
     async fn epoch(&self) -> Result<Epoch, StoreError> {
@@ -154,7 +127,7 @@ impl Engine {
             .iter()
             .map(|event| {
                 *offset += 1;
-                SinkRecord { partition: Partition(0), offset: *offset - 1, event: event.clone() }
+                SinkRecord { partition: Partition(0), offset: *offset - 1, event: Arc::new(event.clone()) }
             })
             .collect()
     }

@@ -22,7 +22,10 @@ mod kit;
 mod limit;
 mod model;
 mod scan;
+mod shards;
 mod tags;
+
+pub use shards::scan_states;
 
 use std::sync::Arc;
 use std::time::Duration;
