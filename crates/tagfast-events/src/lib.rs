@@ -40,6 +40,12 @@ pub const METRICS: &[MetricDef] = &[
         help: "Waits because the sink or the bus failed as a whole.",
     },
     MetricDef {
+        name: "tagfast_dead_letters_open",
+        kind: MetricKind::Gauge,
+        labels: &["group"],
+        help: "Parked records that nobody has replayed or discarded yet.",
+    },
+    MetricDef {
         name: "tagfast_dead_letters_total",
         kind: MetricKind::Counter,
         labels: &["group", "class"],

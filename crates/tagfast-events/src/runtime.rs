@@ -262,7 +262,10 @@ impl Engine {
         self.progress = Progress::new(&self.bus.partitions(), positions);
         self.began_at = self.clock.now_ms();
         match self.bus.parked(group).await {
-            Ok(open) => self.shared.parked.store(open, Ordering::Relaxed),
+            Ok(open) => {
+                self.shared.parked.store(open, Ordering::Relaxed);
+                metrics::gauge!("tagfast_dead_letters_open", "group" => group.0).set(open as f64);
+            }
             Err(error) => tracing::warn!(group = group.0, %error, "the open letters cannot be counted"),
         }
         self.shared.set(ConsumerState::Running);
@@ -524,6 +527,7 @@ impl Engine {
             self.shared.set(ConsumerState::Running);
         }
         self.shared.parked.fetch_add(1, Ordering::Relaxed);
+        metrics::gauge!("tagfast_dead_letters_open", "group" => group.0).increment(1.0);
         metrics::counter!("tagfast_dead_letters_total", "group" => group.0, "class" => class_word(class)).increment(1);
         Ok(())
     }
