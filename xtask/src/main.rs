@@ -1,4 +1,4 @@
-//! Automation of the workspace: `cargo xtask check`, `cargo xtask test`, `cargo xtask bench`.
+//! Automation of the workspace: `cargo xtask check`, `test`, `bench`, `stack`.
 //!
 //! It compiles without any system library, because it is what installs them.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool speaks to its terminal")]
@@ -9,6 +9,7 @@ mod check;
 mod licences;
 mod run;
 mod schema_test;
+mod stack;
 mod test;
 mod tools;
 mod tree;
@@ -28,6 +29,8 @@ enum Command {
     Check,
     /// Install what the tests need and run them all; ends with `N passed, N failed`.
     Test(test::TestOptions),
+    /// The real cluster on this machine: etcd, PostgreSQL under Patroni, Redis, Kafka, OpenSearch.
+    Stack(stack::StackCommand),
     /// Measure every figure of docs/performance.md beside its baseline.
     Bench(bench::BenchOptions),
 }
@@ -39,6 +42,7 @@ fn main() -> std::process::ExitCode {
         Command::Test(options) if test::test(&options) => Ok(()),
         Command::Test(_) => return std::process::ExitCode::FAILURE,
         Command::Bench(options) => bench::bench(&options),
+        Command::Stack(command) => stack::stack(command),
     };
     match result {
         Ok(()) => std::process::ExitCode::SUCCESS,

@@ -3,6 +3,7 @@
 //! - [`wait`]: wait for a condition with a bound, instead of sleeping and hoping.
 //! - [`process`]: the program as a child process that is killed, frozen, stopped, and never outlives its test.
 //! - [`http`]: a small blocking client that never retries a write behind the test's back.
+//! - `stack` (a feature): the real cluster from plain processes, and faults on request.
 //! - [`history`]: checks what clients were told against what is there in the end.
 //!
 //! It knows no crate of the service: a test that went through the service's own types could not see a wrong wire format.
@@ -10,6 +11,8 @@
 pub mod history;
 pub mod http;
 pub mod process;
+#[cfg(feature = "stack")]
+pub mod stack;
 pub mod wait;
 
 pub use history::{Outcome, SetHistory};

@@ -1,0 +1,249 @@
+//! Faults on request: what `stack fault KIND TARGET` does.
+
+use std::path::Path;
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
+
+use super::host::{Process, processes_in, wait_until};
+use super::info::NodeInfo;
+use super::proxy::Mode;
+use super::{Stack, netns, patroni};
+
+/// A fault, or its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// SIGKILL to the postmaster, or to a server.
+    Kill,
+    /// SIGKILL to Patroni; PostgreSQL lives on.
+    KillPatroni,
+    /// SIGKILL to Patroni and every process of PostgreSQL.
+    KillNode,
+    /// SIGSTOP to everything of the target.
+    Freeze,
+    /// SIGSTOP to PostgreSQL only.
+    FreezePostgres,
+    /// SIGSTOP to Patroni only.
+    FreezePatroni,
+    /// The end of a freeze.
+    Thaw,
+    /// Starts Patroni again after a kill.
+    Restart,
+    /// Nothing passes the target's link; with network namespaces the link is down.
+    Cut,
+    /// The end of cut, slow, hang, reset, refuse and garbage.
+    Heal,
+    /// Every chunk of bytes waits.
+    Slow {
+        /// Milliseconds.
+        ms: u64,
+    },
+    /// Requests arrive, answers do not.
+    Hang,
+    /// Connections are reset.
+    Reset,
+    /// Nobody listens.
+    Refuse,
+    /// Answers are garbage.
+    Garbage,
+    /// A planned change of the primary; the target is a cluster.
+    Switchover,
+}
+
+impl FromStr for Fault {
+    type Err = anyhow::Error;
+
+    fn from_str(word: &str) -> Result<Self> {
+        Ok(match word {
+            "kill" => Self::Kill,
+            "kill-patroni" => Self::KillPatroni,
+            "kill-node" => Self::KillNode,
+            "freeze" => Self::Freeze,
+            "freeze-postgres" => Self::FreezePostgres,
+            "freeze-patroni" => Self::FreezePatroni,
+            "thaw" => Self::Thaw,
+            "restart" => Self::Restart,
+            "cut" => Self::Cut,
+            "heal" => Self::Heal,
+            "slow" => Self::Slow { ms: 50 },
+            "hang" => Self::Hang,
+            "reset" => Self::Reset,
+            "refuse" => Self::Refuse,
+            "garbage" => Self::Garbage,
+            "switchover" => Self::Switchover,
+            other => bail!(
+                "no fault is named {other}; there are kill, kill-patroni, kill-node, freeze, freeze-postgres, \
+                 freeze-patroni, thaw, restart, cut, heal, slow, hang, reset, refuse, garbage, switchover"
+            ),
+        })
+    }
+}
+
+impl Stack {
+    /// Makes a fault. The target is a node (`c0-n1`), a cluster (its primary at this moment) or a server (`etcd`,
+    /// `redis`, `state-redis`, `kafka`, `opensearch`).
+    pub fn fault(&mut self, fault: Fault, target: &str) -> Result<()> {
+        if fault == Fault::Switchover {
+            let primary = self.primary(target)?;
+            return patroni::switchover(primary.direct_patroni, &primary.name);
+        }
+        let node = match self.info.cluster(target) {
+            Some(_) => Some(self.primary(target)?),
+            None => self.info.node(target).cloned(),
+        };
+        match node {
+            Some(node) => self.fault_node(fault, &node),
+            None => self.fault_server(fault, target),
+        }
+    }
+
+    /// The node that Patroni calls the primary of a cluster.
+    pub fn primary(&self, cluster: &str) -> Result<NodeInfo> {
+        let info = self.info.cluster(cluster).with_context(|| format!("no cluster is named {cluster}"))?;
+        for node in &info.nodes {
+            let Ok(members) = patroni::members(node.direct_patroni) else { continue };
+            let primary = members.iter().find(|m| m.is_primary()).and_then(|m| self.info.node(&m.name));
+            if let Some(primary) = primary {
+                return Ok(primary.clone());
+            }
+        }
+        bail!("{cluster} has no primary now")
+    }
+
+    fn fault_node(&mut self, fault: Fault, node: &NodeInfo) -> Result<()> {
+        let postgres = || processes_in(&node.data_dir);
+        let signal = |processes: &[Process], signal| processes.iter().for_each(|p| p.signal(signal));
+        match fault {
+            Fault::Kill => postmaster(node)?.signal(Signal::KILL),
+            Fault::KillPatroni => node.process().signal(Signal::KILL),
+            Fault::KillNode => {
+                node.process().signal(Signal::KILL);
+                super::host::end_all_in(&node.data_dir)?;
+            }
+            Fault::Freeze => {
+                node.process().signal(Signal::STOP);
+                signal(&postgres(), Signal::STOP);
+            }
+            Fault::FreezePostgres => signal(&postgres(), Signal::STOP),
+            Fault::FreezePatroni => node.process().signal(Signal::STOP),
+            Fault::Thaw => {
+                signal(&postgres(), Signal::CONT);
+                node.process().signal(Signal::CONT);
+            }
+            Fault::Restart => self.restart(node)?,
+            Fault::Cut if node.netns.is_some() => {
+                netns::set_link(node.netns.as_deref().unwrap_or_default(), false)?;
+            }
+            Fault::Heal if node.netns.is_some() => {
+                netns::set_link(node.netns.as_deref().unwrap_or_default(), true)?;
+                self.set_links(&node.name, Mode::Pass)?;
+            }
+            Fault::Cut
+            | Fault::Heal
+            | Fault::Slow { .. }
+            | Fault::Hang
+            | Fault::Reset
+            | Fault::Refuse
+            | Fault::Garbage => self.set_links(&node.name, link_mode(fault))?,
+            Fault::Switchover => bail!("a switchover is of a cluster"),
+        }
+        Ok(())
+    }
+
+    fn set_links(&self, node: &str, mode: Mode) -> Result<()> {
+        self.control().set(node, mode)?;
+        self.control().set(&format!("{node}-rest"), mode)
+    }
+
+    fn restart(&mut self, node: &NodeInfo) -> Result<()> {
+        if node.process().is_alive() {
+            bail!("the Patroni of {} runs", node.name);
+        }
+        let dir = node.data_dir.parent().context("the node has no folder")?;
+        let process = patroni::start(&self.tools, self.account, dir, node.netns.as_deref())?;
+        for known in self.info.clusters.iter_mut().flat_map(|c| &mut c.nodes).filter(|n| n.name == node.name) {
+            (known.patroni_pid, known.patroni_started) = (process.pid, process.started);
+        }
+        self.info.write(&self.dir)
+    }
+
+    fn fault_server(&self, fault: Fault, target: &str) -> Result<()> {
+        let server = match target {
+            "etcd" => self.info.etcd.first(),
+            "redis" => self.info.redis.as_ref(),
+            "state-redis" => self.info.state_redis.as_ref(),
+            "opensearch" => self.info.opensearch.as_ref(),
+            "kafka" => None,
+            other => bail!("nothing is named {other}"),
+        };
+        let kafka = self.info.kafka.as_ref().filter(|_| target == "kafka");
+        let process = server
+            .map(super::info::ServerInfo::process)
+            .or_else(|| kafka.map(|k| Process { pid: k.pid, started: k.started }))
+            .with_context(|| format!("{target} is not part of this stack"))?;
+        match fault {
+            Fault::Kill => process.signal(Signal::KILL),
+            Fault::Freeze => process.signal(Signal::STOP),
+            Fault::Thaw => process.signal(Signal::CONT),
+            Fault::Cut
+            | Fault::Heal
+            | Fault::Slow { .. }
+            | Fault::Hang
+            | Fault::Reset
+            | Fault::Refuse
+            | Fault::Garbage => self.control().set(target, link_mode(fault))?,
+            Fault::KillPatroni
+            | Fault::KillNode
+            | Fault::FreezePostgres
+            | Fault::FreezePatroni
+            | Fault::Restart
+            | Fault::Switchover => bail!("this fault is of a PostgreSQL node; {target} is none"),
+        }
+        Ok(())
+    }
+
+    /// Waits until a cluster has a primary and all its other nodes stream from it.
+    pub fn wait_until_whole(&self, cluster: &str, within: Duration) -> Result<()> {
+        let info = self.info.cluster(cluster).with_context(|| format!("no cluster is named {cluster}"))?;
+        wait_until(&format!("{cluster} to be whole"), within, || {
+            let primary = self.primary(cluster)?;
+            let members = patroni::members(primary.direct_patroni)?;
+            let streaming = members.iter().filter(|m| m.state == "streaming").count();
+            if streaming + 1 < info.nodes.len() {
+                bail!("{streaming} replicas stream: {members:?}");
+            }
+            Ok(())
+        })
+    }
+}
+
+fn link_mode(fault: Fault) -> Mode {
+    match fault {
+        Fault::Cut => Mode::Cut,
+        Fault::Slow { ms } => Mode::Slow { ms },
+        Fault::Hang => Mode::Hang,
+        Fault::Reset => Mode::Reset,
+        Fault::Refuse => Mode::Refuse,
+        Fault::Garbage => Mode::Garbage,
+        Fault::Kill
+        | Fault::KillPatroni
+        | Fault::KillNode
+        | Fault::Freeze
+        | Fault::FreezePostgres
+        | Fault::FreezePatroni
+        | Fault::Thaw
+        | Fault::Restart
+        | Fault::Heal
+        | Fault::Switchover => Mode::Pass,
+    }
+}
+
+/// The first line of `postmaster.pid`.
+fn postmaster(node: &NodeInfo) -> Result<Process> {
+    let file: &Path = &node.data_dir.join("postmaster.pid");
+    let text = std::fs::read_to_string(file).with_context(|| format!("PostgreSQL of {} does not run", node.name))?;
+    let pid = text.lines().next().and_then(|line| line.trim().parse().ok()).context("postmaster.pid has no pid")?;
+    Process::of(pid).with_context(|| format!("PostgreSQL of {} does not run", node.name))
+}

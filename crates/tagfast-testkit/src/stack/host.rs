@@ -1,0 +1,252 @@
+//! This machine: users, ports, processes that are told from others, programs that are started as somebody else.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use serde::{Deserialize, Serialize};
+
+/// A process, told from a later one with the same number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Its number.
+    pub pid: u32,
+    /// When it began, in ticks since the machine's start.
+    pub started: u64,
+}
+
+impl Process {
+    /// The process with this number, if it lives.
+    pub fn of(pid: u32) -> Option<Self> {
+        let (state, started) = stat(pid)?;
+        (state != 'Z' && state != 'X').then_some(Self { pid, started })
+    }
+
+    /// Whether it still is the same one and runs.
+    pub fn is_alive(self) -> bool {
+        Self::of(self.pid) == Some(self)
+    }
+
+    /// Sends a signal, if it still is the same one.
+    pub fn signal(self, signal: Signal) {
+        if self.is_alive()
+            && let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw)
+        {
+            // It may end on its own in between.
+            let _ = kill_process(pid, signal);
+        }
+    }
+}
+
+/// State letter and start time of a process. The name in the second field may hold blanks and parentheses.
+fn stat(pid: u32) -> Option<(char, u64)> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let rest = text.get(text.rfind(')')? + 2..)?;
+    let mut fields = rest.split(' ');
+    let state = fields.next()?.chars().next()?;
+    Some((state, fields.nth(18)?.parse().ok()?))
+}
+
+/// The processes that work in `dir` or below it.
+pub fn processes_in(dir: &Path) -> Vec<Process> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid: &u32| std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(dir)))
+        .filter_map(Process::of)
+        .collect()
+}
+
+/// Ends every process that works in `dir`; frozen ones too.
+pub fn end_all_in(dir: &Path) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        let left = processes_in(dir);
+        if left.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > end {
+            bail!("{} processes in {} do not end", left.len(), dir.display());
+        }
+        left.iter().for_each(|p| p.signal(Signal::KILL));
+        nap(20);
+    }
+}
+
+/// Whom servers run as: they refuse root.
+#[derive(Debug, Clone, Copy)]
+pub struct Account {
+    uid: u32,
+    gid: u32,
+}
+
+impl Account {
+    /// `postgres` when we are root, else ourselves.
+    pub fn of_servers() -> Result<Self> {
+        if !rustix::process::geteuid().is_root() {
+            return Ok(Self { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() });
+        }
+        let users = std::fs::read_to_string("/etc/passwd").context("cannot read /etc/passwd")?;
+        let line = users.lines().find(|line| line.starts_with("postgres:"));
+        let fields: Vec<&str> = line.map(|l| l.split(':').collect()).unwrap_or_default();
+        match (fields.get(2).and_then(|n| n.parse().ok()), fields.get(3).and_then(|n| n.parse().ok())) {
+            (Some(uid), Some(gid)) => Ok(Self { uid, gid }),
+            _ => bail!("there is no user `postgres`; install the package postgresql-15"),
+        }
+    }
+
+    /// Makes a folder of this account, closed to others.
+    pub fn make_dir(self, path: &Path) -> Result<()> {
+        std::fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+        self.own(path)
+    }
+
+    /// Writes a file that only this account reads.
+    pub fn write(self, path: &Path, text: &str) -> Result<()> {
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+        self.own(path)
+    }
+
+    fn own(self, path: &Path) -> Result<()> {
+        std::os::unix::fs::chown(path, Some(self.uid), Some(self.gid))
+            .with_context(|| format!("cannot give {} away", path.display()))
+    }
+
+    /// A command that runs as this account.
+    pub fn command(self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(program);
+        if rustix::process::geteuid().is_root() {
+            command.uid(self.uid).gid(self.gid);
+        }
+        command
+    }
+
+    /// Starts a server in its folder, with its output in `dir/NAME.log`, in a session of its own. With a namespace the
+    /// whole process lives in it.
+    pub fn start(
+        self,
+        name: &str,
+        dir: &Path,
+        netns: Option<&str>,
+        program: &Path,
+        args: &[String],
+    ) -> Result<Process> {
+        let log = dir.join(format!("{name}.log"));
+        let open = || File::options().create(true).append(true).open(&log);
+        let output = open().with_context(|| format!("cannot write {}", log.display()))?;
+        let mut command = match netns {
+            None => self.command(program),
+            Some(namespace) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", namespace, "setpriv", "--clear-groups"]);
+                command.args([format!("--reuid={}", self.uid), format!("--regid={}", self.gid)]).arg(program);
+                command
+            }
+        };
+        command.args(args).current_dir(dir).env("HOME", dir).env("LC_ALL", "C.UTF-8").process_group(0);
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        let mut child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
+        let pid = child.id();
+        // Somebody must collect it when it ends, or it stays as a zombie of ours.
+        std::thread::Builder::new().name(format!("reap-{name}")).spawn(move || child.wait())?;
+        Process::of(pid).with_context(|| format!("{name} ended at once; see {}", log.display()))
+    }
+}
+
+/// Ports that nobody listens on, below those that the kernel gives to outgoing connections; each is given once in the
+/// life of this process.
+pub fn free_ports(ip: IpAddr, count: usize) -> Result<Vec<SocketAddr>> {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    const RANGE: u32 = 20_000;
+    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().subsec_nanos();
+    let mut given = GIVEN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let first = (clock / 1000).wrapping_add(std::process::id().wrapping_mul(7919)) % RANGE;
+    let mut found = Vec::with_capacity(count);
+    for n in 0..RANGE {
+        let port = 11_000 + ((first + n) % RANGE) as u16;
+        let address = SocketAddr::new(ip, port);
+        if !given.contains(&port) && TcpListener::bind(address).is_ok() {
+            given.insert(port);
+            found.push(address);
+            if found.len() == count {
+                return Ok(found);
+            }
+        }
+    }
+    bail!("no {count} free ports between 11000 and 31000")
+}
+
+/// Polls until `look` returns something.
+pub fn wait_until<T>(what: &str, within: Duration, mut look: impl FnMut() -> Result<T>) -> Result<T> {
+    let end = Instant::now() + within;
+    loop {
+        match look() {
+            Ok(value) => return Ok(value),
+            Err(error) if Instant::now() > end => {
+                return Err(error.context(format!("{what} did not happen within {} s", within.as_secs())));
+            }
+            Err(_) => nap(50),
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "between two looks at a server that starts or ends")]
+pub(super) fn nap(ms: u64) {
+    std::thread::sleep(Duration::from_millis(ms));
+}
+
+/// Runs a command to its end; its output is part of the error.
+pub fn run(command: &mut Command) -> Result<String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {name}"))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        let last: Vec<&str> = said.lines().rev().take(15).collect();
+        bail!("{name} failed ({}): {}", output.status, last.into_iter().rev().collect::<Vec<_>>().join("\n"));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// A program on the path or in Debian's folders for administrators.
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    folders.extend(["/usr/bin", "/usr/sbin", "/bin", "/sbin"].map(PathBuf::from));
+    folders.into_iter().map(|folder| folder.join(name)).find(|program| program.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_told_from_a_later_one_with_its_number() {
+        let me = Process::of(std::process::id()).expect("we live");
+        assert!(me.is_alive());
+        assert!(!Process { started: me.started + 1, ..me }.is_alive());
+        let mut child = Command::new("true").spawn().expect("starts");
+        let pid = child.id();
+        crate::wait_for_condition("it ends", Duration::from_secs(5), || match Process::of(pid) {
+            None => Ok(()),
+            Some(process) => Err(format!("{process:?}")),
+        });
+        child.wait().expect("collected");
+    }
+
+    #[test]
+    fn ports_are_given_once() {
+        let ip = "127.0.0.1".parse().expect("an address");
+        let ports: BTreeSet<_> = (0..20).flat_map(|_| free_ports(ip, 3).expect("ports")).collect();
+        assert_eq!(ports.len(), 60);
+    }
+}

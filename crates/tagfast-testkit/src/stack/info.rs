@@ -1,0 +1,168 @@
+//! What runs where: `stack.json`.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use super::host::Process;
+
+/// The description of a running stack.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StackInfo {
+    /// PostgreSQL clusters.
+    pub clusters: Vec<ClusterInfo>,
+    /// etcd's members; one on the local stack.
+    pub etcd: Vec<ServerInfo>,
+    /// The cache Redis.
+    pub redis: Option<ServerInfo>,
+    /// The state Redis.
+    pub state_redis: Option<ServerInfo>,
+    /// Kafka.
+    pub kafka: Option<KafkaInfo>,
+    /// OpenSearch.
+    pub opensearch: Option<ServerInfo>,
+    /// A configuration that `tagfast serve --config` takes as it is.
+    pub config: PathBuf,
+    /// Where the fault proxy takes orders.
+    pub proxy: SocketAddr,
+    /// Folder of data, logs and programs' homes; removed by `down`.
+    pub base: PathBuf,
+    /// Role and database of the service, and the file with the role's password.
+    pub database: DatabaseInfo,
+}
+
+/// One PostgreSQL cluster.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ClusterInfo {
+    /// `c0`, `c1`, ...
+    pub name: String,
+    /// Patroni's scope.
+    pub scope: String,
+    /// Its nodes.
+    pub nodes: Vec<NodeInfo>,
+}
+
+/// One node: a Patroni and its PostgreSQL.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NodeInfo {
+    /// `c0-n0`; also its member name in Patroni.
+    pub name: String,
+    /// PostgreSQL behind the fault proxy: the address that everybody uses.
+    pub postgres: SocketAddr,
+    /// Patroni's REST API behind the fault proxy.
+    pub patroni: String,
+    /// Patroni's process.
+    pub patroni_pid: u32,
+    /// When that process began.
+    pub patroni_started: u64,
+    /// PostgreSQL's folder.
+    pub data_dir: PathBuf,
+    /// PostgreSQL itself, not through the proxy.
+    pub direct_postgres: SocketAddr,
+    /// Patroni itself, not through the proxy.
+    pub direct_patroni: SocketAddr,
+    /// Its network namespace, with `--netns`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub netns: Option<String>,
+}
+
+/// A server of one process.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ServerInfo {
+    /// Where clients connect.
+    pub url: String,
+    /// Its process.
+    pub pid: u32,
+    /// When that process began.
+    pub started: u64,
+}
+
+/// Kafka.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct KafkaInfo {
+    /// Bootstrap address, behind the fault proxy.
+    pub bootstrap: SocketAddr,
+    /// Its process.
+    pub pid: u32,
+    /// When that process began.
+    pub started: u64,
+}
+
+/// How the service reaches its database.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DatabaseInfo {
+    /// Database.
+    pub name: String,
+    /// Role.
+    pub user: String,
+    /// File with its password.
+    pub password_file: PathBuf,
+}
+
+impl NodeInfo {
+    /// Patroni's process.
+    pub fn process(&self) -> Process {
+        Process { pid: self.patroni_pid, started: self.patroni_started }
+    }
+}
+
+impl ServerInfo {
+    /// Its process.
+    pub fn process(&self) -> Process {
+        Process { pid: self.pid, started: self.started }
+    }
+}
+
+impl StackInfo {
+    /// Reads `stack.json` of a folder.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let file = dir.join("stack.json");
+        let text = std::fs::read_to_string(&file)
+            .with_context(|| format!("no stack runs in {} (no stack.json)", dir.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("{} cannot be read", file.display()))
+    }
+
+    /// Writes `stack.json` into a folder, whole or not at all.
+    pub fn write(&self, dir: &Path) -> Result<()> {
+        std::fs::create_dir_all(dir)?;
+        let draft = dir.join("stack.json.new");
+        std::fs::write(&draft, serde_json::to_string_pretty(self)?)?;
+        std::fs::rename(&draft, dir.join("stack.json")).context("cannot write stack.json")
+    }
+
+    /// The cluster of this name.
+    pub fn cluster(&self, name: &str) -> Option<&ClusterInfo> {
+        self.clusters.iter().find(|c| c.name == name)
+    }
+
+    /// The node of this name.
+    pub fn node(&self, name: &str) -> Option<&NodeInfo> {
+        self.clusters.iter().flat_map(|c| &c.nodes).find(|n| n.name == name)
+    }
+
+    /// The service's configuration for this stack.
+    pub fn service_config(&self) -> String {
+        let mut text = String::from("# Written by `cargo xtask stack up`.\n\n[store]\nkind = \"postgres\"\n");
+        let etcd: Vec<String> = self.etcd.iter().map(|e| format!("{:?}", e.url)).collect();
+        text.push_str(&format!("etcd = [{}]\n", etcd.join(", ")));
+        let shards = 64 / self.clusters.len().max(1);
+        for (n, cluster) in self.clusters.iter().enumerate() {
+            let first = n * shards;
+            let last = if n + 1 == self.clusters.len() { 63 } else { first + shards - 1 };
+            let patroni: Vec<String> = cluster.nodes.iter().map(|node| format!("{:?}", node.patroni)).collect();
+            text.push_str(&format!(
+                "\n[[store.clusters]]\nname = {:?}\nscope = {:?}\nshards = \"{first}-{last}\"\npatroni = [{}]\n\
+                 database = {:?}\nuser = {:?}\npassword_file = {:?}\n",
+                cluster.name,
+                cluster.scope,
+                patroni.join(", "),
+                self.database.name,
+                self.database.user,
+                self.database.password_file,
+            ));
+        }
+        text
+    }
+}

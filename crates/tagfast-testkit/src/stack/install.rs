@@ -1,0 +1,206 @@
+//! What the stack needs from outside: Debian packages, Patroni from PyPI, Kafka and OpenSearch through Maven.
+//!
+//! Everything is pinned and kept in one folder that an unprivileged user can reach; a stamp says what is complete. How it
+//! fails: an installer's last lines are part of the error. Nothing that a package brings is started.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::host::{find_program, run};
+
+const PATRONI: &str = "4.1.5";
+const KAFKA: &str = "4.1.0";
+const OPENSEARCH: &str = "2.19.3";
+/// PostgreSQL's programs as Debian lays them out.
+pub(super) const POSTGRES_BIN: &str = "/usr/lib/postgresql/15/bin";
+
+/// Tells somebody what is being done.
+pub type Progress<'a> = &'a dyn Fn(&str);
+
+/// Which parts are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Needs {
+    /// etcd, PostgreSQL, Patroni.
+    pub clusters: bool,
+    /// Redis.
+    pub redis: bool,
+    /// Kafka.
+    pub kafka: bool,
+    /// OpenSearch.
+    pub opensearch: bool,
+    /// Network namespaces.
+    pub netns: bool,
+}
+
+/// Where the programs are.
+#[derive(Debug, Clone)]
+pub struct Tools {
+    /// The folder of what came from PyPI and Maven.
+    pub home: PathBuf,
+}
+
+impl Tools {
+    pub(super) fn patroni(&self) -> PathBuf {
+        self.home.join("patroni/bin/patroni")
+    }
+
+    pub(super) fn kafka(&self) -> PathBuf {
+        self.home.join("kafka")
+    }
+
+    pub(super) fn opensearch(&self) -> PathBuf {
+        self.home.join(format!("opensearch/opensearch-{OPENSEARCH}"))
+    }
+}
+
+/// Installs what is missing; quick when nothing is.
+pub fn install(needs: Needs, progress: Progress<'_>) -> Result<Tools> {
+    debian(needs, progress)?;
+    let home = PathBuf::from("/var/tmp/tagfast-tools");
+    std::fs::create_dir_all(&home).with_context(|| format!("cannot make {}", home.display()))?;
+    std::fs::set_permissions(&home, std::fs::Permissions::from_mode(0o755))?;
+    // Two installations at once would spoil each other: the second one waits.
+    let lock = std::fs::File::create(home.join("lock"))?;
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)?;
+    let tools = Tools { home };
+    if needs.clusters {
+        once(&tools.home, "patroni", PATRONI, progress, patroni)?;
+    }
+    if needs.kafka {
+        once(&tools.home, "kafka", KAFKA, progress, kafka)?;
+    }
+    if needs.opensearch {
+        once(&tools.home, "opensearch", OPENSEARCH, progress, opensearch)?;
+    }
+    Ok(tools)
+}
+
+fn once(
+    home: &Path,
+    name: &str,
+    version: &str,
+    progress: Progress<'_>,
+    work: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
+    let (dir, stamp) = (home.join(name), home.join(format!("{name}.installed")));
+    if dir.is_dir() && std::fs::read_to_string(&stamp).is_ok_and(|text| text == version) {
+        return Ok(());
+    }
+    progress(&format!("installing {name} {version}"));
+    if dir.exists() {
+        std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+    }
+    work(&dir).with_context(|| format!("cannot install {name} {version}"))?;
+    run(Command::new("chmod").args(["-R", "a+rX"]).arg(&dir))?;
+    std::fs::write(stamp, version).with_context(|| format!("cannot note that {name} is installed"))
+}
+
+fn debian(needs: Needs, progress: Progress<'_>) -> Result<()> {
+    let postgres = Path::new(POSTGRES_BIN).join("postgres").is_file();
+    let mut packages = Vec::new();
+    let mut want = |wanted: bool, there: bool, package: &'static str| {
+        if wanted && !there {
+            packages.push(package);
+        }
+    };
+    let there = |program: &str| find_program(program).is_some();
+    want(needs.clusters, postgres, "postgresql-15");
+    want(needs.clusters, there("etcd"), "etcd-server");
+    want(needs.clusters, Path::new("/usr/bin/python3").is_file(), "python3");
+    want(needs.redis, there("redis-server"), "redis-server");
+    want(needs.kafka || needs.opensearch, there("java"), "openjdk-17-jre-headless");
+    want(needs.kafka || needs.opensearch, there("mvn"), "maven");
+    want(needs.opensearch, there("unzip"), "unzip");
+    want(needs.netns, there("ip"), "iproute2");
+    if packages.is_empty() {
+        return Ok(());
+    }
+    if !rustix::process::geteuid().is_root() {
+        bail!("these Debian packages are missing; install them as root: {}", packages.join(" "));
+    }
+    progress(&format!("installing {}", packages.join(", ")));
+    // A fresh PostgreSQL would make and start a cluster of its own.
+    let own_cluster = Path::new("/etc/postgresql-common/createcluster.conf");
+    if packages.contains(&"postgresql-15") && !own_cluster.exists() {
+        std::fs::create_dir_all("/etc/postgresql-common")?;
+        std::fs::write(own_cluster, "create_main_cluster = false\n")?;
+    }
+    let apt = |args: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command.env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1").args(args);
+        run(&mut command)
+    };
+    let mut install = vec!["install", "-y", "-q", "--no-install-recommends"];
+    install.extend(&packages);
+    if apt(&install).is_err() {
+        apt(&["update", "-q"])?;
+        apt(&install)?;
+    }
+    Ok(())
+}
+
+/// A virtual environment of Debian's python: another interpreter may lie where the servers' user cannot run it.
+fn patroni(dir: &Path) -> Result<()> {
+    run(Command::new("/usr/bin/python3").args(["-m", "venv", "--without-pip"]).arg(dir))?;
+    let python = dir.join("bin/python");
+    let requirements = [&format!("patroni[etcd3,psycopg3]=={PATRONI}"), "psycopg[binary]", "psutil"];
+    let pip = find_program("pip").or_else(|| find_program("pip3"));
+    let Some(pip) = pip else {
+        run(Command::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive").args([
+            "install",
+            "-y",
+            "-q",
+            "python3-pip",
+        ]))
+        .context("pip is missing; install python3-pip")?;
+        return pip_install(Path::new("/usr/bin/pip3"), &python, &requirements);
+    };
+    pip_install(&pip, &python, &requirements)
+}
+
+fn pip_install(pip: &Path, python: &Path, requirements: &[&str]) -> Result<()> {
+    let mut command = Command::new(pip);
+    command.arg("--python").arg(python).args(["install", "-q", "--disable-pip-version-check"]).args(requirements);
+    run(&mut command).map(drop)
+}
+
+fn kafka(dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir)?;
+    let pom = format!(
+        "<project xmlns=\"http://maven.apache.org/POM/4.0.0\"><modelVersion>4.0.0</modelVersion>\
+         <groupId>tagfast</groupId><artifactId>kafka-jars</artifactId><version>1</version><packaging>pom</packaging>\
+         <dependencies>\
+         <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{KAFKA}</version></dependency>\
+         <dependency><groupId>org.slf4j</groupId><artifactId>slf4j-simple</artifactId><version>1.7.36</version></dependency>\
+         </dependencies></project>"
+    );
+    let file = dir.join("pom.xml");
+    std::fs::write(&file, pom)?;
+    let mut command = Command::new("mvn");
+    command.args(["-q", "-B", "-f"]).arg(&file).arg("dependency:copy-dependencies");
+    command.arg(format!("-DoutputDirectory={}", dir.join("libs").display()));
+    run(&mut command).map(drop)
+}
+
+fn opensearch(dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir)?;
+    let artifact = format!("org.opensearch.distribution.integ-test-zip:opensearch:{OPENSEARCH}:zip");
+    let mut get = Command::new("mvn");
+    get.args(["-q", "-B", "dependency:get", "-Dtransitive=false"]).arg(format!("-Dartifact={artifact}"));
+    run(&mut get)?;
+    let mut copy = Command::new("mvn");
+    copy.args(["-q", "-B", "dependency:copy"]).arg(format!("-Dartifact={artifact}"));
+    copy.arg(format!("-DoutputDirectory={}", dir.display()));
+    run(&mut copy)?;
+    let zip = std::fs::read_dir(dir)?
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|e| e == "zip"))
+        .context("Maven copied no archive")?;
+    run(Command::new("unzip").arg("-q").arg(&zip).arg("-d").arg(dir))?;
+    std::fs::remove_file(zip)?;
+    Ok(())
+}

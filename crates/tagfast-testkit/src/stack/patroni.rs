@@ -1,0 +1,178 @@
+//! One node: the configuration of its Patroni, its start, what its REST API says.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::host::{Account, Process};
+use super::install::{POSTGRES_BIN, Tools};
+use crate::Client;
+
+/// Passwords of a stack.
+#[derive(Debug, Clone)]
+pub(super) struct Passwords {
+    pub(super) superuser: String,
+    pub(super) replication: String,
+    pub(super) rewind: String,
+    pub(super) service: String,
+}
+
+/// What a node's configuration is made of.
+pub(super) struct NodePlan<'a> {
+    pub(super) scope: &'a str,
+    pub(super) name: &'a str,
+    /// Where it listens, and the proxy's port by which it is known: PostgreSQL, REST.
+    pub(super) postgres: (SocketAddr, SocketAddr),
+    pub(super) rest: (SocketAddr, SocketAddr),
+    pub(super) etcd: SocketAddr,
+    pub(super) shared_buffers: &'a str,
+    pub(super) passwords: &'a Passwords,
+    /// The node's folder; PostgreSQL's is `data` in it.
+    pub(super) dir: &'a Path,
+}
+
+impl NodePlan<'_> {
+    pub(super) fn data_dir(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
+    /// Writes the node's files.
+    pub(super) fn write(&self, account: Account) -> Result<()> {
+        account.make_dir(self.dir)?;
+        account.write(&self.dir.join("init.sql"), &self.init_sql())?;
+        let script = format!(
+            "#!/bin/sh\nexec {POSTGRES_BIN}/psql -X -q -v ON_ERROR_STOP=1 -d \"$1\" -f {}/init.sql\n",
+            self.dir.display()
+        );
+        account.write(&self.dir.join("init.sh"), &script)?;
+        account.write(&self.dir.join("patroni.json"), &serde_json::to_string_pretty(&self.config())?)
+    }
+
+    fn init_sql(&self) -> String {
+        let password = &self.passwords.service;
+        format!(
+            "CREATE ROLE tagfast LOGIN PASSWORD '{password}';\nGRANT pg_monitor TO tagfast;\n\
+             CREATE DATABASE tagfast OWNER tagfast;\n"
+        )
+    }
+
+    fn config(&self) -> Value {
+        let dir = self.dir.display().to_string();
+        let login = |user: &str, password: &str| serde_json::json!({"username": user, "password": password});
+        let parameters = serde_json::json!({
+            "shared_buffers": self.shared_buffers, "max_connections": 100, "max_wal_senders": 6,
+            "max_replication_slots": 6, "max_worker_processes": 4, "wal_keep_size": "64MB",
+            "min_wal_size": "64MB", "max_wal_size": "1GB", "checkpoint_timeout": "15min",
+            "wal_compression": "lz4", "wal_log_hints": "on", "hot_standby": "on",
+            "autovacuum_max_workers": 1, "jit": "off", "password_encryption": "scram-sha-256",
+            "wal_receiver_timeout": "3s", "wal_sender_timeout": "3s",
+            "wal_receiver_status_interval": "100ms", "wal_retrieve_retry_interval": "200ms",
+            "tcp_keepalives_idle": 1, "tcp_keepalives_interval": 1, "tcp_keepalives_count": 3,
+            "tcp_user_timeout": "3s", "client_connection_check_interval": "1s",
+        });
+        serde_json::json!({
+            "scope": self.scope,
+            "name": self.name,
+            "restapi": {"listen": self.rest.0.to_string(), "connect_address": self.rest.1.to_string()},
+            "etcd3": {"host": self.etcd.to_string()},
+            "watchdog": {"mode": "off"},
+            "bootstrap": {
+                "dcs": {
+                    "ttl": 20, "loop_wait": 1, "retry_timeout": 3, "maximum_lag_on_failover": 67_108_864,
+                    "primary_start_timeout": 0, "failsafe_mode": true, "check_timeline": true,
+                    "postgresql": {"use_pg_rewind": true, "use_slots": true, "parameters": parameters},
+                },
+                "initdb": [{"encoding": "UTF8"}, {"locale": "C"}, {"auth-host": "scram-sha-256"},
+                           {"auth-local": "scram-sha-256"}, "no-sync"],
+                "post_init": format!("{dir}/init.sh"),
+            },
+            "postgresql": {
+                "listen": self.postgres.0.to_string(),
+                "connect_address": self.postgres.1.to_string(),
+                "bin_dir": POSTGRES_BIN,
+                "data_dir": self.data_dir(),
+                "pgpass": format!("{dir}/pgpass"),
+                "use_unix_socket": true,
+                "use_unix_socket_repl": true,
+                "parameters": {"unix_socket_directories": dir},
+                "authentication": {
+                    "superuser": login("postgres", &self.passwords.superuser),
+                    "replication": login("replicator", &self.passwords.replication),
+                    "rewind": login("rewinder", &self.passwords.rewind),
+                },
+                "basebackup": [{"checkpoint": "fast"}, "no-sync"],
+                "pg_hba": ["local all all scram-sha-256", "local replication all scram-sha-256",
+                           "host all all 0.0.0.0/0 scram-sha-256", "host replication replicator 0.0.0.0/0 scram-sha-256"],
+            },
+        })
+    }
+}
+
+/// Starts a node's Patroni, which starts its PostgreSQL.
+pub(super) fn start(tools: &Tools, account: Account, dir: &Path, netns: Option<&str>) -> Result<Process> {
+    let config = dir.join("patroni.json").display().to_string();
+    account.start("patroni", dir, netns, &tools.patroni(), &[config])
+}
+
+/// A member as Patroni's `/cluster` tells it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Member {
+    /// The node.
+    pub name: String,
+    /// `leader` or `replica`, in Patroni's words.
+    pub role: String,
+    /// `running`, `streaming`, ...
+    pub state: String,
+    /// PostgreSQL's timeline.
+    pub timeline: Option<u64>,
+    /// Bytes behind.
+    pub lag: Option<u64>,
+}
+
+impl Member {
+    /// Whether it is the primary, by Patroni's word.
+    pub fn is_primary(&self) -> bool {
+        self.role == "leader" && self.state == "running"
+    }
+}
+
+/// What a Patroni knows of its cluster.
+pub fn members(rest: SocketAddr) -> Result<Vec<Member>> {
+    let answer = get(rest, "/cluster")?;
+    let list = answer["members"].as_array().context("/cluster has no members")?;
+    let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+    Ok(list
+        .iter()
+        .map(|m| Member {
+            name: text(&m["name"]),
+            role: text(&m["role"]),
+            state: text(&m["state"]),
+            timeline: m["timeline"].as_u64(),
+            lag: m["lag"].as_u64(),
+        })
+        .collect())
+}
+
+fn get(rest: SocketAddr, path: &str) -> Result<Value> {
+    let mut client = Client::new(rest).with_timeout(Duration::from_secs(2));
+    let answer =
+        client.request("GET", path, &[], None).with_context(|| format!("Patroni at {rest} does not answer"))?;
+    if answer.status >= 500 {
+        bail!("Patroni at {rest} answered {} to {path}", answer.status);
+    }
+    Ok(answer.json())
+}
+
+/// Asks the primary's Patroni to hand over; returns when it has.
+pub(super) fn switchover(rest: SocketAddr, primary: &str) -> Result<()> {
+    let body = serde_json::json!({"leader": primary}).to_string();
+    let mut client = Client::new(rest).with_timeout(Duration::from_secs(60));
+    let answer = client.request("POST", "/switchover", &[], Some(&body))?;
+    if answer.status != 200 {
+        bail!("the switchover was refused ({}): {}", answer.status, answer.text());
+    }
+    Ok(())
+}

@@ -1,0 +1,175 @@
+//! The servers of one process each: etcd, Redis, Kafka, OpenSearch.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::host::{Account, Process, find_program, run, wait_until};
+use super::install::Tools;
+use crate::Client;
+
+fn strings<const N: usize>(args: [&str; N]) -> Vec<String> {
+    args.map(str::to_owned).to_vec()
+}
+
+/// Starts etcd; ready when it answers `/health`.
+pub(super) fn etcd(account: Account, dir: &Path, client: SocketAddr, peer: SocketAddr) -> Result<Process> {
+    account.make_dir(dir)?;
+    let program = find_program("etcd").context("etcd is not installed")?;
+    let (client_url, peer_url) = (format!("http://{client}"), format!("http://{peer}"));
+    let args = strings([
+        "--name=etcd0",
+        "--data-dir=data",
+        "--heartbeat-interval=100",
+        "--election-timeout=1000",
+        &format!("--listen-client-urls={client_url}"),
+        &format!("--advertise-client-urls={client_url}"),
+        &format!("--listen-peer-urls={peer_url}"),
+        &format!("--initial-advertise-peer-urls={peer_url}"),
+        &format!("--initial-cluster=etcd0={peer_url}"),
+    ]);
+    let process = account.start("etcd", dir, None, &program, &args)?;
+    wait_until("etcd's start", Duration::from_secs(20), || http_ok(client, "/health"))?;
+    Ok(process)
+}
+
+/// Starts a Redis: a cache evicts, a state refuses.
+pub(super) fn redis(account: Account, dir: &Path, listen: SocketAddr, evicts: bool) -> Result<Process> {
+    account.make_dir(dir)?;
+    let program = find_program("redis-server").context("redis-server is not installed")?;
+    let (ip, port) = (listen.ip().to_string(), listen.port().to_string());
+    let policy = if evicts { "volatile-lru" } else { "noeviction" };
+    let args = strings([
+        "--bind",
+        &ip,
+        "--port",
+        &port,
+        "--dir",
+        ".",
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+        "--maxmemory",
+        "256mb",
+        "--maxmemory-policy",
+        policy,
+    ]);
+    let process = account.start("redis", dir, None, &program, &args)?;
+    wait_until("Redis's start", Duration::from_secs(10), || {
+        std::net::TcpStream::connect(listen).context("Redis does not listen")
+    })?;
+    Ok(process)
+}
+
+/// Starts a Kafka broker (KRaft) that is known by `advertised`.
+pub(super) fn kafka(
+    tools: &Tools,
+    account: Account,
+    dir: &Path,
+    [listen, controller, advertised]: [SocketAddr; 3],
+    partitions: u16,
+) -> Result<Process> {
+    account.make_dir(dir)?;
+    let config = dir.join("server.properties");
+    let text = format!(
+        "process.roles=broker,controller\nnode.id=1\ncontroller.quorum.bootstrap.servers={controller}\n\
+         listeners=PLAINTEXT://{listen},CONTROLLER://{controller}\nadvertised.listeners=PLAINTEXT://{advertised}\n\
+         controller.listener.names=CONTROLLER\nlistener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT\n\
+         log.dirs={}\nnum.partitions={partitions}\noffsets.topic.replication.factor=1\noffsets.topic.num.partitions=8\n\
+         transaction.state.log.replication.factor=1\ntransaction.state.log.min.isr=1\n\
+         group.initial.rebalance.delay.ms=0\nauto.create.topics.enable=false\n",
+        dir.join("data").display()
+    );
+    account.write(&config, &text)?;
+    let java = find_program("java").context("java is not installed")?;
+    let jars = format!("{}/*", tools.kafka().join("libs").display());
+    let tool = |arguments: &[&str]| {
+        let mut command = account.command(&java);
+        command.current_dir(dir).args(["-Xmx128m", "-cp", &jars, "kafka.tools.StorageTool"]).args(arguments);
+        run(&mut command)
+    };
+    let printed = tool(&["random-uuid"])?;
+    let id = printed.lines().last().unwrap_or_default().trim().to_owned();
+    tool(&["format", "--standalone", "-t", &id, "-c", &config.display().to_string()])?;
+    let args = strings([
+        "-Xms256m",
+        "-Xmx384m",
+        "-XX:+UseSerialGC",
+        "-XX:TieredStopAtLevel=1",
+        "-cp",
+        &jars,
+        "kafka.Kafka",
+        "server.properties",
+    ]);
+    let process = account.start("kafka", dir, None, &java, &args)?;
+    let log = dir.join("kafka.log");
+    wait_until("Kafka's start", Duration::from_secs(60), || {
+        let text = std::fs::read_to_string(&log)?;
+        if text.contains("Kafka Server started") {
+            return Ok(());
+        }
+        if !process.is_alive() {
+            bail!("Kafka ended; see {}", log.display());
+        }
+        bail!("Kafka is starting")
+    })?;
+    Ok(process)
+}
+
+/// Starts OpenSearch as one node.
+pub(super) fn opensearch(
+    tools: &Tools,
+    account: Account,
+    dir: &Path,
+    [listen, transport]: [SocketAddr; 2],
+) -> Result<Process> {
+    account.make_dir(dir)?;
+    for folder in ["config", "data", "logs", "tmp"] {
+        account.make_dir(&dir.join(folder))?;
+    }
+    let home = tools.opensearch();
+    for entry in std::fs::read_dir(home.join("config"))?.flatten().filter(|e| e.path().is_file()) {
+        let text = std::fs::read_to_string(entry.path())?;
+        account.write(&dir.join("config").join(entry.file_name()), &text)?;
+    }
+    let config = format!(
+        "cluster.name: tagfast\nnode.name: os0\ndiscovery.type: single-node\nnetwork.host: {}\nhttp.port: {}\n\
+         transport.port: {}\npath.data: {dir}/data\npath.logs: {dir}/logs\naction.auto_create_index: false\n\
+         cluster.routing.allocation.disk.threshold_enabled: false\n",
+        listen.ip(),
+        listen.port(),
+        transport.port(),
+        dir = dir.display()
+    );
+    account.write(&dir.join("config/opensearch.yml"), &config)?;
+    let java = find_program("java").context("java is not installed")?;
+    let java = std::fs::canonicalize(java)?;
+    let java_home = java.parent().and_then(Path::parent).context("java has no home")?;
+    let environment = strings([
+        &format!("OPENSEARCH_JAVA_HOME={}", java_home.display()),
+        &format!("OPENSEARCH_PATH_CONF={}", dir.join("config").display()),
+        &format!("OPENSEARCH_TMPDIR={}", dir.join("tmp").display()),
+        "OPENSEARCH_JAVA_OPTS=-Xms512m -Xmx512m",
+        &home.join("bin/opensearch").display().to_string(),
+    ]);
+    let process = account.start("opensearch", dir, None, Path::new("/usr/bin/env"), &environment)?;
+    wait_until("OpenSearch's start", Duration::from_secs(90), || {
+        if !process.is_alive() {
+            bail!("OpenSearch ended; see {}", dir.join("opensearch.log").display());
+        }
+        http_ok(listen, "/_cluster/health")
+    })?;
+    Ok(process)
+}
+
+fn http_ok(address: SocketAddr, path: &str) -> Result<()> {
+    let mut client = Client::new(address).with_timeout(Duration::from_secs(2));
+    let answer = client.request("GET", path, &[], None)?;
+    if answer.status != 200 {
+        bail!("{address}{path} answered {}", answer.status);
+    }
+    Ok(())
+}
