@@ -6,12 +6,14 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
+use tagfast_testkit::stack::{Needs, install};
+
 use crate::run::{cargo, run, stage};
 use crate::{schema_test, tools};
 
 #[derive(clap::Args)]
 pub(crate) struct TestOptions {
-    /// Only what needs no tool from outside cargo.
+    /// Only what needs no server and no tool from outside cargo.
     #[arg(long, conflicts_with = "full")]
     fast: bool,
     /// Big counts and long fault loops too.
@@ -20,6 +22,13 @@ pub(crate) struct TestOptions {
     /// Arguments for the test binaries, for example a test's name.
     #[arg(last = true)]
     filter: Vec<String>,
+}
+
+impl TestOptions {
+    /// Tests with real servers are in binaries named `real`.
+    fn targets(&self) -> &'static [&'static str] {
+        if self.fast { &["--lib", "--bins", "--test", "it"] } else { &["--lib", "--bins", "--tests"] }
+    }
 }
 
 /// What ran.
@@ -60,7 +69,13 @@ fn stages(options: &TestOptions, totals: &mut Totals) -> Result<()> {
     let contract = !options.fast && options.filter.is_empty();
     let schemathesis = if contract { Some(stage("install tools", tools::schemathesis)?) } else { None };
     stage("format", || run(cargo().args(["fmt", "--all", "--check"])))?;
-    stage("build", || run(cargo().args(["test", "--workspace", "--lib", "--bins", "--tests", "--no-run"])))?;
+    if !options.fast {
+        stage("install servers", || {
+            let needs = Needs { clusters: true, redis: true, kafka: true, opensearch: true, netns: false };
+            install(needs, &|line| println!("{line}")).map(drop)
+        })?;
+    }
+    stage("build", || run(cargo().args(["test", "--workspace", "--no-run"]).args(options.targets())))?;
     totals.add(stage("tests", || cargo_test(options))?);
     if let Some(schemathesis) = schemathesis {
         totals.add(stage("contract test of the HTTP API", || schema_test::run(&schemathesis, options.full))?);
@@ -71,7 +86,7 @@ fn stages(options: &TestOptions, totals: &mut Totals) -> Result<()> {
 /// Runs every test binary and adds up what they say.
 fn cargo_test(options: &TestOptions) -> Result<Totals> {
     let mut command = cargo();
-    command.args(["test", "--workspace", "--no-fail-fast", "--lib", "--bins", "--tests"]);
+    command.args(["test", "--workspace", "--no-fail-fast"]).args(options.targets());
     if options.full {
         command.env("TAGFAST_FULL", "1");
     }

@@ -106,15 +106,9 @@ pub(super) fn kafka(
     ]);
     let process = account.start("kafka", dir, None, &java, &args)?;
     let log = dir.join("kafka.log");
-    wait_until("Kafka's start", Duration::from_secs(60), || {
+    wait_for_server("Kafka", process, &log, || {
         let text = std::fs::read_to_string(&log)?;
-        if text.contains("Kafka Server started") {
-            return Ok(());
-        }
-        if !process.is_alive() {
-            bail!("Kafka ended; see {}", log.display());
-        }
-        bail!("Kafka is starting")
+        text.contains("Kafka Server started").then_some(()).context("Kafka is starting")
     })?;
     Ok(process)
 }
@@ -132,7 +126,10 @@ pub(super) fn opensearch(
     }
     let home = tools.opensearch();
     for entry in std::fs::read_dir(home.join("config"))?.flatten().filter(|e| e.path().is_file()) {
+        // The garbage collector's log would go to a folder that belongs to somebody else.
         let text = std::fs::read_to_string(entry.path())?;
+        let text: String =
+            text.lines().filter(|line| !line.contains("logs/")).map(|line| format!("{line}\n")).collect();
         account.write(&dir.join("config").join(entry.file_name()), &text)?;
     }
     let config = format!(
@@ -156,13 +153,19 @@ pub(super) fn opensearch(
         &home.join("bin/opensearch").display().to_string(),
     ]);
     let process = account.start("opensearch", dir, None, Path::new("/usr/bin/env"), &environment)?;
-    wait_until("OpenSearch's start", Duration::from_secs(90), || {
-        if !process.is_alive() {
-            bail!("OpenSearch ended; see {}", dir.join("opensearch.log").display());
-        }
-        http_ok(listen, "/_cluster/health")
-    })?;
+    wait_for_server("OpenSearch", process, &dir.join("opensearch.log"), || http_ok(listen, "/_cluster/health"))?;
     Ok(process)
+}
+
+/// Waits until a server is ready, and no longer when it has ended.
+fn wait_for_server(name: &str, process: Process, log: &Path, mut ready: impl FnMut() -> Result<()>) -> Result<()> {
+    let lives = wait_until(&format!("{name}'s start"), Duration::from_secs(90), || {
+        if process.is_alive() { ready().map(|()| true) } else { Ok(false) }
+    })?;
+    if !lives {
+        bail!("{name} ended; see {}", log.display());
+    }
+    Ok(())
 }
 
 fn http_ok(address: SocketAddr, path: &str) -> Result<()> {
