@@ -14,6 +14,18 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tagfast-resilience", &[]),
     ("tagfast-store", &["tagfast-domain", "tagfast-sharding", "tagfast-resilience"]),
     ("tagfast-events", &["tagfast-domain", "tagfast-sharding", "tagfast-resilience"]),
+    ("tagfast-failover", &["tagfast-domain"]),
+    (
+        "tagfast-store-postgres",
+        &[
+            "tagfast-domain",
+            "tagfast-sharding",
+            "tagfast-failover",
+            "tagfast-resilience",
+            "tagfast-store",
+            "tagfast-events",
+        ],
+    ),
     (
         "tagfast-store-embedded",
         &["tagfast-domain", "tagfast-sharding", "tagfast-resilience", "tagfast-store", "tagfast-events"],
@@ -59,10 +71,11 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// Dependencies that only these crates may use, and why.
 const RESERVED: &[(&str, &[&str], &str)] = &[
     ("rusqlite", &["tagfast-store-embedded", "tagfast-popular"], "SQL stays behind the store and the counts"),
+    ("tokio-postgres", &["tagfast-store-postgres"], "PostgreSQL stays behind its store"),
     ("tantivy", &["tagfast-search"], "the index engine stays behind its port"),
     ("axum", &["tagfast-api", "tagfast"], "HTTP stays in the API and the program"),
     ("hyper", &["tagfast-api", "tagfast"], "HTTP stays in the API and the program"),
-    ("reqwest", &["tagfast-api", "tagfast"], "only the edges speak HTTP"),
+    ("reqwest", &["tagfast-api", "tagfast", "tagfast-store-postgres"], "only the edges speak HTTP"),
     ("jsonwebtoken", &["tagfast-api", "tagfast"], "authentication is the API's"),
     ("clap", &["tagfast", "xtask"], "only programs have a command line"),
     ("toml", &["tagfast"], "only the program reads configuration"),
@@ -72,6 +85,7 @@ const RESERVED: &[(&str, &[&str], &str)] = &[
 const PURE: &[(&str, &[&str])] = &[
     ("tagfast-domain", &["tokio", "rusqlite", "metrics", "tracing"]),
     ("tagfast-sharding", &["tokio", "metrics", "tracing"]),
+    ("tagfast-failover", &["tokio", "metrics", "tracing", "serde"]),
 ];
 
 pub(crate) fn check() -> Result<()> {

@@ -3,6 +3,9 @@
 //! The hash is XXH3 (frozen since 0.8.0) with a fixed seed over `tenant 0 type 0 id`; golden vectors pin it, since a
 //! changed hash would lose every content behind its shard. Pure: no I/O, no clock. It cannot fail.
 
+mod map;
+
+pub use map::{ClusterIndex, ShardMap, ShardMapError};
 use tagfast_domain::ContentKey;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 

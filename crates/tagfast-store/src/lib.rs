@@ -9,6 +9,7 @@
 pub mod conformance;
 pub mod error;
 pub mod ports;
+pub mod queue;
 pub mod seal;
 pub mod token;
 

@@ -1,0 +1,192 @@
+//! What this node knows of one cluster: its epoch, its members, who may be written to, what may be acknowledged.
+//!
+//! One watcher writes it, everybody reads it. A change of epoch replaces the view as a whole, so nobody combines the
+//! primary of one reign with the epoch of another.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tagfast_domain::{Epoch, EpochId};
+use tagfast_failover::{Acknowledger, Commit, Decision, EpochRecord};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use crate::boot_time;
+use crate::etcd::Member;
+
+/// A node that can be reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) address: String,
+}
+
+impl From<&Member> for Node {
+    fn from(member: &Member) -> Self {
+        Self { name: member.name.clone(), address: member.postgres.clone() }
+    }
+}
+
+/// The cluster as the last look found it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct ClusterView {
+    /// The epoch and its primary, when a connection to it was checked in this epoch.
+    pub(crate) primary: Option<(Arc<EpochRecord>, Node)>,
+    /// All other members.
+    pub(crate) replicas: Vec<Node>,
+    /// Why there is no primary, or no cluster at all.
+    pub(crate) problem: Option<String>,
+}
+
+/// The state of one cluster.
+pub(crate) struct Cluster {
+    pub(crate) index: u16,
+    pub(crate) name: String,
+    pub(crate) scope: String,
+    pub(crate) view: watch::Sender<ClusterView>,
+    /// Told when a proof arrived or the epoch changed.
+    pub(crate) proof: watch::Sender<u64>,
+    acknowledger: Mutex<Acknowledger>,
+    fences: Mutex<HashMap<EpochId, u64>>,
+    /// Asks the watcher to look now.
+    pub(crate) look_now: Notify,
+}
+
+impl Cluster {
+    pub(crate) fn new(index: u16, name: &str, scope: &str) -> Self {
+        let starting = ClusterView { problem: Some("not looked at yet".to_owned()), ..ClusterView::default() };
+        Self {
+            index,
+            name: name.to_owned(),
+            scope: scope.to_owned(),
+            view: watch::channel(starting).0,
+            proof: watch::channel(0).0,
+            acknowledger: Mutex::default(),
+            fences: Mutex::default(),
+            look_now: Notify::new(),
+        }
+    }
+
+    pub(crate) fn acknowledger(&self) -> MutexGuard<'_, Acknowledger> {
+        // Pure decisions run under it; a panic in one cannot leave it half changed.
+        self.acknowledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells whoever waits for a proof to decide again.
+    pub(crate) fn proved(&self) {
+        self.proof.send_modify(|n| *n += 1);
+    }
+
+    /// The epoch this node is in.
+    pub(crate) fn epoch(&self) -> Option<Epoch> {
+        self.acknowledger().epoch().map(|e| Epoch { id: e.id, ordinal: e.ordinal })
+    }
+
+    /// Up to which log position an older epoch is part of the current history: the whole table, made anew with each epoch.
+    pub(crate) fn set_fences(&self, history: &[EpochRecord], current: &EpochRecord) {
+        *self.fences.lock().unwrap_or_else(PoisonError::into_inner) = fences(history, current);
+    }
+
+    /// The fence of an epoch: everything for the current one, nothing for an unknown one.
+    pub(crate) fn fence(&self, epoch: EpochId) -> u64 {
+        self.fences.lock().unwrap_or_else(PoisonError::into_inner).get(&epoch).copied().unwrap_or(0)
+    }
+
+    /// Waits until a commit may be acknowledged. False: it may not, ever; the write is to be tried again by its id.
+    pub(crate) async fn may_acknowledge(&self, commit: &Commit, until: Instant) -> bool {
+        let mut proofs = self.proof.subscribe();
+        loop {
+            let decision = self.acknowledger().decide(commit, boot_time());
+            match decision {
+                Decision::Acknowledge => return true,
+                Decision::Unknown => return false,
+                Decision::ProofAfter(_) => self.look_now.notify_one(),
+            }
+            tokio::select! {
+                changed = proofs.changed() => if changed.is_err() { return false },
+                () = tokio::time::sleep_until(until) => return false,
+            }
+        }
+    }
+
+    /// Waits for a primary.
+    pub(crate) async fn primary(&self, until: Instant) -> Option<(Arc<EpochRecord>, Node)> {
+        let mut views = self.view.subscribe();
+        loop {
+            let primary = views.borrow_and_update().primary.clone();
+            if primary.is_some() {
+                return primary;
+            }
+            tokio::select! {
+                changed = views.changed() => changed.ok()?,
+                () = tokio::time::sleep_until(until) => return None,
+            }
+        }
+    }
+
+    /// Something went wrong with a connection of this epoch: look again at once.
+    pub(crate) fn suspect(&self) {
+        metrics::counter!("tagfast_cluster_suspected_total", "cluster" => self.name.clone()).increment(1);
+        self.look_now.notify_one();
+    }
+}
+
+/// Where each ancestor's log ends in the current history. Epochs that are no ancestors are not in it: fence 0.
+fn fences(history: &[EpochRecord], current: &EpochRecord) -> HashMap<EpochId, u64> {
+    let by_id: HashMap<EpochId, &EpochRecord> = history.iter().map(|e| (e.id, e)).collect();
+    let mut fences = HashMap::from([(current.id, u64::MAX)]);
+    let (mut child, mut fence) = (current, u64::MAX);
+    while let Some(parent) = child.parent_id.and_then(|id| by_id.get(&id)) {
+        // The same timeline went on: nothing of the parent's log was left behind here.
+        if parent.timeline != child.timeline {
+            fence = fence.min(child.fork_lsn.unwrap_or(0));
+        }
+        if fences.insert(parent.id, fence).is_some() {
+            break;
+        }
+        child = parent;
+    }
+    fences
+}
+
+/// How long a connection that failed keeps its owner from trying again.
+pub(crate) fn pause_after(failures: u32) -> Duration {
+    Duration::from_millis(20).saturating_mul(2u32.saturating_pow(failures.min(5))).min(Duration::from_millis(500))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tagfast_domain::EpochOrdinal;
+
+    fn epoch(n: u8, parent: Option<u8>, timeline: u32, fork_lsn: Option<u64>) -> EpochRecord {
+        EpochRecord {
+            id: EpochId([n; 16]),
+            ordinal: EpochOrdinal(u64::from(n)),
+            reign: u64::from(n),
+            member: "n".to_owned(),
+            timeline,
+            fork_lsn,
+            parent_id: parent.map(|p| EpochId([p; 16])),
+            minted_at: 0,
+            minted_by: "a".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_second_failover_may_lower_the_fence_of_the_first() {
+        let (one, two, three) =
+            (epoch(1, None, 1, None), epoch(2, Some(1), 2, Some(500)), epoch(3, Some(2), 3, Some(400)));
+        let fences = fences(&[one, two, three.clone()], &three);
+        let of = |n| fences.get(&EpochId([n; 16])).copied().unwrap_or(0);
+        assert_eq!((of(3), of(2), of(1), of(9)), (u64::MAX, 400, 400, 0));
+    }
+
+    #[test]
+    fn a_reign_on_the_same_timeline_leaves_nothing_behind() {
+        let (one, two) = (epoch(1, None, 1, None), epoch(2, Some(1), 1, None));
+        let fences = fences(&[one, two.clone()], &two);
+        assert_eq!(fences[&EpochId([1; 16])], u64::MAX);
+    }
+}

@@ -1,0 +1,111 @@
+//! Connections: opened with a deadline, set up once, with every statement prepared.
+//!
+//! Each connection belongs to one task (a lane, a reader, a watcher), so there is no pool to exhaust: what bounds the work is
+//! the queue in front of the task. A connection that failed is thrown away, never repaired.
+
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_postgres::{Client, Config, NoTls};
+
+use crate::options::{PostgresOptions, limit};
+
+/// Why a conversation with PostgreSQL ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PgError {
+    #[error("PostgreSQL: {}", describe(.0))]
+    Postgres(#[from] tokio_postgres::Error),
+    #[error("{0} took longer than {1:?}")]
+    Late(&'static str, Duration),
+    #[error("the address `{0}` cannot be used")]
+    Address(String),
+}
+
+fn describe(error: &tokio_postgres::Error) -> String {
+    match error.as_db_error() {
+        Some(db) => format!("{} ({})", db.message(), db.code().code()),
+        None => match std::error::Error::source(error) {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        },
+    }
+}
+
+impl PgError {
+    /// The SQLSTATE, if PostgreSQL gave one.
+    pub(crate) fn code(&self) -> Option<&str> {
+        match self {
+            Self::Postgres(error) => error.code().map(tokio_postgres::error::SqlState::code),
+            Self::Late(..) | Self::Address(_) => None,
+        }
+    }
+}
+
+/// An open connection; ends with its owner.
+pub(crate) struct Connection {
+    pub(crate) client: Client,
+    driver: JoinHandle<()>,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// What every connection of ours is opened with.
+#[derive(Clone)]
+pub(crate) struct Opener {
+    database: String,
+    user: String,
+    password: String,
+}
+
+impl Opener {
+    pub(crate) fn new(options: &PostgresOptions) -> Self {
+        Self { database: options.database.clone(), user: options.user.clone(), password: options.password.clone() }
+    }
+
+    /// Opens a connection to `host:port`. `name` shows up in PostgreSQL's list of sessions.
+    pub(crate) async fn open(&self, address: &str, name: &str) -> Result<Connection, PgError> {
+        let bad = || PgError::Address(address.to_owned());
+        let (host, port) = address.rsplit_once(':').ok_or_else(bad)?;
+        let mut config = Config::new();
+        config
+            .host(host.trim_matches(['[', ']']))
+            .port(port.parse().map_err(|_| bad())?)
+            .dbname(&self.database)
+            .user(&self.user)
+            .password(&self.password)
+            .application_name(format!("tagfast-{name}"))
+            .connect_timeout(limit::CONNECT)
+            .tcp_user_timeout(limit::WRITE)
+            .keepalives_idle(Duration::from_secs(5))
+            // A plan with a sequential scan would be compiled in every execution; a session that holds locks and says
+            // nothing is ended; an acknowledgement without a flush would be worth nothing.
+            .options(
+                "-c jit=off -c enable_seqscan=off -c plan_cache_mode=force_generic_plan -c synchronous_commit=local \
+                 -c idle_in_transaction_session_timeout=1000 -c statement_timeout=4000 -c lock_timeout=3000",
+            );
+        let opened = timeout(limit::CONNECT, config.connect(NoTls)).await;
+        let (client, connection) = opened.map_err(|_| PgError::Late("connecting", limit::CONNECT))??;
+        let driver = tokio::spawn(async move {
+            // Whoever uses the client is told; there is nothing to add.
+            let _ = connection.await;
+        });
+        Ok(Connection { client, driver })
+    }
+}
+
+/// Gives a conversation a deadline.
+pub(crate) async fn within<T>(
+    what: &'static str,
+    bound: Duration,
+    work: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<T, PgError> {
+    match timeout(bound, work).await {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(PgError::Late(what, bound)),
+    }
+}

@@ -1,0 +1,466 @@
+//! One group commit: two round trips, an outcome for each write.
+//!
+//! The first round trip reads the documents, the second writes them in one transaction that checks the reign itself. The guard
+//! is the version: a document that changed in between is not written, its writes are applied again. After a lost race the
+//! lane takes an advisory lock for a while, so that two nodes that hammer one content take turns.
+//!
+//! How it fails: an error before COMMIT was sent means that nothing happened; after it the outcome is unknown, and the same
+//! writes are tried again with their ids. COMMIT of an aborted transaction succeeds as a rollback, so the verdict is "every
+//! result is good", never "COMMIT returned".
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+
+use futures_util::future::{join3, try_join3};
+use tagfast_domain::{
+    ApplyContext, Change, ContentKey, Document, DomainError, Effect, Epoch, Limits, Outcome, RecentWrite,
+    TaggingsEvent, UnixMillis, Version, WriteId, apply, codec, limits as domain_limits,
+};
+use tagfast_failover::{BootTime, Commit, EpochRecord};
+use tagfast_sharding::{ContentHash, LogicalShard};
+use tagfast_store::{Position, Receipt, StoreError, WriteAnswer, WriteRequest};
+use tokio_postgres::Statement;
+use tokio_postgres::types::ToSql;
+
+use crate::boot_time;
+use crate::connect::{Connection, PgError, within};
+use crate::options::limit;
+
+/// Errors as zero, so that a reign that ended is 22012 and aborts the transaction.
+const CHECK: &str = "
+SELECT 1 / (count(*))::int, (SELECT turn FROM outbox_turn)
+FROM (SELECT id, timeline FROM epoch ORDER BY ordinal DESC LIMIT 1) e
+WHERE e.id = $1 AND e.timeline = ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int";
+
+const READ: &str = "SELECT k, doc FROM content WHERE k = ANY($1)";
+const PRIOR: &str = "SELECT k, wid, fingerprint, effect, ver, at FROM applied WHERE wid = ANY($1)";
+const LOCK: &str = "SELECT pg_advisory_xact_lock(1952540518, $1)";
+const INSIDE: &str = "SELECT pg_current_xact_id()::text::bigint, (pg_current_wal_insert_lsn() - '0/0')::bigint";
+const AFTER: &str = "SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint";
+
+fn write_statement(table: usize) -> String {
+    format!(
+        "WITH i AS MATERIALIZED (
+    SELECT * FROM unnest($1::bytea[], $2::bigint[], $3::bigint[], $4::bytea[], $5::bytea[])
+             WITH ORDINALITY x(k, old_ver, ver, doc, event, n)),
+u AS (UPDATE content t SET ver = i.ver, doc = i.doc FROM i WHERE t.k = i.k AND t.ver = i.old_ver
+      RETURNING t.k, i.n, i.event),
+c AS (INSERT INTO content SELECT k, ver, doc FROM i WHERE old_ver = 0 ON CONFLICT DO NOTHING RETURNING k),
+a AS (INSERT INTO applied SELECT p.* FROM unnest($6::bytea[], $7::bytea[], $8::bigint[], $9::bytea[], $10::bigint[],
+      $11::bigint[]) p(k, wid, fingerprint, effect, ver, at)
+      WHERE p.k IN (SELECT k FROM u UNION ALL SELECT k FROM c) ON CONFLICT DO NOTHING)
+INSERT INTO outbox_{table} (n, k, event)
+SELECT n, k, event FROM u UNION ALL SELECT i.n, i.k, i.event FROM i JOIN c USING (k)
+RETURNING n"
+    )
+}
+
+/// The prepared statements of a writing connection.
+pub(crate) struct Writing {
+    pub(crate) connection: Connection,
+    check: Statement,
+    read: Statement,
+    prior: Statement,
+    lock: Statement,
+    inside: Statement,
+    after: Statement,
+    write: [Statement; 3],
+    /// The outbox table that is written now, as the last check said.
+    turn: usize,
+}
+
+impl Writing {
+    /// Prepares everything.
+    pub(crate) async fn new(connection: Connection) -> Result<Self, PgError> {
+        let client = &connection.client;
+        let bound = limit::CONNECT;
+        let [zero, one, two] = [write_statement(0), write_statement(1), write_statement(2)];
+        let (check, read, prior) =
+            within("preparing", bound, try_join3(client.prepare(CHECK), client.prepare(READ), client.prepare(PRIOR)))
+                .await?;
+        let (lock, inside, after) =
+            within("preparing", bound, try_join3(client.prepare(LOCK), client.prepare(INSIDE), client.prepare(AFTER)))
+                .await?;
+        let (zero, one, two) =
+            within("preparing", bound, try_join3(client.prepare(&zero), client.prepare(&one), client.prepare(&two)))
+                .await?;
+        Ok(Self { check, read, prior, lock, inside, after, write: [zero, one, two], turn: 0, connection })
+    }
+}
+
+/// What a group runs with.
+pub(crate) struct Terms<'a> {
+    pub(crate) cluster: u16,
+    pub(crate) epoch: &'a EpochRecord,
+    pub(crate) limits: &'a Limits,
+    pub(crate) now: UnixMillis,
+    /// The lane's lock is taken before the documents are read.
+    pub(crate) locked: Option<i32>,
+}
+
+/// What became of one write of a group.
+pub(crate) enum ItemResult {
+    /// Answer it, if the commit may be acknowledged.
+    Done(Result<WriteAnswer, StoreError>),
+    /// Its document changed in between: apply it again.
+    Again,
+}
+
+/// A group that ran.
+pub(crate) struct Finished {
+    pub(crate) items: Vec<ItemResult>,
+    pub(crate) commit: Commit,
+    pub(crate) lost_race: bool,
+}
+
+/// A group that failed as a whole.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    pub(crate) error: PgError,
+    /// COMMIT had been sent: the writes may have happened.
+    pub(crate) outcome_unknown: bool,
+}
+
+/// A content that a group touches.
+struct Slot {
+    key: ContentKey,
+    stored: Vec<u8>,
+    old: Version,
+    doc: Document,
+    changes: Vec<Change>,
+    evicted: Vec<RecentWrite>,
+}
+
+type Prior = HashMap<(Vec<u8>, WriteId), RecentWrite>;
+
+/// The key of the `content` table: the shard's byte first, so that a shard is a range.
+pub(crate) fn stored_key(shard: LogicalShard, key: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(key.len() + 1);
+    bytes.push(shard.number());
+    bytes.extend_from_slice(key);
+    bytes
+}
+
+/// Runs one group. On `Err` the connection is not to be used again unless [`is_worth_keeping`].
+pub(crate) async fn run(
+    server: &mut Writing,
+    requests: &[&WriteRequest],
+    terms: &Terms<'_>,
+) -> Result<Finished, Failed> {
+    let early = |error| Failed { error, outcome_unknown: false };
+    let sent = boot_time();
+    let (mut slots, index) = read_slots(server, requests, terms).await.map_err(early)?;
+    let prior = read_prior(server, requests, &slots, &index, terms.now).await.map_err(early)?;
+    let epoch = Epoch { id: terms.epoch.id, ordinal: terms.epoch.ordinal };
+    let context = ApplyContext { epoch: &epoch, now: terms.now, limits: terms.limits };
+    let mut answers = Vec::with_capacity(requests.len());
+    for request in requests {
+        let slot_index = index[&request.write.key];
+        answers.push((slot_index, apply_one(&mut slots[slot_index], request, &prior, &context, terms)));
+    }
+    let written = write_slots(server, &mut slots, terms, sent).await?;
+    let lost: Vec<bool> = slots
+        .iter()
+        .enumerate()
+        .map(|(n, s)| matches!(s, Ok(s) if !s.changes.is_empty()) && !written.keys.contains(&n))
+        .collect();
+    let lost_race = lost.contains(&true);
+    let items = answers.into_iter().map(|(slot, answer)| match answer {
+        _ if lost[slot] => ItemResult::Again,
+        Err(error) => ItemResult::Done(Err(error)),
+        Ok(mut answer) => {
+            answer.receipt.inside_lsn = written.inside_lsn;
+            answer.receipt.position = Position { epoch: terms.epoch.id, xid: written.xid, lsn: written.after_lsn };
+            ItemResult::Done(Ok(answer))
+        }
+    });
+    let items = items.collect();
+    let commit = Commit { epoch: terms.epoch.id, sent: written.sent, returned: boot_time() };
+    Ok(Finished { items, commit, lost_race })
+}
+
+type SlotOrError = Result<Slot, DomainError>;
+
+/// Reads the document of every content that the group touches, sorted by key.
+async fn read_slots(
+    server: &mut Writing,
+    requests: &[&WriteRequest],
+    terms: &Terms<'_>,
+) -> Result<(Vec<SlotOrError>, HashMap<ContentKey, usize>), PgError> {
+    let mut keys: Vec<(Vec<u8>, &ContentKey)> = Vec::with_capacity(requests.len());
+    let mut seen: HashMap<&ContentKey, ()> = HashMap::with_capacity(requests.len());
+    for request in requests {
+        let key = &request.write.key;
+        if let Entry::Vacant(vacant) = seen.entry(key) {
+            vacant.insert(());
+            let bytes = key.to_bytes();
+            keys.push((stored_key(LogicalShard::of_hash(ContentHash::of_bytes(&bytes)), &bytes), key));
+        }
+    }
+    // Every statement that locks rows locks them in the order of keys: no two groups wait for each other.
+    keys.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    let stored: Vec<&[u8]> = keys.iter().map(|(bytes, _)| bytes.as_slice()).collect();
+    let client = &server.connection.client;
+    let rows = match terms.locked {
+        None => within("reading documents", limit::WRITE, client.query(&server.read, &[&stored])).await?,
+        Some(lane) => {
+            let id: &[u8] = &terms.epoch.id.0;
+            let (parameters, lane): ([&(dyn ToSql + Sync); 1], _) = ([&id], lane);
+            let lane_parameter: [&(dyn ToSql + Sync); 1] = [&lane];
+            let read_parameter: [&(dyn ToSql + Sync); 1] = [&stored];
+            let all = async {
+                let (begin, (check, lock, rows)) = futures_util::future::join(
+                    client.batch_execute("BEGIN"),
+                    join3(
+                        client.query_one(&server.check, &parameters),
+                        client.query(&server.lock, &lane_parameter),
+                        client.query(&server.read, &read_parameter),
+                    ),
+                )
+                .await;
+                begin?;
+                check?;
+                lock?;
+                rows
+            };
+            within("locking the lane", limit::WRITE, all).await?
+        }
+    };
+    let mut documents: HashMap<Vec<u8>, Result<Document, DomainError>> =
+        rows.into_iter().map(|row| (row.get::<_, Vec<u8>>(0), codec::decode(row.get::<_, &[u8]>(1)))).collect();
+    let mut slots = Vec::with_capacity(keys.len());
+    let mut index = HashMap::with_capacity(keys.len());
+    for (n, (stored, key)) in keys.into_iter().enumerate() {
+        let document = documents.remove(&stored).unwrap_or_else(|| Ok(Document::default()));
+        index.insert(key.clone(), n);
+        let slot = document.map(|doc| Slot {
+            key: key.clone(),
+            stored,
+            old: doc.version,
+            doc,
+            changes: Vec::new(),
+            evicted: Vec::new(),
+        });
+        if let Err(error) = &slot {
+            tracing::error!(content = %key, %error, "a stored document is damaged");
+        }
+        slots.push(slot);
+    }
+    Ok((slots, index))
+}
+
+/// Looks up the ids that documents have pushed out, where one may have. Read after the documents: an id on its way from
+/// one to the other is seen in one of them.
+async fn read_prior(
+    server: &Writing,
+    requests: &[&WriteRequest],
+    slots: &[SlotOrError],
+    index: &HashMap<ContentKey, usize>,
+    now: UnixMillis,
+) -> Result<Prior, PgError> {
+    let may_be_pushed_out = |request: &&&WriteRequest| {
+        slots[index[&request.write.key]]
+            .as_ref()
+            .is_ok_and(|s| s.doc.overflow_until > now && s.doc.recent_write(request.write.id).is_none())
+    };
+    let ids: Vec<&[u8]> = requests.iter().filter(may_be_pushed_out).map(|r| r.write.id.0.as_slice()).collect();
+    if ids.is_empty() {
+        return Ok(Prior::new());
+    }
+    let rows =
+        within("reading pushed-out ids", limit::WRITE, server.connection.client.query(&server.prior, &[&ids])).await?;
+    let mut prior = Prior::new();
+    for row in rows {
+        let (at, version): (i64, i64) = (row.get(5), row.get(4));
+        let id: Option<[u8; 16]> = row.get::<_, Vec<u8>>(1).try_into().ok();
+        let effect = codec::decode_effect(row.get::<_, &[u8]>(3)).ok();
+        let version = Version::from_packed(version.unsigned_abs()).ok();
+        if let (Some(id), Some(effect), Some(version), true) =
+            (id, effect, version, at > now - domain_limits::WRITE_ID_MEMORY_MS)
+        {
+            let id = WriteId(id);
+            let fingerprint = row.get::<_, i64>(2).cast_unsigned();
+            prior.insert((row.get(0), id), RecentWrite { id, fingerprint, version, at, effect });
+        }
+    }
+    Ok(prior)
+}
+
+fn apply_one(
+    slot: &mut SlotOrError,
+    request: &WriteRequest,
+    prior: &Prior,
+    context: &ApplyContext<'_>,
+    terms: &Terms<'_>,
+) -> Result<WriteAnswer, StoreError> {
+    let write = &request.write;
+    let slot = match slot {
+        Ok(slot) => slot,
+        Err(source) => {
+            return Err(StoreError::Damaged { what: format!("content {}", write.key), source: Some(source.clone()) });
+        }
+    };
+    let evicted = slot.evicted.iter().find(|w| w.id == write.id);
+    let known = evicted.or_else(|| prior.get(&(slot.stored.clone(), write.id))).cloned();
+    let (version, effect, repeated) = match apply(&mut slot.doc, write, known.as_ref(), context) {
+        Outcome::Refused(refusal) => return Err(StoreError::Refused(refusal)),
+        Outcome::Unchanged { version } => (version, Effect::default(), false),
+        Outcome::Repeated { version, effect } => (version, effect, true),
+        Outcome::Written { version, effect, evicted } => {
+            slot.evicted.extend(evicted);
+            slot.changes.push(Change {
+                write_id: write.id,
+                user: write.user.clone(),
+                version,
+                added: effect.added.clone(),
+                removed: effect.removed.clone(),
+                traceparent: request.traceparent.clone(),
+            });
+            (version, effect, false)
+        }
+    };
+    let shard = LogicalShard::of(&write.key);
+    let position = Position { epoch: terms.epoch.id, xid: 0, lsn: 0 };
+    let receipt = Receipt { cluster: terms.cluster, shard, inside_lsn: 0, position, write_id: write.id };
+    let changed = !effect.added.is_empty() || !effect.removed.is_empty();
+    Ok(WriteAnswer { version, changed, added: effect.added, removed: effect.removed, repeated, receipt })
+}
+
+struct Written {
+    sent: BootTime,
+    /// Slots whose document was written.
+    keys: HashSet<usize>,
+    xid: u64,
+    inside_lsn: u64,
+    after_lsn: u64,
+}
+
+/// The columns of the writing statement.
+#[derive(Default)]
+struct Columns {
+    k: Vec<Vec<u8>>,
+    old: Vec<i64>,
+    ver: Vec<i64>,
+    doc: Vec<Vec<u8>>,
+    event: Vec<Vec<u8>>,
+    a_k: Vec<Vec<u8>>,
+    a_wid: Vec<Vec<u8>>,
+    a_fingerprint: Vec<i64>,
+    a_effect: Vec<Vec<u8>>,
+    a_ver: Vec<i64>,
+    a_at: Vec<i64>,
+}
+
+async fn write_slots(
+    server: &mut Writing,
+    slots: &mut [SlotOrError],
+    terms: &Terms<'_>,
+    began: BootTime,
+) -> Result<Written, Failed> {
+    let mut columns = Columns::default();
+    let mut places = Vec::new();
+    for (n, slot) in slots.iter().enumerate() {
+        let Ok(slot) = slot else { continue };
+        if slot.changes.is_empty() {
+            continue;
+        }
+        places.push(n);
+        columns.push(slot, terms);
+    }
+    let client = &server.connection.client;
+    let id: &[u8] = &terms.epoch.id.0;
+    let check_parameters: [&(dyn ToSql + Sync); 1] = [&id];
+    if places.is_empty() {
+        // Nothing to write: the answers still vouch for a state, so the reign and the position are read.
+        let all = async {
+            let (check, after) = futures_util::future::join(
+                client.query_one(&server.check, &check_parameters),
+                client.query_one(&server.after, &[]),
+            )
+            .await;
+            if terms.locked.is_some() {
+                client.batch_execute("ROLLBACK").await?;
+            }
+            check?;
+            after
+        };
+        let row = within("checking the reign", limit::WRITE, all)
+            .await
+            .map_err(|error| Failed { error, outcome_unknown: false })?;
+        let lsn = row.get::<_, i64>(0).cast_unsigned();
+        // The documents were read before the check; a reign that began in between would have failed it.
+        let keys = HashSet::new();
+        return Ok(Written { sent: began, keys, xid: 0, inside_lsn: lsn, after_lsn: lsn });
+    }
+    let c = &columns;
+    let parameters: [&(dyn ToSql + Sync); 11] =
+        [&c.k, &c.old, &c.ver, &c.doc, &c.event, &c.a_k, &c.a_wid, &c.a_fingerprint, &c.a_effect, &c.a_ver, &c.a_at];
+    let sent = boot_time();
+    let all = async {
+        let begin = async { if terms.locked.is_none() { client.batch_execute("BEGIN").await } else { Ok(()) } };
+        let body = join3(
+            client.query_one(&server.check, &check_parameters),
+            client.query(&server.write[server.turn], &parameters),
+            client.query_one(&server.inside, &[]),
+        );
+        let (begin, (check, written, inside), (commit, after)) = join3(
+            begin,
+            body,
+            futures_util::future::join(client.batch_execute("COMMIT"), client.query_one(&server.after, &[])),
+        )
+        .await;
+        begin?;
+        let check = check?;
+        let (written, inside) = (written?, inside?);
+        Ok((check, written, inside, commit, after))
+    };
+    let failed = |error: PgError| {
+        // A database error came from a statement before COMMIT, which then rolled back. Anything else may have hit COMMIT.
+        let outcome_unknown = error.code().is_none() || error.code().is_some_and(|c| c.starts_with("57P"));
+        Failed { error, outcome_unknown }
+    };
+    let (check, written, inside, commit, after) = within("a group commit", limit::WRITE, all).await.map_err(failed)?;
+    let unknown = |error: tokio_postgres::Error| Failed { error: error.into(), outcome_unknown: true };
+    commit.map_err(unknown)?;
+    let after = after.map_err(unknown)?;
+    server.turn = usize::try_from(check.get::<_, i32>(1)).unwrap_or(0) % 3;
+    let keys = written.iter().filter_map(|row| places.get(usize::try_from(row.get::<_, i32>(0) - 1).ok()?)).copied();
+    Ok(Written {
+        sent,
+        keys: keys.collect(),
+        xid: inside.get::<_, i64>(0).cast_unsigned(),
+        inside_lsn: inside.get::<_, i64>(1).cast_unsigned(),
+        after_lsn: after.get::<_, i64>(0).cast_unsigned(),
+    })
+}
+
+impl Columns {
+    fn push(&mut self, slot: &Slot, terms: &Terms<'_>) {
+        let event = TaggingsEvent {
+            key: slot.key.clone(),
+            version: slot.doc.version,
+            at: terms.now,
+            emit: terms.epoch.ordinal,
+            tags: slot.doc.live().cloned().collect(),
+            changes: slot.changes.clone(),
+        };
+        self.k.push(slot.stored.clone());
+        self.old.push(slot.old.packed().cast_signed());
+        self.ver.push(slot.doc.version.packed().cast_signed());
+        self.doc.push(codec::encode(&slot.doc));
+        self.event.push(tagfast_events::encode(&event));
+        for w in &slot.evicted {
+            self.a_k.push(slot.stored.clone());
+            self.a_wid.push(w.id.0.to_vec());
+            self.a_fingerprint.push(w.fingerprint.cast_signed());
+            self.a_effect.push(codec::encode_effect(&w.effect));
+            self.a_ver.push(w.version.packed().cast_signed());
+            self.a_at.push(w.at);
+        }
+    }
+}
+
+/// Whether a connection can go on after this error: the batch was at fault, not the server.
+pub(crate) fn is_worth_keeping(error: &PgError) -> bool {
+    matches!(error.code(), Some("40P01" | "40001" | "55P03" | "57014"))
+}

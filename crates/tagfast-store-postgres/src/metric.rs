@@ -1,0 +1,73 @@
+//! The metrics of this crate.
+
+use tagfast_resilience::{MetricDef, MetricKind};
+
+/// What is measured, for the documentation.
+pub const METRICS: &[MetricDef] = &[
+    MetricDef {
+        name: "tagfast_cluster_has_primary",
+        kind: MetricKind::Gauge,
+        labels: &["cluster"],
+        help: "1 while the cluster takes writes. 0 for longer than a failover (4 s): look at Patroni.",
+    },
+    MetricDef {
+        name: "tagfast_cluster_suspected_total",
+        kind: MetricKind::Counter,
+        labels: &["cluster"],
+        help: "Connections to the primary that failed.",
+    },
+    MetricDef {
+        name: "tagfast_epochs_total",
+        kind: MetricKind::Counter,
+        labels: &["cluster"],
+        help: "Epochs this node has seen begin: one at its start, one a failover.",
+    },
+    MetricDef {
+        name: "tagfast_epoch_ordinal",
+        kind: MetricKind::Gauge,
+        labels: &["cluster"],
+        help: "The current epoch's ordinal.",
+    },
+    MetricDef {
+        name: "tagfast_etcd_failures_total",
+        kind: MetricKind::Counter,
+        labels: &["cluster"],
+        help: "Looks at etcd that failed.",
+    },
+    MetricDef {
+        name: "tagfast_fence_left_seconds",
+        kind: MetricKind::Gauge,
+        labels: &["cluster"],
+        help: "How long the lease still permits acknowledgements. 0: only the members' answers do.",
+    },
+    MetricDef {
+        name: "tagfast_lane_queue_writes",
+        kind: MetricKind::Gauge,
+        labels: &["cluster", "lane"],
+        help: "Writes that wait in a lane.",
+    },
+    MetricDef {
+        name: "tagfast_lane_lost_races_total",
+        kind: MetricKind::Counter,
+        labels: &["cluster"],
+        help: "Groups in which another node had changed a document first.",
+    },
+    MetricDef {
+        name: "tagfast_unproven_writes_total",
+        kind: MetricKind::Counter,
+        labels: &["cluster"],
+        help: "Commits that could not be proven and were tried again by their ids.",
+    },
+    MetricDef {
+        name: "tagfast_relay_published_total",
+        kind: MetricKind::Counter,
+        labels: &["cluster"],
+        help: "Outbox rows that the sink acknowledged.",
+    },
+    MetricDef {
+        name: "tagfast_relay_failures_total",
+        kind: MetricKind::Counter,
+        labels: &["cluster"],
+        help: "Passes of the relay that failed and were repeated.",
+    },
+];

@@ -1,0 +1,75 @@
+//! How the store is opened.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tagfast_domain::{EpochOrdinal, Limits};
+use tagfast_resilience::Clock;
+
+/// One cluster: a primary with its replicas under one Patroni scope.
+#[derive(Debug, Clone)]
+pub struct ClusterOptions {
+    /// Its name in messages and metrics.
+    pub name: String,
+    /// Patroni's scope.
+    pub scope: String,
+    /// The logical shards it holds, for example `0-31,40`.
+    pub shards: String,
+    /// REST addresses of its Patronis, for finding nodes while etcd is silent.
+    pub patroni: Vec<String>,
+    /// The ordinal of the epoch from which a shard moved here: ours must lie above it.
+    pub moved_from: Option<EpochOrdinal>,
+}
+
+/// Everything the store needs.
+#[derive(Clone)]
+pub struct PostgresOptions {
+    /// The clusters.
+    pub clusters: Vec<ClusterOptions>,
+    /// Orders shard maps.
+    pub map_version: u64,
+    /// etcd's client URLs.
+    pub etcd: Vec<String>,
+    /// Database, role and password on every cluster.
+    pub database: String,
+    /// The role; needs `pg_monitor`.
+    pub user: String,
+    /// Its password.
+    pub password: String,
+    /// The limits in force.
+    pub limits: Limits,
+    /// Time of documents and events.
+    pub clock: Arc<dyn Clock>,
+    /// This process, in epochs and logs.
+    pub node: String,
+    /// Writer lanes of each cluster. More: smaller batches; fewer: one connection limits.
+    pub lanes: usize,
+    /// How long a write waits for a primary. Too short: a failover is seen by users; too long: their requests pile up.
+    pub hold: Duration,
+}
+
+/// How long the steps of a conversation may take.
+pub(crate) mod limit {
+    use std::time::Duration;
+
+    /// TCP, SCRAM and the statements to prepare.
+    pub(crate) const CONNECT: Duration = Duration::from_secs(3);
+    /// One round trip of a group read.
+    pub(crate) const READ: Duration = Duration::from_secs(2);
+    /// One round trip of a group commit; PostgreSQL gives up itself a little earlier.
+    pub(crate) const WRITE: Duration = Duration::from_secs(5);
+    /// A request to etcd or to a Patroni.
+    pub(crate) const ETCD: Duration = Duration::from_millis(500);
+    /// Between two looks at the leader key.
+    pub(crate) const LOOK: Duration = Duration::from_secs(1);
+    /// Between two rounds of questions to the members.
+    pub(crate) const ROUND: Duration = Duration::from_millis(450);
+    /// Writes in one group commit.
+    pub(crate) const GROUP: usize = 512;
+    /// Keys in one group read.
+    pub(crate) const READS: usize = 128;
+    /// Writes that wait in one lane.
+    pub(crate) const LANE_QUEUE: usize = 8192;
+    /// Reads that wait for one node.
+    pub(crate) const READ_QUEUE: usize = 4096;
+}

@@ -1,0 +1,178 @@
+//! Group reads: one connection a node, one round trip for everything that waits.
+//!
+//! Each group first asks the server what it is (role, log position, epoch, timeline), then reads the documents, then asks where
+//! it stands now. The facts come back with the documents; whoever asked decides whether they are new enough for it.
+//!
+//! How it fails: every caller of a failed group is told, and tries another node. The next group opens a new connection.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use futures_util::future::join3;
+use tagfast_domain::EpochId;
+use tagfast_failover::BootTime;
+use tokio::sync::{mpsc, oneshot};
+use tokio_postgres::Statement;
+
+use crate::boot_time;
+use crate::connect::{Connection, Opener, PgError, within};
+use crate::options::limit;
+
+const BEFORE: &str = "
+SELECT r.recovery,
+       CASE WHEN r.recovery THEN pg_last_wal_replay_lsn() - '0/0' ELSE pg_current_wal_flush_lsn() - '0/0' END::bigint,
+       CASE WHEN r.recovery THEN 0
+            ELSE ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int END,
+       e.id, e.timeline,
+       (extract(epoch FROM CASE WHEN r.recovery THEN pg_last_xact_replay_timestamp() ELSE clock_timestamp() END)
+        * 1000)::bigint
+FROM (SELECT pg_is_in_recovery() AS recovery) r
+LEFT JOIN LATERAL (SELECT id, timeline FROM epoch ORDER BY ordinal DESC LIMIT 1) e ON true";
+const READ: &str = "SELECT k, doc FROM content WHERE k = ANY($1)";
+const AFTER: &str = "
+SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() - '0/0'
+            ELSE pg_current_wal_insert_lsn() - '0/0' END::bigint";
+
+/// What a server said of itself around a read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ReadFacts {
+    pub(crate) in_recovery: bool,
+    /// Everything up to here was visible.
+    pub(crate) covered: u64,
+    /// A primary's timeline; 0 on a replica.
+    pub(crate) timeline: u32,
+    pub(crate) epoch: Option<(EpochId, u32)>,
+    /// The answer is at least as new as this moment of the server's clock.
+    pub(crate) as_of: Option<i64>,
+    /// Nothing beyond was visible.
+    pub(crate) seen: u64,
+    pub(crate) sent: BootTime,
+    pub(crate) returned: BootTime,
+}
+
+/// A document's bytes, if there is one, and the facts of its group.
+pub(crate) type ReadAnswer = Result<(Option<Vec<u8>>, ReadFacts), Arc<PgError>>;
+
+struct Job {
+    key: Vec<u8>,
+    reply: oneshot::Sender<ReadAnswer>,
+}
+
+/// A node's reader.
+#[derive(Clone)]
+pub(crate) struct NodeReader {
+    jobs: mpsc::Sender<Job>,
+}
+
+/// Why a read did not come to the node.
+pub(crate) enum NotRead {
+    /// Too many wait.
+    Overloaded,
+    /// The node failed; the error is in the log.
+    Failed,
+}
+
+impl NodeReader {
+    pub(crate) fn start(opener: Opener, address: String) -> Self {
+        let (jobs, waiting) = mpsc::channel(limit::READ_QUEUE);
+        tokio::spawn(run(opener, address, waiting));
+        Self { jobs }
+    }
+
+    pub(crate) async fn read(&self, key: Vec<u8>) -> Result<(Option<Vec<u8>>, ReadFacts), NotRead> {
+        let (reply, answer) = oneshot::channel();
+        self.jobs.try_send(Job { key, reply }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => NotRead::Overloaded,
+            mpsc::error::TrySendError::Closed(_) => NotRead::Failed,
+        })?;
+        match answer.await {
+            Ok(Ok(found)) => Ok(found),
+            Ok(Err(_)) | Err(_) => Err(NotRead::Failed),
+        }
+    }
+}
+
+struct Reading {
+    connection: Connection,
+    before: Statement,
+    read: Statement,
+    after: Statement,
+}
+
+async fn open(opener: &Opener, address: &str) -> Result<Reading, PgError> {
+    let connection = opener.open(address, "read").await?;
+    let client = &connection.client;
+    let all = async { Ok((client.prepare(BEFORE).await?, client.prepare(READ).await?, client.prepare(AFTER).await?)) };
+    let (before, read, after) = within("preparing", limit::CONNECT, all).await?;
+    Ok(Reading { before, read, after, connection })
+}
+
+/// Reads in groups until every handle is dropped.
+async fn run(opener: Opener, address: String, mut waiting: mpsc::Receiver<Job>) {
+    let mut server: Option<Reading> = None;
+    let mut jobs = Vec::with_capacity(limit::READS);
+    while waiting.recv_many(&mut jobs, limit::READS).await > 0 {
+        // Who has gone needs no answer.
+        jobs.retain(|job| !job.reply.is_closed());
+        if server.as_ref().is_none_or(|s| s.connection.client.is_closed()) {
+            server = match open(&opener, &address).await {
+                Ok(reading) => Some(reading),
+                Err(error) => {
+                    fail(&mut jobs, error, &address);
+                    continue;
+                }
+            };
+        }
+        let Some(reading) = &server else { continue };
+        match group(reading, &jobs).await {
+            Ok((mut documents, facts)) => {
+                for job in jobs.drain(..) {
+                    let document = documents.get_mut(&job.key).map(|d| d.clone());
+                    drop(job.reply.send(Ok((document, facts))));
+                }
+            }
+            Err(error) => {
+                server = None;
+                fail(&mut jobs, error, &address);
+            }
+        }
+    }
+}
+
+fn fail(jobs: &mut Vec<Job>, error: PgError, address: &str) {
+    tracing::warn!(address, %error, "a group read failed");
+    let error = Arc::new(error);
+    jobs.drain(..).for_each(|job| drop(job.reply.send(Err(Arc::clone(&error)))));
+}
+
+async fn group(server: &Reading, jobs: &[Job]) -> Result<(HashMap<Vec<u8>, Vec<u8>>, ReadFacts), PgError> {
+    let mut keys: Vec<&[u8]> = jobs.iter().map(|job| job.key.as_slice()).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    let client = &server.connection.client;
+    let sent = boot_time();
+    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&keys];
+    let all = async {
+        let (before, rows, after) = join3(
+            client.query_one(&server.before, &[]),
+            client.query(&server.read, &parameters),
+            client.query_one(&server.after, &[]),
+        )
+        .await;
+        Ok((before?, rows?, after?))
+    };
+    let (before, rows, after) = within("a group read", limit::READ, all).await?;
+    let id: Option<Vec<u8>> = before.get(3);
+    let epoch = id.and_then(|id| id.try_into().ok()).map(|id| (EpochId(id), before.get::<_, i32>(4).cast_unsigned()));
+    let facts = ReadFacts {
+        in_recovery: before.get(0),
+        covered: before.get::<_, i64>(1).cast_unsigned(),
+        timeline: before.get::<_, i32>(2).cast_unsigned(),
+        epoch,
+        as_of: before.get(5),
+        seen: after.get::<_, i64>(0).cast_unsigned(),
+        sent,
+        returned: boot_time(),
+    };
+    Ok((rows.into_iter().map(|row| (row.get(0), row.get(1))).collect(), facts))
+}

@@ -1,0 +1,344 @@
+//! The relay: outbox rows of one cluster, in order and without gaps, to a sink.
+//!
+//! One relay of a cluster works at a time: it holds an advisory lock of its session on the primary, so that another one takes
+//! over when its process or its primary dies. It reads rows whose transactions have all ended (`xid` below the snapshot's
+//! xmin), in the order (xid, n), which is the order of versions for each content; it moves its cursor only after the sink
+//! acknowledged. The outbox is three tables written in turn: a drained one is emptied with TRUNCATE, one turn later than it
+//! was drained.
+//!
+//! How it fails: at least once. A sink that fails is asked again with the same rows; a relay that dies before its cursor was
+//! stored sends rows again; after a change of the epoch everything that is still there is sent again behind a marker.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::future::join3;
+use tagfast_domain::UnixMillis;
+use tagfast_failover::EpochRecord;
+use tagfast_resilience::Clock;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_postgres::types::ToSql;
+
+use crate::cluster::{Cluster, Node, pause_after};
+use crate::connect::{Connection, Opener, PgError, within};
+use crate::options::limit;
+
+/// Rows of one pass.
+const ROWS: i64 = 2000;
+/// Between two passes that found nothing.
+const IDLE: Duration = Duration::from_millis(20);
+/// Between two changes of the table that is written.
+const TURN: Duration = Duration::from_secs(5);
+/// Between two attempts to become the active relay: the other one may have died.
+const TAKE_OVER: Duration = Duration::from_millis(500);
+/// The advisory lock of the active relay.
+const LOCK: i64 = 0x7461_6766_6173_7402;
+
+const READ: &str = "
+SELECT o.xid::text::bigint, o.n, o.k, o.event FROM (
+    SELECT xid, n, k, event FROM outbox_0 UNION ALL
+    SELECT xid, n, k, event FROM outbox_1 UNION ALL
+    SELECT xid, n, k, event FROM outbox_2) o
+WHERE (o.xid, o.n) > ($1::text::xid8, $2) AND o.xid < pg_snapshot_xmin(pg_current_snapshot())
+ORDER BY o.xid, o.n LIMIT $3";
+const CHECK: &str = "
+SELECT 1 / (count(*))::int, pg_snapshot_xmin(pg_current_snapshot())::text::bigint,
+       pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+FROM (SELECT id, timeline FROM epoch ORDER BY ordinal DESC LIMIT 1) e
+WHERE e.id = $1 AND e.timeline = ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int";
+const HI: &str = "SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint";
+
+/// One outbox row on its way to the bus.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutboxRow {
+    /// The transaction.
+    pub xid: u64,
+    /// Its place in the transaction.
+    pub n: i32,
+    /// Shard byte and content key.
+    pub key: Vec<u8>,
+    /// The encoded event.
+    pub event: Vec<u8>,
+}
+
+/// The sink could not take the rows; they are offered again.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct PublishError(pub String);
+
+/// Where a relay publishes.
+#[async_trait]
+pub trait OutboxSink: Send + Sync {
+    /// A relay begins to publish in this epoch; everything after it belongs to the epoch, also rows that were published
+    /// before. Returns when the sink has it for certain.
+    async fn begin_epoch(&self, cluster: &str, epoch: &EpochRecord) -> Result<(), PublishError>;
+
+    /// Takes rows in their order, all of them. `hi` is at or after the commit of each. Returns when the sink has them for
+    /// certain.
+    async fn publish(&self, cluster: &str, rows: &[OutboxRow], hi: u64) -> Result<(), PublishError>;
+
+    /// Every event committed before this moment is published.
+    async fn complete_through(&self, cluster: &str, at: UnixMillis);
+}
+
+/// Acknowledges and keeps nothing: until there is a bus.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Discard;
+
+#[async_trait]
+impl OutboxSink for Discard {
+    async fn begin_epoch(&self, _cluster: &str, _epoch: &EpochRecord) -> Result<(), PublishError> {
+        Ok(())
+    }
+
+    async fn publish(&self, _cluster: &str, _rows: &[OutboxRow], _hi: u64) -> Result<(), PublishError> {
+        Ok(())
+    }
+
+    async fn complete_through(&self, _cluster: &str, _at: UnixMillis) {}
+}
+
+#[derive(Debug, thiserror::Error)]
+enum RelayError {
+    #[error(transparent)]
+    Postgres(#[from] PgError),
+    #[error("the sink failed: {0}")]
+    Sink(#[from] PublishError),
+    #[error("the epoch is over")]
+    EpochOver,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Cursor {
+    xid: u64,
+    n: i32,
+}
+
+/// Everything a relay runs with.
+pub(crate) struct Relay {
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) opener: Opener,
+    pub(crate) sink: Arc<dyn OutboxSink>,
+    pub(crate) clock: Arc<dyn Clock>,
+    /// Asks to be told when everything committed until now is published.
+    pub(crate) drains: mpsc::Receiver<oneshot::Sender<()>>,
+}
+
+/// What an active relay keeps between passes.
+struct Active {
+    cursor: Cursor,
+    stored: Cursor,
+    stored_at: Instant,
+    turned_at: Instant,
+    turn: i32,
+    /// (xmax, our clock before the snapshot): when xmin passes xmax, everything before that moment is published.
+    beats: VecDeque<(u64, UnixMillis)>,
+    /// Who waits, and the xid that must be passed.
+    waiting: Vec<(u64, oneshot::Sender<()>)>,
+    /// The table of the turn before is drained when the cursor passes this xid.
+    drained_at: Option<u64>,
+}
+
+impl Relay {
+    /// Relays until the task is dropped.
+    pub(crate) async fn run(mut self) {
+        let mut failures = 0;
+        loop {
+            let forever = Instant::now() + Duration::from_secs(3600);
+            let Some((epoch, node)) = self.cluster.primary(forever).await else { continue };
+            let error = match self.reign(&epoch, &node).await {
+                Ok(()) => continue,
+                Err(error) => error,
+            };
+            if !matches!(error, RelayError::EpochOver) {
+                tracing::warn!(cluster = self.cluster.name, %error, "the relay pauses and tries again");
+                metrics::counter!("tagfast_relay_failures_total", "cluster" => self.cluster.name.clone()).increment(1);
+            }
+            tokio::time::sleep(pause_after(failures)).await;
+            failures = (failures + 1).min(5);
+        }
+    }
+
+    /// Relays in one epoch, on one connection.
+    async fn reign(&mut self, epoch: &EpochRecord, node: &Node) -> Result<(), RelayError> {
+        let server = self.opener.open(&node.address, "relay").await?;
+        // A cursor that is lost with a crash only means that rows are sent again.
+        within("the relay's settings", limit::WRITE, server.client.batch_execute("SET synchronous_commit = off"))
+            .await?;
+        while !self.is_active(&server).await? {
+            if self.cluster.epoch().is_none_or(|now| now.id != epoch.id) {
+                return Err(RelayError::EpochOver);
+            }
+            tokio::time::sleep(TAKE_OVER).await;
+        }
+        let mut active = self.begin(&server, epoch).await?;
+        loop {
+            let found = self.pass(&server, epoch, &mut active).await?;
+            while let Ok(reply) = self.drains.try_recv() {
+                // Its xid is that of the next snapshot.
+                active.waiting.push((u64::MAX, reply));
+            }
+            if found < ROWS as usize {
+                self.turn(&server, &mut active).await?;
+                tokio::time::sleep(IDLE).await;
+            }
+        }
+    }
+
+    async fn is_active(&self, server: &Connection) -> Result<bool, PgError> {
+        let statement = "SELECT pg_try_advisory_lock($1)";
+        Ok(within("the relay's lock", limit::WRITE, server.client.query_one(statement, &[&LOCK])).await?.get(0))
+    }
+
+    async fn begin(&self, server: &Connection, epoch: &EpochRecord) -> Result<Active, RelayError> {
+        let row = within(
+            "the relay's cursor",
+            limit::WRITE,
+            server.client.query_opt("SELECT epoch, xid::text::bigint, n FROM relay_cursor", &[]),
+        )
+        .await?;
+        let known = row.filter(|row| row.get::<_, &[u8]>(0) == epoch.id.0);
+        let cursor = match known {
+            Some(row) => Cursor { xid: row.get::<_, i64>(1).cast_unsigned(), n: row.get(2) },
+            None => {
+                // Positions of another epoch mean nothing here: everything that is still there is sent again.
+                self.sink.begin_epoch(&self.cluster.name, epoch).await?;
+                Cursor { xid: 0, n: -1 }
+            }
+        };
+        let turn =
+            within("the outbox's turn", limit::WRITE, server.client.query_one("SELECT turn FROM outbox_turn", &[]))
+                .await?
+                .get(0);
+        tracing::info!(cluster = self.cluster.name, xid = cursor.xid, "this relay is the active one");
+        let now = Instant::now();
+        Ok(Active {
+            cursor,
+            stored: cursor,
+            stored_at: now,
+            turned_at: now,
+            turn,
+            beats: VecDeque::new(),
+            waiting: Vec::new(),
+            drained_at: None,
+        })
+    }
+
+    /// Reads and publishes once; how many rows there were.
+    async fn pass(&self, server: &Connection, epoch: &EpochRecord, active: &mut Active) -> Result<usize, RelayError> {
+        let now = self.clock.now_ms();
+        let client = &server.client;
+        let (id, xid): (&[u8], String) = (&epoch.id.0, active.cursor.xid.to_string());
+        let (check, read): ([&(dyn ToSql + Sync); 1], [&(dyn ToSql + Sync); 3]) =
+            ([&id], [&xid, &active.cursor.n, &ROWS]);
+        // The snapshot of the check is older than that of the rows: what it calls ended, the rows contain. `hi` is read
+        // after the rows.
+        let all = async {
+            let (check, rows, hi) =
+                join3(client.query_one(CHECK, &check), client.query(READ, &read), client.query_one(HI, &[])).await;
+            Ok((check?, rows?, hi?))
+        };
+        let (check, rows, hi) = within("a relay's pass", limit::WRITE, all).await?;
+        let (xmin, xmax) = (check.get::<_, i64>(1).cast_unsigned(), check.get::<_, i64>(2).cast_unsigned());
+        let rows: Vec<OutboxRow> = rows
+            .into_iter()
+            .map(|row| OutboxRow {
+                xid: row.get::<_, i64>(0).cast_unsigned(),
+                n: row.get(1),
+                key: row.get(2),
+                event: row.get(3),
+            })
+            .collect();
+        if let Some(last) = rows.last() {
+            let cursor = Cursor { xid: last.xid, n: last.n };
+            self.sink.publish(&self.cluster.name, &rows, hi.get::<_, i64>(0).cast_unsigned()).await?;
+            metrics::counter!("tagfast_relay_published_total", "cluster" => self.cluster.name.clone())
+                .increment(rows.len() as u64);
+            active.cursor = cursor;
+        }
+        if active.cursor != active.stored && active.stored_at.elapsed() > Duration::from_millis(200) {
+            self.store(server, epoch, active).await?;
+        }
+        active.beats.push_back((xmax, now));
+        for (xid, _) in active.waiting.iter_mut().filter(|(xid, _)| *xid == u64::MAX) {
+            *xid = xmax;
+        }
+        // A full page may have left rows behind that xmin calls ended.
+        if rows.len() < ROWS as usize {
+            let mut through = None;
+            while active.beats.front().is_some_and(|(xid, _)| *xid <= xmin) {
+                through = active.beats.pop_front().map(|(_, at)| at);
+            }
+            if let Some(at) = through {
+                self.sink.complete_through(&self.cluster.name, at).await;
+            }
+            if active.drained_at.is_some_and(|xid| xid <= xmin) {
+                active.drained_at = None;
+                self.empty(server, active, (active.turn + 1) % 3).await?;
+            }
+            let (done, waiting) = std::mem::take(&mut active.waiting).into_iter().partition(|(xid, _)| *xid <= xmin);
+            active.waiting = waiting;
+            let done: Vec<(u64, oneshot::Sender<()>)> = done;
+            for (_, reply) in done {
+                // Whoever asked may have gone.
+                let _ = reply.send(());
+            }
+        }
+        Ok(rows.len())
+    }
+
+    async fn store(&self, server: &Connection, epoch: &EpochRecord, active: &mut Active) -> Result<(), PgError> {
+        let statement = "INSERT INTO relay_cursor (epoch, xid, n) VALUES ($1, $2::text::xid8, $3)
+             ON CONFLICT (one) DO UPDATE SET epoch = excluded.epoch, xid = excluded.xid, n = excluded.n";
+        let (id, xid): (&[u8], String) = (&epoch.id.0, active.cursor.xid.to_string());
+        let parameters: [&(dyn ToSql + Sync); 3] = [&id, &xid, &active.cursor.n];
+        within("storing the cursor", limit::WRITE, server.client.execute(statement, &parameters)).await?;
+        (active.stored, active.stored_at) = (active.cursor, Instant::now());
+        Ok(())
+    }
+
+    /// Lets writers go on with the next table; forgets write ids whose time is over.
+    async fn turn(&self, server: &Connection, active: &mut Active) -> Result<(), PgError> {
+        // The next table must be empty: it is emptied when the one that is written now was begun and drained.
+        if active.drained_at.is_some() || active.turned_at.elapsed() < TURN {
+            return Ok(());
+        }
+        let statement = "UPDATE outbox_turn SET turn = ($1 + 1) % 3, since = pg_current_xact_id() WHERE turn = $1
+             RETURNING turn, (pg_snapshot_xmax(pg_current_snapshot()))::text::bigint";
+        let row =
+            within("the outbox's turn", limit::WRITE, server.client.query_opt(statement, &[&active.turn])).await?;
+        active.turned_at = Instant::now();
+        if let Some(row) = row {
+            active.turn = row.get(0);
+            active.drained_at = Some(row.get::<_, i64>(1).cast_unsigned() + 1);
+        }
+        let oldest = self.clock.now_ms() - tagfast_domain::limits::WRITE_ID_MEMORY_MS;
+        let forget = "DELETE FROM applied WHERE (k, wid) IN (SELECT k, wid FROM applied WHERE at < $1 LIMIT 10000)";
+        within("forgetting old ids", limit::WRITE, server.client.execute(forget, &[&oldest])).await?;
+        Ok(())
+    }
+
+    /// Empties a table if nothing in it lies behind the cursor. A writer that still had the old number may have put a row into it:
+    /// the look under the lock sees it, and the table is left for the next turn.
+    async fn empty(&self, server: &Connection, active: &Active, table: i32) -> Result<(), PgError> {
+        let script = format!(
+            "BEGIN; SET LOCAL lock_timeout = '100ms'; LOCK TABLE outbox_{table} IN ACCESS EXCLUSIVE MODE;
+             DO $$ BEGIN
+                 IF NOT EXISTS (SELECT FROM outbox_{table} WHERE (xid, n) > ('{xid}'::xid8, {n})) THEN
+                     TRUNCATE outbox_{table};
+                 END IF;
+             END $$; COMMIT",
+            xid = active.cursor.xid,
+            n = active.cursor.n
+        );
+        match within("emptying an outbox table", limit::WRITE, server.client.batch_execute(&script)).await {
+            Err(error) if error.code() == Some("55P03") => {
+                within("giving up a lock", limit::WRITE, server.client.batch_execute("ROLLBACK")).await
+            }
+            other => other,
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! The tables and their versions.
+//!
+//! Migrations run on the primary, one transaction each, under an advisory lock, so that several nodes that start at once do
+//! it once. A migration only adds what an older program does not mind: old and new programs run side by side.
+
+use crate::connect::{Connection, PgError, within};
+use crate::options::limit;
+
+/// Held while migrating.
+const LOCK: i64 = 0x7461_6766_6173_7401;
+
+/// Migration `n` brings the schema from version `n` to `n + 1`. Never edit one that was released.
+const MIGRATIONS: &[&str] = &["
+CREATE TABLE epoch (ordinal bigint PRIMARY KEY, id bytea UNIQUE NOT NULL, parent_id bytea, reign bigint NOT NULL,
+    timeline int NOT NULL, fork_lsn pg_lsn, minted_at timestamptz NOT NULL, minted_by text NOT NULL,
+    reconciled_at timestamptz, repair_closed_at timestamptz);
+CREATE TABLE content (k bytea PRIMARY KEY, ver bigint NOT NULL, doc bytea NOT NULL) WITH (fillfactor = 80);
+CREATE TABLE applied (k bytea NOT NULL, wid bytea NOT NULL, fingerprint bigint NOT NULL, effect bytea NOT NULL,
+    ver bigint NOT NULL, at bigint NOT NULL, PRIMARY KEY (k, wid));
+CREATE INDEX applied_at ON applied (at);
+CREATE TABLE outbox_0 (xid xid8 NOT NULL DEFAULT pg_current_xact_id(), n int NOT NULL, k bytea NOT NULL,
+    event bytea NOT NULL);
+CREATE INDEX outbox_0_order ON outbox_0 (xid, n);
+CREATE TABLE outbox_1 (LIKE outbox_0 INCLUDING DEFAULTS);
+CREATE INDEX outbox_1_order ON outbox_1 (xid, n);
+CREATE TABLE outbox_2 (LIKE outbox_0 INCLUDING DEFAULTS);
+CREATE INDEX outbox_2_order ON outbox_2 (xid, n);
+CREATE TABLE outbox_turn (one bool PRIMARY KEY DEFAULT true CHECK (one), turn int NOT NULL, since xid8);
+INSERT INTO outbox_turn (turn) VALUES (0);
+CREATE TABLE relay_cursor (one bool PRIMARY KEY DEFAULT true CHECK (one), epoch bytea NOT NULL, xid xid8 NOT NULL,
+    n int NOT NULL);
+"];
+
+/// The schema's version that this program needs at least.
+pub(crate) const VERSION: i32 = MIGRATIONS.len() as i32;
+
+/// Why the schema cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SchemaError {
+    #[error(transparent)]
+    Postgres(#[from] PgError),
+    #[error("the database holds tables of another application; give tagfast a database of its own")]
+    Foreign,
+    #[error("PostgreSQL {0} is too old; 15 or newer is needed")]
+    TooOld(i32),
+}
+
+/// Brings the schema of a primary up to date.
+pub(crate) async fn migrate(connection: &Connection) -> Result<(), SchemaError> {
+    let client = &connection.client;
+    let read = |what, statement: &'static str| within(what, limit::WRITE, client.query_one(statement, &[]));
+    let version: i32 = read("the server's version", "SELECT current_setting('server_version_num')::int").await?.get(0);
+    if version < 150_000 {
+        return Err(SchemaError::TooOld(version / 10_000));
+    }
+    let known = "SELECT to_regclass('tagfast_schema') IS NOT NULL, to_regclass('content') IS NOT NULL";
+    let row = read("the schema's presence", known).await?;
+    let (ours, foreign): (bool, bool) = (row.get(0), row.get(1));
+    if !ours && foreign {
+        return Err(SchemaError::Foreign);
+    }
+    if ours && read("the schema's version", "SELECT version FROM tagfast_schema").await?.get::<_, i32>(0) >= VERSION {
+        return Ok(());
+    }
+    let begin = format!(
+        "BEGIN; SELECT pg_advisory_xact_lock({LOCK}); CREATE TABLE IF NOT EXISTS tagfast_schema (version int NOT NULL); \
+         INSERT INTO tagfast_schema SELECT 0 WHERE NOT EXISTS (SELECT FROM tagfast_schema);"
+    );
+    within("the migration's lock", limit::WRITE, client.batch_execute(&begin)).await?;
+    // Read again under the lock: another node may have done it meanwhile.
+    let from: i32 = read("the schema's version", "SELECT version FROM tagfast_schema").await?.get(0);
+    for (n, statements) in MIGRATIONS.iter().enumerate().skip(usize::try_from(from).unwrap_or(0)) {
+        within("a migration", limit::WRITE, client.batch_execute(statements)).await?;
+        let to = format!("UPDATE tagfast_schema SET version = {}", n + 1);
+        within("a migration", limit::WRITE, client.batch_execute(&to)).await?;
+    }
+    within("the migration's end", limit::WRITE, client.batch_execute("COMMIT")).await?;
+    Ok(())
+}

@@ -1,0 +1,551 @@
+//! The ports on PostgreSQL: which cluster, which node, and whether what it answered is new enough.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::future::{join, join_all};
+use tagfast_domain::{ContentKey, Document, Epoch, TenantId, codec};
+use tagfast_failover::{Commit, EpochRecord};
+use tagfast_resilience::Clock;
+use tagfast_sharding::{ContentHash, LogicalShard, ShardMap, ShardMapError};
+use tagfast_store::{
+    Consistency, Degraded, Durability, Position, ReadOptions, Receipt, ReceiptReader, ScanPage, ShardScanner, Source,
+    StoreError, TagReader, TagWriter, Verdict, View, WriteAnswer, WriteRequest,
+};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_postgres::types::ToSql;
+
+use crate::cluster::{Cluster, ClusterView, Node};
+use crate::connect::{Connection, Opener, within};
+use crate::etcd::{Etcd, EtcdError};
+use crate::group::stored_key;
+use crate::lane::{Lane, LaneTask, unavailable};
+use crate::options::{PostgresOptions, limit};
+use crate::reader::{NodeReader, NotRead, ReadFacts};
+use crate::relay::{OutboxSink, Relay};
+use crate::remembered::Remembered;
+use crate::watcher::{Watcher, nodes_from_patroni, rounds};
+
+/// A read without a deadline waits this long.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The check of the reign for statements outside of groups; an ended reign is error 22012.
+const CHECK: &str = "
+SELECT 1 / (count(*))::int FROM (SELECT id, timeline FROM epoch ORDER BY ordinal DESC LIMIT 1) e
+WHERE e.id = $1 AND e.timeline = ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int";
+const SCAN: &str = "SELECT k, doc FROM content WHERE k > $1 AND k < $2 ORDER BY k LIMIT $3";
+
+/// Why the store does not open. A cluster that is down is no reason: it is waited for.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The shard map is wrong.
+    #[error("the shard map is wrong: {0}")]
+    ShardMap(#[from] ShardMapError),
+    /// etcd's client cannot be made.
+    #[error("the client of etcd cannot be made: {0}")]
+    Etcd(String),
+    /// Nothing to write with.
+    #[error("a cluster needs 1 to 16 writer lanes, not {0}")]
+    Lanes(usize),
+}
+
+impl From<EtcdError> for OpenError {
+    fn from(error: EtcdError) -> Self {
+        Self::Etcd(error.to_string())
+    }
+}
+
+/// One cluster's parts.
+struct Parts {
+    cluster: Arc<Cluster>,
+    lanes: Vec<Arc<Lane>>,
+    readers: Mutex<HashMap<String, NodeReader>>,
+    remembered: Remembered,
+    walker: tokio::sync::Mutex<Option<(String, Connection)>>,
+    drains: mpsc::Sender<oneshot::Sender<()>>,
+}
+
+/// How a cluster stands, for people and for readiness.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterStatus {
+    /// Its name.
+    pub name: String,
+    /// The member that takes writes.
+    pub primary: Option<String>,
+    /// The members that do not.
+    pub replicas: Vec<String>,
+    /// The epoch's ordinal.
+    pub epoch: Option<u64>,
+    /// Why it takes no writes.
+    pub problem: Option<String>,
+}
+
+/// The store.
+pub struct PostgresStore {
+    map: ShardMap,
+    clusters: Vec<Parts>,
+    opener: Opener,
+    clock: Arc<dyn Clock>,
+    tasks: Vec<JoinHandle<()>>,
+    lane_tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Drop for PostgresStore {
+    fn drop(&mut self) {
+        let lanes = std::mem::take(self.lane_tasks.get_mut().unwrap_or_else(PoisonError::into_inner));
+        self.tasks.iter().chain(&lanes).for_each(JoinHandle::abort);
+    }
+}
+
+impl PostgresStore {
+    /// Starts the tasks of every cluster. Returns at once: what a cluster lacks is in [`PostgresStore::status`].
+    pub fn open(options: PostgresOptions, sink: Arc<dyn OutboxSink>) -> Result<Arc<Self>, OpenError> {
+        let shards = options.clusters.iter().map(|c| (c.name.as_str(), c.shards.as_str()));
+        let map = ShardMap::new(options.map_version, shards)?;
+        if !(1..=16).contains(&options.lanes) {
+            return Err(OpenError::Lanes(options.lanes));
+        }
+        let etcd = Etcd::new(&options.etcd)?;
+        let opener = Opener::new(&options);
+        let http = reqwest::Client::builder().timeout(limit::ETCD).no_proxy().build().map_err(EtcdError::from)?;
+        let (mut clusters, mut tasks, mut lane_tasks) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, wanted) in options.clusters.iter().enumerate() {
+            let cluster = Arc::new(Cluster::new(index as u16, &wanted.name, &wanted.scope));
+            // While etcd is silent, replicas can still be read.
+            let (early, urls, http) = (Arc::clone(&cluster), wanted.patroni.clone(), http.clone());
+            tasks.push(tokio::spawn(async move {
+                let members = nodes_from_patroni(&http, &urls).await;
+                early.view.send_if_modified(|view| {
+                    let unknown = view.primary.is_none() && view.replicas.is_empty();
+                    if unknown {
+                        view.replicas = members.iter().map(Node::from).collect();
+                    }
+                    unknown
+                });
+            }));
+            let watcher = Watcher {
+                cluster: Arc::clone(&cluster),
+                etcd: etcd.clone(),
+                opener: opener.clone(),
+                clock: Arc::clone(&options.clock),
+                node: options.node.clone(),
+                moved_from: wanted.moved_from,
+            };
+            tasks.push(tokio::spawn(watcher.run()));
+            tasks.push(tokio::spawn(rounds(Arc::clone(&cluster), opener.clone())));
+            let lanes: Vec<Arc<Lane>> =
+                (0..options.lanes).map(|n| Arc::new(Lane::new(n as i32, options.hold))).collect();
+            for lane in &lanes {
+                let task = LaneTask {
+                    lane: Arc::clone(lane),
+                    cluster: Arc::clone(&cluster),
+                    opener: opener.clone(),
+                    clock: Arc::clone(&options.clock),
+                    limits: options.limits,
+                };
+                lane_tasks.push(tokio::spawn(task.run()));
+                tasks.push(tokio::spawn(crate::lane::expire_late(Arc::clone(lane))));
+            }
+            let (drains, asked) = mpsc::channel(16);
+            let relay = Relay {
+                cluster: Arc::clone(&cluster),
+                opener: opener.clone(),
+                sink: Arc::clone(&sink),
+                clock: Arc::clone(&options.clock),
+                drains: asked,
+            };
+            tasks.push(tokio::spawn(relay.run()));
+            clusters.push(Parts {
+                cluster,
+                lanes,
+                readers: Mutex::default(),
+                remembered: Remembered::default(),
+                walker: tokio::sync::Mutex::new(None),
+                drains,
+            });
+        }
+        let clock = options.clock;
+        Ok(Arc::new(Self { map, clusters, opener, clock, tasks, lane_tasks: Mutex::new(lane_tasks) }))
+    }
+
+    /// Finishes what waits and refuses what comes.
+    pub async fn close(&self) {
+        self.clusters.iter().flat_map(|c| &c.lanes).for_each(|lane| lane.close());
+        let lanes = std::mem::take(&mut *self.lane_tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        join_all(lanes).await;
+    }
+
+    /// Waits until this process's relays have published everything that was committed before the call. Never returns while
+    /// another process's relay is the active one.
+    pub async fn drained(&self) {
+        for parts in &self.clusters {
+            let (reply, done) = oneshot::channel();
+            if parts.drains.send(reply).await.is_ok() {
+                // A relay that lost its primary forgets who waited: ask again.
+                if done.await.is_err() {
+                    Box::pin(self.drained()).await;
+                }
+            }
+        }
+    }
+
+    /// How each cluster stands.
+    pub fn status(&self) -> Vec<ClusterStatus> {
+        let status = |parts: &Parts| {
+            let view = parts.cluster.view.borrow().clone();
+            ClusterStatus {
+                name: parts.cluster.name.clone(),
+                primary: view.primary.as_ref().map(|(_, node)| node.name.clone()),
+                replicas: view.replicas.iter().map(|n| n.name.clone()).collect(),
+                epoch: view.primary.as_ref().map(|(epoch, _)| epoch.ordinal.0),
+                problem: view.problem,
+            }
+        };
+        self.clusters.iter().map(status).collect()
+    }
+
+    /// Waits until every cluster takes writes. False: not within the time.
+    pub async fn wait_until_ready(&self, within: Duration) -> bool {
+        let until = Instant::now() + within;
+        join_all(self.clusters.iter().map(|c| c.cluster.primary(until))).await.iter().all(Option::is_some)
+    }
+
+    fn parts(&self, shard: LogicalShard) -> &Parts {
+        &self.clusters[usize::from(self.map.cluster_of(shard))]
+    }
+
+    async fn read_at(&self, parts: &Parts, node: &Node, key: &[u8]) -> Result<(Option<Vec<u8>>, ReadFacts), NotRead> {
+        let reader = {
+            let mut readers = parts.readers.lock().unwrap_or_else(PoisonError::into_inner);
+            // Nodes that were removed take their readers with them.
+            if readers.len() > 16 {
+                let view = parts.cluster.view.borrow();
+                readers.retain(|address, _| {
+                    view.replicas.iter().any(|n| n.address == *address)
+                        || view.primary.as_ref().is_some_and(|(_, n)| n.address == *address)
+                });
+            }
+            readers
+                .entry(node.address.clone())
+                .or_insert_with(|| NodeReader::start(self.opener.clone(), node.address.clone()))
+                .clone()
+        };
+        reader.read(key.to_vec()).await
+    }
+
+    /// Reads on the primary and has the answer proven: a primary that was replaced answers too.
+    async fn read_primary(
+        &self,
+        parts: &Parts,
+        epoch: &EpochRecord,
+        node: &Node,
+        key: &[u8],
+        until: Instant,
+    ) -> Option<(Option<Vec<u8>>, ReadFacts)> {
+        let read = tokio::time::timeout_at(until, self.read_at(parts, node, key)).await;
+        let Ok(Ok((document, facts))) = read else {
+            parts.cluster.suspect();
+            return None;
+        };
+        let reigns = !facts.in_recovery
+            && facts.timeline == epoch.timeline
+            && facts.epoch.is_some_and(|(id, timeline)| id == epoch.id && timeline == epoch.timeline);
+        if !reigns {
+            parts.cluster.suspect();
+            return None;
+        }
+        let commit = Commit { epoch: epoch.id, sent: facts.sent, returned: facts.returned };
+        parts.cluster.may_acknowledge(&commit, until).await.then_some((document, facts))
+    }
+
+    fn view_of(
+        &self,
+        (bytes, facts): (Option<Vec<u8>>, ReadFacts),
+        source: Source,
+        epoch: Option<&EpochRecord>,
+    ) -> Result<View, StoreError> {
+        let document = match bytes.as_deref().map(codec::decode) {
+            None => Document::default(),
+            Some(Ok(document)) => document,
+            Some(Err(error)) => {
+                return Err(StoreError::Damaged { what: "a document".to_owned(), source: Some(error) });
+            }
+        };
+        let of = facts.epoch.map(|(id, _)| id).or(epoch.map(|e| e.id)).unwrap_or(tagfast_domain::EpochId([0; 16]));
+        Ok(View {
+            version: document.version,
+            tags: document.live().cloned().collect(),
+            position: Position { epoch: of, xid: 0, lsn: facts.seen },
+            source,
+            as_of: if source == Source::Primary { self.clock.now_ms() } else { facts.as_of.unwrap_or(0) },
+            degraded: Vec::new(),
+        })
+    }
+}
+
+/// What a session read must cover.
+struct Need {
+    position: Option<Position>,
+    version: Option<tagfast_domain::Version>,
+    /// From a token: a promise to this client, so a failure to keep it is told.
+    promised: bool,
+}
+
+impl Need {
+    fn of(parts: &Parts, shard: LogicalShard, hash: ContentHash, options: &ReadOptions<'_>) -> Self {
+        let none = Self { position: None, version: None, promised: false };
+        match (options.consistency, options.token) {
+            (Consistency::Eventual | Consistency::Strong, _) => none,
+            (Consistency::Session, Some(token)) => {
+                Self { position: token.floors.get(&shard).copied(), version: token.version_of(hash), promised: true }
+            }
+            (Consistency::Session, None) => Self { position: parts.remembered.position(hash), ..none },
+        }
+    }
+
+    /// Whether a position is part of what a server that has everything of the current history shows. `None`: it lies past
+    /// the fence of its epoch, nobody can show it.
+    fn floor(&self, parts: &Parts, current: Option<&EpochRecord>) -> Option<u64> {
+        match self.position {
+            None => Some(0),
+            Some(p) if current.is_some_and(|e| e.id == p.epoch) => Some(p.lsn),
+            // Below the fence: whoever is in the current epoch has it.
+            Some(p) => (p.lsn <= parts.cluster.fence(p.epoch)).then_some(0),
+        }
+    }
+}
+
+/// Whether a replica is of the current history, or was read before anything was lost.
+fn is_of_history(parts: &Parts, facts: &ReadFacts, current: Option<&EpochRecord>) -> bool {
+    facts.in_recovery
+        && facts
+            .epoch
+            .is_some_and(|(id, _)| current.is_none_or(|e| e.id == id) || facts.covered <= parts.cluster.fence(id))
+}
+
+const FAILOVER: Degraded = Degraded { feature: "session", reason: "failover" };
+const TOKEN_UNKNOWN: Degraded = Degraded { feature: "session", reason: "token_unknown" };
+
+#[async_trait]
+impl TagReader for PostgresStore {
+    async fn view(&self, key: &ContentKey, options: &ReadOptions<'_>) -> Result<View, StoreError> {
+        let bytes = key.to_bytes();
+        let hash = ContentHash::of_bytes(&bytes);
+        let shard = LogicalShard::of_hash(hash);
+        let parts = self.parts(shard);
+        let stored = stored_key(shard, &bytes);
+        let until = options.deadline.unwrap_or_else(|| Instant::now() + PATIENCE);
+        let need = Need::of(parts, shard, hash, options);
+        let view: ClusterView = parts.cluster.view.borrow().clone();
+        let epoch = view.primary.as_ref().map(|(epoch, _)| Arc::clone(epoch));
+        let floor = need.floor(parts, epoch.as_deref());
+        let first = (hash.0 >> 8) as usize;
+        let replicas = || (0..view.replicas.len()).map(|n| &view.replicas[(first + n) % view.replicas.len()]);
+
+        // A replica is asked first where it is likely to be new enough: nothing was promised, or it is a token's.
+        if options.consistency != Consistency::Strong
+            && let Some(floor) = floor
+            && (need.position.is_none() || need.promised)
+            && let Some(node) = replicas().next()
+            && let Ok(Ok(found)) = tokio::time::timeout_at(until, self.read_at(parts, node, &stored)).await
+            && is_of_history(parts, &found.1, epoch.as_deref())
+        {
+            let covered = found.1.covered >= floor;
+            let answer = self.view_of(found, Source::Replica, epoch.as_deref())?;
+            let newer = need.version.is_none_or(|v| answer.version >= v);
+            if (covered || need.version.is_some()) && newer {
+                return Ok(answer);
+            }
+        }
+        if let Some((epoch, node)) = &view.primary
+            && let Some(found) = self.read_primary(parts, epoch, node, &stored, until).await
+        {
+            let mut answer = self.view_of(found, Source::Primary, Some(epoch.as_ref()))?;
+            let kept = floor.is_some() && need.version.is_none_or(|v| answer.version >= v);
+            if need.promised && !kept {
+                let known = need.position.is_none_or(|p| parts.cluster.fence(p.epoch) > 0);
+                answer.degraded.push(if known { FAILOVER } else { TOKEN_UNKNOWN });
+            }
+            return Ok(answer);
+        }
+        if options.consistency == Consistency::Strong {
+            return Err(unavailable("the cluster has no primary", false));
+        }
+        // No primary: whatever a replica of this history has, marked where it may lack something.
+        for node in replicas().chain(view.primary.as_ref().map(|(_, node)| node)) {
+            let Ok(Ok(found)) = tokio::time::timeout_at(until, self.read_at(parts, node, &stored)).await else {
+                continue;
+            };
+            if !found.1.in_recovery {
+                continue;
+            }
+            let covered =
+                is_of_history(parts, &found.1, epoch.as_deref()) && floor.is_some_and(|floor| found.1.covered >= floor);
+            let mut answer = self.view_of(found, Source::Replica, epoch.as_deref())?;
+            let kept = covered && need.version.is_none_or(|v| answer.version >= v);
+            if !kept && options.consistency == Consistency::Session {
+                answer.degraded.push(FAILOVER);
+            }
+            return Ok(answer);
+        }
+        if Instant::now() >= until {
+            return Err(StoreError::Deadline { waiting_for: "a node of the cluster", outcome_unknown: false });
+        }
+        Err(unavailable("no node of the cluster answers", false))
+    }
+
+    async fn view_many(&self, keys: &[ContentKey], options: &ReadOptions<'_>) -> Vec<Result<View, StoreError>> {
+        join_all(keys.iter().map(|key| self.view(key, options))).await
+    }
+}
+
+impl PostgresStore {
+    fn enqueue(&self, request: WriteRequest) -> Result<Waiting<'_>, StoreError> {
+        if request.durability == Durability::Replicated {
+            return Err(StoreError::NotInThisMode("durability `replicated`"));
+        }
+        let deadline = request.deadline;
+        if deadline.is_some_and(|d| d <= Instant::now()) {
+            return Err(StoreError::Deadline { waiting_for: "the write queue", outcome_unknown: false });
+        }
+        let hash = ContentHash::of(&request.write.key);
+        let parts = self.parts(LogicalShard::of_hash(hash));
+        // Other bits than those that chose the shard: a cluster of one shard has two lanes too.
+        let lane = &parts.lanes[(hash.0 >> 32) as usize % parts.lanes.len()];
+        Ok(Waiting { answer: lane.push(request)?, parts, hash, deadline })
+    }
+}
+
+/// A write that is in its lane.
+struct Waiting<'a> {
+    answer: oneshot::Receiver<Result<WriteAnswer, StoreError>>,
+    parts: &'a Parts,
+    hash: ContentHash,
+    deadline: Option<Instant>,
+}
+
+impl Waiting<'_> {
+    async fn done(self) -> Result<WriteAnswer, StoreError> {
+        let gone = || unavailable("the store is shutting down", true);
+        let result = match self.deadline {
+            None => self.answer.await.map_err(|_| gone())?,
+            // The lane tells a little later itself; what it has in hand then may still happen.
+            Some(deadline) => match tokio::time::timeout_at(deadline + Duration::from_millis(200), self.answer).await {
+                Ok(answer) => answer.map_err(|_| gone())?,
+                Err(_) => Err(StoreError::Deadline { waiting_for: "the commit", outcome_unknown: true }),
+            },
+        };
+        if let Ok(answer) = &result {
+            self.parts.remembered.note(self.hash, answer.receipt.position);
+        }
+        result
+    }
+}
+
+#[async_trait]
+impl TagWriter for PostgresStore {
+    async fn write(&self, request: WriteRequest) -> Result<WriteAnswer, StoreError> {
+        self.enqueue(request)?.done().await
+    }
+
+    async fn write_many(&self, requests: Vec<WriteRequest>) -> Vec<Result<WriteAnswer, StoreError>> {
+        // All of them are queued before the first one is waited for.
+        let queued: Vec<Result<Waiting<'_>, StoreError>> = requests.into_iter().map(|r| self.enqueue(r)).collect();
+        join_all(queued.into_iter().map(async |waiting| waiting?.done().await)).await
+    }
+}
+
+#[async_trait]
+impl ShardScanner for PostgresStore {
+    async fn scan(
+        &self,
+        shard: LogicalShard,
+        tenant: Option<&TenantId>,
+        after: Option<&ContentKey>,
+        limit: usize,
+    ) -> Result<ScanPage, StoreError> {
+        let parts = self.parts(shard);
+        let until = Instant::now() + 2 * PATIENCE;
+        let (mut low, mut high) = (vec![shard.number()], vec![shard.number() + 1]);
+        if let Some(tenant) = tenant {
+            low.extend_from_slice(tenant.as_str().as_bytes());
+            high = low.clone();
+            low.push(0);
+            high.push(1);
+        }
+        if let Some(after) = after {
+            low = low.max(stored_key(shard, &after.to_bytes()));
+        }
+        let rows = i64::try_from(limit.saturating_add(1)).unwrap_or(i64::MAX);
+        let mut walker = parts.walker.lock().await;
+        loop {
+            let Some((epoch, node)) = parts.cluster.primary(until).await else {
+                return Err(unavailable("the cluster has no primary", false));
+            };
+            if walker.as_ref().is_none_or(|(address, c)| *address != node.address || c.client.is_closed()) {
+                *walker = self.opener.open(&node.address, "walk").await.ok().map(|c| (node.address.clone(), c));
+            }
+            let Some((_, server)) = walker.as_ref() else {
+                parts.cluster.suspect();
+                if Instant::now() >= until {
+                    return Err(unavailable("the primary is not reached", false));
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            };
+            let id: &[u8] = &epoch.id.0;
+            let (check, page): ([&(dyn ToSql + Sync); 1], [&(dyn ToSql + Sync); 3]) = ([&id], [&low, &high, &rows]);
+            let all = async {
+                let (check, rows) =
+                    join(server.client.query_one(CHECK, &check), server.client.query(SCAN, &page)).await;
+                check?;
+                rows
+            };
+            match within("a scan", limit::WRITE, all).await {
+                Ok(rows) => return page_of(&rows, limit),
+                Err(error) => {
+                    tracing::warn!(cluster = parts.cluster.name, %error, "a page of a scan failed");
+                    *walker = None;
+                    parts.cluster.suspect();
+                    if Instant::now() >= until {
+                        return Err(unavailable("the primary does not answer a scan", false));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn epoch(&self) -> Result<Epoch, StoreError> {
+        // Several clusters, several epochs: a rebuild is named by the newest of them.
+        let epochs = self.clusters.iter().filter_map(|parts| parts.cluster.epoch());
+        epochs.max_by_key(|e| e.ordinal).ok_or_else(|| unavailable("no cluster has an epoch yet", false))
+    }
+}
+
+fn page_of(rows: &[tokio_postgres::Row], limit: usize) -> Result<ScanPage, StoreError> {
+    let mut page = ScanPage::default();
+    for row in rows.iter().take(limit) {
+        let key: &[u8] = row.get(0);
+        let damaged = |source| StoreError::Damaged { what: "a content of a scan".to_owned(), source: Some(source) };
+        let content = ContentKey::from_bytes(key.get(1..).unwrap_or_default()).map_err(damaged)?;
+        page.items.push((content, codec::decode(row.get(1)).map_err(damaged)?));
+    }
+    if rows.len() > limit {
+        page.next = page.items.last().map(|(key, _)| key.clone());
+    }
+    Ok(page)
+}
+
+#[async_trait]
+impl ReceiptReader for PostgresStore {
+    async fn verdict(&self, receipt: &Receipt) -> Result<Verdict, StoreError> {
+        let cluster = &self.parts(receipt.shard).cluster;
+        // What lies below the fence of its epoch is part of the current history, for ever.
+        let kept = receipt.position.lsn <= cluster.fence(receipt.position.epoch);
+        Ok(if kept { Verdict::Kept } else { Verdict::Unknown("pending") })
+    }
+}

@@ -1,0 +1,125 @@
+//! One stack for the binary, a database of its own for each test.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tagfast_domain::{Limits, TaggingsEvent, UnixMillis};
+use tagfast_failover::EpochRecord;
+use tagfast_resilience::Clock;
+use tagfast_store_postgres::{ClusterOptions, OutboxRow, OutboxSink, PostgresOptions, PostgresStore, PublishError};
+use tagfast_testkit::stack::{Stack, StackOptions};
+
+struct Shared {
+    stack: Mutex<Stack>,
+    /// Kept for the life of the process; a watcher removes what the stack leaves when the process has ended.
+    _dir: tempfile::TempDir,
+}
+
+/// The stack, started by whoever comes first.
+pub(crate) fn stack() -> MutexGuard<'static, Stack> {
+    static SHARED: OnceLock<Shared> = OnceLock::new();
+    let shared = SHARED.get_or_init(|| {
+        let dir = tempfile::tempdir().expect("a folder");
+        let stack = Stack::up(&StackOptions::clusters_only(1, dir.path()), &|_| ()).expect("the stack comes up");
+        Shared { stack: Mutex::new(stack), _dir: dir }
+    });
+    shared.stack.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A sink that keeps everything.
+#[derive(Default)]
+pub(crate) struct Recording {
+    pub(crate) rows: Mutex<Vec<OutboxRow>>,
+    pub(crate) epochs: Mutex<Vec<u64>>,
+    pub(crate) through: Mutex<UnixMillis>,
+}
+
+impl Recording {
+    /// What was published, once each: a relay may send rows again.
+    pub(crate) fn events(&self) -> Vec<TaggingsEvent> {
+        let rows = self.rows.lock().expect("no panic under the lock");
+        let mut seen = std::collections::BTreeSet::new();
+        let fresh = rows.iter().filter(|row| seen.insert((row.xid, row.n)));
+        fresh.map(|row| tagfast_events::decode(&row.event).expect("an event")).collect()
+    }
+}
+
+#[async_trait]
+impl OutboxSink for Recording {
+    async fn begin_epoch(&self, _: &str, epoch: &EpochRecord) -> Result<(), PublishError> {
+        self.epochs.lock().expect("no panic under the lock").push(epoch.ordinal.0);
+        Ok(())
+    }
+
+    async fn publish(&self, _: &str, rows: &[OutboxRow], _: u64) -> Result<(), PublishError> {
+        self.rows.lock().expect("no panic under the lock").extend_from_slice(rows);
+        Ok(())
+    }
+
+    async fn complete_through(&self, _: &str, at: UnixMillis) {
+        *self.through.lock().expect("no panic under the lock") = at;
+    }
+}
+
+/// Options for the shared stack and a fresh database.
+pub(crate) async fn options(clock: Arc<dyn Clock>) -> PostgresOptions {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let database = format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed));
+    let (info, primary) = tokio::task::spawn_blocking(|| {
+        let stack = stack();
+        (stack.info().clone(), stack.primary("c0").expect("a primary"))
+    })
+    .await
+    .expect("no panic");
+    let password = std::fs::read_to_string(&info.database.password_file).expect("the password");
+    create_database(&primary.postgres.to_string(), &info.database.user, &password, &database).await;
+    let clusters = info
+        .clusters
+        .iter()
+        .map(|c| ClusterOptions {
+            name: c.name.clone(),
+            scope: c.scope.clone(),
+            shards: "0-63".to_owned(),
+            patroni: c.nodes.iter().map(|n| n.patroni.clone()).collect(),
+            moved_from: None,
+        })
+        .collect();
+    PostgresOptions {
+        clusters,
+        map_version: 1,
+        etcd: info.etcd.iter().map(|e| e.url.clone()).collect(),
+        database,
+        user: info.database.user,
+        password,
+        limits: Limits::default(),
+        clock,
+        node: "test".to_owned(),
+        lanes: 2,
+        hold: Duration::from_secs(10),
+    }
+}
+
+async fn create_database(address: &str, user: &str, password: &str, database: &str) {
+    let (host, port) = address.rsplit_once(':').expect("host:port");
+    let (client, connection) = tokio_postgres::Config::new()
+        .host(host)
+        .port(port.parse().expect("a port"))
+        .user(user)
+        .password(password)
+        .dbname("tagfast")
+        .connect(tokio_postgres::NoTls)
+        .await
+        .expect("connects");
+    let driver = tokio::spawn(connection);
+    client.batch_execute(&format!("CREATE DATABASE {database}")).await.expect("a database");
+    driver.abort();
+}
+
+/// Opens a store and waits until it takes writes.
+pub(crate) async fn open(options: PostgresOptions, sink: Arc<dyn OutboxSink>) -> Arc<PostgresStore> {
+    let store = PostgresStore::open(options, sink).expect("it opens");
+    assert!(store.wait_until_ready(Duration::from_secs(20)).await, "not ready: {:?}", store.status());
+    store
+}

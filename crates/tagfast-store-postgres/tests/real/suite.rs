@@ -1,0 +1,77 @@
+//! The conformance suite of stores.
+
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use tagfast_domain::{Limits, TaggingsEvent, TenantId, UnixMillis};
+use tagfast_resilience::{Clock, ManualClock};
+use tagfast_store::SharedStore;
+use tagfast_store::conformance::StoreHarness;
+use tagfast_store_postgres::{PostgresOptions, PostgresStore};
+
+use crate::kit::{self, Recording};
+
+struct Harness {
+    options: PostgresOptions,
+    clock: Arc<ManualClock>,
+    sink: Arc<Recording>,
+    store: Mutex<Option<Arc<PostgresStore>>>,
+}
+
+impl Harness {
+    async fn new() -> Self {
+        // Not ahead of the machine's clock by more than a day: ordinals are minted from it.
+        let now = tagfast_resilience::SystemClock.now_ms();
+        let clock = Arc::new(ManualClock::new(now));
+        let options = kit::options(Arc::clone(&clock) as Arc<dyn Clock>).await;
+        Self { options, clock, sink: Arc::default(), store: Mutex::new(None) }
+    }
+
+    async fn opened(&self) -> SharedStore {
+        let store = kit::open(self.options.clone(), Arc::clone(&self.sink) as _).await;
+        *self.store.lock().expect("no panic under the lock") = Some(Arc::clone(&store));
+        store
+    }
+
+    fn current(&self) -> Arc<PostgresStore> {
+        self.store.lock().expect("no panic under the lock").clone().expect("an open store")
+    }
+}
+
+#[async_trait]
+impl StoreHarness for Harness {
+    async fn open(&self) -> SharedStore {
+        self.opened().await
+    }
+
+    async fn reopen(&self) -> Option<SharedStore> {
+        let store = self.store.lock().expect("no panic under the lock").take().expect("an open store");
+        store.close().await;
+        drop(store);
+        Some(self.opened().await)
+    }
+
+    async fn events(&self, tenant: &TenantId) -> Vec<TaggingsEvent> {
+        self.current().drained().await;
+        self.sink.events().into_iter().filter(|e| e.key.tenant == *tenant).collect()
+    }
+
+    async fn complete_through(&self) -> UnixMillis {
+        *self.sink.through.lock().expect("no panic under the lock")
+    }
+
+    fn clock(&self) -> Arc<dyn Clock> {
+        Arc::clone(&self.clock) as Arc<dyn Clock>
+    }
+
+    fn advance(&self, ms: i64) -> bool {
+        self.clock.advance(ms);
+        true
+    }
+
+    fn limits(&self) -> Limits {
+        self.options.limits
+    }
+}
+
+tagfast_store::conformance_suite!(Harness::new().await);
