@@ -55,7 +55,11 @@ pub(crate) mod limit {
     /// TCP, SCRAM and the statements to prepare.
     pub(crate) const CONNECT: Duration = Duration::from_secs(3);
     /// One round trip of a group read.
-    pub(crate) const READ: Duration = Duration::from_secs(2);
+    pub(crate) const READ: Duration = Duration::from_secs(1);
+    /// How long a replica is waited for while the primary could be asked instead.
+    pub(crate) const REPLICA_FIRST: Duration = Duration::from_millis(100);
+    /// A node that failed is not asked first for this long.
+    pub(crate) const AVOID: Duration = Duration::from_secs(2);
     /// One round trip of a group commit; PostgreSQL gives up itself a little earlier.
     pub(crate) const WRITE: Duration = Duration::from_secs(5);
     /// A request to etcd or to a Patroni.

@@ -6,12 +6,13 @@
 //! How it fails: every caller of a failed group is told, and tries another node. The next group opens a new connection.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::join3;
 use tagfast_domain::EpochId;
 use tagfast_failover::BootTime;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_postgres::Statement;
 
 use crate::boot_time;
@@ -62,6 +63,7 @@ struct Job {
 #[derive(Clone)]
 pub(crate) struct NodeReader {
     jobs: mpsc::Sender<Job>,
+    failed_at: Arc<Mutex<Option<Instant>>>,
 }
 
 /// Why a read did not come to the node.
@@ -76,7 +78,21 @@ impl NodeReader {
     pub(crate) fn start(opener: Opener, address: String) -> Self {
         let (jobs, waiting) = mpsc::channel(limit::READ_QUEUE);
         tokio::spawn(run(opener, address, waiting));
-        Self { jobs }
+        Self { jobs, failed_at: Arc::default() }
+    }
+
+    /// Whether it failed a moment ago; another node is asked first then.
+    pub(crate) fn is_avoided(&self) -> bool {
+        self.last_failure().is_some_and(|at| at.elapsed() < limit::AVOID)
+    }
+
+    /// Remembers that it did not answer in time.
+    pub(crate) fn avoid(&self) {
+        *self.failed_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    fn last_failure(&self) -> Option<Instant> {
+        *self.failed_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) async fn read(&self, key: Vec<u8>) -> Result<(Option<Vec<u8>>, ReadFacts), NotRead> {
@@ -87,7 +103,10 @@ impl NodeReader {
         })?;
         match answer.await {
             Ok(Ok(found)) => Ok(found),
-            Ok(Err(_)) | Err(_) => Err(NotRead::Failed),
+            Ok(Err(_)) | Err(_) => {
+                self.avoid();
+                Err(NotRead::Failed)
+            }
         }
     }
 }

@@ -218,23 +218,38 @@ impl PostgresStore {
         &self.clusters[usize::from(self.map.cluster_of(shard))]
     }
 
-    async fn read_at(&self, parts: &Parts, node: &Node, key: &[u8]) -> Result<(Option<Vec<u8>>, ReadFacts), NotRead> {
-        let reader = {
-            let mut readers = parts.readers.lock().unwrap_or_else(PoisonError::into_inner);
-            // Nodes that were removed take their readers with them.
-            if readers.len() > 16 {
-                let view = parts.cluster.view.borrow();
-                readers.retain(|address, _| {
-                    view.replicas.iter().any(|n| n.address == *address)
-                        || view.primary.as_ref().is_some_and(|(_, n)| n.address == *address)
-                });
+    fn reader(&self, parts: &Parts, node: &Node) -> NodeReader {
+        let mut readers = parts.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nodes that were removed take their readers with them.
+        if readers.len() > 16 {
+            let view = parts.cluster.view.borrow();
+            readers.retain(|address, _| {
+                view.replicas.iter().any(|n| n.address == *address)
+                    || view.primary.as_ref().is_some_and(|(_, n)| n.address == *address)
+            });
+        }
+        readers
+            .entry(node.address.clone())
+            .or_insert_with(|| NodeReader::start(self.opener.clone(), node.address.clone()))
+            .clone()
+    }
+
+    /// Reads at a node, not longer than `until`.
+    async fn read_at(
+        &self,
+        parts: &Parts,
+        node: &Node,
+        key: &[u8],
+        until: Instant,
+    ) -> Result<(Option<Vec<u8>>, ReadFacts), NotRead> {
+        let reader = self.reader(parts, node);
+        match tokio::time::timeout_at(until, reader.read(key.to_vec())).await {
+            Ok(result) => result,
+            Err(_) => {
+                reader.avoid();
+                Err(NotRead::Failed)
             }
-            readers
-                .entry(node.address.clone())
-                .or_insert_with(|| NodeReader::start(self.opener.clone(), node.address.clone()))
-                .clone()
-        };
-        reader.read(key.to_vec()).await
+        }
     }
 
     /// Reads on the primary and has the answer proven: a primary that was replaced answers too.
@@ -246,10 +261,14 @@ impl PostgresStore {
         key: &[u8],
         until: Instant,
     ) -> Option<(Option<Vec<u8>>, ReadFacts)> {
-        let read = tokio::time::timeout_at(until, self.read_at(parts, node, key)).await;
-        let Ok(Ok((document, facts))) = read else {
-            parts.cluster.suspect();
-            return None;
+        let (document, facts) = match self.read_at(parts, node, key, until).await {
+            Ok(found) => found,
+            // The node is well, only busy.
+            Err(NotRead::Overloaded) => return None,
+            Err(NotRead::Failed) => {
+                parts.cluster.suspect();
+                return None;
+            }
         };
         let reigns = !facts.in_recovery
             && facts.timeline == epoch.timeline
@@ -346,12 +365,16 @@ impl TagReader for PostgresStore {
         let first = (hash.0 >> 8) as usize;
         let replicas = || (0..view.replicas.len()).map(|n| &view.replicas[(first + n) % view.replicas.len()]);
 
+        // Whoever insists on the primary waits for it; the others have replicas to turn to.
+        let patience = if options.consistency == Consistency::Strong { PATIENCE } else { limit::READ };
+
         // A replica is asked first where it is likely to be new enough: nothing was promised, or it is a token's.
         if options.consistency != Consistency::Strong
             && let Some(floor) = floor
             && (need.position.is_none() || need.promised)
-            && let Some(node) = replicas().next()
-            && let Ok(Ok(found)) = tokio::time::timeout_at(until, self.read_at(parts, node, &stored)).await
+            && let Some(node) = replicas().find(|node| !self.reader(parts, node).is_avoided())
+            && let Ok(found) =
+                self.read_at(parts, node, &stored, until.min(Instant::now() + limit::REPLICA_FIRST)).await
             && is_of_history(parts, &found.1, epoch.as_deref())
         {
             let covered = found.1.covered >= floor;
@@ -362,7 +385,8 @@ impl TagReader for PostgresStore {
             }
         }
         if let Some((epoch, node)) = &view.primary
-            && let Some(found) = self.read_primary(parts, epoch, node, &stored, until).await
+            && let Some(found) =
+                self.read_primary(parts, epoch, node, &stored, until.min(Instant::now() + patience)).await
         {
             let mut answer = self.view_of(found, Source::Primary, Some(epoch.as_ref()))?;
             let kept = floor.is_some() && need.version.is_none_or(|v| answer.version >= v);
@@ -377,7 +401,7 @@ impl TagReader for PostgresStore {
         }
         // No primary: whatever a replica of this history has, marked where it may lack something.
         for node in replicas().chain(view.primary.as_ref().map(|(_, node)| node)) {
-            let Ok(Ok(found)) = tokio::time::timeout_at(until, self.read_at(parts, node, &stored)).await else {
+            let Ok(found) = self.read_at(parts, node, &stored, until.min(Instant::now() + limit::READ)).await else {
                 continue;
             };
             if !found.1.in_recovery {

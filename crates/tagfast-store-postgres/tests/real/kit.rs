@@ -11,6 +11,9 @@ use tagfast_resilience::Clock;
 use tagfast_store_postgres::{ClusterOptions, OutboxRow, OutboxSink, PostgresOptions, PostgresStore, PublishError};
 use tagfast_testkit::stack::{Stack, StackOptions};
 
+/// Two clusters: what breaks one must not be seen by the other.
+const CLUSTERS: u8 = 2;
+
 struct Shared {
     stack: Mutex<Stack>,
     /// Kept for the life of the process; a watcher removes what the stack leaves when the process has ended.
@@ -22,7 +25,7 @@ pub(crate) fn stack() -> MutexGuard<'static, Stack> {
     static SHARED: OnceLock<Shared> = OnceLock::new();
     let shared = SHARED.get_or_init(|| {
         let dir = tempfile::tempdir().expect("a folder");
-        let stack = Stack::up(&StackOptions::clusters_only(1, dir.path()), &|_| ()).expect("the stack comes up");
+        let stack = Stack::up(&StackOptions::clusters_only(CLUSTERS, dir.path()), &|_| ()).expect("the stack comes up");
         Shared { stack: Mutex::new(stack), _dir: dir }
     });
     shared.stack.lock().unwrap_or_else(PoisonError::into_inner)
@@ -67,21 +70,25 @@ impl OutboxSink for Recording {
 pub(crate) async fn options(clock: Arc<dyn Clock>) -> PostgresOptions {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let database = format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed));
-    let (info, primary) = tokio::task::spawn_blocking(|| {
+    let (info, primaries) = tokio::task::spawn_blocking(|| {
         let stack = stack();
-        (stack.info().clone(), stack.primary("c0").expect("a primary"))
+        let primaries = ["c0", "c1"].map(|c| stack.primary(c).expect("a primary").postgres.to_string());
+        (stack.info().clone(), primaries)
     })
     .await
     .expect("no panic");
     let password = std::fs::read_to_string(&info.database.password_file).expect("the password");
-    create_database(&primary.postgres.to_string(), &info.database.user, &password, &database).await;
+    for primary in primaries {
+        create_database(&primary, &info.database.user, &password, &database).await;
+    }
     let clusters = info
         .clusters
         .iter()
-        .map(|c| ClusterOptions {
+        .zip(["0-31", "32-63"])
+        .map(|(c, shards)| ClusterOptions {
             name: c.name.clone(),
             scope: c.scope.clone(),
-            shards: "0-63".to_owned(),
+            shards: shards.to_owned(),
             patroni: c.nodes.iter().map(|n| n.patroni.clone()).collect(),
             moved_from: None,
         })
