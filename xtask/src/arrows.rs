@@ -58,6 +58,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tagfast-resilience",
             "tagfast-store",
             "tagfast-store-embedded",
+            "tagfast-store-postgres",
             "tagfast-events",
             "tagfast-search",
             "tagfast-popular",

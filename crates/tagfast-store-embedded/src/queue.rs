@@ -1,16 +1,15 @@
 //! The bounded queue in front of a file's writer, fair by tenant.
 //!
-//! A batch takes one write of each waiting tenant in turn, so a tenant with a flood delays the others by at most their
-//! share of a batch. A tenant may hold as much of the queue as is still free: one alone half of it, two a third each,
-//! so there is always room for a tenant that comes later. Within a tenant the order is that of arrival.
+//! Fairness is [`FairQueue`]'s; this is the waiting around it, and what else a writer does between writes.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tagfast_domain::{Operation, TenantId, Write};
 use tagfast_events::{BusPosition, DeadLetter, Group};
+use tagfast_store::queue::{FairQueue, NoRoom, Queued};
 use tagfast_store::{StoreError, WriteAnswer, WriteRequest};
 use tokio::sync::oneshot;
 
@@ -60,19 +59,18 @@ pub(crate) struct ParkJob {
     pub(crate) reply: oneshot::Sender<Result<(), StoreError>>,
 }
 
-#[derive(Default)]
-struct TenantQueue {
-    jobs: VecDeque<WriteJob>,
-    units: usize,
+impl Queued for WriteJob {
+    fn tenant(&self) -> &TenantId {
+        &self.request.write.key.tenant
+    }
+
+    fn units(&self) -> usize {
+        units(&self.request.write)
+    }
 }
 
-#[derive(Default)]
 struct State {
-    tenants: HashMap<TenantId, TenantQueue>,
-    /// Tenants that wait, next one first.
-    turn: VecDeque<TenantId>,
-    writes: usize,
-    units: usize,
+    writes: FairQueue<WriteJob>,
     park: Vec<ParkJob>,
     /// What waits to be written, and what was handed to the writer before.
     offsets: BTreeMap<Group, BusPosition>,
@@ -92,10 +90,23 @@ pub(crate) struct Batch {
 }
 
 /// The queue.
-#[derive(Default)]
 pub(crate) struct Queue {
     state: Mutex<State>,
     arrived: Condvar,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        let state = State {
+            writes: FairQueue::new(QUEUE_UNITS),
+            park: Vec::new(),
+            offsets: BTreeMap::new(),
+            offsets_taken: BTreeMap::new(),
+            offsets_since: None,
+            closed: false,
+        };
+        Self { state: Mutex::new(state), arrived: Condvar::new() }
+    }
 }
 
 fn units(write: &Write) -> usize {
@@ -114,7 +125,6 @@ impl Queue {
 
     /// Takes a write in, or says why not.
     pub(crate) fn push(&self, job: WriteJob) -> Result<(), StoreError> {
-        let cost = units(&job.request.write);
         let mut state = self.lock();
         if state.closed {
             let error = StoreError::Unavailable {
@@ -124,26 +134,15 @@ impl Queue {
             };
             return Err(error);
         }
-        let tenant = &job.request.write.key.tenant;
-        let mine = state.tenants.get(tenant).map_or(0, |t| t.units);
-        let free = QUEUE_UNITS.saturating_sub(state.units);
-        if cost > free || (mine > 0 && mine + cost > free) {
-            let (queue, reason) =
-                if cost > free { ("write", "queue_full") } else { ("tenant's share of the write", "tenant_share") };
+        state.writes.push(job).map_err(|(why, _)| {
+            let (queue, reason) = match why {
+                NoRoom::Full => ("write", "queue_full"),
+                NoRoom::TenantShare => ("tenant's share of the write", "tenant_share"),
+            };
             metrics::counter!("tagfast_store_refused_total", "reason" => reason).increment(1);
-            return Err(StoreError::Overloaded { queue, limit: QUEUE_UNITS, retry_after: Duration::from_secs(1) });
-        }
-        if let Some(queue) = state.tenants.get_mut(tenant) {
-            queue.units += cost;
-            queue.jobs.push_back(job);
-        } else {
-            let tenant = tenant.clone();
-            state.turn.push_back(tenant.clone());
-            state.tenants.insert(tenant, TenantQueue { jobs: VecDeque::from([job]), units: cost });
-        }
-        state.units += cost;
-        state.writes += 1;
-        if state.writes == 1 {
+            StoreError::Overloaded { queue, limit: QUEUE_UNITS, retry_after: Duration::from_secs(1) }
+        })?;
+        if state.writes.len() == 1 {
             self.arrived.notify_one();
         }
         Ok(())
@@ -190,16 +189,14 @@ impl Queue {
     pub(crate) fn abandon(&self) {
         let mut state = self.lock();
         state.closed = true;
-        let dropped = (std::mem::take(&mut state.tenants), std::mem::take(&mut state.park));
-        state.turn.clear();
-        (state.writes, state.units) = (0, 0);
+        let dropped = (state.writes.take(usize::MAX, usize::MAX), std::mem::take(&mut state.park));
         drop(state);
         drop(dropped);
     }
 
     /// Writes that wait.
     pub(crate) fn waiting(&self) -> usize {
-        self.lock().writes
+        self.lock().writes.len()
     }
 
     /// Waits for work, at most `idle`; then takes what is there, at most `max` writes, without lingering.
@@ -209,7 +206,11 @@ impl Queue {
         loop {
             let now = Instant::now();
             let offsets_due = state.offsets_since.map(|since| since + offsets_delay);
-            if state.writes > 0 || !state.park.is_empty() || state.closed || offsets_due.is_some_and(|d| d <= now) {
+            if !state.writes.is_empty()
+                || !state.park.is_empty()
+                || state.closed
+                || offsets_due.is_some_and(|d| d <= now)
+            {
                 return state.drain(max);
             }
             let until = offsets_due.map_or(end, |due| due.min(end));
@@ -223,29 +224,11 @@ impl Queue {
 
 impl State {
     fn drain(&mut self, max: usize) -> Batch {
-        let mut writes = Vec::with_capacity(self.writes.min(max));
-        let mut taken = 0;
-        while writes.len() < max && taken < BATCH_UNITS {
-            let Some(tenant) = self.turn.pop_front() else { break };
-            let Some(queue) = self.tenants.get_mut(&tenant) else { continue };
-            if let Some(job) = queue.jobs.pop_front() {
-                let cost = units(&job.request.write);
-                queue.units -= cost;
-                taken += cost;
-                writes.push(job);
-            }
-            if queue.jobs.is_empty() {
-                self.tenants.remove(&tenant);
-            } else {
-                self.turn.push_back(tenant);
-            }
-        }
-        self.writes -= writes.len();
-        self.units -= taken;
+        let writes = self.writes.take(max, BATCH_UNITS);
         self.offsets_since = None;
         let offsets = std::mem::take(&mut self.offsets);
         self.offsets_taken.extend(offsets.iter().map(|(g, p)| (*g, *p)));
-        let finished = self.closed && self.writes == 0;
+        let finished = self.closed && self.writes.is_empty();
         Batch { writes, park: std::mem::take(&mut self.park), offsets, finished }
     }
 }

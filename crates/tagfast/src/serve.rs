@@ -7,12 +7,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use tagfast_api::ApiParts;
 use tagfast_resilience::SystemClock;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::cli::{Role, ServeArgs};
+use crate::cluster::ClusterNode;
 use crate::compose::Embedded;
 use crate::config::{AuthMode, Config, Override, Sources, env, load};
 use crate::demo;
@@ -61,6 +63,18 @@ async fn serve(args: &ServeArgs, config: &Config, metrics: Metrics, traced: bool
     let address = listener.local_addr()?;
     tokio::spawn(metrics.clone().upkeep());
     let text = Arc::new(move || metrics.render());
+    if let Some(postgres) = &config.postgres {
+        if args.demo {
+            return Err(Failure::usage("--demo fills the embedded store".to_owned())
+                .hint("import into a cluster with `tagfast import FILE`"));
+        }
+        let node = ClusterNode::start(config, postgres, Arc::new(SystemClock), text)?;
+        let served = listen(args, config, node.parts(), listener, traced, started, stop).await;
+        node.stop().await;
+        served?;
+        tracing::info!("stopped");
+        return Ok(Exit::Done);
+    }
     let embedded = tokio::select! {
         embedded = Embedded::start(config, Arc::new(SystemClock), text) => embedded?,
         _ = stop.wait_for(|stop| *stop) => return Ok(Exit::Done),
@@ -89,7 +103,29 @@ async fn serve(args: &ServeArgs, config: &Config, metrics: Metrics, traced: bool
             }
         }
     }
-    let mut router = tagfast_api::router(embedded.parts());
+    if args.demo {
+        // A closed stdout is no reason to stop serving.
+        let _ = term.line(demo::hints(&format!("http://{address}"), config.auth_mode == AuthMode::Jwt));
+    }
+    let served = listen(args, config, embedded.parts(), listener, traced, started, stop).await;
+    embedded.stop().await;
+    served?;
+    tracing::info!("stopped");
+    Ok(Exit::Done)
+}
+
+/// Serves until asked to stop and the requests in flight have ended.
+async fn listen(
+    args: &ServeArgs,
+    config: &Config,
+    parts: ApiParts,
+    listener: TcpListener,
+    traced: bool,
+    started: Instant,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), Failure> {
+    let address = listener.local_addr()?;
+    let mut router = tagfast_api::router(parts);
     if traced {
         router = router.layer(axum::middleware::from_fn(trace::span));
     }
@@ -99,19 +135,11 @@ async fn serve(args: &ServeArgs, config: &Config, metrics: Metrics, traced: bool
     if let Some(path) = &args.port_file {
         write_port(path, address.port())?;
     }
-    if args.demo {
-        // A closed stdout is no reason to stop serving.
-        let _ = term.line(demo::hints(&base, config.auth_mode == AuthMode::Jwt));
-    }
-    let mut stopping = stop.clone();
     let stopped = async move {
-        let _ = stopping.wait_for(|stop| *stop).await;
+        let _ = stop.wait_for(|stop| *stop).await;
     };
     let served = tagfast_api::serve(listener, router, config.api_limits.clone(), stopped).await;
-    embedded.stop().await;
-    served.map_err(|e| Failure::new(format!("serving {base} failed: {e}")))?;
-    tracing::info!("stopped");
-    Ok(Exit::Done)
+    served.map_err(|e| Failure::new(format!("serving {base} failed: {e}")))
 }
 
 async fn bind(config: &Config) -> Result<TcpListener, Failure> {

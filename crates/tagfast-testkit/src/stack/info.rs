@@ -144,25 +144,33 @@ impl StackInfo {
 
     /// The service's configuration for this stack.
     pub fn service_config(&self) -> String {
-        let mut text = String::from("# Written by `cargo xtask stack up`.\n\n[store]\nkind = \"postgres\"\n");
-        let etcd: Vec<String> = self.etcd.iter().map(|e| format!("{:?}", e.url)).collect();
-        text.push_str(&format!("etcd = [{}]\n", etcd.join(", ")));
-        let shards = 64 / self.clusters.len().max(1);
-        for (n, cluster) in self.clusters.iter().enumerate() {
-            let first = n * shards;
-            let last = if n + 1 == self.clusters.len() { 63 } else { first + shards - 1 };
-            let patroni: Vec<String> = cluster.nodes.iter().map(|node| format!("{:?}", node.patroni)).collect();
-            text.push_str(&format!(
-                "\n[[store.clusters]]\nname = {:?}\nscope = {:?}\nshards = \"{first}-{last}\"\npatroni = [{}]\n\
-                 database = {:?}\nuser = {:?}\npassword_file = {:?}\n",
-                cluster.name,
-                cluster.scope,
-                patroni.join(", "),
-                self.database.name,
-                self.database.user,
-                self.database.password_file,
-            ));
-        }
+        let list = |items: Vec<String>| items.iter().map(|i| format!("{i:?}")).collect::<Vec<_>>().join(", ");
+        let etcd = list(self.etcd.iter().map(|e| e.url.clone()).collect());
+        let each = 64 / self.clusters.len().max(1);
+        let shards = |n: usize| (n * each, if n + 1 == self.clusters.len() { 63 } else { (n + 1) * each - 1 });
+        let clusters =
+            self.clusters.iter().enumerate().map(|(n, c)| format!("{}={}-{}", c.scope, shards(n).0, shards(n).1));
+        let patroni = self.clusters.iter().flat_map(|c| c.nodes.iter().map(|n| format!("{}={}", c.scope, n.patroni)));
+        let url = |server: &Option<ServerInfo>| server.as_ref().map(|s| s.url.clone()).unwrap_or_default();
+        let brokers = list(self.kafka.iter().map(|k| k.bootstrap.to_string()).collect());
+        let DatabaseInfo { name, user, password_file } = &self.database;
+        let mut text = format!(
+            "# Written by `cargo xtask stack up`.\n\n[server]\nsigning_key_file = [{:?}]\n\n[store]\nkind = \"postgres\"\n\
+             clusters = [{}]\netcd = [{etcd}]\npatroni = [{}]\ndatabase = {name:?}\nuser = {user:?}\n\
+             password_file = {password_file:?}\n",
+            self.config.with_file_name("signing.key"),
+            list(clusters.collect()),
+            list(patroni.collect()),
+        );
+        let mut section = |name: &str, key: &str, value: String| {
+            if !value.is_empty() && value != "\"\"" && value != "[]" {
+                text.push_str(&format!("\n[{name}]\n{key} = {value}\n"));
+            }
+        };
+        section("cache", "redis_url", format!("{:?}", url(&self.redis)));
+        section("state", "redis_url", format!("{:?}", url(&self.state_redis)));
+        section("kafka", "brokers", format!("[{brokers}]"));
+        section("search", "opensearch_url", format!("{:?}", url(&self.opensearch)));
         text
     }
 }

@@ -162,7 +162,7 @@ impl Stack {
 
     fn end(&self) -> Result<()> {
         remove(&self.info.base, tag_of(&self.info.base))?;
-        for file in ["stack.json", "tagfast.toml", "postgres-password"] {
+        for file in ["stack.json", "tagfast.toml", "postgres-password", "signing.key"] {
             let _ = std::fs::remove_file(self.dir.join(file));
         }
         Ok(())
@@ -382,6 +382,9 @@ impl Build<'_> {
             base: self.base.to_owned(),
             database: DatabaseInfo { name: "tagfast".to_owned(), user: "tagfast".to_owned(), password_file },
         };
+        let key = dir.join("signing.key");
+        std::fs::write(&key, format!("{}{}", passwords.signing, passwords.signing))?;
+        std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
         std::fs::write(&info.config, info.service_config())?;
         Ok(info)
     }
@@ -461,5 +464,5 @@ fn passwords() -> Result<Passwords> {
         std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
         Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
     };
-    Ok(Passwords { superuser: word()?, replication: word()?, rewind: word()?, service: word()? })
+    Ok(Passwords { superuser: word()?, replication: word()?, rewind: word()?, service: word()?, signing: word()? })
 }

@@ -18,6 +18,8 @@ pub(super) struct Passwords {
     pub(super) replication: String,
     pub(super) rewind: String,
     pub(super) service: String,
+    /// Half of the key of tokens.
+    pub(super) signing: String,
 }
 
 /// What a node's configuration is made of.

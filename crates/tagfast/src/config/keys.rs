@@ -183,8 +183,35 @@ config_keys! {
     }
     store RawStore "Where tags are kept." {
         kind Text Both = "\"embedded\""
-            "`embedded`: files in `store.data_dir`, no other server. `postgres`: PostgreSQL clusters; this version runs `embedded` only."
+            "`embedded`: files in `store.data_dir`, no other server. `postgres`: PostgreSQL clusters under Patroni."
             "Another value does not start.";
+        clusters List Cluster = ""
+            "The clusters, each `SCOPE=SHARDS`: Patroni's scope and the logical shards it holds, for example `c0=0-31`, `c1=32-63`."
+            "A map with gaps or overlaps is refused; a wrong one sends contents to a cluster that does not have them.";
+        etcd List Cluster = ""
+            "etcd's client URLs. Needs to read `/service/` and to write `/tagfast/`."
+            "Without write access no epoch can be made and the clusters take no writes.";
+        patroni List Cluster = ""
+            "Patroni's REST addresses, each `SCOPE=URL`; they find replicas when etcd is silent at the start."
+            "Without them a start while etcd is down serves no reads.";
+        database Text Cluster = "\"tagfast\""
+            "The database on every cluster; the role owns it."
+            "A database with tables of another application is refused.";
+        user Text Cluster = "\"tagfast\""
+            "The role; needs `pg_monitor` and `EXECUTE` on `pg_read_file(text)`."
+            "Without them replicas cannot be proven new enough and forks cannot be read.";
+        password_file Text Cluster = ""
+            "File with the role's password."
+            "A file that others can read gives them the database.";
+        lanes Number Cluster = "2"
+            "Connections of this process that write to each cluster."
+            "Too high: small batches. Too low: one connection limits all writes.";
+        hold_ms Number Cluster = "10000"
+            "How long a write waits for a primary, in milliseconds."
+            "Too high: requests pile up while a cluster is down. Too low: users see every failover.";
+        map_version Number Cluster = "1"
+            "Orders shard maps; raise it with every change of `store.clusters`."
+            "Too low: not raised with a change, nodes disagree about where a content is and nobody can tell which is right. Too high: harmless, the next change needs a higher one still.";
         data_dir Text Embedded = "\"./tagfast-data\""
             "Directory of the store, the search index and the counts; made at the first start, held by one process at a time."
             "On a network file system durability and locks are not what they promise.";

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 pub use raw::{Override, Sources};
-pub use resolved::{AuthMode, Config, LogConfig, LogFormat, TelemetryConfig};
+pub use resolved::{AuthMode, Config, LogConfig, LogFormat, PostgresConfig, TelemetryConfig};
 
 /// Reads the file (if any), joins environment and flags, and judges the result.
 pub fn load(

@@ -20,6 +20,7 @@ pub fn all() -> Vec<(&'static str, &'static [MetricDef])> {
     vec![
         ("HTTP", tagfast_api::METRICS),
         ("Store and bus", tagfast_store_embedded::METRICS),
+        ("Clusters", tagfast_store_postgres::METRICS),
         ("Consumers", tagfast_events::METRICS),
         ("Search", tagfast_search::METRICS),
         ("Popular tags", tagfast_popular::METRICS),
