@@ -48,6 +48,13 @@ impl ServerOptions {
         }
     }
 
+    /// Makes it `PROGRAM serve ...` when it was begun with [`ServerOptions::other`]: a server without a data directory.
+    #[must_use]
+    pub fn serve(mut self) -> Self {
+        self.args.insert(0, "serve".into());
+        self
+    }
+
     /// One more argument.
     #[must_use]
     pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
