@@ -33,7 +33,9 @@ FROM (SELECT id, timeline FROM epoch ORDER BY ordinal DESC LIMIT 1) e
 WHERE e.id = $1 AND e.timeline = ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int";
 
 const READ: &str = "SELECT k, doc FROM content WHERE k = ANY($1)";
-const PRIOR: &str = "SELECT k, wid, fingerprint, effect, ver, at FROM applied WHERE wid = ANY($1)";
+const PRIOR: &str = "
+SELECT a.k, a.wid, a.fingerprint, a.effect, a.ver, a.at
+FROM unnest($1::bytea[], $2::bytea[]) x(k, wid) JOIN applied a ON a.k = x.k AND a.wid = x.wid";
 const LOCK: &str = "SELECT pg_advisory_xact_lock(1952540518, $1)";
 const INSIDE: &str = "SELECT pg_current_xact_id()::text::bigint, (pg_current_wal_insert_lsn() - '0/0')::bigint";
 const AFTER: &str = "SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint";
@@ -258,17 +260,24 @@ async fn read_prior(
     index: &HashMap<ContentKey, usize>,
     now: UnixMillis,
 ) -> Result<Prior, PgError> {
-    let may_be_pushed_out = |request: &&&WriteRequest| {
-        slots[index[&request.write.key]]
-            .as_ref()
-            .is_ok_and(|s| s.doc.overflow_until > now && s.doc.recent_write(request.write.id).is_none())
-    };
-    let ids: Vec<&[u8]> = requests.iter().filter(may_be_pushed_out).map(|r| r.write.id.0.as_slice()).collect();
+    // By content and id, as the primary key is: an id belongs to one content.
+    let (mut keys, mut ids): (Vec<&[u8]>, Vec<&[u8]>) = (Vec::new(), Vec::new());
+    for request in requests {
+        let id = request.write.id;
+        if let Ok(slot) = &slots[index[&request.write.key]]
+            && slot.doc.overflow_until > now
+            && slot.doc.recent_write(id).is_none()
+        {
+            keys.push(&slot.stored);
+            ids.push(&request.write.id.0);
+        }
+    }
     if ids.is_empty() {
         return Ok(Prior::new());
     }
     let rows =
-        within("reading pushed-out ids", limit::WRITE, server.connection.client.query(&server.prior, &[&ids])).await?;
+        within("reading pushed-out ids", limit::WRITE, server.connection.client.query(&server.prior, &[&keys, &ids]))
+            .await?;
     let mut prior = Prior::new();
     for row in rows {
         let (at, version): (i64, i64) = (row.get(5), row.get(4));

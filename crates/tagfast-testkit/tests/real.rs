@@ -39,7 +39,7 @@ fn a_cluster_comes_up_fails_over_and_leaves_nothing() {
 
     assert!(stack.fault(Fault::Kill, "nobody").is_err());
     stack.down().expect("it ends");
-    assert_eq!(host::processes_in(&base), Vec::new());
+    assert_eq!(host::processes_of(&base), Vec::new());
     assert!(!base.exists());
 }
 
@@ -60,4 +60,7 @@ fn kafka_opensearch_and_redis_come_up_behind_the_proxy() {
     let mut answer = [0; 7];
     std::io::Read::read_exact(&mut stream, &mut answer).expect("an answer");
     assert_eq!(&answer, b"+PONG\r\n");
+    let base = stack.info().base.clone();
+    stack.down().expect("it ends");
+    assert_eq!(host::processes_of(&base), Vec::new(), "OpenSearch leaves its folder and ends all the same");
 }

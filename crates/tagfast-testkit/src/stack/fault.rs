@@ -120,7 +120,7 @@ impl Stack {
             Fault::KillPatroni => node.process().signal(Signal::KILL),
             Fault::KillNode => {
                 node.process().signal(Signal::KILL);
-                super::host::end_all_in(&node.data_dir)?;
+                super::host::kill_all_in(&node.data_dir)?;
             }
             Fault::Freeze => {
                 node.process().signal(Signal::STOP);

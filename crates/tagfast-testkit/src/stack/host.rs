@@ -34,6 +34,10 @@ impl Process {
         Self::of(self.pid) == Some(self)
     }
 
+    fn is_postgres(self) -> bool {
+        std::fs::read_link(format!("/proc/{}/exe", self.pid)).is_ok_and(|exe| exe.ends_with("postgres"))
+    }
+
     /// Sends a signal, if it still is the same one.
     pub fn signal(self, signal: Signal) {
         if self.is_alive()
@@ -65,20 +69,49 @@ pub fn processes_in(dir: &Path) -> Vec<Process> {
         .collect()
 }
 
-/// Ends every process that works in `dir`; frozen ones too.
-pub fn end_all_in(dir: &Path) -> Result<()> {
-    let end = Instant::now() + Duration::from_secs(10);
+/// The processes that work in `dir` or were started with their home in it: some servers leave their folder.
+pub fn processes_of(dir: &Path) -> Vec<Process> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let home = format!("HOME={}/", dir.display()).into_bytes();
+    let ours = |pid: &u32| {
+        std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(dir))
+            || std::fs::read(format!("/proc/{pid}/environ"))
+                .is_ok_and(|all| all.split(|b| *b == 0).any(|variable| variable.starts_with(&home)))
+    };
+    let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbers.filter(ours).filter_map(Process::of).collect()
+}
+
+/// Ends every process of `dir`; frozen ones too. PostgreSQL is asked first: killed, it would leave its shared memory.
+pub fn end_all_of(dir: &Path) -> Result<()> {
+    let (polite, end) = (Instant::now() + Duration::from_secs(3), Instant::now() + Duration::from_secs(10));
     loop {
-        let left = processes_in(dir);
+        let left = processes_of(dir);
         if left.is_empty() {
             return Ok(());
         }
         if Instant::now() > end {
-            bail!("{} processes in {} do not end", left.len(), dir.display());
+            bail!("{} processes of {} do not end", left.len(), dir.display());
         }
-        left.iter().for_each(|p| p.signal(Signal::KILL));
-        nap(20);
+        for process in left {
+            if Instant::now() < polite && process.is_postgres() {
+                process.signal(Signal::QUIT);
+                process.signal(Signal::CONT);
+            } else {
+                process.signal(Signal::KILL);
+            }
+        }
+        nap(50);
     }
+}
+
+/// Kills every process that works in `dir`, as a crash of the machine would.
+pub fn kill_all_in(dir: &Path) -> Result<()> {
+    wait_until("the processes to die", Duration::from_secs(10), || {
+        let left = processes_in(dir);
+        left.iter().for_each(|p| p.signal(Signal::KILL));
+        if left.is_empty() { Ok(()) } else { bail!("{} processes live in {}", left.len(), dir.display()) }
+    })
 }
 
 /// Whom servers run as: they refuse root.

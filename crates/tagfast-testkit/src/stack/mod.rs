@@ -129,7 +129,7 @@ impl Stack {
             }
             // A person wants to read the logs.
             Err(error) => {
-                let _ = host::end_all_in(&base);
+                let _ = host::end_all_of(&base);
                 netns::remove(&tag);
                 Err(error.context(format!("the stack did not come up; its logs are in {}", base.display())))
             }
@@ -210,7 +210,7 @@ fn tag_of(base: &Path) -> &str {
 }
 
 fn remove(base: &Path, tag: &str) -> Result<()> {
-    host::end_all_in(base)?;
+    host::end_all_of(base)?;
     netns::remove(tag);
     // A process that just died may still write its last file.
     wait_until("the stack's folder to go", Duration::from_secs(10), || match std::fs::remove_dir_all(base) {
@@ -228,8 +228,12 @@ fn watch(base: &Path, tag: &str) -> Result<()> {
         "while [ -d {base} ] && [ \"$(sed 's/.*) //' /proc/{pid}/stat 2>/dev/null | cut -d' ' -f20)\" = {started} ]; do \
            sleep 0.5; done; \
          [ -d {base} ] || exit 0; \
-         while :; do left=; for p in /proc/[0-9]*; do case \"$(readlink $p/cwd)\" in {base}*) left=1; \
-           kill -9 ${{p#/proc/}} 2>/dev/null;; esac; done; [ -z \"$left\" ] && break; sleep 0.1; done; \
+         n=0; while :; do left=; for p in /proc/[0-9]*; do \
+           case \"$(readlink $p/cwd) $(tr '\\0' ' ' < $p/environ)\" in {base}*|*HOME={base}/*) left=1; \
+             case \"$n $(readlink $p/exe)\" in \
+               [0-9]\\ */postgres) kill -QUIT ${{p#/proc/}}; kill -CONT ${{p#/proc/}};; \
+               *) kill -9 ${{p#/proc/}};; esac;; \
+           esac; done 2>/dev/null; [ -z \"$left\" ] && break; n=$((n+1)); sleep 0.2; done; \
          for n in $(ip netns list 2>/dev/null | cut -d' ' -f1 | grep '^tf{tag}n'); do \
            ip link del v$n; ip netns del $n; done 2>/dev/null; \
          ip link del tf{tag} 2>/dev/null; rm -rf {base}",
@@ -337,7 +341,7 @@ impl Build<'_> {
                     .transpose()?;
                 Ok((kafka, opensearch))
             });
-            let rest = self.start_light(etcd, etcd_known, &redis, &mut clusters, &passwords, &say);
+            let rest = self.start_light(etcd, &redis, &mut clusters, &passwords, &say);
             let java = brokers.join().map_err(|_| anyhow::anyhow!("a starting thread panicked"))?;
             Ok((java?, rest?))
         })?;
@@ -355,8 +359,7 @@ impl Build<'_> {
         std::fs::create_dir_all(&options.dir)?;
         let dir = std::fs::canonicalize(&options.dir)?;
         let password_file = dir.join("postgres-password");
-        std::fs::write(&password_file, &passwords.service)?;
-        std::fs::set_permissions(&password_file, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+        write_secret(&password_file, &passwords.service)?;
         let redis = redis_processes.zip(redis_known);
         let info = StackInfo {
             clusters: clusters
@@ -382,9 +385,7 @@ impl Build<'_> {
             base: self.base.to_owned(),
             database: DatabaseInfo { name: "tagfast".to_owned(), user: "tagfast".to_owned(), password_file },
         };
-        let key = dir.join("signing.key");
-        std::fs::write(&key, format!("{}{}", passwords.signing, passwords.signing))?;
-        std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+        write_secret(&dir.join("signing.key"), &passwords.signing.repeat(2))?;
         std::fs::write(&info.config, info.service_config())?;
         Ok(info)
     }
@@ -393,7 +394,6 @@ impl Build<'_> {
     fn start_light(
         &self,
         etcd: [SocketAddr; 2],
-        etcd_known: SocketAddr,
         redis: &Option<Vec<SocketAddr>>,
         clusters: &mut [Vec<Node>],
         passwords: &Passwords,
@@ -409,6 +409,7 @@ impl Build<'_> {
         if clusters.is_empty() {
             return Ok((None, redis));
         }
+        // Patroni talks to etcd itself: a fault of the link is one of ours.
         let process = servers::etcd(self.account, &self.base.join("etcd"), etcd[0], etcd[1])?;
         say("etcd answers");
         for (c, nodes) in clusters.iter_mut().enumerate() {
@@ -418,7 +419,7 @@ impl Build<'_> {
                     name: &node.info.name,
                     postgres: (node.info.direct_postgres, node.info.postgres),
                     rest: (node.info.direct_patroni, node.info.patroni.trim_start_matches("http://").parse()?),
-                    etcd: etcd_known,
+                    etcd: etcd[0],
                     shared_buffers: &self.options.shared_buffers,
                     passwords,
                     dir: &node.dir,
@@ -455,6 +456,14 @@ fn is_whole(nodes: &[Node]) -> Result<bool> {
     let Ok(members) = patroni::members(nodes[0].info.direct_patroni) else { return Ok(false) };
     let streaming = members.iter().filter(|m| m.state == "streaming").count();
     Ok(members.iter().any(patroni::Member::is_primary) && streaming + 1 == nodes.len())
+}
+
+/// Writes a file that nobody else can read at any moment.
+fn write_secret(path: &Path, text: &str) -> Result<()> {
+    let mut options = std::fs::File::options();
+    std::os::unix::fs::OpenOptionsExt::mode(options.write(true).create(true).truncate(true), 0o600);
+    let mut file = options.open(path).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(std::io::Write::write_all(&mut file, text.as_bytes())?)
 }
 
 /// Fresh passwords from the kernel.
