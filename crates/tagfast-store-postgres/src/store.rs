@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::{join, join_all};
-use tagfast_domain::{ContentKey, Document, Epoch, TenantId, codec};
+use tagfast_domain::{ContentKey, Document, Epoch, TenantId, UnixMillis, codec};
 use tagfast_failover::{Commit, EpochRecord};
 use tagfast_resilience::Clock;
 use tagfast_sharding::{ContentHash, LogicalShard, ShardMap, ShardMapError};
@@ -286,6 +286,7 @@ impl PostgresStore {
         (bytes, facts): (Option<Vec<u8>>, ReadFacts),
         source: Source,
         epoch: Option<&EpochRecord>,
+        asked: UnixMillis,
     ) -> Result<View, StoreError> {
         let document = match bytes.as_deref().map(codec::decode) {
             None => Document::default(),
@@ -300,7 +301,7 @@ impl PostgresStore {
             tags: document.live().cloned().collect(),
             position: Position { epoch: of, xid: 0, lsn: facts.seen },
             source,
-            as_of: if source == Source::Primary { self.clock.now_ms() } else { facts.as_of.unwrap_or(0) },
+            as_of: if source == Source::Primary { asked } else { facts.as_of.unwrap_or(0) },
             degraded: Vec::new(),
         })
     }
@@ -359,6 +360,8 @@ impl TagReader for PostgresStore {
         let stored = stored_key(shard, &bytes);
         let until = options.deadline.unwrap_or_else(|| Instant::now() + PATIENCE);
         let need = Need::of(parts, shard, hash, options);
+        // A primary's answer shows at least what was there when it was asked.
+        let asked = self.clock.now_ms();
         let view: ClusterView = parts.cluster.view.borrow().clone();
         let epoch = view.primary.as_ref().map(|(epoch, _)| Arc::clone(epoch));
         let floor = need.floor(parts, epoch.as_deref());
@@ -378,7 +381,7 @@ impl TagReader for PostgresStore {
             && is_of_history(parts, &found.1, epoch.as_deref())
         {
             let covered = found.1.covered >= floor;
-            let answer = self.view_of(found, Source::Replica, epoch.as_deref())?;
+            let answer = self.view_of(found, Source::Replica, epoch.as_deref(), asked)?;
             let newer = need.version.is_none_or(|v| answer.version >= v);
             if (covered || need.version.is_some()) && newer {
                 return Ok(answer);
@@ -388,7 +391,7 @@ impl TagReader for PostgresStore {
             && let Some(found) =
                 self.read_primary(parts, epoch, node, &stored, until.min(Instant::now() + patience)).await
         {
-            let mut answer = self.view_of(found, Source::Primary, Some(epoch.as_ref()))?;
+            let mut answer = self.view_of(found, Source::Primary, Some(epoch.as_ref()), asked)?;
             let kept = floor.is_some() && need.version.is_none_or(|v| answer.version >= v);
             if need.promised && !kept {
                 let known = need.position.is_none_or(|p| parts.cluster.fence(p.epoch) > 0);
@@ -409,7 +412,7 @@ impl TagReader for PostgresStore {
             }
             let covered =
                 is_of_history(parts, &found.1, epoch.as_deref()) && floor.is_some_and(|floor| found.1.covered >= floor);
-            let mut answer = self.view_of(found, Source::Replica, epoch.as_deref())?;
+            let mut answer = self.view_of(found, Source::Replica, epoch.as_deref(), asked)?;
             let kept = covered && need.version.is_none_or(|v| answer.version >= v);
             if !kept && options.consistency == Consistency::Session {
                 answer.degraded.push(FAILOVER);

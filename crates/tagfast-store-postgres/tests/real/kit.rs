@@ -34,9 +34,10 @@ pub(crate) fn stack() -> MutexGuard<'static, Stack> {
 /// A sink that keeps everything.
 #[derive(Default)]
 pub(crate) struct Recording {
-    pub(crate) rows: Mutex<Vec<OutboxRow>>,
+    /// With the cluster: each has transaction ids of its own.
+    pub(crate) rows: Mutex<Vec<(String, OutboxRow)>>,
     pub(crate) epochs: Mutex<Vec<u64>>,
-    pub(crate) through: Mutex<UnixMillis>,
+    pub(crate) through: Mutex<std::collections::BTreeMap<String, UnixMillis>>,
 }
 
 impl Recording {
@@ -44,8 +45,8 @@ impl Recording {
     pub(crate) fn events(&self) -> Vec<TaggingsEvent> {
         let rows = self.rows.lock().expect("no panic under the lock");
         let mut seen = std::collections::BTreeSet::new();
-        let fresh = rows.iter().filter(|row| seen.insert((row.xid, row.n)));
-        fresh.map(|row| tagfast_events::decode(&row.event).expect("an event")).collect()
+        let fresh = rows.iter().filter(|(cluster, row)| seen.insert((cluster, row.xid, row.n)));
+        fresh.map(|(_, row)| tagfast_events::decode(&row.event).expect("an event")).collect()
     }
 }
 
@@ -56,13 +57,14 @@ impl OutboxSink for Recording {
         Ok(())
     }
 
-    async fn publish(&self, _: &str, rows: &[OutboxRow], _: u64) -> Result<(), PublishError> {
-        self.rows.lock().expect("no panic under the lock").extend_from_slice(rows);
+    async fn publish(&self, cluster: &str, rows: &[OutboxRow], _: u64) -> Result<(), PublishError> {
+        let named = rows.iter().map(|row| (cluster.to_owned(), row.clone()));
+        self.rows.lock().expect("no panic under the lock").extend(named);
         Ok(())
     }
 
-    async fn complete_through(&self, _: &str, at: UnixMillis) {
-        *self.through.lock().expect("no panic under the lock") = at;
+    async fn complete_through(&self, cluster: &str, at: UnixMillis) {
+        self.through.lock().expect("no panic under the lock").insert(cluster.to_owned(), at);
     }
 }
 

@@ -83,7 +83,8 @@ fn a_wrong_configuration_is_refused_with_a_suggestion() {
     for (text, words) in [
         ("[server]\nlisen = \"127.0.0.1:0\"\n", &["lisen", "listen"][..]),
         ("[server]\nlisten = \"0.0.0.0:0\"\n", &["server.listen", "auth"][..]),
-        ("[store]\nkind = \"postgres\"\n", &["store.kind", "embedded"][..]),
+        ("[store]\nkind = \"other\"\n", &["store.kind", "embedded", "postgres"][..]),
+        ("[store]\nkind = \"postgres\"\n", &["store.clusters", "store.etcd", "store.password_file"][..]),
         ("[limits]\ntags_per_content = \"many\"\n", &["tagfast.toml:2", "many"][..]),
         ("[server\n", &["tagfast.toml"][..]),
     ] {
