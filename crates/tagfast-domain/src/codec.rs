@@ -1,4 +1,4 @@
-//! The stored form of a document: a versioned binary format.
+//! The stored forms of a document and of an outbox event: versioned binary formats.
 //!
 //! Byte 0 is the format. A format byte that this program does not know is refused, never guessed: during a rolling
 //! upgrade the new program reads both formats and writes the old one until every node can read the new one. Golden
@@ -9,10 +9,15 @@
 
 use std::sync::Arc;
 
-use crate::{Document, DomainError, Effect, RecentWrite, TagName, Tagging, UnixMillis, UserId, Version, WriteId};
+use crate::{
+    Change, ContentKey, Document, DomainError, Effect, EpochOrdinal, RecentWrite, TagName, Tagging, TaggingsEvent,
+    UnixMillis, UserId, Version, WriteId,
+};
 
-/// The format this program writes.
+/// The format of documents that this program writes.
 pub const FORMAT: u8 = 1;
+/// The format of events that this program writes.
+pub const EVENT_FORMAT: u8 = 1;
 
 const PRESENT: u8 = 1;
 const OWN_DISPLAY: u8 = 2;
@@ -34,33 +39,7 @@ pub fn encode(doc: &Document) -> Vec<u8> {
     signed(&mut out, newest);
     signed(&mut out, doc.overflow_until);
 
-    let mut users: Vec<&UserId> = Vec::new();
-    let user_index: Vec<usize> = doc
-        .taggings
-        .iter()
-        .map(|t| {
-            users.iter().position(|u| *u == &t.user).unwrap_or_else(|| {
-                users.push(&t.user);
-                users.len() - 1
-            })
-        })
-        .collect();
-    varint(&mut out, users.len() as u64);
-    users.iter().for_each(|u| text(&mut out, u.as_str()));
-
-    varint(&mut out, doc.taggings.len() as u64);
-    for (t, user) in doc.taggings.iter().zip(user_index) {
-        let own_display = *t.display != *t.name.as_str();
-        out.push(u8::from(t.present) * PRESENT + u8::from(own_display) * OWN_DISPLAY);
-        text(&mut out, t.name.as_str());
-        if own_display {
-            text(&mut out, &t.display);
-        }
-        varint(&mut out, user as u64);
-        varint(&mut out, newest.abs_diff(t.at));
-        varint(&mut out, before(t.ord));
-    }
-
+    put_taggings(&mut out, &doc.taggings, newest, before);
     varint(&mut out, doc.recent.len() as u64);
     for w in &doc.recent {
         out.extend_from_slice(&w.id.0);
@@ -70,6 +49,67 @@ pub fn encode(doc: &Document) -> Vec<u8> {
         put_effect(&mut out, &w.effect);
     }
     out
+}
+
+fn put_taggings(out: &mut Vec<u8>, taggings: &[Tagging], newest: UnixMillis, before: impl Fn(Version) -> u64) {
+    let mut users: Vec<&UserId> = Vec::new();
+    let user_index: Vec<usize> = taggings
+        .iter()
+        .map(|t| {
+            users.iter().position(|u| *u == &t.user).unwrap_or_else(|| {
+                users.push(&t.user);
+                users.len() - 1
+            })
+        })
+        .collect();
+    varint(out, users.len() as u64);
+    users.iter().for_each(|u| text(out, u.as_str()));
+
+    varint(out, taggings.len() as u64);
+    for (t, user) in taggings.iter().zip(user_index) {
+        let own_display = *t.display != *t.name.as_str();
+        out.push(u8::from(t.present) * PRESENT + u8::from(own_display) * OWN_DISPLAY);
+        text(out, t.name.as_str());
+        if own_display {
+            text(out, &t.display);
+        }
+        varint(out, user as u64);
+        varint(out, newest.abs_diff(t.at));
+        varint(out, before(t.ord));
+    }
+}
+
+/// The bytes of an event, without its content's key: an outbox row holds that in a column of its own. A quarter of the
+/// published envelope, and what a store writes is copied to each replica.
+pub fn encode_event(event: &TaggingsEvent) -> Vec<u8> {
+    let mut out = Vec::with_capacity(64 + event.tags.len() * 32 + event.changes.len() * 64);
+    let newest = event.tags.iter().map(|t| t.at).fold(event.at, i64::max);
+    let version = event.version.packed();
+    let before = |v: Version| version.wrapping_sub(v.packed());
+    out.push(EVENT_FORMAT);
+    varint(&mut out, version);
+    varint(&mut out, event.emit.0);
+    signed(&mut out, newest);
+    varint(&mut out, newest.abs_diff(event.at));
+    put_taggings(&mut out, &event.tags, newest, before);
+    varint(&mut out, event.changes.len() as u64);
+    for change in &event.changes {
+        out.extend_from_slice(&change.write_id.0);
+        text(&mut out, change.user.as_str());
+        varint(&mut out, before(change.version));
+        for names in [&change.added, &change.removed] {
+            varint(&mut out, names.len() as u64);
+            names.iter().for_each(|n| text(&mut out, n.as_str()));
+        }
+        text(&mut out, change.traceparent.as_deref().unwrap_or_default());
+    }
+    out
+}
+
+/// The event of `key` in `bytes`. Refuses what [`decode`] refuses.
+pub fn decode_event(key: ContentKey, bytes: &[u8]) -> Result<TaggingsEvent, DomainError> {
+    let bad = |reason| DomainError::Undecodable { what: "event", reason };
+    Reader { rest: bytes }.event(key).map_err(bad)
 }
 
 /// The bytes of an effect, for a store's `applied` table.
@@ -145,6 +185,30 @@ impl<'a> Reader<'a> {
         let recent = self.recent(version, newest, &taggings)?;
         self.end()?;
         Ok(Document { version, floor, cond, overflow_until, taggings, recent })
+    }
+
+    fn event(mut self, key: ContentKey) -> Read<TaggingsEvent> {
+        if self.byte()? != EVENT_FORMAT {
+            return Err("unknown format byte; a newer program wrote it");
+        }
+        let version = stored_version(self.varint()?)?;
+        let emit = EpochOrdinal(self.varint()?);
+        let newest = self.signed()?;
+        let at = self.time_before(newest)?;
+        let users = self.list(UserId::parse_stored)?;
+        let tags = self.taggings(version, newest, &users)?;
+        let count = self.count()?;
+        let mut changes = Vec::with_capacity(count.min(RESERVED));
+        for _ in 0..count {
+            let write_id = WriteId(self.array()?);
+            let user = UserId::parse_stored(self.text()?);
+            let made = self.version_before(version)?;
+            let Effect { added, removed } = self.effect(&tags)?;
+            let traceparent = Some(self.text()?).filter(|t| !t.is_empty()).map(str::to_owned);
+            changes.push(Change { write_id, user, version: made, added, removed, traceparent });
+        }
+        self.end()?;
+        Ok(TaggingsEvent { key, version, at, emit, tags, changes })
     }
 
     fn taggings(&mut self, version: Version, newest: UnixMillis, users: &[UserId]) -> Read<Vec<Tagging>> {

@@ -103,7 +103,7 @@ fn request(key: ContentKey, add: Vec<Tag>, remove: Vec<Tag>) -> Result<WriteRequ
     let remove = remove.into_iter().map(|t| t.name).collect();
     let operation = Operation::patch(add, remove, &Limits::default())?;
     let write = Write { id: WriteId(id.to_be_bytes()), key, user: UserId::parse("alice")?, operation, if_match: None };
-    Ok(WriteRequest { write, durability: Durability::Local, deadline: None, traceparent: None })
+    Ok(WriteRequest { write, fresh: true, durability: Durability::Local, deadline: None, traceparent: None })
 }
 
 fn tag(n: u64) -> Result<Tag, Failure> {

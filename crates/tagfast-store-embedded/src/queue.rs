@@ -250,7 +250,8 @@ mod tests {
             operation: Operation::patch(tags, Vec::new(), &Limits::default()).expect("a patch"),
             if_match: None,
         };
-        let request = WriteRequest { write, durability: Durability::Local, deadline: None, traceparent: None };
+        let request =
+            WriteRequest { write, fresh: false, durability: Durability::Local, deadline: None, traceparent: None };
         let (reply, answer) = oneshot::channel();
         (WriteJob { request, claim: None, reply }, answer)
     }

@@ -291,7 +291,7 @@ impl Writer {
 
     fn apply_one(&self, slot: &mut Slot, index: usize, job: &WriteJob, now: UnixMillis) -> rusqlite::Result<Answer> {
         let write = &job.request.write;
-        let prior = rows::prior(&self.conn, slot, write.id, now)?;
+        let prior = if job.request.fresh { None } else { rows::prior(&self.conn, slot, write.id, now)? };
         let context = ApplyContext { epoch: &self.epoch, now, limits: &self.limits };
         let (version, effect, repeated) = match apply(&mut slot.doc, write, prior.as_ref(), &context) {
             Outcome::Refused(refusal) => return Ok(Answer::Ready(Err(StoreError::Refused(refusal)))),

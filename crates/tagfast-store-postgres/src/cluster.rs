@@ -83,6 +83,11 @@ impl Cluster {
         self.acknowledger().epoch().map(|e| Epoch { id: e.id, ordinal: e.ordinal })
     }
 
+    /// The id of the epoch this node is in, and its timeline.
+    pub(crate) fn reign(&self) -> Option<(EpochId, u32)> {
+        self.acknowledger().epoch().map(|e| (e.id, e.timeline))
+    }
+
     /// Up to which log position an older epoch is part of the current history: the whole table, made anew with each epoch.
     pub(crate) fn set_fences(&self, history: &[EpochRecord], current: &EpochRecord) {
         *self.fences.lock().unwrap_or_else(PoisonError::into_inner) = fences(history, current);

@@ -7,9 +7,12 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tokio_postgres::config::SslMode;
 use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::options::{PostgresOptions, limit};
+use crate::tls::TlsError;
 
 /// Why a conversation with PostgreSQL ended.
 #[derive(Debug, thiserror::Error)]
@@ -60,11 +63,17 @@ pub(crate) struct Opener {
     database: String,
     user: String,
     password: String,
+    tls: Option<MakeRustlsConnect>,
 }
 
 impl Opener {
-    pub(crate) fn new(options: &PostgresOptions) -> Self {
-        Self { database: options.database.clone(), user: options.user.clone(), password: options.password.clone() }
+    pub(crate) fn new(options: &PostgresOptions) -> Result<Self, TlsError> {
+        Ok(Self {
+            database: options.database.clone(),
+            user: options.user.clone(),
+            password: options.password.clone(),
+            tls: options.tls.as_ref().map(crate::tls::Tls::connector).transpose()?,
+        })
     }
 
     /// Opens a connection to `host:port`. `name` shows up in PostgreSQL's list of sessions.
@@ -88,12 +97,21 @@ impl Opener {
                 "-c jit=off -c enable_seqscan=off -c plan_cache_mode=force_generic_plan -c synchronous_commit=local \
                  -c idle_in_transaction_session_timeout=1000 -c statement_timeout=4000 -c lock_timeout=3000",
             );
-        let opened = timeout(limit::CONNECT, config.connect(NoTls)).await;
-        let (client, connection) = opened.map_err(|_| PgError::Late("connecting", limit::CONNECT))??;
-        let driver = tokio::spawn(async move {
-            // Whoever uses the client is told; there is nothing to add.
-            let _ = connection.await;
-        });
+        let late = |_| PgError::Late("connecting", limit::CONNECT);
+        // Whoever uses the client is told why the connection ended; its driver has nothing to add.
+        let (client, driver) = match &self.tls {
+            None => {
+                let opened = timeout(limit::CONNECT, config.connect(NoTls)).await;
+                let (client, connection) = opened.map_err(late)??;
+                (client, tokio::spawn(async move { drop(connection.await) }))
+            }
+            Some(tls) => {
+                config.ssl_mode(SslMode::Require);
+                let opened = timeout(limit::CONNECT, config.connect(tls.clone())).await;
+                let (client, connection) = opened.map_err(late)??;
+                (client, tokio::spawn(async move { drop(connection.await) }))
+            }
+        };
         Ok(Connection { client, driver })
     }
 }

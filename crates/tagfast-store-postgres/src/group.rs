@@ -28,19 +28,25 @@ use crate::options::limit;
 
 /// Errors as zero, so that a reign that ended is 22012 and aborts the transaction.
 const CHECK: &str = "
-SELECT 1 / (count(*))::int, (SELECT turn FROM outbox_turn)
+SELECT 1 / (count(*))::int, (SELECT outbox FROM turn), (SELECT applied FROM turn)
 FROM (SELECT id, timeline FROM epoch ORDER BY ordinal DESC LIMIT 1) e
 WHERE e.id = $1 AND e.timeline = ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int";
 
 const READ: &str = "SELECT k, doc FROM content WHERE k = ANY($1)";
 const PRIOR: &str = "
-SELECT a.k, a.wid, a.fingerprint, a.effect, a.ver, a.at
-FROM unnest($1::bytea[], $2::bytea[]) x(k, wid) JOIN applied a ON a.k = x.k AND a.wid = x.wid";
+SELECT a.k, a.wid, a.fingerprint, a.effect, a.ver, a.at FROM unnest($1::bytea[], $2::bytea[]) x(k, wid)
+CROSS JOIN LATERAL (SELECT * FROM applied_0 t WHERE t.wid = x.wid AND t.k = x.k UNION ALL
+                    SELECT * FROM applied_1 t WHERE t.wid = x.wid AND t.k = x.k UNION ALL
+                    SELECT * FROM applied_2 t WHERE t.wid = x.wid AND t.k = x.k) a
+ORDER BY a.at";
+const TURN: &str = "SELECT applied FROM turn";
 const LOCK: &str = "SELECT pg_advisory_xact_lock(1952540518, $1)";
 const INSIDE: &str = "SELECT pg_current_xact_id()::text::bigint, (pg_current_wal_insert_lsn() - '0/0')::bigint";
 const AFTER: &str = "SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint";
 
-fn write_statement(table: usize) -> String {
+/// Writes documents, events and pushed-out ids. `IS TRUE` keeps the look-up of written keys a hash: as a join it would compare every
+/// id with every key.
+fn write_statement(outbox: usize, applied: usize) -> String {
     format!(
         "WITH i AS MATERIALIZED (
     SELECT * FROM unnest($1::bytea[], $2::bigint[], $3::bigint[], $4::bytea[], $5::bytea[])
@@ -48,10 +54,10 @@ fn write_statement(table: usize) -> String {
 u AS (UPDATE content t SET ver = i.ver, doc = i.doc FROM i WHERE t.k = i.k AND t.ver = i.old_ver
       RETURNING t.k, i.n, i.event),
 c AS (INSERT INTO content SELECT k, ver, doc FROM i WHERE old_ver = 0 ON CONFLICT DO NOTHING RETURNING k),
-a AS (INSERT INTO applied SELECT p.* FROM unnest($6::bytea[], $7::bytea[], $8::bigint[], $9::bytea[], $10::bigint[],
-      $11::bigint[]) p(k, wid, fingerprint, effect, ver, at)
-      WHERE p.k IN (SELECT k FROM u UNION ALL SELECT k FROM c) ON CONFLICT DO NOTHING)
-INSERT INTO outbox_{table} (n, k, event)
+a AS (INSERT INTO applied_{applied} SELECT p.* FROM unnest($6::bytea[], $7::bytea[], $8::bigint[], $9::bytea[],
+      $10::bigint[], $11::bigint[]) p(k, wid, fingerprint, effect, ver, at)
+      WHERE (p.k IN (SELECT k FROM u UNION ALL SELECT k FROM c)) IS TRUE)
+INSERT INTO outbox_{outbox} (n, k, event)
 SELECT n, k, event FROM u UNION ALL SELECT i.n, i.k, i.event FROM i JOIN c USING (k)
 RETURNING n"
     )
@@ -66,9 +72,11 @@ pub(crate) struct Writing {
     lock: Statement,
     inside: Statement,
     after: Statement,
+    /// By the outbox table that is written.
     write: [Statement; 3],
-    /// The outbox table that is written now, as the last check said.
-    turn: usize,
+    /// The tables that are written now, as the last check said: of the outbox, of pushed-out ids.
+    outbox: usize,
+    applied: usize,
 }
 
 impl Writing {
@@ -76,17 +84,36 @@ impl Writing {
     pub(crate) async fn new(connection: Connection) -> Result<Self, PgError> {
         let client = &connection.client;
         let bound = limit::CONNECT;
-        let [zero, one, two] = [write_statement(0), write_statement(1), write_statement(2)];
         let (check, read, prior) =
             within("preparing", bound, try_join3(client.prepare(CHECK), client.prepare(READ), client.prepare(PRIOR)))
                 .await?;
         let (lock, inside, after) =
             within("preparing", bound, try_join3(client.prepare(LOCK), client.prepare(INSIDE), client.prepare(AFTER)))
                 .await?;
-        let (zero, one, two) =
-            within("preparing", bound, try_join3(client.prepare(&zero), client.prepare(&one), client.prepare(&two)))
-                .await?;
-        Ok(Self { check, read, prior, lock, inside, after, write: [zero, one, two], turn: 0, connection })
+        let applied = within("reading the turn", bound, client.query_one(TURN, &[])).await?.get::<_, i32>(0);
+        let applied = usize::try_from(applied).unwrap_or(0) % 3;
+        let write = Self::prepare_writes(&connection, applied).await?;
+        Ok(Self { check, read, prior, lock, inside, after, write, outbox: 0, applied, connection })
+    }
+
+    async fn prepare_writes(connection: &Connection, applied: usize) -> Result<[Statement; 3], PgError> {
+        let client = &connection.client;
+        let [zero, one, two] = [0, 1, 2].map(|outbox| write_statement(outbox, applied));
+        let all = try_join3(client.prepare(&zero), client.prepare(&one), client.prepare(&two));
+        let (zero, one, two) = within("preparing", limit::CONNECT, all).await?;
+        Ok([zero, one, two])
+    }
+
+    /// Takes in what a check said of the tables that are written now. A group that still wrote the one before did no harm: each
+    /// is emptied two turns later.
+    async fn follow_turn(&mut self, check: &tokio_postgres::Row) -> Result<(), PgError> {
+        let table = |column| usize::try_from(check.get::<_, i32>(column)).unwrap_or(0) % 3;
+        self.outbox = table(1);
+        if table(2) != self.applied {
+            self.write = Self::prepare_writes(&self.connection, table(2)).await?;
+            self.applied = table(2);
+        }
+        Ok(())
     }
 }
 
@@ -98,6 +125,13 @@ pub(crate) struct Terms<'a> {
     pub(crate) now: UnixMillis,
     /// The lane's lock is taken before the documents are read.
     pub(crate) locked: Option<i32>,
+}
+
+/// A write of a group.
+pub(crate) struct Asked<'a> {
+    pub(crate) request: &'a WriteRequest,
+    /// Its id may have been used before.
+    pub(crate) seen_before: bool,
 }
 
 /// What became of one write of a group.
@@ -144,19 +178,15 @@ pub(crate) fn stored_key(shard: LogicalShard, key: &[u8]) -> Vec<u8> {
 }
 
 /// Runs one group. On `Err` the connection is not to be used again unless [`is_worth_keeping`].
-pub(crate) async fn run(
-    server: &mut Writing,
-    requests: &[&WriteRequest],
-    terms: &Terms<'_>,
-) -> Result<Finished, Failed> {
+pub(crate) async fn run(server: &mut Writing, asked: &[Asked<'_>], terms: &Terms<'_>) -> Result<Finished, Failed> {
     let early = |error| Failed { error, outcome_unknown: false };
     let sent = boot_time();
-    let (mut slots, index) = read_slots(server, requests, terms).await.map_err(early)?;
-    let prior = read_prior(server, requests, &slots, &index, terms.now).await.map_err(early)?;
+    let (mut slots, index) = read_slots(server, asked, terms).await.map_err(early)?;
+    let prior = read_prior(server, asked, &slots, &index, terms.now).await.map_err(early)?;
     let epoch = Epoch { id: terms.epoch.id, ordinal: terms.epoch.ordinal };
     let context = ApplyContext { epoch: &epoch, now: terms.now, limits: terms.limits };
-    let mut answers = Vec::with_capacity(requests.len());
-    for request in requests {
+    let mut answers = Vec::with_capacity(asked.len());
+    for Asked { request, .. } in asked {
         let slot_index = index[&request.write.key];
         answers.push((slot_index, apply_one(&mut slots[slot_index], request, &prior, &context, terms)));
     }
@@ -186,12 +216,12 @@ type SlotOrError = Result<Slot, DomainError>;
 /// Reads the document of every content that the group touches, sorted by key.
 async fn read_slots(
     server: &mut Writing,
-    requests: &[&WriteRequest],
+    asked: &[Asked<'_>],
     terms: &Terms<'_>,
 ) -> Result<(Vec<SlotOrError>, HashMap<ContentKey, usize>), PgError> {
-    let mut keys: Vec<(Vec<u8>, &ContentKey)> = Vec::with_capacity(requests.len());
-    let mut seen: HashMap<&ContentKey, ()> = HashMap::with_capacity(requests.len());
-    for request in requests {
+    let mut keys: Vec<(Vec<u8>, &ContentKey)> = Vec::with_capacity(asked.len());
+    let mut seen: HashMap<&ContentKey, ()> = HashMap::with_capacity(asked.len());
+    for Asked { request, .. } in asked {
         let key = &request.write.key;
         if let Entry::Vacant(vacant) = seen.entry(key) {
             vacant.insert(());
@@ -255,14 +285,14 @@ async fn read_slots(
 /// one to the other is seen in one of them.
 async fn read_prior(
     server: &Writing,
-    requests: &[&WriteRequest],
+    asked: &[Asked<'_>],
     slots: &[SlotOrError],
     index: &HashMap<ContentKey, usize>,
     now: UnixMillis,
 ) -> Result<Prior, PgError> {
     // By content and id, as the primary key is: an id belongs to one content.
     let (mut keys, mut ids): (Vec<&[u8]>, Vec<&[u8]>) = (Vec::new(), Vec::new());
-    for request in requests {
+    for Asked { request, .. } in asked.iter().filter(|a| a.seen_before) {
         let id = request.write.id;
         if let Ok(slot) = &slots[index[&request.write.key]]
             && slot.doc.overflow_until > now
@@ -409,7 +439,7 @@ async fn write_slots(
         let begin = async { if terms.locked.is_none() { client.batch_execute("BEGIN").await } else { Ok(()) } };
         let body = join3(
             client.query_one(&server.check, &check_parameters),
-            client.query(&server.write[server.turn], &parameters),
+            client.query(&server.write[server.outbox], &parameters),
             client.query_one(&server.inside, &[]),
         );
         let (begin, (check, written, inside), (commit, after)) = join3(
@@ -432,7 +462,10 @@ async fn write_slots(
     let unknown = |error: tokio_postgres::Error| Failed { error: error.into(), outcome_unknown: true };
     commit.map_err(unknown)?;
     let after = after.map_err(unknown)?;
-    server.turn = usize::try_from(check.get::<_, i32>(1)).unwrap_or(0) % 3;
+    if let Err(error) = server.follow_turn(&check).await {
+        // The commit stands. The connection does not: the next group finds it out.
+        tracing::warn!(%error, "the next tables were not prepared");
+    }
     let keys = written.iter().filter_map(|row| places.get(usize::try_from(row.get::<_, i32>(0) - 1).ok()?)).copied();
     Ok(Written {
         sent,
@@ -457,7 +490,7 @@ impl Columns {
         self.old.push(slot.old.packed().cast_signed());
         self.ver.push(slot.doc.version.packed().cast_signed());
         self.doc.push(codec::encode(&slot.doc));
-        self.event.push(tagfast_events::encode(&event));
+        self.event.push(codec::encode_event(&event));
         for w in &slot.evicted {
             self.a_k.push(slot.stored.clone());
             self.a_wid.push(w.id.0.to_vec());

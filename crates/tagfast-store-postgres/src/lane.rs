@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::cluster::{Cluster, pause_after};
 use crate::connect::Opener;
-use crate::group::{self, Finished, ItemResult, Terms, Writing};
+use crate::group::{self, Asked, Finished, ItemResult, Terms, Writing};
 use crate::options::limit;
 
 /// A lane that lost a race takes its lock this long.
@@ -231,8 +231,11 @@ impl LaneTask {
             let locked = locked_until.is_some_and(|until| now < until).then_some(self.lane.number);
             let terms =
                 Terms { cluster: self.cluster.index, epoch, limits: &self.limits, now: self.clock.now_ms(), locked };
-            let requests: Vec<&WriteRequest> = jobs.iter().map(|job| &job.request).collect();
-            match group::run(writing, &requests, &terms).await {
+            let asked: Vec<Asked<'_>> = jobs
+                .iter()
+                .map(|job| Asked { request: &job.request, seen_before: job.in_doubt || !job.request.fresh })
+                .collect();
+            match group::run(writing, &asked, &terms).await {
                 Ok(finished) => {
                     failures = 0;
                     metrics::histogram!("tagfast_store_batch_writes").record(jobs.len() as f64);

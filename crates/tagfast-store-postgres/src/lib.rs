@@ -21,12 +21,14 @@ pub mod relay;
 mod remembered;
 mod schema;
 mod store;
+mod tls;
 mod watcher;
 
 pub use metric::METRICS;
 pub use options::{ClusterOptions, PostgresOptions};
 pub use relay::{Discard, OutboxRow, OutboxSink, PublishError};
 pub use store::{ClusterStatus, OpenError, PostgresStore};
+pub use tls::{Tls, TlsError};
 
 /// Time since this machine's start, asleep or not.
 pub(crate) fn boot_time() -> tagfast_failover::BootTime {

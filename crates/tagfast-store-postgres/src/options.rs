@@ -6,6 +6,8 @@ use std::time::Duration;
 use tagfast_domain::{EpochOrdinal, Limits};
 use tagfast_resilience::Clock;
 
+use crate::tls::Tls;
+
 /// One cluster: a primary with its replicas under one Patroni scope.
 #[derive(Debug, Clone)]
 pub struct ClusterOptions {
@@ -36,6 +38,8 @@ pub struct PostgresOptions {
     pub user: String,
     /// Its password.
     pub password: String,
+    /// TLS to the nodes; none: plain, which shows documents to whoever can listen.
+    pub tls: Option<Tls>,
     /// The limits in force.
     pub limits: Limits,
     /// Time of documents and events.

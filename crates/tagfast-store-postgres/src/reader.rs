@@ -22,7 +22,7 @@ use crate::options::limit;
 const BEFORE: &str = "
 SELECT r.recovery,
        CASE WHEN r.recovery THEN pg_last_wal_replay_lsn() - '0/0' ELSE pg_current_wal_flush_lsn() - '0/0' END::bigint,
-       CASE WHEN r.recovery THEN 0
+       CASE WHEN r.recovery THEN coalesce((SELECT received_tli FROM pg_stat_wal_receiver), 0)
             ELSE ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int END,
        e.id, e.timeline,
        (extract(epoch FROM CASE WHEN r.recovery THEN pg_last_xact_replay_timestamp() ELSE clock_timestamp() END)
@@ -40,7 +40,7 @@ pub(crate) struct ReadFacts {
     pub(crate) in_recovery: bool,
     /// Everything up to here was visible.
     pub(crate) covered: u64,
-    /// A primary's timeline; 0 on a replica.
+    /// A primary's timeline; the one a replica receives, 0 while it receives nothing.
     pub(crate) timeline: u32,
     pub(crate) epoch: Option<(EpochId, u32)>,
     /// The answer is at least as new as this moment of the server's clock.

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::join3;
-use tagfast_domain::UnixMillis;
+use tagfast_domain::{ContentKey, DomainError, TaggingsEvent, UnixMillis, codec};
 use tagfast_failover::EpochRecord;
 use tagfast_resilience::Clock;
 use tokio::sync::{mpsc, oneshot};
@@ -51,6 +51,15 @@ FROM (SELECT id, timeline FROM epoch ORDER BY ordinal DESC LIMIT 1) e
 WHERE e.id = $1 AND e.timeline = ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int";
 const HI: &str = "SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint";
 
+/// Pushed-out write ids go into three tables in turn, so that forgetting them is a TRUNCATE: what is emptied was written to
+/// last a whole turn ago, and a turn is longer than an id is remembered.
+const FORGET: &str = "BEGIN; SET LOCAL lock_timeout = '100ms';
+DO $$ DECLARE now_written int; BEGIN
+    UPDATE turn SET applied = (applied + 1) % 3, applied_since = clock_timestamp()
+    WHERE applied_since < clock_timestamp() - interval '11 minutes' RETURNING applied INTO now_written;
+    IF FOUND THEN EXECUTE format('TRUNCATE applied_%s', (now_written + 1) % 3); END IF;
+END $$; COMMIT";
+
 /// One outbox row on its way to the bus.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutboxRow {
@@ -60,8 +69,16 @@ pub struct OutboxRow {
     pub n: i32,
     /// Shard byte and content key.
     pub key: Vec<u8>,
-    /// The encoded event.
+    /// The stored event.
     pub event: Vec<u8>,
+}
+
+impl OutboxRow {
+    /// The event. An error names what is wrong with the stored bytes; it can only be a newer program's or damaged.
+    pub fn decode(&self) -> Result<TaggingsEvent, DomainError> {
+        let key = self.key.get(1..).unwrap_or_default();
+        codec::decode_event(ContentKey::from_bytes(key)?, &self.event)
+    }
 }
 
 /// The sink could not take the rows; they are offered again.
@@ -209,10 +226,9 @@ impl Relay {
                 Cursor { xid: 0, n: -1 }
             }
         };
-        let turn =
-            within("the outbox's turn", limit::WRITE, server.client.query_one("SELECT turn FROM outbox_turn", &[]))
-                .await?
-                .get(0);
+        let turn = within("the outbox's turn", limit::WRITE, server.client.query_one("SELECT outbox FROM turn", &[]))
+            .await?
+            .get(0);
         tracing::info!(cluster = self.cluster.name, xid = cursor.xid, "this relay is the active one");
         let now = Instant::now();
         Ok(Active {
@@ -306,8 +322,8 @@ impl Relay {
         if active.drained_at.is_some() || active.turned_at.elapsed() < TURN {
             return Ok(());
         }
-        let statement = "UPDATE outbox_turn SET turn = ($1 + 1) % 3, since = pg_current_xact_id() WHERE turn = $1
-             RETURNING turn, (pg_snapshot_xmax(pg_current_snapshot()))::text::bigint";
+        let statement = "UPDATE turn SET outbox = ($1 + 1) % 3 WHERE outbox = $1
+             RETURNING outbox, (pg_snapshot_xmax(pg_current_snapshot()))::text::bigint";
         let row =
             within("the outbox's turn", limit::WRITE, server.client.query_opt(statement, &[&active.turn])).await?;
         active.turned_at = Instant::now();
@@ -315,9 +331,7 @@ impl Relay {
             active.turn = row.get(0);
             active.drained_at = Some(row.get::<_, i64>(1).cast_unsigned() + 1);
         }
-        let oldest = self.clock.now_ms() - tagfast_domain::limits::WRITE_ID_MEMORY_MS;
-        let forget = "DELETE FROM applied WHERE (k, wid) IN (SELECT k, wid FROM applied WHERE at < $1 LIMIT 10000)";
-        within("forgetting old ids", limit::WRITE, server.client.execute(forget, &[&oldest])).await?;
+        without_waiting(server, "forgetting old ids", FORGET).await?;
         Ok(())
     }
 
@@ -334,11 +348,16 @@ impl Relay {
             xid = active.cursor.xid,
             n = active.cursor.n
         );
-        match within("emptying an outbox table", limit::WRITE, server.client.batch_execute(&script)).await {
-            Err(error) if error.code() == Some("55P03") => {
-                within("giving up a lock", limit::WRITE, server.client.batch_execute("ROLLBACK")).await
-            }
-            other => other,
+        without_waiting(server, "emptying an outbox table", &script).await
+    }
+}
+
+/// Runs a script that gives up when a table is in use; the next turn tries again.
+async fn without_waiting(server: &Connection, what: &'static str, script: &str) -> Result<(), PgError> {
+    match within(what, limit::WRITE, server.client.batch_execute(script)).await {
+        Err(error) if error.code() == Some("55P03") => {
+            within("giving up a lock", limit::WRITE, server.client.batch_execute("ROLLBACK")).await
         }
+        other => other,
     }
 }

@@ -28,6 +28,7 @@ use crate::options::{PostgresOptions, limit};
 use crate::reader::{NodeReader, NotRead, ReadFacts};
 use crate::relay::{OutboxSink, Relay};
 use crate::remembered::Remembered;
+use crate::tls::TlsError;
 use crate::watcher::{Watcher, nodes_from_patroni, rounds};
 
 /// A read without a deadline waits this long.
@@ -48,6 +49,9 @@ pub enum OpenError {
     /// etcd's client cannot be made.
     #[error("the client of etcd cannot be made: {0}")]
     Etcd(String),
+    /// TLS cannot be set up.
+    #[error("TLS to PostgreSQL: {0}")]
+    Tls(#[from] TlsError),
     /// Nothing to write with.
     #[error("a cluster needs 1 to 16 writer lanes, not {0}")]
     Lanes(usize),
@@ -110,7 +114,7 @@ impl PostgresStore {
             return Err(OpenError::Lanes(options.lanes));
         }
         let etcd = Etcd::new(&options.etcd)?;
-        let opener = Opener::new(&options);
+        let opener = Opener::new(&options)?;
         let http = reqwest::Client::builder().timeout(limit::ETCD).no_proxy().build().map_err(EtcdError::from)?;
         let (mut clusters, mut tasks, mut lane_tasks) = (Vec::new(), Vec::new(), Vec::new());
         for (index, wanted) in options.clusters.iter().enumerate() {
@@ -329,22 +333,26 @@ impl Need {
 
     /// Whether a position is part of what a server that has everything of the current history shows. `None`: it lies past
     /// the fence of its epoch, nobody can show it.
-    fn floor(&self, parts: &Parts, current: Option<&EpochRecord>) -> Option<u64> {
+    fn floor(&self, parts: &Parts) -> Option<u64> {
         match self.position {
             None => Some(0),
-            Some(p) if current.is_some_and(|e| e.id == p.epoch) => Some(p.lsn),
+            // The last epoch known, also while it has lost its primary and no next one has begun.
+            Some(p) if parts.cluster.reign().is_some_and(|(id, _)| id == p.epoch) => Some(p.lsn),
             // Below the fence: whoever is in the current epoch has it.
             Some(p) => (p.lsn <= parts.cluster.fence(p.epoch)).then_some(0),
         }
     }
 }
 
-/// Whether a replica is of the current history, or was read before anything was lost.
-fn is_of_history(parts: &Parts, facts: &ReadFacts, current: Option<&EpochRecord>) -> bool {
-    facts.in_recovery
-        && facts
-            .epoch
-            .is_some_and(|(id, _)| current.is_none_or(|e| e.id == id) || facts.covered <= parts.cluster.fence(id))
+/// Whether a replica is of the current history, or was read before anything was lost. One that already follows a later timeline
+/// is neither until its epoch is known: its log positions count records that are not ours.
+fn is_of_history(parts: &Parts, facts: &ReadFacts) -> bool {
+    let Some((id, _)) = facts.epoch else { return false };
+    let of_epoch = match parts.cluster.reign() {
+        None => true,
+        Some((current, timeline)) => current == id && (facts.timeline == 0 || facts.timeline == timeline),
+    };
+    facts.in_recovery && (of_epoch || facts.covered <= parts.cluster.fence(id))
 }
 
 const FAILOVER: Degraded = Degraded { feature: "session", reason: "failover" };
@@ -364,7 +372,7 @@ impl TagReader for PostgresStore {
         let asked = self.clock.now_ms();
         let view: ClusterView = parts.cluster.view.borrow().clone();
         let epoch = view.primary.as_ref().map(|(epoch, _)| Arc::clone(epoch));
-        let floor = need.floor(parts, epoch.as_deref());
+        let floor = need.floor(parts);
         let first = (hash.0 >> 8) as usize;
         let replicas = || (0..view.replicas.len()).map(|n| &view.replicas[(first + n) % view.replicas.len()]);
 
@@ -378,7 +386,7 @@ impl TagReader for PostgresStore {
             && let Some(node) = replicas().find(|node| !self.reader(parts, node).is_avoided())
             && let Ok(found) =
                 self.read_at(parts, node, &stored, until.min(Instant::now() + limit::REPLICA_FIRST)).await
-            && is_of_history(parts, &found.1, epoch.as_deref())
+            && is_of_history(parts, &found.1)
         {
             let covered = found.1.covered >= floor;
             let answer = self.view_of(found, Source::Replica, epoch.as_deref(), asked)?;
@@ -410,8 +418,7 @@ impl TagReader for PostgresStore {
             if !found.1.in_recovery {
                 continue;
             }
-            let covered =
-                is_of_history(parts, &found.1, epoch.as_deref()) && floor.is_some_and(|floor| found.1.covered >= floor);
+            let covered = is_of_history(parts, &found.1) && floor.is_some_and(|floor| found.1.covered >= floor);
             let mut answer = self.view_of(found, Source::Replica, epoch.as_deref(), asked)?;
             let kept = covered && need.version.is_none_or(|v| answer.version >= v);
             if !kept && options.consistency == Consistency::Session {

@@ -100,6 +100,8 @@ pub struct View {
 pub struct WriteRequest {
     /// What to do.
     pub write: Write,
+    /// The write's id was made for this call: nobody has used it before, so a store need not look whether somebody has.
+    pub fresh: bool,
     /// What the acknowledgement must have survived.
     pub durability: Durability,
     /// When the caller stops waiting; a write still queued then is dropped, one already taken is finished.

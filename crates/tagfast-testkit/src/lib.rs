@@ -15,7 +15,8 @@ pub mod process;
 pub mod stack;
 pub mod wait;
 
-pub use history::{Outcome, SetHistory};
+pub use history::Outcome;
+pub use history::set::SetHistory;
 pub use http::{Answer, Client};
 pub use process::{ServerOptions, ServerProcess};
 pub use wait::wait_for_condition;

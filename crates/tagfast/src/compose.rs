@@ -300,7 +300,8 @@ mod tests {
         let operation = Operation::patch(vec![Tag::parse("Ui").unwrap()], Vec::new(), &Default::default()).unwrap();
         let user = UserId::parse("ana").unwrap();
         let write = Write { id: WriteId([1; 16]), key: key.clone(), user, operation, if_match: None };
-        let request = WriteRequest { write, durability: Durability::Local, deadline: None, traceparent: None };
+        let request =
+            WriteRequest { write, fresh: false, durability: Durability::Local, deadline: None, traceparent: None };
         assert!(embedded.store().write(request).await.unwrap().changed);
         assert_eq!(embedded.operations.recount(false).await.unwrap().drifted_contents, 0);
         assert_eq!(embedded.operations.reindex().await.unwrap(), 1);

@@ -113,6 +113,7 @@ pub(crate) async fn batch_tag(Write(mut call): Write) -> Result<Response, Proble
         .filter_map(|w| w.as_ref().ok())
         .map(|write| WriteRequest {
             write: write.clone(),
+            fresh: writing.key.is_none(),
             durability: writing.durability,
             deadline: Some(call.deadline),
             traceparent: writing.traceparent.clone(),

@@ -145,6 +145,7 @@ async fn write(call: &Call, key: ContentKey, operation: Operation) -> Result<Res
             operation,
             if_match: writing.if_match,
         },
+        fresh: writing.key.is_none(),
         durability: writing.durability,
         deadline: Some(call.deadline),
         traceparent: writing.traceparent,

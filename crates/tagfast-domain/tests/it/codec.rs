@@ -1,7 +1,9 @@
 //! The stored form of a document.
 
 use proptest::prelude::*;
-use tagfast_domain::codec::{FORMAT, decode, decode_effect, encode, encode_effect};
+use tagfast_domain::codec::{
+    EVENT_FORMAT, FORMAT, decode, decode_effect, decode_event, encode, encode_effect, encode_event,
+};
 use tagfast_domain::*;
 
 use crate::kit::{T0, any_document, cases, epoch, id, name};
@@ -56,6 +58,48 @@ fn format_1_is_frozen() {
     assert_eq!(decode(stored).expect("a document of format 1"), golden());
     assert_eq!(FORMAT, 1, "a new format needs its own golden file and keeps this one");
     assert_eq!(encode(&golden()), stored);
+}
+
+/// An event with everything an event can hold.
+fn golden_event() -> TaggingsEvent {
+    let document = golden();
+    let change = |n, added: &[&str], removed: &[&str], traceparent: Option<&str>| Change {
+        write_id: id(n),
+        user: UserId::parse_stored("ben@example"),
+        version: document.version,
+        added: added.iter().map(|n| name(n)).collect(),
+        removed: removed.iter().map(|n| name(n)).collect(),
+        traceparent: traceparent.map(str::to_owned),
+    };
+    TaggingsEvent {
+        key: ContentKey::parse("acme", "jira.issue", "OPS-1").expect("a content"),
+        version: document.version,
+        at: T0 + 3,
+        emit: EpochOrdinal(1_800_000_000_000),
+        tags: document.taggings.into_iter().filter(|t| t.present).collect(),
+        changes: vec![
+            change(1, &["ui", "日本語"], &["gone"], Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")),
+            change(2, &[], &[], None),
+        ],
+    }
+}
+
+/// Format 1 of events, byte for byte.
+#[test]
+fn event_format_1_is_frozen() {
+    let stored = include_bytes!("../golden/event-1.bin");
+    let event = golden_event();
+    assert_eq!(encode_event(&event), stored);
+    assert_eq!(decode_event(event.key.clone(), stored).expect("an event of format 1"), event);
+    assert_eq!((stored[0], EVENT_FORMAT), (1, 1), "a new format needs its own golden file and keeps this one");
+    for format in (0..=255).filter(|f| *f != EVENT_FORMAT) {
+        let other = [&[format], &stored[1..]].concat();
+        assert!(decode_event(event.key.clone(), &other).is_err(), "format {format}");
+    }
+    for cut in 0..stored.len() {
+        assert!(decode_event(event.key.clone(), &stored[..cut]).is_err(), "cut at {cut}");
+    }
+    assert!(decode_event(event.key, &[stored.as_slice(), &[0]].concat()).is_err(), "a byte too many");
 }
 
 #[test]
@@ -115,12 +159,35 @@ proptest! {
     }
 
     #[test]
+    fn every_event_round_trips(doc in any_document(), at in any::<i64>(), emit in any::<u64>()) {
+        let changes = doc.recent.iter().map(|w| Change {
+            write_id: w.id,
+            user: UserId::parse_stored("somebody"),
+            version: w.version,
+            added: w.effect.added.clone(),
+            removed: w.effect.removed.clone(),
+            traceparent: None,
+        });
+        let key = ContentKey::parse("acme", "t", "1").expect("a content");
+        let event = TaggingsEvent {
+            key: key.clone(),
+            version: doc.version,
+            at,
+            emit: EpochOrdinal(emit),
+            changes: changes.collect(),
+            tags: doc.taggings,
+        };
+        prop_assert_eq!(decode_event(key, &encode_event(&event)), Ok(event));
+    }
+
+    #[test]
     fn no_bytes_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..400), ours in any::<bool>()) {
         if let (Some(first), true) = (bytes.first_mut(), ours) {
             *first = FORMAT;
         }
         let _ = decode(&bytes);
         let _ = decode_effect(&bytes);
+        let _ = decode_event(ContentKey::parse("acme", "t", "1").expect("a content"), &bytes);
     }
 
     #[test]

@@ -49,7 +49,8 @@ async fn write(store: &EmbeddedStore, n: u128) -> u64 {
         operation: operation.expect("a patch"),
         if_match: None,
     };
-    let request = WriteRequest { write, durability: Durability::Local, deadline: None, traceparent: None };
+    let request =
+        WriteRequest { write, fresh: false, durability: Durability::Local, deadline: None, traceparent: None };
     store.write(request).await.expect("written").receipt.position.lsn
 }
 

@@ -48,7 +48,8 @@ fn job(id: u128, content: &str, tags: usize) -> (WriteJob, Waiting) {
         operation: Operation::patch(tags, Vec::new(), &Limits::default()).expect("a patch"),
         if_match: None,
     };
-    let request = WriteRequest { write, durability: Durability::Local, deadline: None, traceparent: None };
+    let request =
+        WriteRequest { write, fresh: false, durability: Durability::Local, deadline: None, traceparent: None };
     let (reply, answer) = oneshot::channel();
     (WriteJob { request, claim: None, reply }, answer)
 }

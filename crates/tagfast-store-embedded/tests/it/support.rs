@@ -83,6 +83,7 @@ pub(crate) fn patch(key: &ContentKey, add: &[&str], remove: &[&str]) -> WriteReq
     let user = UserId::parse("somebody").expect("a user");
     WriteRequest {
         write: Write { id: fresh_id(), key: key.clone(), user, operation, if_match: None },
+        fresh: false,
         durability: Durability::Local,
         deadline: None,
         traceparent: None,

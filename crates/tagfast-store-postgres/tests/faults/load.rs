@@ -45,7 +45,7 @@ fn request(key: &ContentKey, tag: &str, id: WriteId) -> WriteRequest {
     let add = vec![Tag::parse(tag).expect("a tag")];
     let operation = Operation::patch(add, Vec::new(), &Limits::default()).expect("a patch");
     let write = Write { id, key: key.clone(), user: UserId::parse("load").expect("a user"), operation, if_match: None };
-    WriteRequest { write, durability: Durability::Local, deadline: None, traceparent: None }
+    WriteRequest { write, fresh: false, durability: Durability::Local, deadline: None, traceparent: None }
 }
 
 /// A content of the wanted cluster: two clusters share the shards in halves.

@@ -46,7 +46,7 @@ impl Recording {
         let rows = self.rows.lock().expect("no panic under the lock");
         let mut seen = std::collections::BTreeSet::new();
         let fresh = rows.iter().filter(|(cluster, row)| seen.insert((cluster, row.xid, row.n)));
-        fresh.map(|(_, row)| tagfast_events::decode(&row.event).expect("an event")).collect()
+        fresh.map(|(_, row)| row.decode().expect("an event")).collect()
     }
 }
 
@@ -102,6 +102,7 @@ pub(crate) async fn options(clock: Arc<dyn Clock>) -> PostgresOptions {
         database,
         user: info.database.user,
         password,
+        tls: None,
         limits: Limits::default(),
         clock,
         node: "test".to_owned(),

@@ -70,6 +70,7 @@ impl Kit {
     pub(super) fn request(&self, key: &ContentKey, operation: Operation) -> WriteRequest {
         WriteRequest {
             write: Write { id: fresh_id(), key: key.clone(), user: user("somebody"), operation, if_match: None },
+            fresh: false,
             durability: Durability::Local,
             deadline: None,
             traceparent: None,

@@ -5,16 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What the writer of an element was told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// The service said that it is stored.
-    Acknowledged,
-    /// The connection broke, or the service said that it does not know.
-    Unknown,
-    /// The service said that nothing happened.
-    Refused,
-}
+use super::Outcome;
 
 /// What the writers of a set were told.
 #[derive(Debug, Clone, Default)]

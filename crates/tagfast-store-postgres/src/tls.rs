@@ -1,0 +1,123 @@
+//! TLS to PostgreSQL: only certificates of the configured authority are believed.
+//!
+//! How it fails: a server without TLS, with another authority's certificate or, under `verify-full`, with another name is
+//! not spoken to; the password is never sent to it. The error says which of these it was.
+
+use std::sync::Arc;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+/// How servers are believed.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    /// The authorities' certificates, as PEM.
+    pub authorities: Vec<u8>,
+    /// Whether the certificate must also name the address that was connected to (`verify-full`); otherwise any server of the
+    /// authority will do (`verify-ca`).
+    pub names: bool,
+}
+
+/// The authorities' certificates cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// Not PEM.
+    #[error("not a file of PEM certificates: {0}")]
+    Pem(#[from] rustls::pki_types::pem::Error),
+    /// Nothing in it.
+    #[error("there is no certificate in it")]
+    Empty,
+    /// A certificate that cannot be an authority's.
+    #[error("a certificate in it cannot be used: {0}")]
+    Certificate(#[from] Error),
+    /// No verifier can be made.
+    #[error("no verifier can be made: {0}")]
+    Verifier(#[from] rustls::server::VerifierBuilderError),
+}
+
+impl Tls {
+    pub(crate) fn connector(&self) -> Result<MakeRustlsConnect, TlsError> {
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(&self.authorities) {
+            roots.add(certificate?)?;
+        }
+        if roots.is_empty() {
+            return Err(TlsError::Empty);
+        }
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build()?;
+        let verifier = Arc::new(Verifier { inner, names: self.names });
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier)
+            .with_no_client_auth();
+        Ok(MakeRustlsConnect::new(config))
+    }
+}
+
+/// The usual verifier; a wrong name alone is forgiven where names are not asked for.
+#[derive(Debug)]
+struct Verifier {
+    inner: Arc<WebPkiServerVerifier>,
+    names: bool,
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let verdict = self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        match verdict {
+            // Names are looked at last: everything else was in order.
+            Err(Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) if !self.names => Ok(ServerCertVerified::assertion()),
+            other => other,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_holds_no_certificate_is_refused() {
+        let of = |text: &str| Tls { authorities: text.as_bytes().to_vec(), names: true }.connector().map(drop);
+        assert!(matches!(of(""), Err(TlsError::Empty)));
+        assert!(of("-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----\n").is_err());
+    }
+}
