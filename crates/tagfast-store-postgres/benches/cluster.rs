@@ -16,7 +16,7 @@ use tagfast_store::{ConsistencyToken, Durability, ReadOptions, TagReader, TagWri
 use tagfast_store_postgres::{ClusterOptions, Discard, PostgresOptions, PostgresStore};
 use tagfast_testkit::stack::{NodeInfo, Stack, StackOptions, host};
 
-const CONTENTS: u64 = 100_000;
+const CONTENTS: u64 = 20_000;
 /// So few that each is written several times a second: its document pushes an id out with every write.
 const HOT: u64 = 4_000;
 const SECONDS: u64 = 5;

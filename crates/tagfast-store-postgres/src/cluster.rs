@@ -44,7 +44,8 @@ pub(crate) struct Cluster {
     pub(crate) index: u16,
     pub(crate) name: String,
     pub(crate) scope: String,
-    pub(crate) view: watch::Sender<ClusterView>,
+    /// Shared: each read takes it.
+    pub(crate) view: watch::Sender<Arc<ClusterView>>,
     /// Told when a proof arrived or the epoch changed.
     pub(crate) proof: watch::Sender<u64>,
     acknowledger: Mutex<Acknowledger>,
@@ -60,7 +61,7 @@ impl Cluster {
             index,
             name: name.to_owned(),
             scope: scope.to_owned(),
-            view: watch::channel(starting).0,
+            view: watch::channel(Arc::new(starting)).0,
             proof: watch::channel(0).0,
             acknowledger: Mutex::default(),
             fences: Mutex::default(),

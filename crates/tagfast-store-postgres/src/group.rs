@@ -1,17 +1,17 @@
 //! One group commit: two round trips, an outcome for each write.
 //!
-//! The first round trip reads the documents, the second writes them in one transaction that checks the reign itself. The guard
-//! is the version: a document that changed in between is not written, its writes are applied again. After a lost race the
+//! The first round trip reads the documents, the second writes them in one statement that checks the reign itself and is its own
+//! transaction: nothing is locked while this process thinks. The guard is the version: a document that changed in between is not written, its writes are applied again. After a lost race the
 //! lane takes an advisory lock for a while, so that two nodes that hammer one content take turns.
 //!
-//! How it fails: an error before COMMIT was sent means that nothing happened; after it the outcome is unknown, and the same
-//! writes are tried again with their ids. COMMIT of an aborted transaction succeeds as a rollback, so the verdict is "every
-//! result is good", never "COMMIT returned".
+//! How it fails: an error of the database means that nothing happened; a connection that ends leaves the outcome unknown, and the
+//! same writes are tried again with their ids. COMMIT of an aborted transaction succeeds as a rollback, so the verdict is
+//! "every result is good", never "COMMIT returned".
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 
-use futures_util::future::{join3, try_join3};
+use futures_util::future::{join, join3, try_join, try_join3};
 use tagfast_domain::{
     ApplyContext, Change, ContentKey, Document, DomainError, Effect, Epoch, Limits, Outcome, RecentWrite,
     TaggingsEvent, UnixMillis, Version, WriteId, apply, codec, limits as domain_limits,
@@ -26,12 +26,18 @@ use crate::boot_time;
 use crate::connect::{Connection, PgError, within};
 use crate::options::limit;
 
-/// Errors as zero, so that a reign that ended is 22012 and aborts the transaction.
-const CHECK: &str = "
-SELECT 1 / (count(*))::int, (SELECT outbox FROM turn), (SELECT applied FROM turn)
-FROM (SELECT id, timeline FROM epoch ORDER BY ordinal DESC LIMIT 1) e
-WHERE e.id = $1 AND e.timeline = ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int";
+/// One when this server is the primary of epoch `$1`. Errors as zero, so that a reign that ended is 22012 and nothing is written.
+macro_rules! reign {
+    ($epoch:literal) => {
+        concat!(
+            "(SELECT 1 / (count(*))::int FROM (SELECT id, timeline FROM epoch ORDER BY ordinal DESC LIMIT 1) e WHERE e.id = ",
+            $epoch,
+            " AND e.timeline = ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int)"
+        )
+    };
+}
 
+const CHECK: &str = concat!("SELECT ", reign!("$1"));
 const READ: &str = "SELECT k, doc FROM content WHERE k = ANY($1)";
 const PRIOR: &str = "
 SELECT a.k, a.wid, a.fingerprint, a.effect, a.ver, a.at FROM unnest($1::bytea[], $2::bytea[]) x(k, wid)
@@ -41,16 +47,15 @@ CROSS JOIN LATERAL (SELECT * FROM applied_0 t WHERE t.wid = x.wid AND t.k = x.k 
 ORDER BY a.at";
 const TURN: &str = "SELECT applied FROM turn";
 const LOCK: &str = "SELECT pg_advisory_xact_lock(1952540518, $1)";
-const INSIDE: &str = "SELECT pg_current_xact_id()::text::bigint, (pg_current_wal_insert_lsn() - '0/0')::bigint";
 const AFTER: &str = "SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint";
 
-/// Writes documents, events and pushed-out ids. `IS TRUE` keeps the look-up of written keys a hash: as a join it would compare every
-/// id with every key.
+/// Writes documents, events and pushed-out ids in one statement, which is the transaction. The reign is checked before its first
+/// row. `IS TRUE` keeps the look-up of written keys a hash: as a join it would compare every id with every key.
 fn write_statement(outbox: usize, applied: usize) -> String {
     format!(
         "WITH i AS MATERIALIZED (
     SELECT * FROM unnest($1::bytea[], $2::bigint[], $3::bigint[], $4::bytea[], $5::bytea[])
-             WITH ORDINALITY x(k, old_ver, ver, doc, event, n)),
+             WITH ORDINALITY x(k, old_ver, ver, doc, event, n) WHERE {reign} = 1),
 u AS (UPDATE content t SET ver = i.ver, doc = i.doc FROM i WHERE t.k = i.k AND t.ver = i.old_ver
       RETURNING t.k, i.n, i.event),
 c AS (INSERT INTO content SELECT k, ver, doc FROM i WHERE old_ver = 0 ON CONFLICT DO NOTHING RETURNING k),
@@ -59,7 +64,9 @@ a AS (INSERT INTO applied_{applied} SELECT p.* FROM unnest($6::bytea[], $7::byte
       WHERE (p.k IN (SELECT k FROM u UNION ALL SELECT k FROM c)) IS TRUE)
 INSERT INTO outbox_{outbox} (n, k, event)
 SELECT n, k, event FROM u UNION ALL SELECT i.n, i.k, i.event FROM i JOIN c USING (k)
-RETURNING n"
+RETURNING n, (SELECT pg_current_xact_id()::text::bigint), (SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint),
+          (SELECT outbox FROM turn), (SELECT applied FROM turn)",
+        reign = reign!("$12")
     )
 }
 
@@ -70,7 +77,6 @@ pub(crate) struct Writing {
     read: Statement,
     prior: Statement,
     lock: Statement,
-    inside: Statement,
     after: Statement,
     /// By the outbox table that is written.
     write: [Statement; 3],
@@ -87,13 +93,11 @@ impl Writing {
         let (check, read, prior) =
             within("preparing", bound, try_join3(client.prepare(CHECK), client.prepare(READ), client.prepare(PRIOR)))
                 .await?;
-        let (lock, inside, after) =
-            within("preparing", bound, try_join3(client.prepare(LOCK), client.prepare(INSIDE), client.prepare(AFTER)))
-                .await?;
+        let (lock, after) = within("preparing", bound, try_join(client.prepare(LOCK), client.prepare(AFTER))).await?;
         let applied = within("reading the turn", bound, client.query_one(TURN, &[])).await?.get::<_, i32>(0);
         let applied = usize::try_from(applied).unwrap_or(0) % 3;
         let write = Self::prepare_writes(&connection, applied).await?;
-        Ok(Self { check, read, prior, lock, inside, after, write, outbox: 0, applied, connection })
+        Ok(Self { check, read, prior, lock, after, write, outbox: 0, applied, connection })
     }
 
     async fn prepare_writes(connection: &Connection, applied: usize) -> Result<[Statement; 3], PgError> {
@@ -104,14 +108,14 @@ impl Writing {
         Ok([zero, one, two])
     }
 
-    /// Takes in what a check said of the tables that are written now. A group that still wrote the one before did no harm: each
-    /// is emptied two turns later.
-    async fn follow_turn(&mut self, check: &tokio_postgres::Row) -> Result<(), PgError> {
-        let table = |column| usize::try_from(check.get::<_, i32>(column)).unwrap_or(0) % 3;
-        self.outbox = table(1);
-        if table(2) != self.applied {
-            self.write = Self::prepare_writes(&self.connection, table(2)).await?;
-            self.applied = table(2);
+    /// Takes in what a written row said of the tables that are written now. A group that still wrote the one before did no
+    /// harm: each is emptied two turns later.
+    async fn follow_turn(&mut self, row: &tokio_postgres::Row) -> Result<(), PgError> {
+        let table = |column| usize::try_from(row.get::<_, i32>(column)).unwrap_or(0) % 3;
+        self.outbox = table(3);
+        if table(4) != self.applied {
+            self.write = Self::prepare_writes(&self.connection, table(4)).await?;
+            self.applied = table(4);
         }
         Ok(())
     }
@@ -241,7 +245,7 @@ async fn read_slots(
             let lane_parameter: [&(dyn ToSql + Sync); 1] = [&lane];
             let read_parameter: [&(dyn ToSql + Sync); 1] = [&stored];
             let all = async {
-                let (begin, (check, lock, rows)) = futures_util::future::join(
+                let (begin, (check, lock, rows)) = join(
                     client.batch_execute("BEGIN"),
                     join3(
                         client.query_one(&server.check, &parameters),
@@ -412,11 +416,8 @@ async fn write_slots(
     if places.is_empty() {
         // Nothing to write: the answers still vouch for a state, so the reign and the position are read.
         let all = async {
-            let (check, after) = futures_util::future::join(
-                client.query_one(&server.check, &check_parameters),
-                client.query_one(&server.after, &[]),
-            )
-            .await;
+            let (check, after) =
+                join(client.query_one(&server.check, &check_parameters), client.query_one(&server.after, &[])).await;
             if terms.locked.is_some() {
                 client.batch_execute("ROLLBACK").await?;
             }
@@ -432,48 +433,53 @@ async fn write_slots(
         return Ok(Written { sent: began, keys, xid: 0, inside_lsn: lsn, after_lsn: lsn });
     }
     let c = &columns;
-    let parameters: [&(dyn ToSql + Sync); 11] =
-        [&c.k, &c.old, &c.ver, &c.doc, &c.event, &c.a_k, &c.a_wid, &c.a_fingerprint, &c.a_effect, &c.a_ver, &c.a_at];
+    let parameters: [&(dyn ToSql + Sync); 12] = [
+        &c.k,
+        &c.old,
+        &c.ver,
+        &c.doc,
+        &c.event,
+        &c.a_k,
+        &c.a_wid,
+        &c.a_fingerprint,
+        &c.a_effect,
+        &c.a_ver,
+        &c.a_at,
+        &id,
+    ];
     let sent = boot_time();
     let all = async {
-        let begin = async { if terms.locked.is_none() { client.batch_execute("BEGIN").await } else { Ok(()) } };
-        let body = join3(
-            client.query_one(&server.check, &check_parameters),
-            client.query(&server.write[server.outbox], &parameters),
-            client.query_one(&server.inside, &[]),
-        );
-        let (begin, (check, written, inside), (commit, after)) = join3(
-            begin,
-            body,
-            futures_util::future::join(client.batch_execute("COMMIT"), client.query_one(&server.after, &[])),
-        )
-        .await;
-        begin?;
-        let check = check?;
-        let (written, inside) = (written?, inside?);
-        Ok((check, written, inside, commit, after))
+        let write = client.query(&server.write[server.outbox], &parameters);
+        let after = client.query_one(&server.after, &[]);
+        if terms.locked.is_none() {
+            // The statement commits by itself.
+            let (written, after) = join(write, after).await;
+            return Ok((written?, Ok(()), after));
+        }
+        let (written, commit, after) = join3(write, client.batch_execute("COMMIT"), after).await;
+        Ok((written?, commit, after))
     };
     let failed = |error: PgError| {
-        // A database error came from a statement before COMMIT, which then rolled back. Anything else may have hit COMMIT.
+        // A database error came from a statement before the commit, which then rolled back. Anything else may have hit the commit.
         let outcome_unknown = error.code().is_none() || error.code().is_some_and(|c| c.starts_with("57P"));
         Failed { error, outcome_unknown }
     };
-    let (check, written, inside, commit, after) = within("a group commit", limit::WRITE, all).await.map_err(failed)?;
+    let (written, commit, after) = within("a group commit", limit::WRITE, all).await.map_err(failed)?;
     let unknown = |error: tokio_postgres::Error| Failed { error: error.into(), outcome_unknown: true };
     commit.map_err(unknown)?;
-    let after = after.map_err(unknown)?;
-    if let Err(error) = server.follow_turn(&check).await {
-        // The commit stands. The connection does not: the next group finds it out.
-        tracing::warn!(%error, "the next tables were not prepared");
-    }
+    let after_lsn = after.map_err(unknown)?.get::<_, i64>(0).cast_unsigned();
     let keys = written.iter().filter_map(|row| places.get(usize::try_from(row.get::<_, i32>(0) - 1).ok()?)).copied();
-    Ok(Written {
-        sent,
-        keys: keys.collect(),
-        xid: inside.get::<_, i64>(0).cast_unsigned(),
-        inside_lsn: inside.get::<_, i64>(1).cast_unsigned(),
-        after_lsn: after.get::<_, i64>(0).cast_unsigned(),
-    })
+    let keys = keys.collect();
+    // Without a row nothing was written, and nothing lies between the two positions.
+    let (mut xid, mut inside_lsn) = (0, after_lsn);
+    if let Some(row) = written.first() {
+        (xid, inside_lsn) = (row.get::<_, i64>(1).cast_unsigned(), row.get::<_, i64>(2).cast_unsigned());
+        if let Err(error) = server.follow_turn(row).await {
+            // The commit stands. The connection does not: the next group finds it out.
+            tracing::warn!(%error, "the next tables were not prepared");
+        }
+    }
+    Ok(Written { sent, keys, xid, inside_lsn, after_lsn })
 }
 
 impl Columns {

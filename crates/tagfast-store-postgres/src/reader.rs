@@ -1,14 +1,14 @@
 //! Group reads: one connection a node, one round trip for everything that waits.
 //!
-//! Each group first asks the server what it is (role, log position, epoch, timeline), then reads the documents, then asks where
-//! it stands now. The facts come back with the documents; whoever asked decides whether they are new enough for it.
+//! Each group first asks the server what it is (role, log position, epoch, timeline), then reads the documents and where it
+//! stands then. The facts come back with the documents; whoever asked decides whether they are new enough for it.
 //!
 //! How it fails: every caller of a failed group is told, and tries another node. The next group opens a new connection.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use futures_util::future::join3;
+use futures_util::future::{join, try_join};
 use tagfast_domain::EpochId;
 use tagfast_failover::BootTime;
 use tokio::sync::{mpsc, oneshot};
@@ -29,10 +29,12 @@ SELECT r.recovery,
         * 1000)::bigint
 FROM (SELECT pg_is_in_recovery() AS recovery) r
 LEFT JOIN LATERAL (SELECT id, timeline FROM epoch ORDER BY ordinal DESC LIMIT 1) e ON true";
-const READ: &str = "SELECT k, doc FROM content WHERE k = ANY($1)";
-const AFTER: &str = "
-SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() - '0/0'
-            ELSE pg_current_wal_insert_lsn() - '0/0' END::bigint";
+/// The documents, and a row with where the server stands: read after the snapshot of the documents, so nothing beyond it is in
+/// them.
+const READ: &str = "
+SELECT NULL::bytea, NULL::bytea, CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() - '0/0'
+                                      ELSE pg_current_wal_insert_lsn() - '0/0' END::bigint
+UNION ALL SELECT k, doc, NULL FROM content WHERE k = ANY($1)";
 
 /// What a server said of itself around a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,15 +117,14 @@ struct Reading {
     connection: Connection,
     before: Statement,
     read: Statement,
-    after: Statement,
 }
 
 async fn open(opener: &Opener, address: &str) -> Result<Reading, PgError> {
     let connection = opener.open(address, "read").await?;
     let client = &connection.client;
-    let all = async { Ok((client.prepare(BEFORE).await?, client.prepare(READ).await?, client.prepare(AFTER).await?)) };
-    let (before, read, after) = within("preparing", limit::CONNECT, all).await?;
-    Ok(Reading { before, read, after, connection })
+    let all = try_join(client.prepare(BEFORE), client.prepare(READ));
+    let (before, read) = within("preparing", limit::CONNECT, all).await?;
+    Ok(Reading { before, read, connection })
 }
 
 /// Reads in groups until every handle is dropped.
@@ -172,26 +173,28 @@ async fn group(server: &Reading, jobs: &[Job]) -> Result<(HashMap<Vec<u8>, Vec<u
     let sent = boot_time();
     let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&keys];
     let all = async {
-        let (before, rows, after) = join3(
-            client.query_one(&server.before, &[]),
-            client.query(&server.read, &parameters),
-            client.query_one(&server.after, &[]),
-        )
-        .await;
-        Ok((before?, rows?, after?))
+        let (before, rows) = join(client.query_one(&server.before, &[]), client.query(&server.read, &parameters)).await;
+        Ok((before?, rows?))
     };
-    let (before, rows, after) = within("a group read", limit::READ, all).await?;
+    let (before, rows) = within("a group read", limit::READ, all).await?;
     let id: Option<Vec<u8>> = before.get(3);
     let epoch = id.and_then(|id| id.try_into().ok()).map(|id| (EpochId(id), before.get::<_, i32>(4).cast_unsigned()));
+    let (mut documents, mut seen) = (HashMap::with_capacity(rows.len()), 0i64);
+    for row in rows {
+        match row.get::<_, Option<i64>>(2) {
+            Some(position) => seen = position,
+            None => drop(documents.insert(row.get(0), row.get(1))),
+        }
+    }
     let facts = ReadFacts {
         in_recovery: before.get(0),
         covered: before.get::<_, i64>(1).cast_unsigned(),
         timeline: before.get::<_, i32>(2).cast_unsigned(),
         epoch,
         as_of: before.get(5),
-        seen: after.get::<_, i64>(0).cast_unsigned(),
+        seen: seen.cast_unsigned(),
         sent,
         returned: boot_time(),
     };
-    Ok((rows.into_iter().map(|row| (row.get(0), row.get(1))).collect(), facts))
+    Ok((documents, facts))
 }

@@ -126,7 +126,8 @@ impl PostgresStore {
                 early.view.send_if_modified(|view| {
                     let unknown = view.primary.is_none() && view.replicas.is_empty();
                     if unknown {
-                        view.replicas = members.iter().map(Node::from).collect();
+                        let replicas = members.iter().map(Node::from).collect();
+                        *view = Arc::new(ClusterView { replicas, ..ClusterView::clone(view) });
                     }
                     unknown
                 });
@@ -200,13 +201,13 @@ impl PostgresStore {
     /// How each cluster stands.
     pub fn status(&self) -> Vec<ClusterStatus> {
         let status = |parts: &Parts| {
-            let view = parts.cluster.view.borrow().clone();
+            let view = Arc::clone(&parts.cluster.view.borrow());
             ClusterStatus {
                 name: parts.cluster.name.clone(),
                 primary: view.primary.as_ref().map(|(_, node)| node.name.clone()),
                 replicas: view.replicas.iter().map(|n| n.name.clone()).collect(),
                 epoch: view.primary.as_ref().map(|(epoch, _)| epoch.ordinal.0),
-                problem: view.problem,
+                problem: view.problem.clone(),
             }
         };
         self.clusters.iter().map(status).collect()
@@ -239,14 +240,7 @@ impl PostgresStore {
     }
 
     /// Reads at a node, not longer than `until`.
-    async fn read_at(
-        &self,
-        parts: &Parts,
-        node: &Node,
-        key: &[u8],
-        until: Instant,
-    ) -> Result<(Option<Vec<u8>>, ReadFacts), NotRead> {
-        let reader = self.reader(parts, node);
+    async fn read_at(reader: &NodeReader, key: &[u8], until: Instant) -> Result<(Option<Vec<u8>>, ReadFacts), NotRead> {
         match tokio::time::timeout_at(until, reader.read(key.to_vec())).await {
             Ok(result) => result,
             Err(_) => {
@@ -265,7 +259,7 @@ impl PostgresStore {
         key: &[u8],
         until: Instant,
     ) -> Option<(Option<Vec<u8>>, ReadFacts)> {
-        let (document, facts) = match self.read_at(parts, node, key, until).await {
+        let (document, facts) = match Self::read_at(&self.reader(parts, node), key, until).await {
             Ok(found) => found,
             // The node is well, only busy.
             Err(NotRead::Overloaded) => return None,
@@ -370,7 +364,7 @@ impl TagReader for PostgresStore {
         let need = Need::of(parts, shard, hash, options);
         // A primary's answer shows at least what was there when it was asked.
         let asked = self.clock.now_ms();
-        let view: ClusterView = parts.cluster.view.borrow().clone();
+        let view = Arc::clone(&parts.cluster.view.borrow());
         let epoch = view.primary.as_ref().map(|(epoch, _)| Arc::clone(epoch));
         let floor = need.floor(parts);
         let first = (hash.0 >> 8) as usize;
@@ -383,9 +377,8 @@ impl TagReader for PostgresStore {
         if options.consistency != Consistency::Strong
             && let Some(floor) = floor
             && (need.position.is_none() || need.promised)
-            && let Some(node) = replicas().find(|node| !self.reader(parts, node).is_avoided())
-            && let Ok(found) =
-                self.read_at(parts, node, &stored, until.min(Instant::now() + limit::REPLICA_FIRST)).await
+            && let Some(reader) = replicas().map(|node| self.reader(parts, node)).find(|reader| !reader.is_avoided())
+            && let Ok(found) = Self::read_at(&reader, &stored, until.min(Instant::now() + limit::REPLICA_FIRST)).await
             && is_of_history(parts, &found.1)
         {
             let covered = found.1.covered >= floor;
@@ -412,7 +405,8 @@ impl TagReader for PostgresStore {
         }
         // No primary: whatever a replica of this history has, marked where it may lack something.
         for node in replicas().chain(view.primary.as_ref().map(|(_, node)| node)) {
-            let Ok(found) = self.read_at(parts, node, &stored, until.min(Instant::now() + limit::READ)).await else {
+            let reader = self.reader(parts, node);
+            let Ok(found) = Self::read_at(&reader, &stored, until.min(Instant::now() + limit::READ)).await else {
                 continue;
             };
             if !found.1.in_recovery {

@@ -202,7 +202,7 @@ impl Watcher {
         metrics::gauge!("tagfast_cluster_has_primary", "cluster" => self.cluster.name.clone())
             .set(f64::from(u8::from(view.primary.is_some())));
         self.cluster.view.send_if_modified(|known| {
-            if *known == view {
+            if **known == view {
                 return false;
             }
             match (&view.primary, &view.problem) {
@@ -212,7 +212,7 @@ impl Watcher {
                 (None, Some(problem)) => tracing::warn!(cluster = self.cluster.name, problem, "no primary"),
                 (None, None) => {}
             }
-            *known = view;
+            *known = Arc::new(view);
             true
         });
     }
@@ -262,11 +262,11 @@ pub(crate) async fn rounds(cluster: Arc<Cluster>, opener: Opener) {
     let mut connections: std::collections::HashMap<String, Connection> = std::collections::HashMap::new();
     loop {
         let began = Instant::now();
-        let view = cluster.view.borrow().clone();
-        if let Some((epoch, primary)) = view.primary {
+        let view = Arc::clone(&cluster.view.borrow());
+        if let Some((epoch, primary)) = &view.primary {
             let sent = boot_time();
             let mut asked = Vec::new();
-            for node in std::iter::once(&primary).chain(&view.replicas) {
+            for node in std::iter::once(primary).chain(&view.replicas) {
                 asked.push((node.clone(), connections.remove(&node.address)));
             }
             let answers =
@@ -274,7 +274,7 @@ pub(crate) async fn rounds(cluster: Arc<Cluster>, opener: Opener) {
             let mut answers = answers.await.into_iter();
             let first = answers.next();
             let primary_checked = match &first {
-                Some((_, Some(server), Some(answer))) => !answer.in_recovery && still_reigns(server, &epoch).await,
+                Some((_, Some(server), Some(answer))) => !answer.in_recovery && still_reigns(server, epoch).await,
                 _ => false,
             };
             let rest: Vec<_> = answers.collect();
