@@ -11,7 +11,17 @@ pub(crate) fn check() -> Result<()> {
     stage("arrows between crates", arrows::check)?;
     stage("licences and bans", licences::check)?;
     stage("lints", || {
-        run(cargo().args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]))
+        run(cargo().args([
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--features",
+            "tagfast-store-postgres/full",
+            "--quiet",
+            "--",
+            "-D",
+            "warnings",
+        ]))
     })?;
     stage("docs", || {
         run(cargo().args(["doc", "--workspace", "--no-deps", "--quiet"]).env("RUSTDOCFLAGS", "-D warnings"))

@@ -75,7 +75,8 @@ fn stages(options: &TestOptions, totals: &mut Totals) -> Result<()> {
             install(needs, &|line| println!("{line}")).map(drop)
         })?;
     }
-    stage("build", || run(cargo().args(["test", "--workspace", "--no-run"]).args(options.targets())))?;
+    let features: &[&str] = if options.full { &["--features", "tagfast-store-postgres/full"] } else { &[] };
+    stage("build", || run(cargo().args(["test", "--workspace", "--no-run"]).args(options.targets()).args(features)))?;
     totals.add(stage("tests", || cargo_test(options))?);
     if let Some(schemathesis) = schemathesis {
         totals.add(stage("contract test of the HTTP API", || schema_test::run(&schemathesis, options.full))?);
@@ -88,7 +89,7 @@ fn cargo_test(options: &TestOptions) -> Result<Totals> {
     let mut command = cargo();
     command.args(["test", "--workspace", "--no-fail-fast"]).args(options.targets());
     if options.full {
-        command.env("TAGFAST_FULL", "1");
+        command.args(["--features", "tagfast-store-postgres/full"]).env("TAGFAST_FULL", "1");
     }
     command.arg("--").args(&options.filter);
     let mut child = command.stdout(Stdio::piped()).spawn().context("cannot start cargo test")?;

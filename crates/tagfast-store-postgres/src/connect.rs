@@ -76,6 +76,10 @@ impl Opener {
         })
     }
 
+    pub(crate) fn database(&self) -> &str {
+        &self.database
+    }
+
     /// Opens a connection to `host:port`. `name` shows up in PostgreSQL's list of sessions.
     pub(crate) async fn open(&self, address: &str, name: &str) -> Result<Connection, PgError> {
         let bad = || PgError::Address(address.to_owned());

@@ -198,6 +198,11 @@ impl PostgresStore {
         }
     }
 
+    /// The database on every cluster.
+    pub fn database(&self) -> &str {
+        self.opener.database()
+    }
+
     /// How each cluster stands.
     pub fn status(&self) -> Vec<ClusterStatus> {
         let status = |parts: &Parts| {
@@ -279,6 +284,22 @@ impl PostgresStore {
         parts.cluster.may_acknowledge(&commit, until).await.then_some((document, facts))
     }
 
+    /// The primary's answer, marked where it cannot keep what a token promised. `None`: there is none that could be proven.
+    async fn view_primary(&self, look: &Look<'_>, until: Instant) -> Option<Result<View, StoreError>> {
+        let Look { parts, need, .. } = look;
+        let (epoch, node) = look.view.primary.as_ref()?;
+        let found = self.read_primary(parts, epoch, node, look.stored, until).await?;
+        let view = self.view_of(found, Source::Primary, Some(epoch.as_ref()), look.asked);
+        Some(view.map(|mut answer| {
+            let kept = look.floor.is_some() && need.version.is_none_or(|v| answer.version >= v);
+            if need.promised && !kept {
+                let known = need.position.is_none_or(|p| parts.cluster.fence(p.epoch) > 0);
+                answer.degraded.push(if known { FAILOVER } else { TOKEN_UNKNOWN });
+            }
+            answer
+        }))
+    }
+
     fn view_of(
         &self,
         (bytes, facts): (Option<Vec<u8>>, ReadFacts),
@@ -303,6 +324,16 @@ impl PostgresStore {
             degraded: Vec::new(),
         })
     }
+}
+
+/// A read under way.
+struct Look<'a> {
+    parts: &'a Parts,
+    view: &'a ClusterView,
+    stored: &'a [u8],
+    need: &'a Need,
+    floor: Option<u64>,
+    asked: UnixMillis,
 }
 
 /// What a session read must cover.
@@ -388,17 +419,12 @@ impl TagReader for PostgresStore {
                 return Ok(answer);
             }
         }
-        if let Some((epoch, node)) = &view.primary
-            && let Some(found) =
-                self.read_primary(parts, epoch, node, &stored, until.min(Instant::now() + patience)).await
-        {
-            let mut answer = self.view_of(found, Source::Primary, Some(epoch.as_ref()), asked)?;
-            let kept = floor.is_some() && need.version.is_none_or(|v| answer.version >= v);
-            if need.promised && !kept {
-                let known = need.position.is_none_or(|p| parts.cluster.fence(p.epoch) > 0);
-                answer.degraded.push(if known { FAILOVER } else { TOKEN_UNKNOWN });
-            }
-            return Ok(answer);
+        let look = Look { parts, view: &view, stored: &stored, need: &need, floor, asked };
+        // A primary that failed a moment ago is asked last, so that reads do not queue up in front of one that hangs.
+        let avoided = options.consistency != Consistency::Strong
+            && view.primary.as_ref().is_some_and(|(_, node)| self.reader(parts, node).is_avoided());
+        if !avoided && let Some(answer) = self.view_primary(&look, until.min(Instant::now() + patience)).await {
+            return answer;
         }
         if options.consistency == Consistency::Strong {
             return Err(unavailable("the cluster has no primary", false));
@@ -419,6 +445,9 @@ impl TagReader for PostgresStore {
                 answer.degraded.push(FAILOVER);
             }
             return Ok(answer);
+        }
+        if avoided && let Some(answer) = self.view_primary(&look, until.min(Instant::now() + patience)).await {
+            return answer;
         }
         if Instant::now() >= until {
             return Err(StoreError::Deadline { waiting_for: "a node of the cluster", outcome_unknown: false });

@@ -1,51 +1,47 @@
-//! Writers and readers that note everything they are told.
+//! Writers and readers that note everything they are told, and the judgement over it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tagfast_domain::{ContentKey, EpochId, Limits, Operation, Tag, UserId, Version, Write, WriteId};
+use tagfast_domain::{ContentKey, Limits, Operation, Tag, TagName, UserId, Write, WriteId};
 use tagfast_sharding::{ContentHash, LogicalShard};
 use tagfast_store::{
-    Consistency, ConsistencyToken, Durability, ReadOptions, StoreError, TagReader, TagWriter, WriteRequest,
+    Consistency, ConsistencyToken, Durability, ReadOptions, StoreError, TagReader, TagWriter, View, WriteRequest,
 };
 use tagfast_store_postgres::PostgresStore;
+use tagfast_testkit::history::Outcome;
+use tagfast_testkit::history::clients::{History, ReadCall, Reign, Verdict, WriteCall};
 
-/// An acknowledged write.
-#[derive(Debug, Clone)]
-pub(crate) struct Acknowledged {
-    pub(crate) at: Instant,
-    pub(crate) epoch: EpochId,
-    pub(crate) key: ContentKey,
-    pub(crate) tag: String,
-    pub(crate) version: Version,
-}
+use crate::reigns::Reigns;
+
+/// Most tags of a content: so few that racing writers meet the limit.
+pub(crate) const LIMIT: usize = 30;
+/// Tags that a client gives one content of its own before it takes the next.
+const ROUNDS: u64 = 40;
+/// Contents of a cluster that all clients write.
+const SHARED: u64 = 3;
 
 /// Everything the clients of one cluster were told.
 #[derive(Debug, Default)]
 pub(crate) struct Told {
-    pub(crate) acknowledged: Vec<Acknowledged>,
-    pub(crate) refused: Vec<(Instant, String, bool)>,
+    pub(crate) history: History,
+    pub(crate) contents: BTreeMap<String, ContentKey>,
+    /// When, what, whether it may be tried again.
+    pub(crate) refused: Vec<(Duration, String, bool)>,
     /// Reads: when, how long, whether they were marked.
-    pub(crate) reads: Vec<(Instant, Duration, bool)>,
+    pub(crate) reads: Vec<(Duration, Duration, bool)>,
     pub(crate) failed_reads: Vec<String>,
-    /// Reads that did not show what their token covers and did not say so.
-    pub(crate) went_back: Vec<String>,
 }
 
 /// Clients at work.
 pub(crate) struct Load {
+    began: Instant,
     stop: Arc<AtomicBool>,
     told: [Arc<Mutex<Told>>; 2],
     tasks: Vec<tokio::task::JoinHandle<()>>,
-}
-
-fn request(key: &ContentKey, tag: &str, id: WriteId) -> WriteRequest {
-    let add = vec![Tag::parse(tag).expect("a tag")];
-    let operation = Operation::patch(add, Vec::new(), &Limits::default()).expect("a patch");
-    let write = Write { id, key: key.clone(), user: UserId::parse("load").expect("a user"), operation, if_match: None };
-    WriteRequest { write, fresh: false, durability: Durability::Local, deadline: None, traceparent: None }
+    reigns: [Reigns; 2],
 }
 
 /// A content of the wanted cluster: two clusters share the shards in halves.
@@ -58,149 +54,269 @@ fn content(cluster: usize, name: &str) -> ContentKey {
 
 impl Load {
     /// `clients` writers and readers for each cluster and store. `run` names contents, so that runs do not meet.
-    pub(crate) fn start(stores: &[Arc<PostgresStore>], run: &str, clients: usize) -> Self {
+    pub(crate) fn start(stores: &[Arc<PostgresStore>], run: &str, clients: u32) -> Self {
+        let began = Instant::now();
         let stop = Arc::new(AtomicBool::new(false));
-        let told = [Arc::default(), Arc::default()];
+        let told: [Arc<Mutex<Told>>; 2] = [Arc::default(), Arc::default()];
         let mut tasks = Vec::new();
         for (s, store) in stores.iter().enumerate() {
             for (cluster, told) in told.iter().enumerate() {
                 for client in 0..clients {
-                    let name = format!("{run}-{s}-{cluster}-{client}");
-                    tasks.push(tokio::spawn(work(
-                        Arc::clone(store),
-                        Arc::clone(&stop),
-                        Arc::clone(told),
+                    let client = Client {
+                        number: client + s as u32 * clients,
+                        store: Arc::clone(store),
+                        told: Arc::clone(told),
                         cluster,
-                        name,
-                    )));
+                        run: run.to_owned(),
+                        began,
+                        token: ConsistencyToken::default(),
+                    };
+                    tasks.push(tokio::spawn(client.work(Arc::clone(&stop))));
                 }
+                // Readers wait for no writer.
+                let reader = Client {
+                    number: 1000 + s as u32,
+                    store: Arc::clone(store),
+                    told: Arc::clone(told),
+                    cluster,
+                    run: run.to_owned(),
+                    began,
+                    token: ConsistencyToken::default(),
+                };
+                tasks.push(tokio::spawn(reader.watch(Arc::clone(&stop))));
             }
         }
-        Self { stop, told, tasks }
+        Self { began, stop, told, tasks, reigns: ["c0", "c1"].map(|scope| Reigns::watch(scope, began)) }
     }
 
-    /// Waits until a cluster acknowledged something that was asked for after `since`.
-    pub(crate) async fn acknowledged_after(&self, cluster: usize, since: Instant, within: Duration) -> Duration {
+    /// Now, as the history counts time.
+    pub(crate) fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// Waits until a cluster acknowledged something after `since`; how long after.
+    pub(crate) async fn acknowledged_after(&self, cluster: usize, since: Duration, within: Duration) -> Duration {
         tagfast_testkit::wait_for_condition_async("an acknowledgement", within, || async {
             let told = self.told[cluster].lock().expect("no panic under the lock");
-            told.acknowledged.last().filter(|a| a.at > since).map(|a| a.at - since).ok_or("none yet")
+            let acknowledged = told.history.writes.iter().rev().take(500);
+            let after = acknowledged.filter(|w| w.outcome == Outcome::Acknowledged && w.ended > since).map(|w| w.ended);
+            after.min().map(|at| at - since).ok_or("none yet")
         })
         .await
     }
 
-    /// Ends the clients; what they were told, by cluster.
-    pub(crate) async fn stop(self) -> [Told; 2] {
+    /// Waits until a later reign of a cluster was seen; when.
+    pub(crate) async fn next_reign(&self, cluster: usize, since: Duration, within: Duration) -> Duration {
+        tagfast_testkit::wait_for_condition_async("a new reign", within, || async {
+            self.reigns[cluster].seen_after(since).ok_or("none yet")
+        })
+        .await
+    }
+
+    /// Ends the clients, reads what is there in the end, and judges. `may_lose`: times in which acknowledged writes of the
+    /// first cluster may be lost.
+    pub(crate) async fn finish(self, store: &PostgresStore, may_lose: &[(Duration, Duration)]) -> [Judged; 2] {
         self.stop.store(true, Ordering::SeqCst);
         for task in self.tasks {
             task.await.expect("no client panics");
         }
-        self.told.map(|told| std::mem::take(&mut *told.lock().expect("no panic under the lock")))
+        let mut judged = Vec::new();
+        for (cluster, (told, reigns)) in self.told.iter().zip(self.reigns).enumerate() {
+            let mut told = std::mem::take(&mut *told.lock().expect("no panic under the lock"));
+            let (seen, ordinals) = reigns.end().await;
+            told.history.reigns = seen.iter().map(|(id, at)| Reign { id: *id, seen: *at }).collect();
+            told.history.limit = LIMIT;
+            told.history.may_lose = if cluster == 0 { may_lose.to_vec() } else { Vec::new() };
+            for write in &mut told.history.writes {
+                write.reign.1 = ordinals.get(&write.reign.0).copied().unwrap_or(0);
+            }
+            let mut finally = BTreeMap::new();
+            for (name, key) in &told.contents {
+                let options = ReadOptions { consistency: Consistency::Strong, ..ReadOptions::default() };
+                let view = store.view(key, &options).await.expect("a strong read");
+                finally.insert(name.clone(), (view.version.packed(), names(&view)));
+            }
+            let verdict = told.history.check(&finally);
+            judged.push(Judged { told, verdict });
+        }
+        judged.try_into().unwrap_or_else(|_| unreachable!("two clusters"))
     }
 }
 
-async fn work(store: Arc<PostgresStore>, stop: Arc<AtomicBool>, told: Arc<Mutex<Told>>, cluster: usize, name: String) {
-    let mut token = ConsistencyToken::default();
-    let mut round: u64 = 0;
-    let mut key = content(cluster, &name);
-    while !stop.load(Ordering::SeqCst) {
-        if round.is_multiple_of(80) {
-            key = content(cluster, &format!("{name}-{round}"));
-        }
-        let tag = format!("t{}", round % 80);
-        let id = WriteId((u128::from(ContentHash::of(&key).0) << 64 | u128::from(round)).to_be_bytes());
-        round += 1;
-        // As a client does: what is unknown or refused for now is asked again with the same id.
-        loop {
-            match store.write(request(&key, &tag, id)).await {
-                Ok(answer) => {
-                    token.see(ContentHash::of(&key), answer.version, answer.receipt.position);
-                    let epoch = answer.receipt.position.epoch;
-                    let noted = Acknowledged {
-                        at: Instant::now(),
-                        epoch,
-                        key: key.clone(),
-                        tag: tag.clone(),
-                        version: answer.version,
-                    };
-                    told.lock().expect("no panic under the lock").acknowledged.push(noted);
-                    break;
-                }
-                Err(error) => {
-                    let again = error.is_retryable() && !matches!(error, StoreError::Refused(_));
-                    let noted = (Instant::now(), error.to_string(), again);
-                    told.lock().expect("no panic under the lock").refused.push(noted);
-                    if !again || stop.load(Ordering::SeqCst) {
-                        break;
+fn names(view: &View) -> BTreeSet<String> {
+    view.tags.iter().map(|t| t.name.as_str().to_owned()).collect()
+}
+
+/// What the clients of a cluster were told, and what is wrong with it.
+pub(crate) struct Judged {
+    pub(crate) told: Told,
+    pub(crate) verdict: Verdict,
+}
+
+impl Judged {
+    /// The largest distance between two acknowledgements that follow each other.
+    pub(crate) fn largest_gap(&self) -> Duration {
+        let writes = self.told.history.writes.iter().filter(|w| w.outcome == Outcome::Acknowledged);
+        let mut at: Vec<Duration> = writes.map(|w| w.ended).collect();
+        at.sort();
+        at.windows(2).map(|w| w[1] - w[0]).max().unwrap_or_default()
+    }
+
+    /// The 99th percentile of how long reads took that began within these times.
+    pub(crate) fn read_p99(&self, from: Duration, to: Duration) -> Duration {
+        let within = self.told.reads.iter().filter(|(at, _, _)| *at >= from && *at <= to);
+        let mut took: Vec<Duration> = within.map(|(_, took, _)| *took).collect();
+        took.sort();
+        took.get(took.len() * 99 / 100).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn acknowledged(&self) -> usize {
+        self.told.history.writes.iter().filter(|w| w.outcome == Outcome::Acknowledged).count()
+    }
+}
+
+struct Client {
+    number: u32,
+    store: Arc<PostgresStore>,
+    told: Arc<Mutex<Told>>,
+    cluster: usize,
+    run: String,
+    began: Instant,
+    token: ConsistencyToken,
+}
+
+impl Client {
+    async fn work(mut self, stop: Arc<AtomicBool>) {
+        let mut round: u64 = 0;
+        let mut own = self.content("0");
+        while !stop.load(Ordering::SeqCst) {
+            let step = round % ROUNDS;
+            if step == 0 {
+                own = self.content(&format!("{}-{}", self.number, round / ROUNDS));
+            }
+            // Own contents grow, and lose a tag now and then; the shared ones are fought over.
+            let (key, add, remove) = match round % 4 {
+                3 => {
+                    let shared = self.content(&format!("shared{}", round / 4 % SHARED));
+                    // Nobody can tell whose tag it is: all clients add and remove the same ones, more than the limit allows.
+                    let tag = format!("s{}", (round * 7 + u64::from(self.number) * 13) % (LIMIT as u64 + 10));
+                    if (round / 4 + u64::from(self.number)).is_multiple_of(3) {
+                        (shared, None, Some(tag))
+                    } else {
+                        (shared, Some(tag), None)
                     }
                 }
-            }
+                2 if step > 4 => (own.clone(), None, Some(format!("t{}", step - 4))),
+                _ => (own.clone(), Some(format!("t{step}")), None),
+            };
+            let id = u128::from(ContentHash::of(&key).0) << 64 | u128::from(self.number) << 48 | u128::from(round);
+            self.write(&key, add, remove, WriteId(id.to_be_bytes()), &stop).await;
+            self.read(&key).await;
+            round += 1;
         }
-        let options = ReadOptions { consistency: Consistency::Session, token: Some(&token), deadline: None };
-        let began = Instant::now();
-        let read = store.view(&key, &options).await;
-        let mut told = told.lock().expect("no panic under the lock");
-        match read {
-            Err(error) => told.failed_reads.push(error.to_string()),
-            Ok(view) => {
-                told.reads.push((began, began.elapsed(), !view.degraded.is_empty()));
-                let expected = token.version_of(ContentHash::of(&key)).unwrap_or(Version::NONE);
-                if view.degraded.is_empty() && view.version < expected {
-                    told.went_back.push(format!("{key}: {} after {expected} from {:?}", view.version, view.source));
+    }
+
+    /// Reads what everybody writes, with a token of its own.
+    async fn watch(mut self, stop: Arc<AtomicBool>) {
+        let contents: Vec<ContentKey> = (0..SHARED).map(|n| self.content(&format!("shared{n}"))).collect();
+        for key in contents.iter().cycle() {
+            if stop.load(Ordering::SeqCst) {
+                return;
+            }
+            self.read(key).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    fn content(&self, name: &str) -> ContentKey {
+        let key = content(self.cluster, &format!("{}-{name}", self.run));
+        let mut told = self.told.lock().expect("no panic under the lock");
+        told.contents.entry(key.to_string()).or_insert_with(|| key.clone());
+        key
+    }
+
+    /// As a client does: what is unknown or refused for now is asked again with the same id.
+    async fn write(
+        &mut self,
+        key: &ContentKey,
+        add: Option<String>,
+        remove: Option<String>,
+        id: WriteId,
+        stop: &AtomicBool,
+    ) {
+        let adds = add.iter().map(|t| Tag::parse(t).expect("a tag")).collect();
+        let removes = remove.iter().map(|t| TagName::parse(t).expect("a tag")).collect();
+        let operation = Operation::patch(adds, removes, &Limits::default()).expect("a patch");
+        let user = UserId::parse("load").expect("a user");
+        let write = Write { id, key: key.clone(), user, operation, if_match: None };
+        let request =
+            WriteRequest { write, fresh: false, durability: Durability::Local, deadline: None, traceparent: None };
+        let mut call = WriteCall {
+            client: self.number,
+            content: key.to_string(),
+            began: self.began.elapsed(),
+            ended: Duration::ZERO,
+            adds: add.into_iter().collect(),
+            removes: remove.into_iter().collect(),
+            outcome: Outcome::Refused,
+            changed: false,
+            version: 0,
+            reign: (0, 0),
+        };
+        let mut doubt = false;
+        loop {
+            let answer = self.store.write(request.clone()).await;
+            call.ended = self.began.elapsed();
+            let mut told = self.told.lock().expect("no panic under the lock");
+            match answer {
+                Ok(answer) => {
+                    self.token.see(ContentHash::of(key), answer.version, answer.receipt.position);
+                    call.outcome = Outcome::Acknowledged;
+                    call.changed = answer.changed;
+                    call.version = answer.version.packed();
+                    // The ordinal is filled in at the end, from etcd.
+                    call.reign = (u128::from_be_bytes(answer.receipt.position.epoch.0), 0);
                 }
-                token.see(ContentHash::of(&key), view.version, view.position);
+                // The limit. Nothing happened, unless an earlier attempt did.
+                Err(StoreError::Refused(_)) => call.outcome = if doubt { Outcome::Unknown } else { Outcome::Refused },
+                Err(error) => {
+                    let again = error.is_retryable();
+                    doubt = true;
+                    told.refused.push((call.ended, error.to_string(), again));
+                    if again && !stop.load(Ordering::SeqCst) {
+                        continue;
+                    }
+                    call.outcome = Outcome::Unknown;
+                }
             }
+            told.history.writes.push(call);
+            return;
         }
     }
-}
 
-/// How many acknowledged writes are not there; checks versions on the way.
-pub(crate) async fn lost(store: &PostgresStore, told: &Told) -> usize {
-    let mut by_content: BTreeMap<Vec<u8>, (ContentKey, BTreeSet<&str>)> = BTreeMap::new();
-    let mut versions: BTreeMap<Vec<u8>, Version> = BTreeMap::new();
-    for write in &told.acknowledged {
-        let bytes = write.key.to_bytes();
-        by_content.entry(bytes.clone()).or_insert_with(|| (write.key.clone(), BTreeSet::new())).1.insert(&write.tag);
-        let known = versions.entry(bytes).or_insert(write.version);
-        assert!(write.version >= *known, "{}: version {} was told after {known}", write.key, write.version);
-        *known = write.version;
+    async fn read(&mut self, key: &ContentKey) {
+        let options = ReadOptions { consistency: Consistency::Session, token: Some(&self.token), deadline: None };
+        let began = self.began.elapsed();
+        let read = self.store.view(key, &options).await;
+        let ended = self.began.elapsed();
+        let mut told = self.told.lock().expect("no panic under the lock");
+        let view = match read {
+            Ok(view) => view,
+            Err(error) => return told.failed_reads.push(error.to_string()),
+        };
+        let marked = !view.degraded.is_empty();
+        told.reads.push((began, ended - began, marked));
+        let call = ReadCall {
+            client: self.number,
+            content: key.to_string(),
+            began,
+            ended,
+            tags: names(&view),
+            version: view.version.packed(),
+            session: true,
+            marked,
+        };
+        told.history.reads.push(call);
+        self.token.see(ContentHash::of(key), view.version, view.position);
     }
-    let mut missing = 0;
-    for (key, tags) in by_content.values() {
-        let options = ReadOptions { consistency: Consistency::Strong, ..ReadOptions::default() };
-        let view = store.view(key, &options).await.expect("a strong read");
-        let there: BTreeSet<&str> = view.tags.iter().map(|t| t.name.as_str()).collect();
-        assert!(there.len() <= 100, "{key} has {} tags", there.len());
-        missing += tags.difference(&there).count();
-    }
-    missing
-}
-
-/// Acknowledgements in an epoch after anybody was acknowledged in a later one.
-pub(crate) fn acknowledged_by_replaced(told: &Told) -> usize {
-    let mut order: Vec<&Acknowledged> = told.acknowledged.iter().collect();
-    order.sort_by_key(|a| a.at);
-    let mut first: Vec<EpochId> = Vec::new();
-    let mut wrong = 0;
-    for a in order {
-        match first.iter().position(|e| *e == a.epoch) {
-            None => first.push(a.epoch),
-            Some(n) if n + 1 < first.len() => wrong += 1,
-            Some(_) => {}
-        }
-    }
-    wrong
-}
-
-/// The largest distance between two acknowledgements of a cluster that follow each other.
-pub(crate) fn largest_gap(told: &Told) -> Duration {
-    let mut at: Vec<Instant> = told.acknowledged.iter().map(|a| a.at).collect();
-    at.sort();
-    at.windows(2).map(|w| w[1] - w[0]).max().unwrap_or_default()
-}
-
-/// The 99th percentile of how long reads took.
-pub(crate) fn read_p99(told: &Told) -> Duration {
-    let mut took: Vec<Duration> = told.reads.iter().map(|(_, took, _)| *took).collect();
-    took.sort();
-    took.get(took.len() * 99 / 100).copied().unwrap_or_default()
 }

@@ -4,4 +4,5 @@
 #[expect(dead_code, reason = "shared with the conformance tests, which use other parts")]
 mod kit;
 mod load;
+mod reigns;
 mod scenarios;

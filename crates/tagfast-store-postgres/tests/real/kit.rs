@@ -20,15 +20,27 @@ struct Shared {
     _dir: tempfile::TempDir,
 }
 
+/// Whether everything is to be run.
+pub(crate) fn full() -> bool {
+    std::env::var_os("TAGFAST_FULL").is_some_and(|v| v == "1")
+}
+
 /// The stack, started by whoever comes first.
 pub(crate) fn stack() -> MutexGuard<'static, Stack> {
     static SHARED: OnceLock<Shared> = OnceLock::new();
     let shared = SHARED.get_or_init(|| {
         let dir = tempfile::tempdir().expect("a folder");
-        let stack = Stack::up(&StackOptions::clusters_only(CLUSTERS, dir.path()), &|_| ()).expect("the stack comes up");
+        let options = StackOptions { netns: full(), ..StackOptions::clusters_only(CLUSTERS, dir.path()) };
+        let stack = Stack::up(&options, &|_| ()).expect("the stack comes up");
         Shared { stack: Mutex::new(stack), _dir: dir }
     });
     shared.stack.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// etcd's URL.
+pub(crate) fn etcd() -> &'static str {
+    static URL: OnceLock<String> = OnceLock::new();
+    URL.get_or_init(|| stack().info().etcd[0].url.clone())
 }
 
 /// A sink that keeps everything.
