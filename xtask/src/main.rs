@@ -3,6 +3,7 @@
 //! It compiles without any system library, because it is what installs them.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool speaks to its terminal")]
 
+mod alerts;
 mod arrows;
 mod bench;
 mod check;

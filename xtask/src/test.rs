@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use tagfast_testkit::stack::{Needs, install};
 
 use crate::run::{cargo, run, stage};
-use crate::{schema_test, tools};
+use crate::{alerts, schema_test, tools};
 
 #[derive(clap::Args)]
 pub(crate) struct TestOptions {
@@ -68,6 +68,9 @@ pub(crate) fn test(options: &TestOptions) -> bool {
 fn stages(options: &TestOptions, totals: &mut Totals) -> Result<()> {
     let contract = !options.fast && options.filter.is_empty();
     let schemathesis = if contract { Some(stage("install tools", tools::schemathesis)?) } else { None };
+    if contract {
+        stage("install promtool", alerts::promtool)?;
+    }
     stage("format", || run(cargo().args(["fmt", "--all", "--check"])))?;
     if !options.fast {
         stage("install servers", || {
@@ -78,6 +81,9 @@ fn stages(options: &TestOptions, totals: &mut Totals) -> Result<()> {
     let features: &[&str] = if options.full { &["--features", "tagfast-store-postgres/full"] } else { &[] };
     stage("build", || run(cargo().args(["test", "--workspace", "--no-run"]).args(options.targets()).args(features)))?;
     totals.add(stage("tests", || cargo_test(options))?);
+    if contract {
+        totals.add(stage("alert rules", alerts::check)?);
+    }
     if let Some(schemathesis) = schemathesis {
         totals.add(stage("contract test of the HTTP API", || schema_test::run(&schemathesis, options.full))?);
     }

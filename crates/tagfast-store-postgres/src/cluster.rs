@@ -37,6 +37,8 @@ pub(crate) struct ClusterView {
     pub(crate) replicas: Vec<Node>,
     /// Why there is no primary, or no cluster at all.
     pub(crate) problem: Option<String>,
+    /// What makes a promise weaker here.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// The state of one cluster.

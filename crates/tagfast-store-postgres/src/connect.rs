@@ -27,11 +27,25 @@ pub(crate) enum PgError {
 
 fn describe(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
-        Some(db) => format!("{} ({})", db.message(), db.code().code()),
+        Some(db) => format!("{} ({}){}", db.message(), db.code().code(), advice(db.code().code())),
         None => match std::error::Error::source(error) {
             Some(source) => format!("{error}: {source}"),
             None => error.to_string(),
         },
+    }
+}
+
+/// What to do about an error that only an operator can mend.
+fn advice(code: &str) -> &'static str {
+    match code {
+        "28P01" | "28000" => "; look at store.user, store.password_file and pg_hba.conf",
+        "3D000" => "; create the database named by store.database, owned by store.user",
+        "42501" => {
+            "; the role of store.user must own the database and have pg_monitor and EXECUTE on pg_read_file(text)"
+        }
+        "25006" => "; is default_transaction_read_only set for this database or role?",
+        "53300" => "; raise max_connections: docs/failover.md says how many each node of the service needs",
+        _ => "",
     }
 }
 

@@ -40,6 +40,9 @@ pub(crate) struct Look {
     pub(crate) epoch: Option<(EpochRecord, u64)>,
     pub(crate) members: Vec<Member>,
     pub(crate) check_timeline: bool,
+    pub(crate) paused: bool,
+    /// Patroni has written anything at all below the scope.
+    pub(crate) scope_exists: bool,
 }
 
 /// The client.
@@ -209,6 +212,8 @@ impl Etcd {
             epoch,
             members: members.collect(),
             check_timeline: config["check_timeline"].as_bool().unwrap_or(false),
+            paused,
+            scope_exists: !service.is_empty(),
         })
     }
 

@@ -9,6 +9,7 @@
 //! cannot be kept. A primary that another node may have replaced: nothing it commits is acknowledged; the writes are tried again with
 //! their ids. etcd is silent: acknowledgements go on while the lease or the members prove the reign.
 
+mod checks;
 mod cluster;
 mod connect;
 mod etcd;

@@ -86,6 +86,8 @@ pub struct ClusterStatus {
     pub epoch: Option<u64>,
     /// Why it takes no writes.
     pub problem: Option<String>,
+    /// What makes a promise weaker on it, and what to do.
+    pub warnings: Vec<String>,
 }
 
 /// The store.
@@ -139,6 +141,7 @@ impl PostgresStore {
                 clock: Arc::clone(&options.clock),
                 node: options.node.clone(),
                 moved_from: wanted.moved_from,
+                held_since: Mutex::default(),
             };
             tasks.push(tokio::spawn(watcher.run()));
             tasks.push(tokio::spawn(rounds(Arc::clone(&cluster), opener.clone())));
@@ -213,6 +216,7 @@ impl PostgresStore {
                 replicas: view.replicas.iter().map(|n| n.name.clone()).collect(),
                 epoch: view.primary.as_ref().map(|(epoch, _)| epoch.ordinal.0),
                 problem: view.problem.clone(),
+                warnings: view.warnings.clone(),
             }
         };
         self.clusters.iter().map(status).collect()

@@ -7,7 +7,7 @@
 //! How it fails: etcd away: the view stays, the lease's proof runs out, the members' proof carries on. A leader that cannot
 //! be reached: no primary, writes wait.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tagfast_domain::{EpochId, EpochOrdinal};
@@ -20,6 +20,7 @@ use tokio::time::{Instant, timeout};
 use tokio_postgres::Row;
 
 use crate::boot_time;
+use crate::checks;
 use crate::cluster::{Cluster, ClusterView, Node};
 use crate::connect::{Connection, Opener, PgError, within};
 use crate::etcd::{Etcd, Look, Member};
@@ -51,6 +52,8 @@ pub(crate) struct Watcher {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) node: String,
     pub(crate) moved_from: Option<EpochOrdinal>,
+    /// Since when there is no primary.
+    pub(crate) held_since: Mutex<Option<Instant>>,
 }
 
 impl Watcher {
@@ -91,11 +94,14 @@ impl Watcher {
         connection: &mut Option<(String, Connection)>,
         migrated: &mut Option<EpochId>,
     ) -> Result<(), String> {
+        if !look.scope_exists {
+            return Err(format!(
+                "etcd has nothing below /service/{}/: is it Patroni's etcd, and is this the scope in its configuration?",
+                self.cluster.scope
+            ));
+        }
         let key = look.leader.as_ref().ok_or("no node holds the leader key")?;
         let member = look.members.iter().find(|m| m.name == key.member).ok_or("the leader is not among the members")?;
-        if !look.check_timeline {
-            tracing::debug!(cluster = self.cluster.name, "Patroni's check_timeline is off");
-        }
         // A known epoch of this very reign: its proof does not wait for anything.
         if let Some((epoch, _)) = look.epoch.as_ref().filter(|(e, _)| e.reign == key.create_revision) {
             self.learn(epoch).await;
@@ -129,8 +135,17 @@ impl Watcher {
             Usable::No(why) => return Err(why.to_owned()),
         }
         self.learn(&epoch).await;
+        let known = Arc::clone(&self.cluster.view.borrow());
         let replicas = look.members.iter().filter(|m| m.name != member.name).map(Node::from).collect();
-        self.publish(ClusterView { primary: Some((Arc::new(epoch), Node::from(member))), replicas, problem: None });
+        let primary = Some((Arc::new(epoch), Node::from(member)));
+        // First who reigns, then what is less urgent.
+        let view = ClusterView { primary, replicas, problem: None, warnings: known.warnings.clone() };
+        self.publish(view.clone());
+        let warnings = checks::observe(&self.cluster, server, look).await.map_err(text)?;
+        for warning in warnings.iter().filter(|w| !known.warnings.contains(w)) {
+            tracing::warn!(cluster = self.cluster.name, warning, "the installation is weaker than it should be");
+        }
+        self.publish(ClusterView { warnings, ..view });
         Ok(())
     }
 
@@ -178,7 +193,13 @@ impl Watcher {
     }
 
     async fn learn(&self, epoch: &EpochRecord) {
-        let changed = self.cluster.acknowledger().learn(epoch);
+        let (before, changed) = {
+            let mut acknowledger = self.cluster.acknowledger();
+            (acknowledger.epoch().is_some(), acknowledger.learn(epoch))
+        };
+        if before && changed {
+            metrics::counter!("tagfast_failovers_total", "cluster" => self.cluster.name.clone()).increment(1);
+        }
         if changed {
             metrics::counter!("tagfast_epochs_total", "cluster" => self.cluster.name.clone()).increment(1);
             metrics::gauge!("tagfast_epoch_ordinal", "cluster" => self.cluster.name.clone())
@@ -193,19 +214,46 @@ impl Watcher {
         }
     }
 
+    /// Measures how long writes are held while there is no primary.
+    fn held(&self, has_primary: bool) {
+        let mut since = self.held_since.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = match (has_primary, *since) {
+            (true, None) => Duration::ZERO,
+            (true, Some(began)) => {
+                metrics::histogram!("tagfast_hold_seconds", "cluster" => self.cluster.name.clone())
+                    .record(began.elapsed().as_secs_f64());
+                *since = None;
+                Duration::ZERO
+            }
+            (false, _) => since.get_or_insert_with(Instant::now).elapsed(),
+        };
+        metrics::gauge!("tagfast_cluster_down_seconds", "cluster" => self.cluster.name.clone()).set(now.as_secs_f64());
+    }
+
+    /// Keeps nodes that etcd has forgotten: when every Patroni is dead their PostgreSQL can still be read.
     fn no_primary(&self, look: &Look, problem: String) {
-        let replicas = look.members.iter().map(Node::from).collect();
-        self.publish(ClusterView { primary: None, replicas, problem: Some(problem) });
+        let known = Arc::clone(&self.cluster.view.borrow());
+        let mut replicas: Vec<Node> = look.members.iter().map(Node::from).collect();
+        for node in known.replicas.iter().chain(known.primary.as_ref().map(|(_, node)| node)) {
+            if !replicas.iter().any(|r| r.name == node.name) {
+                replicas.push(node.clone());
+            }
+        }
+        let warnings = known.warnings.clone();
+        self.publish(ClusterView { primary: None, replicas, problem: Some(problem), warnings });
     }
 
     fn publish(&self, view: ClusterView) {
         metrics::gauge!("tagfast_cluster_has_primary", "cluster" => self.cluster.name.clone())
             .set(f64::from(u8::from(view.primary.is_some())));
+        self.held(view.primary.is_some());
         self.cluster.view.send_if_modified(|known| {
             if **known == view {
                 return false;
             }
+            let same = known.primary == view.primary && known.problem == view.problem;
             match (&view.primary, &view.problem) {
+                _ if same => {}
                 (Some((_, node)), _) => {
                     tracing::info!(cluster = self.cluster.name, primary = node.name, "the cluster takes writes");
                 }

@@ -35,12 +35,12 @@ impl ClusterNode {
             clusters: postgres
                 .clusters
                 .iter()
-                .map(|(scope, shards, patroni)| ClusterOptions {
-                    name: scope.clone(),
-                    scope: scope.clone(),
-                    shards: shards.clone(),
-                    patroni: patroni.clone(),
-                    moved_from: None,
+                .map(|c| ClusterOptions {
+                    name: c.scope.clone(),
+                    scope: c.scope.clone(),
+                    shards: c.shards.clone(),
+                    patroni: c.patroni.clone(),
+                    moved_from: c.epochs_above,
                 })
                 .collect(),
             map_version: postgres.map_version,
@@ -48,6 +48,7 @@ impl ClusterNode {
             database: postgres.database.clone(),
             user: postgres.user.clone(),
             password: postgres.password().map_err(Failure::new)?,
+            tls: postgres.tls().map_err(Failure::new)?,
             limits: config.limits,
             clock: Arc::clone(&clock),
             node: node_name(),
@@ -95,6 +96,13 @@ struct ClusterOperations {
     started: Instant,
 }
 
+/// What a cluster cannot do, or does with a weaker promise.
+fn degraded(cluster: ClusterStatus) -> Vec<(String, String)> {
+    let problem = cluster.problem.map(|problem| (format!("writes of {}", cluster.name), problem));
+    let warnings = cluster.warnings.into_iter().map(|warning| (format!("installation of {}", cluster.name), warning));
+    problem.into_iter().chain(warnings).collect()
+}
+
 const NO_BUS: &str = "search and popular tags need the bus, which this mode does not have yet";
 
 #[async_trait]
@@ -114,10 +122,7 @@ impl Operations for ClusterOperations {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             epoch: epochs.collect::<Vec<_>>().join(","),
             uptime_seconds: self.started.elapsed().as_secs(),
-            degraded: clusters
-                .into_iter()
-                .filter_map(|c| Some((format!("writes of {}", c.name), c.problem?)))
-                .collect(),
+            degraded: clusters.into_iter().flat_map(degraded).collect(),
             ..StatusReport::default()
         }
     }

@@ -124,9 +124,9 @@ impl Stack {
             }
             Fault::Freeze => {
                 node.process().signal(Signal::STOP);
-                signal(&postgres(), Signal::STOP);
+                stop_all(node)?;
             }
-            Fault::FreezePostgres => signal(&postgres(), Signal::STOP),
+            Fault::FreezePostgres => stop_all(node)?,
             Fault::FreezePatroni => node.process().signal(Signal::STOP),
             Fault::Thaw => {
                 signal(&postgres(), Signal::CONT);
@@ -246,4 +246,19 @@ fn postmaster(node: &NodeInfo) -> Result<Process> {
     let text = std::fs::read_to_string(file).with_context(|| format!("PostgreSQL of {} does not run", node.name))?;
     let pid = text.lines().next().and_then(|line| line.trim().parse().ok()).context("postmaster.pid has no pid")?;
     Process::of(pid).with_context(|| format!("PostgreSQL of {} does not run", node.name))
+}
+
+/// Stops every process of a node's PostgreSQL. The postmaster first: after it nobody is born.
+fn stop_all(node: &NodeInfo) -> Result<()> {
+    postmaster(node)?.signal(Signal::STOP);
+    // A child that was being born when it stopped may not have entered the folder yet: look until nobody new is there.
+    let mut stopped = 0;
+    loop {
+        let processes = processes_in(&node.data_dir);
+        processes.iter().for_each(|p| p.signal(Signal::STOP));
+        if processes.len() == stopped {
+            return Ok(());
+        }
+        stopped = processes.len();
+    }
 }

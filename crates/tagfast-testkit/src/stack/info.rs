@@ -31,6 +31,8 @@ pub struct StackInfo {
     pub base: PathBuf,
     /// Role and database of the service, and the file with the role's password.
     pub database: DatabaseInfo,
+    /// Everything was started. False: its start was interrupted; only `down` makes sense.
+    pub ready: bool,
 }
 
 /// One PostgreSQL cluster.
@@ -99,6 +101,8 @@ pub struct DatabaseInfo {
     pub user: String,
     /// File with its password.
     pub password_file: PathBuf,
+    /// The authority that signed the nodes' certificates, for those who want TLS.
+    pub tls_ca_file: PathBuf,
 }
 
 impl NodeInfo {
@@ -132,6 +136,29 @@ impl StackInfo {
         std::fs::rename(&draft, dir.join("stack.json")).context("cannot write stack.json")
     }
 
+    /// A stack that is being started.
+    pub(super) fn begun(dir: &Path, base: &Path) -> Self {
+        let file = |name: &str| dir.join(name);
+        Self {
+            clusters: Vec::new(),
+            etcd: Vec::new(),
+            redis: None,
+            state_redis: None,
+            kafka: None,
+            opensearch: None,
+            config: file("tagfast.toml"),
+            proxy: SocketAddr::from(([127, 0, 0, 1], 0)),
+            base: base.to_owned(),
+            database: DatabaseInfo {
+                name: String::new(),
+                user: String::new(),
+                password_file: file("postgres-password"),
+                tls_ca_file: file("ca.pem"),
+            },
+            ready: false,
+        }
+    }
+
     /// The cluster of this name.
     pub fn cluster(&self, name: &str) -> Option<&ClusterInfo> {
         self.clusters.iter().find(|c| c.name == name)
@@ -153,11 +180,11 @@ impl StackInfo {
         let patroni = self.clusters.iter().flat_map(|c| c.nodes.iter().map(|n| format!("{}={}", c.scope, n.patroni)));
         let url = |server: &Option<ServerInfo>| server.as_ref().map(|s| s.url.clone()).unwrap_or_default();
         let brokers = list(self.kafka.iter().map(|k| k.bootstrap.to_string()).collect());
-        let DatabaseInfo { name, user, password_file } = &self.database;
+        let DatabaseInfo { name, user, password_file, tls_ca_file } = &self.database;
         let mut text = format!(
             "# Written by `cargo xtask stack up`.\n\n[server]\nsigning_key_file = [{:?}]\n\n[store]\nkind = \"postgres\"\n\
              clusters = [{}]\netcd = [{etcd}]\npatroni = [{}]\ndatabase = {name:?}\nuser = {user:?}\n\
-             password_file = {password_file:?}\n",
+             password_file = {password_file:?}\n# tls = \"verify-full\"\ntls_ca_file = {tls_ca_file:?}\n",
             self.config.with_file_name("signing.key"),
             list(clusters.collect()),
             list(patroni.collect()),

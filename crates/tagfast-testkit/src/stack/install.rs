@@ -12,6 +12,8 @@ use anyhow::{Context, Result, bail};
 use super::host::{find_program, run};
 
 const PATRONI: &str = "4.1.5";
+const PSYCOPG: &str = "psycopg[binary]==3.3.9";
+const PSUTIL: &str = "psutil==7.2.2";
 const KAFKA: &str = "4.1.0";
 const OPENSEARCH: &str = "2.19.3";
 /// PostgreSQL's programs as Debian lays them out.
@@ -118,23 +120,30 @@ fn debian(needs: Needs, progress: Progress<'_>) -> Result<()> {
     if packages.is_empty() {
         return Ok(());
     }
+    // A fresh PostgreSQL would make and start a cluster of its own.
+    let own_cluster = Path::new("/etc/postgresql-common/createcluster.conf");
+    let fresh = packages.contains(&"postgresql-15") && !own_cluster.exists() && rustix::process::geteuid().is_root();
+    if fresh {
+        std::fs::create_dir_all("/etc/postgresql-common")?;
+        std::fs::write(own_cluster, "create_main_cluster = false\n")?;
+    }
+    install_packages(&packages, progress)
+}
+
+/// Installs Debian packages; what they bring is not started.
+pub fn install_packages(packages: &[&str], progress: Progress<'_>) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("these Debian packages are missing; install them as root: {}", packages.join(" "));
     }
     progress(&format!("installing {}", packages.join(", ")));
-    // A fresh PostgreSQL would make and start a cluster of its own.
-    let own_cluster = Path::new("/etc/postgresql-common/createcluster.conf");
-    if packages.contains(&"postgresql-15") && !own_cluster.exists() {
-        std::fs::create_dir_all("/etc/postgresql-common")?;
-        std::fs::write(own_cluster, "create_main_cluster = false\n")?;
-    }
+    let _quiet = Quiet::new()?;
     let apt = |args: &[&str]| {
         let mut command = Command::new("apt-get");
         command.env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1").args(args);
         run(&mut command)
     };
     let mut install = vec!["install", "-y", "-q", "--no-install-recommends"];
-    install.extend(&packages);
+    install.extend(packages);
     if apt(&install).is_err() {
         apt(&["update", "-q"])?;
         apt(&install)?;
@@ -142,20 +151,41 @@ fn debian(needs: Needs, progress: Progress<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Debian asks this file before it starts a service. Removed again, unless it was there before.
+struct Quiet {
+    made: bool,
+}
+
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+impl Quiet {
+    fn new() -> Result<Self> {
+        let made = !Path::new(POLICY).exists();
+        if made {
+            std::fs::write(POLICY, "#!/bin/sh\nexit 101\n").with_context(|| format!("cannot write {POLICY}"))?;
+            std::fs::set_permissions(POLICY, std::fs::Permissions::from_mode(0o755))?;
+        }
+        Ok(Self { made })
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        if self.made {
+            // Left behind it would keep services from starting that somebody installs later.
+            let _ = std::fs::remove_file(POLICY);
+        }
+    }
+}
+
 /// A virtual environment of Debian's python: another interpreter may lie where the servers' user cannot run it.
 fn patroni(dir: &Path) -> Result<()> {
     run(Command::new("/usr/bin/python3").args(["-m", "venv", "--without-pip"]).arg(dir))?;
     let python = dir.join("bin/python");
-    let requirements = [&format!("patroni[etcd3,psycopg3]=={PATRONI}"), "psycopg[binary]", "psutil"];
+    let requirements = [&format!("patroni[etcd3,psycopg3]=={PATRONI}"), PSYCOPG, PSUTIL];
     let pip = find_program("pip").or_else(|| find_program("pip3"));
     let Some(pip) = pip else {
-        run(Command::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive").args([
-            "install",
-            "-y",
-            "-q",
-            "python3-pip",
-        ]))
-        .context("pip is missing; install python3-pip")?;
+        install_packages(&["python3-pip"], &|_| ()).context("pip is missing; install python3-pip")?;
         return pip_install(Path::new("/usr/bin/pip3"), &python, &requirements);
     };
     pip_install(&pip, &python, &requirements)

@@ -15,6 +15,7 @@ mod netns;
 pub mod patroni;
 pub mod proxy;
 mod servers;
+mod tls;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -27,7 +28,7 @@ pub use self::fault::Fault;
 use self::host::{Account, Process, free_ports, wait_until};
 pub use self::info::{ClusterInfo, NodeInfo, ServerInfo, StackInfo};
 use self::info::{DatabaseInfo, KafkaInfo};
-pub use self::install::{Needs, Progress, Tools, install};
+pub use self::install::{Needs, Progress, Tools, install, install_packages};
 use self::netns::Network;
 use self::patroni::{NodePlan, Passwords};
 use self::proxy::{Link, Proxy, ProxyControl};
@@ -118,6 +119,8 @@ impl Stack {
             watch(&base, &tag)?;
         }
         let plan = Build { options, progress, tools: &tools, account, base: &base, tag: &tag };
+        // Whoever is interrupted from here on finds with it what to end.
+        StackInfo::begun(&options.dir, &base).write(&options.dir)?;
         match plan.start(start_proxy) {
             Ok(info) => {
                 info.write(&options.dir)?;
@@ -131,6 +134,7 @@ impl Stack {
             Err(error) => {
                 let _ = host::end_all_of(&base);
                 netns::remove(&tag);
+                let _ = std::fs::remove_file(options.dir.join("stack.json"));
                 Err(error.context(format!("the stack did not come up; its logs are in {}", base.display())))
             }
         }
@@ -162,7 +166,7 @@ impl Stack {
 
     fn end(&self) -> Result<()> {
         remove(&self.info.base, tag_of(&self.info.base))?;
-        for file in ["stack.json", "tagfast.toml", "postgres-password", "signing.key"] {
+        for file in ["stack.json", "tagfast.toml", "postgres-password", "signing.key", "ca.pem"] {
             let _ = std::fs::remove_file(self.dir.join(file));
         }
         Ok(())
@@ -171,6 +175,9 @@ impl Stack {
     /// What is not as it should be: processes that are gone, clusters that are not whole. Empty when all is well.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
+        if !self.info.ready {
+            return vec!["its start was interrupted".to_owned()];
+        }
         let mut check = |name: &str, process: Process| {
             if !process.is_alive() {
                 problems.push(format!("{name} does not run"));
@@ -325,6 +332,7 @@ impl Build<'_> {
         let control = free_ports(ip, 1)?[0];
         start_proxy(self.base, control, links)?;
 
+        tls::make(self.account, &self.base.join("tls"), ip)?;
         let started = Instant::now();
         let say = |what: &str| (self.progress)(&format!("{:5.1} s  {what}", started.elapsed().as_secs_f64()));
         let passwords = passwords()?;
@@ -383,8 +391,15 @@ impl Build<'_> {
             config: dir.join("tagfast.toml"),
             proxy: control,
             base: self.base.to_owned(),
-            database: DatabaseInfo { name: "tagfast".to_owned(), user: "tagfast".to_owned(), password_file },
+            database: DatabaseInfo {
+                name: "tagfast".to_owned(),
+                user: "tagfast".to_owned(),
+                password_file,
+                tls_ca_file: dir.join("ca.pem"),
+            },
+            ready: true,
         };
+        std::fs::copy(self.base.join("tls/ca.pem"), &info.database.tls_ca_file).context("cannot copy ca.pem")?;
         write_secret(&dir.join("signing.key"), &passwords.signing.repeat(2))?;
         std::fs::write(&info.config, info.service_config())?;
         Ok(info)
@@ -422,6 +437,7 @@ impl Build<'_> {
                     etcd: etcd[0],
                     shared_buffers: &self.options.shared_buffers,
                     passwords,
+                    tls: &self.base.join("tls"),
                     dir: &node.dir,
                 };
                 debug_assert_eq!(plan.data_dir(), node.info.data_dir);

@@ -32,6 +32,8 @@ pub(super) struct NodePlan<'a> {
     pub(super) etcd: SocketAddr,
     pub(super) shared_buffers: &'a str,
     pub(super) passwords: &'a Passwords,
+    /// Where the servers' certificate and key are.
+    pub(super) tls: &'a Path,
     /// The node's folder; PostgreSQL's is `data` in it.
     pub(super) dir: &'a Path,
 }
@@ -76,6 +78,7 @@ impl NodePlan<'_> {
             "wal_receiver_status_interval": "100ms", "wal_retrieve_retry_interval": "200ms",
             "tcp_keepalives_idle": 1, "tcp_keepalives_interval": 1, "tcp_keepalives_count": 3,
             "tcp_user_timeout": "3s", "client_connection_check_interval": "1s",
+            "ssl": "on", "ssl_cert_file": self.tls.join("server.pem"), "ssl_key_file": self.tls.join("server.key"),
         });
         serde_json::json!({
             "scope": self.scope,

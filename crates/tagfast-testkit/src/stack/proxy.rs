@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -57,8 +58,29 @@ struct Target {
     link: Link,
     mode: Mutex<Mode>,
     changed: Condvar,
-    streams: Mutex<Vec<Weak<TcpStream>>>,
+    /// Told when the port is open again.
+    opened: Condvar,
+    pairs: Mutex<Vec<Weak<Pair>>>,
     listener: Mutex<Option<Arc<TcpListener>>>,
+}
+
+/// A connection through a link. Dropped by both of its pumps, it is closed.
+struct Pair {
+    client: TcpStream,
+    server: TcpStream,
+    /// It ends in a reset, not in a goodbye.
+    reset: AtomicBool,
+}
+
+impl Pair {
+    /// Lets both pumps end; the close that follows is a reset. A shutdown of the writing side would say goodbye first.
+    fn reset(&self) {
+        self.reset.store(true, Ordering::SeqCst);
+        for stream in [&self.client, &self.server] {
+            let _ = set_socket_linger(stream, Some(Duration::ZERO));
+            let _ = stream.shutdown(Shutdown::Read);
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -88,29 +110,33 @@ impl Target {
         *lock(&self.mode) = new;
         self.changed.notify_all();
         if matches!(new, Mode::Reset | Mode::Refuse) {
-            for stream in lock(&self.streams).drain(..).filter_map(|weak| weak.upgrade()) {
-                reset(&stream);
-            }
+            lock(&self.pairs).drain(..).filter_map(|weak| weak.upgrade()).for_each(|pair| pair.reset());
         }
-        if new == Mode::Refuse
-            && let Some(listener) = lock(&self.listener).take()
-        {
-            // Wakes the thread that waits in accept; it closes the socket.
-            let _ = rustix::net::shutdown(&*listener, rustix::net::Shutdown::Both);
+        if new == Mode::Refuse {
+            if let Some(listener) = lock(&self.listener).take() {
+                // Wakes the thread that waits in accept; it closes the socket.
+                let _ = rustix::net::shutdown(&*listener, rustix::net::Shutdown::Both);
+            }
+            return;
+        }
+        // In force when this returns: a port that was refused is open again.
+        let mut listener = lock(&self.listener);
+        while listener.is_none() {
+            listener = self.opened.wait(listener).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    fn remember(&self, stream: &Arc<TcpStream>) {
-        let mut streams = lock(&self.streams);
-        streams.retain(|weak| weak.strong_count() > 0);
-        streams.push(Arc::downgrade(stream));
+    fn remember(&self, pair: &Arc<Pair>) {
+        let mut pairs = lock(&self.pairs);
+        pairs.retain(|weak| weak.strong_count() > 0);
+        pairs.push(Arc::downgrade(pair));
     }
 }
 
-/// Ends a connection with a reset instead of a goodbye.
-fn reset(stream: &TcpStream) {
-    let _ = set_socket_linger(stream, Some(Duration::ZERO));
-    let _ = stream.shutdown(Shutdown::Both);
+/// Ends a connection that was just accepted with a reset instead of a goodbye.
+fn refuse(stream: TcpStream) {
+    let _ = set_socket_linger(&stream, Some(Duration::ZERO));
+    drop(stream);
 }
 
 /// A running proxy; its threads end with the process.
@@ -159,7 +185,8 @@ fn add(targets: &Mutex<BTreeMap<String, Arc<Target>>>, link: Link) -> Result<()>
         link,
         mode: Mutex::default(),
         changed: Condvar::new(),
-        streams: Mutex::default(),
+        opened: Condvar::new(),
+        pairs: Mutex::default(),
         listener: Mutex::new(Some(Arc::new(listener))),
     });
     lock(targets).insert(target.link.name.clone(), Arc::clone(&target));
@@ -198,15 +225,24 @@ fn accept(target: &Arc<Target>) {
                 mode = target.changed.wait(mode).unwrap_or_else(PoisonError::into_inner);
             }
             drop(mode);
-            if let Ok(listener) = TcpListener::bind(target.link.listen) {
-                *lock(&target.listener) = Some(Arc::new(listener));
+            match TcpListener::bind(target.link.listen) {
+                Ok(listener) => {
+                    *lock(&target.listener) = Some(Arc::new(listener));
+                    target.opened.notify_all();
+                }
+                Err(_) => delay(10),
             }
             continue;
         };
-        let Ok((client, _)) = listener.accept() else { continue };
+        let accepted = listener.accept();
         drop(listener);
+        let Ok((client, _)) = accepted else {
+            // Out of file descriptors, or closed: not a reason to spin.
+            delay(1);
+            continue;
+        };
         if lock(&target.mode).eq(&Mode::Reset) {
-            reset(&client);
+            refuse(client);
             continue;
         }
         let target = Arc::clone(target);
@@ -220,29 +256,31 @@ fn accept(target: &Arc<Target>) {
 
 fn connect(target: &Arc<Target>, client: TcpStream) {
     let Ok(server) = TcpStream::connect_timeout(&target.link.to, Duration::from_secs(5)) else {
-        reset(&client);
+        refuse(client);
         return;
     };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
-    let (client, server) = (Arc::new(client), Arc::new(server));
-    target.remember(&client);
-    target.remember(&server);
-    let back = (Arc::clone(target), Arc::clone(&server), Arc::clone(&client));
-    std::thread::spawn(move || pump(&back.0, &back.1, &back.2, Direction::ToClient));
-    pump(target, &client, &server, Direction::ToServer);
+    let pair = Arc::new(Pair { client, server, reset: AtomicBool::new(false) });
+    target.remember(&pair);
+    let back = (Arc::clone(target), Arc::clone(&pair));
+    std::thread::spawn(move || pump(&back.0, &back.1, Direction::ToClient));
+    pump(target, &pair, Direction::ToServer);
 }
 
 /// Copies one direction until either side ends.
-fn pump(target: &Target, from: &TcpStream, to: &TcpStream, direction: Direction) {
+fn pump(target: &Target, pair: &Pair, direction: Direction) {
     let mut buffer = vec![0; 64 * 1024];
-    let (mut from, mut to) = (from, to);
+    let (mut from, mut to) = match direction {
+        Direction::ToServer => (&pair.client, &pair.server),
+        Direction::ToClient => (&pair.server, &pair.client),
+    };
     loop {
         let read = match from.read(&mut buffer) {
             Ok(0) => break,
             Ok(n) => n,
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             Err(_) => {
-                reset(to);
+                pair.reset();
                 return;
             }
         };
@@ -251,13 +289,18 @@ fn pump(target: &Target, from: &TcpStream, to: &TcpStream, direction: Direction)
             Mode::Garbage if direction == Direction::ToClient => garble(&mut buffer[..read]),
             Mode::Pass | Mode::Garbage | Mode::Cut | Mode::Hang | Mode::Reset | Mode::Refuse => {}
         }
+        if pair.reset.load(Ordering::SeqCst) {
+            return;
+        }
         if to.write_all(&buffer[..read]).is_err() {
-            reset(from);
+            pair.reset();
             return;
         }
     }
     target.admit(direction);
-    let _ = to.shutdown(Shutdown::Write);
+    if !pair.reset.load(Ordering::SeqCst) {
+        let _ = to.shutdown(Shutdown::Write);
+    }
 }
 
 #[expect(clippy::disallowed_methods, reason = "a slow link is slow in real time")]
@@ -377,7 +420,9 @@ mod tests {
         let stream = client(address, 5000);
         ask(&stream).expect("an answer");
         control.set("echo", Mode::Reset).expect("reset");
-        assert!(ask(&stream).is_err());
+        // Not an end of the stream: somebody who reads sees the reset itself.
+        let error = (&stream).read(&mut [0; 4]).expect_err("no goodbye");
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
         assert!(TcpStream::connect(address).and_then(|s| ask(&s)).is_err());
         control.set("echo", Mode::Pass).expect("healed");
         assert!(ask(&client(address, 5000)).is_ok());
@@ -392,9 +437,7 @@ mod tests {
             other => Err(format!("{other:?}")),
         });
         control.set("echo", Mode::Pass).expect("healed");
-        crate::wait_for_condition("it answers again", Duration::from_secs(5), || {
-            TcpStream::connect(address).and_then(|s| ask(&s))
-        });
+        assert_eq!(ask(&client(address, 5000)).expect("it answers at once"), b"ping");
     }
 
     #[test]

@@ -203,6 +203,15 @@ config_keys! {
         password_file Text Cluster = ""
             "File with the role's password."
             "A file that others can read gives them the database.";
+        tls Text Cluster = "\"off\""
+            "TLS to PostgreSQL: `off`, `verify-ca` (a certificate of our authority) or `verify-full` (that also names the node's address)."
+            "Off, whoever can listen between the service and its databases reads every document; `verify-full` refuses certificates without the addresses that Patroni tells.";
+        tls_ca_file Text Cluster = ""
+            "File with the certificates (PEM) of the authorities that signed the servers' certificates."
+            "With another authority's no server is believed and no cluster is reached.";
+        epochs_above List Cluster = ""
+            "Clusters that took over shards from another one, each `SCOPE=ORDINAL`: the ordinal of the other cluster's last epoch (`tagfast status`)."
+            "Without it contents that moved may be given versions that they had before, and readers keep the older state.";
         lanes Number Cluster = "2"
             "Connections of this process that write to each cluster."
             "Too high: small batches. Too low: one connection limits all writes.";

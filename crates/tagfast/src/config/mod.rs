@@ -6,14 +6,16 @@
 pub mod docs;
 pub mod env;
 pub mod keys;
+pub mod postgres;
 pub mod raw;
 pub mod resolved;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
+pub use postgres::PostgresConfig;
 pub use raw::{Override, Sources};
-pub use resolved::{AuthMode, Config, LogConfig, LogFormat, PostgresConfig, TelemetryConfig};
+pub use resolved::{AuthMode, Config, LogConfig, LogFormat, TelemetryConfig};
 
 /// Reads the file (if any), joins environment and flags, and judges the result.
 pub fn load(

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use tagfast_api::{ApiLimits, AuthConfig, JwksSource};
 use tagfast_domain::Limits;
-use tagfast_sharding::ShardMap;
 
 use super::keys::{KEYS, RawConfig, Scope};
+use super::postgres::{PostgresConfig, postgres};
 use super::raw::{Source, Sources};
 
 /// How logs look.
@@ -52,36 +52,6 @@ pub struct TelemetryConfig {
     pub trace_ratio: f64,
     /// The service's name in traces.
     pub service_name: String,
-}
-
-/// PostgreSQL clusters.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PostgresConfig {
-    /// (scope, shards, Patroni's URLs) of each.
-    pub clusters: Vec<(String, String, Vec<String>)>,
-    /// etcd's client URLs.
-    pub etcd: Vec<String>,
-    /// The database.
-    pub database: String,
-    /// The role.
-    pub user: String,
-    /// File with its password.
-    pub password_file: PathBuf,
-    /// Writer lanes of each cluster.
-    pub lanes: usize,
-    /// How long a write waits for a primary.
-    pub hold: Duration,
-    /// Orders shard maps.
-    pub map_version: u64,
-}
-
-impl PostgresConfig {
-    /// The password.
-    pub fn password(&self) -> Result<String, String> {
-        let text = std::fs::read_to_string(&self.password_file)
-            .map_err(|e| format!("store.password_file {}: {e}", self.password_file.display()))?;
-        Ok(text.trim_end_matches(['\r', '\n']).to_owned())
-    }
 }
 
 /// A configuration that may be run.
@@ -237,6 +207,7 @@ impl Config {
     /// Checks what only this machine can tell: that the files exist and hold what they should.
     pub fn check_files(&self) -> Vec<String> {
         let password = self.postgres.as_ref().and_then(|p| p.password().err());
+        let tls = self.postgres.as_ref().and_then(|p| p.tls().err());
         let keys = self.signing_key_files.iter().filter_map(|p| read_key(p).err());
         let auth = self.auth().err();
         let jwks = match &self.jwks {
@@ -245,7 +216,7 @@ impl Config {
             }
             Some(JwksSource::File(_) | JwksSource::Url(_)) | None => None,
         };
-        keys.chain(password).chain(auth).chain(jwks).collect()
+        keys.chain(password).chain(tls).chain(auth).chain(jwks).collect()
     }
 }
 
@@ -344,7 +315,7 @@ fn api_limits(raw: &RawConfig, errors: &mut Vec<String>) -> ApiLimits {
     }
 }
 
-fn number(
+pub(super) fn number(
     given: Option<u64>,
     default: usize,
     name: &str,
@@ -363,69 +334,11 @@ fn to_usize(n: u64) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
 }
 
-fn text(value: Option<&String>) -> Option<String> {
+pub(super) fn text(value: Option<&String>) -> Option<String> {
     value.filter(|v| !v.is_empty()).cloned()
 }
 
-/// `SCOPE=REST` of a list's item.
-fn scoped<'a>(item: &'a str, key: &str, example: &str, errors: &mut Vec<String>) -> Option<(&'a str, &'a str)> {
-    let pair = item
-        .split_once('=')
-        .map(|(scope, rest)| (scope.trim(), rest.trim()))
-        .filter(|(s, r)| !s.is_empty() && !r.is_empty());
-    if pair.is_none() {
-        errors.push(format!("{key} holds {item:?}; write SCOPE=..., for example {example:?}"));
-    }
-    pair
-}
-
-fn postgres(raw: &RawConfig, errors: &mut Vec<String>) -> PostgresConfig {
-    let store = &raw.store;
-    let list = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
-    let mut clusters: Vec<(String, String, Vec<String>)> = Vec::new();
-    for item in list(&store.clusters) {
-        if let Some((scope, shards)) = scoped(&item, "store.clusters", "c0=0-63", errors) {
-            clusters.push((scope.to_owned(), shards.to_owned(), Vec::new()));
-        }
-    }
-    for item in list(&store.patroni) {
-        let Some((scope, url)) = scoped(&item, "store.patroni", "c0=http://127.0.0.1:8008", errors) else { continue };
-        match clusters.iter_mut().find(|(known, _, _)| known == scope) {
-            Some((_, _, urls)) => urls.push(url.to_owned()),
-            None => errors.push(format!("store.patroni names {scope:?}, which is not in store.clusters")),
-        }
-    }
-    if let Err(error) = ShardMap::new(1, clusters.iter().map(|(scope, shards, _)| (scope.as_str(), shards.as_str()))) {
-        errors.push(format!("store.clusters: {error}"));
-    }
-    let etcd = list(&store.etcd);
-    if etcd.is_empty() || !etcd.iter().all(|url| is_http_url(url)) {
-        errors.push("store.etcd needs etcd's client URLs, for example [\"http://127.0.0.1:2379\"]".to_owned());
-    }
-    let password_file = text(store.password_file.as_ref()).map(PathBuf::from);
-    if password_file.is_none() {
-        errors.push("store.kind = \"postgres\" needs store.password_file".to_owned());
-    }
-    if raw.server.signing_key_file.as_ref().is_none_or(Vec::is_empty) {
-        errors.push(
-            "store.kind = \"postgres\" needs server.signing_key_file: all nodes must open each other's tokens \
-             (make one: head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \\n' > F)"
-                .to_owned(),
-        );
-    }
-    PostgresConfig {
-        clusters,
-        etcd,
-        database: text(store.database.as_ref()).unwrap_or_else(|| "tagfast".to_owned()),
-        user: text(store.user.as_ref()).unwrap_or_else(|| "tagfast".to_owned()),
-        password_file: password_file.unwrap_or_default(),
-        lanes: number(store.lanes, 2, "store.lanes", 1..=16, errors),
-        hold: Duration::from_millis(number(store.hold_ms, 10_000, "store.hold_ms", 0..=600_000, errors) as u64),
-        map_version: store.map_version.unwrap_or(1),
-    }
-}
-
-fn is_http_url(text: &str) -> bool {
+pub(super) fn is_http_url(text: &str) -> bool {
     text.starts_with("http://") || text.starts_with("https://")
 }
 

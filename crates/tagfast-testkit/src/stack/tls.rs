@@ -1,0 +1,25 @@
+//! Certificates of a stack: an authority of its own, and one certificate for all its PostgreSQL nodes.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use anyhow::Result;
+
+use super::host::{Account, run};
+
+/// Makes `ca.pem`, `server.pem` and `server.key` in a folder. The certificate names the proxy's address, by which nodes are known.
+pub(super) fn make(account: Account, dir: &Path, ip: IpAddr) -> Result<()> {
+    account.make_dir(dir)?;
+    let names = dir.join("names");
+    account.write(&names, &format!("subjectAltName=IP:{ip},DNS:localhost\n"))?;
+    let openssl = |words: &str| {
+        let mut command = account.command("openssl");
+        run(command.args(words.split(' ')).current_dir(dir)).map(drop)
+    };
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    openssl(&format!("req -x509 {key} -days 3650 -subj /CN=tagfast-stack -keyout ca.key -out ca.pem"))?;
+    openssl(&format!("req {key} -subj /CN=postgres -keyout server.key -out server.csr"))?;
+    openssl(
+        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 3650 -extfile names -out server.pem",
+    )
+}
