@@ -157,6 +157,8 @@ pub struct ApiParts {
     pub search: Option<Arc<dyn SearchIndex>>,
     /// Popular tags; `None` answers 501 `not_in_this_mode`.
     pub popular: Option<Arc<dyn PopularTags>>,
+    /// Whether past writes can be judged; without it 501 `not_in_this_mode`.
+    pub verdicts: bool,
     /// Operations.
     pub operations: Arc<dyn Operations>,
     /// Seals tokens and cursors.

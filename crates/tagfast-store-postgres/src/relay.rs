@@ -1,7 +1,7 @@
 //! The relay: outbox rows of one cluster, in order and without gaps, to a sink.
 //!
 //! One relay of a cluster works at a time: it holds an advisory lock of its session on the primary, so that another one takes
-//! over when its process or its primary dies. It reads rows whose transactions have all ended (`xid` below the snapshot's
+//! over when its process or its primary dies, and within seconds when its process stands still. It reads rows whose transactions have all ended (`xid` below the snapshot's
 //! xmin), in the order (xid, n), which is the order of versions for each content; it moves its cursor only after the sink
 //! acknowledged. The outbox is three tables written in turn: a drained one is emptied with TRUNCATE, one turn later than it
 //! was drained.
@@ -34,6 +34,11 @@ const IDLE: Duration = Duration::from_millis(20);
 const TURN: Duration = Duration::from_secs(5);
 /// Between two attempts to become the active relay: the other one may have died.
 const TAKE_OVER: Duration = Duration::from_millis(500);
+/// A cursor that is lost with a crash only means that rows are sent again. A relay whose process stands still says nothing
+/// for longer than it ever does: its session ends, and with it the lock that keeps others from taking over.
+const SETTINGS: &str = "SET synchronous_commit = off; SET idle_session_timeout = '3s'";
+/// So often a session is used while the sink takes its time.
+const ALIVE: Duration = Duration::from_secs(1);
 /// The advisory lock of the active relay.
 const LOCK: i64 = 0x7461_6766_6173_7402;
 
@@ -182,9 +187,7 @@ impl Relay {
     /// Relays in one epoch, on one connection.
     async fn reign(&mut self, epoch: &EpochRecord, node: &Node) -> Result<(), RelayError> {
         let server = self.opener.open(&node.address, "relay").await?;
-        // A cursor that is lost with a crash only means that rows are sent again.
-        within("the relay's settings", limit::WRITE, server.client.batch_execute("SET synchronous_commit = off"))
-            .await?;
+        within("the relay's settings", limit::WRITE, server.client.batch_execute(SETTINGS)).await?;
         while !self.is_active(&server).await? {
             if self.cluster.epoch().is_none_or(|now| now.id != epoch.id) {
                 return Err(RelayError::EpochOver);
@@ -222,7 +225,7 @@ impl Relay {
             Some(row) => Cursor { xid: row.get::<_, i64>(1).cast_unsigned(), n: row.get(2) },
             None => {
                 // Positions of another epoch mean nothing here: everything that is still there is sent again.
-                self.sink.begin_epoch(&self.cluster.name, epoch).await?;
+                alive(server, self.sink.begin_epoch(&self.cluster.name, epoch)).await??;
                 Cursor { xid: 0, n: -1 }
             }
         };
@@ -270,7 +273,8 @@ impl Relay {
             .collect();
         if let Some(last) = rows.last() {
             let cursor = Cursor { xid: last.xid, n: last.n };
-            self.sink.publish(&self.cluster.name, &rows, hi.get::<_, i64>(0).cast_unsigned()).await?;
+            let hi = hi.get::<_, i64>(0).cast_unsigned();
+            alive(server, self.sink.publish(&self.cluster.name, &rows, hi)).await??;
             metrics::counter!("tagfast_relay_published_total", "cluster" => self.cluster.name.clone())
                 .increment(rows.len() as u64);
             active.cursor = cursor;
@@ -349,6 +353,19 @@ impl Relay {
             n = active.cursor.n
         );
         without_waiting(server, "emptying an outbox table", &script).await
+    }
+}
+
+/// Waits for the sink and uses the session meanwhile: a slow sink is not a relay that stands still.
+async fn alive<T>(server: &Connection, work: impl Future<Output = T>) -> Result<T, PgError> {
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return Ok(done),
+            () = tokio::time::sleep(ALIVE) => {
+                within("keeping the relay's lock", limit::WRITE, server.client.batch_execute("")).await?;
+            }
+        }
     }
 }
 

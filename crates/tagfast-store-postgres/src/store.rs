@@ -293,11 +293,13 @@ impl PostgresStore {
         let Look { parts, need, .. } = look;
         let (epoch, node) = look.view.primary.as_ref()?;
         let found = self.read_primary(parts, epoch, node, look.stored, until).await?;
+        // Nobody was ever told of a position that the primary itself has not reached.
+        let ahead = look.floor.is_some_and(|floor| floor > found.1.seen);
         let view = self.view_of(found, Source::Primary, Some(epoch.as_ref()), look.asked);
         Some(view.map(|mut answer| {
-            let kept = look.floor.is_some() && need.version.is_none_or(|v| answer.version >= v);
+            let kept = look.floor.is_some() && !ahead && need.version.is_none_or(|v| answer.version >= v);
             if need.promised && !kept {
-                let known = need.position.is_none_or(|p| parts.cluster.fence(p.epoch) > 0);
+                let known = !ahead && need.position.is_none_or(|p| parts.cluster.fence(p.epoch) > 0);
                 answer.degraded.push(if known { FAILOVER } else { TOKEN_UNKNOWN });
             }
             answer
@@ -603,6 +605,7 @@ fn page_of(rows: &[tokio_postgres::Row], limit: usize) -> Result<ScanPage, Store
 
 #[async_trait]
 impl ReceiptReader for PostgresStore {
+    /// Past the fence only the repair of lost writes could tell, which does not exist yet.
     async fn verdict(&self, receipt: &Receipt) -> Result<Verdict, StoreError> {
         let cluster = &self.parts(receipt.shard).cluster;
         // What lies below the fence of its epoch is part of the current history, for ever.

@@ -74,6 +74,11 @@ impl Watcher {
                     metrics::counter!("tagfast_etcd_failures_total", "cluster" => self.cluster.name.clone())
                         .increment(1);
                     tracing::warn!(cluster = self.cluster.name, %error, "etcd was not read");
+                    // Who was known before goes on; who was never known cannot begin.
+                    if self.cluster.epoch().is_none() {
+                        let known = ClusterView::clone(&self.cluster.view.borrow());
+                        self.publish(ClusterView { problem: Some(format!("{error}; look at store.etcd")), ..known });
+                    }
                 }
             }
             let left = self.cluster.acknowledger().deadline().map(|d| d.0.saturating_sub(boot_time().0));

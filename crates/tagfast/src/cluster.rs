@@ -63,6 +63,7 @@ impl ClusterNode {
             store: Arc::clone(&store) as SharedStore,
             search: None,
             popular: None,
+            verdicts: false,
             operations: Arc::new(operations),
             sealer: Sealer::new(&keys),
             clock,

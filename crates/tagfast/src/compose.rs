@@ -61,6 +61,7 @@ impl Embedded {
             store: Arc::clone(&store) as SharedStore,
             search: Some(index),
             popular: Some(popular),
+            verdicts: true,
             operations: Arc::clone(&operations) as _,
             sealer: Sealer::new(&keys),
             clock,

@@ -162,7 +162,10 @@ async fn the_primary_is_killed() {
         took.push((went_on.as_secs_f64(), reign.as_secs_f64()));
     }
     took.sort_by(|a, b| a.0.total_cmp(&b.0));
-    println!("primary killed, {} runs: until the next acknowledged write (the new leader key) {took:.2?} s", took.len());
+    println!(
+        "primary killed, {} runs: until the next acknowledged write (the new leader key) {took:.2?} s",
+        took.len()
+    );
     assert!(took.iter().all(|(went_on, _)| *went_on < 10.0), "{took:?}");
 }
 

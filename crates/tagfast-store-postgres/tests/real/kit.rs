@@ -124,19 +124,74 @@ pub(crate) async fn options(clock: Arc<dyn Clock>) -> PostgresOptions {
 }
 
 async fn create_database(address: &str, user: &str, password: &str, database: &str) {
+    let (client, driver) = connect(address, user, password, "tagfast").await;
+    client.batch_execute(&format!("CREATE DATABASE {database}")).await.expect("a database");
+    driver.abort();
+}
+
+async fn connect(
+    address: &str,
+    user: &str,
+    password: &str,
+    database: &str,
+) -> (tokio_postgres::Client, tokio::task::JoinHandle<Result<(), tokio_postgres::Error>>) {
     let (host, port) = address.rsplit_once(':').expect("host:port");
     let (client, connection) = tokio_postgres::Config::new()
         .host(host)
         .port(port.parse().expect("a port"))
         .user(user)
         .password(password)
-        .dbname("tagfast")
+        .dbname(database)
         .connect(tokio_postgres::NoTls)
         .await
         .expect("connects");
-    let driver = tokio::spawn(connection);
-    client.batch_execute(&format!("CREATE DATABASE {database}")).await.expect("a database");
+    (client, tokio::spawn(connection))
+}
+
+/// A session of the service's role at the primary of cluster `n`.
+async fn session(
+    n: usize,
+    database: &str,
+) -> (tokio_postgres::Client, tokio::task::JoinHandle<Result<(), tokio_postgres::Error>>) {
+    let (address, info) = tokio::task::spawn_blocking(move || {
+        let stack = stack();
+        let primary = stack.primary(&format!("c{n}")).expect("a primary");
+        (primary.postgres.to_string(), stack.info().database.clone())
+    })
+    .await
+    .expect("no panic");
+    let password = std::fs::read_to_string(&info.password_file).expect("the password");
+    connect(&address, &info.user, &password, database).await
+}
+
+/// Runs a statement at the primary of cluster `n`.
+pub(crate) async fn execute(n: usize, database: &str, statement: &str) {
+    let (client, driver) = session(n, database).await;
+    client.batch_execute(statement).await.expect("it runs");
     driver.abort();
+}
+
+/// The number that a query answers at the primary of cluster `n`.
+pub(crate) async fn number(n: usize, database: &str, query: &str) -> i32 {
+    let (client, driver) = session(n, database).await;
+    let number = client.query_one(query, &[]).await.expect("a row").get(0);
+    driver.abort();
+    number
+}
+
+/// The certificate of the authority that signed the nodes'.
+pub(crate) async fn authority() -> Vec<u8> {
+    let read = || std::fs::read(&stack().info().database.tls_ca_file).expect("a certificate");
+    tokio::task::spawn_blocking(read).await.expect("no panic")
+}
+
+/// The certificate of an authority that signed nothing.
+pub(crate) fn another_authority() -> Vec<u8> {
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout /dev/null";
+    let words = format!("req -x509 {key} -days 1 -subj /CN=somebody");
+    let made = std::process::Command::new("openssl").args(words.split(' ')).output().expect("openssl runs");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    made.stdout
 }
 
 /// Opens a store and waits until it takes writes.

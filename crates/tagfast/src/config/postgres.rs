@@ -104,9 +104,12 @@ fn clusters(raw: &RawConfig, errors: &mut Vec<String>) -> Vec<ClusterConfig> {
             for item in items {
                 let Some((scope, value)) = scoped(&item, key, example, errors) else { continue };
                 match clusters.iter_mut().find(|c| c.scope == scope) {
-                    Some(cluster) if put(cluster, value) => {}
-                    Some(_) => errors.push(format!("{key} holds {item:?}; write it as {example:?}")),
                     None => errors.push(format!("{key} names {scope:?}, which is not in store.clusters")),
+                    Some(cluster) => {
+                        if !put(cluster, value) {
+                            errors.push(format!("{key} holds {item:?}; write it as {example:?}"));
+                        }
+                    }
                 }
             }
         };

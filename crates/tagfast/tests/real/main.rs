@@ -1,8 +1,10 @@
 //! The program on real clusters, as a user runs it: the configuration that the stack writes, HTTP, a cluster that is down.
 
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use tagfast_testkit::stack::{Fault, Stack, StackOptions};
+use tagfast_testkit::stack::proxy::Mode;
+use tagfast_testkit::stack::{Fault, NodeInfo, Stack, StackOptions};
 use tagfast_testkit::{Client, ServerOptions, ServerProcess, wait_for_condition};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -11,7 +13,7 @@ fn serve(stack: &Stack) -> ServerProcess {
     ServerOptions::other(env!("CARGO_BIN_EXE_tagfast"))
         .arg("--config")
         .arg(&stack.info().config)
-        .env("TAGFAST__STORE__HOLD_MS", "6000")
+        .env("TAGFAST__STORE__HOLD_MS", "8000")
         .serve()
         .start()
 }
@@ -46,6 +48,25 @@ fn a_cluster_that_is_down_stops_its_own_contents_only() {
     let mut replicated = server.client();
     let asked = replicated.request("PUT", "/v1/content/a/1/tags/x", &[("durability", "replicated")], None);
     assert_eq!(asked.expect("an answer").expect(501).json()["code"], "not_in_this_mode");
+
+    let written = client.put("/v1/content/jira.issue/OPS-1/tags/first").expect(200);
+    let receipt = written.json()["receipt"].as_str().expect("a receipt").to_owned();
+    assert_eq!(client.get(&format!("/v1/receipts/{receipt}")).expect(501).json()["code"], "not_in_this_mode");
+    let token = written.header("consistency-token").expect("a token").to_owned();
+    let forged = token.replace(|c: char| c.is_ascii_digit(), "x");
+    for bad in [&token[..token.len() / 2], &forged, "AAAA", ""] {
+        let asked = client.request("GET", "/v1/content/jira.issue/OPS-1/tags", &[("consistency-token", bad)], None);
+        assert_eq!(asked.expect("an answer").expect(400).json()["code"], "bad_token", "{bad:?}");
+    }
+    let metrics = client.get("/metrics").expect(200).text();
+    for name in [
+        "tagfast_replica_lag_bytes",
+        "tagfast_node_is_primary",
+        "tagfast_installation_warnings",
+        "tagfast_fence_left_seconds",
+    ] {
+        assert!(metrics.contains(&format!("{name}{{cluster=\"c0\"")), "{name} is missing:\n{metrics}");
+    }
 
     // The primary of c0 dies: writes wait and go on, nobody sees an error.
     stack.fault(Fault::Kill, "c0").expect("killed");
@@ -88,4 +109,68 @@ fn a_cluster_that_is_down_stops_its_own_contents_only() {
         let view = client.get(&format!("/v1/content/jira.issue/{id}/tags")).expect(200).json();
         assert_eq!(view["tags"].as_array().map(Vec::len), Some(2), "{id}: {view}");
     }
+}
+
+/// The answer of a query at a node itself, not through its proxy.
+fn ask(stack: &Stack, node: &NodeInfo, query: &str) -> String {
+    String::from_utf8(psql(stack, node, query).output().expect("psql runs").stdout).expect("text").trim().to_owned()
+}
+
+fn psql(stack: &Stack, node: &NodeInfo, query: &str) -> Command {
+    let database = &stack.info().database;
+    let password = std::fs::read_to_string(&database.password_file).expect("the password");
+    let mut psql = Command::new("/usr/lib/postgresql/15/bin/psql");
+    psql.env("PGPASSWORD", password).args(["-XAtq", "-U", &database.user, "-d", &database.name, "-c", query]);
+    psql.args(["-h", &node.direct_postgres.ip().to_string(), "-p", &node.direct_postgres.port().to_string()]);
+    psql.stdout(Stdio::piped());
+    psql
+}
+
+/// The process itself stops between a commit and its answer, sleeps through a failover, and wakes up.
+#[test]
+fn a_node_that_sleeps_between_commit_and_answer_acknowledges_nothing_old() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut stack = Stack::up(&StackOptions::clusters_only(1, dir.path()), &|_| ()).expect("the stack comes up");
+    let server = serve(&stack);
+    let mut client = server.client().with_timeout(PATIENCE);
+    wait_until_ready(&mut client);
+    client.put("/v1/content/jira.issue/OPS-1/tags/first").expect(200);
+
+    // A lock holds the write inside the primary until the way back is closed: it commits, and its answer does not come back.
+    let old = stack.primary("c0").expect("a primary");
+    let mut locker =
+        psql(&stack, &old, "BEGIN; SELECT FROM content FOR UPDATE; SELECT pg_sleep(2); COMMIT").spawn().expect("psql");
+    let waits = |event: &str| format!("SELECT count(*) FROM pg_stat_activity WHERE {event}");
+    let seen = |what: &str, query: &str| {
+        wait_for_condition(what, PATIENCE, || {
+            let found = ask(&stack, &old, query);
+            if found == "1" { Ok(()) } else { Err(found) }
+        });
+    };
+    seen("the row is locked", &waits("wait_event = 'PgSleep'"));
+    let mut writer = server.client().with_timeout(PATIENCE);
+    let write = std::thread::spawn(move || writer.put("/v1/content/jira.issue/OPS-1/tags/second"));
+    seen("the write waits", &waits("wait_event_type = 'Lock' AND application_name = 'tagfast-write'"));
+    stack.control().set(&old.name, Mode::Hang).expect("its answers are held");
+    locker.wait().expect("psql ends");
+    let holds = "SELECT count(*) FROM content WHERE position('second'::bytea IN doc) > 0";
+    seen("the write is committed", holds);
+    server.freeze();
+    stack.fault(Fault::Kill, &old.name).expect("killed");
+    let new = wait_for_condition("another node reigns", PATIENCE, || match stack.primary("c0") {
+        Ok(node) if node.name != old.name => Ok(node),
+        Ok(_) => Err("not yet".to_owned()),
+        Err(error) => Err(format!("{error:#}")),
+    });
+    stack.fault(Fault::Heal, &old.name).expect("healed");
+    server.thaw();
+
+    // What it acknowledges now is on the primary that reigns now, once.
+    let answer = write.join().expect("no panic").expect(200).json();
+    assert_eq!(answer["changed"], true, "{answer}");
+    assert_eq!(ask(&stack, &new, holds), "1");
+    let view = client.get("/v1/content/jira.issue/OPS-1/tags").expect(200).json();
+    assert_eq!(view["tags"].as_array().map(Vec::len), Some(2), "{view}");
+    let metrics = client.get("/metrics").expect(200).text();
+    assert!(metrics.contains("tagfast_failovers_total{cluster=\"c0\"} 1"), "{metrics}");
 }

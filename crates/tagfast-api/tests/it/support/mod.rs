@@ -112,6 +112,7 @@ pub(crate) fn build(auth: AuthConfig, limits: ApiLimits, change: impl FnOnce(&mu
         store: store.clone(),
         search: Some(search.clone()),
         popular: Some(popular.clone()),
+        verdicts: true,
         operations: operations.clone(),
         sealer: Sealer::new(&[[7; 32]]),
         clock: clock.clone(),

@@ -1,0 +1,26 @@
+//! Small writes for tests that are about something else.
+
+use tagfast_domain::{ContentKey, Limits, Operation, Tag, UserId, Write, WriteId};
+use tagfast_sharding::LogicalShard;
+use tagfast_store::{Durability, StoreError, TagWriter, WriteAnswer, WriteRequest};
+use tagfast_store_postgres::PostgresStore;
+
+/// A content of the wanted cluster: two clusters share the shards in halves.
+pub(crate) fn key_of(cluster: usize, name: &str) -> ContentKey {
+    (0..)
+        .map(|n| ContentKey::parse("test", "doc", &format!("{name}-{n}")).expect("a content"))
+        .find(|key| usize::from(LogicalShard::of(key).number()) / 32 == cluster)
+        .expect("half of all are")
+}
+
+/// Adds a tag.
+pub(crate) async fn put(store: &PostgresStore, key: &ContentKey, tag: &str) -> Result<WriteAnswer, StoreError> {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id).expect("random bits");
+    let operation = Operation::patch(vec![Tag::parse(tag).expect("a tag")], Vec::new(), &Limits::default());
+    let user = UserId::parse("somebody").expect("a user");
+    let write =
+        Write { id: WriteId(id), key: key.clone(), user, operation: operation.expect("a patch"), if_match: None };
+    let request = WriteRequest { write, fresh: true, durability: Durability::Local, deadline: None, traceparent: None };
+    store.write(request).await
+}
