@@ -1,10 +1,11 @@
 //! Writes and views on a real cluster of three nodes, beside pgbench on the same cluster, in turns.
 //!
-//! `cargo bench -p tagfast-store-postgres --bench cluster [-- --json --only WORD --lanes N]`. Callers, proxy and servers
-//! share the processors. `--only` measures the rows whose name holds the word.
+//! `cargo bench -p tagfast-store-postgres --bench cluster [-- --json --only WORD --seconds N --large --contents N]`. Callers,
+//! proxy and servers share the processors. `--only` measures the rows whose name holds the word; `--large` measures the growth
+//! to 10 million taggings instead.
 #![expect(clippy::print_stdout, reason = "a benchmark speaks to its terminal")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,82 +20,244 @@ use tagfast_testkit::stack::{NodeInfo, Stack, StackOptions, host};
 const CONTENTS: u64 = 20_000;
 /// So few that each is written several times a second: its document pushes an id out with every write.
 const HOT: u64 = 4_000;
-const SECONDS: u64 = 5;
 const ROUNDS: usize = 3;
 
 struct Measured {
     per_second: f64,
-    /// CPU of the primary's PostgreSQL, in microseconds an operation.
+    /// CPU of PostgreSQL (writes: of the primary's, views: of all nodes'), in microseconds an operation.
     server_us: f64,
     p50_ms: f64,
     p99_ms: f64,
+    p999_ms: f64,
 }
 
-/// What, ours, the baseline's, the target ratio, the target ratio of CPU (NaN: none).
-type Row = (&'static str, Vec<Measured>, Vec<Measured>, f64, f64);
+#[derive(Clone, Copy)]
+enum What {
+    /// Callers, contents a call, tags a content, contents to choose from.
+    Writes(u64, u64, u64, u64),
+    /// Callers.
+    Views(u64),
+}
+
+/// A row of the table.
+struct Row {
+    name: &'static str,
+    what: What,
+    lanes: usize,
+    /// Times the baseline, times its CPU, rate that are to be reached.
+    ratio: Option<f64>,
+    cpu: Option<f64>,
+    rate: Option<f64>,
+    own: Vec<Measured>,
+    base: Vec<Measured>,
+}
+
+impl Row {
+    fn new(name: &'static str, what: What) -> Self {
+        Self { name, what, lanes: 2, ratio: None, cpu: None, rate: None, own: Vec::new(), base: Vec::new() }
+    }
+
+    fn figure(self) -> serde_json::Value {
+        let (own, base) = (median(self.own), median(self.base));
+        let (ratio, cpu) = (own.per_second / base.per_second, own.server_us / base.server_us);
+        let tags = if let What::Writes(_, _, tags, _) = self.what { tags as f64 } else { 1.0 };
+        let reached = self.ratio.is_none_or(|target| ratio >= target)
+            && self.cpu.is_none_or(|target| cpu <= target)
+            && self.rate.is_none_or(|target| own.per_second * tags >= target);
+        let targets = [
+            self.ratio.map(|r| format!(">= {r}x")),
+            self.cpu.map(|c| format!("CPU <= {c}x")),
+            self.rate.map(|r| format!(">= {r} taggings/s")),
+        ];
+        let target = targets.into_iter().flatten().collect::<Vec<_>>().join(", ");
+        println!(
+            "{}: {:.0}/s = {ratio:.2}x of {:.0}/s, server {:.1} us = {cpu:.3}x of {:.1} us, p50 {:.2} ms, p99 {:.2} ms, \
+             baseline {:.2} ms on average; {target}: {}",
+            self.name,
+            own.per_second,
+            base.per_second,
+            own.server_us,
+            base.server_us,
+            own.p50_ms,
+            own.p99_ms,
+            base.p50_ms,
+            if target.is_empty() {
+                "-"
+            } else if reached {
+                "reached"
+            } else {
+                "MISSED"
+            }
+        );
+        let baseline = if let What::Views(_) = self.what {
+            "pgbench -S -M prepared -c 16".to_owned()
+        } else {
+            format!("pgbench, 2 inserts, 64 clients, {:.1} ms on average", base.p50_ms)
+        };
+        let unit = if tags > 1.0 { format!("contents/s of {tags} tags") } else { "/s".to_owned() };
+        serde_json::json!({
+            "what": self.name, "value": own.per_second, "unit": unit, "baseline": baseline,
+            "baseline_value": base.per_second, "cpu_us": own.server_us, "baseline_cpu_us": base.server_us,
+            "latency_us": [own.p50_ms * 1000.0, own.p99_ms * 1000.0, own.p999_ms * 1000.0],
+            "target": (!target.is_empty()).then_some(&target), "ok": (!target.is_empty()).then_some(reached),
+        })
+    }
+}
+
+/// What the command line asks for.
+struct Asked {
+    json: bool,
+    large: bool,
+    only: String,
+    seconds: f64,
+    contents: u64,
+}
+
+impl Asked {
+    fn parse() -> Self {
+        let arguments: Vec<String> = std::env::args().collect();
+        let flag = |name: &str| arguments.iter().any(|a| a == name);
+        let value = |name: &str| arguments.iter().skip_while(|a| *a != name).nth(1).cloned();
+        Self {
+            json: flag("--json"),
+            large: flag("--large"),
+            only: value("--only").unwrap_or_default(),
+            seconds: value("--seconds").and_then(|s| s.parse().ok()).unwrap_or(5.0),
+            contents: value("--contents").and_then(|n| n.parse().ok()).unwrap_or(2_000_000),
+        }
+    }
+}
+
+/// A cluster and who works on it.
+struct Place {
+    stack: Stack,
+    primary: NodeInfo,
+    seconds: f64,
+    /// By their lanes.
+    stores: [Arc<PostgresStore>; 2],
+}
+
+impl Place {
+    fn store(&self, lanes: usize) -> &Arc<PostgresStore> {
+        &self.stores[lanes - 1]
+    }
+
+    fn all_nodes(&self) -> Vec<PathBuf> {
+        self.stack.info().clusters[0].nodes.iter().map(|n| n.data_dir.clone()).collect()
+    }
+}
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().collect();
-    let json = arguments.iter().any(|a| a == "--json");
-    let lanes = arguments.iter().skip_while(|a| *a != "--lanes").nth(1).and_then(|n| n.parse().ok()).unwrap_or(2);
-    let only = arguments.iter().skip_while(|a| *a != "--only").nth(1).map_or("", String::as_str);
+    let asked = Asked::parse();
     let dir = tempfile::tempdir().expect("a folder");
     let options = StackOptions { shared_buffers: "256MB".to_owned(), ..StackOptions::clusters_only(1, dir.path()) };
     let stack = Stack::up(&options, &|line| eprint(line)).expect("the stack comes up");
     let primary = stack.primary("c0").expect("a primary");
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
-    let store = runtime.block_on(open(&stack, lanes));
-    runtime.block_on(load(&store));
-    let pg = Pgbench::prepare(&stack, &primary);
-
-    let mut rows: Vec<Row> = vec![
-        ("single-tag writes, 256 callers", Vec::new(), Vec::new(), 3.0, 0.13),
-        ("single-tag writes, 64 callers", Vec::new(), Vec::new(), 2.5, f64::NAN),
-        ("bulk, 100 contents a batch, 8 callers", Vec::new(), Vec::new(), 5.0, f64::NAN),
-        ("single-tag writes, 256 callers, hot: each pushes an id out", Vec::new(), Vec::new(), f64::NAN, f64::NAN),
-        ("views, 64 callers, with a token", Vec::new(), Vec::new(), 3.0, f64::NAN),
-    ];
-    for round in 0..ROUNDS as u64 {
-        for (n, row) in rows.iter_mut().enumerate().filter(|(_, row)| row.0.contains(only)) {
-            row.1.push(match n {
-                0 => runtime.block_on(writes(&store, &primary, 256, 1, CONTENTS, round)),
-                1 => runtime.block_on(writes(&store, &primary, 64, 1, CONTENTS, round)),
-                2 => runtime.block_on(writes(&store, &primary, 8, 100, CONTENTS, round)),
-                3 => runtime.block_on(writes(&store, &primary, 256, 1, HOT, round)),
-                _ => runtime.block_on(views(&store, &primary, 64)),
-            });
-            row.2.push(if n == 4 { pg.selects() } else { pg.two_inserts() });
-        }
-    }
-    let mut figures = Vec::new();
-    for (what, own, base, target, cpu_target) in rows.into_iter().filter(|row| !row.1.is_empty()) {
-        let (own, base) = (median(own), median(base));
-        let ratio = own.per_second / base.per_second;
-        let cpu = own.server_us / base.server_us;
-        let ok = (target.is_nan() || ratio >= target) && (cpu_target.is_nan() || cpu <= cpu_target);
-        println!(
-            "{what}: {:.0}/s = {ratio:.2}x of {:.0}/s (target {target}x{}), server {:.1} us = {cpu:.3}x of {:.1} us, \
-             p50 {:.2} ms, p99 {:.2} ms, baseline {:.2} ms on average: {}",
-            own.per_second,
-            base.per_second,
-            if cpu_target.is_nan() { String::new() } else { format!(", CPU {cpu_target}x") },
-            own.server_us,
-            base.server_us,
-            own.p50_ms,
-            own.p99_ms,
-            base.p50_ms,
-            if ok { "reached" } else { "MISSED" }
-        );
-        figures.push(serde_json::json!({
-            "what": what, "value": own.per_second, "unit": "/s", "baseline": "pgbench on the same cluster",
-            "baseline_value": base.per_second, "target": format!(">= {target}x"), "ok": ok,
-        }));
-    }
-    drop(store);
-    if json {
+    let stores = [runtime.block_on(open(&stack, 1)), runtime.block_on(open(&stack, 2))];
+    let place = Place { stack, primary, seconds: asked.seconds, stores };
+    runtime.block_on(load(place.store(2), 0..CONTENTS));
+    let figures = if asked.large {
+        runtime.block_on(growth(&place, asked.contents))
+    } else {
+        beside_pgbench(&place, &runtime, &asked.only)
+    };
+    if asked.json {
         println!("{}", serde_json::json!({"figures": figures}));
     }
+}
+
+fn beside_pgbench(place: &Place, runtime: &tokio::runtime::Runtime, only: &str) -> Vec<serde_json::Value> {
+    let pg = Pgbench::prepare(&place.stack, &place.primary, place.seconds);
+    let mut rows = vec![
+        Row {
+            ratio: Some(3.0),
+            cpu: Some(0.13),
+            ..Row::new("single-tag writes, 256 callers", What::Writes(256, 1, 1, CONTENTS))
+        },
+        Row { lanes: 1, ..Row::new("single-tag writes, 256 callers, one lane", What::Writes(256, 1, 1, CONTENTS)) },
+        Row::new("single-tag writes, 256 callers, hot: each pushes an id out", What::Writes(256, 1, 1, HOT)),
+        Row { ratio: Some(2.5), ..Row::new("single-tag writes, 64 callers", What::Writes(64, 1, 1, CONTENTS)) },
+        Row {
+            ratio: Some(5.0),
+            ..Row::new("bulk, 100 contents a batch, 8 callers", What::Writes(8, 100, 1, CONTENTS))
+        },
+        Row {
+            rate: Some(100_000.0),
+            ..Row::new("bulk, 100 contents of 5 tags a batch, 8 callers", What::Writes(8, 100, 5, CONTENTS))
+        },
+        Row { ratio: Some(3.0), ..Row::new("views, 64 callers, with a token", What::Views(64)) },
+    ];
+    rows.retain(|row| row.name.contains(only));
+    for round in 0..ROUNDS as u64 {
+        for (n, row) in rows.iter_mut().enumerate() {
+            // No two measurements share an id.
+            let series = round << 8 | n as u64;
+            row.own.push(runtime.block_on(measured(place, row.what, row.lanes, series)));
+            row.base.push(if let What::Views(_) = row.what { pg.selects() } else { pg.two_inserts() });
+        }
+    }
+    rows.into_iter().map(Row::figure).collect()
+}
+
+async fn measured(place: &Place, what: What, lanes: usize, series: u64) -> Measured {
+    match what {
+        What::Writes(callers, batch, tags, contents) => {
+            writes(place, lanes, [callers, batch, tags, contents], series).await
+        }
+        What::Views(callers) => views(place, callers).await,
+    }
+}
+
+/// Size and speed with 10 million taggings, beside 20,000 contents.
+async fn growth(place: &Place, contents: u64) -> Vec<serde_json::Value> {
+    let small =
+        [measured(place, What::Writes(256, 1, 1, CONTENTS), 2, 1).await, measured(place, What::Views(64), 2, 0).await];
+    let began = Instant::now();
+    load(place.store(2), CONTENTS..contents).await;
+    let rate = (contents - CONTENTS) as f64 * 5.0 / began.elapsed().as_secs_f64();
+    let (client, connection) =
+        tokio_postgres::connect(&connection_string(place), tokio_postgres::NoTls).await.expect("connects");
+    let driver = tokio::spawn(connection);
+    let size = "SELECT pg_total_relation_size('content')::bigint, count(*)::bigint FROM content";
+    let row = client.query_one(size, &[]).await.expect("a size");
+    let (bytes, count): (i64, i64) = (row.get(0), row.get(1));
+    // The load's own aftermath is not what is measured: dead rows, and a cold cache of the hot contents.
+    client.batch_execute("VACUUM (ANALYZE) content").await.expect("it is vacuumed");
+    driver.abort();
+    measured(place, What::Writes(256, 1, 1, CONTENTS), 2, 3).await;
+    measured(place, What::Views(64), 2, 0).await;
+    let each = bytes as f64 / (count as f64 * 5.0);
+    println!("{count} contents of 5 tags: {each:.1} B a tagging on disk, loaded at {rate:.0} taggings/s");
+    let large =
+        [measured(place, What::Writes(256, 1, 1, CONTENTS), 2, 2).await, measured(place, What::Views(64), 2, 0).await];
+    let millions = count as f64 * 5.0 / 1e6;
+    let mut figures = vec![
+        serde_json::json!({
+            "what": format!("size on disk with {millions:.0} million taggings, documents and index"), "value": each,
+            "unit": "B/tagging", "target": "<= 90 B", "ok": each <= 90.0,
+        }),
+        serde_json::json!({"what": "loading them, one caller, 1,000 contents a batch", "value": rate, "unit": "taggings/s"}),
+    ];
+    for (name, (small, large)) in ["writes, 256 callers", "views, 64 callers"].iter().zip(small.into_iter().zip(large))
+    {
+        let ok = large.per_second * 1.2 >= small.per_second;
+        println!("{name}, {CONTENTS} hot contents: {:.0}/s, before {:.0}/s", large.per_second, small.per_second);
+        figures.push(serde_json::json!({
+            "what": format!("{name}, {millions:.0} million taggings, {CONTENTS} contents hot"), "value": large.per_second,
+            "unit": "/s", "baseline": "100,000 taggings", "baseline_value": small.per_second, "cpu_us": large.server_us,
+            "baseline_cpu_us": small.server_us, "target": "within 1.2x", "ok": ok,
+        }));
+    }
+    figures
+}
+
+fn connection_string(place: &Place) -> String {
+    let database = &place.stack.info().database;
+    let password = std::fs::read_to_string(&database.password_file).expect("the password");
+    let at = place.primary.postgres;
+    format!("host={} port={} user={} password={password} dbname={}", at.ip(), at.port(), database.user, database.name)
 }
 
 #[expect(clippy::print_stderr, reason = "progress")]
@@ -148,47 +311,38 @@ fn tag(n: u64) -> Tag {
     Tag::parse(&format!("tag-{n}")).expect("a tag")
 }
 
-fn request(n: u64, t: u64, remove: bool, id: u128) -> WriteRequest {
-    let (add, gone) = if remove { (Vec::new(), vec![tag(t).name]) } else { (vec![tag(t)], Vec::new()) };
+/// Adds or removes tags of a content.
+fn request(n: u64, tags: impl Iterator<Item = u64>, remove: bool, id: u128) -> WriteRequest {
+    let tags: Vec<Tag> = tags.map(tag).collect();
+    let names = tags.iter().map(|t| t.name.clone()).collect();
+    let (add, gone) = if remove { (Vec::new(), names) } else { (tags, Vec::new()) };
     write_of(n, Operation::patch(add, gone, &Limits::default()).expect("a patch"), id)
 }
 
 /// Five tags on every content.
-async fn load(store: &PostgresStore) {
-    for first in (0..CONTENTS).step_by(1000) {
-        let five = |n: u64| {
-            let operation = Operation::patch((0..5).map(tag).collect(), Vec::new(), &Limits::default());
-            write_of(n, operation.expect("a patch"), u128::from(n))
-        };
-        for answer in store.write_many((first..first + 1000).map(five).collect()).await {
+async fn load(store: &PostgresStore, contents: std::ops::Range<u64>) {
+    for first in contents.clone().step_by(1000) {
+        let last = (first + 1000).min(contents.end);
+        let batch = (first..last).map(|n| request(n, 0..5, false, u128::from(n)));
+        for answer in store.write_many(batch.collect()).await {
             answer.expect("loaded");
         }
     }
 }
 
-async fn writes(
-    store: &Arc<PostgresStore>,
-    primary: &NodeInfo,
-    callers: u64,
-    batch: u64,
-    contents: u64,
-    round: u64,
-) -> Measured {
-    let store = Arc::clone(store);
-    measure(primary, callers, batch, move |caller, turn| {
+async fn writes(place: &Place, lanes: usize, [callers, batch, tags, contents]: [u64; 4], series: u64) -> Measured {
+    let store = Arc::clone(place.store(lanes));
+    let dirs = vec![place.primary.data_dir.clone()];
+    measure(place.seconds, &dirs, callers, batch, move |caller, turn| {
         let store = Arc::clone(&store);
         async move {
-            // Every write changes something: a tag is added, then removed again.
+            // Every write changes something: tags are added, then removed again.
             let one = |n: u64| {
                 let content = (caller * 7919 + (turn / 2) * 104_729 + n * 31) % contents;
-                let tag = 10 + caller % 64;
-                let id = u128::from(1 + round) << 116
-                    | u128::from(contents == HOT) << 112
-                    | u128::from(callers) << 96
-                    | u128::from(caller) << 80
-                    | u128::from(turn) << 16
-                    | u128::from(n);
-                request(content, tag, turn % 2 == 1, id)
+                let first = 10 + caller % 16 * 5;
+                let id =
+                    u128::from(1 + series) << 104 | u128::from(caller) << 80 | u128::from(turn) << 16 | u128::from(n);
+                request(content, first..first + tags, turn % 2 == 1, id)
             };
             if batch == 1 {
                 store.write(one(0)).await.expect("written");
@@ -202,13 +356,13 @@ async fn writes(
     .await
 }
 
-async fn views(store: &Arc<PostgresStore>, primary: &NodeInfo, callers: u64) -> Measured {
+async fn views(place: &Place, callers: u64) -> Measured {
+    let store = Arc::clone(place.store(2));
     let seen = store.view(&key(0), &ReadOptions::default()).await.expect("a view");
     let mut token = ConsistencyToken::default();
     token.see(tagfast_sharding::ContentHash::of(&key(0)), seen.version, seen.position);
     let token = Arc::new(token);
-    let store = Arc::clone(store);
-    measure(primary, callers, 1, move |caller, turn| {
+    measure(place.seconds, &place.all_nodes(), callers, 1, move |caller, turn| {
         let (store, token) = (Arc::clone(&store), Arc::clone(&token));
         async move {
             let options = ReadOptions { token: Some(&token), ..ReadOptions::default() };
@@ -220,7 +374,8 @@ async fn views(store: &Arc<PostgresStore>, primary: &NodeInfo, callers: u64) -> 
 }
 
 async fn measure<F: Future<Output = ()> + Send + 'static>(
-    primary: &NodeInfo,
+    seconds: f64,
+    dirs: &[PathBuf],
     callers: u64,
     operations: u64,
     call: impl Fn(u64, u64) -> F + Send + Sync + 'static + Clone,
@@ -245,24 +400,26 @@ async fn measure<F: Future<Output = ()> + Send + 'static>(
         })
         .collect();
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let (began, before, cpu) = (Instant::now(), done.load(Ordering::Relaxed), cpu_seconds(&primary.data_dir));
-    tokio::time::sleep(Duration::from_secs(SECONDS)).await;
+    let (began, before, cpu) = (Instant::now(), done.load(Ordering::Relaxed), cpu_seconds(dirs));
+    tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
     let count = (done.load(Ordering::Relaxed) - before) as f64 * operations as f64;
-    let (seconds, cpu) = (began.elapsed().as_secs_f64(), cpu_seconds(&primary.data_dir) - cpu);
+    let (seconds, cpu) = (began.elapsed().as_secs_f64(), cpu_seconds(dirs) - cpu);
     stop.store(true, Ordering::Relaxed);
     let mut took = Vec::new();
     for task in tasks {
         took.extend(task.await.expect("no panic"));
     }
     took.sort();
-    let at = |share: usize| took[(took.len() - 1) * share / 100].as_secs_f64() * 1000.0;
-    Measured { per_second: count / seconds, server_us: cpu * 1e6 / count, p50_ms: at(50), p99_ms: at(99) }
+    let at = |share: usize| took[(took.len() - 1) * share / 1000].as_secs_f64() * 1000.0;
+    let (p50_ms, p99_ms, p999_ms) = (at(500), at(990), at(999));
+    Measured { per_second: count / seconds, server_us: cpu * 1e6 / count, p50_ms, p99_ms, p999_ms }
 }
 
-/// CPU time of everything that runs in a data directory, with the sessions that ended.
-fn cpu_seconds(data_dir: &Path) -> f64 {
-    let ticks: u64 = host::processes_in(data_dir)
+/// CPU time of everything that runs in these data directories, with the sessions that ended.
+fn cpu_seconds(dirs: &[PathBuf]) -> f64 {
+    let ticks: u64 = dirs
         .iter()
+        .flat_map(|dir| host::processes_in(dir))
         .filter_map(|p| std::fs::read_to_string(format!("/proc/{}/stat", p.pid)).ok())
         .map(|stat| {
             let fields: Vec<u64> =
@@ -276,13 +433,15 @@ fn cpu_seconds(data_dir: &Path) -> f64 {
 /// PostgreSQL's own load generator, through the same port.
 struct Pgbench {
     primary: NodeInfo,
+    dirs: Vec<PathBuf>,
+    seconds: f64,
     password: String,
     user: String,
     script: std::path::PathBuf,
 }
 
 impl Pgbench {
-    fn prepare(stack: &Stack, primary: &NodeInfo) -> Self {
+    fn prepare(stack: &Stack, primary: &NodeInfo, seconds: f64) -> Self {
         let database = &stack.info().database;
         let script = stack.info().config.with_file_name("two-inserts.sql");
         std::fs::write(
@@ -292,6 +451,8 @@ impl Pgbench {
         .expect("the script");
         let this = Self {
             primary: primary.clone(),
+            dirs: vec![primary.data_dir.clone()],
+            seconds,
             password: std::fs::read_to_string(&database.password_file).expect("the password"),
             user: database.user.clone(),
             script,
@@ -321,18 +482,19 @@ impl Pgbench {
     }
 
     fn measure(&self, args: &[&str]) -> Measured {
-        let seconds = SECONDS.to_string();
+        let seconds = self.seconds.ceil().to_string();
         let mut args = args.to_vec();
         args.extend(["-T", &seconds]);
-        let cpu = cpu_seconds(&self.primary.data_dir);
+        let cpu = cpu_seconds(&self.dirs);
         let said = self.run("pgbench", &args);
-        let cpu = cpu_seconds(&self.primary.data_dir) - cpu;
+        let cpu = cpu_seconds(&self.dirs) - cpu;
         let number = |after: &str| -> f64 {
             let rest = said.split_once(after).map_or("", |(_, rest)| rest);
             rest.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(f64::NAN)
         };
         let per_second = number("tps = ");
         let average = number("latency average = ");
-        Measured { per_second, server_us: cpu * 1e6 / (per_second * SECONDS as f64), p50_ms: average, p99_ms: f64::NAN }
+        let count = per_second * self.seconds.ceil();
+        Measured { per_second, server_us: cpu * 1e6 / count, p50_ms: average, p99_ms: f64::NAN, p999_ms: f64::NAN }
     }
 }

@@ -28,7 +28,7 @@ fn import(setup: &Setup, server: &ServerProcess) -> Result<Value> {
 }
 
 /// Memory of a process, bytes.
-fn resident(server: &ServerProcess) -> Result<f64> {
+pub(crate) fn resident(server: &ServerProcess) -> Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid()))?;
     let kib = status.lines().find_map(|l| l.strip_prefix("VmRSS:")?.trim().strip_suffix("kB")?.trim().parse().ok());
     Ok(kib.map_or(0.0, |kib: f64| kib * 1024.0))

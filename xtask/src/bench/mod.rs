@@ -8,6 +8,7 @@ mod data;
 mod figure;
 mod http;
 mod load;
+mod node;
 mod report;
 mod storage;
 
@@ -17,6 +18,7 @@ use std::process::Stdio;
 use anyhow::{Context, Result, bail};
 
 use self::figure::{Figure, from_bench};
+use self::report::Section;
 use self::storage::Lines;
 use crate::run::{cargo, root, run, stage, target_dir};
 
@@ -28,6 +30,9 @@ pub(crate) struct BenchOptions {
     /// Only the figures of HTTP, import, memory and start.
     #[arg(long)]
     http_only: bool,
+    /// Only the figures of PostgreSQL clusters.
+    #[arg(long, conflicts_with = "http_only")]
+    clusters_only: bool,
 }
 
 type CrateBench = fn(&BenchOptions) -> Result<Vec<Figure>>;
@@ -62,34 +67,71 @@ pub(crate) fn bench(options: &BenchOptions) -> Result<()> {
         sample: root().join("demo").join("debtags.ndjson.gz"),
         scratch: scratch.clone(),
     };
-    let mut figures = stage("import, start, memory", || data::figures(&setup))?;
-    figures.extend(stage("HTTP", || http::figures(&setup))?);
     // One that fails must not take the others' figures with it.
     let mut failed = Vec::new();
-    if !options.http_only {
-        let benches: [(&str, CrateBench); 3] =
-            [("search engine", search), ("store", store), ("store with 10 million taggings", large_store)];
-        for (title, bench) in benches {
-            match stage(title, || bench(options)) {
-                Ok(more) => figures.extend(more),
-                Err(error) => failed.push(format!("{title}: {error:#}")),
-            }
+    if !options.clusters_only {
+        let mut figures = stage("import, start, memory", || data::figures(&setup))?;
+        figures.extend(stage("HTTP", || http::figures(&setup))?);
+        if !options.http_only {
+            let benches: [(&str, CrateBench); 3] =
+                [("search engine", search), ("store", store), ("store with 10 million taggings", large_store)];
+            figures.extend(all_of(options, &benches, &mut failed));
         }
+        finish(Section::Embedded, &figures, options)?;
+    }
+    if !options.http_only {
+        let benches: [(&str, CrateBench); 2] =
+            [("clusters beside pgbench", clusters), ("a cluster with 10 million taggings", large_cluster)];
+        let mut figures = all_of(options, &benches, &mut failed);
+        match stage("a node with many clusters", || node::figures(&setup)) {
+            Ok(more) => figures.extend(more),
+            Err(error) => failed.push(format!("a node with many clusters: {error:#}")),
+        }
+        finish(Section::Clusters, &figures, options)?;
     }
     std::fs::remove_dir_all(&scratch)?;
-    report::write(&figures, options.quick)?;
+    if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join("\n")) }
+}
+
+fn all_of(options: &BenchOptions, benches: &[(&str, CrateBench)], failed: &mut Vec<String>) -> Vec<Figure> {
+    let mut figures = Vec::new();
+    for (title, bench) in benches {
+        match stage(title, || bench(options)) {
+            Ok(more) => figures.extend(more),
+            Err(error) => failed.push(format!("{title}: {error:#}")),
+        }
+    }
+    figures
+}
+
+fn finish(section: Section, figures: &[Figure], options: &BenchOptions) -> Result<()> {
+    report::write(section, figures, options.quick)?;
     let missed: Vec<&Figure> = figures.iter().filter(|f| f.ok == Some(false)).collect();
     if !missed.is_empty() && !options.quick {
         println!("\n{} of {} figures miss their target:", missed.len(), figures.len());
         missed.iter().for_each(|f| println!("  {}: {}", f.what, f.target.as_deref().unwrap_or_default()));
     }
-    if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join("\n")) }
+    Ok(())
+}
+
+/// The figures in the last line that a bench printed.
+fn printed(text: &str) -> Result<Vec<Figure>> {
+    let line = text.lines().rev().find(|l| l.starts_with("{\"figures\""));
+    from_bench(line.context("the bench printed no figures")?).context("its figures cannot be read")
+}
+
+fn clusters(options: &BenchOptions) -> Result<Vec<Figure>> {
+    let short = if options.quick { &["--seconds", "0.5"][..] } else { &[] };
+    printed(&crate_bench("tagfast-store-postgres", "cluster", short)?)
+}
+
+fn large_cluster(options: &BenchOptions) -> Result<Vec<Figure>> {
+    let short = if options.quick { &["--large", "--seconds", "0.5", "--contents", "40000"][..] } else { &["--large"] };
+    printed(&crate_bench("tagfast-store-postgres", "cluster", short)?)
 }
 
 fn search(_: &BenchOptions) -> Result<Vec<Figure>> {
-    let text = crate_bench("tagfast-search", "search", &[])?;
-    let line = text.lines().rev().find(|l| l.starts_with("{\"figures\""));
-    from_bench(line.context("the bench search printed no figures")?).context("its figures cannot be read")
+    printed(&crate_bench("tagfast-search", "search", &[])?)
 }
 
 fn store(options: &BenchOptions) -> Result<Vec<Figure>> {

@@ -9,8 +9,31 @@ use serde_json::json;
 use super::figure::Figure;
 use crate::run::{output, root, target_dir};
 
-const BEGIN: &str = "<!-- measured: begin, written by `cargo xtask bench` -->\n";
-const END: &str = "<!-- measured: end -->\n";
+/// A part of docs/performance.md that is written here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Section {
+    /// The embedded default.
+    Embedded,
+    /// PostgreSQL clusters.
+    Clusters,
+}
+
+impl Section {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Embedded => "embedded",
+            Self::Clusters => "clusters",
+        }
+    }
+
+    fn markers(self) -> [String; 2] {
+        let name = self.name();
+        [
+            format!("<!-- measured, {name}: begin, written by `cargo xtask bench` -->\n"),
+            format!("<!-- measured, {name}: end -->\n"),
+        ]
+    }
+}
 
 /// What it was measured on.
 fn machine() -> String {
@@ -79,12 +102,12 @@ fn markdown(figures: &[Figure]) -> String {
     text
 }
 
-pub(crate) fn write(figures: &[Figure], quick: bool) -> Result<()> {
+pub(crate) fn write(section: Section, figures: &[Figure], quick: bool) -> Result<()> {
     let commit = output(Command::new("git").args(["rev-parse", "--short", "HEAD"]).current_dir(root()))
         .unwrap_or_else(|_| "unknown".to_owned());
     let text = markdown(figures);
     println!("{text}");
-    let path = target_dir().join("bench").join("results.json");
+    let path = target_dir().join("bench").join(format!("results-{}.json", section.name()));
     let results = json!({"machine": machine(), "commit": commit.trim(), "quick": quick, "figures": figures});
     std::fs::write(&path, serde_json::to_vec_pretty(&results)?)?;
     println!("written: {}", path.display());
@@ -93,10 +116,12 @@ pub(crate) fn write(figures: &[Figure], quick: bool) -> Result<()> {
     }
     let page = root().join("docs").join("performance.md");
     let document = std::fs::read_to_string(&page).with_context(|| format!("cannot read {}", page.display()))?;
-    let (before, rest) = document.split_once(BEGIN).context("docs/performance.md lacks its first marker")?;
-    let (_, after) = rest.split_once(END).context("docs/performance.md lacks its second marker")?;
+    let [begin, end] = section.markers();
+    let missing = || format!("docs/performance.md lacks a marker of {section:?}");
+    let (before, rest) = document.split_once(&begin).with_context(missing)?;
+    let (_, after) = rest.split_once(&end).with_context(missing)?;
     let head = format!("\n{}; `cargo xtask bench` at commit {}.\n", machine(), commit.trim());
-    std::fs::write(&page, format!("{before}{BEGIN}{head}{text}\n{END}{after}"))?;
+    std::fs::write(&page, format!("{before}{begin}{head}{text}\n{end}{after}"))?;
     println!("written: {}", page.display());
     Ok(())
 }

@@ -114,6 +114,16 @@ mod tests {
     }
 
     #[test]
+    fn alert_rules_ask_for_metrics_that_exist() {
+        let rules = include_str!("../../../../deploy/prometheus/alerts.yml");
+        let word = |c: char| !(c.is_ascii_lowercase() || c == '_');
+        let asked: BTreeSet<&str> = rules.split(word).filter(|w| w.starts_with("tagfast_")).collect();
+        let known: BTreeSet<&str> = all().iter().flat_map(|(_, defs)| defs.iter()).map(|d| d.name).collect();
+        assert!(asked.len() > 8, "{asked:?}");
+        assert_eq!(asked.difference(&known).collect::<Vec<_>>(), Vec::<&&str>::new());
+    }
+
+    #[test]
     fn the_page_in_docs_is_this_reference() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md");
         if std::env::var_os("UPDATE_GOLDEN").is_some() {
