@@ -23,9 +23,11 @@ const QUOTING: &[&str] = &[
     "crates/tagfast-failover/src/ack.rs",
     "crates/tagfast-failover/src/epoch.rs",
     "crates/tagfast-failover/src/fence.rs",
+    "crates/tagfast-store-postgres/src/checks.rs",
     "crates/tagfast-store-postgres/src/etcd.rs",
     "crates/tagfast-store-postgres/src/options.rs",
     "crates/tagfast-store-postgres/src/watcher.rs",
+    "crates/tagfast-store-postgres/tests/faults/reigns.rs",
     "crates/tagfast-testkit/src/stack/patroni.rs",
     // An option of `ip link`.
     "crates/tagfast-testkit/src/stack/netns.rs",

@@ -23,6 +23,7 @@ mod remembered;
 mod schema;
 mod store;
 mod tls;
+mod views;
 mod watcher;
 
 pub use metric::METRICS;

@@ -44,13 +44,13 @@ pub const METRICS: &[MetricDef] = &[
         name: "tagfast_failovers_total",
         kind: MetricKind::Counter,
         labels: &["cluster"],
-        help: "Later epochs that began while this node ran: failovers, switchovers, leader keys taken again.",
+        help: "Later epochs that began while this node ran: failovers, switchovers, Patroni's key taken again.",
     },
     MetricDef {
         name: "tagfast_node_is_primary",
         kind: MetricKind::Gauge,
         labels: &["cluster", "node"],
-        help: "1 for the member that holds the leader key. More than one 1 in a cluster: nodes of the service disagree.",
+        help: "1 for the member that holds Patroni's key. More than one 1 in a cluster: nodes of the service disagree.",
     },
     MetricDef {
         name: "tagfast_replica_streaming",

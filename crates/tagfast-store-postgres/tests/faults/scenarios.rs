@@ -162,10 +162,7 @@ async fn the_primary_is_killed() {
         took.push((went_on.as_secs_f64(), reign.as_secs_f64()));
     }
     took.sort_by(|a, b| a.0.total_cmp(&b.0));
-    println!(
-        "primary killed, {} runs: until the next acknowledged write (the new leader key) {took:.2?} s",
-        took.len()
-    );
+    println!("primary killed, {} runs: until the next acknowledged write (the next reign) {took:.2?} s", took.len());
     assert!(took.iter().all(|(went_on, _)| *went_on < 10.0), "{took:?}");
 }
 
@@ -342,7 +339,7 @@ mod full {
     /// All Patronis die, the lease runs out, and the old primary's Patroni takes the free key again: no promotion, the same
     /// timeline, another reign (X7).
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn the_leader_key_is_taken_again_without_a_promotion() {
+    async fn the_key_is_taken_again_without_a_promotion() {
         let _turn = TURN.lock().await;
         let scene = Scene::begin("key taken again").await;
         let old = primary().await.name;

@@ -57,7 +57,7 @@ pub struct ReadCall {
     pub marked: bool,
 }
 
-/// A reign as somebody who watched the leader key saw it.
+/// A reign as somebody who watched Patroni's key saw it.
 #[derive(Debug, Clone, Copy)]
 pub struct Reign {
     /// Its id, as in the receipts of its writes.
