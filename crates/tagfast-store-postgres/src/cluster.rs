@@ -54,6 +54,8 @@ pub(crate) struct Cluster {
     fences: Mutex<HashMap<EpochId, u64>>,
     /// Asks the watcher to look now.
     pub(crate) look_now: Notify,
+    /// Told after a commit of this node: its relay need not wait to find it.
+    pub(crate) committed: Notify,
 }
 
 impl Cluster {
@@ -68,6 +70,7 @@ impl Cluster {
             acknowledger: Mutex::default(),
             fences: Mutex::default(),
             look_now: Notify::new(),
+            committed: Notify::new(),
         }
     }
 

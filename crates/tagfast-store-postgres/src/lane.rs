@@ -60,6 +60,8 @@ pub(crate) struct Lane {
     number: i32,
     inbox: Mutex<Inbox>,
     arrived: Notify,
+    /// For whoever watches the time of what waits.
+    filled: Notify,
     hold: Duration,
 }
 
@@ -75,7 +77,7 @@ pub(crate) struct LaneTask {
 impl Lane {
     pub(crate) fn new(number: i32, hold: Duration) -> Self {
         let inbox = Inbox { queue: FairQueue::new(limit::LANE_QUEUE), again: Vec::new(), closed: false };
-        Self { number, inbox: Mutex::new(inbox), arrived: Notify::new(), hold }
+        Self { number, inbox: Mutex::new(inbox), arrived: Notify::new(), filled: Notify::new(), hold }
     }
 
     fn inbox(&self) -> MutexGuard<'_, Inbox> {
@@ -104,6 +106,7 @@ impl Lane {
         })?;
         drop(inbox);
         self.arrived.notify_one();
+        self.filled.notify_one();
         Ok(answer)
     }
 
@@ -118,6 +121,7 @@ impl Lane {
         inbox.again.extend(later);
         drop(inbox);
         self.arrived.notify_one();
+        self.filled.notify_one();
     }
 
     fn take(&self) -> Vec<Job> {
@@ -178,6 +182,9 @@ pub(crate) fn unavailable(reason: &'static str, outcome_unknown: bool) -> StoreE
 /// Tells late writes of a lane also while the lane waits for its primary.
 pub(crate) async fn expire_late(lane: Arc<Lane>) {
     loop {
+        if lane.waiting() == 0 {
+            lane.filled.notified().await;
+        }
         tokio::time::sleep(Duration::from_millis(50)).await;
         lane.expire();
     }
@@ -245,6 +252,7 @@ impl LaneTask {
                             .increment(1);
                         locked_until = Some(Instant::now() + LOCKED_FOR);
                     }
+                    self.cluster.committed.notify_one();
                     self.finish(jobs, finished);
                 }
                 Err(failed) => {

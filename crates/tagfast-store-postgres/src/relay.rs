@@ -28,8 +28,12 @@ use crate::options::limit;
 
 /// Rows of one pass.
 const ROWS: i64 = 2000;
-/// Between two passes that found nothing.
-const IDLE: Duration = Duration::from_millis(20);
+/// Between two passes.
+const BUSY: Duration = Duration::from_millis(20);
+/// Between two passes when there was nothing for a while. Commits of this node end it; those of another node are found by it.
+const IDLE: Duration = Duration::from_millis(200);
+/// So long a relay stays busy after its last row.
+const LULL: Duration = Duration::from_secs(1);
 /// Between two changes of the table that is written.
 const TURN: Duration = Duration::from_secs(5);
 /// Between two attempts to become the active relay: the other one may have died.
@@ -155,6 +159,7 @@ struct Active {
     stored: Cursor,
     stored_at: Instant,
     turned_at: Instant,
+    found_at: Instant,
     turn: i32,
     /// (xmax, our clock before the snapshot): when xmin passes xmax, everything before that moment is published.
     beats: VecDeque<(u64, UnixMillis)>,
@@ -201,9 +206,20 @@ impl Relay {
                 // Its xid is that of the next snapshot.
                 active.waiting.push((u64::MAX, reply));
             }
+            if found > 0 {
+                active.found_at = Instant::now();
+            }
             if found < ROWS as usize {
                 self.turn(&server, &mut active).await?;
-                tokio::time::sleep(IDLE).await;
+                tokio::time::sleep(BUSY).await;
+                if active.found_at.elapsed() > LULL && active.waiting.is_empty() {
+                    let rest = IDLE.saturating_sub(BUSY);
+                    tokio::select! {
+                        () = self.cluster.committed.notified() => {}
+                        asked = self.drains.recv() => active.waiting.extend(asked.map(|reply| (u64::MAX, reply))),
+                        () = tokio::time::sleep(rest) => {}
+                    }
+                }
             }
         }
     }
@@ -239,6 +255,7 @@ impl Relay {
             stored: cursor,
             stored_at: now,
             turned_at: now,
+            found_at: now,
             turn,
             beats: VecDeque::new(),
             waiting: Vec::new(),
