@@ -1,8 +1,10 @@
 //! A view: which node is asked, and whether what it answered is new enough.
 //!
 //! A replica first, where it is likely to be new enough; then the primary, whose answer is proven like a write; then whatever a replica of
-//! this history has, marked. How it fails: a node that fails or is late is left out for two seconds; when nobody answers the
-//! caller is told, within its deadline.
+//! this history has, marked.
+//!
+//! How it fails: a node that fails or is late is not asked first for two seconds. Nodes that are silent are asked again until the
+//! deadline; when all of them refuse, the caller is told at once.
 
 use std::sync::{Arc, PoisonError};
 
@@ -94,6 +96,80 @@ impl PostgresStore {
             }
             answer
         }))
+    }
+
+    /// Asks the nodes one after the other, the likeliest first. `None`: nobody answered.
+    async fn ask_nodes(
+        &self,
+        parts: &Parts,
+        stored: &[u8],
+        hash: ContentHash,
+        need: &Need,
+        consistency: Consistency,
+        until: Instant,
+    ) -> Option<Result<View, StoreError>> {
+        // A primary's answer shows at least what was there when it was asked.
+        let asked = self.clock.now_ms();
+        let view = Arc::clone(&parts.cluster.view.borrow());
+        let epoch = view.primary.as_ref().map(|(epoch, _)| Arc::clone(epoch));
+        let floor = need.floor(parts);
+        let first = (hash.0 >> 8) as usize;
+        let replicas = || (0..view.replicas.len()).map(|n| &view.replicas[(first + n) % view.replicas.len()]);
+
+        // Whoever insists on the primary waits for it; the others have replicas to turn to.
+        let patience = if consistency == Consistency::Strong { PATIENCE } else { limit::READ };
+
+        // A replica is asked first where it is likely to be new enough: nothing was promised, or it is a token's.
+        if consistency != Consistency::Strong
+            && let Some(floor) = floor
+            && (need.position.is_none() || need.promised)
+            && let Some(reader) = replicas().map(|node| self.reader(parts, node)).find(|reader| !reader.is_avoided())
+            && let Ok(found) = Self::read_at(&reader, stored, until.min(Instant::now() + limit::REPLICA_FIRST)).await
+            && is_of_history(parts, &found.1)
+        {
+            let covered = found.1.covered >= floor;
+            match self.view_of(found, Source::Replica, epoch.as_deref(), asked) {
+                Err(damaged) => return Some(Err(damaged)),
+                Ok(answer) => {
+                    let newer = need.version.is_none_or(|v| answer.version >= v);
+                    if (covered || need.version.is_some()) && newer {
+                        return Some(Ok(answer));
+                    }
+                }
+            }
+        }
+        let look = Look { parts, view: &view, stored, need, floor, asked };
+        // A primary that failed a moment ago is asked last, so that reads do not queue up in front of one that hangs.
+        let avoided = consistency != Consistency::Strong
+            && view.primary.as_ref().is_some_and(|(_, node)| self.reader(parts, node).is_avoided());
+        if !avoided && let Some(answer) = self.view_primary(&look, until.min(Instant::now() + patience)).await {
+            return Some(answer);
+        }
+        if consistency == Consistency::Strong {
+            return None;
+        }
+        // No primary: whatever a replica of this history has, marked where it may lack something.
+        for node in replicas().chain(view.primary.as_ref().map(|(_, node)| node)) {
+            let reader = self.reader(parts, node);
+            let Ok(found) = Self::read_at(&reader, stored, until.min(Instant::now() + limit::READ)).await else {
+                continue;
+            };
+            if !found.1.in_recovery {
+                continue;
+            }
+            let covered = is_of_history(parts, &found.1) && floor.is_some_and(|floor| found.1.covered >= floor);
+            return Some(self.view_of(found, Source::Replica, epoch.as_deref(), asked).map(|mut answer| {
+                let kept = covered && need.version.is_none_or(|v| answer.version >= v);
+                if !kept && consistency == Consistency::Session {
+                    answer.degraded.push(FAILOVER);
+                }
+                answer
+            }));
+        }
+        if avoided && let Some(answer) = self.view_primary(&look, until.min(Instant::now() + patience)).await {
+            return Some(answer);
+        }
+        None
     }
 
     fn view_of(
@@ -189,66 +265,22 @@ impl TagReader for PostgresStore {
         let stored = stored_key(shard, &bytes);
         let until = options.deadline.unwrap_or_else(|| Instant::now() + PATIENCE);
         let need = Need::of(parts, shard, hash, options);
-        // A primary's answer shows at least what was there when it was asked.
-        let asked = self.clock.now_ms();
-        let view = Arc::clone(&parts.cluster.view.borrow());
-        let epoch = view.primary.as_ref().map(|(epoch, _)| Arc::clone(epoch));
-        let floor = need.floor(parts);
-        let first = (hash.0 >> 8) as usize;
-        let replicas = || (0..view.replicas.len()).map(|n| &view.replicas[(first + n) % view.replicas.len()]);
-
-        // Whoever insists on the primary waits for it; the others have replicas to turn to.
-        let patience = if options.consistency == Consistency::Strong { PATIENCE } else { limit::READ };
-
-        // A replica is asked first where it is likely to be new enough: nothing was promised, or it is a token's.
-        if options.consistency != Consistency::Strong
-            && let Some(floor) = floor
-            && (need.position.is_none() || need.promised)
-            && let Some(reader) = replicas().map(|node| self.reader(parts, node)).find(|reader| !reader.is_avoided())
-            && let Ok(found) = Self::read_at(&reader, &stored, until.min(Instant::now() + limit::REPLICA_FIRST)).await
-            && is_of_history(parts, &found.1)
-        {
-            let covered = found.1.covered >= floor;
-            let answer = self.view_of(found, Source::Replica, epoch.as_deref(), asked)?;
-            let newer = need.version.is_none_or(|v| answer.version >= v);
-            if (covered || need.version.is_some()) && newer {
-                return Ok(answer);
+        loop {
+            let began = Instant::now();
+            if let Some(answer) = self.ask_nodes(parts, &stored, hash, &need, options.consistency, until).await {
+                return answer;
+            }
+            if Instant::now() >= until {
+                return Err(StoreError::Deadline { waiting_for: "a node of the cluster", outcome_unknown: false });
+            }
+            if options.consistency == Consistency::Strong {
+                return Err(unavailable("the cluster has no primary", false));
+            }
+            // Who is silent may only be slow, as behind a lock; who refuses will not think better of it.
+            if began.elapsed() < limit::REPLICA_FIRST {
+                return Err(unavailable("no node of the cluster answers", false));
             }
         }
-        let look = Look { parts, view: &view, stored: &stored, need: &need, floor, asked };
-        // A primary that failed a moment ago is asked last, so that reads do not queue up in front of one that hangs.
-        let avoided = options.consistency != Consistency::Strong
-            && view.primary.as_ref().is_some_and(|(_, node)| self.reader(parts, node).is_avoided());
-        if !avoided && let Some(answer) = self.view_primary(&look, until.min(Instant::now() + patience)).await {
-            return answer;
-        }
-        if options.consistency == Consistency::Strong {
-            return Err(unavailable("the cluster has no primary", false));
-        }
-        // No primary: whatever a replica of this history has, marked where it may lack something.
-        for node in replicas().chain(view.primary.as_ref().map(|(_, node)| node)) {
-            let reader = self.reader(parts, node);
-            let Ok(found) = Self::read_at(&reader, &stored, until.min(Instant::now() + limit::READ)).await else {
-                continue;
-            };
-            if !found.1.in_recovery {
-                continue;
-            }
-            let covered = is_of_history(parts, &found.1) && floor.is_some_and(|floor| found.1.covered >= floor);
-            let mut answer = self.view_of(found, Source::Replica, epoch.as_deref(), asked)?;
-            let kept = covered && need.version.is_none_or(|v| answer.version >= v);
-            if !kept && options.consistency == Consistency::Session {
-                answer.degraded.push(FAILOVER);
-            }
-            return Ok(answer);
-        }
-        if avoided && let Some(answer) = self.view_primary(&look, until.min(Instant::now() + patience)).await {
-            return answer;
-        }
-        if Instant::now() >= until {
-            return Err(StoreError::Deadline { waiting_for: "a node of the cluster", outcome_unknown: false });
-        }
-        Err(unavailable("no node of the cluster answers", false))
     }
 
     async fn view_many(&self, keys: &[ContentKey], options: &ReadOptions<'_>) -> Vec<Result<View, StoreError>> {

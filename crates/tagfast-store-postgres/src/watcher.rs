@@ -76,8 +76,16 @@ impl Watcher {
                     tracing::warn!(cluster = self.cluster.name, %error, "etcd was not read");
                     // Who was known before goes on; who was never known cannot begin.
                     if self.cluster.epoch().is_none() {
-                        let known = ClusterView::clone(&self.cluster.view.borrow());
-                        self.publish(ClusterView { problem: Some(format!("{error}; look at store.etcd")), ..known });
+                        self.held(false);
+                        let problem = Some(format!("{error}; look at store.etcd"));
+                        // In place: somebody else may be adding the nodes that Patroni names.
+                        self.cluster.view.send_if_modified(|known| {
+                            let news = known.problem != problem;
+                            if news {
+                                *known = Arc::new(ClusterView { problem, ..ClusterView::clone(known) });
+                            }
+                            news
+                        });
                     }
                 }
             }
