@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use tagfast_testkit::stack::{Needs, install};
+use tagfast_testkit::stack::{Needs, install, install_libraries};
 
 use crate::run::{cargo, run, stage};
 use crate::{alerts, schema_test, tools};
@@ -71,6 +71,7 @@ fn stages(options: &TestOptions, totals: &mut Totals) -> Result<()> {
     if contract {
         stage("install promtool", alerts::promtool)?;
     }
+    stage("install libraries", || install_libraries(&|line| println!("{line}")))?;
     stage("format", || run(cargo().args(["fmt", "--all", "--check"])))?;
     if !options.fast {
         stage("install servers", || {

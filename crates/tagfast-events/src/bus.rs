@@ -2,12 +2,21 @@
 //!
 //! Embedded, the outbox tables of the store's files are the bus: partition = file. In a cluster it is Kafka. A content
 //! is in one partition, so its records are in order. Delivery is at least once.
+//!
+//! Events name the cluster that published them: ordinals of epochs are compared within one cluster only, and two clusters may
+//! share a partition. Embedded there is one cluster without a name.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tagfast_domain::{EpochId, EpochOrdinal, UnixMillis, Version};
+
+/// The cluster whose relay published a record; empty when embedded.
+pub type ClusterName = Arc<str>;
 
 /// A partition of the bus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -17,35 +26,137 @@ pub struct Partition(pub u16);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Group(pub &'static str);
 
+/// The largest `emit` (ordinal of the publishing epoch) seen, per cluster: events of a smaller one are dropped.
+///
+/// As text: `17` for the one cluster without a name, else `c0=17,c1=18`. Cheap to clone.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Emits(Arc<BTreeMap<ClusterName, u64>>);
+
+impl Emits {
+    /// Of the one cluster without a name.
+    pub fn embedded(emit: u64) -> Self {
+        let mut emits = Self::default();
+        emits.see(&Arc::from(""), EpochOrdinal(emit));
+        emits
+    }
+
+    /// The largest one of a cluster; 0 if none was seen.
+    pub fn of(&self, cluster: &str) -> u64 {
+        self.0.get(cluster).copied().unwrap_or(0)
+    }
+
+    /// Takes note of one; false if a larger one was seen before.
+    pub fn see(&mut self, cluster: &ClusterName, emit: EpochOrdinal) -> bool {
+        let known = self.of(cluster);
+        if known < emit.0 {
+            Arc::make_mut(&mut self.0).insert(Arc::clone(cluster), emit.0);
+        }
+        known <= emit.0
+    }
+}
+
+impl fmt::Display for Emits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.keys().all(|cluster| cluster.is_empty()) {
+            return write!(f, "{}", self.of(""));
+        }
+        for (n, (cluster, emit)) in self.0.iter().enumerate() {
+            write!(f, "{}{cluster}={emit}", if n > 0 { "," } else { "" })?;
+        }
+        Ok(())
+    }
+}
+
+/// The text is not that of [`Emits`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a list of clusters and their epochs")]
+pub struct BadEmits;
+
+impl FromStr for Emits {
+    type Err = BadEmits;
+
+    fn from_str(text: &str) -> Result<Self, BadEmits> {
+        let number = |n: &str| n.parse().map_err(|_| BadEmits);
+        if !text.contains('=') {
+            return Ok(Self::embedded(number(text)?));
+        }
+        let one = |part: &str| {
+            let (cluster, emit) = part.rsplit_once('=').ok_or(BadEmits)?;
+            Ok((Arc::from(cluster), number(emit)?))
+        };
+        text.split(',').map(one).collect::<Result<_, _>>().map(|emits| Self(Arc::new(emits)))
+    }
+}
+
 /// How far a group has come in a partition: everything below `next` is applied, superseded, dropped or parked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct BusPosition {
     /// The first offset that is not done.
     pub next: u64,
-    /// The largest `emit` seen below it: events of a smaller one are dropped.
-    pub emit: u64,
+    /// What was seen below it.
+    pub emits: Emits,
 }
 
 /// Positions of a group, per partition.
 pub type Positions = BTreeMap<Partition, BusPosition>;
 
+/// What a record is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecordKind {
+    /// A content's new state, or what claims to be one.
+    Event,
+    /// An epoch began to publish: what carries a smaller `emit` behind it is dropped.
+    Marker,
+    /// Tells how far the partition is complete ([`BusConsumer::frontiers`]).
+    Heartbeat,
+}
+
 /// One record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BusRecord {
+    /// What it is.
+    pub kind: RecordKind,
     /// Where it is.
     pub partition: Partition,
     /// Its place in the partition; strictly increasing, with gaps.
     pub offset: u64,
     /// [`tagfast_domain::ContentKey::to_bytes`].
     pub key: Vec<u8>,
-    /// The state's version.
+    /// The state's version; none if the record does not tell.
     pub version: Version,
     /// Commit time.
     pub at: UnixMillis,
-    /// Ordinal of the epoch that published it.
+    /// Whose relay published it.
+    pub cluster: ClusterName,
+    /// Ordinal of the epoch that published it; 0 if the record does not tell.
     pub emit: EpochOrdinal,
-    /// The envelope.
+    /// Transport headers, untouched; those of CloudEvents' binary mode among them.
+    pub headers: Vec<(String, Vec<u8>)>,
+    /// The envelope, or its data in binary mode.
     pub payload: Vec<u8>,
+}
+
+/// What a poll brings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Polled {
+    /// Records, in partition order; none on an idle bus.
+    Records(Vec<BusRecord>),
+    /// These partitions are this consumer's now. Nothing of them is returned before [`BusConsumer::start`].
+    Assigned(Vec<Partition>),
+    /// These partitions go to another member of the group, which gets them after [`BusConsumer::release`].
+    Revoked(Vec<Partition>),
+    /// These partitions have gone to another member already: what was read of them must not be committed.
+    Lost(Vec<Partition>),
+}
+
+impl Polled {
+    /// The records; none if the assignment changed.
+    pub fn into_records(self) -> Vec<BusRecord> {
+        match self {
+            Self::Records(records) => records,
+            Self::Assigned(_) | Self::Revoked(_) | Self::Lost(_) => Vec::new(),
+        }
+    }
 }
 
 /// How far a partition is known to be complete: every event committed before `complete_through` has an offset below
@@ -120,9 +231,8 @@ pub trait Bus: Send + Sync {
     /// The epoch whose records the bus carries now; another id than a sink remembers means: rebuild.
     fn epoch(&self) -> EpochId;
 
-    /// A consumer of `group` that starts at `positions` (a missing partition: at its first retained record).
-    /// [`BusError::Expired`] when a position is below what was retained.
-    async fn consumer(&self, group: Group, positions: &Positions) -> Result<Box<dyn BusConsumer>, BusError>;
+    /// A new member of `group`; its first poll tells which partitions it has.
+    async fn consumer(&self, group: Group) -> Result<Box<dyn BusConsumer>, BusError>;
 
     /// The end of every partition now: where a rebuild starts reading after it has copied the shards.
     async fn ends(&self) -> Result<Positions, BusError>;
@@ -137,16 +247,42 @@ pub trait Bus: Send + Sync {
 /// One group's reader.
 #[async_trait]
 pub trait BusConsumer: Send {
-    /// Up to `max` records in partition order, waiting at most `wait` for the first. Empty after `wait` on an idle
-    /// bus. Cancel safe: a dropped call loses no record.
-    async fn poll(&mut self, max: usize, wait: Duration) -> Result<Vec<BusRecord>, BusError>;
+    /// Up to `max` records in partition order, waiting at most `wait` for the first, or a change of the assignment.
+    /// Cancel safe: a dropped call loses nothing.
+    async fn poll(&mut self, max: usize, wait: Duration) -> Result<Polled, BusError>;
+
+    /// Begins to read assigned partitions at `positions`; one that is missing there begins where the group committed last,
+    /// else at its first retained record. Returns where each begins. [`BusError::Expired`] when a position is below what was
+    /// retained.
+    async fn start(&mut self, partitions: &[Partition], positions: &Positions) -> Result<Positions, BusError>;
+
+    /// Lets revoked partitions go. What is done was committed before.
+    async fn release(&mut self, partitions: &[Partition]) -> Result<(), BusError>;
 
     /// Stops returning records of a partition, and starts again.
     fn set_paused(&mut self, partition: Partition, paused: bool);
 
-    /// Tells the bus what is done, for retention and display; the sink's own position decides where a restart begins.
+    /// Tells the bus what is done. A sink with positions of its own decides by those where a restart begins.
     async fn commit(&mut self, positions: &Positions) -> Result<(), BusError>;
 
-    /// The frontier of every partition, as of now.
-    async fn frontiers(&self) -> Result<BTreeMap<Partition, Frontier>, BusError>;
+    /// Commits what it was told and leaves the group, so that others need not wait to find out.
+    async fn close(&mut self);
+
+    /// What is known of how far each assigned partition is complete, oldest first: the newest one at or below what is done
+    /// counts. A partition of which nothing is known is missing.
+    async fn frontiers(&self) -> Result<BTreeMap<Partition, Vec<Frontier>>, BusError>;
+}
+
+/// A member of `group` that has its first partitions and reads them from `positions` on. For whoever reads a bus without the
+/// consumer runtime.
+pub async fn begin_at(bus: &dyn Bus, group: Group, positions: &Positions) -> Result<Box<dyn BusConsumer>, BusError> {
+    let mut consumer = bus.consumer(group).await?;
+    loop {
+        if let Polled::Assigned(partitions) = consumer.poll(1, Duration::from_secs(1)).await?
+            && !partitions.is_empty()
+        {
+            consumer.start(&partitions, positions).await?;
+            return Ok(consumer);
+        }
+    }
 }

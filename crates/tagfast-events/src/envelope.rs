@@ -1,20 +1,30 @@
-//! The event as it travels: CloudEvents 1.0, structured mode, JSON.
+//! The event as it travels: CloudEvents 1.0, JSON. Structured mode in the embedded store's files; Kafka's binary mode
+//! (attributes in headers `ce_*`, the data as the value) on a broker.
 //!
 //! The type carries the major version. Unknown fields are ignored, so that a newer producer may add some; an unknown
 //! major version is refused, so that nobody guesses at its meaning. A golden file and `docs/event.schema.json` pin it.
 
 use std::borrow::Cow;
-use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 use tagfast_domain::time::{parse_rfc3339, rfc3339};
 use tagfast_domain::{
-    Change, ContentKey, DomainError, EpochOrdinal, TagName, Tagging, TaggingsEvent, UserId, Version, WriteId,
+    Change, ContentKey, DomainError, EpochOrdinal, TagName, Tagging, TaggingsEvent, UnixMillis, UserId, Version,
+    WriteId,
 };
 use tagfast_sharding::ContentHash;
 
+use crate::bus::{BusRecord, ClusterName, RecordKind};
+
 /// The CloudEvents type of [`TaggingsEvent`].
 pub const EVENT_TYPE: &str = "tagfast.taggings.v1";
+
+/// The type of a marker: an epoch began to publish.
+pub const MARKER_TYPE: &str = "tagfast.epoch.v1";
+/// The type of a heartbeat: how far a partition is complete.
+pub const HEARTBEAT_TYPE: &str = "tagfast.heartbeat.v1";
+/// The source of an event; in a cluster with `/` and the cluster's name behind it.
+const SOURCE: &str = "/tagfast";
 
 /// Why an envelope cannot be read. Such a record can never succeed: it is poison.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -107,53 +117,185 @@ struct ChangeData<'a> {
     traceparent: Option<Cow<'a, str>>,
 }
 
-/// The bytes of an event.
-pub fn encode(event: &TaggingsEvent) -> Vec<u8> {
-    let mut id = String::with_capacity(40);
-    // Writing to a String cannot fail.
-    let _ = write!(id, "{:016x}-{}", ContentHash::of(&event.key).0, event.version);
+fn id(event: &TaggingsEvent) -> String {
+    format!("{:016x}-{}", ContentHash::of(&event.key).0, event.version)
+}
+
+fn traceparent(event: &TaggingsEvent) -> Option<&str> {
+    event.changes.last().and_then(|c| c.traceparent.as_deref())
+}
+
+fn data(event: &TaggingsEvent) -> Data<'_> {
     let names = |names: &'_ [TagName]| names.iter().map(|n| Cow::Owned(n.as_str().to_owned())).collect();
-    let envelope = Envelope {
+    Data {
+        tenant: event.key.tenant.as_str().into(),
+        content_type: event.key.content.content_type.as_str().into(),
+        id: event.key.content.content_id.as_str().into(),
+        version: event.version.to_string().into(),
+        emit: event.emit.0,
+        tags: event
+            .tags
+            .iter()
+            .map(|t| TagData {
+                tag: t.name.as_str().into(),
+                display: (*t.display).into(),
+                added_by: t.user.as_str().into(),
+                added_at: t.at,
+                ord: t.ord.to_string().into(),
+            })
+            .collect(),
+        changes: event
+            .changes
+            .iter()
+            .map(|c| ChangeData {
+                write_id: c.write_id.to_string().into(),
+                user: c.user.as_str().into(),
+                version: c.version.to_string().into(),
+                added: names(&c.added),
+                removed: names(&c.removed),
+                traceparent: c.traceparent.as_deref().map(Cow::Borrowed),
+            })
+            .collect(),
+    }
+}
+
+fn json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).unwrap_or_else(|e| unreachable!("strings and numbers always serialise: {e}"))
+}
+
+/// The bytes of an event, in structured mode.
+pub fn encode(event: &TaggingsEvent) -> Vec<u8> {
+    json(&Envelope {
         specversion: "1.0".into(),
-        id: id.into(),
-        source: "/tagfast".into(),
+        id: id(event).into(),
+        source: SOURCE.into(),
         event_type: EVENT_TYPE.into(),
         subject: event.key.to_string().into(),
         time: rfc3339(event.at).into(),
         datacontenttype: "application/json".into(),
-        traceparent: event.changes.last().and_then(|c| c.traceparent.as_deref()).map(Cow::Borrowed),
-        data: Data {
-            tenant: event.key.tenant.as_str().into(),
-            content_type: event.key.content.content_type.as_str().into(),
-            id: event.key.content.content_id.as_str().into(),
-            version: event.version.to_string().into(),
-            emit: event.emit.0,
-            tags: event
-                .tags
-                .iter()
-                .map(|t| TagData {
-                    tag: t.name.as_str().into(),
-                    display: (*t.display).into(),
-                    added_by: t.user.as_str().into(),
-                    added_at: t.at,
-                    ord: t.ord.to_string().into(),
-                })
-                .collect(),
-            changes: event
-                .changes
-                .iter()
-                .map(|c| ChangeData {
-                    write_id: c.write_id.to_string().into(),
-                    user: c.user.as_str().into(),
-                    version: c.version.to_string().into(),
-                    added: names(&c.added),
-                    removed: names(&c.removed),
-                    traceparent: c.traceparent.as_deref().map(Cow::Borrowed),
-                })
-                .collect(),
-        },
-    };
-    serde_json::to_vec(&envelope).unwrap_or_else(|e| unreachable!("strings and numbers always serialise: {e}"))
+        traceparent: traceparent(event).map(Cow::Borrowed),
+        data: data(event),
+    })
+}
+
+/// A record in binary mode.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// The attributes.
+    pub headers: Vec<(String, Vec<u8>)>,
+    /// The data.
+    pub payload: Vec<u8>,
+}
+
+/// Attributes that are not in CloudEvents: a reader can drop what is old without reading the data.
+const VERSION_HEADER: &str = "ce_tagfastversion";
+const EMIT_HEADER: &str = "ce_tagfastemit";
+/// How far a heartbeat's partition is complete, in unix milliseconds.
+const COMPLETE_HEADER: &str = "ce_tagfastcomplete";
+
+fn attributes(event_type: &str, cluster: &str, id: &str, at: UnixMillis, emit: u64) -> Vec<(String, Vec<u8>)> {
+    [
+        ("ce_specversion", "1.0".to_owned()),
+        ("ce_type", event_type.to_owned()),
+        ("ce_source", format!("{SOURCE}/{cluster}")),
+        ("ce_id", id.to_owned()),
+        ("ce_time", rfc3339(at)),
+        (EMIT_HEADER, emit.to_string()),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name.to_owned(), value.into_bytes()))
+    .collect()
+}
+
+/// At or after the event's commit in its cluster's log: tells after a failover whether the event may be lost there.
+const HI_HEADER: &str = "ce_tagfasthi";
+
+/// An event of a cluster, in binary mode. `hi` is a log position at or after its commit.
+pub fn encode_binary(event: &TaggingsEvent, cluster: &str, hi: u64) -> Message {
+    let mut headers = attributes(EVENT_TYPE, cluster, &id(event), event.at, event.emit.0);
+    let mut header = |name: &str, value: String| headers.push((name.to_owned(), value.into_bytes()));
+    header("ce_subject", event.key.to_string());
+    header(VERSION_HEADER, event.version.to_string());
+    header(HI_HEADER, hi.to_string());
+    header("content-type", "application/json".to_owned());
+    if let Some(traceparent) = traceparent(event) {
+        header("ce_traceparent", traceparent.to_owned());
+    }
+    Message { headers, payload: json(&data(event)) }
+}
+
+/// A marker: everything of the cluster behind it belongs to this epoch or a later one.
+pub fn encode_marker(cluster: &str, emit: EpochOrdinal, at: UnixMillis) -> Message {
+    Message {
+        headers: attributes(MARKER_TYPE, cluster, &format!("{cluster}-{}", emit.0), at, emit.0),
+        payload: Vec::new(),
+    }
+}
+
+/// A heartbeat: every event of the cluster in this partition committed before `complete_through` lies before it.
+pub fn encode_heartbeat(cluster: &str, emit: EpochOrdinal, complete_through: UnixMillis) -> Message {
+    let id = format!("{cluster}-{}-{complete_through}", emit.0);
+    let mut headers = attributes(HEARTBEAT_TYPE, cluster, &id, complete_through, emit.0);
+    headers.push((COMPLETE_HEADER.to_owned(), complete_through.to_string().into_bytes()));
+    Message { headers, payload: Vec::new() }
+}
+
+/// What the headers of a record in binary mode tell. A record without them is an event that does not tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attributes {
+    /// What the record is.
+    pub kind: RecordKind,
+    /// Whose relay published it.
+    pub cluster: ClusterName,
+    /// Ordinal of the epoch that published it.
+    pub emit: EpochOrdinal,
+    /// The state's version.
+    pub version: Version,
+    /// Commit time.
+    pub at: Option<UnixMillis>,
+    /// A log position at or after the commit.
+    pub hi: Option<u64>,
+    /// A heartbeat's statement.
+    pub complete_through: Option<UnixMillis>,
+}
+
+impl Attributes {
+    /// Reads headers.
+    pub fn of(headers: &[(String, Vec<u8>)]) -> Self {
+        let text = |name| header(headers, name).unwrap_or_default();
+        let kind = match text("ce_type") {
+            MARKER_TYPE => RecordKind::Marker,
+            HEARTBEAT_TYPE => RecordKind::Heartbeat,
+            _ => RecordKind::Event,
+        };
+        let cluster =
+            text("ce_source").strip_prefix(SOURCE).and_then(|rest| rest.strip_prefix('/')).unwrap_or_default();
+        Self {
+            kind,
+            cluster: cluster.into(),
+            emit: EpochOrdinal(text(EMIT_HEADER).parse().unwrap_or(0)),
+            version: text(VERSION_HEADER).parse().unwrap_or(Version::NONE),
+            at: parse_rfc3339(text("ce_time")),
+            hi: text(HI_HEADER).parse().ok(),
+            complete_through: text(COMPLETE_HEADER).parse().ok(),
+        }
+    }
+}
+
+fn header<'a>(headers: &'a [(String, Vec<u8>)], name: &str) -> Option<&'a str> {
+    headers.iter().find(|(n, _)| n == name).and_then(|(_, value)| std::str::from_utf8(value).ok())
+}
+
+/// The event of a record, in either mode.
+pub fn decode_record(record: &BusRecord) -> Result<TaggingsEvent, EnvelopeError> {
+    let Some(event_type) = header(&record.headers, "ce_type") else { return decode(&record.payload) };
+    if event_type != EVENT_TYPE {
+        return Err(EnvelopeError::UnknownType(event_type.to_owned()));
+    }
+    let bad = |e: &dyn std::fmt::Display| EnvelopeError::Undecodable(e.to_string());
+    let data: Data<'_> = serde_json::from_slice(&record.payload).map_err(|e| bad(&e))?;
+    let time = header(&record.headers, "ce_time").unwrap_or_default();
+    event(&data, time).map_err(|e| bad(&e))
 }
 
 /// The event in `bytes`; unknown fields are ignored.
@@ -167,7 +309,7 @@ pub fn decode(bytes: &[u8]) -> Result<TaggingsEvent, EnvelopeError> {
     if envelope.event_type != EVENT_TYPE {
         return Err(EnvelopeError::UnknownType(envelope.event_type.into_owned()));
     }
-    event(&envelope).map_err(|e| bad(&e))
+    event(&envelope.data, &envelope.time).map_err(|e| bad(&e))
 }
 
 fn unknown_type(bytes: &[u8]) -> Option<EnvelopeError> {
@@ -180,8 +322,7 @@ fn unknown_type(bytes: &[u8]) -> Option<EnvelopeError> {
     (typed.event_type != EVENT_TYPE).then_some(EnvelopeError::UnknownType(typed.event_type))
 }
 
-fn event(envelope: &Envelope<'_>) -> Result<TaggingsEvent, DomainError> {
-    let data = &envelope.data;
+fn event(data: &Data<'_>, time: &str) -> Result<TaggingsEvent, DomainError> {
     let tags = data.tags.iter().map(|t| {
         let name = TagName::from_canonical(&t.tag);
         let display = if t.display == t.tag { name.shared() } else { (*t.display).into() };
@@ -202,7 +343,7 @@ fn event(envelope: &Envelope<'_>) -> Result<TaggingsEvent, DomainError> {
     Ok(TaggingsEvent {
         key: key(data)?,
         version: data.version.parse::<Version>()?,
-        at: parse_rfc3339(&envelope.time).ok_or(DomainError::Undecodable { what: "event", reason: "time" })?,
+        at: parse_rfc3339(time).ok_or(DomainError::Undecodable { what: "event", reason: "time" })?,
         emit: EpochOrdinal(data.emit),
         tags: tags.collect::<Result<_, DomainError>>()?,
         changes: changes.collect::<Result<_, DomainError>>()?,

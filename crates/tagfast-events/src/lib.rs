@@ -4,6 +4,9 @@
 //! position beside what they applied, so that a crash at any point repeats work and loses none.
 
 pub mod bus;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+mod engine;
 pub mod envelope;
 mod progress;
 pub mod runtime;
@@ -11,9 +14,10 @@ pub mod sink;
 mod waiting;
 
 pub use bus::{
-    Bus, BusConsumer, BusError, BusPosition, BusRecord, DeadLetter, Frontier, Group, LetterClass, Partition, Positions,
+    Bus, BusConsumer, BusError, BusPosition, BusRecord, ClusterName, DeadLetter, Emits, Frontier, Group, LetterClass,
+    Partition, Polled, Positions, RecordKind,
 };
-pub use envelope::{EnvelopeError, decode, encode};
+pub use envelope::{EnvelopeError, decode, decode_record, encode};
 pub use runtime::{Consumer, ConsumerSnapshot, ConsumerState, RuntimeOptions};
 pub use sink::{RecordVerdict, Sink, SinkError, SinkRecord, Start};
 

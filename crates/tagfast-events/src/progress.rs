@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use tagfast_domain::{EpochOrdinal, UnixMillis};
 
-use crate::bus::{BusPosition, BusRecord, Frontier, Partition, Positions};
+use crate::bus::{BusPosition, BusRecord, ClusterName, Emits, Frontier, Partition, Positions, RecordKind};
 
 #[derive(Default)]
 struct PartitionProgress {
@@ -25,27 +25,47 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    pub(crate) fn new(partitions: &[Partition], from: Positions) -> Self {
-        let start = |p: &Partition| {
-            let read = from.get(p).copied().unwrap_or_default();
-            (*p, PartitionProgress { read, durable: read.next, ..Default::default() })
-        };
-        Self { partitions: partitions.iter().map(start).collect() }
+    /// Partitions that are read from here on.
+    pub(crate) fn begin(&mut self, from: Positions) {
+        for (partition, read) in from {
+            let durable = read.next;
+            self.partitions.insert(partition, PartitionProgress { read, durable, ..Default::default() });
+        }
     }
 
-    /// Whether an event is of the newest epoch seen in its partition; a smaller `emit` is dropped.
-    pub(crate) fn accepts(&mut self, partition: Partition, emit: EpochOrdinal) -> bool {
-        let known = self.partitions.entry(partition).or_default();
-        let newest = known.read.emit <= emit.0;
-        known.read.emit = known.read.emit.max(emit.0);
-        newest
+    /// Partitions that are somebody else's from here on.
+    pub(crate) fn end(&mut self, partitions: &[Partition]) {
+        self.partitions.retain(|partition, _| !partitions.contains(partition));
+    }
+
+    /// Partitions that are read.
+    pub(crate) fn len(&self) -> usize {
+        self.partitions.len()
+    }
+
+    /// Whether a partition is read.
+    pub(crate) fn has(&self, partition: Partition) -> bool {
+        self.partitions.contains_key(&partition)
+    }
+
+    /// Whether an event is of the newest epoch of its cluster seen in its partition; a smaller `emit` is dropped.
+    pub(crate) fn accepts(&mut self, partition: Partition, cluster: &ClusterName, emit: EpochOrdinal) -> bool {
+        self.partitions.get_mut(&partition).is_some_and(|known| known.read.emits.see(cluster, emit))
+    }
+
+    /// What was seen in a partition.
+    pub(crate) fn emits(&self, partition: Partition) -> Emits {
+        self.partitions.get(&partition).map(|known| known.read.emits.clone()).unwrap_or_default()
     }
 
     /// Takes note of a polled batch.
     pub(crate) fn read(&mut self, records: &[BusRecord]) {
         for record in records {
-            let known = self.partitions.entry(record.partition).or_default();
+            let Some(known) = self.partitions.get_mut(&record.partition) else { continue };
             known.read.next = known.read.next.max(record.offset + 1);
+            if record.kind != RecordKind::Event {
+                continue;
+            }
             match known.runs.back_mut() {
                 // One entry per 100 records is exact enough for a lag in milliseconds and keeps the memory small.
                 Some((end, _)) if record.offset + 1 > *end && record.offset % 100 != 0 => *end = record.offset + 1,
@@ -54,14 +74,14 @@ impl Progress {
         }
     }
 
-    /// Everything below these positions is done, given what waits at the smallest offset of each partition. The `emit`
-    /// is that record's: a larger one read behind it would drop the record itself after a restart.
+    /// Everything below these positions is done, given what waits at the smallest offset of each partition. Its `emits` are
+    /// those of when it was read: a larger one read behind it would drop the record itself after a restart.
     pub(crate) fn done(&self, waiting: &Positions) -> Positions {
         self.partitions
             .iter()
             .map(|(p, known)| {
                 let held = waiting.get(p).filter(|w| w.next < known.read.next);
-                (*p, held.copied().unwrap_or(known.read))
+                (*p, held.cloned().unwrap_or_else(|| known.read.clone()))
             })
             .collect()
     }
@@ -78,7 +98,7 @@ impl Progress {
     pub(crate) fn commit(&mut self, durable: &Positions) -> bool {
         let mut moved = false;
         for (partition, position) in durable {
-            let known = self.partitions.entry(*partition).or_default();
+            let Some(known) = self.partitions.get_mut(partition) else { continue };
             moved |= position.next > known.durable;
             known.durable = known.durable.max(position.next);
             while known.runs.front().is_some_and(|(end, _)| *end <= known.durable) {
@@ -92,17 +112,16 @@ impl Progress {
     pub(crate) fn visible(
         &mut self,
         durable: &Positions,
-        frontiers: &BTreeMap<Partition, Frontier>,
+        frontiers: &BTreeMap<Partition, Vec<Frontier>>,
     ) -> BTreeMap<Partition, UnixMillis> {
         let mut visible = BTreeMap::new();
         for (partition, known) in &mut self.partitions {
-            let Some(frontier) = frontiers.get(partition) else { continue };
             let next = durable.get(partition).map_or(0, |p| p.next);
-            let now = if next >= frontier.next || frontier.next <= 1 {
-                Some(frontier.complete_through)
-            } else {
-                known.runs.front().map(|(_, at)| *at)
-            };
+            let reached = |f: &&Frontier| next >= f.next || f.next <= 1;
+            let of_partition = frontiers.get(partition).map_or(&[][..], Vec::as_slice);
+            // What is not done yet was committed at or after this; what came before it is done.
+            let before_the_first = known.runs.front().map(|(_, at)| *at).filter(|_| !of_partition.is_empty());
+            let now = of_partition.iter().rev().find(reached).map(|f| f.complete_through).or(before_the_first);
             known.visible = now.max(known.visible);
             if let Some(at) = known.visible {
                 visible.insert(*partition, at);
@@ -111,8 +130,14 @@ impl Progress {
         visible
     }
 
+    /// What [`Progress::visible`] said last.
+    pub(crate) fn known_visible(&self) -> BTreeMap<Partition, UnixMillis> {
+        self.partitions.iter().filter_map(|(partition, known)| Some((*partition, known.visible?))).collect()
+    }
+
     /// Whether everything the bus has is durable and visible.
-    pub(crate) fn has_all(&self, durable: &Positions, frontiers: &BTreeMap<Partition, Frontier>) -> bool {
-        frontiers.iter().all(|(p, f)| f.next <= 1 || durable.get(p).is_some_and(|d| d.next >= f.next))
+    pub(crate) fn has_all(&self, durable: &Positions, frontiers: &BTreeMap<Partition, Vec<Frontier>>) -> bool {
+        let reached = |p: &Partition, f: &Frontier| f.next <= 1 || durable.get(p).is_some_and(|d| d.next >= f.next);
+        self.partitions.keys().all(|p| frontiers.get(p).and_then(|f| f.last()).is_some_and(|f| reached(p, f)))
     }
 }

@@ -59,6 +59,8 @@ pub struct SinkError {
 pub enum Start {
     /// Read on from here.
     From(Positions),
+    /// The bus remembers: read on from where the group committed last.
+    Committed,
     /// Nothing usable is there: rebuild from the shards. The word says why.
     Rebuild(&'static str),
 }

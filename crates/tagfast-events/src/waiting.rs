@@ -9,12 +9,14 @@ use std::sync::Arc;
 use tagfast_domain::{TaggingsEvent, UnixMillis};
 use tokio::time::Instant;
 
-use crate::bus::{BusPosition, BusRecord, Positions};
+use crate::bus::{BusPosition, BusRecord, Emits, Partition, Positions};
 use crate::sink::SinkRecord;
 
 /// A record on its way to the sink.
 pub(crate) struct Candidate {
     pub(crate) record: BusRecord,
+    /// What was seen in its partition when it was read.
+    emits: Emits,
     /// Shared with the sink: a batch is handed over without copying its tags.
     pub(crate) event: Arc<TaggingsEvent>,
     /// Failed attempts so far.
@@ -22,8 +24,8 @@ pub(crate) struct Candidate {
 }
 
 impl Candidate {
-    pub(crate) fn new(record: BusRecord, event: TaggingsEvent) -> Self {
-        Self { record, event: Arc::new(event), attempts: 0 }
+    pub(crate) fn new(record: BusRecord, event: TaggingsEvent, emits: Emits) -> Self {
+        Self { record, emits, event: Arc::new(event), attempts: 0 }
     }
 
     pub(crate) fn for_sink(&self) -> SinkRecord {
@@ -56,7 +58,7 @@ impl Waiting {
     pub(crate) fn supersede(&mut self, newer: &Candidate) -> bool {
         let key = &newer.record.key;
         match self.delayed.get(key) {
-            Some(held) if held.candidate.record.version >= newer.record.version => false,
+            Some(held) if held.candidate.event.version >= newer.event.version => false,
             Some(_) => {
                 self.delayed.remove(key);
                 self.first_failed.remove(key);
@@ -85,13 +87,18 @@ impl Waiting {
         self.first_failed.get(key).copied()
     }
 
-    /// What waits at the smallest offset of each partition, with its `emit`: the position cannot pass it.
+    /// Forgets what waits of these partitions.
+    pub(crate) fn end(&mut self, partitions: &[Partition]) {
+        self.delayed.retain(|_, delayed| !partitions.contains(&delayed.candidate.record.partition));
+    }
+
+    /// What waits at the smallest offset of each partition: the position cannot pass it.
     pub(crate) fn oldest(&self) -> Positions {
         let mut oldest = Positions::new();
         for delayed in self.delayed.values() {
             let record = &delayed.candidate.record;
-            let here = BusPosition { next: record.offset, emit: record.emit.0 };
-            let known = oldest.entry(record.partition).or_insert(here);
+            let here = BusPosition { next: record.offset, emits: delayed.candidate.emits.clone() };
+            let known = oldest.entry(record.partition).or_insert_with(|| here.clone());
             if here.next < known.next {
                 *known = here;
             }

@@ -251,13 +251,17 @@ impl Sink for PopularCounts {
             if !due {
                 return Ok(cadence.written.clone());
             }
-            positions.iter().filter(|(p, pos)| cadence.written.get(p) != Some(pos)).map(|(p, pos)| (*p, *pos)).collect()
+            positions
+                .iter()
+                .filter(|(p, pos)| cadence.written.get(p) != Some(pos))
+                .map(|(p, pos)| (*p, pos.clone()))
+                .collect()
         };
         if !changed.is_empty() {
             let moved = changed.clone();
             blocking(move || {
                 moved.iter().try_for_each(|(partition, position)| match files.of_partition(*partition) {
-                    Some(file) => file.set_position(None, *position),
+                    Some(file) => file.set_position(None, position),
                     None => Ok(()),
                 })
             })
@@ -311,7 +315,7 @@ impl Sink for PopularCounts {
         blocking(move || {
             for (partition, position) in &from {
                 if let Some(file) = target.of_partition(*partition) {
-                    file.set_position(Some(&epoch), *position)?;
+                    file.set_position(Some(&epoch), position)?;
                     file.checkpoint()?;
                 }
             }

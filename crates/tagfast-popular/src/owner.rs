@@ -127,20 +127,23 @@ impl OwnerFile {
         if version != SCHEMA {
             return Ok(None);
         }
-        let number = |key| meta(&conn, key).map(|v| v.and_then(|v| v.parse().ok()));
-        let (epoch, next, emit) = (meta(&conn, "epoch")?, number("pos")?, number("emit")?);
-        Ok(epoch.zip(next).zip(emit).map(|((epoch, next), emit)| (epoch, BusPosition { next, emit })))
+        let next = meta(&conn, "pos")?.and_then(|v| v.parse().ok());
+        let emits = meta(&conn, "emit")?.and_then(|v| v.parse().ok());
+        Ok(meta(&conn, "epoch")?
+            .zip(next)
+            .zip(emits)
+            .map(|((epoch, next), emits)| (epoch, BusPosition { next, emits })))
     }
 
     /// Makes a position durable.
-    pub(crate) fn set_position(&self, epoch: Option<&str>, position: BusPosition) -> rusqlite::Result<()> {
+    pub(crate) fn set_position(&self, epoch: Option<&str>, position: &BusPosition) -> rusqlite::Result<()> {
         let mut conn = lock(&self.writer);
         let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
         if let Some(epoch) = epoch {
             set_meta(&tx, "epoch", epoch)?;
         }
         set_meta(&tx, "pos", &position.next.to_string())?;
-        set_meta(&tx, "emit", &position.emit.to_string())?;
+        set_meta(&tx, "emit", &position.emits.to_string())?;
         tx.commit()
     }
 

@@ -67,7 +67,7 @@ fn load() -> Vec<Sample> {
 }
 
 fn positions(next: u64) -> Positions {
-    Positions::from([(Partition(0), BusPosition { next, emit: 1 })])
+    Positions::from([(Partition(0), BusPosition { next, emits: tagfast_events::Emits::embedded(1) })])
 }
 
 /// CPU seconds of this process, all threads.

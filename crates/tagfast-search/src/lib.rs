@@ -1,14 +1,17 @@
-//! The search port, the query language and the tantivy engine.
+//! The search port, the query language, and two engines: tantivy and OpenSearch.
 //!
 //! Search is eventually consistent: it is fed by the bus and says how old it is. It never answers an error as an empty
 //! page.
 
 #[cfg(feature = "conformance")]
 pub mod conformance;
+mod entry;
+mod opensearch;
 pub mod port;
 pub mod query;
 mod tantivy_index;
 
+pub use opensearch::{OpenSearchError, OpenSearchIndex, OpenSearchOptions};
 pub use port::{Hit, SearchError, SearchIndex, SearchPage, SearchRequest, Sort, SortKey, Total};
 pub use query::{Query, caret};
 pub use tantivy_index::{TantivyIndex, TantivyOptions};
@@ -54,3 +57,12 @@ pub const METRICS: &[MetricDef] = &[
         help: "Rebuilds of the index that were completed.",
     },
 ];
+
+/// The metric's word for how a search ended.
+pub(crate) fn outcome<T>(result: &Result<T, SearchError>) -> &'static str {
+    match result {
+        Ok(_) => "answered",
+        Err(SearchError::Unavailable(_)) => "unavailable",
+        Err(SearchError::Syntax { .. } | SearchError::Limit { .. } | SearchError::PrefixTooBroad { .. }) => "refused",
+    }
+}

@@ -9,10 +9,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension, params};
 use tagfast_domain::{Epoch, EpochId, EpochOrdinal, Version};
 use tagfast_events::{
-    Bus, BusConsumer, BusError, BusPosition, BusRecord, DeadLetter, Frontier, Group, Partition, Positions,
+    Bus, BusConsumer, BusError, BusPosition, BusRecord, ClusterName, DeadLetter, Emits, Frontier, Group, Partition,
+    Polled, Positions, RecordKind,
 };
 use tagfast_resilience::Clock;
 use tokio::sync::{oneshot, watch};
@@ -60,27 +61,14 @@ impl Bus for EmbeddedBus {
         self.epoch.id
     }
 
-    async fn consumer(&self, group: Group, positions: &Positions) -> Result<Box<dyn BusConsumer>, BusError> {
-        let mut next = Vec::with_capacity(self.files.len());
-        for (index, file) in self.files.iter().enumerate() {
-            let partition = partition(index);
-            let retained = file.state.retained_from.load(Ordering::Acquire);
-            let position = match positions.get(&partition) {
-                // 0 and 1 are the same place: positions begin at 1.
-                Some(p) if p.next.max(1) < retained => return Err(BusError::Expired { group, partition }),
-                Some(p) => *p,
-                None => BusPosition { next: retained, emit: 0 },
-            };
-            // Registers the group: from now on retention keeps what it has not read.
-            file.state.queue.set_offset(group, position);
-            next.push(position.next);
-        }
+    async fn consumer(&self, group: Group) -> Result<Box<dyn BusConsumer>, BusError> {
         Ok(Box::new(EmbeddedConsumer {
             group,
             files: Arc::clone(&self.files),
             clock: Arc::clone(&self.clock),
             committed: self.committed.clone(),
-            next,
+            assigned: false,
+            next: vec![None; self.files.len()],
             first: 0,
             paused: BTreeSet::new(),
         }))
@@ -93,7 +81,7 @@ impl Bus for EmbeddedBus {
             .enumerate()
             .map(|(index, file)| {
                 let next = file.state.newest.load(Ordering::Acquire) + 1;
-                (partition(index), BusPosition { next, emit: self.epoch.ordinal.0 })
+                (partition(index), BusPosition { next, emits: Emits::embedded(self.epoch.ordinal.0) })
             })
             .collect())
     }
@@ -132,7 +120,10 @@ struct EmbeddedConsumer {
     files: Arc<Vec<StoreFile>>,
     clock: Arc<dyn Clock>,
     committed: watch::Receiver<u64>,
-    next: Vec<u64>,
+    /// The one member has all partitions; it was told so.
+    assigned: bool,
+    /// Where each file is read on, once it was begun.
+    next: Vec<Option<u64>>,
     /// The partition that is read first next time, so that a busy one does not starve the others.
     first: usize,
     paused: BTreeSet<Partition>,
@@ -147,13 +138,41 @@ impl EmbeddedConsumer {
         (0..self.files.len())
             .map(|n| (self.first + n) % self.files.len())
             .filter(|index| !self.paused.contains(&partition(*index)))
-            .filter(|index| self.files[*index].state.newest.load(Ordering::Acquire) >= self.next[*index].max(1))
-            .map(|index| (index, self.next[index]))
+            .filter_map(|index| Some((index, self.next[index]?)))
+            .filter(|(index, next)| self.files[*index].state.newest.load(Ordering::Acquire) >= (*next).max(1))
             .collect()
     }
 }
 
-fn read_events(conn: &Connection, partition: Partition, next: u64, max: usize) -> rusqlite::Result<Vec<BusRecord>> {
+impl EmbeddedConsumer {
+    /// Where the group committed last in a file.
+    async fn committed_position(&self, index: usize) -> Result<Option<BusPosition>, BusError> {
+        if let Some(position) = self.files[index].state.queue.offset(self.group) {
+            return Ok(Some(position));
+        }
+        let (files, group) = (Arc::clone(&self.files), self.group.0);
+        blocking(move || {
+            files[index].readers.walk(|conn| {
+                let row = |row: &rusqlite::Row<'_>| {
+                    let emits = Emits::embedded(row.get::<_, i64>(1)?.unsigned_abs());
+                    Ok(BusPosition { next: row.get::<_, i64>(0)?.unsigned_abs(), emits })
+                };
+                conn.prepare_cached("SELECT pos, emit FROM bus_offset WHERE grp = ?1")?
+                    .query_row([group], row)
+                    .optional()
+            })
+        })
+        .await
+    }
+}
+
+fn read_events(
+    conn: &Connection,
+    partition: Partition,
+    cluster: &ClusterName,
+    next: u64,
+    max: usize,
+) -> rusqlite::Result<Vec<BusRecord>> {
     let mut select = conn.prepare_cached(
         "SELECT pos, key, ver, at, emit, payload FROM bus_event WHERE pos >= ?1 ORDER BY pos LIMIT ?2",
     )?;
@@ -163,6 +182,9 @@ fn read_events(conn: &Connection, partition: Partition, next: u64, max: usize) -
                 rusqlite::Error::FromSqlConversionFailure(2, rusqlite::types::Type::Integer, Box::new(e))
             })?;
             Ok(BusRecord {
+                kind: RecordKind::Event,
+                cluster: Arc::clone(cluster),
+                headers: Vec::new(),
                 partition,
                 offset: row.get::<_, i64>(0)?.unsigned_abs(),
                 key: row.get(1)?,
@@ -177,7 +199,10 @@ fn read_events(conn: &Connection, partition: Partition, next: u64, max: usize) -
 
 #[async_trait]
 impl BusConsumer for EmbeddedConsumer {
-    async fn poll(&mut self, max: usize, wait: Duration) -> Result<Vec<BusRecord>, BusError> {
+    async fn poll(&mut self, max: usize, wait: Duration) -> Result<Polled, BusError> {
+        if !std::mem::replace(&mut self.assigned, true) {
+            return Ok(Polled::Assigned((0..self.files.len()).map(partition).collect()));
+        }
         let end = tokio::time::Instant::now() + wait;
         loop {
             // Seen before the look, so that a commit after the look ends the wait.
@@ -187,12 +212,14 @@ impl BusConsumer for EmbeddedConsumer {
                 let files = Arc::clone(&self.files);
                 let records = blocking(move || {
                     let mut records = Vec::new();
+                    let cluster = ClusterName::from("");
                     for (index, next) in readable {
                         let room = max.saturating_sub(records.len());
                         if room == 0 {
                             break;
                         }
-                        let read = files[index].readers.walk(|c| read_events(c, partition(index), next, room))?;
+                        let read =
+                            files[index].readers.walk(|c| read_events(c, partition(index), &cluster, next, room))?;
                         // Positions have no gaps: what is not there was deleted as nobody's any more.
                         if read.first().is_none_or(|r| r.offset != next.max(1)) {
                             return Ok(Err(partition(index)));
@@ -205,16 +232,16 @@ impl BusConsumer for EmbeddedConsumer {
                 .map_err(|partition| BusError::Expired { group: self.group, partition })?;
                 // Only now: a call that was dropped in between has lost nothing.
                 for record in &records {
-                    self.next[usize::from(record.partition.0)] = record.offset + 1;
+                    self.next[usize::from(record.partition.0)] = Some(record.offset + 1);
                 }
                 self.first = (self.first + 1) % self.files.len();
                 if !records.is_empty() {
-                    return Ok(records);
+                    return Ok(Polled::Records(records));
                 }
             }
             let now = tokio::time::Instant::now();
             if now >= end {
-                return Ok(Vec::new());
+                return Ok(Polled::Records(Vec::new()));
             }
             let until = end.min(now + SAFETY_POLL);
             if let Ok(Err(_)) = tokio::time::timeout_at(until, self.committed.changed()).await {
@@ -222,6 +249,41 @@ impl BusConsumer for EmbeddedConsumer {
                 tokio::time::sleep_until(until).await;
             }
         }
+    }
+
+    async fn start(&mut self, partitions: &[Partition], positions: &Positions) -> Result<Positions, BusError> {
+        let mut begun = Positions::new();
+        for partition in partitions {
+            let index = usize::from(partition.0);
+            let file = self.files.get(index).ok_or_else(|| BusError::Unavailable(format!("no partition {index}")))?;
+            let retained = file.state.retained_from.load(Ordering::Acquire);
+            let position = match positions.get(partition) {
+                // 0 and 1 are the same place: positions begin at 1.
+                Some(p) if p.next.max(1) < retained => {
+                    return Err(BusError::Expired { group: self.group, partition: *partition });
+                }
+                Some(p) => p.clone(),
+                None => self
+                    .committed_position(index)
+                    .await?
+                    .filter(|p| p.next >= retained)
+                    .unwrap_or(BusPosition { next: retained, emits: Emits::default() }),
+            };
+            // Registers the group: from now on retention keeps what it has not read.
+            file.state.queue.set_offset(self.group, position.clone());
+            self.next[index] = Some(position.next);
+            begun.insert(*partition, position);
+        }
+        Ok(begun)
+    }
+
+    async fn release(&mut self, partitions: &[Partition]) -> Result<(), BusError> {
+        for partition in partitions {
+            if let Some(next) = self.next.get_mut(usize::from(partition.0)) {
+                *next = None;
+            }
+        }
+        Ok(())
     }
 
     fn set_paused(&mut self, partition: Partition, paused: bool) {
@@ -235,18 +297,20 @@ impl BusConsumer for EmbeddedConsumer {
     async fn commit(&mut self, positions: &Positions) -> Result<(), BusError> {
         for (partition, position) in positions {
             if let Some(file) = self.files.get(usize::from(partition.0)) {
-                file.state.queue.set_offset(self.group, *position);
+                file.state.queue.set_offset(self.group, position.clone());
             }
         }
         Ok(())
     }
 
-    async fn frontiers(&self) -> Result<BTreeMap<Partition, Frontier>, BusError> {
+    async fn close(&mut self) {}
+
+    async fn frontiers(&self) -> Result<BTreeMap<Partition, Vec<Frontier>>, BusError> {
         let frontiers = self.files.iter().enumerate().map(|(index, file)| {
             // The time first: everything acknowledged before it is below the position read after it.
             let complete_through = self.clock.now_ms();
             let next = file.state.newest.load(Ordering::Acquire) + 1;
-            (partition(index), Frontier { next, complete_through })
+            (partition(index), vec![Frontier { next, complete_through }])
         });
         Ok(frontiers.collect())
     }

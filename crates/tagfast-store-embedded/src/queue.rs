@@ -171,6 +171,12 @@ impl Queue {
         }
     }
 
+    /// The last offset of a group that was set since the file was opened.
+    pub(crate) fn offset(&self, group: Group) -> Option<BusPosition> {
+        let state = self.lock();
+        state.offsets.get(&group).or_else(|| state.offsets_taken.get(&group)).cloned()
+    }
+
     /// The offsets of a failed transaction: forgotten as written, so that the consumer's next call writes them.
     pub(crate) fn offsets_failed(&self, offsets: &BTreeMap<Group, BusPosition>) {
         let mut state = self.lock();
@@ -227,7 +233,7 @@ impl State {
         let writes = self.writes.take(max, BATCH_UNITS);
         self.offsets_since = None;
         let offsets = std::mem::take(&mut self.offsets);
-        self.offsets_taken.extend(offsets.iter().map(|(g, p)| (*g, *p)));
+        self.offsets_taken.extend(offsets.iter().map(|(g, p)| (*g, p.clone())));
         let finished = self.closed && self.writes.is_empty();
         Batch { writes, park: std::mem::take(&mut self.park), offsets, finished }
     }
@@ -307,7 +313,7 @@ mod tests {
     #[test]
     fn an_offset_is_handed_over_once() {
         let (queue, group) = (Queue::default(), Group("g"));
-        let at = |next| BusPosition { next, emit: 1 };
+        let at = |next| BusPosition { next, emits: tagfast_events::Emits::embedded(1) };
         queue.set_offset(group, at(5));
         assert_eq!(take(&queue, 1).offsets[&group], at(5));
         queue.set_offset(group, at(5));

@@ -123,7 +123,7 @@ pub(crate) fn store_offsets(
             "INSERT INTO bus_offset (grp, pos, emit, updated_at) VALUES (?1, ?2, ?3, ?4)
              ON CONFLICT (grp) DO UPDATE SET pos = excluded.pos, emit = excluded.emit, updated_at = excluded.updated_at",
         )?
-        .execute(params![group.0, position.next.cast_signed(), position.emit.cast_signed(), now])?;
+        .execute(params![group.0, position.next.cast_signed(), position.emits.of("").cast_signed(), now])?;
     }
     Ok(())
 }

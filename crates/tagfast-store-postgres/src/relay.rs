@@ -104,13 +104,19 @@ pub trait OutboxSink: Send + Sync {
 
     /// Takes rows in their order, all of them. `hi` is at or after the commit of each. Returns when the sink has them for
     /// certain.
-    async fn publish(&self, cluster: &str, rows: &[OutboxRow], hi: u64) -> Result<(), PublishError>;
+    async fn publish(
+        &self,
+        cluster: &str,
+        epoch: &EpochRecord,
+        rows: &[OutboxRow],
+        hi: u64,
+    ) -> Result<(), PublishError>;
 
     /// Every event committed before this moment is published.
-    async fn complete_through(&self, cluster: &str, at: UnixMillis);
+    async fn complete_through(&self, cluster: &str, epoch: &EpochRecord, at: UnixMillis);
 }
 
-/// Acknowledges and keeps nothing: until there is a bus.
+/// Acknowledges and keeps nothing: where there is no bus.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Discard;
 
@@ -120,11 +126,11 @@ impl OutboxSink for Discard {
         Ok(())
     }
 
-    async fn publish(&self, _cluster: &str, _rows: &[OutboxRow], _hi: u64) -> Result<(), PublishError> {
+    async fn publish(&self, _: &str, _: &EpochRecord, _: &[OutboxRow], _: u64) -> Result<(), PublishError> {
         Ok(())
     }
 
-    async fn complete_through(&self, _cluster: &str, _at: UnixMillis) {}
+    async fn complete_through(&self, _: &str, _: &EpochRecord, _: UnixMillis) {}
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -291,7 +297,7 @@ impl Relay {
         if let Some(last) = rows.last() {
             let cursor = Cursor { xid: last.xid, n: last.n };
             let hi = hi.get::<_, i64>(0).cast_unsigned();
-            alive(server, self.sink.publish(&self.cluster.name, &rows, hi)).await??;
+            alive(server, self.sink.publish(&self.cluster.name, epoch, &rows, hi)).await??;
             metrics::counter!("tagfast_relay_published_total", "cluster" => self.cluster.name.clone())
                 .increment(rows.len() as u64);
             active.cursor = cursor;
@@ -310,7 +316,7 @@ impl Relay {
                 through = active.beats.pop_front().map(|(_, at)| at);
             }
             if let Some(at) = through {
-                self.sink.complete_through(&self.cluster.name, at).await;
+                self.sink.complete_through(&self.cluster.name, epoch, at).await;
             }
             if active.drained_at.is_some_and(|xid| xid <= xmin) {
                 active.drained_at = None;

@@ -1,36 +1,75 @@
-//! The composition root of the cluster mode: the store on PostgreSQL and the API over it.
+//! The composition root of the cluster mode: the store on PostgreSQL, the bus on Kafka, the index on OpenSearch, the counts in files
+//! of this process, and the API over them.
 //!
-//! Until there is a bus the outbox is drained into nothing, and what needs the bus (search, popular tags) answers
-//! `not_in_this_mode`.
+//! Without Kafka the outbox is drained into nothing, and search and popular tags answer `not_in_this_mode`. What is away when
+//! the process starts is waited for in the background; what will never work is refused at once. Order of closing: the consumers,
+//! then the store.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tagfast_api::{ApiParts, Operations, OperationsError, Readiness, StatusReport};
-use tagfast_popular::RecountReport;
+use tagfast_events::{Bus, ClusterName, Partition};
+use tagfast_events_kafka::{KafkaBus, KafkaOptions, TopicError};
+use tagfast_popular::{PopularCounts, RecountReport};
 use tagfast_resilience::Clock;
-use tagfast_store::{Sealer, SharedStore};
-use tagfast_store_postgres::{ClusterOptions, ClusterStatus, Discard, PostgresOptions, PostgresStore};
+use tagfast_search::{OpenSearchError, OpenSearchIndex, OpenSearchOptions};
+use tagfast_sharding::{LogicalShard, ShardMap};
+use tagfast_store::{Sealer, ShardScanner, SharedStore};
+use tagfast_store_postgres::{ClusterOptions, ClusterStatus, Discard, OutboxSink, PostgresOptions, PostgresStore};
 
 use crate::compose::MetricsText;
-use crate::config::{Config, PostgresConfig};
+use crate::config::{Config, KafkaConfig, PostgresConfig};
+use crate::consumers::Consumers;
 use crate::failure::Failure;
+use crate::outbox::KafkaOutbox;
+
+/// The topic of events.
+const TOPIC: &str = "tagfast.taggings.v1";
+/// The alias of the search index.
+const INDEX: &str = "tagfast-content";
+/// How long a start waits for servers that may be away.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks for a broker that was away at the start.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// All parts of a running node of the cluster mode.
 pub struct ClusterNode {
     store: Arc<PostgresStore>,
+    operations: Arc<ClusterOperations>,
     parts: ApiParts,
+    /// Keeps other processes out of the data directory.
+    _held: Option<File>,
+}
+
+/// What feeds on the bus of this process.
+struct Fed {
+    index: Option<Arc<OpenSearchIndex>>,
+    popular: Arc<PopularCounts>,
+    consumers: Consumers,
+    held: File,
 }
 
 impl ClusterNode {
     /// Starts the tasks of every cluster; a cluster that is down is waited for while the others serve.
-    pub fn start(
+    pub async fn start(
         config: &Config,
         postgres: &PostgresConfig,
         clock: Arc<dyn Clock>,
         metrics: MetricsText,
     ) -> Result<Self, Failure> {
+        let bus = match &postgres.kafka {
+            Some(kafka) => Some(bus(config, postgres, kafka).await?),
+            None => None,
+        };
+        let sink: Arc<dyn OutboxSink> = match &bus {
+            Some(bus) => Arc::new(KafkaOutbox(bus.publisher())),
+            None => Arc::new(Discard),
+        };
         let options = PostgresOptions {
             clusters: postgres
                 .clusters
@@ -55,23 +94,32 @@ impl ClusterNode {
             lanes: postgres.lanes,
             hold: postgres.hold,
         };
-        let store = PostgresStore::open(options, Arc::new(Discard))
-            .map_err(|e| Failure::new(format!("the store does not open: {e}")))?;
+        let store =
+            PostgresStore::open(options, sink).map_err(|e| Failure::new(format!("the store does not open: {e}")))?;
+        let fed = match bus {
+            Some(bus) => Some(feed(config, postgres, &store, bus, &clock).await?),
+            None => None,
+        };
         let keys = config.signing_keys().map_err(Failure::new)?;
-        let operations = ClusterOperations { store: Arc::clone(&store), metrics, started: Instant::now() };
+        let (index, popular, consumers, held) = match fed {
+            Some(Fed { index, popular, consumers, held }) => (index, Some(popular), Some(consumers), Some(held)),
+            None => (None, None, None, None),
+        };
+        let operations =
+            Arc::new(ClusterOperations { store: Arc::clone(&store), consumers, metrics, started: Instant::now() });
         let parts = ApiParts {
             store: Arc::clone(&store) as SharedStore,
-            search: None,
-            popular: None,
+            search: index.map(|index| index as _),
+            popular: popular.map(|popular| popular as _),
             verdicts: false,
-            operations: Arc::new(operations),
+            operations: Arc::clone(&operations) as _,
             sealer: Sealer::new(&keys),
             clock,
             auth: config.auth().map_err(|e| Failure::config(&[e]))?,
             domain_limits: config.limits,
             limits: config.api_limits.clone(),
         };
-        Ok(Self { store, parts })
+        Ok(Self { store, operations, parts, _held: held })
     }
 
     /// What the API is made from.
@@ -79,20 +127,124 @@ impl ClusterNode {
         self.parts.clone()
     }
 
-    /// Finishes what waits. Requests must have ended before.
+    /// Stops the consumers, then finishes what waits. Requests must have ended before.
     pub async fn stop(self) {
+        if let Some(consumers) = &self.operations.consumers {
+            consumers.stop().await;
+        }
         self.store.close().await;
     }
 }
 
+/// The clusters whose shards feed each partition.
+fn feeding(postgres: &PostgresConfig, partitions: u16) -> Result<BTreeMap<Partition, BTreeSet<ClusterName>>, Failure> {
+    let shards = postgres.clusters.iter().map(|c| (c.scope.as_str(), c.shards.as_str()));
+    let map = ShardMap::new(postgres.map_version, shards).map_err(|e| Failure::new(e.to_string()))?;
+    let mut feeding: BTreeMap<Partition, BTreeSet<ClusterName>> = BTreeMap::new();
+    for shard in LogicalShard::all() {
+        let partition = Partition(u16::from(shard.number()) % partitions);
+        let cluster = &postgres.clusters[usize::from(map.cluster_of(shard))];
+        feeding.entry(partition).or_default().insert(cluster.scope.as_str().into());
+    }
+    Ok(feeding)
+}
+
+/// The bus. Topics that cannot be used are refused; a broker that is away is looked for again.
+async fn bus(config: &Config, postgres: &PostgresConfig, kafka: &KafkaConfig) -> Result<Arc<KafkaBus>, Failure> {
+    let refused = |e: TopicError| Failure::new(e.to_string());
+    let bus = KafkaBus::new(KafkaOptions {
+        brokers: kafka.brokers.clone(),
+        topic: TOPIC.to_owned(),
+        partitions: kafka.partitions,
+        security: kafka.security().map_err(Failure::new)?,
+        clusters: feeding(postgres, kafka.partitions)?,
+        // Every process counts everything, in files of its own.
+        whole: vec![("analytics".to_owned(), place_name(&config.data_dir))],
+    })
+    .map_err(refused)?;
+    match tokio::time::timeout(PATIENCE, bus.check_topics()).await {
+        Ok(Ok(())) => return Ok(bus),
+        Ok(Err(error @ TopicError::Wrong(_))) => return Err(refused(error)),
+        Ok(Err(error @ TopicError::Unavailable(_))) => tracing::warn!(%error, "events wait for the bus"),
+        Err(_) => tracing::warn!(brokers = ?kafka.brokers, "events wait for the bus: Kafka does not answer"),
+    }
+    let later = Arc::clone(&bus);
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            match later.check_topics().await {
+                Ok(()) => return tracing::info!("Kafka answers"),
+                Err(error @ TopicError::Wrong(_)) => tracing::error!(%error, "the bus cannot be used"),
+                Err(error @ TopicError::Unavailable(_)) => tracing::debug!(%error, "still no bus"),
+            }
+        }
+    });
+    Ok(bus)
+}
+
+/// Starts what feeds on the bus.
+async fn feed(
+    config: &Config,
+    postgres: &PostgresConfig,
+    store: &Arc<PostgresStore>,
+    bus: Arc<KafkaBus>,
+    clock: &Arc<dyn Clock>,
+) -> Result<Fed, Failure> {
+    let scanner = Arc::clone(store) as Arc<dyn ShardScanner>;
+    let index = match &postgres.opensearch {
+        None => None,
+        Some(search) => {
+            let options = OpenSearchOptions { url: search.url.clone(), alias: INDEX.to_owned(), shards: search.shards };
+            let refused = |e: OpenSearchError| Failure::new(e.to_string());
+            let index = OpenSearchIndex::new(options, Arc::clone(&scanner), Arc::clone(clock)).map_err(refused)?;
+            match index.check().await {
+                Ok(()) => {}
+                Err(error @ OpenSearchError::Foreign(_)) => return Err(refused(error)),
+                Err(error @ OpenSearchError::Unavailable(_)) => tracing::warn!(%error, "search waits for its index"),
+            }
+            Some(index)
+        }
+    };
+    let held = hold(&config.data_dir)?;
+    let popular = PopularCounts::open(config.data_dir.join("popular"), scanner, Arc::clone(clock))
+        .map_err(|e| Failure::new(format!("cannot open the counts: {e}")))?;
+    let bus = bus as Arc<dyn Bus>;
+    let consumers = Consumers::start(&bus, clock, index.clone(), Some(Arc::clone(&popular)));
+    Ok(Fed { index, popular, consumers, held })
+}
+
+/// Takes the data directory for this process.
+fn hold(dir: &Path) -> Result<File, Failure> {
+    let failed = |e: std::io::Error| Failure::new(format!("cannot use the data directory {}: {e}", dir.display()));
+    std::fs::create_dir_all(dir).map_err(failed)?;
+    let file = File::create(dir.join("cluster.lock")).map_err(failed)?;
+    file.try_lock().map_err(|_| {
+        Failure::new(format!("another process uses the data directory {}", dir.display()))
+            .hint("give each process a directory of its own: --data-dir DIR")
+    })?;
+    Ok(file)
+}
+
+/// Names the place of the counts: this machine and the directory.
+fn place_name(dir: &Path) -> String {
+    let absolute = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+    let safe = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' };
+    format!("{}{}", host(), absolute.display()).chars().map(safe).collect()
+}
+
+fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "node".to_owned());
+    name.trim().to_owned()
+}
+
 /// This machine and process, in epochs and logs.
 fn node_name() -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "node".to_owned());
-    format!("{}-{}", host.trim(), std::process::id())
+    format!("{}-{}", host(), std::process::id())
 }
 
 struct ClusterOperations {
     store: Arc<PostgresStore>,
+    consumers: Option<Consumers>,
     metrics: MetricsText,
     started: Instant,
 }
@@ -104,7 +256,7 @@ fn degraded(cluster: ClusterStatus) -> Vec<(String, String)> {
     problem.into_iter().chain(warnings).collect()
 }
 
-const NO_BUS: &str = "search and popular tags need the bus, which this mode does not have yet";
+const NO_BUS: &str = "search and popular tags need the bus: set kafka.brokers";
 
 #[async_trait]
 impl Operations for ClusterOperations {
@@ -112,28 +264,35 @@ impl Operations for ClusterOperations {
         let problem = |c: ClusterStatus| Some(format!("{}: {}", c.name, c.problem?));
         let problems: Vec<String> =
             self.store.status().into_iter().filter(|c| c.primary.is_none()).filter_map(problem).collect();
-        vec![Readiness { part: "store", problem: (!problems.is_empty()).then(|| problems.join("; ")) }]
+        let store = Readiness { part: "store", problem: (!problems.is_empty()).then(|| problems.join("; ")) };
+        std::iter::once(store).chain(self.consumers.iter().flat_map(Consumers::readiness)).collect()
     }
 
     async fn status(&self) -> StatusReport {
         let clusters = self.store.status();
         let epochs = clusters.iter().map(|c| format!("{}={}", c.name, c.epoch.unwrap_or(0)));
-        StatusReport {
+        let mut report = StatusReport {
             mode: "postgres".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             epoch: epochs.collect::<Vec<_>>().join(","),
             uptime_seconds: self.started.elapsed().as_secs(),
             degraded: clusters.into_iter().flat_map(degraded).collect(),
             ..StatusReport::default()
+        };
+        if let Some(consumers) = &self.consumers {
+            consumers.report(&mut report).await;
         }
+        report
     }
 
     async fn reindex(&self) -> Result<u64, OperationsError> {
-        Err(OperationsError::Failed(NO_BUS.to_owned()))
+        let consumers = self.consumers.as_ref().ok_or_else(|| OperationsError::Failed(NO_BUS.to_owned()))?;
+        consumers.reindex().await
     }
 
-    async fn recount(&self, _repair: bool) -> Result<RecountReport, OperationsError> {
-        Err(OperationsError::Failed(NO_BUS.to_owned()))
+    async fn recount(&self, repair: bool) -> Result<RecountReport, OperationsError> {
+        let consumers = self.consumers.as_ref().ok_or_else(|| OperationsError::Failed(NO_BUS.to_owned()))?;
+        consumers.recount(repair).await
     }
 
     fn metrics(&self) -> String {

@@ -6,20 +6,18 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use async_trait::async_trait;
-use tagfast_api::parts::ConsumerStatus;
 use tagfast_api::{ApiParts, Operations, OperationsError, Readiness, StatusReport};
-use tagfast_events::runtime::{Consumer, ConsumerSnapshot, ConsumerState, RuntimeOptions};
-use tagfast_popular::{PopularCounts, PopularTags, RecountReport};
+use tagfast_popular::{PopularCounts, RecountReport};
 use tagfast_resilience::Clock;
-use tagfast_search::{SearchIndex, TantivyIndex, TantivyOptions};
+use tagfast_search::{TantivyIndex, TantivyOptions};
 use tagfast_store::{Sealer, ShardScanner, SharedStore};
 use tagfast_store_embedded::{EmbeddedStore, OpenError, OpenOptions};
 
 use crate::config::Config;
+use crate::consumers::Consumers;
 use crate::failure::Failure;
 
 /// Renders `/metrics`.
@@ -43,19 +41,12 @@ impl Embedded {
         };
         let Opened { store, index, popular, keys } = opened;
         let bus = store.bus();
-        let spawn =
-            |sink| Watched::new(Consumer::spawn(Arc::clone(&bus), sink, RuntimeOptions::default(), Arc::clone(&clock)));
+        let consumers = Consumers::start(&bus, &clock, Some(Arc::clone(&index)), Some(Arc::clone(&popular)));
         let operations = Arc::new(EmbeddedOperations {
             epoch: store.current_epoch().id.to_string(),
-            indexer: spawn(Arc::clone(&index) as _),
-            analytics: spawn(Arc::clone(&popular) as _),
-            index: Arc::clone(&index) as _,
-            popular: Arc::clone(&popular) as _,
+            consumers,
             metrics,
             started: Instant::now(),
-            reindexing: AtomicBool::new(false),
-            recounting: AtomicBool::new(false),
-            recounted: AtomicU64::new(0),
         });
         let parts = ApiParts {
             store: Arc::clone(&store) as SharedStore,
@@ -84,7 +75,7 @@ impl Embedded {
 
     /// Stops the consumers, then closes the store. Requests must have ended before.
     pub async fn stop(self) {
-        tokio::join!(self.operations.indexer.consumer.stop(), self.operations.analytics.consumer.stop());
+        self.operations.consumers.stop().await;
         let store = self.store;
         let closed = tokio::task::spawn_blocking(move || store.close()).await;
         if let Err(error) = closed {
@@ -126,131 +117,37 @@ fn open_failure(dir: &Path, error: &OpenError) -> Failure {
     Failure::new(message)
 }
 
-/// A consumer, and whether it has ever been ready.
-struct Watched {
-    consumer: Consumer,
-    was_ready: AtomicBool,
-}
-
-impl Watched {
-    fn new(consumer: Consumer) -> Self {
-        Self { consumer, was_ready: AtomicBool::new(false) }
-    }
-
-    /// Ready from the first time everything is applied. A rebuild on request does not take it back, because the old
-    /// state goes on serving; answers say how old they are.
-    fn problem(&self) -> Option<String> {
-        let status = self.consumer.status();
-        if status.state == ConsumerState::Stopped {
-            return Some("its consumer has stopped".to_owned());
-        }
-        if status.caught_up && status.state != ConsumerState::Rebuilding {
-            self.was_ready.store(true, Ordering::Relaxed);
-        }
-        if self.was_ready.load(Ordering::Relaxed) {
-            return None;
-        }
-        Some(match status.state {
-            ConsumerState::Rebuilding => format!("rebuilding from the store, {} contents copied", status.rebuilt),
-            ConsumerState::Paused => "waiting for its files to work again".to_owned(),
-            ConsumerState::Starting | ConsumerState::Running | ConsumerState::Stopped => {
-                format!("catching up, {} events applied", status.applied)
-            }
-        })
-    }
-
-    fn status(&self) -> ConsumerStatus {
-        let ConsumerSnapshot { state, lag_seconds, parked, .. } = self.consumer.status();
-        ConsumerStatus {
-            group: self.consumer.group().0.to_owned(),
-            state: state.as_str().to_owned(),
-            lag_seconds,
-            dead_letters: parked,
-        }
-    }
-}
-
 struct EmbeddedOperations {
     epoch: String,
-    indexer: Watched,
-    analytics: Watched,
-    index: Arc<dyn SearchIndex>,
-    popular: Arc<dyn PopularTags>,
+    consumers: Consumers,
     metrics: MetricsText,
     started: Instant,
-    reindexing: AtomicBool,
-    recounting: AtomicBool,
-    recounted: AtomicU64,
-}
-
-/// Holds an operation's flag; dropping it lets the next one start.
-struct Running<'a>(&'a AtomicBool);
-
-impl<'a> Running<'a> {
-    fn take(flag: &'a AtomicBool, name: &'static str) -> Result<Self, OperationsError> {
-        if flag.swap(true, Ordering::AcqRel) { Err(OperationsError::AlreadyRunning(name)) } else { Ok(Self(flag)) }
-    }
-}
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
-    }
 }
 
 #[async_trait]
 impl Operations for EmbeddedOperations {
     async fn readiness(&self) -> Vec<Readiness> {
-        vec![
-            Readiness { part: "store", problem: None },
-            Readiness { part: "search", problem: self.indexer.problem() },
-            Readiness { part: "popular", problem: self.analytics.problem() },
-        ]
+        std::iter::once(Readiness { part: "store", problem: None }).chain(self.consumers.readiness()).collect()
     }
 
     async fn status(&self) -> StatusReport {
-        let mut degraded = Vec::new();
-        for (feature, watched) in [("search", &self.indexer), ("popular", &self.analytics)] {
-            let state = watched.consumer.status().state;
-            if state != ConsumerState::Running {
-                degraded.push((feature.to_owned(), state.as_str().to_owned()));
-            }
-        }
-        let mut running = Vec::new();
-        if self.reindexing.load(Ordering::Acquire) {
-            running.push(("reindex".to_owned(), self.indexer.consumer.status().rebuilt));
-        }
-        if self.recounting.load(Ordering::Acquire) {
-            running.push(("recount".to_owned(), self.recounted.load(Ordering::Relaxed)));
-        }
-        let indexed_contents = self.index.documents().await.unwrap_or_else(|error| {
-            degraded.push(("search".to_owned(), error.to_string()));
-            0
-        });
-        StatusReport {
+        let mut report = StatusReport {
             mode: "embedded".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             epoch: self.epoch.clone(),
             uptime_seconds: self.started.elapsed().as_secs(),
-            consumers: vec![self.indexer.status(), self.analytics.status()],
-            indexed_contents,
-            degraded,
-            running,
-        }
+            ..StatusReport::default()
+        };
+        self.consumers.report(&mut report).await;
+        report
     }
 
     async fn reindex(&self) -> Result<u64, OperationsError> {
-        let _running = Running::take(&self.reindexing, "reindex")?;
-        // Notes that it was ready, if it was: the old index goes on serving.
-        let _ = self.indexer.problem();
-        self.indexer.consumer.rebuild().await.map_err(|e| OperationsError::Failed(e.to_string()))
+        self.consumers.reindex().await
     }
 
     async fn recount(&self, repair: bool) -> Result<RecountReport, OperationsError> {
-        let _running = Running::take(&self.recounting, "recount")?;
-        self.recounted.store(0, Ordering::Relaxed);
-        let progress = |done| self.recounted.store(done, Ordering::Relaxed);
-        self.popular.recount(repair, &progress).await.map_err(|e| OperationsError::Failed(e.to_string()))
+        self.consumers.recount(repair).await
     }
 
     fn metrics(&self) -> String {
@@ -322,22 +219,8 @@ mod tests {
             facets: false,
             total_exact: false,
         };
-        let page = embedded.operations.index.search(&key.tenant, &request).await.unwrap();
+        let page = embedded.parts().search.unwrap().search(&key.tenant, &request).await.unwrap();
         assert_eq!(page.hits[0].content, key.content);
-        embedded.stop().await;
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn one_operation_of_a_kind_runs_at_a_time() {
-        let dir = tempfile::tempdir().unwrap();
-        let embedded = start(dir.path()).await;
-        ready(&embedded).await;
-        let running = Running::take(&embedded.operations.recounting, "recount").unwrap();
-        let refused = embedded.operations.recount(true).await.unwrap_err();
-        assert!(matches!(refused, OperationsError::AlreadyRunning("recount")));
-        assert_eq!(embedded.operations.status().await.running, [("recount".to_owned(), 0)]);
-        drop(running);
-        assert!(embedded.operations.recount(true).await.is_ok());
         embedded.stop().await;
     }
 }

@@ -68,7 +68,7 @@ async fn serve(args: &ServeArgs, config: &Config, metrics: Metrics, traced: bool
             return Err(Failure::usage("--demo fills the embedded store".to_owned())
                 .hint("import into a cluster with `tagfast import FILE`"));
         }
-        let node = ClusterNode::start(config, postgres, Arc::new(SystemClock), text)?;
+        let node = ClusterNode::start(config, postgres, Arc::new(SystemClock), text).await?;
         let served = listen(args, config, node.parts(), listener, traced, started, stop).await;
         node.stop().await;
         served?;

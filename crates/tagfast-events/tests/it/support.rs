@@ -1,14 +1,14 @@
 //! A bus in memory, a sink that does what a test tells it, and a clock that follows tokio's.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tagfast_domain::{ContentKey, EpochId, EpochOrdinal, TagName, Tagging, TaggingsEvent, UserId, Version};
 use tagfast_events::{
-    Bus, BusConsumer, BusError, BusPosition, BusRecord, Consumer, DeadLetter, Frontier, Group, Partition, Positions,
-    RecordVerdict, RuntimeOptions, Sink, SinkError, SinkRecord, Start, encode,
+    Bus, BusConsumer, BusError, BusPosition, BusRecord, Consumer, DeadLetter, Frontier, Group, Partition, Polled,
+    Positions, RecordKind, RecordVerdict, RuntimeOptions, Sink, SinkError, SinkRecord, Start, encode,
 };
 use tagfast_resilience::Clock;
 use tokio::sync::watch;
@@ -48,6 +48,9 @@ pub(crate) struct BusState {
     pub(crate) retained: BTreeMap<Partition, u64>,
     pub(crate) letters: BTreeMap<String, DeadLetter>,
     pub(crate) committed: Positions,
+    /// What the next polls tell of the assignment.
+    pub(crate) changes: VecDeque<Polled>,
+    pub(crate) released: Vec<Partition>,
     pub(crate) refuse_park: bool,
     pub(crate) down: bool,
 }
@@ -78,6 +81,9 @@ impl MemoryBus {
         let key = event.key.to_bytes();
         let sum: u16 = key.iter().map(|b| u16::from(*b)).sum();
         BusRecord {
+            kind: RecordKind::Event,
+            cluster: "".into(),
+            headers: Vec::new(),
             partition: Partition(sum % self.partitions),
             offset: 0,
             key,
@@ -107,16 +113,11 @@ impl Bus for MemoryBus {
         EPOCH
     }
 
-    async fn consumer(&self, group: Group, positions: &Positions) -> Result<Box<dyn BusConsumer>, BusError> {
-        let state = self.state();
-        for (partition, position) in positions {
-            if position.next.max(1) < state.retained.get(partition).copied().unwrap_or(0) {
-                return Err(BusError::Expired { group, partition: *partition });
-            }
-        }
-        let start = |p| (p, positions.get(&p).map_or(1, |pos| pos.next.max(1)));
+    async fn consumer(&self, group: Group) -> Result<Box<dyn BusConsumer>, BusError> {
         Ok(Box::new(MemoryConsumer {
-            next: self.partitions().into_iter().map(start).collect(),
+            group,
+            changes: vec![Polled::Assigned(self.partitions())],
+            next: BTreeMap::new(),
             bus: self.clone(),
             paused: BTreeSet::new(),
             wake: self.wake.subscribe(),
@@ -125,7 +126,7 @@ impl Bus for MemoryBus {
 
     async fn ends(&self) -> Result<Positions, BusError> {
         let state = self.state();
-        let end = |p| (p, BusPosition { next: Self::next(&state, p), emit: 0 });
+        let end = |p| (p, BusPosition { next: Self::next(&state, p), emits: tagfast_events::Emits::embedded(0) });
         Ok(self.partitions().into_iter().map(end).collect())
     }
 
@@ -144,6 +145,9 @@ impl Bus for MemoryBus {
 }
 
 struct MemoryConsumer {
+    group: Group,
+    /// Told before anything else, the last one first.
+    changes: Vec<Polled>,
     bus: MemoryBus,
     next: BTreeMap<Partition, u64>,
     paused: BTreeSet<Partition>,
@@ -152,9 +156,12 @@ struct MemoryConsumer {
 
 #[async_trait]
 impl BusConsumer for MemoryConsumer {
-    async fn poll(&mut self, max: usize, wait: Duration) -> Result<Vec<BusRecord>, BusError> {
+    async fn poll(&mut self, max: usize, wait: Duration) -> Result<Polled, BusError> {
         let end = Instant::now() + wait;
         loop {
+            if let Some(change) = self.changes.pop().or_else(|| self.bus.state().changes.pop_front()) {
+                return Ok(change);
+            }
             self.wake.borrow_and_update();
             {
                 let state = self.bus.state();
@@ -172,14 +179,37 @@ impl BusConsumer for MemoryConsumer {
                     *next = polled.iter().rfind(|r| r.partition == *partition).map_or(*next, |r| r.offset + 1);
                 }
                 if !polled.is_empty() {
-                    return Ok(polled);
+                    return Ok(Polled::Records(polled));
                 }
             }
             if tokio::time::timeout_at(end, self.wake.changed()).await.is_err() {
-                return Ok(Vec::new());
+                return Ok(Polled::Records(Vec::new()));
             }
         }
     }
+
+    async fn start(&mut self, partitions: &[Partition], positions: &Positions) -> Result<Positions, BusError> {
+        let state = self.bus.state();
+        let mut begun = Positions::new();
+        for partition in partitions {
+            let position = positions.get(partition).or_else(|| state.committed.get(partition));
+            let position = position.cloned().unwrap_or(BusPosition { next: 1, ..BusPosition::default() });
+            if position.next.max(1) < state.retained.get(partition).copied().unwrap_or(0) {
+                return Err(BusError::Expired { group: self.group, partition: *partition });
+            }
+            self.next.insert(*partition, position.next.max(1));
+            begun.insert(*partition, position);
+        }
+        Ok(begun)
+    }
+
+    async fn release(&mut self, partitions: &[Partition]) -> Result<(), BusError> {
+        self.next.retain(|partition, _| !partitions.contains(partition));
+        self.bus.state().released.extend(partitions);
+        Ok(())
+    }
+
+    async fn close(&mut self) {}
 
     fn set_paused(&mut self, partition: Partition, paused: bool) {
         if paused {
@@ -190,14 +220,14 @@ impl BusConsumer for MemoryConsumer {
     }
 
     async fn commit(&mut self, positions: &Positions) -> Result<(), BusError> {
-        self.bus.state().committed.clone_from(positions);
+        self.bus.state().committed.extend(positions.iter().map(|(p, at)| (*p, at.clone())));
         Ok(())
     }
 
-    async fn frontiers(&self) -> Result<BTreeMap<Partition, Frontier>, BusError> {
+    async fn frontiers(&self) -> Result<BTreeMap<Partition, Vec<Frontier>>, BusError> {
         let state = self.bus.state();
         let complete_through = self.bus.clock.now_ms();
-        let frontier = |p| (p, Frontier { next: MemoryBus::next(&state, p), complete_through });
+        let frontier = |p| (p, vec![Frontier { next: MemoryBus::next(&state, p), complete_through }]);
         Ok(self.next.keys().copied().map(frontier).collect())
     }
 }

@@ -83,7 +83,7 @@ pub(crate) fn records(events: &[TaggingsEvent]) -> Vec<SinkRecord> {
 }
 
 pub(crate) fn positions(next: u64) -> Positions {
-    (0..PARTITIONS).map(|p| (Partition(p), BusPosition { next, emit: 1 })).collect()
+    (0..PARTITIONS).map(|p| (Partition(p), BusPosition { next, emits: tagfast_events::Emits::embedded(1) })).collect()
 }
 
 impl Counting {
@@ -102,6 +102,7 @@ impl Counting {
         self.counts = open(&self.dir, &self.shards, &self.clock);
         match self.counts.start(EPOCH).await.expect("starts") {
             Start::From(from) => from,
+            Start::Committed => unreachable!("the counts keep their own positions"),
             Start::Rebuild(reason) => panic!("a crash needs no rebuild: {reason}"),
         }
     }

@@ -156,19 +156,11 @@ impl TantivyIndex {
     }
 }
 
-fn outcome<T>(result: &Result<T, SearchError>) -> &'static str {
-    match result {
-        Ok(_) => "answered",
-        Err(SearchError::Unavailable(_)) => "unavailable",
-        Err(SearchError::Syntax { .. } | SearchError::Limit { .. } | SearchError::PrefixTooBroad { .. }) => "refused",
-    }
-}
-
 #[async_trait]
 impl SearchIndex for TantivyIndex {
     async fn search(&self, tenant: &TenantId, request: &SearchRequest) -> Result<SearchPage, SearchError> {
         let result = self.answer(tenant, request).await;
-        metrics::counter!("tagfast_search_queries_total", "outcome" => outcome(&result)).increment(1);
+        metrics::counter!("tagfast_search_queries_total", "outcome" => crate::outcome(&result)).increment(1);
         result
     }
 

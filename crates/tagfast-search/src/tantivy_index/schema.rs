@@ -1,12 +1,13 @@
 //! The fields of the index and the stored form of a hit.
 
-use tagfast_domain::{Content, ContentKey, TagName, TenantId, UnixMillis, Version};
+use tagfast_domain::{Content, ContentKey, TagName, TenantId, Version};
 use tantivy::schema::{
     FAST, Field, INDEXED, IndexRecordOption, STORED, STRING, Schema, TextFieldIndexing, TextOptions,
 };
 use tantivy::{IndexSettings, TantivyDocument, Term};
 
 use crate::Hit;
+use crate::entry::Entry;
 
 /// Goes up when fields or the stored form change: an index of another format is rebuilt.
 pub(super) const FORMAT: u32 = 1;
@@ -78,16 +79,8 @@ impl Fields {
     }
 }
 
-/// One state of one content, ready to be indexed.
-pub(super) struct Entry<'a> {
-    pub(super) key: &'a ContentKey,
-    pub(super) version: Version,
-    pub(super) updated_at: UnixMillis,
-    /// Sorted canonical names; empty for a tombstone.
-    pub(super) tags: Vec<&'a str>,
-}
-
 impl Entry<'_> {
+    /// As tantivy indexes it.
     pub(super) fn document(&self, fields: &Fields) -> TantivyDocument {
         let mut doc = TantivyDocument::default();
         doc.add_text(fields.key, key_text(self.key));

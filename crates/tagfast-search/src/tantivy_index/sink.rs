@@ -11,38 +11,11 @@ use tagfast_resilience::generation;
 use tagfast_sharding::LogicalShard;
 
 use super::TantivyIndex;
-use super::schema::Entry;
-use super::writer::{GONE_AGE_MS, WriterState};
-
-/// The group that indexes.
-const GROUP: Group = Group("indexer");
-/// Contents per page of a rebuild.
-const PAGE: usize = 1000;
+use super::writer::WriterState;
+use crate::entry::{Entry, GROUP, PAGE};
 
 fn systemic(error: impl std::fmt::Display) -> SinkError {
     SinkError { code: "search_index", message: error.to_string() }
-}
-
-fn event_entry(record: &SinkRecord) -> Entry<'_> {
-    let event = &record.event;
-    Entry {
-        key: &event.key,
-        version: event.version,
-        updated_at: event.at,
-        tags: event.tags.iter().map(|t| t.name.as_str()).collect(),
-    }
-}
-
-/// A scanned document as the event of its newest write would have it: the newest remembered write carries that
-/// commit's time.
-fn scanned_entry<'a>(key: &'a ContentKey, doc: &'a Document) -> Entry<'a> {
-    let taggings = doc.taggings.iter().map(|t| t.at).max();
-    Entry {
-        key,
-        version: doc.version,
-        updated_at: doc.recent.last().map(|w| w.at).or(taggings).unwrap_or(0),
-        tags: doc.live().map(|t| t.name.as_str()).collect(),
-    }
 }
 
 /// A generation under construction: its directory goes away with it unless it was finished.
@@ -89,14 +62,14 @@ impl TantivyIndex {
         mut state: WriterState,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<WriterState, SinkError> {
-        let oldest = self.clock.now_ms() - GONE_AGE_MS;
+        let now = self.clock.now_ms();
         let mut copied = 0;
         for shard in LogicalShard::all() {
             let mut after = None;
             loop {
                 let page = self.scanner.scan(shard, None, after.as_ref(), PAGE).await.map_err(systemic)?;
                 copied += page.items.len() as u64;
-                state = blocking(move || copy_page(state, &page.items, oldest)).await?;
+                state = blocking(move || copy_page(state, &page.items, now)).await?;
                 progress(copied);
                 after = page.next;
                 if after.is_none() {
@@ -111,12 +84,11 @@ impl TantivyIndex {
 fn copy_page(
     mut state: WriterState,
     items: &[(ContentKey, Document)],
-    oldest: UnixMillis,
+    now: UnixMillis,
 ) -> Result<WriterState, SinkError> {
     for (key, doc) in items {
-        let entry = scanned_entry(key, doc);
-        // A tombstone that a sweep would remove is not copied.
-        if !entry.tags.is_empty() || entry.updated_at >= oldest {
+        let entry = Entry::of_document(key, doc);
+        if !entry.is_swept(now) {
             state.copy(&entry).map_err(systemic)?;
         }
     }
@@ -144,7 +116,7 @@ impl Sink for TantivyIndex {
             records
                 .iter()
                 .map(|r| {
-                    Ok(if state.put(&event_entry(r))? { RecordVerdict::Applied } else { RecordVerdict::Superseded })
+                    Ok(if state.put(&Entry::of_event(r))? { RecordVerdict::Applied } else { RecordVerdict::Superseded })
                 })
                 .collect()
         })

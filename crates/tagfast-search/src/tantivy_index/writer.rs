@@ -11,20 +11,19 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use tagfast_domain::UnixMillis;
-use tagfast_events::{BusPosition, Partition, Positions};
+use tagfast_events::{BusPosition, Emits, Partition, Positions};
 use tantivy::merge_policy::LogMergePolicy;
 use tantivy::schema::Term;
 use tantivy::{Index, IndexReader, IndexWriter, ReloadPolicy, TantivyDocument, TantivyError};
 
 use super::TantivyOptions;
 use super::live::Live;
-use super::schema::{Entry, FORMAT, Fields, key_text, schema, settings};
+use super::schema::{FORMAT, Fields, key_text, schema, settings};
 use super::search::indexed_version;
+use crate::entry::{Entry, GONE_AGE_MS};
 
 /// Blocks of stored hits kept unpacked per segment.
 const STORE_BLOCKS: usize = 512;
-/// Tombstones are kept this long, so that a late event cannot bring a content back.
-pub(super) const GONE_AGE_MS: i64 = 30 * 86_400_000;
 /// How often old tombstones are looked for.
 const SWEEP_EVERY_MS: i64 = 3_600_000;
 /// Segments of one size before they are merged: more segments make every search dearer.
@@ -89,8 +88,10 @@ impl WriterState {
         let Some(payload) = payload.filter(|p| p.format == FORMAT) else {
             return Err(TantivyError::SchemaError("the index has another format".to_owned()));
         };
-        let committed =
-            payload.positions.iter().map(|(p, next, emit)| (Partition(*p), BusPosition { next: *next, emit: *emit }));
+        let committed = payload
+            .positions
+            .iter()
+            .map(|(p, next, emit)| (Partition(*p), BusPosition { next: *next, emits: Emits::embedded(*emit) }));
         Self::new(index, fields, options, payload.epoch, committed.collect())
     }
 
@@ -216,7 +217,7 @@ impl WriterState {
         let payload = Payload {
             format: FORMAT,
             epoch: self.epoch.clone(),
-            positions: positions.iter().map(|(p, pos)| (p.0, pos.next, pos.emit)).collect(),
+            positions: positions.iter().map(|(p, pos)| (p.0, pos.next, pos.emits.of(""))).collect(),
         };
         let payload = serde_json::to_string(&payload).map_err(|e| internal("the payload cannot be written", e))?;
         self.hand_over()?;

@@ -2,4 +2,5 @@
 
 mod engine;
 mod language;
+mod shards;
 mod support;

@@ -1,57 +1,20 @@
 //! An index in a temporary directory, driven as the consumer runtime drives it.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tagfast_domain::{ContentKey, Epoch, EpochId, EpochOrdinal, TaggingsEvent, TenantId};
+use tagfast_domain::{EpochId, TaggingsEvent};
 use tagfast_events::{BusPosition, Partition, Positions, Sink, SinkRecord, Start};
 use tagfast_resilience::ManualClock;
 use tagfast_search::conformance::{NOW, SearchHarness};
 use tagfast_search::{SearchIndex, TantivyIndex, TantivyOptions};
-use tagfast_sharding::LogicalShard;
-use tagfast_store::conformance::scan_states;
-use tagfast_store::{ScanPage, ShardScanner, StoreError};
+use tagfast_store::ShardScanner;
+
+pub(crate) use crate::shards::Shards;
 
 pub(crate) const EPOCH: EpochId = EpochId([7; 16]);
-
-/// The shards as the newest event of every content says.
-#[derive(Default)]
-pub(crate) struct Shards(Mutex<BTreeMap<ContentKey, TaggingsEvent>>);
-
-impl Shards {
-    pub(crate) fn all(&self) -> Vec<TaggingsEvent> {
-        self.0.lock().expect("not poisoned").values().cloned().collect()
-    }
-
-    pub(crate) fn put(&self, event: &TaggingsEvent) {
-        let mut shards = self.0.lock().expect("not poisoned");
-        let newer = shards.get(&event.key).is_none_or(|known| known.version < event.version);
-        if newer {
-            shards.insert(event.key.clone(), event.clone());
-        }
-    }
-}
-
-#[async_trait]
-impl ShardScanner for Shards {
-    async fn scan(
-        &self,
-        shard: LogicalShard,
-        tenant: Option<&TenantId>,
-        after: Option<&ContentKey>,
-        limit: usize,
-    ) -> Result<ScanPage, StoreError> {
-        let shards = self.0.lock().expect("not poisoned");
-        Ok(scan_states(shards.iter(), shard, tenant, after, limit))
-    }
-
-    async fn epoch(&self) -> Result<Epoch, StoreError> {
-        Ok(Epoch { id: EPOCH, ordinal: EpochOrdinal(NOW.unsigned_abs()) })
-    }
-}
 
 pub(crate) struct Engine {
     pub(crate) dir: tempfile::TempDir,
@@ -72,7 +35,7 @@ pub(crate) fn options() -> TantivyOptions {
 }
 
 pub(crate) fn positions(next: u64) -> Positions {
-    Positions::from([(Partition(0), BusPosition { next, emit: 1 })])
+    Positions::from([(Partition(0), BusPosition { next, emits: tagfast_events::Emits::embedded(1) })])
 }
 
 impl Engine {
@@ -113,6 +76,7 @@ impl Engine {
     pub(crate) async fn rebuild_if_asked(&self) -> Option<&'static str> {
         match self.index.start(EPOCH).await.expect("the sink starts") {
             Start::From(_) => None,
+            Start::Committed => unreachable!("the index keeps its own position"),
             Start::Rebuild(reason) => {
                 let next = *self.offset.lock().expect("not poisoned");
                 self.index.rebuild(&positions(next), EPOCH, &|_| {}).await.expect("the rebuild ends");

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use tagfast_domain::{ContentKey, Operation, Tag, UserId, Write, WriteId};
+use tagfast_events::bus::begin_at;
 use tagfast_events::{BusError, BusPosition, Group, Positions};
 use tagfast_resilience::ManualClock;
 use tagfast_store::{Durability, TagWriter, WriteRequest};
@@ -104,14 +105,19 @@ async fn positions_go_on_after_retention_emptied_the_table_and_a_restart() {
     drop(conn);
 
     let store = f.open();
-    let at = |next| Positions::from([(tagfast_events::Partition(0), BusPosition { next, emit: 0 })]);
-    let mut consumer = store.bus().consumer(Group("indexer"), &at(6)).await.expect("it has everything");
+    let at = |next| {
+        Positions::from([(
+            tagfast_events::Partition(0),
+            BusPosition { next, emits: tagfast_events::Emits::embedded(0) },
+        )])
+    };
+    let mut consumer = begin_at(store.bus().as_ref(), Group("indexer"), &at(6)).await.expect("it has everything");
     assert_eq!(write(&store, 5).await, 6, "the next position, not the first one again");
-    let records = consumer.poll(10, Duration::from_secs(10)).await.expect("records");
+    let records = consumer.poll(10, Duration::from_secs(10)).await.expect("records").into_records();
     assert_eq!(records.iter().map(|r| r.offset).collect::<Vec<_>>(), [6]);
-    let behind = store.bus().consumer(Group("analytics"), &at(3)).await;
+    let behind = begin_at(store.bus().as_ref(), Group("analytics"), &at(3)).await;
     assert!(matches!(behind, Err(BusError::Expired { .. })), "what it needs is gone");
-    store.bus().consumer(Group("new"), &Positions::new()).await.expect("a new group begins at what there is");
+    begin_at(store.bus().as_ref(), Group("new"), &Positions::new()).await.expect("a new group begins at what there is");
 }
 
 #[tokio::test]
@@ -152,7 +158,7 @@ async fn a_running_consumer_whose_records_are_gone_is_told() {
     for n in 0..5 {
         write(&store, n).await;
     }
-    let mut consumer = store.bus().consumer(Group("indexer"), &Positions::new()).await.expect("a consumer");
+    let mut consumer = begin_at(store.bus().as_ref(), Group("indexer"), &Positions::new()).await.expect("a consumer");
     let (conn, _) = f.file();
     conn.execute("DELETE FROM bus_event WHERE pos <= 3", []).expect("deleted");
     let polled = consumer.poll(10, Duration::from_secs(1)).await;

@@ -124,7 +124,7 @@ fn full_durability_is_back_after_offsets_alone() {
     let synchronous =
         |f: &Fixture| -> i64 { f.writer.conn.pragma_query_value(None, "synchronous", |r| r.get(0)).expect("a number") };
     assert_eq!(synchronous(&f), 2);
-    let offsets = BTreeMap::from([(Group("g"), BusPosition { next: 5, emit: 1 })]);
+    let offsets = BTreeMap::from([(Group("g"), BusPosition { next: 5, emits: tagfast_events::Emits::embedded(1) })]);
     f.writer.run_batch(Batch { offsets, ..Batch::default() });
     assert_eq!((synchronous(&f), f.count("bus_offset")), (2, 1));
     f.run(vec![job(1, "page", 1)]).remove(0).expect("written");

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use tagfast_domain::{Limits, TaggingsEvent, TenantId, UnixMillis};
+use tagfast_events::bus::begin_at;
 use tagfast_events::{BusConsumer, BusPosition, Group, Positions, decode};
 use tagfast_resilience::Clock;
 use tagfast_store::SharedStore;
@@ -52,7 +53,10 @@ impl StoreHarness for Harness {
         let mut published = self.published.lock().await;
         let new = support::records(&self.store().bus(), Group("test-watch"), &published.0).await;
         for record in new {
-            published.0.insert(record.partition, BusPosition { next: record.offset + 1, emit: record.emit.0 });
+            published.0.insert(
+                record.partition,
+                BusPosition { next: record.offset + 1, emits: tagfast_events::Emits::embedded(record.emit.0) },
+            );
             published.1.push(decode(&record.payload).expect("an event"));
         }
         published.1.iter().filter(|e| e.key.tenant == *tenant).cloned().collect()
@@ -61,9 +65,9 @@ impl StoreHarness for Harness {
     async fn complete_through(&self) -> UnixMillis {
         let bus = self.store().bus();
         let consumer: Box<dyn BusConsumer> =
-            bus.consumer(Group("test-frontier"), &Positions::new()).await.expect("a consumer");
+            begin_at(bus.as_ref(), Group("test-frontier"), &Positions::new()).await.expect("a consumer");
         let frontiers = consumer.frontiers().await.expect("frontiers");
-        frontiers.values().map(|f| f.complete_through).min().expect("a partition")
+        frontiers.values().flatten().map(|f| f.complete_through).min().expect("a partition")
     }
 
     fn clock(&self) -> Arc<dyn Clock> {

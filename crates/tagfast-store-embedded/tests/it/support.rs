@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tagfast_domain::{ContentKey, Operation, Tag, TagName, TaggingsEvent, UserId, Write, WriteId};
+use tagfast_events::bus::begin_at;
 use tagfast_events::{Bus, BusRecord, Group, Positions, decode};
 use tagfast_resilience::ManualClock;
 use tagfast_store::{Durability, ReadOptions, TagReader, TagWriter, View, WriteAnswer, WriteRequest};
@@ -106,10 +107,10 @@ pub(crate) async fn names(store: &EmbeddedStore, key: &ContentKey) -> Vec<String
 pub(crate) async fn records(bus: &Arc<dyn Bus>, group: Group, positions: &Positions) -> Vec<BusRecord> {
     let mut open = bus.ends().await.expect("the ends");
     open.retain(|p, end| end.next > positions.get(p).map_or(1, |p| p.next.max(1)));
-    let mut consumer = bus.consumer(group, positions).await.expect("a consumer");
+    let mut consumer = begin_at(bus.as_ref(), group, positions).await.expect("a consumer");
     let mut all = Vec::new();
     while !open.is_empty() {
-        let records = consumer.poll(100, Duration::from_secs(20)).await.expect("records");
+        let records = consumer.poll(100, Duration::from_secs(20)).await.expect("records").into_records();
         assert!(!records.is_empty(), "records up to {open:?} are there");
         for record in &records {
             if open.get(&record.partition).is_some_and(|end| record.offset + 1 >= end.next) {

@@ -69,13 +69,13 @@ impl OutboxSink for Recording {
         Ok(())
     }
 
-    async fn publish(&self, cluster: &str, rows: &[OutboxRow], _: u64) -> Result<(), PublishError> {
+    async fn publish(&self, cluster: &str, _: &EpochRecord, rows: &[OutboxRow], _: u64) -> Result<(), PublishError> {
         let named = rows.iter().map(|row| (cluster.to_owned(), row.clone()));
         self.rows.lock().expect("no panic under the lock").extend(named);
         Ok(())
     }
 
-    async fn complete_through(&self, cluster: &str, at: UnixMillis) {
+    async fn complete_through(&self, cluster: &str, _: &EpochRecord, at: UnixMillis) {
         self.through.lock().expect("no panic under the lock").insert(cluster.to_owned(), at);
     }
 }

@@ -28,16 +28,22 @@ impl OutboxSink for Refusing {
         self.kept.begin_epoch(cluster, epoch).await
     }
 
-    async fn publish(&self, cluster: &str, rows: &[OutboxRow], hi: u64) -> Result<(), PublishError> {
+    async fn publish(
+        &self,
+        cluster: &str,
+        epoch: &EpochRecord,
+        rows: &[OutboxRow],
+        hi: u64,
+    ) -> Result<(), PublishError> {
         if self.refuses.load(Ordering::SeqCst) {
             self.asked.fetch_add(1, Ordering::SeqCst);
             return Err(PublishError("the bus is away".to_owned()));
         }
-        self.kept.publish(cluster, rows, hi).await
+        self.kept.publish(cluster, epoch, rows, hi).await
     }
 
-    async fn complete_through(&self, cluster: &str, at: UnixMillis) {
-        self.kept.complete_through(cluster, at).await;
+    async fn complete_through(&self, cluster: &str, epoch: &EpochRecord, at: UnixMillis) {
+        self.kept.complete_through(cluster, epoch, at).await;
     }
 }
 
@@ -80,7 +86,7 @@ impl OutboxSink for Standing {
         Ok(())
     }
 
-    async fn publish(&self, _: &str, _: &[OutboxRow], _: u64) -> Result<(), PublishError> {
+    async fn publish(&self, _: &str, _: &EpochRecord, _: &[OutboxRow], _: u64) -> Result<(), PublishError> {
         self.reached.store(true, Ordering::SeqCst);
         let mut stands = self.stands.lock().expect("no panic under the lock");
         while *stands {
@@ -89,7 +95,7 @@ impl OutboxSink for Standing {
         Ok(())
     }
 
-    async fn complete_through(&self, _: &str, _: UnixMillis) {}
+    async fn complete_through(&self, _: &str, _: &EpochRecord, _: UnixMillis) {}
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -169,7 +169,7 @@ impl Stack {
         self.info.write(&self.dir)
     }
 
-    fn fault_server(&self, fault: Fault, target: &str) -> Result<()> {
+    fn fault_server(&mut self, fault: Fault, target: &str) -> Result<()> {
         let server = match target {
             "etcd" => self.info.etcd.first(),
             "redis" => self.info.redis.as_ref(),
@@ -194,14 +194,35 @@ impl Stack {
             | Fault::Reset
             | Fault::Refuse
             | Fault::Garbage => self.control().set(target, link_mode(fault))?,
-            Fault::KillPatroni
-            | Fault::KillNode
-            | Fault::FreezePostgres
-            | Fault::FreezePatroni
-            | Fault::Restart
-            | Fault::Switchover => bail!("this fault is of a PostgreSQL node; {target} is none"),
+            Fault::KillPatroni | Fault::KillNode | Fault::FreezePostgres | Fault::FreezePatroni | Fault::Switchover => {
+                bail!("this fault is of a PostgreSQL node; {target} is none")
+            }
+            Fault::Restart => return self.restart_server(process, target),
         }
         Ok(())
+    }
+
+    /// Starts a server again that was killed; its clients find out when it answers.
+    fn restart_server(&mut self, old: Process, target: &str) -> Result<()> {
+        wait_until(&format!("{target} to be gone"), Duration::from_secs(5), || {
+            if old.is_alive() { bail!("{target} runs") } else { Ok(()) }
+        })?;
+        let name = if target == "state-redis" { "redis" } else { target };
+        let new = self.account.start_again(name, &self.info.base.join(target))?;
+        let info = &mut self.info;
+        let server = match target {
+            "etcd" => info.etcd.first_mut(),
+            "redis" => info.redis.as_mut(),
+            "state-redis" => info.state_redis.as_mut(),
+            "opensearch" => info.opensearch.as_mut(),
+            _ => None,
+        };
+        if let Some(server) = server {
+            (server.pid, server.started) = (new.pid, new.started);
+        } else if let Some(kafka) = info.kafka.as_mut() {
+            (kafka.pid, kafka.started) = (new.pid, new.started);
+        }
+        self.info.write(&self.dir)
     }
 
     /// Waits until a cluster has a primary and all its other nodes stream from it.

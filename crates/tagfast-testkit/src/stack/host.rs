@@ -174,6 +174,9 @@ impl Account {
         program: &Path,
         args: &[String],
     ) -> Result<Process> {
+        // What `restart` starts again.
+        let again = serde_json::to_string(&StartedAs { program: program.to_owned(), args: args.to_vec() })?;
+        self.write(&dir.join(format!("{name}.start.json")), &again)?;
         let log = dir.join(format!("{name}.log"));
         let open = || File::options().create(true).append(true).open(&log);
         let output = open().with_context(|| format!("cannot write {}", log.display()))?;
@@ -193,6 +196,23 @@ impl Account {
         // Somebody must collect it when it ends, or it stays as a zombie of ours.
         std::thread::Builder::new().name(format!("reap-{name}")).spawn(move || child.wait())?;
         Process::of(pid).with_context(|| format!("{name} ended at once; see {}", log.display()))
+    }
+}
+
+/// How a server was started.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct StartedAs {
+    program: PathBuf,
+    args: Vec<String>,
+}
+
+impl Account {
+    /// Starts a server of one process as it was started before.
+    pub fn start_again(self, name: &str, dir: &Path) -> Result<Process> {
+        let file = dir.join(format!("{name}.start.json"));
+        let text = std::fs::read_to_string(&file).with_context(|| format!("{name} was never started"))?;
+        let StartedAs { program, args } = serde_json::from_str(&text)?;
+        self.start(name, dir, None, &program, &args)
     }
 }
 

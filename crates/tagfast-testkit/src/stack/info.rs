@@ -196,7 +196,9 @@ impl StackInfo {
         };
         section("cache", "redis_url", format!("{:?}", url(&self.redis)));
         section("state", "redis_url", format!("{:?}", url(&self.state_redis)));
-        section("kafka", "brokers", format!("[{brokers}]"));
+        // The broker is made with as many.
+        let partitions = if self.kafka.is_some() { "\npartitions = 8" } else { "" };
+        section("kafka", "brokers", format!("[{brokers}]{partitions}"));
         section("search", "opensearch_url", format!("{:?}", url(&self.opensearch)));
         text
     }

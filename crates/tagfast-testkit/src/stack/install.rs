@@ -130,6 +130,21 @@ fn debian(needs: Needs, progress: Progress<'_>) -> Result<()> {
     install_packages(&packages, progress)
 }
 
+/// Installs what the Kafka client is compiled with.
+pub fn install_libraries(progress: Progress<'_>) -> Result<()> {
+    let header = |name: &str| Path::new("/usr/include").join(name).is_file();
+    let missing: Vec<&str> = [
+        (header("openssl/ssl.h"), "libssl-dev"),
+        (header("zlib.h"), "zlib1g-dev"),
+        (find_program("make").is_some(), "make"),
+        (find_program("perl").is_some(), "perl"),
+    ]
+    .into_iter()
+    .filter_map(|(there, package)| (!there).then_some(package))
+    .collect();
+    if missing.is_empty() { Ok(()) } else { install_packages(&missing, progress) }
+}
+
 /// Installs Debian packages; what they bring is not started.
 pub fn install_packages(packages: &[&str], progress: Progress<'_>) -> Result<()> {
     if !rustix::process::geteuid().is_root() {

@@ -28,7 +28,7 @@ pub use self::fault::Fault;
 use self::host::{Account, Process, free_ports, wait_until};
 pub use self::info::{ClusterInfo, NodeInfo, ServerInfo, StackInfo};
 use self::info::{DatabaseInfo, KafkaInfo};
-pub use self::install::{Needs, Progress, Tools, install, install_packages};
+pub use self::install::{Needs, Progress, Tools, install, install_libraries, install_packages};
 use self::netns::Network;
 use self::patroni::{NodePlan, Passwords};
 use self::proxy::{Link, Proxy, ProxyControl};

@@ -221,8 +221,8 @@ config_keys! {
         map_version Number Cluster = "1"
             "Orders shard maps; raise it with every change of `store.clusters`."
             "Too low: not raised with a change, nodes disagree about where a content is and nobody can tell which is right. Too high: harmless, the next change needs a higher one still.";
-        data_dir Text Embedded = "\"./tagfast-data\""
-            "Directory of the store, the search index and the counts; made at the first start, held by one process at a time."
+        data_dir Text Both = "\"./tagfast-data\""
+            "Directory of the store, the search index and the counts, in a cluster of the counts alone; made at the first start, held by one process at a time."
             "On a network file system durability and locks are not what they promise.";
         cache_bytes Number Embedded = "33554432"
             "Memory for pages of the store's files, in bytes, over all files."
@@ -248,11 +248,29 @@ config_keys! {
         partitions Number Cluster = "64"
             "Partitions of the topics."
             "Too high: more memory and open files per broker. Too low: fewer consumers can share the work; a content must never move, so it cannot change later.";
+        tls Flag Cluster = "false"
+            "TLS to the brokers."
+            "Off, whoever can listen on the way reads every event.";
+        tls_ca_file Text Cluster = ""
+            "File with the certificates (PEM) of the authorities that signed the brokers' certificates; unset = the system's."
+            "With another authority's no broker is believed.";
+        sasl_mechanism Text Cluster = ""
+            "How the password is shown: `PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`; unset = nobody asks."
+            "`PLAIN` without TLS shows the password to whoever listens.";
+        sasl_user Text Cluster = ""
+            "Who we are to the brokers."
+            "Without the rights to the topics and groups of tagfast the start is refused.";
+        sasl_password_file Text Cluster = ""
+            "File with the password."
+            "A file that others can read gives them the events.";
     }
     search RawSearch "The search index." {
         opensearch_url Text Cluster = ""
             "The OpenSearch server, `http://host:port`."
             "Another cluster's index answers with another cluster's contents.";
+        opensearch_shards Number Cluster = "8"
+            "Shards of an index that is made; an index that is there keeps its own until `tagfast reindex`."
+            "Too high: every search asks all of them. Too low: one server holds and answers too much.";
     }
     drills RawDrills "Rehearsed failures." {
         enabled Flag Cluster = "false"

@@ -3,6 +3,7 @@
 //! Unknown keys are refused with a suggestion and every fault is reported at once: a start that fails clearly is
 //! better than a limit that silently does nothing.
 
+pub mod bus;
 pub mod docs;
 pub mod env;
 pub mod keys;
@@ -13,6 +14,7 @@ pub mod resolved;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+pub use bus::{KafkaConfig, OpenSearchConfig};
 pub use postgres::PostgresConfig;
 pub use raw::{Override, Sources};
 pub use resolved::{AuthMode, Config, LogConfig, LogFormat, TelemetryConfig};

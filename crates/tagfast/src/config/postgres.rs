@@ -7,6 +7,7 @@ use tagfast_domain::EpochOrdinal;
 use tagfast_sharding::ShardMap;
 use tagfast_store_postgres::Tls;
 
+use super::bus::{self, KafkaConfig, OpenSearchConfig};
 use super::keys::RawConfig;
 use super::resolved::{is_http_url, number, text};
 
@@ -57,6 +58,10 @@ pub struct PostgresConfig {
     pub hold: Duration,
     /// Orders shard maps.
     pub map_version: u64,
+    /// The bus; without one events are not published.
+    pub kafka: Option<KafkaConfig>,
+    /// The search index.
+    pub opensearch: Option<OpenSearchConfig>,
 }
 
 impl PostgresConfig {
@@ -171,6 +176,8 @@ pub(super) fn postgres(raw: &RawConfig, errors: &mut Vec<String>) -> PostgresCon
         lanes: number(store.lanes, 2, "store.lanes", 1..=16, errors),
         hold: Duration::from_millis(number(store.hold_ms, 10_000, "store.hold_ms", 0..=600_000, errors) as u64),
         map_version: store.map_version.unwrap_or(1),
+        kafka: bus::kafka(raw, errors),
+        opensearch: bus::opensearch(raw, errors),
     }
 }
 

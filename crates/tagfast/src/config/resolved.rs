@@ -352,7 +352,6 @@ fn cluster_urls(raw: &RawConfig, errors: &mut Vec<String>) {
     if raw.search.opensearch_url.as_deref().is_some_and(|u| !is_http_url(u)) {
         errors.push("search.opensearch_url must begin with http:// or https://".to_owned());
     }
-    number(raw.kafka.partitions, 64, "kafka.partitions", 1..=64, errors);
     number(raw.store.max_loss_ms, 1000, "store.max_loss_ms", 1..=3_600_000, errors);
 }
 

@@ -1,5 +1,7 @@
 //! The program on real clusters, as a user runs it: the configuration that the stack writes, HTTP, a cluster that is down.
 
+mod events;
+
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -14,6 +16,8 @@ fn serve(stack: &Stack) -> ServerProcess {
         .arg("--config")
         .arg(&stack.info().config)
         .env("TAGFAST__STORE__HOLD_MS", "8000")
+        .arg("--data-dir")
+        .arg(stack.info().config.with_file_name("data"))
         .serve()
         .start()
 }

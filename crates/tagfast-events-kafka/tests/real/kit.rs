@@ -1,0 +1,185 @@
+//! One broker for the binary, topics of its own for each test.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use async_trait::async_trait;
+use tagfast_domain::{ContentKey, EpochId, EpochOrdinal, Tag, Tagging, TaggingsEvent, UnixMillis, UserId, Version};
+use tagfast_events::{
+    Bus, Consumer, Group, Partition, Positions, RecordVerdict, RuntimeOptions, Sink, SinkError, SinkRecord, Start,
+};
+use tagfast_events_kafka::{KafkaBus, KafkaOptions, Security};
+use tagfast_resilience::{Clock, SystemClock};
+use tagfast_testkit::stack::{Stack, StackOptions};
+use tokio::sync::{RwLock, RwLockReadGuard};
+
+pub(crate) const CLUSTER: &str = "c0";
+pub(crate) const PARTITIONS: u16 = 8;
+
+struct Shared {
+    stack: Mutex<Stack>,
+    /// Kept for the life of the process; a watcher removes what the stack leaves when the process has ended.
+    _dir: tempfile::TempDir,
+}
+
+/// The stack, started by whoever comes first.
+pub(crate) fn stack() -> MutexGuard<'static, Stack> {
+    static SHARED: OnceLock<Shared> = OnceLock::new();
+    let shared = SHARED.get_or_init(|| {
+        let dir = tempfile::tempdir().expect("a folder");
+        let options = StackOptions { kafka: true, ..StackOptions::clusters_only(0, dir.path()) };
+        let stack = Stack::up(&options, &|_| ()).expect("the stack comes up");
+        Shared { stack: Mutex::new(stack), _dir: dir }
+    });
+    shared.stack.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where clients connect: behind the fault proxy.
+pub(crate) fn brokers() -> Vec<String> {
+    static ADDRESS: OnceLock<String> = OnceLock::new();
+    let address = ADDRESS.get_or_init(|| stack().info().kafka.as_ref().expect("Kafka").bootstrap.to_string());
+    vec![address.clone()]
+}
+
+/// Options with a topic that no other test has.
+pub(crate) fn options() -> KafkaOptions {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    KafkaOptions {
+        brokers: brokers(),
+        topic: format!("tagfast.test{}.v1", NEXT.fetch_add(1, Ordering::Relaxed)),
+        partitions: PARTITIONS,
+        security: Security::default(),
+        clusters: (0..PARTITIONS).map(|p| (Partition(p), BTreeSet::from([CLUSTER.into()]))).collect(),
+        whole: Vec::new(),
+    }
+}
+
+/// A bus whose topics are there.
+pub(crate) async fn bus(options: &KafkaOptions) -> Arc<KafkaBus> {
+    let bus = KafkaBus::new(options.clone()).expect("the settings are fine");
+    bus.check_topics().await.expect("the topics are made");
+    bus
+}
+
+/// Held by tests that need a broker that works; whoever breaks it waits for them.
+pub(crate) static BROKER: RwLock<()> = RwLock::const_new(());
+
+/// A fresh bus, and a broker that nobody breaks meanwhile.
+pub(crate) async fn fresh() -> (KafkaOptions, Arc<KafkaBus>, RwLockReadGuard<'static, ()>) {
+    let quiet = BROKER.read().await;
+    let (options, bus) = unprotected().await;
+    (options, bus, quiet)
+}
+
+/// A fresh bus. The first one starts the broker, away from the test's task.
+pub(crate) async fn unprotected() -> (KafkaOptions, Arc<KafkaBus>) {
+    let options = tokio::task::spawn_blocking(options).await.expect("the stack comes up");
+    let bus = bus(&options).await;
+    (options, bus)
+}
+
+pub(crate) fn now() -> UnixMillis {
+    SystemClock.now_ms()
+}
+
+pub(crate) fn event(id: &str, version: u64, emit: u64) -> TaggingsEvent {
+    let key = ContentKey::parse("acme", "page", id).expect("a valid key");
+    event_of(&key, version, emit)
+}
+
+pub(crate) fn event_of(key: &ContentKey, version: u64, emit: u64) -> TaggingsEvent {
+    let version = Version::from_packed(version).expect("fits");
+    let (tag, user, at) = (Tag::parse("Tested").expect("a tag"), UserId::parse("ann").expect("a user"), now());
+    let tagging = Tagging { name: tag.name, display: tag.display, user, at, ord: version, present: true };
+    TaggingsEvent { key: key.clone(), version, at, emit: EpochOrdinal(emit), tags: vec![tagging], changes: Vec::new() }
+}
+
+type Judge = Box<dyn Fn(&SinkRecord) -> RecordVerdict + Send + Sync>;
+
+/// Keeps the newest version of each content; where it reads on, the bus remembers.
+pub(crate) struct MemorySink {
+    group: Group,
+    judge: Judge,
+    pub(crate) newest: Mutex<BTreeMap<String, u64>>,
+    pub(crate) applied: AtomicU64,
+    pub(crate) rebuilds: AtomicU64,
+    pub(crate) visible: AtomicU64,
+}
+
+impl MemorySink {
+    pub(crate) fn new(group: &'static str) -> Arc<Self> {
+        Self::judging(group, |_| RecordVerdict::Applied)
+    }
+
+    pub(crate) fn judging(
+        group: &'static str,
+        judge: impl Fn(&SinkRecord) -> RecordVerdict + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            group: Group(group),
+            judge: Box::new(judge),
+            newest: Mutex::default(),
+            applied: AtomicU64::new(0),
+            rebuilds: AtomicU64::new(0),
+            visible: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn version(&self, id: &str) -> Option<u64> {
+        self.newest.lock().expect("no panic under the lock").get(&format!("acme/page/{id}")).copied()
+    }
+}
+
+#[async_trait]
+impl Sink for MemorySink {
+    fn group(&self) -> Group {
+        self.group
+    }
+
+    async fn start(&self, _: EpochId) -> Result<Start, SinkError> {
+        Ok(Start::Committed)
+    }
+
+    async fn apply(&self, records: &[SinkRecord]) -> Result<Vec<RecordVerdict>, SinkError> {
+        let mut newest = self.newest.lock().expect("no panic under the lock");
+        Ok(records
+            .iter()
+            .map(|record| {
+                let verdict = (self.judge)(record);
+                if verdict != RecordVerdict::Applied {
+                    return verdict;
+                }
+                let known = newest.entry(record.event.key.to_string()).or_default();
+                if *known >= record.event.version.packed() {
+                    return RecordVerdict::Superseded;
+                }
+                *known = record.event.version.packed();
+                self.applied.fetch_add(1, Ordering::Relaxed);
+                RecordVerdict::Applied
+            })
+            .collect())
+    }
+
+    async fn advance(&self, positions: &Positions) -> Result<Positions, SinkError> {
+        Ok(positions.clone())
+    }
+
+    async fn rebuild(&self, _: &Positions, _: EpochId, _: &(dyn Fn(u64) + Send + Sync)) -> Result<(), SinkError> {
+        self.rebuilds.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn visible_through(&self, at: UnixMillis) {
+        self.visible.store(at.unsigned_abs(), Ordering::Relaxed);
+    }
+
+    async fn close(&self) -> Result<(), SinkError> {
+        Ok(())
+    }
+}
+
+pub(crate) fn consume(bus: &Arc<KafkaBus>, sink: &Arc<MemorySink>) -> Consumer {
+    let (bus, sink) = (Arc::clone(bus) as Arc<dyn Bus>, Arc::clone(sink) as Arc<dyn Sink>);
+    Consumer::spawn(bus, sink, RuntimeOptions::default(), Arc::new(SystemClock))
+}

@@ -1,0 +1,208 @@
+//! Records that can never be applied, letters that cannot be written, epochs that are over.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use tagfast_domain::EpochOrdinal;
+use tagfast_events::{Bus, Group, RecordVerdict};
+use tagfast_events_kafka::{KafkaBus, KafkaOptions};
+use tagfast_testkit::wait_for_condition_async;
+
+use crate::kit::{self, CLUSTER, MemorySink, consume, event};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn client() -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", kit::brokers().join(","));
+    config
+}
+
+/// Writes a record as somebody would who knows nothing of us.
+async fn produce(options: &KafkaOptions, key: &str, payload: &[u8], headers: &[(&str, &str)]) {
+    let producer: FutureProducer = client().create().expect("a producer");
+    let all = headers
+        .iter()
+        .fold(OwnedHeaders::new(), |all, (key, value)| all.insert(Header { key, value: Some(value.as_bytes()) }));
+    let record = FutureRecord::to(&options.topic).partition(0).key(key).payload(payload).headers(all);
+    producer.send(record, PATIENCE).await.map_err(|(e, _)| e).expect("written");
+}
+
+/// A letter as it lies in its topic.
+struct Letter {
+    key: Vec<u8>,
+    payload: Vec<u8>,
+    headers: Vec<(String, String)>,
+}
+
+impl Letter {
+    fn header(&self, name: &str) -> &str {
+        self.headers.iter().find(|(n, _)| n == name).map_or("", |(_, v)| v)
+    }
+}
+
+async fn letters(options: &KafkaOptions, count: usize) -> Vec<Letter> {
+    let topic = options.letters_topic("indexer");
+    tokio::task::spawn_blocking(move || {
+        let reader: BaseConsumer = client().set("group.id", "letters-reader").create().expect("a reader");
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&topic, 0, Offset::Beginning).expect("an offset");
+        reader.assign(&list).expect("assigned");
+        let mut found = Vec::new();
+        let end = std::time::Instant::now() + PATIENCE;
+        while found.len() < count {
+            assert!(std::time::Instant::now() < end, "{} of {count} letters came", found.len());
+            let Some(message) = reader.poll(Duration::from_millis(200)) else { continue };
+            let message = message.expect("a letter");
+            let headers = message.headers().expect("headers").iter();
+            found.push(Letter {
+                key: message.key().unwrap_or_default().to_vec(),
+                payload: message.payload().unwrap_or_default().to_vec(),
+                headers: headers
+                    .map(|h| (h.key.to_owned(), String::from_utf8_lossy(h.value.unwrap_or_default()).into_owned()))
+                    .collect(),
+            });
+        }
+        found
+    })
+    .await
+    .expect("no panic")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn poison_is_parked_untouched_and_the_rest_goes_on() {
+    let (options, bus, _quiet) = kit::fresh().await;
+    let sink = MemorySink::judging("indexer", |record| {
+        if record.event.key.content.content_id.as_str() == "refused" {
+            return RecordVerdict::Poison { code: "mapping", message: "the index will never take it".to_owned() };
+        }
+        RecordVerdict::Applied
+    });
+    let consumer = consume(&bus, &sink);
+    let publisher = bus.publisher();
+    publisher.publish(CLUSTER, &[event("before", 1, 1)], 0).await.expect("published");
+    let garbage = [0xff, 0x00, b'{'];
+    produce(&options, "any/key", &garbage, &[("traceparent", "00-1-2-03"), ("x", "y")]).await;
+    produce(&options, "a/b/c", b"{}", &[("ce_type", "tagfast.taggings.v2")]).await;
+    produce(&options, "another/key/than", br#"{"specversion":"1.0"}"#, &[]).await;
+    let refused = event("refused", 1, 1);
+    publisher.publish(CLUSTER, &[refused.clone(), event("after", 1, 1)], 0).await.expect("published");
+    wait_for_condition_async("the good ones", PATIENCE, || async {
+        let good = sink.version("before").is_some() && sink.version("after").is_some();
+        let parked = consumer.status().parked;
+        if good && parked == 4 { Ok(()) } else { Err(format!("{good}, {parked} parked")) }
+    })
+    .await;
+    let found = letters(&options, 3).await;
+    assert_eq!((found[0].key.as_slice(), found[0].payload.as_slice()), (b"any/key".as_slice(), garbage.as_slice()));
+    assert_eq!((found[0].header("traceparent"), found[0].header("x")), ("00-1-2-03", "y"));
+    let codes: Vec<&str> = found.iter().map(|l| l.header("__connect.errors.exception.class.name")).collect();
+    assert_eq!(codes, ["event_undecodable", "event_type_unknown", "event_undecodable"]);
+    assert_eq!(found[1].header("__connect.errors.topic"), options.topic);
+    assert_eq!(found[1].header("__connect.errors.partition"), "0");
+    assert_eq!(found[1].header("__connect.errors.stage"), "VALUE_CONVERTER");
+    assert_eq!(found[1].header("tagfast.dlq.class"), "poison");
+    assert!(found[1].header("tagfast.dlq.letter_id").starts_with("indexer/0/"));
+    assert_eq!(bus.parked(Group("indexer")).await.expect("a count"), 4);
+    consumer.stop().await;
+}
+
+/// CR3: the position does not pass a record whose letter could not be written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cr3_a_letter_that_cannot_be_written_stops_the_position() {
+    let (options, bus, _quiet) = kit::fresh().await;
+    let admin: AdminClient<DefaultClientContext> = client().create().expect("a client");
+    let topic = options.letters_topic("indexer");
+    for result in admin.delete_topics(&[&topic], &AdminOptions::new()).await.expect("asked") {
+        result.expect("deleted");
+    }
+    let sink = MemorySink::new("indexer");
+    let consumer = consume(&bus, &sink);
+    produce(&options, "k", b"garbage", &[]).await;
+    bus.publisher().publish(CLUSTER, &[event("a", 1, 1)], 0).await.expect("published");
+    wait_for_condition_async("it waits", PATIENCE, || async {
+        let state = consumer.status().state;
+        if state == tagfast_events::ConsumerState::Paused { Ok(()) } else { Err(format!("{state:?}")) }
+    })
+    .await;
+    consumer.stop().await;
+    assert_eq!(sink.rebuilds.load(Ordering::Relaxed), 0);
+    // The next one finds the record again, and a topic to park it in.
+    let bus = kit::bus(&options).await;
+    let (sink, parked) = (MemorySink::new("indexer"), || bus.parked(Group("indexer")));
+    let consumer = consume(&bus, &sink);
+    wait_for_condition_async("the letter", PATIENCE, || async {
+        let parked = parked().await.map_err(|e| e.to_string())?;
+        if parked == 1 && sink.version("a") == Some(1) { Ok(()) } else { Err(format!("{parked} parked")) }
+    })
+    .await;
+    consumer.stop().await;
+}
+
+/// CR10: after a marker, events and heartbeats of the epoch before are dropped, also after a restart of the consumer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cr10_what_a_replaced_epoch_publishes_is_dropped() {
+    let (options, bus, _quiet) = kit::fresh().await;
+    let sink = MemorySink::new("indexer");
+    let consumer = consume(&bus, &sink);
+    let publisher = bus.publisher();
+    publisher.publish(CLUSTER, &[event("a", 10, 5)], 0).await.expect("published");
+    publisher.marker(CLUSTER, EpochOrdinal(6), kit::now()).await.expect("marked");
+    // The old primary's relay is still at it: a higher version than anything, and a promise it cannot make.
+    publisher.publish(CLUSTER, &[event("a", 99, 5)], 0).await.expect("published");
+    let tomorrow = kit::now() + 86_400_000;
+    publisher.heartbeat(CLUSTER, EpochOrdinal(5), tomorrow).await;
+    publisher.publish(CLUSTER, &[event("a", 11, 6), event("b", 1, 6)], 0).await.expect("published");
+    let came = async |sink: &MemorySink, id: &str, version| {
+        wait_for_condition_async("the new epoch's", PATIENCE, || async {
+            let known = sink.version(id);
+            if known >= Some(version) { Ok(()) } else { Err(format!("{id} is at {known:?}")) }
+        })
+        .await;
+    };
+    came(&sink, "a", 11).await;
+    came(&sink, "b", 1).await;
+    consumer.stop().await;
+    assert_eq!(sink.version("a"), Some(11));
+    assert!(sink.visible.load(Ordering::Relaxed) < tomorrow.unsigned_abs());
+    // What was seen of epochs is remembered with the position.
+    let bus = KafkaBus::new(options).expect("the settings are fine");
+    let sink = MemorySink::new("indexer");
+    let consumer = consume(&bus, &sink);
+    publisher.publish(CLUSTER, &[event("a", 100, 5), event("a", 12, 6)], 0).await.expect("published");
+    came(&sink, "a", 12).await;
+    assert_eq!(sink.version("a"), Some(12), "the restarted consumer drops it, too");
+    consumer.stop().await;
+}
+
+/// A group that is behind what the topic retains is rebuilt from the shards, never moved on silently.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_behind_what_is_retained_is_rebuilt() {
+    let (options, bus, _quiet) = kit::fresh().await;
+    let events: Vec<_> = (0..50).map(|n| event(&format!("c{n}"), 1, 1)).collect();
+    bus.publisher().publish(CLUSTER, &events, 0).await.expect("published");
+    let admin: AdminClient<DefaultClientContext> = client().create().expect("a client");
+    let mut list = TopicPartitionList::new();
+    for (partition, end) in bus.ends().await.expect("the ends") {
+        let end = Offset::Offset(end.next.cast_signed());
+        list.add_partition_offset(&options.topic, i32::from(partition.0), end).expect("an offset");
+    }
+    admin.delete_records(&list, &AdminOptions::new()).await.expect("deleted");
+    let sink = MemorySink::new("indexer");
+    let consumer = consume(&bus, &sink);
+    wait_for_condition_async("the rebuild", PATIENCE, || async {
+        if sink.rebuilds.load(Ordering::Relaxed) == 1 { Ok(()) } else { Err("not rebuilt") }
+    })
+    .await;
+    bus.publisher().publish(CLUSTER, &[event("new", 1, 1)], 0).await.expect("published");
+    wait_for_condition_async("it goes on", PATIENCE, || async { sink.version("new").map(drop).ok_or("not there") })
+        .await;
+    assert_eq!(sink.rebuilds.load(Ordering::Relaxed), 1);
+    consumer.stop().await;
+}

@@ -1,0 +1,98 @@
+//! Batches of documents: what became of each.
+
+use serde_json::{Value, json};
+use tagfast_events::{RecordVerdict, SinkError};
+
+use super::client::{Client, Failure};
+use crate::entry::Entry;
+
+/// Documents of one request.
+const BULK: usize = 500;
+
+pub(super) fn systemic(failure: impl std::fmt::Display) -> SinkError {
+    SinkError { code: "search_index", message: failure.to_string() }
+}
+
+/// At most 386 bytes by the domain's limits; OpenSearch refuses more than 512, and with one such id the whole request.
+fn id(entry: &Entry<'_>) -> String {
+    let key = entry.key;
+    format!("{}:{}:{}", key.tenant, key.content.content_type, key.content.content_id)
+}
+
+fn lines(entries: &[&Entry<'_>], target: &str) -> Vec<u8> {
+    let mut lines = Vec::with_capacity(entries.len() * 300);
+    for entry in entries {
+        let action = json!({"index": {
+            "_index": target, "_id": id(entry), "version": entry.version.packed(), "version_type": "external",
+            "require_alias": true,
+        }});
+        let document = json!({
+            "tenant": entry.key.tenant.as_str(),
+            "type": entry.key.content.content_type.as_str(),
+            "id": entry.key.content.content_id.as_str(),
+            "tags": entry.tags,
+            "updated_at": entry.updated_at,
+            "ver": entry.version.packed(),
+            "gone": entry.tags.is_empty(),
+        });
+        for line in [action, document] {
+            // Writing to a vector cannot fail.
+            let _ = serde_json::to_writer(&mut lines, &line);
+            lines.push(b'\n');
+        }
+    }
+    lines
+}
+
+fn verdict(item: &Value) -> Result<RecordVerdict, SinkError> {
+    let item = &item["index"];
+    let (kind, reason) = (item["error"]["type"].as_str().unwrap_or(""), item["error"]["reason"].as_str().unwrap_or(""));
+    Ok(match item["status"].as_u64() {
+        Some(200 | 201) => RecordVerdict::Applied,
+        // The index has this version or a newer one.
+        Some(409) => RecordVerdict::Superseded,
+        Some(429 | 503) => RecordVerdict::Failed { code: "index_overloaded", message: format!("{kind}: {reason}") },
+        Some(400) => RecordVerdict::Poison { code: "index_refused", message: format!("{kind}: {reason}") },
+        // A missing index, one that may not be written, anything else: no record is to blame.
+        other => return Err(systemic(format!("an item was answered {other:?}: {kind}: {reason}"))),
+    })
+}
+
+/// Writes entries to what an alias leads to; one verdict for each, in their order.
+pub(super) async fn write(
+    client: &Client,
+    target: &str,
+    entries: &[Entry<'_>],
+) -> Result<Vec<RecordVerdict>, SinkError> {
+    let all: Vec<&Entry<'_>> = entries.iter().collect();
+    let mut verdicts = Vec::with_capacity(all.len());
+    for piece in all.chunks(BULK) {
+        verdicts.extend(piece_of(client, target, piece).await?);
+    }
+    Ok(verdicts)
+}
+
+/// One request; one that is refused as a whole is halved until the record that is to blame is alone.
+async fn piece_of(client: &Client, target: &str, entries: &[&Entry<'_>]) -> Result<Vec<RecordVerdict>, SinkError> {
+    let answer = match client.bulk(lines(entries, target)).await {
+        Ok(answer) => answer,
+        Err(Failure::Refused { status, reason }) if matches!(status.as_u16(), 400 | 413) => {
+            if let [_] = entries {
+                return Ok(vec![RecordVerdict::Poison { code: "index_refused", message: reason }]);
+            }
+            let (left, right) = entries.split_at(entries.len() / 2);
+            let mut verdicts = Box::pin(piece_of(client, target, left)).await?;
+            verdicts.extend(Box::pin(piece_of(client, target, right)).await?);
+            return Ok(verdicts);
+        }
+        Err(failure) => return Err(systemic(failure)),
+    };
+    let items = answer["items"].as_array().filter(|items| items.len() == entries.len());
+    let items = items.ok_or_else(|| systemic("fewer items were answered than asked"))?;
+    let verdicts = items.iter().map(verdict).collect::<Result<Vec<_>, _>>()?;
+    // An index that takes nothing at all is overloaded as a whole.
+    if verdicts.iter().all(|v| matches!(v, RecordVerdict::Failed { .. })) {
+        return Err(systemic("the index is overloaded: it refuses every document"));
+    }
+    Ok(verdicts)
+}

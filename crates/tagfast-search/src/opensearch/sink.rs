@@ -1,0 +1,206 @@
+//! The index as a consumer of the bus.
+//!
+//! The bus remembers the position: a batch that was written but not committed is written again, and refused by version. What is
+//! written is visible after a refresh; only then is it done.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use reqwest::Method;
+use serde_json::json;
+use tagfast_domain::{EpochId, UnixMillis};
+use tagfast_events::{Group, Positions, RecordVerdict, Sink, SinkError, SinkRecord, Start};
+use tagfast_sharding::LogicalShard;
+use tokio::time::Instant;
+
+use super::OpenSearchIndex;
+use super::bulk::{self, systemic};
+use super::index;
+use crate::entry::{Entry, GONE_AGE_MS, GROUP, PAGE};
+
+/// Between two refreshes.
+const REFRESH: Duration = Duration::from_millis(200);
+/// Between two refreshes while much is written: each costs as much as hundreds of documents.
+const REFRESH_BUSY: Duration = Duration::from_secs(1);
+/// Documents a second that are much.
+const BUSY: u64 = 3000;
+/// How long what is known of a rebuild may be used. A rebuild waits for longer before it begins to copy.
+const KNOWN_FOR: Duration = Duration::from_secs(1);
+/// Between two sweeps of old tombstones.
+const SWEEP: Duration = Duration::from_secs(86_400);
+
+/// What was written and is not visible yet.
+#[derive(Default)]
+pub(super) struct Progress {
+    visible: Positions,
+    dirty: bool,
+    refreshed_at: Option<Instant>,
+    written: u64,
+    /// Whether another index is being filled, and when that was seen.
+    rebuilding: Option<(Instant, bool)>,
+    swept_at: Option<Instant>,
+}
+
+impl OpenSearchIndex {
+    /// Whether writes go to a second index, too.
+    async fn is_rebuilding(&self) -> Result<bool, SinkError> {
+        if let Some((seen, rebuilding)) = self.progress().rebuilding
+            && seen.elapsed() < KNOWN_FOR
+        {
+            return Ok(rebuilding);
+        }
+        let asked = Instant::now();
+        let rebuilding = index::is_rebuilding(&self.client).await.map_err(systemic)?;
+        self.progress().rebuilding = Some((asked, rebuilding));
+        Ok(rebuilding)
+    }
+
+    async fn refresh(&self) -> Result<(), SinkError> {
+        let path = format!("{}/_refresh", self.client.options.alias);
+        let started = Instant::now();
+        self.client.change(Method::POST, &path, None).await.map_err(systemic)?;
+        metrics::histogram!("tagfast_search_commit_seconds").record(started.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    /// Removes tombstones that no late event can need any more. It may fail: the next day it is tried again.
+    async fn sweep(&self) {
+        let oldest = self.clock.now_ms() - GONE_AGE_MS;
+        let query = json!({"query": {"bool": {"filter": [
+            {"term": {"gone": true}}, {"range": {"updated_at": {"lt": oldest}}},
+        ]}}});
+        let path =
+            format!("{}/_delete_by_query?conflicts=proceed&wait_for_completion=false", self.client.options.alias);
+        if let Err(error) = self.client.change(Method::POST, &path, Some(&query)).await {
+            tracing::warn!(%error, "old tombstones were not removed from the search index");
+        }
+    }
+
+    /// Copies every content of the shards into the index behind an alias.
+    async fn copy(&self, alias: &str, progress: &(dyn Fn(u64) + Send + Sync)) -> Result<(), SinkError> {
+        let now = self.clock.now_ms();
+        let mut copied = 0;
+        for shard in LogicalShard::all() {
+            let mut after = None;
+            loop {
+                let page = self.scanner.scan(shard, None, after.as_ref(), PAGE).await.map_err(systemic)?;
+                let entries: Vec<Entry<'_>> = page
+                    .items
+                    .iter()
+                    .map(|(key, document)| Entry::of_document(key, document))
+                    .filter(|entry| !entry.is_swept(now))
+                    .collect();
+                for (verdict, entry) in bulk::write(&self.client, alias, &entries).await?.iter().zip(&entries) {
+                    match verdict {
+                        RecordVerdict::Applied | RecordVerdict::Superseded => {}
+                        RecordVerdict::Failed { message, .. } => return Err(systemic(message)),
+                        RecordVerdict::Poison { message, .. } => {
+                            tracing::error!(content = %entry.key, message, "the index refuses a content of the shards");
+                        }
+                    }
+                }
+                copied += page.items.len() as u64;
+                progress(copied);
+                after = page.next;
+                if after.is_none() {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Sink for OpenSearchIndex {
+    fn group(&self) -> Group {
+        GROUP
+    }
+
+    async fn start(&self, _: EpochId) -> Result<Start, SinkError> {
+        match index::check(&self.client).await.map_err(systemic)? {
+            Some(_) => Ok(Start::Committed),
+            None => Ok(Start::Rebuild("there is no index yet")),
+        }
+    }
+
+    async fn apply(&self, records: &[SinkRecord]) -> Result<Vec<RecordVerdict>, SinkError> {
+        let entries: Vec<Entry<'_>> = records.iter().map(Entry::of_event).collect();
+        // The next index first: what is in the served one is then in both.
+        if self.is_rebuilding().await? {
+            let next = self.client.next_alias();
+            let written = bulk::write(&self.client, &next, &entries).await;
+            // It may just have been switched: the served one is it then.
+            if let Err(error) = written
+                && index::is_rebuilding(&self.client).await.map_err(systemic)?
+            {
+                return Err(error);
+            }
+        }
+        let verdicts = bulk::write(&self.client, &self.client.options.alias, &entries).await?;
+        let mut progress = self.progress();
+        progress.dirty = true;
+        progress.written += records.len() as u64;
+        Ok(verdicts)
+    }
+
+    async fn advance(&self, positions: &Positions) -> Result<Positions, SinkError> {
+        let (due, sweep) = {
+            let mut progress = self.progress();
+            let since = progress.refreshed_at.map(|at| at.elapsed());
+            let busy = since.is_some_and(|since| progress.written as f64 > BUSY as f64 * since.as_secs_f64().max(0.2));
+            let pause = if busy { REFRESH_BUSY } else { REFRESH };
+            if !progress.dirty {
+                progress.visible.clone_from(positions);
+            }
+            let sweep = progress.swept_at.is_none_or(|at| at.elapsed() > SWEEP);
+            if sweep {
+                progress.swept_at = Some(Instant::now());
+            }
+            (progress.dirty && since.is_none_or(|since| since >= pause), sweep)
+        };
+        if sweep {
+            self.sweep().await;
+        }
+        if due {
+            self.refresh().await?;
+            let mut progress = self.progress();
+            progress.dirty = false;
+            progress.written = 0;
+            progress.refreshed_at = Some(Instant::now());
+            // The runtime calls one after the other: nothing was written since these positions were told.
+            progress.visible.clone_from(positions);
+        }
+        Ok(self.progress().visible.clone())
+    }
+
+    fn visible_through(&self, at: UnixMillis) {
+        self.visible.fetch_max(at, Ordering::AcqRel);
+        metrics::gauge!("tagfast_search_lag_seconds").set((self.clock.now_ms() - at).max(0) as f64 / 1000.0);
+    }
+
+    async fn rebuild(
+        &self,
+        _: &Positions,
+        _: EpochId,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<(), SinkError> {
+        let name = index::begin(&self.client).await.map_err(systemic)?;
+        // Until here others may not know of it: what they write after this they write to both, what they wrote before is in the
+        // shards.
+        if index::check(&self.client).await.map_err(systemic)?.is_some() {
+            tokio::time::sleep(2 * KNOWN_FOR).await;
+        }
+        self.copy(&self.client.next_alias(), progress).await?;
+        self.client.change(Method::POST, &format!("{name}/_refresh"), None).await.map_err(systemic)?;
+        index::switch(&self.client, &name).await.map_err(systemic)?;
+        *self.progress() = Progress::default();
+        metrics::counter!("tagfast_search_rebuilds_total").increment(1);
+        Ok(())
+    }
+
+    async fn close(&self) -> Result<(), SinkError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,68 @@
+//! Rebuilding while others read and write.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tagfast_domain::TenantId;
+use tagfast_events::Sink;
+use tagfast_search::SearchIndex;
+use tagfast_search::conformance::{NOW, event, request};
+
+use crate::kit::{EPOCH, Engine, at};
+
+/// One indexer rebuilds, another one goes on writing: in the end the new index has the newest state of everything, and no
+/// search failed meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rebuild_misses_nothing_that_others_write() {
+    let engine = Engine::new().await;
+    for chunk in 0..5 {
+        let events: Vec<_> =
+            (0..400).map(|n| event("acme", "t", &format!("{}", chunk * 400 + n), 1, NOW, &["old", "all"])).collect();
+        events.iter().for_each(|e| engine.shards.put(e));
+        // What the shards have and the index lost is found by the rebuild.
+        if chunk > 0 {
+            engine.index.apply(&engine.records(&events)).await.expect("applied");
+        }
+    }
+    engine.shown().await;
+    let acme = TenantId::parse("acme").expect("a tenant");
+    assert_eq!(engine.index.documents().await.expect("a count"), 1600);
+    let rebuilder = engine.again();
+    let rebuilding = tokio::spawn(async move { rebuilder.rebuild(&at(1), EPOCH, &|_| {}).await });
+    let mut round = 0;
+    while !rebuilding.is_finished() {
+        round += 1;
+        let events: Vec<_> = (0..40)
+            .map(|n| event("acme", "t", &format!("{}", (round * 40 + n) % 2000), 1 + round, NOW, &["new", "all"]))
+            .collect();
+        events.iter().for_each(|e| engine.shards.put(e));
+        engine.index.apply(&engine.records(&events)).await.expect("applied");
+        engine.index.search(&acme, &request("all")).await.expect("a search is answered all the while");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    rebuilding.await.expect("no panic").expect("rebuilt");
+    engine.shown().await;
+    let mut wanted: Vec<(String, u64)> = engine
+        .shards
+        .all()
+        .iter()
+        .map(|e| (e.key.content.content_id.as_str().to_owned(), e.version.packed()))
+        .collect();
+    let mut found = Vec::new();
+    let mut page = request("all");
+    page.sort = tagfast_search::Sort::Id;
+    loop {
+        let answer = engine.index.search(&acme, &page).await.expect("answered");
+        found.extend(answer.hits.iter().map(|h| (h.content.content_id.as_str().to_owned(), h.version.packed())));
+        match answer.next {
+            Some(next) => page.after = Some(next),
+            None => break,
+        }
+    }
+    wanted.sort();
+    found.sort();
+    assert_eq!(found.len(), wanted.len());
+    assert_eq!(found, wanted);
+    let again: Arc<_> = engine.again();
+    again.check().await.expect("the new index is ours");
+}

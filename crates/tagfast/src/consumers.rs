@@ -1,0 +1,177 @@
+//! The consumers of a running process and what they feed, the same in both ways to run.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use tagfast_api::parts::ConsumerStatus;
+use tagfast_api::{OperationsError, Readiness, StatusReport};
+use tagfast_events::runtime::{Consumer, ConsumerSnapshot, ConsumerState, RuntimeOptions};
+use tagfast_events::{Bus, Sink};
+use tagfast_popular::{PopularTags, RecountReport};
+use tagfast_resilience::Clock;
+use tagfast_search::SearchIndex;
+
+/// A consumer, and whether it has ever been ready.
+struct Watched {
+    consumer: Consumer,
+    was_ready: AtomicBool,
+}
+
+impl Watched {
+    fn start(bus: &Arc<dyn Bus>, sink: Arc<dyn Sink>, clock: &Arc<dyn Clock>) -> Self {
+        let consumer = Consumer::spawn(Arc::clone(bus), sink, RuntimeOptions::default(), Arc::clone(clock));
+        Self { consumer, was_ready: AtomicBool::new(false) }
+    }
+
+    /// Ready from the first time everything is applied. A rebuild on request does not take it back, because the old
+    /// state goes on serving; answers say how old they are.
+    fn problem(&self) -> Option<String> {
+        let status = self.consumer.status();
+        if status.state == ConsumerState::Stopped {
+            return Some("its consumer has stopped".to_owned());
+        }
+        if status.caught_up && status.state != ConsumerState::Rebuilding {
+            self.was_ready.store(true, Ordering::Relaxed);
+        }
+        if self.was_ready.load(Ordering::Relaxed) {
+            return None;
+        }
+        Some(match status.state {
+            ConsumerState::Rebuilding => format!("rebuilding from the store, {} contents copied", status.rebuilt),
+            ConsumerState::Paused => "waiting for what it reads or feeds to work again".to_owned(),
+            ConsumerState::Starting | ConsumerState::Running | ConsumerState::Stopped => {
+                format!("catching up, {} events applied", status.applied)
+            }
+        })
+    }
+
+    fn status(&self) -> ConsumerStatus {
+        let ConsumerSnapshot { state, lag_seconds, parked, .. } = self.consumer.status();
+        ConsumerStatus {
+            group: self.consumer.group().0.to_owned(),
+            state: state.as_str().to_owned(),
+            lag_seconds,
+            dead_letters: parked,
+        }
+    }
+}
+
+/// Holds an operation's flag; dropping it lets the next one start.
+struct Running<'a>(&'a AtomicBool);
+
+impl<'a> Running<'a> {
+    fn take(flag: &'a AtomicBool, name: &'static str) -> Result<Self, OperationsError> {
+        if flag.swap(true, Ordering::AcqRel) { Err(OperationsError::AlreadyRunning(name)) } else { Ok(Self(flag)) }
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+/// What feeds on the bus. Parts that a process does not have are missing.
+pub struct Consumers {
+    indexer: Option<(Watched, Arc<dyn SearchIndex>)>,
+    analytics: Option<(Watched, Arc<dyn PopularTags>)>,
+    reindexing: AtomicBool,
+    recounting: AtomicBool,
+    recounted: AtomicU64,
+}
+
+fn missing(what: &str) -> OperationsError {
+    OperationsError::Failed(format!("this process has no {what}"))
+}
+
+impl Consumers {
+    /// Starts consuming into what is given.
+    pub fn start<I, P>(
+        bus: &Arc<dyn Bus>,
+        clock: &Arc<dyn Clock>,
+        index: Option<Arc<I>>,
+        popular: Option<Arc<P>>,
+    ) -> Self
+    where
+        I: SearchIndex + Sink + 'static,
+        P: PopularTags + Sink + 'static,
+    {
+        Self {
+            indexer: index.map(|index| (Watched::start(bus, Arc::clone(&index) as _, clock), index as _)),
+            analytics: popular.map(|popular| (Watched::start(bus, Arc::clone(&popular) as _, clock), popular as _)),
+            reindexing: AtomicBool::new(false),
+            recounting: AtomicBool::new(false),
+            recounted: AtomicU64::new(0),
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = (&'static str, &Watched)> {
+        let indexer = self.indexer.iter().map(|(watched, _)| ("search", watched));
+        indexer.chain(self.analytics.iter().map(|(watched, _)| ("popular", watched)))
+    }
+
+    /// Which of them are ready.
+    pub fn readiness(&self) -> impl Iterator<Item = Readiness> {
+        self.all().map(|(part, watched)| Readiness { part, problem: watched.problem() })
+    }
+
+    /// Adds what is to be said of them.
+    pub async fn report(&self, report: &mut StatusReport) {
+        for (feature, watched) in self.all() {
+            let state = watched.consumer.status().state;
+            if state != ConsumerState::Running {
+                report.degraded.push((feature.to_owned(), state.as_str().to_owned()));
+            }
+            report.consumers.push(watched.status());
+        }
+        if let Some((watched, index)) = &self.indexer {
+            if self.reindexing.load(Ordering::Acquire) {
+                report.running.push(("reindex".to_owned(), watched.consumer.status().rebuilt));
+            }
+            report.indexed_contents = index.documents().await.unwrap_or_else(|error| {
+                report.degraded.push(("search".to_owned(), error.to_string()));
+                0
+            });
+        }
+        if self.recounting.load(Ordering::Acquire) {
+            report.running.push(("recount".to_owned(), self.recounted.load(Ordering::Relaxed)));
+        }
+    }
+
+    /// Rebuilds the search index while it serves; how many contents were copied.
+    pub async fn reindex(&self) -> Result<u64, OperationsError> {
+        let (watched, _) = self.indexer.as_ref().ok_or_else(|| missing("search index"))?;
+        let _running = Running::take(&self.reindexing, "reindex")?;
+        // Notes that it was ready, if it was: the old index goes on serving.
+        let _ = watched.problem();
+        watched.consumer.rebuild().await.map_err(|e| OperationsError::Failed(e.to_string()))
+    }
+
+    /// Compares the counts with the shards.
+    pub async fn recount(&self, repair: bool) -> Result<RecountReport, OperationsError> {
+        let (_, popular) = self.analytics.as_ref().ok_or_else(|| missing("counts"))?;
+        let _running = Running::take(&self.recounting, "recount")?;
+        self.recounted.store(0, Ordering::Relaxed);
+        let progress = |done| self.recounted.store(done, Ordering::Relaxed);
+        popular.recount(repair, &progress).await.map_err(|e| OperationsError::Failed(e.to_string()))
+    }
+
+    /// Finishes what is in work and makes it durable.
+    pub async fn stop(&self) {
+        futures_util::future::join_all(self.all().map(|(_, watched)| watched.consumer.stop())).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_operation_of_a_kind_runs_at_a_time() {
+        let flag = AtomicBool::new(false);
+        let running = Running::take(&flag, "recount").unwrap();
+        assert!(matches!(Running::take(&flag, "recount"), Err(OperationsError::AlreadyRunning("recount"))));
+        drop(running);
+        assert!(Running::take(&flag, "recount").is_ok());
+    }
+}

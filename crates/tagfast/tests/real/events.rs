@@ -1,0 +1,219 @@
+//! From a write to the search index and the counts, on everything that is real: PostgreSQL under Patroni, Kafka, OpenSearch.
+//! While servers die; in the end index, counts and shards agree, content by content.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tagfast_testkit::stack::{Fault, Stack, StackOptions};
+use tagfast_testkit::{Client, ServerProcess, wait_for_condition};
+
+use crate::{PATIENCE, serve, wait_until_ready};
+
+/// Contents that writers write.
+const CONTENTS: u64 = 200;
+
+/// Writes all the while, each content by one writer; what was not acknowledged is written again.
+struct Writer {
+    stop: Arc<AtomicBool>,
+    written: Arc<AtomicU64>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Writer {
+    fn start(server: &ServerProcess) -> Self {
+        let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (ended, count) = (Arc::clone(&stop), Arc::clone(&written));
+        let mut client = server.client().with_timeout(PATIENCE);
+        let thread = std::thread::spawn(move || {
+            let mut n = 0u64;
+            while !ended.load(Ordering::SeqCst) {
+                let (id, tag) = (n % CONTENTS, n / CONTENTS % 7);
+                let path = format!("/v1/content/page/{id}/tags/t{tag}");
+                let answer = if n / CONTENTS % 3 == 2 { client.delete(&path) } else { client.put(&path) };
+                match answer.status {
+                    200 => {
+                        n += 1;
+                        count.store(n, Ordering::SeqCst);
+                    }
+                    // Held for as long as a write is held, then refused for now: asked again.
+                    503 => {}
+                    other => panic!("{other}: {}", answer.text()),
+                }
+            }
+        });
+        Self { stop, written, thread }
+    }
+
+    fn goes_on(&self) {
+        let known = self.written.load(Ordering::SeqCst);
+        wait_for_condition("writes go on", PATIENCE, || {
+            let now = self.written.load(Ordering::SeqCst);
+            if now > known + 20 { Ok(()) } else { Err(format!("{now} after {known}")) }
+        });
+    }
+
+    fn end(self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.thread.join().expect("the writer saw only what it may see");
+    }
+}
+
+type Contents = BTreeMap<String, BTreeSet<String>>;
+
+fn tags_of(list: &serde_json::Value) -> BTreeSet<String> {
+    let name = |tag: &serde_json::Value| tag.as_str().or(tag["tag"].as_str()).expect("a tag").to_owned();
+    list.as_array().expect("tags").iter().map(name).collect()
+}
+
+/// What the shards hold, contents without tags left out.
+fn shards(client: &mut Client) -> Contents {
+    let mut found = Contents::new();
+    for id in 0..CONTENTS {
+        let path = format!("/v1/content/page/{id}/tags");
+        let answer = client.request("GET", &path, &[("consistency", "strong")], None).expect("an answer");
+        let tags = tags_of(&answer.expect(200).json()["tags"]);
+        if !tags.is_empty() {
+            found.insert(id.to_string(), tags);
+        }
+    }
+    found
+}
+
+/// What the index holds.
+fn index(client: &mut Client) -> Result<Contents, String> {
+    let (mut found, mut cursor) = (Contents::new(), String::new());
+    loop {
+        let answer = client.get(&format!("/v1/search?type=page&sort=id&limit=100{cursor}"));
+        if answer.status != 200 {
+            return Err(answer.text());
+        }
+        let page = answer.json();
+        for hit in page["hits"].as_array().expect("hits") {
+            found.insert(hit["id"].as_str().expect("an id").to_owned(), tags_of(&hit["tags"]));
+        }
+        match page["next_cursor"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => return Ok(found),
+        }
+    }
+}
+
+/// Index, counts and shards agree.
+fn all_agree(client: &mut Client) {
+    let wanted = shards(client);
+    wait_for_condition("the index equals the shards", PATIENCE, || {
+        let found = index(client)?;
+        if found == wanted {
+            return Ok(());
+        }
+        let differ: Vec<&String> =
+            wanted.keys().chain(found.keys()).filter(|id| wanted.get(*id) != found.get(*id)).collect();
+        Err(format!("{} contents differ: {differ:?}", differ.len()))
+    });
+    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+    wanted.values().flatten().for_each(|tag| *counts.entry(tag).or_default() += 1);
+    wait_for_condition("the counts equal the shards", PATIENCE, || {
+        let answer = client.get("/v1/tags/popular?window=all&limit=100");
+        if answer.status != 200 {
+            return Err(answer.text());
+        }
+        let board = answer.json();
+        let counted: BTreeMap<&str, u64> = board["tags"]
+            .as_array()
+            .expect("tags")
+            .iter()
+            .map(|t| (t["tag"].as_str().expect("a name"), t["count"].as_u64().expect("a count")))
+            .collect();
+        if counted == counts { Ok(()) } else { Err(format!("{counted:?}, not {counts:?}")) }
+    });
+    let drift = client.post("/v1/admin/recount", &serde_json::json!({})).expect(200).json();
+    assert_eq!((&drift["drifted_contents"], &drift["drifted_counts"]), (&0.into(), &0.into()), "{drift}");
+}
+
+fn dead_letters(client: &mut Client) -> u64 {
+    let status = client.get("/v1/status").expect(200).json();
+    status["consumers"]
+        .as_array()
+        .expect("consumers")
+        .iter()
+        .map(|c| c["dead_letters"].as_u64().expect("a count"))
+        .sum()
+}
+
+#[test]
+fn index_and_counts_agree_with_the_shards_whatever_dies() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let options =
+        StackOptions { kafka: true, opensearch: true, redis: true, ..StackOptions::clusters_only(2, dir.path()) };
+    let mut stack = Stack::up(&options, &|_| ()).expect("the stack comes up");
+    let mut server = serve(&stack);
+    let mut client = server.client().with_timeout(PATIENCE);
+    wait_until_ready(&mut client);
+
+    // A write is found within the time that is promised, and counted.
+    client.put("/v1/content/page/7/tags/Found%20Me").expect(200);
+    wait_for_condition("the write is found", Duration::from_secs(5), || {
+        let found = client.get("/v1/search?q=found-me").expect(200).json();
+        if found["hits"][0]["id"] == "7" { Ok(()) } else { Err(found.to_string()) }
+    });
+    client.delete("/v1/content/page/7/tags/found-me").expect(200);
+
+    let writer = Writer::start(&server);
+    writer.goes_on();
+    // The index dies: searches say so, writes go on, nobody is blamed.
+    stack.fault(Fault::Freeze, "opensearch").expect("frozen");
+    stack.fault(Fault::Kill, "opensearch").expect("killed");
+    writer.goes_on();
+    let refused = client.get("/v1/search?q=t1");
+    assert_eq!(refused.status, 503, "{}", refused.text());
+    stack.fault(Fault::Restart, "opensearch").expect("started again");
+    wait_for_condition("searches are answered", Duration::from_secs(90), || {
+        let answer = client.get("/v1/search?q=t1");
+        if answer.status == 200 { Ok(()) } else { Err(answer.text()) }
+    });
+    // The bus dies: writes go on, their events wait in the outbox.
+    stack.fault(Fault::Freeze, "kafka").expect("frozen");
+    stack.fault(Fault::Kill, "kafka").expect("killed");
+    writer.goes_on();
+    stack.fault(Fault::Restart, "kafka").expect("started again");
+    // Another node becomes primary while events flow.
+    writer.goes_on();
+    stack.fault(Fault::Switchover, "c0").expect("switched over");
+    writer.goes_on();
+    writer.end();
+    all_agree(&mut client);
+    assert_eq!(dead_letters(&mut client), 0, "an outage is no record's fault");
+
+    // The process itself dies, and the next one goes on where it was.
+    server.kill();
+    let server = serve(&stack);
+    let mut client = server.client().with_timeout(PATIENCE);
+    wait_until_ready(&mut client);
+    client.put("/v1/content/page/3/tags/after").expect(200);
+    all_agree(&mut client);
+
+    // A rebuild while it serves.
+    client.request("POST", "/v1/admin/reindex", &[], None).expect("an answer").expect(200);
+    all_agree(&mut client);
+}
+
+/// A topic with another number of partitions is refused, with what to do.
+#[test]
+fn a_foreign_topic_is_refused_at_the_start() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let options = StackOptions { kafka: true, ..StackOptions::clusters_only(1, dir.path()) };
+    let stack = Stack::up(&options, &|_| ()).expect("the stack comes up");
+    drop(serve(&stack));
+    let config = &stack.info().config;
+    let run = std::process::Command::new(env!("CARGO_BIN_EXE_tagfast"))
+        .args(["serve", "--listen", "127.0.0.1:0", "--config"])
+        .arg(config)
+        .env("TAGFAST__KAFKA__PARTITIONS", "16")
+        .env("TAGFAST__STORE__DATA_DIR", config.with_file_name("data"))
+        .output()
+        .expect("it runs");
+    let said = String::from_utf8_lossy(&run.stderr);
+    assert!(!run.status.success() && said.contains("set kafka.partitions to 8"), "{said}");
+}
