@@ -158,7 +158,8 @@ pub(crate) struct KafkaConsumer {
     committed_at: Instant,
 }
 
-fn record(message: &BorrowedMessage<'_>) -> BusRecord {
+/// A message as the bus has it.
+pub(crate) fn record(message: &BorrowedMessage<'_>) -> BusRecord {
     let headers: Vec<(String, Vec<u8>)> = message
         .headers()
         .map(|all| all.iter().map(|h| (h.key.to_owned(), h.value.unwrap_or_default().to_vec())).collect())

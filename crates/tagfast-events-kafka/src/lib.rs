@@ -7,6 +7,7 @@
 //! How it fails. A broker that is away makes publishing, polling and parking fail for now ([`BusError::Unavailable`]); nothing is
 //! skipped. A topic with another number of partitions, or one that may not be used, is refused with what to do.
 
+mod backwards;
 mod client;
 mod consumer;
 mod letters;
@@ -25,6 +26,7 @@ use tagfast_events::{
     Bus, BusConsumer, BusError, BusPosition, ClusterName, DeadLetter, Emits, Group, Partition, Positions,
 };
 
+pub use crate::backwards::Past;
 pub use crate::client::{Sasl, SaslMechanism, Security};
 pub use crate::publisher::Publisher;
 pub use crate::topics::TopicError;

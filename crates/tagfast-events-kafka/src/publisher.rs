@@ -11,11 +11,12 @@ use futures_util::future::try_join_all;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord};
-use tagfast_domain::{EpochOrdinal, TaggingsEvent, UnixMillis};
+use tagfast_domain::{ContentKey, EpochOrdinal, TaggingsEvent, UnixMillis};
 use tagfast_events::envelope::{self, Message};
 use tagfast_events::{BusError, Partition};
 use tagfast_sharding::LogicalShard;
 
+use crate::backwards::{self, Past};
 use crate::{KafkaOptions, unavailable};
 
 /// Between two heartbeats of a cluster.
@@ -114,8 +115,21 @@ impl Publisher {
         try_join_all(deliveries.into_iter().map(delivered)).await.map(drop)
     }
 
-    /// Every event of the cluster committed before `at` was published. Told to the consumers once a second.
-    pub async fn heartbeat(&self, cluster: &str, epoch: EpochOrdinal, at: UnixMillis) {
+    /// Contents of a cluster of which something was published that the current history may lack.
+    pub async fn doubtful(
+        &self,
+        cluster: &str,
+        past: impl Fn(EpochOrdinal) -> Past + Send + 'static,
+    ) -> Result<Vec<ContentKey>, BusError> {
+        let partitions: Vec<Partition> = self.partitions_of(cluster).collect();
+        let (options, cluster) = (Arc::clone(&self.options), cluster.to_owned());
+        let read = move || backwards::doubtful(&options, &cluster, &partitions, &past);
+        tokio::task::spawn_blocking(read).await.map_err(unavailable)?
+    }
+
+    /// Every event of the cluster committed before `at` was published; `hi` as in [`Publisher::publish`]. Told to the consumers
+    /// once a second.
+    pub async fn heartbeat(&self, cluster: &str, epoch: EpochOrdinal, at: UnixMillis, hi: u64) {
         {
             let mut beaten = self.beaten.lock().unwrap_or_else(PoisonError::into_inner);
             match beaten.get_mut(cluster) {
@@ -125,7 +139,7 @@ impl Publisher {
             }
         }
         // Nobody waits for it: the next one says more.
-        if let Err(error) = self.to_all(cluster, &envelope::encode_heartbeat(cluster, epoch, at)).await {
+        if let Err(error) = self.to_all(cluster, &envelope::encode_heartbeat(cluster, epoch, at, hi)).await {
             tracing::debug!(cluster, %error, "a heartbeat was not sent");
         }
     }

@@ -207,7 +207,8 @@ fn attributes(event_type: &str, cluster: &str, id: &str, at: UnixMillis, emit: u
     .collect()
 }
 
-/// At or after the event's commit in its cluster's log: tells after a failover whether the event may be lost there.
+/// At or after the event's commit in its cluster's log: tells after a failover whether the event may be lost there. It never falls
+/// within an epoch.
 const HI_HEADER: &str = "ce_tagfasthi";
 
 /// An event of a cluster, in binary mode. `hi` is a log position at or after its commit.
@@ -232,11 +233,13 @@ pub fn encode_marker(cluster: &str, emit: EpochOrdinal, at: UnixMillis) -> Messa
     }
 }
 
-/// A heartbeat: every event of the cluster in this partition committed before `complete_through` lies before it.
-pub fn encode_heartbeat(cluster: &str, emit: EpochOrdinal, complete_through: UnixMillis) -> Message {
+/// A heartbeat: every event of the cluster in this partition committed before `complete_through` lies before it, and `hi` is at
+/// or after the commit of each of them.
+pub fn encode_heartbeat(cluster: &str, emit: EpochOrdinal, complete_through: UnixMillis, hi: u64) -> Message {
     let id = format!("{cluster}-{}-{complete_through}", emit.0);
     let mut headers = attributes(HEARTBEAT_TYPE, cluster, &id, complete_through, emit.0);
     headers.push((COMPLETE_HEADER.to_owned(), complete_through.to_string().into_bytes()));
+    headers.push((HI_HEADER.to_owned(), hi.to_string().into_bytes()));
     Message { headers, payload: Vec::new() }
 }
 

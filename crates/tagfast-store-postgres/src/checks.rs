@@ -7,6 +7,7 @@
 //! How it fails: a server that does not answer in time leaves the numbers of the last second; the watcher notices by itself.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 
 use tokio_postgres::Row;
 
@@ -15,10 +16,11 @@ use crate::connect::{Connection, PgError, within};
 use crate::etcd::{Look, Member};
 use crate::options::limit;
 
-/// The primary's settings, and what it sends to whom.
+/// The primary's settings, what it sends to whom, and how much waits in its outbox.
 const OBSERVE: &str = "
 SELECT current_setting('synchronous_commit'), current_setting('fsync'), current_setting('full_page_writes'),
-       s.name, s.state, s.behind, s.lag
+       s.name, s.state, s.behind, s.lag,
+       pg_total_relation_size('outbox_0') + pg_total_relation_size('outbox_1') + pg_total_relation_size('outbox_2')
 FROM (SELECT) one LEFT JOIN (
     SELECT application_name AS name, state, (pg_current_wal_flush_lsn() - replay_lsn)::bigint AS behind,
            (extract(epoch FROM replay_lag) * 1000)::bigint AS lag
@@ -68,6 +70,11 @@ impl Observed {
 pub(crate) async fn observe(cluster: &Cluster, server: &Connection, look: &Look) -> Result<Vec<String>, PgError> {
     let rows = within("looking at the replicas", limit::READ, server.client.query(OBSERVE, &[])).await?;
     let observed = Observed::of(&rows);
+    if let Some(row) = rows.first() {
+        let waits = row.get::<_, i64>(7).unsigned_abs();
+        cluster.outbox_bytes.store(waits, Ordering::Relaxed);
+        metrics::gauge!("tagfast_outbox_bytes", "cluster" => cluster.name.clone()).set(waits as f64);
+    }
     let primary = look.leader.as_ref().map_or("", |key| key.member.as_str());
     let replicas: Vec<&Member> = look.members.iter().filter(|m| m.name != primary).collect();
     for member in &look.members {

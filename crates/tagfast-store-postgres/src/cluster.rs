@@ -4,6 +4,7 @@
 //! primary of one reign with the epoch of another.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -41,6 +42,14 @@ pub(crate) struct ClusterView {
     pub(crate) warnings: Vec<String>,
 }
 
+/// How much of each epoch is part of the current history.
+#[derive(Default)]
+struct Fences {
+    by_id: HashMap<EpochId, u64>,
+    /// Of earlier epochs, by ordinal, also of those that are no ancestors.
+    past: Vec<(u64, u64)>,
+}
+
 /// The state of one cluster.
 pub(crate) struct Cluster {
     pub(crate) index: u16,
@@ -51,7 +60,9 @@ pub(crate) struct Cluster {
     /// Told when a proof arrived or the epoch changed.
     pub(crate) proof: watch::Sender<u64>,
     acknowledger: Mutex<Acknowledger>,
-    fences: Mutex<HashMap<EpochId, u64>>,
+    fences: Mutex<Fences>,
+    /// What the outbox's tables take on the disk, as of the last look.
+    pub(crate) outbox_bytes: AtomicU64,
     /// Asks the watcher to look now.
     pub(crate) look_now: Notify,
     /// Told after a commit of this node: its relay need not wait to find it.
@@ -69,6 +80,7 @@ impl Cluster {
             proof: watch::channel(0).0,
             acknowledger: Mutex::default(),
             fences: Mutex::default(),
+            outbox_bytes: AtomicU64::new(0),
             look_now: Notify::new(),
             committed: Notify::new(),
         }
@@ -96,12 +108,20 @@ impl Cluster {
 
     /// Up to which log position an older epoch is part of the current history: the whole table, made anew with each epoch.
     pub(crate) fn set_fences(&self, history: &[EpochRecord], current: &EpochRecord) {
-        *self.fences.lock().unwrap_or_else(PoisonError::into_inner) = fences(history, current);
+        let by_id = fences(history, current);
+        let fence = |epoch: &EpochRecord| (epoch.ordinal.0, by_id.get(&epoch.id).copied().unwrap_or(0));
+        let past = history.iter().filter(|epoch| epoch.id != current.id).map(fence).collect();
+        *self.fences.lock().unwrap_or_else(PoisonError::into_inner) = Fences { by_id, past };
+    }
+
+    /// The fence of every earlier epoch, by its ordinal.
+    pub(crate) fn fences_by_ordinal(&self) -> Vec<(u64, u64)> {
+        self.fences.lock().unwrap_or_else(PoisonError::into_inner).past.clone()
     }
 
     /// The fence of an epoch: everything for the current one, nothing for an unknown one.
     pub(crate) fn fence(&self, epoch: EpochId) -> u64 {
-        self.fences.lock().unwrap_or_else(PoisonError::into_inner).get(&epoch).copied().unwrap_or(0)
+        self.fences.lock().unwrap_or_else(PoisonError::into_inner).by_id.get(&epoch).copied().unwrap_or(0)
     }
 
     /// Waits until a commit may be acknowledged. False: it may not, ever; the write is to be tried again by its id.

@@ -162,13 +162,15 @@ pub(crate) struct Failed {
 }
 
 /// A content that a group touches.
-struct Slot {
-    key: ContentKey,
+pub(crate) struct Slot {
+    pub(crate) key: ContentKey,
     stored: Vec<u8>,
     old: Version,
-    doc: Document,
+    pub(crate) doc: Document,
     changes: Vec<Change>,
     evicted: Vec<RecentWrite>,
+    /// It gets a new version, though nothing of it changed.
+    pub(crate) touched: bool,
 }
 
 type Prior = HashMap<(Vec<u8>, WriteId), RecentWrite>;
@@ -185,7 +187,8 @@ pub(crate) fn stored_key(shard: LogicalShard, key: &[u8]) -> Vec<u8> {
 pub(crate) async fn run(server: &mut Writing, asked: &[Asked<'_>], terms: &Terms<'_>) -> Result<Finished, Failed> {
     let early = |error| Failed { error, outcome_unknown: false };
     let sent = boot_time();
-    let (mut slots, index) = read_slots(server, asked, terms).await.map_err(early)?;
+    let wanted = asked.iter().map(|asked| &asked.request.write.key);
+    let (mut slots, index) = read_slots(server, wanted, terms).await.map_err(early)?;
     let prior = read_prior(server, asked, &slots, &index, terms.now).await.map_err(early)?;
     let epoch = Epoch { id: terms.epoch.id, ordinal: terms.epoch.ordinal };
     let context = ApplyContext { epoch: &epoch, now: terms.now, limits: terms.limits };
@@ -215,18 +218,17 @@ pub(crate) async fn run(server: &mut Writing, asked: &[Asked<'_>], terms: &Terms
     Ok(Finished { items, commit, lost_race })
 }
 
-type SlotOrError = Result<Slot, DomainError>;
+pub(crate) type SlotOrError = Result<Slot, DomainError>;
 
 /// Reads the document of every content that the group touches, sorted by key.
-async fn read_slots(
+pub(crate) async fn read_slots<'a>(
     server: &mut Writing,
-    asked: &[Asked<'_>],
+    wanted: impl ExactSizeIterator<Item = &'a ContentKey>,
     terms: &Terms<'_>,
 ) -> Result<(Vec<SlotOrError>, HashMap<ContentKey, usize>), PgError> {
-    let mut keys: Vec<(Vec<u8>, &ContentKey)> = Vec::with_capacity(asked.len());
-    let mut seen: HashMap<&ContentKey, ()> = HashMap::with_capacity(asked.len());
-    for Asked { request, .. } in asked {
-        let key = &request.write.key;
+    let mut keys: Vec<(Vec<u8>, &ContentKey)> = Vec::with_capacity(wanted.len());
+    let mut seen: HashMap<&ContentKey, ()> = HashMap::with_capacity(wanted.len());
+    for key in wanted {
         if let Entry::Vacant(vacant) = seen.entry(key) {
             vacant.insert(());
             let bytes = key.to_bytes();
@@ -276,6 +278,7 @@ async fn read_slots(
             doc,
             changes: Vec::new(),
             evicted: Vec::new(),
+            touched: false,
         });
         if let Err(error) = &slot {
             tracing::error!(content = %key, %error, "a stored document is damaged");
@@ -369,7 +372,7 @@ fn apply_one(
     Ok(WriteAnswer { version, changed, added: effect.added, removed: effect.removed, repeated, receipt })
 }
 
-struct Written {
+pub(crate) struct Written {
     sent: BootTime,
     /// Slots whose document was written.
     keys: HashSet<usize>,
@@ -394,7 +397,7 @@ struct Columns {
     a_at: Vec<i64>,
 }
 
-async fn write_slots(
+pub(crate) async fn write_slots(
     server: &mut Writing,
     slots: &mut [SlotOrError],
     terms: &Terms<'_>,
@@ -404,7 +407,7 @@ async fn write_slots(
     let mut places = Vec::new();
     for (n, slot) in slots.iter().enumerate() {
         let Ok(slot) = slot else { continue };
-        if slot.changes.is_empty() {
+        if slot.changes.is_empty() && !slot.touched {
             continue;
         }
         places.push(n);

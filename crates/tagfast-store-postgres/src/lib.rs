@@ -23,12 +23,13 @@ mod remembered;
 mod schema;
 mod store;
 mod tls;
+mod touch;
 mod views;
 mod watcher;
 
 pub use metric::METRICS;
 pub use options::{ClusterOptions, PostgresOptions};
-pub use relay::{Discard, OutboxRow, OutboxSink, PublishError};
+pub use relay::{Discard, OutboxRow, OutboxSink, PastEpoch, PublishError};
 pub use store::{ClusterStatus, OpenError, PostgresStore};
 pub use tls::{Tls, TlsError};
 

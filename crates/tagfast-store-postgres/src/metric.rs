@@ -107,10 +107,22 @@ pub const METRICS: &[MetricDef] = &[
         help: "Commits that could not be proven and were tried again by their ids.",
     },
     MetricDef {
+        name: "tagfast_outbox_bytes",
+        kind: MetricKind::Gauge,
+        labels: &["cluster"],
+        help: "Disk that events take which the bus has not taken, or did a moment ago. At `store.outbox_max_bytes` writes are refused.",
+    },
+    MetricDef {
         name: "tagfast_relay_published_total",
         kind: MetricKind::Counter,
         labels: &["cluster"],
         help: "Outbox rows that the sink acknowledged.",
+    },
+    MetricDef {
+        name: "tagfast_reconciled_contents_total",
+        kind: MetricKind::Counter,
+        labels: &["cluster"],
+        help: "Contents written again after a failover, because a replaced primary had published something that did not survive it.",
     },
     MetricDef {
         name: "tagfast_relay_failures_total",

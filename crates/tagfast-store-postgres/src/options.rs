@@ -48,6 +48,9 @@ pub struct PostgresOptions {
     pub node: String,
     /// Writer lanes of each cluster. More: smaller batches; fewer: one connection limits.
     pub lanes: usize,
+    /// How much of a cluster's disk its outbox may take, in bytes, before writes are refused. Too low: a short outage of the bus
+    /// stops writes; too high: a long one fills the disk.
+    pub outbox_bytes: u64,
     /// How long a write waits for a primary. Too short: a failover is seen by users; too long: their requests pile up.
     pub hold: Duration,
 }

@@ -7,15 +7,16 @@
 //! was drained.
 //!
 //! How it fails: at least once. A sink that fails is asked again with the same rows; a relay that dies before its cursor was
-//! stored sends rows again; after a change of the epoch everything that is still there is sent again behind a marker.
+//! stored sends rows again; after a change of the epoch everything that is still there is sent again behind a marker, and contents
+//! of which the replaced primary published something that did not survive it are written again.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::join3;
-use tagfast_domain::{ContentKey, DomainError, TaggingsEvent, UnixMillis, codec};
+use tagfast_domain::{ContentKey, DomainError, EpochOrdinal, TaggingsEvent, UnixMillis, codec};
 use tagfast_failover::EpochRecord;
 use tagfast_resilience::Clock;
 use tokio::sync::{mpsc, oneshot};
@@ -24,7 +25,9 @@ use tokio_postgres::types::ToSql;
 
 use crate::cluster::{Cluster, Node, pause_after};
 use crate::connect::{Connection, Opener, PgError, within};
+use crate::group::Writing;
 use crate::options::limit;
+use crate::touch::touch;
 
 /// Rows of one pass.
 const ROWS: i64 = 2000;
@@ -90,6 +93,17 @@ impl OutboxRow {
     }
 }
 
+/// An epoch that is over, as the current history has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PastEpoch {
+    /// Its ordinal.
+    pub ordinal: EpochOrdinal,
+    /// Up to which log position it is part of the current history; 0 for one that is no ancestor.
+    pub fence: u64,
+    /// Everything that was doubtful when it began was written again, in this history.
+    pub reconciled: bool,
+}
+
 /// The sink could not take the rows; they are offered again.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -112,8 +126,17 @@ pub trait OutboxSink: Send + Sync {
         hi: u64,
     ) -> Result<(), PublishError>;
 
-    /// Every event committed before this moment is published.
-    async fn complete_through(&self, cluster: &str, epoch: &EpochRecord, at: UnixMillis);
+    /// Contents of which something was published that the history of `epoch` may lack, given the epochs before it. Asked after
+    /// [`OutboxSink::begin_epoch`], before anything of the epoch is published.
+    async fn doubtful(
+        &self,
+        cluster: &str,
+        epoch: &EpochRecord,
+        past: &[PastEpoch],
+    ) -> Result<Vec<ContentKey>, PublishError>;
+
+    /// Every event committed before this moment is published; `hi` as in [`OutboxSink::publish`].
+    async fn complete_through(&self, cluster: &str, epoch: &EpochRecord, at: UnixMillis, hi: u64);
 }
 
 /// Acknowledges and keeps nothing: where there is no bus.
@@ -130,7 +153,11 @@ impl OutboxSink for Discard {
         Ok(())
     }
 
-    async fn complete_through(&self, _: &str, _: &EpochRecord, _: UnixMillis) {}
+    async fn doubtful(&self, _: &str, _: &EpochRecord, _: &[PastEpoch]) -> Result<Vec<ContentKey>, PublishError> {
+        Ok(Vec::new())
+    }
+
+    async fn complete_through(&self, _: &str, _: &EpochRecord, _: UnixMillis, _: u64) {}
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -205,7 +232,7 @@ impl Relay {
             }
             tokio::time::sleep(TAKE_OVER).await;
         }
-        let mut active = self.begin(&server, epoch).await?;
+        let mut active = self.begin(&server, epoch, node).await?;
         loop {
             let found = self.pass(&server, epoch, &mut active).await?;
             while let Ok(reply) = self.drains.try_recv() {
@@ -235,7 +262,7 @@ impl Relay {
         Ok(within("the relay's lock", limit::WRITE, server.client.query_one(statement, &[&LOCK])).await?.get(0))
     }
 
-    async fn begin(&self, server: &Connection, epoch: &EpochRecord) -> Result<Active, RelayError> {
+    async fn begin(&self, server: &Connection, epoch: &EpochRecord, node: &Node) -> Result<Active, RelayError> {
         let row = within(
             "the relay's cursor",
             limit::WRITE,
@@ -248,6 +275,7 @@ impl Relay {
             None => {
                 // Positions of another epoch mean nothing here: everything that is still there is sent again.
                 alive(server, self.sink.begin_epoch(&self.cluster.name, epoch)).await??;
+                self.reconcile(server, epoch, node).await?;
                 Cursor { xid: 0, n: -1 }
             }
         };
@@ -267,6 +295,43 @@ impl Relay {
             waiting: Vec::new(),
             drained_at: None,
         })
+    }
+
+    /// Writes again what was published past the fence of an earlier epoch. A relay that dies before it is noted begins anew.
+    async fn reconcile(&self, server: &Connection, epoch: &EpochRecord, node: &Node) -> Result<(), RelayError> {
+        let rows = "SELECT ordinal, reconciled_at IS NOT NULL FROM epoch";
+        let rows = within("the epochs", limit::WRITE, server.client.query(rows, &[])).await?;
+        let reconciled: HashSet<u64> =
+            rows.iter().filter(|row| row.get(1)).map(|row| row.get::<_, i64>(0).cast_unsigned()).collect();
+        let past: Vec<PastEpoch> = self
+            .cluster
+            .fences_by_ordinal()
+            .into_iter()
+            .map(|(ordinal, fence)| PastEpoch {
+                ordinal: EpochOrdinal(ordinal),
+                fence,
+                reconciled: reconciled.contains(&ordinal),
+            })
+            .collect();
+        let doubtful = alive(server, self.sink.doubtful(&self.cluster.name, epoch, &past)).await??;
+        if !doubtful.is_empty() {
+            tracing::info!(
+                cluster = self.cluster.name,
+                contents = doubtful.len(),
+                "published past the fence: written again"
+            );
+            let connection = self.opener.open(&node.address, "reconcile").await?;
+            let mut writing = Writing::new(connection).await?;
+            let now = self.clock.now_ms();
+            let touched = touch(&mut writing, self.cluster.index, epoch, &doubtful, now);
+            alive(server, touched).await?.map_err(|failed| failed.error)?;
+            metrics::counter!("tagfast_reconciled_contents_total", "cluster" => self.cluster.name.clone())
+                .increment(doubtful.len() as u64);
+        }
+        let statement = "UPDATE epoch SET reconciled_at = clock_timestamp() WHERE id = $1";
+        let id: &[u8] = &epoch.id.0;
+        within("noting the reconciliation", limit::WRITE, server.client.execute(statement, &[&id])).await?;
+        Ok(())
     }
 
     /// Reads and publishes once; how many rows there were.
@@ -294,9 +359,9 @@ impl Relay {
                 event: row.get(3),
             })
             .collect();
+        let hi = hi.get::<_, i64>(0).cast_unsigned();
         if let Some(last) = rows.last() {
             let cursor = Cursor { xid: last.xid, n: last.n };
-            let hi = hi.get::<_, i64>(0).cast_unsigned();
             alive(server, self.sink.publish(&self.cluster.name, epoch, &rows, hi)).await??;
             metrics::counter!("tagfast_relay_published_total", "cluster" => self.cluster.name.clone())
                 .increment(rows.len() as u64);
@@ -316,7 +381,7 @@ impl Relay {
                 through = active.beats.pop_front().map(|(_, at)| at);
             }
             if let Some(at) = through {
-                self.sink.complete_through(&self.cluster.name, epoch, at).await;
+                self.sink.complete_through(&self.cluster.name, epoch, at, hi).await;
             }
             if active.drained_at.is_some_and(|xid| xid <= xmin) {
                 active.drained_at = None;

@@ -1,6 +1,7 @@
 //! The store: its clusters and their tasks, writes into lanes, scans. Views are in `views.rs`.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -95,6 +96,7 @@ pub struct PostgresStore {
     pub(crate) clusters: Vec<Parts>,
     pub(crate) opener: Opener,
     pub(crate) clock: Arc<dyn Clock>,
+    outbox_bytes: u64,
     tasks: Vec<JoinHandle<()>>,
     lane_tasks: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -176,7 +178,8 @@ impl PostgresStore {
             });
         }
         let clock = options.clock;
-        Ok(Arc::new(Self { map, clusters, opener, clock, tasks, lane_tasks: Mutex::new(lane_tasks) }))
+        let outbox_bytes = options.outbox_bytes;
+        Ok(Arc::new(Self { map, clusters, opener, clock, outbox_bytes, tasks, lane_tasks: Mutex::new(lane_tasks) }))
     }
 
     /// Finishes what waits and refuses what comes.
@@ -243,6 +246,11 @@ impl PostgresStore {
         }
         let hash = ContentHash::of(&request.write.key);
         let parts = self.parts(LogicalShard::of_hash(hash));
+        if parts.cluster.outbox_bytes.load(Ordering::Relaxed) >= self.outbox_bytes {
+            metrics::counter!("tagfast_store_refused_total", "reason" => "outbox_full").increment(1);
+            let limit = usize::try_from(self.outbox_bytes).unwrap_or(usize::MAX);
+            return Err(StoreError::Overloaded { queue: "outbox", limit, retry_after: Duration::from_secs(5) });
+        }
         // Other bits than those that chose the shard: a cluster of one shard has two lanes too.
         let lane = &parts.lanes[(hash.0 >> 32) as usize % parts.lanes.len()];
         Ok(Waiting { answer: lane.push(request)?, parts, hash, deadline })

@@ -92,6 +92,7 @@ impl ClusterNode {
             clock: Arc::clone(&clock),
             node: node_name(),
             lanes: postgres.lanes,
+            outbox_bytes: postgres.outbox_max_bytes,
             hold: postgres.hold,
         };
         let store =

@@ -3,11 +3,13 @@
 //! How it fails: a row that cannot be decoded, because a newer program wrote it or it is damaged, stops the relay of its cluster
 //! and is named in the log; nothing is skipped.
 
+use std::collections::HashMap;
+
 use async_trait::async_trait;
-use tagfast_domain::UnixMillis;
-use tagfast_events_kafka::Publisher;
+use tagfast_domain::{ContentKey, EpochOrdinal, UnixMillis};
+use tagfast_events_kafka::{Past, Publisher};
 use tagfast_failover::EpochRecord;
-use tagfast_store_postgres::{OutboxRow, OutboxSink, PublishError};
+use tagfast_store_postgres::{OutboxRow, OutboxSink, PastEpoch, PublishError};
 
 /// Publishes outbox rows.
 pub struct KafkaOutbox(pub Publisher);
@@ -40,7 +42,24 @@ impl OutboxSink for KafkaOutbox {
         self.0.publish(cluster, &events, hi).await.map_err(failed)
     }
 
-    async fn complete_through(&self, cluster: &str, epoch: &EpochRecord, at: UnixMillis) {
-        self.0.heartbeat(cluster, epoch.ordinal, at).await;
+    async fn doubtful(
+        &self,
+        cluster: &str,
+        epoch: &EpochRecord,
+        past: &[PastEpoch],
+    ) -> Result<Vec<ContentKey>, PublishError> {
+        let current = epoch.ordinal;
+        let known: HashMap<EpochOrdinal, Past> =
+            past.iter().map(|p| (p.ordinal, Past::Ended { fence: p.fence, reconciled: p.reconciled })).collect();
+        let past = move |ordinal| {
+            // Of an epoch that nobody knows nothing is believed.
+            let unknown = Past::Ended { fence: 0, reconciled: false };
+            if ordinal == current { Past::Current } else { known.get(&ordinal).copied().unwrap_or(unknown) }
+        };
+        self.0.doubtful(cluster, past).await.map_err(failed)
+    }
+
+    async fn complete_through(&self, cluster: &str, epoch: &EpochRecord, at: UnixMillis, hi: u64) {
+        self.0.heartbeat(cluster, epoch.ordinal, at, hi).await;
     }
 }

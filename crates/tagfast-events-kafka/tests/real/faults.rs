@@ -36,7 +36,7 @@ impl Relay {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
                 told.store(version, Ordering::SeqCst);
-                publisher.heartbeat(CLUSTER, EpochOrdinal(1), kit::now()).await;
+                publisher.heartbeat(CLUSTER, EpochOrdinal(1), kit::now(), 0).await;
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         });

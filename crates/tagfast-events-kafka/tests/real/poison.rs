@@ -157,7 +157,7 @@ async fn cr10_what_a_replaced_epoch_publishes_is_dropped() {
     // The old primary's relay is still at it: a higher version than anything, and a promise it cannot make.
     publisher.publish(CLUSTER, &[event("a", 99, 5)], 0).await.expect("published");
     let tomorrow = kit::now() + 86_400_000;
-    publisher.heartbeat(CLUSTER, EpochOrdinal(5), tomorrow).await;
+    publisher.heartbeat(CLUSTER, EpochOrdinal(5), tomorrow, 0).await;
     publisher.publish(CLUSTER, &[event("a", 11, 6), event("b", 1, 6)], 0).await.expect("published");
     let came = async |sink: &MemorySink, id: &str, version| {
         wait_for_condition_async("the new epoch's", PATIENCE, || async {

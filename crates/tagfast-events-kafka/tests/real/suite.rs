@@ -28,7 +28,7 @@ impl Harness {
         let relay = Arc::clone(&publisher);
         let beating = tokio::spawn(async move {
             loop {
-                relay.heartbeat(kit::CLUSTER, EpochOrdinal(1), kit::now()).await;
+                relay.heartbeat(kit::CLUSTER, EpochOrdinal(1), kit::now(), 0).await;
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         });

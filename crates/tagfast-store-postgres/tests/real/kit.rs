@@ -5,10 +5,12 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tagfast_domain::{Limits, TaggingsEvent, UnixMillis};
+use tagfast_domain::{ContentKey, Limits, TaggingsEvent, UnixMillis};
 use tagfast_failover::EpochRecord;
 use tagfast_resilience::Clock;
-use tagfast_store_postgres::{ClusterOptions, OutboxRow, OutboxSink, PostgresOptions, PostgresStore, PublishError};
+use tagfast_store_postgres::{
+    ClusterOptions, OutboxRow, OutboxSink, PastEpoch, PostgresOptions, PostgresStore, PublishError,
+};
 use tagfast_testkit::stack::{Stack, StackOptions};
 
 /// Two clusters: what breaks one must not be seen by the other.
@@ -49,6 +51,8 @@ pub(crate) struct Recording {
     /// With the cluster: each has transaction ids of its own.
     pub(crate) rows: Mutex<Vec<(String, OutboxRow)>>,
     pub(crate) epochs: Mutex<Vec<u64>>,
+    /// The contents of each cluster that are called doubtful.
+    pub(crate) doubted: Mutex<Vec<(String, ContentKey)>>,
     pub(crate) through: Mutex<std::collections::BTreeMap<String, UnixMillis>>,
 }
 
@@ -75,7 +79,12 @@ impl OutboxSink for Recording {
         Ok(())
     }
 
-    async fn complete_through(&self, cluster: &str, _: &EpochRecord, at: UnixMillis) {
+    async fn doubtful(&self, cluster: &str, _: &EpochRecord, _: &[PastEpoch]) -> Result<Vec<ContentKey>, PublishError> {
+        let doubted = self.doubted.lock().expect("no panic under the lock");
+        Ok(doubted.iter().filter(|(of, _)| of == cluster).map(|(_, key)| key.clone()).collect())
+    }
+
+    async fn complete_through(&self, cluster: &str, _: &EpochRecord, at: UnixMillis, _: u64) {
         self.through.lock().expect("no panic under the lock").insert(cluster.to_owned(), at);
     }
 }
@@ -119,6 +128,7 @@ pub(crate) async fn options(clock: Arc<dyn Clock>) -> PostgresOptions {
         clock,
         node: "test".to_owned(),
         lanes: 2,
+        outbox_bytes: 4 << 30,
         hold: Duration::from_secs(10),
     }
 }

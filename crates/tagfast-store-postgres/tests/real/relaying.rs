@@ -5,10 +5,11 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tagfast_domain::UnixMillis;
+use tagfast_domain::{ContentKey, UnixMillis};
 use tagfast_failover::EpochRecord;
 use tagfast_resilience::{Clock, SystemClock};
-use tagfast_store_postgres::{OutboxRow, OutboxSink, PublishError};
+use tagfast_store::StoreError;
+use tagfast_store_postgres::{OutboxRow, OutboxSink, PastEpoch, PublishError};
 use tagfast_testkit::wait_for_condition_async;
 
 use crate::kit::{self, Recording};
@@ -42,8 +43,12 @@ impl OutboxSink for Refusing {
         self.kept.publish(cluster, epoch, rows, hi).await
     }
 
-    async fn complete_through(&self, cluster: &str, epoch: &EpochRecord, at: UnixMillis) {
-        self.kept.complete_through(cluster, epoch, at).await;
+    async fn doubtful(&self, _: &str, _: &EpochRecord, _: &[PastEpoch]) -> Result<Vec<ContentKey>, PublishError> {
+        Ok(Vec::new())
+    }
+
+    async fn complete_through(&self, cluster: &str, epoch: &EpochRecord, at: UnixMillis, hi: u64) {
+        self.kept.complete_through(cluster, epoch, at, hi).await;
     }
 }
 
@@ -95,7 +100,11 @@ impl OutboxSink for Standing {
         Ok(())
     }
 
-    async fn complete_through(&self, _: &str, _: &EpochRecord, _: UnixMillis) {}
+    async fn doubtful(&self, _: &str, _: &EpochRecord, _: &[PastEpoch]) -> Result<Vec<ContentKey>, PublishError> {
+        Ok(Vec::new())
+    }
+
+    async fn complete_through(&self, _: &str, _: &EpochRecord, _: UnixMillis, _: u64) {}
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -155,6 +164,56 @@ async fn the_outbox_is_emptied() {
     wait_for_condition_async("nothing is left of it", Duration::from_secs(30), || async {
         let left = kit::number(0, &database, rows).await;
         if left == 0 { Ok(()) } else { Err(format!("{left} rows")) }
+    })
+    .await;
+}
+
+/// What a replaced primary published and lost is written again: an empty state of a content that nobody has, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_doubtful_is_written_again() {
+    let options = kit::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
+    let sink = Arc::new(Recording::default());
+    let (never, lost) = (key_of(0, "never there"), key_of(1, "also lost"));
+    let doubted = [("c0", &never), ("c1", &lost)].map(|(cluster, key)| (cluster.to_owned(), key.clone()));
+    *sink.doubted.lock().expect("no panic under the lock") = doubted.to_vec();
+    let store = kit::open(options, Arc::clone(&sink) as _).await;
+    wait_for_condition_async("both are told to be empty", Duration::from_secs(20), || async {
+        let events = sink.events();
+        let told = |key: &ContentKey| events.iter().any(|e| e.key == *key && e.tags.is_empty());
+        if told(&never) && told(&lost) { Ok(()) } else { Err(format!("{events:?}")) }
+    })
+    .await;
+    let event = sink.events().into_iter().find(|e| e.key == never).expect("told");
+    let written = put(&store, &never, "now").await.expect("written");
+    assert!(written.version > event.version, "{written:?} after {event:?}");
+}
+
+/// A bus that is away for long does not fill the disk: at the bound writes are refused by name, and go on when it is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_outbox_has_a_bound() {
+    let options = kit::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
+    let options = tagfast_store_postgres::PostgresOptions { outbox_bytes: 2 << 20, ..options };
+    let sink = Arc::new(Refusing::default());
+    sink.refuses.store(true, Ordering::SeqCst);
+    let store = kit::open(options, Arc::clone(&sink) as _).await;
+    let mut n = 0;
+    let refused = wait_for_condition_async("a refusal", Duration::from_secs(60), || {
+        let many: Vec<_> = (0..200).map(|i| (key_of(0, &format!("bound {}", n * 200 + i)), i)).collect();
+        n += 1;
+        let store = &store;
+        async move {
+            let writes = many.iter().map(async |(key, i)| put(store, key, &format!("t{i}")).await);
+            let answers = futures_util::future::join_all(writes).await;
+            answers.into_iter().find_map(Result::err).ok_or("everything was taken")
+        }
+    })
+    .await;
+    assert!(matches!(refused, StoreError::Overloaded { queue: "outbox", limit: 2_097_152, .. }), "{refused}");
+    // The other cluster has an outbox of its own.
+    put(&store, &key_of(1, "elsewhere"), "x").await.expect("taken");
+    sink.refuses.store(false, Ordering::SeqCst);
+    wait_for_condition_async("writes go on", Duration::from_secs(60), || async {
+        put(&store, &key_of(0, "bound after"), "x").await.map(drop).map_err(|e| e.to_string())
     })
     .await;
 }

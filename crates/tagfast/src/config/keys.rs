@@ -215,6 +215,9 @@ config_keys! {
         lanes Number Cluster = "2"
             "Connections of this process that write to each cluster."
             "Too high: small batches. Too low: one connection limits all writes.";
+        outbox_max_bytes Number Cluster = "4294967296"
+            "How much disk of each cluster events may take that wait for the bus, in bytes; beyond it its writes are refused with 503 `overloaded`."
+            "Too high: a long outage of the bus fills the databases' disks. Too low: a short one stops writes.";
         hold_ms Number Cluster = "10000"
             "How long a write waits for a primary, in milliseconds."
             "Too high: requests pile up while a cluster is down. Too low: users see every failover.";

@@ -54,6 +54,8 @@ pub struct PostgresConfig {
     pub tls_ca_file: PathBuf,
     /// Writer lanes of each cluster.
     pub lanes: usize,
+    /// How much disk each cluster's outbox may take.
+    pub outbox_max_bytes: u64,
     /// How long a write waits for a primary.
     pub hold: Duration,
     /// Orders shard maps.
@@ -174,6 +176,8 @@ pub(super) fn postgres(raw: &RawConfig, errors: &mut Vec<String>) -> PostgresCon
         tls,
         tls_ca_file: tls_ca_file.unwrap_or_default(),
         lanes: number(store.lanes, 2, "store.lanes", 1..=16, errors),
+        outbox_max_bytes: number(store.outbox_max_bytes, 4 << 30, "store.outbox_max_bytes", 1 << 20..=1 << 50, errors)
+            as u64,
         hold: Duration::from_millis(number(store.hold_ms, 10_000, "store.hold_ms", 0..=600_000, errors) as u64),
         map_version: store.map_version.unwrap_or(1),
         kafka: bus::kafka(raw, errors),

@@ -13,6 +13,8 @@ use crate::{PATIENCE, serve, wait_until_ready};
 
 /// Contents that writers write.
 const CONTENTS: u64 = 200;
+/// Contents that are written before a primary takes them with it.
+const LOST: std::ops::Range<u64> = 1000..1040;
 
 /// Writes all the while, each content by one writer; what was not acknowledged is written again.
 struct Writer {
@@ -70,7 +72,7 @@ fn tags_of(list: &serde_json::Value) -> BTreeSet<String> {
 /// What the shards hold, contents without tags left out.
 fn shards(client: &mut Client) -> Contents {
     let mut found = Contents::new();
-    for id in 0..CONTENTS {
+    for id in (0..CONTENTS).chain(LOST) {
         let path = format!("/v1/content/page/{id}/tags");
         let answer = client.request("GET", &path, &[("consistency", "strong")], None).expect("an answer");
         let tags = tags_of(&answer.expect(200).json()["tags"]);
@@ -193,6 +195,33 @@ fn index_and_counts_agree_with_the_shards_whatever_dies() {
     wait_until_ready(&mut client);
     client.put("/v1/content/page/3/tags/after").expect(200);
     all_agree(&mut client);
+
+    // A primary dies with what no replica has, but the index and the counts know it already: they forget it again.
+    let primary = stack.primary("c0").expect("a primary").name;
+    let replicas: Vec<&str> = ["c0-n0", "c0-n1", "c0-n2"].into_iter().filter(|n| *n != primary).collect();
+    for replica in &replicas {
+        stack.fault(Fault::KillNode, replica).expect("killed");
+    }
+    for id in LOST {
+        client.put(&format!("/v1/content/page/{id}/tags/lost")).expect(200);
+    }
+    wait_for_condition("the index has them", PATIENCE, || {
+        let found = index(&mut client)?.keys().filter(|id| id.parse().is_ok_and(|id| LOST.contains(&id))).count();
+        if found == LOST.count() { Ok(()) } else { Err(format!("{found}")) }
+    });
+    stack.fault(Fault::KillNode, &primary).expect("killed");
+    for replica in &replicas {
+        stack.fault(Fault::Restart, replica).expect("started again");
+    }
+    wait_for_condition("c0 takes writes", PATIENCE, || {
+        let path = "/v1/content/page/0/tags/c0";
+        let answers: Vec<u16> = (0..8).map(|id| client.put(&path.replace("/0/", &format!("/{id}/"))).status).collect();
+        if answers.iter().all(|status| *status == 200) { Ok(()) } else { Err(format!("{answers:?}")) }
+    });
+    let survived = shards(&mut client).keys().filter(|id| id.parse().is_ok_and(|id| LOST.contains(&id))).count();
+    assert!(survived < LOST.count(), "those of c0 are gone");
+    all_agree(&mut client);
+    stack.fault(Fault::Restart, &primary).expect("started again");
 
     // A rebuild while it serves.
     client.request("POST", "/v1/admin/reindex", &[], None).expect("an answer").expect(200);
