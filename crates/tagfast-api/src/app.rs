@@ -56,6 +56,7 @@ fn table() -> Vec<(Access, Routes)> {
         (Caller, routes!(operations::dead_letters)),
         (Caller, routes!(operations::replay)),
         (Caller, routes!(operations::discard)),
+        (Caller, routes!(operations::allow_storm)),
         (Public, routes!(open::healthz)),
         (Public, routes!(open::readyz)),
         (Public, routes!(open::metrics)),

@@ -144,6 +144,8 @@ pub trait Operations: Send + Sync {
     async fn reindex(&self) -> Result<u64, OperationsError>;
     /// Compares (and repairs) the popular counts.
     async fn recount(&self, repair: bool) -> Result<RecountReport, OperationsError>;
+    /// Lets a consumer group write the dead letters of a storm, for a minute.
+    fn allow_storm(&self, group: &str) -> Result<(), OperationsError>;
     /// The metrics in Prometheus' text format.
     fn metrics(&self) -> String;
 }

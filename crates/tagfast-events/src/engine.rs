@@ -5,19 +5,56 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use tagfast_domain::{ContentKey, UnixMillis};
+use tagfast_domain::{ContentKey, TaggingsEvent, UnixMillis};
 use tagfast_resilience::Clock;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::bus::{
-    Bus, BusConsumer, BusError, BusRecord, DeadLetter, LetterClass, Partition, Polled, Positions, RecordKind,
+    Bus, BusConsumer, BusError, BusPosition, BusRecord, DeadLetter, Emits, LetterClass, Partition, Polled, Positions,
+    RecordKind,
 };
 use crate::envelope;
 use crate::progress::Progress;
 use crate::runtime::{ConsumerState, RuntimeOptions, Shared};
 use crate::sink::{RecordVerdict, Sink, SinkError, SinkRecord, Start};
+use crate::storm::Storm;
 use crate::waiting::{Candidate, Waiting};
+
+/// Between two attempts to apply a held record.
+const PROBE: Duration = Duration::from_secs(5);
+
+/// Why a record cannot be applied.
+struct Why {
+    class: LetterClass,
+    code: String,
+    message: String,
+    attempts: u32,
+}
+
+impl Why {
+    fn poison(code: &str, message: &str, attempts: u32) -> Self {
+        let message = message.chars().take(1000).collect();
+        Self { class: LetterClass::Poison, code: code.to_owned(), message, attempts }
+    }
+}
+
+/// A letter that is not written yet.
+struct Held {
+    record: BusRecord,
+    /// None if it cannot be decoded.
+    event: Option<Arc<TaggingsEvent>>,
+    emits: Emits,
+    why: Why,
+    first_failed_at: UnixMillis,
+}
+
+impl Held {
+    fn for_sink(&self) -> Option<SinkRecord> {
+        let (partition, offset) = (self.record.partition, self.record.offset);
+        Some(SinkRecord { partition, offset, event: Arc::clone(self.event.as_ref()?) })
+    }
+}
 
 /// The loop ends because somebody asked for it.
 struct StopAsked;
@@ -38,6 +75,11 @@ pub(crate) struct Engine {
     requests: mpsc::Receiver<oneshot::Sender<u64>>,
     waiting: Waiting,
     progress: Progress,
+    storm: Storm,
+    /// Letters that are not written while there is a storm; their partitions are paused.
+    held: BTreeMap<Partition, Vec<Held>>,
+    /// When one of them is tried again.
+    probe_at: Instant,
     /// Where a rebuilt sink reads on, of partitions that were not assigned since.
     rebuilt_from: Positions,
     /// When this generation began to consume.
@@ -64,6 +106,9 @@ impl Engine {
             requests,
             waiting: Waiting::default(),
             progress: Progress::default(),
+            storm: Storm::default(),
+            held: BTreeMap::new(),
+            probe_at: Instant::now(),
             rebuilt_from: Positions::new(),
             began_at: UnixMillis::MAX,
         }
@@ -85,6 +130,7 @@ impl Engine {
     async fn generation(&mut self, restart: Restart) -> Result<Restart, StopAsked> {
         self.waiting = Waiting::default();
         self.progress = Progress::default();
+        self.held.clear();
         self.rebuilt_from = match restart {
             Restart::Rebuild(reason, reply) => self.rebuild(reason, reply).await?,
             Restart::Resume => Positions::new(),
@@ -156,6 +202,7 @@ impl Engine {
     fn end(&mut self, partitions: &[Partition]) {
         self.waiting.end(partitions);
         self.progress.end(partitions);
+        self.held.retain(|partition, _| !partitions.contains(partition));
         let group = self.sink.group().0;
         for partition in partitions {
             // Whoever has it now shows its lag.
@@ -294,6 +341,7 @@ impl Engine {
         if !candidates.is_empty() {
             self.apply(candidates).await?;
         }
+        self.weather().await?;
         self.advance(consumer).await?;
         Ok(None)
     }
@@ -320,12 +368,12 @@ impl Engine {
             let event = match event {
                 Ok(event) if is_key(&record.key, &event.key) => event,
                 Ok(_) => {
-                    self.park(record, LetterClass::Poison, "event_key_mismatch", "the key is not the body's", 1)
-                        .await?;
+                    let why = Why::poison("event_key_mismatch", "the key is not the body's", 1);
+                    self.park(record, None, why).await?;
                     continue;
                 }
                 Err(error) => {
-                    self.park(record, LetterClass::Poison, error.code(), &error.to_string(), 1).await?;
+                    self.park(record, None, Why::poison(error.code(), &error.to_string(), 1)).await?;
                     continue;
                 }
             };
@@ -378,12 +426,13 @@ impl Engine {
                 RecordVerdict::Applied => applied += 1,
                 RecordVerdict::Superseded => superseded += 1,
                 RecordVerdict::Poison { code, message } => {
-                    let attempts = candidate.attempts + 1;
-                    self.park(candidate.record, LetterClass::Poison, code, &message, attempts).await?;
+                    let why = Why::poison(code, &message, candidate.attempts + 1);
+                    self.park(candidate.record, Some(candidate.event), why).await?;
                 }
                 RecordVerdict::Failed { code, message } => self.failed(candidate, code, &message).await?,
             }
         }
+        self.storm.done(applied + superseded, self.clock.now_ms());
         self.shared.applied.fetch_add(applied, Ordering::Relaxed);
         metrics::counter!("tagfast_consumer_records_total", "group" => group, "outcome" => "applied")
             .increment(applied);
@@ -403,21 +452,42 @@ impl Engine {
             }
             None => {
                 let attempts = candidate.attempts + 1;
-                self.park(candidate.record, LetterClass::Exhausted, code, message, attempts).await
+                let why = Why { class: LetterClass::Exhausted, ..Why::poison(code, message, attempts) };
+                self.park(candidate.record, Some(candidate.event), why).await
             }
         }
     }
 
-    /// Parks a record before the position passes it; tries for as long as it takes.
-    async fn park(
-        &mut self,
-        record: BusRecord,
-        class: LetterClass,
-        code: &str,
-        message: &str,
-        attempts: u32,
-    ) -> Result<(), StopAsked> {
+    /// Parks a record before the position passes it, or holds it while there is a storm.
+    async fn park(&mut self, record: BusRecord, event: Option<Arc<TaggingsEvent>>, why: Why) -> Result<(), StopAsked> {
+        let (group, now) = (self.sink.group().0, self.clock.now_ms());
+        let partition = record.partition;
+        let first_failed_at = self.waiting.first_failed_at(&record.key).unwrap_or(now);
+        let emits = self.progress.emits(partition);
+        let held = Held { record, event, emits, why, first_failed_at };
+        if !self.held.contains_key(&partition) && self.storm.may_write(now) {
+            return self.write_letter(held).await;
+        }
+        if self.held.is_empty() {
+            tracing::error!(
+                group,
+                code = held.why.code,
+                message = held.why.message,
+                "a storm of dead letters: no more are written, the partitions wait"
+            );
+            metrics::gauge!("tagfast_dead_letter_storm", "group" => group).set(1.0);
+            self.probe_at = Instant::now() + PROBE;
+            self.shared.storm.store(true, Ordering::Relaxed);
+        }
+        self.held.entry(partition).or_default().push(held);
+        Ok(())
+    }
+
+    /// Writes a letter; tries for as long as it takes.
+    async fn write_letter(&mut self, held: Held) -> Result<(), StopAsked> {
         let group = self.sink.group();
+        let Held { record, why, first_failed_at, .. } = held;
+        let Why { class, code, message, attempts } = why;
         tracing::error!(
             group = group.0,
             partition = record.partition.0,
@@ -426,18 +496,8 @@ impl Engine {
             message,
             "parking a record"
         );
-        let now = self.clock.now_ms();
-        let message = message.chars().take(1000).collect();
-        let letter = DeadLetter {
-            group,
-            class,
-            code: code.to_owned(),
-            message,
-            attempts,
-            first_failed_at: self.waiting.first_failed_at(&record.key).unwrap_or(now),
-            last_failed_at: now,
-            record,
-        };
+        let last_failed_at = self.clock.now_ms();
+        let letter = DeadLetter { group, class, code, message, attempts, first_failed_at, last_failed_at, record };
         let bus = Arc::clone(&self.bus);
         let mut attempt = 0;
         while let Err(error) = bus.park(&letter).await {
@@ -453,11 +513,85 @@ impl Engine {
         Ok(())
     }
 
+    /// During a storm: writes what somebody allowed, or tries one held record of each partition again. When it succeeds, the
+    /// records were good: all of the partition are applied.
+    async fn weather(&mut self) -> Result<(), StopAsked> {
+        if self.shared.storm_allowed.swap(false, Ordering::Relaxed) {
+            self.storm.allow(self.clock.now_ms());
+            for held in std::mem::take(&mut self.held).into_values().flatten() {
+                self.write_letter(held).await?;
+            }
+        } else if self.held.is_empty() || Instant::now() < self.probe_at {
+            return Ok(());
+        } else {
+            self.probe_at = Instant::now() + PROBE;
+            for partition in self.held.keys().copied().collect::<Vec<_>>() {
+                if self.is_good_again(partition).await? {
+                    let held = self.held.remove(&partition).unwrap_or_default();
+                    self.admit_again(held).await?;
+                }
+            }
+        }
+        if self.held.is_empty() {
+            let group = self.sink.group().0;
+            tracing::info!(group, "the storm of dead letters is over");
+            metrics::gauge!("tagfast_dead_letter_storm", "group" => group).set(0.0);
+            self.shared.storm.store(false, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Whether the sink takes a held record of the partition now.
+    async fn is_good_again(&mut self, partition: Partition) -> Result<bool, StopAsked> {
+        let held = self.held.get(&partition).into_iter().flatten();
+        let Some(probe) = held.filter_map(Held::for_sink).next() else { return Ok(false) };
+        let (sink, records) = (Arc::clone(&self.sink), Arc::new(vec![probe]));
+        let verdicts = self
+            .insist(|| {
+                let (sink, records) = (Arc::clone(&sink), Arc::clone(&records));
+                async move { sink.apply(&records).await }
+            })
+            .await?;
+        Ok(matches!(verdicts.first(), Some(RecordVerdict::Applied | RecordVerdict::Superseded)))
+    }
+
+    /// Applies records that were held: of each key the newest, as one batch.
+    async fn admit_again(&mut self, held: Vec<Held>) -> Result<(), StopAsked> {
+        let mut newest: BTreeMap<Vec<u8>, Candidate> = BTreeMap::new();
+        for held in held {
+            match &held.event {
+                Some(event) => {
+                    let candidate = Candidate::again(held.record.clone(), Arc::clone(event), held.emits.clone());
+                    let known = newest.get(&held.record.key);
+                    if known.is_none_or(|known| known.event.version < event.version) {
+                        newest.insert(held.record.key.clone(), candidate);
+                    }
+                }
+                // What cannot be decoded did not become better.
+                None => self.park(held.record, None, held.why).await?,
+            }
+        }
+        self.apply(newest.into_values().collect()).await
+    }
+
+    /// What holds the position of each partition back.
+    fn undone(&self) -> Positions {
+        let mut oldest = self.waiting.oldest();
+        for (partition, held) in &self.held {
+            let Some(first) = held.iter().min_by_key(|held| held.record.offset) else { continue };
+            let here = BusPosition { next: first.record.offset, emits: first.emits.clone() };
+            if oldest.get(partition).is_none_or(|known| here.next < known.next) {
+                oldest.insert(*partition, here);
+            }
+        }
+        oldest
+    }
+
     /// Moves the position, tells the bus, measures the lag.
     async fn advance(&mut self, consumer: &mut dyn BusConsumer) -> Result<(), StopAsked> {
-        let positions = self.progress.done(&self.waiting.oldest());
+        let positions = self.progress.done(&self.undone());
         for (partition, ahead) in self.progress.ahead(&positions) {
-            consumer.set_paused(partition, ahead > self.options.window);
+            consumer.set_paused(partition, ahead > self.options.window || self.held.contains_key(&partition));
         }
         let sink = Arc::clone(&self.sink);
         let durable = self

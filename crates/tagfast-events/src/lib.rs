@@ -11,6 +11,7 @@ pub mod envelope;
 mod progress;
 pub mod runtime;
 pub mod sink;
+mod storm;
 mod waiting;
 
 pub use bus::{
@@ -48,6 +49,12 @@ pub const METRICS: &[MetricDef] = &[
         kind: MetricKind::Gauge,
         labels: &["group"],
         help: "Parked records that nobody has replayed or discarded yet.",
+    },
+    MetricDef {
+        name: "tagfast_dead_letter_storm",
+        kind: MetricKind::Gauge,
+        labels: &["group"],
+        help: "1 while so many records fail that no more are parked: partitions wait. `tagfast status` names the reason; look at the newest release and at what the group feeds.",
     },
     MetricDef {
         name: "tagfast_dead_letters_total",

@@ -5,8 +5,9 @@
 //!
 //! How it fails. A record that can never succeed is parked at once; one that fails is tried three more times with
 //! growing delays while other keys go on, then parked. When the sink itself fails, no record is to blame: nothing is
-//! parked, no attempt is used up, the consumer waits and tries again for as long as it takes. A letter that cannot be
-//! parked stops the consumer's position. A crash at any point repeats work and loses none.
+//! parked, no attempt is used up, the consumer waits and tries again for as long as it takes. When so many records fail that
+//! they cannot be to blame, no more are parked: their partitions wait, one record is tried again every five seconds. A letter that
+//! cannot be parked stops the consumer's position. A crash at any point repeats work and loses none.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -90,6 +91,8 @@ pub struct ConsumerSnapshot {
     pub applied: u64,
     /// Contents copied by the rebuild under way or the last one.
     pub rebuilt: u64,
+    /// So many records fail that no more are parked.
+    pub storm: bool,
 }
 
 /// What a consumer's loop and whoever watches it share.
@@ -101,6 +104,8 @@ pub(crate) struct Shared {
     pub(crate) applied: AtomicU64,
     pub(crate) rebuilt: AtomicU64,
     pub(crate) caught_up: AtomicBool,
+    pub(crate) storm: AtomicBool,
+    pub(crate) storm_allowed: AtomicBool,
     clock: Arc<dyn Clock>,
 }
 
@@ -135,6 +140,8 @@ impl Consumer {
             applied: AtomicU64::new(0),
             rebuilt: AtomicU64::new(0),
             caught_up: AtomicBool::new(false),
+            storm: AtomicBool::new(false),
+            storm_allowed: AtomicBool::new(false),
             clock: Arc::clone(&clock),
         });
         let (stop, stopped) = watch::channel(false);
@@ -162,7 +169,13 @@ impl Consumer {
             caught_up: shared.caught_up.load(Ordering::Relaxed),
             applied: shared.applied.load(Ordering::Relaxed),
             rebuilt: shared.rebuilt.load(Ordering::Relaxed),
+            storm: shared.storm.load(Ordering::Relaxed),
         }
+    }
+
+    /// Lets the letters of a storm be written, for a minute: somebody looked, and the records are to blame.
+    pub fn allow_storm(&self) {
+        self.shared.storm_allowed.store(true, Ordering::Relaxed);
     }
 
     /// Rebuilds the sink from the shards while it goes on serving; returns the contents copied.

@@ -28,6 +28,11 @@ impl Candidate {
         Self { record, emits, event: Arc::new(event), attempts: 0 }
     }
 
+    /// One that was given up and begins anew.
+    pub(crate) fn again(record: BusRecord, event: Arc<TaggingsEvent>, emits: Emits) -> Self {
+        Self { record, emits, event, attempts: 0 }
+    }
+
     pub(crate) fn for_sink(&self) -> SinkRecord {
         SinkRecord { partition: self.record.partition, offset: self.record.offset, event: Arc::clone(&self.event) }
     }

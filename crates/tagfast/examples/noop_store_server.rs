@@ -147,6 +147,10 @@ impl Operations for NoOperations {
         Err(OperationsError::Failed("there is nothing to count".to_owned()))
     }
 
+    fn allow_storm(&self, _group: &str) -> Result<(), OperationsError> {
+        Err(OperationsError::Failed("there are no consumers".to_owned()))
+    }
+
     fn metrics(&self) -> String {
         String::new()
     }

@@ -296,6 +296,11 @@ impl Operations for ClusterOperations {
         consumers.recount(repair).await
     }
 
+    fn allow_storm(&self, group: &str) -> Result<(), OperationsError> {
+        let consumers = self.consumers.as_ref().ok_or_else(|| OperationsError::Failed(NO_BUS.to_owned()))?;
+        consumers.allow_storm(group)
+    }
+
     fn metrics(&self) -> String {
         (self.metrics)()
     }

@@ -150,6 +150,10 @@ impl Operations for EmbeddedOperations {
         self.consumers.recount(repair).await
     }
 
+    fn allow_storm(&self, group: &str) -> Result<(), OperationsError> {
+        self.consumers.allow_storm(group)
+    }
+
     fn metrics(&self) -> String {
         (self.metrics)()
     }

@@ -11,6 +11,10 @@ use tagfast_popular::{PopularTags, RecountReport};
 use tagfast_resilience::Clock;
 use tagfast_search::SearchIndex;
 
+/// What is said while so many records fail that no more are parked.
+const STORM: &str = "dead_letter_storm: so many records fail that they cannot be to blame; their partitions wait. Look at the \
+                     newest release and at what the group feeds, or let them through: tagfast dead-letters allow-storm";
+
 /// A consumer, and whether it has ever been ready.
 struct Watched {
     consumer: Consumer,
@@ -118,9 +122,12 @@ impl Consumers {
     /// Adds what is to be said of them.
     pub async fn report(&self, report: &mut StatusReport) {
         for (feature, watched) in self.all() {
-            let state = watched.consumer.status().state;
+            let ConsumerSnapshot { state, storm, .. } = watched.consumer.status();
             if state != ConsumerState::Running {
                 report.degraded.push((feature.to_owned(), state.as_str().to_owned()));
+            }
+            if storm {
+                report.degraded.push((feature.to_owned(), STORM.to_owned()));
             }
             report.consumers.push(watched.status());
         }
@@ -154,6 +161,17 @@ impl Consumers {
         self.recounted.store(0, Ordering::Relaxed);
         let progress = |done| self.recounted.store(done, Ordering::Relaxed);
         popular.recount(repair, &progress).await.map_err(|e| OperationsError::Failed(e.to_string()))
+    }
+
+    /// Lets a group write the dead letters of a storm.
+    pub fn allow_storm(&self, group: &str) -> Result<(), OperationsError> {
+        let found = self.all().find(|(_, watched)| watched.consumer.group().0 == group);
+        let (_, watched) = found.ok_or_else(|| {
+            let known: Vec<&str> = self.all().map(|(_, watched)| watched.consumer.group().0).collect();
+            OperationsError::Failed(format!("no group {group:?} runs here; there are: {}", known.join(", ")))
+        })?;
+        watched.consumer.allow_storm();
+        Ok(())
     }
 
     /// Finishes what is in work and makes it durable.

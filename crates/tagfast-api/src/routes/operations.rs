@@ -218,6 +218,51 @@ pub(crate) async fn recount(Admin(mut call): Admin) -> Result<Response, Problem>
     }))
 }
 
+/// A storm to let through.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct AllowStorm {
+    /// The consumer group, `indexer` or `analytics`.
+    group: String,
+    /// Why the records are to blame and not what they are applied with; 1 to 1,000 characters, for the log.
+    reason: String,
+}
+
+/// A storm that is let through.
+#[derive(Serialize, ToSchema)]
+#[schema(as = AllowedStorm)]
+struct StormBody {
+    group: String,
+    allowed_seconds: u32,
+}
+
+/// Lets dead letters of a storm be written
+///
+/// When so many records fail that they cannot be to blame, a consumer parks no more of them and waits. If they are to blame after
+/// all, this lets it write them, for a minute.
+#[utoipa::path(
+    post,
+    path = "/v1/dead-letters:allow-storm",
+    tag = "operations",
+    request_body = AllowStorm,
+    responses((status = 200, description = "They are written from now on", body = StormBody))
+)]
+pub(crate) async fn allow_storm(Admin(mut call): Admin) -> Result<Response, Problem> {
+    call.no_query()?;
+    let asked: AllowStorm = call.json().await?;
+    match asked.reason.chars().count() {
+        0 => return Err(Problem::new(Code::Empty, "reason is empty: say why the records are to blame")),
+        1..=1000 => {}
+        given => {
+            let detail = format!("reason has {given} characters; at most 1,000 are allowed");
+            return Err(Problem::new(Code::TooLong, detail));
+        }
+    }
+    call.app.parts.operations.allow_storm(&asked.group)?;
+    tracing::warn!(group = asked.group, reason = asked.reason, "the storm of dead letters was allowed");
+    Ok(wire::json(&StormBody { group: asked.group, allowed_seconds: 60 }))
+}
+
 /// Runs work that must not stop half-way because a client left.
 async fn detached<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Result<T, Problem> {
     tokio::spawn(work).await.map_err(|error| {

@@ -36,7 +36,7 @@ fn operations(api: &Value) -> Vec<(String, String, Value)> {
 fn every_operation_documents_the_common_problems() {
     let api = document();
     let all = operations(&api);
-    assert_eq!(all.len(), 27);
+    assert_eq!(all.len(), 28);
     for (method, path, operation) in all {
         let responses = operation["responses"].as_object().unwrap();
         for status in ["400", "404", "405", "408", "414", "422", "500", "503", "504"] {
@@ -181,6 +181,13 @@ async fn answers_are_what_the_document_says() {
         ("GET", "/v1/dead-letters", "/v1/dead-letters", None),
         ("POST", "/v1/dead-letters:replay", "/v1/dead-letters:replay", None),
         ("POST", "/v1/dead-letters:discard", "/v1/dead-letters:discard", None),
+        (
+            "POST",
+            "/v1/dead-letters:allow-storm",
+            "/v1/dead-letters:allow-storm",
+            Some(r#"{"group": "indexer", "reason": "a test"}"#),
+        ),
+        ("POST", "/v1/dead-letters:allow-storm", "/v1/dead-letters:allow-storm", Some("{}")),
         ("GET", "/healthz", "/healthz", None),
         ("GET", "/readyz", "/readyz", None),
         ("GET", "/metrics", "/metrics", None),

@@ -59,3 +59,14 @@ async fn what_the_cluster_adds_is_501_for_an_admin() {
         world.ask(method, uri).bearer(&keys::user("acme")).send().await.problem("missing_scope");
     }
 }
+
+#[tokio::test]
+async fn a_storm_is_allowed_with_a_reason() {
+    let world = world();
+    let ask = async |body: &str| world.ask("POST", "/v1/dead-letters:allow-storm").json(body).send().await;
+    let allowed = ask(r#"{"group": "indexer", "reason": "garbage by a load test"}"#).await.ok();
+    assert_eq!((&allowed["group"], &allowed["allowed_seconds"]), (&"indexer".into(), &60.into()));
+    ask(r#"{"group": "indexer", "reason": ""}"#).await.problem("empty");
+    ask(&format!(r#"{{"group": "indexer", "reason": "{}"}}"#, "x".repeat(1001))).await.problem("too_long");
+    ask(r#"{"group": "nobody", "reason": "x"}"#).await.problem("operation_failed");
+}

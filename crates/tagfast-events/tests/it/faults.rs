@@ -1,5 +1,7 @@
 //! Records that cannot be applied, sinks that fail, letters that cannot be parked.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tagfast_events::{ConsumerState, LetterClass, RecordVerdict};
@@ -138,4 +140,57 @@ async fn a_stop_does_not_wait_for_a_sink_that_is_down() {
     until("it pauses", Duration::from_secs(5), || consumer.status().state == ConsumerState::Paused).await;
     consumer.stop().await;
     assert_eq!(consumer.status().state, ConsumerState::Stopped);
+}
+
+/// CR8: when every record fails, the records are not to blame: few letters, an alarm, and all of them are applied when the cause
+/// has gone.
+#[tokio::test(start_paused = true)]
+async fn cr8_a_storm_is_stopped_and_ends_by_itself() {
+    let clock = VirtualClock::new();
+    let bus = MemoryBus::new(2, &clock);
+    let broken = Arc::new(AtomicBool::new(true));
+    let is_broken = Arc::clone(&broken);
+    let sink = ScriptedSink::new(move |_, _| {
+        if is_broken.load(Ordering::SeqCst) {
+            return RecordVerdict::Poison { code: "mapping", message: "a broken release".to_owned() };
+        }
+        RecordVerdict::Applied
+    });
+    for n in 0..1000 {
+        bus.publish(&event(&format!("c{n}"), 1, 1));
+    }
+    let consumer = spawn(&bus, &sink, &clock);
+    until("the alarm", Duration::from_secs(15), || consumer.status().storm).await;
+    until("a minute", Duration::from_secs(70), || consumer.status().lag_seconds > 60.0).await;
+    let letters = bus.state().letters.len();
+    assert!(letters <= 100, "{letters} letters");
+    let committed = bus.state().committed.clone();
+    assert!(committed.values().map(|p| p.next).sum::<u64>() < 1000, "the position waits: {committed:?}");
+    broken.store(false, Ordering::SeqCst);
+    until("everything else is applied", Duration::from_secs(15), || sink.state().applied.len() == 1000 - letters).await;
+    until("the storm is over", Duration::from_secs(5), || !consumer.status().storm).await;
+    bus.publish(&event("later", 1, 1));
+    until("records flow again", Duration::from_secs(5), || sink.state().applied.len() == 1001 - letters).await;
+    assert_eq!(bus.state().letters.len(), letters);
+    consumer.stop().await;
+}
+
+/// Somebody looked, and the records are to blame: the letters are written.
+#[tokio::test(start_paused = true)]
+async fn a_storm_can_be_allowed() {
+    let clock = VirtualClock::new();
+    let bus = MemoryBus::new(2, &clock);
+    let sink = ScriptedSink::willing();
+    for n in 0..200 {
+        let mut record = bus.record(&event(&format!("c{n}"), 1, 1));
+        record.payload = b"garbage".to_vec();
+        bus.publish_raw(record);
+    }
+    let consumer = spawn(&bus, &sink, &clock);
+    until("the alarm", Duration::from_secs(15), || consumer.status().storm).await;
+    assert!(bus.state().letters.len() <= 100);
+    consumer.allow_storm();
+    until("all letters", Duration::from_secs(15), || bus.state().letters.len() == 200).await;
+    until("it is over", Duration::from_secs(5), || !consumer.status().storm).await;
+    consumer.stop().await;
 }

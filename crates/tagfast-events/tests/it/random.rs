@@ -80,6 +80,10 @@ async fn one_run(seed: u64) {
     }
     sink.state().down = false;
     until("all positions at the end", Duration::from_secs(60), || {
+        // So much poison may look like a storm: somebody looks, and it is poison.
+        if consumer.status().storm {
+            consumer.allow_storm();
+        }
         let state = bus.state();
         state.records.iter().all(|(p, r)| state.committed.get(p).is_some_and(|c| c.next == r.len() as u64 + 1))
     })

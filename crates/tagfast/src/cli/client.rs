@@ -317,6 +317,18 @@ pub enum DeadLettersCommand {
         #[command(flatten)]
         client: ClientArgs,
     },
+    /// Let a consumer write the dead letters of a storm, for a minute.
+    #[command(after_help = "Example:\n  tagfast dead-letters allow-storm indexer --reason 'a load test wrote garbage'")]
+    AllowStorm {
+        /// The consumer group.
+        group: String,
+        /// Why the records are to blame.
+        #[arg(long)]
+        reason: String,
+        /// Which server, as whom.
+        #[command(flatten)]
+        client: ClientArgs,
+    },
 }
 
 /// `breakers`

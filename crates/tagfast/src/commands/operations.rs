@@ -198,6 +198,10 @@ pub(super) async fn dead_letters(command: &DeadLettersCommand, term: &Term) -> C
             let body = json!({"id": id, "reason": reason});
             plain(client, Method::POST, "/v1/dead-letters:discard", Some(body), term).await
         }
+        DeadLettersCommand::AllowStorm { group, reason, client } => {
+            let body = json!({"group": group, "reason": reason});
+            plain(client, Method::POST, "/v1/dead-letters:allow-storm", Some(body), term).await
+        }
     }
 }
 
