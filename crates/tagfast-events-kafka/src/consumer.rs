@@ -453,7 +453,9 @@ impl BusConsumer for KafkaConsumer {
             beats.frontiers.drain(..reached);
         }
         let reading: BTreeSet<i32> = self.shared.inbox().reading.keys().copied().collect();
-        let ours = positions.iter().filter(|(p, _)| reading.contains(&i32::from(p.0)));
+        // A sink may still tell where a partition was when it was ours before.
+        let behind = |p: &Partition, at: &BusPosition| self.committed.get(p).is_some_and(|known| at.next < known.next);
+        let ours = positions.iter().filter(|(p, at)| reading.contains(&i32::from(p.0)) && !behind(p, at));
         self.positions.extend(ours.map(|(p, at)| (*p, at.clone())));
         if self.committed_at.elapsed() >= COMMIT_EVERY {
             let news = self.uncommitted(None);
@@ -474,8 +476,9 @@ impl BusConsumer for KafkaConsumer {
         if let Err(error) = self.commit_now(None).await {
             tracing::warn!(group = self.shared.group.0, %error, "the last positions were not committed");
         }
+        // Whoever drops the client last leaves the group with it. An `unsubscribe` before that loses the word to the broker about
+        // every second time, and the others wait for the session to run out (librdkafka 2.12.1).
         self.shared.closing.store(true, Ordering::Release);
-        self.member.unsubscribe();
     }
 }
 

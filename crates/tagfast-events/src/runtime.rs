@@ -39,7 +39,7 @@ pub struct RuntimeOptions {
 impl Default for RuntimeOptions {
     fn default() -> Self {
         Self {
-            batch: 1000,
+            batch: 2000,
             idle: Duration::from_millis(50),
             retry: Backoff { retries: 3, base: Duration::from_millis(200), factor: 4, cap: Duration::from_secs(10) },
             pause_cap: Duration::from_secs(5),

@@ -218,12 +218,31 @@ pub(crate) async fn recount(Admin(mut call): Admin) -> Result<Response, Problem>
     }))
 }
 
+/// A consumer group.
+#[derive(Clone, Copy, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum GroupName {
+    /// Feeds the search index.
+    Indexer,
+    /// Counts popular tags.
+    Analytics,
+}
+
+impl GroupName {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Indexer => "indexer",
+            Self::Analytics => "analytics",
+        }
+    }
+}
+
 /// A storm to let through.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct AllowStorm {
-    /// The consumer group, `indexer` or `analytics`.
-    group: String,
+    /// The consumer group.
+    group: GroupName,
     /// Why the records are to blame and not what they are applied with; 1 to 1,000 characters, for the log.
     reason: String,
 }
@@ -232,7 +251,7 @@ pub(crate) struct AllowStorm {
 #[derive(Serialize, ToSchema)]
 #[schema(as = AllowedStorm)]
 struct StormBody {
-    group: String,
+    group: GroupName,
     allowed_seconds: u32,
 }
 
@@ -258,8 +277,9 @@ pub(crate) async fn allow_storm(Admin(mut call): Admin) -> Result<Response, Prob
             return Err(Problem::new(Code::TooLong, detail));
         }
     }
-    call.app.parts.operations.allow_storm(&asked.group)?;
-    tracing::warn!(group = asked.group, reason = asked.reason, "the storm of dead letters was allowed");
+    let group = asked.group.as_str();
+    call.app.parts.operations.allow_storm(group)?;
+    tracing::warn!(group, reason = asked.reason, "the storm of dead letters was allowed");
     Ok(wire::json(&StormBody { group: asked.group, allowed_seconds: 60 }))
 }
 

@@ -68,5 +68,6 @@ async fn a_storm_is_allowed_with_a_reason() {
     assert_eq!((&allowed["group"], &allowed["allowed_seconds"]), (&"indexer".into(), &60.into()));
     ask(r#"{"group": "indexer", "reason": ""}"#).await.problem("empty");
     ask(&format!(r#"{{"group": "indexer", "reason": "{}"}}"#, "x".repeat(1001))).await.problem("too_long");
-    ask(r#"{"group": "nobody", "reason": "x"}"#).await.problem("operation_failed");
+    ask(r#"{"group": "nobody", "reason": "x"}"#).await.problem("wrong_type");
+    ask(r#"{"group": "analytics", "reason": "x"}"#).await.problem("operation_failed");
 }

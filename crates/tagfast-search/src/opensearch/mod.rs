@@ -41,11 +41,11 @@ pub enum OpenSearchError {
 
 /// The engine.
 pub struct OpenSearchIndex {
-    client: Client,
+    client: Arc<Client>,
     scanner: Arc<dyn ShardScanner>,
     clock: Arc<dyn Clock>,
     visible: AtomicI64,
-    progress: Mutex<Progress>,
+    progress: Arc<Mutex<Progress>>,
 }
 
 impl OpenSearchIndex {
@@ -55,8 +55,8 @@ impl OpenSearchIndex {
         scanner: Arc<dyn ShardScanner>,
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Self>, OpenSearchError> {
-        let client = Client::new(options).map_err(|e| OpenSearchError::Foreign(e.to_string()))?;
-        Ok(Arc::new(Self { client, scanner, clock, visible: AtomicI64::new(0), progress: Mutex::default() }))
+        let client = Arc::new(Client::new(options).map_err(|e| OpenSearchError::Foreign(e.to_string()))?);
+        Ok(Arc::new(Self { client, scanner, clock, visible: AtomicI64::new(0), progress: Arc::default() }))
     }
 
     /// Whether the alias, if it is there, leads to an index that this program can use.

@@ -4,6 +4,7 @@
 //! written is visible after a refresh; only then is it done.
 
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -34,7 +35,12 @@ const SWEEP: Duration = Duration::from_secs(86_400);
 #[derive(Default)]
 pub(super) struct Progress {
     visible: Positions,
+    /// Something was written since the last refresh began.
     dirty: bool,
+    /// A refresh is under way: what it will have made visible is not told before it ends.
+    refreshing: bool,
+    /// Why the last one failed, until somebody is told.
+    failed: Option<SinkError>,
     refreshed_at: Option<Instant>,
     written: u64,
     /// Whether another index is being filled, and when that was seen.
@@ -56,12 +62,27 @@ impl OpenSearchIndex {
         Ok(rebuilding)
     }
 
-    async fn refresh(&self) -> Result<(), SinkError> {
-        let path = format!("{}/_refresh", self.client.options.alias);
-        let started = Instant::now();
-        self.client.change(Method::POST, &path, None).await.map_err(systemic)?;
-        metrics::histogram!("tagfast_search_commit_seconds").record(started.elapsed().as_secs_f64());
-        Ok(())
+    /// Makes visible what was written until now, while more is written.
+    fn refresh(&self, positions: Positions) {
+        let (client, progress) = (Arc::clone(&self.client), Arc::clone(&self.progress));
+        tokio::spawn(async move {
+            let path = format!("{}/_refresh", client.options.alias);
+            let started = Instant::now();
+            let refreshed = client.change(Method::POST, &path, None).await;
+            let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
+            progress.refreshing = false;
+            progress.refreshed_at = Some(Instant::now());
+            match refreshed {
+                Ok(_) => {
+                    metrics::histogram!("tagfast_search_commit_seconds").record(started.elapsed().as_secs_f64());
+                    progress.visible = positions;
+                }
+                Err(error) => {
+                    progress.dirty = true;
+                    progress.failed = Some(systemic(error));
+                }
+            }
+        });
     }
 
     /// Removes tombstones that no late event can need any more. It may fail: the next day it is tried again.
@@ -146,31 +167,29 @@ impl Sink for OpenSearchIndex {
     }
 
     async fn advance(&self, positions: &Positions) -> Result<Positions, SinkError> {
-        let (due, sweep) = {
+        let sweep = {
             let mut progress = self.progress();
+            if let Some(failed) = progress.failed.take() {
+                return Err(failed);
+            }
             let since = progress.refreshed_at.map(|at| at.elapsed());
             let busy = since.is_some_and(|since| progress.written as f64 > BUSY as f64 * since.as_secs_f64().max(0.2));
             let pause = if busy { REFRESH_BUSY } else { REFRESH };
-            if !progress.dirty {
+            if progress.dirty && !progress.refreshing && since.is_none_or(|since| since >= pause) {
+                (progress.dirty, progress.refreshing, progress.written) = (false, true, 0);
+                // The runtime calls one after the other: everything below these positions was written before.
+                self.refresh(positions.clone());
+            } else if !progress.dirty && !progress.refreshing {
                 progress.visible.clone_from(positions);
             }
             let sweep = progress.swept_at.is_none_or(|at| at.elapsed() > SWEEP);
             if sweep {
                 progress.swept_at = Some(Instant::now());
             }
-            (progress.dirty && since.is_none_or(|since| since >= pause), sweep)
+            sweep
         };
         if sweep {
             self.sweep().await;
-        }
-        if due {
-            self.refresh().await?;
-            let mut progress = self.progress();
-            progress.dirty = false;
-            progress.written = 0;
-            progress.refreshed_at = Some(Instant::now());
-            // The runtime calls one after the other: nothing was written since these positions were told.
-            progress.visible.clone_from(positions);
         }
         Ok(self.progress().visible.clone())
     }
