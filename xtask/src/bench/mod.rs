@@ -80,8 +80,11 @@ pub(crate) fn bench(options: &BenchOptions) -> Result<()> {
         finish(Section::Embedded, &figures, options)?;
     }
     if !options.http_only {
-        let benches: [(&str, CrateBench); 2] =
-            [("clusters beside pgbench", clusters), ("a cluster with 10 million taggings", large_cluster)];
+        let benches: [(&str, CrateBench); 3] = [
+            ("clusters beside pgbench", clusters),
+            ("a cluster with 10 million taggings", large_cluster),
+            ("events beside bare loops", events),
+        ];
         let mut figures = all_of(options, &benches, &mut failed);
         match stage("a node with many clusters", || node::figures(&setup)) {
             Ok(more) => figures.extend(more),
@@ -128,6 +131,11 @@ fn clusters(options: &BenchOptions) -> Result<Vec<Figure>> {
 fn large_cluster(options: &BenchOptions) -> Result<Vec<Figure>> {
     let short = if options.quick { &["--large", "--seconds", "0.5", "--contents", "40000"][..] } else { &["--large"] };
     printed(&crate_bench("tagfast-store-postgres", "cluster", short)?)
+}
+
+fn events(options: &BenchOptions) -> Result<Vec<Figure>> {
+    let short = if options.quick { &["--events", "5000", "--seconds", "3"][..] } else { &[] };
+    printed(&crate_bench("tagfast", "events", short)?)
 }
 
 fn search(_: &BenchOptions) -> Result<Vec<Figure>> {

@@ -2,7 +2,8 @@
 
 use proptest::prelude::*;
 use tagfast_domain::{Change, ContentKey, EpochOrdinal, TagName, Tagging, TaggingsEvent, UserId, Version, WriteId};
-use tagfast_events::{EnvelopeError, decode, encode};
+use tagfast_events::envelope::{Attributes, encode_binary};
+use tagfast_events::{BusRecord, EnvelopeError, Partition, RecordKind, decode, decode_record, encode};
 
 const GOLDEN: &str = include_str!("../golden/event.json");
 const SCHEMA: &str = include_str!("../../../../docs/event.schema.json");
@@ -46,6 +47,47 @@ fn the_golden_event_is_read_and_written() {
     }
     assert_eq!(decode(GOLDEN.trim_end().as_bytes()), Ok(example()));
     assert_eq!(String::from_utf8(encode(&example())).expect("UTF-8"), GOLDEN.trim_end());
+}
+
+/// Headers and data of a record on a broker.
+#[test]
+fn the_golden_record_is_read_and_written() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/record.txt");
+    let message = encode_binary(&example(), "c0", 4711);
+    let mut text = String::new();
+    for (name, value) in &message.headers {
+        text.push_str(&format!("{name}: {}\n", std::str::from_utf8(value).expect("headers are text")));
+    }
+    text.push_str(&format!("\n{}\n", std::str::from_utf8(&message.payload).expect("data is text")));
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(path, text).expect("the golden file can be written");
+        return;
+    }
+    assert_eq!(text, std::fs::read_to_string(path).expect("the golden file is there"));
+    let attributes = Attributes::of(&message.headers);
+    let told = (attributes.kind, &*attributes.cluster, attributes.hi, attributes.at);
+    assert_eq!(told, (RecordKind::Event, "c0", Some(4711), Some(example().at)));
+    let record = BusRecord {
+        kind: attributes.kind,
+        partition: Partition(0),
+        offset: 0,
+        key: example().key.to_string().into_bytes(),
+        version: attributes.version,
+        at: 0,
+        cluster: attributes.cluster,
+        emit: attributes.emit,
+        headers: message.headers,
+        payload: message.payload,
+    };
+    assert_eq!((record.version, record.emit), (example().version, example().emit));
+    assert_eq!(decode_record(&record), Ok(example()));
+    let mut newer = record.clone();
+    newer
+        .headers
+        .iter_mut()
+        .filter(|(name, _)| name == "ce_type")
+        .for_each(|(_, v)| *v = b"tagfast.taggings.v2".to_vec());
+    assert_eq!(decode_record(&newer), Err(EnvelopeError::UnknownType("tagfast.taggings.v2".to_owned())));
 }
 
 /// Every field of the golden event is in the schema, and every required one is in the event.

@@ -12,6 +12,7 @@
 mod bulk;
 mod client;
 mod index;
+mod lock;
 mod query;
 mod sink;
 
@@ -44,6 +45,8 @@ pub struct OpenSearchIndex {
     client: Arc<Client>,
     scanner: Arc<dyn ShardScanner>,
     clock: Arc<dyn Clock>,
+    /// Who this is among those that rebuild.
+    owner: String,
     visible: AtomicI64,
     progress: Arc<Mutex<Progress>>,
 }
@@ -56,7 +59,10 @@ impl OpenSearchIndex {
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Self>, OpenSearchError> {
         let client = Arc::new(Client::new(options).map_err(|e| OpenSearchError::Foreign(e.to_string()))?);
-        Ok(Arc::new(Self { client, scanner, clock, visible: AtomicI64::new(0), progress: Arc::default() }))
+        let mut id = [0; 16];
+        getrandom::fill(&mut id).map_err(|e| OpenSearchError::Foreign(format!("no random bits: {e}")))?;
+        let owner = format!("{:032x}", u128::from_be_bytes(id));
+        Ok(Arc::new(Self { client, scanner, clock, owner, visible: AtomicI64::new(0), progress: Arc::default() }))
     }
 
     /// Whether the alias, if it is there, leads to an index that this program can use.

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::OpenSearchIndex;
 use super::bulk::{self, systemic};
 use super::index;
+use super::lock::{Lock, NotTaken};
 use crate::entry::{Entry, GONE_AGE_MS, GROUP, PAGE};
 
 /// Between two refreshes.
@@ -28,6 +29,8 @@ const REFRESH_BUSY: Duration = Duration::from_secs(1);
 const BUSY: u64 = 3000;
 /// How long what is known of a rebuild may be used. A rebuild waits for longer before it begins to copy.
 const KNOWN_FOR: Duration = Duration::from_secs(1);
+/// Between two words of a rebuild that it lives.
+const RENEW: Duration = Duration::from_secs(5);
 /// Between two sweeps of old tombstones.
 const SWEEP: Duration = Duration::from_secs(86_400);
 
@@ -99,12 +102,21 @@ impl OpenSearchIndex {
     }
 
     /// Copies every content of the shards into the index behind an alias.
-    async fn copy(&self, alias: &str, progress: &(dyn Fn(u64) + Send + Sync)) -> Result<(), SinkError> {
+    async fn copy(
+        &self,
+        alias: &str,
+        lock: &mut Lock,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<(), SinkError> {
         let now = self.clock.now_ms();
-        let mut copied = 0;
+        let (mut copied, mut renewed_at) = (0, Instant::now());
         for shard in LogicalShard::all() {
             let mut after = None;
             loop {
+                if renewed_at.elapsed() > RENEW {
+                    lock.renew(&self.client, self.clock.now_ms()).await.map_err(systemic)?;
+                    renewed_at = Instant::now();
+                }
                 let page = self.scanner.scan(shard, None, after.as_ref(), PAGE).await.map_err(systemic)?;
                 let entries: Vec<Entry<'_>> = page
                     .items
@@ -130,6 +142,23 @@ impl OpenSearchIndex {
             }
         }
         Ok(())
+    }
+}
+
+impl OpenSearchIndex {
+    /// Makes the next index, fills it and serves it.
+    async fn build(&self, lock: &mut Lock, progress: &(dyn Fn(u64) + Send + Sync)) -> Result<(), SinkError> {
+        let name = index::begin(&self.client).await.map_err(systemic)?;
+        // Until here others may not know of it: what they write after this they write to both, what they wrote before is in the
+        // shards.
+        if index::check(&self.client).await.map_err(systemic)?.is_some() {
+            tokio::time::sleep(2 * KNOWN_FOR).await;
+        }
+        self.copy(&self.client.next_alias(), lock, progress).await?;
+        self.client.change(Method::POST, &format!("{name}/_refresh"), None).await.map_err(systemic)?;
+        // Still ours: nobody else has begun another one.
+        lock.renew(&self.client, self.clock.now_ms()).await.map_err(systemic)?;
+        index::switch(&self.client, &name).await.map_err(systemic)
     }
 }
 
@@ -205,15 +234,16 @@ impl Sink for OpenSearchIndex {
         _: EpochId,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<(), SinkError> {
-        let name = index::begin(&self.client).await.map_err(systemic)?;
-        // Until here others may not know of it: what they write after this they write to both, what they wrote before is in the
-        // shards.
-        if index::check(&self.client).await.map_err(systemic)?.is_some() {
-            tokio::time::sleep(2 * KNOWN_FOR).await;
-        }
-        self.copy(&self.client.next_alias(), progress).await?;
-        self.client.change(Method::POST, &format!("{name}/_refresh"), None).await.map_err(systemic)?;
-        index::switch(&self.client, &name).await.map_err(systemic)?;
+        let mut lock = match Lock::take(&self.client, &self.owner, self.clock.now_ms()).await {
+            Ok(lock) => lock,
+            Err(NotTaken::Busy) => {
+                return Err(systemic("another process rebuilds the index; this one waits for its turn"));
+            }
+            Err(NotTaken::Failed(failure)) => return Err(systemic(failure)),
+        };
+        let built = self.build(&mut lock, progress).await;
+        lock.release(&self.client).await;
+        built?;
         *self.progress() = Progress::default();
         metrics::counter!("tagfast_search_rebuilds_total").increment(1);
         Ok(())

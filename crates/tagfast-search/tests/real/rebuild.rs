@@ -66,3 +66,31 @@ async fn a_rebuild_misses_nothing_that_others_write() {
     let again: Arc<_> = engine.again();
     again.check().await.expect("the new index is ours");
 }
+
+/// Two processes that begin a rebuild at the same time take turns, and both end with an index that has everything.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_rebuilds_take_turns() {
+    let engine = Engine::new().await;
+    let events: Vec<_> = (0..3000).map(|n| event("acme", "t", &n.to_string(), 1, NOW, &["all"])).collect();
+    events.iter().for_each(|e| engine.shards.put(e));
+    let rebuilds = (0..3).map(|_| {
+        let index = engine.again();
+        tokio::spawn(async move {
+            let mut waits = 0;
+            // As the runtime does: a failure of the sink is asked again.
+            while let Err(error) = index.rebuild(&at(1), EPOCH, &|_| {}).await {
+                assert!(error.message.contains("another process rebuilds"), "{error}");
+                waits += 1;
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            waits
+        })
+    });
+    let mut waited = 0;
+    for rebuild in rebuilds.collect::<Vec<_>>() {
+        waited += tokio::time::timeout(Duration::from_secs(60), rebuild).await.expect("it ends").expect("no panic");
+    }
+    assert!(waited > 0, "they met");
+    assert_eq!(engine.index.documents().await.expect("a count"), 3000);
+    engine.index.check().await.expect("one index is served");
+}

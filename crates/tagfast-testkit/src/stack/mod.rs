@@ -20,6 +20,7 @@ mod tls;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -112,9 +113,7 @@ impl Stack {
     pub fn up_with(options: &StackOptions, progress: Progress<'_>, start_proxy: StartProxy<'_>) -> Result<Self> {
         let tools = install(options.needs(), progress)?;
         let account = Account::of_servers()?;
-        let tag = format!("{:x}", std::process::id().wrapping_mul(0x9E37_79B1) ^ clock());
-        let base = PathBuf::from(format!("/var/tmp/tagfast-stack-{tag}"));
-        account.make_dir(&base)?;
+        let (tag, base) = own_folder(account)?;
         if options.owned {
             watch(&base, &tag)?;
         }
@@ -210,6 +209,24 @@ impl Drop for Stack {
 
 fn clock() -> u32 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().subsec_nanos()
+}
+
+/// A folder that nobody else has: several stacks may begin at the same moment, in one process, too.
+fn own_folder(account: Account) -> Result<(String, PathBuf)> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let n = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x85EB_CA6B);
+        let tag = format!("{:x}", std::process::id().wrapping_mul(0x9E37_79B1).wrapping_add(n) ^ clock());
+        let base = PathBuf::from(format!("/var/tmp/tagfast-stack-{tag}"));
+        match std::fs::create_dir(&base) {
+            Ok(()) => {
+                account.make_dir(&base)?;
+                return Ok((tag, base));
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error).with_context(|| format!("cannot make {}", base.display())),
+        }
+    }
 }
 
 fn tag_of(base: &Path) -> &str {

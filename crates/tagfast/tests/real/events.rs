@@ -2,8 +2,8 @@
 //! While servers die; in the end index, counts and shards agree, content by content.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tagfast_testkit::stack::{Fault, Stack, StackOptions};
@@ -11,6 +11,8 @@ use tagfast_testkit::{Client, ServerProcess, wait_for_condition};
 
 use crate::{PATIENCE, serve, wait_until_ready};
 
+/// One of these at a time, beside one of the others.
+static TURN: Mutex<()> = Mutex::new(());
 /// Contents that writers write.
 const CONTENTS: u64 = 200;
 /// Contents that are written before a primary takes them with it.
@@ -146,6 +148,7 @@ fn dead_letters(client: &mut Client) -> u64 {
 
 #[test]
 fn index_and_counts_agree_with_the_shards_whatever_dies() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = tempfile::tempdir().expect("a folder");
     let options =
         StackOptions { kafka: true, opensearch: true, redis: true, ..StackOptions::clusters_only(2, dir.path()) };
@@ -231,6 +234,7 @@ fn index_and_counts_agree_with_the_shards_whatever_dies() {
 /// A topic with another number of partitions is refused, with what to do.
 #[test]
 fn a_foreign_topic_is_refused_at_the_start() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = tempfile::tempdir().expect("a folder");
     let options = StackOptions { kafka: true, ..StackOptions::clusters_only(1, dir.path()) };
     let stack = Stack::up(&options, &|_| ()).expect("the stack comes up");

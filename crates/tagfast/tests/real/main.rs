@@ -3,6 +3,7 @@
 mod events;
 
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tagfast_testkit::stack::proxy::Mode;
@@ -10,6 +11,9 @@ use tagfast_testkit::stack::{Fault, NodeInfo, Stack, StackOptions};
 use tagfast_testkit::{Client, ServerOptions, ServerProcess, wait_for_condition};
 
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One of these at a time: two processors carry so many servers.
+static TURN: Mutex<()> = Mutex::new(());
 
 fn serve(stack: &Stack) -> ServerProcess {
     ServerOptions::other(env!("CARGO_BIN_EXE_tagfast"))
@@ -36,6 +40,7 @@ fn ids() -> impl Iterator<Item = String> {
 
 #[test]
 fn a_cluster_that_is_down_stops_its_own_contents_only() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = tempfile::tempdir().expect("a folder");
     let mut stack = Stack::up(&StackOptions::clusters_only(2, dir.path()), &|_| ()).expect("the stack comes up");
     let server = serve(&stack);
@@ -133,6 +138,7 @@ fn psql(stack: &Stack, node: &NodeInfo, query: &str) -> Command {
 /// The process itself stops between a commit and its answer, sleeps through a failover, and wakes up.
 #[test]
 fn a_node_that_sleeps_between_commit_and_answer_acknowledges_nothing_old() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = tempfile::tempdir().expect("a folder");
     let mut stack = Stack::up(&StackOptions::clusters_only(1, dir.path()), &|_| ()).expect("the stack comes up");
     let server = serve(&stack);
