@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::Message;
+use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
 use tagfast_domain::{ContentKey, EpochOrdinal};
 use tagfast_events::envelope::Attributes;
@@ -94,12 +95,10 @@ fn range(reader: &BaseConsumer, topic: &str, partition: i32, begin: i64, end: i6
     reader.assign(&list)?;
     let mut records = Vec::new();
     let until = Instant::now() + PATIENCE;
-    loop {
+    while Instant::now() <= until {
         match reader.poll(Duration::from_millis(200)) {
-            None if Instant::now() > until => {
-                return Err(KafkaError::MessageConsumption(rdkafka::types::RDKafkaErrorCode::OperationTimedOut));
-            }
-            None | Some(Err(KafkaError::MessageConsumption(_))) if Instant::now() <= until => {}
+            // The client goes on trying by itself.
+            None | Some(Err(KafkaError::MessageConsumption(_))) => {}
             Some(Err(KafkaError::PartitionEOF(_))) => return Ok(records),
             Some(Err(error)) => return Err(error),
             Some(Ok(message)) => {
@@ -110,7 +109,7 @@ fn range(reader: &BaseConsumer, topic: &str, partition: i32, begin: i64, end: i6
                     return Ok(records);
                 }
             }
-            None => {}
         }
     }
+    Err(KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut))
 }

@@ -4,8 +4,8 @@ use rdkafka::producer::FutureProducer;
 use tagfast_domain::time::rfc3339;
 use tagfast_events::{BusError, DeadLetter, LetterClass};
 
-use crate::publisher::{enqueue, headers};
-use crate::{KafkaOptions, unavailable};
+use crate::KafkaOptions;
+use crate::publisher::{delivered, enqueue, headers};
 
 fn class(letter: &DeadLetter) -> &'static str {
     match letter.class {
@@ -49,9 +49,5 @@ pub(crate) async fn park(
     let record = &letter.record;
     let all = headers(&letter_headers(&options.topic, letter));
     let (topic, partition) = (options.letters_topic(letter.group.0), i32::from(record.partition.0));
-    match enqueue(producer, &topic, partition, &record.key, &record.payload, all).await?.await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err((error, _))) => Err(unavailable(error)),
-        Err(_) => Err(BusError::Unavailable("the producer has stopped".to_owned())),
-    }
+    delivered(enqueue(producer, &topic, partition, &record.key, &record.payload, all).await?).await
 }

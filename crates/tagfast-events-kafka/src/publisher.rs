@@ -58,7 +58,8 @@ pub(crate) async fn enqueue(
     }
 }
 
-async fn delivered(delivery: DeliveryFuture) -> Result<(), BusError> {
+/// Returns when all in-sync brokers have the record.
+pub(crate) async fn delivered(delivery: DeliveryFuture) -> Result<(), BusError> {
     match delivery.await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err((error, _))) => Err(unavailable(error)),

@@ -65,13 +65,15 @@ pub(crate) async fn check(options: &KafkaOptions, asker: &Arc<BaseConsumer>) -> 
     let events = (options.topic.clone(), EVENTS_KEPT_MS);
     let letters = GROUPS.iter().map(|group| (options.letters_topic(group), LETTERS_KEPT_MS));
     let wanted: Vec<(String, &str)> = std::iter::once(events).chain(letters).collect();
-    let known = existing(asker).await?;
+    let mut known = existing(asker).await?;
     let missing: Vec<&(String, &str)> =
         wanted.iter().filter(|(name, _)| !known.iter().any(|(known, _)| known == name)).collect();
     if !missing.is_empty() {
         create(options, &missing).await?;
+        // Somebody else may have made them, in another way.
+        known = existing(asker).await?;
     }
-    for (name, count) in existing(asker).await? {
+    for (name, count) in known {
         let ours = wanted.iter().any(|(wanted, _)| *wanted == name);
         if ours && count != partitions {
             return Err(TopicError::Wrong(format!(

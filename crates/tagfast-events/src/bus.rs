@@ -120,7 +120,7 @@ pub struct BusRecord {
     pub partition: Partition,
     /// Its place in the partition; strictly increasing, with gaps.
     pub offset: u64,
-    /// [`tagfast_domain::ContentKey::to_bytes`].
+    /// As it travels: tenant, type and id with zeros or slashes between them.
     pub key: Vec<u8>,
     /// The state's version; none if the record does not tell.
     pub version: Version,

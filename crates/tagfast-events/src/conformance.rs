@@ -302,3 +302,31 @@ pub async fn the_ends_are_behind_what_was_published(harness: &dyn BusHarness) {
     assert_eq!(reader.keys(), counted(&after));
     reader.consumer.close().await;
 }
+
+/// Expands to one test per promise. The expression makes a [`BusHarness`](crate::conformance::BusHarness); it is evaluated once per
+/// test, inside the runtime, and may await.
+#[macro_export]
+macro_rules! conformance_suite {
+    ($harness:expr) => {
+        $crate::conformance_suite! { $harness =>
+            events_of_a_content_keep_their_order,
+            what_was_not_committed_comes_again,
+            what_was_committed_does_not_come_again,
+            a_given_position_decides,
+            groups_do_not_share,
+            a_paused_partition_is_silent_and_keeps_its_records,
+            a_dropped_poll_loses_nothing,
+            an_idle_partition_tells_the_truth,
+            a_letter_is_kept_for_its_group,
+            the_ends_are_behind_what_was_published
+        }
+    };
+    ($harness:expr => $($name:ident),+) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                $crate::conformance::$name(&$harness).await;
+            }
+        )+
+    };
+}

@@ -58,11 +58,12 @@ pub const METRICS: &[MetricDef] = &[
     },
 ];
 
-/// The metric's word for how a search ended.
-pub(crate) fn outcome<T>(result: &Result<T, SearchError>) -> &'static str {
-    match result {
+/// Counts how a search ended.
+pub(crate) fn count_query<T>(result: &Result<T, SearchError>) {
+    let outcome = match result {
         Ok(_) => "answered",
         Err(SearchError::Unavailable(_)) => "unavailable",
         Err(SearchError::Syntax { .. } | SearchError::Limit { .. } | SearchError::PrefixTooBroad { .. }) => "refused",
-    }
+    };
+    metrics::counter!("tagfast_search_queries_total", "outcome" => outcome).increment(1);
 }

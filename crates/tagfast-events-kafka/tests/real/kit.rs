@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use async_trait::async_trait;
 use tagfast_domain::{ContentKey, EpochId, EpochOrdinal, Tag, Tagging, TaggingsEvent, UnixMillis, UserId, Version};
@@ -11,28 +11,16 @@ use tagfast_events::{
 };
 use tagfast_events_kafka::{KafkaBus, KafkaOptions, Security};
 use tagfast_resilience::{Clock, SystemClock};
-use tagfast_testkit::stack::{Stack, StackOptions};
+use tagfast_testkit::stack::{SharedStack, Stack, StackOptions};
 use tokio::sync::{RwLock, RwLockReadGuard};
 
 pub(crate) const CLUSTER: &str = "c0";
 pub(crate) const PARTITIONS: u16 = 8;
 
-struct Shared {
-    stack: Mutex<Stack>,
-    /// Kept for the life of the process; a watcher removes what the stack leaves when the process has ended.
-    _dir: tempfile::TempDir,
-}
-
 /// The stack, started by whoever comes first.
 pub(crate) fn stack() -> MutexGuard<'static, Stack> {
-    static SHARED: OnceLock<Shared> = OnceLock::new();
-    let shared = SHARED.get_or_init(|| {
-        let dir = tempfile::tempdir().expect("a folder");
-        let options = StackOptions { kafka: true, ..StackOptions::clusters_only(0, dir.path()) };
-        let stack = Stack::up(&options, &|_| ()).expect("the stack comes up");
-        Shared { stack: Mutex::new(stack), _dir: dir }
-    });
-    shared.stack.lock().unwrap_or_else(PoisonError::into_inner)
+    static SHARED: SharedStack = SharedStack::new();
+    SHARED.get(|base| StackOptions { kafka: true, ..base })
 }
 
 /// Where clients connect: behind the fault proxy.

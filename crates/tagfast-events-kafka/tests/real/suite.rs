@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tagfast_domain::{ContentKey, EpochOrdinal, UnixMillis};
 use tagfast_events::Bus;
-use tagfast_events::conformance::{self, BusHarness};
+use tagfast_events::conformance::BusHarness;
 use tagfast_events_kafka::{KafkaOptions, Publisher};
 use tokio::sync::RwLockReadGuard;
 
@@ -68,26 +68,4 @@ impl BusHarness for Harness {
     }
 }
 
-macro_rules! promises {
-    ($($name:ident),* $(,)?) => {
-        $(
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                conformance::$name(&Harness::new().await).await;
-            }
-        )*
-    };
-}
-
-promises!(
-    events_of_a_content_keep_their_order,
-    what_was_not_committed_comes_again,
-    what_was_committed_does_not_come_again,
-    a_given_position_decides,
-    groups_do_not_share,
-    a_paused_partition_is_silent_and_keeps_its_records,
-    a_dropped_poll_loses_nothing,
-    an_idle_partition_tells_the_truth,
-    a_letter_is_kept_for_its_group,
-    the_ends_are_behind_what_was_published,
-);
+tagfast_events::conformance_suite!(Harness::new().await);

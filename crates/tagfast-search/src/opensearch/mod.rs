@@ -97,7 +97,7 @@ fn unavailable(failure: Failure) -> SearchError {
 impl SearchIndex for OpenSearchIndex {
     async fn search(&self, tenant: &TenantId, request: &SearchRequest) -> Result<SearchPage, SearchError> {
         let result = self.answer(tenant, request).await;
-        metrics::counter!("tagfast_search_queries_total", "outcome" => crate::outcome(&result)).increment(1);
+        crate::count_query(&result);
         result
     }
 

@@ -1,7 +1,7 @@
 //! One server for the binary, an index of its own for each test.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,7 +11,7 @@ use tagfast_resilience::{Clock, ManualClock};
 use tagfast_search::conformance::{NOW, SearchHarness};
 use tagfast_search::{OpenSearchIndex, OpenSearchOptions, SearchIndex};
 use tagfast_store::ShardScanner;
-use tagfast_testkit::stack::{Stack, StackOptions};
+use tagfast_testkit::stack::{SharedStack, Stack, StackOptions};
 use tagfast_testkit::wait_for_condition_async;
 use tokio::sync::{RwLock, RwLockReadGuard};
 
@@ -23,22 +23,10 @@ pub(crate) mod shards;
 pub(crate) const EPOCH: EpochId = EpochId([7; 16]);
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-struct Shared {
-    stack: Mutex<Stack>,
-    /// Kept for the life of the process; a watcher removes what the stack leaves when the process has ended.
-    _dir: tempfile::TempDir,
-}
-
 /// The stack, started by whoever comes first.
 pub(crate) fn stack() -> MutexGuard<'static, Stack> {
-    static SHARED: OnceLock<Shared> = OnceLock::new();
-    let shared = SHARED.get_or_init(|| {
-        let dir = tempfile::tempdir().expect("a folder");
-        let options = StackOptions { opensearch: true, ..StackOptions::clusters_only(0, dir.path()) };
-        let stack = Stack::up(&options, &|_| ()).expect("the stack comes up");
-        Shared { stack: Mutex::new(stack), _dir: dir }
-    });
-    shared.stack.lock().unwrap_or_else(PoisonError::into_inner)
+    static SHARED: SharedStack = SharedStack::new();
+    SHARED.get(|base| StackOptions { opensearch: true, ..base })
 }
 
 /// The server's URL, behind the fault proxy.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use tagfast_events::bus::begin_at;
-use tagfast_events::conformance::{self, BusHarness};
+use tagfast_events::conformance::BusHarness;
 use tagfast_events::{BusPosition, BusRecord, DeadLetter, Group, LetterClass, Partition, Positions};
 use tagfast_resilience::Clock;
 use tagfast_store::TagWriter;
@@ -158,28 +158,12 @@ impl BusHarness for Harness {
     }
 }
 
-macro_rules! promises {
-    ($($name:ident),* $(,)?) => {
-        $(
-            #[tokio::test(flavor = "multi_thread")]
-            async fn $name() {
-                let fixture = Fixture::new();
-                let store = fixture.open();
-                conformance::$name(&Harness { fixture, store, written: Default::default() }).await;
-            }
-        )*
-    };
+impl Harness {
+    fn new() -> Self {
+        let fixture = Fixture::new();
+        let store = fixture.open();
+        Self { fixture, store, written: Default::default() }
+    }
 }
 
-promises!(
-    events_of_a_content_keep_their_order,
-    what_was_not_committed_comes_again,
-    what_was_committed_does_not_come_again,
-    a_given_position_decides,
-    groups_do_not_share,
-    a_paused_partition_is_silent_and_keeps_its_records,
-    a_dropped_poll_loses_nothing,
-    an_idle_partition_tells_the_truth,
-    a_letter_is_kept_for_its_group,
-    the_ends_are_behind_what_was_published,
-);
+tagfast_events::conformance_suite!(Harness::new());

@@ -1,7 +1,7 @@
 //! One stack for the binary, a database of its own for each test.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,16 +11,10 @@ use tagfast_resilience::Clock;
 use tagfast_store_postgres::{
     ClusterOptions, OutboxRow, OutboxSink, PastEpoch, PostgresOptions, PostgresStore, PublishError,
 };
-use tagfast_testkit::stack::{Stack, StackOptions};
+use tagfast_testkit::stack::{SharedStack, Stack, StackOptions};
 
 /// Two clusters: what breaks one must not be seen by the other.
 const CLUSTERS: u8 = 2;
-
-struct Shared {
-    stack: Mutex<Stack>,
-    /// Kept for the life of the process; a watcher removes what the stack leaves when the process has ended.
-    _dir: tempfile::TempDir,
-}
 
 /// Whether everything is to be run.
 pub(crate) fn full() -> bool {
@@ -29,14 +23,8 @@ pub(crate) fn full() -> bool {
 
 /// The stack, started by whoever comes first.
 pub(crate) fn stack() -> MutexGuard<'static, Stack> {
-    static SHARED: OnceLock<Shared> = OnceLock::new();
-    let shared = SHARED.get_or_init(|| {
-        let dir = tempfile::tempdir().expect("a folder");
-        let options = StackOptions { netns: full(), ..StackOptions::clusters_only(CLUSTERS, dir.path()) };
-        let stack = Stack::up(&options, &|_| ()).expect("the stack comes up");
-        Shared { stack: Mutex::new(stack), _dir: dir }
-    });
-    shared.stack.lock().unwrap_or_else(PoisonError::into_inner)
+    static SHARED: SharedStack = SharedStack::new();
+    SHARED.get(|base| StackOptions { clusters: CLUSTERS, netns: full(), ..base })
 }
 
 /// etcd's URL.

@@ -15,6 +15,7 @@ mod netns;
 pub mod patroni;
 pub mod proxy;
 mod servers;
+mod shared;
 mod tls;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -33,6 +34,7 @@ pub use self::install::{Needs, Progress, Tools, install, install_libraries, inst
 use self::netns::Network;
 use self::patroni::{NodePlan, Passwords};
 use self::proxy::{Link, Proxy, ProxyControl};
+pub use self::shared::SharedStack;
 
 /// What to start.
 #[derive(Debug, Clone)]
