@@ -15,7 +15,7 @@ use crate::gate::{Access, Gate};
 use crate::parts::ApiParts;
 use crate::problem::{Code, Problem};
 use crate::rate::RateLimiter;
-use crate::routes::{batch, content, export, find, open, operations};
+use crate::routes::{batch, content, export, find, letters, open, operations};
 
 /// What the handlers share.
 pub(crate) struct App {
@@ -36,7 +36,12 @@ type Routes = UtoipaMethodRouter<Arc<App>>;
 
 /// Every route: its handlers and who may call it. The gate's metrics carry the path as it stands in the document.
 fn table() -> Vec<(Access, Routes)> {
-    use Access::{Caller, Public};
+    tags().into_iter().chain(running()).collect()
+}
+
+/// What the service is for.
+fn tags() -> Vec<(Access, Routes)> {
+    use Access::Caller;
     vec![
         (Caller, routes!(content::view, content::patch_tags, content::replace_tags)),
         (Caller, routes!(content::add_tag, content::remove_tag)),
@@ -48,15 +53,25 @@ fn table() -> Vec<(Access, Routes)> {
         (Caller, routes!(find::one_tag)),
         (Caller, routes!(export::export)),
         (Caller, routes!(operations::receipt)),
+    ]
+}
+
+/// What is needed to run it: every process answers these.
+fn running() -> Vec<(Access, Routes)> {
+    use Access::{Caller, Public};
+    vec![
         (Caller, routes!(operations::status)),
         (Caller, routes!(operations::reindex)),
         (Caller, routes!(operations::recount)),
         (Caller, routes!(operations::failovers)),
         (Caller, routes!(operations::breakers)),
-        (Caller, routes!(operations::dead_letters)),
-        (Caller, routes!(operations::replay)),
-        (Caller, routes!(operations::discard)),
-        (Caller, routes!(operations::allow_storm)),
+        (Caller, routes!(letters::list)),
+        (Caller, routes!(letters::show)),
+        (Caller, routes!(letters::replay)),
+        (Caller, routes!(letters::job)),
+        (Caller, routes!(letters::discard)),
+        (Caller, routes!(letters::acts)),
+        (Caller, routes!(letters::allow_storm)),
         (Public, routes!(open::healthz)),
         (Public, routes!(open::readyz)),
         (Public, routes!(open::metrics)),
@@ -66,8 +81,9 @@ fn table() -> Vec<(Access, Routes)> {
     ]
 }
 
-/// The whole HTTP API.
+/// The HTTP API, whole or what operations need of it.
 pub fn router(parts: ApiParts) -> Router {
+    let whole = parts.whole;
     let app = Arc::new(App {
         auth: Authenticator::new(&parts.auth, &parts.clock),
         rate: RateLimiter::new(&parts.limits),
@@ -75,7 +91,8 @@ pub fn router(parts: ApiParts) -> Router {
         openapi: OnceLock::new(),
     });
     let mut all = OpenApiRouter::new();
-    for (access, (schemas, paths, methods)) in table() {
+    let routes = if whole { table() } else { running() };
+    for (access, (schemas, paths, methods)) in routes {
         let path = paths.paths.keys().next().cloned().unwrap_or_default();
         let gated = methods.fallback(method_not_allowed).layer(Gate::new(&app, &path, access));
         all = all.routes((schemas, paths, gated));

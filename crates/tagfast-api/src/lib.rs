@@ -29,7 +29,9 @@ use tagfast_resilience::{MetricDef, MetricKind};
 
 pub use app::router;
 pub use openapi::openapi;
-pub use parts::{ApiLimits, ApiParts, AuthConfig, JwksSource, Operations, OperationsError, Readiness, StatusReport};
+pub use parts::{
+    ApiLimits, ApiParts, AuthConfig, JwksSource, Letters, Operations, OperationsError, Readiness, StatusReport,
+};
 pub use problem::{PROBLEM_CODES, ProblemCode};
 pub use server::serve;
 

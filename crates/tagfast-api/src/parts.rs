@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tagfast_domain::Limits;
+use tagfast_events::{Cooldown, LetterBook};
 use tagfast_popular::{PopularTags, RecountReport};
 use tagfast_resilience::Clock;
 use tagfast_search::SearchIndex;
@@ -93,6 +94,8 @@ pub struct Readiness {
 pub struct StatusReport {
     /// `embedded` or `postgres`.
     pub mode: String,
+    /// What this process does: `all`, or roles with commas between them.
+    pub roles: String,
     /// The program's version.
     pub version: String,
     /// The current epoch's id and ordinal.
@@ -150,6 +153,15 @@ pub trait Operations: Send + Sync {
     fn metrics(&self) -> String;
 }
 
+/// Dead letters.
+#[derive(Clone)]
+pub struct Letters {
+    /// Where they are kept.
+    pub book: Arc<dyn LetterBook>,
+    /// When they are replayed by themselves.
+    pub cooldown: Cooldown,
+}
+
 /// Everything the API needs.
 #[derive(Clone)]
 pub struct ApiParts {
@@ -159,6 +171,10 @@ pub struct ApiParts {
     pub search: Option<Arc<dyn SearchIndex>>,
     /// Popular tags; `None` answers 501 `not_in_this_mode`.
     pub popular: Option<Arc<dyn PopularTags>>,
+    /// Dead letters; `None` answers 501 `not_in_this_mode`.
+    pub letters: Option<Letters>,
+    /// Whether all routes are served; else those of operations alone, by a process that has another role.
+    pub whole: bool,
     /// Whether past writes can be judged; without it 501 `not_in_this_mode`.
     pub verdicts: bool,
     /// Operations.

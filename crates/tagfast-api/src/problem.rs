@@ -91,6 +91,9 @@ codes! {
     NotFound = "not_found" 404 "No such page"
         "The path is not one of the API's routes."
         "Compare the path with /openapi.json; encode a slash inside an id or tag as %2F.";
+    UnknownLetter = "unknown_letter" 404 "No such dead letter or replay"
+        "There is no dead letter or replay with this id, it was forgotten after two weeks, or the letter is another tenant's."
+        "List the letters with /v1/dead-letters; encode the slashes of an id as %2F.";
     MethodNotAllowed = "method_not_allowed" 405 "The method is not allowed here"
         "The route exists but not with this method; `Allow` lists those it has."
         "Use one of the methods in `Allow`.";
@@ -154,6 +157,12 @@ codes! {
     PrefixTooBroad = "prefix_too_broad" 422 "The prefix matches too many tags"
         "A prefix in the query matches more tags than a search may follow."
         "Make the prefix longer.";
+    AllNotMeant = "all_not_meant" 422 "The filter matches every dead letter"
+        "A filter without any condition came without `all`; nothing was done."
+        "Add a condition, or `\"all\": true` if every open letter is meant.";
+    RateOutOfRange = "rate_out_of_range" 422 "The rate is out of its range"
+        "The rate of a replay exceeds the limit `replay_rate` or is 0."
+        "Choose a rate from 1 to the limit.";
     RateLimited = "rate_limited" 429 "Too many requests"
         "This user of this tenant sent more requests than the configured rate."
         "Wait as long as `Retry-After` says.";
@@ -180,6 +189,9 @@ codes! {
         "Wait as long as `Retry-After` says.";
     PopularUnavailable = "popular_unavailable" 503 "Popular tags are not available"
         "The counts of tags cannot be read now; tags of single contents still can be read and written."
+        "Wait as long as `Retry-After` says.";
+    LettersUnavailable = "letters_unavailable" 503 "Dead letters are not available"
+        "The book of dead letters cannot be reached now; consuming and parking go on."
         "Wait as long as `Retry-After` says.";
     KeysUnavailable = "keys_unavailable" 503 "Keys to check tokens are not available"
         "No key set could be loaded yet, so that no token can be checked."

@@ -28,13 +28,12 @@ use tagfast_events::{
 
 pub use crate::backwards::Past;
 pub use crate::client::{Sasl, SaslMechanism, Security};
+pub use crate::letters::LetterReader;
 pub use crate::publisher::Publisher;
 pub use crate::topics::TopicError;
 
 /// How long a question to the broker may take.
 const ASK: Duration = Duration::from_secs(5);
-/// The groups that have dead letters.
-const GROUPS: [&str; 2] = ["indexer", "analytics"];
 
 /// How the bus is reached and laid out.
 #[derive(Debug, Clone)]
@@ -48,6 +47,8 @@ pub struct KafkaOptions {
     pub partitions: u16,
     /// TLS and authentication.
     pub security: Security,
+    /// This process, in letters.
+    pub member: String,
     /// The clusters whose shards feed each partition: a partition is complete as far as the slowest of them.
     pub clusters: BTreeMap<Partition, BTreeSet<ClusterName>>,
     /// Groups of which every process is a whole one, with what names this process's: it gets every partition, and nobody else
@@ -153,16 +154,5 @@ impl Bus for KafkaBus {
 
     async fn park(&self, letter: &DeadLetter) -> Result<(), BusError> {
         letters::park(&self.options, &self.producer, letter).await
-    }
-
-    /// Letters that the topic still retains.
-    async fn parked(&self, group: Group) -> Result<u64, BusError> {
-        let mut letters = 0;
-        for partition in self.partitions() {
-            let topic = self.options.letters_topic(group.0);
-            let (low, high) = self.watermarks(topic, i32::from(partition.0)).await?;
-            letters += high - low;
-        }
-        Ok(letters)
     }
 }

@@ -7,8 +7,9 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::types::RDKafkaErrorCode as Code;
+use tagfast_events::Group;
 
-use crate::{ASK, GROUPS, KafkaOptions, client};
+use crate::{ASK, KafkaOptions, client};
 
 /// Events are kept for a week: a consumer that is behind for longer is rebuilt from the shards.
 const EVENTS_KEPT_MS: &str = "604800000";
@@ -63,7 +64,7 @@ async fn existing(asker: &Arc<BaseConsumer>) -> Result<Vec<(String, usize)>, Top
 pub(crate) async fn check(options: &KafkaOptions, asker: &Arc<BaseConsumer>) -> Result<(), TopicError> {
     let partitions = usize::from(options.partitions);
     let events = (options.topic.clone(), EVENTS_KEPT_MS);
-    let letters = GROUPS.iter().map(|group| (options.letters_topic(group), LETTERS_KEPT_MS));
+    let letters = Group::ALL.iter().map(|group| (options.letters_topic(group.0), LETTERS_KEPT_MS));
     let wanted: Vec<(String, &str)> = std::iter::once(events).chain(letters).collect();
     let mut known = existing(asker).await?;
     let missing: Vec<&(String, &str)> =

@@ -26,6 +26,20 @@ pub struct Partition(pub u16);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Group(pub &'static str);
 
+impl Group {
+    /// Feeds the search index.
+    pub const INDEXER: Self = Self("indexer");
+    /// Counts popular tags.
+    pub const ANALYTICS: Self = Self("analytics");
+    /// The groups of the service: those that have dead letters.
+    pub const ALL: [Self; 2] = [Self::INDEXER, Self::ANALYTICS];
+
+    /// A group of the service by its name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|group| group.0 == name)
+    }
+}
+
 /// The largest `emit` (ordinal of the publishing epoch) seen, per cluster: events of a smaller one are dropped.
 ///
 /// As text: `17` for the one cluster without a name, else `c0=17,c1=18`. Cheap to clone.
@@ -178,6 +192,21 @@ pub enum LetterClass {
     Exhausted,
 }
 
+impl LetterClass {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Poison => "poison",
+            Self::Exhausted => "exhausted",
+        }
+    }
+
+    /// The class of a word.
+    pub fn named(word: &str) -> Option<Self> {
+        [Self::Poison, Self::Exhausted].into_iter().find(|class| class.as_str() == word)
+    }
+}
+
 /// A record that could not be applied, kept with everything needed to replay it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
@@ -239,9 +268,6 @@ pub trait Bus: Send + Sync {
 
     /// Parks a letter durably. Idempotent by [`DeadLetter::id`].
     async fn park(&self, letter: &DeadLetter) -> Result<(), BusError>;
-
-    /// Letters a group has parked.
-    async fn parked(&self, group: Group) -> Result<u64, BusError>;
 }
 
 /// One group's reader.

@@ -1,8 +1,9 @@
 //! What every bus must do, as functions over a harness.
 //!
 //! Embedded, the outbox is the bus; in a cluster it is Kafka. A consumer must not be able to tell. Each function is one promise
-//! and panics when it is broken. Each uses a group and a tenant of its own, so that they can share one bus; where letters are
-//! parked it is the group `indexer`, because a bus may have letters of its own groups only.
+//! and panics when it is broken. Each uses a group and a tenant of its own, so that they can share one bus.
+
+pub mod letters;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,10 +14,7 @@ use tagfast_domain::{ContentKey, TaggingsEvent, UnixMillis, Version};
 use tokio::time::Instant;
 
 use crate::bus::begin_at;
-use crate::{
-    Bus, BusConsumer, BusPosition, BusRecord, DeadLetter, Group, LetterClass, Partition, Polled, Positions, RecordKind,
-    decode_record,
-};
+use crate::{Bus, BusConsumer, BusPosition, BusRecord, Group, Partition, Polled, Positions, RecordKind, decode_record};
 
 /// How the suite drives a bus.
 #[async_trait]
@@ -259,34 +257,6 @@ pub async fn an_idle_partition_tells_the_truth(harness: &dyn BusHarness) {
     reader.consumer.close().await;
 }
 
-/// A letter that is parked is there, for its group alone, and stays.
-pub async fn a_letter_is_kept_for_its_group(harness: &dyn BusHarness) {
-    let all = contents("letters", 1, 1);
-    harness.publish(&all).await;
-    let bus = harness.bus().await;
-    let mut reader = Reader::begin(&bus, Group("letters"), "letters", &Positions::new()).await;
-    reader.read(1).await;
-    let record = reader.seen[0].0.clone();
-    reader.consumer.close().await;
-    let (indexer, analytics) = (Group("indexer"), Group("analytics"));
-    let before = bus.parked(indexer).await.expect("a count");
-    let letter = DeadLetter {
-        group: indexer,
-        record,
-        class: LetterClass::Exhausted,
-        code: "sink_failed".to_owned(),
-        message: "four attempts".to_owned(),
-        attempts: 4,
-        first_failed_at: harness.now(),
-        last_failed_at: harness.now() + 5000,
-    };
-    bus.park(&letter).await.expect("parked");
-    assert_eq!(bus.parked(indexer).await.expect("a count"), before + 1);
-    assert_eq!(bus.parked(analytics).await.expect("a count"), 0);
-    drop(bus);
-    assert_eq!(harness.bus().await.parked(indexer).await.expect("a count"), before + 1);
-}
-
 /// The ends are behind everything that was published before they were asked for.
 pub async fn the_ends_are_behind_what_was_published(harness: &dyn BusHarness) {
     let before = contents("ends", 20, 2);
@@ -317,7 +287,6 @@ macro_rules! conformance_suite {
             a_paused_partition_is_silent_and_keeps_its_records,
             a_dropped_poll_loses_nothing,
             an_idle_partition_tells_the_truth,
-            a_letter_is_kept_for_its_group,
             the_ends_are_behind_what_was_published
         }
     };

@@ -1,6 +1,7 @@
 //! The loop of one consumer: polls, decodes, lets the sink apply, moves the position.
 
 mod letters;
+mod replay;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -16,7 +17,7 @@ use self::letters::{Held, Why};
 use crate::bus::{Bus, BusConsumer, BusError, BusRecord, LetterClass, Partition, Polled, Positions, RecordKind};
 use crate::envelope;
 use crate::progress::Progress;
-use crate::runtime::{ConsumerState, RuntimeOptions, Shared};
+use crate::runtime::{ConsumerState, Request, RuntimeOptions, Shared};
 use crate::sink::{RecordVerdict, Sink, SinkError, SinkRecord, Start};
 use crate::storm::Storm;
 use crate::waiting::{Candidate, Waiting};
@@ -37,7 +38,7 @@ pub(crate) struct Engine {
     clock: Arc<dyn Clock>,
     shared: Arc<Shared>,
     stopped: watch::Receiver<bool>,
-    requests: mpsc::Receiver<oneshot::Sender<u64>>,
+    requests: mpsc::Receiver<Request>,
     waiting: Waiting,
     progress: Progress,
     storm: Storm,
@@ -59,7 +60,7 @@ impl Engine {
         clock: Arc<dyn Clock>,
         shared: Arc<Shared>,
         stopped: watch::Receiver<bool>,
-        requests: mpsc::Receiver<oneshot::Sender<u64>>,
+        requests: mpsc::Receiver<Request>,
     ) -> Self {
         Self {
             bus,
@@ -95,6 +96,7 @@ impl Engine {
     async fn generation(&mut self, restart: Restart) -> Result<Restart, StopAsked> {
         self.waiting = Waiting::default();
         self.progress = Progress::default();
+        self.shared.has(Vec::new());
         self.held.clear();
         self.rebuilt_from = match restart {
             Restart::Rebuild(reason, reply) => self.rebuild(reason, reply).await?,
@@ -111,13 +113,6 @@ impl Engine {
             attempt += 1;
         };
         self.began_at = self.clock.now_ms();
-        match self.bus.parked(group).await {
-            Ok(open) => {
-                self.shared.parked.store(open, Ordering::Relaxed);
-                metrics::gauge!("tagfast_dead_letters_open", "group" => group.0).set(open as f64);
-            }
-            Err(error) => tracing::warn!(group = group.0, %error, "the open letters cannot be counted"),
-        }
         let ended = loop {
             match self.step(consumer.as_mut()).await {
                 Ok(None) => {}
@@ -159,6 +154,7 @@ impl Engine {
             attempt += 1;
         };
         self.progress.begin(begun);
+        self.shared.has(self.progress.partitions());
         self.shared.set(ConsumerState::Running);
         Ok(None)
     }
@@ -167,6 +163,7 @@ impl Engine {
     fn end(&mut self, partitions: &[Partition]) {
         self.waiting.end(partitions);
         self.progress.end(partitions);
+        self.shared.has(self.progress.partitions());
         self.held.retain(|partition, _| !partitions.contains(partition));
         let group = self.sink.group().0;
         for partition in partitions {
@@ -270,11 +267,13 @@ impl Engine {
                 let _ = stop;
                 return Err(StopAsked);
             }
-            request = self.requests.recv() => match request {
-                Some(reply) => return Ok(Some(Restart::Rebuild("asked for", Some(reply)))),
-                None => return Err(StopAsked),
-            },
-            polled = consumer.poll(self.options.batch, wait) => polled,
+            request = self.requests.recv() => Err(request.ok_or(StopAsked)?),
+            polled = consumer.poll(self.options.batch, wait) => Ok(polled),
+        };
+        let polled = match polled {
+            Ok(polled) => polled,
+            Err(Request::Rebuild(reply)) => return Ok(Some(Restart::Rebuild("asked for", Some(reply)))),
+            Err(Request::Replay(replay)) => return self.replay(replay).await.map(|()| None),
         };
         let records = match polled {
             Ok(Polled::Records(records)) => records,

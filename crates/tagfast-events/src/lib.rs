@@ -4,10 +4,12 @@
 //! position beside what they applied, so that a crash at any point repeats work and loses none.
 
 pub mod bus;
+mod clerk;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod engine;
 pub mod envelope;
+pub mod letters;
 mod progress;
 pub mod runtime;
 pub mod sink;
@@ -18,7 +20,12 @@ pub use bus::{
     Bus, BusConsumer, BusError, BusPosition, BusRecord, ClusterName, DeadLetter, Emits, Frontier, Group, LetterClass,
     Partition, Polled, Positions, RecordKind,
 };
+pub use clerk::Clerk;
 pub use envelope::{EnvelopeError, decode, decode_record, encode};
+pub use letters::{
+    Act, BookError, Cooldown, Due, GroupLetters, Job, LetterBook, LetterCursor, LetterFilter, LetterPage, LetterState,
+    NewJob, ReplayOutcome, Settled, StoredLetter,
+};
 pub use runtime::{Consumer, ConsumerSnapshot, ConsumerState, RuntimeOptions};
 pub use sink::{RecordVerdict, Sink, SinkError, SinkRecord, Start};
 
@@ -48,7 +55,31 @@ pub const METRICS: &[MetricDef] = &[
         name: "tagfast_dead_letters_open",
         kind: MetricKind::Gauge,
         labels: &["group"],
-        help: "Parked records that nobody has replayed or discarded yet.",
+        help: "Parked records that nobody has replayed or discarded yet, as of the process that leads.",
+    },
+    MetricDef {
+        name: "tagfast_dead_letters_need_a_person",
+        kind: MetricKind::Gauge,
+        labels: &["group"],
+        help: "Open dead letters that are not replayed by themselves any more. Above 0: `tagfast dead-letters list`.",
+    },
+    MetricDef {
+        name: "tagfast_dead_letter_oldest_seconds",
+        kind: MetricKind::Gauge,
+        labels: &["group"],
+        help: "Age of the oldest open dead letter; 0 without any. Kafka keeps letters for 14 days.",
+    },
+    MetricDef {
+        name: "tagfast_dead_letter_replays_total",
+        kind: MetricKind::Counter,
+        labels: &["group", "outcome"],
+        help: "Letters replayed: applied, superseded or failed again.",
+    },
+    MetricDef {
+        name: "tagfast_stale_keys",
+        kind: MetricKind::Gauge,
+        labels: &["group"],
+        help: "Contents of this process's partitions whose newest state lies in a dead letter: what is served of them is old.",
     },
     MetricDef {
         name: "tagfast_dead_letter_storm",

@@ -43,6 +43,11 @@ impl Progress {
         self.partitions.len()
     }
 
+    /// Which ones.
+    pub(crate) fn partitions(&self) -> Vec<Partition> {
+        self.partitions.keys().copied().collect()
+    }
+
     /// Whether a partition is read.
     pub(crate) fn has(&self, partition: Partition) -> bool {
         self.partitions.contains_key(&partition)

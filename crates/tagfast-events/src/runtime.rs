@@ -17,8 +17,9 @@ use tagfast_resilience::{Backoff, Clock};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use crate::bus::{Bus, Group};
+use crate::bus::{Bus, BusRecord, Group, Partition};
 use crate::engine::Engine;
+use crate::letters::ReplayOutcome;
 use crate::sink::Sink;
 
 /// How a consumer runs.
@@ -83,7 +84,7 @@ pub struct ConsumerSnapshot {
     pub state: ConsumerState,
     /// Seconds from commit to durable and visible, now.
     pub lag_seconds: f64,
-    /// Letters that are open.
+    /// Letters parked since it started.
     pub parked: u64,
     /// It has once had everything since its start or its last rebuild.
     pub caught_up: bool,
@@ -106,10 +107,29 @@ pub(crate) struct Shared {
     pub(crate) caught_up: AtomicBool,
     pub(crate) storm: AtomicBool,
     pub(crate) storm_allowed: AtomicBool,
+    partitions: Mutex<Vec<Partition>>,
     clock: Arc<dyn Clock>,
 }
 
+/// What is asked of the loop.
+pub(crate) enum Request {
+    Rebuild(oneshot::Sender<u64>),
+    Replay(Replay),
+}
+
+/// Letters that are to be applied again.
+pub(crate) struct Replay {
+    pub(crate) letters: Vec<BusRecord>,
+    pub(crate) dry_run: bool,
+    pub(crate) reply: oneshot::Sender<Vec<ReplayOutcome>>,
+}
+
 impl Shared {
+    /// Takes note of the partitions that are read.
+    pub(crate) fn has(&self, partitions: Vec<Partition>) {
+        *self.partitions.lock().unwrap_or_else(PoisonError::into_inner) = partitions;
+    }
+
     pub(crate) fn set(&self, state: ConsumerState) {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
@@ -120,7 +140,7 @@ pub struct Consumer {
     group: Group,
     shared: Arc<Shared>,
     stop: watch::Sender<bool>,
-    rebuild: mpsc::Sender<oneshot::Sender<u64>>,
+    requests: mpsc::Sender<Request>,
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -142,14 +162,15 @@ impl Consumer {
             caught_up: AtomicBool::new(false),
             storm: AtomicBool::new(false),
             storm_allowed: AtomicBool::new(false),
+            partitions: Mutex::default(),
             clock: Arc::clone(&clock),
         });
         let (stop, stopped) = watch::channel(false);
-        let (rebuild, requests) = mpsc::channel(1);
+        let (sender, requests) = mpsc::channel(1);
         let group = sink.group();
         let engine = Engine::new(bus, sink, options, clock, Arc::clone(&shared), stopped, requests);
         let task = tokio::spawn(engine.run());
-        Self { group, shared, stop, rebuild, task: Mutex::new(Some(task)) }
+        Self { group, shared, stop, requests: sender, task: Mutex::new(Some(task)) }
     }
 
     /// The group it consumes as.
@@ -181,7 +202,20 @@ impl Consumer {
     /// Rebuilds the sink from the shards while it goes on serving; returns the contents copied.
     pub async fn rebuild(&self) -> Result<u64, Stopped> {
         let (reply, done) = oneshot::channel();
-        self.rebuild.send(reply).await.map_err(|_| Stopped)?;
+        self.requests.send(Request::Rebuild(reply)).await.map_err(|_| Stopped)?;
+        done.await.map_err(|_| Stopped)
+    }
+
+    /// The partitions it has now.
+    pub fn partitions(&self) -> Vec<Partition> {
+        self.shared.partitions.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Applies records of letters again, or with `dry_run` only says what that would do; one outcome for each, in their order.
+    /// Waits while the sink does not work.
+    pub async fn replay(&self, letters: Vec<BusRecord>, dry_run: bool) -> Result<Vec<ReplayOutcome>, Stopped> {
+        let (reply, done) = oneshot::channel();
+        self.requests.send(Request::Replay(Replay { letters, dry_run, reply })).await.map_err(|_| Stopped)?;
         done.await.map_err(|_| Stopped)
     }
 

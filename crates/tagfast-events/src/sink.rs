@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use tagfast_domain::{EpochId, TaggingsEvent, UnixMillis};
+use tagfast_domain::{ContentKey, EpochId, TaggingsEvent, UnixMillis, Version};
 
 use crate::bus::{Group, Partition, Positions};
 
@@ -77,6 +77,13 @@ pub trait Sink: Send + Sync {
     /// Applies records, at most one per key, each if newer; one verdict per record in the same order. They need not
     /// be durable or visible before [`Sink::advance`] says so. Applying a record again is harmless.
     async fn apply(&self, records: &[SinkRecord]) -> Result<Vec<RecordVerdict>, SinkError>;
+
+    /// Makes durable what was applied until now, whatever the cadence; [`Sink::advance`] is not told. A replayed letter is
+    /// closed after this.
+    async fn flush(&self) -> Result<(), SinkError>;
+
+    /// The version that the sink has of each of these contents; none of a content it does not know.
+    async fn versions(&self, keys: &[ContentKey]) -> Result<Vec<Option<Version>>, SinkError>;
 
     /// Everything below `positions` is done. The sink makes it durable and visible when it sees fit, not later than
     /// its cadence; called again with the same positions while idle (at least every 50 ms). Returns the positions

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use tagfast_domain::{ContentKey, Document, EpochId, TagName, Tagging, TenantId, UnixMillis};
+use tagfast_domain::{ContentKey, Document, EpochId, TagName, Tagging, TenantId, UnixMillis, Version};
 use tagfast_events::{BusPosition, Group, Partition, Positions, RecordVerdict, Sink, SinkError, SinkRecord, Start};
 use tagfast_resilience::{Clock, generation};
 use tagfast_sharding::LogicalShard;
@@ -16,7 +16,7 @@ use crate::owner::{OwnerFile, Replace, State};
 use crate::{Board, PopularError, PopularTags, RecountReport, Suggestions, TagCount, Window};
 
 /// The group that counts.
-pub const GROUP: Group = Group("analytics");
+pub const GROUP: Group = Group::ANALYTICS;
 
 /// Contents per page of a rebuild or recount.
 pub(crate) const PAGE: usize = 1000;
@@ -240,6 +240,23 @@ impl Sink for PopularCounts {
         .inspect_err(|_| self.boards.mark_all())?;
         self.boards.mark(&tenants);
         Ok(verdicts)
+    }
+
+    /// Each batch is a transaction of its own.
+    async fn flush(&self) -> Result<(), SinkError> {
+        Ok(())
+    }
+
+    async fn versions(&self, keys: &[ContentKey]) -> Result<Vec<Option<Version>>, SinkError> {
+        let (files, keys) = (self.files(), keys.to_vec());
+        blocking(move || {
+            let version = |key: &ContentKey| match files.of_shard(LogicalShard::of(key)) {
+                Some(file) => file.version(&stored_key(key)),
+                None => Ok(None),
+            };
+            keys.iter().map(version).collect()
+        })
+        .await
     }
 
     async fn advance(&self, positions: &Positions) -> Result<Positions, SinkError> {

@@ -167,6 +167,17 @@ impl OwnerFile {
         Ok((taken, tenants))
     }
 
+    /// The version counted of a content.
+    pub(crate) fn version(&self, k: &[u8]) -> rusqlite::Result<Option<Version>> {
+        self.read(|conn| {
+            let version = conn
+                .prepare_cached("SELECT ver FROM pop_state WHERE k = ?1")?
+                .query_row([k], |row| row.get::<_, i64>(0))
+                .optional()?;
+            Ok(version.and_then(|version| Version::from_packed(version.unsigned_abs()).ok()))
+        })
+    }
+
     /// Moves the low markers to `now` and subtracts the buckets below them. True if a count moved.
     pub(crate) fn expire(&self, now: UnixMillis) -> rusqlite::Result<bool> {
         let mut conn = lock(&self.writer);

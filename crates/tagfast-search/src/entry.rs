@@ -4,7 +4,7 @@ use tagfast_domain::{ContentKey, Document, UnixMillis, Version};
 use tagfast_events::{Group, SinkRecord};
 
 /// The group that indexes.
-pub(crate) const GROUP: Group = Group("indexer");
+pub(crate) const GROUP: Group = Group::INDEXER;
 /// A tombstone is kept for this long: longer than any event, letter or replay may be late.
 pub(crate) const GONE_AGE_MS: i64 = 30 * 86_400_000;
 /// Contents per page of a rebuild.

@@ -16,9 +16,9 @@ use tagfast_events::{
     Polled, Positions, RecordKind,
 };
 use tagfast_resilience::Clock;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
-use crate::queue::ParkJob;
+use crate::letters;
 use crate::store::StoreFile;
 
 /// The bus of an [`crate::EmbeddedStore`].
@@ -91,27 +91,9 @@ impl Bus for EmbeddedBus {
             .files
             .get(usize::from(letter.record.partition.0))
             .ok_or_else(|| BusError::Unavailable(format!("no partition {}", letter.record.partition.0)))?;
-        let (reply, parked) = oneshot::channel();
-        file.state.queue.park(ParkJob { letter: letter.clone(), reply });
-        match parked.await {
-            Ok(result) => result.map_err(|e| BusError::Unavailable(e.to_string())),
-            Err(_) => Err(BusError::Unavailable("the writer has stopped".to_owned())),
-        }
-    }
-
-    async fn parked(&self, group: Group) -> Result<u64, BusError> {
-        let files = Arc::clone(&self.files);
-        blocking(move || {
-            let mut open = 0;
-            for file in files.iter() {
-                open += file.readers.walk(|conn| {
-                    conn.prepare_cached("SELECT count(*) FROM bus_dlq WHERE grp = ?1 AND state = 'open'")?
-                        .query_row([group.0], |row| row.get::<_, i64>(0))
-                })?;
-            }
-            Ok(open.unsigned_abs())
-        })
-        .await
+        let letter = letter.clone();
+        let parked = file.state.queue.aside(move |conn| letters::insert(conn, &letter)).await;
+        parked.map_err(|e| BusError::Unavailable(e.to_string()))
     }
 }
 

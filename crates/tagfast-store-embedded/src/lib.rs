@@ -12,6 +12,7 @@ mod bus;
 mod directory;
 mod error;
 mod inspect;
+mod letters;
 mod manifest;
 mod queue;
 mod reader;
@@ -24,6 +25,7 @@ mod writer;
 pub use bus::EmbeddedBus;
 pub use directory::{OpenError, OpenOptions};
 pub use inspect::debug_dump;
+pub use letters::EmbeddedLetters;
 pub use store::EmbeddedStore;
 
 use tagfast_resilience::{MetricDef, MetricKind};

@@ -7,11 +7,14 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use rusqlite::Connection;
 use tagfast_domain::{Operation, TenantId, Write};
-use tagfast_events::{BusPosition, DeadLetter, Group};
+use tagfast_events::{BusPosition, Group};
 use tagfast_store::queue::{FairQueue, NoRoom, Queued};
 use tagfast_store::{StoreError, WriteAnswer, WriteRequest};
 use tokio::sync::oneshot;
+
+use crate::error::CommitFailure;
 
 /// Room of a file's queue in units; a write takes one per four tags it names, at least one. Bounds the waiting time
 /// (a fraction of a second at full speed) and the memory (some 8 MB a file).
@@ -53,11 +56,8 @@ pub(crate) struct WriteJob {
     pub(crate) reply: oneshot::Sender<Result<WriteAnswer, StoreError>>,
 }
 
-/// A letter and who waits for it.
-pub(crate) struct ParkJob {
-    pub(crate) letter: DeadLetter,
-    pub(crate) reply: oneshot::Sender<Result<(), StoreError>>,
-}
+/// Something the writer does between two batches, in a transaction of its own; who waits for it is told inside.
+pub(crate) type Aside = Box<dyn FnOnce(&Connection) -> rusqlite::Result<()> + Send>;
 
 impl Queued for WriteJob {
     fn tenant(&self) -> &TenantId {
@@ -71,7 +71,7 @@ impl Queued for WriteJob {
 
 struct State {
     writes: FairQueue<WriteJob>,
-    park: Vec<ParkJob>,
+    asides: Vec<Aside>,
     /// What waits to be written, and what was handed to the writer before.
     offsets: BTreeMap<Group, BusPosition>,
     offsets_taken: BTreeMap<Group, BusPosition>,
@@ -83,7 +83,7 @@ struct State {
 #[derive(Default)]
 pub(crate) struct Batch {
     pub(crate) writes: Vec<WriteJob>,
-    pub(crate) park: Vec<ParkJob>,
+    pub(crate) asides: Vec<Aside>,
     pub(crate) offsets: BTreeMap<Group, BusPosition>,
     /// The queue is closed and empty.
     pub(crate) finished: bool,
@@ -99,7 +99,7 @@ impl Default for Queue {
     fn default() -> Self {
         let state = State {
             writes: FairQueue::new(QUEUE_UNITS),
-            park: Vec::new(),
+            asides: Vec::new(),
             offsets: BTreeMap::new(),
             offsets_taken: BTreeMap::new(),
             offsets_since: None,
@@ -115,6 +115,14 @@ fn units(write: &Write) -> usize {
         Operation::Replace { tags } => tags.len(),
     };
     tags.div_ceil(TAGS_PER_UNIT).max(1)
+}
+
+fn in_transaction<T>(conn: &Connection, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+    // Not dropped half-way without an end: a transaction rolls back when it goes away.
+    let tx = conn.unchecked_transaction()?;
+    let value = work(&tx)?;
+    tx.commit()?;
+    Ok(value)
 }
 
 impl Queue {
@@ -148,13 +156,36 @@ impl Queue {
         Ok(())
     }
 
-    /// Takes a letter in. Letters are few: the consumer waits for one before it makes the next.
-    pub(crate) fn park(&self, job: ParkJob) {
-        let mut state = self.lock();
-        if !state.closed {
-            state.park.push(job);
-            self.arrived.notify_one();
+    /// Lets the writer do something: letters are parked and what becomes of them is written down so. Whoever asks waits for it
+    /// before it asks again, so there are few.
+    pub(crate) async fn aside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (reply, done) = oneshot::channel();
+        let aside: Aside = Box::new(move |conn| {
+            let result = in_transaction(conn, work);
+            let (answer, result) = match result {
+                Ok(value) => (Ok(value), Ok(())),
+                Err(error) => (Err(CommitFailure::of(&error, true).store_error()), Err(error)),
+            };
+            // Who asked may have stopped waiting; what is asked for here may be done twice.
+            drop(reply.send(answer));
+            result
+        });
+        {
+            let mut state = self.lock();
+            if !state.closed {
+                state.asides.push(aside);
+                self.arrived.notify_one();
+            }
         }
+        let stopped = StoreError::Unavailable {
+            reason: "the writer has stopped",
+            outcome_unknown: true,
+            retry_after: Duration::from_secs(1),
+        };
+        done.await.unwrap_or(Err(stopped))
     }
 
     /// Remembers how far a group has come; written with the next batch or after the writer's delay. What was written
@@ -195,7 +226,7 @@ impl Queue {
     pub(crate) fn abandon(&self) {
         let mut state = self.lock();
         state.closed = true;
-        let dropped = (state.writes.take(usize::MAX, usize::MAX), std::mem::take(&mut state.park));
+        let dropped = (state.writes.take(usize::MAX, usize::MAX), std::mem::take(&mut state.asides));
         drop(state);
         drop(dropped);
     }
@@ -213,7 +244,7 @@ impl Queue {
             let now = Instant::now();
             let offsets_due = state.offsets_since.map(|since| since + offsets_delay);
             if !state.writes.is_empty()
-                || !state.park.is_empty()
+                || !state.asides.is_empty()
                 || state.closed
                 || offsets_due.is_some_and(|d| d <= now)
             {
@@ -235,7 +266,7 @@ impl State {
         let offsets = std::mem::take(&mut self.offsets);
         self.offsets_taken.extend(offsets.iter().map(|(g, p)| (*g, p.clone())));
         let finished = self.closed && self.writes.is_empty();
-        Batch { writes, park: std::mem::take(&mut self.park), offsets, finished }
+        Batch { writes, asides: std::mem::take(&mut self.asides), offsets, finished }
     }
 }
 

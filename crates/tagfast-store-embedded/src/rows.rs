@@ -1,4 +1,4 @@
-//! The statements behind a group commit: documents, pushed-out write ids, events, offsets, letters.
+//! The statements behind a group commit: documents, pushed-out write ids, events, offsets.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use tagfast_domain::{
     Change, ContentKey, Document, DomainError, EpochOrdinal, RecentWrite, TaggingsEvent, UnixMillis, Version, WriteId,
     codec, limits,
 };
-use tagfast_events::{BusPosition, DeadLetter, Group, LetterClass};
+use tagfast_events::{BusPosition, Group};
 use tagfast_sharding::LogicalShard;
 
 /// The key of the `content` table: the shard's byte first, so that a shard is a range.
@@ -125,36 +125,5 @@ pub(crate) fn store_offsets(
         )?
         .execute(params![group.0, position.next.cast_signed(), position.emits.of("").cast_signed(), now])?;
     }
-    Ok(())
-}
-
-/// Parks a letter; one that is there already stays as it is.
-pub(crate) fn insert_letter(conn: &Connection, letter: &DeadLetter) -> rusqlite::Result<()> {
-    let class = match letter.class {
-        LetterClass::Poison => "poison",
-        LetterClass::Exhausted => "exhausted",
-    };
-    let record = &letter.record;
-    conn.prepare_cached(
-        "INSERT OR IGNORE INTO bus_dlq (letter_id, grp, pos, key, ver, at, emit, payload, headers, class, code,
-             message, attempts, replays, state, first_failed_at, last_failed_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, '{}', ?9, ?10, ?11, ?12, 0, 'open', ?13, ?14)",
-    )?
-    .execute(params![
-        letter.id(),
-        letter.group.0,
-        record.offset.cast_signed(),
-        record.key,
-        record.version.packed().cast_signed(),
-        record.at,
-        record.emit.0.cast_signed(),
-        record.payload,
-        class,
-        letter.code,
-        letter.message,
-        letter.attempts,
-        letter.first_failed_at,
-        letter.last_failed_at
-    ])?;
     Ok(())
 }

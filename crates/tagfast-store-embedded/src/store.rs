@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rusqlite::{Connection, params};
 use tagfast_domain::{ContentKey, Document, DomainError, Epoch, EpochId, TenantId, Version, codec};
-use tagfast_events::Bus;
+use tagfast_events::{Bus, LetterBook};
 use tagfast_resilience::Clock;
 use tagfast_sharding::{ContentHash, LogicalShard};
 use tagfast_store::{
@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use crate::bus::EmbeddedBus;
 use crate::directory::{self, DirectoryLock, OpenError, OpenOptions};
 use crate::error::read_error;
+use crate::letters::EmbeddedLetters;
 use crate::queue::{Claim, Queue, WriteJob};
 use crate::reader::ReaderPool;
 use crate::retention::{ExpireBytes, Retention};
@@ -109,6 +110,11 @@ impl EmbeddedStore {
             Arc::clone(&self.clock),
             self.committed.subscribe(),
         ))
+    }
+
+    /// The dead letters of this store.
+    pub fn letters(&self) -> Arc<dyn LetterBook> {
+        Arc::new(EmbeddedLetters::new(Arc::clone(&self.files)))
     }
 
     /// Finishes what waits, refuses what comes, checkpoints and marks the files clean. Blocks.

@@ -18,7 +18,7 @@ use tagfast_store::{Position, Receipt, StoreError, WriteAnswer};
 use tokio::sync::watch;
 
 use crate::error::CommitFailure;
-use crate::queue::{Batch, ParkJob, Queue, WriteJob};
+use crate::queue::{Batch, Queue, WriteJob};
 use crate::retention::{RETENTION_EVERY, Retention};
 use crate::rows::{self, Slot, stored_key};
 use crate::schema;
@@ -139,8 +139,10 @@ impl Writer {
     }
 
     fn run_batch(&mut self, batch: Batch) {
-        for job in batch.park {
-            self.park(job);
+        for aside in batch.asides {
+            if let Err(error) = aside(&self.conn) {
+                self.failed(&error, true);
+            }
         }
         let jobs = self.claim(batch.writes);
         if jobs.is_empty() && batch.offsets.is_empty() {
@@ -321,12 +323,6 @@ impl Writer {
         let changed = !effect.added.is_empty() || !effect.removed.is_empty();
         let answer = WriteAnswer { version, changed, added: effect.added, removed: effect.removed, repeated, receipt };
         Ok(Answer::Slot(index, answer))
-    }
-
-    fn park(&mut self, job: ParkJob) {
-        let result = rows::insert_letter(&self.conn, &job.letter).map_err(|e| self.failed(&e, true).store_error());
-        // The consumer may have stopped waiting; it parks the letter again, which changes nothing.
-        drop(job.reply.send(result));
     }
 }
 

@@ -291,6 +291,7 @@ async fn open(stack: &Stack, lanes: usize) -> Arc<PostgresStore> {
         node: "bench".to_owned(),
         lanes,
         outbox_bytes: 64 << 30,
+        relay: true,
         hold: Duration::from_secs(10),
     };
     let store = PostgresStore::open(options, Arc::new(Discard)).expect("it opens");

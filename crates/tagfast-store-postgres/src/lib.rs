@@ -15,6 +15,7 @@ mod connect;
 mod etcd;
 mod group;
 mod lane;
+mod letters;
 pub mod metric;
 mod options;
 mod reader;
@@ -27,6 +28,7 @@ mod touch;
 mod views;
 mod watcher;
 
+pub use letters::PostgresLetters;
 pub use metric::METRICS;
 pub use options::{ClusterOptions, PostgresOptions};
 pub use relay::{Discard, OutboxRow, OutboxSink, PastEpoch, PublishError};

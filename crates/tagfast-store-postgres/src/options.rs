@@ -51,6 +51,8 @@ pub struct PostgresOptions {
     /// How much of a cluster's disk its outbox may take, in bytes, before writes are refused. Too low: a short outage of the bus
     /// stops writes; too high: a long one fills the disk.
     pub outbox_bytes: u64,
+    /// Whether this process publishes the outbox when no other one does.
+    pub relay: bool,
     /// How long a write waits for a primary. Too short: a failover is seen by users; too long: their requests pile up.
     pub hold: Duration,
 }

@@ -167,7 +167,9 @@ impl PostgresStore {
                 clock: Arc::clone(&options.clock),
                 drains: asked,
             };
-            tasks.push(tokio::spawn(relay.run()));
+            if options.relay {
+                tasks.push(tokio::spawn(relay.run()));
+            }
             clusters.push(Parts {
                 cluster,
                 lanes,

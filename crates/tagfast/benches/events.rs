@@ -192,6 +192,7 @@ async fn bus(brokers: &str) -> Arc<KafkaBus> {
         topic: "tagfast.taggings.v1".to_owned(),
         partitions: PARTITIONS,
         security: Security::default(),
+        member: "bench".to_owned(),
         clusters: (0..PARTITIONS).map(|p| (Partition(p), BTreeSet::from(["c0".into()]))).collect(),
         whole: Vec::new(),
     })
@@ -220,6 +221,7 @@ async fn store(info: &StackInfo, gate: &Arc<Gate>) -> Arc<PostgresStore> {
         node: "bench".to_owned(),
         lanes: 2,
         outbox_bytes: 64 << 30,
+        relay: true,
         hold: Duration::from_secs(10),
     };
     let store = PostgresStore::open(options, Arc::clone(gate) as _).expect("it opens");

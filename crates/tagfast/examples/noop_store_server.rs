@@ -166,6 +166,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         store: Arc::new(Nothing { epoch, writes: AtomicU64::new(0), tags }),
         search: None,
         popular: None,
+        letters: None,
+        whole: true,
         verdicts: true,
         operations: Arc::new(NoOperations),
         sealer: Sealer::new(&[[7; 32]]),

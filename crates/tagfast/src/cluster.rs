@@ -12,21 +12,27 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use tagfast_api::{ApiParts, Operations, OperationsError, Readiness, StatusReport};
-use tagfast_events::{Bus, ClusterName, Partition};
+use tagfast_api::{ApiParts, Letters, Operations, OperationsError, Readiness, StatusReport};
+use tagfast_events::{Bus, ClusterName, LetterBook, Partition};
 use tagfast_events_kafka::{KafkaBus, KafkaOptions, TopicError};
 use tagfast_popular::{PopularCounts, RecountReport};
 use tagfast_resilience::Clock;
 use tagfast_search::{OpenSearchError, OpenSearchIndex, OpenSearchOptions};
 use tagfast_sharding::{LogicalShard, ShardMap};
 use tagfast_store::{Sealer, ShardScanner, SharedStore};
-use tagfast_store_postgres::{ClusterOptions, ClusterStatus, Discard, OutboxSink, PostgresOptions, PostgresStore};
+use tagfast_store_postgres::{
+    ClusterOptions, ClusterStatus, Discard, OutboxSink, PostgresLetters, PostgresOptions, PostgresStore,
+};
+use tokio::sync::watch;
 
 use crate::compose::MetricsText;
 use crate::config::{Config, KafkaConfig, PostgresConfig};
-use crate::consumers::Consumers;
+use crate::consumers::{Consumers, Feed};
 use crate::failure::Failure;
+use crate::intake::Intake;
 use crate::outbox::KafkaOutbox;
+use crate::replayer::Replayer;
+use crate::roles::Roles;
 
 /// The topic of events.
 const TOPIC: &str = "tagfast.taggings.v1";
@@ -46,12 +52,20 @@ pub struct ClusterNode {
     _held: Option<File>,
 }
 
-/// What feeds on the bus of this process.
+/// What stands on the bus in this process.
 struct Fed {
     index: Option<Arc<OpenSearchIndex>>,
-    popular: Arc<PopularCounts>,
+    popular: Option<Arc<PopularCounts>>,
+    letters: Arc<dyn LetterBook>,
     consumers: Consumers,
+    replaying: Option<Replaying>,
     held: File,
+}
+
+/// What looks after dead letters.
+struct Replaying {
+    replayer: Replayer,
+    _intake: Intake,
 }
 
 impl ClusterNode {
@@ -59,9 +73,13 @@ impl ClusterNode {
     pub async fn start(
         config: &Config,
         postgres: &PostgresConfig,
+        roles: Roles,
         clock: Arc<dyn Clock>,
         metrics: MetricsText,
     ) -> Result<Self, Failure> {
+        if postgres.kafka.is_none() && roles != Roles::ALL && roles.needs_bus() {
+            return Err(Failure::usage(format!("--role {}: {NO_BUS}", roles.names())));
+        }
         let bus = match &postgres.kafka {
             Some(kafka) => Some(bus(config, postgres, kafka).await?),
             None => None,
@@ -93,25 +111,36 @@ impl ClusterNode {
             node: node_name(),
             lanes: postgres.lanes,
             outbox_bytes: postgres.outbox_max_bytes,
+            relay: roles.relay,
             hold: postgres.hold,
         };
         let store =
             PostgresStore::open(options, sink).map_err(|e| Failure::new(format!("the store does not open: {e}")))?;
         let fed = match bus {
-            Some(bus) => Some(feed(config, postgres, &store, bus, &clock).await?),
+            Some(bus) => Some(feed(config, postgres, roles, &store, bus, &clock).await?),
             None => None,
         };
         let keys = config.signing_keys().map_err(Failure::new)?;
-        let (index, popular, consumers, held) = match fed {
-            Some(Fed { index, popular, consumers, held }) => (index, Some(popular), Some(consumers), Some(held)),
-            None => (None, None, None, None),
+        let (index, popular, letters, consumers, replaying, held) = match fed {
+            Some(Fed { index, popular, letters, consumers, replaying, held }) => {
+                (index, popular, Some(letters), Some(consumers), replaying, Some(held))
+            }
+            None => (None, None, None, None, None, None),
         };
-        let operations =
-            Arc::new(ClusterOperations { store: Arc::clone(&store), consumers, metrics, started: Instant::now() });
+        let operations = Arc::new(ClusterOperations {
+            store: Arc::clone(&store),
+            roles,
+            consumers,
+            replaying,
+            metrics,
+            started: Instant::now(),
+        });
         let parts = ApiParts {
             store: Arc::clone(&store) as SharedStore,
             search: index.map(|index| index as _),
             popular: popular.map(|popular| popular as _),
+            letters: letters.map(|book| Letters { book, cooldown: config.dead_letters.cooldown }),
+            whole: roles.api,
             verdicts: false,
             operations: Arc::clone(&operations) as _,
             sealer: Sealer::new(&keys),
@@ -130,6 +159,9 @@ impl ClusterNode {
 
     /// Stops the consumers, then finishes what waits. Requests must have ended before.
     pub async fn stop(self) {
+        if let Some(replaying) = &self.operations.replaying {
+            replaying.replayer.stop().await;
+        }
         if let Some(consumers) = &self.operations.consumers {
             consumers.stop().await;
         }
@@ -158,6 +190,7 @@ async fn bus(config: &Config, postgres: &PostgresConfig, kafka: &KafkaConfig) ->
         topic: TOPIC.to_owned(),
         partitions: kafka.partitions,
         security: kafka.security().map_err(Failure::new)?,
+        member: node_name(),
         clusters: feeding(postgres, kafka.partitions)?,
         // Every process counts everything, in files of its own.
         whole: vec![("analytics".to_owned(), place_name(&config.data_dir))],
@@ -187,14 +220,14 @@ async fn bus(config: &Config, postgres: &PostgresConfig, kafka: &KafkaConfig) ->
 async fn feed(
     config: &Config,
     postgres: &PostgresConfig,
+    roles: Roles,
     store: &Arc<PostgresStore>,
     bus: Arc<KafkaBus>,
     clock: &Arc<dyn Clock>,
 ) -> Result<Fed, Failure> {
     let scanner = Arc::clone(store) as Arc<dyn ShardScanner>;
     let index = match &postgres.opensearch {
-        None => None,
-        Some(search) => {
+        Some(search) if roles.api || roles.indexer => {
             let options = OpenSearchOptions { url: search.url.clone(), alias: INDEX.to_owned(), shards: search.shards };
             let refused = |e: OpenSearchError| Failure::new(e.to_string());
             let index = OpenSearchIndex::new(options, Arc::clone(&scanner), Arc::clone(clock)).map_err(refused)?;
@@ -205,13 +238,30 @@ async fn feed(
             }
             Some(index)
         }
+        Some(_) | None => None,
     };
     let held = hold(&config.data_dir)?;
-    let popular = PopularCounts::open(config.data_dir.join("popular"), scanner, Arc::clone(clock))
-        .map_err(|e| Failure::new(format!("cannot open the counts: {e}")))?;
+    let popular = if roles.analytics {
+        let opened = PopularCounts::open(config.data_dir.join("popular"), scanner, Arc::clone(clock));
+        Some(opened.map_err(|e| Failure::new(format!("cannot open the counts: {e}")))?)
+    } else {
+        None
+    };
+    let book = Arc::new(PostgresLetters::new(Arc::clone(store)));
+    let letters = Arc::clone(&book) as Arc<dyn LetterBook>;
+    let replaying = if roles.replayer {
+        let options = config.dead_letters.replayer().map_err(Failure::new)?;
+        let (leads, led) = watch::channel(false);
+        let _intake = Intake::spawn(&bus, &book, &led);
+        let replayer = Replayer::spawn(Arc::clone(&letters), options, Arc::clone(clock), leads);
+        Some(Replaying { replayer, _intake })
+    } else {
+        None
+    };
     let bus = bus as Arc<dyn Bus>;
-    let consumers = Consumers::start(&bus, clock, index.clone(), Some(Arc::clone(&popular)));
-    Ok(Fed { index, popular, consumers, held })
+    let feed = Feed { bus: &bus, letters: &letters, clock };
+    let consumers = Consumers::start(&feed, index.clone().filter(|_| roles.indexer), popular.clone());
+    Ok(Fed { index, popular, letters, consumers, replaying, held })
 }
 
 /// Takes the data directory for this process.
@@ -245,6 +295,8 @@ fn node_name() -> String {
 
 struct ClusterOperations {
     store: Arc<PostgresStore>,
+    roles: Roles,
+    replaying: Option<Replaying>,
     consumers: Option<Consumers>,
     metrics: MetricsText,
     started: Instant,
@@ -274,6 +326,7 @@ impl Operations for ClusterOperations {
         let epochs = clusters.iter().map(|c| format!("{}={}", c.name, c.epoch.unwrap_or(0)));
         let mut report = StatusReport {
             mode: "postgres".to_owned(),
+            roles: self.roles.names(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             epoch: epochs.collect::<Vec<_>>().join(","),
             uptime_seconds: self.started.elapsed().as_secs(),

@@ -9,16 +9,18 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
-use tagfast_api::{ApiParts, Operations, OperationsError, Readiness, StatusReport};
+use tagfast_api::{ApiParts, Letters, Operations, OperationsError, Readiness, StatusReport};
 use tagfast_popular::{PopularCounts, RecountReport};
 use tagfast_resilience::Clock;
 use tagfast_search::{TantivyIndex, TantivyOptions};
 use tagfast_store::{Sealer, ShardScanner, SharedStore};
 use tagfast_store_embedded::{EmbeddedStore, OpenError, OpenOptions};
+use tokio::sync::watch;
 
 use crate::config::Config;
-use crate::consumers::Consumers;
+use crate::consumers::{Consumers, Feed};
 use crate::failure::Failure;
+use crate::replayer::Replayer;
 
 /// Renders `/metrics`.
 pub type MetricsText = Arc<dyn Fn() -> String + Send + Sync>;
@@ -41,10 +43,16 @@ impl Embedded {
         };
         let Opened { store, index, popular, keys } = opened;
         let bus = store.bus();
-        let consumers = Consumers::start(&bus, &clock, Some(Arc::clone(&index)), Some(Arc::clone(&popular)));
+        let letters = store.letters();
+        let options = config.dead_letters.replayer().map_err(Failure::new)?;
+        let feed = Feed { bus: &bus, letters: &letters, clock: &clock };
+        let consumers = Consumers::start(&feed, Some(Arc::clone(&index)), Some(Arc::clone(&popular)));
+        let leads = watch::channel(false).0;
+        let replayer = Replayer::spawn(Arc::clone(&letters), options, Arc::clone(&clock), leads);
         let operations = Arc::new(EmbeddedOperations {
             epoch: store.current_epoch().id.to_string(),
             consumers,
+            replayer,
             metrics,
             started: Instant::now(),
         });
@@ -52,6 +60,8 @@ impl Embedded {
             store: Arc::clone(&store) as SharedStore,
             search: Some(index),
             popular: Some(popular),
+            letters: Some(Letters { book: letters, cooldown: config.dead_letters.cooldown }),
+            whole: true,
             verdicts: true,
             operations: Arc::clone(&operations) as _,
             sealer: Sealer::new(&keys),
@@ -75,6 +85,7 @@ impl Embedded {
 
     /// Stops the consumers, then closes the store. Requests must have ended before.
     pub async fn stop(self) {
+        self.operations.replayer.stop().await;
         self.operations.consumers.stop().await;
         let store = self.store;
         let closed = tokio::task::spawn_blocking(move || store.close()).await;
@@ -120,6 +131,7 @@ fn open_failure(dir: &Path, error: &OpenError) -> Failure {
 struct EmbeddedOperations {
     epoch: String,
     consumers: Consumers,
+    replayer: Replayer,
     metrics: MetricsText,
     started: Instant,
 }
@@ -133,6 +145,7 @@ impl Operations for EmbeddedOperations {
     async fn status(&self) -> StatusReport {
         let mut report = StatusReport {
             mode: "embedded".to_owned(),
+            roles: crate::roles::Roles::ALL.names(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             epoch: self.epoch.clone(),
             uptime_seconds: self.started.elapsed().as_secs(),

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tagfast_api::parts::ConsumerStatus;
 use tagfast_api::{OperationsError, Readiness, StatusReport};
 use tagfast_events::runtime::{Consumer, ConsumerSnapshot, ConsumerState, RuntimeOptions};
-use tagfast_events::{Bus, Sink};
+use tagfast_events::{Bus, Clerk, Cooldown, GroupLetters, LetterBook, Sink};
 use tagfast_popular::{PopularTags, RecountReport};
 use tagfast_resilience::Clock;
 use tagfast_search::SearchIndex;
@@ -15,16 +15,19 @@ use tagfast_search::SearchIndex;
 const STORM: &str = "dead_letter_storm: so many records fail that they cannot be to blame; their partitions wait. Look at the \
                      newest release and at what the group feeds, or let them through: tagfast dead-letters allow-storm";
 
-/// A consumer, and whether it has ever been ready.
+/// A consumer with who replays its letters, and whether it has ever been ready.
 struct Watched {
-    consumer: Consumer,
+    consumer: Arc<Consumer>,
+    clerk: Clerk,
     was_ready: AtomicBool,
 }
 
 impl Watched {
-    fn start(bus: &Arc<dyn Bus>, sink: Arc<dyn Sink>, clock: &Arc<dyn Clock>) -> Self {
-        let consumer = Consumer::spawn(Arc::clone(bus), sink, RuntimeOptions::default(), Arc::clone(clock));
-        Self { consumer, was_ready: AtomicBool::new(false) }
+    fn start(feed: &Feed<'_>, sink: Arc<dyn Sink>) -> Self {
+        let (bus, clock) = (Arc::clone(feed.bus), Arc::clone(feed.clock));
+        let consumer = Arc::new(Consumer::spawn(bus, sink, RuntimeOptions::default(), clock));
+        let clerk = Clerk::spawn(Arc::clone(feed.letters), Arc::clone(&consumer), Arc::clone(feed.clock));
+        Self { consumer, clerk, was_ready: AtomicBool::new(false) }
     }
 
     /// Ready from the first time everything is applied. A rebuild on request does not take it back, because the old
@@ -49,14 +52,20 @@ impl Watched {
         })
     }
 
-    fn status(&self) -> ConsumerStatus {
-        let ConsumerSnapshot { state, lag_seconds, parked, .. } = self.consumer.status();
+    fn status(&self, open: &[GroupLetters]) -> ConsumerStatus {
+        let ConsumerSnapshot { state, lag_seconds, .. } = self.consumer.status();
+        let group = self.consumer.group();
         ConsumerStatus {
-            group: self.consumer.group().0.to_owned(),
+            group: group.0.to_owned(),
             state: state.as_str().to_owned(),
             lag_seconds,
-            dead_letters: parked,
+            dead_letters: open.iter().find(|of| of.group == group).map_or(0, |of| of.open),
         }
+    }
+
+    async fn stop(&self) {
+        self.clerk.stop().await;
+        self.consumer.stop().await;
     }
 }
 
@@ -75,8 +84,19 @@ impl Drop for Running<'_> {
     }
 }
 
+/// What consumers are started with.
+pub struct Feed<'a> {
+    /// What they read.
+    pub bus: &'a Arc<dyn Bus>,
+    /// Where their letters are found again.
+    pub letters: &'a Arc<dyn LetterBook>,
+    /// The date.
+    pub clock: &'a Arc<dyn Clock>,
+}
+
 /// What feeds on the bus. Parts that a process does not have are missing.
 pub struct Consumers {
+    letters: Arc<dyn LetterBook>,
     indexer: Option<(Watched, Arc<dyn SearchIndex>)>,
     analytics: Option<(Watched, Arc<dyn PopularTags>)>,
     reindexing: AtomicBool,
@@ -90,19 +110,15 @@ fn missing(what: &str) -> OperationsError {
 
 impl Consumers {
     /// Starts consuming into what is given.
-    pub fn start<I, P>(
-        bus: &Arc<dyn Bus>,
-        clock: &Arc<dyn Clock>,
-        index: Option<Arc<I>>,
-        popular: Option<Arc<P>>,
-    ) -> Self
+    pub fn start<I, P>(feed: &Feed<'_>, index: Option<Arc<I>>, popular: Option<Arc<P>>) -> Self
     where
         I: SearchIndex + Sink + 'static,
         P: PopularTags + Sink + 'static,
     {
         Self {
-            indexer: index.map(|index| (Watched::start(bus, Arc::clone(&index) as _, clock), index as _)),
-            analytics: popular.map(|popular| (Watched::start(bus, Arc::clone(&popular) as _, clock), popular as _)),
+            letters: Arc::clone(feed.letters),
+            indexer: index.map(|index| (Watched::start(feed, Arc::clone(&index) as _), index as _)),
+            analytics: popular.map(|popular| (Watched::start(feed, Arc::clone(&popular) as _), popular as _)),
             reindexing: AtomicBool::new(false),
             recounting: AtomicBool::new(false),
             recounted: AtomicU64::new(0),
@@ -121,6 +137,10 @@ impl Consumers {
 
     /// Adds what is to be said of them.
     pub async fn report(&self, report: &mut StatusReport) {
+        let open = self.letters.open_letters(Cooldown::default()).await.unwrap_or_else(|error| {
+            report.degraded.push(("dead letters".to_owned(), error.to_string()));
+            Vec::new()
+        });
         for (feature, watched) in self.all() {
             let ConsumerSnapshot { state, storm, .. } = watched.consumer.status();
             if state != ConsumerState::Running {
@@ -129,7 +149,7 @@ impl Consumers {
             if storm {
                 report.degraded.push((feature.to_owned(), STORM.to_owned()));
             }
-            report.consumers.push(watched.status());
+            report.consumers.push(watched.status(&open));
         }
         if let Some((watched, index)) = &self.indexer {
             if self.reindexing.load(Ordering::Acquire) {
@@ -176,7 +196,7 @@ impl Consumers {
 
     /// Finishes what is in work and makes it durable.
     pub async fn stop(&self) {
-        futures_util::future::join_all(self.all().map(|(_, watched)| watched.consumer.stop())).await;
+        futures_util::future::join_all(self.all().map(|(_, watched)| watched.stop())).await;
     }
 }
 

@@ -13,12 +13,16 @@ pub mod config;
 pub mod consumers;
 pub mod demo;
 pub mod failure;
+pub mod intake;
 pub mod outbox;
 pub mod progress;
+pub mod replayer;
+pub mod roles;
 pub mod serve;
 pub mod telemetry;
 pub mod term;
 pub mod transfer;
+pub mod webhook;
 
 use std::process::ExitCode;
 

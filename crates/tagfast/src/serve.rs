@@ -13,12 +13,13 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::cli::{Role, ServeArgs};
+use crate::cli::ServeArgs;
 use crate::cluster::ClusterNode;
 use crate::compose::Embedded;
 use crate::config::{AuthMode, Config, Override, Sources, env, load};
 use crate::demo;
 use crate::failure::{CommandResult, Exit, Failure};
+use crate::roles::Roles;
 use crate::telemetry::{self, metrics::Metrics, trace};
 use crate::term::Term;
 
@@ -35,12 +36,12 @@ pub fn configuration(args: &ServeArgs) -> Result<(Config, Sources), Failure> {
 
 /// Runs the server until a signal ends it.
 pub fn run(args: &ServeArgs, term: &Term) -> CommandResult {
-    if let Some(role) = args.role.iter().find(|r| **r != Role::All) {
-        let name = format!("{role:?}").to_lowercase();
-        return Err(Failure::usage(format!("--role {name}: embedded mode runs all roles in one process"))
-            .hint("leave --role out; roles can be apart only in the cluster mode, which this version does not have"));
-    }
+    let roles = Roles::of(&args.role)?;
     let (config, _) = configuration(args)?;
+    if config.postgres.is_none() && roles != Roles::ALL {
+        return Err(Failure::usage(format!("--role {}: embedded mode runs all roles in one process", roles.names()))
+            .hint("leave --role out; roles can be apart with store.kind = \"postgres\""));
+    }
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if let Some(threads) = config.worker_threads {
         runtime.worker_threads(threads);
@@ -48,7 +49,7 @@ pub fn run(args: &ServeArgs, term: &Term) -> CommandResult {
     let runtime = runtime.enable_all().thread_name("tagfast-worker").build()?;
     let traces = runtime.block_on(async { telemetry::start(&config.log, &config.telemetry) })?;
     let metrics = Metrics::install()?;
-    let result = runtime.block_on(serve(args, &config, metrics, traces.is_some(), term));
+    let result = runtime.block_on(serve(args, &config, roles, metrics, traces.is_some(), term));
     // While the runtime still runs: the exporter's calls need it.
     if let Some(traces) = traces {
         traces.stop();
@@ -56,7 +57,14 @@ pub fn run(args: &ServeArgs, term: &Term) -> CommandResult {
     result
 }
 
-async fn serve(args: &ServeArgs, config: &Config, metrics: Metrics, traced: bool, term: &Term) -> CommandResult {
+async fn serve(
+    args: &ServeArgs,
+    config: &Config,
+    roles: Roles,
+    metrics: Metrics,
+    traced: bool,
+    term: &Term,
+) -> CommandResult {
     let started = Instant::now();
     let mut stop = stop_signal()?;
     let listener = bind(config).await?;
@@ -68,7 +76,7 @@ async fn serve(args: &ServeArgs, config: &Config, metrics: Metrics, traced: bool
             return Err(Failure::usage("--demo fills the embedded store".to_owned())
                 .hint("import into a cluster with `tagfast import FILE`"));
         }
-        let node = ClusterNode::start(config, postgres, Arc::new(SystemClock), text).await?;
+        let node = ClusterNode::start(config, postgres, roles, Arc::new(SystemClock), text).await?;
         let served = listen(args, config, node.parts(), listener, traced, started, stop).await;
         node.stop().await;
         served?;

@@ -4,6 +4,7 @@ pub(crate) mod batch;
 pub(crate) mod content;
 pub(crate) mod export;
 pub(crate) mod find;
+pub(crate) mod letters;
 pub(crate) mod open;
 pub(crate) mod operations;
 

@@ -2,6 +2,7 @@
 
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
+use tagfast_events::Group;
 use tagfast_store::{Receipt, Verdict};
 use utoipa::{IntoParams, ToSchema};
 
@@ -67,6 +68,8 @@ pub(crate) async fn receipt(Read(call): Read) -> Result<Response, Problem> {
 struct StatusBody {
     /// `embedded` or `postgres`.
     mode: String,
+    /// What this process does: `all`, or roles with commas between them.
+    roles: String,
     /// The program's version.
     version: String,
     /// The current epoch.
@@ -116,6 +119,7 @@ pub(crate) async fn status(Admin(call): Admin) -> Result<Response, Problem> {
     let readiness = operations.readiness().await;
     Ok(wire::json(&StatusBody {
         mode: report.mode,
+        roles: report.roles,
         version: report.version,
         epoch: report.epoch,
         uptime_seconds: report.uptime_seconds,
@@ -229,58 +233,12 @@ pub(crate) enum GroupName {
 }
 
 impl GroupName {
-    fn as_str(self) -> &'static str {
+    pub(super) fn group(self) -> Group {
         match self {
-            Self::Indexer => "indexer",
-            Self::Analytics => "analytics",
+            Self::Indexer => Group::INDEXER,
+            Self::Analytics => Group::ANALYTICS,
         }
     }
-}
-
-/// A storm to let through.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct AllowStorm {
-    /// The consumer group.
-    group: GroupName,
-    /// Why the records are to blame and not what they are applied with; 1 to 1,000 characters, for the log.
-    reason: String,
-}
-
-/// A storm that is let through.
-#[derive(Serialize, ToSchema)]
-#[schema(as = AllowedStorm)]
-struct StormBody {
-    group: GroupName,
-    allowed_seconds: u32,
-}
-
-/// Lets dead letters of a storm be written
-///
-/// When so many records fail that they cannot be to blame, a consumer parks no more of them and waits. If they are to blame after
-/// all, this lets it write them, for a minute.
-#[utoipa::path(
-    post,
-    path = "/v1/dead-letters:allow-storm",
-    tag = "operations",
-    request_body = AllowStorm,
-    responses((status = 200, description = "They are written from now on", body = StormBody))
-)]
-pub(crate) async fn allow_storm(Admin(mut call): Admin) -> Result<Response, Problem> {
-    call.no_query()?;
-    let asked: AllowStorm = call.json().await?;
-    match asked.reason.chars().count() {
-        0 => return Err(Problem::new(Code::Empty, "reason is empty: say why the records are to blame")),
-        1..=1000 => {}
-        given => {
-            let detail = format!("reason has {given} characters; at most 1,000 are allowed");
-            return Err(Problem::new(Code::TooLong, detail));
-        }
-    }
-    let group = asked.group.as_str();
-    call.app.parts.operations.allow_storm(group)?;
-    tracing::warn!(group, reason = asked.reason, "the storm of dead letters was allowed");
-    Ok(wire::json(&StormBody { group: asked.group, allowed_seconds: 60 }))
 }
 
 /// Runs work that must not stop half-way because a client left.
@@ -306,10 +264,4 @@ later! {
     failovers get "/v1/failovers" "failovers";
     /// The state of the circuit breakers
     breakers get "/v1/breakers" "breakers";
-    /// Events that a consumer could not apply
-    dead_letters get "/v1/dead-letters" "dead letters";
-    /// Replays dead letters
-    replay post "/v1/dead-letters:replay" "dead letters";
-    /// Discards dead letters
-    discard post "/v1/dead-letters:discard" "dead letters";
 }

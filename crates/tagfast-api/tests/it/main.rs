@@ -4,6 +4,7 @@ mod auth;
 mod batch;
 mod content;
 mod find;
+mod letters;
 mod limits;
 mod openapi;
 mod operations;

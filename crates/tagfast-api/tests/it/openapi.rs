@@ -36,7 +36,7 @@ fn operations(api: &Value) -> Vec<(String, String, Value)> {
 fn every_operation_documents_the_common_problems() {
     let api = document();
     let all = operations(&api);
-    assert_eq!(all.len(), 28);
+    assert_eq!(all.len(), 31);
     for (method, path, operation) in all {
         let responses = operation["responses"].as_object().unwrap();
         for status in ["400", "404", "405", "408", "414", "422", "500", "503", "504"] {
@@ -60,8 +60,20 @@ fn every_operation_documents_the_common_problems() {
 #[test]
 fn request_bodies_refuse_unknown_fields() {
     let api = document();
-    for name in ["BatchGet", "ContentItem", "BatchTag", "TagItem", "ImportedTag", "PatchTags", "ReplaceTags", "Recount"]
-    {
+    for name in [
+        "BatchGet",
+        "ContentItem",
+        "BatchTag",
+        "TagItem",
+        "ImportedTag",
+        "PatchTags",
+        "ReplaceTags",
+        "Recount",
+        "ReplayLetters",
+        "DiscardLetters",
+        "LetterFilter",
+        "AllowStorm",
+    ] {
         assert_eq!(api["components"]["schemas"][name]["additionalProperties"], false, "{name}");
     }
 }
@@ -141,7 +153,7 @@ async fn conforms(world: &World, api: &Value, method: &str, path: &str, uri: &st
 #[tokio::test]
 async fn answers_are_what_the_document_says() {
     let api = document();
-    let world = world();
+    let world = crate::letters::with_letters(world());
     let receipt = world.tag("a/1", "x").await.ok()["receipt"].as_str().unwrap().to_owned();
     world.tag("a/2", "x").await.ok();
     world.tag("a/2", "y").await.ok();
@@ -179,8 +191,13 @@ async fn answers_are_what_the_document_says() {
         ("GET", "/v1/failovers", "/v1/failovers", None),
         ("GET", "/v1/breakers", "/v1/breakers", None),
         ("GET", "/v1/dead-letters", "/v1/dead-letters", None),
-        ("POST", "/v1/dead-letters:replay", "/v1/dead-letters:replay", None),
-        ("POST", "/v1/dead-letters:discard", "/v1/dead-letters:discard", None),
+        ("GET", "/v1/dead-letters/{id}", "/v1/dead-letters/indexer%2F3%2F1", None),
+        ("GET", "/v1/dead-letters/{id}", "/v1/dead-letters/none", None),
+        ("POST", "/v1/dead-letters:replay", "/v1/dead-letters:replay", Some(r#"{"all": true}"#)),
+        ("POST", "/v1/dead-letters:replay", "/v1/dead-letters:replay", Some("{}")),
+        ("POST", "/v1/dead-letters:discard", "/v1/dead-letters:discard", Some(r#"{"all": true, "reason": "a test"}"#)),
+        ("GET", "/v1/dead-letter-jobs/{job}", "/v1/dead-letter-jobs/none", None),
+        ("GET", "/v1/dead-letter-acts", "/v1/dead-letter-acts", None),
         (
             "POST",
             "/v1/dead-letters:allow-storm",

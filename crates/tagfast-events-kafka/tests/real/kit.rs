@@ -38,6 +38,7 @@ pub(crate) fn options() -> KafkaOptions {
         topic: format!("tagfast.test{}.v1", NEXT.fetch_add(1, Ordering::Relaxed)),
         partitions: PARTITIONS,
         security: Security::default(),
+        member: "test".to_owned(),
         clusters: (0..PARTITIONS).map(|p| (Partition(p), BTreeSet::from([CLUSTER.into()]))).collect(),
         whole: Vec::new(),
     }
@@ -147,6 +148,16 @@ impl Sink for MemorySink {
                 RecordVerdict::Applied
             })
             .collect())
+    }
+
+    async fn flush(&self) -> Result<(), SinkError> {
+        Ok(())
+    }
+
+    async fn versions(&self, keys: &[ContentKey]) -> Result<Vec<Option<Version>>, SinkError> {
+        let newest = self.newest.lock().expect("no panic under the lock");
+        let version = |key: &ContentKey| Version::from_packed(*newest.get(&key.to_string())?).ok();
+        Ok(keys.iter().map(version).collect())
     }
 
     async fn advance(&self, positions: &Positions) -> Result<Positions, SinkError> {

@@ -105,8 +105,7 @@ impl Engine {
             self.shared.set(ConsumerState::Running);
         }
         self.shared.parked.fetch_add(1, Ordering::Relaxed);
-        metrics::gauge!("tagfast_dead_letters_open", "group" => group.0).increment(1.0);
-        metrics::counter!("tagfast_dead_letters_total", "group" => group.0, "class" => class_word(class)).increment(1);
+        metrics::counter!("tagfast_dead_letters_total", "group" => group.0, "class" => class.as_str()).increment(1);
         Ok(())
     }
 
@@ -182,12 +181,5 @@ impl Engine {
             }
         }
         oldest
-    }
-}
-
-fn class_word(class: LetterClass) -> &'static str {
-    match class {
-        LetterClass::Poison => "poison",
-        LetterClass::Exhausted => "exhausted",
     }
 }

@@ -138,10 +138,6 @@ impl Bus for MemoryBus {
         state.letters.insert(letter.id(), letter.clone());
         Ok(())
     }
-
-    async fn parked(&self, _group: Group) -> Result<u64, BusError> {
-        Ok(self.state().letters.len() as u64)
-    }
 }
 
 struct MemoryConsumer {
@@ -315,6 +311,19 @@ impl Sink for ScriptedSink {
             verdicts.push(verdict);
         }
         Ok(verdicts)
+    }
+
+    async fn flush(&self) -> Result<(), SinkError> {
+        let mut state = self.state();
+        Self::check(&state)?;
+        state.durable = state.applied.clone();
+        Ok(())
+    }
+
+    async fn versions(&self, keys: &[ContentKey]) -> Result<Vec<Option<Version>>, SinkError> {
+        let state = self.state();
+        Self::check(&state)?;
+        Ok(keys.iter().map(|key| state.applied.get(key).copied()).collect())
     }
 
     async fn advance(&self, positions: &Positions) -> Result<Positions, SinkError> {

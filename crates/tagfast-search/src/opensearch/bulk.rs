@@ -1,7 +1,9 @@
 //! Batches of documents: what became of each.
 
 use futures_util::future::try_join_all;
+use reqwest::Method;
 use serde_json::{Value, json};
+use tagfast_domain::{ContentKey, Version};
 use tagfast_events::{RecordVerdict, SinkError};
 
 use super::client::{Client, Failure};
@@ -15,8 +17,7 @@ pub(super) fn systemic(failure: impl std::fmt::Display) -> SinkError {
 }
 
 /// At most 386 bytes by the domain's limits; OpenSearch refuses more than 512, and with one such id the whole request.
-fn id(entry: &Entry<'_>) -> String {
-    let key = entry.key;
+fn id(key: &ContentKey) -> String {
     format!("{}:{}:{}", key.tenant, key.content.content_type, key.content.content_id)
 }
 
@@ -24,7 +25,7 @@ fn lines(entries: &[&Entry<'_>], target: &str) -> Vec<u8> {
     let mut lines = Vec::with_capacity(entries.len() * 300);
     for entry in entries {
         let action = json!({"index": {
-            "_index": target, "_id": id(entry), "version": entry.version.packed(), "version_type": "external",
+            "_index": target, "_id": id(entry.key), "version": entry.version.packed(), "version_type": "external",
             "require_alias": true,
         }});
         let document = json!({
@@ -69,6 +70,22 @@ pub(super) async fn write(
     // Side by side: no content is in two of them, and the server has nothing to do while a request is made.
     let pieces = all.chunks(BULK).map(|piece| piece_of(client, target, piece));
     Ok(try_join_all(pieces).await?.concat())
+}
+
+/// The versions of contents, searchable or not.
+pub(super) async fn versions(client: &Client, keys: &[ContentKey]) -> Result<Vec<Option<Version>>, SinkError> {
+    let path = format!("{}/_mget?_source=false&filter_path=docs.found,docs._version,docs.error", client.options.alias);
+    let ids: Vec<String> = keys.iter().map(id).collect();
+    let answer = client.change(Method::POST, &path, Some(&json!({"ids": ids}))).await.map_err(systemic)?;
+    let docs = answer["docs"].as_array().filter(|docs| docs.len() == keys.len());
+    let docs = docs.ok_or_else(|| systemic("fewer documents were answered than asked"))?;
+    docs.iter()
+        .map(|doc| match (doc["found"].as_bool(), doc["_version"].as_u64()) {
+            (Some(true), Some(version)) => Version::from_packed(version).map(Some).map_err(systemic),
+            (Some(false), _) => Ok(None),
+            _ => Err(systemic(format!("a document was answered {}", doc["error"]))),
+        })
+        .collect()
 }
 
 /// One request; one that is refused as a whole is halved until the record that is to blame is alone.

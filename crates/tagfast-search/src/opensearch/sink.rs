@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use reqwest::Method;
 use serde_json::json;
-use tagfast_domain::{EpochId, UnixMillis};
+use tagfast_domain::{ContentKey, EpochId, UnixMillis, Version};
 use tagfast_events::{Group, Positions, RecordVerdict, Sink, SinkError, SinkRecord, Start};
 use tagfast_sharding::LogicalShard;
 use tokio::time::Instant;
@@ -193,6 +193,19 @@ impl Sink for OpenSearchIndex {
         progress.dirty = true;
         progress.written += records.len() as u64;
         Ok(verdicts)
+    }
+
+    /// A bulk is acknowledged when it is in the translog of every copy.
+    async fn flush(&self) -> Result<(), SinkError> {
+        Ok(())
+    }
+
+    async fn versions(&self, keys: &[ContentKey]) -> Result<Vec<Option<Version>>, SinkError> {
+        let mut known = Vec::with_capacity(keys.len());
+        for piece in keys.chunks(PAGE) {
+            known.extend(bulk::versions(&self.client, piece).await?);
+        }
+        Ok(known)
     }
 
     async fn advance(&self, positions: &Positions) -> Result<Positions, SinkError> {

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use async_trait::async_trait;
-use tagfast_domain::{ContentKey, Document, EpochId, UnixMillis};
+use tagfast_domain::{ContentKey, Document, EpochId, UnixMillis, Version};
 use tagfast_events::{Group, Positions, RecordVerdict, Sink, SinkError, SinkRecord, Start};
 use tagfast_resilience::generation;
 use tagfast_sharding::LogicalShard;
@@ -121,6 +121,22 @@ impl Sink for TantivyIndex {
                 .collect()
         })
         .await
+    }
+
+    async fn flush(&self) -> Result<(), SinkError> {
+        self.with_writer(|state| {
+            // With the positions it has: what lies between them and the records just put is read once more after a crash.
+            let positions = state.committed().clone();
+            state.commit(&positions)
+        })
+        .await
+    }
+
+    async fn versions(&self, keys: &[ContentKey]) -> Result<Vec<Option<Version>>, SinkError> {
+        let keys = keys.to_vec();
+        let known = self.with_writer(move |state| keys.iter().map(|key| state.version(key)).collect()).await?;
+        let known: Vec<Option<u64>> = known;
+        Ok(known.into_iter().map(|version| Version::from_packed(version?).ok()).collect())
     }
 
     async fn advance(&self, positions: &Positions) -> Result<Positions, SinkError> {

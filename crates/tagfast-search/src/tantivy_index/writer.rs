@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
-use tagfast_domain::UnixMillis;
+use tagfast_domain::{ContentKey, UnixMillis};
 use tagfast_events::{BusPosition, Emits, Partition, Positions};
 use tantivy::merge_policy::LogMergePolicy;
 use tantivy::schema::Term;
@@ -175,13 +175,7 @@ impl WriterState {
     pub(super) fn put(&mut self, entry: &Entry<'_>) -> tantivy::Result<bool> {
         let key = key_text(entry.key);
         let version = entry.version.packed();
-        let (known, replaces) = match self.pending.get(&key) {
-            Some(pending) => (Some(pending.version), pending.replaces),
-            None => {
-                let indexed = indexed_version(&self.live, &key)?;
-                (indexed, indexed.is_some())
-            }
-        };
+        let (known, replaces) = self.known(&key)?;
         if known.is_some_and(|k| k >= version) {
             return Ok(false);
         }
@@ -189,6 +183,22 @@ impl WriterState {
         self.pending.insert(key, Pending { version, document: entry.document(&self.fields), replaces });
         self.dirty_since.get_or_insert_with(Instant::now);
         Ok(true)
+    }
+
+    /// The newest version of a key, and whether a state of it is in the index.
+    fn known(&self, key: &str) -> tantivy::Result<(Option<u64>, bool)> {
+        Ok(match self.pending.get(key) {
+            Some(pending) => (Some(pending.version), pending.replaces),
+            None => {
+                let indexed = indexed_version(&self.live, key)?;
+                (indexed, indexed.is_some())
+            }
+        })
+    }
+
+    /// The newest version of a content.
+    pub(super) fn version(&self, key: &ContentKey) -> tantivy::Result<Option<u64>> {
+        Ok(self.known(&key_text(key))?.0)
     }
 
     /// Gives everything that waits to the writer. What waits is kept until it is visible.

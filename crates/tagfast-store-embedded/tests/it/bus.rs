@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tagfast_events::bus::begin_at;
 use tagfast_events::conformance::BusHarness;
-use tagfast_events::{BusPosition, BusRecord, DeadLetter, Group, LetterClass, Partition, Positions};
+use tagfast_events::{BusPosition, BusRecord, Group, Partition, Positions};
 use tagfast_resilience::Clock;
 use tagfast_store::TagWriter;
 
@@ -97,36 +97,6 @@ async fn the_frontier_of_an_idle_partition_is_now() {
     check(1, NOW + 60_000).await;
     let ends = bus.ends().await.expect("ends");
     assert_eq!(ends.values().map(|e| e.next - 1).sum::<u64>(), 1);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_letter_is_parked_once_and_survives() {
-    let fixture = Fixture::new();
-    let store = fixture.open();
-    write(&store, add(&key("t", "page"), &["a"])).await;
-    let bus = store.bus();
-    let record = records(&bus, GROUP, &Positions::new()).await.remove(0);
-    let letter = DeadLetter {
-        group: GROUP,
-        record,
-        class: LetterClass::Exhausted,
-        code: "sink_failed".to_owned(),
-        message: "four attempts".to_owned(),
-        attempts: 4,
-        first_failed_at: NOW,
-        last_failed_at: NOW + 5000,
-    };
-    for _ in 0..3 {
-        bus.park(&letter).await.expect("parked");
-    }
-    assert_eq!(bus.parked(GROUP).await.expect("a count"), 1);
-    assert_eq!(bus.parked(Group("other")).await.expect("a count"), 0);
-    store.close();
-    drop((store, bus));
-    let store = fixture.open();
-    assert_eq!(store.bus().parked(GROUP).await.expect("a count"), 1);
-    store.close();
-    store.bus().park(&letter).await.expect_err("nobody writes any more");
 }
 
 /// Drives the suite through the store's writes.

@@ -4,6 +4,7 @@ mod backup;
 mod bus;
 mod crash;
 mod directory;
+mod letters;
 mod migrations;
 mod suite;
 mod support;

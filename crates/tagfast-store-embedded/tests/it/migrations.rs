@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, params};
 use tagfast_domain::{ContentKey, Document, EpochId, Tagging, UserId, Version, codec};
+use tagfast_events::LetterFilter;
 use tagfast_sharding::LogicalShard;
 use tagfast_store_embedded::{EmbeddedStore, OpenOptions};
 
 use crate::support::{Fixture, NOW, add, key, view, write};
 
 const V1: &str = include_str!("v1.sql");
+const V2: &str = include_str!("v2.sql");
 
 fn document(version: u64) -> Document {
     let version = Version::from_packed(version).expect("a version");
@@ -42,6 +44,9 @@ async fn a_directory_of_version_1_opens_with_all_that_is_in_it() {
             conn.execute(insert, params![stored_key(&page), codec::encode(&document(41))]).expect("a document");
             conn.execute("INSERT INTO sqlite_sequence VALUES ('bus_event', 100)", []).expect("a position");
             conn.execute("INSERT INTO meta VALUES ('retained_from', '101')", []).expect("a row");
+            let letter = "INSERT INTO bus_dlq VALUES (?1, 'indexer', 9, ?2, 41, 5, 6, x'7b7d', '{}', 'poison', 'code', 'why', 1, 0,
+                          'open', NULL, 7, 8)";
+            conn.execute(letter, params![format!("indexer/{n}/9"), page.to_bytes()]).expect("a letter");
         }
     }
     let store =
@@ -49,11 +54,15 @@ async fn a_directory_of_version_1_opens_with_all_that_is_in_it() {
     assert_eq!(store.current_epoch().id, EpochId([7; 16]));
     let seen = view(&store, &page).await;
     assert_eq!((seen.version.packed(), &*seen.tags[0].display), (41, "Kept Tag"));
+    let filter =
+        LetterFilter { tenant: Some("t".to_owned()), id_prefix: Some("page".to_owned()), ..LetterFilter::default() };
+    let letters = store.letters().list(&filter, None, 10).await.expect("a page").letters;
+    assert_eq!(letters.iter().map(|l| (l.letter.code.as_str(), l.letter.attempts)).collect::<Vec<_>>(), [("code", 1)]);
     let answer = write(&store, add(&page, &["new"])).await;
     assert_eq!(answer.receipt.position.lsn, 101, "positions go on");
 }
 
-/// The statements of version 1 are what the program still makes: a changed one would be a second version 1.
+/// The statements of each version are what the program still makes: a changed one would be a second version of that number.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_file_has_the_schema_of_its_version() {
     let fixture = Fixture::new();
@@ -67,6 +76,7 @@ async fn a_new_file_has_the_schema_of_its_version() {
     let made = Connection::open(fixture.dir().join("store-1.sqlite")).expect("a file");
     let golden = Connection::open_in_memory().expect("a database");
     golden.execute_batch(V1).expect("version 1");
+    golden.execute_batch(V2).expect("version 2");
     let pragma =
         |c: &Connection, name: &str| -> i64 { c.pragma_query_value(None, name, |r| r.get(0)).expect("a number") };
     for name in ["application_id", "user_version"] {

@@ -117,6 +117,7 @@ pub(crate) async fn options(clock: Arc<dyn Clock>) -> PostgresOptions {
         node: "test".to_owned(),
         lanes: 2,
         outbox_bytes: 4 << 30,
+        relay: true,
         hold: Duration::from_secs(10),
     }
 }

@@ -271,66 +271,6 @@ pub enum ReceiptsCommand {
     },
 }
 
-/// `dead-letters`
-#[derive(Debug, Subcommand)]
-pub enum DeadLettersCommand {
-    /// List them.
-    #[command(after_help = "Example:\n  tagfast dead-letters list --group indexer")]
-    List {
-        /// Only this group's: indexer or analytics.
-        #[arg(long)]
-        group: Option<String>,
-        /// Which server, as whom.
-        #[command(flatten)]
-        client: ClientArgs,
-    },
-    /// Show one.
-    #[command(after_help = "Example:\n  tagfast dead-letters show indexer/3/1207")]
-    Show {
-        /// Its id.
-        id: String,
-        /// Which server, as whom.
-        #[command(flatten)]
-        client: ClientArgs,
-    },
-    /// Apply again.
-    #[command(after_help = "Example:\n  tagfast dead-letters replay indexer/3/1207")]
-    Replay {
-        /// Its id; all open ones without it.
-        id: Option<String>,
-        /// Only say what would be done.
-        #[arg(long)]
-        dry_run: bool,
-        /// Which server, as whom.
-        #[command(flatten)]
-        client: ClientArgs,
-    },
-    /// Give one up, with a reason.
-    #[command(after_help = "Example:\n  tagfast dead-letters discard indexer/3/1207 --reason 'test data'")]
-    Discard {
-        /// Its id.
-        id: String,
-        /// Why.
-        #[arg(long)]
-        reason: String,
-        /// Which server, as whom.
-        #[command(flatten)]
-        client: ClientArgs,
-    },
-    /// Let a consumer write the dead letters of a storm, for a minute.
-    #[command(after_help = "Example:\n  tagfast dead-letters allow-storm indexer --reason 'a load test wrote garbage'")]
-    AllowStorm {
-        /// The consumer group.
-        group: String,
-        /// Why the records are to blame.
-        #[arg(long)]
-        reason: String,
-        /// Which server, as whom.
-        #[command(flatten)]
-        client: ClientArgs,
-    },
-}
-
 /// `breakers`
 #[derive(Debug, Subcommand)]
 pub enum BreakersCommand {

@@ -2,14 +2,16 @@
 
 mod bench;
 mod client;
+mod letters;
 mod local;
 mod server;
 
 pub use bench::BenchArgs;
 pub use client::{
-    ApplyArgs, BreakersCommand, ClientArgs, DeadLettersCommand, ExportArgs, FailoversArgs, ImportArgs, PopularArgs,
-    ReceiptsCommand, RecountArgs, ReindexArgs, SearchArgs, SortArg, StatusArgs, SuggestArgs, ViewArgs, WindowArg,
+    ApplyArgs, BreakersCommand, ClientArgs, ExportArgs, FailoversArgs, ImportArgs, PopularArgs, ReceiptsCommand,
+    RecountArgs, ReindexArgs, SearchArgs, SortArg, StatusArgs, SuggestArgs, ViewArgs, WindowArg,
 };
+pub use letters::{DeadLettersCommand, LetterFilterArgs, ListLettersArgs};
 pub use local::{ConfigCommand, ConfigFile, DebugCommand, DecodeArgs, TokenCommand, TokenIssueArgs};
 pub use server::{BackupArgs, RestoreArgs, Role, ServeArgs};
 

@@ -2,6 +2,7 @@
 
 mod content;
 mod find;
+mod letters;
 mod local;
 mod operations;
 mod receipts;
@@ -37,7 +38,7 @@ pub fn run(command: Command, term: &Term) -> CommandResult {
         Command::Status(args) => block_on(operations::status(&args, term)),
         Command::Failovers(args) => block_on(operations::failovers(&args, term)),
         Command::Receipts(ReceiptsCommand::Check { file, client }) => block_on(receipts::check(&file, &client, term)),
-        Command::DeadLetters(command) => block_on(operations::dead_letters(&command, term)),
+        Command::DeadLetters(command) => block_on(letters::run(&command, term)),
         Command::Breakers(command) => block_on(operations::breakers(&command, term)),
         Command::Backup(args) => local::backup(&args, term),
         Command::Restore(args) => local::restore(&args, term),

@@ -5,9 +5,7 @@ use std::time::Duration;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::cli::{
-    BreakersCommand, ClientArgs, DeadLettersCommand, FailoversArgs, RecountArgs, ReindexArgs, StatusArgs,
-};
+use crate::cli::{BreakersCommand, ClientArgs, FailoversArgs, RecountArgs, ReindexArgs, StatusArgs};
 use crate::client::{Client, Options, encode};
 use crate::failure::{CommandResult, Exit, Failure};
 use crate::progress::Progress;
@@ -58,6 +56,7 @@ fn status_text(answer: &Value) -> String {
     let mut rows = vec![
         vec!["version".to_owned(), text(answer, "version")],
         vec!["mode".to_owned(), text(answer, "mode")],
+        vec!["roles".to_owned(), text(answer, "roles")],
         vec!["epoch".to_owned(), text(answer, "epoch")],
         vec!["up".to_owned(), format!("{} s", text(answer, "uptime_seconds"))],
         vec!["contents in the index".to_owned(), text(answer, "indexed_contents")],
@@ -178,31 +177,6 @@ async fn plain(args: &ClientArgs, method: Method, path: &str, body: Option<Value
 /// `failovers`
 pub(super) async fn failovers(args: &FailoversArgs, term: &Term) -> CommandResult {
     plain(&args.client, Method::GET, "/v1/failovers", None, term).await
-}
-
-/// `dead-letters`
-pub(super) async fn dead_letters(command: &DeadLettersCommand, term: &Term) -> CommandResult {
-    match command {
-        DeadLettersCommand::List { group, client } => {
-            let query = group.as_ref().map(|g| format!("?group={}", encode(g))).unwrap_or_default();
-            plain(client, Method::GET, &format!("/v1/dead-letters{query}"), None, term).await
-        }
-        DeadLettersCommand::Show { id, client } => {
-            plain(client, Method::GET, &format!("/v1/dead-letters?id={}", encode(id)), None, term).await
-        }
-        DeadLettersCommand::Replay { id, dry_run, client } => {
-            let body = json!({"id": id, "dry_run": dry_run});
-            plain(client, Method::POST, "/v1/dead-letters:replay", Some(body), term).await
-        }
-        DeadLettersCommand::Discard { id, reason, client } => {
-            let body = json!({"id": id, "reason": reason});
-            plain(client, Method::POST, "/v1/dead-letters:discard", Some(body), term).await
-        }
-        DeadLettersCommand::AllowStorm { group, reason, client } => {
-            let body = json!({"group": group, "reason": reason});
-            plain(client, Method::POST, "/v1/dead-letters:allow-storm", Some(body), term).await
-        }
-    }
 }
 
 /// `breakers`

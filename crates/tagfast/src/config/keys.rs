@@ -280,6 +280,23 @@ config_keys! {
             "Allows drills to inject failures into this process."
             "Where users work, a drill is a failure.";
     }
+    dead_letters RawDeadLetters "Events that a consumer could not apply." {
+        replay_after_ms Number Both = "300000"
+            "How long after its failure a letter whose retries were used up is replayed by itself; each next time five times as long."
+            "Too high: what is served of its content stays old for longer. Too low: a replay meets the same trouble.";
+        replay_times Number Both = "3"
+            "How often at most. After that, and for records that can never be applied, a person is called."
+            "Too high: people learn late of letters that stay. Too low: they are called for what would have passed.";
+        webhook_url Text Both = ""
+            "Where people are told of letters that stay: `https://`, or `http://` of this machine. One message for all of them, signed, tried again."
+            "Without it only metrics and alert rules tell.";
+        webhook_secret_file Text Both = ""
+            "File whose text signs the messages (`Tagfast-Signature`)."
+            "Without it the receiver cannot tell who sent a message.";
+        webhook_every_ms Number Both = "900000"
+            "Between two messages of growing trouble at least."
+            "Too high: growing trouble is told late. Too low: a storm of letters is a storm of messages.";
+    }
     log RawLog "Logs, on stderr." {
         level Text Both = "\"info\""
             "`error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,tagfast_api=debug`."

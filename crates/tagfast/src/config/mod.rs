@@ -7,6 +7,7 @@ pub mod bus;
 pub mod docs;
 pub mod env;
 pub mod keys;
+pub mod letters;
 pub mod postgres;
 pub mod raw;
 pub mod resolved;
@@ -15,6 +16,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 pub use bus::{KafkaConfig, OpenSearchConfig};
+pub use letters::LettersConfig;
 pub use postgres::PostgresConfig;
 pub use raw::{Override, Sources};
 pub use resolved::{AuthMode, Config, LogConfig, LogFormat, TelemetryConfig};

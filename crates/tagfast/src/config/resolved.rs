@@ -11,6 +11,7 @@ use tagfast_api::{ApiLimits, AuthConfig, JwksSource};
 use tagfast_domain::Limits;
 
 use super::keys::{KEYS, RawConfig, Scope};
+use super::letters::{LettersConfig, letters};
 use super::postgres::{PostgresConfig, postgres};
 use super::raw::{Source, Sources};
 
@@ -69,6 +70,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Memory for pages of the store's files, in bytes.
     pub cache_bytes: usize,
+    /// What happens to dead letters.
+    pub dead_letters: LettersConfig,
     /// The clusters; `None`: embedded.
     pub postgres: Option<PostgresConfig>,
     /// Who may call.
@@ -157,6 +160,7 @@ impl Config {
             },
             data_dir: PathBuf::from(raw.store.data_dir.as_deref().unwrap_or("./tagfast-data")),
             cache_bytes: number(raw.store.cache_bytes, 32 << 20, "store.cache_bytes", 1 << 20..=1 << 40, errors),
+            dead_letters: letters(raw, errors),
             postgres,
             auth_mode,
             log: LogConfig { level, format },

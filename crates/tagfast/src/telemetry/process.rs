@@ -8,6 +8,12 @@ const TICKS: f64 = 100.0;
 /// Metrics of the process; the names that dashboards of other services use too.
 pub const METRICS: &[MetricDef] = &[
     MetricDef {
+        name: "tagfast_webhook_messages_total",
+        kind: MetricKind::Counter,
+        labels: &["outcome"],
+        help: "Messages to people of dead letters that stay: delivered, retried or given_up.",
+    },
+    MetricDef {
         name: "process_resident_memory_bytes",
         kind: MetricKind::Gauge,
         labels: &[],

@@ -69,7 +69,7 @@ fn exit_codes_and_errors_say_what_to_do() {
         (&["tag", "UPPER", "b", "c", "--url", &url][..], 1, &["content type"][..]),
         (&["search", "a AND (b", "--url", &url][..], 1, &["a AND (b\n", "^"][..]),
         (&["failovers", "--url", &url][..], 1, &["mode"][..]),
-        (&["dead-letters", "list", "--url", &url][..], 1, &["mode"][..]),
+        (&["dead-letters", "show", "indexer/0/1", "--url", &url][..], 1, &["unknown_letter"][..]),
         (&["serve", "--role", "relay"][..], 2, &["embedded"][..]),
     ] {
         let output = tagfast(args);

@@ -6,6 +6,7 @@ mod crash;
 mod damage;
 mod disk_full;
 mod golden;
+mod letters;
 mod lifecycle;
 mod main_job;
 mod races;

@@ -11,13 +11,14 @@ use axum::body::Body;
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use serde_json::Value;
-pub(crate) use tagfast_api::{ApiLimits, ApiParts, AuthConfig};
+pub(crate) use tagfast_api::{ApiLimits, ApiParts, AuthConfig, Letters};
 use tagfast_domain::Limits;
+use tagfast_events::Cooldown;
 use tagfast_resilience::ManualClock;
 use tagfast_store::Sealer;
 use tower::ServiceExt;
 
-use ports::{FakeOperations, FakePopular, FakeSearch};
+use ports::{FakeLetters, FakeOperations, FakePopular, FakeSearch};
 use store::MemoryStore;
 
 pub(crate) const NOW: i64 = 1_767_225_600_000;
@@ -30,6 +31,7 @@ pub(crate) struct World {
     pub(crate) search: Arc<FakeSearch>,
     pub(crate) popular: Arc<FakePopular>,
     pub(crate) operations: Arc<FakeOperations>,
+    pub(crate) letters: Arc<FakeLetters>,
     pub(crate) clock: Arc<ManualClock>,
 }
 
@@ -108,10 +110,13 @@ pub(crate) fn build(auth: AuthConfig, limits: ApiLimits, change: impl FnOnce(&mu
     let search = FakeSearch::new(Arc::clone(&store));
     let popular = FakePopular::new(Arc::clone(&store));
     let operations = Arc::new(FakeOperations::default());
+    let letters = Arc::new(FakeLetters::default());
     let mut parts = ApiParts {
         store: store.clone(),
         search: Some(search.clone()),
         popular: Some(popular.clone()),
+        letters: Some(Letters { book: letters.clone(), cooldown: Cooldown::default() }),
+        whole: true,
         verdicts: true,
         operations: operations.clone(),
         sealer: Sealer::new(&[[7; 32]]),
@@ -121,7 +126,7 @@ pub(crate) fn build(auth: AuthConfig, limits: ApiLimits, change: impl FnOnce(&mu
         limits,
     };
     change(&mut parts);
-    World { router: tagfast_api::router(parts), store, search, popular, operations, clock }
+    World { router: tagfast_api::router(parts), store, search, popular, operations, letters, clock }
 }
 
 /// A request under construction.

@@ -1,11 +1,17 @@
 //! Search, popular tags and operations over the store in memory.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use tagfast_api::{Operations, OperationsError, Readiness, StatusReport};
 use tagfast_domain::{TagName, TenantId, UnixMillis};
+use tagfast_events::letters::content_of;
+use tagfast_events::{
+    Act, BookError, Cooldown, Group, GroupLetters, Job, LetterBook, LetterCursor, LetterFilter, LetterPage,
+    LetterState, NewJob, Partition, Settled, StoredLetter,
+};
 use tagfast_popular::{Board, PopularError, PopularTags, RecountReport, Suggestions, TagCount, Window};
 use tagfast_resilience::Clock;
 use tagfast_search::{Hit, SearchError, SearchIndex, SearchPage, SearchRequest, Sort, SortKey, Total};
@@ -157,6 +163,112 @@ impl PopularTags for FakePopular {
     }
 }
 
+/// A book whose letters stay as a test put them in; replays begin and nobody works at them.
+#[derive(Default)]
+pub(crate) struct FakeLetters {
+    pub(crate) letters: Mutex<Vec<StoredLetter>>,
+    pub(crate) jobs: Mutex<Vec<Job>>,
+    pub(crate) acts: Mutex<Vec<Act>>,
+    pub(crate) down: AtomicBool,
+}
+
+impl FakeLetters {
+    fn trouble(&self) -> Result<(), BookError> {
+        if self.down.load(Ordering::Relaxed) { Err(BookError("no primary".to_owned())) } else { Ok(()) }
+    }
+
+    fn matching(&self, filter: &LetterFilter) -> Vec<StoredLetter> {
+        let fits = |stored: &&StoredLetter| {
+            let letter = &stored.letter;
+            let tenant = content_of(&letter.record.key).map(|key| key.tenant.to_string());
+            (filter.ids.is_empty() || filter.ids.contains(&letter.id()))
+                && filter.group.is_none_or(|group| group == letter.group)
+                && filter.state.is_none_or(|state| state == stored.state)
+                && filter.class.is_none_or(|class| class == letter.class)
+                && filter.tenant.as_ref().is_none_or(|wanted| tenant.as_ref() == Some(wanted))
+        };
+        self.letters.lock().unwrap().iter().filter(fits).cloned().collect()
+    }
+}
+
+#[async_trait]
+impl LetterBook for FakeLetters {
+    async fn list(
+        &self,
+        filter: &LetterFilter,
+        after: Option<&LetterCursor>,
+        limit: usize,
+    ) -> Result<LetterPage, BookError> {
+        self.trouble()?;
+        let mut letters = self.matching(filter);
+        letters.sort_by_key(|s| std::cmp::Reverse((s.letter.last_failed_at, s.letter.id())));
+        letters.retain(|s| after.is_none_or(|a| (s.letter.last_failed_at, s.letter.id()) < (a.at, a.id.clone())));
+        let more = letters.len() > limit;
+        letters.truncate(limit);
+        let last = letters.last().filter(|_| more);
+        let next = last.map(|s| LetterCursor { at: s.letter.last_failed_at, id: s.letter.id() });
+        Ok(LetterPage { letters, next })
+    }
+
+    async fn open_letters(&self, _: Cooldown) -> Result<Vec<GroupLetters>, BookError> {
+        self.trouble().map(|()| Vec::new())
+    }
+
+    async fn begin(&self, job: &NewJob, filter: &LetterFilter) -> Result<Job, BookError> {
+        self.trouble()?;
+        let letters = self.matching(filter).iter().filter(|s| s.state == LetterState::Open).count() as u64;
+        let job =
+            Job { id: job.id.clone(), dry_run: job.dry_run, rate: job.rate, at: job.at, letters, ..Job::default() };
+        self.jobs.lock().unwrap().push(job.clone());
+        Ok(job)
+    }
+
+    async fn job(&self, id: &str) -> Result<Option<Job>, BookError> {
+        self.trouble()?;
+        Ok(self.jobs.lock().unwrap().iter().find(|job| job.id == id).cloned())
+    }
+
+    async fn take(&self, _: Group, _: &[Partition], _: usize) -> Result<Option<(Job, Vec<StoredLetter>)>, BookError> {
+        self.trouble().map(|()| None)
+    }
+
+    async fn settle(&self, _: &Job, _: &[Settled], _: UnixMillis) -> Result<(), BookError> {
+        self.trouble()
+    }
+
+    async fn discard(&self, filter: &LetterFilter, reason: &str, _: UnixMillis) -> Result<u64, BookError> {
+        self.trouble()?;
+        let wanted: Vec<String> = self.matching(filter).iter().map(|s| s.letter.id()).collect();
+        let mut discarded = 0;
+        for stored in self.letters.lock().unwrap().iter_mut() {
+            if stored.state == LetterState::Open && wanted.contains(&stored.letter.id()) {
+                (stored.state, stored.reason) = (LetterState::Discarded, Some(reason.to_owned()));
+                discarded += 1;
+            }
+        }
+        Ok(discarded)
+    }
+
+    async fn note(&self, act: &Act) -> Result<(), BookError> {
+        self.trouble()?;
+        self.acts.lock().unwrap().insert(0, act.clone());
+        Ok(())
+    }
+
+    async fn acts(&self, _: Option<UnixMillis>, limit: usize) -> Result<Vec<Act>, BookError> {
+        self.trouble()?;
+        Ok(self.acts.lock().unwrap().iter().take(limit).cloned().collect())
+    }
+
+    async fn leads(&self) -> Result<bool, BookError> {
+        self.trouble().map(|()| true)
+    }
+
+    async fn forget(&self, _: UnixMillis) -> Result<(), BookError> {
+        self.trouble()
+    }
+}
+
 /// Operations that answer what a test put in.
 #[derive(Default)]
 pub(crate) struct FakeOperations {
@@ -176,6 +288,7 @@ impl Operations for FakeOperations {
     async fn status(&self) -> StatusReport {
         StatusReport {
             mode: "embedded".into(),
+            roles: "all".into(),
             version: "0.0.0".into(),
             epoch: "09".into(),
             running: vec![("reindex".into(), 7)],
