@@ -125,6 +125,12 @@ impl Meta {
         }
     }
 
+    /// What it was read from does not answer: this is what was known last.
+    pub(crate) fn last_known(&mut self, feature: &str) {
+        self.stale = true;
+        self.degrade(feature, "unavailable");
+    }
+
     pub(crate) fn with(mut self, degraded: &[Degraded]) -> Self {
         degraded.iter().for_each(|d| self.degrade(d.feature, d.reason));
         self

@@ -18,7 +18,7 @@ use crate::bus::{Bus, BusConsumer, BusError, BusRecord, LetterClass, Partition, 
 use crate::envelope;
 use crate::progress::Progress;
 use crate::runtime::{ConsumerState, Request, RuntimeOptions, Shared};
-use crate::sink::{RecordVerdict, Sink, SinkError, SinkRecord, Start};
+use crate::sink::{RecordVerdict, Sink, SinkError, SinkRecord, Start, Visible};
 use crate::storm::Storm;
 use crate::waiting::{Candidate, Waiting};
 
@@ -95,11 +95,12 @@ impl Engine {
     /// One life between two rebuilds.
     async fn generation(&mut self, restart: Restart) -> Result<Restart, StopAsked> {
         self.waiting = Waiting::default();
+        self.sink.end(&self.progress.partitions());
         self.progress = Progress::default();
         self.shared.has(Vec::new());
         self.held.clear();
         self.rebuilt_from = match restart {
-            Restart::Rebuild(reason, reply) => self.rebuild(reason, reply).await?,
+            Restart::Rebuild(reason, reply) => self.rebuild(reason, None, reply).await?,
             Restart::Resume => Positions::new(),
         };
         self.shared.set(ConsumerState::Starting);
@@ -135,8 +136,15 @@ impl Engine {
         let mut positions = Positions::new();
         if rebuilt.len() < partitions.len() {
             let (sink, epoch) = (Arc::clone(&self.sink), self.bus.epoch());
-            match self.insist(|| sink.start(epoch)).await? {
-                Start::From(known) => positions = known,
+            match self.insist(|| sink.start(epoch, partitions)).await? {
+                Start::From(known) => {
+                    let lack = |p: &&Partition| !known.contains_key(p) && !rebuilt.contains_key(p);
+                    let missing: Vec<Partition> = partitions.iter().filter(lack).copied().collect();
+                    positions = known;
+                    if !missing.is_empty() {
+                        positions.extend(self.rebuild("some partitions are new here", Some(&missing), None).await?);
+                    }
+                }
                 Start::Committed => {}
                 Start::Rebuild(reason) => return Ok(Some(Restart::Rebuild(reason, None))),
             }
@@ -162,6 +170,7 @@ impl Engine {
     /// Forgets partitions that go to another member.
     fn end(&mut self, partitions: &[Partition]) {
         self.waiting.end(partitions);
+        self.sink.end(partitions);
         self.progress.end(partitions);
         self.shared.has(self.progress.partitions());
         self.held.retain(|partition, _| !partitions.contains(partition));
@@ -176,18 +185,21 @@ impl Engine {
     async fn rebuild(
         &mut self,
         reason: &'static str,
+        only: Option<&[Partition]>,
         reply: Option<oneshot::Sender<u64>>,
     ) -> Result<Positions, StopAsked> {
         let group = self.sink.group().0;
-        tracing::info!(group, reason, "rebuilding from the shards");
+        tracing::info!(group, reason, ?only, "rebuilding from the shards");
         self.shared.set(ConsumerState::Rebuilding);
         self.shared.caught_up.store(false, Ordering::Relaxed);
         let (sink, bus, shared) = (Arc::clone(&self.sink), Arc::clone(&self.bus), Arc::clone(&self.shared));
         // The ends first, the copy after: an event between the two is applied again, never missed.
         let mut attempt = 0;
-        let from = loop {
+        let from: Positions = loop {
             match bus.ends().await {
-                Ok(ends) => break ends,
+                Ok(ends) => {
+                    break ends.into_iter().filter(|(p, _)| only.is_none_or(|only| only.contains(p))).collect();
+                }
                 Err(error) => self.pause(&error, attempt).await?,
             }
             attempt += 1;
@@ -466,13 +478,12 @@ impl Engine {
                 .set(lag);
         }
         // A partition nothing is known of yet may hold anything: nobody is told an age before all of ours have one.
-        if visible.len() < self.progress.len() || visible.is_empty() {
-            return;
-        }
-        if let Some(oldest) = visible.values().min() {
+        let complete = visible.len() == self.progress.len() && !visible.is_empty();
+        let visible = Visible { partitions: visible.clone(), complete };
+        if let Some(oldest) = visible.oldest() {
             self.shared.visible.store(oldest.unsigned_abs(), Ordering::Relaxed);
-            self.sink.visible_through(*oldest);
         }
+        self.sink.visible(&visible);
     }
 }
 

@@ -27,7 +27,7 @@ pub use letters::{
     NewJob, ReplayOutcome, Settled, StoredLetter,
 };
 pub use runtime::{Consumer, ConsumerSnapshot, ConsumerState, RuntimeOptions};
-pub use sink::{RecordVerdict, Sink, SinkError, SinkRecord, Start};
+pub use sink::{RecordVerdict, Sink, SinkError, SinkRecord, Start, Visible};
 
 use tagfast_resilience::{MetricDef, MetricKind};
 

@@ -3,6 +3,7 @@
 //! A sink keeps its own positions in the same commit as what it applied, so that positions can never be ahead of the
 //! state. It applies a record only if its version is newer than what it holds.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -57,12 +58,28 @@ pub struct SinkError {
 /// Where a sink wants to begin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Start {
-    /// Read on from here.
+    /// Read on from here. Of a partition that is missing nothing usable is there: it is rebuilt from the shards on its own.
     From(Positions),
     /// The bus remembers: read on from where the group committed last.
     Committed,
     /// Nothing usable is there: rebuild from the shards. The word says why.
     Rebuild(&'static str),
+}
+
+/// How far what is assigned is visible.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Visible {
+    /// The moment of each partition of which one is known.
+    pub partitions: BTreeMap<Partition, UnixMillis>,
+    /// Of every assigned partition one is known.
+    pub complete: bool,
+}
+
+impl Visible {
+    /// Everything committed before this is visible; none as long as some partition may hold anything.
+    pub fn oldest(&self) -> Option<UnixMillis> {
+        self.partitions.values().min().copied().filter(|_| self.complete)
+    }
 }
 
 /// A consumer's effect.
@@ -71,8 +88,13 @@ pub trait Sink: Send + Sync {
     /// The group it consumes as.
     fn group(&self) -> Group;
 
-    /// Where to begin, judged against the bus's epoch.
-    async fn start(&self, epoch: EpochId) -> Result<Start, SinkError>;
+    /// Where to begin with partitions that are this process's now, judged against the bus's epoch.
+    async fn start(&self, epoch: EpochId, partitions: &[Partition]) -> Result<Start, SinkError>;
+
+    /// These partitions are another process's from now on.
+    fn end(&self, partitions: &[Partition]) {
+        let _ = partitions;
+    }
 
     /// Applies records, at most one per key, each if newer; one verdict per record in the same order. They need not
     /// be durable or visible before [`Sink::advance`] says so. Applying a record again is harmless.
@@ -90,8 +112,9 @@ pub trait Sink: Send + Sync {
     /// that are durable AND visible now: retention and the lag gauge follow those.
     async fn advance(&self, positions: &Positions) -> Result<Positions, SinkError>;
 
-    /// Throws away what is there and copies every content from the shards, at least as new as the records below
-    /// `from`, while the old state goes on serving; `from` becomes the position. Progress in contents copied.
+    /// Throws away what is there of the partitions in `from` and copies every content of them from the shards, at least as new
+    /// as the records below it, while the old state goes on serving; `from` becomes the position. Progress in contents copied.
+    /// A sink that cannot be rebuilt in parts rebuilds everything.
     async fn rebuild(
         &self,
         from: &Positions,
@@ -99,9 +122,10 @@ pub trait Sink: Send + Sync {
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<(), SinkError>;
 
-    /// Told by the runtime: everything committed before `at` is durable and visible. What the sink shows as its age.
-    fn visible_through(&self, at: UnixMillis) {
-        let _ = at;
+    /// Told by the runtime: of each partition everything committed before its moment is durable and visible. What the sink shows
+    /// as its age.
+    fn visible(&self, visible: &Visible) {
+        let _ = visible;
     }
 
     /// Makes everything durable; the last call before the process ends.

@@ -18,7 +18,7 @@ use crate::{TagCount, Window};
 /// Longest ranking kept.
 pub(crate) const BOARD_TAGS: usize = 1000;
 /// Most tags of a tenant that typeahead knows.
-const TYPEAHEAD_TAGS: usize = 100_000;
+pub(crate) const TYPEAHEAD_TAGS: usize = 100_000;
 /// Tenants that keep a snapshot.
 const TENANTS: usize = 1000;
 /// A snapshot is at least this old before it is made anew.
@@ -232,17 +232,19 @@ impl Snapshot {
                 Ok(())
             })?;
         }
-        Ok(Self::rank(merged))
+        Ok(Self::of(merged.into_iter().map(|(tag, m)| (tag, m.first.map(|(_, display)| display), m.counts))))
     }
 
-    fn rank(merged: HashMap<String, Merged>) -> Self {
-        let mut rows: Vec<(TagName, Arc<str>, [u64; 4])> = merged
-            .into_iter()
-            .map(|(tag, m)| {
+    /// Ranks tags with their spelling and their counts, by the windows' numbers.
+    pub(crate) fn of(tags: impl Iterator<Item = (String, Option<String>, [u64; 4])>) -> Self {
+        let mut rows: Vec<(TagName, Arc<str>, [u64; 4])> = tags
+            .map(|(tag, display, counts)| {
                 let name = TagName::from_canonical(&tag);
-                let display =
-                    m.first.map_or_else(|| name.shared(), |(_, d)| if d == tag { name.shared() } else { d.into() });
-                (name, display, m.counts)
+                let display = match display {
+                    Some(display) if display != tag => display.into(),
+                    Some(_) | None => name.shared(),
+                };
+                (name, display, counts)
             })
             .collect();
         let mut boards = HashMap::new();

@@ -6,13 +6,16 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tagfast_domain::{ContentKey, Document, EpochId, TagName, Tagging, TenantId, UnixMillis, Version};
-use tagfast_events::{BusPosition, Group, Partition, Positions, RecordVerdict, Sink, SinkError, SinkRecord, Start};
+use tagfast_events::{
+    BusPosition, Group, Partition, Positions, RecordVerdict, Sink, SinkError, SinkRecord, Start, Visible,
+};
 use tagfast_resilience::{Clock, generation};
 use tagfast_sharding::LogicalShard;
 use tagfast_store::ShardScanner;
 
+use crate::assigned::Assigned;
 use crate::boards::{BOARD_TAGS, Boards, Snapshot};
-use crate::owner::{OwnerFile, Replace, State};
+use crate::owner::{OwnerFile, Replace, State, Tags};
 use crate::{Board, PopularError, PopularTags, RecountReport, Suggestions, TagCount, Window};
 
 /// The group that counts.
@@ -48,6 +51,11 @@ impl Files {
     }
 
     /// The partition of a shard, as the bus has it.
+    pub(crate) fn partition_of(&self, shard: LogicalShard) -> Partition {
+        Partition((usize::from(shard.number()) % self.files.len().max(1)) as u16)
+    }
+
+    /// The file of a shard's partition.
     pub(crate) fn of_shard(&self, shard: LogicalShard) -> Option<&OwnerFile> {
         self.files.get(usize::from(shard.number()) % self.files.len().max(1))
     }
@@ -70,6 +78,8 @@ pub struct PopularCounts {
     cadence: Mutex<Cadence>,
     pub(crate) visible: std::sync::atomic::AtomicI64,
     pub(crate) recounting: tokio::sync::Mutex<()>,
+    /// The partitions that are counted here; none: all of them, always.
+    pub(crate) assigned: Option<Assigned>,
 }
 
 impl PopularCounts {
@@ -90,7 +100,44 @@ impl PopularCounts {
                 Files { files: Vec::new() }
             }
         };
-        Ok(Arc::new(Self {
+        Ok(Self::new(dir, files, None, scanner, clock))
+    }
+
+    /// Opens the files of a process that counts the partitions its group gives to it, for boards that others read, too
+    /// ([`crate::BoardWriter`]). What is damaged is begun anew.
+    pub fn open_shared(
+        dir: PathBuf,
+        partitions: u16,
+        scanner: Arc<dyn ShardScanner>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Arc<Self>, PopularError> {
+        let unavailable = |e: &dyn std::fmt::Display| PopularError::Unavailable(e.to_string());
+        std::fs::create_dir_all(&dir).map_err(|e| unavailable(&e))?;
+        let (now, wanted) = (clock.now_ms(), usize::from(partitions));
+        let known = open_current(&dir, now).unwrap_or_else(|error| {
+            tracing::error!(%error, "the counts' files cannot be read; they are counted anew");
+            None
+        });
+        let files = match known.filter(|files| files.all().len() == wanted) {
+            Some(files) => files,
+            None => {
+                let path = generation::create(&dir).map_err(|e| unavailable(&e))?;
+                let files = Files::open(&path, wanted, now).map_err(|e| unavailable(&e))?;
+                generation::switch(&dir, &path).map_err(|e| unavailable(&e))?;
+                files
+            }
+        };
+        Ok(Self::new(dir, files, Some(Assigned::default()), scanner, clock))
+    }
+
+    fn new(
+        dir: PathBuf,
+        files: Files,
+        assigned: Option<Assigned>,
+        scanner: Arc<dyn ShardScanner>,
+        clock: Arc<dyn Clock>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
             dir,
             files: Arc::new(RwLock::new(Arc::new(files))),
             boards: Arc::new(Boards::new()),
@@ -99,7 +146,8 @@ impl PopularCounts {
             cadence: Mutex::new(Cadence::default()),
             visible: std::sync::atomic::AtomicI64::new(0),
             recounting: tokio::sync::Mutex::new(()),
-        }))
+            assigned,
+        })
     }
 
     pub(crate) fn files(&self) -> Arc<Files> {
@@ -113,6 +161,88 @@ impl PopularCounts {
         self.boards.get(&self.files, tenant).await.map_err(PopularError::Unavailable)
     }
 
+    /// Copies the contents of shards into files.
+    async fn copy(
+        &self,
+        files: &Arc<Files>,
+        shards: impl Iterator<Item = LogicalShard> + Send,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<(), SinkError> {
+        let mut copied = 0;
+        for shard in shards {
+            let mut after = None;
+            loop {
+                let page = self.scanner.scan(shard, None, after.as_ref(), PAGE).await.map_err(systemic)?;
+                copied += page.items.len() as u64;
+                let target = Arc::clone(files);
+                blocking(move || copy_page(&target, shard, &page.items).map(|()| page.next))
+                    .await
+                    .map(|next| after = next)?;
+                progress(copied);
+                if after.is_none() {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts some partitions anew, in their files: what people see of them is on the boards meanwhile.
+    async fn rebuild_in_place(
+        &self,
+        from: &Positions,
+        epoch: EpochId,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<(), SinkError> {
+        let (files, now) = (self.files(), self.clock.now_ms());
+        let (target, partitions) = (Arc::clone(&files), from.keys().copied().collect::<Vec<_>>());
+        blocking(move || {
+            partitions.iter().filter_map(|p| target.of_partition(*p)).try_for_each(|file| file.clear(now))
+        })
+        .await?;
+        let wanted = |shard: &LogicalShard| from.contains_key(&files.partition_of(*shard));
+        self.copy(&files, LogicalShard::all().filter(wanted), progress).await?;
+        let (from, epoch, target) = (from.clone(), epoch.to_string(), Arc::clone(&files));
+        let positions = from.clone();
+        blocking(move || {
+            positions.iter().try_for_each(|(partition, position)| match target.of_partition(*partition) {
+                Some(file) => file.set_position(Some(&epoch), position),
+                None => Ok(()),
+            })
+        })
+        .await?;
+        self.cadence.lock().unwrap_or_else(PoisonError::into_inner).written.extend(from);
+        Ok(())
+    }
+
+    /// Counts of these tags moved.
+    fn moved(&self, partition: Partition, tags: Tags) {
+        match &self.assigned {
+            Some(assigned) => assigned.mark(partition, tags),
+            None => self.boards.mark(&tags.into_iter().map(|(tenant, _)| tenant).collect()),
+        }
+    }
+
+    /// Counts of any tag may have moved.
+    pub(crate) fn anything_moved(&self) {
+        match &self.assigned {
+            Some(assigned) => assigned.mark_everything(),
+            None => self.boards.mark_all(),
+        }
+    }
+
+    /// The shards whose contents are counted here.
+    pub(crate) fn shards(&self) -> Vec<LogicalShard> {
+        let files = self.files();
+        match &self.assigned {
+            None => LogicalShard::all().collect(),
+            Some(assigned) => {
+                let owned = assigned.partitions();
+                LogicalShard::all().filter(|shard| owned.contains(&files.partition_of(*shard))).collect()
+            }
+        }
+    }
+
     /// Once a minute: subtracts what has left the windows.
     async fn expire_if_due(&self, files: Arc<Files>) -> Result<(), SinkError> {
         let now = self.clock.now_ms();
@@ -120,9 +250,12 @@ impl PopularCounts {
         if self.cadence.lock().unwrap_or_else(PoisonError::into_inner).expired_minute >= minute {
             return Ok(());
         }
-        let expire = move || files.all().iter().try_fold(false, |moved, file| file.expire(now).map(|m| moved | m));
-        if blocking(expire).await? {
-            self.boards.mark_all();
+        let expire = move || {
+            let moved = |(n, file): (usize, &OwnerFile)| Ok((Partition(n as u16), file.expire(now)?));
+            files.all().iter().enumerate().map(moved).collect::<rusqlite::Result<Vec<_>>>()
+        };
+        for (partition, tags) in blocking(expire).await? {
+            self.moved(partition, tags);
         }
         self.cadence.lock().unwrap_or_else(PoisonError::into_inner).expired_minute = minute;
         Ok(())
@@ -174,9 +307,28 @@ impl Sink for PopularCounts {
         GROUP
     }
 
-    async fn start(&self, epoch: EpochId) -> Result<Start, SinkError> {
+    async fn start(&self, epoch: EpochId, partitions: &[Partition]) -> Result<Start, SinkError> {
         let files = self.files();
         let epoch = epoch.to_string();
+        if let Some(assigned) = &self.assigned {
+            assigned.begin(partitions);
+            let partitions = partitions.to_vec();
+            let positions = blocking(move || {
+                let mut positions = Positions::new();
+                for partition in partitions {
+                    let found = files.of_partition(partition).map(OwnerFile::position).transpose()?.flatten();
+                    if let Some((of, position)) = found
+                        && of == epoch
+                    {
+                        positions.insert(partition, position);
+                    }
+                }
+                Ok(positions)
+            })
+            .await?;
+            self.cadence.lock().unwrap_or_else(PoisonError::into_inner).written.extend(positions.clone());
+            return Ok(Start::From(positions));
+        }
         let start = blocking(move || {
             if files.all().is_empty() {
                 return Ok(Start::Rebuild("there are no counts"));
@@ -201,9 +353,9 @@ impl Sink for PopularCounts {
     async fn apply(&self, records: &[SinkRecord]) -> Result<Vec<RecordVerdict>, SinkError> {
         let files = self.files();
         let records = records.to_vec();
-        let (verdicts, tenants) = blocking(move || {
+        let (verdicts, all_moved) = blocking(move || {
             let mut verdicts = vec![RecordVerdict::Superseded; records.len()];
-            let mut tenants = std::collections::BTreeSet::new();
+            let mut all_moved = Vec::new();
             let mut by_partition: std::collections::BTreeMap<Partition, Vec<usize>> = Default::default();
             for (n, record) in records.iter().enumerate() {
                 by_partition.entry(record.partition).or_default().push(n);
@@ -226,19 +378,21 @@ impl Sink for PopularCounts {
                     })
                     .collect();
                 let (taken, moved) = file.apply(&states, Replace::IfNewer)?;
-                tenants.extend(moved);
+                all_moved.push((partition, moved));
                 for (n, taken) in places.into_iter().zip(taken) {
                     if taken {
                         verdicts[n] = RecordVerdict::Applied;
                     }
                 }
             }
-            Ok((verdicts, tenants))
+            Ok((verdicts, all_moved))
         })
         .await
         // Some files may have taken their part; when it is tried again they will say that nothing moved.
-        .inspect_err(|_| self.boards.mark_all())?;
-        self.boards.mark(&tenants);
+        .inspect_err(|_| self.anything_moved())?;
+        for (partition, tags) in all_moved {
+            self.moved(partition, tags);
+        }
         Ok(verdicts)
     }
 
@@ -292,9 +446,22 @@ impl Sink for PopularCounts {
         Ok(cadence.written.clone())
     }
 
-    fn visible_through(&self, at: UnixMillis) {
-        self.visible.fetch_max(at, std::sync::atomic::Ordering::AcqRel);
-        self.boards.visible_through(at);
+    fn visible(&self, visible: &Visible) {
+        if let Some(assigned) = &self.assigned {
+            assigned.see(visible);
+        }
+        if let Some(at) = visible.oldest() {
+            self.visible.fetch_max(at, std::sync::atomic::Ordering::AcqRel);
+            self.boards.visible_through(at);
+        }
+    }
+
+    fn end(&self, partitions: &[Partition]) {
+        if let Some(assigned) = &self.assigned {
+            assigned.end(partitions);
+            let mut cadence = self.cadence.lock().unwrap_or_else(PoisonError::into_inner);
+            cadence.written.retain(|partition, _| !partitions.contains(partition));
+        }
     }
 
     async fn rebuild(
@@ -303,6 +470,9 @@ impl Sink for PopularCounts {
         epoch: EpochId,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<(), SinkError> {
+        if self.assigned.is_some() {
+            return self.rebuild_in_place(from, epoch, progress).await;
+        }
         let (root, now, partitions) = (self.dir.clone(), self.clock.now_ms(), from.len());
         let (path, files) = blocking(move || {
             let path = generation::create(&root).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
@@ -311,22 +481,7 @@ impl Sink for PopularCounts {
         })
         .await?;
         let files = Arc::new(files);
-        let mut copied = 0;
-        for shard in LogicalShard::all() {
-            let mut after = None;
-            loop {
-                let page = self.scanner.scan(shard, None, after.as_ref(), PAGE).await.map_err(systemic)?;
-                copied += page.items.len() as u64;
-                let target = Arc::clone(&files);
-                blocking(move || copy_page(&target, shard, &page.items).map(|()| page.next))
-                    .await
-                    .map(|next| after = next)?;
-                progress(copied);
-                if after.is_none() {
-                    break;
-                }
-            }
-        }
+        self.copy(&files, LogicalShard::all(), progress).await?;
         let (from, epoch, target) = (from.clone(), epoch.to_string(), Arc::clone(&files));
         let (root, written) = (self.dir.clone(), from.clone());
         blocking(move || {
@@ -356,6 +511,17 @@ impl Sink for PopularCounts {
     }
 }
 
+/// What typed text is the beginning of: it need not be a whole tag, it may end in a blank or be empty.
+pub(crate) fn prefixes(typed: &str) -> Vec<String> {
+    let mut prefixes = vec![typed.trim_start().to_lowercase()];
+    if let Ok(canonical) = TagName::parse(typed)
+        && canonical.as_str() != prefixes[0]
+    {
+        prefixes.push(canonical.as_str().to_owned());
+    }
+    prefixes
+}
+
 fn copy_page(files: &Files, shard: LogicalShard, items: &[(ContentKey, Document)]) -> rusqlite::Result<()> {
     let Some(file) = files.of_shard(shard) else { return Ok(()) };
     let live: Vec<(Vec<u8>, Vec<Tagging>)> =
@@ -378,19 +544,13 @@ fn copy_page(files: &Files, shard: LogicalShard, items: &[(ContentKey, Document)
 impl PopularTags for PopularCounts {
     async fn popular(&self, tenant: &TenantId, window: Window, limit: usize) -> Result<Board, PopularError> {
         let (snapshot, as_of) = self.snapshot(tenant).await?;
-        Ok(Board { tags: snapshot.board(window, limit.min(BOARD_TAGS)), as_of })
+        Ok(Board { tags: snapshot.board(window, limit.min(BOARD_TAGS)), as_of, stale: false })
     }
 
     async fn suggest(&self, tenant: &TenantId, prefix: &str, limit: usize) -> Result<Suggestions, PopularError> {
         let (snapshot, as_of) = self.snapshot(tenant).await?;
-        // What was typed so far need not be a whole tag: it may end in a blank or be empty.
-        let mut prefixes = vec![prefix.trim_start().to_lowercase()];
-        if let Ok(canonical) = TagName::parse(prefix)
-            && canonical.as_str() != prefixes[0]
-        {
-            prefixes.push(canonical.as_str().to_owned());
-        }
-        Ok(Suggestions { tags: snapshot.suggest(&prefixes, limit), approximate: snapshot.approximate, as_of })
+        let tags = snapshot.suggest(&prefixes(prefix), limit);
+        Ok(Suggestions { tags, approximate: snapshot.approximate, as_of, stale: false })
     }
 
     async fn count(&self, tenant: &TenantId, tag: &TagName) -> Result<Option<TagCount>, PopularError> {

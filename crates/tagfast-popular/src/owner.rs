@@ -8,10 +8,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 use tagfast_domain::{Document, Tagging, TenantId, UnixMillis, UserId, Version, codec};
 use tagfast_events::BusPosition;
 
+use crate::Window;
 use crate::windows::{EXPIRING, Lows, Unit, code};
 
 /// The schema's version; a file of another one is rebuilt.
@@ -61,11 +62,25 @@ pub(crate) struct OwnerFile {
     reader: Mutex<Connection>,
 }
 
+/// Tags of tenants.
+pub(crate) type Tags = BTreeSet<(TenantId, String)>;
+
+/// What is counted of a tag in one partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TagCounts {
+    pub(crate) tenant: TenantId,
+    pub(crate) tag: String,
+    /// By the windows' numbers.
+    pub(crate) windows: [u64; 4],
+    /// The first spelling and when it was given.
+    pub(crate) first: Option<(UnixMillis, String)>,
+}
+
 #[derive(Default)]
 struct Deltas {
     counts: BTreeMap<(TenantId, i64, String), i64>,
     buckets: BTreeMap<(i64, i64, TenantId, String), i64>,
-    touched: BTreeSet<(TenantId, String)>,
+    touched: Tags,
 }
 
 fn lock(conn: &Mutex<Connection>) -> MutexGuard<'_, Connection> {
@@ -147,12 +162,8 @@ impl OwnerFile {
         tx.commit()
     }
 
-    /// Applies states; says of each whether it was taken. Returns also the tenants whose counts moved.
-    pub(crate) fn apply(
-        &self,
-        states: &[State<'_>],
-        replace: Replace,
-    ) -> rusqlite::Result<(Vec<bool>, BTreeSet<TenantId>)> {
+    /// Applies states; says of each whether it was taken. Returns also the tags whose counts moved.
+    pub(crate) fn apply(&self, states: &[State<'_>], replace: Replace) -> rusqlite::Result<(Vec<bool>, Tags)> {
         let mut conn = lock(&self.writer);
         let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let lows = read_lows(&tx)?.unwrap_or(Lows([i64::MIN; 3]));
@@ -161,10 +172,10 @@ impl OwnerFile {
         for state in states {
             taken.push(apply_state(&tx, state, replace, &lows, &mut deltas)?);
         }
-        let tenants = deltas.touched.iter().map(|(tenant, _)| tenant.clone()).collect();
+        let touched = deltas.touched.clone();
         deltas.flush(&tx)?;
         tx.commit()?;
-        Ok((taken, tenants))
+        Ok((taken, touched))
     }
 
     /// The version counted of a content.
@@ -178,26 +189,35 @@ impl OwnerFile {
         })
     }
 
-    /// Moves the low markers to `now` and subtracts the buckets below them. True if a count moved.
-    pub(crate) fn expire(&self, now: UnixMillis) -> rusqlite::Result<bool> {
+    /// Moves the low markers to `now` and subtracts the buckets below them. Returns the tags whose counts moved.
+    pub(crate) fn expire(&self, now: UnixMillis) -> rusqlite::Result<Tags> {
         let mut conn = lock(&self.writer);
         let old = read_lows(&conn)?.unwrap_or_else(|| Lows::at(now));
         let new = Lows::at(now).max(old);
+        let mut moved = Tags::new();
         if new == old {
-            return Ok(false);
+            return Ok(moved);
         }
         let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let mut moved = 0;
         for (window, unit, _) in EXPIRING {
             let dead = params![unit.code(), old.of(window), new.of(window), code(window)];
-            moved += tx
-                .prepare_cached(
-                    "UPDATE pop_count SET n = n - dead.sum FROM
+            let mut select = tx.prepare_cached(
+                "SELECT DISTINCT tenant, tag FROM pop_bucket WHERE unit = ?1 AND bucket >= ?2 AND bucket < ?3",
+            )?;
+            let mut rows = select.query(params![unit.code(), old.of(window), new.of(window)])?;
+            while let Some(row) = rows.next()? {
+                if let Ok(tenant) = row.get_ref(0)?.as_str()?.parse() {
+                    moved.insert((tenant, row.get(1)?));
+                }
+            }
+            drop(rows);
+            tx.prepare_cached(
+                "UPDATE pop_count SET n = n - dead.sum FROM
                          (SELECT tenant, tag, sum(n) AS sum FROM pop_bucket
                           WHERE unit = ?1 AND bucket >= ?2 AND bucket < ?3 GROUP BY tenant, tag) AS dead
                      WHERE pop_count.tenant = dead.tenant AND pop_count.win = ?4 AND pop_count.tag = dead.tag",
-                )?
-                .execute(dead)?;
+            )?
+            .execute(dead)?;
             tx.prepare_cached("DELETE FROM pop_count WHERE win = ?1 AND n <= 0")?.execute([code(window)])?;
         }
         for unit in Unit::ALL {
@@ -207,7 +227,56 @@ impl OwnerFile {
         tx.prepare_cached("DELETE FROM pop_state WHERE at < ?1 AND length(state) = 0")?.execute([now - GONE_AGE_MS])?;
         write_lows(&tx, new)?;
         tx.commit()?;
-        Ok(moved > 0)
+        Ok(moved)
+    }
+
+    /// Forgets everything: what is in it is counted anew. A crash before it has a position again is noticed.
+    pub(crate) fn clear(&self, now: UnixMillis) -> rusqlite::Result<()> {
+        self.write(|tx| {
+            tx.execute_batch(
+                "DELETE FROM pop_meta; DELETE FROM pop_state; DELETE FROM pop_count; DELETE FROM pop_bucket;
+                 DELETE FROM pop_first;",
+            )?;
+            write_lows(tx, Lows::at(now))
+        })
+    }
+
+    /// The counts of a tag: of each window, and of all time with the first spelling.
+    pub(crate) fn counts(&self, tags: &Tags) -> rusqlite::Result<Vec<TagCounts>> {
+        self.read(|conn| {
+            let mut select = conn.prepare_cached(
+                "SELECT n, first_at, first_display FROM pop_count WHERE tenant = ?1 AND win = ?2 AND tag = ?3",
+            )?;
+            let mut all = Vec::with_capacity(tags.len());
+            for (tenant, tag) in tags {
+                let mut counts = TagCounts { tenant: tenant.clone(), tag: tag.clone(), windows: [0; 4], first: None };
+                for window in Window::ALL {
+                    let number = code(window);
+                    let row = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get(1)?, row.get(2)?));
+                    let found = select.query_row(params![tenant.as_str(), number, tag], row).optional()?;
+                    if let Some((n, at, display)) = found {
+                        counts.windows[usize::try_from(number).unwrap_or(0) % 4] = n.max(0).unsigned_abs();
+                        counts.first = counts.first.or(Option::zip(at, display));
+                    }
+                }
+                all.push(counts);
+            }
+            Ok(all)
+        })
+    }
+
+    /// Every tag that is counted.
+    pub(crate) fn tags(&self) -> rusqlite::Result<Tags> {
+        self.read(|conn| {
+            let mut select = conn.prepare_cached("SELECT tenant, tag FROM pop_count WHERE win = 0")?;
+            let (mut rows, mut tags) = (select.query([])?, Tags::new());
+            while let Some(row) = rows.next()? {
+                if let Ok(tenant) = row.get_ref(0)?.as_str()?.parse() {
+                    tags.insert((tenant, row.get(1)?));
+                }
+            }
+            Ok(tags)
+        })
     }
 
     /// Reads with a connection of its own, from one snapshot.

@@ -58,6 +58,8 @@ pub struct Board {
     pub tags: Vec<TagCount>,
     /// Everything committed before this moment is counted.
     pub as_of: UnixMillis,
+    /// Where the counts come from does not answer: this is what was read last.
+    pub stale: bool,
 }
 
 /// Typeahead.
@@ -69,6 +71,8 @@ pub struct Suggestions {
     pub approximate: bool,
     /// Everything committed before this moment is counted.
     pub as_of: UnixMillis,
+    /// As in [`Board`].
+    pub stale: bool,
 }
 
 /// What a recount found.

@@ -92,7 +92,7 @@ pub(crate) async fn recount(
     }
     let mut report = RecountReport { repaired: repair, ..RecountReport::default() };
     let mut found = Found::default();
-    for shard in LogicalShard::all() {
+    for shard in counts.shards() {
         let mut in_flight =
             compare_shard(counts, &files, shard, Look::default(), &mut found, &mut report.contents).await?;
         let deadline = tokio::time::Instant::now() + CATCH_UP;
@@ -126,7 +126,7 @@ pub(crate) async fn recount(
         }
     }
     if repair {
-        counts.boards.mark_all();
+        counts.anything_moved();
     }
     report.rows =
         found.rows.into_iter().filter(|(_, (a, b))| a != b).take(ROWS).map(|((t, n), (a, b))| (t, n, a, b)).collect();

@@ -11,7 +11,7 @@ pub mod port;
 pub mod query;
 mod tantivy_index;
 
-pub use opensearch::{OpenSearchError, OpenSearchIndex, OpenSearchOptions};
+pub use opensearch::{OpenSearchError, OpenSearchIndex, OpenSearchOptions, SharedProgress};
 pub use port::{Hit, SearchError, SearchIndex, SearchPage, SearchRequest, Sort, SortKey, Total};
 pub use query::{Query, caret};
 pub use tantivy_index::{TantivyIndex, TantivyOptions};

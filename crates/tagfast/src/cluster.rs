@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tagfast_api::{ApiParts, Letters, Operations, OperationsError, Readiness, StatusReport};
-use tagfast_events::{Bus, ClusterName, LetterBook, Partition};
+use tagfast_events::{Bus, ClusterName, Group, LetterBook, Partition};
 use tagfast_events_kafka::{KafkaBus, KafkaOptions, TopicError};
-use tagfast_popular::{PopularCounts, RecountReport};
+use tagfast_popular::{BoardWriter, PopularCounts, PopularTags, RecountReport, StateBoards, StateRedis};
 use tagfast_resilience::Clock;
-use tagfast_search::{OpenSearchError, OpenSearchIndex, OpenSearchOptions};
+use tagfast_search::{OpenSearchError, OpenSearchIndex, OpenSearchOptions, SharedProgress};
 use tagfast_sharding::{LogicalShard, ShardMap};
 use tagfast_store::{Sealer, ShardScanner, SharedStore};
 use tagfast_store_postgres::{
@@ -55,11 +55,20 @@ pub struct ClusterNode {
 /// What stands on the bus in this process.
 struct Fed {
     index: Option<Arc<OpenSearchIndex>>,
-    popular: Option<Arc<PopularCounts>>,
+    popular: Option<Arc<dyn PopularTags>>,
     letters: Arc<dyn LetterBook>,
     consumers: Consumers,
     replaying: Option<Replaying>,
+    shown: Shown,
     held: File,
+}
+
+/// What makes known to other processes what this one has consumed.
+#[derive(Default)]
+struct Shown {
+    boards: Option<BoardWriter>,
+    redis: Option<Arc<StateRedis>>,
+    _progress: Option<SharedProgress>,
 }
 
 /// What looks after dead letters.
@@ -121,24 +130,25 @@ impl ClusterNode {
             None => None,
         };
         let keys = config.signing_keys().map_err(Failure::new)?;
-        let (index, popular, letters, consumers, replaying, held) = match fed {
-            Some(Fed { index, popular, letters, consumers, replaying, held }) => {
-                (index, popular, Some(letters), Some(consumers), replaying, Some(held))
+        let (index, popular, letters, consumers, replaying, shown, held) = match fed {
+            Some(Fed { index, popular, letters, consumers, replaying, shown, held }) => {
+                (index, popular, Some(letters), Some(consumers), replaying, shown, Some(held))
             }
-            None => (None, None, None, None, None, None),
+            None => (None, None, None, None, None, Shown::default(), None),
         };
         let operations = Arc::new(ClusterOperations {
             store: Arc::clone(&store),
             roles,
             consumers,
             replaying,
+            shown,
             metrics,
             started: Instant::now(),
         });
         let parts = ApiParts {
             store: Arc::clone(&store) as SharedStore,
             search: index.map(|index| index as _),
-            popular: popular.map(|popular| popular as _),
+            popular,
             letters: letters.map(|book| Letters { book, cooldown: config.dead_letters.cooldown }),
             whole: roles.api,
             verdicts: false,
@@ -164,6 +174,9 @@ impl ClusterNode {
         }
         if let Some(consumers) = &self.operations.consumers {
             consumers.stop().await;
+        }
+        if let Some(boards) = &self.operations.shown.boards {
+            boards.stop().await;
         }
         self.store.close().await;
     }
@@ -192,8 +205,11 @@ async fn bus(config: &Config, postgres: &PostgresConfig, kafka: &KafkaConfig) ->
         security: kafka.security().map_err(Failure::new)?,
         member: node_name(),
         clusters: feeding(postgres, kafka.partitions)?,
-        // Every process counts everything, in files of its own.
-        whole: vec![("analytics".to_owned(), place_name(&config.data_dir))],
+        // Without boards that all can read, every process counts everything for itself.
+        whole: match postgres.state_redis {
+            None => vec![(Group::ANALYTICS.0.to_owned(), place_name(&config.data_dir))],
+            Some(_) => Vec::new(),
+        },
     })
     .map_err(refused)?;
     match tokio::time::timeout(PATIENCE, bus.check_topics()).await {
@@ -226,6 +242,7 @@ async fn feed(
     clock: &Arc<dyn Clock>,
 ) -> Result<Fed, Failure> {
     let scanner = Arc::clone(store) as Arc<dyn ShardScanner>;
+    let partitions = postgres.kafka.as_ref().map_or(1, |kafka| kafka.partitions);
     let index = match &postgres.opensearch {
         Some(search) if roles.api || roles.indexer => {
             let options = OpenSearchOptions { url: search.url.clone(), alias: INDEX.to_owned(), shards: search.shards };
@@ -236,16 +253,34 @@ async fn feed(
                 Err(error @ OpenSearchError::Foreign(_)) => return Err(refused(error)),
                 Err(error @ OpenSearchError::Unavailable(_)) => tracing::warn!(%error, "search waits for its index"),
             }
-            Some(index)
+            let progress = index.share_progress(partitions);
+            Some((index, progress))
         }
         Some(_) | None => None,
     };
+    let (index, progress) = index.unzip();
     let held = hold(&config.data_dir)?;
-    let popular = if roles.analytics {
-        let opened = PopularCounts::open(config.data_dir.join("popular"), scanner, Arc::clone(clock));
-        Some(opened.map_err(|e| Failure::new(format!("cannot open the counts: {e}")))?)
-    } else {
-        None
+    let redis = match &postgres.state_redis {
+        Some(url) => Some(Arc::new(StateRedis::new(url).map_err(|e| Failure::new(format!("state.redis_url: {e}")))?)),
+        None => None,
+    };
+    let counts = match (roles.analytics, &redis) {
+        (false, _) => None,
+        (true, None) => Some(PopularCounts::open(config.data_dir.join("popular"), scanner, Arc::clone(clock))),
+        (true, Some(_)) => {
+            let dir = config.data_dir.join("popular");
+            Some(PopularCounts::open_shared(dir, partitions, scanner, Arc::clone(clock)))
+        }
+    };
+    let counts = counts.transpose().map_err(|e| Failure::new(format!("cannot open the counts: {e}")))?;
+    let boards = match (&counts, &redis) {
+        (Some(counts), Some(redis)) => Some(BoardWriter::spawn(Arc::clone(counts), Arc::clone(redis), partitions)),
+        (None, _) | (_, None) => None,
+    };
+    let popular = match (&redis, &counts) {
+        (Some(redis), _) => Some(StateBoards::new(Arc::clone(redis), partitions) as Arc<dyn PopularTags>),
+        (None, Some(counts)) => Some(Arc::clone(counts) as Arc<dyn PopularTags>),
+        (None, None) => None,
     };
     let book = Arc::new(PostgresLetters::new(Arc::clone(store)));
     let letters = Arc::clone(&book) as Arc<dyn LetterBook>;
@@ -260,8 +295,9 @@ async fn feed(
     };
     let bus = bus as Arc<dyn Bus>;
     let feed = Feed { bus: &bus, letters: &letters, clock };
-    let consumers = Consumers::start(&feed, index.clone().filter(|_| roles.indexer), popular.clone());
-    Ok(Fed { index, popular, letters, consumers, replaying, held })
+    let consumers = Consumers::start(&feed, index.clone().filter(|_| roles.indexer), counts);
+    let shown = Shown { boards, redis, _progress: progress };
+    Ok(Fed { index, popular, letters, consumers, replaying, shown, held })
 }
 
 /// Takes the data directory for this process.
@@ -297,6 +333,7 @@ struct ClusterOperations {
     store: Arc<PostgresStore>,
     roles: Roles,
     replaying: Option<Replaying>,
+    shown: Shown,
     consumers: Option<Consumers>,
     metrics: MetricsText,
     started: Instant,
@@ -335,6 +372,11 @@ impl Operations for ClusterOperations {
         };
         if let Some(consumers) = &self.consumers {
             consumers.report(&mut report).await;
+        }
+        if let Some(redis) = &self.shown.redis
+            && let Err(error) = redis.check().await
+        {
+            report.degraded.push(("popular".to_owned(), error.to_string()));
         }
         report
     }

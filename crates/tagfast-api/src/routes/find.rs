@@ -186,6 +186,9 @@ pub(crate) async fn suggest(Read(call): Read) -> Result<Response, Problem> {
     if found.approximate {
         meta.degrade("suggestions", "approximate");
     }
+    if found.stale {
+        meta.last_known("suggestions");
+    }
     let body = SuggestBody { tags: found.tags.iter().map(FacetBody::from).collect(), meta };
     Ok(aged(wire::json(&body), Source::Snapshot, now, found.as_of))
 }
@@ -219,11 +222,12 @@ pub(crate) async fn popular_tags(Read(call): Read) -> Result<Response, Problem> 
     let limit = query.number("limit", 20, 1000)?;
     let board = popular(&call)?.popular(call.tenant(), window, limit).await?;
     let now = call.app.parts.clock.now_ms();
-    let body = PopularBody {
-        window: window.as_str(),
-        tags: board.tags.iter().map(FacetBody::from).collect(),
-        meta: Meta::new(Source::Snapshot, board.as_of, now),
-    };
+    let mut meta = Meta::new(Source::Snapshot, board.as_of, now);
+    if board.stale {
+        meta.last_known("popular");
+    }
+    let tags = board.tags.iter().map(FacetBody::from).collect();
+    let body = PopularBody { window: window.as_str(), tags, meta };
     Ok(aged(wire::json(&body), Source::Snapshot, now, board.as_of))
 }
 

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use tagfast_domain::{ContentKey, EpochId, EpochOrdinal, Tag, Tagging, TaggingsEvent, UnixMillis, UserId, Version};
 use tagfast_events::{
     Bus, Consumer, Group, Partition, Positions, RecordVerdict, RuntimeOptions, Sink, SinkError, SinkRecord, Start,
+    Visible,
 };
 use tagfast_events_kafka::{KafkaBus, KafkaOptions, Security};
 use tagfast_resilience::{Clock, SystemClock};
@@ -126,7 +127,7 @@ impl Sink for MemorySink {
         self.group
     }
 
-    async fn start(&self, _: EpochId) -> Result<Start, SinkError> {
+    async fn start(&self, _: EpochId, _: &[Partition]) -> Result<Start, SinkError> {
         Ok(Start::Committed)
     }
 
@@ -169,8 +170,10 @@ impl Sink for MemorySink {
         Ok(())
     }
 
-    fn visible_through(&self, at: UnixMillis) {
-        self.visible.store(at.unsigned_abs(), Ordering::Relaxed);
+    fn visible(&self, visible: &Visible) {
+        if let Some(at) = visible.oldest() {
+            self.visible.store(at.unsigned_abs(), Ordering::Relaxed);
+        }
     }
 
     async fn close(&self) -> Result<(), SinkError> {

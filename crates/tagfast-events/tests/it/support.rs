@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use tagfast_domain::{ContentKey, EpochId, EpochOrdinal, TagName, Tagging, TaggingsEvent, UserId, Version};
 use tagfast_events::{
     Bus, BusConsumer, BusError, BusPosition, BusRecord, Consumer, DeadLetter, Frontier, Group, Partition, Polled,
-    Positions, RecordKind, RecordVerdict, RuntimeOptions, Sink, SinkError, SinkRecord, Start, encode,
+    Positions, RecordKind, RecordVerdict, RuntimeOptions, Sink, SinkError, SinkRecord, Start, Visible, encode,
 };
 use tagfast_resilience::Clock;
 use tokio::sync::watch;
@@ -283,7 +283,7 @@ impl Sink for ScriptedSink {
         GROUP
     }
 
-    async fn start(&self, _epoch: EpochId) -> Result<Start, SinkError> {
+    async fn start(&self, _epoch: EpochId, _: &[Partition]) -> Result<Start, SinkError> {
         let state = self.state();
         Self::check(&state)?;
         Ok(state.positions.clone().map_or(Start::Rebuild("empty"), Start::From))
@@ -334,8 +334,10 @@ impl Sink for ScriptedSink {
         Ok(positions.clone())
     }
 
-    fn visible_through(&self, at: i64) {
-        self.state().visible = at;
+    fn visible(&self, visible: &Visible) {
+        if let Some(at) = visible.oldest() {
+            self.state().visible = at;
+        }
     }
 
     async fn rebuild(

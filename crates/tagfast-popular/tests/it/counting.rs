@@ -164,9 +164,9 @@ async fn another_epoch_is_rebuilt_from_the_shards() {
     counting.deliver(&[lost]).await;
     counting.write(&[event("e", "1", 5, START, &[("kept", START)])]);
     let other = EpochId([8; 16]);
-    assert!(matches!(counting.counts.start(other).await, Ok(Start::Rebuild(_))));
+    assert!(matches!(counting.counts.start(other, &[]).await, Ok(Start::Rebuild(_))));
     counting.counts.rebuild(&positions(50), other, &|_| {}).await.expect("rebuilds");
-    assert!(matches!(counting.counts.start(other).await, Ok(Start::From(from)) if from == positions(50)));
+    assert!(matches!(counting.counts.start(other, &[]).await, Ok(Start::From(from)) if from == positions(50)));
     counting.assert_equals_the_model("e").await;
 }
 
@@ -185,7 +185,7 @@ async fn a_position_survives_and_a_damaged_file_is_rebuilt() {
         .expect("writable");
     let _ = std::fs::remove_file(generation.join("popular-3.sqlite-wal"));
     let reopened = Counting { counts: reopen(&counting), ..counting };
-    assert!(matches!(reopened.counts.start(EPOCH).await, Ok(Start::Rebuild(_))));
+    assert!(matches!(reopened.counts.start(EPOCH, &[]).await, Ok(Start::Rebuild(_))));
     let tenant = "p".parse().expect("valid");
     assert!(reopened.counts.popular(&tenant, Window::All, 5).await.is_err(), "no counts are no empty board");
     reopened.counts.rebuild(&positions(7), EPOCH, &|_| {}).await.expect("rebuilds");
@@ -203,8 +203,8 @@ fn reopen(counting: &Counting) -> std::sync::Arc<tagfast_popular::PopularCounts>
 async fn boards_are_as_new_as_what_is_visible() {
     let counting = Counting::new().await;
     let tenant = "v".parse().expect("valid");
-    counting.counts.visible_through(START);
+    counting.visible_through(START);
     assert_eq!(counting.counts.popular(&tenant, Window::All, 5).await.expect("answers").as_of, START);
-    counting.counts.visible_through(START + 500);
+    counting.visible_through(START + 500);
     assert_eq!(counting.counts.popular(&tenant, Window::All, 5).await.expect("answers").as_of, START + 500);
 }

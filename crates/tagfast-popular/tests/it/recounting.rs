@@ -24,7 +24,7 @@ async fn po5_no_false_drift_while_writes_go_on() {
             tokio::task::yield_now().await;
             counting.deliver(&[e]).await;
             counting.clock.advance(1);
-            counting.counts.visible_through(counting.now() - 1);
+            counting.visible_through(counting.now() - 1);
         }
     };
     let recount = async {
@@ -44,7 +44,7 @@ async fn po5_planted_errors_are_found_and_mended() {
         (0..100).map(|n| event("r", &format!("c{n}"), n + 1, START, &[("a", START), ("b", START)])).collect();
     counting.write(&events);
     counting.deliver(&events).await;
-    counting.counts.visible_through(i64::MAX);
+    counting.visible_through(i64::MAX);
     // Six contents whose state is wrong at the right version, one state without a content.
     let wrong: Vec<_> = (0..6).map(|n| event("r", &format!("w{n}"), 1000 + n, START, &[("a", START)])).collect();
     counting.deliver(&wrong).await;
@@ -76,7 +76,7 @@ async fn po5_planted_errors_are_found_and_mended() {
 async fn a_missing_event_is_drift_and_not_in_flight_for_ever() {
     let counting = Counting::new().await;
     counting.write(&[event("m", "1", 1, START, &[("a", START)])]);
-    counting.counts.visible_through(i64::MAX);
+    counting.visible_through(i64::MAX);
     let report = counting.counts.recount(true, &|_| {}).await.expect("recounts");
     assert_eq!(report.drifted_contents, 1, "{report:?}");
     counting.assert_equals_the_model("m").await;

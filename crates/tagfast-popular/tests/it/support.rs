@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use tagfast_domain::{
     ContentKey, Epoch, EpochId, EpochOrdinal, Tag, Tagging, TaggingsEvent, TenantId, UnixMillis, UserId, Version,
 };
-use tagfast_events::{BusPosition, Partition, Positions, Sink, SinkRecord, Start};
+use tagfast_events::{BusPosition, Partition, Positions, Sink, SinkRecord, Start, Visible};
 use tagfast_popular::{PopularCounts, PopularTags, Window};
 use tagfast_resilience::{Clock, ManualClock};
 use tagfast_sharding::LogicalShard;
@@ -92,7 +92,7 @@ impl Counting {
         let (shards, clock) = (Arc::new(Shards::default()), Arc::new(ManualClock::new(START)));
         let counts = open(&dir, &shards, &clock);
         let counting = Self { dir, counts, shards, clock };
-        assert!(matches!(counting.counts.start(EPOCH).await, Ok(Start::Rebuild(_))), "a new directory is rebuilt");
+        assert!(matches!(counting.counts.start(EPOCH, &[]).await, Ok(Start::Rebuild(_))), "a new directory is rebuilt");
         counting.counts.rebuild(&positions(1), EPOCH, &|_| {}).await.expect("rebuilds");
         counting
     }
@@ -100,11 +100,17 @@ impl Counting {
     /// Drops it as a crash would and opens it again; returns where reading goes on.
     pub(crate) async fn crash(&mut self) -> Positions {
         self.counts = open(&self.dir, &self.shards, &self.clock);
-        match self.counts.start(EPOCH).await.expect("starts") {
+        match self.counts.start(EPOCH, &[]).await.expect("starts") {
             Start::From(from) => from,
             Start::Committed => unreachable!("the counts keep their own positions"),
             Start::Rebuild(reason) => panic!("a crash needs no rebuild: {reason}"),
         }
+    }
+
+    /// Tells the counts that everything committed before a moment was brought to them.
+    pub(crate) fn visible_through(&self, at: UnixMillis) {
+        let partitions = (0..PARTITIONS).map(|p| (Partition(p), at)).collect();
+        self.counts.visible(&Visible { partitions, complete: true });
     }
 
     pub(crate) fn now(&self) -> UnixMillis {

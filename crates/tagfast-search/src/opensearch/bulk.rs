@@ -11,6 +11,8 @@ use crate::entry::Entry;
 
 /// Documents of one request.
 const BULK: usize = 500;
+/// Documents that are removed at once.
+const REMOVED: usize = 1000;
 
 pub(super) fn systemic(failure: impl std::fmt::Display) -> SinkError {
     SinkError { code: "search_index", message: failure.to_string() }
@@ -70,6 +72,37 @@ pub(super) async fn write(
     // Side by side: no content is in two of them, and the server has nothing to do while a request is made.
     let pieces = all.chunks(BULK).map(|piece| piece_of(client, target, piece));
     Ok(try_join_all(pieces).await?.concat())
+}
+
+/// Removes the documents that a query finds, each unless it was written meanwhile; how many were found. Without
+/// `_delete_by_query`, which is a module of its own that a server need not have.
+pub(super) async fn remove(client: &Client, target: &str, query: &Value) -> Result<usize, Failure> {
+    let mut removed = 0;
+    loop {
+        let body = json!({"size": REMOVED, "_source": false, "seq_no_primary_term": true, "query": query});
+        let answer = client.change(Method::POST, &format!("{target}/_search"), Some(&body)).await?;
+        let hits = answer["hits"]["hits"].as_array().map_or(&[][..], Vec::as_slice);
+        if hits.is_empty() {
+            return Ok(removed);
+        }
+        let mut lines = Vec::with_capacity(hits.len() * 150);
+        for hit in hits {
+            let delete = json!({"delete": {
+                "_index": hit["_index"], "_id": hit["_id"],
+                "if_seq_no": hit["_seq_no"], "if_primary_term": hit["_primary_term"],
+            }});
+            lines.extend_from_slice(delete.to_string().as_bytes());
+            lines.push(b'\n');
+        }
+        let answer = client.remove(lines).await?;
+        let gone = |item: &&Value| matches!(item["delete"]["status"].as_u64(), Some(200 | 404));
+        let gone = answer["items"].as_array().into_iter().flatten().filter(gone).count();
+        if gone == 0 {
+            // Whatever keeps them would keep them for ever.
+            return Err(Failure::Odd(format!("nothing is removed: {}", answer["items"][0]["delete"]["error"])));
+        }
+        removed += gone;
+    }
 }
 
 /// The versions of contents, searchable or not.

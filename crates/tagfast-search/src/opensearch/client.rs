@@ -122,6 +122,12 @@ impl Client {
         self.send(Method::POST, path, Some(("application/x-ndjson", lines)), CHANGE).await
     }
 
+    /// Removes documents, so that the next search does not find them.
+    pub(super) async fn remove(&self, lines: Vec<u8>) -> Result<Value, Failure> {
+        let path = "_bulk?refresh=true&filter_path=items.*.status,items.*.error";
+        self.send(Method::POST, path, Some(("application/x-ndjson", lines)), CHANGE).await
+    }
+
     /// Searches; an answer that lacks a shard or ran out of time is a failure.
     pub(super) async fn search(&self, body: &Value) -> Result<Value, Failure> {
         let path = format!("{}/_search?allow_partial_search_results=false", self.options.alias);

@@ -14,6 +14,7 @@ mod client;
 mod index;
 mod lock;
 mod query;
+mod shared;
 mod sink;
 
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -26,6 +27,8 @@ use tagfast_store::ShardScanner;
 
 pub use self::client::OpenSearchOptions;
 use self::client::{Client, Failure};
+use self::shared::Shared;
+pub use self::shared::SharedProgress;
 use self::sink::Progress;
 use crate::{SearchError, SearchIndex, SearchPage, SearchRequest, query as language};
 
@@ -47,7 +50,8 @@ pub struct OpenSearchIndex {
     clock: Arc<dyn Clock>,
     /// Who this is among those that rebuild.
     owner: String,
-    visible: AtomicI64,
+    visible: Arc<AtomicI64>,
+    shared: Arc<Mutex<Shared>>,
     progress: Arc<Mutex<Progress>>,
 }
 
@@ -62,7 +66,18 @@ impl OpenSearchIndex {
         let mut id = [0; 16];
         getrandom::fill(&mut id).map_err(|e| OpenSearchError::Foreign(format!("no random bits: {e}")))?;
         let owner = format!("{:032x}", u128::from_be_bytes(id));
-        Ok(Arc::new(Self { client, scanner, clock, owner, visible: AtomicI64::new(0), progress: Arc::default() }))
+        let (visible, shared, progress) = (Arc::default(), Arc::default(), Arc::default());
+        Ok(Arc::new(Self { client, scanner, clock, owner, visible, shared, progress }))
+    }
+
+    /// Shares how far this process has come with the others that index some of the bus's partitions, until the result is dropped.
+    pub fn share_progress(&self, partitions: u16) -> SharedProgress {
+        let (clock, visible) = (Arc::clone(&self.clock), Arc::clone(&self.visible));
+        let (client, shared) = (Arc::clone(&self.client), Arc::clone(&self.shared));
+        let seen = move |at| {
+            visible.fetch_max(at, Ordering::AcqRel);
+        };
+        shared::spawn(client, shared, self.owner.clone(), partitions, move || clock.now_ms(), seen)
     }
 
     /// Whether the alias, if it is there, leads to an index that this program can use.

@@ -10,8 +10,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use reqwest::Method;
 use serde_json::json;
-use tagfast_domain::{ContentKey, EpochId, UnixMillis, Version};
-use tagfast_events::{Group, Positions, RecordVerdict, Sink, SinkError, SinkRecord, Start};
+use tagfast_domain::{ContentKey, EpochId, Version};
+use tagfast_events::{Group, Partition, Positions, RecordVerdict, Sink, SinkError, SinkRecord, Start, Visible};
 use tagfast_sharding::LogicalShard;
 use tokio::time::Instant;
 
@@ -88,17 +88,20 @@ impl OpenSearchIndex {
         });
     }
 
-    /// Removes tombstones that no late event can need any more. It may fail: the next day it is tried again.
-    async fn sweep(&self) {
+    /// Removes tombstones that no late event can need any more, while more is written. It may fail: the next day it is tried again.
+    fn sweep(&self) {
         let oldest = self.clock.now_ms() - GONE_AGE_MS;
-        let query = json!({"query": {"bool": {"filter": [
-            {"term": {"gone": true}}, {"range": {"updated_at": {"lt": oldest}}},
-        ]}}});
-        let path =
-            format!("{}/_delete_by_query?conflicts=proceed&wait_for_completion=false", self.client.options.alias);
-        if let Err(error) = self.client.change(Method::POST, &path, Some(&query)).await {
-            tracing::warn!(%error, "old tombstones were not removed from the search index");
-        }
+        let client = Arc::clone(&self.client);
+        tokio::spawn(async move {
+            let query = json!({"bool": {"filter": [
+                {"term": {"gone": true}}, {"range": {"updated_at": {"lt": oldest}}},
+            ]}});
+            match bulk::remove(&client, &client.options.alias, &query).await {
+                Ok(0) => {}
+                Ok(removed) => tracing::info!(removed, "old tombstones were removed from the search index"),
+                Err(error) => tracing::warn!(%error, "old tombstones were not removed from the search index"),
+            }
+        });
     }
 
     /// Copies every content of the shards into the index behind an alias.
@@ -168,7 +171,7 @@ impl Sink for OpenSearchIndex {
         GROUP
     }
 
-    async fn start(&self, _: EpochId) -> Result<Start, SinkError> {
+    async fn start(&self, _: EpochId, _: &[Partition]) -> Result<Start, SinkError> {
         match index::check(&self.client).await.map_err(systemic)? {
             Some(_) => Ok(Start::Committed),
             None => Ok(Start::Rebuild("there is no index yet")),
@@ -231,13 +234,21 @@ impl Sink for OpenSearchIndex {
             sweep
         };
         if sweep {
-            self.sweep().await;
+            self.sweep();
         }
         Ok(self.progress().visible.clone())
     }
 
-    fn visible_through(&self, at: UnixMillis) {
-        self.visible.fetch_max(at, Ordering::AcqRel);
+    fn visible(&self, visible: &Visible) {
+        let whole = {
+            let mut shared = super::shared::lock(&self.shared);
+            shared.see(visible);
+            shared.oldest()
+        };
+        if let Some(at) = whole {
+            self.visible.fetch_max(at, Ordering::AcqRel);
+        }
+        let Some(at) = visible.oldest() else { return };
         metrics::gauge!("tagfast_search_lag_seconds").set((self.clock.now_ms() - at).max(0) as f64 / 1000.0);
     }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 
 use async_trait::async_trait;
 use tagfast_domain::{ContentKey, Document, EpochId, UnixMillis, Version};
-use tagfast_events::{Group, Positions, RecordVerdict, Sink, SinkError, SinkRecord, Start};
+use tagfast_events::{Group, Partition, Positions, RecordVerdict, Sink, SinkError, SinkRecord, Start, Visible};
 use tagfast_resilience::generation;
 use tagfast_sharding::LogicalShard;
 
@@ -101,7 +101,7 @@ impl Sink for TantivyIndex {
         GROUP
     }
 
-    async fn start(&self, epoch: EpochId) -> Result<Start, SinkError> {
+    async fn start(&self, epoch: EpochId, _: &[Partition]) -> Result<Start, SinkError> {
         let state = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(match state.as_ref() {
             None => Start::Rebuild("there is no usable index"),
@@ -144,7 +144,8 @@ impl Sink for TantivyIndex {
         self.with_writer(move |state| state.advance(&positions, &options, now)).await
     }
 
-    fn visible_through(&self, at: UnixMillis) {
+    fn visible(&self, visible: &Visible) {
+        let Some(at) = visible.oldest() else { return };
         self.visible.fetch_max(at, Ordering::AcqRel);
         metrics::gauge!("tagfast_search_lag_seconds").set((self.clock.now_ms() - at).max(0) as f64 / 1000.0);
     }

@@ -82,7 +82,7 @@ async fn s10_a_crash_at_any_step_loses_nothing() {
         if numbers.below(3) == 0 || !applied {
             engine.crash();
             assert_eq!(engine.rebuild_if_asked().await, None, "a crash needs no rebuild");
-            let Start::From(from) = engine.index.start(EPOCH).await.expect("starts") else { panic!("no rebuild") };
+            let Start::From(from) = engine.index.start(EPOCH, &[]).await.expect("starts") else { panic!("no rebuild") };
             let next = from.values().next().map_or(0, |p| p.next);
             // What is read again is everything that was not committed, and some that was.
             for record in log.iter().filter(|r| r.offset + 2 >= next) {
@@ -108,11 +108,11 @@ async fn another_epoch_asks_for_a_rebuild_and_old_answers_go_on() {
     engine.apply(&[event("e", "t", "1", 1, 1, &["x"])]).await;
     engine.visible().await;
     let other = EpochId([8; 16]);
-    assert!(matches!(engine.index.start(other).await, Ok(Start::Rebuild(_))));
+    assert!(matches!(engine.index.start(other, &[]).await, Ok(Start::Rebuild(_))));
     let tenant = "e".parse().expect("valid");
     assert_eq!(engine.index.search(&tenant, &request("x")).await.expect("still answers").hits.len(), 1);
     engine.index.rebuild(&positions(1), other, &|_| {}).await.expect("rebuilds");
-    assert!(matches!(engine.index.start(other).await, Ok(Start::From(_))));
+    assert!(matches!(engine.index.start(other, &[]).await, Ok(Start::From(_))));
     assert_eq!(engine.index.search(&tenant, &request("x")).await.expect("answers").hits.len(), 1);
     assert_eq!(engine.index.documents().await.expect("counts"), 1);
 }
@@ -225,12 +225,12 @@ async fn a_position_is_told_only_when_it_is_committed() {
     let tenant = "pos".parse().expect("valid");
     assert!(engine.index.search(&tenant, &request("x")).await.expect("answers").hits.is_empty());
     engine.crash();
-    assert_eq!(engine.index.start(EPOCH).await.expect("starts"), Start::From(before.clone()));
+    assert_eq!(engine.index.start(EPOCH, &[]).await.expect("starts"), Start::From(before.clone()));
     engine.index.apply(&records).await.expect("applies");
     assert_eq!(engine.index.advance(&positions(2)).await.expect("advances"), before, "not due yet");
     engine.index.close().await.expect("closes");
     engine.crash();
-    assert_eq!(engine.index.start(EPOCH).await.expect("starts"), Start::From(positions(2)));
+    assert_eq!(engine.index.start(EPOCH, &[]).await.expect("starts"), Start::From(positions(2)));
     let found = engine.index.search(&tenant, &request("x")).await.expect("answers").hits.len();
     assert_eq!(found, 1, "closing commits what was applied");
     // A superseded record moves the position too, and is told when that is durable.
@@ -308,7 +308,7 @@ async fn a_rebuild_equals_the_shards_and_searches_go_on() {
         let page = engine.index.search(&tenant, &request(tag)).await.expect("answers");
         assert_eq!(page.total, Total::Exactly(expected), "{tag}");
     }
-    assert_eq!(engine.index.start(EPOCH).await.expect("starts"), Start::From(from));
+    assert_eq!(engine.index.start(EPOCH, &[]).await.expect("starts"), Start::From(from));
     // A tombstone was copied: what is older than it stays out.
     let gone = events.iter().find(|e| e.tags.is_empty()).expect("some lost all tags");
     let late = event("r", "t", gone.key.content.content_id.as_str(), 1, NOW, &["all"]);

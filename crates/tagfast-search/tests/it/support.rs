@@ -74,7 +74,7 @@ impl Engine {
     }
 
     pub(crate) async fn rebuild_if_asked(&self) -> Option<&'static str> {
-        match self.index.start(EPOCH).await.expect("the sink starts") {
+        match self.index.start(EPOCH, &[]).await.expect("the sink starts") {
             Start::From(_) => None,
             Start::Committed => unreachable!("the index keeps its own position"),
             Start::Rebuild(reason) => {

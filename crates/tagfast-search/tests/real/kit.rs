@@ -77,9 +77,9 @@ impl Engine {
     pub(crate) async fn unprotected() -> Self {
         let (options, shards, clock) = (options().await, Arc::default(), Arc::new(ManualClock::new(NOW)));
         let index = open(&options, &shards, &clock);
-        assert_eq!(index.start(EPOCH).await.expect("it starts"), Start::Rebuild("there is no index yet"));
+        assert_eq!(index.start(EPOCH, &[]).await.expect("it starts"), Start::Rebuild("there is no index yet"));
         index.rebuild(&at(1), EPOCH, &|_| {}).await.expect("an empty index");
-        assert_eq!(index.start(EPOCH).await.expect("it starts"), Start::Committed);
+        assert_eq!(index.start(EPOCH, &[]).await.expect("it starts"), Start::Committed);
         Self { index, shards, options, clock, offset: AtomicU64::new(1), _quiet: None }
     }
 

@@ -4,3 +4,4 @@ mod engine;
 mod faults;
 mod kit;
 mod rebuild;
+mod shared;

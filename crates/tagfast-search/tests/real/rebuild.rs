@@ -94,3 +94,26 @@ async fn two_rebuilds_take_turns() {
     assert_eq!(engine.index.documents().await.expect("a count"), 3000);
     engine.index.check().await.expect("one index is served");
 }
+
+/// Tombstones go when no event can be late enough to need them, and not before; contents with tags never do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_old_tombstones_are_swept() {
+    let engine = Engine::new().await;
+    let old = NOW - 31 * 86_400_000;
+    let events = [
+        event("acme", "t", "old-tombstone", 2, old, &[]),
+        event("acme", "t", "young-tombstone", 2, NOW, &[]),
+        event("acme", "t", "old-content", 2, old, &["kept"]),
+    ];
+    engine.index.apply(&engine.records(&events)).await.expect("applied");
+    engine.shown().await;
+    let sweeper = engine.again();
+    sweeper.advance(&at(1)).await.expect("the first one of a day sweeps");
+    let keys: Vec<_> = events.iter().map(|event| event.key.clone()).collect();
+    tagfast_testkit::wait_for_condition_async("the sweep", Duration::from_secs(15), || async {
+        let known = engine.index.versions(&keys).await.map_err(|e| e.to_string())?;
+        let there: Vec<bool> = known.iter().map(Option::is_some).collect();
+        if there == [false, true, true] { Ok(()) } else { Err(format!("{there:?}")) }
+    })
+    .await;
+}

@@ -10,7 +10,7 @@ use tagfast_domain::{ContentKey, EpochId, Version};
 use tagfast_events::conformance::letters::LetterHarness;
 use tagfast_events::{
     BusRecord, Clerk, Consumer, Cooldown, DeadLetter, Group, Job, LetterBook, LetterClass, LetterFilter, LetterState,
-    NewJob, Positions, RecordVerdict, RuntimeOptions, Sink, SinkError, SinkRecord, Start,
+    NewJob, Partition, Positions, RecordVerdict, RuntimeOptions, Sink, SinkError, SinkRecord, Start,
 };
 use tagfast_resilience::SystemClock;
 use tagfast_store_embedded::EmbeddedStore;
@@ -77,7 +77,7 @@ impl Sink for Newest {
         Group::INDEXER
     }
 
-    async fn start(&self, _: EpochId) -> Result<Start, SinkError> {
+    async fn start(&self, _: EpochId, _: &[Partition]) -> Result<Start, SinkError> {
         Ok(Start::Committed)
     }
 

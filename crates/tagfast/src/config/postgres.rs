@@ -54,6 +54,8 @@ pub struct PostgresConfig {
     pub tls_ca_file: PathBuf,
     /// Writer lanes of each cluster.
     pub lanes: usize,
+    /// The state Redis; without it every process counts everything for itself.
+    pub state_redis: Option<String>,
     /// How much disk each cluster's outbox may take.
     pub outbox_max_bytes: u64,
     /// How long a write waits for a primary.
@@ -179,6 +181,7 @@ pub(super) fn postgres(raw: &RawConfig, errors: &mut Vec<String>) -> PostgresCon
         outbox_max_bytes: number(store.outbox_max_bytes, 4 << 30, "store.outbox_max_bytes", 1 << 20..=1 << 50, errors)
             as u64,
         hold: Duration::from_millis(number(store.hold_ms, 10_000, "store.hold_ms", 0..=600_000, errors) as u64),
+        state_redis: text(raw.state.redis_url.as_ref()),
         map_version: store.map_version.unwrap_or(1),
         kafka: bus::kafka(raw, errors),
         opensearch: bus::opensearch(raw, errors),

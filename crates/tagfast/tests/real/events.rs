@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tagfast_testkit::stack::{Fault, Stack, StackOptions};
@@ -13,20 +13,25 @@ use crate::{PATIENCE, serve, wait_until_ready};
 
 /// One of these at a time, beside one of the others.
 static TURN: Mutex<()> = Mutex::new(());
+
+pub(crate) fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Contents that writers write.
 const CONTENTS: u64 = 200;
 /// Contents that are written before a primary takes them with it.
 const LOST: std::ops::Range<u64> = 1000..1040;
 
 /// Writes all the while, each content by one writer; what was not acknowledged is written again.
-struct Writer {
+pub(crate) struct Writer {
     stop: Arc<AtomicBool>,
     written: Arc<AtomicU64>,
     thread: std::thread::JoinHandle<()>,
 }
 
 impl Writer {
-    fn start(server: &ServerProcess) -> Self {
+    pub(crate) fn start(server: &ServerProcess) -> Self {
         let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (ended, count) = (Arc::clone(&stop), Arc::clone(&written));
         let mut client = server.client().with_timeout(PATIENCE);
@@ -50,7 +55,7 @@ impl Writer {
         Self { stop, written, thread }
     }
 
-    fn goes_on(&self) {
+    pub(crate) fn goes_on(&self) {
         let known = self.written.load(Ordering::SeqCst);
         wait_for_condition("writes go on", PATIENCE, || {
             let now = self.written.load(Ordering::SeqCst);
@@ -58,7 +63,7 @@ impl Writer {
         });
     }
 
-    fn end(self) {
+    pub(crate) fn end(self) {
         self.stop.store(true, Ordering::SeqCst);
         self.thread.join().expect("the writer saw only what it may see");
     }
@@ -104,8 +109,20 @@ fn index(client: &mut Client) -> Result<Contents, String> {
     }
 }
 
-/// Index, counts and shards agree.
+/// Index, counts and shards agree, in a process that does everything.
 fn all_agree(client: &mut Client) {
+    agree(client);
+    no_drift(client);
+}
+
+/// A recount of what this process counts finds nothing.
+pub(crate) fn no_drift(client: &mut Client) {
+    let drift = client.post("/v1/admin/recount", &serde_json::json!({})).expect(200).json();
+    assert_eq!((&drift["drifted_contents"], &drift["drifted_counts"]), (&0.into(), &0.into()), "{drift}");
+}
+
+/// Search and popular tags say what the shards say.
+pub(crate) fn agree(client: &mut Client) {
     let wanted = shards(client);
     wait_for_condition("the index equals the shards", PATIENCE, || {
         let found = index(client)?;
@@ -132,8 +149,6 @@ fn all_agree(client: &mut Client) {
             .collect();
         if counted == counts { Ok(()) } else { Err(format!("{counted:?}, not {counts:?}")) }
     });
-    let drift = client.post("/v1/admin/recount", &serde_json::json!({})).expect(200).json();
-    assert_eq!((&drift["drifted_contents"], &drift["drifted_counts"]), (&0.into(), &0.into()), "{drift}");
 }
 
 fn dead_letters(client: &mut Client) -> u64 {
@@ -148,7 +163,7 @@ fn dead_letters(client: &mut Client) -> u64 {
 
 #[test]
 fn index_and_counts_agree_with_the_shards_whatever_dies() {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = turn();
     let dir = tempfile::tempdir().expect("a folder");
     let options =
         StackOptions { kafka: true, opensearch: true, redis: true, ..StackOptions::clusters_only(2, dir.path()) };
@@ -234,7 +249,7 @@ fn index_and_counts_agree_with_the_shards_whatever_dies() {
 /// A topic with another number of partitions is refused, with what to do.
 #[test]
 fn a_foreign_topic_is_refused_at_the_start() {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = turn();
     let dir = tempfile::tempdir().expect("a folder");
     let options = StackOptions { kafka: true, ..StackOptions::clusters_only(1, dir.path()) };
     let stack = Stack::up(&options, &|_| ()).expect("the stack comes up");

@@ -1,5 +1,6 @@
 //! The program on real clusters, as a user runs it: the configuration that the stack writes, HTTP, a cluster that is down.
 
+mod apart;
 mod events;
 
 use std::process::{Command, Stdio};

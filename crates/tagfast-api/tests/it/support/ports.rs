@@ -111,11 +111,12 @@ impl SearchIndex for FakeSearch {
 pub(crate) struct FakePopular {
     store: Arc<MemoryStore>,
     pub(crate) fault: Mutex<Option<fn() -> PopularError>>,
+    pub(crate) stale: AtomicBool,
 }
 
 impl FakePopular {
     pub(crate) fn new(store: Arc<MemoryStore>) -> Arc<Self> {
-        Arc::new(Self { store, fault: Mutex::new(None) })
+        Arc::new(Self { store, fault: Mutex::new(None), stale: AtomicBool::new(false) })
     }
 
     fn counts(&self, tenant: &TenantId) -> Result<Vec<TagCount>, PopularError> {
@@ -139,13 +140,14 @@ impl FakePopular {
 impl PopularTags for FakePopular {
     async fn popular(&self, tenant: &TenantId, _: Window, limit: usize) -> Result<Board, PopularError> {
         let tags = self.counts(tenant)?.into_iter().take(limit).collect();
-        Ok(Board { tags, as_of: self.store.clock.now_ms() - 1000 })
+        Ok(Board { tags, as_of: self.store.clock.now_ms() - 1000, stale: self.stale.load(Ordering::Relaxed) })
     }
 
     async fn suggest(&self, tenant: &TenantId, prefix: &str, limit: usize) -> Result<Suggestions, PopularError> {
         let all = self.counts(tenant)?;
         let tags = all.into_iter().filter(|t| t.tag.as_str().starts_with(prefix)).take(limit).collect();
-        Ok(Suggestions { tags, approximate: false, as_of: self.store.clock.now_ms() - 1000 })
+        let (as_of, stale) = (self.store.clock.now_ms() - 1000, self.stale.load(Ordering::Relaxed));
+        Ok(Suggestions { tags, approximate: false, as_of, stale })
     }
 
     async fn count(&self, tenant: &TenantId, tag: &TagName) -> Result<Option<TagCount>, PopularError> {

@@ -1,0 +1,39 @@
+//! How old the index is, with several processes that feed it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tagfast_events::{Partition, Sink, Visible};
+use tagfast_search::SearchIndex;
+use tagfast_testkit::wait_for_condition_async;
+
+use crate::kit::Engine;
+
+fn visible(all: &[(u16, i64)]) -> Visible {
+    Visible { partitions: all.iter().map(|(p, at)| (Partition(*p), *at)).collect::<BTreeMap<_, _>>(), complete: true }
+}
+
+/// Who indexes a part, and who only asks, know the age of the whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everybody_knows_how_old_the_whole_index_is() {
+    let engine = Engine::new().await;
+    let (one, other, asker) = (engine.again(), engine.again(), engine.again());
+    let _shared: Vec<_> = [&one, &other, &asker].map(|index| index.share_progress(3)).into();
+    let seen = async |what: &str, expected: i64| {
+        for index in [&one, &other, &asker] {
+            wait_for_condition_async(what, Duration::from_secs(15), || async {
+                let as_of = index.as_of();
+                if as_of == expected { Ok(()) } else { Err(format!("{as_of}")) }
+            })
+            .await;
+        }
+    };
+    one.visible(&visible(&[(0, 100), (1, 300)]));
+    seen("of partition 2 nothing is known", 0).await;
+    other.visible(&visible(&[(2, 200)]));
+    seen("the oldest of three", 100).await;
+    // A partition moves; its new owner has come further.
+    one.visible(&visible(&[(1, 400)]));
+    other.visible(&visible(&[(0, 250), (2, 260)]));
+    seen("after a move", 250).await;
+}
