@@ -9,12 +9,12 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tagfast_domain::{ContentKey, UnixMillis};
-use tagfast_resilience::Clock;
+use tagfast_resilience::{Breaker, BreakerOptions, BreakerState, Clock, Transition};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use self::letters::{Held, Why};
-use crate::bus::{Bus, BusConsumer, BusError, BusRecord, LetterClass, Partition, Polled, Positions, RecordKind};
+use crate::bus::{Bus, BusConsumer, BusError, BusRecord, Group, LetterClass, Partition, Polled, Positions, RecordKind};
 use crate::envelope;
 use crate::progress::Progress;
 use crate::runtime::{ConsumerState, Request, RuntimeOptions, Shared};
@@ -42,6 +42,8 @@ pub(crate) struct Engine {
     waiting: Waiting,
     progress: Progress,
     storm: Storm,
+    /// Between the consumer and its sink.
+    breaker: Arc<Breaker>,
     /// Letters that are not written while there is a storm; their partitions are paused.
     held: BTreeMap<Partition, Vec<Held>>,
     /// When one of them is tried again.
@@ -62,7 +64,9 @@ impl Engine {
         stopped: watch::Receiver<bool>,
         requests: mpsc::Receiver<Request>,
     ) -> Self {
+        let breaker = breaker(sink.group(), &options);
         Self {
+            breaker,
             bus,
             sink,
             options,
@@ -226,22 +230,40 @@ impl Engine {
         Ok(from)
     }
 
-    /// Repeats a call to the sink until it succeeds: its failures are systemic.
+    /// Repeats a call to the sink until it succeeds: its failures are systemic. The breaker says when; while it finds out whether
+    /// the sink works again, a canary goes first.
     async fn insist<T, F: Future<Output = Result<T, SinkError>>>(
         &mut self,
         call: impl Fn() -> F,
     ) -> Result<T, StopAsked> {
         let before = *self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut attempt = 0;
         loop {
-            match call().await {
+            let permit = match self.breaker.acquire() {
+                Ok(permit) => permit,
+                Err(refused) => {
+                    self.shared.set(ConsumerState::Paused);
+                    self.wait(refused.retry_after).await?;
+                    continue;
+                }
+            };
+            let canary = if permit.is_probe() { self.sink.canary().await } else { Ok(()) };
+            let result = match canary {
+                Ok(()) => call().await,
+                Err(error) => Err(error),
+            };
+            match result {
                 Ok(value) => {
+                    permit.ok();
                     self.shared.set(before);
                     return Ok(value);
                 }
-                Err(error) => self.pause(&error, attempt).await?,
+                Err(error) => {
+                    permit.failed();
+                    let group = self.sink.group().0;
+                    tracing::warn!(group, %error, "the sink failed; the consumer waits for it");
+                    metrics::counter!("tagfast_consumer_pauses_total", "group" => group).increment(1);
+                }
             }
-            attempt += 1;
         }
     }
 
@@ -251,8 +273,12 @@ impl Engine {
         tracing::warn!(group, %error, attempt, "the consumer pauses and tries again");
         metrics::counter!("tagfast_consumer_pauses_total", "group" => group).increment(1);
         self.shared.set(ConsumerState::Paused);
-        let delay =
-            Duration::from_millis(100).saturating_mul(2u32.saturating_pow(attempt.min(16))).min(self.options.pause_cap);
+        let delay = Duration::from_millis(100).saturating_mul(2u32.saturating_pow(attempt.min(16)));
+        self.wait(delay.min(self.options.pause_cap)).await
+    }
+
+    /// Lets time pass, while the gauges go on; ends early when a stop was asked for.
+    async fn wait(&mut self, delay: Duration) -> Result<(), StopAsked> {
         let until = Instant::now() + delay;
         while Instant::now() < until {
             // The gauges tell the truth meanwhile: it is later than it was.
@@ -485,6 +511,28 @@ impl Engine {
         }
         self.sink.visible(&visible);
     }
+}
+
+/// The breaker between a consumer and its sink: a systemic failure opens it at once, a slow sink never does.
+fn breaker(group: Group, options: &RuntimeOptions) -> Arc<Breaker> {
+    let began = Instant::now();
+    let behaviour = BreakerOptions {
+        min_calls: 1,
+        failed_share: 0.0,
+        failed_or_slow_share: f64::INFINITY,
+        slow_after: Duration::from_secs(60),
+        stalled_calls: 0,
+        open_first: Duration::from_millis(200),
+        open_cap: options.pause_cap,
+        reset_after: Duration::from_secs(30),
+    };
+    let told = move |transition: &Transition| {
+        let (from, to, reason) = (transition.from.as_str(), transition.to.as_str(), transition.reason);
+        tracing::info!(breaker = transition.name, from, to, reason, "a breaker changed its state");
+        let open = if transition.to == BreakerState::Closed { 0.0 } else { 1.0 };
+        metrics::gauge!("tagfast_consumer_breaker_open", "group" => group.0).set(open);
+    };
+    Breaker::new(format!("sink {}", group.0), behaviour, Arc::new(move || began.elapsed()), Arc::new(told), 0x5eed)
 }
 
 /// Whether a record's key is that of its event: the parts, with zeros or slashes between them.

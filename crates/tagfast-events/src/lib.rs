@@ -52,6 +52,12 @@ pub const METRICS: &[MetricDef] = &[
         help: "Waits because the sink or the bus failed as a whole.",
     },
     MetricDef {
+        name: "tagfast_consumer_breaker_open",
+        kind: MetricKind::Gauge,
+        labels: &["group"],
+        help: "1 while the consumer waits for what it feeds, or finds out whether it works again.",
+    },
+    MetricDef {
         name: "tagfast_dead_letters_open",
         kind: MetricKind::Gauge,
         labels: &["group"],

@@ -100,6 +100,12 @@ pub trait Sink: Send + Sync {
     /// be durable or visible before [`Sink::advance`] says so. Applying a record again is harmless.
     async fn apply(&self, records: &[SinkRecord]) -> Result<Vec<RecordVerdict>, SinkError>;
 
+    /// Writes something of its own, that nobody ever finds: it fails exactly when the sink fails as a whole. While that is in
+    /// doubt it goes before records do.
+    async fn canary(&self) -> Result<(), SinkError> {
+        Ok(())
+    }
+
     /// Makes durable what was applied until now, whatever the cadence; [`Sink::advance`] is not told. A replayed letter is
     /// closed after this.
     async fn flush(&self) -> Result<(), SinkError>;

@@ -142,6 +142,12 @@ impl Engine {
         let held = self.held.get(&partition).into_iter().flatten();
         let Some(probe) = held.filter_map(Held::for_sink).next() else { return Ok(false) };
         let (sink, records) = (Arc::clone(&self.sink), Arc::new(vec![probe]));
+        // Does the sink work at all? Then it is the record.
+        self.insist(|| {
+            let sink = Arc::clone(&sink);
+            async move { sink.canary().await }
+        })
+        .await?;
         let verdicts = self
             .insist(|| {
                 let (sink, records) = (Arc::clone(&sink), Arc::clone(&records));

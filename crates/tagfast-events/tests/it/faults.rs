@@ -101,6 +101,26 @@ async fn cr2_an_outage_is_not_poison() {
     consumer.stop().await;
 }
 
+/// After an outage a canary goes first: while it dies no record is offered, and the consumer waits.
+#[tokio::test(start_paused = true)]
+async fn a_canary_goes_before_records() {
+    let clock = VirtualClock::new();
+    let (bus, sink) = (MemoryBus::new(1, &clock), ScriptedSink::willing());
+    let consumer = spawn(&bus, &sink, &clock);
+    until("running", Duration::from_secs(1), || consumer.status().caught_up).await;
+    assert_eq!(sink.state().canaries, 0, "nothing is in doubt");
+    (sink.state().down, sink.state().canary_dies) = (true, true);
+    bus.publish(&event("a", 1, 1));
+    until("paused", Duration::from_secs(5), || consumer.status().state == ConsumerState::Paused).await;
+    sink.state().down = false;
+    until("some canaries died", Duration::from_secs(60), || sink.state().canaries >= 5).await;
+    assert!(sink.state().offered.is_empty(), "no record was offered to what swallows canaries");
+    sink.state().canary_dies = false;
+    until("applied", Duration::from_secs(10), || sink.state().applied.len() == 1).await;
+    assert!(bus.state().letters.is_empty());
+    consumer.stop().await;
+}
+
 /// CR3: a letter that cannot be parked holds the position back, and the consumer lives on.
 #[tokio::test(start_paused = true)]
 async fn cr3_the_position_waits_for_the_letter() {

@@ -250,6 +250,8 @@ pub(crate) struct SinkState {
     pub(crate) rebuilds: u32,
     pub(crate) closed: bool,
     pub(crate) visible: i64,
+    pub(crate) canaries: u32,
+    pub(crate) canary_dies: bool,
 }
 
 impl ScriptedSink {
@@ -283,10 +285,15 @@ impl Sink for ScriptedSink {
         GROUP
     }
 
-    async fn start(&self, _epoch: EpochId, _: &[Partition]) -> Result<Start, SinkError> {
+    async fn start(&self, _epoch: EpochId, partitions: &[Partition]) -> Result<Start, SinkError> {
         let state = self.state();
         Self::check(&state)?;
-        Ok(state.positions.clone().map_or(Start::Rebuild("empty"), Start::From))
+        let Some(mut positions) = state.positions.clone() else { return Ok(Start::Rebuild("empty")) };
+        // Nothing was copied for it: everything is to be read.
+        for partition in partitions {
+            positions.entry(*partition).or_insert(BusPosition { next: 1, ..BusPosition::default() });
+        }
+        Ok(Start::From(positions))
     }
 
     async fn apply(&self, records: &[SinkRecord]) -> Result<Vec<RecordVerdict>, SinkError> {
@@ -311,6 +318,15 @@ impl Sink for ScriptedSink {
             verdicts.push(verdict);
         }
         Ok(verdicts)
+    }
+
+    async fn canary(&self) -> Result<(), SinkError> {
+        let mut state = self.state();
+        state.canaries += 1;
+        if state.canary_dies {
+            return Err(SinkError { code: "down", message: "the canary died".to_owned() });
+        }
+        Self::check(&state)
     }
 
     async fn flush(&self) -> Result<(), SinkError> {

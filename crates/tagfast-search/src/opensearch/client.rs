@@ -110,6 +110,11 @@ impl Client {
         self.send(Method::GET, path, None, SEARCH).await
     }
 
+    /// Asks for something that a slow answer does not make worthless.
+    pub(super) async fn get_patiently(&self, path: &str) -> Result<Value, Failure> {
+        self.send(Method::GET, path, None, CHANGE).await
+    }
+
     /// Changes something.
     pub(super) async fn change(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
         let body = body.map(|body| ("application/json", body.to_string().into_bytes()));

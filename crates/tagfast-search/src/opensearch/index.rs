@@ -27,7 +27,7 @@ fn definition(shards: u32) -> Value {
 
 /// The indices behind an alias.
 async fn behind(client: &Client, alias: &str) -> Result<Vec<String>, Failure> {
-    match client.get(&format!("_alias/{alias}")).await {
+    match client.get_patiently(&format!("_alias/{alias}")).await {
         Ok(answer) => Ok(answer.as_object().map(|all| all.keys().cloned().collect()).unwrap_or_default()),
         Err(failure) if failure.status() == Some(StatusCode::NOT_FOUND) => Ok(Vec::new()),
         Err(failure) => Err(failure),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use reqwest::Method;
 use serde_json::json;
-use tagfast_domain::{ContentKey, EpochId, Version};
+use tagfast_domain::{Content, ContentId, ContentKey, ContentType, EpochId, TenantId, Version};
 use tagfast_events::{Group, Partition, Positions, RecordVerdict, Sink, SinkError, SinkRecord, Start, Visible};
 use tagfast_sharding::LogicalShard;
 use tokio::time::Instant;
@@ -196,6 +196,27 @@ impl Sink for OpenSearchIndex {
         progress.dirty = true;
         progress.written += records.len() as u64;
         Ok(verdicts)
+    }
+
+    async fn canary(&self) -> Result<(), SinkError> {
+        let key = ContentKey {
+            tenant: TenantId::reserved("_canary"),
+            content: Content {
+                content_type: ContentType::parse("canary").map_err(systemic)?,
+                content_id: ContentId::parse("1").map_err(systemic)?,
+            },
+        };
+        let now = self.clock.now_ms();
+        let version = Version::from_packed(now.max(0).unsigned_abs()).map_err(systemic)?;
+        // Without tags: no query finds it, no count counts it.
+        let entry = Entry { key: &key, version, updated_at: now, tags: Vec::new() };
+        match bulk::write(&self.client, &self.client.options.alias, &[entry]).await?.first() {
+            Some(RecordVerdict::Applied | RecordVerdict::Superseded) => Ok(()),
+            Some(RecordVerdict::Poison { message, .. } | RecordVerdict::Failed { message, .. }) => {
+                Err(systemic(message))
+            }
+            None => Err(systemic("the canary was not answered")),
+        }
     }
 
     /// A bulk is acknowledged when it is in the translog of every copy.

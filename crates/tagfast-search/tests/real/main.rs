@@ -3,5 +3,6 @@
 mod engine;
 mod faults;
 mod kit;
+mod overloaded;
 mod rebuild;
 mod shared;
