@@ -94,6 +94,12 @@ pub const METRICS: &[MetricDef] = &[
         help: "1 while so many records fail that no more are parked: partitions wait. `tagfast status` names the reason; look at the newest release and at what the group feeds.",
     },
     MetricDef {
+        name: "tagfast_dead_letter_write_failures_total",
+        kind: MetricKind::Counter,
+        labels: &["group"],
+        help: "Letters that could not be written: the position of the group waits at their records. Is the dead-letter topic there?",
+    },
+    MetricDef {
         name: "tagfast_dead_letters_total",
         kind: MetricKind::Counter,
         labels: &["group", "class"],

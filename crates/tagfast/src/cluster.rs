@@ -248,10 +248,13 @@ async fn feed(
             let options = OpenSearchOptions { url: search.url.clone(), alias: INDEX.to_owned(), shards: search.shards };
             let refused = |e: OpenSearchError| Failure::new(e.to_string());
             let index = OpenSearchIndex::new(options, Arc::clone(&scanner), Arc::clone(clock)).map_err(refused)?;
-            match index.check().await {
-                Ok(()) => {}
-                Err(error @ OpenSearchError::Foreign(_)) => return Err(refused(error)),
-                Err(error @ OpenSearchError::Unavailable(_)) => tracing::warn!(%error, "search waits for its index"),
+            match tokio::time::timeout(PATIENCE, index.check()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error @ OpenSearchError::Foreign(_))) => return Err(refused(error)),
+                Ok(Err(error @ OpenSearchError::Unavailable(_))) => {
+                    tracing::warn!(%error, "search waits for its index")
+                }
+                Err(_) => tracing::warn!(url = search.url, "search waits for its index: OpenSearch does not answer"),
             }
             let progress = index.share_progress(partitions);
             Some((index, progress))
@@ -294,7 +297,8 @@ async fn feed(
         None
     };
     let bus = bus as Arc<dyn Bus>;
-    let feed = Feed { bus: &bus, letters: &letters, clock };
+    let traced = config.telemetry.otlp_endpoint.is_some();
+    let feed = Feed { bus: &bus, letters: &letters, clock, traced };
     let consumers = Consumers::start(&feed, index.clone().filter(|_| roles.indexer), counts);
     let shown = Shown { boards, redis, _progress: progress };
     Ok(Fed { index, popular, letters, consumers, replaying, shown, held })

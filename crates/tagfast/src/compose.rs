@@ -45,7 +45,8 @@ impl Embedded {
         let bus = store.bus();
         let letters = store.letters();
         let options = config.dead_letters.replayer().map_err(Failure::new)?;
-        let feed = Feed { bus: &bus, letters: &letters, clock: &clock };
+        let traced = config.telemetry.otlp_endpoint.is_some();
+        let feed = Feed { bus: &bus, letters: &letters, clock: &clock, traced };
         let consumers = Consumers::start(&feed, Some(Arc::clone(&index)), Some(Arc::clone(&popular)));
         let leads = watch::channel(false).0;
         let replayer = Replayer::spawn(Arc::clone(&letters), options, Arc::clone(&clock), leads);

@@ -11,6 +11,8 @@ use tagfast_popular::{PopularTags, RecountReport};
 use tagfast_resilience::Clock;
 use tagfast_search::SearchIndex;
 
+use crate::telemetry::applied::Traced;
+
 /// What is said while so many records fail that no more are parked.
 const STORM: &str = "dead_letter_storm: so many records fail that they cannot be to blame; their partitions wait. Look at the \
                      newest release and at what the group feeds, or let them through: tagfast dead-letters allow-storm";
@@ -24,6 +26,7 @@ struct Watched {
 
 impl Watched {
     fn start(feed: &Feed<'_>, sink: Arc<dyn Sink>) -> Self {
+        let sink = if feed.traced { Arc::new(Traced(sink)) } else { sink };
         let (bus, clock) = (Arc::clone(feed.bus), Arc::clone(feed.clock));
         let consumer = Arc::new(Consumer::spawn(bus, sink, RuntimeOptions::default(), clock));
         let clerk = Clerk::spawn(Arc::clone(feed.letters), Arc::clone(&consumer), Arc::clone(feed.clock));
@@ -92,6 +95,8 @@ pub struct Feed<'a> {
     pub letters: &'a Arc<dyn LetterBook>,
     /// The date.
     pub clock: &'a Arc<dyn Clock>,
+    /// Whether traces are exported.
+    pub traced: bool,
 }
 
 /// What feeds on the bus. Parts that a process does not have are missing.

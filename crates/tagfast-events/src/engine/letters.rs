@@ -98,6 +98,7 @@ impl Engine {
         let bus = Arc::clone(&self.bus);
         let mut attempt = 0;
         while let Err(error) = bus.park(&letter).await {
+            metrics::counter!("tagfast_dead_letter_write_failures_total", "group" => group.0).increment(1);
             self.pause(&error, attempt).await?;
             attempt += 1;
         }

@@ -4,6 +4,7 @@
 //! listener. Traces are off unless an OTLP endpoint is configured. None of them can stop the service: a log that
 //! cannot be written and a collector that does not answer are ignored.
 
+pub mod applied;
 pub mod metrics;
 pub mod process;
 pub mod trace;

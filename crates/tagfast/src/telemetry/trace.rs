@@ -9,13 +9,14 @@ use async_trait::async_trait;
 use axum::extract::Request;
 use axum::middleware::Next;
 use axum::response::Response;
-use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
-use opentelemetry::trace::TracerProvider as _;
+use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator as _};
+use opentelemetry::trace::{TraceContextExt as _, TracerProvider as _};
 use opentelemetry_http::{Bytes, HttpClient, HttpError};
 use opentelemetry_otlp::{WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+use tagfast_domain::ContentKey;
 use tracing::Instrument as _;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::Layer;
@@ -25,7 +26,7 @@ use tracing_subscriber::registry::LookupSpan;
 use crate::config::TelemetryConfig;
 use crate::failure::Failure;
 
-/// Only spans of this target are exported: one for each request.
+/// Only spans of this target are exported: one for each request, and for each event of a traced one that is applied.
 const TARGET: &str = "tagfast::request";
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -74,8 +75,26 @@ impl Traces {
     }
 }
 
-/// Middleware: one span a request, child of the caller's `traceparent`.
-pub async fn span(request: Request, next: Next) -> Response {
+/// The span of an event that is applied, child of the write's `traceparent`; none if that was not sampled.
+pub fn applied(group: &str, content: &ContentKey, traceparent: &str) -> Option<tracing::Span> {
+    if !traceparent.ends_with("-01") {
+        return None;
+    }
+    let span = tracing::info_span!(
+        target: TARGET,
+        "apply",
+        otel.name = format!("apply {group}"),
+        otel.kind = "consumer",
+        tagfast.content = %content,
+    );
+    let parent = TraceContextPropagator::new().extract(&One(traceparent));
+    let _ = span.set_parent(parent);
+    Some(span)
+}
+
+/// Middleware: one span a request, child of the caller's `traceparent`. What is written is told the span, so that what
+/// consumers do with it is in the same trace.
+pub async fn span(mut request: Request, next: Next) -> Response {
     let span = tracing::info_span!(
         target: TARGET,
         "request",
@@ -88,6 +107,10 @@ pub async fn span(request: Request, next: Next) -> Response {
     let parent = TraceContextPropagator::new().extract(&Headers(request.headers()));
     // Fails only without an exporter, and then nobody reads the parent.
     let _ = span.set_parent(parent);
+    let context = span.context();
+    if context.span().span_context().is_sampled() {
+        TraceContextPropagator::new().inject_context(&context, &mut Written(request.headers_mut()));
+    }
     let recorded = span.clone();
     let response = next.run(request).instrument(span).await;
     recorded.record("http.response.status_code", response.status().as_u16());
@@ -96,6 +119,30 @@ pub async fn span(request: Request, next: Next) -> Response {
 
 fn route(request: &Request) -> &str {
     request.extensions().get::<axum::extract::MatchedPath>().map_or("", axum::extract::MatchedPath::as_str)
+}
+
+/// A `traceparent` that came with an event.
+struct One<'a>(&'a str);
+
+impl Extractor for One<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        (key == "traceparent").then_some(self.0)
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        vec!["traceparent"]
+    }
+}
+
+struct Written<'a>(&'a mut http::HeaderMap);
+
+impl Injector for Written<'_> {
+    fn set(&mut self, key: &str, value: String) {
+        // What this propagator writes is made of digits and letters.
+        if let (Ok(name), Ok(value)) = (http::HeaderName::try_from(key), http::HeaderValue::try_from(value)) {
+            self.0.insert(name, value);
+        }
+    }
 }
 
 struct Headers<'a>(&'a http::HeaderMap);

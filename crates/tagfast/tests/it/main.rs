@@ -12,4 +12,5 @@ mod main_job;
 mod races;
 mod support;
 mod tenants;
+mod traces;
 mod transfer;

@@ -16,6 +16,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// One of these at a time: two processors carry so many servers.
 static TURN: Mutex<()> = Mutex::new(());
 
+/// Whether the big counts were asked for.
+fn full() -> bool {
+    std::env::var_os("TAGFAST_FULL").is_some_and(|v| v == "1")
+}
+
 fn serve(stack: &Stack) -> ServerProcess {
     ServerOptions::other(env!("CARGO_BIN_EXE_tagfast"))
         .arg("--config")
