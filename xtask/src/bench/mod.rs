@@ -134,7 +134,11 @@ fn large_cluster(options: &BenchOptions) -> Result<Vec<Figure>> {
 }
 
 fn events(options: &BenchOptions) -> Result<Vec<Figure>> {
-    let short = if options.quick { &["--events", "5000", "--seconds", "3"][..] } else { &[] };
+    let short = if options.quick {
+        &["--events", "5000", "--seconds", "3", "--letters", "2000", "--outage", "0", "--embedded", "20000"][..]
+    } else {
+        &[]
+    };
     printed(&crate_bench("tagfast", "events", short)?)
 }
 

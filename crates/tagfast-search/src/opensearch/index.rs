@@ -13,7 +13,7 @@ fn definition(shards: u32) -> Value {
     let keyword = json!({"type": "keyword"});
     json!({
         // Unset, an index that nobody searches stops refreshing.
-        "settings": {"number_of_shards": shards, "refresh_interval": "1s"},
+        "settings": {"number_of_shards": shards, "refresh_interval": "5s"},
         "mappings": {
             "dynamic": "strict",
             "_meta": {"tagfast": {"format": FORMAT}},

@@ -23,8 +23,8 @@ use crate::entry::{Entry, GONE_AGE_MS, GROUP, PAGE};
 
 /// Between two refreshes.
 const REFRESH: Duration = Duration::from_millis(200);
-/// Between two refreshes while much is written: each costs as much as hundreds of documents.
-const REFRESH_BUSY: Duration = Duration::from_secs(1);
+/// Between two refreshes while much is written: each costs as much as thousands of documents and makes segments to merge.
+const REFRESH_BUSY: Duration = Duration::from_secs(2);
 /// Documents a second that are much.
 const BUSY: u64 = 3000;
 /// How long what is known of a rebuild may be used. A rebuild waits for longer before it begins to copy.

@@ -1,8 +1,13 @@
 //! From commits to the search index on a real cluster with Kafka and OpenSearch: the relay beside a bare producer loop, the indexer
 //! beside a bare bulk loader, and how long a write takes until a search finds it.
 //!
-//! `cargo bench -p tagfast --bench events [-- --events N --seconds N]`. Servers and clients share the processors.
+//! `cargo bench -p tagfast --bench events [-- --events N --seconds N --letters N --outage SECONDS --only PART]`, PART one of
+//! `cluster`, `letters`, `embedded`. Servers and clients share the processors.
 #![expect(clippy::print_stdout, reason = "a benchmark speaks to its terminal")]
+
+mod embedded;
+mod letters;
+mod outage;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -237,28 +242,68 @@ async fn make_topic(brokers: &str) {
     admin.create_topics([&topic], &rdkafka::admin::AdminOptions::new()).await.expect("asked");
 }
 
+/// What runs on the real stack.
+struct World {
+    stack: Stack,
+    brokers: String,
+    url: String,
+    bus: Arc<KafkaBus>,
+    gate: Arc<Gate>,
+    store: Arc<PostgresStore>,
+    clock: Arc<dyn Clock>,
+}
+
+impl World {
+    async fn up() -> Self {
+        let dir = tempfile::tempdir().expect("a folder").keep();
+        let options = StackOptions {
+            kafka: true,
+            opensearch: true,
+            shared_buffers: "256MB".to_owned(),
+            ..StackOptions::clusters_only(1, dir)
+        };
+        let up = tokio::task::spawn_blocking(move || Stack::up(&options, &|line| println!("{line}")));
+        let stack = up.await.expect("no panic").expect("the stack comes up");
+        let info = stack.info().clone();
+        let brokers = info.kafka.as_ref().expect("Kafka").bootstrap.to_string();
+        let url = info.opensearch.as_ref().expect("OpenSearch").url.clone();
+        let bus = bus(&brokers).await;
+        let gate = Arc::new(Gate { open: AtomicBool::new(false), kafka: KafkaOutbox(bus.publisher()) });
+        let store = store(&info, &gate).await;
+        Self { stack, brokers, url, bus, gate, store, clock: Arc::new(SystemClock) }
+    }
+
+    fn index(&self, alias: &str, scanner: Arc<dyn ShardScanner>) -> Arc<OpenSearchIndex> {
+        let options = OpenSearchOptions { url: self.url.clone(), alias: alias.to_owned(), shards: 2 };
+        OpenSearchIndex::new(options, scanner, Arc::clone(&self.clock)).expect("a client")
+    }
+}
+
 #[tokio::main]
 async fn main() {
+    let only = std::env::args().skip_while(|a| a != "--only").nth(1);
+    let wanted = |part: &str| only.as_deref().is_none_or(|only| only == part);
+    let (letters, outage) = (argument("--letters", 100_000), argument("--outage", 60));
+    let mut figures = Vec::new();
+    if wanted("embedded") {
+        figures.extend(embedded::run(argument("--embedded", 600_000)).await);
+    }
+    if wanted("cluster") || wanted("letters") {
+        let mut world = World::up().await;
+        if wanted("cluster") {
+            figures.extend(cluster(&mut world, outage).await);
+        }
+        if wanted("letters") {
+            figures.extend(letters::run(&world, letters).await);
+        }
+    }
+    println!("{}", json!({"figures": figures}));
+}
+
+async fn cluster(world: &mut World, outage: u64) -> Vec<serde_json::Value> {
     let (events, seconds) = (argument("--events", 200_000), argument("--seconds", 60));
-    let dir = tempfile::tempdir().expect("a folder");
-    let options = StackOptions {
-        kafka: true,
-        opensearch: true,
-        shared_buffers: "256MB".to_owned(),
-        ..StackOptions::clusters_only(1, dir.path())
-    };
-    let up = tokio::task::spawn_blocking(move || Stack::up(&options, &|line| println!("{line}")));
-    let stack = up.await.expect("no panic").expect("the stack comes up");
-    let info = stack.info().clone();
-    let brokers = info.kafka.as_ref().expect("Kafka").bootstrap.to_string();
-    let url = info.opensearch.as_ref().expect("OpenSearch").url.clone();
-    let bus = bus(&brokers).await;
-    let gate = Arc::new(Gate { open: AtomicBool::new(false), kafka: KafkaOutbox(bus.publisher()) });
-    let store = store(&info, &gate).await;
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let search = OpenSearchOptions { url: url.clone(), alias: "tagfast-content".to_owned(), shards: 2 };
-    let scanner = Arc::clone(&store) as Arc<dyn ShardScanner>;
-    let index = OpenSearchIndex::new(search, scanner, Arc::clone(&clock)).expect("a client");
+    let (bus, store, url) = (Arc::clone(&world.bus), Arc::clone(&world.store), world.url.clone());
+    let index = world.index("tagfast-content", Arc::clone(&store) as Arc<dyn ShardScanner>);
     // While there is nothing to copy.
     index.rebuild(&bus.ends().await.expect("the ends"), bus.epoch(), &|_| {}).await.expect("an empty index");
 
@@ -270,13 +315,13 @@ async fn main() {
         }
     }
     let messages: Vec<_> = (0..events).map(|n| envelope::encode_binary(&example(n), "c0", 1)).collect();
-    make_topic(&brokers).await;
-    let to = brokers.clone();
+    make_topic(&world.brokers).await;
+    let to = world.brokers.clone();
     let base = timed(events, async {
         tokio::task::spawn_blocking(move || producer_loop(&to, &messages)).await.expect("no panic");
     })
     .await;
-    gate.open.store(true, Ordering::SeqCst);
+    world.gate.open.store(true, Ordering::SeqCst);
     let relay = timed(events, store.drained()).await;
     let mut figures = vec![figure(
         "relay and Kafka, a backlog, writers stopped",
@@ -286,17 +331,22 @@ async fn main() {
         relay.0 >= 20_000.0,
     )];
 
-    let base = timed(events, bulk_loader(&url, events)).await;
+    // A million documents say no more of a rate than these.
+    let documents = events.min(200_000);
+    let base = timed(documents, bulk_loader(&url, documents)).await;
     let (from, sink) = (Arc::clone(&bus) as Arc<dyn Bus>, Arc::clone(&index) as Arc<dyn Sink>);
-    let mut consumer = None;
-    let indexed = timed(events, async {
-        let running = Consumer::spawn(from, sink, RuntimeOptions::default(), Arc::clone(&clock));
-        while running.status().applied < events {
-            pause(20).await;
-        }
-        consumer = Some(running);
-    })
-    .await;
+    let consumer = Consumer::spawn(from, sink, RuntimeOptions::default(), Arc::clone(&world.clock));
+    // Joining a group takes the broker's time, three seconds for the first member: the rate begins with the first record.
+    while consumer.status().applied == 0 {
+        pause(5).await;
+    }
+    let before = consumer.status().applied;
+    let (began, cpu) = (Instant::now(), cpu_us());
+    while consumer.status().applied < documents {
+        pause(5).await;
+    }
+    let done = (consumer.status().applied - before) as f64;
+    let indexed = (done / began.elapsed().as_secs_f64(), (cpu_us() - cpu) / done);
     figures.push(figure(
         "indexer into OpenSearch",
         indexed,
@@ -304,12 +354,16 @@ async fn main() {
         ">= 0.7x",
         indexed.0 >= 0.7 * base.0,
     ));
-    figures.push(searchable(&store, &index, seconds).await);
-    if let Some(consumer) = consumer {
-        assert_eq!(consumer.status().parked, 0);
-        consumer.stop().await;
+    while consumer.status().applied < events {
+        pause(20).await;
     }
-    println!("{}", json!({"figures": figures}));
+    figures.push(searchable(&store, &index, seconds).await);
+    if outage > 0 {
+        figures.extend(outage::run(world, &consumer, &index, outage).await);
+    }
+    assert_eq!(consumer.status().parked, 0, "nothing is a record's fault");
+    consumer.stop().await;
+    figures
 }
 
 /// Writes contents at this rate until it is told to stop; how many.

@@ -1,0 +1,131 @@
+//! Dead letters in numbers: how long a page of many takes, and how fast they are replayed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use serde_json::{Value, json};
+use tagfast_domain::{ContentKey, Epoch, TenantId};
+use tagfast_events::letters::MOST_RATE;
+use tagfast_events::{
+    Bus, BusRecord, Clerk, ClusterName, Consumer, DeadLetter, Group, LetterBook, LetterClass, LetterFilter, NewJob,
+    Partition, RecordKind, RuntimeOptions, Sink, envelope,
+};
+use tagfast_sharding::LogicalShard;
+use tagfast_store::{ScanPage, ShardScanner, StoreError};
+use tagfast_store_postgres::PostgresLetters;
+
+use crate::{PARTITIONS, World, example, pause};
+
+/// Shards without anything: an index built from them is empty.
+struct Nothing(Epoch);
+
+#[async_trait]
+impl ShardScanner for Nothing {
+    async fn scan(
+        &self,
+        _: LogicalShard,
+        _: Option<&TenantId>,
+        _: Option<&ContentKey>,
+        _: usize,
+    ) -> Result<ScanPage, StoreError> {
+        Ok(ScanPage::default())
+    }
+
+    async fn epoch(&self) -> Result<Epoch, StoreError> {
+        Ok(self.0)
+    }
+}
+
+fn letter(n: u64) -> DeadLetter {
+    let event = example(n);
+    let record = BusRecord {
+        kind: RecordKind::Event,
+        partition: Partition((n % u64::from(PARTITIONS)) as u16),
+        offset: n,
+        key: event.key.to_bytes(),
+        version: event.version,
+        at: event.at,
+        cluster: ClusterName::from("c0"),
+        emit: event.emit,
+        headers: Vec::new(),
+        payload: envelope::encode(&event),
+    };
+    DeadLetter {
+        group: Group::INDEXER,
+        record,
+        class: LetterClass::Exhausted,
+        code: "sink_failed".to_owned(),
+        message: "four attempts".to_owned(),
+        attempts: 4,
+        first_failed_at: event.at,
+        last_failed_at: event.at + (n / 10) as i64,
+    }
+}
+
+pub(crate) async fn run(world: &World, count: u64) -> Vec<Value> {
+    let book = Arc::new(PostgresLetters::new(Arc::clone(&world.store)));
+    println!("parking {count} letters");
+    for first in (0..count).step_by(1000) {
+        let letters: Vec<_> = (first..(first + 1000).min(count)).map(letter).collect();
+        book.take_in(Group::INDEXER, &letters, &BTreeMap::new()).await.expect("taken in");
+    }
+    let (mut worst, mut pages, mut after) = (Duration::ZERO, 0, None);
+    let filter = LetterFilter { tenant: Some("bench".to_owned()), ..LetterFilter::default() };
+    loop {
+        let began = Instant::now();
+        let page = book.list(&filter, after.as_ref(), 100).await.expect("a page");
+        (worst, pages) = (worst.max(began.elapsed()), pages + 1);
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    let ms = worst.as_secs_f64() * 1000.0;
+    println!("{pages} pages of {count} letters: the slowest took {ms:.1} ms; <= 200: {}", said(ms <= 200.0));
+
+    let epoch = world.store.epoch().await.expect("an epoch");
+    let index = world.index("bench-replay", Arc::new(Nothing(epoch)));
+    index
+        .rebuild(&world.bus.ends().await.expect("the ends"), world.bus.epoch(), &|_| {})
+        .await
+        .expect("an empty index");
+    let (bus, sink) = (Arc::clone(&world.bus) as Arc<dyn Bus>, Arc::clone(&index) as Arc<dyn Sink>);
+    let consumer = Arc::new(Consumer::spawn(bus, sink, RuntimeOptions::default(), Arc::clone(&world.clock)));
+    while !consumer.status().caught_up {
+        pause(50).await;
+    }
+    let shared = Arc::clone(&book) as Arc<dyn LetterBook>;
+    let clerk = Clerk::spawn(shared, Arc::clone(&consumer), Arc::clone(&world.clock));
+    let began = Instant::now();
+    let job = NewJob { id: "bench".to_owned(), dry_run: false, rate: MOST_RATE, at: world.clock.now_ms() };
+    let begun = book.begin(&job, &filter).await.expect("a job");
+    assert_eq!(begun.letters, count);
+    let ended = loop {
+        let job = book.job("bench").await.expect("a look").expect("the job");
+        if job.left() == 0 {
+            break job;
+        }
+        pause(50).await;
+    };
+    let rate = count as f64 / began.elapsed().as_secs_f64();
+    println!(
+        "{count} letters replayed ({} applied, {} superseded): {rate:.0}/s; >= 5000/s: {}",
+        ended.applied,
+        ended.superseded,
+        said(rate >= 5000.0)
+    );
+    clerk.stop().await;
+    consumer.stop().await;
+    vec![
+        json!({"what": format!("a page of {count} dead letters, the slowest"), "value": ms, "unit": "ms",
+            "target": "<= 200 ms", "ok": ms <= 200.0}),
+        json!({"what": "dead letters replayed into OpenSearch", "value": rate, "unit": "/s", "target": ">= 5000/s",
+            "ok": rate >= 5000.0}),
+    ]
+}
+
+fn said(ok: bool) -> &'static str {
+    if ok { "reached" } else { "MISSED" }
+}

@@ -1,0 +1,67 @@
+//! The index is killed under load and comes back: letters, and how fast what waited is indexed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tagfast_events::Consumer;
+use tagfast_search::{OpenSearchIndex, SearchIndex};
+use tagfast_testkit::stack::Fault;
+
+use crate::{World, pause, writers};
+
+const RATE: u64 = 1500;
+
+fn fault(world: &mut World, fault: Fault) {
+    tokio::task::block_in_place(|| world.stack.fault(fault, "opensearch")).expect("a fault");
+}
+
+pub(crate) async fn run(
+    world: &mut World,
+    consumer: &Consumer,
+    index: &Arc<OpenSearchIndex>,
+    seconds: u64,
+) -> Vec<Value> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let load = tokio::spawn(writers(Arc::clone(&world.store), RATE, Arc::clone(&stop)));
+    pause(2000).await;
+    fault(world, Fault::Freeze);
+    fault(world, Fault::Kill);
+    let (down, mut worst) = (Instant::now(), 0.0f64);
+    while down.elapsed() < Duration::from_secs(seconds) {
+        pause(1000).await;
+        let lag = consumer.status().lag_seconds;
+        // Everything committed since it went down waits: the gauge says so within a second or so of the truth.
+        worst = worst.max((lag - down.elapsed().as_secs_f64()).abs());
+    }
+    fault(world, Fault::Restart);
+    while index.documents().await.is_err() {
+        pause(200).await;
+    }
+    let (back, before) = (Instant::now(), consumer.status().applied);
+    while consumer.status().lag_seconds > 2.0 {
+        pause(50).await;
+    }
+    let (took, applied) = (back.elapsed().as_secs_f64(), (consumer.status().applied - before) as f64);
+    stop.store(true, Ordering::SeqCst);
+    let written = load.await.expect("no panic");
+    let (rate, letters) = (applied / took, consumer.status().parked);
+    let times = rate / RATE as f64;
+    println!(
+        "the index was down for {seconds} s at {RATE} writes/s ({written} written): {letters} letters; then {applied:.0} records \
+         in {took:.1} s = {rate:.0}/s = {times:.1}x the writes, which went on; <= 100 letters, >= 5x: {}",
+        if letters <= 100 && times >= 5.0 { "reached" } else { "MISSED" }
+    );
+    println!(
+        "the lag gauge was at most {worst:.2} s from the truth meanwhile; <= 1 s: {}",
+        if worst <= 1.0 { "reached" } else { "MISSED" }
+    );
+    vec![
+        json!({"what": format!("index down for {seconds} s under load, then drained"), "value": rate, "unit": "/s",
+            "baseline": "the writes meanwhile", "baseline_value": RATE, "target": "<= 100 letters, >= 5x",
+            "ok": letters <= 100 && times >= 5.0}),
+        json!({"what": "lag gauge beside the truth in that outage", "value": worst, "unit": "s", "target": "<= 1 s",
+            "ok": worst <= 1.0}),
+    ]
+}
