@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tagfast_domain::{TagName, TenantId, UnixMillis};
 
 use crate::counts::{CurrentFiles, Files};
-use crate::windows::code;
+use crate::owner::{counted, number};
 use crate::{TagCount, Window};
 
 /// Longest ranking kept.
@@ -215,18 +215,18 @@ impl Snapshot {
         let mut merged: HashMap<String, Merged> = HashMap::new();
         for file in files.all() {
             file.read(|conn| {
-                let mut select = conn
-                    .prepare_cached("SELECT win, tag, n, first_at, first_display FROM pop_count WHERE tenant = ?1")?;
+                let mut select = conn.prepare_cached(
+                    "SELECT tag, n0, n1, n2, n3, first_at, first_display FROM pop_count WHERE tenant = ?1",
+                )?;
                 let mut rows = select.query([tenant.as_str()])?;
                 while let Some(row) = rows.next()? {
-                    let tag = merged.entry(row.get(1)?).or_default();
-                    let window = usize::try_from(row.get::<_, i64>(0)?).unwrap_or(0) % 4;
-                    tag.counts[window] += row.get::<_, i64>(2)?.max(0).unsigned_abs();
-                    if let (Some(at), Some(display)) = (row.get(3)?, row.get(4)?) {
-                        let first = (at, display);
-                        if tag.first.as_ref().is_none_or(|f| first < *f) {
-                            tag.first = Some(first);
-                        }
+                    let tag = merged.entry(row.get(0)?).or_default();
+                    let (counts, first) = counted(row, 1)?;
+                    tag.counts.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+                    if let Some(first) = first
+                        && tag.first.as_ref().is_none_or(|known| first < *known)
+                    {
+                        tag.first = Some(first);
                     }
                 }
                 Ok(())
@@ -250,7 +250,7 @@ impl Snapshot {
         let mut boards = HashMap::new();
         let mut ranked = Vec::new();
         for window in Window::ALL {
-            let n = usize::try_from(code(window)).unwrap_or(0);
+            let n = number(window);
             rows.sort_unstable_by(|a, b| b.2[n].cmp(&a.2[n]).then_with(|| a.0.cmp(&b.0)));
             let used = rows.iter().take_while(|r| r.2[n] > 0);
             let list = |(tag, display, counts): &(TagName, Arc<str>, [u64; 4])| TagCount {

@@ -270,6 +270,9 @@ fn open_current(dir: &Path, now: UnixMillis) -> rusqlite::Result<Option<Files>> 
     }
     let files = Files::open(&dir, partitions, now)?;
     for file in files.all() {
+        if !file.is_current()? {
+            return Ok(None);
+        }
         file.read(|conn| {
             let said: String = conn.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
             if said == "ok" { Ok(()) } else { Err(rusqlite::Error::InvalidParameterName(said)) }

@@ -16,13 +16,13 @@ use crate::Window;
 use crate::windows::{EXPIRING, Lows, Unit, code};
 
 /// The schema's version; a file of another one is rebuilt.
-const SCHEMA: i64 = 1;
+const SCHEMA: i64 = 2;
 
 const TABLES: &str = "
 CREATE TABLE pop_state (k BLOB PRIMARY KEY, ver INTEGER NOT NULL, at INTEGER NOT NULL, state BLOB NOT NULL);
 CREATE INDEX pop_gone ON pop_state (at) WHERE length(state) = 0;
-CREATE TABLE pop_count (tenant TEXT, win INTEGER, tag TEXT, n INTEGER NOT NULL, first_at INTEGER, first_display TEXT,
-                        PRIMARY KEY (tenant, win, tag)) WITHOUT ROWID;
+CREATE TABLE pop_count (tenant TEXT, tag TEXT, n0 INTEGER NOT NULL, n1 INTEGER NOT NULL, n2 INTEGER NOT NULL,
+                        n3 INTEGER NOT NULL, first_at INTEGER, first_display TEXT, PRIMARY KEY (tenant, tag)) WITHOUT ROWID;
 CREATE TABLE pop_bucket (unit INTEGER, bucket INTEGER, tenant TEXT, tag TEXT, n INTEGER NOT NULL,
                          PRIMARY KEY (unit, bucket, tenant, tag)) WITHOUT ROWID;
 CREATE TABLE pop_first (tenant TEXT, tag TEXT, added_at INTEGER, display TEXT, k BLOB,
@@ -65,6 +65,9 @@ pub(crate) struct OwnerFile {
 /// Tags of tenants.
 pub(crate) type Tags = BTreeSet<(TenantId, String)>;
 
+/// A tag's first spelling and when it was given.
+pub(crate) type First = Option<(UnixMillis, String)>;
+
 /// What is counted of a tag in one partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TagCounts {
@@ -72,15 +75,14 @@ pub(crate) struct TagCounts {
     pub(crate) tag: String,
     /// By the windows' numbers.
     pub(crate) windows: [u64; 4],
-    /// The first spelling and when it was given.
-    pub(crate) first: Option<(UnixMillis, String)>,
+    pub(crate) first: First,
 }
 
 #[derive(Default)]
 struct Deltas {
-    counts: BTreeMap<(TenantId, i64, String), i64>,
+    /// By the windows' numbers. A tag whose first spelling alone may have changed is there, too.
+    counts: BTreeMap<(TenantId, String), [i64; 4]>,
     buckets: BTreeMap<(i64, i64, TenantId, String), i64>,
-    touched: Tags,
 }
 
 fn lock(conn: &Mutex<Connection>) -> MutexGuard<'_, Connection> {
@@ -118,7 +120,7 @@ impl OwnerFile {
         conn.busy_timeout(std::time::Duration::from_secs(5))?;
         conn.pragma_update(None, "journal_mode", "WAL")?;
         conn.pragma_update(None, "synchronous", "NORMAL")?;
-        conn.pragma_update(None, "cache_size", -2048)?;
+        conn.pragma_update(None, "cache_size", -6144)?;
         conn.set_prepared_statement_cache_capacity(32);
         let version: i64 = conn.pragma_query_value(None, "user_version", |row| row.get(0))?;
         if version == 0 {
@@ -150,6 +152,11 @@ impl OwnerFile {
             .map(|((epoch, next), emits)| (epoch, BusPosition { next, emits })))
     }
 
+    /// Whether the file is of this program's schema.
+    pub(crate) fn is_current(&self) -> rusqlite::Result<bool> {
+        Ok(lock(&self.reader).pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))? == SCHEMA)
+    }
+
     /// Makes a position durable.
     pub(crate) fn set_position(&self, epoch: Option<&str>, position: &BusPosition) -> rusqlite::Result<()> {
         let mut conn = lock(&self.writer);
@@ -172,7 +179,7 @@ impl OwnerFile {
         for state in states {
             taken.push(apply_state(&tx, state, replace, &lows, &mut deltas)?);
         }
-        let touched = deltas.touched.clone();
+        let touched = deltas.counts.keys().cloned().collect();
         deltas.flush(&tx)?;
         tx.commit()?;
         Ok((taken, touched))
@@ -200,25 +207,25 @@ impl OwnerFile {
         }
         let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
         for (window, unit, _) in EXPIRING {
-            let dead = params![unit.code(), old.of(window), new.of(window), code(window)];
+            let dead = params![unit.code(), old.of(window), new.of(window)];
             let mut select = tx.prepare_cached(
                 "SELECT DISTINCT tenant, tag FROM pop_bucket WHERE unit = ?1 AND bucket >= ?2 AND bucket < ?3",
             )?;
-            let mut rows = select.query(params![unit.code(), old.of(window), new.of(window)])?;
+            let mut rows = select.query(dead)?;
             while let Some(row) = rows.next()? {
                 if let Ok(tenant) = row.get_ref(0)?.as_str()?.parse() {
                     moved.insert((tenant, row.get(1)?));
                 }
             }
             drop(rows);
-            tx.prepare_cached(
-                "UPDATE pop_count SET n = n - dead.sum FROM
-                         (SELECT tenant, tag, sum(n) AS sum FROM pop_bucket
-                          WHERE unit = ?1 AND bucket >= ?2 AND bucket < ?3 GROUP BY tenant, tag) AS dead
-                     WHERE pop_count.tenant = dead.tenant AND pop_count.win = ?4 AND pop_count.tag = dead.tag",
-            )?
+            let column = format!("n{}", code(window));
+            tx.prepare_cached(&format!(
+                "UPDATE pop_count SET {column} = {column} - dead.sum FROM
+                     (SELECT tenant, tag, sum(n) AS sum FROM pop_bucket
+                      WHERE unit = ?1 AND bucket >= ?2 AND bucket < ?3 GROUP BY tenant, tag) AS dead
+                 WHERE pop_count.tenant = dead.tenant AND pop_count.tag = dead.tag"
+            ))?
             .execute(dead)?;
-            tx.prepare_cached("DELETE FROM pop_count WHERE win = ?1 AND n <= 0")?.execute([code(window)])?;
         }
         for unit in Unit::ALL {
             tx.prepare_cached("DELETE FROM pop_bucket WHERE unit = ?1 AND bucket < ?2")?
@@ -245,30 +252,21 @@ impl OwnerFile {
     pub(crate) fn counts(&self, tags: &Tags) -> rusqlite::Result<Vec<TagCounts>> {
         self.read(|conn| {
             let mut select = conn.prepare_cached(
-                "SELECT n, first_at, first_display FROM pop_count WHERE tenant = ?1 AND win = ?2 AND tag = ?3",
+                "SELECT n0, n1, n2, n3, first_at, first_display FROM pop_count WHERE tenant = ?1 AND tag = ?2",
             )?;
-            let mut all = Vec::with_capacity(tags.len());
-            for (tenant, tag) in tags {
-                let mut counts = TagCounts { tenant: tenant.clone(), tag: tag.clone(), windows: [0; 4], first: None };
-                for window in Window::ALL {
-                    let number = code(window);
-                    let row = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get(1)?, row.get(2)?));
-                    let found = select.query_row(params![tenant.as_str(), number, tag], row).optional()?;
-                    if let Some((n, at, display)) = found {
-                        counts.windows[usize::try_from(number).unwrap_or(0) % 4] = n.max(0).unsigned_abs();
-                        counts.first = counts.first.or(Option::zip(at, display));
-                    }
-                }
-                all.push(counts);
-            }
-            Ok(all)
+            let one = |(tenant, tag): &(TenantId, String)| {
+                let found = select.query_row(params![tenant.as_str(), tag], |row| counted(row, 0)).optional()?;
+                let (windows, first) = found.unwrap_or_default();
+                Ok(TagCounts { tenant: tenant.clone(), tag: tag.clone(), windows, first })
+            };
+            tags.iter().map(one).collect()
         })
     }
 
     /// Every tag that is counted.
     pub(crate) fn tags(&self) -> rusqlite::Result<Tags> {
         self.read(|conn| {
-            let mut select = conn.prepare_cached("SELECT tenant, tag FROM pop_count WHERE win = 0")?;
+            let mut select = conn.prepare_cached("SELECT tenant, tag FROM pop_count")?;
             let (mut rows, mut tags) = (select.query([])?, Tags::new());
             while let Some(row) = rows.next()? {
                 if let Ok(tenant) = row.get_ref(0)?.as_str()?.parse() {
@@ -374,8 +372,9 @@ fn apply_state(
 impl Deltas {
     fn count(&mut self, tenant: &TenantId, tagging: &Tagging, by: i64, lows: &Lows) {
         let tag = tagging.name.as_str();
+        let counts = self.counts.entry((tenant.clone(), tag.to_owned())).or_default();
         for window in lows.windows(tagging.at) {
-            *self.counts.entry((tenant.clone(), code(window), tag.to_owned())).or_default() += by;
+            counts[number(window)] += by;
         }
         for unit in Unit::ALL {
             let bucket = unit.bucket(tagging.at);
@@ -383,21 +382,28 @@ impl Deltas {
                 *self.buckets.entry((unit.code(), bucket, tenant.clone(), tag.to_owned())).or_default() += by;
             }
         }
-        self.touched.insert((tenant.clone(), tag.to_owned()));
     }
 
     fn flush(self, tx: &Transaction<'_>) -> rusqlite::Result<()> {
-        for ((tenant, window, tag), by) in self.counts {
-            if by != 0 {
-                tx.prepare_cached(
-                    "INSERT INTO pop_count (tenant, win, tag, n) VALUES (?1, ?2, ?3, ?4)
-                     ON CONFLICT (tenant, win, tag) DO UPDATE SET n = n + ?4",
+        for ((tenant, tag), by) in self.counts {
+            // The first spelling stands beside the counts: the smallest (added_at, bytes) among live taggings.
+            let first: Option<(i64, String)> = tx
+                .prepare_cached(
+                    "SELECT added_at, display FROM pop_first WHERE tenant = ?1 AND tag = ?2 ORDER BY added_at, display LIMIT 1",
                 )?
-                .execute(params![tenant.as_str(), window, tag, by])?;
-                if by < 0 {
-                    tx.prepare_cached("DELETE FROM pop_count WHERE tenant = ?1 AND win = ?2 AND tag = ?3 AND n = 0")?
-                        .execute(params![tenant.as_str(), window, tag])?;
-                }
+                .query_row([tenant.as_str(), &tag], |row| Ok((row.get(0)?, row.get(1)?)))
+                .optional()?;
+            let (at, display) = first.unzip();
+            tx.prepare_cached(
+                "INSERT INTO pop_count (tenant, tag, n0, n1, n2, n3, first_at, first_display)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+                 ON CONFLICT (tenant, tag) DO UPDATE SET n0 = n0 + ?3, n1 = n1 + ?4, n2 = n2 + ?5, n3 = n3 + ?6,
+                     first_at = ?7, first_display = ?8",
+            )?
+            .execute(params![tenant.as_str(), tag, by[0], by[1], by[2], by[3], at, display])?;
+            if by[0] < 0 {
+                tx.prepare_cached("DELETE FROM pop_count WHERE tenant = ?1 AND tag = ?2 AND n0 <= 0")?
+                    .execute([tenant.as_str(), &tag])?;
             }
         }
         for ((unit, bucket, tenant, tag), by) in self.buckets {
@@ -415,27 +421,22 @@ impl Deltas {
                 }
             }
         }
-        for (tenant, tag) in self.touched {
-            set_first(tx, tenant.as_str(), &tag)?;
-        }
         Ok(())
     }
 }
 
-/// Keeps the first spelling beside the count: the smallest (added_at, bytes) among live taggings.
-fn set_first(tx: &Transaction<'_>, tenant: &str, tag: &str) -> rusqlite::Result<()> {
-    let first: Option<(i64, String)> = tx
-        .prepare_cached(
-            "SELECT added_at, display FROM pop_first WHERE tenant = ?1 AND tag = ?2 ORDER BY added_at, display LIMIT 1",
-        )?
-        .query_row([tenant, tag], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
-    let (at, display) = first.unzip();
-    tx.prepare_cached(
-        "UPDATE pop_count SET first_at = ?3, first_display = ?4 WHERE tenant = ?1 AND win = 0 AND tag = ?2",
-    )?
-    .execute(params![tenant, tag, at, display])?;
-    Ok(())
+/// A window's place among the counts.
+pub(crate) fn number(window: Window) -> usize {
+    usize::try_from(code(window)).unwrap_or(0) % 4
+}
+
+/// Counts by window, and the first spelling with its time: six columns from one on.
+pub(crate) fn counted(row: &Row<'_>, from: usize) -> rusqlite::Result<([u64; 4], First)> {
+    let mut counts = [0; 4];
+    for (n, count) in counts.iter_mut().enumerate() {
+        *count = row.get::<_, i64>(from + n)?.max(0).unsigned_abs();
+    }
+    Ok((counts, Option::zip(row.get(from + 4)?, row.get(from + 5)?)))
 }
 
 /// Recomputes every sum from the states. Everything else of the file stays.

@@ -320,10 +320,13 @@ type Sums = BTreeMap<(String, i64, String), (i64, i64)>;
 fn wrong_sums(file: &OwnerFile, repair: bool) -> rusqlite::Result<Sums> {
     let compare = |conn: &rusqlite::Connection| -> rusqlite::Result<Sums> {
         let mut sums: Sums = owner::expected_counts(conn)?.into_iter().map(|(k, n)| (k, (0, n))).collect();
-        let mut select = conn.prepare("SELECT tenant, win, tag, n FROM pop_count")?;
+        let mut select = conn.prepare("SELECT tenant, tag, n0, n1, n2, n3 FROM pop_count")?;
         let mut rows = select.query([])?;
         while let Some(row) = rows.next()? {
-            sums.entry((row.get(0)?, row.get(1)?, row.get(2)?)).or_default().0 = row.get(3)?;
+            for window in 0..4 {
+                let key = (row.get(0)?, window as i64, row.get(1)?);
+                sums.entry(key).or_default().0 = row.get(2 + window)?;
+            }
         }
         sums.retain(|_, (counted, real)| counted != real);
         Ok(sums)

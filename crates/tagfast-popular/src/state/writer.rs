@@ -18,8 +18,7 @@ use tokio::task::JoinHandle;
 use super::{StateError, StateRedis, WINDOWS, merging, random};
 use crate::PopularCounts;
 use crate::assigned::{Assigned, Push};
-use crate::owner::TagCounts;
-use crate::windows::code;
+use crate::owner::{First, TagCounts, number};
 
 /// Between two pushes.
 const EVERY: Duration = Duration::from_secs(1);
@@ -220,7 +219,7 @@ impl Desk {
             for counts in piece {
                 call.arg(counts.tenant.as_str()).arg(&counts.tag).arg(merging(&counts.tenant, self.partitions).0);
                 WINDOWS.iter().for_each(|window| {
-                    call.arg(value(counts, usize::try_from(code(*window)).unwrap_or(0)));
+                    call.arg(value(counts, number(*window)));
                 });
             }
             call.invoke_async::<i64>(connection).await?;
@@ -323,9 +322,6 @@ async fn stamp(
     call.key(key).arg(claim).arg(partition.0).arg(at).invoke_async::<i64>(connection).await?;
     Ok(())
 }
-
-/// A tag's first spelling and when it was given.
-type First = Option<(UnixMillis, String)>;
 
 /// `count`, of all time `count first_at spelling`; nothing for none.
 fn value(counts: &TagCounts, window: usize) -> String {

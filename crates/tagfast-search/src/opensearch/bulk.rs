@@ -2,8 +2,9 @@
 
 use futures_util::future::try_join_all;
 use reqwest::Method;
+use serde::Serialize;
 use serde_json::{Value, json};
-use tagfast_domain::{ContentKey, Version};
+use tagfast_domain::{ContentKey, UnixMillis, Version};
 use tagfast_events::{RecordVerdict, SinkError};
 
 use super::client::{Client, Failure};
@@ -23,27 +24,51 @@ fn id(key: &ContentKey) -> String {
     format!("{}:{}:{}", key.tenant, key.content.content_type, key.content.content_id)
 }
 
-fn lines(entries: &[&Entry<'_>], target: &str) -> Vec<u8> {
+/// The line before a document. The index is in the path: what stands in every line is parsed as often.
+#[derive(Serialize)]
+struct Action<'a> {
+    index: Target<'a>,
+}
+
+#[derive(Serialize)]
+struct Target<'a> {
+    #[serde(rename = "_id")]
+    id: &'a str,
+    version: u64,
+    version_type: &'a str,
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    tenant: &'a str,
+    #[serde(rename = "type")]
+    content_type: &'a str,
+    id: &'a str,
+    tags: &'a [&'a str],
+    updated_at: UnixMillis,
+    ver: u64,
+    gone: bool,
+}
+
+fn lines(entries: &[&Entry<'_>]) -> Vec<u8> {
     let mut lines = Vec::with_capacity(entries.len() * 300);
     for entry in entries {
-        let action = json!({"index": {
-            "_index": target, "_id": id(entry.key), "version": entry.version.packed(), "version_type": "external",
-            "require_alias": true,
-        }});
-        let document = json!({
-            "tenant": entry.key.tenant.as_str(),
-            "type": entry.key.content.content_type.as_str(),
-            "id": entry.key.content.content_id.as_str(),
-            "tags": entry.tags,
-            "updated_at": entry.updated_at,
-            "ver": entry.version.packed(),
-            "gone": entry.tags.is_empty(),
-        });
-        for line in [action, document] {
-            // Writing to a vector cannot fail.
-            let _ = serde_json::to_writer(&mut lines, &line);
-            lines.push(b'\n');
-        }
+        let (id, version) = (id(entry.key), entry.version.packed());
+        let action = Action { index: Target { id: &id, version, version_type: "external" } };
+        let document = Document {
+            tenant: entry.key.tenant.as_str(),
+            content_type: entry.key.content.content_type.as_str(),
+            id: entry.key.content.content_id.as_str(),
+            tags: &entry.tags,
+            updated_at: entry.updated_at,
+            ver: version,
+            gone: entry.tags.is_empty(),
+        };
+        // Writing to a vector cannot fail.
+        let _ = serde_json::to_writer(&mut lines, &action);
+        lines.push(b'\n');
+        let _ = serde_json::to_writer(&mut lines, &document);
+        lines.push(b'\n');
     }
     lines
 }
@@ -123,7 +148,7 @@ pub(super) async fn versions(client: &Client, keys: &[ContentKey]) -> Result<Vec
 
 /// One request; one that is refused as a whole is halved until the record that is to blame is alone.
 async fn piece_of(client: &Client, target: &str, entries: &[&Entry<'_>]) -> Result<Vec<RecordVerdict>, SinkError> {
-    let answer = match client.bulk(lines(entries, target)).await {
+    let answer = match client.bulk(target, lines(entries)).await {
         Ok(answer) => answer,
         Err(Failure::Refused { status, reason }) if matches!(status.as_u16(), 400 | 413) => {
             if let [_] = entries {

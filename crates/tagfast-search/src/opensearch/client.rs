@@ -121,10 +121,10 @@ impl Client {
         self.send(method, path, body, CHANGE).await
     }
 
-    /// Writes documents.
-    pub(super) async fn bulk(&self, lines: Vec<u8>) -> Result<Value, Failure> {
-        let path = "_bulk?filter_path=items.*.status,items.*.error";
-        self.send(Method::POST, path, Some(("application/x-ndjson", lines)), CHANGE).await
+    /// Writes documents to what an alias leads to.
+    pub(super) async fn bulk(&self, alias: &str, lines: Vec<u8>) -> Result<Value, Failure> {
+        let path = format!("{alias}/_bulk?require_alias=true&filter_path=items.*.status,items.*.error");
+        self.send(Method::POST, &path, Some(("application/x-ndjson", lines)), CHANGE).await
     }
 
     /// Removes documents, so that the next search does not find them.

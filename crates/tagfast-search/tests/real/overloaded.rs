@@ -59,7 +59,7 @@ async fn pass(
     if let Mood::Refuses(status) = mood {
         return (StatusCode::from_u16(status).expect("a status"), reason.to_string());
     }
-    let is_bulk = uri.path() == "/_bulk";
+    let is_bulk = uri.path().ends_with("/_bulk");
     let body = match mood {
         Mood::RefusesHalf(_) if is_bulk => every_other(&body),
         Mood::Willing | Mood::Refuses(_) | Mood::RefusesHalf(_) => body.to_vec(),

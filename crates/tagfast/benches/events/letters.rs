@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use rdkafka::ClientConfig;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::{Value, json};
 use tagfast_domain::{ContentKey, Epoch, TenantId};
 use tagfast_events::letters::MOST_RATE;
@@ -12,6 +14,7 @@ use tagfast_events::{
     Bus, BusRecord, Clerk, ClusterName, Consumer, DeadLetter, Group, LetterBook, LetterClass, LetterFilter, NewJob,
     Partition, RecordKind, RuntimeOptions, Sink, envelope,
 };
+use tagfast_search::OpenSearchIndex;
 use tagfast_sharding::LogicalShard;
 use tagfast_store::{ScanPage, ShardScanner, StoreError};
 use tagfast_store_postgres::PostgresLetters;
@@ -117,13 +120,44 @@ pub(crate) async fn run(world: &World, count: u64) -> Vec<Value> {
         said(rate >= 5000.0)
     );
     clerk.stop().await;
+    let (with, without) = (blocked(world, &index, true).await, blocked(world, &index, false).await);
+    println!(
+        "a record behind a poison record of its partition is indexed after {with:.0} ms at most, {without:.0} ms without one; \
+         <= 1000: {}",
+        said(with <= 1000.0)
+    );
     consumer.stop().await;
     vec![
+        json!({"what": "a record behind poison in its partition, until it is indexed, at most", "value": with, "unit": "ms",
+            "baseline": "without poison", "baseline_value": without, "target": "<= 1000 ms", "ok": with <= 1000.0}),
         json!({"what": format!("a page of {count} dead letters, the slowest"), "value": ms, "unit": "ms",
             "target": "<= 200 ms", "ok": ms <= 200.0}),
         json!({"what": "dead letters replayed into OpenSearch", "value": rate, "unit": "/s", "target": ">= 5000/s",
             "ok": rate >= 5000.0}),
     ]
+}
+
+/// How long a record takes into the index, at most, in milliseconds, with or without a record before it that nobody can read.
+async fn blocked(world: &World, index: &OpenSearchIndex, poison: bool) -> f64 {
+    let producer: BaseProducer =
+        ClientConfig::new().set("bootstrap.servers", &world.brokers).create().expect("a producer");
+    let (publisher, mut worst) = (world.bus.publisher(), 0.0f64);
+    for n in 0..20 {
+        let event = example(10_000_000 + n + if poison { 1000 } else { 0 });
+        let partition = i32::from(LogicalShard::of(&event.key).number()) % i32::from(PARTITIONS);
+        if poison {
+            let record = BaseRecord::to("tagfast.taggings.v1").partition(partition).key("any/key").payload("garbage");
+            producer.send(record).map_err(|(error, _)| error).expect("taken");
+            producer.flush(Duration::from_secs(10)).expect("written");
+        }
+        let began = Instant::now();
+        publisher.publish("bench", std::slice::from_ref(&event), 0).await.expect("published");
+        while index.versions(std::slice::from_ref(&event.key)).await.expect("answered")[0].is_none() {
+            pause(5).await;
+        }
+        worst = worst.max(began.elapsed().as_secs_f64() * 1000.0);
+    }
+    worst
 }
 
 fn said(ok: bool) -> &'static str {
