@@ -6,12 +6,10 @@
 //! it superseded.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tagfast_resilience::Clock;
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tagfast_resilience::{Background, Clock};
 use tokio::time::Instant;
 
 use crate::letters::{
@@ -55,41 +53,31 @@ struct Desk {
 }
 
 /// A running clerk of one consumer.
-pub struct Clerk {
-    stop: watch::Sender<bool>,
-    task: Mutex<Option<JoinHandle<()>>>,
-}
+pub struct Clerk(Background);
 
 impl Clerk {
     /// Starts to look for letters of the consumer's group.
     pub fn spawn(book: Arc<dyn LetterBook>, consumer: Arc<Consumer>, clock: Arc<dyn Clock>) -> Self {
-        let (stop, mut stopped) = watch::channel(false);
         let mut desk = Desk { book, consumer, clock, counted_at: None, failing: false };
-        let task = tokio::spawn(async move {
+        Self(Background::spawn(async move |mut stopped: tagfast_resilience::Stopped| {
             loop {
                 let worked = tokio::select! {
                     biased;
                     _ = stopped.wait_for(|stop| *stop) => return,
                     worked = desk.round() => worked,
                 };
-                if !worked {
-                    tokio::select! {
-                        _ = stopped.wait_for(|stop| *stop) => return,
-                        () = tokio::time::sleep(IDLE) => {}
-                    }
+                let pause = if worked { Duration::ZERO } else { IDLE };
+                tokio::select! {
+                    _ = stopped.wait_for(|stop| *stop) => return,
+                    () = tokio::time::sleep(pause) => {}
                 }
             }
-        });
-        Self { stop, task: Mutex::new(Some(task)) }
+        }))
     }
 
     /// Ends; what it had in hand is taken up again later, here or elsewhere.
     pub async fn stop(&self) {
-        self.stop.send_replace(true);
-        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(task) = task
-            && let Err(error) = task.await
-        {
+        if let Err(error) = self.0.stop().await {
             tracing::error!(%error, "a clerk of dead letters ended badly");
         }
     }

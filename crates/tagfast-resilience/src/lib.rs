@@ -1,13 +1,15 @@
-//! Breaker, clock, backoff, generations of derived data and metric definitions: no business words, nothing that waits in real time in a test.
+//! Background work, breaker, clock, backoff, generations of derived data and metric definitions: no business words, nothing that waits in real time in a test.
 //!
 //! Code that waits uses tokio's time (paused in tests); code that needs the date takes a [`Clock`].
 
+pub mod background;
 pub mod backoff;
 pub mod breaker;
 pub mod clock;
 pub mod generation;
 pub mod metric;
 
+pub use background::{Background, Stopped};
 pub use backoff::Backoff;
 pub use breaker::{Breaker, BreakerOptions, BreakerState, Permit, Refused, Transition};
 pub use clock::{Clock, ManualClock, SystemClock};

@@ -6,7 +6,7 @@
 //! holds nothing up.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -14,9 +14,8 @@ use tagfast_domain::UnixMillis;
 use tagfast_domain::time::rfc3339;
 use tagfast_events::letters::{PAGE_LETTERS, RATE};
 use tagfast_events::{Act, BookError, Cooldown, Due, GroupLetters, LetterBook, LetterFilter, LetterState, NewJob};
-use tagfast_resilience::Clock;
+use tagfast_resilience::{Background, Clock, Stopped};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::webhook::{Webhook, WebhookOptions};
@@ -59,10 +58,7 @@ struct Desk {
 }
 
 /// A running replayer.
-pub struct Replayer {
-    stop: watch::Sender<bool>,
-    task: Mutex<Option<JoinHandle<()>>>,
-}
+pub struct Replayer(Background);
 
 impl Replayer {
     /// Starts to look after the letters of a book. `leads` is told whether this process is the one.
@@ -72,11 +68,10 @@ impl Replayer {
         clock: Arc<dyn Clock>,
         leads: watch::Sender<bool>,
     ) -> Self {
-        let (stop, mut stopped) = watch::channel(false);
         let webhook = options.webhook.clone().map(Webhook::spawn);
         let mut desk =
             Desk { book, options, webhook, clock, leads, told: Told::default(), forgot_at: None, failing: false };
-        let task = tokio::spawn(async move {
+        Self(Background::spawn(async move |mut stopped: Stopped| {
             loop {
                 tokio::select! {
                     biased;
@@ -88,17 +83,12 @@ impl Replayer {
                     () = tokio::time::sleep(LOOK) => {}
                 }
             }
-        });
-        Self { stop, task: Mutex::new(Some(task)) }
+        }))
     }
 
     /// Ends.
     pub async fn stop(&self) {
-        self.stop.send_replace(true);
-        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(task) = task
-            && let Err(error) = task.await
-        {
+        if let Err(error) = self.0.stop().await {
             tracing::error!(%error, "the replayer ended badly");
         }
     }

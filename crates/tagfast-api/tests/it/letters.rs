@@ -3,9 +3,8 @@
 use serde_json::json;
 use std::sync::atomic::Ordering;
 use tagfast_domain::{ContentKey, EpochOrdinal, Version};
-use tagfast_events::{
-    BusRecord, ClusterName, DeadLetter, Group, LetterClass, LetterState, Partition, RecordKind, StoredLetter,
-};
+use tagfast_events::conformance::letters::exhausted;
+use tagfast_events::{BusRecord, ClusterName, LetterClass, LetterState, Partition, RecordKind, StoredLetter};
 
 use crate::support::{NOW, World, jwt_world, keys, world};
 
@@ -22,16 +21,8 @@ fn stored(tenant: &str, offset: u64) -> StoredLetter {
         headers: vec![("raw".to_owned(), vec![0xff, 0xfe])],
         payload: b"{\"a\":1}".to_vec(),
     };
-    let letter = DeadLetter {
-        group: Group::INDEXER,
-        record,
-        class: LetterClass::Exhausted,
-        code: "sink_failed".to_owned(),
-        message: "four attempts".to_owned(),
-        attempts: 4,
-        first_failed_at: NOW,
-        last_failed_at: NOW + i64::try_from(offset).unwrap(),
-    };
+    let mut letter = exhausted(record, NOW);
+    letter.last_failed_at = NOW + i64::try_from(offset).unwrap();
     StoredLetter { letter, state: LetterState::Open, reason: None, replays: 1 }
 }
 

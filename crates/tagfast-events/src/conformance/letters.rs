@@ -40,6 +40,11 @@ fn letter(tenant: &str, n: u64) -> DeadLetter {
         headers: vec![("ce_id".to_owned(), b"x".to_vec()), ("raw".to_owned(), vec![0xff, 0, 1])],
         payload: format!("{{\"n\":{n}}}").into_bytes(),
     };
+    exhausted(record, at)
+}
+
+/// A letter of the indexer whose four attempts failed, the last one five seconds after the first.
+pub fn exhausted(record: BusRecord, first_failed_at: UnixMillis) -> DeadLetter {
     DeadLetter {
         group: Group::INDEXER,
         record,
@@ -47,8 +52,8 @@ fn letter(tenant: &str, n: u64) -> DeadLetter {
         code: "sink_failed".to_owned(),
         message: "four attempts".to_owned(),
         attempts: 4,
-        first_failed_at: at,
-        last_failed_at: at + 5000,
+        first_failed_at,
+        last_failed_at: first_failed_at + 5000,
     }
 }
 

@@ -5,15 +5,14 @@
 //! more, is made anew with everything, as long as the group still gives the partition to this process.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncTypedCommands, Script};
 use tagfast_domain::{TenantId, UnixMillis};
 use tagfast_events::Partition;
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tagfast_resilience::{Background, Stopped};
 
 use super::{StateError, StateRedis, WINDOWS, merging, random};
 use crate::PopularCounts;
@@ -75,10 +74,7 @@ redis.call('SET', 'tf:pv:' .. tenant, now[1] .. '.' .. now[2])
 return 1";
 
 /// Keeps the boards of the state Redis up to date with what this process counts.
-pub struct BoardWriter {
-    stop: watch::Sender<bool>,
-    task: Mutex<Option<JoinHandle<()>>>,
-}
+pub struct BoardWriter(Background);
 
 struct Desk {
     counts: Arc<PopularCounts>,
@@ -91,9 +87,8 @@ struct Desk {
 impl BoardWriter {
     /// Starts to push what `counts` counts; they must have been opened with [`PopularCounts::open_shared`].
     pub fn spawn(counts: Arc<PopularCounts>, redis: Arc<StateRedis>, partitions: u16) -> Self {
-        let (stop, mut stopped) = watch::channel(false);
         let mut desk = Desk { counts, redis, partitions, generation: None, failing: false };
-        let task = tokio::spawn(async move {
+        Self(Background::spawn(async move |mut stopped: Stopped| {
             let mut due = tokio::time::interval(EVERY);
             due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
@@ -104,17 +99,12 @@ impl BoardWriter {
                 }
                 desk.round().await;
             }
-        });
-        Self { stop, task: Mutex::new(Some(task)) }
+        }))
     }
 
     /// Ends.
     pub async fn stop(&self) {
-        self.stop.send_replace(true);
-        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(task) = task
-            && let Err(error) = task.await
-        {
+        if let Err(error) = self.0.stop().await {
             tracing::error!(%error, "the writer of the boards ended badly");
         }
     }

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tagfast_domain::{ContentKey, EpochId, Version};
-use tagfast_events::conformance::letters::LetterHarness;
+use tagfast_events::conformance::letters::{LetterHarness, exhausted};
 use tagfast_events::{
-    BusRecord, Clerk, Consumer, Cooldown, DeadLetter, Group, Job, LetterBook, LetterClass, LetterFilter, LetterState,
-    NewJob, Partition, Positions, RecordVerdict, RuntimeOptions, Sink, SinkError, SinkRecord, Start,
+    Clerk, Consumer, Cooldown, DeadLetter, Group, Job, LetterBook, LetterFilter, LetterState, NewJob, Partition,
+    Positions, RecordVerdict, RuntimeOptions, Sink, SinkError, SinkRecord, Start,
 };
 use tagfast_resilience::SystemClock;
 use tagfast_store_embedded::EmbeddedStore;
@@ -120,19 +120,6 @@ impl Sink for Newest {
     }
 }
 
-fn letter_of(record: BusRecord) -> DeadLetter {
-    DeadLetter {
-        group: Group::INDEXER,
-        record,
-        class: LetterClass::Exhausted,
-        code: "sink_failed".to_owned(),
-        message: "four attempts".to_owned(),
-        attempts: 4,
-        first_failed_at: NOW,
-        last_failed_at: NOW,
-    }
-}
-
 /// A store with letters of every one of its contents, a consumer that has applied them, and who replays.
 struct Desk {
     store: Arc<EmbeddedStore>,
@@ -151,7 +138,7 @@ impl Desk {
         let sink = Arc::new(Newest::default());
         let bus = store.bus();
         for record in records(&bus, Group("reader"), &Positions::new()).await {
-            bus.park(&letter_of(record)).await.expect("parked");
+            bus.park(&exhausted(record, NOW)).await.expect("parked");
         }
         let clock = Arc::new(SystemClock);
         let consumer = Consumer::spawn(bus, Arc::clone(&sink) as _, RuntimeOptions::default(), clock);

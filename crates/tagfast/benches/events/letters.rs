@@ -9,10 +9,11 @@ use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::{Value, json};
 use tagfast_domain::{ContentKey, Epoch, TenantId};
+use tagfast_events::conformance::letters::exhausted;
 use tagfast_events::letters::MOST_RATE;
 use tagfast_events::{
-    Bus, BusRecord, Clerk, ClusterName, Consumer, DeadLetter, Group, LetterBook, LetterClass, LetterFilter, NewJob,
-    Partition, RecordKind, RuntimeOptions, Sink, envelope,
+    Bus, BusRecord, Clerk, ClusterName, Consumer, DeadLetter, Group, LetterBook, LetterFilter, NewJob, Partition,
+    RecordKind, RuntimeOptions, Sink, envelope,
 };
 use tagfast_search::OpenSearchIndex;
 use tagfast_sharding::LogicalShard;
@@ -55,16 +56,9 @@ fn letter(n: u64) -> DeadLetter {
         headers: Vec::new(),
         payload: envelope::encode(&event),
     };
-    DeadLetter {
-        group: Group::INDEXER,
-        record,
-        class: LetterClass::Exhausted,
-        code: "sink_failed".to_owned(),
-        message: "four attempts".to_owned(),
-        attempts: 4,
-        first_failed_at: event.at,
-        last_failed_at: event.at + (n / 10) as i64,
-    }
+    let mut letter = exhausted(record, event.at);
+    letter.last_failed_at += (n / 10) as i64;
+    letter
 }
 
 pub(crate) async fn run(world: &World, count: u64) -> Vec<Value> {
