@@ -11,7 +11,7 @@ mod outage;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -368,18 +368,25 @@ async fn cluster(world: &mut World, outage: u64) -> Vec<serde_json::Value> {
 
 /// Writes contents at this rate until it is told to stop; how many.
 async fn writers(store: Arc<PostgresStore>, rate: u64, stop: Arc<AtomicBool>) -> u64 {
-    let (mut ticks, mut n) = (tokio::time::interval(Duration::from_millis(20)), 0u64);
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let (mut ticks, mut written) = (tokio::time::interval(Duration::from_millis(20)), 0u64);
     while !stop.load(Ordering::SeqCst) {
         ticks.tick().await;
         let batch = (0..rate / 50).map(|_| {
-            n += 1;
-            request(key(n * 7919 % 100_000), &format!("tag-{}", n % 50), 1 << 80 | u128::from(n))
+            let n = NEXT.fetch_add(1, Ordering::Relaxed);
+            // Each round leaves every content with another set of tags: a write that changes nothing has no event.
+            let tags = [format!("tag-{}", n % 50), format!("round-{}", n / 100_000 % 7)];
+            let tags = tags.iter().map(|tag| Tag::parse(tag).expect("a tag")).collect();
+            let mut request = request(key(n * 7919 % 100_000), "any", 1 << 80 | u128::from(n));
+            request.write.operation = Operation::replace(tags, &Limits::default()).expect("a set");
+            request
         });
         for answer in store.write_many(batch.collect()).await {
-            answer.expect("written");
+            assert!(answer.expect("written").changed, "every write has an event");
+            written += 1;
         }
     }
-    n
+    written
 }
 
 /// How long after its acknowledgement a write is found, while 1,500 others a second are written.
