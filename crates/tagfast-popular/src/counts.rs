@@ -21,6 +21,9 @@ use crate::{Board, PopularError, PopularTags, RecountReport, Suggestions, TagCou
 /// The group that counts.
 pub const GROUP: Group = Group::ANALYTICS;
 
+/// Records that are best handed over at once. Each transaction writes the pages that it touched, and tags lie on pages of their
+/// own: few large ones write much less than many small ones.
+pub const BATCH: usize = 8000;
 /// Contents per page of a rebuild or recount.
 pub(crate) const PAGE: usize = 1000;
 /// How often positions become durable: more often only costs transactions.

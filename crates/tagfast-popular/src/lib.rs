@@ -12,7 +12,7 @@ mod recount;
 pub mod state;
 mod windows;
 
-pub use counts::{GROUP, PopularCounts};
+pub use counts::{BATCH, GROUP, PopularCounts};
 pub use port::{Board, PopularError, PopularTags, RecountReport, Suggestions, TagCount, Window};
 pub use state::{BoardWriter, StateBoards, StateError, StateRedis};
 

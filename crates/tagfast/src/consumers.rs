@@ -25,10 +25,10 @@ struct Watched {
 }
 
 impl Watched {
-    fn start(feed: &Feed<'_>, sink: Arc<dyn Sink>) -> Self {
+    fn start(feed: &Feed<'_>, sink: Arc<dyn Sink>, options: RuntimeOptions) -> Self {
         let sink = if feed.traced { Arc::new(Traced(sink)) } else { sink };
         let (bus, clock) = (Arc::clone(feed.bus), Arc::clone(feed.clock));
-        let consumer = Arc::new(Consumer::spawn(bus, sink, RuntimeOptions::default(), clock));
+        let consumer = Arc::new(Consumer::spawn(bus, sink, options, clock));
         let clerk = Clerk::spawn(Arc::clone(feed.letters), Arc::clone(&consumer), Arc::clone(feed.clock));
         Self { consumer, clerk, was_ready: AtomicBool::new(false) }
     }
@@ -122,8 +122,12 @@ impl Consumers {
     {
         Self {
             letters: Arc::clone(feed.letters),
-            indexer: index.map(|index| (Watched::start(feed, Arc::clone(&index) as _), index as _)),
-            analytics: popular.map(|popular| (Watched::start(feed, Arc::clone(&popular) as _), popular as _)),
+            indexer: index
+                .map(|index| (Watched::start(feed, Arc::clone(&index) as _, RuntimeOptions::default()), index as _)),
+            analytics: popular.map(|popular| {
+                let options = RuntimeOptions { batch: tagfast_popular::BATCH, ..RuntimeOptions::default() };
+                (Watched::start(feed, Arc::clone(&popular) as _, options), popular as _)
+            }),
             reindexing: AtomicBool::new(false),
             recounting: AtomicBool::new(false),
             recounted: AtomicU64::new(0),

@@ -46,10 +46,18 @@ fn sinks(dir: &std::path::Path, store: &Arc<EmbeddedStore>, clock: &Arc<dyn Cloc
     [index, popular]
 }
 
+/// As the program runs them.
+fn runtime(sink: &Arc<dyn Sink>) -> RuntimeOptions {
+    let default = RuntimeOptions::default();
+    if sink.group() == tagfast_popular::GROUP {
+        return RuntimeOptions { batch: tagfast_popular::BATCH, ..default };
+    }
+    default
+}
+
 fn consume(bus: &Arc<dyn Bus>, sinks: &[Arc<dyn Sink>; 2], clock: &Arc<dyn Clock>) -> Vec<Consumer> {
-    let start = |sink: &Arc<dyn Sink>| {
-        Consumer::spawn(Arc::clone(bus), Arc::clone(sink), RuntimeOptions::default(), Arc::clone(clock))
-    };
+    let start =
+        |sink: &Arc<dyn Sink>| Consumer::spawn(Arc::clone(bus), Arc::clone(sink), runtime(sink), Arc::clone(clock));
     sinks.iter().map(start).collect()
 }
 
@@ -98,7 +106,8 @@ pub(crate) async fn run(backlog: u64) -> Vec<Value> {
     for sink in feeds {
         let group = sink.group().0;
         let began = Instant::now();
-        let consumer = Consumer::spawn(Arc::clone(&bus), sink, RuntimeOptions::default(), Arc::clone(&clock));
+        let options = runtime(&sink);
+        let consumer = Consumer::spawn(Arc::clone(&bus), sink, options, Arc::clone(&clock));
         while consumer.status().applied < backlog {
             pause(10).await;
         }

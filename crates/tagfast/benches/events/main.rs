@@ -141,10 +141,11 @@ fn example(n: u64) -> TaggingsEvent {
     TaggingsEvent { key: key(n), version, at, emit: EpochOrdinal(1), tags: vec![tagging], changes: Vec::new() }
 }
 
-/// A bulk loader that does nothing else: the same documents into an index of the same kind.
-async fn bulk_loader(url: &str, count: u64) {
+/// A bulk loader that does nothing else: the same documents into an index of the same kind, without or with versions that the
+/// server compares.
+async fn bulk_loader(url: &str, count: u64, versions: bool) {
     let http = reqwest::Client::new();
-    let index = format!("{url}/{BASELINE}");
+    let index = format!("{url}/{BASELINE}.{versions}");
     let send = async |request: reqwest::RequestBuilder, kind: &str, body: String| {
         let answer = request.header("content-type", kind).body(body).send().await.expect("an answer");
         assert!(answer.status().is_success(), "{}", answer.status());
@@ -164,7 +165,9 @@ async fn bulk_loader(url: &str, count: u64) {
             let id = format!("content-{n}");
             let document = json!({"tenant": "bench", "type": "page", "id": id, "tags": ["some-tag"],
                 "updated_at": 1_800_000_000_000u64, "ver": n + 1, "gone": false});
-            lines.push_str(&format!("{{\"index\": {{\"_id\": \"bench:page:{id}\"}}}}\n{document}\n"));
+            let version =
+                if versions { format!(",\"version\":{},\"version_type\":\"external\"", n + 1) } else { String::new() };
+            lines.push_str(&format!("{{\"index\": {{\"_id\": \"bench:page:{id}\"{version}}}}}\n{document}\n"));
         }
         send(http.post(format!("{index}/_bulk")), "application/x-ndjson", lines).await;
     }
@@ -333,7 +336,9 @@ async fn cluster(world: &mut World, outage: u64) -> Vec<serde_json::Value> {
 
     // A million documents say no more of a rate than these.
     let documents = events.min(200_000);
-    let base = timed(documents, bulk_loader(&url, documents)).await;
+    let base = timed(documents, bulk_loader(&url, documents, false)).await;
+    let versioned = timed(documents, bulk_loader(&url, documents, true)).await;
+    println!("the bare bulk loader with versions: {:.0}/s, without: {:.0}/s", versioned.0, base.0);
     let (from, sink) = (Arc::clone(&bus) as Arc<dyn Bus>, Arc::clone(&index) as Arc<dyn Sink>);
     let consumer = Consumer::spawn(from, sink, RuntimeOptions::default(), Arc::clone(&world.clock));
     // Joining a group takes the broker's time, three seconds for the first member: the rate begins with the first record.
