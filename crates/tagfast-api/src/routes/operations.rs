@@ -233,7 +233,7 @@ pub(crate) enum GroupName {
 }
 
 impl GroupName {
-    pub(super) fn group(self) -> Group {
+    pub(crate) fn group(self) -> Group {
         match self {
             Self::Indexer => Group::INDEXER,
             Self::Analytics => Group::ANALYTICS,

@@ -2,29 +2,26 @@
 //!
 //! Letters hold tenants' data: who is no admin sees those of the own tenant only, and changes none.
 
+mod wire;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::response::Response;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
-use tagfast_domain::UnixMillis;
-use tagfast_domain::time::parse_rfc3339;
-use tagfast_events::letters::{FILTER_IDS, MOST_RATE, PAGE_LETTERS, RATE, content_of};
-use tagfast_events::{
-    Act, BookError, Group, Job, LetterBook, LetterClass, LetterCursor, LetterFilter, LetterState, NewJob, StoredLetter,
-};
+use tagfast_events::letters::{MOST_RATE, PAGE_LETTERS, RATE};
+use tagfast_events::{Act, BookError, Group, LetterBook, LetterClass, LetterCursor, LetterFilter, LetterState, NewJob};
 use tagfast_store::SealKind;
 use utoipa::{IntoParams, ToSchema};
 
+use self::wire::{BytesBody, FilterBody, HeaderBody, JobBody, LetterBody, WholeBody, moment};
 use super::operations::GroupName;
 use crate::auth::Scope;
 use crate::call::{Admin, Call, Read};
 use crate::encoding::bad_parameter;
 use crate::problem::{Code, Problem, not_in_this_mode};
 use crate::time::Stamp;
-use crate::wire;
+use crate::wire as answer;
 
 /// Longest reason in characters.
 const REASON: usize = 1000;
@@ -60,170 +57,6 @@ pub(super) fn check_reason(reason: &str) -> Result<(), Problem> {
         given => {
             let detail = format!("reason has {given} characters; at most {REASON} are allowed");
             Err(Problem::new(Code::TooLong, detail).limit("reason_characters", REASON as u64, given as u64))
-        }
-    }
-}
-
-/// Why a record was parked.
-#[derive(Clone, Copy, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum ClassName {
-    /// It can never be applied.
-    Poison,
-    /// Its retries were used up.
-    Exhausted,
-}
-
-impl From<ClassName> for LetterClass {
-    fn from(class: ClassName) -> Self {
-        match class {
-            ClassName::Poison => Self::Poison,
-            ClassName::Exhausted => Self::Exhausted,
-        }
-    }
-}
-
-/// Which letters. Every condition that is there must hold.
-#[derive(Default, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-#[schema(as = LetterFilter)]
-pub(crate) struct FilterBody {
-    /// These ids.
-    #[serde(default)]
-    #[schema(max_items = 500)]
-    ids: Vec<String>,
-    /// The consumer group.
-    #[serde(default)]
-    group: Option<GroupName>,
-    /// Why they were parked.
-    #[serde(default)]
-    class: Option<ClassName>,
-    /// The error code.
-    #[serde(default)]
-    code: Option<String>,
-    /// The tenant.
-    #[serde(default)]
-    tenant: Option<String>,
-    /// The content type.
-    #[serde(default, rename = "type")]
-    content_type: Option<String>,
-    /// The beginning of the content's id.
-    #[serde(default)]
-    id_prefix: Option<String>,
-    /// Last failed at or after this time (RFC 3339).
-    #[serde(default)]
-    from: Option<String>,
-    /// Last failed before this time (RFC 3339).
-    #[serde(default)]
-    until: Option<String>,
-}
-
-fn moment(name: &str, text: Option<String>) -> Result<Option<UnixMillis>, Problem> {
-    let Some(text) = text else { return Ok(None) };
-    let bad = || Problem::new(Code::BadTime, format!("{name} is not an RFC 3339 time like 2026-01-31T12:00:00Z"));
-    parse_rfc3339(&text).map(Some).ok_or_else(bad)
-}
-
-impl FilterBody {
-    /// The filter; one that lets everything through must be meant.
-    fn resolved(self, all: bool) -> Result<LetterFilter, Problem> {
-        if self.ids.len() > FILTER_IDS {
-            let given = self.ids.len() as u64;
-            let problem = Problem::new(Code::TooLong, format!("{given} ids; at most {FILTER_IDS} are allowed"));
-            return Err(problem.limit("filter_ids", FILTER_IDS as u64, given));
-        }
-        let filter = LetterFilter {
-            ids: self.ids,
-            group: self.group.map(GroupName::group),
-            state: None,
-            class: self.class.map(LetterClass::from),
-            code: self.code,
-            tenant: self.tenant,
-            content_type: self.content_type,
-            id_prefix: self.id_prefix,
-            from: moment("from", self.from)?,
-            until: moment("until", self.until)?,
-            due: None,
-        };
-        if filter.is_everything() && !all {
-            let detail = "the filter matches every letter; say \"all\": true if that is meant";
-            return Err(Problem::new(Code::AllNotMeant, detail));
-        }
-        Ok(filter)
-    }
-}
-
-/// A dead letter.
-#[derive(Serialize, ToSchema)]
-#[schema(as = DeadLetter)]
-struct LetterBody {
-    /// `group/partition/offset` of the record.
-    id: String,
-    group: String,
-    /// `open`, `replayed`, `superseded` or `discarded`.
-    state: &'static str,
-    /// `poison` or `exhausted`.
-    class: &'static str,
-    /// A stable error code.
-    code: String,
-    /// What happened.
-    message: String,
-    /// How often it was tried in all.
-    attempts: u32,
-    /// How often it was replayed and failed again.
-    replays: u32,
-    /// The content's tenant; missing if the record does not tell.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tenant: Option<String>,
-    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
-    content_type: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    content_id: Option<String>,
-    /// The version of the state it holds; `0` if it does not tell.
-    version: String,
-    #[schema(value_type = String)]
-    first_failed_at: Stamp,
-    #[schema(value_type = String)]
-    last_failed_at: Stamp,
-    /// When it is replayed by itself; missing: never (again).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
-    next_replay_at: Option<Stamp>,
-    /// Why it was discarded.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
-}
-
-impl LetterBody {
-    fn new(call: &Call, stored: &StoredLetter) -> Self {
-        let letter = &stored.letter;
-        let (tenant, content_type, content_id) = match content_of(&letter.record.key) {
-            Some(key) => (
-                Some(key.tenant.to_string()),
-                Some(key.content.content_type.to_string()),
-                Some(key.content.content_id.to_string()),
-            ),
-            None => (None, None, None),
-        };
-        let cooldown = call.app.parts.letters.as_ref().map(|letters| letters.cooldown).unwrap_or_default();
-        let due = cooldown.next(letter.class, stored.replays, letter.last_failed_at);
-        Self {
-            id: letter.id(),
-            group: letter.group.0.to_owned(),
-            state: stored.state.as_str(),
-            class: letter.class.as_str(),
-            code: letter.code.clone(),
-            message: letter.message.clone(),
-            attempts: letter.attempts,
-            replays: stored.replays,
-            tenant,
-            content_type,
-            content_id,
-            version: letter.record.version.packed().to_string(),
-            first_failed_at: Stamp(letter.first_failed_at),
-            last_failed_at: Stamp(letter.last_failed_at),
-            next_replay_at: due.filter(|_| stored.state == LetterState::Open).map(Stamp),
-            reason: stored.reason.clone(),
         }
     }
 }
@@ -347,52 +180,7 @@ pub(crate) async fn list(Read(call): Read) -> Result<Response, Problem> {
     };
     let page = book.list(&filter, after.as_ref(), limit).await?;
     let items = page.letters.iter().map(|stored| LetterBody::new(&call, stored)).collect();
-    Ok(wire::json(&LettersBody { items, next_cursor: page.next.as_ref().map(|next| seal_cursor(&call, next)) }))
-}
-
-/// Bytes as text if they are, else in base64.
-#[derive(Serialize, ToSchema)]
-#[schema(as = Bytes)]
-struct BytesBody {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    text: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    base64: Option<String>,
-}
-
-impl BytesBody {
-    fn new(bytes: &[u8]) -> Self {
-        match std::str::from_utf8(bytes) {
-            Ok(text) => Self { text: Some(text.to_owned()), base64: None },
-            Err(_) => Self { text: None, base64: Some(STANDARD.encode(bytes)) },
-        }
-    }
-}
-
-/// A header of a record.
-#[derive(Serialize, ToSchema)]
-#[schema(as = RecordHeader)]
-struct HeaderBody {
-    name: String,
-    value: BytesBody,
-}
-
-/// A dead letter with all that is in it.
-#[derive(Serialize, ToSchema)]
-#[schema(as = WholeDeadLetter)]
-struct WholeBody {
-    #[serde(flatten)]
-    letter: LetterBody,
-    /// Where the record was.
-    partition: u16,
-    /// Its place there.
-    offset: u64,
-    /// The record's key.
-    key: BytesBody,
-    /// The record's headers, as they were.
-    headers: Vec<HeaderBody>,
-    /// The record's value, as it was.
-    payload: BytesBody,
+    Ok(answer::json(&LettersBody { items, next_cursor: page.next.as_ref().map(|next| seal_cursor(&call, next)) }))
 }
 
 #[derive(IntoParams)]
@@ -426,7 +214,7 @@ pub(crate) async fn show(Read(call): Read) -> Result<Response, Problem> {
     note(&call, "show", format!("id={id}"), 1).await?;
     let record = &stored.letter.record;
     let headers = record.headers.iter();
-    Ok(wire::json(&WholeBody {
+    Ok(answer::json(&WholeBody {
         letter: LetterBody::new(&call, &stored),
         partition: record.partition.0,
         offset: record.offset,
@@ -455,52 +243,6 @@ pub(crate) struct ReplayLetters {
     rate: Option<u32>,
 }
 
-/// A replay and how far it is.
-#[derive(Serialize, ToSchema)]
-#[schema(as = ReplayJob)]
-struct JobBody {
-    id: String,
-    dry_run: bool,
-    rate: u32,
-    #[schema(value_type = String)]
-    created_at: Stamp,
-    /// Letters it was given: the open ones of its filter.
-    letters: u64,
-    /// Letters of the filter that are not open any more.
-    closed: u64,
-    /// Letters of the filter that another replay has.
-    busy: u64,
-    /// Applied; in a dry run: would be.
-    applied: u64,
-    /// A newer state was there already.
-    superseded: u64,
-    /// Failed again; they stay open.
-    failed: u64,
-    /// Discarded meanwhile.
-    dropped: u64,
-    /// Still to be judged.
-    left: u64,
-}
-
-impl JobBody {
-    fn new(job: Job) -> Self {
-        Self {
-            left: job.left(),
-            id: job.id,
-            dry_run: job.dry_run,
-            rate: job.rate,
-            created_at: Stamp(job.at),
-            letters: job.letters,
-            closed: job.closed,
-            busy: job.busy,
-            applied: job.applied,
-            superseded: job.superseded,
-            failed: job.failed,
-            dropped: job.dropped,
-        }
-    }
-}
-
 /// Replays dead letters
 ///
 /// Applies the open letters of a filter again, each only if nothing newer was applied since, in the processes that have their
@@ -527,7 +269,7 @@ pub(crate) async fn replay(Admin(mut call): Admin) -> Result<Response, Problem> 
     let begun = book(&call)?.begin(&job, &filter).await?;
     let action = if job.dry_run { "dry_run" } else { "replay" };
     note(&call, action, format!("job={} {filter}", job.id), begun.letters).await?;
-    Ok(wire::json(&JobBody::new(begun)))
+    Ok(answer::json(&JobBody::new(begun)))
 }
 
 #[derive(IntoParams)]
@@ -550,7 +292,7 @@ struct JobPath {
 pub(crate) async fn job(Admin(call): Admin) -> Result<Response, Problem> {
     call.no_query()?;
     let found = book(&call)?.job(&call.segment(3)?).await?;
-    Ok(wire::json(&JobBody::new(found.ok_or_else(|| unknown("there is no such replay"))?)))
+    Ok(answer::json(&JobBody::new(found.ok_or_else(|| unknown("there is no such replay"))?)))
 }
 
 /// What to give up.
@@ -592,7 +334,7 @@ pub(crate) async fn discard(Admin(mut call): Admin) -> Result<Response, Problem>
     let filter = asked.filter.resolved(asked.all)?;
     let discarded = book(&call)?.discard(&filter, &asked.reason, call.app.parts.clock.now_ms()).await?;
     note(&call, "discard", format!("{filter}: {}", asked.reason), discarded).await?;
-    Ok(wire::json(&DiscardedBody { discarded }))
+    Ok(answer::json(&DiscardedBody { discarded }))
 }
 
 /// Something that was done with letters.
@@ -651,7 +393,7 @@ pub(crate) async fn acts(Admin(call): Admin) -> Result<Response, Problem> {
         detail,
         letters,
     });
-    Ok(wire::json(&ActsBody { items: items.collect() }))
+    Ok(answer::json(&ActsBody { items: items.collect() }))
 }
 
 /// A storm to let through.
@@ -693,5 +435,5 @@ pub(crate) async fn allow_storm(Admin(mut call): Admin) -> Result<Response, Prob
     if call.app.parts.letters.is_some() {
         note(&call, "allow_storm", format!("group={group}: {}", asked.reason), 0).await?;
     }
-    Ok(wire::json(&StormBody { group: asked.group, allowed_seconds: 60 }))
+    Ok(answer::json(&StormBody { group: asked.group, allowed_seconds: 60 }))
 }
