@@ -1,3 +1,5 @@
+//! When it opens, how it closes, and that no schedule keeps it open for ever.
+
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use proptest::prelude::*;
