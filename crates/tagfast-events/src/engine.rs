@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use tagfast_domain::{ContentKey, UnixMillis};
+use tagfast_domain::UnixMillis;
 use tagfast_resilience::{Breaker, BreakerOptions, BreakerState, Clock, Transition};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -365,15 +365,10 @@ impl Engine {
                     self.progress.accepts(record.partition, &record.cluster, record.emit);
                     continue;
                 }
-                RecordKind::Event => envelope::decode_record(&record),
+                RecordKind::Event => envelope::decode_keyed(&record),
             };
             let event = match event {
-                Ok(event) if is_key(&record.key, &event.key) => event,
-                Ok(_) => {
-                    let why = Why::new(LetterClass::Poison, "event_key_mismatch", "the key is not the body's", 1);
-                    self.park(record, None, why).await?;
-                    continue;
-                }
+                Ok(event) => event,
                 Err(error) => {
                     self.park(record, None, Why::new(LetterClass::Poison, error.code(), &error.to_string(), 1)).await?;
                     continue;
@@ -533,21 +528,6 @@ fn breaker(group: Group, options: &RuntimeOptions) -> Arc<Breaker> {
         metrics::gauge!("tagfast_consumer_breaker_open", "group" => group.0).set(open);
     };
     Breaker::new(format!("sink {}", group.0), behaviour, Arc::new(move || began.elapsed()), Arc::new(told), 0x5eed)
-}
-
-/// Whether a record's key is that of its event: the parts, with zeros or slashes between them.
-fn is_key(key: &[u8], of: &ContentKey) -> bool {
-    let parts = [of.tenant.as_str(), of.content.content_type.as_str(), of.content.content_id.as_str()];
-    let mut rest = key;
-    for (n, part) in parts.into_iter().enumerate() {
-        if n > 0 {
-            let Some(behind) = rest.strip_prefix(b"\0").or_else(|| rest.strip_prefix(b"/")) else { return false };
-            rest = behind;
-        }
-        let Some(behind) = rest.strip_prefix(part.as_bytes()) else { return false };
-        rest = behind;
-    }
-    rest.is_empty()
 }
 
 /// Spreads retries of different records; the same record at the same attempt waits the same, which tests rely on.

@@ -35,6 +35,9 @@ pub enum EnvelopeError {
     /// A major version this program does not know.
     #[error("the event has the unknown type {0:?}")]
     UnknownType(String),
+    /// The record's key is that of another content.
+    #[error("the key is not the body's")]
+    KeyMismatch,
 }
 
 impl EnvelopeError {
@@ -43,6 +46,7 @@ impl EnvelopeError {
         match self {
             Self::Undecodable(_) => "event_undecodable",
             Self::UnknownType(_) => "event_type_unknown",
+            Self::KeyMismatch => "event_key_mismatch",
         }
     }
 }
@@ -299,6 +303,27 @@ pub fn decode_record(record: &BusRecord) -> Result<TaggingsEvent, EnvelopeError>
     let data: Data<'_> = serde_json::from_slice(&record.payload).map_err(|e| bad(&e))?;
     let time = header(&record.headers, "ce_time").unwrap_or_default();
     event(&data, time).map_err(|e| bad(&e))
+}
+
+/// The event of a record that is to be applied: its key must be that of its content.
+pub(crate) fn decode_keyed(record: &BusRecord) -> Result<TaggingsEvent, EnvelopeError> {
+    let event = decode_record(record)?;
+    if is_key(&record.key, &event.key) { Ok(event) } else { Err(EnvelopeError::KeyMismatch) }
+}
+
+/// Whether a record's key is that of its event: the parts, with zeros or slashes between them.
+fn is_key(key: &[u8], of: &ContentKey) -> bool {
+    let parts = [of.tenant.as_str(), of.content.content_type.as_str(), of.content.content_id.as_str()];
+    let mut rest = key;
+    for (n, part) in parts.into_iter().enumerate() {
+        if n > 0 {
+            let Some(behind) = rest.strip_prefix(b"\0").or_else(|| rest.strip_prefix(b"/")) else { return false };
+            rest = behind;
+        }
+        let Some(behind) = rest.strip_prefix(part.as_bytes()) else { return false };
+        rest = behind;
+    }
+    rest.is_empty()
 }
 
 /// The event in `bytes`; unknown fields are ignored.

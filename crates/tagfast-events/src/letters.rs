@@ -191,6 +191,17 @@ pub struct LetterPage {
     pub next: Option<LetterCursor>,
 }
 
+impl LetterPage {
+    /// The page of letters of which one more than `limit` was looked for: whether it is there tells whether there is more.
+    pub fn of(mut letters: Vec<StoredLetter>, limit: usize) -> Self {
+        let more = letters.len() > limit;
+        letters.truncate(limit);
+        let last = letters.last().filter(|_| more);
+        let next = last.map(|stored| LetterCursor { at: stored.letter.last_failed_at, id: stored.letter.id() });
+        Self { letters, next }
+    }
+}
+
 /// What is to be done with the letters of a filter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewJob {

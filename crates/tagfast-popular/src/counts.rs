@@ -60,7 +60,19 @@ impl Files {
 
     /// The file of a shard's partition.
     pub(crate) fn of_shard(&self, shard: LogicalShard) -> Option<&OwnerFile> {
-        self.files.get(usize::from(shard.number()) % self.files.len().max(1))
+        self.of_partition(self.partition_of(shard))
+    }
+
+    /// Writes positions down, each with what was counted up to it; with an epoch if it is another one than before.
+    fn set_positions<'a>(
+        &self,
+        epoch: Option<&str>,
+        positions: impl IntoIterator<Item = (&'a Partition, &'a BusPosition)>,
+    ) -> rusqlite::Result<()> {
+        positions.into_iter().try_for_each(|(partition, position)| match self.of_partition(*partition) {
+            Some(file) => file.set_position(epoch, position),
+            None => Ok(()),
+        })
     }
 }
 
@@ -95,14 +107,7 @@ impl PopularCounts {
         let unavailable = |e: &dyn std::fmt::Display| PopularError::Unavailable(e.to_string());
         std::fs::create_dir_all(&dir).map_err(|e| unavailable(&e))?;
         let now = clock.now_ms();
-        let files = match open_current(&dir, now) {
-            Ok(Some(files)) => files,
-            Ok(None) => Files { files: Vec::new() },
-            Err(error) => {
-                tracing::error!(%error, "the counts' files cannot be read; they are counted anew");
-                Files { files: Vec::new() }
-            }
-        };
+        let files = usable(&dir, now).unwrap_or(Files { files: Vec::new() });
         Ok(Self::new(dir, files, None, scanner, clock))
     }
 
@@ -117,11 +122,7 @@ impl PopularCounts {
         let unavailable = |e: &dyn std::fmt::Display| PopularError::Unavailable(e.to_string());
         std::fs::create_dir_all(&dir).map_err(|e| unavailable(&e))?;
         let (now, wanted) = (clock.now_ms(), usize::from(partitions));
-        let known = open_current(&dir, now).unwrap_or_else(|error| {
-            tracing::error!(%error, "the counts' files cannot be read; they are counted anew");
-            None
-        });
-        let files = match known.filter(|files| files.all().len() == wanted) {
+        let files = match usable(&dir, now).filter(|files| files.all().len() == wanted) {
             Some(files) => files,
             None => {
                 let path = generation::create(&dir).map_err(|e| unavailable(&e))?;
@@ -207,13 +208,7 @@ impl PopularCounts {
         self.copy(&files, LogicalShard::all().filter(wanted), progress).await?;
         let (from, epoch, target) = (from.clone(), epoch.to_string(), Arc::clone(&files));
         let positions = from.clone();
-        blocking(move || {
-            positions.iter().try_for_each(|(partition, position)| match target.of_partition(*partition) {
-                Some(file) => file.set_position(Some(&epoch), position),
-                None => Ok(()),
-            })
-        })
-        .await?;
+        blocking(move || target.set_positions(Some(&epoch), &positions)).await?;
         self.cadence.lock().unwrap_or_else(PoisonError::into_inner).written.extend(from);
         Ok(())
     }
@@ -263,6 +258,14 @@ impl PopularCounts {
         self.cadence.lock().unwrap_or_else(PoisonError::into_inner).expired_minute = minute;
         Ok(())
     }
+}
+
+/// The files that are there, if they can be read.
+fn usable(dir: &Path, now: UnixMillis) -> Option<Files> {
+    open_current(dir, now).unwrap_or_else(|error| {
+        tracing::error!(%error, "the counts' files cannot be read; they are counted anew");
+        None
+    })
 }
 
 fn open_current(dir: &Path, now: UnixMillis) -> rusqlite::Result<Option<Files>> {
@@ -422,7 +425,7 @@ impl Sink for PopularCounts {
     async fn advance(&self, positions: &Positions) -> Result<Positions, SinkError> {
         let files = self.files();
         self.expire_if_due(Arc::clone(&files)).await?;
-        let changed: Vec<(Partition, BusPosition)> = {
+        let changed: Positions = {
             let cadence = self.cadence.lock().unwrap_or_else(PoisonError::into_inner);
             let due = cadence.written_at.is_none_or(|at| at.elapsed() >= POSITION_EVERY);
             if !due {
@@ -436,13 +439,7 @@ impl Sink for PopularCounts {
         };
         if !changed.is_empty() {
             let moved = changed.clone();
-            blocking(move || {
-                moved.iter().try_for_each(|(partition, position)| match files.of_partition(*partition) {
-                    Some(file) => file.set_position(None, position),
-                    None => Ok(()),
-                })
-            })
-            .await?;
+            blocking(move || files.set_positions(None, &moved)).await?;
         }
         let mut cadence = self.cadence.lock().unwrap_or_else(PoisonError::into_inner);
         if !changed.is_empty() {
@@ -491,12 +488,8 @@ impl Sink for PopularCounts {
         let (from, epoch, target) = (from.clone(), epoch.to_string(), Arc::clone(&files));
         let (root, written) = (self.dir.clone(), from.clone());
         blocking(move || {
-            for (partition, position) in &from {
-                if let Some(file) = target.of_partition(*partition) {
-                    file.set_position(Some(&epoch), position)?;
-                    file.checkpoint()?;
-                }
-            }
+            target.set_positions(Some(&epoch), &from)?;
+            target.all().iter().try_for_each(OwnerFile::checkpoint)?;
             generation::switch(&root, &path).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))
         })
         .await?;

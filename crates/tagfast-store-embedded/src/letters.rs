@@ -166,15 +166,12 @@ fn job_of(row: &Row<'_>) -> rusqlite::Result<Job> {
     })
 }
 
-fn count(conn: &Connection, filter: &LetterFilter, state: &str) -> rusqlite::Result<i64> {
-    let (sql, values) = conditions(filter, state);
-    conn.prepare_cached(&format!("SELECT count(*) FROM bus_dlq WHERE {sql}"))?
-        .query_row(params_from_iter(values), |row| row.get(0))
-}
-
 fn begin(conn: &Connection, job: &NewJob, filter: &LetterFilter) -> rusqlite::Result<Job> {
-    let closed = count(conn, filter, "state <> 'open'")?;
-    let busy = count(conn, filter, "state = 'open' AND job IS NOT NULL")?;
+    let (sql, values) = conditions(filter, "1 = 1");
+    let others = "count(*) FILTER (WHERE state <> 'open'), count(*) FILTER (WHERE state = 'open' AND job IS NOT NULL)";
+    let (closed, busy): (i64, i64) = conn
+        .prepare_cached(&format!("SELECT {others} FROM bus_dlq WHERE {sql}"))?
+        .query_row(params_from_iter(values), |row| Ok((row.get(0)?, row.get(1)?)))?;
     let (sql, values) = conditions(filter, "state = 'open' AND job IS NULL");
     let values = std::iter::once(SqlValue::Text(job.id.clone())).chain(values);
     let letters =
@@ -187,33 +184,31 @@ fn begin(conn: &Connection, job: &NewJob, filter: &LetterFilter) -> rusqlite::Re
 }
 
 fn settle(conn: &Connection, job: &Job, settled: &[Settled], at: UnixMillis) -> rusqlite::Result<()> {
+    let put_back = "UPDATE bus_dlq SET job = NULL WHERE letter_id = ?1 AND job = ?2";
+    let close = "UPDATE bus_dlq SET job = NULL, state = ?3, closed_at = ?4 WHERE letter_id = ?1 AND job = ?2";
+    let again = "UPDATE bus_dlq SET job = NULL, replays = replays + 1, attempts = attempts + 1,
+                     code = ?3, message = ?4, last_failed_at = ?5 WHERE letter_id = ?1 AND job = ?2";
     let mut counts = [0i64; 3];
     for Settled { id, outcome } in settled {
-        let close = "UPDATE bus_dlq SET job = NULL, state = ?3, closed_at = ?4 WHERE letter_id = ?1 AND job = ?2";
-        let (place, moved) = match outcome {
+        let place = match outcome {
+            ReplayOutcome::Applied => 0,
+            ReplayOutcome::Superseded => 1,
+            ReplayOutcome::Failed { .. } => 2,
             ReplayOutcome::NotHere => continue,
-            ReplayOutcome::Applied | ReplayOutcome::Superseded | ReplayOutcome::Failed { .. } if job.dry_run => {
-                let put_back = "UPDATE bus_dlq SET job = NULL WHERE letter_id = ?1 AND job = ?2";
-                let place = match outcome {
-                    ReplayOutcome::Applied => 0,
-                    ReplayOutcome::Superseded => 1,
-                    ReplayOutcome::Failed { .. } | ReplayOutcome::NotHere => 2,
-                };
-                (place, conn.prepare_cached(put_back)?.execute(params![id, job.id])?)
+        };
+        let moved = match outcome {
+            _ if job.dry_run => conn.prepare_cached(put_back)?.execute(params![id, job.id]),
+            ReplayOutcome::Failed { code, message } => {
+                conn.prepare_cached(again)?.execute(params![id, job.id, code, message, at])
             }
             ReplayOutcome::Applied => {
-                (0, conn.prepare_cached(close)?.execute(params![id, job.id, LetterState::Replayed.as_str(), at])?)
+                conn.prepare_cached(close)?.execute(params![id, job.id, LetterState::Replayed.as_str(), at])
             }
-            ReplayOutcome::Superseded => {
-                (1, conn.prepare_cached(close)?.execute(params![id, job.id, LetterState::Superseded.as_str(), at])?)
-            }
-            ReplayOutcome::Failed { code, message } => {
-                let again = "UPDATE bus_dlq SET job = NULL, replays = replays + 1, attempts = attempts + 1,
-                                 code = ?3, message = ?4, last_failed_at = ?5 WHERE letter_id = ?1 AND job = ?2";
-                (2, conn.prepare_cached(again)?.execute(params![id, job.id, code, message, at])?)
+            ReplayOutcome::Superseded | ReplayOutcome::NotHere => {
+                conn.prepare_cached(close)?.execute(params![id, job.id, LetterState::Superseded.as_str(), at])
             }
         };
-        counts[place] += moved as i64;
+        counts[place] += moved? as i64;
     }
     conn.prepare_cached(
         "UPDATE letter_job SET applied = applied + ?2, superseded = superseded + ?3, failed = failed + ?4
@@ -312,11 +307,7 @@ impl LetterBook for EmbeddedLetters {
         let lists = self.read(None, move |conn, p| list(conn, p, &filter, after.as_ref(), limit + 1)).await?;
         let mut letters: Vec<StoredLetter> = lists.into_iter().flatten().collect();
         letters.sort_by_cached_key(|stored| std::cmp::Reverse((stored.letter.last_failed_at, stored.letter.id())));
-        let more = letters.len() > limit;
-        letters.truncate(limit);
-        let last = letters.last().filter(|_| more);
-        let next = last.map(|stored| LetterCursor { at: stored.letter.last_failed_at, id: stored.letter.id() });
-        Ok(LetterPage { letters, next })
+        Ok(LetterPage::of(letters, limit))
     }
 
     async fn open_letters(&self, cooldown: Cooldown) -> Result<Vec<GroupLetters>, BookError> {

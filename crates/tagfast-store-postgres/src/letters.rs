@@ -289,13 +289,10 @@ async fn take_in(
 async fn begin(client: &mut Client, job: &NewJob, filter: &LetterFilter) -> Result<Row, Error> {
     let tx = client.transaction().await?;
     let mut values: Values = Vec::new();
-    let closed = conditions(filter, "state <> 'open'", &mut values);
-    let busy_from = values.len();
-    let busy = conditions(filter, "state = 'open' AND job IS NOT NULL", &mut values);
-    debug_assert_eq!(values.len(), 2 * busy_from, "the same conditions twice");
+    let wanted = conditions(filter, "true", &mut values);
     let count = format!(
-        "SELECT (SELECT count(*) FROM tagfast_control.letter WHERE {closed}),
-                (SELECT count(*) FROM tagfast_control.letter WHERE {busy})"
+        "SELECT count(*) FILTER (WHERE state <> 'open'), count(*) FILTER (WHERE state = 'open' AND job IS NOT NULL)
+         FROM tagfast_control.letter WHERE {wanted}"
     );
     let row = tx.query_one(&count, &refs(&values)).await?;
     let (closed, busy): (i64, i64) = (row.get(0), row.get(1));
@@ -433,10 +430,7 @@ impl LetterBook for PostgresLetters {
             limit + 1
         );
         let found = self.query(&sql, &values).await?;
-        let letters = found.iter().take(limit).map(stored).collect::<Result<Vec<_>, _>>()?;
-        let last = letters.last().filter(|_| found.len() > limit);
-        let next = last.map(|stored| LetterCursor { at: stored.letter.last_failed_at, id: stored.letter.id() });
-        Ok(LetterPage { letters, next })
+        Ok(LetterPage::of(found.iter().map(stored).collect::<Result<_, _>>()?, limit))
     }
 
     async fn open_letters(&self, cooldown: Cooldown) -> Result<Vec<GroupLetters>, BookError> {

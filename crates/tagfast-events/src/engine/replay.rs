@@ -3,24 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tagfast_domain::{ContentKey, TaggingsEvent};
+use tagfast_domain::ContentKey;
 
-use super::{Engine, StopAsked, is_key};
-use crate::bus::BusRecord;
+use super::{Engine, StopAsked};
 use crate::envelope;
 use crate::letters::ReplayOutcome;
 use crate::runtime::Replay;
 use crate::sink::{RecordVerdict, SinkRecord};
-
-/// What a letter's record says, or why nobody can read it.
-fn decode(record: &BusRecord) -> Result<TaggingsEvent, ReplayOutcome> {
-    let failed = |code: &str, message: String| ReplayOutcome::Failed { code: code.to_owned(), message };
-    match envelope::decode_record(record) {
-        Ok(event) if is_key(&record.key, &event.key) => Ok(event),
-        Ok(_) => Err(failed("event_key_mismatch", "the key is not the body's".to_owned())),
-        Err(error) => Err(failed(error.code(), error.to_string())),
-    }
-}
 
 impl Engine {
     /// Judges letters by version alone: what a replaced epoch published has a smaller one than what replaced it. Answers when
@@ -33,10 +22,10 @@ impl Engine {
             if !self.progress.has(record.partition) {
                 continue;
             }
-            let event = match decode(record) {
+            let event = match envelope::decode_keyed(record) {
                 Ok(event) => event,
-                Err(outcome) => {
-                    outcomes[n] = outcome;
+                Err(error) => {
+                    outcomes[n] = ReplayOutcome::Failed { code: error.code().to_owned(), message: error.to_string() };
                     continue;
                 }
             };

@@ -31,7 +31,7 @@ pub(super) async fn run(command: &DeadLettersCommand, term: &Term) -> CommandRes
         }
         DeadLettersCommand::Acts { limit, client } => {
             let answer = Client::new(client)?.get(&format!("/v1/dead-letter-acts?limit={limit}")).await?;
-            let rows: Vec<Vec<String>> = items(&answer)
+            let rows: Vec<Vec<String>> = items(&answer, "items")
                 .map(|act| {
                     let cell = |name| visible(&text(act, name));
                     vec![cell("at"), cell("by"), cell("action"), cell("letters"), cell("detail")]
@@ -60,8 +60,8 @@ fn number(value: &Value, name: &str) -> u64 {
     value.get(name).and_then(Value::as_u64).unwrap_or(0)
 }
 
-fn items(answer: &Value) -> impl Iterator<Item = &Value> {
-    answer.get("items").and_then(Value::as_array).into_iter().flatten()
+fn items<'a>(answer: &'a Value, name: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
+    answer.get(name).and_then(Value::as_array).into_iter().flatten()
 }
 
 fn said(answer: &Value, text: String, term: &Term) -> CommandResult {
@@ -107,7 +107,7 @@ async fn list(args: &ListLettersArgs, term: &Term) -> CommandResult {
         path.push_str(&format!("&cursor={}", encode(cursor)));
     }
     let answer = client.get(&path).await?;
-    let rows: Vec<Vec<String>> = items(&answer)
+    let rows: Vec<Vec<String>> = items(&answer, "items")
         .map(|letter| {
             let cell = |name| visible(&text(letter, name));
             let content = format!("{}/{}/{}", cell("tenant"), cell("type"), cell("content_id"));
@@ -138,7 +138,7 @@ async fn show(client: &Client, id: &str, term: &Term) -> CommandResult {
         .map(|(name, _)| vec![name.clone(), visible(&text(&answer, name))])
         .collect();
     rows.push(vec!["key".to_owned(), bytes(&answer["key"])]);
-    for header in answer.get("headers").and_then(Value::as_array).into_iter().flatten() {
+    for header in items(&answer, "headers") {
         rows.push(vec![format!("header {}", visible(&text(header, "name"))), bytes(&header["value"])]);
     }
     rows.push(vec!["payload".to_owned(), bytes(&answer["payload"])]);

@@ -205,11 +205,7 @@ impl LetterBook for FakeLetters {
         let mut letters = self.matching(filter);
         letters.sort_by_key(|s| std::cmp::Reverse((s.letter.last_failed_at, s.letter.id())));
         letters.retain(|s| after.is_none_or(|a| (s.letter.last_failed_at, s.letter.id()) < (a.at, a.id.clone())));
-        let more = letters.len() > limit;
-        letters.truncate(limit);
-        let last = letters.last().filter(|_| more);
-        let next = last.map(|s| LetterCursor { at: s.letter.last_failed_at, id: s.letter.id() });
-        Ok(LetterPage { letters, next })
+        Ok(LetterPage::of(letters, limit))
     }
 
     async fn open_letters(&self, _: Cooldown) -> Result<Vec<GroupLetters>, BookError> {
