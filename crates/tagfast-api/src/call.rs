@@ -209,7 +209,12 @@ pub(crate) struct Reading {
 
 impl Reading {
     pub(crate) fn options(&self) -> ReadOptions<'_> {
-        ReadOptions { consistency: self.consistency, token: self.token.as_ref(), deadline: Some(self.deadline) }
+        ReadOptions {
+            consistency: self.consistency,
+            token: self.token.as_ref(),
+            deadline: Some(self.deadline),
+            ..ReadOptions::default()
+        }
     }
 }
 

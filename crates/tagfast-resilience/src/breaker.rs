@@ -104,6 +104,27 @@ pub struct Transition {
     pub generation: u64,
 }
 
+/// How a breaker stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BreakerLook {
+    /// Its name.
+    pub name: String,
+    /// What it does with calls.
+    pub state: BreakerState,
+    /// Why it came to that; `start` before any change.
+    pub reason: &'static str,
+    /// For how long.
+    pub since: Duration,
+    /// Counts the changes.
+    pub generation: u64,
+    /// Calls of the window that succeeded in time.
+    pub ok: u32,
+    /// Calls of the window that failed.
+    pub failed: u32,
+    /// Calls of the window that succeeded late.
+    pub slow: u32,
+}
+
 /// A call was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the breaker is open")]
@@ -149,7 +170,22 @@ struct Inner {
     opens: u32,
     open_until: Duration,
     closed_since: Duration,
+    turned: Duration,
+    reason: &'static str,
     random: u64,
+}
+
+/// The bucket that a moment belongs to.
+fn tick(now: Duration) -> u64 {
+    now.as_secs() + 1
+}
+
+impl Inner {
+    /// Calls of the last ten seconds: good ones, failed ones, slow ones.
+    fn window(&self, now: Duration) -> (u32, u32, u32) {
+        let live = self.buckets.iter().filter(|bucket| bucket.tick + BUCKETS as u64 > tick(now));
+        live.fold((0, 0, 0), |sum, bucket| (sum.0 + bucket.ok, sum.1 + bucket.failed, sum.2 + bucket.slow))
+    }
 }
 
 /// A breaker.
@@ -226,6 +262,8 @@ impl Breaker {
             opens: 0,
             open_until: Duration::ZERO,
             closed_since: began,
+            turned: began,
+            reason: "start",
             random: seed | 1,
         };
         Arc::new(Self { name: name.into(), options, now, told, inner: Mutex::new(inner) })
@@ -246,6 +284,23 @@ impl Breaker {
         self.lock().state
     }
 
+    /// How it stands now.
+    pub fn look(self: &Arc<Self>) -> BreakerLook {
+        let now = (self.now)();
+        let inner = self.lock();
+        let (ok, failed, slow) = inner.window(now);
+        BreakerLook {
+            name: self.name.clone(),
+            state: inner.state,
+            reason: inner.reason,
+            since: now.saturating_sub(inner.turned),
+            generation: inner.generation,
+            ok,
+            failed,
+            slow,
+        }
+    }
+
     /// Leave for a call that begins now.
     pub fn acquire(self: &Arc<Self>) -> Result<Permit, Refused> {
         let now = (self.now)();
@@ -256,7 +311,7 @@ impl Breaker {
                 self.open(&mut inner, now, "stall", &mut transitions);
             }
             if inner.state == BreakerState::Open && now >= inner.open_until {
-                self.turn(&mut inner, BreakerState::HalfOpen, "open_time_over", &mut transitions);
+                self.turn(&mut inner, now, BreakerState::HalfOpen, "open_time_over", &mut transitions);
                 inner.step = Step { number: 0, given: 0, good: 0, bad: 0, began: now };
             }
             // Only of probes that have not ended: that nobody called for long says nothing.
@@ -299,7 +354,7 @@ impl Breaker {
             };
             let forced = matches!(inner.state, BreakerState::ForcedOpen | BreakerState::ForcedClosed);
             if inner.state != to && (open.is_some() || forced) {
-                self.turn(&mut inner, to, "by_hand", &mut transitions);
+                self.turn(&mut inner, now, to, "by_hand", &mut transitions);
                 (inner.opens, inner.closed_since) = (0, now);
             }
         }
@@ -313,7 +368,7 @@ impl Breaker {
         {
             let mut inner = self.lock();
             if !matches!(inner.state, BreakerState::ForcedOpen | BreakerState::ForcedClosed) {
-                self.turn(&mut inner, BreakerState::Closed, reason, &mut transitions);
+                self.turn(&mut inner, now, BreakerState::Closed, reason, &mut transitions);
                 (inner.opens, inner.closed_since) = (0, now);
             }
         }
@@ -355,7 +410,7 @@ impl Breaker {
             }
         }
         let Some(good) = good else { return };
-        let tick = now.as_secs() + 1;
+        let tick = tick(now);
         let bucket = &mut inner.buckets[(tick % BUCKETS as u64) as usize];
         if bucket.tick != tick {
             *bucket = Bucket { tick, ..Bucket::default() };
@@ -368,9 +423,7 @@ impl Breaker {
         if good {
             inner.last_good = Some(now);
         }
-        let live = inner.buckets.iter().filter(|bucket| bucket.tick + BUCKETS as u64 > tick);
-        let (ok, failed, slow) =
-            live.fold((0, 0, 0), |sum, bucket| (sum.0 + bucket.ok, sum.1 + bucket.failed, sum.2 + bucket.slow));
+        let (ok, failed, slow) = inner.window(now);
         let calls = ok + failed + slow;
         if calls < self.options.min_calls {
             return;
@@ -406,7 +459,7 @@ impl Breaker {
         } else if step.number + 1 < STEPS.len() {
             inner.step = Step { number: step.number + 1, given: 0, good: 0, bad: 0, began: now };
         } else {
-            self.turn(inner, BreakerState::Closed, "probes_succeeded", transitions);
+            self.turn(inner, now, BreakerState::Closed, "probes_succeeded", transitions);
             inner.closed_since = now;
         }
     }
@@ -434,11 +487,19 @@ impl Breaker {
         let jitter = 0.5 + (inner.random >> 12) as f64 / (1u64 << 53) as f64;
         inner.open_until = now + nominal.min(self.options.open_cap).mul_f64(jitter.clamp(0.5, 1.0));
         inner.opens = inner.opens.saturating_add(1);
-        self.turn(inner, BreakerState::Open, reason, transitions);
+        self.turn(inner, now, BreakerState::Open, reason, transitions);
     }
 
-    fn turn(&self, inner: &mut Inner, to: BreakerState, reason: &'static str, transitions: &mut Vec<Transition>) {
+    fn turn(
+        &self,
+        inner: &mut Inner,
+        now: Duration,
+        to: BreakerState,
+        reason: &'static str,
+        transitions: &mut Vec<Transition>,
+    ) {
         let from = std::mem::replace(&mut inner.state, to);
+        (inner.turned, inner.reason) = (now, reason);
         inner.generation += 1;
         inner.buckets = [Bucket::default(); BUCKETS];
         inner.unfinished.clear();

@@ -5,12 +5,16 @@
 pub mod background;
 pub mod backoff;
 pub mod breaker;
+pub mod breakers;
 pub mod clock;
+pub mod criticality;
 pub mod generation;
 pub mod metric;
 
 pub use background::{Background, Stopped};
 pub use backoff::Backoff;
-pub use breaker::{Breaker, BreakerOptions, BreakerState, Permit, Refused, Transition};
+pub use breaker::{Breaker, BreakerLook, BreakerOptions, BreakerState, Permit, Refused, Transition};
+pub use breakers::{BreakerEvent, Breakers};
 pub use clock::{Clock, ManualClock, SystemClock};
+pub use criticality::Criticality;
 pub use metric::{MetricDef, MetricKind};

@@ -12,8 +12,8 @@ use tagfast_events::{Bus, LetterBook};
 use tagfast_resilience::Clock;
 use tagfast_sharding::{ContentHash, LogicalShard};
 use tagfast_store::{
-    ConsistencyToken, Degraded, Durability, Position, ReadOptions, Receipt, ReceiptReader, ScanPage, ShardScanner,
-    Source, StoreError, TagReader, TagWriter, Verdict, View, WriteAnswer, WriteRequest,
+    CacheUse, ConsistencyToken, Degraded, Durability, Position, ReadOptions, Receipt, ReceiptReader, ScanPage,
+    ShardScanner, Source, StoreError, TagReader, TagWriter, Verdict, View, WriteAnswer, WriteRequest,
 };
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
@@ -170,6 +170,9 @@ impl EmbeddedStore {
             source: Source::Primary,
             as_of: self.clock.now_ms(),
             degraded: Vec::new(),
+            xmin: 0,
+            stale: false,
+            cache: CacheUse::Bypass,
         }
     }
 

@@ -321,7 +321,15 @@ impl Writer {
             write_id: write.id,
         };
         let changed = !effect.added.is_empty() || !effect.removed.is_empty();
-        let answer = WriteAnswer { version, changed, added: effect.added, removed: effect.removed, repeated, receipt };
+        let answer = WriteAnswer {
+            version,
+            changed,
+            added: effect.added,
+            removed: effect.removed,
+            repeated,
+            receipt,
+            view: None,
+        };
         Ok(Answer::Slot(index, answer))
     }
 }

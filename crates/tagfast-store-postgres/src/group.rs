@@ -369,7 +369,7 @@ fn apply_one(
     let position = Position { epoch: terms.epoch.id, xid: 0, lsn: 0 };
     let receipt = Receipt { cluster: terms.cluster, shard, inside_lsn: 0, position, write_id: write.id };
     let changed = !effect.added.is_empty() || !effect.removed.is_empty();
-    Ok(WriteAnswer { version, changed, added: effect.added, removed: effect.removed, repeated, receipt })
+    Ok(WriteAnswer { version, changed, added: effect.added, removed: effect.removed, repeated, receipt, view: None })
 }
 
 pub(crate) struct Written {

@@ -13,7 +13,7 @@ use futures_util::future::join_all;
 use tagfast_domain::{ContentKey, Document, UnixMillis, codec};
 use tagfast_failover::{Commit, EpochRecord};
 use tagfast_sharding::{ContentHash, LogicalShard};
-use tagfast_store::{Consistency, Degraded, Position, ReadOptions, Source, StoreError, TagReader, View};
+use tagfast_store::{CacheUse, Consistency, Degraded, Position, ReadOptions, Source, StoreError, TagReader, View};
 use tokio::time::Instant;
 
 use crate::cluster::{ClusterView, Node};
@@ -194,6 +194,9 @@ impl PostgresStore {
             source,
             as_of: if source == Source::Primary { asked } else { facts.as_of.unwrap_or(0) },
             degraded: Vec::new(),
+            xmin: 0,
+            stale: false,
+            cache: CacheUse::Bypass,
         })
     }
 }

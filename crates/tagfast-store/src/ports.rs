@@ -2,8 +2,13 @@
 
 use std::sync::Arc;
 
+use std::time::Duration;
+
 use async_trait::async_trait;
-use tagfast_domain::{ContentKey, Document, Epoch, TagName, Tagging, TenantId, UnixMillis, Version, Write};
+use tagfast_domain::{
+    ContentKey, Document, Epoch, EpochId, TagName, Tagging, TenantId, UnixMillis, UserId, Version, Write,
+};
+use tagfast_resilience::Criticality;
 use tagfast_sharding::LogicalShard;
 
 use crate::{ConsistencyToken, Position, Receipt, StoreError};
@@ -39,6 +44,12 @@ pub struct ReadOptions<'a> {
     pub token: Option<&'a ConsistencyToken>,
     /// When the caller stops waiting.
     pub deadline: Option<tokio::time::Instant>,
+    /// Who reads. Without a token, what this user wrote last is what the answer must show.
+    pub user: Option<&'a UserId>,
+    /// What is given up first when not everything can be answered.
+    pub criticality: Criticality,
+    /// The oldest stale answer that is better than none; `None`: as old as the service allows, zero: none.
+    pub max_stale: Option<Duration>,
 }
 
 /// Where an answer came from.
@@ -78,6 +89,23 @@ pub struct Degraded {
     pub reason: &'static str,
 }
 
+/// What caches did for an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CacheUse {
+    /// None was asked.
+    #[default]
+    Bypass,
+    /// The layer that answered.
+    Hit(&'static str),
+    /// None had what was asked for.
+    Miss {
+        /// The answer was fetched once for several who waited.
+        collapsed: bool,
+    },
+    /// The layer that had an entry, too old to answer while the store does.
+    Stale(&'static str),
+}
+
 /// The tags of one content, as read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct View {
@@ -93,6 +121,12 @@ pub struct View {
     pub as_of: UnixMillis,
     /// Promises that could not be kept.
     pub degraded: Vec<Degraded>,
+    /// Every transaction below this id had ended when it was read: what it wrote is in the answer. 0: not known.
+    pub xmin: u64,
+    /// Older than what the store would have answered.
+    pub stale: bool,
+    /// What caches did.
+    pub cache: CacheUse,
 }
 
 /// A write with what the transport knows of it.
@@ -125,6 +159,8 @@ pub struct WriteAnswer {
     pub repeated: bool,
     /// Names the write for later questions.
     pub receipt: Receipt,
+    /// The content as this write left it; `None` when it wrote nothing, or when the store does not tell.
+    pub view: Option<Arc<View>>,
 }
 
 /// Reads.
@@ -204,6 +240,16 @@ impl Verdict {
 pub trait ReceiptReader: Send + Sync {
     /// The verdict of the write that a receipt names.
     async fn verdict(&self, receipt: &Receipt) -> Result<Verdict, StoreError>;
+}
+
+/// What a store knows of its own past. It is asked for every entry of a cache, and answers from memory.
+pub trait History: Send + Sync {
+    /// The epoch that a shard is in; `None` while it is not known.
+    fn current(&self, shard: LogicalShard) -> Option<EpochId>;
+
+    /// Up to which log position an epoch is part of the current history of a shard: `u64::MAX` is all of it, 0 nothing.
+    /// `None`: this process has not heard of that epoch, it may be a newer one.
+    fn fence(&self, shard: LogicalShard, epoch: EpochId) -> Option<u64>;
 }
 
 /// A whole store.

@@ -42,9 +42,11 @@ impl ConsistencyToken {
         self.pairs.drain(..excess);
         let floor = self.floors.entry(LogicalShard::of_hash(content)).or_insert(position);
         // Another epoch replaces: the store that answered knows the current one.
-        if floor.epoch != position.epoch || position.lsn > floor.lsn {
+        if floor.epoch != position.epoch {
             *floor = position;
         }
+        // Either may be the newer one: what covers both maxima covers both positions.
+        (floor.xid, floor.lsn) = (floor.xid.max(position.xid), floor.lsn.max(position.lsn));
     }
 
     /// The version this client has seen of a content.

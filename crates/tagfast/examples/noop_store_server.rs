@@ -18,8 +18,8 @@ use tagfast_popular::RecountReport;
 use tagfast_resilience::{Clock, SystemClock};
 use tagfast_sharding::LogicalShard;
 use tagfast_store::{
-    Position, ReadOptions, Receipt, ReceiptReader, ScanPage, Sealer, ShardScanner, Source, StoreError, TagReader,
-    TagWriter, Verdict, View, WriteAnswer, WriteRequest,
+    CacheUse, Position, ReadOptions, Receipt, ReceiptReader, ScanPage, Sealer, ShardScanner, Source, StoreError,
+    TagReader, TagWriter, Verdict, View, WriteAnswer, WriteRequest,
 };
 
 /// The API over nothing.
@@ -66,6 +66,7 @@ impl Nothing {
                 position,
                 write_id: request.write.id,
             },
+            view: None,
         }
     }
 }
@@ -80,6 +81,9 @@ impl TagReader for Nothing {
             source: Source::Primary,
             as_of: SystemClock.now_ms(),
             degraded: Vec::new(),
+            xmin: 0,
+            stale: false,
+            cache: CacheUse::Bypass,
         })
     }
 

@@ -295,7 +295,7 @@ impl Client {
     }
 
     async fn read(&mut self, key: &ContentKey) {
-        let options = ReadOptions { consistency: Consistency::Session, token: Some(&self.token), deadline: None };
+        let options = ReadOptions { token: Some(&self.token), ..ReadOptions::default() };
         let began = self.began.elapsed();
         let read = self.store.view(key, &options).await;
         let ended = self.began.elapsed();

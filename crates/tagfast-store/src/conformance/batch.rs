@@ -6,7 +6,9 @@ use super::StoreHarness;
 use super::kit::{Kit, chain, refusal, scaled};
 use crate::{Consistency, ReadOptions};
 
-const STRONG: ReadOptions<'static> = ReadOptions { consistency: Consistency::Strong, token: None, deadline: None };
+fn strong() -> ReadOptions<'static> {
+    ReadOptions { consistency: Consistency::Strong, ..ReadOptions::default() }
+}
 
 /// The largest batch that a client may send; a store's queues need not take more at once.
 const LARGEST: usize = 500;
@@ -110,8 +112,8 @@ pub async fn views_come_in_the_order_asked(h: &dyn StoreHarness) {
         })
         .collect();
     let keys: Vec<_> = asked.iter().map(|(_, key)| key.clone()).collect();
-    assert!(kit.store.view_many(&[], &STRONG).await.is_empty());
-    let views = kit.store.view_many(&keys, &STRONG).await;
+    assert!(kit.store.view_many(&[], &strong()).await.is_empty());
+    let views = kit.store.view_many(&keys, &strong()).await;
     assert_eq!(views.len(), keys.len(), "as many views as keys");
     for ((n, key), view) in asked.iter().zip(views) {
         let view = view.unwrap_or_else(|e| panic!("{key} must be readable, but: {}", chain(&e)));

@@ -122,7 +122,7 @@ impl Kit {
         consistency: Consistency,
         token: Option<&ConsistencyToken>,
     ) -> Result<View, StoreError> {
-        self.store.view(key, &ReadOptions { consistency, token, deadline: None }).await
+        self.store.view(key, &ReadOptions { consistency, token, ..ReadOptions::default() }).await
     }
 
     /// The canonical names on a content, newest acknowledged state.

@@ -14,7 +14,7 @@ use tagfast_resilience::{Clock, ManualClock};
 use tagfast_sharding::{ContentHash, LogicalShard};
 use tagfast_store::conformance::StoreHarness;
 use tagfast_store::{
-    Consistency, Degraded, Durability, Position, ReadOptions, Receipt, ReceiptReader, ScanPage, ShardScanner,
+    CacheUse, Consistency, Degraded, Durability, Position, ReadOptions, Receipt, ReceiptReader, ScanPage, ShardScanner,
     SharedStore, Source, StoreError, TagReader, TagWriter, Verdict, View, WriteAnswer, WriteRequest,
 };
 
@@ -170,7 +170,15 @@ impl MemoryStore {
             write_id: id,
         };
         let changed = !effect.added.is_empty() || !effect.removed.is_empty();
-        Ok(WriteAnswer { version, changed, added: effect.added, removed: effect.removed, repeated, receipt })
+        Ok(WriteAnswer {
+            version,
+            changed,
+            added: effect.added,
+            removed: effect.removed,
+            repeated,
+            receipt,
+            view: None,
+        })
     }
 
     fn store(
@@ -243,6 +251,9 @@ impl TagReader for MemoryStore {
             source: Source::Primary,
             as_of: self.clock.now_ms(),
             degraded: unkept.then_some(Degraded { feature: "session", reason: "token_unknown" }).into_iter().collect(),
+            xmin: 0,
+            stale: false,
+            cache: CacheUse::Bypass,
         })
     }
 

@@ -24,6 +24,7 @@ pub fn all() -> Vec<(&'static str, &'static [MetricDef])> {
         ("Consumers", tagfast_events::METRICS),
         ("Search", tagfast_search::METRICS),
         ("Popular tags", tagfast_popular::METRICS),
+        ("Breakers", tagfast_resilience::breakers::METRICS),
         ("Process", process::METRICS),
     ]
 }

@@ -12,8 +12,8 @@ use tagfast_domain::{
 use tagfast_resilience::{Clock, ManualClock};
 use tagfast_sharding::LogicalShard;
 use tagfast_store::{
-    Durability, Position, ReadOptions, Receipt, ReceiptReader, ScanPage, ShardScanner, Source, StoreError, TagReader,
-    TagWriter, Verdict, View, WriteAnswer, WriteRequest,
+    CacheUse, Durability, Position, ReadOptions, Receipt, ReceiptReader, ScanPage, ShardScanner, Source, StoreError,
+    TagReader, TagWriter, Verdict, View, WriteAnswer, WriteRequest,
 };
 
 pub(crate) const EPOCH: Epoch = Epoch { id: EpochId([9; 16]), ordinal: EpochOrdinal(1_750_000_000_000) };
@@ -108,6 +108,7 @@ impl MemoryStore {
                 position,
                 write_id: write.id,
             },
+            view: None,
         })
     }
 }
@@ -124,6 +125,9 @@ impl TagReader for MemoryStore {
             source: Source::Primary,
             as_of: self.clock.now_ms(),
             degraded: Vec::new(),
+            xmin: 0,
+            stale: false,
+            cache: CacheUse::Bypass,
         })
     }
 
