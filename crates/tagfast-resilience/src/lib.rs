@@ -8,7 +8,9 @@ pub mod breaker;
 pub mod breakers;
 pub mod clock;
 pub mod criticality;
+pub mod flights;
 pub mod generation;
+pub mod limiter;
 pub mod metric;
 
 pub use background::{Background, Stopped};
@@ -17,4 +19,6 @@ pub use breaker::{Breaker, BreakerLook, BreakerOptions, BreakerState, Permit, Re
 pub use breakers::{BreakerEvent, Breakers};
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use criticality::Criticality;
+pub use flights::{FlightLost, Flights, Flown};
+pub use limiter::{ByCriticality, InFlight, Limiter, LimiterLook, LimiterOptions, Shed, ShedReason};
 pub use metric::{MetricDef, MetricKind};
