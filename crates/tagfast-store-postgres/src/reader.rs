@@ -19,22 +19,26 @@ use crate::boot_time;
 use crate::connect::{Connection, Opener, PgError, within};
 use crate::options::limit;
 
+/// Asked first: everything up to this position is in the answer.
 const BEFORE: &str = "
 SELECT r.recovery,
        CASE WHEN r.recovery THEN pg_last_wal_replay_lsn() - '0/0' ELSE pg_current_wal_flush_lsn() - '0/0' END::bigint,
-       CASE WHEN r.recovery THEN coalesce((SELECT received_tli FROM pg_stat_wal_receiver), 0)
-            ELSE ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int END,
-       e.id, e.timeline,
        (extract(epoch FROM CASE WHEN r.recovery THEN pg_last_xact_replay_timestamp() ELSE clock_timestamp() END)
         * 1000)::bigint
-FROM (SELECT pg_is_in_recovery() AS recovery) r
-LEFT JOIN LATERAL (SELECT id, timeline FROM epoch ORDER BY ordinal DESC LIMIT 1) e ON true";
-/// The documents, and a row with where the server stands: read after the snapshot of the documents, so nothing beyond it is in
-/// them.
+FROM (SELECT pg_is_in_recovery() AS recovery) r";
+/// The documents, and a row with what their snapshot shows: position and xids of the same statement. Functions run after the
+/// snapshot was taken, so nothing beyond the position is in the documents, and whoever has not received a later timeline by
+/// then shows nothing of it.
 const READ: &str = "
 SELECT NULL::bytea, NULL::bytea, CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() - '0/0'
-                                      ELSE pg_current_wal_insert_lsn() - '0/0' END::bigint
-UNION ALL SELECT k, doc, NULL FROM content WHERE k = ANY($1)";
+                                      ELSE pg_current_wal_insert_lsn() - '0/0' END::bigint,
+       pg_snapshot_xmin(s)::text::bigint, pg_snapshot_xmax(s)::text::bigint,
+       CASE WHEN pg_is_in_recovery() THEN coalesce((SELECT received_tli FROM pg_stat_wal_receiver), 0)
+            ELSE ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int END,
+       e.id, e.timeline
+FROM pg_current_snapshot() s
+LEFT JOIN LATERAL (SELECT id, timeline FROM epoch ORDER BY ordinal DESC LIMIT 1) e ON true
+UNION ALL SELECT k, doc, NULL, NULL, NULL, NULL, NULL, NULL FROM content WHERE k = ANY($1)";
 
 /// What a server said of itself around a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +53,10 @@ pub(crate) struct ReadFacts {
     pub(crate) as_of: Option<i64>,
     /// Nothing beyond was visible.
     pub(crate) seen: u64,
+    /// Every transaction below had ended, and what it wrote was visible.
+    pub(crate) xmin: u64,
+    /// Nothing of this transaction or a later one was visible.
+    pub(crate) xmax: u64,
     pub(crate) sent: BootTime,
     pub(crate) returned: BootTime,
 }
@@ -177,24 +185,29 @@ async fn group(server: &Reading, jobs: &[Job]) -> Result<(HashMap<Vec<u8>, Vec<u
         Ok((before?, rows?))
     };
     let (before, rows) = within("a group read", limit::READ, all).await?;
-    let id: Option<Vec<u8>> = before.get(3);
-    let epoch = id.and_then(|id| id.try_into().ok()).map(|id| (EpochId(id), before.get::<_, i32>(4).cast_unsigned()));
-    let (mut documents, mut seen) = (HashMap::with_capacity(rows.len()), 0i64);
-    for row in rows {
-        match row.get::<_, Option<i64>>(2) {
-            Some(position) => seen = position,
-            None => drop(documents.insert(row.get(0), row.get(1))),
-        }
-    }
-    let facts = ReadFacts {
+    let mut facts = ReadFacts {
         in_recovery: before.get(0),
         covered: before.get::<_, i64>(1).cast_unsigned(),
-        timeline: before.get::<_, i32>(2).cast_unsigned(),
-        epoch,
-        as_of: before.get(5),
-        seen: seen.cast_unsigned(),
+        as_of: before.get(2),
+        timeline: 0,
+        epoch: None,
+        seen: 0,
+        xmin: 0,
+        xmax: 0,
         sent,
         returned: boot_time(),
     };
+    let mut documents = HashMap::with_capacity(rows.len());
+    for row in rows {
+        let Some(position) = row.get::<_, Option<i64>>(2) else {
+            documents.insert(row.get(0), row.get(1));
+            continue;
+        };
+        let number = |column| row.get::<_, i64>(column).cast_unsigned();
+        (facts.seen, facts.xmin, facts.xmax) = (position.cast_unsigned(), number(3), number(4));
+        facts.timeline = row.get::<_, i32>(5).cast_unsigned();
+        let id: Option<EpochId> = row.get::<_, Option<&[u8]>>(6).and_then(|id| id.try_into().ok()).map(EpochId);
+        facts.epoch = id.map(|id| (id, row.get::<_, i32>(7).cast_unsigned()));
+    }
     Ok((documents, facts))
 }

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::{join, join_all};
-use tagfast_domain::{ContentKey, Epoch, TenantId, codec};
+use tagfast_domain::{ContentKey, Epoch, EpochId, TenantId, codec};
 use tagfast_resilience::Clock;
 use tagfast_sharding::{ContentHash, LogicalShard, ShardMap, ShardMapError};
 use tagfast_store::{
-    Durability, Receipt, ReceiptReader, ScanPage, ShardScanner, StoreError, TagWriter, Verdict, WriteAnswer,
+    Durability, History, Receipt, ReceiptReader, ScanPage, ShardScanner, StoreError, TagWriter, Verdict, WriteAnswer,
     WriteRequest,
 };
 use tokio::sync::{mpsc, oneshot};
@@ -377,6 +377,16 @@ fn page_of(rows: &[tokio_postgres::Row], limit: usize) -> Result<ScanPage, Store
         page.next = page.items.last().map(|(key, _)| key.clone());
     }
     Ok(page)
+}
+
+impl History for PostgresStore {
+    fn current(&self, shard: LogicalShard) -> Option<EpochId> {
+        self.parts(shard).cluster.fenced_in()
+    }
+
+    fn fence(&self, shard: LogicalShard, epoch: EpochId) -> Option<u64> {
+        self.parts(shard).cluster.fence_of(epoch)
+    }
 }
 
 #[async_trait]

@@ -190,11 +190,11 @@ impl PostgresStore {
         Ok(View {
             version: document.version,
             tags: document.live().cloned().collect(),
-            position: Position { epoch: of, xid: 0, lsn: facts.seen },
+            position: Position { epoch: of, xid: facts.xmax.saturating_sub(1), lsn: facts.seen },
             source,
             as_of: if source == Source::Primary { asked } else { facts.as_of.unwrap_or(0) },
             degraded: Vec::new(),
-            xmin: 0,
+            xmin: facts.xmin,
             stale: false,
             cache: CacheUse::Bypass,
         })
