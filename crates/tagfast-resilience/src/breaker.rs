@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::jitter::Jitter;
+
 /// Buckets of the window, one a second.
 const BUCKETS: usize = 10;
 /// Calls that began within a slot are counted together.
@@ -172,7 +174,7 @@ struct Inner {
     closed_since: Duration,
     turned: Duration,
     reason: &'static str,
-    random: u64,
+    jitter: Jitter,
 }
 
 /// The bucket that a moment belongs to.
@@ -248,7 +250,7 @@ fn slot(at: Duration) -> u64 {
 }
 
 impl Breaker {
-    /// A closed one. `seed` spreads the open times of breakers that open together.
+    /// A closed one. `seed` spreads the open times of breakers that open together; 0: drawn by chance.
     pub fn new(name: impl Into<String>, options: BreakerOptions, now: Now, told: Told, seed: u64) -> Arc<Self> {
         let began = now();
         let step = Step { number: 0, given: 0, good: 0, bad: 0, began };
@@ -264,7 +266,7 @@ impl Breaker {
             closed_since: began,
             turned: began,
             reason: "start",
-            random: seed | 1,
+            jitter: Jitter::new(seed),
         };
         Arc::new(Self { name: name.into(), options, now, told, inner: Mutex::new(inner) })
     }
@@ -480,12 +482,8 @@ impl Breaker {
             inner.opens = 0;
         }
         let nominal = self.options.open_first.saturating_mul(2u32.saturating_pow(inner.opens.min(20)));
-        // xorshift: good enough to spread what opened together.
-        inner.random ^= inner.random << 13;
-        inner.random ^= inner.random >> 7;
-        inner.random ^= inner.random << 17;
-        let jitter = 0.5 + (inner.random >> 12) as f64 / (1u64 << 53) as f64;
-        inner.open_until = now + nominal.min(self.options.open_cap).mul_f64(jitter.clamp(0.5, 1.0));
+        let jitter = 0.5 + inner.jitter.next() / 2.0;
+        inner.open_until = now + nominal.min(self.options.open_cap).mul_f64(jitter);
         inner.opens = inner.opens.saturating_add(1);
         self.turn(inner, now, BreakerState::Open, reason, transitions);
     }
