@@ -12,12 +12,12 @@
 //! caller that drops it while the dependency still works takes the limit away from it: hold it until the call has ENDED there.
 
 use std::collections::VecDeque;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::breaker::Now;
 use crate::criticality::Criticality;
+use crate::jitter::Jitter;
 
 /// Samples of one window that are kept; later ones replace the oldest.
 const SAMPLES: usize = 1024;
@@ -164,7 +164,7 @@ struct Inner {
     filled: Duration,
     begun: ByCriticality,
     shed: ByCriticality,
-    random: u64,
+    jitter: Jitter,
 }
 
 /// The limit of one dependency.
@@ -214,7 +214,6 @@ impl Limiter {
         let start = options.start.clamp(least, most);
         let options = LimiterOptions { start, least, most, ..options };
         let began = now();
-        let seed = if options.seed == 0 { RandomState::new().build_hasher().finish() } else { options.seed };
         let inner = Inner {
             limit: start as f64,
             in_flight: 0,
@@ -231,7 +230,7 @@ impl Limiter {
             filled: began,
             begun: ByCriticality::default(),
             shed: ByCriticality::default(),
-            random: seed | 1,
+            jitter: Jitter::new(options.seed),
         };
         Arc::new(Self { options, now, inner: Mutex::new(inner) })
     }
@@ -363,6 +362,11 @@ impl Inner {
         self.taken += 1;
     }
 
+    /// 1 to 3 s.
+    fn comes_back(&mut self) -> Duration {
+        Duration::from_secs_f64(1.0 + 2.0 * self.jitter.next())
+    }
+
     /// Takes a median in and answers the baseline: the smallest of ten seconds, risen by no more than may be.
     fn learn(&mut self, now: Duration, median: f64) -> f64 {
         // A time in which nothing was measured says nothing for a rise.
@@ -377,16 +381,6 @@ impl Inner {
         let baseline = smallest.min(highest);
         self.baseline = Some(baseline);
         baseline
-    }
-
-    /// 1 to 3 s.
-    fn comes_back(&mut self) -> Duration {
-        // xorshift: good enough to spread those who were refused.
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        let share = (self.random >> 11) as f64 / (1u64 << 53) as f64;
-        Duration::from_secs_f64(1.0 + 2.0 * share)
     }
 }
 
