@@ -380,7 +380,8 @@ fn apply_one(
     let receipt = Receipt { cluster: terms.cluster, shard, inside_lsn: 0, position, write_id: write.id };
     let changed = !effect.added.is_empty() || !effect.removed.is_empty();
     let (added, removed) = (effect.added, effect.removed);
-    Ok((WriteAnswer { version, changed, added, removed, repeated, receipt, view: None }, wrote))
+    let degraded = Vec::new();
+    Ok((WriteAnswer { version, changed, added, removed, repeated, receipt, view: None, degraded }, wrote))
 }
 
 pub(crate) struct Written {
