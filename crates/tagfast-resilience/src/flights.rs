@@ -9,9 +9,10 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::Instrument;
 
@@ -30,16 +31,34 @@ pub struct Flown<V> {
 }
 
 struct Flight<V> {
-    number: u64,
     /// Before the work began.
     started: Instant,
-    answer: watch::Receiver<Option<V>>,
+    /// Set once, before everybody is told that it has landed: in the order in which they came, so that runs can be repeated.
+    answer: OnceLock<Result<V, FlightLost>>,
+    landed: Notify,
+}
+
+impl<V: Clone> Flight<V> {
+    fn land(&self, answer: Result<V, FlightLost>) {
+        // The first answer counts: a flight that has landed is not lost any more.
+        let _ = self.answer.set(answer);
+        self.landed.notify_waiters();
+    }
+
+    async fn wait(&self) -> Result<V, FlightLost> {
+        let mut landed = pin!(self.landed.notified());
+        // From here on no landing is missed.
+        landed.as_mut().enable();
+        if self.answer.get().is_none() {
+            landed.await;
+        }
+        self.answer.get().cloned().unwrap_or(Err(FlightLost))
+    }
 }
 
 struct Inner<K, V> {
     /// The newest flight of each key; older ones still answer those who joined them.
-    newest: HashMap<K, Flight<V>>,
-    numbers: u64,
+    newest: HashMap<K, Arc<Flight<V>>>,
 }
 
 /// What is under way, by key.
@@ -65,41 +84,41 @@ impl<K, V> Flights<K, V> {
     }
 }
 
-/// Held by the work: whatever ends it, nobody joins it afterwards.
-struct Landing<K: Eq + Hash, V> {
+/// Held by the work: whatever ends it, nobody joins it afterwards and everybody who did is answered.
+struct Landing<K: Eq + Hash, V: Clone> {
     flights: Arc<Flights<K, V>>,
     key: K,
-    number: u64,
-    answer: watch::Sender<Option<V>>,
+    flight: Arc<Flight<V>>,
 }
 
-impl<K: Eq + Hash, V> Landing<K, V> {
+impl<K: Eq + Hash, V: Clone> Landing<K, V> {
+    fn landed(self, answer: V) {
+        self.leave();
+        self.flight.land(Ok(answer));
+    }
+
     fn leave(&self) {
         let mut inner = self.flights.lock();
-        if inner.newest.get(&self.key).is_some_and(|flight| flight.number == self.number) {
-            let ended = inner.newest.remove(&self.key);
-            // A value of others is not dropped under the lock.
+        if inner.newest.get(&self.key).is_some_and(|newest| Arc::ptr_eq(newest, &self.flight)) {
+            let ended = inner.newest.remove_entry(&self.key);
+            // What is of others is not dropped under the lock.
             drop(inner);
             drop(ended);
         }
     }
-
-    fn landed(self, value: V) {
-        self.leave();
-        self.answer.send_replace(Some(value));
-    }
 }
 
-impl<K: Eq + Hash, V> Drop for Landing<K, V> {
+impl<K: Eq + Hash, V: Clone> Drop for Landing<K, V> {
     fn drop(&mut self) {
         self.leave();
+        self.flight.land(Err(FlightLost));
     }
 }
 
 impl<K: Eq + Hash + Clone + Send + 'static, V: Clone + Send + Sync + 'static> Flights<K, V> {
     /// Nothing under way.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { inner: Mutex::new(Inner { newest: HashMap::new(), numbers: 0 }) })
+        Arc::new(Self { inner: Mutex::new(Inner { newest: HashMap::new() }) })
     }
 
     /// Joins the flight of `key` when one is under way that started at or after `not_before`, else starts `work` as a task of its
@@ -110,38 +129,29 @@ impl<K: Eq + Hash + Clone + Send + 'static, V: Clone + Send + Sync + 'static> Fl
         not_before: Option<Instant>,
         work: impl FnOnce() -> F,
     ) -> Result<Flown<V>, FlightLost> {
-        let (mut answer, begins) = self.join(key, not_before);
+        let (flight, begins) = self.join(key, not_before);
         let collapsed = begins.is_none();
         if let Some(landing) = begins {
             let work = work();
             tokio::spawn(async move { landing.landed(work.await) }.in_current_span());
         }
-        match answer.wait_for(Option::is_some).await {
-            Ok(value) => value.clone().map(|value| Flown { value, collapsed }).ok_or(FlightLost),
-            Err(_) => Err(FlightLost),
-        }
+        flight.wait().await.map(|value| Flown { value, collapsed })
     }
 
-    /// Where the answer will be; and for whom a new flight begins, its landing.
-    fn join(
-        self: &Arc<Self>,
-        key: K,
-        not_before: Option<Instant>,
-    ) -> (watch::Receiver<Option<V>>, Option<Landing<K, V>>) {
+    /// The flight to wait for; and if it is a new one, its landing.
+    fn join(self: &Arc<Self>, key: K, not_before: Option<Instant>) -> (Arc<Flight<V>>, Option<Landing<K, V>>) {
         let mut inner = self.lock();
         if let Some(flight) = inner.newest.get(&key)
             && not_before.is_none_or(|at| flight.started >= at)
         {
-            return (flight.answer.clone(), None);
+            return (Arc::clone(flight), None);
         }
-        let (answers, answer) = watch::channel(None);
-        inner.numbers += 1;
-        let number = inner.numbers;
-        let flight = Flight { number, started: Instant::now(), answer: answer.clone() };
-        let older = inner.newest.insert(key.clone(), flight);
+        let flight = Flight { started: Instant::now(), answer: OnceLock::new(), landed: Notify::new() };
+        let flight = Arc::new(flight);
+        let older = inner.newest.insert(key.clone(), Arc::clone(&flight));
         drop(inner);
         drop(older);
-        (answer, Some(Landing { flights: Arc::clone(self), key, number, answer: answers }))
+        (Arc::clone(&flight), Some(Landing { flights: Arc::clone(self), key, flight }))
     }
 }
 

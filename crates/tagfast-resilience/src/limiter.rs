@@ -5,7 +5,8 @@
 //! samples has a median; a median far above the baseline (what the dependency takes when nothing waits) means that calls wait
 //! there, so the limit shrinks by a tenth. Else it grows, but only if it is used.
 //!
-//! Pure decisions behind a short mutex: nothing waits here, time is injected.
+//! Pure decisions behind a short mutex, with injected time. Only [`Limiter::begin`] waits, and only for what is critical: a place
+//! in a short queue, for a short time, the newest first. Who waited longest has the least use for the answer.
 //!
 //! How it fails: when the baseline was learned while the dependency was slow already, the limit stays too high until the dependency
 //! is fast once; `per_second` is the net under it. Places are never lost: dropping an [`InFlight`] gives its place back. But a
@@ -14,6 +15,8 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use tokio::sync::oneshot;
 
 use crate::breaker::Now;
 use crate::criticality::Criticality;
@@ -57,6 +60,9 @@ pub struct LimiterOptions {
     /// Calls a second that may begin, whatever the latency says; `None`: no such bound. At most 0.1 s' worth begin at once. Too
     /// high: no net; too low: it refuses what would have been answered.
     pub per_second: Option<f64>,
+    /// How long a critical call waits for a place at most. Too long: the answer comes when nobody needs it; too short: a burst that
+    /// the dependency would have carried is refused.
+    pub wait: Duration,
     /// Spreads the times to come back; 0: drawn by chance. Fixed only where a run has to be repeatable.
     pub seed: u64,
 }
@@ -72,6 +78,7 @@ impl Default for LimiterOptions {
             batch_cost: 0.23,
             tolerance: 2.5,
             per_second: None,
+            wait: Duration::from_millis(20),
             seed: 0,
         }
     }
@@ -134,12 +141,21 @@ pub struct LimiterLook {
     pub limit: usize,
     /// Calls that are under way.
     pub in_flight: usize,
+    /// Critical calls that wait for a place.
+    pub waiting: usize,
     /// What a call without further units takes when nothing waits; `None` until it is known.
     pub baseline: Option<Duration>,
     /// Calls that began since the start.
     pub begun: ByCriticality,
     /// Calls that were refused since the start.
     pub shed: ByCriticality,
+}
+
+/// A critical call that waits for a place.
+#[derive(Debug)]
+struct Waiter {
+    number: u64,
+    place: oneshot::Sender<InFlight>,
 }
 
 #[derive(Debug)]
@@ -164,6 +180,9 @@ struct Inner {
     filled: Duration,
     begun: ByCriticality,
     shed: ByCriticality,
+    /// The newest last. At most as many as may be under way.
+    waiting: Vec<Waiter>,
+    numbers: u64,
     jitter: Jitter,
 }
 
@@ -206,6 +225,18 @@ impl Drop for InFlight {
     }
 }
 
+/// Held by who waits: however the waiting ends, nobody gives a place to it afterwards.
+struct Turn<'a> {
+    limiter: &'a Limiter,
+    number: u64,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.limiter.lock().waiting.retain(|waiter| waiter.number != self.number);
+    }
+}
+
 impl Limiter {
     /// One with nothing under way. Bounds that contradict each other are put in order: `least` is at least 1 and wins over `most`.
     pub fn new(options: LimiterOptions, now: Now) -> Arc<Self> {
@@ -230,6 +261,8 @@ impl Limiter {
             filled: began,
             begun: ByCriticality::default(),
             shed: ByCriticality::default(),
+            waiting: Vec::new(),
+            numbers: 0,
             jitter: Jitter::new(options.seed),
         };
         Arc::new(Self { options, now, inner: Mutex::new(inner) })
@@ -245,17 +278,52 @@ impl Limiter {
     pub fn try_begin(self: &Arc<Self>, criticality: Criticality) -> Result<InFlight, Shed> {
         let now = (self.now)();
         let mut inner = self.lock();
-        let inner = &mut *inner;
-        let reason = if inner.in_flight >= share(inner.limit, criticality) {
-            Some(ShedReason::Limit)
-        } else if !self.take_token(inner, now, criticality) {
-            Some(ShedReason::Rate)
-        } else {
-            None
+        self.admit(&mut inner, now, criticality).map_err(|reason| inner.refuse(criticality, reason))
+    }
+
+    /// As [`Limiter::try_begin`], but a critical call waits for a place for a short time, unless the rate is what refuses it. The
+    /// newest comes first; when more wait than may be under way, the oldest is refused. A caller that is cancelled leaves no trace.
+    pub async fn begin(self: &Arc<Self>, criticality: Criticality) -> Result<InFlight, Shed> {
+        let (place, number, oldest) = {
+            let now = (self.now)();
+            let mut inner = self.lock();
+            match (self.admit(&mut inner, now, criticality), criticality) {
+                (Ok(call), _) => return Ok(call),
+                (Err(ShedReason::Limit), Criticality::Critical) => {}
+                (Err(reason), _) => return Err(inner.refuse(criticality, reason)),
+            }
+            let (sender, place) = oneshot::channel();
+            inner.numbers += 1;
+            let number = inner.numbers;
+            let full = inner.waiting.len() >= inner.limit as usize;
+            let oldest = full.then(|| inner.waiting.remove(0));
+            inner.waiting.push(Waiter { number, place: sender });
+            (place, number, oldest)
         };
-        if let Some(reason) = reason {
-            *inner.shed.of(criticality) += 1;
-            return Err(Shed { reason, retry_after: inner.comes_back() });
+        drop(oldest);
+        let turn = Turn { limiter: self, number };
+        let given = tokio::time::timeout(self.options.wait, place).await;
+        drop(turn);
+        match given {
+            Ok(Ok(call)) => Ok(call),
+            // Pushed out by newer ones.
+            Ok(Err(_)) => Err(self.lock().refuse(criticality, ShedReason::Limit)),
+            // A place that only the rate withheld may be there now.
+            Err(_) => self.try_begin(criticality),
+        }
+    }
+
+    fn admit(
+        self: &Arc<Self>,
+        inner: &mut Inner,
+        now: Duration,
+        criticality: Criticality,
+    ) -> Result<InFlight, ShedReason> {
+        if inner.in_flight >= share(inner.limit, criticality) {
+            return Err(ShedReason::Limit);
+        }
+        if !self.take_token(inner, now, criticality) {
+            return Err(ShedReason::Rate);
         }
         *inner.begun.of(criticality) += 1;
         inner.in_flight += 1;
@@ -269,6 +337,7 @@ impl Limiter {
         LimiterLook {
             limit: inner.limit as usize,
             in_flight: inner.in_flight,
+            waiting: inner.waiting.len(),
             baseline: inner.baseline.map(Duration::from_secs_f64),
             begun: inner.begun,
             shed: inner.shed,
@@ -290,20 +359,37 @@ impl Limiter {
         given
     }
 
-    fn end(&self, call: Option<(Duration, usize, bool)>) {
+    fn end(self: &Arc<Self>, call: Option<(Duration, usize, bool)>) {
         let now = (self.now)();
-        let mut inner = self.lock();
-        inner.in_flight = inner.in_flight.saturating_sub(1);
-        let Some((began, units, good)) = call else { return };
+        let mut given = Vec::new();
+        {
+            let mut inner = self.lock();
+            inner.in_flight = inner.in_flight.saturating_sub(1);
+            if let Some((began, units, good)) = call {
+                self.measure(&mut inner, now, now.saturating_sub(began), units, good);
+            }
+            while !inner.waiting.is_empty()
+                && let Ok(call) = self.admit(&mut inner, now, Criticality::Critical)
+            {
+                given.extend(inner.waiting.pop().map(|waiter| (waiter, call)));
+            }
+        }
+        // Whoever was cancelled meanwhile does not take it: dropped here, not under the lock, the place goes to the next.
+        for (waiter, call) in given {
+            drop(waiter.place.send(call));
+        }
+    }
+
+    fn measure(&self, inner: &mut Inner, now: Duration, latency: Duration, units: usize, good: bool) {
         let cost = 1.0 + self.options.batch_cost.max(0.0) * units as f64;
-        let sample = now.saturating_sub(began).as_secs_f64() / cost;
+        let sample = latency.as_secs_f64() / cost;
         if !good && inner.baseline.is_none_or(|baseline| sample <= baseline) {
             return;
         }
         inner.sample(now, sample);
         let full = inner.taken as u64 >= u64::from(self.options.min_samples.max(1));
         if full && now.saturating_sub(inner.began) >= self.options.window {
-            self.judge(&mut inner, now);
+            self.judge(inner, now);
         }
     }
 
@@ -362,9 +448,9 @@ impl Inner {
         self.taken += 1;
     }
 
-    /// 1 to 3 s.
-    fn comes_back(&mut self) -> Duration {
-        Duration::from_secs_f64(1.0 + 2.0 * self.jitter.next())
+    fn refuse(&mut self, criticality: Criticality, reason: ShedReason) -> Shed {
+        *self.shed.of(criticality) += 1;
+        Shed { reason, retry_after: Duration::from_secs_f64(1.0 + 2.0 * self.jitter.next()) }
     }
 
     /// Takes a median in and answers the baseline: the smallest of ten seconds, risen by no more than may be.

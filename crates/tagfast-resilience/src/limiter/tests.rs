@@ -295,3 +295,130 @@ proptest! {
         prop_assert_eq!(world.limiter.look().in_flight, 0);
     }
 }
+
+/// On tokio's time, which stands still unless a test moves it.
+fn waits(limit: usize) -> Arc<Limiter> {
+    let began = tokio::time::Instant::now();
+    let options = LimiterOptions { start: limit, least: limit, most: limit, seed: 7, ..LimiterOptions::default() };
+    Limiter::new(options, Arc::new(move || began.elapsed()))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_critical_call_waits_a_short_time_and_the_others_do_not() {
+    let limiter = waits(2);
+    let held =
+        [limiter.begin(Criticality::Critical).await.unwrap(), limiter.begin(Criticality::Critical).await.unwrap()];
+    let began = tokio::time::Instant::now();
+    for criticality in [Criticality::Sheddable, Criticality::Degradable] {
+        assert_eq!(limiter.begin(criticality).await.unwrap_err().reason, ShedReason::Limit);
+    }
+    assert!(began.elapsed().is_zero());
+    assert_eq!(limiter.begin(Criticality::Critical).await.unwrap_err().reason, ShedReason::Limit);
+    assert!((Duration::from_millis(20)..Duration::from_millis(22)).contains(&began.elapsed()));
+    assert_eq!(limiter.look().shed, ByCriticality { sheddable: 1, degradable: 1, critical: 1 });
+    drop(held);
+    assert_eq!((limiter.look().in_flight, limiter.look().waiting), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_newest_comes_first_and_the_oldest_is_pushed_out() {
+    let limiter = waits(4);
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        held.push(limiter.begin(Criticality::Critical).await.unwrap());
+    }
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let mut callers = tokio::task::JoinSet::new();
+    for n in 0..6 {
+        let (limiter, order) = (Arc::clone(&limiter), Arc::clone(&order));
+        callers.spawn(async move {
+            let call = limiter.begin(Criticality::Critical).await;
+            order.lock().unwrap().push((n, call.is_ok()));
+            // It takes a while, so that places become free one by one.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        });
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(limiter.look().waiting, 4, "as many as may be under way");
+    held.truncate(1);
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    held.clear();
+    callers.join_all().await;
+    let order = std::mem::take(&mut *order.lock().unwrap());
+    assert_eq!(order[..2], [(0, false), (1, false)], "pushed out");
+    let mut first: Vec<_> = order[2..5].to_vec();
+    first.sort_unstable();
+    assert_eq!(first, [(3, true), (4, true), (5, true)], "three places, the three newest");
+    assert_eq!(order[5], (2, true));
+    assert_eq!((limiter.look().in_flight, limiter.look().waiting), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_goes_past_who_was_cancelled() {
+    let limiter = waits(1);
+    let held = limiter.begin(Criticality::Critical).await.unwrap();
+    let wait = |limiter: &Arc<Limiter>| {
+        let limiter = Arc::clone(limiter);
+        tokio::spawn(async move { limiter.begin(Criticality::Critical).await.map(drop) })
+    };
+    let cancelled = wait(&limiter);
+    tokio::task::yield_now().await;
+    assert_eq!(limiter.look().waiting, 1);
+    // The place is on its way to it when it is cancelled.
+    drop(held);
+    cancelled.abort();
+    assert!(cancelled.await.is_err());
+    assert_eq!((limiter.look().in_flight, limiter.look().waiting), (0, 0));
+    let held = limiter.try_begin(Criticality::Critical).unwrap();
+    let cancelled = wait(&limiter);
+    tokio::task::yield_now().await;
+    cancelled.abort();
+    assert!(cancelled.await.is_err());
+    assert_eq!(limiter.look().waiting, 0);
+    drop(held);
+    assert!(limiter.try_begin(Criticality::Critical).is_ok());
+}
+
+type Beginning = std::pin::Pin<Box<dyn Future<Output = Result<InFlight, Shed>>>>;
+
+proptest! {
+    /// Whatever waits and is cancelled when: never more under way than may, and in the end every place is free.
+    #[test]
+    fn no_order_of_those_who_wait_loses_a_place(
+        moves in proptest::collection::vec((0u8..6, any::<usize>()), 1..200), limit in 1usize..5,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async move {
+            let limiter = waits(limit);
+            let mut beginning: Vec<Beginning> = Vec::new();
+            let mut held: Vec<InFlight> = Vec::new();
+            for (step, n) in moves {
+                match step {
+                    0 | 1 => {
+                        let limiter = Arc::clone(&limiter);
+                        beginning.push(Box::pin(async move { limiter.begin(ALL[(n % 7).min(2)]).await }));
+                    }
+                    2 if !beginning.is_empty() => drop(beginning.swap_remove(n % beginning.len())),
+                    3 if !held.is_empty() => held.swap_remove(n % held.len()).ended(n % 9, true),
+                    4 => tokio::time::advance(Duration::from_millis(n as u64 % 30)).await,
+                    _ if !beginning.is_empty() => {
+                        let n = n % beginning.len();
+                        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+                        if let std::task::Poll::Ready(begun) = beginning[n].as_mut().poll(&mut context) {
+                            drop(beginning.swap_remove(n));
+                            held.extend(begun);
+                        }
+                    }
+                    _ => {}
+                }
+                // Gives back what this task may do at once, so that no poll is put off.
+                tokio::task::yield_now().await;
+                let look = limiter.look();
+                assert!(held.len() <= look.in_flight && look.in_flight <= limit, "{look:?}, {} held", held.len());
+                assert!(look.waiting <= limit && look.waiting <= beginning.len(), "{look:?}");
+            }
+            drop((beginning, held));
+            assert_eq!((limiter.look().in_flight, limiter.look().waiting), (0, 0));
+        });
+    }
+}

@@ -1,0 +1,4 @@
+//! The parts together: an overload, simulated in virtual time.
+
+mod overload;
+mod simulation;
