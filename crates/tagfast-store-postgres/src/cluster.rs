@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use tagfast_domain::{Epoch, EpochId};
 use tagfast_failover::{Acknowledger, Commit, Decision, EpochRecord};
+use tagfast_resilience::{Breaker, Breakers};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::boot_time;
 use crate::etcd::Member;
+use crate::options::breaker_options;
 
 /// A node that can be reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,10 +72,15 @@ pub(crate) struct Cluster {
     pub(crate) look_now: Notify,
     /// Told after a commit of this node: its relay need not wait to find it.
     pub(crate) committed: Notify,
+    /// Whether the primary is asked and written to.
+    pub(crate) primary_breaker: Arc<Breaker>,
+    /// Whether replicas are asked.
+    pub(crate) replica_breaker: Arc<Breaker>,
 }
 
 impl Cluster {
-    pub(crate) fn new(index: u16, name: &str, scope: &str) -> Self {
+    pub(crate) fn new(index: u16, name: &str, scope: &str, breakers: &Arc<Breakers>) -> Self {
+        let breaker = |role| breakers.make(&format!("postgres/{name}/{role}"), breaker_options());
         let starting = ClusterView { problem: Some("not looked at yet".to_owned()), ..ClusterView::default() };
         Self {
             index,
@@ -87,6 +94,8 @@ impl Cluster {
             outbox_bytes: AtomicU64::new(0),
             look_now: Notify::new(),
             committed: Notify::new(),
+            primary_breaker: breaker("primary"),
+            replica_breaker: breaker("replica"),
         }
     }
 
@@ -246,7 +255,8 @@ mod tests {
 
     #[test]
     fn an_epoch_that_nobody_told_of_is_not_one_that_was_lost() {
-        let cluster = Cluster::new(0, "c0", "c0");
+        let breakers = Breakers::new(Arc::new(tagfast_resilience::SystemClock));
+        let cluster = Cluster::new(0, "c0", "c0", &breakers);
         let of = |n| cluster.fence_of(EpochId([n; 16]));
         assert_eq!((cluster.fenced_in(), of(1)), (None, None));
         // The second was lost whole: the third went on from the first.

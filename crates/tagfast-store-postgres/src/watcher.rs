@@ -228,6 +228,8 @@ impl Watcher {
             (before, changed)
         };
         if before && changed {
+            // What failed was another node.
+            self.cluster.primary_breaker.begin_anew("new_epoch");
             metrics::counter!("tagfast_failovers_total", "cluster" => self.cluster.name.clone()).increment(1);
         }
         if changed {

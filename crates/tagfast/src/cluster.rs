@@ -122,6 +122,10 @@ impl ClusterNode {
             outbox_bytes: postgres.outbox_max_bytes,
             relay: roles.relay,
             hold: postgres.hold,
+            breakers: tagfast_resilience::Breakers::new(Arc::clone(&clock)),
+            read_concurrency: 16,
+            reads_per_second: 0,
+            tenant_weights: tagfast_store::queue::TenantWeights::default(),
         };
         let store =
             PostgresStore::open(options, sink).map_err(|e| Failure::new(format!("the store does not open: {e}")))?;
