@@ -2,8 +2,8 @@
 //!
 //! Layout, format 1: 20 decimal digits of the version and 20 of the time it was read, both zero padded, which Redis compares as
 //! text; then the format's byte, and, big-endian, the epoch's id (16), the upper bound of its log position, the xmin of its
-//! snapshot, the newest transaction it may show, the time until it answers without being asked for again (8 each), the XXH3 of all
-//! the rest (8), and the tags as the bytes of a document.
+//! snapshot, the newest transaction it may show, the time it is as new as, the time until it answers without being asked for again
+//! (8 each), the XXH3 of all the rest (8), and the tags as the bytes of a document.
 //!
 //! How it fails: an unknown format is a miss, since a newer program may share the Redis; a checksum that does not fit, or
 //! tags that cannot be read, are a miss and are counted.
@@ -17,7 +17,7 @@ const FORMAT: u8 = 1;
 /// Digits of a number that is compared as text.
 const DIGITS: usize = 20;
 /// Where the checksum lies.
-const SUM: usize = 2 * DIGITS + 1 + 16 + 4 * 8;
+const SUM: usize = 2 * DIGITS + 1 + 16 + 5 * 8;
 /// Bytes before the tags.
 pub(crate) const HEADER: usize = SUM + 8;
 
@@ -32,8 +32,10 @@ pub struct Entry {
     pub position: Position,
     /// Everything below this transaction is in it; 0: not known.
     pub xmin: u64,
-    /// It is at least as new as this moment.
+    /// It is at least as new as this moment; of an idle replica that is long before it was read.
     pub as_of: UnixMillis,
+    /// When it was read.
+    pub read_at: UnixMillis,
     /// Until when it answers as good.
     pub soft_until: UnixMillis,
 }
@@ -49,13 +51,14 @@ pub enum NoEntry {
 
 impl Entry {
     /// What a view says, to be kept until `soft_until`.
-    pub(crate) fn of(view: &View, soft_until: UnixMillis) -> Self {
+    pub(crate) fn of(view: &View, read_at: UnixMillis, soft_until: UnixMillis) -> Self {
         Self {
             version: view.version,
             tags: view.tags.clone(),
             position: view.position,
             xmin: view.xmin,
             as_of: view.as_of,
+            read_at,
             soft_until,
         }
     }
@@ -77,7 +80,7 @@ impl Entry {
 
     /// Whether it says more than another one of the same content: a newer state, or the same one seen later.
     pub(crate) fn is_newer_than(&self, other: &Self) -> bool {
-        (self.version, self.as_of) > (other.version, other.as_of)
+        (self.version, self.read_at) > (other.version, other.read_at)
     }
 
     /// About how much memory it takes, in bytes.
@@ -92,10 +95,11 @@ impl Entry {
         let body = codec::encode(&document);
         let mut bytes = Vec::with_capacity(HEADER + body.len());
         bytes.extend_from_slice(digits(self.version.packed()).as_bytes());
-        bytes.extend_from_slice(digits(self.as_of.max(0).unsigned_abs()).as_bytes());
+        bytes.extend_from_slice(digits(self.read_at.max(0).unsigned_abs()).as_bytes());
         bytes.push(FORMAT);
         bytes.extend_from_slice(&self.position.epoch.0);
-        for number in [self.position.lsn, self.xmin, self.position.xid, self.soft_until.max(0).unsigned_abs()] {
+        let times = [self.as_of, self.soft_until].map(|time| time.max(0).unsigned_abs());
+        for number in [self.position.lsn, self.xmin, self.position.xid].into_iter().chain(times) {
             bytes.extend_from_slice(&number.to_be_bytes());
         }
         let sum = sum(&bytes, &body);
@@ -134,8 +138,9 @@ impl Entry {
             tags: document.taggings,
             position: Position { epoch: EpochId(epoch), lsn: number(0)?, xid: number(2)? },
             xmin: number(1)?,
-            as_of: UnixMillis::try_from(text(1)?).ok()?,
-            soft_until: UnixMillis::try_from(number(3)?).ok()?,
+            as_of: UnixMillis::try_from(number(3)?).ok()?,
+            read_at: UnixMillis::try_from(text(1)?).ok()?,
+            soft_until: UnixMillis::try_from(number(4)?).ok()?,
         })
     }
 }
@@ -175,7 +180,8 @@ mod tests {
             tags: vec![tag("critical", "Critical", 1 << 53), tag("ui", "ui", 7)],
             position: Position { epoch: EpochId([0xe1; 16]), xid: 77, lsn: 0x0102_0304 },
             xmin: 70,
-            as_of: 1_700_000_000_123,
+            as_of: 1_700_000_000_100,
+            read_at: 1_700_000_000_123,
             soft_until: 1_700_000_060_123,
         }
     }

@@ -220,6 +220,7 @@ mod tests {
             position: Position { epoch: EpochId([1; 16]), xid: 0, lsn: 0 },
             xmin: 0,
             as_of: 0,
+            read_at: 0,
             soft_until: 0,
         })
     }

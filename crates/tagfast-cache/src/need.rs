@@ -100,7 +100,7 @@ mod tests {
 
     fn entry(position: Position, version: u64, xmin: u64) -> Entry {
         let version = Version::from_packed(version).unwrap();
-        Entry { version, tags: Vec::new(), position, xmin, as_of: 0, soft_until: 0 }
+        Entry { version, tags: Vec::new(), position, xmin, as_of: 0, read_at: 0, soft_until: 0 }
     }
 
     fn met(need: Need, entry: &Entry) -> bool {

@@ -253,6 +253,11 @@ impl CachedStore {
             },
         };
         match (loaded, stale) {
+            // Whoever takes nothing old does not take what may be.
+            (Ok(view), _) if asked.options.max_stale == Some(Duration::ZERO) && !view.degraded.is_empty() => {
+                let reason = "only an answer that may be old is to be had";
+                Err(StoreError::Unavailable { reason, outcome_unknown: false, retry_after: Duration::from_secs(1) })
+            }
             (Ok(mut view), _) => {
                 // A replica's answer while the newest was asked for.
                 if needed.is_none() && !view.degraded.is_empty() && !view.degraded.contains(&UNKNOWN) {
@@ -272,7 +277,7 @@ impl CachedStore {
     /// The stale answer that an entry gives, if it may give one.
     fn stale(&self, asked: &Asked<'_>, needed: &Needed, entry: &Entry, layer: &'static str) -> Option<View> {
         let limit = self.options.stale_if_error.min(asked.options.max_stale.unwrap_or(Duration::MAX));
-        let age = u128::from(self.clock.now_ms().saturating_sub(entry.as_of).max(0).unsigned_abs());
+        let age = u128::from(self.clock.now_ms().saturating_sub(entry.read_at).max(0).unsigned_abs());
         if limit.is_zero() || age > limit.as_millis() {
             return None;
         }
@@ -333,7 +338,7 @@ impl CachedStore {
                 let version_known = need.version.is_some();
                 view.degraded.is_empty()
                     && (version_known || !floor_of_token)
-                    && need.is_met(&Entry::of(view, 0), asked.shard, &*self.history)
+                    && need.is_met(&Entry::of(view, 0, 0), asked.shard, &*self.history)
             }
         }
     }

@@ -167,8 +167,9 @@ impl CachedStore {
         }
         let kept_for = if view.tags.is_empty() { self.options.soft_ttl / 2 } else { self.options.soft_ttl };
         let kept_for = spread(&self.spread, kept_for);
-        let soft_until = self.clock.now_ms().saturating_add(i64::try_from(kept_for.as_millis()).unwrap_or(i64::MAX));
-        Some(Arc::new(Entry::of(view, soft_until)))
+        let now = self.clock.now_ms();
+        let soft_until = now.saturating_add(i64::try_from(kept_for.as_millis()).unwrap_or(i64::MAX));
+        Some(Arc::new(Entry::of(view, now, soft_until)))
     }
 
     /// Puts an entry that was read into Redis, beside whoever read it.

@@ -247,6 +247,20 @@ impl Redis {
         }
     }
 
+    /// A connection for work of many steps that nobody waits for: it does not pass the breaker, which judges requests. Whoever
+    /// finds that it failed says so ([`Redis::failed`]).
+    pub fn connection(&self) -> Result<MultiplexedConnection, RedisError> {
+        let link = self.link().ok_or_else(|| self.unavailable(self.problem().unwrap_or_default()))?;
+        Ok(link.connection)
+    }
+
+    /// The connection failed: another one is made.
+    pub fn failed(&self) {
+        if let Some(link) = self.link() {
+            self.lost(link.number, "the connection failed");
+        }
+    }
+
     /// Which server process the connection leads to.
     pub fn run_id(&self) -> Option<Arc<str>> {
         self.link().map(|link| link.run_id)

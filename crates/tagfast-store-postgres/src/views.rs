@@ -48,6 +48,8 @@ struct Look<'a> {
     hash: ContentHash,
     consistency: Consistency,
     criticality: Criticality,
+    /// What must be shown is not known: a replica that answers instead is marked.
+    primary_first: bool,
     need: &'a Need,
     floor: Option<u64>,
     epoch: Option<&'a EpochRecord>,
@@ -231,7 +233,8 @@ impl PostgresStore {
             let covered =
                 is_of_history(look.parts, &found.1) && look.floor.is_some_and(|floor| found.1.covered >= floor);
             return Asked::Answered(self.view_of(found, Source::Replica, look).map(|mut answer| {
-                if !(covered && look.is_new_enough(&answer)) && look.consistency == Consistency::Session {
+                let kept = covered && look.is_new_enough(&answer) && !look.primary_first;
+                if !kept && look.consistency == Consistency::Session {
                     answer.degraded.push(reason);
                 }
                 answer
@@ -246,7 +249,8 @@ impl PostgresStore {
             return self.view_primary(look, PATIENCE).await;
         }
         // A replica is asked first where it is likely to be new enough: nothing was promised, or it is a token's.
-        let replica_first = look.floor.is_some() && (look.need.position.is_none() || look.need.promised);
+        let replica_first =
+            !look.primary_first && look.floor.is_some() && (look.need.position.is_none() || look.need.promised);
         let (mut overloaded, mut in_hand) = (None, None);
         if replica_first {
             match self.view_replica(look).await {
@@ -390,6 +394,7 @@ impl TagReader for PostgresStore {
                 hash,
                 consistency: options.consistency,
                 criticality: options.criticality,
+                primary_first: options.primary_first,
                 need: &need,
                 floor: need.floor(parts),
                 epoch: view.primary.as_ref().map(|(epoch, _)| epoch.as_ref()),

@@ -140,7 +140,7 @@ async fn entries_that_cannot_be_read_are_misses() {
     let world = World::start(CacheOptions { l1_bytes: 0, ..CacheOptions::default() }).await;
     let written = world.a.write("x", "ui", "ana").await;
     let good = stored("x").await.expect("an entry").encode();
-    for (at, byte) in [(40, 2u8), (90, good[90] ^ 1), (good.len() - 1, good[good.len() - 1] ^ 1)] {
+    for (at, byte) in [(40, 2u8), (98, good[98] ^ 1), (good.len() - 1, good[good.len() - 1] ^ 1)] {
         let mut bad = good.clone();
         bad[at] = byte;
         command(Use::Cache, redis::cmd("SET").arg(view_key("x")).arg(&bad)).await;
@@ -190,6 +190,7 @@ async fn an_older_version_from_the_future_is_replaced() {
         position: Position { epoch: tagfast_domain::EpochId([1; 16]), xid: 0, lsn: 0 },
         xmin: 0,
         as_of: NOW + 1_000_000_000,
+        read_at: NOW + 1_000_000_000,
         soft_until: NOW + 1_000_000_000,
     };
     world.behind.set(&key("x"), 1);
