@@ -13,6 +13,7 @@ use http::{HeaderMap, HeaderValue, header, request::Parts};
 use http_body_util::{BodyExt, Limited};
 use serde::de::DeserializeOwned;
 use tagfast_domain::{ContentKey, TenantId, Version, WriteId};
+use tagfast_resilience::Criticality;
 use tagfast_store::{Consistency, ConsistencyToken, Durability, ReadOptions};
 use tokio::time::Instant;
 
@@ -161,8 +162,14 @@ impl Call {
         parsed.map(|object| object.0).map_err(|_| json_problem::<Object<T>>(&bytes))
     }
 
+    /// The oldest stale answer that the client prefers to none.
+    pub(crate) fn max_stale(&self) -> Result<Option<Duration>, Problem> {
+        headers::max_stale(&self.head.headers, self.app.parts.limits.max_stale)
+    }
+
     /// How this read must be served.
     pub(crate) fn reading(&self) -> Result<Reading, Problem> {
+        let max_stale = self.max_stale()?;
         let consistency = headers::consistency(&self.head.headers)?;
         let token = match headers::one(&self.head.headers, &headers::CONSISTENCY_TOKEN)? {
             None => None,
@@ -171,7 +178,7 @@ impl Call {
                 Some(opened.map_err(|e| Problem::new(Code::BadToken, format!("consistency token: {e}")))?)
             }
         };
-        Ok(Reading { consistency, token, deadline: self.deadline })
+        Ok(Reading { who: Arc::clone(&self.who), consistency, token, deadline: self.deadline, max_stale })
     }
 
     /// The token of an answer, as its header value.
@@ -202,18 +209,22 @@ impl Call {
 
 /// How a read must be served.
 pub(crate) struct Reading {
+    who: Arc<Caller>,
     consistency: Consistency,
     pub(crate) token: Option<ConsistencyToken>,
     deadline: Instant,
+    max_stale: Option<Duration>,
 }
 
 impl Reading {
-    pub(crate) fn options(&self) -> ReadOptions<'_> {
+    pub(crate) fn options(&self, criticality: Criticality) -> ReadOptions<'_> {
         ReadOptions {
             consistency: self.consistency,
             token: self.token.as_ref(),
             deadline: Some(self.deadline),
-            ..ReadOptions::default()
+            user: Some(&self.who.user),
+            criticality,
+            max_stale: self.max_stale,
         }
     }
 }

@@ -1,9 +1,11 @@
 //! Request headers that this API reads, each checked strictly: a header that is not understood is an error, because
 //! a condition or a promise that is silently ignored is worse than a refusal.
 
+use std::time::Duration;
+
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use tagfast_domain::Version;
-use tagfast_store::{Consistency, Durability, Source};
+use tagfast_store::{CacheUse, Consistency, Durability};
 
 use crate::problem::{Code, Problem};
 
@@ -129,12 +131,89 @@ pub(crate) fn trace_id<'a>(headers: &'a HeaderMap, request_id: &'a HeaderValue) 
     }
 }
 
-/// RFC 9211: whether a cache of this service answered. The embedded store has none in front of it.
-pub(crate) fn cache_status(source: Source) -> HeaderValue {
-    HeaderValue::from_static(match source {
-        Source::Cache => "tagfast; hit",
-        Source::Primary | Source::Replica | Source::Index | Source::Snapshot => "tagfast; fwd=bypass",
-    })
+/// RFC 9211: what the caches of this service did for the answer.
+pub(crate) fn cache_status(cache: CacheUse) -> HeaderValue {
+    let with = |what: &str, layer: &str| {
+        HeaderValue::try_from(format!("tagfast; {what}; detail={layer}"))
+            .unwrap_or(HeaderValue::from_static("tagfast; fwd=bypass"))
+    };
+    match cache {
+        CacheUse::Bypass => HeaderValue::from_static("tagfast; fwd=bypass"),
+        // The one that is sent 100,000 times a second.
+        CacheUse::Hit("l1") => HeaderValue::from_static("tagfast; hit; detail=l1"),
+        CacheUse::Hit(layer) => with("hit", layer),
+        CacheUse::Miss { collapsed: false } => HeaderValue::from_static("tagfast; fwd=miss"),
+        CacheUse::Miss { collapsed: true } => HeaderValue::from_static("tagfast; fwd=miss; collapsed"),
+        CacheUse::Stale(layer) => with("fwd=stale", layer),
+    }
+}
+
+/// Whether caches on the way may keep an answer, to ask about it again: never one that is worse than the service's usual.
+pub(crate) fn cache_control(worse: bool) -> HeaderValue {
+    HeaderValue::from_static(if worse { "no-store" } else { "private, no-cache" })
+}
+
+/// The elements of a list: what stands between commas that are in no quotes.
+fn elements(text: &str) -> Option<Vec<&str>> {
+    let (mut all, mut begin, mut quoted, mut escaped) = (Vec::new(), 0, false, false);
+    for (at, byte) in text.bytes().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b',' if !quoted => {
+                all.push(text.get(begin..at)?.trim_matches([' ', '\t']));
+                begin = at + 1;
+            }
+            _ => {}
+        }
+    }
+    all.push(text.get(begin..)?.trim_matches([' ', '\t']));
+    all.retain(|element| !element.is_empty());
+    (!quoted).then_some(all)
+}
+
+/// The oldest stale answer that this client prefers to none: `None` is whatever the service allows, zero is none at all.
+///
+/// Of several directives the strictest counts. `max-stale` above what is `allowed` is what is allowed. Directives that ask for
+/// something else (`max-age`, `min-fresh`, `only-if-cached`, unknown ones) are left aside, as RFC 9111 permits.
+pub(crate) fn max_stale(headers: &HeaderMap, allowed: Duration) -> Result<Option<Duration>, Problem> {
+    let bad = |reason| bad(&header::CACHE_CONTROL, reason);
+    let mut strictest: Option<Duration> = None;
+    for value in headers.get_all(header::CACHE_CONTROL) {
+        let text = value.to_str().map_err(|_| bad("it has characters that are not visible ASCII"))?;
+        for element in elements(text).ok_or_else(|| bad("a quote is not closed"))? {
+            let (name, argument) = match element.split_once('=') {
+                Some((name, argument)) => (name, Some(argument)),
+                None => (element, None),
+            };
+            if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)) || name.is_empty() {
+                return Err(bad("it must be a list of directives"));
+            }
+            let given = if name.eq_ignore_ascii_case("no-cache") || name.eq_ignore_ascii_case("no-store") {
+                if argument.is_some() {
+                    return Err(bad("no-cache and no-store take no value"));
+                }
+                Some(Duration::ZERO)
+            } else if name.eq_ignore_ascii_case("max-stale") {
+                argument
+                    .map(|n| seconds(n).ok_or_else(|| bad("max-stale takes whole seconds of at most 19 digits")))
+                    .transpose()?
+                    .filter(|given| given.is_zero() || *given < allowed)
+            } else {
+                None
+            };
+            strictest = strictest.into_iter().chain(given).min();
+        }
+    }
+    Ok(strictest)
+}
+
+/// A number of seconds, as a token or in quotes.
+fn seconds(text: &str) -> Option<Duration> {
+    let digits = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(text);
+    let fits = (1..=19).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
+    fits.then(|| digits.parse().ok().map(Duration::from_secs)).flatten()
 }
 
 /// Whether the client takes gzip.
@@ -195,6 +274,70 @@ mod tests {
     }
 
     #[test]
+    fn the_strictest_of_all_directives_counts() {
+        let allowed = Duration::from_secs(3600);
+        let of = |values: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(header::CACHE_CONTROL, HeaderValue::from_bytes(value.as_bytes()).unwrap());
+            }
+            max_stale(&headers, allowed)
+        };
+        let at_most = |n| Some(Duration::from_secs(n));
+        for (values, expect) in [
+            (&[][..], None),
+            (&[""], None),
+            (&["max-stale"], None),
+            (&["Max-Stale=60"], at_most(60)),
+            (&["max-stale=\"60\""], at_most(60)),
+            (&["max-stale=0"], at_most(0)),
+            (&["max-stale=3600"], None),
+            (&["max-stale=99999999999"], None),
+            (&["max-stale=9999999999999999999"], None),
+            (&["max-stale=60, max-stale=30", "max-stale=99"], at_most(30)),
+            (&["max-stale", "max-stale=7"], at_most(7)),
+            (&["no-cache"], at_most(0)),
+            (&["NO-STORE"], at_most(0)),
+            (&["max-stale=60,no-cache"], at_most(0)),
+            (&["no-cache", "max-stale=60"], at_most(0)),
+            (&["max-age=0, min-fresh=9, only-if-cached, x-ours=\"no-cache, max-stale=1\\\",\",,"], None),
+        ] {
+            assert_eq!(of(values).unwrap(), expect, "{values:?}");
+        }
+        for bad in [
+            "max-stale=",
+            "max-stale=x",
+            "max-stale=-1",
+            "max-stale=+1",
+            "max-stale= 1",
+            "max-stale=1.5",
+            "max-stale=99999999999999999999",
+            "max-stale=\"1",
+            "no-cache=x",
+            "no-store=\"\"",
+            "=1",
+            "max stale=1",
+            "no-cach\u{e9}",
+        ] {
+            assert_eq!(of(&[bad]).unwrap_err().code(), Code::BadHeader, "{bad}");
+        }
+    }
+
+    #[test]
+    fn caches_say_what_they_did() {
+        for (cache, expect) in [
+            (CacheUse::Bypass, "tagfast; fwd=bypass"),
+            (CacheUse::Hit("l1"), "tagfast; hit; detail=l1"),
+            (CacheUse::Hit("redis"), "tagfast; hit; detail=redis"),
+            (CacheUse::Miss { collapsed: false }, "tagfast; fwd=miss"),
+            (CacheUse::Miss { collapsed: true }, "tagfast; fwd=miss; collapsed"),
+            (CacheUse::Stale("redis"), "tagfast; fwd=stale; detail=redis"),
+        ] {
+            assert_eq!(cache_status(cache), expect);
+        }
+    }
+
+    #[test]
     fn gzip_is_negotiated() {
         for (value, expect) in [("gzip", true), ("br, GZIP;q=0.5", true), ("gzip;q=0", false), ("deflate", false)] {
             assert_eq!(accepts_gzip(&with(&header::ACCEPT_ENCODING, value)), expect, "{value}");
@@ -207,7 +350,7 @@ mod tests {
             let bytes = HeaderValue::from_bytes(value.as_bytes()).unwrap();
             let names = [
                 &CONSISTENCY, &CONSISTENCY_TOKEN, &DURABILITY, &IDEMPOTENCY_KEY, &TRACEPARENT,
-                &header::IF_MATCH, &header::IF_NONE_MATCH, &header::ACCEPT_ENCODING,
+                &header::IF_MATCH, &header::IF_NONE_MATCH, &header::ACCEPT_ENCODING, &header::CACHE_CONTROL,
             ];
             for name in names {
                 let mut headers = HeaderMap::new();
@@ -215,6 +358,8 @@ mod tests {
                 let _ = (consistency(&headers), durability(&headers), idempotency_key(&headers).is_ok());
                 let _ = (if_match(&headers).is_ok(), has_already(&headers, Version::NONE).is_ok());
                 let _ = (traceparent(&headers), accepts_gzip(&headers));
+                let allowed = Duration::from_secs(60);
+                prop_assert!(max_stale(&headers, allowed).ok().flatten().is_none_or(|given| given < allowed));
             }
         }
     }

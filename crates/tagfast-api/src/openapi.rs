@@ -88,7 +88,7 @@ fn each(item: &mut PathItem, mut f: impl FnMut(&'static str, &mut Operation)) {
 
 fn complete(path: &str, method: &str, operation: &mut Operation) {
     let is_in = |tag: &str| operation.tags.iter().flatten().any(|t| t == tag);
-    let (content, open) = (is_in("content"), is_in("open"));
+    let (content, find, open) = (is_in("content"), is_in("find"), is_in("open"));
     let writes = content && (method != "get") && !path.ends_with("batchGet");
     let mut statuses: Vec<u16> = FOR_ALL.to_vec();
     if !open {
@@ -124,6 +124,14 @@ fn complete(path: &str, method: &str, operation: &mut Operation) {
             text().pattern(Some("^[A-Za-z0-9_-]+$")).max_length(Some(4096)),
         )));
     }
+    if (content || find) && !writes {
+        parameters.push(RefOr::T(header(
+            "Cache-Control",
+            "The oldest stale answer that is better than none, in seconds: `max-stale=60`. `no-cache` or `no-store`: an error is \
+             better than an answer that is stale or lacks a part. Of several directives the strictest counts.",
+            text().pattern(Some("^(no-cache|no-store|max-stale(=[0-9]{1,19})?)$")),
+        )));
+    }
     if writes {
         parameters.push(RefOr::T(header(
             "Idempotency-Key",
@@ -151,6 +159,12 @@ fn complete(path: &str, method: &str, operation: &mut Operation) {
     }
     if parameters.is_empty() {
         operation.parameters = None;
+    }
+    if (content && method == "get" || find)
+        && let Some(RefOr::T(ok)) = operation.responses.responses.get_mut("200")
+    {
+        add_header(ok, "Age", "Seconds since `as_of`.");
+        add_header(ok, "Cache-Status", "RFC 9211: which cache of the service answered, or why none did.");
     }
     if content && let Some(RefOr::T(ok)) = operation.responses.responses.get_mut("200") {
         add_header(ok, "Consistency-Token", "Send it back with the next request.");

@@ -33,6 +33,9 @@ pub struct ApiLimits {
     pub burst: u32,
     /// How long requests in flight may take to finish after a stop was asked for.
     pub drain_timeout: Duration,
+    /// The oldest stale answer that is given; zero: none. Too high: users see a state of long ago. Too low: more of them see an
+    /// answer without a part, or an error.
+    pub max_stale: Duration,
 }
 
 impl Default for ApiLimits {
@@ -47,6 +50,7 @@ impl Default for ApiLimits {
             requests_per_second: 0,
             burst: 0,
             drain_timeout: Duration::from_secs(10),
+            max_stale: Duration::from_secs(3600),
         }
     }
 }

@@ -7,7 +7,7 @@ use serde::ser::SerializeSeq;
 use serde::{Deserialize, Serialize, Serializer};
 use tagfast_domain::{Content, ContentKey, TagName, Tagging, UnixMillis, Version};
 use tagfast_popular::TagCount;
-use tagfast_store::{Degraded, Source};
+use tagfast_store::{Source, View};
 use utoipa::ToSchema;
 
 use crate::call::age;
@@ -99,7 +99,7 @@ pub(crate) struct Meta {
     /// How old that is, in milliseconds.
     age_ms: u64,
     /// Older than the service promises.
-    stale: bool,
+    pub(crate) stale: bool,
     /// Features that this answer could not give fully.
     degraded: Vec<DegradedBody>,
 }
@@ -125,15 +125,24 @@ impl Meta {
         }
     }
 
+    /// Of a view: how the store came to it.
+    pub(crate) fn of(view: &View, now: UnixMillis) -> Self {
+        let mut meta = Self::new(view.source, view.as_of, now);
+        // The store knows which promise was asked for; an entry that is proven current may be minutes old.
+        meta.stale = view.stale;
+        view.degraded.iter().for_each(|d| meta.degrade(d.feature, d.reason));
+        meta
+    }
+
+    /// Whether the answer is worse than what the service gives usually.
+    pub(crate) fn is_worse(&self) -> bool {
+        self.stale || !self.degraded.is_empty()
+    }
+
     /// What it was read from does not answer: this is what was known last.
     pub(crate) fn last_known(&mut self, feature: &str) {
         self.stale = true;
         self.degrade(feature, "unavailable");
-    }
-
-    pub(crate) fn with(mut self, degraded: &[Degraded]) -> Self {
-        degraded.iter().for_each(|d| self.degrade(d.feature, d.reason));
-        self
     }
 
     pub(crate) fn degrade(&mut self, feature: &str, reason: &str) {

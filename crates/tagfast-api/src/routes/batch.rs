@@ -1,8 +1,10 @@
 //! Many contents in one request; each item succeeds or fails by itself.
 
 use axum::response::Response;
+use http::header;
 use tagfast_domain::time::parse_rfc3339;
 use tagfast_domain::{ContentKey, Operation, Origin, Tag, TagName, UserId};
+use tagfast_resilience::Criticality;
 use tagfast_sharding::ContentHash;
 use tagfast_store::{View, WriteAnswer, WriteRequest};
 
@@ -38,7 +40,7 @@ pub(crate) async fn batch_get(Read(mut call): Read) -> Result<Response, Problem>
     let parsed: Vec<Result<ContentKey, Problem>> =
         batch.items.iter().map(|i| call.content_of(&i.0.content_type, &i.0.id)).collect();
     let keys: Vec<ContentKey> = parsed.iter().filter_map(|k| k.as_ref().ok()).cloned().collect();
-    let views = call.app.parts.store.view_many(&keys, &reading.options()).await;
+    let views = call.app.parts.store.view_many(&keys, &reading.options(Criticality::Degradable)).await;
     let mut views = keys.iter().zip(views);
     let results: Vec<Result<(&ContentKey, View), Problem>> = parsed
         .iter()
@@ -67,13 +69,15 @@ pub(crate) async fn batch_get(Read(mut call): Read) -> Result<Response, Problem>
                         content: (&key.content).into(),
                         tags: Taggings(&view.tags),
                         version: VersionText(view.version),
-                        meta: Meta::new(view.source, view.as_of, now).with(&view.degraded),
+                        meta: Meta::of(view, now),
                     })
                 }
             })
             .collect(),
     };
     let mut response = wire::json(&body);
+    let worse = results.iter().flatten().any(|(_, view)| view.stale || !view.degraded.is_empty());
+    response.headers_mut().insert(header::CACHE_CONTROL, headers::cache_control(worse));
     if let Some(token) = call.seal(&token) {
         response.headers_mut().insert(CONSISTENCY_TOKEN.clone(), token);
     }

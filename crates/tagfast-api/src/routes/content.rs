@@ -3,6 +3,7 @@
 use axum::response::Response;
 use http::{HeaderValue, StatusCode, header};
 use tagfast_domain::{ContentKey, Operation, Tag, TagName, Version};
+use tagfast_resilience::Criticality;
 use tagfast_sharding::ContentHash;
 use tagfast_store::{ConsistencyToken, WriteAnswer, WriteRequest};
 
@@ -15,7 +16,7 @@ use crate::wire::{self, Meta, Names, PatchTags, ReplaceTags, Taggings, VersionTe
 /// The tags of a content
 ///
 /// Content nobody tagged is an empty list. The `ETag` names the version, not the bytes: send it back in `If-None-Match`
-/// to be answered 304 while nothing changed, or in `If-Match` of a write.
+/// to be answered 304 while nothing changed, or in `If-Match` of a write. An answer that is stale or degraded is never 304.
 #[utoipa::path(
     get,
     path = "/v1/content/{type}/{id}/tags",
@@ -30,14 +31,18 @@ pub(crate) async fn view(Read(call): Read) -> Result<Response, Problem> {
     call.no_query()?;
     let key = call.content()?;
     let reading = call.reading()?;
-    let view = call.app.parts.store.view(&key, &reading.options()).await?;
+    let view = call.app.parts.store.view(&key, &reading.options(Criticality::Critical)).await?;
 
-    let mut response = if headers::has_already(&call.head.headers, view.version)? {
+    let now = call.app.parts.clock.now_ms();
+    let meta = Meta::of(&view, now);
+    let worse = meta.is_worse();
+    let has_already = headers::has_already(&call.head.headers, view.version)?;
+    // 304 has no body to say that an answer is stale or lacks a promise, so such a one is never 304.
+    let mut response = if has_already && !worse {
         let mut response = Response::default();
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         response
     } else {
-        let meta = Meta::new(view.source, view.as_of, call.app.parts.clock.now_ms()).with(&view.degraded);
         wire::json(&ViewBody {
             content: (&key.content).into(),
             tags: Taggings(&view.tags),
@@ -49,9 +54,9 @@ pub(crate) async fn view(Read(call): Read) -> Result<Response, Problem> {
     token.see(ContentHash::of(&key), view.version, view.position);
     let out = response.headers_mut();
     out.insert(header::ETAG, etag(view.version));
-    out.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
-    out.insert(CACHE_STATUS.clone(), crate::headers::cache_status(view.source));
-    out.insert(header::AGE, HeaderValue::from(age(call.app.parts.clock.now_ms(), view.as_of).as_secs()));
+    out.insert(header::CACHE_CONTROL, headers::cache_control(worse));
+    out.insert(CACHE_STATUS.clone(), headers::cache_status(view.cache));
+    out.insert(header::AGE, HeaderValue::from(age(now, view.as_of).as_secs()));
     if let Some(token) = call.seal(&token) {
         out.insert(CONSISTENCY_TOKEN.clone(), token);
     }

@@ -7,7 +7,7 @@ use http::{HeaderValue, header};
 use tagfast_domain::{ContentType, TagName};
 use tagfast_popular::{PopularTags, Window};
 use tagfast_search::{SearchIndex, SearchRequest, Sort, Total};
-use tagfast_store::Source;
+use tagfast_store::{CacheUse, Source};
 use utoipa::IntoParams;
 
 use super::TagPath;
@@ -106,7 +106,7 @@ pub(crate) async fn search(Read(call): Read) -> Result<Response, Problem> {
         next_cursor,
         meta,
     };
-    Ok(aged(wire::json(&body), Source::Index, now, page.as_of))
+    Ok(aged(wire::json(&body), now, page.as_of))
 }
 
 fn search_request(call: &Call, now: i64) -> Result<SearchRequest, Problem> {
@@ -190,7 +190,7 @@ pub(crate) async fn suggest(Read(call): Read) -> Result<Response, Problem> {
         meta.last_known("suggestions");
     }
     let body = SuggestBody { tags: found.tags.iter().map(FacetBody::from).collect(), meta };
-    Ok(aged(wire::json(&body), Source::Snapshot, now, found.as_of))
+    Ok(aged(wire::json(&body), now, found.as_of))
 }
 
 #[derive(IntoParams)]
@@ -228,7 +228,7 @@ pub(crate) async fn popular_tags(Read(call): Read) -> Result<Response, Problem> 
     }
     let tags = board.tags.iter().map(FacetBody::from).collect();
     let body = PopularBody { window: window.as_str(), tags, meta };
-    Ok(aged(wire::json(&body), Source::Snapshot, now, board.as_of))
+    Ok(aged(wire::json(&body), now, board.as_of))
 }
 
 /// One tag
@@ -272,7 +272,7 @@ pub(crate) async fn one_tag(Read(call): Read) -> Result<Response, Problem> {
         related: related.iter().map(|(tag, count)| RelatedBody { tag: tag.as_str(), count: *count }).collect(),
         meta,
     };
-    Ok(aged(wire::json(&body), Source::Snapshot, now, as_of))
+    Ok(aged(wire::json(&body), now, as_of))
 }
 
 fn index(call: &Call) -> Result<&Arc<dyn SearchIndex>, Problem> {
@@ -283,10 +283,10 @@ fn popular(call: &Call) -> Result<&Arc<dyn PopularTags>, Problem> {
     call.app.parts.popular.as_ref().ok_or_else(|| not_in_this_mode("popular tags"))
 }
 
-fn aged(mut response: Response, source: Source, now: i64, as_of: i64) -> Response {
+fn aged(mut response: Response, now: i64, as_of: i64) -> Response {
     let out = response.headers_mut();
     out.insert(header::AGE, HeaderValue::from(age(now, as_of).as_secs()));
     out.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
-    out.insert(CACHE_STATUS.clone(), headers::cache_status(source));
+    out.insert(CACHE_STATUS.clone(), headers::cache_status(CacheUse::Bypass));
     response
 }

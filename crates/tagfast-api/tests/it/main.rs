@@ -4,6 +4,7 @@ mod auth;
 mod batch;
 mod content;
 mod find;
+mod freshness;
 mod letters;
 mod limits;
 mod openapi;

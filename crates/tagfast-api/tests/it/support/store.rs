@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tagfast_domain::apply::ApplyContext;
 use tagfast_domain::{
     ContentKey, Document, Effect, Epoch, EpochId, EpochOrdinal, Limits, Outcome, TenantId, Version, WriteId, apply,
 };
-use tagfast_resilience::{Clock, ManualClock};
+use tagfast_resilience::{Clock, Criticality, ManualClock};
 use tagfast_sharding::LogicalShard;
 use tagfast_store::{
     CacheUse, Durability, Position, ReadOptions, Receipt, ReceiptReader, ScanPage, ShardScanner, Source, StoreError,
@@ -31,6 +32,18 @@ pub(crate) struct MemoryStore {
     pub(crate) panic: AtomicBool,
     /// The last write as the API handed it over.
     pub(crate) last: Mutex<Option<WriteRequest>>,
+    /// How the last view was asked for.
+    pub(crate) asked: Mutex<Option<Asked>>,
+    /// Makes of a view what a cache in front would.
+    pub(crate) shape: Mutex<Option<fn(&mut View)>>,
+}
+
+/// How a view was asked for.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Asked {
+    pub(crate) user: Option<String>,
+    pub(crate) criticality: Criticality,
+    pub(crate) max_stale: Option<Duration>,
 }
 
 impl MemoryStore {
@@ -44,6 +57,8 @@ impl MemoryStore {
             hang: AtomicBool::new(false),
             panic: AtomicBool::new(false),
             last: Mutex::default(),
+            asked: Mutex::default(),
+            shape: Mutex::new(None),
         })
     }
 
@@ -116,10 +131,15 @@ impl MemoryStore {
 
 #[async_trait]
 impl TagReader for MemoryStore {
-    async fn view(&self, key: &ContentKey, _: &ReadOptions<'_>) -> Result<View, StoreError> {
+    async fn view(&self, key: &ContentKey, options: &ReadOptions<'_>) -> Result<View, StoreError> {
+        *self.asked.lock().unwrap() = Some(Asked {
+            user: options.user.map(|user| user.as_str().to_owned()),
+            criticality: options.criticality,
+            max_stale: options.max_stale,
+        });
         self.trouble().await?;
         let document = self.documents.lock().unwrap().get(key).cloned().unwrap_or_default();
-        Ok(View {
+        let mut view = View {
             version: document.version,
             tags: document.live().cloned().collect(),
             position: self.position(),
@@ -129,7 +149,11 @@ impl TagReader for MemoryStore {
             xmin: 0,
             stale: false,
             cache: CacheUse::Bypass,
-        })
+        };
+        if let Some(shape) = *self.shape.lock().unwrap() {
+            shape(&mut view);
+        }
+        Ok(view)
     }
 
     async fn view_many(&self, keys: &[ContentKey], options: &ReadOptions<'_>) -> Vec<Result<View, StoreError>> {
