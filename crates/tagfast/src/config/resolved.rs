@@ -316,6 +316,7 @@ fn api_limits(raw: &RawConfig, errors: &mut Vec<String>) -> ApiLimits {
         drain_timeout,
         requests_per_second: u32::try_from(rate).unwrap_or(u32::MAX),
         burst: u32::try_from(if burst == 0 { rate } else { burst }).unwrap_or(u32::MAX),
+        max_stale: defaults.max_stale,
     }
 }
 
