@@ -304,4 +304,40 @@ mod tests {
         assert_eq!((runs.load(Ordering::SeqCst), flights.under_way()), (10, 0));
         assert!(began.elapsed() < Duration::from_millis(110));
     }
+
+    /// On several threads, so that flights land while others join: nobody waits for ever and nobody gets another key's answer.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn on_several_threads_everybody_is_answered() {
+        let flights = Flights::<usize, usize>::new();
+        let mut callers = JoinSet::new();
+        for n in 0..40_000 {
+            let flights = Arc::clone(&flights);
+            callers.spawn(async move {
+                let key = n % 7;
+                let work = async move || {
+                    for _ in 0..n % 3 {
+                        tokio::task::yield_now().await;
+                    }
+                    key
+                };
+                let call = flights.fly(key, None, work);
+                if n % 11 == 0 {
+                    // Gives up at once, after it has joined or begun.
+                    let mut call = pin!(call);
+                    let polled =
+                        std::future::poll_fn(|context| std::task::Poll::Ready(call.as_mut().poll(context))).await;
+                    return polled.is_pending()
+                        || matches!(polled, std::task::Poll::Ready(Ok(flown)) if flown.value == key);
+                }
+                call.await.is_ok_and(|flown| flown.value == key)
+            });
+            if n % 100 == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        assert!(callers.join_all().await.iter().all(|right| *right));
+        while flights.under_way() > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
 }
