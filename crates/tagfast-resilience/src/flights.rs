@@ -9,7 +9,6 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::Notify;
@@ -46,9 +45,8 @@ impl<V: Clone> Flight<V> {
     }
 
     async fn wait(&self) -> Result<V, FlightLost> {
-        let mut landed = pin!(self.landed.notified());
-        // From here on no landing is missed.
-        landed.as_mut().enable();
+        // Made before the look at the answer: from here on no landing is missed.
+        let landed = self.landed.notified();
         if self.answer.get().is_none() {
             landed.await;
         }
@@ -157,6 +155,7 @@ impl<K: Eq + Hash + Clone + Send + 'static, V: Clone + Send + Sync + 'static> Fl
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
