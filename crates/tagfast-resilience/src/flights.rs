@@ -9,7 +9,6 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::Notify;
@@ -46,9 +45,8 @@ impl<V: Clone> Flight<V> {
     }
 
     async fn wait(&self) -> Result<V, FlightLost> {
-        let mut landed = pin!(self.landed.notified());
-        // From here on no landing is missed.
-        landed.as_mut().enable();
+        // Made before the look at the answer: from here on no landing is missed.
+        let landed = self.landed.notified();
         if self.answer.get().is_none() {
             landed.await;
         }
@@ -157,6 +155,7 @@ impl<K: Eq + Hash + Clone + Send + 'static, V: Clone + Send + Sync + 'static> Fl
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
@@ -303,5 +302,41 @@ mod tests {
         assert!(callers.join_all().await.iter().all(Result::is_ok));
         assert_eq!((runs.load(Ordering::SeqCst), flights.under_way()), (10, 0));
         assert!(began.elapsed() < Duration::from_millis(110));
+    }
+
+    /// On several threads, so that flights land while others join: nobody waits for ever and nobody gets another key's answer.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn on_several_threads_everybody_is_answered() {
+        let flights = Flights::<usize, usize>::new();
+        let mut callers = JoinSet::new();
+        for n in 0..40_000 {
+            let flights = Arc::clone(&flights);
+            callers.spawn(async move {
+                let key = n % 7;
+                let work = async move || {
+                    for _ in 0..n % 3 {
+                        tokio::task::yield_now().await;
+                    }
+                    key
+                };
+                let call = flights.fly(key, None, work);
+                if n % 11 == 0 {
+                    // Gives up at once, after it has joined or begun.
+                    let mut call = pin!(call);
+                    let polled =
+                        std::future::poll_fn(|context| std::task::Poll::Ready(call.as_mut().poll(context))).await;
+                    return polled.is_pending()
+                        || matches!(polled, std::task::Poll::Ready(Ok(flown)) if flown.value == key);
+                }
+                call.await.is_ok_and(|flown| flown.value == key)
+            });
+            if n % 100 == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        assert!(callers.join_all().await.iter().all(|right| *right));
+        while flights.under_way() > 0 {
+            tokio::task::yield_now().await;
+        }
     }
 }

@@ -145,6 +145,8 @@ pub struct LimiterLook {
     pub waiting: usize,
     /// What a call without further units takes when nothing waits; `None` until it is known.
     pub baseline: Option<Duration>,
+    /// What such a call took in the last window; `None` until it is known. Far above the baseline: calls wait there.
+    pub median: Option<Duration>,
     /// Calls that began since the start.
     pub begun: ByCriticality,
     /// Calls that were refused since the start.
@@ -173,6 +175,8 @@ struct Inner {
     /// Medians of the last ten seconds, in seconds.
     medians: VecDeque<(Duration, f64)>,
     baseline: Option<f64>,
+    /// Of the last window.
+    median: Option<f64>,
     measured: Duration,
     /// Since when the limit is the least one.
     at_least: Option<Duration>,
@@ -255,6 +259,7 @@ impl Limiter {
             sampled: began,
             medians: VecDeque::new(),
             baseline: None,
+            median: None,
             measured: began,
             at_least: (start == least).then_some(began),
             tokens: options.per_second.map_or(0.0, bucket),
@@ -331,6 +336,17 @@ impl Limiter {
         Ok(InFlight { limiter: Arc::clone(self), began: now, done: false })
     }
 
+    /// How long a call of so many further units will take, going by the last window; `None` until that is known. What has less time
+    /// left need not begin.
+    pub fn expects(&self, units: usize) -> Option<Duration> {
+        let median = self.lock().median?;
+        Duration::try_from_secs_f64(median * self.cost(units)).ok()
+    }
+
+    fn cost(&self, units: usize) -> f64 {
+        1.0 + self.options.batch_cost.max(0.0) * units as f64
+    }
+
     /// How it stands now.
     pub fn look(&self) -> LimiterLook {
         let inner = self.lock();
@@ -339,6 +355,7 @@ impl Limiter {
             in_flight: inner.in_flight,
             waiting: inner.waiting.len(),
             baseline: inner.baseline.map(Duration::from_secs_f64),
+            median: inner.median.map(Duration::from_secs_f64),
             begun: inner.begun,
             shed: inner.shed,
         }
@@ -381,8 +398,7 @@ impl Limiter {
     }
 
     fn measure(&self, inner: &mut Inner, now: Duration, latency: Duration, units: usize, good: bool) {
-        let cost = 1.0 + self.options.batch_cost.max(0.0) * units as f64;
-        let sample = latency.as_secs_f64() / cost;
+        let sample = latency.as_secs_f64() / self.cost(units);
         if !good && inner.baseline.is_none_or(|baseline| sample <= baseline) {
             return;
         }
@@ -398,6 +414,7 @@ impl Limiter {
         let middle = inner.samples.len() / 2;
         let (_, median, _) = inner.samples.select_nth_unstable_by(middle, f64::total_cmp);
         let median = *median;
+        inner.median = Some(median);
         let busiest = inner.busiest;
         (inner.taken, inner.busiest) = (0, inner.in_flight);
         inner.samples.clear();

@@ -120,6 +120,9 @@ fn what_a_batch_costs_is_not_taken_for_waiting() {
         (0..60).for_each(|_| world.round((5000.0 * (1.0 + 0.23 * 64.0)) as u64, 64));
     }
     assert_eq!((normalised.limit(), raw.limit()), (64, 4));
+    let expects = |units| normalised.limiter.expects(units).expect("known").as_secs_f64();
+    assert!((expects(0) - 0.005).abs() < 1e-4 && (expects(64) - 0.0786).abs() < 1e-3, "{} {}", expects(0), expects(64));
+    assert_eq!(World::new(LimiterOptions::default()).limiter.expects(1), None);
 }
 
 #[test]
