@@ -12,12 +12,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use tagfast_api::{ApiParts, Letters, Operations, OperationsError, Readiness, StatusReport};
+use tagfast_api::{ApiParts, Letters, LimitStatus, Operations, OperationsError, Readiness, StatusReport};
 use tagfast_events::{Bus, ClusterName, Group, LetterBook, Partition};
 use tagfast_events_kafka::{KafkaBus, KafkaOptions, TopicError};
 use tagfast_popular::{BoardWriter, PopularCounts, PopularTags, RecountReport, StateBoards, StateRedis};
-use tagfast_resilience::Clock;
-use tagfast_search::{OpenSearchError, OpenSearchIndex, OpenSearchOptions, SharedProgress};
+use tagfast_resilience::{Breakers, Clock};
+use tagfast_search::{GuardOptions, GuardedIndex, OpenSearchError, OpenSearchIndex, OpenSearchOptions, SharedProgress};
 use tagfast_sharding::{LogicalShard, ShardMap};
 use tagfast_store::{Sealer, ShardScanner, SharedStore};
 use tagfast_store_postgres::{
@@ -97,6 +97,7 @@ impl ClusterNode {
             Some(bus) => Arc::new(KafkaOutbox(bus.publisher())),
             None => Arc::new(Discard),
         };
+        let breakers = Breakers::new(Arc::clone(&clock));
         let options = PostgresOptions {
             clusters: postgres
                 .clusters
@@ -136,8 +137,10 @@ impl ClusterNode {
             }
             None => (None, None, None, None, None, Shown::default(), None),
         };
+        let index = index.map(|index| GuardedIndex::new(index, &breakers, GuardOptions::default()));
         let operations = Arc::new(ClusterOperations {
             store: Arc::clone(&store),
+            index: index.clone(),
             roles,
             consumers,
             replaying,
@@ -152,6 +155,7 @@ impl ClusterNode {
             letters: letters.map(|book| Letters { book, cooldown: config.dead_letters.cooldown }),
             whole: roles.api,
             verdicts: false,
+            breakers,
             operations: Arc::clone(&operations) as _,
             sealer: Sealer::new(&keys),
             clock,
@@ -335,6 +339,7 @@ fn node_name() -> String {
 
 struct ClusterOperations {
     store: Arc<PostgresStore>,
+    index: Option<Arc<GuardedIndex>>,
     roles: Roles,
     replaying: Option<Replaying>,
     shown: Shown,
@@ -348,6 +353,17 @@ fn degraded(cluster: ClusterStatus) -> Vec<(String, String)> {
     let problem = cluster.problem.map(|problem| (format!("writes of {}", cluster.name), problem));
     let warnings = cluster.warnings.into_iter().map(|warning| (format!("installation of {}", cluster.name), warning));
     problem.into_iter().chain(warnings).collect()
+}
+
+/// How the index's bulkhead stands.
+fn limit_of(index: &GuardedIndex) -> LimitStatus {
+    let look = index.look();
+    LimitStatus {
+        name: "index".to_owned(),
+        limit: look.limit as u64,
+        in_flight: look.in_flight as u64,
+        shed: look.shed,
+    }
 }
 
 const NO_BUS: &str = "search and popular tags need the bus: set kafka.brokers";
@@ -372,6 +388,7 @@ impl Operations for ClusterOperations {
             epoch: epochs.collect::<Vec<_>>().join(","),
             uptime_seconds: self.started.elapsed().as_secs(),
             degraded: clusters.into_iter().flat_map(degraded).collect(),
+            limits: self.index.iter().map(|index| limit_of(index)).collect(),
             ..StatusReport::default()
         };
         if let Some(consumers) = &self.consumers {
