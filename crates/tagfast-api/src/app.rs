@@ -15,13 +15,15 @@ use crate::gate::{Access, Gate};
 use crate::parts::ApiParts;
 use crate::problem::{Code, Problem};
 use crate::rate::RateLimiter;
-use crate::routes::{batch, content, export, find, letters, open, operations};
+use crate::routes::{batch, breakers, content, export, find, letters, open, operations, tags};
+use crate::sheddable::Sheddable;
 
 /// What the handlers share.
 pub(crate) struct App {
     pub(crate) parts: ApiParts,
     pub(crate) auth: Authenticator,
     pub(crate) rate: Option<RateLimiter>,
+    pub(crate) sheddable: Arc<Sheddable>,
     openapi: OnceLock<Bytes>,
 }
 
@@ -36,11 +38,11 @@ type Routes = UtoipaMethodRouter<Arc<App>>;
 
 /// Every route: its handlers and who may call it. The gate's metrics carry the path as it stands in the document.
 fn table() -> Vec<(Access, Routes)> {
-    tags().into_iter().chain(running()).collect()
+    whole().into_iter().chain(running()).collect()
 }
 
 /// What the service is for.
-fn tags() -> Vec<(Access, Routes)> {
+fn whole() -> Vec<(Access, Routes)> {
     use Access::Caller;
     vec![
         (Caller, routes!(content::view, content::patch_tags, content::replace_tags)),
@@ -48,9 +50,9 @@ fn tags() -> Vec<(Access, Routes)> {
         (Caller, routes!(batch::batch_get)),
         (Caller, routes!(batch::batch_tag)),
         (Caller, routes!(find::search)),
-        (Caller, routes!(find::suggest)),
-        (Caller, routes!(find::popular_tags)),
-        (Caller, routes!(find::one_tag)),
+        (Caller, routes!(tags::suggest)),
+        (Caller, routes!(tags::popular_tags)),
+        (Caller, routes!(tags::one_tag)),
         (Caller, routes!(export::export)),
         (Caller, routes!(operations::receipt)),
     ]
@@ -64,7 +66,7 @@ fn running() -> Vec<(Access, Routes)> {
         (Caller, routes!(operations::reindex)),
         (Caller, routes!(operations::recount)),
         (Caller, routes!(operations::failovers)),
-        (Caller, routes!(operations::breakers)),
+        (Caller, routes!(breakers::list, breakers::force)),
         (Caller, routes!(letters::list)),
         (Caller, routes!(letters::show)),
         (Caller, routes!(letters::replay)),
@@ -87,6 +89,7 @@ pub fn router(parts: ApiParts) -> Router {
     let app = Arc::new(App {
         auth: Authenticator::new(&parts.auth, &parts.clock),
         rate: RateLimiter::new(&parts.limits),
+        sheddable: Sheddable::new(parts.limits.max_stale),
         parts,
         openapi: OnceLock::new(),
     });

@@ -102,6 +102,7 @@ mod tests {
             limit: 20,
             facets: false,
             total_exact: false,
+            criticality: tagfast_resilience::Criticality::Degradable,
         }
     }
 

@@ -22,6 +22,8 @@ pub mod problem;
 mod rate;
 mod routes;
 mod server;
+mod sheddable;
+mod snapshots;
 mod time;
 mod wire;
 
@@ -30,7 +32,8 @@ use tagfast_resilience::{MetricDef, MetricKind};
 pub use app::router;
 pub use openapi::openapi;
 pub use parts::{
-    ApiLimits, ApiParts, AuthConfig, JwksSource, Letters, Operations, OperationsError, Readiness, StatusReport,
+    ApiLimits, ApiParts, AuthConfig, JwksSource, Letters, LimitStatus, Operations, OperationsError, Readiness,
+    StatusReport,
 };
 pub use problem::{PROBLEM_CODES, ProblemCode};
 pub use server::serve;
@@ -78,5 +81,17 @@ pub const METRICS: &[MetricDef] = &[
         kind: MetricKind::Counter,
         labels: &[],
         help: "Requests refused with 429.",
+    },
+    MetricDef {
+        name: "tagfast_degraded_answers_total",
+        kind: MetricKind::Counter,
+        labels: &["feature", "outcome", "reason"],
+        help: "Features that could not be had: answered as they were last (last_good), left out (features_limited), or an error because the client takes neither (refused).",
+    },
+    MetricDef {
+        name: "tagfast_last_good_bytes",
+        kind: MetricKind::Gauge,
+        labels: &[],
+        help: "Memory of the last good answers that are kept for when a feature fails; at most 64 MiB.",
     },
 ];

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use tagfast_domain::Limits;
 use tagfast_events::{Cooldown, LetterBook};
 use tagfast_popular::{PopularTags, RecountReport};
-use tagfast_resilience::Clock;
+use tagfast_resilience::{Breakers, Clock};
 use tagfast_search::SearchIndex;
 use tagfast_store::{Sealer, SharedStore};
 
@@ -114,6 +114,21 @@ pub struct StatusReport {
     pub degraded: Vec<(String, String)>,
     /// Long work under way: (`reindex` or `recount`, contents done).
     pub running: Vec<(String, u64)>,
+    /// How much may be done at once, and how much is.
+    pub limits: Vec<LimitStatus>,
+}
+
+/// A limit on calls to something.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+pub struct LimitStatus {
+    /// What is called: `index`, a database node.
+    pub name: String,
+    /// Most calls at once now; it may move by itself.
+    pub limit: u64,
+    /// Calls that have not ended.
+    pub in_flight: u64,
+    /// Calls that were refused since the start because of it.
+    pub shed: u64,
 }
 
 /// One consumer group.
@@ -181,6 +196,8 @@ pub struct ApiParts {
     pub whole: bool,
     /// Whether past writes can be judged; without it 501 `not_in_this_mode`.
     pub verdicts: bool,
+    /// The circuit breakers of this process.
+    pub breakers: Arc<Breakers>,
     /// Operations.
     pub operations: Arc<dyn Operations>,
     /// Seals tokens and cursors.

@@ -94,6 +94,9 @@ codes! {
     UnknownLetter = "unknown_letter" 404 "No such dead letter or replay"
         "There is no dead letter or replay with this id, it was forgotten after two weeks, or the letter is another tenant's."
         "List the letters with /v1/dead-letters; encode the slashes of an id as %2F.";
+    UnknownBreaker = "unknown_breaker" 404 "No such breaker"
+        "The process that was asked has no circuit breaker of this name."
+        "List the breakers with /v1/breakers; each process has its own.";
     MethodNotAllowed = "method_not_allowed" 405 "The method is not allowed here"
         "The route exists but not with this method; `Allow` lists those it has."
         "Use one of the methods in `Allow`.";
@@ -116,10 +119,10 @@ codes! {
         "The call takes a body of type `application/json`."
         "Send `Content-Type: application/json`.";
     Empty = "empty" 422 "A value is empty"
-        "A tag, content type, content id or user is empty, also after blanks are trimmed."
+        "A tag, content type, content id, user or reason is empty, also after blanks are trimmed."
         "Give it at least one character.";
     TooLong = "too_long" 422 "A value is too long"
-        "A tag, content type, content id or user exceeds the limit that `limit` names."
+        "A tag, content type, content id, user or reason exceeds the limit that `limit` names."
         "Shorten it.";
     ForbiddenCharacter = "forbidden_character" 422 "A value has a forbidden character"
         "A tag, content type, content id or user contains a character that its rule forbids; the detail names it."
@@ -469,6 +472,11 @@ impl From<SearchError> for Problem {
                 tracing::warn!(reason, "search is unavailable");
                 Self::new(Code::SearchUnavailable, "the search index cannot answer now")
                     .retry_after(Duration::from_secs(1))
+            }
+            SearchError::Refused { reason, retry_after } => {
+                tracing::debug!(reason, "the search index was not asked");
+                Self::new(Code::SearchUnavailable, format!("the search index was not asked: {reason}"))
+                    .retry_after(retry_after.max(Duration::from_secs(1)))
             }
         }
     }

@@ -15,7 +15,7 @@ use crate::problem::ProblemBody;
 use crate::time::Stamp;
 
 /// An index or a count that is older than this is called stale.
-const STALE_MS: i64 = 30_000;
+pub(crate) const STALE_MS: i64 = 30_000;
 
 /// Which content.
 #[derive(Serialize, ToSchema)]
@@ -145,10 +145,18 @@ impl Meta {
         self.stale || !self.degraded.is_empty()
     }
 
-    /// What it was read from does not answer: this is what was known last.
-    pub(crate) fn last_known(&mut self, feature: &str) {
-        self.stale = true;
-        self.degrade(feature, "unavailable");
+    /// The moment before which everything is in the answer.
+    pub(crate) fn as_of(&self) -> UnixMillis {
+        self.as_of.0
+    }
+
+    /// A part of the answer is of this moment.
+    pub(crate) fn not_newer_than(&mut self, as_of: UnixMillis, now: UnixMillis) {
+        if as_of < self.as_of.0 {
+            self.as_of = Stamp(as_of);
+            self.age_ms = age(now, as_of).as_millis() as u64;
+            self.stale |= now.saturating_sub(as_of) > STALE_MS;
+        }
     }
 
     pub(crate) fn degrade(&mut self, feature: &str, reason: &str) {
@@ -497,6 +505,23 @@ impl<'a> ExportLine<'a> {
         }
     }
 }
+
+/// An answer that is made of what is kept for it, not read where the truth is.
+pub(crate) trait Derived: Serialize {
+    /// How it came about.
+    fn meta(&self) -> &Meta;
+}
+
+macro_rules! derived {
+    ($($name:ident)*) => {$(
+        impl Derived for $name<'_> {
+            fn meta(&self) -> &Meta {
+                &self.meta
+            }
+        }
+    )*};
+}
+derived!(SearchBody PopularBody SuggestBody TagBody);
 
 /// 200 with a JSON body.
 pub(crate) fn json<T: Serialize>(body: &T) -> Response {

@@ -111,6 +111,7 @@ fn main() {
                 limit: 20,
                 facets,
                 total_exact: false,
+                criticality: tagfast_resilience::Criticality::Degradable,
             };
             async move { index.search(&tenant, &request).await.expect("answered").hits.len() }
         });

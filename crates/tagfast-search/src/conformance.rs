@@ -74,6 +74,7 @@ pub fn request(query: &str) -> SearchRequest {
         limit: 100,
         facets: false,
         total_exact: true,
+        criticality: tagfast_resilience::Criticality::Degradable,
     }
 }
 

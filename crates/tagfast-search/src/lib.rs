@@ -6,11 +6,13 @@
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod entry;
+mod guarded;
 mod opensearch;
 pub mod port;
 pub mod query;
 mod tantivy_index;
 
+pub use guarded::{GuardLook, GuardOptions, GuardedIndex};
 pub use opensearch::{OpenSearchError, OpenSearchIndex, OpenSearchOptions, SharedProgress};
 pub use port::{Hit, SearchError, SearchIndex, SearchPage, SearchRequest, Sort, SortKey, Total};
 pub use query::{Query, caret};
@@ -56,13 +58,25 @@ pub const METRICS: &[MetricDef] = &[
         labels: &[],
         help: "Rebuilds of the index that were completed.",
     },
+    MetricDef {
+        name: "tagfast_search_in_flight",
+        kind: MetricKind::Gauge,
+        labels: &[],
+        help: "Calls to the index that have not ended. At the limit of 32 everything further is refused.",
+    },
+    MetricDef {
+        name: "tagfast_search_shed_total",
+        kind: MetricKind::Counter,
+        labels: &["criticality", "reason"],
+        help: "Calls to the index that were not made: overloaded (too many at once) or breaker_open.",
+    },
 ];
 
 /// Counts how a search ended.
 pub(crate) fn count_query<T>(result: &Result<T, SearchError>) {
     let outcome = match result {
         Ok(_) => "answered",
-        Err(SearchError::Unavailable(_)) => "unavailable",
+        Err(SearchError::Unavailable(_) | SearchError::Refused { .. }) => "unavailable",
         Err(SearchError::Syntax { .. } | SearchError::Limit { .. } | SearchError::PrefixTooBroad { .. }) => "refused",
     };
     metrics::counter!("tagfast_search_queries_total", "outcome" => outcome).increment(1);

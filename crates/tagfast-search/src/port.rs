@@ -1,7 +1,10 @@
 //! The search port: what the API may ask of an index, whichever engine is behind it.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use tagfast_domain::{Content, ContentType, TagName, TenantId, UnixMillis, Version};
+use tagfast_resilience::Criticality;
 
 /// The order of hits; ties are broken by (type, id) ascending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -39,6 +42,8 @@ pub struct SearchRequest {
     pub facets: bool,
     /// Count beyond 10,000.
     pub total_exact: bool,
+    /// What is given up first when the index cannot answer everything: hits are degradable, facets and exact totals sheddable.
+    pub criticality: Criticality,
 }
 
 /// A hit.
@@ -116,6 +121,14 @@ pub enum SearchError {
     /// The index cannot answer now.
     #[error("the search index is unavailable: {0}")]
     Unavailable(String),
+    /// The index was not asked, or would not take the question. It says nothing of whether it works.
+    #[error("the search index was not asked: {reason}")]
+    Refused {
+        /// A stable word: `overloaded`, `breaker_open`, `rejected`.
+        reason: &'static str,
+        /// When to ask again.
+        retry_after: Duration,
+    },
 }
 
 /// An index.
@@ -124,7 +137,7 @@ pub trait SearchIndex: Send + Sync {
     /// Searches one tenant's contents.
     async fn search(&self, tenant: &TenantId, request: &SearchRequest) -> Result<SearchPage, SearchError>;
 
-    /// Tags that occur together with `tag`, most often first, without `tag` itself.
+    /// Tags that occur together with `tag`, most often first, without `tag` itself. Sheddable.
     async fn related(&self, tenant: &TenantId, tag: &TagName, limit: usize)
     -> Result<Vec<(TagName, u64)>, SearchError>;
 

@@ -15,7 +15,7 @@ use tagfast_domain::{
     ContentKey, Epoch, EpochId, EpochOrdinal, Limits, Operation, TagName, Tagging, TenantId, UserId, Version,
 };
 use tagfast_popular::RecountReport;
-use tagfast_resilience::{Clock, SystemClock};
+use tagfast_resilience::{Breakers, Clock, SystemClock};
 use tagfast_sharding::LogicalShard;
 use tagfast_store::{
     CacheUse, Position, ReadOptions, Receipt, ReceiptReader, ScanPage, Sealer, ShardScanner, Source, StoreError,
@@ -174,6 +174,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         letters: None,
         whole: true,
         verdicts: true,
+        breakers: Breakers::new(Arc::new(SystemClock)),
         operations: Arc::new(NoOperations),
         sealer: Sealer::new(&[[7; 32]]),
         clock: Arc::new(SystemClock),

@@ -11,7 +11,7 @@ use std::time::Instant;
 use async_trait::async_trait;
 use tagfast_api::{ApiParts, Letters, Operations, OperationsError, Readiness, StatusReport};
 use tagfast_popular::{PopularCounts, RecountReport};
-use tagfast_resilience::Clock;
+use tagfast_resilience::{Breakers, Clock};
 use tagfast_search::{TantivyIndex, TantivyOptions};
 use tagfast_store::{Sealer, ShardScanner, SharedStore};
 use tagfast_store_embedded::{EmbeddedStore, OpenError, OpenOptions};
@@ -64,6 +64,7 @@ impl Embedded {
             letters: Some(Letters { book: letters, cooldown: config.dead_letters.cooldown }),
             whole: true,
             verdicts: true,
+            breakers: Breakers::new(Arc::clone(&clock)),
             operations: Arc::clone(&operations) as _,
             sealer: Sealer::new(&keys),
             clock,
@@ -236,6 +237,7 @@ mod tests {
             limit: 1,
             facets: false,
             total_exact: false,
+            criticality: tagfast_resilience::Criticality::Degradable,
         };
         let page = embedded.parts().search.unwrap().search(&key.tenant, &request).await.unwrap();
         assert_eq!(page.hits[0].content, key.content);

@@ -14,6 +14,8 @@ pub struct Term {
     pub json: bool,
     /// stderr is a terminal: progress may be a bar.
     pub bars: bool,
+    /// stdout is a terminal: what changes may be drawn in place.
+    pub screen: bool,
 }
 
 impl Term {
@@ -24,6 +26,7 @@ impl Term {
             err: Arc::new(Mutex::new(Box::new(std::io::stderr()))),
             json,
             bars: std::io::stderr().is_terminal(),
+            screen: std::io::stdout().is_terminal(),
         }
     }
 
@@ -35,6 +38,7 @@ impl Term {
             err: Arc::new(Mutex::new(Box::new(err.clone()))),
             json,
             bars: false,
+            screen: false,
         };
         (term, Captured { out, err })
     }

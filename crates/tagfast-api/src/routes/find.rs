@@ -1,29 +1,29 @@
-//! Finding contents by tags, and tags by use. Eventually consistent: every answer says how old it is.
+//! Finding contents by tags. Eventually consistent: every answer says how old it is.
+//!
+//! Hits are one question to the index; facets and an exact total are others, because they can be done without.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::response::Response;
 use http::{HeaderValue, header};
-use tagfast_domain::{ContentType, TagName};
-use tagfast_popular::{PopularTags, Window};
+use tagfast_domain::{ContentType, TagName, TenantId};
+use tagfast_popular::{PopularTags, TagCount};
+use tagfast_resilience::Criticality;
 use tagfast_search::{SearchIndex, SearchRequest, Sort, Total};
 use tagfast_store::{CacheUse, Source};
 use utoipa::IntoParams;
 
-use super::TagPath;
+use super::tags::ask;
 use crate::call::{Call, Read, age};
 use crate::cursor;
 use crate::encoding::bad_parameter;
 use crate::headers::{self, CACHE_STATUS};
 use crate::problem::{Code, Problem, not_in_this_mode};
+use crate::sheddable::{Feature, Given};
+use crate::snapshots::{Known, Question};
 use crate::time::Stamp;
-use crate::wire::{
-    self, FacetBody, HitBody, Meta, Names, PopularBody, RelatedBody, SearchBody, SuggestBody, TagBody, TotalBody,
-};
-
-/// Longest prefix in bytes.
-const PREFIX_BYTES: usize = 256;
-const RELATED: usize = 10;
+use crate::wire::{self, Derived, HitBody, Meta, Names, SearchBody, TotalBody};
 
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -67,29 +67,35 @@ pub(crate) async fn search(Read(call): Read) -> Result<Response, Problem> {
     let index = index(&call)?;
     let now = call.app.parts.clock.now_ms();
     let request = search_request(&call, now)?;
-    let page = index.search(call.tenant(), &request).await?;
+    let max_stale = call.max_stale()?;
+    let hits = SearchRequest { facets: false, total_exact: false, ..request.clone() };
+    let (page, facets) = tokio::join!(index.search(call.tenant(), &hits), facets(&call, index, &request));
+    let (page, facets) = (page?, facets?);
+    let old = age(now, page.as_of);
+    if i64::try_from(old.as_millis()).is_ok_and(|ms| ms > wire::STALE_MS) && max_stale.is_some_and(|most| old > most) {
+        let detail = format!("the search index is {} s behind, which is more than Cache-Control allows", old.as_secs());
+        return Err(Problem::new(Code::SearchUnavailable, detail).retry_after(Duration::from_secs(1)));
+    }
 
     let mut meta = Meta::new(Source::Index, page.as_of, now);
-    if page.facets_approximate {
-        meta.degrade("facets", "approximate");
-    }
-    let shown = match &page.facets {
-        None => Vec::new(),
-        Some(facets) => {
-            let names: Vec<TagName> = facets.iter().map(|(name, _)| name.clone()).collect();
-            displays(&call, &names, &mut meta).await
-        }
-    };
-    let facets = page.facets.as_ref().map(|facets| {
-        let rows = facets.iter().zip(&shown);
-        rows.map(|((tag, count), display)| FacetBody { tag: tag.as_str(), display, count: *count }).collect()
-    });
-    let next_cursor =
-        page.next.as_ref().map(|next| cursor::seal(&call.app.parts.sealer, call.tenant(), &request, next, now));
-    let (value, relation) = match page.total {
+    let (mut value, mut relation) = match page.total {
         Total::Exactly(n) => (n, "eq"),
         Total::AtLeast(n) => (n, "gte"),
     };
+    let mut last_known = facets.as_ref().is_some_and(Given::is_last);
+    if let Some(facets) = &facets {
+        facets.mark(Feature::Facets, &mut meta, now);
+    }
+    if request.total_exact && relation == "gte" {
+        let total = exact_total(&call, index, &request).await?;
+        total.mark(Feature::Total, &mut meta, now);
+        last_known |= total.is_last();
+        if let Some(known) = total.known() {
+            (value, relation) = (known.number, "eq");
+        }
+    }
+    let next_cursor =
+        page.next.as_ref().map(|next| cursor::seal(&call.app.parts.sealer, call.tenant(), &request, next, now));
     let body = SearchBody {
         hits: page
             .hits
@@ -102,11 +108,61 @@ pub(crate) async fn search(Read(call): Read) -> Result<Response, Problem> {
             })
             .collect(),
         total: TotalBody { value, relation },
-        facets,
+        facets: facets.as_ref().map(super::tags::rows),
         next_cursor,
         meta,
     };
-    Ok(aged(wire::json(&body), now, page.as_of))
+    Ok(aged(body, if last_known { CacheUse::Stale("snapshot") } else { CacheUse::Bypass }, now))
+}
+
+/// The tags of all contents that match, if they are asked for.
+async fn facets(call: &Call, index: &Arc<dyn SearchIndex>, request: &SearchRequest) -> Result<Option<Given>, Problem> {
+    if !request.facets {
+        return Ok(None);
+    }
+    let question = Question::Facets(request.query.clone(), request.content_type.clone());
+    let (index, popular) = (Arc::clone(index), call.app.parts.popular.clone());
+    let (tenant, request) = (call.tenant().clone(), beside(request, true));
+    let given = ask(call, Feature::Facets, question, async move {
+        let page = index.search(&tenant, &request).await?;
+        let facets = page.facets.unwrap_or_default();
+        let names: Vec<TagName> = facets.iter().map(|(name, _)| name.clone()).collect();
+        let displays = displays(popular.as_deref(), &tenant, &names).await;
+        let shown = displays.as_ref().map_or_else(|| names.iter().map(TagName::shared).collect(), Clone::clone);
+        let rows = facets.into_iter().zip(shown);
+        Ok(Known {
+            tags: rows.map(|((tag, count), display)| TagCount { tag, display, count }).collect(),
+            approximate: page.facets_approximate,
+            plain: displays.is_none(),
+            as_of: page.as_of,
+            ..Known::default()
+        })
+    });
+    given.await.map(|(given, _)| Some(given))
+}
+
+/// How many contents match, also beyond 10,000.
+async fn exact_total(call: &Call, index: &Arc<dyn SearchIndex>, request: &SearchRequest) -> Result<Given, Problem> {
+    let question = Question::Total(request.query.clone(), request.content_type.clone());
+    let (index, tenant, request) = (Arc::clone(index), call.tenant().clone(), beside(request, false));
+    let given = ask(call, Feature::Total, question, async move {
+        let page = index.search(&tenant, &request).await?;
+        let (Total::Exactly(number) | Total::AtLeast(number)) = page.total;
+        Ok(Known { number, as_of: page.as_of, ..Known::default() })
+    });
+    given.await.map(|(given, _)| given)
+}
+
+/// What is asked beside the hits: the facets or the exact total.
+fn beside(request: &SearchRequest, facets: bool) -> SearchRequest {
+    SearchRequest {
+        after: None,
+        limit: 1,
+        facets,
+        total_exact: !facets,
+        criticality: Criticality::Sheddable,
+        ..request.clone()
+    }
 }
 
 fn search_request(call: &Call, now: i64) -> Result<SearchRequest, Problem> {
@@ -127,6 +183,7 @@ fn search_request(call: &Call, now: i64) -> Result<SearchRequest, Problem> {
             Some("exact") => true,
             Some(_) => return Err(bad_parameter("total", "it must be exact")),
         },
+        criticality: Criticality::Degradable,
     };
     if let Some(sealed) = query.take("cursor") {
         request.after = Some(cursor::open(&call.app.parts.sealer, call.tenant(), &request, &sealed, now)?);
@@ -134,159 +191,22 @@ fn search_request(call: &Call, now: i64) -> Result<SearchRequest, Problem> {
     Ok(request)
 }
 
-/// The tenant's spellings; the canonical names where they cannot be had.
-async fn displays(call: &Call, names: &[TagName], meta: &mut Meta) -> Vec<Arc<str>> {
-    let canonical = || names.iter().map(TagName::shared).collect();
-    let Some(popular) = &call.app.parts.popular else { return canonical() };
-    match popular.displays(call.tenant(), names).await {
-        Ok(displays) if displays.len() == names.len() => displays,
-        Ok(_) | Err(_) => {
-            meta.degrade("display", "unavailable");
-            canonical()
-        }
-    }
-}
-
-#[derive(IntoParams)]
-#[into_params(parameter_in = Query)]
-#[expect(dead_code, reason = "describes the query to the OpenAPI document")]
-struct SuggestParameters {
-    /// The beginning of a tag, in any spelling; empty or absent: the most used tags.
-    #[param(required = false, max_length = 256, example = "crit")]
-    prefix: Option<String>,
-    /// Most tags.
-    #[param(required = false, minimum = 1, maximum = 100, example = 20)]
-    limit: Option<u32>,
-}
-
-/// Tags by prefix
-///
-/// Tags whose canonical or display name begins with the prefix, most used first.
-#[utoipa::path(
-    get,
-    path = "/v1/tags",
-    tag = "find",
-    params(SuggestParameters),
-    responses((status = 200, description = "Matching tags", body = SuggestBody<'static>))
-)]
-pub(crate) async fn suggest(Read(call): Read) -> Result<Response, Problem> {
-    let mut query = call.query(&["prefix", "limit"])?;
-    let prefix = query.take("prefix").unwrap_or_default();
-    let limit = query.number("limit", 20, 100)?;
-    if prefix.len() > PREFIX_BYTES {
-        return Err(Problem::new(Code::BadParameter, "query parameter prefix: it is too long").limit(
-            "prefix_bytes",
-            PREFIX_BYTES as u64,
-            prefix.len() as u64,
-        ));
-    }
-    let found = popular(&call)?.suggest(call.tenant(), &prefix, limit).await?;
-    let now = call.app.parts.clock.now_ms();
-    let mut meta = Meta::new(Source::Snapshot, found.as_of, now);
-    if found.approximate {
-        meta.degrade("suggestions", "approximate");
-    }
-    if found.stale {
-        meta.last_known("suggestions");
-    }
-    let body = SuggestBody { tags: found.tags.iter().map(FacetBody::from).collect(), meta };
-    Ok(aged(wire::json(&body), now, found.as_of))
-}
-
-#[derive(IntoParams)]
-#[into_params(parameter_in = Query)]
-#[expect(dead_code, reason = "describes the query to the OpenAPI document")]
-struct PopularParameters {
-    /// `1h`, `24h`, `7d`: taggings added within; `all`: every tagging that exists.
-    #[param(required = false, pattern = "^(1h|24h|7d|all)$", example = "24h")]
-    window: Option<String>,
-    /// Most tags.
-    #[param(required = false, minimum = 1, maximum = 1000, example = 20)]
-    limit: Option<u32>,
-}
-
-/// The most used tags of a window
-#[utoipa::path(
-    get,
-    path = "/v1/tags/popular",
-    tag = "find",
-    params(PopularParameters),
-    responses((status = 200, description = "A ranking", body = PopularBody<'static>))
-)]
-pub(crate) async fn popular_tags(Read(call): Read) -> Result<Response, Problem> {
-    let mut query = call.query(&["window", "limit"])?;
-    let window: Window = match query.take("window") {
-        None => Window::All,
-        Some(word) => word.parse().map_err(|_| bad_parameter("window", "it must be 1h, 24h, 7d or all"))?,
-    };
-    let limit = query.number("limit", 20, 1000)?;
-    let board = popular(&call)?.popular(call.tenant(), window, limit).await?;
-    let now = call.app.parts.clock.now_ms();
-    let mut meta = Meta::new(Source::Snapshot, board.as_of, now);
-    if board.stale {
-        meta.last_known("popular");
-    }
-    let tags = board.tags.iter().map(FacetBody::from).collect();
-    let body = PopularBody { window: window.as_str(), tags, meta };
-    Ok(aged(wire::json(&body), now, board.as_of))
-}
-
-/// One tag
-///
-/// How many contents carry it and which tags occur together with it. A tag nobody uses has the count 0. The tag named
-/// `popular` is read as `/v1/tags/%70opular`.
-#[utoipa::path(
-    get,
-    path = "/v1/tags/{tag}",
-    tag = "find",
-    params(TagPath),
-    responses((status = 200, description = "The tag", body = TagBody<'static>))
-)]
-pub(crate) async fn one_tag(Read(call): Read) -> Result<Response, Problem> {
-    call.no_query()?;
-    let name = TagName::parse(&call.segment(3)?)?;
-    let popular = popular(&call)?;
-    let now = call.app.parts.clock.now_ms();
-    let found = popular.count(call.tenant(), &name).await?;
-    let mut related = Vec::new();
-    let mut as_of = now;
-    let mut degraded = None;
-    match &call.app.parts.search {
-        None => degraded = Some("not_in_this_mode"),
-        Some(index) => match index.related(call.tenant(), &name, RELATED).await {
-            Ok(found) => {
-                related = found;
-                as_of = index.as_of();
-            }
-            Err(_) => degraded = Some("unavailable"),
-        },
-    }
-    let mut meta = Meta::new(Source::Snapshot, as_of, now);
-    if let Some(reason) = degraded {
-        meta.degrade("related", reason);
-    }
-    let body = TagBody {
-        tag: name.as_str(),
-        display: found.as_ref().map_or(name.as_str(), |t| &t.display),
-        count: found.as_ref().map_or(0, |t| t.count),
-        related: related.iter().map(|(tag, count)| RelatedBody { tag: tag.as_str(), count: *count }).collect(),
-        meta,
-    };
-    Ok(aged(wire::json(&body), now, as_of))
+/// The tenant's spellings; `None` where they cannot be had.
+async fn displays(popular: Option<&dyn PopularTags>, tenant: &TenantId, names: &[TagName]) -> Option<Vec<Arc<str>>> {
+    let Some(popular) = popular else { return Some(names.iter().map(TagName::shared).collect()) };
+    popular.displays(tenant, names).await.ok().filter(|displays| displays.len() == names.len())
 }
 
 fn index(call: &Call) -> Result<&Arc<dyn SearchIndex>, Problem> {
     call.app.parts.search.as_ref().ok_or_else(|| not_in_this_mode("search"))
 }
 
-fn popular(call: &Call) -> Result<&Arc<dyn PopularTags>, Problem> {
-    call.app.parts.popular.as_ref().ok_or_else(|| not_in_this_mode("popular tags"))
-}
-
-fn aged(mut response: Response, now: i64, as_of: i64) -> Response {
+/// An answer that says how old it is and where it is from.
+pub(super) fn aged(body: impl Derived, cache: CacheUse, now: i64) -> Response {
+    let mut response = wire::json(&body);
     let out = response.headers_mut();
-    out.insert(header::AGE, HeaderValue::from(age(now, as_of).as_secs()));
-    out.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
-    out.insert(CACHE_STATUS.clone(), headers::cache_status(CacheUse::Bypass));
+    out.insert(header::AGE, HeaderValue::from(age(now, body.meta().as_of()).as_secs()));
+    out.insert(header::CACHE_CONTROL, headers::cache_control(body.meta().is_worse()));
+    out.insert(CACHE_STATUS.clone(), headers::cache_status(cache));
     response
 }

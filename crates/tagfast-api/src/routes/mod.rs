@@ -1,12 +1,14 @@
 //! Handlers, one file per resource. Each makes one call into a port and one answer.
 
 pub(crate) mod batch;
+pub(crate) mod breakers;
 pub(crate) mod content;
 pub(crate) mod export;
 pub(crate) mod find;
 pub(crate) mod letters;
 pub(crate) mod open;
 pub(crate) mod operations;
+pub(crate) mod tags;
 
 use utoipa::IntoParams;
 

@@ -3,13 +3,18 @@
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use tagfast_events::Group;
+use tagfast_resilience::BreakerState;
 use tagfast_store::{Receipt, Verdict};
 use utoipa::{IntoParams, ToSchema};
 
+use super::breakers::{BreakerBody, EventBody};
 use crate::call::{Admin, Read};
-use crate::parts::{ConsumerStatus, OperationsError};
+use crate::parts::{ConsumerStatus, LimitStatus, OperationsError};
 use crate::problem::{Code, Problem, not_in_this_mode};
 use crate::wire::{self, DegradedBody, VerdictBody};
+
+/// What circuit breakers did that `/v1/status` shows.
+const EVENTS: usize = 20;
 
 impl From<OperationsError> for Problem {
     fn from(error: OperationsError) -> Self {
@@ -85,6 +90,12 @@ struct StatusBody {
     running: Vec<RunningBody>,
     /// Parts that are not ready.
     not_ready: Vec<PartBody>,
+    /// Circuit breakers that are not closed.
+    breakers: Vec<BreakerBody>,
+    /// What circuit breakers did last, newest first; at most 20.
+    breaker_events: Vec<EventBody>,
+    /// How much may be done at once, and how much is.
+    limits: Vec<LimitStatus>,
 }
 
 /// Long work under way.
@@ -117,6 +128,12 @@ pub(crate) async fn status(Admin(call): Admin) -> Result<Response, Problem> {
     let operations = &call.app.parts.operations;
     let report = operations.status().await;
     let readiness = operations.readiness().await;
+    let mut degraded: Vec<_> =
+        report.degraded.into_iter().map(|(feature, reason)| DegradedBody { feature, reason }).collect();
+    let troubled = call.app.sheddable.troubled().into_iter();
+    degraded.extend(troubled.map(|(feature, reason)| DegradedBody { feature: feature.into(), reason: reason.into() }));
+    let breakers = &call.app.parts.breakers;
+    let open = breakers.look().into_iter().filter(|breaker| breaker.state != BreakerState::Closed);
     Ok(wire::json(&StatusBody {
         mode: report.mode,
         roles: report.roles,
@@ -125,9 +142,12 @@ pub(crate) async fn status(Admin(call): Admin) -> Result<Response, Problem> {
         uptime_seconds: report.uptime_seconds,
         consumers: report.consumers,
         indexed_contents: report.indexed_contents,
-        degraded: report.degraded.into_iter().map(|(feature, reason)| DegradedBody { feature, reason }).collect(),
+        degraded,
         running: report.running.into_iter().map(|(operation, contents)| RunningBody { operation, contents }).collect(),
         not_ready: readiness.into_iter().filter_map(|r| Some(PartBody { part: r.part, problem: r.problem? })).collect(),
+        breakers: open.map(BreakerBody::from).collect(),
+        breaker_events: breakers.events().into_iter().rev().take(EVENTS).map(EventBody::from).collect(),
+        limits: report.limits,
     }))
 }
 
@@ -262,6 +282,4 @@ macro_rules! later {
 later! {
     /// Failovers with the verdict of each write that was not simply kept
     failovers get "/v1/failovers" "failovers";
-    /// The state of the circuit breakers
-    breakers get "/v1/breakers" "breakers";
 }

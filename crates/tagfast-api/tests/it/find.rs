@@ -1,7 +1,9 @@
 //! Search, suggestions, popular tags, one tag, export.
 
+use std::sync::atomic::Ordering;
+
 use serde_json::{Value, json};
-use tagfast_popular::PopularError;
+use tagfast_resilience::Criticality;
 use tagfast_search::{SearchError, Sort};
 
 use crate::support::{ApiLimits, AuthConfig, World, build, world};
@@ -44,7 +46,15 @@ async fn parameters_reach_the_index() {
     world.get("/v1/search?q=a+AND+b%2B%2B&sort=id&limit=7&total=exact").send().await.ok();
     let asked = world.search.last.lock().unwrap().clone().unwrap();
     assert_eq!(asked.query.as_deref(), Some("a AND b++"));
-    assert_eq!((asked.sort, asked.limit, asked.total_exact, asked.facets), (Sort::Id, 7, true, false));
+    assert_eq!((asked.sort, asked.limit, asked.total_exact, asked.facets), (Sort::Id, 7, false, false));
+    assert_eq!(asked.criticality, Criticality::Degradable);
+    // Only a total that the hits do not tell is asked for by itself.
+    world.search.exact_to.store(2, Ordering::SeqCst);
+    assert_eq!(world.get("/v1/search?limit=1").send().await.ok()["total"], json!({"value": 2, "relation": "gte"}));
+    let exact = world.get("/v1/search?limit=1&total=exact").send().await.ok();
+    assert_eq!((&exact["total"], &exact["meta"]["degraded"]), (&json!({"value": 6, "relation": "eq"}), &json!([])));
+    let asked = world.search.last.lock().unwrap().clone().unwrap();
+    assert_eq!((asked.total_exact, asked.criticality), (true, Criticality::Sheddable));
     for (uri, code) in [
         ("limit=0", "bad_parameter"),
         ("limit=101", "bad_parameter"),
@@ -139,24 +149,6 @@ async fn suggestions_popular_and_one_tag() {
     assert_eq!((&nobody["count"], &nobody["display"]), (&json!(0), &json!("nobody")));
     world.tag("a/0", "popular").await.ok();
     assert_eq!(world.get("/v1/tags/%70opular").send().await.ok()["tag"], "popular");
-}
-
-#[tokio::test]
-async fn a_part_that_fails_degrades_what_it_can() {
-    let world = filled().await;
-    *world.search.fault.lock().unwrap() = Some(|| SearchError::Unavailable("down".into()));
-    let one = world.get("/v1/tags/critical").send().await.ok();
-    assert_eq!((&one["count"], &one["related"]), (&json!(6), &json!([])));
-    assert_eq!(one["meta"]["degraded"], json!([{"feature": "related", "reason": "unavailable"}]));
-    *world.search.fault.lock().unwrap() = None;
-
-    *world.popular.fault.lock().unwrap() = Some(|| PopularError::Unavailable("down".into()));
-    let found = world.get("/v1/search?q=ui-kit&facets=true").send().await.ok();
-    assert_eq!(found["facets"][1]["display"], "ui-kit");
-    assert_eq!(found["meta"]["degraded"], json!([{"feature": "display", "reason": "unavailable"}]));
-    for uri in ["/v1/tags", "/v1/tags/popular", "/v1/tags/x"] {
-        world.get(uri).send().await.problem("popular_unavailable");
-    }
 }
 
 #[tokio::test]

@@ -44,7 +44,9 @@ async fn a_client_says_how_stale_an_answer_may_be() {
     let both = world.get(TAGS).header("cache-control", "max-stale=9").header("cache-control", "max-stale=8");
     both.send().await.ok();
     assert_eq!(world.store.asked.lock().unwrap().clone().unwrap().max_stale, Some(Duration::from_secs(8)));
-    world.get(TAGS).header("cache-control", "max-stale=soon").send().await.problem("bad_header");
+    for uri in [TAGS, "/v1/search", "/v1/tags", "/v1/tags/popular", "/v1/tags/x"] {
+        world.get(uri).header("cache-control", "max-stale=soon").send().await.problem("bad_header");
+    }
     let post = world.ask("POST", "/v1/content:batchGet").header("cache-control", "max-stale=99999999999999999999");
     post.json(r#"{"items": []}"#).send().await.problem("bad_header");
 }

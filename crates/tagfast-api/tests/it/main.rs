@@ -2,7 +2,9 @@
 
 mod auth;
 mod batch;
+mod breakers;
 mod content;
+mod degraded;
 mod find;
 mod freshness;
 mod letters;

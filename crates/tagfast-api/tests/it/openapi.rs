@@ -36,7 +36,7 @@ fn operations(api: &Value) -> Vec<(String, String, Value)> {
 fn every_operation_documents_the_common_problems() {
     let api = document();
     let all = operations(&api);
-    assert_eq!(all.len(), 31);
+    assert_eq!(all.len(), 32);
     for (method, path, operation) in all {
         let responses = operation["responses"].as_object().unwrap();
         for status in ["400", "404", "405", "408", "414", "422", "500", "503", "504"] {
@@ -73,6 +73,7 @@ fn request_bodies_refuse_unknown_fields() {
         "DiscardLetters",
         "LetterFilter",
         "AllowStorm",
+        "ForceBreaker",
     ] {
         assert_eq!(api["components"]["schemas"][name]["additionalProperties"], false, "{name}");
     }
@@ -154,6 +155,7 @@ async fn conforms(world: &World, api: &Value, method: &str, path: &str, uri: &st
 async fn answers_are_what_the_document_says() {
     let api = document();
     let world = crate::letters::with_letters(world());
+    world.breakers.make("index", tagfast_resilience::BreakerOptions::default());
     let receipt = world.tag("a/1", "x").await.ok()["receipt"].as_str().unwrap().to_owned();
     world.tag("a/2", "x").await.ok();
     world.tag("a/2", "y").await.ok();
@@ -190,6 +192,10 @@ async fn answers_are_what_the_document_says() {
         ("POST", "/v1/admin/recount", "/v1/admin/recount", Some("{}")),
         ("GET", "/v1/failovers", "/v1/failovers", None),
         ("GET", "/v1/breakers", "/v1/breakers", None),
+        ("POST", "/v1/breakers", "/v1/breakers", Some(r#"{"name": "index", "state": "open", "reason": "a test"}"#)),
+        ("POST", "/v1/breakers", "/v1/breakers", Some(r#"{"name": "none", "state": "auto", "reason": "a test"}"#)),
+        ("GET", "/v1/breakers", "/v1/breakers", None),
+        ("GET", "/v1/status", "/v1/status", None),
         ("GET", "/v1/dead-letters", "/v1/dead-letters", None),
         ("GET", "/v1/dead-letters/{id}", "/v1/dead-letters/indexer%2F3%2F1", None),
         ("GET", "/v1/dead-letters/{id}", "/v1/dead-letters/none", None),

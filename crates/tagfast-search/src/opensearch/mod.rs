@@ -19,6 +19,7 @@ mod sink;
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tagfast_domain::{TagName, TenantId, UnixMillis};
@@ -105,7 +106,17 @@ impl OpenSearchIndex {
 }
 
 fn unavailable(failure: Failure) -> SearchError {
-    SearchError::Unavailable(failure.to_string())
+    let refused = |reason, seconds| {
+        tracing::debug!(%failure, "the index refuses a question");
+        SearchError::Refused { reason, retry_after: Duration::from_secs(seconds) }
+    };
+    match failure.status().map(|status| status.as_u16()) {
+        // It works and has too much to do.
+        Some(429) => refused("overloaded", 1),
+        // Of this question alone: others are answered.
+        Some(400 | 413) => refused("rejected", 5),
+        Some(_) | None => SearchError::Unavailable(failure.to_string()),
+    }
 }
 
 #[async_trait]

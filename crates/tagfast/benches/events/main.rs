@@ -419,6 +419,7 @@ async fn searchable(store: &Arc<PostgresStore>, index: &Arc<OpenSearchIndex>, se
             limit: 1,
             facets: false,
             total_exact: false,
+            criticality: tagfast_resilience::Criticality::Degradable,
         };
         while index.search(&tenant, &wanted).await.expect("answered").hits.is_empty() {
             pause(10).await;

@@ -233,11 +233,16 @@ pub struct ReindexArgs {
 
 /// `status`
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  tagfast status\n  tagfast status --watch")]
+#[command(
+    after_help = "Examples:\n  tagfast status\n  tagfast status --watch\n  tagfast status --watch --interval 5 >> status.log"
+)]
 pub struct StatusArgs {
-    /// Show it again every two seconds until Ctrl-C.
+    /// Show it again and again until Ctrl-C: in place on a terminal, else a line each time.
     #[arg(long)]
     pub watch: bool,
+    /// Seconds between two looks.
+    #[arg(long, value_name = "SECONDS", default_value_t = 1, requires = "watch", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub interval: u64,
     /// Which server, as whom.
     #[command(flatten)]
     pub client: ClientArgs,
@@ -271,39 +276,47 @@ pub enum ReceiptsCommand {
     },
 }
 
+/// Which breaker, and why.
+#[derive(Debug, Args)]
+pub struct SetBreakerArgs {
+    /// Its name, as `breakers list` shows it.
+    pub name: String,
+    /// Why; the server's log keeps it.
+    #[arg(long)]
+    pub reason: String,
+    /// Which server, as whom.
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
 /// `breakers`
 #[derive(Debug, Subcommand)]
 pub enum BreakersCommand {
-    /// List them.
+    /// List those of a server's process, and what they did last.
     #[command(after_help = "Example:\n  tagfast breakers list")]
     List {
         /// Which server, as whom.
         #[command(flatten)]
         client: ClientArgs,
     },
-    /// Hold one open.
-    #[command(after_help = "Example:\n  tagfast breakers open redis")]
-    Open {
-        /// Its name.
-        name: String,
-        /// Which server, as whom.
-        #[command(flatten)]
-        client: ClientArgs,
-    },
-    /// Hold one closed.
-    #[command(after_help = "Example:\n  tagfast breakers close redis")]
-    Close {
-        /// Its name.
-        name: String,
-        /// Which server, as whom.
-        #[command(flatten)]
-        client: ClientArgs,
-    },
+    /// Hold one open: no call passes.
+    #[command(
+        after_help = "Example:\n  tagfast breakers open index --reason 'the index is being moved'\n\nIt acts on the process that is asked, until `auto` or its end."
+    )]
+    Open(SetBreakerArgs),
+    /// Hold one closed: every call passes.
+    #[command(
+        after_help = "Example:\n  tagfast breakers close index --reason 'it is well, the probes are not'\n\nIt acts on the process that is asked, until `auto` or its end."
+    )]
+    Close(SetBreakerArgs),
     /// Let one decide by itself again.
-    #[command(after_help = "Example:\n  tagfast breakers auto redis")]
+    #[command(after_help = "Example:\n  tagfast breakers auto index")]
     Auto {
-        /// Its name.
+        /// Its name, as `breakers list` shows it.
         name: String,
+        /// Why; the server's log keeps it.
+        #[arg(long, default_value = "it decides by itself again")]
+        reason: String,
         /// Which server, as whom.
         #[command(flatten)]
         client: ClientArgs,

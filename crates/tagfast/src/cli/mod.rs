@@ -9,7 +9,7 @@ mod server;
 pub use bench::BenchArgs;
 pub use client::{
     ApplyArgs, BreakersCommand, ClientArgs, ExportArgs, FailoversArgs, ImportArgs, PopularArgs, ReceiptsCommand,
-    RecountArgs, ReindexArgs, SearchArgs, SortArg, StatusArgs, SuggestArgs, ViewArgs, WindowArg,
+    RecountArgs, ReindexArgs, SearchArgs, SetBreakerArgs, SortArg, StatusArgs, SuggestArgs, ViewArgs, WindowArg,
 };
 pub use letters::{DeadLettersCommand, LetterFilterArgs, ListLettersArgs};
 pub use local::{ConfigCommand, ConfigFile, DebugCommand, DecodeArgs, TokenCommand, TokenIssueArgs};

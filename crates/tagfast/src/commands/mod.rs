@@ -1,11 +1,13 @@
 //! What each command does. A command gets its arguments and a [`Term`], and returns how it ended.
 
+mod breakers;
 mod content;
 mod find;
 mod letters;
 mod local;
 mod operations;
 mod receipts;
+mod status;
 mod token;
 
 use std::future::Future;
@@ -34,12 +36,12 @@ pub fn run(command: Command, term: &Term) -> CommandResult {
         Command::Recount(args) => block_on(operations::recount(&args, term)),
         Command::Reindex(args) => block_on(operations::reindex(&args, term)),
         // Watching is ended by Ctrl-C and by nothing else: that is no failure.
-        Command::Status(args) if args.watch => block_on_until(operations::status(&args, term), || Ok(Exit::Done)),
-        Command::Status(args) => block_on(operations::status(&args, term)),
+        Command::Status(args) if args.watch => block_on_until(status::status(&args, term), || Ok(Exit::Done)),
+        Command::Status(args) => block_on(status::status(&args, term)),
         Command::Failovers(args) => block_on(operations::failovers(&args, term)),
         Command::Receipts(ReceiptsCommand::Check { file, client }) => block_on(receipts::check(&file, &client, term)),
         Command::DeadLetters(command) => block_on(letters::run(&command, term)),
-        Command::Breakers(command) => block_on(operations::breakers(&command, term)),
+        Command::Breakers(command) => block_on(breakers::run(&command, term)),
         Command::Backup(args) => local::backup(&args, term),
         Command::Restore(args) => local::restore(&args, term),
         Command::Debug(DebugCommand::Decode(args)) => local::decode(&args, term),

@@ -180,6 +180,9 @@ config_keys! {
         burst Number Both = "0"
             "Requests of one user at once above the rate; 0 = one second's worth."
             "Too high: the rate means little over short times. Too low: pages that load many items at once get 429.";
+        tenant_weights List Both = ""
+            "Shares of tenants when not everything can be answered, each `TENANT=WEIGHT` with a weight of 1 to 100; every other tenant has 1. A tenant of weight 3 is let in three times as often as one of weight 1 while both wait; an idle one takes nothing."
+            "A tenant with far more than the others can make them wait for as long as it asks; a tenant that is not in the list is never refused for that alone.";
     }
     store RawStore "Where tags are kept." {
         kind Text Both = "\"embedded\""
@@ -215,6 +218,12 @@ config_keys! {
         lanes Number Cluster = "2"
             "Connections of this process that write to each cluster."
             "Too high: small batches. Too low: one connection limits all writes.";
+        read_concurrency Number Cluster = "16"
+            "Most read statements at once at one database node from this process. The service finds out by itself how many a node carries; this is where it stops."
+            "Too high: a node that is slow gets slower before the service notices. Too low: reads are refused that the database could answer.";
+        reads_per_second Number Cluster = "0"
+            "Most read statements a second to one database node from this process; 0 = no fixed cap, only what the service finds out by itself."
+            "Too high: without effect when a cache is lost. Too low: reads are refused, or answered stale, although the database is idle.";
         outbox_max_bytes Number Cluster = "4294967296"
             "How much disk of each cluster events may take that wait for the bus, in bytes; beyond it its writes are refused with 503 `overloaded`."
             "Too high: a long outage of the bus fills the databases' disks. Too low: a short one stops writes.";
@@ -234,10 +243,19 @@ config_keys! {
             "Age of the oldest acknowledged write that no replica has, at which writes are held back, in milliseconds."
             "Too high: a dying primary takes more acknowledged writes with it. Too low: a slow replica slows all writes.";
     }
-    cache RawCache "The cache shield of a cluster." {
+    cache RawCache "The cache shield." {
         redis_url Text Cluster = ""
             "The Redis server of the cache, `redis://host:port`."
             "With another eviction policy than `volatile-lru` it refuses writes when full.";
+        l1_max_bytes Number Cluster = "67108864"
+            "Memory of this process for views, in bytes; 0 = none are kept in the process."
+            "Too high: memory that the process needs for requests. Too low: more reads go to Redis and the database.";
+        soft_ttl_seconds Number Cluster = "60"
+            "How long a view in a cache answers before it is asked for anew, in seconds. It is asked for anew before that when something says that it changed."
+            "Too high: a change of which a node was not told is shown late. Too low: contents that are read often are read from the database often.";
+        stale_if_error_seconds Number Both = "3600"
+            "The oldest answer that is given, marked as stale, when a newer one cannot be had, in seconds; 0 = never a stale one. Of views in a cluster's caches, and everywhere of popular tags, suggestions, counts, related tags and facets."
+            "Too high: people see a state of long ago. Too low: more of them see an error, or an answer without a part.";
     }
     state RawState "Positions and boards of a cluster." {
         redis_url Text Cluster = ""

@@ -4,6 +4,7 @@
 //! better than a limit that silently does nothing.
 
 pub mod bus;
+pub mod cache;
 pub mod docs;
 pub mod env;
 pub mod keys;
@@ -16,6 +17,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 pub use bus::{KafkaConfig, OpenSearchConfig};
+pub use cache::CacheConfig;
 pub use letters::LettersConfig;
 pub use postgres::PostgresConfig;
 pub use raw::{Override, Sources};

@@ -54,8 +54,12 @@ pub struct PostgresConfig {
     pub tls_ca_file: PathBuf,
     /// Writer lanes of each cluster.
     pub lanes: usize,
-    /// The Redis of views; without it only each process caches, for itself.
-    pub cache_redis: Option<String>,
+    /// Most read statements at once at one database node. Too high: a slow node gets slower before it is noticed. Too low: reads are
+    /// refused that it could answer.
+    pub read_concurrency: usize,
+    /// Most read statements a second to one database node; 0: no fixed cap. Too high: without effect. Too low: reads are refused
+    /// although the database is idle.
+    pub reads_per_second: u32,
     /// The state Redis; without it every process counts everything for itself.
     pub state_redis: Option<String>,
     /// How much disk each cluster's outbox may take.
@@ -179,11 +183,12 @@ pub(super) fn postgres(raw: &RawConfig, errors: &mut Vec<String>) -> PostgresCon
         password_file: password_file.unwrap_or_default(),
         tls,
         tls_ca_file: tls_ca_file.unwrap_or_default(),
+        read_concurrency: number(store.read_concurrency, 16, "store.read_concurrency", 1..=1024, errors),
+        reads_per_second: number(store.reads_per_second, 0, "store.reads_per_second", 0..=10_000_000, errors) as u32,
         lanes: number(store.lanes, 2, "store.lanes", 1..=16, errors),
         outbox_max_bytes: number(store.outbox_max_bytes, 4 << 30, "store.outbox_max_bytes", 1 << 20..=1 << 50, errors)
             as u64,
         hold: Duration::from_millis(number(store.hold_ms, 10_000, "store.hold_ms", 0..=600_000, errors) as u64),
-        cache_redis: text(raw.cache.redis_url.as_ref()),
         state_redis: text(raw.state.redis_url.as_ref()),
         map_version: store.map_version.unwrap_or(1),
         kafka: bus::kafka(raw, errors),
@@ -229,6 +234,8 @@ mod tests {
             ("clusters = [\"a=0-63\"]\ntls = \"yes\"", "store.tls"),
             ("clusters = [\"a=0-63\"]\ntls = \"verify-ca\"", "store.tls_ca_file"),
             ("clusters = [\"a=0-63\"]\nlanes = 99", "store.lanes"),
+            ("clusters = [\"a=0-63\"]\nread_concurrency = 0", "store.read_concurrency"),
+            ("clusters = [\"a=0-63\"]\nreads_per_second = 99999999", "store.reads_per_second"),
         ] {
             let (_, errors) = judged(store);
             assert!(errors.iter().any(|e| e.contains(word)), "{store}: {errors:?}");

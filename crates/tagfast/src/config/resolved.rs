@@ -3,13 +3,15 @@
 //! Nothing is opened here, so that `config check` judges a configuration on any machine; secrets are read by
 //! [`Config::auth`] and [`Config::signing_keys`] when a server starts (and by `config check`).
 
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tagfast_api::{ApiLimits, AuthConfig, JwksSource};
-use tagfast_domain::Limits;
+use tagfast_domain::{Limits, TenantId};
 
+use super::cache::{CacheConfig, cache, tenant_weights};
 use super::keys::{KEYS, RawConfig, Scope};
 use super::letters::{LettersConfig, letters};
 use super::postgres::{PostgresConfig, postgres};
@@ -70,6 +72,11 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Memory for pages of the store's files, in bytes.
     pub cache_bytes: usize,
+    /// The cache shield.
+    pub cache: CacheConfig,
+    /// Tenants that are let in more often than others while not everything can be answered; who is not in it has the weight 1. Too
+    /// much for one: the others wait for as long as it asks.
+    pub tenant_weights: BTreeMap<TenantId, u8>,
     /// What happens to dead letters.
     pub dead_letters: LettersConfig,
     /// The clusters; `None`: embedded.
@@ -144,11 +151,12 @@ impl Config {
             errors.push(format!("telemetry.otlp_endpoint is {url:?}; it begins with http:// or https://"));
         }
         cluster_urls(raw, errors);
+        let cache = cache(raw, errors);
 
         Self {
             listen,
             worker_threads: server.worker_threads.filter(|n| *n > 0).map(|n| to_usize(n.min(1024))),
-            api_limits: api_limits(raw, errors),
+            api_limits: ApiLimits { max_stale: cache.stale_if_error, ..api_limits(raw, errors) },
             limits: Limits {
                 tags_per_content: number(
                     raw.limits.tags_per_content,
@@ -160,6 +168,8 @@ impl Config {
             },
             data_dir: PathBuf::from(raw.store.data_dir.as_deref().unwrap_or("./tagfast-data")),
             cache_bytes: number(raw.store.cache_bytes, 32 << 20, "store.cache_bytes", 1 << 20..=1 << 40, errors),
+            cache,
+            tenant_weights: tenant_weights(raw, errors),
             dead_letters: letters(raw, errors),
             postgres,
             auth_mode,
@@ -316,7 +326,7 @@ fn api_limits(raw: &RawConfig, errors: &mut Vec<String>) -> ApiLimits {
         drain_timeout,
         requests_per_second: u32::try_from(rate).unwrap_or(u32::MAX),
         burst: u32::try_from(if burst == 0 { rate } else { burst }).unwrap_or(u32::MAX),
-        max_stale: defaults.max_stale,
+        ..defaults
     }
 }
 

@@ -1,6 +1,11 @@
 //! The client commands against a running server: results on stdout, notes on stderr, exit codes.
 
-use crate::support::{said, server, tagfast, tagfast_json};
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::{command, said, server, tagfast, tagfast_json};
 
 #[test]
 fn the_main_job_works_from_the_command_line() {
@@ -71,6 +76,12 @@ fn exit_codes_and_errors_say_what_to_do() {
         (&["failovers", "--url", &url][..], 1, &["mode"][..]),
         (&["dead-letters", "show", "indexer/0/1", "--url", &url][..], 1, &["unknown_letter"][..]),
         (&["serve", "--role", "relay"][..], 2, &["embedded"][..]),
+        (&["breakers", "open", "index", "--url", &url][..], 2, &["--reason"][..]),
+        (&["breakers", "open", "index", "--reason", "x", "--url", &url][..], 1, &["unknown_breaker"][..]),
+        (&["breakers", "auto", "index", "--url", &url][..], 1, &["unknown_breaker"][..]),
+        (&["breakers", "close", "index", "--reason", " ", "--url", &url][..], 1, &["empty"][..]),
+        (&["status", "--interval", "5", "--url", &url][..], 2, &["--watch"][..]),
+        (&["status", "--watch", "--interval", "0", "--url", &url][..], 2, &["--interval"][..]),
     ] {
         let output = tagfast(args);
         assert_eq!(output.status.code(), Some(code), "{args:?}: {output:?}");
@@ -84,4 +95,44 @@ fn exit_codes_and_errors_say_what_to_do() {
         assert!(output.status.success() && output.stdout.len() > 1000, "{shell}: {output:?}");
     }
     assert_eq!(tagfast_json(&["openapi"])["openapi"], "3.1.0");
+}
+
+#[test]
+fn breakers_are_listed_though_embedded_mode_has_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = server(dir.path()).start();
+    let url = running.url();
+    let listed = tagfast_json(&["breakers", "list", "--json", "--url", &url]);
+    assert_eq!(listed, serde_json::json!({"items": [], "events": [], "next_cursor": null}));
+    let text = tagfast(&["breakers", "list", "--url", &url]);
+    assert!(text.status.success() && said(&text).contains("no circuit breakers"), "{text:?}");
+}
+
+#[test]
+fn watching_writes_a_line_each_time_and_ends_with_ctrl_c() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = server(dir.path()).start();
+    running.wait_until_ready();
+    let url = running.url();
+    for json in [false, true] {
+        let mut watch = command(&["status", "--watch", "--url", &url]);
+        if json {
+            watch.arg("--json");
+        }
+        let mut child = watch.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        for _ in 0..2 {
+            let line = lines.next().unwrap().unwrap();
+            if json {
+                let status: serde_json::Value = serde_json::from_str(&line).unwrap();
+                assert_eq!((&status["mode"], &status["breakers"]), (&"embedded".into(), &serde_json::json!([])));
+            } else {
+                assert!(line.contains("degraded: none; breakers: none; limits: none"), "{line}");
+                assert!(line.contains("consumers: indexer running") && !line.contains('\u{1b}'), "{line}");
+            }
+        }
+        kill_process(Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap(), Signal::INT).unwrap();
+        let ended = child.wait_with_output().unwrap();
+        assert_eq!((ended.status.code(), ended.stderr.as_slice()), (Some(0), b"".as_slice()), "{ended:?}");
+    }
 }

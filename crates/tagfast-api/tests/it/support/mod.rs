@@ -14,7 +14,7 @@ use serde_json::Value;
 pub(crate) use tagfast_api::{ApiLimits, ApiParts, AuthConfig, Letters};
 use tagfast_domain::Limits;
 use tagfast_events::Cooldown;
-use tagfast_resilience::ManualClock;
+use tagfast_resilience::{Breakers, ManualClock};
 use tagfast_store::Sealer;
 use tower::ServiceExt;
 
@@ -33,6 +33,7 @@ pub(crate) struct World {
     pub(crate) operations: Arc<FakeOperations>,
     pub(crate) letters: Arc<FakeLetters>,
     pub(crate) clock: Arc<ManualClock>,
+    pub(crate) breakers: Arc<Breakers>,
 }
 
 /// An answer, read whole.
@@ -111,6 +112,7 @@ pub(crate) fn build(auth: AuthConfig, limits: ApiLimits, change: impl FnOnce(&mu
     let popular = FakePopular::new(Arc::clone(&store));
     let operations = Arc::new(FakeOperations::default());
     let letters = Arc::new(FakeLetters::default());
+    let breakers = Breakers::new(clock.clone());
     let mut parts = ApiParts {
         store: store.clone(),
         search: Some(search.clone()),
@@ -118,6 +120,7 @@ pub(crate) fn build(auth: AuthConfig, limits: ApiLimits, change: impl FnOnce(&mu
         letters: Some(Letters { book: letters.clone(), cooldown: Cooldown::default() }),
         whole: true,
         verdicts: true,
+        breakers: Arc::clone(&breakers),
         operations: operations.clone(),
         sealer: Sealer::new(&[[7; 32]]),
         clock: clock.clone(),
@@ -126,7 +129,7 @@ pub(crate) fn build(auth: AuthConfig, limits: ApiLimits, change: impl FnOnce(&mu
         limits,
     };
     change(&mut parts);
-    World { router: tagfast_api::router(parts), store, search, popular, operations, letters, clock }
+    World { router: tagfast_api::router(parts), store, search, popular, operations, letters, clock, breakers }
 }
 
 /// A request under construction.

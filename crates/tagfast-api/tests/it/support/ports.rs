@@ -1,11 +1,11 @@
 //! Search, popular tags and operations over the store in memory.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use tagfast_api::{Operations, OperationsError, Readiness, StatusReport};
+use tagfast_api::{LimitStatus, Operations, OperationsError, Readiness, StatusReport};
 use tagfast_domain::{TagName, TenantId, UnixMillis};
 use tagfast_events::letters::content_of;
 use tagfast_events::{
@@ -13,7 +13,7 @@ use tagfast_events::{
     LetterState, NewJob, Partition, Settled, StoredLetter,
 };
 use tagfast_popular::{Board, PopularError, PopularTags, RecountReport, Suggestions, TagCount, Window};
-use tagfast_resilience::Clock;
+use tagfast_resilience::{Clock, Criticality};
 use tagfast_search::{Hit, SearchError, SearchIndex, SearchPage, SearchRequest, Sort, SortKey, Total};
 
 use super::store::MemoryStore;
@@ -23,11 +23,37 @@ pub(crate) struct FakeSearch {
     store: Arc<MemoryStore>,
     pub(crate) fault: Mutex<Option<fn() -> SearchError>>,
     pub(crate) last: Mutex<Option<SearchRequest>>,
+    /// What is sheddable fails with this.
+    pub(crate) limited: Mutex<Option<fn() -> SearchError>>,
+    /// What is sheddable is not answered.
+    pub(crate) hang: AtomicBool,
+    /// Totals are exact up to here unless asked for.
+    pub(crate) exact_to: AtomicU64,
+    /// How far it is behind, in milliseconds.
+    pub(crate) behind: AtomicI64,
 }
 
 impl FakeSearch {
     pub(crate) fn new(store: Arc<MemoryStore>) -> Arc<Self> {
-        Arc::new(Self { store, fault: Mutex::new(None), last: Mutex::default() })
+        Arc::new(Self {
+            store,
+            fault: Mutex::new(None),
+            last: Mutex::default(),
+            limited: Mutex::new(None),
+            hang: AtomicBool::new(false),
+            exact_to: AtomicU64::new(10_000),
+            behind: AtomicI64::new(1500),
+        })
+    }
+
+    async fn beside(&self) -> Result<(), SearchError> {
+        if self.hang.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
+        match *self.limited.lock().unwrap() {
+            Some(fault) => Err(fault()),
+            None => Ok(()),
+        }
     }
 
     fn trouble(&self) -> Result<(), SearchError> {
@@ -43,6 +69,9 @@ impl SearchIndex for FakeSearch {
     async fn search(&self, tenant: &TenantId, request: &SearchRequest) -> Result<SearchPage, SearchError> {
         *self.last.lock().unwrap() = Some(request.clone());
         self.trouble()?;
+        if request.criticality == Criticality::Sheddable {
+            self.beside().await?;
+        }
         let query = request.query.clone().unwrap_or_default();
         let words: Vec<&str> = query.split_whitespace().collect();
         let mut hits: Vec<Hit> = self
@@ -61,7 +90,9 @@ impl SearchIndex for FakeSearch {
         if request.sort == Sort::Updated {
             hits.sort_by_key(|h| std::cmp::Reverse(h.updated_at));
         }
-        let total = Total::Exactly(hits.len() as u64);
+        let (found, exact_to) = (hits.len() as u64, self.exact_to.load(Ordering::SeqCst));
+        let exactly = request.total_exact || found <= exact_to;
+        let total = if exactly { Total::Exactly(found) } else { Total::AtLeast(exact_to) };
         let mut facets: BTreeMap<TagName, u64> = BTreeMap::new();
         hits.iter().flat_map(|h| &h.tags).for_each(|t| *facets.entry(t.clone()).or_default() += 1);
         let start = request
@@ -89,6 +120,7 @@ impl SearchIndex for FakeSearch {
         limit: usize,
     ) -> Result<Vec<(TagName, u64)>, SearchError> {
         self.trouble()?;
+        self.beside().await?;
         let mut counts: BTreeMap<TagName, u64> = BTreeMap::new();
         for (_, doc) in self.store.of(tenant) {
             if doc.live().any(|t| t.name == *tag) {
@@ -99,7 +131,7 @@ impl SearchIndex for FakeSearch {
     }
 
     fn as_of(&self) -> UnixMillis {
-        self.store.clock.now_ms() - 1500
+        self.store.clock.now_ms() - self.behind.load(Ordering::SeqCst)
     }
 
     async fn documents(&self) -> Result<u64, SearchError> {
@@ -291,6 +323,7 @@ impl Operations for FakeOperations {
             epoch: "09".into(),
             running: vec![("reindex".into(), 7)],
             degraded: vec![("facets".into(), "slow".into())],
+            limits: vec![LimitStatus { name: "index".into(), limit: 32, in_flight: 1, shed: 5 }],
             ..StatusReport::default()
         }
     }
