@@ -25,6 +25,8 @@ pub struct Answer {
     pub status: u16,
     /// Bytes of head and body.
     pub bytes: usize,
+    /// Not to be kept: stale, or without a part.
+    pub degraded: bool,
 }
 
 /// How the body of an answer ends.
@@ -41,6 +43,7 @@ struct Head {
     length: usize,
     body: Body,
     close: bool,
+    degraded: bool,
 }
 
 impl Connection {
@@ -121,7 +124,8 @@ async fn read_answer(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result
             buffer.len()
         }
     };
-    Ok((Answer { status: head.status, bytes }, head.close || head.body == Body::UntilClose))
+    let answer = Answer { status: head.status, bytes, degraded: head.degraded };
+    Ok((answer, head.close || head.body == Body::UntilClose))
 }
 
 /// The head, once its end is there.
@@ -137,7 +141,7 @@ fn parse_head(buffer: &[u8]) -> io::Result<Option<Head>> {
     let status: u16 = digits.parse().map_err(|_| bad())?;
     let bodiless = matches!(status, 100..=199 | 204 | 304);
     let mut body = if bodiless { Body::Length(0) } else { Body::UntilClose };
-    let mut close = false;
+    let (mut close, mut no_store) = (false, false);
     for line in lines {
         let Some(colon) = line.iter().position(|b| *b == b':') else { continue };
         let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
@@ -148,9 +152,11 @@ fn parse_head(buffer: &[u8]) -> io::Result<Option<Head>> {
             body = Body::Chunked;
         } else if name.eq_ignore_ascii_case(b"connection") {
             close = value.eq_ignore_ascii_case(b"close");
+        } else if name.eq_ignore_ascii_case(b"cache-control") {
+            no_store = value.eq_ignore_ascii_case(b"no-store");
         }
     }
-    Ok(Some(Head { status, length: end + 4, body, close }))
+    Ok(Some(Head { status, length: end + 4, body, close, degraded: no_store && status == 200 }))
 }
 
 #[derive(Debug, PartialEq, Eq)]

@@ -244,6 +244,7 @@ impl Loop {
             Some(Ok(answer)) => {
                 *counts.statuses.entry(answer.status).or_default() += 1;
                 counts.bytes += answer.bytes as u64;
+                counts.degraded += u64::from(answer.degraded);
                 counts.record(kind, done - from);
             }
             Some(Err(error)) => *counts.broken.entry(error.kind().to_string()).or_default() += 1,

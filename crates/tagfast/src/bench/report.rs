@@ -18,6 +18,8 @@ pub struct Counts {
     pub statuses: BTreeMap<u16, u64>,
     /// Connections that failed or ended early, by the system's words.
     pub broken: BTreeMap<String, u64>,
+    /// Answers that were stale, or lacked a part.
+    pub degraded: u64,
     /// Answers that did not come in time.
     pub timeouts: u64,
     /// Requests that were due in the measured time but never sent (open loop).
@@ -55,6 +57,7 @@ impl Counts {
         }
         other.statuses.into_iter().for_each(|(s, n)| *self.statuses.entry(s).or_default() += n);
         other.broken.into_iter().for_each(|(s, n)| *self.broken.entry(s).or_default() += n);
+        self.degraded += other.degraded;
         self.timeouts += other.timeouts;
         self.unsent += other.unsent;
         self.bytes += other.bytes;
@@ -122,6 +125,7 @@ impl Report {
             "by_kind": by_kind,
             "statuses": c.statuses.iter().map(|(s, n)| (s.to_string(), json!(n))).collect::<serde_json::Map<_, _>>(),
             "broken": c.broken,
+            "degraded": c.degraded,
             "timeouts": c.timeouts,
             "unsent": c.unsent,
             "failed": self.failed(),
@@ -159,6 +163,9 @@ impl Report {
         ));
         for (what, n) in &c.broken {
             out.push_str(&format!("\nbroken: {n} x {what}"));
+        }
+        if c.degraded > 0 {
+            out.push_str(&format!("\nstale or without a part: {}", c.degraded));
         }
         if c.timeouts > 0 {
             out.push_str(&format!("\ntimeouts: {}", c.timeouts));

@@ -1,0 +1,119 @@
+//! What a view from L1 costs beside a bare HTTP server that answers the same bytes.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use axum::http::header;
+use axum::routing::get;
+use tagfast::bench::http::Connection;
+use tagfast::telemetry::process::usage;
+
+use crate::world::World;
+
+/// Requests of one turn.
+const TURN: Duration = Duration::from_secs(4);
+const TURNS: usize = 5;
+const CONNECTIONS: usize = 64;
+
+/// The bare server, in a thread of this process: its address, and where the system counts that thread's processor time.
+fn hello(body: &'static str) -> (SocketAddr, PathBuf) {
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let thread = Path::new("/proc").join(std::fs::read_link("/proc/thread-self").expect("a thread"));
+            tell.send((listener.local_addr().expect("an address"), thread.join("stat"))).expect("somebody waits");
+            let answer = move || async move { ([(header::CONTENT_TYPE, "application/json")], body) };
+            axum::serve(listener, axum::Router::new().route("/", get(answer))).await.expect("it serves");
+        });
+    });
+    told.recv().expect("it started")
+}
+
+/// In seconds.
+fn thread_cpu(stat: &Path) -> f64 {
+    let stat = std::fs::read_to_string(stat).expect("a thread");
+    let fields: Vec<&str> = stat.rsplit(") ").next().expect("fields").split(' ').collect();
+    (fields[11].parse::<f64>().expect("a number") + fields[12].parse::<f64>().expect("a number")) / 100.0
+}
+
+/// Sends the same request from all connections as fast as it goes; requests a second, and how many.
+fn turn(address: SocketAddr, request: &[u8]) -> (f64, u64) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let began = Instant::now();
+    let done = runtime.block_on(async {
+        let loops = (0..CONNECTIONS).map(|_| async {
+            let mut connection = Connection::new(address);
+            let mut done = 0u64;
+            while began.elapsed() < TURN {
+                let answer = connection.exchange(request).await.expect("an answer");
+                assert_eq!(answer.status, 200);
+                done += 1;
+            }
+            done
+        });
+        futures_util::future::join_all(loops).await.into_iter().sum()
+    });
+    (done as f64 / began.elapsed().as_secs_f64(), done)
+}
+
+fn median(mut all: Vec<f64>) -> f64 {
+    all.sort_by(f64::total_cmp);
+    all[all.len() / 2]
+}
+
+pub(crate) fn measure(world: &World) {
+    let address = world.address();
+    let mut client = world.server.client();
+    let path = "/v1/content/test.doc/d1/tags";
+    let answer = client.get(path).expect(200);
+    let token = answer.header("consistency-token").expect("a token").to_owned();
+    let body: &'static str = Box::leak(answer.text().into_boxed_str());
+    let (bare, thread) = hello(body);
+    let head = |extra: &str, path: &str, host: SocketAddr| {
+        format!("GET {path} HTTP/1.1\r\nhost: {host}\r\n{extra}\r\n").into_bytes()
+    };
+    let kinds = [
+        ("eventual", head("consistency: eventual\r\n", path, address)),
+        ("session with a token", head(&format!("consistency-token: {token}\r\n"), path, address)),
+        ("session without one (one round trip to Redis)", head("", path, address)),
+    ];
+    // Positions of a state Redis that just began are unknown for half a minute.
+    std::thread::sleep(Duration::from_secs(31));
+    let hello = head("", "/", bare);
+    let mut figures: Vec<(Vec<f64>, Vec<f64>)> = vec![Default::default(); kinds.len() + 1];
+    for _ in 0..TURNS {
+        let cpu = thread_cpu(&thread);
+        let (rate, done) = turn(bare, &hello);
+        figures[0].0.push(rate);
+        figures[0].1.push((thread_cpu(&thread) - cpu) * 1e6 / done as f64);
+        for (n, (_, request)) in kinds.iter().enumerate() {
+            // L1 has it before it is measured.
+            turn_once(address, request);
+            let cpu = || usage(Some(world.server.pid())).expect("it runs").cpu_seconds;
+            let before = cpu();
+            let (rate, done) = turn(address, request);
+            figures[n + 1].0.push(rate);
+            figures[n + 1].1.push((cpu() - before) * 1e6 / done as f64);
+        }
+    }
+    println!("\n## hits: a view of {} bytes beside a bare axum server with the same body", body.len());
+    println!("| | requests/s | CPU us/request | ratio of CPU |\n|---|---|---|---|");
+    let bare_cpu = median(figures[0].1.clone());
+    let names = std::iter::once("bare axum").chain(kinds.iter().map(|(name, _)| *name));
+    for (name, (rates, cpu)) in names.zip(figures) {
+        let (rate, cpu) = (median(rates), median(cpu));
+        println!("| {name} | {rate:.0} | {cpu:.1} | {:.2} |", cpu / bare_cpu);
+        println!("{}", serde_json::json!({"hit": name, "rate": rate, "cpu_us": cpu, "ratio": cpu / bare_cpu}));
+    }
+    let metrics = client.get("/metrics").text();
+    metrics.lines().filter(|l| l.starts_with("tagfast_cache_reads_total")).for_each(|l| println!("{l}"));
+}
+
+fn turn_once(address: SocketAddr, request: &[u8]) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let mut connection = Connection::new(address);
+    runtime.block_on(connection.exchange(request)).expect("an answer");
+}
