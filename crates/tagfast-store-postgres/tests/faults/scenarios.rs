@@ -26,7 +26,10 @@ async fn two_stores() -> [Arc<PostgresStore>; 2] {
     all_whole().await;
     let mut options = kit::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
     options.limits.tags_per_content = LIMIT;
-    [kit::open(options.clone(), Arc::new(Discard)).await, kit::open(options, Arc::new(Discard)).await]
+    let mut other = options.clone();
+    // Two processes know nothing of each other's breakers.
+    other.breakers = tagfast_resilience::Breakers::new(Arc::new(SystemClock));
+    [kit::open(options, Arc::new(Discard)).await, kit::open(other, Arc::new(Discard)).await]
 }
 
 /// Waits until both clusters are whole; what a test that failed has left behind ends first.

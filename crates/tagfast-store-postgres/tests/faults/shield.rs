@@ -355,6 +355,54 @@ async fn all_nodes_slow_open_both_breakers_until_they_are_well() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_primarys_breaker_is_open_writes_are_held_and_reads_go_elsewhere() {
+    let _turn = TURN.lock().await;
+    let world = World::new(|options| options.hold = 5 * SECOND).await;
+    let key = world.written(0, 1).await.remove(0);
+    let breaker = world.breakers.get("postgres/c0/primary").expect("it exists");
+    breaker.force(Some(true));
+    let writing = put(&world.store, &key, "held");
+    let meanwhile = async {
+        let began = Instant::now();
+        let session = world.store.view(&key, &ReadOptions::default()).await.expect("a replica answers");
+        assert_eq!(session.source, Source::Replica);
+        let strong = ReadOptions { consistency: Consistency::Strong, ..ReadOptions::default() };
+        let refused = world.store.view(&key, &strong).await.expect_err("nobody else may answer");
+        assert!(refused.is_retryable() && began.elapsed() < 2 * SECOND, "{refused} after {:?}", began.elapsed());
+        breaker.force(None);
+        Instant::now()
+    };
+    let (written, released) = futures_util::future::join(writing, meanwhile).await;
+    written.expect("held, not refused");
+    assert!(released.elapsed() < SECOND, "it went on at once");
+
+    // A hold that runs out before the breaker closes.
+    breaker.force(Some(true));
+    let began = Instant::now();
+    let refused = put(&world.store, &key, "too long").await.expect_err("nobody takes it");
+    assert!(refused.is_retryable() && !refused.is_outcome_unknown(), "{refused}");
+    assert!((4 * SECOND..6 * SECOND).contains(&began.elapsed()), "{:?}", began.elapsed());
+}
+
+/// The failures were another node's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_epoch_closes_the_primarys_breaker() {
+    let _turn = TURN.lock().await;
+    let world = World::new(|_| {}).await;
+    let key = world.written(0, 1).await.remove(0);
+    fault(Fault::Switchover, "c0").await;
+    wait_for_condition_async("the breaker begins anew", 30 * SECOND, || async {
+        let anew = |e: &tagfast_resilience::BreakerEvent| {
+            e.transition.name == "postgres/c0/primary" && e.transition.reason == "new_epoch"
+        };
+        if world.breakers.events().iter().any(anew) { Ok(()) } else { Err("not yet") }
+    })
+    .await;
+    put(&world.store, &key, "later").await.expect("written in the new epoch");
+    assert_eq!(world.state("c0/primary"), BreakerState::Closed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[expect(clippy::print_stdout, reason = "the figures of a run; `--nocapture` shows them")]
 async fn a_storm_is_answered_or_refused_and_the_nodes_do_not_notice() {
     const PER_SECOND: u32 = 100;
