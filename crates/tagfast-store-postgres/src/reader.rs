@@ -447,9 +447,15 @@ impl Shared {
 
     /// One query, to its end, whoever still waits for it.
     async fn query(self: Arc<Self>, held: InFlight, mut jobs: Vec<Job>) {
+        let asked = Instant::now();
         let opened = self.server().await;
         let (result, server, fresh) = match opened {
             Err(error) => (Err(error), None, true),
+            // Whoever asked has given up, and the node is why. The connection is there for the next ones.
+            Ok((server, _)) if asked.elapsed() >= limit::READ => {
+                self.inbox().idle.push((Instant::now(), server));
+                (Err(PgError::Late("connecting for a query", limit::READ)), None, true)
+            }
             Ok((server, fresh)) => {
                 jobs.retain(|job| !job.reply.is_closed());
                 if jobs.is_empty() {
@@ -519,5 +525,32 @@ impl Shared {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_query_takes_is_the_median_of_the_last_ones_and_is_forgotten() {
+        let ms = Duration::from_millis;
+        let mut latency = Latency::default();
+        assert_eq!(latency.expected(), Duration::ZERO, "nothing is known");
+        latency.note(ms(7));
+        assert_eq!(latency.expected(), ms(7));
+        [3, 900, 4, 800].into_iter().for_each(|took| latency.note(ms(took)));
+        assert_eq!(latency.expected(), ms(7), "two slow ones of five do not count");
+        (0..15).for_each(|_| latency.note(ms(2)));
+        assert_eq!(latency.expected(), ms(2), "only the last ones count");
+        tokio::time::advance(ms(1000)).await;
+        assert_eq!(latency.expected(), Duration::ZERO, "a node that was slow once is asked again");
+    }
+
+    #[test]
+    fn those_who_are_refused_together_do_not_come_back_together() {
+        let times: HashSet<Duration> = (0..100).map(|_| comes_back()).collect();
+        let bounds = Duration::from_secs(1)..Duration::from_secs(3);
+        assert!(times.len() > 50 && times.iter().all(|time| bounds.contains(time)), "{times:?}");
     }
 }

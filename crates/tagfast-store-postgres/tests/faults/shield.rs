@@ -305,15 +305,19 @@ async fn all_nodes_slow_open_both_breakers_until_they_are_well() {
     // Reads of both roles: a breaker that is half open waits for somebody to try.
     let of_primary = Calls::start(&world.store, keys.clone(), 8 * MS, Consistency::Session);
     let calls = Calls::start(&world.store, keys, 8 * MS, Consistency::Eventual);
-    // Few: what went well before speaks for a node until it has left the window.
     calls.warm(40).await;
     of_primary.warm(40).await;
     let (slow, slow_at) = (now_ms(), Instant::now());
     for node in NODES {
         fault(Fault::Slow { ms: 200 }, node).await;
     }
-    world.becomes("c0/primary", BreakerState::Open, 5 * SECOND).await;
-    world.becomes("c0/replica", BreakerState::Open, 5 * SECOND).await;
+    for role in ["c0/primary", "c0/replica"] {
+        wait_for_condition_async("the breaker opens", 15 * SECOND, || async {
+            let opened = world.turned(role, BreakerState::Open, slow);
+            if opened.is_empty() { Err(format!("{role} is {:?}", world.state(role))) } else { Ok(()) }
+        })
+        .await;
+    }
     let opened = ["c0/primary", "c0/replica"].map(|role| world.turned(role, BreakerState::Open, slow)[0] - slow);
     let open_at = Instant::now();
     tokio::time::sleep(SECOND * if kit::full() { 20 } else { 2 }).await;
@@ -341,7 +345,8 @@ async fn all_nodes_slow_open_both_breakers_until_they_are_well() {
         answered(open_at, healed_at),
         of(open_at, healed_at).count(),
     );
-    assert!(opened.iter().all(|after| *after <= 2000), "open after {opened:?} ms");
+    // At once when everything stands still at first; what went well before has left the window after ten seconds.
+    assert!(opened.iter().all(|after| *after <= 12_000), "open after {opened:?} ms");
     for closed in closed {
         let first = closed.first().map(|at| at - healed);
         assert!(first.is_some_and(|after| after > 0), "closed while it was slow: {first:?}");
