@@ -128,6 +128,10 @@ struct Inbox {
     shed: [u64; 3],
     /// Not asked first before.
     avoided_until: Option<Instant>,
+    /// The end of the time in which a node that has not answered yet may still be connecting; `None`: it has answered, or nobody
+    /// has asked.
+    connects_until: Option<Instant>,
+    answered: bool,
     closed: bool,
 }
 
@@ -173,6 +177,8 @@ impl NodeReader {
             latency: Latency::default(),
             shed: [0; 3],
             avoided_until: None,
+            connects_until: None,
+            answered: false,
             closed: false,
         };
         let shared = Arc::new(Shared {
@@ -247,7 +253,7 @@ impl NodeReader {
             Ok(Err(_)) => Err(NotRead::Late),
             Err(_) if until < patient => Err(NotRead::Late),
             Err(_) => {
-                shared.avoid();
+                shared.too_late();
                 Err(NotRead::Failed)
             }
         }
@@ -292,6 +298,15 @@ impl Shared {
         self.inbox().avoided_until = Some(Instant::now() + limit::AVOID);
     }
 
+    /// A caller has lost its patience. The first connections of a process take their time; that is no fault of the node.
+    fn too_late(&self) {
+        let mut inbox = self.inbox();
+        let now = Instant::now();
+        if inbox.connects_until.is_none_or(|until| now >= until) {
+            inbox.avoided_until = Some(now + limit::AVOID);
+        }
+    }
+
     fn refuse(&self, job: Job) {
         self.inbox().shed[place(job.criticality)] += 1;
         metrics::counter!("tagfast_reads_shed_total", "criticality" => job.criticality.as_str()).increment(1);
@@ -320,6 +335,9 @@ impl Shared {
         }
         inbox.waiting[place(criticality)] += 1;
         inbox.oldest.get_or_insert(came);
+        if !inbox.answered {
+            inbox.connects_until.get_or_insert(came + limit::READ);
+        }
         drop(inbox);
         self.news.notify_one();
         Ok(())
@@ -474,6 +492,7 @@ impl Shared {
                 let mut inbox = self.inbox();
                 if result.is_ok() {
                     inbox.latency.note(took);
+                    (inbox.answered, inbox.connects_until) = (true, None);
                     // Late answers keep it avoided.
                     if took < limit::REPLICA_FIRST {
                         inbox.avoided_until = None;
