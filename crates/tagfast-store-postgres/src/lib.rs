@@ -23,6 +23,8 @@ mod reader;
 pub mod relay;
 mod remembered;
 mod schema;
+#[cfg(test)]
+mod silence;
 mod store;
 mod tls;
 mod touch;

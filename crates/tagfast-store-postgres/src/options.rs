@@ -90,6 +90,8 @@ pub(crate) mod limit {
     pub(crate) const ETCD: Duration = Duration::from_millis(500);
     /// Between two looks at the leader key.
     pub(crate) const LOOK: Duration = Duration::from_secs(1);
+    /// A question to a member in such a round.
+    pub(crate) const MEMBER: Duration = Duration::from_millis(400);
     /// Between two rounds of questions to the members.
     pub(crate) const ROUND: Duration = Duration::from_millis(450);
     /// Writes in one group commit.

@@ -128,6 +128,10 @@ struct Inbox {
     shed: [u64; 3],
     /// Not asked first before.
     avoided_until: Option<Instant>,
+    /// The end of the time in which a node that has not answered yet may still be connecting; `None`: it has answered, or nobody
+    /// has asked.
+    connects_until: Option<Instant>,
+    answered: bool,
     closed: bool,
 }
 
@@ -173,6 +177,8 @@ impl NodeReader {
             latency: Latency::default(),
             shed: [0; 3],
             avoided_until: None,
+            connects_until: None,
+            answered: false,
             closed: false,
         };
         let shared = Arc::new(Shared {
@@ -247,7 +253,7 @@ impl NodeReader {
             Ok(Err(_)) => Err(NotRead::Late),
             Err(_) if until < patient => Err(NotRead::Late),
             Err(_) => {
-                shared.avoid();
+                shared.too_late();
                 Err(NotRead::Failed)
             }
         }
@@ -292,6 +298,15 @@ impl Shared {
         self.inbox().avoided_until = Some(Instant::now() + limit::AVOID);
     }
 
+    /// A caller has lost its patience. The first connections of a process take their time; that is no fault of the node.
+    fn too_late(&self) {
+        let mut inbox = self.inbox();
+        let now = Instant::now();
+        if inbox.connects_until.is_none_or(|until| now >= until) {
+            inbox.avoided_until = Some(now + limit::AVOID);
+        }
+    }
+
     fn refuse(&self, job: Job) {
         self.inbox().shed[place(job.criticality)] += 1;
         metrics::counter!("tagfast_reads_shed_total", "criticality" => job.criticality.as_str()).increment(1);
@@ -320,6 +335,9 @@ impl Shared {
         }
         inbox.waiting[place(criticality)] += 1;
         inbox.oldest.get_or_insert(came);
+        if !inbox.answered {
+            inbox.connects_until.get_or_insert(came + limit::READ);
+        }
         drop(inbox);
         self.news.notify_one();
         Ok(())
@@ -447,9 +465,15 @@ impl Shared {
 
     /// One query, to its end, whoever still waits for it.
     async fn query(self: Arc<Self>, held: InFlight, mut jobs: Vec<Job>) {
+        let asked = Instant::now();
         let opened = self.server().await;
         let (result, server, fresh) = match opened {
             Err(error) => (Err(error), None, true),
+            // Whoever asked has given up, and the node is why. The connection is there for the next ones.
+            Ok((server, _)) if asked.elapsed() >= limit::READ => {
+                self.inbox().idle.push((Instant::now(), server));
+                (Err(PgError::Late("connecting for a query", limit::READ)), None, true)
+            }
             Ok((server, fresh)) => {
                 jobs.retain(|job| !job.reply.is_closed());
                 if jobs.is_empty() {
@@ -468,6 +492,7 @@ impl Shared {
                 let mut inbox = self.inbox();
                 if result.is_ok() {
                     inbox.latency.note(took);
+                    (inbox.answered, inbox.connects_until) = (true, None);
                     // Late answers keep it avoided.
                     if took < limit::REPLICA_FIRST {
                         inbox.avoided_until = None;
@@ -519,5 +544,32 @@ impl Shared {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_query_takes_is_the_median_of_the_last_ones_and_is_forgotten() {
+        let ms = Duration::from_millis;
+        let mut latency = Latency::default();
+        assert_eq!(latency.expected(), Duration::ZERO, "nothing is known");
+        latency.note(ms(7));
+        assert_eq!(latency.expected(), ms(7));
+        [3, 900, 4, 800].into_iter().for_each(|took| latency.note(ms(took)));
+        assert_eq!(latency.expected(), ms(7), "two slow ones of five do not count");
+        (0..15).for_each(|_| latency.note(ms(2)));
+        assert_eq!(latency.expected(), ms(2), "only the last ones count");
+        tokio::time::advance(ms(1000)).await;
+        assert_eq!(latency.expected(), Duration::ZERO, "a node that was slow once is asked again");
+    }
+
+    #[test]
+    fn those_who_are_refused_together_do_not_come_back_together() {
+        let times: HashSet<Duration> = (0..100).map(|_| comes_back()).collect();
+        let bounds = Duration::from_secs(1)..Duration::from_secs(3);
+        assert!(times.len() > 50 && times.iter().all(|time| bounds.contains(time)), "{times:?}");
     }
 }

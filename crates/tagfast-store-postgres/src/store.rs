@@ -63,6 +63,11 @@ impl From<EtcdError> for OpenError {
     }
 }
 
+/// The client that asks Patronis.
+pub(crate) fn http() -> Result<reqwest::Client, EtcdError> {
+    Ok(reqwest::Client::builder().timeout(limit::ETCD).no_proxy().build()?)
+}
+
 /// One cluster's parts.
 pub(crate) struct Parts {
     pub(crate) cluster: Arc<Cluster>,
@@ -122,7 +127,7 @@ impl PostgresStore {
         }
         let etcd = Etcd::new(&options.etcd)?;
         let opener = Opener::new(&options)?;
-        let http = reqwest::Client::builder().timeout(limit::ETCD).no_proxy().build().map_err(EtcdError::from)?;
+        let http = http()?;
         let weights = || options.tenant_weights.clone();
         let strong_reads = BulkheadOptions { most: limit::STRONG_READS, queue: limit::STRONG_READS, wait: limit::READ };
         let (mut clusters, mut tasks, mut lane_tasks) = (Vec::new(), Vec::new(), Vec::new());

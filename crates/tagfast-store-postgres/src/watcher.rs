@@ -366,7 +366,7 @@ pub(crate) async fn rounds(cluster: Arc<Cluster>, opener: Opener) {
     }
 }
 
-async fn ask(
+pub(crate) async fn ask(
     opener: &Opener,
     node: Node,
     open: Option<Connection>,
@@ -381,14 +381,14 @@ async fn ask(
         let answer = MemberAnswer { in_recovery: row.get(0), received_timeline: received.map(i32::cast_unsigned) };
         Some((server, answer))
     };
-    match timeout(Duration::from_millis(400), work).await {
+    match timeout(limit::MEMBER, work).await {
         Ok(Some((server, answer))) => (node.address, Some(server), Some(answer)),
         _ => (node.address, None, None),
     }
 }
 
 async fn still_reigns(server: &Connection, epoch: &EpochRecord) -> bool {
-    let row = within("checking the reign", Duration::from_millis(400), server.client.query_one(FACTS, &[])).await;
+    let row = within("checking the reign", limit::MEMBER, server.client.query_one(FACTS, &[])).await;
     row.is_ok_and(|row| usable(&facts(&row), epoch) == Usable::Yes)
 }
 

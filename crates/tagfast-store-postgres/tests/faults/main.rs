@@ -6,3 +6,7 @@ mod kit;
 mod load;
 mod reigns;
 mod scenarios;
+mod shield;
+mod silence;
+#[path = "../real/writes.rs"]
+mod writes;

@@ -14,41 +14,52 @@ use crate::kit;
 use crate::load::{Judged, LIMIT, Load};
 
 /// One scenario at a time: they break the same servers.
-static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+pub(crate) static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-const NODES: [&str; 3] = ["c0-n0", "c0-n1", "c0-n2"];
+pub(crate) const NODES: [&str; 3] = ["c0-n0", "c0-n1", "c0-n2"];
 /// Acknowledged within this time before a crash: a replica need not have it.
 const UNSHIPPED: Duration = Duration::from_millis(1500);
-const SECOND: Duration = Duration::from_secs(1);
+pub(crate) const SECOND: Duration = Duration::from_secs(1);
 
 /// Two API nodes over two clusters that are whole.
 async fn two_stores() -> [Arc<PostgresStore>; 2] {
+    all_whole().await;
+    let mut options = kit::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
+    options.limits.tags_per_content = LIMIT;
+    let mut other = options.clone();
+    // Two processes know nothing of each other's breakers.
+    other.breakers = tagfast_resilience::Breakers::new(Arc::new(SystemClock));
+    [kit::open(options, Arc::new(Discard)).await, kit::open(other, Arc::new(Discard)).await]
+}
+
+/// Waits until both clusters are whole; what a test that failed has left behind ends first.
+pub(crate) async fn all_whole() {
     on_stack(|stack| {
+        for (fault, node) in NODES.into_iter().flat_map(|node| [(Fault::Thaw, node), (Fault::Heal, node)]) {
+            stack.fault(fault, node).expect("the fault ends");
+        }
         for cluster in ["c0", "c1"] {
             stack.wait_until_whole(cluster, 90 * SECOND).expect("whole again");
         }
     })
     .await;
-    let mut options = kit::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
-    options.limits.tags_per_content = LIMIT;
-    [kit::open(options.clone(), Arc::new(Discard)).await, kit::open(options, Arc::new(Discard)).await]
 }
 
 /// The stack is driven by blocking code.
-async fn on_stack<T: Send + 'static>(work: impl FnOnce(&mut Stack) -> T + Send + 'static) -> T {
+pub(crate) async fn on_stack<T: Send + 'static>(work: impl FnOnce(&mut Stack) -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(move || work(&mut kit::stack())).await.expect("no panic")
 }
 
-async fn fault(fault: Fault, target: &str) {
+pub(crate) async fn fault(fault: Fault, target: &str) {
     let target = target.to_owned();
     on_stack(move |stack| stack.fault(fault, &target).expect("the fault is made")).await;
 }
 
-async fn primary() -> NodeInfo {
+pub(crate) async fn primary() -> NodeInfo {
     on_stack(|stack| stack.primary("c0").expect("a primary")).await
 }
 
-async fn whole() {
+pub(crate) async fn whole() {
     on_stack(|stack| stack.wait_until_whole("c0", 120 * SECOND).expect("whole again")).await;
 }
 

@@ -152,7 +152,7 @@ async fn connect(
 }
 
 /// A session of the service's role at the primary of cluster `n`.
-async fn session(
+pub(crate) async fn session(
     n: usize,
     database: &str,
 ) -> (tokio_postgres::Client, tokio::task::JoinHandle<Result<(), tokio_postgres::Error>>) {
