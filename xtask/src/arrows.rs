@@ -15,6 +15,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tagfast-store", &["tagfast-domain", "tagfast-sharding", "tagfast-resilience"]),
     ("tagfast-events", &["tagfast-domain", "tagfast-sharding", "tagfast-resilience"]),
     ("tagfast-failover", &["tagfast-domain"]),
+    ("tagfast-redis", &["tagfast-resilience"]),
+    ("tagfast-cache", &["tagfast-domain", "tagfast-sharding", "tagfast-resilience", "tagfast-store", "tagfast-redis"]),
     (
         "tagfast-store-postgres",
         &[
@@ -37,7 +39,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tagfast-events-kafka", &["tagfast-domain", "tagfast-sharding", "tagfast-events"]),
     (
         "tagfast-popular",
-        &["tagfast-domain", "tagfast-sharding", "tagfast-resilience", "tagfast-store", "tagfast-events"],
+        &[
+            "tagfast-domain",
+            "tagfast-sharding",
+            "tagfast-resilience",
+            "tagfast-store",
+            "tagfast-events",
+            "tagfast-redis",
+        ],
     ),
     (
         "tagfast-api",
@@ -65,6 +74,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tagfast-events-kafka",
             "tagfast-search",
             "tagfast-popular",
+            "tagfast-redis",
+            "tagfast-cache",
             "tagfast-api",
         ],
     ),
@@ -80,6 +91,8 @@ const RESERVED: &[(&str, &[&str], &str)] = &[
     ("axum", &["tagfast-api", "tagfast"], "HTTP stays in the API and the program"),
     ("hyper", &["tagfast-api", "tagfast"], "HTTP stays in the API and the program"),
     ("reqwest", &["tagfast-api", "tagfast", "tagfast-store-postgres", "tagfast-search"], "only the edges speak HTTP"),
+    ("redis", &["tagfast-redis", "tagfast-cache", "tagfast-popular"], "Redis stays behind the cache and the counts"),
+    ("quick_cache", &["tagfast-cache"], "the cache's inside"),
     ("rdkafka", &["tagfast-events-kafka"], "Kafka stays behind the bus"),
     ("jsonwebtoken", &["tagfast-api", "tagfast"], "authentication is the API's"),
     ("clap", &["tagfast", "xtask"], "only programs have a command line"),

@@ -225,6 +225,7 @@ impl Reading {
             user: Some(&self.who.user),
             criticality,
             max_stale: self.max_stale,
+            primary_first: false,
         }
     }
 }

@@ -7,7 +7,7 @@ use serde::ser::SerializeSeq;
 use serde::{Deserialize, Serialize, Serializer};
 use tagfast_domain::{Content, ContentKey, TagName, Tagging, UnixMillis, Version};
 use tagfast_popular::TagCount;
-use tagfast_store::{Source, View};
+use tagfast_store::{Degraded, Source, View};
 use utoipa::ToSchema;
 
 use crate::call::age;
@@ -114,6 +114,12 @@ pub(crate) struct DegradedBody {
     pub(crate) reason: String,
 }
 
+impl From<&Degraded> for DegradedBody {
+    fn from(degraded: &Degraded) -> Self {
+        Self { feature: degraded.feature.to_owned(), reason: degraded.reason.to_owned() }
+    }
+}
+
 impl Meta {
     pub(crate) fn new(source: Source, as_of: UnixMillis, now: UnixMillis) -> Self {
         Self {
@@ -194,6 +200,10 @@ pub(crate) struct WriteBody<'a> {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     #[schema(required = false)]
     pub(crate) repeated: bool,
+    /// Promises about later reads that could not be kept.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    pub(crate) degraded: Vec<DegradedBody>,
 }
 
 /// One item's result: the fields of a single call, or a problem.

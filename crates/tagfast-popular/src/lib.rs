@@ -14,7 +14,7 @@ mod windows;
 
 pub use counts::{BATCH, GROUP, PopularCounts};
 pub use port::{Board, PopularError, PopularTags, RecountReport, Suggestions, TagCount, Window};
-pub use state::{BoardWriter, StateBoards, StateError, StateRedis};
+pub use state::{BoardWriter, StateBoards, StateError};
 
 use tagfast_resilience::{MetricDef, MetricKind};
 

@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::jitter::Jitter;
+
 /// Buckets of the window, one a second.
 const BUCKETS: usize = 10;
 /// Calls that began within a slot are counted together.
@@ -123,6 +125,10 @@ pub struct BreakerLook {
     pub failed: u32,
     /// Calls of the window that succeeded late.
     pub slow: u32,
+    /// Permits that were dropped without a result since the start. They count neither way.
+    pub cancelled: u64,
+    /// Results of an earlier generation since the start. They change nothing.
+    pub late: u64,
 }
 
 /// A call was refused.
@@ -172,7 +178,9 @@ struct Inner {
     closed_since: Duration,
     turned: Duration,
     reason: &'static str,
-    random: u64,
+    cancelled: u64,
+    late: u64,
+    jitter: Jitter,
 }
 
 /// The bucket that a moment belongs to.
@@ -248,7 +256,7 @@ fn slot(at: Duration) -> u64 {
 }
 
 impl Breaker {
-    /// A closed one. `seed` spreads the open times of breakers that open together.
+    /// A closed one. `seed` spreads the open times of breakers that open together; 0: drawn by chance.
     pub fn new(name: impl Into<String>, options: BreakerOptions, now: Now, told: Told, seed: u64) -> Arc<Self> {
         let began = now();
         let step = Step { number: 0, given: 0, good: 0, bad: 0, began };
@@ -264,7 +272,9 @@ impl Breaker {
             closed_since: began,
             turned: began,
             reason: "start",
-            random: seed | 1,
+            cancelled: 0,
+            late: 0,
+            jitter: Jitter::new(seed),
         };
         Arc::new(Self { name: name.into(), options, now, told, inner: Mutex::new(inner) })
     }
@@ -279,25 +289,50 @@ impl Breaker {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What it does with calls now.
+    /// What it does with calls now. What time alone changes has happened by then, though nobody called.
     pub fn state(&self) -> BreakerState {
-        self.lock().state
+        self.look().state
     }
 
-    /// How it stands now.
-    pub fn look(self: &Arc<Self>) -> BreakerLook {
+    /// How it stands now. What time alone changes has happened by then, though nobody called: an open time that is over, calls
+    /// that are swallowed, a probe that hangs. So who looks every now and then needs no timer beside it.
+    pub fn look(&self) -> BreakerLook {
         let now = (self.now)();
-        let inner = self.lock();
-        let (ok, failed, slow) = inner.window(now);
-        BreakerLook {
-            name: self.name.clone(),
-            state: inner.state,
-            reason: inner.reason,
-            since: now.saturating_sub(inner.turned),
-            generation: inner.generation,
-            ok,
-            failed,
-            slow,
+        let mut transitions = Vec::new();
+        let look = {
+            let mut inner = self.lock();
+            self.pass(&mut inner, now, &mut transitions);
+            let (ok, failed, slow) = inner.window(now);
+            BreakerLook {
+                name: self.name.clone(),
+                state: inner.state,
+                reason: inner.reason,
+                since: now.saturating_sub(inner.turned),
+                generation: inner.generation,
+                ok,
+                failed,
+                slow,
+                cancelled: inner.cancelled,
+                late: inner.late,
+            }
+        };
+        transitions.iter().for_each(|transition| (self.told)(transition));
+        look
+    }
+
+    /// What time alone changes.
+    fn pass(&self, inner: &mut Inner, now: Duration, transitions: &mut Vec<Transition>) {
+        if inner.state == BreakerState::Closed && self.stalls(inner, now) {
+            self.open(inner, now, "stall", transitions);
+        }
+        if inner.state == BreakerState::Open && now >= inner.open_until {
+            self.turn(inner, now, BreakerState::HalfOpen, "open_time_over", transitions);
+            inner.step = Step { number: 0, given: 0, good: 0, bad: 0, began: now };
+        }
+        // Only of probes that have not ended: that nobody called for long says nothing.
+        let hangs = now.saturating_sub(inner.step.began) > self.options.slow_after * 4;
+        if inner.state == BreakerState::HalfOpen && inner.step.outstanding() > 0 && hangs {
+            self.open(inner, now, "probe_takes_too_long", transitions);
         }
     }
 
@@ -307,23 +342,13 @@ impl Breaker {
         let mut transitions = Vec::new();
         let given = {
             let mut inner = self.lock();
-            if inner.state == BreakerState::Closed && self.stalls(&inner, now) {
-                self.open(&mut inner, now, "stall", &mut transitions);
-            }
-            if inner.state == BreakerState::Open && now >= inner.open_until {
-                self.turn(&mut inner, now, BreakerState::HalfOpen, "open_time_over", &mut transitions);
-                inner.step = Step { number: 0, given: 0, good: 0, bad: 0, began: now };
-            }
-            // Only of probes that have not ended: that nobody called for long says nothing.
-            let hangs = now.saturating_sub(inner.step.began) > self.options.slow_after * 4;
-            if inner.state == BreakerState::HalfOpen && inner.step.outstanding() > 0 && hangs {
-                self.open(&mut inner, now, "probe_takes_too_long", &mut transitions);
-            }
+            self.pass(&mut inner, now, &mut transitions);
             match inner.state {
-                BreakerState::Closed | BreakerState::ForcedClosed => {
+                BreakerState::Closed => {
                     *inner.unfinished.entry(slot(now)).or_default() += 1;
                     Ok((inner.generation, false))
                 }
+                BreakerState::ForcedClosed => Ok((inner.generation, false)),
                 BreakerState::HalfOpen if inner.step.given < STEPS[inner.step.number] => {
                     if inner.step.outstanding() == 0 {
                         inner.step.began = now;
@@ -379,19 +404,30 @@ impl Breaker {
         let now = (self.now)();
         let slow = now.saturating_sub(began) >= self.options.slow_after;
         let mut transitions = Vec::new();
-        {
+        let late = {
             let mut inner = self.lock();
             // Of another generation: the world has changed since.
-            if inner.generation != generation {
-                return;
+            let late = inner.generation != generation;
+            match good {
+                None => inner.cancelled += 1,
+                Some(_) => inner.late += u64::from(late),
             }
-            match inner.state {
-                BreakerState::Closed => self.count(&mut inner, now, began, good, slow, &mut transitions),
-                BreakerState::HalfOpen => self.judge(&mut inner, now, good.map(|good| good && !slow), &mut transitions),
-                BreakerState::Open | BreakerState::ForcedOpen | BreakerState::ForcedClosed => {}
+            if !late {
+                match inner.state {
+                    BreakerState::Closed => self.count(&mut inner, now, began, good, slow, &mut transitions),
+                    BreakerState::HalfOpen => {
+                        self.judge(&mut inner, now, good.map(|good| good && !slow), &mut transitions)
+                    }
+                    BreakerState::Open | BreakerState::ForcedOpen | BreakerState::ForcedClosed => {}
+                }
             }
-        }
+            late
+        };
         transitions.iter().for_each(|transition| (self.told)(transition));
+        if let Some(why) = good.map_or(Some("cancelled"), |_| late.then_some("late")) {
+            metrics::counter!("tagfast_breaker_ignored_total", "breaker" => self.name.clone(), "why" => why)
+                .increment(1);
+        }
     }
 
     fn count(
@@ -480,12 +516,8 @@ impl Breaker {
             inner.opens = 0;
         }
         let nominal = self.options.open_first.saturating_mul(2u32.saturating_pow(inner.opens.min(20)));
-        // xorshift: good enough to spread what opened together.
-        inner.random ^= inner.random << 13;
-        inner.random ^= inner.random >> 7;
-        inner.random ^= inner.random << 17;
-        let jitter = 0.5 + (inner.random >> 12) as f64 / (1u64 << 53) as f64;
-        inner.open_until = now + nominal.min(self.options.open_cap).mul_f64(jitter.clamp(0.5, 1.0));
+        let jitter = 0.5 + inner.jitter.next() / 2.0;
+        inner.open_until = now + nominal.min(self.options.open_cap).mul_f64(jitter);
         inner.opens = inner.opens.saturating_add(1);
         self.turn(inner, now, BreakerState::Open, reason, transitions);
     }

@@ -30,6 +30,12 @@ pub const METRICS: &[MetricDef] = &[
         labels: &["breaker", "to", "reason"],
         help: "Changes of state. Many a minute: the dependency is half well, or the limits are too narrow.",
     },
+    MetricDef {
+        name: "tagfast_breaker_ignored_total",
+        kind: MetricKind::Counter,
+        labels: &["breaker", "why"],
+        help: "Calls that a breaker did not judge: `cancelled` by their caller, `late` (their result came after it had changed its state). Many cancelled: callers give up before the dependency answers.",
+    },
 ];
 
 /// A transition and when it happened.
@@ -116,7 +122,7 @@ impl Breakers {
     /// How each of them stands, by name.
     pub fn look(&self) -> Vec<BreakerLook> {
         let all: Vec<Arc<Breaker>> = self.lock().values().cloned().collect();
-        all.iter().map(Breaker::look).collect()
+        all.iter().map(|breaker| breaker.look()).collect()
     }
 
     /// The last transitions, oldest first.

@@ -12,7 +12,7 @@ use tagfast_events::{Bus, LetterBook};
 use tagfast_resilience::Clock;
 use tagfast_sharding::{ContentHash, LogicalShard};
 use tagfast_store::{
-    CacheUse, ConsistencyToken, Degraded, Durability, Position, ReadOptions, Receipt, ReceiptReader, ScanPage,
+    CacheUse, ConsistencyToken, Degraded, Durability, History, Position, ReadOptions, Receipt, ReceiptReader, ScanPage,
     ShardScanner, Source, StoreError, TagReader, TagWriter, Verdict, View, WriteAnswer, WriteRequest,
 };
 use tokio::sync::{oneshot, watch};
@@ -129,7 +129,7 @@ impl EmbeddedStore {
     }
 
     fn file_of(&self, shard: LogicalShard) -> &StoreFile {
-        &self.files[usize::from(shard.number()) % self.files.len()]
+        &self.files[self.file_number(shard)]
     }
 
     fn position(&self, file: &StoreFile) -> Position {
@@ -142,6 +142,10 @@ impl EmbeddedStore {
             return u64::MAX;
         }
         self.fences.iter().find(|(id, _)| *id == epoch).and_then(|(_, f)| f.get(file)).copied().unwrap_or(0)
+    }
+
+    fn file_number(&self, shard: LogicalShard) -> usize {
+        usize::from(shard.number()) % self.files.len()
     }
 
     /// What a token may have seen that this history does not have: only after a restore.
@@ -163,14 +167,15 @@ impl EmbeddedStore {
 
     /// What a view says besides the document. Taken before the document is read, so that it is at least as new.
     fn view_of(&self, index: usize) -> View {
+        let position = self.position(&self.files[index]);
         View {
             version: Version::NONE,
             tags: Vec::new(),
-            position: self.position(&self.files[index]),
+            position,
             source: Source::Primary,
             as_of: self.clock.now_ms(),
             degraded: Vec::new(),
-            xmin: 0,
+            xmin: position.xid + 1,
             stale: false,
             cache: CacheUse::Bypass,
         }
@@ -208,7 +213,7 @@ impl EmbeddedStore {
         let bytes = key.to_bytes();
         let hash = ContentHash::of_bytes(&bytes);
         let shard = LogicalShard::of_hash(hash);
-        Lookup { hash, file: usize::from(shard.number()) % self.files.len(), key: stored_key(shard, &bytes) }
+        Lookup { hash, file: self.file_number(shard), key: stored_key(shard, &bytes) }
     }
 
     /// Runs a blocking read elsewhere, at most until the deadline.
@@ -284,6 +289,17 @@ fn file_state(index: usize, conn: &Connection) -> rusqlite::Result<FileState> {
         newest: AtomicU64::new(schema::last_position(conn)?),
         retained_from: AtomicU64::new(retained_from),
     })
+}
+
+impl History for EmbeddedStore {
+    fn current(&self, _: LogicalShard) -> Option<EpochId> {
+        Some(self.epoch.id)
+    }
+
+    fn fence(&self, shard: LogicalShard, epoch: EpochId) -> Option<u64> {
+        let known = epoch == self.epoch.id || self.fences.iter().any(|(id, _)| *id == epoch);
+        known.then(|| Self::fence(self, epoch, self.file_number(shard)))
+    }
 }
 
 #[async_trait]

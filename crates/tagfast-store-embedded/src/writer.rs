@@ -14,7 +14,7 @@ use tagfast_domain::{ApplyContext, Change, ContentKey, Effect, Epoch, Limits, Ou
 use tagfast_events::{BusPosition, Group};
 use tagfast_resilience::Clock;
 use tagfast_sharding::LogicalShard;
-use tagfast_store::{Position, Receipt, StoreError, WriteAnswer};
+use tagfast_store::{CacheUse, Position, Receipt, Source, StoreError, View, WriteAnswer};
 use tokio::sync::watch;
 
 use crate::error::CommitFailure;
@@ -248,6 +248,9 @@ impl Writer {
                 answer.receipt.inside_lsn = position;
                 answer.receipt.position.xid = position;
                 answer.receipt.position.lsn = position;
+                if answer.changed && !answer.repeated {
+                    answer.view = Some(Arc::new(left(&slots[slot], answer.receipt.position, now)));
+                }
                 Ok(answer)
             }
         });
@@ -329,8 +332,25 @@ impl Writer {
             repeated,
             receipt,
             view: None,
+            degraded: Vec::new(),
         };
         Ok(Answer::Slot(index, answer))
+    }
+}
+
+/// A content as a batch left it.
+fn left(slot: &Slot, position: Position, now: UnixMillis) -> View {
+    View {
+        version: slot.doc.version,
+        tags: slot.doc.live().cloned().collect(),
+        position,
+        source: Source::Primary,
+        as_of: now,
+        degraded: Vec::new(),
+        // One writer: everything up to here had ended.
+        xmin: position.xid + 1,
+        stale: false,
+        cache: CacheUse::Bypass,
     }
 }
 

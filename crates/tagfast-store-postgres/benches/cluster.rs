@@ -293,6 +293,10 @@ async fn open(stack: &Stack, lanes: usize) -> Arc<PostgresStore> {
         outbox_bytes: 64 << 30,
         relay: true,
         hold: Duration::from_secs(10),
+        breakers: tagfast_resilience::Breakers::new(Arc::new(tagfast_resilience::SystemClock)),
+        read_concurrency: 16,
+        reads_per_second: 0,
+        tenant_weights: tagfast_store::queue::TenantWeights::default(),
     };
     let store = PostgresStore::open(options, Arc::new(Discard)).expect("it opens");
     assert!(store.wait_until_ready(Duration::from_secs(30)).await, "{:?}", store.status());

@@ -4,17 +4,19 @@
 //! primary of one reign with the epoch of another.
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use tagfast_domain::{Epoch, EpochId};
 use tagfast_failover::{Acknowledger, Commit, Decision, EpochRecord};
+use tagfast_resilience::{Breaker, Breakers};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::boot_time;
 use crate::etcd::Member;
+use crate::options::breaker_options;
 
 /// A node that can be reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,9 +44,11 @@ pub(crate) struct ClusterView {
     pub(crate) warnings: Vec<String>,
 }
 
-/// How much of each epoch is part of the current history.
+/// How much of each epoch is part of the current history. Replaced as a whole: nobody sees a new epoch with an old fence.
 #[derive(Default)]
 struct Fences {
+    current: Option<EpochId>,
+    /// Of every epoch that was heard of.
     by_id: HashMap<EpochId, u64>,
     /// Of earlier epochs, by ordinal, also of those that are no ancestors.
     past: Vec<(u64, u64)>,
@@ -60,17 +64,23 @@ pub(crate) struct Cluster {
     /// Told when a proof arrived or the epoch changed.
     pub(crate) proof: watch::Sender<u64>,
     acknowledger: Mutex<Acknowledger>,
-    fences: Mutex<Fences>,
+    fences: RwLock<Fences>,
+    history_read: AtomicBool,
     /// What the outbox's tables take on the disk, as of the last look.
     pub(crate) outbox_bytes: AtomicU64,
     /// Asks the watcher to look now.
     pub(crate) look_now: Notify,
     /// Told after a commit of this node: its relay need not wait to find it.
     pub(crate) committed: Notify,
+    /// Whether the primary is asked and written to.
+    pub(crate) primary_breaker: Arc<Breaker>,
+    /// Whether replicas are asked.
+    pub(crate) replica_breaker: Arc<Breaker>,
 }
 
 impl Cluster {
-    pub(crate) fn new(index: u16, name: &str, scope: &str) -> Self {
+    pub(crate) fn new(index: u16, name: &str, scope: &str, breakers: &Arc<Breakers>) -> Self {
+        let breaker = |role| breakers.make(&format!("postgres/{name}/{role}"), breaker_options());
         let starting = ClusterView { problem: Some("not looked at yet".to_owned()), ..ClusterView::default() };
         Self {
             index,
@@ -79,10 +89,13 @@ impl Cluster {
             view: watch::channel(Arc::new(starting)).0,
             proof: watch::channel(0).0,
             acknowledger: Mutex::default(),
-            fences: Mutex::default(),
+            fences: RwLock::default(),
+            history_read: AtomicBool::new(false),
             outbox_bytes: AtomicU64::new(0),
             look_now: Notify::new(),
             committed: Notify::new(),
+            primary_breaker: breaker("primary"),
+            replica_breaker: breaker("replica"),
         }
     }
 
@@ -107,21 +120,47 @@ impl Cluster {
     }
 
     /// Up to which log position an older epoch is part of the current history: the whole table, made anew with each epoch.
-    pub(crate) fn set_fences(&self, history: &[EpochRecord], current: &EpochRecord) {
-        let by_id = fences(history, current);
+    /// Without the history nothing is known of older epochs.
+    pub(crate) fn set_fences(&self, history: Option<&[EpochRecord]>, current: &EpochRecord) {
+        let mut by_id = fences(history.unwrap_or_default(), current);
         let fence = |epoch: &EpochRecord| (epoch.ordinal.0, by_id.get(&epoch.id).copied().unwrap_or(0));
-        let past = history.iter().filter(|epoch| epoch.id != current.id).map(fence).collect();
-        *self.fences.lock().unwrap_or_else(PoisonError::into_inner) = Fences { by_id, past };
+        let past = || history.unwrap_or_default().iter().filter(|epoch| epoch.id != current.id);
+        let by_ordinal = past().map(fence).collect();
+        for epoch in past() {
+            by_id.entry(epoch.id).or_insert(0);
+        }
+        let fences = Fences { current: Some(current.id), by_id, past: by_ordinal };
+        *self.fences.write().unwrap_or_else(PoisonError::into_inner) = fences;
+        self.history_read.store(history.is_some(), Ordering::Relaxed);
+    }
+
+    fn fences(&self) -> RwLockReadGuard<'_, Fences> {
+        self.fences.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the epochs before the current one are known.
+    pub(crate) fn knows_history(&self) -> bool {
+        self.history_read.load(Ordering::Relaxed)
     }
 
     /// The fence of every earlier epoch, by its ordinal.
     pub(crate) fn fences_by_ordinal(&self) -> Vec<(u64, u64)> {
-        self.fences.lock().unwrap_or_else(PoisonError::into_inner).past.clone()
+        self.fences().past.clone()
     }
 
-    /// The fence of an epoch: everything for the current one, nothing for an unknown one.
+    /// The epoch that [`Cluster::fence_of`] speaks of.
+    pub(crate) fn fenced_in(&self) -> Option<EpochId> {
+        self.fences().current
+    }
+
+    /// The fence of an epoch: everything for the current one; `None` for one that nobody has told of.
+    pub(crate) fn fence_of(&self, epoch: EpochId) -> Option<u64> {
+        self.fences().by_id.get(&epoch).copied()
+    }
+
+    /// The fence of an epoch; nothing for an unknown one.
     pub(crate) fn fence(&self, epoch: EpochId) -> u64 {
-        self.fences.lock().unwrap_or_else(PoisonError::into_inner).by_id.get(&epoch).copied().unwrap_or(0)
+        self.fence_of(epoch).unwrap_or(0)
     }
 
     /// Waits until a commit may be acknowledged. False: it may not, ever; the write is to be tried again by its id.
@@ -212,6 +251,24 @@ mod tests {
         let fences = fences(&[one, two, three.clone()], &three);
         let of = |n| fences.get(&EpochId([n; 16])).copied().unwrap_or(0);
         assert_eq!((of(3), of(2), of(1), of(9)), (u64::MAX, 400, 400, 0));
+    }
+
+    #[test]
+    fn an_epoch_that_nobody_told_of_is_not_one_that_was_lost() {
+        let breakers = Breakers::new(Arc::new(tagfast_resilience::SystemClock));
+        let cluster = Cluster::new(0, "c0", "c0", &breakers);
+        let of = |n| cluster.fence_of(EpochId([n; 16]));
+        assert_eq!((cluster.fenced_in(), of(1)), (None, None));
+        // The second was lost whole: the third went on from the first.
+        let (one, two, three) =
+            (epoch(1, None, 1, None), epoch(2, Some(1), 2, Some(500)), epoch(3, Some(1), 3, Some(300)));
+        cluster.set_fences(Some(&[one, two, three.clone()]), &three);
+        assert_eq!((cluster.fenced_in(), cluster.knows_history()), (Some(EpochId([3; 16])), true));
+        assert_eq!([of(3), of(2), of(1), of(9)], [Some(u64::MAX), Some(0), Some(300), None]);
+        assert_eq!(cluster.fences_by_ordinal(), [(1, 300), (2, 0)]);
+        // Its history could not be read: what came before is not known, least of all as current.
+        cluster.set_fences(None, &epoch(4, Some(3), 4, Some(900)));
+        assert_eq!((of(4), of(3), of(1), cluster.knows_history()), (Some(u64::MAX), None, None, false));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Connections: opened with a deadline, set up once, with every statement prepared.
 //!
-//! Each connection belongs to one task (a lane, a reader, a watcher), so there is no pool to exhaust: what bounds the work is
-//! the queue in front of the task. A connection that failed is thrown away, never repaired.
+//! Each connection belongs to one task at a time (a lane, a query, a watcher), so there is no pool to exhaust: what bounds the work
+//! is the queue or the limit in front of the task. A connection that failed is thrown away, never repaired.
 
 use std::time::Duration;
 
@@ -57,6 +57,11 @@ impl PgError {
             Self::Late(..) | Self::Address(_) => None,
         }
     }
+
+    /// The server is fine, it has, or is getting, another role: look at the cluster again.
+    pub(crate) fn is_role_change(&self) -> bool {
+        self.code().is_some_and(|code| code == "25006" || code.starts_with("57P0"))
+    }
 }
 
 /// An open connection; ends with its owner.
@@ -96,6 +101,15 @@ impl Opener {
 
     /// Opens a connection to `host:port`. `name` shows up in PostgreSQL's list of sessions.
     pub(crate) async fn open(&self, address: &str, name: &str) -> Result<Connection, PgError> {
+        self.open_with(address, name, limit::WRITE_ENDS).await
+    }
+
+    /// Opens a connection whose statements the server ends before a reader gives them up.
+    pub(crate) async fn open_to_read(&self, address: &str, name: &str) -> Result<Connection, PgError> {
+        self.open_with(address, name, limit::READ_ENDS).await
+    }
+
+    async fn open_with(&self, address: &str, name: &str, statement: Duration) -> Result<Connection, PgError> {
         let bad = || PgError::Address(address.to_owned());
         let (host, port) = address.rsplit_once(':').ok_or_else(bad)?;
         let mut config = Config::new();
@@ -111,10 +125,11 @@ impl Opener {
             .keepalives_idle(Duration::from_secs(5))
             // A plan with a sequential scan would be compiled in every execution; a session that holds locks and says
             // nothing is ended; an acknowledgement without a flush would be worth nothing.
-            .options(
+            .options(format!(
                 "-c jit=off -c enable_seqscan=off -c plan_cache_mode=force_generic_plan -c synchronous_commit=local \
-                 -c idle_in_transaction_session_timeout=1000 -c statement_timeout=4000 -c lock_timeout=3000",
-            );
+                 -c idle_in_transaction_session_timeout=1000 -c lock_timeout=3000 -c statement_timeout={}",
+                statement.as_millis()
+            ));
         let late = |_| PgError::Late("connecting", limit::CONNECT);
         // Whoever uses the client is told why the connection ended; its driver has nothing to add.
         let (client, driver) = match &self.tls {

@@ -10,6 +10,7 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use futures_util::future::{join, join3, try_join, try_join3};
 use tagfast_domain::{
@@ -18,7 +19,7 @@ use tagfast_domain::{
 };
 use tagfast_failover::{BootTime, Commit, EpochRecord};
 use tagfast_sharding::{ContentHash, LogicalShard};
-use tagfast_store::{Position, Receipt, StoreError, WriteAnswer, WriteRequest};
+use tagfast_store::{CacheUse, Position, Receipt, Source, StoreError, View, WriteAnswer, WriteRequest};
 use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
 
@@ -65,7 +66,8 @@ a AS (INSERT INTO applied_{applied} SELECT p.* FROM unnest($6::bytea[], $7::byte
 INSERT INTO outbox_{outbox} (n, k, event)
 SELECT n, k, event FROM u UNION ALL SELECT i.n, i.k, i.event FROM i JOIN c USING (k)
 RETURNING n, (SELECT pg_current_xact_id()::text::bigint), (SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint),
-          (SELECT outbox FROM turn), (SELECT applied FROM turn)",
+          (SELECT outbox FROM turn), (SELECT applied FROM turn),
+          (SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint)",
         reign = reign!("$12")
     )
 }
@@ -204,12 +206,17 @@ pub(crate) async fn run(server: &mut Writing, asked: &[Asked<'_>], terms: &Terms
         .map(|(n, s)| matches!(s, Ok(s) if !s.changes.is_empty()) && !written.keys.contains(&n))
         .collect();
     let lost_race = lost.contains(&true);
+    let views: Vec<Option<Arc<View>>> =
+        slots.iter().enumerate().map(|(n, slot)| written.view(n, slot, terms)).collect();
     let items = answers.into_iter().map(|(slot, answer)| match answer {
         _ if lost[slot] => ItemResult::Again,
         Err(error) => ItemResult::Done(Err(error)),
-        Ok(mut answer) => {
+        Ok((mut answer, wrote)) => {
             answer.receipt.inside_lsn = written.inside_lsn;
-            answer.receipt.position = Position { epoch: terms.epoch.id, xid: written.xid, lsn: written.after_lsn };
+            answer.receipt.position = written.position(terms.epoch);
+            if wrote {
+                answer.view.clone_from(&views[slot]);
+            }
             ItemResult::Done(Ok(answer))
         }
     });
@@ -332,13 +339,14 @@ async fn read_prior(
     Ok(prior)
 }
 
+/// The answer, and whether there is something to write.
 fn apply_one(
     slot: &mut SlotOrError,
     request: &WriteRequest,
     prior: &Prior,
     context: &ApplyContext<'_>,
     terms: &Terms<'_>,
-) -> Result<WriteAnswer, StoreError> {
+) -> Result<(WriteAnswer, bool), StoreError> {
     let write = &request.write;
     let slot = match slot {
         Ok(slot) => slot,
@@ -348,11 +356,13 @@ fn apply_one(
     };
     let evicted = slot.evicted.iter().find(|w| w.id == write.id);
     let known = evicted.or_else(|| prior.get(&(slot.stored.clone(), write.id))).cloned();
+    let mut wrote = false;
     let (version, effect, repeated) = match apply(&mut slot.doc, write, known.as_ref(), context) {
         Outcome::Refused(refusal) => return Err(StoreError::Refused(refusal)),
         Outcome::Unchanged { version } => (version, Effect::default(), false),
         Outcome::Repeated { version, effect } => (version, effect, true),
         Outcome::Written { version, effect, evicted } => {
+            wrote = true;
             slot.evicted.extend(evicted);
             slot.changes.push(Change {
                 write_id: write.id,
@@ -369,7 +379,9 @@ fn apply_one(
     let position = Position { epoch: terms.epoch.id, xid: 0, lsn: 0 };
     let receipt = Receipt { cluster: terms.cluster, shard, inside_lsn: 0, position, write_id: write.id };
     let changed = !effect.added.is_empty() || !effect.removed.is_empty();
-    Ok(WriteAnswer { version, changed, added: effect.added, removed: effect.removed, repeated, receipt, view: None })
+    let (added, removed) = (effect.added, effect.removed);
+    let degraded = Vec::new();
+    Ok((WriteAnswer { version, changed, added, removed, repeated, receipt, view: None, degraded }, wrote))
 }
 
 pub(crate) struct Written {
@@ -377,8 +389,34 @@ pub(crate) struct Written {
     /// Slots whose document was written.
     keys: HashSet<usize>,
     xid: u64,
+    /// Of the writing statement's snapshot.
+    xmin: u64,
     inside_lsn: u64,
     after_lsn: u64,
+}
+
+impl Written {
+    /// After the commit: everything that it wrote lies before it.
+    fn position(&self, epoch: &EpochRecord) -> Position {
+        Position { epoch: epoch.id, xid: self.xid, lsn: self.after_lsn }
+    }
+
+    /// A content as this group left it. Its old version was still the newest one when the statement wrote it, so whatever had
+    /// ended at the statement's snapshot is in it.
+    fn view(&self, place: usize, slot: &SlotOrError, terms: &Terms<'_>) -> Option<Arc<View>> {
+        let slot = slot.as_ref().ok().filter(|_| self.keys.contains(&place))?;
+        Some(Arc::new(View {
+            version: slot.doc.version,
+            tags: slot.doc.live().cloned().collect(),
+            position: self.position(terms.epoch),
+            source: Source::Primary,
+            as_of: terms.now,
+            degraded: Vec::new(),
+            xmin: self.xmin,
+            stale: false,
+            cache: CacheUse::Bypass,
+        }))
+    }
 }
 
 /// The columns of the writing statement.
@@ -433,7 +471,7 @@ pub(crate) async fn write_slots(
         let lsn = row.get::<_, i64>(0).cast_unsigned();
         // The documents were read before the check; a reign that began in between would have failed it.
         let keys = HashSet::new();
-        return Ok(Written { sent: began, keys, xid: 0, inside_lsn: lsn, after_lsn: lsn });
+        return Ok(Written { sent: began, keys, xid: 0, xmin: 0, inside_lsn: lsn, after_lsn: lsn });
     }
     let c = &columns;
     let parameters: [&(dyn ToSql + Sync); 12] = [
@@ -474,15 +512,16 @@ pub(crate) async fn write_slots(
     let keys = written.iter().filter_map(|row| places.get(usize::try_from(row.get::<_, i32>(0) - 1).ok()?)).copied();
     let keys = keys.collect();
     // Without a row nothing was written, and nothing lies between the two positions.
-    let (mut xid, mut inside_lsn) = (0, after_lsn);
+    let (mut xid, mut xmin, mut inside_lsn) = (0, 0, after_lsn);
     if let Some(row) = written.first() {
-        (xid, inside_lsn) = (row.get::<_, i64>(1).cast_unsigned(), row.get::<_, i64>(2).cast_unsigned());
+        let number = |column| row.get::<_, i64>(column).cast_unsigned();
+        (xid, inside_lsn, xmin) = (number(1), number(2), number(5));
         if let Err(error) = server.follow_turn(row).await {
             // The commit stands. The connection does not: the next group finds it out.
             tracing::warn!(%error, "the next tables were not prepared");
         }
     }
-    Ok(Written { sent, keys, xid, inside_lsn, after_lsn })
+    Ok(Written { sent, keys, xid, xmin, inside_lsn, after_lsn })
 }
 
 impl Columns {

@@ -4,21 +4,21 @@
 //! a group whose answer needs one is handed to a task, and the next group runs.
 //!
 //! How it fails. No primary: writes wait, at most the hold time and never beyond their deadline, then they are told that
-//! nothing happened. A connection that dies before COMMIT: the group runs again. After COMMIT: it runs again too, with the same ids, which the document
+//! nothing happened. A primary whose breaker is open: they wait likewise, and one small group at a time tries it. A connection that dies before COMMIT: the group runs again. After COMMIT: it runs again too, with the same ids, which the document
 //! knows if it did happen; when no primary comes in time the callers are told that the outcome is unknown.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tagfast_domain::{Limits, TenantId};
-use tagfast_resilience::Clock;
-use tagfast_store::queue::{FairQueue, NoRoom, Queued};
+use tagfast_resilience::{Clock, Permit};
+use tagfast_store::queue::{FairQueue, NoRoom, Queued, TenantWeights};
 use tagfast_store::{StoreError, WriteAnswer, WriteRequest};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use crate::cluster::{Cluster, pause_after};
-use crate::connect::Opener;
+use crate::connect::{Opener, PgError};
 use crate::group::{self, Asked, Finished, ItemResult, Terms, Writing};
 use crate::options::limit;
 
@@ -75,8 +75,9 @@ pub(crate) struct LaneTask {
 }
 
 impl Lane {
-    pub(crate) fn new(number: i32, hold: Duration) -> Self {
-        let inbox = Inbox { queue: FairQueue::new(limit::LANE_QUEUE), again: Vec::new(), closed: false };
+    pub(crate) fn new(number: i32, hold: Duration, weights: TenantWeights) -> Self {
+        let queue = FairQueue::weighted(limit::LANE_QUEUE, weights);
+        let inbox = Inbox { queue, again: Vec::new(), closed: false };
         Self { number, inbox: Mutex::new(inbox), arrived: Notify::new(), filled: Notify::new(), hold }
     }
 
@@ -124,10 +125,10 @@ impl Lane {
         self.filled.notify_one();
     }
 
-    fn take(&self) -> Vec<Job> {
+    fn take(&self, most: usize) -> Vec<Job> {
         let mut inbox = self.inbox();
         let mut jobs = std::mem::take(&mut inbox.again);
-        let room = limit::GROUP.saturating_sub(jobs.len());
+        let room = most.saturating_sub(jobs.len());
         jobs.extend(inbox.queue.take(room, room));
         jobs
     }
@@ -179,6 +180,15 @@ pub(crate) fn unavailable(reason: &'static str, outcome_unknown: bool) -> StoreE
     StoreError::Unavailable { reason, outcome_unknown, retry_after: Duration::from_secs(1) }
 }
 
+/// Tells the breaker of a failure, if it is one: a conflict with other writers, a reign that has ended and a change of role are
+/// none.
+fn failed(permit: Permit, error: &PgError) {
+    let conflict = matches!(error.code(), Some("40P01" | "40001" | "55P03" | "22012"));
+    if !conflict && !error.is_role_change() {
+        permit.failed();
+    }
+}
+
 /// Tells late writes of a lane also while the lane waits for its primary.
 pub(crate) async fn expire_late(lane: Arc<Lane>) {
     loop {
@@ -214,11 +224,21 @@ impl LaneTask {
                 self.lane.expire();
                 continue;
             };
+            // A primary that does not answer is tried now and then, by one call; what waits here is held meanwhile.
+            let permit = match self.cluster.primary_breaker.acquire() {
+                Ok(permit) => permit,
+                Err(refused) => {
+                    self.lane.expire();
+                    tokio::time::sleep(refused.retry_after.min(limit::PROBE_AGAIN)).await;
+                    continue;
+                }
+            };
             if server.as_ref().is_none_or(|(e, w)| e.id != epoch.id || w.connection.client.is_closed()) {
                 server = None;
                 match self.open(&node.address).await {
                     Ok(writing) => server = Some((epoch, writing)),
                     Err(error) => {
+                        failed(permit, &error);
                         tracing::warn!(cluster = self.cluster.name, %error, "the primary is not reached");
                         self.cluster.suspect();
                         self.lane.expire();
@@ -230,7 +250,7 @@ impl LaneTask {
             }
             let Some((epoch, writing)) = server.as_mut() else { continue };
             self.lane.expire();
-            let jobs = self.lane.take();
+            let jobs = self.lane.take(if permit.is_probe() { limit::PROBE } else { limit::GROUP });
             if jobs.is_empty() {
                 continue;
             }
@@ -245,6 +265,10 @@ impl LaneTask {
             match group::run(writing, &asked, &terms).await {
                 Ok(finished) => {
                     failures = 0;
+                    // A large group takes its time; only a small one that is slow says something about the primary.
+                    if now.elapsed() < limit::SLOW || jobs.len() <= limit::PROBE {
+                        permit.ok();
+                    }
                     metrics::histogram!("tagfast_store_batch_writes").record(jobs.len() as f64);
                     metrics::histogram!("tagfast_store_commit_seconds").record(now.elapsed().as_secs_f64());
                     if finished.lost_race {
@@ -255,14 +279,13 @@ impl LaneTask {
                     self.cluster.committed.notify_one();
                     self.finish(jobs, finished);
                 }
-                Err(failed) => {
-                    let keep = group::is_worth_keeping(&failed.error);
-                    tracing::warn!(cluster = self.cluster.name, error = %failed.error,
-                        unknown = failed.outcome_unknown, "a group commit failed; it runs again");
+                Err(group::Failed { error, outcome_unknown: doubtful }) => {
+                    let keep = group::is_worth_keeping(&error);
+                    failed(permit, &error);
+                    tracing::warn!(cluster = self.cluster.name, %error, unknown = doubtful, "a group commit failed; it runs again");
                     metrics::counter!("tagfast_store_commit_failures_total",
-                        "reason" => if failed.outcome_unknown { "unknown" } else { "aborted" })
+                        "reason" => if doubtful { "unknown" } else { "aborted" })
                     .increment(1);
-                    let doubtful = failed.outcome_unknown;
                     self.lane
                         .again(jobs.into_iter().map(|job| Job { in_doubt: job.in_doubt || doubtful, ..job }).collect());
                     // After an aborted transaction the session is clean only when it was ended.
@@ -277,7 +300,7 @@ impl LaneTask {
         }
     }
 
-    async fn open(&self, address: &str) -> Result<Writing, crate::connect::PgError> {
+    async fn open(&self, address: &str) -> Result<Writing, PgError> {
         Writing::new(self.opener.open(address, "write").await?).await
     }
 

@@ -130,4 +130,16 @@ pub const METRICS: &[MetricDef] = &[
         labels: &["cluster"],
         help: "Passes of the relay that failed and were repeated.",
     },
+    MetricDef {
+        name: "tagfast_reads_shed_total",
+        kind: MetricKind::Counter,
+        labels: &["criticality"],
+        help: "Reads that were refused because a database node had enough to do. Critical ones: the limit is too low, or nodes are missing.",
+    },
+    MetricDef {
+        name: "tagfast_read_batch_keys",
+        kind: MetricKind::Histogram,
+        labels: &[],
+        help: "Contents of one read query.",
+    },
 ];

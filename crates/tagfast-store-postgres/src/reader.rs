@@ -1,200 +1,523 @@
-//! Group reads: one connection a node, one round trip for everything that waits.
+//! The reads of one node: collected into batches, limited, refused when there are too many.
 //!
-//! Each group first asks the server what it is (role, log position, epoch, timeline), then reads the documents and where it
-//! stands then. The facts come back with the documents; whoever asked decides whether they are new enough for it.
+//! A dispatcher collects what waits, up to 16 keys, at most for a millisecond while other queries run, and begins a query when the
+//! node's limiter has a place. Each query is a task of its own, which holds the place until the query has ended on the connection:
+//! callers come and go, the database never works on more than the limit. Connections are opened when they are needed and closed
+//! when they are not. Only critical reads wait for a place, fair between tenants, and not for long; all others are refused at once.
 //!
-//! How it fails: every caller of a failed group is told, and tries another node. The next group opens a new connection.
+//! A node that failed, or that let a caller wait too long, is not asked first for two seconds; after that one read tries it. This
+//! chooses among the nodes of a role. Whether the role is asked at all is its breaker's to say: the permit of a read travels with it
+//! and is told what became of its query, whether its caller still waits or not. While another node of the role is well a failure
+//! is not the role's, and tells the breaker nothing.
+//!
+//! How it fails: every caller of a failed query is told, and asks another node or gives up; the connection is thrown away.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashSet;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use futures_util::future::{join, try_join};
-use tagfast_domain::EpochId;
-use tagfast_failover::BootTime;
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
-use tokio_postgres::Statement;
+use tagfast_domain::TenantId;
+use tagfast_resilience::{Criticality, InFlight, Limiter, LimiterLook, LimiterOptions, Permit};
+use tagfast_store::queue::{FairQueue, Queued, TenantWeights};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::boot_time;
-use crate::connect::{Connection, Opener, PgError, within};
+use crate::connect::{Opener, PgError};
 use crate::options::limit;
+use crate::query::{Group, ReadFacts, Reading};
 
-const BEFORE: &str = "
-SELECT r.recovery,
-       CASE WHEN r.recovery THEN pg_last_wal_replay_lsn() - '0/0' ELSE pg_current_wal_flush_lsn() - '0/0' END::bigint,
-       CASE WHEN r.recovery THEN coalesce((SELECT received_tli FROM pg_stat_wal_receiver), 0)
-            ELSE ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int END,
-       e.id, e.timeline,
-       (extract(epoch FROM CASE WHEN r.recovery THEN pg_last_xact_replay_timestamp() ELSE clock_timestamp() END)
-        * 1000)::bigint
-FROM (SELECT pg_is_in_recovery() AS recovery) r
-LEFT JOIN LATERAL (SELECT id, timeline FROM epoch ORDER BY ordinal DESC LIMIT 1) e ON true";
-/// The documents, and a row with where the server stands: read after the snapshot of the documents, so nothing beyond it is in
-/// them.
-const READ: &str = "
-SELECT NULL::bytea, NULL::bytea, CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() - '0/0'
-                                      ELSE pg_current_wal_insert_lsn() - '0/0' END::bigint
-UNION ALL SELECT k, doc, NULL FROM content WHERE k = ANY($1)";
-
-/// What a server said of itself around a read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct ReadFacts {
-    pub(crate) in_recovery: bool,
-    /// Everything up to here was visible.
-    pub(crate) covered: u64,
-    /// A primary's timeline; the one a replica receives, 0 while it receives nothing.
-    pub(crate) timeline: u32,
-    pub(crate) epoch: Option<(EpochId, u32)>,
-    /// The answer is at least as new as this moment of the server's clock.
-    pub(crate) as_of: Option<i64>,
-    /// Nothing beyond was visible.
-    pub(crate) seen: u64,
-    pub(crate) sent: BootTime,
-    pub(crate) returned: BootTime,
+/// How a node is read.
+#[derive(Clone)]
+pub(crate) struct ReaderOptions {
+    /// In PostgreSQL's list of sessions.
+    pub(crate) name: &'static str,
+    /// Queries at once at most.
+    pub(crate) concurrency: usize,
+    /// Queries a second at most; 0: no such bound.
+    pub(crate) per_second: u32,
+    /// How long a critical read waits for a place.
+    pub(crate) wait: Duration,
+    pub(crate) weights: TenantWeights,
 }
 
-/// A document's bytes, if there is one, and the facts of its group.
-pub(crate) type ReadAnswer = Result<(Option<Vec<u8>>, ReadFacts), Arc<PgError>>;
+/// Why a read did not come to an answer.
+#[derive(Debug)]
+pub(crate) enum NotRead {
+    /// Too much is under way or waits.
+    Overloaded(Duration),
+    /// The node failed, or was too slow; the error is in the log.
+    Failed,
+    /// Its caller had too little time.
+    Late,
+}
+
+/// A document's bytes, if there is one, and the facts of its query.
+pub(crate) type Found = (Option<Vec<u8>>, ReadFacts);
+
+/// A read that is asked of a node.
+pub(crate) struct Ask<'a> {
+    pub(crate) tenant: &'a TenantId,
+    pub(crate) key: &'a [u8],
+    pub(crate) criticality: Criticality,
+    /// Of the breaker of the node's role.
+    pub(crate) permit: Permit,
+    /// No other node of the role is well: if this one fails, the role does.
+    pub(crate) alone: bool,
+    /// When nobody waits for it any more.
+    pub(crate) until: Instant,
+    /// A node that takes longer is not asked first for a while.
+    pub(crate) patience: Duration,
+}
 
 struct Job {
+    tenant: TenantId,
     key: Vec<u8>,
-    reply: oneshot::Sender<ReadAnswer>,
+    criticality: Criticality,
+    permit: Permit,
+    alone: bool,
+    came: Instant,
+    until: Instant,
+    reply: oneshot::Sender<Result<Found, NotRead>>,
 }
 
-/// A node's reader.
+impl Queued for Job {
+    fn tenant(&self) -> &TenantId {
+        &self.tenant
+    }
+
+    fn units(&self) -> usize {
+        1
+    }
+}
+
+/// The median of the last queries.
+#[derive(Default)]
+struct Latency {
+    last: [Duration; 15],
+    next: usize,
+    median: Duration,
+    at: Option<Instant>,
+}
+
+impl Latency {
+    fn note(&mut self, took: Duration) {
+        self.last[self.next % self.last.len()] = took;
+        self.next += 1;
+        let known = self.next.min(self.last.len());
+        let mut sorted = self.last;
+        sorted[..known].sort_unstable();
+        self.median = sorted[known / 2];
+        self.at = Some(Instant::now());
+    }
+
+    /// What a query takes, as of the last second: what is older would keep a node from ever being asked again.
+    fn expected(&self) -> Duration {
+        if self.at.is_some_and(|at| at.elapsed() < Duration::from_secs(1)) { self.median } else { Duration::ZERO }
+    }
+}
+
+struct Inbox {
+    queue: FairQueue<Job>,
+    /// How many of each criticality wait.
+    waiting: [usize; 3],
+    /// Since when the oldest one waits, or earlier.
+    oldest: Option<Instant>,
+    idle: Vec<(Instant, Reading)>,
+    latency: Latency,
+    shed: [u64; 3],
+    /// Not asked first before.
+    avoided_until: Option<Instant>,
+    closed: bool,
+}
+
+struct Shared {
+    label: String,
+    opener: Opener,
+    address: String,
+    options: ReaderOptions,
+    limiter: Arc<Limiter>,
+    inbox: Mutex<Inbox>,
+    /// Something came, or a query has ended.
+    news: Notify,
+}
+
+struct Handle(Arc<Shared>);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.0.inbox().closed = true;
+        self.0.news.notify_one();
+    }
+}
+
+/// A node's reader. With its last copy its tasks end.
 #[derive(Clone)]
-pub(crate) struct NodeReader {
-    jobs: mpsc::Sender<Job>,
-    failed_at: Arc<Mutex<Option<Instant>>>,
-}
-
-/// Why a read did not come to the node.
-pub(crate) enum NotRead {
-    /// Too many wait.
-    Overloaded,
-    /// The node failed; the error is in the log.
-    Failed,
-}
+pub(crate) struct NodeReader(Arc<Handle>);
 
 impl NodeReader {
-    pub(crate) fn start(opener: Opener, address: String) -> Self {
-        let (jobs, waiting) = mpsc::channel(limit::READ_QUEUE);
-        tokio::spawn(run(opener, address, waiting));
-        Self { jobs, failed_at: Arc::default() }
+    pub(crate) fn start(label: String, opener: Opener, address: String, options: ReaderOptions) -> Self {
+        let limits = LimiterOptions {
+            start: LimiterOptions::default().start.min(options.concurrency),
+            least: LimiterOptions::default().least.min(options.concurrency),
+            most: options.concurrency,
+            per_second: (options.per_second > 0).then(|| f64::from(options.per_second)),
+            ..LimiterOptions::default()
+        };
+        let began = std::time::Instant::now();
+        let inbox = Inbox {
+            queue: FairQueue::weighted(options.concurrency * limit::READS, options.weights.clone()),
+            waiting: [0; 3],
+            oldest: None,
+            idle: Vec::new(),
+            latency: Latency::default(),
+            shed: [0; 3],
+            avoided_until: None,
+            closed: false,
+        };
+        let shared = Arc::new(Shared {
+            label,
+            opener,
+            address,
+            options,
+            limiter: Limiter::new(limits, Arc::new(move || began.elapsed())),
+            inbox: Mutex::new(inbox),
+            news: Notify::new(),
+        });
+        tokio::spawn(Arc::clone(&shared).dispatch());
+        Self(Arc::new(Handle(shared)))
     }
 
-    /// Whether it failed a moment ago; another node is asked first then.
-    pub(crate) fn is_avoided(&self) -> bool {
-        self.last_failure().is_some_and(|at| at.elapsed() < limit::AVOID)
+    fn shared(&self) -> &Arc<Shared> {
+        &self.0.0
     }
 
-    /// Remembers that it did not answer in time.
-    pub(crate) fn avoid(&self) {
-        *self.failed_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    /// Whether it has not failed lately.
+    pub(crate) fn is_well(&self) -> bool {
+        self.shared().inbox().avoided_until.is_none()
     }
 
-    fn last_failure(&self) -> Option<Instant> {
-        *self.failed_at.lock().unwrap_or_else(PoisonError::into_inner)
+    /// When it may be asked again; `None`: it is well.
+    pub(crate) fn avoided_until(&self) -> Option<Instant> {
+        self.shared().inbox().avoided_until
     }
 
-    pub(crate) async fn read(&self, key: Vec<u8>) -> Result<(Option<Vec<u8>>, ReadFacts), NotRead> {
+    /// Whether this read may ask it: it is well, or its time is over and this is the one that tries.
+    pub(crate) fn may_ask(&self) -> bool {
+        let mut inbox = self.shared().inbox();
+        let now = Instant::now();
+        match inbox.avoided_until {
+            None => true,
+            Some(until) if now < until => false,
+            Some(_) => {
+                inbox.avoided_until = Some(now + limit::AVOID);
+                true
+            }
+        }
+    }
+
+    /// What it is called, and how its limit stands.
+    pub(crate) fn look(&self) -> (String, LimiterLook) {
+        let shared = self.shared();
+        let mut look = shared.limiter.look();
+        // The limiter sees queries; who was refused is a caller.
+        [look.shed.sheddable, look.shed.degradable, look.shed.critical] = shared.inbox().shed;
+        (shared.label.clone(), look)
+    }
+
+    pub(crate) async fn read(&self, ask: Ask<'_>) -> Result<Found, NotRead> {
+        let shared = self.shared();
+        let now = Instant::now();
+        let patient = now + ask.patience;
+        let until = ask.until.min(patient);
         let (reply, answer) = oneshot::channel();
-        self.jobs.try_send(Job { key, reply }).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => NotRead::Overloaded,
-            mpsc::error::TrySendError::Closed(_) => NotRead::Failed,
+        shared.push(Job {
+            tenant: ask.tenant.clone(),
+            key: ask.key.to_vec(),
+            criticality: ask.criticality,
+            permit: ask.permit,
+            alone: ask.alone,
+            came: now,
+            until: ask.until,
+            reply,
         })?;
-        match answer.await {
-            Ok(Ok(found)) => Ok(found),
-            Ok(Err(_)) | Err(_) => {
-                self.avoid();
+        match timeout_at(until, answer).await {
+            Ok(Ok(found)) => found,
+            // A caller in a hurry says nothing about the node.
+            Ok(Err(_)) => Err(NotRead::Late),
+            Err(_) if until < patient => Err(NotRead::Late),
+            Err(_) => {
+                shared.avoid();
                 Err(NotRead::Failed)
             }
         }
     }
 }
 
-struct Reading {
-    connection: Connection,
-    before: Statement,
-    read: Statement,
+fn place(criticality: Criticality) -> usize {
+    match criticality {
+        Criticality::Sheddable => 0,
+        Criticality::Degradable => 1,
+        Criticality::Critical => 2,
+    }
 }
 
-async fn open(opener: &Opener, address: &str) -> Result<Reading, PgError> {
-    let connection = opener.open(address, "read").await?;
-    let client = &connection.client;
-    let all = try_join(client.prepare(BEFORE), client.prepare(READ));
-    let (before, read) = within("preparing", limit::CONNECT, all).await?;
-    Ok(Reading { before, read, connection })
+/// 1 to 3 s, so that those who were refused together do not come back together.
+pub(crate) fn comes_back() -> Duration {
+    Duration::from_millis(1000 + RandomState::new().build_hasher().finish() % 2000)
 }
 
-/// Reads in groups until every handle is dropped.
-async fn run(opener: Opener, address: String, mut waiting: mpsc::Receiver<Job>) {
-    let mut server: Option<Reading> = None;
-    let mut jobs = Vec::with_capacity(limit::READS);
-    while waiting.recv_many(&mut jobs, limit::READS).await > 0 {
-        // Who has gone needs no answer.
-        jobs.retain(|job| !job.reply.is_closed());
-        if server.as_ref().is_none_or(|s| s.connection.client.is_closed()) {
-            server = match open(&opener, &address).await {
-                Ok(reading) => Some(reading),
-                Err(error) => {
-                    fail(&mut jobs, error, &address);
-                    continue;
-                }
-            };
+impl Inbox {
+    /// Keeps count of what has left the queue.
+    fn left(&mut self, jobs: &[Job]) {
+        jobs.iter().for_each(|job| self.waiting[place(job.criticality)] -= 1);
+        if self.queue.is_empty() {
+            self.oldest = None;
         }
-        let Some(reading) = &server else { continue };
-        match group(reading, &jobs).await {
+    }
+
+    /// The most important of what waits.
+    fn most_important(&self) -> Criticality {
+        let order = [Criticality::Critical, Criticality::Degradable];
+        order.into_iter().find(|of| self.waiting[place(*of)] > 0).unwrap_or(Criticality::Sheddable)
+    }
+}
+
+impl Shared {
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn avoid(&self) {
+        self.inbox().avoided_until = Some(Instant::now() + limit::AVOID);
+    }
+
+    fn refuse(&self, job: Job) {
+        self.inbox().shed[place(job.criticality)] += 1;
+        metrics::counter!("tagfast_reads_shed_total", "criticality" => job.criticality.as_str()).increment(1);
+        drop(job.reply.send(Err(NotRead::Overloaded(comes_back()))));
+    }
+
+    /// Takes a read in, or refuses it.
+    fn push(&self, job: Job) -> Result<(), NotRead> {
+        let look = self.limiter.look();
+        let criticality = job.criticality;
+        let mut inbox = self.inbox();
+        // What waits will be queries, too.
+        let planned = look.in_flight + (inbox.queue.len() + 1).div_ceil(limit::READS);
+        let room = match criticality {
+            Criticality::Critical => true,
+            Criticality::Degradable | Criticality::Sheddable => {
+                planned <= ((look.limit as f64 * criticality.share()) as usize).max(1)
+            }
+        };
+        inbox.queue.set_bound(look.limit * limit::READS);
+        let came = job.came;
+        if !room || inbox.queue.push(job).is_err() {
+            inbox.shed[place(criticality)] += 1;
+            metrics::counter!("tagfast_reads_shed_total", "criticality" => criticality.as_str()).increment(1);
+            return Err(NotRead::Overloaded(comes_back()));
+        }
+        inbox.waiting[place(criticality)] += 1;
+        inbox.oldest.get_or_insert(came);
+        drop(inbox);
+        self.news.notify_one();
+        Ok(())
+    }
+
+    /// Closes connections that are not used. When the next one grows too old.
+    fn close_idle(&self, now: Instant) -> Option<Instant> {
+        let mut inbox = self.inbox();
+        inbox.idle.retain(|(since, server)| now - *since < limit::IDLE && !server.is_closed());
+        inbox.idle.first().map(|(since, _)| *since + limit::IDLE)
+    }
+
+    /// Refuses those that have waited too long and forgets those that nobody waits for. Asked only while there is no place: who was
+    /// late to be looked at is not refused for it.
+    fn expire(&self, now: Instant) {
+        let mut inbox = self.inbox();
+        if inbox.oldest.is_none_or(|oldest| now < oldest + self.options.wait) {
+            return;
+        }
+        let gone = inbox.queue.take_if(|job| job.reply.is_closed() || now >= job.came + self.options.wait);
+        inbox.left(&gone);
+        self.look_again(&mut inbox, now);
+        drop(inbox);
+        gone.into_iter().for_each(|job| self.refuse(job));
+    }
+
+    /// The queue does not know who is the oldest of those that are left: it is looked through after a quarter of the wait.
+    fn look_again(&self, inbox: &mut Inbox, now: Instant) {
+        if inbox.oldest.is_some() {
+            inbox.oldest = now.checked_sub(self.options.wait * 3 / 4);
+        }
+    }
+
+    /// Refuses what does not wait for a place.
+    fn refuse_all_but_critical(&self) {
+        let mut inbox = self.inbox();
+        if inbox.waiting[..2] == [0, 0] {
+            return;
+        }
+        let gone = inbox.queue.take_if(|job| job.criticality != Criticality::Critical);
+        inbox.left(&gone);
+        drop(inbox);
+        gone.into_iter().for_each(|job| self.refuse(job));
+    }
+
+    /// Until when more is collected; `None`: what waits goes at once.
+    fn lingers(&self) -> Option<Instant> {
+        let in_flight = self.limiter.look().in_flight;
+        let inbox = self.inbox();
+        if in_flight == 0 || inbox.queue.len() >= limit::READS {
+            return None;
+        }
+        inbox.oldest.map(|oldest| oldest + limit::LINGER).filter(|until| *until > Instant::now())
+    }
+
+    /// The next batch. What would be late is not asked any more.
+    fn take(&self) -> Vec<Job> {
+        let mut inbox = self.inbox();
+        let jobs = inbox.queue.take(limit::READS, limit::READS);
+        inbox.left(&jobs);
+        let now = Instant::now();
+        self.look_again(&mut inbox, now);
+        let needs = inbox.latency.expected();
+        drop(inbox);
+        jobs.into_iter().filter(|job| !job.reply.is_closed() && job.until > now + needs).collect()
+    }
+
+    async fn dispatch(self: Arc<Self>) {
+        loop {
+            let now = Instant::now();
+            let idle = self.close_idle(now);
+            let (waits, closed) = {
+                let inbox = self.inbox();
+                (inbox.oldest, inbox.closed)
+            };
+            if waits.is_none() {
+                if closed {
+                    return;
+                }
+                match idle {
+                    None => self.news.notified().await,
+                    Some(at) => drop(timeout_at(at, self.news.notified()).await),
+                }
+                continue;
+            }
+            if let Some(until) = self.lingers() {
+                drop(timeout_at(until, self.news.notified()).await);
+                continue;
+            }
+            let most_important = self.inbox().most_important();
+            match self.limiter.try_begin(most_important) {
+                Ok(place) => {
+                    let jobs = self.take();
+                    if !jobs.is_empty() {
+                        tokio::spawn(Arc::clone(&self).query(place, jobs));
+                    }
+                }
+                Err(_) => {
+                    self.refuse_all_but_critical();
+                    self.expire(now);
+                    let Some(oldest) = self.inbox().oldest else { continue };
+                    // The bound of a second makes room without any query's end.
+                    let soon =
+                        if self.options.per_second > 0 { now + limit::LINGER } else { oldest + self.options.wait };
+                    tokio::select! {
+                        () = self.news.notified() => {}
+                        () = sleep_until(soon) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// A connection that is open, or a new one. Whether it is new comes with it.
+    async fn server(&self) -> Result<(Reading, bool), PgError> {
+        loop {
+            // The one that was used last: those that are not needed grow old.
+            let Some((_, server)) = self.inbox().idle.pop() else { break };
+            if !server.is_closed() {
+                return Ok((server, false));
+            }
+        }
+        Ok((Reading::open(&self.opener, &self.address, self.options.name).await?, true))
+    }
+
+    /// One query, to its end, whoever still waits for it.
+    async fn query(self: Arc<Self>, held: InFlight, mut jobs: Vec<Job>) {
+        let opened = self.server().await;
+        let (result, server, fresh) = match opened {
+            Err(error) => (Err(error), None, true),
+            Ok((server, fresh)) => {
+                jobs.retain(|job| !job.reply.is_closed());
+                if jobs.is_empty() {
+                    self.inbox().idle.push((Instant::now(), server));
+                    drop(held);
+                    self.news.notify_one();
+                    return;
+                }
+                let mut keys: Vec<&[u8]> = jobs.iter().map(|job| job.key.as_slice()).collect();
+                keys.sort_unstable();
+                keys.dedup();
+                let began = Instant::now();
+                let result = server.group(&keys).await;
+                let took = began.elapsed();
+                metrics::histogram!("tagfast_read_batch_keys").record(keys.len() as f64);
+                let mut inbox = self.inbox();
+                if result.is_ok() {
+                    inbox.latency.note(took);
+                    // Late answers keep it avoided.
+                    if took < limit::REPLICA_FIRST {
+                        inbox.avoided_until = None;
+                    }
+                }
+                drop(inbox);
+                (result, Some(server), fresh)
+            }
+        };
+        match &result {
+            // Connecting is no measure of load.
+            Ok(_) if fresh => drop(held),
+            Ok(_) => held.ended(jobs.len(), true),
+            Err(_) => held.ended(jobs.len(), false),
+        }
+        // The statement has ended on the server; the connection is as good as before.
+        let keeps = result.as_ref().map_or_else(|error| error.code() == Some("57014"), |_| true);
+        if let Some(server) = server.filter(|_| keeps) {
+            self.inbox().idle.push((Instant::now(), server));
+        }
+        self.news.notify_one();
+        self.answer(jobs, result, fresh);
+    }
+
+    fn answer(&self, jobs: Vec<Job>, result: Result<Group, PgError>, fresh: bool) {
+        match result {
             Ok((mut documents, facts)) => {
-                for job in jobs.drain(..) {
-                    let document = documents.get_mut(&job.key).map(|d| d.clone());
+                // A key that is asked for once need not be copied.
+                let mut seen = HashSet::with_capacity(jobs.len());
+                let unique = jobs.iter().all(|job| seen.insert(&job.key));
+                for job in jobs {
+                    let document = if unique { documents.remove(&job.key) } else { documents.get(&job.key).cloned() };
+                    // Slow is not the role's while another node is well, and not when it was the connecting.
+                    if (job.alone && !fresh) || job.came.elapsed() < limit::SLOW {
+                        job.permit.ok();
+                    }
                     drop(job.reply.send(Ok((document, facts))));
                 }
             }
             Err(error) => {
-                server = None;
-                fail(&mut jobs, error, &address);
+                tracing::warn!(reads = self.label, %error, "a query failed");
+                self.avoid();
+                let of_role = !error.is_role_change();
+                for job in jobs {
+                    if job.alone && of_role {
+                        job.permit.failed();
+                    }
+                    drop(job.reply.send(Err(NotRead::Failed)));
+                }
             }
         }
     }
-}
-
-fn fail(jobs: &mut Vec<Job>, error: PgError, address: &str) {
-    tracing::warn!(address, %error, "a group read failed");
-    let error = Arc::new(error);
-    jobs.drain(..).for_each(|job| drop(job.reply.send(Err(Arc::clone(&error)))));
-}
-
-async fn group(server: &Reading, jobs: &[Job]) -> Result<(HashMap<Vec<u8>, Vec<u8>>, ReadFacts), PgError> {
-    let mut keys: Vec<&[u8]> = jobs.iter().map(|job| job.key.as_slice()).collect();
-    keys.sort_unstable();
-    keys.dedup();
-    let client = &server.connection.client;
-    let sent = boot_time();
-    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&keys];
-    let all = async {
-        let (before, rows) = join(client.query_one(&server.before, &[]), client.query(&server.read, &parameters)).await;
-        Ok((before?, rows?))
-    };
-    let (before, rows) = within("a group read", limit::READ, all).await?;
-    let id: Option<Vec<u8>> = before.get(3);
-    let epoch = id.and_then(|id| id.try_into().ok()).map(|id| (EpochId(id), before.get::<_, i32>(4).cast_unsigned()));
-    let (mut documents, mut seen) = (HashMap::with_capacity(rows.len()), 0i64);
-    for row in rows {
-        match row.get::<_, Option<i64>>(2) {
-            Some(position) => seen = position,
-            None => drop(documents.insert(row.get(0), row.get(1))),
-        }
-    }
-    let facts = ReadFacts {
-        in_recovery: before.get(0),
-        covered: before.get::<_, i64>(1).cast_unsigned(),
-        timeline: before.get::<_, i32>(2).cast_unsigned(),
-        epoch,
-        as_of: before.get(5),
-        seen: seen.cast_unsigned(),
-        sent,
-        returned: boot_time(),
-    };
-    Ok((documents, facts))
 }

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::{join, join_all};
-use tagfast_domain::{ContentKey, Epoch, TenantId, codec};
-use tagfast_resilience::Clock;
+use tagfast_domain::{ContentKey, Epoch, EpochId, TenantId, codec};
+use tagfast_resilience::{Bulkhead, BulkheadOptions, Clock, LimiterLook};
 use tagfast_sharding::{ContentHash, LogicalShard, ShardMap, ShardMapError};
 use tagfast_store::{
-    Durability, Receipt, ReceiptReader, ScanPage, ShardScanner, StoreError, TagWriter, Verdict, WriteAnswer,
+    Durability, History, Receipt, ReceiptReader, ScanPage, ShardScanner, StoreError, TagWriter, Verdict, WriteAnswer,
     WriteRequest,
 };
 use tokio::sync::{mpsc, oneshot};
@@ -25,7 +25,7 @@ use crate::etcd::{Etcd, EtcdError};
 use crate::group::stored_key;
 use crate::lane::{Lane, LaneTask, unavailable};
 use crate::options::{PostgresOptions, limit};
-use crate::reader::NodeReader;
+use crate::reader::{NodeReader, ReaderOptions};
 use crate::relay::{OutboxSink, Relay};
 use crate::remembered::Remembered;
 use crate::tls::TlsError;
@@ -68,6 +68,9 @@ pub(crate) struct Parts {
     pub(crate) cluster: Arc<Cluster>,
     lanes: Vec<Arc<Lane>>,
     pub(crate) readers: Mutex<HashMap<String, NodeReader>>,
+    /// Those of strong reads, which neither wait for the others nor hold them up.
+    pub(crate) strong: Mutex<HashMap<String, NodeReader>>,
+    pub(crate) strong_reads: Arc<Bulkhead>,
     pub(crate) remembered: Remembered,
     walker: tokio::sync::Mutex<Option<(String, Connection)>>,
     drains: mpsc::Sender<oneshot::Sender<()>>,
@@ -96,6 +99,7 @@ pub struct PostgresStore {
     pub(crate) clusters: Vec<Parts>,
     pub(crate) opener: Opener,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) reading: ReaderOptions,
     outbox_bytes: u64,
     tasks: Vec<JoinHandle<()>>,
     lane_tasks: Mutex<Vec<JoinHandle<()>>>,
@@ -119,9 +123,11 @@ impl PostgresStore {
         let etcd = Etcd::new(&options.etcd)?;
         let opener = Opener::new(&options)?;
         let http = reqwest::Client::builder().timeout(limit::ETCD).no_proxy().build().map_err(EtcdError::from)?;
+        let weights = || options.tenant_weights.clone();
+        let strong_reads = BulkheadOptions { most: limit::STRONG_READS, queue: limit::STRONG_READS, wait: limit::READ };
         let (mut clusters, mut tasks, mut lane_tasks) = (Vec::new(), Vec::new(), Vec::new());
         for (index, wanted) in options.clusters.iter().enumerate() {
-            let cluster = Arc::new(Cluster::new(index as u16, &wanted.name, &wanted.scope));
+            let cluster = Arc::new(Cluster::new(index as u16, &wanted.name, &wanted.scope, &options.breakers));
             // While etcd is silent, replicas can still be read.
             let (early, urls, http) = (Arc::clone(&cluster), wanted.patroni.clone(), http.clone());
             tasks.push(tokio::spawn(async move {
@@ -147,7 +153,7 @@ impl PostgresStore {
             tasks.push(tokio::spawn(watcher.run()));
             tasks.push(tokio::spawn(rounds(Arc::clone(&cluster), opener.clone())));
             let lanes: Vec<Arc<Lane>> =
-                (0..options.lanes).map(|n| Arc::new(Lane::new(n as i32, options.hold))).collect();
+                (0..options.lanes).map(|n| Arc::new(Lane::new(n as i32, options.hold, weights()))).collect();
             for lane in &lanes {
                 let task = LaneTask {
                     lane: Arc::clone(lane),
@@ -174,14 +180,23 @@ impl PostgresStore {
                 cluster,
                 lanes,
                 readers: Mutex::default(),
+                strong: Mutex::default(),
+                strong_reads: Bulkhead::new("strong reads", strong_reads),
                 remembered: Remembered::default(),
                 walker: tokio::sync::Mutex::new(None),
                 drains,
             });
         }
-        let clock = options.clock;
-        let outbox_bytes = options.outbox_bytes;
-        Ok(Arc::new(Self { map, clusters, opener, clock, outbox_bytes, tasks, lane_tasks: Mutex::new(lane_tasks) }))
+        let reading = ReaderOptions {
+            name: "read",
+            concurrency: options.read_concurrency.max(1),
+            per_second: options.reads_per_second,
+            wait: limit::READ_WAIT,
+            weights: weights(),
+        };
+        let (clock, outbox_bytes) = (options.clock, options.outbox_bytes);
+        let lane_tasks = Mutex::new(lane_tasks);
+        Ok(Arc::new(Self { map, clusters, opener, clock, reading, outbox_bytes, tasks, lane_tasks }))
     }
 
     /// Finishes what waits and refuses what comes.
@@ -224,6 +239,18 @@ impl PostgresStore {
             }
         };
         self.clusters.iter().map(status).collect()
+    }
+
+    /// How the limits of the nodes stand that have been read, by name: `reads of c0/node`, `strong reads of c0/node`. What was
+    /// refused counts reads, everything else queries.
+    pub fn limits(&self) -> Vec<(String, LimiterLook)> {
+        let mut limits = Vec::new();
+        for readers in self.clusters.iter().flat_map(|parts| [&parts.readers, &parts.strong]) {
+            let readers = readers.lock().unwrap_or_else(PoisonError::into_inner);
+            limits.extend(readers.values().map(NodeReader::look));
+        }
+        limits.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        limits
     }
 
     /// Waits until every cluster takes writes. False: not within the time.
@@ -377,6 +404,16 @@ fn page_of(rows: &[tokio_postgres::Row], limit: usize) -> Result<ScanPage, Store
         page.next = page.items.last().map(|(key, _)| key.clone());
     }
     Ok(page)
+}
+
+impl History for PostgresStore {
+    fn current(&self, shard: LogicalShard) -> Option<EpochId> {
+        self.parts(shard).cluster.fenced_in()
+    }
+
+    fn fence(&self, shard: LogicalShard, epoch: EpochId) -> Option<u64> {
+        self.parts(shard).cluster.fence_of(epoch)
+    }
 }
 
 #[async_trait]

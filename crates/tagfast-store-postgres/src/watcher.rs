@@ -206,22 +206,36 @@ impl Watcher {
     }
 
     async fn learn(&self, epoch: &EpochRecord) {
+        let known = self.cluster.epoch();
+        let news = known.is_none_or(|known| epoch.ordinal > known.ordinal);
+        let missing = known.is_some_and(|known| known.id == epoch.id) && !self.cluster.knows_history();
+        if !news && !missing {
+            return;
+        }
+        // Before the epoch is learned, so that nothing of it is judged by the fences of the last one.
+        let history = self.etcd.history(&self.cluster.scope).await;
+        if let Err(error) = &history {
+            // Tokens of older epochs are answered from the primary, marked; the next look tries again.
+            tracing::warn!(cluster = self.cluster.name, %error, "the epochs' history was not read");
+        }
         let (before, changed) = {
             let mut acknowledger = self.cluster.acknowledger();
-            (acknowledger.epoch().is_some(), acknowledger.learn(epoch))
+            let before = acknowledger.epoch().is_some();
+            let changed = acknowledger.learn(epoch);
+            if changed || history.is_ok() {
+                self.cluster.set_fences(history.as_deref().ok(), epoch);
+            }
+            (before, changed)
         };
         if before && changed {
+            // What failed was another node.
+            self.cluster.primary_breaker.begin_anew("new_epoch");
             metrics::counter!("tagfast_failovers_total", "cluster" => self.cluster.name.clone()).increment(1);
         }
         if changed {
             metrics::counter!("tagfast_epochs_total", "cluster" => self.cluster.name.clone()).increment(1);
             metrics::gauge!("tagfast_epoch_ordinal", "cluster" => self.cluster.name.clone())
                 .set(epoch.ordinal.0 as f64);
-            match self.etcd.history(&self.cluster.scope).await {
-                Ok(history) => self.cluster.set_fences(&history, epoch),
-                // Every older epoch then has fence 0: its tokens are answered from the primary, marked.
-                Err(error) => tracing::warn!(cluster = self.cluster.name, %error, "the epochs' history was not read"),
-            }
             // Whoever waits with a commit of the older epoch learns that its gate is closed.
             self.cluster.proved();
         }

@@ -1,5 +1,6 @@
 //! Why a store could not do what was asked, and whether to ask again.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tagfast_domain::{DomainError, Refusal};
@@ -68,7 +69,33 @@ fn refusal_text(refusal: &Refusal) -> String {
     }
 }
 
+/// An error that several callers were told.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+struct Shared(Arc<StoreError>);
+
 impl StoreError {
+    /// The same error for one more caller.
+    #[must_use]
+    pub fn share(self: &Arc<Self>) -> Self {
+        match &**self {
+            Self::Refused(refusal) => Self::Refused(refusal.clone()),
+            Self::NotInThisMode(feature) => Self::NotInThisMode(feature),
+            Self::Overloaded { queue, limit, retry_after } => {
+                Self::Overloaded { queue, limit: *limit, retry_after: *retry_after }
+            }
+            Self::Deadline { waiting_for, outcome_unknown } => {
+                Self::Deadline { waiting_for, outcome_unknown: *outcome_unknown }
+            }
+            Self::DiskFull => Self::DiskFull,
+            Self::Unavailable { reason, outcome_unknown, retry_after } => {
+                Self::Unavailable { reason, outcome_unknown: *outcome_unknown, retry_after: *retry_after }
+            }
+            Self::Damaged { what, source } => Self::Damaged { what: what.clone(), source: source.clone() },
+            Self::Internal(_) => Self::Internal(Box::new(Shared(Arc::clone(self)))),
+        }
+    }
+
     /// Whether the same request can succeed later without being changed.
     pub fn is_retryable(&self) -> bool {
         match self {

@@ -46,6 +46,9 @@ pub struct ReadOptions<'a> {
     pub deadline: Option<tokio::time::Instant>,
     /// Who reads. Without a token, what this user wrote last is what the answer must show.
     pub user: Option<&'a UserId>,
+    /// Ask the primary before any replica: what must be shown is not known, so it must be the newest. Unlike with
+    /// [`Consistency::Strong`], a replica answers when the primary does not.
+    pub primary_first: bool,
     /// What is given up first when not everything can be answered.
     pub criticality: Criticality,
     /// The oldest stale answer that is better than none; `None`: as old as the service allows, zero: none.
@@ -161,6 +164,8 @@ pub struct WriteAnswer {
     pub receipt: Receipt,
     /// The content as this write left it; `None` when it wrote nothing, or when the store does not tell.
     pub view: Option<Arc<View>>,
+    /// Promises about later reads that could not be kept.
+    pub degraded: Vec<Degraded>,
 }
 
 /// Reads.

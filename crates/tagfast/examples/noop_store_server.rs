@@ -67,6 +67,7 @@ impl Nothing {
                 write_id: request.write.id,
             },
             view: None,
+            degraded: Vec::new(),
         }
     }
 }

@@ -15,11 +15,11 @@ use async_trait::async_trait;
 use tagfast_api::{ApiParts, Letters, LimitStatus, Operations, OperationsError, Readiness, StatusReport};
 use tagfast_events::{Bus, ClusterName, Group, LetterBook, Partition};
 use tagfast_events_kafka::{KafkaBus, KafkaOptions, TopicError};
-use tagfast_popular::{BoardWriter, PopularCounts, PopularTags, RecountReport, StateBoards, StateRedis};
+use tagfast_popular::{BoardWriter, PopularCounts, PopularTags, RecountReport, StateBoards};
 use tagfast_resilience::{Breakers, Clock};
 use tagfast_search::{GuardOptions, GuardedIndex, OpenSearchError, OpenSearchIndex, OpenSearchOptions, SharedProgress};
 use tagfast_sharding::{LogicalShard, ShardMap};
-use tagfast_store::{Sealer, ShardScanner, SharedStore};
+use tagfast_store::{Sealer, ShardScanner};
 use tagfast_store_postgres::{
     ClusterOptions, ClusterStatus, Discard, OutboxSink, PostgresLetters, PostgresOptions, PostgresStore,
 };
@@ -33,6 +33,7 @@ use crate::intake::Intake;
 use crate::outbox::KafkaOutbox;
 use crate::replayer::Replayer;
 use crate::roles::Roles;
+use crate::shield::Shield;
 
 /// The topic of events.
 const TOPIC: &str = "tagfast.taggings.v1";
@@ -67,7 +68,6 @@ struct Fed {
 #[derive(Default)]
 struct Shown {
     boards: Option<BoardWriter>,
-    redis: Option<Arc<StateRedis>>,
     _progress: Option<SharedProgress>,
 }
 
@@ -123,11 +123,16 @@ impl ClusterNode {
             outbox_bytes: postgres.outbox_max_bytes,
             relay: roles.relay,
             hold: postgres.hold,
+            breakers: Arc::clone(&breakers),
+            read_concurrency: 16,
+            reads_per_second: 0,
+            tenant_weights: tagfast_store::queue::TenantWeights::default(),
         };
         let store =
             PostgresStore::open(options, sink).map_err(|e| Failure::new(format!("the store does not open: {e}")))?;
+        let shield = Shield::start(postgres, roles, &store, &clock, &breakers)?;
         let fed = match bus {
-            Some(bus) => Some(feed(config, postgres, roles, &store, bus, &clock).await?),
+            Some(bus) => Some(feed(config, postgres, roles, &store, bus, &shield, &clock).await?),
             None => None,
         };
         let keys = config.signing_keys().map_err(Failure::new)?;
@@ -138,9 +143,11 @@ impl ClusterNode {
             None => (None, None, None, None, None, Shown::default(), None),
         };
         let index = index.map(|index| GuardedIndex::new(index, &breakers, GuardOptions::default()));
+        let shielded = shield.store(&store);
         let operations = Arc::new(ClusterOperations {
             store: Arc::clone(&store),
             index: index.clone(),
+            shield,
             roles,
             consumers,
             replaying,
@@ -149,7 +156,7 @@ impl ClusterNode {
             started: Instant::now(),
         });
         let parts = ApiParts {
-            store: Arc::clone(&store) as SharedStore,
+            store: shielded,
             search: index.map(|index| index as _),
             popular,
             letters: letters.map(|book| Letters { book, cooldown: config.dead_letters.cooldown }),
@@ -243,6 +250,7 @@ async fn feed(
     roles: Roles,
     store: &Arc<PostgresStore>,
     bus: Arc<KafkaBus>,
+    shield: &Shield,
     clock: &Arc<dyn Clock>,
 ) -> Result<Fed, Failure> {
     let scanner = Arc::clone(store) as Arc<dyn ShardScanner>;
@@ -267,10 +275,7 @@ async fn feed(
     };
     let (index, progress) = index.unzip();
     let held = hold(&config.data_dir)?;
-    let redis = match &postgres.state_redis {
-        Some(url) => Some(Arc::new(StateRedis::new(url).map_err(|e| Failure::new(format!("state.redis_url: {e}")))?)),
-        None => None,
-    };
+    let redis = shield.state.clone();
     let counts = match (roles.analytics, &redis) {
         (false, _) => None,
         (true, None) => Some(PopularCounts::open(config.data_dir.join("popular"), scanner, Arc::clone(clock))),
@@ -304,7 +309,7 @@ async fn feed(
     let traced = config.telemetry.otlp_endpoint.is_some();
     let feed = Feed { bus: &bus, letters: &letters, clock, traced };
     let consumers = Consumers::start(&feed, index.clone().filter(|_| roles.indexer), counts);
-    let shown = Shown { boards, redis, _progress: progress };
+    let shown = Shown { boards, _progress: progress };
     Ok(Fed { index, popular, letters, consumers, replaying, shown, held })
 }
 
@@ -340,6 +345,7 @@ fn node_name() -> String {
 struct ClusterOperations {
     store: Arc<PostgresStore>,
     index: Option<Arc<GuardedIndex>>,
+    shield: Shield,
     roles: Roles,
     replaying: Option<Replaying>,
     shown: Shown,
@@ -394,11 +400,7 @@ impl Operations for ClusterOperations {
         if let Some(consumers) = &self.consumers {
             consumers.report(&mut report).await;
         }
-        if let Some(redis) = &self.shown.redis
-            && let Err(error) = redis.check().await
-        {
-            report.degraded.push(("popular".to_owned(), error.to_string()));
-        }
+        report.degraded.extend(self.shield.degraded());
         report
     }
 

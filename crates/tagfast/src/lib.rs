@@ -19,6 +19,7 @@ pub mod progress;
 pub mod replayer;
 pub mod roles;
 pub mod serve;
+pub mod shield;
 pub mod telemetry;
 pub mod term;
 pub mod transfer;

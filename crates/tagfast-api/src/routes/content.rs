@@ -177,6 +177,7 @@ pub(crate) fn body<'a>(call: &Call, key: &'a ContentKey, answer: &'a WriteAnswer
         version: VersionText(answer.version),
         receipt: answer.receipt.seal(&call.app.parts.sealer, call.tenant()),
         repeated: answer.repeated,
+        degraded: answer.degraded.iter().map(Into::into).collect(),
     }
 }
 

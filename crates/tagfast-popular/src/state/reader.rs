@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use redis::AsyncTypedCommands;
 use tagfast_domain::{TagName, TenantId, UnixMillis};
+use tagfast_redis::Redis;
 
-use super::{StateError, StateRedis, WINDOWS, merging};
+use super::{StateError, WINDOWS, merging};
 use crate::boards::{Snapshot, TYPEAHEAD_TAGS};
 use crate::counts::prefixes;
 use crate::{Board, PopularError, PopularTags, RecountReport, Suggestions, TagCount, Window};
@@ -50,7 +51,7 @@ struct Slots {
 
 /// The boards as everybody who answers questions has them.
 pub struct StateBoards {
-    redis: Arc<StateRedis>,
+    redis: Arc<Redis>,
     partitions: u16,
     slots: Mutex<Slots>,
 }
@@ -61,7 +62,7 @@ fn unavailable(error: &StateError) -> PopularError {
 
 impl StateBoards {
     /// Nothing is read yet.
-    pub fn new(redis: Arc<StateRedis>, partitions: u16) -> Arc<Self> {
+    pub fn new(redis: Arc<Redis>, partitions: u16) -> Arc<Self> {
         Arc::new(Self { redis, partitions, slots: Mutex::default() })
     }
 
@@ -117,7 +118,7 @@ impl StateBoards {
                 Ok((read, false))
             }
             Err(error) => {
-                self.redis.failed().await;
+                self.redis.failed();
                 self.slots().failed_at = Some(Instant::now());
                 match known {
                     Some(read) => Ok((read, true)),
@@ -129,7 +130,7 @@ impl StateBoards {
 
     async fn read(&self, tenant: &TenantId, known: Option<&Read>) -> Result<Read, StateError> {
         let at = Instant::now();
-        let mut connection = self.redis.connection().await?;
+        let mut connection = self.redis.connection()?;
         // The moment first: what is added up after it may be on the boards that are read, not the other way round.
         let merged = merging(tenant, self.partitions).0.to_string();
         let through = AsyncTypedCommands::hget(&mut connection, "tf:pw", merged).await?;

@@ -12,9 +12,10 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncTypedCommands, Script};
 use tagfast_domain::{TenantId, UnixMillis};
 use tagfast_events::Partition;
+use tagfast_redis::Redis;
 use tagfast_resilience::{Background, Stopped};
 
-use super::{StateError, StateRedis, WINDOWS, merging, random};
+use super::{StateError, WINDOWS, merging, random};
 use crate::PopularCounts;
 use crate::assigned::{Assigned, Push};
 use crate::owner::{First, TagCounts, number};
@@ -78,7 +79,7 @@ pub struct BoardWriter(Background);
 
 struct Desk {
     counts: Arc<PopularCounts>,
-    redis: Arc<StateRedis>,
+    redis: Arc<Redis>,
     partitions: u16,
     generation: Option<String>,
     failing: bool,
@@ -86,7 +87,7 @@ struct Desk {
 
 impl BoardWriter {
     /// Starts to push what `counts` counts; they must have been opened with [`PopularCounts::open_shared`].
-    pub fn spawn(counts: Arc<PopularCounts>, redis: Arc<StateRedis>, partitions: u16) -> Self {
+    pub fn spawn(counts: Arc<PopularCounts>, redis: Arc<Redis>, partitions: u16) -> Self {
         let mut desk = Desk { counts, redis, partitions, generation: None, failing: false };
         Self(Background::spawn(async move |mut stopped: Stopped| {
             let mut due = tokio::time::interval(EVERY);
@@ -121,7 +122,7 @@ impl Desk {
             }
             Err(error) => {
                 metrics::gauge!("tagfast_popular_boards_up").set(0.0);
-                self.redis.failed().await;
+                self.redis.failed();
                 if !std::mem::replace(&mut self.failing, true) {
                     tracing::warn!(%error, "the boards are not written for now");
                 }
@@ -137,7 +138,7 @@ impl Desk {
             assigned.unclaim_all();
             self.generation = Some(generation);
         }
-        let mut connection = self.redis.connection().await?;
+        let mut connection = self.redis.connection()?;
         let pushes = assigned.take();
         for (n, push) in pushes.iter().enumerate() {
             match self.push(&mut connection, assigned, push).await {

@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use tagfast_domain::{TaggingsEvent, TenantId};
 use tagfast_events::{BusPosition, Emits, Partition, Positions, Sink, Start, Visible};
-use tagfast_popular::{BoardWriter, PopularCounts, PopularTags, StateBoards, StateRedis, Window};
-use tagfast_resilience::{Clock, ManualClock};
+use tagfast_popular::{BoardWriter, PopularCounts, PopularTags, StateBoards, Window};
+use tagfast_redis::{Redis, Use};
+use tagfast_resilience::{Breakers, Clock, ManualClock, SystemClock};
 use tagfast_store::ShardScanner;
 use tagfast_testkit::stack::{Fault, SharedStack, StackOptions};
 use tagfast_testkit::wait_for_condition_async;
@@ -31,6 +32,10 @@ fn url() -> String {
         stack.info().state_redis.as_ref().expect("Redis").url.clone()
     };
     URL.get_or_init(start).clone()
+}
+
+fn redis() -> Arc<Redis> {
+    Redis::start(&url(), Use::State, &Breakers::new(Arc::new(SystemClock))).expect("a URL")
 }
 
 async fn fault(fault: Fault) {
@@ -72,7 +77,7 @@ impl Owner {
         let counts =
             PopularCounts::open_shared(dir.path().to_owned(), PARTITIONS, scanner, Arc::<ManualClock>::clone(clock))
                 .expect("it opens");
-        let redis = Arc::new(StateRedis::new(&url()).expect("a URL"));
+        let redis = redis();
         let writer = BoardWriter::spawn(Arc::clone(&counts), redis, PARTITIONS);
         Self { counts, writer, clock: Arc::clone(clock), _dir: dir }
     }
@@ -114,7 +119,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let redis = Arc::new(StateRedis::new(&url()).expect("a URL"));
+        let redis = redis();
         let boards = StateBoards::new(redis, PARTITIONS);
         Self { shards: Arc::default(), clock: Arc::new(ManualClock::new(START)), boards }
     }
@@ -308,19 +313,4 @@ async fn an_old_copy_is_written_over() {
     }
     world.agrees("acme").await;
     owner.writer.stop().await;
-}
-
-/// What the state Redis must be is said when it is not.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_throws_away_is_refused() {
-    let _alone = alone().await;
-    command(redis::cmd("CONFIG").arg("SET").arg("maxmemory-policy").arg("allkeys-lru")).await;
-    let refused = StateRedis::new(&url()).expect("a URL").check().await;
-    command(redis::cmd("CONFIG").arg("SET").arg("maxmemory-policy").arg("noeviction")).await;
-    let said = refused.expect_err("it throws counts away").to_string();
-    assert!(said.contains("allkeys-lru") && said.contains("noeviction"), "{said}");
-    StateRedis::new(&url()).expect("a URL").check().await.expect("it can be used");
-    let wrong = StateRedis::new(&url().replace("redis://", "redis://:wrong@")).expect("a URL").check().await;
-    assert!(wrong.is_err(), "a password that nobody asked for");
-    assert!(StateRedis::new("http://somewhere").is_err());
 }

@@ -119,6 +119,10 @@ pub(crate) async fn options(clock: Arc<dyn Clock>) -> PostgresOptions {
         outbox_bytes: 4 << 30,
         relay: true,
         hold: Duration::from_secs(10),
+        breakers: tagfast_resilience::Breakers::new(Arc::new(tagfast_resilience::SystemClock)),
+        read_concurrency: 16,
+        reads_per_second: 0,
+        tenant_weights: tagfast_store::queue::TenantWeights::default(),
     }
 }
 

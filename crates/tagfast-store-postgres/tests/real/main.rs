@@ -4,6 +4,7 @@ mod installation;
 #[expect(dead_code, reason = "the fault tests use other parts")]
 mod kit;
 mod letters;
+mod proofs;
 mod relaying;
 mod suite;
 mod writes;

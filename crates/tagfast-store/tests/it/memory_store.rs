@@ -178,6 +178,7 @@ impl MemoryStore {
             repeated,
             receipt,
             view: None,
+            degraded: Vec::new(),
         })
     }
 

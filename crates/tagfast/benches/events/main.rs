@@ -231,6 +231,10 @@ async fn store(info: &StackInfo, gate: &Arc<Gate>) -> Arc<PostgresStore> {
         outbox_bytes: 64 << 30,
         relay: true,
         hold: Duration::from_secs(10),
+        breakers: tagfast_resilience::Breakers::new(Arc::new(tagfast_resilience::SystemClock)),
+        read_concurrency: 16,
+        reads_per_second: 0,
+        tenant_weights: tagfast_store::queue::TenantWeights::default(),
     };
     let store = PostgresStore::open(options, Arc::clone(gate) as _).expect("it opens");
     assert!(store.wait_until_ready(Duration::from_secs(30)).await, "{:?}", store.status());

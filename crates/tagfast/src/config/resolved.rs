@@ -358,10 +358,9 @@ pub(super) fn is_http_url(text: &str) -> bool {
 }
 
 fn cluster_urls(raw: &RawConfig, errors: &mut Vec<String>) {
-    let redis = |u: &str| u.starts_with("redis://") || u.starts_with("rediss://");
     for (name, url) in [("cache.redis_url", &raw.cache.redis_url), ("state.redis_url", &raw.state.redis_url)] {
-        if url.as_deref().is_some_and(|u| !redis(u)) {
-            errors.push(format!("{name} must begin with redis:// or rediss://"));
+        if let Some(Err(error)) = url.as_deref().filter(|u| !u.is_empty()).map(tagfast_redis::Place::parse) {
+            errors.push(format!("{name}: {error}"));
         }
     }
     if raw.search.opensearch_url.as_deref().is_some_and(|u| !is_http_url(u)) {

@@ -24,6 +24,8 @@ pub fn all() -> Vec<(&'static str, &'static [MetricDef])> {
         ("Consumers", tagfast_events::METRICS),
         ("Search", tagfast_search::METRICS),
         ("Popular tags", tagfast_popular::METRICS),
+        ("Cache", tagfast_cache::METRICS),
+        ("Redis", tagfast_redis::METRICS),
         ("Breakers", tagfast_resilience::breakers::METRICS),
         ("Process", process::METRICS),
     ]

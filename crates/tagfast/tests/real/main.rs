@@ -2,6 +2,7 @@
 
 mod apart;
 mod events;
+mod shield;
 
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};

@@ -124,6 +124,7 @@ impl MemoryStore {
                 write_id: write.id,
             },
             view: None,
+            degraded: Vec::new(),
         })
     }
 }

@@ -1,0 +1,119 @@
+//! Plain clients read their own writes through any node.
+
+use std::time::Duration;
+
+use tagfast_redis::Use;
+use tagfast_store::{CacheUse, ReadOptions, TagReader, TagWriter};
+use tagfast_testkit::stack::Fault;
+use tagfast_testkit::stack::proxy::Mode;
+use tagfast_testkit::wait_for_condition_async;
+
+use crate::kit::{PATIENCE, World, alone, command, fault, short};
+use crate::support::{Mood, add, key, user};
+
+/// Waits until positions are known to be complete: a Redis that has just begun may have forgotten some.
+async fn known(world: &World) {
+    wait_for_condition_async("positions are known", PATIENCE, || async {
+        let reads = world.behind.reads();
+        world.b.plain("warm", "nobody").await;
+        world.b.plain("warm", "nobody").await;
+        if world.behind.reads() == reads { Ok(()) } else { Err("they are not") }
+    })
+    .await;
+}
+
+/// The cache lags: its write-through was lost. The user's position says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_reads_their_own_write_through_the_other_node() {
+    let _turn = alone().await;
+    let world = World::start(short()).await;
+    world.b.plain("x", "ana").await;
+    known(&world).await;
+    assert!(matches!(world.b.plain("x", "ana").await.cache, CacheUse::Hit(_)));
+    world.a.link(Use::Cache, Mode::Hang).await;
+    let written = world.a.write("x", "new", "ana").await;
+    assert!(written.degraded.is_empty(), "its position was stored");
+    assert_eq!(world.b.plain("x", "ana").await.version, written.version, "the writer");
+    world.a.link(Use::Cache, Mode::Pass).await;
+}
+
+/// More contents than are remembered one by one: the shards' positions stand for them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_writes_of_one_user_are_covered() {
+    let _turn = alone().await;
+    let world = World::start(short()).await;
+    known(&world).await;
+    let ids: Vec<String> = (0..150).map(|n| format!("c{n}")).collect();
+    for id in &ids {
+        world.b.eventual(id).await;
+    }
+    world.a.link(Use::Cache, Mode::Hang).await;
+    let requests = ids.iter().map(|id| add(&key(id), "new", "ana")).collect();
+    for answer in world.a.store.write_many(requests).await {
+        assert!(answer.expect("a write").degraded.is_empty());
+    }
+    let user = user("ana");
+    let options = ReadOptions { user: Some(&user), ..ReadOptions::default() };
+    let keys: Vec<_> = ids.iter().map(|id| key(id)).collect();
+    for (id, view) in ids.iter().zip(world.b.store.view_many(&keys, &options).await) {
+        assert_eq!(view.expect("a view").tags.len(), 1, "{id}");
+    }
+    world.a.link(Use::Cache, Mode::Pass).await;
+}
+
+/// A state Redis that was emptied, or is another process, has forgotten positions: until those are over, the store is asked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn forgotten_positions_send_readers_to_the_store() {
+    let _turn = alone().await;
+    let world = World::start(short()).await;
+    world.b.plain("x", "ana").await;
+    known(&world).await;
+    for restart in [false, true] {
+        world.a.link(Use::Cache, Mode::Hang).await;
+        let written = world.a.write("x", &format!("new-{restart}"), "ana").await;
+        if restart {
+            fault(Fault::Kill, Use::State).await;
+            fault(Fault::Restart, Use::State).await;
+        } else {
+            command(Use::State, &redis::cmd("FLUSHALL")).await;
+        }
+        assert_eq!(world.b.plain("x", "ana").await.version, written.version, "the writer");
+        world.a.link(Use::Cache, Mode::Pass).await;
+        known(&world).await;
+    }
+}
+
+/// Neither a position nor the store: marked, or an error, never silently old.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_positions_and_store_the_answer_is_marked() {
+    let _turn = alone().await;
+    let world = World::start(short()).await;
+    world.a.write("x", "ui", "ana").await;
+    world.b.plain("x", "bob").await;
+    world.b.link(Use::State, Mode::Hang).await;
+    world.behind.mood(Mood::Overloaded);
+    let view = world.b.plain("x", "bob").await;
+    assert!(view.stale, "{view:?}");
+    assert!(view.degraded.iter().any(|d| (d.feature, d.reason) == ("session", "position_unavailable")), "{view:?}");
+    let refuses = user("bob");
+    let options = ReadOptions { user: Some(&refuses), max_stale: Some(Duration::ZERO), ..ReadOptions::default() };
+    assert!(world.b.store.view(&key("x"), &options).await.is_err());
+    world.b.link(Use::State, Mode::Pass).await;
+}
+
+/// A full state Redis refuses; the write is answered and says what it could not do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_state_redis_is_told_with_the_write() {
+    let _turn = alone().await;
+    let world = World::start(short()).await;
+    command(Use::State, redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg("1")).await;
+    let written = world.a.write("x", "ui", "ana").await;
+    command(Use::State, redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg("256mb")).await;
+    let told: Vec<_> = written.degraded.iter().map(|d| (d.feature, d.reason)).collect();
+    assert_eq!(told, [("session", "position_not_stored")]);
+    wait_for_condition_async("positions are stored again", PATIENCE, || async {
+        let written = world.a.write("x", "api", "ana").await;
+        if written.degraded.is_empty() { Ok(()) } else { Err("not yet") }
+    })
+    .await;
+}

@@ -1,0 +1,82 @@
+//! The cache is lost at full load and comes back empty.
+
+use crate::simulation::{ALL, BACK, LOST, NONE, Parts, Plan, Run, run, run_all};
+
+/// Whether the big counts were asked for.
+fn full() -> bool {
+    std::env::var_os("TAGFAST_FULL").is_some_and(|v| v == "1")
+}
+
+fn plan(parts: Parts, seed: u64, seconds: f64, scale: usize) -> Plan {
+    Plan { parts, seed, seconds, scale }
+}
+
+/// The scale of the runs: a half, whole with `TAGFAST_FULL=1`.
+fn scale() -> usize {
+    if full() { 1 } else { 2 }
+}
+
+/// What a run says, for messages.
+fn tell(run: &Run) -> String {
+    let seconds = (LOST as usize - 1..run.seconds()).map(|at| at as f64);
+    let parts = seconds.map(|at| format!("{at}:{:.3}/{:.2}", run.goodput(at, at + 1.0), run.load(at, at + 1.0)));
+    parts.collect::<Vec<_>>().join(" ")
+}
+
+/// DB1 and DB2, simulated: 10 seeds, whole and 50 with `TAGFAST_FULL=1`.
+#[test]
+fn db2_as_shipped_it_is_back_within_ten_seconds_and_the_database_never_has_too_much() {
+    let seeds = if full() { 50 } else { 10 };
+    let plans: Vec<_> = (1..=seeds).map(|seed| plan(ALL, seed, 28.0, scale())).collect();
+    for (seed, run) in (1..).zip(run_all(&plans)) {
+        assert!(run.goodput(1.0, LOST) > 0.999, "seed {seed}: {}", tell(&run));
+        assert!(run.recovery().is_some_and(|seconds| seconds <= 10.0), "seed {seed}: {}", tell(&run));
+        assert!(run.peak() <= 1.2, "seed {seed}: {} of the capacity: {}", run.peak(), tell(&run));
+        assert!(run.goodput(LOST, BACK) > 0.6, "seed {seed}: what can be answered is: {}", tell(&run));
+    }
+}
+
+/// Timeouts and retries alone, and with batches and a retry budget added: it is down until somebody stops the clients.
+#[test]
+fn without_limiter_breaker_and_single_flight_it_never_recovers() {
+    let scale = if full() { 1 } else { 16 };
+    let batches = Parts { batching: true, budget: true, ..NONE };
+    let plans = [plan(NONE, 1, 61.0, scale), plan(batches, 1, 61.0, scale)];
+    for (run, load) in run_all(&plans).into_iter().zip([20.0, 2.0]) {
+        assert!(run.goodput(1.0, LOST) > 0.99, "{}", tell(&run));
+        assert_eq!(run.recovery(), None, "{}", tell(&run));
+        assert!(run.goodput(BACK + 10.0, BACK + 45.0) < 0.02, "{}", tell(&run));
+        assert!(run.peak() > load, "{}: {}", run.peak(), tell(&run));
+    }
+}
+
+/// What each of the parts is for: the rest of them on, something is out of bounds without it.
+#[test]
+fn each_part_does_its_share() {
+    let without = [
+        Parts { limiter: false, ..ALL },
+        Parts { batching: false, ..ALL },
+        Parts { single_flight: false, ..ALL },
+        Parts { limiter: false, single_flight: false, ..ALL },
+        ALL,
+    ];
+    let plans = without.map(|parts| plan(parts, 1, 28.0, scale()));
+    let runs = run_all(&plans);
+    let [limiter, batching, single_flight, both, all] = &runs[..] else { panic!("five runs") };
+    assert!(limiter.peak() > 1.5, "the limiter bounds what the database gets: {}", tell(limiter));
+    assert!(limiter.goodput(LOST, BACK) < all.goodput(LOST, BACK), "and so keeps it answering: {}", tell(limiter));
+    assert!(batching.recovery().is_none_or(|at| at > 10.0), "batches fill the cache in time: {}", tell(batching));
+    assert!(
+        single_flight.goodput(LOST, BACK) < all.goodput(LOST, BACK),
+        "one load answers many: {}",
+        tell(single_flight)
+    );
+    assert!(both.peak() > limiter.peak(), "single-flight bounds it a little, too: {}", tell(both));
+}
+
+#[test]
+fn a_seed_gives_the_same_run_and_another_one_another() {
+    let [first, again, other] = [1, 1, 2].map(|seed| run(plan(ALL, seed, 18.0, 16)));
+    assert!(first == again, "{}\n{}", tell(&first), tell(&again));
+    assert!(first != other);
+}

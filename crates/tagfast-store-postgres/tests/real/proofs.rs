@@ -1,0 +1,169 @@
+//! What a view proves: every write below its xmin is in it, nothing beyond its position is.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tagfast_domain::{ContentKey, EpochId};
+use tagfast_resilience::{Clock, SystemClock};
+use tagfast_sharding::LogicalShard;
+use tagfast_store::{Consistency, History, ReadOptions, Source, TagReader, TagWriter, View};
+use tagfast_store_postgres::{Discard, PostgresStore};
+
+use crate::kit;
+use crate::writes::{key_of, put, request};
+
+const CONTENTS: usize = 8;
+const WRITERS: usize = 4;
+
+/// What was seen of one content: acknowledged writes (xid, version) and views (where, xmin, highest xid, version).
+#[derive(Default)]
+struct Seen {
+    writes: Vec<(u64, u64)>,
+    views: Vec<(&'static str, u64, u64, u64)>,
+}
+
+/// By the place of the view: how often a write lay below its xmin, and how often it was not in it; how often one lay beyond.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Cases {
+    proven: u64,
+    wrong: u64,
+    beyond: u64,
+    too_new: u64,
+}
+
+fn judge(seen: &Seen, cases: &mut BTreeMap<&'static str, Cases>) {
+    let mut writes = seen.writes.clone();
+    writes.sort_unstable();
+    for (place, xmin, highest, version) in &seen.views {
+        let of = cases.entry(place).or_default();
+        // The last write below is the one that was most likely missed, the first one beyond the one most likely included.
+        let below = &writes[..writes.partition_point(|(xid, _)| xid < xmin)];
+        if let Some(newest) = below.iter().map(|(_, version)| *version).max() {
+            of.proven += 1;
+            of.wrong += u64::from(*version < newest);
+        }
+        let beyond = &writes[writes.partition_point(|(xid, _)| xid <= highest)..];
+        if let Some(oldest) = beyond.iter().map(|(_, version)| *version).min() {
+            of.beyond += 1;
+            of.too_new += u64::from(*version >= oldest);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::print_stdout, reason = "the figures of a run; `--nocapture` shows them")]
+async fn a_view_contains_every_write_below_its_xmin() {
+    let options = kit::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
+    // Two processes: their lanes meet on the same contents.
+    let stores = [kit::open(options.clone(), Arc::new(Discard)).await, kit::open(options, Arc::new(Discard)).await];
+    let keys: Arc<Vec<ContentKey>> = Arc::new((0..CONTENTS).map(|n| key_of(0, &format!("hot-{n}"))).collect());
+    let seen: Arc<Vec<Mutex<Seen>>> = Arc::new((0..CONTENTS).map(|_| Mutex::default()).collect());
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut tasks = Vec::new();
+    for writer in 0..WRITERS {
+        let (store, keys, seen, stop) = (Arc::clone(&stores[writer % 2]), keys.clone(), seen.clone(), stop.clone());
+        tasks.push(tokio::spawn(async move {
+            for round in 0.. {
+                if stop.load(Ordering::SeqCst) {
+                    return;
+                }
+                let content = (round * 7 + writer) % CONTENTS;
+                let answer = put(&store, &keys[content], &format!("w{writer}-{}", round % 40)).await.expect("written");
+                let mut seen = seen[content].lock().expect("no panic under the lock");
+                if let Some(view) = &answer.view {
+                    seen.writes.push((answer.receipt.position.xid, answer.version.packed()));
+                    seen.views.push(("write", view.xmin, view.position.xid, view.version.packed()));
+                }
+            }
+        }));
+    }
+    for (reader, consistency) in
+        [Consistency::Strong, Consistency::Eventual, Consistency::Session].into_iter().enumerate()
+    {
+        let (store, keys, seen, stop) = (Arc::clone(&stores[reader % 2]), keys.clone(), seen.clone(), stop.clone());
+        tasks.push(tokio::spawn(async move {
+            for round in 0.. {
+                if stop.load(Ordering::SeqCst) {
+                    return;
+                }
+                let content = round % CONTENTS;
+                let options = ReadOptions { consistency, ..ReadOptions::default() };
+                let view = store.view(&keys[content], &options).await.expect("read");
+                let place = if view.source == Source::Primary { "primary" } else { "replica" };
+                let fact = (place, view.xmin, view.position.xid, view.version.packed());
+                seen[content].lock().expect("no panic under the lock").views.push(fact);
+            }
+        }));
+    }
+    tokio::time::sleep(Duration::from_secs(if kit::full() { 60 } else { 3 })).await;
+    stop.store(true, Ordering::SeqCst);
+    for task in tasks {
+        task.await.expect("no panic");
+    }
+    let mut cases = BTreeMap::new();
+    seen.iter().for_each(|seen| judge(&seen.lock().expect("no panic under the lock"), &mut cases));
+    println!("what views prove: {cases:?}");
+    for place in ["primary", "replica", "write"] {
+        let Cases { proven, wrong, beyond, too_new } = cases[place];
+        assert!(proven >= 20 && beyond >= 20, "too few cases of {place}: {proven}, {beyond}");
+        assert_eq!((wrong, too_new), (0, 0), "{place}");
+    }
+}
+
+/// A judge that cannot find anything proves nothing.
+#[test]
+fn the_judge_notices_a_missing_write_and_one_too_many() {
+    let views = vec![("a", 10, 20, 5), ("a", 12, 20, 5), ("a", 10, 12, 6)];
+    let mut cases = BTreeMap::new();
+    judge(&Seen { writes: vec![(9, 5), (11, 6), (13, 7)], views }, &mut cases);
+    assert_eq!(cases["a"], Cases { proven: 3, wrong: 1, beyond: 1, too_new: 0 });
+    judge(&Seen { writes: vec![(13, 6)], views: vec![("b", 10, 12, 6)] }, &mut cases);
+    assert_eq!(cases["b"], Cases { proven: 0, wrong: 0, beyond: 1, too_new: 1 });
+}
+
+async fn strong(store: &PostgresStore, key: &ContentKey) -> View {
+    let options = ReadOptions { consistency: Consistency::Strong, ..ReadOptions::default() };
+    store.view(key, &options).await.expect("a strong read")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_tells_what_it_left_behind() {
+    let options = kit::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
+    let store = kit::open(options, Arc::new(Discard)).await;
+    let key = key_of(0, "left");
+    let first = request(&key, "one");
+    // In one group, most likely: the same content twice.
+    let answers = store.write_many(vec![first.clone(), request(&key, "two")]).await;
+    let answers: Vec<_> = answers.into_iter().map(|answer| answer.expect("written")).collect();
+    for answer in &answers {
+        let view = answer.view.as_ref().expect("it wrote");
+        assert!(view.version >= answer.version, "the state after the group, or later");
+        assert_eq!((view.source, view.position), (Source::Primary, answer.receipt.position));
+        assert!(view.xmin > 0 && view.xmin <= view.position.xid, "{view:?}");
+    }
+    let (left, read) = (answers[1].view.clone().expect("it wrote"), strong(&store, &key).await);
+    assert_eq!((left.version, &left.tags), (read.version, &read.tags));
+    assert!(read.as_of >= left.as_of, "{} {}", read.as_of, left.as_of);
+
+    // Nothing written, nothing to tell.
+    let again = store.write(tagfast_store::WriteRequest { fresh: false, ..first }).await.expect("repeated");
+    assert_eq!((again.repeated, again.view), (true, None));
+    let unchanged = put(&store, &key, "two").await.expect("unchanged");
+    assert_eq!((unchanged.changed, unchanged.view), (false, None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_history_names_the_current_epoch_and_no_other() {
+    let options = kit::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
+    let store = kit::open(options, Arc::new(Discard)).await;
+    for cluster in [0, 1] {
+        let key = key_of(cluster, "history");
+        let shard = LogicalShard::of(&key);
+        let epoch = put(&store, &key, "tag").await.expect("written").receipt.position.epoch;
+        assert_eq!(store.current(shard), Some(epoch));
+        assert_eq!(store.fence(shard, epoch), Some(u64::MAX));
+        assert_eq!(store.fence(shard, EpochId([9; 16])), None, "it may be a newer one");
+    }
+}
