@@ -16,9 +16,10 @@ use tagfast_api::{ApiParts, Letters, LimitStatus, Operations, OperationsError, R
 use tagfast_events::{Bus, ClusterName, Group, LetterBook, Partition};
 use tagfast_events_kafka::{KafkaBus, KafkaOptions, TopicError};
 use tagfast_popular::{BoardWriter, PopularCounts, PopularTags, RecountReport, StateBoards};
-use tagfast_resilience::{Breakers, Clock};
+use tagfast_resilience::{Breakers, Clock, LimiterLook};
 use tagfast_search::{GuardOptions, GuardedIndex, OpenSearchError, OpenSearchIndex, OpenSearchOptions, SharedProgress};
 use tagfast_sharding::{LogicalShard, ShardMap};
+use tagfast_store::queue::TenantWeights;
 use tagfast_store::{Sealer, ShardScanner};
 use tagfast_store_postgres::{
     ClusterOptions, ClusterStatus, Discard, OutboxSink, PostgresLetters, PostgresOptions, PostgresStore,
@@ -124,13 +125,13 @@ impl ClusterNode {
             relay: roles.relay,
             hold: postgres.hold,
             breakers: Arc::clone(&breakers),
-            read_concurrency: 16,
-            reads_per_second: 0,
-            tenant_weights: tagfast_store::queue::TenantWeights::default(),
+            read_concurrency: postgres.read_concurrency,
+            reads_per_second: postgres.reads_per_second,
+            tenant_weights: TenantWeights::new(config.tenant_weights.clone()),
         };
         let store =
             PostgresStore::open(options, sink).map_err(|e| Failure::new(format!("the store does not open: {e}")))?;
-        let shield = Shield::start(postgres, roles, &store, &clock, &breakers)?;
+        let shield = Shield::start(config, postgres, roles, &store, &clock, &breakers)?;
         let fed = match bus {
             Some(bus) => Some(feed(config, postgres, roles, &store, bus, &shield, &clock).await?),
             None => None,
@@ -142,12 +143,12 @@ impl ClusterNode {
             }
             None => (None, None, None, None, None, Shown::default(), None),
         };
-        let index = index.map(|index| GuardedIndex::new(index, &breakers, GuardOptions::default()));
         let shielded = shield.store(&store);
+        let index = index.map(|index| GuardedIndex::new(index, &breakers, GuardOptions::default()));
         let operations = Arc::new(ClusterOperations {
             store: Arc::clone(&store),
-            index: index.clone(),
             shield,
+            index: index.clone(),
             roles,
             consumers,
             replaying,
@@ -344,8 +345,8 @@ fn node_name() -> String {
 
 struct ClusterOperations {
     store: Arc<PostgresStore>,
-    index: Option<Arc<GuardedIndex>>,
     shield: Shield,
+    index: Option<Arc<GuardedIndex>>,
     roles: Roles,
     replaying: Option<Replaying>,
     shown: Shown,
@@ -359,6 +360,16 @@ fn degraded(cluster: ClusterStatus) -> Vec<(String, String)> {
     let problem = cluster.problem.map(|problem| (format!("writes of {}", cluster.name), problem));
     let warnings = cluster.warnings.into_iter().map(|warning| (format!("installation of {}", cluster.name), warning));
     problem.into_iter().chain(warnings).collect()
+}
+
+/// How a limiter of reads stands.
+fn limit_of_reads((name, look): (String, LimiterLook)) -> LimitStatus {
+    LimitStatus {
+        name,
+        limit: look.limit as u64,
+        in_flight: look.in_flight as u64,
+        shed: look.shed.sheddable + look.shed.degradable + look.shed.critical,
+    }
 }
 
 /// How the index's bulkhead stands.
@@ -394,12 +405,13 @@ impl Operations for ClusterOperations {
             epoch: epochs.collect::<Vec<_>>().join(","),
             uptime_seconds: self.started.elapsed().as_secs(),
             degraded: clusters.into_iter().flat_map(degraded).collect(),
-            limits: self.index.iter().map(|index| limit_of(index)).collect(),
+            limits: self.store.limits().into_iter().map(limit_of_reads).collect(),
             ..StatusReport::default()
         };
         if let Some(consumers) = &self.consumers {
             consumers.report(&mut report).await;
         }
+        report.limits.extend(self.index.iter().map(|index| limit_of(index)));
         report.degraded.extend(self.shield.degraded());
         report
     }

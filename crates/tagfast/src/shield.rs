@@ -8,7 +8,7 @@ use tagfast_resilience::{Breakers, Clock};
 use tagfast_store::SharedStore;
 use tagfast_store_postgres::PostgresStore;
 
-use crate::config::PostgresConfig;
+use crate::config::{Config, PostgresConfig};
 use crate::failure::Failure;
 use crate::roles::Roles;
 
@@ -22,6 +22,7 @@ pub struct Shield {
 impl Shield {
     /// Connects to what is configured, in the background, and puts caches in front of the store of a process that serves the API.
     pub fn start(
+        config: &Config,
         postgres: &PostgresConfig,
         roles: Roles,
         store: &Arc<PostgresStore>,
@@ -41,11 +42,17 @@ impl Shield {
         let parts = CacheParts {
             store: Arc::clone(store) as SharedStore,
             history: Arc::clone(store) as _,
-            views: redis("cache.redis_url", &postgres.cache_redis, Use::Cache)?,
+            views: redis("cache.redis_url", &config.cache.redis_url, Use::Cache)?,
             positions: state.clone(),
             clock: Arc::clone(clock),
         };
-        let cached = CachedStore::start(parts, CacheOptions::default());
+        let options = CacheOptions {
+            l1_bytes: config.cache.l1_max_bytes as u64,
+            soft_ttl: config.cache.soft_ttl,
+            stale_if_error: config.cache.stale_if_error,
+            ..CacheOptions::default()
+        };
+        let cached = CachedStore::start(parts, options);
         Ok(Self { state, cached: Some(cached) })
     }
 

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tagfast_domain::TenantId;
+use tagfast_store::queue::TenantWeights;
 
 use super::keys::RawConfig;
 use super::resolved::{number, text};
 
 /// The heaviest tenant.
-const MOST_WEIGHT: u32 = 100;
+const MOST_WEIGHT: u8 = TenantWeights::MOST;
 
 /// The cache shield.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,7 +45,7 @@ pub(super) fn cache(raw: &RawConfig, errors: &mut Vec<String>) -> CacheConfig {
 }
 
 /// The tenants that have another weight than 1.
-pub(super) fn tenant_weights(raw: &RawConfig, errors: &mut Vec<String>) -> BTreeMap<TenantId, u32> {
+pub(super) fn tenant_weights(raw: &RawConfig, errors: &mut Vec<String>) -> BTreeMap<TenantId, u8> {
     let mut weights = BTreeMap::new();
     for item in raw.limits.tenant_weights.iter().flatten() {
         let parsed = item.split_once('=').and_then(|(tenant, weight)| {
@@ -69,7 +70,7 @@ pub(super) fn tenant_weights(raw: &RawConfig, errors: &mut Vec<String>) -> BTree
 mod tests {
     use super::*;
 
-    fn judged(text: &str) -> (CacheConfig, BTreeMap<TenantId, u32>, Vec<String>) {
+    fn judged(text: &str) -> (CacheConfig, BTreeMap<TenantId, u8>, Vec<String>) {
         let (raw, mut errors) = (toml::from_str(text).unwrap(), Vec::new());
         let (cache, weights) = (cache(&raw, &mut errors), tenant_weights(&raw, &mut errors));
         (cache, weights, errors)

@@ -60,8 +60,6 @@ pub struct PostgresConfig {
     /// Most read statements a second to one database node; 0: no fixed cap. Too high: without effect. Too low: reads are refused
     /// although the database is idle.
     pub reads_per_second: u32,
-    /// The Redis of views; without it only each process caches, for itself.
-    pub cache_redis: Option<String>,
     /// The state Redis; without it every process counts everything for itself.
     pub state_redis: Option<String>,
     /// How much disk each cluster's outbox may take.
@@ -191,7 +189,6 @@ pub(super) fn postgres(raw: &RawConfig, errors: &mut Vec<String>) -> PostgresCon
         outbox_max_bytes: number(store.outbox_max_bytes, 4 << 30, "store.outbox_max_bytes", 1 << 20..=1 << 50, errors)
             as u64,
         hold: Duration::from_millis(number(store.hold_ms, 10_000, "store.hold_ms", 0..=600_000, errors) as u64),
-        cache_redis: text(raw.cache.redis_url.as_ref()),
         state_redis: text(raw.state.redis_url.as_ref()),
         map_version: store.map_version.unwrap_or(1),
         kafka: bus::kafka(raw, errors),

@@ -76,7 +76,7 @@ pub struct Config {
     pub cache: CacheConfig,
     /// Tenants that are let in more often than others while not everything can be answered; who is not in it has the weight 1. Too
     /// much for one: the others wait for as long as it asks.
-    pub tenant_weights: BTreeMap<TenantId, u32>,
+    pub tenant_weights: BTreeMap<TenantId, u8>,
     /// What happens to dead letters.
     pub dead_letters: LettersConfig,
     /// The clusters; `None`: embedded.
