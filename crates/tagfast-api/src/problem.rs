@@ -5,6 +5,7 @@
 //! made from it.
 
 use std::borrow::Cow;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
@@ -470,13 +471,12 @@ impl From<SearchError> for Problem {
             }
             SearchError::Unavailable(reason) => {
                 tracing::warn!(reason, "search is unavailable");
-                Self::new(Code::SearchUnavailable, "the search index cannot answer now")
-                    .retry_after(Duration::from_secs(1))
+                Self::new(Code::SearchUnavailable, "the search index cannot answer now").retry_after(soon())
             }
             SearchError::Refused { reason, retry_after } => {
                 tracing::debug!(reason, "the search index was not asked");
                 Self::new(Code::SearchUnavailable, format!("the search index was not asked: {reason}"))
-                    .retry_after(retry_after.max(Duration::from_secs(1)))
+                    .retry_after(retry_after.max(soon()))
             }
         }
     }
@@ -488,11 +488,17 @@ impl From<PopularError> for Problem {
             PopularError::UnknownWindow(_) => Self::new(Code::BadParameter, error.to_string()),
             PopularError::Unavailable(reason) => {
                 tracing::warn!(reason, "popular tags are unavailable");
-                Self::new(Code::PopularUnavailable, "the counts of tags cannot be read now")
-                    .retry_after(Duration::from_secs(1))
+                Self::new(Code::PopularUnavailable, "the counts of tags cannot be read now").retry_after(soon())
             }
         }
     }
+}
+
+/// One to three seconds: clients that were refused together do not come back together.
+pub(crate) fn soon() -> Duration {
+    static ASKED: AtomicU64 = AtomicU64::new(0);
+    let n = ASKED.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    Duration::from_millis(1000 + (((n >> 32) * 2001) >> 32))
 }
 
 /// The feature's problem where a part is not wired in.
@@ -503,6 +509,13 @@ pub(crate) fn not_in_this_mode(what: &'static str) -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_is_refused_together_does_not_come_back_together() {
+        let all: std::collections::BTreeSet<Duration> = (0..1000).map(|_| soon()).collect();
+        assert!(all.len() > 600, "{}", all.len());
+        assert!(all.iter().all(|d| (Duration::from_secs(1)..=Duration::from_secs(3)).contains(d)));
+    }
 
     #[test]
     fn codes_are_unique_words_with_valid_statuses() {

@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use crate::call::age;
-use crate::problem::{Code, Problem};
+use crate::problem::{Code, Problem, soon};
 use crate::snapshots::{Known, Question, Snapshots};
 use crate::wire::{Meta, STALE_MS};
 
@@ -71,7 +71,7 @@ impl Feature {
             Self::Popular | Self::Suggestions | Self::Count => Code::PopularUnavailable,
             Self::Related | Self::Facets | Self::Total => Code::SearchUnavailable,
         };
-        Problem::new(code, detail).retry_after(Duration::from_secs(1))
+        Problem::new(code, detail).retry_after(soon())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use tagfast_api::parts::ConsumerStatus;
 use tagfast_api::{OperationsError, Readiness, StatusReport};
@@ -109,6 +110,17 @@ pub struct Consumers {
     recounted: AtomicU64,
 }
 
+/// How long the status waits for one of its parts: it is asked for when they do not work.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// What a part tells of itself in time.
+async fn told<T, E: std::fmt::Display>(asked: impl Future<Output = Result<T, E>>) -> Result<T, String> {
+    match tokio::time::timeout(PATIENCE, asked).await {
+        Ok(answer) => answer.map_err(|error| error.to_string()),
+        Err(_) => Err(format!("no answer within {} ms", PATIENCE.as_millis())),
+    }
+}
+
 fn missing(what: &str) -> OperationsError {
     OperationsError::Failed(format!("this process has no {what}"))
 }
@@ -146,8 +158,15 @@ impl Consumers {
 
     /// Adds what is to be said of them.
     pub async fn report(&self, report: &mut StatusReport) {
-        let open = self.letters.open_letters(Cooldown::default()).await.unwrap_or_else(|error| {
-            report.degraded.push(("dead letters".to_owned(), error.to_string()));
+        let documents = async {
+            match &self.indexer {
+                Some((_, index)) => told(index.documents()).await,
+                None => Ok(0),
+            }
+        };
+        let (open, documents) = tokio::join!(told(self.letters.open_letters(Cooldown::default())), documents);
+        let open = open.unwrap_or_else(|error| {
+            report.degraded.push(("dead letters".to_owned(), error));
             Vec::new()
         });
         for (feature, watched) in self.all() {
@@ -160,15 +179,15 @@ impl Consumers {
             }
             report.consumers.push(watched.status(&open));
         }
-        if let Some((watched, index)) = &self.indexer {
-            if self.reindexing.load(Ordering::Acquire) {
-                report.running.push(("reindex".to_owned(), watched.consumer.status().rebuilt));
-            }
-            report.indexed_contents = index.documents().await.unwrap_or_else(|error| {
-                report.degraded.push(("search".to_owned(), error.to_string()));
-                0
-            });
+        if let Some((watched, _)) = &self.indexer
+            && self.reindexing.load(Ordering::Acquire)
+        {
+            report.running.push(("reindex".to_owned(), watched.consumer.status().rebuilt));
         }
+        report.indexed_contents = documents.unwrap_or_else(|error| {
+            report.degraded.push(("search".to_owned(), error));
+            0
+        });
         if self.recounting.load(Ordering::Acquire) {
             report.running.push(("recount".to_owned(), self.recounted.load(Ordering::Relaxed)));
         }
@@ -212,6 +231,16 @@ impl Consumers {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_status_does_not_wait_for_what_hangs() {
+        let began = tokio::time::Instant::now();
+        let hangs = std::future::pending::<Result<u64, String>>();
+        assert_eq!(told(hangs).await.unwrap_err(), "no answer within 500 ms");
+        assert_eq!(began.elapsed(), PATIENCE);
+        assert_eq!(told(async { Err::<u64, _>("down") }).await.unwrap_err(), "down");
+        assert_eq!(told(async { Ok::<_, String>(7) }).await, Ok(7));
+    }
 
     #[test]
     fn one_operation_of_a_kind_runs_at_a_time() {

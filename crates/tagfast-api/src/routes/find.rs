@@ -3,7 +3,6 @@
 //! Hits are one question to the index; facets and an exact total are others, because they can be done without.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::response::Response;
 use http::{HeaderValue, header};
@@ -19,7 +18,7 @@ use crate::call::{Call, Read, age};
 use crate::cursor;
 use crate::encoding::bad_parameter;
 use crate::headers::{self, CACHE_STATUS};
-use crate::problem::{Code, Problem, not_in_this_mode};
+use crate::problem::{Code, Problem, not_in_this_mode, soon};
 use crate::sheddable::{Feature, Given};
 use crate::snapshots::{Known, Question};
 use crate::time::Stamp;
@@ -74,7 +73,7 @@ pub(crate) async fn search(Read(call): Read) -> Result<Response, Problem> {
     let old = age(now, page.as_of);
     if i64::try_from(old.as_millis()).is_ok_and(|ms| ms > wire::STALE_MS) && max_stale.is_some_and(|most| old > most) {
         let detail = format!("the search index is {} s behind, which is more than Cache-Control allows", old.as_secs());
-        return Err(Problem::new(Code::SearchUnavailable, detail).retry_after(Duration::from_secs(1)));
+        return Err(Problem::new(Code::SearchUnavailable, detail).retry_after(soon()));
     }
 
     let mut meta = Meta::new(Source::Index, page.as_of, now);

@@ -3,6 +3,7 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use super::find::remarks;
 use crate::cli::{ApplyArgs, ViewArgs};
 use crate::client::{Client, ClientError, Options, Problem, encode};
 use crate::failure::{CommandResult, Exit, Failure};
@@ -57,6 +58,7 @@ pub(super) async fn view(args: &ViewArgs, term: &Term) -> CommandResult {
         term.value(&answer)?;
         return Ok(Exit::Done);
     }
+    remarks(&answer, term);
     let tags = answer.get("tags").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     if tags.is_empty() {
         term.note("no tags");

@@ -100,7 +100,7 @@ fn show(page: &Value, args: &SearchArgs, first: bool, cursor: Option<&str>, term
 }
 
 /// Says what an answer could not give.
-fn remarks(page: &Value, term: &Term) {
+pub(super) fn remarks(page: &Value, term: &Term) {
     if page.pointer("/meta/stale").and_then(Value::as_bool) == Some(true) {
         let age = page.pointer("/meta/age_ms").and_then(Value::as_u64).unwrap_or(0);
         if age >= NEVER_MS {
@@ -139,9 +139,17 @@ async fn tags(client: &Client, path: &str, nothing: &str, term: &Term) -> Comman
     remarks(&answer, term);
     match answer.get("tags").filter(|t| t.as_array().is_some_and(|t| !t.is_empty())) {
         Some(tags) => term.line(counts(tags))?,
+        // What was left out is not what there is none of.
+        None if left_out(&answer) => {}
         None => term.note(nothing),
     }
     Ok(Exit::Done)
+}
+
+/// Whether the answer lacks what was asked for.
+fn left_out(answer: &Value) -> bool {
+    let degraded = answer.pointer("/meta/degraded").and_then(Value::as_array);
+    degraded.into_iter().flatten().any(|d| d.get("reason").and_then(Value::as_str) == Some("features_limited"))
 }
 
 /// `popular`
@@ -176,6 +184,15 @@ mod tests {
         let failure = explain("ui AND", ClientError::Problem(Box::new(problem)));
         assert_eq!(failure.message, "the query ends where a tag was expected\n  ui AND\n        ^");
         assert_eq!(failure.hint.as_deref(), Some("expected here: a tag"));
+    }
+
+    #[test]
+    fn what_is_left_out_is_told_apart_from_nothing() {
+        let with = |reason: &str| serde_json::json!({"tags": [], "meta": {"degraded": [{"feature": "popular", "reason": reason}]}});
+        assert!(left_out(&with("features_limited")) && !left_out(&with("approximate")));
+        let (term, captured) = Term::memory(false);
+        remarks(&with("features_limited"), &term);
+        assert_eq!(captured.err(), "degraded: popular (features_limited)\n");
     }
 
     #[test]
