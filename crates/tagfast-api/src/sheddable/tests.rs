@@ -136,7 +136,7 @@ async fn few_wait_for_what_hangs() {
     }));
     let waited = callers.await;
     let long = waited.iter().filter(|took| **took > Duration::from_millis(50)).count();
-    assert!(long <= 40, "{long} of 10,000 waited long");
+    assert!(long <= 2 * CROWD, "{long} of 10,000 waited long");
     assert!(waited.iter().all(|took| *took <= PATIENT));
 }
 
