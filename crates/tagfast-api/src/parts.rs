@@ -160,6 +160,10 @@ pub enum OperationsError {
 pub trait Operations: Send + Sync {
     /// Which parts are ready.
     async fn readiness(&self) -> Vec<Readiness>;
+    /// What works worse than it should while everything is ready: (feature, reason). From memory: nobody waits for it.
+    fn degraded(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
     /// The state of everything.
     async fn status(&self) -> StatusReport;
     /// Rebuilds the search index from the shards while serving; returns the contents copied.

@@ -395,16 +395,19 @@ impl Operations for ClusterOperations {
         std::iter::once(store).chain(self.consumers.iter().flat_map(Consumers::readiness)).collect()
     }
 
+    fn degraded(&self) -> Vec<(String, String)> {
+        self.store.status().into_iter().flat_map(degraded).chain(self.shield.degraded()).collect()
+    }
+
     async fn status(&self) -> StatusReport {
-        let clusters = self.store.status();
-        let epochs = clusters.iter().map(|c| format!("{}={}", c.name, c.epoch.unwrap_or(0)));
+        let epochs = self.store.status().into_iter().map(|c| format!("{}={}", c.name, c.epoch.unwrap_or(0)));
         let mut report = StatusReport {
             mode: "postgres".to_owned(),
             roles: self.roles.names(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             epoch: epochs.collect::<Vec<_>>().join(","),
             uptime_seconds: self.started.elapsed().as_secs(),
-            degraded: clusters.into_iter().flat_map(degraded).collect(),
+            degraded: self.degraded(),
             limits: self.store.limits().into_iter().map(limit_of_reads).collect(),
             ..StatusReport::default()
         };
@@ -412,7 +415,6 @@ impl Operations for ClusterOperations {
             consumers.report(&mut report).await;
         }
         report.limits.extend(self.index.iter().map(|index| limit_of(index)));
-        report.degraded.extend(self.shield.degraded());
         report
     }
 

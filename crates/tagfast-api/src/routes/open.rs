@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 use super::operations::PartBody;
 use crate::app::App;
 use crate::problem::{Code, PROBLEM_CODES, Problem};
+use crate::wire::DegradedBody;
 use crate::{docs, encoding, wire};
 
 /// The process answers.
@@ -30,6 +31,8 @@ struct ReadyBody {
     ready: bool,
     /// Parts that are not ready and why.
     not_ready: Vec<PartBody>,
+    /// What works worse than it should, and why; the service is ready nevertheless.
+    degraded: Vec<DegradedBody>,
 }
 
 fn no_query(uri: &Uri) -> Result<(), Problem> {
@@ -61,7 +64,9 @@ pub(crate) async fn readyz(State(app): State<Arc<App>>, uri: Uri) -> Result<Resp
     let not_ready: Vec<_> =
         parts.into_iter().filter_map(|r| Some(PartBody { part: r.part, problem: r.problem? })).collect();
     let ready = not_ready.is_empty();
-    let mut response = wire::json(&ReadyBody { ready, not_ready });
+    let degraded = app.parts.operations.degraded();
+    let degraded = degraded.into_iter().map(|(feature, reason)| DegradedBody { feature, reason }).collect();
+    let mut response = wire::json(&ReadyBody { ready, not_ready, degraded });
     if !ready {
         *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
