@@ -245,8 +245,8 @@ config_keys! {
     }
     cache RawCache "The cache shield." {
         redis_url Text Cluster = ""
-            "The Redis server of the cache, `redis://host:port`."
-            "With another eviction policy than `volatile-lru` it refuses writes when full.";
+            "The Redis of views: `redis://[user:password@]host:port`, or `redis+sentinel://[user:password@]host:port,host:port/name` for the primary that Sentinels name. Empty: every process keeps views for itself."
+            "Without `maxmemory` it fills the machine; with `allkeys-*` as `maxmemory-policy` it is not used; with `noeviction` it keeps no views when full. Right is `volatile-lru`.";
         l1_max_bytes Number Cluster = "67108864"
             "Memory of this process for views, in bytes; 0 = none are kept in the process."
             "Too high: memory that the process needs for requests. Too low: more reads go to Redis and the database.";
@@ -259,8 +259,8 @@ config_keys! {
     }
     state RawState "Positions and boards of a cluster." {
         redis_url Text Cluster = ""
-            "The Redis server of the state, `redis://host:port`."
-            "With another policy than `noeviction` it forgets positions silently.";
+            "The Redis of last writes and of boards, written as `cache.redis_url`."
+            "With another `maxmemory-policy` than `noeviction` it would forget silently and is not used. Behind Sentinel without `min-replicas-to-write 1`, a server that is cut off takes positions that are lost.";
     }
     kafka RawKafka "The bus of a cluster." {
         brokers List Cluster = ""
