@@ -108,8 +108,8 @@ pub(crate) mod limit {
     pub(crate) const STRONG_QUERIES: usize = 4;
     /// Strong reads under way in a cluster, and as many more may wait, for as long as a query may take.
     pub(crate) const STRONG_READS: usize = 128;
-    /// Contents of one call that are read at once.
-    pub(crate) const AT_ONCE: usize = 64;
+    /// Contents of one call that are read at once: no more than a tenant may have waiting at the least limit.
+    pub(crate) const AT_ONCE: usize = 32;
     /// An answer that takes longer is slow.
     pub(crate) const SLOW: Duration = Duration::from_millis(250);
     /// How often a lane asks the breaker whether it may try the primary.

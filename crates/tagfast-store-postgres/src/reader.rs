@@ -326,7 +326,9 @@ impl Shared {
                 planned <= ((look.limit as f64 * criticality.share()) as usize).max(1)
             }
         };
-        inbox.queue.set_bound(look.limit * limit::READS);
+        // As much as the limit lets run may wait; what finds a place at once does not wait.
+        let free = look.limit.saturating_sub(look.in_flight);
+        inbox.queue.set_bound((look.limit + free) * limit::READS);
         let came = job.came;
         if !room || inbox.queue.push(job).is_err() {
             inbox.shed[place(criticality)] += 1;
