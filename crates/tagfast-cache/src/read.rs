@@ -180,20 +180,20 @@ impl CachedStore {
         }
         let ticket = self.level1.as_ref().map(|level1| level1.ticket(asked.shard));
         let (needed, second) = match known {
-            Some(needed) => (needed, self.from_redis(asked).await),
+            Some(needed) => (needed, self.ask_redis(asked).await),
             None => {
                 let hashes = [asked.hash];
                 let positions = self.positions_of(asked.content, asked.options.user, &hashes);
-                let second = async { if first.is_none() { self.from_redis(asked).await } else { None } };
+                let second = async { if first.is_none() { self.ask_redis(asked).await } else { None } };
                 let (mut needs, second) = join(positions, second).await;
                 (needs.pop().flatten(), second)
             }
         };
-        if let (Some(need), Some(entry)) = (&needed, &first) {
-            if self.is_met(asked, need, entry) {
-                answered("l1");
-                return Ok(entry.view(CacheUse::Hit("l1")));
-            }
+        if let (Some(need), Some(entry)) = (&needed, &first)
+            && self.is_met(asked, need, entry)
+        {
+            answered("l1");
+            return Ok(entry.view(CacheUse::Hit("l1")));
         }
         if let Some(entry) = second {
             let left = entry.soft_until.saturating_sub(self.clock.now_ms());
@@ -226,17 +226,17 @@ impl CachedStore {
             return Ok(entry.view(CacheUse::Hit("l1")));
         }
         let spare = first.map(|entry| (entry, "l1")).or(spare);
-        self.from_store(asked, needed, spare).await
+        self.ask_store(asked, needed, spare).await
     }
 
     /// The entry in Redis that is part of the history.
-    async fn from_redis(&self, asked: &Asked<'_>) -> Option<Arc<Entry>> {
+    async fn ask_redis(&self, asked: &Asked<'_>) -> Option<Arc<Entry>> {
         let entry = self.views.as_ref()?.get(&asked.key, asked.shard).await.ok()??;
         self.is_true(asked, &entry).then(|| Arc::new(entry))
     }
 
     /// Reads the store; when it cannot answer, or is slow, an entry that shows what must be shown answers as stale.
-    async fn from_store(
+    async fn ask_store(
         &self,
         asked: &Asked<'_>,
         needed: Needed,

@@ -96,6 +96,7 @@ enum Meaning {
     Failed,
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "the client's kinds may grow")]
 fn meaning(error: &redis::RedisError) -> Meaning {
     match error.kind() {
         ErrorKind::Server(kind) => match kind {
@@ -281,9 +282,9 @@ impl Redis {
             .set_connection_timeout(Some(CONNECT))
             .set_pipeline_buffer_size(PIPELINE);
         let opened = client.get_multiplexed_async_connection_with_config(&config).await;
-        let mut connection = opened.map_err(|error| match error.kind() {
-            ErrorKind::AuthenticationFailed => format!("it refuses the password or user: {error}"),
-            _ => error.to_string(),
+        let mut connection = opened.map_err(|error| {
+            let refused = error.kind() == ErrorKind::AuthenticationFailed;
+            if refused { format!("it refuses the password or user: {error}") } else { error.to_string() }
         })?;
         let looked = check::look(&mut connection, self.used_as).await;
         let fitness = looked.map_err(|error| match error.code() {

@@ -38,7 +38,7 @@ pub struct BreakerOptions {
     pub failed_or_slow_share: f64,
     /// A call that takes longer is slow.
     pub slow_after: Duration,
-    /// So many calls that are slow already, without any success since they began, open it; 0: never.
+    /// So many calls that are slow already, without any success for as long, open it; 0: never.
     pub stalled_calls: u32,
     /// How long it is open the first time; doubled with every time.
     pub open_first: Duration,
@@ -505,10 +505,9 @@ impl Breaker {
         let Some(before) = now.checked_sub(self.options.slow_after).filter(|_| self.options.stalled_calls > 0) else {
             return false;
         };
-        let Some((oldest, _)) = inner.unfinished.first_key_value() else { return false };
-        let since = Duration::from_millis(oldest * SLOT_MS);
+        // Not "since the oldest of them began": one that began before the last success would hide the stall until it ends itself.
         let swallowed: u32 = inner.unfinished.range(..slot(before)).map(|(_, calls)| calls).sum();
-        swallowed >= self.options.stalled_calls && inner.last_good.is_none_or(|at| at < since)
+        swallowed >= self.options.stalled_calls && inner.last_good.is_none_or(|at| at < before)
     }
 
     fn open(&self, inner: &mut Inner, now: Duration, reason: &'static str, transitions: &mut Vec<Transition>) {

@@ -79,7 +79,7 @@ impl StoreError {
     #[must_use]
     pub fn share(self: &Arc<Self>) -> Self {
         match &**self {
-            Self::Refused(refusal) => Self::Refused(refusal.clone()),
+            Self::Refused(refusal) => Self::Refused(*refusal),
             Self::NotInThisMode(feature) => Self::NotInThisMode(feature),
             Self::Overloaded { queue, limit, retry_after } => {
                 Self::Overloaded { queue, limit: *limit, retry_after: *retry_after }

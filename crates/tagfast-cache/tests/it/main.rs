@@ -3,6 +3,7 @@
 #[path = "../support/suite.rs"]
 mod suite;
 #[path = "../support/mod.rs"]
+#[expect(dead_code, reason = "versions are set for the format in Redis")]
 mod support;
 
 mod shield;

@@ -139,7 +139,6 @@ impl Timeline {
 pub(crate) struct Driver {
     pub(crate) load: Load,
     pub(crate) address: SocketAddr,
-    pub(crate) url: String,
     pub(crate) rate: u64,
 }
 

@@ -5,6 +5,7 @@
 //! replicas, two Redis servers, Kafka, and one process with all roles; the load is an open loop, and its latencies count from the
 //! moment a request was due. Everything shares this machine's processors.
 #![expect(clippy::print_stdout, reason = "a benchmark speaks to its terminal")]
+#![expect(clippy::disallowed_methods, reason = "the load runs in real time")]
 
 mod drive;
 mod hits;

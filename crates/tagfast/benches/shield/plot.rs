@@ -9,10 +9,13 @@ const LEFT: f64 = 62.0;
 const GRAPH: f64 = 110.0;
 const GAP: f64 = 34.0;
 
+/// A line's name, its colour, and its points.
+type Line<'a> = (&'a str, &'a str, Vec<(f64, f64)>);
+
 struct Graph<'a> {
     title: &'a str,
     most: f64,
-    lines: Vec<(&'a str, &'a str, Vec<(f64, f64)>)>,
+    lines: Vec<Line<'a>>,
     limit: Option<(f64, &'a str)>,
 }
 

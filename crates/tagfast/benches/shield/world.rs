@@ -114,7 +114,7 @@ impl World {
 
     /// Begins an open loop.
     pub(crate) fn load(&self, rate: u64, length: Duration) -> Running {
-        Driver { load: self.asks(MIX), address: self.address(), url: self.server.url(), rate }.start(length)
+        Driver { load: self.asks(MIX), address: self.address(), rate }.start(length)
     }
 
     pub(crate) fn fault(&mut self, fault: Fault, target: &str) {
