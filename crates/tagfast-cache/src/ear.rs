@@ -4,22 +4,28 @@
 //! the messages proves that everything published before it was heard; without one for a second L1 does not answer. After a new
 //! connection the numbers of all stripes are read: where nothing was missed, L1 keeps what it has.
 //!
+//! When Redis comes back, perhaps empty, what was read meanwhile is put into it again: it need not be read from the store a second
+//! time, by every node.
+//!
 //! How it fails: a connection that is cut, frozen or garbled is given up after a second at the latest and made again.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use futures_util::stream;
 use futures_util::{FutureExt, StreamExt};
 use redis::aio::{PubSubSink, PubSubStream};
 use redis::{Client, Msg};
 use tagfast_domain::Version;
 use tagfast_redis::Redis;
-use tagfast_sharding::{LogicalShard, SHARDS};
+use tagfast_resilience::Clock;
+use tagfast_sharding::{ContentHash, LogicalShard, SHARDS};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use crate::entry::Entry;
 use crate::level1::Level1;
-use crate::views::{channel, numbers};
+use crate::views::{Origin, Views, channel, numbers};
 
 /// Between two PINGs.
 const PING: Duration = Duration::from_millis(250);
@@ -29,6 +35,8 @@ const ANSWER: Duration = Duration::from_secs(1);
 const CONNECT: Duration = Duration::from_millis(400);
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Entries on their way to a Redis that came back, and how long is tried.
+const REFILLS: (usize, Duration) = (32, Duration::from_secs(10));
 
 /// What is known of the numbers of a stripe: of which Redis they are, and the last one.
 type Number = Option<(String, u64)>;
@@ -58,20 +66,31 @@ impl<'a> Message<'a> {
 }
 
 /// Hears until L1 is dropped.
-pub(crate) async fn listen(redis: Arc<Redis>, level1: Weak<Level1>) {
+pub(crate) async fn listen(views: Arc<Views>, level1: Weak<Level1>, clock: Arc<dyn Clock>) {
+    let redis = Arc::clone(&views.redis);
     let mut heard = Heard { run_id: String::new(), of: vec![None; usize::from(SHARDS)] };
     let mut problem = String::new();
+    let mut deaf_since = clock.now_ms();
     while level1.strong_count() > 0 {
         let why = match connect(&redis).await {
             Err(why) => why,
             Ok((sink, stream, now)) => {
                 match level1.upgrade() {
-                    Some(level1) => heard.compare(now, &level1),
+                    Some(level1) => {
+                        // Another process has nothing of what was there; the same one lacks what was read while it was away.
+                        let since = if heard.run_id == now.run_id { deaf_since } else { 0 };
+                        heard.compare(now, &level1);
+                        let known = level1.read_since(since, clock.now_ms());
+                        tokio::spawn(refill(Arc::clone(&views), known));
+                    }
                     None => return,
                 }
                 tracing::info!("changes are heard");
                 problem.clear();
-                heard.follow(sink, stream, &level1).await
+                let why = heard.follow(sink, stream, &level1).await;
+                // It was heard a second ago at the latest.
+                deaf_since = clock.now_ms() - i64::try_from(ANSWER.as_millis()).unwrap_or(0);
+                why
             }
         };
         if let Some(level1) = level1.upgrade() {
@@ -82,6 +101,28 @@ pub(crate) async fn listen(redis: Arc<Redis>, level1: Weak<Level1>) {
             problem = why;
         }
         tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Puts entries into a Redis that has come back. Only over older ones, as every fill.
+async fn refill(views: Arc<Views>, known: Vec<(Box<[u8]>, Arc<Entry>)>) {
+    let (count, until) = (known.len(), Instant::now() + REFILLS.1);
+    let fills = stream::iter(known).map(|(key, entry)| {
+        let views = &views;
+        async move {
+            let shard = LogicalShard::of_hash(ContentHash::of_bytes(&key));
+            loop {
+                match views.fill(&key, shard, &entry, Origin::Read).await {
+                    // The connection of data may not be there yet, and its breaker lets few calls through at first.
+                    Err(_) if Instant::now() < until => tokio::time::sleep(PAUSE).await,
+                    done => return done.is_ok(),
+                }
+            }
+        }
+    });
+    let filled = fills.buffer_unordered(REFILLS.0).filter(|done| std::future::ready(*done)).count().await;
+    if count > 0 {
+        tracing::info!(count, filled, "views that are known were put into Redis again");
     }
 }
 

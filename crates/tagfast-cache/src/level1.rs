@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
-use tagfast_domain::Version;
+use tagfast_domain::{UnixMillis, Version};
 use tagfast_sharding::{ContentHash, LogicalShard, SHARDS};
 use tokio::time::Instant;
 
@@ -171,6 +171,12 @@ impl Level1 {
     pub(crate) fn empty(&self, shard: LogicalShard) {
         let _order = self.changed(shard);
         self.stripe(shard).emptied.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// What was read at or after a moment and would still answer if it were in Redis.
+    pub(crate) fn read_since(&self, since: UnixMillis, now: UnixMillis) -> Vec<(Box<[u8]>, Arc<Entry>)> {
+        let known = self.cache.iter().map(|(key, slot)| (key, Arc::clone(&slot.entry)));
+        known.filter(|(_, entry)| entry.read_at >= since && entry.soft_until > now).collect()
     }
 
     /// The lock under which a stripe's entries change.

@@ -112,11 +112,14 @@ impl Drop for CachedStore {
 impl CachedStore {
     /// Puts caches in front of a store. Needs a tokio runtime.
     pub fn start(parts: CacheParts, options: CacheOptions) -> Arc<Self> {
-        let level1 = (options.l1_bytes > 0).then(|| Arc::new(Level1::new(options.l1_bytes, parts.views.is_some())));
+        let told = parts.views.is_some();
+        let level1 = (options.l1_bytes > 0).then(|| Arc::new(Level1::new(options.l1_bytes, told)));
+        let views = parts.views.map(|redis| Arc::new(Views::new(redis)));
         let mut tasks = Vec::new();
         if let Some(level1) = &level1 {
-            if let Some(redis) = &parts.views {
-                tasks.push(tokio::spawn(ear::listen(Arc::clone(redis), Arc::downgrade(level1))));
+            if let Some(views) = &views {
+                let (views, clock) = (Arc::clone(views), Arc::clone(&parts.clock));
+                tasks.push(tokio::spawn(ear::listen(views, Arc::downgrade(level1), clock)));
             }
             tasks.push(tokio::spawn(show(Arc::downgrade(level1))));
         }
@@ -125,7 +128,7 @@ impl CachedStore {
             history: parts.history,
             clock: parts.clock,
             level1,
-            views: parts.views.map(|redis| Arc::new(Views::new(redis))),
+            views,
             positions: parts.positions.map(|redis| Positions::new(redis, options.positions_for)),
             recent: Recent::new(options.positions_for),
             flights: Flights::new(),

@@ -11,7 +11,7 @@ use tagfast_testkit::stack::Fault;
 use tagfast_testkit::stack::proxy::Mode;
 use tagfast_testkit::wait_for_condition_async;
 
-use crate::kit::{PATIENCE, World, alone, command, fault, url};
+use crate::kit::{PATIENCE, World, alone, command, fault, try_command, url};
 use crate::support::key;
 
 /// Waits until a node answers from Redis what another one wrote.
@@ -74,6 +74,34 @@ async fn a_killed_cache_comes_back_empty() {
         async |_| fault(Fault::Restart, Use::Cache).await,
     )
     .await;
+}
+
+/// What a node knows is put into a Redis that came back empty: another node need not read it from the store.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_known_is_put_into_an_empty_redis() {
+    let _turn = alone().await;
+    let world = World::start(CacheOptions::default()).await;
+    let ids: Vec<String> = (0..300).map(|n| format!("c{n}")).collect();
+    for id in &ids {
+        world.a.write(id, "ui", "ana").await;
+    }
+    fault(Fault::Kill, Use::Cache).await;
+    fault(Fault::Restart, Use::Cache).await;
+    wait_for_condition_async("all are there again", PATIENCE, || async {
+        let there: u64 = try_command(Use::Cache, &redis::cmd("DBSIZE")).await?;
+        if there >= 300 { Ok(()) } else { Err(format!("{there}")) }
+    })
+    .await;
+    wait_for_condition_async("the other node is connected again", PATIENCE, || async {
+        let view = world.b.eventual("c0").await;
+        if matches!(view.cache, CacheUse::Hit(_)) { Ok(()) } else { Err(format!("{:?}", view.cache)) }
+    })
+    .await;
+    let reads = world.behind.reads();
+    for id in &ids {
+        assert_eq!(world.b.eventual(id).await.tags.len(), 1, "{id}");
+    }
+    assert_eq!(world.behind.reads(), reads);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

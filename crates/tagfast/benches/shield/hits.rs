@@ -112,7 +112,7 @@ pub(crate) fn measure(world: &World) {
         println!("| {name} | {rate:.0} | {cpu:.1} | {:.2} |", cpu / bare_cpu);
         println!("{}", serde_json::json!({"hit": name, "rate": rate, "cpu_us": cpu, "ratio": cpu / bare_cpu}));
     }
-    let metrics = client.get("/metrics").text();
+    let metrics = world.server.client().get("/metrics").text();
     metrics.lines().filter(|l| l.starts_with("tagfast_cache_reads_total")).for_each(|l| println!("{l}"));
 }
 
