@@ -138,9 +138,10 @@ impl Level1 {
         if known.is_some_and(|known| entry.version < known.version) {
             return;
         }
+        // The same one is put in again: that it was just read from Redis says that it is still the newest there.
         if let Some(there) = self.cache.peek(key)
             && there.emptied == ticket.0
-            && !entry.is_newer_than(&there.entry)
+            && there.entry.is_newer_than(&entry)
         {
             return;
         }
@@ -318,6 +319,8 @@ mod tests {
         assert_eq!((got(&level1, b"a"), got(&level1, b"b")), (Some((5, true)), Some((5, false))));
         tokio::time::advance(Duration::from_secs(5)).await;
         assert_eq!(got(&level1, b"a"), Some((5, false)));
+        put(&level1, b"a", 5);
+        assert_eq!(got(&level1, b"a"), Some((5, true)), "the same one, read again");
     }
 
     #[test]
