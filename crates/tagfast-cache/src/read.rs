@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::{join, join_all};
+use metrics::Counter;
 use tagfast_domain::{ContentKey, UserId};
 use tagfast_resilience::Criticality;
 use tagfast_sharding::{ContentHash, LogicalShard};
@@ -54,10 +55,25 @@ enum Purpose {
 /// What a read of the store gave.
 pub(crate) type Loaded = Result<Arc<View>, Arc<StoreError>>;
 
+/// Counts who answered; looked up once, since every view counts.
+pub(crate) struct Answers {
+    level1: Counter,
+    redis: Counter,
+    store: Counter,
+    stale: Counter,
+}
+
+impl Answers {
+    pub(crate) fn new() -> Self {
+        let of = |by: &'static str| metrics::counter!("tagfast_cache_reads_total", "answer" => by);
+        Self { level1: of("l1"), redis: of("redis"), store: of("store"), stale: of("stale") }
+    }
+}
+
 /// A content that is asked for.
 struct Asked<'a> {
     content: &'a ContentKey,
-    key: Arc<[u8]>,
+    key: Vec<u8>,
     hash: ContentHash,
     shard: LogicalShard,
     options: &'a ReadOptions<'a>,
@@ -66,7 +82,7 @@ struct Asked<'a> {
 
 impl<'a> Asked<'a> {
     fn new(content: &'a ContentKey, options: &'a ReadOptions<'a>) -> Self {
-        let key: Arc<[u8]> = content.to_bytes().into();
+        let key = content.to_bytes();
         let hash = ContentHash::of_bytes(&key);
         let shard = LogicalShard::of_hash(hash);
         Self { content, key, hash, shard, options, arrived: Instant::now() }
@@ -80,10 +96,6 @@ const UNKNOWN: Degraded = Degraded { feature: "session", reason: "position_unava
 
 fn unproven(reason: &'static str) {
     metrics::counter!("tagfast_cache_unproven_total", "reason" => reason).increment(1);
-}
-
-fn answered(by: &'static str) {
-    metrics::counter!("tagfast_cache_reads_total", "answer" => by).increment(1);
 }
 
 impl CachedStore {
@@ -143,7 +155,7 @@ impl CachedStore {
             level1.drop_one(&asked.key, asked.shard);
         }
         if let Some(views) = self.views.clone() {
-            let (key, shard, entry) = (Arc::clone(&asked.key), asked.shard, entry.clone());
+            let (key, shard, entry) = (asked.key.clone(), asked.shard, entry.clone());
             tokio::spawn(async move {
                 if let Err(error) = views.delete_phantom(&key, shard, &entry).await {
                     tracing::debug!(%error, "an entry that shows what was lost stays until it ends; nobody is shown it");
@@ -175,7 +187,7 @@ impl CachedStore {
         if let (Some(Some(need)), Some(entry)) = (&known, &first)
             && self.is_met(asked, need, entry)
         {
-            answered("l1");
+            self.answers.level1.increment(1);
             return Ok(entry.view(CacheUse::Hit("l1")));
         }
         let ticket = self.level1.as_ref().map(|level1| level1.ticket(asked.shard));
@@ -192,7 +204,7 @@ impl CachedStore {
         if let (Some(need), Some(entry)) = (&needed, &first)
             && self.is_met(asked, need, entry)
         {
-            answered("l1");
+            self.answers.level1.increment(1);
             return Ok(entry.view(CacheUse::Hit("l1")));
         }
         if let Some(entry) = second {
@@ -203,7 +215,7 @@ impl CachedStore {
                         let left = Duration::from_millis(left.unsigned_abs());
                         level1.put(&asked.key, asked.hash, Arc::clone(&entry), ticket, left);
                     }
-                    answered("redis");
+                    self.answers.redis.increment(1);
                     return Ok(entry.view(CacheUse::Hit("redis")));
                 }
                 Some(_) | None => {
@@ -222,7 +234,7 @@ impl CachedStore {
             && self.is_true(asked, &entry)
             && self.is_met(asked, need, &entry)
         {
-            answered("l1");
+            self.answers.level1.increment(1);
             return Ok(entry.view(CacheUse::Hit("l1")));
         }
         let spare = first.map(|entry| (entry, "l1")).or(spare);
@@ -263,11 +275,11 @@ impl CachedStore {
                 if needed.is_none() && !view.degraded.is_empty() && !view.degraded.contains(&UNKNOWN) {
                     view.degraded.push(UNKNOWN);
                 }
-                answered("store");
+                self.answers.store.increment(1);
                 Ok(view)
             }
             (Err(error), Some(view)) if error.is_retryable() => {
-                answered("stale");
+                self.answers.stale.increment(1);
                 Ok(view)
             }
             (Err(error), _) => Err(error),
@@ -301,10 +313,11 @@ impl CachedStore {
             Some(_) if asked.options.consistency == Consistency::Eventual => Purpose::Any,
             Some(_) => Purpose::Covering,
         };
-        let key = FlightKey { key: Arc::clone(&asked.key), purpose, criticality: asked.options.criticality };
+        let bytes: Arc<[u8]> = asked.key.as_slice().into();
+        let key = FlightKey { key: Arc::clone(&bytes), purpose, criticality: asked.options.criticality };
         let deadline = asked.options.deadline.unwrap_or(asked.arrived + PATIENCE);
         let fly = async |not_before| {
-            let work = || self.work(asked, needed, purpose, deadline);
+            let work = || self.work(asked, Arc::clone(&bytes), needed, purpose, deadline);
             let flown = self.flights.fly(key.clone(), not_before, work);
             let late = || StoreError::Deadline { waiting_for: "the store", outcome_unknown: false };
             let lost = |error| StoreError::Internal(Box::new(error));
@@ -347,12 +360,13 @@ impl CachedStore {
     fn work(
         &self,
         asked: &Asked<'_>,
+        key: Arc<[u8]>,
         needed: &Needed,
         purpose: Purpose,
         deadline: Instant,
     ) -> impl Future<Output = Loaded> + Send + 'static {
         let me = self.shared();
-        let (content, key, hash) = (asked.content.clone(), Arc::clone(&asked.key), asked.hash);
+        let (content, hash) = (asked.content.clone(), asked.hash);
         let token = match (purpose, asked.options.token, needed) {
             (Purpose::Covering, Some(token), _) => Some(token.clone()),
             (Purpose::Covering, None, Some(need)) => Some(token_of(hash, need)),

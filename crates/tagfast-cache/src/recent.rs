@@ -4,6 +4,7 @@
 //! show. Bounded: the oldest contents are forgotten first, earlier than they would be.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -33,11 +34,13 @@ struct State {
 pub(crate) struct Recent {
     kept_for: Duration,
     state: Mutex<State>,
+    /// Whether there is anything: a process that only reads need not look.
+    any: AtomicBool,
 }
 
 impl Recent {
     pub(crate) fn new(kept_for: Duration) -> Self {
-        Self { kept_for, state: Mutex::default() }
+        Self { kept_for, state: Mutex::default(), any: AtomicBool::new(false) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -55,6 +58,7 @@ impl Recent {
             (Some((AtLeast::Version(known), _)), AtLeast::Version(new)) => AtLeast::Version(new.max(*known)),
             (_, new) => new,
         };
+        self.any.store(true, Ordering::Release);
         state.of.insert(content, (newest, until));
         state.order.push_back((until, content));
         while let Some((at, oldest)) = state.order.front().copied()
@@ -69,6 +73,9 @@ impl Recent {
 
     /// What a cache must show of a content.
     pub(crate) fn of(&self, content: ContentHash) -> Option<AtLeast> {
+        if !self.any.load(Ordering::Acquire) {
+            return None;
+        }
         let state = self.lock();
         let (at_least, until) = state.of.get(&content)?;
         (*until > Instant::now()).then_some(*at_least)

@@ -22,7 +22,7 @@ use crate::entry::Entry;
 use crate::level1::{Level1, spread};
 use crate::need::{Standing, standing};
 use crate::positions::{Positions, Written};
-use crate::read::{FlightKey, Loaded};
+use crate::read::{Answers, FlightKey, Loaded};
 use crate::recent::{AtLeast, Recent};
 use crate::views::{Origin, Views};
 
@@ -97,6 +97,7 @@ pub struct CachedStore {
     pub(crate) positions: Option<Positions>,
     pub(crate) recent: Recent,
     pub(crate) flights: Arc<Flights<FlightKey, Loaded>>,
+    pub(crate) answers: Answers,
     fills: Arc<Semaphore>,
     spread: AtomicU64,
     tasks: Vec<JoinHandle<()>>,
@@ -132,6 +133,7 @@ impl CachedStore {
             positions: parts.positions.map(|redis| Positions::new(redis, options.positions_for)),
             recent: Recent::new(options.positions_for),
             flights: Flights::new(),
+            answers: Answers::new(),
             fills: Arc::new(Semaphore::new(FILLS)),
             spread: AtomicU64::new(1),
             tasks,

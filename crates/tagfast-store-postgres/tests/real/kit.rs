@@ -7,7 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tagfast_domain::{ContentKey, Limits, TaggingsEvent, UnixMillis};
 use tagfast_failover::EpochRecord;
-use tagfast_resilience::Clock;
+use tagfast_redis::{Redis, Use};
+use tagfast_resilience::{Breakers, Clock, SystemClock};
 use tagfast_store_postgres::{
     ClusterOptions, OutboxRow, OutboxSink, PastEpoch, PostgresOptions, PostgresStore, PublishError,
 };
@@ -24,7 +25,7 @@ pub(crate) fn full() -> bool {
 /// The stack, started by whoever comes first.
 pub(crate) fn stack() -> MutexGuard<'static, Stack> {
     static SHARED: SharedStack = SharedStack::new();
-    SHARED.get(|base| StackOptions { clusters: CLUSTERS, netns: full(), ..base })
+    SHARED.get(|base| StackOptions { clusters: CLUSTERS, redis: true, netns: full(), ..base })
 }
 
 /// etcd's URL.
@@ -202,4 +203,21 @@ pub(crate) async fn open(options: PostgresOptions, sink: Arc<dyn OutboxSink>) ->
     let store = PostgresStore::open(options, sink).expect("it opens");
     assert!(store.wait_until_ready(Duration::from_secs(20)).await, "not ready: {:?}", store.status());
     store
+}
+
+/// Connections to the cache and to the state Redis.
+pub(crate) async fn redis() -> [Arc<Redis>; 2] {
+    let urls = tokio::task::spawn_blocking(|| {
+        let stack = stack();
+        let info = stack.info();
+        [&info.redis, &info.state_redis].map(|server| server.as_ref().expect("Redis").url.clone())
+    });
+    let [views, positions] = urls.await.expect("no panic");
+    let breakers = Breakers::new(Arc::new(SystemClock));
+    let start = |url: &str, used_as| Redis::start(url, used_as, &breakers).expect("a URL");
+    let both = [start(&views, Use::Cache), start(&positions, Use::State)];
+    for redis in &both {
+        assert!(redis.connected(Duration::from_secs(20)).await, "{:?}", redis.problem());
+    }
+    both
 }

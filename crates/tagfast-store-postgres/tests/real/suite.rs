@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
+use tagfast_cache::{CacheOptions, CacheParts, CachedStore};
 use tagfast_domain::{Limits, TaggingsEvent, TenantId, UnixMillis};
 use tagfast_resilience::{Clock, ManualClock};
 use tagfast_store::SharedStore;
@@ -12,6 +13,8 @@ use tagfast_store_postgres::{PostgresOptions, PostgresStore};
 use crate::kit::{self, Recording};
 
 struct Harness {
+    /// Behind L1 and both Redis servers, as the program has it.
+    behind_caches: bool,
     options: PostgresOptions,
     clock: Arc<ManualClock>,
     sink: Arc<Recording>,
@@ -19,18 +22,29 @@ struct Harness {
 }
 
 impl Harness {
-    async fn new() -> Self {
+    async fn new(behind_caches: bool) -> Self {
         // Not ahead of the machine's clock by more than a day: ordinals are minted from it.
         let now = tagfast_resilience::SystemClock.now_ms();
         let clock = Arc::new(ManualClock::new(now));
         let options = kit::options(Arc::clone(&clock) as Arc<dyn Clock>).await;
-        Self { options, clock, sink: Arc::default(), store: Mutex::new(None) }
+        Self { behind_caches, options, clock, sink: Arc::default(), store: Mutex::new(None) }
     }
 
     async fn opened(&self) -> SharedStore {
         let store = kit::open(self.options.clone(), Arc::clone(&self.sink) as _).await;
         *self.store.lock().expect("no panic under the lock") = Some(Arc::clone(&store));
-        store
+        if !self.behind_caches {
+            return store;
+        }
+        let [views, positions] = kit::redis().await;
+        let parts = CacheParts {
+            store: Arc::clone(&store) as SharedStore,
+            history: store,
+            views: Some(views),
+            positions: Some(positions),
+            clock: self.clock(),
+        };
+        CachedStore::start(parts, CacheOptions::default())
     }
 
     fn current(&self) -> Arc<PostgresStore> {
@@ -76,4 +90,9 @@ impl StoreHarness for Harness {
     }
 }
 
-tagfast_store::conformance_suite!(Harness::new().await);
+tagfast_store::conformance_suite!(Harness::new(false).await);
+
+/// The same promises through the caches.
+mod behind_caches {
+    tagfast_store::conformance_suite!(super::Harness::new(true).await);
+}

@@ -1,7 +1,6 @@
 //! What a view from L1 costs beside a bare HTTP server that answers the same bytes.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use axum::http::header;
@@ -16,16 +15,18 @@ use crate::world::World;
 const TURN: Duration = Duration::from_secs(4);
 const TURNS: usize = 5;
 const CONNECTIONS: usize = 64;
+/// The name of its threads.
+const HELLO: &str = "bare-axum";
 
-/// The bare server, in a thread of this process: its address, and where the system counts that thread's processor time.
-fn hello(body: &'static str) -> (SocketAddr, PathBuf) {
+/// The bare server, on a runtime like the program's: its address.
+fn hello(body: &'static str) -> SocketAddr {
     let (tell, told) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.enable_all().thread_name(HELLO).build().expect("a runtime");
         runtime.block_on(async {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-            let thread = Path::new("/proc").join(std::fs::read_link("/proc/thread-self").expect("a thread"));
-            tell.send((listener.local_addr().expect("an address"), thread.join("stat"))).expect("somebody waits");
+            tell.send(listener.local_addr().expect("an address")).expect("somebody waits");
             let answer = move || async move { ([(header::CONTENT_TYPE, "application/json")], body) };
             axum::serve(listener, axum::Router::new().route("/", get(answer))).await.expect("it serves");
         });
@@ -33,11 +34,17 @@ fn hello(body: &'static str) -> (SocketAddr, PathBuf) {
     told.recv().expect("it started")
 }
 
-/// In seconds.
-fn thread_cpu(stat: &Path) -> f64 {
-    let stat = std::fs::read_to_string(stat).expect("a thread");
-    let fields: Vec<&str> = stat.rsplit(") ").next().expect("fields").split(' ').collect();
-    (fields[11].parse::<f64>().expect("a number") + fields[12].parse::<f64>().expect("a number")) / 100.0
+/// Processor time of the bare server's threads, in seconds.
+fn hello_cpu() -> f64 {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("threads").flatten();
+    let of = |task: std::fs::DirEntry| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).ok()?;
+        let (name, rest) = stat.rsplit_once(") ")?;
+        let fields: Vec<&str> = rest.split(' ').collect();
+        let ticks = fields[11].parse::<f64>().ok()? + fields[12].parse::<f64>().ok()?;
+        name.ends_with(HELLO).then_some(ticks / 100.0)
+    };
+    tasks.filter_map(of).sum()
 }
 
 /// Sends the same request from all connections as fast as it goes; requests a second, and how many.
@@ -72,7 +79,7 @@ pub(crate) fn measure(world: &World) {
     let answer = client.get(path).expect(200);
     let token = answer.header("consistency-token").expect("a token").to_owned();
     let body: &'static str = Box::leak(answer.text().into_boxed_str());
-    let (bare, thread) = hello(body);
+    let bare = hello(body);
     let head = |extra: &str, path: &str, host: SocketAddr| {
         format!("GET {path} HTTP/1.1\r\nhost: {host}\r\n{extra}\r\n").into_bytes()
     };
@@ -89,10 +96,10 @@ pub(crate) fn measure(world: &World) {
     let hello = head("", "/", bare);
     let mut figures: Vec<(Vec<f64>, Vec<f64>)> = vec![Default::default(); kinds.len() + 1];
     for _ in 0..TURNS {
-        let cpu = thread_cpu(&thread);
+        let cpu = hello_cpu();
         let (rate, done) = turn(bare, &hello);
         figures[0].0.push(rate);
-        figures[0].1.push((thread_cpu(&thread) - cpu) * 1e6 / done as f64);
+        figures[0].1.push((hello_cpu() - cpu) * 1e6 / done as f64);
         for (n, (_, request)) in kinds.iter().enumerate() {
             // L1 has it before it is measured.
             turn_once(address, request);
