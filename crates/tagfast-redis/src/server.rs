@@ -18,6 +18,8 @@ const CONNECT: Duration = Duration::from_secs(1);
 const ANSWER: Duration = Duration::from_millis(500);
 /// Between two attempts to connect, at first and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// Between two looks at a connection that nobody uses.
+const LOOK: Duration = Duration::from_secs(1);
 /// Requests that may be on their way to the server.
 const PIPELINE: usize = 4096;
 
@@ -273,6 +275,16 @@ impl Redis {
         self.call(ANSWER, async move |mut connection| check::generation(&mut connection, &run_id).await).await
     }
 
+    /// Asks a connection whether it still answers.
+    async fn look(&self, number: u64) {
+        let Some(Link { mut connection, .. }) = self.link().filter(|link| link.number == number) else { return };
+        match tokio::time::timeout(ANSWER, redis::cmd("PING").query_async::<redis::Value>(&mut connection)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => self.lost(number, &error.to_string()),
+            Err(_) => self.lost(number, "it does not answer"),
+        }
+    }
+
     /// Connects and looks at what answers.
     async fn open(&self) -> Result<(MultiplexedConnection, String, Option<String>), String> {
         let info = self.place.find().await?;
@@ -304,11 +316,11 @@ impl Redis {
 }
 
 /// Connects, and connects again whenever the connection failed, until the Redis is dropped.
-async fn keep(redis: Weak<Redis>, wake: Arc<Notify>) {
+async fn keep(weak: Weak<Redis>, wake: Arc<Notify>) {
     let mut pause = PAUSE.0;
     let mut number = 0;
     loop {
-        let Some(redis) = redis.upgrade() else { return };
+        let Some(redis) = weak.upgrade() else { return };
         let used_as = redis.used_as.as_str();
         let opened = tokio::time::timeout(CONNECT, redis.open()).await;
         match opened.unwrap_or_else(|_| Err("it does not answer".to_owned())) {
@@ -326,7 +338,11 @@ async fn keep(redis: Weak<Redis>, wake: Arc<Notify>) {
                 metrics::gauge!("tagfast_redis_connected", "redis" => used_as).set(1.0);
                 redis.connects.send_replace(number);
                 drop(redis);
-                wake.notified().await;
+                // Also when nobody calls: whoever asks how it stands is told the truth.
+                while tokio::time::timeout(LOOK, wake.notified()).await.is_err() {
+                    let Some(redis) = weak.upgrade() else { return };
+                    redis.look(number).await;
+                }
             }
             Err(why) => {
                 let new = lock(&redis.problem).replace(why.clone()).is_none_or(|before| before != why);

@@ -94,11 +94,11 @@ impl ClusterNode {
             Some(kafka) => Some(bus(config, postgres, kafka).await?),
             None => None,
         };
+        let breakers = Breakers::new(Arc::clone(&clock));
         let sink: Arc<dyn OutboxSink> = match &bus {
-            Some(bus) => Arc::new(KafkaOutbox(bus.publisher())),
+            Some(bus) => Arc::new(KafkaOutbox::new(bus.publisher(), &breakers)),
             None => Arc::new(Discard),
         };
-        let breakers = Breakers::new(Arc::clone(&clock));
         let options = PostgresOptions {
             clusters: postgres
                 .clusters

@@ -1,18 +1,57 @@
 //! What joins the relays of the PostgreSQL store to Kafka: stored rows in, published events out.
 //!
 //! How it fails: a row that cannot be decoded, because a newer program wrote it or it is damaged, stops the relay of its cluster
-//! and is named in the log; nothing is skipped.
+//! and is named in the log; nothing is skipped. While the breaker `kafka` is open, or held open by hand, rows wait in the outbox.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tagfast_domain::{ContentKey, EpochOrdinal, UnixMillis};
 use tagfast_events_kafka::{Past, Publisher};
 use tagfast_failover::EpochRecord;
+use tagfast_resilience::{Breaker, BreakerOptions, Breakers};
 use tagfast_store_postgres::{OutboxRow, OutboxSink, PastEpoch, PublishError};
 
 /// Publishes outbox rows.
-pub struct KafkaOutbox(pub Publisher);
+pub struct KafkaOutbox {
+    publisher: Publisher,
+    breaker: Arc<Breaker>,
+}
+
+impl KafkaOutbox {
+    /// Behind the breaker `kafka`.
+    pub fn new(publisher: Publisher, breakers: &Arc<Breakers>) -> Self {
+        let options = BreakerOptions {
+            // A relay has one batch under way: few calls say enough, and each takes its time.
+            min_calls: 3,
+            stalled_calls: 0,
+            slow_after: Duration::from_secs(5),
+            open_cap: Duration::from_secs(2),
+            ..BreakerOptions::default()
+        };
+        Self { publisher, breaker: breakers.make("kafka", options) }
+    }
+
+    /// What was asked of Kafka counts for the breaker.
+    async fn asked<T, E: std::fmt::Display>(
+        &self,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, PublishError> {
+        let permit = self.breaker.acquire().map_err(failed)?;
+        match work.await {
+            Ok(done) => {
+                permit.ok();
+                Ok(done)
+            }
+            Err(error) => {
+                permit.failed();
+                Err(failed(error))
+            }
+        }
+    }
+}
 
 fn failed(error: impl std::fmt::Display) -> PublishError {
     PublishError(error.to_string())
@@ -21,7 +60,7 @@ fn failed(error: impl std::fmt::Display) -> PublishError {
 #[async_trait]
 impl OutboxSink for KafkaOutbox {
     async fn begin_epoch(&self, cluster: &str, epoch: &EpochRecord) -> Result<(), PublishError> {
-        self.0.marker(cluster, epoch.ordinal, epoch.minted_at).await.map_err(failed)
+        self.asked(self.publisher.marker(cluster, epoch.ordinal, epoch.minted_at)).await
     }
 
     async fn publish(
@@ -39,7 +78,7 @@ impl OutboxSink for KafkaOutbox {
             event.emit = epoch.ordinal;
             events.push(event);
         }
-        self.0.publish(cluster, &events, hi).await.map_err(failed)
+        self.asked(self.publisher.publish(cluster, &events, hi)).await
     }
 
     async fn doubtful(
@@ -56,10 +95,10 @@ impl OutboxSink for KafkaOutbox {
             let unknown = Past::Ended { fence: 0, reconciled: false };
             if ordinal == current { Past::Current } else { known.get(&ordinal).copied().unwrap_or(unknown) }
         };
-        self.0.doubtful(cluster, past).await.map_err(failed)
+        self.publisher.doubtful(cluster, past).await.map_err(failed)
     }
 
     async fn complete_through(&self, cluster: &str, epoch: &EpochRecord, at: UnixMillis, hi: u64) {
-        self.0.heartbeat(cluster, epoch.ordinal, at, hi).await;
+        self.publisher.heartbeat(cluster, epoch.ordinal, at, hi).await;
     }
 }

@@ -9,7 +9,7 @@ use crate::support::{jwt_world, keys, world};
 async fn health_readiness_and_metrics_need_no_token() {
     let world = jwt_world();
     assert_eq!(world.get("/healthz").send().await.ok(), json!({"status": "ok"}));
-    assert_eq!(world.get("/readyz").send().await.ok(), json!({"ready": true, "not_ready": []}));
+    assert_eq!(world.get("/readyz").send().await.ok(), json!({"ready": true, "not_ready": [], "degraded": []}));
     *world.operations.not_ready.lock().unwrap() = Some("rebuilding, 40 % done".into());
     let answer = world.get("/readyz").send().await;
     assert_eq!((answer.status.as_u16(), answer.header("retry-after")), (503, "1"));

@@ -26,7 +26,7 @@ use tagfast_domain::{
 use tagfast_events::{Bus, Consumer, Partition, RuntimeOptions, Sink, envelope};
 use tagfast_events_kafka::{KafkaBus, KafkaOptions, Security};
 use tagfast_failover::EpochRecord;
-use tagfast_resilience::{Clock, SystemClock};
+use tagfast_resilience::{Breakers, Clock, SystemClock};
 use tagfast_search::{OpenSearchIndex, OpenSearchOptions, SearchIndex, SearchRequest, Sort};
 use tagfast_store::{Durability, ShardScanner, TagWriter, WriteRequest};
 use tagfast_store_postgres::{
@@ -275,7 +275,8 @@ impl World {
         let brokers = info.kafka.as_ref().expect("Kafka").bootstrap.to_string();
         let url = info.opensearch.as_ref().expect("OpenSearch").url.clone();
         let bus = bus(&brokers).await;
-        let gate = Arc::new(Gate { open: AtomicBool::new(false), kafka: KafkaOutbox(bus.publisher()) });
+        let breakers = Breakers::new(Arc::new(SystemClock));
+        let gate = Arc::new(Gate { open: AtomicBool::new(false), kafka: KafkaOutbox::new(bus.publisher(), &breakers) });
         let store = store(&info, &gate).await;
         Self { stack, brokers, url, bus, gate, store, clock: Arc::new(SystemClock) }
     }

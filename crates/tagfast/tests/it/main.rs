@@ -10,6 +10,7 @@ mod letters;
 mod lifecycle;
 mod main_job;
 mod races;
+mod silence;
 mod support;
 mod tenants;
 mod traces;

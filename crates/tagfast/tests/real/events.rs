@@ -180,6 +180,22 @@ fn index_and_counts_agree_with_the_shards_whatever_dies() {
     });
     client.delete("/v1/content/page/7/tags/found-me").expect(200);
 
+    // Somebody holds the bus off: events wait in the outbox, the status says so, and they come when it is let go.
+    let hold =
+        |state: &str| serde_json::json!({"name": "kafka", "state": state, "reason": "the broker is being moved"});
+    client.post("/v1/breakers", &hold("open")).expect(200);
+    client.put("/v1/content/page/8/tags/held-back").expect(200);
+    let status = client.get("/v1/status").expect(200).text();
+    assert!(status.contains("\"kafka\"") && status.contains("forced_open"), "{status}");
+    // What is found is of the time before.
+    assert_eq!(client.get("/v1/search?q=held-back").expect(200).json()["hits"], serde_json::json!([]));
+    client.post("/v1/breakers", &hold("auto")).expect(200);
+    wait_for_condition("the held event is found", PATIENCE, || {
+        let found = client.get("/v1/search?q=held-back").expect(200).json();
+        if found["hits"][0]["id"] == "8" { Ok(()) } else { Err(found.to_string()) }
+    });
+    client.delete("/v1/content/page/8/tags/held-back").expect(200);
+
     let writer = Writer::start(&server);
     writer.goes_on();
     // The index dies: searches say so, writes go on, nobody is blamed.
