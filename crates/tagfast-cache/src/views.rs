@@ -6,6 +6,7 @@
 //! How it fails: every call is bounded; a fill that fails is forgotten, and the entry that should have been replaced ends by its
 //! time at the latest.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -61,8 +62,10 @@ pub(crate) enum Origin {
 /// Views in Redis.
 pub(crate) struct Views {
     pub(crate) redis: Arc<Redis>,
-    /// Names the numbers of messages in a Redis that has none.
+    /// Names the numbers of messages in a Redis that has none; with a count, since one that was emptied twice must not look as if
+    /// its numbers went on.
     generation: String,
+    calls: AtomicU64,
 }
 
 /// The channel of a stripe's changes.
@@ -90,7 +93,8 @@ impl Views {
             let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
             bytes[..8].copy_from_slice(&(now.as_nanos() as u64).to_be_bytes());
         }
-        Self { redis, generation: bytes.iter().map(|byte| format!("{byte:02x}")).collect() }
+        let generation = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        Self { redis, generation, calls: AtomicU64::new(0) }
     }
 
     /// The entry of a content. Not one that cannot be read: that is deleted when it was damaged, and left to those who can read it
@@ -128,7 +132,8 @@ impl Views {
     ) -> Result<(), RedisError> {
         let mut call = FILL_SCRIPT.key(view_key(key, shard));
         call.key(numbers(shard)).arg(entry.encode()).arg(HARD.as_millis() as u64).arg(channel(shard));
-        call.arg(&self.generation).arg(key).arg(match origin {
+        let number = self.calls.fetch_add(1, Ordering::Relaxed);
+        call.arg(format!("{}-{number:x}", self.generation)).arg(key).arg(match origin {
             Origin::Write => "write",
             Origin::Read => "read",
         });

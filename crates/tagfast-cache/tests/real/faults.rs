@@ -224,6 +224,36 @@ async fn vc5_a_missed_message_empties_one_stripe() {
     }
 }
 
+/// Numbers that begin anew in an emptied Redis are no old ones: what may have been missed meanwhile is not answered from L1.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn numbers_that_begin_anew_empty_their_stripe() {
+    let _turn = alone().await;
+    let world = World::start(CacheOptions::default()).await;
+    let stripe = LogicalShard::of(&key("c0"));
+    let same: Vec<String> =
+        (0..).map(|n| format!("c{n}")).filter(|id| LogicalShard::of(&key(id)) == stripe).take(5).collect();
+    for round in 0..2 {
+        for id in &same {
+            world.b.write(id, &format!("r{round}"), "ana").await;
+        }
+        wait_for_condition_async("it is in L1", PATIENCE, || async {
+            let view = world.a.eventual("c0").await;
+            let there = view.cache == CacheUse::Hit("l1") && view.tags.len() == round + 1;
+            if there { Ok(()) } else { Err(format!("{:?}", view.cache)) }
+        })
+        .await;
+        command(Use::Cache, &redis::cmd("FLUSHALL")).await;
+        world.b.write(&same[4], &format!("after{round}"), "ana").await;
+        // Sooner than entries end by themselves.
+        let soon = Duration::from_secs(2);
+        wait_for_condition_async("L1 does not answer with what it had", soon, || async {
+            let view = world.a.eventual("c0").await;
+            if view.cache == CacheUse::Hit("l1") { Err("it does") } else { Ok(()) }
+        })
+        .await;
+    }
+}
+
 /// A Redis that cannot be used is named, and looked at again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unfit_redis_is_named_and_used_when_it_is_mended() {
