@@ -5,7 +5,6 @@
 //! made from it.
 
 use std::borrow::Cow;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
@@ -13,6 +12,7 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde::Serialize;
 use tagfast_domain::{DomainError, Refusal, Version};
 use tagfast_popular::PopularError;
+use tagfast_resilience::comes_back;
 use tagfast_search::SearchError;
 use tagfast_store::StoreError;
 use utoipa::ToSchema;
@@ -471,12 +471,12 @@ impl From<SearchError> for Problem {
             }
             SearchError::Unavailable(reason) => {
                 tracing::warn!(reason, "search is unavailable");
-                Self::new(Code::SearchUnavailable, "the search index cannot answer now").retry_after(soon())
+                Self::new(Code::SearchUnavailable, "the search index cannot answer now").retry_after(comes_back())
             }
             SearchError::Refused { reason, retry_after } => {
                 tracing::debug!(reason, "the search index was not asked");
                 Self::new(Code::SearchUnavailable, format!("the search index was not asked: {reason}"))
-                    .retry_after(retry_after.max(soon()))
+                    .retry_after(retry_after.max(comes_back()))
             }
         }
     }
@@ -488,17 +488,10 @@ impl From<PopularError> for Problem {
             PopularError::UnknownWindow(_) => Self::new(Code::BadParameter, error.to_string()),
             PopularError::Unavailable(reason) => {
                 tracing::warn!(reason, "popular tags are unavailable");
-                Self::new(Code::PopularUnavailable, "the counts of tags cannot be read now").retry_after(soon())
+                Self::new(Code::PopularUnavailable, "the counts of tags cannot be read now").retry_after(comes_back())
             }
         }
     }
-}
-
-/// One to three seconds: clients that were refused together do not come back together.
-pub(crate) fn soon() -> Duration {
-    static ASKED: AtomicU64 = AtomicU64::new(0);
-    let n = ASKED.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    Duration::from_millis(1000 + (((n >> 32) * 2001) >> 32))
 }
 
 /// The feature's problem where a part is not wired in.
@@ -512,7 +505,7 @@ mod tests {
 
     #[test]
     fn who_is_refused_together_does_not_come_back_together() {
-        let all: std::collections::BTreeSet<Duration> = (0..1000).map(|_| soon()).collect();
+        let all: std::collections::BTreeSet<Duration> = (0..1000).map(|_| comes_back()).collect();
         assert!(all.len() > 600, "{}", all.len());
         assert!(all.iter().all(|d| (Duration::from_secs(1)..=Duration::from_secs(3)).contains(d)));
     }

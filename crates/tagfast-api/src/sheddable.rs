@@ -13,12 +13,13 @@ use std::time::Duration;
 
 use tagfast_domain::{TenantId, UnixMillis};
 use tagfast_popular::PopularError;
+use tagfast_resilience::comes_back;
 use tagfast_search::SearchError;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use crate::call::age;
-use crate::problem::{Code, Problem, soon};
+use crate::problem::{Code, Problem};
 use crate::snapshots::{Known, Question, Snapshots};
 use crate::wire::{Meta, STALE_MS};
 
@@ -71,7 +72,7 @@ impl Feature {
             Self::Popular | Self::Suggestions | Self::Count => Code::PopularUnavailable,
             Self::Related | Self::Facets | Self::Total => Code::SearchUnavailable,
         };
-        Problem::new(code, detail).retry_after(soon())
+        Problem::new(code, detail).retry_after(comes_back())
     }
 }
 

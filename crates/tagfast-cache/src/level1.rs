@@ -13,6 +13,7 @@ use std::time::Duration;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use tagfast_domain::{UnixMillis, Version};
+use tagfast_resilience::chance;
 use tagfast_sharding::{ContentHash, LogicalShard, SHARDS};
 use tokio::time::Instant;
 
@@ -73,7 +74,6 @@ pub(crate) struct Level1 {
     began: Instant,
     /// Milliseconds since `began` until which changes are known to be heard; `u64::MAX`: there is nobody to hear.
     heard_until: AtomicU64,
-    spread: AtomicU64,
 }
 
 impl Level1 {
@@ -86,7 +86,6 @@ impl Level1 {
             stripes: (0..SHARDS).map(|_| stripe()).collect(),
             began: Instant::now(),
             heard_until: AtomicU64::new(if told { 0 } else { u64::MAX }),
-            spread: AtomicU64::new(0x9E37_79B9_7F4A_7C15),
         }
     }
 
@@ -145,7 +144,7 @@ impl Level1 {
         {
             return;
         }
-        let until = now + self.spread(KEPT_FOR).min(soft);
+        let until = now + spread(KEPT_FOR).min(soft);
         self.cache.insert(key.into(), Arc::new(Slot { entry, until, emptied: ticket.0 }));
     }
 
@@ -185,25 +184,15 @@ impl Level1 {
         self.stripe(shard).changed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A time, 20 % up or down, so that what came together does not go together.
-    pub(crate) fn spread(&self, time: Duration) -> Duration {
-        spread(&self.spread, time)
-    }
-
     /// Bytes and entries.
     pub(crate) fn size(&self) -> (u64, usize) {
         (self.cache.weight(), self.cache.len())
     }
 }
 
-/// 0.8 to 1.2 times a duration; good enough to spread.
-pub(crate) fn spread(state: &AtomicU64, time: Duration) -> Duration {
-    let mut x = state.fetch_add(0x9E37_79B9_7F4A_7C15, Ordering::Relaxed);
-    x ^= x >> 30;
-    x = x.wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    x ^= x >> 27;
-    let part = (x >> 11) as f64 / (1u64 << 53) as f64;
-    time.mul_f64(0.8 + 0.4 * part)
+/// A time, 20 % up or down, so that what came together does not go together.
+pub(crate) fn spread(time: Duration) -> Duration {
+    time.mul_f64(0.8 + 0.4 * chance())
 }
 
 fn place(hash: ContentHash) -> usize {
@@ -325,8 +314,7 @@ mod tests {
 
     #[test]
     fn times_are_spread_by_a_fifth() {
-        let state = AtomicU64::new(7);
-        let times: Vec<f64> = (0..1000).map(|_| spread(&state, Duration::from_secs(10)).as_secs_f64()).collect();
+        let times: Vec<f64> = (0..1000).map(|_| spread(Duration::from_secs(10)).as_secs_f64()).collect();
         let (least, most) = times.iter().fold((f64::MAX, 0.0f64), |(a, b), t| (a.min(*t), b.max(*t)));
         assert!((8.0..8.2).contains(&least) && (11.8..=12.0).contains(&most), "{least} {most}");
     }

@@ -4,10 +4,10 @@
 //! the same epoch and every transaction up to the write's had ended when it was read. A log position read beside the rows proves
 //! nothing.
 
-use tagfast_domain::Version;
+use tagfast_domain::{EpochId, Version};
 use tagfast_sharding::{ContentHash, LogicalShard};
 use tagfast_store::token::TOKEN_PAIRS;
-use tagfast_store::{ConsistencyToken, History, Position};
+use tagfast_store::{ConsistencyToken, History, Position, View};
 
 use crate::entry::Entry;
 
@@ -18,6 +18,26 @@ pub(crate) struct Need {
     pub(crate) version: Option<Version>,
     /// What had been written to the shard up to here.
     pub(crate) floor: Option<Position>,
+}
+
+/// What an entry or a view proves.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Proof {
+    version: Version,
+    epoch: EpochId,
+    xmin: u64,
+}
+
+impl From<&Entry> for Proof {
+    fn from(entry: &Entry) -> Self {
+        Self { version: entry.version, epoch: entry.position.epoch, xmin: entry.xmin }
+    }
+}
+
+impl From<&View> for Proof {
+    fn from(view: &View) -> Self {
+        Self { version: view.version, epoch: view.position.epoch, xmin: view.xmin }
+    }
 }
 
 /// Whether an entry is part of the history.
@@ -46,17 +66,17 @@ impl Need {
         self.version.is_none() && self.floor.is_none()
     }
 
-    /// Whether an entry that is part of the history shows it.
-    pub(crate) fn is_met(&self, entry: &Entry, shard: LogicalShard, history: &dyn History) -> bool {
+    /// Whether what is part of the history and proves this shows it.
+    pub(crate) fn is_met(&self, proof: Proof, shard: LogicalShard, history: &dyn History) -> bool {
         if let Some(version) = self.version {
-            return entry.version >= version;
+            return proof.version >= version;
         }
         let Some(floor) = self.floor else { return true };
-        if floor.epoch == entry.position.epoch {
-            return floor.xid < entry.xmin;
+        if floor.epoch == proof.epoch {
+            return floor.xid < proof.xmin;
         }
         // Ids of transactions begin anew with an epoch. What lies below the fence is in everything of the current one.
-        history.current(shard) == Some(entry.position.epoch)
+        history.current(shard) == Some(proof.epoch)
             && history.fence(shard, floor.epoch).is_some_and(|fence| floor.lsn <= fence)
     }
 }
@@ -72,8 +92,6 @@ pub(crate) fn standing(position: &Position, shard: LogicalShard, history: &dyn H
 
 #[cfg(test)]
 mod tests {
-    use tagfast_domain::EpochId;
-
     use super::*;
 
     /// Epoch 2 is current; of epoch 1 everything up to 100 is part of it; epoch 0 is no ancestor.
@@ -104,7 +122,7 @@ mod tests {
     }
 
     fn met(need: Need, entry: &Entry) -> bool {
-        need.is_met(entry, LogicalShard::from_number(0).unwrap(), &Two)
+        need.is_met(entry.into(), LogicalShard::from_number(0).unwrap(), &Two)
     }
 
     #[test]

@@ -75,10 +75,6 @@ fn user_key(tenant: &TenantId, user: &UserId) -> String {
     format!("tf:p:{tenant}/{}", user.as_str())
 }
 
-fn hex(epoch: EpochId) -> String {
-    epoch.0.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 fn content_field(content: ContentHash) -> String {
     format!("c{:016x}", content.0)
 }
@@ -108,7 +104,7 @@ impl Positions {
             let shard = LogicalShard::of_hash(*content);
             let at = format!("{} {}", digits(position.xid), digits(position.lsn));
             call.arg(content_field(*content)).arg(digits(version.packed()));
-            call.arg(format!("{:02}", shard.number())).arg(hex(position.epoch)).arg(at);
+            call.arg(format!("{:02}", shard.number())).arg(position.epoch.to_string()).arg(at);
         }
         let generation: String =
             self.redis.call(BUDGET, async move |mut connection| call.invoke_async(&mut connection).await).await?;
@@ -171,7 +167,7 @@ mod tests {
     #[test]
     fn positions_are_read_as_they_are_written() {
         let at = Position { epoch: EpochId([0xab; 16]), xid: 7, lsn: u64::MAX };
-        let text = format!("{} {} {}", hex(at.epoch), digits(at.xid), digits(at.lsn));
+        let text = format!("{} {} {}", at.epoch, digits(at.xid), digits(at.lsn));
         // The script cuts at fixed places.
         assert_eq!((text.len(), &text[33..53], &text[54..74]), (74, digits(7).as_str(), digits(u64::MAX).as_str()));
         assert_eq!(position(&text), Some(at));

@@ -165,11 +165,18 @@ impl CachedStore {
     }
 
     fn is_met(&self, asked: &Asked<'_>, need: &Need, entry: &Entry) -> bool {
-        let met = need.is_met(entry, asked.shard, &*self.history);
+        let met = need.is_met(entry.into(), asked.shard, &*self.history);
         if !met {
             unproven("uncovered");
         }
         met
+    }
+
+    /// The answer of a fresh entry of L1, if it shows what must be shown.
+    fn hit(&self, asked: &Asked<'_>, needed: &Needed, entry: &Entry) -> Option<View> {
+        needed.as_ref().filter(|need| self.is_met(asked, need, entry))?;
+        self.answers.level1.increment(1);
+        Some(entry.view(CacheUse::Hit("l1")))
     }
 
     /// Answers one content. `need` is what a token says; without it the user's positions are asked for beside Redis.
@@ -184,11 +191,10 @@ impl CachedStore {
                 Some(Found::Fresh(_) | Found::Old(_)) | None => {}
             }
         }
-        if let (Some(Some(need)), Some(entry)) = (&known, &first)
-            && self.is_met(asked, need, entry)
+        if let (Some(needed), Some(entry)) = (&known, &first)
+            && let Some(view) = self.hit(asked, needed, entry)
         {
-            self.answers.level1.increment(1);
-            return Ok(entry.view(CacheUse::Hit("l1")));
+            return Ok(view);
         }
         let ticket = self.level1.as_ref().map(|level1| level1.ticket(asked.shard));
         let (needed, second) = match known {
@@ -201,11 +207,10 @@ impl CachedStore {
                 (needs.pop().flatten(), second)
             }
         };
-        if let (Some(need), Some(entry)) = (&needed, &first)
-            && self.is_met(asked, need, entry)
+        if let Some(entry) = &first
+            && let Some(view) = self.hit(asked, &needed, entry)
         {
-            self.answers.level1.increment(1);
-            return Ok(entry.view(CacheUse::Hit("l1")));
+            return Ok(view);
         }
         if let Some(entry) = second {
             let left = entry.soft_until.saturating_sub(self.clock.now_ms());
@@ -229,13 +234,12 @@ impl CachedStore {
             }
         }
         // Somebody may have read it while Redis was asked: what was under way has ended, and filled L1 before it did.
-        if let (Some(need), None, Some(level1)) = (&needed, &first, &self.level1)
+        if let (Some(_), None, Some(level1)) = (&needed, &first, &self.level1)
             && let Some(Found::Fresh(entry)) = level1.get(&asked.key, asked.shard)
             && self.is_true(asked, &entry)
-            && self.is_met(asked, need, &entry)
+            && let Some(view) = self.hit(asked, &needed, &entry)
         {
-            self.answers.level1.increment(1);
-            return Ok(entry.view(CacheUse::Hit("l1")));
+            return Ok(view);
         }
         let spare = first.map(|entry| (entry, "l1")).or(spare);
         self.ask_store(asked, needed, spare).await
@@ -294,7 +298,7 @@ impl CachedStore {
             return None;
         }
         let need = needed.unwrap_or_default();
-        if !need.is_met(entry, asked.shard, &*self.history) {
+        if !need.is_met(entry.into(), asked.shard, &*self.history) {
             return None;
         }
         let mut view = entry.view(CacheUse::Stale(layer));
@@ -351,7 +355,7 @@ impl CachedStore {
                 let version_known = need.version.is_some();
                 view.degraded.is_empty()
                     && (version_known || !floor_of_token)
-                    && need.is_met(&Entry::of(view, 0, 0), asked.shard, &*self.history)
+                    && need.is_met((&**view).into(), asked.shard, &*self.history)
             }
         }
     }

@@ -1,6 +1,5 @@
 //! The decorated store: what is kept, and what a write does to it. Reads are in `read.rs`.
 
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -99,7 +98,6 @@ pub struct CachedStore {
     pub(crate) flights: Arc<Flights<FlightKey, Loaded>>,
     pub(crate) answers: Answers,
     fills: Arc<Semaphore>,
-    spread: AtomicU64,
     tasks: Vec<JoinHandle<()>>,
     me: Weak<Self>,
 }
@@ -135,7 +133,6 @@ impl CachedStore {
             flights: Flights::new(),
             answers: Answers::new(),
             fills: Arc::new(Semaphore::new(FILLS)),
-            spread: AtomicU64::new(1),
             tasks,
             options,
             me: Weak::clone(me),
@@ -171,7 +168,7 @@ impl CachedStore {
             return None;
         }
         let kept_for = if view.tags.is_empty() { self.options.soft_ttl / 2 } else { self.options.soft_ttl };
-        let kept_for = spread(&self.spread, kept_for);
+        let kept_for = spread(kept_for);
         let now = self.clock.now_ms();
         let soft_until = now.saturating_add(i64::try_from(kept_for.as_millis()).unwrap_or(i64::MAX));
         Some(Arc::new(Entry::of(view, now, soft_until)))

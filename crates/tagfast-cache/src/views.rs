@@ -11,7 +11,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use redis::Script;
-use tagfast_redis::{Redis, RedisError};
+use tagfast_redis::{Redis, RedisError, random_name};
 use tagfast_sharding::LogicalShard;
 
 use crate::entry::{Entry, HEADER, NoEntry};
@@ -87,13 +87,11 @@ fn view_key(key: &[u8], shard: LogicalShard) -> Vec<u8> {
 
 impl Views {
     pub(crate) fn new(redis: Arc<Redis>) -> Self {
-        let mut bytes = [0; 12];
         // Without random numbers the clock must do: only that it is another one than before matters.
-        if getrandom::fill(&mut bytes).is_err() {
+        let generation = random_name().unwrap_or_else(|_| {
             let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-            bytes[..8].copy_from_slice(&(now.as_nanos() as u64).to_be_bytes());
-        }
-        let generation = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("{:x}", now.as_nanos())
+        });
         Self { redis, generation, calls: AtomicU64::new(0) }
     }
 

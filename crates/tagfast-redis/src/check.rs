@@ -76,6 +76,13 @@ pub(crate) async fn look(connection: &mut MultiplexedConnection, used_as: Use) -
     Ok(judge(&info, used_as))
 }
 
+/// A name that nobody else has: of a Redis, of a claim, of numbers.
+pub fn random_name() -> std::io::Result<String> {
+    let mut bytes = [0; 12];
+    getrandom::fill(&mut bytes).map_err(|error| std::io::Error::other(error.to_string()))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
 /// Which Redis this is: `id run_id time`. Made anew when it is missing, or of a server process that is gone: a copy that was
 /// restored, or a replica that took over, may show the old one.
 pub(crate) async fn generation(connection: &mut MultiplexedConnection, run_id: &str) -> RedisResult<String> {
@@ -85,9 +92,7 @@ pub(crate) async fn generation(connection: &mut MultiplexedConnection, run_id: &
     {
         return Ok(known.clone());
     }
-    let mut bytes = [0; 12];
-    getrandom::fill(&mut bytes).map_err(|error| std::io::Error::other(error.to_string()))?;
-    let id: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let id = random_name()?;
     let script = Script::new(RENEW);
     let mut call = script.key("tf:gen");
     let made: String = call.arg(known.unwrap_or_default()).arg(id).arg(run_id).invoke_async(connection).await?;

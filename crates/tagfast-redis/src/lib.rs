@@ -11,6 +11,7 @@ mod check;
 mod place;
 mod server;
 
+pub use check::random_name;
 pub use place::{BadUrl, Place};
 pub use server::{Redis, RedisError};
 

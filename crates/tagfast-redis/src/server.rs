@@ -138,11 +138,6 @@ impl Redis {
         Ok(redis)
     }
 
-    /// What it is used for.
-    pub fn used_as(&self) -> Use {
-        self.used_as
-    }
-
     /// Why it cannot be used now.
     pub fn problem(&self) -> Option<String> {
         lock(&self.problem).clone()
@@ -151,11 +146,6 @@ impl Redis {
     /// What makes it worse than it could be.
     pub fn warning(&self) -> Option<String> {
         lock(&self.warning).clone()
-    }
-
-    /// Counts the connections that were made: a new number is a new connection, perhaps to another server.
-    pub fn connects(&self) -> watch::Receiver<u64> {
-        self.connects.subscribe()
     }
 
     /// Where it is now, for a connection of one's own.

@@ -37,6 +37,7 @@ pub use clock::{Clock, ManualClock, SystemClock};
 pub use criticality::Criticality;
 pub use deadline::{Deadline, Late};
 pub use flights::{FlightLost, Flights, Flown};
+pub use jitter::{chance, comes_back};
 pub use limiter::{ByCriticality, InFlight, Limiter, LimiterLook, LimiterOptions, Shed, ShedReason};
 pub use metric::{MetricDef, MetricKind};
 pub use retry::{BudgetOptions, NoRetry, Retry, RetryBudget, RetryError};

@@ -324,7 +324,7 @@ impl Limiter {
         now: Duration,
         criticality: Criticality,
     ) -> Result<InFlight, ShedReason> {
-        if inner.in_flight >= share(inner.limit, criticality) {
+        if inner.in_flight >= criticality.most_of(inner.limit as usize) {
             return Err(ShedReason::Limit);
         }
         if !self.take_token(inner, now, criticality) {
@@ -434,11 +434,6 @@ impl Limiter {
             inner.medians.clear();
         }
     }
-}
-
-/// What may be under way when a call of that kind begins, itself included.
-fn share(limit: f64, criticality: Criticality) -> usize {
-    ((limit.floor() * criticality.share()) as usize).max(1)
 }
 
 /// Calls that may begin at once at that rate a second.

@@ -101,7 +101,7 @@ impl GuardedIndex {
     }
 
     fn place(&self, criticality: Criticality) -> Result<Place<'_>, SearchError> {
-        let most = ((self.options.calls as f64 * criticality.share()) as usize).max(1);
+        let most = criticality.most_of(self.options.calls);
         let taken = self
             .in_flight
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |calls| (calls < most).then_some(calls + 1));

@@ -13,12 +13,11 @@
 //! How it fails: every caller of a failed query is told, and asks another node or gives up; the connection is thrown away.
 
 use std::collections::HashSet;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tagfast_domain::TenantId;
-use tagfast_resilience::{Criticality, InFlight, Limiter, LimiterLook, LimiterOptions, Permit};
+use tagfast_resilience::{Criticality, InFlight, Limiter, LimiterLook, LimiterOptions, Permit, comes_back};
 use tagfast_store::queue::{FairQueue, Queued, TenantWeights};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -268,11 +267,6 @@ fn place(criticality: Criticality) -> usize {
     }
 }
 
-/// 1 to 3 s, so that those who were refused together do not come back together.
-pub(crate) fn comes_back() -> Duration {
-    Duration::from_millis(1000 + RandomState::new().build_hasher().finish() % 2000)
-}
-
 impl Inbox {
     /// Keeps count of what has left the queue.
     fn left(&mut self, jobs: &[Job]) {
@@ -322,9 +316,7 @@ impl Shared {
         let planned = look.in_flight + (inbox.queue.len() + 1).div_ceil(limit::READS);
         let room = match criticality {
             Criticality::Critical => true,
-            Criticality::Degradable | Criticality::Sheddable => {
-                planned <= ((look.limit as f64 * criticality.share()) as usize).max(1)
-            }
+            Criticality::Degradable | Criticality::Sheddable => planned <= criticality.most_of(look.limit),
         };
         // As much as the limit lets run may wait; what finds a place at once does not wait.
         let free = look.limit.saturating_sub(look.in_flight);

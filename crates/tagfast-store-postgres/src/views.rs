@@ -377,7 +377,7 @@ impl TagReader for PostgresStore {
             match entered.map_err(|_| deadline())? {
                 Ok(place) => Some(place),
                 Err(BulkheadFull::Queue { .. } | BulkheadFull::Wait { .. }) => {
-                    return Err(overloaded(limit::STRONG_READS, crate::reader::comes_back()));
+                    return Err(overloaded(limit::STRONG_READS, tagfast_resilience::comes_back()));
                 }
             }
         } else {

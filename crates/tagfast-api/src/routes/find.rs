@@ -9,6 +9,7 @@ use http::{HeaderValue, header};
 use tagfast_domain::{ContentType, TagName, TenantId};
 use tagfast_popular::{PopularTags, TagCount};
 use tagfast_resilience::Criticality;
+use tagfast_resilience::comes_back;
 use tagfast_search::{SearchIndex, SearchRequest, Sort, Total};
 use tagfast_store::{CacheUse, Source};
 use utoipa::IntoParams;
@@ -18,7 +19,7 @@ use crate::call::{Call, Read, age};
 use crate::cursor;
 use crate::encoding::bad_parameter;
 use crate::headers::{self, CACHE_STATUS};
-use crate::problem::{Code, Problem, not_in_this_mode, soon};
+use crate::problem::{Code, Problem, not_in_this_mode};
 use crate::sheddable::{Feature, Given};
 use crate::snapshots::{Known, Question};
 use crate::time::Stamp;
@@ -73,7 +74,7 @@ pub(crate) async fn search(Read(call): Read) -> Result<Response, Problem> {
     let old = age(now, page.as_of);
     if i64::try_from(old.as_millis()).is_ok_and(|ms| ms > wire::STALE_MS) && max_stale.is_some_and(|most| old > most) {
         let detail = format!("the search index is {} s behind, which is more than Cache-Control allows", old.as_secs());
-        return Err(Problem::new(Code::SearchUnavailable, detail).retry_after(soon()));
+        return Err(Problem::new(Code::SearchUnavailable, detail).retry_after(comes_back()));
     }
 
     let mut meta = Meta::new(Source::Index, page.as_of, now);

@@ -68,13 +68,6 @@ pub(crate) fn merging(tenant: &TenantId, partitions: u16) -> Partition {
     Partition((hash % u64::from(partitions.max(1))) as u16)
 }
 
-/// Random text: a claim.
-fn random() -> Result<String, StateError> {
-    let mut bytes = [0; 12];
-    getrandom::fill(&mut bytes).map_err(|error| StateError::Unavailable(error.to_string()))?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

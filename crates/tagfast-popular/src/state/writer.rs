@@ -12,10 +12,10 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncTypedCommands, Script};
 use tagfast_domain::{TenantId, UnixMillis};
 use tagfast_events::Partition;
-use tagfast_redis::Redis;
+use tagfast_redis::{Redis, random_name};
 use tagfast_resilience::{Background, Stopped};
 
-use super::{StateError, WINDOWS, merging, random};
+use super::{StateError, WINDOWS, merging};
 use crate::PopularCounts;
 use crate::assigned::{Assigned, Push};
 use crate::owner::{First, TagCounts, number};
@@ -175,7 +175,7 @@ impl Desk {
         let claim = match &push.claim {
             Some(claim) => claim.clone(),
             None => {
-                let claim = random()?;
+                let claim = random_name().map_err(|error| StateError::Unavailable(error.to_string()))?;
                 AsyncTypedCommands::set(connection, &owner, &claim).await?;
                 assigned.claimed(partition, &claim);
                 claim

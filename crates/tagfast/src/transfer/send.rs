@@ -5,7 +5,7 @@ use std::time::Duration;
 use reqwest::Method;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
-use tagfast_resilience::Backoff;
+use tagfast_resilience::{Backoff, chance};
 
 use super::reader::Entry;
 use super::state::hex;
@@ -94,7 +94,7 @@ impl Sender {
                 Err(ClientError::Problem(problem)) if splits(&problem) => return Ok(Outcome::Refused(*problem)),
                 Err(error) => error,
             };
-            let delay = self.backoff.delay(attempt, jitter()).filter(|_| error.is_retryable());
+            let delay = self.backoff.delay(attempt, chance()).filter(|_| error.is_retryable());
             let Some(delay) = delay else { return Err(error.into()) };
             *retries += 1;
             tokio::time::sleep(delay.max(error.retry_after().unwrap_or_default())).await;
@@ -158,15 +158,6 @@ fn count(sent: &mut Sent, entries: &[Entry], results: &[ItemResult]) {
 
 fn reason(problem: &Problem) -> String {
     if problem.code.is_empty() { problem.detail.clone() } else { format!("{} ({})", problem.detail, problem.code) }
-}
-
-/// A number in [0, 1); how random it is matters little.
-fn jitter() -> f64 {
-    let mut byte = [0u8; 1];
-    if getrandom::fill(&mut byte).is_err() {
-        return 0.5;
-    }
-    f64::from(byte[0]) / 256.0
 }
 
 #[cfg(test)]
