@@ -16,6 +16,7 @@ mod level1;
 mod metric;
 mod need;
 mod positions;
+mod questions;
 mod read;
 mod recent;
 mod store;

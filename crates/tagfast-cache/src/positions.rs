@@ -7,7 +7,6 @@
 //! How it fails: a position that cannot be stored is told with the write's answer; while positions are unknown, plain reads go to
 //! the primary.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -19,9 +18,10 @@ use tagfast_store::Position;
 
 use crate::entry::digits;
 use crate::need::Need;
+use crate::questions::Questions;
 
 /// How long a call may take.
-const BUDGET: Duration = Duration::from_millis(50);
+pub(crate) const BUDGET: Duration = Duration::from_millis(50);
 /// Contents of a user that are remembered one by one.
 const CONTENTS: usize = 64;
 
@@ -66,20 +66,24 @@ pub(crate) struct Written {
 
 /// The positions of all users.
 pub(crate) struct Positions {
-    redis: Arc<Redis>,
     kept_for: Duration,
-    renewing: Arc<AtomicBool>,
+    questions: Arc<Questions>,
 }
 
 fn user_key(tenant: &TenantId, user: &UserId) -> String {
     format!("tf:p:{tenant}/{}", user.as_str())
 }
 
-fn content_field(content: ContentHash) -> String {
+pub(crate) fn content_field(content: ContentHash) -> String {
     format!("c{:016x}", content.0)
 }
 
-fn position(text: &str) -> Option<Position> {
+/// Of the shard's floor; the script puts the letter in front by itself.
+pub(crate) fn floor_field(shard: LogicalShard) -> String {
+    format!("f{:02}", shard.number())
+}
+
+pub(crate) fn position(text: &str) -> Option<Position> {
     let mut parts = text.split(' ');
     let epoch = u128::from_str_radix(parts.next()?, 16).ok()?;
     let (xid, lsn) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
@@ -88,12 +92,12 @@ fn position(text: &str) -> Option<Position> {
 
 impl Positions {
     pub(crate) fn new(redis: Arc<Redis>, kept_for: Duration) -> Self {
-        Self { redis, kept_for, renewing: Arc::default() }
+        Self { kept_for, questions: Questions::new(redis, kept_for) }
     }
 
     /// Where they are kept.
     pub(crate) fn redis(&self) -> &Arc<Redis> {
-        &self.redis
+        self.questions.redis()
     }
 
     /// Remembers writes of a user. The caller's write is not answered before.
@@ -107,56 +111,16 @@ impl Positions {
             call.arg(format!("{:02}", shard.number())).arg(position.epoch.to_string()).arg(at);
         }
         let generation: String =
-            self.redis.call(BUDGET, async move |mut connection| call.invoke_async(&mut connection).await).await?;
+            self.redis().call(BUDGET, async move |mut connection| call.invoke_async(&mut connection).await).await?;
         if generation.is_empty() {
-            self.renew();
+            self.questions.renew();
         }
         Ok(())
     }
 
     /// What each content must show to this user; `None`: nobody knows.
     pub(crate) async fn needs(&self, tenant: &TenantId, user: &UserId, contents: &[ContentHash]) -> Option<Vec<Need>> {
-        let mut pipe = redis::pipe();
-        pipe.cmd("GET").arg("tf:gen").cmd("TIME");
-        let read = pipe.cmd("HMGET").arg(user_key(tenant, user)).arg("full");
-        for content in contents {
-            read.arg(content_field(*content)).arg(format!("f{:02}", LogicalShard::of_hash(*content).number()));
-        }
-        type Answer = (Option<String>, (u64, u64), Vec<Option<String>>);
-        let asked: Result<Answer, RedisError> =
-            self.redis.call(BUDGET, async move |mut connection| pipe.query_async(&mut connection).await).await;
-        let (generation, (now, _), fields) = asked.ok()?;
-        let Some(generation) = generation else {
-            self.renew();
-            return None;
-        };
-        let began: u64 = generation.split(' ').nth(2)?.parse().ok()?;
-        if now.saturating_sub(began) < self.kept_for.as_secs() {
-            return None;
-        }
-        let full = fields.first()?.is_some();
-        let need = |pair: &[Option<String>]| {
-            let version = pair.first().and_then(Option::as_ref);
-            let version = version.and_then(|v| Version::from_packed(v.parse().ok()?).ok());
-            let floor = pair.get(1).and_then(Option::as_ref).and_then(|text| position(text));
-            // As in a token: without pushed-out contents, one that is not among them was not written.
-            Need { version, floor: floor.filter(|_| full && version.is_none()) }
-        };
-        Some(fields.get(1..)?.chunks(2).map(need).collect())
-    }
-
-    /// Gives a Redis without `tf:gen` one.
-    fn renew(&self) {
-        if self.renewing.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let (redis, renewing) = (Arc::clone(&self.redis), Arc::clone(&self.renewing));
-        tokio::spawn(async move {
-            if let Err(error) = redis.generation().await {
-                tracing::debug!(%error, "tf:gen was not renewed");
-            }
-            renewing.store(false, Ordering::Release);
-        });
+        self.questions.ask(user_key(tenant, user), contents).await.ok().flatten()
     }
 }
 

@@ -3,9 +3,10 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
+use metrics::Counter;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, RedisResult, ServerErrorKind};
-use tagfast_resilience::{Breaker, BreakerOptions, Breakers};
+use tagfast_resilience::{Breaker, BreakerOptions, Breakers, Permit};
 use tokio::sync::{Notify, watch};
 
 use crate::check::{self, Fitness};
@@ -37,6 +38,9 @@ pub enum RedisError {
         /// Why.
         reason: String,
     },
+    /// It is not the primary any more: it is looked for again.
+    #[error("the {0} Redis is another server now")]
+    Moved(&'static str),
     /// It answered with an error; `code` is its first word.
     #[error("the {used_as} Redis refused: {code} {detail}")]
     Refused {
@@ -47,6 +51,21 @@ pub enum RedisError {
         /// The rest.
         detail: String,
     },
+}
+
+/// Counts calls by result; looked up once, since a plain view makes one.
+struct Calls {
+    ok: Counter,
+    refused: Counter,
+    failed: Counter,
+    rejected: Counter,
+}
+
+impl Calls {
+    fn new(used_as: Use) -> Self {
+        let of = |result: &'static str| metrics::counter!("tagfast_redis_calls_total", "redis" => used_as.as_str(), "result" => result);
+        Self { ok: of("ok"), refused: of("refused"), failed: of("failed"), rejected: of("rejected") }
+    }
 }
 
 #[derive(Clone)]
@@ -61,6 +80,7 @@ pub struct Redis {
     used_as: Use,
     place: Place,
     breaker: Arc<Breaker>,
+    calls: Calls,
     link: RwLock<Option<Link>>,
     problem: Mutex<Option<String>>,
     warning: Mutex<Option<String>>,
@@ -127,6 +147,7 @@ impl Redis {
             used_as,
             place: Place::parse(url)?,
             breaker: breakers.make(&format!("redis/{}", used_as.as_str()), options),
+            calls: Calls::new(used_as),
             link: RwLock::new(None),
             problem: Mutex::new(Some("it is not connected yet".to_owned())),
             warning: Mutex::default(),
@@ -185,9 +206,35 @@ impl Redis {
         }
     }
 
-    fn count(&self, result: &'static str) {
-        metrics::counter!("tagfast_redis_calls_total", "redis" => self.used_as.as_str(), "result" => result)
-            .increment(1);
+    /// Leave for a caller whose question goes to the server together with others' ([`Redis::attempt`]): each of them counts.
+    pub fn admit(&self) -> Result<Permit, RedisError> {
+        self.breaker.acquire().map_err(|_| {
+            self.calls.rejected.increment(1);
+            RedisError::BreakerOpen(self.used_as.as_str())
+        })
+    }
+
+    /// What became of an admitted caller.
+    pub fn ended<T>(&self, permit: Permit, result: &Result<T, RedisError>) {
+        match result {
+            Ok(_) => {
+                permit.ok();
+                self.calls.ok.increment(1);
+            }
+            Err(RedisError::Refused { .. }) => {
+                permit.ok();
+                self.calls.refused.increment(1);
+            }
+            Err(RedisError::Moved(_)) => {
+                // The role moved: what failed is not this server's health.
+                drop(permit);
+                self.calls.failed.increment(1);
+            }
+            Err(RedisError::Unavailable { .. } | RedisError::BreakerOpen(_)) => {
+                permit.failed();
+                self.calls.failed.increment(1);
+            }
+        }
     }
 
     /// Makes a call that may take `within`, and no longer than half a second.
@@ -199,43 +246,44 @@ impl Redis {
     where
         F: Future<Output = RedisResult<T>>,
     {
-        let Ok(permit) = self.breaker.acquire() else {
-            self.count("rejected");
-            return Err(RedisError::BreakerOpen(self.used_as.as_str()));
-        };
-        let Some(link) = self.link() else {
-            permit.failed();
-            self.count("failed");
-            return Err(self.unavailable(self.problem().unwrap_or_default()));
-        };
-        match tokio::time::timeout(within.min(ANSWER), work(link.connection)).await {
-            Ok(Ok(answer)) => {
-                permit.ok();
-                self.count("ok");
-                Ok(answer)
+        let permit = self.admit()?;
+        let result = self.attempt(within, work).await;
+        self.ended(permit, &result);
+        result
+    }
+
+    /// A call past the breaker, for callers that were admitted one by one.
+    pub async fn attempt<T, F>(
+        &self,
+        within: Duration,
+        work: impl FnOnce(MultiplexedConnection) -> F,
+    ) -> Result<T, RedisError>
+    where
+        F: Future<Output = RedisResult<T>>,
+    {
+        let link = self.link().ok_or_else(|| self.unavailable(self.problem().unwrap_or_default()))?;
+        let error = match tokio::time::timeout(within.min(ANSWER), work(link.connection)).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) => error,
+            Err(_) => {
+                self.lost(link.number, "it did not answer in time");
+                return Err(self.unavailable("it did not answer in time"));
             }
-            Ok(Err(error)) => {
+        };
+        let used_as = self.used_as.as_str();
+        match meaning(&error) {
+            Meaning::Refused => {
                 let code = error.code().unwrap_or_default().to_owned();
-                match meaning(&error) {
-                    Meaning::Refused => {
-                        permit.ok();
-                        self.count("refused");
-                        let detail = error.detail().unwrap_or_default().to_owned();
-                        return Err(RedisError::Refused { used_as: self.used_as.as_str(), code, detail });
-                    }
-                    // The role moved: what failed is not this server's health.
-                    Meaning::WrongRole => drop(permit),
-                    Meaning::Failed => permit.failed(),
-                }
-                self.count("failed");
+                let detail = error.detail().unwrap_or_default().to_owned();
+                Err(RedisError::Refused { used_as, code, detail })
+            }
+            Meaning::WrongRole => {
+                self.lost(link.number, "the connection failed");
+                Err(RedisError::Moved(used_as))
+            }
+            Meaning::Failed => {
                 self.lost(link.number, "the connection failed");
                 Err(self.unavailable(error.to_string()))
-            }
-            Err(_) => {
-                permit.failed();
-                self.count("failed");
-                self.lost(link.number, "it did not answer in time");
-                Err(self.unavailable("it did not answer in time"))
             }
         }
     }

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tagfast_redis::Use;
 use tagfast_store::{CacheUse, ReadOptions, TagReader, TagWriter};
 use tagfast_testkit::stack::Fault;
 use tagfast_testkit::stack::proxy::Mode;
 use tagfast_testkit::wait_for_condition_async;
 
-use crate::kit::{PATIENCE, World, alone, command, fault, short};
+use crate::kit::{PATIENCE, World, alone, command, fault, short, try_command};
 use crate::support::{Mood, add, key, user};
 
 /// Waits until positions are known to be complete: a Redis that has just begun may have forgotten some.
@@ -116,4 +117,69 @@ async fn a_full_state_redis_is_told_with_the_write() {
         if written.degraded.is_empty() { Ok(()) } else { Err("not yet") }
     })
     .await;
+}
+
+/// How often the state Redis did something.
+async fn done(command: &str) -> u64 {
+    let info: String = try_command(Use::State, redis::cmd("INFO").arg("commandstats")).await.expect("an answer");
+    let line = info.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+    line.and_then(|rest| rest.split(',').next()?.parse().ok()).unwrap_or(0)
+}
+
+/// Whoever asks at the same time shares a round trip; one user's spoilt key is nobody else's trouble.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_ask_together() {
+    let _turn = alone().await;
+    let world = World::start(short()).await;
+    world.a.write("x", "ui", "ana").await;
+    world.b.plain("x", "ana").await;
+    known(&world).await;
+    command(Use::State, redis::cmd("SET").arg("tf:p:acme/spoilt").arg("x")).await;
+    let (asked, together, reads) = (done("hmget").await, done("time").await, world.behind.reads());
+    let views = (0..400).map(|n| {
+        let store = std::sync::Arc::clone(&world.b.store);
+        tokio::spawn(async move {
+            let user = user(&if n == 200 { "spoilt".to_owned() } else { format!("user{n}") });
+            let options = ReadOptions { user: Some(&user), ..ReadOptions::default() };
+            (n, store.view(&key("x"), &options).await.expect("a view").cache)
+        })
+    });
+    for answer in join_all(views.collect::<Vec<_>>()).await {
+        let (n, cache) = answer.expect("no panic");
+        assert_eq!(matches!(cache, CacheUse::Hit(_)), n != 200, "{n}: {cache:?}");
+    }
+    let (asked, together) = (done("hmget").await - asked, done("time").await - together);
+    assert_eq!((asked, world.behind.reads()), (400, reads + 1), "the spoilt one is answered by the store");
+    assert!(together <= 200, "{together} round trips for 400 questions");
+}
+
+/// Who began a round trip may give up; those who went with it are answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_who_gives_up_leaves_the_others_their_answers() {
+    let _turn = alone().await;
+    let world = World::start(short()).await;
+    world.a.write("x", "ui", "ana").await;
+    world.b.plain("x", "ana").await;
+    known(&world).await;
+    world.b.link(Use::State, Mode::Slow { ms: 8 }).await;
+    let reads = world.behind.reads();
+    let views: Vec<_> = (0..100)
+        .map(|n| {
+            let store = std::sync::Arc::clone(&world.b.store);
+            tokio::spawn(async move {
+                let user = user(&format!("user{n}"));
+                let options = ReadOptions { user: Some(&user), ..ReadOptions::default() };
+                let content = key("x");
+                let view = store.view(&content, &options);
+                if n < 50 { tokio::time::timeout(Duration::from_millis(1), view).await.ok() } else { Some(view.await) }
+            })
+        })
+        .collect();
+    let answers = join_all(views).await.into_iter().skip(50);
+    let hits = answers.filter(|answer| {
+        let view = answer.as_ref().expect("no panic").as_ref().expect("it waited").as_ref().expect("a view");
+        matches!(view.cache, CacheUse::Hit(_))
+    });
+    assert_eq!((hits.count(), world.behind.reads()), (50, reads));
+    world.b.link(Use::State, Mode::Pass).await;
 }
