@@ -233,14 +233,6 @@ impl CachedStore {
                 }
             }
         }
-        // Somebody may have read it while Redis was asked: what was under way has ended, and filled L1 before it did.
-        if let (Some(_), None, Some(level1)) = (&needed, &first, &self.level1)
-            && let Some(Found::Fresh(entry)) = level1.get(&asked.key, asked.shard)
-            && self.is_true(asked, &entry)
-            && let Some(view) = self.hit(asked, &needed, &entry)
-        {
-            return Ok(view);
-        }
         let spare = first.map(|entry| (entry, "l1")).or(spare);
         self.ask_store(asked, needed, spare).await
     }
@@ -383,6 +375,7 @@ impl CachedStore {
             Consistency::Eventual | Consistency::Strong => consistency,
         };
         let (user, criticality) = (asked.options.user.cloned(), asked.options.criticality);
+        let needed = *needed;
         async move {
             let Some(me) = me else {
                 return Err(Arc::new(StoreError::Unavailable {
@@ -402,6 +395,15 @@ impl CachedStore {
                 criticality,
                 max_stale: None,
             };
+            // Another read may have ended between this caller's look at L1 and this one's beginning. It filled L1 before it ended.
+            let asked = Asked::new(&content, &options);
+            if let (Some(need), Some(level1)) = (&needed, &me.level1)
+                && let Some(Found::Fresh(entry)) = level1.get(&asked.key, shard)
+                && me.is_true(&asked, &entry)
+                && me.is_met(&asked, need, &entry)
+            {
+                return Ok(Arc::new(entry.view(CacheUse::Hit("l1"))));
+            }
             let view = me.store.view(&content, &options).await.map_err(Arc::new)?;
             if let Some(entry) = me.entry(&view, shard) {
                 if let (Some(level1), Some(ticket)) = (&me.level1, ticket) {
