@@ -525,7 +525,8 @@ derived!(SearchBody PopularBody SuggestBody TagBody);
 
 /// 200 with a JSON body.
 pub(crate) fn json<T: Serialize>(body: &T) -> Response {
-    let mut bytes = Vec::with_capacity(512);
+    // A view with some tags fits.
+    let mut bytes = Vec::with_capacity(1024);
     // Writing to memory fails only for a map with keys that are not text, which no body here has.
     if let Err(error) = serde_json::to_writer(&mut bytes, body) {
         tracing::error!(%error, "an answer cannot be written as JSON");
