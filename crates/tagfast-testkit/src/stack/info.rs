@@ -75,6 +75,8 @@ pub struct NodeInfo {
 pub struct ServerInfo {
     /// Where clients connect.
     pub url: String,
+    /// The server itself, not through the proxy.
+    pub direct: SocketAddr,
     /// Its process.
     pub pid: u32,
     /// When that process began.

@@ -346,6 +346,7 @@ impl Build<'_> {
         let kafka = options.kafka.then(|| free_ports(ip, 2)).transpose()?;
         let kafka_known = kafka.as_ref().map(|direct| link("kafka", direct[0])).transpose()?;
         let opensearch = options.opensearch.then(|| free_ports(ip, 2)).transpose()?;
+        let opensearch_direct = opensearch.as_ref().map(|direct| direct[0]);
         let opensearch_known = opensearch.as_ref().map(|direct| link("opensearch", direct[0])).transpose()?;
         let etcd_known = link("etcd", etcd[0])?;
         let control = free_ports(ip, 1)?[0];
@@ -378,8 +379,9 @@ impl Build<'_> {
             say("Kafka and OpenSearch answer");
         }
 
-        let known = |address: SocketAddr, process: Process, scheme: &str| ServerInfo {
+        let known = |address: SocketAddr, direct: SocketAddr, process: Process, scheme: &str| ServerInfo {
             url: format!("{scheme}://{address}"),
+            direct,
             pid: process.pid,
             started: process.started,
         };
@@ -387,7 +389,10 @@ impl Build<'_> {
         let dir = std::fs::canonicalize(&options.dir)?;
         let password_file = dir.join("postgres-password");
         write_secret(&password_file, &passwords.service)?;
-        let redis = redis_processes.zip(redis_known);
+        let redis_info = |n: usize| {
+            let (processes, (at, direct)) = redis_processes.zip(redis_known.zip(redis.as_ref()))?;
+            Some(known(at[n], direct[n], processes[n], "redis"))
+        };
         let info = StackInfo {
             clusters: clusters
                 .into_iter()
@@ -398,15 +403,17 @@ impl Build<'_> {
                     nodes: nodes.into_iter().map(|n| n.info).collect(),
                 })
                 .collect(),
-            etcd: etcd_process.map(|process| known(etcd_known, process, "http")).into_iter().collect(),
-            redis: redis.map(|(p, at)| known(at[0], p[0], "redis")),
-            state_redis: redis.map(|(p, at)| known(at[1], p[1], "redis")),
+            etcd: etcd_process.map(|process| known(etcd_known, etcd[0], process, "http")).into_iter().collect(),
+            redis: redis_info(0),
+            state_redis: redis_info(1),
             kafka: kafka_process.zip(kafka_known).map(|(process, bootstrap)| KafkaInfo {
                 bootstrap,
                 pid: process.pid,
                 started: process.started,
             }),
-            opensearch: opensearch_process.zip(opensearch_known).map(|(process, at)| known(at, process, "http")),
+            opensearch: opensearch_process
+                .zip(opensearch_known.zip(opensearch_direct))
+                .map(|(process, (at, direct))| known(at, direct, process, "http")),
             config: dir.join("tagfast.toml"),
             proxy: control,
             base: self.base.to_owned(),
