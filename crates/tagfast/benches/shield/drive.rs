@@ -17,8 +17,9 @@ use tagfast::bench::pick::Rng;
 use tagfast_testkit::Client;
 
 const CONNECTIONS: u64 = 256;
-/// No client waits longer.
+/// No client waits longer; one that asks again waits shorter.
 const TIMEOUT: Duration = Duration::from_secs(2);
+const IMPATIENT: Duration = Duration::from_millis(500);
 /// Seconds after the fault's end that are the way back.
 const BACK: u64 = 10;
 
@@ -34,6 +35,8 @@ pub(crate) enum Phase {
 /// Requests of one second, or of several.
 pub(crate) struct Second {
     sent: u64,
+    /// With those that were sent again.
+    attempts: u64,
     answered: u64,
     degraded: u64,
     latencies: Histogram<u64>,
@@ -42,13 +45,14 @@ pub(crate) struct Second {
 impl Default for Second {
     fn default() -> Self {
         let latencies = Histogram::new_with_bounds(1, 10_000_000, 3).expect("valid bounds");
-        Self { sent: 0, answered: 0, degraded: 0, latencies }
+        Self { sent: 0, attempts: 0, answered: 0, degraded: 0, latencies }
     }
 }
 
 impl Second {
     fn add(&mut self, other: &Self) {
         self.sent += other.sent;
+        self.attempts += other.attempts;
         self.answered += other.answered;
         self.degraded += other.degraded;
         self.latencies.add(&other.latencies).expect("the same bounds");
@@ -56,6 +60,11 @@ impl Second {
 
     pub(crate) fn answered_share(&self) -> f64 {
         self.answered as f64 / self.sent.max(1) as f64
+    }
+
+    /// How often a request was sent.
+    pub(crate) fn attempts(&self) -> f64 {
+        self.attempts as f64 / self.sent.max(1) as f64
     }
 
     pub(crate) fn degraded_share(&self) -> f64 {
@@ -138,8 +147,15 @@ impl Timeline {
 /// What is asked how often.
 pub(crate) struct Driver {
     pub(crate) load: Load,
-    pub(crate) address: SocketAddr,
+    /// The first one carries the load; the statements of both are counted.
+    pub(crate) nodes: [SocketAddr; 2],
     pub(crate) rate: u64,
+    /// Before the fault, with it, and after it.
+    pub(crate) seconds: u64,
+    /// What half of the views ask while the fault lasts.
+    pub(crate) hot: Option<Vec<u8>>,
+    /// How often a client asks again that was not answered.
+    pub(crate) retries: u32,
 }
 
 /// A load under way.
@@ -150,35 +166,41 @@ pub(crate) struct Running {
     stop: Arc<AtomicBool>,
     address: SocketAddr,
     events_before: usize,
+    seconds: u64,
 }
 
 impl Driver {
-    pub(crate) fn start(self, length: Duration) -> Running {
+    pub(crate) fn start(self) -> Running {
         let start = Instant::now() + Duration::from_millis(100);
-        let (address, stop) = (self.address, Arc::new(AtomicBool::new(false)));
-        let events_before = events(address).len();
+        let (nodes, stop, seconds) = (self.nodes, Arc::new(AtomicBool::new(false)), self.seconds);
+        let events_before = events(nodes[0]).len();
         let watcher = {
             let stop = Arc::clone(&stop);
-            std::thread::spawn(move || watch(address, start, &stop))
+            std::thread::spawn(move || watch(nodes, start, &stop))
         };
-        let generator = std::thread::spawn(move || generate(self, start, length));
-        Running { start, generator, watcher, stop, address, events_before }
+        let generator = std::thread::spawn(move || generate(self, start));
+        Running { start, generator, watcher, stop, address: nodes[0], events_before, seconds }
     }
 }
 
 impl Running {
+    /// Seconds since the load began.
+    pub(crate) fn second(&self) -> f64 {
+        self.start.elapsed().as_secs_f64()
+    }
+
     /// Sleeps until a second of the load.
     pub(crate) fn until(&self, second: u64) {
         let left = (self.start + Duration::from_secs(second)).saturating_duration_since(Instant::now());
         std::thread::sleep(left);
     }
 
-    pub(crate) fn finish(self, fault_at: u64) -> Timeline {
+    pub(crate) fn finish(self) -> Timeline {
         let seconds = self.generator.join().expect("the generator does not panic");
         self.stop.store(true, Ordering::SeqCst);
         let counted = self.watcher.join().expect("the watcher does not panic");
         let transitions = events(self.address).split_off(self.events_before);
-        Timeline { seconds, counted, transitions, fault_at }
+        Timeline { seconds, counted, transitions, fault_at: self.seconds }
     }
 }
 
@@ -192,30 +214,38 @@ fn events(address: SocketAddr) -> Vec<String> {
     body["events"].as_array().map(|all| all.iter().map(event).collect()).unwrap_or_default()
 }
 
+/// Statements that nodes have sent to their database.
+pub(crate) fn statements(nodes: &[SocketAddr]) -> f64 {
+    let of = |line: &str| line.rsplit(' ').next().and_then(|n| n.parse::<f64>().ok());
+    let count = |node: &SocketAddr| -> f64 {
+        let text = Client::new(*node).get("/metrics").text();
+        text.lines().filter(|l| l.starts_with("tagfast_read_batch_keys_count")).filter_map(of).sum()
+    };
+    nodes.iter().map(count).sum()
+}
+
 /// Counts the statements twice a second.
-fn watch(address: SocketAddr, start: Instant, stop: &AtomicBool) -> Vec<(f64, f64)> {
-    let mut client = Client::new(address);
+fn watch(nodes: [SocketAddr; 2], start: Instant, stop: &AtomicBool) -> Vec<(f64, f64)> {
     let mut counted = Vec::new();
     while !stop.load(Ordering::SeqCst) {
-        let text = client.get("/metrics").text();
-        let of = |line: &str| line.rsplit(' ').next().and_then(|n| n.parse::<f64>().ok());
-        let sum: f64 = text.lines().filter(|l| l.starts_with("tagfast_read_batch_keys_count")).filter_map(of).sum();
+        let sum = statements(&nodes);
         counted.push((start.elapsed().as_secs_f64(), sum));
         std::thread::sleep(Duration::from_millis(500));
     }
     counted
 }
 
-fn generate(driver: Driver, start: Instant, length: Duration) -> [BTreeMap<u64, Second>; 2] {
+fn generate(driver: Driver, start: Instant) -> [BTreeMap<u64, Second>; 2] {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let seconds = Rc::new(RefCell::new([BTreeMap::new(), BTreeMap::new()]));
-    let (load, next) = (Rc::new(driver.load), Rc::new(Cell::new(0u64)));
-    let local = tokio::task::LocalSet::new();
     let gap = Duration::from_secs_f64(1.0 / driver.rate as f64);
+    let length = Duration::from_secs(driver.seconds * 3);
+    let (driver, next) = (Rc::new(driver), Rc::new(Cell::new(0u64)));
+    let local = tokio::task::LocalSet::new();
     for n in 0..CONNECTIONS {
-        let (load, next, seconds) = (Rc::clone(&load), Rc::clone(&next), Rc::clone(&seconds));
+        let (driver, next, seconds) = (Rc::clone(&driver), Rc::clone(&next), Rc::clone(&seconds));
         local.spawn_local(async move {
-            let mut connection = Connection::new(driver.address);
+            let mut connection = Connection::new(driver.nodes[0]);
             let mut rng = Rng::new(n + 1);
             let mut request = Vec::new();
             loop {
@@ -229,20 +259,31 @@ fn generate(driver: Driver, start: Instant, length: Duration) -> [BTreeMap<u64, 
                 if due > Instant::now() + Duration::from_millis(1) {
                     tokio::time::sleep_until(due.into()).await;
                 }
-                let kind = load.next(&mut rng, &mut request);
-                let answered = tokio::time::timeout(TIMEOUT, connection.exchange(&request)).await;
-                if answered.is_err() {
-                    connection.abandon();
+                let kind = driver.load.next(&mut rng, &mut request);
+                let during = since.as_secs() / driver.seconds == 1;
+                if let Some(hot) = driver.hot.as_ref().filter(|_| during && kind == Kind::View)
+                    && rng.below(2) == 0
+                {
+                    request.clone_from(hot);
+                }
+                let patience = if driver.retries > 0 { IMPATIENT } else { TIMEOUT };
+                let (mut attempts, mut answer) = (0, None);
+                while answer.is_none() && attempts <= u64::from(driver.retries) {
+                    attempts += 1;
+                    let answered = tokio::time::timeout(patience, connection.exchange(&request)).await;
+                    if answered.is_err() {
+                        connection.abandon();
+                    }
+                    answer = answered.ok().and_then(Result::ok).filter(|answer| answer.status == 200);
                 }
                 let latency = u64::try_from(due.elapsed().as_micros()).unwrap_or(u64::MAX);
                 let mut seconds = seconds.borrow_mut();
                 let of: &mut BTreeMap<u64, Second> = &mut seconds[usize::from(kind != Kind::View)];
                 let second = of.entry(since.as_secs()).or_default();
                 second.sent += 1;
+                second.attempts += attempts;
                 second.latencies.saturating_record(latency.max(1));
-                if let Ok(Ok(answer)) = answered
-                    && answer.status == 200
-                {
+                if let Some(answer) = answer {
                     second.answered += 1;
                     second.degraded += u64::from(answer.degraded);
                 }

@@ -7,7 +7,6 @@ use axum::http::header;
 use axum::routing::get;
 use tagfast::bench::http::Connection;
 use tagfast::telemetry::process::usage;
-use tagfast_testkit::wait_for_condition;
 
 use crate::world::World;
 
@@ -88,11 +87,6 @@ pub(crate) fn measure(world: &World) {
         ("session with a token", head(&format!("consistency-token: {token}\r\n"), path, address)),
         ("session without one (one round trip to Redis)", head("", path, address)),
     ];
-    // Positions of a state Redis that just began are unknown for half a minute.
-    wait_for_condition("plain reads are answered from L1", Duration::from_secs(60), || {
-        let status = client.get(path).header("cache-status").unwrap_or_default().to_owned();
-        if status == "tagfast; hit; detail=l1" { Ok(()) } else { Err(status) }
-    });
     let hello = head("", "/", bare);
     let mut figures: Vec<(Vec<f64>, Vec<f64>)> = vec![Default::default(); kinds.len() + 1];
     for _ in 0..TURNS {

@@ -1,84 +1,76 @@
-//! The shield at full read load, before, during and after: Redis killed, Redis frozen, one database node slow; and what a hit costs
+//! The shield at full read load, before, during and after each fault of Redis, of the database and of clients; and what a hit costs
 //! beside a bare HTTP server with the same body.
 //!
-//! `cargo bench -p tagfast --bench shield [-- --only hits|killed|frozen|slow --seconds N --capacity N --svg DIR]`: a cluster with two
-//! replicas, two Redis servers, Kafka, and one process with all roles; the load is an open loop, and its latencies count from the
-//! moment a request was due. Everything shares this machine's processors.
+//! `cargo bench -p tagfast --bench shield [-- --only hits|killed,frozen,... --seconds N --capacity N --svg DIR]`: a cluster with two
+//! replicas, two Redis servers, Kafka, one process with all roles that carries the load and one with the API only. The load is an
+//! open loop, and its latencies count from the moment a request was due. Beside it clients write through one process and look for
+//! their write through the other one. Everything shares this machine's processors. Without `--only` everything is measured, which
+//! takes about half an hour; `--list` names the faults.
 #![expect(clippy::print_stdout, reason = "a benchmark speaks to its terminal")]
 #![expect(clippy::disallowed_methods, reason = "the load runs in real time")]
+
+// The bare server's, as the program's: what is compared are the services.
+#[cfg(feature = "mimalloc")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 mod drive;
 mod hits;
 mod plot;
+mod scenarios;
 mod world;
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use serde_json::json;
-use tagfast_testkit::stack::Fault;
+use tagfast_testkit::OwnWritesSeen;
 
 use drive::{Phase, Timeline};
+use scenarios::{SCENARIOS, Scenario};
 use world::World;
+
+/// Between two of what a scenario does again and again.
+const AGAIN: u64 = 2;
 
 /// What was asked for.
 struct Options {
-    only: Option<String>,
+    only: Vec<String>,
     seconds: u64,
     capacity: u64,
     svg: Option<PathBuf>,
 }
 
-fn options() -> Options {
-    let mut options = Options { only: None, seconds: 20, capacity: 300, svg: None };
+/// None: it was only asked what there is.
+fn options() -> Option<Options> {
+    let mut options = Options { only: Vec::new(), seconds: 20, capacity: 300, svg: None };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut number = || args.next().and_then(|n| n.parse().ok()).expect("a number");
         match arg.as_str() {
             "--seconds" => options.seconds = number(),
             "--capacity" => options.capacity = number(),
-            "--only" => options.only = args.next(),
+            "--only" => {
+                let names = args.next().expect("names");
+                options.only = names.split(',').map(str::to_owned).collect();
+            }
+            "--list" => {
+                SCENARIOS.iter().for_each(|s| println!("{:18}{}", s.name, s.what));
+                return None;
+            }
             "--svg" => options.svg = args.next().map(PathBuf::from),
             // What cargo adds.
             "--bench" => {}
             other => panic!("{other} is not known"),
         }
     }
-    options
+    Some(options)
 }
-
-/// A fault that begins and ends.
-struct Scenario {
-    name: &'static str,
-    what: &'static str,
-    begin: (&'static str, Fault),
-    end: Fault,
-}
-
-const SCENARIOS: [Scenario; 3] = [
-    Scenario {
-        name: "killed",
-        what: "the cache Redis is killed, and comes back empty",
-        begin: ("redis", Fault::Kill),
-        end: Fault::Restart,
-    },
-    Scenario {
-        name: "frozen",
-        what: "the cache Redis is frozen: connections stay, nothing answers",
-        begin: ("redis", Fault::Freeze),
-        end: Fault::Thaw,
-    },
-    Scenario {
-        name: "slow",
-        what: "every statement of one database node takes half a second longer",
-        begin: ("replica", Fault::Slow { ms: 500 }),
-        end: Fault::Heal,
-    },
-];
 
 fn main() {
-    let options = options();
-    let wanted = |name: &str| options.only.as_deref().is_none_or(|only| only == name);
+    let Some(options) = options() else { return };
+    let known = |name: &str| name == "hits" || SCENARIOS.iter().any(|scenario| scenario.name == name);
+    options.only.iter().for_each(|name| assert!(known(name), "{name} is not known; --list names them"));
+    let wanted = |name: &str| options.only.is_empty() || options.only.iter().any(|only| only == name);
     let mut world = World::start(options.capacity);
     if wanted("hits") {
         hits::measure(&world);
@@ -87,30 +79,75 @@ fn main() {
     if scenarios.is_empty() {
         return;
     }
+    if wanted("stampede") {
+        // Without a load the statements that it costs can be told apart.
+        world.stampede();
+    }
     let carried = world.carried();
     // Under what it carries at its best: what is left is for the fault.
     let rate = carried * 6 / 10;
     println!("it carries {carried} requests/s with its caches; the load is {rate}/s");
+    let capacity = options.capacity * 3;
+    let mut table = Vec::new();
     for scenario in scenarios {
-        let timeline = run(&mut world, scenario, rate, options.seconds);
-        report(scenario, &timeline, rate, options.capacity * 3);
+        let (timeline, own) = run(&mut world, scenario, rate, options.seconds);
+        report(scenario, &timeline, rate, capacity);
+        table.push(row(scenario, &timeline, &own, capacity));
+        world.notes.drain(..).for_each(|note| println!("{note}"));
+        let some = &own.violations[..own.violations.len().min(3)];
+        assert!(some.is_empty(), "{}: {some:#?}", scenario.name);
         if let Some(dir) = &options.svg {
             let path = dir.join(format!("degradation-{}.svg", scenario.name));
-            std::fs::write(&path, plot::svg(scenario.what, &timeline, options.capacity * 3)).expect("a picture");
+            std::fs::write(&path, plot::svg(scenario.what, &timeline, capacity)).expect("a picture");
         }
     }
+    println!(
+        "\n| | statements in any second: before, with it, after | views answered, stale | their p99, ms: before, with it, after \
+         | sheddable answered, stale or limited | their p99, ms | own writes: checked, refused, missed |"
+    );
+    println!("|---|---|---|---|---|---|---|");
+    table.iter().for_each(|row| println!("{row}"));
 }
 
-fn run(world: &mut World, scenario: &Scenario, rate: u64, seconds: u64) -> Timeline {
+fn run(world: &mut World, scenario: &Scenario, rate: u64, seconds: u64) -> (Timeline, OwnWritesSeen) {
     world.warm(rate);
-    let (target, begin) = scenario.begin;
-    let target = if target == "replica" { world.replica() } else { target.to_owned() };
-    let load = world.load(rate, Duration::from_secs(seconds * 3));
+    let own = world.own_writes();
+    let load = world.load(rate, seconds, Some(scenario));
     load.until(seconds);
-    world.fault(begin, &target);
+    (scenario.begin)(world);
+    if let Some(again) = scenario.again {
+        while load.second() + (AGAIN as f64) < (seconds * 2) as f64 {
+            load.until(load.second() as u64 + AGAIN);
+            again(world);
+        }
+    }
     load.until(seconds * 2);
-    world.fault(scenario.end, &target);
-    load.finish(seconds)
+    (scenario.end)(world);
+    let timeline = load.finish();
+    (timeline, own.stop())
+}
+
+/// One line for all of it.
+fn row(scenario: &Scenario, timeline: &Timeline, own: &OwnWritesSeen, capacity: u64) -> String {
+    let phases = [Phase::Before, Phase::During, Phase::After];
+    let most = phases.map(|phase| format!("{:.0}", timeline.statements(phase).1)).join(", ");
+    let share = timeline.statements(Phase::During).1 / capacity as f64;
+    let p99 = phases.map(|phase| format!("{:.1}", timeline.of(phase, true).at(0.99))).join(", ");
+    let (views, shed) = (timeline.of(Phase::During, true), timeline.of(Phase::During, false));
+    let part = |second: &drive::Second| {
+        format!("{:.2} %, {:.1} %", second.answered_share() * 100.0, second.degraded_share() * 100.0)
+    };
+    format!(
+        "| {}: {} | {most} ({share:.2}x) | {} | {p99} | {} | {:.1} | {}, {}, {} |",
+        scenario.name,
+        scenario.what,
+        part(&views),
+        part(&shed),
+        shed.at(0.99),
+        own.checked,
+        own.unanswered,
+        own.violations.len()
+    )
 }
 
 fn report(scenario: &Scenario, timeline: &Timeline, rate: u64, capacity: u64) {
@@ -127,6 +164,7 @@ fn report(scenario: &Scenario, timeline: &Timeline, rate: u64, capacity: u64) {
     row("sheddable calls answered", &|phase| format!("{:.3} %", timeline.of(phase, false).answered_share() * 100.0));
     row("of these stale or limited", &|phase| format!("{:.1} %", timeline.of(phase, false).degraded_share() * 100.0));
     row("p50 / p99 / max of sheddable, ms", &|phase| timeline.of(phase, false).latencies());
+    row("times a view was sent", &|phase| format!("{:.3}", timeline.of(phase, true).attempts()));
     row("read statements/s: mean, most in a second", &|phase| {
         let (mean, most) = timeline.statements(phase);
         format!("{mean:.0}, {most:.0}")

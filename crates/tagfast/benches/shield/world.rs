@@ -3,20 +3,26 @@
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::Command;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use clap::Parser as _;
 use serde_json::Value;
+use tagfast::bench::http::Connection;
 use tagfast::cli::{BenchArgs, ClientArgs};
 use tagfast::client::Client;
-use tagfast_testkit::stack::{Fault, Stack, StackOptions};
-use tagfast_testkit::{ServerOptions, ServerProcess, wait_for_condition};
+use tagfast_testkit::stack::{Fault, NodeInfo, Stack, StackOptions};
+use tagfast_testkit::{OwnWrites, ServerOptions, ServerProcess, wait_for_condition};
+use tokio::sync::{Barrier, Semaphore};
 
-use crate::drive::{Driver, Running};
+use crate::drive::{Driver, Running, statements};
+use crate::scenarios::Scenario;
 
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Contents that are read.
 const CONTENTS: usize = 20_000;
+/// Clients of a stampede.
+const STAMPEDE: usize = 10_000;
 /// What is asked: mostly views.
 const MIX: &str = "view=90,popular=5,suggest=5";
 
@@ -28,7 +34,12 @@ struct Parsed {
 
 pub(crate) struct World {
     stack: Stack,
+    /// It has all roles, carries the load, and reaches Redis through a link that can fail.
     pub(crate) server: ServerProcess,
+    /// It reaches Redis by a way of its own; clients write through it and read through the other one, and the other way round.
+    second: ServerProcess,
+    stampedes: u64,
+    pub(crate) notes: Vec<String>,
     contents: std::path::PathBuf,
     _dir: tempfile::TempDir,
 }
@@ -40,14 +51,27 @@ impl World {
             StackOptions { redis: true, kafka: true, ..StackOptions::clusters_only(1, dir.path().join("stack")) };
         println!("starting a cluster with two replicas, two Redis servers and Kafka");
         let stack = Stack::up(&options, &|_| ()).expect("the stack comes up");
-        let server = ServerOptions::other(env!("CARGO_BIN_EXE_tagfast"))
-            .arg("--config")
-            .arg(&stack.info().config)
-            .env("TAGFAST__STORE__READS_PER_SECOND", &capacity.to_string())
-            .arg("--data-dir")
-            .arg(dir.path().join("data"))
+        let options = |name: &str| {
+            ServerOptions::other(env!("CARGO_BIN_EXE_tagfast"))
+                .arg("--config")
+                .arg(&stack.info().config)
+                .env("TAGFAST__STORE__READS_PER_SECOND", &capacity.to_string())
+                .env("TAGFAST__SERVER__MAX_CONNECTIONS", "12000")
+                .arg("--data-dir")
+                .arg(dir.path().join(name))
+        };
+        let server = options("first").serve().start();
+        let direct = |server: &Option<tagfast_testkit::stack::ServerInfo>| {
+            format!("redis://{}", server.as_ref().expect("Redis").direct)
+        };
+        let second = options("second")
+            .arg("--role")
+            .arg("api")
+            .env("TAGFAST__CACHE__REDIS_URL", &direct(&stack.info().redis))
+            .env("TAGFAST__STATE__REDIS_URL", &direct(&stack.info().state_redis))
             .serve()
             .start();
+        second.wait_until_ready();
         let mut client = server.client();
         wait_for_condition("ready", PATIENCE, || {
             let answer = client.get("/readyz");
@@ -73,7 +97,13 @@ impl World {
             let most = body["tags"][0]["count"].as_u64().unwrap_or(0);
             if most as usize >= CONTENTS { Ok(()) } else { Err(body.to_string()) }
         });
-        Self { stack, server, contents, _dir: dir }
+        // Positions of a state Redis that just began are unknown for half a minute.
+        wait_for_condition("plain reads are answered from L1", PATIENCE, || {
+            let status =
+                client.get("/v1/content/test.doc/d1/tags").header("cache-status").unwrap_or_default().to_owned();
+            if status == "tagfast; hit; detail=l1" { Ok(()) } else { Err(status) }
+        });
+        Self { stack, server, second, stampedes: 0, notes: Vec::new(), contents, _dir: dir }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -109,21 +139,99 @@ impl World {
 
     /// Lets the caches fill and everything come to rest.
     pub(crate) fn warm(&self, rate: u64) {
-        self.load(rate, Duration::from_secs(15)).finish(5);
+        self.load(rate, 5, None).finish();
     }
 
-    /// Begins an open loop.
-    pub(crate) fn load(&self, rate: u64, length: Duration) -> Running {
-        Driver { load: self.asks(MIX), address: self.address(), rate }.start(length)
+    /// Begins an open loop: so many seconds before, with, and after what the scenario does.
+    pub(crate) fn load(&self, rate: u64, seconds: u64, scenario: Option<&Scenario>) -> Running {
+        let path = "/v1/content/test.doc/d777/tags";
+        let hot = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", self.address()).into_bytes();
+        Driver {
+            load: self.asks(MIX),
+            nodes: [self.address(), self.second.address()],
+            rate,
+            seconds,
+            hot: scenario.filter(|scenario| scenario.hot).map(|_| hot),
+            retries: scenario.map_or(0, |scenario| scenario.retries),
+        }
+        .start()
+    }
+
+    /// Clients who write through one node and read through the other one.
+    pub(crate) fn own_writes(&self) -> OwnWrites {
+        OwnWrites::start([self.address(), self.second.address()], 2, PATIENCE)
     }
 
     pub(crate) fn fault(&mut self, fault: Fault, target: &str) {
         self.stack.fault(fault, target).expect("a fault");
     }
 
-    pub(crate) fn replica(&self) -> String {
-        let primary = self.stack.primary("c0").expect("a primary").name;
-        let nodes = &self.stack.info().clusters[0].nodes;
-        nodes.iter().find(|node| node.name != primary).expect("a replica").name.clone()
+    /// Tells the cache Redis itself something.
+    pub(crate) fn cache_redis(&mut self, words: &[&str]) {
+        tell(self.stack.info().redis.as_ref().expect("Redis").direct, words);
     }
+
+    /// Tells the state Redis itself something.
+    pub(crate) fn state_redis(&mut self, words: &[&str]) {
+        tell(self.stack.info().state_redis.as_ref().expect("Redis").direct, words);
+    }
+
+    pub(crate) fn nodes(&self) -> Vec<String> {
+        self.stack.info().clusters[0].nodes.iter().map(|node: &NodeInfo| node.name.clone()).collect()
+    }
+
+    pub(crate) fn primary(&self) -> String {
+        self.stack.primary("c0").expect("a primary").name
+    }
+
+    pub(crate) fn replica(&self) -> String {
+        let primary = self.primary();
+        self.nodes().into_iter().find(|node| *node != primary).expect("a replica")
+    }
+
+    /// Everybody asks at once for one content that nobody has asked for; who was answered, and how late the last one was.
+    pub(crate) fn stampede(&mut self) {
+        self.stampedes += 1;
+        let address = self.address();
+        let request =
+            format!("GET /v1/content/test.doc/stampede{}/tags HTTP/1.1\r\nHost: {address}\r\n\r\n", self.stampedes);
+        let warm = format!("GET /livez HTTP/1.1\r\nHost: {address}\r\n\r\n");
+        let before = statements(&[address]);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let (request, warm) = (Arc::<[u8]>::from(request.as_bytes()), Arc::<[u8]>::from(warm.as_bytes()));
+        let (barrier, opening) = (Arc::new(Barrier::new(STAMPEDE)), Arc::new(Semaphore::new(200)));
+        let clients = (0..STAMPEDE).map(|_| {
+            let (request, warm, barrier, opening) =
+                (Arc::clone(&request), Arc::clone(&warm), Arc::clone(&barrier), Arc::clone(&opening));
+            async move {
+                let mut connection = Connection::new(address);
+                {
+                    let _turn = opening.acquire().await.expect("it is open");
+                    connection.exchange(&warm).await.expect("the server takes connections");
+                }
+                barrier.wait().await;
+                let began = Instant::now();
+                let answered = connection.exchange(&request).await.is_ok_and(|answer| answer.status == 200);
+                answered.then(|| began.elapsed())
+            }
+        });
+        let local = tokio::task::LocalSet::new();
+        let clients: Vec<_> = clients.map(|client| local.spawn_local(client)).collect();
+        let all = runtime.block_on(local.run_until(futures_util::future::join_all(clients)));
+        let answered: Vec<Duration> = all.into_iter().filter_map(|one| one.expect("no panic")).collect();
+        let slowest = answered.iter().max().copied().unwrap_or_default();
+        self.notes.push(format!(
+            "stampede: {} of {STAMPEDE} answered, the last after {} ms; the database was asked {:.0} times meanwhile",
+            answered.len(),
+            slowest.as_millis(),
+            statements(&[address]) - before
+        ));
+    }
+}
+
+/// One command to a Redis, past every link.
+fn tell(at: SocketAddr, words: &[&str]) {
+    let (ip, port) = (at.ip().to_string(), at.port().to_string());
+    let told = Command::new("redis-cli").args(["-h", &ip, "-p", &port]).args(words).output().expect("redis-cli runs");
+    assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
 }
