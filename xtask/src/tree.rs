@@ -29,11 +29,12 @@ const QUOTING: &[&str] = &[
     "crates/tagfast-store-postgres/src/watcher.rs",
     "crates/tagfast-store-postgres/tests/faults/reigns.rs",
     "crates/tagfast-testkit/src/stack/patroni.rs",
+    // How Redis names its roles.
+    "crates/tagfast-testkit/src/sentinel.rs",
     // An option of `ip link`.
     "crates/tagfast-testkit/src/stack/netns.rs",
     "crates/tagfast-redis/src/check.rs",
     "crates/tagfast-redis/src/place.rs",
-    "crates/tagfast-redis/tests/real/main.rs",
     "crates/tagfast-store-postgres/src/silence.rs",
 ];
 

@@ -5,6 +5,7 @@
 //! - [`http`]: a small blocking client that never retries a write behind the test's back.
 //! - `stack` (a feature): the real cluster from plain processes, and faults on request.
 //! - [`own_writes`]: clients that look for their own writes through another node, while servers fail.
+//! - `sentinel` (with the same feature): Redis servers of a test alone, also behind Sentinel.
 //! - [`history`]: checks what clients were told against what is there in the end.
 //!
 //! It knows no crate of the service: a test that went through the service's own types could not see a wrong wire format.
@@ -13,6 +14,8 @@ pub mod history;
 pub mod http;
 pub mod own_writes;
 pub mod process;
+#[cfg(feature = "stack")]
+pub mod sentinel;
 #[cfg(feature = "stack")]
 pub mod stack;
 pub mod wait;
