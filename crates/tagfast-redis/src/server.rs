@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use metrics::Counter;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, RedisResult, ServerErrorKind};
+use redis::{AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, RedisResult, ServerErrorKind};
 use tagfast_resilience::{Breaker, BreakerOptions, Breakers, Permit};
 use tokio::sync::{Notify, watch};
 
@@ -23,6 +23,9 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 const LOOK: Duration = Duration::from_secs(1);
 /// Requests that may be on their way to the server.
 const PIPELINE: usize = 4096;
+
+/// Why a server is left that answers as a primary.
+const REPLACED: &str = "another server has taken its place";
 
 /// Why a call got no answer that it can use.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -72,7 +75,16 @@ impl Calls {
 struct Link {
     connection: MultiplexedConnection,
     run_id: Arc<str>,
+    at: ConnectionAddr,
     number: u64,
+}
+
+/// A connection to a server that can be used.
+struct Opened {
+    connection: MultiplexedConnection,
+    run_id: String,
+    at: ConnectionAddr,
+    warning: Option<String>,
 }
 
 /// A Redis.
@@ -313,19 +325,29 @@ impl Redis {
         self.call(ANSWER, async move |mut connection| check::generation(&mut connection, &run_id).await).await
     }
 
-    /// Asks a connection whether it still answers.
+    /// Whether another server than this one is named now. When nobody can be asked, it is the same one.
+    async fn is_replaced(&self, at: &ConnectionAddr) -> bool {
+        self.place.find().await.is_ok_and(|now| now.addr() != at)
+    }
+
+    /// Asks a connection whether it still answers, and whether it still is the one to ask.
     async fn look(&self, number: u64) {
-        let Some(Link { mut connection, .. }) = self.link().filter(|link| link.number == number) else { return };
+        let Some(Link { mut connection, at, .. }) = self.link().filter(|link| link.number == number) else { return };
         match tokio::time::timeout(ANSWER, redis::cmd("PING").query_async::<redis::Value>(&mut connection)).await {
-            Ok(Ok(_)) => {}
+            Ok(Ok(_)) => {
+                if self.is_replaced(&at).await {
+                    self.lost(number, REPLACED);
+                }
+            }
             Ok(Err(error)) => self.lost(number, &error.to_string()),
             Err(_) => self.lost(number, "it does not answer"),
         }
     }
 
     /// Connects and looks at what answers.
-    async fn open(&self) -> Result<(MultiplexedConnection, String, Option<String>), String> {
+    async fn open(&self) -> Result<Opened, String> {
         let info = self.place.find().await?;
+        let at = info.addr().clone();
         let client = Client::open(info).map_err(|error| error.to_string())?;
         let config = AsyncConnectionConfig::new()
             .set_response_timeout(Some(ANSWER))
@@ -344,10 +366,14 @@ impl Redis {
         match fitness {
             Fitness::Unfit(why) => Err(why),
             Fitness::Fit { run_id, warning } => {
+                // It may have been frozen since it was named: it says that it is the primary until it is told otherwise.
+                if self.is_replaced(&at).await {
+                    return Err(REPLACED.to_owned());
+                }
                 if self.used_as == Use::State {
                     check::generation(&mut connection, &run_id).await.map_err(|error| error.to_string())?;
                 }
-                Ok((connection, run_id, warning))
+                Ok(Opened { connection, run_id, at, warning })
             }
         }
     }
@@ -362,7 +388,7 @@ async fn keep(weak: Weak<Redis>, wake: Arc<Notify>) {
         let used_as = redis.used_as.as_str();
         let opened = tokio::time::timeout(CONNECT, redis.open()).await;
         match opened.unwrap_or_else(|_| Err("it does not answer".to_owned())) {
-            Ok((connection, run_id, warning)) => {
+            Ok(Opened { connection, run_id, at, warning }) => {
                 number += 1;
                 pause = PAUSE.0;
                 tracing::info!(redis = used_as, run_id, "connected to Redis");
@@ -370,7 +396,7 @@ async fn keep(weak: Weak<Redis>, wake: Arc<Notify>) {
                     tracing::warn!(redis = used_as, warning, "Redis is not set up as it should be");
                 }
                 *lock(&redis.warning) = warning;
-                let link = Link { connection, run_id: run_id.into(), number };
+                let link = Link { connection, run_id: run_id.into(), at, number };
                 *redis.link.write().unwrap_or_else(PoisonError::into_inner) = Some(link);
                 *lock(&redis.problem) = None;
                 metrics::gauge!("tagfast_redis_connected", "redis" => used_as).set(1.0);

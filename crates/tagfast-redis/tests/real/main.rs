@@ -52,6 +52,29 @@ async fn a_frozen_primary_is_followed_by_its_replica() {
     follows(|watched| watched.primary.freeze(), thawed).await;
 }
 
+/// A primary that was frozen says for seconds that it is one after another one has taken its place. Who was connecting meanwhile, or
+/// did not notice, leaves it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thawed_primary_is_left_before_it_knows() {
+    let (watched, redis) = watched().await;
+    watched.primary.freeze();
+    let watched = tokio::task::spawn_blocking(move || {
+        watched.promoted();
+        watched
+    });
+    let watched = watched.await.expect("no panic");
+    watched.primary.thaw();
+    let new = watched.replica.run_id();
+    wait_for_condition_async("the new one is used", PATIENCE, || async {
+        match redis.run_id() {
+            Some(used) if *used == *new => Ok(()),
+            other => Err(format!("{other:?}, not {new}")),
+        }
+    })
+    .await;
+    assert_eq!(watched.primary.is_replica(), Ok(false), "nobody has told the old one yet");
+}
+
 /// A server that says it is a replica is not used, and looked at again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_becomes_a_replica_is_left() {
