@@ -7,7 +7,8 @@
 //! When Redis comes back, perhaps empty, what was read meanwhile is put into it again: it need not be read from the store a second
 //! time, by every node.
 //!
-//! How it fails: a connection that is cut, frozen or garbled is given up after a second at the latest and made again.
+//! How it fails: a connection that is cut, frozen or garbled, or that leads to another server than views come from, is given up after
+//! a second at the latest and made again.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -37,6 +38,8 @@ const CONNECT: Duration = Duration::from_millis(400);
 const PAUSE: Duration = Duration::from_millis(50);
 /// Entries on their way to a Redis that came back, and how long is tried.
 const REFILLS: (usize, Duration) = (32, Duration::from_secs(10));
+/// Why messages do not count.
+const ELSEWHERE: &str = "views come from another server";
 
 /// What is known of the numbers of a stripe: of which Redis they are, and the last one.
 type Number = Option<(String, u64)>;
@@ -87,7 +90,7 @@ pub(crate) async fn listen(views: Arc<Views>, level1: Weak<Level1>, clock: Arc<d
                 }
                 tracing::info!("changes are heard");
                 problem.clear();
-                let why = heard.follow(sink, stream, &level1).await;
+                let why = heard.follow(sink, stream, &level1, &redis).await;
                 // It was heard a second ago at the latest.
                 deaf_since = clock.now_ms() - i64::try_from(ANSWER.as_millis()).unwrap_or(0);
                 why
@@ -137,6 +140,12 @@ async fn timed<T>(
     }
 }
 
+/// Whether views come from another server process than these messages: one of the two was replaced while it was frozen, still answers,
+/// and is told of nothing.
+fn is_elsewhere(redis: &Redis, run_id: &str) -> bool {
+    redis.run_id().is_some_and(|used| *used != *run_id)
+}
+
 /// Subscribes to all stripes and then, on another connection to the same server, reads where they stand.
 async fn connect(redis: &Redis) -> Result<(PubSubSink, PubSubStream, Heard), String> {
     let info = redis.find().await.map_err(|error| error.to_string())?;
@@ -155,6 +164,9 @@ async fn connect(redis: &Redis) -> Result<(PubSubSink, PubSubStream, Heard), Str
     let mut answers = answers.into_iter();
     let text: String = answers.next().map(redis::from_redis_value).transpose().ok().flatten().unwrap_or_default();
     let run_id = text.lines().find_map(|line| line.trim().strip_prefix("run_id:")).unwrap_or_default().to_owned();
+    if is_elsewhere(redis, &run_id) {
+        return Err(ELSEWHERE.to_owned());
+    }
     let number = |value| -> Number {
         let (generation, seq): (Option<String>, Option<u64>) = redis::from_redis_value(value).ok()?;
         Some((generation?, seq?))
@@ -176,7 +188,13 @@ impl Heard {
     }
 
     /// Applies messages until the connection fails; why it did.
-    async fn follow(&mut self, sink: PubSubSink, mut stream: PubSubStream, level1: &Weak<Level1>) -> String {
+    async fn follow(
+        &mut self,
+        sink: PubSubSink,
+        mut stream: PubSubStream,
+        level1: &Weak<Level1>,
+        redis: &Redis,
+    ) -> String {
         let (pongs, mut ponged) = mpsc::channel(4);
         let pinging = tokio::spawn(ping(sink, pongs));
         let why = loop {
@@ -190,6 +208,7 @@ impl Heard {
                 pong = ponged.recv() => {
                     let Some(level1) = level1.upgrade() else { break "nobody listens".to_owned() };
                     match pong {
+                        Some(Ok(_)) if is_elsewhere(redis, &self.run_id) => break ELSEWHERE.to_owned(),
                         Some(Ok(sent)) => {
                             // What arrived before the answer is applied before the answer counts.
                             while let Some(Some(message)) = stream.next().now_or_never() {

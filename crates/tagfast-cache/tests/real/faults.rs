@@ -16,7 +16,7 @@ use crate::kit::{PATIENCE, World, alone, command, fault, try_command, url};
 use crate::support::key;
 
 /// Waits until a node answers from Redis what another one wrote.
-async fn works(world: &World, id: &str) {
+pub(crate) async fn works(world: &World, id: &str) {
     let turns = AtomicU64::new(0);
     wait_for_condition_async("the cache answers again", PATIENCE, || async {
         let id = format!("{id}-{}", turns.fetch_add(1, Ordering::SeqCst));

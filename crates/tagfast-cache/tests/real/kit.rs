@@ -11,6 +11,7 @@ use tagfast_redis::{Redis, Use};
 use tagfast_resilience::{Breakers, ManualClock, SystemClock};
 use tagfast_sharding::ContentHash;
 use tagfast_store::{ConsistencyToken, ReadOptions, TagReader, TagWriter, View, WriteAnswer};
+use tagfast_testkit::sentinel::free_address;
 use tagfast_testkit::stack::proxy::{Link, Mode, Proxy, ProxyControl};
 use tagfast_testkit::stack::{Fault, SharedStack, StackOptions};
 use tagfast_testkit::wait_for_condition_async;
@@ -32,7 +33,7 @@ fn urls() -> &'static [String; 2] {
     })
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.expect("no panic")
 }
 
@@ -96,10 +97,11 @@ pub(crate) async fn fault(fault: Fault, used_as: Use) {
     blocking(move || STACK.get(|base| base).fault(fault, name).expect("a fault")).await;
 }
 
-/// An API node with links of its own to both servers.
+/// An API node with links of its own to both servers; to whatever Sentinels name it has none.
 pub(crate) struct Node {
     pub(crate) store: Arc<CachedStore>,
-    links: [String; 2],
+    pub(crate) redis: [Arc<Redis>; 2],
+    links: Vec<String>,
     control: ProxyControl,
 }
 
@@ -110,29 +112,38 @@ fn proxy() -> ProxyControl {
     ProxyControl(PROXY.get_or_init(|| Proxy::start(any, Vec::new()).expect("a proxy")).control())
 }
 
-fn free_port() -> SocketAddr {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("an address")
-}
-
-async fn link(name: &str, used_as: Use) -> (String, String) {
+/// A link to a server: its name and its URL.
+async fn link(name: &str, url: &str) -> (String, String) {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let name = format!("{name}-{}", NUMBER.fetch_add(1, Ordering::SeqCst));
-    let to = url(used_as).await.strip_prefix("redis://").expect("an address").trim_end_matches('/').to_owned();
-    let link = Link { name: name.clone(), listen: free_port(), to: to.parse().expect("an address") };
+    let to = url.strip_prefix("redis://").expect("an address").trim_end_matches('/');
+    let link = Link { name: name.clone(), listen: free_address(), to: to.parse().expect("an address") };
     let listen = link.listen;
     blocking(move || proxy().add(link).expect("a link")).await;
     (name, format!("redis://{listen}"))
 }
 
 impl Node {
-    pub(crate) async fn start(behind: &Arc<Behind>, clock: &Arc<ManualClock>, options: CacheOptions) -> Self {
-        let (views_link, views_url) = link("views", Use::Cache).await;
-        let (positions_link, positions_url) = link("positions", Use::State).await;
-        let views = connect(&views_url, Use::Cache).await;
-        let positions = connect(&positions_url, Use::State).await;
+    /// In front of the cache and the state at these URLs.
+    pub(crate) async fn start(
+        urls: &[String; 2],
+        behind: &Arc<Behind>,
+        clock: &Arc<ManualClock>,
+        options: CacheOptions,
+    ) -> Self {
+        let mut urls = urls.clone();
+        let mut links = Vec::new();
+        for (url, name) in urls.iter_mut().zip(["views", "positions"]) {
+            if url.starts_with("redis://") {
+                let (name, linked) = link(name, url).await;
+                links.push(name);
+                *url = linked;
+            }
+        }
+        let redis = [connect(&urls[0], Use::Cache).await, connect(&urls[1], Use::State).await];
+        let [views, positions] = redis.clone();
         let store = node(behind, clock, Some(views), Some(positions), options);
-        let this = Self { store, links: [views_link, positions_link], control: proxy() };
+        let this = Self { store, redis, links, control: proxy() };
         if options.l1_bytes > 0 {
             this.hears().await;
         }
@@ -159,6 +170,12 @@ impl Node {
         self.store.view(&key(id), options).await.expect("a view")
     }
 
+    /// With the token of a write.
+    pub(crate) async fn with_token(&self, id: &str, written: &WriteAnswer) -> View {
+        let token = token_of(&key(id), written);
+        self.view(id, &ReadOptions { token: Some(&token), ..ReadOptions::default() }).await
+    }
+
     /// As somebody who wrote nothing.
     pub(crate) async fn eventual(&self, id: &str) -> View {
         let options = ReadOptions { consistency: tagfast_store::Consistency::Eventual, ..ReadOptions::default() };
@@ -181,11 +198,18 @@ pub(crate) struct World {
 }
 
 impl World {
+    /// In front of the shared servers.
     pub(crate) async fn start(options: CacheOptions) -> Self {
+        let urls = [url(Use::Cache).await, url(Use::State).await];
+        Self::with(&urls, options).await
+    }
+
+    /// In front of the cache and the state at these URLs.
+    pub(crate) async fn with(urls: &[String; 2], options: CacheOptions) -> Self {
         let clock = Arc::new(ManualClock::new(NOW));
         let behind = Behind::new(&clock);
-        let a = Node::start(&behind, &clock, options).await;
-        let b = Node::start(&behind, &clock, options).await;
+        let a = Node::start(urls, &behind, &clock, options).await;
+        let b = Node::start(urls, &behind, &clock, options).await;
         Self { clock, behind, a, b }
     }
 }

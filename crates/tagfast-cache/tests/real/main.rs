@@ -9,6 +9,8 @@ mod support;
 mod faults;
 mod kit;
 mod positions;
+mod restored;
+mod sentinel;
 mod shared;
 
 /// Views in Redis, no L1.

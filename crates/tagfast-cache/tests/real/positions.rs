@@ -13,7 +13,7 @@ use crate::kit::{PATIENCE, World, alone, command, fault, short, try_command};
 use crate::support::{Mood, add, key, user};
 
 /// Waits until positions are known to be complete: a Redis that has just begun may have forgotten some.
-async fn known(world: &World) {
+pub(crate) async fn known(world: &World) {
     wait_for_condition_async("positions are known", PATIENCE, || async {
         let reads = world.behind.reads();
         world.b.plain("warm", "nobody").await;
