@@ -53,7 +53,8 @@ impl Default for CacheOptions {
             soft_ttl: Duration::from_secs(60),
             stale_if_error: Duration::from_secs(3600),
             stale_after: Duration::from_millis(400),
-            positions_for: Duration::from_secs(30),
+            // Entries live up to 72 s, and one may be filled from a replica that is some seconds behind.
+            positions_for: Duration::from_secs(75),
         }
     }
 }

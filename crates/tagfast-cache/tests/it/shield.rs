@@ -203,7 +203,7 @@ async fn after_a_lost_answer_caches_do_not_answer_for_a_while() {
     let view = world.plain("a").await;
     assert_eq!((view.tags.len(), view.cache), (2, CacheUse::Miss { collapsed: false }));
     assert_eq!(world.plain("a").await.cache, CacheUse::Miss { collapsed: false }, "nobody knows what is enough");
-    world.age(31).await;
+    world.age(76).await;
     world.plain("a").await;
     assert_eq!(world.plain("a").await.cache, CacheUse::Hit("l1"));
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use tagfast_cache::CacheOptions;
 use tagfast_redis::Use;
 use tagfast_store::{CacheUse, ReadOptions, TagReader, TagWriter};
 use tagfast_testkit::stack::Fault;
@@ -182,4 +183,31 @@ async fn a_caller_who_gives_up_leaves_the_others_their_answers() {
     });
     assert_eq!((hits.count(), world.behind.reads()), (50, reads));
     world.b.link(Use::State, Mode::Pass).await;
+}
+
+/// An entry that a lost write-through left behind ends before its writer's position does: a plain client is never shown it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn positions_outlive_every_entry() {
+    let _turn = alone().await;
+    let options = CacheOptions::default();
+    let world = World::start(options).await;
+    for n in 0..200 {
+        world.a.write(&format!("c{n}"), "ui", "ana").await;
+    }
+    let mut longest = 0;
+    for n in 0..200 {
+        let id = format!("c{n}");
+        let shard = tagfast_sharding::LogicalShard::of(&key(&id)).number();
+        let view = format!("tf:v:{shard:02}:acme/test.doc/{id}");
+        let lives = wait_for_condition_async("it is filled", PATIENCE, || async {
+            let bytes: Vec<u8> = try_command(Use::Cache, redis::cmd("GET").arg(&view)).await?;
+            let entry = tagfast_cache::Entry::decode(&bytes).map_err(|error| format!("{error:?}"))?;
+            Ok::<_, String>(entry.soft_until - entry.read_at)
+        });
+        longest = longest.max(lives.await);
+    }
+    let longest = Duration::from_millis(longest.unsigned_abs());
+    assert!(longest > options.soft_ttl && longest < options.positions_for, "{longest:?}");
+    let kept: i64 = try_command(Use::State, redis::cmd("PTTL").arg("tf:p:acme/ana")).await.expect("an answer");
+    assert!(Duration::from_millis(kept.unsigned_abs()) > options.soft_ttl.mul_f64(1.2), "{kept} ms");
 }

@@ -97,7 +97,7 @@ impl World {
             let most = body["tags"][0]["count"].as_u64().unwrap_or(0);
             if most as usize >= CONTENTS { Ok(()) } else { Err(body.to_string()) }
         });
-        // Positions of a state Redis that just began are unknown for half a minute.
+        // Positions of a state Redis that just began are unknown for 75 s.
         wait_for_condition("plain reads are answered from L1", PATIENCE, || {
             let status =
                 client.get("/v1/content/test.doc/d1/tags").header("cache-status").unwrap_or_default().to_owned();
