@@ -375,7 +375,7 @@ impl CachedStore {
             Consistency::Eventual | Consistency::Strong => consistency,
         };
         let (user, criticality) = (asked.options.user.cloned(), asked.options.criticality);
-        let needed = *needed;
+        let (needed, has_token) = (*needed, asked.options.token.is_some());
         async move {
             let Some(me) = me else {
                 return Err(Arc::new(StoreError::Unavailable {
@@ -393,7 +393,8 @@ impl CachedStore {
                 user: user.as_ref(),
                 primary_first: purpose == Purpose::Newest,
                 criticality,
-                max_stale: None,
+                // What a client's token names it is shown or refused, never something older, even if it is marked.
+                max_stale: has_token.then_some(Duration::ZERO),
             };
             // Another read may have ended between this caller's look at L1 and this one's beginning. It filled L1 before it ended.
             let asked = Asked::new(&content, &options);

@@ -1,8 +1,8 @@
 //! Clients that write through one node and read through another one: nobody may miss their own write, whatever happens to caches
 //! and servers, unless the answer says so.
 //!
-//! With a token the answer shows the write, or there is none. Without one the same user's read shows it as long as the write said that
-//! its position was stored, or is marked as stale or degraded.
+//! With a token the answer shows the write, or there is none, or it says that a failover may have lost it. Without one the same user's
+//! read shows it as long as the write said that its position was stored, or is marked as stale or degraded.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -146,10 +146,12 @@ fn write_and_read(number: u64, mut nodes: [Client; 2], seen: &Seen, stop: &Atomi
             }
             let body = answer.json();
             let stale = body["meta"]["stale"] == true;
-            let marked = stale || body["meta"]["degraded"].as_array().is_some_and(|d| !d.is_empty());
+            let degraded = body["meta"]["degraded"].as_array().map(Vec::as_slice).unwrap_or_default();
+            let lost = degraded.iter().any(|d| d["feature"] == "session" && d["reason"] == "failover");
+            let told = if with_token { lost } else { !remembered || stale || !degraded.is_empty() };
             seen.stale.fetch_add(u64::from(stale), Ordering::SeqCst);
             seen.from_cache.fetch_add(u64::from(body["meta"]["source"] == "cache"), Ordering::SeqCst);
-            if version(&body) < least && (with_token || (remembered && !marked)) {
+            if version(&body) < least && !told {
                 seen.violations().push(format!("token {with_token}: {body} is behind {least}"));
             }
         }

@@ -223,3 +223,20 @@ async fn soft_times_are_spread_and_nothing_answers_past_them() {
     let expired = world.behind.reads() - reads;
     assert!((1..=200).contains(&expired), "{expired}");
 }
+
+/// While only something older is to be had, it is given to who takes it, marked, and never for a token that says more.
+#[tokio::test(start_paused = true)]
+async fn a_token_is_refused_rather_than_answered_with_less() {
+    let world = World::with(CacheOptions { l1_bytes: 0, ..CacheOptions::default() });
+    let written = world.node.write(add(&key("a"), "ui", "ana")).await.expect("a write");
+    world.behind.mood(Mood::Lags);
+    let view = world.plain("a").await;
+    assert_eq!((view.version < written.version, view.degraded.len()), (true, 1), "{view:?}");
+    let mut token = ConsistencyToken::default();
+    token.see(ContentHash::of(&key("a")), written.version, written.receipt.position);
+    let with_token = ReadOptions { token: Some(&token), ..ReadOptions::default() };
+    let refused = world.view("a", &with_token).await;
+    assert!(matches!(refused, Err(StoreError::Overloaded { .. })), "{refused:?}");
+    world.behind.mood(Mood::Well);
+    assert_eq!(world.view("a", &with_token).await.expect("a view").version, written.version);
+}

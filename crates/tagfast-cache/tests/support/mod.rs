@@ -13,8 +13,8 @@ use tagfast_redis::Redis;
 use tagfast_resilience::{Clock, ManualClock};
 use tagfast_sharding::LogicalShard;
 use tagfast_store::{
-    CacheUse, Durability, History, Position, ReadOptions, Receipt, ReceiptReader, ScanPage, ShardScanner, SharedStore,
-    Source, StoreError, TagReader, TagWriter, Verdict, View, WriteAnswer, WriteRequest,
+    CacheUse, Degraded, Durability, History, Position, ReadOptions, Receipt, ReceiptReader, ScanPage, ShardScanner,
+    SharedStore, Source, StoreError, TagReader, TagWriter, Verdict, View, WriteAnswer, WriteRequest,
 };
 use tokio::sync::Notify;
 
@@ -54,6 +54,8 @@ pub(crate) enum Mood {
     Well,
     /// Refuses.
     Overloaded,
+    /// Has only what was there long ago, and refuses whoever takes nothing old.
+    Lags,
     /// Reads, and keeps the answer to itself until it is told to be well again.
     Hangs,
 }
@@ -177,7 +179,13 @@ impl TagReader for Behind {
         };
         match mood {
             Mood::Well => Ok(view),
-            Mood::Overloaded => {
+            Mood::Lags if options.max_stale != Some(std::time::Duration::ZERO) => Ok(View {
+                version: Version::NONE,
+                tags: Vec::new(),
+                degraded: vec![Degraded { feature: "session", reason: "overloaded" }],
+                ..view
+            }),
+            Mood::Overloaded | Mood::Lags => {
                 let retry_after = std::time::Duration::from_secs(1);
                 Err(StoreError::Overloaded { queue: "test", limit: 1, retry_after })
             }

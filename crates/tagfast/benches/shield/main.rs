@@ -1,7 +1,8 @@
 //! The shield at full read load, before, during and after each fault of Redis, of the database and of clients; and what a hit costs
 //! beside a bare HTTP server with the same body.
 //!
-//! `cargo bench -p tagfast --bench shield [-- --only hits|killed,frozen,... --seconds N --capacity N --svg DIR]`: a cluster with two
+//! `cargo bench -p tagfast --bench shield [-- --only hits|killed,frozen,... --seconds N --capacity N
+//! --share PERCENT --svg DIR]`: a cluster with two
 //! replicas, two Redis servers, Kafka, one process with all roles that carries the load and one with the API only. The load is an
 //! open loop, and its latencies count from the moment a request was due. Beside it clients write through one process and look for
 //! their write through the other one. Everything shares this machine's processors. Without `--only` everything is measured, which
@@ -10,9 +11,9 @@
 #![expect(clippy::disallowed_methods, reason = "the load runs in real time")]
 
 // The bare server's, as the program's: what is compared are the services.
-#[cfg(feature = "mimalloc")]
+#[cfg(feature = "jemalloc")]
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 mod drive;
 mod hits;
@@ -37,17 +38,19 @@ struct Options {
     only: Vec<String>,
     seconds: u64,
     capacity: u64,
+    share: u64,
     svg: Option<PathBuf>,
 }
 
 /// None: it was only asked what there is.
 fn options() -> Option<Options> {
-    let mut options = Options { only: Vec::new(), seconds: 20, capacity: 300, svg: None };
+    let mut options = Options { only: Vec::new(), seconds: 20, capacity: 300, share: 25, svg: None };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut number = || args.next().and_then(|n| n.parse().ok()).expect("a number");
         match arg.as_str() {
             "--seconds" => options.seconds = number(),
+            "--share" => options.share = number(),
             "--capacity" => options.capacity = number(),
             "--only" => {
                 let names = args.next().expect("names");
@@ -81,21 +84,23 @@ fn main() {
     }
     if wanted("stampede") {
         // Without a load the statements that it costs can be told apart.
-        world.stampede();
+        world.stampede("Consistency: eventual\r\n");
+        world.stampede("");
+        world.notes.drain(..).for_each(|note| println!("without a load: {note}"));
     }
     let carried = world.carried();
-    // Under what it carries at its best: what is left is for the fault.
-    let rate = carried * 6 / 10;
+    // A view that no cache answers costs several times the processor time, and the database works on the same processors.
+    let rate = carried * options.share / 100;
     println!("it carries {carried} requests/s with its caches; the load is {rate}/s");
     let capacity = options.capacity * 3;
-    let mut table = Vec::new();
+    let (mut table, mut missed) = (Vec::new(), 0);
     for scenario in scenarios {
         let (timeline, own) = run(&mut world, scenario, rate, options.seconds);
         report(scenario, &timeline, rate, capacity);
         table.push(row(scenario, &timeline, &own, capacity));
         world.notes.drain(..).for_each(|note| println!("{note}"));
-        let some = &own.violations[..own.violations.len().min(3)];
-        assert!(some.is_empty(), "{}: {some:#?}", scenario.name);
+        own.violations.iter().take(3).for_each(|violation| println!("MISSED: {violation}"));
+        missed += own.violations.len();
         if let Some(dir) = &options.svg {
             let path = dir.join(format!("degradation-{}.svg", scenario.name));
             std::fs::write(&path, plot::svg(scenario.what, &timeline, capacity)).expect("a picture");
@@ -107,6 +112,7 @@ fn main() {
     );
     println!("|---|---|---|---|---|---|---|");
     table.iter().for_each(|row| println!("{row}"));
+    assert_eq!(missed, 0, "somebody missed their own write");
 }
 
 fn run(world: &mut World, scenario: &Scenario, rate: u64, seconds: u64) -> (Timeline, OwnWritesSeen) {

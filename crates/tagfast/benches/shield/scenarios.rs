@@ -201,7 +201,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "stampede",
         what: "10,000 clients ask at once for one content that no cache has",
-        begin: World::stampede,
+        begin: |w| w.stampede(""),
         ..CALM
     },
 ];

@@ -190,11 +190,13 @@ impl World {
     }
 
     /// Everybody asks at once for one content that nobody has asked for; who was answered, and how late the last one was.
-    pub(crate) fn stampede(&mut self) {
+    pub(crate) fn stampede(&mut self, header: &str) {
         self.stampedes += 1;
         let address = self.address();
-        let request =
-            format!("GET /v1/content/test.doc/stampede{}/tags HTTP/1.1\r\nHost: {address}\r\n\r\n", self.stampedes);
+        let request = format!(
+            "GET /v1/content/test.doc/stampede{}/tags HTTP/1.1\r\nHost: {address}\r\n{header}\r\n",
+            self.stampedes
+        );
         let warm = format!("GET /livez HTTP/1.1\r\nHost: {address}\r\n\r\n");
         let before = statements(&[address]);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -221,7 +223,8 @@ impl World {
         let answered: Vec<Duration> = all.into_iter().filter_map(|one| one.expect("no panic")).collect();
         let slowest = answered.iter().max().copied().unwrap_or_default();
         self.notes.push(format!(
-            "stampede: {} of {STAMPEDE} answered, the last after {} ms; the database was asked {:.0} times meanwhile",
+            "stampede ({}): {} of {STAMPEDE} answered, the last after {} ms; the database was asked {:.0} times meanwhile",
+            if header.is_empty() { "session" } else { header.trim_end() },
             answered.len(),
             slowest.as_millis(),
             statements(&[address]) - before
