@@ -165,7 +165,7 @@ pub(crate) struct Running {
     watcher: JoinHandle<Vec<(f64, f64)>>,
     stop: Arc<AtomicBool>,
     address: SocketAddr,
-    events_before: usize,
+    before: Vec<String>,
     seconds: u64,
 }
 
@@ -173,13 +173,13 @@ impl Driver {
     pub(crate) fn start(self) -> Running {
         let start = Instant::now() + Duration::from_millis(100);
         let (nodes, stop, seconds) = (self.nodes, Arc::new(AtomicBool::new(false)), self.seconds);
-        let events_before = events(nodes[0]).len();
+        let before = events(nodes[0]);
         let watcher = {
             let stop = Arc::clone(&stop);
             std::thread::spawn(move || watch(nodes, start, &stop))
         };
         let generator = std::thread::spawn(move || generate(self, start));
-        Running { start, generator, watcher, stop, address: nodes[0], events_before, seconds }
+        Running { start, generator, watcher, stop, address: nodes[0], before, seconds }
     }
 }
 
@@ -199,7 +199,8 @@ impl Running {
         let seconds = self.generator.join().expect("the generator does not panic");
         self.stop.store(true, Ordering::SeqCst);
         let counted = self.watcher.join().expect("the watcher does not panic");
-        let transitions = events(self.address).split_off(self.events_before);
+        let mut transitions = events(self.address);
+        transitions.retain(|event| !self.before.contains(event));
         Timeline { seconds, counted, transitions, fault_at: self.seconds }
     }
 }
