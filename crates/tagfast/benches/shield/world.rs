@@ -11,6 +11,7 @@ use serde_json::Value;
 use tagfast::bench::http::Connection;
 use tagfast::cli::{BenchArgs, ClientArgs};
 use tagfast::client::Client;
+use tagfast_testkit::sentinel::ask;
 use tagfast_testkit::stack::{Fault, NodeInfo, Stack, StackOptions};
 use tagfast_testkit::{OwnWrites, ServerOptions, ServerProcess, wait_for_condition};
 use tokio::sync::{Barrier, Semaphore};
@@ -168,12 +169,12 @@ impl World {
 
     /// Tells the cache Redis itself something.
     pub(crate) fn cache_redis(&mut self, words: &[&str]) {
-        tell(self.stack.info().redis.as_ref().expect("Redis").direct, words);
+        ask(self.stack.info().redis.as_ref().expect("Redis").direct, words).expect("it does");
     }
 
     /// Tells the state Redis itself something.
     pub(crate) fn state_redis(&mut self, words: &[&str]) {
-        tell(self.stack.info().state_redis.as_ref().expect("Redis").direct, words);
+        ask(self.stack.info().state_redis.as_ref().expect("Redis").direct, words).expect("it does");
     }
 
     pub(crate) fn nodes(&self) -> Vec<String> {
@@ -230,11 +231,4 @@ impl World {
             statements(&[address]) - before
         ));
     }
-}
-
-/// One command to a Redis, past every link.
-fn tell(at: SocketAddr, words: &[&str]) {
-    let (ip, port) = (at.ip().to_string(), at.port().to_string());
-    let told = Command::new("redis-cli").args(["-h", &ip, "-p", &port]).args(words).output().expect("redis-cli runs");
-    assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
 }
