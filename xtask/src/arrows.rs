@@ -16,7 +16,16 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tagfast-events", &["tagfast-domain", "tagfast-sharding", "tagfast-resilience"]),
     ("tagfast-failover", &["tagfast-domain"]),
     ("tagfast-redis", &["tagfast-resilience"]),
-    ("tagfast-cache", &["tagfast-domain", "tagfast-sharding", "tagfast-resilience", "tagfast-store", "tagfast-redis"]),
+    (
+        "tagfast-cache",
+        &[
+            "tagfast-domain",
+            "tagfast-sharding",
+            "tagfast-resilience",
+            "tagfast-store",
+            "tagfast-redis",
+        ],
+    ),
     (
         "tagfast-store-postgres",
         &[
@@ -30,11 +39,23 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     (
         "tagfast-store-embedded",
-        &["tagfast-domain", "tagfast-sharding", "tagfast-resilience", "tagfast-store", "tagfast-events"],
+        &[
+            "tagfast-domain",
+            "tagfast-sharding",
+            "tagfast-resilience",
+            "tagfast-store",
+            "tagfast-events",
+        ],
     ),
     (
         "tagfast-search",
-        &["tagfast-domain", "tagfast-sharding", "tagfast-resilience", "tagfast-store", "tagfast-events"],
+        &[
+            "tagfast-domain",
+            "tagfast-sharding",
+            "tagfast-resilience",
+            "tagfast-store",
+            "tagfast-events",
+        ],
     ),
     ("tagfast-events-kafka", &["tagfast-domain", "tagfast-sharding", "tagfast-events"]),
     (
@@ -85,13 +106,25 @@ const ARROWS: &[(&str, &[&str])] = &[
 
 /// Dependencies that only these crates may use, and why.
 const RESERVED: &[(&str, &[&str], &str)] = &[
-    ("rusqlite", &["tagfast-store-embedded", "tagfast-popular"], "SQL stays behind the store and the counts"),
+    (
+        "rusqlite",
+        &["tagfast-store-embedded", "tagfast-popular"],
+        "SQL stays behind the store and the counts",
+    ),
     ("tokio-postgres", &["tagfast-store-postgres"], "PostgreSQL stays behind its store"),
     ("tantivy", &["tagfast-search"], "the index engine stays behind its port"),
     ("axum", &["tagfast-api", "tagfast"], "HTTP stays in the API and the program"),
     ("hyper", &["tagfast-api", "tagfast"], "HTTP stays in the API and the program"),
-    ("reqwest", &["tagfast-api", "tagfast", "tagfast-store-postgres", "tagfast-search"], "only the edges speak HTTP"),
-    ("redis", &["tagfast-redis", "tagfast-cache", "tagfast-popular"], "Redis stays behind the cache and the counts"),
+    (
+        "reqwest",
+        &["tagfast-api", "tagfast", "tagfast-store-postgres", "tagfast-search"],
+        "only the edges speak HTTP",
+    ),
+    (
+        "redis",
+        &["tagfast-redis", "tagfast-cache", "tagfast-popular"],
+        "Redis stays behind the cache and the counts",
+    ),
     ("quick_cache", &["tagfast-cache"], "the cache's inside"),
     ("rdkafka", &["tagfast-events-kafka"], "Kafka stays behind the bus"),
     ("jsonwebtoken", &["tagfast-api", "tagfast"], "authentication is the API's"),
@@ -107,8 +140,12 @@ const PURE: &[(&str, &[&str])] = &[
 ];
 
 pub(crate) fn check() -> Result<()> {
-    let metadata: Value =
-        serde_json::from_str(&output(cargo().args(["metadata", "--format-version", "1", "--no-deps"]))?)?;
+    let metadata: Value = serde_json::from_str(&output(cargo().args([
+        "metadata",
+        "--format-version",
+        "1",
+        "--no-deps",
+    ]))?)?;
     let mut wrong = Vec::new();
     let allowed: BTreeMap<&str, &[&str]> = ARROWS.iter().copied().collect();
     for package in metadata["packages"].as_array().into_iter().flatten() {

@@ -24,6 +24,8 @@ pub(crate) fn check() -> Result<()> {
         ]))
     })?;
     stage("docs", || {
-        run(cargo().args(["doc", "--workspace", "--no-deps", "--quiet"]).env("RUSTDOCFLAGS", "-D warnings"))
+        run(cargo()
+            .args(["doc", "--workspace", "--no-deps", "--quiet"])
+            .env("RUSTDOCFLAGS", "-D warnings"))
     })
 }

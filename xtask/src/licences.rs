@@ -41,8 +41,18 @@ const TOLERATED: &[&str] = &["ahash", "openssl-sys"];
 pub(crate) fn check() -> Result<()> {
     // What other systems would link is theirs to judge, and would have to be downloaded first.
     let rustc = output(Command::new("rustc").arg("-vV").current_dir(root()))?;
-    let host = rustc.lines().find_map(|l| l.strip_prefix("host: ")).context("rustc does not name its host")?;
-    let metadata = output(cargo().args(["metadata", "--format-version", "1", "--locked", "--filter-platform", host]))?;
+    let host = rustc
+        .lines()
+        .find_map(|l| l.strip_prefix("host: "))
+        .context("rustc does not name its host")?;
+    let metadata = output(cargo().args([
+        "metadata",
+        "--format-version",
+        "1",
+        "--locked",
+        "--filter-platform",
+        host,
+    ]))?;
     let metadata: Value = serde_json::from_str(&metadata)?;
     let mut wrong = Vec::new();
     let mut versions: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();

@@ -1,7 +1,11 @@
 //! Automation of the workspace: `cargo xtask check`, `test`, `bench`, `stack`.
 //!
 //! It compiles without any system library, because it is what installs them.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool speaks to its terminal")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command line tool speaks to its terminal"
+)]
 
 mod alerts;
 mod arrows;

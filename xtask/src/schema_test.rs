@@ -30,7 +30,15 @@ fn run_against(schemathesis: &Path, examples: u32) -> Result<bool> {
         .arg(root().join("xtask").join("schemathesis.toml"))
         .args(["run", &format!("{url}/openapi.json"), "--checks", CHECKS])
         .args(["--max-examples", &examples.to_string(), "--phases", "examples,coverage,fuzzing"])
-        .args(["--seed", "1", "--request-timeout", "20", "--no-color", "--generation-database", "none"])
+        .args([
+            "--seed",
+            "1",
+            "--request-timeout",
+            "20",
+            "--no-color",
+            "--generation-database",
+            "none",
+        ])
         .current_dir(target_dir().join("tools"))
         .status()
         .context("cannot start schemathesis")?;

@@ -136,14 +136,19 @@ fn up(options: &StackOptions) -> Result<()> {
         let stack = Stack::open(&options.dir)?;
         let problems = stack.problems();
         if !problems.is_empty() {
-            bail!("a stack runs here, but not well: {}. End it with `cargo xtask stack down`", problems.join("; "));
+            bail!(
+                "a stack runs here, but not well: {}. End it with `cargo xtask stack down`",
+                problems.join("; ")
+            );
         }
         println!("the stack runs already");
         return status(&stack, false);
     }
     let started = Instant::now();
     let progress = |line: &str| eprintln!("{line}");
-    let stack = Stack::up_with(options, &progress, &|base, control, links| start_proxy(base, control, &links))?;
+    let stack = Stack::up_with(options, &progress, &|base, control, links| {
+        start_proxy(base, control, &links)
+    })?;
     println!("\nready after {:.1} s", started.elapsed().as_secs_f64());
     status(&stack, false)?;
     println!(
@@ -172,7 +177,9 @@ fn status(stack: &Stack, json: bool) -> Result<()> {
     let members: Vec<_> = info
         .clusters
         .iter()
-        .map(|c| c.nodes.iter().find_map(|n| patroni::members(n.direct_patroni).ok()).unwrap_or_default())
+        .map(|c| {
+            c.nodes.iter().find_map(|n| patroni::members(n.direct_patroni).ok()).unwrap_or_default()
+        })
         .collect();
     let problems = stack.problems();
     if json {
@@ -180,7 +187,10 @@ fn status(stack: &Stack, json: bool) -> Result<()> {
         println!("{}", serde_json::to_string_pretty(&value)?);
         return Ok(());
     }
-    println!("{:<10} {:<10} {:<12} {:>8} {:>10}  PostgreSQL", "node", "role", "state", "timeline", "lag bytes");
+    println!(
+        "{:<10} {:<10} {:<12} {:>8} {:>10}  PostgreSQL",
+        "node", "role", "state", "timeline", "lag bytes"
+    );
     for node in info.clusters.iter().flat_map(|c| &c.nodes) {
         let member = members.iter().flatten().find(|m| m.name == node.name);
         let number = |n: Option<u64>| n.map_or_else(|| "-".to_owned(), |n| n.to_string());
@@ -194,8 +204,11 @@ fn status(stack: &Stack, json: bool) -> Result<()> {
             node.postgres
         );
     }
-    let servers =
-        [("etcd", info.etcd.first()), ("redis", info.redis.as_ref()), ("state-redis", info.state_redis.as_ref())];
+    let servers = [
+        ("etcd", info.etcd.first()),
+        ("redis", info.redis.as_ref()),
+        ("state-redis", info.state_redis.as_ref()),
+    ];
     for (name, server) in servers.into_iter().chain([("opensearch", info.opensearch.as_ref())]) {
         if let Some(server) = server {
             println!("{name:<12} {}", server.url);

@@ -27,7 +27,11 @@ pub(crate) struct TestOptions {
 impl TestOptions {
     /// Tests with real servers are in binaries named `real`.
     fn targets(&self) -> &'static [&'static str] {
-        if self.fast { &["--lib", "--bins", "--test", "it"] } else { &["--lib", "--bins", "--tests"] }
+        if self.fast {
+            &["--lib", "--bins", "--test", "it"]
+        } else {
+            &["--lib", "--bins", "--tests"]
+        }
     }
 }
 
@@ -67,7 +71,8 @@ pub(crate) fn test(options: &TestOptions) -> bool {
 
 fn stages(options: &TestOptions, totals: &mut Totals) -> Result<()> {
     let contract = !options.fast && options.filter.is_empty();
-    let schemathesis = if contract { Some(stage("install tools", tools::schemathesis)?) } else { None };
+    let schemathesis =
+        if contract { Some(stage("install tools", tools::schemathesis)?) } else { None };
     if contract {
         stage("install promtool", alerts::promtool)?;
     }
@@ -75,18 +80,27 @@ fn stages(options: &TestOptions, totals: &mut Totals) -> Result<()> {
     stage("format", || run(cargo().args(["fmt", "--all", "--check"])))?;
     if !options.fast {
         stage("install servers", || {
-            let needs = Needs { clusters: true, redis: true, kafka: true, opensearch: true, netns: false };
+            let needs =
+                Needs { clusters: true, redis: true, kafka: true, opensearch: true, netns: false };
             install(needs, &|line| println!("{line}")).map(drop)
         })?;
     }
-    let features: &[&str] = if options.full { &["--features", "tagfast-store-postgres/full"] } else { &[] };
-    stage("build", || run(cargo().args(["test", "--workspace", "--no-run"]).args(options.targets()).args(features)))?;
+    let features: &[&str] =
+        if options.full { &["--features", "tagfast-store-postgres/full"] } else { &[] };
+    stage("build", || {
+        run(cargo()
+            .args(["test", "--workspace", "--no-run"])
+            .args(options.targets())
+            .args(features))
+    })?;
     totals.add(stage("tests", || cargo_test(options))?);
     if contract {
         totals.add(stage("alert rules", alerts::check)?);
     }
     if let Some(schemathesis) = schemathesis {
-        totals.add(stage("contract test of the HTTP API", || schema_test::run(&schemathesis, options.full))?);
+        totals.add(stage("contract test of the HTTP API", || {
+            schema_test::run(&schemathesis, options.full)
+        })?);
     }
     Ok(())
 }
@@ -131,8 +145,9 @@ fn parse(result: &str) -> Totals {
 mod tests {
     #[test]
     fn totals_are_read_from_the_result_line() {
-        let totals =
-            super::parse("FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.10s");
+        let totals = super::parse(
+            "FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.10s",
+        );
         assert_eq!((totals.passed, totals.failed, totals.ignored), (12, 3, 1));
     }
 }

@@ -20,24 +20,33 @@ pub(crate) fn schemathesis() -> Result<PathBuf> {
         return Ok(program);
     }
     if venv.exists() {
-        std::fs::remove_dir_all(&venv).with_context(|| format!("cannot remove {}", venv.display()))?;
+        std::fs::remove_dir_all(&venv)
+            .with_context(|| format!("cannot remove {}", venv.display()))?;
     }
     make_venv(&venv)?;
     let pip = venv.join("bin").join("pip");
-    run(Command::new(pip).args(["install", "--quiet", "--disable-pip-version-check", SCHEMATHESIS]))?;
+    run(Command::new(pip).args([
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        SCHEMATHESIS,
+    ]))?;
     std::fs::write(&stamp, SCHEMATHESIS)?;
     Ok(program)
 }
 
 fn make_venv(venv: &Path) -> Result<()> {
     let pythons = ["python3", "/usr/bin/python3"];
-    let try_all = || pythons.iter().any(|p| succeeds(Command::new(p).args(["-m", "venv"]).arg(venv)));
+    let try_all =
+        || pythons.iter().any(|p| succeeds(Command::new(p).args(["-m", "venv"]).arg(venv)));
     if try_all() {
         return Ok(());
     }
     // Debian keeps the part of venv that installs pip in a package of its own.
     println!("python3 cannot make a virtual environment; installing python3-venv");
-    let apt = |args: &[&str]| run(Command::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive").args(args));
+    let apt = |args: &[&str]| {
+        run(Command::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive").args(args))
+    };
     apt(&["update", "-q"]).context("install python3-venv by hand, then run the command again")?;
     apt(&["install", "-y", "-q", "python3", "python3-venv"])
         .context("install python3-venv by hand, then run the command again")?;

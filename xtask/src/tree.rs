@@ -46,7 +46,8 @@ pub(crate) fn check() -> Result<()> {
     let mut wrong = Vec::new();
     for file in files.lines() {
         let text_file =
-            [".rs", ".md", ".toml", ".sh", ".json", ".yml"].iter().any(|e| file.ends_with(e)) || file == ".ci/run";
+            [".rs", ".md", ".toml", ".sh", ".json", ".yml"].iter().any(|e| file.ends_with(e))
+                || file == ".ci/run";
         if !text_file || file == "Cargo.lock" {
             continue;
         }
@@ -71,7 +72,10 @@ fn check_file(file: &str, text: &str, wrong: &mut Vec<String>) {
     if file.ends_with(".rs") {
         check_source(file, text, wrong);
     }
-    if file.starts_with("crates/") && file.ends_with("/Cargo.toml") && !text.contains("[lints]\nworkspace = true") {
+    if file.starts_with("crates/")
+        && file.ends_with("/Cargo.toml")
+        && !text.contains("[lints]\nworkspace = true")
+    {
         wrong.push(format!("{file} does not take the workspace's lints"));
     }
     if file.ends_with(".md") {
@@ -93,7 +97,8 @@ fn check_file(file: &str, text: &str, wrong: &mut Vec<String>) {
 /// Files that a page links; addresses and places within the page are left out.
 fn links(text: &str) -> impl Iterator<Item = &str> {
     text.split("](").skip(1).filter_map(|rest| {
-        let target = rest.split(')').next().unwrap_or_default().split('#').next().unwrap_or_default();
+        let target =
+            rest.split(')').next().unwrap_or_default().split('#').next().unwrap_or_default();
         (!target.is_empty() && !target.contains(':')).then_some(target)
     })
 }
@@ -101,20 +106,27 @@ fn links(text: &str) -> impl Iterator<Item = &str> {
 fn check_source(file: &str, text: &str, wrong: &mut Vec<String>) {
     // Documentation tests are not run: an example in a comment could rot unseen.
     for (number, line) in text.lines().enumerate() {
-        let fence = line.trim_start().strip_prefix("//").and_then(|l| l.strip_prefix(['/', '!'])).map(str::trim);
+        let fence = line
+            .trim_start()
+            .strip_prefix("//")
+            .and_then(|l| l.strip_prefix(['/', '!']))
+            .map(str::trim);
         if fence.is_some_and(|f| f.starts_with("```") && f != "```" && f != "```text") {
             wrong.push(format!("{file}:{}: a fence in a comment must be ```text", number + 1));
         }
     }
     let library = file.strip_prefix("crates/").filter(|f| f.contains("/src/"));
     if library.is_some_and(|f| {
-        !["tagfast/", "tagfast-testkit/"].iter().any(|own| f.starts_with(own)) && !f.contains("/conformance/")
+        !["tagfast/", "tagfast-testkit/"].iter().any(|own| f.starts_with(own))
+            && !f.contains("/conformance/")
     }) {
         let code = text.split("#[cfg(test)]").next().unwrap_or_default();
         // Tests in a file of their own.
         let code = if file.ends_with("/tests.rs") { "" } else { code };
         if code.contains("env::var") {
-            wrong.push(format!("{file} reads the environment: only the program does, and hands on what it found"));
+            wrong.push(format!(
+                "{file} reads the environment: only the program does, and hands on what it found"
+            ));
         }
     }
 }
@@ -124,7 +136,8 @@ fn needs_module_doc(file: &str) -> bool {
 }
 
 fn has_word(line: &str, word: &str) -> bool {
-    line.split(|c: char| !c.is_ascii_alphanumeric()).any(|w| w == word || w.strip_suffix('s') == Some(word))
+    line.split(|c: char| !c.is_ascii_alphanumeric())
+        .any(|w| w == word || w.strip_suffix('s') == Some(word))
 }
 
 #[cfg(test)]
@@ -140,6 +153,9 @@ mod tests {
     #[test]
     fn words_are_whole_words() {
         assert!(has_word("the masters", "master"));
-        assert!(!has_word("mastery of leadership", "master") && !has_word("mastery of leadership", "leader"));
+        assert!(
+            !has_word("mastery of leadership", "master")
+                && !has_word("mastery of leadership", "leader")
+        );
     }
 }

@@ -101,7 +101,10 @@ pub fn router(parts: ApiParts) -> Router {
         all = all.routes((schemas, paths, gated));
     }
     let (router, _) = all.split_for_parts();
-    let unknown = tower::Layer::layer(&Gate::new(&app, "unknown", Access::Public), tower::service_fn(not_found));
+    let unknown = tower::Layer::layer(
+        &Gate::new(&app, "unknown", Access::Public),
+        tower::service_fn(not_found),
+    );
     router.fallback_service(unknown).with_state(app)
 }
 
@@ -120,5 +123,8 @@ async fn method_not_allowed(method: Method) -> Problem {
 
 async fn not_found(request: axum::extract::Request) -> Result<Response, std::convert::Infallible> {
     let path: String = request.uri().path().chars().take(200).collect();
-    Ok(axum::response::IntoResponse::into_response(Problem::new(Code::NotFound, format!("there is no route {path:?}"))))
+    Ok(axum::response::IntoResponse::into_response(Problem::new(
+        Code::NotFound,
+        format!("there is no route {path:?}"),
+    )))
 }

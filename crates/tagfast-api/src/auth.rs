@@ -61,7 +61,11 @@ impl Caller {
 
     #[cfg(test)]
     pub(crate) fn for_tests(tenant: &str, user: &str) -> Self {
-        Self { tenant: TenantId::parse(tenant).unwrap(), user: UserId::parse(user).unwrap(), scopes: 7 }
+        Self {
+            tenant: TenantId::parse(tenant).unwrap(),
+            user: UserId::parse(user).unwrap(),
+            scopes: 7,
+        }
     }
 }
 
@@ -123,15 +127,17 @@ impl Authenticator {
                 user: UserId::parse_stored("anonymous"),
                 scopes: Scope::Read as u8 | Scope::Write as u8 | Scope::Admin as u8,
             })),
-            AuthConfig::Jwt { hs256_secret, jwks, audience, issuer, leeway } => Self::Jwt(Box::new(Jwt {
-                secret: hs256_secret.as_deref().map(DecodingKey::from_secret),
-                keys: jwks.as_ref().map(|source| KeySet::new(source.clone())),
-                audience: audience.clone(),
-                issuer: issuer.clone(),
-                leeway: *leeway,
-                clock: Arc::clone(clock),
-                verified: (0..CACHE_STRIPES).map(|_| Mutex::default()).collect(),
-            })),
+            AuthConfig::Jwt { hs256_secret, jwks, audience, issuer, leeway } => {
+                Self::Jwt(Box::new(Jwt {
+                    secret: hs256_secret.as_deref().map(DecodingKey::from_secret),
+                    keys: jwks.as_ref().map(|source| KeySet::new(source.clone())),
+                    audience: audience.clone(),
+                    issuer: issuer.clone(),
+                    leeway: *leeway,
+                    clock: Arc::clone(clock),
+                    verified: (0..CACHE_STRIPES).map(|_| Mutex::default()).collect(),
+                }))
+            }
         }
     }
 
@@ -148,7 +154,10 @@ impl Jwt {
         let Some(token) = bearer(headers) else {
             count("missing");
             let problem = Problem::new(Code::Unauthenticated, "the request has no bearer token");
-            return Err(problem.header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"tagfast\"")));
+            return Err(problem.header(
+                header::WWW_AUTHENTICATE,
+                HeaderValue::from_static("Bearer realm=\"tagfast\""),
+            ));
         };
         let hash: [u8; 32] = Sha256::digest(token.as_bytes()).into();
         let now = self.clock.now_ms();
@@ -162,7 +171,11 @@ impl Jwt {
         match self.verify(token, now).await {
             Ok((who, from_ms, until_ms)) => {
                 let who = Arc::new(who);
-                self.remember(hash, Verified { who: Arc::clone(&who), from_ms, until_ms, generation }, now);
+                self.remember(
+                    hash,
+                    Verified { who: Arc::clone(&who), from_ms, until_ms, generation },
+                    now,
+                );
                 Ok(who)
             }
             Err(Refused("keys_unavailable", detail)) => {
@@ -171,7 +184,8 @@ impl Jwt {
             }
             Err(Refused(reason, detail)) => {
                 count(reason);
-                let challenge = format!("Bearer error=\"invalid_token\", error_description=\"{detail}\"");
+                let challenge =
+                    format!("Bearer error=\"invalid_token\", error_description=\"{detail}\"");
                 let problem = Problem::new(Code::InvalidToken, detail);
                 Err(match HeaderValue::try_from(challenge) {
                     Ok(value) => problem.header(header::WWW_AUTHENTICATE, value),
@@ -186,13 +200,16 @@ impl Jwt {
     }
 
     fn stripe(&self, hash: &[u8; 32]) -> std::sync::MutexGuard<'_, HashMap<[u8; 32], Verified>> {
-        self.verified[hash[0] as usize % CACHE_STRIPES].lock().unwrap_or_else(PoisonError::into_inner)
+        self.verified[hash[0] as usize % CACHE_STRIPES]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn remembered(&self, hash: &[u8; 32], now: i64) -> Option<Arc<Caller>> {
         let stripe = self.stripe(hash);
         let known = stripe.get(hash)?;
-        let good = known.from_ms <= now && now < known.until_ms && known.generation == self.generation();
+        let good =
+            known.from_ms <= now && now < known.until_ms && known.generation == self.generation();
         good.then(|| Arc::clone(&known.who))
     }
 
@@ -270,15 +287,21 @@ impl Jwt {
             reason = "the library's list is open; all other kinds mean one thing"
         )]
         let refused = |error: jsonwebtoken::errors::Error| match error.kind() {
-            ErrorKind::InvalidSignature => Refused("signature", "the token's signature does not fit"),
+            ErrorKind::InvalidSignature => {
+                Refused("signature", "the token's signature does not fit")
+            }
             ErrorKind::InvalidAudience => Refused("audience", "the token is for another audience"),
             ErrorKind::InvalidIssuer => Refused("issuer", "the token is of another issuer"),
             ErrorKind::MissingRequiredClaim(claim) if claim == "aud" => {
                 Refused("audience", "the token names no audience")
             }
             ErrorKind::MissingRequiredClaim(_) => Refused("issuer", "the token names no issuer"),
-            ErrorKind::InvalidAlgorithm => Refused("algorithm", "the token's algorithm is not accepted"),
-            ErrorKind::Json(_) => Refused("claims", "the token needs the claims tenant, sub and exp"),
+            ErrorKind::InvalidAlgorithm => {
+                Refused("algorithm", "the token's algorithm is not accepted")
+            }
+            ErrorKind::Json(_) => {
+                Refused("claims", "the token needs the claims tenant, sub and exp")
+            }
             _ => Refused("malformed", "the token cannot be read"),
         };
         jsonwebtoken::decode::<Claims>(token, key, &rules).map(|data| data.claims).map_err(refused)
@@ -295,10 +318,12 @@ impl Jwt {
         if now < from {
             return Err(Refused("not_yet_valid", "the token is not valid yet"));
         }
-        let tenant =
-            TenantId::parse(&claims.tenant).map_err(|_| Refused("claims", "the token's tenant is not acceptable"))?;
-        let user = UserId::parse(&claims.sub).map_err(|_| Refused("claims", "the token's sub is not acceptable"))?;
-        let known = |word: &str| Scope::ALL.into_iter().find(|s| s.as_str() == word).map_or(0, |s| s as u8);
+        let tenant = TenantId::parse(&claims.tenant)
+            .map_err(|_| Refused("claims", "the token's tenant is not acceptable"))?;
+        let user = UserId::parse(&claims.sub)
+            .map_err(|_| Refused("claims", "the token's sub is not acceptable"))?;
+        let known =
+            |word: &str| Scope::ALL.into_iter().find(|s| s.as_str() == word).map_or(0, |s| s as u8);
         let scopes = match &claims.scope {
             Scopes::Words(words) => words.split_whitespace().fold(0, |all, w| all | known(w)),
             Scopes::List(list) => list.iter().fold(0, |all, w| all | known(w)),

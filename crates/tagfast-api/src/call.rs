@@ -89,8 +89,12 @@ impl Call {
             return Ok(());
         }
         metrics::counter!("tagfast_auth_failures_total", "reason" => "missing_scope").increment(1);
-        let challenge = format!("Bearer error=\"insufficient_scope\", scope=\"{}\"", scope.as_str());
-        let problem = Problem::new(Code::MissingScope, format!("the token lacks the scope {}", scope.as_str()));
+        let challenge =
+            format!("Bearer error=\"insufficient_scope\", scope=\"{}\"", scope.as_str());
+        let problem = Problem::new(
+            Code::MissingScope,
+            format!("the token lacks the scope {}", scope.as_str()),
+        );
         Err(match HeaderValue::try_from(challenge) {
             Ok(value) => problem.header(header::WWW_AUTHENTICATE, value),
             Err(_) => problem,
@@ -113,7 +117,11 @@ impl Call {
     }
 
     /// A content of the caller's tenant.
-    pub(crate) fn content_of(&self, content_type: &str, content_id: &str) -> Result<ContentKey, Problem> {
+    pub(crate) fn content_of(
+        &self,
+        content_type: &str,
+        content_id: &str,
+    ) -> Result<ContentKey, Problem> {
         Ok(ContentKey {
             tenant: self.who.tenant.clone(),
             content: tagfast_domain::Content {
@@ -175,10 +183,20 @@ impl Call {
             None => None,
             Some(sealed) => {
                 let opened = ConsistencyToken::open(&self.app.parts.sealer, self.tenant(), sealed);
-                Some(opened.map_err(|e| Problem::new(Code::BadToken, format!("consistency token: {e}")))?)
+                Some(
+                    opened.map_err(|e| {
+                        Problem::new(Code::BadToken, format!("consistency token: {e}"))
+                    })?,
+                )
             }
         };
-        Ok(Reading { who: Arc::clone(&self.who), consistency, token, deadline: self.deadline, max_stale })
+        Ok(Reading {
+            who: Arc::clone(&self.who),
+            consistency,
+            token,
+            deadline: self.deadline,
+            max_stale,
+        })
     }
 
     /// The token of an answer, as its header value.
@@ -252,11 +270,16 @@ fn too_large(allowed: usize, given: u64) -> Problem {
 fn check_json_type(headers: &HeaderMap) -> Result<(), Problem> {
     let given = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let essence = given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    if essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json")) {
+    if essence == "application/json"
+        || (essence.starts_with("application/") && essence.ends_with("+json"))
+    {
         return Ok(());
     }
-    let detail =
-        if given.is_empty() { "the request has no Content-Type".to_owned() } else { format!("{given:?} is not JSON") };
+    let detail = if given.is_empty() {
+        "the request has no Content-Type".to_owned()
+    } else {
+        format!("{given:?} is not JSON")
+    };
     Err(Problem::new(Code::UnsupportedMediaType, detail))
 }
 
@@ -269,13 +292,16 @@ fn json_problem<T: DeserializeOwned>(bytes: &[u8]) -> Problem {
             let inner = error.into_inner();
             let text = inner.to_string();
             let code = match inner.classify() {
-                serde_json::error::Category::Data if text.contains("unknown field") => Code::UnknownField,
+                serde_json::error::Category::Data if text.contains("unknown field") => {
+                    Code::UnknownField
+                }
                 serde_json::error::Category::Data => Code::WrongType,
                 serde_json::error::Category::Syntax
                 | serde_json::error::Category::Eof
                 | serde_json::error::Category::Io => Code::BadJson,
             };
-            let place = if path == "." { "the body".to_owned() } else { format!("the body at {path}") };
+            let place =
+                if path == "." { "the body".to_owned() } else { format!("the body at {path}") };
             Problem::new(code, format!("{place}: {text}"))
         }
         Ok(_) => Problem::new(Code::BadJson, "the body has text after its JSON document"),

@@ -32,7 +32,13 @@ fn sort_byte(sort: Sort) -> u8 {
 }
 
 /// Seals the place after which the next page begins.
-pub(crate) fn seal(sealer: &Sealer, tenant: &TenantId, request: &SearchRequest, next: &SortKey, now: i64) -> String {
+pub(crate) fn seal(
+    sealer: &Sealer,
+    tenant: &TenantId,
+    request: &SearchRequest,
+    next: &SortKey,
+    now: i64,
+) -> String {
     let content_type = next.content.content_type.as_str();
     let mut body = vec![VERSION];
     body.extend_from_slice(&fingerprint(request));
@@ -53,7 +59,8 @@ pub(crate) fn open(
     now: i64,
 ) -> Result<SortKey, Problem> {
     let bad = |reason: &str| Problem::new(Code::BadCursor, format!("cursor: {reason}"));
-    let body = sealer.open(SealKind::SearchCursor, tenant, sealed).map_err(|e| bad(&e.to_string()))?;
+    let body =
+        sealer.open(SealKind::SearchCursor, tenant, sealed).map_err(|e| bad(&e.to_string()))?;
     let parsed = parse(&body).ok_or_else(|| bad("it is not one that this service made"))?;
     if parsed.fingerprint != fingerprint(request) {
         return Err(bad("it belongs to another query, type or order"));
@@ -120,7 +127,8 @@ mod tests {
         let (a, b) = (TenantId::parse("a").unwrap(), TenantId::parse("b").unwrap());
         let asked = request("x", Sort::Updated);
         let cursor = seal(&sealer, &a, &asked, &place(), 1000);
-        let open = |t, r: &SearchRequest, now| open(&sealer, t, r, &cursor, now).map_err(|p| p.code());
+        let open =
+            |t, r: &SearchRequest, now| open(&sealer, t, r, &cursor, now).map_err(|p| p.code());
         assert_eq!(open(&a, &asked, 1000), Ok(place()));
         assert_eq!(open(&a, &asked, 1000 + LIFE_MS), Ok(place()));
         assert_eq!(open(&a, &asked, 1001 + LIFE_MS), Err(Code::BadCursor));

@@ -26,7 +26,8 @@ pub(crate) fn page(openapi: &[u8]) -> String {
     );
     for tag in api["tags"].as_array().into_iter().flatten() {
         let name = text(&tag["name"]);
-        let _ = write!(out, "<h2>{}</h2><p>{}</p>", escape(name), escape(text(&tag["description"])));
+        let _ =
+            write!(out, "<h2>{}</h2><p>{}</p>", escape(name), escape(text(&tag["description"])));
         for (path, item) in api["paths"].as_object().into_iter().flatten() {
             for method in ["get", "put", "post", "patch", "delete"] {
                 let operation = &item[method];
@@ -105,7 +106,12 @@ fn route(out: &mut String, api: &Value, path: &str, method: &str, operation: &Va
     }
     out.push_str("<table><tr><th>Status</th><th>Meaning</th></tr>");
     for (status, response) in operation["responses"].as_object().into_iter().flatten() {
-        let _ = write!(out, "<tr><td>{}</td><td>{}</td></tr>", escape(status), escape(text(&response["description"])));
+        let _ = write!(
+            out,
+            "<tr><td>{}</td><td>{}</td></tr>",
+            escape(status),
+            escape(text(&response["description"]))
+        );
     }
     out.push_str("</table></details>");
 }
@@ -115,7 +121,13 @@ fn schema(out: &mut String, api: &Value, title: &str, content: &Value) {
     for (media, body) in content.as_object().into_iter().flatten() {
         let mut shape = String::new();
         outline(&mut shape, api, &body["schema"], 0);
-        let _ = write!(out, "<p>{} <code>{}</code></p><pre>{}</pre>", escape(title), escape(media), escape(&shape));
+        let _ = write!(
+            out,
+            "<p>{} <code>{}</code></p><pre>{}</pre>",
+            escape(title),
+            escape(media),
+            escape(&shape)
+        );
     }
 }
 
@@ -125,7 +137,8 @@ fn outline(out: &mut String, api: &Value, schema: &Value, depth: usize) {
         out.push('…');
     } else if let Some(name) = schema["$ref"].as_str().and_then(|r| r.rsplit('/').next()) {
         outline(out, api, &api["components"]["schemas"][name], depth);
-    } else if let Some(options) = schema["oneOf"].as_array().or_else(|| schema["allOf"].as_array()) {
+    } else if let Some(options) = schema["oneOf"].as_array().or_else(|| schema["allOf"].as_array())
+    {
         for (i, option) in options.iter().enumerate() {
             out.push_str(if i > 0 { " | " } else { "" });
             outline(out, api, option, depth);

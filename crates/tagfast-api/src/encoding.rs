@@ -45,7 +45,10 @@ pub(crate) struct Query {
 
 impl Query {
     /// Parses `a=b&c=d`; refuses names that are not in `known`.
-    pub(crate) fn parse(raw: Option<&str>, known: &'static [&'static str]) -> Result<Self, Problem> {
+    pub(crate) fn parse(
+        raw: Option<&str>,
+        known: &'static [&'static str],
+    ) -> Result<Self, Problem> {
         let mut values: Vec<(&'static str, String)> = Vec::new();
         for pair in raw.unwrap_or_default().split('&').filter(|p| !p.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -72,9 +75,15 @@ impl Query {
     }
 
     /// A whole number within a range.
-    pub(crate) fn number(&mut self, name: &str, default: usize, max: usize) -> Result<usize, Problem> {
+    pub(crate) fn number(
+        &mut self,
+        name: &str,
+        default: usize,
+        max: usize,
+    ) -> Result<usize, Problem> {
         let Some(text) = self.take(name) else { return Ok(default) };
-        let number = text.parse::<usize>().ok().filter(|_| text.bytes().all(|b| b.is_ascii_digit()));
+        let number =
+            text.parse::<usize>().ok().filter(|_| text.bytes().all(|b| b.is_ascii_digit()));
         match number {
             Some(n) if (1..=max).contains(&n) => Ok(n),
             Some(n) => Err(bad_parameter(name, &format!("it must be 1 to {max}")).limit(

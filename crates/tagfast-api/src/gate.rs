@@ -71,7 +71,10 @@ pub(crate) struct Gated<S> {
 
 impl<S> Service<Request> for Gated<S>
 where
-    S: Service<Request, Response = Response, Error = std::convert::Infallible> + Clone + Send + 'static,
+    S: Service<Request, Response = Response, Error = std::convert::Infallible>
+        + Clone
+        + Send
+        + 'static,
     S::Future: Send,
 {
     type Response = Response;
@@ -99,7 +102,8 @@ where
     let method = request.method().clone();
     let id = request_id(request.headers());
     // Copied only where there is one: the request is gone when a problem has to name its trace.
-    let parent = headers::traceparent(request.headers()).and_then(|p| p.get(3..35)).map(str::to_owned);
+    let parent =
+        headers::traceparent(request.headers()).and_then(|p| p.get(3..35)).map(str::to_owned);
     let trace = parent.as_deref().unwrap_or_else(|| id.to_str().unwrap_or_default());
     let gzip = headers::accepts_gzip(request.headers());
 
@@ -117,16 +121,26 @@ where
             );
             let work = AssertUnwindSafe(async move { inner.call(request).await }).catch_unwind();
             let work = tokio::time::timeout_at(deadline, work);
-            let outcome =
-                if span.is_disabled() { work.await } else { tracing::Instrument::instrument(work, span).await };
+            let outcome = if span.is_disabled() {
+                work.await
+            } else {
+                tracing::Instrument::instrument(work, span).await
+            };
             match outcome {
                 Ok(Ok(Ok(response))) => response,
                 Ok(Err(_panic)) => {
                     metrics::counter!("tagfast_http_panics_total").increment(1);
-                    tracing::error!(route = &*route.meters.route, trace_id = trace, "a handler panicked");
-                    Problem::new(Code::Internal, "the request met a bug; the log has the details").into_response()
+                    tracing::error!(
+                        route = &*route.meters.route,
+                        trace_id = trace,
+                        "a handler panicked"
+                    );
+                    Problem::new(Code::Internal, "the request met a bug; the log has the details")
+                        .into_response()
                 }
-                Err(_elapsed) => Problem::new(Code::Deadline, "the request timeout passed").into_response(),
+                Err(_elapsed) => {
+                    Problem::new(Code::Deadline, "the request timeout passed").into_response()
+                }
             }
         }
     };
@@ -211,8 +225,8 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
 
 const METHODS: [&str; 7] = ["GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "other"];
 const STATUSES: [u16; 26] = [
-    200, 304, 400, 401, 403, 404, 405, 408, 409, 412, 413, 414, 415, 422, 429, 431, 500, 501, 503, 504, 507, 201, 202,
-    204, 206, 0,
+    200, 304, 400, 401, 403, 404, 405, 408, 409, 412, 413, 414, 415, 422, 429, 431, 500, 501, 503,
+    504, 507, 201, 202, 204, 206, 0,
 ];
 
 /// Metric handles of one route, looked up once.
@@ -233,7 +247,8 @@ impl Meters {
         let m = METHODS.iter().position(|m| *m == method.as_str()).unwrap_or(METHODS.len() - 1);
         let s = STATUSES.iter().position(|s| *s == status.as_u16()).unwrap_or(STATUSES.len() - 1);
         let counter = self.requests[m * STATUSES.len() + s].get_or_init(|| {
-            let status = if STATUSES[s] == 0 { "other".to_owned() } else { STATUSES[s].to_string() };
+            let status =
+                if STATUSES[s] == 0 { "other".to_owned() } else { STATUSES[s].to_string() };
             metrics::counter!("tagfast_http_requests_total",
                 "route" => self.route.to_string(), "method" => METHODS[m], "status" => status)
         });
@@ -250,7 +265,10 @@ struct InFlight(Gauge);
 
 impl InFlight {
     fn enter(meters: &Meters) -> Self {
-        let gauge = meters.in_flight.get_or_init(|| metrics::gauge!("tagfast_http_requests_in_flight")).clone();
+        let gauge = meters
+            .in_flight
+            .get_or_init(|| metrics::gauge!("tagfast_http_requests_in_flight"))
+            .clone();
         gauge.increment(1.0);
         Self(gauge)
     }

@@ -25,7 +25,10 @@ pub(crate) fn bad(name: &HeaderName, reason: &str) -> Problem {
 }
 
 /// The value of a header that may come once.
-pub(crate) fn one<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Problem> {
+pub(crate) fn one<'a>(
+    headers: &'a HeaderMap,
+    name: &HeaderName,
+) -> Result<Option<&'a str>, Problem> {
     let mut values = headers.get_all(name).iter();
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
@@ -71,15 +74,23 @@ pub(crate) fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Probl
 /// always true here because every content has a state.
 pub(crate) fn if_match(headers: &HeaderMap) -> Result<Option<Version>, Problem> {
     if headers.contains_key(header::IF_NONE_MATCH) {
-        return Err(bad(&header::IF_NONE_MATCH, "a write takes If-Match only; If-Match: \"0\" means never tagged"));
+        return Err(bad(
+            &header::IF_NONE_MATCH,
+            "a write takes If-Match only; If-Match: \"0\" means never tagged",
+        ));
     }
     let Some(tag) = one(headers, &header::IF_MATCH)? else { return Ok(None) };
     match tag.trim() {
         "*" => Ok(None),
-        weak if weak.starts_with("W/") => Err(bad(&header::IF_MATCH, "weak entity tags never match")),
-        tag => version_of(tag)
-            .map(Some)
-            .ok_or_else(|| bad(&header::IF_MATCH, "it must be one entity tag as a read gave it, for example \"123\"")),
+        weak if weak.starts_with("W/") => {
+            Err(bad(&header::IF_MATCH, "weak entity tags never match"))
+        }
+        tag => version_of(tag).map(Some).ok_or_else(|| {
+            bad(
+                &header::IF_MATCH,
+                "it must be one entity tag as a read gave it, for example \"123\"",
+            )
+        }),
     }
 }
 
@@ -87,7 +98,9 @@ pub(crate) fn if_match(headers: &HeaderMap) -> Result<Option<Version>, Problem> 
 pub(crate) fn has_already(headers: &HeaderMap, version: Version) -> Result<bool, Problem> {
     let mut has = false;
     for value in headers.get_all(header::IF_NONE_MATCH) {
-        let text = value.to_str().map_err(|_| bad(&header::IF_NONE_MATCH, "it must be a list of entity tags"))?;
+        let text = value
+            .to_str()
+            .map_err(|_| bad(&header::IF_NONE_MATCH, "it must be a list of entity tags"))?;
         for tag in text.split(',').map(str::trim) {
             // If-None-Match compares weakly; a foreign tag simply is not this version.
             has |= tag == "*" || version_of(tag.strip_prefix("W/").unwrap_or(tag)) == Some(version);
@@ -109,7 +122,8 @@ pub(crate) fn traceparent(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(&TRACEPARENT)?.to_str().ok()?;
     let b = value.as_bytes();
     let hex = |from: usize, to: usize| {
-        b.get(from..to).is_some_and(|s| s.iter().all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(c)))
+        b.get(from..to)
+            .is_some_and(|s| s.iter().all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(c)))
     };
     let some = |from: usize, to: usize| b[from..to].iter().any(|c| *c != b'0');
     let shaped = b.len() == 55
@@ -143,7 +157,9 @@ pub(crate) fn cache_status(cache: CacheUse) -> HeaderValue {
         CacheUse::Hit("l1") => HeaderValue::from_static("tagfast; hit; detail=l1"),
         CacheUse::Hit(layer) => with("hit", layer),
         CacheUse::Miss { collapsed: false } => HeaderValue::from_static("tagfast; fwd=miss"),
-        CacheUse::Miss { collapsed: true } => HeaderValue::from_static("tagfast; fwd=miss; collapsed"),
+        CacheUse::Miss { collapsed: true } => {
+            HeaderValue::from_static("tagfast; fwd=miss; collapsed")
+        }
         CacheUse::Stale(layer) => with("fwd=stale", layer),
     }
 }
@@ -177,32 +193,43 @@ fn elements(text: &str) -> Option<Vec<&str>> {
 ///
 /// Of several directives the strictest counts. `max-stale` above what is `allowed` is what is allowed. Directives that ask for
 /// something else (`max-age`, `min-fresh`, `only-if-cached`, unknown ones) are left aside, as RFC 9111 permits.
-pub(crate) fn max_stale(headers: &HeaderMap, allowed: Duration) -> Result<Option<Duration>, Problem> {
+pub(crate) fn max_stale(
+    headers: &HeaderMap,
+    allowed: Duration,
+) -> Result<Option<Duration>, Problem> {
     let bad = |reason| bad(&header::CACHE_CONTROL, reason);
     let mut strictest: Option<Duration> = None;
     for value in headers.get_all(header::CACHE_CONTROL) {
-        let text = value.to_str().map_err(|_| bad("it has characters that are not visible ASCII"))?;
+        let text =
+            value.to_str().map_err(|_| bad("it has characters that are not visible ASCII"))?;
         for element in elements(text).ok_or_else(|| bad("a quote is not closed"))? {
             let (name, argument) = match element.split_once('=') {
                 Some((name, argument)) => (name, Some(argument)),
                 None => (element, None),
             };
-            if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)) || name.is_empty() {
+            if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+                || name.is_empty()
+            {
                 return Err(bad("it must be a list of directives"));
             }
-            let given = if name.eq_ignore_ascii_case("no-cache") || name.eq_ignore_ascii_case("no-store") {
-                if argument.is_some() {
-                    return Err(bad("no-cache and no-store take no value"));
-                }
-                Some(Duration::ZERO)
-            } else if name.eq_ignore_ascii_case("max-stale") {
-                argument
-                    .map(|n| seconds(n).ok_or_else(|| bad("max-stale takes whole seconds of at most 19 digits")))
-                    .transpose()?
-                    .filter(|given| given.is_zero() || *given < allowed)
-            } else {
-                None
-            };
+            let given =
+                if name.eq_ignore_ascii_case("no-cache") || name.eq_ignore_ascii_case("no-store") {
+                    if argument.is_some() {
+                        return Err(bad("no-cache and no-store take no value"));
+                    }
+                    Some(Duration::ZERO)
+                } else if name.eq_ignore_ascii_case("max-stale") {
+                    argument
+                        .map(|n| {
+                            seconds(n).ok_or_else(|| {
+                                bad("max-stale takes whole seconds of at most 19 digits")
+                            })
+                        })
+                        .transpose()?
+                        .filter(|given| given.is_zero() || *given < allowed)
+                } else {
+                    None
+                };
             strictest = strictest.into_iter().chain(given).min();
         }
     }
@@ -222,7 +249,9 @@ pub(crate) fn accepts_gzip(headers: &HeaderMap) -> bool {
         value.split(',').any(|coding| {
             let mut parts = coding.split(';').map(str::trim);
             let name = parts.next().unwrap_or_default();
-            let refused = parts.any(|p| p.strip_prefix("q=").is_some_and(|q| q.parse::<f32>().is_ok_and(|q| q <= 0.0)));
+            let refused = parts.any(|p| {
+                p.strip_prefix("q=").is_some_and(|q| q.parse::<f32>().is_ok_and(|q| q <= 0.0))
+            });
             name.eq_ignore_ascii_case("gzip") && !refused
         })
     })
@@ -244,7 +273,15 @@ mod tests {
         let parse = |v| if_match(&with(&header::IF_MATCH, v));
         assert_eq!(parse("\"12\"").unwrap(), Some(Version::from_packed(12).unwrap()));
         assert_eq!(parse("*").unwrap(), None);
-        for bad in ["W/\"12\"", "12", "\"12\", \"13\"", "\"x\"", "\"-1\"", "\"\"", "\"99999999999999999999\""] {
+        for bad in [
+            "W/\"12\"",
+            "12",
+            "\"12\", \"13\"",
+            "\"x\"",
+            "\"-1\"",
+            "\"\"",
+            "\"99999999999999999999\"",
+        ] {
             assert_eq!(parse(bad).unwrap_err().code(), Code::BadHeader, "{bad}");
         }
     }
@@ -252,10 +289,19 @@ mod tests {
     #[test]
     fn if_none_match_compares_weakly_in_a_list() {
         let version = Version::from_packed(7).unwrap();
-        for (value, expect) in
-            [("\"7\"", true), ("W/\"7\"", true), ("\"1\", \"7\"", true), ("*", true), ("\"8\"", false), ("7", false)]
-        {
-            assert_eq!(has_already(&with(&header::IF_NONE_MATCH, value), version).unwrap(), expect, "{value}");
+        for (value, expect) in [
+            ("\"7\"", true),
+            ("W/\"7\"", true),
+            ("\"1\", \"7\"", true),
+            ("*", true),
+            ("\"8\"", false),
+            ("7", false),
+        ] {
+            assert_eq!(
+                has_already(&with(&header::IF_NONE_MATCH, value), version).unwrap(),
+                expect,
+                "{value}"
+            );
         }
     }
 
@@ -279,7 +325,10 @@ mod tests {
         let of = |values: &[&str]| {
             let mut headers = HeaderMap::new();
             for value in values {
-                headers.append(header::CACHE_CONTROL, HeaderValue::from_bytes(value.as_bytes()).unwrap());
+                headers.append(
+                    header::CACHE_CONTROL,
+                    HeaderValue::from_bytes(value.as_bytes()).unwrap(),
+                );
             }
             max_stale(&headers, allowed)
         };
@@ -300,7 +349,12 @@ mod tests {
             (&["NO-STORE"], at_most(0)),
             (&["max-stale=60,no-cache"], at_most(0)),
             (&["no-cache", "max-stale=60"], at_most(0)),
-            (&["max-age=0, min-fresh=9, only-if-cached, x-ours=\"no-cache, max-stale=1\\\",\",,"], None),
+            (
+                &[
+                    "max-age=0, min-fresh=9, only-if-cached, x-ours=\"no-cache, max-stale=1\\\",\",,",
+                ],
+                None,
+            ),
         ] {
             assert_eq!(of(values).unwrap(), expect, "{values:?}");
         }
@@ -339,7 +393,9 @@ mod tests {
 
     #[test]
     fn gzip_is_negotiated() {
-        for (value, expect) in [("gzip", true), ("br, GZIP;q=0.5", true), ("gzip;q=0", false), ("deflate", false)] {
+        for (value, expect) in
+            [("gzip", true), ("br, GZIP;q=0.5", true), ("gzip;q=0", false), ("deflate", false)]
+        {
             assert_eq!(accepts_gzip(&with(&header::ACCEPT_ENCODING, value)), expect, "{value}");
         }
     }

@@ -32,8 +32,15 @@ struct Key {
 
 impl Keys {
     /// The keys that may have signed: those of this algorithm and, when the token names one, of this id.
-    pub(crate) fn find<'a>(&'a self, kid: Option<&'a str>, alg: Algorithm) -> impl Iterator<Item = &'a DecodingKey> {
-        self.0.iter().filter(move |k| k.alg == alg && (kid.is_none() || k.kid.as_deref() == kid)).map(|k| &k.key)
+    pub(crate) fn find<'a>(
+        &'a self,
+        kid: Option<&'a str>,
+        alg: Algorithm,
+    ) -> impl Iterator<Item = &'a DecodingKey> {
+        self.0
+            .iter()
+            .filter(move |k| k.alg == alg && (kid.is_none() || k.kid.as_deref() == kid))
+            .map(|k| &k.key)
     }
 
     /// Parses a set; keys of kinds that are not used here are left out.
@@ -43,7 +50,12 @@ impl Keys {
             keys: Vec<serde_json::Value>,
         }
         let set: Set = serde_json::from_slice(bytes)?;
-        Ok(Self(set.keys.into_iter().filter_map(|k| Key::new(serde_json::from_value(k).ok()?)).collect()))
+        Ok(Self(
+            set.keys
+                .into_iter()
+                .filter_map(|k| Key::new(serde_json::from_value(k).ok()?))
+                .collect(),
+        ))
     }
 }
 
@@ -51,8 +63,12 @@ impl Key {
     fn new(jwk: Jwk) -> Option<Self> {
         let alg = match &jwk.algorithm {
             AlgorithmParameters::RSA(_) => Algorithm::RS256,
-            AlgorithmParameters::EllipticCurve(p) if p.curve == EllipticCurve::P256 => Algorithm::ES256,
-            AlgorithmParameters::OctetKeyPair(p) if p.curve == EllipticCurve::Ed25519 => Algorithm::EdDSA,
+            AlgorithmParameters::EllipticCurve(p) if p.curve == EllipticCurve::P256 => {
+                Algorithm::ES256
+            }
+            AlgorithmParameters::OctetKeyPair(p) if p.curve == EllipticCurve::Ed25519 => {
+                Algorithm::EdDSA
+            }
             // A symmetric key in a public set would let its readers sign.
             AlgorithmParameters::EllipticCurve(_)
             | AlgorithmParameters::OctetKeyPair(_)
@@ -61,7 +77,8 @@ impl Key {
             | _ => return None,
         };
         let declared = jwk.common.key_algorithm.is_none_or(|a| a.to_string() == format!("{alg:?}"));
-        let signs = jwk.common.public_key_use.as_ref().is_none_or(|u| *u == PublicKeyUse::Signature);
+        let signs =
+            jwk.common.public_key_use.as_ref().is_none_or(|u| *u == PublicKeyUse::Signature);
         let key = DecodingKey::from_jwk(&jwk).ok()?;
         (declared && signs).then_some(Self { kid: jwk.common.key_id, alg, key })
     }
@@ -163,7 +180,9 @@ impl KeySet {
                 let next = self.start.elapsed() + self.period();
                 self.due_ms.store(next.as_millis() as u64, Ordering::Relaxed);
             }
-            Err(error) => tracing::warn!(error, "the key set cannot be loaded; known keys stay in force"),
+            Err(error) => {
+                tracing::warn!(error, "the key set cannot be loaded; known keys stay in force")
+            }
         }
     }
 }

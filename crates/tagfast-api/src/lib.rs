@@ -32,8 +32,8 @@ use tagfast_resilience::{MetricDef, MetricKind};
 pub use app::router;
 pub use openapi::openapi;
 pub use parts::{
-    ApiLimits, ApiParts, AuthConfig, JwksSource, Letters, LimitStatus, Operations, OperationsError, Readiness,
-    StatusReport,
+    ApiLimits, ApiParts, AuthConfig, JwksSource, Letters, LimitStatus, Operations, OperationsError,
+    Readiness, StatusReport,
 };
 pub use problem::{PROBLEM_CODES, ProblemCode};
 pub use server::serve;

@@ -11,7 +11,9 @@ use utoipa::openapi::response::{Response, ResponseBuilder};
 use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::tag::TagBuilder;
-use utoipa::openapi::{ComponentsBuilder, InfoBuilder, LicenseBuilder, OpenApi, Ref, RefOr, Required};
+use utoipa::openapi::{
+    ComponentsBuilder, InfoBuilder, LicenseBuilder, OpenApi, Ref, RefOr, Required,
+};
 
 use crate::problem::{PROBLEM_CODES, ProblemBody};
 
@@ -104,12 +106,18 @@ fn complete(path: &str, method: &str, operation: &mut Operation) {
         statuses.extend_from_slice(FOR_ADMIN_WORK);
     }
     for status in statuses {
-        operation.responses.responses.entry(status.to_string()).or_insert_with(|| RefOr::T(problem(status)));
+        operation
+            .responses
+            .responses
+            .entry(status.to_string())
+            .or_insert_with(|| RefOr::T(problem(status)));
     }
     if !open {
         // Both: the service may run without authentication.
-        operation.security =
-            Some(vec![SecurityRequirement::new::<_, [&str; 0], &str>("bearer", []), SecurityRequirement::default()]);
+        operation.security = Some(vec![
+            SecurityRequirement::new::<_, [&str; 0], &str>("bearer", []),
+            SecurityRequirement::default(),
+        ]);
     }
     let parameters = operation.parameters.get_or_insert_with(Vec::new);
     if content {
@@ -164,7 +172,11 @@ fn complete(path: &str, method: &str, operation: &mut Operation) {
         && let Some(RefOr::T(ok)) = operation.responses.responses.get_mut("200")
     {
         add_header(ok, "Age", "Seconds since `as_of`.");
-        add_header(ok, "Cache-Status", "RFC 9211: which cache of the service answered, or why none did.");
+        add_header(
+            ok,
+            "Cache-Status",
+            "RFC 9211: which cache of the service answered, or why none did.",
+        );
     }
     if content && let Some(RefOr::T(ok)) = operation.responses.responses.get_mut("200") {
         add_header(ok, "Consistency-Token", "Send it back with the next request.");
@@ -189,15 +201,18 @@ fn header(name: &str, description: &str, schema: ObjectBuilder) -> Parameter {
 }
 
 fn add_header(response: &mut Response, name: &str, description: &str) {
-    let header = HeaderBuilder::new().schema(Some(text().build())).description(Some(description)).build();
+    let header =
+        HeaderBuilder::new().schema(Some(text().build())).description(Some(description)).build();
     response.headers.insert(name.to_owned(), RefOr::T(header));
 }
 
 /// The problems of a status, with their codes.
 fn problem(status: u16) -> Response {
-    let mut codes: Vec<&str> = PROBLEM_CODES.iter().filter(|c| c.status == status).map(|c| c.code).collect();
+    let mut codes: Vec<&str> =
+        PROBLEM_CODES.iter().filter(|c| c.status == status).map(|c| c.code).collect();
     codes.sort_unstable();
-    let content = ContentBuilder::new().schema(Some(RefOr::Ref(Ref::from_schema_name("Problem")))).build();
+    let content =
+        ContentBuilder::new().schema(Some(RefOr::Ref(Ref::from_schema_name("Problem")))).build();
     let mut response = ResponseBuilder::new()
         .description(format!("`{}`", codes.join("`, `")))
         .content("application/problem+json", content)

@@ -390,7 +390,9 @@ impl From<DomainError> for Problem {
     fn from(error: DomainError) -> Self {
         let code = match &error {
             DomainError::Empty { .. } => Code::Empty,
-            DomainError::TooManyCharacters { .. } | DomainError::TooManyBytes { .. } => Code::TooLong,
+            DomainError::TooManyCharacters { .. } | DomainError::TooManyBytes { .. } => {
+                Code::TooLong
+            }
             DomainError::ForbiddenCharacter { .. } => Code::ForbiddenCharacter,
             DomainError::ReservedTenant(_) => Code::ReservedTenant,
             DomainError::AddedAndRemoved(_) => Code::AddedAndRemoved,
@@ -429,13 +431,16 @@ impl From<StoreError> for Problem {
             }
         };
         // What is damaged is a file's name or another detail of the operator's; the log has it.
-        let detail = if code == Code::Damaged { "stored data is damaged".to_owned() } else { detail };
+        let detail =
+            if code == Code::Damaged { "stored data is damaged".to_owned() } else { detail };
         let mut problem = Self::new(code, detail).outcome_unknown(unknown);
         match &error {
             StoreError::Refused(Refusal::TooManyTags { allowed, given }) => {
                 problem = problem.limit("tags_per_content", *allowed as u64, *given as u64);
             }
-            StoreError::Refused(Refusal::VersionMismatch { current }) => problem.0.current = Some(*current),
+            StoreError::Refused(Refusal::VersionMismatch { current }) => {
+                problem.0.current = Some(*current)
+            }
             StoreError::Overloaded { queue, limit, .. } => {
                 problem.0.limit = Some((queue, *limit as u64, *limit as u64 + 1));
             }
@@ -466,17 +471,20 @@ impl From<SearchError> for Problem {
             SearchError::Limit { limit, allowed, given } => {
                 Self::new(Code::QueryLimit, detail).limit(limit, allowed as u64, given as u64)
             }
-            SearchError::PrefixTooBroad { allowed, .. } => {
-                Self::new(Code::PrefixTooBroad, detail).limit("prefix_tags", allowed as u64, allowed as u64 + 1)
-            }
+            SearchError::PrefixTooBroad { allowed, .. } => Self::new(Code::PrefixTooBroad, detail)
+                .limit("prefix_tags", allowed as u64, allowed as u64 + 1),
             SearchError::Unavailable(reason) => {
                 tracing::warn!(reason, "search is unavailable");
-                Self::new(Code::SearchUnavailable, "the search index cannot answer now").retry_after(comes_back())
+                Self::new(Code::SearchUnavailable, "the search index cannot answer now")
+                    .retry_after(comes_back())
             }
             SearchError::Refused { reason, retry_after } => {
                 tracing::debug!(reason, "the search index was not asked");
-                Self::new(Code::SearchUnavailable, format!("the search index was not asked: {reason}"))
-                    .retry_after(retry_after.max(comes_back()))
+                Self::new(
+                    Code::SearchUnavailable,
+                    format!("the search index was not asked: {reason}"),
+                )
+                .retry_after(retry_after.max(comes_back()))
             }
         }
     }
@@ -488,7 +496,8 @@ impl From<PopularError> for Problem {
             PopularError::UnknownWindow(_) => Self::new(Code::BadParameter, error.to_string()),
             PopularError::Unavailable(reason) => {
                 tracing::warn!(reason, "popular tags are unavailable");
-                Self::new(Code::PopularUnavailable, "the counts of tags cannot be read now").retry_after(comes_back())
+                Self::new(Code::PopularUnavailable, "the counts of tags cannot be read now")
+                    .retry_after(comes_back())
             }
         }
     }
@@ -529,7 +538,11 @@ mod tests {
             DomainError::NothingToDo,
             DomainError::TooManyTagsInWrite { allowed: 1, given: 2 },
             DomainError::Undecodable { what: "tag", reason: "x" },
-            DomainError::ForbiddenCharacter { what: "tag", character: "U+0000".into(), reason: "x" },
+            DomainError::ForbiddenCharacter {
+                what: "tag",
+                character: "U+0000".into(),
+                reason: "x",
+            },
         ];
         for error in errors {
             assert_eq!(Problem::from(error.clone()).code().definition().code, error.code());

@@ -30,8 +30,14 @@ impl Admission {
     /// Writes `RateLimit-Limit` (requests at once), `RateLimit-Remaining` and `RateLimit-Reset` (seconds until full).
     pub(crate) fn write(self, headers: &mut HeaderMap) {
         headers.insert(HeaderName::from_static("ratelimit-limit"), HeaderValue::from(self.limit));
-        headers.insert(HeaderName::from_static("ratelimit-remaining"), HeaderValue::from(self.remaining));
-        headers.insert(HeaderName::from_static("ratelimit-reset"), HeaderValue::from(self.reset_seconds));
+        headers.insert(
+            HeaderName::from_static("ratelimit-remaining"),
+            HeaderValue::from(self.remaining),
+        );
+        headers.insert(
+            HeaderName::from_static("ratelimit-reset"),
+            HeaderValue::from(self.reset_seconds),
+        );
     }
 }
 
@@ -68,7 +74,9 @@ impl RateLimiter {
         let key = self.hasher.hash_one((who.tenant.as_str(), who.user.as_str()));
         let now = self.start.elapsed().as_nanos() as u64;
         // A poisoned stripe holds plain numbers; they stay usable.
-        let mut stripe = self.stripes[key as usize % STRIPES].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut stripe = self.stripes[key as usize % STRIPES]
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         if stripe.len() >= CALLERS_PER_STRIPE && !stripe.contains_key(&key) {
             make_room(&mut stripe, now);
         }
@@ -120,7 +128,12 @@ mod tests {
     }
 
     fn limiter(per_second: u32, burst: u32) -> RateLimiter {
-        RateLimiter::new(&ApiLimits { requests_per_second: per_second, burst, ..ApiLimits::default() }).unwrap()
+        RateLimiter::new(&ApiLimits {
+            requests_per_second: per_second,
+            burst,
+            ..ApiLimits::default()
+        })
+        .unwrap()
     }
 
     #[tokio::test(start_paused = true)]

@@ -53,7 +53,8 @@ pub(crate) enum Feature {
 }
 
 impl Feature {
-    const ALL: [Self; 6] = [Self::Popular, Self::Suggestions, Self::Count, Self::Related, Self::Facets, Self::Total];
+    const ALL: [Self; 6] =
+        [Self::Popular, Self::Suggestions, Self::Count, Self::Related, Self::Facets, Self::Total];
 
     /// The stable word.
     pub(crate) fn as_str(self) -> &'static str {
@@ -89,7 +90,9 @@ impl From<SearchError> for Failed {
         let cause = match &error {
             SearchError::Unavailable(_) => Some("unavailable"),
             SearchError::Refused { reason, .. } => Some(*reason),
-            SearchError::Syntax { .. } | SearchError::Limit { .. } | SearchError::PrefixTooBroad { .. } => None,
+            SearchError::Syntax { .. }
+            | SearchError::Limit { .. }
+            | SearchError::PrefixTooBroad { .. } => None,
         };
         Self { cause, problem: error.into() }
     }
@@ -184,7 +187,8 @@ impl Mood {
     }
 
     fn failed(&self, cause: &'static str) {
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), cause));
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some((Instant::now(), cause));
     }
 
     /// After how long a caller waits longer than usual.
@@ -267,19 +271,25 @@ impl Sheddable {
         let refuses = ask.max_stale.is_some_and(|oldest| oldest.is_zero());
         let Some(result) = self.wait(ask.feature, began, refuses, &mut work).await else {
             self.finish_later(&ask, began, work);
-            let problem = ask.feature.problem(format!("{} did not come in time", ask.feature.as_str()));
+            let problem =
+                ask.feature.problem(format!("{} did not come in time", ask.feature.as_str()));
             return self.instead(&ask, None, "too_slow", problem);
         };
         self.mood(ask.feature).ended(began.elapsed(), &result);
         match result {
             Ok(known) if known.stale => {
-                let problem = ask.feature.problem(format!("{} cannot be read now", ask.feature.as_str()));
+                let problem =
+                    ask.feature.problem(format!("{} cannot be read now", ask.feature.as_str()));
                 self.instead(&ask, Some(Arc::new(known)), "unavailable", problem)
             }
             Ok(known) => {
                 let old = age(ask.now, known.as_of);
                 if old > STALE && ask.max_stale.is_some_and(|oldest| old > oldest) {
-                    let problem = ask.feature.problem(format!("{} is {} s old", ask.feature.as_str(), old.as_secs()));
+                    let problem = ask.feature.problem(format!(
+                        "{} is {} s old",
+                        ask.feature.as_str(),
+                        old.as_secs()
+                    ));
                     return self.instead(&ask, None, "lagging", problem);
                 }
                 let known = Arc::new(known);

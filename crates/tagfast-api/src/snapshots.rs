@@ -48,7 +48,8 @@ impl Question {
             Self::Suggestions(prefix, _) => prefix.len(),
             Self::Count(tag) | Self::Related(tag) => tag.as_str().len(),
             Self::Facets(query, of_type) | Self::Total(query, of_type) => {
-                query.as_ref().map_or(0, String::len) + of_type.as_ref().map_or(0, |t| t.as_str().len())
+                query.as_ref().map_or(0, String::len)
+                    + of_type.as_ref().map_or(0, |t| t.as_str().len())
             }
         }
     }
@@ -142,7 +143,9 @@ impl Snapshots {
             return;
         }
         inner.remove(tenant, question);
-        while !inner.weights.is_empty() && (inner.entries >= self.entries || inner.bytes + bytes > self.bytes) {
+        while !inner.weights.is_empty()
+            && (inner.entries >= self.entries || inner.bytes + bytes > self.bytes)
+        {
             inner.give_up();
         }
         inner.insert(tenant, question.clone(), Arc::clone(known), bytes);
@@ -214,10 +217,13 @@ mod tests {
         all.put(&tenant("acme"), &asked, &known(5));
         assert_eq!(all.get(&tenant("acme"), &asked).unwrap().as_of, 5);
         assert!(all.get(&tenant("umbra"), &asked).is_none(), "another tenant");
-        for other in [Question::Popular(Window::Day, 21), Question::Popular(Window::Hour, 20), prefix(1)] {
+        for other in
+            [Question::Popular(Window::Day, 21), Question::Popular(Window::Hour, 20), prefix(1)]
+        {
             assert!(all.get(&tenant("acme"), &other).is_none(), "{other:?}");
         }
-        let (related, count) = (Question::Related(TagName::parse("a").unwrap()), TagName::parse("a").unwrap());
+        let (related, count) =
+            (Question::Related(TagName::parse("a").unwrap()), TagName::parse("a").unwrap());
         all.put(&tenant("acme"), &related, &known(6));
         assert!(all.get(&tenant("acme"), &Question::Count(count)).is_none());
     }
@@ -226,7 +232,9 @@ mod tests {
     fn a_newer_answer_replaces_and_an_older_one_does_not() {
         let all = Snapshots::new();
         let acme = tenant("acme");
-        for (as_of, expect) in [(10_000, 10_000), (10_500, 10_000), (11_000, 11_000), (9000, 11_000)] {
+        for (as_of, expect) in
+            [(10_000, 10_000), (10_500, 10_000), (11_000, 11_000), (9000, 11_000)]
+        {
             all.put(&acme, &prefix(1), &known(as_of));
             assert_eq!(all.get(&acme, &prefix(1)).unwrap().as_of, expect);
         }
@@ -238,7 +246,11 @@ mod tests {
         let all = Snapshots::new();
         let acme = tenant("acme");
         let good = Known { as_of: 90_000, ..Known::default() };
-        let tag = TagCount { tag: TagName::parse("x").unwrap(), display: "x".repeat(ENTRY_BYTES).into(), count: 1 };
+        let tag = TagCount {
+            tag: TagName::parse("x").unwrap(),
+            display: "x".repeat(ENTRY_BYTES).into(),
+            count: 1,
+        };
         for worse in [
             Known { stale: true, ..good.clone() },
             Known { plain: true, ..good.clone() },
@@ -260,8 +272,12 @@ mod tests {
         for n in 0..100 {
             all.put(&tenant("large"), &prefix(n), &known(1));
         }
-        assert!((0..3).all(|n| all.get(&tenant("small"), &prefix(n)).is_some()), "nothing was taken from it");
-        let kept: Vec<usize> = (0..100).filter(|n| all.get(&tenant("large"), &prefix(*n)).is_some()).collect();
+        assert!(
+            (0..3).all(|n| all.get(&tenant("small"), &prefix(n)).is_some()),
+            "nothing was taken from it"
+        );
+        let kept: Vec<usize> =
+            (0..100).filter(|n| all.get(&tenant("large"), &prefix(*n)).is_some()).collect();
         assert_eq!(kept, [93, 94, 95, 96, 97, 98, 99], "the newest stay");
     }
 

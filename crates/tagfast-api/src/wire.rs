@@ -251,7 +251,11 @@ impl<'a, T> BatchItem<'a, T> {
     }
 
     pub(crate) fn failed(content_type: &'a str, id: &'a str, problem: ProblemBody<'a>) -> Self {
-        Self::Failed(Box::new(FailedItem { ok: false, content: RawContent { content_type, id }, problem }))
+        Self::Failed(Box::new(FailedItem {
+            ok: false,
+            content: RawContent { content_type, id },
+            problem,
+        }))
     }
 }
 
@@ -501,7 +505,9 @@ impl<'a> ExportLine<'a> {
         Self {
             content_type: key.content.content_type.as_str(),
             id: key.content.content_id.as_str(),
-            tags: tags.map(|t| ExportTag { tag: &t.display, by: t.user.as_str(), at: Stamp(t.at) }).collect(),
+            tags: tags
+                .map(|t| ExportTag { tag: &t.display, by: t.user.as_str(), at: Stamp(t.at) })
+                .collect(),
         }
     }
 }
@@ -532,6 +538,8 @@ pub(crate) fn json<T: Serialize>(body: &T) -> Response {
         tracing::error!(%error, "an answer cannot be written as JSON");
     }
     let mut response = Response::new(Body::from(bytes));
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }

@@ -64,7 +64,12 @@ impl<'a> Message<'a> {
         let mut parts = bytes.splitn(4, |byte| *byte == b' ');
         let mut text = || std::str::from_utf8(parts.next()?).ok();
         let (generation, seq, version) = (text()?, text()?.parse().ok()?, text()?.parse().ok()?);
-        Some(Self { generation, seq, version: Version::from_packed(version).ok()?, key: parts.next()? })
+        Some(Self {
+            generation,
+            seq,
+            version: Version::from_packed(version).ok()?,
+            key: parts.next()?,
+        })
     }
 }
 
@@ -123,7 +128,8 @@ async fn refill(views: Arc<Views>, known: Vec<(Box<[u8]>, Arc<Entry>)>) {
             }
         }
     });
-    let filled = fills.buffer_unordered(REFILLS.0).filter(|done| std::future::ready(*done)).count().await;
+    let filled =
+        fills.buffer_unordered(REFILLS.0).filter(|done| std::future::ready(*done)).count().await;
     if count > 0 {
         tracing::info!(count, filled, "views that are known were put into Redis again");
     }
@@ -160,15 +166,22 @@ async fn connect(redis: &Redis) -> Result<(PubSubSink, PubSubStream, Heard), Str
     for shard in LogicalShard::all() {
         pipe.cmd("HMGET").arg(numbers(shard)).arg("gen").arg("seq");
     }
-    let answers: Vec<redis::Value> = timed("reading the numbers", CONNECT, pipe.query_async(&mut plain)).await?;
+    let answers: Vec<redis::Value> =
+        timed("reading the numbers", CONNECT, pipe.query_async(&mut plain)).await?;
     let mut answers = answers.into_iter();
-    let text: String = answers.next().map(redis::from_redis_value).transpose().ok().flatten().unwrap_or_default();
-    let run_id = text.lines().find_map(|line| line.trim().strip_prefix("run_id:")).unwrap_or_default().to_owned();
+    let text: String =
+        answers.next().map(redis::from_redis_value).transpose().ok().flatten().unwrap_or_default();
+    let run_id = text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("run_id:"))
+        .unwrap_or_default()
+        .to_owned();
     if is_elsewhere(redis, &run_id) {
         return Err(ELSEWHERE.to_owned());
     }
     let number = |value| -> Number {
-        let (generation, seq): (Option<String>, Option<u64>) = redis::from_redis_value(value).ok()?;
+        let (generation, seq): (Option<String>, Option<u64>) =
+            redis::from_redis_value(value).ok()?;
         Some((generation?, seq?))
     };
     Ok((sink, stream, Heard { run_id, of: answers.map(number).collect() }))
@@ -278,8 +291,13 @@ mod tests {
     fn messages_are_read_or_refused() {
         let version = Version::from_packed(42).unwrap();
         let parsed = Message { generation: "ab", seq: 7, version, key: b"t\0ty\0id with blanks" };
-        assert_eq!(Message::parse(b"ab 7 00000000000000000042 t\0ty\0id with blanks"), Some(parsed));
-        for bad in [&b"ab 7 42"[..], b"", b"ab x 42 k", b"ab 7 99999999999999999999 k", b"\xff 7 42 k"] {
+        assert_eq!(
+            Message::parse(b"ab 7 00000000000000000042 t\0ty\0id with blanks"),
+            Some(parsed)
+        );
+        for bad in
+            [&b"ab 7 42"[..], b"", b"ab x 42 k", b"ab 7 99999999999999999999 k", b"\xff 7 42 k"]
+        {
             assert_eq!(Message::parse(bad), None);
         }
     }

@@ -85,13 +85,15 @@ impl Entry {
 
     /// About how much memory it takes, in bytes.
     pub(crate) fn weight(&self) -> u64 {
-        let tag = |t: &Tagging| 96 + t.name.as_str().len() + t.display.len() + t.user.as_str().len();
+        let tag =
+            |t: &Tagging| 96 + t.name.as_str().len() + t.display.len() + t.user.as_str().len();
         (128 + self.tags.iter().map(tag).sum::<usize>()) as u64
     }
 
     /// Its bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let document = Document { version: self.version, taggings: self.tags.clone(), ..Document::default() };
+        let document =
+            Document { version: self.version, taggings: self.tags.clone(), ..Document::default() };
         let body = codec::encode(&document);
         let mut bytes = Vec::with_capacity(HEADER + body.len());
         bytes.extend_from_slice(digits(self.version.packed()).as_bytes());
@@ -128,7 +130,9 @@ impl Entry {
             let at = 2 * DIGITS + 1 + 16 + n * 8;
             Some(u64::from_be_bytes(head.get(at..at + 8)?.try_into().ok()?))
         };
-        let text = |n: usize| std::str::from_utf8(head.get(n * DIGITS..(n + 1) * DIGITS)?).ok()?.parse::<u64>().ok();
+        let text = |n: usize| {
+            std::str::from_utf8(head.get(n * DIGITS..(n + 1) * DIGITS)?).ok()?.parse::<u64>().ok()
+        };
         let epoch: [u8; 16] = head.get(2 * DIGITS + 1..2 * DIGITS + 17)?.try_into().ok()?;
         let document = codec::decode(body).ok()?;
         let version = Version::from_packed(text(0)?).ok()?;

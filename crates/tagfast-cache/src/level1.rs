@@ -80,7 +80,8 @@ impl Level1 {
     /// Of at most `bytes`. Unless it is told of changes (`told`), it relies on the short time that its entries live.
     pub(crate) fn new(bytes: u64, told: bool) -> Self {
         let entries = usize::try_from(bytes / 800).unwrap_or(usize::MAX).max(16);
-        let stripe = || Stripe { emptied: AtomicU64::new(0), changed: Mutex::new(vec![None; CHANGED]) };
+        let stripe =
+            || Stripe { emptied: AtomicU64::new(0), changed: Mutex::new(vec![None; CHANGED]) };
         Self {
             cache: Cache::with_weighter(entries, bytes, ByBytes),
             stripes: (0..SHARDS).map(|_| stripe()).collect(),
@@ -121,12 +122,20 @@ impl Level1 {
     pub(crate) fn get(&self, key: &[u8], shard: LogicalShard) -> Option<Found> {
         let slot = self.cache.get(key)?;
         let entry = Arc::clone(&slot.entry);
-        let fresh = slot.until > Instant::now() && slot.emptied == self.ticket(shard).0 && self.hears();
+        let fresh =
+            slot.until > Instant::now() && slot.emptied == self.ticket(shard).0 && self.hears();
         Some(if fresh { Found::Fresh(entry) } else { Found::Old(entry) })
     }
 
     /// Keeps an entry unless a newer one is there or was heard of.
-    pub(crate) fn put(&self, key: &[u8], hash: ContentHash, entry: Arc<Entry>, ticket: Ticket, soft: Duration) {
+    pub(crate) fn put(
+        &self,
+        key: &[u8],
+        hash: ContentHash,
+        entry: Arc<Entry>,
+        ticket: Ticket,
+        soft: Duration,
+    ) {
         let shard = LogicalShard::of_hash(hash);
         let now = Instant::now();
         let changed = self.changed(shard);
@@ -154,8 +163,9 @@ impl Level1 {
         let mut changed = self.changed(LogicalShard::of_hash(hash));
         let now = Instant::now();
         if let Some(place) = changed.get_mut(place(hash)) {
-            let before =
-                place.filter(|before| before.until > now).map_or(version, |before| before.version.max(version));
+            let before = place
+                .filter(|before| before.until > now)
+                .map_or(version, |before| before.version.max(version));
             *place = Some(Changed { version: before, until: now + CHANGED_FOR });
         }
         self.cache.remove_if(key, |slot| slot.entry.version < version);
@@ -174,7 +184,11 @@ impl Level1 {
     }
 
     /// What was read at or after a moment and would still answer if it were in Redis.
-    pub(crate) fn read_since(&self, since: UnixMillis, now: UnixMillis) -> Vec<(Box<[u8]>, Arc<Entry>)> {
+    pub(crate) fn read_since(
+        &self,
+        since: UnixMillis,
+        now: UnixMillis,
+    ) -> Vec<(Box<[u8]>, Arc<Entry>)> {
         let known = self.cache.iter().map(|(key, slot)| (key, Arc::clone(&slot.entry)));
         known.filter(|(_, entry)| entry.read_at >= since && entry.soft_until > now).collect()
     }
@@ -314,8 +328,10 @@ mod tests {
 
     #[test]
     fn times_are_spread_by_a_fifth() {
-        let times: Vec<f64> = (0..1000).map(|_| spread(Duration::from_secs(10)).as_secs_f64()).collect();
-        let (least, most) = times.iter().fold((f64::MAX, 0.0f64), |(a, b), t| (a.min(*t), b.max(*t)));
+        let times: Vec<f64> =
+            (0..1000).map(|_| spread(Duration::from_secs(10)).as_secs_f64()).collect();
+        let (least, most) =
+            times.iter().fold((f64::MAX, 0.0f64), |(a, b), t| (a.min(*t), b.max(*t)));
         assert!((8.0..8.2).contains(&least) && (11.8..=12.0).contains(&most), "{least} {most}");
     }
 

@@ -40,5 +40,10 @@ pub const METRICS: &[MetricDef] = &[
         labels: &["at"],
         help: "Reads (read) and writes (write) without a token whose user's last writes could not be read or stored.",
     },
-    MetricDef { name: "tagfast_cache_l1_bytes", kind: MetricKind::Gauge, labels: &[], help: "What L1 holds, about." },
+    MetricDef {
+        name: "tagfast_cache_l1_bytes",
+        kind: MetricKind::Gauge,
+        labels: &[],
+        help: "What L1 holds, about.",
+    },
 ];

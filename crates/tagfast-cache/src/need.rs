@@ -57,7 +57,8 @@ impl Need {
         let version = token.version_of(hash);
         // With fewer pairs none was pushed out: what the client saw of this content would be among them.
         let pushed_out = version.is_none() && token.pairs.len() >= TOKEN_PAIRS;
-        let floor = pushed_out.then(|| token.floors.get(&LogicalShard::of_hash(hash)).copied()).flatten();
+        let floor =
+            pushed_out.then(|| token.floors.get(&LogicalShard::of_hash(hash)).copied()).flatten();
         Self { version, floor }
     }
 
@@ -82,7 +83,11 @@ impl Need {
 }
 
 /// Whether an entry, or what was just read, is part of the history.
-pub(crate) fn standing(position: &Position, shard: LogicalShard, history: &dyn History) -> Standing {
+pub(crate) fn standing(
+    position: &Position,
+    shard: LogicalShard,
+    history: &dyn History,
+) -> Standing {
     match history.fence(shard, position.epoch) {
         None => Standing::Unknown,
         Some(fence) if position.lsn <= fence => Standing::Valid,
@@ -127,7 +132,10 @@ mod tests {
 
     #[test]
     fn the_same_content_is_proven_by_its_version_alone() {
-        let need = |v| Need { version: Some(Version::from_packed(v).unwrap()), floor: Some(at(2, u64::MAX, 0)) };
+        let need = |v| Need {
+            version: Some(Version::from_packed(v).unwrap()),
+            floor: Some(at(2, u64::MAX, 0)),
+        };
         let entry = entry(at(1, 0, 5), 7, 0);
         assert!(met(need(7), &entry) && met(need(6), &entry) && !met(need(8), &entry));
     }
@@ -135,8 +143,14 @@ mod tests {
     #[test]
     fn another_content_is_proven_by_transactions_of_one_epoch() {
         let need = |position| Need { version: None, floor: Some(position) };
-        assert!(met(need(at(2, 9, 500)), &entry(at(2, 20, 400), 1, 10)), "the log position says nothing");
-        assert!(!met(need(at(2, 10, 5)), &entry(at(2, 20, 400), 1, 10)), "it may have been under way");
+        assert!(
+            met(need(at(2, 9, 500)), &entry(at(2, 20, 400), 1, 10)),
+            "the log position says nothing"
+        );
+        assert!(
+            !met(need(at(2, 10, 5)), &entry(at(2, 20, 400), 1, 10)),
+            "it may have been under way"
+        );
         assert!(met(need(at(1, 999, 100)), &entry(at(2, 1, 1), 1, 1)), "below the fence");
         assert!(!met(need(at(1, 999, 101)), &entry(at(2, 1, 1), 1, 1)), "past the fence");
         assert!(!met(need(at(2, 0, 0)), &entry(at(1, 1, 1), 1, 900)), "an entry of an older epoch");
@@ -155,7 +169,10 @@ mod tests {
         assert!(Need::of_token(&token, hash(99)).is_none());
         assert_eq!(Need::of_token(&token, hash(3)).version, Some(Version::from_packed(4).unwrap()));
         token.see(hash(15), Version::from_packed(1).unwrap(), at(2, 15, 15));
-        assert_eq!(Need::of_token(&token, hash(99)), Need { version: None, floor: Some(at(2, 15, 15)) });
+        assert_eq!(
+            Need::of_token(&token, hash(99)),
+            Need { version: None, floor: Some(at(2, 15, 15)) }
+        );
     }
 
     #[test]

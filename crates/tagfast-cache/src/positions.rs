@@ -66,7 +66,6 @@ pub(crate) struct Written {
 
 /// The positions of all users.
 pub(crate) struct Positions {
-    kept_for: Duration,
     questions: Arc<Questions>,
 }
 
@@ -92,7 +91,7 @@ pub(crate) fn position(text: &str) -> Option<Position> {
 
 impl Positions {
     pub(crate) fn new(redis: Arc<Redis>, kept_for: Duration) -> Self {
-        Self { kept_for, questions: Questions::new(redis, kept_for) }
+        Self { questions: Questions::new(redis, kept_for) }
     }
 
     /// Where they are kept.
@@ -101,17 +100,24 @@ impl Positions {
     }
 
     /// Remembers writes of a user. The caller's write is not answered before.
-    pub(crate) async fn note(&self, tenant: &TenantId, user: &UserId, written: &[Written]) -> Result<(), RedisError> {
+    pub(crate) async fn note(
+        &self,
+        tenant: &TenantId,
+        user: &UserId,
+        written: &[Written],
+    ) -> Result<(), RedisError> {
         let mut call = NOTE_SCRIPT.key(user_key(tenant, user));
-        call.key("tf:gen").arg(self.kept_for.as_millis() as u64).arg(CONTENTS);
+        call.key("tf:gen").arg(self.questions.kept_for.as_millis() as u64).arg(CONTENTS);
         for Written { content, version, position } in written {
             let shard = LogicalShard::of_hash(*content);
             let at = format!("{} {}", digits(position.xid), digits(position.lsn));
             call.arg(content_field(*content)).arg(digits(version.packed()));
             call.arg(format!("{:02}", shard.number())).arg(position.epoch.to_string()).arg(at);
         }
-        let generation: String =
-            self.redis().call(BUDGET, async move |mut connection| call.invoke_async(&mut connection).await).await?;
+        let generation: String = self
+            .redis()
+            .call(BUDGET, async move |mut connection| call.invoke_async(&mut connection).await)
+            .await?;
         if generation.is_empty() {
             self.questions.renew();
         }
@@ -119,7 +125,12 @@ impl Positions {
     }
 
     /// What each content must show to this user; `None`: nobody knows.
-    pub(crate) async fn needs(&self, tenant: &TenantId, user: &UserId, contents: &[ContentHash]) -> Option<Vec<Need>> {
+    pub(crate) async fn needs(
+        &self,
+        tenant: &TenantId,
+        user: &UserId,
+        contents: &[ContentHash],
+    ) -> Option<Vec<Need>> {
         self.questions.ask(user_key(tenant, user), contents).await.ok().flatten()
     }
 }
@@ -133,7 +144,10 @@ mod tests {
         let at = Position { epoch: EpochId([0xab; 16]), xid: 7, lsn: u64::MAX };
         let text = format!("{} {} {}", at.epoch, digits(at.xid), digits(at.lsn));
         // The script cuts at fixed places.
-        assert_eq!((text.len(), &text[33..53], &text[54..74]), (74, digits(7).as_str(), digits(u64::MAX).as_str()));
+        assert_eq!(
+            (text.len(), &text[33..53], &text[54..74]),
+            (74, digits(7).as_str(), digits(u64::MAX).as_str())
+        );
         assert_eq!(position(&text), Some(at));
         assert_eq!(position("x"), None);
     }

@@ -42,15 +42,20 @@ struct State {
 /// The questions of all callers.
 pub(crate) struct Questions {
     redis: Arc<Redis>,
-    /// What Redis began to remember less than this ago is not all there is.
-    kept_for: Duration,
+    /// How long Redis remembers a write; what it began to remember less than this ago is not all there is.
+    pub(crate) kept_for: Duration,
     state: Mutex<State>,
     renewing: AtomicBool,
 }
 
 impl Questions {
     pub(crate) fn new(redis: Arc<Redis>, kept_for: Duration) -> Arc<Self> {
-        Arc::new(Self { redis, kept_for, state: Mutex::default(), renewing: AtomicBool::new(false) })
+        Arc::new(Self {
+            redis,
+            kept_for,
+            state: Mutex::default(),
+            renewing: AtomicBool::new(false),
+        })
     }
 
     /// Where they go.
@@ -77,7 +82,10 @@ impl Questions {
             // A task of its own: the caller who began it may be cancelled, and others rely on it.
             tokio::spawn(Traveller { questions: Arc::clone(self), rests: false }.travel());
         }
-        let lost = || RedisError::Unavailable { used_as: "state", reason: "the question was lost".to_owned() };
+        let lost = || RedisError::Unavailable {
+            used_as: "state",
+            reason: "the question was lost".to_owned(),
+        };
         let answer = told.await.unwrap_or_else(|_| Err(lost()));
         self.redis.ended(permit, &answer);
         answer
@@ -101,7 +109,7 @@ impl Questions {
             let now: (u64, u64) = value(values.next())?;
             Ok((generation, now.0, values))
         });
-        let (generation, now, values) = match asked.await {
+        let (generation, now, mut values) = match asked.await {
             Ok(asked) => asked,
             Err(error) => {
                 questions.into_iter().for_each(|question| question.tell(Err(error.clone())));
@@ -113,7 +121,6 @@ impl Questions {
         }
         let began = generation.and_then(|text| text.split(' ').nth(2)?.parse::<u64>().ok());
         let known = began.is_some_and(|began| now.saturating_sub(began) >= self.kept_for.as_secs());
-        let mut values = values.fuse();
         for question in questions {
             let answer = match value::<Vec<Option<String>>>(values.next()) {
                 Ok(fields) if known => Ok(needs(&fields)),

@@ -20,7 +20,8 @@ use tagfast_domain::{ContentKey, UserId};
 use tagfast_resilience::Criticality;
 use tagfast_sharding::{ContentHash, LogicalShard};
 use tagfast_store::{
-    CacheUse, Consistency, ConsistencyToken, Degraded, Position, ReadOptions, StoreError, TagReader, View,
+    CacheUse, Consistency, ConsistencyToken, Degraded, Position, ReadOptions, StoreError,
+    TagReader, View,
 };
 use tokio::time::Instant;
 
@@ -104,7 +105,9 @@ impl CachedStore {
         match (asked.options.consistency, asked.options.token) {
             (Consistency::Eventual | Consistency::Strong, _) => Some(Need::default()),
             (Consistency::Session, Some(token)) => Some(Need::of_token(token, asked.hash)),
-            (Consistency::Session, None) if self.positions.is_none() || asked.options.user.is_none() => {
+            (Consistency::Session, None)
+                if self.positions.is_none() || asked.options.user.is_none() =>
+            {
                 Some(Need::default())
             }
             (Consistency::Session, None) => None,
@@ -112,14 +115,20 @@ impl CachedStore {
     }
 
     /// What the user wrote last of these contents.
-    async fn positions_of(&self, content: &ContentKey, user: Option<&UserId>, hashes: &[ContentHash]) -> Vec<Needed> {
+    async fn positions_of(
+        &self,
+        content: &ContentKey,
+        user: Option<&UserId>,
+        hashes: &[ContentHash],
+    ) -> Vec<Needed> {
         let (Some(positions), Some(user)) = (&self.positions, user) else {
             return vec![Some(Need::default()); hashes.len()];
         };
         match positions.needs(&content.tenant, user, hashes).await {
             Some(needs) => needs.into_iter().map(Some).collect(),
             None => {
-                metrics::counter!("tagfast_cache_positions_unknown_total", "at" => "read").increment(1);
+                metrics::counter!("tagfast_cache_positions_unknown_total", "at" => "read")
+                    .increment(1);
                 vec![None; hashes.len()]
             }
         }
@@ -187,7 +196,9 @@ impl CachedStore {
         if let Some(level1) = &self.level1 {
             match level1.get(&asked.key, asked.shard) {
                 Some(Found::Fresh(entry)) if self.is_true(asked, &entry) => first = Some(entry),
-                Some(Found::Old(entry)) if self.is_true(asked, &entry) => spare = Some((entry, "l1")),
+                Some(Found::Old(entry)) if self.is_true(asked, &entry) => {
+                    spare = Some((entry, "l1"))
+                }
                 Some(Found::Fresh(_) | Found::Old(_)) | None => {}
             }
         }
@@ -202,7 +213,8 @@ impl CachedStore {
             None => {
                 let hashes = [asked.hash];
                 let positions = self.positions_of(asked.content, asked.options.user, &hashes);
-                let second = async { if first.is_none() { self.ask_redis(asked).await } else { None } };
+                let second =
+                    async { if first.is_none() { self.ask_redis(asked).await } else { None } };
                 let (mut needs, second) = join(positions, second).await;
                 (needs.pop().flatten(), second)
             }
@@ -257,18 +269,29 @@ impl CachedStore {
             // The read goes on without this caller and fills the caches.
             Some(_) => match tokio::time::timeout(self.options.stale_after, load).await {
                 Ok(loaded) => loaded,
-                Err(_) => Err(StoreError::Deadline { waiting_for: "the store", outcome_unknown: false }),
+                Err(_) => {
+                    Err(StoreError::Deadline { waiting_for: "the store", outcome_unknown: false })
+                }
             },
         };
         match (loaded, stale) {
             // Whoever takes nothing old does not take what may be.
-            (Ok(view), _) if asked.options.max_stale == Some(Duration::ZERO) && !view.degraded.is_empty() => {
+            (Ok(view), _)
+                if asked.options.max_stale == Some(Duration::ZERO) && !view.degraded.is_empty() =>
+            {
                 let reason = "only an answer that may be old is to be had";
-                Err(StoreError::Unavailable { reason, outcome_unknown: false, retry_after: Duration::from_secs(1) })
+                Err(StoreError::Unavailable {
+                    reason,
+                    outcome_unknown: false,
+                    retry_after: Duration::from_secs(1),
+                })
             }
             (Ok(mut view), _) => {
                 // A replica's answer while the newest was asked for.
-                if needed.is_none() && !view.degraded.is_empty() && !view.degraded.contains(&UNKNOWN) {
+                if needed.is_none()
+                    && !view.degraded.is_empty()
+                    && !view.degraded.contains(&UNKNOWN)
+                {
                     view.degraded.push(UNKNOWN);
                 }
                 self.answers.store.increment(1);
@@ -283,9 +306,17 @@ impl CachedStore {
     }
 
     /// The stale answer that an entry gives, if it may give one.
-    fn stale(&self, asked: &Asked<'_>, needed: &Needed, entry: &Entry, layer: &'static str) -> Option<View> {
-        let limit = self.options.stale_if_error.min(asked.options.max_stale.unwrap_or(Duration::MAX));
-        let age = u128::from(self.clock.now_ms().saturating_sub(entry.read_at).max(0).unsigned_abs());
+    fn stale(
+        &self,
+        asked: &Asked<'_>,
+        needed: &Needed,
+        entry: &Entry,
+        layer: &'static str,
+    ) -> Option<View> {
+        let limit =
+            self.options.stale_if_error.min(asked.options.max_stale.unwrap_or(Duration::MAX));
+        let age =
+            u128::from(self.clock.now_ms().saturating_sub(entry.read_at).max(0).unsigned_abs());
         if limit.is_zero() || age > limit.as_millis() {
             return None;
         }
@@ -310,14 +341,18 @@ impl CachedStore {
             Some(_) => Purpose::Covering,
         };
         let bytes: Arc<[u8]> = asked.key.as_slice().into();
-        let key = FlightKey { key: Arc::clone(&bytes), purpose, criticality: asked.options.criticality };
+        let key =
+            FlightKey { key: Arc::clone(&bytes), purpose, criticality: asked.options.criticality };
         let deadline = asked.options.deadline.unwrap_or(asked.arrived + PATIENCE);
         let fly = async |not_before| {
             let work = || self.work(asked, Arc::clone(&bytes), needed, purpose, deadline);
             let flown = self.flights.fly(key.clone(), not_before, work);
             let late = || StoreError::Deadline { waiting_for: "the store", outcome_unknown: false };
             let lost = |error| StoreError::Internal(Box::new(error));
-            let flown = tokio::time::timeout_at(deadline, flown).await.map_err(|_| late())?.map_err(lost)?;
+            let flown = tokio::time::timeout_at(deadline, flown)
+                .await
+                .map_err(|_| late())?
+                .map_err(lost)?;
             Ok::<_, StoreError>((flown.value, flown.collapsed))
         };
         let (mut loaded, mut collapsed) = fly(None).await?;
@@ -335,7 +370,13 @@ impl CachedStore {
     }
 
     /// Whether what another caller had begun to read shows what this one must see.
-    fn is_enough(&self, asked: &Asked<'_>, needed: &Needed, purpose: Purpose, loaded: &Loaded) -> bool {
+    fn is_enough(
+        &self,
+        asked: &Asked<'_>,
+        needed: &Needed,
+        purpose: Purpose,
+        loaded: &Loaded,
+    ) -> bool {
         let Ok(view) = loaded else { return true };
         match (purpose, needed) {
             (Purpose::Any, _) => true,
@@ -343,7 +384,8 @@ impl CachedStore {
             (Purpose::Newest, _) | (Purpose::Covering, None) => false,
             (Purpose::Covering, Some(need)) => {
                 // What one token could not be shown, another one's answer does not tell of.
-                let floor_of_token = asked.options.token.is_some_and(|t| t.floors.contains_key(&asked.shard));
+                let floor_of_token =
+                    asked.options.token.is_some_and(|t| t.floors.contains_key(&asked.shard));
                 let version_known = need.version.is_some();
                 view.degraded.is_empty()
                     && (version_known || !floor_of_token)
@@ -368,7 +410,8 @@ impl CachedStore {
             (Purpose::Covering, None, Some(need)) => Some(token_of(hash, need)),
             (Purpose::Covering, None, None) | (Purpose::Any | Purpose::Newest, _, _) => None,
         };
-        let consistency = if purpose == Purpose::Any { Consistency::Eventual } else { Consistency::Session };
+        let consistency =
+            if purpose == Purpose::Any { Consistency::Eventual } else { Consistency::Session };
         let consistency = match asked.options.consistency {
             // A session without anything to show is one to the store, too: it remembers this process's writes.
             Consistency::Session => Consistency::Session,
@@ -436,7 +479,11 @@ impl TagReader for CachedStore {
         self.answer(&asked, self.told(&asked).map(Some)).await
     }
 
-    async fn view_many(&self, keys: &[ContentKey], options: &ReadOptions<'_>) -> Vec<Result<View, StoreError>> {
+    async fn view_many(
+        &self,
+        keys: &[ContentKey],
+        options: &ReadOptions<'_>,
+    ) -> Vec<Result<View, StoreError>> {
         if options.consistency == Consistency::Strong {
             return self.store.view_many(keys, options).await;
         }
@@ -446,7 +493,11 @@ impl TagReader for CachedStore {
             Some(_) => asked.iter().map(|asked| self.told(asked).map(Some)).collect(),
             None => {
                 let hashes: Vec<ContentHash> = asked.iter().map(|asked| asked.hash).collect();
-                self.positions_of(one.content, options.user, &hashes).await.into_iter().map(Some).collect()
+                self.positions_of(one.content, options.user, &hashes)
+                    .await
+                    .into_iter()
+                    .map(Some)
+                    .collect()
             }
         };
         join_all(asked.iter().zip(needs).map(|(asked, need)| self.answer(asked, need))).await

@@ -54,8 +54,12 @@ impl Recent {
         let until = now + self.kept_for;
         let newest = match (state.of.get(&content), at_least) {
             // What a lost answer left open, a later answer of this content does not settle: the order is not known.
-            (Some((AtLeast::TheStore, known_until)), AtLeast::Version(_)) if *known_until > now => return,
-            (Some((AtLeast::Version(known), _)), AtLeast::Version(new)) => AtLeast::Version(new.max(*known)),
+            (Some((AtLeast::TheStore, known_until)), AtLeast::Version(_)) if *known_until > now => {
+                return;
+            }
+            (Some((AtLeast::Version(known), _)), AtLeast::Version(new)) => {
+                AtLeast::Version(new.max(*known))
+            }
             (_, new) => new,
         };
         self.any.store(true, Ordering::Release);

@@ -10,8 +10,8 @@ use tagfast_redis::Redis;
 use tagfast_resilience::{Clock, Flights};
 use tagfast_sharding::{ContentHash, LogicalShard};
 use tagfast_store::{
-    Degraded, History, Receipt, ReceiptReader, ScanPage, ShardScanner, SharedStore, StoreError, TagWriter, Verdict,
-    View, WriteAnswer, WriteRequest,
+    Degraded, History, Receipt, ReceiptReader, ScanPage, ShardScanner, SharedStore, StoreError,
+    TagWriter, Verdict, View, WriteAnswer, WriteRequest,
 };
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
@@ -168,10 +168,12 @@ impl CachedStore {
         if !whole || standing(&view.position, shard, &*self.history) != Standing::Valid {
             return None;
         }
-        let kept_for = if view.tags.is_empty() { self.options.soft_ttl / 2 } else { self.options.soft_ttl };
+        let kept_for =
+            if view.tags.is_empty() { self.options.soft_ttl / 2 } else { self.options.soft_ttl };
         let kept_for = spread(kept_for);
         let now = self.clock.now_ms();
-        let soft_until = now.saturating_add(i64::try_from(kept_for.as_millis()).unwrap_or(i64::MAX));
+        let soft_until =
+            now.saturating_add(i64::try_from(kept_for.as_millis()).unwrap_or(i64::MAX));
         Some(Arc::new(Entry::of(view, now, soft_until)))
     }
 
@@ -213,13 +215,17 @@ impl CachedStore {
         if let Some(level1) = &self.level1 {
             level1.is_changed(&bytes, answer.version);
         }
-        let Some(entry) = answer.view.as_ref().and_then(|view| self.entry(view, shard)) else { return };
+        let Some(entry) = answer.view.as_ref().and_then(|view| self.entry(view, shard)) else {
+            return;
+        };
         let filled = match &self.views {
             Some(views) => views.fill(&bytes, shard, &entry, Origin::Write).await,
             None => Ok(()),
         };
         match (filled, &self.level1, ticket) {
-            (Ok(()), Some(level1), Some(ticket)) => level1.put(&bytes, hash, entry, ticket, self.options.soft_ttl),
+            (Ok(()), Some(level1), Some(ticket)) => {
+                level1.put(&bytes, hash, entry, ticket, self.options.soft_ttl)
+            }
             // Redis may show less than was written; `recent` keeps this process from believing it.
             (Err(error), level1, _) => {
                 metrics::counter!("tagfast_cache_fills_total", "result" => "failed").increment(1);
@@ -234,11 +240,14 @@ impl CachedStore {
 
     /// Remembers the writes of a user. False: plain reads through other nodes may not show them.
     async fn remember(&self, tenant: &TenantId, user: &UserId, written: &[Written]) -> bool {
-        let Some(positions) = self.positions.as_ref().filter(|_| !written.is_empty()) else { return true };
+        let Some(positions) = self.positions.as_ref().filter(|_| !written.is_empty()) else {
+            return true;
+        };
         match positions.note(tenant, user, written).await {
             Ok(()) => true,
             Err(error) => {
-                metrics::counter!("tagfast_cache_positions_unknown_total", "at" => "write").increment(1);
+                metrics::counter!("tagfast_cache_positions_unknown_total", "at" => "write")
+                    .increment(1);
                 tracing::debug!(%error, "a position was not stored");
                 false
             }
@@ -260,7 +269,11 @@ async fn show(level1: Weak<Level1>) {
 const NOT_STORED: Degraded = Degraded { feature: "session", reason: "position_not_stored" };
 
 fn of_answer(key: &ContentKey, answer: &WriteAnswer) -> Written {
-    Written { content: ContentHash::of(key), version: answer.version, position: answer.receipt.position }
+    Written {
+        content: ContentHash::of(key),
+        version: answer.version,
+        position: answer.receipt.position,
+    }
 }
 
 #[async_trait]
@@ -269,19 +282,28 @@ impl TagWriter for CachedStore {
         let (key, user) = (request.write.key.clone(), request.write.user.clone());
         let mut result = self.store.write(request).await;
         let written = result.as_ref().ok().map(|answer| of_answer(&key, answer));
-        let ((), remembered) =
-            join(self.written(&key, &result), self.remember(&key.tenant, &user, written.as_slice())).await;
+        let ((), remembered) = join(
+            self.written(&key, &result),
+            self.remember(&key.tenant, &user, written.as_slice()),
+        )
+        .await;
         if let (Ok(answer), false) = (&mut result, remembered) {
             answer.degraded.push(NOT_STORED);
         }
         result
     }
 
-    async fn write_many(&self, requests: Vec<WriteRequest>) -> Vec<Result<WriteAnswer, StoreError>> {
-        let of: Vec<(ContentKey, UserId)> =
-            requests.iter().map(|request| (request.write.key.clone(), request.write.user.clone())).collect();
+    async fn write_many(
+        &self,
+        requests: Vec<WriteRequest>,
+    ) -> Vec<Result<WriteAnswer, StoreError>> {
+        let of: Vec<(ContentKey, UserId)> = requests
+            .iter()
+            .map(|request| (request.write.key.clone(), request.write.user.clone()))
+            .collect();
         let mut results = self.store.write_many(requests).await;
-        let told = join_all(of.iter().zip(&results).map(|((key, _), result)| self.written(key, result)));
+        let told =
+            join_all(of.iter().zip(&results).map(|((key, _), result)| self.written(key, result)));
         // Usually one user of one tenant.
         let mut users: Vec<(&TenantId, &UserId, Vec<Written>)> = Vec::new();
         for ((key, user), result) in of.iter().zip(&results) {
@@ -292,10 +314,12 @@ impl TagWriter for CachedStore {
                 None => users.push((&key.tenant, user, vec![written])),
             }
         }
-        let remembered = join_all(users.iter().map(async |(t, u, w)| (*t, *u, self.remember(t, u, w).await)));
+        let remembered =
+            join_all(users.iter().map(async |(t, u, w)| (*t, *u, self.remember(t, u, w).await)));
         let (_, remembered) = join(told, remembered).await;
         for ((key, user), result) in of.iter().zip(&mut results) {
-            let lost = remembered.iter().any(|(t, u, stored)| *t == &key.tenant && *u == user && !stored);
+            let lost =
+                remembered.iter().any(|(t, u, stored)| *t == &key.tenant && *u == user && !stored);
             if let (Ok(answer), true) = (result, lost) {
                 answer.degraded.push(NOT_STORED);
             }

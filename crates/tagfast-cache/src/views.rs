@@ -89,7 +89,9 @@ impl Views {
     pub(crate) fn new(redis: Arc<Redis>) -> Self {
         // Without random numbers the clock must do: only that it is another one than before matters.
         let generation = random_name().unwrap_or_else(|_| {
-            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+            let now = std::time::SystemTime::now()
+                .duration_since(std::time::UNIX_EPOCH)
+                .unwrap_or_default();
             format!("{:x}", now.as_nanos())
         });
         Self { redis, generation, calls: AtomicU64::new(0) }
@@ -97,22 +99,30 @@ impl Views {
 
     /// The entry of a content. Not one that cannot be read: that is deleted when it was damaged, and left to those who can read it
     /// when it is of another program.
-    pub(crate) async fn get(&self, key: &[u8], shard: LogicalShard) -> Result<Option<Entry>, RedisError> {
+    pub(crate) async fn get(
+        &self,
+        key: &[u8],
+        shard: LogicalShard,
+    ) -> Result<Option<Entry>, RedisError> {
         let at = view_key(key, shard);
         let asked = at.clone();
         let found: Option<Vec<u8>> = self
             .redis
-            .call(BUDGET, async move |mut connection| redis::cmd("GET").arg(asked).query_async(&mut connection).await)
+            .call(BUDGET, async move |mut connection| {
+                redis::cmd("GET").arg(asked).query_async(&mut connection).await
+            })
             .await?;
         let Some(bytes) = found else { return Ok(None) };
         match Entry::decode(&bytes) {
             Ok(entry) => Ok(Some(entry)),
             Err(NoEntry::UnknownFormat) => {
-                metrics::counter!("tagfast_cache_unreadable_total", "reason" => "unknown_format").increment(1);
+                metrics::counter!("tagfast_cache_unreadable_total", "reason" => "unknown_format")
+                    .increment(1);
                 Ok(None)
             }
             Err(NoEntry::Corrupted) => {
-                metrics::counter!("tagfast_cache_unreadable_total", "reason" => "corrupted").increment(1);
+                metrics::counter!("tagfast_cache_unreadable_total", "reason" => "corrupted")
+                    .increment(1);
                 tracing::warn!(key = %String::from_utf8_lossy(&at), "a corrupted cache entry is deleted");
                 self.delete_if(at, bytes).await?;
                 Ok(None)
@@ -129,21 +139,31 @@ impl Views {
         origin: Origin,
     ) -> Result<(), RedisError> {
         let mut call = FILL_SCRIPT.key(view_key(key, shard));
-        call.key(numbers(shard)).arg(entry.encode()).arg(HARD.as_millis() as u64).arg(channel(shard));
+        call.key(numbers(shard))
+            .arg(entry.encode())
+            .arg(HARD.as_millis() as u64)
+            .arg(channel(shard));
         let number = self.calls.fetch_add(1, Ordering::Relaxed);
         call.arg(format!("{}-{number:x}", self.generation)).arg(key).arg(match origin {
             Origin::Write => "write",
             Origin::Read => "read",
         });
-        let filled: String =
-            self.redis.call(BUDGET, async move |mut connection| call.invoke_async(&mut connection).await).await?;
+        let filled: String = self
+            .redis
+            .call(BUDGET, async move |mut connection| call.invoke_async(&mut connection).await)
+            .await?;
         let result = if filled == "set" { "set" } else { "kept" };
         metrics::counter!("tagfast_cache_fills_total", "result" => result).increment(1);
         Ok(())
     }
 
     /// Deletes an entry that shows what was lost, if it is still the one that was seen.
-    pub(crate) async fn delete_phantom(&self, key: &[u8], shard: LogicalShard, seen: &Entry) -> Result<(), RedisError> {
+    pub(crate) async fn delete_phantom(
+        &self,
+        key: &[u8],
+        shard: LogicalShard,
+        seen: &Entry,
+    ) -> Result<(), RedisError> {
         let mut header = seen.encode();
         header.truncate(HEADER);
         self.delete_if(view_key(key, shard), header).await
@@ -152,7 +172,11 @@ impl Views {
     async fn delete_if(&self, at: Vec<u8>, seen: Vec<u8>) -> Result<(), RedisError> {
         let mut call = DELETE_SCRIPT.key(at);
         call.arg(seen);
-        self.redis.call(BUDGET, async move |mut connection| call.invoke_async::<i64>(&mut connection).await).await?;
+        self.redis
+            .call(BUDGET, async move |mut connection| {
+                call.invoke_async::<i64>(&mut connection).await
+            })
+            .await?;
         Ok(())
     }
 }

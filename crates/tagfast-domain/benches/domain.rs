@@ -25,8 +25,12 @@ fn write(n: u64, tag: &str) -> Write {
         id: WriteId(u128::from(n).to_be_bytes()),
         key: ContentKey::parse("acme", "jira.issue", "PROJ-1").expect("a content"),
         user: UserId::parse("ann").expect("a user"),
-        operation: Operation::patch(vec![Tag::parse(tag).expect("a tag")], vec![], &Limits::default())
-            .expect("a patch"),
+        operation: Operation::patch(
+            vec![Tag::parse(tag).expect("a tag")],
+            vec![],
+            &Limits::default(),
+        )
+        .expect("a patch"),
         if_match: None,
     }
 }
@@ -56,12 +60,16 @@ fn main() {
     for tags in [5, 100] {
         let doc = document(tags);
         let bytes = codec::encode(&doc);
-        measure(&format!("decode, {tags} tags, {} bytes", bytes.len()), || codec::decode(black_box(&bytes)));
+        measure(&format!("decode, {tags} tags, {} bytes", bytes.len()), || {
+            codec::decode(black_box(&bytes))
+        });
         measure(&format!("encode, {tags} tags"), || codec::encode(black_box(&doc)));
         let epoch = Epoch { id: EpochId([1; 16]), ordinal: EpochOrdinal(1_800_000_000_000) };
         let limits = Limits { tags_per_content: 200 };
         let next = write(1000, "one-more");
         let context = ApplyContext { epoch: &epoch, now: 1_800_000_900_000, limits: &limits };
-        measure(&format!("clone and apply, {tags} tags"), || apply(&mut doc.clone(), &next, None, &context));
+        measure(&format!("clone and apply, {tags} tags"), || {
+            apply(&mut doc.clone(), &next, None, &context)
+        });
     }
 }

@@ -6,7 +6,8 @@
 
 use crate::limits::{RECENT_WRITES, TOMBSTONE_AGE_MS, TOMBSTONES, WRITE_ID_MEMORY_MS};
 use crate::{
-    Document, Effect, Epoch, Limits, Operation, RecentWrite, Tag, TagName, Tagging, UnixMillis, Version, Write,
+    Document, Effect, Epoch, Limits, Operation, RecentWrite, Tag, TagName, Tagging, UnixMillis,
+    Version, Write,
 };
 
 /// What `apply` needs from outside.
@@ -69,7 +70,12 @@ pub enum Refusal {
 
 /// Applies one write. `prior` is the store's `applied` entry for the write's id, looked up when the document's
 /// `overflow_until` is in the future and the document itself does not hold the id.
-pub fn apply(doc: &mut Document, write: &Write, prior: Option<&RecentWrite>, ctx: &ApplyContext<'_>) -> Outcome {
+pub fn apply(
+    doc: &mut Document,
+    write: &Write,
+    prior: Option<&RecentWrite>,
+    ctx: &ApplyContext<'_>,
+) -> Outcome {
     let fingerprint = write.operation.fingerprint(write.if_match);
     if let Some(before) = doc.recent_write(write.id).or(prior) {
         if before.fingerprint != fingerprint {
@@ -86,7 +92,10 @@ pub fn apply(doc: &mut Document, write: &Write, prior: Option<&RecentWrite>, ctx
     let effect = effect_of(doc, &write.operation);
     let live = doc.live().count() + effect.added.len() - effect.removed.len();
     if live > ctx.limits.tags_per_content && !effect.added.is_empty() {
-        return Outcome::Refused(Refusal::TooManyTags { allowed: ctx.limits.tags_per_content, given: live });
+        return Outcome::Refused(Refusal::TooManyTags {
+            allowed: ctx.limits.tags_per_content,
+            given: live,
+        });
     }
     if effect == Effect::default() && decided_in_epoch(doc, write, ctx.epoch.first_version()) {
         return Outcome::Unchanged { version: doc.version };
@@ -102,14 +111,20 @@ pub fn apply(doc: &mut Document, write: &Write, prior: Option<&RecentWrite>, ctx
 
 fn effect_of(doc: &Document, operation: &Operation) -> Effect {
     let present = |n: &TagName| find(doc, n).is_ok_and(|i| doc.taggings[i].present);
-    let added = |tags: &[Tag]| tags.iter().filter(|t| !present(&t.name)).map(|t| t.name.clone()).collect();
+    let added =
+        |tags: &[Tag]| tags.iter().filter(|t| !present(&t.name)).map(|t| t.name.clone()).collect();
     match operation {
-        Operation::Patch { add, remove } => {
-            Effect { added: added(add), removed: remove.iter().filter(|n| present(n)).cloned().collect() }
-        }
+        Operation::Patch { add, remove } => Effect {
+            added: added(add),
+            removed: remove.iter().filter(|n| present(n)).cloned().collect(),
+        },
         Operation::Replace { tags } => Effect {
             added: added(tags),
-            removed: doc.live().filter(|t| !tags.iter().any(|n| n.name == t.name)).map(|t| t.name.clone()).collect(),
+            removed: doc
+                .live()
+                .filter(|t| !tags.iter().any(|n| n.name == t.name))
+                .map(|t| t.name.clone())
+                .collect(),
         },
     }
 }
@@ -138,7 +153,8 @@ fn decide(doc: &mut Document, write: &Write, version: Version, now: UnixMillis) 
             doc.taggings.retain(|t| tags.iter().any(|n| n.name == t.name));
         }
     }
-    let decides_all = write.if_match.is_some() || matches!(write.operation, Operation::Replace { .. });
+    let decides_all =
+        write.if_match.is_some() || matches!(write.operation, Operation::Replace { .. });
     if decides_all {
         // The floor at this version says "absent, decided now" for every tagging that is not listed, so the
         // tombstones have nothing left to say.
@@ -204,9 +220,21 @@ fn prune(doc: &mut Document, now: UnixMillis) {
     }
 }
 
-fn remember(doc: &mut Document, write: &Write, fingerprint: u64, effect: &Effect, now: UnixMillis) -> Vec<RecentWrite> {
+fn remember(
+    doc: &mut Document,
+    write: &Write,
+    fingerprint: u64,
+    effect: &Effect,
+    now: UnixMillis,
+) -> Vec<RecentWrite> {
     doc.recent.retain(|w| now.saturating_sub(w.at) < WRITE_ID_MEMORY_MS);
-    doc.recent.push(RecentWrite { id: write.id, fingerprint, version: doc.version, at: now, effect: effect.clone() });
+    doc.recent.push(RecentWrite {
+        id: write.id,
+        fingerprint,
+        version: doc.version,
+        at: now,
+        effect: effect.clone(),
+    });
     let excess = doc.recent.len().saturating_sub(RECENT_WRITES);
     let evicted: Vec<RecentWrite> = doc.recent.drain(..excess).collect();
     // The largest, not the last: a clock that stepped back must not make the store forget earlier ids.

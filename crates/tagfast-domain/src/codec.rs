@@ -10,8 +10,8 @@
 use std::sync::Arc;
 
 use crate::{
-    Change, ContentKey, Document, DomainError, Effect, EpochOrdinal, RecentWrite, TagName, Tagging, TaggingsEvent,
-    UnixMillis, UserId, Version, WriteId,
+    Change, ContentKey, Document, DomainError, Effect, EpochOrdinal, RecentWrite, TagName, Tagging,
+    TaggingsEvent, UnixMillis, UserId, Version, WriteId,
 };
 
 /// The format of documents that this program writes.
@@ -28,7 +28,8 @@ const RESERVED: usize = 256;
 /// The bytes of a document.
 pub fn encode(doc: &Document) -> Vec<u8> {
     let mut out = Vec::with_capacity(48 + doc.taggings.len() * 40 + doc.recent.len() * 40);
-    let newest = doc.taggings.iter().map(|t| t.at).chain(doc.recent.iter().map(|w| w.at)).max().unwrap_or(0);
+    let newest =
+        doc.taggings.iter().map(|t| t.at).chain(doc.recent.iter().map(|w| w.at)).max().unwrap_or(0);
     let version = doc.version.packed();
     // Never negative in a document that `apply` made. Wrapping, here and in `decode`, loses nothing in any other.
     let before = |v: Version| version.wrapping_sub(v.packed());
@@ -51,7 +52,12 @@ pub fn encode(doc: &Document) -> Vec<u8> {
     out
 }
 
-fn put_taggings(out: &mut Vec<u8>, taggings: &[Tagging], newest: UnixMillis, before: impl Fn(Version) -> u64) {
+fn put_taggings(
+    out: &mut Vec<u8>,
+    taggings: &[Tagging],
+    newest: UnixMillis,
+    before: impl Fn(Version) -> u64,
+) {
     let mut users: Vec<&UserId> = Vec::new();
     let user_index: Vec<usize> = taggings
         .iter()
@@ -211,7 +217,12 @@ impl<'a> Reader<'a> {
         Ok(TaggingsEvent { key, version, at, emit, tags, changes })
     }
 
-    fn taggings(&mut self, version: Version, newest: UnixMillis, users: &[UserId]) -> Read<Vec<Tagging>> {
+    fn taggings(
+        &mut self,
+        version: Version,
+        newest: UnixMillis,
+        users: &[UserId],
+    ) -> Read<Vec<Tagging>> {
         let count = self.count()?;
         let mut taggings: Vec<Tagging> = Vec::with_capacity(count.min(RESERVED));
         for _ in 0..count {
@@ -224,8 +235,13 @@ impl<'a> Reader<'a> {
                 return Err("taggings out of order");
             }
             let name = TagName::from_canonical(name);
-            let display = if flags & OWN_DISPLAY != 0 { Arc::from(self.text()?) } else { name.shared() };
-            let user = usize::try_from(self.varint()?).ok().and_then(|i| users.get(i)).ok_or("user index")?.clone();
+            let display =
+                if flags & OWN_DISPLAY != 0 { Arc::from(self.text()?) } else { name.shared() };
+            let user = usize::try_from(self.varint()?)
+                .ok()
+                .and_then(|i| users.get(i))
+                .ok_or("user index")?
+                .clone();
             let at = self.time_before(newest)?;
             let ord = self.version_before(version)?;
             taggings.push(Tagging { name, display, user, at, ord, present: flags & PRESENT != 0 });
@@ -233,7 +249,12 @@ impl<'a> Reader<'a> {
         Ok(taggings)
     }
 
-    fn recent(&mut self, version: Version, newest: UnixMillis, taggings: &[Tagging]) -> Read<Vec<RecentWrite>> {
+    fn recent(
+        &mut self,
+        version: Version,
+        newest: UnixMillis,
+        taggings: &[Tagging],
+    ) -> Read<Vec<RecentWrite>> {
         let count = self.count()?;
         let mut recent = Vec::with_capacity(count.min(RESERVED));
         for _ in 0..count {
@@ -241,7 +262,13 @@ impl<'a> Reader<'a> {
             let fingerprint = u64::from_le_bytes(self.array()?);
             let written = self.version_before(version)?;
             let at = self.time_before(newest)?;
-            recent.push(RecentWrite { id, fingerprint, version: written, at, effect: self.effect(taggings)? });
+            recent.push(RecentWrite {
+                id,
+                fingerprint,
+                version: written,
+                at,
+                effect: self.effect(taggings)?,
+            });
         }
         Ok(recent)
     }

@@ -73,7 +73,8 @@ fn check_word(what: &'static str, s: &str, allowed: usize) -> Result<(), DomainE
 
 pub(crate) fn forbidden(what: &'static str, c: char, reason: &'static str) -> DomainError {
     let code = format!("U+{:04X}", u32::from(c));
-    let character = if c.is_ascii_graphic() || c.is_alphanumeric() { format!("{code} '{c}'") } else { code };
+    let character =
+        if c.is_ascii_graphic() || c.is_alphanumeric() { format!("{code} '{c}'") } else { code };
     DomainError::ForbiddenCharacter { what, character, reason }
 }
 
@@ -85,7 +86,9 @@ impl TenantId {
         }
         check_word("tenant", s, TENANT_CHARACTERS)?;
         match s.chars().next() {
-            Some(c) if c == '.' || c == '-' => Err(forbidden("tenant", c, "as its first character")),
+            Some(c) if c == '.' || c == '-' => {
+                Err(forbidden("tenant", c, "as its first character"))
+            }
             _ => Ok(Self(s.into())),
         }
     }
@@ -176,7 +179,8 @@ impl ContentKey {
     /// `tenant 0 type 0 id`: the bytes that are hashed and that order a scan. The parts contain no byte 0.
     pub fn to_bytes(&self) -> Vec<u8> {
         let (t, c) = (self.tenant.as_str(), &self.content);
-        let mut bytes = Vec::with_capacity(t.len() + c.content_type.0.len() + c.content_id.0.len() + 2);
+        let mut bytes =
+            Vec::with_capacity(t.len() + c.content_type.0.len() + c.content_id.0.len() + 2);
         bytes.extend_from_slice(t.as_bytes());
         bytes.push(0);
         bytes.extend_from_slice(c.content_type.0.as_bytes());
@@ -190,7 +194,9 @@ impl ContentKey {
         let bad = |reason| DomainError::Undecodable { what: "content key", reason };
         let text = std::str::from_utf8(bytes).map_err(|_| bad("not UTF-8"))?;
         let mut parts = text.splitn(3, '\0');
-        let (Some(tenant), Some(content_type), Some(content_id)) = (parts.next(), parts.next(), parts.next()) else {
+        let (Some(tenant), Some(content_type), Some(content_id)) =
+            (parts.next(), parts.next(), parts.next())
+        else {
             return Err(bad("fewer than three parts"));
         };
         Ok(Self {

@@ -90,7 +90,9 @@ impl DomainError {
             Self::TooManyBytes { what, allowed, given } => {
                 Some((limit_name(what, false), *allowed as u64, *given as u64))
             }
-            Self::TooManyTagsInWrite { allowed, given } => Some(("tags_per_write", *allowed as u64, *given as u64)),
+            Self::TooManyTagsInWrite { allowed, given } => {
+                Some(("tags_per_write", *allowed as u64, *given as u64))
+            }
             Self::Empty { .. }
             | Self::ForbiddenCharacter { .. }
             | Self::ReservedTenant(_)

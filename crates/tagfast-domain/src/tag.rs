@@ -80,8 +80,11 @@ impl Tag {
 
 /// Most tags of most clients: nothing to change and nothing to look up.
 fn is_canonical_ascii(input: &str) -> bool {
-    let plain =
-        |b: u8| b.is_ascii_graphic() && !b.is_ascii_uppercase() && !matches!(b, b'<' | b'>' | b'"' | b'\\' | b',');
+    let plain = |b: u8| {
+        b.is_ascii_graphic()
+            && !b.is_ascii_uppercase()
+            && !matches!(b, b'<' | b'>' | b'"' | b'\\' | b',')
+    };
     !input.is_empty() && input.len() <= TAG_CHARACTERS && input.bytes().all(plain)
 }
 
@@ -104,9 +107,14 @@ fn display(input: &str) -> String {
 fn canonical(input: &str) -> Result<String, DomainError> {
     // The bound of work: no input of more bytes can have a canonical form within the limits' reach.
     if input.len() > TAG_BYTES * 8 {
-        return Err(DomainError::TooManyBytes { what: "tag", allowed: TAG_BYTES, given: input.len() });
+        return Err(DomainError::TooManyBytes {
+            what: "tag",
+            allowed: TAG_BYTES,
+            given: input.len(),
+        });
     }
-    let mut name = if input.is_ascii() { hyphenate(&input.to_ascii_lowercase()) } else { round(input) };
+    let mut name =
+        if input.is_ascii() { hyphenate(&input.to_ascii_lowercase()) } else { round(input) };
     if !name.is_ascii() {
         for n in 0.. {
             let next = round(&name);
@@ -114,7 +122,10 @@ fn canonical(input: &str) -> Result<String, DomainError> {
                 break;
             }
             if n == MAX_ROUNDS {
-                return Err(DomainError::Undecodable { what: "tag", reason: "its canonical form is not stable" });
+                return Err(DomainError::Undecodable {
+                    what: "tag",
+                    reason: "its canonical form is not stable",
+                });
             }
             name = next;
         }
@@ -146,10 +157,18 @@ fn check(form: &str) -> Result<(), DomainError> {
     }
     let characters = if form.is_ascii() { form.len() } else { form.chars().count() };
     if characters > TAG_CHARACTERS {
-        return Err(DomainError::TooManyCharacters { what: "tag", allowed: TAG_CHARACTERS, given: characters });
+        return Err(DomainError::TooManyCharacters {
+            what: "tag",
+            allowed: TAG_CHARACTERS,
+            given: characters,
+        });
     }
     if form.len() > TAG_BYTES {
-        return Err(DomainError::TooManyBytes { what: "tag", allowed: TAG_BYTES, given: form.len() });
+        return Err(DomainError::TooManyBytes {
+            what: "tag",
+            allowed: TAG_BYTES,
+            given: form.len(),
+        });
     }
     form.chars().try_for_each(check_character)
 }

@@ -81,7 +81,9 @@ impl std::fmt::Display for Version {
 impl std::str::FromStr for Version {
     type Err = DomainError;
     fn from_str(s: &str) -> Result<Self, DomainError> {
-        let packed = s.parse().map_err(|_| DomainError::Undecodable { what: "version", reason: "not a number" })?;
+        let packed = s
+            .parse()
+            .map_err(|_| DomainError::Undecodable { what: "version", reason: "not a number" })?;
         Self::from_packed(packed)
     }
 }

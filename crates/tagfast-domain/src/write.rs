@@ -49,7 +49,11 @@ pub enum Operation {
 
 impl Operation {
     /// Adds and removes; duplicates collapse (the first spelling stays), a tag in both lists is refused.
-    pub fn patch(add: Vec<Tag>, remove: Vec<TagName>, limits: &Limits) -> Result<Self, DomainError> {
+    pub fn patch(
+        add: Vec<Tag>,
+        remove: Vec<TagName>,
+        limits: &Limits,
+    ) -> Result<Self, DomainError> {
         check_raw_count(add.len().max(remove.len()), limits)?;
         let add = unique(add, |t| &t.name);
         let remove = unique(remove, |n| n);

@@ -71,12 +71,16 @@ pub(crate) fn doubtful(
     let mut config = client::base(options);
     // Kafka wants a group of whoever reads; nothing is committed.
     config.set("group.id", options.group_id("relay")).set("enable.auto.commit", "false");
-    config.set("enable.partition.eof", "true").set("auto.offset.reset", "earliest").set("fetch.wait.max.ms", "50");
+    config
+        .set("enable.partition.eof", "true")
+        .set("auto.offset.reset", "earliest")
+        .set("fetch.wait.max.ms", "50");
     let reader: BaseConsumer = config.create().map_err(unavailable)?;
     let mut found = BTreeSet::new();
     for partition in partitions {
         let number = i32::from(partition.0);
-        let (low, mut end) = reader.fetch_watermarks(&options.topic, number, ASK).map_err(unavailable)?;
+        let (low, mut end) =
+            reader.fetch_watermarks(&options.topic, number, ASK).map_err(unavailable)?;
         let mut enough = false;
         while !enough && end > low {
             let begin = (end - STEP).max(low);
@@ -89,7 +93,13 @@ pub(crate) fn doubtful(
     Ok(found.into_iter().collect())
 }
 
-fn range(reader: &BaseConsumer, topic: &str, partition: i32, begin: i64, end: i64) -> KafkaResult<Vec<BusRecord>> {
+fn range(
+    reader: &BaseConsumer,
+    topic: &str,
+    partition: i32,
+    begin: i64,
+    end: i64,
+) -> KafkaResult<Vec<BusRecord>> {
     let mut list = TopicPartitionList::new();
     list.add_partition_offset(topic, partition, Offset::Offset(begin))?;
     reader.assign(&list)?;
@@ -102,7 +112,10 @@ fn range(reader: &BaseConsumer, topic: &str, partition: i32, begin: i64, end: i6
             Some(Err(KafkaError::PartitionEOF(_))) => return Ok(records),
             Some(Err(error)) => return Err(error),
             Some(Ok(message)) => {
-                if message.offset() < end && message.offset() >= begin && message.partition() == partition {
+                if message.offset() < end
+                    && message.offset() >= begin
+                    && message.partition() == partition
+                {
                     records.push(crate::consumer::record(&message));
                 }
                 if message.offset() >= end - 1 {

@@ -22,8 +22,8 @@ use rdkafka::{Offset, TopicPartitionList};
 use tagfast_domain::UnixMillis;
 use tagfast_events::envelope::Attributes;
 use tagfast_events::{
-    BusConsumer, BusError, BusPosition, BusRecord, ClusterName, Emits, Frontier, Group, Partition, Polled, Positions,
-    RecordKind,
+    BusConsumer, BusError, BusPosition, BusRecord, ClusterName, Emits, Frontier, Group, Partition,
+    Polled, Positions, RecordKind,
 };
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -109,7 +109,12 @@ impl ConsumerContext for Context {
         }
     }
 
-    fn rebalance(&self, member: &BaseConsumer<Self>, error: RDKafkaRespErr, list: &mut TopicPartitionList) {
+    fn rebalance(
+        &self,
+        member: &BaseConsumer<Self>,
+        error: RDKafkaRespErr,
+        list: &mut TopicPartitionList,
+    ) {
         let shared = &self.0;
         let numbers: Vec<i32> = list.elements().iter().map(|e| e.partition()).collect();
         let partitions: Vec<Partition> = numbers.iter().map(|n| Partition(*n as u16)).collect();
@@ -134,7 +139,11 @@ impl ConsumerContext for Context {
                 inbox.records.retain(|record| !partitions.contains(&record.partition));
                 inbox.reading.retain(|partition, _| !numbers.contains(partition));
                 if !partitions.is_empty() {
-                    inbox.changes.push_back(if lost { Polled::Lost(partitions) } else { Polled::Revoked(partitions) });
+                    inbox.changes.push_back(if lost {
+                        Polled::Lost(partitions)
+                    } else {
+                        Polled::Revoked(partitions)
+                    });
                 }
             }
             if now {
@@ -162,7 +171,9 @@ pub(crate) struct KafkaConsumer {
 pub(crate) fn record(message: &BorrowedMessage<'_>) -> BusRecord {
     let headers: Vec<(String, Vec<u8>)> = message
         .headers()
-        .map(|all| all.iter().map(|h| (h.key.to_owned(), h.value.unwrap_or_default().to_vec())).collect())
+        .map(|all| {
+            all.iter().map(|h| (h.key.to_owned(), h.value.unwrap_or_default().to_vec())).collect()
+        })
         .unwrap_or_default();
     let attributes = Attributes::of(&headers);
     BusRecord {
@@ -237,7 +248,8 @@ impl KafkaConsumer {
             closing: AtomicBool::new(false),
             commit_failed: AtomicBool::new(false),
         });
-        let member: Member = client::member(options, group).create_with_context(Context(Arc::clone(&shared)))?;
+        let member: Member =
+            client::member(options, group).create_with_context(Context(Arc::clone(&shared)))?;
         member.subscribe(&[&options.topic])?;
         let member = Arc::new(member);
         let (polled, inbox) = (Arc::clone(&member), Arc::clone(&shared));
@@ -273,7 +285,8 @@ impl KafkaConsumer {
             self.committed.clear();
         }
         let wanted = |p: &Partition| only.is_none_or(|only| only.contains(p));
-        let news = self.positions.iter().filter(|(p, at)| wanted(p) && self.committed.get(p) != Some(at));
+        let news =
+            self.positions.iter().filter(|(p, at)| wanted(p) && self.committed.get(p) != Some(at));
         news.map(|(p, at)| (*p, at.clone())).collect()
     }
 
@@ -284,7 +297,9 @@ impl KafkaConsumer {
             return Ok(());
         }
         let wanted = news.clone();
-        let call = self.ask(move |member, shared| member.commit(&offsets(&shared.topic, &wanted)?, CommitMode::Sync));
+        let call = self.ask(move |member, shared| {
+            member.commit(&offsets(&shared.topic, &wanted)?, CommitMode::Sync)
+        });
         tokio::time::timeout(ASK, call).await.map_err(unavailable)??;
         self.committed.extend(news);
         Ok(())
@@ -294,7 +309,9 @@ impl KafkaConsumer {
     fn note(&mut self, records: &[BusRecord]) {
         let mut inbox = self.shared.inbox();
         for record in records {
-            let Some(emits) = inbox.reading.get_mut(&i32::from(record.partition.0)) else { continue };
+            let Some(emits) = inbox.reading.get_mut(&i32::from(record.partition.0)) else {
+                continue;
+            };
             let current = emits.see(&record.cluster, record.emit);
             // A replaced primary's relay does not know what is complete.
             if record.kind != RecordKind::Heartbeat || !current {
@@ -304,7 +321,8 @@ impl KafkaConsumer {
             let beats = self.beats.entry(record.partition).or_default();
             beats.latest.insert(Arc::clone(&record.cluster), at);
             let feeding = self.clusters.get(&record.partition);
-            if feeding.is_none_or(|all| all.iter().all(|cluster| beats.latest.contains_key(cluster)))
+            if feeding
+                .is_none_or(|all| all.iter().all(|cluster| beats.latest.contains_key(cluster)))
                 && let Some(complete_through) = beats.latest.values().min().copied()
             {
                 beats.frontiers.push(Frontier { next: record.offset + 1, complete_through });
@@ -319,15 +337,19 @@ impl KafkaConsumer {
     /// Where the group committed last, of partitions that have such a place.
     async fn committed(&self, partitions: &[Partition]) -> Result<Positions, BusError> {
         let numbers: Vec<i32> = partitions.iter().map(|p| i32::from(p.0)).collect();
-        let list = self.ask(move |member, shared| member.committed_offsets(shared.list(numbers), ASK)).await?;
+        let list = self
+            .ask(move |member, shared| member.committed_offsets(shared.list(numbers), ASK))
+            .await?;
         let mut committed = Positions::new();
         for element in list.elements() {
             element.error().map_err(unavailable)?;
             if let Offset::Offset(next) = element.offset() {
                 // Metadata of another program's commit is no reason to stop: the ordinals come with the next records.
                 let emits = element.metadata().parse().unwrap_or_default();
-                committed
-                    .insert(Partition(element.partition() as u16), BusPosition { next: next.unsigned_abs(), emits });
+                committed.insert(
+                    Partition(element.partition() as u16),
+                    BusPosition { next: next.unsigned_abs(), emits },
+                );
             }
         }
         Ok(committed)
@@ -363,9 +385,15 @@ impl BusConsumer for KafkaConsumer {
         }
     }
 
-    async fn start(&mut self, partitions: &[Partition], positions: &Positions) -> Result<Positions, BusError> {
-        let unknown: Vec<Partition> = partitions.iter().filter(|p| !positions.contains_key(p)).copied().collect();
-        let committed = if unknown.is_empty() { Positions::new() } else { self.committed(&unknown).await? };
+    async fn start(
+        &mut self,
+        partitions: &[Partition],
+        positions: &Positions,
+    ) -> Result<Positions, BusError> {
+        let unknown: Vec<Partition> =
+            partitions.iter().filter(|p| !positions.contains_key(p)).copied().collect();
+        let committed =
+            if unknown.is_empty() { Positions::new() } else { self.committed(&unknown).await? };
         let mut begun = Positions::new();
         for partition in partitions {
             let number = i32::from(partition.0);
@@ -376,11 +404,17 @@ impl BusConsumer for KafkaConsumer {
             let position = match positions.get(partition).or_else(|| committed.get(partition)) {
                 // Beyond the end: the topic was made anew.
                 Some(p) if p.next < low || p.next > high => {
-                    return Err(BusError::Expired { group: self.shared.group, partition: *partition });
+                    return Err(BusError::Expired {
+                        group: self.shared.group,
+                        partition: *partition,
+                    });
                 }
                 Some(p) => p.clone(),
                 None if low > 0 => {
-                    return Err(BusError::Expired { group: self.shared.group, partition: *partition });
+                    return Err(BusError::Expired {
+                        group: self.shared.group,
+                        partition: *partition,
+                    });
                 }
                 None => BusPosition::default(),
             };
@@ -426,7 +460,8 @@ impl BusConsumer for KafkaConsumer {
     fn set_paused(&mut self, partition: Partition, paused: bool) {
         let number = i32::from(partition.0);
         let mut inbox = self.shared.inbox();
-        let changed = if paused { inbox.paused.insert(number) } else { inbox.paused.remove(&number) };
+        let changed =
+            if paused { inbox.paused.insert(number) } else { inbox.paused.remove(&number) };
         let held = inbox.held;
         drop(inbox);
         if !changed {
@@ -449,13 +484,17 @@ impl BusConsumer for KafkaConsumer {
         for (partition, position) in positions {
             let Some(beats) = self.beats.get_mut(partition) else { continue };
             // The newest one that is reached says everything that older ones say.
-            let reached = beats.frontiers.iter().rposition(|f| f.next <= position.next).unwrap_or(0);
+            let reached =
+                beats.frontiers.iter().rposition(|f| f.next <= position.next).unwrap_or(0);
             beats.frontiers.drain(..reached);
         }
         let reading: BTreeSet<i32> = self.shared.inbox().reading.keys().copied().collect();
         // A sink may still tell where a partition was when it was ours before.
-        let behind = |p: &Partition, at: &BusPosition| self.committed.get(p).is_some_and(|known| at.next < known.next);
-        let ours = positions.iter().filter(|(p, at)| reading.contains(&i32::from(p.0)) && !behind(p, at));
+        let behind = |p: &Partition, at: &BusPosition| {
+            self.committed.get(p).is_some_and(|known| at.next < known.next)
+        };
+        let ours =
+            positions.iter().filter(|(p, at)| reading.contains(&i32::from(p.0)) && !behind(p, at));
         self.positions.extend(ours.map(|(p, at)| (*p, at.clone())));
         if self.committed_at.elapsed() >= COMMIT_EVERY {
             let news = self.uncommitted(None);
@@ -469,7 +508,11 @@ impl BusConsumer for KafkaConsumer {
     }
 
     async fn frontiers(&self) -> Result<BTreeMap<Partition, Vec<Frontier>>, BusError> {
-        Ok(self.beats.iter().map(|(partition, beats)| (*partition, beats.frontiers.clone())).collect())
+        Ok(self
+            .beats
+            .iter()
+            .map(|(partition, beats)| (*partition, beats.frontiers.clone()))
+            .collect())
     }
 
     async fn close(&mut self) {

@@ -21,7 +21,10 @@ use crate::{KafkaBus, KafkaOptions, client, consumer, unavailable};
 const OURS: [&str; 2] = ["__connect.errors.", "tagfast.dlq."];
 
 /// The headers of a letter: those of the record, then ours.
-pub(crate) fn letter_headers(options: &KafkaOptions, letter: &DeadLetter) -> Vec<(String, Vec<u8>)> {
+pub(crate) fn letter_headers(
+    options: &KafkaOptions,
+    letter: &DeadLetter,
+) -> Vec<(String, Vec<u8>)> {
     let record = &letter.record;
     let stage = match letter.code.as_str() {
         "event_undecodable" | "event_type_unknown" | "event_key_mismatch" => "VALUE_CONVERTER",
@@ -63,8 +66,10 @@ pub(crate) async fn park(
 
 /// A letter as it is in the topic of its group.
 fn letter(group: Group, record: BusRecord) -> DeadLetter {
-    let (ours, headers): (Vec<_>, Vec<_>) =
-        record.headers.into_iter().partition(|(name, _)| OURS.iter().any(|prefix| name.starts_with(prefix)));
+    let (ours, headers): (Vec<_>, Vec<_>) = record
+        .headers
+        .into_iter()
+        .partition(|(name, _)| OURS.iter().any(|prefix| name.starts_with(prefix)));
     // The last one of a name is the one that was added last.
     let said = |name: &str| {
         let found = ours.iter().rev().find(|(known, _)| known == name)?;
@@ -76,9 +81,13 @@ fn letter(group: Group, record: BusRecord) -> DeadLetter {
     let last_failed_at = moment("tagfast.dlq.last_failed_at").unwrap_or(record.at);
     DeadLetter {
         group,
-        class: said("tagfast.dlq.class").and_then(LetterClass::named).unwrap_or(LetterClass::Poison),
+        class: said("tagfast.dlq.class")
+            .and_then(LetterClass::named)
+            .unwrap_or(LetterClass::Poison),
         code: said("__connect.errors.exception.class.name").unwrap_or("foreign_letter").to_owned(),
-        message: said("__connect.errors.exception.message").unwrap_or("not written by this service").to_owned(),
+        message: said("__connect.errors.exception.message")
+            .unwrap_or("not written by this service")
+            .to_owned(),
         attempts: number("tagfast.dlq.attempts").and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
         first_failed_at: moment("tagfast.dlq.first_failed_at").unwrap_or(last_failed_at),
         last_failed_at,
@@ -100,10 +109,16 @@ pub struct LetterReader {
 
 impl KafkaBus {
     /// Reads a group's letters behind these offsets; a partition that is not named, or whose offset is gone, from its beginning.
-    pub fn letters(&self, group: Group, read_to: BTreeMap<Partition, u64>) -> Result<LetterReader, BusError> {
+    pub fn letters(
+        &self,
+        group: Group,
+        read_to: BTreeMap<Partition, u64>,
+    ) -> Result<LetterReader, BusError> {
         let mut config = client::base(&self.options);
         // Kafka wants a group of whoever reads; nothing is committed.
-        config.set("group.id", self.options.group_id("replayer")).set("enable.auto.commit", "false");
+        config
+            .set("group.id", self.options.group_id("replayer"))
+            .set("enable.auto.commit", "false");
         config.set("auto.offset.reset", "earliest").set("fetch.wait.max.ms", "100");
         let reader: BaseConsumer = config.create().map_err(unavailable)?;
         let (topic, mut list) = (self.options.letters_topic(group.0), TopicPartitionList::new());
@@ -123,7 +138,9 @@ impl LetterReader {
     /// Up to `max` letters, waiting at most `wait` for the first.
     pub async fn read(&mut self, max: usize, wait: Duration) -> Result<Vec<DeadLetter>, BusError> {
         let reader = Arc::clone(&self.reader);
-        let polled = tokio::task::spawn_blocking(move || poll(&reader, max, wait)).await.map_err(unavailable)?;
+        let polled = tokio::task::spawn_blocking(move || poll(&reader, max, wait))
+            .await
+            .map_err(unavailable)?;
         let records = polled.map_err(unavailable)?;
         for record in &records {
             self.read_to.insert(record.partition, record.offset + 1);
@@ -141,8 +158,11 @@ fn poll(reader: &BaseConsumer, max: usize, wait: Duration) -> Result<Vec<BusReco
     let (mut records, until) = (Vec::new(), Instant::now() + wait);
     while records.len() < max {
         // What has arrived is not held back for what may come.
-        let patience =
-            if records.is_empty() { until.saturating_duration_since(Instant::now()) } else { Duration::ZERO };
+        let patience = if records.is_empty() {
+            until.saturating_duration_since(Instant::now())
+        } else {
+            Duration::ZERO
+        };
         match reader.poll(patience) {
             Some(Ok(message)) => records.push(consumer::record(&message)),
             // The client goes on trying by itself.

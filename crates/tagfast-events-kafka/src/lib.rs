@@ -23,7 +23,8 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::FutureProducer;
 use tagfast_domain::EpochId;
 use tagfast_events::{
-    Bus, BusConsumer, BusError, BusPosition, ClusterName, DeadLetter, Emits, Group, Partition, Positions,
+    Bus, BusConsumer, BusError, BusPosition, ClusterName, DeadLetter, Emits, Group, Partition,
+    Positions,
 };
 
 pub use crate::backwards::Past;
@@ -95,13 +96,22 @@ impl KafkaBus {
     /// Prepares clients; nothing is asked of a broker yet, so this succeeds while all of them are away.
     pub fn new(options: KafkaOptions) -> Result<Arc<Self>, TopicError> {
         if !(1..=64).contains(&options.partitions) {
-            return Err(TopicError::Wrong(format!("kafka.partitions = {} is not 1 to 64", options.partitions)));
+            return Err(TopicError::Wrong(format!(
+                "kafka.partitions = {} is not 1 to 64",
+                options.partitions
+            )));
         }
-        let wrong =
-            |e: rdkafka::error::KafkaError| TopicError::Wrong(format!("the Kafka client refuses its settings: {e}"));
+        let wrong = |e: rdkafka::error::KafkaError| {
+            TopicError::Wrong(format!("the Kafka client refuses its settings: {e}"))
+        };
         let producer = client::producer(&options).create().map_err(wrong)?;
         let asker = client::base(&options).create().map_err(wrong)?;
-        Ok(Arc::new(Self { options: Arc::new(options), producer, asker: Arc::new(asker), seen: Arc::default() }))
+        Ok(Arc::new(Self {
+            options: Arc::new(options),
+            producer,
+            asker: Arc::new(asker),
+            seen: Arc::default(),
+        }))
     }
 
     /// Makes the topics that are missing and checks those that are there.
@@ -133,8 +143,8 @@ impl Bus for KafkaBus {
     }
 
     async fn consumer(&self, group: Group) -> Result<Box<dyn BusConsumer>, BusError> {
-        let consumer =
-            consumer::KafkaConsumer::join(&self.options, group, Arc::clone(&self.seen)).map_err(unavailable)?;
+        let consumer = consumer::KafkaConsumer::join(&self.options, group, Arc::clone(&self.seen))
+            .map_err(unavailable)?;
         Ok(Box::new(consumer))
     }
 
@@ -146,7 +156,8 @@ impl Bus for KafkaBus {
                 let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
                 seen.get(&partition).cloned().unwrap_or_default()
             };
-            let (_, next) = self.watermarks(self.options.topic.clone(), i32::from(partition.0)).await?;
+            let (_, next) =
+                self.watermarks(self.options.topic.clone(), i32::from(partition.0)).await?;
             ends.insert(partition, BusPosition { next, emits });
         }
         Ok(ends)

@@ -45,7 +45,8 @@ pub(crate) async fn enqueue(
     payload: &[u8],
     all: OwnedHeaders,
 ) -> Result<DeliveryFuture, BusError> {
-    let mut record = FutureRecord::to(topic).partition(partition).key(key).payload(payload).headers(all);
+    let mut record =
+        FutureRecord::to(topic).partition(partition).key(key).payload(payload).headers(all);
     loop {
         match producer.send_result(record) {
             Ok(delivery) => return Ok(delivery),
@@ -78,25 +79,38 @@ impl Publisher {
 
     fn partitions_of(&self, cluster: &str) -> impl Iterator<Item = Partition> + '_ {
         let cluster = cluster.to_owned();
-        let feeds =
-            move |(_, clusters): &(&Partition, &std::collections::BTreeSet<_>)| clusters.contains(cluster.as_str());
+        let feeds = move |(_, clusters): &(&Partition, &std::collections::BTreeSet<_>)| {
+            clusters.contains(cluster.as_str())
+        };
         self.options.clusters.iter().filter(feeds).map(|(partition, _)| *partition)
     }
 
-    async fn to_all(&self, cluster: &str, message: &Message) -> Result<Vec<DeliveryFuture>, BusError> {
+    async fn to_all(
+        &self,
+        cluster: &str,
+        message: &Message,
+    ) -> Result<Vec<DeliveryFuture>, BusError> {
         let mut deliveries = Vec::new();
         for partition in self.partitions_of(cluster) {
             let key = format!("_{}/{cluster}", partition.0);
             let all = headers(&message.headers);
             let partition = i32::from(partition.0);
             let topic = &self.options.topic;
-            deliveries.push(enqueue(&self.producer, topic, partition, key.as_bytes(), &message.payload, all).await?);
+            deliveries.push(
+                enqueue(&self.producer, topic, partition, key.as_bytes(), &message.payload, all)
+                    .await?,
+            );
         }
         Ok(deliveries)
     }
 
     /// Says in every partition of a cluster that an epoch begins; returns when all of them have it.
-    pub async fn marker(&self, cluster: &str, epoch: EpochOrdinal, at: UnixMillis) -> Result<(), BusError> {
+    pub async fn marker(
+        &self,
+        cluster: &str,
+        epoch: EpochOrdinal,
+        at: UnixMillis,
+    ) -> Result<(), BusError> {
         let message = envelope::encode_marker(cluster, epoch, at);
         let deliveries = self.to_all(cluster, &message).await?;
         try_join_all(deliveries.into_iter().map(delivered)).await.map(drop)
@@ -104,14 +118,22 @@ impl Publisher {
 
     /// Publishes events in their order; returns when the brokers have all of them. `hi` is a log position at or after the
     /// commit of each.
-    pub async fn publish(&self, cluster: &str, events: &[TaggingsEvent], hi: u64) -> Result<(), BusError> {
+    pub async fn publish(
+        &self,
+        cluster: &str,
+        events: &[TaggingsEvent],
+        hi: u64,
+    ) -> Result<(), BusError> {
         let mut deliveries = Vec::with_capacity(events.len());
         for event in events {
             let message = envelope::encode_binary(event, cluster, hi);
             let (partition, key) = (self.partition(event), event.key.to_string());
             let all = headers(&message.headers);
             let topic = &self.options.topic;
-            deliveries.push(enqueue(&self.producer, topic, partition, key.as_bytes(), &message.payload, all).await?);
+            deliveries.push(
+                enqueue(&self.producer, topic, partition, key.as_bytes(), &message.payload, all)
+                    .await?,
+            );
         }
         try_join_all(deliveries.into_iter().map(delivered)).await.map(drop)
     }
@@ -140,7 +162,9 @@ impl Publisher {
             }
         }
         // Nobody waits for it: the next one says more.
-        if let Err(error) = self.to_all(cluster, &envelope::encode_heartbeat(cluster, epoch, at, hi)).await {
+        if let Err(error) =
+            self.to_all(cluster, &envelope::encode_heartbeat(cluster, epoch, at, hi)).await
+        {
             tracing::debug!(cluster, %error, "a heartbeat was not sent");
         }
     }

@@ -61,7 +61,10 @@ async fn existing(asker: &Arc<BaseConsumer>) -> Result<Vec<(String, usize)>, Top
     Ok(metadata.topics().iter().map(|t| (t.name().to_owned(), t.partitions().len())).collect())
 }
 
-pub(crate) async fn check(options: &KafkaOptions, asker: &Arc<BaseConsumer>) -> Result<(), TopicError> {
+pub(crate) async fn check(
+    options: &KafkaOptions,
+    asker: &Arc<BaseConsumer>,
+) -> Result<(), TopicError> {
     let partitions = usize::from(options.partitions);
     let events = (options.topic.clone(), EVENTS_KEPT_MS);
     let letters = Group::ALL.iter().map(|group| (options.letters_topic(group.0), LETTERS_KEPT_MS));
@@ -93,10 +96,15 @@ async fn create(options: &KafkaOptions, missing: &[&(String, &str)]) -> Result<(
     let copies = || TopicReplication::Fixed(-1);
     let topics: Vec<NewTopic<'_>> = missing
         .iter()
-        .map(|(name, kept)| NewTopic::new(name, i32::from(options.partitions), copies()).set("retention.ms", kept))
+        .map(|(name, kept)| {
+            NewTopic::new(name, i32::from(options.partitions), copies()).set("retention.ms", kept)
+        })
         .collect();
     let results = admin
-        .create_topics(&topics, &AdminOptions::new().operation_timeout(Some(ASK)).request_timeout(Some(ASK)))
+        .create_topics(
+            &topics,
+            &AdminOptions::new().operation_timeout(Some(ASK)).request_timeout(Some(ASK)),
+        )
         .await
         .map_err(|e| failure(&e, "to make topics"))?;
     for result in results {
@@ -106,8 +114,9 @@ async fn create(options: &KafkaOptions, missing: &[&(String, &str)]) -> Result<(
             Err((_, Code::TopicAlreadyExists)) => {}
             Err((name, code)) => {
                 let what = format!("to make topic {name}");
-                return Err(refused(code, &what)
-                    .unwrap_or_else(|| TopicError::Unavailable(format!("topic {name} was not made: {code}"))));
+                return Err(refused(code, &what).unwrap_or_else(|| {
+                    TopicError::Unavailable(format!("topic {name} was not made: {code}"))
+                }));
             }
         }
     }

@@ -280,7 +280,11 @@ pub trait BusConsumer: Send {
     /// Begins to read assigned partitions at `positions`; one that is missing there begins where the group committed last,
     /// else at its first retained record. Returns where each begins. [`BusError::Expired`] when a position is below what was
     /// retained.
-    async fn start(&mut self, partitions: &[Partition], positions: &Positions) -> Result<Positions, BusError>;
+    async fn start(
+        &mut self,
+        partitions: &[Partition],
+        positions: &Positions,
+    ) -> Result<Positions, BusError>;
 
     /// Lets revoked partitions go. What is done was committed before.
     async fn release(&mut self, partitions: &[Partition]) -> Result<(), BusError>;
@@ -301,7 +305,11 @@ pub trait BusConsumer: Send {
 
 /// A member of `group` that has its first partitions and reads them from `positions` on. For whoever reads a bus without the
 /// consumer runtime.
-pub async fn begin_at(bus: &dyn Bus, group: Group, positions: &Positions) -> Result<Box<dyn BusConsumer>, BusError> {
+pub async fn begin_at(
+    bus: &dyn Bus,
+    group: Group,
+    positions: &Positions,
+) -> Result<Box<dyn BusConsumer>, BusError> {
     let mut consumer = bus.consumer(group).await?;
     loop {
         if let Polled::Assigned(partitions) = consumer.poll(1, Duration::from_secs(1)).await?

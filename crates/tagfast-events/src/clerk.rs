@@ -13,7 +13,8 @@ use tagfast_resilience::{Background, Clock};
 use tokio::time::Instant;
 
 use crate::letters::{
-    BookError, Job, LetterBook, LetterFilter, LetterState, PAGE_LETTERS, ReplayOutcome, Settled, StoredLetter,
+    BookError, Job, LetterBook, LetterFilter, LetterState, PAGE_LETTERS, ReplayOutcome, Settled,
+    StoredLetter,
 };
 use crate::runtime::{Consumer, ConsumerState, Stopped};
 
@@ -57,7 +58,11 @@ pub struct Clerk(Background);
 
 impl Clerk {
     /// Starts to look for letters of the consumer's group.
-    pub fn spawn(book: Arc<dyn LetterBook>, consumer: Arc<Consumer>, clock: Arc<dyn Clock>) -> Self {
+    pub fn spawn(
+        book: Arc<dyn LetterBook>,
+        consumer: Arc<Consumer>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
         let mut desk = Desk { book, consumer, clock, counted_at: None, failing: false };
         Self(Background::spawn(async move |mut stopped: tagfast_resilience::Stopped| {
             loop {
@@ -164,14 +169,21 @@ impl Desk {
         let (mut stale, mut after) = (BTreeSet::new(), None);
         for _ in 0..STALE_PAGES {
             let page = self.book.list(&filter, after.as_ref(), PAGE_LETTERS).await?;
-            let records: Vec<_> = page.letters.into_iter().map(|stored| stored.letter.record).collect();
+            let records: Vec<_> =
+                page.letters.into_iter().map(|stored| stored.letter.record).collect();
             let outcomes = self.consumer.replay(records.clone(), true).await?;
             // Of what nobody can read nobody knows whether it is superseded.
             let counts = |outcome: &ReplayOutcome| match outcome {
                 ReplayOutcome::Applied | ReplayOutcome::Failed { .. } => true,
                 ReplayOutcome::Superseded | ReplayOutcome::NotHere => false,
             };
-            stale.extend(records.into_iter().zip(outcomes).filter(|(_, o)| counts(o)).map(|(record, _)| record.key));
+            stale.extend(
+                records
+                    .into_iter()
+                    .zip(outcomes)
+                    .filter(|(_, o)| counts(o))
+                    .map(|(record, _)| record.key),
+            );
             after = page.next;
             if after.is_none() {
                 break;

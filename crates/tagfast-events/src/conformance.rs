@@ -14,7 +14,10 @@ use tagfast_domain::{ContentKey, TaggingsEvent, UnixMillis, Version};
 use tokio::time::Instant;
 
 use crate::bus::begin_at;
-use crate::{Bus, BusConsumer, BusPosition, BusRecord, Group, Partition, Polled, Positions, RecordKind, decode_record};
+use crate::{
+    Bus, BusConsumer, BusPosition, BusRecord, Group, Partition, Polled, Positions, RecordKind,
+    decode_record,
+};
 
 /// How the suite drives a bus.
 #[async_trait]
@@ -63,7 +66,10 @@ impl Reader {
     fn take(&mut self, records: Vec<BusRecord>) {
         for record in records {
             let at = self.positions.entry(record.partition).or_default();
-            assert!(record.offset >= at.next, "offsets of a partition rise: {record:?} after {at:?}");
+            assert!(
+                record.offset >= at.next,
+                "offsets of a partition rise: {record:?} after {at:?}"
+            );
             at.next = record.offset + 1;
             at.emits.see(&record.cluster, record.emit);
             if record.kind != RecordKind::Event {
@@ -82,7 +88,9 @@ impl Reader {
             Polled::Assigned(partitions) => {
                 self.consumer.start(&partitions, &Positions::new()).await.expect("a start");
             }
-            Polled::Revoked(partitions) => self.consumer.release(&partitions).await.expect("a release"),
+            Polled::Revoked(partitions) => {
+                self.consumer.release(&partitions).await.expect("a release")
+            }
             Polled::Lost(partitions) => panic!("{partitions:?} were lost"),
         }
     }
@@ -115,16 +123,24 @@ impl Reader {
 pub async fn events_of_a_content_keep_their_order(harness: &dyn BusHarness) {
     let all = contents("order", 20, 10);
     harness.publish(&all).await;
-    let mut reader = Reader::begin(&harness.bus().await, Group("order"), "order", &Positions::new()).await;
+    let mut reader =
+        Reader::begin(&harness.bus().await, Group("order"), "order", &Positions::new()).await;
     reader.read(all.len()).await;
     assert_eq!(reader.keys(), counted(&all), "each event once");
     let mut by_key: BTreeMap<&ContentKey, Vec<(Partition, Version)>> = BTreeMap::new();
     for (record, event) in &reader.seen {
         by_key.entry(&event.key).or_default().push((record.partition, event.version));
-        assert_eq!((record.version, record.emit), (event.version, event.emit), "the record tells what its event is");
+        assert_eq!(
+            (record.version, record.emit),
+            (event.version, event.emit),
+            "the record tells what its event is"
+        );
     }
     for (key, seen) in by_key {
-        assert!(seen.iter().all(|(partition, _)| *partition == seen[0].0), "{key} is in one partition");
+        assert!(
+            seen.iter().all(|(partition, _)| *partition == seen[0].0),
+            "{key} is in one partition"
+        );
         assert!(seen.windows(2).all(|two| two[0].1 < two[1].1), "{key}: {seen:?}");
     }
     reader.consumer.close().await;
@@ -135,7 +151,8 @@ pub async fn what_was_not_committed_comes_again(harness: &dyn BusHarness) {
     let all = contents("again", 10, 5);
     harness.publish(&all).await;
     for _ in 0..2 {
-        let mut reader = Reader::begin(&harness.bus().await, Group("again"), "again", &Positions::new()).await;
+        let mut reader =
+            Reader::begin(&harness.bus().await, Group("again"), "again", &Positions::new()).await;
         reader.read(all.len()).await;
         assert_eq!(reader.keys(), counted(&all));
         // Ends like a process that dies.
@@ -146,7 +163,9 @@ pub async fn what_was_not_committed_comes_again(harness: &dyn BusHarness) {
 pub async fn what_was_committed_does_not_come_again(harness: &dyn BusHarness) {
     let first = contents("committed", 10, 5);
     harness.publish(&first).await;
-    let mut reader = Reader::begin(&harness.bus().await, Group("committed"), "committed", &Positions::new()).await;
+    let mut reader =
+        Reader::begin(&harness.bus().await, Group("committed"), "committed", &Positions::new())
+            .await;
     reader.read(first.len()).await;
     let positions = reader.positions.clone();
     reader.consumer.commit(&positions).await.expect("a commit");
@@ -154,7 +173,9 @@ pub async fn what_was_committed_does_not_come_again(harness: &dyn BusHarness) {
     drop(reader);
     let second: Vec<ContentKey> = (100..110).map(|n| content("committed", n)).collect();
     harness.publish(&second).await;
-    let mut reader = Reader::begin(&harness.bus().await, Group("committed"), "committed", &Positions::new()).await;
+    let mut reader =
+        Reader::begin(&harness.bus().await, Group("committed"), "committed", &Positions::new())
+            .await;
     reader.read(second.len()).await;
     reader.nothing_more().await;
     assert_eq!(reader.keys(), counted(&second));
@@ -165,13 +186,15 @@ pub async fn what_was_committed_does_not_come_again(harness: &dyn BusHarness) {
 pub async fn a_given_position_decides(harness: &dyn BusHarness) {
     let all = contents("given", 10, 4);
     harness.publish(&all).await;
-    let mut reader = Reader::begin(&harness.bus().await, Group("given"), "given", &Positions::new()).await;
+    let mut reader =
+        Reader::begin(&harness.bus().await, Group("given"), "given", &Positions::new()).await;
     reader.read(all.len()).await;
     let ends = reader.positions.clone();
     reader.consumer.commit(&ends).await.expect("a commit");
     reader.consumer.close().await;
     drop(reader);
-    let begin: Positions = ends.keys().map(|partition| (*partition, BusPosition::default())).collect();
+    let begin: Positions =
+        ends.keys().map(|partition| (*partition, BusPosition::default())).collect();
     let mut reader = Reader::begin(&harness.bus().await, Group("given"), "given", &begin).await;
     reader.read(all.len()).await;
     assert_eq!(reader.keys(), counted(&all));
@@ -196,14 +219,19 @@ pub async fn groups_do_not_share(harness: &dyn BusHarness) {
 pub async fn a_paused_partition_is_silent_and_keeps_its_records(harness: &dyn BusHarness) {
     let first = contents("paused", 30, 2);
     harness.publish(&first).await;
-    let mut reader = Reader::begin(&harness.bus().await, Group("paused"), "paused", &Positions::new()).await;
+    let mut reader =
+        Reader::begin(&harness.bus().await, Group("paused"), "paused", &Positions::new()).await;
     reader.read(first.len()).await;
     let held = reader.seen[0].0.partition;
     reader.consumer.set_paused(held, true);
     let second = contents("paused", 30, 1);
     harness.publish(&second).await;
-    let of_held: BTreeSet<ContentKey> =
-        reader.seen.iter().filter(|(r, _)| r.partition == held).map(|(_, e)| e.key.clone()).collect();
+    let of_held: BTreeSet<ContentKey> = reader
+        .seen
+        .iter()
+        .filter(|(r, _)| r.partition == held)
+        .map(|(_, e)| e.key.clone())
+        .collect();
     reader.read(first.len() + second.len() - of_held.len()).await;
     // What was fetched before the pause may still come, but nothing was published then.
     reader.nothing_more().await;
@@ -216,14 +244,16 @@ pub async fn a_paused_partition_is_silent_and_keeps_its_records(harness: &dyn Bu
 pub async fn a_dropped_poll_loses_nothing(harness: &dyn BusHarness) {
     let all = contents("dropped", 40, 5);
     harness.publish(&all).await;
-    let mut reader = Reader::begin(&harness.bus().await, Group("dropped"), "dropped", &Positions::new()).await;
+    let mut reader =
+        Reader::begin(&harness.bus().await, Group("dropped"), "dropped", &Positions::new()).await;
     let end = Instant::now() + PATIENCE;
     let mut n = 0;
     while reader.seen.len() < all.len() {
         assert!(Instant::now() < end, "{} of {} events came", reader.seen.len(), all.len());
         n += 1;
         let limit = Duration::from_micros(50 + n % 40 * 100);
-        let polled = tokio::time::timeout(limit, reader.consumer.poll(7, Duration::from_secs(5))).await;
+        let polled =
+            tokio::time::timeout(limit, reader.consumer.poll(7, Duration::from_secs(5))).await;
         if let Ok(polled) = polled {
             reader.take(polled.expect("a poll").into_records());
         }
@@ -234,7 +264,8 @@ pub async fn a_dropped_poll_loses_nothing(harness: &dyn BusHarness) {
 
 /// A partition without events tells how far it is complete: it follows the clock.
 pub async fn an_idle_partition_tells_the_truth(harness: &dyn BusHarness) {
-    let mut reader = Reader::begin(&harness.bus().await, Group("idle"), "idle", &Positions::new()).await;
+    let mut reader =
+        Reader::begin(&harness.bus().await, Group("idle"), "idle", &Positions::new()).await;
     let (asked, end) = (harness.now(), Instant::now() + PATIENCE);
     let partitions = harness.bus().await.partitions();
     loop {
@@ -245,9 +276,9 @@ pub async fn an_idle_partition_tells_the_truth(harness: &dyn BusHarness) {
         let frontiers = reader.consumer.frontiers().await.expect("frontiers");
         let passed = |p: &Partition| {
             let done = positions.get(p).map_or(0, |at| at.next);
-            frontiers
-                .get(p)
-                .is_some_and(|all| all.iter().any(|f| f.complete_through >= asked && (f.next <= done || f.next <= 1)))
+            frontiers.get(p).is_some_and(|all| {
+                all.iter().any(|f| f.complete_through >= asked && (f.next <= done || f.next <= 1))
+            })
         };
         // Embedded a frontier tells the end; whoever has read to there has everything.
         if partitions.iter().all(passed) {

@@ -14,7 +14,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use self::letters::{Held, Why};
-use crate::bus::{Bus, BusConsumer, BusError, BusRecord, Group, LetterClass, Partition, Polled, Positions, RecordKind};
+use crate::bus::{
+    Bus, BusConsumer, BusError, BusRecord, Group, LetterClass, Partition, Polled, Positions,
+    RecordKind,
+};
 use crate::envelope;
 use crate::progress::Progress;
 use crate::runtime::{ConsumerState, Request, RuntimeOptions, Shared};
@@ -136,7 +139,8 @@ impl Engine {
         partitions: &[Partition],
     ) -> Result<Option<Restart>, StopAsked> {
         // A copy that was just made is at least as new as these.
-        let rebuilt: Positions = partitions.iter().filter_map(|p| self.rebuilt_from.remove_entry(p)).collect();
+        let rebuilt: Positions =
+            partitions.iter().filter_map(|p| self.rebuilt_from.remove_entry(p)).collect();
         let mut positions = Positions::new();
         if rebuilt.len() < partitions.len() {
             let (sink, epoch) = (Arc::clone(&self.sink), self.bus.epoch());
@@ -146,7 +150,10 @@ impl Engine {
                     let missing: Vec<Partition> = partitions.iter().filter(lack).copied().collect();
                     positions = known;
                     if !missing.is_empty() {
-                        positions.extend(self.rebuild("some partitions are new here", Some(&missing), None).await?);
+                        positions.extend(
+                            self.rebuild("some partitions are new here", Some(&missing), None)
+                                .await?,
+                        );
                     }
                 }
                 Start::Committed => {}
@@ -196,13 +203,17 @@ impl Engine {
         tracing::info!(group, reason, ?only, "rebuilding from the shards");
         self.shared.set(ConsumerState::Rebuilding);
         self.shared.caught_up.store(false, Ordering::Relaxed);
-        let (sink, bus, shared) = (Arc::clone(&self.sink), Arc::clone(&self.bus), Arc::clone(&self.shared));
+        let (sink, bus, shared) =
+            (Arc::clone(&self.sink), Arc::clone(&self.bus), Arc::clone(&self.shared));
         // The ends first, the copy after: an event between the two is applied again, never missed.
         let mut attempt = 0;
         let from: Positions = loop {
             match bus.ends().await {
                 Ok(ends) => {
-                    break ends.into_iter().filter(|(p, _)| only.is_none_or(|only| only.contains(p))).collect();
+                    break ends
+                        .into_iter()
+                        .filter(|(p, _)| only.is_none_or(|only| only.contains(p)))
+                        .collect();
                 }
                 Err(error) => self.pause(&error, attempt).await?,
             }
@@ -261,14 +272,19 @@ impl Engine {
                     permit.failed();
                     let group = self.sink.group().0;
                     tracing::warn!(group, %error, "the sink failed; the consumer waits for it");
-                    metrics::counter!("tagfast_consumer_pauses_total", "group" => group).increment(1);
+                    metrics::counter!("tagfast_consumer_pauses_total", "group" => group)
+                        .increment(1);
                 }
             }
         }
     }
 
     /// Waits before the next attempt; ends early when a stop was asked for.
-    async fn pause(&mut self, error: &(dyn std::error::Error + Sync), attempt: u32) -> Result<(), StopAsked> {
+    async fn pause(
+        &mut self,
+        error: &(dyn std::error::Error + Sync),
+        attempt: u32,
+    ) -> Result<(), StopAsked> {
         let group = self.sink.group().0;
         tracing::warn!(group, %error, attempt, "the consumer pauses and tries again");
         metrics::counter!("tagfast_consumer_pauses_total", "group" => group).increment(1);
@@ -294,10 +310,9 @@ impl Engine {
 
     /// Polls once, applies, advances.
     async fn step(&mut self, consumer: &mut dyn BusConsumer) -> Result<Option<Restart>, StopAsked> {
-        let wait = self
-            .waiting
-            .next_due()
-            .map_or(self.options.idle, |due| due.saturating_duration_since(Instant::now()).min(self.options.idle));
+        let wait = self.waiting.next_due().map_or(self.options.idle, |due| {
+            due.saturating_duration_since(Instant::now()).min(self.options.idle)
+        });
         let polled = tokio::select! {
             biased;
             stop = self.stopped.wait_for(|s| *s) => {
@@ -310,7 +325,9 @@ impl Engine {
         };
         let polled = match polled {
             Ok(polled) => polled,
-            Err(Request::Rebuild(reply)) => return Ok(Some(Restart::Rebuild("asked for", Some(reply)))),
+            Err(Request::Rebuild(reply)) => {
+                return Ok(Some(Restart::Rebuild("asked for", Some(reply))));
+            }
             Err(Request::Replay(replay)) => return self.replay(replay).await.map(|()| None),
         };
         let records = match polled {
@@ -370,7 +387,12 @@ impl Engine {
             let event = match event {
                 Ok(event) => event,
                 Err(error) => {
-                    self.park(record, None, Why::new(LetterClass::Poison, error.code(), &error.to_string(), 1)).await?;
+                    self.park(
+                        record,
+                        None,
+                        Why::new(LetterClass::Poison, error.code(), &error.to_string(), 1),
+                    )
+                    .await?;
                     continue;
                 }
             };
@@ -409,7 +431,8 @@ impl Engine {
 
     async fn apply(&mut self, candidates: Vec<Candidate>) -> Result<(), StopAsked> {
         let group = self.sink.group().0;
-        let records: Arc<Vec<SinkRecord>> = Arc::new(candidates.iter().map(Candidate::for_sink).collect());
+        let records: Arc<Vec<SinkRecord>> =
+            Arc::new(candidates.iter().map(Candidate::for_sink).collect());
         let sink = Arc::clone(&self.sink);
         let verdicts = self
             .insist(|| {
@@ -426,7 +449,9 @@ impl Engine {
                     let why = Why::new(LetterClass::Poison, code, &message, candidate.attempts + 1);
                     self.park(candidate.record, Some(candidate.event), why).await?;
                 }
-                RecordVerdict::Failed { code, message } => self.failed(candidate, code, &message).await?,
+                RecordVerdict::Failed { code, message } => {
+                    self.failed(candidate, code, &message).await?
+                }
             }
         }
         self.storm.done(applied + superseded, self.clock.now_ms());
@@ -438,7 +463,12 @@ impl Engine {
         Ok(())
     }
 
-    async fn failed(&mut self, candidate: Candidate, code: &'static str, message: &str) -> Result<(), StopAsked> {
+    async fn failed(
+        &mut self,
+        candidate: Candidate,
+        code: &'static str,
+        message: &str,
+    ) -> Result<(), StopAsked> {
         let group = self.sink.group().0;
         match self.options.retry.delay(candidate.attempts, jitter(&candidate)) {
             Some(delay) => {
@@ -459,7 +489,10 @@ impl Engine {
     async fn advance(&mut self, consumer: &mut dyn BusConsumer) -> Result<(), StopAsked> {
         let positions = self.progress.done(&self.undone());
         for (partition, ahead) in self.progress.ahead(&positions) {
-            consumer.set_paused(partition, ahead > self.options.window || self.held.contains_key(&partition));
+            consumer.set_paused(
+                partition,
+                ahead > self.options.window || self.held.contains_key(&partition),
+            );
         }
         let sink = Arc::clone(&self.sink);
         let durable = self
@@ -481,7 +514,9 @@ impl Engine {
                 let past_start = visible.len() == self.progress.len()
                     && !visible.is_empty()
                     && visible.values().all(|at| *at > self.began_at);
-                if past_start || (self.progress.len() > 0 && self.progress.has_all(&durable, &frontiers)) {
+                if past_start
+                    || (self.progress.len() > 0 && self.progress.has_all(&durable, &frontiers))
+                {
                     self.shared.caught_up.store(true, Ordering::Relaxed);
                 }
             }
@@ -522,16 +557,24 @@ fn breaker(group: Group, options: &RuntimeOptions) -> Arc<Breaker> {
         reset_after: Duration::from_secs(30),
     };
     let told = move |transition: &Transition| {
-        let (from, to, reason) = (transition.from.as_str(), transition.to.as_str(), transition.reason);
+        let (from, to, reason) =
+            (transition.from.as_str(), transition.to.as_str(), transition.reason);
         tracing::info!(breaker = transition.name, from, to, reason, "a breaker changed its state");
         let open = if transition.to == BreakerState::Closed { 0.0 } else { 1.0 };
         metrics::gauge!("tagfast_consumer_breaker_open", "group" => group.0).set(open);
     };
-    Breaker::new(format!("sink {}", group.0), behaviour, Arc::new(move || began.elapsed()), Arc::new(told), 0x5eed)
+    Breaker::new(
+        format!("sink {}", group.0),
+        behaviour,
+        Arc::new(move || began.elapsed()),
+        Arc::new(told),
+        0x5eed,
+    )
 }
 
 /// Spreads retries of different records; the same record at the same attempt waits the same, which tests rely on.
 fn jitter(candidate: &Candidate) -> f64 {
-    let seed = candidate.record.offset.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ u64::from(candidate.attempts) << 32;
+    let seed = candidate.record.offset.wrapping_mul(0x9E37_79B9_7F4A_7C15)
+        ^ u64::from(candidate.attempts) << 32;
     (seed >> 11) as f64 / (1u64 << 53) as f64
 }

@@ -9,8 +9,8 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 use tagfast_domain::time::{parse_rfc3339, rfc3339};
 use tagfast_domain::{
-    Change, ContentKey, DomainError, EpochOrdinal, TagName, Tagging, TaggingsEvent, UnixMillis, UserId, Version,
-    WriteId,
+    Change, ContentKey, DomainError, EpochOrdinal, TagName, Tagging, TaggingsEvent, UnixMillis,
+    UserId, Version, WriteId,
 };
 use tagfast_sharding::ContentHash;
 
@@ -130,7 +130,8 @@ fn traceparent(event: &TaggingsEvent) -> Option<&str> {
 }
 
 fn data(event: &TaggingsEvent) -> Data<'_> {
-    let names = |names: &'_ [TagName]| names.iter().map(|n| Cow::Owned(n.as_str().to_owned())).collect();
+    let names =
+        |names: &'_ [TagName]| names.iter().map(|n| Cow::Owned(n.as_str().to_owned())).collect();
     Data {
         tenant: event.key.tenant.as_str().into(),
         content_type: event.key.content.content_type.as_str().into(),
@@ -164,7 +165,8 @@ fn data(event: &TaggingsEvent) -> Data<'_> {
 }
 
 fn json(value: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(value).unwrap_or_else(|e| unreachable!("strings and numbers always serialise: {e}"))
+    serde_json::to_vec(value)
+        .unwrap_or_else(|e| unreachable!("strings and numbers always serialise: {e}"))
 }
 
 /// The bytes of an event, in structured mode.
@@ -197,7 +199,13 @@ const EMIT_HEADER: &str = "ce_tagfastemit";
 /// How far a heartbeat's partition is complete, in unix milliseconds.
 const COMPLETE_HEADER: &str = "ce_tagfastcomplete";
 
-fn attributes(event_type: &str, cluster: &str, id: &str, at: UnixMillis, emit: u64) -> Vec<(String, Vec<u8>)> {
+fn attributes(
+    event_type: &str,
+    cluster: &str,
+    id: &str,
+    at: UnixMillis,
+    emit: u64,
+) -> Vec<(String, Vec<u8>)> {
     [
         ("ce_specversion", "1.0".to_owned()),
         ("ce_type", event_type.to_owned()),
@@ -218,7 +226,8 @@ const HI_HEADER: &str = "ce_tagfasthi";
 /// An event of a cluster, in binary mode. `hi` is a log position at or after its commit.
 pub fn encode_binary(event: &TaggingsEvent, cluster: &str, hi: u64) -> Message {
     let mut headers = attributes(EVENT_TYPE, cluster, &id(event), event.at, event.emit.0);
-    let mut header = |name: &str, value: String| headers.push((name.to_owned(), value.into_bytes()));
+    let mut header =
+        |name: &str, value: String| headers.push((name.to_owned(), value.into_bytes()));
     header("ce_subject", event.key.to_string());
     header(VERSION_HEADER, event.version.to_string());
     header(HI_HEADER, hi.to_string());
@@ -239,7 +248,12 @@ pub fn encode_marker(cluster: &str, emit: EpochOrdinal, at: UnixMillis) -> Messa
 
 /// A heartbeat: every event of the cluster in this partition committed before `complete_through` lies before it, and `hi` is at
 /// or after the commit of each of them.
-pub fn encode_heartbeat(cluster: &str, emit: EpochOrdinal, complete_through: UnixMillis, hi: u64) -> Message {
+pub fn encode_heartbeat(
+    cluster: &str,
+    emit: EpochOrdinal,
+    complete_through: UnixMillis,
+    hi: u64,
+) -> Message {
     let id = format!("{cluster}-{}-{complete_through}", emit.0);
     let mut headers = attributes(HEARTBEAT_TYPE, cluster, &id, complete_through, emit.0);
     headers.push((COMPLETE_HEADER.to_owned(), complete_through.to_string().into_bytes()));
@@ -275,8 +289,10 @@ impl Attributes {
             HEARTBEAT_TYPE => RecordKind::Heartbeat,
             _ => RecordKind::Event,
         };
-        let cluster =
-            text("ce_source").strip_prefix(SOURCE).and_then(|rest| rest.strip_prefix('/')).unwrap_or_default();
+        let cluster = text("ce_source")
+            .strip_prefix(SOURCE)
+            .and_then(|rest| rest.strip_prefix('/'))
+            .unwrap_or_default();
         Self {
             kind,
             cluster: cluster.into(),
@@ -295,7 +311,9 @@ fn header<'a>(headers: &'a [(String, Vec<u8>)], name: &str) -> Option<&'a str> {
 
 /// The event of a record, in either mode.
 pub fn decode_record(record: &BusRecord) -> Result<TaggingsEvent, EnvelopeError> {
-    let Some(event_type) = header(&record.headers, "ce_type") else { return decode(&record.payload) };
+    let Some(event_type) = header(&record.headers, "ce_type") else {
+        return decode(&record.payload);
+    };
     if event_type != EVENT_TYPE {
         return Err(EnvelopeError::UnknownType(event_type.to_owned()));
     }
@@ -313,11 +331,14 @@ pub(crate) fn decode_keyed(record: &BusRecord) -> Result<TaggingsEvent, Envelope
 
 /// Whether a record's key is that of its event: the parts, with zeros or slashes between them.
 fn is_key(key: &[u8], of: &ContentKey) -> bool {
-    let parts = [of.tenant.as_str(), of.content.content_type.as_str(), of.content.content_id.as_str()];
+    let parts =
+        [of.tenant.as_str(), of.content.content_type.as_str(), of.content.content_id.as_str()];
     let mut rest = key;
     for (n, part) in parts.into_iter().enumerate() {
         if n > 0 {
-            let Some(behind) = rest.strip_prefix(b"\0").or_else(|| rest.strip_prefix(b"/")) else { return false };
+            let Some(behind) = rest.strip_prefix(b"\0").or_else(|| rest.strip_prefix(b"/")) else {
+                return false;
+            };
             rest = behind;
         }
         let Some(behind) = rest.strip_prefix(part.as_bytes()) else { return false };
@@ -355,7 +376,14 @@ fn event(data: &Data<'_>, time: &str) -> Result<TaggingsEvent, DomainError> {
         let name = TagName::from_canonical(&t.tag);
         let display = if t.display == t.tag { name.shared() } else { (*t.display).into() };
         let ord = t.ord.parse()?;
-        Ok(Tagging { name, display, user: UserId::parse(&t.added_by)?, at: t.added_at, ord, present: true })
+        Ok(Tagging {
+            name,
+            display,
+            user: UserId::parse(&t.added_by)?,
+            at: t.added_at,
+            ord,
+            present: true,
+        })
     });
     let names = |names: &[Cow<'_, str>]| names.iter().map(|n| TagName::from_canonical(n)).collect();
     let changes = data.changes.iter().map(|c| {
@@ -371,7 +399,8 @@ fn event(data: &Data<'_>, time: &str) -> Result<TaggingsEvent, DomainError> {
     Ok(TaggingsEvent {
         key: key(data)?,
         version: data.version.parse::<Version>()?,
-        at: parse_rfc3339(time).ok_or(DomainError::Undecodable { what: "event", reason: "time" })?,
+        at: parse_rfc3339(time)
+            .ok_or(DomainError::Undecodable { what: "event", reason: "time" })?,
         emit: EpochOrdinal(data.emit),
         tags: tags.collect::<Result<_, DomainError>>()?,
         changes: changes.collect::<Result<_, DomainError>>()?,
@@ -380,7 +409,8 @@ fn event(data: &Data<'_>, time: &str) -> Result<TaggingsEvent, DomainError> {
 
 /// Reserved tenants pass: events are the service's own.
 fn key(data: &Data<'_>) -> Result<ContentKey, DomainError> {
-    let mut bytes = Vec::with_capacity(data.tenant.len() + data.content_type.len() + data.id.len() + 2);
+    let mut bytes =
+        Vec::with_capacity(data.tenant.len() + data.content_type.len() + data.id.len() + 2);
     for (n, part) in [&data.tenant, &data.content_type, &data.id].into_iter().enumerate() {
         if n > 0 {
             bytes.push(0);

@@ -152,14 +152,25 @@ impl LetterFilter {
             ("tenant = ", self.tenant.as_deref()),
             ("content_type = ", self.content_type.as_deref()),
         ];
-        all.extend(words.into_iter().filter_map(|(column, word)| Some((column.to_owned(), Some(text(word?))))));
+        all.extend(
+            words
+                .into_iter()
+                .filter_map(|(column, word)| Some((column.to_owned(), Some(text(word?))))),
+        );
         if let Some(prefix) = &self.id_prefix {
             // Compared by bytes: nothing that begins with the prefix is above it with the last character there is.
             all.push(("content_id >= ".to_owned(), Some(text(prefix))));
-            all.push(("content_id <= ".to_owned(), Some(Value::Text(format!("{prefix}\u{10FFFF}")))));
+            all.push((
+                "content_id <= ".to_owned(),
+                Some(Value::Text(format!("{prefix}\u{10FFFF}"))),
+            ));
         }
         let moments = [("last_failed_at >= ", self.from), ("last_failed_at < ", self.until)];
-        all.extend(moments.into_iter().filter_map(|(column, at)| Some((column.to_owned(), Some(Value::Number(at?))))));
+        all.extend(
+            moments
+                .into_iter()
+                .filter_map(|(column, at)| Some((column.to_owned(), Some(Value::Number(at?))))),
+        );
         if let Some(Due { at, cooldown }) = self.due {
             let due = |replays| {
                 let failed_by = at.saturating_sub(cooldown.wait_ms(replays));
@@ -197,7 +208,10 @@ impl LetterPage {
         let more = letters.len() > limit;
         letters.truncate(limit);
         let last = letters.last().filter(|_| more);
-        let next = last.map(|stored| LetterCursor { at: stored.letter.last_failed_at, id: stored.letter.id() });
+        let next = last.map(|stored| LetterCursor {
+            at: stored.letter.last_failed_at,
+            id: stored.letter.id(),
+        });
         Self { letters, next }
     }
 }
@@ -338,10 +352,16 @@ pub trait LetterBook: Send + Sync {
     ) -> Result<Option<(Job, Vec<StoredLetter>)>, BookError>;
 
     /// Writes down what became of letters of a job. A letter that is not in the job any more stays as it is.
-    async fn settle(&self, job: &Job, settled: &[Settled], at: UnixMillis) -> Result<(), BookError>;
+    async fn settle(&self, job: &Job, settled: &[Settled], at: UnixMillis)
+    -> Result<(), BookError>;
 
     /// Discards the open letters of a filter; how many they were.
-    async fn discard(&self, filter: &LetterFilter, reason: &str, at: UnixMillis) -> Result<u64, BookError>;
+    async fn discard(
+        &self,
+        filter: &LetterFilter,
+        reason: &str,
+        at: UnixMillis,
+    ) -> Result<u64, BookError>;
 
     /// Remembers an act.
     async fn note(&self, act: &Act) -> Result<(), BookError>;
@@ -404,8 +424,11 @@ impl fmt::Display for LetterFilter {
             ("type", self.content_type.as_deref()),
             ("id_prefix", self.id_prefix.as_deref()),
         ];
-        parts.extend(words.into_iter().filter_map(|(name, word)| Some(format!("{name}={}", word?))));
-        for (name, at) in [("from", self.from), ("until", self.until), ("due", self.due.map(|due| due.at))] {
+        parts
+            .extend(words.into_iter().filter_map(|(name, word)| Some(format!("{name}={}", word?))));
+        for (name, at) in
+            [("from", self.from), ("until", self.until), ("due", self.due.map(|due| due.at))]
+        {
             parts.extend(at.map(|at| format!("{name}={}", tagfast_domain::time::rfc3339(at))));
         }
         write!(f, "{}", if parts.is_empty() { "all".to_owned() } else { parts.join(" ") })
@@ -436,8 +459,12 @@ mod tests {
 
     #[test]
     fn a_filter_with_a_state_alone_is_everything() {
-        assert!(LetterFilter { state: Some(LetterState::Open), ..LetterFilter::default() }.is_everything());
-        let filter = LetterFilter { code: Some("x".to_owned()), from: Some(0), ..LetterFilter::default() };
+        assert!(
+            LetterFilter { state: Some(LetterState::Open), ..LetterFilter::default() }
+                .is_everything()
+        );
+        let filter =
+            LetterFilter { code: Some("x".to_owned()), from: Some(0), ..LetterFilter::default() };
         assert!(!filter.is_everything());
         assert_eq!(filter.to_string(), "code=x from=1970-01-01T00:00:00.000Z");
         assert_eq!(LetterFilter::default().to_string(), "all");

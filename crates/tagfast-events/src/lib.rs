@@ -17,14 +17,14 @@ mod storm;
 mod waiting;
 
 pub use bus::{
-    Bus, BusConsumer, BusError, BusPosition, BusRecord, ClusterName, DeadLetter, Emits, Frontier, Group, LetterClass,
-    Partition, Polled, Positions, RecordKind,
+    Bus, BusConsumer, BusError, BusPosition, BusRecord, ClusterName, DeadLetter, Emits, Frontier,
+    Group, LetterClass, Partition, Polled, Positions, RecordKind,
 };
 pub use clerk::Clerk;
 pub use envelope::{EnvelopeError, decode, decode_record, encode};
 pub use letters::{
-    Act, BookError, Cooldown, Due, GroupLetters, Job, LetterBook, LetterCursor, LetterFilter, LetterPage, LetterState,
-    NewJob, ReplayOutcome, Settled, StoredLetter,
+    Act, BookError, Cooldown, Due, GroupLetters, Job, LetterBook, LetterCursor, LetterFilter,
+    LetterPage, LetterState, NewJob, ReplayOutcome, Settled, StoredLetter,
 };
 pub use runtime::{Consumer, ConsumerSnapshot, ConsumerState, RuntimeOptions};
 pub use sink::{RecordVerdict, Sink, SinkError, SinkRecord, Start, Visible};

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, VecDeque};
 
 use tagfast_domain::{EpochOrdinal, UnixMillis};
 
-use crate::bus::{BusPosition, BusRecord, ClusterName, Emits, Frontier, Partition, Positions, RecordKind};
+use crate::bus::{
+    BusPosition, BusRecord, ClusterName, Emits, Frontier, Partition, Positions, RecordKind,
+};
 
 #[derive(Default)]
 struct PartitionProgress {
@@ -29,7 +31,8 @@ impl Progress {
     pub(crate) fn begin(&mut self, from: Positions) {
         for (partition, read) in from {
             let durable = read.next;
-            self.partitions.insert(partition, PartitionProgress { read, durable, ..Default::default() });
+            self.partitions
+                .insert(partition, PartitionProgress { read, durable, ..Default::default() });
         }
     }
 
@@ -54,7 +57,12 @@ impl Progress {
     }
 
     /// Whether an event is of the newest epoch of its cluster seen in its partition; a smaller `emit` is dropped.
-    pub(crate) fn accepts(&mut self, partition: Partition, cluster: &ClusterName, emit: EpochOrdinal) -> bool {
+    pub(crate) fn accepts(
+        &mut self,
+        partition: Partition,
+        cluster: &ClusterName,
+        emit: EpochOrdinal,
+    ) -> bool {
         self.partitions.get_mut(&partition).is_some_and(|known| known.read.emits.see(cluster, emit))
     }
 
@@ -73,7 +81,9 @@ impl Progress {
             }
             match known.runs.back_mut() {
                 // One entry per 100 records is exact enough for a lag in milliseconds and keeps the memory small.
-                Some((end, _)) if record.offset + 1 > *end && record.offset % 100 != 0 => *end = record.offset + 1,
+                Some((end, _)) if record.offset + 1 > *end && record.offset % 100 != 0 => {
+                    *end = record.offset + 1
+                }
                 _ => known.runs.push_back((record.offset + 1, record.at)),
             }
         }
@@ -95,7 +105,9 @@ impl Progress {
     pub(crate) fn ahead(&self, done: &Positions) -> Vec<(Partition, u64)> {
         self.partitions
             .iter()
-            .map(|(p, known)| (*p, known.read.next.saturating_sub(done.get(p).map_or(0, |d| d.next))))
+            .map(|(p, known)| {
+                (*p, known.read.next.saturating_sub(done.get(p).map_or(0, |d| d.next)))
+            })
             .collect()
     }
 
@@ -125,8 +137,14 @@ impl Progress {
             let reached = |f: &&Frontier| next >= f.next || f.next <= 1;
             let of_partition = frontiers.get(partition).map_or(&[][..], Vec::as_slice);
             // What is not done yet was committed at or after this; what came before it is done.
-            let before_the_first = known.runs.front().map(|(_, at)| *at).filter(|_| !of_partition.is_empty());
-            let now = of_partition.iter().rev().find(reached).map(|f| f.complete_through).or(before_the_first);
+            let before_the_first =
+                known.runs.front().map(|(_, at)| *at).filter(|_| !of_partition.is_empty());
+            let now = of_partition
+                .iter()
+                .rev()
+                .find(reached)
+                .map(|f| f.complete_through)
+                .or(before_the_first);
             known.visible = now.max(known.visible);
             if let Some(at) = known.visible {
                 visible.insert(*partition, at);
@@ -137,12 +155,23 @@ impl Progress {
 
     /// What [`Progress::visible`] said last.
     pub(crate) fn known_visible(&self) -> BTreeMap<Partition, UnixMillis> {
-        self.partitions.iter().filter_map(|(partition, known)| Some((*partition, known.visible?))).collect()
+        self.partitions
+            .iter()
+            .filter_map(|(partition, known)| Some((*partition, known.visible?)))
+            .collect()
     }
 
     /// Whether everything the bus has is durable and visible.
-    pub(crate) fn has_all(&self, durable: &Positions, frontiers: &BTreeMap<Partition, Vec<Frontier>>) -> bool {
-        let reached = |p: &Partition, f: &Frontier| f.next <= 1 || durable.get(p).is_some_and(|d| d.next >= f.next);
-        self.partitions.keys().all(|p| frontiers.get(p).and_then(|f| f.last()).is_some_and(|f| reached(p, f)))
+    pub(crate) fn has_all(
+        &self,
+        durable: &Positions,
+        frontiers: &BTreeMap<Partition, Vec<Frontier>>,
+    ) -> bool {
+        let reached = |p: &Partition, f: &Frontier| {
+            f.next <= 1 || durable.get(p).is_some_and(|d| d.next >= f.next)
+        };
+        self.partitions
+            .keys()
+            .all(|p| frontiers.get(p).and_then(|f| f.last()).is_some_and(|f| reached(p, f)))
     }
 }

@@ -42,7 +42,12 @@ impl Default for RuntimeOptions {
         Self {
             batch: 2000,
             idle: Duration::from_millis(50),
-            retry: Backoff { retries: 3, base: Duration::from_millis(200), factor: 4, cap: Duration::from_secs(10) },
+            retry: Backoff {
+                retries: 3,
+                base: Duration::from_millis(200),
+                factor: 4,
+                cap: Duration::from_secs(10),
+            },
             pause_cap: Duration::from_secs(5),
             window: 10_000,
         }
@@ -151,7 +156,12 @@ pub struct Stopped;
 
 impl Consumer {
     /// Starts consuming.
-    pub fn spawn(bus: Arc<dyn Bus>, sink: Arc<dyn Sink>, options: RuntimeOptions, clock: Arc<dyn Clock>) -> Self {
+    pub fn spawn(
+        bus: Arc<dyn Bus>,
+        sink: Arc<dyn Sink>,
+        options: RuntimeOptions,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
         let shared = Arc::new(Shared {
             state: Mutex::new(ConsumerState::Starting),
             // Nothing older than now is promised before it is known.
@@ -213,9 +223,16 @@ impl Consumer {
 
     /// Applies records of letters again, or with `dry_run` only says what that would do; one outcome for each, in their order.
     /// Waits while the sink does not work.
-    pub async fn replay(&self, letters: Vec<BusRecord>, dry_run: bool) -> Result<Vec<ReplayOutcome>, Stopped> {
+    pub async fn replay(
+        &self,
+        letters: Vec<BusRecord>,
+        dry_run: bool,
+    ) -> Result<Vec<ReplayOutcome>, Stopped> {
         let (reply, done) = oneshot::channel();
-        self.requests.send(Request::Replay(Replay { letters, dry_run, reply })).await.map_err(|_| Stopped)?;
+        self.requests
+            .send(Request::Replay(Replay { letters, dry_run, reply }))
+            .await
+            .map_err(|_| Stopped)?;
         done.await.map_err(|_| Stopped)
     }
 

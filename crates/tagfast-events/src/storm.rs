@@ -98,6 +98,10 @@ mod tests {
         storm.allow(100);
         assert_eq!((0..500).filter(|_| storm.may_write(200)).count(), 500);
         let after = 100 + ALLOWED_MS;
-        assert_eq!((0..500).filter(|_| storm.may_write(after)).count(), 20, "the next storm is one again");
+        assert_eq!(
+            (0..500).filter(|_| storm.may_write(after)).count(),
+            20,
+            "the next storm is one again"
+        );
     }
 }

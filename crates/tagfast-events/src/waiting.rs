@@ -34,7 +34,11 @@ impl Candidate {
     }
 
     pub(crate) fn for_sink(&self) -> SinkRecord {
-        SinkRecord { partition: self.record.partition, offset: self.record.offset, event: Arc::clone(&self.event) }
+        SinkRecord {
+            partition: self.record.partition,
+            offset: self.record.offset,
+            event: Arc::clone(&self.event),
+        }
     }
 }
 
@@ -78,7 +82,8 @@ impl Waiting {
 
     /// Takes out what is due. A record that fails again is put back; one that succeeds is forgotten.
     pub(crate) fn take_due(&mut self, now: Instant) -> Vec<Candidate> {
-        let due: Vec<Vec<u8>> = self.delayed.iter().filter(|(_, d)| d.due <= now).map(|(k, _)| k.clone()).collect();
+        let due: Vec<Vec<u8>> =
+            self.delayed.iter().filter(|(_, d)| d.due <= now).map(|(k, _)| k.clone()).collect();
         due.iter().filter_map(|key| self.delayed.remove(key)).map(|d| d.candidate).collect()
     }
 

@@ -108,19 +108,28 @@ pub fn mint(facts: &MintFacts<'_>) -> MintDecision {
     {
         return MintDecision::Keep;
     }
-    let Some(primary) = facts.primary else { return MintDecision::Wait("the leader's PostgreSQL was not reached") };
+    let Some(primary) = facts.primary else {
+        return MintDecision::Wait("the leader's PostgreSQL was not reached");
+    };
     if primary.in_recovery {
         return MintDecision::Wait("the leader is still being promoted");
     }
-    let largest = [facts.current.map(|(epoch, _)| epoch.ordinal), primary.newest_row, facts.known, facts.above]
-        .into_iter()
-        .flatten()
-        .max()
-        .map_or(0, |ordinal| ordinal.0.saturating_add(1));
+    let largest = [
+        facts.current.map(|(epoch, _)| epoch.ordinal),
+        primary.newest_row,
+        facts.known,
+        facts.above,
+    ]
+    .into_iter()
+    .flatten()
+    .max()
+    .map_or(0, |ordinal| ordinal.0.saturating_add(1));
     let now = u64::try_from(facts.now).unwrap_or(0);
     let ordinal = largest.max(now);
     if ordinal > now.saturating_add(MOST_AHEAD_MS) {
-        return MintDecision::Refuse("the next ordinal lies more than a day ahead of this node's clock");
+        return MintDecision::Refuse(
+            "the next ordinal lies more than a day ahead of this node's clock",
+        );
     }
     let record = EpochRecord {
         id: facts.new_id,
@@ -214,7 +223,12 @@ mod tests {
     }
 
     fn primary(timeline: u32, newest: Option<u64>) -> PrimaryFacts {
-        PrimaryFacts { in_recovery: false, timeline, fork_lsn: None, newest_row: newest.map(EpochOrdinal) }
+        PrimaryFacts {
+            in_recovery: false,
+            timeline,
+            fork_lsn: None,
+            newest_row: newest.map(EpochOrdinal),
+        }
     }
 
     fn facts<'a>(
@@ -237,7 +251,9 @@ mod tests {
     fn minted(facts: &MintFacts<'_>) -> (EpochRecord, Compare) {
         match mint(facts) {
             MintDecision::Mint(record, compare) => (record, compare),
-            other @ (MintDecision::Keep | MintDecision::Wait(_) | MintDecision::Refuse(_)) => panic!("{other:?}"),
+            other @ (MintDecision::Keep | MintDecision::Wait(_) | MintDecision::Refuse(_)) => {
+                panic!("{other:?}")
+            }
         }
     }
 
@@ -260,7 +276,8 @@ mod tests {
         // R1 was promoted, minted and died before its row was shipped: R2's table ends below etcd's ordinal.
         let etcd = record(NOW as u64 + 10, 8, "r1", 2);
         let leader = leader(9, "r2");
-        let (next, _) = minted(&facts(Some(&leader), Some((&etcd, 3)), Some(primary(2, Some(NOW as u64)))));
+        let (next, _) =
+            minted(&facts(Some(&leader), Some((&etcd, 3)), Some(primary(2, Some(NOW as u64)))));
         assert!(next.ordinal > etcd.ordinal);
         assert_eq!(next.parent_id, Some(etcd.id));
     }
@@ -269,7 +286,8 @@ mod tests {
     fn x5_an_ordinal_that_only_the_table_knows_is_not_given_again() {
         // etcd was restored from a copy.
         let leader = leader(9, "r2");
-        let (next, _) = minted(&facts(Some(&leader), None, Some(primary(2, Some(NOW as u64 + 77)))));
+        let (next, _) =
+            minted(&facts(Some(&leader), None, Some(primary(2, Some(NOW as u64 + 77)))));
         assert_eq!(next.ordinal.0, NOW as u64 + 78);
     }
 
@@ -278,7 +296,8 @@ mod tests {
         // Same member, same timeline, same newest row: only the key's creation differs.
         let old = record(NOW as u64, 7, "p", 1);
         let again = leader(12, "p");
-        let (next, compare) = minted(&facts(Some(&again), Some((&old, 3)), Some(primary(1, Some(NOW as u64)))));
+        let (next, compare) =
+            minted(&facts(Some(&again), Some((&old, 3)), Some(primary(1, Some(NOW as u64)))));
         assert_eq!((next.reign, next.timeline), (12, 1));
         assert!(next.ordinal > old.ordinal && next.id != old.id);
         assert_eq!(compare.epoch_mod_revision, 3);
@@ -297,7 +316,10 @@ mod tests {
     fn a_promotion_under_way_is_waited_for() {
         let leader = leader(7, "n0");
         let promoting = PrimaryFacts { in_recovery: true, ..primary(1, None) };
-        assert!(matches!(mint(&facts(Some(&leader), None, Some(promoting))), MintDecision::Wait(_)));
+        assert!(matches!(
+            mint(&facts(Some(&leader), None, Some(promoting))),
+            MintDecision::Wait(_)
+        ));
         assert!(matches!(mint(&facts(Some(&leader), None, None)), MintDecision::Wait(_)));
         assert!(matches!(mint(&facts(None, None, Some(primary(1, None)))), MintDecision::Wait(_)));
     }
@@ -324,14 +346,25 @@ mod tests {
     fn a_connection_writes_only_where_row_and_timeline_agree_with_etcd() {
         let epoch = record(50, 7, "n0", 3);
         let row = |ordinal: u64, timeline| {
-            Some(EpochRow { id: EpochId([ordinal as u8; 16]), ordinal: EpochOrdinal(ordinal), timeline })
+            Some(EpochRow {
+                id: EpochId([ordinal as u8; 16]),
+                ordinal: EpochOrdinal(ordinal),
+                timeline,
+            })
         };
-        let at = |in_recovery, timeline, newest_row| ConnectionFacts { in_recovery, timeline, newest_row };
+        let at = |in_recovery, timeline, newest_row| ConnectionFacts {
+            in_recovery,
+            timeline,
+            newest_row,
+        };
         assert_eq!(usable(&at(false, 3, row(50, 3)), &epoch), Usable::Yes);
         assert_eq!(usable(&at(false, 3, row(40, 2)), &epoch), Usable::InsertRow);
         assert_eq!(usable(&at(false, 3, None), &epoch), Usable::InsertRow);
         assert!(matches!(usable(&at(true, 3, row(50, 3)), &epoch), Usable::No(_)));
-        assert!(matches!(usable(&at(false, 2, row(50, 3)), &epoch), Usable::No(_)), "a zombie's timeline");
+        assert!(
+            matches!(usable(&at(false, 2, row(50, 3)), &epoch), Usable::No(_)),
+            "a zombie's timeline"
+        );
         assert!(matches!(usable(&at(false, 3, row(60, 3)), &epoch), Usable::No(_)), "we are late");
     }
 }

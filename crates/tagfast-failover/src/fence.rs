@@ -96,12 +96,15 @@ impl Fence {
 
     /// Takes what etcd said. False: the key is not of this reign, so the epoch is over.
     pub fn lease(&mut self, answer: &LeaseAnswer) -> bool {
-        let ours = answer.leader.create_revision == self.epoch.reign && answer.leader.member == self.epoch.member;
+        let ours = answer.leader.create_revision == self.epoch.reign
+            && answer.leader.member == self.epoch.member;
         if !ours {
             return false;
         }
         self.paused = answer.paused;
-        let until = BootTime((answer.sent.0 + Duration::from_secs(answer.remaining_s)).saturating_sub(LEASE_MARGIN));
+        let until = BootTime(
+            (answer.sent.0 + Duration::from_secs(answer.remaining_s)).saturating_sub(LEASE_MARGIN),
+        );
         self.deadline = self.deadline.max(Some(until));
         if self.proven_at.is_none_or(|at| at < answer.sent) {
             self.proven_at = Some(answer.sent);
@@ -114,7 +117,9 @@ impl Fence {
     pub fn round(&mut self, round: &Round) {
         let good = round.primary_checked
             && round.members.iter().all(|answer| {
-                answer.is_some_and(|a| a.in_recovery && a.received_timeline == Some(self.epoch.timeline))
+                answer.is_some_and(|a| {
+                    a.in_recovery && a.received_timeline == Some(self.epoch.timeline)
+                })
             });
         self.chain = match self.chain {
             Some(last) if good && round.sent.0 <= last.0 + ROUND_GAP => Some(last.max(round.sent)),
@@ -190,7 +195,10 @@ mod tests {
     #[test]
     fn x1_x6b_the_lease_of_another_reign_proves_nothing() {
         let mut fence = Fence::new(epoch(7));
-        assert!(!fence.lease(&lease(1000, 8, 19)), "the same node holds the key again: another reign");
+        assert!(
+            !fence.lease(&lease(1000, 8, 19)),
+            "the same node holds the key again: another reign"
+        );
         assert!(!yes(&fence, 1100, 1110, 1120));
     }
 
@@ -231,7 +239,10 @@ mod tests {
             fence.round(&round(sent, vec![follows(1), follows(1)]));
         }
         assert!(yes(&fence, 29_900, 29_950, 30_010));
-        assert!(!yes(&fence, 29_900, 30_000, 30_010), "the round must be asked after the commit returned");
+        assert!(
+            !yes(&fence, 29_900, 30_000, 30_010),
+            "the round must be asked after the commit returned"
+        );
     }
 
     #[test]

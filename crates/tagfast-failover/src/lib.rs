@@ -12,7 +12,7 @@ pub mod fence;
 
 pub use ack::{Acknowledger, Commit, Decision};
 pub use epoch::{
-    Compare, ConnectionFacts, EpochRecord, EpochRow, LeaderKey, MintDecision, MintFacts, PrimaryFacts, Usable, mint,
-    usable,
+    Compare, ConnectionFacts, EpochRecord, EpochRow, LeaderKey, MintDecision, MintFacts,
+    PrimaryFacts, Usable, mint, usable,
 };
 pub use fence::{BootTime, Fence, LeaseAnswer, MemberAnswer, Round};

@@ -154,7 +154,10 @@ mod tests {
         assert_eq!(assigned.take(), []);
         assigned.see(&visible(2, 7));
         let pushes = assigned.take();
-        assert_eq!((pushes.len(), pushes[0].partition, pushes[0].everything), (1, Partition(2), true));
+        assert_eq!(
+            (pushes.len(), pushes[0].partition, pushes[0].everything),
+            (1, Partition(2), true)
+        );
     }
 
     #[test]
@@ -171,7 +174,10 @@ mod tests {
         assigned.mark(Partition(1), tag("b"));
         assert_eq!(assigned.take().remove(0).tags.len(), 2);
         assigned.unclaimed(Partition(1));
-        assert!(assigned.take().remove(0).everything, "a lost claim means that anything may be there");
+        assert!(
+            assigned.take().remove(0).everything,
+            "a lost claim means that anything may be there"
+        );
         assigned.end(&[Partition(1)]);
         assigned.mark(Partition(1), tag("c"));
         assert_eq!(assigned.take(), []);

@@ -116,7 +116,9 @@ impl Boards {
             // Another caller is making the first snapshot; making it twice is rare and harmless.
             None => {
                 let (boards, files, tenant) = (Arc::clone(self), Arc::clone(files), tenant.clone());
-                tokio::task::spawn_blocking(move || boards.refresh(&files, &tenant)).await.map_err(|e| e.to_string())?
+                tokio::task::spawn_blocking(move || boards.refresh(&files, &tenant))
+                    .await
+                    .map_err(|e| e.to_string())?
             }
         }
     }
@@ -156,7 +158,11 @@ impl Boards {
         (slot.snapshot.as_ref().map(|s| (Arc::clone(s), slot.as_of)), refresh, old)
     }
 
-    fn refresh(&self, files: &CurrentFiles, tenant: &TenantId) -> Result<(Arc<Snapshot>, UnixMillis), String> {
+    fn refresh(
+        &self,
+        files: &CurrentFiles,
+        tenant: &TenantId,
+    ) -> Result<(Arc<Snapshot>, UnixMillis), String> {
         let started = Instant::now();
         let as_of = self.visible.load(Ordering::Acquire);
         if let Some(slot) = self.lock().slots.get_mut(tenant) {
@@ -171,7 +177,8 @@ impl Boards {
         match made {
             Ok(snapshot) => {
                 let snapshot = Arc::new(snapshot);
-                if let Some(slot) = slot.filter(|s| s.snapshot.is_none() || s.read_from <= started) {
+                if let Some(slot) = slot.filter(|s| s.snapshot.is_none() || s.read_from <= started)
+                {
                     slot.read_from = started;
                     slot.snapshot = Some(Arc::clone(&snapshot));
                     slot.as_of = as_of;
@@ -197,7 +204,8 @@ impl Boards {
 impl State {
     fn make_room(&mut self) {
         if self.slots.len() >= TENANTS
-            && let Some(oldest) = self.slots.iter().min_by_key(|(_, s)| s.used).map(|(t, _)| t.clone())
+            && let Some(oldest) =
+                self.slots.iter().min_by_key(|(_, s)| s.used).map(|(t, _)| t.clone())
         {
             self.slots.remove(&oldest);
         }
@@ -232,7 +240,9 @@ impl Snapshot {
                 Ok(())
             })?;
         }
-        Ok(Self::of(merged.into_iter().map(|(tag, m)| (tag, m.first.map(|(_, display)| display), m.counts))))
+        Ok(Self::of(
+            merged.into_iter().map(|(tag, m)| (tag, m.first.map(|(_, display)| display), m.counts)),
+        ))
     }
 
     /// Ranks tags with their spelling and their counts, by the windows' numbers.
@@ -293,7 +303,9 @@ impl Snapshot {
         let mut places = BTreeSet::new();
         for prefix in prefixes {
             let start = self.forms.partition_point(|(form, _)| form.as_str() < prefix.as_str());
-            let matching = self.forms[start..].iter().take_while(|(form, _)| form.starts_with(prefix.as_str()));
+            let matching = self.forms[start..]
+                .iter()
+                .take_while(|(form, _)| form.starts_with(prefix.as_str()));
             // `ranked` is ordered by use: a smaller place is a more used tag.
             places.extend(matching.map(|(_, n)| *n));
         }

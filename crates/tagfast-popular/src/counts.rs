@@ -5,9 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use tagfast_domain::{ContentKey, Document, EpochId, TagName, Tagging, TenantId, UnixMillis, Version};
+use tagfast_domain::{
+    ContentKey, Document, EpochId, TagName, Tagging, TenantId, UnixMillis, Version,
+};
 use tagfast_events::{
-    BusPosition, Group, Partition, Positions, RecordVerdict, Sink, SinkError, SinkRecord, Start, Visible,
+    BusPosition, Group, Partition, Positions, RecordVerdict, Sink, SinkError, SinkRecord, Start,
+    Visible,
 };
 use tagfast_resilience::{Clock, generation};
 use tagfast_sharding::LogicalShard;
@@ -41,7 +44,8 @@ pub(crate) struct Files {
 
 impl Files {
     fn open(dir: &Path, partitions: usize, now: UnixMillis) -> rusqlite::Result<Self> {
-        let files = (0..partitions).map(|n| OwnerFile::open(&dir.join(format!("popular-{n}.sqlite")), now));
+        let files =
+            (0..partitions).map(|n| OwnerFile::open(&dir.join(format!("popular-{n}.sqlite")), now));
         Ok(Self { files: files.collect::<Result<_, _>>()? })
     }
 
@@ -69,9 +73,11 @@ impl Files {
         epoch: Option<&str>,
         positions: impl IntoIterator<Item = (&'a Partition, &'a BusPosition)>,
     ) -> rusqlite::Result<()> {
-        positions.into_iter().try_for_each(|(partition, position)| match self.of_partition(*partition) {
-            Some(file) => file.set_position(epoch, position),
-            None => Ok(()),
+        positions.into_iter().try_for_each(|(partition, position)| {
+            match self.of_partition(*partition) {
+                Some(file) => file.set_position(epoch, position),
+                None => Ok(()),
+            }
         })
     }
 }
@@ -158,7 +164,10 @@ impl PopularCounts {
         Arc::clone(&self.files.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    async fn snapshot(&self, tenant: &TenantId) -> Result<(Arc<Snapshot>, UnixMillis), PopularError> {
+    async fn snapshot(
+        &self,
+        tenant: &TenantId,
+    ) -> Result<(Arc<Snapshot>, UnixMillis), PopularError> {
         if self.files().all().is_empty() {
             return Err(PopularError::Unavailable("the counts are being built".to_owned()));
         }
@@ -176,7 +185,8 @@ impl PopularCounts {
         for shard in shards {
             let mut after = None;
             loop {
-                let page = self.scanner.scan(shard, None, after.as_ref(), PAGE).await.map_err(systemic)?;
+                let page =
+                    self.scanner.scan(shard, None, after.as_ref(), PAGE).await.map_err(systemic)?;
                 copied += page.items.len() as u64;
                 let target = Arc::clone(files);
                 blocking(move || copy_page(&target, shard, &page.items).map(|()| page.next))
@@ -201,7 +211,10 @@ impl PopularCounts {
         let (files, now) = (self.files(), self.clock.now_ms());
         let (target, partitions) = (Arc::clone(&files), from.keys().copied().collect::<Vec<_>>());
         blocking(move || {
-            partitions.iter().filter_map(|p| target.of_partition(*p)).try_for_each(|file| file.clear(now))
+            partitions
+                .iter()
+                .filter_map(|p| target.of_partition(*p))
+                .try_for_each(|file| file.clear(now))
         })
         .await?;
         let wanted = |shard: &LogicalShard| from.contains_key(&files.partition_of(*shard));
@@ -236,7 +249,9 @@ impl PopularCounts {
             None => LogicalShard::all().collect(),
             Some(assigned) => {
                 let owned = assigned.partitions();
-                LogicalShard::all().filter(|shard| owned.contains(&files.partition_of(*shard))).collect()
+                LogicalShard::all()
+                    .filter(|shard| owned.contains(&files.partition_of(*shard)))
+                    .collect()
             }
         }
     }
@@ -249,7 +264,8 @@ impl PopularCounts {
             return Ok(());
         }
         let expire = move || {
-            let moved = |(n, file): (usize, &OwnerFile)| Ok((Partition(n as u16), file.expire(now)?));
+            let moved =
+                |(n, file): (usize, &OwnerFile)| Ok((Partition(n as u16), file.expire(now)?));
             files.all().iter().enumerate().map(moved).collect::<rusqlite::Result<Vec<_>>>()
         };
         for (partition, tags) in blocking(expire).await? {
@@ -270,7 +286,8 @@ fn usable(dir: &Path, now: UnixMillis) -> Option<Files> {
 
 fn open_current(dir: &Path, now: UnixMillis) -> rusqlite::Result<Option<Files>> {
     let Some(dir) = generation::current(dir) else { return Ok(None) };
-    let partitions = (0..).take_while(|n| dir.join(format!("popular-{n}.sqlite")).is_file()).count();
+    let partitions =
+        (0..).take_while(|n| dir.join(format!("popular-{n}.sqlite")).is_file()).count();
     if partitions == 0 {
         return Ok(None);
     }
@@ -325,7 +342,11 @@ impl Sink for PopularCounts {
             let positions = blocking(move || {
                 let mut positions = Positions::new();
                 for partition in partitions {
-                    let found = files.of_partition(partition).map(OwnerFile::position).transpose()?.flatten();
+                    let found = files
+                        .of_partition(partition)
+                        .map(OwnerFile::position)
+                        .transpose()?
+                        .flatten();
                     if let Some((of, position)) = found
                         && of == epoch
                     {
@@ -335,7 +356,11 @@ impl Sink for PopularCounts {
                 Ok(positions)
             })
             .await?;
-            self.cadence.lock().unwrap_or_else(PoisonError::into_inner).written.extend(positions.clone());
+            self.cadence
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .written
+                .extend(positions.clone());
             return Ok(Start::From(positions));
         }
         let start = blocking(move || {
@@ -345,7 +370,9 @@ impl Sink for PopularCounts {
             let mut positions = Positions::new();
             for (n, file) in files.all().iter().enumerate() {
                 match file.position()? {
-                    Some((of, position)) if of == epoch => positions.insert(Partition(n as u16), position),
+                    Some((of, position)) if of == epoch => {
+                        positions.insert(Partition(n as u16), position)
+                    }
                     Some(_) => return Ok(Start::Rebuild("the counts are of another epoch")),
                     None => return Ok(Start::Rebuild("the counts are incomplete")),
                 };
@@ -365,7 +392,8 @@ impl Sink for PopularCounts {
         let (verdicts, all_moved) = blocking(move || {
             let mut verdicts = vec![RecordVerdict::Superseded; records.len()];
             let mut all_moved = Vec::new();
-            let mut by_partition: std::collections::BTreeMap<Partition, Vec<usize>> = Default::default();
+            let mut by_partition: std::collections::BTreeMap<Partition, Vec<usize>> =
+                Default::default();
             for (n, record) in records.iter().enumerate() {
                 by_partition.entry(record.partition).or_default().push(n);
             }
@@ -373,17 +401,27 @@ impl Sink for PopularCounts {
                 let Some(file) = files.of_partition(partition) else {
                     let message = format!("partition {} has no file", partition.0);
                     for n in places {
-                        verdicts[n] = RecordVerdict::Poison { code: "unknown_partition", message: message.clone() };
+                        verdicts[n] = RecordVerdict::Poison {
+                            code: "unknown_partition",
+                            message: message.clone(),
+                        };
                     }
                     continue;
                 };
-                let keys: Vec<Vec<u8>> = places.iter().map(|n| stored_key(&records[*n].event.key)).collect();
+                let keys: Vec<Vec<u8>> =
+                    places.iter().map(|n| stored_key(&records[*n].event.key)).collect();
                 let states: Vec<State<'_>> = places
                     .iter()
                     .zip(&keys)
                     .map(|(n, k)| {
                         let event = &records[*n].event;
-                        State { k, tenant: &event.key.tenant, version: event.version, at: event.at, tags: &event.tags }
+                        State {
+                            k,
+                            tenant: &event.key.tenant,
+                            version: event.version,
+                            at: event.at,
+                            tags: &event.tags,
+                        }
                     })
                     .collect();
                 let (taken, moved) = file.apply(&states, Replace::IfNewer)?;
@@ -478,7 +516,8 @@ impl Sink for PopularCounts {
         }
         let (root, now, partitions) = (self.dir.clone(), self.clock.now_ms(), from.len());
         let (path, files) = blocking(move || {
-            let path = generation::create(&root).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
+            let path = generation::create(&root)
+                .map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
             let files = Files::open(&path, partitions, now)?;
             Ok((path, files))
         })
@@ -490,7 +529,8 @@ impl Sink for PopularCounts {
         blocking(move || {
             target.set_positions(Some(&epoch), &from)?;
             target.all().iter().try_for_each(OwnerFile::checkpoint)?;
-            generation::switch(&root, &path).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))
+            generation::switch(&root, &path)
+                .map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))
         })
         .await?;
         *self.files.write().unwrap_or_else(PoisonError::into_inner) = files;
@@ -521,7 +561,11 @@ pub(crate) fn prefixes(typed: &str) -> Vec<String> {
     prefixes
 }
 
-fn copy_page(files: &Files, shard: LogicalShard, items: &[(ContentKey, Document)]) -> rusqlite::Result<()> {
+fn copy_page(
+    files: &Files,
+    shard: LogicalShard,
+    items: &[(ContentKey, Document)],
+) -> rusqlite::Result<()> {
     let Some(file) = files.of_shard(shard) else { return Ok(()) };
     let live: Vec<(Vec<u8>, Vec<Tagging>)> =
         items.iter().map(|(key, doc)| (stored_key(key), doc.live().cloned().collect())).collect();
@@ -541,25 +585,46 @@ fn copy_page(files: &Files, shard: LogicalShard, items: &[(ContentKey, Document)
 
 #[async_trait]
 impl PopularTags for PopularCounts {
-    async fn popular(&self, tenant: &TenantId, window: Window, limit: usize) -> Result<Board, PopularError> {
+    async fn popular(
+        &self,
+        tenant: &TenantId,
+        window: Window,
+        limit: usize,
+    ) -> Result<Board, PopularError> {
         let (snapshot, as_of) = self.snapshot(tenant).await?;
         Ok(Board { tags: snapshot.board(window, limit.min(BOARD_TAGS)), as_of, stale: false })
     }
 
-    async fn suggest(&self, tenant: &TenantId, prefix: &str, limit: usize) -> Result<Suggestions, PopularError> {
+    async fn suggest(
+        &self,
+        tenant: &TenantId,
+        prefix: &str,
+        limit: usize,
+    ) -> Result<Suggestions, PopularError> {
         let (snapshot, as_of) = self.snapshot(tenant).await?;
         let tags = snapshot.suggest(&prefixes(prefix), limit);
         Ok(Suggestions { tags, approximate: snapshot.approximate, as_of, stale: false })
     }
 
-    async fn count(&self, tenant: &TenantId, tag: &TagName) -> Result<Option<TagCount>, PopularError> {
+    async fn count(
+        &self,
+        tenant: &TenantId,
+        tag: &TagName,
+    ) -> Result<Option<TagCount>, PopularError> {
         let (snapshot, _) = self.snapshot(tenant).await?;
         Ok(snapshot.count(tag).cloned())
     }
 
-    async fn displays(&self, tenant: &TenantId, tags: &[TagName]) -> Result<Vec<Arc<str>>, PopularError> {
+    async fn displays(
+        &self,
+        tenant: &TenantId,
+        tags: &[TagName],
+    ) -> Result<Vec<Arc<str>>, PopularError> {
         let (snapshot, _) = self.snapshot(tenant).await?;
-        Ok(tags.iter().map(|t| snapshot.count(t).map_or_else(|| t.shared(), |c| Arc::clone(&c.display))).collect())
+        Ok(tags
+            .iter()
+            .map(|t| snapshot.count(t).map_or_else(|| t.shared(), |c| Arc::clone(&c.display)))
+            .collect())
     }
 
     async fn recount(

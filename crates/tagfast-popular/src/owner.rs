@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior, params};
+use rusqlite::{
+    Connection, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior, params,
+};
 use tagfast_domain::{Document, Tagging, TenantId, UnixMillis, UserId, Version, codec};
 use tagfast_events::BusPosition;
 
@@ -30,10 +32,8 @@ CREATE TABLE pop_first (tenant TEXT, tag TEXT, added_at INTEGER, display TEXT, k
 CREATE TABLE pop_meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 ";
 
-const INSERT_FIRST: &str =
-    "INSERT OR IGNORE INTO pop_first (tenant, tag, added_at, display, k) VALUES (?1, ?2, ?3, ?4, ?5)";
-const DELETE_FIRST: &str =
-    "DELETE FROM pop_first WHERE tenant = ?1 AND tag = ?2 AND added_at = ?3 AND display = ?4 AND k = ?5";
+const INSERT_FIRST: &str = "INSERT OR IGNORE INTO pop_first (tenant, tag, added_at, display, k) VALUES (?1, ?2, ?3, ?4, ?5)";
+const DELETE_FIRST: &str = "DELETE FROM pop_first WHERE tenant = ?1 AND tag = ?2 AND added_at = ?3 AND display = ?4 AND k = ?5";
 
 /// States of dropped contents are kept this long, so that a late event cannot bring one back.
 const GONE_AGE_MS: i64 = 30 * 86_400_000;
@@ -91,7 +91,9 @@ fn lock(conn: &Mutex<Connection>) -> MutexGuard<'_, Connection> {
 }
 
 pub(crate) fn meta(conn: &Connection, key: &str) -> rusqlite::Result<Option<String>> {
-    conn.prepare_cached("SELECT value FROM pop_meta WHERE key = ?1")?.query_row([key], |row| row.get(0)).optional()
+    conn.prepare_cached("SELECT value FROM pop_meta WHERE key = ?1")?
+        .query_row([key], |row| row.get(0))
+        .optional()
 }
 
 pub(crate) fn set_meta(conn: &Connection, key: &str, value: &str) -> rusqlite::Result<()> {
@@ -154,11 +156,17 @@ impl OwnerFile {
 
     /// Whether the file is of this program's schema.
     pub(crate) fn is_current(&self) -> rusqlite::Result<bool> {
-        Ok(lock(&self.reader).pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))? == SCHEMA)
+        Ok(lock(&self.reader)
+            .pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))?
+            == SCHEMA)
     }
 
     /// Makes a position durable.
-    pub(crate) fn set_position(&self, epoch: Option<&str>, position: &BusPosition) -> rusqlite::Result<()> {
+    pub(crate) fn set_position(
+        &self,
+        epoch: Option<&str>,
+        position: &BusPosition,
+    ) -> rusqlite::Result<()> {
         let mut conn = lock(&self.writer);
         let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
         if let Some(epoch) = epoch {
@@ -170,7 +178,11 @@ impl OwnerFile {
     }
 
     /// Applies states; says of each whether it was taken. Returns also the tags whose counts moved.
-    pub(crate) fn apply(&self, states: &[State<'_>], replace: Replace) -> rusqlite::Result<(Vec<bool>, Tags)> {
+    pub(crate) fn apply(
+        &self,
+        states: &[State<'_>],
+        replace: Replace,
+    ) -> rusqlite::Result<(Vec<bool>, Tags)> {
         let mut conn = lock(&self.writer);
         let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let lows = read_lows(&tx)?.unwrap_or(Lows([i64::MIN; 3]));
@@ -231,7 +243,8 @@ impl OwnerFile {
             tx.prepare_cached("DELETE FROM pop_bucket WHERE unit = ?1 AND bucket < ?2")?
                 .execute(params![unit.code(), new.of(unit.longest())])?;
         }
-        tx.prepare_cached("DELETE FROM pop_state WHERE at < ?1 AND length(state) = 0")?.execute([now - GONE_AGE_MS])?;
+        tx.prepare_cached("DELETE FROM pop_state WHERE at < ?1 AND length(state) = 0")?
+            .execute([now - GONE_AGE_MS])?;
         write_lows(&tx, new)?;
         tx.commit()?;
         Ok(moved)
@@ -278,7 +291,10 @@ impl OwnerFile {
     }
 
     /// Reads with a connection of its own, from one snapshot.
-    pub(crate) fn read<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+    pub(crate) fn read<T>(
+        &self,
+        read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T> {
         let mut conn = lock(&self.reader);
         let tx = conn.transaction()?;
         let result = read(&tx)?;
@@ -287,7 +303,10 @@ impl OwnerFile {
     }
 
     /// Changes with the writer's connection, in one transaction.
-    pub(crate) fn write<T>(&self, write: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+    pub(crate) fn write<T>(
+        &self,
+        write: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T> {
         let mut conn = lock(&self.writer);
         let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let result = write(&tx)?;
@@ -307,8 +326,15 @@ pub(crate) fn encode_tags(version: Version, tags: &[Tagging]) -> Vec<u8> {
         return Vec::new();
     }
     let nobody = UserId::parse_stored("-");
-    let taggings = tags.iter().map(|t| Tagging { user: nobody.clone(), ord: version, ..t.clone() }).collect();
-    codec::encode(&Document { version, floor: version, cond: version, taggings, ..Document::default() })
+    let taggings =
+        tags.iter().map(|t| Tagging { user: nobody.clone(), ord: version, ..t.clone() }).collect();
+    codec::encode(&Document {
+        version,
+        floor: version,
+        cond: version,
+        taggings,
+        ..Document::default()
+    })
 }
 
 /// The tags in a stored state.
@@ -316,9 +342,9 @@ pub(crate) fn decode_tags(bytes: &[u8]) -> rusqlite::Result<Vec<Tagging>> {
     if bytes.is_empty() {
         return Ok(Vec::new());
     }
-    codec::decode(bytes)
-        .map(|d| d.taggings)
-        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Blob, Box::new(e)))
+    codec::decode(bytes).map(|d| d.taggings).map_err(|e| {
+        rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Blob, Box::new(e))
+    })
 }
 
 /// Whether two taggings count the same.
@@ -346,18 +372,22 @@ fn apply_state(
     if !newer {
         return Ok(false);
     }
-    for (taggings, others, by) in [(old.as_slice(), state.tags, -1), (state.tags, old.as_slice(), 1)] {
+    for (taggings, others, by) in
+        [(old.as_slice(), state.tags, -1), (state.tags, old.as_slice(), 1)]
+    {
         let others: HashMap<&str, &Tagging> = others.iter().map(|t| (t.name.as_str(), t)).collect();
         for tagging in taggings {
             if !others.get(tagging.name.as_str()).is_some_and(|t| same(t, tagging)) {
                 deltas.count(state.tenant, tagging, by, lows);
-                tx.prepare_cached(if by < 0 { DELETE_FIRST } else { INSERT_FIRST })?.execute(params![
-                    state.tenant.as_str(),
-                    tagging.name.as_str(),
-                    tagging.at,
-                    &*tagging.display,
-                    state.k
-                ])?;
+                tx.prepare_cached(if by < 0 { DELETE_FIRST } else { INSERT_FIRST })?.execute(
+                    params![
+                        state.tenant.as_str(),
+                        tagging.name.as_str(),
+                        tagging.at,
+                        &*tagging.display,
+                        state.k
+                    ],
+                )?;
             }
         }
     }
@@ -379,7 +409,10 @@ impl Deltas {
         for unit in Unit::ALL {
             let bucket = unit.bucket(tagging.at);
             if bucket >= lows.of(unit.longest()) {
-                *self.buckets.entry((unit.code(), bucket, tenant.clone(), tag.to_owned())).or_default() += by;
+                *self
+                    .buckets
+                    .entry((unit.code(), bucket, tenant.clone(), tag.to_owned()))
+                    .or_default() += by;
             }
         }
     }
@@ -402,8 +435,10 @@ impl Deltas {
             )?
             .execute(params![tenant.as_str(), tag, by[0], by[1], by[2], by[3], at, display])?;
             if by[0] < 0 {
-                tx.prepare_cached("DELETE FROM pop_count WHERE tenant = ?1 AND tag = ?2 AND n0 <= 0")?
-                    .execute([tenant.as_str(), &tag])?;
+                tx.prepare_cached(
+                    "DELETE FROM pop_count WHERE tenant = ?1 AND tag = ?2 AND n0 <= 0",
+                )?
+                .execute([tenant.as_str(), &tag])?;
             }
         }
         for ((unit, bucket, tenant, tag), by) in self.buckets {
@@ -466,7 +501,9 @@ pub(crate) fn recompute(tx: &Transaction<'_>) -> rusqlite::Result<()> {
 }
 
 /// What every sum should be, from the states: (tenant, window, tag) -> n.
-pub(crate) fn expected_counts(conn: &Connection) -> rusqlite::Result<BTreeMap<(String, i64, String), i64>> {
+pub(crate) fn expected_counts(
+    conn: &Connection,
+) -> rusqlite::Result<BTreeMap<(String, i64, String), i64>> {
     let lows = read_lows(conn)?.unwrap_or(Lows([i64::MIN; 3]));
     let mut expected = BTreeMap::new();
     let mut states = conn.prepare("SELECT k, state FROM pop_state")?;
@@ -476,7 +513,8 @@ pub(crate) fn expected_counts(conn: &Connection) -> rusqlite::Result<BTreeMap<(S
         let Some(tenant) = tenant_of(&k) else { continue };
         for tagging in decode_tags(row.get_ref(1)?.as_blob()?)? {
             for window in lows.windows(tagging.at) {
-                let key = (tenant.as_str().to_owned(), code(window), tagging.name.as_str().to_owned());
+                let key =
+                    (tenant.as_str().to_owned(), code(window), tagging.name.as_str().to_owned());
                 *expected.entry(key).or_default() += 1;
             }
         }

@@ -36,7 +36,10 @@ impl Window {
 impl std::str::FromStr for Window {
     type Err = PopularError;
     fn from_str(s: &str) -> Result<Self, PopularError> {
-        Self::ALL.into_iter().find(|w| w.as_str() == s).ok_or_else(|| PopularError::UnknownWindow(s.to_owned()))
+        Self::ALL
+            .into_iter()
+            .find(|w| w.as_str() == s)
+            .ok_or_else(|| PopularError::UnknownWindow(s.to_owned()))
     }
 }
 
@@ -105,16 +108,34 @@ pub enum PopularError {
 #[async_trait]
 pub trait PopularTags: Send + Sync {
     /// The most used tags of a window, at most 1,000.
-    async fn popular(&self, tenant: &TenantId, window: Window, limit: usize) -> Result<Board, PopularError>;
+    async fn popular(
+        &self,
+        tenant: &TenantId,
+        window: Window,
+        limit: usize,
+    ) -> Result<Board, PopularError>;
 
     /// Tags whose canonical or display name begins with `prefix` (canonicalised), most used first.
-    async fn suggest(&self, tenant: &TenantId, prefix: &str, limit: usize) -> Result<Suggestions, PopularError>;
+    async fn suggest(
+        &self,
+        tenant: &TenantId,
+        prefix: &str,
+        limit: usize,
+    ) -> Result<Suggestions, PopularError>;
 
     /// One tag's count over all time and its display; `None` if no content carries it.
-    async fn count(&self, tenant: &TenantId, tag: &TagName) -> Result<Option<TagCount>, PopularError>;
+    async fn count(
+        &self,
+        tenant: &TenantId,
+        tag: &TagName,
+    ) -> Result<Option<TagCount>, PopularError>;
 
     /// The displays of tags, canonical names where a tag is unknown; same order.
-    async fn displays(&self, tenant: &TenantId, tags: &[TagName]) -> Result<Vec<Arc<str>>, PopularError>;
+    async fn displays(
+        &self,
+        tenant: &TenantId,
+        tags: &[TagName],
+    ) -> Result<Vec<Arc<str>>, PopularError>;
 
     /// Compares counts with the shards while writes go on; with `repair`, mends what drifted.
     async fn recount(

@@ -69,7 +69,10 @@ impl Found {
     fn drift(&mut self, tenant: &str, counted: &[Tagging], real: &[Tagging]) {
         for (tags, counted) in [(counted, true), (real, false)] {
             for tagging in tags {
-                let row = self.rows.entry((tenant.to_owned(), tagging.name.as_str().to_owned())).or_default();
+                let row = self
+                    .rows
+                    .entry((tenant.to_owned(), tagging.name.as_str().to_owned()))
+                    .or_default();
                 if counted {
                     row.0 += 1;
                 } else {
@@ -94,7 +97,8 @@ pub(crate) async fn recount(
     let mut found = Found::default();
     for shard in counts.shards() {
         let mut in_flight =
-            compare_shard(counts, &files, shard, Look::default(), &mut found, &mut report.contents).await?;
+            compare_shard(counts, &files, shard, Look::default(), &mut found, &mut report.contents)
+                .await?;
         let deadline = tokio::time::Instant::now() + CATCH_UP;
         let mut rounds = 0;
         while !in_flight.is_empty() {
@@ -128,17 +132,27 @@ pub(crate) async fn recount(
     if repair {
         counts.anything_moved();
     }
-    report.rows =
-        found.rows.into_iter().filter(|(_, (a, b))| a != b).take(ROWS).map(|((t, n), (a, b))| (t, n, a, b)).collect();
+    report.rows = found
+        .rows
+        .into_iter()
+        .filter(|(_, (a, b))| a != b)
+        .take(ROWS)
+        .map(|((t, n), (a, b))| (t, n, a, b))
+        .collect();
     Ok(report)
 }
 
 /// Waits until everything committed by now has been counted.
-async fn wait_for_counts(counts: &PopularCounts, deadline: tokio::time::Instant) -> Result<(), PopularError> {
+async fn wait_for_counts(
+    counts: &PopularCounts,
+    deadline: tokio::time::Instant,
+) -> Result<(), PopularError> {
     let target = counts.clock.now_ms();
     while counts.visible.load(Ordering::Acquire) < target {
         if tokio::time::Instant::now() >= deadline {
-            return Err(PopularError::Unavailable("the counts do not catch up with the shards".to_owned()));
+            return Err(PopularError::Unavailable(
+                "the counts do not catch up with the shards".to_owned(),
+            ));
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -158,7 +172,8 @@ async fn compare_shard(
     let mut in_flight = HashMap::new();
     let mut after = None;
     loop {
-        let page = counts.scanner.scan(shard, None, after.as_ref(), PAGE).await.map_err(unavailable)?;
+        let page =
+            counts.scanner.scan(shard, None, after.as_ref(), PAGE).await.map_err(unavailable)?;
         *contents += page.items.len() as u64;
         let items: Vec<_> = page
             .items
@@ -231,7 +246,8 @@ fn compare_page(
             let (version, counted) = state.unwrap_or((-1, Vec::new()));
             let version = Version::from_packed(version.max(0).unsigned_abs()).unwrap_or_default();
             let live: Vec<&Tagging> = doc.live().collect();
-            let same = live.len() == counted.len() && live.iter().zip(&counted).all(|(a, b)| owner::same(a, b));
+            let same = live.len() == counted.len()
+                && live.iter().zip(&counted).all(|(a, b)| owner::same(a, b));
             let verdict = match doc.version.cmp(&version) {
                 std::cmp::Ordering::Greater => Compared::InFlight,
                 std::cmp::Ordering::Equal if !same => Compared::Drift,
@@ -252,7 +268,8 @@ fn without_content(
 ) -> rusqlite::Result<Vec<(Vec<u8>, Vec<Tagging>)>> {
     let Some(file) = files.of_shard(shard) else { return Ok(Vec::new()) };
     file.read(|conn| {
-        let mut select = conn.prepare_cached("SELECT k, state FROM pop_state WHERE k >= ?1 AND k < ?2")?;
+        let mut select =
+            conn.prepare_cached("SELECT k, state FROM pop_state WHERE k >= ?1 AND k < ?2")?;
         let number = shard.number();
         let mut rows = select.query([[number].as_slice(), [number + 1].as_slice()])?;
         let mut left = Vec::new();
@@ -279,8 +296,13 @@ async fn repair_states(files: &Arc<Files>, found: &Found) -> Result<(), PopularE
             for (key, doc) in &items {
                 let tags: Vec<Tagging> = doc.live().cloned().collect();
                 let k = stored_key(key);
-                let state =
-                    State { k: &k, tenant: &key.tenant, version: doc.version, at: written_at(doc), tags: &tags };
+                let state = State {
+                    k: &k,
+                    tenant: &key.tenant,
+                    version: doc.version,
+                    at: written_at(doc),
+                    tags: &tags,
+                };
                 file.apply(&[state], Replace::IfNotOlder)?;
             }
             Ok(())
@@ -291,7 +313,9 @@ async fn repair_states(files: &Arc<Files>, found: &Found) -> Result<(), PopularE
         let Some(shard) = k.first().copied().and_then(LogicalShard::from_number) else { continue };
         let (files, k) = (Arc::clone(files), k.clone());
         blocking(move || match files.of_shard(shard) {
-            Some(file) => file.write(|tx| tx.execute("DELETE FROM pop_state WHERE k = ?1", [&k]).map(|_| ())),
+            Some(file) => {
+                file.write(|tx| tx.execute("DELETE FROM pop_state WHERE k = ?1", [&k]).map(|_| ()))
+            }
             None => Ok(()),
         })
         .await?;
@@ -303,7 +327,11 @@ async fn content_exists(counts: &PopularCounts, key: &ContentKey) -> Result<bool
     let mut after = None;
     loop {
         let shard = LogicalShard::of(key);
-        let page = counts.scanner.scan(shard, Some(&key.tenant), after.as_ref(), PAGE).await.map_err(unavailable)?;
+        let page = counts
+            .scanner
+            .scan(shard, Some(&key.tenant), after.as_ref(), PAGE)
+            .await
+            .map_err(unavailable)?;
         if page.items.iter().any(|(k, _)| k == key) {
             return Ok(true);
         }
@@ -319,7 +347,8 @@ type Sums = BTreeMap<(String, i64, String), (i64, i64)>;
 /// Sums that differ from the states: (counted, real). With `repair` they are computed anew.
 fn wrong_sums(file: &OwnerFile, repair: bool) -> rusqlite::Result<Sums> {
     let compare = |conn: &rusqlite::Connection| -> rusqlite::Result<Sums> {
-        let mut sums: Sums = owner::expected_counts(conn)?.into_iter().map(|(k, n)| (k, (0, n))).collect();
+        let mut sums: Sums =
+            owner::expected_counts(conn)?.into_iter().map(|(k, n)| (k, (0, n))).collect();
         let mut select = conn.prepare("SELECT tenant, tag, n0, n1, n2, n3 FROM pop_count")?;
         let mut rows = select.query([])?;
         while let Some(row) = rows.next()? {

@@ -41,8 +41,11 @@ impl Unit {
 }
 
 /// The windows that expire, with their unit and number of buckets.
-pub(crate) const EXPIRING: [(Window, Unit, i64); 3] =
-    [(Window::Hour, Unit::Minute, 60), (Window::Day, Unit::Hour, 24), (Window::Week, Unit::Hour, 168)];
+pub(crate) const EXPIRING: [(Window, Unit, i64); 3] = [
+    (Window::Hour, Unit::Minute, 60),
+    (Window::Day, Unit::Hour, 24),
+    (Window::Week, Unit::Hour, 168),
+];
 
 /// The number of a window in the tables.
 pub(crate) fn code(window: Window) -> i64 {
@@ -84,6 +87,10 @@ impl Lows {
 
     /// The low marker of a window's buckets.
     pub(crate) fn of(&self, window: Window) -> i64 {
-        EXPIRING.iter().zip(self.0).find(|((w, _, _), _)| *w == window).map_or(i64::MIN, |(_, low)| low)
+        EXPIRING
+            .iter()
+            .zip(self.0)
+            .find(|((w, _, _), _)| *w == window)
+            .map_or(i64::MIN, |(_, low)| low)
     }
 }

@@ -38,7 +38,9 @@ pub(crate) fn judge(info: &str, used_as: Use) -> Fitness {
         return Fitness::Unfit(format!("it is Redis {version}; {OLDEST}.0 or newer is needed"));
     }
     if field(info, "cluster_enabled") == Some("1") {
-        return Fitness::Unfit("it runs in cluster mode; use a single server or Sentinel".to_owned());
+        return Fitness::Unfit(
+            "it runs in cluster mode; use a single server or Sentinel".to_owned(),
+        );
     }
     if field(info, "role").is_some_and(|role| role != "master") {
         return Fitness::Unfit("it is a replica".to_owned());
@@ -55,23 +57,32 @@ pub(crate) fn judge(info: &str, used_as: Use) -> Fitness {
             );
             return Fitness::Unfit(what);
         }
-        (Use::Cache, "volatile-lru" | "volatile-lfu" | "volatile-ttl" | "volatile-random") if bounded => None,
+        (Use::Cache, "volatile-lru" | "volatile-lfu" | "volatile-ttl" | "volatile-random")
+            if bounded =>
+        {
+            None
+        }
         (Use::Cache, other) if bounded && other.starts_with("allkeys") => {
             let what = format!(
                 "its maxmemory-policy is {other}, which throws away the numbers of messages; set it to volatile-lru"
             );
             return Fitness::Unfit(what);
         }
-        (Use::Cache, _) if !bounded => Some("it has no maxmemory: views fill the machine's memory".to_owned()),
-        (Use::Cache, other) => {
-            Some(format!("its maxmemory-policy is {other}: when it is full, no view is kept; volatile-lru is better"))
+        (Use::Cache, _) if !bounded => {
+            Some("it has no maxmemory: views fill the machine's memory".to_owned())
         }
+        (Use::Cache, other) => Some(format!(
+            "its maxmemory-policy is {other}: when it is full, no view is kept; volatile-lru is better"
+        )),
     };
     Fitness::Fit { run_id: field(info, "run_id").unwrap_or_default().to_owned(), warning }
 }
 
 /// Looks at a server.
-pub(crate) async fn look(connection: &mut MultiplexedConnection, used_as: Use) -> RedisResult<Fitness> {
+pub(crate) async fn look(
+    connection: &mut MultiplexedConnection,
+    used_as: Use,
+) -> RedisResult<Fitness> {
     let info: String = redis::cmd("INFO").query_async(connection).await?;
     Ok(judge(&info, used_as))
 }
@@ -85,7 +96,10 @@ pub fn random_name() -> std::io::Result<String> {
 
 /// Which Redis this is: `id run_id time`. Made anew when it is missing, or of a server process that is gone: a copy that was
 /// restored, or a replica that took over, may show the old one.
-pub(crate) async fn generation(connection: &mut MultiplexedConnection, run_id: &str) -> RedisResult<String> {
+pub(crate) async fn generation(
+    connection: &mut MultiplexedConnection,
+    run_id: &str,
+) -> RedisResult<String> {
     let known: Option<String> = AsyncTypedCommands::get(connection, "tf:gen").await?;
     if let Some(known) = &known
         && known.split(' ').nth(1) == Some(run_id)
@@ -95,7 +109,8 @@ pub(crate) async fn generation(connection: &mut MultiplexedConnection, run_id: &
     let id = random_name()?;
     let script = Script::new(RENEW);
     let mut call = script.key("tf:gen");
-    let made: String = call.arg(known.unwrap_or_default()).arg(id).arg(run_id).invoke_async(connection).await?;
+    let made: String =
+        call.arg(known.unwrap_or_default()).arg(id).arg(run_id).invoke_async(connection).await?;
     tracing::info!(generation = made, "the state Redis is another one than before");
     Ok(made)
 }
@@ -122,13 +137,26 @@ mod tests {
         };
         assert_eq!(fit(&info("7.0.15", "noeviction", "100"), Use::State), Ok(false));
         assert_eq!(fit(&info("7.2.0", "allkeys-lru", "0"), Use::State), Ok(false));
-        assert!(fit(&info("7.0.15", "volatile-lru", "100"), Use::State).unwrap_err().contains("noeviction"));
+        assert!(
+            fit(&info("7.0.15", "volatile-lru", "100"), Use::State)
+                .unwrap_err()
+                .contains("noeviction")
+        );
         assert_eq!(fit(&info("8.0.0", "volatile-lru", "100"), Use::Cache), Ok(false));
-        assert_eq!(fit(&info("8.0.0", "noeviction", "100"), Use::Cache), Ok(true), "a developer's box");
+        assert_eq!(
+            fit(&info("8.0.0", "noeviction", "100"), Use::Cache),
+            Ok(true),
+            "a developer's box"
+        );
         assert_eq!(fit(&info("8.0.0", "volatile-lru", "0"), Use::Cache), Ok(true));
-        assert!(fit(&info("8.0.0", "allkeys-lru", "100"), Use::Cache).unwrap_err().contains("volatile-lru"));
+        assert!(
+            fit(&info("8.0.0", "allkeys-lru", "100"), Use::Cache)
+                .unwrap_err()
+                .contains("volatile-lru")
+        );
         assert!(fit(&info("6.2.1", "noeviction", "0"), Use::State).unwrap_err().contains("7.0"));
-        let cluster = info("7.0.0", "noeviction", "0").replace("cluster_enabled:0", "cluster_enabled:1");
+        let cluster =
+            info("7.0.0", "noeviction", "0").replace("cluster_enabled:0", "cluster_enabled:1");
         assert!(fit(&cluster, Use::Cache).unwrap_err().contains("cluster mode"));
         let replica = info("7.0.0", "noeviction", "0").replace("role:master", "role:slave");
         assert!(fit(&replica, Use::Cache).unwrap_err().contains("replica"));

@@ -38,24 +38,33 @@ impl Place {
     /// Reads a URL.
     pub fn parse(url: &str) -> Result<Self, BadUrl> {
         let Some(rest) = url.strip_prefix(SENTINEL_SCHEME) else {
-            let known = url.starts_with("redis://") || url.starts_with("unix://") || url.starts_with("redis+unix://");
+            let known = url.starts_with("redis://")
+                || url.starts_with("unix://")
+                || url.starts_with("redis+unix://");
             if !known {
                 return Err(BadUrl("the scheme is another one".to_owned()));
             }
-            return url.into_connection_info().map(Self::Server).map_err(|error| BadUrl(error.category().to_owned()));
+            return url
+                .into_connection_info()
+                .map(Self::Server)
+                .map_err(|error| BadUrl(error.category().to_owned()));
         };
-        let (user, rest) = rest.rsplit_once('@').map_or((None, rest), |(user, rest)| (Some(user), rest));
-        let (hosts, name) = rest.split_once('/').ok_or_else(|| BadUrl("the name is missing".to_owned()))?;
+        let (user, rest) =
+            rest.rsplit_once('@').map_or((None, rest), |(user, rest)| (Some(user), rest));
+        let (hosts, name) =
+            rest.split_once('/').ok_or_else(|| BadUrl("the name is missing".to_owned()))?;
         let (name, db) = name.split_once('/').map_or((name, "0"), |(name, db)| (name, db));
         let sentinels: Vec<String> = hosts.split(',').map(str::to_owned).collect();
-        let port =
-            |host: &String| host.rsplit_once(':').is_some_and(|(h, p)| !h.is_empty() && p.parse::<u16>().is_ok());
+        let port = |host: &String| {
+            host.rsplit_once(':').is_some_and(|(h, p)| !h.is_empty() && p.parse::<u16>().is_ok())
+        };
         if name.is_empty() || !sentinels.iter().all(port) {
             return Err(BadUrl("each Sentinel is host:port, and the name follows".to_owned()));
         }
         let user = user.map(|user| format!("{user}@")).unwrap_or_default();
         let server = format!("redis://{user}127.0.0.1:1/{db}");
-        let server = server.into_connection_info().map_err(|error| BadUrl(error.category().to_owned()))?;
+        let server =
+            server.into_connection_info().map_err(|error| BadUrl(error.category().to_owned()))?;
         Ok(Self::Sentinels { sentinels, name: name.to_owned(), server })
     }
 
@@ -68,7 +77,9 @@ impl Place {
         let mut last = String::new();
         for sentinel in sentinels {
             match tokio::time::timeout(SENTINEL, ask(sentinel, name)).await {
-                Ok(Ok(Some((host, port)))) => return Ok(server.clone().set_addr(ConnectionAddr::Tcp(host, port))),
+                Ok(Ok(Some((host, port)))) => {
+                    return Ok(server.clone().set_addr(ConnectionAddr::Tcp(host, port)));
+                }
                 Ok(Ok(None)) => last = format!("Sentinel {sentinel} knows no {name:?}"),
                 Ok(Err(error)) => last = format!("Sentinel {sentinel}: {error}"),
                 Err(_) => last = format!("Sentinel {sentinel} does not answer"),
@@ -81,7 +92,11 @@ impl Place {
 async fn ask(sentinel: &str, name: &str) -> redis::RedisResult<Option<(String, u16)>> {
     let client = Client::open(format!("redis://{sentinel}"))?;
     let mut connection = client.get_multiplexed_async_connection().await?;
-    redis::cmd("SENTINEL").arg("get-master-addr-by-name").arg(name).query_async(&mut connection).await
+    redis::cmd("SENTINEL")
+        .arg("get-master-addr-by-name")
+        .arg(name)
+        .query_async(&mut connection)
+        .await
 }
 
 #[cfg(test)]
@@ -90,11 +105,16 @@ mod tests {
 
     #[test]
     fn servers_and_sentinels_are_told_apart() {
-        let Place::Server(server) = Place::parse("redis://:pw@h:7000/2").unwrap() else { panic!("a server") };
+        let Place::Server(server) = Place::parse("redis://:pw@h:7000/2").unwrap() else {
+            panic!("a server")
+        };
         assert_eq!(server.addr(), &ConnectionAddr::Tcp("h".to_owned(), 7000));
         let parsed = Place::parse("redis+sentinel://app:p%40w@a:26379,b:26380/main").unwrap();
         let Place::Sentinels { sentinels, name, server } = parsed else { panic!("sentinels") };
-        assert_eq!((sentinels, name.as_str()), (vec!["a:26379".to_owned(), "b:26380".to_owned()], "main"));
+        assert_eq!(
+            (sentinels, name.as_str()),
+            (vec!["a:26379".to_owned(), "b:26380".to_owned()], "main")
+        );
         assert_eq!(server.redis_settings().username(), Some("app"));
         assert_eq!(server.redis_settings().password(), Some("p@w"));
     }

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use metrics::Counter;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, RedisResult, ServerErrorKind};
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, RedisResult,
+    ServerErrorKind,
+};
 use tagfast_resilience::{Breaker, BreakerOptions, Breakers, Permit};
 use tokio::sync::{Notify, watch};
 
@@ -67,7 +70,12 @@ struct Calls {
 impl Calls {
     fn new(used_as: Use) -> Self {
         let of = |result: &'static str| metrics::counter!("tagfast_redis_calls_total", "redis" => used_as.as_str(), "result" => result);
-        Self { ok: of("ok"), refused: of("refused"), failed: of("failed"), rejected: of("rejected") }
+        Self {
+            ok: of("ok"),
+            refused: of("refused"),
+            failed: of("failed"),
+            rejected: of("rejected"),
+        }
     }
 }
 
@@ -135,7 +143,9 @@ fn meaning(error: &redis::RedisError) -> Meaning {
     match error.kind() {
         ErrorKind::Server(kind) => match kind {
             ServerErrorKind::ReadOnly => Meaning::WrongRole,
-            ServerErrorKind::BusyLoading | ServerErrorKind::MasterDown | ServerErrorKind::TryAgain => Meaning::Failed,
+            ServerErrorKind::BusyLoading
+            | ServerErrorKind::MasterDown
+            | ServerErrorKind::TryAgain => Meaning::Failed,
             _ => Meaning::Refused,
         },
         ErrorKind::Extension => match error.code() {
@@ -273,7 +283,8 @@ impl Redis {
     where
         F: Future<Output = RedisResult<T>>,
     {
-        let link = self.link().ok_or_else(|| self.unavailable(self.problem().unwrap_or_default()))?;
+        let link =
+            self.link().ok_or_else(|| self.unavailable(self.problem().unwrap_or_default()))?;
         let error = match tokio::time::timeout(within.min(ANSWER), work(link.connection)).await {
             Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(error)) => error,
@@ -303,7 +314,8 @@ impl Redis {
     /// A connection for work of many steps that nobody waits for: it does not pass the breaker, which judges requests. Whoever
     /// finds that it failed says so ([`Redis::failed`]).
     pub fn connection(&self) -> Result<MultiplexedConnection, RedisError> {
-        let link = self.link().ok_or_else(|| self.unavailable(self.problem().unwrap_or_default()))?;
+        let link =
+            self.link().ok_or_else(|| self.unavailable(self.problem().unwrap_or_default()))?;
         Ok(link.connection)
     }
 
@@ -321,8 +333,12 @@ impl Redis {
 
     /// Which Redis this is: another text means that what was there may be gone or old.
     pub async fn generation(&self) -> Result<String, RedisError> {
-        let run_id = self.run_id().ok_or_else(|| self.unavailable(self.problem().unwrap_or_default()))?;
-        self.call(ANSWER, async move |mut connection| check::generation(&mut connection, &run_id).await).await
+        let run_id =
+            self.run_id().ok_or_else(|| self.unavailable(self.problem().unwrap_or_default()))?;
+        self.call(ANSWER, async move |mut connection| {
+            check::generation(&mut connection, &run_id).await
+        })
+        .await
     }
 
     /// Whether another server than this one is named now. When nobody can be asked, it is the same one.
@@ -332,8 +348,17 @@ impl Redis {
 
     /// Asks a connection whether it still answers, and whether it still is the one to ask.
     async fn look(&self, number: u64) {
-        let Some(Link { mut connection, at, .. }) = self.link().filter(|link| link.number == number) else { return };
-        match tokio::time::timeout(ANSWER, redis::cmd("PING").query_async::<redis::Value>(&mut connection)).await {
+        let Some(Link { mut connection, at, .. }) =
+            self.link().filter(|link| link.number == number)
+        else {
+            return;
+        };
+        match tokio::time::timeout(
+            ANSWER,
+            redis::cmd("PING").query_async::<redis::Value>(&mut connection),
+        )
+        .await
+        {
             Ok(Ok(_)) => {
                 if self.is_replaced(&at).await {
                     self.lost(number, REPLACED);
@@ -356,7 +381,11 @@ impl Redis {
         let opened = client.get_multiplexed_async_connection_with_config(&config).await;
         let mut connection = opened.map_err(|error| {
             let refused = error.kind() == ErrorKind::AuthenticationFailed;
-            if refused { format!("it refuses the password or user: {error}") } else { error.to_string() }
+            if refused {
+                format!("it refuses the password or user: {error}")
+            } else {
+                error.to_string()
+            }
         })?;
         let looked = check::look(&mut connection, self.used_as).await;
         let fitness = looked.map_err(|error| match error.code() {
@@ -371,7 +400,9 @@ impl Redis {
                     return Err(REPLACED.to_owned());
                 }
                 if self.used_as == Use::State {
-                    check::generation(&mut connection, &run_id).await.map_err(|error| error.to_string())?;
+                    check::generation(&mut connection, &run_id)
+                        .await
+                        .map_err(|error| error.to_string())?;
                 }
                 Ok(Opened { connection, run_id, at, warning })
             }
@@ -409,7 +440,8 @@ async fn keep(weak: Weak<Redis>, wake: Arc<Notify>) {
                 }
             }
             Err(why) => {
-                let new = lock(&redis.problem).replace(why.clone()).is_none_or(|before| before != why);
+                let new =
+                    lock(&redis.problem).replace(why.clone()).is_none_or(|before| before != why);
                 if new {
                     tracing::warn!(redis = used_as, why, "Redis cannot be used");
                 }

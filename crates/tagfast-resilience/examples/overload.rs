@@ -40,7 +40,12 @@ fn curves() -> [Curve; 7] {
         curve("without single-flight", Parts { single_flight: false, ..ALL }, "#9333ea", ""),
         curve("without batching", Parts { batching: false, ..ALL }, "#d97706", ""),
         curve("without retry budget", Parts { budget: false, ..ALL }, "#2563eb", ""),
-        curve("batching and budget only", Parts { batching: true, budget: true, ..NONE }, "#db2777", "7 4"),
+        curve(
+            "batching and budget only",
+            Parts { batching: true, budget: true, ..NONE },
+            "#db2777",
+            "7 4",
+        ),
         curve("timeouts and retries only", NONE, "#78716c", "3 3"),
     ]
 }
@@ -72,26 +77,56 @@ fn line(svg: &mut String, curve: &Curve, y: impl Fn(f64, f64) -> f64) -> std::fm
     )
 }
 
-fn frame(svg: &mut String, (top, height): (f64, f64), title: &str, ticks: &[(f64, String)]) -> std::fmt::Result {
+fn frame(
+    svg: &mut String,
+    (top, height): (f64, f64),
+    title: &str,
+    ticks: &[(f64, String)],
+) -> std::fmt::Result {
     let (bottom, right) = (top + height, WIDTH - RIGHT);
     let (from, to) = (x(LOST), x(BACK));
     writeln!(svg, r#"<text x="{LEFT}" y="{:.1}" class="title">{title}</text>"#, top - 26.0)?;
-    writeln!(svg, r#"<rect x="{from:.1}" y="{top}" width="{:.1}" height="{height}" class="gone"/>"#, to - from)?;
+    writeln!(
+        svg,
+        r#"<rect x="{from:.1}" y="{top}" width="{:.1}" height="{height}" class="gone"/>"#,
+        to - from
+    )?;
     let middle = (from + to) / 2.0;
-    writeln!(svg, r#"<text x="{middle:.1}" y="{:.1}" text-anchor="middle">cache gone</text>"#, top - 6.0)?;
+    writeln!(
+        svg,
+        r#"<text x="{middle:.1}" y="{:.1}" text-anchor="middle">cache gone</text>"#,
+        top - 6.0
+    )?;
     writeln!(svg, r#"<text x="{:.1}" y="{:.1}">back, but empty</text>"#, to + 4.0, top - 6.0)?;
     for (y, label) in ticks {
         writeln!(svg, r#"<line x1="{LEFT}" y1="{y:.1}" x2="{right}" y2="{y:.1}" class="grid"/>"#)?;
-        writeln!(svg, r#"<text x="{:.1}" y="{:.1}" text-anchor="end">{label}</text>"#, LEFT - 8.0, y + 4.0)?;
+        writeln!(
+            svg,
+            r#"<text x="{:.1}" y="{:.1}" text-anchor="end">{label}</text>"#,
+            LEFT - 8.0,
+            y + 4.0
+        )?;
     }
     for second in (0..=SECONDS as u32).step_by(5) {
         let x = x(f64::from(second));
-        writeln!(svg, r#"<line x1="{x:.1}" y1="{bottom}" x2="{x:.1}" y2="{:.1}" class="axis"/>"#, bottom + 4.0)?;
-        writeln!(svg, r#"<text x="{x:.1}" y="{:.1}" text-anchor="middle">{second}</text>"#, bottom + 18.0)?;
+        writeln!(
+            svg,
+            r#"<line x1="{x:.1}" y1="{bottom}" x2="{x:.1}" y2="{:.1}" class="axis"/>"#,
+            bottom + 4.0
+        )?;
+        writeln!(
+            svg,
+            r#"<text x="{x:.1}" y="{:.1}" text-anchor="middle">{second}</text>"#,
+            bottom + 18.0
+        )?;
     }
     writeln!(svg, r#"<line x1="{LEFT}" y1="{bottom}" x2="{right}" y2="{bottom}" class="axis"/>"#)?;
     let middle = (LEFT + right) / 2.0;
-    writeln!(svg, r#"<text x="{middle:.1}" y="{:.1}" text-anchor="middle">seconds</text>"#, bottom + 36.0)
+    writeln!(
+        svg,
+        r#"<text x="{middle:.1}" y="{:.1}" text-anchor="middle">seconds</text>"#,
+        bottom + 36.0
+    )
 }
 
 fn draw(runs: &[(Curve, Run)]) -> Result<String, std::fmt::Error> {
@@ -125,13 +160,26 @@ text {{ fill: #e5e7eb }}
             y + 4.5,
         )?;
     }
-    let percents: Vec<_> = (0..=4u32).map(|n| (goodput_y(f64::from(n) / 4.0), format!("{} %", n * 25))).collect();
+    let percents: Vec<_> =
+        (0..=4u32).map(|n| (goodput_y(f64::from(n) / 4.0), format!("{} %", n * 25))).collect();
     frame(&mut svg, GOODPUT, "Reads answered in time, of those begun", &percents)?;
     let loads = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0].map(|load| (load_y(load), format!("{load}x")));
-    frame(&mut svg, LOAD, "Work given to the database, in multiples of what it can do (logarithmic)", &loads)?;
+    frame(
+        &mut svg,
+        LOAD,
+        "Work given to the database, in multiples of what it can do (logarithmic)",
+        &loads,
+    )?;
     let (bound, right) = (load_y(1.2), WIDTH - RIGHT);
-    writeln!(svg, r#"<line x1="{LEFT}" y1="{bound:.1}" x2="{right}" y2="{bound:.1}" class="bound"/>"#)?;
-    writeln!(svg, r#"<text x="{right}" y="{:.1}" text-anchor="end">bound: 1.2x</text>"#, bound - 5.0)?;
+    writeln!(
+        svg,
+        r#"<line x1="{LEFT}" y1="{bound:.1}" x2="{right}" y2="{bound:.1}" class="bound"/>"#
+    )?;
+    writeln!(
+        svg,
+        r#"<text x="{right}" y="{:.1}" text-anchor="end">bound: 1.2x</text>"#,
+        bound - 5.0
+    )?;
     for (curve, run) in runs.iter().rev() {
         line(&mut svg, curve, |from, to| goodput_y(run.goodput(from, to)))?;
         line(&mut svg, curve, |from, to| load_y(run.load(from, to)))?;

@@ -32,8 +32,12 @@ mod tests {
 
     #[test]
     fn delays_grow_stay_below_the_cap_and_end() {
-        let policy =
-            Backoff { retries: 3, base: Duration::from_millis(200), factor: 4, cap: Duration::from_millis(2000) };
+        let policy = Backoff {
+            retries: 3,
+            base: Duration::from_millis(200),
+            factor: 4,
+            cap: Duration::from_millis(2000),
+        };
         let delays: Vec<_> = (0..4).map(|n| policy.delay(n, 0.5).map(|d| d.as_millis())).collect();
         assert_eq!(delays, [Some(200), Some(800), Some(2000), None]);
         assert_eq!(policy.delay(0, 0.0), Some(Duration::from_millis(100)));
@@ -42,13 +46,21 @@ mod tests {
 
     #[test]
     fn no_number_of_retries_overflows() {
-        let policy = Backoff { retries: u32::MAX, base: Duration::MAX, factor: u32::MAX, cap: Duration::from_secs(60) };
+        let policy = Backoff {
+            retries: u32::MAX,
+            base: Duration::MAX,
+            factor: u32::MAX,
+            cap: Duration::from_secs(60),
+        };
         for n in [0, 1, 31, 1000, u32::MAX - 1] {
             assert_eq!(policy.delay(n, 0.5), Some(Duration::from_secs(60)));
         }
         for random in [-1.0, 2.0, f64::INFINITY] {
             let delay = policy.delay(3, random).expect("a delay");
-            assert!((Duration::from_secs(30)..=Duration::from_secs(90)).contains(&delay), "{random}: {delay:?}");
+            assert!(
+                (Duration::from_secs(30)..=Duration::from_secs(90)).contains(&delay),
+                "{random}: {delay:?}"
+            );
         }
         assert_eq!(Backoff { retries: 0, ..policy }.delay(0, 0.5), None);
     }

@@ -192,7 +192,9 @@ impl Inner {
     /// Calls of the last ten seconds: good ones, failed ones, slow ones.
     fn window(&self, now: Duration) -> (u32, u32, u32) {
         let live = self.buckets.iter().filter(|bucket| bucket.tick + BUCKETS as u64 > tick(now));
-        live.fold((0, 0, 0), |sum, bucket| (sum.0 + bucket.ok, sum.1 + bucket.failed, sum.2 + bucket.slow))
+        live.fold((0, 0, 0), |sum, bucket| {
+            (sum.0 + bucket.ok, sum.1 + bucket.failed, sum.2 + bucket.slow)
+        })
     }
 }
 
@@ -207,7 +209,10 @@ pub struct Breaker {
 
 impl std::fmt::Debug for Breaker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Breaker").field("name", &self.name).field("state", &self.state()).finish_non_exhaustive()
+        f.debug_struct("Breaker")
+            .field("name", &self.name)
+            .field("state", &self.state())
+            .finish_non_exhaustive()
     }
 }
 
@@ -257,7 +262,13 @@ fn slot(at: Duration) -> u64 {
 
 impl Breaker {
     /// A closed one. `seed` spreads the open times of breakers that open together; 0: drawn by chance.
-    pub fn new(name: impl Into<String>, options: BreakerOptions, now: Now, told: Told, seed: u64) -> Arc<Self> {
+    pub fn new(
+        name: impl Into<String>,
+        options: BreakerOptions,
+        now: Now,
+        told: Told,
+        seed: u64,
+    ) -> Arc<Self> {
         let began = now();
         let step = Step { number: 0, given: 0, good: 0, bad: 0, began };
         let inner = Inner {
@@ -357,7 +368,9 @@ impl Breaker {
                     Ok((inner.generation, true))
                 }
                 BreakerState::HalfOpen => Err(Refused { retry_after: self.options.slow_after }),
-                BreakerState::Open => Err(Refused { retry_after: inner.open_until.saturating_sub(now) }),
+                BreakerState::Open => {
+                    Err(Refused { retry_after: inner.open_until.saturating_sub(now) })
+                }
                 BreakerState::ForcedOpen => Err(Refused { retry_after: self.options.open_cap }),
             }
         };
@@ -377,7 +390,8 @@ impl Breaker {
                 Some(false) => BreakerState::ForcedClosed,
                 None => BreakerState::Closed,
             };
-            let forced = matches!(inner.state, BreakerState::ForcedOpen | BreakerState::ForcedClosed);
+            let forced =
+                matches!(inner.state, BreakerState::ForcedOpen | BreakerState::ForcedClosed);
             if inner.state != to && (open.is_some() || forced) {
                 self.turn(&mut inner, now, to, "by_hand", &mut transitions);
                 (inner.opens, inner.closed_since) = (0, now);
@@ -414,10 +428,15 @@ impl Breaker {
             }
             if !late {
                 match inner.state {
-                    BreakerState::Closed => self.count(&mut inner, now, began, good, slow, &mut transitions),
-                    BreakerState::HalfOpen => {
-                        self.judge(&mut inner, now, good.map(|good| good && !slow), &mut transitions)
+                    BreakerState::Closed => {
+                        self.count(&mut inner, now, began, good, slow, &mut transitions)
                     }
+                    BreakerState::HalfOpen => self.judge(
+                        &mut inner,
+                        now,
+                        good.map(|good| good && !slow),
+                        &mut transitions,
+                    ),
                     BreakerState::Open | BreakerState::ForcedOpen | BreakerState::ForcedClosed => {}
                 }
             }
@@ -472,7 +491,13 @@ impl Breaker {
         }
     }
 
-    fn judge(&self, inner: &mut Inner, now: Duration, good: Option<bool>, transitions: &mut Vec<Transition>) {
+    fn judge(
+        &self,
+        inner: &mut Inner,
+        now: Duration,
+        good: Option<bool>,
+        transitions: &mut Vec<Transition>,
+    ) {
         match good {
             // A place in the step for somebody else.
             None => {
@@ -502,7 +527,9 @@ impl Breaker {
 
     /// Whether calls are swallowed.
     fn stalls(&self, inner: &Inner, now: Duration) -> bool {
-        let Some(before) = now.checked_sub(self.options.slow_after).filter(|_| self.options.stalled_calls > 0) else {
+        let Some(before) =
+            now.checked_sub(self.options.slow_after).filter(|_| self.options.stalled_calls > 0)
+        else {
             return false;
         };
         // Not "since the oldest of them began": one that began before the last success would hide the stall until it ends itself.
@@ -510,11 +537,20 @@ impl Breaker {
         swallowed >= self.options.stalled_calls && inner.last_good.is_none_or(|at| at < before)
     }
 
-    fn open(&self, inner: &mut Inner, now: Duration, reason: &'static str, transitions: &mut Vec<Transition>) {
-        if inner.state == BreakerState::Closed && now.saturating_sub(inner.closed_since) >= self.options.reset_after {
+    fn open(
+        &self,
+        inner: &mut Inner,
+        now: Duration,
+        reason: &'static str,
+        transitions: &mut Vec<Transition>,
+    ) {
+        if inner.state == BreakerState::Closed
+            && now.saturating_sub(inner.closed_since) >= self.options.reset_after
+        {
             inner.opens = 0;
         }
-        let nominal = self.options.open_first.saturating_mul(2u32.saturating_pow(inner.opens.min(20)));
+        let nominal =
+            self.options.open_first.saturating_mul(2u32.saturating_pow(inner.opens.min(20)));
         let jitter = 0.5 + inner.jitter.next() / 2.0;
         inner.open_until = now + nominal.min(self.options.open_cap).mul_f64(jitter);
         inner.opens = inner.opens.saturating_add(1);

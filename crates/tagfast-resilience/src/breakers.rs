@@ -64,7 +64,12 @@ impl std::fmt::Debug for Breakers {
 impl Breakers {
     /// None yet.
     pub fn new(clock: Arc<dyn Clock>) -> Arc<Self> {
-        Arc::new(Self { clock, began: Instant::now(), all: Mutex::default(), events: Mutex::default() })
+        Arc::new(Self {
+            clock,
+            began: Instant::now(),
+            all: Mutex::default(),
+            events: Mutex::default(),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Breaker>>> {
@@ -89,7 +94,8 @@ impl Breakers {
             (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
         });
         let seed = seed ^ u64::from(std::process::id()) << 32;
-        let breaker = Breaker::new(name, options, Arc::new(move || began.elapsed()), Arc::new(told), seed);
+        let breaker =
+            Breaker::new(name, options, Arc::new(move || began.elapsed()), Arc::new(told), seed);
         metrics::gauge!("tagfast_breaker_open", "breaker" => name.to_owned()).set(0.0);
         all.insert(name.to_owned(), Arc::clone(&breaker));
         breaker
@@ -97,7 +103,13 @@ impl Breakers {
 
     fn told(&self, transition: &Transition) {
         let Transition { name, from, to, reason, .. } = transition;
-        tracing::warn!(breaker = name, from = from.as_str(), to = to.as_str(), reason, "a breaker changed its state");
+        tracing::warn!(
+            breaker = name,
+            from = from.as_str(),
+            to = to.as_str(),
+            reason,
+            "a breaker changed its state"
+        );
         let open = match to {
             BreakerState::Closed | BreakerState::ForcedClosed => 0.0,
             BreakerState::HalfOpen => 0.5,
@@ -140,7 +152,10 @@ mod tests {
     fn what_they_did_is_remembered_up_to_a_bound() {
         let breakers = Breakers::new(Arc::new(ManualClock::new(7)));
         let index = breakers.make("index", BreakerOptions::default());
-        assert!(Arc::ptr_eq(&index, &breakers.make("index", BreakerOptions::default())), "one of a name");
+        assert!(
+            Arc::ptr_eq(&index, &breakers.make("index", BreakerOptions::default())),
+            "one of a name"
+        );
         for n in 0..REMEMBERED {
             index.force(Some(n % 2 == 0));
         }

@@ -89,7 +89,8 @@ impl Drop for Waiting<'_> {
 impl Bulkhead {
     /// An empty one. At least one call may be under way.
     pub fn new(name: &str, options: BulkheadOptions) -> Arc<Self> {
-        let options = BulkheadOptions { most: options.most.clamp(1, Semaphore::MAX_PERMITS), ..options };
+        let options =
+            BulkheadOptions { most: options.most.clamp(1, Semaphore::MAX_PERMITS), ..options };
         let places = Arc::new(Semaphore::new(options.most));
         Arc::new(Self { name: name.into(), options, places, waiting: AtomicUsize::new(0) })
     }
@@ -109,7 +110,9 @@ impl Bulkhead {
         match tokio::time::timeout(wait, Arc::clone(&self.places).acquire_owned()).await {
             Ok(Ok(permit)) => Ok(Place { _permit: permit }),
             // Nobody closes the semaphore; were it closed, there would be no place either.
-            Ok(Err(_)) | Err(_) => Err(BulkheadFull::Wait { name: Arc::clone(&self.name), most, wait }),
+            Ok(Err(_)) | Err(_) => {
+                Err(BulkheadFull::Wait { name: Arc::clone(&self.name), most, wait })
+            }
         }
     }
 
@@ -148,15 +151,24 @@ mod tests {
             async move { bulkhead.enter().await.map(drop) }
         });
         tokio::task::yield_now().await;
-        assert_eq!(bulkhead.look(), BulkheadLook { name: "index".into(), most: 2, under_way: 2, waiting: 1 });
+        assert_eq!(
+            bulkhead.look(),
+            BulkheadLook { name: "index".into(), most: 2, under_way: 2, waiting: 1 }
+        );
         let refused = bulkhead.enter().await.unwrap_err();
-        assert_eq!(refused.to_string(), "index is full: 2 calls are under way and 1 wait, no more may");
+        assert_eq!(
+            refused.to_string(),
+            "index is full: 2 calls are under way and 1 wait, no more may"
+        );
         assert!(began.elapsed().is_zero());
         let late = waits.await.unwrap().unwrap_err();
         assert_eq!(late.to_string(), "index is full: none of 2 calls ended within 100 ms");
         assert!(began.elapsed() < Duration::from_millis(102));
         drop(held);
-        assert_eq!(bulkhead.look(), BulkheadLook { name: "index".into(), most: 2, under_way: 0, waiting: 0 });
+        assert_eq!(
+            bulkhead.look(),
+            BulkheadLook { name: "index".into(), most: 2, under_way: 0, waiting: 0 }
+        );
     }
 
     #[tokio::test(start_paused = true)]

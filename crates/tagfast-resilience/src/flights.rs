@@ -137,14 +137,19 @@ impl<K: Eq + Hash + Clone + Send + 'static, V: Clone + Send + Sync + 'static> Fl
     }
 
     /// The flight to wait for; and if it is a new one, its landing.
-    fn join(self: &Arc<Self>, key: K, not_before: Option<Instant>) -> (Arc<Flight<V>>, Option<Landing<K, V>>) {
+    fn join(
+        self: &Arc<Self>,
+        key: K,
+        not_before: Option<Instant>,
+    ) -> (Arc<Flight<V>>, Option<Landing<K, V>>) {
         let mut inner = self.lock();
         if let Some(flight) = inner.newest.get(&key)
             && not_before.is_none_or(|at| flight.started >= at)
         {
             return (Arc::clone(flight), None);
         }
-        let flight = Flight { started: Instant::now(), answer: OnceLock::new(), landed: Notify::new() };
+        let flight =
+            Flight { started: Instant::now(), answer: OnceLock::new(), landed: Notify::new() };
         let flight = Arc::new(flight);
         let older = inner.newest.insert(key.clone(), Arc::clone(&flight));
         drop(inner);
@@ -187,7 +192,10 @@ mod tests {
         }
         let answers = callers.join_all().await;
         assert!(answers.iter().all(|answer| answer.is_ok_and(|flown| flown.value == 1)));
-        assert_eq!(answers.iter().filter(|answer| answer.is_ok_and(|flown| !flown.collapsed)).count(), 1);
+        assert_eq!(
+            answers.iter().filter(|answer| answer.is_ok_and(|flown| !flown.collapsed)).count(),
+            1
+        );
         assert_eq!((runs.load(Ordering::SeqCst), flights.under_way()), (1, 0));
     }
 
@@ -211,8 +219,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn without_any_caller_left_it_still_ends() {
         let (flights, runs) = (Flights::<u32, usize>::new(), Arc::new(AtomicUsize::new(0)));
-        let alone =
-            tokio::time::timeout(Duration::from_millis(10), flights.fly(1, None, || slowly(Arc::clone(&runs)))).await;
+        let alone = tokio::time::timeout(
+            Duration::from_millis(10),
+            flights.fly(1, None, || slowly(Arc::clone(&runs))),
+        )
+        .await;
         assert!(alone.is_err(), "it gave up");
         assert_eq!(flights.under_way(), 1);
         sleep(Duration::from_millis(100)).await;
@@ -281,13 +292,16 @@ mod tests {
         let flights = Flights::<u32, u32>::new();
         let broken = {
             let flights = Arc::clone(&flights);
-            tokio::spawn(
-                async move { flights.fly(1, None, || -> std::future::Ready<u32> { panic!("on purpose") }).await },
-            )
+            tokio::spawn(async move {
+                flights.fly(1, None, || -> std::future::Ready<u32> { panic!("on purpose") }).await
+            })
         };
         assert!(broken.await.is_err_and(|ended| ended.is_panic()));
         assert_eq!(flights.under_way(), 0);
-        assert_eq!(flights.fly(1, None, async || 7).await, Ok(Flown { value: 7, collapsed: false }));
+        assert_eq!(
+            flights.fly(1, None, async || 7).await,
+            Ok(Flown { value: 7, collapsed: false })
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -47,7 +47,8 @@ pub fn switch(root: &Path, generation: &Path) -> io::Result<()> {
 pub fn remove_others(root: &Path, keep: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(root)? {
         let entry = entry?;
-        if entry.path() != keep && entry.file_name().to_str().is_some_and(|n| n.starts_with(PREFIX)) {
+        if entry.path() != keep && entry.file_name().to_str().is_some_and(|n| n.starts_with(PREFIX))
+        {
             std::fs::remove_dir_all(entry.path())?;
         }
     }

@@ -48,7 +48,9 @@ mod tests {
         (0..10_000).for_each(|_| tenths[(chance() * 10.0) as usize] += 1);
         assert!(tenths.iter().all(|count| (850..1150).contains(count)), "{tenths:?}");
         let times: std::collections::HashSet<Duration> = (0..1000).map(|_| comes_back()).collect();
-        assert!(times.len() > 990 && times.iter().all(|time| (1.0..3.0).contains(&time.as_secs_f64())));
+        assert!(
+            times.len() > 990 && times.iter().all(|time| (1.0..3.0).contains(&time.as_secs_f64()))
+        );
     }
 
     #[test]

@@ -30,7 +30,9 @@ pub mod retry;
 
 pub use background::{Background, Stopped};
 pub use backoff::Backoff;
-pub use breaker::{Breaker, BreakerLook, BreakerOptions, BreakerState, Permit, Refused, Transition};
+pub use breaker::{
+    Breaker, BreakerLook, BreakerOptions, BreakerState, Permit, Refused, Transition,
+};
 pub use breakers::{BreakerEvent, Breakers};
 pub use bulkhead::{Bulkhead, BulkheadFull, BulkheadLook, BulkheadOptions, Place};
 pub use clock::{Clock, ManualClock, SystemClock};
@@ -38,6 +40,8 @@ pub use criticality::Criticality;
 pub use deadline::{Deadline, Late};
 pub use flights::{FlightLost, Flights, Flown};
 pub use jitter::{chance, comes_back};
-pub use limiter::{ByCriticality, InFlight, Limiter, LimiterLook, LimiterOptions, Shed, ShedReason};
+pub use limiter::{
+    ByCriticality, InFlight, Limiter, LimiterLook, LimiterOptions, Shed, ShedReason,
+};
 pub use metric::{MetricDef, MetricKind};
 pub use retry::{BudgetOptions, NoRetry, Retry, RetryBudget, RetryError};

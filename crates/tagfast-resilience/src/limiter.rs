@@ -397,7 +397,14 @@ impl Limiter {
         }
     }
 
-    fn measure(&self, inner: &mut Inner, now: Duration, latency: Duration, units: usize, good: bool) {
+    fn measure(
+        &self,
+        inner: &mut Inner,
+        now: Duration,
+        latency: Duration,
+        units: usize,
+        good: bool,
+    ) {
         let sample = latency.as_secs_f64() / self.cost(units);
         if !good && inner.baseline.is_none_or(|baseline| sample <= baseline) {
             return;
@@ -424,7 +431,8 @@ impl Limiter {
         if median > self.options.tolerance * baseline {
             inner.limit = (inner.limit * SHRINK).max(least);
         } else if busiest as f64 >= inner.limit / 2.0 {
-            inner.limit = (inner.limit + (inner.limit.sqrt() / 2.0).max(1.0)).min(self.options.most as f64);
+            inner.limit =
+                (inner.limit + (inner.limit.sqrt() / 2.0).max(1.0)).min(self.options.most as f64);
         }
         if inner.limit > least {
             inner.at_least = None;
@@ -475,7 +483,8 @@ impl Inner {
             self.medians.pop_front();
         }
         let smallest = self.medians.iter().map(|(_, median)| *median).fold(median, f64::min);
-        let highest = self.baseline.map_or(f64::INFINITY, |baseline| baseline * BASELINE_RISE.powf(passed));
+        let highest =
+            self.baseline.map_or(f64::INFINITY, |baseline| baseline * BASELINE_RISE.powf(passed));
         let baseline = smallest.min(highest);
         self.baseline = Some(baseline);
         baseline

@@ -161,7 +161,12 @@ impl Retry {
     }
 
     /// How long to wait before the attempt after `attempt`; it is paid for then.
-    fn delay(&self, attempt: u32, deadline: Deadline, retryable: bool) -> Result<Duration, NoRetry> {
+    fn delay(
+        &self,
+        attempt: u32,
+        deadline: Deadline,
+        retryable: bool,
+    ) -> Result<Duration, NoRetry> {
         if !retryable {
             return Err(NoRetry::NotRetryable);
         }
@@ -184,8 +189,12 @@ mod tests {
 
     use super::*;
 
-    const BACKOFF: Backoff =
-        Backoff { retries: 3, base: Duration::from_millis(100), factor: 2, cap: Duration::from_secs(1) };
+    const BACKOFF: Backoff = Backoff {
+        retries: 3,
+        base: Duration::from_millis(100),
+        factor: 2,
+        cap: Duration::from_secs(1),
+    };
 
     fn earned(retries: u32) -> Arc<RetryBudget> {
         let budget = RetryBudget::new(BudgetOptions::default());
@@ -198,7 +207,9 @@ mod tests {
         deadline: Deadline,
         answers: &[Result<u32, &'static str>],
     ) -> Result<u32, RetryError<&'static str>> {
-        retry.run(deadline, |error| *error == "broken", async |attempt| answers[attempt as usize]).await
+        retry
+            .run(deadline, |error| *error == "broken", async |attempt| answers[attempt as usize])
+            .await
     }
 
     #[test]
@@ -220,13 +231,25 @@ mod tests {
         let (began, deadline) = (Instant::now(), Deadline::after(Duration::from_secs(10)));
         assert_eq!(run(&retry, deadline, &[Err("broken"), Err("broken"), Ok(7)]).await, Ok(7));
         let waited = began.elapsed();
-        assert!((Duration::from_millis(150)..Duration::from_millis(460)).contains(&waited), "{waited:?}");
+        assert!(
+            (Duration::from_millis(150)..Duration::from_millis(460)).contains(&waited),
+            "{waited:?}"
+        );
         assert_eq!(retry.budget.left(), 3);
         let failed = |error, attempts, why| Err(RetryError::Failed { error, attempts, why });
-        assert_eq!(run(&retry, deadline, &[Err("wrong")]).await, failed("wrong", 1, NoRetry::NotRetryable));
+        assert_eq!(
+            run(&retry, deadline, &[Err("wrong")]).await,
+            failed("wrong", 1, NoRetry::NotRetryable)
+        );
         assert_eq!(retry.budget.left(), 3);
-        assert_eq!(run(&retry, deadline, &[Err("broken"); 9]).await, failed("broken", 4, NoRetry::Exhausted));
-        assert_eq!(run(&retry, deadline, &[Err("broken"); 9]).await, failed("broken", 1, NoRetry::Budget));
+        assert_eq!(
+            run(&retry, deadline, &[Err("broken"); 9]).await,
+            failed("broken", 4, NoRetry::Exhausted)
+        );
+        assert_eq!(
+            run(&retry, deadline, &[Err("broken"); 9]).await,
+            failed("broken", 1, NoRetry::Budget)
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -235,11 +258,19 @@ mod tests {
         let began = Instant::now();
         let deadline = Deadline::after(Duration::from_millis(40));
         let answer = run(&retry, deadline, &[Err("broken"); 9]).await;
-        assert_eq!(answer, Err(RetryError::Failed { error: "broken", attempts: 1, why: NoRetry::Deadline }));
+        assert_eq!(
+            answer,
+            Err(RetryError::Failed { error: "broken", attempts: 1, why: NoRetry::Deadline })
+        );
         assert_eq!(retry.budget.left(), 20, "what is not made is not paid for");
         assert!(began.elapsed().is_zero(), "it does not wait for what cannot be");
-        let hangs =
-            retry.run(deadline, |_: &&str| true, async |_| std::future::pending::<Result<u32, &str>>().await).await;
+        let hangs = retry
+            .run(
+                deadline,
+                |_: &&str| true,
+                async |_| std::future::pending::<Result<u32, &str>>().await,
+            )
+            .await;
         assert_eq!(hangs, Err(RetryError::Late { attempts: 1 }));
         let begun = Cell::new(false);
         let late = retry.run(
@@ -264,7 +295,8 @@ mod tests {
             proptest::collection::vec(all_work, 1..400),
             proptest::collection::vec(any, 1..200),
         ];
-        proptest::collection::vec(phase, 1..6).prop_map(|phases| phases.into_iter().flatten().collect())
+        proptest::collection::vec(phase, 1..6)
+            .prop_map(|phases| phases.into_iter().flatten().collect())
     }
 
     proptest! {

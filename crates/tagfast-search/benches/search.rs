@@ -59,7 +59,8 @@ fn load() -> Vec<Sample> {
     BufReader::new(flate2::read::GzDecoder::new(file))
         .lines()
         .map(|line| {
-            let line: serde_json::Value = serde_json::from_str(&line.expect("readable")).expect("JSON lines");
+            let line: serde_json::Value =
+                serde_json::from_str(&line.expect("readable")).expect("JSON lines");
             let tags = line["tags"].as_array().expect("a list of tags").iter().map(text).collect();
             Sample { content_type: text(&line["type"]), id: text(&line["id"]), tags }
         })
@@ -67,14 +68,19 @@ fn load() -> Vec<Sample> {
 }
 
 fn positions(next: u64) -> Positions {
-    Positions::from([(Partition(0), BusPosition { next, emits: tagfast_events::Emits::embedded(1) })])
+    Positions::from([(
+        Partition(0),
+        BusPosition { next, emits: tagfast_events::Emits::embedded(1) },
+    )])
 }
 
 /// CPU seconds of this process, all threads.
 fn cpu_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let after_name = stat.rsplit(')').next().unwrap_or_default();
-    let ticks = |n: usize| after_name.split_whitespace().nth(n).and_then(|t| t.parse::<f64>().ok()).unwrap_or(0.0);
+    let ticks = |n: usize| {
+        after_name.split_whitespace().nth(n).and_then(|t| t.parse::<f64>().ok()).unwrap_or(0.0)
+    };
     (ticks(11) + ticks(12)) / 100.0
 }
 
@@ -91,8 +97,13 @@ fn main() {
     let samples = load();
     let dir = tempfile::tempdir().expect("a temporary directory");
     let clock = Arc::new(SystemClock);
-    let index = TantivyIndex::open(dir.path().to_owned(), TantivyOptions::default(), Arc::new(NoShards), clock)
-        .expect("the index opens");
+    let index = TantivyIndex::open(
+        dir.path().to_owned(),
+        TantivyOptions::default(),
+        Arc::new(NoShards),
+        clock,
+    )
+    .expect("the index opens");
     let mut figures = Vec::new();
     runtime().block_on(async {
         index.rebuild(&positions(0), EPOCH, &|_| {}).await.expect("an empty index");
@@ -158,7 +169,8 @@ async fn fill(index: &TantivyIndex, samples: &[Sample]) -> serde_json::Value {
 
 fn record(sample: &Sample, offset: u64, version: u64) -> SinkRecord {
     let tags: Vec<&str> = sample.tags.iter().map(String::as_str).collect();
-    let event = event(TENANT, &sample.content_type, &sample.id, version, SystemClock.now_ms(), &tags);
+    let event =
+        event(TENANT, &sample.content_type, &sample.id, version, SystemClock.now_ms(), &tags);
     SinkRecord { partition: Partition(0), offset, event: Arc::new(event) }
 }
 
@@ -217,14 +229,20 @@ fn searches<F: Future<Output = usize>>(
     let hits: usize = per_thread.iter().map(|t| t.1).sum();
     let mut times: Vec<Duration> = per_thread.into_iter().flat_map(|t| t.2).collect();
     times.sort_unstable();
-    let (per_second, per_query) = ((count as f64 / seconds).round(), round((cpu_seconds() - cpu) * 1e6 / count as f64));
+    let (per_second, per_query) =
+        ((count as f64 / seconds).round(), round((cpu_seconds() - cpu) * 1e6 / count as f64));
     let line = json!({"measure": name, "threads": THREADS, "queries_per_s": per_second,
         "cpu_us_per_query": per_query,
         "hits_per_query": round(hits as f64 / count as f64),
         "p50_ms": round3(percentile(&times, 0.50)), "p99_ms": round3(percentile(&times, 0.99))});
     print(&line);
-    let what = |unit: &str| format!("search: {name}, 20 hits, debtags, in process, {THREADS} threads, {unit}");
-    vec![figure(&what("searches"), per_second, "/s", None), figure(&what("CPU per search"), per_query, "us", None)]
+    let what = |unit: &str| {
+        format!("search: {name}, 20 hits, debtags, in process, {THREADS} threads, {unit}")
+    };
+    vec![
+        figure(&what("searches"), per_second, "/s", None),
+        figure(&what("CPU per search"), per_query, "us", None),
+    ]
 }
 
 /// 2,000 changes a second for some seconds: from handed over to visible to a search.
@@ -236,7 +254,11 @@ async fn freshness(index: &TantivyIndex, samples: &[Sample]) -> Vec<serde_json::
     let mut delays: Vec<Duration> = Vec::new();
     let mut sent = 0u64;
     while started.elapsed() < RUN || !waiting.is_empty() {
-        let due = if started.elapsed() < RUN { (started.elapsed().as_secs_f64() * PER_SECOND) as u64 } else { sent };
+        let due = if started.elapsed() < RUN {
+            (started.elapsed().as_secs_f64() * PER_SECOND) as u64
+        } else {
+            sent
+        };
         let records: Vec<SinkRecord> = (sent..due)
             .map(|n| {
                 waiting.push((next, started + Duration::from_secs_f64(n as f64 / PER_SECOND)));
@@ -266,8 +288,18 @@ async fn freshness(index: &TantivyIndex, samples: &[Sample]) -> Vec<serde_json::
     print(&line);
     let p99 = round(percentile(&delays, 0.99));
     vec![
-        figure("search: from applied to visible at 2,000 changes/s, p50", round(percentile(&delays, 0.5)), "ms", None),
-        figure("search: from applied to visible at 2,000 changes/s, p99", p99, "ms", Some(("<= 500 ms", p99 <= 500.0))),
+        figure(
+            "search: from applied to visible at 2,000 changes/s, p50",
+            round(percentile(&delays, 0.5)),
+            "ms",
+            None,
+        ),
+        figure(
+            "search: from applied to visible at 2,000 changes/s, p99",
+            p99,
+            "ms",
+            Some(("<= 500 ms", p99 <= 500.0)),
+        ),
     ]
 }
 

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tagfast_domain::{
-    ContentKey, EpochOrdinal, Tag, TagName, Tagging, TaggingsEvent, TenantId, UnixMillis, UserId, Version,
+    ContentKey, EpochOrdinal, Tag, TagName, Tagging, TaggingsEvent, TenantId, UnixMillis, UserId,
+    Version,
 };
 
 use crate::query::{self, Query};
@@ -45,7 +46,14 @@ impl Numbers {
 }
 
 /// The event of a state.
-pub fn event(tenant: &str, content_type: &str, id: &str, version: u64, at: UnixMillis, tags: &[&str]) -> TaggingsEvent {
+pub fn event(
+    tenant: &str,
+    content_type: &str,
+    id: &str,
+    version: u64,
+    at: UnixMillis,
+    tags: &[&str],
+) -> TaggingsEvent {
     let key = ContentKey::parse(tenant, content_type, id).expect("the suite's keys are valid");
     let version = Version::from_packed(version).expect("the suite's versions fit");
     let mut taggings: Vec<Tagging> = tags
@@ -83,7 +91,11 @@ async fn search(h: &dyn SearchHarness, of: &str, request: &SearchRequest) -> Sea
 }
 
 async fn ids(h: &dyn SearchHarness, of: &str, query: &str) -> BTreeSet<String> {
-    all(h, of, &request(query)).await.iter().map(|hit| hit.content.content_id.as_str().to_owned()).collect()
+    all(h, of, &request(query))
+        .await
+        .iter()
+        .map(|hit| hit.content.content_id.as_str().to_owned())
+        .collect()
 }
 
 /// Walks all pages.
@@ -123,19 +135,34 @@ pub async fn newest_version_wins_in_every_order(h: &dyn SearchHarness) {
     }
     h.visible().await;
     let everything: BTreeSet<String> = (0..orders.len()).map(|n| format!("c{n}")).collect();
-    assert_eq!(ids(h, "s1-live", "third").await, everything, "every order ends with the newest state");
+    assert_eq!(
+        ids(h, "s1-live", "third").await,
+        everything,
+        "every order ends with the newest state"
+    );
     assert!(ids(h, "s1-live", "first OR second").await.is_empty(), "no older state is left");
-    assert!(ids(h, "s1-gone", "first OR second OR third").await.is_empty(), "the newest state has no tags");
+    assert!(
+        ids(h, "s1-gone", "first OR second OR third").await.is_empty(),
+        "the newest state has no tags"
+    );
 }
 
 /// S2: a late event, a day later, does not bring a deleted content back.
 pub async fn a_late_event_does_not_resurrect(h: &dyn SearchHarness) {
-    h.apply(&[event("s2", "t", "seen", 1, NOW, &["x"]), event("s2", "t", "never", 20, NOW + 2, &[])]).await;
+    h.apply(&[
+        event("s2", "t", "seen", 1, NOW, &["x"]),
+        event("s2", "t", "never", 20, NOW + 2, &[]),
+    ])
+    .await;
     h.visible().await;
     h.apply(&[event("s2", "t", "seen", 20, NOW + 2, &[])]).await;
     h.visible().await;
     h.later(86_400_000).await;
-    h.apply(&[event("s2", "t", "seen", 15, NOW + 1, &["x"]), event("s2", "t", "never", 15, NOW + 1, &["x"])]).await;
+    h.apply(&[
+        event("s2", "t", "seen", 15, NOW + 1, &["x"]),
+        event("s2", "t", "never", 15, NOW + 1, &["x"]),
+    ])
+    .await;
     h.visible().await;
     assert!(ids(h, "s2", "x").await.is_empty(), "deleted contents stay deleted");
 }
@@ -169,26 +196,39 @@ fn matches(query: &Query, content_type: &str, tags: &BTreeSet<String>) -> bool {
 const WORDS: [&str; 8] = ["alpha", "alps", "beta", "c++", "lang::rust", "日本語", "x-y", "zeta"];
 
 fn random_query(numbers: &mut Numbers, depth: u32) -> Query {
-    let tag = |n: u64| Query::Tag(TagName::parse(WORDS[n as usize % WORDS.len()]).expect("a valid tag"));
+    let tag =
+        |n: u64| Query::Tag(TagName::parse(WORDS[n as usize % WORDS.len()]).expect("a valid tag"));
     match numbers.below(if depth == 0 { 4 } else { 8 }) {
         0 | 1 => tag(numbers.below(8)),
         2 => Query::Prefix(["al", "be", "lang::"][numbers.below(3) as usize].to_owned()),
-        3 => Query::Type(["page", "issue"][numbers.below(2) as usize].parse().expect("a valid type")),
-        4 | 5 => Query::And((0..2 + numbers.below(2)).map(|_| random_query(numbers, depth - 1)).collect()),
-        6 => Query::Or((0..2 + numbers.below(2)).map(|_| random_query(numbers, depth - 1)).collect()),
+        3 => {
+            Query::Type(["page", "issue"][numbers.below(2) as usize].parse().expect("a valid type"))
+        }
+        4 | 5 => Query::And(
+            (0..2 + numbers.below(2)).map(|_| random_query(numbers, depth - 1)).collect(),
+        ),
+        6 => {
+            Query::Or((0..2 + numbers.below(2)).map(|_| random_query(numbers, depth - 1)).collect())
+        }
         _ => Query::Not(Box::new(random_query(numbers, depth - 1))),
     }
 }
 
 type Model = BTreeMap<(String, String), BTreeSet<String>>;
 
-async fn random_contents(h: &dyn SearchHarness, of: &str, contents: u64, numbers: &mut Numbers) -> Model {
+async fn random_contents(
+    h: &dyn SearchHarness,
+    of: &str,
+    contents: u64,
+    numbers: &mut Numbers,
+) -> Model {
     let mut model = Model::new();
     let mut events = Vec::new();
     for n in 0..contents {
         let content_type = ["page", "issue"][numbers.below(2) as usize];
         let id = format!("c{n:05}");
-        let tags: BTreeSet<&str> = (0..1 + numbers.below(5)).map(|_| WORDS[numbers.below(8) as usize]).collect();
+        let tags: BTreeSet<&str> =
+            (0..1 + numbers.below(5)).map(|_| WORDS[numbers.below(8) as usize]).collect();
         let list: Vec<&str> = tags.iter().copied().collect();
         events.push(event(of, content_type, &id, 1 + n, 1000 + (n / 7) as i64, &list));
         model.insert((content_type.to_owned(), id), tags.into_iter().map(str::to_owned).collect());
@@ -237,10 +277,18 @@ pub async fn random_queries_equal_the_model(h: &dyn SearchHarness, queries: usiz
             Sort::Updated => (-hit.updated_at, hit.content.clone()),
             Sort::Id => (0, hit.content.clone()),
         };
-        assert!(walked.windows(2).all(|w| order(&w[0]) < order(&w[1])), "the order of {text}, each once");
+        assert!(
+            walked.windows(2).all(|w| order(&w[0]) < order(&w[1])),
+            "the order of {text}, each once"
+        );
         let hits: BTreeSet<(String, String)> = walked
             .iter()
-            .map(|hit| (hit.content.content_type.as_str().to_owned(), hit.content.content_id.as_str().to_owned()))
+            .map(|hit| {
+                (
+                    hit.content.content_type.as_str().to_owned(),
+                    hit.content.content_id.as_str().to_owned(),
+                )
+            })
             .collect();
         assert_eq!(hits, expected, "hits of {text}");
     }
@@ -248,11 +296,17 @@ pub async fn random_queries_equal_the_model(h: &dyn SearchHarness, queries: usiz
 
 /// S5: what breaks the grammar is refused by every engine at the same place, and never answered.
 pub async fn errors_have_the_parsers_positions(h: &dyn SearchHarness) {
-    for (text, wanted) in
-        [("a AND", (5, 5)), ("(a OR b", (7, 7)), ("日本 (a", (5, 9)), ("x a*", (2, 2)), ("\u{e9} )", (2, 3))]
-    {
+    for (text, wanted) in [
+        ("a AND", (5, 5)),
+        ("(a OR b", (7, 7)),
+        ("日本 (a", (5, 9)),
+        ("x a*", (2, 2)),
+        ("\u{e9} )", (2, 3)),
+    ] {
         match h.index().search(&tenant("s5"), &request(text)).await {
-            Err(SearchError::Syntax { position, byte, .. }) => assert_eq!((position, byte), wanted, "{text}"),
+            Err(SearchError::Syntax { position, byte, .. }) => {
+                assert_eq!((position, byte), wanted, "{text}")
+            }
             other => panic!("{text}: {other:?}"),
         }
     }
@@ -263,8 +317,9 @@ pub async fn errors_have_the_parsers_positions(h: &dyn SearchHarness) {
 
 /// S6: contents that share one timestamp are paged each exactly once, in order.
 pub async fn equal_timestamps_are_paged_once(h: &dyn SearchHarness, contents: u64) {
-    let events: Vec<_> =
-        (0..contents).map(|n| event("s6", "t", &format!("{:06}", n * 7919 % contents), 1, 5000, &["same"])).collect();
+    let events: Vec<_> = (0..contents)
+        .map(|n| event("s6", "t", &format!("{:06}", n * 7919 % contents), 1, 5000, &["same"]))
+        .collect();
     for chunk in events.chunks(1000) {
         h.apply(chunk).await;
         h.visible().await;
@@ -273,22 +328,27 @@ pub async fn equal_timestamps_are_paged_once(h: &dyn SearchHarness, contents: u6
         let mut first = request("same");
         first.sort = sort;
         first.limit = 97;
-        let walked: Vec<String> =
-            all(h, "s6", &first).await.iter().map(|hit| hit.content.content_id.as_str().to_owned()).collect();
+        let walked: Vec<String> = all(h, "s6", &first)
+            .await
+            .iter()
+            .map(|hit| hit.content.content_id.as_str().to_owned())
+            .collect();
         let expected: Vec<String> = (0..contents).map(|n| format!("{n:06}")).collect();
         assert_eq!(walked, expected, "each once, ordered by id under {sort:?}");
     }
     let mut counted = request("same");
     counted.total_exact = false;
     let total = search(h, "s6", &counted).await.total;
-    let expected = if contents > 10_000 { Total::AtLeast(10_000) } else { Total::Exactly(contents) };
+    let expected =
+        if contents > 10_000 { Total::AtLeast(10_000) } else { Total::Exactly(contents) };
     assert_eq!(total, expected, "totals are exact up to ten thousand");
 }
 
 /// S7: contents that do not change during a walk are returned exactly once, though others do.
 pub async fn unmoved_contents_are_paged_once_under_writes(h: &dyn SearchHarness) {
     let id = |n: u64| format!("{n:04}");
-    let events: Vec<_> = (0..200).map(|n| event("s7", "t", &id(n), 1, 1000 + n as i64 / 10, &["w"])).collect();
+    let events: Vec<_> =
+        (0..200).map(|n| event("s7", "t", &id(n), 1, 1000 + n as i64 / 10, &["w"])).collect();
     h.apply(&events).await;
     h.visible().await;
     for sort in [Sort::Updated, Sort::Id] {
@@ -305,7 +365,8 @@ pub async fn unmoved_contents_are_paged_once_under_writes(h: &dyn SearchHarness)
             // Two contents move with every page.
             for moved in [3, 150] {
                 version += 1;
-                h.apply(&[event("s7", "t", &id(moved), version, 9000 + version as i64, &["w"])]).await;
+                h.apply(&[event("s7", "t", &id(moved), version, 9000 + version as i64, &["w"])])
+                    .await;
             }
             h.visible().await;
             match answer.next {
@@ -343,13 +404,23 @@ pub async fn tenants_are_isolated(h: &dyn SearchHarness, queries: usize) {
         assert!(b.hits.iter().all(|hit| hit.content.content_id.as_str() == "only"), "{text}");
         assert!(b.total == Total::Exactly(b.hits.len() as u64), "{text}");
     }
-    let related = h.index().related(&tenant("s9-a"), &TagName::from_canonical("alpha"), 50).await.expect("answered");
+    let related = h
+        .index()
+        .related(&tenant("s9-a"), &TagName::from_canonical("alpha"), 50)
+        .await
+        .expect("answered");
     assert!(related.iter().all(|(t, _)| t.as_str() != "secret" && t.as_str() != "alpha"));
     // A place of another tenant's content as a cursor shows nothing of it.
     let mut paged = request("alpha");
     let foreign = ContentKey::parse("s9-b", "page", "only").expect("valid").content;
     paged.after = Some(SortKey { updated_at: i64::MAX, content: foreign });
-    assert!(search(h, "s9-a", &paged).await.hits.iter().all(|hit| hit.content.content_id.as_str() != "only"));
+    assert!(
+        search(h, "s9-a", &paged)
+            .await
+            .hits
+            .iter()
+            .all(|hit| hit.content.content_id.as_str() != "only")
+    );
 }
 
 /// A hit shows the indexed state.

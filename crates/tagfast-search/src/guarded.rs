@@ -70,7 +70,11 @@ impl Drop for Place<'_> {
 
 impl GuardedIndex {
     /// Guards an index with the breaker `index` of this process.
-    pub fn new(inner: Arc<dyn SearchIndex>, breakers: &Arc<Breakers>, options: GuardOptions) -> Arc<Self> {
+    pub fn new(
+        inner: Arc<dyn SearchIndex>,
+        breakers: &Arc<Breakers>,
+        options: GuardOptions,
+    ) -> Arc<Self> {
         Self::behind(inner, breakers.make("index", Self::breaker()), options)
     }
 
@@ -80,8 +84,18 @@ impl GuardedIndex {
     }
 
     /// Guards an index with this breaker.
-    pub fn behind(inner: Arc<dyn SearchIndex>, breaker: Arc<Breaker>, options: GuardOptions) -> Arc<Self> {
-        Arc::new(Self { inner, breaker, options, in_flight: AtomicUsize::new(0), shed: AtomicU64::new(0) })
+    pub fn behind(
+        inner: Arc<dyn SearchIndex>,
+        breaker: Arc<Breaker>,
+        options: GuardOptions,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            inner,
+            breaker,
+            options,
+            in_flight: AtomicUsize::new(0),
+            shed: AtomicU64::new(0),
+        })
     }
 
     /// How the bulkhead stands now.
@@ -93,7 +107,12 @@ impl GuardedIndex {
         }
     }
 
-    fn refuse(&self, criticality: Criticality, reason: &'static str, retry_after: Duration) -> SearchError {
+    fn refuse(
+        &self,
+        criticality: Criticality,
+        reason: &'static str,
+        retry_after: Duration,
+    ) -> SearchError {
         metrics::counter!("tagfast_search_shed_total",
             "criticality" => criticality.as_str(), "reason" => reason)
         .increment(1);
@@ -102,9 +121,9 @@ impl GuardedIndex {
 
     fn place(&self, criticality: Criticality) -> Result<Place<'_>, SearchError> {
         let most = criticality.most_of(self.options.calls);
-        let taken = self
-            .in_flight
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |calls| (calls < most).then_some(calls + 1));
+        let taken = self.in_flight.fetch_update(Ordering::AcqRel, Ordering::Acquire, |calls| {
+            (calls < most).then_some(calls + 1)
+        });
         if taken.is_err() {
             self.shed.fetch_add(1, Ordering::Relaxed);
             return Err(self.refuse(criticality, "overloaded", FULL));
@@ -121,12 +140,17 @@ impl GuardedIndex {
         let _place = self.place(criticality)?;
         let permit = match self.breaker.acquire() {
             Ok(permit) => permit,
-            Err(refused) => return Err(self.refuse(criticality, "breaker_open", refused.retry_after)),
+            Err(refused) => {
+                return Err(self.refuse(criticality, "breaker_open", refused.retry_after));
+            }
         };
         match tokio::time::timeout(self.options.deadline, call).await {
             Err(_) => {
                 permit.failed();
-                Err(SearchError::Unavailable(format!("no answer within {:?}", self.options.deadline)))
+                Err(SearchError::Unavailable(format!(
+                    "no answer within {:?}",
+                    self.options.deadline
+                )))
             }
             Ok(Ok(answer)) => {
                 permit.ok();
@@ -149,7 +173,11 @@ impl GuardedIndex {
 
 #[async_trait]
 impl SearchIndex for GuardedIndex {
-    async fn search(&self, tenant: &TenantId, request: &SearchRequest) -> Result<SearchPage, SearchError> {
+    async fn search(
+        &self,
+        tenant: &TenantId,
+        request: &SearchRequest,
+    ) -> Result<SearchPage, SearchError> {
         self.call(request.criticality, self.inner.search(tenant, request)).await
     }
 

@@ -77,7 +77,11 @@ pub(crate) fn count_query<T>(result: &Result<T, SearchError>) {
     let outcome = match result {
         Ok(_) => "answered",
         Err(SearchError::Unavailable(_) | SearchError::Refused { .. }) => "unavailable",
-        Err(SearchError::Syntax { .. } | SearchError::Limit { .. } | SearchError::PrefixTooBroad { .. }) => "refused",
+        Err(
+            SearchError::Syntax { .. }
+            | SearchError::Limit { .. }
+            | SearchError::PrefixTooBroad { .. },
+        ) => "refused",
     };
     metrics::counter!("tagfast_search_queries_total", "outcome" => outcome).increment(1);
 }

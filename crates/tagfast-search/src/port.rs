@@ -135,11 +135,19 @@ pub enum SearchError {
 #[async_trait]
 pub trait SearchIndex: Send + Sync {
     /// Searches one tenant's contents.
-    async fn search(&self, tenant: &TenantId, request: &SearchRequest) -> Result<SearchPage, SearchError>;
+    async fn search(
+        &self,
+        tenant: &TenantId,
+        request: &SearchRequest,
+    ) -> Result<SearchPage, SearchError>;
 
     /// Tags that occur together with `tag`, most often first, without `tag` itself. Sheddable.
-    async fn related(&self, tenant: &TenantId, tag: &TagName, limit: usize)
-    -> Result<Vec<(TagName, u64)>, SearchError>;
+    async fn related(
+        &self,
+        tenant: &TenantId,
+        tag: &TagName,
+        limit: usize,
+    ) -> Result<Vec<(TagName, u64)>, SearchError>;
 
     /// Everything committed before this moment can be found.
     fn as_of(&self) -> UnixMillis;

@@ -81,7 +81,9 @@ impl fmt::Display for Query {
             })
         };
         match self {
-            Self::Tag(name) => write!(f, "\"{}\"", name.as_str().replace('\\', "\\\\").replace('"', "\\\"")),
+            Self::Tag(name) => {
+                write!(f, "\"{}\"", name.as_str().replace('\\', "\\\\").replace('"', "\\\""))
+            }
             Self::Prefix(prefix) => {
                 prefix.chars().try_for_each(|c| f.write_char(wide(c)))?;
                 f.write_char('*')
@@ -91,7 +93,9 @@ impl fmt::Display for Query {
             Self::Or(parts) => list(f, parts, "OR"),
             Self::Not(part) => match part.as_ref() {
                 Self::And(_) | Self::Or(_) => write!(f, "NOT ({part})"),
-                Self::Tag(_) | Self::Prefix(_) | Self::Type(_) | Self::Not(_) => write!(f, "NOT {part}"),
+                Self::Tag(_) | Self::Prefix(_) | Self::Type(_) | Self::Not(_) => {
+                    write!(f, "NOT {part}")
+                }
             },
         }
     }
@@ -125,7 +129,11 @@ struct Parser<'a> {
 /// Parses a query; `None` for a blank one.
 pub fn parse(text: &str) -> Result<Option<Query>, SearchError> {
     if text.len() > QUERY_BYTES {
-        return Err(SearchError::Limit { limit: "query_bytes", allowed: QUERY_BYTES, given: text.len() });
+        return Err(SearchError::Limit {
+            limit: "query_bytes",
+            allowed: QUERY_BYTES,
+            given: text.len(),
+        });
     }
     let tokens = tokens(text)?;
     if tokens.is_empty() {
@@ -134,11 +142,19 @@ pub fn parse(text: &str) -> Result<Option<Query>, SearchError> {
     let count = |f: fn(&Kind) -> bool| tokens.iter().filter(|t| f(&t.kind)).count();
     let terms = count(|k| matches!(k, Kind::Tag(_) | Kind::Prefix(_) | Kind::Type(_)));
     if terms > QUERY_TERMS {
-        return Err(SearchError::Limit { limit: "query_terms", allowed: QUERY_TERMS, given: terms });
+        return Err(SearchError::Limit {
+            limit: "query_terms",
+            allowed: QUERY_TERMS,
+            given: terms,
+        });
     }
     let prefixes = count(|k| matches!(k, Kind::Prefix(_)));
     if prefixes > QUERY_PREFIXES {
-        return Err(SearchError::Limit { limit: "query_prefixes", allowed: QUERY_PREFIXES, given: prefixes });
+        return Err(SearchError::Limit {
+            limit: "query_prefixes",
+            allowed: QUERY_PREFIXES,
+            given: prefixes,
+        });
     }
     let mut parser = Parser { text, tokens, at: 0, depth: 0 };
     let query = parser.or()?;
@@ -197,9 +213,12 @@ fn tokens(text: &str) -> Result<Vec<Token>, SearchError> {
 /// A term must be followed by a blank, a parenthesis or the end: `a"b"` is neither one tag nor two.
 fn ends(text: &str, rest: &str, byte: usize) -> Result<(), SearchError> {
     match rest.chars().next() {
-        Some(c) if !c.is_whitespace() && c != ')' && c != '(' => {
-            Err(syntax(text, byte, "a blank, a parenthesis or the end of the query", &format!("{c:?}")))
-        }
+        Some(c) if !c.is_whitespace() && c != ')' && c != '(' => Err(syntax(
+            text,
+            byte,
+            "a blank, a parenthesis or the end of the query",
+            &format!("{c:?}"),
+        )),
         Some(_) | None => Ok(()),
     }
 }
@@ -212,7 +231,9 @@ fn quoted<'a>(text: &str, rest: &'a str, start: usize) -> Result<(String, &'a st
             '"' => return Ok((value, &rest[at + 1..])),
             '\\' => match chars.next() {
                 Some((_, c @ ('"' | '\\'))) => value.push(c),
-                Some(_) | None => return Err(syntax(text, start + at, "\\\" or \\\\", "a backslash")),
+                Some(_) | None => {
+                    return Err(syntax(text, start + at, "\\\" or \\\\", "a backslash"));
+                }
             },
             c => value.push(c),
         }
@@ -220,7 +241,12 @@ fn quoted<'a>(text: &str, rest: &'a str, start: usize) -> Result<(String, &'a st
     Err(syntax(text, text.len(), "a closing '\"'", "the end of the query"))
 }
 
-fn bare<'a>(text: &str, word: &str, after: &'a str, byte: usize) -> Result<(Kind, &'a str), SearchError> {
+fn bare<'a>(
+    text: &str,
+    word: &str,
+    after: &'a str,
+    byte: usize,
+) -> Result<(Kind, &'a str), SearchError> {
     if let Some(rest) = after.strip_prefix('*') {
         ends(text, rest, text.len() - rest.len())?;
         let prefix = tag(text, byte, word)?;
@@ -240,13 +266,15 @@ fn bare<'a>(text: &str, word: &str, after: &'a str, byte: usize) -> Result<(Kind
             Some("") if after.starts_with('"') => {
                 let (value, rest) = quoted(text, after, byte + word.len())?;
                 ends(text, rest, text.len() - rest.len())?;
-                let content_type = ContentType::parse(&value)
-                    .map_err(|e| syntax(text, byte + word.len(), "a content type", &e.to_string()))?;
+                let content_type = ContentType::parse(&value).map_err(|e| {
+                    syntax(text, byte + word.len(), "a content type", &e.to_string())
+                })?;
                 return Ok((Kind::Type(content_type), rest));
             }
-            Some(name) if ContentType::parse(name).is_ok() => {
-                Kind::Type(ContentType::parse(name).map_err(|e| syntax(text, byte, "a content type", &e.to_string()))?)
-            }
+            Some(name) if ContentType::parse(name).is_ok() => Kind::Type(
+                ContentType::parse(name)
+                    .map_err(|e| syntax(text, byte, "a content type", &e.to_string()))?,
+            ),
             Some(_) | None => Kind::Tag(tag(text, byte, word)?),
         },
     };
@@ -274,10 +302,17 @@ impl Parser<'_> {
         }
     }
 
-    fn deeper<T>(&mut self, parse: impl FnOnce(&mut Self) -> Result<T, SearchError>) -> Result<T, SearchError> {
+    fn deeper<T>(
+        &mut self,
+        parse: impl FnOnce(&mut Self) -> Result<T, SearchError>,
+    ) -> Result<T, SearchError> {
         self.depth += 1;
         if self.depth > QUERY_DEPTH {
-            return Err(SearchError::Limit { limit: "query_depth", allowed: QUERY_DEPTH, given: self.depth });
+            return Err(SearchError::Limit {
+                limit: "query_depth",
+                allowed: QUERY_DEPTH,
+                given: self.depth,
+            });
         }
         let parsed = parse(self);
         self.depth -= 1;
@@ -331,7 +366,9 @@ impl Parser<'_> {
             Some(Kind::Tag(name)) => Query::Tag(name.clone()),
             Some(Kind::Prefix(prefix)) => Query::Prefix(prefix.clone()),
             Some(Kind::Type(content_type)) => Query::Type(content_type.clone()),
-            Some(Kind::Close | Kind::And | Kind::Or | Kind::Not) | None => return Err(self.unexpected(EXPECTED)),
+            Some(Kind::Close | Kind::And | Kind::Or | Kind::Not) | None => {
+                return Err(self.unexpected(EXPECTED));
+            }
         };
         self.at += 1;
         Ok(query)

@@ -50,15 +50,22 @@ impl ShardMap {
                 match &mut owner[usize::from(shard)] {
                     Some(first) => {
                         let first = names[usize::from(*first)].to_owned();
-                        return Err(ShardMapError::Overlap { shard, first, second: name.to_owned() });
+                        return Err(ShardMapError::Overlap {
+                            shard,
+                            first,
+                            second: name.to_owned(),
+                        });
                     }
                     free @ None => *free = Some(index as ClusterIndex),
                 }
             }
         }
         let missing = |shard: usize| ShardMapError::Missing(shard as u8);
-        let owner =
-            owner.into_iter().enumerate().map(|(s, o)| o.ok_or_else(|| missing(s))).collect::<Result<_, _>>()?;
+        let owner = owner
+            .into_iter()
+            .enumerate()
+            .map(|(s, o)| o.ok_or_else(|| missing(s)))
+            .collect::<Result<_, _>>()?;
         Ok(Self { version, owner })
     }
 
@@ -110,7 +117,9 @@ mod tests {
 
     #[test]
     fn wrong_maps_are_refused() {
-        let error = |clusters: &[(&str, &str)]| ShardMap::new(1, clusters.iter().copied()).expect_err("refused");
+        let error = |clusters: &[(&str, &str)]| {
+            ShardMap::new(1, clusters.iter().copied()).expect_err("refused")
+        };
         assert_eq!(error(&[("a", "0-62")]), ShardMapError::Missing(63));
         assert_eq!(
             error(&[("a", "0-40"), ("b", "40-63")]),

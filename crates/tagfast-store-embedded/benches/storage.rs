@@ -98,12 +98,24 @@ fn key(n: u64) -> Result<ContentKey, Failure> {
 }
 
 fn request(key: ContentKey, add: Vec<Tag>, remove: Vec<Tag>) -> Result<WriteRequest, Failure> {
-    let id =
-        u128::from(NEXT_ID.fetch_add(1, Ordering::Relaxed)).wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835);
+    let id = u128::from(NEXT_ID.fetch_add(1, Ordering::Relaxed))
+        .wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835);
     let remove = remove.into_iter().map(|t| t.name).collect();
     let operation = Operation::patch(add, remove, &Limits::default())?;
-    let write = Write { id: WriteId(id.to_be_bytes()), key, user: UserId::parse("alice")?, operation, if_match: None };
-    Ok(WriteRequest { write, fresh: true, durability: Durability::Local, deadline: None, traceparent: None })
+    let write = Write {
+        id: WriteId(id.to_be_bytes()),
+        key,
+        user: UserId::parse("alice")?,
+        operation,
+        if_match: None,
+    };
+    Ok(WriteRequest {
+        write,
+        fresh: true,
+        durability: Durability::Local,
+        deadline: None,
+        traceparent: None,
+    })
 }
 
 fn tag(n: u64) -> Result<Tag, Failure> {
@@ -122,7 +134,8 @@ async fn load(store: &EmbeddedStore, options: &Options) -> Result<(), Failure> {
     for first in (0..options.contents).step_by(4000) {
         let requests: Result<Vec<_>, Failure> = (first..options.contents.min(first + 4000))
             .map(|n| {
-                let tags: Result<Vec<_>, _> = (0..options.tags).map(|t| tag((n * 7 + t * 13) % 600)).collect();
+                let tags: Result<Vec<_>, _> =
+                    (0..options.tags).map(|t| tag((n * 7 + t * 13) % 600)).collect();
                 request(key(n)?, tags?, Vec::new())
             })
             .collect();
@@ -180,7 +193,8 @@ fn views(store: &Arc<EmbeddedStore>, options: &Options, hot: u64) -> Result<Meas
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
                 runtime.block_on(async {
                     let mut random = Random(thread);
-                    let keys: Result<Vec<_>, _> = (0..4096).map(|_| key(random.below(hot))).collect();
+                    let keys: Result<Vec<_>, _> =
+                        (0..4096).map(|_| key(random.below(hot))).collect();
                     let mut keys = keys?;
                     let (mut ops, mut micros) = (0, Vec::new());
                     while Instant::now() < end {
@@ -195,7 +209,9 @@ fn views(store: &Arc<EmbeddedStore>, options: &Options, hot: u64) -> Result<Meas
                                 let view = store.view(key, &ReadOptions::default()).await?;
                                 std::hint::black_box(view.tags.len());
                             }
-                            micros.push(u32::try_from(first.elapsed().as_micros() / 64).unwrap_or(u32::MAX));
+                            micros.push(
+                                u32::try_from(first.elapsed().as_micros() / 64).unwrap_or(u32::MAX),
+                            );
                         }
                         ops += keys.len() as u64;
                     }
@@ -214,7 +230,11 @@ fn views(store: &Arc<EmbeddedStore>, options: &Options, hot: u64) -> Result<Meas
 }
 
 /// Single-tag writes, each caller waiting for its answer: it adds a tag and removes it the next time.
-async fn writes(store: &Arc<EmbeddedStore>, options: &Options, hot: u64) -> Result<Measured, Failure> {
+async fn writes(
+    store: &Arc<EmbeddedStore>,
+    options: &Options,
+    hot: u64,
+) -> Result<Measured, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     let (started, cpu_before) = (Instant::now(), cpu());
     let callers: Vec<_> = (0..options.callers)
@@ -246,7 +266,12 @@ async fn writes(store: &Arc<EmbeddedStore>, options: &Options, hot: u64) -> Resu
     for caller in callers {
         micros.extend(caller.await??);
     }
-    Ok(Measured { ops: micros.len() as u64, wall: started.elapsed(), cpu: cpu().saturating_sub(cpu_before), micros })
+    Ok(Measured {
+        ops: micros.len() as u64,
+        wall: started.elapsed(),
+        cpu: cpu().saturating_sub(cpu_before),
+        micros,
+    })
 }
 
 /// The baseline: a plain table, one row per durable transaction, one connection.
@@ -262,11 +287,20 @@ fn plain(options: &Options, dir: &Path) -> Result<Measured, Failure> {
     let mut random = Random(7);
     while started.elapsed().as_secs_f64() < options.seconds {
         let asked = Instant::now();
-        let row = (format!("package-{}", random.below(options.contents)), format!("implemented-in::{}", micros.len()));
-        conn.prepare_cached("INSERT INTO tagging VALUES (?1, ?2, 'alice', 1800000000000)")?.execute(row)?;
+        let row = (
+            format!("package-{}", random.below(options.contents)),
+            format!("implemented-in::{}", micros.len()),
+        );
+        conn.prepare_cached("INSERT INTO tagging VALUES (?1, ?2, 'alice', 1800000000000)")?
+            .execute(row)?;
         micros.push(u32::try_from(asked.elapsed().as_micros()).unwrap_or(u32::MAX));
     }
-    Ok(Measured { ops: micros.len() as u64, wall: started.elapsed(), cpu: cpu().saturating_sub(cpu_before), micros })
+    Ok(Measured {
+        ops: micros.len() as u64,
+        wall: started.elapsed(),
+        cpu: cpu().saturating_sub(cpu_before),
+        micros,
+    })
 }
 
 /// The baseline of views: the same rows by key on a connection per thread, not decoded.
@@ -280,17 +314,21 @@ fn plain_views(options: &Options, dir: &Path) -> Result<Measured, Failure> {
                 let conn = Connection::open(path)?;
                 conn.pragma_update(None, "cache_size", -32768)?;
                 let mut select = conn.prepare("SELECT k FROM content LIMIT 4096")?;
-                let keys: Vec<Vec<u8>> = select.query_map([], |r| r.get(0))?.collect::<Result<_, _>>()?;
+                let keys: Vec<Vec<u8>> =
+                    select.query_map([], |r| r.get(0))?.collect::<Result<_, _>>()?;
                 let mut select = conn.prepare("SELECT doc FROM content WHERE k = ?1")?;
                 let (mut ops, mut micros) = (0, Vec::new());
                 while Instant::now() < end {
                     for batch in keys.chunks(64) {
                         let first = Instant::now();
                         for key in batch {
-                            let length = select.query_row([key], |r| Ok(r.get_ref(0)?.as_blob()?.len()))?;
+                            let length =
+                                select.query_row([key], |r| Ok(r.get_ref(0)?.as_blob()?.len()))?;
                             std::hint::black_box(length);
                         }
-                        micros.push(u32::try_from(first.elapsed().as_micros() / 64).unwrap_or(u32::MAX));
+                        micros.push(
+                            u32::try_from(first.elapsed().as_micros() / 64).unwrap_or(u32::MAX),
+                        );
                     }
                     ops += keys.len() as u64;
                 }
@@ -344,7 +382,8 @@ async fn usual(options: &Options, dir: &Path) -> Result<(), Failure> {
             .print("writes_durable", json!({"files": files, "callers": options.callers}));
         rates.push(rate);
         views(&store, &short, options.contents)?;
-        views(&store, options, options.contents)?.print("views", json!({"files": files, "threads": 2}));
+        views(&store, options, options.contents)?
+            .print("views", json!({"files": files, "threads": 2}));
         store.close();
         drop(store);
         if files == 1 {
@@ -366,7 +405,9 @@ async fn large(options: &Options, dir: &Path) -> Result<(), Failure> {
     let small = Options { contents: HOT, ..options.clone() };
     let store = open(&small, &dir.join("small"), 8)?;
     load(&store, &small).await?;
-    writes(&store, &small, HOT).await?.print("writes_durable", json!({"contents": HOT, "hot": HOT}));
+    writes(&store, &small, HOT)
+        .await?
+        .print("writes_durable", json!({"contents": HOT, "hot": HOT}));
     views(&store, &small, HOT)?.print("views", json!({"contents": HOT, "hot": HOT}));
     store.close();
     drop(store);
@@ -378,9 +419,13 @@ async fn large(options: &Options, dir: &Path) -> Result<(), Failure> {
     load(&store, &many).await?;
     let seconds = started.elapsed().as_secs_f64();
     let taggings = (contents * options.tags) as f64;
-    println(&json!({"what": "load", "taggings": taggings, "per_second": (taggings / seconds).round()}));
+    println(
+        &json!({"what": "load", "taggings": taggings, "per_second": (taggings / seconds).round()}),
+    );
     for hot in [HOT, contents] {
-        writes(&store, &many, hot).await?.print("writes_durable", json!({"contents": contents, "hot": hot}));
+        writes(&store, &many, hot)
+            .await?
+            .print("writes_durable", json!({"contents": contents, "hot": hot}));
         views(&store, &many, hot)?.print("views", json!({"contents": contents, "hot": hot}));
     }
     store.close();
@@ -397,8 +442,13 @@ async fn large(options: &Options, dir: &Path) -> Result<(), Failure> {
 fn main() -> Result<(), Failure> {
     let options = Options::parse()?;
     let dir = tempfile::Builder::new().prefix("tagfast-storage-bench").tempdir_in(&options.dir)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
-        if options.large { large(&options, dir.path()).await } else { usual(&options, dir.path()).await }
+        if options.large {
+            large(&options, dir.path()).await
+        } else {
+            usual(&options, dir.path()).await
+        }
     })
 }

@@ -12,7 +12,9 @@ use rusqlite::Connection;
 use rusqlite::backup::{Backup, StepResult};
 use tagfast_resilience::Clock;
 
-use crate::directory::{self, DirectoryLock, OpenError, create_dir, file_path, io, sqlite, sync_dir};
+use crate::directory::{
+    self, DirectoryLock, OpenError, create_dir, file_path, io, sqlite, sync_dir,
+};
 use crate::manifest::{self, Manifest};
 use crate::schema;
 
@@ -51,10 +53,14 @@ struct Pages<'a> {
 }
 
 impl Pages<'_> {
-    fn of<'a>(files: &[std::path::PathBuf], report: &'a dyn Fn(u64, u64)) -> Result<Pages<'a>, OpenError> {
+    fn of<'a>(
+        files: &[std::path::PathBuf],
+        report: &'a dyn Fn(u64, u64),
+    ) -> Result<Pages<'a>, OpenError> {
         let mut total = 0;
         for file in files {
-            total += pages(&schema::open_reader(file, 1 << 20).map_err(sqlite("open", file))?, file)?;
+            total +=
+                pages(&schema::open_reader(file, 1 << 20).map_err(sqlite("open", file))?, file)?;
         }
         report(0, total);
         Ok(Pages { report, done: 0, total })
@@ -68,7 +74,9 @@ impl Pages<'_> {
 }
 
 fn pages(conn: &Connection, file: &Path) -> Result<u64, OpenError> {
-    let pages: i64 = conn.pragma_query_value(None, "page_count", |row| row.get(0)).map_err(sqlite("read", file))?;
+    let pages: i64 = conn
+        .pragma_query_value(None, "page_count", |row| row.get(0))
+        .map_err(sqlite("read", file))?;
     Ok(pages.unsigned_abs())
 }
 
@@ -89,9 +97,12 @@ pub fn backup(
     let created_at = clock.now_ms();
     let (files, epoch) = {
         let conn = schema::open_reader(&first, 1 << 20).map_err(sqlite("open", &first))?;
-        let files = schema::meta(&conn, "files").map_err(sqlite("read", &first))?.and_then(|n| n.parse().ok());
+        let files = schema::meta(&conn, "files")
+            .map_err(sqlite("read", &first))?
+            .and_then(|n| n.parse().ok());
         let epoch = directory::newest(&conn).map_err(sqlite("read", &first))?;
-        let files: usize = files.ok_or_else(|| damaged(&first, "its number of files is missing"))?;
+        let files: usize =
+            files.ok_or_else(|| damaged(&first, "its number of files is missing"))?;
         (files, epoch.ok_or_else(|| damaged(&first, "its epoch is missing"))?)
     };
     let sources: Vec<_> = (0..files).map(|n| file_path(data_dir, n)).collect();
@@ -141,7 +152,8 @@ pub fn restore(
         conn.execute("DELETE FROM bus_offset", []).map_err(sqlite("prepare", &part))?;
         schema::set_meta(&conn, "clean", "1").map_err(sqlite("prepare", &part))?;
         if n == 0 {
-            directory::mint(&conn, clock.now_ms(), &manifest.positions).map_err(sqlite("begin an epoch in", &part))?;
+            directory::mint(&conn, clock.now_ms(), &manifest.positions)
+                .map_err(sqlite("begin an epoch in", &part))?;
         }
         conn.close().map_err(|(_, e)| e).map_err(sqlite("close", &part))?;
         bytes += sync_file(&part)?;
@@ -165,7 +177,10 @@ fn verify(file: &Path, position: u64) -> Result<(), OpenError> {
     }
     let stands = schema::last_position(&conn).map_err(sqlite("read", file))?;
     if stands != position {
-        return Err(damaged(file, format!("it stands at {stands}, {} says {position}", manifest::NAME)));
+        return Err(damaged(
+            file,
+            format!("it stands at {stands}, {} says {position}", manifest::NAME),
+        ));
     }
     Ok(())
 }

@@ -12,8 +12,8 @@ use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension, params};
 use tagfast_domain::{Epoch, EpochId, EpochOrdinal, Version};
 use tagfast_events::{
-    Bus, BusConsumer, BusError, BusPosition, BusRecord, ClusterName, DeadLetter, Emits, Frontier, Group, Partition,
-    Polled, Positions, RecordKind,
+    Bus, BusConsumer, BusError, BusPosition, BusRecord, ClusterName, DeadLetter, Emits, Frontier,
+    Group, Partition, Polled, Positions, RecordKind,
 };
 use tagfast_resilience::Clock;
 use tokio::sync::watch;
@@ -47,7 +47,9 @@ fn partition(index: usize) -> Partition {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> rusqlite::Result<T> + Send + 'static,
 ) -> Result<T, BusError> {
-    let result = tokio::task::spawn_blocking(work).await.map_err(|e| BusError::Unavailable(e.to_string()))?;
+    let result = tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| BusError::Unavailable(e.to_string()))?;
     result.map_err(|e| BusError::Unavailable(e.to_string()))
 }
 
@@ -81,16 +83,18 @@ impl Bus for EmbeddedBus {
             .enumerate()
             .map(|(index, file)| {
                 let next = file.state.newest.load(Ordering::Acquire) + 1;
-                (partition(index), BusPosition { next, emits: Emits::embedded(self.epoch.ordinal.0) })
+                (
+                    partition(index),
+                    BusPosition { next, emits: Emits::embedded(self.epoch.ordinal.0) },
+                )
             })
             .collect())
     }
 
     async fn park(&self, letter: &DeadLetter) -> Result<(), BusError> {
-        let file = self
-            .files
-            .get(usize::from(letter.record.partition.0))
-            .ok_or_else(|| BusError::Unavailable(format!("no partition {}", letter.record.partition.0)))?;
+        let file = self.files.get(usize::from(letter.record.partition.0)).ok_or_else(|| {
+            BusError::Unavailable(format!("no partition {}", letter.record.partition.0))
+        })?;
         let letter = letter.clone();
         let parked = file.state.queue.aside(move |conn| letters::insert(conn, &letter)).await;
         parked.map_err(|e| BusError::Unavailable(e.to_string()))
@@ -121,7 +125,9 @@ impl EmbeddedConsumer {
             .map(|n| (self.first + n) % self.files.len())
             .filter(|index| !self.paused.contains(&partition(*index)))
             .filter_map(|index| Some((index, self.next[index]?)))
-            .filter(|(index, next)| self.files[*index].state.newest.load(Ordering::Acquire) >= (*next).max(1))
+            .filter(|(index, next)| {
+                self.files[*index].state.newest.load(Ordering::Acquire) >= (*next).max(1)
+            })
             .collect()
     }
 }
@@ -161,7 +167,11 @@ fn read_events(
     select
         .query_map(params![next as i64, max as i64], |row| {
             let version = Version::from_packed(row.get::<_, i64>(2)? as u64).map_err(|e| {
-                rusqlite::Error::FromSqlConversionFailure(2, rusqlite::types::Type::Integer, Box::new(e))
+                rusqlite::Error::FromSqlConversionFailure(
+                    2,
+                    rusqlite::types::Type::Integer,
+                    Box::new(e),
+                )
             })?;
             Ok(BusRecord {
                 kind: RecordKind::Event,
@@ -200,8 +210,9 @@ impl BusConsumer for EmbeddedConsumer {
                         if room == 0 {
                             break;
                         }
-                        let read =
-                            files[index].readers.walk(|c| read_events(c, partition(index), &cluster, next, room))?;
+                        let read = files[index]
+                            .readers
+                            .walk(|c| read_events(c, partition(index), &cluster, next, room))?;
                         // Positions have no gaps: what is not there was deleted as nobody's any more.
                         if read.first().is_none_or(|r| r.offset != next.max(1)) {
                             return Ok(Err(partition(index)));
@@ -233,11 +244,18 @@ impl BusConsumer for EmbeddedConsumer {
         }
     }
 
-    async fn start(&mut self, partitions: &[Partition], positions: &Positions) -> Result<Positions, BusError> {
+    async fn start(
+        &mut self,
+        partitions: &[Partition],
+        positions: &Positions,
+    ) -> Result<Positions, BusError> {
         let mut begun = Positions::new();
         for partition in partitions {
             let index = usize::from(partition.0);
-            let file = self.files.get(index).ok_or_else(|| BusError::Unavailable(format!("no partition {index}")))?;
+            let file = self
+                .files
+                .get(index)
+                .ok_or_else(|| BusError::Unavailable(format!("no partition {index}")))?;
             let retained = file.state.retained_from.load(Ordering::Acquire);
             let position = match positions.get(partition) {
                 // 0 and 1 are the same place: positions begin at 1.

@@ -118,7 +118,10 @@ pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error
     move |source| OpenError::Io { doing, path, source }
 }
 
-pub(crate) fn sqlite(doing: &'static str, file: &Path) -> impl FnOnce(rusqlite::Error) -> OpenError {
+pub(crate) fn sqlite(
+    doing: &'static str,
+    file: &Path,
+) -> impl FnOnce(rusqlite::Error) -> OpenError {
     let file = file.to_owned();
     move |source| {
         if crate::error::is_damaged(&source) {
@@ -155,7 +158,10 @@ impl DirectoryLock {
                 let mut pid = String::new();
                 // An unreadable number is no reason to hide that the directory is in use.
                 let _ = file.read_to_string(&mut pid);
-                return Err(OpenError::Locked { dir: dir.to_owned(), pid: pid.trim().parse().unwrap_or(0) });
+                return Err(OpenError::Locked {
+                    dir: dir.to_owned(),
+                    pid: pid.trim().parse().unwrap_or(0),
+                });
             }
             Err(errno) => return Err(io("lock", &path)(errno.into())),
         }
@@ -193,7 +199,10 @@ pub(crate) fn open(options: &OpenOptions) -> Result<Directory, OpenError> {
             (n, schema::meta(&conn, "created").map_err(sqlite("read", &first))?.is_some())
         }
         Some(_) => {
-            return Err(OpenError::Damaged { file: first, detail: "its number of files is not a number".to_owned() });
+            return Err(OpenError::Damaged {
+                file: first,
+                detail: "its number of files is not a number".to_owned(),
+            });
         }
         None => {
             let n = usize::from(options.files.clamp(1, 64));
@@ -204,7 +213,8 @@ pub(crate) fn open(options: &OpenOptions) -> Result<Directory, OpenError> {
     if created {
         (0..files).try_for_each(|n| check_present(&file_path(dir, n)))?;
     }
-    let epoch = newest_or_minted(&mut conn, options.clock.now_ms()).map_err(sqlite("read the epoch of", &first))?;
+    let epoch = newest_or_minted(&mut conn, options.clock.now_ms())
+        .map_err(sqlite("read the epoch of", &first))?;
     let fences = read_fences(&conn).map_err(sqlite("read the epochs of", &first))?;
 
     let mut writers = vec![conn];
@@ -259,8 +269,9 @@ fn prepare_file(path: &Path, cache_bytes: usize) -> Result<Connection, OpenError
     let before = std::fs::metadata(path).map(|m| m.len()).unwrap_or(0);
     let mut conn = schema::open_writer(path, cache_bytes).map_err(sqlite("open", path))?;
     let damaged = |detail: String| OpenError::Damaged { file: path.to_owned(), detail };
-    let application: i32 =
-        conn.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(sqlite("read", path))?;
+    let application: i32 = conn
+        .pragma_query_value(None, "application_id", |row| row.get(0))
+        .map_err(sqlite("read", path))?;
     let found = schema::version(&conn).map_err(sqlite("read", path))?;
     if found > 0 && application != schema::APPLICATION_ID {
         return Err(damaged("it is not a tagfast file".to_owned()));
@@ -310,7 +321,8 @@ fn check_all(dir: &Path, writers: &[Connection]) -> Result<(), OpenError> {
         tracing::warn!(files = unclean.len(), "the last stop was not clean; checking the files");
     }
     std::thread::scope(|scope| {
-        let checks: Vec<_> = unclean.iter().map(|path| scope.spawn(move || quick_check(path))).collect();
+        let checks: Vec<_> =
+            unclean.iter().map(|path| scope.spawn(move || quick_check(path))).collect();
         checks.into_iter().try_for_each(|c| match c.join() {
             Ok(result) => result,
             Err(panic) => std::panic::resume_unwind(panic),
@@ -321,20 +333,28 @@ fn check_all(dir: &Path, writers: &[Connection]) -> Result<(), OpenError> {
 /// `PRAGMA quick_check` of one file.
 pub(crate) fn quick_check(path: &Path) -> Result<(), OpenError> {
     let conn = schema::open_reader(path, 4 << 20).map_err(sqlite("open", path))?;
-    let said: String = conn.pragma_query_value(None, "quick_check", |row| row.get(0)).map_err(sqlite("check", path))?;
-    if said == "ok" { Ok(()) } else { Err(OpenError::Damaged { file: path.to_owned(), detail: said }) }
+    let said: String = conn
+        .pragma_query_value(None, "quick_check", |row| row.get(0))
+        .map_err(sqlite("check", path))?;
+    if said == "ok" {
+        Ok(())
+    } else {
+        Err(OpenError::Damaged { file: path.to_owned(), detail: said })
+    }
 }
 
 fn random_id() -> Result<EpochId, rusqlite::Error> {
     let mut id = [0; 16];
-    getrandom::fill(&mut id)
-        .map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(std::io::Error::other(e.to_string()))))?;
+    getrandom::fill(&mut id).map_err(|e| {
+        rusqlite::Error::ToSqlConversionFailure(Box::new(std::io::Error::other(e.to_string())))
+    })?;
     Ok(EpochId(id))
 }
 
 /// Mints the next epoch; `fences` are the positions up to which the older epochs' writes are kept.
 pub(crate) fn mint(conn: &Connection, now: UnixMillis, fences: &[u64]) -> rusqlite::Result<Epoch> {
-    let newest: Option<i64> = conn.query_row("SELECT max(ordinal) FROM epoch", [], |row| row.get(0))?;
+    let newest: Option<i64> =
+        conn.query_row("SELECT max(ordinal) FROM epoch", [], |row| row.get(0))?;
     let ordinal = newest.map_or(now, |n| now.max(n + 1));
     let id = random_id()?;
     let list = fences.iter().map(u64::to_string).collect::<Vec<_>>().join(",");

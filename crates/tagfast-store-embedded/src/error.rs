@@ -21,13 +21,16 @@ pub(crate) enum CommitFailure {
 
 impl CommitFailure {
     pub(crate) fn of(error: &Error, commit_sent: bool) -> Self {
-        let Error::SqliteFailure(e, _) = error else { return Self::Io { outcome_unknown: commit_sent } };
+        let Error::SqliteFailure(e, _) = error else {
+            return Self::Io { outcome_unknown: commit_sent };
+        };
         if e.code == ErrorCode::DiskFull {
             // SQLite says so when a page cannot be written; the commit's record is the last page of the log.
             return Self::DiskFull;
         }
         // The index in shared memory cannot grow on a full disk either, but after the log was flushed.
-        let index_full = matches!(e.extended_code, ffi::SQLITE_IOERR_SHMSIZE | ffi::SQLITE_IOERR_SHMMAP);
+        let index_full =
+            matches!(e.extended_code, ffi::SQLITE_IOERR_SHMSIZE | ffi::SQLITE_IOERR_SHMMAP);
         if index_full && !commit_sent {
             return Self::DiskFull;
         }
@@ -71,7 +74,11 @@ pub(crate) fn read_error(file: usize, error: Error) -> StoreError {
 }
 
 fn unavailable(outcome_unknown: bool) -> StoreError {
-    StoreError::Unavailable { reason: "a store file failed", outcome_unknown, retry_after: Duration::from_secs(1) }
+    StoreError::Unavailable {
+        reason: "a store file failed",
+        outcome_unknown,
+        retry_after: Duration::from_secs(1),
+    }
 }
 
 #[cfg(test)]

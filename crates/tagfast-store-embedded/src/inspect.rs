@@ -11,7 +11,10 @@ use crate::rows::stored_key;
 use crate::schema;
 
 /// The stored version, bytes and document of a content; `None` if nobody ever tagged it.
-pub fn debug_dump(data_dir: &Path, key: &ContentKey) -> Result<Option<(Version, Vec<u8>, Document)>, OpenError> {
+pub fn debug_dump(
+    data_dir: &Path,
+    key: &ContentKey,
+) -> Result<Option<(Version, Vec<u8>, Document)>, OpenError> {
     let first = file_path(data_dir, 0);
     let conn = schema::open_reader(&first, 1 << 20).map_err(sqlite("open", &first))?;
     let files = schema::meta(&conn, "files").map_err(sqlite("read", &first))?;
@@ -20,14 +23,17 @@ pub fn debug_dump(data_dir: &Path, key: &ContentKey) -> Result<Option<(Version, 
     let file = file_path(data_dir, usize::from(shard.number()) % files);
     let conn = schema::open_reader(&file, 1 << 20).map_err(sqlite("open", &file))?;
     let row: Option<(i64, Vec<u8>)> = conn
-        .query_row("SELECT ver, doc FROM content WHERE k = ?1", [stored_key(shard, &key.to_bytes())], |row| {
-            Ok((row.get(0)?, row.get(1)?))
-        })
+        .query_row(
+            "SELECT ver, doc FROM content WHERE k = ?1",
+            [stored_key(shard, &key.to_bytes())],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )
         .optional()
         .map_err(sqlite("read", &file))?;
     let damaged = |detail: String| OpenError::Damaged { file: file.clone(), detail };
     row.map(|(version, bytes)| {
-        let version = Version::from_packed(version.unsigned_abs()).map_err(|e| damaged(e.to_string()))?;
+        let version =
+            Version::from_packed(version.unsigned_abs()).map_err(|e| damaged(e.to_string()))?;
         let document = codec::decode(&bytes).map_err(|e| damaged(e.to_string()))?;
         Ok((version, bytes, document))
     })

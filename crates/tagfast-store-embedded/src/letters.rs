@@ -13,9 +13,9 @@ use rusqlite::{Connection, Row, ToSql, params, params_from_iter};
 use tagfast_domain::{EpochOrdinal, UnixMillis, Version};
 use tagfast_events::letters::{PAGE_LETTERS, Value, content_of};
 use tagfast_events::{
-    Act, BookError, BusRecord, ClusterName, Cooldown, DeadLetter, Group, GroupLetters, Job, LetterBook, LetterClass,
-    LetterCursor, LetterFilter, LetterPage, LetterState, NewJob, Partition, RecordKind, ReplayOutcome, Settled,
-    StoredLetter,
+    Act, BookError, BusRecord, ClusterName, Cooldown, DeadLetter, Group, GroupLetters, Job,
+    LetterBook, LetterClass, LetterCursor, LetterFilter, LetterPage, LetterState, NewJob,
+    Partition, RecordKind, ReplayOutcome, Settled, StoredLetter,
 };
 
 use crate::store::StoreFile;
@@ -25,15 +25,20 @@ const ACTS: usize = 0;
 
 const COLUMNS: &str = "grp, pos, key, ver, at, emit, payload, headers, class, code, message, attempts, replays, state, \
                        reason, first_failed_at, last_failed_at";
-const JOB_COLUMNS: &str = "id, dry_run, rate, at, letters, closed, busy, applied, superseded, failed, dropped";
+const JOB_COLUMNS: &str =
+    "id, dry_run, rate, at, letters, closed, busy, applied, superseded, failed, dropped";
 
 /// Parks a letter; one that is there already stays as it is.
 pub(crate) fn insert(conn: &Connection, letter: &DeadLetter) -> rusqlite::Result<()> {
     let record = &letter.record;
     let content = content_of(&record.key);
-    let headers: Vec<(&str, String)> =
-        record.headers.iter().map(|(name, value)| (name.as_str(), STANDARD.encode(value))).collect();
-    let headers = serde_json::to_string(&headers).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
+    let headers: Vec<(&str, String)> = record
+        .headers
+        .iter()
+        .map(|(name, value)| (name.as_str(), STANDARD.encode(value)))
+        .collect();
+    let headers = serde_json::to_string(&headers)
+        .map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
     conn.prepare_cached(
         "INSERT OR IGNORE INTO bus_dlq (letter_id, grp, pos, key, ver, at, emit, payload, headers, class, code,
              message, attempts, replays, state, first_failed_at, last_failed_at, tenant, content_type, content_id)
@@ -63,7 +68,11 @@ pub(crate) fn insert(conn: &Connection, letter: &DeadLetter) -> rusqlite::Result
 }
 
 fn bad(column: usize) -> rusqlite::Error {
-    rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(FromSqlError::InvalidType))
+    rusqlite::Error::FromSqlConversionFailure(
+        column,
+        rusqlite::types::Type::Text,
+        Box::new(FromSqlError::InvalidType),
+    )
 }
 
 /// Headers as they were stored; those of version 1 were none.
@@ -77,7 +86,8 @@ fn headers(text: &str) -> Option<Vec<(String, Vec<u8>)>> {
 
 fn stored(row: &Row<'_>, partition: Partition) -> rusqlite::Result<StoredLetter> {
     let word = |column: usize| row.get::<_, String>(column);
-    let version = Version::from_packed(row.get::<_, i64>(3)?.cast_unsigned()).map_err(|_| bad(3))?;
+    let version =
+        Version::from_packed(row.get::<_, i64>(3)?.cast_unsigned()).map_err(|_| bad(3))?;
     let record = BusRecord {
         kind: RecordKind::Event,
         partition,
@@ -143,8 +153,9 @@ fn list(
         sql.push_str(" AND (last_failed_at, letter_id) < (?, ?)");
         values.extend([SqlValue::Integer(after.at), SqlValue::Text(after.id.clone())]);
     }
-    let sql =
-        format!("SELECT {COLUMNS} FROM bus_dlq WHERE {sql} ORDER BY last_failed_at DESC, letter_id DESC LIMIT {limit}");
+    let sql = format!(
+        "SELECT {COLUMNS} FROM bus_dlq WHERE {sql} ORDER BY last_failed_at DESC, letter_id DESC LIMIT {limit}"
+    );
     let mut select = conn.prepare_cached(&sql)?;
     select.query_map(params_from_iter(values), |row| stored(row, partition))?.collect()
 }
@@ -174,16 +185,23 @@ fn begin(conn: &Connection, job: &NewJob, filter: &LetterFilter) -> rusqlite::Re
         .query_row(params_from_iter(values), |row| Ok((row.get(0)?, row.get(1)?)))?;
     let (sql, values) = conditions(filter, "state = 'open' AND job IS NULL");
     let values = std::iter::once(SqlValue::Text(job.id.clone())).chain(values);
-    let letters =
-        conn.prepare_cached(&format!("UPDATE bus_dlq SET job = ? WHERE {sql}"))?.execute(params_from_iter(values))?;
+    let letters = conn
+        .prepare_cached(&format!("UPDATE bus_dlq SET job = ? WHERE {sql}"))?
+        .execute(params_from_iter(values))?;
     conn.prepare_cached(
         "INSERT INTO letter_job (id, dry_run, rate, at, letters, closed, busy) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
     )?
     .execute(params![job.id, job.dry_run, job.rate, job.at, letters as i64, closed, busy])?;
-    conn.prepare_cached(&format!("SELECT {JOB_COLUMNS} FROM letter_job WHERE id = ?1"))?.query_row([&job.id], job_of)
+    conn.prepare_cached(&format!("SELECT {JOB_COLUMNS} FROM letter_job WHERE id = ?1"))?
+        .query_row([&job.id], job_of)
 }
 
-fn settle(conn: &Connection, job: &Job, settled: &[Settled], at: UnixMillis) -> rusqlite::Result<()> {
+fn settle(
+    conn: &Connection,
+    job: &Job,
+    settled: &[Settled],
+    at: UnixMillis,
+) -> rusqlite::Result<()> {
     let put_back = "UPDATE bus_dlq SET job = NULL WHERE letter_id = ?1 AND job = ?2";
     let close = "UPDATE bus_dlq SET job = NULL, state = ?3, closed_at = ?4 WHERE letter_id = ?1 AND job = ?2";
     let again = "UPDATE bus_dlq SET job = NULL, replays = replays + 1, attempts = attempts + 1,
@@ -201,12 +219,15 @@ fn settle(conn: &Connection, job: &Job, settled: &[Settled], at: UnixMillis) -> 
             ReplayOutcome::Failed { code, message } => {
                 conn.prepare_cached(again)?.execute(params![id, job.id, code, message, at])
             }
-            ReplayOutcome::Applied => {
-                conn.prepare_cached(close)?.execute(params![id, job.id, LetterState::Replayed.as_str(), at])
-            }
-            ReplayOutcome::Superseded | ReplayOutcome::NotHere => {
-                conn.prepare_cached(close)?.execute(params![id, job.id, LetterState::Superseded.as_str(), at])
-            }
+            ReplayOutcome::Applied => conn.prepare_cached(close)?.execute(params![
+                id,
+                job.id,
+                LetterState::Replayed.as_str(),
+                at
+            ]),
+            ReplayOutcome::Superseded | ReplayOutcome::NotHere => conn
+                .prepare_cached(close)?
+                .execute(params![id, job.id, LetterState::Superseded.as_str(), at]),
         };
         counts[place] += moved? as i64;
     }
@@ -218,7 +239,12 @@ fn settle(conn: &Connection, job: &Job, settled: &[Settled], at: UnixMillis) -> 
     Ok(())
 }
 
-fn discard(conn: &Connection, filter: &LetterFilter, reason: &str, at: UnixMillis) -> rusqlite::Result<u64> {
+fn discard(
+    conn: &Connection,
+    filter: &LetterFilter,
+    reason: &str,
+    at: UnixMillis,
+) -> rusqlite::Result<u64> {
     let (sql, values) = conditions(filter, "state = 'open'");
     conn.prepare_cached(&format!(
         "UPDATE letter_job SET dropped = dropped + taken.n FROM
@@ -226,7 +252,8 @@ fn discard(conn: &Connection, filter: &LetterFilter, reason: &str, at: UnixMilli
          WHERE letter_job.id = taken.job"
     ))?
     .execute(params_from_iter(values.clone()))?;
-    let values = [SqlValue::Text(reason.to_owned()), SqlValue::Integer(at)].into_iter().chain(values);
+    let values =
+        [SqlValue::Text(reason.to_owned()), SqlValue::Integer(at)].into_iter().chain(values);
     let discarded = conn
         .prepare_cached(&format!(
             "UPDATE bus_dlq SET state = 'discarded', reason = ?, closed_at = ?, job = NULL WHERE {sql}"
@@ -263,7 +290,9 @@ impl EmbeddedLetters {
         let work = move || {
             let all = only.unwrap_or_else(|| (0..files.len()).collect());
             let wanted = all.into_iter().filter_map(|n| Some((n, files.get(n)?)));
-            wanted.map(|(n, file)| file.readers.walk(|conn| read(conn, partition(n)))).collect::<Result<Vec<T>, _>>()
+            wanted
+                .map(|(n, file)| file.readers.walk(|conn| read(conn, partition(n))))
+                .collect::<Result<Vec<T>, _>>()
         };
         tokio::task::spawn_blocking(work).await.map_err(unavailable)?.map_err(unavailable)
     }
@@ -304,9 +333,13 @@ impl LetterBook for EmbeddedLetters {
     ) -> Result<LetterPage, BookError> {
         let limit = limit.clamp(1, PAGE_LETTERS);
         let (filter, after) = (filter.clone(), after.cloned());
-        let lists = self.read(None, move |conn, p| list(conn, p, &filter, after.as_ref(), limit + 1)).await?;
+        let lists = self
+            .read(None, move |conn, p| list(conn, p, &filter, after.as_ref(), limit + 1))
+            .await?;
         let mut letters: Vec<StoredLetter> = lists.into_iter().flatten().collect();
-        letters.sort_by_cached_key(|stored| std::cmp::Reverse((stored.letter.last_failed_at, stored.letter.id())));
+        letters.sort_by_cached_key(|stored| {
+            std::cmp::Reverse((stored.letter.last_failed_at, stored.letter.id()))
+        });
         Ok(LetterPage::of(letters, limit))
     }
 
@@ -324,9 +357,12 @@ impl LetterBook for EmbeddedLetters {
                 rows.collect::<Result<Vec<_>, _>>()
             })
             .await?;
-        let mut groups = Group::ALL.map(|group| GroupLetters { group, open: 0, need_a_person: 0, oldest: None });
+        let mut groups =
+            Group::ALL.map(|group| GroupLetters { group, open: 0, need_a_person: 0, oldest: None });
         for (name, open, need_a_person, oldest) in counted.into_iter().flatten() {
-            let Some(known) = groups.iter_mut().find(|known| known.group.0 == name) else { continue };
+            let Some(known) = groups.iter_mut().find(|known| known.group.0 == name) else {
+                continue;
+            };
             known.open += open;
             known.need_a_person += need_a_person;
             known.oldest = Some(known.oldest.map_or(oldest, |at| at.min(oldest)));
@@ -344,7 +380,9 @@ impl LetterBook for EmbeddedLetters {
         let id = id.to_owned();
         let parts = self
             .read(None, move |conn, _| {
-                let mut select = conn.prepare_cached(&format!("SELECT {JOB_COLUMNS} FROM letter_job WHERE id = ?1"))?;
+                let mut select = conn.prepare_cached(&format!(
+                    "SELECT {JOB_COLUMNS} FROM letter_job WHERE id = ?1"
+                ))?;
                 select.query_map([&id], job_of)?.collect::<Result<Vec<_>, _>>()
             })
             .await?;
@@ -385,20 +423,35 @@ impl LetterBook for EmbeddedLetters {
         Ok(added(parts).map(|job| (job, letters)))
     }
 
-    async fn settle(&self, job: &Job, settled: &[Settled], at: UnixMillis) -> Result<(), BookError> {
+    async fn settle(
+        &self,
+        job: &Job,
+        settled: &[Settled],
+        at: UnixMillis,
+    ) -> Result<(), BookError> {
         for (index, file) in self.files.iter().enumerate() {
             // `group/partition/offset`: only the file of the partition has the letter.
             let here = format!("/{index}/");
-            let mine: Vec<Settled> = settled.iter().filter(|s| s.id.contains(&here)).cloned().collect();
+            let mine: Vec<Settled> =
+                settled.iter().filter(|s| s.id.contains(&here)).cloned().collect();
             if !mine.is_empty() {
                 let job = job.clone();
-                file.state.queue.aside(move |conn| settle(conn, &job, &mine, at)).await.map_err(unavailable)?;
+                file.state
+                    .queue
+                    .aside(move |conn| settle(conn, &job, &mine, at))
+                    .await
+                    .map_err(unavailable)?;
             }
         }
         Ok(())
     }
 
-    async fn discard(&self, filter: &LetterFilter, reason: &str, at: UnixMillis) -> Result<u64, BookError> {
+    async fn discard(
+        &self,
+        filter: &LetterFilter,
+        reason: &str,
+        at: UnixMillis,
+    ) -> Result<u64, BookError> {
         let (filter, reason) = (LetterFilter { state: None, ..filter.clone() }, reason.to_owned());
         Ok(self.change(move |conn| discard(conn, &filter, &reason, at)).await?.into_iter().sum())
     }
@@ -425,7 +478,13 @@ impl LetterBook for EmbeddedLetters {
                 )?;
                 let rows = select.query_map(params![before.unwrap_or(i64::MAX), limit], |row| {
                     let letters = row.get::<_, i64>(4)?.unsigned_abs();
-                    Ok(Act { at: row.get(0)?, by: row.get(1)?, action: row.get(2)?, detail: row.get(3)?, letters })
+                    Ok(Act {
+                        at: row.get(0)?,
+                        by: row.get(1)?,
+                        action: row.get(2)?,
+                        detail: row.get(3)?,
+                        letters,
+                    })
                 })?;
                 rows.collect::<Result<Vec<_>, _>>()
             })

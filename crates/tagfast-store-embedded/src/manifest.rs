@@ -69,7 +69,8 @@ impl Manifest {
         let damaged = |detail: String| OpenError::Damaged { file: path.clone(), detail };
         let manifest: Self = serde_json::from_str(&text).map_err(|e| damaged(e.to_string()))?;
         if manifest.format > FORMAT || manifest.schema > schema::VERSION {
-            let newer = OpenError::Newer { file: path, found: manifest.schema, known: schema::VERSION };
+            let newer =
+                OpenError::Newer { file: path, found: manifest.schema, known: schema::VERSION };
             return Err(newer);
         }
         if manifest.positions.is_empty() || manifest.positions.len() > 64 {

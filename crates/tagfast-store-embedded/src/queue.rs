@@ -117,7 +117,10 @@ fn units(write: &Write) -> usize {
     tags.div_ceil(TAGS_PER_UNIT).max(1)
 }
 
-fn in_transaction<T>(conn: &Connection, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+fn in_transaction<T>(
+    conn: &Connection,
+    work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+) -> rusqlite::Result<T> {
     // Not dropped half-way without an end: a transaction rolls back when it goes away.
     let tx = conn.unchecked_transaction()?;
     let value = work(&tx)?;
@@ -148,7 +151,11 @@ impl Queue {
                 NoRoom::TenantShare => ("tenant's share of the write", "tenant_share"),
             };
             metrics::counter!("tagfast_store_refused_total", "reason" => reason).increment(1);
-            StoreError::Overloaded { queue, limit: QUEUE_UNITS, retry_after: Duration::from_secs(1) }
+            StoreError::Overloaded {
+                queue,
+                limit: QUEUE_UNITS,
+                retry_after: Duration::from_secs(1),
+            }
         })?;
         if state.writes.len() == 1 {
             self.arrived.notify_one();
@@ -192,7 +199,8 @@ impl Queue {
     /// already is not written again, so an idle consumer costs nothing.
     pub(crate) fn set_offset(&self, group: Group, position: BusPosition) {
         let mut state = self.lock();
-        if state.offsets_taken.get(&group) == Some(&position) && !state.offsets.contains_key(&group) {
+        if state.offsets_taken.get(&group) == Some(&position) && !state.offsets.contains_key(&group)
+        {
             return;
         }
         state.offsets.insert(group, position);
@@ -226,7 +234,8 @@ impl Queue {
     pub(crate) fn abandon(&self) {
         let mut state = self.lock();
         state.closed = true;
-        let dropped = (state.writes.take(usize::MAX, usize::MAX), std::mem::take(&mut state.asides));
+        let dropped =
+            (state.writes.take(usize::MAX, usize::MAX), std::mem::take(&mut state.asides));
         drop(state);
         drop(dropped);
     }
@@ -254,7 +263,11 @@ impl Queue {
             if until <= now {
                 return Batch::default();
             }
-            state = self.arrived.wait_timeout(state, until - now).unwrap_or_else(PoisonError::into_inner).0;
+            state = self
+                .arrived
+                .wait_timeout(state, until - now)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
     }
 }
@@ -287,8 +300,13 @@ mod tests {
             operation: Operation::patch(tags, Vec::new(), &Limits::default()).expect("a patch"),
             if_match: None,
         };
-        let request =
-            WriteRequest { write, fresh: false, durability: Durability::Local, deadline: None, traceparent: None };
+        let request = WriteRequest {
+            write,
+            fresh: false,
+            durability: Durability::Local,
+            deadline: None,
+            traceparent: None,
+        };
         let (reply, answer) = oneshot::channel();
         (WriteJob { request, claim: None, reply }, answer)
     }
@@ -298,7 +316,8 @@ mod tests {
     }
 
     fn ids(batch: &Batch) -> Vec<String> {
-        let name = |k: &ContentKey| format!("{}/{}", k.tenant.as_str(), k.content.content_id.as_str());
+        let name =
+            |k: &ContentKey| format!("{}/{}", k.tenant.as_str(), k.content.content_id.as_str());
         batch.writes.iter().map(|j| name(&j.request.write.key)).collect()
     }
 
@@ -323,12 +342,18 @@ mod tests {
     #[test]
     fn a_flood_leaves_room_for_whoever_comes_later() {
         let queue = Queue::default();
-        let fill = |tenant: &str| (0..).take_while(|n| push(&queue, tenant, &n.to_string(), 1).is_ok()).count();
+        let fill = |tenant: &str| {
+            (0..).take_while(|n| push(&queue, tenant, &n.to_string(), 1).is_ok()).count()
+        };
         assert_eq!(fill("a"), QUEUE_UNITS / 2);
         assert_eq!(fill("b"), QUEUE_UNITS / 4);
         assert!(matches!(
             push(&queue, "a", "more", 1),
-            Err(StoreError::Overloaded { queue: "tenant's share of the write", limit: QUEUE_UNITS, .. })
+            Err(StoreError::Overloaded {
+                queue: "tenant's share of the write",
+                limit: QUEUE_UNITS,
+                ..
+            })
         ));
         push(&queue, "c", "0", 1).expect("a third tenant finds room");
     }
@@ -364,7 +389,10 @@ mod tests {
         queue.push(job).expect("room");
         queue.abandon();
         assert!(matches!(answer.try_recv(), Err(oneshot::error::TryRecvError::Closed)));
-        assert!(matches!(push(&queue, "a", "1", 1), Err(StoreError::Unavailable { outcome_unknown: false, .. })));
+        assert!(matches!(
+            push(&queue, "a", "1", 1),
+            Err(StoreError::Unavailable { outcome_unknown: false, .. })
+        ));
     }
 
     #[test]

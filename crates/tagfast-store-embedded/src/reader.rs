@@ -52,7 +52,11 @@ pub(crate) struct ReaderPool {
 impl ReaderPool {
     /// `views` must not be empty.
     pub(crate) fn new(views: Vec<Connection>, walks: Connection) -> Self {
-        Self { views: views.into_iter().map(Mutex::new).collect(), pace: Pace::new(), walks: Mutex::new(walks) }
+        Self {
+            views: views.into_iter().map(Mutex::new).collect(),
+            pace: Pace::new(),
+            walks: Mutex::new(walks),
+        }
     }
 
     /// Whether a view should run on the blocking pool.
@@ -100,7 +104,11 @@ struct Pace {
 
 impl Pace {
     fn new() -> Self {
-        Self { origin: Instant::now(), slow_at_ms: AtomicU64::new(0), slow_until_ms: AtomicU64::new(0) }
+        Self {
+            origin: Instant::now(),
+            slow_at_ms: AtomicU64::new(0),
+            slow_until_ms: AtomicU64::new(0),
+        }
     }
 
     fn ms(&self, at: Instant) -> u64 {

@@ -52,7 +52,12 @@ impl Retention {
     }
 
     /// Deletes one chunk. True when there is more to delete.
-    pub(crate) fn run(&mut self, conn: &Connection, file: &FileState, now: UnixMillis) -> rusqlite::Result<bool> {
+    pub(crate) fn run(
+        &mut self,
+        conn: &Connection,
+        file: &FileState,
+        now: UnixMillis,
+    ) -> rusqlite::Result<bool> {
         let ids = conn
             .prepare_cached(
                 "DELETE FROM applied WHERE (k, wid) IN (SELECT k, wid FROM applied WHERE at <= ?1 LIMIT ?2)",
@@ -60,11 +65,18 @@ impl Retention {
             .execute(params![now - limits::WRITE_ID_MEMORY_MS, CHUNK])?;
         let events = self.delete_events(conn, file, now)?;
         let newest = file.newest.load(Ordering::Acquire);
-        self.rows.set((newest + 1).saturating_sub(file.retained_from.load(Ordering::Acquire).max(1)) as f64);
+        self.rows
+            .set((newest + 1).saturating_sub(file.retained_from.load(Ordering::Acquire).max(1))
+                as f64);
         Ok(ids as i64 == CHUNK || events as i64 == CHUNK)
     }
 
-    fn delete_events(&mut self, conn: &Connection, file: &FileState, now: UnixMillis) -> rusqlite::Result<usize> {
+    fn delete_events(
+        &mut self,
+        conn: &Connection,
+        file: &FileState,
+        now: UnixMillis,
+    ) -> rusqlite::Result<usize> {
         let Deletable { below, age_ms } = self.deletable(conn, file, now)?;
         let select = "SELECT pos FROM bus_event WHERE pos < ?1 AND at < ?2 ORDER BY pos LIMIT ?3";
         let tx = conn.unchecked_transaction()?;
@@ -74,8 +86,10 @@ impl Retention {
         if deleted == 0 {
             return Ok(0);
         }
-        let first: Option<i64> = tx.query_row("SELECT min(pos) FROM bus_event", [], |row| row.get(0))?;
-        let retained_from = first.map_or(file.newest.load(Ordering::Acquire) + 1, i64::unsigned_abs);
+        let first: Option<i64> =
+            tx.query_row("SELECT min(pos) FROM bus_event", [], |row| row.get(0))?;
+        let retained_from =
+            first.map_or(file.newest.load(Ordering::Acquire) + 1, i64::unsigned_abs);
         schema::set_meta(&tx, "retained_from", &retained_from.to_string())?;
         tx.commit()?;
         file.retained_from.store(retained_from, Ordering::Release);
@@ -83,7 +97,12 @@ impl Retention {
         Ok(deleted)
     }
 
-    fn deletable(&mut self, conn: &Connection, file: &FileState, now: UnixMillis) -> rusqlite::Result<Deletable> {
+    fn deletable(
+        &mut self,
+        conn: &Connection,
+        file: &FileState,
+        now: UnixMillis,
+    ) -> rusqlite::Result<Deletable> {
         let newest = file.newest.load(Ordering::Acquire).cast_signed();
         let groups: Vec<(String, i64)> = conn
             .prepare_cached("SELECT grp, pos FROM bus_offset")?
@@ -104,7 +123,11 @@ impl Retention {
             let behind = (newest + 1 - pos).max(0) as f64 * average;
             if next_at.is_some_and(|at| now - at > EXPIRE_AGE_MS) || behind > self.expire.0 as f64 {
                 if !self.expired.contains(&group) {
-                    tracing::error!(file = file.index, group, "the group is too far behind; it has to rebuild");
+                    tracing::error!(
+                        file = file.index,
+                        group,
+                        "the group is too far behind; it has to rebuild"
+                    );
                 }
                 expired.insert(group);
             } else {

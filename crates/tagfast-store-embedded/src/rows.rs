@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use rusqlite::{Connection, OptionalExtension, params};
 use tagfast_domain::{
-    Change, ContentKey, Document, DomainError, EpochOrdinal, RecentWrite, TaggingsEvent, UnixMillis, Version, WriteId,
-    codec, limits,
+    Change, ContentKey, Document, DomainError, EpochOrdinal, RecentWrite, TaggingsEvent,
+    UnixMillis, Version, WriteId, codec, limits,
 };
 use tagfast_events::{BusPosition, Group};
 use tagfast_sharding::LogicalShard;
@@ -51,32 +51,52 @@ pub(crate) fn prior(
     if let Some(evicted) = slot.evicted.iter().find(|w| w.id == id) {
         return Ok(Some(evicted.clone()));
     }
-    let mut select =
-        conn.prepare_cached("SELECT fingerprint, effect, ver, at FROM applied WHERE k = ?1 AND wid = ?2 AND at > ?3")?;
+    let mut select = conn.prepare_cached(
+        "SELECT fingerprint, effect, ver, at FROM applied WHERE k = ?1 AND wid = ?2 AND at > ?3",
+    )?;
     let row = select
-        .query_row(params![slot.stored_key, id.0.as_slice(), now - limits::WRITE_ID_MEMORY_MS], |row| {
-            let effect = codec::decode_effect(row.get_ref(1)?.as_blob()?);
-            Ok((row.get::<_, i64>(0)?, effect, row.get::<_, i64>(2)?, row.get::<_, i64>(3)?))
-        })
+        .query_row(
+            params![slot.stored_key, id.0.as_slice(), now - limits::WRITE_ID_MEMORY_MS],
+            |row| {
+                let effect = codec::decode_effect(row.get_ref(1)?.as_blob()?);
+                Ok((row.get::<_, i64>(0)?, effect, row.get::<_, i64>(2)?, row.get::<_, i64>(3)?))
+            },
+        )
         .optional()?;
     row.map(|(fingerprint, effect, version, at)| {
-        let bad =
-            |e: DomainError| rusqlite::Error::FromSqlConversionFailure(1, rusqlite::types::Type::Blob, Box::new(e));
+        let bad = |e: DomainError| {
+            rusqlite::Error::FromSqlConversionFailure(1, rusqlite::types::Type::Blob, Box::new(e))
+        };
         let version = Version::from_packed(version.unsigned_abs()).map_err(bad)?;
         // The fingerprint is 64 bits of a hash, stored in SQLite's signed integer.
-        Ok(RecentWrite { id, fingerprint: fingerprint.cast_unsigned(), version, at, effect: effect.map_err(bad)? })
+        Ok(RecentWrite {
+            id,
+            fingerprint: fingerprint.cast_unsigned(),
+            version,
+            at,
+            effect: effect.map_err(bad)?,
+        })
     })
     .transpose()
 }
 
 /// Writes a changed document, its pushed-out ids and its event; returns the event's position.
-pub(crate) fn store(conn: &Connection, slot: &mut Slot, emit: EpochOrdinal, now: UnixMillis) -> rusqlite::Result<u64> {
+pub(crate) fn store(
+    conn: &Connection,
+    slot: &mut Slot,
+    emit: EpochOrdinal,
+    now: UnixMillis,
+) -> rusqlite::Result<u64> {
     let version = slot.doc.version;
     conn.prepare_cached(
         "INSERT INTO content (k, ver, doc) VALUES (?1, ?2, ?3)
          ON CONFLICT (k) DO UPDATE SET ver = excluded.ver, doc = excluded.doc",
     )?
-    .execute(params![slot.stored_key, version.packed().cast_signed(), codec::encode(&slot.doc)])?;
+    .execute(params![
+        slot.stored_key,
+        version.packed().cast_signed(),
+        codec::encode(&slot.doc)
+    ])?;
     for w in slot.evicted.drain(..) {
         conn.prepare_cached(
             "INSERT OR REPLACE INTO applied (k, wid, fingerprint, effect, ver, at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",

@@ -116,8 +116,9 @@ pub(crate) fn set_meta(conn: &Connection, key: &str, value: &str) -> rusqlite::R
 /// The largest position ever given, also after retention emptied the table.
 pub(crate) fn last_position(conn: &Connection) -> rusqlite::Result<u64> {
     use rusqlite::OptionalExtension;
-    let seq: Option<i64> =
-        conn.query_row("SELECT seq FROM sqlite_sequence WHERE name = 'bus_event'", [], |row| row.get(0)).optional()?;
+    let seq: Option<i64> = conn
+        .query_row("SELECT seq FROM sqlite_sequence WHERE name = 'bus_event'", [], |row| row.get(0))
+        .optional()?;
     Ok(seq.map_or(0, |n| n as u64))
 }
 
@@ -134,7 +135,8 @@ mod tests {
         migrate(&mut conn, &broken).expect_err("the second step fails half-way");
         assert_eq!(version(&conn), Ok(1));
         conn.prepare("SELECT y FROM a").expect_err("its first half is undone");
-        migrate(&mut conn, &["CREATE TABLE a (x)", "ALTER TABLE a ADD COLUMN y DEFAULT 7"]).expect("the second step");
+        migrate(&mut conn, &["CREATE TABLE a (x)", "ALTER TABLE a ADD COLUMN y DEFAULT 7"])
+            .expect("the second step");
         assert_eq!(version(&conn), Ok(2));
         assert_eq!(conn.query_row("SELECT x + y FROM a", [], |row| row.get::<_, i64>(0)), Ok(8));
     }

@@ -12,8 +12,9 @@ use tagfast_events::{Bus, LetterBook};
 use tagfast_resilience::Clock;
 use tagfast_sharding::{ContentHash, LogicalShard};
 use tagfast_store::{
-    CacheUse, ConsistencyToken, Degraded, Durability, History, Position, ReadOptions, Receipt, ReceiptReader, ScanPage,
-    ShardScanner, Source, StoreError, TagReader, TagWriter, Verdict, View, WriteAnswer, WriteRequest,
+    CacheUse, ConsistencyToken, Degraded, Durability, History, Position, ReadOptions, Receipt,
+    ReceiptReader, ScanPage, ShardScanner, Source, StoreError, TagReader, TagWriter, Verdict, View,
+    WriteAnswer, WriteRequest,
 };
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
@@ -60,16 +61,19 @@ impl EmbeddedStore {
         let (committed, _) = watch::channel(0);
         let mut files = Vec::new();
         let mut writers = Vec::new();
-        let readers = std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, MOST_READERS));
+        let readers =
+            std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, MOST_READERS));
         let readers_cache = options.cache_bytes * 3 / 4 / (opened.writers.len() * readers);
         for (index, conn) in opened.writers.into_iter().enumerate() {
             let path = directory::file_path(&options.data_dir, index);
-            let state = Arc::new(file_state(index, &conn).map_err(directory::sqlite("read", &path))?);
+            let state =
+                Arc::new(file_state(index, &conn).map_err(directory::sqlite("read", &path))?);
             let views = (0..readers)
                 .map(|_| schema::open_reader(&path, readers_cache))
                 .collect::<Result<_, _>>()
                 .map_err(directory::sqlite("open", &path))?;
-            let walks = schema::open_reader(&path, WALK_CACHE_BYTES).map_err(directory::sqlite("open", &path))?;
+            let walks = schema::open_reader(&path, WALK_CACHE_BYTES)
+                .map_err(directory::sqlite("open", &path))?;
             let writer = Writer::new(
                 Arc::clone(&state),
                 conn,
@@ -120,7 +124,8 @@ impl EmbeddedStore {
     /// Finishes what waits, refuses what comes, checkpoints and marks the files clean. Blocks.
     pub fn close(&self) {
         self.files.iter().for_each(|f| f.state.queue.close());
-        let writers = std::mem::take(&mut *self.writers.lock().unwrap_or_else(PoisonError::into_inner));
+        let writers =
+            std::mem::take(&mut *self.writers.lock().unwrap_or_else(PoisonError::into_inner));
         for writer in writers {
             if writer.join().is_err() {
                 tracing::error!("a writer thread had panicked");
@@ -141,7 +146,12 @@ impl EmbeddedStore {
         if epoch == self.epoch.id {
             return u64::MAX;
         }
-        self.fences.iter().find(|(id, _)| *id == epoch).and_then(|(_, f)| f.get(file)).copied().unwrap_or(0)
+        self.fences
+            .iter()
+            .find(|(id, _)| *id == epoch)
+            .and_then(|(_, f)| f.get(file))
+            .copied()
+            .unwrap_or(0)
     }
 
     fn file_number(&self, shard: LogicalShard) -> usize {
@@ -158,11 +168,14 @@ impl EmbeddedStore {
     ) -> Vec<Degraded> {
         let shard = LogicalShard::of_hash(hash);
         let ahead = token.version_of(hash).is_some_and(|seen| seen > version);
-        let past_fence = token
-            .floors
-            .get(&shard)
-            .is_some_and(|floor| floor.epoch != self.epoch.id && floor.lsn > self.fence(floor.epoch, file.state.index));
-        if ahead || past_fence { vec![Degraded { feature: "session", reason: "token_unknown" }] } else { Vec::new() }
+        let past_fence = token.floors.get(&shard).is_some_and(|floor| {
+            floor.epoch != self.epoch.id && floor.lsn > self.fence(floor.epoch, file.state.index)
+        });
+        if ahead || past_fence {
+            vec![Degraded { feature: "session", reason: "token_unknown" }]
+        } else {
+            Vec::new()
+        }
     }
 
     /// What a view says besides the document. Taken before the document is read, so that it is at least as new.
@@ -204,7 +217,8 @@ impl EmbeddedStore {
         view.tags = document.taggings;
         view.tags.retain(|t| t.present);
         if let Some(token) = token {
-            view.degraded = self.degraded(lookup.hash, view.version, &self.files[lookup.file], token);
+            view.degraded =
+                self.degraded(lookup.hash, view.version, &self.files[lookup.file], token);
         }
         Ok(view)
     }
@@ -226,9 +240,9 @@ impl EmbeddedStore {
         let reading = tokio::task::spawn_blocking(move || read(&files));
         let read = match deadline {
             None => reading.await,
-            Some(deadline) => tokio::time::timeout_at(deadline, reading)
-                .await
-                .map_err(|_| StoreError::Deadline { waiting_for: "the disk", outcome_unknown: false })?,
+            Some(deadline) => tokio::time::timeout_at(deadline, reading).await.map_err(|_| {
+                StoreError::Deadline { waiting_for: "the disk", outcome_unknown: false }
+            })?,
         };
         read.map_err(|e| StoreError::Internal(Box::new(e)))
     }
@@ -240,7 +254,11 @@ impl EmbeddedStore {
         let file = self.file_of(LogicalShard::of(&request.write.key));
         let (reply, answer) = oneshot::channel();
         let waits = request.deadline.map(|deadline| (deadline, Claim::new()));
-        file.state.queue.push(WriteJob { request, claim: waits.as_ref().map(|(_, c)| c.clone()), reply })?;
+        file.state.queue.push(WriteJob {
+            request,
+            claim: waits.as_ref().map(|(_, c)| c.clone()),
+            reply,
+        })?;
         Ok(Pending { answer, waits })
     }
 }
@@ -265,9 +283,17 @@ impl Pending {
             Some((deadline, claim)) => match tokio::time::timeout_at(deadline, self.answer).await {
                 Ok(answer) => answer,
                 Err(_) if claim.give_up() => {
-                    return Err(StoreError::Deadline { waiting_for: "the write queue", outcome_unknown: false });
+                    return Err(StoreError::Deadline {
+                        waiting_for: "the write queue",
+                        outcome_unknown: false,
+                    });
                 }
-                Err(_) => return Err(StoreError::Deadline { waiting_for: "the commit", outcome_unknown: true }),
+                Err(_) => {
+                    return Err(StoreError::Deadline {
+                        waiting_for: "the commit",
+                        outcome_unknown: true,
+                    });
+                }
             },
         };
         // The writer is gone without an answer: it panicked, or the process ends.
@@ -282,7 +308,8 @@ impl Pending {
 }
 
 fn file_state(index: usize, conn: &Connection) -> rusqlite::Result<FileState> {
-    let retained_from = schema::meta(conn, "retained_from")?.and_then(|v| v.parse().ok()).unwrap_or(0);
+    let retained_from =
+        schema::meta(conn, "retained_from")?.and_then(|v| v.parse().ok()).unwrap_or(0);
     Ok(FileState {
         index,
         queue: Queue::default(),
@@ -311,7 +338,8 @@ impl TagReader for EmbeddedStore {
         if readers.is_slow() {
             let (lookup, found) = self
                 .elsewhere(options.deadline, move |files| {
-                    let found = files[lookup.file].readers.view(|conn| rows::document(conn, &lookup.key));
+                    let found =
+                        files[lookup.file].readers.view(|conn| rows::document(conn, &lookup.key));
                     (lookup, found)
                 })
                 .await?;
@@ -321,7 +349,11 @@ impl TagReader for EmbeddedStore {
         self.filled(view, &lookup, found, options.token)
     }
 
-    async fn view_many(&self, keys: &[ContentKey], options: &ReadOptions<'_>) -> Vec<Result<View, StoreError>> {
+    async fn view_many(
+        &self,
+        keys: &[ContentKey],
+        options: &ReadOptions<'_>,
+    ) -> Vec<Result<View, StoreError>> {
         if keys.len() < MANY_VIEWS {
             let mut views = Vec::with_capacity(keys.len());
             for key in keys {
@@ -333,7 +365,8 @@ impl TagReader for EmbeddedStore {
         let views: Vec<_> = lookups.iter().map(|l| self.view_of(l.file)).collect();
         let read = self
             .elsewhere(options.deadline, move |files| {
-                let find = |l: &Lookup| files[l.file].readers.view(|conn| rows::document(conn, &l.key));
+                let find =
+                    |l: &Lookup| files[l.file].readers.view(|conn| rows::document(conn, &l.key));
                 let found: Vec<_> = lookups.iter().map(find).collect();
                 lookups.into_iter().zip(found).collect::<Vec<_>>()
             })
@@ -346,7 +379,9 @@ impl TagReader for EmbeddedStore {
                 .collect(),
             Err(error) => {
                 let again = || match error.is_retryable() {
-                    true => StoreError::Deadline { waiting_for: "the disk", outcome_unknown: false },
+                    true => {
+                        StoreError::Deadline { waiting_for: "the disk", outcome_unknown: false }
+                    }
                     false => StoreError::Internal(error.to_string().into()),
                 };
                 keys.iter().map(|_| Err(again())).collect()
@@ -361,7 +396,10 @@ impl TagWriter for EmbeddedStore {
         self.enqueue(request)?.answered().await
     }
 
-    async fn write_many(&self, requests: Vec<WriteRequest>) -> Vec<Result<WriteAnswer, StoreError>> {
+    async fn write_many(
+        &self,
+        requests: Vec<WriteRequest>,
+    ) -> Vec<Result<WriteAnswer, StoreError>> {
         // All are queued before the first is awaited: they share group commits.
         let waiting: Vec<_> = requests.into_iter().map(|r| self.enqueue(r)).collect();
         let mut answers = Vec::with_capacity(waiting.len());
@@ -407,8 +445,12 @@ impl ShardScanner for EmbeddedStore {
         let full = rows.len() == limit;
         let mut page = ScanPage::default();
         for (key, doc) in rows {
-            let damaged = |source| StoreError::Damaged { what: "a scanned content".to_owned(), source: Some(source) };
-            page.items.push((ContentKey::from_bytes(&key[1..]).map_err(damaged)?, doc.map_err(damaged)?));
+            let damaged = |source| StoreError::Damaged {
+                what: "a scanned content".to_owned(),
+                source: Some(source),
+            };
+            page.items
+                .push((ContentKey::from_bytes(&key[1..]).map_err(damaged)?, doc.map_err(damaged)?));
         }
         page.next = if full { page.items.last().map(|(key, _)| key.clone()) } else { None };
         Ok(page)

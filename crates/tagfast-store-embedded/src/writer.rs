@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
-use tagfast_domain::{ApplyContext, Change, ContentKey, Effect, Epoch, Limits, Outcome, UnixMillis, apply};
+use tagfast_domain::{
+    ApplyContext, Change, ContentKey, Effect, Epoch, Limits, Outcome, UnixMillis, apply,
+};
 use tagfast_events::{BusPosition, Group};
 use tagfast_resilience::Clock;
 use tagfast_sharding::LogicalShard;
@@ -123,7 +125,8 @@ impl Writer {
                     tracing::warn!(file = self.file.index, %error, "retention failed; it is tried again");
                     false
                 });
-                next_retention = Instant::now() + if more { Duration::ZERO } else { RETENTION_EVERY };
+                next_retention =
+                    Instant::now() + if more { Duration::ZERO } else { RETENTION_EVERY };
             }
         }
         let file = self.file.index;
@@ -181,7 +184,9 @@ impl Writer {
                     self.metrics.commit.record(started.elapsed().as_secs_f64());
                 }
                 // A caller that stopped waiting has its answer in the document: a retry with the same id finds it.
-                jobs.into_iter().zip(answers).for_each(|(job, result)| drop(job.reply.send(result)));
+                jobs.into_iter()
+                    .zip(answers)
+                    .for_each(|(job, result)| drop(job.reply.send(result)));
             }
             Err(error) => {
                 self.file.queue.offsets_failed(&batch.offsets);
@@ -202,7 +207,8 @@ impl Writer {
                 jobs.push(job);
             } else {
                 self.metrics.late.increment(1);
-                let late = StoreError::Deadline { waiting_for: "the write queue", outcome_unknown: false };
+                let late =
+                    StoreError::Deadline { waiting_for: "the write queue", outcome_unknown: false };
                 drop(job.reply.send(Err(late)));
             }
         }
@@ -212,7 +218,8 @@ impl Writer {
     /// Counts and logs a failed commit: once when failing begins, not for every batch of a full disk.
     fn failed(&mut self, error: &rusqlite::Error, commit_sent: bool) -> CommitFailure {
         let failure = CommitFailure::of(error, commit_sent);
-        metrics::counter!("tagfast_store_commit_failures_total", "reason" => failure.reason()).increment(1);
+        metrics::counter!("tagfast_store_commit_failures_total", "reason" => failure.reason())
+            .increment(1);
         if !std::mem::replace(&mut self.failing, true) || failure != CommitFailure::DiskFull {
             tracing::error!(file = self.file.index, %error, reason = failure.reason(), "a group commit failed");
         }
@@ -258,7 +265,11 @@ impl Writer {
     }
 
     /// Applies the writes in order to the documents they touch, each document loaded once.
-    fn fold(&self, jobs: &[WriteJob], now: UnixMillis) -> rusqlite::Result<(Vec<Slot>, Vec<Answer>)> {
+    fn fold(
+        &self,
+        jobs: &[WriteJob],
+        now: UnixMillis,
+    ) -> rusqlite::Result<(Vec<Slot>, Vec<Answer>)> {
         let mut slots: Vec<Slot> = Vec::with_capacity(jobs.len());
         let mut by_key: HashMap<&ContentKey, usize> = HashMap::with_capacity(jobs.len());
         let mut answers = Vec::with_capacity(jobs.len());
@@ -268,9 +279,13 @@ impl Writer {
                 *slot
             } else {
                 let bytes = key.to_bytes();
-                let stored_key =
-                    stored_key(LogicalShard::of_hash(tagfast_sharding::ContentHash::of_bytes(&bytes)), &bytes);
-                match rows::document(&self.conn, &stored_key)?.unwrap_or_else(|| Ok(Default::default())) {
+                let stored_key = stored_key(
+                    LogicalShard::of_hash(tagfast_sharding::ContentHash::of_bytes(&bytes)),
+                    &bytes,
+                );
+                match rows::document(&self.conn, &stored_key)?
+                    .unwrap_or_else(|| Ok(Default::default()))
+                {
                     Ok(doc) => slots.push(Slot {
                         key: key.clone(),
                         stored_key,
@@ -282,7 +297,10 @@ impl Writer {
                     Err(source) => {
                         tracing::error!(content = %key, %source, "a stored document is damaged");
                         let what = format!("content {key}");
-                        answers.push(Answer::Ready(Err(StoreError::Damaged { what, source: Some(source) })));
+                        answers.push(Answer::Ready(Err(StoreError::Damaged {
+                            what,
+                            source: Some(source),
+                        })));
                         continue;
                     }
                 }
@@ -294,28 +312,39 @@ impl Writer {
         Ok((slots, answers))
     }
 
-    fn apply_one(&self, slot: &mut Slot, index: usize, job: &WriteJob, now: UnixMillis) -> rusqlite::Result<Answer> {
+    fn apply_one(
+        &self,
+        slot: &mut Slot,
+        index: usize,
+        job: &WriteJob,
+        now: UnixMillis,
+    ) -> rusqlite::Result<Answer> {
         let write = &job.request.write;
-        let prior = if job.request.fresh { None } else { rows::prior(&self.conn, slot, write.id, now)? };
+        let prior =
+            if job.request.fresh { None } else { rows::prior(&self.conn, slot, write.id, now)? };
         let context = ApplyContext { epoch: &self.epoch, now, limits: &self.limits };
-        let (version, effect, repeated) = match apply(&mut slot.doc, write, prior.as_ref(), &context) {
-            Outcome::Refused(refusal) => return Ok(Answer::Ready(Err(StoreError::Refused(refusal)))),
-            Outcome::Unchanged { version } => (version, Effect::default(), false),
-            Outcome::Repeated { version, effect } => (version, effect, true),
-            Outcome::Written { version, effect, evicted } => {
-                slot.evicted.extend(evicted);
-                slot.changes.push(Change {
-                    write_id: write.id,
-                    user: write.user.clone(),
-                    version,
-                    added: effect.added.clone(),
-                    removed: effect.removed.clone(),
-                    traceparent: job.request.traceparent.clone(),
-                });
-                (version, effect, false)
-            }
-        };
-        let shard = LogicalShard::from_number(slot.stored_key[0]).unwrap_or_else(|| LogicalShard::of(&write.key));
+        let (version, effect, repeated) =
+            match apply(&mut slot.doc, write, prior.as_ref(), &context) {
+                Outcome::Refused(refusal) => {
+                    return Ok(Answer::Ready(Err(StoreError::Refused(refusal))));
+                }
+                Outcome::Unchanged { version } => (version, Effect::default(), false),
+                Outcome::Repeated { version, effect } => (version, effect, true),
+                Outcome::Written { version, effect, evicted } => {
+                    slot.evicted.extend(evicted);
+                    slot.changes.push(Change {
+                        write_id: write.id,
+                        user: write.user.clone(),
+                        version,
+                        added: effect.added.clone(),
+                        removed: effect.removed.clone(),
+                        traceparent: job.request.traceparent.clone(),
+                    });
+                    (version, effect, false)
+                }
+            };
+        let shard = LogicalShard::from_number(slot.stored_key[0])
+            .unwrap_or_else(|| LogicalShard::of(&write.key));
         let receipt = Receipt {
             cluster: 0,
             shard,

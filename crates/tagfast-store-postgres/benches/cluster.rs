@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use tagfast_domain::{ContentKey, Limits, Operation, Tag, UserId, Write, WriteId};
 use tagfast_resilience::SystemClock;
-use tagfast_store::{ConsistencyToken, Durability, ReadOptions, TagReader, TagWriter, WriteRequest};
+use tagfast_store::{
+    ConsistencyToken, Durability, ReadOptions, TagReader, TagWriter, WriteRequest,
+};
 use tagfast_store_postgres::{ClusterOptions, Discard, PostgresOptions, PostgresStore};
 use tagfast_testkit::stack::{NodeInfo, Stack, StackOptions, host};
 
@@ -54,7 +56,16 @@ struct Row {
 
 impl Row {
     fn new(name: &'static str, what: What) -> Self {
-        Self { name, what, lanes: 2, ratio: None, cpu: None, rate: None, own: Vec::new(), base: Vec::new() }
+        Self {
+            name,
+            what,
+            lanes: 2,
+            ratio: None,
+            cpu: None,
+            rate: None,
+            own: Vec::new(),
+            base: Vec::new(),
+        }
     }
 
     fn figure(self) -> serde_json::Value {
@@ -150,11 +161,17 @@ impl Place {
 fn main() {
     let asked = Asked::parse();
     let dir = tempfile::tempdir().expect("a folder");
-    let options = StackOptions { shared_buffers: "256MB".to_owned(), ..StackOptions::clusters_only(1, dir.path()) };
+    let options = StackOptions {
+        shared_buffers: "256MB".to_owned(),
+        ..StackOptions::clusters_only(1, dir.path())
+    };
     let stack = Stack::up(&options, &|line| eprint(line)).expect("the stack comes up");
     let primary = stack.primary("c0").expect("a primary");
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
     let stores = [runtime.block_on(open(&stack, 1)), runtime.block_on(open(&stack, 2))];
     let place = Place { stack, primary, seconds: asked.seconds, stores };
     runtime.block_on(load(place.store(2), 0..CONTENTS));
@@ -168,7 +185,11 @@ fn main() {
     }
 }
 
-fn beside_pgbench(place: &Place, runtime: &tokio::runtime::Runtime, only: &str) -> Vec<serde_json::Value> {
+fn beside_pgbench(
+    place: &Place,
+    runtime: &tokio::runtime::Runtime,
+    only: &str,
+) -> Vec<serde_json::Value> {
     let pg = Pgbench::prepare(&place.stack, &place.primary, place.seconds);
     let mut rows = vec![
         Row {
@@ -176,16 +197,31 @@ fn beside_pgbench(place: &Place, runtime: &tokio::runtime::Runtime, only: &str) 
             cpu: Some(0.13),
             ..Row::new("single-tag writes, 256 callers", What::Writes(256, 1, 1, CONTENTS))
         },
-        Row { lanes: 1, ..Row::new("single-tag writes, 256 callers, one lane", What::Writes(256, 1, 1, CONTENTS)) },
-        Row::new("single-tag writes, 256 callers, hot: each pushes an id out", What::Writes(256, 1, 1, HOT)),
-        Row { ratio: Some(2.5), ..Row::new("single-tag writes, 64 callers", What::Writes(64, 1, 1, CONTENTS)) },
+        Row {
+            lanes: 1,
+            ..Row::new(
+                "single-tag writes, 256 callers, one lane",
+                What::Writes(256, 1, 1, CONTENTS),
+            )
+        },
+        Row::new(
+            "single-tag writes, 256 callers, hot: each pushes an id out",
+            What::Writes(256, 1, 1, HOT),
+        ),
+        Row {
+            ratio: Some(2.5),
+            ..Row::new("single-tag writes, 64 callers", What::Writes(64, 1, 1, CONTENTS))
+        },
         Row {
             ratio: Some(5.0),
             ..Row::new("bulk, 100 contents a batch, 8 callers", What::Writes(8, 100, 1, CONTENTS))
         },
         Row {
             rate: Some(100_000.0),
-            ..Row::new("bulk, 100 contents of 5 tags a batch, 8 callers", What::Writes(8, 100, 5, CONTENTS))
+            ..Row::new(
+                "bulk, 100 contents of 5 tags a batch, 8 callers",
+                What::Writes(8, 100, 5, CONTENTS),
+            )
         },
         Row { ratio: Some(3.0), ..Row::new("views, 64 callers, with a token", What::Views(64)) },
     ];
@@ -195,7 +231,11 @@ fn beside_pgbench(place: &Place, runtime: &tokio::runtime::Runtime, only: &str) 
             // No two measurements share an id.
             let series = round << 8 | n as u64;
             row.own.push(runtime.block_on(measured(place, row.what, row.lanes, series)));
-            row.base.push(if let What::Views(_) = row.what { pg.selects() } else { pg.two_inserts() });
+            row.base.push(if let What::Views(_) = row.what {
+                pg.selects()
+            } else {
+                pg.two_inserts()
+            });
         }
     }
     rows.into_iter().map(Row::figure).collect()
@@ -212,13 +252,17 @@ async fn measured(place: &Place, what: What, lanes: usize, series: u64) -> Measu
 
 /// Size and speed with 10 million taggings, beside 20,000 contents.
 async fn growth(place: &Place, contents: u64) -> Vec<serde_json::Value> {
-    let small =
-        [measured(place, What::Writes(256, 1, 1, CONTENTS), 2, 1).await, measured(place, What::Views(64), 2, 0).await];
+    let small = [
+        measured(place, What::Writes(256, 1, 1, CONTENTS), 2, 1).await,
+        measured(place, What::Views(64), 2, 0).await,
+    ];
     let began = Instant::now();
     load(place.store(2), CONTENTS..contents).await;
     let rate = (contents - CONTENTS) as f64 * 5.0 / began.elapsed().as_secs_f64();
     let (client, connection) =
-        tokio_postgres::connect(&connection_string(place), tokio_postgres::NoTls).await.expect("connects");
+        tokio_postgres::connect(&connection_string(place), tokio_postgres::NoTls)
+            .await
+            .expect("connects");
     let driver = tokio::spawn(connection);
     let size = "SELECT pg_total_relation_size('content')::bigint, count(*)::bigint FROM content";
     let row = client.query_one(size, &[]).await.expect("a size");
@@ -229,9 +273,13 @@ async fn growth(place: &Place, contents: u64) -> Vec<serde_json::Value> {
     measured(place, What::Writes(256, 1, 1, CONTENTS), 2, 3).await;
     measured(place, What::Views(64), 2, 0).await;
     let each = bytes as f64 / (count as f64 * 5.0);
-    println!("{count} contents of 5 tags: {each:.1} B a tagging on disk, loaded at {rate:.0} taggings/s");
-    let large =
-        [measured(place, What::Writes(256, 1, 1, CONTENTS), 2, 2).await, measured(place, What::Views(64), 2, 0).await];
+    println!(
+        "{count} contents of 5 tags: {each:.1} B a tagging on disk, loaded at {rate:.0} taggings/s"
+    );
+    let large = [
+        measured(place, What::Writes(256, 1, 1, CONTENTS), 2, 2).await,
+        measured(place, What::Views(64), 2, 0).await,
+    ];
     let millions = count as f64 * 5.0 / 1e6;
     let mut figures = vec![
         serde_json::json!({
@@ -240,10 +288,14 @@ async fn growth(place: &Place, contents: u64) -> Vec<serde_json::Value> {
         }),
         serde_json::json!({"what": "loading them, one caller, 1,000 contents a batch", "value": rate, "unit": "taggings/s"}),
     ];
-    for (name, (small, large)) in ["writes, 256 callers", "views, 64 callers"].iter().zip(small.into_iter().zip(large))
+    for (name, (small, large)) in
+        ["writes, 256 callers", "views, 64 callers"].iter().zip(small.into_iter().zip(large))
     {
         let ok = large.per_second * 1.2 >= small.per_second;
-        println!("{name}, {CONTENTS} hot contents: {:.0}/s, before {:.0}/s", large.per_second, small.per_second);
+        println!(
+            "{name}, {CONTENTS} hot contents: {:.0}/s, before {:.0}/s",
+            large.per_second, small.per_second
+        );
         figures.push(serde_json::json!({
             "what": format!("{name}, {millions:.0} million taggings, {CONTENTS} contents hot"), "value": large.per_second,
             "unit": "/s", "baseline": "100,000 taggings", "baseline_value": small.per_second, "cpu_us": large.server_us,
@@ -257,7 +309,13 @@ fn connection_string(place: &Place) -> String {
     let database = &place.stack.info().database;
     let password = std::fs::read_to_string(&database.password_file).expect("the password");
     let at = place.primary.postgres;
-    format!("host={} port={} user={} password={password} dbname={}", at.ip(), at.port(), database.user, database.name)
+    format!(
+        "host={} port={} user={} password={password} dbname={}",
+        at.ip(),
+        at.port(),
+        database.user,
+        database.name
+    )
 }
 
 #[expect(clippy::print_stderr, reason = "progress")]
@@ -309,8 +367,15 @@ fn key(n: u64) -> ContentKey {
 
 fn write_of(n: u64, operation: Operation, id: u128) -> WriteRequest {
     let user = UserId::parse("bench").expect("a user");
-    let write = Write { id: WriteId(id.to_be_bytes()), key: key(n), user, operation, if_match: None };
-    WriteRequest { write, fresh: true, durability: Durability::Local, deadline: None, traceparent: None }
+    let write =
+        Write { id: WriteId(id.to_be_bytes()), key: key(n), user, operation, if_match: None };
+    WriteRequest {
+        write,
+        fresh: true,
+        durability: Durability::Local,
+        deadline: None,
+        traceparent: None,
+    }
 }
 
 fn tag(n: u64) -> Tag {
@@ -336,7 +401,12 @@ async fn load(store: &PostgresStore, contents: std::ops::Range<u64>) {
     }
 }
 
-async fn writes(place: &Place, lanes: usize, [callers, batch, tags, contents]: [u64; 4], series: u64) -> Measured {
+async fn writes(
+    place: &Place,
+    lanes: usize,
+    [callers, batch, tags, contents]: [u64; 4],
+    series: u64,
+) -> Measured {
     let store = Arc::clone(place.store(lanes));
     let dirs = vec![place.primary.data_dir.clone()];
     measure(place.seconds, &dirs, callers, batch, move |caller, turn| {
@@ -346,8 +416,10 @@ async fn writes(place: &Place, lanes: usize, [callers, batch, tags, contents]: [
             let one = |n: u64| {
                 let content = (caller * 7919 + (turn / 2) * 104_729 + n * 31) % contents;
                 let first = 10 + caller % 16 * 5;
-                let id =
-                    u128::from(1 + series) << 104 | u128::from(caller) << 80 | u128::from(turn) << 16 | u128::from(n);
+                let id = u128::from(1 + series) << 104
+                    | u128::from(caller) << 80
+                    | u128::from(turn) << 16
+                    | u128::from(n);
                 request(content, first..first + tags, turn % 2 == 1, id)
             };
             if batch == 1 {
@@ -372,7 +444,10 @@ async fn views(place: &Place, callers: u64) -> Measured {
         let (store, token) = (Arc::clone(&store), Arc::clone(&token));
         async move {
             let options = ReadOptions { token: Some(&token), ..ReadOptions::default() };
-            let view = store.view(&key((caller * 7919 + turn * 104_729) % CONTENTS), &options).await.expect("a view");
+            let view = store
+                .view(&key((caller * 7919 + turn * 104_729) % CONTENTS), &options)
+                .await
+                .expect("a view");
             assert!(view.tags.len() >= 5);
         }
     })
@@ -428,8 +503,10 @@ fn cpu_seconds(dirs: &[PathBuf]) -> f64 {
         .flat_map(|dir| host::processes_in(dir))
         .filter_map(|p| std::fs::read_to_string(format!("/proc/{}/stat", p.pid)).ok())
         .map(|stat| {
-            let fields: Vec<u64> =
-                stat[stat.rfind(')').unwrap_or(0)..].split(' ').map(|f| f.parse().unwrap_or(0)).collect();
+            let fields: Vec<u64> = stat[stat.rfind(')').unwrap_or(0)..]
+                .split(' ')
+                .map(|f| f.parse().unwrap_or(0))
+                .collect();
             fields.get(12..16).map_or(0, |times| times.iter().sum())
         })
         .sum();
@@ -463,14 +540,23 @@ impl Pgbench {
             user: database.user.clone(),
             script,
         };
-        this.run("psql", &["-q", "-c", "CREATE TABLE pb_a (k bigint, v int); CREATE TABLE pb_b (k bigint, v int)"]);
+        this.run(
+            "psql",
+            &[
+                "-q",
+                "-c",
+                "CREATE TABLE pb_a (k bigint, v int); CREATE TABLE pb_b (k bigint, v int)",
+            ],
+        );
         this.run("pgbench", &["-i", "-q", "-s", "10"]);
         this
     }
 
     fn run(&self, program: &str, args: &[&str]) -> String {
         let mut command = Command::new(Path::new("/usr/lib/postgresql/15/bin").join(program));
-        command.env("PGPASSWORD", &self.password).env("PGHOST", self.primary.postgres.ip().to_string());
+        command
+            .env("PGPASSWORD", &self.password)
+            .env("PGHOST", self.primary.postgres.ip().to_string());
         command
             .env("PGPORT", self.primary.postgres.port().to_string())
             .env("PGUSER", &self.user)
@@ -501,6 +587,12 @@ impl Pgbench {
         let per_second = number("tps = ");
         let average = number("latency average = ");
         let count = per_second * self.seconds.ceil();
-        Measured { per_second, server_us: cpu * 1e6 / count, p50_ms: average, p99_ms: f64::NAN, p999_ms: f64::NAN }
+        Measured {
+            per_second,
+            server_us: cpu * 1e6 / count,
+            p50_ms: average,
+            p99_ms: f64::NAN,
+            p999_ms: f64::NAN,
+        }
     }
 }

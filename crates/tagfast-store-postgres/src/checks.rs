@@ -48,7 +48,8 @@ impl Observed {
     fn of(rows: &[Row]) -> Self {
         let Some(first) = rows.first() else { return Self::default() };
         let stream = |row: &Row| {
-            let number = |column| u64::try_from(row.get::<_, Option<i64>>(column).unwrap_or(0)).unwrap_or(0);
+            let number =
+                |column| u64::try_from(row.get::<_, Option<i64>>(column).unwrap_or(0)).unwrap_or(0);
             let state: Option<String> = row.get(4);
             Some(Stream {
                 name: row.get::<_, Option<String>>(3)?,
@@ -67,20 +68,27 @@ impl Observed {
 }
 
 /// Looks at the primary; the warnings, each a sentence that says what to do.
-pub(crate) async fn observe(cluster: &Cluster, server: &Connection, look: &Look) -> Result<Vec<String>, PgError> {
-    let rows = within("looking at the replicas", limit::READ, server.client.query(OBSERVE, &[])).await?;
+pub(crate) async fn observe(
+    cluster: &Cluster,
+    server: &Connection,
+    look: &Look,
+) -> Result<Vec<String>, PgError> {
+    let rows =
+        within("looking at the replicas", limit::READ, server.client.query(OBSERVE, &[])).await?;
     let observed = Observed::of(&rows);
     if let Some(row) = rows.first() {
         let waits = row.get::<_, i64>(7).unsigned_abs();
         cluster.outbox_bytes.store(waits, Ordering::Relaxed);
-        metrics::gauge!("tagfast_outbox_bytes", "cluster" => cluster.name.clone()).set(waits as f64);
+        metrics::gauge!("tagfast_outbox_bytes", "cluster" => cluster.name.clone())
+            .set(waits as f64);
     }
     let primary = look.leader.as_ref().map_or("", |key| key.member.as_str());
     let replicas: Vec<&Member> = look.members.iter().filter(|m| m.name != primary).collect();
     for member in &look.members {
         let gauge = |metric: &'static str| metrics::gauge!(metric, "cluster" => cluster.name.clone(), "node" => member.name.clone());
         gauge("tagfast_node_is_primary").set(f64::from(u8::from(member.name == primary)));
-        let stream = observed.streams.iter().find(|s| s.name == member.name && s.state == "streaming");
+        let stream =
+            observed.streams.iter().find(|s| s.name == member.name && s.state == "streaming");
         if member.name != primary {
             gauge("tagfast_replica_streaming").set(f64::from(u8::from(stream.is_some())));
             // Of one that does not stream nothing is known: the last numbers stay, and the gauge before says so.
@@ -93,11 +101,17 @@ pub(crate) async fn observe(cluster: &Cluster, server: &Connection, look: &Look)
         }
     }
     let warnings = warnings(&observed, &replicas, look.check_timeline, look.paused);
-    metrics::gauge!("tagfast_installation_warnings", "cluster" => cluster.name.clone()).set(warnings.len() as f64);
+    metrics::gauge!("tagfast_installation_warnings", "cluster" => cluster.name.clone())
+        .set(warnings.len() as f64);
     Ok(warnings)
 }
 
-fn warnings(observed: &Observed, replicas: &[&Member], check_timeline: bool, paused: bool) -> Vec<String> {
+fn warnings(
+    observed: &Observed,
+    replicas: &[&Member],
+    check_timeline: bool,
+    paused: bool,
+) -> Vec<String> {
     let mut warnings = Vec::new();
     let mut warn = |wrong: bool, text: String| {
         if wrong {
@@ -121,7 +135,10 @@ fn warnings(observed: &Observed, replicas: &[&Member], check_timeline: bool, pau
          the server"
             .to_owned(),
     );
-    warn(observed.fsync == "off", "fsync is off: acknowledged writes die with the machine".to_owned());
+    warn(
+        observed.fsync == "off",
+        "fsync is off: acknowledged writes die with the machine".to_owned(),
+    );
     warn(
         observed.full_page_writes == "off",
         "full_page_writes is off: a crash of the machine can damage pages".to_owned(),
@@ -149,7 +166,12 @@ mod tests {
     use super::*;
 
     fn good() -> Observed {
-        let stream = |name: &str| Stream { name: name.to_owned(), state: "streaming".to_owned(), bytes: 0, ms: 0 };
+        let stream = |name: &str| Stream {
+            name: name.to_owned(),
+            state: "streaming".to_owned(),
+            bytes: 0,
+            ms: 0,
+        };
         Observed {
             synchronous_commit: "local".to_owned(),
             fsync: "on".to_owned(),
@@ -169,7 +191,11 @@ mod tests {
         assert_eq!(of(&good(), true, false), Vec::<String>::new());
         let backup = Stream { name: "pg_basebackup".to_owned(), ..good().streams[0].clone() };
         let streams = good().streams.into_iter().chain([backup]).collect();
-        assert_eq!(of(&Observed { streams, ..good() }, true, false), Vec::<String>::new(), "a guest is no replica");
+        assert_eq!(
+            of(&Observed { streams, ..good() }, true, false),
+            Vec::<String>::new(),
+            "a guest is no replica"
+        );
     }
 
     #[test]
@@ -180,9 +206,19 @@ mod tests {
         };
         one(&good(), false, false, "check_timeline");
         one(&good(), true, true, "paused");
-        one(&Observed { synchronous_commit: "off".to_owned(), ..good() }, true, false, "synchronous_commit");
+        one(
+            &Observed { synchronous_commit: "off".to_owned(), ..good() },
+            true,
+            false,
+            "synchronous_commit",
+        );
         one(&Observed { fsync: "off".to_owned(), ..good() }, true, false, "fsync");
-        one(&Observed { full_page_writes: "off".to_owned(), ..good() }, true, false, "full_page_writes");
+        one(
+            &Observed { full_page_writes: "off".to_owned(), ..good() },
+            true,
+            false,
+            "full_page_writes",
+        );
         let mut renamed = good();
         renamed.streams[1].name = "walreceiver".to_owned();
         one(&renamed, true, false, "application_name");

@@ -81,7 +81,8 @@ pub(crate) struct Cluster {
 impl Cluster {
     pub(crate) fn new(index: u16, name: &str, scope: &str, breakers: &Arc<Breakers>) -> Self {
         let breaker = |role| breakers.make(&format!("postgres/{name}/{role}"), breaker_options());
-        let starting = ClusterView { problem: Some("not looked at yet".to_owned()), ..ClusterView::default() };
+        let starting =
+            ClusterView { problem: Some("not looked at yet".to_owned()), ..ClusterView::default() };
         Self {
             index,
             name: name.to_owned(),
@@ -123,7 +124,8 @@ impl Cluster {
     /// Without the history nothing is known of older epochs.
     pub(crate) fn set_fences(&self, history: Option<&[EpochRecord]>, current: &EpochRecord) {
         let mut by_id = fences(history.unwrap_or_default(), current);
-        let fence = |epoch: &EpochRecord| (epoch.ordinal.0, by_id.get(&epoch.id).copied().unwrap_or(0));
+        let fence =
+            |epoch: &EpochRecord| (epoch.ordinal.0, by_id.get(&epoch.id).copied().unwrap_or(0));
         let past = || history.unwrap_or_default().iter().filter(|epoch| epoch.id != current.id);
         let by_ordinal = past().map(fence).collect();
         for epoch in past() {
@@ -202,7 +204,8 @@ impl Cluster {
 
     /// Something went wrong with a connection of this epoch: look again at once.
     pub(crate) fn suspect(&self) {
-        metrics::counter!("tagfast_cluster_suspected_total", "cluster" => self.name.clone()).increment(1);
+        metrics::counter!("tagfast_cluster_suspected_total", "cluster" => self.name.clone())
+            .increment(1);
         self.look_now.notify_one();
     }
 }
@@ -227,7 +230,9 @@ fn fences(history: &[EpochRecord], current: &EpochRecord) -> HashMap<EpochId, u6
 
 /// How long a connection that failed keeps its owner from trying again.
 pub(crate) fn pause_after(failures: u32) -> Duration {
-    Duration::from_millis(20).saturating_mul(2u32.saturating_pow(failures.min(5))).min(Duration::from_millis(500))
+    Duration::from_millis(20)
+        .saturating_mul(2u32.saturating_pow(failures.min(5)))
+        .min(Duration::from_millis(500))
 }
 
 #[cfg(test)]
@@ -251,8 +256,11 @@ mod tests {
 
     #[test]
     fn a_second_failover_may_lower_the_fence_of_the_first() {
-        let (one, two, three) =
-            (epoch(1, None, 1, None), epoch(2, Some(1), 2, Some(500)), epoch(3, Some(2), 3, Some(400)));
+        let (one, two, three) = (
+            epoch(1, None, 1, None),
+            epoch(2, Some(1), 2, Some(500)),
+            epoch(3, Some(2), 3, Some(400)),
+        );
         let fences = fences(&[one, two, three.clone()], &three);
         let of = |n| fences.get(&EpochId([n; 16])).copied().unwrap_or(0);
         assert_eq!((of(3), of(2), of(1), of(9)), (u64::MAX, 400, 400, 0));
@@ -265,15 +273,21 @@ mod tests {
         let of = |n| cluster.fence_of(EpochId([n; 16]));
         assert_eq!((cluster.fenced_in(), of(1)), (None, None));
         // The second was lost whole: the third went on from the first.
-        let (one, two, three) =
-            (epoch(1, None, 1, None), epoch(2, Some(1), 2, Some(500)), epoch(3, Some(1), 3, Some(300)));
+        let (one, two, three) = (
+            epoch(1, None, 1, None),
+            epoch(2, Some(1), 2, Some(500)),
+            epoch(3, Some(1), 3, Some(300)),
+        );
         cluster.set_fences(Some(&[one, two, three.clone()]), &three);
         assert_eq!((cluster.fenced_in(), cluster.knows_history()), (Some(EpochId([3; 16])), true));
         assert_eq!([of(3), of(2), of(1), of(9)], [Some(u64::MAX), Some(0), Some(300), None]);
         assert_eq!(cluster.fences_by_ordinal(), [(1, 300), (2, 0)]);
         // Its history could not be read: what came before is not known, least of all as current.
         cluster.set_fences(None, &epoch(4, Some(3), 4, Some(900)));
-        assert_eq!((of(4), of(3), of(1), cluster.knows_history()), (Some(u64::MAX), None, None, false));
+        assert_eq!(
+            (of(4), of(3), of(1), cluster.knows_history()),
+            (Some(u64::MAX), None, None, false)
+        );
     }
 
     #[test]

@@ -44,7 +44,9 @@ fn advice(code: &str) -> &'static str {
             "; the role of store.user must own the database and have pg_monitor and EXECUTE on pg_read_file(text)"
         }
         "25006" => "; is default_transaction_read_only set for this database or role?",
-        "53300" => "; raise max_connections: docs/failover.md says how many each node of the service needs",
+        "53300" => {
+            "; raise max_connections: docs/failover.md says how many each node of the service needs"
+        }
         _ => "",
     }
 }
@@ -105,11 +107,20 @@ impl Opener {
     }
 
     /// Opens a connection whose statements the server ends before a reader gives them up.
-    pub(crate) async fn open_to_read(&self, address: &str, name: &str) -> Result<Connection, PgError> {
+    pub(crate) async fn open_to_read(
+        &self,
+        address: &str,
+        name: &str,
+    ) -> Result<Connection, PgError> {
         self.open_with(address, name, limit::READ_ENDS).await
     }
 
-    async fn open_with(&self, address: &str, name: &str, statement: Duration) -> Result<Connection, PgError> {
+    async fn open_with(
+        &self,
+        address: &str,
+        name: &str,
+        statement: Duration,
+    ) -> Result<Connection, PgError> {
         let bad = || PgError::Address(address.to_owned());
         let (host, port) = address.rsplit_once(':').ok_or_else(bad)?;
         let mut config = Config::new();

@@ -93,7 +93,8 @@ fn to_json(epoch: &EpochRecord) -> String {
 }
 
 fn from_json(text: &[u8]) -> Result<EpochRecord, EtcdError> {
-    let stored: StoredEpoch = serde_json::from_slice(text).map_err(|_| EtcdError::Unreadable("the epoch"))?;
+    let stored: StoredEpoch =
+        serde_json::from_slice(text).map_err(|_| EtcdError::Unreadable("the epoch"))?;
     let id = |text: &str| id_of(text).ok_or(EtcdError::Unreadable("the epoch's id"));
     Ok(EpochRecord {
         id: id(&stored.id)?,
@@ -131,7 +132,9 @@ struct Entry {
 
 fn entries(answer: &Value) -> Result<Vec<Entry>, EtcdError> {
     let bytes = |value: &Value| {
-        STANDARD.decode(value.as_str().unwrap_or_default()).map_err(|_| EtcdError::Unreadable("base64"))
+        STANDARD
+            .decode(value.as_str().unwrap_or_default())
+            .map_err(|_| EtcdError::Unreadable("base64"))
     };
     answer["kvs"]
         .as_array()
@@ -180,8 +183,10 @@ impl Etcd {
     pub(crate) async fn look(&self, scope: &str) -> Result<Look, EtcdError> {
         let sent = boot_time();
         let service = self.prefix(&format!("/service/{scope}/")).await?;
-        let named = |name: &str| service.iter().find(|e| e.key == format!("/service/{scope}/{name}"));
-        let config: Value = named("config").and_then(|e| serde_json::from_slice(&e.value).ok()).unwrap_or_default();
+        let named =
+            |name: &str| service.iter().find(|e| e.key == format!("/service/{scope}/{name}"));
+        let config: Value =
+            named("config").and_then(|e| serde_json::from_slice(&e.value).ok()).unwrap_or_default();
         let paused = config["pause"].as_bool().unwrap_or(false);
         let leader = named("leader").map(|e| {
             let member = String::from_utf8_lossy(&e.value).into_owned();
@@ -189,13 +194,24 @@ impl Etcd {
         });
         let lease = match &leader {
             Some((key, lease)) if *lease != 0 => {
-                let answer = self.call("/v3/lease/timetolive", &json!({"ID": lease.to_string()})).await?;
+                let answer =
+                    self.call("/v3/lease/timetolive", &json!({"ID": lease.to_string()})).await?;
                 let alive = answer["TTL"].as_str().is_some_and(|ttl| !ttl.starts_with('-'));
-                alive.then(|| LeaseAnswer { sent, leader: key.clone(), remaining_s: number(&answer["TTL"]), paused })
+                alive.then(|| LeaseAnswer {
+                    sent,
+                    leader: key.clone(),
+                    remaining_s: number(&answer["TTL"]),
+                    paused,
+                })
             }
             _ => None,
         };
-        let epoch = match self.prefix(&epoch_key(scope)).await?.into_iter().find(|e| e.key == epoch_key(scope)) {
+        let epoch = match self
+            .prefix(&epoch_key(scope))
+            .await?
+            .into_iter()
+            .find(|e| e.key == epoch_key(scope))
+        {
             Some(entry) => Some((from_json(&entry.value)?, entry.mod_revision)),
             None => None,
         };
@@ -203,7 +219,8 @@ impl Etcd {
         let members = service.iter().filter_map(|e| {
             let name = e.key.strip_prefix(&members_at)?.to_owned();
             let value: Value = serde_json::from_slice(&e.value).ok()?;
-            let address = value["conn_url"].as_str()?.strip_prefix("postgres://")?.split('/').next()?;
+            let address =
+                value["conn_url"].as_str()?.strip_prefix("postgres://")?.split('/').next()?;
             Some(Member { name, postgres: address.rsplit('@').next()?.to_owned() })
         });
         Ok(Look {
@@ -224,7 +241,12 @@ impl Etcd {
     }
 
     /// Puts a new epoch if the comparison holds. False: somebody else was faster, or the reign is over.
-    pub(crate) async fn mint(&self, scope: &str, epoch: &EpochRecord, if_: &Compare) -> Result<bool, EtcdError> {
+    pub(crate) async fn mint(
+        &self,
+        scope: &str,
+        epoch: &EpochRecord,
+        if_: &Compare,
+    ) -> Result<bool, EtcdError> {
         let leader = STANDARD.encode(format!("/service/{scope}/leader"));
         let value = STANDARD.encode(to_json(epoch));
         let key = STANDARD.encode(epoch_key(scope));

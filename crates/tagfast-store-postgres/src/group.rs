@@ -14,12 +14,15 @@ use std::sync::Arc;
 
 use futures_util::future::{join, join3, try_join, try_join3};
 use tagfast_domain::{
-    ApplyContext, Change, ContentKey, Document, DomainError, Effect, Epoch, Limits, Outcome, RecentWrite,
-    TaggingsEvent, UnixMillis, Version, WriteId, apply, codec, limits as domain_limits,
+    ApplyContext, Change, ContentKey, Document, DomainError, Effect, Epoch, Limits, Outcome,
+    RecentWrite, TaggingsEvent, UnixMillis, Version, WriteId, apply, codec,
+    limits as domain_limits,
 };
 use tagfast_failover::{BootTime, Commit, EpochRecord};
 use tagfast_sharding::{ContentHash, LogicalShard};
-use tagfast_store::{CacheUse, Position, Receipt, Source, StoreError, View, WriteAnswer, WriteRequest};
+use tagfast_store::{
+    CacheUse, Position, Receipt, Source, StoreError, View, WriteAnswer, WriteRequest,
+};
 use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
 
@@ -92,17 +95,26 @@ impl Writing {
     pub(crate) async fn new(connection: Connection) -> Result<Self, PgError> {
         let client = &connection.client;
         let bound = limit::CONNECT;
-        let (check, read, prior) =
-            within("preparing", bound, try_join3(client.prepare(CHECK), client.prepare(READ), client.prepare(PRIOR)))
+        let (check, read, prior) = within(
+            "preparing",
+            bound,
+            try_join3(client.prepare(CHECK), client.prepare(READ), client.prepare(PRIOR)),
+        )
+        .await?;
+        let (lock, after) =
+            within("preparing", bound, try_join(client.prepare(LOCK), client.prepare(AFTER)))
                 .await?;
-        let (lock, after) = within("preparing", bound, try_join(client.prepare(LOCK), client.prepare(AFTER))).await?;
-        let applied = within("reading the turn", bound, client.query_one(TURN, &[])).await?.get::<_, i32>(0);
+        let applied =
+            within("reading the turn", bound, client.query_one(TURN, &[])).await?.get::<_, i32>(0);
         let applied = usize::try_from(applied).unwrap_or(0) % 3;
         let write = Self::prepare_writes(&connection, applied).await?;
         Ok(Self { check, read, prior, lock, after, write, outbox: 0, applied, connection })
     }
 
-    async fn prepare_writes(connection: &Connection, applied: usize) -> Result<[Statement; 3], PgError> {
+    async fn prepare_writes(
+        connection: &Connection,
+        applied: usize,
+    ) -> Result<[Statement; 3], PgError> {
         let client = &connection.client;
         let [zero, one, two] = [0, 1, 2].map(|outbox| write_statement(outbox, applied));
         let all = try_join3(client.prepare(&zero), client.prepare(&one), client.prepare(&two));
@@ -186,7 +198,11 @@ pub(crate) fn stored_key(shard: LogicalShard, key: &[u8]) -> Vec<u8> {
 }
 
 /// Runs one group. On `Err` the connection is not to be used again unless [`is_worth_keeping`].
-pub(crate) async fn run(server: &mut Writing, asked: &[Asked<'_>], terms: &Terms<'_>) -> Result<Finished, Failed> {
+pub(crate) async fn run(
+    server: &mut Writing,
+    asked: &[Asked<'_>],
+    terms: &Terms<'_>,
+) -> Result<Finished, Failed> {
     let early = |error| Failed { error, outcome_unknown: false };
     let sent = boot_time();
     let wanted = asked.iter().map(|asked| &asked.request.write.key);
@@ -197,7 +213,10 @@ pub(crate) async fn run(server: &mut Writing, asked: &[Asked<'_>], terms: &Terms
     let mut answers = Vec::with_capacity(asked.len());
     for Asked { request, .. } in asked {
         let slot_index = index[&request.write.key];
-        answers.push((slot_index, apply_one(&mut slots[slot_index], request, &prior, &context, terms)));
+        answers.push((
+            slot_index,
+            apply_one(&mut slots[slot_index], request, &prior, &context, terms),
+        ));
     }
     let written = write_slots(server, &mut slots, terms, sent).await?;
     let lost: Vec<bool> = slots
@@ -239,7 +258,10 @@ pub(crate) async fn read_slots<'a>(
         if let Entry::Vacant(vacant) = seen.entry(key) {
             vacant.insert(());
             let bytes = key.to_bytes();
-            keys.push((stored_key(LogicalShard::of_hash(ContentHash::of_bytes(&bytes)), &bytes), key));
+            keys.push((
+                stored_key(LogicalShard::of_hash(ContentHash::of_bytes(&bytes)), &bytes),
+                key,
+            ));
         }
     }
     // Every statement that locks rows locks them in the order of keys: no two groups wait for each other.
@@ -247,7 +269,10 @@ pub(crate) async fn read_slots<'a>(
     let stored: Vec<&[u8]> = keys.iter().map(|(bytes, _)| bytes.as_slice()).collect();
     let client = &server.connection.client;
     let rows = match terms.locked {
-        None => within("reading documents", limit::WRITE, client.query(&server.read, &[&stored])).await?,
+        None => {
+            within("reading documents", limit::WRITE, client.query(&server.read, &[&stored]))
+                .await?
+        }
         Some(lane) => {
             let id: &[u8] = &terms.epoch.id.0;
             let (parameters, lane): ([&(dyn ToSql + Sync); 1], _) = ([&id], lane);
@@ -271,8 +296,10 @@ pub(crate) async fn read_slots<'a>(
             within("locking the lane", limit::WRITE, all).await?
         }
     };
-    let mut documents: HashMap<Vec<u8>, Result<Document, DomainError>> =
-        rows.into_iter().map(|row| (row.get::<_, Vec<u8>>(0), codec::decode(row.get::<_, &[u8]>(1)))).collect();
+    let mut documents: HashMap<Vec<u8>, Result<Document, DomainError>> = rows
+        .into_iter()
+        .map(|row| (row.get::<_, Vec<u8>>(0), codec::decode(row.get::<_, &[u8]>(1))))
+        .collect();
     let mut slots = Vec::with_capacity(keys.len());
     let mut index = HashMap::with_capacity(keys.len());
     for (n, (stored, key)) in keys.into_iter().enumerate() {
@@ -319,9 +346,12 @@ async fn read_prior(
     if ids.is_empty() {
         return Ok(Prior::new());
     }
-    let rows =
-        within("reading pushed-out ids", limit::WRITE, server.connection.client.query(&server.prior, &[&keys, &ids]))
-            .await?;
+    let rows = within(
+        "reading pushed-out ids",
+        limit::WRITE,
+        server.connection.client.query(&server.prior, &[&keys, &ids]),
+    )
+    .await?;
     let mut prior = Prior::new();
     for row in rows {
         let (at, version): (i64, i64) = (row.get(5), row.get(4));
@@ -351,7 +381,10 @@ fn apply_one(
     let slot = match slot {
         Ok(slot) => slot,
         Err(source) => {
-            return Err(StoreError::Damaged { what: format!("content {}", write.key), source: Some(source.clone()) });
+            return Err(StoreError::Damaged {
+                what: format!("content {}", write.key),
+                source: Some(source.clone()),
+            });
         }
     };
     let evicted = slot.evicted.iter().find(|w| w.id == write.id);
@@ -377,11 +410,15 @@ fn apply_one(
     };
     let shard = LogicalShard::of(&write.key);
     let position = Position { epoch: terms.epoch.id, xid: 0, lsn: 0 };
-    let receipt = Receipt { cluster: terms.cluster, shard, inside_lsn: 0, position, write_id: write.id };
+    let receipt =
+        Receipt { cluster: terms.cluster, shard, inside_lsn: 0, position, write_id: write.id };
     let changed = !effect.added.is_empty() || !effect.removed.is_empty();
     let (added, removed) = (effect.added, effect.removed);
     let degraded = Vec::new();
-    Ok((WriteAnswer { version, changed, added, removed, repeated, receipt, view: None, degraded }, wrote))
+    Ok((
+        WriteAnswer { version, changed, added, removed, repeated, receipt, view: None, degraded },
+        wrote,
+    ))
 }
 
 pub(crate) struct Written {
@@ -457,8 +494,11 @@ pub(crate) async fn write_slots(
     if places.is_empty() {
         // Nothing to write: the answers still vouch for a state, so the reign and the position are read.
         let all = async {
-            let (check, after) =
-                join(client.query_one(&server.check, &check_parameters), client.query_one(&server.after, &[])).await;
+            let (check, after) = join(
+                client.query_one(&server.check, &check_parameters),
+                client.query_one(&server.after, &[]),
+            )
+            .await;
             if terms.locked.is_some() {
                 client.batch_execute("ROLLBACK").await?;
             }
@@ -502,14 +542,20 @@ pub(crate) async fn write_slots(
     };
     let failed = |error: PgError| {
         // A database error came from a statement before the commit, which then rolled back. Anything else may have hit the commit.
-        let outcome_unknown = error.code().is_none() || error.code().is_some_and(|c| c.starts_with("57P"));
+        let outcome_unknown =
+            error.code().is_none() || error.code().is_some_and(|c| c.starts_with("57P"));
         Failed { error, outcome_unknown }
     };
-    let (written, commit, after) = within("a group commit", limit::WRITE, all).await.map_err(failed)?;
-    let unknown = |error: tokio_postgres::Error| Failed { error: error.into(), outcome_unknown: true };
+    let (written, commit, after) =
+        within("a group commit", limit::WRITE, all).await.map_err(failed)?;
+    let unknown =
+        |error: tokio_postgres::Error| Failed { error: error.into(), outcome_unknown: true };
     commit.map_err(unknown)?;
     let after_lsn = after.map_err(unknown)?.get::<_, i64>(0).cast_unsigned();
-    let keys = written.iter().filter_map(|row| places.get(usize::try_from(row.get::<_, i32>(0) - 1).ok()?)).copied();
+    let keys = written
+        .iter()
+        .filter_map(|row| places.get(usize::try_from(row.get::<_, i32>(0) - 1).ok()?))
+        .copied();
     let keys = keys.collect();
     // Without a row nothing was written, and nothing lies between the two positions.
     let (mut xid, mut xmin, mut inside_lsn) = (0, 0, after_lsn);

@@ -78,7 +78,13 @@ impl Lane {
     pub(crate) fn new(number: i32, hold: Duration, weights: TenantWeights) -> Self {
         let queue = FairQueue::weighted(limit::LANE_QUEUE, weights);
         let inbox = Inbox { queue, again: Vec::new(), closed: false };
-        Self { number, inbox: Mutex::new(inbox), arrived: Notify::new(), filled: Notify::new(), hold }
+        Self {
+            number,
+            inbox: Mutex::new(inbox),
+            arrived: Notify::new(),
+            filled: Notify::new(),
+            hold,
+        }
     }
 
     fn inbox(&self) -> MutexGuard<'_, Inbox> {
@@ -103,7 +109,11 @@ impl Lane {
                 NoRoom::TenantShare => "tenant's share of the write",
             };
             metrics::counter!("tagfast_store_refused_total", "reason" => "queue_full").increment(1);
-            StoreError::Overloaded { queue, limit: limit::LANE_QUEUE, retry_after: Duration::from_secs(1) }
+            StoreError::Overloaded {
+                queue,
+                limit: limit::LANE_QUEUE,
+                retry_after: Duration::from_secs(1),
+            }
         })?;
         drop(inbox);
         self.arrived.notify_one();
@@ -149,9 +159,10 @@ impl Lane {
         for job in late {
             let unknown = job.in_doubt;
             let error = match job.request.deadline {
-                Some(deadline) if deadline <= now => {
-                    StoreError::Deadline { waiting_for: "the cluster's primary", outcome_unknown: unknown }
-                }
+                Some(deadline) if deadline <= now => StoreError::Deadline {
+                    waiting_for: "the cluster's primary",
+                    outcome_unknown: unknown,
+                },
                 _ => unavailable("the cluster has no primary", unknown),
             };
             metrics::counter!("tagfast_store_refused_total", "reason" => "no_primary").increment(1);
@@ -233,7 +244,10 @@ impl LaneTask {
                     continue;
                 }
             };
-            if server.as_ref().is_none_or(|(e, w)| e.id != epoch.id || w.connection.client.is_closed()) {
+            if server
+                .as_ref()
+                .is_none_or(|(e, w)| e.id != epoch.id || w.connection.client.is_closed())
+            {
                 server = None;
                 match self.open(&node.address).await {
                     Ok(writing) => server = Some((epoch, writing)),
@@ -256,11 +270,19 @@ impl LaneTask {
             }
             let now = Instant::now();
             let locked = locked_until.is_some_and(|until| now < until).then_some(self.lane.number);
-            let terms =
-                Terms { cluster: self.cluster.index, epoch, limits: &self.limits, now: self.clock.now_ms(), locked };
+            let terms = Terms {
+                cluster: self.cluster.index,
+                epoch,
+                limits: &self.limits,
+                now: self.clock.now_ms(),
+                locked,
+            };
             let asked: Vec<Asked<'_>> = jobs
                 .iter()
-                .map(|job| Asked { request: &job.request, seen_before: job.in_doubt || !job.request.fresh })
+                .map(|job| Asked {
+                    request: &job.request,
+                    seen_before: job.in_doubt || !job.request.fresh,
+                })
                 .collect();
             match group::run(writing, &asked, &terms).await {
                 Ok(finished) => {
@@ -270,7 +292,8 @@ impl LaneTask {
                         permit.ok();
                     }
                     metrics::histogram!("tagfast_store_batch_writes").record(jobs.len() as f64);
-                    metrics::histogram!("tagfast_store_commit_seconds").record(now.elapsed().as_secs_f64());
+                    metrics::histogram!("tagfast_store_commit_seconds")
+                        .record(now.elapsed().as_secs_f64());
                     if finished.lost_race {
                         metrics::counter!("tagfast_lane_lost_races_total", "cluster" => self.cluster.name.clone())
                             .increment(1);
@@ -286,8 +309,11 @@ impl LaneTask {
                     metrics::counter!("tagfast_store_commit_failures_total",
                         "reason" => if doubtful { "unknown" } else { "aborted" })
                     .increment(1);
-                    self.lane
-                        .again(jobs.into_iter().map(|job| Job { in_doubt: job.in_doubt || doubtful, ..job }).collect());
+                    self.lane.again(
+                        jobs.into_iter()
+                            .map(|job| Job { in_doubt: job.in_doubt || doubtful, ..job })
+                            .collect(),
+                    );
                     // After an aborted transaction the session is clean only when it was ended.
                     server = None;
                     if !keep {
@@ -317,7 +343,9 @@ impl LaneTask {
         self.lane.again(again);
         let Some(until) = done.iter().map(|(job, _)| job.until).max() else { return };
         let commit = finished.commit;
-        if self.cluster.acknowledger().decide(&commit, crate::boot_time()) == tagfast_failover::Decision::Acknowledge {
+        if self.cluster.acknowledger().decide(&commit, crate::boot_time())
+            == tagfast_failover::Decision::Acknowledge
+        {
             done.into_iter().for_each(|(job, result)| drop(job.reply.send(result)));
             return;
         }
@@ -328,7 +356,9 @@ impl LaneTask {
             } else {
                 metrics::counter!("tagfast_unproven_writes_total", "cluster" => cluster.name.clone())
                     .increment(done.len() as u64);
-                lane.again(done.into_iter().map(|(job, _)| Job { in_doubt: true, ..job }).collect());
+                lane.again(
+                    done.into_iter().map(|(job, _)| Job { in_doubt: true, ..job }).collect(),
+                );
             }
         });
     }

@@ -13,8 +13,9 @@ use async_trait::async_trait;
 use tagfast_domain::{EpochOrdinal, UnixMillis, Version};
 use tagfast_events::letters::{PAGE_LETTERS, Value, content_of};
 use tagfast_events::{
-    Act, BookError, BusRecord, Cooldown, DeadLetter, Group, GroupLetters, Job, LetterBook, LetterClass, LetterCursor,
-    LetterFilter, LetterPage, LetterState, NewJob, Partition, RecordKind, ReplayOutcome, Settled, StoredLetter,
+    Act, BookError, BusRecord, Cooldown, DeadLetter, Group, GroupLetters, Job, LetterBook,
+    LetterClass, LetterCursor, LetterFilter, LetterPage, LetterState, NewJob, Partition,
+    RecordKind, ReplayOutcome, Settled, StoredLetter,
 };
 use tagfast_sharding::LogicalShard;
 use tokio::sync::{Mutex, MutexGuard};
@@ -30,7 +31,8 @@ use crate::store::PostgresStore;
 const LEAD: i64 = 0x7461_6766_6173_7403;
 const COLUMNS: &str = "grp, part, pos, key, ver, at, cluster, emit, payload, headers, class, code, message, attempts, \
                        replays, state, reason, first_failed_at, last_failed_at";
-const JOB_COLUMNS: &str = "id, dry_run, rate, at, letters, closed, busy, applied, superseded, failed, dropped";
+const JOB_COLUMNS: &str =
+    "id, dry_run, rate, at, letters, closed, busy, applied, superseded, failed, dropped";
 
 /// Whoever leads asks every second whether it still does.
 const ENDED_WHEN_SILENT: &str = "SET idle_session_timeout = '10s'";
@@ -74,7 +76,8 @@ fn damaged(what: &str) -> BookError {
 
 fn stored(row: &Row) -> Result<StoredLetter, BookError> {
     let number = |column: usize| row.get::<_, i64>(column).cast_unsigned();
-    let headers: Vec<(String, String)> = serde_json::from_str(row.get(9)).map_err(|_| damaged("headers"))?;
+    let headers: Vec<(String, String)> =
+        serde_json::from_str(row.get(9)).map_err(|_| damaged("headers"))?;
     let decode = |(name, value): (String, String)| {
         use base64::Engine;
         let value = base64::engine::general_purpose::STANDARD.decode(value);
@@ -82,7 +85,9 @@ fn stored(row: &Row) -> Result<StoredLetter, BookError> {
     };
     let record = BusRecord {
         kind: RecordKind::Event,
-        partition: Partition(u16::try_from(row.get::<_, i32>(1)).map_err(|_| damaged("partition"))?),
+        partition: Partition(
+            u16::try_from(row.get::<_, i32>(1)).map_err(|_| damaged("partition"))?,
+        ),
         offset: number(2),
         key: row.get(3),
         version: Version::from_packed(number(4)).map_err(|_| damaged("version"))?,
@@ -168,11 +173,16 @@ impl PostgresLetters {
         let (_, node) = parts.cluster.primary(until).await.ok_or_else(no_primary)?;
         let waiting = tokio::time::timeout(2 * limit::WRITE, self.desk.lock()).await;
         let mut desk = waiting.map_err(|_| BookError("others are working at it".to_owned()))?;
-        if desk.as_ref().is_none_or(|d| d.address != node.address || d.connection.client.is_closed()) {
+        if desk
+            .as_ref()
+            .is_none_or(|d| d.address != node.address || d.connection.client.is_closed())
+        {
             let opened = self.store.opener.open(&node.address, "letters").await;
             let connection = opened.map_err(|error| BookError(error.to_string()))?;
             let leave = connection.client.batch_execute(ENDED_WHEN_SILENT);
-            within("a session's set-up", limit::WRITE, leave).await.map_err(|error| BookError(error.to_string()))?;
+            within("a session's set-up", limit::WRITE, leave)
+                .await
+                .map_err(|error| BookError(error.to_string()))?;
             *desk = Some(Desk { address: node.address, connection, leads: false });
         }
         Ok(Held(desk))
@@ -197,7 +207,8 @@ impl PostgresLetters {
         let sql = "SELECT part, next FROM tagfast_control.letter_read WHERE grp = $1";
         let rows = self.query(sql, &vec![Box::new(group.0)]).await?;
         let position = |row: &Row| {
-            let partition = u16::try_from(row.get::<_, i32>(0)).map_err(|_| damaged("partition"))?;
+            let partition =
+                u16::try_from(row.get::<_, i32>(0)).map_err(|_| damaged("partition"))?;
             Ok((Partition(partition), row.get::<_, i64>(1).cast_unsigned()))
         };
         rows.iter().map(position).collect()
@@ -212,7 +223,12 @@ impl PostgresLetters {
     ) -> Result<(), BookError> {
         let mut held = self.held().await?;
         let client = held.client()?;
-        let done = within("letters that are taken in", limit::WRITE, take_in(client, group, letters, read_to)).await;
+        let done = within(
+            "letters that are taken in",
+            limit::WRITE,
+            take_in(client, group, letters, read_to),
+        )
+        .await;
         held.done(done)
     }
 }
@@ -222,7 +238,11 @@ fn columns(letters: &[DeadLetter]) -> Values {
     use base64::Engine;
     let engine = base64::engine::general_purpose::STANDARD;
     let headers = |letter: &DeadLetter| {
-        let named = letter.record.headers.iter().map(|(name, value)| (without_nul(name), engine.encode(value)));
+        let named = letter
+            .record
+            .headers
+            .iter()
+            .map(|(name, value)| (without_nul(name), engine.encode(value)));
         // Names and base64: nothing in it can fail.
         serde_json::to_string(&named.collect::<Vec<_>>()).unwrap_or_else(|_| "[]".to_owned())
     };
@@ -234,7 +254,9 @@ fn columns(letters: &[DeadLetter]) -> Values {
     }
     macro_rules! named {
         ($of:expr) => {
-            Box::new(content.iter().map(|key| key.as_ref().map($of)).collect::<Vec<Option<String>>>())
+            Box::new(
+                content.iter().map(|key| key.as_ref().map($of)).collect::<Vec<Option<String>>>(),
+            )
         };
     }
     vec![
@@ -277,8 +299,10 @@ async fn take_in(
             ON CONFLICT (letter_id) DO NOTHING";
         tx.execute(insert, &refs(&columns(letters))).await?;
     }
-    let (parts, next): (Vec<i32>, Vec<i64>) =
-        read_to.iter().map(|(partition, next)| (i32::from(partition.0), next.cast_signed())).unzip();
+    let (parts, next): (Vec<i32>, Vec<i64>) = read_to
+        .iter()
+        .map(|(partition, next)| (i32::from(partition.0), next.cast_signed()))
+        .unzip();
     let moved =
         "INSERT INTO tagfast_control.letter_read (grp, part, next) SELECT $1, * FROM unnest($2::int[], $3::bigint[])
         ON CONFLICT (grp, part) DO UPDATE SET next = excluded.next";
@@ -298,19 +322,30 @@ async fn begin(client: &mut Client, job: &NewJob, filter: &LetterFilter) -> Resu
     let (closed, busy): (i64, i64) = (row.get(0), row.get(1));
     let mut values: Values = vec![Box::new(job.id.clone())];
     let open = conditions(filter, "state = 'open' AND job IS NULL", &mut values);
-    let letters =
-        tx.execute(&format!("UPDATE tagfast_control.letter SET job = $1 WHERE {open}"), &refs(&values)).await?;
+    let letters = tx
+        .execute(
+            &format!("UPDATE tagfast_control.letter SET job = $1 WHERE {open}"),
+            &refs(&values),
+        )
+        .await?;
     let insert = format!(
         "INSERT INTO tagfast_control.letter_job (id, dry_run, rate, at, letters, closed, busy)
          VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING {JOB_COLUMNS}"
     );
     let (rate, letters) = (job.rate.cast_signed(), letters.cast_signed());
-    let row = tx.query_one(&insert, &[&job.id, &job.dry_run, &rate, &job.at, &letters, &closed, &busy]).await?;
+    let row = tx
+        .query_one(&insert, &[&job.id, &job.dry_run, &rate, &job.at, &letters, &closed, &busy])
+        .await?;
     tx.commit().await?;
     Ok(row)
 }
 
-async fn settle(client: &mut Client, job: &Job, settled: &[Settled], at: UnixMillis) -> Result<(), Error> {
+async fn settle(
+    client: &mut Client,
+    job: &Job,
+    settled: &[Settled],
+    at: UnixMillis,
+) -> Result<(), Error> {
     let ids = |wanted: fn(&ReplayOutcome) -> bool| -> Vec<&str> {
         settled.iter().filter(|s| wanted(&s.outcome)).map(|s| s.id.as_str()).collect()
     };
@@ -326,7 +361,8 @@ async fn settle(client: &mut Client, job: &Job, settled: &[Settled], at: UnixMil
     }
     let tx = client.transaction().await?;
     let counts = if job.dry_run {
-        let put_back = "UPDATE tagfast_control.letter SET job = NULL WHERE letter_id = ANY($1) AND job = $2";
+        let put_back =
+            "UPDATE tagfast_control.letter SET job = NULL WHERE letter_id = ANY($1) AND job = $2";
         let mut counts = [0; 3];
         for (count, ids) in counts.iter_mut().zip([&applied, &superseded, &failed]) {
             *count = tx.execute(put_back, &[ids, &job.id]).await?;
@@ -353,7 +389,12 @@ async fn settle(client: &mut Client, job: &Job, settled: &[Settled], at: UnixMil
     tx.commit().await
 }
 
-async fn discard(client: &mut Client, filter: &LetterFilter, reason: &str, at: UnixMillis) -> Result<u64, Error> {
+async fn discard(
+    client: &mut Client,
+    filter: &LetterFilter,
+    reason: &str,
+    at: UnixMillis,
+) -> Result<u64, Error> {
     let tx = client.transaction().await?;
     let mut values: Values = Vec::new();
     let open = conditions(filter, "state = 'open'", &mut values);
@@ -384,18 +425,25 @@ async fn take(
              (SELECT job FROM tagfast_control.letter WHERE job IS NOT NULL AND grp = $1 AND part = ANY($2))
          ORDER BY at, id LIMIT 1"
     );
-    let Some(job) = client.query_opt(&oldest, &[&group.0, &partitions]).await? else { return Ok(None) };
+    let Some(job) = client.query_opt(&oldest, &[&group.0, &partitions]).await? else {
+        return Ok(None);
+    };
     let sql = format!(
         "SELECT {COLUMNS} FROM tagfast_control.letter
          WHERE job = $1 AND grp = $2 AND part = ANY($3) AND state = 'open' ORDER BY pos, part LIMIT $4"
     );
-    let letters = client.query(&sql, &[&job.get::<_, &str>(0), &group.0, &partitions, &limit]).await?;
+    let letters =
+        client.query(&sql, &[&job.get::<_, &str>(0), &group.0, &partitions, &limit]).await?;
     Ok(Some((job, letters)))
 }
 
 async fn forget(client: &mut Client, before: UnixMillis) -> Result<(), Error> {
     let tx = client.transaction().await?;
-    tx.execute("DELETE FROM tagfast_control.letter WHERE state <> 'open' AND closed_at < $1", &[&before]).await?;
+    tx.execute(
+        "DELETE FROM tagfast_control.letter WHERE state <> 'open' AND closed_at < $1",
+        &[&before],
+    )
+    .await?;
     let jobs = "DELETE FROM tagfast_control.letter_job j WHERE at < $1
         AND NOT EXISTS (SELECT FROM tagfast_control.letter l WHERE l.job = j.id)";
     tx.execute(jobs, &[&before]).await?;
@@ -420,7 +468,11 @@ impl LetterBook for PostgresLetters {
         let mut wanted = conditions(filter, "true", &mut values);
         if let Some(after) = after {
             let n = values.len();
-            wanted.push_str(&format!(" AND (last_failed_at, letter_id) < (${}, ${})", n + 1, n + 2));
+            wanted.push_str(&format!(
+                " AND (last_failed_at, letter_id) < (${}, ${})",
+                n + 1,
+                n + 2
+            ));
             values.push(Box::new(after.at));
             values.push(Box::new(without_nul(&after.id)));
         }
@@ -440,8 +492,14 @@ impl LetterBook for PostgresLetters {
         let counted = self.query(sql, &vec![Box::new(cooldown.times.cast_signed())]).await?;
         let of_group = |group: Group| {
             let row = counted.iter().find(|row| row.get::<_, &str>(0) == group.0);
-            let number = |column: usize| row.map_or(0, |row| row.get::<_, i64>(column).unsigned_abs());
-            GroupLetters { group, open: number(1), need_a_person: number(2), oldest: row.map(|row| row.get(3)) }
+            let number =
+                |column: usize| row.map_or(0, |row| row.get::<_, i64>(column).unsigned_abs());
+            GroupLetters {
+                group,
+                open: number(1),
+                need_a_person: number(2),
+                oldest: row.map(|row| row.get(3)),
+            }
         };
         Ok(Group::ALL.map(of_group).into())
     }
@@ -464,7 +522,8 @@ impl LetterBook for PostgresLetters {
         partitions: &[Partition],
         limit: usize,
     ) -> Result<Option<(Job, Vec<StoredLetter>)>, BookError> {
-        let partitions: Vec<i32> = partitions.iter().map(|partition| i32::from(partition.0)).collect();
+        let partitions: Vec<i32> =
+            partitions.iter().map(|partition| i32::from(partition.0)).collect();
         let mut held = self.held().await?;
         let taking = take(held.client()?, group, &partitions, rows(limit));
         let taken = within("letters of a job", limit::WRITE, taking).await;
@@ -472,23 +531,41 @@ impl LetterBook for PostgresLetters {
         Ok(Some((job_of(&job), letters.iter().map(stored).collect::<Result<_, _>>()?)))
     }
 
-    async fn settle(&self, job: &Job, settled: &[Settled], at: UnixMillis) -> Result<(), BookError> {
+    async fn settle(
+        &self,
+        job: &Job,
+        settled: &[Settled],
+        at: UnixMillis,
+    ) -> Result<(), BookError> {
         let mut held = self.held().await?;
-        let done = within("what became of letters", limit::WRITE, settle(held.client()?, job, settled, at)).await;
+        let done = within(
+            "what became of letters",
+            limit::WRITE,
+            settle(held.client()?, job, settled, at),
+        )
+        .await;
         held.done(done)
     }
 
-    async fn discard(&self, filter: &LetterFilter, reason: &str, at: UnixMillis) -> Result<u64, BookError> {
+    async fn discard(
+        &self,
+        filter: &LetterFilter,
+        reason: &str,
+        at: UnixMillis,
+    ) -> Result<u64, BookError> {
         let filter = LetterFilter { state: None, ..filter.clone() };
         let mut held = self.held().await?;
-        let done =
-            within("letters that are discarded", limit::WRITE, discard(held.client()?, &filter, reason, at)).await;
+        let done = within(
+            "letters that are discarded",
+            limit::WRITE,
+            discard(held.client()?, &filter, reason, at),
+        )
+        .await;
         held.done(done)
     }
 
     async fn note(&self, act: &Act) -> Result<(), BookError> {
-        let sql =
-            "INSERT INTO tagfast_control.letter_act (at, by, action, detail, letters) VALUES ($1, $2, $3, $4, $5)";
+        let sql = "INSERT INTO tagfast_control.letter_act (at, by, action, detail, letters) VALUES ($1, $2, $3, $4, $5)";
         let (by, detail) = (without_nul(&act.by), without_nul(&act.detail));
         let values: Values = vec![
             Box::new(act.at),
@@ -501,10 +578,12 @@ impl LetterBook for PostgresLetters {
     }
 
     async fn acts(&self, before: Option<UnixMillis>, limit: usize) -> Result<Vec<Act>, BookError> {
-        let sql = "SELECT at, by, action, detail, letters FROM tagfast_control.letter_act WHERE at < $1
+        let sql =
+            "SELECT at, by, action, detail, letters FROM tagfast_control.letter_act WHERE at < $1
             ORDER BY at DESC, n DESC LIMIT $2";
         let limit = rows(limit.clamp(1, PAGE_LETTERS));
-        let found = self.query(sql, &vec![Box::new(before.unwrap_or(i64::MAX)), Box::new(limit)]).await?;
+        let found =
+            self.query(sql, &vec![Box::new(before.unwrap_or(i64::MAX)), Box::new(limit)]).await?;
         let act = |row: &Row| Act {
             at: row.get(0),
             by: row.get(1),
@@ -523,7 +602,11 @@ impl LetterBook for PostgresLetters {
         let sql = if known { "SELECT true" } else { "SELECT pg_try_advisory_lock($1)" };
         let client = held.client()?;
         let asked = async {
-            let row = if known { client.query_one(sql, &[]).await } else { client.query_one(sql, &[&LEAD]).await };
+            let row = if known {
+                client.query_one(sql, &[]).await
+            } else {
+                client.query_one(sql, &[&LEAD]).await
+            };
             row.map(|row| row.get::<_, bool>(0))
         };
         let leads = within("the lead", limit::WRITE, asked).await;

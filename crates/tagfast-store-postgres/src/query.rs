@@ -89,7 +89,9 @@ impl Reading {
         let sent = boot_time();
         let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&keys];
         let all = async {
-            let (before, rows) = join(client.query_one(&self.before, &[]), client.query(&self.read, &parameters)).await;
+            let (before, rows) =
+                join(client.query_one(&self.before, &[]), client.query(&self.read, &parameters))
+                    .await;
             Ok((before?, rows?))
         };
         let (before, rows) = within("a group read", limit::READ, all).await?;
@@ -114,7 +116,8 @@ impl Reading {
             let number = |column| row.get::<_, i64>(column).cast_unsigned();
             (facts.seen, facts.xmin, facts.xmax) = (position.cast_unsigned(), number(3), number(4));
             facts.timeline = row.get::<_, i32>(5).cast_unsigned();
-            let id: Option<EpochId> = row.get::<_, Option<&[u8]>>(6).and_then(|id| id.try_into().ok()).map(EpochId);
+            let id: Option<EpochId> =
+                row.get::<_, Option<&[u8]>>(6).and_then(|id| id.try_into().ok()).map(EpochId);
             facts.epoch = id.map(|id| (id, row.get::<_, i32>(7).cast_unsigned()));
         }
         Ok((documents, facts))

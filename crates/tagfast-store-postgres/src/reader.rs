@@ -17,7 +17,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tagfast_domain::TenantId;
-use tagfast_resilience::{Criticality, InFlight, Limiter, LimiterLook, LimiterOptions, Permit, comes_back};
+use tagfast_resilience::{
+    Criticality, InFlight, Limiter, LimiterLook, LimiterOptions, Permit, comes_back,
+};
 use tagfast_store::queue::{FairQueue, Queued, TenantWeights};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -112,7 +114,11 @@ impl Latency {
 
     /// What a query takes, as of the last second: what is older would keep a node from ever being asked again.
     fn expected(&self) -> Duration {
-        if self.at.is_some_and(|at| at.elapsed() < Duration::from_secs(1)) { self.median } else { Duration::ZERO }
+        if self.at.is_some_and(|at| at.elapsed() < Duration::from_secs(1)) {
+            self.median
+        } else {
+            Duration::ZERO
+        }
     }
 }
 
@@ -159,7 +165,12 @@ impl Drop for Handle {
 pub(crate) struct NodeReader(Arc<Handle>);
 
 impl NodeReader {
-    pub(crate) fn start(label: String, opener: Opener, address: String, options: ReaderOptions) -> Self {
+    pub(crate) fn start(
+        label: String,
+        opener: Opener,
+        address: String,
+        options: ReaderOptions,
+    ) -> Self {
         let limits = LimiterOptions {
             start: LimiterOptions::default().start.min(options.concurrency),
             least: LimiterOptions::default().least.min(options.concurrency),
@@ -303,7 +314,8 @@ impl Shared {
 
     fn refuse(&self, job: Job) {
         self.inbox().shed[place(job.criticality)] += 1;
-        metrics::counter!("tagfast_reads_shed_total", "criticality" => job.criticality.as_str()).increment(1);
+        metrics::counter!("tagfast_reads_shed_total", "criticality" => job.criticality.as_str())
+            .increment(1);
         drop(job.reply.send(Err(NotRead::Overloaded(comes_back()))));
     }
 
@@ -316,7 +328,9 @@ impl Shared {
         let planned = look.in_flight + (inbox.queue.len() + 1).div_ceil(limit::READS);
         let room = match criticality {
             Criticality::Critical => true,
-            Criticality::Degradable | Criticality::Sheddable => planned <= criticality.most_of(look.limit),
+            Criticality::Degradable | Criticality::Sheddable => {
+                planned <= criticality.most_of(look.limit)
+            }
         };
         // As much as the limit lets run may wait; what finds a place at once does not wait.
         let free = look.limit.saturating_sub(look.in_flight);
@@ -324,7 +338,8 @@ impl Shared {
         let came = job.came;
         if !room || inbox.queue.push(job).is_err() {
             inbox.shed[place(criticality)] += 1;
-            metrics::counter!("tagfast_reads_shed_total", "criticality" => criticality.as_str()).increment(1);
+            metrics::counter!("tagfast_reads_shed_total", "criticality" => criticality.as_str())
+                .increment(1);
             return Err(NotRead::Overloaded(comes_back()));
         }
         inbox.waiting[place(criticality)] += 1;
@@ -351,7 +366,8 @@ impl Shared {
         if inbox.oldest.is_none_or(|oldest| now < oldest + self.options.wait) {
             return;
         }
-        let gone = inbox.queue.take_if(|job| job.reply.is_closed() || now >= job.came + self.options.wait);
+        let gone =
+            inbox.queue.take_if(|job| job.reply.is_closed() || now >= job.came + self.options.wait);
         inbox.left(&gone);
         self.look_again(&mut inbox, now);
         drop(inbox);
@@ -434,8 +450,11 @@ impl Shared {
                     self.expire(now);
                     let Some(oldest) = self.inbox().oldest else { continue };
                     // The bound of a second makes room without any query's end.
-                    let soon =
-                        if self.options.per_second > 0 { now + limit::LINGER } else { oldest + self.options.wait };
+                    let soon = if self.options.per_second > 0 {
+                        now + limit::LINGER
+                    } else {
+                        oldest + self.options.wait
+                    };
                     tokio::select! {
                         () = self.news.notified() => {}
                         () = sleep_until(soon) => {}
@@ -518,7 +537,11 @@ impl Shared {
                 let mut seen = HashSet::with_capacity(jobs.len());
                 let unique = jobs.iter().all(|job| seen.insert(&job.key));
                 for job in jobs {
-                    let document = if unique { documents.remove(&job.key) } else { documents.get(&job.key).cloned() };
+                    let document = if unique {
+                        documents.remove(&job.key)
+                    } else {
+                        documents.get(&job.key).cloned()
+                    };
                     // Slow is not the role's while another node is well, and not when it was the connecting.
                     if (job.alone && !fresh) || job.came.elapsed() < limit::SLOW {
                         job.permit.ok();

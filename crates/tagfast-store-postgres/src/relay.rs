@@ -149,11 +149,22 @@ impl OutboxSink for Discard {
         Ok(())
     }
 
-    async fn publish(&self, _: &str, _: &EpochRecord, _: &[OutboxRow], _: u64) -> Result<(), PublishError> {
+    async fn publish(
+        &self,
+        _: &str,
+        _: &EpochRecord,
+        _: &[OutboxRow],
+        _: u64,
+    ) -> Result<(), PublishError> {
         Ok(())
     }
 
-    async fn doubtful(&self, _: &str, _: &EpochRecord, _: &[PastEpoch]) -> Result<Vec<ContentKey>, PublishError> {
+    async fn doubtful(
+        &self,
+        _: &str,
+        _: &EpochRecord,
+        _: &[PastEpoch],
+    ) -> Result<Vec<ContentKey>, PublishError> {
         Ok(Vec::new())
     }
 
@@ -259,10 +270,17 @@ impl Relay {
 
     async fn is_active(&self, server: &Connection) -> Result<bool, PgError> {
         let statement = "SELECT pg_try_advisory_lock($1)";
-        Ok(within("the relay's lock", limit::WRITE, server.client.query_one(statement, &[&LOCK])).await?.get(0))
+        Ok(within("the relay's lock", limit::WRITE, server.client.query_one(statement, &[&LOCK]))
+            .await?
+            .get(0))
     }
 
-    async fn begin(&self, server: &Connection, epoch: &EpochRecord, node: &Node) -> Result<Active, RelayError> {
+    async fn begin(
+        &self,
+        server: &Connection,
+        epoch: &EpochRecord,
+        node: &Node,
+    ) -> Result<Active, RelayError> {
         let row = within(
             "the relay's cursor",
             limit::WRITE,
@@ -279,10 +297,18 @@ impl Relay {
                 Cursor { xid: 0, n: -1 }
             }
         };
-        let turn = within("the outbox's turn", limit::WRITE, server.client.query_one("SELECT outbox FROM turn", &[]))
-            .await?
-            .get(0);
-        tracing::info!(cluster = self.cluster.name, xid = cursor.xid, "this relay is the active one");
+        let turn = within(
+            "the outbox's turn",
+            limit::WRITE,
+            server.client.query_one("SELECT outbox FROM turn", &[]),
+        )
+        .await?
+        .get(0);
+        tracing::info!(
+            cluster = self.cluster.name,
+            xid = cursor.xid,
+            "this relay is the active one"
+        );
         let now = Instant::now();
         Ok(Active {
             cursor,
@@ -298,11 +324,19 @@ impl Relay {
     }
 
     /// Writes again what was published past the fence of an earlier epoch. A relay that dies before it is noted begins anew.
-    async fn reconcile(&self, server: &Connection, epoch: &EpochRecord, node: &Node) -> Result<(), RelayError> {
+    async fn reconcile(
+        &self,
+        server: &Connection,
+        epoch: &EpochRecord,
+        node: &Node,
+    ) -> Result<(), RelayError> {
         let rows = "SELECT ordinal, reconciled_at IS NOT NULL FROM epoch";
         let rows = within("the epochs", limit::WRITE, server.client.query(rows, &[])).await?;
-        let reconciled: HashSet<u64> =
-            rows.iter().filter(|row| row.get(1)).map(|row| row.get::<_, i64>(0).cast_unsigned()).collect();
+        let reconciled: HashSet<u64> = rows
+            .iter()
+            .filter(|row| row.get(1))
+            .map(|row| row.get::<_, i64>(0).cast_unsigned())
+            .collect();
         let past: Vec<PastEpoch> = self
             .cluster
             .fences_by_ordinal()
@@ -313,7 +347,8 @@ impl Relay {
                 reconciled: reconciled.contains(&ordinal),
             })
             .collect();
-        let doubtful = alive(server, self.sink.doubtful(&self.cluster.name, epoch, &past)).await??;
+        let doubtful =
+            alive(server, self.sink.doubtful(&self.cluster.name, epoch, &past)).await??;
         if !doubtful.is_empty() {
             tracing::info!(
                 cluster = self.cluster.name,
@@ -330,12 +365,18 @@ impl Relay {
         }
         let statement = "UPDATE epoch SET reconciled_at = clock_timestamp() WHERE id = $1";
         let id: &[u8] = &epoch.id.0;
-        within("noting the reconciliation", limit::WRITE, server.client.execute(statement, &[&id])).await?;
+        within("noting the reconciliation", limit::WRITE, server.client.execute(statement, &[&id]))
+            .await?;
         Ok(())
     }
 
     /// Reads and publishes once; how many rows there were.
-    async fn pass(&self, server: &Connection, epoch: &EpochRecord, active: &mut Active) -> Result<usize, RelayError> {
+    async fn pass(
+        &self,
+        server: &Connection,
+        epoch: &EpochRecord,
+        active: &mut Active,
+    ) -> Result<usize, RelayError> {
         let now = self.clock.now_ms();
         let client = &server.client;
         let (id, xid): (&[u8], String) = (&epoch.id.0, active.cursor.xid.to_string());
@@ -344,12 +385,17 @@ impl Relay {
         // The snapshot of the check is older than that of the rows: what it calls ended, the rows contain. `hi` is read
         // after the rows.
         let all = async {
-            let (check, rows, hi) =
-                join3(client.query_one(CHECK, &check), client.query(READ, &read), client.query_one(HI, &[])).await;
+            let (check, rows, hi) = join3(
+                client.query_one(CHECK, &check),
+                client.query(READ, &read),
+                client.query_one(HI, &[]),
+            )
+            .await;
             Ok((check?, rows?, hi?))
         };
         let (check, rows, hi) = within("a relay's pass", limit::WRITE, all).await?;
-        let (xmin, xmax) = (check.get::<_, i64>(1).cast_unsigned(), check.get::<_, i64>(2).cast_unsigned());
+        let (xmin, xmax) =
+            (check.get::<_, i64>(1).cast_unsigned(), check.get::<_, i64>(2).cast_unsigned());
         let rows: Vec<OutboxRow> = rows
             .into_iter()
             .map(|row| OutboxRow {
@@ -367,7 +413,8 @@ impl Relay {
                 .increment(rows.len() as u64);
             active.cursor = cursor;
         }
-        if active.cursor != active.stored && active.stored_at.elapsed() > Duration::from_millis(200) {
+        if active.cursor != active.stored && active.stored_at.elapsed() > Duration::from_millis(200)
+        {
             self.store(server, epoch, active).await?;
         }
         active.beats.push_back((xmax, now));
@@ -387,7 +434,8 @@ impl Relay {
                 active.drained_at = None;
                 self.empty(server, active, (active.turn + 1) % 3).await?;
             }
-            let (done, waiting) = std::mem::take(&mut active.waiting).into_iter().partition(|(xid, _)| *xid <= xmin);
+            let (done, waiting) =
+                std::mem::take(&mut active.waiting).into_iter().partition(|(xid, _)| *xid <= xmin);
             active.waiting = waiting;
             let done: Vec<(u64, oneshot::Sender<()>)> = done;
             for (_, reply) in done {
@@ -398,12 +446,18 @@ impl Relay {
         Ok(rows.len())
     }
 
-    async fn store(&self, server: &Connection, epoch: &EpochRecord, active: &mut Active) -> Result<(), PgError> {
+    async fn store(
+        &self,
+        server: &Connection,
+        epoch: &EpochRecord,
+        active: &mut Active,
+    ) -> Result<(), PgError> {
         let statement = "INSERT INTO relay_cursor (epoch, xid, n) VALUES ($1, $2::text::xid8, $3)
              ON CONFLICT (one) DO UPDATE SET epoch = excluded.epoch, xid = excluded.xid, n = excluded.n";
         let (id, xid): (&[u8], String) = (&epoch.id.0, active.cursor.xid.to_string());
         let parameters: [&(dyn ToSql + Sync); 3] = [&id, &xid, &active.cursor.n];
-        within("storing the cursor", limit::WRITE, server.client.execute(statement, &parameters)).await?;
+        within("storing the cursor", limit::WRITE, server.client.execute(statement, &parameters))
+            .await?;
         (active.stored, active.stored_at) = (active.cursor, Instant::now());
         Ok(())
     }
@@ -416,8 +470,12 @@ impl Relay {
         }
         let statement = "UPDATE turn SET outbox = ($1 + 1) % 3 WHERE outbox = $1
              RETURNING outbox, (pg_snapshot_xmax(pg_current_snapshot()))::text::bigint";
-        let row =
-            within("the outbox's turn", limit::WRITE, server.client.query_opt(statement, &[&active.turn])).await?;
+        let row = within(
+            "the outbox's turn",
+            limit::WRITE,
+            server.client.query_opt(statement, &[&active.turn]),
+        )
+        .await?;
         active.turned_at = Instant::now();
         if let Some(row) = row {
             active.turn = row.get(0);
@@ -458,7 +516,11 @@ async fn alive<T>(server: &Connection, work: impl Future<Output = T>) -> Result<
 }
 
 /// Runs a script that gives up when a table is in use; the next turn tries again.
-async fn without_waiting(server: &Connection, what: &'static str, script: &str) -> Result<(), PgError> {
+async fn without_waiting(
+    server: &Connection,
+    what: &'static str,
+    script: &str,
+) -> Result<(), PgError> {
     match within(what, limit::WRITE, server.client.batch_execute(script)).await {
         Err(error) if error.code() == Some("55P03") => {
             within("giving up a lock", limit::WRITE, server.client.batch_execute("ROLLBACK")).await

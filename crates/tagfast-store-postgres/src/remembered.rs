@@ -38,7 +38,9 @@ impl Remembered {
                 && let Some((_, position)) = state.of.remove(&oldest)
             {
                 state.floor = Some(match state.floor {
-                    Some(floor) if floor.epoch == position.epoch && floor.lsn >= position.lsn => floor,
+                    Some(floor) if floor.epoch == position.epoch && floor.lsn >= position.lsn => {
+                        floor
+                    }
                     _ => position,
                 });
             }
@@ -68,7 +70,11 @@ mod tests {
         for n in 0..=CONTENTS as u64 {
             remembered.note(ContentHash(n), at(n + 1));
         }
-        assert_eq!(remembered.position(ContentHash(0)), Some(at(1)), "the first one is the floor now");
+        assert_eq!(
+            remembered.position(ContentHash(0)),
+            Some(at(1)),
+            "the first one is the floor now"
+        );
         assert_eq!(remembered.position(ContentHash(7)), Some(at(8)));
         assert_eq!(remembered.position(ContentHash(1 << 40)), Some(at(1)));
     }

@@ -72,18 +72,29 @@ pub(crate) enum SchemaError {
 /// Brings the schema of a primary up to date.
 pub(crate) async fn migrate(connection: &Connection) -> Result<(), SchemaError> {
     let client = &connection.client;
-    let read = |what, statement: &'static str| within(what, limit::WRITE, client.query_one(statement, &[]));
-    let version: i32 = read("the server's version", "SELECT current_setting('server_version_num')::int").await?.get(0);
+    let read = |what, statement: &'static str| {
+        within(what, limit::WRITE, client.query_one(statement, &[]))
+    };
+    let version: i32 =
+        read("the server's version", "SELECT current_setting('server_version_num')::int")
+            .await?
+            .get(0);
     if version < 150_000 {
         return Err(SchemaError::TooOld(version / 10_000));
     }
-    let known = "SELECT to_regclass('tagfast_schema') IS NOT NULL, to_regclass('content') IS NOT NULL";
+    let known =
+        "SELECT to_regclass('tagfast_schema') IS NOT NULL, to_regclass('content') IS NOT NULL";
     let row = read("the schema's presence", known).await?;
     let (ours, foreign): (bool, bool) = (row.get(0), row.get(1));
     if !ours && foreign {
         return Err(SchemaError::Foreign);
     }
-    if ours && read("the schema's version", "SELECT version FROM tagfast_schema").await?.get::<_, i32>(0) >= VERSION {
+    if ours
+        && read("the schema's version", "SELECT version FROM tagfast_schema")
+            .await?
+            .get::<_, i32>(0)
+            >= VERSION
+    {
         return Ok(());
     }
     let begin = format!(
@@ -92,7 +103,8 @@ pub(crate) async fn migrate(connection: &Connection) -> Result<(), SchemaError> 
     );
     within("the migration's lock", limit::WRITE, client.batch_execute(&begin)).await?;
     // Read again under the lock: another node may have done it meanwhile.
-    let from: i32 = read("the schema's version", "SELECT version FROM tagfast_schema").await?.get(0);
+    let from: i32 =
+        read("the schema's version", "SELECT version FROM tagfast_schema").await?.get(0);
     for (n, statements) in MIGRATIONS.iter().enumerate().skip(usize::try_from(from).unwrap_or(0)) {
         within("a migration", limit::WRITE, client.batch_execute(statements)).await?;
         let to = format!("UPDATE tagfast_schema SET version = {}", n + 1);

@@ -86,7 +86,8 @@ async fn etcd_and_patroni_that_say_nothing_are_given_up() {
         minted_at: 0,
         minted_by: "a".to_owned(),
     };
-    let compare = Compare { leader_create_revision: 1, leader_member: "n".to_owned(), epoch_mod_revision: 1 };
+    let compare =
+        Compare { leader_create_revision: 1, leader_member: "n".to_owned(), epoch_mod_revision: 1 };
     // Each of the URLs is tried once.
     let by = limit::ETCD * 3;
     ends("a look", by, async { etcd.look("c0").await.ok() }).await;
@@ -102,7 +103,8 @@ async fn a_postgresql_that_says_nothing_is_given_up() {
     let address = server.address();
     // Lanes, scans, the relay, the watcher and the book of letters connect by the first one.
     ends("a connection", limit::CONNECT, async { opener.open(&address, "write").await.ok() }).await;
-    ends("a reader", limit::CONNECT, async { Reading::open(&opener, &address, "read").await.ok() }).await;
+    ends("a reader", limit::CONNECT, async { Reading::open(&opener, &address, "read").await.ok() })
+        .await;
     let node = Node { name: "n".to_owned(), address: address.clone() };
     ends("a member of a round", limit::MEMBER, async { ask(&opener, node, None).await.2 }).await;
 }

@@ -11,8 +11,8 @@ use tagfast_domain::{ContentKey, Epoch, EpochId, TenantId, codec};
 use tagfast_resilience::{Bulkhead, BulkheadOptions, Clock, LimiterLook};
 use tagfast_sharding::{ContentHash, LogicalShard, ShardMap, ShardMapError};
 use tagfast_store::{
-    Durability, History, Receipt, ReceiptReader, ScanPage, ShardScanner, StoreError, TagWriter, Verdict, WriteAnswer,
-    WriteRequest,
+    Durability, History, Receipt, ReceiptReader, ScanPage, ShardScanner, StoreError, TagWriter,
+    Verdict, WriteAnswer, WriteRequest,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -112,14 +112,18 @@ pub struct PostgresStore {
 
 impl Drop for PostgresStore {
     fn drop(&mut self) {
-        let lanes = std::mem::take(self.lane_tasks.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let lanes =
+            std::mem::take(self.lane_tasks.get_mut().unwrap_or_else(PoisonError::into_inner));
         self.tasks.iter().chain(&lanes).for_each(JoinHandle::abort);
     }
 }
 
 impl PostgresStore {
     /// Starts the tasks of every cluster. Returns at once: what a cluster lacks is in [`PostgresStore::status`].
-    pub fn open(options: PostgresOptions, sink: Arc<dyn OutboxSink>) -> Result<Arc<Self>, OpenError> {
+    pub fn open(
+        options: PostgresOptions,
+        sink: Arc<dyn OutboxSink>,
+    ) -> Result<Arc<Self>, OpenError> {
         let shards = options.clusters.iter().map(|c| (c.name.as_str(), c.shards.as_str()));
         let map = ShardMap::new(options.map_version, shards)?;
         if !(1..=16).contains(&options.lanes) {
@@ -129,10 +133,19 @@ impl PostgresStore {
         let opener = Opener::new(&options)?;
         let http = http()?;
         let weights = || options.tenant_weights.clone();
-        let strong_reads = BulkheadOptions { most: limit::STRONG_READS, queue: limit::STRONG_READS, wait: limit::READ };
+        let strong_reads = BulkheadOptions {
+            most: limit::STRONG_READS,
+            queue: limit::STRONG_READS,
+            wait: limit::READ,
+        };
         let (mut clusters, mut tasks, mut lane_tasks) = (Vec::new(), Vec::new(), Vec::new());
         for (index, wanted) in options.clusters.iter().enumerate() {
-            let cluster = Arc::new(Cluster::new(index as u16, &wanted.name, &wanted.scope, &options.breakers));
+            let cluster = Arc::new(Cluster::new(
+                index as u16,
+                &wanted.name,
+                &wanted.scope,
+                &options.breakers,
+            ));
             // While etcd is silent, replicas can still be read.
             let (early, urls, http) = (Arc::clone(&cluster), wanted.patroni.clone(), http.clone());
             tasks.push(tokio::spawn(async move {
@@ -157,8 +170,9 @@ impl PostgresStore {
             };
             tasks.push(tokio::spawn(watcher.run()));
             tasks.push(tokio::spawn(rounds(Arc::clone(&cluster), opener.clone())));
-            let lanes: Vec<Arc<Lane>> =
-                (0..options.lanes).map(|n| Arc::new(Lane::new(n as i32, options.hold, weights()))).collect();
+            let lanes: Vec<Arc<Lane>> = (0..options.lanes)
+                .map(|n| Arc::new(Lane::new(n as i32, options.hold, weights())))
+                .collect();
             for lane in &lanes {
                 let task = LaneTask {
                     lane: Arc::clone(lane),
@@ -201,13 +215,23 @@ impl PostgresStore {
         };
         let (clock, outbox_bytes) = (options.clock, options.outbox_bytes);
         let lane_tasks = Mutex::new(lane_tasks);
-        Ok(Arc::new(Self { map, clusters, opener, clock, reading, outbox_bytes, tasks, lane_tasks }))
+        Ok(Arc::new(Self {
+            map,
+            clusters,
+            opener,
+            clock,
+            reading,
+            outbox_bytes,
+            tasks,
+            lane_tasks,
+        }))
     }
 
     /// Finishes what waits and refuses what comes.
     pub async fn close(&self) {
         self.clusters.iter().flat_map(|c| &c.lanes).for_each(|lane| lane.close());
-        let lanes = std::mem::take(&mut *self.lane_tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        let lanes =
+            std::mem::take(&mut *self.lane_tasks.lock().unwrap_or_else(PoisonError::into_inner));
         join_all(lanes).await;
     }
 
@@ -261,7 +285,10 @@ impl PostgresStore {
     /// Waits until every cluster takes writes. False: not within the time.
     pub async fn wait_until_ready(&self, within: Duration) -> bool {
         let until = Instant::now() + within;
-        join_all(self.clusters.iter().map(|c| c.cluster.primary(until))).await.iter().all(Option::is_some)
+        join_all(self.clusters.iter().map(|c| c.cluster.primary(until)))
+            .await
+            .iter()
+            .all(Option::is_some)
     }
 
     pub(crate) fn parts(&self, shard: LogicalShard) -> &Parts {
@@ -276,14 +303,22 @@ impl PostgresStore {
         }
         let deadline = request.deadline;
         if deadline.is_some_and(|d| d <= Instant::now()) {
-            return Err(StoreError::Deadline { waiting_for: "the write queue", outcome_unknown: false });
+            return Err(StoreError::Deadline {
+                waiting_for: "the write queue",
+                outcome_unknown: false,
+            });
         }
         let hash = ContentHash::of(&request.write.key);
         let parts = self.parts(LogicalShard::of_hash(hash));
         if parts.cluster.outbox_bytes.load(Ordering::Relaxed) >= self.outbox_bytes {
-            metrics::counter!("tagfast_store_refused_total", "reason" => "outbox_full").increment(1);
+            metrics::counter!("tagfast_store_refused_total", "reason" => "outbox_full")
+                .increment(1);
             let limit = usize::try_from(self.outbox_bytes).unwrap_or(usize::MAX);
-            return Err(StoreError::Overloaded { queue: "outbox", limit, retry_after: Duration::from_secs(5) });
+            return Err(StoreError::Overloaded {
+                queue: "outbox",
+                limit,
+                retry_after: Duration::from_secs(5),
+            });
         }
         // Other bits than those that chose the shard: a cluster of one shard has two lanes too.
         let lane = &parts.lanes[(hash.0 >> 32) as usize % parts.lanes.len()];
@@ -305,10 +340,17 @@ impl Waiting<'_> {
         let result = match self.deadline {
             None => self.answer.await.map_err(|_| gone())?,
             // The lane tells a little later itself; what it has in hand then may still happen.
-            Some(deadline) => match tokio::time::timeout_at(deadline + Duration::from_millis(200), self.answer).await {
-                Ok(answer) => answer.map_err(|_| gone())?,
-                Err(_) => Err(StoreError::Deadline { waiting_for: "the commit", outcome_unknown: true }),
-            },
+            Some(deadline) => {
+                match tokio::time::timeout_at(deadline + Duration::from_millis(200), self.answer)
+                    .await
+                {
+                    Ok(answer) => answer.map_err(|_| gone())?,
+                    Err(_) => Err(StoreError::Deadline {
+                        waiting_for: "the commit",
+                        outcome_unknown: true,
+                    }),
+                }
+            }
         };
         if let Ok(answer) = &result {
             self.parts.remembered.note(self.hash, answer.receipt.position);
@@ -323,9 +365,13 @@ impl TagWriter for PostgresStore {
         self.enqueue(request)?.done().await
     }
 
-    async fn write_many(&self, requests: Vec<WriteRequest>) -> Vec<Result<WriteAnswer, StoreError>> {
+    async fn write_many(
+        &self,
+        requests: Vec<WriteRequest>,
+    ) -> Vec<Result<WriteAnswer, StoreError>> {
         // All of them are queued before the first one is waited for.
-        let queued: Vec<Result<Waiting<'_>, StoreError>> = requests.into_iter().map(|r| self.enqueue(r)).collect();
+        let queued: Vec<Result<Waiting<'_>, StoreError>> =
+            requests.into_iter().map(|r| self.enqueue(r)).collect();
         join_all(queued.into_iter().map(async |waiting| waiting?.done().await)).await
     }
 }
@@ -357,8 +403,16 @@ impl ShardScanner for PostgresStore {
             let Some((epoch, node)) = parts.cluster.primary(until).await else {
                 return Err(unavailable("the cluster has no primary", false));
             };
-            if walker.as_ref().is_none_or(|(address, c)| *address != node.address || c.client.is_closed()) {
-                *walker = self.opener.open(&node.address, "walk").await.ok().map(|c| (node.address.clone(), c));
+            if walker
+                .as_ref()
+                .is_none_or(|(address, c)| *address != node.address || c.client.is_closed())
+            {
+                *walker = self
+                    .opener
+                    .open(&node.address, "walk")
+                    .await
+                    .ok()
+                    .map(|c| (node.address.clone(), c));
             }
             let Some((_, server)) = walker.as_ref() else {
                 parts.cluster.suspect();
@@ -369,10 +423,12 @@ impl ShardScanner for PostgresStore {
                 continue;
             };
             let id: &[u8] = &epoch.id.0;
-            let (check, page): ([&(dyn ToSql + Sync); 1], [&(dyn ToSql + Sync); 3]) = ([&id], [&low, &high, &rows]);
+            let (check, page): ([&(dyn ToSql + Sync); 1], [&(dyn ToSql + Sync); 3]) =
+                ([&id], [&low, &high, &rows]);
             let all = async {
                 let (check, rows) =
-                    join(server.client.query_one(CHECK, &check), server.client.query(SCAN, &page)).await;
+                    join(server.client.query_one(CHECK, &check), server.client.query(SCAN, &page))
+                        .await;
                 check?;
                 rows
             };
@@ -393,7 +449,9 @@ impl ShardScanner for PostgresStore {
     async fn epoch(&self) -> Result<Epoch, StoreError> {
         // Several clusters, several epochs: a rebuild is named by the newest of them.
         let epochs = self.clusters.iter().filter_map(|parts| parts.cluster.epoch());
-        epochs.max_by_key(|e| e.ordinal).ok_or_else(|| unavailable("no cluster has an epoch yet", false))
+        epochs
+            .max_by_key(|e| e.ordinal)
+            .ok_or_else(|| unavailable("no cluster has an epoch yet", false))
     }
 }
 
@@ -401,7 +459,10 @@ fn page_of(rows: &[tokio_postgres::Row], limit: usize) -> Result<ScanPage, Store
     let mut page = ScanPage::default();
     for row in rows.iter().take(limit) {
         let key: &[u8] = row.get(0);
-        let damaged = |source| StoreError::Damaged { what: "a content of a scan".to_owned(), source: Some(source) };
+        let damaged = |source| StoreError::Damaged {
+            what: "a content of a scan".to_owned(),
+            source: Some(source),
+        };
         let content = ContentKey::from_bytes(key.get(1..).unwrap_or_default()).map_err(damaged)?;
         page.items.push((content, codec::decode(row.get(1)).map_err(damaged)?));
     }

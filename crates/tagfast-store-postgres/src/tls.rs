@@ -10,7 +10,9 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 /// How servers are believed.
@@ -50,7 +52,9 @@ impl Tls {
             return Err(TlsError::Empty);
         }
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build()?;
+        let inner =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+                .build()?;
         let verifier = Arc::new(Verifier { inner, names: self.names });
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
@@ -77,7 +81,13 @@ impl ServerCertVerifier for Verifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let verdict = self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        let verdict = self.inner.verify_server_cert(
+            end_entity,
+            intermediates,
+            server_name,
+            ocsp_response,
+            now,
+        );
         match verdict {
             // Names are looked at last: everything else was in order.
             Err(Error::InvalidCertificate(
@@ -116,7 +126,9 @@ mod tests {
 
     #[test]
     fn what_holds_no_certificate_is_refused() {
-        let of = |text: &str| Tls { authorities: text.as_bytes().to_vec(), names: true }.connector().map(drop);
+        let of = |text: &str| {
+            Tls { authorities: text.as_bytes().to_vec(), names: true }.connector().map(drop)
+        };
         assert!(matches!(of(""), Err(TlsError::Empty)));
         assert!(of("-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----\n").is_err());
     }

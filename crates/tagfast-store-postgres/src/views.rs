@@ -16,7 +16,9 @@ use tagfast_domain::{ContentKey, Document, TenantId, UnixMillis, codec};
 use tagfast_failover::{Commit, EpochRecord};
 use tagfast_resilience::{BulkheadFull, Criticality, Permit};
 use tagfast_sharding::{ContentHash, LogicalShard};
-use tagfast_store::{CacheUse, Consistency, Degraded, Position, ReadOptions, Source, StoreError, TagReader, View};
+use tagfast_store::{
+    CacheUse, Consistency, Degraded, Position, ReadOptions, Source, StoreError, TagReader, View,
+};
 use tokio::time::Instant;
 
 use crate::cluster::{ClusterView, Node};
@@ -101,7 +103,12 @@ impl PostgresStore {
                 ..self.reading.clone()
             },
         };
-        let label = format!("{}reads of {}/{}", if strong { "strong " } else { "" }, parts.cluster.name, node.name);
+        let label = format!(
+            "{}reads of {}/{}",
+            if strong { "strong " } else { "" },
+            parts.cluster.name,
+            node.name
+        );
         let reader = NodeReader::start(label, self.opener.clone(), node.address.clone(), options);
         readers.insert(node.address.clone(), reader.clone());
         reader
@@ -112,26 +119,35 @@ impl PostgresStore {
         let Look { parts, view, .. } = look;
         let Some((epoch, node)) = view.primary.as_ref() else { return Err(NotRead::Failed) };
         let strong = look.consistency == Consistency::Strong;
-        let Some(permit) = self.primary_permit(look, strong).await else { return Err(NotRead::Failed) };
-        let (document, facts) = match self.reader(parts, node, strong).read(look.ask(permit, true, patience)).await {
-            Ok(found) => found,
-            Err(why) => {
-                if matches!(why, NotRead::Failed) {
-                    parts.cluster.suspect();
-                }
-                return Err(why);
-            }
+        let Some(permit) = self.primary_permit(look, strong).await else {
+            return Err(NotRead::Failed);
         };
+        let (document, facts) =
+            match self.reader(parts, node, strong).read(look.ask(permit, true, patience)).await {
+                Ok(found) => found,
+                Err(why) => {
+                    if matches!(why, NotRead::Failed) {
+                        parts.cluster.suspect();
+                    }
+                    return Err(why);
+                }
+            };
         let reigns = !facts.in_recovery
             && facts.timeline == epoch.timeline
-            && facts.epoch.is_some_and(|(id, timeline)| id == epoch.id && timeline == epoch.timeline);
+            && facts
+                .epoch
+                .is_some_and(|(id, timeline)| id == epoch.id && timeline == epoch.timeline);
         if !reigns {
             parts.cluster.suspect();
             return Err(NotRead::Failed);
         }
         let commit = Commit { epoch: epoch.id, sent: facts.sent, returned: facts.returned };
         let until = look.until.min(Instant::now() + patience);
-        if parts.cluster.may_acknowledge(&commit, until).await { Ok((document, facts)) } else { Err(NotRead::Failed) }
+        if parts.cluster.may_acknowledge(&commit, until).await {
+            Ok((document, facts))
+        } else {
+            Err(NotRead::Failed)
+        }
     }
 
     /// Leave to ask the primary. Who insists on it rides out a short opening; the others have replicas to turn to.
@@ -164,7 +180,8 @@ impl PostgresStore {
         Asked::Answered(self.view_of(found, Source::Primary, look).map(|mut answer| {
             let kept = look.floor.is_some() && !ahead && look.is_new_enough(&answer);
             if need.promised && !kept {
-                let known = !ahead && need.position.is_none_or(|p| parts.cluster.fence(p.epoch) > 0);
+                let known =
+                    !ahead && need.position.is_none_or(|p| parts.cluster.fence(p.epoch) > 0);
                 answer.degraded.push(if known { FAILOVER } else { TOKEN_UNKNOWN });
             }
             answer
@@ -174,9 +191,11 @@ impl PostgresStore {
     /// The replica to ask, and whether no other one is well: the first that is well or whose time has come to be tried. While the
     /// breaker tries whether the role works again, the one whose time comes next is tried, too.
     fn choose(&self, look: &Look<'_>, probes: bool) -> Option<(NodeReader, bool)> {
-        let readers: Vec<NodeReader> = look.replicas().map(|node| self.reader(look.parts, node, false)).collect();
+        let readers: Vec<NodeReader> =
+            look.replicas().map(|node| self.reader(look.parts, node, false)).collect();
         if let Some(n) = readers.iter().position(NodeReader::may_ask) {
-            let alone = !readers.iter().enumerate().any(|(other, reader)| other != n && reader.is_well());
+            let alone =
+                !readers.iter().enumerate().any(|(other, reader)| other != n && reader.is_well());
             return Some((readers[n].clone(), alone));
         }
         let next = readers.iter().min_by_key(|reader| reader.avoided_until()).filter(|_| probes);
@@ -188,7 +207,9 @@ impl PostgresStore {
         if look.view.replicas.is_empty() {
             return Ok(Asked::Nobody);
         }
-        let Ok(permit) = look.parts.cluster.replica_breaker.acquire() else { return Ok(Asked::Nobody) };
+        let Ok(permit) = look.parts.cluster.replica_breaker.acquire() else {
+            return Ok(Asked::Nobody);
+        };
         let Some((reader, alone)) = self.choose(look, permit.is_probe()) else {
             // All of them failed a moment ago: the role does not work.
             permit.failed();
@@ -205,7 +226,9 @@ impl PostgresStore {
         let covered = look.floor.is_some_and(|floor| found.1.covered >= floor);
         match self.view_of(found, Source::Replica, look) {
             Err(damaged) => Ok(Asked::Answered(Err(damaged))),
-            Ok(answer) if (covered || look.need.version.is_some()) && look.is_new_enough(&answer) => {
+            Ok(answer)
+                if (covered || look.need.version.is_some()) && look.is_new_enough(&answer) =>
+            {
                 Ok(Asked::Answered(Ok(answer)))
             }
             Ok(answer) => Err(answer),
@@ -216,11 +239,14 @@ impl PostgresStore {
     /// those that are well first.
     async fn view_any_replica(&self, look: &Look<'_>, most: usize, reason: Degraded) -> Asked {
         let former = look.view.primary.as_ref().map(|(_, node)| node);
-        let readers = look.replicas().chain(former).map(|node| self.reader(look.parts, node, false));
+        let readers =
+            look.replicas().chain(former).map(|node| self.reader(look.parts, node, false));
         let (mut readers, avoided): (Vec<_>, Vec<_>) = readers.partition(NodeReader::is_well);
         readers.extend(avoided);
         for (n, reader) in readers.iter().enumerate().take(most) {
-            let Ok(permit) = look.parts.cluster.replica_breaker.acquire() else { return Asked::Nobody };
+            let Ok(permit) = look.parts.cluster.replica_breaker.acquire() else {
+                return Asked::Nobody;
+            };
             let alone = !readers.iter().skip(n + 1).any(NodeReader::is_well);
             let found = match reader.read(look.ask(permit, alone, limit::READ)).await {
                 Ok(found) => found,
@@ -230,15 +256,17 @@ impl PostgresStore {
             if !found.1.in_recovery {
                 continue;
             }
-            let covered =
-                is_of_history(look.parts, &found.1) && look.floor.is_some_and(|floor| found.1.covered >= floor);
-            return Asked::Answered(self.view_of(found, Source::Replica, look).map(|mut answer| {
-                let kept = covered && look.is_new_enough(&answer) && !look.primary_first;
-                if !kept && look.consistency == Consistency::Session {
-                    answer.degraded.push(reason);
-                }
-                answer
-            }));
+            let covered = is_of_history(look.parts, &found.1)
+                && look.floor.is_some_and(|floor| found.1.covered >= floor);
+            return Asked::Answered(self.view_of(found, Source::Replica, look).map(
+                |mut answer| {
+                    let kept = covered && look.is_new_enough(&answer) && !look.primary_first;
+                    if !kept && look.consistency == Consistency::Session {
+                        answer.degraded.push(reason);
+                    }
+                    answer
+                },
+            ));
         }
         Asked::Nobody
     }
@@ -249,8 +277,9 @@ impl PostgresStore {
             return self.view_primary(look, PATIENCE).await;
         }
         // A replica is asked first where it is likely to be new enough: nothing was promised, or it is a token's.
-        let replica_first =
-            !look.primary_first && look.floor.is_some() && (look.need.position.is_none() || look.need.promised);
+        let replica_first = !look.primary_first
+            && look.floor.is_some()
+            && (look.need.position.is_none() || look.need.promised);
         let (mut overloaded, mut in_hand) = (None, None);
         if replica_first {
             match self.view_replica(look).await {
@@ -275,20 +304,30 @@ impl PostgresStore {
                 answer.degraded.push(OVERLOADED);
                 Asked::Answered(Ok(answer))
             }
-            None if stale_is_fine && !replica_overloaded => match self.view_any_replica(look, 1, OVERLOADED).await {
-                Asked::Answered(answer) => Asked::Answered(answer),
-                Asked::Overloaded(_) | Asked::Nobody => Asked::Overloaded(retry_after),
-            },
+            None if stale_is_fine && !replica_overloaded => {
+                match self.view_any_replica(look, 1, OVERLOADED).await {
+                    Asked::Answered(answer) => Asked::Answered(answer),
+                    Asked::Overloaded(_) | Asked::Nobody => Asked::Overloaded(retry_after),
+                }
+            }
             Some(_) | None => Asked::Overloaded(retry_after),
         }
     }
 
-    fn view_of(&self, (bytes, facts): Found, source: Source, look: &Look<'_>) -> Result<View, StoreError> {
+    fn view_of(
+        &self,
+        (bytes, facts): Found,
+        source: Source,
+        look: &Look<'_>,
+    ) -> Result<View, StoreError> {
         let document = match bytes.as_deref().map(codec::decode) {
             None => Document::default(),
             Some(Ok(document)) => document,
             Some(Err(error)) => {
-                return Err(StoreError::Damaged { what: "a document".to_owned(), source: Some(error) });
+                return Err(StoreError::Damaged {
+                    what: "a document".to_owned(),
+                    source: Some(error),
+                });
             }
         };
         let known = facts.epoch.map(|(id, _)| id).or(look.epoch.map(|e| e.id));
@@ -316,14 +355,23 @@ struct Need {
 }
 
 impl Need {
-    fn of(parts: &Parts, shard: LogicalShard, hash: ContentHash, options: &ReadOptions<'_>) -> Self {
+    fn of(
+        parts: &Parts,
+        shard: LogicalShard,
+        hash: ContentHash,
+        options: &ReadOptions<'_>,
+    ) -> Self {
         let none = Self { position: None, version: None, promised: false };
         match (options.consistency, options.token) {
             (Consistency::Eventual | Consistency::Strong, _) => none,
-            (Consistency::Session, Some(token)) => {
-                Self { position: token.floors.get(&shard).copied(), version: token.version_of(hash), promised: true }
+            (Consistency::Session, Some(token)) => Self {
+                position: token.floors.get(&shard).copied(),
+                version: token.version_of(hash),
+                promised: true,
+            },
+            (Consistency::Session, None) => {
+                Self { position: parts.remembered.position(hash), ..none }
             }
-            (Consistency::Session, None) => Self { position: parts.remembered.position(hash), ..none },
         }
     }
 
@@ -346,7 +394,9 @@ fn is_of_history(parts: &Parts, facts: &ReadFacts) -> bool {
     let Some((id, _)) = facts.epoch else { return false };
     let of_epoch = match parts.cluster.reign() {
         None => true,
-        Some((current, timeline)) => current == id && (facts.timeline == 0 || facts.timeline == timeline),
+        Some((current, timeline)) => {
+            current == id && (facts.timeline == 0 || facts.timeline == timeline)
+        }
     };
     facts.in_recovery && (of_epoch || facts.covered <= parts.cluster.fence(id))
 }
@@ -403,7 +453,9 @@ impl TagReader for PostgresStore {
             };
             match self.ask_nodes(&look, options.max_stale != Some(Duration::ZERO)).await {
                 Asked::Answered(answer) => return answer,
-                Asked::Overloaded(retry_after) => return Err(overloaded(self.reading.concurrency, retry_after)),
+                Asked::Overloaded(retry_after) => {
+                    return Err(overloaded(self.reading.concurrency, retry_after));
+                }
                 Asked::Nobody => {}
             }
             if Instant::now() >= until {
@@ -419,7 +471,11 @@ impl TagReader for PostgresStore {
         }
     }
 
-    async fn view_many(&self, keys: &[ContentKey], options: &ReadOptions<'_>) -> Vec<Result<View, StoreError>> {
+    async fn view_many(
+        &self,
+        keys: &[ContentKey],
+        options: &ReadOptions<'_>,
+    ) -> Vec<Result<View, StoreError>> {
         let mut answers = Vec::with_capacity(keys.len());
         // One call does not take all places of a queue.
         for some in keys.chunks(limit::AT_ONCE) {

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use tagfast_domain::{EpochId, EpochOrdinal};
 use tagfast_failover::{
-    ConnectionFacts, EpochRecord, EpochRow, MemberAnswer, MintDecision, MintFacts, PrimaryFacts, Round, Usable, mint,
-    usable,
+    ConnectionFacts, EpochRecord, EpochRow, MemberAnswer, MintDecision, MintFacts, PrimaryFacts,
+    Round, Usable, mint, usable,
 };
 use tagfast_resilience::Clock;
 use tokio::time::{Instant, timeout};
@@ -82,21 +82,27 @@ impl Watcher {
                         self.cluster.view.send_if_modified(|known| {
                             let news = known.problem != problem;
                             if news {
-                                *known = Arc::new(ClusterView { problem, ..ClusterView::clone(known) });
+                                *known =
+                                    Arc::new(ClusterView { problem, ..ClusterView::clone(known) });
                             }
                             news
                         });
                     }
                 }
             }
-            let left = self.cluster.acknowledger().deadline().map(|d| d.0.saturating_sub(boot_time().0));
+            let left =
+                self.cluster.acknowledger().deadline().map(|d| d.0.saturating_sub(boot_time().0));
             metrics::gauge!("tagfast_fence_left_seconds", "cluster" => self.cluster.name.clone())
                 .set(left.unwrap_or_default().as_secs_f64());
             // Without a primary every moment counts; a nudge is not answered more often than every 20 ms.
             let hurry = self.cluster.view.borrow().primary.is_none();
             let next = began + if hurry { Duration::from_millis(100) } else { limit::LOOK };
             tokio::time::sleep_until(began + Duration::from_millis(20)).await;
-            let _ = timeout(next.saturating_duration_since(Instant::now()), self.cluster.look_now.notified()).await;
+            let _ = timeout(
+                next.saturating_duration_since(Instant::now()),
+                self.cluster.look_now.notified(),
+            )
+            .await;
         }
     }
 
@@ -114,9 +120,15 @@ impl Watcher {
             ));
         }
         let key = look.leader.as_ref().ok_or("no node holds the leader key")?;
-        let member = look.members.iter().find(|m| m.name == key.member).ok_or("the leader is not among the members")?;
+        let member = look
+            .members
+            .iter()
+            .find(|m| m.name == key.member)
+            .ok_or("the leader is not among the members")?;
         // A known epoch of this very reign: its proof does not wait for anything.
-        if let Some((epoch, _)) = look.epoch.as_ref().filter(|(e, _)| e.reign == key.create_revision) {
+        if let Some((epoch, _)) =
+            look.epoch.as_ref().filter(|(e, _)| e.reign == key.create_revision)
+        {
             self.learn(epoch).await;
             if let Some(lease) = &look.lease
                 && self.cluster.acknowledger().lease(lease)
@@ -125,21 +137,30 @@ impl Watcher {
             }
         }
         let text = |error: PgError| format!("the primary {} cannot be used: {error}", member.name);
-        if connection.as_ref().is_none_or(|(address, c)| *address != member.postgres || c.client.is_closed()) {
+        if connection
+            .as_ref()
+            .is_none_or(|(address, c)| *address != member.postgres || c.client.is_closed())
+        {
             let fresh = self.opener.open(&member.postgres, "watch").await.map_err(text)?;
             *connection = Some((member.postgres.clone(), fresh));
         }
         let Some((_, server)) = connection.as_ref() else { return Err("not connected".to_owned()) };
-        let recovery =
-            within("asking for the role", limit::READ, server.client.query_one("SELECT pg_is_in_recovery()", &[]));
+        let recovery = within(
+            "asking for the role",
+            limit::READ,
+            server.client.query_one("SELECT pg_is_in_recovery()", &[]),
+        );
         if recovery.await.map_err(text)?.get(0) {
             return Err(format!("{} holds the leader key and is still in recovery", member.name));
         }
         if migrated.is_none() {
             schema::migrate(server).await.map_err(|e| e.to_string())?;
         }
-        let facts =
-            facts(&within("reading the epoch", limit::READ, server.client.query_one(FACTS, &[])).await.map_err(text)?);
+        let facts = facts(
+            &within("reading the epoch", limit::READ, server.client.query_one(FACTS, &[]))
+                .await
+                .map_err(text)?,
+        );
         let epoch = self.epoch(look, server, &facts).await?;
         *migrated = Some(epoch.id);
         match usable(&facts, &epoch) {
@@ -149,21 +170,32 @@ impl Watcher {
         }
         self.learn(&epoch).await;
         let known = Arc::clone(&self.cluster.view.borrow());
-        let replicas = look.members.iter().filter(|m| m.name != member.name).map(Node::from).collect();
+        let replicas =
+            look.members.iter().filter(|m| m.name != member.name).map(Node::from).collect();
         let primary = Some((Arc::new(epoch), Node::from(member)));
         // First who reigns, then what is less urgent.
-        let view = ClusterView { primary, replicas, problem: None, warnings: known.warnings.clone() };
+        let view =
+            ClusterView { primary, replicas, problem: None, warnings: known.warnings.clone() };
         self.publish(view.clone());
         let warnings = checks::observe(&self.cluster, server, look).await.map_err(text)?;
         for warning in warnings.iter().filter(|w| !known.warnings.contains(w)) {
-            tracing::warn!(cluster = self.cluster.name, warning, "the installation is weaker than it should be");
+            tracing::warn!(
+                cluster = self.cluster.name,
+                warning,
+                "the installation is weaker than it should be"
+            );
         }
         self.publish(ClusterView { warnings, ..view });
         Ok(())
     }
 
     /// The epoch of the reign in `look`: the one in etcd, or a new one.
-    async fn epoch(&self, look: &Look, server: &Connection, facts: &ConnectionFacts) -> Result<EpochRecord, String> {
+    async fn epoch(
+        &self,
+        look: &Look,
+        server: &Connection,
+        facts: &ConnectionFacts,
+    ) -> Result<EpochRecord, String> {
         let mut new_id = [0; 16];
         getrandom::fill(&mut new_id).map_err(|e| format!("no random bits: {e}"))?;
         let fork_lsn = fork_of(server, facts.timeline).await;
@@ -184,10 +216,14 @@ impl Watcher {
             node: &self.node,
         });
         match decision {
-            MintDecision::Keep => look.epoch.clone().map(|(epoch, _)| epoch).ok_or_else(|| "no epoch".to_owned()),
+            MintDecision::Keep => {
+                look.epoch.clone().map(|(epoch, _)| epoch).ok_or_else(|| "no epoch".to_owned())
+            }
             MintDecision::Mint(epoch, compare) => {
                 let put = self.etcd.mint(&self.cluster.scope, &epoch, &compare).await;
-                if !put.map_err(|e| format!("the epoch cannot be written to etcd (write access to /tagfast/?): {e}"))? {
+                if !put.map_err(|e| {
+                    format!("the epoch cannot be written to etcd (write access to /tagfast/?): {e}")
+                })? {
                     self.cluster.look_now.notify_one();
                     return Err("another node mints the epoch, or the reign is over".to_owned());
                 }
@@ -208,7 +244,8 @@ impl Watcher {
     async fn learn(&self, epoch: &EpochRecord) {
         let known = self.cluster.epoch();
         let news = known.is_none_or(|known| epoch.ordinal > known.ordinal);
-        let missing = known.is_some_and(|known| known.id == epoch.id) && !self.cluster.knows_history();
+        let missing =
+            known.is_some_and(|known| known.id == epoch.id) && !self.cluster.knows_history();
         if !news && !missing {
             return;
         }
@@ -230,10 +267,12 @@ impl Watcher {
         if before && changed {
             // What failed was another node.
             self.cluster.primary_breaker.begin_anew("new_epoch");
-            metrics::counter!("tagfast_failovers_total", "cluster" => self.cluster.name.clone()).increment(1);
+            metrics::counter!("tagfast_failovers_total", "cluster" => self.cluster.name.clone())
+                .increment(1);
         }
         if changed {
-            metrics::counter!("tagfast_epochs_total", "cluster" => self.cluster.name.clone()).increment(1);
+            metrics::counter!("tagfast_epochs_total", "cluster" => self.cluster.name.clone())
+                .increment(1);
             metrics::gauge!("tagfast_epoch_ordinal", "cluster" => self.cluster.name.clone())
                 .set(epoch.ordinal.0 as f64);
             // Whoever waits with a commit of the older epoch learns that its gate is closed.
@@ -254,7 +293,8 @@ impl Watcher {
             }
             (false, _) => since.get_or_insert_with(Instant::now).elapsed(),
         };
-        metrics::gauge!("tagfast_cluster_down_seconds", "cluster" => self.cluster.name.clone()).set(now.as_secs_f64());
+        metrics::gauge!("tagfast_cluster_down_seconds", "cluster" => self.cluster.name.clone())
+            .set(now.as_secs_f64());
     }
 
     /// Keeps nodes that etcd has forgotten: when every Patroni is dead their PostgreSQL can still be read.
@@ -282,9 +322,15 @@ impl Watcher {
             match (&view.primary, &view.problem) {
                 _ if same => {}
                 (Some((_, node)), _) => {
-                    tracing::info!(cluster = self.cluster.name, primary = node.name, "the cluster takes writes");
+                    tracing::info!(
+                        cluster = self.cluster.name,
+                        primary = node.name,
+                        "the cluster takes writes"
+                    );
                 }
-                (None, Some(problem)) => tracing::warn!(cluster = self.cluster.name, problem, "no primary"),
+                (None, Some(problem)) => {
+                    tracing::warn!(cluster = self.cluster.name, problem, "no primary")
+                }
                 (None, None) => {}
             }
             *known = Arc::new(view);
@@ -300,7 +346,11 @@ fn facts(row: &Row) -> ConnectionFacts {
         ordinal: EpochOrdinal(row.get::<_, i64>(3).unsigned_abs()),
         timeline: row.get::<_, i32>(4).unsigned_abs(),
     });
-    ConnectionFacts { in_recovery: row.get(0), timeline: row.get::<_, i32>(1).cast_unsigned(), newest_row }
+    ConnectionFacts {
+        in_recovery: row.get(0),
+        timeline: row.get::<_, i32>(1).cast_unsigned(),
+        newest_row,
+    }
 }
 
 async fn fork_of(server: &Connection, timeline: u32) -> Option<u64> {
@@ -308,7 +358,8 @@ async fn fork_of(server: &Connection, timeline: u32) -> Option<u64> {
         return None;
     }
     let file = format!("pg_wal/{timeline:08X}.history");
-    let row = within("reading the fork", limit::READ, server.client.query_one(FORK, &[&file])).await;
+    let row =
+        within("reading the fork", limit::READ, server.client.query_one(FORK, &[&file])).await;
     match row {
         Ok(row) => Some(row.get::<_, i64>(0).cast_unsigned()),
         Err(error) => {
@@ -328,13 +379,15 @@ async fn insert_row(server: &Connection, epoch: &EpochRecord) -> Result<(), PgEr
     let id = epoch.id.0.to_vec();
     let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 8] =
         [&ordinal, &id, &parent, &reign, &timeline, &fork, &epoch.minted_at, &epoch.minted_by];
-    within("writing the epoch", limit::WRITE, server.client.execute(statement, &parameters)).await?;
+    within("writing the epoch", limit::WRITE, server.client.execute(statement, &parameters))
+        .await?;
     Ok(())
 }
 
 /// Asks the members of a cluster in rounds whether they are in recovery.
 pub(crate) async fn rounds(cluster: Arc<Cluster>, opener: Opener) {
-    let mut connections: std::collections::HashMap<String, Connection> = std::collections::HashMap::new();
+    let mut connections: std::collections::HashMap<String, Connection> =
+        std::collections::HashMap::new();
     loop {
         let began = Instant::now();
         let view = Arc::clone(&cluster.view.borrow());
@@ -344,16 +397,23 @@ pub(crate) async fn rounds(cluster: Arc<Cluster>, opener: Opener) {
             for node in std::iter::once(primary).chain(&view.replicas) {
                 asked.push((node.clone(), connections.remove(&node.address)));
             }
-            let answers =
-                futures_util::future::join_all(asked.into_iter().map(|(node, open)| ask(&opener, node, open)));
+            let answers = futures_util::future::join_all(
+                asked.into_iter().map(|(node, open)| ask(&opener, node, open)),
+            );
             let mut answers = answers.await.into_iter();
             let first = answers.next();
             let primary_checked = match &first {
-                Some((_, Some(server), Some(answer))) => !answer.in_recovery && still_reigns(server, epoch).await,
+                Some((_, Some(server), Some(answer))) => {
+                    !answer.in_recovery && still_reigns(server, epoch).await
+                }
                 _ => false,
             };
             let rest: Vec<_> = answers.collect();
-            let round = Round { sent, primary_checked, members: rest.iter().map(|(_, _, answer)| *answer).collect() };
+            let round = Round {
+                sent,
+                primary_checked,
+                members: rest.iter().map(|(_, _, answer)| *answer).collect(),
+            };
             cluster.acknowledger().round(epoch.id, &round);
             cluster.proved();
             for (address, connection, _) in first.into_iter().chain(rest) {
@@ -378,7 +438,10 @@ pub(crate) async fn ask(
         };
         let row = server.client.query_one(MEMBER, &[]).await.ok()?;
         let received: Option<i32> = row.get(1);
-        let answer = MemberAnswer { in_recovery: row.get(0), received_timeline: received.map(i32::cast_unsigned) };
+        let answer = MemberAnswer {
+            in_recovery: row.get(0),
+            received_timeline: received.map(i32::cast_unsigned),
+        };
         Some((server, answer))
     };
     match timeout(limit::MEMBER, work).await {
@@ -388,18 +451,25 @@ pub(crate) async fn ask(
 }
 
 async fn still_reigns(server: &Connection, epoch: &EpochRecord) -> bool {
-    let row = within("checking the reign", limit::MEMBER, server.client.query_one(FACTS, &[])).await;
+    let row =
+        within("checking the reign", limit::MEMBER, server.client.query_one(FACTS, &[])).await;
     row.is_ok_and(|row| usable(&facts(&row), epoch) == Usable::Yes)
 }
 
 /// Finds a cluster's nodes through Patroni while etcd has not answered yet.
 pub(crate) async fn nodes_from_patroni(http: &reqwest::Client, urls: &[String]) -> Vec<Member> {
     for url in urls {
-        let Ok(answer) = http.get(format!("{}/cluster", url.trim_end_matches('/'))).send().await else { continue };
+        let Ok(answer) = http.get(format!("{}/cluster", url.trim_end_matches('/'))).send().await
+        else {
+            continue;
+        };
         let Ok(value) = answer.json::<serde_json::Value>().await else { continue };
         let members = value["members"].as_array().into_iter().flatten().filter_map(|m| {
             let (host, port) = (m["host"].as_str()?, m["port"].as_u64()?);
-            Some(Member { name: m["name"].as_str()?.to_owned(), postgres: format!("{host}:{port}") })
+            Some(Member {
+                name: m["name"].as_str()?.to_owned(),
+                postgres: format!("{host}:{port}"),
+            })
         });
         let members: Vec<Member> = members.collect();
         if !members.is_empty() {

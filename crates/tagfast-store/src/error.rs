@@ -88,10 +88,14 @@ impl StoreError {
                 Self::Deadline { waiting_for, outcome_unknown: *outcome_unknown }
             }
             Self::DiskFull => Self::DiskFull,
-            Self::Unavailable { reason, outcome_unknown, retry_after } => {
-                Self::Unavailable { reason, outcome_unknown: *outcome_unknown, retry_after: *retry_after }
+            Self::Unavailable { reason, outcome_unknown, retry_after } => Self::Unavailable {
+                reason,
+                outcome_unknown: *outcome_unknown,
+                retry_after: *retry_after,
+            },
+            Self::Damaged { what, source } => {
+                Self::Damaged { what: what.clone(), source: source.clone() }
             }
-            Self::Damaged { what, source } => Self::Damaged { what: what.clone(), source: source.clone() },
             Self::Internal(_) => Self::Internal(Box::new(Shared(Arc::clone(self)))),
         }
     }
@@ -99,15 +103,23 @@ impl StoreError {
     /// Whether the same request can succeed later without being changed.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Overloaded { .. } | Self::Deadline { .. } | Self::DiskFull | Self::Unavailable { .. } => true,
-            Self::Refused(_) | Self::NotInThisMode(_) | Self::Damaged { .. } | Self::Internal(_) => false,
+            Self::Overloaded { .. }
+            | Self::Deadline { .. }
+            | Self::DiskFull
+            | Self::Unavailable { .. } => true,
+            Self::Refused(_)
+            | Self::NotInThisMode(_)
+            | Self::Damaged { .. }
+            | Self::Internal(_) => false,
         }
     }
 
     /// Whether the write may have happened: retry it with the same id, never with a new one.
     pub fn is_outcome_unknown(&self) -> bool {
         match self {
-            Self::Deadline { outcome_unknown, .. } | Self::Unavailable { outcome_unknown, .. } => *outcome_unknown,
+            Self::Deadline { outcome_unknown, .. } | Self::Unavailable { outcome_unknown, .. } => {
+                *outcome_unknown
+            }
             Self::Internal(_) => true,
             Self::Refused(_)
             | Self::NotInThisMode(_)
@@ -120,10 +132,15 @@ impl StoreError {
     /// When to try again.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Overloaded { retry_after, .. } | Self::Unavailable { retry_after, .. } => Some(*retry_after),
+            Self::Overloaded { retry_after, .. } | Self::Unavailable { retry_after, .. } => {
+                Some(*retry_after)
+            }
             Self::Deadline { .. } => Some(Duration::from_secs(1)),
             Self::DiskFull => Some(Duration::from_secs(5)),
-            Self::Refused(_) | Self::NotInThisMode(_) | Self::Damaged { .. } | Self::Internal(_) => None,
+            Self::Refused(_)
+            | Self::NotInThisMode(_)
+            | Self::Damaged { .. }
+            | Self::Internal(_) => None,
         }
     }
 }

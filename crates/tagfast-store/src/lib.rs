@@ -15,8 +15,9 @@ pub mod token;
 
 pub use error::StoreError;
 pub use ports::{
-    CacheUse, Consistency, Degraded, Durability, History, ReadOptions, ReceiptReader, ScanPage, ShardScanner,
-    SharedStore, Source, TagReader, TagStore, TagWriter, Verdict, View, WriteAnswer, WriteRequest,
+    CacheUse, Consistency, Degraded, Durability, History, ReadOptions, ReceiptReader, ScanPage,
+    ShardScanner, SharedStore, Source, TagReader, TagStore, TagWriter, Verdict, View, WriteAnswer,
+    WriteRequest,
 };
 pub use seal::{SealError, SealKind, Sealer};
 pub use token::{ConsistencyToken, Position, Receipt};

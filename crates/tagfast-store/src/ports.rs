@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tagfast_domain::{
-    ContentKey, Document, Epoch, EpochId, TagName, Tagging, TenantId, UnixMillis, UserId, Version, Write,
+    ContentKey, Document, Epoch, EpochId, TagName, Tagging, TenantId, UnixMillis, UserId, Version,
+    Write,
 };
 use tagfast_resilience::Criticality;
 use tagfast_sharding::LogicalShard;
@@ -175,7 +176,11 @@ pub trait TagReader: Send + Sync {
     async fn view(&self, key: &ContentKey, options: &ReadOptions<'_>) -> Result<View, StoreError>;
 
     /// The tags of several contents, in the order asked; one failing shard fails only its own items.
-    async fn view_many(&self, keys: &[ContentKey], options: &ReadOptions<'_>) -> Vec<Result<View, StoreError>>;
+    async fn view_many(
+        &self,
+        keys: &[ContentKey],
+        options: &ReadOptions<'_>,
+    ) -> Vec<Result<View, StoreError>>;
 }
 
 /// Writes.
@@ -186,7 +191,8 @@ pub trait TagWriter: Send + Sync {
     async fn write(&self, request: WriteRequest) -> Result<WriteAnswer, StoreError>;
 
     /// Applies several writes, each atomic by itself, in the order asked where they share a content.
-    async fn write_many(&self, requests: Vec<WriteRequest>) -> Vec<Result<WriteAnswer, StoreError>>;
+    async fn write_many(&self, requests: Vec<WriteRequest>)
+    -> Vec<Result<WriteAnswer, StoreError>>;
 }
 
 /// A page of a scan.

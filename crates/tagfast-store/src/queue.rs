@@ -37,7 +37,8 @@ impl TenantWeights {
 
     /// These weights, each brought between 1 and [`TenantWeights::MOST`].
     pub fn new(weights: impl IntoIterator<Item = (TenantId, u8)>) -> Self {
-        let clamped = weights.into_iter().map(|(tenant, weight)| (tenant, weight.clamp(1, Self::MOST)));
+        let clamped =
+            weights.into_iter().map(|(tenant, weight)| (tenant, weight.clamp(1, Self::MOST)));
         Self(Arc::new(clamped.collect()))
     }
 
@@ -107,7 +108,8 @@ impl<T: Queued> FairQueue<T> {
             let tenant = item.tenant().clone();
             let weight = self.weights.of(&tenant);
             self.turn.push_back(tenant.clone());
-            let queue = TenantQueue { items: VecDeque::from([item]), units: cost, weight, left: weight };
+            let queue =
+                TenantQueue { items: VecDeque::from([item]), units: cost, weight, left: weight };
             self.tenants.insert(tenant, queue);
         }
         self.units += cost;
@@ -206,7 +208,8 @@ mod tests {
             let mut taken = queue.take(2, usize::MAX);
             taken.extend(queue.take(3, usize::MAX));
             assert_eq!(of(&taken, ["big", "small", "other"]), [3, 1, 1], "turn {round}");
-            let big: Vec<usize> = taken.iter().filter(|i| i.0.as_str() == "big").map(|i| i.1).collect();
+            let big: Vec<usize> =
+                taken.iter().filter(|i| i.0.as_str() == "big").map(|i| i.1).collect();
             assert!(big.is_sorted(), "in the order of arrival: {big:?}");
         }
         assert_eq!(queue.len(), 65);
@@ -219,7 +222,10 @@ mod tests {
         assert!(queue.push(Item(tenant("late"), 0)).is_ok());
         assert!(matches!(queue.push(Item(tenant("big"), 0)), Err((NoRoom::TenantShare, _))));
         let mut alike = FairQueue::new(60);
-        assert_eq!((fill(&mut alike, "one"), fill(&mut alike, "two"), fill(&mut alike, "three")), (30, 15, 8));
+        assert_eq!(
+            (fill(&mut alike, "one"), fill(&mut alike, "two"), fill(&mut alike, "three")),
+            (30, 15, 8)
+        );
     }
 
     #[test]
@@ -232,7 +238,8 @@ mod tests {
         for round in 0..200 {
             for (n, offered) in [160, 5, 5].into_iter().enumerate() {
                 for k in 0..offered {
-                    refused[n] += usize::from(queue.push(Item(tenant(names[n]), round * 1000 + k)).is_err());
+                    refused[n] +=
+                        usize::from(queue.push(Item(tenant(names[n]), round * 1000 + k)).is_err());
                 }
             }
             let batch = queue.take(16, usize::MAX);

@@ -62,7 +62,10 @@ impl Sealer {
     /// With keys of 32 bytes; the first one signs. Panics on an empty list, which the configuration refuses.
     pub fn new(keys: &[[u8; 32]]) -> Self {
         assert!(!keys.is_empty(), "a sealer needs a key");
-        let keys = keys.iter().map(|k| Hmac::new_from_slice(k).expect("HMAC takes keys of any length")).collect();
+        let keys = keys
+            .iter()
+            .map(|k| Hmac::new_from_slice(k).expect("HMAC takes keys of any length"))
+            .collect();
         Self { keys }
     }
 
@@ -87,7 +90,12 @@ impl Sealer {
     }
 
     /// The body of a sealed string of this kind and tenant.
-    pub fn open(&self, kind: SealKind, tenant: &TenantId, sealed: &str) -> Result<Vec<u8>, SealError> {
+    pub fn open(
+        &self,
+        kind: SealKind,
+        tenant: &TenantId,
+        sealed: &str,
+    ) -> Result<Vec<u8>, SealError> {
         if sealed.len() > SEALED_BYTES {
             return Err(SealError::TooLong);
         }

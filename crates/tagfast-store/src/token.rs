@@ -36,7 +36,8 @@ pub struct ConsistencyToken {
 impl ConsistencyToken {
     /// Takes in one more answer.
     pub fn see(&mut self, content: ContentHash, version: Version, position: Position) {
-        let seen = self.pairs.iter().position(|(c, _)| *c == content).map(|i| self.pairs.remove(i).1);
+        let seen =
+            self.pairs.iter().position(|(c, _)| *c == content).map(|i| self.pairs.remove(i).1);
         self.pairs.push((content, seen.map_or(version, |v| v.max(version))));
         let excess = self.pairs.len().saturating_sub(TOKEN_PAIRS);
         self.pairs.drain(..excess);
@@ -81,7 +82,9 @@ impl ConsistencyToken {
         let mut token = Self::default();
         for _ in 0..take::<1>(&mut rest)?[0] {
             let content = ContentHash(u64::from_be_bytes(take(&mut rest)?));
-            token.pairs.push((content, Version::from_packed(u64::from_be_bytes(take(&mut rest)?)).ok()?));
+            token
+                .pairs
+                .push((content, Version::from_packed(u64::from_be_bytes(take(&mut rest)?)).ok()?));
         }
         for _ in 0..take::<1>(&mut rest)?[0] {
             let shard = LogicalShard::from_number(take::<1>(&mut rest)?[0])?;

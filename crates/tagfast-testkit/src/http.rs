@@ -185,14 +185,19 @@ fn line(reader: &mut impl BufRead) -> Result<String> {
 
 fn read_answer(reader: &mut impl BufRead, without_body: bool) -> Result<Answer> {
     let first = line(reader)?;
-    let status = first.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(|| bad("no status line"))?;
+    let status = first
+        .split(' ')
+        .nth(1)
+        .and_then(|s| s.parse().ok())
+        .ok_or_else(|| bad("no status line"))?;
     let mut headers = Vec::new();
     loop {
         let header = line(reader)?;
         if header.is_empty() {
             break;
         }
-        let (name, value) = header.split_once(':').ok_or_else(|| bad("a header without a colon"))?;
+        let (name, value) =
+            header.split_once(':').ok_or_else(|| bad("a header without a colon"))?;
         headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
     }
     let mut answer = Answer { status, headers, body: Vec::new() };
@@ -203,7 +208,8 @@ fn read_answer(reader: &mut impl BufRead, without_body: bool) -> Result<Answer> 
         loop {
             let size = line(reader)?;
             let size = size.split(';').next().unwrap_or_default();
-            let size = usize::from_str_radix(size.trim(), 16).map_err(|_| bad("a chunk without a size"))?;
+            let size = usize::from_str_radix(size.trim(), 16)
+                .map_err(|_| bad("a chunk without a size"))?;
             let start = answer.body.len();
             answer.body.resize(start + size, 0);
             reader.read_exact(&mut answer.body[start..])?;
@@ -214,7 +220,8 @@ fn read_answer(reader: &mut impl BufRead, without_body: bool) -> Result<Answer> 
         }
     }
     if let Some(length) = answer.header("content-length") {
-        let length: usize = length.parse().map_err(|_| bad("a content-length that is no number"))?;
+        let length: usize =
+            length.parse().map_err(|_| bad("a content-length that is no number"))?;
         answer.body.resize(length, 0);
         reader.read_exact(&mut answer.body)?;
     } else {
@@ -244,6 +251,8 @@ mod tests {
     fn an_answer_that_breaks_off_is_an_error() {
         assert!(parse("").is_err());
         assert!(parse("HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n{\"a").is_err());
-        assert!(parse("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n").is_err());
+        assert!(
+            parse("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n").is_err()
+        );
     }
 }

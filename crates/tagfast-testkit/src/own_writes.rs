@@ -146,11 +146,14 @@ fn write_and_read(number: u64, mut nodes: [Client; 2], seen: &Seen, stop: &Atomi
             }
             let body = answer.json();
             let stale = body["meta"]["stale"] == true;
-            let degraded = body["meta"]["degraded"].as_array().map(Vec::as_slice).unwrap_or_default();
-            let lost = degraded.iter().any(|d| d["feature"] == "session" && d["reason"] == "failover");
+            let degraded =
+                body["meta"]["degraded"].as_array().map(Vec::as_slice).unwrap_or_default();
+            let lost =
+                degraded.iter().any(|d| d["feature"] == "session" && d["reason"] == "failover");
             let told = if with_token { lost } else { !remembered || stale || !degraded.is_empty() };
             seen.stale.fetch_add(u64::from(stale), Ordering::SeqCst);
-            seen.from_cache.fetch_add(u64::from(body["meta"]["source"] == "cache"), Ordering::SeqCst);
+            seen.from_cache
+                .fetch_add(u64::from(body["meta"]["source"] == "cache"), Ordering::SeqCst);
             if version(&body) < least && !told {
                 seen.violations().push(format!("token {with_token}: {body} is behind {least}"));
             }

@@ -92,7 +92,9 @@ impl ServerOptions {
                 command
             }
         };
-        for (name, _) in std::env::vars_os().filter(|(n, _)| n.to_string_lossy().starts_with("TAGFAST_")) {
+        for (name, _) in
+            std::env::vars_os().filter(|(n, _)| n.to_string_lossy().starts_with("TAGFAST_"))
+        {
             command.env_remove(name);
         }
         command.args(&self.args);
@@ -108,7 +110,9 @@ impl ServerOptions {
     pub fn start(&self) -> ServerProcess {
         match self.try_start() {
             Ok(server) => server,
-            Err((status, log)) => panic!("the server ended with {status} before it listened:\n{log}"),
+            Err((status, log)) => {
+                panic!("the server ended with {status} before it listened:\n{log}")
+            }
         }
     }
 
@@ -135,7 +139,13 @@ impl ServerOptions {
             })
         });
         let unspecified = SocketAddr::from(([0, 0, 0, 0], 0));
-        let mut server = ServerProcess { child, address: unspecified, reader, log, data_dir: self.data_dir.clone() };
+        let mut server = ServerProcess {
+            child,
+            address: unspecified,
+            reader,
+            log,
+            data_dir: self.data_dir.clone(),
+        };
         let address = wait_for_condition("listening", PATIENCE, || {
             if let Some(address) = server.listening() {
                 return Ok(Ok(address));
@@ -212,10 +222,12 @@ impl ServerProcess {
     /// # Panics
     /// When it does not become ready in time.
     pub fn wait_until_ready(&self) {
-        wait_for_condition("ready", PATIENCE, || match self.client().request("GET", "/readyz", &[], None) {
-            Ok(answer) if answer.status == 200 => Ok(()),
-            Ok(answer) => Err(answer.text()),
-            Err(error) => Err(format!("{error}; log:\n{}", self.log())),
+        wait_for_condition("ready", PATIENCE, || {
+            match self.client().request("GET", "/readyz", &[], None) {
+                Ok(answer) if answer.status == 200 => Ok(()),
+                Ok(answer) => Err(answer.text()),
+                Err(error) => Err(format!("{error}; log:\n{}", self.log())),
+            }
         });
     }
 
@@ -255,11 +267,12 @@ impl ServerProcess {
     /// # Panics
     /// When it does not end in time.
     pub fn wait(&mut self) -> ExitStatus {
-        let status = wait_for_condition("the server's end", PATIENCE, || match self.child.try_wait() {
-            Ok(Some(status)) => Ok(status),
-            Ok(None) => Err(self.log()),
-            Err(error) => Err(error.to_string()),
-        });
+        let status =
+            wait_for_condition("the server's end", PATIENCE, || match self.child.try_wait() {
+                Ok(Some(status)) => Ok(status),
+                Ok(None) => Err(self.log()),
+                Err(error) => Err(error.to_string()),
+            });
         self.finish_log();
         status
     }
@@ -294,7 +307,8 @@ impl Drop for ServerProcess {
 
 fn address_in(line: &str) -> Option<SocketAddr> {
     let (_, rest) = line.split_once("listening on http://")?;
-    let end = rest.find(|c: char| c == '"' || c == '\u{1b}' || c.is_whitespace()).unwrap_or(rest.len());
+    let end =
+        rest.find(|c: char| c == '"' || c == '\u{1b}' || c.is_whitespace()).unwrap_or(rest.len());
     rest[..end].parse().ok()
 }
 
@@ -306,7 +320,10 @@ mod tests {
     fn the_address_is_found_in_text_and_json() {
         let expected = Some(SocketAddr::from(([127, 0, 0, 1], 7070)));
         assert_eq!(address_in("INFO listening on http://127.0.0.1:7070 version=0.1.0"), expected);
-        assert_eq!(address_in("{\"message\":\"listening on http://127.0.0.1:7070\",\"v\":1}"), expected);
+        assert_eq!(
+            address_in("{\"message\":\"listening on http://127.0.0.1:7070\",\"v\":1}"),
+            expected
+        );
         assert_eq!(address_in("something else"), None);
     }
 

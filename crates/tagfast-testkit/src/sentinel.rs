@@ -52,7 +52,8 @@ fn answer(from: &mut impl BufRead) -> std::io::Result<Result<String, String>> {
     let Some((kind, rest)) = line.split_at_checked(1) else {
         return Err(std::io::ErrorKind::UnexpectedEof.into());
     };
-    let count = || rest.parse::<i64>().map_err(|_| std::io::Error::other(format!("not an answer: {line}")));
+    let count =
+        || rest.parse::<i64>().map_err(|_| std::io::Error::other(format!("not an answer: {line}")));
     match kind {
         "-" => Ok(Err(rest.to_owned())),
         "$" => {
@@ -100,7 +101,10 @@ impl RedisServer {
         let (home, address) = (home.into(), free_address());
         std::fs::create_dir_all(&home).expect("a folder");
         let mut all: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
-        all.extend(["--bind", "127.0.0.1", "--port", &address.port().to_string(), "--save", ""].map(str::to_owned));
+        all.extend(
+            ["--bind", "127.0.0.1", "--port", &address.port().to_string(), "--save", ""]
+                .map(str::to_owned),
+        );
         let child = Self::spawn(&home, &all);
         let server = Self { home, address, args: all, child };
         server.answers();
@@ -243,8 +247,10 @@ impl Watched {
         let args = [&["--repl-diskless-sync-delay", "0"], args].concat();
         let primary = RedisServer::start(dir.path().join("primary"), &args);
         let of = format!("127.0.0.1 {}", primary.address.port());
-        let replica =
-            RedisServer::start(dir.path().join("replica"), &[&["--replicaof", &of], args.as_slice()].concat());
+        let replica = RedisServer::start(
+            dir.path().join("replica"),
+            &[&["--replicaof", &of], args.as_slice()].concat(),
+        );
         wait_for_condition("the replica follows", PATIENCE, || {
             let info = primary.ask(&["INFO", "replication"])?;
             if info.contains("state=online") { Ok(()) } else { Err(info) }
@@ -276,7 +282,10 @@ impl Watched {
     /// When they do not do as they are told.
     pub fn part(&self) {
         wait_for_condition("the replica has everything", PATIENCE, || {
-            let at = [self.primary.offset("master_repl_offset")?, self.replica.offset("slave_repl_offset")?];
+            let at = [
+                self.primary.offset("master_repl_offset")?,
+                self.replica.offset("slave_repl_offset")?,
+            ];
             if at[0] == at[1] { Ok(()) } else { Err(format!("{at:?}")) }
         });
         self.replica.freeze();

@@ -12,7 +12,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// # Panics
 /// When the condition does not hold within the bound.
 #[track_caller]
-pub fn wait_for_condition<T, S: Display>(what: &str, within: Duration, mut look: impl FnMut() -> Result<T, S>) -> T {
+pub fn wait_for_condition<T, S: Display>(
+    what: &str,
+    within: Duration,
+    mut look: impl FnMut() -> Result<T, S>,
+) -> T {
     let started = Instant::now();
     loop {
         match look() {
@@ -48,7 +52,10 @@ fn give_up(what: &str, within: Duration, status: &impl Display) -> ! {
     panic!("{what} did not happen within {:.1} s; last status: {status}", within.as_secs_f64())
 }
 
-#[expect(clippy::disallowed_methods, reason = "the one place where a test may sleep: between two looks at a condition")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place where a test may sleep: between two looks at a condition"
+)]
 fn pause() {
     std::thread::sleep(LOOK_EVERY);
 }

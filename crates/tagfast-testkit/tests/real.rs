@@ -8,7 +8,8 @@ use tagfast_testkit::wait_for_condition;
 #[test]
 fn a_cluster_comes_up_fails_over_and_leaves_nothing() {
     let dir = tempfile::tempdir().expect("a folder");
-    let mut stack = Stack::up(&StackOptions::clusters_only(1, dir.path()), &|_| ()).expect("it comes up");
+    let mut stack =
+        Stack::up(&StackOptions::clusters_only(1, dir.path()), &|_| ()).expect("it comes up");
     assert_eq!(stack.problems(), Vec::<String>::new());
     let base = stack.info().base.clone();
     let first = stack.primary("c0").expect("a primary").name;
@@ -16,9 +17,15 @@ fn a_cluster_comes_up_fails_over_and_leaves_nothing() {
     stack.fault(Fault::Kill, "c0").expect("killed");
     let second = wait_for_condition("another node is promoted", Duration::from_secs(30), || {
         let primary = stack.primary("c0")?.name;
-        if primary == first { Err(anyhow::anyhow!("{primary} is still the primary")) } else { Ok(primary) }
+        if primary == first {
+            Err(anyhow::anyhow!("{primary} is still the primary"))
+        } else {
+            Ok(primary)
+        }
     });
-    stack.wait_until_whole("c0", Duration::from_secs(60)).expect("the killed one comes back as a replica");
+    stack
+        .wait_until_whole("c0", Duration::from_secs(60))
+        .expect("the killed one comes back as a replica");
 
     stack.fault(Fault::Switchover, "c0").expect("switched over");
     assert_ne!(stack.primary("c0").expect("a primary").name, second);
@@ -46,8 +53,12 @@ fn a_cluster_comes_up_fails_over_and_leaves_nothing() {
 #[test]
 fn kafka_opensearch_and_redis_come_up_behind_the_proxy() {
     let dir = tempfile::tempdir().expect("a folder");
-    let options =
-        StackOptions { redis: true, kafka: true, opensearch: true, ..StackOptions::clusters_only(0, dir.path()) };
+    let options = StackOptions {
+        redis: true,
+        kafka: true,
+        opensearch: true,
+        ..StackOptions::clusters_only(0, dir.path())
+    };
     let stack = Stack::up(&options, &|_| ()).expect("it comes up");
     assert_eq!(stack.problems(), Vec::<String>::new());
     let url = stack.info().opensearch.as_ref().expect("it was asked for").url.clone();
@@ -55,12 +66,17 @@ fn kafka_opensearch_and_redis_come_up_behind_the_proxy() {
     let health = tagfast_testkit::Client::new(address).get("/_cluster/health").expect(200).json();
     assert_eq!(health["number_of_nodes"], 1);
     let redis = stack.info().redis.as_ref().expect("it was asked for").url.clone();
-    let mut stream = std::net::TcpStream::connect(redis.trim_start_matches("redis://")).expect("connects");
+    let mut stream =
+        std::net::TcpStream::connect(redis.trim_start_matches("redis://")).expect("connects");
     std::io::Write::write_all(&mut stream, b"PING\r\n").expect("sent");
     let mut answer = [0; 7];
     std::io::Read::read_exact(&mut stream, &mut answer).expect("an answer");
     assert_eq!(&answer, b"+PONG\r\n");
     let base = stack.info().base.clone();
     stack.down().expect("it ends");
-    assert_eq!(host::processes_of(&base), Vec::new(), "OpenSearch leaves its folder and ends all the same");
+    assert_eq!(
+        host::processes_of(&base),
+        Vec::new(),
+        "OpenSearch leaves its folder and ends all the same"
+    );
 }

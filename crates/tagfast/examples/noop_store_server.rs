@@ -9,17 +9,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use clap::Parser;
 use tagfast_api::{
-    ApiLimits, ApiParts, AuthConfig, Operations, OperationsError, Readiness, StatusReport, router, serve,
+    ApiLimits, ApiParts, AuthConfig, Operations, OperationsError, Readiness, StatusReport, router,
+    serve,
 };
 use tagfast_domain::{
-    ContentKey, Epoch, EpochId, EpochOrdinal, Limits, Operation, TagName, Tagging, TenantId, UserId, Version,
+    ContentKey, Epoch, EpochId, EpochOrdinal, Limits, Operation, TagName, Tagging, TenantId,
+    UserId, Version,
 };
 use tagfast_popular::RecountReport;
 use tagfast_resilience::{Breakers, Clock, SystemClock};
 use tagfast_sharding::LogicalShard;
 use tagfast_store::{
-    CacheUse, Position, ReadOptions, Receipt, ReceiptReader, ScanPage, Sealer, ShardScanner, Source, StoreError,
-    TagReader, TagWriter, Verdict, View, WriteAnswer, WriteRequest,
+    CacheUse, Position, ReadOptions, Receipt, ReceiptReader, ScanPage, Sealer, ShardScanner,
+    Source, StoreError, TagReader, TagWriter, Verdict, View, WriteAnswer, WriteRequest,
 };
 
 /// The API over nothing.
@@ -47,7 +49,8 @@ impl Nothing {
 
     fn answer(&self, request: &WriteRequest) -> WriteAnswer {
         self.writes.fetch_add(1, Ordering::Relaxed);
-        let names = |tags: &[tagfast_domain::Tag]| tags.iter().map(|t| t.name.clone()).collect::<Vec<_>>();
+        let names =
+            |tags: &[tagfast_domain::Tag]| tags.iter().map(|t| t.name.clone()).collect::<Vec<_>>();
         let (added, removed) = match &request.write.operation {
             Operation::Patch { add, remove } => (names(add), remove.clone()),
             Operation::Replace { tags } => (names(tags), Vec::new()),
@@ -74,7 +77,11 @@ impl Nothing {
 
 #[async_trait]
 impl TagReader for Nothing {
-    async fn view(&self, _key: &ContentKey, _options: &ReadOptions<'_>) -> Result<View, StoreError> {
+    async fn view(
+        &self,
+        _key: &ContentKey,
+        _options: &ReadOptions<'_>,
+    ) -> Result<View, StoreError> {
         Ok(View {
             version: self.epoch.first_version(),
             tags: self.tags.clone(),
@@ -88,7 +95,11 @@ impl TagReader for Nothing {
         })
     }
 
-    async fn view_many(&self, keys: &[ContentKey], options: &ReadOptions<'_>) -> Vec<Result<View, StoreError>> {
+    async fn view_many(
+        &self,
+        keys: &[ContentKey],
+        options: &ReadOptions<'_>,
+    ) -> Vec<Result<View, StoreError>> {
         let mut views = Vec::with_capacity(keys.len());
         for key in keys {
             views.push(self.view(key, options).await);
@@ -103,7 +114,10 @@ impl TagWriter for Nothing {
         Ok(self.answer(&request))
     }
 
-    async fn write_many(&self, requests: Vec<WriteRequest>) -> Vec<Result<WriteAnswer, StoreError>> {
+    async fn write_many(
+        &self,
+        requests: Vec<WriteRequest>,
+    ) -> Vec<Result<WriteAnswer, StoreError>> {
         requests.iter().map(|r| Ok(self.answer(r))).collect()
     }
 }
@@ -164,7 +178,8 @@ impl Operations for NoOperations {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args = Args::parse();
-    let epoch = Epoch { id: EpochId([1; 16]), ordinal: EpochOrdinal(SystemClock.now_ms().unsigned_abs()) };
+    let epoch =
+        Epoch { id: EpochId([1; 16]), ordinal: EpochOrdinal(SystemClock.now_ms().unsigned_abs()) };
     let version = epoch.first_version();
     let tags = (0..args.tags).map(|n| tagging(n, version)).collect::<Result<_, _>>()?;
     let parts = ApiParts {

@@ -199,13 +199,19 @@ impl Client {
     }
 
     /// Calls and reads a JSON answer; a problem is an error.
-    pub async fn call(&self, method: Method, path: &str, options: Options<'_>) -> Result<Value, ClientError> {
+    pub async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        options: Options<'_>,
+    ) -> Result<Value, ClientError> {
         let response = self.send(method, path, options).await?;
         if !response.status().is_success() {
             return Err(problem_of(response).await);
         }
         let body = response.bytes().await.map_err(|e| self.error(&e))?;
-        serde_json::from_slice(&body).map_err(|e| ClientError::Strange(format!("the answer is not JSON: {e}")))
+        serde_json::from_slice(&body)
+            .map_err(|e| ClientError::Strange(format!("the answer is not JSON: {e}")))
     }
 
     /// `GET` of a path.
@@ -214,7 +220,12 @@ impl Client {
     }
 
     /// `POST` of a JSON body.
-    pub async fn post(&self, path: &str, body: &Value, timeout: Option<Duration>) -> Result<Value, ClientError> {
+    pub async fn post(
+        &self,
+        path: &str,
+        body: &Value,
+        timeout: Option<Duration>,
+    ) -> Result<Value, ClientError> {
         let body = Some(body.to_string().into_bytes());
         self.call(Method::POST, path, Options { body, timeout, ..Options::default() }).await
     }
@@ -225,7 +236,9 @@ impl Client {
             return ClientError::Connect { url: self.base.clone(), detail: root(error) };
         }
         if error.is_timeout() {
-            return ClientError::Interrupted("the server did not answer in time (see --timeout)".to_owned());
+            return ClientError::Interrupted(
+                "the server did not answer in time (see --timeout)".to_owned(),
+            );
         }
         if error.is_builder() {
             return ClientError::Strange(chain(error));
@@ -237,7 +250,11 @@ impl Client {
 /// The problem in an answer that is no success.
 pub async fn problem_of(response: reqwest::Response) -> ClientError {
     let status = response.status();
-    let header = response.headers().get("retry-after").and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
+    let header = response
+        .headers()
+        .get("retry-after")
+        .and_then(|v| v.to_str().ok())
+        .and_then(|v| v.parse().ok());
     let body = response.bytes().await.unwrap_or_default();
     let mut problem = match serde_json::from_slice::<Value>(&body) {
         Ok(value) => Problem::from_json(status.as_u16(), &value),
@@ -313,7 +330,9 @@ mod tests {
 
     #[test]
     fn only_what_can_succeed_later_is_retried() {
-        for (status, retry) in [(400, false), (422, false), (429, true), (500, false), (503, true), (507, true)] {
+        for (status, retry) in
+            [(400, false), (422, false), (429, true), (500, false), (503, true), (507, true)]
+        {
             let problem = Problem { status, ..Problem::default() };
             assert_eq!(ClientError::Problem(Box::new(problem)).is_retryable(), retry, "{status}");
         }

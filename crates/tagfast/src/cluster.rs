@@ -12,17 +12,22 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use tagfast_api::{ApiParts, Letters, LimitStatus, Operations, OperationsError, Readiness, StatusReport};
+use tagfast_api::{
+    ApiParts, Letters, LimitStatus, Operations, OperationsError, Readiness, StatusReport,
+};
 use tagfast_events::{Bus, ClusterName, Group, LetterBook, Partition};
 use tagfast_events_kafka::{KafkaBus, KafkaOptions, TopicError};
 use tagfast_popular::{BoardWriter, PopularCounts, PopularTags, RecountReport, StateBoards};
 use tagfast_resilience::{Breakers, Clock, LimiterLook};
-use tagfast_search::{GuardOptions, GuardedIndex, OpenSearchError, OpenSearchIndex, OpenSearchOptions, SharedProgress};
+use tagfast_search::{
+    GuardOptions, GuardedIndex, OpenSearchError, OpenSearchIndex, OpenSearchOptions, SharedProgress,
+};
 use tagfast_sharding::{LogicalShard, ShardMap};
 use tagfast_store::queue::TenantWeights;
 use tagfast_store::{Sealer, ShardScanner};
 use tagfast_store_postgres::{
-    ClusterOptions, ClusterStatus, Discard, OutboxSink, PostgresLetters, PostgresOptions, PostgresStore,
+    ClusterOptions, ClusterStatus, Discard, OutboxSink, PostgresLetters, PostgresOptions,
+    PostgresStore,
 };
 use tokio::sync::watch;
 
@@ -129,8 +134,8 @@ impl ClusterNode {
             reads_per_second: postgres.reads_per_second,
             tenant_weights: TenantWeights::new(config.tenant_weights.clone()),
         };
-        let store =
-            PostgresStore::open(options, sink).map_err(|e| Failure::new(format!("the store does not open: {e}")))?;
+        let store = PostgresStore::open(options, sink)
+            .map_err(|e| Failure::new(format!("the store does not open: {e}")))?;
         let shield = Shield::start(config, postgres, roles, &store, &clock, &breakers)?;
         let fed = match bus {
             Some(bus) => Some(feed(config, postgres, roles, &store, bus, &shield, &clock).await?),
@@ -195,9 +200,13 @@ impl ClusterNode {
 }
 
 /// The clusters whose shards feed each partition.
-fn feeding(postgres: &PostgresConfig, partitions: u16) -> Result<BTreeMap<Partition, BTreeSet<ClusterName>>, Failure> {
+fn feeding(
+    postgres: &PostgresConfig,
+    partitions: u16,
+) -> Result<BTreeMap<Partition, BTreeSet<ClusterName>>, Failure> {
     let shards = postgres.clusters.iter().map(|c| (c.scope.as_str(), c.shards.as_str()));
-    let map = ShardMap::new(postgres.map_version, shards).map_err(|e| Failure::new(e.to_string()))?;
+    let map =
+        ShardMap::new(postgres.map_version, shards).map_err(|e| Failure::new(e.to_string()))?;
     let mut feeding: BTreeMap<Partition, BTreeSet<ClusterName>> = BTreeMap::new();
     for shard in LogicalShard::all() {
         let partition = Partition(u16::from(shard.number()) % partitions);
@@ -208,7 +217,11 @@ fn feeding(postgres: &PostgresConfig, partitions: u16) -> Result<BTreeMap<Partit
 }
 
 /// The bus. Topics that cannot be used are refused; a broker that is away is looked for again.
-async fn bus(config: &Config, postgres: &PostgresConfig, kafka: &KafkaConfig) -> Result<Arc<KafkaBus>, Failure> {
+async fn bus(
+    config: &Config,
+    postgres: &PostgresConfig,
+    kafka: &KafkaConfig,
+) -> Result<Arc<KafkaBus>, Failure> {
     let refused = |e: TopicError| Failure::new(e.to_string());
     let bus = KafkaBus::new(KafkaOptions {
         brokers: kafka.brokers.clone(),
@@ -227,8 +240,12 @@ async fn bus(config: &Config, postgres: &PostgresConfig, kafka: &KafkaConfig) ->
     match tokio::time::timeout(PATIENCE, bus.check_topics()).await {
         Ok(Ok(())) => return Ok(bus),
         Ok(Err(error @ TopicError::Wrong(_))) => return Err(refused(error)),
-        Ok(Err(error @ TopicError::Unavailable(_))) => tracing::warn!(%error, "events wait for the bus"),
-        Err(_) => tracing::warn!(brokers = ?kafka.brokers, "events wait for the bus: Kafka does not answer"),
+        Ok(Err(error @ TopicError::Unavailable(_))) => {
+            tracing::warn!(%error, "events wait for the bus")
+        }
+        Err(_) => {
+            tracing::warn!(brokers = ?kafka.brokers, "events wait for the bus: Kafka does not answer")
+        }
     }
     let later = Arc::clone(&bus);
     tokio::spawn(async move {
@@ -236,7 +253,9 @@ async fn bus(config: &Config, postgres: &PostgresConfig, kafka: &KafkaConfig) ->
             tokio::time::sleep(LOOK_AGAIN).await;
             match later.check_topics().await {
                 Ok(()) => return tracing::info!("Kafka answers"),
-                Err(error @ TopicError::Wrong(_)) => tracing::error!(%error, "the bus cannot be used"),
+                Err(error @ TopicError::Wrong(_)) => {
+                    tracing::error!(%error, "the bus cannot be used")
+                }
                 Err(error @ TopicError::Unavailable(_)) => tracing::debug!(%error, "still no bus"),
             }
         }
@@ -258,16 +277,24 @@ async fn feed(
     let partitions = postgres.kafka.as_ref().map_or(1, |kafka| kafka.partitions);
     let index = match &postgres.opensearch {
         Some(search) if roles.api || roles.indexer => {
-            let options = OpenSearchOptions { url: search.url.clone(), alias: INDEX.to_owned(), shards: search.shards };
+            let options = OpenSearchOptions {
+                url: search.url.clone(),
+                alias: INDEX.to_owned(),
+                shards: search.shards,
+            };
             let refused = |e: OpenSearchError| Failure::new(e.to_string());
-            let index = OpenSearchIndex::new(options, Arc::clone(&scanner), Arc::clone(clock)).map_err(refused)?;
+            let index = OpenSearchIndex::new(options, Arc::clone(&scanner), Arc::clone(clock))
+                .map_err(refused)?;
             match tokio::time::timeout(PATIENCE, index.check()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error @ OpenSearchError::Foreign(_))) => return Err(refused(error)),
                 Ok(Err(error @ OpenSearchError::Unavailable(_))) => {
                     tracing::warn!(%error, "search waits for its index")
                 }
-                Err(_) => tracing::warn!(url = search.url, "search waits for its index: OpenSearch does not answer"),
+                Err(_) => tracing::warn!(
+                    url = search.url,
+                    "search waits for its index: OpenSearch does not answer"
+                ),
             }
             let progress = index.share_progress(partitions);
             Some((index, progress))
@@ -279,19 +306,26 @@ async fn feed(
     let redis = shield.state.clone();
     let counts = match (roles.analytics, &redis) {
         (false, _) => None,
-        (true, None) => Some(PopularCounts::open(config.data_dir.join("popular"), scanner, Arc::clone(clock))),
+        (true, None) => {
+            Some(PopularCounts::open(config.data_dir.join("popular"), scanner, Arc::clone(clock)))
+        }
         (true, Some(_)) => {
             let dir = config.data_dir.join("popular");
             Some(PopularCounts::open_shared(dir, partitions, scanner, Arc::clone(clock)))
         }
     };
-    let counts = counts.transpose().map_err(|e| Failure::new(format!("cannot open the counts: {e}")))?;
+    let counts =
+        counts.transpose().map_err(|e| Failure::new(format!("cannot open the counts: {e}")))?;
     let boards = match (&counts, &redis) {
-        (Some(counts), Some(redis)) => Some(BoardWriter::spawn(Arc::clone(counts), Arc::clone(redis), partitions)),
+        (Some(counts), Some(redis)) => {
+            Some(BoardWriter::spawn(Arc::clone(counts), Arc::clone(redis), partitions))
+        }
         (None, _) | (_, None) => None,
     };
     let popular = match (&redis, &counts) {
-        (Some(redis), _) => Some(StateBoards::new(Arc::clone(redis), partitions) as Arc<dyn PopularTags>),
+        (Some(redis), _) => {
+            Some(StateBoards::new(Arc::clone(redis), partitions) as Arc<dyn PopularTags>)
+        }
         (None, Some(counts)) => Some(Arc::clone(counts) as Arc<dyn PopularTags>),
         (None, None) => None,
     };
@@ -316,7 +350,9 @@ async fn feed(
 
 /// Takes the data directory for this process.
 fn hold(dir: &Path) -> Result<File, Failure> {
-    let failed = |e: std::io::Error| Failure::new(format!("cannot use the data directory {}: {e}", dir.display()));
+    let failed = |e: std::io::Error| {
+        Failure::new(format!("cannot use the data directory {}: {e}", dir.display()))
+    };
     std::fs::create_dir_all(dir).map_err(failed)?;
     let file = File::create(dir.join("cluster.lock")).map_err(failed)?;
     file.try_lock().map_err(|_| {
@@ -334,7 +370,8 @@ fn place_name(dir: &Path) -> String {
 }
 
 fn host() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "node".to_owned());
+    let name =
+        std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "node".to_owned());
     name.trim().to_owned()
 }
 
@@ -358,7 +395,10 @@ struct ClusterOperations {
 /// What a cluster cannot do, or does with a weaker promise.
 fn degraded(cluster: ClusterStatus) -> Vec<(String, String)> {
     let problem = cluster.problem.map(|problem| (format!("writes of {}", cluster.name), problem));
-    let warnings = cluster.warnings.into_iter().map(|warning| (format!("installation of {}", cluster.name), warning));
+    let warnings = cluster
+        .warnings
+        .into_iter()
+        .map(|warning| (format!("installation of {}", cluster.name), warning));
     problem.into_iter().chain(warnings).collect()
 }
 
@@ -389,9 +429,17 @@ const NO_BUS: &str = "search and popular tags need the bus: set kafka.brokers";
 impl Operations for ClusterOperations {
     async fn readiness(&self) -> Vec<Readiness> {
         let problem = |c: ClusterStatus| Some(format!("{}: {}", c.name, c.problem?));
-        let problems: Vec<String> =
-            self.store.status().into_iter().filter(|c| c.primary.is_none()).filter_map(problem).collect();
-        let store = Readiness { part: "store", problem: (!problems.is_empty()).then(|| problems.join("; ")) };
+        let problems: Vec<String> = self
+            .store
+            .status()
+            .into_iter()
+            .filter(|c| c.primary.is_none())
+            .filter_map(problem)
+            .collect();
+        let store = Readiness {
+            part: "store",
+            problem: (!problems.is_empty()).then(|| problems.join("; ")),
+        };
         std::iter::once(store).chain(self.consumers.iter().flat_map(Consumers::readiness)).collect()
     }
 
@@ -400,7 +448,8 @@ impl Operations for ClusterOperations {
     }
 
     async fn status(&self) -> StatusReport {
-        let epochs = self.store.status().into_iter().map(|c| format!("{}={}", c.name, c.epoch.unwrap_or(0)));
+        let epochs =
+            self.store.status().into_iter().map(|c| format!("{}={}", c.name, c.epoch.unwrap_or(0)));
         let mut report = StatusReport {
             mode: "postgres".to_owned(),
             roles: self.roles.names(),
@@ -419,17 +468,20 @@ impl Operations for ClusterOperations {
     }
 
     async fn reindex(&self) -> Result<u64, OperationsError> {
-        let consumers = self.consumers.as_ref().ok_or_else(|| OperationsError::Failed(NO_BUS.to_owned()))?;
+        let consumers =
+            self.consumers.as_ref().ok_or_else(|| OperationsError::Failed(NO_BUS.to_owned()))?;
         consumers.reindex().await
     }
 
     async fn recount(&self, repair: bool) -> Result<RecountReport, OperationsError> {
-        let consumers = self.consumers.as_ref().ok_or_else(|| OperationsError::Failed(NO_BUS.to_owned()))?;
+        let consumers =
+            self.consumers.as_ref().ok_or_else(|| OperationsError::Failed(NO_BUS.to_owned()))?;
         consumers.recount(repair).await
     }
 
     fn allow_storm(&self, group: &str) -> Result<(), OperationsError> {
-        let consumers = self.consumers.as_ref().ok_or_else(|| OperationsError::Failed(NO_BUS.to_owned()))?;
+        let consumers =
+            self.consumers.as_ref().ok_or_else(|| OperationsError::Failed(NO_BUS.to_owned()))?;
         consumers.allow_storm(group)
     }
 

@@ -34,7 +34,11 @@ pub struct Embedded {
 
 impl Embedded {
     /// Opens everything in the data directory and starts the consumers. Needs a tokio runtime.
-    pub async fn start(config: &Config, clock: Arc<dyn Clock>, metrics: MetricsText) -> Result<Self, Failure> {
+    pub async fn start(
+        config: &Config,
+        clock: Arc<dyn Clock>,
+        metrics: MetricsText,
+    ) -> Result<Self, Failure> {
         let opened = {
             let (config, clock) = (config.clone(), Arc::clone(&clock));
             tokio::task::spawn_blocking(move || open(&config, &clock))
@@ -47,7 +51,8 @@ impl Embedded {
         let options = config.dead_letters.replayer().map_err(Failure::new)?;
         let traced = config.telemetry.otlp_endpoint.is_some();
         let feed = Feed { bus: &bus, letters: &letters, clock: &clock, traced };
-        let consumers = Consumers::start(&feed, Some(Arc::clone(&index)), Some(Arc::clone(&popular)));
+        let consumers =
+            Consumers::start(&feed, Some(Arc::clone(&index)), Some(Arc::clone(&popular)));
         let leads = watch::channel(false).0;
         let replayer = Replayer::spawn(Arc::clone(&letters), options, Arc::clone(&clock), leads);
         let operations = Arc::new(EmbeddedOperations {
@@ -112,9 +117,13 @@ fn open(config: &Config, clock: &Arc<dyn Clock>) -> Result<Opened, Failure> {
     let store = EmbeddedStore::open(options).map_err(|e| open_failure(dir, &e))?;
     let keys = config.signing_keys().map_err(Failure::new)?;
     let scanner = Arc::clone(&store) as Arc<dyn ShardScanner>;
-    let index =
-        TantivyIndex::open(dir.join("search"), TantivyOptions::default(), Arc::clone(&scanner), Arc::clone(clock))
-            .map_err(|e| Failure::new(format!("cannot open the search index: {e}")))?;
+    let index = TantivyIndex::open(
+        dir.join("search"),
+        TantivyOptions::default(),
+        Arc::clone(&scanner),
+        Arc::clone(clock),
+    )
+    .map_err(|e| Failure::new(format!("cannot open the search index: {e}")))?;
     let popular = PopularCounts::open(dir.join("popular"), scanner, Arc::clone(clock))
         .map_err(|e| Failure::new(format!("cannot open the counts: {e}")))?;
     Ok(Opened { store, index, popular, keys })
@@ -141,7 +150,9 @@ struct EmbeddedOperations {
 #[async_trait]
 impl Operations for EmbeddedOperations {
     async fn readiness(&self) -> Vec<Readiness> {
-        std::iter::once(Readiness { part: "store", problem: None }).chain(self.consumers.readiness()).collect()
+        std::iter::once(Readiness { part: "store", problem: None })
+            .chain(self.consumers.readiness())
+            .collect()
     }
 
     async fn status(&self) -> StatusReport {
@@ -196,13 +207,20 @@ mod tests {
             value: dir.to_str().unwrap().to_owned(),
         }];
         let (config, _) = crate::config::load(None, &BTreeMap::new(), &flags).unwrap();
-        Embedded::start(&config, Arc::new(SystemClock), Arc::new(|| "metrics".to_owned())).await.unwrap()
+        Embedded::start(&config, Arc::new(SystemClock), Arc::new(|| "metrics".to_owned()))
+            .await
+            .unwrap()
     }
 
     async fn ready(embedded: &Embedded) {
         wait_for_condition_async("ready", PATIENCE, || async {
-            let open: Vec<_> =
-                embedded.operations.readiness().await.into_iter().filter(|r| r.problem.is_some()).collect();
+            let open: Vec<_> = embedded
+                .operations
+                .readiness()
+                .await
+                .into_iter()
+                .filter(|r| r.problem.is_some())
+                .collect();
             if open.is_empty() { Ok(()) } else { Err(format!("{open:?}")) }
         })
         .await;
@@ -214,11 +232,19 @@ mod tests {
         let embedded = start(dir.path()).await;
         ready(&embedded).await;
         let key = ContentKey::parse("default", "t", "1").unwrap();
-        let operation = Operation::patch(vec![Tag::parse("Ui").unwrap()], Vec::new(), &Default::default()).unwrap();
+        let operation =
+            Operation::patch(vec![Tag::parse("Ui").unwrap()], Vec::new(), &Default::default())
+                .unwrap();
         let user = UserId::parse("ana").unwrap();
-        let write = Write { id: WriteId([1; 16]), key: key.clone(), user, operation, if_match: None };
-        let request =
-            WriteRequest { write, fresh: false, durability: Durability::Local, deadline: None, traceparent: None };
+        let write =
+            Write { id: WriteId([1; 16]), key: key.clone(), user, operation, if_match: None };
+        let request = WriteRequest {
+            write,
+            fresh: false,
+            durability: Durability::Local,
+            deadline: None,
+            traceparent: None,
+        };
         assert!(embedded.store().write(request).await.unwrap().changed);
         assert_eq!(embedded.operations.recount(false).await.unwrap().drifted_contents, 0);
         assert_eq!(embedded.operations.reindex().await.unwrap(), 1);
@@ -228,7 +254,10 @@ mod tests {
         let embedded = start(dir.path()).await;
         ready(&embedded).await;
         let status = embedded.operations.status().await;
-        assert_eq!((status.indexed_contents, status.consumers.len(), status.mode.as_str()), (1, 2, "embedded"));
+        assert_eq!(
+            (status.indexed_contents, status.consumers.len(), status.mode.as_str()),
+            (1, 2, "embedded")
+        );
         let request = SearchRequest {
             query: Some("ui".to_owned()),
             content_type: None,

@@ -30,7 +30,8 @@ impl Watched {
         let sink = if feed.traced { Arc::new(Traced(sink)) } else { sink };
         let (bus, clock) = (Arc::clone(feed.bus), Arc::clone(feed.clock));
         let consumer = Arc::new(Consumer::spawn(bus, sink, options, clock));
-        let clerk = Clerk::spawn(Arc::clone(feed.letters), Arc::clone(&consumer), Arc::clone(feed.clock));
+        let clerk =
+            Clerk::spawn(Arc::clone(feed.letters), Arc::clone(&consumer), Arc::clone(feed.clock));
         Self { consumer, clerk, was_ready: AtomicBool::new(false) }
     }
 
@@ -48,7 +49,9 @@ impl Watched {
             return None;
         }
         Some(match status.state {
-            ConsumerState::Rebuilding => format!("rebuilding from the store, {} contents copied", status.rebuilt),
+            ConsumerState::Rebuilding => {
+                format!("rebuilding from the store, {} contents copied", status.rebuilt)
+            }
             ConsumerState::Paused => "waiting for what it reads or feeds to work again".to_owned(),
             ConsumerState::Starting | ConsumerState::Running | ConsumerState::Stopped => {
                 format!("catching up, {} events applied", status.applied)
@@ -78,7 +81,11 @@ struct Running<'a>(&'a AtomicBool);
 
 impl<'a> Running<'a> {
     fn take(flag: &'a AtomicBool, name: &'static str) -> Result<Self, OperationsError> {
-        if flag.swap(true, Ordering::AcqRel) { Err(OperationsError::AlreadyRunning(name)) } else { Ok(Self(flag)) }
+        if flag.swap(true, Ordering::AcqRel) {
+            Err(OperationsError::AlreadyRunning(name))
+        } else {
+            Ok(Self(flag))
+        }
     }
 }
 
@@ -114,7 +121,9 @@ pub struct Consumers {
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What a part tells of itself in time.
-async fn told<T, E: std::fmt::Display>(asked: impl Future<Output = Result<T, E>>) -> Result<T, String> {
+async fn told<T, E: std::fmt::Display>(
+    asked: impl Future<Output = Result<T, E>>,
+) -> Result<T, String> {
     match tokio::time::timeout(PATIENCE, asked).await {
         Ok(answer) => answer.map_err(|error| error.to_string()),
         Err(_) => Err(format!("no answer within {} ms", PATIENCE.as_millis())),
@@ -134,10 +143,15 @@ impl Consumers {
     {
         Self {
             letters: Arc::clone(feed.letters),
-            indexer: index
-                .map(|index| (Watched::start(feed, Arc::clone(&index) as _, RuntimeOptions::default()), index as _)),
+            indexer: index.map(|index| {
+                (
+                    Watched::start(feed, Arc::clone(&index) as _, RuntimeOptions::default()),
+                    index as _,
+                )
+            }),
             analytics: popular.map(|popular| {
-                let options = RuntimeOptions { batch: tagfast_popular::BATCH, ..RuntimeOptions::default() };
+                let options =
+                    RuntimeOptions { batch: tagfast_popular::BATCH, ..RuntimeOptions::default() };
                 (Watched::start(feed, Arc::clone(&popular) as _, options), popular as _)
             }),
             reindexing: AtomicBool::new(false),
@@ -164,7 +178,8 @@ impl Consumers {
                 None => Ok(0),
             }
         };
-        let (open, documents) = tokio::join!(told(self.letters.open_letters(Cooldown::default())), documents);
+        let (open, documents) =
+            tokio::join!(told(self.letters.open_letters(Cooldown::default())), documents);
         let open = open.unwrap_or_else(|error| {
             report.degraded.push(("dead letters".to_owned(), error));
             Vec::new()
@@ -215,8 +230,12 @@ impl Consumers {
     pub fn allow_storm(&self, group: &str) -> Result<(), OperationsError> {
         let found = self.all().find(|(_, watched)| watched.consumer.group().0 == group);
         let (_, watched) = found.ok_or_else(|| {
-            let known: Vec<&str> = self.all().map(|(_, watched)| watched.consumer.group().0).collect();
-            OperationsError::Failed(format!("no group {group:?} runs here; there are: {}", known.join(", ")))
+            let known: Vec<&str> =
+                self.all().map(|(_, watched)| watched.consumer.group().0).collect();
+            OperationsError::Failed(format!(
+                "no group {group:?} runs here; there are: {}",
+                known.join(", ")
+            ))
         })?;
         watched.consumer.allow_storm();
         Ok(())
@@ -246,7 +265,10 @@ mod tests {
     fn one_operation_of_a_kind_runs_at_a_time() {
         let flag = AtomicBool::new(false);
         let running = Running::take(&flag, "recount").unwrap();
-        assert!(matches!(Running::take(&flag, "recount"), Err(OperationsError::AlreadyRunning("recount"))));
+        assert!(matches!(
+            Running::take(&flag, "recount"),
+            Err(OperationsError::AlreadyRunning("recount"))
+        ));
         drop(running);
         assert!(Running::take(&flag, "recount").is_ok());
     }

@@ -77,7 +77,13 @@ fn request(line: Line, limits: &Limits) -> Result<WriteRequest, tagfast_domain::
         operation: Operation::patch(add, Vec::new(), limits)?,
         if_match: None,
     };
-    Ok(WriteRequest { write, fresh: false, durability: Durability::Local, deadline: None, traceparent: None })
+    Ok(WriteRequest {
+        write,
+        fresh: false,
+        durability: Durability::Local,
+        deadline: None,
+        traceparent: None,
+    })
 }
 
 /// Writes a batch, trying again what a full queue refused.

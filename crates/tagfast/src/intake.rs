@@ -30,7 +30,11 @@ impl Drop for Intake {
 
 impl Intake {
     /// Brings letters in while this process leads.
-    pub fn spawn(bus: &Arc<KafkaBus>, book: &Arc<PostgresLetters>, leads: &watch::Receiver<bool>) -> Self {
+    pub fn spawn(
+        bus: &Arc<KafkaBus>,
+        book: &Arc<PostgresLetters>,
+        leads: &watch::Receiver<bool>,
+    ) -> Self {
         let of_group = |group| {
             let (bus, book, leads) = (Arc::clone(bus), Arc::clone(book), leads.clone());
             tokio::spawn(run(bus, book, group, leads))
@@ -39,12 +43,21 @@ impl Intake {
     }
 }
 
-async fn run(bus: Arc<KafkaBus>, book: Arc<PostgresLetters>, group: Group, mut leads: watch::Receiver<bool>) {
+async fn run(
+    bus: Arc<KafkaBus>,
+    book: Arc<PostgresLetters>,
+    group: Group,
+    mut leads: watch::Receiver<bool>,
+) {
     let mut failing = false;
     while leads.wait_for(|leads| *leads).await.is_ok() {
         if let Err(error) = bring(&bus, &book, group, &leads, &mut failing).await {
             if !std::mem::replace(&mut failing, true) {
-                tracing::warn!(group = group.0, error, "letters are not brought into the book for now");
+                tracing::warn!(
+                    group = group.0,
+                    error,
+                    "letters are not brought into the book for now"
+                );
             }
             tokio::time::sleep(AGAIN).await;
         }

@@ -73,7 +73,8 @@ impl OutboxSink for KafkaOutbox {
         let mut events = Vec::with_capacity(rows.len());
         for row in rows {
             let decoded = row.decode();
-            let mut event = decoded.map_err(|e| failed(format!("outbox row ({}, {}): {e}", row.xid, row.n)))?;
+            let mut event =
+                decoded.map_err(|e| failed(format!("outbox row ({}, {}): {e}", row.xid, row.n)))?;
             // Rows of an older epoch that are still there belong to this one's history now.
             event.emit = epoch.ordinal;
             events.push(event);
@@ -88,12 +89,18 @@ impl OutboxSink for KafkaOutbox {
         past: &[PastEpoch],
     ) -> Result<Vec<ContentKey>, PublishError> {
         let current = epoch.ordinal;
-        let known: HashMap<EpochOrdinal, Past> =
-            past.iter().map(|p| (p.ordinal, Past::Ended { fence: p.fence, reconciled: p.reconciled })).collect();
+        let known: HashMap<EpochOrdinal, Past> = past
+            .iter()
+            .map(|p| (p.ordinal, Past::Ended { fence: p.fence, reconciled: p.reconciled }))
+            .collect();
         let past = move |ordinal| {
             // Of an epoch that nobody knows nothing is believed.
             let unknown = Past::Ended { fence: 0, reconciled: false };
-            if ordinal == current { Past::Current } else { known.get(&ordinal).copied().unwrap_or(unknown) }
+            if ordinal == current {
+                Past::Current
+            } else {
+                known.get(&ordinal).copied().unwrap_or(unknown)
+            }
         };
         self.publisher.doubtful(cluster, past).await.map_err(failed)
     }

@@ -31,13 +31,15 @@ impl Progress {
         if !term.bars {
             let now = Instant::now();
             let (what, last) = (what.to_owned(), Mutex::new(now));
-            return Self { view: View::Plain { term: term.clone(), what, total, started: now, last } };
+            return Self {
+                view: View::Plain { term: term.clone(), what, total, started: now, last },
+            };
         }
         let bar = match total {
-            Some(total) => {
-                ProgressBar::new(total).with_style(style("{msg} [{wide_bar:.cyan/dim}] {percent}% eta {eta}"))
-            }
-            None => ProgressBar::new_spinner().with_style(style("{spinner} {msg} {human_pos} {elapsed}")),
+            Some(total) => ProgressBar::new(total)
+                .with_style(style("{msg} [{wide_bar:.cyan/dim}] {percent}% eta {eta}")),
+            None => ProgressBar::new_spinner()
+                .with_style(style("{spinner} {msg} {human_pos} {elapsed}")),
         };
         bar.set_message(what.to_owned());
         bar.enable_steady_tick(Duration::from_millis(200));
@@ -151,7 +153,10 @@ mod tests {
     fn plain_lines_say_rate_and_time_left() {
         let text = plain("import", 50, Some(100), Duration::from_secs(5));
         assert_eq!(text, "import: 50/100, 10/s, 5 s left");
-        assert_eq!(part("import 3", 25, Some(100), Duration::from_secs(5)), "import 3, 25 %, 15 s left");
+        assert_eq!(
+            part("import 3", 25, Some(100), Duration::from_secs(5)),
+            "import 3, 25 %, 15 s left"
+        );
         assert_eq!(part("import 3", 25, None, Duration::from_secs(5)), "import 3");
         assert_eq!(plain("export", 50, None, Duration::from_secs(5)), "export: 50, 10/s");
     }

@@ -13,7 +13,9 @@ use serde_json::{Value, json};
 use tagfast_domain::UnixMillis;
 use tagfast_domain::time::rfc3339;
 use tagfast_events::letters::{PAGE_LETTERS, RATE};
-use tagfast_events::{Act, BookError, Cooldown, Due, GroupLetters, LetterBook, LetterFilter, LetterState, NewJob};
+use tagfast_events::{
+    Act, BookError, Cooldown, Due, GroupLetters, LetterBook, LetterFilter, LetterState, NewJob,
+};
 use tagfast_resilience::{Background, Clock, Stopped};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -69,8 +71,16 @@ impl Replayer {
         leads: watch::Sender<bool>,
     ) -> Self {
         let webhook = options.webhook.clone().map(Webhook::spawn);
-        let mut desk =
-            Desk { book, options, webhook, clock, leads, told: Told::default(), forgot_at: None, failing: false };
+        let mut desk = Desk {
+            book,
+            options,
+            webhook,
+            clock,
+            leads,
+            told: Told::default(),
+            forgot_at: None,
+            failing: false,
+        };
         Self(Background::spawn(async move |mut stopped: Stopped| {
             loop {
                 tokio::select! {
@@ -123,7 +133,8 @@ impl Desk {
         for GroupLetters { group, open, need_a_person, oldest } in &open {
             let age = oldest.map_or(0, |at| (now - at).max(0)) as f64 / 1000.0;
             metrics::gauge!("tagfast_dead_letters_open", "group" => group.0).set(*open as f64);
-            metrics::gauge!("tagfast_dead_letters_need_a_person", "group" => group.0).set(*need_a_person as f64);
+            metrics::gauge!("tagfast_dead_letters_need_a_person", "group" => group.0)
+                .set(*need_a_person as f64);
             metrics::gauge!("tagfast_dead_letter_oldest_seconds", "group" => group.0).set(age);
         }
         if self.webhook.is_some() {
@@ -139,18 +150,27 @@ impl Desk {
     /// Gives what is due to a job; the clerks of the consumers do the rest.
     async fn replay_due(&self, now: UnixMillis) -> Result<(), BookError> {
         let due = Due { at: now, cooldown: self.options.cooldown };
-        let filter = LetterFilter { state: Some(LetterState::Open), due: Some(due), ..LetterFilter::default() };
+        let filter = LetterFilter {
+            state: Some(LetterState::Open),
+            due: Some(due),
+            ..LetterFilter::default()
+        };
         // Those of a job that is under way may be due, too: they are in it already.
         let found = self.book.list(&filter, None, 1).await?;
         if found.letters.is_empty() {
             return Ok(());
         }
-        let job = NewJob { id: uuid::Uuid::now_v7().to_string(), dry_run: false, rate: RATE, at: now };
+        let job =
+            NewJob { id: uuid::Uuid::now_v7().to_string(), dry_run: false, rate: RATE, at: now };
         let begun = self.book.begin(&job, &filter).await?;
         if begun.letters == 0 {
             return Ok(());
         }
-        tracing::info!(job = job.id, letters = begun.letters, "dead letters are replayed after their cool-down");
+        tracing::info!(
+            job = job.id,
+            letters = begun.letters,
+            "dead letters are replayed after their cool-down"
+        );
         let detail = format!("job={} {filter}", job.id);
         let (by, action) = ("service".to_owned(), "replay".to_owned());
         self.book.note(&Act { at: now, by, action, detail, letters: begun.letters }).await
@@ -162,7 +182,11 @@ impl Desk {
         let staying: u64 = open.iter().map(|of| of.need_a_person).sum();
         let every = webhook.every();
         let early = self.told.at.is_some_and(|at| at.elapsed() < every);
-        let news = if staying == 0 { self.told.letters > 0 } else { staying > self.told.letters && !early };
+        let news = if staying == 0 {
+            self.told.letters > 0
+        } else {
+            staying > self.told.letters && !early
+        };
         if !news {
             // Fewer than were told of: what comes on top of them is news again.
             self.told.letters = self.told.letters.min(staying);
@@ -179,13 +203,22 @@ impl Desk {
         Ok(())
     }
 
-    async fn summary(&self, open: &[GroupLetters], staying: u64, now: UnixMillis) -> Result<Value, BookError> {
+    async fn summary(
+        &self,
+        open: &[GroupLetters],
+        staying: u64,
+        now: UnixMillis,
+    ) -> Result<Value, BookError> {
         let mut groups = Vec::new();
         for of in open.iter().filter(|of| of.need_a_person > 0) {
-            let filter =
-                LetterFilter { group: Some(of.group), state: Some(LetterState::Open), ..LetterFilter::default() };
+            let filter = LetterFilter {
+                group: Some(of.group),
+                state: Some(LetterState::Open),
+                ..LetterFilter::default()
+            };
             let page = self.book.list(&filter, None, PAGE_LETTERS).await?;
-            let stays = |class, replays, at| self.options.cooldown.next(class, replays, at).is_none();
+            let stays =
+                |class, replays, at| self.options.cooldown.next(class, replays, at).is_none();
             let mut codes: BTreeMap<String, u64> = BTreeMap::new();
             let mut examples = Vec::new();
             for stored in &page.letters {
@@ -206,6 +239,8 @@ impl Desk {
                 "examples": examples,
             }));
         }
-        Ok(json!({"type": "tagfast.dead_letters.stay", "at": rfc3339(now), "letters": staying, "groups": groups}))
+        Ok(
+            json!({"type": "tagfast.dead_letters.stay", "at": rfc3339(now), "letters": staying, "groups": groups}),
+        )
     }
 }

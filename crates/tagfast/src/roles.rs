@@ -20,8 +20,10 @@ pub struct Roles {
 
 impl Roles {
     /// Everything in one process.
-    pub const ALL: Self = Self { api: true, relay: true, indexer: true, analytics: true, replayer: true };
-    const NONE: Self = Self { api: false, relay: false, indexer: false, analytics: false, replayer: false };
+    pub const ALL: Self =
+        Self { api: true, relay: true, indexer: true, analytics: true, replayer: true };
+    const NONE: Self =
+        Self { api: false, relay: false, indexer: false, analytics: false, replayer: false };
 
     /// What was asked for.
     pub fn of(asked: &[Role]) -> Result<Self, Failure> {
@@ -35,7 +37,9 @@ impl Roles {
                 Role::Analytics => roles.analytics = true,
                 Role::Replayer => roles.replayer = true,
                 Role::Guardian => {
-                    return Err(Failure::usage("--role guardian: this version has no guardian yet".to_owned()));
+                    return Err(Failure::usage(
+                        "--role guardian: this version has no guardian yet".to_owned(),
+                    ));
                 }
             }
         }
@@ -70,7 +74,10 @@ mod tests {
     #[test]
     fn roles_add_up() {
         let roles = Roles::of(&[Role::Relay, Role::Indexer]).unwrap();
-        assert_eq!((roles.names().as_str(), roles.api, roles.needs_bus()), ("relay,indexer", false, true));
+        assert_eq!(
+            (roles.names().as_str(), roles.api, roles.needs_bus()),
+            ("relay,indexer", false, true)
+        );
         assert_eq!(Roles::of(&[Role::Api, Role::All]).unwrap(), Roles::ALL);
         assert!(!Roles::of(&[Role::Api, Role::Relay]).unwrap().needs_bus());
         assert!(Roles::of(&[Role::Guardian]).is_err());

@@ -26,11 +26,13 @@ use crate::term::Term;
 /// The configuration that the flags ask for.
 pub fn configuration(args: &ServeArgs) -> Result<(Config, Sources), Failure> {
     let data_dir = args.data_dir.as_ref().map(|d| d.to_string_lossy().into_owned());
-    let flags: Vec<Override> =
-        [(("server", "listen"), "--listen", args.listen.clone()), (("store", "data_dir"), "--data-dir", data_dir)]
-            .into_iter()
-            .filter_map(|(path, flag, value)| Some(Override { path, flag, value: value? }))
-            .collect();
+    let flags: Vec<Override> = [
+        (("server", "listen"), "--listen", args.listen.clone()),
+        (("store", "data_dir"), "--data-dir", data_dir),
+    ]
+    .into_iter()
+    .filter_map(|(path, flag, value)| Some(Override { path, flag, value: value? }))
+    .collect();
     load(args.config.as_deref(), &env::of_process(), &flags).map_err(|e| Failure::config(&e))
 }
 
@@ -39,8 +41,11 @@ pub fn run(args: &ServeArgs, term: &Term) -> CommandResult {
     let roles = Roles::of(&args.role)?;
     let (config, _) = configuration(args)?;
     if config.postgres.is_none() && roles != Roles::ALL {
-        return Err(Failure::usage(format!("--role {}: embedded mode runs all roles in one process", roles.names()))
-            .hint("leave --role out; roles can be apart with store.kind = \"postgres\""));
+        return Err(Failure::usage(format!(
+            "--role {}: embedded mode runs all roles in one process",
+            roles.names()
+        ))
+        .hint("leave --role out; roles can be apart with store.kind = \"postgres\""));
     }
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if let Some(threads) = config.worker_threads {
@@ -101,7 +106,11 @@ async fn serve(
         };
         match loaded {
             Ok(Some(loaded)) => {
-                tracing::info!(contents = loaded.contents, taggings = loaded.taggings, "demo data loaded");
+                tracing::info!(
+                    contents = loaded.contents,
+                    taggings = loaded.taggings,
+                    "demo data loaded"
+                );
             }
             Ok(None) => {}
             Err(failure) => {
@@ -113,7 +122,8 @@ async fn serve(
     }
     if args.demo {
         // A closed stdout is no reason to stop serving.
-        let _ = term.line(demo::hints(&format!("http://{address}"), config.auth_mode == AuthMode::Jwt));
+        let _ =
+            term.line(demo::hints(&format!("http://{address}"), config.auth_mode == AuthMode::Jwt));
     }
     let served = listen(args, config, embedded.parts(), listener, traced, started, stop).await;
     embedded.stop().await;
@@ -185,7 +195,10 @@ pub fn stop_signal() -> Result<watch::Receiver<bool>, Failure> {
     Ok(receiver)
 }
 
-#[expect(clippy::exit, reason = "a second signal asks for exactly this; nothing acknowledged is lost")]
+#[expect(
+    clippy::exit,
+    reason = "a second signal asks for exactly this; nothing acknowledged is lost"
+)]
 fn end_now() {
     std::process::exit(1);
 }

@@ -31,9 +31,9 @@ impl Shield {
     ) -> Result<Self, Failure> {
         let redis = |key: &str, url: &Option<String>, used_as| match url {
             None => Ok(None),
-            Some(url) => {
-                Redis::start(url, used_as, breakers).map(Some).map_err(|e| Failure::new(format!("{key}: {e}")))
-            }
+            Some(url) => Redis::start(url, used_as, breakers)
+                .map(Some)
+                .map_err(|e| Failure::new(format!("{key}: {e}"))),
         };
         let state = redis("state.redis_url", &postgres.state_redis, Use::State)?;
         if !roles.api {
@@ -71,7 +71,13 @@ impl Shield {
             degraded.push(("popular".to_owned(), problem));
         }
         if let Some(cached) = &self.cached {
-            degraded.extend(cached.status().degraded.into_iter().map(|(feature, reason)| (feature.to_owned(), reason)));
+            degraded.extend(
+                cached
+                    .status()
+                    .degraded
+                    .into_iter()
+                    .map(|(feature, reason)| (feature.to_owned(), reason)),
+            );
         }
         degraded
     }

@@ -112,7 +112,9 @@ impl Write for Buffer {
 /// Rows with columns of equal width; the last column is not padded. Widths count characters.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
+    let width = |c: usize| {
+        rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0)
+    };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut out = String::new();
     for (i, row) in rows.iter().enumerate() {
@@ -132,11 +134,14 @@ pub fn table(rows: &[Vec<String>]) -> String {
 
 /// Text from others made safe for a terminal: control and bidi characters become visible escapes.
 pub fn visible(text: &str) -> String {
-    let hidden = |c: char| c.is_control() || matches!(c, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
+    let hidden =
+        |c: char| c.is_control() || matches!(c, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
     if !text.contains(hidden) {
         return text.to_owned();
     }
-    text.chars().map(|c| if hidden(c) { format!("\\u{{{:x}}}", u32::from(c)) } else { c.to_string() }).collect()
+    text.chars()
+        .map(|c| if hidden(c) { format!("\\u{{{:x}}}", u32::from(c)) } else { c.to_string() })
+        .collect()
 }
 
 #[cfg(test)]
@@ -145,7 +150,8 @@ mod tests {
 
     #[test]
     fn tables_align_by_characters() {
-        let rows = vec![vec!["日本語".to_owned(), "1".to_owned()], vec!["a".to_owned(), "22".to_owned()]];
+        let rows =
+            vec![vec!["日本語".to_owned(), "1".to_owned()], vec!["a".to_owned(), "22".to_owned()]];
         assert_eq!(table(&rows), "日本語  1\na    22");
     }
 

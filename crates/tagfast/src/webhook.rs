@@ -74,11 +74,17 @@ impl Webhook {
 fn signature(secret: &[u8], at: i64, body: &str) -> Option<String> {
     let mut mac = Hmac::<Sha256>::new_from_slice(secret).ok()?;
     mac.update(format!("{at}.{body}").as_bytes());
-    let hex: String = mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex: String =
+        mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
     Some(format!("t={at},v1={hex}"))
 }
 
-async fn attempt(client: &reqwest::Client, options: &WebhookOptions, id: &str, body: &str) -> Result<(), String> {
+async fn attempt(
+    client: &reqwest::Client,
+    options: &WebhookOptions,
+    id: &str,
+    body: &str,
+) -> Result<(), String> {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let at = now.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(0));
     let mut request = client
@@ -86,12 +92,17 @@ async fn attempt(client: &reqwest::Client, options: &WebhookOptions, id: &str, b
         .header("content-type", "application/json")
         .header("tagfast-delivery", id)
         .body(body.to_owned());
-    if let Some(signature) = options.secret.as_ref().and_then(|secret| signature(secret, at, body)) {
+    if let Some(signature) = options.secret.as_ref().and_then(|secret| signature(secret, at, body))
+    {
         request = request.header("tagfast-signature", signature);
     }
     // The URL may hold a secret: it is in no message.
     let answer = request.send().await.map_err(|error| error.without_url().to_string())?;
-    if answer.status().is_success() { Ok(()) } else { Err(format!("it answered {}", answer.status())) }
+    if answer.status().is_success() {
+        Ok(())
+    } else {
+        Err(format!("it answered {}", answer.status()))
+    }
 }
 
 async fn deliver(options: &WebhookOptions, message: &Value) {
@@ -101,15 +112,22 @@ async fn deliver(options: &WebhookOptions, message: &Value) {
     let mut failed = 0;
     loop {
         let Err(error) = attempt(&client, options, &id, &body).await else {
-            metrics::counter!("tagfast_webhook_messages_total", "outcome" => "delivered").increment(1);
+            metrics::counter!("tagfast_webhook_messages_total", "outcome" => "delivered")
+                .increment(1);
             return;
         };
         let Some(delay) = options.retry.delay(failed, 0.5) else {
             tracing::error!(error, delivery = id, "the webhook took no message; it is given up");
-            metrics::counter!("tagfast_webhook_messages_total", "outcome" => "given_up").increment(1);
+            metrics::counter!("tagfast_webhook_messages_total", "outcome" => "given_up")
+                .increment(1);
             return;
         };
-        tracing::warn!(error, delivery = id, attempt = failed + 1, "the webhook did not take a message");
+        tracing::warn!(
+            error,
+            delivery = id,
+            attempt = failed + 1,
+            "the webhook did not take a message"
+        );
         metrics::counter!("tagfast_webhook_messages_total", "outcome" => "retried").increment(1);
         tokio::time::sleep(delay).await;
         failed += 1;

@@ -30,7 +30,9 @@ fn import(setup: &Setup, server: &ServerProcess) -> Result<Value> {
 /// Memory of a process, bytes.
 pub(crate) fn resident(server: &ServerProcess) -> Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid()))?;
-    let kib = status.lines().find_map(|l| l.strip_prefix("VmRSS:")?.trim().strip_suffix("kB")?.trim().parse().ok());
+    let kib = status
+        .lines()
+        .find_map(|l| l.strip_prefix("VmRSS:")?.trim().strip_suffix("kB")?.trim().parse().ok());
     Ok(kib.map_or(0.0, |kib: f64| kib * 1024.0))
 }
 
@@ -53,7 +55,8 @@ pub(crate) fn figures(setup: &Setup) -> Result<Vec<Figure>> {
     let mut figures = vec![
         Figure::new("import of debtags over HTTP, until acknowledged", rate, "taggings/s")
             .target(">= 50,000/s", rate >= 50_000.0),
-        Figure::new("searchable after the end of the import", searchable, "s").target("<= 2 s", searchable <= 2.0),
+        Figure::new("searchable after the end of the import", searchable, "s")
+            .target("<= 2 s", searchable <= 2.0),
     ];
 
     let mut starts = Vec::new();
@@ -65,13 +68,19 @@ pub(crate) fn figures(setup: &Setup) -> Result<Vec<Figure>> {
         starts.push(started.elapsed().as_secs_f64());
     }
     let start = median(starts);
-    figures.push(Figure::new("start of an existing directory, until ready", start, "s").target("<= 1 s", start <= 1.0));
+    figures.push(
+        Figure::new("start of an existing directory, until ready", start, "s")
+            .target("<= 1 s", start <= 1.0),
+    );
 
     let idle = resident(&server)? / MB;
-    figures.push(Figure::new("memory with debtags, idle", idle, "MB").target("<= 120 MB", idle <= 120.0));
+    figures.push(
+        Figure::new("memory with debtags, idle", idle, "MB").target("<= 120 MB", idle <= 120.0),
+    );
     let sample = setup.sample.display().to_string();
     let mix = "view=60,tag=20,search=10,popular=5,suggest=5";
-    let args = ["--mix", mix, "--connections", "256", "--ids-from", &sample].map(str::to_owned).to_vec();
+    let args =
+        ["--mix", mix, "--connections", "256", "--ids-from", &sample].map(str::to_owned).to_vec();
     let report = Load { server: &server, args }.run(setup)?;
     let loaded = report["server_rss_bytes"].as_f64().unwrap_or_default() / MB;
     figures.push(

@@ -66,10 +66,12 @@ mod tests {
 
     #[test]
     fn a_bench_may_leave_out_what_it_has_not() {
-        let line =
-            r#"{"figures": [{"what": "views", "value": 10, "unit": "/s", "baseline": null, "baseline_value": 4}]}"#;
+        let line = r#"{"figures": [{"what": "views", "value": 10, "unit": "/s", "baseline": null, "baseline_value": 4}]}"#;
         let figures = from_bench(line).unwrap();
-        assert_eq!((figures[0].ratio(), figures[0].cpu_ratio(), figures[0].ok), (Some(2.5), None, None));
+        assert_eq!(
+            (figures[0].ratio(), figures[0].cpu_ratio(), figures[0].ok),
+            (Some(2.5), None, None)
+        );
         assert!(from_bench("{}").is_err());
     }
 

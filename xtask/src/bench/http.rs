@@ -61,7 +61,16 @@ pub(crate) fn figures(setup: &Setup) -> Result<Vec<Figure>> {
     service.wait_until_ready();
     let sample = setup.sample.display().to_string();
     let loaded = Command::new(&setup.program)
-        .args(["import", "--wait", "--restart", "--url", &service.url(), "--token", &token, "--state"])
+        .args([
+            "import",
+            "--wait",
+            "--restart",
+            "--url",
+            &service.url(),
+            "--token",
+            &token,
+            "--state",
+        ])
         .arg(setup.scratch.join("http-import-state"))
         .arg(&sample)
         .output()?;
@@ -81,20 +90,34 @@ pub(crate) fn figures(setup: &Setup) -> Result<Vec<Figure>> {
     };
     let measured = in_turns(setup, [&own, &Load { server: &base, args: bare.clone() }])?;
     let figure = beside("view of an item's tags", "bare axum hello, same body size", measured);
-    let ok = figure.cpu_ratio().is_some_and(|r| r <= 2.5) && figure.ratio().is_some_and(|r| r >= 0.4);
+    let ok =
+        figure.cpu_ratio().is_some_and(|r| r <= 2.5) && figure.ratio().is_some_and(|r| r >= 0.4);
     figures.push(figure.target("CPU <= 2.5x, req/s >= 0.4x of hello", ok));
 
     for (facets, fraction, absolute) in [(false, 0.15, 12_000.0), (true, 0.05, 4_000.0)] {
         let flag = if facets { "&facets=true" } else { "" };
         let encoded = QUERY.replace(' ', "%20").replace(':', "%3A");
-        let base = hello(setup, &service, &token, &format!("/v1/search?q={encoded}&limit=20{flag}"))?;
-        let mut args = with(&["--mix", "search=1", "--query", QUERY, "--limit", "20", "--connections", CONNECTIONS]);
+        let base =
+            hello(setup, &service, &token, &format!("/v1/search?q={encoded}&limit=20{flag}"))?;
+        let mut args = with(&[
+            "--mix",
+            "search=1",
+            "--query",
+            QUERY,
+            "--limit",
+            "20",
+            "--connections",
+            CONNECTIONS,
+        ]);
         if facets {
             args.push("--facets".to_owned());
         }
         let mut own = Load { server: &service, args };
         let measured = in_turns(setup, [&own, &Load { server: &base, args: bare.clone() }])?;
-        let what = format!("AND of 2 tags over debtags, 20 hits, facets {}", if facets { "on" } else { "off" });
+        let what = format!(
+            "AND of 2 tags over debtags, 20 hits, facets {}",
+            if facets { "on" } else { "off" }
+        );
         let figure = beside(&what, "bare axum hello, same body size", measured);
         let ok = figure.value >= absolute || figure.ratio().is_some_and(|r| r >= fraction);
         let target = format!(">= {absolute}/s, or >= {fraction}x of hello");
@@ -104,15 +127,18 @@ pub(crate) fn figures(setup: &Setup) -> Result<Vec<Figure>> {
         own.args.extend(["--rate".to_owned(), half.to_string()]);
         let [calm] = in_turns(setup, [&own])?;
         let p99 = calm.latency_us[1] / 1000.0;
-        let mut figure = Figure::new(format!("the same at half load ({half}/s, open loop), p99"), p99, "ms");
+        let mut figure =
+            Figure::new(format!("the same at half load ({half}/s, open loop), p99"), p99, "ms");
         figure.latency_us = Some(calm.latency_us);
         figure.cpu_us = Some(calm.cpu_us);
         figures.push(figure.target("p99 < 10 ms", p99 < 10.0));
     }
 
     let base = hello(setup, &service, &token, "/v1/tags/popular?window=all&limit=20")?;
-    let own =
-        Load { server: &service, args: with(&["--mix", "popular=1", "--limit", "20", "--connections", CONNECTIONS]) };
+    let own = Load {
+        server: &service,
+        args: with(&["--mix", "popular=1", "--limit", "20", "--connections", CONNECTIONS]),
+    };
     let measured = in_turns(setup, [&own, &Load { server: &base, args: bare }])?;
     let figure = beside("popular top 20", "bare axum hello, same body size", measured);
     let ok = figure.ratio().is_some_and(|r| r >= 0.5);
@@ -128,7 +154,8 @@ pub(crate) fn figures(setup: &Setup) -> Result<Vec<Figure>> {
         measured,
     );
     let p99 = measured[0].latency_us[1];
-    let ok = (figure.value >= 20_000.0 || figure.ratio().is_some_and(|r| r >= 0.8)) && p99 <= 50_000.0;
+    let ok =
+        (figure.value >= 20_000.0 || figure.ratio().is_some_and(|r| r >= 0.8)) && p99 <= 50_000.0;
     figures.push(figure.target(">= 20,000/s, or >= 0.8x of the no-op store; p99 <= 50 ms", ok));
     Ok(figures)
 }

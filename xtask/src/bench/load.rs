@@ -28,9 +28,19 @@ impl Load<'_> {
     pub(crate) fn run(&self, setup: &Setup) -> Result<Value> {
         let (duration, warmup) = if setup.quick { ("1s", "300ms") } else { ("6s", "1500ms") };
         let mut command = Command::new(&setup.program);
-        command.args(["bench", "--json", "--duration", duration, "--warmup", warmup, "--url", &self.server.url()]);
+        command.args([
+            "bench",
+            "--json",
+            "--duration",
+            duration,
+            "--warmup",
+            warmup,
+            "--url",
+            &self.server.url(),
+        ]);
         command.args(["--server-pid", &self.server.pid().to_string()]).args(&self.args);
-        let output = command.stderr(Stdio::piped()).output().context("cannot start the load generator")?;
+        let output =
+            command.stderr(Stdio::piped()).output().context("cannot start the load generator")?;
         let said = || String::from_utf8_lossy(&output.stderr).into_owned();
         let report: Value = serde_json::from_slice(&output.stdout)
             .with_context(|| format!("the load generator said no JSON: {}", said()))?;
@@ -49,7 +59,10 @@ fn number(report: &Value, pointer: &str) -> f64 {
 }
 
 /// Runs the loads in turns (A B A B A B) and takes the median of each figure of each load.
-pub(crate) fn in_turns<const N: usize>(setup: &Setup, loads: [&Load<'_>; N]) -> Result<[Measured; N]> {
+pub(crate) fn in_turns<const N: usize>(
+    setup: &Setup,
+    loads: [&Load<'_>; N],
+) -> Result<[Measured; N]> {
     let rounds = if setup.quick { 1 } else { 3 };
     let mut reports: [Vec<Value>; N] = std::array::from_fn(|_| Vec::new());
     for _ in 0..rounds {

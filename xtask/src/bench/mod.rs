@@ -57,7 +57,8 @@ pub(crate) fn bench(options: &BenchOptions) -> Result<()> {
     let release = target_dir().join("release");
     let scratch = target_dir().join("bench").join("data");
     if scratch.exists() {
-        std::fs::remove_dir_all(&scratch).with_context(|| format!("cannot remove {}", scratch.display()))?;
+        std::fs::remove_dir_all(&scratch)
+            .with_context(|| format!("cannot remove {}", scratch.display()))?;
     }
     std::fs::create_dir_all(&scratch)?;
     let setup = Setup {
@@ -73,8 +74,11 @@ pub(crate) fn bench(options: &BenchOptions) -> Result<()> {
         let mut figures = stage("import, start, memory", || data::figures(&setup))?;
         figures.extend(stage("HTTP", || http::figures(&setup))?);
         if !options.http_only {
-            let benches: [(&str, CrateBench); 3] =
-                [("search engine", search), ("store", store), ("store with 10 million taggings", large_store)];
+            let benches: [(&str, CrateBench); 3] = [
+                ("search engine", search),
+                ("store", store),
+                ("store with 10 million taggings", large_store),
+            ];
             figures.extend(all_of(options, &benches, &mut failed));
         }
         finish(Section::Embedded, &figures, options)?;
@@ -96,7 +100,11 @@ pub(crate) fn bench(options: &BenchOptions) -> Result<()> {
     if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join("\n")) }
 }
 
-fn all_of(options: &BenchOptions, benches: &[(&str, CrateBench)], failed: &mut Vec<String>) -> Vec<Figure> {
+fn all_of(
+    options: &BenchOptions,
+    benches: &[(&str, CrateBench)],
+    failed: &mut Vec<String>,
+) -> Vec<Figure> {
     let mut figures = Vec::new();
     for (title, bench) in benches {
         match stage(title, || bench(options)) {
@@ -112,7 +120,9 @@ fn finish(section: Section, figures: &[Figure], options: &BenchOptions) -> Resul
     let missed: Vec<&Figure> = figures.iter().filter(|f| f.ok == Some(false)).collect();
     if !missed.is_empty() && !options.quick {
         println!("\n{} of {} figures miss their target:", missed.len(), figures.len());
-        missed.iter().for_each(|f| println!("  {}: {}", f.what, f.target.as_deref().unwrap_or_default()));
+        missed
+            .iter()
+            .for_each(|f| println!("  {}: {}", f.what, f.target.as_deref().unwrap_or_default()));
     }
     Ok(())
 }
@@ -129,13 +139,28 @@ fn clusters(options: &BenchOptions) -> Result<Vec<Figure>> {
 }
 
 fn large_cluster(options: &BenchOptions) -> Result<Vec<Figure>> {
-    let short = if options.quick { &["--large", "--seconds", "0.5", "--contents", "40000"][..] } else { &["--large"] };
+    let short = if options.quick {
+        &["--large", "--seconds", "0.5", "--contents", "40000"][..]
+    } else {
+        &["--large"]
+    };
     printed(&crate_bench("tagfast-store-postgres", "cluster", short)?)
 }
 
 fn events(options: &BenchOptions) -> Result<Vec<Figure>> {
     let short = if options.quick {
-        &["--events", "5000", "--seconds", "3", "--letters", "2000", "--outage", "0", "--embedded", "20000"][..]
+        &[
+            "--events",
+            "5000",
+            "--seconds",
+            "3",
+            "--letters",
+            "2000",
+            "--outage",
+            "0",
+            "--embedded",
+            "20000",
+        ][..]
     } else {
         &[]
     };
@@ -152,7 +177,11 @@ fn store(options: &BenchOptions) -> Result<Vec<Figure>> {
 }
 
 fn large_store(options: &BenchOptions) -> Result<Vec<Figure>> {
-    let short = if options.quick { &["--large", "--contents", "40000", "--seconds", "0.5"][..] } else { &["--large"] };
+    let short = if options.quick {
+        &["--large", "--contents", "40000", "--seconds", "0.5"][..]
+    } else {
+        &["--large"]
+    };
     storage::large(&Lines::parse(&crate_bench("tagfast-store-embedded", "storage", short)?))
 }
 
@@ -162,7 +191,10 @@ fn crate_bench(package: &str, bench: &str, args: &[&str]) -> Result<String> {
     let mut command = cargo();
     command.args(["bench", "--package", package, "--bench", bench, "--", "--json"]).args(args);
     command.env("TMPDIR", target_dir().join("bench"));
-    let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot run the bench {bench}"))?;
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot run the bench {bench}"))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     print!("{text}");
     if !output.status.success() {

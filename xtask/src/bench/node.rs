@@ -15,7 +15,8 @@ use super::load::Load;
 fn cpu_seconds(pid: u32) -> Result<f64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let fields = stat.rsplit_once(')').context("no name in stat")?.1;
-    let ticks: u64 = fields.split_whitespace().skip(11).take(2).filter_map(|f| f.parse::<u64>().ok()).sum();
+    let ticks: u64 =
+        fields.split_whitespace().skip(11).take(2).filter_map(|f| f.parse::<u64>().ok()).sum();
     Ok(ticks as f64 / 100.0)
 }
 
@@ -38,8 +39,14 @@ pub(crate) fn figures(setup: &Setup) -> Result<Vec<Figure>> {
 
     let clusters = if setup.quick { 2 } else { 8 };
     let stack =
-        Stack::up(&StackOptions::clusters_only(clusters, setup.scratch.join("many")), &|line| println!("{line}"))?;
-    let server = ServerOptions::other(&setup.program).arg("--config").arg(&stack.info().config).serve().start();
+        Stack::up(&StackOptions::clusters_only(clusters, setup.scratch.join("many")), &|line| {
+            println!("{line}")
+        })?;
+    let server = ServerOptions::other(&setup.program)
+        .arg("--config")
+        .arg(&stack.info().config)
+        .serve()
+        .start();
     let mut client = server.client();
     host::wait_until("the node to be ready", Duration::from_secs(60), || {
         let answer = client.get("/readyz");
@@ -62,8 +69,12 @@ pub(crate) fn figures(setup: &Setup) -> Result<Vec<Figure>> {
     Load { server: &server, args }.run(setup)?;
     let memory = resident(&server)? / 1e6;
     figures.push(
-        Figure::new("the same under load (256 connections, views and writes): memory", memory, "MB")
-            .target("<= 200 MB", memory <= 200.0),
+        Figure::new(
+            "the same under load (256 connections, views and writes): memory",
+            memory,
+            "MB",
+        )
+        .target("<= 200 MB", memory <= 200.0),
     );
     Ok(figures)
 }

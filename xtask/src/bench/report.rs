@@ -44,7 +44,8 @@ fn machine() -> String {
     };
     let cpus = std::thread::available_parallelism().map_or(0, usize::from);
     let memory = field(&read("/proc/meminfo"), "MemTotal");
-    let memory: f64 = memory.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or_default();
+    let memory: f64 =
+        memory.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or_default();
     let kernel = read("/proc/sys/kernel/osrelease");
     format!(
         "{cpus} x {}, {:.0} GB of memory, Linux {}",
@@ -80,8 +81,14 @@ fn row(figure: &Figure) -> Vec<String> {
         (Some(name), None) => name.clone(),
         (None, _) => String::new(),
     };
-    let cpu = figure.cpu_us.map(|c| format!("{c:.0} us{}", times(figure.cpu_ratio()))).unwrap_or_default();
-    let latency = figure.latency_us.map(|l| l.map(|us| format!("{:.1}", us / 1000.0)).join(" / ")).unwrap_or_default();
+    let cpu = figure
+        .cpu_us
+        .map(|c| format!("{c:.0} us{}", times(figure.cpu_ratio())))
+        .unwrap_or_default();
+    let latency = figure
+        .latency_us
+        .map(|l| l.map(|us| format!("{:.1}", us / 1000.0)).join(" / "))
+        .unwrap_or_default();
     let verdict = match figure.ok {
         Some(true) => "reached",
         Some(false) => "**missed**",
@@ -91,8 +98,15 @@ fn row(figure: &Figure) -> Vec<String> {
     [figure.what.clone(), measured, baseline, cpu, latency, target, verdict.to_owned()].to_vec()
 }
 
-const TITLES: [&str; 7] =
-    ["what", "measured", "baseline in the same run", "CPU per request", "p50 / p99 / p99.9 ms", "target", ""];
+const TITLES: [&str; 7] = [
+    "what",
+    "measured",
+    "baseline in the same run",
+    "CPU per request",
+    "p50 / p99 / p99.9 ms",
+    "target",
+    "",
+];
 
 fn markdown(figures: &[Figure]) -> String {
     let mut text = format!("\n| {} |\n|{}\n", TITLES.join(" | "), "---|".repeat(TITLES.len()));
@@ -103,19 +117,22 @@ fn markdown(figures: &[Figure]) -> String {
 }
 
 pub(crate) fn write(section: Section, figures: &[Figure], quick: bool) -> Result<()> {
-    let commit = output(Command::new("git").args(["rev-parse", "--short", "HEAD"]).current_dir(root()))
-        .unwrap_or_else(|_| "unknown".to_owned());
+    let commit =
+        output(Command::new("git").args(["rev-parse", "--short", "HEAD"]).current_dir(root()))
+            .unwrap_or_else(|_| "unknown".to_owned());
     let text = markdown(figures);
     println!("{text}");
     let path = target_dir().join("bench").join(format!("results-{}.json", section.name()));
-    let results = json!({"machine": machine(), "commit": commit.trim(), "quick": quick, "figures": figures});
+    let results =
+        json!({"machine": machine(), "commit": commit.trim(), "quick": quick, "figures": figures});
     std::fs::write(&path, serde_json::to_vec_pretty(&results)?)?;
     println!("written: {}", path.display());
     if quick {
         return Ok(());
     }
     let page = root().join("docs").join("performance.md");
-    let document = std::fs::read_to_string(&page).with_context(|| format!("cannot read {}", page.display()))?;
+    let document = std::fs::read_to_string(&page)
+        .with_context(|| format!("cannot read {}", page.display()))?;
     let [begin, end] = section.markers();
     let missing = || format!("docs/performance.md lacks a marker of {section:?}");
     let (before, rest) = document.split_once(&begin).with_context(missing)?;

@@ -15,8 +15,13 @@ impl Lines {
 
     /// The line with this `what` and these fields.
     fn line(&self, what: &str, fields: &[(&str, u64)]) -> Result<&Value> {
-        let fits = |line: &&Value| line["what"] == what && fields.iter().all(|(name, value)| line[*name] == *value);
-        self.0.iter().find(fits).with_context(|| format!("the store's benchmark has no line {what} {fields:?}"))
+        let fits = |line: &&Value| {
+            line["what"] == what && fields.iter().all(|(name, value)| line[*name] == *value)
+        };
+        self.0
+            .iter()
+            .find(fits)
+            .with_context(|| format!("the store's benchmark has no line {what} {fields:?}"))
     }
 }
 
@@ -74,8 +79,11 @@ pub(crate) fn large(lines: &Lines) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for (what, words) in [("views", "views"), ("writes_durable", "durable writes")] {
         let small = lines.line(what, &[("contents", HOT), ("hot", HOT)])?;
-        let all: Vec<&Value> = lines.0.iter().filter(|l| l["what"] == what && l["contents"] != HOT).collect();
-        let [hot, cold] = all[..] else { bail!("the store's benchmark has {} large lines of {what}", all.len()) };
+        let all: Vec<&Value> =
+            lines.0.iter().filter(|l| l["what"] == what && l["contents"] != HOT).collect();
+        let [hot, cold] = all[..] else {
+            bail!("the store's benchmark has {} large lines of {what}", all.len())
+        };
         let title = format!("{words}, 10 million taggings, 20,000 contents hot");
         let figure_hot = beside(figure(title, hot), "100,000 taggings", small);
         let near = figure_hot.ratio().is_some_and(|r| r >= 1.0 / 1.3);

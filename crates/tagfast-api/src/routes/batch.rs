@@ -14,8 +14,8 @@ use crate::call::{Call, Read, Write, Writing};
 use crate::headers::{self, CONSISTENCY_TOKEN};
 use crate::problem::{Code, Problem};
 use crate::wire::{
-    self, BatchBody, BatchGet, BatchItem, BatchTag, Meta, Object, TagInput, TagItem, Taggings, VersionText, ViewBody,
-    WriteBody,
+    self, BatchBody, BatchGet, BatchItem, BatchTag, Meta, Object, TagInput, TagItem, Taggings,
+    VersionText, ViewBody, WriteBody,
 };
 
 /// How far a carried-over time may lie in the future: clocks of two machines differ.
@@ -40,7 +40,8 @@ pub(crate) async fn batch_get(Read(mut call): Read) -> Result<Response, Problem>
     let parsed: Vec<Result<ContentKey, Problem>> =
         batch.items.iter().map(|i| call.content_of(&i.0.content_type, &i.0.id)).collect();
     let keys: Vec<ContentKey> = parsed.iter().filter_map(|k| k.as_ref().ok()).cloned().collect();
-    let views = call.app.parts.store.view_many(&keys, &reading.options(Criticality::Degradable)).await;
+    let views =
+        call.app.parts.store.view_many(&keys, &reading.options(Criticality::Degradable)).await;
     let mut views = keys.iter().zip(views);
     let results: Vec<Result<(&ContentKey, View), Problem>> = parsed
         .iter()
@@ -62,7 +63,9 @@ pub(crate) async fn batch_get(Read(mut call): Read) -> Result<Response, Problem>
             .iter()
             .zip(&batch.items)
             .map(|(result, item)| match result {
-                Err(problem) => BatchItem::failed(&item.0.content_type, &item.0.id, problem.body(&trace)),
+                Err(problem) => {
+                    BatchItem::failed(&item.0.content_type, &item.0.id, problem.body(&trace))
+                }
                 Ok((key, view)) => {
                     token.see(ContentHash::of(key), view.version, view.position);
                     BatchItem::done(ViewBody {
@@ -100,7 +103,9 @@ pub(crate) async fn batch_tag(Write(mut call): Write) -> Result<Response, Proble
     let batch: BatchTag = call.json().await?;
     check_size(&call, batch.items.len())?;
     let imports = |item: &TagItem| {
-        item.add.iter().any(|t| matches!(t, TagInput::Imported(i) if i.0.by.is_some() || i.0.at.is_some()))
+        item.add
+            .iter()
+            .any(|t| matches!(t, TagInput::Imported(i) if i.0.by.is_some() || i.0.at.is_some()))
     };
     if batch.items.iter().any(|i| imports(&i.0)) {
         call.need(Scope::Admin)?;
@@ -110,8 +115,12 @@ pub(crate) async fn batch_tag(Write(mut call): Write) -> Result<Response, Proble
         return Err(headers::bad(&http::header::IF_MATCH, "a batch takes no condition"));
     }
 
-    let parsed: Vec<Result<tagfast_domain::Write, Problem>> =
-        batch.items.iter().enumerate().map(|(n, item)| parse(&call, &writing, n, &item.0)).collect();
+    let parsed: Vec<Result<tagfast_domain::Write, Problem>> = batch
+        .items
+        .iter()
+        .enumerate()
+        .map(|(n, item)| parse(&call, &writing, n, &item.0))
+        .collect();
     let requests: Vec<WriteRequest> = parsed
         .iter()
         .filter_map(|w| w.as_ref().ok())
@@ -143,7 +152,9 @@ pub(crate) async fn batch_tag(Write(mut call): Write) -> Result<Response, Proble
             .iter()
             .zip(&batch.items)
             .map(|(result, item)| match result {
-                Err(problem) => BatchItem::failed(&item.0.content_type, &item.0.id, problem.body(&trace)),
+                Err(problem) => {
+                    BatchItem::failed(&item.0.content_type, &item.0.id, problem.body(&trace))
+                }
                 Ok((key, answer)) => {
                     see(&mut token, key, answer);
                     BatchItem::done(body(&call, key, answer))
@@ -158,7 +169,12 @@ pub(crate) async fn batch_tag(Write(mut call): Write) -> Result<Response, Proble
     Ok(response)
 }
 
-fn parse(call: &Call, writing: &Writing<'_>, n: usize, item: &TagItem) -> Result<tagfast_domain::Write, Problem> {
+fn parse(
+    call: &Call,
+    writing: &Writing<'_>,
+    n: usize,
+    item: &TagItem,
+) -> Result<tagfast_domain::Write, Problem> {
     let key = call.content_of(&item.content_type, &item.id)?;
     let now = call.app.parts.clock.now_ms();
     let add = item.add.iter().map(|t| tag(t, call, now)).collect::<Result<Vec<_>, _>>()?;
@@ -182,10 +198,15 @@ fn tag(input: &TagInput, call: &Call, now: i64) -> Result<Tag, Problem> {
             }
             let by = imported.by.as_deref().map_or(Ok(call.who.user.clone()), UserId::parse)?;
             let at = imported.at.as_deref().map_or(Ok(now), |at| {
-                parse_rfc3339(at).filter(|t| (0..=now.saturating_add(FUTURE_MS)).contains(t)).ok_or_else(|| {
-                    let at: String = at.chars().take(80).collect();
-                    Problem::new(Code::BadTime, format!("{at:?} is not an RFC 3339 time between 1970 and now"))
-                })
+                parse_rfc3339(at)
+                    .filter(|t| (0..=now.saturating_add(FUTURE_MS)).contains(t))
+                    .ok_or_else(|| {
+                        let at: String = at.chars().take(80).collect();
+                        Problem::new(
+                            Code::BadTime,
+                            format!("{at:?} is not an RFC 3339 time between 1970 and now"),
+                        )
+                    })
             })?;
             tag.origin = Some(Origin { by, at });
             Ok(tag)
@@ -199,7 +220,11 @@ fn check_size(call: &Call, given: usize) -> Result<(), Problem> {
         return Ok(());
     }
     let detail = format!("the batch has {given} items; at most {allowed} are allowed");
-    Err(Problem::new(Code::BatchTooLarge, detail).limit("batch_items", allowed as u64, given as u64))
+    Err(Problem::new(Code::BatchTooLarge, detail).limit(
+        "batch_items",
+        allowed as u64,
+        given as u64,
+    ))
 }
 
 fn missing() -> Problem {

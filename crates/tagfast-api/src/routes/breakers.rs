@@ -174,8 +174,10 @@ pub(crate) async fn force(Admin(mut call): Admin) -> Result<Response, Problem> {
         return Err(Problem::new(Code::Empty, "reason must say why"));
     }
     if given > REASON {
-        let problem =
-            Problem::new(Code::TooLong, format!("reason has {given} characters; at most {REASON} are allowed"));
+        let problem = Problem::new(
+            Code::TooLong,
+            format!("reason has {given} characters; at most {REASON} are allowed"),
+        );
         return Err(problem.limit("reason_characters", REASON as u64, given as u64));
     }
     let unknown = || Problem::new(Code::UnknownBreaker, "this process has no breaker of that name");

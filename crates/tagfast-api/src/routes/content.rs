@@ -11,7 +11,9 @@ use super::{ContentPath, TagPath};
 use crate::call::{Call, Read, Write, age};
 use crate::headers::{self, CACHE_STATUS, CONSISTENCY_TOKEN};
 use crate::problem::Problem;
-use crate::wire::{self, Meta, Names, PatchTags, ReplaceTags, Taggings, VersionText, ViewBody, WriteBody};
+use crate::wire::{
+    self, Meta, Names, PatchTags, ReplaceTags, Taggings, VersionText, ViewBody, WriteBody,
+};
 
 /// The tags of a content
 ///

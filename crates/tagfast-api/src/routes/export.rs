@@ -53,7 +53,8 @@ pub(crate) async fn export(Read(call): Read) -> Result<Response, Problem> {
         tenant: call.tenant().clone(),
         shards,
         after,
-        encoder: headers::accepts_gzip(&call.head.headers).then(|| GzEncoder::new(Vec::new(), Compression::fast())),
+        encoder: headers::accepts_gzip(&call.head.headers)
+            .then(|| GzEncoder::new(Vec::new(), Compression::fast())),
         done: false,
     };
     let zipped = walk.encoder.is_some();
@@ -90,13 +91,16 @@ fn place(call: &Call) -> Result<(Vec<LogicalShard>, Option<ContentKey>), Problem
         .take("shard")
         .map(|text| {
             let number = text.parse().ok().filter(|_| text.bytes().all(|b| b.is_ascii_digit()));
-            number.and_then(LogicalShard::from_number).ok_or_else(|| bad_parameter("shard", "it must be 0 to 63"))
+            number
+                .and_then(LogicalShard::from_number)
+                .ok_or_else(|| bad_parameter("shard", "it must be 0 to 63"))
         })
         .transpose()?;
     let after = query
         .take("after")
         .map(|text| {
-            let parts = text.split_once('/').ok_or_else(|| bad_parameter("after", "it must be type/id"))?;
+            let parts =
+                text.split_once('/').ok_or_else(|| bad_parameter("after", "it must be type/id"))?;
             call.content_of(parts.0, parts.1)
         })
         .transpose()?;
@@ -106,8 +110,9 @@ fn place(call: &Call) -> Result<(Vec<LogicalShard>, Option<ContentKey>), Problem
     {
         return Err(bad_parameter("after", "it is not in this shard"));
     }
-    let mut shards: Vec<LogicalShard> =
-        LogicalShard::all().filter(|s| only.is_none_or(|o| o == *s) && start.is_none_or(|o| *s >= o)).collect();
+    let mut shards: Vec<LogicalShard> = LogicalShard::all()
+        .filter(|s| only.is_none_or(|o| o == *s) && start.is_none_or(|o| *s >= o))
+        .collect();
     shards.reverse();
     Ok((shards, after))
 }
@@ -125,7 +130,8 @@ impl Walk {
     /// The next chunk that is not empty; `None` at the end.
     async fn next(&mut self) -> Result<Option<Bytes>, StoreError> {
         while let Some(shard) = self.shards.last().copied() {
-            let page = self.store.scan(shard, Some(&self.tenant), self.after.as_ref(), PAGE).await?;
+            let page =
+                self.store.scan(shard, Some(&self.tenant), self.after.as_ref(), PAGE).await?;
             let lines = lines(&page);
             self.after = page.next;
             if self.after.is_none() {
@@ -139,7 +145,8 @@ impl Walk {
         if std::mem::replace(&mut self.done, true) {
             return Ok(None);
         }
-        let last = self.encoder.take().and_then(|e| e.finish().ok()).filter(|bytes| !bytes.is_empty());
+        let last =
+            self.encoder.take().and_then(|e| e.finish().ok()).filter(|bytes| !bytes.is_empty());
         Ok(last.map(Bytes::from))
     }
 

@@ -8,8 +8,7 @@ use axum::response::Response;
 use http::{HeaderValue, header};
 use tagfast_domain::{ContentType, TagName, TenantId};
 use tagfast_popular::{PopularTags, TagCount};
-use tagfast_resilience::Criticality;
-use tagfast_resilience::comes_back;
+use tagfast_resilience::{Criticality, comes_back};
 use tagfast_search::{SearchIndex, SearchRequest, Sort, Total};
 use tagfast_store::{CacheUse, Source};
 use utoipa::IntoParams;
@@ -34,7 +33,13 @@ struct SearchParameters {
     #[param(required = false, example = "critical AND (ui OR api) AND NOT wontfix")]
     q: Option<String>,
     /// Only contents of this type.
-    #[param(rename = "type", required = false, pattern = "^[a-z0-9._-]{1,64}$", min_length = 1, max_length = 64)]
+    #[param(
+        rename = "type",
+        required = false,
+        pattern = "^[a-z0-9._-]{1,64}$",
+        min_length = 1,
+        max_length = 64
+    )]
     content_type: Option<String>,
     /// `updated`: newest first; `id`: by type and id.
     #[param(required = false, pattern = "^(updated|id)$", example = "updated")]
@@ -69,11 +74,17 @@ pub(crate) async fn search(Read(call): Read) -> Result<Response, Problem> {
     let request = search_request(&call, now)?;
     let max_stale = call.max_stale()?;
     let hits = SearchRequest { facets: false, total_exact: false, ..request.clone() };
-    let (page, facets) = tokio::join!(index.search(call.tenant(), &hits), facets(&call, index, &request));
+    let (page, facets) =
+        tokio::join!(index.search(call.tenant(), &hits), facets(&call, index, &request));
     let (page, facets) = (page?, facets?);
     let old = age(now, page.as_of);
-    if i64::try_from(old.as_millis()).is_ok_and(|ms| ms > wire::STALE_MS) && max_stale.is_some_and(|most| old > most) {
-        let detail = format!("the search index is {} s behind, which is more than Cache-Control allows", old.as_secs());
+    if i64::try_from(old.as_millis()).is_ok_and(|ms| ms > wire::STALE_MS)
+        && max_stale.is_some_and(|most| old > most)
+    {
+        let detail = format!(
+            "the search index is {} s behind, which is more than Cache-Control allows",
+            old.as_secs()
+        );
         return Err(Problem::new(Code::SearchUnavailable, detail).retry_after(comes_back()));
     }
 
@@ -94,8 +105,10 @@ pub(crate) async fn search(Read(call): Read) -> Result<Response, Problem> {
             (value, relation) = (known.number, "eq");
         }
     }
-    let next_cursor =
-        page.next.as_ref().map(|next| cursor::seal(&call.app.parts.sealer, call.tenant(), &request, next, now));
+    let next_cursor = page
+        .next
+        .as_ref()
+        .map(|next| cursor::seal(&call.app.parts.sealer, call.tenant(), &request, next, now));
     let body = SearchBody {
         hits: page
             .hits
@@ -116,7 +129,11 @@ pub(crate) async fn search(Read(call): Read) -> Result<Response, Problem> {
 }
 
 /// The tags of all contents that match, if they are asked for.
-async fn facets(call: &Call, index: &Arc<dyn SearchIndex>, request: &SearchRequest) -> Result<Option<Given>, Problem> {
+async fn facets(
+    call: &Call,
+    index: &Arc<dyn SearchIndex>,
+    request: &SearchRequest,
+) -> Result<Option<Given>, Problem> {
     if !request.facets {
         return Ok(None);
     }
@@ -128,7 +145,9 @@ async fn facets(call: &Call, index: &Arc<dyn SearchIndex>, request: &SearchReque
         let facets = page.facets.unwrap_or_default();
         let names: Vec<TagName> = facets.iter().map(|(name, _)| name.clone()).collect();
         let displays = displays(popular.as_deref(), &tenant, &names).await;
-        let shown = displays.as_ref().map_or_else(|| names.iter().map(TagName::shared).collect(), Clone::clone);
+        let shown = displays
+            .as_ref()
+            .map_or_else(|| names.iter().map(TagName::shared).collect(), Clone::clone);
         let rows = facets.into_iter().zip(shown);
         Ok(Known {
             tags: rows.map(|((tag, count), display)| TagCount { tag, display, count }).collect(),
@@ -142,9 +161,14 @@ async fn facets(call: &Call, index: &Arc<dyn SearchIndex>, request: &SearchReque
 }
 
 /// How many contents match, also beyond 10,000.
-async fn exact_total(call: &Call, index: &Arc<dyn SearchIndex>, request: &SearchRequest) -> Result<Given, Problem> {
+async fn exact_total(
+    call: &Call,
+    index: &Arc<dyn SearchIndex>,
+    request: &SearchRequest,
+) -> Result<Given, Problem> {
     let question = Question::Total(request.query.clone(), request.content_type.clone());
-    let (index, tenant, request) = (Arc::clone(index), call.tenant().clone(), beside(request, false));
+    let (index, tenant, request) =
+        (Arc::clone(index), call.tenant().clone(), beside(request, false));
     let given = ask(call, Feature::Total, question, async move {
         let page = index.search(&tenant, &request).await?;
         let (Total::Exactly(number) | Total::AtLeast(number)) = page.total;
@@ -186,13 +210,18 @@ fn search_request(call: &Call, now: i64) -> Result<SearchRequest, Problem> {
         criticality: Criticality::Degradable,
     };
     if let Some(sealed) = query.take("cursor") {
-        request.after = Some(cursor::open(&call.app.parts.sealer, call.tenant(), &request, &sealed, now)?);
+        request.after =
+            Some(cursor::open(&call.app.parts.sealer, call.tenant(), &request, &sealed, now)?);
     }
     Ok(request)
 }
 
 /// The tenant's spellings; `None` where they cannot be had.
-async fn displays(popular: Option<&dyn PopularTags>, tenant: &TenantId, names: &[TagName]) -> Option<Vec<Arc<str>>> {
+async fn displays(
+    popular: Option<&dyn PopularTags>,
+    tenant: &TenantId,
+    names: &[TagName],
+) -> Option<Vec<Arc<str>>> {
     let Some(popular) = popular else { return Some(names.iter().map(TagName::shared).collect()) };
     popular.displays(tenant, names).await.ok().filter(|displays| displays.len() == names.len())
 }

@@ -15,10 +15,19 @@ use utoipa::IntoParams;
 /// The content of a path.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Path)]
-#[expect(dead_code, reason = "describes the path to the OpenAPI document; the values are read from the raw path")]
+#[expect(
+    dead_code,
+    reason = "describes the path to the OpenAPI document; the values are read from the raw path"
+)]
 pub(crate) struct ContentPath {
     /// The content's kind.
-    #[param(rename = "type", pattern = "^[a-z0-9._-]{1,64}$", min_length = 1, max_length = 64, example = "jira.issue")]
+    #[param(
+        rename = "type",
+        pattern = "^[a-z0-9._-]{1,64}$",
+        min_length = 1,
+        max_length = 64,
+        example = "jira.issue"
+    )]
     content_type: String,
     /// The content's id, percent-encoded as one path segment (`/` is `%2F`): 1 to 256 bytes without control characters.
     #[param(min_length = 1, max_length = 256, example = "PROJ-1")]
@@ -28,7 +37,10 @@ pub(crate) struct ContentPath {
 /// The tag of a path.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Path)]
-#[expect(dead_code, reason = "describes the path to the OpenAPI document; the values are read from the raw path")]
+#[expect(
+    dead_code,
+    reason = "describes the path to the OpenAPI document; the values are read from the raw path"
+)]
 pub(crate) struct TagPath {
     /// Any spelling of the tag, percent-encoded as one path segment: 1 to 64 characters, at most 256 bytes, without
     /// control characters and `< > " \ ,`.

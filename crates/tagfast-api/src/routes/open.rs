@@ -61,11 +61,14 @@ pub(crate) async fn healthz(uri: Uri) -> Result<Response, Problem> {
 pub(crate) async fn readyz(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Problem> {
     no_query(&uri)?;
     let parts = app.parts.operations.readiness().await;
-    let not_ready: Vec<_> =
-        parts.into_iter().filter_map(|r| Some(PartBody { part: r.part, problem: r.problem? })).collect();
+    let not_ready: Vec<_> = parts
+        .into_iter()
+        .filter_map(|r| Some(PartBody { part: r.part, problem: r.problem? }))
+        .collect();
     let ready = not_ready.is_empty();
     let degraded = app.parts.operations.degraded();
-    let degraded = degraded.into_iter().map(|(feature, reason)| DegradedBody { feature, reason }).collect();
+    let degraded =
+        degraded.into_iter().map(|(feature, reason)| DegradedBody { feature, reason }).collect();
     let mut response = wire::json(&ReadyBody { ready, not_ready, degraded });
     if !ready {
         *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
@@ -93,7 +96,10 @@ pub(crate) async fn metrics(State(app): State<Arc<App>>, uri: Uri) -> Result<Res
     tag = "open",
     responses((status = 200, description = "OpenAPI 3.1", body = serde_json::Value))
 )]
-pub(crate) async fn openapi_json(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Problem> {
+pub(crate) async fn openapi_json(
+    State(app): State<Arc<App>>,
+    uri: Uri,
+) -> Result<Response, Problem> {
     no_query(&uri)?;
     Ok(text(app.openapi_json().clone(), "application/json"))
 }

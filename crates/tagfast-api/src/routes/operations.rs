@@ -128,10 +128,18 @@ pub(crate) async fn status(Admin(call): Admin) -> Result<Response, Problem> {
     let operations = &call.app.parts.operations;
     let report = operations.status().await;
     let readiness = operations.readiness().await;
-    let mut degraded: Vec<_> =
-        report.degraded.into_iter().map(|(feature, reason)| DegradedBody { feature, reason }).collect();
+    let mut degraded: Vec<_> = report
+        .degraded
+        .into_iter()
+        .map(|(feature, reason)| DegradedBody { feature, reason })
+        .collect();
     let troubled = call.app.sheddable.troubled().into_iter();
-    degraded.extend(troubled.map(|(feature, reason)| DegradedBody { feature: feature.into(), reason: reason.into() }));
+    degraded.extend(
+        troubled.map(|(feature, reason)| DegradedBody {
+            feature: feature.into(),
+            reason: reason.into(),
+        }),
+    );
     let breakers = &call.app.parts.breakers;
     let open = breakers.look().into_iter().filter(|breaker| breaker.state != BreakerState::Closed);
     Ok(wire::json(&StatusBody {
@@ -143,10 +151,23 @@ pub(crate) async fn status(Admin(call): Admin) -> Result<Response, Problem> {
         consumers: report.consumers,
         indexed_contents: report.indexed_contents,
         degraded,
-        running: report.running.into_iter().map(|(operation, contents)| RunningBody { operation, contents }).collect(),
-        not_ready: readiness.into_iter().filter_map(|r| Some(PartBody { part: r.part, problem: r.problem? })).collect(),
+        running: report
+            .running
+            .into_iter()
+            .map(|(operation, contents)| RunningBody { operation, contents })
+            .collect(),
+        not_ready: readiness
+            .into_iter()
+            .filter_map(|r| Some(PartBody { part: r.part, problem: r.problem? }))
+            .collect(),
         breakers: open.map(BreakerBody::from).collect(),
-        breaker_events: breakers.events().into_iter().rev().take(EVENTS).map(EventBody::from).collect(),
+        breaker_events: breakers
+            .events()
+            .into_iter()
+            .rev()
+            .take(EVENTS)
+            .map(EventBody::from)
+            .collect(),
         limits: report.limits,
     }))
 }
@@ -262,7 +283,9 @@ impl GroupName {
 }
 
 /// Runs work that must not stop half-way because a client left.
-async fn detached<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Result<T, Problem> {
+async fn detached<T: Send + 'static>(
+    work: impl Future<Output = T> + Send + 'static,
+) -> Result<T, Problem> {
     tokio::spawn(work).await.map_err(|error| {
         tracing::error!(%error, "an operation ended early");
         Problem::new(Code::Internal, "the operation met a bug; the log has the details")

@@ -49,11 +49,8 @@ pub(crate) async fn suggest(Read(call): Read) -> Result<Response, Problem> {
     let prefix = query.take("prefix").unwrap_or_default();
     let limit = query.number("limit", 20, 100)?;
     if prefix.len() > PREFIX_BYTES {
-        return Err(Problem::new(Code::BadParameter, "query parameter prefix: it is too long").limit(
-            "prefix_bytes",
-            PREFIX_BYTES as u64,
-            prefix.len() as u64,
-        ));
+        return Err(Problem::new(Code::BadParameter, "query parameter prefix: it is too long")
+            .limit("prefix_bytes", PREFIX_BYTES as u64, prefix.len() as u64));
     }
     let question = Question::Suggestions(prefix.clone(), limit);
     let (popular, tenant) = (Arc::clone(popular(&call)?), call.tenant().clone());
@@ -91,7 +88,9 @@ pub(crate) async fn popular_tags(Read(call): Read) -> Result<Response, Problem> 
     let mut query = call.query(&["window", "limit"])?;
     let window: Window = match query.take("window") {
         None => Window::All,
-        Some(word) => word.parse().map_err(|_| bad_parameter("window", "it must be 1h, 24h, 7d or all"))?,
+        Some(word) => {
+            word.parse().map_err(|_| bad_parameter("window", "it must be 1h, 24h, 7d or all"))?
+        }
     };
     let limit = query.number("limit", 20, 1000)?;
     let (popular, tenant) = (Arc::clone(popular(&call)?), call.tenant().clone());
@@ -118,7 +117,8 @@ pub(crate) async fn popular_tags(Read(call): Read) -> Result<Response, Problem> 
 pub(crate) async fn one_tag(Read(call): Read) -> Result<Response, Problem> {
     call.no_query()?;
     let name = TagName::parse(&call.segment(3)?)?;
-    let (popular, tenant, asked) = (Arc::clone(popular(&call)?), call.tenant().clone(), name.clone());
+    let (popular, tenant, asked) =
+        (Arc::clone(popular(&call)?), call.tenant().clone(), name.clone());
     let clock = Arc::clone(&call.app.parts.clock);
     let count = ask(&call, Feature::Count, Question::Count(name.clone()), async move {
         let as_of = clock.now_ms();
@@ -144,13 +144,24 @@ pub(crate) async fn one_tag(Read(call): Read) -> Result<Response, Problem> {
         Some(related) => related.mark(Feature::Related, &mut meta, now),
     }
     let found = count.known().and_then(|known| known.tags.first());
-    let related_tags = related.as_ref().and_then(Given::known).map(|known| known.tags.as_slice()).unwrap_or_default();
-    let cache = if related.as_ref().is_some_and(Given::is_last) { CacheUse::Stale("snapshot") } else { used(&count) };
+    let related_tags = related
+        .as_ref()
+        .and_then(Given::known)
+        .map(|known| known.tags.as_slice())
+        .unwrap_or_default();
+    let cache = if related.as_ref().is_some_and(Given::is_last) {
+        CacheUse::Stale("snapshot")
+    } else {
+        used(&count)
+    };
     let body = TagBody {
         tag: name.as_str(),
         display: found.map_or(name.as_str(), |t| &t.display),
         count: found.map_or(0, |t| t.count),
-        related: related_tags.iter().map(|t| RelatedBody { tag: t.tag.as_str(), count: t.count }).collect(),
+        related: related_tags
+            .iter()
+            .map(|t| RelatedBody { tag: t.tag.as_str(), count: t.count })
+            .collect(),
         meta,
     };
     Ok(aged(body, cache, now))

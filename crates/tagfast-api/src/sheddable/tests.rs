@@ -28,7 +28,11 @@ async fn ask_with(
 ) -> Result<Given, Problem> {
     let question = Question::Suggestions("a".to_owned(), 20);
     let max_stale = max_stale.map(Duration::from_secs);
-    all.ask(Ask { tenant: &acme(), feature: Feature::Suggestions, question, max_stale, now: NOW }, work).await
+    all.ask(
+        Ask { tenant: &acme(), feature: Feature::Suggestions, question, max_stale, now: NOW },
+        work,
+    )
+    .await
 }
 
 async fn ask(
@@ -61,15 +65,25 @@ async fn the_last_good_answer_stands_in_while_it_is_young_enough() {
     assert_eq!(cause(ask(&all, async { Ok(known(NOW - 20_000)) }).await), "good");
     assert_eq!(cause(ask(&all, async { Err(down()) }).await), "unavailable");
     assert_eq!(cause(ask_with(&all, Some(20), async { Err(down()) }).await), "unavailable");
-    assert_eq!(cause(ask_with(&all, Some(19), async { Err(down()) }).await), "nothing", "the client wants none so old");
+    assert_eq!(
+        cause(ask_with(&all, Some(19), async { Err(down()) }).await),
+        "nothing",
+        "the client wants none so old"
+    );
     let refused = ask_with(&all, Some(0), async { Err(down()) }).await.unwrap_err();
     assert_eq!(refused.code(), Code::PopularUnavailable);
-    let shed = || Failed::from(SearchError::Refused { reason: "breaker_open", retry_after: Duration::ZERO });
+    let shed = || {
+        Failed::from(SearchError::Refused { reason: "breaker_open", retry_after: Duration::ZERO })
+    };
     assert_eq!(cause(ask(&all, async move { Err(shed()) }).await), "breaker_open");
 
     let strict = Sheddable::new(Duration::ZERO);
     assert_eq!(cause(ask(&strict, async { Ok(known(NOW - 1)) }).await), "good");
-    assert_eq!(cause(ask(&strict, async { Err(down()) }).await), "nothing", "the service gives no stale answers");
+    assert_eq!(
+        cause(ask(&strict, async { Err(down()) }).await),
+        "nothing",
+        "the service gives no stale answers"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -112,10 +126,17 @@ async fn who_is_slow_but_works_is_not_given_up_for_ever() {
     // 100 ms are too long for the moment, and no failure.
     for _ in 0..40 {
         let given = cause(ask(&all, takes(100)).await);
-        assert!(given == "nothing" || given == "unavailable" || given == "too_slow" || given == "good", "{given}");
+        assert!(
+            given == "nothing" || given == "unavailable" || given == "too_slow" || given == "good",
+            "{given}"
+        );
         sleep(Duration::from_millis(100)).await;
     }
-    assert_eq!(cause(ask(&all, takes(100)).await), "good", "three seconds without a failure are enough");
+    assert_eq!(
+        cause(ask(&all, takes(100)).await),
+        "good",
+        "three seconds without a failure are enough"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -172,7 +193,8 @@ async fn background_work_is_bounded_and_ends() {
 #[tokio::test(start_paused = true)]
 async fn a_caller_s_mistake_is_its_own() {
     let all = Sheddable::new(Duration::from_secs(3600));
-    let mistake = || async { Err(SearchError::Limit { limit: "query_terms", allowed: 1, given: 2 }.into()) };
+    let mistake =
+        || async { Err(SearchError::Limit { limit: "query_terms", allowed: 1, given: 2 }.into()) };
     assert_eq!(ask(&all, mistake()).await.unwrap_err().code(), Code::QueryLimit);
     assert_eq!(all.troubled(), []);
     assert_eq!(cause(ask(&all, takes(300)).await), "good");

@@ -55,7 +55,12 @@ async fn a_token_is_needed() {
     for value in ["Basic YTpi", "Bearer", "Bearer ", "token"] {
         world.get(URI).header("authorization", value).send().await.problem("unauthenticated");
     }
-    world.get(URI).header("authorization", &format!("bearer {}", keys::user("acme"))).send().await.ok();
+    world
+        .get(URI)
+        .header("authorization", &format!("bearer {}", keys::user("acme")))
+        .send()
+        .await
+        .ok();
 }
 
 #[tokio::test]
@@ -148,7 +153,9 @@ async fn forged_and_confused_tokens_are_refused() {
         both.get(URI).bearer(&token).send().await.problem("invalid_token");
     }
     // HS256 with a public key as the secret: the classic confusion.
-    for public in [signer.public().to_string(), keys::RSA.public()["n"].as_str().unwrap().to_owned()] {
+    for public in
+        [signer.public().to_string(), keys::RSA.public()["n"].as_str().unwrap().to_owned()]
+    {
         let header = Header { kid: Some("ec-1".into()), ..Header::new(Algorithm::HS256) };
         let token = encode(&header, &all, &EncodingKey::from_secret(public.as_bytes())).unwrap();
         refused(&both, &token, "signature").await;
@@ -163,7 +170,11 @@ async fn forged_and_confused_tokens_are_refused() {
     let other = forged(&json!({"alg": "ES256", "kid": "ec-1"}), &claims("umbra", "admin"), b"x");
     let token = format!("{}.{}.{}", parts[0], other.split('.').nth(1).unwrap(), parts[2]);
     refused(&both, &token, "signature").await;
-    both.get(URI).bearer(&format!("{}.{}.", parts[0], parts[1])).send().await.problem("invalid_token");
+    both.get(URI)
+        .bearer(&format!("{}.{}.", parts[0], parts[1]))
+        .send()
+        .await
+        .problem("invalid_token");
     let critical = Header { crit: Some(vec!["b64".into()]), ..Header::new(Algorithm::HS256) };
     let token = encode(&critical, &all, &EncodingKey::from_secret(SECRET)).unwrap();
     refused(&both, &token, "critical").await;
@@ -206,7 +217,12 @@ async fn audience_and_issuer_are_checked_when_configured() {
     let world = world_with(auth, ApiLimits::default());
     let token = |aud: Value, iss: Value| with(|c| (c["aud"], c["iss"]) = (aud, iss));
     world.get(URI).bearer(&token(json!("tagfast"), json!("https://id.example"))).send().await.ok();
-    world.get(URI).bearer(&token(json!(["x", "tagfast"]), json!("https://id.example"))).send().await.ok();
+    world
+        .get(URI)
+        .bearer(&token(json!(["x", "tagfast"]), json!("https://id.example")))
+        .send()
+        .await
+        .ok();
     refused(&world, &token(json!("other"), json!("https://id.example")), "audience").await;
     refused(&world, &token(json!("tagfast"), json!("https://evil.example")), "issuer").await;
     refused(&world, &with(|c| c["iss"] = json!("https://id.example")), "audience").await;
@@ -220,7 +236,9 @@ async fn a_file_is_read_again_when_it_changes() {
     let (old, new) = (ec("k-1"), ec("k-2"));
     let mut file = tempfile::NamedTempFile::new().unwrap();
     let world = file_world(file.path(), false);
-    let get = |signer: &keys::Signer| world.get(URI).bearer(&signer.sign(&claims("acme", "tags:read"))).send();
+    let get = |signer: &keys::Signer| {
+        world.get(URI).bearer(&signer.sign(&claims("acme", "tags:read"))).send()
+    };
 
     get(&old).await.problem("keys_unavailable");
     file.write_all(keys::set(&[&old]).as_bytes()).unwrap();
@@ -261,7 +279,10 @@ async fn a_url_is_fetched_and_an_unknown_key_asks_again_but_not_always() {
             count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
             let mut head = [0; 4096];
             let _ = stream.read(&mut head).await.unwrap();
-            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{set}", set.len());
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{set}",
+                set.len()
+            );
             stream.write_all(answer.as_bytes()).await.unwrap();
         }
     });
@@ -297,7 +318,12 @@ async fn a_key_server_that_is_down_is_503_not_401() {
         leeway: Duration::ZERO,
     };
     let world = world_with(auth, ApiLimits::default());
-    world.get(URI).bearer(&ed("x").sign(&claims("acme", "tags:read"))).send().await.problem("keys_unavailable");
+    world
+        .get(URI)
+        .bearer(&ed("x").sign(&claims("acme", "tags:read")))
+        .send()
+        .await
+        .problem("keys_unavailable");
 }
 
 proptest! {

@@ -22,12 +22,20 @@ async fn writes_and_views_come_back_in_order() {
     assert_eq!(results[0]["added"], json!(["x", "y"]));
     assert_eq!(results[1]["content"], json!({"type": "a", "id": "2"}));
     assert_eq!(results[2]["removed"], json!(["x"]));
-    assert!(results.as_array().unwrap().iter().all(|r| r["ok"] == true && r["receipt"].is_string()));
+    assert!(
+        results.as_array().unwrap().iter().all(|r| r["ok"] == true && r["receipt"].is_string())
+    );
 
     let body = json!({"items": [{"type": "a", "id": "2"}, {"type": "a", "id": "1"}, {"type": "a", "id": "1"}, {"type": "a", "id": "none"}]});
-    let results = world.ask("POST", GET).json(&body.to_string()).send().await.ok()["results"].clone();
-    let tags = |n: usize| results[n]["tags"].as_array().unwrap().iter().map(|t| t["tag"].clone()).collect::<Vec<_>>();
-    assert_eq!((tags(0), tags(1), tags(2), tags(3)), (vec![json!("z")], vec![json!("y")], vec![json!("y")], vec![]));
+    let results =
+        world.ask("POST", GET).json(&body.to_string()).send().await.ok()["results"].clone();
+    let tags = |n: usize| {
+        results[n]["tags"].as_array().unwrap().iter().map(|t| t["tag"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        (tags(0), tags(1), tags(2), tags(3)),
+        (vec![json!("z")], vec![json!("y")], vec![json!("y")], vec![])
+    );
     assert_eq!(results[3]["version"], "0");
     assert_eq!(results[0]["meta"]["source"], "primary");
 }
@@ -42,8 +50,10 @@ async fn a_bad_item_fails_alone() {
         {"type": "a", "id": "3"},
         {"type": "a", "id": "4", "add": ["x"], "remove": ["X"]},
     ]});
-    let results = world.ask("POST", TAG).json(&body.to_string()).send().await.ok()["results"].clone();
-    let codes: Vec<&Value> = results.as_array().unwrap().iter().map(|r| &r["problem"]["code"]).collect();
+    let results =
+        world.ask("POST", TAG).json(&body.to_string()).send().await.ok()["results"].clone();
+    let codes: Vec<&Value> =
+        results.as_array().unwrap().iter().map(|r| &r["problem"]["code"]).collect();
     assert_eq!(
         codes,
         [
@@ -64,7 +74,8 @@ async fn a_bad_item_fails_alone() {
         retry_after: std::time::Duration::from_millis(1500),
     });
     let body = json!({"items": [{"type": "a", "id": ""}, {"type": "a", "id": "1"}]});
-    let results = world.ask("POST", GET).json(&body.to_string()).send().await.ok()["results"].clone();
+    let results =
+        world.ask("POST", GET).json(&body.to_string()).send().await.ok()["results"].clone();
     assert_eq!(results[0]["problem"]["code"], "empty");
     assert_eq!(results[1]["problem"]["code"], "unavailable");
     assert_eq!(results[1]["problem"]["retry_after_ms"], 1500);
@@ -73,7 +84,10 @@ async fn a_bad_item_fails_alone() {
 #[tokio::test]
 async fn the_size_is_limited_by_name() {
     let world = world();
-    for (path, item) in [(GET, json!({"type": "a", "id": "1"})), (TAG, json!({"type": "a", "id": "1", "add": ["x"]}))] {
+    for (path, item) in [
+        (GET, json!({"type": "a", "id": "1"})),
+        (TAG, json!({"type": "a", "id": "1", "add": ["x"]})),
+    ] {
         let body = |n: usize| json!({"items": vec![item.clone(); n]}).to_string();
         let full = world.ask("POST", path).json(&body(500)).send().await.ok();
         assert_eq!(full["results"].as_array().unwrap().len(), 500);
@@ -123,7 +137,8 @@ async fn an_import_carries_who_and_when() {
 #[tokio::test]
 async fn an_import_needs_the_admin_scope() {
     let world = jwt_world();
-    let body = json!({"items": [{"type": "a", "id": "1", "add": [{"tag": "t", "by": "grace"}]}]}).to_string();
+    let body = json!({"items": [{"type": "a", "id": "1", "add": [{"tag": "t", "by": "grace"}]}]})
+        .to_string();
     let send = |token: String| world.ask("POST", TAG).bearer(&token).json(&body).send();
     send(keys::user("acme")).await.problem("missing_scope");
     send(keys::hs256(&keys::claims("acme", "admin"))).await.ok();
@@ -131,6 +146,7 @@ async fn an_import_needs_the_admin_scope() {
 
 #[tokio::test]
 async fn a_batch_takes_no_condition() {
-    let answer = world().ask("POST", TAG).header("if-match", "\"1\"").json(r#"{"items": []}"#).send().await;
+    let answer =
+        world().ask("POST", TAG).header("if-match", "\"1\"").json(r#"{"items": []}"#).send().await;
     answer.problem("bad_header");
 }

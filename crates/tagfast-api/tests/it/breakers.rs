@@ -16,14 +16,19 @@ fn with_breakers(world: World) -> World {
 async fn they_are_listed_and_held_by_hand() {
     let world = with_breakers(world());
     let list = world.get("/v1/breakers").send().await.ok();
-    let names: Vec<&str> = list["items"].as_array().unwrap().iter().map(|b| b["name"].as_str().unwrap()).collect();
+    let names: Vec<&str> =
+        list["items"].as_array().unwrap().iter().map(|b| b["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["index", "postgres/c0/primary"]);
-    assert_eq!((&list["items"][0]["state"], &list["items"][0]["reason"]), (&json!("closed"), &json!("start")));
+    assert_eq!(
+        (&list["items"][0]["state"], &list["items"][0]["reason"]),
+        (&json!("closed"), &json!("start"))
+    );
     assert_eq!(list["items"][0]["window"], json!({"ok": 0, "failed": 0, "slow": 0}));
     assert_eq!((&list["events"], &list["next_cursor"]), (&json!([]), &json!(null)));
 
     let set = async |state: &str| {
-        let body = json!({"name": "postgres/c0/primary", "state": state, "reason": "a drill"}).to_string();
+        let body =
+            json!({"name": "postgres/c0/primary", "state": state, "reason": "a drill"}).to_string();
         world.ask("POST", "/v1/breakers").json(&body).send().await.ok()
     };
     let breaker = world.breakers.get("postgres/c0/primary").unwrap();
@@ -40,7 +45,11 @@ async fn they_are_listed_and_held_by_hand() {
         );
         assert_eq!(breaker.state(), is);
     }
-    assert_eq!(world.breakers.get("index").unwrap().state(), BreakerState::Closed, "only the one that is named");
+    assert_eq!(
+        world.breakers.get("index").unwrap().state(),
+        BreakerState::Closed,
+        "only the one that is named"
+    );
     let list = world.get("/v1/breakers").send().await.ok();
     assert_eq!(list["events"].as_array().unwrap().len(), 4);
     assert_eq!(
@@ -60,14 +69,22 @@ async fn they_are_listed_and_held_by_hand() {
 #[tokio::test]
 async fn what_is_wrong_is_said_and_changes_nothing() {
     let world = with_breakers(world());
-    let ask = async |body: serde_json::Value| world.ask("POST", "/v1/breakers").json(&body.to_string()).send().await;
-    ask(json!({"name": "nothing", "state": "open", "reason": "x"})).await.problem("unknown_breaker");
+    let ask = async |body: serde_json::Value| {
+        world.ask("POST", "/v1/breakers").json(&body.to_string()).send().await
+    };
+    ask(json!({"name": "nothing", "state": "open", "reason": "x"}))
+        .await
+        .problem("unknown_breaker");
     ask(json!({"name": "index", "state": "ajar", "reason": "x"})).await.problem("wrong_type");
     ask(json!({"name": "index", "state": "open"})).await.problem("wrong_type");
-    ask(json!({"name": "index", "state": "open", "reason": "x", "for": 5})).await.problem("unknown_field");
+    ask(json!({"name": "index", "state": "open", "reason": "x", "for": 5}))
+        .await
+        .problem("unknown_field");
     ask(json!({"name": "index", "state": "open", "reason": ""})).await.problem("empty");
     ask(json!({"name": "index", "state": "open", "reason": "  "})).await.problem("empty");
-    let long = ask(json!({"name": "index", "state": "open", "reason": "é".repeat(501)})).await.problem("too_long");
+    let long = ask(json!({"name": "index", "state": "open", "reason": "é".repeat(501)}))
+        .await
+        .problem("too_long");
     assert_eq!(
         (&long["limit"], &long["allowed"], &long["given"]),
         (&json!("reason_characters"), &json!(500), &json!(501))
@@ -82,7 +99,13 @@ async fn only_an_admin_sees_or_sets_them() {
     let user = keys::user("acme");
     world.get("/v1/breakers").bearer(&user).send().await.problem("missing_scope");
     let body = r#"{"name": "index", "state": "open", "reason": "x"}"#;
-    world.ask("POST", "/v1/breakers").bearer(&user).json(body).send().await.problem("missing_scope");
+    world
+        .ask("POST", "/v1/breakers")
+        .bearer(&user)
+        .json(body)
+        .send()
+        .await
+        .problem("missing_scope");
     assert_eq!(world.breakers.get("index").unwrap().state(), BreakerState::Closed);
     let admin = keys::hs256(&keys::claims("acme", "admin"));
     world.ask("POST", "/v1/breakers").bearer(&admin).json(body).send().await.ok();

@@ -44,7 +44,10 @@ async fn a_tag_is_added_once_seen_at_once_and_removed() {
     assert_eq!(view["version"], added["version"]);
 
     let removed = world.ask("DELETE", &format!("{TAGS}/needs-review")).send().await.ok();
-    assert_eq!((&removed["changed"], &removed["removed"]), (&json!(true), &json!(["needs-review"])));
+    assert_eq!(
+        (&removed["changed"], &removed["removed"]),
+        (&json!(true), &json!(["needs-review"]))
+    );
     let gone = world.ask("DELETE", &format!("{TAGS}/needs-review")).send().await.ok();
     assert_eq!(gone["changed"], false);
 }
@@ -53,7 +56,8 @@ async fn a_tag_is_added_once_seen_at_once_and_removed() {
 async fn patch_adds_and_removes_at_once_and_put_replaces() {
     let world = world();
     world.ask("PUT", TAGS).json(r#"{"tags": ["b", "a", "A"]}"#).send().await.ok();
-    let patched = world.ask("PATCH", TAGS).json(r#"{"add": ["c"], "remove": ["a", "zz"]}"#).send().await.ok();
+    let patched =
+        world.ask("PATCH", TAGS).json(r#"{"add": ["c"], "remove": ["a", "zz"]}"#).send().await.ok();
     assert_eq!((&patched["added"], &patched["removed"]), (&json!(["c"]), &json!(["a"])));
     let replaced = world.ask("PUT", TAGS).json(r#"{"tags": ["c", "d"]}"#).send().await.ok();
     assert_eq!((&replaced["added"], &replaced["removed"]), (&json!(["d"]), &json!(["b"])));
@@ -98,7 +102,10 @@ async fn odd_ids_and_tags_survive_the_url() {
         assert_eq!(one["count"], 1, "{text}");
         let line = world.get("/v1/export").send().await;
         let line: serde_json::Value = serde_json::from_slice(&line.body).unwrap();
-        assert_eq!((line["id"].as_str(), line["tags"][0]["tag"].as_str()), (Some(text), Some(text)));
+        assert_eq!(
+            (line["id"].as_str(), line["tags"][0]["tag"].as_str()),
+            (Some(text), Some(text))
+        );
     }
     // A plus sign that is not encoded stays a plus sign in a path.
     let world = world();
@@ -108,7 +115,12 @@ async fn odd_ids_and_tags_survive_the_url() {
 #[tokio::test]
 async fn a_bad_encoding_is_a_problem() {
     let world = world();
-    for path in ["/v1/content/a/%zz/tags", "/v1/content/a/%ff/tags", "/v1/content/a/%/tags", "/v1/content/%C3/b/tags"] {
+    for path in [
+        "/v1/content/a/%zz/tags",
+        "/v1/content/a/%ff/tags",
+        "/v1/content/a/%/tags",
+        "/v1/content/%C3/b/tags",
+    ] {
         world.get(path).send().await.problem("bad_encoding");
     }
     world.tag("a/b", "%E2%82").await.problem("bad_encoding");
@@ -125,27 +137,38 @@ async fn entity_tags_spare_the_body_and_guard_the_write() {
     assert_eq!(tag, format!("\"{}\"", first.json()["version"].as_str().unwrap()));
 
     let same = world.get(TAGS).header("if-none-match", &tag).send().await;
-    assert_eq!((same.status.as_u16(), same.body.len(), same.header("etag")), (304, 0, tag.as_str()));
+    assert_eq!(
+        (same.status.as_u16(), same.body.len(), same.header("etag")),
+        (304, 0, tag.as_str())
+    );
     assert!(!same.header("consistency-token").is_empty(), "a 304 is an answer too");
     let weak = world.get(TAGS).header("if-none-match", &format!("\"1\", W/{tag}")).send().await;
     assert_eq!(weak.status, 304);
 
-    let replaced = world.ask("PUT", TAGS).header("if-match", &tag).json(r#"{"tags": ["b"]}"#).send().await;
+    let replaced =
+        world.ask("PUT", TAGS).header("if-match", &tag).json(r#"{"tags": ["b"]}"#).send().await;
     let newer = replaced.ok()["version"].clone();
-    let stale = world.ask("PUT", TAGS).header("if-match", &tag).json(r#"{"tags": ["c"]}"#).send().await;
+    let stale =
+        world.ask("PUT", TAGS).header("if-match", &tag).json(r#"{"tags": ["c"]}"#).send().await;
     let problem = stale.problem("version_mismatch");
     assert_eq!(problem["current_version"], newer);
     assert_eq!(world.get(TAGS).header("if-none-match", &tag).send().await.status, 200);
 
-    let never = world.ask("PUT", "/v1/content/a/b/tags").header("if-match", "\"0\"").json(r#"{"tags": ["c"]}"#);
+    let never = world
+        .ask("PUT", "/v1/content/a/b/tags")
+        .header("if-match", "\"0\"")
+        .json(r#"{"tags": ["c"]}"#);
     never.send().await.ok();
-    let any = world.ask("PUT", TAGS).header("if-match", "*").json(r#"{"tags": ["c"]}"#).send().await;
+    let any =
+        world.ask("PUT", TAGS).header("if-match", "*").json(r#"{"tags": ["c"]}"#).send().await;
     any.ok();
     for bad in ["W/\"1\"", "x", "\"1\", \"2\""] {
-        let refused = world.ask("PUT", TAGS).header("if-match", bad).json(r#"{"tags": []}"#).send().await;
+        let refused =
+            world.ask("PUT", TAGS).header("if-match", bad).json(r#"{"tags": []}"#).send().await;
         refused.problem("bad_header");
     }
-    let unless = world.ask("PUT", TAGS).header("if-none-match", "*").json(r#"{"tags": []}"#).send().await;
+    let unless =
+        world.ask("PUT", TAGS).header("if-none-match", "*").json(r#"{"tags": []}"#).send().await;
     unless.problem("bad_header");
 }
 
@@ -162,7 +185,11 @@ async fn an_idempotency_key_makes_a_retry_harmless() {
     let retry = put("a", "k1").await.ok();
     assert_eq!(retry["version"], first["version"]);
     assert_eq!((&retry["changed"], &retry["repeated"]), (&json!(true), &json!(true)));
-    assert_eq!(world.get(TAGS).send().await.ok()["tags"], json!([]), "the retry did not add it again");
+    assert_eq!(
+        world.get(TAGS).send().await.ok()["tags"],
+        json!([]),
+        "the retry did not add it again"
+    );
 
     put("b", "k1").await.problem("idempotency_key_reused");
     assert_eq!(put("a", &"k".repeat(255)).await.status, 200);
@@ -185,7 +212,12 @@ async fn tokens_grow_with_what_a_client_sees_and_are_checked() {
     assert!(read.header("consistency-token").len() > token.len(), "it holds both contents");
     for bad in ["x", "AAAA", &format!("{token}A"), &"A".repeat(5000)] {
         world.get(TAGS).header("consistency-token", bad).send().await.problem("bad_token");
-        world.ask("PUT", &format!("{TAGS}/x")).header("consistency-token", bad).send().await.problem("bad_token");
+        world
+            .ask("PUT", &format!("{TAGS}/x"))
+            .header("consistency-token", bad)
+            .send()
+            .await
+            .problem("bad_token");
     }
     for good in ["eventual", "session", "strong"] {
         world.get(TAGS).header("consistency", good).send().await.ok();
@@ -212,7 +244,12 @@ async fn the_trace_and_the_deadline_reach_the_store() {
     assert!(last.deadline.is_some());
     assert_eq!(last.write.user.as_str(), "anonymous");
 
-    let refused = world.get("/v1/search?x=1").header("traceparent", parent).send().await.problem("unknown_parameter");
+    let refused = world
+        .get("/v1/search?x=1")
+        .header("traceparent", parent)
+        .send()
+        .await
+        .problem("unknown_parameter");
     assert_eq!(refused["trace_id"], "4bf92f3577b34da6a3ce929d0e0e4736");
 }
 

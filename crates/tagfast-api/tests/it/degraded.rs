@@ -20,18 +20,25 @@ async fn filled() -> World {
 }
 
 fn popular_down(world: &World, down: bool) {
-    *world.popular.fault.lock().unwrap() = down.then_some(|| PopularError::Unavailable("a secret place".into()));
+    *world.popular.fault.lock().unwrap() =
+        down.then_some(|| PopularError::Unavailable("a secret place".into()));
 }
 
 fn sheddable_down(world: &World) {
-    *world.search.limited.lock().unwrap() =
-        Some(|| SearchError::Refused { reason: "breaker_open", retry_after: Duration::from_secs(3) });
+    *world.search.limited.lock().unwrap() = Some(|| SearchError::Refused {
+        reason: "breaker_open",
+        retry_after: Duration::from_secs(3),
+    });
 }
 
 #[track_caller]
 fn degraded(answer: &Answer) -> (Value, bool) {
     let meta = answer.ok()["meta"].clone();
-    assert_eq!(answer.header("cache-control"), "no-store", "a worse answer is not kept as a good one");
+    assert_eq!(
+        answer.header("cache-control"),
+        "no-store",
+        "a worse answer is not kept as a good one"
+    );
     assert!(!meta.to_string().contains("secret"), "{meta}");
     (meta["degraded"].clone(), meta["stale"] == true)
 }
@@ -56,8 +63,10 @@ async fn every_sheddable_answer_is_given_as_it_was_last() {
     ]) {
         let answer = world.get(uri).send().await;
         let (list, stale) = degraded(&answer);
-        let expect: Vec<Value> =
-            [Some(json!({"feature": feature, "reason": "unavailable"})), more].into_iter().flatten().collect();
+        let expect: Vec<Value> = [Some(json!({"feature": feature, "reason": "unavailable"})), more]
+            .into_iter()
+            .flatten()
+            .collect();
         assert_eq!((list, stale), (Value::from(expect), true), "{uri}");
         let body = answer.json();
         for part in ["tags", "count", "related", "display"] {
@@ -65,15 +74,25 @@ async fn every_sheddable_answer_is_given_as_it_was_last() {
         }
         assert_eq!(body["meta"]["as_of"], before["meta"]["as_of"], "{uri}");
         assert!(body["meta"]["age_ms"].as_u64().unwrap() >= 60_000);
-        assert_eq!(answer.header("age"), (body["meta"]["age_ms"].as_u64().unwrap() / 1000).to_string());
+        assert_eq!(
+            answer.header("age"),
+            (body["meta"]["age_ms"].as_u64().unwrap() / 1000).to_string()
+        );
         assert_eq!(answer.header("cache-status"), "tagfast; fwd=stale; detail=snapshot");
     }
     // Too old for this client: left out, and said so.
     let answer = world.get(uris[0]).header("cache-control", "max-stale=30").send().await;
-    assert_eq!(degraded(&answer), (json!([{"feature": "popular", "reason": "features_limited"}]), false));
+    assert_eq!(
+        degraded(&answer),
+        (json!([{"feature": "popular", "reason": "features_limited"}]), false)
+    );
     popular_down(&world, false);
     let (good, meta) = (world.get(uris[0]).send().await.ok(), json!([]));
-    assert_eq!((&good["meta"]["degraded"], &good["meta"]["stale"]), (&meta, &json!(false)), "by itself");
+    assert_eq!(
+        (&good["meta"]["degraded"], &good["meta"]["stale"]),
+        (&meta, &json!(false)),
+        "by itself"
+    );
 }
 
 #[tokio::test]
@@ -87,24 +106,34 @@ async fn what_was_never_asked_is_left_out_and_named() {
         ("/v1/tags/critical", vec!["count", "related"]),
     ] {
         let answer = world.get(uri).send().await;
-        let expect: Vec<Value> = features.iter().map(|f| json!({"feature": f, "reason": "features_limited"})).collect();
+        let expect: Vec<Value> =
+            features.iter().map(|f| json!({"feature": f, "reason": "features_limited"})).collect();
         assert_eq!(degraded(&answer), (Value::from(expect), false), "{uri}");
         let body = answer.json();
         assert!(
-            body["tags"].as_array().is_none_or(Vec::is_empty) && body["related"].as_array().is_none_or(Vec::is_empty)
+            body["tags"].as_array().is_none_or(Vec::is_empty)
+                && body["related"].as_array().is_none_or(Vec::is_empty)
         );
         // A client that wants neither gets an error.
         for refusal in ["no-cache", "no-store", "max-stale=0"] {
             let refused = world.get(uri).header("cache-control", refusal).send().await;
             assert_eq!(refused.status, 503, "{uri} {refusal}");
             let problem = refused.json();
-            assert!(problem["code"] == "popular_unavailable" || problem["code"] == "search_unavailable", "{problem}");
+            assert!(
+                problem["code"] == "popular_unavailable" || problem["code"] == "search_unavailable",
+                "{problem}"
+            );
             assert!(refused.header("retry-after").parse::<u64>().unwrap() >= 1);
             assert!(!problem.to_string().contains("secret"));
         }
     }
     let status = world.get("/v1/status").send().await.ok();
-    assert!(status["degraded"].as_array().unwrap().contains(&json!({"feature": "popular", "reason": "unavailable"})));
+    assert!(
+        status["degraded"]
+            .as_array()
+            .unwrap()
+            .contains(&json!({"feature": "popular", "reason": "unavailable"}))
+    );
 }
 
 #[tokio::test]
@@ -127,8 +156,7 @@ async fn hits_are_answered_without_facets_and_totals() {
     sheddable_down(&world);
     world.clock.advance(5000);
     let answer = world.get(uri).send().await;
-    let expect =
-        json!([{"feature": "facets", "reason": "breaker_open"}, {"feature": "total", "reason": "breaker_open"}]);
+    let expect = json!([{"feature": "facets", "reason": "breaker_open"}, {"feature": "total", "reason": "breaker_open"}]);
     assert_eq!(degraded(&answer), (expect, true));
     let body = answer.json();
     assert_eq!((&body["facets"], &body["total"]), (&good["facets"], &good["total"]));
@@ -144,7 +172,10 @@ async fn spellings_that_cannot_be_had_are_the_canonical_names() {
     let world = filled().await;
     popular_down(&world, true);
     let answer = world.get("/v1/search?q=ui-kit&facets=true").send().await;
-    assert_eq!(degraded(&answer), (json!([{"feature": "display", "reason": "unavailable"}]), false));
+    assert_eq!(
+        degraded(&answer),
+        (json!([{"feature": "display", "reason": "unavailable"}]), false)
+    );
     assert_eq!(answer.json()["facets"][0]["display"], "ui-kit");
 }
 
@@ -155,7 +186,12 @@ async fn counts_that_say_they_are_old_are_marked() {
     let answer = world.get("/v1/tags/popular").send().await;
     assert_eq!(degraded(&answer), (json!([{"feature": "popular", "reason": "unavailable"}]), true));
     assert_eq!(answer.json()["tags"][0]["tag"], "critical");
-    world.get("/v1/tags/popular").header("cache-control", "no-cache").send().await.problem("popular_unavailable");
+    world
+        .get("/v1/tags/popular")
+        .header("cache-control", "no-cache")
+        .send()
+        .await
+        .problem("popular_unavailable");
 }
 
 #[tokio::test]
@@ -165,7 +201,12 @@ async fn an_index_that_is_behind_is_refused_by_who_minds() {
     let uri = "/v1/search?q=critical";
     assert_eq!(world.get(uri).send().await.ok()["meta"]["stale"], true);
     world.get(uri).header("cache-control", "max-stale=40").send().await.ok();
-    world.get(uri).header("cache-control", "max-stale=39").send().await.problem("search_unavailable");
+    world
+        .get(uri)
+        .header("cache-control", "max-stale=39")
+        .send()
+        .await
+        .problem("search_unavailable");
     world.get(uri).header("cache-control", "no-cache").send().await.problem("search_unavailable");
 }
 
@@ -177,7 +218,8 @@ async fn nobody_waits_for_what_hangs() {
     let mut took = Vec::new();
     for n in 0..200 {
         let began = Instant::now();
-        let uri = if n % 2 == 0 { "/v1/search?q=critical&facets=true" } else { "/v1/tags/critical" };
+        let uri =
+            if n % 2 == 0 { "/v1/search?q=critical&facets=true" } else { "/v1/tags/critical" };
         world.get(uri).send().await.ok();
         took.push(began.elapsed());
     }
@@ -197,7 +239,10 @@ async fn one_tenant_s_last_good_answer_is_nobody_else_s() {
     world.get("/v1/tags/popular").bearer(&keys::user("umbra")).send().await.ok();
     popular_down(&world, true);
     let answer = world.get("/v1/tags/popular").bearer(&keys::user("acme")).send().await;
-    assert_eq!(degraded(&answer), (json!([{"feature": "popular", "reason": "features_limited"}]), false));
+    assert_eq!(
+        degraded(&answer),
+        (json!([{"feature": "popular", "reason": "features_limited"}]), false)
+    );
     let own = world.get("/v1/tags/popular").bearer(&keys::user("umbra")).send().await;
     assert_eq!(own.ok()["tags"][0]["tag"], "x");
 }

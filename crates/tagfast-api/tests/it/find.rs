@@ -46,13 +46,22 @@ async fn parameters_reach_the_index() {
     world.get("/v1/search?q=a+AND+b%2B%2B&sort=id&limit=7&total=exact").send().await.ok();
     let asked = world.search.last.lock().unwrap().clone().unwrap();
     assert_eq!(asked.query.as_deref(), Some("a AND b++"));
-    assert_eq!((asked.sort, asked.limit, asked.total_exact, asked.facets), (Sort::Id, 7, false, false));
+    assert_eq!(
+        (asked.sort, asked.limit, asked.total_exact, asked.facets),
+        (Sort::Id, 7, false, false)
+    );
     assert_eq!(asked.criticality, Criticality::Degradable);
     // Only a total that the hits do not tell is asked for by itself.
     world.search.exact_to.store(2, Ordering::SeqCst);
-    assert_eq!(world.get("/v1/search?limit=1").send().await.ok()["total"], json!({"value": 2, "relation": "gte"}));
+    assert_eq!(
+        world.get("/v1/search?limit=1").send().await.ok()["total"],
+        json!({"value": 2, "relation": "gte"})
+    );
     let exact = world.get("/v1/search?limit=1&total=exact").send().await.ok();
-    assert_eq!((&exact["total"], &exact["meta"]["degraded"]), (&json!({"value": 6, "relation": "eq"}), &json!([])));
+    assert_eq!(
+        (&exact["total"], &exact["meta"]["degraded"]),
+        (&json!({"value": 6, "relation": "eq"}), &json!([]))
+    );
     let asked = world.search.last.lock().unwrap().clone().unwrap();
     assert_eq!((asked.total_exact, asked.criticality), (true, Criticality::Sheddable));
     for (uri, code) in [
@@ -72,7 +81,10 @@ async fn parameters_reach_the_index() {
         world.get(&format!("/v1/search?{uri}")).send().await.problem(code);
     }
     let limit = world.get("/v1/search?limit=101").send().await.json();
-    assert_eq!((&limit["limit"], &limit["allowed"], &limit["given"]), (&json!("page_items"), &json!(100), &json!(101)));
+    assert_eq!(
+        (&limit["limit"], &limit["allowed"], &limit["given"]),
+        (&json!("page_items"), &json!(100), &json!(101))
+    );
 }
 
 #[tokio::test]
@@ -82,7 +94,9 @@ async fn pages_follow_each_other_without_gap_or_repeat() {
     let mut uri = "/v1/search?q=critical&sort=id&limit=2".to_owned();
     loop {
         let page = world.get(&uri).send().await.ok();
-        seen.extend(page["hits"].as_array().unwrap().iter().map(|h| format!("{}/{}", h["type"], h["id"])));
+        seen.extend(
+            page["hits"].as_array().unwrap().iter().map(|h| format!("{}/{}", h["type"], h["id"])),
+        );
         match page["next_cursor"].as_str() {
             Some(cursor) => uri = format!("/v1/search?q=critical&sort=id&limit=2&cursor={cursor}"),
             None => break,
@@ -100,7 +114,11 @@ async fn a_cursor_belongs_to_its_query_and_day() {
     let cursor = page["next_cursor"].as_str().unwrap().to_owned();
     world.get(&format!("/v1/search?q=critical&limit=3&cursor={cursor}")).send().await.ok();
     for other in ["q=ui-kit", "q=critical&sort=id", "q=critical&type=a"] {
-        world.get(&format!("/v1/search?{other}&cursor={cursor}")).send().await.problem("bad_cursor");
+        world
+            .get(&format!("/v1/search?{other}&cursor={cursor}"))
+            .send()
+            .await
+            .problem("bad_cursor");
     }
     world.clock.advance(86_400_001);
     world.get(&format!("/v1/search?q=critical&cursor={cursor}")).send().await.problem("bad_cursor");
@@ -116,15 +134,26 @@ async fn a_wrong_query_names_the_place() {
         message: "expected a tag at 4".into(),
     });
     let problem = world.get("/v1/search?q=x").send().await.problem("query_syntax");
-    assert_eq!((&problem["position"], &problem["byte"], &problem["expected"]), (&json!(4), &json!(6), &json!("a tag")));
-    *world.search.fault.lock().unwrap() = Some(|| SearchError::Limit { limit: "terms", allowed: 64, given: 65 });
+    assert_eq!(
+        (&problem["position"], &problem["byte"], &problem["expected"]),
+        (&json!(4), &json!(6), &json!("a tag"))
+    );
+    *world.search.fault.lock().unwrap() =
+        Some(|| SearchError::Limit { limit: "terms", allowed: 64, given: 65 });
     let problem = world.get("/v1/search?q=x").send().await.problem("query_limit");
-    assert_eq!((&problem["limit"], &problem["allowed"], &problem["given"]), (&json!("terms"), &json!(64), &json!(65)));
-    *world.search.fault.lock().unwrap() = Some(|| SearchError::PrefixTooBroad { prefix: "a".into(), allowed: 100 });
+    assert_eq!(
+        (&problem["limit"], &problem["allowed"], &problem["given"]),
+        (&json!("terms"), &json!(64), &json!(65))
+    );
+    *world.search.fault.lock().unwrap() =
+        Some(|| SearchError::PrefixTooBroad { prefix: "a".into(), allowed: 100 });
     world.get("/v1/search?q=x").send().await.problem("prefix_too_broad");
     *world.search.fault.lock().unwrap() = Some(|| SearchError::Unavailable("a secret path".into()));
     let problem = world.get("/v1/search?q=x").send().await.problem("search_unavailable");
-    assert!(!problem.to_string().contains("secret"), "what only an operator may see stays in the log");
+    assert!(
+        !problem.to_string().contains("secret"),
+        "what only an operator may see stays in the log"
+    );
 }
 
 #[tokio::test]
@@ -135,15 +164,25 @@ async fn suggestions_popular_and_one_tag() {
     assert_eq!(suggested["meta"]["source"], "snapshot");
 
     let popular = world.get("/v1/tags/popular?window=24h&limit=1").send().await.ok();
-    assert_eq!((&popular["window"], &popular["tags"][0]["tag"]), (&json!("24h"), &json!("critical")));
+    assert_eq!(
+        (&popular["window"], &popular["tags"][0]["tag"]),
+        (&json!("24h"), &json!("critical"))
+    );
     assert_eq!(world.get("/v1/tags/popular").send().await.ok()["window"], "all");
     world.get("/v1/tags/popular?window=1y").send().await.problem("bad_parameter");
     world.get("/v1/tags/popular?limit=1001").send().await.problem("bad_parameter");
-    let long = world.get(&format!("/v1/tags?prefix={}", "x".repeat(257))).send().await.problem("bad_parameter");
+    let long = world
+        .get(&format!("/v1/tags?prefix={}", "x".repeat(257)))
+        .send()
+        .await
+        .problem("bad_parameter");
     assert_eq!(long["limit"], "prefix_bytes");
 
     let one = world.get("/v1/tags/UI%20kit").send().await.ok();
-    assert_eq!((&one["tag"], &one["display"], &one["count"]), (&json!("ui-kit"), &json!("UI Kit"), &json!(1)));
+    assert_eq!(
+        (&one["tag"], &one["display"], &one["count"]),
+        (&json!("ui-kit"), &json!("UI Kit"), &json!(1))
+    );
     assert_eq!(one["related"], json!([{"tag": "critical", "count": 1}]));
     let nobody = world.get("/v1/tags/Nobody").send().await.ok();
     assert_eq!((&nobody["count"], &nobody["display"]), (&json!(0), &json!("nobody")));
@@ -170,7 +209,10 @@ async fn the_export_has_every_content_once_and_can_be_resumed() {
     }
     world.ask("DELETE", "/v1/content/a/7/tags/tag-one").send().await.ok();
     let whole = world.get("/v1/export").send().await;
-    assert_eq!((whole.status.as_u16(), whole.header("content-type")), (200, "application/x-ndjson"));
+    assert_eq!(
+        (whole.status.as_u16(), whole.header("content-type")),
+        (200, "application/x-ndjson")
+    );
     let lines: Vec<Value> = whole
         .body
         .split(|b| *b == b'\n')
@@ -178,17 +220,32 @@ async fn the_export_has_every_content_once_and_can_be_resumed() {
         .map(|l| serde_json::from_slice(l).unwrap())
         .collect();
     assert_eq!(lines.len(), 39, "a content without tags is not exported");
-    assert_eq!(lines[0]["tags"], json!([{"tag": "Tag One", "by": "anonymous", "at": "2026-01-01T00:00:00.000Z"}]));
+    assert_eq!(
+        lines[0]["tags"],
+        json!([{"tag": "Tag One", "by": "anonymous", "at": "2026-01-01T00:00:00.000Z"}])
+    );
 
     let at = format!("a/{}", lines[20]["id"].as_str().unwrap());
     let rest = world.get(&format!("/v1/export?after={}", at.replace('/', "%2F"))).send().await;
-    let tail = whole.body.split_inclusive(|b| *b == b'\n').skip(21).flatten().copied().collect::<Vec<u8>>();
+    let tail = whole
+        .body
+        .split_inclusive(|b| *b == b'\n')
+        .skip(21)
+        .flatten()
+        .copied()
+        .collect::<Vec<u8>>();
     assert_eq!(rest.body, tail);
 
     let mut shards = 0;
     for shard in 0..64 {
-        shards +=
-            world.get(&format!("/v1/export?shard={shard}")).send().await.body.iter().filter(|b| **b == b'\n').count();
+        shards += world
+            .get(&format!("/v1/export?shard={shard}"))
+            .send()
+            .await
+            .body
+            .iter()
+            .filter(|b| **b == b'\n')
+            .count();
     }
     assert_eq!(shards, 39);
     for bad in ["shard=64", "shard=x", "shard=%2B1", "after=nothing", "limit=1"] {

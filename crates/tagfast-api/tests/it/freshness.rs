@@ -16,10 +16,12 @@ async fn the_store_is_told_who_reads_and_how_much_it_matters() {
     let world = jwt_world();
     let asked = || world.store.asked.lock().unwrap().clone().unwrap();
     world.get(TAGS).bearer(&keys::user("acme")).send().await.ok();
-    let expect = Asked { user: Some("ada".into()), criticality: Criticality::Critical, max_stale: None };
+    let expect =
+        Asked { user: Some("ada".into()), criticality: Criticality::Critical, max_stale: None };
     assert_eq!(asked(), expect);
     let get = world.ask("POST", "/v1/content:batchGet").bearer(&keys::user("acme"));
-    let get = get.header("cache-control", "max-stale=5").json(r#"{"items": [{"type": "a", "id": "1"}]}"#);
+    let get =
+        get.header("cache-control", "max-stale=5").json(r#"{"items": [{"type": "a", "id": "1"}]}"#);
     get.send().await.ok();
     let five = Some(Duration::from_secs(5));
     assert_eq!(asked(), Asked { criticality: Criticality::Degradable, max_stale: five, ..expect });
@@ -41,13 +43,21 @@ async fn a_client_says_how_stale_an_answer_may_be() {
         let given = world.store.asked.lock().unwrap().clone().unwrap().max_stale;
         assert_eq!(given, expect.map(Duration::from_secs), "{value}");
     }
-    let both = world.get(TAGS).header("cache-control", "max-stale=9").header("cache-control", "max-stale=8");
+    let both = world
+        .get(TAGS)
+        .header("cache-control", "max-stale=9")
+        .header("cache-control", "max-stale=8");
     both.send().await.ok();
-    assert_eq!(world.store.asked.lock().unwrap().clone().unwrap().max_stale, Some(Duration::from_secs(8)));
+    assert_eq!(
+        world.store.asked.lock().unwrap().clone().unwrap().max_stale,
+        Some(Duration::from_secs(8))
+    );
     for uri in [TAGS, "/v1/search", "/v1/tags", "/v1/tags/popular", "/v1/tags/x"] {
         world.get(uri).header("cache-control", "max-stale=soon").send().await.problem("bad_header");
     }
-    let post = world.ask("POST", "/v1/content:batchGet").header("cache-control", "max-stale=99999999999999999999");
+    let post = world
+        .ask("POST", "/v1/content:batchGet")
+        .header("cache-control", "max-stale=99999999999999999999");
     post.json(r#"{"items": []}"#).send().await.problem("bad_header");
 }
 
@@ -73,9 +83,13 @@ async fn a_stale_view_says_so_and_never_looks_fresh() {
     assert_eq!(body["meta"]["degraded"], json!([{"feature": "view", "reason": "unavailable"}]));
     assert_eq!((stale.header("age"), stale.header("cache-control")), ("90", "no-store"));
     assert_eq!(stale.header("cache-status"), "tagfast; fwd=stale; detail=redis");
-    let get = world.ask("POST", "/v1/content:batchGet").json(r#"{"items": [{"type": "a", "id": "1"}]}"#);
+    let get =
+        world.ask("POST", "/v1/content:batchGet").json(r#"{"items": [{"type": "a", "id": "1"}]}"#);
     let batch = get.send().await;
-    assert_eq!((&batch.ok()["results"][0]["meta"]["stale"], batch.header("cache-control")), (&json!(true), "no-store"));
+    assert_eq!(
+        (&batch.ok()["results"][0]["meta"]["stale"], batch.header("cache-control")),
+        (&json!(true), "no-store")
+    );
 
     // Proven current, though it was read long ago.
     *world.store.shape.lock().unwrap() = Some(|view| {

@@ -4,7 +4,9 @@ use serde_json::json;
 use std::sync::atomic::Ordering;
 use tagfast_domain::{ContentKey, EpochOrdinal, Version};
 use tagfast_events::conformance::letters::exhausted;
-use tagfast_events::{BusRecord, ClusterName, LetterClass, LetterState, Partition, RecordKind, StoredLetter};
+use tagfast_events::{
+    BusRecord, ClusterName, LetterClass, LetterState, Partition, RecordKind, StoredLetter,
+};
 
 use crate::support::{NOW, World, jwt_world, keys, world};
 
@@ -71,17 +73,30 @@ async fn an_admin_pages_through_everybodys_letters() {
     }
     // A cursor belongs to its tenant.
     let other = keys::hs256(&keys::claims("umbra", "admin"));
-    world.get(&format!("/v1/dead-letters?cursor={next}")).bearer(&other).send().await.problem("bad_cursor");
+    world
+        .get(&format!("/v1/dead-letters?cursor={next}"))
+        .bearer(&other)
+        .send()
+        .await
+        .problem("bad_cursor");
 }
 
 #[tokio::test]
 async fn without_admin_only_the_own_letters_are_seen_and_none_is_changed() {
     let world = with_letters(jwt_world());
     let user = keys::user("umbra");
-    assert_eq!(ids(&world.get("/v1/dead-letters").bearer(&user).send().await.ok()), ["indexer/3/4"]);
+    assert_eq!(
+        ids(&world.get("/v1/dead-letters").bearer(&user).send().await.ok()),
+        ["indexer/3/4"]
+    );
     world.get("/v1/dead-letters?tenant=acme").bearer(&user).send().await.problem("missing_scope");
     world.get("/v1/dead-letters/indexer%2F3%2F4").bearer(&user).send().await.ok();
-    world.get("/v1/dead-letters/indexer%2F3%2F1").bearer(&user).send().await.problem("unknown_letter");
+    world
+        .get("/v1/dead-letters/indexer%2F3%2F1")
+        .bearer(&user)
+        .send()
+        .await
+        .problem("unknown_letter");
     for uri in ["/v1/dead-letters:replay", "/v1/dead-letters:discard"] {
         world.ask("POST", uri).bearer(&user).json("{}").send().await.problem("missing_scope");
     }
@@ -104,7 +119,8 @@ async fn a_letter_is_shown_whole_and_that_is_remembered() {
 #[tokio::test]
 async fn a_replay_of_everything_must_be_meant() {
     let world = with_letters(world());
-    let replay = async |body: &str| world.ask("POST", "/v1/dead-letters:replay").json(body).send().await;
+    let replay =
+        async |body: &str| world.ask("POST", "/v1/dead-letters:replay").json(body).send().await;
     replay("{}").await.problem("all_not_meant");
     replay(r#"{"filter": {"ids": []}}"#).await.problem("all_not_meant");
     replay(r#"{"all": true, "rate": 0}"#).await.problem("rate_out_of_range");
@@ -116,27 +132,35 @@ async fn a_replay_of_everything_must_be_meant() {
     assert!(world.letters.jobs.lock().unwrap().is_empty(), "nothing has begun");
 
     let begun = replay(r#"{"filter": {"tenant": "acme"}, "dry_run": true}"#).await.ok();
-    assert_eq!((&begun["letters"], &begun["left"], &begun["rate"]), (&json!(3), &json!(3), &json!(500)));
+    assert_eq!(
+        (&begun["letters"], &begun["left"], &begun["rate"]),
+        (&json!(3), &json!(3), &json!(500))
+    );
     let id = begun["id"].as_str().unwrap();
     assert_eq!(world.get(&format!("/v1/dead-letter-jobs/{id}")).send().await.ok(), begun);
     world.get("/v1/dead-letter-jobs/none").send().await.problem("unknown_letter");
     assert_eq!(replay(r#"{"all": true}"#).await.ok()["letters"], 4);
     let acts = world.get("/v1/dead-letter-acts?limit=2").send().await.ok();
-    let said: Vec<_> = acts["items"].as_array().unwrap().iter().map(|a| (&a["action"], &a["letters"])).collect();
+    let said: Vec<_> =
+        acts["items"].as_array().unwrap().iter().map(|a| (&a["action"], &a["letters"])).collect();
     assert_eq!(said, [(&json!("replay"), &json!(4)), (&json!("dry_run"), &json!(3))]);
 }
 
 #[tokio::test]
 async fn discarding_needs_a_reason_and_says_how_many() {
     let world = with_letters(world());
-    let discard = async |body: &str| world.ask("POST", "/v1/dead-letters:discard").json(body).send().await;
+    let discard =
+        async |body: &str| world.ask("POST", "/v1/dead-letters:discard").json(body).send().await;
     discard(r#"{"all": true, "reason": ""}"#).await.problem("empty");
     discard(r#"{"reason": "why"}"#).await.problem("all_not_meant");
     let one = r#"{"filter": {"ids": ["indexer/3/2"]}, "reason": "test data"}"#;
     assert_eq!(discard(one).await.ok(), json!({"discarded": 1}));
     assert_eq!(discard(one).await.ok(), json!({"discarded": 0}));
     let gone = world.get("/v1/dead-letters?state=discarded").send().await.ok();
-    assert_eq!((ids(&gone), &gone["items"][0]["reason"]), (vec!["indexer/3/2"], &json!("test data")));
+    assert_eq!(
+        (ids(&gone), &gone["items"][0]["reason"]),
+        (vec!["indexer/3/2"], &json!("test data"))
+    );
     let acts = world.get("/v1/dead-letter-acts").send().await.ok();
     assert_eq!(acts["items"][1]["detail"], "id=indexer/3/2: test data");
 }
@@ -145,10 +169,18 @@ async fn discarding_needs_a_reason_and_says_how_many() {
 async fn a_book_that_cannot_be_reached_is_said() {
     let world = with_letters(world());
     world.letters.down.store(true, Ordering::Relaxed);
-    for uri in
-        ["/v1/dead-letters", "/v1/dead-letters/indexer%2F3%2F1", "/v1/dead-letter-jobs/x", "/v1/dead-letter-acts"]
-    {
+    for uri in [
+        "/v1/dead-letters",
+        "/v1/dead-letters/indexer%2F3%2F1",
+        "/v1/dead-letter-jobs/x",
+        "/v1/dead-letter-acts",
+    ] {
         world.get(uri).send().await.problem("letters_unavailable");
     }
-    world.ask("POST", "/v1/dead-letters:replay").json(r#"{"all": true}"#).send().await.problem("letters_unavailable");
+    world
+        .ask("POST", "/v1/dead-letters:replay")
+        .json(r#"{"all": true}"#)
+        .send()
+        .await
+        .problem("letters_unavailable");
 }

@@ -13,17 +13,21 @@ const TAGS: &str = "/v1/content/a/1/tags";
 
 #[tokio::test]
 async fn a_large_body_is_refused_with_and_without_its_length() {
-    let world = world_with(AuthConfig::None, ApiLimits { body_bytes: 1000, ..ApiLimits::default() });
+    let world =
+        world_with(AuthConfig::None, ApiLimits { body_bytes: 1000, ..ApiLimits::default() });
     let fits = format!("{{\"add\": [\"x\"]}}{}", " ".repeat(1000 - 14));
     world.ask("PATCH", TAGS).json(&fits).send().await.ok();
-    let problem = world.ask("PATCH", TAGS).json(&format!("{fits} ")).send().await.problem("body_too_large");
+    let problem =
+        world.ask("PATCH", TAGS).json(&format!("{fits} ")).send().await.problem("body_too_large");
     assert_eq!(
         (&problem["limit"], &problem["allowed"], &problem["given"]),
         (&json!("body_bytes"), &json!(1000), &json!(1001))
     );
-    let declared = world.ask("PATCH", TAGS).header("content-length", "5000").json("{}").send().await;
+    let declared =
+        world.ask("PATCH", TAGS).header("content-length", "5000").json("{}").send().await;
     assert_eq!(declared.problem("body_too_large")["given"], 5000);
-    let chunks = futures_util::stream::iter((0..20).map(|_| Ok::<_, std::io::Error>(vec![b' '; 100])));
+    let chunks =
+        futures_util::stream::iter((0..20).map(|_| Ok::<_, std::io::Error>(vec![b' '; 100])));
     let request = Request::builder()
         .method("PATCH")
         .uri(TAGS)
@@ -51,7 +55,11 @@ async fn a_slow_body_times_out() {
 async fn a_long_url_is_refused_on_every_route() {
     let world = world_with(AuthConfig::None, ApiLimits { url_bytes: 100, ..ApiLimits::default() });
     for uri in ["/v1/search?q=", "/healthz?q=", "/nowhere/"] {
-        let problem = world.get(&format!("{uri}{}", "x".repeat(101 - uri.len()))).send().await.problem("url_too_long");
+        let problem = world
+            .get(&format!("{uri}{}", "x".repeat(101 - uri.len())))
+            .send()
+            .await
+            .problem("url_too_long");
         assert_eq!(
             (&problem["limit"], &problem["allowed"], &problem["given"]),
             (&json!("url_bytes"), &json!(100), &json!(101))
@@ -62,20 +70,28 @@ async fn a_long_url_is_refused_on_every_route() {
 
 #[tokio::test(start_paused = true)]
 async fn the_rate_is_per_tenant_and_user_and_shown() {
-    let world = world_with(hs256(), ApiLimits { requests_per_second: 2, burst: 3, ..ApiLimits::default() });
+    let world =
+        world_with(hs256(), ApiLimits { requests_per_second: 2, burst: 3, ..ApiLimits::default() });
     let get = |token: &str| world.get(TAGS).bearer(token).send();
     let (acme, umbra) = (keys::user("acme"), keys::user("umbra"));
     let first = get(&acme).await;
     first.ok();
     assert_eq!(
-        (first.header("ratelimit-limit"), first.header("ratelimit-remaining"), first.header("ratelimit-reset")),
+        (
+            first.header("ratelimit-limit"),
+            first.header("ratelimit-remaining"),
+            first.header("ratelimit-reset")
+        ),
         ("3", "2", "1")
     );
     get(&acme).await.ok();
     get(&acme).await.ok();
     let refused = get(&acme).await;
     let problem = refused.problem("rate_limited");
-    assert_eq!((&problem["limit"], &problem["allowed"]), (&json!("requests_per_second"), &json!(2)));
+    assert_eq!(
+        (&problem["limit"], &problem["allowed"]),
+        (&json!("requests_per_second"), &json!(2))
+    );
     assert_eq!((refused.header("ratelimit-remaining"), refused.header("retry-after")), ("0", "1"));
     get(&umbra).await.ok();
     // Another token of the same user shares the allowance.

@@ -18,7 +18,10 @@ fn the_document_is_the_golden_file() {
         std::fs::write(path, &made).unwrap();
     }
     let golden = std::fs::read_to_string(path).unwrap();
-    assert!(made == golden, "the API changed: look at the difference, then run with UPDATE_GOLDEN=1");
+    assert!(
+        made == golden,
+        "the API changed: look at the difference, then run with UPDATE_GOLDEN=1"
+    );
 }
 
 /// Every operation: (method, path, description).
@@ -44,14 +47,23 @@ fn every_operation_documents_the_common_problems() {
         }
         for (status, response) in responses {
             if status.starts_with(['4', '5']) && path != "/readyz" {
-                assert!(response["content"]["application/problem+json"].is_object(), "{method} {path} {status}");
+                assert!(
+                    response["content"]["application/problem+json"].is_object(),
+                    "{method} {path} {status}"
+                );
             }
         }
-        assert!(operation["summary"].as_str().is_some_and(|s| !s.is_empty()), "{method} {path} has no summary");
+        assert!(
+            operation["summary"].as_str().is_some_and(|s| !s.is_empty()),
+            "{method} {path} has no summary"
+        );
         for part in path.split('/').filter(|p| p.starts_with('{')) {
             let name = part.trim_matches(['{', '}']);
-            let documented =
-                operation["parameters"].as_array().unwrap().iter().any(|p| p["name"] == name && p["in"] == "path");
+            let documented = operation["parameters"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|p| p["name"] == name && p["in"] == "path");
             assert!(documented, "{method} {path} lacks {name}");
         }
     }
@@ -100,7 +112,10 @@ fn check(api: &Value, schema: &Value, value: &Value, at: &str) {
                     .flat_map(|p| p["required"].as_array().into_iter().flatten())
                     .all(|name| value.get(name.as_str().unwrap()).is_some())
         };
-        let option = options.iter().find(fits).unwrap_or_else(|| panic!("{at}: no alternative fits {value}"));
+        let option = options
+            .iter()
+            .find(fits)
+            .unwrap_or_else(|| panic!("{at}: no alternative fits {value}"));
         check(api, option, value, at);
         return;
     }
@@ -131,7 +146,14 @@ fn check(api: &Value, schema: &Value, value: &Value, at: &str) {
     }
 }
 
-async fn conforms(world: &World, api: &Value, method: &str, path: &str, uri: &str, body: Option<&str>) {
+async fn conforms(
+    world: &World,
+    api: &Value,
+    method: &str,
+    path: &str,
+    uri: &str,
+    body: Option<&str>,
+) {
     let ask = world.ask(method, uri);
     let answer = match body {
         Some(body) => ask.json(body).send().await,
@@ -147,7 +169,12 @@ async fn conforms(world: &World, api: &Value, method: &str, path: &str, uri: &st
     let content = &response["content"][media];
     assert!(content.is_object(), "{method} {path} {}: {media} is not documented", answer.status);
     if media.ends_with("json") && media != "application/x-ndjson" {
-        check(api, &content["schema"], &answer.json(), &format!("{method} {path} {}", answer.status));
+        check(
+            api,
+            &content["schema"],
+            &answer.json(),
+            &format!("{method} {path} {}", answer.status),
+        );
     }
 }
 
@@ -192,8 +219,18 @@ async fn answers_are_what_the_document_says() {
         ("POST", "/v1/admin/recount", "/v1/admin/recount", Some("{}")),
         ("GET", "/v1/failovers", "/v1/failovers", None),
         ("GET", "/v1/breakers", "/v1/breakers", None),
-        ("POST", "/v1/breakers", "/v1/breakers", Some(r#"{"name": "index", "state": "open", "reason": "a test"}"#)),
-        ("POST", "/v1/breakers", "/v1/breakers", Some(r#"{"name": "none", "state": "auto", "reason": "a test"}"#)),
+        (
+            "POST",
+            "/v1/breakers",
+            "/v1/breakers",
+            Some(r#"{"name": "index", "state": "open", "reason": "a test"}"#),
+        ),
+        (
+            "POST",
+            "/v1/breakers",
+            "/v1/breakers",
+            Some(r#"{"name": "none", "state": "auto", "reason": "a test"}"#),
+        ),
         ("GET", "/v1/breakers", "/v1/breakers", None),
         ("GET", "/v1/status", "/v1/status", None),
         ("GET", "/v1/dead-letters", "/v1/dead-letters", None),
@@ -201,7 +238,12 @@ async fn answers_are_what_the_document_says() {
         ("GET", "/v1/dead-letters/{id}", "/v1/dead-letters/none", None),
         ("POST", "/v1/dead-letters:replay", "/v1/dead-letters:replay", Some(r#"{"all": true}"#)),
         ("POST", "/v1/dead-letters:replay", "/v1/dead-letters:replay", Some("{}")),
-        ("POST", "/v1/dead-letters:discard", "/v1/dead-letters:discard", Some(r#"{"all": true, "reason": "a test"}"#)),
+        (
+            "POST",
+            "/v1/dead-letters:discard",
+            "/v1/dead-letters:discard",
+            Some(r#"{"all": true, "reason": "a test"}"#),
+        ),
         ("GET", "/v1/dead-letter-jobs/{job}", "/v1/dead-letter-jobs/none", None),
         ("GET", "/v1/dead-letter-acts", "/v1/dead-letter-acts", None),
         (
@@ -223,8 +265,10 @@ async fn answers_are_what_the_document_says() {
         *covered.entry((method.to_owned(), path.to_owned())).or_default() += 1;
         conforms(&world, &api, method, path, uri, body).await;
     }
-    let missing: Vec<_> =
-        operations(&api).into_iter().filter(|(m, p, _)| !covered.contains_key(&(m.clone(), p.clone()))).collect();
+    let missing: Vec<_> = operations(&api)
+        .into_iter()
+        .filter(|(m, p, _)| !covered.contains_key(&(m.clone(), p.clone())))
+        .collect();
     assert!(missing.is_empty(), "not covered: {missing:?}");
 }
 
@@ -233,7 +277,9 @@ async fn documented_query_parameters_are_known_to_the_routes() {
     let api = document();
     let world = world();
     for (method, path, operation) in operations(&api) {
-        for p in operation["parameters"].as_array().into_iter().flatten().filter(|p| p["in"] == "query") {
+        for p in
+            operation["parameters"].as_array().into_iter().flatten().filter(|p| p["in"] == "query")
+        {
             let uri = format!("{path}?{}=", p["name"].as_str().unwrap());
             let answer = world.ask(&method, &uri).send().await;
             assert!(!String::from_utf8_lossy(&answer.body).contains("unknown_parameter"), "{uri}");

@@ -9,18 +9,27 @@ use crate::support::{jwt_world, keys, world};
 async fn health_readiness_and_metrics_need_no_token() {
     let world = jwt_world();
     assert_eq!(world.get("/healthz").send().await.ok(), json!({"status": "ok"}));
-    assert_eq!(world.get("/readyz").send().await.ok(), json!({"ready": true, "not_ready": [], "degraded": []}));
+    assert_eq!(
+        world.get("/readyz").send().await.ok(),
+        json!({"ready": true, "not_ready": [], "degraded": []})
+    );
     *world.operations.not_ready.lock().unwrap() = Some("rebuilding, 40 % done".into());
     let answer = world.get("/readyz").send().await;
     assert_eq!((answer.status.as_u16(), answer.header("retry-after")), (503, "1"));
-    assert_eq!(answer.json()["not_ready"], json!([{"part": "search", "problem": "rebuilding, 40 % done"}]));
+    assert_eq!(
+        answer.json()["not_ready"],
+        json!([{"part": "search", "problem": "rebuilding, 40 % done"}])
+    );
     let metrics = world.get("/metrics").send().await;
     assert!(metrics.header("content-type").starts_with("text/plain"));
     assert!(String::from_utf8(metrics.body).unwrap().contains("tagfast_up 1"));
     let docs = world.get("/docs").send().await;
     let page = String::from_utf8(docs.body).unwrap();
     assert!(page.contains("/v1/content/{type}/{id}/tags") && page.contains("bad_cursor"));
-    assert!(!page.contains("src=") && !page.contains("https://"), "nothing is loaded from elsewhere");
+    assert!(
+        !page.contains("src=") && !page.contains("https://"),
+        "nothing is loaded from elsewhere"
+    );
     assert_eq!(world.get("/openapi.json").send().await.ok()["openapi"], "3.1.0");
     world.get("/healthz?x=1").send().await.problem("unknown_parameter");
 }
@@ -33,16 +42,24 @@ async fn status_reindex_and_recount() {
     assert_eq!(status["degraded"], json!([{"feature": "facets", "reason": "slow"}]));
     assert_eq!(status["running"], json!([{"operation": "reindex", "contents": 7}]));
     assert_eq!(status["not_ready"], json!([]));
-    assert_eq!(status["limits"], json!([{"name": "index", "limit": 32, "in_flight": 1, "shed": 5}]));
+    assert_eq!(
+        status["limits"],
+        json!([{"name": "index", "limit": 32, "in_flight": 1, "shed": 5}])
+    );
     assert_eq!((&status["breakers"], &status["breaker_events"]), (&json!([]), &json!([])));
     assert_eq!(world.ask("POST", "/v1/admin/reindex").send().await.ok(), json!({"contents": 3}));
-    let found = world.ask("POST", "/v1/admin/recount").json(r#"{"repair": true}"#).send().await.ok();
+    let found =
+        world.ask("POST", "/v1/admin/recount").json(r#"{"repair": true}"#).send().await.ok();
     assert_eq!((&found["repaired"], &found["drifted_counts"]), (&json!(true), &json!(2)));
-    assert_eq!(world.ask("POST", "/v1/admin/recount").json("{}").send().await.ok()["repaired"], false);
+    assert_eq!(
+        world.ask("POST", "/v1/admin/recount").json("{}").send().await.ok()["repaired"],
+        false
+    );
 
     *world.operations.fault.lock().unwrap() = Some(|| OperationsError::AlreadyRunning("reindex"));
     world.ask("POST", "/v1/admin/reindex").send().await.problem("already_running");
-    *world.operations.fault.lock().unwrap() = Some(|| OperationsError::Failed("the disk is full".into()));
+    *world.operations.fault.lock().unwrap() =
+        Some(|| OperationsError::Failed("the disk is full".into()));
     world.ask("POST", "/v1/admin/recount").json("{}").send().await.problem("operation_failed");
 }
 
@@ -57,12 +74,19 @@ async fn what_the_cluster_adds_is_501_for_an_admin() {
 #[tokio::test]
 async fn a_storm_is_allowed_with_a_reason() {
     let world = world();
-    let ask = async |body: &str| world.ask("POST", "/v1/dead-letters:allow-storm").json(body).send().await;
+    let ask = async |body: &str| {
+        world.ask("POST", "/v1/dead-letters:allow-storm").json(body).send().await
+    };
     let allowed = ask(r#"{"group": "indexer", "reason": "garbage by a load test"}"#).await.ok();
     assert_eq!((&allowed["group"], &allowed["allowed_seconds"]), (&"indexer".into(), &60.into()));
     ask(r#"{"group": "indexer", "reason": ""}"#).await.problem("empty");
-    ask(&format!(r#"{{"group": "indexer", "reason": "{}"}}"#, "x".repeat(1001))).await.problem("too_long");
+    ask(&format!(r#"{{"group": "indexer", "reason": "{}"}}"#, "x".repeat(1001)))
+        .await
+        .problem("too_long");
     ask(r#"{"group": "nobody", "reason": "x"}"#).await.problem("wrong_type");
     ask(r#"{"group": "analytics", "reason": "x"}"#).await.problem("operation_failed");
-    assert_eq!(world.letters.acts.lock().unwrap()[0].detail, "group=indexer: garbage by a load test");
+    assert_eq!(
+        world.letters.acts.lock().unwrap()[0].detail,
+        "group=indexer: garbage by a load test"
+    );
 }

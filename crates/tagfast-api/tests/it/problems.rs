@@ -13,8 +13,15 @@ const TAGS: &str = "/v1/content/a/1/tags";
 #[tokio::test]
 async fn unknown_routes_and_methods() {
     let world = world();
-    for uri in ["/", "/v1", "/v2/x", "/v1/content/a/1", "/v1/content/a/b/c/tags", "/v1/search/", "/docs/problems/nope"]
-    {
+    for uri in [
+        "/",
+        "/v1",
+        "/v2/x",
+        "/v1/content/a/1",
+        "/v1/content/a/b/c/tags",
+        "/v1/search/",
+        "/docs/problems/nope",
+    ] {
         world.get(uri).send().await.problem("not_found");
     }
     for (method, uri, allow) in [
@@ -52,19 +59,28 @@ async fn bodies_that_are_not_what_they_should_be() {
         assert!(problem["detail"].as_str().unwrap().contains(words), "{body}: {problem}");
         answer.problem(code);
     }
-    let nested = world.ask("POST", "/v1/content:batchTag").json(r#"{"items": [{"type": "a", "id": 1}]}"#).send().await;
+    let nested = world
+        .ask("POST", "/v1/content:batchTag")
+        .json(r#"{"items": [{"type": "a", "id": 1}]}"#)
+        .send()
+        .await;
     assert!(nested.problem("wrong_type")["detail"].as_str().unwrap().contains("items[0].id"));
-    for body in [r#"{"items": [["a", "1"]]}"#, r#"{"items": [{"type": "a", "id": "1", "add": [["t"]]}]}"#] {
+    for body in
+        [r#"{"items": [["a", "1"]]}"#, r#"{"items": [{"type": "a", "id": "1", "add": [["t"]]}]}"#]
+    {
         world.ask("POST", "/v1/content:batchTag").json(body).send().await.problem("wrong_type");
     }
     let deep = "[".repeat(5000);
     assert_eq!(world.ask("PUT", TAGS).json(&deep).send().await.status, 400);
 
-    for content_type in ["text/plain", "application/jsonx", "", "application/x-www-form-urlencoded"] {
+    for content_type in ["text/plain", "application/jsonx", "", "application/x-www-form-urlencoded"]
+    {
         let answer = world.ask("PATCH", TAGS).raw(content_type, b"{}").send().await;
         answer.problem("unsupported_media_type");
     }
-    for content_type in ["application/json; charset=utf-8", "Application/JSON", "application/merge-patch+json"] {
+    for content_type in
+        ["application/json; charset=utf-8", "Application/JSON", "application/merge-patch+json"]
+    {
         let answer = world.ask("PATCH", TAGS).raw(content_type, br#"{"add": ["x"]}"#).send().await;
         answer.ok();
     }
@@ -80,7 +96,12 @@ async fn values_that_break_a_rule_name_the_rule() {
         ("a/1", "%20", "empty", None),
         ("a/1", &"x".repeat(65), "too_long", Some(("tag_characters", 64, 65))),
         ("A/1", "x", "forbidden_character", None),
-        (&format!("{}/1", "x".repeat(65)), "x", "too_long", Some(("content_type_characters", 64, 65))),
+        (
+            &format!("{}/1", "x".repeat(65)),
+            "x",
+            "too_long",
+            Some(("content_type_characters", 64, 65)),
+        ),
         (&format!("a/{}", "x".repeat(257)), "x", "too_long", Some(("content_id_bytes", 256, 257))),
         ("a/", "x", "empty", None),
         ("a/%01", "x", "forbidden_character", None),
@@ -94,7 +115,12 @@ async fn values_that_break_a_rule_name_the_rule() {
         }
     }
     world.ask("PATCH", TAGS).json("{}").send().await.problem("nothing_to_do");
-    world.ask("PATCH", TAGS).json(r#"{"add": ["A"], "remove": ["a"]}"#).send().await.problem("added_and_removed");
+    world
+        .ask("PATCH", TAGS)
+        .json(r#"{"add": ["A"], "remove": ["a"]}"#)
+        .send()
+        .await
+        .problem("added_and_removed");
     let tags: Vec<String> = (0..101).map(|n| n.to_string()).collect();
     let body = json!({ "tags": tags }).to_string();
     let problem = world.ask("PUT", TAGS).json(&body).send().await.problem("too_many_tags_in_write");
@@ -113,16 +139,32 @@ async fn every_error_of_the_store_has_its_answer() {
     type Fault = fn() -> StoreError;
     let world = world();
     let faults: [(Fault, &str, bool); 10] = [
-        (|| StoreError::Refused(Refusal::TooManyTags { allowed: 1, given: 2 }), "too_many_tags", false),
-        (|| StoreError::Refused(Refusal::VersionMismatch { current: Version::NONE }), "version_mismatch", false),
+        (
+            || StoreError::Refused(Refusal::TooManyTags { allowed: 1, given: 2 }),
+            "too_many_tags",
+            false,
+        ),
+        (
+            || StoreError::Refused(Refusal::VersionMismatch { current: Version::NONE }),
+            "version_mismatch",
+            false,
+        ),
         (|| StoreError::Refused(Refusal::WriteIdReused), "idempotency_key_reused", false),
         (|| StoreError::NotInThisMode("this"), "not_in_this_mode", false),
         (
-            || StoreError::Overloaded { queue: "write", limit: 9, retry_after: Duration::from_millis(100) },
+            || StoreError::Overloaded {
+                queue: "write",
+                limit: 9,
+                retry_after: Duration::from_millis(100),
+            },
             "overloaded",
             false,
         ),
-        (|| StoreError::Deadline { waiting_for: "the writer", outcome_unknown: true }, "deadline", true),
+        (
+            || StoreError::Deadline { waiting_for: "the writer", outcome_unknown: true },
+            "deadline",
+            true,
+        ),
         (|| StoreError::DiskFull, "disk_full", false),
         (
             || StoreError::Unavailable {
@@ -158,7 +200,10 @@ async fn every_error_of_the_store_has_its_answer() {
         retry_after: Duration::from_millis(100),
     });
     let answer = world.tag("a/1", "x").await;
-    assert_eq!((answer.header("retry-after"), answer.json()["retry_after_ms"].as_u64()), ("1", Some(100)));
+    assert_eq!(
+        (answer.header("retry-after"), answer.json()["retry_after_ms"].as_u64()),
+        ("1", Some(100))
+    );
     world.store.heal();
     world.tag("a/1", "x").await.ok();
 }
@@ -174,12 +219,16 @@ async fn a_panic_is_a_problem_and_not_the_end() {
 
 #[tokio::test(start_paused = true)]
 async fn a_store_that_hangs_is_a_deadline() {
-    let world =
-        world_with(AuthConfig::None, ApiLimits { request_timeout: Duration::from_secs(3), ..ApiLimits::default() });
+    let world = world_with(
+        AuthConfig::None,
+        ApiLimits { request_timeout: Duration::from_secs(3), ..ApiLimits::default() },
+    );
     world.store.hang.store(true, std::sync::atomic::Ordering::SeqCst);
     let started = tokio::time::Instant::now();
     world.get(TAGS).send().await.problem("deadline");
-    assert!(started.elapsed() >= Duration::from_secs(3) && started.elapsed() < Duration::from_secs(4));
+    assert!(
+        started.elapsed() >= Duration::from_secs(3) && started.elapsed() < Duration::from_secs(4)
+    );
 }
 
 #[tokio::test]
@@ -187,7 +236,10 @@ async fn every_code_has_a_page() {
     let world = world();
     for row in tagfast_api::PROBLEM_CODES {
         let page = world.get(&format!("/docs/problems/{}", row.code)).send().await;
-        assert_eq!((page.status.as_u16(), page.header("content-type")), (200, "text/html; charset=utf-8"));
+        assert_eq!(
+            (page.status.as_u16(), page.header("content-type")),
+            (200, "text/html; charset=utf-8")
+        );
         assert!(String::from_utf8(page.body).unwrap().contains(row.code));
     }
 }

@@ -28,8 +28,9 @@ async fn start(limits: ApiLimits) -> Running {
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
     let router = world.router.clone();
-    let task =
-        tokio::spawn(async move { tagfast_api::serve(listener, router, limits, async { drop(stopped.await) }).await });
+    let task = tokio::spawn(async move {
+        tagfast_api::serve(listener, router, limits, async { drop(stopped.await) }).await
+    });
     Running { world, address, stop: Some(stop), task }
 }
 
@@ -47,14 +48,19 @@ impl Running {
 async fn until_closed(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
     // A reset is an end, too.
-    let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.expect("the connection ends");
+    let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut bytes))
+        .await
+        .expect("the connection ends");
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
 async fn answer_head(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
     while !bytes.windows(4).any(|w| w == b"\r\n\r\n") {
-        let byte = tokio::time::timeout(PATIENCE, stream.read_u8()).await.expect("an answer").expect("an answer");
+        let byte = tokio::time::timeout(PATIENCE, stream.read_u8())
+            .await
+            .expect("an answer")
+            .expect("an answer");
         bytes.push(byte);
     }
     String::from_utf8_lossy(&bytes).into_owned()
@@ -65,11 +71,18 @@ async fn requests_are_served_over_one_connection() {
     let server = start(ApiLimits::default()).await;
     let mut stream = server.connect().await;
     for _ in 0..3 {
-        stream.write_all(b"GET /v1/content/a/b%2Fc/tags HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        stream
+            .write_all(b"GET /v1/content/a/b%2Fc/tags HTTP/1.1\r\nhost: x\r\n\r\n")
+            .await
+            .unwrap();
         let head = answer_head(&mut stream).await;
         assert!(head.starts_with("HTTP/1.1 200 OK"), "{head}");
-        let length: usize =
-            head.lines().find_map(|l| l.strip_prefix("content-length: ")).expect("a length").parse().unwrap();
+        let length: usize = head
+            .lines()
+            .find_map(|l| l.strip_prefix("content-length: "))
+            .expect("a length")
+            .parse()
+            .unwrap();
         let mut body = vec![0; length];
         stream.read_exact(&mut body).await.unwrap();
         assert!(String::from_utf8(body).unwrap().contains("\"id\":\"b/c\""));
@@ -79,7 +92,9 @@ async fn requests_are_served_over_one_connection() {
 
 #[tokio::test]
 async fn a_client_that_is_slow_with_its_head_is_closed() {
-    let server = start(ApiLimits { header_timeout: Duration::from_millis(200), ..ApiLimits::default() }).await;
+    let server =
+        start(ApiLimits { header_timeout: Duration::from_millis(200), ..ApiLimits::default() })
+            .await;
     let mut silent = server.connect().await;
     let mut slow = server.connect().await;
     slow.write_all(b"GET /healthz HTTP/1.1\r\nhost").await.unwrap();
@@ -103,7 +118,8 @@ async fn a_head_that_is_no_http_or_too_large_is_refused() {
     let answer = until_closed(&mut odd).await;
     assert!(answer.contains("400"), "{answer}");
     let mut large = server.connect().await;
-    let head = format!("GET /healthz HTTP/1.1\r\nhost: x\r\nx-large: {}\r\n\r\n", "x".repeat(200_000));
+    let head =
+        format!("GET /healthz HTTP/1.1\r\nhost: x\r\nx-large: {}\r\n\r\n", "x".repeat(200_000));
     let _ = large.write_all(head.as_bytes()).await;
     let answer = until_closed(&mut large).await;
     assert!(answer.is_empty() || answer.contains("431"), "{answer}");
@@ -119,7 +135,10 @@ async fn what_is_in_flight_is_finished_and_nothing_new_is_taken() {
     busy.write_all(b"PATCH /v1/content/a/1/tags HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 14\r\nexpect: 100-continue\r\n\r\n")
         .await
         .unwrap();
-    assert!(answer_head(&mut busy).await.contains("100 Continue"), "the handler waits for the body");
+    assert!(
+        answer_head(&mut busy).await.contains("100 Continue"),
+        "the handler waits for the body"
+    );
     let mut idle = server.connect().await;
     idle.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     assert!(answer_head(&mut idle).await.contains("200 OK"));

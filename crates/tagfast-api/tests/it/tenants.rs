@@ -43,9 +43,16 @@ async fn no_answer_shows_another_tenant_s_tags() {
         assert!(asked_for || !body.contains("umbra"), "{uri}: {body}");
     }
     let get = json!({"items": [{"type": "doc", "id": "0"}]}).to_string();
-    let batch = world.ask("POST", "/v1/content:batchGet").bearer(&admin).json(&get).send().await.ok();
+    let batch =
+        world.ask("POST", "/v1/content:batchGet").bearer(&admin).json(&get).send().await.ok();
     assert_eq!(batch["results"][0]["tags"][0]["tag"], "acme-secret");
-    let counted = world.ask("POST", "/v1/admin/recount").bearer(&admin).json(r#"{"repair": true}"#).send().await.ok();
+    let counted = world
+        .ask("POST", "/v1/admin/recount")
+        .bearer(&admin)
+        .json(r#"{"repair": true}"#)
+        .send()
+        .await
+        .ok();
     assert_eq!(counted["rows"], json!([{"tenant": "acme", "tag": "x", "counted": 1, "true": 2}]));
 }
 
@@ -56,7 +63,10 @@ async fn counts_are_of_one_tenant() {
     let get = |uri: &'static str| world.get(uri).bearer(&acme).send();
     assert_eq!(get("/v1/tags/umbra-secret").await.ok()["count"], 0);
     assert_eq!(get("/v1/tags/shared").await.ok()["count"], 3);
-    assert_eq!(get("/v1/tags/shared").await.ok()["related"], json!([{"tag": "acme-secret", "count": 3}]));
+    assert_eq!(
+        get("/v1/tags/shared").await.ok()["related"],
+        json!([{"tag": "acme-secret", "count": 3}])
+    );
     assert_eq!(get("/v1/search?q=shared").await.ok()["total"]["value"], 3);
     assert_eq!(get("/v1/search?q=umbra-secret").await.ok()["total"]["value"], 0);
     assert_eq!(get("/v1/tags/popular").await.ok()["tags"].as_array().unwrap().len(), 2);
@@ -69,13 +79,32 @@ async fn counts_are_of_one_tenant() {
 async fn writes_stay_with_their_tenant() {
     let world = two().await;
     let acme = keys::user("acme");
-    world.ask("PUT", "/v1/content/doc/0/tags").bearer(&acme).json(r#"{"tags": []}"#).send().await.ok();
+    world
+        .ask("PUT", "/v1/content/doc/0/tags")
+        .bearer(&acme)
+        .json(r#"{"tags": []}"#)
+        .send()
+        .await
+        .ok();
     world.ask("DELETE", "/v1/content/doc/1/tags/shared").bearer(&acme).send().await.ok();
-    world.ask("PATCH", "/v1/content/doc/2/tags").bearer(&acme).json(r#"{"remove": ["shared"]}"#).send().await.ok();
-    let body = json!({"items": [{"type": "doc", "id": "2", "remove": ["umbra-secret", "acme-secret"]}]}).to_string();
+    world
+        .ask("PATCH", "/v1/content/doc/2/tags")
+        .bearer(&acme)
+        .json(r#"{"remove": ["shared"]}"#)
+        .send()
+        .await
+        .ok();
+    let body =
+        json!({"items": [{"type": "doc", "id": "2", "remove": ["umbra-secret", "acme-secret"]}]})
+            .to_string();
     world.ask("POST", "/v1/content:batchTag").bearer(&acme).json(&body).send().await.ok();
     for n in 0..3 {
-        let view = world.get(&format!("/v1/content/doc/{n}/tags")).bearer(&keys::user("umbra")).send().await.ok();
+        let view = world
+            .get(&format!("/v1/content/doc/{n}/tags"))
+            .bearer(&keys::user("umbra"))
+            .send()
+            .await
+            .ok();
         assert_eq!(view["tags"].as_array().unwrap().len(), 2);
     }
 }
@@ -97,7 +126,10 @@ async fn tokens_receipts_and_cursors_of_another_tenant_are_refused() {
         .send()
         .await
         .problem("bad_token");
-    let put = world.ask("PUT", "/v1/content/doc/0/tags/y").bearer(&acme).header("consistency-token", &token);
+    let put = world
+        .ask("PUT", "/v1/content/doc/0/tags/y")
+        .bearer(&acme)
+        .header("consistency-token", &token);
     put.send().await.problem("bad_token");
     for path in ["/v1/content:batchGet", "/v1/content:batchTag"] {
         let post = world.ask("POST", path).bearer(&acme).header("consistency-token", &token);
@@ -105,7 +137,12 @@ async fn tokens_receipts_and_cursors_of_another_tenant_are_refused() {
     }
     world.get(&format!("/v1/receipts/{receipt}")).bearer(&acme).send().await.problem("bad_token");
     world.get(&format!("/v1/receipts/{receipt}")).bearer(&umbra).send().await.ok();
-    world.get(&format!("/v1/search?q=shared&limit=1&cursor={cursor}")).bearer(&acme).send().await.problem("bad_cursor");
+    world
+        .get(&format!("/v1/search?q=shared&limit=1&cursor={cursor}"))
+        .bearer(&acme)
+        .send()
+        .await
+        .problem("bad_cursor");
 }
 
 #[tokio::test]
@@ -117,7 +154,10 @@ async fn one_idempotency_key_of_two_tenants_or_users_is_two_writes() {
         keys::hs256(&claims)
     };
     for token in [keys::user("acme"), keys::user("umbra"), other_user] {
-        let put = world.ask("PUT", "/v1/content/doc/0/tags/x").bearer(&token).header("idempotency-key", "k");
+        let put = world
+            .ask("PUT", "/v1/content/doc/0/tags/x")
+            .bearer(&token)
+            .header("idempotency-key", "k");
         assert!(put.send().await.ok().get("repeated").is_none());
     }
 }

@@ -10,11 +10,17 @@ mod shield;
 
 /// Nothing is kept: the decorator alone.
 mod without_layers {
-    tagfast_store::conformance_suite!(crate::suite::Harness::new(crate::suite::Layers::default(), None));
+    tagfast_store::conformance_suite!(crate::suite::Harness::new(
+        crate::suite::Layers::default(),
+        None
+    ));
 }
 
 /// Views in this process.
 mod with_level1 {
     use crate::suite::{Harness, Layers};
-    tagfast_store::conformance_suite!(Harness::new(Layers { level1: true, ..Layers::default() }, None));
+    tagfast_store::conformance_suite!(Harness::new(
+        Layers { level1: true, ..Layers::default() },
+        None
+    ));
 }

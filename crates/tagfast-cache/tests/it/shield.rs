@@ -8,7 +8,8 @@ use tagfast_cache::{CacheOptions, CachedStore};
 use tagfast_resilience::ManualClock;
 use tagfast_sharding::ContentHash;
 use tagfast_store::{
-    CacheUse, Consistency, ConsistencyToken, ReadOptions, Source, StoreError, TagReader, TagWriter, View,
+    CacheUse, Consistency, ConsistencyToken, ReadOptions, Source, StoreError, TagReader, TagWriter,
+    View,
 };
 
 use crate::support::{Behind, Mood, NOW, add, key, node};
@@ -65,10 +66,14 @@ async fn vc8_a_stampede_is_one_read_of_the_store() {
     // All of them wait when nobody can go on.
     tokio::time::sleep(Duration::from_millis(1)).await;
     world.behind.mood(Mood::Well);
-    let views: Vec<View> =
-        join_all(readers).await.into_iter().map(|view| view.expect("no panic").expect("a view")).collect();
+    let views: Vec<View> = join_all(readers)
+        .await
+        .into_iter()
+        .map(|view| view.expect("no panic").expect("a view"))
+        .collect();
     assert_eq!(world.behind.reads(), 1);
-    let collapsed = views.iter().filter(|view| view.cache == CacheUse::Miss { collapsed: true }).count();
+    let collapsed =
+        views.iter().filter(|view| view.cache == CacheUse::Miss { collapsed: true }).count();
     assert_eq!(collapsed, 9_999);
     assert_eq!(world.plain("hot").await.cache, CacheUse::Hit("l1"));
 }
@@ -109,12 +114,16 @@ async fn a_read_that_began_before_a_write_does_not_answer_its_writer() {
     let writer = {
         let node = Arc::clone(&world.node);
         tokio::spawn(async move {
-            node.view(&key("a"), &ReadOptions { token: Some(&token), ..ReadOptions::default() }).await
+            node.view(&key("a"), &ReadOptions { token: Some(&token), ..ReadOptions::default() })
+                .await
         })
     };
     tokio::time::sleep(Duration::from_millis(1)).await;
     world.behind.mood(Mood::Well);
-    assert!(before.await.expect("no panic").expect("a view").tags.is_empty(), "it was read before the write");
+    assert!(
+        before.await.expect("no panic").expect("a view").tags.is_empty(),
+        "it was read before the write"
+    );
     assert_eq!(writer.await.expect("no panic").expect("a view").version, answer.version);
 }
 
@@ -127,7 +136,10 @@ async fn an_old_entry_answers_marked_when_the_store_does_not() {
         world.behind.mood(mood);
         let began = tokio::time::Instant::now();
         let view = world.plain("a").await;
-        assert!(view.stale && view.cache == CacheUse::Stale("l1") && view.source == Source::Cache, "{view:?}");
+        assert!(
+            view.stale && view.cache == CacheUse::Stale("l1") && view.source == Source::Cache,
+            "{view:?}"
+        );
         assert_eq!((view.as_of, view.tags.len()), (NOW, 1));
         assert!(began.elapsed() <= Duration::from_millis(400), "{:?}", began.elapsed());
     }
@@ -144,7 +156,8 @@ async fn a_stale_answer_is_refused_to_who_must_see_more() {
     let newer = world.behind.write(add(&key("a"), "api", "ana")).await.expect("a write");
     world.age(10).await;
     world.behind.mood(Mood::Overloaded);
-    let asked = async |options: ReadOptions<'_>| world.view("a", &options).await.map(|view| view.stale);
+    let asked =
+        async |options: ReadOptions<'_>| world.view("a", &options).await.map(|view| view.stale);
     let (old, new) = (token_of("a", &seen), {
         let mut token = ConsistencyToken::default();
         token.see(ContentHash::of(&key("a")), newer.version, newer.receipt.position);
@@ -153,8 +166,15 @@ async fn a_stale_answer_is_refused_to_who_must_see_more() {
     let of = |token| ReadOptions { token: Some(token), ..ReadOptions::default() };
     assert!(matches!(asked(of(&old)).await, Ok(true)), "the token is covered");
     assert!(asked(of(&new)).await.is_err(), "a newer token");
-    assert!(asked(ReadOptions { consistency: Consistency::Strong, ..ReadOptions::default() }).await.is_err());
-    let within = |seconds| ReadOptions { max_stale: Some(Duration::from_secs(seconds)), ..ReadOptions::default() };
+    assert!(
+        asked(ReadOptions { consistency: Consistency::Strong, ..ReadOptions::default() })
+            .await
+            .is_err()
+    );
+    let within = |seconds| ReadOptions {
+        max_stale: Some(Duration::from_secs(seconds)),
+        ..ReadOptions::default()
+    };
     assert!(asked(within(0)).await.is_err(), "the client refuses");
     assert!(asked(within(9)).await.is_err(), "it is older than that");
     assert!(matches!(asked(within(10)).await, Ok(true)));
@@ -202,7 +222,11 @@ async fn after_a_lost_answer_caches_do_not_answer_for_a_while() {
     assert!(world.node.write(add(&key("a"), "api", "ana")).await.is_err());
     let view = world.plain("a").await;
     assert_eq!((view.tags.len(), view.cache), (2, CacheUse::Miss { collapsed: false }));
-    assert_eq!(world.plain("a").await.cache, CacheUse::Miss { collapsed: false }, "nobody knows what is enough");
+    assert_eq!(
+        world.plain("a").await.cache,
+        CacheUse::Miss { collapsed: false },
+        "nobody knows what is enough"
+    );
     world.age(76).await;
     world.plain("a").await;
     assert_eq!(world.plain("a").await.cache, CacheUse::Hit("l1"));

@@ -45,7 +45,11 @@ async fn survives(name: &str, begin: impl AsyncFnOnce(&World), end: impl AsyncFn
         let seen = world.a.plain(&id, "ana").await;
         let other = world.b.plain(&id, "ana").await;
         slowest = slowest.max(began.elapsed());
-        assert_eq!((seen.version, other.version), (written.version, written.version), "{name}: the writer's reads");
+        assert_eq!(
+            (seen.version, other.version),
+            (written.version, written.version),
+            "{name}: the writer's reads"
+        );
     }
     // One write and two reads, each bounded by the calls' deadlines.
     assert!(slowest < Duration::from_secs(1), "{name}: {slowest:?}");
@@ -91,7 +95,11 @@ async fn what_is_known_is_put_into_an_empty_redis() {
     .await;
     wait_for_condition_async("the other node is connected again", PATIENCE, || async {
         let view = world.b.eventual("c0").await;
-        if matches!(view.cache, CacheUse::Hit(_)) { Ok(()) } else { Err(format!("{:?}", view.cache)) }
+        if matches!(view.cache, CacheUse::Hit(_)) {
+            Ok(())
+        } else {
+            Err(format!("{:?}", view.cache))
+        }
     })
     .await;
     let reads = world.behind.reads();
@@ -111,21 +119,35 @@ async fn slow_garbled_reset_and_refused_links() {
         ("refused", Fault::Refuse),
         ("hangs", Fault::Hang),
     ] {
-        survives(name, async |_| fault(kind, Use::Cache).await, async |_| fault(Fault::Heal, Use::Cache).await).await;
+        survives(
+            name,
+            async |_| fault(kind, Use::Cache).await,
+            async |_| fault(Fault::Heal, Use::Cache).await,
+        )
+        .await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flushed_cache_fills_again() {
-    survives("flushed", async |_| command(Use::Cache, &redis::cmd("FLUSHALL")).await, async |_| ()).await;
+    survives("flushed", async |_| command(Use::Cache, &redis::cmd("FLUSHALL")).await, async |_| ())
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_frozen_or_killed_state_redis() {
-    survives("f", async |_| fault(Fault::Freeze, Use::State).await, async |_| fault(Fault::Thaw, Use::State).await)
-        .await;
-    survives("k", async |_| fault(Fault::Kill, Use::State).await, async |_| fault(Fault::Restart, Use::State).await)
-        .await;
+    survives(
+        "f",
+        async |_| fault(Fault::Freeze, Use::State).await,
+        async |_| fault(Fault::Thaw, Use::State).await,
+    )
+    .await;
+    survives(
+        "k",
+        async |_| fault(Fault::Kill, Use::State).await,
+        async |_| fault(Fault::Restart, Use::State).await,
+    )
+    .await;
 }
 
 /// A cache Redis that is full evicts views and keeps the numbers of messages.
@@ -198,7 +220,11 @@ async fn vc5_a_missed_message_empties_one_stripe() {
     for id in &ids {
         wait_for_condition_async("it is in L1", PATIENCE, || async {
             let view = world.a.eventual(id).await;
-            if view.cache == CacheUse::Hit("l1") { Ok(()) } else { Err(format!("{:?}", view.cache)) }
+            if view.cache == CacheUse::Hit("l1") {
+                Ok(())
+            } else {
+                Err(format!("{:?}", view.cache))
+            }
         })
         .await;
     }
@@ -227,8 +253,11 @@ async fn numbers_that_begin_anew_empty_their_stripe() {
     let _turn = alone().await;
     let world = World::start(CacheOptions::default()).await;
     let stripe = LogicalShard::of(&key("c0"));
-    let same: Vec<String> =
-        (0..).map(|n| format!("c{n}")).filter(|id| LogicalShard::of(&key(id)) == stripe).take(5).collect();
+    let same: Vec<String> = (0..)
+        .map(|n| format!("c{n}"))
+        .filter(|id| LogicalShard::of(&key(id)) == stripe)
+        .take(5)
+        .collect();
     for round in 0..2 {
         for id in &same {
             world.b.write(id, &format!("r{round}"), "ana").await;
@@ -256,7 +285,8 @@ async fn numbers_that_begin_anew_empty_their_stripe() {
 async fn an_unfit_redis_is_named_and_used_when_it_is_mended() {
     let _turn = alone().await;
     let policy = async |policy: &str| {
-        command(Use::State, redis::cmd("CONFIG").arg("SET").arg("maxmemory-policy").arg(policy)).await;
+        command(Use::State, redis::cmd("CONFIG").arg("SET").arg("maxmemory-policy").arg(policy))
+            .await;
     };
     policy("allkeys-lru").await;
     let breakers = Breakers::new(std::sync::Arc::new(SystemClock));
@@ -290,7 +320,8 @@ async fn the_breaker_opens_and_closes_by_itself() {
     let redis = Redis::start(&url(Use::Cache).await, Use::Cache, &breakers).expect("a URL");
     assert!(redis.connected(PATIENCE).await);
     let ping = async || {
-        let call = async |mut connection| redis::cmd("PING").query_async::<String>(&mut connection).await;
+        let call =
+            async |mut connection| redis::cmd("PING").query_async::<String>(&mut connection).await;
         redis.call(Duration::from_millis(50), call).await.is_ok()
     };
     let state = || breakers.look()[0].state;
@@ -301,7 +332,11 @@ async fn the_breaker_opens_and_closes_by_itself() {
     assert_eq!(state(), BreakerState::Open);
     let began = Instant::now();
     assert!(!ping().await);
-    assert!(began.elapsed() < Duration::from_millis(25), "an open breaker answers at once: {:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_millis(25),
+        "an open breaker answers at once: {:?}",
+        began.elapsed()
+    );
     fault(Fault::Thaw, Use::Cache).await;
     let thawed = Instant::now();
     wait_for_condition_async("it closes", PATIENCE, || async {

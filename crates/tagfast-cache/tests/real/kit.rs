@@ -77,9 +77,13 @@ pub(crate) async fn harness(level1: bool, views: bool, positions: bool) -> Harne
     Harness::new(Layers { level1, views, positions }, Some(Box::new(turn)))
 }
 
-pub(crate) async fn try_command<T: redis::FromRedisValue>(used_as: Use, command: &redis::Cmd) -> Result<T, String> {
+pub(crate) async fn try_command<T: redis::FromRedisValue>(
+    used_as: Use,
+    command: &redis::Cmd,
+) -> Result<T, String> {
     let client = redis::Client::open(url(used_as).await).expect("a URL");
-    let mut connection = client.get_multiplexed_async_connection().await.map_err(|e| e.to_string())?;
+    let mut connection =
+        client.get_multiplexed_async_connection().await.map_err(|e| e.to_string())?;
     command.query_async(&mut connection).await.map_err(|e| e.to_string())
 }
 
@@ -117,7 +121,8 @@ async fn link(name: &str, url: &str) -> (String, String) {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let name = format!("{name}-{}", NUMBER.fetch_add(1, Ordering::SeqCst));
     let to = url.strip_prefix("redis://").expect("an address").trim_end_matches('/');
-    let link = Link { name: name.clone(), listen: free_address(), to: to.parse().expect("an address") };
+    let link =
+        Link { name: name.clone(), listen: free_address(), to: to.parse().expect("an address") };
     let listen = link.listen;
     blocking(move || proxy().add(link).expect("a link")).await;
     (name, format!("redis://{listen}"))
@@ -152,13 +157,16 @@ impl Node {
 
     /// Waits until L1 answers.
     pub(crate) async fn hears(&self) {
-        let hears = || async { if self.store.status().l1_answers { Ok(()) } else { Err("L1 does not hear") } };
+        let hears = || async {
+            if self.store.status().l1_answers { Ok(()) } else { Err("L1 does not hear") }
+        };
         wait_for_condition_async("L1 hears", PATIENCE, hears).await;
     }
 
     /// What its link to a server does.
     pub(crate) async fn link(&self, used_as: Use, mode: Mode) {
-        let (control, name) = (self.control, self.links[usize::from(used_as == Use::State)].clone());
+        let (control, name) =
+            (self.control, self.links[usize::from(used_as == Use::State)].clone());
         blocking(move || control.set(&name, mode).expect("a mode")).await;
     }
 
@@ -178,7 +186,10 @@ impl Node {
 
     /// As somebody who wrote nothing.
     pub(crate) async fn eventual(&self, id: &str) -> View {
-        let options = ReadOptions { consistency: tagfast_store::Consistency::Eventual, ..ReadOptions::default() };
+        let options = ReadOptions {
+            consistency: tagfast_store::Consistency::Eventual,
+            ..ReadOptions::default()
+        };
         self.view(id, &options).await
     }
 

@@ -96,9 +96,16 @@ async fn without_positions_and_store_the_answer_is_marked() {
     world.behind.mood(Mood::Overloaded);
     let view = world.b.plain("x", "bob").await;
     assert!(view.stale, "{view:?}");
-    assert!(view.degraded.iter().any(|d| (d.feature, d.reason) == ("session", "position_unavailable")), "{view:?}");
+    assert!(
+        view.degraded.iter().any(|d| (d.feature, d.reason) == ("session", "position_unavailable")),
+        "{view:?}"
+    );
     let refuses = user("bob");
-    let options = ReadOptions { user: Some(&refuses), max_stale: Some(Duration::ZERO), ..ReadOptions::default() };
+    let options = ReadOptions {
+        user: Some(&refuses),
+        max_stale: Some(Duration::ZERO),
+        ..ReadOptions::default()
+    };
     assert!(world.b.store.view(&key("x"), &options).await.is_err());
     world.b.link(Use::State, Mode::Pass).await;
 }
@@ -122,19 +129,27 @@ async fn a_full_state_redis_is_told_with_the_write() {
 
 /// How often the state Redis did something.
 async fn done(command: &str) -> u64 {
-    let info: String = try_command(Use::State, redis::cmd("INFO").arg("commandstats")).await.expect("an answer");
-    let line = info.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+    let info: String =
+        try_command(Use::State, redis::cmd("INFO").arg("commandstats")).await.expect("an answer");
+    let line =
+        info.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
     line.and_then(|rest| rest.split(',').next()?.parse().ok()).unwrap_or(0)
+}
+
+/// Two nodes; a content is in the second one's L1, and positions are known.
+async fn warm() -> World {
+    let world = World::start(short()).await;
+    world.a.write("x", "ui", "ana").await;
+    world.b.plain("x", "ana").await;
+    known(&world).await;
+    world
 }
 
 /// Whoever asks at the same time shares a round trip; one user's spoilt key is nobody else's trouble.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_ask_together() {
     let _turn = alone().await;
-    let world = World::start(short()).await;
-    world.a.write("x", "ui", "ana").await;
-    world.b.plain("x", "ana").await;
-    known(&world).await;
+    let world = warm().await;
     command(Use::State, redis::cmd("SET").arg("tf:p:acme/spoilt").arg("x")).await;
     let (asked, together, reads) = (done("hmget").await, done("time").await, world.behind.reads());
     let views = (0..400).map(|n| {
@@ -150,7 +165,11 @@ async fn many_ask_together() {
         assert_eq!(matches!(cache, CacheUse::Hit(_)), n != 200, "{n}: {cache:?}");
     }
     let (asked, together) = (done("hmget").await - asked, done("time").await - together);
-    assert_eq!((asked, world.behind.reads()), (400, reads + 1), "the spoilt one is answered by the store");
+    assert_eq!(
+        (asked, world.behind.reads()),
+        (400, reads + 1),
+        "the spoilt one is answered by the store"
+    );
     assert!(together <= 200, "{together} round trips for 400 questions");
 }
 
@@ -158,10 +177,7 @@ async fn many_ask_together() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_caller_who_gives_up_leaves_the_others_their_answers() {
     let _turn = alone().await;
-    let world = World::start(short()).await;
-    world.a.write("x", "ui", "ana").await;
-    world.b.plain("x", "ana").await;
-    known(&world).await;
+    let world = warm().await;
     world.b.link(Use::State, Mode::Slow { ms: 8 }).await;
     let reads = world.behind.reads();
     let views: Vec<_> = (0..100)
@@ -172,13 +188,23 @@ async fn a_caller_who_gives_up_leaves_the_others_their_answers() {
                 let options = ReadOptions { user: Some(&user), ..ReadOptions::default() };
                 let content = key("x");
                 let view = store.view(&content, &options);
-                if n < 50 { tokio::time::timeout(Duration::from_millis(1), view).await.ok() } else { Some(view.await) }
+                if n < 50 {
+                    tokio::time::timeout(Duration::from_millis(1), view).await.ok()
+                } else {
+                    Some(view.await)
+                }
             })
         })
         .collect();
     let answers = join_all(views).await.into_iter().skip(50);
     let hits = answers.filter(|answer| {
-        let view = answer.as_ref().expect("no panic").as_ref().expect("it waited").as_ref().expect("a view");
+        let view = answer
+            .as_ref()
+            .expect("no panic")
+            .as_ref()
+            .expect("it waited")
+            .as_ref()
+            .expect("a view");
         matches!(view.cache, CacheUse::Hit(_))
     });
     assert_eq!((hits.count(), world.behind.reads()), (50, reads));
@@ -201,13 +227,18 @@ async fn positions_outlive_every_entry() {
         let view = format!("tf:v:{shard:02}:acme/test.doc/{id}");
         let lives = wait_for_condition_async("it is filled", PATIENCE, || async {
             let bytes: Vec<u8> = try_command(Use::Cache, redis::cmd("GET").arg(&view)).await?;
-            let entry = tagfast_cache::Entry::decode(&bytes).map_err(|error| format!("{error:?}"))?;
+            let entry =
+                tagfast_cache::Entry::decode(&bytes).map_err(|error| format!("{error:?}"))?;
             Ok::<_, String>(entry.soft_until - entry.read_at)
         });
         longest = longest.max(lives.await);
     }
     let longest = Duration::from_millis(longest.unsigned_abs());
     assert!(longest > options.soft_ttl && longest < options.positions_for, "{longest:?}");
-    let kept: i64 = try_command(Use::State, redis::cmd("PTTL").arg("tf:p:acme/ana")).await.expect("an answer");
-    assert!(Duration::from_millis(kept.unsigned_abs()) > options.soft_ttl.mul_f64(1.2), "{kept} ms");
+    let kept: i64 =
+        try_command(Use::State, redis::cmd("PTTL").arg("tf:p:acme/ana")).await.expect("an answer");
+    assert!(
+        Duration::from_millis(kept.unsigned_abs()) > options.soft_ttl.mul_f64(1.2),
+        "{kept} ms"
+    );
 }

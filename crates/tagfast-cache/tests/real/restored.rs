@@ -10,8 +10,7 @@ use tagfast_testkit::wait_for_condition_async;
 
 use crate::faults::works;
 use crate::kit::{Node, PATIENCE, World, alone, blocking, short};
-use crate::positions::known;
-use crate::sentinel::{nobody_misses_what_they_know, uses, written_and_gone};
+use crate::sentinel::{nobody_misses_what_they_know, uses, written_and_gone, written_and_read};
 use crate::support::key;
 
 /// A server of the cache and one of the state.
@@ -29,12 +28,7 @@ async fn vc7_both_restored_from_older_copies() {
     let mut servers = servers(&dir).await;
     let urls = servers.each_ref().map(RedisServer::url);
     let world = World::with(&urls, short()).await;
-    known(&world).await;
-    let ids: Vec<String> = (0..60).map(|n| format!("c{n}")).collect();
-    for id in &ids {
-        world.a.write(id, "old", "ana").await;
-        world.b.eventual(id).await;
-    }
+    let ids = written_and_read(&world).await;
     world.a.write("read", "old", "ana").await;
     let copies = servers.each_ref().map(RedisServer::copy);
     let written = written_and_gone(&world, &urls, &ids).await;
@@ -75,8 +69,11 @@ async fn numbers_that_went_back_are_not_those_that_were_heard() {
     let options = CacheOptions { l1_bytes: 0, ..CacheOptions::default() };
     let writer = Node::start(&urls, &world.behind, &world.clock, options).await;
     let stripe = LogicalShard::of(&key("c0"));
-    let same: Vec<String> =
-        (0..).map(|n| format!("c{n}")).filter(|id| LogicalShard::of(&key(id)) == stripe).take(4).collect();
+    let same: Vec<String> = (0..)
+        .map(|n| format!("c{n}"))
+        .filter(|id| LogicalShard::of(&key(id)) == stripe)
+        .take(4)
+        .collect();
     let [changed, heard, first, second] = same.as_slice() else { panic!("four") };
     let numbers = format!("tf:q:{:02}", stripe.number());
     let number = |cache: &RedisServer| cache.tell(&["HMGET", &numbers, "gen", "seq"]);
@@ -107,7 +104,11 @@ async fn numbers_that_went_back_are_not_those_that_were_heard() {
     .await;
     let id = cache.run_id();
     wait_for_condition_async("the writer uses it", PATIENCE, || async {
-        if writer.redis[0].run_id().is_some_and(|used| *used == *id) { Ok(()) } else { Err("not yet") }
+        if writer.redis[0].run_id().is_some_and(|used| *used == *id) {
+            Ok(())
+        } else {
+            Err("not yet")
+        }
     })
     .await;
     assert_ne!(number(&cache), known, "they went back");
@@ -117,5 +118,10 @@ async fn numbers_that_went_back_are_not_those_that_were_heard() {
     world.b.link(Use::Cache, Mode::Pass).await;
     world.b.hears().await;
     let view = world.b.eventual(changed).await;
-    assert!(view.cache != CacheUse::Hit("l1"), "{:?}, {:?} was written", view.version, written.version);
+    assert!(
+        view.cache != CacheUse::Hit("l1"),
+        "{:?}, {:?} was written",
+        view.version,
+        written.version
+    );
 }

@@ -150,12 +150,28 @@ async fn frozen_primaries_are_followed_by_their_replicas() {
 /// The version in which a Redis holds a content; 0: not at all.
 pub(crate) fn held(server: &RedisServer, id: &str) -> u64 {
     let shard = LogicalShard::of(&key(id)).number();
-    let digits = server.tell(&["GETRANGE", &format!("tf:v:{shard:02}:acme/test.doc/{id}"), "0", "19"]);
+    let digits =
+        server.tell(&["GETRANGE", &format!("tf:v:{shard:02}:acme/test.doc/{id}"), "0", "19"]);
     if digits.is_empty() { 0 } else { digits.parse().expect("a version") }
 }
 
+/// Contents that both nodes and the caches know, when positions are known, too.
+pub(crate) async fn written_and_read(world: &World) -> Vec<String> {
+    known(world).await;
+    let ids: Vec<String> = (0..60).map(|n| format!("c{n}")).collect();
+    for id in &ids {
+        world.a.write(id, "old", "ana").await;
+        world.b.eventual(id).await;
+    }
+    ids
+}
+
 /// Writes through a node that is gone afterwards: no other one knows what it wrote, or can put it into the caches again.
-pub(crate) async fn written_and_gone(world: &World, urls: &[String; 2], ids: &[String]) -> Vec<(String, WriteAnswer)> {
+pub(crate) async fn written_and_gone(
+    world: &World,
+    urls: &[String; 2],
+    ids: &[String],
+) -> Vec<(String, WriteAnswer)> {
     let gone = Node::start(urls, &world.behind, &world.clock, short()).await;
     let mut written = Vec::new();
     for id in ids {
@@ -175,14 +191,16 @@ pub(crate) async fn nobody_misses_what_they_know(
     written: &[(String, WriteAnswer)],
 ) {
     let version = |n: usize| written[n].1.version.packed();
-    let all_are_old =
-        |range: Range<usize>| range.into_iter().all(|n| (1..version(n)).contains(&held(cache, &written[n].0)));
+    let all_are_old = |range: Range<usize>| {
+        range.into_iter().all(|n| (1..version(n)).contains(&held(cache, &written[n].0)))
+    };
     assert!(all_are_old(0..written.len()), "the cache is older");
     let others = written.len() / 3 * 2;
     // Each content is asked for once: the answer mends the cache.
     for (n, (id, answer)) in written.iter().enumerate().take(others) {
         let node = if n % 2 == 0 { &world.a } else { &world.b };
-        let view = if n % 4 < 2 { node.plain(id, "ana").await } else { node.with_token(id, answer).await };
+        let view =
+            if n % 4 < 2 { node.plain(id, "ana").await } else { node.with_token(id, answer).await };
         assert_eq!(view.version, answer.version, "{id}: {:?}", view.cache);
     }
     known(world).await;
@@ -190,7 +208,10 @@ pub(crate) async fn nobody_misses_what_they_know(
     let options = CacheOptions { l1_bytes: 0, ..short() };
     let reader = Node::start(urls, &world.behind, &world.clock, options).await;
     let view = reader.eventual(&written[others].0).await;
-    assert!(view.cache == CacheUse::Hit("redis") && view.version < written[others].1.version, "it may be behind");
+    assert!(
+        view.cache == CacheUse::Hit("redis") && view.version < written[others].1.version,
+        "it may be behind"
+    );
     world.clock.advance(LONGEST_MS);
     for node in [&reader, &world.a, &world.b] {
         for (id, answer) in &written[others..] {
@@ -207,12 +228,7 @@ async fn vc7_replicas_promoted_without_the_last_writes() {
     let servers = watched().await;
     let urls = servers.each_ref().map(Watched::url);
     let world = World::with(&urls, short()).await;
-    known(&world).await;
-    let ids: Vec<String> = (0..60).map(|n| format!("c{n}")).collect();
-    for id in &ids {
-        world.a.write(id, "old", "ana").await;
-        world.b.eventual(id).await;
-    }
+    let ids = written_and_read(&world).await;
     let servers = on_both(servers, |watched| watched.part()).await;
     let written = written_and_gone(&world, &urls, &ids).await;
     let [cache, state] = on_both(servers, Watched::lose).await;

@@ -23,7 +23,8 @@ fn view_key(id: &str) -> String {
 }
 
 async fn stored(id: &str) -> Result<Entry, NoEntry> {
-    let bytes: Vec<u8> = try_command(Use::Cache, redis::cmd("GET").arg(view_key(id))).await.expect("an answer");
+    let bytes: Vec<u8> =
+        try_command(Use::Cache, redis::cmd("GET").arg(view_key(id))).await.expect("an answer");
     Entry::decode(&bytes)
 }
 
@@ -95,13 +96,21 @@ async fn vc9_a_write_is_seen_through_the_other_node() {
         let began = Instant::now();
         let token = token_of(&key(&id), &written);
         let with_token = ReadOptions { token: Some(&token), ..ReadOptions::default() };
-        assert_eq!(world.a.view(&id, &with_token).await.version, written.version, "with the token at once");
+        assert_eq!(
+            world.a.view(&id, &with_token).await.version,
+            written.version,
+            "with the token at once"
+        );
         wait_for_condition_async("it is heard of", PATIENCE, || async {
             let view = world.a.eventual(&id).await;
             if view.version == written.version { Ok(()) } else { Err("not yet") }
         })
         .await;
-        assert!(began.elapsed() < Duration::from_secs(1), "far below what an entry lives: {:?}", began.elapsed());
+        assert!(
+            began.elapsed() < Duration::from_secs(1),
+            "far below what an entry lives: {:?}",
+            began.elapsed()
+        );
     }
     let reads = world.behind.reads();
     for n in 0..50 {
@@ -119,7 +128,9 @@ async fn vc8_a_stampede_on_two_nodes_is_two_reads() {
     let readers: Vec<_> = (0..2000)
         .map(|n| {
             let store = Arc::clone(if n % 2 == 0 { &world.a.store } else { &world.b.store });
-            tokio::spawn(async move { store.view(&key("hot"), &ReadOptions::default()).await.map(drop) })
+            tokio::spawn(
+                async move { store.view(&key("hot"), &ReadOptions::default()).await.map(drop) },
+            )
         })
         .collect();
     wait_for_condition_async("both nodes read", PATIENCE, || async {
@@ -145,7 +156,11 @@ async fn entries_that_cannot_be_read_are_misses() {
         bad[at] = byte;
         command(Use::Cache, redis::cmd("SET").arg(view_key("x")).arg(&bad)).await;
         let view = world.b.eventual("x").await;
-        assert_eq!((view.version, view.cache), (written.version, CacheUse::Miss { collapsed: false }), "byte {at}");
+        assert_eq!(
+            (view.version, view.cache),
+            (written.version, CacheUse::Miss { collapsed: false }),
+            "byte {at}"
+        );
         command(Use::Cache, redis::cmd("SET").arg(view_key("x")).arg(&good)).await;
     }
     command(Use::Cache, redis::cmd("SET").arg(view_key("x")).arg("short")).await;

@@ -6,15 +6,16 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use tagfast_cache::{CacheOptions, CacheParts, CachedStore};
 use tagfast_domain::{
-    ContentKey, Epoch, EpochId, EpochOrdinal, Operation, Tag, TagName, Tagging, TenantId, UserId, Version, Write,
-    WriteId,
+    ContentKey, Epoch, EpochId, EpochOrdinal, Operation, Tag, TagName, Tagging, TenantId, UserId,
+    Version, Write, WriteId,
 };
 use tagfast_redis::Redis;
 use tagfast_resilience::{Clock, ManualClock};
 use tagfast_sharding::LogicalShard;
 use tagfast_store::{
-    CacheUse, Degraded, Durability, History, Position, ReadOptions, Receipt, ReceiptReader, ScanPage, ShardScanner,
-    SharedStore, Source, StoreError, TagReader, TagWriter, Verdict, View, WriteAnswer, WriteRequest,
+    CacheUse, Degraded, Durability, History, Position, ReadOptions, Receipt, ReceiptReader,
+    ScanPage, ShardScanner, SharedStore, Source, StoreError, TagReader, TagWriter, Verdict, View,
+    WriteAnswer, WriteRequest,
 };
 use tokio::sync::Notify;
 
@@ -35,11 +36,18 @@ pub(crate) fn version(n: u64) -> Version {
 /// A write of one tag by somebody.
 pub(crate) fn add(key: &ContentKey, tag: &str, by: &str) -> WriteRequest {
     let operation =
-        Operation::patch(vec![Tag::parse(tag).expect("a tag")], Vec::new(), &Default::default()).expect("a patch");
+        Operation::patch(vec![Tag::parse(tag).expect("a tag")], Vec::new(), &Default::default())
+            .expect("a patch");
     let mut id = [0; 16];
     getrandom::fill(&mut id).expect("random bytes");
     WriteRequest {
-        write: Write { id: WriteId(id), key: key.clone(), user: user(by), operation, if_match: None },
+        write: Write {
+            id: WriteId(id),
+            key: key.clone(),
+            user: user(by),
+            operation,
+            if_match: None,
+        },
         fresh: true,
         durability: Durability::Local,
         deadline: None,
@@ -198,7 +206,11 @@ impl TagReader for Behind {
         }
     }
 
-    async fn view_many(&self, keys: &[ContentKey], options: &ReadOptions<'_>) -> Vec<Result<View, StoreError>> {
+    async fn view_many(
+        &self,
+        keys: &[ContentKey],
+        options: &ReadOptions<'_>,
+    ) -> Vec<Result<View, StoreError>> {
         let mut all = Vec::new();
         for key in keys {
             all.push(self.view(key, options).await);
@@ -256,7 +268,10 @@ impl TagWriter for Behind {
         })
     }
 
-    async fn write_many(&self, requests: Vec<WriteRequest>) -> Vec<Result<WriteAnswer, StoreError>> {
+    async fn write_many(
+        &self,
+        requests: Vec<WriteRequest>,
+    ) -> Vec<Result<WriteAnswer, StoreError>> {
         let mut all = Vec::new();
         for request in requests {
             all.push(self.write(request).await);

@@ -60,7 +60,8 @@ impl Harness {
             clock: self.clock(),
         };
         let l1_bytes = if self.layers.level1 { 1 << 20 } else { 0 };
-        let cached = CachedStore::start(parts, CacheOptions { l1_bytes, ..CacheOptions::default() });
+        let cached =
+            CachedStore::start(parts, CacheOptions { l1_bytes, ..CacheOptions::default() });
         *self.store.lock().expect("no panic") = Some((store, Arc::clone(&cached)));
         cached
     }
@@ -88,14 +89,18 @@ impl StoreHarness for Harness {
         let mut published = self.published.lock().await;
         let mut open = self.bus().ends().await.expect("the ends");
         open.retain(|p, end| end.next > published.0.get(p).map_or(1, |p| p.next.max(1)));
-        let mut consumer = begin_at(self.bus().as_ref(), Group("test-watch"), &published.0).await.expect("a consumer");
+        let mut consumer = begin_at(self.bus().as_ref(), Group("test-watch"), &published.0)
+            .await
+            .expect("a consumer");
         while !open.is_empty() {
-            let polled = consumer.poll(100, std::time::Duration::from_secs(20)).await.expect("records");
+            let polled =
+                consumer.poll(100, std::time::Duration::from_secs(20)).await.expect("records");
             for record in polled.into_records() {
                 if open.get(&record.partition).is_some_and(|end| record.offset + 1 >= end.next) {
                     open.remove(&record.partition);
                 }
-                let next = BusPosition { next: record.offset + 1, emits: Emits::embedded(record.emit.0) };
+                let next =
+                    BusPosition { next: record.offset + 1, emits: Emits::embedded(record.emit.0) };
                 published.0.insert(record.partition, next);
                 published.1.push(decode(&record.payload).expect("an event"));
             }
@@ -105,7 +110,9 @@ impl StoreHarness for Harness {
 
     async fn complete_through(&self) -> UnixMillis {
         let consumer: Box<dyn BusConsumer> =
-            begin_at(self.bus().as_ref(), Group("test-frontier"), &Positions::new()).await.expect("a consumer");
+            begin_at(self.bus().as_ref(), Group("test-frontier"), &Positions::new())
+                .await
+                .expect("a consumer");
         let frontiers = consumer.frontiers().await.expect("frontiers");
         frontiers.values().flatten().map(|f| f.complete_through).min().expect("a partition")
     }

@@ -6,7 +6,9 @@ use proptest::prelude::*;
 use tagfast_domain::limits::{RECENT_WRITES, TOMBSTONE_AGE_MS, TOMBSTONES, WRITE_ID_MEMORY_MS};
 use tagfast_domain::*;
 
-use crate::kit::{LIMITS, T0, any_operation, cases, epoch, id, live, name, patch, replace, tag, write};
+use crate::kit::{
+    LIMITS, T0, any_operation, cases, epoch, id, live, name, patch, replace, tag, write,
+};
 
 /// A document with its clock, its epoch and a store's `applied` table.
 struct Desk {
@@ -19,11 +21,18 @@ struct Desk {
 
 impl Desk {
     fn new() -> Self {
-        Self { doc: Document::default(), epoch: epoch(0), now: T0, limits: Limits::default(), applied: HashMap::new() }
+        Self {
+            doc: Document::default(),
+            epoch: epoch(0),
+            now: T0,
+            limits: Limits::default(),
+            applied: HashMap::new(),
+        }
     }
 
     fn apply(&mut self, write: &Write) -> Outcome {
-        let prior = self.applied.get(&write.id).filter(|_| self.doc.overflow_until > self.now).cloned();
+        let prior =
+            self.applied.get(&write.id).filter(|_| self.doc.overflow_until > self.now).cloned();
         let context = ApplyContext { epoch: &self.epoch, now: self.now, limits: &self.limits };
         let outcome = apply(&mut self.doc, write, prior.as_ref(), &context);
         if let Outcome::Written { evicted, .. } = &outcome {
@@ -35,7 +44,8 @@ impl Desk {
     fn written(&mut self, write: &Write) -> (Version, Effect) {
         match self.apply(write) {
             Outcome::Written { version, effect, .. } => (version, effect),
-            other @ (Outcome::Unchanged { .. } | Outcome::Repeated { .. } | Outcome::Refused(_)) => {
+            other
+            @ (Outcome::Unchanged { .. } | Outcome::Repeated { .. } | Outcome::Refused(_)) => {
                 panic!("{write:?} must be written: {other:?}")
             }
         }
@@ -59,7 +69,11 @@ fn adds_and_removes_say_what_they_did() {
     assert_eq!((names(&effect.added), names(&effect.removed)), (vec!["c"], vec!["b"]));
     assert_eq!(v2.packed(), v1.packed() + 1);
     assert_eq!(live(&desk.doc), ["a", "c"]);
-    assert_eq!((desk.ord("a"), desk.ord("b"), desk.ord("c")), (Some(v2), Some(v2), Some(v2)), "all listed are decided");
+    assert_eq!(
+        (desk.ord("a"), desk.ord("b"), desk.ord("c")),
+        (Some(v2), Some(v2), Some(v2)),
+        "all listed are decided"
+    );
     assert_eq!(desk.doc.floor, Version::NONE, "a patch decides its listed taggings only");
 }
 
@@ -77,14 +91,25 @@ fn a_no_op_is_free_in_its_epoch_and_stamped_once_in_the_next() {
     desk.epoch = epoch(50);
     let (v3, effect) = desk.written(&patch(6, &["a"], &[]));
     assert_eq!((effect, v3), (Effect::default(), desk.epoch.first_version()));
-    assert_eq!((desk.ord("a"), desk.ord("b")), (Some(v3), before.taggings.iter().find(|t| !t.present).map(|t| t.ord)));
+    assert_eq!(
+        (desk.ord("a"), desk.ord("b")),
+        (Some(v3), before.taggings.iter().find(|t| !t.present).map(|t| t.ord))
+    );
     assert!(v3 > v1);
     let (v4, _) = desk.written(&patch(7, &[], &["b"]));
     let (v5, _) = desk.written(&patch(8, &[], &["never-there"]));
-    assert_eq!((desk.ord("b"), desk.ord("never-there")), (Some(v4), Some(v5)), "absence is decided too");
+    assert_eq!(
+        (desk.ord("b"), desk.ord("never-there")),
+        (Some(v4), Some(v5)),
+        "absence is decided too"
+    );
     let again = [patch(9, &["a"], &[]), patch(10, &[], &["b"]), patch(11, &[], &["never-there"])];
     for w in again {
-        assert_eq!(desk.apply(&w), Outcome::Unchanged { version: v5 }, "at most one extra write per tagging and epoch");
+        assert_eq!(
+            desk.apply(&w),
+            Outcome::Unchanged { version: v5 },
+            "at most one extra write per tagging and epoch"
+        );
     }
     let a = desk.doc.live().next().expect("a");
     assert_eq!((a.at, a.user.as_str()), (T0, "ann"), "a stamp does not change who and when");
@@ -98,14 +123,25 @@ fn a_replace_decides_every_tagging() {
     let (v, effect) = desk.written(&replace(3, &["c", "b"]));
     assert_eq!((names(&effect.added), names(&effect.removed)), (vec!["c"], vec!["a"]));
     assert_eq!((desk.doc.floor, desk.doc.cond), (v, Version::NONE));
-    assert!(desk.doc.taggings.iter().all(|t| t.ord == v && t.present), "the floor says what is absent");
+    assert!(
+        desk.doc.taggings.iter().all(|t| t.ord == v && t.present),
+        "the floor says what is absent"
+    );
     assert_eq!(desk.apply(&replace(4, &["b", "c"])), Outcome::Unchanged { version: v });
 
     desk.epoch = epoch(9);
     let (v, effect) = desk.written(&replace(5, &["b", "c"]));
-    assert_eq!((effect, desk.doc.floor), (Effect::default(), v), "the same set in a new epoch is decided anew");
+    assert_eq!(
+        (effect, desk.doc.floor),
+        (Effect::default(), v),
+        "the same set in a new epoch is decided anew"
+    );
     assert_eq!(desk.apply(&replace(6, &["b", "c"])), Outcome::Unchanged { version: v });
-    assert_eq!(desk.apply(&patch(7, &[], &["any"])), Outcome::Unchanged { version: v }, "the floor decides absence");
+    assert_eq!(
+        desk.apply(&patch(7, &[], &["any"])),
+        Outcome::Unchanged { version: v },
+        "the floor decides absence"
+    );
 }
 
 #[test]
@@ -116,7 +152,10 @@ fn a_conditional_write_decides_every_tagging() {
     let stale = Version::from_packed(seen.packed() - 1).expect("a version");
     let before = desk.doc.clone();
     let refused = desk.apply(&conditional(2, stale, patch(0, &["x"], &[])));
-    assert_eq!((refused, &desk.doc), (Outcome::Refused(Refusal::VersionMismatch { current: seen }), &before));
+    assert_eq!(
+        (refused, &desk.doc),
+        (Outcome::Refused(Refusal::VersionMismatch { current: seen }), &before)
+    );
     let (v, effect) = desk.written(&conditional(3, seen, patch(0, &["d"], &["a"])));
     assert_eq!((names(&effect.added), names(&effect.removed)), (vec!["d"], vec!["a"]));
     assert_eq!((desk.doc.floor, desk.doc.cond), (v, v));
@@ -143,9 +182,16 @@ fn the_limit_counts_what_would_be_there() {
     desk.written(&patch(3, &["f", "g"], &["a"]));
     assert_eq!(desk.doc.live().count(), 6);
     desk.limits.tags_per_content = 4;
-    assert_eq!(desk.apply(&patch(4, &["h"], &["b"])), Outcome::Refused(Refusal::TooManyTags { allowed: 4, given: 6 }));
+    assert_eq!(
+        desk.apply(&patch(4, &["h"], &["b"])),
+        Outcome::Refused(Refusal::TooManyTags { allowed: 4, given: 6 })
+    );
     desk.written(&patch(5, &[], &["b"]));
-    assert_eq!(desk.doc.live().count(), 5, "tags can be removed though a lowered limit is exceeded");
+    assert_eq!(
+        desk.doc.live().count(),
+        5,
+        "tags can be removed though a lowered limit is exceeded"
+    );
 }
 
 #[test]
@@ -162,7 +208,10 @@ fn who_and_when_are_the_first_adders() {
     assert_eq!((grave.user.as_str(), grave.at), ("ben", T0 + 1000));
     let mut imported = tag("Old");
     imported.origin = Some(Origin { by: ben, at: 5 });
-    desk.written(&write(4, Operation::patch(vec![imported], vec![], &desk.limits).expect("a patch")));
+    desk.written(&write(
+        4,
+        Operation::patch(vec![imported], vec![], &desk.limits).expect("a patch"),
+    ));
     let old = desk.doc.live().find(|t| t.name.as_str() == "old").expect("the imported tag");
     assert_eq!((old.user.as_str(), old.at), ("ben", 5));
 }
@@ -258,7 +307,13 @@ struct Step {
 }
 
 fn any_step() -> impl Strategy<Value = Step> {
-    (any_operation(), prop::option::weighted(0.2, any::<u8>()), any::<u8>(), 0..200_000i64, prop::bool::weighted(0.1))
+    (
+        any_operation(),
+        prop::option::weighted(0.2, any::<u8>()),
+        any::<u8>(),
+        0..200_000i64,
+        prop::bool::weighted(0.1),
+    )
         .prop_map(|(operation, reuse, conditional, wait, new_epoch)| Step {
             operation,
             reuse,

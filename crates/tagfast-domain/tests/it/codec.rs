@@ -37,7 +37,10 @@ fn golden() -> Document {
                 fingerprint: 0x0123_4567_89AB_CDEF,
                 version: version(5),
                 at: T0 - 5000,
-                effect: Effect { added: vec![name("日本語"), name("never-stored")], removed: vec![] },
+                effect: Effect {
+                    added: vec![name("日本語"), name("never-stored")],
+                    removed: vec![],
+                },
             },
             RecentWrite {
                 id: WriteId([0xFF; 16]),
@@ -78,7 +81,12 @@ fn golden_event() -> TaggingsEvent {
         emit: EpochOrdinal(1_800_000_000_000),
         tags: document.taggings.into_iter().filter(|t| t.present).collect(),
         changes: vec![
-            change(1, &["ui", "日本語"], &["gone"], Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")),
+            change(
+                1,
+                &["ui", "日本語"],
+                &["gone"],
+                Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+            ),
             change(2, &[], &[], None),
         ],
     }
@@ -91,7 +99,11 @@ fn event_format_1_is_frozen() {
     let event = golden_event();
     assert_eq!(encode_event(&event), stored);
     assert_eq!(decode_event(event.key.clone(), stored).expect("an event of format 1"), event);
-    assert_eq!((stored[0], EVENT_FORMAT), (1, 1), "a new format needs its own golden file and keeps this one");
+    assert_eq!(
+        (stored[0], EVENT_FORMAT),
+        (1, 1),
+        "a new format needs its own golden file and keeps this one"
+    );
     for format in (0..=255).filter(|f| *f != EVENT_FORMAT) {
         let other = [&[format], &stored[1..]].concat();
         assert!(decode_event(event.key.clone(), &other).is_err(), "format {format}");
@@ -99,7 +111,10 @@ fn event_format_1_is_frozen() {
     for cut in 0..stored.len() {
         assert!(decode_event(event.key.clone(), &stored[..cut]).is_err(), "cut at {cut}");
     }
-    assert!(decode_event(event.key, &[stored.as_slice(), &[0]].concat()).is_err(), "a byte too many");
+    assert!(
+        decode_event(event.key, &[stored.as_slice(), &[0]].concat()).is_err(),
+        "a byte too many"
+    );
 }
 
 #[test]
@@ -139,8 +154,14 @@ fn damage_is_refused() {
 fn names_are_shared_within_a_document() {
     let doc = decode(&encode(&golden())).expect("a document");
     let ui = doc.taggings.iter().find(|t| t.name.as_str() == "ui").expect("ui");
-    assert!(std::sync::Arc::ptr_eq(&ui.name.shared(), &ui.display), "a display like the name costs nothing");
-    assert!(std::sync::Arc::ptr_eq(&doc.recent[1].effect.removed[0].shared(), &doc.taggings[1].name.shared()));
+    assert!(
+        std::sync::Arc::ptr_eq(&ui.name.shared(), &ui.display),
+        "a display like the name costs nothing"
+    );
+    assert!(std::sync::Arc::ptr_eq(
+        &doc.recent[1].effect.removed[0].shared(),
+        &doc.taggings[1].name.shared()
+    ));
 }
 
 proptest! {

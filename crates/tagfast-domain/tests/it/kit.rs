@@ -8,7 +8,11 @@ use tagfast_domain::*;
 /// Cases of a property: a few hundred, 20 times as many with `TAGFAST_FULL=1`.
 pub(crate) fn cases(count: u32) -> ProptestConfig {
     let full = std::env::var("TAGFAST_FULL").is_ok_and(|v| v == "1");
-    ProptestConfig { cases: if full { count * 20 } else { count }, failure_persistence: None, ..Default::default() }
+    ProptestConfig {
+        cases: if full { count * 20 } else { count },
+        failure_persistence: None,
+        ..Default::default()
+    }
 }
 
 pub(crate) const LIMITS: Limits = Limits { tags_per_content: 6 };
@@ -16,7 +20,10 @@ pub(crate) const LIMITS: Limits = Limits { tags_per_content: 6 };
 pub(crate) const T0: UnixMillis = 1_800_000_000_000;
 
 pub(crate) fn epoch(ordinal_ms_after_t0: u64) -> Epoch {
-    Epoch { id: EpochId([ordinal_ms_after_t0 as u8; 16]), ordinal: EpochOrdinal(T0 as u64 + ordinal_ms_after_t0) }
+    Epoch {
+        id: EpochId([ordinal_ms_after_t0 as u8; 16]),
+        ordinal: EpochOrdinal(T0 as u64 + ordinal_ms_after_t0),
+    }
 }
 
 pub(crate) fn id(n: u64) -> WriteId {
@@ -43,7 +50,11 @@ pub(crate) fn patch(n: u64, add: &[&str], remove: &[&str]) -> Write {
 }
 
 pub(crate) fn replace(n: u64, set: &[&str]) -> Write {
-    write(n, Operation::replace(set.iter().map(|s| tag(s)).collect(), &Limits::default()).expect("a replace"))
+    write(
+        n,
+        Operation::replace(set.iter().map(|s| tag(s)).collect(), &Limits::default())
+            .expect("a replace"),
+    )
 }
 
 pub(crate) fn live(doc: &Document) -> Vec<&str> {
@@ -52,16 +63,18 @@ pub(crate) fn live(doc: &Document) -> Vec<&str> {
 
 /// Random operations over a small universe, so that they meet.
 pub(crate) fn any_operation() -> impl Strategy<Value = Operation> {
-    let spelling =
-        (0..10u8, any::<bool>()).prop_map(|(n, upper)| if upper { format!("T{n}") } else { format!("t{n}") });
+    let spelling = (0..10u8, any::<bool>())
+        .prop_map(|(n, upper)| if upper { format!("T{n}") } else { format!("t{n}") });
     let list = prop::collection::vec(spelling, 0..5);
     (list.clone(), list, 0..5u8).prop_map(|(first, second, kind)| {
         let tags: Vec<Tag> = first.iter().map(|s| tag(s)).collect();
         if kind == 0 {
             return Operation::replace(tags, &Limits::default()).expect("a replace");
         }
-        let remove = second.iter().map(|s| name(s)).filter(|n| tags.iter().all(|t| t.name != *n)).collect();
-        let alone = || Operation::patch(Vec::new(), vec![name("t0")], &Limits::default()).expect("a patch");
+        let remove =
+            second.iter().map(|s| name(s)).filter(|n| tags.iter().all(|t| t.name != *n)).collect();
+        let alone =
+            || Operation::patch(Vec::new(), vec![name("t0")], &Limits::default()).expect("a patch");
         Operation::patch(tags, remove, &Limits::default()).unwrap_or_else(|_| alone())
     })
 }
@@ -75,17 +88,26 @@ fn any_version(at_most: u64) -> impl Strategy<Value = Version> {
 }
 
 fn any_effect() -> impl Strategy<Value = Effect> {
-    let names = || prop::collection::vec(any_text().prop_map(|s| TagName::from_canonical(&s)), 0..4);
+    let names =
+        || prop::collection::vec(any_text().prop_map(|s| TagName::from_canonical(&s)), 0..4);
     (names(), names()).prop_map(|(added, removed)| Effect { added, removed })
 }
 
 /// Any document that the types allow, not only those that `apply` makes.
 pub(crate) fn any_document() -> impl Strategy<Value = Document> {
     (0..=i64::MAX as u64).prop_flat_map(|newest| {
-        let tagging =
-            (any_text(), any_text(), any_text(), any::<bool>(), any::<i64>(), any_version(newest), any::<bool>());
+        let tagging = (
+            any_text(),
+            any_text(),
+            any_text(),
+            any::<bool>(),
+            any::<i64>(),
+            any_version(newest),
+            any::<bool>(),
+        );
         let taggings = prop::collection::btree_map(any_text(), tagging, 0..12);
-        let write = (any::<[u8; 16]>(), any::<u64>(), any_version(newest), any::<i64>(), any_effect());
+        let write =
+            (any::<[u8; 16]>(), any::<u64>(), any_version(newest), any::<i64>(), any_effect());
         let recent = prop::collection::vec(write, 0..9);
         (any_version(newest), any_version(newest), any::<i64>(), taggings, recent).prop_map(
             move |(floor, cond, overflow_until, taggings, recent)| Document {
@@ -98,7 +120,14 @@ pub(crate) fn any_document() -> impl Strategy<Value = Document> {
                     .map(|(name, (display, user, _, own, at, ord, present))| {
                         let name = TagName::from_canonical(&name);
                         let display: Arc<str> = if own { display.into() } else { name.shared() };
-                        Tagging { name, display, user: UserId::parse_stored(&user), at, ord, present }
+                        Tagging {
+                            name,
+                            display,
+                            user: UserId::parse_stored(&user),
+                            at,
+                            ord,
+                            present,
+                        }
                     })
                     .collect(),
                 recent: recent

@@ -27,7 +27,11 @@ fn canonical_names_are_frozen() {
         let (spelling, canonical) = (unescape(spelling), unescape(canonical));
         let tag = Tag::parse(&spelling).unwrap_or_else(|e| panic!("{line}: {e}"));
         assert_eq!(tag.name.as_str(), canonical, "{line}");
-        assert_eq!(TagName::parse(&canonical).map(|n| n.to_string()), Ok(canonical), "{line}: canonical is canonical");
+        assert_eq!(
+            TagName::parse(&canonical).map(|n| n.to_string()),
+            Ok(canonical),
+            "{line}: canonical is canonical"
+        );
         lines += 1;
     }
     assert!(lines > 190, "{lines} golden lines");
@@ -67,10 +71,15 @@ fn the_tables_of_all_code_points_are_frozen() {
 fn new_scripts_of_the_version_we_name_are_assigned() {
     // SAUDI RIYAL SIGN came with Unicode 17, SEAL CHARACTERs with Unicode 18.
     for c in ['\u{20C1}', '\u{3D000}'] {
-        assert!(Tag::parse(&c.to_string()).is_ok(), "{c:?} is assigned in Unicode {UNICODE_VERSION}");
+        assert!(
+            Tag::parse(&c.to_string()).is_ok(),
+            "{c:?} is assigned in Unicode {UNICODE_VERSION}"
+        );
     }
     match Tag::parse("\u{378}") {
-        Err(DomainError::ForbiddenCharacter { reason, .. }) => assert!(reason.ends_with(UNICODE_VERSION), "{reason}"),
+        Err(DomainError::ForbiddenCharacter { reason, .. }) => {
+            assert!(reason.ends_with(UNICODE_VERSION), "{reason}")
+        }
         other => panic!("U+0378 is not assigned: {other:?}"),
     }
 }
@@ -95,7 +104,9 @@ fn forbidden_characters_are_named() {
         ("\u{FFFE}", "U+FFFE"),
     ] {
         match Tag::parse(spelling) {
-            Err(DomainError::ForbiddenCharacter { what: "tag", character: c, .. }) => assert_eq!(c, character),
+            Err(DomainError::ForbiddenCharacter { what: "tag", character: c, .. }) => {
+                assert_eq!(c, character)
+            }
             other => panic!("{spelling:?} must be refused: {other:?}"),
         }
     }
@@ -139,7 +150,11 @@ fn the_spelling_is_kept_for_display() {
     ] {
         let tag = Tag::parse(spelling).expect("a tag");
         assert_eq!(&*tag.display, display);
-        assert_eq!(Tag::parse(&tag.display).expect("a tag").name, tag.name, "the display is a spelling of its tag");
+        assert_eq!(
+            Tag::parse(&tag.display).expect("a tag").name,
+            tag.name,
+            "the display is a spelling of its tag"
+        );
     }
 }
 

@@ -13,15 +13,23 @@ fn a_version_packs_ordinal_and_counter() {
     assert_eq!(later.first_version().packed(), (3 << 22) + 1);
     assert_eq!(Version::NONE.next(&later), later.first_version());
     let far = Epoch { ordinal: EpochOrdinal(u64::MAX), ..base };
-    assert!(far.first_version().packed() <= i64::MAX as u64, "a broken clock cannot make a version that does not fit");
+    assert!(
+        far.first_version().packed() <= i64::MAX as u64,
+        "a broken clock cannot make a version that does not fit"
+    );
     assert!(Version::from_packed(1 << 63).is_err());
 }
 
 #[test]
 fn keys_of_different_contents_differ() {
     let key = |t, c, i| ContentKey::parse(t, c, i).expect("a content");
-    let keys =
-        [key("a", "b", "c"), key("a", "bc", "c"), key("ab", "c", "c"), key("a", "b", "b.c"), key("a", "b.b", "c")];
+    let keys = [
+        key("a", "b", "c"),
+        key("a", "bc", "c"),
+        key("ab", "c", "c"),
+        key("a", "b", "b.c"),
+        key("a", "b.b", "c"),
+    ];
     for (n, a) in keys.iter().enumerate() {
         for b in &keys[n + 1..] {
             assert_ne!(a.to_bytes(), b.to_bytes(), "{a} and {b}");
@@ -50,12 +58,17 @@ fn words_and_ids_keep_their_rules() {
         assert!(ContentId::parse(id).is_err(), "{id:?}");
     }
     assert!(UserId::parse(&"u".repeat(128)).is_ok() && UserId::parse(&"u".repeat(129)).is_err());
-    assert_eq!(ContentId::parse("e\u{301}").expect("an id").as_str(), "e\u{301}", "ids are not normalised");
+    assert_eq!(
+        ContentId::parse("e\u{301}").expect("an id").as_str(),
+        "e\u{301}",
+        "ids are not normalised"
+    );
 }
 
 #[test]
 fn derived_write_ids_are_frozen_and_differ() {
-    let (acme, ann) = (TenantId::parse("acme").expect("a tenant"), UserId::parse("ann").expect("a user"));
+    let (acme, ann) =
+        (TenantId::parse("acme").expect("a tenant"), UserId::parse("ann").expect("a user"));
     let id = WriteId::derived(&acme, &ann, "key-1", 0);
     assert_eq!(id.to_string(), "4a985172cef89f4694d675fc2a851acb");
     let other = UserId::parse("annk").expect("a user");
@@ -72,8 +85,11 @@ fn derived_write_ids_are_frozen_and_differ() {
 #[test]
 fn operations_collapse_duplicates_and_refuse_nonsense() {
     let limits = Limits { tags_per_content: 3 };
-    let same = Operation::patch(vec![tag("A"), tag("a"), tag("Ａ")], vec![], &limits).expect("one tag");
-    assert!(matches!(&same, Operation::Patch { add, .. } if add.len() == 1 && &*add[0].display == "A"));
+    let same =
+        Operation::patch(vec![tag("A"), tag("a"), tag("Ａ")], vec![], &limits).expect("one tag");
+    assert!(
+        matches!(&same, Operation::Patch { add, .. } if add.len() == 1 && &*add[0].display == "A")
+    );
     assert_eq!(Operation::patch(vec![], vec![], &limits), Err(DomainError::NothingToDo));
     assert_eq!(
         Operation::patch(vec![tag("A")], vec![name("a")], &limits),
@@ -103,8 +119,16 @@ fn fingerprints_tell_operations_apart_and_not_spellings() {
     for (n, a) in different.iter().enumerate() {
         assert!(!different[n + 1..].contains(a), "operation {n}");
     }
-    assert_eq!(of(patch(0, &["Straße"], &[])), of(patch(0, &["STRASSE"], &[])), "a retry may spell otherwise");
-    assert_eq!(of(patch(0, &["a"], &[])), 2_688_525_454_187_327_844, "stored with each write id: frozen");
+    assert_eq!(
+        of(patch(0, &["Straße"], &[])),
+        of(patch(0, &["STRASSE"], &[])),
+        "a retry may spell otherwise"
+    );
+    assert_eq!(
+        of(patch(0, &["a"], &[])),
+        2_688_525_454_187_327_844,
+        "stored with each write id: frozen"
+    );
 }
 
 proptest! {

@@ -92,7 +92,8 @@ async fn through(breaking: &[Fault], healing: &[Fault]) {
     relay.goes_on().await;
     let last = relay.acknowledged();
     wait_for_condition_async("everything acknowledged is applied", PATIENCE, || async {
-        let behind: Vec<u64> = (0..50).filter(|n| sink.version(&format!("c{n}")) < Some(last)).collect();
+        let behind: Vec<u64> =
+            (0..50).filter(|n| sink.version(&format!("c{n}")) < Some(last)).collect();
         if behind.is_empty() { Ok(()) } else { Err(format!("{behind:?} are behind {last}")) }
     })
     .await;

@@ -22,7 +22,8 @@ async fn members_come_and_go_and_nothing_is_lost() {
         let publisher = Arc::clone(&publisher);
         async move {
             for version in 1..=80 {
-                let events: Vec<_> = (0..CONTENTS).map(|n| event(&format!("c{n}"), version, 1)).collect();
+                let events: Vec<_> =
+                    (0..CONTENTS).map(|n| event(&format!("c{n}"), version, 1)).collect();
                 publisher.publish(CLUSTER, &events, 0).await.expect("published");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
@@ -45,7 +46,8 @@ async fn members_come_and_go_and_nothing_is_lost() {
     }
     writer.await.expect("no panic");
     wait_for_condition_async("everybody's newest state", PATIENCE, || async {
-        let behind: Vec<u64> = (0..CONTENTS).filter(|n| sink.version(&format!("c{n}")) != Some(80)).collect();
+        let behind: Vec<u64> =
+            (0..CONTENTS).filter(|n| sink.version(&format!("c{n}")) != Some(80)).collect();
         if behind.is_empty() { Ok(()) } else { Err(format!("{behind:?} are behind")) }
     })
     .await;
@@ -68,13 +70,22 @@ async fn two_members_share_and_hand_over() {
         version
     };
     let at = |sink: &MemorySink, version| {
-        sink.newest.lock().expect("no panic under the lock").values().filter(|v| **v == version).count()
+        sink.newest
+            .lock()
+            .expect("no panic under the lock")
+            .values()
+            .filter(|v| **v == version)
+            .count()
     };
     wait_for_condition_async("both have their part", PATIENCE, || async {
         let version = publish().await;
         tokio::time::sleep(Duration::from_millis(300)).await;
         let (one, other) = (at(&first, version), at(&second, version));
-        if one > 0 && other > 0 && one + other == 200 { Ok(()) } else { Err(format!("{one} and {other} of 200")) }
+        if one > 0 && other > 0 && one + other == 200 {
+            Ok(())
+        } else {
+            Err(format!("{one} and {other} of 200"))
+        }
     })
     .await;
     other.stop().await;

@@ -5,10 +5,12 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use async_trait::async_trait;
-use tagfast_domain::{ContentKey, EpochId, EpochOrdinal, Tag, Tagging, TaggingsEvent, UnixMillis, UserId, Version};
+use tagfast_domain::{
+    ContentKey, EpochId, EpochOrdinal, Tag, Tagging, TaggingsEvent, UnixMillis, UserId, Version,
+};
 use tagfast_events::{
-    Bus, Consumer, Group, Partition, Positions, RecordVerdict, RuntimeOptions, Sink, SinkError, SinkRecord, Start,
-    Visible,
+    Bus, Consumer, Group, Partition, Positions, RecordVerdict, RuntimeOptions, Sink, SinkError,
+    SinkRecord, Start, Visible,
 };
 use tagfast_events_kafka::{KafkaBus, KafkaOptions, Security};
 use tagfast_resilience::{Clock, SystemClock};
@@ -27,7 +29,8 @@ pub(crate) fn stack() -> MutexGuard<'static, Stack> {
 /// Where clients connect: behind the fault proxy.
 pub(crate) fn brokers() -> Vec<String> {
     static ADDRESS: OnceLock<String> = OnceLock::new();
-    let address = ADDRESS.get_or_init(|| stack().info().kafka.as_ref().expect("Kafka").bootstrap.to_string());
+    let address =
+        ADDRESS.get_or_init(|| stack().info().kafka.as_ref().expect("Kafka").bootstrap.to_string());
     vec![address.clone()]
 }
 
@@ -40,7 +43,9 @@ pub(crate) fn options() -> KafkaOptions {
         partitions: PARTITIONS,
         security: Security::default(),
         member: "test".to_owned(),
-        clusters: (0..PARTITIONS).map(|p| (Partition(p), BTreeSet::from([CLUSTER.into()]))).collect(),
+        clusters: (0..PARTITIONS)
+            .map(|p| (Partition(p), BTreeSet::from([CLUSTER.into()])))
+            .collect(),
         whole: Vec::new(),
     }
 }
@@ -80,9 +85,18 @@ pub(crate) fn event(id: &str, version: u64, emit: u64) -> TaggingsEvent {
 
 pub(crate) fn event_of(key: &ContentKey, version: u64, emit: u64) -> TaggingsEvent {
     let version = Version::from_packed(version).expect("fits");
-    let (tag, user, at) = (Tag::parse("Tested").expect("a tag"), UserId::parse("ann").expect("a user"), now());
-    let tagging = Tagging { name: tag.name, display: tag.display, user, at, ord: version, present: true };
-    TaggingsEvent { key: key.clone(), version, at, emit: EpochOrdinal(emit), tags: vec![tagging], changes: Vec::new() }
+    let (tag, user, at) =
+        (Tag::parse("Tested").expect("a tag"), UserId::parse("ann").expect("a user"), now());
+    let tagging =
+        Tagging { name: tag.name, display: tag.display, user, at, ord: version, present: true };
+    TaggingsEvent {
+        key: key.clone(),
+        version,
+        at,
+        emit: EpochOrdinal(emit),
+        tags: vec![tagging],
+        changes: Vec::new(),
+    }
 }
 
 type Judge = Box<dyn Fn(&SinkRecord) -> RecordVerdict + Send + Sync>;
@@ -117,7 +131,11 @@ impl MemorySink {
     }
 
     pub(crate) fn version(&self, id: &str) -> Option<u64> {
-        self.newest.lock().expect("no panic under the lock").get(&format!("acme/page/{id}")).copied()
+        self.newest
+            .lock()
+            .expect("no panic under the lock")
+            .get(&format!("acme/page/{id}"))
+            .copied()
     }
 }
 
@@ -165,7 +183,12 @@ impl Sink for MemorySink {
         Ok(positions.clone())
     }
 
-    async fn rebuild(&self, _: &Positions, _: EpochId, _: &(dyn Fn(u64) + Send + Sync)) -> Result<(), SinkError> {
+    async fn rebuild(
+        &self,
+        _: &Positions,
+        _: EpochId,
+        _: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<(), SinkError> {
         self.rebuilds.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }

@@ -32,9 +32,9 @@ async fn produce(options: &KafkaOptions, key: &str, payload: &[u8], headers: &[(
 
 async fn produce_to(topic: &str, key: &str, payload: &[u8], headers: &[(&str, &str)]) {
     let producer: FutureProducer = client().create().expect("a producer");
-    let all = headers
-        .iter()
-        .fold(OwnedHeaders::new(), |all, (key, value)| all.insert(Header { key, value: Some(value.as_bytes()) }));
+    let all = headers.iter().fold(OwnedHeaders::new(), |all, (key, value)| {
+        all.insert(Header { key, value: Some(value.as_bytes()) })
+    });
     let record = FutureRecord::to(topic).partition(0).key(key).payload(payload).headers(all);
     producer.send(record, PATIENCE).await.map_err(|(e, _)| e).expect("written");
 }
@@ -55,7 +55,8 @@ impl Letter {
 async fn letters(options: &KafkaOptions, count: usize) -> Vec<Letter> {
     let topic = options.letters_topic("indexer");
     tokio::task::spawn_blocking(move || {
-        let reader: BaseConsumer = client().set("group.id", "letters-reader").create().expect("a reader");
+        let reader: BaseConsumer =
+            client().set("group.id", "letters-reader").create().expect("a reader");
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(&topic, 0, Offset::Beginning).expect("an offset");
         reader.assign(&list).expect("assigned");
@@ -70,7 +71,12 @@ async fn letters(options: &KafkaOptions, count: usize) -> Vec<Letter> {
                 key: message.key().unwrap_or_default().to_vec(),
                 payload: message.payload().unwrap_or_default().to_vec(),
                 headers: headers
-                    .map(|h| (h.key.to_owned(), String::from_utf8_lossy(h.value.unwrap_or_default()).into_owned()))
+                    .map(|h| {
+                        (
+                            h.key.to_owned(),
+                            String::from_utf8_lossy(h.value.unwrap_or_default()).into_owned(),
+                        )
+                    })
                     .collect(),
             });
         }
@@ -85,7 +91,10 @@ async fn poison_is_parked_untouched_and_the_rest_goes_on() {
     let (options, bus, _quiet) = kit::fresh().await;
     let sink = MemorySink::judging("indexer", |record| {
         if record.event.key.content.content_id.as_str() == "refused" {
-            return RecordVerdict::Poison { code: "mapping", message: "the index will never take it".to_owned() };
+            return RecordVerdict::Poison {
+                code: "mapping",
+                message: "the index will never take it".to_owned(),
+            };
         }
         RecordVerdict::Applied
     });
@@ -97,7 +106,10 @@ async fn poison_is_parked_untouched_and_the_rest_goes_on() {
     produce(&options, "a/b/c", b"{}", &[("ce_type", "tagfast.taggings.v2")]).await;
     produce(&options, "another/key/than", br#"{"specversion":"1.0"}"#, &[]).await;
     let refused = event("refused", 1, 1);
-    publisher.publish(CLUSTER, &[refused.clone(), event("after", 1, 1)], 0).await.expect("published");
+    publisher
+        .publish(CLUSTER, &[refused.clone(), event("after", 1, 1)], 0)
+        .await
+        .expect("published");
     wait_for_condition_async("the good ones", PATIENCE, || async {
         let good = sink.version("before").is_some() && sink.version("after").is_some();
         let parked = consumer.status().parked;
@@ -105,9 +117,13 @@ async fn poison_is_parked_untouched_and_the_rest_goes_on() {
     })
     .await;
     let found = letters(&options, 3).await;
-    assert_eq!((found[0].key.as_slice(), found[0].payload.as_slice()), (b"any/key".as_slice(), garbage.as_slice()));
+    assert_eq!(
+        (found[0].key.as_slice(), found[0].payload.as_slice()),
+        (b"any/key".as_slice(), garbage.as_slice())
+    );
     assert_eq!((found[0].header("traceparent"), found[0].header("x")), ("00-1-2-03", "y"));
-    let codes: Vec<&str> = found.iter().map(|l| l.header("__connect.errors.exception.class.name")).collect();
+    let codes: Vec<&str> =
+        found.iter().map(|l| l.header("__connect.errors.exception.class.name")).collect();
     assert_eq!(codes, ["event_undecodable", "event_type_unknown", "event_undecodable"]);
     assert_eq!(found[1].header("__connect.errors.topic"), options.topic);
     assert_eq!(found[1].header("__connect.errors.partition"), "0");
@@ -120,13 +136,18 @@ async fn poison_is_parked_untouched_and_the_rest_goes_on() {
     let mut reader = bus.letters(Group::INDEXER, BTreeMap::new()).expect("a reader");
     let mut read = read_letters(&mut reader, 4).await;
     read.sort_by_key(|letter| letter.code.clone());
-    let codes: Vec<_> = read.iter().map(|letter| (letter.code.as_str(), letter.class, letter.attempts)).collect();
+    let codes: Vec<_> =
+        read.iter().map(|letter| (letter.code.as_str(), letter.class, letter.attempts)).collect();
     let poison = LetterClass::Poison;
     let undecodable = ("event_undecodable", poison, 1);
-    assert_eq!(codes, [("event_type_unknown", poison, 1), undecodable, undecodable, ("mapping", poison, 1)]);
+    assert_eq!(
+        codes,
+        [("event_type_unknown", poison, 1), undecodable, undecodable, ("mapping", poison, 1)]
+    );
     let any = read.iter().find(|letter| letter.record.key == b"any/key").expect("the first one");
     assert_eq!((any.record.payload.as_slice(), any.record.partition.0), (garbage.as_slice(), 0));
-    let headers = [("traceparent", "00-1-2-03"), ("x", "y")].map(|(n, v)| (n.to_owned(), v.as_bytes().to_vec()));
+    let headers = [("traceparent", "00-1-2-03"), ("x", "y")]
+        .map(|(n, v)| (n.to_owned(), v.as_bytes().to_vec()));
     assert_eq!(any.record.headers, headers);
     let mapped = read.last().expect("four");
     assert_eq!(decode_record(&mapped.record).expect("an event"), refused);
@@ -136,7 +157,10 @@ async fn poison_is_parked_untouched_and_the_rest_goes_on() {
     produce_to(&options.letters_topic("indexer"), "who/knows", b"what", &[]).await;
     let mut later = bus.letters(Group::INDEXER, reader.read_to().clone()).expect("a reader");
     let foreign = read_letters(&mut later, 1).await.remove(0);
-    assert_eq!((foreign.code.as_str(), foreign.record.payload.as_slice()), ("foreign_letter", b"what".as_slice()));
+    assert_eq!(
+        (foreign.code.as_str(), foreign.record.payload.as_slice()),
+        ("foreign_letter", b"what".as_slice())
+    );
 }
 
 async fn read_letters(reader: &mut LetterReader, count: usize) -> Vec<DeadLetter> {
@@ -163,7 +187,11 @@ async fn cr3_a_letter_that_cannot_be_written_stops_the_position() {
     bus.publisher().publish(CLUSTER, &[event("a", 1, 1)], 0).await.expect("published");
     wait_for_condition_async("it waits", PATIENCE, || async {
         let state = consumer.status().state;
-        if state == tagfast_events::ConsumerState::Paused { Ok(()) } else { Err(format!("{state:?}")) }
+        if state == tagfast_events::ConsumerState::Paused {
+            Ok(())
+        } else {
+            Err(format!("{state:?}"))
+        }
     })
     .await;
     consumer.stop().await;
@@ -211,7 +239,10 @@ async fn cr10_what_a_replaced_epoch_publishes_is_dropped() {
     let bus = KafkaBus::new(options).expect("the settings are fine");
     let sink = MemorySink::new("indexer");
     let consumer = consume(&bus, &sink);
-    publisher.publish(CLUSTER, &[event("a", 100, 5), event("a", 12, 6)], 0).await.expect("published");
+    publisher
+        .publish(CLUSTER, &[event("a", 100, 5), event("a", 12, 6)], 0)
+        .await
+        .expect("published");
     came(&sink, "a", 12).await;
     assert_eq!(sink.version("a"), Some(12), "the restarted consumer drops it, too");
     consumer.stop().await;
@@ -237,8 +268,10 @@ async fn who_is_behind_what_is_retained_is_rebuilt() {
     })
     .await;
     bus.publisher().publish(CLUSTER, &[event("new", 1, 1)], 0).await.expect("published");
-    wait_for_condition_async("it goes on", PATIENCE, || async { sink.version("new").map(drop).ok_or("not there") })
-        .await;
+    wait_for_condition_async("it goes on", PATIENCE, || async {
+        sink.version("new").map(drop).ok_or("not there")
+    })
+    .await;
     assert_eq!(sink.rebuilds.load(Ordering::Relaxed), 1);
     consumer.stop().await;
 }

@@ -11,11 +11,18 @@ use crate::kit;
 async fn another_number_of_partitions_is_refused() {
     let (mut options, _, _quiet) = kit::fresh().await;
     options.partitions = 16;
-    let refused = KafkaBus::new(options.clone()).expect("the settings are fine").check_topics().await;
+    let refused =
+        KafkaBus::new(options.clone()).expect("the settings are fine").check_topics().await;
     let Err(TopicError::Wrong(message)) = refused else { panic!("16 is not 8: {refused:?}") };
-    assert!(message.contains("set kafka.partitions to 8") && message.contains(&options.topic), "{message}");
+    assert!(
+        message.contains("set kafka.partitions to 8") && message.contains(&options.topic),
+        "{message}"
+    );
     options.partitions = 65;
-    assert!(matches!(KafkaBus::new(options), Err(TopicError::Wrong(_))), "there are 64 logical shards");
+    assert!(
+        matches!(KafkaBus::new(options), Err(TopicError::Wrong(_))),
+        "there are 64 logical shards"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -31,6 +38,8 @@ async fn a_broker_that_is_away_is_told_in_time() {
     options.brokers = vec![nobody.to_string()];
     let bus = KafkaBus::new(options).expect("nothing is asked yet");
     let asked = Instant::now();
-    let Err(TopicError::Unavailable(message)) = bus.check_topics().await else { panic!("nobody listens there") };
+    let Err(TopicError::Unavailable(message)) = bus.check_topics().await else {
+        panic!("nobody listens there")
+    };
     assert!(asked.elapsed() < Duration::from_secs(10), "{:?}: {message}", asked.elapsed());
 }

@@ -8,8 +8,8 @@ use tagfast_domain::{ContentKey, EpochOrdinal, UnixMillis, Version};
 
 use crate::letters::{Due, LetterState};
 use crate::{
-    Act, BusRecord, ClusterName, Cooldown, DeadLetter, Group, Job, LetterBook, LetterClass, LetterFilter, NewJob,
-    Partition, RecordKind, ReplayOutcome, Settled, StoredLetter,
+    Act, BusRecord, ClusterName, Cooldown, DeadLetter, Group, Job, LetterBook, LetterClass,
+    LetterFilter, NewJob, Partition, RecordKind, ReplayOutcome, Settled, StoredLetter,
 };
 
 /// How the suite drives a book.
@@ -87,19 +87,29 @@ async fn ids(book: &dyn LetterBook, filter: &LetterFilter) -> BTreeSet<String> {
 }
 
 async fn states(book: &dyn LetterBook, tenant: &str) -> Vec<(u64, LetterState)> {
-    let mut states: Vec<_> =
-        all(book, &of(tenant), 100).await.iter().map(|s| (s.letter.record.offset, s.state)).collect();
+    let mut states: Vec<_> = all(book, &of(tenant), 100)
+        .await
+        .iter()
+        .map(|s| (s.letter.record.offset, s.state))
+        .collect();
     states.sort_by_key(|(offset, _)| *offset);
     states
 }
 
 /// Takes everything of one job and settles each letter as told.
-async fn work(book: &dyn LetterBook, outcome: impl Fn(u64) -> ReplayOutcome) -> (Job, Vec<Settled>) {
-    let taken = book.take(Group::INDEXER, &PARTITIONS, 100).await.expect("a look").expect("letters");
+async fn work(
+    book: &dyn LetterBook,
+    outcome: impl Fn(u64) -> ReplayOutcome,
+) -> (Job, Vec<Settled>) {
+    let taken =
+        book.take(Group::INDEXER, &PARTITIONS, 100).await.expect("a look").expect("letters");
     let (job, letters) = taken;
     let settled: Vec<Settled> = letters
         .iter()
-        .map(|stored| Settled { id: stored.letter.id(), outcome: outcome(stored.letter.record.offset) })
+        .map(|stored| Settled {
+            id: stored.letter.id(),
+            outcome: outcome(stored.letter.record.offset),
+        })
         .collect();
     book.settle(&job, &settled, NOW + 9000).await.expect("settled");
     (job, settled)
@@ -116,7 +126,8 @@ pub async fn a_letter_is_there_once_as_it_was(harness: &dyn LetterHarness) {
         harness.park(std::slice::from_ref(&parked)).await;
     }
     let found = all(harness.book().await.as_ref(), &of("once"), 10).await;
-    let stored = StoredLetter { letter: parked, state: LetterState::Open, reason: None, replays: 0 };
+    let stored =
+        StoredLetter { letter: parked, state: LetterState::Open, reason: None, replays: 0 };
     assert_eq!(found, [stored]);
 }
 
@@ -148,7 +159,13 @@ pub async fn letters_are_found_by_each_condition(harness: &dyn LetterHarness) {
     let cases = [
         (none.clone(), 4),
         (of("found"), 3),
-        (LetterFilter { ids: vec![odd.clone(), other.clone(), "indexer/0/999".to_owned()], ..none.clone() }, 2),
+        (
+            LetterFilter {
+                ids: vec![odd.clone(), other.clone(), "indexer/0/999".to_owned()],
+                ..none.clone()
+            },
+            2,
+        ),
         (LetterFilter { group: Some(Group::ANALYTICS), ..none.clone() }, 1),
         (LetterFilter { class: Some(LetterClass::Poison), ..none.clone() }, 1),
         (LetterFilter { code: Some("event_undecodable".to_owned()), ..none.clone() }, 1),
@@ -171,9 +188,9 @@ pub async fn letters_are_found_by_each_condition(harness: &dyn LetterHarness) {
 /// Pages meet every letter once, newest failures first, also where many failed in one moment.
 pub async fn pages_meet_every_letter_once(harness: &dyn LetterHarness) {
     let mut parked = letters("pages", 250);
-    parked
-        .iter_mut()
-        .for_each(|letter| letter.last_failed_at = NOW + i64::try_from(letter.record.offset / 60).unwrap_or(0));
+    parked.iter_mut().for_each(|letter| {
+        letter.last_failed_at = NOW + i64::try_from(letter.record.offset / 60).unwrap_or(0)
+    });
     harness.park(&parked).await;
     let found = all(harness.book().await.as_ref(), &of("pages"), 70).await;
     let order: Vec<_> = found.iter().map(|s| (s.letter.last_failed_at, s.letter.id())).collect();
@@ -203,14 +220,20 @@ pub async fn a_job_ends_with_what_became_of_its_letters(harness: &dyn LetterHarn
     let open = LetterState::Open;
     let expected = [(1, LetterState::Replayed), (2, LetterState::Superseded), (3, open), (4, open)];
     assert_eq!(states(book.as_ref(), "job").await, expected);
-    let again = ids(book.as_ref(), &LetterFilter { code: Some("still".to_owned()), ..of("job") }).await;
+    let again =
+        ids(book.as_ref(), &LetterFilter { code: Some("still".to_owned()), ..of("job") }).await;
     assert_eq!(again.len(), 1, "it says why it failed last");
 
     // What was not here is still in the job; what failed is not, and another job may have it.
-    let taken = book.take(Group::INDEXER, &PARTITIONS, 100).await.expect("a look").expect("a letter");
+    let taken =
+        book.take(Group::INDEXER, &PARTITIONS, 100).await.expect("a look").expect("a letter");
     assert_eq!(taken.1.iter().map(|s| s.letter.record.offset).collect::<Vec<_>>(), [4]);
     assert_eq!(book.take(Group::ANALYTICS, &PARTITIONS, 100).await.expect("a look"), None);
-    assert_eq!(book.take(Group::INDEXER, &[Partition(0)], 100).await.expect("a look"), None, "it is in partition 1");
+    assert_eq!(
+        book.take(Group::INDEXER, &[Partition(0)], 100).await.expect("a look"),
+        None,
+        "it is in partition 1"
+    );
     let third = book.begin(&new_job("j3", false), &of("job")).await.expect("a job");
     assert_eq!((third.letters, third.closed, third.busy), (1, 2, 1));
     assert_eq!(book.job("none").await.expect("a look"), None);
@@ -222,7 +245,8 @@ pub async fn what_was_settled_stays_settled(harness: &dyn LetterHarness) {
     let book = harness.book().await;
     book.begin(&new_job("t", false), &of("twice")).await.expect("a job");
     let (job, settled) = work(book.as_ref(), |_| ReplayOutcome::Applied).await;
-    let late: Vec<Settled> = settled.into_iter().map(|s| Settled { outcome: failed(), ..s }).collect();
+    let late: Vec<Settled> =
+        settled.into_iter().map(|s| Settled { outcome: failed(), ..s }).collect();
     book.settle(&job, &late, NOW + 10_000).await.expect("settled again");
     let job = book.job("t").await.expect("a look").expect("the job");
     assert_eq!((job.applied, job.failed, job.left()), (3, 0, 0));
@@ -256,8 +280,11 @@ pub async fn discarded_letters_keep_the_reason(harness: &dyn LetterHarness) {
     assert_eq!((job.dropped, job.left()), (1, 2));
     work(book.as_ref(), |_| ReplayOutcome::Applied).await;
     assert_eq!(book.job("g").await.expect("a look").expect("the job").left(), 0);
-    let discarded = all(book.as_ref(), &LetterFilter { state: Some(LetterState::Discarded), ..of("gone") }, 10).await;
-    let reasons: Vec<_> = discarded.iter().map(|s| (s.letter.record.offset, s.reason.as_deref())).collect();
+    let discarded =
+        all(book.as_ref(), &LetterFilter { state: Some(LetterState::Discarded), ..of("gone") }, 10)
+            .await;
+    let reasons: Vec<_> =
+        discarded.iter().map(|s| (s.letter.record.offset, s.reason.as_deref())).collect();
     assert_eq!(reasons, [(2, Some("test data"))]);
 }
 
@@ -288,7 +315,10 @@ pub async fn letters_are_due_a_few_times(harness: &dyn LetterHarness) {
     }
     let open = book.open_letters(cooldown).await.expect("counts");
     let indexer = open.iter().find(|of| of.group == Group::INDEXER).expect("the group");
-    assert_eq!((indexer.open, indexer.need_a_person, indexer.oldest), (2, 2, Some(patient.first_failed_at)));
+    assert_eq!(
+        (indexer.open, indexer.need_a_person, indexer.oldest),
+        (2, 2, Some(patient.first_failed_at))
+    );
     let analytics = open.iter().find(|of| of.group == Group::ANALYTICS).expect("the group");
     assert_eq!((analytics.open, analytics.oldest), (0, None), "a group without letters says so");
 }
@@ -298,7 +328,13 @@ pub async fn acts_are_remembered(harness: &dyn LetterHarness) {
     let book = harness.book().await;
     for n in 0..3 {
         let action = format!("act{n}");
-        let act = Act { at: NOW + n, by: "acme/ana".to_owned(), action, detail: "why".to_owned(), letters: 4 };
+        let act = Act {
+            at: NOW + n,
+            by: "acme/ana".to_owned(),
+            action,
+            detail: "why".to_owned(),
+            letters: 4,
+        };
         book.note(&act).await.expect("noted");
     }
     let acts = harness.book().await.acts(None, 2).await.expect("acts");

@@ -94,11 +94,21 @@ impl Engine {
             "parking a record"
         );
         let last_failed_at = self.clock.now_ms();
-        let letter = DeadLetter { group, class, code, message, attempts, first_failed_at, last_failed_at, record };
+        let letter = DeadLetter {
+            group,
+            class,
+            code,
+            message,
+            attempts,
+            first_failed_at,
+            last_failed_at,
+            record,
+        };
         let bus = Arc::clone(&self.bus);
         let mut attempt = 0;
         while let Err(error) = bus.park(&letter).await {
-            metrics::counter!("tagfast_dead_letter_write_failures_total", "group" => group.0).increment(1);
+            metrics::counter!("tagfast_dead_letter_write_failures_total", "group" => group.0)
+                .increment(1);
             self.pause(&error, attempt).await?;
             attempt += 1;
         }
@@ -164,7 +174,11 @@ impl Engine {
         for held in held {
             match &held.event {
                 Some(event) => {
-                    let candidate = Candidate::again(held.record.clone(), Arc::clone(event), held.emits.clone());
+                    let candidate = Candidate::again(
+                        held.record.clone(),
+                        Arc::clone(event),
+                        held.emits.clone(),
+                    );
                     let known = newest.get(&held.record.key);
                     if known.is_none_or(|known| known.event.version < event.version) {
                         newest.insert(held.record.key.clone(), candidate);

@@ -25,19 +25,27 @@ impl Engine {
             let event = match envelope::decode_keyed(record) {
                 Ok(event) => event,
                 Err(error) => {
-                    outcomes[n] = ReplayOutcome::Failed { code: error.code().to_owned(), message: error.to_string() };
+                    outcomes[n] = ReplayOutcome::Failed {
+                        code: error.code().to_owned(),
+                        message: error.to_string(),
+                    };
                     continue;
                 }
             };
             outcomes[n] = ReplayOutcome::Superseded;
             if newest.get(&event.key).is_none_or(|(_, known)| known.event.version < event.version) {
                 let key = event.key.clone();
-                let record = SinkRecord { partition: record.partition, offset: record.offset, event: Arc::new(event) };
+                let record = SinkRecord {
+                    partition: record.partition,
+                    offset: record.offset,
+                    event: Arc::new(event),
+                };
                 newest.insert(key, (n, record));
             }
         }
         let (places, records): (Vec<usize>, Vec<SinkRecord>) = newest.into_values().unzip();
-        let judged = if dry_run { self.judge(&records).await? } else { self.apply_letters(records).await? };
+        let judged =
+            if dry_run { self.judge(&records).await? } else { self.apply_letters(records).await? };
         for (place, outcome) in places.into_iter().zip(judged) {
             outcomes[place] = outcome;
         }
@@ -47,7 +55,8 @@ impl Engine {
     }
 
     async fn judge(&mut self, records: &[SinkRecord]) -> Result<Vec<ReplayOutcome>, StopAsked> {
-        let keys: Arc<Vec<ContentKey>> = Arc::new(records.iter().map(|r| r.event.key.clone()).collect());
+        let keys: Arc<Vec<ContentKey>> =
+            Arc::new(records.iter().map(|r| r.event.key.clone()).collect());
         let sink = Arc::clone(&self.sink);
         let known = self
             .insist(|| {
@@ -62,7 +71,10 @@ impl Engine {
         Ok(judged.collect())
     }
 
-    async fn apply_letters(&mut self, records: Vec<SinkRecord>) -> Result<Vec<ReplayOutcome>, StopAsked> {
+    async fn apply_letters(
+        &mut self,
+        records: Vec<SinkRecord>,
+    ) -> Result<Vec<ReplayOutcome>, StopAsked> {
         if records.is_empty() {
             return Ok(Vec::new());
         }

@@ -1,9 +1,13 @@
 //! The envelope: golden bytes, its schema, what it tolerates and what it refuses.
 
 use proptest::prelude::*;
-use tagfast_domain::{Change, ContentKey, EpochOrdinal, TagName, Tagging, TaggingsEvent, UserId, Version, WriteId};
+use tagfast_domain::{
+    Change, ContentKey, EpochOrdinal, TagName, Tagging, TaggingsEvent, UserId, Version, WriteId,
+};
 use tagfast_events::envelope::{Attributes, encode_binary};
-use tagfast_events::{BusRecord, EnvelopeError, Partition, RecordKind, decode, decode_record, encode};
+use tagfast_events::{
+    BusRecord, EnvelopeError, Partition, RecordKind, decode, decode_record, encode,
+};
 
 const GOLDEN: &str = include_str!("../golden/event.json");
 const SCHEMA: &str = include_str!("../../../../docs/event.schema.json");
@@ -42,7 +46,8 @@ fn example() -> TaggingsEvent {
 fn the_golden_event_is_read_and_written() {
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/event.json");
-        std::fs::write(path, [encode(&example()), b"\n".to_vec()].concat()).expect("the golden file can be written");
+        std::fs::write(path, [encode(&example()), b"\n".to_vec()].concat())
+            .expect("the golden file can be written");
         return;
     }
     assert_eq!(decode(GOLDEN.trim_end().as_bytes()), Ok(example()));
@@ -56,7 +61,10 @@ fn the_golden_record_is_read_and_written() {
     let message = encode_binary(&example(), "c0", 4711);
     let mut text = String::new();
     for (name, value) in &message.headers {
-        text.push_str(&format!("{name}: {}\n", std::str::from_utf8(value).expect("headers are text")));
+        text.push_str(&format!(
+            "{name}: {}\n",
+            std::str::from_utf8(value).expect("headers are text")
+        ));
     }
     text.push_str(&format!("\n{}\n", std::str::from_utf8(&message.payload).expect("data is text")));
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
@@ -87,7 +95,10 @@ fn the_golden_record_is_read_and_written() {
         .iter_mut()
         .filter(|(name, _)| name == "ce_type")
         .for_each(|(_, v)| *v = b"tagfast.taggings.v2".to_vec());
-    assert_eq!(decode_record(&newer), Err(EnvelopeError::UnknownType("tagfast.taggings.v2".to_owned())));
+    assert_eq!(
+        decode_record(&newer),
+        Err(EnvelopeError::UnknownType("tagfast.taggings.v2".to_owned()))
+    );
 }
 
 /// Every field of the golden event is in the schema, and every required one is in the event.
@@ -100,9 +111,12 @@ fn the_schema_describes_the_event() {
             list.iter().for_each(|v| compare(items, v, path));
         }
         let Some(object) = value.as_object() else { return };
-        let properties = schema["properties"].as_object().unwrap_or_else(|| panic!("{path} has no properties"));
+        let properties =
+            schema["properties"].as_object().unwrap_or_else(|| panic!("{path} has no properties"));
         for (name, v) in object {
-            let s = properties.get(name).unwrap_or_else(|| panic!("{path}/{name} is not in the schema"));
+            let s = properties
+                .get(name)
+                .unwrap_or_else(|| panic!("{path}/{name} is not in the schema"));
             compare(s, v, &format!("{path}/{name}"));
         }
         for required in schema["required"].as_array().into_iter().flatten() {
@@ -118,7 +132,10 @@ fn unknown_fields_are_tolerated_and_unknown_types_are_not() {
     let newer = GOLDEN.replacen("\"data\":{", "\"future\":[1,{}],\"data\":{\"also\":null,", 1);
     assert_eq!(decode(newer.as_bytes()), Ok(example()));
     let major = GOLDEN.replace("tagfast.taggings.v1", "tagfast.taggings.v2");
-    assert_eq!(decode(major.as_bytes()), Err(EnvelopeError::UnknownType("tagfast.taggings.v2".to_owned())));
+    assert_eq!(
+        decode(major.as_bytes()),
+        Err(EnvelopeError::UnknownType("tagfast.taggings.v2".to_owned()))
+    );
     let foreign = br#"{"type":"tagfast.epoch.v1","ordinal":1}"#;
     assert!(matches!(decode(foreign), Err(EnvelopeError::UnknownType(_))));
     let bad_time = GOLDEN.replace("2027-", "yesterday-");

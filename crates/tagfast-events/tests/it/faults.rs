@@ -31,11 +31,21 @@ async fn poison_is_parked_at_once_untouched() {
     bus.publish(&event("bad", 1, 1));
     bus.publish(&event("good", 1, 1));
     let consumer = spawn(&bus, &sink, &clock);
-    until("the position", Duration::from_secs(1), || bus.state().committed.values().any(|p| p.next == 5)).await;
+    until("the position", Duration::from_secs(1), || {
+        bus.state().committed.values().any(|p| p.next == 5)
+    })
+    .await;
     let parked = bus.state().letters.clone();
     let letters: Vec<_> = parked.values().map(|l| (l.code.as_str(), l.class, l.attempts)).collect();
     let poison = LetterClass::Poison;
-    assert_eq!(letters, [("event_type_unknown", poison, 1), ("event_key_mismatch", poison, 1), ("refused", poison, 1)]);
+    assert_eq!(
+        letters,
+        [
+            ("event_type_unknown", poison, 1),
+            ("event_key_mismatch", poison, 1),
+            ("refused", poison, 1)
+        ]
+    );
     assert_eq!(parked["test/0/1"].record.payload, undecodable.payload);
     assert_eq!(consumer.status().parked, 3);
     consumer.stop().await;
@@ -56,7 +66,10 @@ async fn a_failing_record_is_tried_four_times_with_growing_delays() {
         assert!((nominal / 2..=nominal * 3 / 2 + 60).contains(delay), "{delays:?}");
     }
     let letter = bus.state().letters.values().next().cloned().expect("a letter");
-    assert_eq!((letter.class, letter.attempts, letter.code.as_str()), (LetterClass::Exhausted, 4, "flaky"));
+    assert_eq!(
+        (letter.class, letter.attempts, letter.code.as_str()),
+        (LetterClass::Exhausted, 4, "flaky")
+    );
     assert!(letter.first_failed_at < letter.last_failed_at);
     consumer.stop().await;
 }
@@ -66,15 +79,23 @@ async fn a_failing_record_is_tried_four_times_with_growing_delays() {
 async fn cr4_a_newer_version_supersedes_a_waiting_one() {
     let clock = VirtualClock::new();
     let bus = MemoryBus::new(1, &clock);
-    let sink = ScriptedSink::new(|r, _| if r.event.version.packed() == 1 { failed() } else { RecordVerdict::Applied });
+    let sink = ScriptedSink::new(|r, _| {
+        if r.event.version.packed() == 1 { failed() } else { RecordVerdict::Applied }
+    });
     bus.publish(&event("a", 1, 1));
     let consumer = spawn(&bus, &sink, &clock);
     until("the first attempt", Duration::from_secs(1), || !sink.state().offered.is_empty()).await;
     for n in 2..=10 {
         bus.publish(&event("a", n, 1));
     }
-    until("the newest", Duration::from_secs(1), || sink.state().applied.values().any(|v| v.packed() == 10)).await;
-    until("the position", Duration::from_secs(1), || bus.state().committed.values().any(|p| p.next == 11)).await;
+    until("the newest", Duration::from_secs(1), || {
+        sink.state().applied.values().any(|v| v.packed() == 10)
+    })
+    .await;
+    until("the position", Duration::from_secs(1), || {
+        bus.state().committed.values().any(|p| p.next == 11)
+    })
+    .await;
     let versions: Vec<u64> = sink.state().offered.iter().map(|(_, v, _)| v.packed()).collect();
     assert!(versions.is_sorted(), "{versions:?}");
     assert!(bus.state().letters.is_empty(), "the superseded one is not parked");
@@ -92,12 +113,16 @@ async fn cr2_an_outage_is_not_poison() {
     for n in 0..2000 {
         bus.publish(&event(&format!("c{n}"), 1, 1));
     }
-    until("paused", Duration::from_secs(5), || consumer.status().state == ConsumerState::Paused).await;
+    until("paused", Duration::from_secs(5), || consumer.status().state == ConsumerState::Paused)
+        .await;
     until("ten minutes", Duration::from_secs(601), || consumer.status().lag_seconds > 600.0).await;
     sink.state().down = false;
     until("drained", Duration::from_secs(10), || sink.state().applied.len() == 2000).await;
     assert!(bus.state().letters.is_empty());
-    until("running again", Duration::from_secs(1), || consumer.status().state == ConsumerState::Running).await;
+    until("running again", Duration::from_secs(1), || {
+        consumer.status().state == ConsumerState::Running
+    })
+    .await;
     consumer.stop().await;
 }
 
@@ -111,7 +136,8 @@ async fn a_canary_goes_before_records() {
     assert_eq!(sink.state().canaries, 0, "nothing is in doubt");
     (sink.state().down, sink.state().canary_dies) = (true, true);
     bus.publish(&event("a", 1, 1));
-    until("paused", Duration::from_secs(5), || consumer.status().state == ConsumerState::Paused).await;
+    until("paused", Duration::from_secs(5), || consumer.status().state == ConsumerState::Paused)
+        .await;
     sink.state().down = false;
     until("some canaries died", Duration::from_secs(60), || sink.state().canaries >= 5).await;
     assert!(sink.state().offered.is_empty(), "no record was offered to what swallows canaries");
@@ -126,15 +152,20 @@ async fn a_canary_goes_before_records() {
 async fn cr3_the_position_waits_for_the_letter() {
     let clock = VirtualClock::new();
     let bus = MemoryBus::new(1, &clock);
-    let sink = ScriptedSink::new(|_, _| RecordVerdict::Poison { code: "no", message: String::new() });
+    let sink =
+        ScriptedSink::new(|_, _| RecordVerdict::Poison { code: "no", message: String::new() });
     bus.state().refuse_park = true;
     bus.publish(&event("a", 1, 1));
     let consumer = spawn(&bus, &sink, &clock);
-    until("it pauses", Duration::from_secs(5), || consumer.status().state == ConsumerState::Paused).await;
+    until("it pauses", Duration::from_secs(5), || consumer.status().state == ConsumerState::Paused)
+        .await;
     assert!(bus.state().committed.values().all(|p| p.next <= 1), "{:?}", bus.state().committed);
     bus.state().refuse_park = false;
     until("parked", Duration::from_secs(20), || bus.state().letters.len() == 1).await;
-    until("the position", Duration::from_secs(1), || bus.state().committed.values().any(|p| p.next == 2)).await;
+    until("the position", Duration::from_secs(1), || {
+        bus.state().committed.values().any(|p| p.next == 2)
+    })
+    .await;
     consumer.stop().await;
 }
 
@@ -144,7 +175,8 @@ async fn a_bus_that_is_down_is_polled_again() {
     let (bus, sink) = (MemoryBus::new(1, &clock), ScriptedSink::willing());
     bus.state().down = true;
     let consumer = spawn(&bus, &sink, &clock);
-    until("it pauses", Duration::from_secs(5), || consumer.status().state == ConsumerState::Paused).await;
+    until("it pauses", Duration::from_secs(5), || consumer.status().state == ConsumerState::Paused)
+        .await;
     bus.publish(&event("a", 1, 1));
     bus.state().down = false;
     until("applied", Duration::from_secs(10), || sink.state().applied.len() == 1).await;
@@ -157,7 +189,8 @@ async fn a_stop_does_not_wait_for_a_sink_that_is_down() {
     let (bus, sink) = (MemoryBus::new(1, &clock), ScriptedSink::willing());
     sink.state().down = true;
     let consumer = spawn(&bus, &sink, &clock);
-    until("it pauses", Duration::from_secs(5), || consumer.status().state == ConsumerState::Paused).await;
+    until("it pauses", Duration::from_secs(5), || consumer.status().state == ConsumerState::Paused)
+        .await;
     consumer.stop().await;
     assert_eq!(consumer.status().state, ConsumerState::Stopped);
 }
@@ -172,7 +205,10 @@ async fn cr8_a_storm_is_stopped_and_ends_by_itself() {
     let is_broken = Arc::clone(&broken);
     let sink = ScriptedSink::new(move |_, _| {
         if is_broken.load(Ordering::SeqCst) {
-            return RecordVerdict::Poison { code: "mapping", message: "a broken release".to_owned() };
+            return RecordVerdict::Poison {
+                code: "mapping",
+                message: "a broken release".to_owned(),
+            };
         }
         RecordVerdict::Applied
     });
@@ -185,12 +221,21 @@ async fn cr8_a_storm_is_stopped_and_ends_by_itself() {
     let letters = bus.state().letters.len();
     assert!(letters <= 100, "{letters} letters");
     let committed = bus.state().committed.clone();
-    assert!(committed.values().map(|p| p.next).sum::<u64>() < 1000, "the position waits: {committed:?}");
+    assert!(
+        committed.values().map(|p| p.next).sum::<u64>() < 1000,
+        "the position waits: {committed:?}"
+    );
     broken.store(false, Ordering::SeqCst);
-    until("everything else is applied", Duration::from_secs(15), || sink.state().applied.len() == 1000 - letters).await;
+    until("everything else is applied", Duration::from_secs(15), || {
+        sink.state().applied.len() == 1000 - letters
+    })
+    .await;
     until("the storm is over", Duration::from_secs(5), || !consumer.status().storm).await;
     bus.publish(&event("later", 1, 1));
-    until("records flow again", Duration::from_secs(5), || sink.state().applied.len() == 1001 - letters).await;
+    until("records flow again", Duration::from_secs(5), || {
+        sink.state().applied.len() == 1001 - letters
+    })
+    .await;
     assert_eq!(bus.state().letters.len(), letters);
     consumer.stop().await;
 }

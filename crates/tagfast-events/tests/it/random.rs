@@ -85,13 +85,19 @@ async fn one_run(seed: u64) {
             consumer.allow_storm();
         }
         let state = bus.state();
-        state.records.iter().all(|(p, r)| state.committed.get(p).is_some_and(|c| c.next == r.len() as u64 + 1))
+        state
+            .records
+            .iter()
+            .all(|(p, r)| state.committed.get(p).is_some_and(|c| c.next == r.len() as u64 + 1))
     })
     .await;
     consumer.stop().await;
     let letters = bus.state().letters.clone();
     for letter in letters.values() {
-        assert!(is_poison(letter.record.version.packed()), "seed {seed}: only poison is parked, {letter:?}");
+        assert!(
+            is_poison(letter.record.version.packed()),
+            "seed {seed}: only poison is parked, {letter:?}"
+        );
     }
     let state = sink.state();
     for (key, versions) in &published {
@@ -99,7 +105,10 @@ async fn one_run(seed: u64) {
         let parked_newer = versions.iter().any(|v| is_poison(v.packed()) && Some(*v) > newest);
         let applied = state.applied.get(key).copied();
         // A poison that is the newest of its key may have superseded the one before it in a batch.
-        assert!(applied == newest || (parked_newer && applied < newest), "seed {seed}: {key}: {applied:?}, {newest:?}");
+        assert!(
+            applied == newest || (parked_newer && applied < newest),
+            "seed {seed}: {key}: {applied:?}, {newest:?}"
+        );
     }
 }
 

@@ -72,12 +72,16 @@ async fn cr7_the_lag_tells_the_truth() {
     let clock = VirtualClock::new();
     let (bus, sink) = (MemoryBus::new(4, &clock), ScriptedSink::willing());
     let consumer = spawn(&bus, &sink, &clock);
-    until("idle for a minute", Duration::from_secs(61), || sink.state().visible > BASE + 60_000).await;
+    until("idle for a minute", Duration::from_secs(61), || sink.state().visible > BASE + 60_000)
+        .await;
     assert!(consumer.status().lag_seconds < 0.2, "{}", consumer.status().lag_seconds);
     sink.state().down = true;
     bus.publish(&event("a", 1, 1));
     let stuck = sink.state().visible;
-    until("stuck for ten seconds", Duration::from_secs(20), || consumer.status().lag_seconds > 10.0).await;
+    until("stuck for ten seconds", Duration::from_secs(20), || {
+        consumer.status().lag_seconds > 10.0
+    })
+    .await;
     assert!(sink.state().visible <= stuck + 100, "nothing became visible meanwhile");
     sink.state().down = false;
     until("back", Duration::from_secs(20), || consumer.status().lag_seconds < 0.2).await;
@@ -99,7 +103,8 @@ async fn an_empty_sink_and_one_that_fell_behind_rebuild() {
     consumer.stop().await;
     bus.publish(&event("b", 1, 1));
     bus.state().retained.insert(tagfast_events::Partition(0), 2);
-    sink.state().positions = Some(Positions::from([(tagfast_events::Partition(0), Default::default())]));
+    sink.state().positions =
+        Some(Positions::from([(tagfast_events::Partition(0), Default::default())]));
     let consumer = spawn(&bus, &sink, &clock);
     until("rebuilt again", Duration::from_secs(5), || sink.state().rebuilds == 3).await;
     consumer.stop().await;
@@ -124,7 +129,10 @@ async fn a_slow_key_does_not_stop_the_others() {
     let position = bus.state().committed.values().next().map_or(1, |p| p.next);
     assert!(position <= 1, "the position waits for the slow record");
     until("the slow one", Duration::from_secs(10), || sink.state().applied.len() == 501).await;
-    until("the position", Duration::from_secs(1), || bus.state().committed.values().any(|p| p.next == 502)).await;
+    until("the position", Duration::from_secs(1), || {
+        bus.state().committed.values().any(|p| p.next == 502)
+    })
+    .await;
     assert!(bus.state().letters.is_empty());
     consumer.stop().await;
 }

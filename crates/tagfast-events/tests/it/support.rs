@@ -5,10 +5,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tagfast_domain::{ContentKey, EpochId, EpochOrdinal, TagName, Tagging, TaggingsEvent, UserId, Version};
+use tagfast_domain::{
+    ContentKey, EpochId, EpochOrdinal, TagName, Tagging, TaggingsEvent, UserId, Version,
+};
 use tagfast_events::{
-    Bus, BusConsumer, BusError, BusPosition, BusRecord, Consumer, DeadLetter, Frontier, Group, Partition, Polled,
-    Positions, RecordKind, RecordVerdict, RuntimeOptions, Sink, SinkError, SinkRecord, Start, Visible, encode,
+    Bus, BusConsumer, BusError, BusPosition, BusRecord, Consumer, DeadLetter, Frontier, Group,
+    Partition, Polled, Positions, RecordKind, RecordVerdict, RuntimeOptions, Sink, SinkError,
+    SinkRecord, Start, Visible, encode,
 };
 use tagfast_resilience::Clock;
 use tokio::sync::watch;
@@ -126,7 +129,15 @@ impl Bus for MemoryBus {
 
     async fn ends(&self) -> Result<Positions, BusError> {
         let state = self.state();
-        let end = |p| (p, BusPosition { next: Self::next(&state, p), emits: tagfast_events::Emits::embedded(0) });
+        let end = |p| {
+            (
+                p,
+                BusPosition {
+                    next: Self::next(&state, p),
+                    emits: tagfast_events::Emits::embedded(0),
+                },
+            )
+        };
         Ok(self.partitions().into_iter().map(end).collect())
     }
 
@@ -155,7 +166,9 @@ impl BusConsumer for MemoryConsumer {
     async fn poll(&mut self, max: usize, wait: Duration) -> Result<Polled, BusError> {
         let end = Instant::now() + wait;
         loop {
-            if let Some(change) = self.changes.pop().or_else(|| self.bus.state().changes.pop_front()) {
+            if let Some(change) =
+                self.changes.pop().or_else(|| self.bus.state().changes.pop_front())
+            {
                 return Ok(change);
             }
             self.wake.borrow_and_update();
@@ -172,7 +185,10 @@ impl BusConsumer for MemoryConsumer {
                     let records = state.records.get(partition).map_or(&[][..], Vec::as_slice);
                     let from = records.iter().filter(|r| r.offset >= *next);
                     polled.extend(from.take(max - polled.len()).cloned());
-                    *next = polled.iter().rfind(|r| r.partition == *partition).map_or(*next, |r| r.offset + 1);
+                    *next = polled
+                        .iter()
+                        .rfind(|r| r.partition == *partition)
+                        .map_or(*next, |r| r.offset + 1);
                 }
                 if !polled.is_empty() {
                     return Ok(Polled::Records(polled));
@@ -184,12 +200,17 @@ impl BusConsumer for MemoryConsumer {
         }
     }
 
-    async fn start(&mut self, partitions: &[Partition], positions: &Positions) -> Result<Positions, BusError> {
+    async fn start(
+        &mut self,
+        partitions: &[Partition],
+        positions: &Positions,
+    ) -> Result<Positions, BusError> {
         let state = self.bus.state();
         let mut begun = Positions::new();
         for partition in partitions {
             let position = positions.get(partition).or_else(|| state.committed.get(partition));
-            let position = position.cloned().unwrap_or(BusPosition { next: 1, ..BusPosition::default() });
+            let position =
+                position.cloned().unwrap_or(BusPosition { next: 1, ..BusPosition::default() });
             if position.next.max(1) < state.retained.get(partition).copied().unwrap_or(0) {
                 return Err(BusError::Expired { group: self.group, partition: *partition });
             }
@@ -223,7 +244,8 @@ impl BusConsumer for MemoryConsumer {
     async fn frontiers(&self) -> Result<BTreeMap<Partition, Vec<Frontier>>, BusError> {
         let state = self.bus.state();
         let complete_through = self.bus.clock.now_ms();
-        let frontier = |p| (p, vec![Frontier { next: MemoryBus::next(&state, p), complete_through }]);
+        let frontier =
+            |p| (p, vec![Frontier { next: MemoryBus::next(&state, p), complete_through }]);
         Ok(self.next.keys().copied().map(frontier).collect())
     }
 }
@@ -255,9 +277,14 @@ pub(crate) struct SinkState {
 }
 
 impl ScriptedSink {
-    pub(crate) fn new(script: impl Fn(&SinkRecord, u32) -> RecordVerdict + Send + Sync + 'static) -> Arc<Self> {
+    pub(crate) fn new(
+        script: impl Fn(&SinkRecord, u32) -> RecordVerdict + Send + Sync + 'static,
+    ) -> Arc<Self> {
         let positions = Some(Positions::new());
-        Arc::new(Self { state: Mutex::new(SinkState { positions, ..SinkState::default() }), script: Box::new(script) })
+        Arc::new(Self {
+            state: Mutex::new(SinkState { positions, ..SinkState::default() }),
+            script: Box::new(script),
+        })
     }
 
     pub(crate) fn willing() -> Arc<Self> {
@@ -275,7 +302,11 @@ impl ScriptedSink {
     }
 
     fn check(state: &SinkState) -> Result<(), SinkError> {
-        if state.down { Err(SinkError { code: "down", message: "the sink is down".to_owned() }) } else { Ok(()) }
+        if state.down {
+            Err(SinkError { code: "down", message: "the sink is down".to_owned() })
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -288,10 +319,14 @@ impl Sink for ScriptedSink {
     async fn start(&self, _epoch: EpochId, partitions: &[Partition]) -> Result<Start, SinkError> {
         let state = self.state();
         Self::check(&state)?;
-        let Some(mut positions) = state.positions.clone() else { return Ok(Start::Rebuild("empty")) };
+        let Some(mut positions) = state.positions.clone() else {
+            return Ok(Start::Rebuild("empty"));
+        };
         // Nothing was copied for it: everything is to be read.
         for partition in partitions {
-            positions.entry(*partition).or_insert(BusPosition { next: 1, ..BusPosition::default() });
+            positions
+                .entry(*partition)
+                .or_insert(BusPosition { next: 1, ..BusPosition::default() });
         }
         Ok(Start::From(positions))
     }
@@ -396,9 +431,18 @@ pub(crate) fn event(id: &str, version: u64, emit: u64) -> TaggingsEvent {
     }
 }
 
-pub(crate) fn spawn(bus: &MemoryBus, sink: &Arc<ScriptedSink>, clock: &Arc<VirtualClock>) -> Consumer {
+pub(crate) fn spawn(
+    bus: &MemoryBus,
+    sink: &Arc<ScriptedSink>,
+    clock: &Arc<VirtualClock>,
+) -> Consumer {
     let sink: Arc<dyn Sink> = Arc::<ScriptedSink>::clone(sink);
-    Consumer::spawn(Arc::new(bus.clone()), sink, RuntimeOptions::default(), Arc::<VirtualClock>::clone(clock))
+    Consumer::spawn(
+        Arc::new(bus.clone()),
+        sink,
+        RuntimeOptions::default(),
+        Arc::<VirtualClock>::clone(clock),
+    )
 }
 
 /// Lets virtual time pass until a condition holds.

@@ -77,7 +77,8 @@ impl StateBoards {
         let uses = slots.uses;
         if !slots.tenants.contains_key(tenant)
             && slots.tenants.len() >= TENANTS
-            && let Some(oldest) = slots.tenants.iter().min_by_key(|(_, s)| s.used).map(|(t, _)| t.clone())
+            && let Some(oldest) =
+                slots.tenants.iter().min_by_key(|(_, s)| s.used).map(|(t, _)| t.clone())
         {
             slots.tenants.remove(&oldest);
         }
@@ -95,7 +96,9 @@ impl StateBoards {
             Some(read) if fresh(read) => return Ok((read.clone(), false)),
             Some(read) if avoided => return Ok((read.clone(), true)),
             None if avoided => {
-                return Err(PopularError::Unavailable("the state Redis does not answer".to_owned()));
+                return Err(PopularError::Unavailable(
+                    "the state Redis does not answer".to_owned(),
+                ));
             }
             Some(_) | None => {}
         }
@@ -145,14 +148,20 @@ impl StateBoards {
         }
         let mut pipe = redis::pipe();
         for window in WINDOWS {
-            let most = if window == Window::All { TYPEAHEAD_TAGS } else { crate::boards::BOARD_TAGS };
+            let most =
+                if window == Window::All { TYPEAHEAD_TAGS } else { crate::boards::BOARD_TAGS };
             let key = format!("tf:pl:{tenant}:{}", window.as_str());
             pipe.cmd("ZREVRANGE").arg(key).arg(0).arg(most).arg("WITHSCORES");
         }
         pipe.cmd("HGETALL").arg(format!("tf:pn:{tenant}"));
         type Scores = Vec<(String, f64)>;
-        let (all, hour, day, week, displays): (Scores, Scores, Scores, Scores, HashMap<String, String>) =
-            pipe.query_async(&mut connection).await?;
+        let (all, hour, day, week, displays): (
+            Scores,
+            Scores,
+            Scores,
+            Scores,
+            HashMap<String, String>,
+        ) = pipe.query_async(&mut connection).await?;
         let made = tokio::task::spawn_blocking(move || {
             let mut counts: HashMap<String, [u64; 4]> = HashMap::new();
             for (n, scores) in [all, hour, day, week].into_iter().enumerate() {
@@ -172,22 +181,40 @@ impl StateBoards {
 
 #[async_trait]
 impl PopularTags for StateBoards {
-    async fn popular(&self, tenant: &TenantId, window: Window, limit: usize) -> Result<Board, PopularError> {
+    async fn popular(
+        &self,
+        tenant: &TenantId,
+        window: Window,
+        limit: usize,
+    ) -> Result<Board, PopularError> {
         let (read, stale) = self.get(tenant).await?;
         Ok(Board { tags: read.snapshot.board(window, limit), as_of: read.as_of, stale })
     }
 
-    async fn suggest(&self, tenant: &TenantId, prefix: &str, limit: usize) -> Result<Suggestions, PopularError> {
+    async fn suggest(
+        &self,
+        tenant: &TenantId,
+        prefix: &str,
+        limit: usize,
+    ) -> Result<Suggestions, PopularError> {
         let (read, stale) = self.get(tenant).await?;
         let tags = read.snapshot.suggest(&prefixes(prefix), limit);
         Ok(Suggestions { tags, approximate: read.snapshot.approximate, as_of: read.as_of, stale })
     }
 
-    async fn count(&self, tenant: &TenantId, tag: &TagName) -> Result<Option<TagCount>, PopularError> {
+    async fn count(
+        &self,
+        tenant: &TenantId,
+        tag: &TagName,
+    ) -> Result<Option<TagCount>, PopularError> {
         Ok(self.get(tenant).await?.0.snapshot.count(tag).cloned())
     }
 
-    async fn displays(&self, tenant: &TenantId, tags: &[TagName]) -> Result<Vec<Arc<str>>, PopularError> {
+    async fn displays(
+        &self,
+        tenant: &TenantId,
+        tags: &[TagName],
+    ) -> Result<Vec<Arc<str>>, PopularError> {
         let (read, _) = self.get(tenant).await?;
         let display = |tag: &TagName| {
             let known = read.snapshot.count(tag);
@@ -196,7 +223,13 @@ impl PopularTags for StateBoards {
         Ok(tags.iter().map(display).collect())
     }
 
-    async fn recount(&self, _: bool, _: &(dyn Fn(u64) + Send + Sync)) -> Result<RecountReport, PopularError> {
-        Err(PopularError::Unavailable("this process counts nothing; ask one with the role analytics".to_owned()))
+    async fn recount(
+        &self,
+        _: bool,
+        _: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<RecountReport, PopularError> {
+        Err(PopularError::Unavailable(
+            "this process counts nothing; ask one with the role analytics".to_owned(),
+        ))
     }
 }

@@ -144,7 +144,10 @@ impl Desk {
             match self.push(&mut connection, assigned, push).await {
                 Ok(()) => {}
                 Err(StateError::Fenced) => {
-                    tracing::warn!(partition = push.partition.0, "another process claimed a partition of the counts");
+                    tracing::warn!(
+                        partition = push.partition.0,
+                        "another process claimed a partition of the counts"
+                    );
                     assigned.unclaimed(push.partition);
                 }
                 Err(error) => {
@@ -175,7 +178,8 @@ impl Desk {
         let claim = match &push.claim {
             Some(claim) => claim.clone(),
             None => {
-                let claim = random_name().map_err(|error| StateError::Unavailable(error.to_string()))?;
+                let claim =
+                    random_name().map_err(|error| StateError::Unavailable(error.to_string()))?;
                 AsyncTypedCommands::set(connection, &owner, &claim).await?;
                 assigned.claimed(partition, &claim);
                 claim
@@ -185,12 +189,20 @@ impl Desk {
         if push.everything {
             let (counts, at) = (Arc::clone(&self.counts), partition);
             tags.extend(
-                read(move || counts.files().of_partition(at).map_or_else(|| Ok(Default::default()), |f| f.tags()))
-                    .await?,
+                read(move || {
+                    counts
+                        .files()
+                        .of_partition(at)
+                        .map_or_else(|| Ok(Default::default()), |f| f.tags())
+                })
+                .await?,
             );
             // What is there and not counted any more is taken away.
             let tenants: BTreeSet<String> =
-                AsyncTypedCommands::smembers(connection, format!("tf:pp:{}", partition.0)).await?.into_iter().collect();
+                AsyncTypedCommands::smembers(connection, format!("tf:pp:{}", partition.0))
+                    .await?
+                    .into_iter()
+                    .collect();
             for tenant in tenants {
                 let key = format!("tf:pc:{}:{tenant}:all", partition.0);
                 let there: Vec<String> = AsyncTypedCommands::hkeys(connection, &key).await?;
@@ -200,15 +212,21 @@ impl Desk {
             }
         }
         let (counts, at) = (Arc::clone(&self.counts), partition);
-        let counted =
-            read(move || counts.files().of_partition(at).map_or_else(|| Ok(Vec::new()), |file| file.counts(&tags)))
-                .await?;
+        let counted = read(move || {
+            counts
+                .files()
+                .of_partition(at)
+                .map_or_else(|| Ok(Vec::new()), |file| file.counts(&tags))
+        })
+        .await?;
         let script = Script::new(PUSH);
         for piece in counted.chunks(TAGS) {
             let mut call = script.key(&owner);
             call.arg(&claim).arg(partition.0);
             for counts in piece {
-                call.arg(counts.tenant.as_str()).arg(&counts.tag).arg(merging(&counts.tenant, self.partitions).0);
+                call.arg(counts.tenant.as_str())
+                    .arg(&counts.tag)
+                    .arg(merging(&counts.tenant, self.partitions).0);
                 WINDOWS.iter().for_each(|window| {
                     call.arg(value(counts, number(*window)));
                 });
@@ -226,17 +244,20 @@ impl Desk {
         claim: &str,
     ) -> Result<(), StateError> {
         // Read first: what is pushed meanwhile may miss on the boards.
-        let pushed: HashMap<String, String> = AsyncTypedCommands::hgetall(connection, "tf:pa").await?;
+        let pushed: HashMap<String, String> =
+            AsyncTypedCommands::hgetall(connection, "tf:pa").await?;
         let owner = format!("tf:po:{}", partition.0);
         let waiting = format!("tf:pt:{}", partition.0);
-        let tenants: BTreeSet<String> = AsyncTypedCommands::smembers(connection, &waiting).await?.into_iter().collect();
+        let tenants: BTreeSet<String> =
+            AsyncTypedCommands::smembers(connection, &waiting).await?.into_iter().collect();
         for tenant in tenants {
             let (dirty, aside) = (format!("tf:pd:{tenant}"), format!("tf:pm:{tenant}"));
             let script = Script::new(ASIDE);
             let mut call = script.key(&owner);
             call.key(&dirty).key(&aside).key(&waiting).arg(claim).arg(&tenant);
             if call.invoke_async::<i64>(connection).await? == 1 {
-                let tags: Vec<String> = AsyncTypedCommands::smembers(connection, &aside).await?.into_iter().collect();
+                let tags: Vec<String> =
+                    AsyncTypedCommands::smembers(connection, &aside).await?.into_iter().collect();
                 for piece in tags.chunks(MERGED) {
                     self.add_up(connection, &owner, claim, &tenant, piece).await?;
                 }
@@ -263,7 +284,9 @@ impl Desk {
         let mut pipe = redis::pipe();
         for partition in 0..self.partitions {
             for window in WINDOWS {
-                pipe.cmd("HMGET").arg(format!("tf:pc:{partition}:{tenant}:{}", window.as_str())).arg(tags);
+                pipe.cmd("HMGET")
+                    .arg(format!("tf:pc:{partition}:{tenant}:{}", window.as_str()))
+                    .arg(tags);
             }
         }
         let rows: Vec<Vec<Option<String>>> = pipe.query_async(connection).await?;
@@ -295,9 +318,15 @@ impl Desk {
     }
 }
 
-async fn read<T: Send + 'static>(work: impl FnOnce() -> rusqlite::Result<T> + Send + 'static) -> Result<T, StateError> {
-    let failed = |error: String| StateError::Unavailable(format!("the counts cannot be read: {error}"));
-    tokio::task::spawn_blocking(work).await.map_err(|e| failed(e.to_string()))?.map_err(|e| failed(e.to_string()))
+async fn read<T: Send + 'static>(
+    work: impl FnOnce() -> rusqlite::Result<T> + Send + 'static,
+) -> Result<T, StateError> {
+    let failed =
+        |error: String| StateError::Unavailable(format!("the counts cannot be read: {error}"));
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| failed(e.to_string()))?
+        .map_err(|e| failed(e.to_string()))
 }
 
 async fn stamp(
@@ -338,7 +367,8 @@ mod tests {
     fn values_come_back_as_they_were() {
         let tenant: TenantId = "t".parse().unwrap();
         let first = Some((-5, "Two Words".to_owned()));
-        let counts = TagCounts { tenant, tag: "x".to_owned(), windows: [7, 0, 3, 1], first: first.clone() };
+        let counts =
+            TagCounts { tenant, tag: "x".to_owned(), windows: [7, 0, 3, 1], first: first.clone() };
         assert_eq!(parsed(&value(&counts, 0)), Some((7, first)));
         assert_eq!(parsed(&value(&counts, 2)), Some((3, None)));
         assert_eq!(value(&counts, 1), "");

@@ -7,7 +7,8 @@ use tagfast_resilience::Clock;
 
 use crate::support::{Counting, EPOCH, Numbers, START, event, positions};
 
-const SPELLINGS: [&str; 9] = ["UI", "ui", "Ｕｉ", "Backend", "backend", "api", "API", "日本語", "c++"];
+const SPELLINGS: [&str; 9] =
+    ["UI", "ui", "Ｕｉ", "Backend", "backend", "api", "API", "日本語", "c++"];
 
 fn many(default: u64) -> u64 {
     if std::env::var_os("TAGFAST_FULL").is_some() { default * 10 } else { default }
@@ -21,18 +22,22 @@ async fn po1_duplicates_reorder_and_crashes_change_nothing() {
     let mut events = Vec::new();
     for n in 0..many(10_000) {
         let tags: Vec<_> = (0..numbers.below(5))
-            .map(|_| (SPELLINGS[numbers.below(9) as usize], START - numbers.below(9 * 86_400_000) as i64))
+            .map(|_| {
+                (SPELLINGS[numbers.below(9) as usize], START - numbers.below(9 * 86_400_000) as i64)
+            })
             .collect();
         let tenant = ["a", "b"][numbers.below(2) as usize];
         events.push(event(tenant, &format!("c{}", numbers.below(200)), n + 1, START, &tags));
     }
     counting.write(&events);
     let mut deliveries: Vec<usize> = (0..events.len()).collect();
-    deliveries.extend((0..events.len() * 3 / 10).map(|_| numbers.below(events.len() as u64) as usize));
+    deliveries
+        .extend((0..events.len() * 3 / 10).map(|_| numbers.below(events.len() as u64) as usize));
     for n in (1..deliveries.len()).rev() {
         deliveries.swap(n, numbers.below(n as u64 + 1) as usize);
     }
-    let crashes: Vec<usize> = (0..5).map(|_| numbers.below(deliveries.len() as u64) as usize / 500).collect();
+    let crashes: Vec<usize> =
+        (0..5).map(|_| numbers.below(deliveries.len() as u64) as usize / 500).collect();
     for (n, chunk) in deliveries.chunks(500).enumerate() {
         // One event per key and batch, as the runtime collapses them.
         let mut batch = std::collections::BTreeMap::new();
@@ -66,7 +71,12 @@ async fn po4_windows_follow_the_clock() {
         let events: Vec<_> = (0..5)
             .map(|k| {
                 let tags: Vec<_> = (0..3)
-                    .map(|_| (SPELLINGS[numbers.below(9) as usize], now - numbers.below(3 * 3_600_000) as i64))
+                    .map(|_| {
+                        (
+                            SPELLINGS[numbers.below(9) as usize],
+                            now - numbers.below(3 * 3_600_000) as i64,
+                        )
+                    })
                     .collect();
                 event("w", &format!("c{}", numbers.below(50)), n * 10 + k + 1, now, &tags)
             })
@@ -90,7 +100,11 @@ async fn a_bucket_leaves_its_window_exactly_once() {
     counting.write(std::slice::from_ref(&e));
     counting.deliver(&[e]).await;
     counting.clock.advance(59 * 60_000 + 59_999);
-    assert_eq!(counting.board("x", Window::Hour).await.len(), 1, "in its sixtieth minute it still counts");
+    assert_eq!(
+        counting.board("x", Window::Hour).await.len(),
+        1,
+        "in its sixtieth minute it still counts"
+    );
     counting.clock.advance(1);
     assert!(counting.board("x", Window::Hour).await.is_empty());
     assert_eq!(counting.board("x", Window::Day).await.len(), 1);
@@ -115,8 +129,11 @@ async fn po9_displays_equal_the_model() {
     let counting = Counting::new().await;
     for n in 0..many(400) {
         let at = START + numbers.below(20) as i64;
-        let tags: Vec<_> =
-            if numbers.below(3) == 0 { vec![] } else { vec![(["UI", "ui", "Ui"][numbers.below(3) as usize], at)] };
+        let tags: Vec<_> = if numbers.below(3) == 0 {
+            vec![]
+        } else {
+            vec![(["UI", "ui", "Ui"][numbers.below(3) as usize], at)]
+        };
         let e = event("d", &format!("c{}", numbers.below(6)), n + 1, START, &tags);
         counting.write(std::slice::from_ref(&e));
         counting.deliver(&[e]).await;
@@ -166,7 +183,9 @@ async fn another_epoch_is_rebuilt_from_the_shards() {
     let other = EpochId([8; 16]);
     assert!(matches!(counting.counts.start(other, &[]).await, Ok(Start::Rebuild(_))));
     counting.counts.rebuild(&positions(50), other, &|_| {}).await.expect("rebuilds");
-    assert!(matches!(counting.counts.start(other, &[]).await, Ok(Start::From(from)) if from == positions(50)));
+    assert!(
+        matches!(counting.counts.start(other, &[]).await, Ok(Start::From(from)) if from == positions(50))
+    );
     counting.assert_equals_the_model("e").await;
 }
 
@@ -180,14 +199,21 @@ async fn a_position_survives_and_a_damaged_file_is_rebuilt() {
     assert_eq!(durable, positions(7));
     assert_eq!(counting.crash().await, positions(7));
     counting.counts.close().await.expect("closes");
-    let generation = tagfast_resilience::generation::current(counting.dir.path()).expect("a generation");
-    std::fs::write(generation.join("popular-3.sqlite"), b"this is no database at all, whatever its name says")
-        .expect("writable");
+    let generation =
+        tagfast_resilience::generation::current(counting.dir.path()).expect("a generation");
+    std::fs::write(
+        generation.join("popular-3.sqlite"),
+        b"this is no database at all, whatever its name says",
+    )
+    .expect("writable");
     let _ = std::fs::remove_file(generation.join("popular-3.sqlite-wal"));
     let reopened = Counting { counts: reopen(&counting), ..counting };
     assert!(matches!(reopened.counts.start(EPOCH, &[]).await, Ok(Start::Rebuild(_))));
     let tenant = "p".parse().expect("valid");
-    assert!(reopened.counts.popular(&tenant, Window::All, 5).await.is_err(), "no counts are no empty board");
+    assert!(
+        reopened.counts.popular(&tenant, Window::All, 5).await.is_err(),
+        "no counts are no empty board"
+    );
     reopened.counts.rebuild(&positions(7), EPOCH, &|_| {}).await.expect("rebuilds");
     reopened.assert_equals_the_model("p").await;
 }
@@ -195,7 +221,8 @@ async fn a_position_survives_and_a_damaged_file_is_rebuilt() {
 fn reopen(counting: &Counting) -> std::sync::Arc<tagfast_popular::PopularCounts> {
     let scanner: std::sync::Arc<dyn tagfast_store::ShardScanner> = counting.shards.clone();
     let clock: std::sync::Arc<dyn Clock> = counting.clock.clone();
-    tagfast_popular::PopularCounts::open(counting.dir.path().to_owned(), scanner, clock).expect("opens")
+    tagfast_popular::PopularCounts::open(counting.dir.path().to_owned(), scanner, clock)
+        .expect("opens")
 }
 
 /// A board says how old it is, and an unchanged one stays as new as what is visible.
@@ -204,7 +231,13 @@ async fn boards_are_as_new_as_what_is_visible() {
     let counting = Counting::new().await;
     let tenant = "v".parse().expect("valid");
     counting.visible_through(START);
-    assert_eq!(counting.counts.popular(&tenant, Window::All, 5).await.expect("answers").as_of, START);
+    assert_eq!(
+        counting.counts.popular(&tenant, Window::All, 5).await.expect("answers").as_of,
+        START
+    );
     counting.visible_through(START + 500);
-    assert_eq!(counting.counts.popular(&tenant, Window::All, 5).await.expect("answers").as_of, START + 500);
+    assert_eq!(
+        counting.counts.popular(&tenant, Window::All, 5).await.expect("answers").as_of,
+        START + 500
+    );
 }

@@ -22,7 +22,12 @@ impl Model {
     }
 
     /// Tags of a window, most used first, ties by name: (tag, display, count).
-    pub(crate) fn board(&self, tenant: &str, window: Window, now: UnixMillis) -> Vec<(String, String, u64)> {
+    pub(crate) fn board(
+        &self,
+        tenant: &str,
+        window: Window,
+        now: UnixMillis,
+    ) -> Vec<(String, String, u64)> {
         let low = match window {
             Window::All => i64::MIN,
             Window::Hour => (now.div_euclid(60_000) - 59) * 60_000,
@@ -41,8 +46,10 @@ impl Model {
                 *known = first.min(*known);
             }
         }
-        let mut board: Vec<_> =
-            counts.into_iter().map(|(tag, n)| (tag.to_owned(), firsts[tag].1.to_owned(), n)).collect();
+        let mut board: Vec<_> = counts
+            .into_iter()
+            .map(|(tag, n)| (tag.to_owned(), firsts[tag].1.to_owned(), n))
+            .collect();
         board.sort_by(|a, b| b.2.cmp(&a.2).then_with(|| a.0.cmp(&b.0)));
         board
     }

@@ -40,28 +40,38 @@ async fn po5_no_false_drift_while_writes_go_on() {
 #[tokio::test]
 async fn po5_planted_errors_are_found_and_mended() {
     let counting = Counting::new().await;
-    let events: Vec<_> =
-        (0..100).map(|n| event("r", &format!("c{n}"), n + 1, START, &[("a", START), ("b", START)])).collect();
+    let events: Vec<_> = (0..100)
+        .map(|n| event("r", &format!("c{n}"), n + 1, START, &[("a", START), ("b", START)]))
+        .collect();
     counting.write(&events);
     counting.deliver(&events).await;
     counting.visible_through(i64::MAX);
     // Six contents whose state is wrong at the right version, one state without a content.
-    let wrong: Vec<_> = (0..6).map(|n| event("r", &format!("w{n}"), 1000 + n, START, &[("a", START)])).collect();
+    let wrong: Vec<_> =
+        (0..6).map(|n| event("r", &format!("w{n}"), 1000 + n, START, &[("a", START)])).collect();
     counting.deliver(&wrong).await;
-    let right: Vec<_> = (0..6).map(|n| event("r", &format!("w{n}"), 1000 + n, START, &[("z", START)])).collect();
+    let right: Vec<_> =
+        (0..6).map(|n| event("r", &format!("w{n}"), 1000 + n, START, &[("z", START)])).collect();
     counting.write(&right);
     counting.deliver(&[event("r", "nowhere", 5, START, &[("a", START)])]).await;
     counting.counts.advance(&positions(1)).await.expect("advances");
     // Three sums that are not the sums of their states.
-    let generation = tagfast_resilience::generation::current(counting.dir.path()).expect("a generation");
+    let generation =
+        tagfast_resilience::generation::current(counting.dir.path()).expect("a generation");
     for n in 0..3 {
-        let conn = rusqlite::Connection::open(generation.join(format!("popular-{n}.sqlite"))).expect("opens");
-        let changed =
-            conn.execute("UPDATE pop_count SET n0 = n0 + 5 WHERE tag = 'b'", []).expect("the sum can be changed");
+        let conn = rusqlite::Connection::open(generation.join(format!("popular-{n}.sqlite")))
+            .expect("opens");
+        let changed = conn
+            .execute("UPDATE pop_count SET n0 = n0 + 5 WHERE tag = 'b'", [])
+            .expect("the sum can be changed");
         assert_eq!(changed, 1, "every partition has the tag");
     }
     let report = counting.counts.recount(false, &|_| {}).await.expect("recounts");
-    assert_eq!((report.contents, report.drifted_contents, report.drifted_counts), (106, 7, 3), "{report:?}");
+    assert_eq!(
+        (report.contents, report.drifted_contents, report.drifted_counts),
+        (106, 7, 3),
+        "{report:?}"
+    );
     assert!(!report.repaired);
     let repaired = counting.counts.recount(true, &|_| {}).await.expect("recounts");
     assert_eq!((repaired.drifted_contents, repaired.repaired), (7, true));

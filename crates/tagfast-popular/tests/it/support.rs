@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use tagfast_domain::{
-    ContentKey, Epoch, EpochId, EpochOrdinal, Tag, Tagging, TaggingsEvent, TenantId, UnixMillis, UserId, Version,
+    ContentKey, Epoch, EpochId, EpochOrdinal, Tag, Tagging, TaggingsEvent, TenantId, UnixMillis,
+    UserId, Version,
 };
 use tagfast_events::{BusPosition, Partition, Positions, Sink, SinkRecord, Start, Visible};
 use tagfast_popular::{PopularCounts, PopularTags, Window};
@@ -78,12 +79,18 @@ pub(crate) fn event(
 }
 
 pub(crate) fn records(events: &[TaggingsEvent]) -> Vec<SinkRecord> {
-    let partition = |e: &TaggingsEvent| Partition(u16::from(LogicalShard::of(&e.key).number()) % PARTITIONS);
-    events.iter().map(|e| SinkRecord { partition: partition(e), offset: 1, event: Arc::new(e.clone()) }).collect()
+    let partition =
+        |e: &TaggingsEvent| Partition(u16::from(LogicalShard::of(&e.key).number()) % PARTITIONS);
+    events
+        .iter()
+        .map(|e| SinkRecord { partition: partition(e), offset: 1, event: Arc::new(e.clone()) })
+        .collect()
 }
 
 pub(crate) fn positions(next: u64) -> Positions {
-    (0..PARTITIONS).map(|p| (Partition(p), BusPosition { next, emits: tagfast_events::Emits::embedded(1) })).collect()
+    (0..PARTITIONS)
+        .map(|p| (Partition(p), BusPosition { next, emits: tagfast_events::Emits::embedded(1) }))
+        .collect()
 }
 
 impl Counting {
@@ -92,7 +99,10 @@ impl Counting {
         let (shards, clock) = (Arc::new(Shards::default()), Arc::new(ManualClock::new(START)));
         let counts = open(&dir, &shards, &clock);
         let counting = Self { dir, counts, shards, clock };
-        assert!(matches!(counting.counts.start(EPOCH, &[]).await, Ok(Start::Rebuild(_))), "a new directory is rebuilt");
+        assert!(
+            matches!(counting.counts.start(EPOCH, &[]).await, Ok(Start::Rebuild(_))),
+            "a new directory is rebuilt"
+        );
         counting.counts.rebuild(&positions(1), EPOCH, &|_| {}).await.expect("rebuilds");
         counting
     }
@@ -134,20 +144,35 @@ impl Counting {
         let fresh = open(&self.dir, &self.shards, &self.clock);
         let tenant = tenant.parse().expect("a valid tenant");
         let board = fresh.popular(&tenant, window, 1000).await.expect("answers");
-        board.tags.iter().map(|t| (t.tag.as_str().to_owned(), t.display.to_string(), t.count)).collect()
+        board
+            .tags
+            .iter()
+            .map(|t| (t.tag.as_str().to_owned(), t.display.to_string(), t.count))
+            .collect()
     }
 
     pub(crate) async fn assert_equals_the_model(&self, tenant: &str) {
         for window in Window::ALL {
-            let expected = self.shards.0.lock().expect("not poisoned").board(tenant, window, self.now());
-            assert_eq!(self.board(tenant, window).await, expected, "{} of {tenant}", window.as_str());
+            let expected =
+                self.shards.0.lock().expect("not poisoned").board(tenant, window, self.now());
+            assert_eq!(
+                self.board(tenant, window).await,
+                expected,
+                "{} of {tenant}",
+                window.as_str()
+            );
         }
     }
 }
 
-fn open(dir: &tempfile::TempDir, shards: &Arc<Shards>, clock: &Arc<ManualClock>) -> Arc<PopularCounts> {
+fn open(
+    dir: &tempfile::TempDir,
+    shards: &Arc<Shards>,
+    clock: &Arc<ManualClock>,
+) -> Arc<PopularCounts> {
     let scanner: Arc<dyn ShardScanner> = Arc::<Shards>::clone(shards);
-    PopularCounts::open(dir.path().to_owned(), scanner, Arc::<ManualClock>::clone(clock)).expect("opens")
+    PopularCounts::open(dir.path().to_owned(), scanner, Arc::<ManualClock>::clone(clock))
+        .expect("opens")
 }
 
 /// A reproducible stream of numbers (splitmix64).

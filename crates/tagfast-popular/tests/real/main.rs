@@ -47,7 +47,8 @@ async fn command(command: &redis::Cmd) {
     let client = redis::Client::open(url()).expect("a URL");
     // A server that was just started may not answer at once.
     wait_for_condition_async("Redis does it", PATIENCE, || async {
-        let mut connection = client.get_multiplexed_async_connection().await.map_err(|e| e.to_string())?;
+        let mut connection =
+            client.get_multiplexed_async_connection().await.map_err(|e| e.to_string())?;
         command.exec_async(&mut connection).await.map_err(|e| e.to_string())
     })
     .await;
@@ -74,9 +75,13 @@ impl Owner {
     fn start(shards: &Arc<Shards>, clock: &Arc<ManualClock>) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let scanner: Arc<dyn ShardScanner> = Arc::<Shards>::clone(shards);
-        let counts =
-            PopularCounts::open_shared(dir.path().to_owned(), PARTITIONS, scanner, Arc::<ManualClock>::clone(clock))
-                .expect("it opens");
+        let counts = PopularCounts::open_shared(
+            dir.path().to_owned(),
+            PARTITIONS,
+            scanner,
+            Arc::<ManualClock>::clone(clock),
+        )
+        .expect("it opens");
         let redis = redis();
         let writer = BoardWriter::spawn(Arc::clone(&counts), redis, PARTITIONS);
         Self { counts, writer, clock: Arc::clone(clock), _dir: dir }
@@ -100,7 +105,8 @@ impl Owner {
     }
 
     fn see(&self, partitions: &[Partition]) {
-        let partitions: BTreeMap<_, _> = partitions.iter().map(|p| (*p, self.clock.now_ms())).collect();
+        let partitions: BTreeMap<_, _> =
+            partitions.iter().map(|p| (*p, self.clock.now_ms())).collect();
         self.counts.visible(&Visible { partitions, complete: true });
     }
 
@@ -129,9 +135,15 @@ impl World {
         events.iter().for_each(|event| model.see(event));
     }
 
-    async fn board(&self, tenant: &TenantId, window: Window) -> Result<(Vec<(String, String, u64)>, bool), String> {
+    async fn board(
+        &self,
+        tenant: &TenantId,
+        window: Window,
+    ) -> Result<(Vec<(String, String, u64)>, bool), String> {
         let board = self.boards.popular(tenant, window, 1000).await.map_err(|e| e.to_string())?;
-        let row = |t: &tagfast_popular::TagCount| (t.tag.as_str().to_owned(), t.display.to_string(), t.count);
+        let row = |t: &tagfast_popular::TagCount| {
+            (t.tag.as_str().to_owned(), t.display.to_string(), t.count)
+        };
         Ok((board.tags.iter().map(row).collect(), board.stale))
     }
 
@@ -139,12 +151,23 @@ impl World {
     async fn agrees(&self, tenant: &str) {
         let tenant: TenantId = tenant.parse().expect("a tenant");
         for window in Window::ALL {
-            wait_for_condition_async(&format!("{} of {tenant}", window.as_str()), PATIENCE, || async {
-                let expected =
-                    self.shards.0.lock().expect("not poisoned").board(tenant.as_str(), window, self.clock.now_ms());
-                let (found, stale) = self.board(&tenant, window).await?;
-                if found == expected && !stale { Ok(()) } else { Err(format!("{found:?}, not {expected:?}")) }
-            })
+            wait_for_condition_async(
+                &format!("{} of {tenant}", window.as_str()),
+                PATIENCE,
+                || async {
+                    let expected = self.shards.0.lock().expect("not poisoned").board(
+                        tenant.as_str(),
+                        window,
+                        self.clock.now_ms(),
+                    );
+                    let (found, stale) = self.board(&tenant, window).await?;
+                    if found == expected && !stale {
+                        Ok(())
+                    } else {
+                        Err(format!("{found:?}, not {expected:?}"))
+                    }
+                },
+            )
             .await;
         }
     }
@@ -161,8 +184,9 @@ fn stream(seed: u64, count: u64) -> Vec<TaggingsEvent> {
         .map(|n| {
             let tenant = if numbers.below(4) == 0 { "other" } else { "acme" };
             let at = START - i64::try_from(numbers.below(9 * 86_400_000)).expect("small");
-            let tags: Vec<String> =
-                (0..numbers.below(4)).map(|_| spelling(numbers.below(12), numbers.below(3))).collect();
+            let tags: Vec<String> = (0..numbers.below(4))
+                .map(|_| spelling(numbers.below(12), numbers.below(3)))
+                .collect();
             let tags: Vec<(&str, i64)> = tags.iter().map(|tag| (tag.as_str(), at)).collect();
             event(tenant, &format!("c{}", numbers.below(60)), n + 1, START, &tags)
         })
@@ -190,7 +214,8 @@ fn spelling(tag: u64, form: u64) -> String {
 async fn po1_boards_of_two_processes_equal_the_model() {
     let _alone = alone().await;
     let world = World::new();
-    let (one, other) = (Owner::start(&world.shards, &world.clock), Owner::start(&world.shards, &world.clock));
+    let (one, other) =
+        (Owner::start(&world.shards, &world.clock), Owner::start(&world.shards, &world.clock));
     one.assign(&[0, 1, 2]).await;
     other.assign(&[3, 4, 5, 6, 7]).await;
     let events = stream(1, 400);
@@ -201,11 +226,17 @@ async fn po1_boards_of_two_processes_equal_the_model() {
     }
     world.agrees("acme").await;
     world.agrees("other").await;
-    let suggested = world.boards.suggest(&"acme".parse().expect("a tenant"), "tag 1", 5).await.expect("an answer");
+    let suggested = world
+        .boards
+        .suggest(&"acme".parse().expect("a tenant"), "tag 1", 5)
+        .await
+        .expect("an answer");
     assert!(!suggested.tags.is_empty() && suggested.as_of > 0, "{suggested:?}");
 
     let gone: Vec<TaggingsEvent> = (0..60)
-        .flat_map(|n| ["acme", "other"].map(|tenant| event(tenant, &format!("c{n}"), 1000, START, &[])))
+        .flat_map(|n| {
+            ["acme", "other"].map(|tenant| event(tenant, &format!("c{n}"), 1000, START, &[]))
+        })
         .collect();
     world.write(&gone);
     for event in &gone {
@@ -213,7 +244,10 @@ async fn po1_boards_of_two_processes_equal_the_model() {
         owner.deliver(std::slice::from_ref(event)).await;
     }
     world.agrees("acme").await;
-    assert_eq!(world.board(&"acme".parse().expect("a tenant"), Window::All).await.expect("a board").0, []);
+    assert_eq!(
+        world.board(&"acme".parse().expect("a tenant"), Window::All).await.expect("a board").0,
+        []
+    );
     one.writer.stop().await;
     other.writer.stop().await;
 }
@@ -223,7 +257,8 @@ async fn po1_boards_of_two_processes_equal_the_model() {
 async fn po2_who_owned_a_partition_before_changes_nothing() {
     let _alone = alone().await;
     let world = World::new();
-    let (old, new) = (Owner::start(&world.shards, &world.clock), Owner::start(&world.shards, &world.clock));
+    let (old, new) =
+        (Owner::start(&world.shards, &world.clock), Owner::start(&world.shards, &world.clock));
     let all: Vec<u16> = (0..PARTITIONS).collect();
     old.assign(&all).await;
     let before = stream(2, 200);
@@ -232,14 +267,16 @@ async fn po2_who_owned_a_partition_before_changes_nothing() {
     world.agrees("acme").await;
 
     // The new owner counts its partitions anew, from the shards, and sees what comes from now on.
-    let after: Vec<TaggingsEvent> =
-        (0..60).map(|n| event("acme", &format!("c{n}"), 2000, START, &[("Moved", START)])).collect();
+    let after: Vec<TaggingsEvent> = (0..60)
+        .map(|n| event("acme", &format!("c{n}"), 2000, START, &[("Moved", START)]))
+        .collect();
     world.write(&after);
     new.assign(&all).await;
     world.agrees("acme").await;
     // The old one still believes: it applies something stale of every content and pushes it, round after round.
-    let stale: Vec<TaggingsEvent> =
-        (0..60).map(|n| event("acme", &format!("c{n}"), 1500, START, &[("Stale", START)])).collect();
+    let stale: Vec<TaggingsEvent> = (0..60)
+        .map(|n| event("acme", &format!("c{n}"), 1500, START, &[("Stale", START)]))
+        .collect();
     old.deliver(&stale).await;
     old.counts.end(&all.iter().map(|p| Partition(*p)).collect::<Vec<_>>());
     new.deliver(&[event("acme", "c1", 2001, START, &[("Moved", START), ("Last", START)])]).await;
@@ -276,8 +313,13 @@ async fn po6_boards_come_back_after_redis_does() {
         for _ in 0..200 {
             assert!(world.board(&tenant, Window::Day).await.expect("an answer").1, "and says so");
         }
-        assert!(started.elapsed() < Duration::from_secs(4), "200 answers took {:?}", started.elapsed());
-        let unknown = world.boards.popular(&"nobody-asked".parse().expect("a tenant"), Window::All, 10).await;
+        assert!(
+            started.elapsed() < Duration::from_secs(4),
+            "200 answers took {:?}",
+            started.elapsed()
+        );
+        let unknown =
+            world.boards.popular(&"nobody-asked".parse().expect("a tenant"), Window::All, 10).await;
         assert!(unknown.is_err(), "there is nothing to answer from: {unknown:?}");
         fault(mends).await;
         world.agrees("acme").await;

@@ -13,13 +13,16 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Servers that a Sentinel watches, and who asks it.
 async fn watched() -> (Watched, Arc<Redis>) {
     let watched = tokio::task::spawn_blocking(|| Watched::start(&[])).await.expect("no panic");
-    let redis = Redis::start(&watched.url(), Use::State, &Breakers::new(Arc::new(SystemClock))).expect("a URL");
+    let redis = Redis::start(&watched.url(), Use::State, &Breakers::new(Arc::new(SystemClock)))
+        .expect("a URL");
     assert!(redis.connected(PATIENCE).await, "{:?}", redis.problem());
     (watched, redis)
 }
 
 async fn set(redis: &Redis, value: &'static str) -> Result<(), String> {
-    let set = async |mut connection| redis::cmd("SET").arg("k").arg(value).query_async::<()>(&mut connection).await;
+    let set = async |mut connection| {
+        redis::cmd("SET").arg("k").arg(value).query_async::<()>(&mut connection).await
+    };
     redis.call(Duration::from_millis(100), set).await.map_err(|e| e.to_string())
 }
 
@@ -28,7 +31,10 @@ async fn follows(begin: impl FnOnce(&mut Watched), end: impl AsyncFnOnce(&Watche
     set(&redis, "one").await.expect("it is set");
     let before = redis.generation().await.expect("a generation");
     begin(&mut watched);
-    wait_for_condition_async("the new primary takes writes", PATIENCE, || async { set(&redis, "two").await }).await;
+    wait_for_condition_async("the new primary takes writes", PATIENCE, || async {
+        set(&redis, "two").await
+    })
+    .await;
     let after = redis.generation().await.expect("a generation");
     assert_ne!(before, after, "what was remembered may be gone: the replica's copy says otherwise");
     end(&watched).await;
@@ -79,7 +85,8 @@ async fn a_thawed_primary_is_left_before_it_knows() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_becomes_a_replica_is_left() {
     let (watched, _) = watched().await;
-    let redis = Redis::start(&watched.primary.url(), Use::State, &Breakers::new(Arc::new(SystemClock)));
+    let redis =
+        Redis::start(&watched.primary.url(), Use::State, &Breakers::new(Arc::new(SystemClock)));
     let redis = redis.expect("a URL");
     assert!(redis.connected(PATIENCE).await);
     watched.primary.tell(&["REPLICAOF", "127.0.0.1", &free_address().port().to_string()]);

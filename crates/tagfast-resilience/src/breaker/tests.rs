@@ -103,7 +103,10 @@ fn slow_calls_open_it_too() {
 /// DB4: what swallows calls is noticed when they are slow, not when they time out.
 #[test]
 fn db4_swallowed_calls_are_noticed() {
-    let world = World::new(BreakerOptions { slow_after: Duration::from_millis(250), ..BreakerOptions::default() });
+    let world = World::new(BreakerOptions {
+        slow_after: Duration::from_millis(250),
+        ..BreakerOptions::default()
+    });
     assert!(world.call(true));
     world.pass(20);
     let swallowed: Vec<_> = (0..20).map(|_| world.breaker.acquire().unwrap()).collect();
@@ -125,7 +128,10 @@ fn it_closes_in_growing_steps() {
         assert!(world.breaker.acquire().is_err(), "no more than {step} at a time");
         permits.into_iter().for_each(Permit::ok);
     }
-    assert_eq!(world.told(), [(BreakerState::HalfOpen, "open_time_over"), (BreakerState::Closed, "probes_succeeded")]);
+    assert_eq!(
+        world.told(),
+        [(BreakerState::HalfOpen, "open_time_over"), (BreakerState::Closed, "probes_succeeded")]
+    );
 }
 
 #[test]
@@ -165,15 +171,20 @@ fn come_late(world: &World, late: Vec<Permit>) {
     assert_eq!((after.late, after.cancelled), (before.late + 27, before.cancelled + 13));
     assert_eq!(BreakerLook { late: before.late, cancelled: before.cancelled, ..after }, before);
     assert_eq!(format!("{:?}", world.breaker.lock().step), step);
-    assert!(world.breaker.lock().unfinished.values().all(|calls| *calls <= 5), "nor what is under way");
+    assert!(
+        world.breaker.lock().unfinished.values().all(|calls| *calls <= 5),
+        "nor what is under way"
+    );
 }
 
 /// DB6: results of an earlier generation change nothing, whatever state it is in by then.
 #[test]
 fn db6_late_results_change_nothing() {
     let world = World::new(BreakerOptions::default());
-    let begin = |world: &World| (0..40).map(|_| world.breaker.acquire().unwrap()).collect::<Vec<_>>();
-    let (for_open, for_half, for_closed, for_forced) = (begin(&world), begin(&world), begin(&world), begin(&world));
+    let begin =
+        |world: &World| (0..40).map(|_| world.breaker.acquire().unwrap()).collect::<Vec<_>>();
+    let (for_open, for_half, for_closed, for_forced) =
+        (begin(&world), begin(&world), begin(&world), begin(&world));
     (0..20).for_each(|_| assert!(world.call(false)));
     assert_eq!(world.breaker.state(), BreakerState::Open);
     come_late(&world, for_open);
@@ -200,7 +211,11 @@ fn it_does_not_say_open_when_the_open_time_is_over() {
     world.pass(500);
     let look = world.breaker.look();
     assert_eq!((look.state, look.reason), (BreakerState::HalfOpen, "open_time_over"));
-    assert_eq!(world.told(), [(BreakerState::HalfOpen, "open_time_over")], "and everybody is told, once");
+    assert_eq!(
+        world.told(),
+        [(BreakerState::HalfOpen, "open_time_over")],
+        "and everybody is told, once"
+    );
     world.pass(1_000_000);
     assert_eq!(world.breaker.state(), BreakerState::HalfOpen, "nobody called: that says nothing");
     assert!(world.breaker.acquire().is_ok_and(|permit| permit.is_probe()));
@@ -210,7 +225,10 @@ fn it_does_not_say_open_when_the_open_time_is_over() {
 /// DB4, where nobody is let through to call: all who may are swallowed already.
 #[test]
 fn db4_who_looks_sees_swallowed_calls_though_nobody_calls() {
-    let world = World::new(BreakerOptions { slow_after: Duration::from_millis(250), ..BreakerOptions::default() });
+    let world = World::new(BreakerOptions {
+        slow_after: Duration::from_millis(250),
+        ..BreakerOptions::default()
+    });
     let _swallowed: Vec<_> = (0..20).map(|_| world.breaker.acquire().unwrap()).collect();
     world.pass(270);
     assert_eq!(world.breaker.state(), BreakerState::Open);

@@ -28,7 +28,8 @@ impl World {
 
     /// As many calls at once as may begin, each of that latency.
     fn round(&self, us: u64, units: usize) {
-        let calls: Vec<_> = std::iter::from_fn(|| self.limiter.try_begin(Criticality::Critical).ok()).collect();
+        let calls: Vec<_> =
+            std::iter::from_fn(|| self.limiter.try_begin(Criticality::Critical).ok()).collect();
         assert!(!calls.is_empty());
         self.pass(us);
         calls.into_iter().for_each(|call| call.ended(units, true));
@@ -43,7 +44,8 @@ impl World {
     }
 }
 
-const ALL: [Criticality; 3] = [Criticality::Sheddable, Criticality::Degradable, Criticality::Critical];
+const ALL: [Criticality; 3] =
+    [Criticality::Sheddable, Criticality::Degradable, Criticality::Critical];
 
 #[test]
 fn it_grows_to_the_most_while_nothing_waits() {
@@ -121,7 +123,12 @@ fn what_a_batch_costs_is_not_taken_for_waiting() {
     }
     assert_eq!((normalised.limit(), raw.limit()), (64, 4));
     let expects = |units| normalised.limiter.expects(units).expect("known").as_secs_f64();
-    assert!((expects(0) - 0.005).abs() < 1e-4 && (expects(64) - 0.0786).abs() < 1e-3, "{} {}", expects(0), expects(64));
+    assert!(
+        (expects(0) - 0.005).abs() < 1e-4 && (expects(64) - 0.0786).abs() < 1e-3,
+        "{} {}",
+        expects(0),
+        expects(64)
+    );
     assert_eq!(World::new(LimiterOptions::default()).limiter.expects(1), None);
 }
 
@@ -131,7 +138,11 @@ fn the_baseline_rises_two_percent_a_second_at_most() {
     (0..100).for_each(|_| world.round(5000, 0));
     // Within the tolerance: the limit stays, the baseline follows.
     (0..1000).for_each(|_| world.round(10_000, 0));
-    assert!((world.baseline() - 0.005).abs() < 1e-4, "ten seconds remember the fast ones: {}", world.baseline());
+    assert!(
+        (world.baseline() - 0.005).abs() < 1e-4,
+        "ten seconds remember the fast ones: {}",
+        world.baseline()
+    );
     (0..1000).for_each(|_| world.round(10_000, 0));
     let risen = world.baseline();
     assert!(risen > 0.0055 && risen <= 0.005 * 1.02f64.powi(11), "{risen}");
@@ -169,9 +180,14 @@ fn fast_failures_say_nothing_and_slow_ones_do() {
         world.pass(500);
         call.ended(0, false);
     }
-    assert_eq!(world.limiter.look().baseline, before.baseline, "refused connections are not a fast database");
+    assert_eq!(
+        world.limiter.look().baseline,
+        before.baseline,
+        "refused connections are not a fast database"
+    );
     for _ in 0..100 {
-        let calls: Vec<_> = (0..4).map(|_| world.limiter.try_begin(Criticality::Critical).unwrap()).collect();
+        let calls: Vec<_> =
+            (0..4).map(|_| world.limiter.try_begin(Criticality::Critical).unwrap()).collect();
         world.pass(50_000);
         calls.into_iter().for_each(|call| call.ended(0, false));
     }
@@ -189,19 +205,30 @@ fn what_matters_less_is_refused_earlier() {
         assert_eq!(held.len(), up_to, "{criticality:?}");
         let shed = world.limiter.try_begin(criticality).unwrap_err();
         assert_eq!(shed.reason, ShedReason::Limit);
-        assert!((Duration::from_secs(1)..Duration::from_secs(3)).contains(&shed.retry_after), "{shed:?}");
+        assert!(
+            (Duration::from_secs(1)..Duration::from_secs(3)).contains(&shed.retry_after),
+            "{shed:?}"
+        );
     }
     let look = world.limiter.look();
     assert_eq!(look.begun, ByCriticality { sheddable: 5, degradable: 3, critical: 2 });
     assert_eq!(look.shed, ByCriticality { sheddable: 2, degradable: 2, critical: 2 });
     drop(held.pop());
-    assert!(world.limiter.try_begin(Criticality::Degradable).is_err(), "a place of the important ones");
+    assert!(
+        world.limiter.try_begin(Criticality::Degradable).is_err(),
+        "a place of the important ones"
+    );
     assert!(world.limiter.try_begin(Criticality::Critical).is_ok());
 }
 
 #[test]
 fn the_rate_is_a_net_under_a_wrong_baseline() {
-    let options = LimiterOptions { start: 64, per_second: Some(1000.0), seed: 0, ..LimiterOptions::default() };
+    let options = LimiterOptions {
+        start: 64,
+        per_second: Some(1000.0),
+        seed: 0,
+        ..LimiterOptions::default()
+    };
     let world = World::new(options);
     let mut begun = 0;
     let mut refused = 0;
@@ -221,7 +248,10 @@ fn the_rate_is_a_net_under_a_wrong_baseline() {
     }
     assert!((10_000..=10_101).contains(&begun), "{begun} in ten seconds");
     assert_eq!(begun + refused, 100_000);
-    assert!(world.limiter.try_begin(Criticality::Sheddable).is_err(), "it needs half of the bucket");
+    assert!(
+        world.limiter.try_begin(Criticality::Sheddable).is_err(),
+        "it needs half of the bucket"
+    );
     world.pass(60_000);
     assert!(world.limiter.try_begin(Criticality::Sheddable).is_ok());
 }
@@ -229,7 +259,13 @@ fn the_rate_is_a_net_under_a_wrong_baseline() {
 #[test]
 fn bounds_that_contradict_each_other_are_put_in_order() {
     for (start, least, most) in [(0, 0, 0), (100, 9, 3), (1, 5, 5)] {
-        let world = World::new(LimiterOptions { start, least, most, min_samples: 0, ..LimiterOptions::default() });
+        let world = World::new(LimiterOptions {
+            start,
+            least,
+            most,
+            min_samples: 0,
+            ..LimiterOptions::default()
+        });
         for criticality in ALL {
             assert!(world.limiter.try_begin(criticality).is_ok(), "alone it may always begin");
         }
@@ -302,15 +338,23 @@ proptest! {
 /// On tokio's time, which stands still unless a test moves it.
 fn waits(limit: usize) -> Arc<Limiter> {
     let began = tokio::time::Instant::now();
-    let options = LimiterOptions { start: limit, least: limit, most: limit, seed: 7, ..LimiterOptions::default() };
+    let options = LimiterOptions {
+        start: limit,
+        least: limit,
+        most: limit,
+        seed: 7,
+        ..LimiterOptions::default()
+    };
     Limiter::new(options, Arc::new(move || began.elapsed()))
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_critical_call_waits_a_short_time_and_the_others_do_not() {
     let limiter = waits(2);
-    let held =
-        [limiter.begin(Criticality::Critical).await.unwrap(), limiter.begin(Criticality::Critical).await.unwrap()];
+    let held = [
+        limiter.begin(Criticality::Critical).await.unwrap(),
+        limiter.begin(Criticality::Critical).await.unwrap(),
+    ];
     let began = tokio::time::Instant::now();
     for criticality in [Criticality::Sheddable, Criticality::Degradable] {
         assert_eq!(limiter.begin(criticality).await.unwrap_err().reason, ShedReason::Limit);

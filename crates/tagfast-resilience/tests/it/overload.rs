@@ -19,7 +19,8 @@ fn scale() -> usize {
 /// What a run says, for messages.
 fn tell(run: &Run) -> String {
     let seconds = (LOST as usize - 1..run.seconds()).map(|at| at as f64);
-    let parts = seconds.map(|at| format!("{at}:{:.3}/{:.2}", run.goodput(at, at + 1.0), run.load(at, at + 1.0)));
+    let parts = seconds
+        .map(|at| format!("{at}:{:.3}/{:.2}", run.goodput(at, at + 1.0), run.load(at, at + 1.0)));
     parts.collect::<Vec<_>>().join(" ")
 }
 
@@ -30,9 +31,17 @@ fn db2_as_shipped_it_is_back_within_ten_seconds_and_the_database_never_has_too_m
     let plans: Vec<_> = (1..=seeds).map(|seed| plan(ALL, seed, 28.0, scale())).collect();
     for (seed, run) in (1..).zip(run_all(&plans)) {
         assert!(run.goodput(1.0, LOST) > 0.999, "seed {seed}: {}", tell(&run));
-        assert!(run.recovery().is_some_and(|seconds| seconds <= 10.0), "seed {seed}: {}", tell(&run));
+        assert!(
+            run.recovery().is_some_and(|seconds| seconds <= 10.0),
+            "seed {seed}: {}",
+            tell(&run)
+        );
         assert!(run.peak() <= 1.2, "seed {seed}: {} of the capacity: {}", run.peak(), tell(&run));
-        assert!(run.goodput(LOST, BACK) > 0.6, "seed {seed}: what can be answered is: {}", tell(&run));
+        assert!(
+            run.goodput(LOST, BACK) > 0.6,
+            "seed {seed}: what can be answered is: {}",
+            tell(&run)
+        );
     }
 }
 
@@ -64,8 +73,16 @@ fn each_part_does_its_share() {
     let runs = run_all(&plans);
     let [limiter, batching, single_flight, both, all] = &runs[..] else { panic!("five runs") };
     assert!(limiter.peak() > 1.5, "the limiter bounds what the database gets: {}", tell(limiter));
-    assert!(limiter.goodput(LOST, BACK) < all.goodput(LOST, BACK), "and so keeps it answering: {}", tell(limiter));
-    assert!(batching.recovery().is_none_or(|at| at > 10.0), "batches fill the cache in time: {}", tell(batching));
+    assert!(
+        limiter.goodput(LOST, BACK) < all.goodput(LOST, BACK),
+        "and so keeps it answering: {}",
+        tell(limiter)
+    );
+    assert!(
+        batching.recovery().is_none_or(|at| at > 10.0),
+        "batches fill the cache in time: {}",
+        tell(batching)
+    );
     assert!(
         single_flight.goodput(LOST, BACK) < all.goodput(LOST, BACK),
         "one load answers many: {}",

@@ -17,21 +17,29 @@ struct Second {
 
 /// Calls of both kinds, each a multiple of what a database of 16 workers and 1,000 queries a second carries.
 fn run(critical: u64, sheddable: u64, seconds: usize) -> Vec<Second> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.expect("a runtime").block_on(async {
         let began = Instant::now();
         let options = LimiterOptions { seed: 7, ..LimiterOptions::default() };
         let limiter = Limiter::new(options, Arc::new(move || began.elapsed()));
-        let (workers, log) = (Arc::new(Semaphore::new(16)), Arc::new(Mutex::new(vec![Second::default(); seconds + 1])));
+        let (workers, log) = (
+            Arc::new(Semaphore::new(16)),
+            Arc::new(Mutex::new(vec![Second::default(); seconds + 1])),
+        );
         let mut calls = tokio::task::JoinSet::new();
         for ms in 0..seconds as u64 * 1000 {
             let at = (ms / 1000) as usize;
             // Hundredths of a call each millisecond, in the order of the numbers: even, but not in step with the workers.
             let count = |hundredths: u64| (ms + 1) * hundredths / 100 - ms * hundredths / 100;
-            let kinds = [(Criticality::Critical, count(critical)), (Criticality::Sheddable, count(sheddable))];
+            let kinds = [
+                (Criticality::Critical, count(critical)),
+                (Criticality::Sheddable, count(sheddable)),
+            ];
             for (criticality, count) in kinds {
                 for n in 0..count {
-                    let (limiter, workers, log) = (Arc::clone(&limiter), Arc::clone(&workers), Arc::clone(&log));
+                    let (limiter, workers, log) =
+                        (Arc::clone(&limiter), Arc::clone(&workers), Arc::clone(&log));
                     calls.spawn(async move {
                         let begun = limiter.begin(criticality).await;
                         {
@@ -74,7 +82,10 @@ fn db3_no_critical_call_is_refused_while_a_sheddable_one_begins() {
             assert!(second.critical_shed > 0, "{critical} %, second {at}: {second:?}");
             assert_eq!(second.sheddable_begun, 0, "{critical} %, second {at}: {second:?}");
             let answered = second.critical - second.critical_shed;
-            assert!((950..=1050).contains(&answered), "{critical} %, second {at}: {answered} of 1,000 carried");
+            assert!(
+                (950..=1050).contains(&answered),
+                "{critical} %, second {at}: {answered} of 1,000 carried"
+            );
         }
     }
 }
@@ -84,7 +95,10 @@ fn below_the_limit_all_critical_calls_begin_and_the_rest_is_given_away() {
     for (critical, given) in [(50, 450..550), (80, 150..250), (90, 50..150)] {
         for (at, second) in run(critical, 200, 8).iter().enumerate().skip(1) {
             assert_eq!(second.critical_shed, 0, "{critical} %, second {at}: {second:?}");
-            assert!(given.contains(&second.sheddable_begun), "{critical} %, second {at}: {second:?}");
+            assert!(
+                given.contains(&second.sheddable_begun),
+                "{critical} %, second {at}: {second:?}"
+            );
         }
     }
 }

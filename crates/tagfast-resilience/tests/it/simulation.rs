@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use tagfast_resilience::breaker::Now;
 use tagfast_resilience::{
-    Backoff, Breaker, BreakerOptions, BudgetOptions, Criticality, Flights, Limiter, LimiterOptions, RetryBudget,
+    Backoff, Breaker, BreakerOptions, BudgetOptions, Criticality, Flights, Limiter, LimiterOptions,
+    RetryBudget,
 };
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, sleep, timeout};
@@ -31,8 +32,12 @@ const KEY_COST: f64 = 0.23;
 /// What a client waits for an answer, and the service for a query.
 const TIMEOUT: Duration = Duration::from_millis(500);
 /// A client tries again so often, after a short pause.
-const RETRIES: Backoff =
-    Backoff { retries: 2, base: Duration::from_millis(100), factor: 2, cap: Duration::from_secs(1) };
+const RETRIES: Backoff = Backoff {
+    retries: 2,
+    base: Duration::from_millis(100),
+    factor: 2,
+    cap: Duration::from_secs(1),
+};
 /// Of the reads so many miss the cache even when it is well.
 const MISSES: f64 = 0.01;
 /// Keys of a batch, and how long one waits for others.
@@ -55,7 +60,8 @@ pub(crate) struct Parts {
 }
 
 /// As the service ships.
-pub(crate) const ALL: Parts = Parts { limiter: true, breaker: true, single_flight: true, batching: true, budget: true };
+pub(crate) const ALL: Parts =
+    Parts { limiter: true, breaker: true, single_flight: true, batching: true, budget: true };
 /// Timeouts and retries only.
 pub(crate) const NONE: Parts =
     Parts { limiter: false, breaker: false, single_flight: false, batching: false, budget: false };
@@ -108,7 +114,9 @@ impl Run {
 
     /// Work given to the database between two times, as a share of what it can do in that time.
     pub(crate) fn load(&self, from: f64, to: f64) -> f64 {
-        self.between(from, to).iter().map(|bucket| bucket.work).sum::<f64>() / self.capacity / (to - from)
+        self.between(from, to).iter().map(|bucket| bucket.work).sum::<f64>()
+            / self.capacity
+            / (to - from)
     }
 
     /// Seconds from the return of the cache until the goodput of every second is at least 99 % of that before; `None`: not within
@@ -116,7 +124,9 @@ impl Run {
     pub(crate) fn recovery(&self) -> Option<f64> {
         let before = self.goodput(1.0, LOST);
         let end = self.seconds();
-        let bad = (BACK as usize..end).rev().find(|at| self.goodput(*at as f64, *at as f64 + 1.0) < 0.99 * before);
+        let bad = (BACK as usize..end)
+            .rev()
+            .find(|at| self.goodput(*at as f64, *at as f64 + 1.0) < 0.99 * before);
         match bad {
             None => Some(0.0),
             Some(at) if at + 1 < end => Some(at as f64 + 1.0 - BACK),
@@ -220,11 +230,15 @@ impl World {
         if !self.plan.parts.single_flight {
             return Arc::clone(self).load(key).await;
         }
-        self.flights.fly(key, None, || Arc::clone(self).load(key)).await.is_ok_and(|flown| flown.value)
+        self.flights
+            .fly(key, None, || Arc::clone(self).load(key))
+            .await
+            .is_ok_and(|flown| flown.value)
     }
 
     async fn load(self: Arc<Self>, key: usize) -> bool {
-        let loaded = if self.plan.parts.batching { self.batched(key).await } else { self.query(|| 1).await };
+        let loaded =
+            if self.plan.parts.batching { self.batched(key).await } else { self.query(|| 1).await };
         let mut cache = lock(&self.cache);
         if loaded && cache.up {
             cache.present[key] = true;
@@ -237,7 +251,9 @@ impl World {
         let (sender, answer) = oneshot::channel();
         let (batch, first) = {
             let mut open = lock(&self.open);
-            let waiting = open.take().filter(|batch| lock(batch).as_ref().is_some_and(|keys| keys.len() < BATCH));
+            let waiting = open
+                .take()
+                .filter(|batch| lock(batch).as_ref().is_some_and(|keys| keys.len() < BATCH));
             let first = waiting.is_none();
             let batch = waiting.unwrap_or_else(|| Arc::new(Mutex::new(Some(Vec::new()))));
             if let Some(waiting) = lock(&batch).as_mut() {
@@ -361,16 +377,22 @@ impl World {
 
 /// Runs it: no real time passes.
 pub(crate) fn run(plan: Plan) -> Run {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.expect("a runtime").block_on(async {
         let began = Instant::now();
         let now: Now = Arc::new(move || began.elapsed());
         let (seed, scale) = (plan.seed, plan.scale);
         // As for the nodes of the database.
         let slow_after = Duration::from_millis(250);
-        let breaker = BreakerOptions { slow_after, open_cap: Duration::from_secs(2), ..BreakerOptions::default() };
+        let breaker = BreakerOptions {
+            slow_after,
+            open_cap: Duration::from_secs(2),
+            ..BreakerOptions::default()
+        };
         let limiter = LimiterOptions::default();
-        let (start, least, most) = (limiter.start / scale, (limiter.least / scale).max(1), limiter.most / scale);
+        let (start, least, most) =
+            (limiter.start / scale, (limiter.least / scale).max(1), limiter.most / scale);
         let limiter = LimiterOptions { start, least, most, seed: seed + 1, ..limiter };
         let world = Arc::new(World {
             began,

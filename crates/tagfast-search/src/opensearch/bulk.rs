@@ -75,13 +75,20 @@ fn lines(entries: &[&Entry<'_>]) -> Vec<u8> {
 
 fn verdict(item: &Value) -> Result<RecordVerdict, SinkError> {
     let item = &item["index"];
-    let (kind, reason) = (item["error"]["type"].as_str().unwrap_or(""), item["error"]["reason"].as_str().unwrap_or(""));
+    let (kind, reason) = (
+        item["error"]["type"].as_str().unwrap_or(""),
+        item["error"]["reason"].as_str().unwrap_or(""),
+    );
     Ok(match item["status"].as_u64() {
         Some(200 | 201) => RecordVerdict::Applied,
         // The index has this version or a newer one.
         Some(409) => RecordVerdict::Superseded,
-        Some(429 | 503) => RecordVerdict::Failed { code: "index_overloaded", message: format!("{kind}: {reason}") },
-        Some(400) => RecordVerdict::Poison { code: "index_refused", message: format!("{kind}: {reason}") },
+        Some(429 | 503) => {
+            RecordVerdict::Failed { code: "index_overloaded", message: format!("{kind}: {reason}") }
+        }
+        Some(400) => {
+            RecordVerdict::Poison { code: "index_refused", message: format!("{kind}: {reason}") }
+        }
         // A missing index, one that may not be written, anything else: no record is to blame.
         other => return Err(systemic(format!("an item was answered {other:?}: {kind}: {reason}"))),
     })
@@ -104,7 +111,8 @@ pub(super) async fn write(
 pub(super) async fn remove(client: &Client, target: &str, query: &Value) -> Result<usize, Failure> {
     let mut removed = 0;
     loop {
-        let body = json!({"size": REMOVED, "_source": false, "seq_no_primary_term": true, "query": query});
+        let body =
+            json!({"size": REMOVED, "_source": false, "seq_no_primary_term": true, "query": query});
         let answer = client.change(Method::POST, &format!("{target}/_search"), Some(&body)).await?;
         let hits = answer["hits"]["hits"].as_array().map_or(&[][..], Vec::as_slice);
         if hits.is_empty() {
@@ -124,22 +132,34 @@ pub(super) async fn remove(client: &Client, target: &str, query: &Value) -> Resu
         let gone = answer["items"].as_array().into_iter().flatten().filter(gone).count();
         if gone == 0 {
             // Whatever keeps them would keep them for ever.
-            return Err(Failure::Odd(format!("nothing is removed: {}", answer["items"][0]["delete"]["error"])));
+            return Err(Failure::Odd(format!(
+                "nothing is removed: {}",
+                answer["items"][0]["delete"]["error"]
+            )));
         }
         removed += gone;
     }
 }
 
 /// The versions of contents, searchable or not.
-pub(super) async fn versions(client: &Client, keys: &[ContentKey]) -> Result<Vec<Option<Version>>, SinkError> {
-    let path = format!("{}/_mget?_source=false&filter_path=docs.found,docs._version,docs.error", client.options.alias);
+pub(super) async fn versions(
+    client: &Client,
+    keys: &[ContentKey],
+) -> Result<Vec<Option<Version>>, SinkError> {
+    let path = format!(
+        "{}/_mget?_source=false&filter_path=docs.found,docs._version,docs.error",
+        client.options.alias
+    );
     let ids: Vec<String> = keys.iter().map(id).collect();
-    let answer = client.change(Method::POST, &path, Some(&json!({"ids": ids}))).await.map_err(systemic)?;
+    let answer =
+        client.change(Method::POST, &path, Some(&json!({"ids": ids}))).await.map_err(systemic)?;
     let docs = answer["docs"].as_array().filter(|docs| docs.len() == keys.len());
     let docs = docs.ok_or_else(|| systemic("fewer documents were answered than asked"))?;
     docs.iter()
         .map(|doc| match (doc["found"].as_bool(), doc["_version"].as_u64()) {
-            (Some(true), Some(version)) => Version::from_packed(version).map(Some).map_err(systemic),
+            (Some(true), Some(version)) => {
+                Version::from_packed(version).map(Some).map_err(systemic)
+            }
             (Some(false), _) => Ok(None),
             _ => Err(systemic(format!("a document was answered {}", doc["error"]))),
         })
@@ -147,7 +167,11 @@ pub(super) async fn versions(client: &Client, keys: &[ContentKey]) -> Result<Vec
 }
 
 /// One request; one that is refused as a whole is halved until the record that is to blame is alone.
-async fn piece_of(client: &Client, target: &str, entries: &[&Entry<'_>]) -> Result<Vec<RecordVerdict>, SinkError> {
+async fn piece_of(
+    client: &Client,
+    target: &str,
+    entries: &[&Entry<'_>],
+) -> Result<Vec<RecordVerdict>, SinkError> {
     let answer = match client.bulk(target, lines(entries)).await {
         Ok(answer) => answer,
         Err(Failure::Refused { status, reason }) if matches!(status.as_u16(), 400 | 413) => {

@@ -67,7 +67,11 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn new(options: OpenSearchOptions) -> Result<Self, reqwest::Error> {
-        let http = reqwest::Client::builder().connect_timeout(CONNECT).tcp_nodelay(true).no_proxy().build()?;
+        let http = reqwest::Client::builder()
+            .connect_timeout(CONNECT)
+            .tcp_nodelay(true)
+            .no_proxy()
+            .build()?;
         Ok(Self { http, url: options.url.trim_end_matches('/').to_owned(), options })
     }
 
@@ -95,7 +99,8 @@ impl Client {
             let error = &reason["error"];
             let text = |v: &Value| v.as_str().map(str::to_owned);
             let known = text(&error["reason"]).or_else(|| text(error));
-            let reason = known.unwrap_or_else(|| String::from_utf8_lossy(&bytes).chars().take(300).collect());
+            let reason = known
+                .unwrap_or_else(|| String::from_utf8_lossy(&bytes).chars().take(300).collect());
             let kind = text(&error["type"]).map(|kind| format!("{kind}: ")).unwrap_or_default();
             return Err(Failure::Refused { status, reason: format!("{kind}{reason}") });
         }
@@ -116,14 +121,20 @@ impl Client {
     }
 
     /// Changes something.
-    pub(super) async fn change(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
+    pub(super) async fn change(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Value, Failure> {
         let body = body.map(|body| ("application/json", body.to_string().into_bytes()));
         self.send(method, path, body, CHANGE).await
     }
 
     /// Writes documents to what an alias leads to.
     pub(super) async fn bulk(&self, alias: &str, lines: Vec<u8>) -> Result<Value, Failure> {
-        let path = format!("{alias}/_bulk?require_alias=true&filter_path=items.*.status,items.*.error");
+        let path =
+            format!("{alias}/_bulk?require_alias=true&filter_path=items.*.status,items.*.error");
         self.send(Method::POST, &path, Some(("application/x-ndjson", lines)), CHANGE).await
     }
 

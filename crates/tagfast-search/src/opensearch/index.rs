@@ -28,7 +28,9 @@ fn definition(shards: u32) -> Value {
 /// The indices behind an alias.
 async fn behind(client: &Client, alias: &str) -> Result<Vec<String>, Failure> {
     match client.get_patiently(&format!("_alias/{alias}")).await {
-        Ok(answer) => Ok(answer.as_object().map(|all| all.keys().cloned().collect()).unwrap_or_default()),
+        Ok(answer) => {
+            Ok(answer.as_object().map(|all| all.keys().cloned().collect()).unwrap_or_default())
+        }
         Err(failure) if failure.status() == Some(StatusCode::NOT_FOUND) => Ok(Vec::new()),
         Err(failure) => Err(failure),
     }
@@ -42,9 +44,9 @@ pub(super) async fn check(client: &Client) -> Result<Option<String>, OpenSearchE
     let Some(index) = served.pop() else {
         // An index of that name would take the alias's place.
         return match client.get(&format!("{alias}/_mapping")).await {
-            Ok(_) => {
-                Err(OpenSearchError::Foreign(format!("{alias} is an index, not our alias: delete it or rename it")))
-            }
+            Ok(_) => Err(OpenSearchError::Foreign(format!(
+                "{alias} is an index, not our alias: delete it or rename it"
+            ))),
             Err(failure) if failure.status() == Some(StatusCode::NOT_FOUND) => Ok(None),
             Err(failure) => Err(silent(failure)),
         };
@@ -72,8 +74,10 @@ pub(super) async fn check(client: &Client) -> Result<Option<String>, OpenSearchE
 pub(super) async fn begin(client: &Client) -> Result<String, Failure> {
     let (alias, next) = (&client.options.alias, client.next_alias());
     let all = client.get(&format!("_cat/indices/{alias}-v*?format=json&h=index")).await?;
-    let names: Vec<&str> =
-        all.as_array().map(|a| a.iter().filter_map(|i| i["index"].as_str()).collect()).unwrap_or_default();
+    let names: Vec<&str> = all
+        .as_array()
+        .map(|a| a.iter().filter_map(|i| i["index"].as_str()).collect())
+        .unwrap_or_default();
     // What an interrupted rebuild left behind is begun anew.
     for left in behind(client, &next).await? {
         client.change(Method::DELETE, &left, None).await?;
@@ -91,7 +95,8 @@ pub(super) async fn begin(client: &Client) -> Result<String, Failure> {
 pub(super) async fn switch(client: &Client, name: &str) -> Result<(), Failure> {
     let (alias, next) = (&client.options.alias, client.next_alias());
     let old = behind(client, alias).await?;
-    let mut actions: Vec<Value> = old.iter().map(|old| json!({"remove": {"index": old, "alias": alias}})).collect();
+    let mut actions: Vec<Value> =
+        old.iter().map(|old| json!({"remove": {"index": old, "alias": alias}})).collect();
     actions.push(json!({"add": {"index": name, "alias": alias}}));
     actions.push(json!({"remove": {"index": name, "alias": next}}));
     client.change(Method::POST, "_aliases", Some(&json!({"actions": actions}))).await?;

@@ -51,7 +51,11 @@ impl Lock {
     }
 
     /// Takes it for this owner, a name that nobody else has.
-    pub(super) async fn take(client: &Client, owner: &str, now: UnixMillis) -> Result<Self, NotTaken> {
+    pub(super) async fn take(
+        client: &Client,
+        owner: &str,
+        now: UnixMillis,
+    ) -> Result<Self, NotTaken> {
         let index = format!("{}-lock", client.options.alias);
         let definition = json!({
             "settings": {"number_of_shards": 1},
@@ -76,7 +80,9 @@ impl Lock {
             Err(failure) if is(&failure, StatusCode::NOT_FOUND) => "op_type=create".to_owned(),
             Err(failure) => return Err(failure.into()),
         };
-        let write = client.change(Method::PUT, &format!("{path}?{condition}"), Some(&Self::document(owner, now))).await;
+        let write = client
+            .change(Method::PUT, &format!("{path}?{condition}"), Some(&Self::document(owner, now)))
+            .await;
         match write {
             Ok(answer) => Ok(Self { path, owner: owner.to_owned(), sequence: sequence(&answer)? }),
             Err(failure) if is(&failure, StatusCode::CONFLICT) => Err(NotTaken::Busy),
@@ -88,7 +94,8 @@ impl Lock {
     pub(super) async fn renew(&mut self, client: &Client, now: UnixMillis) -> Result<(), Failure> {
         let (number, term) = self.sequence;
         let path = format!("{}?if_seq_no={number}&if_primary_term={term}", self.path);
-        let answer = client.change(Method::PUT, &path, Some(&Self::document(&self.owner, now))).await?;
+        let answer =
+            client.change(Method::PUT, &path, Some(&Self::document(&self.owner, now))).await?;
         self.sequence = sequence(&answer)?;
         Ok(())
     }

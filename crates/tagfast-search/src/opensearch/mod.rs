@@ -63,9 +63,11 @@ impl OpenSearchIndex {
         scanner: Arc<dyn ShardScanner>,
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Self>, OpenSearchError> {
-        let client = Arc::new(Client::new(options).map_err(|e| OpenSearchError::Foreign(e.to_string()))?);
+        let client =
+            Arc::new(Client::new(options).map_err(|e| OpenSearchError::Foreign(e.to_string()))?);
         let mut id = [0; 16];
-        getrandom::fill(&mut id).map_err(|e| OpenSearchError::Foreign(format!("no random bits: {e}")))?;
+        getrandom::fill(&mut id)
+            .map_err(|e| OpenSearchError::Foreign(format!("no random bits: {e}")))?;
         let owner = format!("{:032x}", u128::from_be_bytes(id));
         let (visible, shared, progress) = (Arc::default(), Arc::default(), Arc::default());
         Ok(Arc::new(Self { client, scanner, clock, owner, visible, shared, progress }))
@@ -90,7 +92,11 @@ impl OpenSearchIndex {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn answer(&self, tenant: &TenantId, request: &SearchRequest) -> Result<SearchPage, SearchError> {
+    async fn answer(
+        &self,
+        tenant: &TenantId,
+        request: &SearchRequest,
+    ) -> Result<SearchPage, SearchError> {
         let parsed = request.query.as_deref().map(language::parse).transpose()?.flatten();
         // The moment first, the index after: it can only be newer than the moment says.
         let as_of = self.as_of();
@@ -121,7 +127,11 @@ fn unavailable(failure: Failure) -> SearchError {
 
 #[async_trait]
 impl SearchIndex for OpenSearchIndex {
-    async fn search(&self, tenant: &TenantId, request: &SearchRequest) -> Result<SearchPage, SearchError> {
+    async fn search(
+        &self,
+        tenant: &TenantId,
+        request: &SearchRequest,
+    ) -> Result<SearchPage, SearchError> {
         let result = self.answer(tenant, request).await;
         crate::count_query(&result);
         result
@@ -133,7 +143,8 @@ impl SearchIndex for OpenSearchIndex {
         tag: &TagName,
         limit: usize,
     ) -> Result<Vec<(TagName, u64)>, SearchError> {
-        let answer = self.client.search(&query::related(tenant, tag, limit)).await.map_err(unavailable)?;
+        let answer =
+            self.client.search(&query::related(tenant, tag, limit)).await.map_err(unavailable)?;
         Ok(query::facets(&answer).map_err(unavailable)?.0)
     }
 

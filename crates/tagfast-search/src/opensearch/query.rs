@@ -25,7 +25,9 @@ fn clause(query: &Query) -> Value {
         Query::Prefix(prefix) => json!({"prefix": {"tags": prefix}}),
         Query::Type(name) => json!({"term": {"type": name.as_str()}}),
         Query::Not(inner) => json!({"bool": {"must_not": [clause(inner)]}}),
-        Query::And(parts) => json!({"bool": {"filter": parts.iter().map(clause).collect::<Vec<_>>()}}),
+        Query::And(parts) => {
+            json!({"bool": {"filter": parts.iter().map(clause).collect::<Vec<_>>()}})
+        }
         Query::Or(parts) => {
             json!({"bool": {"should": parts.iter().map(clause).collect::<Vec<_>>(), "minimum_should_match": 1}})
         }
@@ -45,7 +47,8 @@ fn tag_counts(size: usize) -> Value {
 
 /// The request of a page. One hit more than asked for, to know whether there is a next page.
 pub(super) fn body(tenant: &TenantId, request: &SearchRequest, query: Option<&Query>) -> Value {
-    let of_type = request.content_type.as_ref().map(|name| json!({"term": {"type": name.as_str()}}));
+    let of_type =
+        request.content_type.as_ref().map(|name| json!({"term": {"type": name.as_str()}}));
     let sort = match request.sort {
         Sort::Updated => json!([{"updated_at": "desc"}, {"type": "asc"}, {"id": "asc"}]),
         Sort::Id => json!([{"type": "asc"}, {"id": "asc"}]),
@@ -99,18 +102,26 @@ fn begins_with(prefix: &str) -> String {
 }
 
 /// Refuses prefixes that stand for too many tags of the tenant.
-pub(super) async fn check_prefixes(client: &Client, tenant: &TenantId, query: &Query) -> Result<(), SearchError> {
+pub(super) async fn check_prefixes(
+    client: &Client,
+    tenant: &TenantId,
+    query: &Query,
+) -> Result<(), SearchError> {
     let mut found = Vec::new();
     prefixes(query, &mut found);
     for prefix in found {
         let mut counts = tag_counts(PREFIX_TAGS + 1);
         counts["terms"]["include"] = json!(begins_with(prefix));
         let with_prefix = json!({"prefix": {"tags": prefix}});
-        let body = json!({"size": 0, "query": scoped(tenant, [with_prefix]), "aggs": {"tags": counts}});
+        let body =
+            json!({"size": 0, "query": scoped(tenant, [with_prefix]), "aggs": {"tags": counts}});
         let answer = client.search(&body).await.map_err(super::unavailable)?;
         let tags = answer["aggregations"]["tags"]["buckets"].as_array().map_or(0, Vec::len);
         if tags > PREFIX_TAGS {
-            return Err(SearchError::PrefixTooBroad { prefix: prefix.to_owned(), allowed: PREFIX_TAGS });
+            return Err(SearchError::PrefixTooBroad {
+                prefix: prefix.to_owned(),
+                allowed: PREFIX_TAGS,
+            });
         }
     }
     Ok(())
@@ -119,10 +130,14 @@ pub(super) async fn check_prefixes(client: &Client, tenant: &TenantId, query: &Q
 /// Counts of tags, and whether some may be too low.
 pub(super) fn facets(answer: &Value) -> Result<(Vec<(TagName, u64)>, bool), Failure> {
     let tags = &answer["aggregations"]["tags"];
-    let buckets = tags["buckets"].as_array().ok_or_else(|| Failure::Odd("no counts of tags".to_owned()))?;
-    let one = |bucket: &Value| Some((TagName::from_canonical(bucket["key"].as_str()?), bucket["doc_count"].as_u64()?));
+    let buckets =
+        tags["buckets"].as_array().ok_or_else(|| Failure::Odd("no counts of tags".to_owned()))?;
+    let one = |bucket: &Value| {
+        Some((TagName::from_canonical(bucket["key"].as_str()?), bucket["doc_count"].as_u64()?))
+    };
     let counts: Option<Vec<_>> = buckets.iter().map(one).collect();
-    let counts = counts.ok_or_else(|| Failure::Odd("a count of tags without a number".to_owned()))?;
+    let counts =
+        counts.ok_or_else(|| Failure::Odd("a count of tags without a number".to_owned()))?;
     Ok((counts, tags["doc_count_error_upper_bound"].as_u64() != Some(0)))
 }
 
@@ -154,12 +169,25 @@ pub(super) fn page(answer: &Value, request: &SearchRequest) -> Result<SearchPage
     hits.truncate(request.limit.clamp(1, PAGE));
     let total = &answer["hits"]["total"];
     let value = total["value"].as_u64().ok_or_else(|| odd("no total"))?;
-    let total = if total["relation"] == "gte" { Total::AtLeast(TOTAL_EXACT) } else { Total::Exactly(value) };
+    let total = if total["relation"] == "gte" {
+        Total::AtLeast(TOTAL_EXACT)
+    } else {
+        Total::Exactly(value)
+    };
     let facets = if request.facets { Some(facets(answer)?) } else { None };
-    let next =
-        hits.last().filter(|_| more).map(|hit| SortKey { updated_at: hit.updated_at, content: hit.content.clone() });
+    let next = hits
+        .last()
+        .filter(|_| more)
+        .map(|hit| SortKey { updated_at: hit.updated_at, content: hit.content.clone() });
     let facets_approximate = facets.as_ref().is_some_and(|(_, approximate)| *approximate);
-    Ok(SearchPage { hits, total, facets: facets.map(|(counts, _)| counts), facets_approximate, next, as_of: 0 })
+    Ok(SearchPage {
+        hits,
+        total,
+        facets: facets.map(|(counts, _)| counts),
+        facets_approximate,
+        next,
+        as_of: 0,
+    })
 }
 
 #[cfg(test)]

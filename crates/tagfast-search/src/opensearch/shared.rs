@@ -43,7 +43,8 @@ impl Shared {
             return self.own.oldest();
         }
         let moment = |n: u16| {
-            let (own, other) = (self.own.partitions.get(&Partition(n)), self.others.get(&Partition(n)));
+            let (own, other) =
+                (self.own.partitions.get(&Partition(n)), self.others.get(&Partition(n)));
             own.max(other).copied()
         };
         (0..self.total).map(moment).collect::<Option<Vec<_>>>()?.into_iter().min()
@@ -119,7 +120,8 @@ async fn round(
     }
     let own = lock(shared).own.partitions.clone();
     if !own.is_empty() {
-        let visible: BTreeMap<String, UnixMillis> = own.iter().map(|(p, at)| (p.0.to_string(), *at)).collect();
+        let visible: BTreeMap<String, UnixMillis> =
+            own.iter().map(|(p, at)| (p.0.to_string(), *at)).collect();
         let document = json!({"at": now, "visible": visible});
         client.change(Method::PUT, &format!("{index}/_doc/{owner}"), Some(&document)).await?;
     }
@@ -128,7 +130,9 @@ async fn round(
     let mut others = BTreeMap::new();
     for hit in answer["hits"]["hits"].as_array().into_iter().flatten() {
         for (partition, at) in hit["_source"]["visible"].as_object().into_iter().flatten() {
-            let (Ok(partition), Some(at)) = (partition.parse(), Value::as_i64(at)) else { continue };
+            let (Ok(partition), Some(at)) = (partition.parse(), Value::as_i64(at)) else {
+                continue;
+            };
             let known = others.entry(Partition(partition)).or_insert(at);
             *known = at.max(*known);
         }
@@ -153,7 +157,10 @@ mod tests {
         assert_eq!(shared.oldest(), None, "of partition 2 nothing is known");
         shared.others = moments(&[(0, 5), (1, 7), (2, 8)]);
         assert_eq!(shared.oldest(), Some(7));
-        let alone = Shared { own: Visible { partitions: moments(&[(4, 9)]), complete: true }, ..Shared::default() };
+        let alone = Shared {
+            own: Visible { partitions: moments(&[(4, 9)]), complete: true },
+            ..Shared::default()
+        };
         assert_eq!(alone.oldest(), Some(9), "who shares with nobody knows its own");
     }
 }

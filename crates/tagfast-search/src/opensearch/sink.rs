@@ -11,7 +11,9 @@ use async_trait::async_trait;
 use reqwest::Method;
 use serde_json::json;
 use tagfast_domain::{Content, ContentId, ContentKey, ContentType, EpochId, TenantId, Version};
-use tagfast_events::{Group, Partition, Positions, RecordVerdict, Sink, SinkError, SinkRecord, Start, Visible};
+use tagfast_events::{
+    Group, Partition, Positions, RecordVerdict, Sink, SinkError, SinkRecord, Start, Visible,
+};
 use tagfast_sharding::LogicalShard;
 use tokio::time::Instant;
 
@@ -77,7 +79,8 @@ impl OpenSearchIndex {
             progress.refreshed_at = Some(Instant::now());
             match refreshed {
                 Ok(_) => {
-                    metrics::histogram!("tagfast_search_commit_seconds").record(started.elapsed().as_secs_f64());
+                    metrics::histogram!("tagfast_search_commit_seconds")
+                        .record(started.elapsed().as_secs_f64());
                     progress.visible = positions;
                 }
                 Err(error) => {
@@ -98,8 +101,12 @@ impl OpenSearchIndex {
             ]}});
             match bulk::remove(&client, &client.options.alias, &query).await {
                 Ok(0) => {}
-                Ok(removed) => tracing::info!(removed, "old tombstones were removed from the search index"),
-                Err(error) => tracing::warn!(%error, "old tombstones were not removed from the search index"),
+                Ok(removed) => {
+                    tracing::info!(removed, "old tombstones were removed from the search index")
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "old tombstones were not removed from the search index")
+                }
             }
         });
     }
@@ -120,14 +127,17 @@ impl OpenSearchIndex {
                     lock.renew(&self.client, self.clock.now_ms()).await.map_err(systemic)?;
                     renewed_at = Instant::now();
                 }
-                let page = self.scanner.scan(shard, None, after.as_ref(), PAGE).await.map_err(systemic)?;
+                let page =
+                    self.scanner.scan(shard, None, after.as_ref(), PAGE).await.map_err(systemic)?;
                 let entries: Vec<Entry<'_>> = page
                     .items
                     .iter()
                     .map(|(key, document)| Entry::of_document(key, document))
                     .filter(|entry| !entry.is_swept(now))
                     .collect();
-                for (verdict, entry) in bulk::write(&self.client, alias, &entries).await?.iter().zip(&entries) {
+                for (verdict, entry) in
+                    bulk::write(&self.client, alias, &entries).await?.iter().zip(&entries)
+                {
                     match verdict {
                         RecordVerdict::Applied | RecordVerdict::Superseded => {}
                         RecordVerdict::Failed { message, .. } => return Err(systemic(message)),
@@ -150,7 +160,11 @@ impl OpenSearchIndex {
 
 impl OpenSearchIndex {
     /// Makes the next index, fills it and serves it.
-    async fn build(&self, lock: &mut Lock, progress: &(dyn Fn(u64) + Send + Sync)) -> Result<(), SinkError> {
+    async fn build(
+        &self,
+        lock: &mut Lock,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<(), SinkError> {
         let name = index::begin(&self.client).await.map_err(systemic)?;
         // Until here others may not know of it: what they write after this they write to both, what they wrote before is in the
         // shards.
@@ -158,7 +172,10 @@ impl OpenSearchIndex {
             tokio::time::sleep(2 * KNOWN_FOR).await;
         }
         self.copy(&self.client.next_alias(), lock, progress).await?;
-        self.client.change(Method::POST, &format!("{name}/_refresh"), None).await.map_err(systemic)?;
+        self.client
+            .change(Method::POST, &format!("{name}/_refresh"), None)
+            .await
+            .map_err(systemic)?;
         // Still ours: nobody else has begun another one.
         lock.renew(&self.client, self.clock.now_ms()).await.map_err(systemic)?;
         index::switch(&self.client, &name).await.map_err(systemic)
@@ -239,7 +256,9 @@ impl Sink for OpenSearchIndex {
                 return Err(failed);
             }
             let since = progress.refreshed_at.map(|at| at.elapsed());
-            let busy = since.is_some_and(|since| progress.written as f64 > BUSY as f64 * since.as_secs_f64().max(0.2));
+            let busy = since.is_some_and(|since| {
+                progress.written as f64 > BUSY as f64 * since.as_secs_f64().max(0.2)
+            });
             let pause = if busy { REFRESH_BUSY } else { REFRESH };
             if progress.dirty && !progress.refreshing && since.is_none_or(|since| since >= pause) {
                 (progress.dirty, progress.refreshing, progress.written) = (false, true, 0);
@@ -270,7 +289,8 @@ impl Sink for OpenSearchIndex {
             self.visible.fetch_max(at, Ordering::AcqRel);
         }
         let Some(at) = visible.oldest() else { return };
-        metrics::gauge!("tagfast_search_lag_seconds").set((self.clock.now_ms() - at).max(0) as f64 / 1000.0);
+        metrics::gauge!("tagfast_search_lag_seconds")
+            .set((self.clock.now_ms() - at).max(0) as f64 / 1000.0);
     }
 
     async fn rebuild(
@@ -282,7 +302,9 @@ impl Sink for OpenSearchIndex {
         let mut lock = match Lock::take(&self.client, &self.owner, self.clock.now_ms()).await {
             Ok(lock) => lock,
             Err(NotTaken::Busy) => {
-                return Err(systemic("another process rebuilds the index; this one waits for its turn"));
+                return Err(systemic(
+                    "another process rebuilds the index; this one waits for its turn",
+                ));
             }
             Err(NotTaken::Failed(failure)) => return Err(systemic(failure)),
         };

@@ -61,7 +61,10 @@ impl TagNumbers {
     /// The names of numbers.
     pub(super) fn names(&self, numbers: &[(u32, u64)]) -> Vec<(TagName, u64)> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        numbers.iter().filter_map(|(n, count)| Some((state.names.get(*n as usize)?.clone(), *count))).collect()
+        numbers
+            .iter()
+            .filter_map(|(n, count)| Some((state.names.get(*n as usize)?.clone(), *count)))
+            .collect()
     }
 
     /// How many numbers there are.
@@ -112,10 +115,15 @@ pub(super) struct Live {
 
 impl Live {
     /// With the columns of `previous` where the segment is the same.
-    pub(super) fn new(searcher: Searcher, fields: Fields, previous: Option<&Self>) -> tantivy::Result<Self> {
+    pub(super) fn new(
+        searcher: Searcher,
+        fields: Fields,
+        previous: Option<&Self>,
+    ) -> tantivy::Result<Self> {
         let used = |p: &Self| p.segments.iter().map(|c| c.numbers.len()).sum::<usize>();
         // Numbers are never given back. When most are of tags that nobody uses any more, numbering begins anew.
-        let previous = previous.filter(|p| p.tag_count <= FORGOTTEN_TAGS || p.tag_count <= 2 * used(p));
+        let previous =
+            previous.filter(|p| p.tag_count <= FORGOTTEN_TAGS || p.tag_count <= 2 * used(p));
         let tags = previous.map_or_else(Arc::default, |p| Arc::clone(&p.tags));
         let mut segments = Vec::with_capacity(searcher.segment_readers().len());
         let mut by_id = HashMap::new();

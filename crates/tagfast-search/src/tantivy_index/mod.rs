@@ -110,7 +110,8 @@ impl TantivyIndex {
 
     fn live(&self) -> Result<Arc<Live>, SearchError> {
         let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
-        live.clone().ok_or_else(|| SearchError::Unavailable("the search index is being built".to_owned()))
+        live.clone()
+            .ok_or_else(|| SearchError::Unavailable("the search index is being built".to_owned()))
     }
 }
 
@@ -134,7 +135,11 @@ async fn run(live: Arc<Live>, plan: search::Plan) -> Result<SearchPage, SearchEr
 }
 
 impl TantivyIndex {
-    async fn answer(&self, tenant: &TenantId, request: &SearchRequest) -> Result<SearchPage, SearchError> {
+    async fn answer(
+        &self,
+        tenant: &TenantId,
+        request: &SearchRequest,
+    ) -> Result<SearchPage, SearchError> {
         let query = request.query.as_deref().map(query::parse).transpose()?.flatten();
         // The moment first, the index after: it can only be newer than the moment says.
         let as_of = self.as_of();
@@ -158,7 +163,11 @@ impl TantivyIndex {
 
 #[async_trait]
 impl SearchIndex for TantivyIndex {
-    async fn search(&self, tenant: &TenantId, request: &SearchRequest) -> Result<SearchPage, SearchError> {
+    async fn search(
+        &self,
+        tenant: &TenantId,
+        request: &SearchRequest,
+    ) -> Result<SearchPage, SearchError> {
         let result = self.answer(tenant, request).await;
         crate::count_query(&result);
         result

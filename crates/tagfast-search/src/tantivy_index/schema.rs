@@ -119,7 +119,10 @@ pub(super) fn hit(bytes: &[u8]) -> Option<Hit> {
     let (version, rest) = bytes.split_first_chunk::<8>()?;
     let (updated_at, rest) = rest.split_first_chunk::<8>()?;
     let mut parts = std::str::from_utf8(rest).ok()?.split('\0').skip(1);
-    let content = Content { content_type: parts.next()?.parse().ok()?, content_id: parts.next()?.parse().ok()? };
+    let content = Content {
+        content_type: parts.next()?.parse().ok()?,
+        content_id: parts.next()?.parse().ok()?,
+    };
     Some(Hit {
         content,
         tags: parts.map(TagName::from_canonical).collect(),

@@ -8,7 +8,9 @@ use std::collections::{BinaryHeap, HashMap};
 use std::ops::Bound;
 
 use tagfast_domain::{TagName, TenantId};
-use tantivy::query::{BooleanQuery, EmptyQuery, EnableScoring, Occur, Query as TantivyQuery, TermQuery};
+use tantivy::query::{
+    BooleanQuery, EmptyQuery, EnableScoring, Occur, Query as TantivyQuery, TermQuery,
+};
 use tantivy::schema::{Field, IndexRecordOption, Value};
 use tantivy::{DocAddress, DocId, SegmentReader, TantivyDocument, Term};
 
@@ -59,7 +61,8 @@ impl Plan {
             parts.push((Occur::Must, query));
         }
         if let Some(content_type) = &request.content_type {
-            let (query, estimate) = builder.term(live.fields.content_type, &scoped(tenant, content_type.as_str()))?;
+            let (query, estimate) =
+                builder.term(live.fields.content_type, &scoped(tenant, content_type.as_str()))?;
             postings = postings.min(estimate);
             parts.push((Occur::Must, query));
         }
@@ -85,8 +88,13 @@ impl Plan {
     }
 
     /// No hits, only the facets of one tag.
-    pub(super) fn of_tag(live: &Live, tenant: &TenantId, tag: &TagName) -> Result<Self, SearchError> {
-        let (query, postings) = Builder { live, tenant }.term(live.fields.tag, &scoped(tenant, tag.as_str()))?;
+    pub(super) fn of_tag(
+        live: &Live,
+        tenant: &TenantId,
+        tag: &TagName,
+    ) -> Result<Self, SearchError> {
+        let (query, postings) =
+            Builder { live, tenant }.term(live.fields.tag, &scoped(tenant, tag.as_str()))?;
         Ok(Self {
             query,
             postings,
@@ -125,8 +133,12 @@ impl Builder<'_> {
 
     fn build(&self, query: &Query) -> Result<Built, SearchError> {
         match query {
-            Query::Tag(name) => self.term(self.live.fields.tag, &scoped(self.tenant, name.as_str())),
-            Query::Type(name) => self.term(self.live.fields.content_type, &scoped(self.tenant, name.as_str())),
+            Query::Tag(name) => {
+                self.term(self.live.fields.tag, &scoped(self.tenant, name.as_str()))
+            }
+            Query::Type(name) => {
+                self.term(self.live.fields.content_type, &scoped(self.tenant, name.as_str()))
+            }
             Query::Prefix(prefix) => self.prefix(prefix),
             Query::Not(_) => self.and(std::slice::from_ref(query)),
             Query::And(parts) => self.and(parts),
@@ -172,7 +184,10 @@ impl Builder<'_> {
             while stream.advance() && stream.key().starts_with(&start) {
                 terms.insert(stream.key().to_vec());
                 if terms.len() > PREFIX_TAGS {
-                    return Err(SearchError::PrefixTooBroad { prefix: prefix.to_owned(), allowed: PREFIX_TAGS });
+                    return Err(SearchError::PrefixTooBroad {
+                        prefix: prefix.to_owned(),
+                        allowed: PREFIX_TAGS,
+                    });
                 }
             }
         }
@@ -254,7 +269,11 @@ pub(super) fn execute(live: &Live, plan: &Plan) -> tantivy::Result<SearchPage> {
     let weight = plan.query.weight(EnableScoring::disabled_from_searcher(&live.searcher))?;
     let mut facets = plan.facets.map(|_| {
         let known = live.tag_count;
-        if known <= DENSE_TAGS { Facets::Dense(vec![0; known]) } else { Facets::Sparse(HashMap::new()) }
+        if known <= DENSE_TAGS {
+            Facets::Dense(vec![0; known])
+        } else {
+            Facets::Sparse(HashMap::new())
+        }
     });
     let mut total = 0;
     let mut candidates = Vec::new();
@@ -287,11 +306,17 @@ pub(super) fn execute(live: &Live, plan: &Plan) -> tantivy::Result<SearchPage> {
     candidates.sort_by(Candidate::order);
     let more = candidates.len() > plan.limit;
     candidates.truncate(plan.limit);
-    let hits = candidates.iter().map(|c| load(live, c.address)).collect::<tantivy::Result<Vec<Hit>>>()?;
-    let next =
-        hits.last().filter(|_| more).map(|hit| SortKey { updated_at: hit.updated_at, content: hit.content.clone() });
-    let total =
-        if total <= TOTAL_EXACT || plan.total_exact { Total::Exactly(total) } else { Total::AtLeast(TOTAL_EXACT) };
+    let hits =
+        candidates.iter().map(|c| load(live, c.address)).collect::<tantivy::Result<Vec<Hit>>>()?;
+    let next = hits
+        .last()
+        .filter(|_| more)
+        .map(|hit| SortKey { updated_at: hit.updated_at, content: hit.content.clone() });
+    let total = if total <= TOTAL_EXACT || plan.total_exact {
+        Total::Exactly(total)
+    } else {
+        Total::AtLeast(TOTAL_EXACT)
+    };
     let facets = facets.map(|f| top(live, f, plan.facets.unwrap_or(FACETS)));
     Ok(SearchPage { hits, total, facets, facets_approximate: false, next, as_of: 0 })
 }
@@ -324,7 +349,10 @@ impl Places {
             Some(after) => {
                 let key = scoped(&plan.tenant, after.content.content_type.as_str());
                 let key = [key.as_str(), "\0", after.content.content_id.as_str()].concat();
-                let (from, _) = columns.key.dictionary().term_bounds_to_ord(Bound::Excluded(key), Bound::Unbounded)?;
+                let (from, _) = columns
+                    .key
+                    .dictionary()
+                    .term_bounds_to_ord(Bound::Excluded(key), Bound::Unbounded)?;
                 let ord = match from {
                     Bound::Included(ord) => ord,
                     Bound::Excluded(ord) => ord + 1,
@@ -350,7 +378,9 @@ impl Places {
             Sort::Updated => -columns.updated_at.first(doc).unwrap_or(0),
             Sort::Id => 0,
         };
-        if self.heap.len() == self.room && self.heap.peek().is_some_and(|worst| primary > worst.primary) {
+        if self.heap.len() == self.room
+            && self.heap.peek().is_some_and(|worst| primary > worst.primary)
+        {
             return;
         }
         let key = columns.key.ords().first(doc).unwrap_or(0);
@@ -370,10 +400,9 @@ impl Places {
 
 fn load(live: &Live, address: DocAddress) -> tantivy::Result<Hit> {
     let doc: TantivyDocument = live.searcher.doc(address)?;
-    doc.get_first(live.fields.stored)
-        .and_then(|v| v.as_bytes())
-        .and_then(hit)
-        .ok_or_else(|| tantivy::TantivyError::InternalError("a stored hit cannot be decoded".to_owned()))
+    doc.get_first(live.fields.stored).and_then(|v| v.as_bytes()).and_then(hit).ok_or_else(|| {
+        tantivy::TantivyError::InternalError("a stored hit cannot be decoded".to_owned())
+    })
 }
 
 /// The newest indexed version of a key, among committed documents.
@@ -382,7 +411,9 @@ pub(super) fn indexed_version(live: &Live, key: &str) -> tantivy::Result<Option<
     let term = live.fields.key_term(key);
     for (_, reader, columns) in live.parts() {
         let index = reader.inverted_index(live.fields.key)?;
-        let Some(mut postings) = index.read_postings(&term, IndexRecordOption::Basic)? else { continue };
+        let Some(mut postings) = index.read_postings(&term, IndexRecordOption::Basic)? else {
+            continue;
+        };
         while postings.doc() != tantivy::TERMINATED {
             let doc = postings.doc();
             if is_alive(reader, doc) {
@@ -405,7 +436,8 @@ pub(super) fn count_live(live: &Live) -> tantivy::Result<u64> {
         let index = reader.inverted_index(live.fields.tenant)?;
         let mut tenants = index.terms().stream()?;
         while tenants.advance() {
-            let term = Term::from_field_text(live.fields.tenant, &String::from_utf8_lossy(tenants.key()));
+            let term =
+                Term::from_field_text(live.fields.tenant, &String::from_utf8_lossy(tenants.key()));
             let weight = TermQuery::new(term, IndexRecordOption::Basic)
                 .weight(EnableScoring::disabled_from_searcher(&live.searcher))?;
             count += u64::from(weight.count(reader)?);

@@ -6,7 +6,9 @@ use std::sync::{Arc, PoisonError};
 
 use async_trait::async_trait;
 use tagfast_domain::{ContentKey, Document, EpochId, UnixMillis, Version};
-use tagfast_events::{Group, Partition, Positions, RecordVerdict, Sink, SinkError, SinkRecord, Start, Visible};
+use tagfast_events::{
+    Group, Partition, Positions, RecordVerdict, Sink, SinkError, SinkRecord, Start, Visible,
+};
 use tagfast_resilience::generation;
 use tagfast_sharding::LogicalShard;
 
@@ -67,7 +69,8 @@ impl TantivyIndex {
         for shard in LogicalShard::all() {
             let mut after = None;
             loop {
-                let page = self.scanner.scan(shard, None, after.as_ref(), PAGE).await.map_err(systemic)?;
+                let page =
+                    self.scanner.scan(shard, None, after.as_ref(), PAGE).await.map_err(systemic)?;
                 copied += page.items.len() as u64;
                 state = blocking(move || copy_page(state, &page.items, now)).await?;
                 progress(copied);
@@ -105,7 +108,9 @@ impl Sink for TantivyIndex {
         let state = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(match state.as_ref() {
             None => Start::Rebuild("there is no usable index"),
-            Some(state) if state.epoch() != epoch.to_string() => Start::Rebuild("the index is of another epoch"),
+            Some(state) if state.epoch() != epoch.to_string() => {
+                Start::Rebuild("the index is of another epoch")
+            }
             Some(state) => Start::From(state.committed().clone()),
         })
     }
@@ -116,7 +121,11 @@ impl Sink for TantivyIndex {
             records
                 .iter()
                 .map(|r| {
-                    Ok(if state.put(&Entry::of_event(r))? { RecordVerdict::Applied } else { RecordVerdict::Superseded })
+                    Ok(if state.put(&Entry::of_event(r))? {
+                        RecordVerdict::Applied
+                    } else {
+                        RecordVerdict::Superseded
+                    })
                 })
                 .collect()
         })
@@ -134,20 +143,24 @@ impl Sink for TantivyIndex {
 
     async fn versions(&self, keys: &[ContentKey]) -> Result<Vec<Option<Version>>, SinkError> {
         let keys = keys.to_vec();
-        let known = self.with_writer(move |state| keys.iter().map(|key| state.version(key)).collect()).await?;
+        let known = self
+            .with_writer(move |state| keys.iter().map(|key| state.version(key)).collect())
+            .await?;
         let known: Vec<Option<u64>> = known;
         Ok(known.into_iter().map(|version| Version::from_packed(version?).ok()).collect())
     }
 
     async fn advance(&self, positions: &Positions) -> Result<Positions, SinkError> {
-        let (positions, options, now) = (positions.clone(), self.options.clone(), self.clock.now_ms());
+        let (positions, options, now) =
+            (positions.clone(), self.options.clone(), self.clock.now_ms());
         self.with_writer(move |state| state.advance(&positions, &options, now)).await
     }
 
     fn visible(&self, visible: &Visible) {
         let Some(at) = visible.oldest() else { return };
         self.visible.fetch_max(at, Ordering::AcqRel);
-        metrics::gauge!("tagfast_search_lag_seconds").set((self.clock.now_ms() - at).max(0) as f64 / 1000.0);
+        metrics::gauge!("tagfast_search_lag_seconds")
+            .set((self.clock.now_ms() - at).max(0) as f64 / 1000.0);
     }
 
     async fn rebuild(

@@ -84,19 +84,23 @@ impl WriterState {
         if index.schema() != wanted {
             return Err(TantivyError::SchemaError("the index has another schema".to_owned()));
         }
-        let payload = index.load_metas()?.payload.and_then(|p| serde_json::from_str::<Payload>(&p).ok());
+        let payload =
+            index.load_metas()?.payload.and_then(|p| serde_json::from_str::<Payload>(&p).ok());
         let Some(payload) = payload.filter(|p| p.format == FORMAT) else {
             return Err(TantivyError::SchemaError("the index has another format".to_owned()));
         };
-        let committed = payload
-            .positions
-            .iter()
-            .map(|(p, next, emit)| (Partition(*p), BusPosition { next: *next, emits: Emits::embedded(*emit) }));
+        let committed = payload.positions.iter().map(|(p, next, emit)| {
+            (Partition(*p), BusPosition { next: *next, emits: Emits::embedded(*emit) })
+        });
         Self::new(index, fields, options, payload.epoch, committed.collect())
     }
 
     /// Begins an empty generation.
-    pub(super) fn create(dir: &Path, options: &TantivyOptions, epoch: String) -> tantivy::Result<Self> {
+    pub(super) fn create(
+        dir: &Path,
+        options: &TantivyOptions,
+        epoch: String,
+    ) -> tantivy::Result<Self> {
         let (schema, fields) = schema();
         let index = Index::builder().schema(schema).settings(settings()).create_in_dir(dir)?;
         Self::new(index, fields, options, epoch, Positions::new())
@@ -150,7 +154,10 @@ impl WriterState {
     }
 
     /// Does some work; when it fails, the next use begins with a new writer.
-    pub(super) fn attempt<T>(&mut self, work: impl FnOnce(&mut Self) -> tantivy::Result<T>) -> tantivy::Result<T> {
+    pub(super) fn attempt<T>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> tantivy::Result<T>,
+    ) -> tantivy::Result<T> {
         let result = work(self);
         if result.is_err() {
             self.writer = None;
@@ -180,7 +187,8 @@ impl WriterState {
             return Ok(false);
         }
         // Only the newest state of each content is given to tantivy, with the commit: states in between cost nothing.
-        self.pending.insert(key, Pending { version, document: entry.document(&self.fields), replaces });
+        self.pending
+            .insert(key, Pending { version, document: entry.document(&self.fields), replaces });
         self.dirty_since.get_or_insert_with(Instant::now);
         Ok(true)
     }
@@ -229,7 +237,8 @@ impl WriterState {
             epoch: self.epoch.clone(),
             positions: positions.iter().map(|(p, pos)| (p.0, pos.next, pos.emits.of(""))).collect(),
         };
-        let payload = serde_json::to_string(&payload).map_err(|e| internal("the payload cannot be written", e))?;
+        let payload = serde_json::to_string(&payload)
+            .map_err(|e| internal("the payload cannot be written", e))?;
         self.hand_over()?;
         let mut prepared = self.writer()?.prepare_commit()?;
         prepared.set_payload(&payload);
@@ -240,7 +249,8 @@ impl WriterState {
         self.doubtful = false;
         self.dirty_since = None;
         self.committed = positions.clone();
-        metrics::histogram!("tagfast_search_commit_seconds").record(started.elapsed().as_secs_f64());
+        metrics::histogram!("tagfast_search_commit_seconds")
+            .record(started.elapsed().as_secs_f64());
         metrics::gauge!("tagfast_search_documents").set(self.live.searcher.num_docs() as f64);
         metrics::gauge!("tagfast_search_segments").set(self.live.segments.len() as f64);
         Ok(())

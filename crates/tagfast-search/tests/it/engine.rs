@@ -32,7 +32,11 @@ async fn s3_every_spelling_finds_the_same() {
 
 #[tokio::test]
 async fn s4_s8_random_queries_equal_the_model() {
-    suite::random_queries_equal_the_model(&Engine::new().await, if full() { 10_000 } else { 1_500 }).await;
+    suite::random_queries_equal_the_model(
+        &Engine::new().await,
+        if full() { 10_000 } else { 1_500 },
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -82,7 +86,9 @@ async fn s10_a_crash_at_any_step_loses_nothing() {
         if numbers.below(3) == 0 || !applied {
             engine.crash();
             assert_eq!(engine.rebuild_if_asked().await, None, "a crash needs no rebuild");
-            let Start::From(from) = engine.index.start(EPOCH, &[]).await.expect("starts") else { panic!("no rebuild") };
+            let Start::From(from) = engine.index.start(EPOCH, &[]).await.expect("starts") else {
+                panic!("no rebuild")
+            };
             let next = from.values().next().map_or(0, |p| p.next);
             // What is read again is everything that was not committed, and some that was.
             for record in log.iter().filter(|r| r.offset + 2 >= next) {
@@ -95,8 +101,11 @@ async fn s10_a_crash_at_any_step_loses_nothing() {
     log.iter().for_each(|r| {
         newest.insert(r.event.key.content.content_id.as_str().to_owned(), r.event.version);
     });
-    let hits =
-        engine.index.search(&"s10".parse().expect("valid"), &request("a OR b OR c OR d")).await.expect("answers");
+    let hits = engine
+        .index
+        .search(&"s10".parse().expect("valid"), &request("a OR b OR c OR d"))
+        .await
+        .expect("answers");
     let found: std::collections::BTreeMap<_, _> =
         hits.hits.iter().map(|h| (h.content.content_id.as_str().to_owned(), h.version)).collect();
     assert_eq!(found, newest);
@@ -110,7 +119,10 @@ async fn another_epoch_asks_for_a_rebuild_and_old_answers_go_on() {
     let other = EpochId([8; 16]);
     assert!(matches!(engine.index.start(other, &[]).await, Ok(Start::Rebuild(_))));
     let tenant = "e".parse().expect("valid");
-    assert_eq!(engine.index.search(&tenant, &request("x")).await.expect("still answers").hits.len(), 1);
+    assert_eq!(
+        engine.index.search(&tenant, &request("x")).await.expect("still answers").hits.len(),
+        1
+    );
     engine.index.rebuild(&positions(1), other, &|_| {}).await.expect("rebuilds");
     assert!(matches!(engine.index.start(other, &[]).await, Ok(Start::From(_))));
     assert_eq!(engine.index.search(&tenant, &request("x")).await.expect("answers").hits.len(), 1);
@@ -120,7 +132,8 @@ async fn another_epoch_asks_for_a_rebuild_and_old_answers_go_on() {
 type Damage = fn(&Path);
 
 fn files(generation: &Path, wanted: fn(&str) -> bool) -> Vec<PathBuf> {
-    let all = std::fs::read_dir(generation).expect("readable").filter_map(Result::ok).map(|e| e.path());
+    let all =
+        std::fs::read_dir(generation).expect("readable").filter_map(Result::ok).map(|e| e.path());
     all.filter(|p| p.file_name().and_then(|n| n.to_str()).is_some_and(wanted)).collect()
 }
 
@@ -142,10 +155,16 @@ const DAMAGES: [(&str, Damage); 7] = [
         bytes[middle] ^= 4;
         std::fs::write(&file, bytes).expect("writable");
     }),
-    ("missing files", |g| files(g, of_a_segment).iter().for_each(|f| std::fs::remove_file(f).expect("removed"))),
-    ("empty files", |g| files(g, of_a_segment).iter().for_each(|f| std::fs::write(f, "").expect("writable"))),
+    ("missing files", |g| {
+        files(g, of_a_segment).iter().for_each(|f| std::fs::remove_file(f).expect("removed"))
+    }),
+    ("empty files", |g| {
+        files(g, of_a_segment).iter().for_each(|f| std::fs::write(f, "").expect("writable"))
+    }),
     ("no list of segments", |g| std::fs::remove_file(g.join("meta.json")).expect("removed")),
-    ("a torn list of segments", |g| std::fs::write(g.join("meta.json"), "{\"segments\": [").expect("writable")),
+    ("a torn list of segments", |g| {
+        std::fs::write(g.join("meta.json"), "{\"segments\": [").expect("writable")
+    }),
     ("another format", |g| {
         let path = g.join("meta.json");
         let meta = std::fs::read_to_string(&path).expect("readable");
@@ -166,9 +185,16 @@ async fn a_damaged_index_is_rebuilt_and_says_so_meanwhile() {
         engine.crash();
         let tenant = "d".parse().expect("valid");
         let unavailable = engine.index.search(&tenant, &request("x")).await;
-        assert!(matches!(unavailable, Err(SearchError::Unavailable(_))), "{what}: no empty page: {unavailable:?}");
+        assert!(
+            matches!(unavailable, Err(SearchError::Unavailable(_))),
+            "{what}: no empty page: {unavailable:?}"
+        );
         assert!(engine.rebuild_if_asked().await.is_some(), "{what}");
-        assert_eq!(engine.index.search(&tenant, &request("x")).await.expect("answers").hits.len(), 1, "{what}");
+        assert_eq!(
+            engine.index.search(&tenant, &request("x")).await.expect("answers").hits.len(),
+            1,
+            "{what}"
+        );
         assert_eq!(engine.generations().len(), 1, "{what}: the damaged one is removed");
     }
 }
@@ -206,7 +232,11 @@ async fn tombstones_are_kept_for_thirty_days_and_do_not_count() {
     engine.visible().await;
     assert_eq!(verdict(5).await, [RecordVerdict::Applied], "nobody remembers it after thirty days");
     engine.visible().await;
-    assert_eq!(engine.index.documents().await.expect("counts"), 3, "contents with tags are never swept");
+    assert_eq!(
+        engine.index.documents().await.expect("counts"),
+        3,
+        "contents with tags are never swept"
+    );
 }
 
 /// Positions and contents are one: what `advance` answers has survived a crash.
@@ -242,10 +272,15 @@ async fn a_position_is_told_only_when_it_is_committed() {
 #[tokio::test]
 async fn many_changes_are_committed_before_their_time() {
     let hour = Duration::from_secs(3600);
-    let engine =
-        Engine::with(TantivyOptions { commit_after: hour, commit_after_busy: hour, commit_documents: 10, ..options() })
-            .await;
-    let events: Vec<_> = (0..10).map(|n| event("many", "t", &n.to_string(), 1, NOW, &["x"])).collect();
+    let engine = Engine::with(TantivyOptions {
+        commit_after: hour,
+        commit_after_busy: hour,
+        commit_documents: 10,
+        ..options()
+    })
+    .await;
+    let events: Vec<_> =
+        (0..10).map(|n| event("many", "t", &n.to_string(), 1, NOW, &["x"])).collect();
     engine.apply(&events[..9]).await;
     assert_eq!(engine.index.advance(&positions(10)).await.expect("advances"), positions(1));
     engine.apply(&events[9..]).await;
@@ -256,7 +291,9 @@ async fn many_changes_are_committed_before_their_time() {
 #[tokio::test]
 async fn a_failed_commit_is_made_good_by_the_next_one() {
     let engine = Engine::new().await;
-    engine.apply(&[event("f", "t", "1", 1, NOW, &["x"]), event("f", "t", "2", 1, NOW, &["x"])]).await;
+    engine
+        .apply(&[event("f", "t", "1", 1, NOW, &["x"]), event("f", "t", "2", 1, NOW, &["x"])])
+        .await;
     engine.visible().await;
     let generation = engine.generation();
     let outside = tempfile::tempdir().expect("a temporary directory");
@@ -267,7 +304,8 @@ async fn a_failed_commit_is_made_good_by_the_next_one() {
         assert!(engine.index.advance(&positions(99)).await.is_err(), "nothing can be written");
     }
     let tenant = "f".parse().expect("valid");
-    let total = async |text: &str| engine.index.search(&tenant, &request(text)).await.map(|p| p.hits.len());
+    let total =
+        async |text: &str| engine.index.search(&tenant, &request(text)).await.map(|p| p.hits.len());
     assert_eq!(total("x").await.expect("searches go on"), 2);
     std::fs::rename(&away, &generation).expect("moved back");
     engine.apply(&[event("f", "t", "3", 1, NOW, &["x"])]).await;
@@ -283,7 +321,8 @@ async fn a_rebuild_equals_the_shards_and_searches_go_on() {
     let mut numbers = Numbers(3);
     for n in 0..2_500u64 {
         let id = numbers.below(2_200).to_string();
-        let tags: &[&str] = if numbers.below(9) == 0 { &[] } else { &["all", ["even", "odd"][(n % 2) as usize]] };
+        let tags: &[&str] =
+            if numbers.below(9) == 0 { &[] } else { &["all", ["even", "odd"][(n % 2) as usize]] };
         engine.shards.put(&event("r", "t", &id, n + 1, NOW + n as i64, tags));
     }
     engine.apply(&[event("r", "t", "0", 9_999, NOW, &["all", "old"])]).await;
@@ -304,7 +343,8 @@ async fn a_rebuild_equals_the_shards_and_searches_go_on() {
     assert_ne!(engine.generation(), before, "the old generation is removed");
     let events = engine.shards.all();
     for tag in ["all", "even", "odd", "old", "waiting", "gone"] {
-        let expected = events.iter().filter(|e| e.tags.iter().any(|t| t.name.as_str() == tag)).count() as u64;
+        let expected =
+            events.iter().filter(|e| e.tags.iter().any(|t| t.name.as_str() == tag)).count() as u64;
         let page = engine.index.search(&tenant, &request(tag)).await.expect("answers");
         assert_eq!(page.total, Total::Exactly(expected), "{tag}");
     }
@@ -354,6 +394,12 @@ async fn a_prefix_that_is_too_broad_is_refused_by_name() {
     engine.visible().await;
     let tenant = "p".parse().expect("valid");
     let refused = engine.index.search(&tenant, &request("prefix*")).await;
-    assert!(matches!(refused, Err(SearchError::PrefixTooBroad { allowed: 1024, .. })), "{refused:?}");
-    assert_eq!(engine.index.search(&tenant, &request("prefix10*")).await.expect("answers").total, Total::Exactly(3));
+    assert!(
+        matches!(refused, Err(SearchError::PrefixTooBroad { allowed: 1024, .. })),
+        "{refused:?}"
+    );
+    assert_eq!(
+        engine.index.search(&tenant, &request("prefix10*")).await.expect("answers").total,
+        Total::Exactly(3)
+    );
 }

@@ -9,7 +9,9 @@ use futures_util::future::join_all;
 use tagfast_domain::{TagName, TenantId, UnixMillis};
 use tagfast_resilience::{Breaker, BreakerState, Criticality};
 use tagfast_search::conformance::request;
-use tagfast_search::{GuardOptions, GuardedIndex, SearchError, SearchIndex, SearchPage, SearchRequest, Total};
+use tagfast_search::{
+    GuardOptions, GuardedIndex, SearchError, SearchIndex, SearchPage, SearchRequest, Total,
+};
 use tokio::time::{Instant, sleep};
 
 /// An index that does what a test says.
@@ -45,7 +47,12 @@ impl SearchIndex for Fake {
         self.answer(empty).await
     }
 
-    async fn related(&self, _: &TenantId, _: &TagName, _: usize) -> Result<Vec<(TagName, u64)>, SearchError> {
+    async fn related(
+        &self,
+        _: &TenantId,
+        _: &TagName,
+        _: usize,
+    ) -> Result<Vec<(TagName, u64)>, SearchError> {
         self.answer(Vec::new()).await
     }
 
@@ -73,9 +80,12 @@ fn world(calls: usize) -> World {
     let turns: Arc<Mutex<Vec<(BreakerState, &'static str)>>> = Arc::default();
     let told = {
         let turns = Arc::clone(&turns);
-        Arc::new(move |t: &tagfast_resilience::Transition| turns.lock().unwrap().push((t.to, t.reason)))
+        Arc::new(move |t: &tagfast_resilience::Transition| {
+            turns.lock().unwrap().push((t.to, t.reason))
+        })
     };
-    let breaker = Breaker::new("index", GuardedIndex::breaker(), Arc::new(move || began.elapsed()), told, 1);
+    let breaker =
+        Breaker::new("index", GuardedIndex::breaker(), Arc::new(move || began.elapsed()), told, 1);
     let options = GuardOptions { deadline: Duration::from_secs(2), calls };
     let guarded = GuardedIndex::behind(Arc::clone(&fake) as _, Arc::clone(&breaker), options);
     World { fake, guarded, breaker, turns, tenant: TenantId::parse("acme").unwrap() }
@@ -119,7 +129,10 @@ async fn a_well_index_is_passed_through() {
     let world = world(32);
     assert_eq!(world.search(Criticality::Degradable).await.unwrap().as_of, 7);
     assert_eq!(world.guarded.documents().await.unwrap(), 3);
-    assert_eq!(world.guarded.related(&world.tenant, &TagName::parse("a").unwrap(), 5).await.unwrap(), []);
+    assert_eq!(
+        world.guarded.related(&world.tenant, &TagName::parse("a").unwrap(), 5).await.unwrap(),
+        []
+    );
     assert_eq!((world.guarded.as_of(), world.guarded.look().in_flight), (7, 0));
 }
 
@@ -158,7 +171,11 @@ async fn one_that_fails_is_not_asked_until_few_calls_say_it_works() {
     assert_eq!(world.ask(40).await, 40);
     assert_eq!(world.breaker.state(), BreakerState::Closed);
     let turns: Vec<_> = world.turns.lock().unwrap().iter().map(|(state, _)| *state).collect();
-    assert_eq!(turns, [BreakerState::Open, BreakerState::HalfOpen, BreakerState::Closed], "no flapping");
+    assert_eq!(
+        turns,
+        [BreakerState::Open, BreakerState::HalfOpen, BreakerState::Closed],
+        "no flapping"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -177,7 +194,12 @@ async fn one_that_is_slow_opens_the_breaker_though_it_answers() {
 async fn what_a_user_or_a_full_index_does_opens_nothing() {
     let world = world(32);
     let refusals: [fn() -> SearchError; 4] = [
-        || SearchError::Syntax { position: 0, byte: 0, expected: "a tag".into(), message: "x".into() },
+        || SearchError::Syntax {
+            position: 0,
+            byte: 0,
+            expected: "a tag".into(),
+            message: "x".into(),
+        },
         || SearchError::Limit { limit: "query_terms", allowed: 1, given: 2 },
         || SearchError::PrefixTooBroad { prefix: "a".into(), allowed: 1 },
         || SearchError::Refused { reason: "overloaded", retry_after: Duration::ZERO },
@@ -200,7 +222,8 @@ async fn sheddable_calls_leave_room_for_the_others() {
         join_all((0..20).map(|_| world.search(Criticality::Degradable))),
         join_all((0..20).map(|_| world.search(Criticality::Critical))),
     );
-    let answered = |all: &[Result<SearchPage, SearchError>]| all.iter().filter(|r| r.is_ok()).count();
+    let answered =
+        |all: &[Result<SearchPage, SearchError>]| all.iter().filter(|r| r.is_ok()).count();
     assert_eq!((answered(&sheddable), answered(&degradable), answered(&critical)), (5, 3, 2));
     assert_eq!(reason(sheddable.into_iter().next_back().unwrap()), "overloaded");
     let look = world.guarded.look();
@@ -213,7 +236,9 @@ async fn a_caller_who_leaves_gives_the_place_back_and_counts_neither_way() {
     let world = world(4);
     *world.fake.takes.lock().unwrap() = Duration::from_secs(1);
     for _ in 0..100 {
-        let left = tokio::time::timeout(Duration::from_millis(50), world.search(Criticality::Critical)).await;
+        let left =
+            tokio::time::timeout(Duration::from_millis(50), world.search(Criticality::Critical))
+                .await;
         assert!(left.is_err());
     }
     let look = world.breaker.look();

@@ -5,7 +5,9 @@ use tagfast_search::query::{Query, parse};
 use tagfast_search::{SearchError, caret};
 
 fn tree(text: &str) -> String {
-    parse(text).unwrap_or_else(|e| panic!("{text}: {e}")).map_or_else(String::new, |q| q.to_string())
+    parse(text)
+        .unwrap_or_else(|e| panic!("{text}: {e}"))
+        .map_or_else(String::new, |q| q.to_string())
 }
 
 #[test]
@@ -16,7 +18,10 @@ fn precedence_and_blanks() {
         ("ui", "\"ui\""),
         ("UI Api", "\"ui\" AND \"api\""),
         ("a OR b c", "\"a\" OR (\"b\" AND \"c\")"),
-        ("critical AND (ui OR api) AND NOT wontfix", "\"critical\" AND (\"ui\" OR \"api\") AND NOT \"wontfix\""),
+        (
+            "critical AND (ui OR api) AND NOT wontfix",
+            "\"critical\" AND (\"ui\" OR \"api\") AND NOT \"wontfix\"",
+        ),
         ("NOT NOT a", "NOT NOT \"a\""),
         ("NOT (a b)", "NOT (\"a\" AND \"b\")"),
         ("\"OR\" or", "\"or\" AND \"or\""),
@@ -79,7 +84,8 @@ fn the_caret_stands_under_the_character() {
 }
 
 fn trees() -> impl Strategy<Value = Query> {
-    let tag = "[a-z][a-z0-9:+-]{0,6}".prop_map(|t| Query::Tag(t.parse().expect("canonical already")));
+    let tag =
+        "[a-z][a-z0-9:+-]{0,6}".prop_map(|t| Query::Tag(t.parse().expect("canonical already")));
     let leaf = prop_oneof![
         4 => tag,
         1 => "[a-z(*)日-]{2,4}".prop_map(Query::Prefix),

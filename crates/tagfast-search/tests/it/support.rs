@@ -35,7 +35,10 @@ pub(crate) fn options() -> TantivyOptions {
 }
 
 pub(crate) fn positions(next: u64) -> Positions {
-    Positions::from([(Partition(0), BusPosition { next, emits: tagfast_events::Emits::embedded(1) })])
+    Positions::from([(
+        Partition(0),
+        BusPosition { next, emits: tagfast_events::Emits::embedded(1) },
+    )])
 }
 
 impl Engine {
@@ -79,7 +82,10 @@ impl Engine {
             Start::Committed => unreachable!("the index keeps its own position"),
             Start::Rebuild(reason) => {
                 let next = *self.offset.lock().expect("not poisoned");
-                self.index.rebuild(&positions(next), EPOCH, &|_| {}).await.expect("the rebuild ends");
+                self.index
+                    .rebuild(&positions(next), EPOCH, &|_| {})
+                    .await
+                    .expect("the rebuild ends");
                 Some(reason)
             }
         }
@@ -91,15 +97,25 @@ impl Engine {
             .iter()
             .map(|event| {
                 *offset += 1;
-                SinkRecord { partition: Partition(0), offset: *offset - 1, event: Arc::new(event.clone()) }
+                SinkRecord {
+                    partition: Partition(0),
+                    offset: *offset - 1,
+                    event: Arc::new(event.clone()),
+                }
             })
             .collect()
     }
 }
 
-fn open(dir: PathBuf, options: &TantivyOptions, shards: &Arc<Shards>, clock: &Arc<ManualClock>) -> Arc<TantivyIndex> {
+fn open(
+    dir: PathBuf,
+    options: &TantivyOptions,
+    shards: &Arc<Shards>,
+    clock: &Arc<ManualClock>,
+) -> Arc<TantivyIndex> {
     let scanner: Arc<dyn ShardScanner> = Arc::<Shards>::clone(shards);
-    TantivyIndex::open(dir, options.clone(), scanner, Arc::<ManualClock>::clone(clock)).expect("the index opens")
+    TantivyIndex::open(dir, options.clone(), scanner, Arc::<ManualClock>::clone(clock))
+        .expect("the index opens")
 }
 
 #[async_trait]

@@ -20,7 +20,8 @@ async fn fault(fault: Fault) {
 
 /// Asks the server something that only a test asks.
 async fn ask(method: reqwest::Method, path: &str, body: Option<&str>) -> reqwest::Response {
-    let mut request = reqwest::Client::new().request(method, format!("{}/{path}", kit::url().await));
+    let mut request =
+        reqwest::Client::new().request(method, format!("{}/{path}", kit::url().await));
     if let Some(body) = body {
         request = request.header("content-type", "application/json").body(body.to_owned());
     }
@@ -52,7 +53,8 @@ async fn through(breaking: &[Fault], healing: &[Fault]) {
     assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
     let records = engine.records(&[event("acme", "t", "2", 1, NOW, &["x"])]);
     let blamed = tokio::time::timeout(Duration::from_secs(40), engine.index.apply(&records)).await;
-    let error = blamed.expect("a batch has a deadline").expect_err("the sink is to blame, no record");
+    let error =
+        blamed.expect("a batch has a deadline").expect_err("the sink is to blame, no record");
     assert_eq!(error.code, "search_index");
     for healing in healing {
         fault(*healing).await;
@@ -98,9 +100,14 @@ async fn se4_one_poison_leaves_its_neighbours() {
     let started = Instant::now();
     let verdicts = engine.index.apply(&engine.records(&events)).await.expect("the sink works");
     assert!(started.elapsed() < PATIENCE);
-    let refused: Vec<usize> = (0..verdicts.len()).filter(|n| verdicts[*n] != RecordVerdict::Applied).collect();
+    let refused: Vec<usize> =
+        (0..verdicts.len()).filter(|n| verdicts[*n] != RecordVerdict::Applied).collect();
     assert_eq!(refused, [250]);
-    assert!(matches!(&verdicts[250], RecordVerdict::Poison { code: "index_refused", .. }), "{:?}", verdicts[250]);
+    assert!(
+        matches!(&verdicts[250], RecordVerdict::Poison { code: "index_refused", .. }),
+        "{:?}",
+        verdicts[250]
+    );
     engine.shown().await;
     assert_eq!(engine.index.documents().await.expect("a count"), 499);
 }
@@ -126,7 +133,11 @@ async fn a_read_only_index_is_systemic() {
 async fn a_foreign_index_is_refused() {
     let engine = Engine::new().await;
     let options = kit::options().await;
-    let foreign = kit::open(&options, &engine.shards, &std::sync::Arc::new(tagfast_resilience::ManualClock::new(NOW)));
+    let foreign = kit::open(
+        &options,
+        &engine.shards,
+        &std::sync::Arc::new(tagfast_resilience::ManualClock::new(NOW)),
+    );
     assert!(ask(reqwest::Method::PUT, &options.alias, Some("{}")).await.status().is_success());
     let refused = foreign.check().await.expect_err("an index in the alias's place").to_string();
     assert!(refused.contains("not our alias"), "{refused}");

@@ -32,7 +32,10 @@ pub(crate) fn stack() -> MutexGuard<'static, Stack> {
 /// The server's URL, behind the fault proxy.
 pub(crate) async fn url() -> String {
     static URL: OnceLock<String> = OnceLock::new();
-    let url = || URL.get_or_init(|| stack().info().opensearch.as_ref().expect("OpenSearch").url.clone()).clone();
+    let url = || {
+        URL.get_or_init(|| stack().info().opensearch.as_ref().expect("OpenSearch").url.clone())
+            .clone()
+    };
     tokio::task::spawn_blocking(url).await.expect("the stack comes up")
 }
 
@@ -63,7 +66,8 @@ pub(crate) fn open(
     shards: &Arc<Shards>,
     clock: &Arc<ManualClock>,
 ) -> Arc<OpenSearchIndex> {
-    let (scanner, clock) = (Arc::clone(shards) as Arc<dyn ShardScanner>, Arc::clone(clock) as Arc<dyn Clock>);
+    let (scanner, clock) =
+        (Arc::clone(shards) as Arc<dyn ShardScanner>, Arc::clone(clock) as Arc<dyn Clock>);
     OpenSearchIndex::new(options.clone(), scanner, clock).expect("the client is made")
 }
 
@@ -75,9 +79,13 @@ impl Engine {
     }
 
     pub(crate) async fn unprotected() -> Self {
-        let (options, shards, clock) = (options().await, Arc::default(), Arc::new(ManualClock::new(NOW)));
+        let (options, shards, clock) =
+            (options().await, Arc::default(), Arc::new(ManualClock::new(NOW)));
         let index = open(&options, &shards, &clock);
-        assert_eq!(index.start(EPOCH, &[]).await.expect("it starts"), Start::Rebuild("there is no index yet"));
+        assert_eq!(
+            index.start(EPOCH, &[]).await.expect("it starts"),
+            Start::Rebuild("there is no index yet")
+        );
         index.rebuild(&at(1), EPOCH, &|_| {}).await.expect("an empty index");
         assert_eq!(index.start(EPOCH, &[]).await.expect("it starts"), Start::Committed);
         Self { index, shards, options, clock, offset: AtomicU64::new(1), _quiet: None }

@@ -64,7 +64,8 @@ async fn pass(
         Mood::RefusesHalf(_) if is_bulk => every_other(&body),
         Mood::Willing | Mood::Refuses(_) | Mood::RefusesHalf(_) => body.to_vec(),
     };
-    let mut asked = reqwest::Client::new().request(method, format!("{}{uri}", gate.behind)).body(body);
+    let mut asked =
+        reqwest::Client::new().request(method, format!("{}{uri}", gate.behind)).body(body);
     if let Some(kind) = headers.get("content-type") {
         asked = asked.header("content-type", kind);
     }
@@ -95,14 +96,17 @@ fn with_refused(text: &str, status: u16, reason: &Value) -> String {
 /// Makes visible what was written, whoever wrote it.
 async fn refresh(engine: &Engine) {
     let url = format!("{}/{}/_refresh", kit::url().await, engine.options.alias);
-    assert!(reqwest::Client::new().post(url).send().await.expect("an answer").status().is_success());
+    assert!(
+        reqwest::Client::new().post(url).send().await.expect("an answer").status().is_success()
+    );
 }
 
 async fn gated() -> (Engine, Gate, Arc<tagfast_search::OpenSearchIndex>) {
     let engine = Engine::new().await;
     let (gate, url) = Gate::open().await;
     let options = OpenSearchOptions { url, ..engine.options.clone() };
-    let index = kit::open(&options, &engine.shards, &Arc::new(tagfast_resilience::ManualClock::new(NOW)));
+    let index =
+        kit::open(&options, &engine.shards, &Arc::new(tagfast_resilience::ManualClock::new(NOW)));
     (engine, gate, index)
 }
 
@@ -136,7 +140,8 @@ async fn a_server_that_refuses_everything_is_systemic() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn documents_that_are_refused_for_now_are_tried_again() {
     let (engine, gate, index) = gated().await;
-    let events: Vec<_> = (0..100).map(|n| event("acme", "t", &format!("{n}"), 1, NOW, &["x"])).collect();
+    let events: Vec<_> =
+        (0..100).map(|n| event("acme", "t", &format!("{n}"), 1, NOW, &["x"])).collect();
     let records = engine.records(&events);
     for status in [429, 503] {
         gate.set(Mood::RefusesHalf(status));
@@ -148,7 +153,8 @@ async fn documents_that_are_refused_for_now_are_tried_again() {
     }
     gate.set(Mood::Willing);
     let verdicts = index.apply(&records).await.expect("the sink works");
-    let superseded = verdicts.iter().filter(|verdict| **verdict == RecordVerdict::Superseded).count();
+    let superseded =
+        verdicts.iter().filter(|verdict| **verdict == RecordVerdict::Superseded).count();
     assert_eq!(superseded, 50, "what was written is not written again");
     refresh(&engine).await;
     assert_eq!(engine.index.documents().await.expect("a count"), 100);
@@ -159,7 +165,11 @@ async fn documents_that_are_refused_for_now_are_tried_again() {
 async fn a_slow_server_is_waited_for_by_the_indexer_alone() {
     let _alone = kit::SERVER.write().await;
     let engine = Engine::unprotected().await;
-    let make = |fault| tokio::task::spawn_blocking(move || kit::stack().fault(fault, "opensearch").expect("a fault"));
+    let make = |fault| {
+        tokio::task::spawn_blocking(move || {
+            kit::stack().fault(fault, "opensearch").expect("a fault")
+        })
+    };
     // On the way there and on the way back.
     make(Fault::Slow { ms: 2500 }).await.expect("no panic");
     let started = Instant::now();
@@ -167,10 +177,18 @@ async fn a_slow_server_is_waited_for_by_the_indexer_alone() {
     let verdicts = engine.index.apply(&records).await;
     let took = started.elapsed();
     let asked = Instant::now();
-    let searched = engine.index.search(&TenantId::parse("acme").expect("a tenant"), &request("x")).await;
+    let searched =
+        engine.index.search(&TenantId::parse("acme").expect("a tenant"), &request("x")).await;
     let waited = asked.elapsed();
     make(Fault::Heal).await.expect("no panic");
-    assert_eq!(verdicts.expect("it is slow, not broken"), [RecordVerdict::Applied], "after {took:?}");
+    assert_eq!(
+        verdicts.expect("it is slow, not broken"),
+        [RecordVerdict::Applied],
+        "after {took:?}"
+    );
     assert!(took >= Duration::from_secs(5), "{took:?}");
-    assert!(matches!(searched, Err(SearchError::Unavailable(_))) && waited < Duration::from_secs(8), "{searched:?}");
+    assert!(
+        matches!(searched, Err(SearchError::Unavailable(_))) && waited < Duration::from_secs(8),
+        "{searched:?}"
+    );
 }

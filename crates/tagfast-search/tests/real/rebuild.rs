@@ -16,8 +16,9 @@ use crate::kit::{EPOCH, Engine, at};
 async fn a_rebuild_misses_nothing_that_others_write() {
     let engine = Engine::new().await;
     for chunk in 0..5 {
-        let events: Vec<_> =
-            (0..400).map(|n| event("acme", "t", &format!("{}", chunk * 400 + n), 1, NOW, &["old", "all"])).collect();
+        let events: Vec<_> = (0..400)
+            .map(|n| event("acme", "t", &format!("{}", chunk * 400 + n), 1, NOW, &["old", "all"]))
+            .collect();
         events.iter().for_each(|e| engine.shards.put(e));
         // What the shards have and the index lost is found by the rebuild.
         if chunk > 0 {
@@ -33,11 +34,24 @@ async fn a_rebuild_misses_nothing_that_others_write() {
     while !rebuilding.is_finished() {
         round += 1;
         let events: Vec<_> = (0..40)
-            .map(|n| event("acme", "t", &format!("{}", (round * 40 + n) % 2000), 1 + round, NOW, &["new", "all"]))
+            .map(|n| {
+                event(
+                    "acme",
+                    "t",
+                    &format!("{}", (round * 40 + n) % 2000),
+                    1 + round,
+                    NOW,
+                    &["new", "all"],
+                )
+            })
             .collect();
         events.iter().for_each(|e| engine.shards.put(e));
         engine.index.apply(&engine.records(&events)).await.expect("applied");
-        engine.index.search(&acme, &request("all")).await.expect("a search is answered all the while");
+        engine
+            .index
+            .search(&acme, &request("all"))
+            .await
+            .expect("a search is answered all the while");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     rebuilding.await.expect("no panic").expect("rebuilt");
@@ -53,7 +67,12 @@ async fn a_rebuild_misses_nothing_that_others_write() {
     page.sort = tagfast_search::Sort::Id;
     loop {
         let answer = engine.index.search(&acme, &page).await.expect("answered");
-        found.extend(answer.hits.iter().map(|h| (h.content.content_id.as_str().to_owned(), h.version.packed())));
+        found.extend(
+            answer
+                .hits
+                .iter()
+                .map(|h| (h.content.content_id.as_str().to_owned(), h.version.packed())),
+        );
         match answer.next {
             Some(next) => page.after = Some(next),
             None => break,
@@ -71,7 +90,8 @@ async fn a_rebuild_misses_nothing_that_others_write() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_rebuilds_take_turns() {
     let engine = Engine::new().await;
-    let events: Vec<_> = (0..3000).map(|n| event("acme", "t", &n.to_string(), 1, NOW, &["all"])).collect();
+    let events: Vec<_> =
+        (0..3000).map(|n| event("acme", "t", &n.to_string(), 1, NOW, &["all"])).collect();
     events.iter().for_each(|e| engine.shards.put(e));
     let rebuilds = (0..3).map(|_| {
         let index = engine.again();
@@ -88,7 +108,10 @@ async fn two_rebuilds_take_turns() {
     });
     let mut waited = 0;
     for rebuild in rebuilds.collect::<Vec<_>>() {
-        waited += tokio::time::timeout(Duration::from_secs(60), rebuild).await.expect("it ends").expect("no panic");
+        waited += tokio::time::timeout(Duration::from_secs(60), rebuild)
+            .await
+            .expect("it ends")
+            .expect("no panic");
     }
     assert!(waited > 0, "they met");
     assert_eq!(engine.index.documents().await.expect("a count"), 3000);

@@ -10,7 +10,10 @@ use tagfast_testkit::wait_for_condition_async;
 use crate::kit::Engine;
 
 fn visible(all: &[(u16, i64)]) -> Visible {
-    Visible { partitions: all.iter().map(|(p, at)| (Partition(*p), *at)).collect::<BTreeMap<_, _>>(), complete: true }
+    Visible {
+        partitions: all.iter().map(|(p, at)| (Partition(*p), *at)).collect::<BTreeMap<_, _>>(),
+        complete: true,
+    }
 }
 
 /// Who indexes a part, and who only asks, know the age of the whole.

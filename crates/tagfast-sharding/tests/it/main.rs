@@ -16,7 +16,9 @@ fn hashes_and_shards_are_frozen() {
     let mut lines = 0;
     for line in include_str!("../golden.tsv").lines().filter(|l| !l.starts_with('#')) {
         let fields: Vec<&str> = line.split('\t').collect();
-        let [tenant, content_type, id, hash, shard] = fields[..] else { panic!("five fields: {line}") };
+        let [tenant, content_type, id, hash, shard] = fields[..] else {
+            panic!("five fields: {line}")
+        };
         let id = id.replace("{256}", &"x".repeat(256));
         let key = key(tenant, content_type, &id);
         assert_eq!(format!("{:016x}", ContentHash::of(&key).0), hash, "{line}");
@@ -31,7 +33,10 @@ fn all_shards_are_numbered() {
     let all: Vec<u8> = LogicalShard::all().map(LogicalShard::number).collect();
     assert_eq!(all, (0..64).collect::<Vec<u8>>());
     for number in 0..=255 {
-        assert_eq!(LogicalShard::from_number(number).map(LogicalShard::number), (number < SHARDS).then_some(number));
+        assert_eq!(
+            LogicalShard::from_number(number).map(LogicalShard::number),
+            (number < SHARDS).then_some(number)
+        );
     }
 }
 
@@ -50,11 +55,15 @@ fn ids_in_sequence_spread_evenly() {
         for (tenant, content_type) in [("acme", "jira.issue"), ("t", "x")] {
             let mut counts: BTreeMap<LogicalShard, u32> = BTreeMap::new();
             for n in 0..64 * 200 {
-                *counts.entry(LogicalShard::of(&key(tenant, content_type, &id(n)))).or_default() += 1;
+                *counts.entry(LogicalShard::of(&key(tenant, content_type, &id(n)))).or_default() +=
+                    1;
             }
             assert_eq!(counts.len(), 64, "shape {shape}");
             let (least, most) = (counts.values().min(), counts.values().max());
-            assert!(least > Some(&130) && most < Some(&290), "shape {shape}: {least:?} to {most:?}");
+            assert!(
+                least > Some(&130) && most < Some(&290),
+                "shape {shape}: {least:?} to {most:?}"
+            );
         }
     }
 }

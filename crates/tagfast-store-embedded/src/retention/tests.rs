@@ -23,11 +23,15 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
-        Self { dir: tempfile::tempdir().expect("a directory"), clock: Arc::new(ManualClock::new(NOW)) }
+        Self {
+            dir: tempfile::tempdir().expect("a directory"),
+            clock: Arc::new(ManualClock::new(NOW)),
+        }
     }
 
     fn open(&self) -> Arc<EmbeddedStore> {
-        let mut options = OpenOptions::new(self.dir.path().join("data"), Arc::clone(&self.clock) as _);
+        let mut options =
+            OpenOptions::new(self.dir.path().join("data"), Arc::clone(&self.clock) as _);
         options.files = 1;
         EmbeddedStore::open(options).expect("a store")
     }
@@ -37,12 +41,24 @@ impl Fixture {
         let path = crate::directory::file_path(&self.dir.path().join("data"), 0);
         let conn = schema::open_writer(&path, 1 << 20).expect("the file");
         let newest = AtomicU64::new(schema::last_position(&conn).expect("a position"));
-        (conn, FileState { index: 0, queue: Queue::default(), newest, retained_from: AtomicU64::new(0) })
+        (
+            conn,
+            FileState {
+                index: 0,
+                queue: Queue::default(),
+                newest,
+                retained_from: AtomicU64::new(0),
+            },
+        )
     }
 }
 
 async fn write(store: &EmbeddedStore, n: u128) -> u64 {
-    let operation = Operation::patch(vec![Tag::parse(&format!("t{n}")).expect("a tag")], vec![], &Default::default());
+    let operation = Operation::patch(
+        vec![Tag::parse(&format!("t{n}")).expect("a tag")],
+        vec![],
+        &Default::default(),
+    );
     let write = Write {
         id: WriteId((n + 1).to_be_bytes()),
         key: ContentKey::parse("t", "doc", &format!("page {}", n / 50)).expect("a content"),
@@ -50,8 +66,13 @@ async fn write(store: &EmbeddedStore, n: u128) -> u64 {
         operation: operation.expect("a patch"),
         if_match: None,
     };
-    let request =
-        WriteRequest { write, fresh: false, durability: Durability::Local, deadline: None, traceparent: None };
+    let request = WriteRequest {
+        write,
+        fresh: false,
+        durability: Durability::Local,
+        deadline: None,
+        traceparent: None,
+    };
     store.write(request).await.expect("written").receipt.position.lsn
 }
 
@@ -111,13 +132,16 @@ async fn positions_go_on_after_retention_emptied_the_table_and_a_restart() {
             BusPosition { next, emits: tagfast_events::Emits::embedded(0) },
         )])
     };
-    let mut consumer = begin_at(store.bus().as_ref(), Group("indexer"), &at(6)).await.expect("it has everything");
+    let mut consumer =
+        begin_at(store.bus().as_ref(), Group("indexer"), &at(6)).await.expect("it has everything");
     assert_eq!(write(&store, 5).await, 6, "the next position, not the first one again");
     let records = consumer.poll(10, Duration::from_secs(10)).await.expect("records").into_records();
     assert_eq!(records.iter().map(|r| r.offset).collect::<Vec<_>>(), [6]);
     let behind = begin_at(store.bus().as_ref(), Group("analytics"), &at(3)).await;
     assert!(matches!(behind, Err(BusError::Expired { .. })), "what it needs is gone");
-    begin_at(store.bus().as_ref(), Group("new"), &Positions::new()).await.expect("a new group begins at what there is");
+    begin_at(store.bus().as_ref(), Group("new"), &Positions::new())
+        .await
+        .expect("a new group begins at what there is");
 }
 
 #[tokio::test]
@@ -158,7 +182,9 @@ async fn a_running_consumer_whose_records_are_gone_is_told() {
     for n in 0..5 {
         write(&store, n).await;
     }
-    let mut consumer = begin_at(store.bus().as_ref(), Group("indexer"), &Positions::new()).await.expect("a consumer");
+    let mut consumer = begin_at(store.bus().as_ref(), Group("indexer"), &Positions::new())
+        .await
+        .expect("a consumer");
     let (conn, _) = f.file();
     conn.execute("DELETE FROM bus_event WHERE pos <= 3", []).expect("deleted");
     let polled = consumer.poll(10, Duration::from_secs(1)).await;
@@ -189,8 +215,10 @@ async fn much_is_deleted_in_chunks_and_old_ids_go_too() {
         runs += 1;
     }
     assert_eq!((runs, events(&conn)), (3, 0));
-    let left: i64 =
-        conn.query_row("SELECT count(*) FROM applied WHERE at > ?1", [now - 600_000], |r| r.get(0)).expect("a count");
-    let all: i64 = conn.query_row("SELECT count(*) FROM applied", [], |r| r.get(0)).expect("a count");
+    let left: i64 = conn
+        .query_row("SELECT count(*) FROM applied WHERE at > ?1", [now - 600_000], |r| r.get(0))
+        .expect("a count");
+    let all: i64 =
+        conn.query_row("SELECT count(*) FROM applied", [], |r| r.get(0)).expect("a count");
     assert_eq!(all, left);
 }

@@ -21,7 +21,8 @@ fn fixture() -> Fixture {
     let clock = Arc::new(ManualClock::new(1_800_000_000_000));
     let mut options = OpenOptions::new(dir.path().join("data"), Arc::clone(&clock) as _);
     options.files = 1;
-    let Directory { lock, epoch, mut writers, .. } = directory::open(&options).expect("a new directory");
+    let Directory { lock, epoch, mut writers, .. } =
+        directory::open(&options).expect("a new directory");
     let conn = writers.remove(0);
     let file = Arc::new(FileState {
         index: 0,
@@ -48,8 +49,13 @@ fn job(id: u128, content: &str, tags: usize) -> (WriteJob, Waiting) {
         operation: Operation::patch(tags, Vec::new(), &Limits::default()).expect("a patch"),
         if_match: None,
     };
-    let request =
-        WriteRequest { write, fresh: false, durability: Durability::Local, deadline: None, traceparent: None };
+    let request = WriteRequest {
+        write,
+        fresh: false,
+        durability: Durability::Local,
+        deadline: None,
+        traceparent: None,
+    };
     let (reply, answer) = oneshot::channel();
     (WriteJob { request, claim: None, reply }, answer)
 }
@@ -78,10 +84,16 @@ impl Fixture {
 fn a_full_disk_refuses_the_batch_writes_nothing_and_heals_by_itself() {
     let mut f = fixture();
     let before = f.run(vec![job(1, "page", 3)]).remove(0).expect("written");
-    let pages: i64 = f.writer.conn.pragma_query_value(None, "page_count", |r| r.get(0)).expect("a count");
+    let pages: i64 =
+        f.writer.conn.pragma_query_value(None, "page_count", |r| r.get(0)).expect("a count");
     f.writer.conn.pragma_update(None, "max_page_count", pages + 1).expect("a limit");
 
-    let jobs = || (10..40u128).map(|n| job(n, &format!("c{}", n % 7), 80)).chain([job(50, "page", 1)]).collect();
+    let jobs = || {
+        (10..40u128)
+            .map(|n| job(n, &format!("c{}", n % 7), 80))
+            .chain([job(50, "page", 1)])
+            .collect()
+    };
     for answer in f.run(jobs()) {
         let error = answer.expect_err("there is no space");
         assert!(matches!(error, StoreError::DiskFull), "{error}");
@@ -103,7 +115,11 @@ fn a_full_disk_refuses_the_batch_writes_nothing_and_heals_by_itself() {
     }
     assert!(refused > 0 && f.version("page") > before.version);
     assert_eq!(f.count("bus_event"), 1 + 8, "one event per content of the batch");
-    assert_eq!(f.writer.file.newest.load(Ordering::Acquire), 9, "the failed batch used no position");
+    assert_eq!(
+        f.writer.file.newest.load(Ordering::Acquire),
+        9,
+        "the failed batch used no position"
+    );
 }
 
 #[test]
@@ -111,7 +127,10 @@ fn a_damaged_document_fails_its_own_writes_only() {
     let mut f = fixture();
     f.run(vec![job(1, "good", 1), job(2, "bad", 1)]);
     let stored = stored_key(LogicalShard::of(&key("bad")), &key("bad").to_bytes());
-    f.writer.conn.execute("UPDATE content SET doc = x'FF00' WHERE k = ?1", [stored]).expect("damaged");
+    f.writer
+        .conn
+        .execute("UPDATE content SET doc = x'FF00' WHERE k = ?1", [stored])
+        .expect("damaged");
     let answers = f.run(vec![job(3, "bad", 1), job(4, "good", 1), job(5, "bad", 1)]);
     assert!(matches!(answers[0], Err(StoreError::Damaged { .. })));
     assert!(answers[1].is_ok());
@@ -121,10 +140,14 @@ fn a_damaged_document_fails_its_own_writes_only() {
 #[test]
 fn full_durability_is_back_after_offsets_alone() {
     let mut f = fixture();
-    let synchronous =
-        |f: &Fixture| -> i64 { f.writer.conn.pragma_query_value(None, "synchronous", |r| r.get(0)).expect("a number") };
+    let synchronous = |f: &Fixture| -> i64 {
+        f.writer.conn.pragma_query_value(None, "synchronous", |r| r.get(0)).expect("a number")
+    };
     assert_eq!(synchronous(&f), 2);
-    let offsets = BTreeMap::from([(Group("g"), BusPosition { next: 5, emits: tagfast_events::Emits::embedded(1) })]);
+    let offsets = BTreeMap::from([(
+        Group("g"),
+        BusPosition { next: 5, emits: tagfast_events::Emits::embedded(1) },
+    )]);
     f.writer.run_batch(Batch { offsets, ..Batch::default() });
     assert_eq!((synchronous(&f), f.count("bus_offset")), (2, 1));
     f.run(vec![job(1, "page", 1)]).remove(0).expect("written");

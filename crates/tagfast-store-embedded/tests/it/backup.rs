@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tagfast_domain::{Epoch, Version};
 use tagfast_sharding::{ContentHash, LogicalShard};
 use tagfast_store::{
-    ConsistencyToken, Degraded, ReadOptions, ReceiptReader, ShardScanner, TagReader, Verdict, WriteAnswer,
+    ConsistencyToken, Degraded, ReadOptions, ReceiptReader, ShardScanner, TagReader, Verdict,
+    WriteAnswer,
 };
 use tagfast_store_embedded::backup::{BackupReport, backup, restore};
 use tagfast_store_embedded::{EmbeddedStore, OpenError};
@@ -33,7 +34,11 @@ fn token_of(key: &tagfast_domain::ContentKey, answer: &WriteAnswer) -> Consisten
     token
 }
 
-async fn degraded(store: &EmbeddedStore, key: &tagfast_domain::ContentKey, token: &ConsistencyToken) -> Vec<Degraded> {
+async fn degraded(
+    store: &EmbeddedStore,
+    key: &tagfast_domain::ContentKey,
+    token: &ConsistencyToken,
+) -> Vec<Degraded> {
     let options = ReadOptions { token: Some(token), ..ReadOptions::default() };
     store.view(key, &options).await.expect("readable").degraded
 }
@@ -59,19 +64,31 @@ async fn a_restore_begins_a_new_epoch_and_tells_what_came_after_the_backup() {
     assert!(epoch.id != old.id && epoch.ordinal > old.ordinal, "{old:?} then {epoch:?}");
     assert_eq!(store.epoch().await.expect("an epoch"), epoch);
     assert_eq!(store.bus().epoch(), epoch.id);
-    assert_eq!(std::fs::read(fixture.beside("restored").join("token.key")).expect("the key"), b"secret");
+    assert_eq!(
+        std::fs::read(fixture.beside("restored").join("token.key")).expect("the key"),
+        b"secret"
+    );
     assert!(!fixture.beside("restored").join("search").exists(), "an index belongs to its epoch");
 
     assert_eq!(store.verdict(&before.receipt).await.expect("a verdict"), Verdict::Kept);
-    assert_eq!(store.verdict(&after.receipt).await.expect("a verdict"), Verdict::Unknown("restored"));
-    assert_eq!(store.verdict(&lost.receipt).await.expect("a verdict"), Verdict::Unknown("restored"));
+    assert_eq!(
+        store.verdict(&after.receipt).await.expect("a verdict"),
+        Verdict::Unknown("restored")
+    );
+    assert_eq!(
+        store.verdict(&lost.receipt).await.expect("a verdict"),
+        Verdict::Unknown("restored")
+    );
 
     let unknown = [Degraded { feature: "session", reason: "token_unknown" }];
     assert_eq!(degraded(&store, &page, &token_of(&page, &before)).await, []);
     assert_eq!(degraded(&store, &page, &token_of(&page, &after)).await, unknown);
     // A floor alone tells too: another content of the shard, whose version the token does not hold.
     let shard = LogicalShard::of(&page);
-    let neighbour = (0..).map(|n| key("t", &format!("n{n}"))).find(|k| LogicalShard::of(k) == shard).expect("one");
+    let neighbour = (0..)
+        .map(|n| key("t", &format!("n{n}")))
+        .find(|k| LogicalShard::of(k) == shard)
+        .expect("one");
     assert_eq!(degraded(&store, &neighbour, &token_of(&page, &after)).await, unknown);
     assert_eq!(degraded(&store, &neighbour, &token_of(&page, &before)).await, []);
     // The answer's own token ends it.
@@ -112,7 +129,8 @@ async fn a_backup_while_writes_go_on_is_consistent() {
             tokio::spawn(async move {
                 let mut n = 0u32;
                 while !stop.load(Ordering::Acquire) || n < 50 {
-                    write(&store, add(&key("t", &format!("{w}/{}", n % 40)), &[&format!("t{n}")])).await;
+                    write(&store, add(&key("t", &format!("{w}/{}", n % 40)), &[&format!("t{n}")]))
+                        .await;
                     n += 1;
                     if n >= 3000 {
                         break;
@@ -124,7 +142,9 @@ async fn a_backup_while_writes_go_on_is_consistent() {
     let sources = (fixture.dir(), fixture.beside("backup"), Arc::clone(&fixture.clock));
     let (seen, report) = tokio::task::spawn_blocking(move || {
         let seen = RefCell::new(Vec::new());
-        let report = backup(&sources.0, &sources.1, &*sources.2, &|done, total| seen.borrow_mut().push((done, total)));
+        let report = backup(&sources.0, &sources.1, &*sources.2, &|done, total| {
+            seen.borrow_mut().push((done, total))
+        });
         (seen.into_inner(), report)
     })
     .await
@@ -158,16 +178,21 @@ async fn used_targets_and_broken_backups_are_refused() {
     backed_up(&fixture, "one");
     write(&store, add(&page, &["b"])).await;
     backed_up(&fixture, "two");
-    let refused =
-        |from: &str, to: &str| match restore(&fixture.beside(from), &fixture.beside(to), &*fixture.clock, &|_, _| {}) {
-            Ok(report) => panic!("{from} must not be restored into {to}: {report:?}"),
-            Err(error) => error,
-        };
+    let refused = |from: &str, to: &str| match restore(
+        &fixture.beside(from),
+        &fixture.beside(to),
+        &*fixture.clock,
+        &|_, _| {},
+    ) {
+        Ok(report) => panic!("{from} must not be restored into {to}: {report:?}"),
+        Err(error) => error,
+    };
     let again = backup(&fixture.dir(), &fixture.beside("one"), &*fixture.clock, &|_, _| {});
     assert!(matches!(again, Err(OpenError::NotEmpty { .. })), "{again:?}");
     assert!(matches!(refused("one", "data"), OpenError::NotEmpty { .. }));
     assert!(matches!(refused("nowhere", "new"), OpenError::NotABackup { .. }));
-    let nothing = backup(&fixture.beside("nowhere"), &fixture.beside("three"), &*fixture.clock, &|_, _| {});
+    let nothing =
+        backup(&fixture.beside("nowhere"), &fixture.beside("three"), &*fixture.clock, &|_, _| {});
     assert!(matches!(nothing, Err(OpenError::Damaged { .. })), "{nothing:?}");
 
     // Files of two backups.
@@ -179,11 +204,17 @@ async fn used_targets_and_broken_backups_are_refused() {
         })
         .expect("the write changed a file");
     let whole = std::fs::read(fixture.beside("one").join(&file)).expect("a file");
-    std::fs::copy(fixture.beside("two").join(&file), fixture.beside("one").join(&file)).expect("mixed");
+    std::fs::copy(fixture.beside("two").join(&file), fixture.beside("one").join(&file))
+        .expect("mixed");
     let error = refused("one", "new");
-    assert!(chain(&error).contains(&file) && chain(&error).contains("manifest.json"), "{}", chain(&error));
+    assert!(
+        chain(&error).contains(&file) && chain(&error).contains("manifest.json"),
+        "{}",
+        chain(&error)
+    );
     // A truncated file.
-    std::fs::write(fixture.beside("one").join(&file), &whole[..whole.len() / 2]).expect("truncated");
+    std::fs::write(fixture.beside("one").join(&file), &whole[..whole.len() / 2])
+        .expect("truncated");
     assert!(matches!(refused("one", "new"), OpenError::Damaged { .. }));
     assert!(!fixture.beside("new").exists(), "nothing is begun before everything was checked");
     // An interrupted backup.
@@ -196,6 +227,10 @@ async fn used_targets_and_broken_backups_are_refused() {
     let mut options = fixture.options();
     options.data_dir = fixture.beside("half");
     assert!(matches!(EmbeddedStore::open(options), Err(OpenError::Damaged { .. })));
-    assert_eq!(crate::support::view(&store, &page).await.tags.len(), 2, "the server noticed nothing");
+    assert_eq!(
+        crate::support::view(&store, &page).await.tags.len(),
+        2,
+        "the server noticed nothing"
+    );
     assert_ne!(crate::support::view(&store, &page).await.version, Version::NONE);
 }

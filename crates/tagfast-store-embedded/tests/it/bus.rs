@@ -15,8 +15,10 @@ const GROUP: Group = Group("test");
 fn after(records: &[BusRecord]) -> Positions {
     let mut positions = Positions::new();
     for r in records {
-        positions
-            .insert(r.partition, BusPosition { next: r.offset + 1, emits: tagfast_events::Emits::embedded(r.emit.0) });
+        positions.insert(
+            r.partition,
+            BusPosition { next: r.offset + 1, emits: tagfast_events::Emits::embedded(r.emit.0) },
+        );
     }
     positions
 }
@@ -34,20 +36,27 @@ async fn records_come_in_order_again_after_a_crash_and_not_again_after_their_pos
     let first = records(&bus, GROUP, &Positions::new()).await;
     assert_eq!(first.len(), 120, "one event per content and write");
     for n in 0..8 {
-        let offsets: Vec<_> = first.iter().filter(|r| r.partition == Partition(n)).map(|r| r.offset).collect();
+        let offsets: Vec<_> =
+            first.iter().filter(|r| r.partition == Partition(n)).map(|r| r.offset).collect();
         assert!(offsets.windows(2).all(|w| w[0] < w[1]), "order within a partition: {offsets:?}");
     }
     for content in &contents {
         let bytes = content.to_bytes();
         let versions: Vec<_> = first.iter().filter(|r| r.key == bytes).map(|r| r.version).collect();
-        assert!(versions.len() == 4 && versions.windows(2).all(|w| w[0] < w[1]), "order of a content: {versions:?}");
+        assert!(
+            versions.len() == 4 && versions.windows(2).all(|w| w[0] < w[1]),
+            "order of a content: {versions:?}"
+        );
     }
     // A consumer that crashed before it committed reads the same again, also after a restart of the store.
     assert_eq!(sorted(records(&bus, GROUP, &Positions::new()).await), sorted(first.clone()));
     store.close();
     drop((store, bus));
     let store = fixture.open();
-    assert_eq!(sorted(records(&store.bus(), GROUP, &Positions::new()).await), sorted(first.clone()));
+    assert_eq!(
+        sorted(records(&store.bus(), GROUP, &Positions::new()).await),
+        sorted(first.clone())
+    );
     assert_eq!(records(&store.bus(), GROUP, &after(&first)).await, []);
     write(&store, add(&contents[3], &["new"])).await;
     let rest = records(&store.bus(), GROUP, &after(&first)).await;
@@ -63,16 +72,23 @@ fn sorted(mut records: Vec<BusRecord>) -> Vec<BusRecord> {
 async fn a_waiting_consumer_is_woken_by_the_commit() {
     let fixture = Fixture::new();
     let store = fixture.open();
-    let mut consumer = begin_at(store.bus().as_ref(), GROUP, &Positions::new()).await.expect("a consumer");
+    let mut consumer =
+        begin_at(store.bus().as_ref(), GROUP, &Positions::new()).await.expect("a consumer");
     let started = Instant::now();
-    assert!(consumer.poll(10, Duration::from_millis(30)).await.expect("idle").into_records().is_empty());
+    assert!(
+        consumer.poll(10, Duration::from_millis(30)).await.expect("idle").into_records().is_empty()
+    );
     assert!(started.elapsed() >= Duration::from_millis(30), "an idle poll waits");
     for n in 0..20 {
         let (polled, _) = tokio::join!(consumer.poll(10, Duration::from_secs(30)), async {
             tokio::task::yield_now().await;
             write(&store, add(&key("t", "page"), &[&format!("t{n}")])).await
         });
-        assert_eq!(polled.expect("records").into_records().len(), 1, "each commit is delivered once");
+        assert_eq!(
+            polled.expect("records").into_records().len(),
+            1,
+            "each commit is delivered once"
+        );
     }
     // The safety poll comes once a second: twenty of those would be seen in the whole time.
     assert!(started.elapsed() < Duration::from_secs(15), "woken late: {:?}", started.elapsed());

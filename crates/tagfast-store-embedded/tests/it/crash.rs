@@ -22,7 +22,8 @@ async fn a_torn_log_loses_nothing_acknowledged_and_keeps_documents_and_events_to
         store.write(add(&key("t", &format!("acknowledged {n}")), &["a"])).await.expect("written");
     }
     let safe = wal_length(&fixture.dir());
-    let more = (0..60).map(|n| store.write_many(vec![add(&key("t", &format!("later {n}")), &["b", "c"])]));
+    let more =
+        (0..60).map(|n| store.write_many(vec![add(&key("t", &format!("later {n}")), &["b", "c"])]));
     for write in more {
         write.await;
     }
@@ -60,14 +61,22 @@ async fn a_torn_log_loses_nothing_acknowledged_and_keeps_documents_and_events_to
             let key = key("t", &format!("later {n}"));
             let tags = names(&store, &key).await.len();
             assert!(tags == 0 || tags == 2, "cut {cut}: a write is whole or not there");
-            assert_eq!(published.get(&key).copied().unwrap_or(0), tags, "cut {cut}: document and event together");
+            assert_eq!(
+                published.get(&key).copied().unwrap_or(0),
+                tags,
+                "cut {cut}: document and event together"
+            );
             later += usize::from(tags == 2);
         }
         seen.push(later);
         // It goes on: versions and positions stay usable.
         store.write(add(&key("t", "after the crash"), &["d"])).await.expect("written");
     }
-    assert_eq!((seen.first(), seen.last()), (Some(&0), Some(&60)), "cuts cover nothing to everything: {seen:?}");
+    assert_eq!(
+        (seen.first(), seen.last()),
+        (Some(&0), Some(&60)),
+        "cuts cover nothing to everything: {seen:?}"
+    );
 }
 
 /// A process that ends without closing: the next one finds everything, positions go on, the check passes.

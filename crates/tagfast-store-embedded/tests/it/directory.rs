@@ -35,7 +35,10 @@ async fn a_second_opener_is_told_the_pid_and_the_directory_is_private() {
     let fixture = Fixture::new();
     let store = fixture.open();
     let error = fixture.refused();
-    assert!(matches!(error, OpenError::Locked { pid, .. } if pid == std::process::id()), "{error:?}");
+    assert!(
+        matches!(error, OpenError::Locked { pid, .. } if pid == std::process::id()),
+        "{error:?}"
+    );
     message(&error, "data", &std::process::id().to_string());
     let mode = std::fs::metadata(fixture.dir()).expect("the directory").permissions().mode();
     assert_eq!(mode & 0o777, 0o700);
@@ -49,7 +52,9 @@ async fn a_newer_file_is_refused() {
     let fixture = Fixture::new();
     filled(&fixture).await;
     let path = fixture.dir().join("store-5.sqlite");
-    Connection::open(&path).and_then(|c| c.pragma_update(None, "user_version", 99)).expect("a newer version");
+    Connection::open(&path)
+        .and_then(|c| c.pragma_update(None, "user_version", 99))
+        .expect("a newer version");
     let error = fixture.refused();
     assert!(matches!(error, OpenError::Newer { found: 99, .. }), "{error:?}");
     message(&error, "store-5.sqlite", "newer tagfast");
@@ -60,7 +65,9 @@ async fn a_foreign_database_is_refused() {
     let fixture = Fixture::new();
     filled(&fixture).await;
     let path = fixture.dir().join("store-2.sqlite");
-    Connection::open(&path).and_then(|c| c.pragma_update(None, "application_id", 7)).expect("another program's");
+    Connection::open(&path)
+        .and_then(|c| c.pragma_update(None, "application_id", 7))
+        .expect("another program's");
     message(&fixture.refused(), "store-2.sqlite", "not a tagfast file");
 }
 
@@ -140,7 +147,10 @@ async fn the_number_of_files_is_the_directorys_for_ever() {
     assert_eq!(store.bus().partitions().len(), 3);
     drop(store);
     let store = fixture.open();
-    assert_eq!((store.bus().partitions().len(), names(&store, &page).await), (3, vec!["a".to_owned()]));
+    assert_eq!(
+        (store.bus().partitions().len(), names(&store, &page).await),
+        (3, vec!["a".to_owned()])
+    );
 }
 
 #[tokio::test]
@@ -160,8 +170,17 @@ async fn stored_bytes_can_be_looked_at_while_a_server_runs() {
     let store = fixture.open();
     let page = key("t", "page");
     let answer = write(&store, add(&page, &["Some Tag"])).await;
-    let dump = tagfast_store_embedded::debug_dump(&fixture.dir(), &page).expect("readable").expect("a document");
-    assert_eq!((dump.0, dump.2.version, &*dump.2.taggings[0].display), (answer.version, answer.version, "Some Tag"));
+    let dump = tagfast_store_embedded::debug_dump(&fixture.dir(), &page)
+        .expect("readable")
+        .expect("a document");
+    assert_eq!(
+        (dump.0, dump.2.version, &*dump.2.taggings[0].display),
+        (answer.version, answer.version, "Some Tag")
+    );
     assert_eq!(tagfast_domain::codec::decode(&dump.1).expect("a document"), dump.2);
-    assert!(tagfast_store_embedded::debug_dump(&fixture.dir(), &key("t", "none")).expect("readable").is_none());
+    assert!(
+        tagfast_store_embedded::debug_dump(&fixture.dir(), &key("t", "none"))
+            .expect("readable")
+            .is_none()
+    );
 }

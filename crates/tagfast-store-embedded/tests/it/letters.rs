@@ -9,8 +9,9 @@ use async_trait::async_trait;
 use tagfast_domain::{ContentKey, EpochId, Version};
 use tagfast_events::conformance::letters::{LetterHarness, exhausted};
 use tagfast_events::{
-    Clerk, Consumer, Cooldown, DeadLetter, Group, Job, LetterBook, LetterFilter, LetterState, NewJob, Partition,
-    Positions, RecordVerdict, RuntimeOptions, Sink, SinkError, SinkRecord, Start,
+    Clerk, Consumer, Cooldown, DeadLetter, Group, Job, LetterBook, LetterFilter, LetterState,
+    NewJob, Partition, Positions, RecordVerdict, RuntimeOptions, Sink, SinkError, SinkRecord,
+    Start,
 };
 use tagfast_resilience::SystemClock;
 use tagfast_store_embedded::EmbeddedStore;
@@ -111,7 +112,12 @@ impl Sink for Newest {
         Ok(positions.clone())
     }
 
-    async fn rebuild(&self, _: &Positions, _: EpochId, _: &(dyn Fn(u64) + Send + Sync)) -> Result<(), SinkError> {
+    async fn rebuild(
+        &self,
+        _: &Positions,
+        _: EpochId,
+        _: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<(), SinkError> {
         Ok(())
     }
 
@@ -141,7 +147,8 @@ impl Desk {
             bus.park(&exhausted(record, NOW)).await.expect("parked");
         }
         let clock = Arc::new(SystemClock);
-        let consumer = Consumer::spawn(bus, Arc::clone(&sink) as _, RuntimeOptions::default(), clock);
+        let consumer =
+            Consumer::spawn(bus, Arc::clone(&sink) as _, RuntimeOptions::default(), clock);
         wait_for_condition_async("the consumer", PATIENCE, || async {
             let known = sink.versions().len();
             if known == contents { Ok(()) } else { Err(format!("{known} of {contents}")) }
@@ -179,7 +186,10 @@ async fn cr6_a_second_replay_changes_nothing() {
     let (missing, there) = (lost.len() as u64, (desk.contents - lost.len()) as u64);
 
     let dry = desk.replay("dry", true).await;
-    assert_eq!((dry.letters, dry.applied, dry.superseded, dry.failed), (missing + there, missing, there, 0));
+    assert_eq!(
+        (dry.letters, dry.applied, dry.superseded, dry.failed),
+        (missing + there, missing, there, 0)
+    );
     assert_eq!(desk.sink.versions().len() as u64, there, "a dry run applies nothing");
 
     let first = desk.replay("first", false).await;
@@ -207,9 +217,13 @@ async fn a_letter_that_fails_again_stays_open() {
     let clerk = desk.clerk();
     desk.sink.refuses.store(true, Ordering::Relaxed);
     assert_eq!(desk.replay("refused", false).await.failed, 20);
-    let page = desk.store.letters().list(&LetterFilter::default(), None, 100).await.expect("a page");
-    let said: BTreeSet<_> =
-        page.letters.iter().map(|l| (l.state, l.replays, l.letter.attempts, l.letter.code.as_str())).collect();
+    let page =
+        desk.store.letters().list(&LetterFilter::default(), None, 100).await.expect("a page");
+    let said: BTreeSet<_> = page
+        .letters
+        .iter()
+        .map(|l| (l.state, l.replays, l.letter.attempts, l.letter.code.as_str()))
+        .collect();
     assert_eq!(said, BTreeSet::from([(LetterState::Open, 1, 5, "refused")]));
     desk.sink.refuses.store(false, Ordering::Relaxed);
     assert_eq!(desk.replay("taken", false).await.applied, 20);

@@ -22,7 +22,11 @@ struct Harness {
 
 impl Harness {
     fn new() -> Self {
-        Self { fixture: Fixture::new(), store: Mutex::new(None), published: tokio::sync::Mutex::default() }
+        Self {
+            fixture: Fixture::new(),
+            store: Mutex::new(None),
+            published: tokio::sync::Mutex::default(),
+        }
     }
 
     fn opened(&self) -> SharedStore {
@@ -55,7 +59,10 @@ impl StoreHarness for Harness {
         for record in new {
             published.0.insert(
                 record.partition,
-                BusPosition { next: record.offset + 1, emits: tagfast_events::Emits::embedded(record.emit.0) },
+                BusPosition {
+                    next: record.offset + 1,
+                    emits: tagfast_events::Emits::embedded(record.emit.0),
+                },
             );
             published.1.push(decode(&record.payload).expect("an event"));
         }
@@ -65,7 +72,9 @@ impl StoreHarness for Harness {
     async fn complete_through(&self) -> UnixMillis {
         let bus = self.store().bus();
         let consumer: Box<dyn BusConsumer> =
-            begin_at(bus.as_ref(), Group("test-frontier"), &Positions::new()).await.expect("a consumer");
+            begin_at(bus.as_ref(), Group("test-frontier"), &Positions::new())
+                .await
+                .expect("a consumer");
         let frontiers = consumer.frontiers().await.expect("frontiers");
         frontiers.values().flatten().map(|f| f.complete_through).min().expect("a partition")
     }

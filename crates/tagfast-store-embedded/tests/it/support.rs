@@ -8,7 +8,9 @@ use tagfast_domain::{ContentKey, Operation, Tag, TagName, TaggingsEvent, UserId,
 use tagfast_events::bus::begin_at;
 use tagfast_events::{Bus, BusRecord, Group, Positions, decode};
 use tagfast_resilience::ManualClock;
-use tagfast_store::{Durability, ReadOptions, TagReader, TagWriter, View, WriteAnswer, WriteRequest};
+use tagfast_store::{
+    Durability, ReadOptions, TagReader, TagWriter, View, WriteAnswer, WriteRequest,
+};
 use tagfast_store_embedded::{EmbeddedStore, OpenError, OpenOptions};
 use tempfile::TempDir;
 
@@ -40,7 +42,8 @@ impl Fixture {
     }
 
     pub(crate) fn open(&self) -> Arc<EmbeddedStore> {
-        EmbeddedStore::open(self.options()).unwrap_or_else(|e| panic!("the store opens: {}", chain(&e)))
+        EmbeddedStore::open(self.options())
+            .unwrap_or_else(|e| panic!("the store opens: {}", chain(&e)))
     }
 
     /// The error of opening.
@@ -96,7 +99,10 @@ pub(crate) async fn write(store: &EmbeddedStore, request: WriteRequest) -> Write
 }
 
 pub(crate) async fn view(store: &EmbeddedStore, key: &ContentKey) -> View {
-    store.view(key, &ReadOptions::default()).await.unwrap_or_else(|e| panic!("it is readable: {}", chain(&e)))
+    store
+        .view(key, &ReadOptions::default())
+        .await
+        .unwrap_or_else(|e| panic!("it is readable: {}", chain(&e)))
 }
 
 pub(crate) async fn names(store: &EmbeddedStore, key: &ContentKey) -> Vec<String> {
@@ -104,13 +110,18 @@ pub(crate) async fn names(store: &EmbeddedStore, key: &ContentKey) -> Vec<String
 }
 
 /// All records of the bus from `positions` to its end now.
-pub(crate) async fn records(bus: &Arc<dyn Bus>, group: Group, positions: &Positions) -> Vec<BusRecord> {
+pub(crate) async fn records(
+    bus: &Arc<dyn Bus>,
+    group: Group,
+    positions: &Positions,
+) -> Vec<BusRecord> {
     let mut open = bus.ends().await.expect("the ends");
     open.retain(|p, end| end.next > positions.get(p).map_or(1, |p| p.next.max(1)));
     let mut consumer = begin_at(bus.as_ref(), group, positions).await.expect("a consumer");
     let mut all = Vec::new();
     while !open.is_empty() {
-        let records = consumer.poll(100, Duration::from_secs(20)).await.expect("records").into_records();
+        let records =
+            consumer.poll(100, Duration::from_secs(20)).await.expect("records").into_records();
         assert!(!records.is_empty(), "records up to {open:?} are there");
         for record in &records {
             if open.get(&record.partition).is_some_and(|end| record.offset + 1 >= end.next) {

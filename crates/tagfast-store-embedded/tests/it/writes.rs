@@ -13,7 +13,8 @@ async fn a_flood_of_one_tenant_does_not_starve_another() {
     let mut options = fixture.options();
     options.files = 1;
     let store = tagfast_store_embedded::EmbeddedStore::open(options).expect("a store");
-    let flood = store.write_many((0..6000).map(|n| add(&key("flood", &n.to_string()), &["a"])).collect());
+    let flood =
+        store.write_many((0..6000).map(|n| add(&key("flood", &n.to_string()), &["a"])).collect());
     let small = store.write(add(&key("small", "one"), &["a"]));
     let mut flood = std::pin::pin!(flood);
     tokio::select! {
@@ -33,7 +34,8 @@ async fn a_full_queue_refuses_by_name_and_limit_and_takes_writes_again() {
     // Somebody else writes to the file: the store's writer waits, the queue fills.
     let other = rusqlite::Connection::open(fixture.dir().join("store-0.sqlite")).expect("the file");
     other.execute_batch("BEGIN IMMEDIATE").expect("the lock");
-    let mut many = Box::pin(store.write_many((0..12_000).map(|_| add(&key("t", "hot"), &["a"])).collect()));
+    let mut many =
+        Box::pin(store.write_many((0..12_000).map(|_| add(&key("t", "hot"), &["a"])).collect()));
     assert!(futures_poll_once(&mut many).await, "all are queued or refused, none is written");
     other.execute_batch("ROLLBACK").expect("unlocked");
     let answers = many.await;
@@ -111,14 +113,19 @@ async fn a_batch_makes_one_event_per_content_that_lists_each_write() {
     let fixture = Fixture::new();
     let store = fixture.open();
     let page = key("t", "page");
-    let answers = store.write_many((0..40).map(|n| add(&page, &[&format!("t{n:02}")])).collect()).await;
+    let answers =
+        store.write_many((0..40).map(|n| add(&page, &[&format!("t{n:02}")])).collect()).await;
     assert!(answers.iter().all(Result::is_ok));
     let events = events(&store).await;
     assert!(events.len() < 40, "group commits join writes of a content");
-    let listed: Vec<_> = events.iter().flat_map(|e| &e.changes).map(|c| c.added[0].to_string()).collect();
+    let listed: Vec<_> =
+        events.iter().flat_map(|e| &e.changes).map(|c| c.added[0].to_string()).collect();
     assert_eq!(listed, (0..40).map(|n| format!("t{n:02}")).collect::<Vec<_>>());
     let last = events.last().expect("an event");
-    assert_eq!((last.tags.len(), last.version), (40, last.changes.last().expect("a change").version));
+    assert_eq!(
+        (last.tags.len(), last.version),
+        (40, last.changes.last().expect("a change").version)
+    );
 }
 
 #[tokio::test]
@@ -127,7 +134,10 @@ async fn replicated_durability_belongs_to_the_other_mode() {
     let store = fixture.open();
     let mut request = add(&key("t", "page"), &["a"]);
     request.durability = Durability::Replicated;
-    assert!(matches!(store.write(request).await, Err(StoreError::NotInThisMode("durability replicated"))));
+    assert!(matches!(
+        store.write(request).await,
+        Err(StoreError::NotInThisMode("durability replicated"))
+    ));
 }
 
 #[tokio::test]

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use tagfast_domain::{ContentKey, Limits, Operation, Tag, TagName, UserId, Write, WriteId};
 use tagfast_sharding::{ContentHash, LogicalShard};
 use tagfast_store::{
-    Consistency, ConsistencyToken, Durability, ReadOptions, StoreError, TagReader, TagWriter, View, WriteRequest,
+    Consistency, ConsistencyToken, Durability, ReadOptions, StoreError, TagReader, TagWriter, View,
+    WriteRequest,
 };
 use tagfast_store_postgres::PostgresStore;
 use tagfast_testkit::history::Outcome;
@@ -86,7 +87,13 @@ impl Load {
                 tasks.push(tokio::spawn(reader.watch(Arc::clone(&stop))));
             }
         }
-        Self { began, stop, told, tasks, reigns: ["c0", "c1"].map(|scope| Reigns::watch(scope, began)) }
+        Self {
+            began,
+            stop,
+            told,
+            tasks,
+            reigns: ["c0", "c1"].map(|scope| Reigns::watch(scope, began)),
+        }
     }
 
     /// Now, as the history counts time.
@@ -95,18 +102,30 @@ impl Load {
     }
 
     /// Waits until a cluster acknowledged something after `since`; how long after.
-    pub(crate) async fn acknowledged_after(&self, cluster: usize, since: Duration, within: Duration) -> Duration {
+    pub(crate) async fn acknowledged_after(
+        &self,
+        cluster: usize,
+        since: Duration,
+        within: Duration,
+    ) -> Duration {
         tagfast_testkit::wait_for_condition_async("an acknowledgement", within, || async {
             let told = self.told[cluster].lock().expect("no panic under the lock");
             let acknowledged = told.history.writes.iter().rev().take(500);
-            let after = acknowledged.filter(|w| w.outcome == Outcome::Acknowledged && w.ended > since).map(|w| w.ended);
+            let after = acknowledged
+                .filter(|w| w.outcome == Outcome::Acknowledged && w.ended > since)
+                .map(|w| w.ended);
             after.min().map(|at| at - since).ok_or("none yet")
         })
         .await
     }
 
     /// Waits until a later reign of a cluster was seen; when.
-    pub(crate) async fn next_reign(&self, cluster: usize, since: Duration, within: Duration) -> Duration {
+    pub(crate) async fn next_reign(
+        &self,
+        cluster: usize,
+        since: Duration,
+        within: Duration,
+    ) -> Duration {
         tagfast_testkit::wait_for_condition_async("a new reign", within, || async {
             self.reigns[cluster].seen_after(since).ok_or("none yet")
         })
@@ -115,7 +134,11 @@ impl Load {
 
     /// Ends the clients, reads what is there in the end, and judges. `may_lose`: times in which acknowledged writes of the
     /// first cluster may be lost.
-    pub(crate) async fn finish(self, store: &PostgresStore, may_lose: &[(Duration, Duration)]) -> [Judged; 2] {
+    pub(crate) async fn finish(
+        self,
+        store: &PostgresStore,
+        may_lose: &[(Duration, Duration)],
+    ) -> [Judged; 2] {
         self.stop.store(true, Ordering::SeqCst);
         for task in self.tasks {
             task.await.expect("no client panics");
@@ -124,7 +147,8 @@ impl Load {
         for (cluster, (told, reigns)) in self.told.iter().zip(self.reigns).enumerate() {
             let mut told = std::mem::take(&mut *told.lock().expect("no panic under the lock"));
             let (seen, ordinals) = reigns.end().await;
-            told.history.reigns = seen.iter().map(|(id, at)| Reign { id: *id, seen: *at }).collect();
+            told.history.reigns =
+                seen.iter().map(|(id, at)| Reign { id: *id, seen: *at }).collect();
             told.history.limit = LIMIT;
             told.history.may_lose = if cluster == 0 { may_lose.to_vec() } else { Vec::new() };
             for write in &mut told.history.writes {
@@ -132,7 +156,8 @@ impl Load {
             }
             let mut finally = BTreeMap::new();
             for (name, key) in &told.contents {
-                let options = ReadOptions { consistency: Consistency::Strong, ..ReadOptions::default() };
+                let options =
+                    ReadOptions { consistency: Consistency::Strong, ..ReadOptions::default() };
                 let view = store.view(key, &options).await.expect("a strong read");
                 finally.insert(name.clone(), (view.version.packed(), names(&view)));
             }
@@ -199,7 +224,10 @@ impl Client {
                 3 => {
                     let shared = self.content(&format!("shared{}", round / 4 % SHARED));
                     // Nobody can tell whose tag it is: all clients add and remove the same ones, more than the limit allows.
-                    let tag = format!("s{}", (round * 7 + u64::from(self.number) * 13) % (LIMIT as u64 + 10));
+                    let tag = format!(
+                        "s{}",
+                        (round * 7 + u64::from(self.number) * 13) % (LIMIT as u64 + 10)
+                    );
                     if (round / 4 + u64::from(self.number)).is_multiple_of(3) {
                         (shared, None, Some(tag))
                     } else {
@@ -209,7 +237,9 @@ impl Client {
                 2 if step > 4 => (own.clone(), None, Some(format!("t{}", step - 4))),
                 _ => (own.clone(), Some(format!("t{step}")), None),
             };
-            let id = u128::from(ContentHash::of(&key).0) << 64 | u128::from(self.number) << 48 | u128::from(round);
+            let id = u128::from(ContentHash::of(&key).0) << 64
+                | u128::from(self.number) << 48
+                | u128::from(round);
             self.write(&key, add, remove, WriteId(id.to_be_bytes()), &stop).await;
             self.read(&key).await;
             round += 1;
@@ -218,7 +248,8 @@ impl Client {
 
     /// Reads what everybody writes, with a token of its own.
     async fn watch(mut self, stop: Arc<AtomicBool>) {
-        let contents: Vec<ContentKey> = (0..SHARED).map(|n| self.content(&format!("shared{n}"))).collect();
+        let contents: Vec<ContentKey> =
+            (0..SHARED).map(|n| self.content(&format!("shared{n}"))).collect();
         for key in contents.iter().cycle() {
             if stop.load(Ordering::SeqCst) {
                 return;
@@ -249,8 +280,13 @@ impl Client {
         let operation = Operation::patch(adds, removes, &Limits::default()).expect("a patch");
         let user = UserId::parse("load").expect("a user");
         let write = Write { id, key: key.clone(), user, operation, if_match: None };
-        let request =
-            WriteRequest { write, fresh: false, durability: Durability::Local, deadline: None, traceparent: None };
+        let request = WriteRequest {
+            write,
+            fresh: false,
+            durability: Durability::Local,
+            deadline: None,
+            traceparent: None,
+        };
         let mut call = WriteCall {
             client: self.number,
             content: key.to_string(),
@@ -278,7 +314,9 @@ impl Client {
                     call.reign = (u128::from_be_bytes(answer.receipt.position.epoch.0), 0);
                 }
                 // The limit. Nothing happened, unless an earlier attempt did.
-                Err(StoreError::Refused(_)) => call.outcome = if doubt { Outcome::Unknown } else { Outcome::Refused },
+                Err(StoreError::Refused(_)) => {
+                    call.outcome = if doubt { Outcome::Unknown } else { Outcome::Refused }
+                }
                 Err(error) => {
                     let again = error.is_retryable();
                     doubt = true;

@@ -30,7 +30,8 @@ impl Reigns {
             while !stopped.load(Ordering::SeqCst) {
                 // etcd may be frozen: the next look tells.
                 if let Some(found) = range(&format!("/service/{scope}/leader"), false).await
-                    && let Some(reign) = found["kvs"][0]["create_revision"].as_str().and_then(|r| r.parse().ok())
+                    && let Some(reign) =
+                        found["kvs"][0]["create_revision"].as_str().and_then(|r| r.parse().ok())
                 {
                     let mut noted = noted.lock().expect("no panic under the lock");
                     if noted.last().is_none_or(|(known, _)| *known != reign) {
@@ -45,7 +46,12 @@ impl Reigns {
 
     /// When a reign was seen for the first time, after `since`.
     pub(crate) fn seen_after(&self, since: Duration) -> Option<Duration> {
-        self.seen.lock().expect("no panic under the lock").iter().map(|(_, at)| *at).find(|at| *at > since)
+        self.seen
+            .lock()
+            .expect("no panic under the lock")
+            .iter()
+            .map(|(_, at)| *at)
+            .find(|at| *at > since)
     }
 
     /// The reigns in their order, by the ids of their epochs, and the ordinals of all epochs. A reign in which nobody minted
@@ -53,17 +59,25 @@ impl Reigns {
     pub(crate) async fn end(self) -> (Vec<(u128, Duration)>, BTreeMap<u128, u64>) {
         self.stop.store(true, Ordering::SeqCst);
         self.task.await.expect("no panic");
-        let found = range(&format!("/tagfast/v1/{}/epochs/", self.scope), true).await.expect("etcd answers in the end");
+        let found = range(&format!("/tagfast/v1/{}/epochs/", self.scope), true)
+            .await
+            .expect("etcd answers in the end");
         let (mut by_reign, mut ordinals) = (BTreeMap::new(), BTreeMap::new());
         for kv in found["kvs"].as_array().into_iter().flatten() {
             let bytes = STANDARD.decode(kv["value"].as_str().expect("a value")).expect("base64");
             let epoch: Value = serde_json::from_slice(&bytes).expect("an epoch");
-            let id = u128::from_str_radix(epoch["id"].as_str().expect("an id"), 16).expect("hexadecimal");
+            let id = u128::from_str_radix(epoch["id"].as_str().expect("an id"), 16)
+                .expect("hexadecimal");
             by_reign.insert(epoch["reign"].as_u64().expect("a revision"), id);
             ordinals.insert(id, epoch["ordinal"].as_u64().expect("an ordinal"));
         }
         let seen = std::mem::take(&mut *self.seen.lock().expect("no panic under the lock"));
-        (seen.into_iter().map(|(reign, at)| (by_reign.get(&reign).copied().unwrap_or(0), at)).collect(), ordinals)
+        (
+            seen.into_iter()
+                .map(|(reign, at)| (by_reign.get(&reign).copied().unwrap_or(0), at))
+                .collect(),
+            ordinals,
+        )
     }
 }
 
@@ -72,6 +86,15 @@ async fn range(key: &str, prefix: bool) -> Option<Value> {
     *end.last_mut()? += 1;
     let end = if prefix { STANDARD.encode(end) } else { String::new() };
     let body = json!({"key": STANDARD.encode(key), "range_end": end});
-    let request = reqwest::Client::builder().no_proxy().timeout(Duration::from_millis(500)).build().ok()?;
-    request.post(format!("{}/v3/kv/range", kit::etcd())).json(&body).send().await.ok()?.json().await.ok()
+    let request =
+        reqwest::Client::builder().no_proxy().timeout(Duration::from_millis(500)).build().ok()?;
+    request
+        .post(format!("{}/v3/kv/range", kit::etcd()))
+        .json(&body)
+        .send()
+        .await
+        .ok()?
+        .json()
+        .await
+        .ok()
 }

@@ -35,7 +35,9 @@ async fn two_stores() -> [Arc<PostgresStore>; 2] {
 /// Waits until both clusters are whole; what a test that failed has left behind ends first.
 pub(crate) async fn all_whole() {
     on_stack(|stack| {
-        for (fault, node) in NODES.into_iter().flat_map(|node| [(Fault::Thaw, node), (Fault::Heal, node)]) {
+        for (fault, node) in
+            NODES.into_iter().flat_map(|node| [(Fault::Thaw, node), (Fault::Heal, node)])
+        {
             stack.fault(fault, node).expect("the fault ends");
         }
         for cluster in ["c0", "c1"] {
@@ -46,7 +48,9 @@ pub(crate) async fn all_whole() {
 }
 
 /// The stack is driven by blocking code.
-pub(crate) async fn on_stack<T: Send + 'static>(work: impl FnOnce(&mut Stack) -> T + Send + 'static) -> T {
+pub(crate) async fn on_stack<T: Send + 'static>(
+    work: impl FnOnce(&mut Stack) -> T + Send + 'static,
+) -> T {
     tokio::task::spawn_blocking(move || work(&mut kit::stack())).await.expect("no panic")
 }
 
@@ -111,10 +115,23 @@ impl Shown {
         for (cluster, judged) in self.clusters.iter().enumerate() {
             let what = self.what;
             assert_eq!(judged.verdict.faults, [], "{what}: the history of c{cluster}");
-            assert_eq!(judged.told.failed_reads, Vec::<String>::new(), "{what}: failed reads of c{cluster}");
-            assert!(judged.told.refused.iter().all(|(_, _, again)| *again), "{what}: {:?}", judged.told.refused);
+            assert_eq!(
+                judged.told.failed_reads,
+                Vec::<String>::new(),
+                "{what}: failed reads of c{cluster}"
+            );
+            assert!(
+                judged.told.refused.iter().all(|(_, _, again)| *again),
+                "{what}: {:?}",
+                judged.told.refused
+            );
         }
-        assert_eq!(self.clusters[1].told.refused, [], "{}: the other cluster notices nothing", self.what);
+        assert_eq!(
+            self.clusters[1].told.refused,
+            [],
+            "{}: the other cluster notices nothing",
+            self.what
+        );
     }
 
     fn nothing_lost_nothing_refused(&self) {
@@ -173,7 +190,10 @@ async fn the_primary_is_killed() {
         took.push((went_on.as_secs_f64(), reign.as_secs_f64()));
     }
     took.sort_by(|a, b| a.0.total_cmp(&b.0));
-    println!("primary killed, {} runs: until the next acknowledged write (the next reign) {took:.2?} s", took.len());
+    println!(
+        "primary killed, {} runs: until the next acknowledged write (the next reign) {took:.2?} s",
+        took.len()
+    );
     assert!(took.iter().all(|(went_on, _)| *went_on < 10.0), "{took:?}");
 }
 
@@ -201,7 +221,12 @@ async fn patroni_is_killed_and_postgresql_lives() {
     // Its clients go on for a while beside the zombie.
     scene.load.acknowledged_after(0, went_on + 2 * SECOND, 30 * SECOND).await;
     fault(Fault::Restart, &old.name).await;
-    scene.end((reign.saturating_sub(SECOND), went_on), &[(reign.saturating_sub(2 * SECOND), went_on)]).await;
+    scene
+        .end(
+            (reign.saturating_sub(SECOND), went_on),
+            &[(reign.saturating_sub(2 * SECOND), went_on)],
+        )
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -257,11 +282,17 @@ async fn slow_queries_use_the_cluster_up() {
     let scene = Scene::begin("slow queries").await;
     let (host, database, password) = {
         let node = primary().await;
-        let password = on_stack(|stack| std::fs::read_to_string(&stack.info().database.password_file)).await;
+        let password =
+            on_stack(|stack| std::fs::read_to_string(&stack.info().database.password_file)).await;
         (node.postgres, scene.stores[0].database().to_owned(), password.expect("the password"))
     };
     let mut config = tokio_postgres::Config::new();
-    config.host(host.ip().to_string()).port(host.port()).user("tagfast").password(password).dbname(database);
+    config
+        .host(host.ip().to_string())
+        .port(host.port())
+        .user("tagfast")
+        .password(password)
+        .dbname(database);
     let since = scene.load.now();
     let mut others = Vec::new();
     // Until the server says that there is no room.
@@ -273,8 +304,9 @@ async fn slow_queries_use_the_cluster_up() {
     assert!(others.len() > 20, "{} connections were free", others.len());
     let lock = "BEGIN; LOCK TABLE content IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(3); COMMIT";
     let locker = others[0].0.batch_execute(lock);
-    let sleepers =
-        futures_util::future::join_all(others[1..].iter().map(|(c, _)| c.batch_execute("SELECT pg_sleep(3)")));
+    let sleepers = futures_util::future::join_all(
+        others[1..].iter().map(|(c, _)| c.batch_execute("SELECT pg_sleep(3)")),
+    );
     let (locked, slept) = futures_util::future::join(locker, sleepers).await;
     locked.expect("the table was locked for a while");
     slept.into_iter().for_each(|s| s.expect("it slept"));
@@ -371,7 +403,8 @@ mod full {
         // The acknowledgement may have come through the other API node.
         wait_for_condition_async("the old primary in a reign of its own", 10 * SECOND, || async {
             let status = scene.stores[0].status();
-            let again = status[0].primary.as_deref() == Some(old.as_str()) && status[0].epoch > epoch;
+            let again =
+                status[0].primary.as_deref() == Some(old.as_str()) && status[0].epoch > epoch;
             if again { Ok(()) } else { Err(format!("{:?}, it was {old} in {epoch:?}", status[0])) }
         })
         .await;

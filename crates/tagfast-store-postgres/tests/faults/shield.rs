@@ -31,13 +31,15 @@ impl World {
         all_whole().await;
         let mut options = kit::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
         change(&mut options);
-        let (store, breakers) = (kit::open(options.clone(), Arc::new(Discard)).await, Arc::clone(&options.breakers));
+        let (store, breakers) =
+            (kit::open(options.clone(), Arc::new(Discard)).await, Arc::clone(&options.breakers));
         Self { store, breakers, options }
     }
 
     /// Contents that this process has written itself: a session reads them on the primary.
     async fn written(&self, cluster: usize, many: usize) -> Vec<ContentKey> {
-        let keys: Vec<ContentKey> = (0..many).map(|n| key_of(cluster, &format!("own-{n}"))).collect();
+        let keys: Vec<ContentKey> =
+            (0..many).map(|n| key_of(cluster, &format!("own-{n}"))).collect();
         for key in &keys {
             put(&self.store, key, "tag").await.expect("written");
         }
@@ -52,7 +54,9 @@ impl World {
     fn turned(&self, role: &str, to: BreakerState, after: i64) -> Vec<i64> {
         let name = format!("postgres/{role}");
         let events = self.breakers.events();
-        let of = events.iter().filter(|e| e.transition.name == name && e.transition.to == to && e.at >= after);
+        let of = events
+            .iter()
+            .filter(|e| e.transition.name == name && e.transition.to == to && e.at >= after);
         of.map(|e| e.at).collect()
     }
 
@@ -88,7 +92,12 @@ struct Calls {
 }
 
 impl Calls {
-    fn start(store: &Arc<PostgresStore>, keys: Vec<ContentKey>, every: Duration, consistency: Consistency) -> Self {
+    fn start(
+        store: &Arc<PostgresStore>,
+        keys: Vec<ContentKey>,
+        every: Duration,
+        consistency: Consistency,
+    ) -> Self {
         let (stop, made) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
         let (store, stopped, calls) = (Arc::clone(store), Arc::clone(&stop), Arc::clone(&made));
         let task = tokio::spawn(async move {
@@ -99,7 +108,8 @@ impl Calls {
                     break;
                 }
                 ticks.tick().await;
-                let (store, calls, key) = (Arc::clone(&store), Arc::clone(&calls), keys[n % keys.len()].clone());
+                let (store, calls, key) =
+                    (Arc::clone(&store), Arc::clone(&calls), keys[n % keys.len()].clone());
                 under_way.spawn(async move {
                     let began = Instant::now();
                     let options = ReadOptions { consistency, ..ReadOptions::default() };
@@ -140,8 +150,11 @@ impl Calls {
 
 /// The 99th percentile of calls that began within these times.
 fn p99(calls: &[Call], from: Instant, to: Instant) -> Duration {
-    let mut took: Vec<Duration> =
-        calls.iter().filter(|call| call.began >= from && call.began < to).map(|call| call.took).collect();
+    let mut took: Vec<Duration> = calls
+        .iter()
+        .filter(|call| call.began >= from && call.began < to)
+        .map(|call| call.took)
+        .collect();
     took.sort();
     took.get(took.len() * 99 / 100).copied().unwrap_or_default()
 }
@@ -176,7 +189,11 @@ async fn db4_a_frozen_primary_opens_its_breaker_and_no_other() {
 
     let (calls, others) = (calls.end().await, others.end().await);
     // The primary stopped after the last answer it gave before the breaker opened.
-    let last = calls.iter().filter(|c| c.source == Some(Source::Primary) && c.ended <= opened).map(|c| c.ended).max();
+    let last = calls
+        .iter()
+        .filter(|c| c.source == Some(Source::Primary) && c.ended <= opened)
+        .map(|c| c.ended)
+        .max();
     let open_after = opened - last.expect("it answered before");
     let (before, during) = (p99(&others, began, frozen), p99(&others, frozen, thawed_at));
     let unanswered = calls.iter().filter(|c| c.source.is_none() && c.began > frozen).count();
@@ -187,10 +204,19 @@ async fn db4_a_frozen_primary_opens_its_breaker_and_no_other() {
         calls.iter().filter(|c| c.began > frozen).count(),
         p99(&calls, frozen, thawed_at),
     );
-    assert!(open_after <= (NOTICED + SLACK).as_millis() as i64, "open {open_after} ms after the last answer");
+    assert!(
+        open_after <= (NOTICED + SLACK).as_millis() as i64,
+        "open {open_after} ms after the last answer"
+    );
     assert!(closed - thawed <= 2500, "closed {} ms after the thaw", closed - thawed);
-    assert!(others.iter().all(|call| call.source.is_some()), "the other cluster answers everything");
-    assert!(during <= (before * 3 / 2).max(50 * MS), "p99 of the other cluster {during:?}, before {before:?}");
+    assert!(
+        others.iter().all(|call| call.source.is_some()),
+        "the other cluster answers everything"
+    );
+    assert!(
+        during <= (before * 3 / 2).max(50 * MS),
+        "p99 of the other cluster {during:?}, before {before:?}"
+    );
     for role in ["c1/primary", "c1/replica"] {
         assert_eq!(world.turned(role, BreakerState::Open, 0), Vec::<i64>::new(), "{role}");
     }
@@ -205,7 +231,13 @@ async fn calls_settle() {
 async fn active(client: &tokio_postgres::Client) -> BTreeMap<String, i64> {
     let query = "SELECT application_name, count(*) FROM pg_stat_activity WHERE state = 'active' AND datname = current_database()
                  AND application_name IN ('tagfast-read', 'tagfast-strong') GROUP BY 1";
-    client.query(query, &[]).await.expect("it answers").iter().map(|row| (row.get(0), row.get(1))).collect()
+    client
+        .query(query, &[])
+        .await
+        .expect("it answers")
+        .iter()
+        .map(|row| (row.get(0), row.get(1)))
+        .collect()
 }
 
 /// DB7.
@@ -224,7 +256,8 @@ async fn db7_callers_that_give_up_do_not_make_room() {
     let gave_up = Arc::new(AtomicU64::new(0));
     let mut clients = Vec::new();
     for n in 0..100 {
-        let (store, stop, gave_up) = (Arc::clone(&world.store), Arc::clone(&stop), Arc::clone(&gave_up));
+        let (store, stop, gave_up) =
+            (Arc::clone(&world.store), Arc::clone(&stop), Arc::clone(&gave_up));
         let key = keys[n % keys.len()].clone();
         let consistency = if n % 10 == 0 { Consistency::Strong } else { Consistency::Session };
         clients.push(tokio::spawn(async move {
@@ -239,7 +272,10 @@ async fn db7_callers_that_give_up_do_not_make_room() {
     }
     // Every read waits behind the lock for as long as PostgreSQL lets it.
     let seconds = if kit::full() { 20 } else { 3 };
-    locker.batch_execute("BEGIN; LOCK TABLE content IN ACCESS EXCLUSIVE MODE").await.expect("locked");
+    locker
+        .batch_execute("BEGIN; LOCK TABLE content IN ACCESS EXCLUSIVE MODE")
+        .await
+        .expect("locked");
     let locked = Instant::now();
     let mut most: BTreeMap<String, i64> = BTreeMap::new();
     let mut looks = 0;
@@ -293,7 +329,8 @@ async fn one_slow_replica_is_not_waited_for() {
     assert!(calls.iter().all(|call| call.source.is_some()), "everything is answered");
     assert!(during <= quiet + 60 * MS, "p99 {during:?}, before {quiet:?}");
     let role = "postgres/c0/replica";
-    let events: Vec<_> = world.breakers.events().into_iter().filter(|e| e.transition.name == role).collect();
+    let events: Vec<_> =
+        world.breakers.events().into_iter().filter(|e| e.transition.name == role).collect();
     assert!(events.is_empty(), "the other replica is well: {events:?}");
 }
 
@@ -315,11 +352,16 @@ async fn all_nodes_slow_open_both_breakers_until_they_are_well() {
     for role in ["c0/primary", "c0/replica"] {
         wait_for_condition_async("the breaker opens", 15 * SECOND, || async {
             let opened = world.turned(role, BreakerState::Open, slow);
-            if opened.is_empty() { Err(format!("{role} is {:?}", world.state(role))) } else { Ok(()) }
+            if opened.is_empty() {
+                Err(format!("{role} is {:?}", world.state(role)))
+            } else {
+                Ok(())
+            }
         })
         .await;
     }
-    let opened = ["c0/primary", "c0/replica"].map(|role| world.turned(role, BreakerState::Open, slow)[0] - slow);
+    let opened = ["c0/primary", "c0/replica"]
+        .map(|role| world.turned(role, BreakerState::Open, slow)[0] - slow);
     let open_at = Instant::now();
     tokio::time::sleep(SECOND * if kit::full() { 20 } else { 2 }).await;
     let (healed, healed_at) = (now_ms(), Instant::now());
@@ -329,7 +371,8 @@ async fn all_nodes_slow_open_both_breakers_until_they_are_well() {
     for role in ["c0/primary", "c0/replica"] {
         world.becomes(role, BreakerState::Closed, 20 * SECOND).await;
     }
-    let closed = ["c0/primary", "c0/replica"].map(|role| world.turned(role, BreakerState::Closed, slow));
+    let closed =
+        ["c0/primary", "c0/replica"].map(|role| world.turned(role, BreakerState::Closed, slow));
     let well_at = Instant::now();
     tokio::time::sleep(SECOND).await;
     let well_until = Instant::now();
@@ -350,7 +393,10 @@ async fn all_nodes_slow_open_both_breakers_until_they_are_well() {
     for closed in closed {
         let first = closed.first().map(|at| at - healed);
         assert!(first.is_some_and(|after| after > 0), "closed while it was slow: {first:?}");
-        assert!(first.is_some_and(|after| after <= 5000) && closed.len() <= 2, "{closed:?}, healed at {healed}");
+        assert!(
+            first.is_some_and(|after| after <= 5000) && closed.len() <= 2,
+            "{closed:?}, healed at {healed}"
+        );
     }
     // Whoever is refused knows it soon.
     let slowest = of(open_at, healed_at).map(|call| call.took).max();
@@ -369,11 +415,16 @@ async fn while_the_primarys_breaker_is_open_writes_are_held_and_reads_go_elsewhe
     let writing = put(&world.store, &key, "held");
     let meanwhile = async {
         let began = Instant::now();
-        let session = world.store.view(&key, &ReadOptions::default()).await.expect("a replica answers");
+        let session =
+            world.store.view(&key, &ReadOptions::default()).await.expect("a replica answers");
         assert_eq!(session.source, Source::Replica);
         let strong = ReadOptions { consistency: Consistency::Strong, ..ReadOptions::default() };
         let refused = world.store.view(&key, &strong).await.expect_err("nobody else may answer");
-        assert!(refused.is_retryable() && began.elapsed() < 2 * SECOND, "{refused} after {:?}", began.elapsed());
+        assert!(
+            refused.is_retryable() && began.elapsed() < 2 * SECOND,
+            "{refused} after {:?}",
+            began.elapsed()
+        );
         breaker.force(None);
         Instant::now()
     };
@@ -415,9 +466,15 @@ async fn a_storm_is_answered_or_refused_and_the_nodes_do_not_notice() {
     let world = World::new(|options| options.reads_per_second = PER_SECOND).await;
     let keys = Arc::new(world.written(0, 200).await);
     let queries = || {
-        let of =
-            |look: tagfast_resilience::LimiterLook| look.begun.sheddable + look.begun.degradable + look.begun.critical;
-        world.store.limits().into_iter().map(|(name, look)| (name, of(look))).collect::<BTreeMap<_, _>>()
+        let of = |look: tagfast_resilience::LimiterLook| {
+            look.begun.sheddable + look.begun.degradable + look.begun.critical
+        };
+        world
+            .store
+            .limits()
+            .into_iter()
+            .map(|(name, look)| (name, of(look)))
+            .collect::<BTreeMap<_, _>>()
     };
     let earlier = queries();
     let began = Instant::now();
@@ -433,9 +490,16 @@ async fn a_storm_is_answered_or_refused_and_the_nodes_do_not_notice() {
                     1 => Criticality::Degradable,
                     _ => Criticality::Critical,
                 };
-                let options = ReadOptions { consistency: Consistency::Eventual, criticality, ..ReadOptions::default() };
+                let options = ReadOptions {
+                    consistency: Consistency::Eventual,
+                    criticality,
+                    ..ReadOptions::default()
+                };
                 let called = Instant::now();
-                let answer = store.view(&keys[n % keys.len()], &options).await.map(|view| view.version.packed());
+                let answer = store
+                    .view(&keys[n % keys.len()], &options)
+                    .await
+                    .map(|view| view.version.packed());
                 (criticality, answer, called.elapsed())
             });
         }
@@ -456,7 +520,10 @@ async fn a_storm_is_answered_or_refused_and_the_nodes_do_not_notice() {
         }
     }
     let slowest = all.iter().map(|(_, _, took)| *took).max().expect("calls");
-    println!("a storm of {} views in {lasted:?}: answered {answered:?}, the slowest took {slowest:?}", all.len());
+    println!(
+        "a storm of {} views in {lasted:?}: answered {answered:?}, the slowest took {slowest:?}",
+        all.len()
+    );
     for (name, after) in queries() {
         let begun = after - earlier.get(&name).copied().unwrap_or(0);
         // A tenth of a second's worth may begin at once.
@@ -466,7 +533,10 @@ async fn a_storm_is_answered_or_refused_and_the_nodes_do_not_notice() {
     }
     assert!(answered.get(&Criticality::Critical).is_some_and(|many| *many >= 100), "{answered:?}");
     let sheddable = answered.get(&Criticality::Sheddable).copied().unwrap_or(0);
-    assert!(sheddable < answered[&Criticality::Critical], "what matters less is given up first: {answered:?}");
+    assert!(
+        sheddable < answered[&Criticality::Critical],
+        "what matters less is given up first: {answered:?}"
+    );
     // 20 ms for a place, at a replica and at the primary, and the query; the rest is 10,000 tasks on two processors.
     assert!(slowest < 3 * SECOND, "{slowest:?}");
     let calm = world.store.view(&keys[0], &ReadOptions::default()).await;

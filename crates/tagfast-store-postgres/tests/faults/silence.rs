@@ -28,11 +28,16 @@ async fn timed<T, E: std::fmt::Display>(
     let began = Instant::now();
     // Far beyond: who comes here has no limit.
     let answer = tokio::time::timeout(40 * SECOND, asked).await;
-    let answer = answer.map_or(Err("never".to_owned()), |a| a.map(drop).map_err(|error| error.to_string()));
+    let answer =
+        answer.map_or(Err("never".to_owned()), |a| a.map(drop).map_err(|error| error.to_string()));
     (what, by, answer, began.elapsed())
 }
 
-async fn view(store: &PostgresStore, consistency: Consistency, within: Option<Duration>) -> Result<(), StoreError> {
+async fn view(
+    store: &PostgresStore,
+    consistency: Consistency,
+    within: Option<Duration>,
+) -> Result<(), StoreError> {
     let deadline = within.map(|within| tokio::time::Instant::now() + within);
     let options = ReadOptions { consistency, deadline, ..ReadOptions::default() };
     store.view(&key_of(0, "silent"), &options).await.map(drop)
@@ -70,7 +75,11 @@ async fn whatever_is_asked_of_silent_nodes_ends() {
         timed("a view", 5 * SECOND, view(&store, Consistency::Session, None)),
         timed("a view of a replica", 5 * SECOND, view(&store, Consistency::Eventual, None)),
         timed("a strong view", 5 * SECOND, view(&store, Consistency::Strong, None)),
-        timed("a strong view with a deadline", hurried, view(&store, Consistency::Strong, Some(hurried))),
+        timed(
+            "a strong view with a deadline",
+            hurried,
+            view(&store, Consistency::Strong, Some(hurried))
+        ),
         // A commit that is under way is waited for, at most as long as a group commit may take.
         timed("a write", 5 * SECOND + SECOND, put(&store, &key, "other")),
         timed("a write with a deadline", SECOND + Duration::from_millis(200), store.write(soon)),
@@ -86,9 +95,13 @@ async fn whatever_is_asked_of_silent_nodes_ends() {
     for node in NODES {
         fault(Fault::Heal, node).await;
     }
-    let all = [told.0, told.1, told.2, told.3, told.4, told.5, told.6, told.7, told.8, again.0, again.1];
+    let all =
+        [told.0, told.1, told.2, told.3, told.4, told.5, told.6, told.7, told.8, again.0, again.1];
     for (what, by, answer, took) in &all {
-        println!("{what}: {took:.2?} of {by:?}: {}", answer.as_ref().err().map_or("answered", String::as_str));
+        println!(
+            "{what}: {took:.2?} of {by:?}: {}",
+            answer.as_ref().err().map_or("answered", String::as_str)
+        );
     }
     for (what, by, answer, took) in &all {
         assert!(answer.is_err(), "{what}: nobody answers");

@@ -23,7 +23,11 @@ async fn problem_of_c0(options: PostgresOptions, word: &str) {
     wait_for_condition_async("c0's problem is named and c1 serves", PATIENCE, || async {
         let status = store.status();
         let named = status[0].problem.as_deref().is_some_and(|p| p.contains(word));
-        if named && status[1].primary.is_some() { Ok(()) } else { Err(format!("no {word:?} in {status:?}")) }
+        if named && status[1].primary.is_some() {
+            Ok(())
+        } else {
+            Err(format!("no {word:?} in {status:?}"))
+        }
     })
     .await;
     put(&store, &key_of(1, "other"), "tag").await.expect("the other cluster takes writes");
@@ -45,7 +49,8 @@ async fn tables_of_another_application_are_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_only_reads_is_named() {
     let options = options().await;
-    let read_only = format!("ALTER DATABASE {} SET default_transaction_read_only = on", options.database);
+    let read_only =
+        format!("ALTER DATABASE {} SET default_transaction_read_only = on", options.database);
     kit::execute(0, &options.database, &read_only).await;
     problem_of_c0(short(options), "default_transaction_read_only").await;
 }
@@ -71,7 +76,9 @@ async fn a_wrong_password_is_named() {
     let store = PostgresStore::open(options, Arc::new(Discard)).expect("it opens all the same");
     wait_for_condition_async("both clusters say so", PATIENCE, || async {
         let status = store.status();
-        let named = status.iter().all(|c| c.problem.as_deref().is_some_and(|p| p.contains("store.password_file")));
+        let named = status
+            .iter()
+            .all(|c| c.problem.as_deref().is_some_and(|p| p.contains("store.password_file")));
         if named { Ok(()) } else { Err(format!("{status:?}")) }
     })
     .await;
@@ -84,8 +91,13 @@ async fn an_etcd_that_does_not_answer_is_named() {
     let store = PostgresStore::open(options, Arc::new(Discard)).expect("it opens all the same");
     wait_for_condition_async("it says so and knows the nodes from Patroni", PATIENCE, || async {
         let status = store.status();
-        let named = status.iter().all(|c| c.problem.as_deref().is_some_and(|p| p.contains("store.etcd")));
-        if named && status.iter().all(|c| c.replicas.len() == 3) { Ok(()) } else { Err(format!("{status:?}")) }
+        let named =
+            status.iter().all(|c| c.problem.as_deref().is_some_and(|p| p.contains("store.etcd")));
+        if named && status.iter().all(|c| c.replicas.len() == 3) {
+            Ok(())
+        } else {
+            Err(format!("{status:?}"))
+        }
     })
     .await;
 }
@@ -116,7 +128,8 @@ async fn the_nodes_are_spoken_to_by_tls() {
     // Another authority: not one node is believed, whether names matter or not.
     for names in [true, false] {
         options.tls = Some(Tls { authorities: kit::another_authority(), names });
-        let store = PostgresStore::open(options.clone(), Arc::new(Discard)).expect("it opens all the same");
+        let store =
+            PostgresStore::open(options.clone(), Arc::new(Discard)).expect("it opens all the same");
         wait_for_condition_async("the certificate is refused", PATIENCE, || async {
             let status = store.status();
             let named = |p: &str| p.contains("certificate") || p.contains("UnknownIssuer");

@@ -62,13 +62,24 @@ impl OutboxSink for Recording {
         Ok(())
     }
 
-    async fn publish(&self, cluster: &str, _: &EpochRecord, rows: &[OutboxRow], _: u64) -> Result<(), PublishError> {
+    async fn publish(
+        &self,
+        cluster: &str,
+        _: &EpochRecord,
+        rows: &[OutboxRow],
+        _: u64,
+    ) -> Result<(), PublishError> {
         let named = rows.iter().map(|row| (cluster.to_owned(), row.clone()));
         self.rows.lock().expect("no panic under the lock").extend(named);
         Ok(())
     }
 
-    async fn doubtful(&self, cluster: &str, _: &EpochRecord, _: &[PastEpoch]) -> Result<Vec<ContentKey>, PublishError> {
+    async fn doubtful(
+        &self,
+        cluster: &str,
+        _: &EpochRecord,
+        _: &[PastEpoch],
+    ) -> Result<Vec<ContentKey>, PublishError> {
         let doubted = self.doubted.lock().expect("no panic under the lock");
         Ok(doubted.iter().filter(|(of, _)| of == cluster).map(|(_, key)| key.clone()).collect())
     }
@@ -84,7 +95,8 @@ pub(crate) async fn options(clock: Arc<dyn Clock>) -> PostgresOptions {
     let database = format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed));
     let (info, primaries) = tokio::task::spawn_blocking(|| {
         let stack = stack();
-        let primaries = ["c0", "c1"].map(|c| stack.primary(c).expect("a primary").postgres.to_string());
+        let primaries =
+            ["c0", "c1"].map(|c| stack.primary(c).expect("a primary").postgres.to_string());
         (stack.info().clone(), primaries)
     })
     .await
@@ -193,15 +205,25 @@ pub(crate) async fn authority() -> Vec<u8> {
 pub(crate) fn another_authority() -> Vec<u8> {
     let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout /dev/null";
     let words = format!("req -x509 {key} -days 1 -subj /CN=somebody");
-    let made = std::process::Command::new("openssl").args(words.split(' ')).output().expect("openssl runs");
+    let made = std::process::Command::new("openssl")
+        .args(words.split(' '))
+        .output()
+        .expect("openssl runs");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     made.stdout
 }
 
 /// Opens a store and waits until it takes writes.
-pub(crate) async fn open(options: PostgresOptions, sink: Arc<dyn OutboxSink>) -> Arc<PostgresStore> {
+pub(crate) async fn open(
+    options: PostgresOptions,
+    sink: Arc<dyn OutboxSink>,
+) -> Arc<PostgresStore> {
     let store = PostgresStore::open(options, sink).expect("it opens");
-    assert!(store.wait_until_ready(Duration::from_secs(20)).await, "not ready: {:?}", store.status());
+    assert!(
+        store.wait_until_ready(Duration::from_secs(20)).await,
+        "not ready: {:?}",
+        store.status()
+    );
     store
 }
 

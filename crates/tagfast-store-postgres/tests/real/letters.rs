@@ -29,7 +29,8 @@ impl LetterHarness for Harness {
     async fn park(&self, letters: &[DeadLetter]) {
         let book = PostgresLetters::new(Arc::clone(&self.0));
         for group in Group::ALL {
-            let of_group: Vec<DeadLetter> = letters.iter().filter(|letter| letter.group == group).cloned().collect();
+            let of_group: Vec<DeadLetter> =
+                letters.iter().filter(|letter| letter.group == group).cloned().collect();
             book.take_in(group, &of_group, &BTreeMap::new()).await.expect("taken in");
         }
     }
@@ -41,7 +42,8 @@ tagfast_events::letters_suite! { Harness::new().await }
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_leads_and_positions_stay() {
     let Harness(store) = Harness::new().await;
-    let (one, other) = (PostgresLetters::new(Arc::clone(&store)), PostgresLetters::new(Arc::clone(&store)));
+    let (one, other) =
+        (PostgresLetters::new(Arc::clone(&store)), PostgresLetters::new(Arc::clone(&store)));
     let read_to = BTreeMap::from([(Partition(0), 7), (Partition(63), 1 << 40)]);
     one.take_in(Group::INDEXER, &[], &BTreeMap::from([(Partition(0), 5)])).await.expect("kept");
     one.take_in(Group::INDEXER, &[], &read_to).await.expect("kept");
@@ -52,6 +54,13 @@ async fn one_leads_and_positions_stay() {
         assert!(!other.leads().await.expect("an answer"));
     }
     drop(one);
-    let led = || async { if other.leads().await.map_err(|e| e.to_string())? { Ok(()) } else { Err("no".to_owned()) } };
-    tagfast_testkit::wait_for_condition_async("the other leads", std::time::Duration::from_secs(10), led).await;
+    let led = || async {
+        if other.leads().await.map_err(|e| e.to_string())? { Ok(()) } else { Err("no".to_owned()) }
+    };
+    tagfast_testkit::wait_for_condition_async(
+        "the other leads",
+        std::time::Duration::from_secs(10),
+        led,
+    )
+    .await;
 }

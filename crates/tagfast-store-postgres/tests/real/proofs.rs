@@ -57,20 +57,27 @@ fn judge(seen: &Seen, cases: &mut BTreeMap<&'static str, Cases>) {
 async fn a_view_contains_every_write_below_its_xmin() {
     let options = kit::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
     // Two processes: their lanes meet on the same contents.
-    let stores = [kit::open(options.clone(), Arc::new(Discard)).await, kit::open(options, Arc::new(Discard)).await];
-    let keys: Arc<Vec<ContentKey>> = Arc::new((0..CONTENTS).map(|n| key_of(0, &format!("hot-{n}"))).collect());
+    let stores = [
+        kit::open(options.clone(), Arc::new(Discard)).await,
+        kit::open(options, Arc::new(Discard)).await,
+    ];
+    let keys: Arc<Vec<ContentKey>> =
+        Arc::new((0..CONTENTS).map(|n| key_of(0, &format!("hot-{n}"))).collect());
     let seen: Arc<Vec<Mutex<Seen>>> = Arc::new((0..CONTENTS).map(|_| Mutex::default()).collect());
     let stop = Arc::new(AtomicBool::new(false));
     let mut tasks = Vec::new();
     for writer in 0..WRITERS {
-        let (store, keys, seen, stop) = (Arc::clone(&stores[writer % 2]), keys.clone(), seen.clone(), stop.clone());
+        let (store, keys, seen, stop) =
+            (Arc::clone(&stores[writer % 2]), keys.clone(), seen.clone(), stop.clone());
         tasks.push(tokio::spawn(async move {
             for round in 0.. {
                 if stop.load(Ordering::SeqCst) {
                     return;
                 }
                 let content = (round * 7 + writer) % CONTENTS;
-                let answer = put(&store, &keys[content], &format!("w{writer}-{}", round % 40)).await.expect("written");
+                let answer = put(&store, &keys[content], &format!("w{writer}-{}", round % 40))
+                    .await
+                    .expect("written");
                 let mut seen = seen[content].lock().expect("no panic under the lock");
                 if let Some(view) = &answer.view {
                     seen.writes.push((answer.receipt.position.xid, answer.version.packed()));
@@ -82,7 +89,8 @@ async fn a_view_contains_every_write_below_its_xmin() {
     for (reader, consistency) in
         [Consistency::Strong, Consistency::Eventual, Consistency::Session].into_iter().enumerate()
     {
-        let (store, keys, seen, stop) = (Arc::clone(&stores[reader % 2]), keys.clone(), seen.clone(), stop.clone());
+        let (store, keys, seen, stop) =
+            (Arc::clone(&stores[reader % 2]), keys.clone(), seen.clone(), stop.clone());
         tasks.push(tokio::spawn(async move {
             for round in 0.. {
                 if stop.load(Ordering::SeqCst) {
@@ -148,7 +156,8 @@ async fn a_write_tells_what_it_left_behind() {
     assert!(read.as_of >= left.as_of, "{} {}", read.as_of, left.as_of);
 
     // Nothing written, nothing to tell.
-    let again = store.write(tagfast_store::WriteRequest { fresh: false, ..first }).await.expect("repeated");
+    let again =
+        store.write(tagfast_store::WriteRequest { fresh: false, ..first }).await.expect("repeated");
     assert_eq!((again.repeated, again.view), (true, None));
     let unchanged = put(&store, &key, "two").await.expect("unchanged");
     assert_eq!((unchanged.changed, unchanged.view), (false, None));

@@ -43,7 +43,12 @@ impl OutboxSink for Refusing {
         self.kept.publish(cluster, epoch, rows, hi).await
     }
 
-    async fn doubtful(&self, _: &str, _: &EpochRecord, _: &[PastEpoch]) -> Result<Vec<ContentKey>, PublishError> {
+    async fn doubtful(
+        &self,
+        _: &str,
+        _: &EpochRecord,
+        _: &[PastEpoch],
+    ) -> Result<Vec<ContentKey>, PublishError> {
         Ok(Vec::new())
     }
 
@@ -73,7 +78,12 @@ async fn a_sink_that_fails_gets_everything_in_the_end() {
     let events = sink.kept.events();
     let versions: Vec<_> = events.iter().filter(|e| e.key == key).map(|e| e.version).collect();
     assert!(versions.windows(2).all(|w| w[0] < w[1]), "in the order of versions: {versions:?}");
-    let added: usize = events.iter().filter(|e| e.key == key).flat_map(|e| &e.changes).map(|c| c.added.len()).sum();
+    let added: usize = events
+        .iter()
+        .filter(|e| e.key == key)
+        .flat_map(|e| &e.changes)
+        .map(|c| c.added.len())
+        .sum();
     assert_eq!(added, 51, "every change once");
 }
 
@@ -91,7 +101,13 @@ impl OutboxSink for Standing {
         Ok(())
     }
 
-    async fn publish(&self, _: &str, _: &EpochRecord, _: &[OutboxRow], _: u64) -> Result<(), PublishError> {
+    async fn publish(
+        &self,
+        _: &str,
+        _: &EpochRecord,
+        _: &[OutboxRow],
+        _: u64,
+    ) -> Result<(), PublishError> {
         self.reached.store(true, Ordering::SeqCst);
         let mut stands = self.stands.lock().expect("no panic under the lock");
         while *stands {
@@ -100,7 +116,12 @@ impl OutboxSink for Standing {
         Ok(())
     }
 
-    async fn doubtful(&self, _: &str, _: &EpochRecord, _: &[PastEpoch]) -> Result<Vec<ContentKey>, PublishError> {
+    async fn doubtful(
+        &self,
+        _: &str,
+        _: &EpochRecord,
+        _: &[PastEpoch],
+    ) -> Result<Vec<ContentKey>, PublishError> {
         Ok(Vec::new())
     }
 
@@ -116,12 +137,16 @@ async fn a_relay_that_stands_still_is_replaced() {
     // A node of its own thread: when its sink stands still, everything of it does, as under SIGSTOP.
     let (node_options, node_sink, node_key) = (options.clone(), Arc::clone(&standing), key.clone());
     let node = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async move {
             let store = kit::open(node_options, Arc::clone(&node_sink) as _).await;
             // Acknowledged or not: the relay may stop the thread first.
-            let _ = tokio::time::timeout(Duration::from_secs(20), put(&store, &node_key, "first")).await;
-            let reached = || async { if node_sink.reached.load(Ordering::SeqCst) { Ok(()) } else { Err("not yet") } };
+            let _ = tokio::time::timeout(Duration::from_secs(20), put(&store, &node_key, "first"))
+                .await;
+            let reached = || async {
+                if node_sink.reached.load(Ordering::SeqCst) { Ok(()) } else { Err("not yet") }
+            };
             wait_for_condition_async("its relay publishes", Duration::from_secs(20), reached).await;
         });
     });
@@ -132,16 +157,25 @@ async fn a_relay_that_stands_still_is_replaced() {
     let sink = Arc::new(Recording::default());
     let store = kit::open(options, Arc::clone(&sink) as _).await;
     put(&store, &key, "second").await.expect("written");
-    wait_for_condition_async("the second node's relay has taken over", Duration::from_secs(20), || async {
-        let names: Vec<String> =
-            sink.events().iter().flat_map(|e| &e.changes).flat_map(|c| &c.added).map(|n| n.to_string()).collect();
-        // What the first relay had not stored as published comes again.
-        if names.contains(&"first".to_owned()) && names.contains(&"second".to_owned()) {
-            Ok(())
-        } else {
-            Err(format!("{names:?}"))
-        }
-    })
+    wait_for_condition_async(
+        "the second node's relay has taken over",
+        Duration::from_secs(20),
+        || async {
+            let names: Vec<String> = sink
+                .events()
+                .iter()
+                .flat_map(|e| &e.changes)
+                .flat_map(|c| &c.added)
+                .map(|n| n.to_string())
+                .collect();
+            // What the first relay had not stored as published comes again.
+            if names.contains(&"first".to_owned()) && names.contains(&"second".to_owned()) {
+                Ok(())
+            } else {
+                Err(format!("{names:?}"))
+            }
+        },
+    )
     .await;
     *standing.stands.lock().expect("no panic under the lock") = false;
     standing.goes_on.notify_all();
@@ -174,7 +208,8 @@ async fn what_is_doubtful_is_written_again() {
     let options = kit::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
     let sink = Arc::new(Recording::default());
     let (never, lost) = (key_of(0, "never there"), key_of(1, "also lost"));
-    let doubted = [("c0", &never), ("c1", &lost)].map(|(cluster, key)| (cluster.to_owned(), key.clone()));
+    let doubted =
+        [("c0", &never), ("c1", &lost)].map(|(cluster, key)| (cluster.to_owned(), key.clone()));
     *sink.doubted.lock().expect("no panic under the lock") = doubted.to_vec();
     let store = kit::open(options, Arc::clone(&sink) as _).await;
     wait_for_condition_async("both are told to be empty", Duration::from_secs(20), || async {
@@ -198,7 +233,8 @@ async fn the_outbox_has_a_bound() {
     let store = kit::open(options, Arc::clone(&sink) as _).await;
     let mut n = 0;
     let refused = wait_for_condition_async("a refusal", Duration::from_secs(60), || {
-        let many: Vec<_> = (0..200).map(|i| (key_of(0, &format!("bound {}", n * 200 + i)), i)).collect();
+        let many: Vec<_> =
+            (0..200).map(|i| (key_of(0, &format!("bound {}", n * 200 + i)), i)).collect();
         n += 1;
         let store = &store;
         async move {
@@ -208,7 +244,10 @@ async fn the_outbox_has_a_bound() {
         }
     })
     .await;
-    assert!(matches!(refused, StoreError::Overloaded { queue: "outbox", limit: 2_097_152, .. }), "{refused}");
+    assert!(
+        matches!(refused, StoreError::Overloaded { queue: "outbox", limit: 2_097_152, .. }),
+        "{refused}"
+    );
     // The other cluster has an outbox of its own.
     put(&store, &key_of(1, "elsewhere"), "x").await.expect("taken");
     sink.refuses.store(false, Ordering::SeqCst);

@@ -59,7 +59,8 @@ impl StoreHarness for Harness {
     }
 
     async fn reopen(&self) -> Option<SharedStore> {
-        let store = self.store.lock().expect("no panic under the lock").take().expect("an open store");
+        let store =
+            self.store.lock().expect("no panic under the lock").take().expect("an open store");
         store.close().await;
         drop(store);
         Some(self.opened().await)
@@ -73,7 +74,11 @@ impl StoreHarness for Harness {
     async fn complete_through(&self) -> UnixMillis {
         // What both clusters have come to; nothing before each has said something.
         let through = self.sink.through.lock().expect("no panic under the lock");
-        if through.len() < self.options.clusters.len() { 0 } else { through.values().copied().min().unwrap_or(0) }
+        if through.len() < self.options.clusters.len() {
+            0
+        } else {
+            through.values().copied().min().unwrap_or(0)
+        }
     }
 
     fn clock(&self) -> Arc<dyn Clock> {

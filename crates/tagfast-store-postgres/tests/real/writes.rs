@@ -17,14 +17,30 @@ pub(crate) fn key_of(cluster: usize, name: &str) -> ContentKey {
 pub(crate) fn request(key: &ContentKey, tag: &str) -> WriteRequest {
     let mut id = [0; 16];
     getrandom::fill(&mut id).expect("random bits");
-    let operation = Operation::patch(vec![Tag::parse(tag).expect("a tag")], Vec::new(), &Limits::default());
+    let operation =
+        Operation::patch(vec![Tag::parse(tag).expect("a tag")], Vec::new(), &Limits::default());
     let user = UserId::parse("somebody").expect("a user");
-    let write =
-        Write { id: WriteId(id), key: key.clone(), user, operation: operation.expect("a patch"), if_match: None };
-    WriteRequest { write, fresh: true, durability: Durability::Local, deadline: None, traceparent: None }
+    let write = Write {
+        id: WriteId(id),
+        key: key.clone(),
+        user,
+        operation: operation.expect("a patch"),
+        if_match: None,
+    };
+    WriteRequest {
+        write,
+        fresh: true,
+        durability: Durability::Local,
+        deadline: None,
+        traceparent: None,
+    }
 }
 
 /// Adds a tag.
-pub(crate) async fn put(store: &PostgresStore, key: &ContentKey, tag: &str) -> Result<WriteAnswer, StoreError> {
+pub(crate) async fn put(
+    store: &PostgresStore,
+    key: &ContentKey,
+    tag: &str,
+) -> Result<WriteAnswer, StoreError> {
     store.write(request(key, tag)).await
 }

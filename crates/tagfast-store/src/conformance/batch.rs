@@ -18,13 +18,17 @@ pub async fn a_batch_answers_in_the_order_asked(h: &dyn StoreHarness) {
     let kit = Kit::new(h).await;
     for size in [0, 1, 2, scaled(250).min(LARGEST)] {
         let keys: Vec<_> = (0..size).map(|n| kit.key(&format!("{size}/{n}"))).collect();
-        let requests: Vec<_> =
-            keys.iter().enumerate().map(|(n, key)| kit.patch(key, &[&format!("t{n}"), "all"], &[])).collect();
+        let requests: Vec<_> = keys
+            .iter()
+            .enumerate()
+            .map(|(n, key)| kit.patch(key, &[&format!("t{n}"), "all"], &[]))
+            .collect();
         let ids: Vec<_> = requests.iter().map(|r| r.write.id).collect();
         let answers = kit.store.write_many(requests).await;
         assert_eq!(answers.len(), size, "as many answers as items");
         for (n, (answer, id)) in answers.into_iter().zip(ids).enumerate() {
-            let answer = answer.unwrap_or_else(|e| panic!("item {n} must be written, but: {}", chain(&e)));
+            let answer =
+                answer.unwrap_or_else(|e| panic!("item {n} must be written, but: {}", chain(&e)));
             assert_eq!(answer.receipt.write_id, id, "answer {n} is about item {n}");
             assert_eq!(answer.added[0].as_str(), format!("t{n}"), "answer {n} is about item {n}");
         }
@@ -49,7 +53,8 @@ pub async fn a_batch_keeps_the_order_within_a_content(h: &dyn StoreHarness) {
     let answers = kit.store.write_many(requests).await;
     let mut last = [Version::NONE; 2];
     for (n, answer) in answers.into_iter().enumerate() {
-        let answer = answer.unwrap_or_else(|e| panic!("item {n} must be written, but: {}", chain(&e)));
+        let answer =
+            answer.unwrap_or_else(|e| panic!("item {n} must be written, but: {}", chain(&e)));
         assert!(answer.changed, "item {n} finds what the items before it left: {answer:?}");
         let last = &mut last[usize::from(n % 3 == 1)];
         assert!(answer.version > *last, "item {n} comes after the items before it");
@@ -91,7 +96,10 @@ pub async fn a_failing_item_leaves_the_others(h: &dyn StoreHarness) {
     assert_eq!(refusal(next()), Refusal::WriteIdReused);
     assert!(matches!(refusal(next()), Refusal::TooManyTags { .. }));
     let repeated = next().expect("the repeated item is answered");
-    assert!(repeated.repeated && repeated.version == first.version, "a repeat within a batch is one: {repeated:?}");
+    assert!(
+        repeated.repeated && repeated.version == first.version,
+        "a repeat within a batch is one: {repeated:?}"
+    );
     assert!(next().expect("the last item is written").changed);
     assert_eq!(kit.tags(&page).await, ["a", "b"]);
     assert_eq!(kit.tags(&other).await, ["o"]);

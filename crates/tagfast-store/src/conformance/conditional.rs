@@ -29,10 +29,16 @@ pub async fn another_version_is_refused_and_told(h: &dyn StoreHarness) {
     let current = kit.add(&key, &["b"]).await.version;
     let newer = Version::from_packed(current.packed() + 1).expect("a version");
     for expected in [old, newer, Version::NONE] {
-        for mut request in [kit.replace(&key, &["x"]), kit.patch(&key, &["x"], &[]), kit.patch(&key, &[], &["a"])] {
+        for mut request in
+            [kit.replace(&key, &["x"]), kit.patch(&key, &["x"], &[]), kit.patch(&key, &[], &["a"])]
+        {
             request.write.if_match = Some(expected);
             let told = refusal(kit.store.write(request).await);
-            assert_eq!(told, Refusal::VersionMismatch { current }, "If-Match {expected} at {current}");
+            assert_eq!(
+                told,
+                Refusal::VersionMismatch { current },
+                "If-Match {expected} at {current}"
+            );
         }
     }
     let view = kit.view(&key).await;
@@ -66,12 +72,16 @@ pub async fn one_of_many_conditional_writers_wins(h: &dyn StoreHarness) {
                 request.write.if_match = Some(seen);
                 async move { kit.store.write(request).await.map(|answer| (name, answer)) }
             });
-            let (won, lost): (Vec<_>, Vec<_>) = together(writers).await.into_iter().partition(Result::is_ok);
+            let (won, lost): (Vec<_>, Vec<_>) =
+                together(writers).await.into_iter().partition(Result::is_ok);
             let won: Vec<_> = won.into_iter().filter_map(Result::ok).collect();
             assert_eq!(won.len(), 1, "exactly one of 16 writers that saw {seen} wins: {won:?}");
             let (name, answer) = &won[0];
             for outcome in lost {
-                assert_eq!(refusal(outcome.map(|(_, a)| a)), Refusal::VersionMismatch { current: answer.version });
+                assert_eq!(
+                    refusal(outcome.map(|(_, a)| a)),
+                    Refusal::VersionMismatch { current: answer.version }
+                );
             }
             assert_eq!(kit.tags(&key).await, [name.as_str()]);
             seen = answer.version;

@@ -18,9 +18,13 @@ pub async fn every_consistency_reads_a_settled_write(h: &dyn StoreHarness) {
     for consistency in [Consistency::Strong, Consistency::Session, Consistency::Eventual] {
         let view = wait_for(&format!("{consistency:?} shows the write"), async || {
             let view = kit.try_view(&key, consistency, None).await;
-            let view = view.unwrap_or_else(|e| panic!("{consistency:?} must answer, but: {}", chain(&e)));
+            let view =
+                view.unwrap_or_else(|e| panic!("{consistency:?} must answer, but: {}", chain(&e)));
             let late = view.version < written.version;
-            assert!(!late || consistency != Consistency::Strong, "a strong read shows what was acknowledged before it");
+            assert!(
+                !late || consistency != Consistency::Strong,
+                "a strong read shows what was acknowledged before it"
+            );
             (!late).then_some(view)
         })
         .await;
@@ -40,16 +44,30 @@ pub async fn a_client_reads_its_own_writes(h: &dyn StoreHarness) {
                 let key = kit.key(&format!("page {}", (client + n) % 12));
                 let hash = ContentHash::of(&key);
                 let tag = format!("c{client}-{}", n % 5);
-                let request = if n % 3 == 2 { kit.patch(&key, &[], &[&tag]) } else { kit.patch(&key, &[&tag], &[]) };
+                let request = if n % 3 == 2 {
+                    kit.patch(&key, &[], &[&tag])
+                } else {
+                    kit.patch(&key, &[&tag], &[])
+                };
                 let answer = kit.write(request).await;
                 token.see(hash, answer.version, answer.receipt.position);
                 let view = kit.try_view(&key, Consistency::Session, Some(&token)).await;
-                let view = view.unwrap_or_else(|e| panic!("a session read must answer, but: {}", chain(&e)));
-                assert!(view.version >= answer.version, "{key}: wrote {}, then read {}", answer.version, view.version);
+                let view = view
+                    .unwrap_or_else(|e| panic!("a session read must answer, but: {}", chain(&e)));
+                assert!(
+                    view.version >= answer.version,
+                    "{key}: wrote {}, then read {}",
+                    answer.version,
+                    view.version
+                );
                 assert_eq!(view.degraded, [], "a token of this epoch is kept");
                 // Only this client uses the tag: its presence is what this client did last.
                 let present = view.tags.iter().any(|t| t.name.as_str() == tag);
-                assert_eq!(present, n % 3 != 2, "{key}: the client's own tag {tag} after its write {n}");
+                assert_eq!(
+                    present,
+                    n % 3 != 2,
+                    "{key}: the client's own tag {tag} after its write {n}"
+                );
                 token.see(hash, view.version, view.position);
             }
         }
@@ -90,10 +108,17 @@ pub async fn a_reader_never_goes_back(h: &dyn StoreHarness) {
                 let (mut last, mut token) = (Version::NONE, ConsistencyToken::default());
                 let mut reads = 0u32;
                 while !done.load(Ordering::Acquire) || reads == 0 {
-                    let consistency = if n % 2 == 0 { Consistency::Strong } else { Consistency::Session };
+                    let consistency =
+                        if n % 2 == 0 { Consistency::Strong } else { Consistency::Session };
                     let view = kit.try_view(&key, consistency, Some(&token)).await;
-                    let view = view.unwrap_or_else(|e| panic!("{consistency:?} must answer, but: {}", chain(&e)));
-                    assert!(view.version >= last, "{consistency:?} went back from {last} to {}", view.version);
+                    let view = view.unwrap_or_else(|e| {
+                        panic!("{consistency:?} must answer, but: {}", chain(&e))
+                    });
+                    assert!(
+                        view.version >= last,
+                        "{consistency:?} went back from {last} to {}",
+                        view.version
+                    );
                     last = view.version;
                     token.see(ContentHash::of(&key), view.version, view.position);
                     reads += 1;
@@ -128,7 +153,11 @@ pub async fn a_passed_deadline_does_not_lie(h: &dyn StoreHarness) {
             Ok(_) => assert_eq!(kit.tags(&key).await, ["a"]),
             Err(e) if e.is_outcome_unknown() => {}
             Err(e) => {
-                assert_eq!(kit.view(&key).await.version, Version::NONE, "it was said not to have happened: {e}");
+                assert_eq!(
+                    kit.view(&key).await.version,
+                    Version::NONE,
+                    "it was said not to have happened: {e}"
+                );
                 assert!(e.is_retryable(), "a passed deadline can be tried again: {e}");
             }
         }

@@ -26,11 +26,22 @@ pub async fn every_write_is_published_as_the_full_set(h: &dyn StoreHarness) {
             assert_eq!(events.len(), published, "one event per write of a lone client");
             let event = &events[published - 1];
             assert_eq!(event.key, key);
-            assert_eq!((event.version, &event.tags), (view.version, &view.tags), "the event is the new state of {key}");
+            assert_eq!(
+                (event.version, &event.tags),
+                (view.version, &view.tags),
+                "the event is the new state of {key}"
+            );
             // The version was made in the epoch that publishes it; a store of several clusters has several.
-            let epoch = |ordinal| Epoch { id: answer.receipt.position.epoch, ordinal: EpochOrdinal(ordinal) };
-            let of_epoch = epoch(event.emit.0).first_version()..epoch(event.emit.0 + 1).first_version();
-            assert!(of_epoch.contains(&event.version), "the event names the epoch that publishes it: {event:?}");
+            let epoch = |ordinal| Epoch {
+                id: answer.receipt.position.epoch,
+                ordinal: EpochOrdinal(ordinal),
+            };
+            let of_epoch =
+                epoch(event.emit.0).first_version()..epoch(event.emit.0 + 1).first_version();
+            assert!(
+                of_epoch.contains(&event.version),
+                "the event names the epoch that publishes it: {event:?}"
+            );
             assert_eq!(event.changes.len(), 1);
             let change = &event.changes[0];
             assert_eq!((change.write_id, &change.user, change.version), (id, &by, answer.version));
@@ -46,7 +57,11 @@ pub async fn a_no_op_publishes_nothing(h: &dyn StoreHarness) {
     kit.add(&key, &["a", "b"]).await;
     let version = kit.remove(&key, &["b"]).await.version;
     for _ in 0..3 {
-        for request in [kit.patch(&key, &["a"], &[]), kit.patch(&key, &[], &["b"]), kit.patch(&key, &["a"], &["b"])] {
+        for request in [
+            kit.patch(&key, &["a"], &[]),
+            kit.patch(&key, &[], &["b"]),
+            kit.patch(&key, &["a"], &["b"]),
+        ] {
             let answer = kit.write(request).await;
             assert!(!answer.changed && !answer.repeated);
             assert_eq!(answer.version, version, "a no-op makes no version");
@@ -55,7 +70,10 @@ pub async fn a_no_op_publishes_nothing(h: &dyn StoreHarness) {
     let replaced = kit.write(kit.replace(&key, &["a"])).await;
     let again = kit.write(kit.replace(&key, &["a"])).await;
     assert!(!replaced.changed && !again.changed);
-    assert_eq!(again.version, replaced.version, "a replace by the same set that was decided already makes no version");
+    assert_eq!(
+        again.version, replaced.version,
+        "a replace by the same set that was decided already makes no version"
+    );
     let events = kit.events(h).await;
     assert!(events.len() <= 3, "no-ops publish nothing: {events:?}");
     assert_eq!(events.last().map(|e| e.version), Some(kit.view(&key).await.version));
@@ -82,7 +100,11 @@ pub async fn a_refused_write_publishes_nothing(h: &dyn StoreHarness) {
     reused.write.id = first.write.id;
     refusal(kit.store.write(reused).await);
     let events = kit.events(h).await;
-    assert_eq!(versions(&events.iter().collect::<Vec<_>>()), [answer.version], "only the accepted write is published");
+    assert_eq!(
+        versions(&events.iter().collect::<Vec<_>>()),
+        [answer.version],
+        "only the accepted write is published"
+    );
 }
 
 /// An event says who wrote, when it was committed, under which trace, and the adders of all tags.
@@ -104,7 +126,8 @@ pub async fn an_event_says_who_and_when(h: &dyn StoreHarness) {
     assert!((before..=after).contains(&event.at), "commit time {} in {before}..={after}", event.at);
     let change = event.changes.last().expect("a change");
     assert_eq!((change.user.as_str(), change.traceparent.as_deref()), ("ben@example", Some(trace)));
-    let tags: Vec<_> = event.tags.iter().map(|t| (t.name.as_str(), &*t.display, t.user.as_str())).collect();
+    let tags: Vec<_> =
+        event.tags.iter().map(|t| (t.name.as_str(), &*t.display, t.user.as_str())).collect();
     assert_eq!(
         tags,
         [("first-tag", "First Tag", "ann@example"), ("second-tag", "Second Tag", "ben@example")],
@@ -123,7 +146,11 @@ pub async fn events_are_in_version_order(h: &dyn StoreHarness) {
             for n in 0..scaled(12) {
                 let key = &keys[(writer + n) % keys.len()];
                 let tag = format!("w{writer}-{}", n % 3);
-                let request = if n % 2 == 0 { kit.patch(key, &[&tag], &[]) } else { kit.replace(key, &[&tag]) };
+                let request = if n % 2 == 0 {
+                    kit.patch(key, &[&tag], &[])
+                } else {
+                    kit.replace(key, &[&tag])
+                };
                 history.write(&kit, request).await.expect("a write far below every limit succeeds");
             }
         }
@@ -139,7 +166,10 @@ pub async fn the_heartbeat_moves_on_an_idle_store(h: &dyn StoreHarness) {
     for _ in 0..3 {
         h.advance(5000);
         let now = h.clock().now_ms();
-        wait_for("the heartbeat reaches the clock", async || (h.complete_through().await >= now).then_some(())).await;
+        wait_for("the heartbeat reaches the clock", async || {
+            (h.complete_through().await >= now).then_some(())
+        })
+        .await;
         let beat = h.complete_through().await;
         assert!(beat <= h.clock().now_ms(), "the heartbeat does not run ahead of the clock");
     }

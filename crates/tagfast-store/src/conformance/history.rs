@@ -51,7 +51,11 @@ impl History {
     }
 
     /// Writes and notes what was asked and told.
-    pub(super) async fn write(&self, kit: &Kit, request: WriteRequest) -> Result<WriteAnswer, StoreError> {
+    pub(super) async fn write(
+        &self,
+        kit: &Kit,
+        request: WriteRequest,
+    ) -> Result<WriteAnswer, StoreError> {
         let began = self.tick();
         let outcome = kit.store.write(request.clone()).await;
         self.note(request, began, &outcome);
@@ -80,7 +84,12 @@ impl History {
             Err(_) => Told::NotDone,
         };
         let ended = self.tick();
-        self.attempts.lock().expect("no panic while noting").push(Attempt { request, began, ended, told });
+        self.attempts.lock().expect("no panic while noting").push(Attempt {
+            request,
+            began,
+            ended,
+            told,
+        });
     }
 
     /// Checks the whole story of this tenant; panics with the first contradiction.
@@ -116,19 +125,37 @@ fn replay(key: &ContentKey, events: &[&TaggingsEvent], limit: usize) {
     let mut before: Option<&TaggingsEvent> = None;
     for event in events {
         let mut touched: BTreeSet<&TagName> = BTreeSet::new();
-        assert!(!event.changes.is_empty(), "{key}: the event of {} says what led to it", event.version);
+        assert!(
+            !event.changes.is_empty(),
+            "{key}: the event of {} says what led to it",
+            event.version
+        );
         for change in &event.changes {
-            assert!(change.version > version, "{key}: {} was published after {version}", change.version);
+            assert!(
+                change.version > version,
+                "{key}: {} was published after {version}",
+                change.version
+            );
             version = change.version;
             for name in &change.removed {
-                assert!(names.remove(name), "{key} at {version}: {name} was removed, but it was not there");
+                assert!(
+                    names.remove(name),
+                    "{key} at {version}: {name} was removed, but it was not there"
+                );
                 touched.insert(name);
             }
             for name in &change.added {
-                assert!(names.insert(name.clone()), "{key} at {version}: {name} was added, but it was there");
+                assert!(
+                    names.insert(name.clone()),
+                    "{key} at {version}: {name} was added, but it was there"
+                );
                 touched.insert(name);
             }
-            assert!(names.len() <= limit, "{key} at {version}: {} tags, at most {limit} are allowed", names.len());
+            assert!(
+                names.len() <= limit,
+                "{key} at {version}: {} tags, at most {limit} are allowed",
+                names.len()
+            );
         }
         assert_eq!(event.version, version, "{key}: an event has the version of its last change");
         let published: Vec<&TagName> = event.tags.iter().map(|t| &t.name).collect();
@@ -158,7 +185,12 @@ fn check_ids(attempts: &[Attempt], events: &[TaggingsEvent]) {
     for event in events {
         for change in &event.changes {
             let id = (event.key.clone(), change.write_id);
-            assert!(published.insert(id, change).is_none(), "{}: write {} had two effects", event.key, change.write_id);
+            assert!(
+                published.insert(id, change).is_none(),
+                "{}: write {} had two effects",
+                event.key,
+                change.write_id
+            );
         }
     }
     let mut asked: HashMap<(ContentKey, WriteId), Vec<&Attempt>> = HashMap::new();
@@ -218,17 +250,25 @@ fn check_real_time(attempts: &[Attempt]) {
         }
     }
     for (key, mut list) in answered {
-        let mut ends: Vec<(u64, Version)> = list.iter().map(|(a, w)| (a.ended, w.version)).collect();
+        let mut ends: Vec<(u64, Version)> =
+            list.iter().map(|(a, w)| (a.ended, w.version)).collect();
         ends.sort_unstable();
         list.sort_unstable_by_key(|(a, _)| a.began);
         let (mut next, mut newest) = (0, Version::NONE);
         for (attempt, answer) in list {
-            while let Some((_, version)) = ends.get(next).filter(|(ended, _)| *ended < attempt.began) {
+            while let Some((_, version)) =
+                ends.get(next).filter(|(ended, _)| *ended < attempt.began)
+            {
                 newest = newest.max(*version);
                 next += 1;
             }
-            let allowed = if answer.changed { answer.version > newest } else { answer.version >= newest };
-            assert!(allowed, "{key}: a write began after {newest} was answered and got {}", answer.version);
+            let allowed =
+                if answer.changed { answer.version > newest } else { answer.version >= newest };
+            assert!(
+                allowed,
+                "{key}: a write began after {newest} was answered and got {}",
+                answer.version
+            );
         }
     }
 }

@@ -11,7 +11,10 @@ use crate::{WriteAnswer, WriteRequest};
 async fn retry(kit: &Kit, request: &WriteRequest, first: &WriteAnswer, when: &str) {
     let again = kit.write(request.clone()).await;
     assert!(again.repeated, "{when}: the retry of {:?} is known as one: {again:?}", request.write);
-    assert!(same_answer(first, &again), "{when}: a retry gets the first answer {first:?}, not {again:?}");
+    assert!(
+        same_answer(first, &again),
+        "{when}: a retry gets the first answer {first:?}, not {again:?}"
+    );
 }
 
 /// A retry gets the answer its first attempt got, and changes nothing, whatever happened since.
@@ -70,7 +73,11 @@ pub async fn an_id_is_remembered_behind_many_others(h: &dyn StoreHarness) {
         retry(&kit, request, first, "behind many later writes").await;
     }
     let after = kit.view(&key).await;
-    assert_eq!((after.version, after.tags), (before.version, before.tags), "no retry had an effect");
+    assert_eq!(
+        (after.version, after.tags),
+        (before.version, before.tags),
+        "no retry had an effect"
+    );
     assert_eq!(kit.events(h).await.len(), done.len(), "retries publish nothing");
 }
 
@@ -115,7 +122,11 @@ pub async fn a_reused_id_with_another_operation_is_refused(h: &dyn StoreHarness)
         }
         let mut conditional = first.clone();
         conditional.write.if_match = Some(answer.version);
-        assert_eq!(refusal(kit.store.write(conditional).await), Refusal::WriteIdReused, "{when}: with If-Match");
+        assert_eq!(
+            refusal(kit.store.write(conditional).await),
+            Refusal::WriteIdReused,
+            "{when}: with If-Match"
+        );
     };
     reuse("at once").await;
     assert_eq!(kit.tags(&key).await, ["a"]);
@@ -132,7 +143,10 @@ pub async fn an_id_belongs_to_one_content(h: &dyn StoreHarness) {
     // So many that some share a file, whatever the number of files.
     let keys: Vec<_> = (0..20).map(|n| kit.key(&format!("page {n}"))).collect();
     // Another number of writes before, so that the answers differ in their versions.
-    let before = keys.iter().enumerate().flat_map(|(n, key)| (0..n).map(|m| kit.patch(key, &[&format!("b{m}")], &[])));
+    let before = keys
+        .iter()
+        .enumerate()
+        .flat_map(|(n, key)| (0..n).map(|m| kit.patch(key, &[&format!("b{m}")], &[])));
     for answer in kit.store.write_many(before.collect()).await {
         answer.unwrap_or_else(|e| panic!("an earlier write must happen, but: {}", chain(&e)));
     }
@@ -180,9 +194,13 @@ pub async fn concurrent_retries_have_one_effect(h: &dyn StoreHarness) {
         .await;
         for (id, answer) in &answers {
             let answer = answer.as_ref().expect("every retry is answered");
-            let mut same = answers.iter().filter(|(other, _)| other == id).filter_map(|(_, a)| a.as_ref());
+            let mut same =
+                answers.iter().filter(|(other, _)| other == id).filter_map(|(_, a)| a.as_ref());
             if answer.changed {
-                assert!(same.all(|a| same_answer(a, answer)), "all retries of a write get one answer");
+                assert!(
+                    same.all(|a| same_answer(a, answer)),
+                    "all retries of a write get one answer"
+                );
             }
         }
     }

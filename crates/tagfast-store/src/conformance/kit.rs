@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tagfast_domain::{
-    ContentKey, Limits, Operation, Refusal, Tag, TagName, TaggingsEvent, TenantId, UserId, Version, Write, WriteId,
+    ContentKey, Limits, Operation, Refusal, Tag, TagName, TaggingsEvent, TenantId, UserId, Version,
+    Write, WriteId,
 };
 
 use super::StoreHarness;
 use crate::{
-    Consistency, ConsistencyToken, Durability, ReadOptions, SharedStore, StoreError, View, WriteAnswer, WriteRequest,
+    Consistency, ConsistencyToken, Durability, ReadOptions, SharedStore, StoreError, View,
+    WriteAnswer, WriteRequest,
 };
 
 /// Whether the large counts are asked for.
@@ -69,7 +71,13 @@ impl Kit {
     /// A write by `somebody` under a fresh id.
     pub(super) fn request(&self, key: &ContentKey, operation: Operation) -> WriteRequest {
         WriteRequest {
-            write: Write { id: fresh_id(), key: key.clone(), user: user("somebody"), operation, if_match: None },
+            write: Write {
+                id: fresh_id(),
+                key: key.clone(),
+                user: user("somebody"),
+                operation,
+                if_match: None,
+            },
             fresh: false,
             durability: Durability::Local,
             deadline: None,
@@ -79,7 +87,8 @@ impl Kit {
 
     /// A request to add tags and remove others.
     pub(super) fn patch(&self, key: &ContentKey, add: &[&str], remove: &[&str]) -> WriteRequest {
-        let operation = Operation::patch(tags(add), names(remove), &self.limits).expect("a valid patch");
+        let operation =
+            Operation::patch(tags(add), names(remove), &self.limits).expect("a valid patch");
         self.request(key, operation)
     }
 
@@ -138,12 +147,18 @@ impl Kit {
 
 /// Tags from spellings.
 pub(super) fn tags(spellings: &[&str]) -> Vec<Tag> {
-    spellings.iter().map(|s| Tag::parse(s).unwrap_or_else(|e| panic!("{s:?} is a tag: {e}"))).collect()
+    spellings
+        .iter()
+        .map(|s| Tag::parse(s).unwrap_or_else(|e| panic!("{s:?} is a tag: {e}")))
+        .collect()
 }
 
 /// Names from spellings.
 pub(super) fn names(spellings: &[&str]) -> Vec<TagName> {
-    spellings.iter().map(|s| TagName::parse(s).unwrap_or_else(|e| panic!("{s:?} is a tag: {e}"))).collect()
+    spellings
+        .iter()
+        .map(|s| TagName::parse(s).unwrap_or_else(|e| panic!("{s:?} is a tag: {e}")))
+        .collect()
 }
 
 /// A user.

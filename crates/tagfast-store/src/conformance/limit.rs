@@ -49,19 +49,32 @@ pub async fn the_limit_is_exact_under_concurrency(h: &dyn StoreHarness) {
         let key = kit.key(&format!("page {round}"));
         let room = 10.min(limit);
         kit.add(&key, &as_str(&numbered(0..limit - room))).await;
-        let racers = (0..room + 30).map(|n| {
-            let (kit, history, key) = (kit.clone(), history.clone(), key.clone());
-            async move { history.write(&kit, kit.patch(&key, &[&format!("racer{n:03}")], &[])).await }
-        });
-        let (won, lost): (Vec<_>, Vec<_>) = together(racers).await.into_iter().partition(Result::is_ok);
+        let racers =
+            (0..room + 30).map(|n| {
+                let (kit, history, key) = (kit.clone(), history.clone(), key.clone());
+                async move {
+                    history.write(&kit, kit.patch(&key, &[&format!("racer{n:03}")], &[])).await
+                }
+            });
+        let (won, lost): (Vec<_>, Vec<_>) =
+            together(racers).await.into_iter().partition(Result::is_ok);
         for outcome in lost {
             assert_eq!(refusal(outcome), Refusal::TooManyTags { allowed: limit, given: limit + 1 });
         }
         let seen = kit.tags(&key).await;
-        assert_eq!(seen.len(), limit, "{} racers were told they won; the content has {}", won.len(), seen.len());
+        assert_eq!(
+            seen.len(),
+            limit,
+            "{} racers were told they won; the content has {}",
+            won.len(),
+            seen.len()
+        );
         assert_eq!(won.len(), room, "there was room for {room}");
     }
-    assert!(kit.events(h).await.iter().all(|e| e.tags.len() <= limit), "no state beyond the limit was published");
+    assert!(
+        kit.events(h).await.iter().all(|e| e.tags.len() <= limit),
+        "no state beyond the limit was published"
+    );
 }
 
 /// Racing adds of one tag in different spellings make one tagging, and one of them is told that it added it.

@@ -74,7 +74,9 @@ pub fn run(promise: impl Future<Output = ()>) {
         .build()
         .expect("a runtime can be made");
     let bound = Duration::from_secs(if kit::full() { 1200 } else { 120 });
-    runtime.block_on(async { tokio::time::timeout(bound, promise).await }).expect("the promise ends in time");
+    runtime
+        .block_on(async { tokio::time::timeout(bound, promise).await })
+        .expect("the promise ends in time");
 }
 
 macro_rules! promises {

@@ -47,28 +47,37 @@ fn operation(kit: &Kit, random: &mut Random) -> Operation {
     if random.chance(8) {
         let most = if random.chance(50) { limit } else { 5 };
         let set = if random.chance(15) { Vec::new() } else { some(random, universe, most) };
-        return Operation::replace(as_tags(&set), &kit.limits).expect("a replace within the limits");
+        return Operation::replace(as_tags(&set), &kit.limits)
+            .expect("a replace within the limits");
     }
     let most = if random.chance(10) { limit / 2 + 1 } else { 4 };
     let add = if random.chance(65) { some(random, universe, most) } else { Vec::new() };
-    let remove = if add.is_empty() || random.chance(30) { some(random, universe, most) } else { Vec::new() };
+    let remove =
+        if add.is_empty() || random.chance(30) { some(random, universe, most) } else { Vec::new() };
     let added: BTreeSet<TagName> = as_names(&add).into_iter().collect();
     let mut remove = as_names(&remove);
     remove.retain(|name| !added.contains(name));
     if add.is_empty() && remove.is_empty() {
-        return Operation::patch(as_tags(&["alone".to_owned()]), Vec::new(), &kit.limits).expect("a patch");
+        return Operation::patch(as_tags(&["alone".to_owned()]), Vec::new(), &kit.limits)
+            .expect("a patch");
     }
     Operation::patch(as_tags(&add), remove, &kit.limits).expect("a patch within the limits")
 }
 
 impl Content {
     /// What the promises say about an operation: the names it adds and removes, or the refusal.
-    fn foretell(&self, request: &WriteRequest, limit: usize) -> Result<(Vec<TagName>, Vec<TagName>), Refusal> {
+    fn foretell(
+        &self,
+        request: &WriteRequest,
+        limit: usize,
+    ) -> Result<(Vec<TagName>, Vec<TagName>), Refusal> {
         if request.write.if_match.is_some_and(|v| v != self.version) {
             return Err(Refusal::VersionMismatch { current: self.version });
         }
         let (add, remove): (Vec<TagName>, Vec<TagName>) = match &request.write.operation {
-            Operation::Patch { add, remove } => (add.iter().map(|t| t.name.clone()).collect(), remove.clone()),
+            Operation::Patch { add, remove } => {
+                (add.iter().map(|t| t.name.clone()).collect(), remove.clone())
+            }
             Operation::Replace { tags } => {
                 let set: Vec<TagName> = tags.iter().map(|t| t.name.clone()).collect();
                 let gone = self.tags.keys().filter(|n| !set.contains(n)).cloned().collect();
@@ -76,7 +85,8 @@ impl Content {
             }
         };
         let added: Vec<TagName> = add.into_iter().filter(|n| !self.tags.contains_key(n)).collect();
-        let removed: Vec<TagName> = remove.into_iter().filter(|n| self.tags.contains_key(n)).collect();
+        let removed: Vec<TagName> =
+            remove.into_iter().filter(|n| self.tags.contains_key(n)).collect();
         let given = self.tags.len() + added.len() - removed.len();
         if given > limit && !added.is_empty() {
             return Err(Refusal::TooManyTags { allowed: limit, given });
@@ -94,7 +104,8 @@ impl Content {
         };
         for name in &answer.added {
             let tag = listed.iter().find(|t| t.name == *name).expect("only listed tags are added");
-            self.tags.insert(name.clone(), (tag.display.to_string(), request.write.user.to_string()));
+            self.tags
+                .insert(name.clone(), (tag.display.to_string(), request.write.user.to_string()));
         }
         self.version = answer.version;
     }
@@ -114,7 +125,10 @@ pub async fn random_operations_match_the_model(h: &dyn StoreHarness) {
             let back = random.below(done.len().min(60));
             let (request, first) = &done[done.len() - 1 - back];
             let again = kit.write(request.clone()).await;
-            assert!(again.repeated && same_answer(first, &again), "{context}: retry of {first:?} got {again:?}");
+            assert!(
+                again.repeated && same_answer(first, &again),
+                "{context}: retry of {first:?} got {again:?}"
+            );
         } else {
             let key = random.pick(&keys).clone();
             let content = model.entry(key.clone()).or_default();
@@ -122,7 +136,8 @@ pub async fn random_operations_match_the_model(h: &dyn StoreHarness) {
             request.write.user = user(["ann", "ben", "cleo"][random.below(3)]);
             if random.chance(10) {
                 let wrong = Version::from_packed(random.next() >> 1).expect("63 bits");
-                request.write.if_match = Some(if random.chance(70) { content.version } else { wrong });
+                request.write.if_match =
+                    Some(if random.chance(70) { content.version } else { wrong });
             }
             match content.foretell(&request, kit.limits.tags_per_content) {
                 Err(expected) => {
@@ -130,10 +145,22 @@ pub async fn random_operations_match_the_model(h: &dyn StoreHarness) {
                 }
                 Ok((added, removed)) => {
                     let answer = kit.write(request.clone()).await;
-                    assert_eq!((&answer.added, &answer.removed), (&added, &removed), "{context}: {:?}", request.write);
-                    assert_eq!(answer.changed, !added.is_empty() || !removed.is_empty(), "{context}");
+                    assert_eq!(
+                        (&answer.added, &answer.removed),
+                        (&added, &removed),
+                        "{context}: {:?}",
+                        request.write
+                    );
+                    assert_eq!(
+                        answer.changed,
+                        !added.is_empty() || !removed.is_empty(),
+                        "{context}"
+                    );
                     let newer = answer.version > content.version;
-                    assert!(newer || (!answer.changed && answer.version == content.version), "{context}: {answer:?}");
+                    assert!(
+                        newer || (!answer.changed && answer.version == content.version),
+                        "{context}: {answer:?}"
+                    );
                     content.follow(&request, &answer);
                     if newer {
                         done.push((request, answer));
@@ -151,7 +178,11 @@ pub async fn random_operations_match_the_model(h: &dyn StoreHarness) {
             continue;
         }
         assert_eq!(view.version, content.version, "{context}: the version of {key}");
-        let seen: Vec<_> = view.tags.iter().map(|t| (&t.name, (t.display.to_string(), t.user.to_string()))).collect();
+        let seen: Vec<_> = view
+            .tags
+            .iter()
+            .map(|t| (&t.name, (t.display.to_string(), t.user.to_string())))
+            .collect();
         let expected: Vec<_> = content.tags.iter().map(|(n, v)| (n, v.clone())).collect();
         assert_eq!(seen, expected, "{context}: the tags of {key}");
     }
@@ -175,7 +206,8 @@ pub async fn concurrent_operations_leave_a_true_history(h: &dyn StoreHarness) {
             let mut seen: BTreeMap<ContentKey, Version> = BTreeMap::new();
             for _ in 0..scaled(25) {
                 // Two hot contents and some quiet ones.
-                let key = if random.chance(60) { &keys[random.below(2)] } else { random.pick(&keys) };
+                let key =
+                    if random.chance(60) { &keys[random.below(2)] } else { random.pick(&keys) };
                 let mut request = kit.request(key, operation(&kit, &mut random));
                 request.write.user = user(&format!("client-{client}"));
                 if random.chance(10) {
@@ -187,7 +219,8 @@ pub async fn concurrent_operations_leave_a_true_history(h: &dyn StoreHarness) {
                 if random.chance(20) {
                     let mut batch = vec![request.clone()];
                     for _ in 0..random.below(6) {
-                        let mut item = kit.request(random.pick(&keys), operation(&kit, &mut random));
+                        let mut item =
+                            kit.request(random.pick(&keys), operation(&kit, &mut random));
                         item.write.user = request.write.user.clone();
                         batch.push(item);
                     }
@@ -198,7 +231,10 @@ pub async fn concurrent_operations_leave_a_true_history(h: &dyn StoreHarness) {
                     let key = request.write.key.clone();
                     if let Ok(answer) = history.write(&kit, request).await {
                         let view = kit.view(&key).await;
-                        assert!(view.version >= answer.version, "seed {seed}: {key} was answered and not shown");
+                        assert!(
+                            view.version >= answer.version,
+                            "seed {seed}: {key} was answered and not shown"
+                        );
                         assert!(view.tags.len() <= kit.limits.tags_per_content);
                         seen.insert(key, view.version);
                     }

@@ -12,31 +12,47 @@ use super::kit::{Kit, chain, scaled};
 use super::tags::odd_keys;
 
 /// Walks one shard; checks order, shard and paging on the way.
-async fn walk(kit: &Kit, shard: LogicalShard, tenant: Option<&TenantId>, limit: usize) -> Vec<(ContentKey, Document)> {
+async fn walk(
+    kit: &Kit,
+    shard: LogicalShard,
+    tenant: Option<&TenantId>,
+    limit: usize,
+) -> Vec<(ContentKey, Document)> {
     let mut found: Vec<(ContentKey, Document)> = Vec::new();
     let mut after = None;
     loop {
         let page = kit.store.scan(shard, tenant, after.as_ref(), limit).await;
-        let page = page.unwrap_or_else(|e| panic!("shard {shard:?} must be scanned, but: {}", chain(&e)));
+        let page =
+            page.unwrap_or_else(|e| panic!("shard {shard:?} must be scanned, but: {}", chain(&e)));
         assert!(page.items.len() <= limit, "a page has at most {limit} contents");
         for (key, document) in page.items {
             assert_eq!(LogicalShard::of(&key), shard, "{key} is in its shard's scan only");
             assert!(tenant.is_none_or(|t| *t == key.tenant), "{key} is of the tenant asked for");
             let last = found.last().map(|(k, _)| k.to_bytes());
-            assert!(last.is_none_or(|l| l < key.to_bytes()), "contents come in key order, each once: {key}");
+            assert!(
+                last.is_none_or(|l| l < key.to_bytes()),
+                "contents come in key order, each once: {key}"
+            );
             found.push((key, document));
         }
         match page.next {
             None => return found,
             Some(next) => {
-                assert!(after.as_ref().is_none_or(|a: &ContentKey| a.to_bytes() < next.to_bytes()), "a scan goes on");
+                assert!(
+                    after.as_ref().is_none_or(|a: &ContentKey| a.to_bytes() < next.to_bytes()),
+                    "a scan goes on"
+                );
                 after = Some(next);
             }
         }
     }
 }
 
-async fn walk_all(kit: &Kit, tenant: Option<&TenantId>, limit: usize) -> BTreeMap<ContentKey, Document> {
+async fn walk_all(
+    kit: &Kit,
+    tenant: Option<&TenantId>,
+    limit: usize,
+) -> BTreeMap<ContentKey, Document> {
     let mut all = BTreeMap::new();
     for shard in LogicalShard::all() {
         for (key, document) in walk(kit, shard, tenant, limit).await {
@@ -51,7 +67,11 @@ async fn fill(kit: &Kit, count: usize) -> Vec<ContentKey> {
     keys.extend((0..count).map(|n| kit.key(&format!("page {n}"))));
     for (chunk, keys) in keys.chunks(250).enumerate() {
         let tag = |n| format!("t{chunk}-{n}");
-        let requests = keys.iter().enumerate().map(|(n, key)| kit.patch(key, &["all", &tag(n)], &[])).collect();
+        let requests = keys
+            .iter()
+            .enumerate()
+            .map(|(n, key)| kit.patch(key, &["all", &tag(n)], &[]))
+            .collect();
         for (answer, key) in kit.store.write_many(requests).await.into_iter().zip(keys) {
             answer.unwrap_or_else(|e| panic!("{key} must be written, but: {}", chain(&e)));
         }
@@ -68,14 +88,22 @@ pub async fn a_scan_returns_every_content_once(h: &dyn StoreHarness) {
     kit.write(kit.replace(emptied, &[])).await;
     for limit in [1, 3, 1000] {
         let found = walk_all(&kit, Some(&kit.tenant), limit).await;
-        assert_eq!(found.len(), keys.len(), "every content of the tenant with pages of {limit}, and nothing else");
+        assert_eq!(
+            found.len(),
+            keys.len(),
+            "every content of the tenant with pages of {limit}, and nothing else"
+        );
         for key in &keys {
             let document = found.get(key).unwrap_or_else(|| panic!("{key} is missing in the scan"));
             let view = kit.view(key).await;
             assert_eq!(document.version, view.version, "{key}");
             assert_eq!(document.live().cloned().collect::<Vec<_>>(), view.tags, "{key}");
         }
-        assert_eq!(found[emptied].live().count(), 0, "a content that lost its last tag is included");
+        assert_eq!(
+            found[emptied].live().count(),
+            0,
+            "a content that lost its last tag is included"
+        );
     }
 }
 
@@ -99,7 +127,11 @@ pub async fn a_scan_knows_its_tenant(h: &dyn StoreHarness) {
     assert!(ours.keys().all(|k| k.tenant == kit.tenant));
     let all = walk_all(&kit, None, 500).await;
     for (key, document) in &ours {
-        assert_eq!(all.get(key).map(|d| d.version), Some(document.version), "{key} is in the scan of all tenants");
+        assert_eq!(
+            all.get(key).map(|d| d.version),
+            Some(document.version),
+            "{key} is in the scan of all tenants"
+        );
     }
     for neighbour in &neighbours {
         let theirs = all.keys().filter(|k| k.tenant == neighbour.tenant).count();
@@ -119,7 +151,10 @@ pub async fn a_scan_misses_nothing_while_others_write(h: &dyn StoreHarness) {
         tokio::spawn(async move {
             let mut n = 0;
             while !done.load(Ordering::Acquire) {
-                kit.write(kit.replace(&kit.key(&format!("new {}", n % 200)), &[&format!("new{n}")])).await;
+                kit.write(
+                    kit.replace(&kit.key(&format!("new {}", n % 200)), &[&format!("new{n}")]),
+                )
+                .await;
                 kit.write(kit.replace(&keys[n % keys.len()], &[&format!("changed{n}")])).await;
                 n += 1;
                 // A store in memory never waits: without this a failed test could not end the task.
@@ -131,9 +166,14 @@ pub async fn a_scan_misses_nothing_while_others_write(h: &dyn StoreHarness) {
     for _ in 0..3 {
         let found = walk_all(&kit, Some(&kit.tenant), 3).await;
         for key in &keys {
-            let document = found.get(key).unwrap_or_else(|| panic!("{key} existed all the time and is missing"));
+            let document = found
+                .get(key)
+                .unwrap_or_else(|| panic!("{key} existed all the time and is missing"));
             let before = seen.insert(key.clone(), document.version);
-            assert!(before.is_none_or(|b| b <= document.version), "{key} went back in a later scan");
+            assert!(
+                before.is_none_or(|b| b <= document.version),
+                "{key} went back in a later scan"
+            );
         }
     }
     done.store(true, Ordering::Release);

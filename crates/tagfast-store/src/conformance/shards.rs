@@ -15,7 +15,9 @@ pub fn scan_states<'a>(
 ) -> ScanPage {
     let mut page = ScanPage::default();
     let wanted = states.filter(|(key, _)| {
-        LogicalShard::of(key) == shard && tenant.is_none_or(|t| *t == key.tenant) && after.is_none_or(|a| *key > a)
+        LogicalShard::of(key) == shard
+            && tenant.is_none_or(|t| *t == key.tenant)
+            && after.is_none_or(|a| *key > a)
     });
     for (key, event) in wanted {
         if page.items.len() == limit {

@@ -22,7 +22,10 @@ pub async fn an_added_tag_is_seen(h: &dyn StoreHarness) {
     for name in ["ui", "api", "日本語", "c++", "implemented-in::c++", "größe"] {
         let answer = kit.add(&key, &[name]).await;
         let view = kit.view(&key).await;
-        assert_eq!(view.version, answer.version, "the view has the version of the only writer's last write");
+        assert_eq!(
+            view.version, answer.version,
+            "the view has the version of the only writer's last write"
+        );
         expected.push(Tag::parse(name).expect("a tag").name);
         expected.sort();
         let seen: Vec<_> = view.tags.iter().map(|t| t.name.clone()).collect();
@@ -40,7 +43,11 @@ pub async fn a_removed_tag_is_gone(h: &dyn StoreHarness) {
     assert_eq!(kit.tags(&key).await, ["db", "ui"]);
     assert!(answer.changed);
     kit.add(&key, &["zz"]).await;
-    assert_eq!(kit.tags(&key).await, ["db", "ui", "zz"], "a removed tag stays removed under later writes");
+    assert_eq!(
+        kit.tags(&key).await,
+        ["db", "ui", "zz"],
+        "a removed tag stays removed under later writes"
+    );
     kit.add(&key, &["api"]).await;
     assert_eq!(kit.tags(&key).await, ["api", "db", "ui", "zz"], "a removed tag can be added again");
 }
@@ -59,11 +66,18 @@ pub async fn every_spelling_is_one_tag(h: &dyn StoreHarness) {
         let key = kit.key(&format!("spelling {n}"));
         assert!(kit.add(&key, &[first]).await.changed);
         let again = kit.add(&key, &[second]).await;
-        assert!(!again.changed, "{second:?} is the tag {first:?}, which is there already: {again:?}");
+        assert!(
+            !again.changed,
+            "{second:?} is the tag {first:?}, which is there already: {again:?}"
+        );
         assert_eq!(kit.tags(&key).await.len(), 1, "{first:?} and {second:?} are one tag");
         let replaced = kit.write(kit.replace(&key, &[third])).await;
         assert!(!replaced.changed, "{third:?} is the whole set already: {replaced:?}");
-        assert_eq!(kit.remove(&key, &[third]).await.removed.len(), 1, "{third:?} removes {first:?}");
+        assert_eq!(
+            kit.remove(&key, &[third]).await.removed.len(),
+            1,
+            "{third:?} removes {first:?}"
+        );
         assert_eq!(kit.view(&key).await.tags, []);
     }
 }
@@ -82,15 +96,27 @@ pub async fn the_adders_spelling_is_kept(h: &dyn StoreHarness) {
     second.write.user = user("ben");
     kit.write(second).await;
     let tag = kit.view(&key).await.tags[0].clone();
-    assert_eq!((&*tag.display, tag.user.as_str()), ("Needs Review", "ann"), "the first adder's spelling stays");
-    assert!((before..=after).contains(&tag.at), "the time of the add is kept: {} in {before}..={after}", tag.at);
+    assert_eq!(
+        (&*tag.display, tag.user.as_str()),
+        ("Needs Review", "ann"),
+        "the first adder's spelling stays"
+    );
+    assert!(
+        (before..=after).contains(&tag.at),
+        "the time of the add is kept: {} in {before}..={after}",
+        tag.at
+    );
 
     kit.remove(&key, &["needs-review"]).await;
     let mut third = kit.patch(&key, &["needs REVIEW"], &[]);
     third.write.user = user("ben");
     kit.write(third).await;
     let tag = kit.view(&key).await.tags[0].clone();
-    assert_eq!((&*tag.display, tag.user.as_str()), ("needs REVIEW", "ben"), "a new adder after a remove is the adder");
+    assert_eq!(
+        (&*tag.display, tag.user.as_str()),
+        ("needs REVIEW", "ben"),
+        "a new adder after a remove is the adder"
+    );
 }
 
 /// An import says who tagged and when; a view shows that.
@@ -99,10 +125,15 @@ pub async fn an_import_keeps_who_and_when(h: &dyn StoreHarness) {
     let key = kit.key("page");
     let mut old = tags(&["Old Tag", "new"]);
     old[0].origin = Some(Origin { by: user("long-gone"), at: 946_684_800_123 });
-    kit.write(kit.request(&key, Operation::patch(old, Vec::new(), &kit.limits).expect("a patch"))).await;
+    kit.write(kit.request(&key, Operation::patch(old, Vec::new(), &kit.limits).expect("a patch")))
+        .await;
     let view = kit.view(&key).await;
-    let old = view.tags.iter().find(|t| t.name.as_str() == "old-tag").expect("the imported tag is there");
-    assert_eq!((old.user.as_str(), old.at, &*old.display), ("long-gone", 946_684_800_123, "Old Tag"));
+    let old =
+        view.tags.iter().find(|t| t.name.as_str() == "old-tag").expect("the imported tag is there");
+    assert_eq!(
+        (old.user.as_str(), old.at, &*old.display),
+        ("long-gone", 946_684_800_123, "Old Tag")
+    );
     let new = view.tags.iter().find(|t| t.name.as_str() == "new").expect("the other tag is there");
     assert_eq!(new.user.as_str(), "somebody");
 }
@@ -111,11 +142,16 @@ pub async fn an_import_keeps_who_and_when(h: &dyn StoreHarness) {
 pub async fn a_write_answer_says_what_changed(h: &dyn StoreHarness) {
     let kit = Kit::new(h).await;
     let key = kit.key("page");
-    let text = |names: &[tagfast_domain::TagName]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let text = |names: &[tagfast_domain::TagName]| {
+        names.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
     let request = kit.patch(&key, &["B", "a"], &[]);
     let id = request.write.id;
     let first = kit.write(request).await;
-    assert_eq!((first.changed, text(&first.added), text(&first.removed)), (true, vec!["b".into(), "a".into()], vec![]));
+    assert_eq!(
+        (first.changed, text(&first.added), text(&first.removed)),
+        (true, vec!["b".into(), "a".into()], vec![])
+    );
     assert_eq!(first.receipt.write_id, id, "the receipt names the write");
     assert!(!first.repeated);
 
@@ -124,7 +160,11 @@ pub async fn a_write_answer_says_what_changed(h: &dyn StoreHarness) {
     assert!(second.version > first.version, "a change makes a larger version");
 
     let third = kit.write(kit.patch(&key, &["a"], &["b"])).await;
-    assert_eq!((third.changed, third.added.len(), third.removed.len()), (false, 0, 0), "nothing was left to change");
+    assert_eq!(
+        (third.changed, third.added.len(), third.removed.len()),
+        (false, 0, 0),
+        "nothing was left to change"
+    );
     assert!(third.version >= second.version);
     assert!(third.version <= kit.view(&key).await.version);
 }
@@ -162,7 +202,11 @@ pub async fn a_replace_makes_the_set_exact(h: &dyn StoreHarness) {
     assert_eq!(answer.removed.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a", "c"]);
     let view = kit.view(&key).await;
     assert_eq!(view.tags.iter().map(|t| t.name.as_str()).collect::<Vec<_>>(), ["bee", "d"]);
-    assert_eq!((&*view.tags[0].display, view.tags[0].user.as_str()), ("Bee", "ann"), "what stays keeps its adder");
+    assert_eq!(
+        (&*view.tags[0].display, view.tags[0].user.as_str()),
+        ("Bee", "ann"),
+        "what stays keeps its adder"
+    );
     let emptied = kit.write(kit.replace(&key, &[])).await;
     assert_eq!(emptied.removed.len(), 2);
     assert_eq!(kit.view(&key).await.tags, []);
@@ -176,11 +220,19 @@ pub async fn versions_go_on_after_the_last_tag_is_gone(h: &dyn StoreHarness) {
     for round in 0..scaled(5) {
         for answer in [kit.add(&key, &["a", "b"]).await, kit.write(kit.replace(&key, &[])).await] {
             assert!(answer.changed);
-            assert!(answer.version > last, "round {round}: {} must be larger than {last}", answer.version);
+            assert!(
+                answer.version > last,
+                "round {round}: {} must be larger than {last}",
+                answer.version
+            );
             last = answer.version;
         }
         let view = kit.view(&key).await;
-        assert_eq!((view.version, view.tags.len()), (last, 0), "an emptied content keeps its version");
+        assert_eq!(
+            (view.version, view.tags.len()),
+            (last, 0),
+            "an emptied content keeps its version"
+        );
     }
 }
 
@@ -229,7 +281,11 @@ pub async fn odd_contents_are_told_apart(h: &dyn StoreHarness) {
         kit.add(key, &[&format!("tag-{n}"), "all"]).await;
     }
     for (n, key) in keys.iter().enumerate() {
-        assert_eq!(kit.tags(key).await, ["all".to_owned(), format!("tag-{n}")], "the tags of {key:?}");
+        assert_eq!(
+            kit.tags(key).await,
+            ["all".to_owned(), format!("tag-{n}")],
+            "the tags of {key:?}"
+        );
     }
 }
 
@@ -262,8 +318,12 @@ pub async fn a_receipt_is_kept(h: &dyn StoreHarness) {
     let check = async |kit: &Kit, when: &str| {
         for receipt in &receipts {
             match kit.store.verdict(receipt).await {
-                Ok(verdict) => assert_eq!(verdict, Verdict::Kept, "{when}: the verdict of {receipt:?}"),
-                Err(e) => panic!("{when}: a verdict must be given for {receipt:?}, but: {}", chain(&e)),
+                Ok(verdict) => {
+                    assert_eq!(verdict, Verdict::Kept, "{when}: the verdict of {receipt:?}")
+                }
+                Err(e) => {
+                    panic!("{when}: a verdict must be given for {receipt:?}, but: {}", chain(&e))
+                }
             }
         }
     };
@@ -282,10 +342,16 @@ pub async fn a_refused_durability_has_no_effect(h: &dyn StoreHarness) {
     match kit.store.write(request).await {
         Ok(_) => assert_eq!(kit.tags(&key).await, ["a"]),
         Err(StoreError::NotInThisMode(_)) => {
-            assert_eq!(kit.view(&key).await.version, Version::NONE, "a refused write leaves no trace");
+            assert_eq!(
+                kit.view(&key).await.version,
+                Version::NONE,
+                "a refused write leaves no trace"
+            );
             assert_eq!(kit.events(h).await, []);
         }
-        Err(e) => panic!("replicated must be given or refused as not in this mode, but: {}", chain(&e)),
+        Err(e) => {
+            panic!("replicated must be given or refused as not in this mode, but: {}", chain(&e))
+        }
     }
 }
 
@@ -305,10 +371,21 @@ pub async fn everything_survives_a_restart(h: &dyn StoreHarness) {
     assert_eq!(kit.store.epoch().await.expect("an epoch"), epoch, "a restart begins no new epoch");
     for (key, before) in keys.iter().zip(&before) {
         let after = kit.view(key).await;
-        assert_eq!((after.version, &after.tags), (before.version, &before.tags), "{key} after a restart");
-        assert!(kit.add(key, &["later"]).await.version > before.version, "versions of {key} go on after a restart");
+        assert_eq!(
+            (after.version, &after.tags),
+            (before.version, &before.tags),
+            "{key} after a restart"
+        );
+        assert!(
+            kit.add(key, &["later"]).await.version > before.version,
+            "versions of {key} go on after a restart"
+        );
     }
     let all = kit.events(h).await;
-    assert_eq!(all[..published.len()], published[..], "what was published before a restart stays published");
+    assert_eq!(
+        all[..published.len()],
+        published[..],
+        "what was published before a restart stays published"
+    );
     assert_eq!(all.len(), published.len() + keys.len(), "and each write after it is published");
 }

@@ -7,15 +7,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tagfast_domain::{
-    ApplyContext, Change, ContentKey, Document, Epoch, EpochId, EpochOrdinal, Limits, Operation, Outcome, RecentWrite,
-    Tag, TagName, TaggingsEvent, TenantId, UnixMillis, WriteId, apply, codec,
+    ApplyContext, Change, ContentKey, Document, Epoch, EpochId, EpochOrdinal, Limits, Operation,
+    Outcome, RecentWrite, Tag, TagName, TaggingsEvent, TenantId, UnixMillis, WriteId, apply, codec,
 };
 use tagfast_resilience::{Clock, ManualClock};
 use tagfast_sharding::{ContentHash, LogicalShard};
 use tagfast_store::conformance::StoreHarness;
 use tagfast_store::{
-    CacheUse, Consistency, Degraded, Durability, Position, ReadOptions, Receipt, ReceiptReader, ScanPage, ShardScanner,
-    SharedStore, Source, StoreError, TagReader, TagWriter, Verdict, View, WriteAnswer, WriteRequest,
+    CacheUse, Consistency, Degraded, Durability, Position, ReadOptions, Receipt, ReceiptReader,
+    ScanPage, ShardScanner, SharedStore, Source, StoreError, TagReader, TagWriter, Verdict, View,
+    WriteAnswer, WriteRequest,
 };
 
 /// A promise to break.
@@ -89,7 +90,11 @@ impl MemoryStore {
     }
 
     fn read(state: &State, key: &[u8]) -> Document {
-        state.documents.get(key).map(|bytes| codec::decode(bytes).expect("our own bytes")).unwrap_or_default()
+        state
+            .documents
+            .get(key)
+            .map(|bytes| codec::decode(bytes).expect("our own bytes"))
+            .unwrap_or_default()
     }
 
     fn position(state: &State) -> Position {
@@ -97,13 +102,18 @@ impl MemoryStore {
     }
 
     fn applied_key(&self, key: &[u8], id: WriteId) -> (Vec<u8>, WriteId) {
-        if self.fault == Fault::ConfusesContentsOfIds { (Vec::new(), id) } else { (key.to_vec(), id) }
+        if self.fault == Fault::ConfusesContentsOfIds {
+            (Vec::new(), id)
+        } else {
+            (key.to_vec(), id)
+        }
     }
 
     fn spoil(&self, request: &mut WriteRequest, document: &Document) {
         let write = &mut request.write;
         if self.fault == Fault::AppliesRetries && document.recent_write(write.id).is_some() {
-            write.id = WriteId(self.lock().position.to_be_bytes().repeat(2).try_into().expect("16 bytes"));
+            write.id =
+                WriteId(self.lock().position.to_be_bytes().repeat(2).try_into().expect("16 bytes"));
         }
         if self.fault == Fault::IgnoresConditions {
             write.if_match = None;
@@ -136,7 +146,11 @@ impl MemoryStore {
             document = Self::read(&state, &key);
         }
         let now = self.clock.now_ms();
-        let prior = state.applied.get(&self.applied_key(&key, id)).filter(|_| document.overflow_until > now).cloned();
+        let prior = state
+            .applied
+            .get(&self.applied_key(&key, id))
+            .filter(|_| document.overflow_until > now)
+            .cloned();
         let mut limits = self.limits;
         limits.tags_per_content += usize::from(self.fault == Fault::LetsOneMoreIn);
         let context = ApplyContext { epoch: &EPOCH, now, limits: &limits };
@@ -240,10 +254,16 @@ impl TagReader for MemoryStore {
             tags.iter_mut().for_each(|t| t.at = 0);
         }
         let hash = ContentHash::of(key);
-        let unkept = options.token.filter(|_| options.consistency == Consistency::Session).is_some_and(|token| {
-            let foreign = token.floors.get(&LogicalShard::of_hash(hash)).is_some_and(|f| f.epoch != EPOCH.id);
-            foreign || token.version_of(hash).is_some_and(|v| v > document.version)
-        });
+        let unkept = options
+            .token
+            .filter(|_| options.consistency == Consistency::Session)
+            .is_some_and(|token| {
+                let foreign = token
+                    .floors
+                    .get(&LogicalShard::of_hash(hash))
+                    .is_some_and(|f| f.epoch != EPOCH.id);
+                foreign || token.version_of(hash).is_some_and(|v| v > document.version)
+            });
         let unkept = unkept && self.fault != Fault::TrustsEveryToken;
         Ok(View {
             version: document.version,
@@ -251,14 +271,21 @@ impl TagReader for MemoryStore {
             position: Self::position(&state),
             source: Source::Primary,
             as_of: self.clock.now_ms(),
-            degraded: unkept.then_some(Degraded { feature: "session", reason: "token_unknown" }).into_iter().collect(),
+            degraded: unkept
+                .then_some(Degraded { feature: "session", reason: "token_unknown" })
+                .into_iter()
+                .collect(),
             xmin: 0,
             stale: false,
             cache: CacheUse::Bypass,
         })
     }
 
-    async fn view_many(&self, keys: &[ContentKey], options: &ReadOptions<'_>) -> Vec<Result<View, StoreError>> {
+    async fn view_many(
+        &self,
+        keys: &[ContentKey],
+        options: &ReadOptions<'_>,
+    ) -> Vec<Result<View, StoreError>> {
         let mut views = Vec::with_capacity(keys.len());
         for key in keys {
             views.push(self.view(key, options).await);
@@ -273,7 +300,10 @@ impl TagWriter for MemoryStore {
         self.apply(request).await
     }
 
-    async fn write_many(&self, requests: Vec<WriteRequest>) -> Vec<Result<WriteAnswer, StoreError>> {
+    async fn write_many(
+        &self,
+        requests: Vec<WriteRequest>,
+    ) -> Vec<Result<WriteAnswer, StoreError>> {
         let mut answers = Vec::with_capacity(requests.len());
         for request in requests {
             answers.push((request.write.key.clone(), self.apply(request).await));
@@ -301,7 +331,9 @@ impl ShardScanner for MemoryStore {
             .documents
             .range::<[u8], _>((Bound::Excluded(after.as_slice()), Bound::Unbounded))
             .filter(|(key, _)| LogicalShard::of_hash(ContentHash::of_bytes(key)) == shard)
-            .map(|(key, _)| (ContentKey::from_bytes(key).expect("our own bytes"), Self::read(&state, key)))
+            .map(|(key, _)| {
+                (ContentKey::from_bytes(key).expect("our own bytes"), Self::read(&state, key))
+            })
             .filter(|(key, _)| tenant.is_none_or(|t| *t == key.tenant))
             .take(limit + 1)
             .collect();
@@ -344,7 +376,12 @@ impl MemoryHarness {
 
     pub(crate) fn with(fault: Fault) -> Self {
         let now = 1_800_000_123_456;
-        Self { state: Arc::default(), clock: Arc::new(ManualClock::new(now)), fault, last_write_at: now }
+        Self {
+            state: Arc::default(),
+            clock: Arc::new(ManualClock::new(now)),
+            fault,
+            last_write_at: now,
+        }
     }
 
     fn store(&self) -> SharedStore {

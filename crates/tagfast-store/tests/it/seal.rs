@@ -5,7 +5,8 @@ use tagfast_domain::TenantId;
 use tagfast_store::seal::SEALED_BYTES;
 use tagfast_store::{SealError, SealKind, Sealer};
 
-const KINDS: [SealKind; 4] = [SealKind::Consistency, SealKind::Receipt, SealKind::SearchCursor, SealKind::ListCursor];
+const KINDS: [SealKind; 4] =
+    [SealKind::Consistency, SealKind::Receipt, SealKind::SearchCursor, SealKind::ListCursor];
 
 pub(crate) fn tenant(name: &str) -> TenantId {
     TenantId::parse(name).expect("a tenant")
@@ -21,7 +22,10 @@ fn a_sealed_string_is_frozen() {
     let acme = tenant("acme");
     let sealed = sealer(1).seal(SealKind::SearchCursor, &acme, b"body");
     assert_eq!(sealed, "MWJvZHlgHHkrTXPW4psyW1mPWCbB");
-    assert_eq!(sealer(1).open(SealKind::SearchCursor, &acme, &sealed).as_deref(), Ok(b"body".as_slice()));
+    assert_eq!(
+        sealer(1).open(SealKind::SearchCursor, &acme, &sealed).as_deref(),
+        Ok(b"body".as_slice())
+    );
 }
 
 #[test]
@@ -29,7 +33,11 @@ fn another_tenant_cannot_open_it() {
     let sealed = sealer(1).seal(SealKind::Consistency, &tenant("acme"), b"body");
     // "acmeb" + "ody" and "acme" + "body" must not be the same input of the MAC.
     for other in ["acm", "acmeb", "acme0", "default"] {
-        assert_eq!(sealer(1).open(SealKind::Consistency, &tenant(other), &sealed), Err(SealError::WrongMac), "{other}");
+        assert_eq!(
+            sealer(1).open(SealKind::Consistency, &tenant(other), &sealed),
+            Err(SealError::WrongMac),
+            "{other}"
+        );
     }
 }
 
@@ -40,7 +48,10 @@ fn another_purpose_cannot_open_it() {
         let sealed = sealer(1).seal(made, &acme, b"body");
         for asked in KINDS {
             let opened = sealer(1).open(asked, &acme, &sealed);
-            assert_eq!(opened, if made == asked { Ok(b"body".to_vec()) } else { Err(SealError::WrongKind) });
+            assert_eq!(
+                opened,
+                if made == asked { Ok(b"body".to_vec()) } else { Err(SealError::WrongKind) }
+            );
         }
     }
 }
@@ -54,7 +65,11 @@ fn keys_can_be_rotated() {
     let new = both.seal(SealKind::Receipt, &acme, b"body");
     assert_eq!(new, sealer(2).seal(SealKind::Receipt, &acme, b"body"), "the first key signs");
     assert_eq!(sealer(1).open(SealKind::Receipt, &acme, &new), Err(SealError::WrongMac));
-    assert_eq!(sealer(2).open(SealKind::Receipt, &acme, &old), Err(SealError::WrongMac), "a retired key opens nothing");
+    assert_eq!(
+        sealer(2).open(SealKind::Receipt, &acme, &old),
+        Err(SealError::WrongMac),
+        "a retired key opens nothing"
+    );
 }
 
 #[test]
@@ -72,9 +87,14 @@ fn any_flipped_bit_is_noticed() {
     }
     for length in 0..bytes.len() {
         let cut = URL_SAFE_NO_PAD.encode(&bytes[..length]);
-        assert!(sealer(1).open(SealKind::Consistency, &acme, &cut).is_err(), "cut to {length} bytes");
+        assert!(
+            sealer(1).open(SealKind::Consistency, &acme, &cut).is_err(),
+            "cut to {length} bytes"
+        );
     }
-    for altered in [format!("{sealed}A"), format!("{sealed}="), format!(" {sealed}"), sealed.to_uppercase()] {
+    for altered in
+        [format!("{sealed}A"), format!("{sealed}="), format!(" {sealed}"), sealed.to_uppercase()]
+    {
         assert!(sealer(1).open(SealKind::Consistency, &acme, &altered).is_err(), "{altered}");
     }
 }

@@ -26,7 +26,10 @@ fn a_sealed_token_is_frozen() {
     let mut token = ConsistencyToken::default();
     token.see(ContentHash(0x0102_0304_0506_0708), version(9), position(0xEE, 77));
     let sealed = token.seal(&sealer(1), &tenant("acme"));
-    assert_eq!(sealed, "EQEBAgMEBQYHCAAAAAAAAAAJAQju7u7u7u7u7u7u7u7u7u7uAAAAAAAAAE0AAAAAAAAATX2eAeUjkzLJHaXVsQ8w0ms");
+    assert_eq!(
+        sealed,
+        "EQEBAgMEBQYHCAAAAAAAAAAJAQju7u7u7u7u7u7u7u7u7u7uAAAAAAAAAE0AAAAAAAAATX2eAeUjkzLJHaXVsQ8w0ms"
+    );
     assert_eq!(ConsistencyToken::open(&sealer(1), &tenant("acme"), &sealed), Ok(token));
 }
 
@@ -45,7 +48,10 @@ fn a_sealed_receipt_is_frozen() {
         "IQECPwAAAAAAAAAF7u7u7u7u7u7u7u7u7u7u7gAAAAAAAAAGAAAAAAAAAAeqqqqqqqqqqqqqqqqqqqqqyKDA89tCip5_ghhgWhwP3g"
     );
     assert_eq!(Receipt::open(&sealer(1), &tenant("acme"), &sealed), Ok(receipt));
-    assert_eq!(ConsistencyToken::open(&sealer(1), &tenant("acme"), &sealed), Err(SealError::WrongKind));
+    assert_eq!(
+        ConsistencyToken::open(&sealer(1), &tenant("acme"), &sealed),
+        Err(SealError::WrongKind)
+    );
     assert_eq!(Receipt::open(&sealer(1), &tenant("other"), &sealed), Err(SealError::WrongMac));
 }
 
@@ -56,12 +62,21 @@ fn the_newest_sixteen_contents_are_kept() {
         token.see(ContentHash(n), version(100 + n), position(1, n + 1));
     }
     assert_eq!(token.pairs.len(), TOKEN_PAIRS);
-    assert_eq!((token.version_of(ContentHash(3)), token.version_of(ContentHash(4))), (None, Some(version(104))));
-    assert_eq!(token.floors.len(), 20, "the floor of its shard covers a content that was pushed out");
+    assert_eq!(
+        (token.version_of(ContentHash(3)), token.version_of(ContentHash(4))),
+        (None, Some(version(104)))
+    );
+    assert_eq!(
+        token.floors.len(),
+        20,
+        "the floor of its shard covers a content that was pushed out"
+    );
     // Seen again: it moves to the newest end and is not pushed out next.
     token.see(ContentHash(4), version(104), position(1, 50));
     token.see(ContentHash(99), version(1), position(1, 51));
-    assert!(token.version_of(ContentHash(4)).is_some() && token.version_of(ContentHash(5)).is_none());
+    assert!(
+        token.version_of(ContentHash(4)).is_some() && token.version_of(ContentHash(5)).is_none()
+    );
 }
 
 #[test]
@@ -107,11 +122,19 @@ fn bodies_that_are_no_tokens_are_refused() {
     too_large.push(0);
     for body in [vec![], vec![1], vec![0, 1], vec![0, 0, 0], too_many, no_such_shard, too_large] {
         let sealed = sealer(1).seal(SealKind::Consistency, &acme, &body);
-        assert_eq!(ConsistencyToken::open(&sealer(1), &acme, &sealed), Err(SealError::Malformed), "{body:?}");
+        assert_eq!(
+            ConsistencyToken::open(&sealer(1), &acme, &sealed),
+            Err(SealError::Malformed),
+            "{body:?}"
+        );
     }
     for length in (0..80).filter(|l| *l != 59) {
         let sealed = sealer(1).seal(SealKind::Receipt, &acme, &vec![0; length]);
-        assert_eq!(Receipt::open(&sealer(1), &acme, &sealed), Err(SealError::Malformed), "{length} bytes");
+        assert_eq!(
+            Receipt::open(&sealer(1), &acme, &sealed),
+            Err(SealError::Malformed),
+            "{length} bytes"
+        );
     }
 }
 

@@ -149,7 +149,10 @@ impl History {
         for write in self.writes.iter().filter(|w| w.outcome != Outcome::Refused) {
             for (tags, present) in [(&write.adds, true), (&write.removes, false)] {
                 for tag in tags {
-                    registers.entry((&write.content, tag)).or_default().push(Decision { write, present });
+                    registers
+                        .entry((&write.content, tag))
+                        .or_default()
+                        .push(Decision { write, present });
                 }
             }
         }
@@ -186,10 +189,15 @@ impl History {
                 some => last = some,
             }
         }
-        for decision in decisions.iter().filter(|d| d.present == present && d.write.began <= answered) {
+        for decision in
+            decisions.iter().filter(|d| d.present == present && d.write.began <= answered)
+        {
             // An unknown outcome may take effect at any later time.
-            let until =
-                if decision.write.outcome == Outcome::Acknowledged { decision.write.ended } else { Duration::MAX };
+            let until = if decision.write.outcome == Outcome::Acknowledged {
+                decision.write.ended
+            } else {
+                Duration::MAX
+            };
             match overruled(Some(until)) {
                 None => return Ok(()),
                 some => last = some,
@@ -208,21 +216,32 @@ impl History {
         for ((content, tag), decisions) in registers {
             let present = finally.get(*content).is_some_and(|(_, tags)| tags.contains(*tag));
             let all = |_: &WriteCall| true;
-            let Err(by) = Self::explained(decisions, present, Duration::MAX, Duration::MAX, all) else { continue };
+            let Err(by) = Self::explained(decisions, present, Duration::MAX, Duration::MAX, all)
+            else {
+                continue;
+            };
             // Without the writes that may be lost, is there another explanation?
             let surviving = |w: &WriteCall| !self.is_announced(w);
-            if Self::explained(decisions, present, Duration::MAX, Duration::MAX, surviving).is_ok() {
+            if Self::explained(decisions, present, Duration::MAX, Duration::MAX, surviving).is_ok()
+            {
                 lost.insert((content, tag));
                 continue;
             }
             let what = decisions.get(by).map_or_else(String::new, |d| {
-                format!("{content} {tag}: acknowledged to client {} at {:?}", d.write.client, d.write.ended)
+                format!(
+                    "{content} {tag}: acknowledged to client {} at {:?}",
+                    d.write.client, d.write.ended
+                )
             });
             verdict.faults.push(if present { Fault::Resurrected(what) } else { Fault::Lost(what) });
         }
         for (content, (_, tags)) in finally {
-            for tag in tags.iter().filter(|tag| !registers.contains_key(&(content.as_str(), tag.as_str()))) {
-                verdict.faults.push(Fault::Unexplained(format!("{content} {tag} was never written")));
+            for tag in
+                tags.iter().filter(|tag| !registers.contains_key(&(content.as_str(), tag.as_str())))
+            {
+                verdict
+                    .faults
+                    .push(Fault::Unexplained(format!("{content} {tag} was never written")));
             }
         }
         verdict.lost = lost.len();
@@ -232,7 +251,9 @@ impl History {
         // What each client has seen of each content, by the time it saw it.
         let mut seen: HashMap<(u32, &str), Vec<(Duration, u64)>> = HashMap::new();
         for write in self.writes.iter().filter(|w| w.outcome == Outcome::Acknowledged) {
-            seen.entry((write.client, &write.content)).or_default().push((write.ended, write.version));
+            seen.entry((write.client, &write.content))
+                .or_default()
+                .push((write.ended, write.version));
         }
         for read in &self.reads {
             seen.entry((read.client, &read.content)).or_default().push((read.ended, read.version));
@@ -242,7 +263,9 @@ impl History {
             tags_of.entry(content).or_default().insert(tag);
         }
         for read in self.reads.iter().filter(|r| r.session && !r.marked) {
-            let before = seen[&(read.client, read.content.as_str())].iter().filter(|(at, _)| *at < read.began);
+            let before = seen[&(read.client, read.content.as_str())]
+                .iter()
+                .filter(|(at, _)| *at < read.began);
             let newest = before.map(|(_, version)| *version).max().unwrap_or(0);
             if read.version < newest {
                 faults.push(Fault::WentBack(format!(
@@ -266,29 +289,43 @@ impl History {
             }
             for tag in &read.tags {
                 if !registers.contains_key(&(read.content.as_str(), tag.as_str())) {
-                    faults.push(Fault::Unexplained(format!("{} {tag} was read and never written", read.content)));
+                    faults.push(Fault::Unexplained(format!(
+                        "{} {tag} was read and never written",
+                        read.content
+                    )));
                 }
             }
         }
     }
 
-    fn check_limit(&self, finally: &BTreeMap<String, (u64, BTreeSet<String>)>, faults: &mut Vec<Fault>) {
+    fn check_limit(
+        &self,
+        finally: &BTreeMap<String, (u64, BTreeSet<String>)>,
+        faults: &mut Vec<Fault>,
+    ) {
         let read = self.reads.iter().map(|r| (&r.content, r.tags.len()));
-        for (content, count) in read.chain(finally.iter().map(|(content, (_, tags))| (content, tags.len()))) {
+        for (content, count) in
+            read.chain(finally.iter().map(|(content, (_, tags))| (content, tags.len())))
+        {
             if count > self.limit {
                 faults.push(Fault::Limit(format!("{content} has {count} tags")));
             }
         }
     }
 
-    fn check_versions(&self, finally: &BTreeMap<String, (u64, BTreeSet<String>)>, faults: &mut Vec<Fault>) {
+    fn check_versions(
+        &self,
+        finally: &BTreeMap<String, (u64, BTreeSet<String>)>,
+        faults: &mut Vec<Fault>,
+    ) {
         let mut by_content: HashMap<&str, Vec<&WriteCall>> = HashMap::new();
         for write in self.writes.iter().filter(|w| w.outcome == Outcome::Acknowledged) {
             by_content.entry(&write.content).or_default().push(write);
         }
         for (content, writes) in &mut by_content {
             // The largest version whose write had ended when another began.
-            let mut ends: Vec<(Duration, u64)> = writes.iter().map(|w| (w.ended, w.version)).collect();
+            let mut ends: Vec<(Duration, u64)> =
+                writes.iter().map(|w| (w.ended, w.version)).collect();
             ends.sort_unstable();
             writes.sort_by_key(|w| w.began);
             let (mut next, mut largest) = (0, 0);
@@ -306,16 +343,22 @@ impl History {
                 }
                 // A change that was lost may give its version to nobody else: ordinals are never used again.
                 if write.changed && changes.insert(write.version, write).is_some() {
-                    faults.push(Fault::OneVersionTwice(format!("{content}: two changes have {}", write.version)));
+                    faults.push(Fault::OneVersionTwice(format!(
+                        "{content}: two changes have {}",
+                        write.version
+                    )));
                 }
             }
         }
         let mut states: HashMap<(&str, u64), &BTreeSet<String>> = HashMap::new();
-        let last = finally.iter().map(|(content, (version, tags))| (content.as_str(), *version, tags));
-        for (content, version, tags) in self.reads.iter().map(|r| (r.content.as_str(), r.version, &r.tags)).chain(last)
+        let last =
+            finally.iter().map(|(content, (version, tags))| (content.as_str(), *version, tags));
+        for (content, version, tags) in
+            self.reads.iter().map(|r| (r.content.as_str(), r.version, &r.tags)).chain(last)
         {
             if *states.entry((content, version)).or_insert(tags) != tags {
-                faults.push(Fault::OneVersionTwice(format!("{content}: two states have {version}")));
+                faults
+                    .push(Fault::OneVersionTwice(format!("{content}: two states have {version}")));
             }
         }
     }

@@ -54,7 +54,11 @@ pub fn check_feed(events: &[FeedEvent]) -> Vec<FeedFault> {
     for event in events {
         let seen = largest.entry((event.partition, &event.cluster)).or_insert(event.emit);
         if event.emit < *seen && event.applied {
-            faults.push(FeedFault::StaleEmit { content: event.content.clone(), emit: event.emit, largest: *seen });
+            faults.push(FeedFault::StaleEmit {
+                content: event.content.clone(),
+                emit: event.emit,
+                largest: *seen,
+            });
         }
         *seen = event.emit.max(*seen);
         if event.applied {
@@ -92,13 +96,19 @@ mod tests {
     #[test]
     fn an_index_that_goes_back_is_found() {
         let events = [event("a", 1, 10, true), event("b", 1, 5, true), event("a", 1, 9, true)];
-        assert_eq!(check_feed(&events), [FeedFault::IndexWentBack { content: "a".to_owned(), from: 10, to: 9 }]);
+        assert_eq!(
+            check_feed(&events),
+            [FeedFault::IndexWentBack { content: "a".to_owned(), from: 10, to: 9 }]
+        );
     }
 
     #[test]
     fn an_event_of_a_replaced_primary_that_changes_something_is_found() {
         let events = [event("a", 2, 10, true), event("b", 1, 90, true)];
-        assert_eq!(check_feed(&events), [FeedFault::StaleEmit { content: "b".to_owned(), emit: 1, largest: 2 }]);
+        assert_eq!(
+            check_feed(&events),
+            [FeedFault::StaleEmit { content: "b".to_owned(), emit: 1, largest: 2 }]
+        );
     }
 
     #[test]

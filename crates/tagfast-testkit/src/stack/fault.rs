@@ -52,6 +52,23 @@ pub enum Fault {
     Switchover,
 }
 
+impl Fault {
+    /// What ends it; a switchover ends by itself.
+    pub fn end(self) -> Self {
+        match self {
+            Self::Kill | Self::KillPatroni | Self::KillNode => Self::Restart,
+            Self::Freeze | Self::FreezePostgres | Self::FreezePatroni => Self::Thaw,
+            Self::Cut
+            | Self::Slow { .. }
+            | Self::Hang
+            | Self::Reset
+            | Self::Refuse
+            | Self::Garbage => Self::Heal,
+            Self::Thaw | Self::Restart | Self::Heal | Self::Switchover => self,
+        }
+    }
+}
+
 impl FromStr for Fault {
     type Err = anyhow::Error;
 
@@ -101,10 +118,12 @@ impl Stack {
 
     /// The node that Patroni calls the primary of a cluster.
     pub fn primary(&self, cluster: &str) -> Result<NodeInfo> {
-        let info = self.info.cluster(cluster).with_context(|| format!("no cluster is named {cluster}"))?;
+        let info =
+            self.info.cluster(cluster).with_context(|| format!("no cluster is named {cluster}"))?;
         for node in &info.nodes {
             let Ok(members) = patroni::members(node.direct_patroni) else { continue };
-            let primary = members.iter().find(|m| m.is_primary()).and_then(|m| self.info.node(&m.name));
+            let primary =
+                members.iter().find(|m| m.is_primary()).and_then(|m| self.info.node(&m.name));
             if let Some(primary) = primary {
                 return Ok(primary.clone());
             }
@@ -112,9 +131,20 @@ impl Stack {
         bail!("{cluster} has no primary now")
     }
 
+    /// A node of a cluster that Patroni does not call the primary.
+    pub fn replica(&self, cluster: &str) -> Result<NodeInfo> {
+        let primary = self.primary(cluster)?.name;
+        let mut nodes = self.info.cluster(cluster).into_iter().flat_map(|info| &info.nodes);
+        nodes
+            .find(|node| node.name != primary)
+            .cloned()
+            .with_context(|| format!("{cluster} has no replica"))
+    }
+
     fn fault_node(&mut self, fault: Fault, node: &NodeInfo) -> Result<()> {
         let postgres = || processes_in(&node.data_dir);
-        let signal = |processes: &[Process], signal| processes.iter().for_each(|p| p.signal(signal));
+        let signal =
+            |processes: &[Process], signal| processes.iter().for_each(|p| p.signal(signal));
         match fault {
             Fault::Kill => postmaster(node)?.signal(Signal::KILL),
             Fault::KillPatroni => node.process().signal(Signal::KILL),
@@ -163,7 +193,9 @@ impl Stack {
         }
         let dir = node.data_dir.parent().context("the node has no folder")?;
         let process = patroni::start(&self.tools, self.account, dir, node.netns.as_deref())?;
-        for known in self.info.clusters.iter_mut().flat_map(|c| &mut c.nodes).filter(|n| n.name == node.name) {
+        for known in
+            self.info.clusters.iter_mut().flat_map(|c| &mut c.nodes).filter(|n| n.name == node.name)
+        {
             (known.patroni_pid, known.patroni_started) = (process.pid, process.started);
         }
         self.info.write(&self.dir)
@@ -194,7 +226,11 @@ impl Stack {
             | Fault::Reset
             | Fault::Refuse
             | Fault::Garbage => self.control().set(target, link_mode(fault))?,
-            Fault::KillPatroni | Fault::KillNode | Fault::FreezePostgres | Fault::FreezePatroni | Fault::Switchover => {
+            Fault::KillPatroni
+            | Fault::KillNode
+            | Fault::FreezePostgres
+            | Fault::FreezePatroni
+            | Fault::Switchover => {
                 bail!("this fault is of a PostgreSQL node; {target} is none")
             }
             Fault::Restart => return self.restart_server(process, target),
@@ -227,7 +263,8 @@ impl Stack {
 
     /// Waits until a cluster has a primary and all its other nodes stream from it.
     pub fn wait_until_whole(&self, cluster: &str, within: Duration) -> Result<()> {
-        let info = self.info.cluster(cluster).with_context(|| format!("no cluster is named {cluster}"))?;
+        let info =
+            self.info.cluster(cluster).with_context(|| format!("no cluster is named {cluster}"))?;
         wait_until(&format!("{cluster} to be whole"), within, || {
             let primary = self.primary(cluster)?;
             let members = patroni::members(primary.direct_patroni)?;
@@ -264,8 +301,13 @@ fn link_mode(fault: Fault) -> Mode {
 /// The first line of `postmaster.pid`.
 fn postmaster(node: &NodeInfo) -> Result<Process> {
     let file: &Path = &node.data_dir.join("postmaster.pid");
-    let text = std::fs::read_to_string(file).with_context(|| format!("PostgreSQL of {} does not run", node.name))?;
-    let pid = text.lines().next().and_then(|line| line.trim().parse().ok()).context("postmaster.pid has no pid")?;
+    let text = std::fs::read_to_string(file)
+        .with_context(|| format!("PostgreSQL of {} does not run", node.name))?;
+    let pid = text
+        .lines()
+        .next()
+        .and_then(|line| line.trim().parse().ok())
+        .context("postmaster.pid has no pid")?;
     Process::of(pid).with_context(|| format!("PostgreSQL of {} does not run", node.name))
 }
 

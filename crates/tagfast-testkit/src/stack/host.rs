@@ -35,7 +35,8 @@ impl Process {
     }
 
     fn is_postgres(self) -> bool {
-        std::fs::read_link(format!("/proc/{}/exe", self.pid)).is_ok_and(|exe| exe.ends_with("postgres"))
+        std::fs::read_link(format!("/proc/{}/exe", self.pid))
+            .is_ok_and(|exe| exe.ends_with("postgres"))
     }
 
     /// Sends a signal, if it still is the same one.
@@ -64,7 +65,9 @@ pub fn processes_in(dir: &Path) -> Vec<Process> {
     entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|pid: &u32| std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(dir)))
+        .filter(|pid: &u32| {
+            std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(dir))
+        })
         .filter_map(Process::of)
         .collect()
 }
@@ -84,7 +87,8 @@ pub fn processes_of(dir: &Path) -> Vec<Process> {
 
 /// Ends every process of `dir`; frozen ones too. PostgreSQL is asked first: killed, it would leave its shared memory.
 pub fn end_all_of(dir: &Path) -> Result<()> {
-    let (polite, end) = (Instant::now() + Duration::from_secs(3), Instant::now() + Duration::from_secs(10));
+    let (polite, end) =
+        (Instant::now() + Duration::from_secs(3), Instant::now() + Duration::from_secs(10));
     loop {
         let left = processes_of(dir);
         if left.is_empty() {
@@ -110,7 +114,11 @@ pub fn kill_all_in(dir: &Path) -> Result<()> {
     wait_until("the processes to die", Duration::from_secs(10), || {
         let left = processes_in(dir);
         left.iter().for_each(|p| p.signal(Signal::KILL));
-        if left.is_empty() { Ok(()) } else { bail!("{} processes live in {}", left.len(), dir.display()) }
+        if left.is_empty() {
+            Ok(())
+        } else {
+            bail!("{} processes live in {}", left.len(), dir.display())
+        }
     })
 }
 
@@ -125,12 +133,18 @@ impl Account {
     /// `postgres` when we are root, else ourselves.
     pub fn of_servers() -> Result<Self> {
         if !rustix::process::geteuid().is_root() {
-            return Ok(Self { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() });
+            return Ok(Self {
+                uid: rustix::process::geteuid().as_raw(),
+                gid: rustix::process::getegid().as_raw(),
+            });
         }
         let users = std::fs::read_to_string("/etc/passwd").context("cannot read /etc/passwd")?;
         let line = users.lines().find(|line| line.starts_with("postgres:"));
         let fields: Vec<&str> = line.map(|l| l.split(':').collect()).unwrap_or_default();
-        match (fields.get(2).and_then(|n| n.parse().ok()), fields.get(3).and_then(|n| n.parse().ok())) {
+        match (
+            fields.get(2).and_then(|n| n.parse().ok()),
+            fields.get(3).and_then(|n| n.parse().ok()),
+        ) {
             (Some(uid), Some(gid)) => Ok(Self { uid, gid }),
             _ => bail!("there is no user `postgres`; install the package postgresql-15"),
         }
@@ -175,7 +189,8 @@ impl Account {
         args: &[String],
     ) -> Result<Process> {
         // What `restart` starts again.
-        let again = serde_json::to_string(&StartedAs { program: program.to_owned(), args: args.to_vec() })?;
+        let again =
+            serde_json::to_string(&StartedAs { program: program.to_owned(), args: args.to_vec() })?;
         self.write(&dir.join(format!("{name}.start.json")), &again)?;
         let log = dir.join(format!("{name}.log"));
         let open = || File::options().create(true).append(true).open(&log);
@@ -185,13 +200,21 @@ impl Account {
             Some(namespace) => {
                 let mut command = Command::new("ip");
                 command.args(["netns", "exec", namespace, "setpriv", "--clear-groups"]);
-                command.args([format!("--reuid={}", self.uid), format!("--regid={}", self.gid)]).arg(program);
+                command
+                    .args([format!("--reuid={}", self.uid), format!("--regid={}", self.gid)])
+                    .arg(program);
                 command
             }
         };
-        command.args(args).current_dir(dir).env("HOME", dir).env("LC_ALL", "C.UTF-8").process_group(0);
+        command
+            .args(args)
+            .current_dir(dir)
+            .env("HOME", dir)
+            .env("LC_ALL", "C.UTF-8")
+            .process_group(0);
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        let mut child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
+        let mut child =
+            command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
         let pid = child.id();
         // Somebody must collect it when it ends, or it stays as a zombie of ours.
         std::thread::Builder::new().name(format!("reap-{name}")).spawn(move || child.wait())?;
@@ -210,7 +233,8 @@ impl Account {
     /// Starts a server of one process as it was started before.
     pub fn start_again(self, name: &str, dir: &Path) -> Result<Process> {
         let file = dir.join(format!("{name}.start.json"));
-        let text = std::fs::read_to_string(&file).with_context(|| format!("{name} was never started"))?;
+        let text =
+            std::fs::read_to_string(&file).with_context(|| format!("{name} was never started"))?;
         let StartedAs { program, args } = serde_json::from_str(&text)?;
         self.start(name, dir, None, &program, &args)
     }
@@ -221,7 +245,10 @@ impl Account {
 pub fn free_ports(ip: IpAddr, count: usize) -> Result<Vec<SocketAddr>> {
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     const RANGE: u32 = 20_000;
-    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().subsec_nanos();
+    let clock = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default()
+        .subsec_nanos();
     let mut given = GIVEN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let first = (clock / 1000).wrapping_add(std::process::id().wrapping_mul(7919)) % RANGE;
     let mut found = Vec::with_capacity(count);
@@ -240,13 +267,19 @@ pub fn free_ports(ip: IpAddr, count: usize) -> Result<Vec<SocketAddr>> {
 }
 
 /// Polls until `look` returns something.
-pub fn wait_until<T>(what: &str, within: Duration, mut look: impl FnMut() -> Result<T>) -> Result<T> {
+pub fn wait_until<T>(
+    what: &str,
+    within: Duration,
+    mut look: impl FnMut() -> Result<T>,
+) -> Result<T> {
     let end = Instant::now() + within;
     loop {
         match look() {
             Ok(value) => return Ok(value),
             Err(error) if Instant::now() > end => {
-                return Err(error.context(format!("{what} did not happen within {} s", within.as_secs())));
+                return Err(
+                    error.context(format!("{what} did not happen within {} s", within.as_secs()))
+                );
             }
             Err(_) => nap(50),
         }
@@ -261,11 +294,16 @@ pub(super) fn nap(ms: u64) {
 /// Runs a command to its end; its output is part of the error.
 pub fn run(command: &mut Command) -> Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {name}"))?;
+    let output =
+        command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {name}"))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         let last: Vec<&str> = said.lines().rev().take(15).collect();
-        bail!("{name} failed ({}): {}", output.status, last.into_iter().rev().collect::<Vec<_>>().join("\n"));
+        bail!(
+            "{name} failed ({}): {}",
+            output.status,
+            last.into_iter().rev().collect::<Vec<_>>().join("\n")
+        );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

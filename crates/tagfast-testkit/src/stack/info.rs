@@ -173,14 +173,26 @@ impl StackInfo {
 
     /// The service's configuration for this stack.
     pub fn service_config(&self) -> String {
-        let list = |items: Vec<String>| items.iter().map(|i| format!("{i:?}")).collect::<Vec<_>>().join(", ");
+        let list = |items: Vec<String>| {
+            items.iter().map(|i| format!("{i:?}")).collect::<Vec<_>>().join(", ")
+        };
         let etcd = list(self.etcd.iter().map(|e| e.url.clone()).collect());
         let each = 64 / self.clusters.len().max(1);
-        let shards = |n: usize| (n * each, if n + 1 == self.clusters.len() { 63 } else { (n + 1) * each - 1 });
-        let clusters =
-            self.clusters.iter().enumerate().map(|(n, c)| format!("{}={}-{}", c.scope, shards(n).0, shards(n).1));
-        let patroni = self.clusters.iter().flat_map(|c| c.nodes.iter().map(|n| format!("{}={}", c.scope, n.patroni)));
-        let url = |server: &Option<ServerInfo>| server.as_ref().map(|s| s.url.clone()).unwrap_or_default();
+        let shards = |n: usize| {
+            (n * each, if n + 1 == self.clusters.len() { 63 } else { (n + 1) * each - 1 })
+        };
+        let clusters = self
+            .clusters
+            .iter()
+            .enumerate()
+            .map(|(n, c)| format!("{}={}-{}", c.scope, shards(n).0, shards(n).1));
+        let patroni = self
+            .clusters
+            .iter()
+            .flat_map(|c| c.nodes.iter().map(|n| format!("{}={}", c.scope, n.patroni)));
+        let url = |server: &Option<ServerInfo>| {
+            server.as_ref().map(|s| s.url.clone()).unwrap_or_default()
+        };
         let brokers = list(self.kafka.iter().map(|k| k.bootstrap.to_string()).collect());
         let DatabaseInfo { name, user, password_file, tls_ca_file } = &self.database;
         let mut text = format!(

@@ -93,7 +93,8 @@ fn once(
     }
     progress(&format!("installing {name} {version}"));
     if dir.exists() {
-        std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+        std::fs::remove_dir_all(&dir)
+            .with_context(|| format!("cannot remove {}", dir.display()))?;
     }
     work(&dir).with_context(|| format!("cannot install {name} {version}"))?;
     run(Command::new("chmod").args(["-R", "a+rX"]).arg(&dir))?;
@@ -122,7 +123,9 @@ fn debian(needs: Needs, progress: Progress<'_>) -> Result<()> {
     }
     // A fresh PostgreSQL would make and start a cluster of its own.
     let own_cluster = Path::new("/etc/postgresql-common/createcluster.conf");
-    let fresh = packages.contains(&"postgresql-15") && !own_cluster.exists() && rustix::process::geteuid().is_root();
+    let fresh = packages.contains(&"postgresql-15")
+        && !own_cluster.exists()
+        && rustix::process::geteuid().is_root();
     if fresh {
         std::fs::create_dir_all("/etc/postgresql-common")?;
         std::fs::write(own_cluster, "create_main_cluster = false\n")?;
@@ -177,7 +180,8 @@ impl Quiet {
     fn new() -> Result<Self> {
         let made = !Path::new(POLICY).exists();
         if made {
-            std::fs::write(POLICY, "#!/bin/sh\nexit 101\n").with_context(|| format!("cannot write {POLICY}"))?;
+            std::fs::write(POLICY, "#!/bin/sh\nexit 101\n")
+                .with_context(|| format!("cannot write {POLICY}"))?;
             std::fs::set_permissions(POLICY, std::fs::Permissions::from_mode(0o755))?;
         }
         Ok(Self { made })
@@ -200,7 +204,8 @@ fn patroni(dir: &Path) -> Result<()> {
     let requirements = [&format!("patroni[etcd3,psycopg3]=={PATRONI}"), PSYCOPG, PSUTIL];
     let pip = find_program("pip").or_else(|| find_program("pip3"));
     let Some(pip) = pip else {
-        install_packages(&["python3-pip"], &|_| ()).context("pip is missing; install python3-pip")?;
+        install_packages(&["python3-pip"], &|_| ())
+            .context("pip is missing; install python3-pip")?;
         return pip_install(Path::new("/usr/bin/pip3"), &python, &requirements);
     };
     pip_install(&pip, &python, &requirements)
@@ -208,7 +213,11 @@ fn patroni(dir: &Path) -> Result<()> {
 
 fn pip_install(pip: &Path, python: &Path, requirements: &[&str]) -> Result<()> {
     let mut command = Command::new(pip);
-    command.arg("--python").arg(python).args(["install", "-q", "--disable-pip-version-check"]).args(requirements);
+    command
+        .arg("--python")
+        .arg(python)
+        .args(["install", "-q", "--disable-pip-version-check"])
+        .args(requirements);
     run(&mut command).map(drop)
 }
 
@@ -232,9 +241,11 @@ fn kafka(dir: &Path) -> Result<()> {
 
 fn opensearch(dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir)?;
-    let artifact = format!("org.opensearch.distribution.integ-test-zip:opensearch:{OPENSEARCH}:zip");
+    let artifact =
+        format!("org.opensearch.distribution.integ-test-zip:opensearch:{OPENSEARCH}:zip");
     let mut get = Command::new("mvn");
-    get.args(["-q", "-B", "dependency:get", "-Dtransitive=false"]).arg(format!("-Dartifact={artifact}"));
+    get.args(["-q", "-B", "dependency:get", "-Dtransitive=false"])
+        .arg(format!("-Dartifact={artifact}"));
     run(&mut get)?;
     let mut copy = Command::new("mvn");
     copy.args(["-q", "-B", "dependency:copy"]).arg(format!("-Dartifact={artifact}"));

@@ -112,7 +112,11 @@ impl Stack {
     }
 
     /// As [`Stack::up`], with another place for the proxy.
-    pub fn up_with(options: &StackOptions, progress: Progress<'_>, start_proxy: StartProxy<'_>) -> Result<Self> {
+    pub fn up_with(
+        options: &StackOptions,
+        progress: Progress<'_>,
+        start_proxy: StartProxy<'_>,
+    ) -> Result<Self> {
         let tools = install(options.needs(), progress)?;
         let account = Account::of_servers()?;
         let (tag, base) = own_folder(account)?;
@@ -136,7 +140,10 @@ impl Stack {
                 let _ = host::end_all_of(&base);
                 netns::remove(&tag);
                 let _ = std::fs::remove_file(options.dir.join("stack.json"));
-                Err(error.context(format!("the stack did not come up; its logs are in {}", base.display())))
+                Err(error.context(format!(
+                    "the stack did not come up; its logs are in {}",
+                    base.display()
+                )))
             }
         }
     }
@@ -144,8 +151,10 @@ impl Stack {
     /// The stack that `stack.json` in a folder describes.
     pub fn open(dir: &Path) -> Result<Self> {
         let info = StackInfo::read(dir)?;
-        let tools =
-            install(Needs { clusters: true, redis: false, kafka: false, opensearch: false, netns: false }, &|_| ())?;
+        let tools = install(
+            Needs { clusters: true, redis: false, kafka: false, opensearch: false, netns: false },
+            &|_| (),
+        )?;
         Ok(Self { info, dir: dir.to_owned(), tools, account: Account::of_servers()?, owned: false })
     }
 
@@ -210,7 +219,10 @@ impl Drop for Stack {
 }
 
 fn clock() -> u32 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().subsec_nanos()
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default()
+        .subsec_nanos()
 }
 
 /// A folder that nobody else has: several stacks may begin at the same moment, in one process, too.
@@ -218,7 +230,8 @@ fn own_folder(account: Account) -> Result<(String, PathBuf)> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {
         let n = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x85EB_CA6B);
-        let tag = format!("{:x}", std::process::id().wrapping_mul(0x9E37_79B1).wrapping_add(n) ^ clock());
+        let tag =
+            format!("{:x}", std::process::id().wrapping_mul(0x9E37_79B1).wrapping_add(n) ^ clock());
         let base = PathBuf::from(format!("/var/tmp/tagfast-stack-{tag}"));
         match std::fs::create_dir(&base) {
             Ok(()) => {
@@ -226,25 +239,34 @@ fn own_folder(account: Account) -> Result<(String, PathBuf)> {
                 return Ok((tag, base));
             }
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error).with_context(|| format!("cannot make {}", base.display())),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot make {}", base.display()));
+            }
         }
     }
 }
 
 fn tag_of(base: &Path) -> &str {
-    base.file_name().and_then(|name| name.to_str()).and_then(|name| name.rsplit('-').next()).unwrap_or_default()
+    base.file_name()
+        .and_then(|name| name.to_str())
+        .and_then(|name| name.rsplit('-').next())
+        .unwrap_or_default()
 }
 
 fn remove(base: &Path, tag: &str) -> Result<()> {
     host::end_all_of(base)?;
     netns::remove(tag);
     // A process that just died may still write its last file.
-    wait_until("the stack's folder to go", Duration::from_secs(10), || match std::fs::remove_dir_all(base) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", base.display()))
-        }
-        _ => Ok(()),
-    })
+    wait_until(
+        "the stack's folder to go",
+        Duration::from_secs(10),
+        || match std::fs::remove_dir_all(base) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", base.display()))
+            }
+            _ => Ok(()),
+        },
+    )
 }
 
 /// Ends the stack when this process is gone: a test that is killed cannot clean up.
@@ -347,25 +369,43 @@ impl Build<'_> {
         let kafka_known = kafka.as_ref().map(|direct| link("kafka", direct[0])).transpose()?;
         let opensearch = options.opensearch.then(|| free_ports(ip, 2)).transpose()?;
         let opensearch_direct = opensearch.as_ref().map(|direct| direct[0]);
-        let opensearch_known = opensearch.as_ref().map(|direct| link("opensearch", direct[0])).transpose()?;
+        let opensearch_known =
+            opensearch.as_ref().map(|direct| link("opensearch", direct[0])).transpose()?;
         let etcd_known = link("etcd", etcd[0])?;
         let control = free_ports(ip, 1)?[0];
         start_proxy(self.base, control, links)?;
 
         tls::make(self.account, &self.base.join("tls"), ip)?;
         let started = Instant::now();
-        let say = |what: &str| (self.progress)(&format!("{:5.1} s  {what}", started.elapsed().as_secs_f64()));
+        let say = |what: &str| {
+            (self.progress)(&format!("{:5.1} s  {what}", started.elapsed().as_secs_f64()))
+        };
         let passwords = passwords()?;
         let (account, base, tools) = (self.account, self.base, self.tools);
         // The slow starters run beside the clusters.
         let (java, rest) = std::thread::scope(|scope| -> Result<_> {
             let brokers = scope.spawn(move || -> Result<_> {
                 let opensearch = opensearch
-                    .map(|at| servers::opensearch(tools, account, &base.join("opensearch"), [at[0], at[1]]))
+                    .map(|at| {
+                        servers::opensearch(
+                            tools,
+                            account,
+                            &base.join("opensearch"),
+                            [at[0], at[1]],
+                        )
+                    })
                     .transpose()?;
                 let kafka = kafka
                     .zip(kafka_known)
-                    .map(|(at, known)| servers::kafka(tools, account, &base.join("kafka"), [at[0], at[1], known], 8))
+                    .map(|(at, known)| {
+                        servers::kafka(
+                            tools,
+                            account,
+                            &base.join("kafka"),
+                            [at[0], at[1], known],
+                            8,
+                        )
+                    })
                     .transpose()?;
                 Ok((kafka, opensearch))
             });
@@ -379,12 +419,13 @@ impl Build<'_> {
             say("Kafka and OpenSearch answer");
         }
 
-        let known = |address: SocketAddr, direct: SocketAddr, process: Process, scheme: &str| ServerInfo {
-            url: format!("{scheme}://{address}"),
-            direct,
-            pid: process.pid,
-            started: process.started,
-        };
+        let known =
+            |address: SocketAddr, direct: SocketAddr, process: Process, scheme: &str| ServerInfo {
+                url: format!("{scheme}://{address}"),
+                direct,
+                pid: process.pid,
+                started: process.started,
+            };
         std::fs::create_dir_all(&options.dir)?;
         let dir = std::fs::canonicalize(&options.dir)?;
         let password_file = dir.join("postgres-password");
@@ -403,7 +444,10 @@ impl Build<'_> {
                     nodes: nodes.into_iter().map(|n| n.info).collect(),
                 })
                 .collect(),
-            etcd: etcd_process.map(|process| known(etcd_known, etcd[0], process, "http")).into_iter().collect(),
+            etcd: etcd_process
+                .map(|process| known(etcd_known, etcd[0], process, "http"))
+                .into_iter()
+                .collect(),
             redis: redis_info(0),
             state_redis: redis_info(1),
             kafka: kafka_process.zip(kafka_known).map(|(process, bootstrap)| KafkaInfo {
@@ -425,7 +469,8 @@ impl Build<'_> {
             },
             ready: true,
         };
-        std::fs::copy(self.base.join("tls/ca.pem"), &info.database.tls_ca_file).context("cannot copy ca.pem")?;
+        std::fs::copy(self.base.join("tls/ca.pem"), &info.database.tls_ca_file)
+            .context("cannot copy ca.pem")?;
         write_secret(&dir.join("signing.key"), &passwords.signing.repeat(2))?;
         std::fs::write(&info.config, info.service_config())?;
         Ok(info)
@@ -459,7 +504,10 @@ impl Build<'_> {
                     scope: &format!("c{c}"),
                     name: &node.info.name,
                     postgres: (node.info.direct_postgres, node.info.postgres),
-                    rest: (node.info.direct_patroni, node.info.patroni.trim_start_matches("http://").parse()?),
+                    rest: (
+                        node.info.direct_patroni,
+                        node.info.patroni.trim_start_matches("http://").parse()?,
+                    ),
                     etcd: etcd[0],
                     shared_buffers: &self.options.shared_buffers,
                     passwords,
@@ -468,7 +516,12 @@ impl Build<'_> {
                 };
                 debug_assert_eq!(plan.data_dir(), node.info.data_dir);
                 plan.write(self.account)?;
-                let process = patroni::start(self.tools, self.account, &node.dir, node.info.netns.as_deref())?;
+                let process = patroni::start(
+                    self.tools,
+                    self.account,
+                    &node.dir,
+                    node.info.netns.as_deref(),
+                )?;
                 (node.info.patroni_pid, node.info.patroni_started) = (process.pid, process.started);
             }
         }
@@ -492,7 +545,11 @@ impl Build<'_> {
 fn is_whole(nodes: &[Node]) -> Result<bool> {
     for node in nodes {
         if !node.info.process().is_alive() {
-            bail!("the Patroni of {} ended; see {}", node.info.name, node.dir.join("patroni.log").display());
+            bail!(
+                "the Patroni of {} ended; see {}",
+                node.info.name,
+                node.dir.join("patroni.log").display()
+            );
         }
     }
     let Ok(members) = patroni::members(nodes[0].info.direct_patroni) else { return Ok(false) };
@@ -504,7 +561,8 @@ fn is_whole(nodes: &[Node]) -> Result<bool> {
 fn write_secret(path: &Path, text: &str) -> Result<()> {
     let mut options = std::fs::File::options();
     std::os::unix::fs::OpenOptionsExt::mode(options.write(true).create(true).truncate(true), 0o600);
-    let mut file = options.open(path).with_context(|| format!("cannot write {}", path.display()))?;
+    let mut file =
+        options.open(path).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(std::io::Write::write_all(&mut file, text.as_bytes())?)
 }
 
@@ -515,5 +573,11 @@ fn passwords() -> Result<Passwords> {
         std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
         Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
     };
-    Ok(Passwords { superuser: word()?, replication: word()?, rewind: word()?, service: word()?, signing: word()? })
+    Ok(Passwords {
+        superuser: word()?,
+        replication: word()?,
+        rewind: word()?,
+        service: word()?,
+        signing: word()?,
+    })
 }

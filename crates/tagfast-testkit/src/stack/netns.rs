@@ -51,7 +51,9 @@ impl Network {
         let ip = IpAddr::V4(Ipv4Addr::new(10, 213, self.subnet, 10 + n));
         let ip_command = |args: &[&str]| run(Command::new("ip").args(args));
         ip_command(&["netns", "add", &namespace])?;
-        ip_command(&["link", "add", &outside, "type", "veth", "peer", "name", inside, "netns", &namespace])?;
+        ip_command(&[
+            "link", "add", &outside, "type", "veth", "peer", "name", inside, "netns", &namespace,
+        ])?;
         ip_command(&["link", "set", &outside, "master", &self.bridge(), "up"])?;
         ip_command(&["-n", &namespace, "addr", "add", &format!("{ip}/24"), "dev", inside])?;
         ip_command(&["-n", &namespace, "link", "set", inside, "up"])?;
@@ -75,7 +77,11 @@ pub(super) fn set_link(namespace: &str, up: bool) -> Result<()> {
 pub(super) fn remove(tag: &str) {
     let Ok(list) = run(Command::new("ip").args(["netns", "list"])) else { return };
     let prefix = format!("tf{tag}n");
-    for namespace in list.lines().filter_map(|line| line.split(' ').next()).filter(|name| name.starts_with(&prefix)) {
+    for namespace in list
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .filter(|name| name.starts_with(&prefix))
+    {
         let _ = run(Command::new("ip").args(["link", "del", &link_of(namespace)]));
         let _ = run(Command::new("ip").args(["netns", "del", namespace]));
     }

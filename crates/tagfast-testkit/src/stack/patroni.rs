@@ -52,7 +52,8 @@ impl NodePlan<'_> {
             self.dir.display()
         );
         account.write(&self.dir.join("init.sh"), &script)?;
-        account.write(&self.dir.join("patroni.json"), &serde_json::to_string_pretty(&self.config())?)
+        account
+            .write(&self.dir.join("patroni.json"), &serde_json::to_string_pretty(&self.config())?)
     }
 
     fn init_sql(&self) -> String {
@@ -119,7 +120,12 @@ impl NodePlan<'_> {
 }
 
 /// Starts a node's Patroni, which starts its PostgreSQL.
-pub(super) fn start(tools: &Tools, account: Account, dir: &Path, netns: Option<&str>) -> Result<Process> {
+pub(super) fn start(
+    tools: &Tools,
+    account: Account,
+    dir: &Path,
+    netns: Option<&str>,
+) -> Result<Process> {
     let config = dir.join("patroni.json").display().to_string();
     account.start("patroni", dir, netns, &tools.patroni(), &[config])
 }
@@ -165,8 +171,9 @@ pub fn members(rest: SocketAddr) -> Result<Vec<Member>> {
 
 fn get(rest: SocketAddr, path: &str) -> Result<Value> {
     let mut client = Client::new(rest).with_timeout(Duration::from_secs(2));
-    let answer =
-        client.request("GET", path, &[], None).with_context(|| format!("Patroni at {rest} does not answer"))?;
+    let answer = client
+        .request("GET", path, &[], None)
+        .with_context(|| format!("Patroni at {rest} does not answer"))?;
     if answer.status >= 500 {
         bail!("Patroni at {rest} answered {} to {path}", answer.status);
     }

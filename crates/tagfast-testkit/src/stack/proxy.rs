@@ -98,7 +98,8 @@ impl Target {
     fn admit(&self, direction: Direction) -> Mode {
         let mut mode = lock(&self.mode);
         loop {
-            let waits = *mode == Mode::Cut || (*mode == Mode::Hang && direction == Direction::ToClient);
+            let waits =
+                *mode == Mode::Cut || (*mode == Mode::Hang && direction == Direction::ToClient);
             if !waits {
                 return *mode;
             }
@@ -110,7 +111,10 @@ impl Target {
         *lock(&self.mode) = new;
         self.changed.notify_all();
         if matches!(new, Mode::Reset | Mode::Refuse) {
-            lock(&self.pairs).drain(..).filter_map(|weak| weak.upgrade()).for_each(|pair| pair.reset());
+            lock(&self.pairs)
+                .drain(..)
+                .filter_map(|weak| weak.upgrade())
+                .for_each(|pair| pair.reset());
         }
         if new == Mode::Refuse {
             if let Some(listener) = lock(&self.listener).take() {
@@ -157,7 +161,8 @@ enum Order {
 impl Proxy {
     /// Starts all links and a control port.
     pub fn start(control: SocketAddr, links: Vec<Link>) -> Result<Self> {
-        let listener = TcpListener::bind(control).with_context(|| format!("the proxy cannot listen on {control}"))?;
+        let listener = TcpListener::bind(control)
+            .with_context(|| format!("the proxy cannot listen on {control}"))?;
         let proxy = Self { targets: Arc::default(), control: listener.local_addr()? };
         for link in links {
             add(&proxy.targets, link)?;
@@ -190,7 +195,9 @@ fn add(targets: &Mutex<BTreeMap<String, Arc<Target>>>, link: Link) -> Result<()>
         listener: Mutex::new(Some(Arc::new(listener))),
     });
     lock(targets).insert(target.link.name.clone(), Arc::clone(&target));
-    std::thread::Builder::new().name(format!("proxy-{}", target.link.name)).spawn(move || accept(&target))?;
+    std::thread::Builder::new()
+        .name(format!("proxy-{}", target.link.name))
+        .spawn(move || accept(&target))?;
     Ok(())
 }
 
@@ -366,7 +373,8 @@ mod tests {
                 });
             }
         });
-        let listen = super::super::host::free_ports("127.0.0.1".parse().expect("an address"), 1).expect("a port")[0];
+        let listen = super::super::host::free_ports("127.0.0.1".parse().expect("an address"), 1)
+            .expect("a port")[0];
         let proxy = Proxy::start(
             "127.0.0.1:0".parse().expect("an address"),
             vec![Link { name: "echo".to_owned(), listen, to }],
@@ -432,9 +440,11 @@ mod tests {
     fn a_refusing_link_has_no_listener_until_it_heals() {
         let (address, control) = echo();
         control.set("echo", Mode::Refuse).expect("refuse");
-        crate::wait_for_condition("the port is closed", Duration::from_secs(5), || match TcpStream::connect(address) {
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
-            other => Err(format!("{other:?}")),
+        crate::wait_for_condition("the port is closed", Duration::from_secs(5), || {
+            match TcpStream::connect(address) {
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
         });
         control.set("echo", Mode::Pass).expect("healed");
         assert_eq!(ask(&client(address, 5000)).expect("it answers at once"), b"ping");

@@ -15,7 +15,12 @@ fn strings<const N: usize>(args: [&str; N]) -> Vec<String> {
 }
 
 /// Starts etcd; ready when it answers `/health`.
-pub(super) fn etcd(account: Account, dir: &Path, client: SocketAddr, peer: SocketAddr) -> Result<Process> {
+pub(super) fn etcd(
+    account: Account,
+    dir: &Path,
+    client: SocketAddr,
+    peer: SocketAddr,
+) -> Result<Process> {
     account.make_dir(dir)?;
     let program = find_program("etcd").context("etcd is not installed")?;
     let (client_url, peer_url) = (format!("http://{client}"), format!("http://{peer}"));
@@ -36,7 +41,12 @@ pub(super) fn etcd(account: Account, dir: &Path, client: SocketAddr, peer: Socke
 }
 
 /// Starts a Redis: a cache evicts, a state refuses.
-pub(super) fn redis(account: Account, dir: &Path, listen: SocketAddr, evicts: bool) -> Result<Process> {
+pub(super) fn redis(
+    account: Account,
+    dir: &Path,
+    listen: SocketAddr,
+    evicts: bool,
+) -> Result<Process> {
     account.make_dir(dir)?;
     let program = find_program("redis-server").context("redis-server is not installed")?;
     let (ip, port) = (listen.ip().to_string(), listen.port().to_string());
@@ -88,7 +98,10 @@ pub(super) fn kafka(
     let jars = format!("{}/*", tools.kafka().join("libs").display());
     let tool = |arguments: &[&str]| {
         let mut command = account.command(&java);
-        command.current_dir(dir).args(["-Xmx128m", "-cp", &jars, "kafka.tools.StorageTool"]).args(arguments);
+        command
+            .current_dir(dir)
+            .args(["-Xmx128m", "-cp", &jars, "kafka.tools.StorageTool"])
+            .args(arguments);
         run(&mut command)
     };
     let printed = tool(&["random-uuid"])?;
@@ -128,8 +141,11 @@ pub(super) fn opensearch(
     for entry in std::fs::read_dir(home.join("config"))?.flatten().filter(|e| e.path().is_file()) {
         // The garbage collector's log would go to a folder that belongs to somebody else.
         let text = std::fs::read_to_string(entry.path())?;
-        let text: String =
-            text.lines().filter(|line| !line.contains("logs/")).map(|line| format!("{line}\n")).collect();
+        let text: String = text
+            .lines()
+            .filter(|line| !line.contains("logs/"))
+            .map(|line| format!("{line}\n"))
+            .collect();
         account.write(&dir.join("config").join(entry.file_name()), &text)?;
     }
     let config = format!(
@@ -152,13 +168,21 @@ pub(super) fn opensearch(
         "OPENSEARCH_JAVA_OPTS=-Xms512m -Xmx512m",
         &home.join("bin/opensearch").display().to_string(),
     ]);
-    let process = account.start("opensearch", dir, None, Path::new("/usr/bin/env"), &environment)?;
-    wait_for_server("OpenSearch", process, &dir.join("opensearch.log"), || http_ok(listen, "/_cluster/health"))?;
+    let process =
+        account.start("opensearch", dir, None, Path::new("/usr/bin/env"), &environment)?;
+    wait_for_server("OpenSearch", process, &dir.join("opensearch.log"), || {
+        http_ok(listen, "/_cluster/health")
+    })?;
     Ok(process)
 }
 
 /// Waits until a server is ready, and no longer when it has ended.
-fn wait_for_server(name: &str, process: Process, log: &Path, mut ready: impl FnMut() -> Result<()>) -> Result<()> {
+fn wait_for_server(
+    name: &str,
+    process: Process,
+    log: &Path,
+    mut ready: impl FnMut() -> Result<()>,
+) -> Result<()> {
     let lives = wait_until(&format!("{name}'s start"), Duration::from_secs(90), || {
         if process.is_alive() { ready().map(|()| true) } else { Ok(false) }
     })?;

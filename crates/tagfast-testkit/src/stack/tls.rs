@@ -17,7 +17,9 @@ pub(super) fn make(account: Account, dir: &Path, ip: IpAddr) -> Result<()> {
         run(command.args(words.split(' ')).current_dir(dir)).map(drop)
     };
     let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
-    openssl(&format!("req -x509 {key} -days 3650 -subj /CN=tagfast-stack -keyout ca.key -out ca.pem"))?;
+    openssl(&format!(
+        "req -x509 {key} -days 3650 -subj /CN=tagfast-stack -keyout ca.key -out ca.pem"
+    ))?;
     openssl(&format!("req {key} -subj /CN=postgres -keyout server.key -out server.csr"))?;
     openssl(
         "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 3650 -extfile names -out server.pem",

@@ -23,11 +23,20 @@ const SECONDS: u64 = 20;
 
 fn request(n: u64) -> WriteRequest {
     let key = ContentKey::parse("bench", "page", &format!("content-{n}")).expect("a content");
-    let tags = (0..TAGS).map(|t| Tag::parse(&format!("tag-{}", (n * 7 + t * 13) % 5000)).expect("a tag")).collect();
+    let tags = (0..TAGS)
+        .map(|t| Tag::parse(&format!("tag-{}", (n * 7 + t * 13) % 5000)).expect("a tag"))
+        .collect();
     let operation = Operation::patch(tags, Vec::new(), &Limits::default()).expect("a patch");
     let user = UserId::parse("bench").expect("a user");
-    let write = Write { id: WriteId(u128::from(n).to_be_bytes()), key, user, operation, if_match: None };
-    WriteRequest { write, fresh: true, durability: Durability::Local, deadline: None, traceparent: None }
+    let write =
+        Write { id: WriteId(u128::from(n).to_be_bytes()), key, user, operation, if_match: None };
+    WriteRequest {
+        write,
+        fresh: true,
+        durability: Durability::Local,
+        deadline: None,
+        traceparent: None,
+    }
 }
 
 async fn write(store: &Arc<EmbeddedStore>, next: &AtomicU64, count: u64) {
@@ -37,12 +46,18 @@ async fn write(store: &Arc<EmbeddedStore>, next: &AtomicU64, count: u64) {
     }
 }
 
-fn sinks(dir: &std::path::Path, store: &Arc<EmbeddedStore>, clock: &Arc<dyn Clock>) -> [Arc<dyn Sink>; 2] {
+fn sinks(
+    dir: &std::path::Path,
+    store: &Arc<EmbeddedStore>,
+    clock: &Arc<dyn Clock>,
+) -> [Arc<dyn Sink>; 2] {
     let scanner = Arc::clone(store) as Arc<dyn ShardScanner>;
     let options = TantivyOptions::default();
     let index =
-        TantivyIndex::open(dir.join("search"), options, Arc::clone(&scanner), Arc::clone(clock)).expect("it opens");
-    let popular = PopularCounts::open(dir.join("popular"), scanner, Arc::clone(clock)).expect("it opens");
+        TantivyIndex::open(dir.join("search"), options, Arc::clone(&scanner), Arc::clone(clock))
+            .expect("it opens");
+    let popular =
+        PopularCounts::open(dir.join("popular"), scanner, Arc::clone(clock)).expect("it opens");
     [index, popular]
 }
 
@@ -55,9 +70,14 @@ fn runtime(sink: &Arc<dyn Sink>) -> RuntimeOptions {
     default
 }
 
-fn consume(bus: &Arc<dyn Bus>, sinks: &[Arc<dyn Sink>; 2], clock: &Arc<dyn Clock>) -> Vec<Consumer> {
-    let start =
-        |sink: &Arc<dyn Sink>| Consumer::spawn(Arc::clone(bus), Arc::clone(sink), runtime(sink), Arc::clone(clock));
+fn consume(
+    bus: &Arc<dyn Bus>,
+    sinks: &[Arc<dyn Sink>; 2],
+    clock: &Arc<dyn Clock>,
+) -> Vec<Consumer> {
+    let start = |sink: &Arc<dyn Sink>| {
+        Consumer::spawn(Arc::clone(bus), Arc::clone(sink), runtime(sink), Arc::clone(clock))
+    };
     sinks.iter().map(start).collect()
 }
 
@@ -79,12 +99,16 @@ pub(crate) async fn run(backlog: u64) -> Vec<Value> {
     while began.elapsed() < Duration::from_secs(SECONDS) {
         ticks.tick().await;
         write(&store, &next, PACE / 20).await;
-        worst = consumers.iter().map(|consumer| consumer.status().lag_seconds).fold(worst, f64::max);
+        worst =
+            consumers.iter().map(|consumer| consumer.status().lag_seconds).fold(worst, f64::max);
     }
     let written = next.load(Ordering::Relaxed) as f64;
     let rate = written * TAGS as f64 / began.elapsed().as_secs_f64();
     let keeps_up = rate >= 0.98 * (PACE * TAGS) as f64 && worst <= 5.0;
-    println!("{rate:.0} taggings/s, consumers at most {worst:.2} s behind; 50000/s, <= 5 s: {}", said(keeps_up));
+    println!(
+        "{rate:.0} taggings/s, consumers at most {worst:.2} s behind; 50000/s, <= 5 s: {}",
+        said(keeps_up)
+    );
 
     // A consumer that is stopped while others write: as many events as at this pace in a minute or more.
     for consumer in consumers {
@@ -95,9 +119,10 @@ pub(crate) async fn run(backlog: u64) -> Vec<Value> {
     while next.load(Ordering::Relaxed) < first + backlog {
         write(&store, &next, 5000).await;
     }
-    let mut figures =
-        vec![json!({"what": "embedded import at 50,000 taggings/s, consumers behind at most", "value": worst,
-        "unit": "s", "target": "keeps up", "ok": keeps_up})];
+    let mut figures = vec![
+        json!({"what": "embedded import at 50,000 taggings/s, consumers behind at most", "value": worst,
+        "unit": "s", "target": "keeps up", "ok": keeps_up}),
+    ];
     // One after the other: each as if it alone had been stopped.
     let feeds = {
         drop(feeds);
@@ -112,7 +137,10 @@ pub(crate) async fn run(backlog: u64) -> Vec<Value> {
             pause(10).await;
         }
         let rate = backlog as f64 / began.elapsed().as_secs_f64();
-        println!("{group} drains {backlog} events at {rate:.0}/s; >= 10000/s: {}", said(rate >= 10_000.0));
+        println!(
+            "{group} drains {backlog} events at {rate:.0}/s; >= 10000/s: {}",
+            said(rate >= 10_000.0)
+        );
         figures.push(
             json!({"what": format!("embedded {group} drains a backlog of {backlog}"), "value": rate, "unit": "/s",
             "target": ">= 10000/s", "ok": rate >= 10_000.0}),

@@ -12,8 +12,8 @@ use tagfast_domain::{ContentKey, Epoch, TenantId};
 use tagfast_events::conformance::letters::exhausted;
 use tagfast_events::letters::MOST_RATE;
 use tagfast_events::{
-    Bus, BusRecord, Clerk, ClusterName, Consumer, DeadLetter, Group, LetterBook, LetterFilter, NewJob, Partition,
-    RecordKind, RuntimeOptions, Sink, envelope,
+    Bus, BusRecord, Clerk, ClusterName, Consumer, DeadLetter, Group, LetterBook, LetterFilter,
+    NewJob, Partition, RecordKind, RuntimeOptions, Sink, envelope,
 };
 use tagfast_search::OpenSearchIndex;
 use tagfast_sharding::LogicalShard;
@@ -80,7 +80,10 @@ pub(crate) async fn run(world: &World, count: u64) -> Vec<Value> {
         }
     }
     let ms = worst.as_secs_f64() * 1000.0;
-    println!("{pages} pages of {count} letters: the slowest took {ms:.1} ms; <= 200: {}", said(ms <= 200.0));
+    println!(
+        "{pages} pages of {count} letters: the slowest took {ms:.1} ms; <= 200: {}",
+        said(ms <= 200.0)
+    );
 
     let epoch = world.store.epoch().await.expect("an epoch");
     let index = world.index("bench-replay", Arc::new(Nothing(epoch)));
@@ -89,14 +92,20 @@ pub(crate) async fn run(world: &World, count: u64) -> Vec<Value> {
         .await
         .expect("an empty index");
     let (bus, sink) = (Arc::clone(&world.bus) as Arc<dyn Bus>, Arc::clone(&index) as Arc<dyn Sink>);
-    let consumer = Arc::new(Consumer::spawn(bus, sink, RuntimeOptions::default(), Arc::clone(&world.clock)));
+    let consumer =
+        Arc::new(Consumer::spawn(bus, sink, RuntimeOptions::default(), Arc::clone(&world.clock)));
     while !consumer.status().caught_up {
         pause(50).await;
     }
     let shared = Arc::clone(&book) as Arc<dyn LetterBook>;
     let clerk = Clerk::spawn(shared, Arc::clone(&consumer), Arc::clone(&world.clock));
     let began = Instant::now();
-    let job = NewJob { id: "bench".to_owned(), dry_run: false, rate: MOST_RATE, at: world.clock.now_ms() };
+    let job = NewJob {
+        id: "bench".to_owned(),
+        dry_run: false,
+        rate: MOST_RATE,
+        at: world.clock.now_ms(),
+    };
     let begun = book.begin(&job, &filter).await.expect("a job");
     assert_eq!(begun.letters, count);
     let ended = loop {
@@ -140,13 +149,17 @@ async fn blocked(world: &World, index: &OpenSearchIndex, poison: bool) -> f64 {
         let event = example(10_000_000 + n + if poison { 1000 } else { 0 });
         let partition = i32::from(LogicalShard::of(&event.key).number()) % i32::from(PARTITIONS);
         if poison {
-            let record = BaseRecord::to("tagfast.taggings.v1").partition(partition).key("any/key").payload("garbage");
+            let record = BaseRecord::to("tagfast.taggings.v1")
+                .partition(partition)
+                .key("any/key")
+                .payload("garbage");
             producer.send(record).map_err(|(error, _)| error).expect("taken");
             producer.flush(Duration::from_secs(10)).expect("written");
         }
         let began = Instant::now();
         publisher.publish("bench", std::slice::from_ref(&event), 0).await.expect("published");
-        while index.versions(std::slice::from_ref(&event.key)).await.expect("answered")[0].is_none() {
+        while index.versions(std::slice::from_ref(&event.key)).await.expect("answered")[0].is_none()
+        {
             pause(5).await;
         }
         worst = worst.max(began.elapsed().as_secs_f64() * 1000.0);

@@ -20,8 +20,8 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::json;
 use tagfast::outbox::KafkaOutbox;
 use tagfast_domain::{
-    ContentKey, EpochOrdinal, Limits, Operation, Tag, Tagging, TaggingsEvent, TenantId, UnixMillis, UserId, Version,
-    Write, WriteId,
+    ContentKey, EpochOrdinal, Limits, Operation, Tag, Tagging, TaggingsEvent, TenantId, UnixMillis,
+    UserId, Version, Write, WriteId,
 };
 use tagfast_events::{Bus, Consumer, Partition, RuntimeOptions, Sink, envelope};
 use tagfast_events_kafka::{KafkaBus, KafkaOptions, Security};
@@ -85,7 +85,13 @@ fn request(key: ContentKey, tag: &str, id: u128) -> WriteRequest {
     let tags = vec![Tag::parse(tag).expect("a tag")];
     let operation = Operation::patch(tags, Vec::new(), &Limits::default()).expect("a patch");
     let write = Write { id: WriteId(id.to_be_bytes()), key, user, operation, if_match: None };
-    WriteRequest { write, fresh: true, durability: Durability::Local, deadline: None, traceparent: None }
+    WriteRequest {
+        write,
+        fresh: true,
+        durability: Durability::Local,
+        deadline: None,
+        traceparent: None,
+    }
 }
 
 /// Processor time of this process, in microseconds.
@@ -137,8 +143,16 @@ fn example(n: u64) -> TaggingsEvent {
     let (tag, at) = (Tag::parse("some-tag").expect("a tag"), SystemClock.now_ms());
     let user = UserId::parse("bench").expect("a user");
     let version = Version::from_packed(n + 1).expect("fits");
-    let tagging = Tagging { name: tag.name, display: tag.display, user, at, ord: version, present: true };
-    TaggingsEvent { key: key(n), version, at, emit: EpochOrdinal(1), tags: vec![tagging], changes: Vec::new() }
+    let tagging =
+        Tagging { name: tag.name, display: tag.display, user, at, ord: version, present: true };
+    TaggingsEvent {
+        key: key(n),
+        version,
+        at,
+        emit: EpochOrdinal(1),
+        tags: vec![tagging],
+        changes: Vec::new(),
+    }
 }
 
 /// A bulk loader that does nothing else: the same documents into an index of the same kind, without or with versions that the
@@ -147,7 +161,8 @@ async fn bulk_loader(url: &str, count: u64, versions: bool) {
     let http = reqwest::Client::new();
     let index = format!("{url}/{BASELINE}.{versions}");
     let send = async |request: reqwest::RequestBuilder, kind: &str, body: String| {
-        let answer = request.header("content-type", kind).body(body).send().await.expect("an answer");
+        let answer =
+            request.header("content-type", kind).body(body).send().await.expect("an answer");
         assert!(answer.status().is_success(), "{}", answer.status());
         answer.bytes().await.expect("a body");
     };
@@ -165,9 +180,14 @@ async fn bulk_loader(url: &str, count: u64, versions: bool) {
             let id = format!("content-{n}");
             let document = json!({"tenant": "bench", "type": "page", "id": id, "tags": ["some-tag"],
                 "updated_at": 1_800_000_000_000u64, "ver": n + 1, "gone": false});
-            let version =
-                if versions { format!(",\"version\":{},\"version_type\":\"external\"", n + 1) } else { String::new() };
-            lines.push_str(&format!("{{\"index\": {{\"_id\": \"bench:page:{id}\"{version}}}}}\n{document}\n"));
+            let version = if versions {
+                format!(",\"version\":{},\"version_type\":\"external\"", n + 1)
+            } else {
+                String::new()
+            };
+            lines.push_str(&format!(
+                "{{\"index\": {{\"_id\": \"bench:page:{id}\"{version}}}}}\n{document}\n"
+            ));
         }
         send(http.post(format!("{index}/_bulk")), "application/x-ndjson", lines).await;
     }
@@ -180,7 +200,13 @@ fn argument(name: &str, default: u64) -> u64 {
 
 type Rate = (f64, f64);
 
-fn figure(what: &str, own: Rate, (name, base): (&str, Rate), target: &str, ok: bool) -> serde_json::Value {
+fn figure(
+    what: &str,
+    own: Rate,
+    (name, base): (&str, Rate),
+    target: &str,
+    ok: bool,
+) -> serde_json::Value {
     println!(
         "{what}: {:.0}/s = {:.2}x of {:.0}/s ({name}), {:.1} us each, baseline {:.1} us; {target}: {}",
         own.0,
@@ -269,20 +295,25 @@ impl World {
             shared_buffers: "256MB".to_owned(),
             ..StackOptions::clusters_only(1, dir)
         };
-        let up = tokio::task::spawn_blocking(move || Stack::up(&options, &|line| println!("{line}")));
+        let up =
+            tokio::task::spawn_blocking(move || Stack::up(&options, &|line| println!("{line}")));
         let stack = up.await.expect("no panic").expect("the stack comes up");
         let info = stack.info().clone();
         let brokers = info.kafka.as_ref().expect("Kafka").bootstrap.to_string();
         let url = info.opensearch.as_ref().expect("OpenSearch").url.clone();
         let bus = bus(&brokers).await;
         let breakers = Breakers::new(Arc::new(SystemClock));
-        let gate = Arc::new(Gate { open: AtomicBool::new(false), kafka: KafkaOutbox::new(bus.publisher(), &breakers) });
+        let gate = Arc::new(Gate {
+            open: AtomicBool::new(false),
+            kafka: KafkaOutbox::new(bus.publisher(), &breakers),
+        });
         let store = store(&info, &gate).await;
         Self { stack, brokers, url, bus, gate, store, clock: Arc::new(SystemClock) }
     }
 
     fn index(&self, alias: &str, scanner: Arc<dyn ShardScanner>) -> Arc<OpenSearchIndex> {
-        let options = OpenSearchOptions { url: self.url.clone(), alias: alias.to_owned(), shards: 2 };
+        let options =
+            OpenSearchOptions { url: self.url.clone(), alias: alias.to_owned(), shards: 2 };
         OpenSearchIndex::new(options, scanner, Arc::clone(&self.clock)).expect("a client")
     }
 }
@@ -313,16 +344,21 @@ async fn cluster(world: &mut World, outage: u64) -> Vec<serde_json::Value> {
     let (bus, store, url) = (Arc::clone(&world.bus), Arc::clone(&world.store), world.url.clone());
     let index = world.index("tagfast-content", Arc::clone(&store) as Arc<dyn ShardScanner>);
     // While there is nothing to copy.
-    index.rebuild(&bus.ends().await.expect("the ends"), bus.epoch(), &|_| {}).await.expect("an empty index");
+    index
+        .rebuild(&bus.ends().await.expect("the ends"), bus.epoch(), &|_| {})
+        .await
+        .expect("an empty index");
 
     println!("writing {events} contents while the relay's gate is closed");
     for first in (0..events).step_by(2000) {
-        let batch = (first..(first + 2000).min(events)).map(|n| request(key(n), "some-tag", u128::from(n)));
+        let batch =
+            (first..(first + 2000).min(events)).map(|n| request(key(n), "some-tag", u128::from(n)));
         for answer in store.write_many(batch.collect()).await {
             answer.expect("written");
         }
     }
-    let messages: Vec<_> = (0..events).map(|n| envelope::encode_binary(&example(n), "c0", 1)).collect();
+    let messages: Vec<_> =
+        (0..events).map(|n| envelope::encode_binary(&example(n), "c0", 1)).collect();
     make_topic(&world.brokers).await;
     let to = world.brokers.clone();
     let base = timed(events, async {
@@ -400,7 +436,11 @@ async fn writers(store: Arc<PostgresStore>, rate: u64, stop: Arc<AtomicBool>) ->
 }
 
 /// How long after its acknowledgement a write is found, while 1,500 others a second are written.
-async fn searchable(store: &Arc<PostgresStore>, index: &Arc<OpenSearchIndex>, seconds: u64) -> serde_json::Value {
+async fn searchable(
+    store: &Arc<PostgresStore>,
+    index: &Arc<OpenSearchIndex>,
+    seconds: u64,
+) -> serde_json::Value {
     let stop = Arc::new(AtomicBool::new(false));
     let load = tokio::spawn(writers(Arc::clone(store), 1500, Arc::clone(&stop)));
     let tenant = TenantId::parse("bench").expect("a tenant");
@@ -410,7 +450,10 @@ async fn searchable(store: &Arc<PostgresStore>, index: &Arc<OpenSearchIndex>, se
             break;
         }
         let tag = format!("canary-{n}");
-        store.write(request(key(1_000_000 + n), &tag, 2 << 80 | u128::from(n))).await.expect("written");
+        store
+            .write(request(key(1_000_000 + n), &tag, 2 << 80 | u128::from(n)))
+            .await
+            .expect("written");
         let acknowledged = Instant::now();
         let wanted = SearchRequest {
             query: Some(tag),

@@ -43,7 +43,8 @@ pub(crate) async fn run(
     while consumer.status().lag_seconds > 2.0 {
         pause(50).await;
     }
-    let (took, applied) = (back.elapsed().as_secs_f64(), (consumer.status().applied - before) as f64);
+    let (took, applied) =
+        (back.elapsed().as_secs_f64(), (consumer.status().applied - before) as f64);
     stop.store(true, Ordering::SeqCst);
     let written = load.await.expect("no panic");
     let (rate, letters) = (applied / took, consumer.status().parked);

@@ -112,7 +112,10 @@ impl Timeline {
     pub(crate) fn of(&self, phase: Phase, critical: bool) -> Second {
         let mut sum = Second::default();
         let seconds = &self.seconds[usize::from(!critical)];
-        seconds.iter().filter(|(s, _)| self.phase(**s) == Some(phase)).for_each(|(_, second)| sum.add(second));
+        seconds
+            .iter()
+            .filter(|(s, _)| self.phase(**s) == Some(phase))
+            .for_each(|(_, second)| sum.add(second));
         sum
     }
 
@@ -128,18 +131,29 @@ impl Timeline {
     /// Mean and largest rate.
     pub(crate) fn statements(&self, phase: Phase) -> (f64, f64) {
         let rates = self.by_second();
-        let of: Vec<f64> =
-            rates.iter().filter(|(at, _)| self.phase(*at as u64) == Some(phase)).map(|(_, rate)| *rate).collect();
-        (of.iter().sum::<f64>() / of.len().max(1) as f64, of.iter().fold(0.0, |a, b| f64::max(a, *b)))
+        let of: Vec<f64> = rates
+            .iter()
+            .filter(|(at, _)| self.phase(*at as u64) == Some(phase))
+            .map(|(_, rate)| *rate)
+            .collect();
+        (
+            of.iter().sum::<f64>() / of.len().max(1) as f64,
+            of.iter().fold(0.0, |a, b| f64::max(a, *b)),
+        )
     }
 
     /// Seconds from the fault's end until views are answered as before, for good.
     pub(crate) fn recovery(&self) -> u64 {
         let (before, end) = (self.of(Phase::Before, true), 2 * self.fault_at);
         let bad = |second: &Second| {
-            second.at(0.99) > 1.5 * before.at(0.99) + 1.0 || second.answered_share() < before.answered_share() - 0.01
+            second.at(0.99) > 1.5 * before.at(0.99) + 1.0
+                || second.answered_share() < before.answered_share() - 0.01
         };
-        let last = self.seconds[0].iter().filter(|(s, second)| **s >= end && bad(second)).map(|(s, _)| *s).max();
+        let last = self.seconds[0]
+            .iter()
+            .filter(|(s, second)| **s >= end && bad(second))
+            .map(|(s, _)| *s)
+            .max();
         last.map_or(0, |last| last + 1 - end)
     }
 }
@@ -191,7 +205,8 @@ impl Running {
 
     /// Sleeps until a second of the load.
     pub(crate) fn until(&self, second: u64) {
-        let left = (self.start + Duration::from_secs(second)).saturating_duration_since(Instant::now());
+        let left =
+            (self.start + Duration::from_secs(second)).saturating_duration_since(Instant::now());
         std::thread::sleep(left);
     }
 
@@ -210,7 +225,14 @@ fn events(address: SocketAddr) -> Vec<String> {
     let body = Client::new(address).get("/v1/breakers").json();
     let event = |e: &Value| {
         let word = |name: &str| e[name].as_str().unwrap_or_default().to_owned();
-        format!("{} {}: {} -> {} ({})", word("at"), word("name"), word("from"), word("to"), word("reason"))
+        format!(
+            "{} {}: {} -> {} ({})",
+            word("at"),
+            word("name"),
+            word("from"),
+            word("to"),
+            word("reason")
+        )
     };
     body["events"].as_array().map(|all| all.iter().map(event).collect()).unwrap_or_default()
 }
@@ -237,7 +259,8 @@ fn watch(nodes: [SocketAddr; 2], start: Instant, stop: &AtomicBool) -> Vec<(f64,
 }
 
 fn generate(driver: Driver, start: Instant) -> [BTreeMap<u64, Second>; 2] {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let seconds = Rc::new(RefCell::new([BTreeMap::new(), BTreeMap::new()]));
     let gap = Duration::from_secs_f64(1.0 / driver.rate as f64);
     let length = Duration::from_secs(driver.seconds * 3);
@@ -271,11 +294,13 @@ fn generate(driver: Driver, start: Instant) -> [BTreeMap<u64, Second>; 2] {
                 let (mut attempts, mut answer) = (0, None);
                 while answer.is_none() && attempts <= u64::from(driver.retries) {
                     attempts += 1;
-                    let answered = tokio::time::timeout(patience, connection.exchange(&request)).await;
+                    let answered =
+                        tokio::time::timeout(patience, connection.exchange(&request)).await;
                     if answered.is_err() {
                         connection.abandon();
                     }
-                    answer = answered.ok().and_then(Result::ok).filter(|answer| answer.status == 200);
+                    answer =
+                        answered.ok().and_then(Result::ok).filter(|answer| answer.status == 200);
                 }
                 let latency = u64::try_from(due.elapsed().as_micros()).unwrap_or(u64::MAX);
                 let mut seconds = seconds.borrow_mut();

@@ -26,8 +26,11 @@ fn hello(body: &'static str) -> SocketAddr {
         runtime.block_on(async {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
             tell.send(listener.local_addr().expect("an address")).expect("somebody waits");
-            let answer = move || async move { ([(header::CONTENT_TYPE, "application/json")], body) };
-            axum::serve(listener, axum::Router::new().route("/", get(answer))).await.expect("it serves");
+            let answer =
+                move || async move { ([(header::CONTENT_TYPE, "application/json")], body) };
+            axum::serve(listener, axum::Router::new().route("/", get(answer)))
+                .await
+                .expect("it serves");
         });
     });
     told.recv().expect("it started")
@@ -48,7 +51,8 @@ fn hello_cpu() -> f64 {
 
 /// Sends the same request from all connections as fast as it goes; requests a second, and how many.
 fn turn(address: SocketAddr, request: &[u8]) -> (f64, u64) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let began = Instant::now();
     let done = runtime.block_on(async {
         let loops = (0..CONNECTIONS).map(|_| async {
@@ -104,21 +108,31 @@ pub(crate) fn measure(world: &World) {
             figures[n + 1].1.push((cpu() - before) * 1e6 / done as f64);
         }
     }
-    println!("\n## hits: a view of {} bytes beside a bare axum server with the same body", body.len());
+    println!(
+        "\n## hits: a view of {} bytes beside a bare axum server with the same body",
+        body.len()
+    );
     println!("| | requests/s | CPU us/request | ratio of CPU |\n|---|---|---|---|");
     let bare_cpu = median(figures[0].1.clone());
     let names = std::iter::once("bare axum").chain(kinds.iter().map(|(name, _)| *name));
     for (name, (rates, cpu)) in names.zip(figures) {
         let (rate, cpu) = (median(rates), median(cpu));
         println!("| {name} | {rate:.0} | {cpu:.1} | {:.2} |", cpu / bare_cpu);
-        println!("{}", serde_json::json!({"hit": name, "rate": rate, "cpu_us": cpu, "ratio": cpu / bare_cpu}));
+        println!(
+            "{}",
+            serde_json::json!({"hit": name, "rate": rate, "cpu_us": cpu, "ratio": cpu / bare_cpu})
+        );
     }
     let metrics = world.server.client().get("/metrics").text();
-    metrics.lines().filter(|l| l.starts_with("tagfast_cache_reads_total")).for_each(|l| println!("{l}"));
+    metrics
+        .lines()
+        .filter(|l| l.starts_with("tagfast_cache_reads_total"))
+        .for_each(|l| println!("{l}"));
 }
 
 fn turn_once(address: SocketAddr, request: &[u8]) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let mut connection = Connection::new(address);
     runtime.block_on(connection.exchange(request)).expect("an answer");
 }

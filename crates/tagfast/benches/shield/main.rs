@@ -44,7 +44,8 @@ struct Options {
 
 /// None: it was only asked what there is.
 fn options() -> Option<Options> {
-    let mut options = Options { only: Vec::new(), seconds: 20, capacity: 300, share: 25, svg: None };
+    let mut options =
+        Options { only: Vec::new(), seconds: 20, capacity: 300, share: 25, svg: None };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut number = || args.next().and_then(|n| n.parse().ok()).expect("a number");
@@ -71,9 +72,14 @@ fn options() -> Option<Options> {
 
 fn main() {
     let Some(options) = options() else { return };
-    let known = |name: &str| name == "hits" || SCENARIOS.iter().any(|scenario| scenario.name == name);
-    options.only.iter().for_each(|name| assert!(known(name), "{name} is not known; --list names them"));
-    let wanted = |name: &str| options.only.is_empty() || options.only.iter().any(|only| only == name);
+    let known =
+        |name: &str| name == "hits" || SCENARIOS.iter().any(|scenario| scenario.name == name);
+    options
+        .only
+        .iter()
+        .for_each(|name| assert!(known(name), "{name} is not known; --list names them"));
+    let wanted =
+        |name: &str| options.only.is_empty() || options.only.iter().any(|only| only == name);
     let mut world = World::start(options.capacity);
     if wanted("hits") {
         hits::measure(&world);
@@ -103,7 +109,8 @@ fn main() {
         missed += own.violations.len();
         if let Some(dir) = &options.svg {
             let path = dir.join(format!("degradation-{}.svg", scenario.name));
-            std::fs::write(&path, plot::svg(scenario.what, &timeline, capacity)).expect("a picture");
+            std::fs::write(&path, plot::svg(scenario.what, &timeline, capacity))
+                .expect("a picture");
         }
     }
     println!(
@@ -115,11 +122,17 @@ fn main() {
     assert_eq!(missed, 0, "somebody missed their own write");
 }
 
-fn run(world: &mut World, scenario: &Scenario, rate: u64, seconds: u64) -> (Timeline, OwnWritesSeen) {
+fn run(
+    world: &mut World,
+    scenario: &Scenario,
+    rate: u64,
+    seconds: u64,
+) -> (Timeline, OwnWritesSeen) {
     world.warm(rate);
     let own = world.own_writes();
     let load = world.load(rate, seconds, Some(scenario));
     load.until(seconds);
+    world.begin(scenario.faults);
     (scenario.begin)(world);
     if let Some(again) = scenario.again {
         while load.second() + (AGAIN as f64) < (seconds * 2) as f64 {
@@ -128,6 +141,7 @@ fn run(world: &mut World, scenario: &Scenario, rate: u64, seconds: u64) -> (Time
         }
     }
     load.until(seconds * 2);
+    world.end(scenario.faults);
     (scenario.end)(world);
     let timeline = load.finish();
     (timeline, own.stop())
@@ -141,7 +155,11 @@ fn row(scenario: &Scenario, timeline: &Timeline, own: &OwnWritesSeen, capacity: 
     let p99 = phases.map(|phase| format!("{:.1}", timeline.of(phase, true).at(0.99))).join(", ");
     let (views, shed) = (timeline.of(Phase::During, true), timeline.of(Phase::During, false));
     let part = |second: &drive::Second| {
-        format!("{:.2} %, {:.1} %", second.answered_share() * 100.0, second.degraded_share() * 100.0)
+        format!(
+            "{:.2} %, {:.1} %",
+            second.answered_share() * 100.0,
+            second.degraded_share() * 100.0
+        )
     };
     format!(
         "| {}: {} | {most} ({share:.2}x) | {} | {p99} | {} | {:.1} | {}, {}, {} |",
@@ -164,11 +182,19 @@ fn report(scenario: &Scenario, timeline: &Timeline, rate: u64, capacity: u64) {
     let row = |name: &str, cell: &dyn Fn(Phase) -> String| {
         println!("| {name} | {} |", phases.map(cell).join(" | "));
     };
-    row("critical views answered", &|phase| format!("{:.3} %", timeline.of(phase, true).answered_share() * 100.0));
-    row("of these stale or marked", &|phase| format!("{:.1} %", timeline.of(phase, true).degraded_share() * 100.0));
+    row("critical views answered", &|phase| {
+        format!("{:.3} %", timeline.of(phase, true).answered_share() * 100.0)
+    });
+    row("of these stale or marked", &|phase| {
+        format!("{:.1} %", timeline.of(phase, true).degraded_share() * 100.0)
+    });
     row("p50 / p99 / max of views, ms", &|phase| timeline.of(phase, true).latencies());
-    row("sheddable calls answered", &|phase| format!("{:.3} %", timeline.of(phase, false).answered_share() * 100.0));
-    row("of these stale or limited", &|phase| format!("{:.1} %", timeline.of(phase, false).degraded_share() * 100.0));
+    row("sheddable calls answered", &|phase| {
+        format!("{:.3} %", timeline.of(phase, false).answered_share() * 100.0)
+    });
+    row("of these stale or limited", &|phase| {
+        format!("{:.1} %", timeline.of(phase, false).degraded_share() * 100.0)
+    });
     row("p50 / p99 / max of sheddable, ms", &|phase| timeline.of(phase, false).latencies());
     row("times a view was sent", &|phase| format!("{:.3}", timeline.of(phase, true).attempts()));
     row("read statements/s: mean, most in a second", &|phase| {

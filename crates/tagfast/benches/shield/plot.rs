@@ -84,8 +84,11 @@ pub(crate) fn svg(what: &str, timeline: &Timeline, capacity: u64) -> String {
         let _ = writeln!(out, "<text x=\"{LEFT}\" y=\"{:.1}\">{}</text>", top - 6.0, graph.title);
         let mut legend = LEFT + 230.0;
         for (name, colour, points) in &graph.lines {
-            let path: Vec<String> =
-                points.iter().filter(|(s, _)| *s <= end).map(|(s, v)| format!("{:.1} {:.1}", x(*s), y(*v))).collect();
+            let path: Vec<String> = points
+                .iter()
+                .filter(|(s, _)| *s <= end)
+                .map(|(s, v)| format!("{:.1} {:.1}", x(*s), y(*v)))
+                .collect();
             let _ = writeln!(
                 out,
                 "<path d=\"M{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.6\"/>\
@@ -109,8 +112,11 @@ pub(crate) fn svg(what: &str, timeline: &Timeline, capacity: u64) -> String {
     let bottom = height - 22.0;
     for part in 0..=6 {
         let second = end * f64::from(part) / 6.0;
-        let _ =
-            writeln!(out, "<text x=\"{:.1}\" y=\"{bottom:.1}\" text-anchor=\"middle\">{second:.0} s</text>", x(second));
+        let _ = writeln!(
+            out,
+            "<text x=\"{:.1}\" y=\"{bottom:.1}\" text-anchor=\"middle\">{second:.0} s</text>",
+            x(second)
+        );
     }
     out.push_str("</svg>\n");
     out

@@ -8,8 +8,10 @@ use crate::world::World;
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     pub(crate) what: &'static str,
+    /// What fails, and comes back: a server, `primary`, `replica`, or `nodes` for all of the cluster.
+    pub(crate) faults: &'static [(&'static str, Fault)],
+    /// What is done besides, at the beginning, again and again while it lasts, and at the end.
     pub(crate) begin: fn(&mut World),
-    /// Again and again while it lasts.
     pub(crate) again: Option<fn(&mut World)>,
     pub(crate) end: fn(&mut World),
     /// Half of all views are of one content while it lasts.
@@ -18,33 +20,29 @@ pub(crate) struct Scenario {
     pub(crate) retries: u32,
 }
 
-const CALM: Scenario = Scenario { name: "", what: "", begin: |_| (), again: None, end: |_| (), hot: false, retries: 0 };
+const CALM: Scenario = Scenario {
+    name: "",
+    what: "",
+    faults: &[],
+    begin: |_| (),
+    again: None,
+    end: |_| (),
+    hot: false,
+    retries: 0,
+};
 
-/// The cache Redis as the first node sees it; the second one has a way of its own.
-fn link(world: &mut World, fault: Fault) {
-    world.fault(fault, "redis");
-}
-
-fn all_nodes(world: &mut World, fault: Fault) {
-    for node in world.nodes() {
-        world.fault(fault, &node);
-    }
-}
-
-/// The order of the table in docs/degradation.md.
+/// Links to Redis are those of the first node; the second one has a way of its own. The order of the table in docs/degradation.md.
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "killed",
         what: "the cache Redis is killed, and comes back empty",
-        begin: |w| w.fault(Fault::Kill, "redis"),
-        end: |w| w.fault(Fault::Restart, "redis"),
+        faults: &[("redis", Fault::Kill)],
         ..CALM
     },
     Scenario {
         name: "frozen",
         what: "the cache Redis is frozen: connections stay, nothing answers",
-        begin: |w| w.fault(Fault::Freeze, "redis"),
-        end: |w| w.fault(Fault::Thaw, "redis"),
+        faults: &[("redis", Fault::Freeze)],
         ..CALM
     },
     Scenario {
@@ -80,50 +78,43 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "state-frozen",
         what: "the state Redis is frozen: positions are unknown, plain views go to the primary",
-        begin: |w| w.fault(Fault::Freeze, "state-redis"),
-        end: |w| w.fault(Fault::Thaw, "state-redis"),
+        faults: &[("state-redis", Fault::Freeze)],
         ..CALM
     },
     Scenario {
         name: "slow-50ms",
         what: "the cache Redis answers one node 50 ms later",
-        begin: |w| link(w, Fault::Slow { ms: 50 }),
-        end: |w| link(w, Fault::Heal),
+        faults: &[("redis", Fault::Slow { ms: 50 })],
         ..CALM
     },
     Scenario {
         name: "slow-2s",
         what: "the cache Redis answers one node 2 s later",
-        begin: |w| link(w, Fault::Slow { ms: 2000 }),
-        end: |w| link(w, Fault::Heal),
+        faults: &[("redis", Fault::Slow { ms: 2000 })],
         ..CALM
     },
     Scenario {
         name: "half-open",
         what: "the cache Redis takes one node's calls and does not answer them",
-        begin: |w| link(w, Fault::Hang),
-        end: |w| link(w, Fault::Heal),
+        faults: &[("redis", Fault::Hang)],
         ..CALM
     },
     Scenario {
         name: "reset",
         what: "the cache Redis resets one node's connections",
-        begin: |w| link(w, Fault::Reset),
-        end: |w| link(w, Fault::Heal),
+        faults: &[("redis", Fault::Reset)],
         ..CALM
     },
     Scenario {
         name: "garbage",
         what: "the cache Redis answers one node with garbage",
-        begin: |w| link(w, Fault::Garbage),
-        end: |w| link(w, Fault::Heal),
+        faults: &[("redis", Fault::Garbage)],
         ..CALM
     },
     Scenario {
         name: "one-node-cut",
         what: "the cache Redis can be reached from one of two nodes only",
-        begin: |w| link(w, Fault::Cut),
-        end: |w| link(w, Fault::Heal),
+        faults: &[("redis", Fault::Cut)],
         ..CALM
     },
     Scenario {
@@ -136,65 +127,48 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "slow",
         what: "every statement of one replica takes half a second longer",
-        begin: |w| w.fault(Fault::Slow { ms: 500 }, &w.replica()),
-        end: |w| w.fault(Fault::Heal, &w.replica()),
+        faults: &[("replica", Fault::Slow { ms: 500 })],
         ..CALM
     },
     Scenario {
         name: "primary-slow",
         what: "every statement of the primary takes half a second longer",
-        begin: |w| w.fault(Fault::Slow { ms: 500 }, &w.primary()),
-        end: |w| w.fault(Fault::Heal, &w.primary()),
+        faults: &[("primary", Fault::Slow { ms: 500 })],
         ..CALM
     },
     Scenario {
         name: "node-hangs",
         what: "one replica hangs",
-        begin: |w| w.fault(Fault::Hang, &w.replica()),
-        end: |w| w.fault(Fault::Heal, &w.replica()),
+        faults: &[("replica", Fault::Hang)],
         ..CALM
     },
     Scenario {
         name: "all-slow",
         what: "every statement of all three database nodes takes half a second longer",
-        begin: |w| all_nodes(w, Fault::Slow { ms: 500 }),
-        end: |w| all_nodes(w, Fault::Heal),
+        faults: &[("nodes", Fault::Slow { ms: 500 })],
         ..CALM
     },
     Scenario {
         name: "both-and-replica",
         what: "both Redis are frozen and one replica hangs",
-        begin: |w| {
-            w.fault(Fault::Freeze, "redis");
-            w.fault(Fault::Freeze, "state-redis");
-            w.fault(Fault::Hang, &w.replica());
-        },
-        end: |w| {
-            w.fault(Fault::Thaw, "redis");
-            w.fault(Fault::Thaw, "state-redis");
-            w.fault(Fault::Heal, &w.replica());
-        },
+        faults: &[
+            ("redis", Fault::Freeze),
+            ("state-redis", Fault::Freeze),
+            ("replica", Fault::Hang),
+        ],
         ..CALM
     },
     Scenario {
         name: "hot-key",
         what: "half of all views are of one content, and the cache Redis is frozen",
-        begin: |w| w.fault(Fault::Freeze, "redis"),
-        end: |w| w.fault(Fault::Thaw, "redis"),
+        faults: &[("redis", Fault::Freeze)],
         hot: true,
         ..CALM
     },
     Scenario {
         name: "fleet",
         what: "clients give up after half a second and ask again three times; no cache, and all database nodes 500 ms slower",
-        begin: |w| {
-            w.fault(Fault::Kill, "redis");
-            all_nodes(w, Fault::Slow { ms: 500 });
-        },
-        end: |w| {
-            w.fault(Fault::Restart, "redis");
-            all_nodes(w, Fault::Heal);
-        },
+        faults: &[("redis", Fault::Kill), ("nodes", Fault::Slow { ms: 500 })],
         retries: 3,
         ..CALM
     },

@@ -12,7 +12,7 @@ use tagfast::bench::http::Connection;
 use tagfast::cli::{BenchArgs, ClientArgs};
 use tagfast::client::Client;
 use tagfast_testkit::sentinel::ask;
-use tagfast_testkit::stack::{Fault, NodeInfo, Stack, StackOptions};
+use tagfast_testkit::stack::{Fault, Stack, StackOptions};
 use tagfast_testkit::{OwnWrites, ServerOptions, ServerProcess, wait_for_condition};
 use tokio::sync::{Barrier, Semaphore};
 
@@ -48,8 +48,11 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn start(capacity: u64) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
-        let options =
-            StackOptions { redis: true, kafka: true, ..StackOptions::clusters_only(1, dir.path().join("stack")) };
+        let options = StackOptions {
+            redis: true,
+            kafka: true,
+            ..StackOptions::clusters_only(1, dir.path().join("stack"))
+        };
         println!("starting a cluster with two replicas, two Redis servers and Kafka");
         let stack = Stack::up(&options, &|_| ()).expect("the stack comes up");
         let options = |name: &str| {
@@ -81,8 +84,12 @@ impl World {
         let contents = dir.path().join("contents.ndjson");
         let mut file = std::io::BufWriter::new(std::fs::File::create(&contents).expect("a file"));
         for n in 0..CONTENTS {
-            let tags =
-                [format!("area-{}", n % 40), format!("team-{}", n % 300), format!("k{}", n % 7), "all".to_owned()];
+            let tags = [
+                format!("area-{}", n % 40),
+                format!("team-{}", n % 300),
+                format!("k{}", n % 7),
+                "all".to_owned(),
+            ];
             let line = serde_json::json!({"type": "test.doc", "id": format!("d{n}"), "tags": tags});
             writeln!(file, "{line}").expect("it is written");
         }
@@ -100,8 +107,11 @@ impl World {
         });
         // Positions of a state Redis that just began are unknown for 75 s.
         wait_for_condition("plain reads are answered from L1", PATIENCE, || {
-            let status =
-                client.get("/v1/content/test.doc/d1/tags").header("cache-status").unwrap_or_default().to_owned();
+            let status = client
+                .get("/v1/content/test.doc/d1/tags")
+                .header("cache-status")
+                .unwrap_or_default()
+                .to_owned();
             if status == "tagfast; hit; detail=l1" { Ok(()) } else { Err(status) }
         });
         Self { stack, server, second, stampedes: 0, notes: Vec::new(), contents, _dir: dir }
@@ -115,9 +125,22 @@ impl World {
     pub(crate) fn asks(&self, mix: &str) -> tagfast::bench::load::Load {
         let url = self.server.url();
         let ids = self.contents.to_str().expect("a path");
-        let args = Parsed::parse_from(["bench", "--url", &url, "--mix", mix, "--ids-from", ids, "--zipf", "0.9"]).bench;
-        let client = Client::new(&ClientArgs { url: url.clone(), token: None, timeout: 10 }).expect("a client");
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let args = Parsed::parse_from([
+            "bench",
+            "--url",
+            &url,
+            "--mix",
+            mix,
+            "--ids-from",
+            ids,
+            "--zipf",
+            "0.9",
+        ])
+        .bench;
+        let client = Client::new(&ClientArgs { url: url.clone(), token: None, timeout: 10 })
+            .expect("a client");
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let host = url.strip_prefix("http://").expect("a URL");
         runtime.block_on(tagfast::bench::load::Load::prepare(&args, host, &client)).expect("a load")
     }
@@ -126,8 +149,25 @@ impl World {
     pub(crate) fn carried(&self) -> u64 {
         let bench = |seconds: &str| -> Value {
             let output = Command::new(env!("CARGO_BIN_EXE_tagfast"))
-                .args(["--json", "bench", "--url", &self.server.url(), "--mix", MIX, "--zipf", "0.9"])
-                .args(["--warmup", "0s", "--duration", seconds, "--connections", "64", "--ids-from"])
+                .args([
+                    "--json",
+                    "bench",
+                    "--url",
+                    &self.server.url(),
+                    "--mix",
+                    MIX,
+                    "--zipf",
+                    "0.9",
+                ])
+                .args([
+                    "--warmup",
+                    "0s",
+                    "--duration",
+                    seconds,
+                    "--connections",
+                    "64",
+                    "--ids-from",
+                ])
                 .arg(&self.contents)
                 .output()
                 .expect("it runs");
@@ -167,6 +207,30 @@ impl World {
         self.stack.fault(fault, target).expect("a fault");
     }
 
+    pub(crate) fn begin(&mut self, faults: &[(&str, Fault)]) {
+        for (target, fault) in faults {
+            self.servers(target).iter().for_each(|server| self.fault(*fault, server));
+        }
+    }
+
+    pub(crate) fn end(&mut self, faults: &[(&str, Fault)]) {
+        for (target, fault) in faults {
+            self.servers(target).iter().for_each(|server| self.fault(fault.end(), server));
+        }
+    }
+
+    /// The servers that a scenario means by a word.
+    fn servers(&self, target: &str) -> Vec<String> {
+        match target {
+            "primary" => vec![self.stack.primary("c0").expect("a primary").name],
+            "replica" => vec![self.stack.replica("c0").expect("a replica").name],
+            "nodes" => {
+                self.stack.info().clusters[0].nodes.iter().map(|node| node.name.clone()).collect()
+            }
+            server => vec![server.to_owned()],
+        }
+    }
+
     /// Tells the cache Redis itself something.
     pub(crate) fn cache_redis(&mut self, words: &[&str]) {
         ask(self.stack.info().redis.as_ref().expect("Redis").direct, words).expect("it does");
@@ -175,19 +239,6 @@ impl World {
     /// Tells the state Redis itself something.
     pub(crate) fn state_redis(&mut self, words: &[&str]) {
         ask(self.stack.info().state_redis.as_ref().expect("Redis").direct, words).expect("it does");
-    }
-
-    pub(crate) fn nodes(&self) -> Vec<String> {
-        self.stack.info().clusters[0].nodes.iter().map(|node: &NodeInfo| node.name.clone()).collect()
-    }
-
-    pub(crate) fn primary(&self) -> String {
-        self.stack.primary("c0").expect("a primary").name
-    }
-
-    pub(crate) fn replica(&self) -> String {
-        let primary = self.primary();
-        self.nodes().into_iter().find(|node| *node != primary).expect("a replica")
     }
 
     /// Everybody asks at once for one content that nobody has asked for; who was answered, and how late the last one was.
@@ -200,12 +251,18 @@ impl World {
         );
         let warm = format!("GET /livez HTTP/1.1\r\nHost: {address}\r\n\r\n");
         let before = statements(&[address]);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let (request, warm) = (Arc::<[u8]>::from(request.as_bytes()), Arc::<[u8]>::from(warm.as_bytes()));
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let (request, warm) =
+            (Arc::<[u8]>::from(request.as_bytes()), Arc::<[u8]>::from(warm.as_bytes()));
         let (barrier, opening) = (Arc::new(Barrier::new(STAMPEDE)), Arc::new(Semaphore::new(200)));
         let clients = (0..STAMPEDE).map(|_| {
-            let (request, warm, barrier, opening) =
-                (Arc::clone(&request), Arc::clone(&warm), Arc::clone(&barrier), Arc::clone(&opening));
+            let (request, warm, barrier, opening) = (
+                Arc::clone(&request),
+                Arc::clone(&warm),
+                Arc::clone(&barrier),
+                Arc::clone(&opening),
+            );
             async move {
                 let mut connection = Connection::new(address);
                 {
@@ -214,14 +271,16 @@ impl World {
                 }
                 barrier.wait().await;
                 let began = Instant::now();
-                let answered = connection.exchange(&request).await.is_ok_and(|answer| answer.status == 200);
+                let answered =
+                    connection.exchange(&request).await.is_ok_and(|answer| answer.status == 200);
                 answered.then(|| began.elapsed())
             }
         });
         let local = tokio::task::LocalSet::new();
         let clients: Vec<_> = clients.map(|client| local.spawn_local(client)).collect();
         let all = runtime.block_on(local.run_until(futures_util::future::join_all(clients)));
-        let answered: Vec<Duration> = all.into_iter().filter_map(|one| one.expect("no panic")).collect();
+        let answered: Vec<Duration> =
+            all.into_iter().filter_map(|one| one.expect("no panic")).collect();
         let slowest = answered.iter().max().copied().unwrap_or_default();
         self.notes.push(format!(
             "stampede ({}): {} of {STAMPEDE} answered, the last after {} ms; the database was asked {:.0} times meanwhile",

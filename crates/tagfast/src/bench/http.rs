@@ -148,7 +148,9 @@ fn parse_head(buffer: &[u8]) -> io::Result<Option<Head>> {
         if name.eq_ignore_ascii_case(b"content-length") && !bodiless {
             let text = std::str::from_utf8(value).map_err(|_| bad())?;
             body = Body::Length(text.parse().map_err(|_| bad())?);
-        } else if name.eq_ignore_ascii_case(b"transfer-encoding") && value.eq_ignore_ascii_case(b"chunked") {
+        } else if name.eq_ignore_ascii_case(b"transfer-encoding")
+            && value.eq_ignore_ascii_case(b"chunked")
+        {
             body = Body::Chunked;
         } else if name.eq_ignore_ascii_case(b"connection") {
             close = value.eq_ignore_ascii_case(b"close");
@@ -234,8 +236,13 @@ mod tests {
     #[tokio::test]
     async fn nonsense_and_cut_answers_are_errors() {
         assert!(exchange(&["SSH-2.0-OpenSSH\r\n"]).await[0].is_err());
-        assert!(exchange(&["HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\nshort"]).await[0].is_err());
-        assert!(exchange(&["HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nxyz\r\n"]).await[0].is_err());
+        assert!(
+            exchange(&["HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\nshort"]).await[0].is_err()
+        );
+        assert!(
+            exchange(&["HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nxyz\r\n"]).await[0]
+                .is_err()
+        );
     }
 
     #[test]

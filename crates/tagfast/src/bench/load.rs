@@ -41,8 +41,15 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind that a mix can name.
-    const MIX: [Self; 7] =
-        [Self::View, Self::Tag, Self::Search, Self::Popular, Self::Suggest, Self::BatchView, Self::BatchTag];
+    const MIX: [Self; 7] = [
+        Self::View,
+        Self::Tag,
+        Self::Search,
+        Self::Popular,
+        Self::Suggest,
+        Self::BatchView,
+        Self::BatchTag,
+    ];
 
     /// The word in `--mix` and in the report.
     pub fn as_str(self) -> &'static str {
@@ -119,7 +126,9 @@ impl Load {
             Some(file) => read_contents(&file.to_string_lossy())?,
             None => (synthetic(args.contents), Vec::new()),
         };
-        if tags.is_empty() && (has(&[Kind::Search]) && args.query.is_empty() || has(&[Kind::Suggest])) {
+        if tags.is_empty()
+            && (has(&[Kind::Search]) && args.query.is_empty() || has(&[Kind::Suggest]))
+        {
             tags = vec![popular_tags(client).await?];
         }
         let searches = if !has(&[Kind::Search]) {
@@ -130,8 +139,10 @@ impl Load {
             args.query.clone()
         };
         let facets = if args.facets { "&facets=true" } else { "" };
-        let searches =
-            searches.iter().map(|q| format!("/v1/search?q={}&limit={}{facets}", encode(q), args.limit)).collect();
+        let searches = searches
+            .iter()
+            .map(|q| format!("/v1/search?q={}&limit={}{facets}", encode(q), args.limit))
+            .collect();
         let mut headers = format!("Host: {host}\r\n");
         if let Some(token) = args.token.as_ref().filter(|t| !t.is_empty()) {
             headers.push_str(&format!("Authorization: Bearer {token}\r\n"));
@@ -139,7 +150,11 @@ impl Load {
         Ok(Self {
             weights: mix.iter().map(|(_, w)| w).sum(),
             zipf: Zipf::new(contents.len(), args.zipf),
-            prefixes: if has(&[Kind::Suggest]) { prefixes(&tags, args.limit, &mut rng) } else { Vec::new() },
+            prefixes: if has(&[Kind::Suggest]) {
+                prefixes(&tags, args.limit, &mut rng)
+            } else {
+                Vec::new()
+            },
             popular: format!("/v1/tags/popular?window=all&limit={}", args.limit),
             path: args.path.clone().unwrap_or_default(),
             headers: headers.into_bytes(),
@@ -164,13 +179,22 @@ impl Load {
         match kind {
             Kind::View => {
                 let c = &self.contents[self.zipf.pick(rng)];
-                self.head(request, format_args!("GET /v1/content/{}/{}/tags", c.content_type, c.id));
+                self.head(
+                    request,
+                    format_args!("GET /v1/content/{}/{}/tags", c.content_type, c.id),
+                );
                 request.extend_from_slice(b"\r\n");
             }
             Kind::Tag => {
                 let c = &self.contents[self.zipf.pick(rng)];
                 let (method, tag) = change(c);
-                self.head(request, format_args!("{method} /v1/content/{}/{}/tags/bench-{tag}", c.content_type, c.id));
+                self.head(
+                    request,
+                    format_args!(
+                        "{method} /v1/content/{}/{}/tags/bench-{tag}",
+                        c.content_type, c.id
+                    ),
+                );
                 request.extend_from_slice(b"Content-Length: 0\r\n\r\n");
             }
             Kind::Search => self.get(request, &self.searches[rng.below(self.searches.len())]),
@@ -198,18 +222,31 @@ impl Load {
         request.extend_from_slice(b"\r\n");
     }
 
-    fn batch(&self, request: &mut Vec<u8>, rng: &mut Rng, call: &str, more: impl Fn(&Content) -> String) {
+    fn batch(
+        &self,
+        request: &mut Vec<u8>,
+        rng: &mut Rng,
+        call: &str,
+        more: impl Fn(&Content) -> String,
+    ) {
         let items: Vec<String> = (0..BATCH)
             .map(|_| {
                 let c = &self.contents[self.zipf.pick(rng)];
-                let decode = |s: &str| percent_encoding::percent_decode_str(s).decode_utf8_lossy().into_owned();
-                let (content_type, id) = (Value::from(decode(&c.content_type)), Value::from(decode(&c.id)));
+                let decode = |s: &str| {
+                    percent_encoding::percent_decode_str(s).decode_utf8_lossy().into_owned()
+                };
+                let (content_type, id) =
+                    (Value::from(decode(&c.content_type)), Value::from(decode(&c.id)));
                 format!("{{\"type\":{content_type},\"id\":{id}{}}}", more(c))
             })
             .collect();
         let body = format!("{{\"items\":[{}]}}", items.join(","));
         self.head(request, format_args!("POST /v1/content:{call}"));
-        let _ = write!(request, "Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        let _ = write!(
+            request,
+            "Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
     }
 }
 
@@ -219,8 +256,11 @@ fn change(content: &Content) -> (&'static str, u32) {
 }
 
 fn synthetic(count: u32) -> Vec<Content> {
-    let content =
-        |n| Content { content_type: "bench.item".to_owned(), id: format!("item-{n:08}"), changes: AtomicU32::new(0) };
+    let content = |n| Content {
+        content_type: "bench.item".to_owned(),
+        id: format!("item-{n:08}"),
+        changes: AtomicU32::new(0),
+    };
     (0..count).map(content).collect()
 }
 
@@ -232,8 +272,8 @@ fn read_contents(file: &str) -> Result<(Vec<Content>, Vec<Vec<String>>), Failure
         if line.trim().is_empty() {
             continue;
         }
-        let line: Line =
-            serde_json::from_str(&line).map_err(|e| Failure::usage(format!("{file}, line {}: {e}", number + 1)))?;
+        let line: Line = serde_json::from_str(&line)
+            .map_err(|e| Failure::usage(format!("{file}, line {}: {e}", number + 1)))?;
         let name = |t: &Value| t.as_str().or_else(|| t.get("tag")?.as_str()).map(str::to_owned);
         tags.push(line.tags.iter().filter_map(name).collect());
         contents.push(Content {
@@ -251,10 +291,15 @@ fn read_contents(file: &str) -> Result<(Vec<Content>, Vec<Vec<String>>), Failure
 async fn popular_tags(client: &Client) -> Result<Vec<String>, Failure> {
     let answer = client.get("/v1/tags/popular?window=all&limit=50").await?;
     let tags = answer.get("tags").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    let names: Vec<String> =
-        tags.iter().filter_map(|t| t.get("tag").and_then(Value::as_str)).map(str::to_owned).collect();
+    let names: Vec<String> = tags
+        .iter()
+        .filter_map(|t| t.get("tag").and_then(Value::as_str))
+        .map(str::to_owned)
+        .collect();
     if names.is_empty() {
-        return Err(Failure::usage("the server has no tags to search for; give --ids-from or --query"));
+        return Err(Failure::usage(
+            "the server has no tags to search for; give --ids-from or --query",
+        ));
     }
     Ok(names)
 }
@@ -262,7 +307,8 @@ async fn popular_tags(client: &Client) -> Result<Vec<String>, Failure> {
 /// Queries `a AND b` of two tags that occur together.
 fn pairs(tags: &[Vec<String>], rng: &mut Rng) -> Vec<String> {
     let quoted = |t: &str| {
-        let plain = t.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b':' | b'-' | b'.' | b'_'));
+        let plain =
+            t.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b':' | b'-' | b'.' | b'_'));
         if plain { t.to_owned() } else { format!("\"{t}\"") }
     };
     let able: Vec<&Vec<String>> = tags.iter().filter(|t| t.len() >= 2).collect();
@@ -352,6 +398,9 @@ mod tests {
     #[test]
     fn pairs_quote_what_is_not_plain() {
         let queries = pairs(&[vec!["c++".to_owned(), "ui::x".to_owned()]], &mut Rng::new(1));
-        assert!(queries.iter().all(|q| q == "\"c++\" AND ui::x" || q == "ui::x AND \"c++\""), "{queries:?}");
+        assert!(
+            queries.iter().all(|q| q == "\"c++\" AND ui::x" || q == "ui::x AND \"c++\""),
+            "{queries:?}"
+        );
     }
 }

@@ -44,7 +44,8 @@ struct Plan {
 /// `bench`
 pub fn run(args: &BenchArgs, term: &Term) -> CommandResult {
     let (host, address) = target(&args.url)?;
-    let client = Client::new(&ClientArgs { url: args.url.clone(), token: args.token.clone(), timeout: 10 })?;
+    let client =
+        Client::new(&ClientArgs { url: args.url.clone(), token: args.token.clone(), timeout: 10 })?;
     let load = Arc::new(runtime()?.block_on(Load::prepare(args, &host, &client))?);
     if let Some(pid) = args.server_pid
         && usage(Some(pid)).is_none()
@@ -55,11 +56,13 @@ pub fn run(args: &BenchArgs, term: &Term) -> CommandResult {
     let start = Instant::now();
     let gap = args.rate.map(|rate| Duration::from_secs_f64(f64::from(threads) / f64::from(rate)));
     let measure_from = start + args.warmup;
-    let plan = Plan { start, measure_from, end: measure_from + args.duration, timeout: args.timeout, gap };
+    let plan =
+        Plan { start, measure_from, end: measure_from + args.duration, timeout: args.timeout, gap };
     let workers: Vec<_> = (0..threads)
         .map(|n| {
             let load = Arc::clone(&load);
-            let connections = args.connections / threads + u32::from(n < args.connections % threads);
+            let connections =
+                args.connections / threads + u32::from(n < args.connections % threads);
             let seed = args.seed.wrapping_add(u64::from(n) << 32);
             std::thread::Builder::new()
                 .name(format!("tagfast-bench-{n}"))
@@ -74,7 +77,9 @@ pub fn run(args: &BenchArgs, term: &Term) -> CommandResult {
     }
     let cpu = |from: Option<Usage>, to: Option<Usage>| Some(to?.cpu_seconds - from?.cpu_seconds);
     let report = Report {
-        mode: args.rate.map_or_else(|| "closed loop".to_owned(), |rate| format!("open loop, {rate}/s")),
+        mode: args
+            .rate
+            .map_or_else(|| "closed loop".to_owned(), |rate| format!("open loop, {rate}/s")),
         connections: args.connections,
         seconds: args.duration.as_secs_f64(),
         server_cpu: cpu(watched.server.0, watched.server.1),
@@ -120,7 +125,8 @@ struct Watched {
 async fn watch(args: &BenchArgs, plan: Plan, term: &Term) -> Watched {
     let look = || (args.server_pid.and_then(|pid| usage(Some(pid))), usage(None));
     let whole = plan.end - plan.start;
-    let progress = Progress::new(term, "bench", Some(u64::try_from(whole.as_millis()).unwrap_or(u64::MAX)));
+    let progress =
+        Progress::new(term, "bench", Some(u64::try_from(whole.as_millis()).unwrap_or(u64::MAX)));
     let mut first = (None, None);
     let mut measuring = false;
     loop {
@@ -143,7 +149,13 @@ async fn watch(args: &BenchArgs, plan: Plan, term: &Term) -> Watched {
     Watched { server: (first.0, last.0), own: (first.1, last.1) }
 }
 
-fn worker(address: SocketAddr, connections: u32, seed: u64, load: &Arc<Load>, plan: Plan) -> Result<Counts, Failure> {
+fn worker(
+    address: SocketAddr,
+    connections: u32,
+    seed: u64,
+    load: &Arc<Load>,
+    plan: Plan,
+) -> Result<Counts, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let counts = Rc::new(RefCell::new(Counts::default()));
     let next = Rc::new(Cell::new(0u64));
@@ -160,7 +172,9 @@ fn worker(address: SocketAddr, connections: u32, seed: u64, load: &Arc<Load>, pl
         });
     }
     runtime.block_on(local);
-    let mut counts = Rc::into_inner(counts).ok_or_else(|| Failure::new("a task outlived its thread"))?.into_inner();
+    let mut counts = Rc::into_inner(counts)
+        .ok_or_else(|| Failure::new("a task outlived its thread"))?
+        .into_inner();
     if let Some(gap) = plan.gap {
         // What was due before the end and was never taken by a connection.
         let due = ((plan.end - plan.start).as_nanos() / gap.as_nanos().max(1)) as u64;
@@ -193,7 +207,8 @@ impl Loop {
         loop {
             let number = next.get();
             let nanos = gap.as_nanos().saturating_mul(u128::from(number));
-            let due = self.plan.start + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
+            let due =
+                self.plan.start + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
             if due >= self.plan.end || Instant::now() >= self.plan.end + self.plan.timeout {
                 return;
             }
@@ -209,7 +224,8 @@ impl Loop {
         let kind = self.load.next(&mut self.rng, request);
         let sent = Instant::now();
         let from = due.map_or(sent, |due| due.min(sent));
-        let answered = tokio::time::timeout(self.plan.timeout, self.connection.exchange(request)).await;
+        let answered =
+            tokio::time::timeout(self.plan.timeout, self.connection.exchange(request)).await;
         let done = Instant::now();
         let refused = matches!(answered, Ok(Err(_)));
         if answered.is_err() {
@@ -297,13 +313,22 @@ mod tests {
 
     fn measure(gap: Option<Duration>, timeout: Duration) -> Counts {
         let (address, _server) = stalling_server(20, Duration::from_millis(400));
-        let args =
-            <Args as clap::Parser>::parse_from(["bench", "--path", "/hello", "--url", "http://127.0.0.1:1"]).bench;
-        let client = Client::new(&ClientArgs { url: args.url.clone(), token: None, timeout: 1 }).unwrap();
-        let load = Arc::new(runtime().unwrap().block_on(Load::prepare(&args, "h", &client)).unwrap());
+        let args = <Args as clap::Parser>::parse_from([
+            "bench",
+            "--path",
+            "/hello",
+            "--url",
+            "http://127.0.0.1:1",
+        ])
+        .bench;
+        let client =
+            Client::new(&ClientArgs { url: args.url.clone(), token: None, timeout: 1 }).unwrap();
+        let load =
+            Arc::new(runtime().unwrap().block_on(Load::prepare(&args, "h", &client)).unwrap());
         let start = Instant::now();
         let end = start + Duration::from_millis(800);
-        worker(address, 1, 1, &load, Plan { start, measure_from: start, end, timeout, gap }).unwrap()
+        worker(address, 1, 1, &load, Plan { start, measure_from: start, end, timeout, gap })
+            .unwrap()
     }
 
     #[derive(clap::Parser)]

@@ -95,7 +95,11 @@ mod tests {
         let mut counts = counts(1000, 1.0);
         counts.sort_unstable_by(|a, b| b.cmp(a));
         // 1 / H(1000) = 13.4 % and half of it.
-        assert!((12_800..14_000).contains(&counts[0]) && (6_200..7_200).contains(&counts[1]), "{:?}", &counts[..3]);
+        assert!(
+            (12_800..14_000).contains(&counts[0]) && (6_200..7_200).contains(&counts[1]),
+            "{:?}",
+            &counts[..3]
+        );
     }
 
     #[test]

@@ -112,8 +112,12 @@ impl Report {
 
     /// For programs. Latencies in microseconds.
     pub fn json(&self) -> Value {
-        let by_kind: serde_json::Map<String, Value> =
-            self.counts.latencies.iter().map(|(k, h)| (k.as_str().to_owned(), latency_json(h))).collect();
+        let by_kind: serde_json::Map<String, Value> = self
+            .counts
+            .latencies
+            .iter()
+            .map(|(k, h)| (k.as_str().to_owned(), latency_json(h)))
+            .collect();
         let c = &self.counts;
         json!({
             "mode": self.mode,
@@ -149,7 +153,9 @@ impl Report {
             c.bytes as f64 / self.seconds.max(1e-9) / 1e6
         );
         let mut rows = vec![
-            ["latency", "requests", "mean", "p50", "p90", "p99", "p99.9", "max"].map(str::to_owned).to_vec(),
+            ["latency", "requests", "mean", "p50", "p90", "p99", "p99.9", "max"]
+                .map(str::to_owned)
+                .to_vec(),
             latency_row("all", &self.all()),
         ];
         if c.latencies.len() > 1 {
@@ -171,10 +177,16 @@ impl Report {
             out.push_str(&format!("\ntimeouts: {}", c.timeouts));
         }
         if c.unsent > 0 {
-            out.push_str(&format!("\nnever sent, because the server was too far behind: {}", c.unsent));
+            out.push_str(&format!(
+                "\nnever sent, because the server was too far behind: {}",
+                c.unsent
+            ));
         }
         if let Some(us) = self.per_request(self.server_cpu) {
-            let rss = self.server_rss.map(|b| format!(", {:.0} MB in memory", b as f64 / 1e6)).unwrap_or_default();
+            let rss = self
+                .server_rss
+                .map(|b| format!(", {:.0} MB in memory", b as f64 / 1e6))
+                .unwrap_or_default();
             out.push_str(&format!("\nserver: {us:.1} us CPU per request{rss}"));
         }
         if let Some(us) = self.per_request(self.own_cpu) {

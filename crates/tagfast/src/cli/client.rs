@@ -8,7 +8,12 @@ use clap::{Args, Subcommand, ValueEnum};
 #[derive(Debug, Clone, Args)]
 pub struct ClientArgs {
     /// The server.
-    #[arg(long, env = "TAGFAST_URL", default_value = "http://127.0.0.1:7070", help_heading = "Server")]
+    #[arg(
+        long,
+        env = "TAGFAST_URL",
+        default_value = "http://127.0.0.1:7070",
+        help_heading = "Server"
+    )]
     pub url: String,
     /// Bearer token.
     #[arg(long, env = "TAGFAST_TOKEN", hide_env_values = true, help_heading = "Server")]
@@ -75,9 +80,11 @@ pub enum SortArg {
 
 /// `search`
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  tagfast search 'critical AND (ui OR api) AND NOT wontfix'\n  \
+#[command(
+    after_help = "Examples:\n  tagfast search 'critical AND (ui OR api) AND NOT wontfix'\n  \
                   tagfast search 'role::program' --type debian.package --limit 5 --facets\n  \
-                  tagfast search 'role::program' --all | wc -l")]
+                  tagfast search 'role::program' --all | wc -l"
+)]
 pub struct SearchArgs {
     /// The query: tags with AND, OR, NOT, parentheses and quotes; empty finds everything.
     pub query: String,
@@ -135,7 +142,9 @@ impl WindowArg {
 
 /// `popular`
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  tagfast popular\n  tagfast popular --window 24h --limit 50 --json")]
+#[command(
+    after_help = "Examples:\n  tagfast popular\n  tagfast popular --window 24h --limit 50 --json"
+)]
 pub struct PopularArgs {
     /// Over which time.
     #[arg(long, value_enum, default_value = "all")]

@@ -70,9 +70,11 @@ pub enum DeadLettersCommand {
         client: ClientArgs,
     },
     /// Apply open ones again; a newer state always wins.
-    #[command(after_help = "Examples:\n  tagfast dead-letters replay --group indexer --dry-run\n  \
+    #[command(
+        after_help = "Examples:\n  tagfast dead-letters replay --group indexer --dry-run\n  \
                   tagfast dead-letters replay --code index_refused --rate 2000\n  tagfast dead-letters replay indexer/3/1207\n\n\
-                  Exit code 3 when a letter failed again. Ctrl-C ends the waiting, not the replay.")]
+                  Exit code 3 when a letter failed again. Ctrl-C ends the waiting, not the replay."
+    )]
     Replay {
         /// Ids.
         ids: Vec<String>,
@@ -93,7 +95,9 @@ pub enum DeadLettersCommand {
         client: ClientArgs,
     },
     /// Give open ones up, with a reason.
-    #[command(after_help = "Example:\n  tagfast dead-letters discard indexer/3/1207 --reason 'test data'")]
+    #[command(
+        after_help = "Example:\n  tagfast dead-letters discard indexer/3/1207 --reason 'test data'"
+    )]
     Discard {
         /// Ids.
         ids: Vec<String>,
@@ -121,7 +125,9 @@ pub enum DeadLettersCommand {
         client: ClientArgs,
     },
     /// Let a consumer write the dead letters of a storm, for a minute.
-    #[command(after_help = "Example:\n  tagfast dead-letters allow-storm indexer --reason 'a load test wrote garbage'")]
+    #[command(
+        after_help = "Example:\n  tagfast dead-letters allow-storm indexer --reason 'a load test wrote garbage'"
+    )]
     AllowStorm {
         /// The consumer group.
         group: String,

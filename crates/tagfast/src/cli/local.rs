@@ -16,9 +16,11 @@ pub enum DebugCommand {
 
 /// `debug decode`
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  tagfast debug decode --data-dir ./tagfast-data --content debian.package 0ad\n  \
+#[command(
+    after_help = "Examples:\n  tagfast debug decode --data-dir ./tagfast-data --content debian.package 0ad\n  \
                   tagfast debug decode --hex 01c0ffee\n  tagfast debug decode document.bin\n\n\
-                  --data-dir needs a data directory that no server holds.")]
+                  --data-dir needs a data directory that no server holds."
+)]
 pub struct DecodeArgs {
     /// File with the document's bytes; - reads from stdin.
     #[arg(conflicts_with_all = ["hex", "content"])]
@@ -46,9 +48,11 @@ pub enum TokenCommand {
 
 /// `token issue`
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  head -c 32 /dev/urandom | base64 > secret && chmod 600 secret\n  \
+#[command(
+    after_help = "Examples:\n  head -c 32 /dev/urandom | base64 > secret && chmod 600 secret\n  \
                   export TAGFAST_TOKEN=$(tagfast token issue --secret-file secret --tenant acme --user ana)\n  \
-                  tagfast token issue --secret-file secret --tenant acme --user ops --scope 'tags:read admin' --ttl 1h")]
+                  tagfast token issue --secret-file secret --tenant acme --user ops --scope 'tags:read admin' --ttl 1h"
+)]
 pub struct TokenIssueArgs {
     /// File with the server's `auth.hs256_secret_file`.
     #[arg(long, value_name = "FILE")]
@@ -101,7 +105,8 @@ pub enum ConfigCommand {
 pub(super) fn duration(text: &str) -> Result<std::time::Duration, String> {
     let digits = text.bytes().take_while(|b| b.is_ascii_digit() || *b == b'.').count();
     let (number, unit) = text.split_at(digits);
-    let bad = || format!("{text:?} is not a duration; write for example 500ms, 90s, 30m, 12h or 7d");
+    let bad =
+        || format!("{text:?} is not a duration; write for example 500ms, 90s, 30m, 12h or 7d");
     let number: f64 = number.parse().map_err(|_| bad())?;
     let seconds = match unit {
         "ms" => 0.001,
@@ -122,7 +127,9 @@ mod tests {
 
     #[test]
     fn durations_have_units() {
-        for (text, ms) in [("90", 90_000), ("1500ms", 1500), ("0.5s", 500), ("2m", 120_000), ("1h", 3_600_000)] {
+        for (text, ms) in
+            [("90", 90_000), ("1500ms", 1500), ("0.5s", 500), ("2m", 120_000), ("1h", 3_600_000)]
+        {
             assert_eq!(duration(text), Ok(Duration::from_millis(ms)));
         }
         assert_eq!(duration("7d"), Ok(Duration::from_secs(604_800)));

@@ -8,11 +8,14 @@ mod server;
 
 pub use bench::BenchArgs;
 pub use client::{
-    ApplyArgs, BreakersCommand, ClientArgs, ExportArgs, FailoversArgs, ImportArgs, PopularArgs, ReceiptsCommand,
-    RecountArgs, ReindexArgs, SearchArgs, SetBreakerArgs, SortArg, StatusArgs, SuggestArgs, ViewArgs, WindowArg,
+    ApplyArgs, BreakersCommand, ClientArgs, ExportArgs, FailoversArgs, ImportArgs, PopularArgs,
+    ReceiptsCommand, RecountArgs, ReindexArgs, SearchArgs, SetBreakerArgs, SortArg, StatusArgs,
+    SuggestArgs, ViewArgs, WindowArg,
 };
 pub use letters::{DeadLettersCommand, LetterFilterArgs, ListLettersArgs};
-pub use local::{ConfigCommand, ConfigFile, DebugCommand, DecodeArgs, TokenCommand, TokenIssueArgs};
+pub use local::{
+    ConfigCommand, ConfigFile, DebugCommand, DecodeArgs, TokenCommand, TokenIssueArgs,
+};
 pub use server::{BackupArgs, RestoreArgs, Role, ServeArgs};
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -94,7 +97,9 @@ pub enum Command {
     #[command(after_help = "Example:\n  tagfast openapi > openapi.json")]
     Openapi,
     /// Print the completions of a shell.
-    #[command(after_help = "Example:\n  tagfast completions bash > ~/.local/share/bash-completion/completions/tagfast")]
+    #[command(
+        after_help = "Example:\n  tagfast completions bash > ~/.local/share/bash-completion/completions/tagfast"
+    )]
     Completions {
         /// The shell.
         shell: clap_complete::Shell,
@@ -121,8 +126,10 @@ mod tests {
     fn every_visible_leaf_command_shows_an_example() {
         fn leaves(command: &clap::Command, path: &str) {
             let path = format!("{path} {}", command.get_name());
-            let visible: Vec<_> =
-                command.get_subcommands().filter(|c| !c.is_hide_set() && c.get_name() != "help").collect();
+            let visible: Vec<_> = command
+                .get_subcommands()
+                .filter(|c| !c.is_hide_set() && c.get_name() != "help")
+                .collect();
             if visible.is_empty() {
                 let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
                 assert!(help.contains("tagfast "), "{path} has no example");

@@ -54,9 +54,11 @@ pub struct ServeArgs {
 
 /// `backup`
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  tagfast backup /var/backups/tagfast-monday --data-dir ./tagfast-data\n\n\
+#[command(
+    after_help = "Example:\n  tagfast backup /var/backups/tagfast-monday --data-dir ./tagfast-data\n\n\
                   The server may be running: each file is copied as of one moment. The search index and the counts are not copied; \
-                  a restore rebuilds them.")]
+                  a restore rebuilds them."
+)]
 pub struct BackupArgs {
     /// Directory to make; it must not exist or be empty.
     pub dir: PathBuf,
@@ -67,9 +69,11 @@ pub struct BackupArgs {
 
 /// `restore`
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  tagfast restore /var/backups/tagfast-monday --data-dir ./tagfast-data\n\n\
+#[command(
+    after_help = "Example:\n  tagfast restore /var/backups/tagfast-monday --data-dir ./tagfast-data\n\n\
                   A restored directory begins a new epoch: receipts of writes after the backup answer `unknown`, and the search \
-                  index and the counts are rebuilt at the next start.")]
+                  index and the counts are rebuilt at the next start."
+)]
 pub struct RestoreArgs {
     /// The backup.
     pub dir: PathBuf,

@@ -23,13 +23,25 @@ pub(super) async fn run(command: &BreakersCommand, term: &Term) -> CommandResult
             }
             Ok(Exit::Done)
         }
-        BreakersCommand::Open(args) => set(&args.name, "open", &args.reason, &args.client, term).await,
-        BreakersCommand::Close(args) => set(&args.name, "closed", &args.reason, &args.client, term).await,
-        BreakersCommand::Auto { name, reason, client } => set(name, "auto", reason, client, term).await,
+        BreakersCommand::Open(args) => {
+            set(&args.name, "open", &args.reason, &args.client, term).await
+        }
+        BreakersCommand::Close(args) => {
+            set(&args.name, "closed", &args.reason, &args.client, term).await
+        }
+        BreakersCommand::Auto { name, reason, client } => {
+            set(name, "auto", reason, client, term).await
+        }
     }
 }
 
-async fn set(name: &str, state: &str, reason: &str, client: &ClientArgs, term: &Term) -> CommandResult {
+async fn set(
+    name: &str,
+    state: &str,
+    reason: &str,
+    client: &ClientArgs,
+    term: &Term,
+) -> CommandResult {
     let client = Client::new(client)?;
     let body = json!({"name": name, "state": state, "reason": reason});
     let answer = client.post("/v1/breakers", &body, None).await?;
@@ -47,19 +59,30 @@ async fn set(name: &str, state: &str, reason: &str, client: &ClientArgs, term: &
 }
 
 fn list_text(listed: &Value) -> String {
-    let list = |name: &str| listed.get(name).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let list = |name: &str| {
+        listed.get(name).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+    };
     if list("items").is_empty() {
         return "this process has no circuit breakers".to_owned();
     }
-    let text = |v: &Value, name: &str| v.get(name).and_then(Value::as_str).map(visible).unwrap_or_default();
+    let text = |v: &Value, name: &str| {
+        v.get(name).and_then(Value::as_str).map(visible).unwrap_or_default()
+    };
     let row = |b: &Value| {
-        let number = |name: &str| b.get("window").and_then(|w| w.get(name)).and_then(Value::as_u64).unwrap_or(0);
+        let number = |name: &str| {
+            b.get("window").and_then(|w| w.get(name)).and_then(Value::as_u64).unwrap_or(0)
+        };
         let seconds = b.get("since_ms").and_then(Value::as_u64).unwrap_or(0) / 1000;
         vec![
             text(b, "name"),
             text(b, "state"),
             format!("for {seconds} s ({})", text(b, "reason")),
-            format!("{} ok, {} failed, {} slow in 10 s", number("ok"), number("failed"), number("slow")),
+            format!(
+                "{} ok, {} failed, {} slow in 10 s",
+                number("ok"),
+                number("failed"),
+                number("slow")
+            ),
         ]
     };
     let mut out = table(&list("items").iter().map(row).collect::<Vec<_>>());

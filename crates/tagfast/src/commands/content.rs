@@ -30,7 +30,8 @@ fn path(content_type: &str, id: &str) -> String {
 /// The one result of a batch of one.
 fn only(mut answer: Value) -> Result<Value, ClientError> {
     let result = answer.get_mut("results").and_then(|r| r.get_mut(0)).map(Value::take);
-    let result = result.ok_or_else(|| ClientError::Strange("the batch has no result".to_owned()))?;
+    let result =
+        result.ok_or_else(|| ClientError::Strange("the batch has no result".to_owned()))?;
     match result.get("problem") {
         Some(problem) => Err(ClientError::Problem(Box::new(Problem::from_json(0, problem)))),
         None => Ok(result),
@@ -64,7 +65,9 @@ pub(super) async fn view(args: &ViewArgs, term: &Term) -> CommandResult {
         term.note("no tags");
         return Ok(Exit::Done);
     }
-    let cell = |tag: &Value, name: &str| visible(tag.get(name).and_then(Value::as_str).unwrap_or_default());
+    let cell = |tag: &Value, name: &str| {
+        visible(tag.get(name).and_then(Value::as_str).unwrap_or_default())
+    };
     let rows: Vec<Vec<String>> = tags
         .iter()
         .map(|t| vec![cell(t, "tag"), cell(t, "display"), cell(t, "added_by"), cell(t, "added_at")])
@@ -83,9 +86,18 @@ pub(super) async fn change(args: &ApplyArgs, change: Change, term: &Term) -> Com
     let key = args.idempotency_key.clone().unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
     let headers = vec![("idempotency-key", key)];
     let answer = if is_dots(&args.content_id) || is_dots(&args.content_type) {
-        let item = json!({"type": args.content_type, "id": args.content_id, "add": add, "remove": remove});
+        let item =
+            json!({"type": args.content_type, "id": args.content_id, "add": add, "remove": remove});
         let body = Some(json!({"items": [item]}).to_string().into_bytes());
-        only(client.call(Method::POST, "/v1/content:batchTag", Options { body, headers, timeout: None }).await?)?
+        only(
+            client
+                .call(
+                    Method::POST,
+                    "/v1/content:batchTag",
+                    Options { body, headers, timeout: None },
+                )
+                .await?,
+        )?
     } else {
         let body = Some(json!({"add": add, "remove": remove}).to_string().into_bytes());
         let options = Options { body, headers, timeout: None };
@@ -104,7 +116,8 @@ pub(super) async fn change(args: &ApplyArgs, change: Change, term: &Term) -> Com
 
 fn summary(answer: &Value) -> String {
     let names = |field: &str| -> Vec<String> {
-        let list = answer.get(field).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        let list =
+            answer.get(field).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         list.iter().filter_map(Value::as_str).map(visible).collect()
     };
     let parts: Vec<String> = [("added", names("added")), ("removed", names("removed"))]
@@ -112,7 +125,11 @@ fn summary(answer: &Value) -> String {
         .filter(|(_, names)| !names.is_empty())
         .map(|(verb, names)| format!("{verb} {}", names.join(", ")))
         .collect();
-    if parts.is_empty() { "nothing changed: it was so already".to_owned() } else { parts.join("; ") }
+    if parts.is_empty() {
+        "nothing changed: it was so already".to_owned()
+    } else {
+        parts.join("; ")
+    }
 }
 
 #[cfg(test)]
@@ -127,15 +144,24 @@ mod tests {
 
     #[test]
     fn summaries_name_what_changed() {
-        assert_eq!(summary(&json!({"added": ["a", "b"], "removed": ["c"]})), "added a, b; removed c");
-        assert_eq!(summary(&json!({"added": [], "removed": []})), "nothing changed: it was so already");
+        assert_eq!(
+            summary(&json!({"added": ["a", "b"], "removed": ["c"]})),
+            "added a, b; removed c"
+        );
+        assert_eq!(
+            summary(&json!({"added": [], "removed": []})),
+            "nothing changed: it was so already"
+        );
     }
 
     #[test]
     fn a_batch_of_one_is_its_result_or_its_problem() {
         assert!(only(json!({"results": [{"ok": true, "changed": true}]})).is_ok());
-        let problem = only(json!({"results": [{"ok": false, "problem": {"status": 422, "code": "empty"}}]}));
-        assert!(matches!(problem, Err(ClientError::Problem(p)) if p.code == "empty" && p.status == 422));
+        let problem =
+            only(json!({"results": [{"ok": false, "problem": {"status": 422, "code": "empty"}}]}));
+        assert!(
+            matches!(problem, Err(ClientError::Problem(p)) if p.code == "empty" && p.status == 422)
+        );
         assert!(only(json!({})).is_err());
     }
 }

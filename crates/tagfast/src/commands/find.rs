@@ -62,7 +62,13 @@ fn explain(query: &str, error: ClientError) -> Failure {
     error.into()
 }
 
-fn show(page: &Value, args: &SearchArgs, first: bool, cursor: Option<&str>, term: &Term) -> Result<(), Failure> {
+fn show(
+    page: &Value,
+    args: &SearchArgs,
+    first: bool,
+    cursor: Option<&str>,
+    term: &Term,
+) -> Result<(), Failure> {
     let hits = page.get("hits").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     if term.json {
         // Many pages are written as lines of hits, so that a pipe can begin before the last one is there.
@@ -74,8 +80,10 @@ fn show(page: &Value, args: &SearchArgs, first: bool, cursor: Option<&str>, term
     let rows: Vec<Vec<String>> = hits
         .iter()
         .map(|hit| {
-            let text = |name: &str| visible(hit.get(name).and_then(Value::as_str).unwrap_or_default());
-            let tags = hit.get("tags").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+            let text =
+                |name: &str| visible(hit.get(name).and_then(Value::as_str).unwrap_or_default());
+            let tags =
+                hit.get("tags").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
             let tags: Vec<String> = tags.iter().filter_map(Value::as_str).map(visible).collect();
             vec![text("type"), text("id"), tags.join(" ")]
         })
@@ -104,7 +112,9 @@ pub(super) fn remarks(page: &Value, term: &Term) {
     if page.pointer("/meta/stale").and_then(Value::as_bool) == Some(true) {
         let age = page.pointer("/meta/age_ms").and_then(Value::as_u64).unwrap_or(0);
         if age >= NEVER_MS {
-            term.note("incomplete: the server is still catching up with its store (see tagfast status)");
+            term.note(
+                "incomplete: the server is still catching up with its store (see tagfast status)",
+            );
         } else {
             term.note(format_args!("stale: the answer is {:.0} s old", age as f64 / 1000.0));
         }
@@ -122,7 +132,8 @@ fn counts(tags: &Value) -> String {
         .unwrap_or_default()
         .iter()
         .map(|t| {
-            let text = |name: &str| visible(t.get(name).and_then(Value::as_str).unwrap_or_default());
+            let text =
+                |name: &str| visible(t.get(name).and_then(Value::as_str).unwrap_or_default());
             let count = t.get("count").and_then(Value::as_u64).unwrap_or(0);
             vec![format!("{count:>8}"), text("tag"), text("display")]
         })
@@ -149,7 +160,10 @@ async fn tags(client: &Client, path: &str, nothing: &str, term: &Term) -> Comman
 /// Whether the answer lacks what was asked for.
 fn left_out(answer: &Value) -> bool {
     let degraded = answer.pointer("/meta/degraded").and_then(Value::as_array);
-    degraded.into_iter().flatten().any(|d| d.get("reason").and_then(Value::as_str) == Some("features_limited"))
+    degraded
+        .into_iter()
+        .flatten()
+        .any(|d| d.get("reason").and_then(Value::as_str) == Some("features_limited"))
 }
 
 /// `popular`

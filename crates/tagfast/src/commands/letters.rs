@@ -18,7 +18,8 @@ pub(super) async fn run(command: &DeadLettersCommand, term: &Term) -> CommandRes
         DeadLettersCommand::List(args) => list(args, term).await,
         DeadLettersCommand::Show { id, client } => show(&Client::new(client)?, id, term).await,
         DeadLettersCommand::Replay { ids, filter, all, dry_run, rate, client } => {
-            let mut body = json!({"filter": filter_body(ids, filter), "all": all, "dry_run": dry_run});
+            let mut body =
+                json!({"filter": filter_body(ids, filter), "all": all, "dry_run": dry_run});
             if let Some(rate) = rate {
                 body["rate"] = json!(rate);
             }
@@ -30,19 +31,28 @@ pub(super) async fn run(command: &DeadLettersCommand, term: &Term) -> CommandRes
             said(&answer, format!("{} letters were discarded", number(&answer, "discarded")), term)
         }
         DeadLettersCommand::Acts { limit, client } => {
-            let answer = Client::new(client)?.get(&format!("/v1/dead-letter-acts?limit={limit}")).await?;
+            let answer =
+                Client::new(client)?.get(&format!("/v1/dead-letter-acts?limit={limit}")).await?;
             let rows: Vec<Vec<String>> = items(&answer, "items")
                 .map(|act| {
                     let cell = |name| visible(&text(act, name));
                     vec![cell("at"), cell("by"), cell("action"), cell("letters"), cell("detail")]
                 })
                 .collect();
-            said(&answer, if rows.is_empty() { "nothing was done yet".to_owned() } else { table(&rows) }, term)
+            said(
+                &answer,
+                if rows.is_empty() { "nothing was done yet".to_owned() } else { table(&rows) },
+                term,
+            )
         }
         DeadLettersCommand::AllowStorm { group, reason, client } => {
             let body = json!({"group": group, "reason": reason});
-            let answer = Client::new(client)?.post("/v1/dead-letters:allow-storm", &body, None).await?;
-            let text = format!("group {group} writes its letters for {} s", number(&answer, "allowed_seconds"));
+            let answer =
+                Client::new(client)?.post("/v1/dead-letters:allow-storm", &body, None).await?;
+            let text = format!(
+                "group {group} writes its letters for {} s",
+                number(&answer, "allowed_seconds")
+            );
             said(&answer, text, term)
         }
     }
@@ -112,10 +122,18 @@ async fn list(args: &ListLettersArgs, term: &Term) -> CommandResult {
             let cell = |name| visible(&text(letter, name));
             let content = format!("{}/{}/{}", cell("tenant"), cell("type"), cell("content_id"));
             let content = if content == "//" { "unknown content".to_owned() } else { content };
-            vec![cell("id"), cell("state"), cell("class"), cell("code"), cell("last_failed_at"), content]
+            vec![
+                cell("id"),
+                cell("state"),
+                cell("class"),
+                cell("code"),
+                cell("last_failed_at"),
+                content,
+            ]
         })
         .collect();
-    let list = if rows.is_empty() { format!("no letters are {}", args.state) } else { table(&rows) };
+    let list =
+        if rows.is_empty() { format!("no letters are {}", args.state) } else { table(&rows) };
     said(&answer, list, term)?;
     if let Some(next) = answer.get("next_cursor").and_then(Value::as_str).filter(|_| !term.json) {
         term.note(format_args!("there are more: --cursor {next}"));
@@ -139,7 +157,10 @@ async fn show(client: &Client, id: &str, term: &Term) -> CommandResult {
         .collect();
     rows.push(vec!["key".to_owned(), bytes(&answer["key"])]);
     for header in items(&answer, "headers") {
-        rows.push(vec![format!("header {}", visible(&text(header, "name"))), bytes(&header["value"])]);
+        rows.push(vec![
+            format!("header {}", visible(&text(header, "name"))),
+            bytes(&header["value"]),
+        ]);
     }
     rows.push(vec!["payload".to_owned(), bytes(&answer["payload"])]);
     said(&answer, table(&rows), term)
@@ -155,7 +176,9 @@ async fn replay(client: &Client, body: &Value, term: &Term) -> CommandResult {
         tokio::time::sleep(PROGRESS_EVERY).await;
         match client.get(&format!("/v1/dead-letter-jobs/{}", encode(&id))).await {
             Ok(now) => job = now,
-            Err(error) if error.is_retryable() => progress.note(term, &Failure::from(error).message),
+            Err(error) if error.is_retryable() => {
+                progress.note(term, &Failure::from(error).message)
+            }
             Err(error) => return Err(error.into()),
         }
     }
@@ -168,7 +191,8 @@ async fn replay(client: &Client, body: &Value, term: &Term) -> CommandResult {
 
 fn replay_text(job: &Value) -> String {
     let count = |name| number(job, name);
-    let would = if job.get("dry_run").and_then(Value::as_bool) == Some(true) { "would be " } else { "" };
+    let would =
+        if job.get("dry_run").and_then(Value::as_bool) == Some(true) { "would be " } else { "" };
     let mut text = format!(
         "{} letters: {} {would}applied, {} superseded by newer states",
         count("letters"),
@@ -194,19 +218,28 @@ mod tests {
 
     #[test]
     fn what_became_of_letters_is_told() {
-        let job =
-            json!({"letters": 5, "applied": 1, "superseded": 2, "failed": 1, "dropped": 1, "closed": 0, "busy": 0});
+        let job = json!({"letters": 5, "applied": 1, "superseded": 2, "failed": 1, "dropped": 1, "closed": 0, "busy": 0});
         let text = replay_text(&job);
-        assert!(text.starts_with("5 letters: 1 applied, 2 superseded by newer states, 1 failed again"), "{text}");
+        assert!(
+            text.starts_with("5 letters: 1 applied, 2 superseded by newer states, 1 failed again"),
+            "{text}"
+        );
         assert!(text.ends_with("1 discarded meanwhile"), "{text}");
         let dry = json!({"letters": 1, "applied": 1, "superseded": 0, "dry_run": true});
-        assert_eq!(replay_text(&dry), "1 letters: 1 would be applied, 0 superseded by newer states");
+        assert_eq!(
+            replay_text(&dry),
+            "1 letters: 1 would be applied, 0 superseded by newer states"
+        );
     }
 
     #[test]
     fn a_filter_holds_what_was_given() {
-        let filter = LetterFilterArgs { group: Some("indexer".to_owned()), ..LetterFilterArgs::default() };
+        let filter =
+            LetterFilterArgs { group: Some("indexer".to_owned()), ..LetterFilterArgs::default() };
         assert_eq!(filter_body(&[], &filter), json!({"group": "indexer"}));
-        assert_eq!(filter_body(&["a/1/2".to_owned()], &LetterFilterArgs::default()), json!({"ids": ["a/1/2"]}));
+        assert_eq!(
+            filter_body(&["a/1/2".to_owned()], &LetterFilterArgs::default()),
+            json!({"ids": ["a/1/2"]})
+        );
     }
 }

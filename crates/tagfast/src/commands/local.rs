@@ -48,7 +48,8 @@ pub(super) fn backup(args: &BackupArgs, term: &Term) -> CommandResult {
         return Err(Failure::new(format!("{} is not a data directory", args.data_dir.display()))
             .hint("name the server's data directory with --data-dir"));
     }
-    let copy = |show: &dyn Fn(u64, u64)| backup::backup(&args.data_dir, &args.dir, &SystemClock, show);
+    let copy =
+        |show: &dyn Fn(u64, u64)| backup::backup(&args.data_dir, &args.dir, &SystemClock, show);
     let done = copying(term, "backup, pages", copy)
         .map_err(|e| Failure::new(format!("the backup failed: {}", with_sources(&e))))?;
     report(&done, &format!("copied to {}", args.dir.display()), term)
@@ -57,14 +58,20 @@ pub(super) fn backup(args: &BackupArgs, term: &Term) -> CommandResult {
 /// `restore`
 pub(super) fn restore(args: &RestoreArgs, term: &Term) -> CommandResult {
     if !args.dir.is_dir() {
-        return Err(Failure::new(format!("{} is not a backup: there is no such directory", args.dir.display()))
-            .hint("make one with: tagfast backup DIR --data-dir ./tagfast-data"));
+        return Err(Failure::new(format!(
+            "{} is not a backup: there is no such directory",
+            args.dir.display()
+        ))
+        .hint("make one with: tagfast backup DIR --data-dir ./tagfast-data"));
     }
-    let copy = |show: &dyn Fn(u64, u64)| backup::restore(&args.dir, &args.data_dir, &SystemClock, show);
+    let copy =
+        |show: &dyn Fn(u64, u64)| backup::restore(&args.dir, &args.data_dir, &SystemClock, show);
     let done = copying(term, "restore, pages", copy)
         .map_err(|e| Failure::new(format!("the restore failed: {}", with_sources(&e))))?;
-    let sentence =
-        format!("restored to {}; the index and the counts are rebuilt at the next start", args.data_dir.display());
+    let sentence = format!(
+        "restored to {}; the index and the counts are rebuilt at the next start",
+        args.data_dir.display()
+    );
     report(&done, &sentence, term)
 }
 
@@ -74,8 +81,10 @@ pub(super) fn decode(args: &DecodeArgs, term: &Term) -> CommandResult {
         let [content_type, id] = content.as_slice() else {
             return Err(Failure::usage("--content takes a type and an id"));
         };
-        let key = ContentKey::parse(&args.tenant, content_type, id).map_err(|e| Failure::usage(e.to_string()))?;
-        let found = tagfast_store_embedded::debug_dump(dir, &key).map_err(|e| Failure::new(with_sources(&e)))?;
+        let key = ContentKey::parse(&args.tenant, content_type, id)
+            .map_err(|e| Failure::usage(e.to_string()))?;
+        let found = tagfast_store_embedded::debug_dump(dir, &key)
+            .map_err(|e| Failure::new(with_sources(&e)))?;
         let Some((version, bytes, document)) = found else {
             return Err(Failure::new(format!("{key} has no document: nobody ever tagged it")));
         };
@@ -85,7 +94,9 @@ pub(super) fn decode(args: &DecodeArgs, term: &Term) -> CommandResult {
         return Ok(Exit::Done);
     }
     let bytes = match (&args.hex, &args.file) {
-        (Some(hex), _) => unhex(hex).ok_or_else(|| Failure::usage("--hex takes pairs of hexadecimal digits"))?,
+        (Some(hex), _) => {
+            unhex(hex).ok_or_else(|| Failure::usage("--hex takes pairs of hexadecimal digits"))?
+        }
         (None, Some(file)) if file != "-" => {
             std::fs::read(file).map_err(|e| Failure::new(format!("cannot read {file}: {e}")))?
         }
@@ -95,10 +106,13 @@ pub(super) fn decode(args: &DecodeArgs, term: &Term) -> CommandResult {
             bytes
         }
         (None, None) => {
-            return Err(Failure::usage("nothing to decode: give a file, --hex, or --data-dir with --content"));
+            return Err(Failure::usage(
+                "nothing to decode: give a file, --hex, or --data-dir with --content",
+            ));
         }
     };
-    let document = tagfast_domain::codec::decode(&bytes).map_err(|e| Failure::new(e.to_string()))?;
+    let document =
+        tagfast_domain::codec::decode(&bytes).map_err(|e| Failure::new(e.to_string()))?;
     term.value(&describe(&document, &bytes))?;
     Ok(Exit::Done)
 }
@@ -112,7 +126,9 @@ fn describe(document: &Document, bytes: &[u8]) -> Value {
                    "ord": t.ord.to_string(), "present": t.present})
         })
         .collect();
-    let names = |list: &[tagfast_domain::TagName]| list.iter().map(|n| n.as_str().to_owned()).collect::<Vec<_>>();
+    let names = |list: &[tagfast_domain::TagName]| {
+        list.iter().map(|n| n.as_str().to_owned()).collect::<Vec<_>>()
+    };
     let recent: Vec<Value> = document
         .recent
         .iter()
@@ -145,8 +161,8 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
 
 /// `config check`
 pub(super) fn config_check(file: &ConfigFile, term: &Term) -> CommandResult {
-    let (config, sources) =
-        crate::config::load(file.config.as_deref(), &env::of_process(), &[]).map_err(|e| Failure::config(&e))?;
+    let (config, sources) = crate::config::load(file.config.as_deref(), &env::of_process(), &[])
+        .map_err(|e| Failure::config(&e))?;
     let errors = config.check_files();
     if !errors.is_empty() {
         return Err(Failure::config(&errors));
@@ -218,7 +234,13 @@ mod tests {
     use super::*;
 
     fn decode_args() -> DecodeArgs {
-        DecodeArgs { file: None, hex: None, data_dir: None, content: None, tenant: "default".to_owned() }
+        DecodeArgs {
+            file: None,
+            hex: None,
+            data_dir: None,
+            content: None,
+            tenant: "default".to_owned(),
+        }
     }
 
     #[test]
@@ -234,9 +256,15 @@ mod tests {
         let bytes = codec::encode(&Document::default());
         let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
         let (term, captured) = Term::memory(false);
-        assert_eq!(decode(&DecodeArgs { hex: Some(hex), ..decode_args() }, &term).unwrap(), Exit::Done);
+        assert_eq!(
+            decode(&DecodeArgs { hex: Some(hex), ..decode_args() }, &term).unwrap(),
+            Exit::Done
+        );
         let shown: Value = serde_json::from_str(&captured.out()).unwrap();
-        assert_eq!((shown["format"].as_u64(), shown["taggings"].as_array().map(Vec::len)), (Some(1), Some(0)));
+        assert_eq!(
+            (shown["format"].as_u64(), shown["taggings"].as_array().map(Vec::len)),
+            (Some(1), Some(0))
+        );
     }
 
     #[test]

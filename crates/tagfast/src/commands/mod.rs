@@ -36,10 +36,14 @@ pub fn run(command: Command, term: &Term) -> CommandResult {
         Command::Recount(args) => block_on(operations::recount(&args, term)),
         Command::Reindex(args) => block_on(operations::reindex(&args, term)),
         // Watching is ended by Ctrl-C and by nothing else: that is no failure.
-        Command::Status(args) if args.watch => block_on_until(status::status(&args, term), || Ok(Exit::Done)),
+        Command::Status(args) if args.watch => {
+            block_on_until(status::status(&args, term), || Ok(Exit::Done))
+        }
         Command::Status(args) => block_on(status::status(&args, term)),
         Command::Failovers(args) => block_on(operations::failovers(&args, term)),
-        Command::Receipts(ReceiptsCommand::Check { file, client }) => block_on(receipts::check(&file, &client, term)),
+        Command::Receipts(ReceiptsCommand::Check { file, client }) => {
+            block_on(receipts::check(&file, &client, term))
+        }
         Command::DeadLetters(command) => block_on(letters::run(&command, term)),
         Command::Breakers(command) => block_on(breakers::run(&command, term)),
         Command::Backup(args) => local::backup(&args, term),

@@ -16,7 +16,13 @@ const LONG: Duration = Duration::from_secs(24 * 3600);
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 
 /// Waits for a long call while showing the progress that `/v1/status` tells of it.
-async fn long_call(client: &Client, operation: &str, path: &str, body: &Value, term: &Term) -> Result<Value, Failure> {
+async fn long_call(
+    client: &Client,
+    operation: &str,
+    path: &str,
+    body: &Value,
+    term: &Term,
+) -> Result<Value, Failure> {
     let mut progress = Progress::new(term, operation, None);
     let call = client.post(path, body, Some(LONG));
     tokio::pin!(call);
@@ -89,10 +95,16 @@ fn recount_text(answer: &Value, drifted: bool, repaired: bool) -> String {
         .into_iter()
         .flatten()
         .map(|row| {
-            let cell =
-                |name: &str| row.get(name).map(|v| v.as_str().map_or_else(|| v.to_string(), crate::term::visible));
+            let cell = |name: &str| {
+                row.get(name)
+                    .map(|v| v.as_str().map_or_else(|| v.to_string(), crate::term::visible))
+            };
             let cell = |name| cell(name).unwrap_or_default();
-            vec![cell("tag"), format!("counted {}", cell("counted")), format!("true {}", cell("true"))]
+            vec![
+                cell("tag"),
+                format!("counted {}", cell("counted")),
+                format!("true {}", cell("true")),
+            ]
         })
         .collect();
     if !rows.is_empty() {
@@ -103,7 +115,13 @@ fn recount_text(answer: &Value, drifted: bool, repaired: bool) -> String {
 }
 
 /// Calls and prints the answer as it is.
-async fn plain(args: &ClientArgs, method: Method, path: &str, body: Option<Value>, term: &Term) -> CommandResult {
+async fn plain(
+    args: &ClientArgs,
+    method: Method,
+    path: &str,
+    body: Option<Value>,
+    term: &Term,
+) -> CommandResult {
     let client = Client::new(args)?;
     let body = body.map(|b| b.to_string().into_bytes());
     let answer = client.call(method, path, Options { body, ..Options::default() }).await?;
@@ -126,7 +144,8 @@ mod tests {
             "rows": [{"tenant": "default", "tag": "ui", "counted": 3, "true": 4}]});
         let text = recount_text(&answer, true, false);
         assert!(
-            text.contains("1 contents and 2 counts had drifted") && text.contains("ui  counted 3  true 4"),
+            text.contains("1 contents and 2 counts had drifted")
+                && text.contains("ui  counted 3  true 4"),
             "{text}"
         );
         assert_eq!(recount_text(&answer, false, false), "10 contents compared, no drift");

@@ -29,7 +29,9 @@ pub(super) async fn check(file: &str, args: &ClientArgs, term: &Term) -> Command
     }
     let client = &client;
     let mut answers = stream::iter(receipts)
-        .map(|(line, receipt)| async move { (line, client.get(&format!("/v1/receipts/{}", encode(&receipt))).await) })
+        .map(|(line, receipt)| async move {
+            (line, client.get(&format!("/v1/receipts/{}", encode(&receipt))).await)
+        })
         .buffered(PARALLEL);
     let mut counts = std::collections::BTreeMap::<String, u64>::new();
     let mut rows = Vec::new();
@@ -37,7 +39,9 @@ pub(super) async fn check(file: &str, args: &ClientArgs, term: &Term) -> Command
         let (verdict, reason, answer) = judge(answer)?;
         *counts.entry(verdict.clone()).or_default() += 1;
         if term.json {
-            rows.push(json!({"line": line, "verdict": verdict, "reason": reason, "answer": answer}));
+            rows.push(
+                json!({"line": line, "verdict": verdict, "reason": reason, "answer": answer}),
+            );
         } else {
             let reason = reason.map(|r| format!("({r})")).unwrap_or_default();
             term.line(table(&[vec![format!("line {line}"), verdict, reason]]).trim_end())?;
@@ -58,7 +62,8 @@ fn judge(answer: Result<Value, ClientError>) -> Result<(String, Option<String>, 
     match answer {
         Ok(answer) => {
             let text = |name: &str| answer.get(name).and_then(Value::as_str).map(str::to_owned);
-            let verdict = text("verdict").ok_or_else(|| Failure::new("the answer has no verdict"))?;
+            let verdict =
+                text("verdict").ok_or_else(|| Failure::new("the answer has no verdict"))?;
             Ok((verdict, text("reason"), answer))
         }
         Err(ClientError::Problem(problem)) if problem.code == "bad_token" => {
@@ -75,10 +80,15 @@ mod tests {
 
     #[test]
     fn verdicts_and_unreadable_receipts_are_answers_outages_are_not() {
-        let (verdict, reason, _) = judge(Ok(json!({"verdict": "unknown", "reason": "expired"}))).unwrap();
+        let (verdict, reason, _) =
+            judge(Ok(json!({"verdict": "unknown", "reason": "expired"}))).unwrap();
         assert_eq!((verdict.as_str(), reason.as_deref()), ("unknown", Some("expired")));
         let problem = |status, code: &str| {
-            ClientError::Problem(Box::new(Problem { status, code: code.to_owned(), ..Problem::default() }))
+            ClientError::Problem(Box::new(Problem {
+                status,
+                code: code.to_owned(),
+                ..Problem::default()
+            }))
         };
         assert_eq!(judge(Err(problem(400, "bad_token"))).unwrap().0, "unreadable");
         assert!(judge(Err(problem(503, "unavailable"))).is_err());

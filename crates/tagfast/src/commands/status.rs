@@ -38,7 +38,9 @@ pub(super) async fn status(args: &StatusArgs, term: &Term) -> CommandResult {
         let at = rfc3339(SystemClock.now_ms());
         match answer {
             Ok(answer) if term.json => term.line(&answer)?,
-            Ok(answer) if in_place => term.bytes(frame(&format!("{at}\n{}", status_text(&answer))).as_bytes())?,
+            Ok(answer) if in_place => {
+                term.bytes(frame(&format!("{at}\n{}", status_text(&answer))).as_bytes())?
+            }
             Ok(answer) => term.line(format_args!("{at} {}", status_line(&answer)))?,
             // Watching through a restart is what watching is for.
             Err(error) if error.is_retryable() => {
@@ -80,7 +82,11 @@ fn list<'a>(answer: &'a Value, name: &str) -> &'a [Value] {
 /// For how long, from milliseconds.
 fn since(breaker: &Value) -> String {
     let ms = breaker.get("since_ms").and_then(Value::as_u64).unwrap_or(0);
-    if ms < 60_000 { format!("{:.1} s", ms as f64 / 1000.0) } else { format!("{} min", ms / 60_000) }
+    if ms < 60_000 {
+        format!("{:.1} s", ms as f64 / 1000.0)
+    } else {
+        format!("{} min", ms / 60_000)
+    }
 }
 
 fn lag(consumer: &Value) -> f64 {
@@ -97,15 +103,28 @@ fn status_text(answer: &Value) -> String {
         vec!["contents in the index".to_owned(), text(answer, "indexed_contents")],
     ];
     for c in list(answer, "consumers") {
-        let state = format!("{}, lag {:.2} s, {} dead letters", text(c, "state"), lag(c), text(c, "dead_letters"));
+        let state = format!(
+            "{}, lag {:.2} s, {} dead letters",
+            text(c, "state"),
+            lag(c),
+            text(c, "dead_letters")
+        );
         rows.push(vec![format!("consumer {}", text(c, "group")), state]);
     }
     for l in list(answer, "limits") {
-        let state = format!("{} of {} at once, {} shed", text(l, "in_flight"), text(l, "limit"), text(l, "shed"));
+        let state = format!(
+            "{} of {} at once, {} shed",
+            text(l, "in_flight"),
+            text(l, "limit"),
+            text(l, "shed")
+        );
         rows.push(vec![format!("limit {}", text(l, "name")), state]);
     }
     for r in list(answer, "running") {
-        rows.push(vec![format!("running {}", text(r, "operation")), format!("{} contents", text(r, "contents"))]);
+        rows.push(vec![
+            format!("running {}", text(r, "operation")),
+            format!("{} contents", text(r, "contents")),
+        ]);
     }
     for d in list(answer, "degraded") {
         rows.push(vec![format!("degraded {}", text(d, "feature")), text(d, "reason")]);
@@ -148,7 +167,12 @@ fn status_line(answer: &Value) -> String {
             text(l, "limit"),
             text(l, "shed")
         )),
-        several("consumers", &|c| format!("{} {} lag {:.2} s", text(c, "group"), text(c, "state"), lag(c))),
+        several("consumers", &|c| format!(
+            "{} {} lag {:.2} s",
+            text(c, "group"),
+            text(c, "state"),
+            lag(c)
+        )),
         several("not_ready", &|p| both(p, "part", "problem")),
     )
 }

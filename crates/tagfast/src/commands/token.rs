@@ -19,8 +19,12 @@ pub(super) fn issue(args: &TokenIssueArgs, term: &Term) -> CommandResult {
     let secret = read_secret(&args.secret_file).map_err(Failure::new)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let claims = claims(args, now)?;
-    let token = jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &EncodingKey::from_secret(&secret))
-        .map_err(|e| Failure::new(format!("cannot sign the token: {e}")))?;
+    let token = jsonwebtoken::encode(
+        &Header::new(Algorithm::HS256),
+        &claims,
+        &EncodingKey::from_secret(&secret),
+    )
+    .map_err(|e| Failure::new(format!("cannot sign the token: {e}")))?;
     if term.json {
         term.value(&json!({"token": token, "claims": claims}))?;
     } else {
@@ -33,7 +37,10 @@ fn claims(args: &TokenIssueArgs, now: u64) -> Result<Value, Failure> {
     let tenant = TenantId::parse(&args.tenant).map_err(|e| Failure::usage(e.to_string()))?;
     let user = UserId::parse(&args.user).map_err(|e| Failure::usage(e.to_string()))?;
     if let Some(scope) = args.scope.split_whitespace().find(|s| !SCOPES.contains(s)) {
-        return Err(Failure::usage(format!("unknown scope {scope:?}; the scopes are {}", SCOPES.join(", "))));
+        return Err(Failure::usage(format!(
+            "unknown scope {scope:?}; the scopes are {}",
+            SCOPES.join(", ")
+        )));
     }
     let mut claims = json!({
         "tenant": tenant.as_str(),

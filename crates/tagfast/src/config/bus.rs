@@ -62,7 +62,9 @@ fn sasl(raw: &RawConfig, errors: &mut Vec<String>) -> Option<(SaslMechanism, Str
     };
     let named = text(kafka.sasl_user.as_ref()).zip(text(kafka.sasl_password_file.as_ref()));
     if named.is_none() {
-        errors.push("kafka.sasl_mechanism needs kafka.sasl_user and kafka.sasl_password_file".to_owned());
+        errors.push(
+            "kafka.sasl_mechanism needs kafka.sasl_user and kafka.sasl_password_file".to_owned(),
+        );
     }
     named.map(|(user, file)| (mechanism, user, PathBuf::from(file)))
 }
@@ -70,7 +72,10 @@ fn sasl(raw: &RawConfig, errors: &mut Vec<String>) -> Option<(SaslMechanism, Str
 pub(super) fn kafka(raw: &RawConfig, errors: &mut Vec<String>) -> Option<KafkaConfig> {
     let brokers = raw.kafka.brokers.clone().filter(|brokers| !brokers.is_empty())?;
     for broker in &brokers {
-        if broker.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err()) {
+        if broker
+            .rsplit_once(':')
+            .is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err())
+        {
             errors.push(format!("kafka.brokers holds {broker:?}; write it as host:port"));
         }
     }
@@ -86,9 +91,13 @@ pub(super) fn kafka(raw: &RawConfig, errors: &mut Vec<String>) -> Option<KafkaCo
 pub(super) fn opensearch(raw: &RawConfig, errors: &mut Vec<String>) -> Option<OpenSearchConfig> {
     let url = text(raw.search.opensearch_url.as_ref())?;
     if raw.kafka.brokers.as_ref().is_none_or(Vec::is_empty) {
-        errors.push("search.opensearch_url needs kafka.brokers: the index is fed through the bus".to_owned());
+        errors.push(
+            "search.opensearch_url needs kafka.brokers: the index is fed through the bus"
+                .to_owned(),
+        );
     }
-    let shards = number(raw.search.opensearch_shards, 8, "search.opensearch_shards", 1..=1024, errors);
+    let shards =
+        number(raw.search.opensearch_shards, 8, "search.opensearch_shards", 1..=1024, errors);
     Some(OpenSearchConfig { url, shards: shards as u32 })
 }
 

@@ -35,10 +35,17 @@ pub(super) fn cache(raw: &RawConfig, errors: &mut Vec<String>) -> CacheConfig {
         Duration::from_secs(number(given, default, name, from..=30 * 86_400, errors) as u64)
     };
     let soft_ttl = seconds(cache.soft_ttl_seconds, 60, "cache.soft_ttl_seconds", 1);
-    let stale_if_error = seconds(cache.stale_if_error_seconds, 3600, "cache.stale_if_error_seconds", 0);
+    let stale_if_error =
+        seconds(cache.stale_if_error_seconds, 3600, "cache.stale_if_error_seconds", 0);
     CacheConfig {
         redis_url: text(cache.redis_url.as_ref()),
-        l1_max_bytes: number(cache.l1_max_bytes, 64 << 20, "cache.l1_max_bytes", 0..=1 << 40, errors),
+        l1_max_bytes: number(
+            cache.l1_max_bytes,
+            64 << 20,
+            "cache.l1_max_bytes",
+            0..=1 << 40,
+            errors,
+        ),
         soft_ttl,
         stale_if_error,
     }
@@ -49,7 +56,8 @@ pub(super) fn tenant_weights(raw: &RawConfig, errors: &mut Vec<String>) -> BTree
     let mut weights = BTreeMap::new();
     for item in raw.limits.tenant_weights.iter().flatten() {
         let parsed = item.split_once('=').and_then(|(tenant, weight)| {
-            let weight = weight.trim().parse().ok().filter(|weight| (1..=MOST_WEIGHT).contains(weight))?;
+            let weight =
+                weight.trim().parse().ok().filter(|weight| (1..=MOST_WEIGHT).contains(weight))?;
             Some((TenantId::parse(tenant.trim()).ok()?, weight))
         });
         match parsed {
@@ -89,14 +97,19 @@ mod tests {
         );
         assert_eq!(errors, Vec::<String>::new());
         assert_eq!(cache.redis_url.as_deref(), Some("redis://r:6379"));
-        assert_eq!((cache.l1_max_bytes, cache.soft_ttl.as_secs(), cache.stale_if_error.as_secs()), (0, 5, 0));
+        assert_eq!(
+            (cache.l1_max_bytes, cache.soft_ttl.as_secs(), cache.stale_if_error.as_secs()),
+            (0, 5, 0)
+        );
     }
 
     #[test]
     fn tenants_are_weighed() {
-        let (_, weights, errors) = judged("[limits]\ntenant_weights = [\"acme=3\", \" umbra = 100 \"]");
+        let (_, weights, errors) =
+            judged("[limits]\ntenant_weights = [\"acme=3\", \" umbra = 100 \"]");
         assert_eq!(errors, Vec::<String>::new());
-        let weights: Vec<_> = weights.iter().map(|(tenant, weight)| (tenant.as_str(), *weight)).collect();
+        let weights: Vec<_> =
+            weights.iter().map(|(tenant, weight)| (tenant.as_str(), *weight)).collect();
         assert_eq!(weights, [("acme", 3), ("umbra", 100)]);
     }
 

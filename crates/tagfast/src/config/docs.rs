@@ -17,11 +17,17 @@ pub fn markdown() -> String {
     for (section, about) in SECTIONS {
         out.push_str(&format!("\n## [{section}]\n\n{about}\n"));
         for key in KEYS.iter().filter(|k| k.section == *section) {
-            let default = if key.default.is_empty() { "not set".to_owned() } else { format!("`{}`", key.default) };
+            let default = if key.default.is_empty() {
+                "not set".to_owned()
+            } else {
+                format!("`{}`", key.default)
+            };
             let scope = match key.scope {
                 Scope::Both => "",
                 Scope::Embedded => " Only with `store.kind = \"embedded\"`.",
-                Scope::Cluster => " Only with `store.kind = \"postgres\"`; no effect in embedded mode.",
+                Scope::Cluster => {
+                    " Only with `store.kind = \"postgres\"`; no effect in embedded mode."
+                }
             };
             out.push_str(&format!(
                 "\n### `{}`\n\n{}, default {default}; in the environment `{}`.{scope}\n\n{}\n\n{}\n",
@@ -80,7 +86,10 @@ pub fn effective_json(sources: &Sources) -> serde_json::Value {
                 }
                 None => (serde_json::Value::Null, Source::Default),
             };
-            table.insert(key.name.to_owned(), serde_json::json!({"value": value, "source": source.to_string()}));
+            table.insert(
+                key.name.to_owned(),
+                serde_json::json!({"value": value, "source": source.to_string()}),
+            );
         }
         out.insert((*section).to_owned(), table.into());
     }
@@ -107,11 +116,14 @@ mod tests {
 
     #[test]
     fn the_effective_configuration_is_a_configuration_and_hides_passwords() {
-        let file = "[cache]\nredis_url = \"redis://me:geheim@host:1/0\"\n[kafka]\nbrokers = [\"a:1\"]\n";
+        let file =
+            "[cache]\nredis_url = \"redis://me:geheim@host:1/0\"\n[kafka]\nbrokers = [\"a:1\"]\n";
         let sources = gather(Some((Path::new("t.toml"), file)), &BTreeMap::new(), &[]).unwrap();
         let text = effective(&sources);
         assert!(text.contains("redis_url = \"redis://***@host:1/0\" # file"), "{text}");
-        assert!(!text.contains("geheim") && !effective_json(&sources).to_string().contains("geheim"));
+        assert!(
+            !text.contains("geheim") && !effective_json(&sources).to_string().contains("geheim")
+        );
         let again = gather(Some((Path::new("p.toml"), &text)), &BTreeMap::new(), &[]).unwrap();
         assert_eq!(again.raw.kafka.brokers, Some(vec!["a:1".to_owned()]));
         assert_eq!(again.raw.server.max_connections, Some(10_000));
@@ -121,7 +133,9 @@ mod tests {
     fn the_reference_names_every_key() {
         let text = markdown();
         for key in KEYS {
-            assert!(text.contains(&format!("### `{}`", key.path())) && text.contains(&key.env_name()));
+            assert!(
+                text.contains(&format!("### `{}`", key.path())) && text.contains(&key.env_name())
+            );
         }
     }
 

@@ -21,11 +21,14 @@ pub fn of_process() -> BTreeMap<String, String> {
 }
 
 /// The keys that `env` sets, as TOML values of the keys' types; all errors at once.
-pub fn parse(env: &BTreeMap<String, String>) -> (Vec<(&'static Key, String, toml::Value)>, Vec<String>) {
+pub fn parse(
+    env: &BTreeMap<String, String>,
+) -> (Vec<(&'static Key, String, toml::Value)>, Vec<String>) {
     let (mut set, mut errors) = (Vec::new(), Vec::new());
     for (name, text) in env {
         let Some(path) = name.strip_prefix(PREFIX) else { continue };
-        let key = path.split_once("__").and_then(|(s, k)| find(&s.to_lowercase(), &k.to_lowercase()));
+        let key =
+            path.split_once("__").and_then(|(s, k)| find(&s.to_lowercase(), &k.to_lowercase()));
         let Some(key) = key else {
             errors.push(unknown(name));
             continue;
@@ -33,7 +36,10 @@ pub fn parse(env: &BTreeMap<String, String>) -> (Vec<(&'static Key, String, toml
         match value(key.kind, text) {
             Ok(value) => set.push((key, name.clone(), value)),
             Err(given) => {
-                errors.push(format!("environment variable {name}: expected a {}, got {given:?}", key.kind.as_str()));
+                errors.push(format!(
+                    "environment variable {name}: expected a {}, got {given:?}",
+                    key.kind.as_str()
+                ));
             }
         }
     }
@@ -43,8 +49,12 @@ pub fn parse(env: &BTreeMap<String, String>) -> (Vec<(&'static Key, String, toml
 fn unknown(name: &str) -> String {
     let names: Vec<String> = KEYS.iter().map(Key::env_name).collect();
     match suggest(name, names.iter().map(String::as_str)) {
-        Some(near) => format!("environment variable {name} is not a configuration key; did you mean {near}?"),
-        None => format!("environment variable {name} is not a configuration key; `tagfast config docs` lists them"),
+        Some(near) => {
+            format!("environment variable {name} is not a configuration key; did you mean {near}?")
+        }
+        None => format!(
+            "environment variable {name} is not a configuration key; `tagfast config docs` lists them"
+        ),
     }
 }
 
@@ -88,7 +98,8 @@ mod tests {
             ("TAGFAST_URL", "not ours"),
         ]));
         assert_eq!(errors, Vec::<String>::new());
-        let got: BTreeMap<String, String> = set.into_iter().map(|(k, _, v)| (k.path(), v.to_string())).collect();
+        let got: BTreeMap<String, String> =
+            set.into_iter().map(|(k, _, v)| (k.path(), v.to_string())).collect();
         assert_eq!(got["server.max_connections"], "1000");
         assert_eq!(got["drills.enabled"], "true");
         assert_eq!(got["kafka.brokers"], "[\"a:1\", \"b:2\"]");
@@ -105,7 +116,14 @@ mod tests {
         ]));
         assert!(set.is_empty());
         assert_eq!(errors.len(), 3, "{errors:?}");
-        assert!(errors.iter().any(|e| e.contains("did you mean TAGFAST__SERVER__LISTEN?")), "{errors:?}");
-        assert!(errors.iter().any(|e| e.contains("TAGFAST__DRILLS__ENABLED") && e.contains("true or false")));
+        assert!(
+            errors.iter().any(|e| e.contains("did you mean TAGFAST__SERVER__LISTEN?")),
+            "{errors:?}"
+        );
+        assert!(
+            errors
+                .iter()
+                .any(|e| e.contains("TAGFAST__DRILLS__ENABLED") && e.contains("true or false"))
+        );
     }
 }

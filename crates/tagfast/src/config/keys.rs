@@ -357,7 +357,11 @@ mod tests {
     #[test]
     fn every_number_says_what_goes_wrong_in_both_directions() {
         for key in KEYS.iter().filter(|k| k.kind == Kind::Number || k.kind == Kind::Fraction) {
-            assert!(key.wrong.contains("Too high:") && key.wrong.contains("Too low:"), "{}", key.path());
+            assert!(
+                key.wrong.contains("Too high:") && key.wrong.contains("Too low:"),
+                "{}",
+                key.path()
+            );
         }
     }
 

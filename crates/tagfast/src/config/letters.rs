@@ -27,14 +27,24 @@ impl LettersConfig {
             Some((url, every, file)) => {
                 let secret = file.as_ref().map(|file| {
                     let read = std::fs::read_to_string(file);
-                    let text = read.map_err(|e| format!("dead_letters.webhook_secret_file {}: {e}", file.display()))?;
+                    let text = read.map_err(|e| {
+                        format!("dead_letters.webhook_secret_file {}: {e}", file.display())
+                    })?;
                     let secret = text.trim_end_matches(['\r', '\n']).as_bytes().to_vec();
                     if secret.is_empty() {
-                        return Err(format!("dead_letters.webhook_secret_file {} is empty", file.display()));
+                        return Err(format!(
+                            "dead_letters.webhook_secret_file {} is empty",
+                            file.display()
+                        ));
                     }
                     Ok(secret)
                 });
-                Some(WebhookOptions { url: url.clone(), secret: secret.transpose()?, every: *every, retry: RETRY })
+                Some(WebhookOptions {
+                    url: url.clone(),
+                    secret: secret.transpose()?,
+                    every: *every,
+                    retry: RETRY,
+                })
             }
         };
         Ok(ReplayerOptions { cooldown: self.cooldown, webhook })
@@ -56,9 +66,21 @@ fn is_safe(url: &str) -> bool {
 
 pub(super) fn letters(raw: &RawConfig, errors: &mut Vec<String>) -> LettersConfig {
     let letters = &raw.dead_letters;
-    let first_ms = number(letters.replay_after_ms, 300_000, "dead_letters.replay_after_ms", 100..=86_400_000, errors);
+    let first_ms = number(
+        letters.replay_after_ms,
+        300_000,
+        "dead_letters.replay_after_ms",
+        100..=86_400_000,
+        errors,
+    );
     let times = number(letters.replay_times, 3, "dead_letters.replay_times", 0..=10, errors);
-    let every = number(letters.webhook_every_ms, 900_000, "dead_letters.webhook_every_ms", 1000..=86_400_000, errors);
+    let every = number(
+        letters.webhook_every_ms,
+        900_000,
+        "dead_letters.webhook_every_ms",
+        1000..=86_400_000,
+        errors,
+    );
     let url = text(letters.webhook_url.as_ref());
     if url.as_ref().is_some_and(|url| !is_safe(url)) {
         // The URL may hold a secret: it is not repeated.
@@ -85,21 +107,33 @@ mod tests {
 
     fn judged(text: &str) -> (LettersConfig, Vec<String>) {
         let mut errors = Vec::new();
-        let config = letters(&toml::from_str(&format!("[dead_letters]\n{text}")).unwrap(), &mut errors);
+        let config =
+            letters(&toml::from_str(&format!("[dead_letters]\n{text}")).unwrap(), &mut errors);
         (config, errors)
     }
 
     #[test]
     fn a_webhook_is_https_or_here() {
-        for url in ["https://hooks.example/x", "http://127.0.0.1:9/x", "http://localhost", "http://[::1]:80/"] {
+        for url in [
+            "https://hooks.example/x",
+            "http://127.0.0.1:9/x",
+            "http://localhost",
+            "http://[::1]:80/",
+        ] {
             let (config, errors) = judged(&format!("webhook_url = \"{url}\""));
             assert_eq!((config.webhook.unwrap().0.as_str(), errors), (url, Vec::new()));
         }
-        for url in
-            ["http://hooks.example/s3cret", "ftp://127.0.0.1/s3cret", "s3cret", "http://127.0.0.1.example/s3cret"]
-        {
+        for url in [
+            "http://hooks.example/s3cret",
+            "ftp://127.0.0.1/s3cret",
+            "s3cret",
+            "http://127.0.0.1.example/s3cret",
+        ] {
             let (_, errors) = judged(&format!("webhook_url = \"{url}\""));
-            assert!(errors[0].contains("dead_letters.webhook_url") && !errors[0].contains("s3cret"), "{errors:?}");
+            assert!(
+                errors[0].contains("dead_letters.webhook_url") && !errors[0].contains("s3cret"),
+                "{errors:?}"
+            );
         }
     }
 

@@ -30,9 +30,10 @@ pub fn load(
     flags: &[Override],
 ) -> Result<(Config, Sources), Vec<String>> {
     let text = match file {
-        Some(path) => {
-            Some(std::fs::read_to_string(path).map_err(|e| vec![format!("cannot read {}: {e}", path.display())])?)
-        }
+        Some(path) => Some(
+            std::fs::read_to_string(path)
+                .map_err(|e| vec![format!("cannot read {}: {e}", path.display())])?,
+        ),
         None => None,
     };
     let sources = raw::gather(file.zip(text.as_deref()), env, flags)?;

@@ -94,7 +94,12 @@ impl PostgresConfig {
 }
 
 /// `SCOPE=REST` of a list's item.
-fn scoped<'a>(item: &'a str, key: &str, example: &str, errors: &mut Vec<String>) -> Option<(&'a str, &'a str)> {
+fn scoped<'a>(
+    item: &'a str,
+    key: &str,
+    example: &str,
+    errors: &mut Vec<String>,
+) -> Option<(&'a str, &'a str)> {
     let pair = item
         .split_once('=')
         .map(|(scope, rest)| (scope.trim(), rest.trim()))
@@ -114,29 +119,45 @@ fn clusters(raw: &RawConfig, errors: &mut Vec<String>) -> Vec<ClusterConfig> {
             clusters.push(ClusterConfig { scope, shards, patroni: Vec::new(), epochs_above: None });
         }
     }
-    let mut of_cluster =
-        |key: &str, items: Vec<String>, example: &str, put: &dyn Fn(&mut ClusterConfig, &str) -> bool| {
-            for item in items {
-                let Some((scope, value)) = scoped(&item, key, example, errors) else { continue };
-                match clusters.iter_mut().find(|c| c.scope == scope) {
-                    None => errors.push(format!("{key} names {scope:?}, which is not in store.clusters")),
-                    Some(cluster) => {
-                        if !put(cluster, value) {
-                            errors.push(format!("{key} holds {item:?}; write it as {example:?}"));
-                        }
+    let mut of_cluster = |key: &str,
+                          items: Vec<String>,
+                          example: &str,
+                          put: &dyn Fn(&mut ClusterConfig, &str) -> bool| {
+        for item in items {
+            let Some((scope, value)) = scoped(&item, key, example, errors) else { continue };
+            match clusters.iter_mut().find(|c| c.scope == scope) {
+                None => {
+                    errors.push(format!("{key} names {scope:?}, which is not in store.clusters"))
+                }
+                Some(cluster) => {
+                    if !put(cluster, value) {
+                        errors.push(format!("{key} holds {item:?}; write it as {example:?}"));
                     }
                 }
             }
-        };
-    of_cluster("store.patroni", list(&raw.store.patroni), "c0=http://127.0.0.1:8008", &|cluster, url| {
-        cluster.patroni.push(url.to_owned());
-        is_http_url(url)
-    });
-    of_cluster("store.epochs_above", list(&raw.store.epochs_above), "c0=1800000000000", &|cluster, ordinal| {
-        cluster.epochs_above = ordinal.parse().ok().map(EpochOrdinal);
-        cluster.epochs_above.is_some()
-    });
-    if let Err(error) = ShardMap::new(1, clusters.iter().map(|c| (c.scope.as_str(), c.shards.as_str()))) {
+        }
+    };
+    of_cluster(
+        "store.patroni",
+        list(&raw.store.patroni),
+        "c0=http://127.0.0.1:8008",
+        &|cluster, url| {
+            cluster.patroni.push(url.to_owned());
+            is_http_url(url)
+        },
+    );
+    of_cluster(
+        "store.epochs_above",
+        list(&raw.store.epochs_above),
+        "c0=1800000000000",
+        &|cluster, ordinal| {
+            cluster.epochs_above = ordinal.parse().ok().map(EpochOrdinal);
+            cluster.epochs_above.is_some()
+        },
+    );
+    if let Err(error) =
+        ShardMap::new(1, clusters.iter().map(|c| (c.scope.as_str(), c.shards.as_str())))
+    {
         errors.push(format!("store.clusters: {error}"));
     }
     clusters
@@ -147,7 +168,10 @@ pub(super) fn postgres(raw: &RawConfig, errors: &mut Vec<String>) -> PostgresCon
     let clusters = clusters(raw, errors);
     let etcd = store.etcd.clone().unwrap_or_default();
     if etcd.is_empty() || !etcd.iter().all(|url| is_http_url(url)) {
-        errors.push("store.etcd needs etcd's client URLs, for example [\"http://127.0.0.1:2379\"]".to_owned());
+        errors.push(
+            "store.etcd needs etcd's client URLs, for example [\"http://127.0.0.1:2379\"]"
+                .to_owned(),
+        );
     }
     let password_file = text(store.password_file.as_ref()).map(PathBuf::from);
     if password_file.is_none() {
@@ -165,7 +189,9 @@ pub(super) fn postgres(raw: &RawConfig, errors: &mut Vec<String>) -> PostgresCon
         "verify-ca" => TlsMode::VerifyCa,
         "verify-full" => TlsMode::VerifyFull,
         other => {
-            errors.push(format!("store.tls is {other:?}; use \"off\", \"verify-ca\" or \"verify-full\""));
+            errors.push(format!(
+                "store.tls is {other:?}; use \"off\", \"verify-ca\" or \"verify-full\""
+            ));
             TlsMode::Off
         }
     };
@@ -183,12 +209,35 @@ pub(super) fn postgres(raw: &RawConfig, errors: &mut Vec<String>) -> PostgresCon
         password_file: password_file.unwrap_or_default(),
         tls,
         tls_ca_file: tls_ca_file.unwrap_or_default(),
-        read_concurrency: number(store.read_concurrency, 16, "store.read_concurrency", 1..=1024, errors),
-        reads_per_second: number(store.reads_per_second, 0, "store.reads_per_second", 0..=10_000_000, errors) as u32,
+        read_concurrency: number(
+            store.read_concurrency,
+            16,
+            "store.read_concurrency",
+            1..=1024,
+            errors,
+        ),
+        reads_per_second: number(
+            store.reads_per_second,
+            0,
+            "store.reads_per_second",
+            0..=10_000_000,
+            errors,
+        ) as u32,
         lanes: number(store.lanes, 2, "store.lanes", 1..=16, errors),
-        outbox_max_bytes: number(store.outbox_max_bytes, 4 << 30, "store.outbox_max_bytes", 1 << 20..=1 << 50, errors)
-            as u64,
-        hold: Duration::from_millis(number(store.hold_ms, 10_000, "store.hold_ms", 0..=600_000, errors) as u64),
+        outbox_max_bytes: number(
+            store.outbox_max_bytes,
+            4 << 30,
+            "store.outbox_max_bytes",
+            1 << 20..=1 << 50,
+            errors,
+        ) as u64,
+        hold: Duration::from_millis(number(
+            store.hold_ms,
+            10_000,
+            "store.hold_ms",
+            0..=600_000,
+            errors,
+        ) as u64),
         state_redis: text(raw.state.redis_url.as_ref()),
         map_version: store.map_version.unwrap_or(1),
         kafka: bus::kafka(raw, errors),
@@ -219,7 +268,10 @@ mod tests {
         assert_eq!(errors, Vec::<String>::new());
         assert_eq!(config.clusters[0].epochs_above, Some(EpochOrdinal(17)));
         assert_eq!(config.clusters[1].patroni, ["http://h:8008"]);
-        assert_eq!((config.tls, config.tls_ca_file), (TlsMode::VerifyFull, PathBuf::from("ca.pem")));
+        assert_eq!(
+            (config.tls, config.tls_ca_file),
+            (TlsMode::VerifyFull, PathBuf::from("ca.pem"))
+        );
     }
 
     #[test]

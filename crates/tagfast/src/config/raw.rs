@@ -86,9 +86,15 @@ pub fn gather(
         let key = find(flag.path.0, flag.path.1).expect("flags name keys of the table");
         match env::value(key.kind, &flag.value) {
             Ok(value) => {
-                sources.set.insert((key.section, key.name), (value, Source::Flag(flag.flag.to_owned())));
+                sources
+                    .set
+                    .insert((key.section, key.name), (value, Source::Flag(flag.flag.to_owned())));
             }
-            Err(given) => errors.push(format!("{}: expected a {}, got {given:?}", flag.flag, key.kind.as_str())),
+            Err(given) => errors.push(format!(
+                "{}: expected a {}, got {given:?}",
+                flag.flag,
+                key.kind.as_str()
+            )),
         }
     }
     if !errors.is_empty() {
@@ -96,7 +102,8 @@ pub fn gather(
     }
     let mut table = toml::Table::new();
     for ((section, name), (value, _)) in &sources.set {
-        let section = table.entry(*section).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        let section =
+            table.entry(*section).or_insert_with(|| toml::Value::Table(toml::Table::new()));
         if let Some(section) = section.as_table_mut() {
             section.insert((*name).to_owned(), value.clone());
         }
@@ -125,12 +132,19 @@ fn read_file(path: &Path, text: &str, sources: &mut Sources, errors: &mut Vec<St
             continue;
         }
         let Some(table) = value.get_ref().as_table() else {
-            errors.push(format!("{}: {section_name} is a section: write [{section_name}]", at(section.span())));
+            errors.push(format!(
+                "{}: {section_name} is a section: write [{section_name}]",
+                at(section.span())
+            ));
             continue;
         };
         for (name, _) in table {
             if find(section_name, name.get_ref()).is_none() {
-                errors.push(format!("{}: {}", at(name.span()), unknown_key(section_name, name.get_ref())));
+                errors.push(format!(
+                    "{}: {}",
+                    at(name.span()),
+                    unknown_key(section_name, name.get_ref())
+                ));
             }
         }
     }
@@ -159,7 +173,11 @@ fn read_file(path: &Path, text: &str, sources: &mut Sources, errors: &mut Vec<St
 fn unknown_section(section: &str) -> String {
     // A key at the top level is most often one that lost its section.
     if let Some(key) = KEYS.iter().find(|k| k.name == section) {
-        return format!("unknown key {section}; did you mean {} (below [{}])?", key.path(), key.section);
+        return format!(
+            "unknown key {section}; did you mean {} (below [{}])?",
+            key.path(),
+            key.section
+        );
     }
     match suggest(section, SECTIONS.iter().map(|(s, _)| *s)) {
         Some(near) => format!("unknown section [{section}]; did you mean [{near}]?"),
@@ -183,7 +201,11 @@ fn unknown_key(section: &str, name: &str) -> String {
 mod tests {
     use super::*;
 
-    fn gather_text(text: &str, env: &[(&str, &str)], flags: &[Override]) -> Result<Sources, Vec<String>> {
+    fn gather_text(
+        text: &str,
+        env: &[(&str, &str)],
+        flags: &[Override],
+    ) -> Result<Sources, Vec<String>> {
         let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         gather(Some((Path::new("t.toml"), text)), &env, flags)
     }
@@ -191,13 +213,21 @@ mod tests {
     #[test]
     fn flags_win_over_environment_over_file_over_default() {
         let file = "[server]\nlisten = \"127.0.0.1:1\"\nmax_connections = 5\nmax_url_bytes = 6\n";
-        let env = [("TAGFAST__SERVER__LISTEN", "127.0.0.1:2"), ("TAGFAST__SERVER__MAX_URL_BYTES", "7")];
-        let flag = Override { path: ("server", "listen"), flag: "--listen", value: "127.0.0.1:3".to_owned() };
+        let env =
+            [("TAGFAST__SERVER__LISTEN", "127.0.0.1:2"), ("TAGFAST__SERVER__MAX_URL_BYTES", "7")];
+        let flag = Override {
+            path: ("server", "listen"),
+            flag: "--listen",
+            value: "127.0.0.1:3".to_owned(),
+        };
         let sources = gather_text(file, &env, &[flag]).unwrap();
         let source = |name| sources.effective(find("server", name).unwrap()).unwrap();
         assert_eq!(source("listen").1, Source::Flag("--listen".to_owned()));
         assert_eq!(sources.raw.server.listen.as_deref(), Some("127.0.0.1:3"));
-        assert_eq!(source("max_url_bytes").1, Source::Env("TAGFAST__SERVER__MAX_URL_BYTES".to_owned()));
+        assert_eq!(
+            source("max_url_bytes").1,
+            Source::Env("TAGFAST__SERVER__MAX_URL_BYTES".to_owned())
+        );
         assert_eq!(sources.raw.server.max_url_bytes, Some(7));
         assert_eq!(source("max_connections"), (toml::Value::Integer(5), Source::File));
         assert_eq!(source("max_batch_items"), (toml::Value::Integer(500), Source::Default));
@@ -206,7 +236,9 @@ mod tests {
 
     #[test]
     fn unknown_names_are_refused_with_their_line_and_a_suggestion() {
-        let errors = gather_text("[server]\nlisten = \"x\"\nlisteen = 1\n[stroe]\nkind = 1\n", &[], &[]).unwrap_err();
+        let errors =
+            gather_text("[server]\nlisten = \"x\"\nlisteen = 1\n[stroe]\nkind = 1\n", &[], &[])
+                .unwrap_err();
         assert_eq!(
             errors,
             [

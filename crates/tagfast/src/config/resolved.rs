@@ -126,9 +126,12 @@ impl Config {
         match raw.store.kind.as_deref().unwrap_or("embedded") {
             "embedded" => {}
             "postgres" => {}
-            other => errors.push(format!("store.kind is {other:?}; use \"embedded\" or \"postgres\"")),
+            other => {
+                errors.push(format!("store.kind is {other:?}; use \"embedded\" or \"postgres\""))
+            }
         }
-        let postgres = (raw.store.kind.as_deref() == Some("postgres")).then(|| postgres(raw, errors));
+        let postgres =
+            (raw.store.kind.as_deref() == Some("postgres")).then(|| postgres(raw, errors));
         let format = match raw.log.format.as_deref().unwrap_or("auto") {
             "auto" => LogFormat::Auto,
             "text" => LogFormat::Text,
@@ -144,11 +147,14 @@ impl Config {
         }
         let trace_ratio = raw.telemetry.trace_ratio.unwrap_or(0.01);
         if !(0.0..=1.0).contains(&trace_ratio) {
-            errors.push(format!("telemetry.trace_ratio is {trace_ratio}; it is a share from 0 to 1"));
+            errors
+                .push(format!("telemetry.trace_ratio is {trace_ratio}; it is a share from 0 to 1"));
         }
         let otlp_endpoint = text(raw.telemetry.otlp_endpoint.as_ref());
         if let Some(url) = otlp_endpoint.as_ref().filter(|u| !is_http_url(u)) {
-            errors.push(format!("telemetry.otlp_endpoint is {url:?}; it begins with http:// or https://"));
+            errors.push(format!(
+                "telemetry.otlp_endpoint is {url:?}; it begins with http:// or https://"
+            ));
         }
         cluster_urls(raw, errors);
         let cache = cache(raw, errors);
@@ -167,7 +173,13 @@ impl Config {
                 ),
             },
             data_dir: PathBuf::from(raw.store.data_dir.as_deref().unwrap_or("./tagfast-data")),
-            cache_bytes: number(raw.store.cache_bytes, 32 << 20, "store.cache_bytes", 1 << 20..=1 << 40, errors),
+            cache_bytes: number(
+                raw.store.cache_bytes,
+                32 << 20,
+                "store.cache_bytes",
+                1 << 20..=1 << 40,
+                errors,
+            ),
             cache,
             tenant_weights: tenant_weights(raw, errors),
             dead_letters: letters(raw, errors),
@@ -177,17 +189,31 @@ impl Config {
             telemetry: TelemetryConfig {
                 otlp_endpoint,
                 trace_ratio,
-                service_name: raw.telemetry.service_name.clone().unwrap_or_else(|| "tagfast".to_owned()),
+                service_name: raw
+                    .telemetry
+                    .service_name
+                    .clone()
+                    .unwrap_or_else(|| "tagfast".to_owned()),
             },
-            signing_key_files: server.signing_key_file.iter().flatten().map(PathBuf::from).collect(),
+            signing_key_files: server
+                .signing_key_file
+                .iter()
+                .flatten()
+                .map(PathBuf::from)
+                .collect(),
             hs256_secret_file: text(auth.hs256_secret_file.as_ref()).map(PathBuf::from),
-            jwks: text(auth.jwks.as_ref())
-                .map(|j| if is_http_url(&j) { JwksSource::Url(j) } else { JwksSource::File(j.into()) }),
+            jwks: text(auth.jwks.as_ref()).map(|j| {
+                if is_http_url(&j) { JwksSource::Url(j) } else { JwksSource::File(j.into()) }
+            }),
             audience: text(auth.audience.as_ref()),
             issuer: text(auth.issuer.as_ref()),
-            leeway: Duration::from_secs(
-                number(auth.leeway_seconds, 60, "auth.leeway_seconds", 0..=86_400, errors) as u64
-            ),
+            leeway: Duration::from_secs(number(
+                auth.leeway_seconds,
+                60,
+                "auth.leeway_seconds",
+                0..=86_400,
+                errors,
+            ) as u64),
         }
     }
 
@@ -237,7 +263,8 @@ impl Config {
 /// Keys that are set but do nothing in embedded mode.
 pub fn without_effect(sources: &Sources) -> Vec<String> {
     let set = |k: &&super::keys::Key| {
-        k.scope == Scope::Cluster && sources.set.get(&(k.section, k.name)).is_some_and(|(_, s)| *s != Source::Default)
+        k.scope == Scope::Cluster
+            && sources.set.get(&(k.section, k.name)).is_some_and(|(_, s)| *s != Source::Default)
     };
     KEYS.iter().filter(set).map(super::keys::Key::path).collect()
 }
@@ -257,7 +284,8 @@ pub fn read_secret(path: &Path) -> Result<Vec<u8>, String> {
 }
 
 fn read_key(path: &Path) -> Result<[u8; 32], String> {
-    let text = std::fs::read_to_string(path).map_err(|e| format!("signing key file {}: {e}", path.display()))?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| format!("signing key file {}: {e}", path.display()))?;
     let text = text.trim();
     let mut key = [0; 32];
     let is_hex = text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
@@ -265,7 +293,8 @@ fn read_key(path: &Path) -> Result<[u8; 32], String> {
         return Err(format!("signing key file {} must hold 64 hexadecimal digits", path.display()));
     }
     for (byte, i) in key.iter_mut().zip((0..64).step_by(2)) {
-        *byte = u8::from_str_radix(&text[i..i + 2], 16).map_err(|e| format!("{}: {e}", path.display()))?;
+        *byte = u8::from_str_radix(&text[i..i + 2], 16)
+            .map_err(|e| format!("{}: {e}", path.display()))?;
     }
     Ok(key)
 }
@@ -283,7 +312,12 @@ fn make_key(path: &Path) -> Result<(), String> {
     // Written beside and renamed, so that a crash leaves no half key.
     let part = path.with_extension("key.part");
     let _ = std::fs::remove_file(&part);
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part).map_err(fail)?;
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&part)
+        .map_err(fail)?;
     writeln!(file, "{hex}").and_then(|()| file.sync_all()).map_err(fail)?;
     std::fs::rename(&part, path).map_err(fail)
 }
@@ -291,10 +325,14 @@ fn make_key(path: &Path) -> Result<(), String> {
 fn listen(text: &str, errors: &mut Vec<String>) -> SocketAddr {
     let parsed = text.parse().ok().or_else(|| {
         let (host, _) = text.rsplit_once(':')?;
-        (host == "localhost").then(|| text.to_socket_addrs().ok()?.find(SocketAddr::is_ipv4)).flatten()
+        (host == "localhost")
+            .then(|| text.to_socket_addrs().ok()?.find(SocketAddr::is_ipv4))
+            .flatten()
     });
     parsed.unwrap_or_else(|| {
-        errors.push(format!("server.listen is {text:?}; write an address and a port, for example 127.0.0.1:7070"));
+        errors.push(format!(
+            "server.listen is {text:?}; write an address and a port, for example 127.0.0.1:7070"
+        ));
         SocketAddr::from(([127, 0, 0, 1], 0))
     })
 }
@@ -305,15 +343,42 @@ fn api_limits(raw: &RawConfig, errors: &mut Vec<String>) -> ApiLimits {
         let default = to_usize(u64::try_from(default.as_millis()).unwrap_or(u64::MAX));
         Duration::from_millis(number(given, default, name, 1..=3_600_000, errors) as u64)
     };
-    let request_timeout = ms(server.request_timeout_ms, defaults.request_timeout, "server.request_timeout_ms");
-    let header_timeout = ms(server.header_timeout_ms, defaults.header_timeout, "server.header_timeout_ms");
-    let drain_timeout = ms(server.drain_timeout_ms, defaults.drain_timeout, "server.drain_timeout_ms");
-    let rate = number(raw.limits.requests_per_second, 0, "limits.requests_per_second", 0..=10_000_000, errors);
+    let request_timeout =
+        ms(server.request_timeout_ms, defaults.request_timeout, "server.request_timeout_ms");
+    let header_timeout =
+        ms(server.header_timeout_ms, defaults.header_timeout, "server.header_timeout_ms");
+    let drain_timeout =
+        ms(server.drain_timeout_ms, defaults.drain_timeout, "server.drain_timeout_ms");
+    let rate = number(
+        raw.limits.requests_per_second,
+        0,
+        "limits.requests_per_second",
+        0..=10_000_000,
+        errors,
+    );
     let burst = number(raw.limits.burst, 0, "limits.burst", 0..=10_000_000, errors);
     ApiLimits {
-        body_bytes: number(server.max_body_bytes, defaults.body_bytes, "server.max_body_bytes", 1024..=1 << 30, errors),
-        url_bytes: number(server.max_url_bytes, defaults.url_bytes, "server.max_url_bytes", 256..=65_000, errors),
-        batch_items: number(server.max_batch_items, defaults.batch_items, "server.max_batch_items", 1..=10_000, errors),
+        body_bytes: number(
+            server.max_body_bytes,
+            defaults.body_bytes,
+            "server.max_body_bytes",
+            1024..=1 << 30,
+            errors,
+        ),
+        url_bytes: number(
+            server.max_url_bytes,
+            defaults.url_bytes,
+            "server.max_url_bytes",
+            256..=65_000,
+            errors,
+        ),
+        batch_items: number(
+            server.max_batch_items,
+            defaults.batch_items,
+            "server.max_batch_items",
+            1..=10_000,
+            errors,
+        ),
         connections: number(
             server.max_connections,
             defaults.connections,
@@ -358,8 +423,12 @@ pub(super) fn is_http_url(text: &str) -> bool {
 }
 
 fn cluster_urls(raw: &RawConfig, errors: &mut Vec<String>) {
-    for (name, url) in [("cache.redis_url", &raw.cache.redis_url), ("state.redis_url", &raw.state.redis_url)] {
-        if let Some(Err(error)) = url.as_deref().filter(|u| !u.is_empty()).map(tagfast_redis::Place::parse) {
+    for (name, url) in
+        [("cache.redis_url", &raw.cache.redis_url), ("state.redis_url", &raw.state.redis_url)]
+    {
+        if let Some(Err(error)) =
+            url.as_deref().filter(|u| !u.is_empty()).map(tagfast_redis::Place::parse)
+        {
             errors.push(format!("{name}: {error}"));
         }
     }
@@ -406,7 +475,12 @@ mod tests {
         }
         assert!(resolve("[server]\nlisten = \"[::1]:7070\"").is_ok());
         assert!(resolve("[server]\nlisten = \"localhost:7070\"").is_ok());
-        assert!(resolve("[server]\nlisten = \"0.0.0.0:7070\"\n[auth]\nmode = \"jwt\"\njwks = \"k.json\"").is_ok());
+        assert!(
+            resolve(
+                "[server]\nlisten = \"0.0.0.0:7070\"\n[auth]\nmode = \"jwt\"\njwks = \"k.json\""
+            )
+            .is_ok()
+        );
     }
 
     #[test]
@@ -436,11 +510,13 @@ mod tests {
     fn the_signing_key_is_made_once_and_readable_by_its_owner_only() {
         use std::os::unix::fs::PermissionsExt as _;
         let dir = tempfile::tempdir().unwrap();
-        let config = resolve(&format!("[store]\ndata_dir = {:?}", dir.path().join("data"))).unwrap();
+        let config =
+            resolve(&format!("[store]\ndata_dir = {:?}", dir.path().join("data"))).unwrap();
         let first = config.signing_keys().unwrap();
         assert_eq!(first, config.signing_keys().unwrap());
         assert_ne!(first[0], [0; 32]);
-        let mode = std::fs::metadata(dir.path().join("data/token.key")).unwrap().permissions().mode();
+        let mode =
+            std::fs::metadata(dir.path().join("data/token.key")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tagfast_domain::{ContentKey, EpochId, Version};
-use tagfast_events::{Group, Partition, Positions, RecordVerdict, Sink, SinkError, SinkRecord, Start, Visible};
+use tagfast_events::{
+    Group, Partition, Positions, RecordVerdict, Sink, SinkError, SinkRecord, Start, Visible,
+};
 
 use super::trace;
 

@@ -10,7 +10,8 @@ use crate::failure::Failure;
 
 /// Bounds of times in seconds: 100 us to 10 s, about two steps for a doubling near the targets.
 const SECONDS: &[f64] = &[
-    0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.1, 0.2, 0.35, 0.5, 1.0, 2.0, 5.0, 10.0,
+    0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.1, 0.2, 0.35, 0.5,
+    1.0, 2.0, 5.0, 10.0,
 ];
 /// Bounds of sizes: powers of two.
 const COUNTS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
@@ -41,12 +42,18 @@ pub struct Metrics {
 impl Metrics {
     /// Installs the recorder. Once a process.
     pub fn install() -> Result<Self, Failure> {
-        let failed = |e: &dyn std::fmt::Display| Failure::new(format!("cannot start the metrics: {e}"));
+        let failed =
+            |e: &dyn std::fmt::Display| Failure::new(format!("cannot start the metrics: {e}"));
         let mut builder = PrometheusBuilder::new();
-        for def in all().iter().flat_map(|(_, defs)| defs.iter()).filter(|d| d.kind == MetricKind::Histogram) {
+        for def in all()
+            .iter()
+            .flat_map(|(_, defs)| defs.iter())
+            .filter(|d| d.kind == MetricKind::Histogram)
+        {
             let buckets = if def.name.ends_with("_seconds") { SECONDS } else { COUNTS };
-            builder =
-                builder.set_buckets_for_metric(Matcher::Full(def.name.to_owned()), buckets).map_err(|e| failed(&e))?;
+            builder = builder
+                .set_buckets_for_metric(Matcher::Full(def.name.to_owned()), buckets)
+                .map_err(|e| failed(&e))?;
         }
         let handle = builder.install_recorder().map_err(|e| failed(&e))?;
         for def in all().iter().flat_map(|(_, defs)| defs.iter()) {
@@ -85,7 +92,9 @@ pub fn markdown() -> String {
          contents and tags are never labels.\n",
     );
     for (group, defs) in all() {
-        out.push_str(&format!("\n## {group}\n\n| metric | kind | labels | meaning |\n|---|---|---|---|\n"));
+        out.push_str(&format!(
+            "\n## {group}\n\n| metric | kind | labels | meaning |\n|---|---|---|---|\n"
+        ));
         for def in defs {
             let kind = match def.kind {
                 MetricKind::Counter => "counter",
@@ -93,7 +102,11 @@ pub fn markdown() -> String {
                 MetricKind::Histogram => "histogram",
             };
             let labels = def.labels.iter().map(|l| format!("`{l}`")).collect::<Vec<_>>().join(", ");
-            out.push_str(&format!("| `{}` | {kind} | {labels} | {} |\n", def.name, def.help.replace('|', "\\|")));
+            out.push_str(&format!(
+                "| `{}` | {kind} | {labels} | {} |\n",
+                def.name,
+                def.help.replace('|', "\\|")
+            ));
         }
     }
     out
@@ -110,9 +123,18 @@ mod tests {
         let mut seen = BTreeSet::new();
         for def in all().iter().flat_map(|(_, defs)| defs.iter()) {
             assert!(seen.insert(def.name), "{} twice", def.name);
-            assert!(def.name.starts_with("tagfast_") || def.name.starts_with("process_"), "{}", def.name);
+            assert!(
+                def.name.starts_with("tagfast_") || def.name.starts_with("process_"),
+                "{}",
+                def.name
+            );
             assert!(!def.help.is_empty(), "{}", def.name);
-            assert_eq!(def.kind == MetricKind::Counter, def.name.ends_with("_total"), "{}", def.name);
+            assert_eq!(
+                def.kind == MetricKind::Counter,
+                def.name.ends_with("_total"),
+                "{}",
+                def.name
+            );
         }
     }
 
@@ -120,8 +142,10 @@ mod tests {
     fn alert_rules_ask_for_metrics_that_exist() {
         let rules = include_str!("../../../../deploy/prometheus/alerts.yml");
         let word = |c: char| !(c.is_ascii_lowercase() || c == '_');
-        let asked: BTreeSet<&str> = rules.split(word).filter(|w| w.starts_with("tagfast_")).collect();
-        let known: BTreeSet<&str> = all().iter().flat_map(|(_, defs)| defs.iter()).map(|d| d.name).collect();
+        let asked: BTreeSet<&str> =
+            rules.split(word).filter(|w| w.starts_with("tagfast_")).collect();
+        let known: BTreeSet<&str> =
+            all().iter().flat_map(|(_, defs)| defs.iter()).map(|d| d.name).collect();
         assert!(asked.len() > 8, "{asked:?}");
         assert_eq!(asked.difference(&known).collect::<Vec<_>>(), Vec::<&&str>::new());
     }

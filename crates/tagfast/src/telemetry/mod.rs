@@ -19,9 +19,12 @@ use crate::config::{LogConfig, LogFormat, TelemetryConfig};
 use crate::failure::Failure;
 
 /// Starts logging, and tracing if it is configured. Needs a tokio runtime for the exporter. Once a process.
-pub fn start(log: &LogConfig, telemetry: &TelemetryConfig) -> Result<Option<trace::Traces>, Failure> {
-    let filter =
-        EnvFilter::try_new(&log.level).map_err(|e| Failure::usage(format!("log.level {:?}: {e}", log.level)))?;
+pub fn start(
+    log: &LogConfig,
+    telemetry: &TelemetryConfig,
+) -> Result<Option<trace::Traces>, Failure> {
+    let filter = EnvFilter::try_new(&log.level)
+        .map_err(|e| Failure::usage(format!("log.level {:?}: {e}", log.level)))?;
     let terminal = std::io::stderr().is_terminal();
     let text = match log.format {
         LogFormat::Auto => terminal,

@@ -39,8 +39,11 @@ impl Traces {
     /// Starts the export if an endpoint is configured.
     pub fn start(config: &TelemetryConfig) -> Result<Option<Self>, Failure> {
         let Some(endpoint) = &config.otlp_endpoint else { return Ok(None) };
-        let failed = |e: &dyn std::fmt::Display| Failure::new(format!("cannot export traces to {endpoint}: {e}"));
-        let http = reqwest::Client::builder().timeout(EXPORT_TIMEOUT).build().map_err(|e| failed(&e))?;
+        let failed = |e: &dyn std::fmt::Display| {
+            Failure::new(format!("cannot export traces to {endpoint}: {e}"))
+        };
+        let http =
+            reqwest::Client::builder().timeout(EXPORT_TIMEOUT).build().map_err(|e| failed(&e))?;
         let handle = tokio::runtime::Handle::current();
         let exporter = opentelemetry_otlp::SpanExporter::builder()
             .with_http()
@@ -49,11 +52,14 @@ impl Traces {
             .with_timeout(EXPORT_TIMEOUT)
             .build()
             .map_err(|e| failed(&e))?;
-        let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(config.trace_ratio)));
+        let sampler =
+            Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(config.trace_ratio)));
         let provider = SdkTracerProvider::builder()
             .with_batch_exporter(exporter)
             .with_sampler(sampler)
-            .with_resource(Resource::builder().with_service_name(config.service_name.clone()).build())
+            .with_resource(
+                Resource::builder().with_service_name(config.service_name.clone()).build(),
+            )
             .build();
         Ok(Some(Self { provider }))
     }
@@ -64,7 +70,9 @@ impl Traces {
         S: tracing::Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
     {
         let ours = FilterFn::new(|metadata| metadata.is_span() && metadata.target() == TARGET);
-        tracing_opentelemetry::layer().with_tracer(self.provider.tracer("tagfast")).with_filter(ours)
+        tracing_opentelemetry::layer()
+            .with_tracer(self.provider.tracer("tagfast"))
+            .with_filter(ours)
     }
 
     /// Sends what waits and stops. Blocks; call it outside of async code while the runtime still runs.
@@ -118,7 +126,10 @@ pub async fn span(mut request: Request, next: Next) -> Response {
 }
 
 fn route(request: &Request) -> &str {
-    request.extensions().get::<axum::extract::MatchedPath>().map_or("", axum::extract::MatchedPath::as_str)
+    request
+        .extensions()
+        .get::<axum::extract::MatchedPath>()
+        .map_or("", axum::extract::MatchedPath::as_str)
 }
 
 /// A `traceparent` that came with an event.
@@ -139,7 +150,9 @@ struct Written<'a>(&'a mut http::HeaderMap);
 impl Injector for Written<'_> {
     fn set(&mut self, key: &str, value: String) {
         // What this propagator writes is made of digits and letters.
-        if let (Ok(name), Ok(value)) = (http::HeaderName::try_from(key), http::HeaderValue::try_from(value)) {
+        if let (Ok(name), Ok(value)) =
+            (http::HeaderName::try_from(key), http::HeaderValue::try_from(value))
+        {
             self.0.insert(name, value);
         }
     }
@@ -166,7 +179,10 @@ struct OnRuntime {
 
 #[async_trait]
 impl HttpClient for OnRuntime {
-    async fn send_bytes(&self, request: http::Request<Bytes>) -> Result<http::Response<Bytes>, HttpError> {
+    async fn send_bytes(
+        &self,
+        request: http::Request<Bytes>,
+    ) -> Result<http::Response<Bytes>, HttpError> {
         let http = self.http.clone();
         let call = async move {
             let request: reqwest::Request = request.try_into()?;

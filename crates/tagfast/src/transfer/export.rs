@@ -34,7 +34,8 @@ impl Target {
             return Ok(Self::Stdout(term.clone()));
         }
         let (path, part) = (PathBuf::from(file), PathBuf::from(format!("{file}.part")));
-        let out = File::create(&part).map_err(|e| Failure::new(format!("cannot write {}: {e}", part.display())))?;
+        let out = File::create(&part)
+            .map_err(|e| Failure::new(format!("cannot write {}: {e}", part.display())))?;
         let out = BufWriter::new(out);
         if path.extension().is_some_and(|e| e == "gz") {
             return Ok(Self::Gzip { out: GzEncoder::new(out, Compression::default()), part, path });
@@ -45,8 +46,12 @@ impl Target {
     fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         match self {
             Self::Stdout(term) => term.bytes(bytes),
-            Self::File { out, part, .. } => out.write_all(bytes).map_err(|e| write_failed(part, &e)),
-            Self::Gzip { out, part, .. } => out.write_all(bytes).map_err(|e| write_failed(part, &e)),
+            Self::File { out, part, .. } => {
+                out.write_all(bytes).map_err(|e| write_failed(part, &e))
+            }
+            Self::Gzip { out, part, .. } => {
+                out.write_all(bytes).map_err(|e| write_failed(part, &e))
+            }
         }
     }
 
@@ -54,10 +59,14 @@ impl Target {
         let (out, part, path) = match self {
             Self::Stdout(_) => return Ok(()),
             Self::File { out, part, path } => (out, part, path),
-            Self::Gzip { out, part, path } => (out.finish().map_err(|e| write_failed(&part, &e))?, part, path),
+            Self::Gzip { out, part, path } => {
+                (out.finish().map_err(|e| write_failed(&part, &e))?, part, path)
+            }
         };
         let file = out.into_inner().map_err(|e| write_failed(&part, e.error()))?;
-        file.sync_all().and_then(|()| std::fs::rename(&part, &path)).map_err(|e| write_failed(&part, &e))
+        file.sync_all()
+            .and_then(|()| std::fs::rename(&part, &path))
+            .map_err(|e| write_failed(&part, &e))
     }
 }
 
@@ -81,7 +90,8 @@ pub async fn run(args: &ExportArgs, term: &Term) -> CommandResult {
                 if !error.is_retryable() || attempts >= ATTEMPTS {
                     return Err(error.into());
                 }
-                let wait = error.retry_after().unwrap_or(Duration::from_millis(200) * 2u32.pow(attempts));
+                let wait =
+                    error.retry_after().unwrap_or(Duration::from_millis(200) * 2u32.pow(attempts));
                 progress.note(term, "the stream broke off; taking it up again");
                 tokio::time::sleep(wait).await;
             }
@@ -130,7 +140,11 @@ impl Walk {
             match response.chunk().await {
                 Ok(Some(chunk)) => self.take(&chunk, target)?,
                 Ok(None) if self.tail.is_empty() => return Ok(None),
-                Ok(None) => return Ok(Some(ClientError::Interrupted("the last line is not whole".to_owned()))),
+                Ok(None) => {
+                    return Ok(Some(ClientError::Interrupted(
+                        "the last line is not whole".to_owned(),
+                    )));
+                }
                 Err(error) => return Ok(Some(ClientError::Interrupted(error.to_string()))),
             }
             progress.set(self.lines);

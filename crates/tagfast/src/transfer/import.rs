@@ -60,9 +60,12 @@ pub async fn run(args: &ImportArgs, term: &Term, mut stop: watch::Receiver<bool>
 
     let read = Arc::new(AtomicU64::new(0));
     let input = open_counted(&args.file, &read)?;
-    let packing = Packing { skip: noted.line, lines: args.batch as usize, tenant: client.tenant(), read };
+    let packing =
+        Packing { skip: noted.line, lines: args.batch as usize, tenant: client.tenant(), read };
     let (pieces, mut incoming) = mpsc::channel(args.parallel as usize + 2);
-    std::thread::Builder::new().name("tagfast-import".to_owned()).spawn(move || pack(input, &packing, &pieces))?;
+    std::thread::Builder::new()
+        .name("tagfast-import".to_owned())
+        .spawn(move || pack(input, &packing, &pieces))?;
 
     let sender = Sender::new(client.clone(), &noted.run, args.retries);
     let mut import = Import {
@@ -82,10 +85,15 @@ pub async fn run(args: &ImportArgs, term: &Term, mut stop: watch::Receiver<bool>
         import.save()?;
         let line = import.acknowledged.line();
         let next = match &import.note {
-            Some(_) => format!("everything up to line {line} is done; start the same command again to go on there"),
-            None => format!("everything up to line {line} is done; importing lines twice is harmless"),
+            Some(_) => format!(
+                "everything up to line {line} is done; start the same command again to go on there"
+            ),
+            None => {
+                format!("everything up to line {line} is done; importing lines twice is harmless")
+            }
         };
-        let hint = failure.hint.map_or_else(|| next.clone(), |hint| format!("{hint}\n      {next}"));
+        let hint =
+            failure.hint.map_or_else(|| next.clone(), |hint| format!("{hint}\n      {next}"));
         return Err(Failure { exit: failure.exit, message: failure.message, hint: Some(hint) });
     }
     let seconds = import.started.elapsed().as_secs_f64();
@@ -155,7 +163,10 @@ impl Import<'_> {
         }
         self.acknowledged.done(number, through);
         let rate = self.total.taggings as f64 / self.started.elapsed().as_secs_f64().max(1e-3);
-        let message = format!("import {} contents, {} taggings, {rate:.0}/s", self.total.contents, self.total.taggings);
+        let message = format!(
+            "import {} contents, {} taggings, {rate:.0}/s",
+            self.total.contents, self.total.taggings
+        );
         self.progress.set_with(bytes, &message);
         if self.noted_at.elapsed() >= NOTE_EVERY {
             self.save()?;
@@ -192,7 +203,9 @@ impl Import<'_> {
                 "searchable_after_seconds": searchable.map(|d| d.as_secs_f64()),
             }))?;
         } else {
-            let after = searchable.map(|d| format!("; searchable {:.2} s later", d.as_secs_f64())).unwrap_or_default();
+            let after = searchable
+                .map(|d| format!("; searchable {:.2} s later", d.as_secs_f64()))
+                .unwrap_or_default();
             let wrong = if bad > 0 { format!("; {bad} bad lines skipped") } else { String::new() };
             self.term.line(format_args!(
                 "{contents} contents, {taggings} taggings ({added} new) in {seconds:.2} s, {rate:.0} taggings/s{after}{wrong}"

@@ -27,8 +27,10 @@ pub fn open_counted(file: &str, read: &Arc<AtomicU64>) -> Result<Box<dyn BufRead
         Box::new(File::open(file).map_err(|e| Failure::new(format!("cannot open {file}: {e}")))?)
     };
     let mut counted = BufReader::with_capacity(BUFFER, Counted { source, read: Arc::clone(read) });
-    let gzipped =
-        counted.fill_buf().map_err(|e| Failure::new(format!("cannot read {file}: {e}")))?.starts_with(&[0x1f, 0x8b]);
+    let gzipped = counted
+        .fill_buf()
+        .map_err(|e| Failure::new(format!("cannot read {file}: {e}")))?
+        .starts_with(&[0x1f, 0x8b]);
     if gzipped {
         let plain = flate2::bufread::MultiGzDecoder::new(counted);
         return Ok(Box::new(BufReader::with_capacity(BUFFER, plain)));
@@ -131,7 +133,8 @@ pub fn pack(mut input: Box<dyn BufRead + Send>, packing: &Packing, pieces: &mpsc
         }
         if ended || entries.len() >= packing.lines || size >= BATCH_BYTES {
             let bytes = packing.read.load(Ordering::Relaxed);
-            let batch = Piece::Batch { entries: std::mem::take(&mut entries), through: number, bytes };
+            let batch =
+                Piece::Batch { entries: std::mem::take(&mut entries), through: number, bytes };
             size = 0;
             if pieces.blocking_send(batch).is_err() || ended {
                 return;
@@ -140,7 +143,11 @@ pub fn pack(mut input: Box<dyn BufRead + Send>, packing: &Packing, pieces: &mpsc
     }
 }
 
-fn judge(line: &[u8], length: usize, packing: &Packing) -> Result<Option<super::line::Parsed>, String> {
+fn judge(
+    line: &[u8],
+    length: usize,
+    packing: &Packing,
+) -> Result<Option<super::line::Parsed>, String> {
     if length > LINE_BYTES {
         return Err(format!("it is longer than {LINE_BYTES} bytes"));
     }
@@ -204,7 +211,10 @@ mod tests {
             .iter()
             .map(|p| match p {
                 Piece::Batch { entries, through, .. } => {
-                    format!("{:?} through {through}", entries.iter().map(|e| e.line).collect::<Vec<_>>())
+                    format!(
+                        "{:?} through {through}",
+                        entries.iter().map(|e| e.line).collect::<Vec<_>>()
+                    )
                 }
                 Piece::Bad { line, .. } => format!("bad {line}"),
                 Piece::Broken(why) => format!("broken {why}"),
@@ -214,8 +224,14 @@ mod tests {
 
     #[test]
     fn lines_are_numbered_and_packed() {
-        let text = format!("\u{feff}{}\n\nnonsense\r\n{{\"type\":\"t\",\"id\":\"x\",\"tags\":[\"a\"]}}", good(2));
-        assert_eq!(shape(&pieces(text.as_bytes(), 0, 2)), ["[1, 2] through 2", "bad 5", "[6] through 6"]);
+        let text = format!(
+            "\u{feff}{}\n\nnonsense\r\n{{\"type\":\"t\",\"id\":\"x\",\"tags\":[\"a\"]}}",
+            good(2)
+        );
+        assert_eq!(
+            shape(&pieces(text.as_bytes(), 0, 2)),
+            ["[1, 2] through 2", "bad 5", "[6] through 6"]
+        );
         assert_eq!(shape(&pieces(text.as_bytes(), 5, 2)), ["[6] through 6"]);
         assert_eq!(shape(&pieces(b"", 0, 2)), ["[] through 0"]);
     }
@@ -241,8 +257,12 @@ mod tests {
     #[test]
     fn batches_are_bounded_in_bytes() {
         let long = "y".repeat(200_000);
-        let text: String =
-            (0..5).map(|i| format!("{{\"type\":\"t\",\"id\":\"{i}\",\"tags\":[\"{long}\"]}}\n")).collect();
-        assert_eq!(shape(&pieces(text.as_bytes(), 0, 500)), ["[1, 2, 3] through 3", "[4, 5] through 5"]);
+        let text: String = (0..5)
+            .map(|i| format!("{{\"type\":\"t\",\"id\":\"{i}\",\"tags\":[\"{long}\"]}}\n"))
+            .collect();
+        assert_eq!(
+            shape(&pieces(text.as_bytes(), 0, 500)),
+            ["[1, 2, 3] through 3", "[4, 5] through 5"]
+        );
     }
 }

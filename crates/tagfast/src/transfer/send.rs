@@ -52,7 +52,12 @@ struct ItemResult {
 impl Sender {
     /// Of the import called `run`.
     pub fn new(client: Client, run: &str, retries: u32) -> Self {
-        let backoff = Backoff { retries, base: Duration::from_millis(200), factor: 2, cap: Duration::from_secs(10) };
+        let backoff = Backoff {
+            retries,
+            base: Duration::from_millis(200),
+            factor: 2,
+            cap: Duration::from_secs(10),
+        };
         Self { client, run: run.to_owned(), backoff }
     }
 
@@ -81,7 +86,11 @@ impl Sender {
     }
 
     /// One body, sent until it is answered; with one key, so that an attempt whose answer was lost has no second effect.
-    async fn until_answered(&self, entries: &[Entry], retries: &mut u64) -> Result<Outcome, Failure> {
+    async fn until_answered(
+        &self,
+        entries: &[Entry],
+        retries: &mut u64,
+    ) -> Result<Outcome, Failure> {
         let body = body(entries);
         let key = format!("{}-{}", self.run, &hex(&Sha256::digest(&body))[..32]);
         for attempt in 0.. {
@@ -90,8 +99,14 @@ impl Sender {
                     None => return Ok(Outcome::Answered(results)),
                     Some(problem) => ClientError::Problem(Box::new(problem)),
                 },
-                Ok(_) => return Err(Failure::new("the server answered with another number of results than items")),
-                Err(ClientError::Problem(problem)) if splits(&problem) => return Ok(Outcome::Refused(*problem)),
+                Ok(_) => {
+                    return Err(Failure::new(
+                        "the server answered with another number of results than items",
+                    ));
+                }
+                Err(ClientError::Problem(problem)) if splits(&problem) => {
+                    return Ok(Outcome::Refused(*problem));
+                }
                 Err(error) => error,
             };
             let delay = self.backoff.delay(attempt, chance()).filter(|_| error.is_retryable());
@@ -103,14 +118,19 @@ impl Sender {
     }
 
     async fn attempt(&self, body: Vec<u8>, key: &str) -> Result<Vec<ItemResult>, ClientError> {
-        let options = Options { body: Some(body), headers: vec![("idempotency-key", key.to_owned())], timeout: None };
+        let options = Options {
+            body: Some(body),
+            headers: vec![("idempotency-key", key.to_owned())],
+            timeout: None,
+        };
         let response = self.client.send(Method::POST, "/v1/content:batchTag", options).await?;
         if !response.status().is_success() {
             return Err(problem_of(response).await);
         }
         let bytes = response.bytes().await.map_err(|e| self.client.error(&e))?;
-        let answer: Answer = serde_json::from_slice(&bytes)
-            .map_err(|e| ClientError::Strange(format!("the answer to a batch cannot be read: {e}")))?;
+        let answer: Answer = serde_json::from_slice(&bytes).map_err(|e| {
+            ClientError::Strange(format!("the answer to a batch cannot be read: {e}"))
+        })?;
         Ok(answer.results)
     }
 }
@@ -139,7 +159,9 @@ fn splits(problem: &Problem) -> bool {
 }
 
 fn first_retryable(results: &[ItemResult]) -> Option<Problem> {
-    let problem = |r: &ItemResult| Some(Problem::from_json(0, r.problem.as_ref()?)).filter(Problem::is_retryable);
+    let problem = |r: &ItemResult| {
+        Some(Problem::from_json(0, r.problem.as_ref()?)).filter(Problem::is_retryable)
+    };
     results.iter().find_map(problem)
 }
 
@@ -150,14 +172,19 @@ fn count(sent: &mut Sent, entries: &[Entry], results: &[ItemResult]) {
             sent.taggings += entry.tags as u64;
             sent.added += result.added.len() as u64;
         } else {
-            let problem = result.problem.as_ref().map(|p| Problem::from_json(0, p)).unwrap_or_default();
+            let problem =
+                result.problem.as_ref().map(|p| Problem::from_json(0, p)).unwrap_or_default();
             sent.bad.push((entry.line, reason(&problem)));
         }
     }
 }
 
 fn reason(problem: &Problem) -> String {
-    if problem.code.is_empty() { problem.detail.clone() } else { format!("{} ({})", problem.detail, problem.code) }
+    if problem.code.is_empty() {
+        problem.detail.clone()
+    } else {
+        format!("{} ({})", problem.detail, problem.code)
+    }
 }
 
 #[cfg(test)]
@@ -189,8 +216,13 @@ mod tests {
 
     #[test]
     fn an_item_that_can_succeed_later_makes_the_batch_repeat() {
-        let results: Answer =
-            serde_json::from_str(r#"{"results":[{"ok":false,"problem":{"status":503,"retry_after_ms":40}}]}"#).unwrap();
-        assert_eq!(first_retryable(&results.results).unwrap().retry_after, Some(Duration::from_millis(40)));
+        let results: Answer = serde_json::from_str(
+            r#"{"results":[{"ok":false,"problem":{"status":503,"retry_after_ms":40}}]}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            first_retryable(&results.results).unwrap().retry_after,
+            Some(Duration::from_millis(40))
+        );
     }
 }

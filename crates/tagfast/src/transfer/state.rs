@@ -80,9 +80,12 @@ pub fn begin(path: Option<&Path>, restart: bool, fresh: Noted) -> Result<Noted, 
         Err(e) => return Err(Failure::new(format!("cannot read {}: {e}", path.display()))),
     };
     let hint = "begin again with --restart (importing twice is harmless), or note it elsewhere with --state FILE";
-    let refuse =
-        |why: &str| Failure::new(format!("{} notes an interrupted import, but {why}", path.display())).hint(hint);
-    let noted: Noted = serde_json::from_str(&text).map_err(|e| refuse(&format!("it cannot be read: {e}")))?;
+    let refuse = |why: &str| {
+        Failure::new(format!("{} notes an interrupted import, but {why}", path.display()))
+            .hint(hint)
+    };
+    let noted: Noted =
+        serde_json::from_str(&text).map_err(|e| refuse(&format!("it cannot be read: {e}")))?;
     if noted.url != fresh.url || noted.tenant != fresh.tenant {
         return Err(refuse(&format!(
             "it went to {} (tenant {})",

@@ -80,7 +80,10 @@ async fn tag(State(world): State<Shared>, headers: HeaderMap, body: Bytes) -> Re
     json!({"results": results}).to_string().into_response()
 }
 
-async fn lines(State(world): State<Shared>, Query(query): Query<HashMap<String, String>>) -> Response {
+async fn lines(
+    State(world): State<Shared>,
+    Query(query): Query<HashMap<String, String>>,
+) -> Response {
     let mut world = world.lock().unwrap();
     world.requests += 1;
     let after = query.get("after").map(|a| a.strip_prefix("t/").unwrap().to_owned());
@@ -139,7 +142,16 @@ fn input(dir: &Path, lines: u32, bad: &[(u32, &str)]) -> String {
 }
 
 fn args(file: String, client: ClientArgs) -> ImportArgs {
-    ImportArgs { file, state: None, restart: false, wait: false, batch: 10, parallel: 3, retries: 5, client }
+    ImportArgs {
+        file,
+        state: None,
+        restart: false,
+        wait: false,
+        batch: 10,
+        parallel: 3,
+        retries: 5,
+        client,
+    }
 }
 
 fn never() -> watch::Receiver<bool> {
@@ -153,14 +165,22 @@ fn never() -> watch::Receiver<bool> {
 async fn every_good_line_is_written_and_every_bad_one_reported() {
     let dir = tempfile::tempdir().unwrap();
     let (world, client) = server(patient()).await;
-    let bad = [(3, "nonsense"), (57, r#"{"type":"t","id":"x","tags":["<"]}"#), (99, r#"{"type":"t"}"#)];
+    let bad =
+        [(3, "nonsense"), (57, r#"{"type":"t","id":"x","tags":["<"]}"#), (99, r#"{"type":"t"}"#)];
     let file = input(dir.path(), 100, &bad);
     let (term, captured) = Term::memory(true);
-    assert_eq!(import::run(&args(file.clone(), client), &term, never()).await.unwrap(), Exit::Partly);
+    assert_eq!(
+        import::run(&args(file.clone(), client), &term, never()).await.unwrap(),
+        Exit::Partly
+    );
     let summary: Value = serde_json::from_str(&captured.out()).unwrap();
     assert_eq!((summary["contents"].as_u64(), summary["taggings"].as_u64()), (Some(97), Some(194)));
-    let mut lines: Vec<u64> =
-        summary["bad_lines"].as_array().unwrap().iter().map(|b| b["line"].as_u64().unwrap()).collect();
+    let mut lines: Vec<u64> = summary["bad_lines"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|b| b["line"].as_u64().unwrap())
+        .collect();
     lines.sort_unstable();
     assert_eq!(lines, [3, 57, 99]);
     assert!(captured.err().contains("line 57: no < (forbidden_character)"), "{}", captured.err());
@@ -203,7 +223,8 @@ async fn an_interrupted_import_goes_on_where_it_stopped() {
     let (world, client) = server(World { stop_after: Some((5, stop)), ..patient() }).await;
     let file = input(dir.path(), 500, &[(2, "bad")]);
     let (term, _) = Term::memory(true);
-    let failure = import::run(&args(file.clone(), client.clone()), &term, stopped).await.unwrap_err();
+    let failure =
+        import::run(&args(file.clone(), client.clone()), &term, stopped).await.unwrap_err();
     assert!(failure.message.contains("interrupted") && failure.hint.unwrap().contains("go on"));
     let note = format!("{file}.tagfast-import");
     let noted: Value = serde_json::from_str(&std::fs::read_to_string(&note).unwrap()).unwrap();
@@ -250,8 +271,10 @@ async fn an_export_that_breaks_off_is_taken_up_after_the_last_whole_line() {
     let args = ExportArgs { file: file.to_str().unwrap().to_owned(), client };
     assert_eq!(export::run(&args, &term).await.unwrap(), Exit::Done);
     let text = std::fs::read_to_string(&file).unwrap();
-    let ids: Vec<String> =
-        text.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()["id"].as_str().unwrap().to_owned()).collect();
+    let ids: Vec<String> = text
+        .lines()
+        .map(|l| serde_json::from_str::<Value>(l).unwrap()["id"].as_str().unwrap().to_owned())
+        .collect();
     assert_eq!(ids.len(), 100);
     assert!(ids.is_sorted());
     assert_eq!(world.lock().unwrap().requests, 4);

@@ -6,7 +6,9 @@ use std::time::Duration;
 use serde_json::Value;
 use tagfast_testkit::{Client, wait_for_condition};
 
-use crate::support::{said, server, tag_path, tagfast, tagfast_json, tags_path, wait_until_converged};
+use crate::support::{
+    said, server, tag_path, tagfast, tagfast_json, tags_path, wait_until_converged,
+};
 
 fn put(client: &mut Client, id: &str, tag: &str) -> Value {
     client.put(&tag_path("note", id, tag)).expect(200).json()
@@ -19,11 +21,13 @@ fn receipt(client: &mut Client, write: &Value) -> Value {
 #[test]
 fn a_backup_while_writing_restores_into_a_new_epoch() {
     let dir = tempfile::tempdir().unwrap();
-    let (data, saved, back) = (dir.path().join("data"), dir.path().join("saved"), dir.path().join("back"));
+    let (data, saved, back) =
+        (dir.path().join("data"), dir.path().join("saved"), dir.path().join("back"));
     let [data_arg, saved_arg, back_arg] = [&data, &saved, &back].map(|p| p.to_str().unwrap());
     let mut running = server(&data).start();
     let mut client = running.client();
-    let before: Vec<Value> = (0..40).map(|n| put(&mut client, &format!("before-{n}"), "early")).collect();
+    let before: Vec<Value> =
+        (0..40).map(|n| put(&mut client, &format!("before-{n}"), "early")).collect();
 
     // Writes go on while the backup runs, and are still going on after it.
     let (stop, during) = (AtomicBool::new(false), AtomicUsize::new(0));
@@ -49,7 +53,8 @@ fn a_backup_while_writing_restores_into_a_new_epoch() {
         enough(5);
         stop.store(true, Ordering::Relaxed);
     });
-    let after = client.request("PUT", &tag_path("note", "after", "late"), &[], None).unwrap().expect(200);
+    let after =
+        client.request("PUT", &tag_path("note", "after", "late"), &[], None).unwrap().expect(200);
     let late_token = after.header("consistency-token").unwrap().to_owned();
     let epoch = client.get("/v1/status").expect(200).json()["epoch"].clone();
     running.stop();
@@ -67,9 +72,15 @@ fn a_backup_while_writing_restores_into_a_new_epoch() {
         assert_eq!(receipt(&mut client, write)["verdict"], "kept", "{write}");
     }
     let verdict = receipt(&mut client, &after.json());
-    assert_eq!((&verdict["verdict"], verdict["reason"].is_string()), (&"unknown".into(), true), "{verdict}");
+    assert_eq!(
+        (&verdict["verdict"], verdict["reason"].is_string()),
+        (&"unknown".into(), true),
+        "{verdict}"
+    );
     // A read with a token from the lost time is answered, and says that it cannot keep the promise.
-    let late = client.request("GET", &tags_path("note", "after"), &[("consistency-token", &late_token)], None).unwrap();
+    let late = client
+        .request("GET", &tags_path("note", "after"), &[("consistency-token", &late_token)], None)
+        .unwrap();
     let view = late.expect(200).json();
     assert_eq!(view["tags"], serde_json::json!([]));
     assert_eq!(view["meta"]["degraded"][0]["reason"], "token_unknown", "{view}");
@@ -89,7 +100,8 @@ fn a_backup_while_writing_restores_into_a_new_epoch() {
 #[test]
 fn an_interrupted_backup_is_not_restored() {
     let dir = tempfile::tempdir().unwrap();
-    let (data, saved, back) = (dir.path().join("data"), dir.path().join("saved"), dir.path().join("back"));
+    let (data, saved, back) =
+        (dir.path().join("data"), dir.path().join("saved"), dir.path().join("back"));
     let [data_arg, saved_arg, back_arg] = [&data, &saved, &back].map(|p| p.to_str().unwrap());
     server(&data).start().stop();
     tagfast_json(&["backup", saved_arg, "--data-dir", data_arg, "--json"]);

@@ -26,10 +26,15 @@ fn the_main_job_works_from_the_command_line() {
     assert_eq!(view["tags"][0]["display"], "Critical", "{view}");
     json(&["untag", "jira.issue", "PROJ-1", "ui"]);
     assert_eq!(json(&["view", "jira.issue", "PROJ-1"])["tags"].as_array().unwrap().len(), 1);
-    let hits = tagfast_testkit::wait_for_condition("a hit", std::time::Duration::from_secs(30), || {
-        let page = json(&["search", "critical AND NOT ui"]);
-        if page["hits"].as_array().is_some_and(|h| h.len() == 1) { Ok(page) } else { Err(page.to_string()) }
-    });
+    let hits =
+        tagfast_testkit::wait_for_condition("a hit", std::time::Duration::from_secs(30), || {
+            let page = json(&["search", "critical AND NOT ui"]);
+            if page["hits"].as_array().is_some_and(|h| h.len() == 1) {
+                Ok(page)
+            } else {
+                Err(page.to_string())
+            }
+        });
     assert_eq!(hits["hits"][0]["id"], "PROJ-1");
     tagfast_testkit::wait_for_condition("a count", std::time::Duration::from_secs(30), || {
         let board = json(&["popular"]);
@@ -77,7 +82,11 @@ fn exit_codes_and_errors_say_what_to_do() {
         (&["dead-letters", "show", "indexer/0/1", "--url", &url][..], 1, &["unknown_letter"][..]),
         (&["serve", "--role", "relay"][..], 2, &["embedded"][..]),
         (&["breakers", "open", "index", "--url", &url][..], 2, &["--reason"][..]),
-        (&["breakers", "open", "index", "--reason", "x", "--url", &url][..], 1, &["unknown_breaker"][..]),
+        (
+            &["breakers", "open", "index", "--reason", "x", "--url", &url][..],
+            1,
+            &["unknown_breaker"][..],
+        ),
         (&["breakers", "auto", "index", "--url", &url][..], 1, &["unknown_breaker"][..]),
         (&["breakers", "close", "index", "--reason", " ", "--url", &url][..], 1, &["empty"][..]),
         (&["status", "--interval", "5", "--url", &url][..], 2, &["--watch"][..]),
@@ -86,9 +95,16 @@ fn exit_codes_and_errors_say_what_to_do() {
         let output = tagfast(args);
         assert_eq!(output.status.code(), Some(code), "{args:?}: {output:?}");
         for word in words {
-            assert!(said(&output).contains(word), "{args:?}: {word:?} is not in {:?}", said(&output));
+            assert!(
+                said(&output).contains(word),
+                "{args:?}: {word:?} is not in {:?}",
+                said(&output)
+            );
         }
-        assert!(output.stdout.is_empty() || code == 0, "{args:?} wrote its failure to stdout: {output:?}");
+        assert!(
+            output.stdout.is_empty() || code == 0,
+            "{args:?} wrote its failure to stdout: {output:?}"
+        );
     }
     for shell in ["bash", "zsh", "fish"] {
         let output = tagfast(&["completions", shell]);
@@ -125,14 +141,25 @@ fn watching_writes_a_line_each_time_and_ends_with_ctrl_c() {
             let line = lines.next().unwrap().unwrap();
             if json {
                 let status: serde_json::Value = serde_json::from_str(&line).unwrap();
-                assert_eq!((&status["mode"], &status["breakers"]), (&"embedded".into(), &serde_json::json!([])));
+                assert_eq!(
+                    (&status["mode"], &status["breakers"]),
+                    (&"embedded".into(), &serde_json::json!([]))
+                );
             } else {
                 assert!(line.contains("degraded: none; breakers: none; limits: none"), "{line}");
-                assert!(line.contains("consumers: indexer running") && !line.contains('\u{1b}'), "{line}");
+                assert!(
+                    line.contains("consumers: indexer running") && !line.contains('\u{1b}'),
+                    "{line}"
+                );
             }
         }
-        kill_process(Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap(), Signal::INT).unwrap();
+        kill_process(Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap(), Signal::INT)
+            .unwrap();
         let ended = child.wait_with_output().unwrap();
-        assert_eq!((ended.status.code(), ended.stderr.as_slice()), (Some(0), b"".as_slice()), "{ended:?}");
+        assert_eq!(
+            (ended.status.code(), ended.stderr.as_slice()),
+            (Some(0), b"".as_slice()),
+            "{ended:?}"
+        );
     }
 }

@@ -30,7 +30,12 @@ impl Writer {
     fn write(&mut self, client: &mut Client, n: usize) -> Outcome {
         let (id, tag) = self.place(n);
         let key = format!("w{}-{n}", self.number);
-        let answer = client.request("PUT", &tag_path("crash", &id, &tag), &[("idempotency-key", &key)], None);
+        let answer = client.request(
+            "PUT",
+            &tag_path("crash", &id, &tag),
+            &[("idempotency-key", &key)],
+            None,
+        );
         let outcome = match answer {
             Ok(answer) if answer.status == 200 => Outcome::Acknowledged,
             Ok(answer) if answer.status >= 500 => Outcome::Unknown,
@@ -71,7 +76,12 @@ fn no_acknowledged_write_is_lost_by_kill_9() {
     let rounds = if full() { 50 } else { 5 };
     let mut rng = Rng::new(7);
     let mut writers: Vec<Writer> = (0..WRITERS)
-        .map(|number| Writer { number, next: 0, history: SetHistory::default(), unknown: Vec::new() })
+        .map(|number| Writer {
+            number,
+            next: 0,
+            history: SetHistory::default(),
+            unknown: Vec::new(),
+        })
         .collect();
     for round in 0..rounds {
         let mut running = server(dir.path()).start();
@@ -85,7 +95,11 @@ fn no_acknowledged_write_is_lost_by_kill_9() {
             }
             wait_for_condition("enough acknowledged writes", Duration::from_secs(60), || {
                 let so_far = acknowledged.load(Ordering::Relaxed);
-                if so_far >= enough { Ok(()) } else { Err(format!("round {round}: {so_far} of {enough}")) }
+                if so_far >= enough {
+                    Ok(())
+                } else {
+                    Err(format!("round {round}: {so_far} of {enough}"))
+                }
             });
             running.kill();
         });
@@ -107,14 +121,26 @@ fn a_write_that_was_repeated_after_kill_9_happened_once() {
     let path = tag_path("crash", "repeat", "once");
     let mut running = server(dir.path()).start();
     let mut client = running.client();
-    let first = client.request("PUT", &path, &[("idempotency-key", "k1")], None).unwrap().expect(200).json();
+    let first = client
+        .request("PUT", &path, &[("idempotency-key", "k1")], None)
+        .unwrap()
+        .expect(200)
+        .json();
     client.delete(&path).expect(200);
     running.kill();
 
     let running = server(dir.path()).start();
     let mut client = running.client();
-    let again = client.request("PUT", &path, &[("idempotency-key", "k1")], None).unwrap().expect(200).json();
-    assert_eq!((&again["repeated"], &again["version"]), (&true.into(), &first["version"]), "{again}");
+    let again = client
+        .request("PUT", &path, &[("idempotency-key", "k1")], None)
+        .unwrap()
+        .expect(200)
+        .json();
+    assert_eq!(
+        (&again["repeated"], &again["version"]),
+        (&true.into(), &first["version"]),
+        "{again}"
+    );
     let view = client.get("/v1/content/crash/repeat/tags").expect(200).json();
     assert_eq!(view["tags"], serde_json::json!([]), "the retry must not undo the later removal");
 }

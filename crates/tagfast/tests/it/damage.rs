@@ -118,7 +118,10 @@ fn damaged_search_and_counts_are_rebuilt_without_a_hand() {
     let mut client = running.client();
     let contents = wait_until_converged(&mut client);
     assert_eq!(contents.len(), CONTENTS);
-    assert_eq!(found(&mut client, "one AND m3").len(), (0..CONTENTS).filter(|n| n % 7 == 3).count());
+    assert_eq!(
+        found(&mut client, "one AND m3").len(),
+        (0..CONTENTS).filter(|n| n % 7 == 3).count()
+    );
     running.stop();
 
     for part in ["search", "popular"] {

@@ -60,7 +60,11 @@ fn a_full_disk_refuses_writes_and_recovers_when_space_returns() {
         let (status, body) = write(&mut client, n);
         if status == 507 { Ok(body) } else { Err(format!("{status} {body}")) }
     });
-    assert_eq!((&problem["code"], &problem["status"]), (&json!("disk_full"), &json!(507)), "{problem}");
+    assert_eq!(
+        (&problem["code"], &problem["status"]),
+        (&json!("disk_full"), &json!(507)),
+        "{problem}"
+    );
     // Reading goes on.
     let first = format!("{:05}-{}", 0, "x".repeat(200));
     let view = client.get(&tags_path("disk", &first)).expect(200).json();

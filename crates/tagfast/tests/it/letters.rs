@@ -25,7 +25,8 @@ struct Message {
 
 impl Message {
     fn header(&self, name: &str) -> &str {
-        let line = self.headers.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        let line =
+            self.headers.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
         line.unwrap_or_else(|| panic!("no {name} in {}", self.headers))
     }
 }
@@ -47,10 +48,15 @@ impl Receiver {
                 let mut stream = stream.unwrap();
                 let message = receive(&mut stream);
                 let mut seen = seen.lock().unwrap();
-                let answer = if seen.is_empty() { "500 Internal Server Error" } else { "204 No Content" };
+                let answer =
+                    if seen.is_empty() { "500 Internal Server Error" } else { "204 No Content" };
                 seen.push(message);
                 drop(seen);
-                write!(stream, "HTTP/1.1 {answer}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").unwrap();
+                write!(
+                    stream,
+                    "HTTP/1.1 {answer}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+                )
+                .unwrap();
             }
         });
         Self { url, messages }
@@ -76,7 +82,9 @@ fn receive(stream: &mut TcpStream) -> Message {
         let text = String::from_utf8_lossy(&bytes).into_owned();
         if let Some((headers, body)) = text.split_once("\r\n\r\n") {
             let headers = headers.to_lowercase();
-            let length = headers.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse::<usize>().ok());
+            let length = headers
+                .lines()
+                .find_map(|line| line.strip_prefix("content-length: ")?.parse::<usize>().ok());
             if body.len() >= length.unwrap() {
                 return Message { headers, body: body.to_owned() };
             }
@@ -117,10 +125,16 @@ fn letters_are_found_replayed_discarded_and_told() {
     running.wait_until_ready();
     let url = running.url();
     let letters = |args: &[&str]| tagfast(&[&["dead-letters"], args, &["--url", &url]].concat());
-    let list = |args: &[&str]| tagfast_json(&[&["dead-letters", "list", "--json", "--url", &url], args].concat());
+    let list = |args: &[&str]| {
+        tagfast_json(&[&["dead-letters", "list", "--json", "--url", &url], args].concat())
+    };
     let open = wait_for_condition("both groups park both", PATIENCE, || {
         let found = list(&[]);
-        if found["items"].as_array().unwrap().len() == 4 { Ok(found) } else { Err(found.to_string()) }
+        if found["items"].as_array().unwrap().len() == 4 {
+            Ok(found)
+        } else {
+            Err(found.to_string())
+        }
     });
     assert_eq!(list(&["--group", "indexer"])["items"].as_array().unwrap().len(), 2);
     let unreadable = list(&["--code", "event_undecodable", "--group", "analytics"]);
@@ -135,32 +149,60 @@ fn letters_are_found_replayed_discarded_and_told() {
     let attempts = receiver.messages.lock().unwrap()[..2].to_vec();
     assert_eq!(attempts[0].header("tagfast-delivery"), attempts[1].header("tagfast-delivery"));
     let told: Value = serde_json::from_str(&stay.body).unwrap();
-    assert_eq!(told["groups"][0]["codes"], json!({"event_type_unknown": 1, "event_undecodable": 1}));
-    let (at, hex) = stay.header("tagfast-signature").strip_prefix("t=").unwrap().split_once(",v1=").unwrap();
+    assert_eq!(
+        told["groups"][0]["codes"],
+        json!({"event_type_unknown": 1, "event_undecodable": 1})
+    );
+    let (at, hex) =
+        stay.header("tagfast-signature").strip_prefix("t=").unwrap().split_once(",v1=").unwrap();
     let mut mac = Hmac::<Sha256>::new_from_slice(SECRET.as_bytes()).unwrap();
     mac.update(format!("{at}.{}", stay.body).as_bytes());
-    let expected: String = mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    let expected: String =
+        mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(hex, expected);
 
     // Everything must be meant; what nobody can read fails again and stays.
     let refused = letters(&["replay"]);
-    assert!(refused.status.code() == Some(1) && said(&refused).contains("all_not_meant"), "{refused:?}");
+    assert!(
+        refused.status.code() == Some(1) && said(&refused).contains("all_not_meant"),
+        "{refused:?}"
+    );
     let dry = letters(&["replay", "--all", "--dry-run"]);
-    assert!(dry.status.code() == Some(3) && said(&dry).contains("4 letters: 0 would be applied"), "{dry:?}");
+    assert!(
+        dry.status.code() == Some(3) && said(&dry).contains("4 letters: 0 would be applied"),
+        "{dry:?}"
+    );
     let replayed = letters(&["replay", id]);
-    assert!(replayed.status.code() == Some(3) && said(&replayed).contains("1 failed again"), "{replayed:?}");
+    assert!(
+        replayed.status.code() == Some(3) && said(&replayed).contains("1 failed again"),
+        "{replayed:?}"
+    );
     let after = list(&["--code", "event_undecodable", "--group", "analytics"]);
-    assert_eq!((&after["items"][0]["replays"], &after["items"][0]["attempts"]), (&json!(1), &json!(2)));
-    assert_eq!(list(&[])["items"].as_array().unwrap().len(), open["items"].as_array().unwrap().len());
+    assert_eq!(
+        (&after["items"][0]["replays"], &after["items"][0]["attempts"]),
+        (&json!(1), &json!(2))
+    );
+    assert_eq!(
+        list(&[])["items"].as_array().unwrap().len(),
+        open["items"].as_array().unwrap().len()
+    );
 
     let discarded = letters(&["discard", "--all", "--reason", "a test wrote them"]);
     assert!(discarded.status.success() && said(&discarded).contains("4 letters"), "{discarded:?}");
     assert_eq!(list(&[])["items"], json!([]));
     assert_eq!(list(&["--state", "discarded"])["items"][0]["reason"], "a test wrote them");
     let acts = tagfast_json(&["dead-letters", "acts", "--json", "--url", &url]);
-    let said: Vec<_> = acts["items"].as_array().unwrap().iter().map(|act| act["action"].as_str().unwrap()).collect();
+    let said: Vec<_> = acts["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|act| act["action"].as_str().unwrap())
+        .collect();
     assert_eq!(said, ["discard", "replay", "dry_run", "show"]);
     receiver.wait_for("tagfast.dead_letters.resolved", 0);
     let status = tagfast_json(&["status", "--json", "--url", &url]);
-    assert!(status["consumers"].as_array().unwrap().iter().all(|c| c["dead_letters"] == 0), "{status}");
+    assert!(
+        status["consumers"].as_array().unwrap().iter().all(|c| c["dead_letters"] == 0),
+        "{status}"
+    );
 }

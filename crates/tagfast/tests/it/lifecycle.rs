@@ -72,7 +72,10 @@ fn a_frozen_server_goes_on_where_it_was() {
     assert!(impatient.request("GET", "/healthz", &[], None).is_err(), "a frozen server answers");
     running.thaw();
     client.put("/v1/content/note/n/tags/b").expect(200);
-    assert_eq!(crate::support::names(&client.get("/v1/content/note/n/tags").expect(200).json()), ["a", "b"]);
+    assert_eq!(
+        crate::support::names(&client.get("/v1/content/note/n/tags").expect(200).json()),
+        ["a", "b"]
+    );
 }
 
 #[test]
@@ -84,12 +87,17 @@ fn a_wrong_configuration_is_refused_with_a_suggestion() {
         ("[server]\nlisen = \"127.0.0.1:0\"\n", &["lisen", "listen"][..]),
         ("[server]\nlisten = \"0.0.0.0:0\"\n", &["server.listen", "auth"][..]),
         ("[store]\nkind = \"other\"\n", &["store.kind", "embedded", "postgres"][..]),
-        ("[store]\nkind = \"postgres\"\n", &["store.clusters", "store.etcd", "store.password_file"][..]),
+        (
+            "[store]\nkind = \"postgres\"\n",
+            &["store.clusters", "store.etcd", "store.password_file"][..],
+        ),
         ("[limits]\ntags_per_content = \"many\"\n", &["tagfast.toml:2", "many"][..]),
         ("[server\n", &["tagfast.toml"][..]),
     ] {
         std::fs::write(&file, text).unwrap();
-        for args in [&["serve", "--config", config][..], &["config", "check", "--config", config][..]] {
+        for args in
+            [&["serve", "--config", config][..], &["config", "check", "--config", config][..]]
+        {
             let output = tagfast(args);
             assert_eq!(output.status.code(), Some(2), "{text:?}: {output:?}");
             for word in words {

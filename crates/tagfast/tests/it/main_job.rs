@@ -29,7 +29,12 @@ fn sample() -> Vec<(String, BTreeSet<String>)> {
     text.lines()
         .map(|line| {
             let line: Value = serde_json::from_str(line).unwrap();
-            let tags = line["tags"].as_array().unwrap().iter().map(|t| t.as_str().unwrap().to_owned()).collect();
+            let tags = line["tags"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|t| t.as_str().unwrap().to_owned())
+                .collect();
             (line["id"].as_str().unwrap().to_owned(), tags)
         })
         .collect()
@@ -50,15 +55,24 @@ fn the_demo_is_loaded_once_and_everything_agrees_with_the_file() {
     });
     for (id, tags) in sample.iter().step_by(997) {
         let view = client.get(&tags_path("debian.package", id)).expect(200).json();
-        let shown = view["tags"].as_array().unwrap().iter().map(|t| t["display"].as_str().unwrap().to_owned());
+        let shown = view["tags"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|t| t["display"].as_str().unwrap().to_owned());
         assert_eq!(&shown.collect::<BTreeSet<_>>(), tags, "{id}");
     }
 
     // The file answers the same questions.
-    let having = |want: &dyn Fn(&BTreeSet<String>) -> bool| sample.iter().filter(|(_, t)| want(t)).count() as u64;
+    let having = |want: &dyn Fn(&BTreeSet<String>) -> bool| {
+        sample.iter().filter(|(_, t)| want(t)).count() as u64
+    };
     let has = |t: &BTreeSet<String>, tag: &str| t.contains(tag);
     assert_eq!(
-        total(&mut client, "role::program AND (interface::x11 OR interface::commandline) AND NOT use::gameplaying"),
+        total(
+            &mut client,
+            "role::program AND (interface::x11 OR interface::commandline) AND NOT use::gameplaying"
+        ),
         exactly(having(&|t| {
             has(t, "role::program")
                 && (has(t, "interface::x11") || has(t, "interface::commandline"))
@@ -72,13 +86,21 @@ fn the_demo_is_loaded_once_and_everything_agrees_with_the_file() {
     let libraries = having(&|t| has(t, "devel::library"));
     wait_for_condition("the counts follow", Duration::from_secs(60), || {
         let board = client.get("/v1/tags/popular?window=all&limit=1").expect(200).json();
-        let expected = json!([{"tag": "devel::library", "display": "devel::library", "count": libraries}]);
+        let expected =
+            json!([{"tag": "devel::library", "display": "devel::library", "count": libraries}]);
         if board["tags"] == expected { Ok(()) } else { Err(board.to_string()) }
     });
     let hour = client.get("/v1/tags/popular?window=1h&limit=1").expect(200).json();
-    assert_eq!(hour["tags"][0]["count"], libraries, "just loaded, so the last hour has it all: {hour}");
+    assert_eq!(
+        hour["tags"][0]["count"], libraries,
+        "just loaded, so the last hour has it all: {hour}"
+    );
 
-    let facets = client.get("/v1/search?q=role%3A%3Aprogram&limit=1&facets=true").expect(200).json()["facets"].clone();
+    let facets = client
+        .get("/v1/search?q=role%3A%3Aprogram&limit=1&facets=true")
+        .expect(200)
+        .json()["facets"]
+        .clone();
     let programs = having(&|t| has(t, "role::program"));
     let facet = facets.as_array().unwrap().iter().find(|f| f["tag"] == "role::program");
     assert_eq!(facet.map(|f| &f["count"]), Some(&json!(programs)), "{facets}");
@@ -99,7 +121,11 @@ fn the_demo_is_loaded_once_and_everything_agrees_with_the_file() {
         if total == exactly(0) { Ok(()) } else { Err(total.to_string()) }
     });
     let recount = client.send("POST", "/v1/admin/recount", Some("{}")).expect(200).json();
-    assert_eq!((&recount["contents"], &recount["drifted_counts"]), (&json!(PACKAGES), &json!(0)), "{recount}");
+    assert_eq!(
+        (&recount["contents"], &recount["drifted_counts"]),
+        (&json!(PACKAGES), &json!(0)),
+        "{recount}"
+    );
 
     // Rebuilt while serving: no search in between finds less.
     std::thread::scope(|scope| {
@@ -136,9 +162,12 @@ fn the_readme_s_curl_lines_work_as_printed() {
         .map(|(id, tags)| json!({"type": "debian.package", "id": id, "tags": tags}).to_string())
         .collect();
     std::fs::write(&small, lines.join("\n")).unwrap();
-    let loaded = command(&["import", small.to_str().unwrap(), "--wait", "--url", &running.url()]).output().unwrap();
+    let loaded = command(&["import", small.to_str().unwrap(), "--wait", "--url", &running.url()])
+        .output()
+        .unwrap();
     assert!(loaded.status.success(), "{}", said(&loaded));
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md")).unwrap();
+    let readme =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md")).unwrap();
     let curls: Vec<&str> = readme.lines().filter(|l| l.starts_with("curl ")).collect();
     assert_eq!(curls.len(), 5, "the README promises five lines");
     for line in curls {
@@ -147,8 +176,11 @@ fn the_readme_s_curl_lines_work_as_printed() {
         let line = line.replace("127.0.0.1:7070", &running.address().to_string());
         let output = Command::new("sh").args(["-c", &line]).output().unwrap();
         assert!(output.status.success(), "{line}: {}", said(&output));
-        let body: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{line}: {e}: {output:?}"));
-        let empty = ["hits", "tags", "added"].iter().any(|f| body[*f].as_array().is_some_and(Vec::is_empty));
+        let body: Value = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|e| panic!("{line}: {e}: {output:?}"));
+        let empty = ["hits", "tags", "added"]
+            .iter()
+            .any(|f| body[*f].as_array().is_some_and(Vec::is_empty));
         assert!(!empty, "{line} shows nothing: {body}");
     }
 }

@@ -37,12 +37,18 @@ fn racing_writes_keep_the_limit_and_one_history() {
                 for _ in 0..writes / WRITERS / BATCH {
                     let items: Vec<Value> = (0..BATCH)
                         .map(|_| {
-                            let (id, tag) = (format!("c{}", rng.below(CONTENTS)), format!("t{}", rng.below(TAGS)));
+                            let (id, tag) = (
+                                format!("c{}", rng.below(CONTENTS)),
+                                format!("t{}", rng.below(TAGS)),
+                            );
                             let what = if rng.below(100) < 70 { "add" } else { "remove" };
                             json!({"type": "race", "id": id, what: [tag]})
                         })
                         .collect();
-                    let answer = client.post("/v1/content:batchTag", &json!({"items": items})).expect(200).json();
+                    let answer = client
+                        .post("/v1/content:batchTag", &json!({"items": items}))
+                        .expect(200)
+                        .json();
                     let results = answer["results"].as_array().unwrap();
                     assert_eq!(results.len() as u64, BATCH);
                     for result in results {
@@ -50,7 +56,8 @@ fn racing_writes_keep_the_limit_and_one_history() {
                             if result["changed"] == true {
                                 let id = result["content"]["id"].as_str().unwrap().to_owned();
                                 let version = result["version"].as_str().unwrap().parse().unwrap();
-                                let change = (version, list(&result["added"]), list(&result["removed"]));
+                                let change =
+                                    (version, list(&result["added"]), list(&result["removed"]));
                                 changes.lock().unwrap().entry(id).or_default().push(change);
                             }
                         } else {
@@ -66,7 +73,10 @@ fn racing_writes_keep_the_limit_and_one_history() {
             });
         }
     });
-    assert!(*refused.lock().unwrap() > 0, "the writers never ran into the limit: the test shows nothing");
+    assert!(
+        *refused.lock().unwrap() > 0,
+        "the writers never ran into the limit: the test shows nothing"
+    );
 
     let mut client = running.client();
     for (id, mut changes) in changes.into_inner().unwrap() {

@@ -9,7 +9,8 @@ use tagfast_testkit::ServerOptions;
 const BOUND: Duration = Duration::from_secs(13);
 
 /// Method, path, headers and body.
-type Call = (&'static str, &'static str, &'static [(&'static str, &'static str)], Option<&'static str>);
+type Call =
+    (&'static str, &'static str, &'static [(&'static str, &'static str)], Option<&'static str>);
 
 /// A server that accepts, reads nothing and says nothing, for as long as the test lives.
 fn silent() -> SocketAddr {
@@ -68,7 +69,12 @@ fn every_call_ends_though_every_server_is_silent() {
         ("PATCH", content, &[], Some(r#"{"add": ["a"], "remove": []}"#)),
         ("PUT", content, &[], Some(r#"{"tags": ["a"]}"#)),
         ("POST", "/v1/content:batchGet", &[], Some(r#"{"items": [{"type": "t", "id": "1"}]}"#)),
-        ("POST", "/v1/content:batchTag", &[], Some(r#"{"items": [{"type": "t", "id": "1", "add": ["a"]}]}"#)),
+        (
+            "POST",
+            "/v1/content:batchTag",
+            &[],
+            Some(r#"{"items": [{"type": "t", "id": "1", "add": ["a"]}]}"#),
+        ),
         ("GET", "/v1/search?q=ui", &[], None),
         ("GET", "/v1/search?q=ui&facets=true", &[], None),
         ("GET", "/v1/tags?prefix=u", &[], None),
@@ -87,10 +93,16 @@ fn every_call_ends_though_every_server_is_silent() {
             scope.spawn(move || {
                 let began = Instant::now();
                 let answer = client.request(method, path, headers, *body);
-                let answer = answer.unwrap_or_else(|e| panic!("{method} {path} was not answered in {BOUND:?}: {e}"));
+                let answer = answer.unwrap_or_else(|e| {
+                    panic!("{method} {path} was not answered in {BOUND:?}: {e}")
+                });
                 assert_ne!(answer.status, 500, "{method} {path}: {}", answer.text());
                 if matches!(answer.status, 429 | 503) && *path != "/readyz" {
-                    assert!(answer.header("retry-after").is_some(), "{method} {path}: {}", answer.text());
+                    assert!(
+                        answer.header("retry-after").is_some(),
+                        "{method} {path}: {}",
+                        answer.text()
+                    );
                 }
                 assert!(began.elapsed() < BOUND, "{method} {path}: {:?}", began.elapsed());
             });

@@ -25,7 +25,9 @@ pub(crate) fn server(data_dir: &Path) -> ServerOptions {
 /// A command of the program, without configuration from the test's environment.
 pub(crate) fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tagfast"));
-    for (name, _) in std::env::vars_os().filter(|(n, _)| n.to_string_lossy().starts_with("TAGFAST_")) {
+    for (name, _) in
+        std::env::vars_os().filter(|(n, _)| n.to_string_lossy().starts_with("TAGFAST_"))
+    {
         command.env_remove(name);
     }
     command.args(args);
@@ -47,7 +49,11 @@ pub(crate) fn tagfast_json(args: &[&str]) -> Value {
 
 /// Both outputs as text.
 pub(crate) fn said(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
 }
 
 /// One path segment or query value.
@@ -93,10 +99,18 @@ pub(crate) fn found(client: &mut Client, query: &str) -> Contents {
     let mut contents = Contents::new();
     let mut cursor = String::new();
     loop {
-        let page = client.get(&format!("/v1/search?q={}&limit=100{cursor}", encode(query))).expect(200).json();
+        let page = client
+            .get(&format!("/v1/search?q={}&limit=100{cursor}", encode(query)))
+            .expect(200)
+            .json();
         for hit in page["hits"].as_array().unwrap() {
             let key = format!("{}/{}", hit["type"].as_str().unwrap(), hit["id"].as_str().unwrap());
-            let tags = hit["tags"].as_array().unwrap().iter().map(|t| t.as_str().unwrap().to_owned()).collect();
+            let tags = hit["tags"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|t| t.as_str().unwrap().to_owned())
+                .collect();
             assert!(contents.insert(key, tags).is_none(), "a content is found twice: {hit}");
         }
         match page["next_cursor"].as_str() {
@@ -110,7 +124,9 @@ pub(crate) fn found(client: &mut Client, query: &str) -> Contents {
 pub(crate) fn popular(client: &mut Client) -> BTreeMap<String, u64> {
     let board = client.get("/v1/tags/popular?window=all&limit=1000").expect(200).json();
     let tags = board["tags"].as_array().unwrap();
-    tags.iter().map(|t| (t["tag"].as_str().unwrap().to_owned(), t["count"].as_u64().unwrap())).collect()
+    tags.iter()
+        .map(|t| (t["tag"].as_str().unwrap().to_owned(), t["count"].as_u64().unwrap()))
+        .collect()
 }
 
 /// How often each tag is used.
@@ -137,16 +153,28 @@ pub(crate) fn wait_until_converged(client: &mut Client) -> Contents {
         if found == counts { Ok(()) } else { Err(difference(&found, &counts)) }
     });
     let report = client.send("POST", "/v1/admin/recount", Some("{}")).expect(200).json();
-    assert_eq!((&report["drifted_contents"], &report["drifted_counts"]), (&0.into(), &0.into()), "{report}");
+    assert_eq!(
+        (&report["drifted_contents"], &report["drifted_counts"]),
+        (&0.into(), &0.into()),
+        "{report}"
+    );
     truth
 }
 
-fn difference<V: PartialEq + std::fmt::Debug>(found: &BTreeMap<String, V>, truth: &BTreeMap<String, V>) -> String {
+fn difference<V: PartialEq + std::fmt::Debug>(
+    found: &BTreeMap<String, V>,
+    truth: &BTreeMap<String, V>,
+) -> String {
     let first = truth
         .iter()
         .find(|(k, v)| found.get(*k) != Some(v))
         .map(|(k, v)| format!("{k} should be {v:?} and is {:?}", found.get(k)))
-        .or_else(|| found.keys().find(|k| !truth.contains_key(*k)).map(|k| format!("{k} should not be there")));
+        .or_else(|| {
+            found
+                .keys()
+                .find(|k| !truth.contains_key(*k))
+                .map(|k| format!("{k} should not be there"))
+        });
     format!("{} of {} there; {}", found.len(), truth.len(), first.unwrap_or_default())
 }
 

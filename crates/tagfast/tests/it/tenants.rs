@@ -44,7 +44,8 @@ fn one_tenant_sees_nothing_of_another() {
     let dir = tempfile::tempdir().unwrap();
     let running = start(dir.path());
     running.wait_until_ready();
-    let (mut acme, mut globex) = (client(&running, dir.path(), "acme"), client(&running, dir.path(), "globex"));
+    let (mut acme, mut globex) =
+        (client(&running, dir.path(), "acme"), client(&running, dir.path(), "globex"));
     let mut receipt = String::new();
     let mut seen = String::new();
     for n in 0..5 {
@@ -54,14 +55,19 @@ fn one_tenant_sees_nothing_of_another() {
     }
     globex.put(&tag_path("note", "n0", "lunch")).expect(200);
     wait_for_condition("both tenants are indexed and counted", Duration::from_secs(60), || {
-        let done =
-            (found(&mut acme, "").len(), found(&mut globex, "").len(), popular(&mut acme).get("plan-x").copied());
+        let done = (
+            found(&mut acme, "").len(),
+            found(&mut globex, "").len(),
+            popular(&mut acme).get("plan-x").copied(),
+        );
         if done == (5, 1, Some(5)) { Ok(()) } else { Err(format!("{done:?}")) }
     });
 
     assert_eq!(names(&globex.get(&tags_path("note", "n0")).expect(200).json()), ["lunch"]);
-    let batch =
-        globex.post("/v1/content:batchGet", &json!({"items": [{"type": "note", "id": "n1"}]})).expect(200).json();
+    let batch = globex
+        .post("/v1/content:batchGet", &json!({"items": [{"type": "note", "id": "n1"}]}))
+        .expect(200)
+        .json();
     assert_eq!(batch["results"][0]["tags"], json!([]), "{batch}");
     assert!(found(&mut globex, "plan-x").is_empty());
     assert!(found(&mut globex, "NOT lunch").is_empty());
@@ -77,8 +83,13 @@ fn one_tenant_sees_nothing_of_another() {
         globex.get(&format!("/v1/search?q=plan-x&limit=2&cursor={cursor}")).expect(400).json()["code"],
         "bad_cursor"
     );
-    assert_eq!(globex.get(&format!("/v1/receipts/{receipt}")).expect(400).json()["code"], "bad_token");
-    let refused = globex.request("GET", &tags_path("note", "n0"), &[("consistency-token", &seen)], None).unwrap();
+    assert_eq!(
+        globex.get(&format!("/v1/receipts/{receipt}")).expect(400).json()["code"],
+        "bad_token"
+    );
+    let refused = globex
+        .request("GET", &tags_path("note", "n0"), &[("consistency-token", &seen)], None)
+        .unwrap();
     assert_eq!(refused.expect(400).json()["code"], "bad_token");
     let report = globex.send("POST", "/v1/admin/recount", Some("{}")).expect(200).text();
     assert!(!report.contains("plan-x"), "{report}");
@@ -91,7 +102,10 @@ fn scopes_and_bad_tokens_are_refused() {
     let path = tag_path("note", "n", "a");
     let mut anonymous = running.client();
     let refused = anonymous.put(&path).expect(401);
-    assert!(refused.header("www-authenticate").is_some_and(|v| v.starts_with("Bearer")), "{refused:?}");
+    assert!(
+        refused.header("www-authenticate").is_some_and(|v| v.starts_with("Bearer")),
+        "{refused:?}"
+    );
     assert_eq!(refused.json()["code"], "unauthenticated");
     let mut reader = running.client().with_token(token(dir.path(), "acme", "tags:read"));
     assert_eq!(reader.put(&path).expect(403).json()["code"], "missing_scope");
@@ -100,9 +114,18 @@ fn scopes_and_bad_tokens_are_refused() {
     let good = token(dir.path(), "acme", "tags:read");
     let (head, signature) = good.rsplit_once('.').unwrap();
     let last = if signature.starts_with('A') { 'B' } else { 'A' };
-    for bad in [format!("{head}."), format!("{head}.{last}{}", &signature[1..]), "x".to_owned(), format!("{good}.x")] {
+    for bad in [
+        format!("{head}."),
+        format!("{head}.{last}{}", &signature[1..]),
+        "x".to_owned(),
+        format!("{good}.x"),
+    ] {
         let answer = running.client().with_token(bad.clone()).get("/v1/content/note/n/tags");
-        assert_eq!((answer.status, answer.json()["code"].clone()), (401, json!("invalid_token")), "{bad}");
+        assert_eq!(
+            (answer.status, answer.json()["code"].clone()),
+            (401, json!("invalid_token")),
+            "{bad}"
+        );
     }
     let reserved = tagfast(&[
         "token",

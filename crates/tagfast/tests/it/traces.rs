@@ -52,15 +52,23 @@ fn an_apply_is_in_the_trace_of_its_write() {
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
     let parent = format!("00-{trace}-00f067aa0ba902b7-01");
     let mut client = running.client();
-    let answer = client.request("PUT", "/v1/content/page/1/tags/ui", &[("traceparent", &parent)], None);
+    let answer =
+        client.request("PUT", "/v1/content/page/1/tags/ui", &[("traceparent", &parent)], None);
     answer.unwrap().expect(200);
     client.put("/v1/content/page/2/tags/ui").expect(200);
-    let id: Vec<u8> = (0..16).map(|n| u8::from_str_radix(&trace[2 * n..2 * n + 2], 16).unwrap()).collect();
-    wait_for_condition("the spans of the request and of both consumers", Duration::from_secs(20), || {
-        let seen = seen.lock().unwrap();
-        let spans = count(&seen, &id);
-        let named = ["apply indexer", "apply analytics"].iter().all(|name| count(&seen, name.as_bytes()) == 1);
-        if spans == 3 && named { Ok(()) } else { Err(format!("{spans} spans of the trace")) }
-    });
+    let id: Vec<u8> =
+        (0..16).map(|n| u8::from_str_radix(&trace[2 * n..2 * n + 2], 16).unwrap()).collect();
+    wait_for_condition(
+        "the spans of the request and of both consumers",
+        Duration::from_secs(20),
+        || {
+            let seen = seen.lock().unwrap();
+            let spans = count(&seen, &id);
+            let named = ["apply indexer", "apply analytics"]
+                .iter()
+                .all(|name| count(&seen, name.as_bytes()) == 1);
+            if spans == 3 && named { Ok(()) } else { Err(format!("{spans} spans of the trace")) }
+        },
+    );
     running.stop();
 }

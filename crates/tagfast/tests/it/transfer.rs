@@ -6,7 +6,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tagfast_testkit::wait_for_condition;
 
-use crate::support::{command, names, said, server, stored, tag_path, tagfast, tagfast_json, tags_path};
+use crate::support::{
+    command, names, said, server, stored, tag_path, tagfast, tagfast_json, tags_path,
+};
 
 #[test]
 fn bad_lines_are_reported_by_number_and_the_others_are_imported() {
@@ -28,7 +30,12 @@ fn bad_lines_are_reported_by_number_and_the_others_are_imported() {
     let output = tagfast(&["import", file.to_str().unwrap(), "--url", &running.url(), "--json"]);
     assert_eq!(output.status.code(), Some(3), "{output:?}");
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let bad: Vec<u64> = report["bad_lines"].as_array().unwrap().iter().map(|b| b["line"].as_u64().unwrap()).collect();
+    let bad: Vec<u64> = report["bad_lines"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|b| b["line"].as_u64().unwrap())
+        .collect();
     assert_eq!(bad, [2, 3, 4, 5], "{report}");
     let mut client = running.client();
     assert_eq!(stored(&mut client).into_keys().collect::<Vec<_>>(), ["note/1", "note/7"]);
@@ -44,15 +51,21 @@ fn an_import_that_was_killed_goes_on_where_it_stopped() {
     let running = server(&dir.path().join("data")).start();
     let file = dir.path().join("in.ndjson");
     let lines: Vec<String> = (0..LINES)
-        .map(|n| json!({"type": "note", "id": format!("n{n}"), "tags": ["a", format!("m{}", n % 5)]}).to_string())
+        .map(|n| {
+            json!({"type": "note", "id": format!("n{n}"), "tags": ["a", format!("m{}", n % 5)]})
+                .to_string()
+        })
         .collect();
     std::fs::write(&file, lines.join("\n")).unwrap();
     let file_arg = file.to_str().unwrap();
     let url = running.url();
     // Small requests one at a time, so that there is a middle to be killed in.
     let args = ["import", file_arg, "--url", &url, "--json", "--batch", "10", "--parallel", "1"];
-    let mut child =
-        command(&args).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let mut child = command(&args)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
     let state = dir.path().join("in.ndjson.tagfast-import");
     let noted = wait_for_condition("a noted line", Duration::from_secs(60), || {
         if let Some(status) = child.try_wait().unwrap() {
@@ -73,7 +86,11 @@ fn an_import_that_was_killed_goes_on_where_it_stopped() {
     let mut client = running.client();
     assert_eq!(stored(&mut client).len() as u64, LINES);
     let total = client.get("/v1/search?q=m3&limit=1").expect(200).json()["total"].clone();
-    assert_eq!(total, json!({"value": LINES / 5, "relation": "eq"}), "--wait promises that it can be found");
+    assert_eq!(
+        total,
+        json!({"value": LINES / 5, "relation": "eq"}),
+        "--wait promises that it can be found"
+    );
 }
 
 /// Ids and tags that break naive URLs, files and terminals.
@@ -94,7 +111,8 @@ const ODD: &[(&str, &str)] = &[
 fn export(url: &str, file: &Path) -> Vec<String> {
     let output = tagfast(&["export", file.to_str().unwrap(), "--url", url]);
     assert!(output.status.success(), "{output:?}");
-    let mut lines: Vec<String> = std::fs::read_to_string(file).unwrap().lines().map(str::to_owned).collect();
+    let mut lines: Vec<String> =
+        std::fs::read_to_string(file).unwrap().lines().map(str::to_owned).collect();
     lines.sort();
     lines
 }
@@ -118,7 +136,8 @@ fn odd_ids_and_tags_survive_urls_export_and_import() {
     second.wait_until_ready();
     let url = second.url();
     let file = dir.path().join("one.ndjson");
-    let report = tagfast_json(&["import", file.to_str().unwrap(), "--url", &url, "--wait", "--json"]);
+    let report =
+        tagfast_json(&["import", file.to_str().unwrap(), "--url", &url, "--wait", "--json"]);
     assert_eq!(report["contents"], ODD.len(), "{report}");
     // Same contents, spellings, authors and times.
     assert_eq!(export(&url, &dir.path().join("two.ndjson")), lines);

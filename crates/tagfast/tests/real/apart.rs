@@ -28,7 +28,8 @@ fn role(stack: &Stack, role: &str, place: &str) -> ServerProcess {
 /// Writes what nobody can read into a partition that is in use.
 fn poison(stack: &Stack, payloads: &[&[u8]]) {
     let brokers = stack.info().kafka.as_ref().expect("Kafka").bootstrap.to_string();
-    let producer: BaseProducer = ClientConfig::new().set("bootstrap.servers", brokers).create().expect("a producer");
+    let producer: BaseProducer =
+        ClientConfig::new().set("bootstrap.servers", brokers).create().expect("a producer");
     for (n, payload) in payloads.iter().enumerate() {
         let key = format!("default/page/poison-{n}");
         let record = BaseRecord::to("tagfast.taggings.v1").partition(0).key(&key).payload(*payload);
@@ -48,7 +49,11 @@ fn found_after(client: &mut Client, tag: &str) -> Duration {
     client.put(&format!("/v1/content/page/1/tags/{tag}")).expect(200);
     wait_for_condition("it is found", PATIENCE, || {
         let answer = client.get(&format!("/v1/search?q={tag}"));
-        if answer.status == 200 && answer.json()["hits"][0]["id"] == "1" { Ok(()) } else { Err(answer.text()) }
+        if answer.status == 200 && answer.json()["hits"][0]["id"] == "1" {
+            Ok(())
+        } else {
+            Err(answer.text())
+        }
     });
     client.delete(&format!("/v1/content/page/1/tags/{tag}")).expect(200);
     started.elapsed()
@@ -58,8 +63,12 @@ fn found_after(client: &mut Client, tag: &str) -> Duration {
 fn each_role_in_a_process_of_its_own() {
     let _turn = turn();
     let dir = tempfile::tempdir().expect("a folder");
-    let options =
-        StackOptions { kafka: true, opensearch: true, redis: true, ..StackOptions::clusters_only(1, dir.path()) };
+    let options = StackOptions {
+        kafka: true,
+        opensearch: true,
+        redis: true,
+        ..StackOptions::clusters_only(1, dir.path())
+    };
     let mut stack = Stack::up(&options, &|_| ()).expect("the stack comes up");
     let api = role(&stack, "api", "api");
     let mut relay = role(&stack, "relay", "relay-1");
@@ -75,9 +84,14 @@ fn each_role_in_a_process_of_its_own() {
     // Each says what it does, and does nothing else.
     let status = relay.client().get("/v1/status").expect(200).json();
     assert_eq!((&status["roles"], &status["consumers"]), (&json!("relay"), &json!([])), "{status}");
-    assert_eq!(indexers[0].client().get("/v1/status").expect(200).json()["consumers"][0]["group"], "indexer");
+    assert_eq!(
+        indexers[0].client().get("/v1/status").expect(200).json()["consumers"][0]["group"],
+        "indexer"
+    );
     assert_eq!(relay.client().get("/v1/content/page/1/tags").status, 404);
-    assert!(replayer.client().get("/metrics").expect(200).text().contains("tagfast_dead_letters_open"));
+    assert!(
+        replayer.client().get("/metrics").expect(200).text().contains("tagfast_dead_letters_open")
+    );
 
     // Who only asks knows how old the index is, although two others feed it.
     wait_for_condition("the age of the index is known", Duration::from_secs(15), || {
@@ -132,10 +146,16 @@ fn each_role_in_a_process_of_its_own() {
         let open = letters(&mut client, "limit=100");
         if open.len() == 8 { Ok(open) } else { Err(format!("{} letters", open.len())) }
     });
-    assert!(open.iter().all(|letter| letter["class"] == "poison" && letter["tenant"] == "default"), "{open:?}");
+    assert!(
+        open.iter().all(|letter| letter["class"] == "poison" && letter["tenant"] == "default"),
+        "{open:?}"
+    );
     let id = open[0]["id"].as_str().expect("an id").replace('/', "%2F");
     client.get(&format!("/v1/dead-letters/{id}")).expect(200);
-    let job = client.post("/v1/dead-letters:replay", &json!({"filter": {"group": "indexer"}})).expect(200).json();
+    let job = client
+        .post("/v1/dead-letters:replay", &json!({"filter": {"group": "indexer"}}))
+        .expect(200)
+        .json();
     assert_eq!(job["letters"], 4, "{job}");
     let path = format!("/v1/dead-letter-jobs/{}", job["id"].as_str().expect("an id"));
     let ended = wait_for_condition("the replay", PATIENCE, || {
@@ -144,7 +164,10 @@ fn each_role_in_a_process_of_its_own() {
     });
     assert_eq!(ended["failed"], 4, "nobody can read them: {ended}");
     let gone = json!({"all": true, "reason": "a test wrote them"});
-    assert_eq!(client.post("/v1/dead-letters:discard", &gone).expect(200).json(), json!({"discarded": 8}));
+    assert_eq!(
+        client.post("/v1/dead-letters:discard", &gone).expect(200).json(),
+        json!({"discarded": 8})
+    );
     assert_eq!(letters(&mut client, "state=open"), Vec::<Value>::new());
     agree(&mut client);
     no_drift(&mut other.client().with_timeout(PATIENCE));

@@ -40,7 +40,8 @@ impl Writer {
             while !ended.load(Ordering::SeqCst) {
                 let (id, tag) = (n % CONTENTS, n / CONTENTS % 7);
                 let path = format!("/v1/content/page/{id}/tags/t{tag}");
-                let answer = if n / CONTENTS % 3 == 2 { client.delete(&path) } else { client.put(&path) };
+                let answer =
+                    if n / CONTENTS % 3 == 2 { client.delete(&path) } else { client.put(&path) };
                 match answer.status {
                     200 => {
                         n += 1;
@@ -72,7 +73,8 @@ impl Writer {
 type Contents = BTreeMap<String, BTreeSet<String>>;
 
 fn tags_of(list: &serde_json::Value) -> BTreeSet<String> {
-    let name = |tag: &serde_json::Value| tag.as_str().or(tag["tag"].as_str()).expect("a tag").to_owned();
+    let name =
+        |tag: &serde_json::Value| tag.as_str().or(tag["tag"].as_str()).expect("a tag").to_owned();
     list.as_array().expect("tags").iter().map(name).collect()
 }
 
@@ -81,7 +83,8 @@ fn shards(client: &mut Client) -> Contents {
     let mut found = Contents::new();
     for id in (0..CONTENTS).chain(LOST) {
         let path = format!("/v1/content/page/{id}/tags");
-        let answer = client.request("GET", &path, &[("consistency", "strong")], None).expect("an answer");
+        let answer =
+            client.request("GET", &path, &[("consistency", "strong")], None).expect("an answer");
         let tags = tags_of(&answer.expect(200).json()["tags"]);
         if !tags.is_empty() {
             found.insert(id.to_string(), tags);
@@ -118,7 +121,11 @@ fn all_agree(client: &mut Client) {
 /// A recount of what this process counts finds nothing.
 pub(crate) fn no_drift(client: &mut Client) {
     let drift = client.post("/v1/admin/recount", &serde_json::json!({})).expect(200).json();
-    assert_eq!((&drift["drifted_contents"], &drift["drifted_counts"]), (&0.into(), &0.into()), "{drift}");
+    assert_eq!(
+        (&drift["drifted_contents"], &drift["drifted_counts"]),
+        (&0.into(), &0.into()),
+        "{drift}"
+    );
 }
 
 /// Search and popular tags say what the shards say.
@@ -129,8 +136,11 @@ pub(crate) fn agree(client: &mut Client) {
         if found == wanted {
             return Ok(());
         }
-        let differ: Vec<&String> =
-            wanted.keys().chain(found.keys()).filter(|id| wanted.get(*id) != found.get(*id)).collect();
+        let differ: Vec<&String> = wanted
+            .keys()
+            .chain(found.keys())
+            .filter(|id| wanted.get(*id) != found.get(*id))
+            .collect();
         Err(format!("{} contents differ: {differ:?}", differ.len()))
     });
     let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
@@ -165,8 +175,12 @@ fn dead_letters(client: &mut Client) -> u64 {
 fn index_and_counts_agree_with_the_shards_whatever_dies() {
     let _turn = turn();
     let dir = tempfile::tempdir().expect("a folder");
-    let options =
-        StackOptions { kafka: true, opensearch: true, redis: true, ..StackOptions::clusters_only(2, dir.path()) };
+    let options = StackOptions {
+        kafka: true,
+        opensearch: true,
+        redis: true,
+        ..StackOptions::clusters_only(2, dir.path())
+    };
     let mut stack = Stack::up(&options, &|_| ()).expect("the stack comes up");
     let mut server = serve(&stack);
     let mut client = server.client().with_timeout(PATIENCE);
@@ -181,14 +195,16 @@ fn index_and_counts_agree_with_the_shards_whatever_dies() {
     client.delete("/v1/content/page/7/tags/found-me").expect(200);
 
     // Somebody holds the bus off: events wait in the outbox, the status says so, and they come when it is let go.
-    let hold =
-        |state: &str| serde_json::json!({"name": "kafka", "state": state, "reason": "the broker is being moved"});
+    let hold = |state: &str| serde_json::json!({"name": "kafka", "state": state, "reason": "the broker is being moved"});
     client.post("/v1/breakers", &hold("open")).expect(200);
     client.put("/v1/content/page/8/tags/held-back").expect(200);
     let status = client.get("/v1/status").expect(200).text();
     assert!(status.contains("\"kafka\"") && status.contains("forced_open"), "{status}");
     // What is found is of the time before.
-    assert_eq!(client.get("/v1/search?q=held-back").expect(200).json()["hits"], serde_json::json!([]));
+    assert_eq!(
+        client.get("/v1/search?q=held-back").expect(200).json()["hits"],
+        serde_json::json!([])
+    );
     client.post("/v1/breakers", &hold("auto")).expect(200);
     wait_for_condition("the held event is found", PATIENCE, || {
         let found = client.get("/v1/search?q=held-back").expect(200).json();
@@ -232,7 +248,8 @@ fn index_and_counts_agree_with_the_shards_whatever_dies() {
 
     // A primary dies with what no replica has, but the index and the counts know it already: they forget it again.
     let primary = stack.primary("c0").expect("a primary").name;
-    let replicas: Vec<&str> = ["c0-n0", "c0-n1", "c0-n2"].into_iter().filter(|n| *n != primary).collect();
+    let replicas: Vec<&str> =
+        ["c0-n0", "c0-n1", "c0-n2"].into_iter().filter(|n| *n != primary).collect();
     for replica in &replicas {
         stack.fault(Fault::KillNode, replica).expect("killed");
     }
@@ -240,7 +257,10 @@ fn index_and_counts_agree_with_the_shards_whatever_dies() {
         client.put(&format!("/v1/content/page/{id}/tags/lost")).expect(200);
     }
     wait_for_condition("the index has them", PATIENCE, || {
-        let found = index(&mut client)?.keys().filter(|id| id.parse().is_ok_and(|id| LOST.contains(&id))).count();
+        let found = index(&mut client)?
+            .keys()
+            .filter(|id| id.parse().is_ok_and(|id| LOST.contains(&id)))
+            .count();
         if found == LOST.count() { Ok(()) } else { Err(format!("{found}")) }
     });
     stack.fault(Fault::KillNode, &primary).expect("killed");
@@ -249,10 +269,18 @@ fn index_and_counts_agree_with_the_shards_whatever_dies() {
     }
     wait_for_condition("c0 takes writes", PATIENCE, || {
         let path = "/v1/content/page/0/tags/c0";
-        let answers: Vec<u16> = (0..8).map(|id| client.put(&path.replace("/0/", &format!("/{id}/"))).status).collect();
-        if answers.iter().all(|status| *status == 200) { Ok(()) } else { Err(format!("{answers:?}")) }
+        let answers: Vec<u16> =
+            (0..8).map(|id| client.put(&path.replace("/0/", &format!("/{id}/"))).status).collect();
+        if answers.iter().all(|status| *status == 200) {
+            Ok(())
+        } else {
+            Err(format!("{answers:?}"))
+        }
     });
-    let survived = shards(&mut client).keys().filter(|id| id.parse().is_ok_and(|id| LOST.contains(&id))).count();
+    let survived = shards(&mut client)
+        .keys()
+        .filter(|id| id.parse().is_ok_and(|id| LOST.contains(&id)))
+        .count();
     assert!(survived < LOST.count(), "those of c0 are gone");
     all_agree(&mut client);
     stack.fault(Fault::Restart, &primary).expect("started again");

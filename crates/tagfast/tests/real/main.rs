@@ -49,7 +49,8 @@ fn ids() -> impl Iterator<Item = String> {
 fn a_cluster_that_is_down_stops_its_own_contents_only() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = tempfile::tempdir().expect("a folder");
-    let mut stack = Stack::up(&StackOptions::clusters_only(2, dir.path()), &|_| ()).expect("the stack comes up");
+    let mut stack = Stack::up(&StackOptions::clusters_only(2, dir.path()), &|_| ())
+        .expect("the stack comes up");
     let server = serve(&stack);
     let mut client = server.client().with_timeout(Duration::from_secs(20));
     wait_until_ready(&mut client);
@@ -62,16 +63,25 @@ fn a_cluster_that_is_down_stops_its_own_contents_only() {
     assert_eq!(client.get("/v1/search?q=first").expect(501).json()["code"], "not_in_this_mode");
     assert_eq!(client.get("/v1/tags/popular").expect(501).json()["code"], "not_in_this_mode");
     let mut replicated = server.client();
-    let asked = replicated.request("PUT", "/v1/content/a/1/tags/x", &[("durability", "replicated")], None);
+    let asked =
+        replicated.request("PUT", "/v1/content/a/1/tags/x", &[("durability", "replicated")], None);
     assert_eq!(asked.expect("an answer").expect(501).json()["code"], "not_in_this_mode");
 
     let written = client.put("/v1/content/jira.issue/OPS-1/tags/first").expect(200);
     let receipt = written.json()["receipt"].as_str().expect("a receipt").to_owned();
-    assert_eq!(client.get(&format!("/v1/receipts/{receipt}")).expect(501).json()["code"], "not_in_this_mode");
+    assert_eq!(
+        client.get(&format!("/v1/receipts/{receipt}")).expect(501).json()["code"],
+        "not_in_this_mode"
+    );
     let token = written.header("consistency-token").expect("a token").to_owned();
     let forged = token.replace(|c: char| c.is_ascii_digit(), "x");
     for bad in [&token[..token.len() / 2], &forged, "AAAA", ""] {
-        let asked = client.request("GET", "/v1/content/jira.issue/OPS-1/tags", &[("consistency-token", bad)], None);
+        let asked = client.request(
+            "GET",
+            "/v1/content/jira.issue/OPS-1/tags",
+            &[("consistency-token", bad)],
+            None,
+        );
         assert_eq!(asked.expect("an answer").expect(400).json()["code"], "bad_token", "{bad:?}");
     }
     let metrics = client.get("/metrics").expect(200).text();
@@ -81,7 +91,10 @@ fn a_cluster_that_is_down_stops_its_own_contents_only() {
         "tagfast_installation_warnings",
         "tagfast_fence_left_seconds",
     ] {
-        assert!(metrics.contains(&format!("{name}{{cluster=\"c0\"")), "{name} is missing:\n{metrics}");
+        assert!(
+            metrics.contains(&format!("{name}{{cluster=\"c0\"")),
+            "{name} is missing:\n{metrics}"
+        );
     }
 
     // The primary of c0 dies: writes wait and go on, nobody sees an error.
@@ -102,7 +115,11 @@ fn a_cluster_that_is_down_stops_its_own_contents_only() {
     wait_for_condition("only c1 is missing", PATIENCE, || {
         let answer = client.get("/readyz");
         let text = answer.text();
-        if answer.status == 503 && text.contains("c1: ") && !text.contains("c0: ") { Ok(()) } else { Err(text) }
+        if answer.status == 503 && text.contains("c1: ") && !text.contains("c0: ") {
+            Ok(())
+        } else {
+            Err(text)
+        }
     });
     let (mut served, mut refused) = (0, 0);
     for id in ids() {
@@ -129,15 +146,31 @@ fn a_cluster_that_is_down_stops_its_own_contents_only() {
 
 /// The answer of a query at a node itself, not through its proxy.
 fn ask(stack: &Stack, node: &NodeInfo, query: &str) -> String {
-    String::from_utf8(psql(stack, node, query).output().expect("psql runs").stdout).expect("text").trim().to_owned()
+    String::from_utf8(psql(stack, node, query).output().expect("psql runs").stdout)
+        .expect("text")
+        .trim()
+        .to_owned()
 }
 
 fn psql(stack: &Stack, node: &NodeInfo, query: &str) -> Command {
     let database = &stack.info().database;
     let password = std::fs::read_to_string(&database.password_file).expect("the password");
     let mut psql = Command::new("/usr/lib/postgresql/15/bin/psql");
-    psql.env("PGPASSWORD", password).args(["-XAtq", "-U", &database.user, "-d", &database.name, "-c", query]);
-    psql.args(["-h", &node.direct_postgres.ip().to_string(), "-p", &node.direct_postgres.port().to_string()]);
+    psql.env("PGPASSWORD", password).args([
+        "-XAtq",
+        "-U",
+        &database.user,
+        "-d",
+        &database.name,
+        "-c",
+        query,
+    ]);
+    psql.args([
+        "-h",
+        &node.direct_postgres.ip().to_string(),
+        "-p",
+        &node.direct_postgres.port().to_string(),
+    ]);
     psql.stdout(Stdio::piped());
     psql
 }
@@ -147,7 +180,8 @@ fn psql(stack: &Stack, node: &NodeInfo, query: &str) -> Command {
 fn a_node_that_sleeps_between_commit_and_answer_acknowledges_nothing_old() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = tempfile::tempdir().expect("a folder");
-    let mut stack = Stack::up(&StackOptions::clusters_only(1, dir.path()), &|_| ()).expect("the stack comes up");
+    let mut stack = Stack::up(&StackOptions::clusters_only(1, dir.path()), &|_| ())
+        .expect("the stack comes up");
     let server = serve(&stack);
     let mut client = server.client().with_timeout(PATIENCE);
     wait_until_ready(&mut client);
@@ -156,7 +190,9 @@ fn a_node_that_sleeps_between_commit_and_answer_acknowledges_nothing_old() {
     // A lock holds the write inside the primary until the way back is closed: it commits, and its answer does not come back.
     let old = stack.primary("c0").expect("a primary");
     let mut locker =
-        psql(&stack, &old, "BEGIN; SELECT FROM content FOR UPDATE; SELECT pg_sleep(2); COMMIT").spawn().expect("psql");
+        psql(&stack, &old, "BEGIN; SELECT FROM content FOR UPDATE; SELECT pg_sleep(2); COMMIT")
+            .spawn()
+            .expect("psql");
     let waits = |event: &str| format!("SELECT count(*) FROM pg_stat_activity WHERE {event}");
     let seen = |what: &str, query: &str| {
         wait_for_condition(what, PATIENCE, || {
@@ -167,7 +203,10 @@ fn a_node_that_sleeps_between_commit_and_answer_acknowledges_nothing_old() {
     seen("the row is locked", &waits("wait_event = 'PgSleep'"));
     let mut writer = server.client().with_timeout(PATIENCE);
     let write = std::thread::spawn(move || writer.put("/v1/content/jira.issue/OPS-1/tags/second"));
-    seen("the write waits", &waits("wait_event_type = 'Lock' AND application_name = 'tagfast-write'"));
+    seen(
+        "the write waits",
+        &waits("wait_event_type = 'Lock' AND application_name = 'tagfast-write'"),
+    );
     stack.control().set(&old.name, Mode::Hang).expect("its answers are held");
     locker.wait().expect("psql ends");
     let holds = "SELECT count(*) FROM content WHERE position('second'::bytea IN doc) > 0";

@@ -24,9 +24,9 @@ fn version(body: &Value) -> u64 {
     body["version"].as_str().and_then(|version| version.parse().ok()).expect("a version")
 }
 
-#[expect(clippy::print_stdout, reason = "how many were checked is a figure")]
 /// Read-your-writes through two nodes while Redis servers freeze, die and forget, and a replica hangs or is slow.
 #[test]
+#[expect(clippy::print_stdout, reason = "how many were checked is a figure")]
 fn vc1_nobody_misses_their_own_write_whatever_happens_to_the_caches() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = tempfile::tempdir().expect("a folder");
@@ -34,32 +34,31 @@ fn vc1_nobody_misses_their_own_write_whatever_happens_to_the_caches() {
     let mut stack = Stack::up(&options, &|_| ()).expect("the stack comes up");
     let servers = [node(&stack, "a"), node(&stack, "b")];
     servers.iter().for_each(|server| wait_until_ready(&mut server.client()));
-    let (clients, count) = if full() { (16, 60_000) } else { (4, 100) };
+    // As many reads as that take longer than a wait may otherwise take.
+    let (clients, count, patience) =
+        if full() { (16, 60_000, PATIENCE * 60) } else { (4, 150, PATIENCE) };
     let clients = OwnWrites::start([servers[0].address(), servers[1].address()], clients, PATIENCE);
-    let more = |count| clients.more(count, PATIENCE * 60);
+    let more = |count| clients.more(count, patience);
     more(count);
-    let (primary, replica) = {
-        let primary = stack.primary("c0").expect("a primary").name;
-        let nodes = &stack.info().clusters[0].nodes;
-        (primary.clone(), nodes.iter().find(|node| node.name != primary).expect("a replica").name.clone())
-    };
-    for (target, begin, end) in [
-        ("redis", Fault::Freeze, Fault::Thaw),
-        ("redis", Fault::Kill, Fault::Restart),
-        ("state-redis", Fault::Freeze, Fault::Thaw),
-        ("state-redis", Fault::Kill, Fault::Restart),
-        ("redis", Fault::Slow { ms: 50 }, Fault::Heal),
-        ("redis", Fault::Hang, Fault::Heal),
-        ("redis", Fault::Garbage, Fault::Heal),
-        ("redis", Fault::Refuse, Fault::Heal),
-        ("state-redis", Fault::Reset, Fault::Heal),
-        (replica.as_str(), Fault::Slow { ms: 500 }, Fault::Heal),
-        (replica.as_str(), Fault::Hang, Fault::Heal),
-        (primary.as_str(), Fault::Slow { ms: 20 }, Fault::Heal),
+    let primary = stack.primary("c0").expect("a primary").name;
+    let replica = stack.replica("c0").expect("a replica").name;
+    for (target, fault) in [
+        ("redis", Fault::Freeze),
+        ("redis", Fault::Kill),
+        ("state-redis", Fault::Freeze),
+        ("state-redis", Fault::Kill),
+        ("redis", Fault::Slow { ms: 50 }),
+        ("redis", Fault::Hang),
+        ("redis", Fault::Garbage),
+        ("redis", Fault::Refuse),
+        ("state-redis", Fault::Reset),
+        (replica.as_str(), Fault::Slow { ms: 500 }),
+        (replica.as_str(), Fault::Hang),
+        (primary.as_str(), Fault::Slow { ms: 20 }),
     ] {
-        stack.fault(begin, target).expect("a fault");
+        stack.fault(fault, target).expect("a fault");
         more(count);
-        stack.fault(end, target).expect("its end");
+        stack.fault(fault.end(), target).expect("its end");
         more(count / 3);
     }
     // All at once: neither Redis for a while, and a replica.
@@ -69,8 +68,13 @@ fn vc1_nobody_misses_their_own_write_whatever_happens_to_the_caches() {
     more(count);
     // VC10: what the primary confirms is served or refused, never guessed.
     let mut strict = servers[0].client();
-    let asked = strict.request("GET", "/v1/content/test.own/w0-0/tags", &[("consistency", "strong")], None);
-    assert!(matches!(asked.as_ref().expect("an answer").status, 200 | 503), "{}", asked.expect("an answer").text());
+    let asked =
+        strict.request("GET", "/v1/content/test.own/w0-0/tags", &[("consistency", "strong")], None);
+    assert!(
+        matches!(asked.as_ref().expect("an answer").status, 200 | 503),
+        "{}",
+        asked.expect("an answer").text()
+    );
     for target in ["redis", "state-redis", replica.as_str()] {
         stack.fault(Fault::Heal, target).expect("its end");
     }
@@ -84,7 +88,12 @@ fn vc1_nobody_misses_their_own_write_whatever_happens_to_the_caches() {
     println!("{} reads, {} not answered, {} stale", seen.checked, seen.unanswered, seen.stale);
     let some = &seen.violations[..seen.violations.len().min(5)];
     assert!(some.is_empty(), "{} of {}: {some:#?}", seen.violations.len(), seen.checked);
-    assert!(seen.unanswered * 100 <= seen.checked, "{} of {} were not answered", seen.unanswered, seen.checked);
+    assert!(
+        seen.unanswered * 100 <= seen.checked,
+        "{} of {} were not answered",
+        seen.unanswered,
+        seen.checked
+    );
     assert!(seen.stale <= seen.checked / 2, "most are as new as they can be");
 }
 
@@ -101,7 +110,8 @@ fn what_caches_did_is_told_with_the_answer() {
     let path = "/v1/content/test.doc/1/tags";
     let eventual = [("consistency", "eventual")];
     let mut view = |node: usize| {
-        let answer = clients[node].request("GET", path, &eventual, None).expect("an answer").expect(200);
+        let answer =
+            clients[node].request("GET", path, &eventual, None).expect("an answer").expect(200);
         let status = answer.header("cache-status").expect("a header").to_owned();
         (answer.json(), status)
     };
@@ -120,7 +130,9 @@ fn what_caches_did_is_told_with_the_answer() {
     let mut health = servers[0].client();
     wait_for_condition("readyz names the cache", PATIENCE, || {
         let answer = health.get("/readyz").expect(200).json();
-        let named = answer["degraded"].as_array().is_some_and(|d| d.iter().any(|d| d["feature"] == "cache"));
+        let named = answer["degraded"]
+            .as_array()
+            .is_some_and(|d| d.iter().any(|d| d["feature"] == "cache"));
         if answer["ready"] == true && named { Ok(()) } else { Err(answer.to_string()) }
     });
     stack.fault(Fault::Restart, "redis").expect("started");
@@ -139,12 +151,25 @@ fn what_caches_did_is_told_with_the_answer() {
     wait_for_condition("L1 is old", PATIENCE, || {
         let (body, status) = view(0);
         let marked = body["meta"]["stale"] == true && body["meta"]["source"] == "cache";
-        if marked && status.starts_with("tagfast; fwd=stale") { Ok(()) } else { Err(format!("{status}: {body}")) }
+        if marked && status.starts_with("tagfast; fwd=stale") {
+            Ok(())
+        } else {
+            Err(format!("{status}: {body}"))
+        }
     });
     let mut strict = servers[0].client();
-    let asked = strict.request("GET", path, &[("consistency", "eventual"), ("cache-control", "no-cache")], None);
+    let asked = strict.request(
+        "GET",
+        path,
+        &[("consistency", "eventual"), ("cache-control", "no-cache")],
+        None,
+    );
     let refused = asked.expect("an answer");
-    assert!(matches!(refused.status, 503 | 504) && refused.header("retry-after").is_some(), "{}", refused.text());
+    assert!(
+        matches!(refused.status, 503 | 504) && refused.header("retry-after").is_some(),
+        "{}",
+        refused.text()
+    );
     for target in ["redis", "c0-n0", "c0-n1", "c0-n2"] {
         stack.fault(Fault::Heal, target).expect("its end");
     }

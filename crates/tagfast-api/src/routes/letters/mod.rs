@@ -10,7 +10,9 @@ use std::time::Duration;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use tagfast_events::letters::{MOST_RATE, PAGE_LETTERS, RATE};
-use tagfast_events::{Act, BookError, Group, LetterBook, LetterClass, LetterCursor, LetterFilter, LetterState, NewJob};
+use tagfast_events::{
+    Act, BookError, Group, LetterBook, LetterClass, LetterCursor, LetterFilter, LetterState, NewJob,
+};
 use tagfast_store::SealKind;
 use utoipa::{IntoParams, ToSchema};
 
@@ -35,7 +37,12 @@ impl From<BookError> for Problem {
 }
 
 fn book(call: &Call) -> Result<&Arc<dyn LetterBook>, Problem> {
-    call.app.parts.letters.as_ref().map(|letters| &letters.book).ok_or_else(|| not_in_this_mode("dead letters"))
+    call.app
+        .parts
+        .letters
+        .as_ref()
+        .map(|letters| &letters.book)
+        .ok_or_else(|| not_in_this_mode("dead letters"))
 }
 
 /// Who asks, in what is remembered.
@@ -56,7 +63,11 @@ pub(super) fn check_reason(reason: &str) -> Result<(), Problem> {
         1..=REASON => Ok(()),
         given => {
             let detail = format!("reason has {given} characters; at most {REASON} are allowed");
-            Err(Problem::new(Code::TooLong, detail).limit("reason_characters", REASON as u64, given as u64))
+            Err(Problem::new(Code::TooLong, detail).limit(
+                "reason_characters",
+                REASON as u64,
+                given as u64,
+            ))
         }
     }
 }
@@ -78,7 +89,11 @@ struct ListParameters {
     #[param(required = false, pattern = "^(indexer|analytics)$", example = "indexer")]
     group: Option<String>,
     /// What has become of them; without it the open ones.
-    #[param(required = false, pattern = "^(open|replayed|superseded|discarded|all)$", example = "open")]
+    #[param(
+        required = false,
+        pattern = "^(open|replayed|superseded|discarded|all)$",
+        example = "open"
+    )]
     state: Option<String>,
     /// Why they were parked.
     #[param(required = false, pattern = "^(poison|exhausted)$", example = "poison")]
@@ -109,10 +124,25 @@ struct ListParameters {
     cursor: Option<String>,
 }
 
-const LIST_PARAMETERS: &[&str] =
-    &["group", "state", "class", "code", "tenant", "type", "id_prefix", "from", "until", "limit", "cursor"];
+const LIST_PARAMETERS: &[&str] = &[
+    "group",
+    "state",
+    "class",
+    "code",
+    "tenant",
+    "type",
+    "id_prefix",
+    "from",
+    "until",
+    "limit",
+    "cursor",
+];
 
-fn word<T>(name: &str, text: Option<String>, known: impl Fn(&str) -> Option<T>) -> Result<Option<T>, Problem> {
+fn word<T>(
+    name: &str,
+    text: Option<String>,
+    known: impl Fn(&str) -> Option<T>,
+) -> Result<Option<T>, Problem> {
     let Some(text) = text else { return Ok(None) };
     known(&text).map(Some).ok_or_else(|| bad_parameter(name, "it is none of its words"))
 }
@@ -130,8 +160,14 @@ fn visible_tenant(call: &Call, asked: Option<String>) -> Result<Option<String>, 
 }
 
 fn open_cursor(call: &Call, sealed: &str) -> Result<LetterCursor, Problem> {
-    let bad = || Problem::new(Code::BadCursor, "cursor: it is not one that this service made for you");
-    let body = call.app.parts.sealer.open(SealKind::ListCursor, call.tenant(), sealed).map_err(|_| bad())?;
+    let bad =
+        || Problem::new(Code::BadCursor, "cursor: it is not one that this service made for you");
+    let body = call
+        .app
+        .parts
+        .sealer
+        .open(SealKind::ListCursor, call.tenant(), sealed)
+        .map_err(|_| bad())?;
     let (at, id) = body.split_first_chunk::<8>().ok_or_else(bad)?;
     let id = String::from_utf8(id.to_vec()).map_err(|_| bad())?;
     Ok(LetterCursor { at: i64::from_be_bytes(*at), id })
@@ -159,7 +195,9 @@ pub(crate) async fn list(Read(call): Read) -> Result<Response, Problem> {
     let limit = query.number("limit", 50, PAGE_LETTERS)?;
     let after = query.take("cursor").map(|sealed| open_cursor(&call, &sealed)).transpose()?;
     let time = |name: &'static str, text: Option<String>| {
-        moment(name, text).map_err(|_| bad_parameter(name, "it is not an RFC 3339 time like 2026-01-31T12:00:00Z"))
+        moment(name, text).map_err(|_| {
+            bad_parameter(name, "it is not an RFC 3339 time like 2026-01-31T12:00:00Z")
+        })
     };
     let filter = LetterFilter {
         ids: Vec::new(),
@@ -180,7 +218,10 @@ pub(crate) async fn list(Read(call): Read) -> Result<Response, Problem> {
     };
     let page = book.list(&filter, after.as_ref(), limit).await?;
     let items = page.letters.iter().map(|stored| LetterBody::new(&call, stored)).collect();
-    Ok(answer::json(&LettersBody { items, next_cursor: page.next.as_ref().map(|next| seal_cursor(&call, next)) }))
+    Ok(answer::json(&LettersBody {
+        items,
+        next_cursor: page.next.as_ref().map(|next| seal_cursor(&call, next)),
+    }))
 }
 
 #[derive(IntoParams)]
@@ -188,7 +229,12 @@ pub(crate) async fn list(Read(call): Read) -> Result<Response, Problem> {
 #[expect(dead_code, reason = "describes the path to the OpenAPI document")]
 struct LetterPath {
     /// The letter's id, with its slashes encoded.
-    #[param(pattern = "^[a-z]+%2F[0-9]+%2F[0-9]+$", min_length = 1, max_length = 64, example = "indexer%2F3%2F1207")]
+    #[param(
+        pattern = "^[a-z]+%2F[0-9]+%2F[0-9]+$",
+        min_length = 1,
+        max_length = 64,
+        example = "indexer%2F3%2F1207"
+    )]
     id: String,
 }
 
@@ -207,10 +253,16 @@ fn unknown(what: &'static str) -> Problem {
 pub(crate) async fn show(Read(call): Read) -> Result<Response, Problem> {
     call.no_query()?;
     let id = call.segment(3)?.into_owned();
-    let filter =
-        LetterFilter { ids: vec![id.clone()], tenant: visible_tenant(&call, None)?, ..LetterFilter::default() };
+    let filter = LetterFilter {
+        ids: vec![id.clone()],
+        tenant: visible_tenant(&call, None)?,
+        ..LetterFilter::default()
+    };
     let mut page = book(&call)?.list(&filter, None, 1).await?;
-    let stored = page.letters.pop().ok_or_else(|| unknown("there is no such letter, or it is another tenant's"))?;
+    let stored = page
+        .letters
+        .pop()
+        .ok_or_else(|| unknown("there is no such letter, or it is another tenant's"))?;
     note(&call, "show", format!("id={id}"), 1).await?;
     let record = &stored.letter.record;
     let headers = record.headers.iter();
@@ -219,7 +271,9 @@ pub(crate) async fn show(Read(call): Read) -> Result<Response, Problem> {
         partition: record.partition.0,
         offset: record.offset,
         key: BytesBody::new(&record.key),
-        headers: headers.map(|(name, value)| HeaderBody { name: name.clone(), value: BytesBody::new(value) }).collect(),
+        headers: headers
+            .map(|(name, value)| HeaderBody { name: name.clone(), value: BytesBody::new(value) })
+            .collect(),
         payload: BytesBody::new(&record.payload),
     }))
 }
@@ -260,7 +314,10 @@ pub(crate) async fn replay(Admin(mut call): Admin) -> Result<Response, Problem> 
     let asked: ReplayLetters = call.json().await?;
     let rate = asked.rate.unwrap_or(RATE);
     if !(1..=MOST_RATE).contains(&rate) {
-        let problem = Problem::new(Code::RateOutOfRange, format!("rate must be 1 to {MOST_RATE} letters a second"));
+        let problem = Problem::new(
+            Code::RateOutOfRange,
+            format!("rate must be 1 to {MOST_RATE} letters a second"),
+        );
         return Err(problem.limit("replay_rate", u64::from(MOST_RATE), u64::from(rate)));
     }
     let filter = asked.filter.resolved(asked.all)?;
@@ -332,7 +389,8 @@ pub(crate) async fn discard(Admin(mut call): Admin) -> Result<Response, Problem>
     let asked: DiscardLetters = call.json().await?;
     check_reason(&asked.reason)?;
     let filter = asked.filter.resolved(asked.all)?;
-    let discarded = book(&call)?.discard(&filter, &asked.reason, call.app.parts.clock.now_ms()).await?;
+    let discarded =
+        book(&call)?.discard(&filter, &asked.reason, call.app.parts.clock.now_ms()).await?;
     note(&call, "discard", format!("{filter}: {}", asked.reason), discarded).await?;
     Ok(answer::json(&DiscardedBody { discarded }))
 }
@@ -383,8 +441,9 @@ struct ActsParameters {
 pub(crate) async fn acts(Admin(call): Admin) -> Result<Response, Problem> {
     let mut query = call.query(&["before", "limit"])?;
     let limit = query.number("limit", 50, PAGE_LETTERS)?;
-    let before = moment("before", query.take("before"))
-        .map_err(|_| bad_parameter("before", "it is not an RFC 3339 time like 2026-01-31T12:00:00Z"))?;
+    let before = moment("before", query.take("before")).map_err(|_| {
+        bad_parameter("before", "it is not an RFC 3339 time like 2026-01-31T12:00:00Z")
+    })?;
     let acts = book(&call)?.acts(before, limit).await?;
     let items = acts.into_iter().map(|Act { at, by, action, detail, letters }| ActBody {
         at: Stamp(at),

@@ -70,7 +70,12 @@ pub(crate) struct FilterBody {
 
 pub(super) fn moment(name: &str, text: Option<String>) -> Result<Option<UnixMillis>, Problem> {
     let Some(text) = text else { return Ok(None) };
-    let bad = || Problem::new(Code::BadTime, format!("{name} is not an RFC 3339 time like 2026-01-31T12:00:00Z"));
+    let bad = || {
+        Problem::new(
+            Code::BadTime,
+            format!("{name} is not an RFC 3339 time like 2026-01-31T12:00:00Z"),
+        )
+    };
     parse_rfc3339(&text).map(Some).ok_or_else(bad)
 }
 
@@ -79,7 +84,10 @@ impl FilterBody {
     pub(super) fn resolved(self, all: bool) -> Result<LetterFilter, Problem> {
         if self.ids.len() > FILTER_IDS {
             let given = self.ids.len() as u64;
-            let problem = Problem::new(Code::TooLong, format!("{given} ids; at most {FILTER_IDS} are allowed"));
+            let problem = Problem::new(
+                Code::TooLong,
+                format!("{given} ids; at most {FILTER_IDS} are allowed"),
+            );
             return Err(problem.limit("filter_ids", FILTER_IDS as u64, given));
         }
         let filter = LetterFilter {
@@ -155,7 +163,8 @@ impl LetterBody {
             ),
             None => (None, None, None),
         };
-        let cooldown = call.app.parts.letters.as_ref().map(|letters| letters.cooldown).unwrap_or_default();
+        let cooldown =
+            call.app.parts.letters.as_ref().map(|letters| letters.cooldown).unwrap_or_default();
         let due = cooldown.next(letter.class, stored.replays, letter.last_failed_at);
         Self {
             id: letter.id(),

@@ -22,7 +22,8 @@ pub(crate) struct Signer {
 
 impl Signer {
     fn new(kid: &'static str, alg: Algorithm, pkcs8: &[u8]) -> Self {
-        let pem = format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", wrapped(pkcs8));
+        let pem =
+            format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", wrapped(pkcs8));
         let read: fn(&[u8]) -> _ = if alg == Algorithm::RS256 {
             EncodingKey::from_rsa_pem
         } else if alg == Algorithm::ES256 {
@@ -49,7 +50,11 @@ impl Signer {
 
 fn wrapped(der: &[u8]) -> String {
     let text = STANDARD.encode(der);
-    text.as_bytes().chunks(64).map(|c| std::str::from_utf8(c).unwrap()).collect::<Vec<_>>().join("\n")
+    text.as_bytes()
+        .chunks(64)
+        .map(|c| std::str::from_utf8(c).unwrap())
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 pub(crate) static RSA: LazyLock<Signer> = LazyLock::new(|| {
@@ -59,8 +64,10 @@ pub(crate) static RSA: LazyLock<Signer> = LazyLock::new(|| {
 });
 
 pub(crate) fn ec(kid: &'static str) -> Signer {
-    let der =
-        signature::EcdsaKeyPair::generate_pkcs8(&signature::ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new());
+    let der = signature::EcdsaKeyPair::generate_pkcs8(
+        &signature::ECDSA_P256_SHA256_FIXED_SIGNING,
+        &SystemRandom::new(),
+    );
     Signer::new(kid, Algorithm::ES256, der.unwrap().as_ref())
 }
 

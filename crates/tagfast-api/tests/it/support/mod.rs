@@ -58,7 +58,8 @@ impl Answer {
     pub(crate) fn problem(&self, code: &str) -> Value {
         let body = self.json();
         assert_eq!(body["code"], code, "{body}");
-        let row = tagfast_api::PROBLEM_CODES.iter().find(|r| r.code == code).expect("a documented code");
+        let row =
+            tagfast_api::PROBLEM_CODES.iter().find(|r| r.code == code).expect("a documented code");
         assert_eq!(self.status.as_u16(), row.status, "{body}");
         assert_eq!(self.header("content-type"), "application/problem+json");
         assert_eq!(body["status"], row.status);
@@ -67,7 +68,10 @@ impl Answer {
         assert!(!body["detail"].as_str().unwrap().is_empty());
         assert!(!body["trace_id"].as_str().unwrap().is_empty());
         if matches!(row.status, 429 | 503) {
-            assert!(self.header("retry-after").parse::<u64>().unwrap() >= 1, "Retry-After is missing");
+            assert!(
+                self.header("retry-after").parse::<u64>().unwrap() >= 1,
+                "Retry-After is missing"
+            );
             assert!(body["retry_after_ms"].as_u64().is_some());
         }
         if row.status == 401 || row.status == 403 {
@@ -105,7 +109,11 @@ pub(crate) fn world_with(auth: AuthConfig, limits: ApiLimits) -> World {
     build(auth, limits, |_| {})
 }
 
-pub(crate) fn build(auth: AuthConfig, limits: ApiLimits, change: impl FnOnce(&mut ApiParts)) -> World {
+pub(crate) fn build(
+    auth: AuthConfig,
+    limits: ApiLimits,
+    change: impl FnOnce(&mut ApiParts),
+) -> World {
     let clock = Arc::new(ManualClock::new(NOW));
     let store = MemoryStore::new(Arc::clone(&clock));
     let search = FakeSearch::new(Arc::clone(&store));
@@ -129,7 +137,16 @@ pub(crate) fn build(auth: AuthConfig, limits: ApiLimits, change: impl FnOnce(&mu
         limits,
     };
     change(&mut parts);
-    World { router: tagfast_api::router(parts), store, search, popular, operations, letters, clock, breakers }
+    World {
+        router: tagfast_api::router(parts),
+        store,
+        search,
+        popular,
+        operations,
+        letters,
+        clock,
+        breakers,
+    }
 }
 
 /// A request under construction.
@@ -156,7 +173,11 @@ impl World {
     pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (head, body) = response.into_parts();
-        Answer { status: head.status, headers: head.headers, body: body.collect().await.unwrap().to_bytes().to_vec() }
+        Answer {
+            status: head.status,
+            headers: head.headers,
+            body: body.collect().await.unwrap().to_bytes().to_vec(),
+        }
     }
 }
 

@@ -9,12 +9,16 @@ use tagfast_api::{LimitStatus, Operations, OperationsError, Readiness, StatusRep
 use tagfast_domain::{TagName, TenantId, UnixMillis};
 use tagfast_events::letters::content_of;
 use tagfast_events::{
-    Act, BookError, Cooldown, Group, GroupLetters, Job, LetterBook, LetterCursor, LetterFilter, LetterPage,
-    LetterState, NewJob, Partition, Settled, StoredLetter,
+    Act, BookError, Cooldown, Group, GroupLetters, Job, LetterBook, LetterCursor, LetterFilter,
+    LetterPage, LetterState, NewJob, Partition, Settled, StoredLetter,
 };
-use tagfast_popular::{Board, PopularError, PopularTags, RecountReport, Suggestions, TagCount, Window};
+use tagfast_popular::{
+    Board, PopularError, PopularTags, RecountReport, Suggestions, TagCount, Window,
+};
 use tagfast_resilience::{Clock, Criticality};
-use tagfast_search::{Hit, SearchError, SearchIndex, SearchPage, SearchRequest, Sort, SortKey, Total};
+use tagfast_search::{
+    Hit, SearchError, SearchIndex, SearchPage, SearchRequest, Sort, SortKey, Total,
+};
 
 use super::store::MemoryStore;
 
@@ -66,7 +70,11 @@ impl FakeSearch {
 
 #[async_trait]
 impl SearchIndex for FakeSearch {
-    async fn search(&self, tenant: &TenantId, request: &SearchRequest) -> Result<SearchPage, SearchError> {
+    async fn search(
+        &self,
+        tenant: &TenantId,
+        request: &SearchRequest,
+    ) -> Result<SearchPage, SearchError> {
         *self.last.lock().unwrap() = Some(request.clone());
         self.trouble()?;
         if request.criticality == Criticality::Sheddable {
@@ -85,7 +93,9 @@ impl SearchIndex for FakeSearch {
                 version: doc.version,
             })
             .filter(|hit| words.iter().all(|w| hit.tags.iter().any(|t| t.as_str() == *w)))
-            .filter(|hit| request.content_type.as_ref().is_none_or(|t| *t == hit.content.content_type))
+            .filter(|hit| {
+                request.content_type.as_ref().is_none_or(|t| *t == hit.content.content_type)
+            })
             .collect();
         if request.sort == Sort::Updated {
             hits.sort_by_key(|h| std::cmp::Reverse(h.updated_at));
@@ -95,13 +105,15 @@ impl SearchIndex for FakeSearch {
         let total = if exactly { Total::Exactly(found) } else { Total::AtLeast(exact_to) };
         let mut facets: BTreeMap<TagName, u64> = BTreeMap::new();
         hits.iter().flat_map(|h| &h.tags).for_each(|t| *facets.entry(t.clone()).or_default() += 1);
-        let start = request
-            .after
-            .as_ref()
-            .map_or(0, |after| hits.iter().position(|h| h.content == after.content).map_or(hits.len(), |at| at + 1));
+        let start = request.after.as_ref().map_or(0, |after| {
+            hits.iter().position(|h| h.content == after.content).map_or(hits.len(), |at| at + 1)
+        });
         let page: Vec<Hit> = hits.iter().skip(start).take(request.limit).cloned().collect();
         let next = (start + page.len() < hits.len())
-            .then(|| page.last().map(|h| SortKey { updated_at: h.updated_at, content: h.content.clone() }))
+            .then(|| {
+                page.last()
+                    .map(|h| SortKey { updated_at: h.updated_at, content: h.content.clone() })
+            })
             .flatten();
         Ok(SearchPage {
             hits: page,
@@ -124,7 +136,9 @@ impl SearchIndex for FakeSearch {
         let mut counts: BTreeMap<TagName, u64> = BTreeMap::new();
         for (_, doc) in self.store.of(tenant) {
             if doc.live().any(|t| t.name == *tag) {
-                doc.live().filter(|t| t.name != *tag).for_each(|t| *counts.entry(t.name.clone()).or_default() += 1);
+                doc.live()
+                    .filter(|t| t.name != *tag)
+                    .for_each(|t| *counts.entry(t.name.clone()).or_default() += 1);
             }
         }
         Ok(counts.into_iter().take(limit).collect())
@@ -158,7 +172,8 @@ impl FakePopular {
         let mut counts: BTreeMap<TagName, TagCount> = BTreeMap::new();
         for (_, doc) in self.store.of(tenant) {
             for t in doc.live() {
-                let fresh = || TagCount { tag: t.name.clone(), display: t.display.clone(), count: 0 };
+                let fresh =
+                    || TagCount { tag: t.name.clone(), display: t.display.clone(), count: 0 };
                 counts.entry(t.name.clone()).or_insert_with(fresh).count += 1;
             }
         }
@@ -170,29 +185,58 @@ impl FakePopular {
 
 #[async_trait]
 impl PopularTags for FakePopular {
-    async fn popular(&self, tenant: &TenantId, _: Window, limit: usize) -> Result<Board, PopularError> {
+    async fn popular(
+        &self,
+        tenant: &TenantId,
+        _: Window,
+        limit: usize,
+    ) -> Result<Board, PopularError> {
         let tags = self.counts(tenant)?.into_iter().take(limit).collect();
-        Ok(Board { tags, as_of: self.store.clock.now_ms() - 1000, stale: self.stale.load(Ordering::Relaxed) })
+        Ok(Board {
+            tags,
+            as_of: self.store.clock.now_ms() - 1000,
+            stale: self.stale.load(Ordering::Relaxed),
+        })
     }
 
-    async fn suggest(&self, tenant: &TenantId, prefix: &str, limit: usize) -> Result<Suggestions, PopularError> {
+    async fn suggest(
+        &self,
+        tenant: &TenantId,
+        prefix: &str,
+        limit: usize,
+    ) -> Result<Suggestions, PopularError> {
         let all = self.counts(tenant)?;
-        let tags = all.into_iter().filter(|t| t.tag.as_str().starts_with(prefix)).take(limit).collect();
+        let tags =
+            all.into_iter().filter(|t| t.tag.as_str().starts_with(prefix)).take(limit).collect();
         let (as_of, stale) = (self.store.clock.now_ms() - 1000, self.stale.load(Ordering::Relaxed));
         Ok(Suggestions { tags, approximate: false, as_of, stale })
     }
 
-    async fn count(&self, tenant: &TenantId, tag: &TagName) -> Result<Option<TagCount>, PopularError> {
+    async fn count(
+        &self,
+        tenant: &TenantId,
+        tag: &TagName,
+    ) -> Result<Option<TagCount>, PopularError> {
         Ok(self.counts(tenant)?.into_iter().find(|t| t.tag == *tag))
     }
 
-    async fn displays(&self, tenant: &TenantId, tags: &[TagName]) -> Result<Vec<Arc<str>>, PopularError> {
+    async fn displays(
+        &self,
+        tenant: &TenantId,
+        tags: &[TagName],
+    ) -> Result<Vec<Arc<str>>, PopularError> {
         let all = self.counts(tenant)?;
-        let display = |name: &TagName| all.iter().find(|t| t.tag == *name).map_or(name.shared(), |t| t.display.clone());
+        let display = |name: &TagName| {
+            all.iter().find(|t| t.tag == *name).map_or(name.shared(), |t| t.display.clone())
+        };
         Ok(tags.iter().map(display).collect())
     }
 
-    async fn recount(&self, _: bool, _: &(dyn Fn(u64) + Send + Sync)) -> Result<RecountReport, PopularError> {
+    async fn recount(
+        &self,
+        _: bool,
+        _: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<RecountReport, PopularError> {
         Ok(RecountReport::default())
     }
 }
@@ -208,7 +252,11 @@ pub(crate) struct FakeLetters {
 
 impl FakeLetters {
     fn trouble(&self) -> Result<(), BookError> {
-        if self.down.load(Ordering::Relaxed) { Err(BookError("no primary".to_owned())) } else { Ok(()) }
+        if self.down.load(Ordering::Relaxed) {
+            Err(BookError("no primary".to_owned()))
+        } else {
+            Ok(())
+        }
     }
 
     fn matching(&self, filter: &LetterFilter) -> Vec<StoredLetter> {
@@ -236,7 +284,9 @@ impl LetterBook for FakeLetters {
         self.trouble()?;
         let mut letters = self.matching(filter);
         letters.sort_by_key(|s| std::cmp::Reverse((s.letter.last_failed_at, s.letter.id())));
-        letters.retain(|s| after.is_none_or(|a| (s.letter.last_failed_at, s.letter.id()) < (a.at, a.id.clone())));
+        letters.retain(|s| {
+            after.is_none_or(|a| (s.letter.last_failed_at, s.letter.id()) < (a.at, a.id.clone()))
+        });
         Ok(LetterPage::of(letters, limit))
     }
 
@@ -246,9 +296,16 @@ impl LetterBook for FakeLetters {
 
     async fn begin(&self, job: &NewJob, filter: &LetterFilter) -> Result<Job, BookError> {
         self.trouble()?;
-        let letters = self.matching(filter).iter().filter(|s| s.state == LetterState::Open).count() as u64;
-        let job =
-            Job { id: job.id.clone(), dry_run: job.dry_run, rate: job.rate, at: job.at, letters, ..Job::default() };
+        let letters =
+            self.matching(filter).iter().filter(|s| s.state == LetterState::Open).count() as u64;
+        let job = Job {
+            id: job.id.clone(),
+            dry_run: job.dry_run,
+            rate: job.rate,
+            at: job.at,
+            letters,
+            ..Job::default()
+        };
         self.jobs.lock().unwrap().push(job.clone());
         Ok(job)
     }
@@ -258,7 +315,12 @@ impl LetterBook for FakeLetters {
         Ok(self.jobs.lock().unwrap().iter().find(|job| job.id == id).cloned())
     }
 
-    async fn take(&self, _: Group, _: &[Partition], _: usize) -> Result<Option<(Job, Vec<StoredLetter>)>, BookError> {
+    async fn take(
+        &self,
+        _: Group,
+        _: &[Partition],
+        _: usize,
+    ) -> Result<Option<(Job, Vec<StoredLetter>)>, BookError> {
         self.trouble().map(|()| None)
     }
 
@@ -266,7 +328,12 @@ impl LetterBook for FakeLetters {
         self.trouble()
     }
 
-    async fn discard(&self, filter: &LetterFilter, reason: &str, _: UnixMillis) -> Result<u64, BookError> {
+    async fn discard(
+        &self,
+        filter: &LetterFilter,
+        reason: &str,
+        _: UnixMillis,
+    ) -> Result<u64, BookError> {
         self.trouble()?;
         let wanted: Vec<String> = self.matching(filter).iter().map(|s| s.letter.id()).collect();
         let mut discarded = 0;
@@ -350,7 +417,11 @@ impl Operations for FakeOperations {
     }
 
     fn allow_storm(&self, group: &str) -> Result<(), OperationsError> {
-        if group == "indexer" { Ok(()) } else { Err(OperationsError::Failed(format!("no group {group:?} runs here"))) }
+        if group == "indexer" {
+            Ok(())
+        } else {
+            Err(OperationsError::Failed(format!("no group {group:?} runs here")))
+        }
     }
 
     fn metrics(&self) -> String {

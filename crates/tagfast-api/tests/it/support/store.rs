@@ -8,16 +8,18 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tagfast_domain::apply::ApplyContext;
 use tagfast_domain::{
-    ContentKey, Document, Effect, Epoch, EpochId, EpochOrdinal, Limits, Outcome, TenantId, Version, WriteId, apply,
+    ContentKey, Document, Effect, Epoch, EpochId, EpochOrdinal, Limits, Outcome, TenantId, Version,
+    WriteId, apply,
 };
 use tagfast_resilience::{Clock, Criticality, ManualClock};
 use tagfast_sharding::LogicalShard;
 use tagfast_store::{
-    CacheUse, Durability, Position, ReadOptions, Receipt, ReceiptReader, ScanPage, ShardScanner, Source, StoreError,
-    TagReader, TagWriter, Verdict, View, WriteAnswer, WriteRequest,
+    CacheUse, Durability, Position, ReadOptions, Receipt, ReceiptReader, ScanPage, ShardScanner,
+    Source, StoreError, TagReader, TagWriter, Verdict, View, WriteAnswer, WriteRequest,
 };
 
-pub(crate) const EPOCH: Epoch = Epoch { id: EpochId([9; 16]), ordinal: EpochOrdinal(1_750_000_000_000) };
+pub(crate) const EPOCH: Epoch =
+    Epoch { id: EpochId([9; 16]), ordinal: EpochOrdinal(1_750_000_000_000) };
 
 pub(crate) struct MemoryStore {
     pub(crate) clock: Arc<ManualClock>,
@@ -73,7 +75,8 @@ impl MemoryStore {
     /// Live taggings of a tenant: (content, document).
     pub(crate) fn of(&self, tenant: &TenantId) -> Vec<(ContentKey, Document)> {
         let all = self.documents.lock().unwrap();
-        let live = all.iter().filter(|(key, doc)| key.tenant == *tenant && doc.live().next().is_some());
+        let live =
+            all.iter().filter(|(key, doc)| key.tenant == *tenant && doc.live().next().is_some());
         live.map(|(key, doc)| (key.clone(), doc.clone())).collect()
     }
 
@@ -100,13 +103,15 @@ impl MemoryStore {
         let write = &request.write;
         let mut documents = self.documents.lock().unwrap();
         let document = documents.entry(write.key.clone()).or_default();
-        let context = ApplyContext { epoch: &EPOCH, now: self.clock.now_ms(), limits: &Limits::default() };
-        let (version, effect, repeated): (Version, Effect, bool) = match apply(document, write, None, &context) {
-            Outcome::Written { version, effect, .. } => (version, effect, false),
-            Outcome::Unchanged { version } => (version, Effect::default(), false),
-            Outcome::Repeated { version, effect } => (version, effect, true),
-            Outcome::Refused(refusal) => return Err(StoreError::Refused(refusal)),
-        };
+        let context =
+            ApplyContext { epoch: &EPOCH, now: self.clock.now_ms(), limits: &Limits::default() };
+        let (version, effect, repeated): (Version, Effect, bool) =
+            match apply(document, write, None, &context) {
+                Outcome::Written { version, effect, .. } => (version, effect, false),
+                Outcome::Unchanged { version } => (version, Effect::default(), false),
+                Outcome::Repeated { version, effect } => (version, effect, true),
+                Outcome::Refused(refusal) => return Err(StoreError::Refused(refusal)),
+            };
         let lsn = self.position.fetch_add(1, Ordering::SeqCst) + 1;
         self.written.lock().unwrap().insert(write.id);
         let position = Position { epoch: EPOCH.id, xid: lsn, lsn };
@@ -156,7 +161,11 @@ impl TagReader for MemoryStore {
         Ok(view)
     }
 
-    async fn view_many(&self, keys: &[ContentKey], options: &ReadOptions<'_>) -> Vec<Result<View, StoreError>> {
+    async fn view_many(
+        &self,
+        keys: &[ContentKey],
+        options: &ReadOptions<'_>,
+    ) -> Vec<Result<View, StoreError>> {
         let mut all = Vec::new();
         for key in keys {
             all.push(self.view(key, options).await);
@@ -173,7 +182,10 @@ impl TagWriter for MemoryStore {
         self.apply(&request)
     }
 
-    async fn write_many(&self, requests: Vec<WriteRequest>) -> Vec<Result<WriteAnswer, StoreError>> {
+    async fn write_many(
+        &self,
+        requests: Vec<WriteRequest>,
+    ) -> Vec<Result<WriteAnswer, StoreError>> {
         let mut all = Vec::new();
         for request in requests {
             all.push(self.write(request).await);
@@ -194,11 +206,18 @@ impl ShardScanner for MemoryStore {
         self.trouble().await?;
         let all = self.documents.lock().unwrap();
         let fits = |key: &ContentKey| {
-            LogicalShard::of(key) == shard && tenant.is_none_or(|t| key.tenant == *t) && after.is_none_or(|a| key > a)
+            LogicalShard::of(key) == shard
+                && tenant.is_none_or(|t| key.tenant == *t)
+                && after.is_none_or(|a| key > a)
         };
-        let items: Vec<_> =
-            all.iter().filter(|(key, _)| fits(key)).take(limit).map(|(key, doc)| (key.clone(), doc.clone())).collect();
-        let next = (items.len() == limit).then(|| items.last().map(|(key, _)| key.clone())).flatten();
+        let items: Vec<_> = all
+            .iter()
+            .filter(|(key, _)| fits(key))
+            .take(limit)
+            .map(|(key, doc)| (key.clone(), doc.clone()))
+            .collect();
+        let next =
+            (items.len() == limit).then(|| items.last().map(|(key, _)| key.clone())).flatten();
         Ok(ScanPage { items, next })
     }
 

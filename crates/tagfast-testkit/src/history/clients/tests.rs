@@ -58,11 +58,28 @@ fn fault(history: &History, finally: &BTreeMap<String, (u64, BTreeSet<String>)>)
 
 #[test]
 fn a_good_history_has_no_faults() {
-    let unknown = WriteCall { outcome: Outcome::Unknown, changed: false, version: 0, ..write(60, &["u"], &[], 0) };
-    let refused = WriteCall { outcome: Outcome::Refused, changed: false, version: 0, ..write(70, &["r"], &[], 0) };
+    let unknown = WriteCall {
+        outcome: Outcome::Unknown,
+        changed: false,
+        version: 0,
+        ..write(60, &["u"], &[], 0)
+    };
+    let refused = WriteCall {
+        outcome: Outcome::Refused,
+        changed: false,
+        version: 0,
+        ..write(70, &["r"], &[], 0)
+    };
     let no_op = WriteCall { changed: false, ..write(80, &["a"], &[], 2) };
     let history = history(
-        vec![write(0, &["a"], &[], 1), write(20, &["b"], &[], 2), unknown, refused, no_op, write(100, &[], &["b"], 3)],
+        vec![
+            write(0, &["a"], &[], 1),
+            write(20, &["b"], &[], 2),
+            unknown,
+            refused,
+            no_op,
+            write(100, &[], &["b"], 3),
+        ],
         vec![read(15, &["a"], 1), read(40, &["a", "b"], 2), read(120, &["a"], 3)],
     );
     assert_eq!(history.check(&finally(3, &["a"])), Verdict::default());
@@ -106,12 +123,19 @@ fn a_resurrected_remove_is_found() {
 
 #[test]
 fn a_read_that_does_not_show_the_own_write_is_found() {
-    let history = history(vec![write(0, &["a"], &[], 1), write(20, &["b"], &[], 2)], vec![read(40, &["a"], 2)]);
+    let history = history(
+        vec![write(0, &["a"], &[], 1), write(20, &["b"], &[], 2)],
+        vec![read(40, &["a"], 2)],
+    );
     let verdict = history.check(&finally(3, &["a", "b"]));
     assert!(matches!(verdict.faults[..], [Fault::ReadYourWrites(_)]), "{:?}", verdict.faults);
-    let marked = History { reads: vec![ReadCall { marked: true, ..read(40, &["a"], 1) }], ..history.clone() };
+    let marked = History {
+        reads: vec![ReadCall { marked: true, ..read(40, &["a"], 1) }],
+        ..history.clone()
+    };
     assert_eq!(marked.check(&finally(2, &["a", "b"])).faults, [], "the answer said so");
-    let plain = History { reads: vec![ReadCall { session: false, ..read(40, &["a"], 1) }], ..history };
+    let plain =
+        History { reads: vec![ReadCall { session: false, ..read(40, &["a"], 1) }], ..history };
     assert_eq!(plain.check(&finally(2, &["a", "b"])).faults, [], "nothing was promised");
 }
 
