@@ -1,4 +1,5 @@
-//! The arrows between crates: who may use whom. Arrows point down only, and heavy dependencies stay behind one crate.
+//! The arrows between crates: who may use whom. Arrows point down only, and heavy dependencies stay
+//! behind one crate.
 
 use std::collections::BTreeMap;
 

@@ -35,7 +35,8 @@ const BANNED: &[(&str, &str)] = &[
     ("ahash", "its hashes are not stable; nothing stored may depend on one"),
 ];
 
-/// Banned crates that a dependency of ours brings and we do not use ourselves; librdkafka knows only OpenSSL.
+/// Banned crates that a dependency of ours brings and we do not use ourselves; librdkafka knows
+/// only OpenSSL.
 const TOLERATED: &[&str] = &["ahash", "openssl-sys"];
 
 pub(crate) fn check() -> Result<()> {

@@ -1,7 +1,7 @@
 //! The contract test: a real server, its own OpenAPI document, requests that try to break both.
 //!
-//! Any 5xx that is not a documented 501, 503 or 507 fails, as does any undocumented status and any body that is not what
-//! the document says.
+//! Any 5xx that is not a documented 501, 503 or 507 fails, as does any undocumented status and any
+//! body that is not what the document says.
 
 use std::path::Path;
 use std::process::Command;

@@ -73,9 +73,9 @@ enum Action {
     },
     /// Make a fault, or end one.
     ///
-    /// KIND: kill, kill-patroni, kill-node, freeze, freeze-postgres, freeze-patroni, thaw, restart, cut, heal, slow,
-    /// hang, reset, refuse, garbage, switchover. TARGET: a node (c0-n1), a cluster (c0: its primary now), etcd, redis,
-    /// state-redis, kafka or opensearch.
+    /// KIND: kill, kill-patroni, kill-node, freeze, freeze-postgres, freeze-patroni, thaw, restart,
+    /// cut, heal, slow, hang, reset, refuse, garbage, switchover. TARGET: a node (c0-n1), a
+    /// cluster (c0: its primary now), etcd, redis, state-redis, kafka or opensearch.
     Fault {
         #[command(flatten)]
         place: Place,
@@ -158,7 +158,8 @@ fn up(options: &StackOptions) -> Result<()> {
     Ok(())
 }
 
-/// The proxy as a process that outlives this one, in the stack's folder, so that `down` ends it like all others.
+/// The proxy as a process that outlives this one, in the stack's folder, so that `down` ends it
+/// like all others.
 fn start_proxy(base: &Path, control: std::net::SocketAddr, links: &[Link]) -> Result<()> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["stack", "proxy"]).arg(control.to_string()).arg(serde_json::to_string(links)?);

@@ -51,8 +51,8 @@ impl Totals {
     }
 }
 
-/// Runs everything; whether all of it passed. The last line that it prints is the totals, also when a stage before the
-/// tests failed: that counts as one failure.
+/// Runs everything; whether all of it passed. The last line that it prints is the totals, also when
+/// a stage before the tests failed: that counts as one failure.
 pub(crate) fn test(options: &TestOptions) -> bool {
     let started = Instant::now();
     let mut totals = Totals::default();

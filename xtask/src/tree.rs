@@ -10,7 +10,8 @@ use crate::run::{output, root};
 /// Lines from which a file smells.
 const LONG_FILE: usize = 600;
 
-/// Words of other tools for what we call primary and replica; files that quote such a tool are listed.
+/// Words of other tools for what we call primary and replica; files that quote such a tool are
+/// listed.
 const WORDS: &[&str] = &["master", "slave", "leader", "follower"];
 const QUOTING: &[&str] = &[
     "xtask/src/tree.rs",

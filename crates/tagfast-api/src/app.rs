@@ -36,7 +36,8 @@ impl App {
 
 type Routes = UtoipaMethodRouter<Arc<App>>;
 
-/// Every route: its handlers and who may call it. The gate's metrics carry the path as it stands in the document.
+/// Every route: its handlers and who may call it. The gate's metrics carry the path as it stands in
+/// the document.
 fn table() -> Vec<(Access, Routes)> {
     whole().into_iter().chain(running()).collect()
 }

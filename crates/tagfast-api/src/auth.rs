@@ -1,9 +1,9 @@
 //! Who is calling: bearer JWTs, or nobody in particular when authentication is off.
 //!
-//! The algorithm is fixed by the kind of key, never by the token: HS256 with the secret, RS256, ES256 or EdDSA with a
-//! key of a key set. Every other algorithm, `none` and critical header extensions are refused. Verified tokens are
-//! remembered by their SHA-256 until they expire or the key set changes, because checking a signature costs more
-//! than answering the request.
+//! The algorithm is fixed by the kind of key, never by the token: HS256 with the secret, RS256,
+//! ES256 or EdDSA with a key of a key set. Every other algorithm, `none` and critical header
+//! extensions are refused. Verified tokens are remembered by their SHA-256 until they expire or the
+//! key set changes, because checking a signature costs more than answering the request.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

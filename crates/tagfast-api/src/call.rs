@@ -1,7 +1,7 @@
 //! One request as a handler sees it: who asks, for what, until when.
 //!
-//! The extractor's type names the scope a handler needs ([`Read`], [`Write`], [`Admin`]); the bare [`Call`] cannot be
-//! extracted, so that no handler can forget to ask.
+//! The extractor's type names the scope a handler needs ([`Read`], [`Write`], [`Admin`]); the bare
+//! [`Call`] cannot be extracted, so that no handler can forget to ask.
 
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,4 +1,5 @@
-//! Cursors of search: where a page ended, sealed for the tenant and bound to the query and its order.
+//! Cursors of search: where a page ended, sealed for the tenant and bound to the query and its
+//! order.
 
 use sha2::{Digest, Sha256};
 use tagfast_domain::{Content, ContentId, ContentType, TenantId};

@@ -1,4 +1,5 @@
-//! Pages for people, rendered from the OpenAPI document: nothing is loaded from elsewhere, nothing runs in the browser.
+//! Pages for people, rendered from the OpenAPI document: nothing is loaded from elsewhere, nothing
+//! runs in the browser.
 
 use std::fmt::Write;
 

@@ -1,7 +1,8 @@
 //! Percent-encoding of paths and queries, decoded exactly once and strictly.
 //!
-//! Paths are routed in their raw form, so that an encoded slash stays inside its segment. In a path a plus sign is a
-//! plus sign; in a query value it is a blank, as forms and every client library write it.
+//! Paths are routed in their raw form, so that an encoded slash stays inside its segment. In a path
+//! a plus sign is a plus sign; in a query value it is a blank, as forms and every client library
+//! write it.
 
 use std::borrow::Cow;
 

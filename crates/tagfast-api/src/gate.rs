@@ -1,8 +1,9 @@
-//! The one middleware every route passes: limits, authentication, rate, deadline, panics, problem bodies, gzip,
-//! metrics and the request id.
+//! The one middleware every route passes: limits, authentication, rate, deadline, panics, problem
+//! bodies, gzip, metrics and the request id.
 //!
-//! One pass instead of a stack of layers, because a view of a content costs little more than the layers would. What
-//! can fail here fails as a problem document; a panic of a handler is caught, counted and answered 500.
+//! One pass instead of a stack of layers, because a view of a content costs little more than the
+//! layers would. What can fail here fails as a problem document; a panic of a handler is caught,
+//! counted and answered 500.
 
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -212,7 +213,8 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
     if let Some(given) = headers.get(&REQUEST_ID).filter(sane) {
         return given.clone();
     }
-    // A random series and a counter, both mixed: unique per process life without a system call per request.
+    // A random series and a counter, both mixed: unique per process life without a system call per
+    // request.
     let n = NEXT.fetch_add(1, Ordering::Relaxed);
     let mut text = [0; 32];
     let halves = [*SERIES, SERIES.rotate_left(32) ^ n.wrapping_mul(0x9e37_79b9_7f4a_7c15)];

@@ -1,4 +1,5 @@
-//! Compression of answers that are complete and large enough to be worth it. Streams compress themselves.
+//! Compression of answers that are complete and large enough to be worth it. Streams compress
+//! themselves.
 
 use std::io::Write;
 

@@ -1,5 +1,5 @@
-//! Request headers that this API reads, each checked strictly: a header that is not understood is an error, because
-//! a condition or a promise that is silently ignored is worse than a refusal.
+//! Request headers that this API reads, each checked strictly: a header that is not understood is
+//! an error, because a condition or a promise that is silently ignored is worse than a refusal.
 
 use std::time::Duration;
 
@@ -70,8 +70,8 @@ pub(crate) fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Probl
     Ok(Some(key))
 }
 
-/// The version a write insists on: one strong entity tag as a read gave it (`"0"` = never tagged), or `*`, which is
-/// always true here because every content has a state.
+/// The version a write insists on: one strong entity tag as a read gave it (`"0"` = never tagged),
+/// or `*`, which is always true here because every content has a state.
 pub(crate) fn if_match(headers: &HeaderMap) -> Result<Option<Version>, Problem> {
     if headers.contains_key(header::IF_NONE_MATCH) {
         return Err(bad(
@@ -164,7 +164,8 @@ pub(crate) fn cache_status(cache: CacheUse) -> HeaderValue {
     }
 }
 
-/// Whether caches on the way may keep an answer, to ask about it again: never one that is worse than the service's usual.
+/// Whether caches on the way may keep an answer, to ask about it again: never one that is worse
+/// than the service's usual.
 pub(crate) fn cache_control(worse: bool) -> HeaderValue {
     HeaderValue::from_static(if worse { "no-store" } else { "private, no-cache" })
 }
@@ -189,10 +190,12 @@ fn elements(text: &str) -> Option<Vec<&str>> {
     (!quoted).then_some(all)
 }
 
-/// The oldest stale answer that this client prefers to none: `None` is whatever the service allows, zero is none at all.
+/// The oldest stale answer that this client prefers to none: `None` is whatever the service allows,
+/// zero is none at all.
 ///
-/// Of several directives the strictest counts. `max-stale` above what is `allowed` is what is allowed. Directives that ask for
-/// something else (`max-age`, `min-fresh`, `only-if-cached`, unknown ones) are left aside, as RFC 9111 permits.
+/// Of several directives the strictest counts. `max-stale` above what is `allowed` is what is
+/// allowed. Directives that ask for something else (`max-age`, `min-fresh`, `only-if-cached`,
+/// unknown ones) are left aside, as RFC 9111 permits.
 pub(crate) fn max_stale(
     headers: &HeaderMap,
     allowed: Duration,

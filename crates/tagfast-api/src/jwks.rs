@@ -1,8 +1,9 @@
-//! The keys of asymmetric tokens: a JSON Web Key Set from a file or a URL, kept fresh while serving.
+//! The keys of asymmetric tokens: a JSON Web Key Set from a file or a URL, kept fresh while
+//! serving.
 //!
-//! Rotation: a file is looked at every second, a URL fetched every ten minutes and, for an unknown key id, at most every 30
-//! seconds. When a refresh fails the keys that are known stay in force; before the first success tokens cannot be
-//! checked at all.
+//! Rotation: a file is looked at every second, a URL fetched every ten minutes and, for an unknown
+//! key id, at most every 30 seconds. When a refresh fails the keys that are known stay in force;
+//! before the first success tokens cannot be checked at all.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,7 +32,8 @@ struct Key {
 }
 
 impl Keys {
-    /// The keys that may have signed: those of this algorithm and, when the token names one, of this id.
+    /// The keys that may have signed: those of this algorithm and, when the token names one, of
+    /// this id.
     pub(crate) fn find<'a>(
         &'a self,
         kid: Option<&'a str>,
@@ -152,7 +154,8 @@ impl KeySet {
         }
     }
 
-    /// Refreshes because a request needs a key that is not there; not more often than [`KeySet::pause`].
+    /// Refreshes because a request needs a key that is not there; not more often than
+    /// [`KeySet::pause`].
     pub(crate) async fn refresh(&self) {
         let mut state = self.refreshing.lock().await;
         if state.attempted.is_some_and(|at| at.elapsed() < self.pause()) {

@@ -1,10 +1,12 @@
 //! The HTTP API: wire types, handlers by resource, problem+json, OpenAPI. Sees ports only.
 //!
-//! Every answer that is not a success is `application/problem+json` with a stable code, whoever made it: a handler,
-//! the router, the body reader or a limit. Only what the HTTP library refuses before a request exists (a head that is
-//! no HTTP or larger than 64 KiB) is answered without a body.
+//! Every answer that is not a success is `application/problem+json` with a stable code, whoever
+//! made it: a handler, the router, the body reader or a limit. Only what the HTTP library refuses
+//! before a request exists (a head that is no HTTP or larger than 64 KiB) is answered without a
+//! body.
 //!
-//! Reading order: [`router`] lists the routes, the gate is what every request passes, `routes/` has the handlers.
+//! Reading order: [`router`] lists the routes, the gate is what every request passes, `routes/` has
+//! the handlers.
 
 mod app;
 mod auth;

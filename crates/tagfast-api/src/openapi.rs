@@ -1,7 +1,8 @@
-//! The OpenAPI 3.1 document: what the handlers say of themselves, plus what the gate adds to all of them.
+//! The OpenAPI 3.1 document: what the handlers say of themselves, plus what the gate adds to all of
+//! them.
 //!
-//! Problems, security and the common headers are added by code to every operation, so that no handler's description
-//! can forget one.
+//! Problems, security and the common headers are added by code to every operation, so that no
+//! handler's description can forget one.
 
 use utoipa::PartialSchema;
 use utoipa::openapi::content::ContentBuilder;

@@ -29,12 +29,13 @@ pub struct ApiLimits {
     pub connections: usize,
     /// Requests per second and (tenant, user); 0 = unlimited.
     pub requests_per_second: u32,
-    /// Size of the allowance that fills at the rate: requests at once, per (tenant, user); at least 1.
+    /// Size of the allowance that fills at the rate: requests at once, per (tenant, user); at
+    /// least 1.
     pub burst: u32,
     /// How long requests in flight may take to finish after a stop was asked for.
     pub drain_timeout: Duration,
-    /// The oldest stale answer that is given; zero: none. Too high: users see a state of long ago. Too low: more of them see an
-    /// answer without a part, or an error.
+    /// The oldest stale answer that is given; zero: none. Too high: users see a state of long ago.
+    /// Too low: more of them see an answer without a part, or an error.
     pub max_stale: Duration,
 }
 
@@ -67,7 +68,8 @@ pub enum JwksSource {
 /// Who may call.
 #[derive(Debug, Clone)]
 pub enum AuthConfig {
-    /// Everybody is user `anonymous` of tenant `default` with every scope; the composition root allows it on loopback only.
+    /// Everybody is user `anonymous` of tenant `default` with every scope; the composition root
+    /// allows it on loopback only.
     None,
     /// Bearer JWTs.
     Jwt {
@@ -160,7 +162,8 @@ pub enum OperationsError {
 pub trait Operations: Send + Sync {
     /// Which parts are ready.
     async fn readiness(&self) -> Vec<Readiness>;
-    /// What works worse than it should while everything is ready: (feature, reason). From memory: nobody waits for it.
+    /// What works worse than it should while everything is ready: (feature, reason). From memory:
+    /// nobody waits for it.
     fn degraded(&self) -> Vec<(String, String)> {
         Vec::new()
     }
@@ -196,7 +199,8 @@ pub struct ApiParts {
     pub popular: Option<Arc<dyn PopularTags>>,
     /// Dead letters; `None` answers 501 `not_in_this_mode`.
     pub letters: Option<Letters>,
-    /// Whether all routes are served; else those of operations alone, by a process that has another role.
+    /// Whether all routes are served; else those of operations alone, by a process that has
+    /// another role.
     pub whole: bool,
     /// Whether past writes can be judged; without it 501 `not_in_this_mode`.
     pub verdicts: bool,

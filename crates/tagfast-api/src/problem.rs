@@ -1,8 +1,8 @@
 //! Errors as the client sees them: RFC 9457 problem documents with one list of stable codes.
 //!
-//! A handler returns a [`Problem`]; the gate writes its body, because only the gate knows the trace. The table
-//! [`PROBLEM_CODES`] is the one source of the codes: the documentation and the pages below `/docs/problems/` are
-//! made from it.
+//! A handler returns a [`Problem`]; the gate writes its body, because only the gate knows the
+//! trace. The table [`PROBLEM_CODES`] is the one source of the codes: the documentation and the
+//! pages below `/docs/problems/` are made from it.
 
 use std::borrow::Cow;
 use std::time::Duration;

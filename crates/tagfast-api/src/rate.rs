@@ -1,7 +1,8 @@
-//! Requests per second of each (tenant, user): one theoretical arrival time per caller (GCRA), in bounded memory.
+//! Requests per second of each (tenant, user): one theoretical arrival time per caller (GCRA), in
+//! bounded memory.
 //!
-//! When the table is full of callers that are all active, the oldest knowledge of some of them is forgotten, which
-//! lets them through rather than refusing strangers.
+//! When the table is full of callers that are all active, the oldest knowledge of some of them is
+//! forgotten, which lets them through rather than refusing strangers.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -27,7 +28,8 @@ pub(crate) struct Admission {
 }
 
 impl Admission {
-    /// Writes `RateLimit-Limit` (requests at once), `RateLimit-Remaining` and `RateLimit-Reset` (seconds until full).
+    /// Writes `RateLimit-Limit` (requests at once), `RateLimit-Remaining` and `RateLimit-Reset`
+    /// (seconds until full).
     pub(crate) fn write(self, headers: &mut HeaderMap) {
         headers.insert(HeaderName::from_static("ratelimit-limit"), HeaderValue::from(self.limit));
         headers.insert(

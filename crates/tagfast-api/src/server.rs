@@ -1,8 +1,8 @@
 //! The accept loop: HTTP/1.1 on a listener, with the protections that `axum::serve` leaves out.
 //!
-//! A client that sends its head slowly, or nothing, is closed after `header_timeout`; connections are bounded, waiting
-//! ones stay in the kernel's queue. On shutdown the listener closes first, idle connections at once, busy ones after
-//! their answer, and all of them after `drain_timeout`.
+//! A client that sends its head slowly, or nothing, is closed after `header_timeout`; connections
+//! are bounded, waiting ones stay in the kernel's queue. On shutdown the listener closes first,
+//! idle connections at once, busy ones after their answer, and all of them after `drain_timeout`.
 
 use std::io;
 use std::pin::pin;
@@ -18,7 +18,8 @@ use tokio::sync::Semaphore;
 
 use crate::parts::ApiLimits;
 
-/// Heads are at most this large: a URL, a consistency token and a bearer token fit with room to spare.
+/// Heads are at most this large: a URL, a consistency token and a bearer token fit with room to
+/// spare.
 const HEAD_BYTES: usize = 64 * 1024;
 
 /// Serves until `shutdown` is done, then finishes what is in flight.

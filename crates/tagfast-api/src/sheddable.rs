@@ -1,10 +1,13 @@
-//! Answers that can be done without: popular tags, suggestions, counts, related tags, facets, exact totals.
+//! Answers that can be done without: popular tags, suggestions, counts, related tags, facets, exact
+//! totals.
 //!
-//! One that cannot be had in time is answered with the last good one, marked, or left out, marked. It is waited for as long as it
-//! may take in a service that works; once it failed, or several wait longer than it usually takes, for a moment nobody waits longer
-//! than 30 ms. What comes too late for its caller is finished in the background and answers the next one.
+//! One that cannot be had in time is answered with the last good one, marked, or left out, marked.
+//! It is waited for as long as it may take in a service that works; once it failed, or several wait
+//! longer than it usually takes, for a moment nobody waits longer than 30 ms. What comes too late
+//! for its caller is finished in the background and answers the next one.
 //!
-//! How it fails: an answer lacks a feature and names it (`features_limited`); only a client that refuses such answers gets an error.
+//! How it fails: an answer lacks a feature and names it (`features_limited`); only a client that
+//! refuses such answers gets an error.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -27,7 +30,8 @@ use crate::wire::{Meta, STALE_MS};
 const PATIENT: Duration = Duration::from_millis(500);
 /// How long it is waited for while it does not.
 const HASTY: Duration = Duration::from_millis(30);
-/// After a failure it does not work for so long: longer than [`DEADLINE`], so that what hangs says so again in time.
+/// After a failure it does not work for so long: longer than [`DEADLINE`], so that what hangs says
+/// so again in time.
 const TROUBLE: Duration = Duration::from_secs(3);
 /// So many that wait longer than usual are a failure.
 const CROWD: usize = 8;

@@ -1,9 +1,11 @@
 //! The last good answers: what a tenant was told last, for when it cannot be told anew.
 //!
-//! Bounded in entries and bytes. When it is full, the tenant that holds most gives up its oldest answer: whoever asks much takes
-//! from itself and not from others. Only whole and fresh answers are kept.
+//! Bounded in entries and bytes. When it is full, the tenant that holds most gives up its oldest
+//! answer: whoever asks much takes from itself and not from others. Only whole and fresh answers
+//! are kept.
 //!
-//! How it fails: what was never asked, or was given up, is not there; the feature is left out of the answer then.
+//! How it fails: what was never asked, or was given up, is not there; the feature is left out of
+//! the answer then.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,7 +19,8 @@ const ENTRIES: usize = 50_000;
 const BYTES: usize = 64 << 20;
 /// An answer that takes more of them is not kept.
 const ENTRY_BYTES: usize = 1 << 20;
-/// An answer is replaced when it is older than this, in milliseconds: what is asked all the time need not be copied all the time.
+/// An answer is replaced when it is older than this, in milliseconds: what is asked all the time
+/// need not be copied all the time.
 const REPLACE_MS: i64 = 1000;
 /// What an entry costs beside its text.
 const OVERHEAD: usize = 200;
@@ -130,7 +133,8 @@ impl Snapshots {
         inner.shelves.get(tenant)?.entries.get(question).map(|entry| Arc::clone(&entry.known))
     }
 
-    /// Keeps an answer, unless it is worse than what the service usually gives or the kept one is as good.
+    /// Keeps an answer, unless it is worse than what the service usually gives or the kept one is
+    /// as good.
     pub(crate) fn put(&self, tenant: &TenantId, question: &Question, known: &Arc<Known>) {
         let bytes = OVERHEAD + question.bytes() + known.bytes();
         if known.stale || known.plain || bytes > ENTRY_BYTES {

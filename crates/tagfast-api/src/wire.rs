@@ -134,7 +134,8 @@ impl Meta {
     /// Of a view: how the store came to it.
     pub(crate) fn of(view: &View, now: UnixMillis) -> Self {
         let mut meta = Self::new(view.source, view.as_of, now);
-        // The store knows which promise was asked for; an entry that is proven current may be minutes old.
+        // The store knows which promise was asked for; an entry that is proven current may be
+        // minutes old.
         meta.stale = view.stale;
         view.degraded.iter().for_each(|d| meta.degrade(d.feature, d.reason));
         meta
@@ -172,7 +173,8 @@ pub(crate) struct ViewBody<'a> {
     /// Sorted by canonical name; empty for a content that nobody tagged.
     #[schema(value_type = Vec<TaggingBody<'static>>)]
     pub(crate) tags: Taggings<'a>,
-    /// The state's version; `0` for a content that nobody tagged. The `ETag` is the same number in quotes.
+    /// The state's version; `0` for a content that nobody tagged. The `ETag` is the same number in
+    /// quotes.
     #[schema(value_type = String, pattern = "^[0-9]+$")]
     pub(crate) version: VersionText,
     pub(crate) meta: Meta,
@@ -326,7 +328,8 @@ pub(crate) struct TagItem {
     pub(crate) remove: Vec<String>,
 }
 
-/// A tag as a client writes it: its spelling, or (an import, scope `admin`) also who added it and when.
+/// A tag as a client writes it: its spelling, or (an import, scope `admin`) also who added it and
+/// when.
 #[derive(Deserialize, ToSchema)]
 #[serde(untagged, expecting = "a tag must be a string or an object with tag, by and at")]
 pub(crate) enum TagInput {

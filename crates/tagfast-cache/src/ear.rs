@@ -1,14 +1,15 @@
 //! Hears which contents changed, so that L1 does not show what is no longer true.
 //!
-//! Messages are numbered per stripe: a missing number empties that stripe and no other. An answered PING on the very connection of
-//! the messages proves that everything published before it was heard; without one for a second L1 does not answer. After a new
-//! connection the numbers of all stripes are read: where nothing was missed, L1 keeps what it has.
+//! Messages are numbered per stripe: a missing number empties that stripe and no other. An answered
+//! PING on the very connection of the messages proves that everything published before it was
+//! heard; without one for a second L1 does not answer. After a new connection the numbers of all
+//! stripes are read: where nothing was missed, L1 keeps what it has.
 //!
-//! When Redis comes back, perhaps empty, what was read meanwhile is put into it again: it need not be read from the store a second
-//! time, by every node.
+//! When Redis comes back, perhaps empty, what was read meanwhile is put into it again: it need not
+//! be read from the store a second time, by every node.
 //!
-//! How it fails: a connection that is cut, frozen or garbled, or that leads to another server than views come from, is given up after
-//! a second at the latest and made again.
+//! How it fails: a connection that is cut, frozen or garbled, or that leads to another server than
+//! views come from, is given up after a second at the latest and made again.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -85,7 +86,8 @@ pub(crate) async fn listen(views: Arc<Views>, level1: Weak<Level1>, clock: Arc<d
             Ok((sink, stream, now)) => {
                 match level1.upgrade() {
                     Some(level1) => {
-                        // Another process has nothing of what was there; the same one lacks what was read while it was away.
+                        // Another process has nothing of what was there; the same one lacks what
+                        // was read while it was away.
                         let since = if heard.run_id == now.run_id { deaf_since } else { 0 };
                         heard.compare(now, &level1);
                         let known = level1.read_since(since, clock.now_ms());
@@ -121,7 +123,8 @@ async fn refill(views: Arc<Views>, known: Vec<(Box<[u8]>, Arc<Entry>)>) {
             let shard = LogicalShard::of_hash(ContentHash::of_bytes(&key));
             loop {
                 match views.fill(&key, shard, &entry, Origin::Read).await {
-                    // The connection of data may not be there yet, and its breaker lets few calls through at first.
+                    // The connection of data may not be there yet, and its breaker lets few calls
+                    // through at first.
                     Err(_) if Instant::now() < until => tokio::time::sleep(PAUSE).await,
                     done => return done.is_ok(),
                 }
@@ -146,20 +149,22 @@ async fn timed<T>(
     }
 }
 
-/// Whether views come from another server process than these messages: one of the two was replaced while it was frozen, still answers,
-/// and is told of nothing.
+/// Whether views come from another server process than these messages: one of the two was replaced
+/// while it was frozen, still answers, and is told of nothing.
 fn is_elsewhere(redis: &Redis, run_id: &str) -> bool {
     redis.run_id().is_some_and(|used| *used != *run_id)
 }
 
-/// Subscribes to all stripes and then, on another connection to the same server, reads where they stand.
+/// Subscribes to all stripes and then, on another connection to the same server, reads where they
+/// stand.
 async fn connect(redis: &Redis) -> Result<(PubSubSink, PubSubStream, Heard), String> {
     let info = redis.find().await.map_err(|error| error.to_string())?;
     let client = Client::open(info).map_err(|error| error.to_string())?;
     let (mut sink, stream) = timed("connecting", CONNECT, client.get_async_pubsub()).await?.split();
     let channels: Vec<String> = LogicalShard::all().map(channel).collect();
     timed("subscribing", CONNECT, sink.subscribe(channels)).await?;
-    // The other way round, a message between the two would be missed and the numbers would look right.
+    // The other way round, a message between the two would be missed and the numbers would look
+    // right.
     let mut plain = timed("connecting", CONNECT, client.get_multiplexed_async_connection()).await?;
     let mut pipe = redis::pipe();
     pipe.cmd("INFO").arg("server");
@@ -188,7 +193,8 @@ async fn connect(redis: &Redis) -> Result<(PubSubSink, PubSubStream, Heard), Str
 }
 
 impl Heard {
-    /// Takes in where the stripes stand after a new connection; empties those of which something was missed.
+    /// Takes in where the stripes stand after a new connection; empties those of which something
+    /// was missed.
     fn compare(&mut self, now: Self, level1: &Level1) {
         // Another process, perhaps with an old copy: its numbers may have gone back.
         let another = self.run_id != now.run_id;

@@ -1,12 +1,13 @@
 //! An entry: the view of one content with what it proves, and its bytes in Redis.
 //!
-//! Layout, format 1: 20 decimal digits of the version and 20 of the time it was read, both zero padded, which Redis compares as
-//! text; then the format's byte, and, big-endian, the epoch's id (16), the upper bound of its log position, the xmin of its
-//! snapshot, the newest transaction it may show, the time it is as new as, the time until it answers without being asked for again
+//! Layout, format 1: 20 decimal digits of the version and 20 of the time it was read, both zero
+//! padded, which Redis compares as text; then the format's byte, and, big-endian, the epoch's id
+//! (16), the upper bound of its log position, the xmin of its snapshot, the newest transaction it
+//! may show, the time it is as new as, the time until it answers without being asked for again
 //! (8 each), the XXH3 of all the rest (8), and the tags as the bytes of a document.
 //!
-//! How it fails: an unknown format is a miss, since a newer program may share the Redis; a checksum that does not fit, or
-//! tags that cannot be read, are a miss and are counted.
+//! How it fails: an unknown format is a miss, since a newer program may share the Redis; a checksum
+//! that does not fit, or tags that cannot be read, are a miss and are counted.
 
 use tagfast_domain::{Document, EpochId, Tagging, UnixMillis, Version, codec};
 use tagfast_store::{CacheUse, Position, Source, View};
@@ -78,7 +79,8 @@ impl Entry {
         }
     }
 
-    /// Whether it says more than another one of the same content: a newer state, or the same one seen later.
+    /// Whether it says more than another one of the same content: a newer state, or the same one
+    /// seen later.
     pub(crate) fn is_newer_than(&self, other: &Self) -> bool {
         (self.version, self.read_at) > (other.version, other.read_at)
     }
@@ -149,7 +151,8 @@ impl Entry {
     }
 }
 
-/// A number that Redis compares as text. Its own numbers are doubles: two neighbouring versions are the same to it.
+/// A number that Redis compares as text. Its own numbers are doubles: two neighbouring versions are
+/// the same to it.
 pub(crate) fn digits(number: u64) -> String {
     format!("{number:020}")
 }

@@ -1,10 +1,12 @@
 //! L1: views in this process, kept true by numbered messages from Redis.
 //!
-//! An entry answers only while this process is known to hear of changes ([`Level1::heard`]); else it is kept, and answers only as
-//! stale. A message that was missed empties its stripe. What was read before a change and arrives after it is not let in: each
-//! stripe remembers what was just changed, and how often it was emptied when a read began.
+//! An entry answers only while this process is known to hear of changes ([`Level1::heard`]); else
+//! it is kept, and answers only as stale. A message that was missed empties its stripe. What was
+//! read before a change and arrives after it is not let in: each stripe remembers what was just
+//! changed, and how often it was emptied when a read began.
 //!
-//! How it fails: without messages for a second it answers nothing; entries heavier than a part of it are not kept.
+//! How it fails: without messages for a second it answers nothing; entries heavier than a part of
+//! it are not kept.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -43,7 +45,8 @@ impl Weighter<Box<[u8]>, Arc<Slot>> for ByBytes {
     }
 }
 
-/// A place of the memory: contents share it, so it may keep one out that did not change, never let one in that did.
+/// A place of the memory: contents share it, so it may keep one out that did not change, never let
+/// one in that did.
 #[derive(Clone, Copy)]
 struct Changed {
     version: Version,
@@ -72,12 +75,14 @@ pub(crate) struct Level1 {
     cache: Cache<Box<[u8]>, Arc<Slot>, ByBytes>,
     stripes: Vec<Stripe>,
     began: Instant,
-    /// Milliseconds since `began` until which changes are known to be heard; `u64::MAX`: there is nobody to hear.
+    /// Milliseconds since `began` until which changes are known to be heard; `u64::MAX`: there is
+    /// nobody to hear.
     heard_until: AtomicU64,
 }
 
 impl Level1 {
-    /// Of at most `bytes`. Unless it is told of changes (`told`), it relies on the short time that its entries live.
+    /// Of at most `bytes`. Unless it is told of changes (`told`), it relies on the short time that
+    /// its entries live.
     pub(crate) fn new(bytes: u64, told: bool) -> Self {
         let entries = usize::try_from(bytes / 800).unwrap_or(usize::MAX).max(16);
         let stripe =
@@ -146,7 +151,8 @@ impl Level1 {
         if known.is_some_and(|known| entry.version < known.version) {
             return;
         }
-        // The same one is put in again: that it was just read from Redis says that it is still the newest there.
+        // The same one is put in again: that it was just read from Redis says that it is still the
+        // newest there.
         if let Some(there) = self.cache.peek(key)
             && there.emptied == ticket.0
             && there.entry.is_newer_than(&entry)

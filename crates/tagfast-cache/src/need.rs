@@ -1,8 +1,8 @@
 //! What an answer must show, and whether an entry does.
 //!
-//! An entry proves that it shows a write in one of two ways only: it is of the same content and its version is not older; or it is of
-//! the same epoch and every transaction up to the write's had ended when it was read. A log position read beside the rows proves
-//! nothing.
+//! An entry proves that it shows a write in one of two ways only: it is of the same content and its
+//! version is not older; or it is of the same epoch and every transaction up to the write's had
+//! ended when it was read. A log position read beside the rows proves nothing.
 
 use tagfast_domain::{EpochId, Version};
 use tagfast_sharding::{ContentHash, LogicalShard};
@@ -55,7 +55,8 @@ impl Need {
     /// What a client with this token must be shown.
     pub(crate) fn of_token(token: &ConsistencyToken, hash: ContentHash) -> Self {
         let version = token.version_of(hash);
-        // With fewer pairs none was pushed out: what the client saw of this content would be among them.
+        // With fewer pairs none was pushed out: what the client saw of this content would be among
+        // them.
         let pushed_out = version.is_none() && token.pairs.len() >= TOKEN_PAIRS;
         let floor =
             pushed_out.then(|| token.floors.get(&LogicalShard::of_hash(hash)).copied()).flatten();
@@ -76,7 +77,8 @@ impl Need {
         if floor.epoch == proof.epoch {
             return floor.xid < proof.xmin;
         }
-        // Ids of transactions begin anew with an epoch. What lies below the fence is in everything of the current one.
+        // Ids of transactions begin anew with an epoch. What lies below the fence is in everything
+        // of the current one.
         history.current(shard) == Some(proof.epoch)
             && history.fence(shard, floor.epoch).is_some_and(|fence| floor.lsn <= fence)
     }

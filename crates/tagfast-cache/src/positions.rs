@@ -1,11 +1,13 @@
-//! Where the last writes of each user stand, so that plain clients without tokens read their own writes through any node.
+//! Where the last writes of each user stand, so that plain clients without tokens read their own
+//! writes through any node.
 //!
-//! Kept in the state Redis for as long as a cache could lag, told before a write is answered, never deleted on success. A Redis
-//! that was emptied, restored or replaced has forgotten positions: `tf:gen` says when it began, and until then everything it could
-//! have held is over, positions are unknown.
+//! Kept in the state Redis for as long as a cache could lag, told before a write is answered, never
+//! deleted on success. A Redis that was emptied, restored or replaced has forgotten positions:
+//! `tf:gen` says when it began, and until then everything it could have held is over, positions are
+//! unknown.
 //!
-//! How it fails: a position that cannot be stored is told with the write's answer; while positions are unknown, plain reads go to
-//! the primary.
+//! How it fails: a position that cannot be stored is told with the write's answer; while positions
+//! are unknown, plain reads go to the primary.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -25,8 +27,9 @@ pub(crate) const BUDGET: Duration = Duration::from_millis(50);
 /// Contents of a user that are remembered one by one.
 const CONTENTS: usize = 64;
 
-/// Takes in contents and floors; each only grows. When the contents are too many, the floors stand for them. ARGV: time to live,
-/// most contents, then five words for each write: content, version, shard, epoch, "xid lsn".
+/// Takes in contents and floors; each only grows. When the contents are too many, the floors stand
+/// for them. ARGV: time to live, most contents, then five words for each write: content, version,
+/// shard, epoch, "xid lsn".
 const NOTE: &str = "
 local key, most = KEYS[1], tonumber(ARGV[2])
 for i = 3, #ARGV, 5 do

@@ -1,10 +1,13 @@
-//! What users wrote last, asked together: whoever asks while enough round trips are under way goes with the next one.
+//! What users wrote last, asked together: whoever asks while enough round trips are under way goes
+//! with the next one.
 //!
-//! A plain view asks before it may be answered from a cache. Redis finds the answer in a microsecond; what costs is the round trip,
-//! so those who ask at the same time share it. Nobody is answered by a round trip that began before they asked.
+//! A plain view asks before it may be answered from a cache. Redis finds the answer in a
+//! microsecond; what costs is the round trip, so those who ask at the same time share it. Nobody is
+//! answered by a round trip that began before they asked.
 //!
-//! How it fails: who went together shares the error, except for one about a single user's key. A caller waits for at most two round
-//! trips. Each counts at the breaker, so that many who wait are seen there as many.
+//! How it fails: who went together shares the error, except for one about a single user's key. A
+//! caller waits for at most two round trips. Each counts at the breaker, so that many who wait are
+//! seen there as many.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,7 +22,8 @@ use tokio::sync::oneshot;
 use crate::need::Need;
 use crate::positions::{BUDGET, content_field, floor_field, position};
 
-/// Round trips at a time. One would make everybody wait for the whole of the one before; with many there is little to share.
+/// Round trips at a time. One would make everybody wait for the whole of the one before; with many
+/// there is little to share.
 const UNDER_WAY: usize = 2;
 /// Questions of one round trip.
 const TOGETHER: usize = 256;
@@ -42,7 +46,8 @@ struct State {
 /// The questions of all callers.
 pub(crate) struct Questions {
     redis: Arc<Redis>,
-    /// How long Redis remembers a write; what it began to remember less than this ago is not all there is.
+    /// How long Redis remembers a write; what it began to remember less than this ago is not all
+    /// there is.
     pub(crate) kept_for: Duration,
     state: Mutex<State>,
     renewing: AtomicBool,
@@ -164,7 +169,8 @@ struct Traveller {
 }
 
 impl Traveller {
-    /// Those who wait. None: this one is not under way any more, which nobody can miss who comes later.
+    /// Those who wait. None: this one is not under way any more, which nobody can miss who comes
+    /// later.
     fn next(&mut self) -> Option<Vec<Question>> {
         let mut state = self.questions.state();
         if state.waiting.is_empty() {
@@ -197,7 +203,8 @@ fn value<T: redis::FromRedisValue>(value: Option<Value>) -> RedisResult<T> {
     Ok(from_redis_value(value.unwrap_or(Value::Nil).extract_error()?)?)
 }
 
-/// What the fields of a user say: whether contents were pushed out, then version and floor of each content.
+/// What the fields of a user say: whether contents were pushed out, then version and floor of each
+/// content.
 fn needs(fields: &[Option<String>]) -> Option<Vec<Need>> {
     let full = fields.first()?.is_some();
     let need = |pair: &[Option<String>]| {

@@ -7,8 +7,9 @@
 //! | session, without one | what covers the user's last writes, when those are known | as above; the primary when they are not |
 //! | strong | never | the primary |
 //!
-//! Reads of one content at one time are one read of the store. Who joins a read that was under way checks what it got, and reads
-//! again when it is not enough, together with all others who came meanwhile.
+//! Reads of one content at one time are one read of the store. Who joins a read that was under way
+//! checks what it got, and reads again when it is not enough, together with all others who came
+//! meanwhile.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -188,7 +189,8 @@ impl CachedStore {
         Some(entry.view(CacheUse::Hit("l1")))
     }
 
-    /// Answers one content. `need` is what a token says; without it the user's positions are asked for beside Redis.
+    /// Answers one content. `need` is what a token says; without it the user's positions are asked
+    /// for beside Redis.
     async fn answer(&self, asked: &Asked<'_>, known: Option<Needed>) -> Result<View, StoreError> {
         // An entry that may answer when the store does not.
         let mut spare: Option<(Arc<Entry>, &'static str)> = None;
@@ -255,7 +257,8 @@ impl CachedStore {
         self.is_true(asked, &entry).then(|| Arc::new(entry))
     }
 
-    /// Reads the store; when it cannot answer, or is slow, an entry that shows what must be shown answers as stale.
+    /// Reads the store; when it cannot answer, or is slow, an entry that shows what must be shown
+    /// answers as stale.
     async fn ask_store(
         &self,
         asked: &Asked<'_>,
@@ -335,7 +338,8 @@ impl CachedStore {
     async fn load(&self, asked: &Asked<'_>, needed: &Needed) -> Result<View, StoreError> {
         let purpose = match needed {
             None => Purpose::Newest,
-            // A full token covers other contents of the shard, too: the store proves that by its own means.
+            // A full token covers other contents of the shard, too: the store proves that by its
+            // own means.
             Some(need) if need.is_none() && asked.options.token.is_none() => Purpose::Any,
             Some(_) if asked.options.consistency == Consistency::Eventual => Purpose::Any,
             Some(_) => Purpose::Covering,
@@ -413,7 +417,8 @@ impl CachedStore {
         let consistency =
             if purpose == Purpose::Any { Consistency::Eventual } else { Consistency::Session };
         let consistency = match asked.options.consistency {
-            // A session without anything to show is one to the store, too: it remembers this process's writes.
+            // A session without anything to show is one to the store, too: it remembers this
+            // process's writes.
             Consistency::Session => Consistency::Session,
             Consistency::Eventual | Consistency::Strong => consistency,
         };
@@ -436,10 +441,12 @@ impl CachedStore {
                 user: user.as_ref(),
                 primary_first: purpose == Purpose::Newest,
                 criticality,
-                // What a client's token names it is shown or refused, never something older, even if it is marked.
+                // What a client's token names it is shown or refused, never something older, even
+                // if it is marked.
                 max_stale: has_token.then_some(Duration::ZERO),
             };
-            // Another read may have ended between this caller's look at L1 and this one's beginning. It filled L1 before it ended.
+            // Another read may have ended between this caller's look at L1 and this one's
+            // beginning. It filled L1 before it ended.
             let asked = Asked::new(&content, &options);
             if let (Some(need), Some(level1)) = (&needed, &me.level1)
                 && let Some(Found::Fresh(entry)) = level1.get(&asked.key, shard)

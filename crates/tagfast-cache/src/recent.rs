@@ -1,7 +1,8 @@
 //! What this process wrote last: no cache of this process may answer with less.
 //!
-//! A write whose outcome is not known makes its content unanswerable by caches for a while, since nobody knows what they should
-//! show. Bounded: the oldest contents are forgotten first, earlier than they would be.
+//! A write whose outcome is not known makes its content unanswerable by caches for a while, since
+//! nobody knows what they should show. Bounded: the oldest contents are forgotten first, earlier
+//! than they would be.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -53,7 +54,8 @@ impl Recent {
         let mut state = self.lock();
         let until = now + self.kept_for;
         let newest = match (state.of.get(&content), at_least) {
-            // What a lost answer left open, a later answer of this content does not settle: the order is not known.
+            // What a lost answer left open, a later answer of this content does not settle: the
+            // order is not known.
             (Some((AtLeast::TheStore, known_until)), AtLeast::Version(_)) if *known_until > now => {
                 return;
             }

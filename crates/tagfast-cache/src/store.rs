@@ -33,16 +33,19 @@ const SHOWN: Duration = Duration::from_secs(5);
 /// How much is kept and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheOptions {
-    /// Memory of L1 in bytes; 0: none. Too high: the process is killed for it; too low: hot views come from Redis.
+    /// Memory of L1 in bytes; 0: none. Too high: the process is killed for it; too low: hot views
+    /// come from Redis.
     pub l1_bytes: u64,
-    /// How long an entry answers as good, 20 % up or down; negative ones half as long. Too high: readers without a token lag that
-    /// long when a message and a write-through were lost; too low: more reads reach the database.
+    /// How long an entry answers as good, 20 % up or down; negative ones half as long. Too high:
+    /// readers without a token lag that long when a message and a write-through were lost; too
+    /// low: more reads reach the database.
     pub soft_ttl: Duration,
     /// The oldest entry that answers when the store cannot; zero: none does.
     pub stale_if_error: Duration,
     /// How long the store may take while an old entry could answer instead.
     pub stale_after: Duration,
-    /// How long the last writes of a user are remembered, at least as long as any cache may lag. Whole seconds.
+    /// How long the last writes of a user are remembered, at least as long as any cache may lag.
+    /// Whole seconds.
     pub positions_for: Duration,
 }
 
@@ -53,7 +56,8 @@ impl Default for CacheOptions {
             soft_ttl: Duration::from_secs(60),
             stale_if_error: Duration::from_secs(3600),
             stale_after: Duration::from_millis(400),
-            // Entries live up to 72 s, and one may be filled from a replica that is some seconds behind.
+            // Entries live up to 72 s, and one may be filled from a replica that is some seconds
+            // behind.
             positions_for: Duration::from_secs(75),
         }
     }
@@ -65,9 +69,11 @@ pub struct CacheParts {
     pub store: SharedStore,
     /// What that store knows of its past.
     pub history: Arc<dyn History>,
-    /// Views of all nodes; without it only L1 keeps any, and other nodes' writes are seen when entries end.
+    /// Views of all nodes; without it only L1 keeps any, and other nodes' writes are seen when
+    /// entries end.
     pub views: Option<Arc<Redis>>,
-    /// Positions of last writes; without it plain clients read their own writes through the node that took them.
+    /// Positions of last writes; without it plain clients read their own writes through the node
+    /// that took them.
     pub positions: Option<Arc<Redis>>,
     /// The date.
     pub clock: Arc<dyn Clock>,
@@ -162,7 +168,8 @@ impl CachedStore {
         }
     }
 
-    /// What is kept of a view, if it may be: what was promised and is not there, or what may be lost, is not.
+    /// What is kept of a view, if it may be: what was promised and is not there, or what may be
+    /// lost, is not.
     pub(crate) fn entry(&self, view: &View, shard: LogicalShard) -> Option<Arc<Entry>> {
         let whole = view.degraded.is_empty() && !view.stale;
         if !whole || standing(&view.position, shard, &*self.history) != Standing::Valid {

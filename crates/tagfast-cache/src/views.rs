@@ -1,10 +1,11 @@
 //! Views in the cache Redis, shared by all API nodes.
 //!
-//! An entry is set only over an older one, by one script, and never deleted because of a write: there would be nothing left that a
-//! slow reader's old view could be compared with. The same script numbers the change and tells all nodes.
+//! An entry is set only over an older one, by one script, and never deleted because of a write:
+//! there would be nothing left that a slow reader's old view could be compared with. The same
+//! script numbers the change and tells all nodes.
 //!
-//! How it fails: every call is bounded; a fill that fails is forgotten, and the entry that should have been replaced ends by its
-//! time at the latest.
+//! How it fails: every call is bounded; a fill that fails is forgotten, and the entry that should
+//! have been replaced ends by its time at the latest.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -21,8 +22,9 @@ const BUDGET: Duration = Duration::from_millis(50);
 /// How long an entry is kept at all.
 const HARD: Duration = Duration::from_secs(3600);
 
-/// Sets a view only over an older one; numbers and tells what changed. A write tells also when somebody else has set the same
-/// version already: that one may have found nothing to replace, and told nobody.
+/// Sets a view only over an older one; numbers and tells what changed. A write tells also when
+/// somebody else has set the same version already: that one may have found nothing to replace, and
+/// told nobody.
 const FILL: &str = "
 local old = redis.call('GETRANGE', KEYS[1], 0, 39)
 local answer = 'set'
@@ -62,8 +64,8 @@ pub(crate) enum Origin {
 /// Views in Redis.
 pub(crate) struct Views {
     pub(crate) redis: Arc<Redis>,
-    /// Names the numbers of messages in a Redis that has none; with a count, since one that was emptied twice must not look as if
-    /// its numbers went on.
+    /// Names the numbers of messages in a Redis that has none; with a count, since one that was
+    /// emptied twice must not look as if its numbers went on.
     generation: String,
     calls: AtomicU64,
 }
@@ -87,7 +89,8 @@ fn view_key(key: &[u8], shard: LogicalShard) -> Vec<u8> {
 
 impl Views {
     pub(crate) fn new(redis: Arc<Redis>) -> Self {
-        // Without random numbers the clock must do: only that it is another one than before matters.
+        // Without random numbers the clock must do: only that it is another one than before
+        // matters.
         let generation = random_name().unwrap_or_else(|_| {
             let now = std::time::SystemTime::now()
                 .duration_since(std::time::UNIX_EPOCH)
@@ -97,8 +100,8 @@ impl Views {
         Self { redis, generation, calls: AtomicU64::new(0) }
     }
 
-    /// The entry of a content. Not one that cannot be read: that is deleted when it was damaged, and left to those who can read it
-    /// when it is of another program.
+    /// The entry of a content. Not one that cannot be read: that is deleted when it was damaged,
+    /// and left to those who can read it when it is of another program.
     pub(crate) async fn get(
         &self,
         key: &[u8],

@@ -1,5 +1,5 @@
-//! What the pure core costs per operation: canonicalising, decoding, encoding, applying. Prints nanoseconds, the best
-//! of many short rounds, since everything else on the machine only adds.
+//! What the pure core costs per operation: canonicalising, decoding, encoding, applying. Prints
+//! nanoseconds, the best of many short rounds, since everything else on the machine only adds.
 
 use std::hint::black_box;
 use std::time::Instant;

@@ -1,8 +1,9 @@
 //! The one function that changes a document. Every store calls it and nothing else does.
 //!
-//! The rules behind each branch (stamping of no-ops, conditional writes that decide every tagging, pruning that
-//! raises the floor) exist so that a repair after a failover can merge two histories; see the invariants in
-//! ARCHITECTURE.md. It never fails half-way: a refused write leaves the document as it was.
+//! The rules behind each branch (stamping of no-ops, conditional writes that decide every tagging,
+//! pruning that raises the floor) exist so that a repair after a failover can merge two histories;
+//! see the invariants in ARCHITECTURE.md. It never fails half-way: a refused write leaves the
+//! document as it was.
 
 use crate::limits::{RECENT_WRITES, TOMBSTONE_AGE_MS, TOMBSTONES, WRITE_ID_MEMORY_MS};
 use crate::{
@@ -68,8 +69,8 @@ pub enum Refusal {
     WriteIdReused,
 }
 
-/// Applies one write. `prior` is the store's `applied` entry for the write's id, looked up when the document's
-/// `overflow_until` is in the future and the document itself does not hold the id.
+/// Applies one write. `prior` is the store's `applied` entry for the write's id, looked up when the
+/// document's `overflow_until` is in the future and the document itself does not hold the id.
 pub fn apply(
     doc: &mut Document,
     write: &Write,
@@ -129,7 +130,8 @@ fn effect_of(doc: &Document, operation: &Operation) -> Effect {
     }
 }
 
-/// Whether everything this no-op vouches for was already decided in the current epoch, so that no stamp is needed.
+/// Whether everything this no-op vouches for was already decided in the current epoch, so that no
+/// stamp is needed.
 fn decided_in_epoch(doc: &Document, write: &Write, first: Version) -> bool {
     let decided = |n: &TagName| find(doc, n).map_or(doc.floor, |i| doc.taggings[i].ord) >= first;
     match &write.operation {
@@ -156,8 +158,8 @@ fn decide(doc: &mut Document, write: &Write, version: Version, now: UnixMillis) 
     let decides_all =
         write.if_match.is_some() || matches!(write.operation, Operation::Replace { .. });
     if decides_all {
-        // The floor at this version says "absent, decided now" for every tagging that is not listed, so the
-        // tombstones have nothing left to say.
+        // The floor at this version says "absent, decided now" for every tagging that is not
+        // listed, so the tombstones have nothing left to say.
         doc.floor = version;
         doc.taggings.retain(|t| t.present);
         doc.taggings.iter_mut().for_each(|t| t.ord = version);
@@ -237,7 +239,8 @@ fn remember(
     });
     let excess = doc.recent.len().saturating_sub(RECENT_WRITES);
     let evicted: Vec<RecentWrite> = doc.recent.drain(..excess).collect();
-    // The largest, not the last: a clock that stepped back must not make the store forget earlier ids.
+    // The largest, not the last: a clock that stepped back must not make the store forget earlier
+    // ids.
     if let Some(newest) = evicted.iter().map(|w| w.at).max() {
         doc.overflow_until = doc.overflow_until.max(newest.saturating_add(WRITE_ID_MEMORY_MS));
     }

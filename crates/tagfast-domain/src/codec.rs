@@ -1,11 +1,11 @@
 //! The stored forms of a document and of an outbox event: versioned binary formats.
 //!
-//! Byte 0 is the format. A format byte that this program does not know is refused, never guessed: during a rolling
-//! upgrade the new program reads both formats and writes the old one until every node can read the new one. Golden
-//! files hold one document per format.
+//! Byte 0 is the format. A format byte that this program does not know is refused, never guessed:
+//! during a rolling upgrade the new program reads both formats and writes the old one until every
+//! node can read the new one. Golden files hold one document per format.
 //!
-//! Format 1: varints are LEB128; versions and times are stored as the distance from the document's version and from
-//! its newest time, users once in a table, because those repeat in every tagging.
+//! Format 1: varints are LEB128; versions and times are stored as the distance from the document's
+//! version and from its newest time, users once in a table, because those repeat in every tagging.
 
 use std::sync::Arc;
 
@@ -31,7 +31,8 @@ pub fn encode(doc: &Document) -> Vec<u8> {
     let newest =
         doc.taggings.iter().map(|t| t.at).chain(doc.recent.iter().map(|w| w.at)).max().unwrap_or(0);
     let version = doc.version.packed();
-    // Never negative in a document that `apply` made. Wrapping, here and in `decode`, loses nothing in any other.
+    // Never negative in a document that `apply` made. Wrapping, here and in `decode`, loses nothing
+    // in any other.
     let before = |v: Version| version.wrapping_sub(v.packed());
     out.push(FORMAT);
     varint(&mut out, version);
@@ -85,8 +86,8 @@ fn put_taggings(
     }
 }
 
-/// The bytes of an event, without its content's key: an outbox row holds that in a column of its own. A quarter of the
-/// published envelope, and what a store writes is copied to each replica.
+/// The bytes of an event, without its content's key: an outbox row holds that in a column of its
+/// own. A quarter of the published envelope, and what a store writes is copied to each replica.
 pub fn encode_event(event: &TaggingsEvent) -> Vec<u8> {
     let mut out = Vec::with_capacity(64 + event.tags.len() * 32 + event.changes.len() * 64);
     let newest = event.tags.iter().map(|t| t.at).fold(event.at, i64::max);
@@ -138,8 +139,8 @@ pub fn decode_effect(bytes: &[u8]) -> Result<Effect, DomainError> {
     r.effect(&[]).and_then(|effect| r.end().map(|()| effect)).map_err(bad)
 }
 
-/// The document in `bytes`. Refuses unknown formats, truncated and overlong input, and taggings out of order, which
-/// every search in a document relies on.
+/// The document in `bytes`. Refuses unknown formats, truncated and overlong input, and taggings out
+/// of order, which every search in a document relies on.
 pub fn decode(bytes: &[u8]) -> Result<Document, DomainError> {
     Reader { rest: bytes }.document().map_err(bad)
 }
@@ -169,7 +170,8 @@ fn stored_version(packed: u64) -> Read<Version> {
     Version::from_packed(packed).map_err(|_| "a version of more than 63 bits")
 }
 
-/// What was wrong; a word alone, since a large error in every step would be half of the cost of decoding.
+/// What was wrong; a word alone, since a large error in every step would be half of the cost of
+/// decoding.
 type Read<T> = Result<T, &'static str>;
 
 struct Reader<'a> {
@@ -322,7 +324,8 @@ impl<'a> Reader<'a> {
         if n > self.rest.len() { Err("count") } else { Ok(n) }
     }
 
-    /// Item names are looked up first: an effect is mostly about tags that the document lists, and shares their names.
+    /// Item names are looked up first: an effect is mostly about tags that the document lists, and
+    /// shares their names.
     fn effect(&mut self, taggings: &[Tagging]) -> Read<Effect> {
         let name = |s: &str| match taggings.binary_search_by(|t| t.name.as_str().cmp(s)) {
             Ok(i) => taggings[i].name.clone(),

@@ -176,7 +176,8 @@ impl ContentKey {
         })
     }
 
-    /// `tenant 0 type 0 id`: the bytes that are hashed and that order a scan. The parts contain no byte 0.
+    /// `tenant 0 type 0 id`: the bytes that are hashed and that order a scan. The parts contain no
+    /// byte 0.
     pub fn to_bytes(&self) -> Vec<u8> {
         let (t, c) = (self.tenant.as_str(), &self.content);
         let mut bytes =
@@ -189,7 +190,8 @@ impl ContentKey {
         bytes
     }
 
-    /// The inverse of [`ContentKey::to_bytes`]. Reserved tenants are accepted: the bytes are our own.
+    /// The inverse of [`ContentKey::to_bytes`]. Reserved tenants are accepted: the bytes are our
+    /// own.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, DomainError> {
         let bad = |reason| DomainError::Undecodable { what: "content key", reason };
         let text = std::str::from_utf8(bytes).map_err(|_| bad("not UTF-8"))?;

@@ -1,7 +1,7 @@
 //! One document per content: all its tags, tombstones and recent write ids.
 //!
-//! A document is only ever changed by [`crate::apply()`]; a store reads and writes it whole, as the bytes of
-//! [`crate::codec`].
+//! A document is only ever changed by [`crate::apply()`]; a store reads and writes it whole, as the
+//! bytes of [`crate::codec`].
 
 use std::sync::Arc;
 

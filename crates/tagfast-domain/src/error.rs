@@ -1,6 +1,7 @@
 //! The one error of the domain: which rule a value broke, the rule's limit and what was given.
 
-/// Why a value is not one of ours. Each variant names the rule; [`DomainError::limit`] gives the numbers.
+/// Why a value is not one of ours. Each variant names the rule; [`DomainError::limit`] gives the
+/// numbers.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DomainError {
     /// A tag, id, type, tenant or user without any character.

@@ -19,8 +19,8 @@ pub struct Change {
     pub traceparent: Option<String>,
 }
 
-/// A content has a new state. Full state, so that consumers apply what is newer and forget the rest: duplicates,
-/// retries, replays and reordering are harmless.
+/// A content has a new state. Full state, so that consumers apply what is newer and forget the
+/// rest: duplicates, retries, replays and reordering are harmless.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaggingsEvent {
     /// Which content.

@@ -12,11 +12,13 @@ pub const CONTENT_TYPE_CHARACTERS: usize = 64;
 pub const CONTENT_ID_BYTES: usize = 256;
 /// Most bytes of a user.
 pub const USER_BYTES: usize = 128;
-/// Write ids kept in the document itself; younger ones that are pushed out go to the store's `applied` table.
+/// Write ids kept in the document itself; younger ones that are pushed out go to the store's
+/// `applied` table.
 pub const RECENT_WRITES: usize = 8;
 /// How long a write id is remembered at least, in milliseconds (10 minutes).
 pub const WRITE_ID_MEMORY_MS: i64 = 600_000;
-/// How long a tombstone is kept at least, in milliseconds (10 minutes), unless [`TOMBSTONES`] is exceeded.
+/// How long a tombstone is kept at least, in milliseconds (10 minutes), unless [`TOMBSTONES`] is
+/// exceeded.
 pub const TOMBSTONE_AGE_MS: i64 = 600_000;
 /// Most tombstones in one document.
 pub const TOMBSTONES: usize = 64;
@@ -24,7 +26,8 @@ pub const TOMBSTONES: usize = 64;
 /// The limits an operator may set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Most tags on one content. Too high: documents of many kilobytes, slow views; too low: users cannot tag.
+    /// Most tags on one content. Too high: documents of many kilobytes, slow views; too low: users
+    /// cannot tag.
     pub tags_per_content: usize,
 }
 

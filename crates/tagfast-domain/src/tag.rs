@@ -1,9 +1,10 @@
 //! Tag identity: two inputs with one canonical name are one tag.
 //!
-//! Canonical form, in order: NFKC, full case fold, NFKC, trim, whitespace runs to `-`; repeated until it no longer
-//! changes (folding can make a sequence that composes anew), so that canonicalising is idempotent. Forbidden
-//! characters are checked after it. The tables are those of [`UNICODE_VERSION`]; golden vectors fail when a
-//! dependency's tables change, because a changed canonical form would split or merge tags that are stored.
+//! Canonical form, in order: NFKC, full case fold, NFKC, trim, whitespace runs to `-`; repeated
+//! until it no longer changes (folding can make a sequence that composes anew), so that
+//! canonicalising is idempotent. Forbidden characters are checked after it. The tables are those of
+//! [`UNICODE_VERSION`]; golden vectors fail when a dependency's tables change, because a changed
+//! canonical form would split or merge tags that are stored.
 
 use std::sync::Arc;
 
@@ -33,7 +34,8 @@ pub struct Tag {
     pub name: TagName,
     /// The spelling, NFC, outer blanks trimmed, inner runs of blanks one space.
     pub display: Arc<str>,
-    /// Who tagged and when, where an import carries it over from elsewhere; else the writer and the commit's time.
+    /// Who tagged and when, where an import carries it over from elsewhere; else the writer and
+    /// the commit's time.
     pub origin: Option<Origin>,
 }
 

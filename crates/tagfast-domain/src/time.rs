@@ -1,4 +1,5 @@
-//! Times as text: RFC 3339 in UTC with milliseconds. Pure arithmetic on the proleptic Gregorian calendar.
+//! Times as text: RFC 3339 in UTC with milliseconds. Pure arithmetic on the proleptic Gregorian
+//! calendar.
 
 use crate::UnixMillis;
 
@@ -32,7 +33,8 @@ pub fn rfc3339_into(at: UnixMillis, buffer: &mut [u8; 24]) -> &str {
     std::str::from_utf8(buffer).unwrap_or_default()
 }
 
-/// Reads RFC 3339 with `Z` or a numeric offset and any number of fraction digits (finer than ms is cut off).
+/// Reads RFC 3339 with `Z` or a numeric offset and any number of fraction digits (finer than ms is
+/// cut off).
 pub fn parse_rfc3339(text: &str) -> Option<UnixMillis> {
     let b = text.as_bytes();
     let number = |from: usize, to: usize| -> Option<i64> {

@@ -1,7 +1,8 @@
 //! Versions and epochs: the total order of a content's states.
 //!
-//! A version packs (epoch ordinal, counter) into 63 bits, so that it fits a signed 64-bit column and the
-//! external version of a search engine. The ordinal is a Unix time in milliseconds, counted from 2024-01-01.
+//! A version packs (epoch ordinal, counter) into 63 bits, so that it fits a signed 64-bit column
+//! and the external version of a search engine. The ordinal is a Unix time in milliseconds, counted
+//! from 2024-01-01.
 
 use crate::DomainError;
 

@@ -30,7 +30,8 @@ impl std::fmt::Display for WriteId {
     }
 }
 
-/// What to do with a content's tags. Atomic for the content. Build with [`Operation::patch`] or [`Operation::replace`].
+/// What to do with a content's tags. Atomic for the content. Build with [`Operation::patch`] or
+/// [`Operation::replace`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Operation {
     /// Add some tags and remove others.
@@ -48,7 +49,8 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// Adds and removes; duplicates collapse (the first spelling stays), a tag in both lists is refused.
+    /// Adds and removes; duplicates collapse (the first spelling stays), a tag in both lists is
+    /// refused.
     pub fn patch(
         add: Vec<Tag>,
         remove: Vec<TagName>,
@@ -67,7 +69,8 @@ impl Operation {
         Ok(Self::Patch { add, remove })
     }
 
-    /// Replaces the set; duplicates collapse (the first spelling stays). An empty set removes everything.
+    /// Replaces the set; duplicates collapse (the first spelling stays). An empty set removes
+    /// everything.
     pub fn replace(tags: Vec<Tag>, limits: &Limits) -> Result<Self, DomainError> {
         check_raw_count(tags.len(), limits)?;
         let tags = unique(tags, |t| &t.name);
@@ -75,7 +78,8 @@ impl Operation {
         Ok(Self::Replace { tags })
     }
 
-    /// 64 bits that two different operations share with negligible probability: tells a retry from a reused key.
+    /// 64 bits that two different operations share with negligible probability: tells a retry from
+    /// a reused key.
     pub fn fingerprint(&self, if_match: Option<Version>) -> u64 {
         let mut hash = Sha256::new();
         let mut text = |kind: u8, s: &str| {
@@ -111,7 +115,8 @@ fn unique<T>(items: Vec<T>, name: impl Fn(&T) -> &TagName) -> Vec<T> {
     kept
 }
 
-/// Before duplicates collapse (quadratic): ten spellings of every allowed tag are more than any client means.
+/// Before duplicates collapse (quadratic): ten spellings of every allowed tag are more than any
+/// client means.
 fn check_raw_count(given: usize, limits: &Limits) -> Result<(), DomainError> {
     if given > limits.tags_per_content * 10 { check_count(given, limits) } else { Ok(()) }
 }

@@ -1,4 +1,5 @@
-//! Reading what was published, from the end backwards: which contents may be known to consumers in a state that was lost.
+//! Reading what was published, from the end backwards: which contents may be known to consumers in
+//! a state that was lost.
 //!
 //! How it fails: a broker that is away fails the call; it begins anew, and finds the same.
 
@@ -24,8 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// What the reader of an epoch may believe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Past {
-    /// Part of the current history up to this log position. What was doubtful when it began was written again in this history,
-    /// if `reconciled`.
+    /// Part of the current history up to this log position. What was doubtful when it began was
+    /// written again in this history, if `reconciled`.
     Ended {
         /// The position; 0 if nothing of it is.
         fence: u64,
@@ -49,7 +50,8 @@ fn judge(
     let Past::Ended { fence, reconciled } = past(record.emit) else { return false };
     let hi = Attributes::of(&record.headers).hi;
     if hi.is_some_and(|hi| hi <= fence) {
-        // Everything before it in its epoch lies lower still, and what came before the epoch was looked at when it began.
+        // Everything before it in its epoch lies lower still, and what came before the epoch was
+        // looked at when it began.
         return reconciled;
     }
     // What cannot be decoded was never applied.

@@ -1,11 +1,13 @@
 //! A member of a consumer group.
 //!
-//! A thread of its own polls the client all the time, as Kafka wants it, and puts what comes into an inbox; the consumer
-//! runtime takes it from there. A full inbox pauses the partitions, not the polling. Partitions that are taken away are let go
-//! only after the runtime has committed what it did of them, unless they have gone already.
+//! A thread of its own polls the client all the time, as Kafka wants it, and puts what comes into
+//! an inbox; the consumer runtime takes it from there. A full inbox pauses the partitions, not the
+//! polling. Partitions that are taken away are let go only after the runtime has committed what it
+//! did of them, unless they have gone already.
 //!
-//! How it fails: errors of the client are told to the next poll; the client itself goes on trying. Positions are committed once
-//! a second, before a partition is let go, and at the end; what was done since the last commit is delivered again.
+//! How it fails: errors of the client are told to the next poll; the client itself goes on trying.
+//! Positions are committed once a second, before a partition is let go, and at the end; what was
+//! done since the last commit is delivered again.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -344,7 +346,8 @@ impl KafkaConsumer {
         for element in list.elements() {
             element.error().map_err(unavailable)?;
             if let Offset::Offset(next) = element.offset() {
-                // Metadata of another program's commit is no reason to stop: the ordinals come with the next records.
+                // Metadata of another program's commit is no reason to stop: the ordinals come with
+                // the next records.
                 let emits = element.metadata().parse().unwrap_or_default();
                 committed.insert(
                     Partition(element.partition() as u16),
@@ -519,8 +522,9 @@ impl BusConsumer for KafkaConsumer {
         if let Err(error) = self.commit_now(None).await {
             tracing::warn!(group = self.shared.group.0, %error, "the last positions were not committed");
         }
-        // Whoever drops the client last leaves the group with it. An `unsubscribe` before that loses the word to the broker about
-        // every second time, and the others wait for the session to run out (librdkafka 2.12.1).
+        // Whoever drops the client last leaves the group with it. An `unsubscribe` before that
+        // loses the word to the broker about every second time, and the others wait for the
+        // session to run out (librdkafka 2.12.1).
         self.shared.closing.store(true, Ordering::Release);
     }
 }

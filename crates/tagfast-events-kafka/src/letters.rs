@@ -1,7 +1,8 @@
-//! Dead letters: the record as it was, with why it could not be applied in headers that Kafka Connect's tools know.
+//! Dead letters: the record as it was, with why it could not be applied in headers that Kafka
+//! Connect's tools know.
 //!
-//! How reading fails: a broker that is away is asked again. What does not look like a letter, because somebody else wrote into the
-//! topic, becomes one that says so; nothing is skipped.
+//! How reading fails: a broker that is away is asked again. What does not look like a letter,
+//! because somebody else wrote into the topic, becomes one that says so; nothing is skipped.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -108,7 +109,8 @@ pub struct LetterReader {
 }
 
 impl KafkaBus {
-    /// Reads a group's letters behind these offsets; a partition that is not named, or whose offset is gone, from its beginning.
+    /// Reads a group's letters behind these offsets; a partition that is not named, or whose offset
+    /// is gone, from its beginning.
     pub fn letters(
         &self,
         group: Group,

@@ -1,11 +1,12 @@
 //! The bus on Apache Kafka, or on any broker that speaks its protocol.
 //!
-//! One topic carries the events of all clusters; the partition of a content is its logical shard modulo the number of
-//! partitions, so that the relay of a cluster knows the partitions of its shards. Each consumer group has a topic for its dead
-//! letters with as many partitions.
+//! One topic carries the events of all clusters; the partition of a content is its logical shard
+//! modulo the number of partitions, so that the relay of a cluster knows the partitions of its
+//! shards. Each consumer group has a topic for its dead letters with as many partitions.
 //!
-//! How it fails. A broker that is away makes publishing, polling and parking fail for now ([`BusError::Unavailable`]); nothing is
-//! skipped. A topic with another number of partitions, or one that may not be used, is refused with what to do.
+//! How it fails. A broker that is away makes publishing, polling and parking fail for now
+//! ([`BusError::Unavailable`]); nothing is skipped. A topic with another number of partitions, or
+//! one that may not be used, is refused with what to do.
 
 mod backwards;
 mod client;
@@ -43,17 +44,18 @@ pub struct KafkaOptions {
     pub brokers: Vec<String>,
     /// The topic of events.
     pub topic: String,
-    /// Its partitions, at most 64 (the logical shards). Fixed when the topic is made: another number moves contents to other
-    /// partitions, where their order is lost.
+    /// Its partitions, at most 64 (the logical shards). Fixed when the topic is made: another
+    /// number moves contents to other partitions, where their order is lost.
     pub partitions: u16,
     /// TLS and authentication.
     pub security: Security,
     /// This process, in letters.
     pub member: String,
-    /// The clusters whose shards feed each partition: a partition is complete as far as the slowest of them.
+    /// The clusters whose shards feed each partition: a partition is complete as far as the
+    /// slowest of them.
     pub clusters: BTreeMap<Partition, BTreeSet<ClusterName>>,
-    /// Groups of which every process is a whole one, with what names this process's: it gets every partition, and nobody else
-    /// shares its work.
+    /// Groups of which every process is a whole one, with what names this process's: it gets every
+    /// partition, and nobody else shares its work.
     pub whole: Vec<(String, String)>,
 }
 
@@ -93,7 +95,8 @@ async fn blocking<T: Send + 'static>(
 }
 
 impl KafkaBus {
-    /// Prepares clients; nothing is asked of a broker yet, so this succeeds while all of them are away.
+    /// Prepares clients; nothing is asked of a broker yet, so this succeeds while all of them are
+    /// away.
     pub fn new(options: KafkaOptions) -> Result<Arc<Self>, TopicError> {
         if !(1..=64).contains(&options.partitions) {
             return Err(TopicError::Wrong(format!(
@@ -137,7 +140,8 @@ impl Bus for KafkaBus {
         (0..self.options.partitions).map(Partition).collect()
     }
 
-    /// The same as long as the topic has this name. A topic that was made anew is noticed by positions beyond its end.
+    /// The same as long as the topic has this name. A topic that was made anew is noticed by
+    /// positions beyond its end.
     fn epoch(&self) -> EpochId {
         EpochId(xxhash_rust::xxh3::xxh3_128(self.options.topic.as_bytes()).to_be_bytes())
     }

@@ -1,7 +1,8 @@
 //! Publishing for the relays: events in their order, markers, heartbeats.
 //!
-//! How it fails: a record that no broker acknowledged within ten seconds fails the call; the relay offers everything again. A
-//! record that was acknowledged all the same is there twice, which consumers do not mind.
+//! How it fails: a record that no broker acknowledged within ten seconds fails the call; the relay
+//! offers everything again. A record that was acknowledged all the same is there twice, which
+//! consumers do not mind.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,7 +37,8 @@ pub(crate) fn headers(headers: &[(String, Vec<u8>)]) -> OwnedHeaders {
     })
 }
 
-/// Hands a record to the client, waiting for room. The future tells when all in-sync brokers have it.
+/// Hands a record to the client, waiting for room. The future tells when all in-sync brokers have
+/// it.
 pub(crate) async fn enqueue(
     producer: &FutureProducer,
     topic: &str,
@@ -116,8 +118,8 @@ impl Publisher {
         try_join_all(deliveries.into_iter().map(delivered)).await.map(drop)
     }
 
-    /// Publishes events in their order; returns when the brokers have all of them. `hi` is a log position at or after the
-    /// commit of each.
+    /// Publishes events in their order; returns when the brokers have all of them. `hi` is a log
+    /// position at or after the commit of each.
     pub async fn publish(
         &self,
         cluster: &str,
@@ -150,8 +152,8 @@ impl Publisher {
         tokio::task::spawn_blocking(read).await.map_err(unavailable)?
     }
 
-    /// Every event of the cluster committed before `at` was published; `hi` as in [`Publisher::publish`]. Told to the consumers
-    /// once a second.
+    /// Every event of the cluster committed before `at` was published; `hi` as in
+    /// [`Publisher::publish`]. Told to the consumers once a second.
     pub async fn heartbeat(&self, cluster: &str, epoch: EpochOrdinal, at: UnixMillis, hi: u64) {
         {
             let mut beaten = self.beaten.lock().unwrap_or_else(PoisonError::into_inner);

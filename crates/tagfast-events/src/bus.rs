@@ -1,10 +1,11 @@
-//! The bus port: an ordered, durable stream per partition, read by groups that each see every record.
+//! The bus port: an ordered, durable stream per partition, read by groups that each see every
+//! record.
 //!
-//! Embedded, the outbox tables of the store's files are the bus: partition = file. In a cluster it is Kafka. A content
-//! is in one partition, so its records are in order. Delivery is at least once.
+//! Embedded, the outbox tables of the store's files are the bus: partition = file. In a cluster it
+//! is Kafka. A content is in one partition, so its records are in order. Delivery is at least once.
 //!
-//! Events name the cluster that published them: ordinals of epochs are compared within one cluster only, and two clusters may
-//! share a partition. Embedded there is one cluster without a name.
+//! Events name the cluster that published them: ordinals of epochs are compared within one cluster
+//! only, and two clusters may share a partition. Embedded there is one cluster without a name.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -40,7 +41,8 @@ impl Group {
     }
 }
 
-/// The largest `emit` (ordinal of the publishing epoch) seen, per cluster: events of a smaller one are dropped.
+/// The largest `emit` (ordinal of the publishing epoch) seen, per cluster: events of a smaller one
+/// are dropped.
 ///
 /// As text: `17` for the one cluster without a name, else `c0=17,c1=18`. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -102,7 +104,8 @@ impl FromStr for Emits {
     }
 }
 
-/// How far a group has come in a partition: everything below `next` is applied, superseded, dropped or parked.
+/// How far a group has come in a partition: everything below `next` is applied, superseded, dropped
+/// or parked.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct BusPosition {
     /// The first offset that is not done.
@@ -155,11 +158,14 @@ pub struct BusRecord {
 pub enum Polled {
     /// Records, in partition order; none on an idle bus.
     Records(Vec<BusRecord>),
-    /// These partitions are this consumer's now. Nothing of them is returned before [`BusConsumer::start`].
+    /// These partitions are this consumer's now. Nothing of them is returned before
+    /// [`BusConsumer::start`].
     Assigned(Vec<Partition>),
-    /// These partitions go to another member of the group, which gets them after [`BusConsumer::release`].
+    /// These partitions go to another member of the group, which gets them after
+    /// [`BusConsumer::release`].
     Revoked(Vec<Partition>),
-    /// These partitions have gone to another member already: what was read of them must not be committed.
+    /// These partitions have gone to another member already: what was read of them must not be
+    /// committed.
     Lost(Vec<Partition>),
 }
 
@@ -173,8 +179,8 @@ impl Polled {
     }
 }
 
-/// How far a partition is known to be complete: every event committed before `complete_through` has an offset below
-/// `next`. Lag is measured against it, so that an idle partition tells the truth.
+/// How far a partition is known to be complete: every event committed before `complete_through` has
+/// an offset below `next`. Lag is measured against it, so that an idle partition tells the truth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frontier {
     /// The offset the next record will have at least.
@@ -257,13 +263,15 @@ pub trait Bus: Send + Sync {
     /// All partitions.
     fn partitions(&self) -> Vec<Partition>;
 
-    /// The epoch whose records the bus carries now; another id than a sink remembers means: rebuild.
+    /// The epoch whose records the bus carries now; another id than a sink remembers means:
+    /// rebuild.
     fn epoch(&self) -> EpochId;
 
     /// A new member of `group`; its first poll tells which partitions it has.
     async fn consumer(&self, group: Group) -> Result<Box<dyn BusConsumer>, BusError>;
 
-    /// The end of every partition now: where a rebuild starts reading after it has copied the shards.
+    /// The end of every partition now: where a rebuild starts reading after it has copied the
+    /// shards.
     async fn ends(&self) -> Result<Positions, BusError>;
 
     /// Parks a letter durably. Idempotent by [`DeadLetter::id`].
@@ -273,13 +281,13 @@ pub trait Bus: Send + Sync {
 /// One group's reader.
 #[async_trait]
 pub trait BusConsumer: Send {
-    /// Up to `max` records in partition order, waiting at most `wait` for the first, or a change of the assignment.
-    /// Cancel safe: a dropped call loses nothing.
+    /// Up to `max` records in partition order, waiting at most `wait` for the first, or a change of
+    /// the assignment. Cancel safe: a dropped call loses nothing.
     async fn poll(&mut self, max: usize, wait: Duration) -> Result<Polled, BusError>;
 
-    /// Begins to read assigned partitions at `positions`; one that is missing there begins where the group committed last,
-    /// else at its first retained record. Returns where each begins. [`BusError::Expired`] when a position is below what was
-    /// retained.
+    /// Begins to read assigned partitions at `positions`; one that is missing there begins where
+    /// the group committed last, else at its first retained record. Returns where each begins.
+    /// [`BusError::Expired`] when a position is below what was retained.
     async fn start(
         &mut self,
         partitions: &[Partition],
@@ -292,19 +300,20 @@ pub trait BusConsumer: Send {
     /// Stops returning records of a partition, and starts again.
     fn set_paused(&mut self, partition: Partition, paused: bool);
 
-    /// Tells the bus what is done. A sink with positions of its own decides by those where a restart begins.
+    /// Tells the bus what is done. A sink with positions of its own decides by those where a
+    /// restart begins.
     async fn commit(&mut self, positions: &Positions) -> Result<(), BusError>;
 
     /// Commits what it was told and leaves the group, so that others need not wait to find out.
     async fn close(&mut self);
 
-    /// What is known of how far each assigned partition is complete, oldest first: the newest one at or below what is done
-    /// counts. A partition of which nothing is known is missing.
+    /// What is known of how far each assigned partition is complete, oldest first: the newest one
+    /// at or below what is done counts. A partition of which nothing is known is missing.
     async fn frontiers(&self) -> Result<BTreeMap<Partition, Vec<Frontier>>, BusError>;
 }
 
-/// A member of `group` that has its first partitions and reads them from `positions` on. For whoever reads a bus without the
-/// consumer runtime.
+/// A member of `group` that has its first partitions and reads them from `positions` on. For
+/// whoever reads a bus without the consumer runtime.
 pub async fn begin_at(
     bus: &dyn Bus,
     group: Group,

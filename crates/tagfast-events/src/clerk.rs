@@ -1,8 +1,9 @@
 //! Applies the letters of replay jobs, in the process that runs their consumer.
 //!
-//! It asks the book for letters of its partitions that are in a job, hands them to the consumer and writes down what became of
-//! them. How it fails: while the book cannot be reached, or the consumer waits for its sink or for the end of a storm, nothing is
-//! replayed and nothing is lost: letters stay in their job. A crash after the sink took a letter applies it again, which finds
+//! It asks the book for letters of its partitions that are in a job, hands them to the consumer and
+//! writes down what became of them. How it fails: while the book cannot be reached, or the consumer
+//! waits for its sink or for the end of a storm, nothing is replayed and nothing is lost: letters
+//! stay in their job. A crash after the sink took a letter applies it again, which finds
 //! it superseded.
 
 use std::collections::BTreeSet;

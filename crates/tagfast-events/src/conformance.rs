@@ -1,7 +1,8 @@
 //! What every bus must do, as functions over a harness.
 //!
-//! Embedded, the outbox is the bus; in a cluster it is Kafka. A consumer must not be able to tell. Each function is one promise
-//! and panics when it is broken. Each uses a group and a tenant of its own, so that they can share one bus.
+//! Embedded, the outbox is the bus; in a cluster it is Kafka. A consumer must not be able to tell.
+//! Each function is one promise and panics when it is broken. Each uses a group and a tenant of its
+//! own, so that they can share one bus.
 
 pub mod letters;
 
@@ -24,8 +25,8 @@ use crate::{
 pub trait BusHarness: Send + Sync {
     /// The bus, as a process has it that has just started.
     async fn bus(&self) -> Arc<dyn Bus>;
-    /// Gives each of these contents a new state, in this order, as the service does it: one event each, of a higher version
-    /// than the content's last one. Returns when they are durable.
+    /// Gives each of these contents a new state, in this order, as the service does it: one event
+    /// each, of a higher version than the content's last one. Returns when they are durable.
     async fn publish(&self, contents: &[ContentKey]);
     /// Now, by the clock that heartbeats tell.
     fn now(&self) -> UnixMillis;
@@ -182,7 +183,8 @@ pub async fn what_was_committed_does_not_come_again(harness: &dyn BusHarness) {
     reader.consumer.close().await;
 }
 
-/// A position that is given wins over the one that was committed: a sink that keeps its own decides.
+/// A position that is given wins over the one that was committed: a sink that keeps its own
+/// decides.
 pub async fn a_given_position_decides(harness: &dyn BusHarness) {
     let all = contents("given", 10, 4);
     harness.publish(&all).await;
@@ -304,8 +306,9 @@ pub async fn the_ends_are_behind_what_was_published(harness: &dyn BusHarness) {
     reader.consumer.close().await;
 }
 
-/// Expands to one test per promise. The expression makes a [`BusHarness`](crate::conformance::BusHarness); it is evaluated once per
-/// test, inside the runtime, and may await.
+/// Expands to one test per promise. The expression makes a
+/// [`BusHarness`](crate::conformance::BusHarness); it is evaluated once per test, inside the
+/// runtime, and may await.
 #[macro_export]
 macro_rules! conformance_suite {
     ($harness:expr) => {

@@ -222,7 +222,8 @@ impl Engine {
         let mut attempt = 0;
         loop {
             let report = |n| shared.rebuilt.store(n, Ordering::Relaxed);
-            // A copy of everything may take long; a stop does not wait for it. What is half built is thrown away.
+            // A copy of everything may take long; a stop does not wait for it. What is half built
+            // is thrown away.
             let result = tokio::select! {
                 _ = self.stopped.wait_for(|s| *s) => return Err(StopAsked),
                 result = sink.rebuild(&from, bus.epoch(), &report) => result,
@@ -241,8 +242,8 @@ impl Engine {
         Ok(from)
     }
 
-    /// Repeats a call to the sink until it succeeds: its failures are systemic. The breaker says when; while it finds out whether
-    /// the sink works again, a canary goes first.
+    /// Repeats a call to the sink until it succeeds: its failures are systemic. The breaker says
+    /// when; while it finds out whether the sink works again, a canary goes first.
     async fn insist<T, F: Future<Output = Result<T, SinkError>>>(
         &mut self,
         call: impl Fn() -> F,
@@ -510,7 +511,8 @@ impl Engine {
             Ok(frontiers) => {
                 let visible = self.progress.visible(&durable, &frontiers);
                 self.report(&visible);
-                // Under steady writes there is no instant without a newer event: what counts is what was there at start.
+                // Under steady writes there is no instant without a newer event: what counts is
+                // what was there at start.
                 let past_start = visible.len() == self.progress.len()
                     && !visible.is_empty()
                     && visible.values().all(|at| *at > self.began_at);
@@ -533,7 +535,8 @@ impl Engine {
             metrics::gauge!("tagfast_consumer_lag_seconds", "group" => group, "partition" => partition.0.to_string())
                 .set(lag);
         }
-        // A partition nothing is known of yet may hold anything: nobody is told an age before all of ours have one.
+        // A partition nothing is known of yet may hold anything: nobody is told an age before all
+        // of ours have one.
         let complete = visible.len() == self.progress.len() && !visible.is_empty();
         let visible = Visible { partitions: visible.clone(), complete };
         if let Some(oldest) = visible.oldest() {
@@ -543,7 +546,8 @@ impl Engine {
     }
 }
 
-/// The breaker between a consumer and its sink: a systemic failure opens it at once, a slow sink never does.
+/// The breaker between a consumer and its sink: a systemic failure opens it at once, a slow sink
+/// never does.
 fn breaker(group: Group, options: &RuntimeOptions) -> Arc<Breaker> {
     let began = Instant::now();
     let behaviour = BreakerOptions {
@@ -572,7 +576,8 @@ fn breaker(group: Group, options: &RuntimeOptions) -> Arc<Breaker> {
     )
 }
 
-/// Spreads retries of different records; the same record at the same attempt waits the same, which tests rely on.
+/// Spreads retries of different records; the same record at the same attempt waits the same, which
+/// tests rely on.
 fn jitter(candidate: &Candidate) -> f64 {
     let seed = candidate.record.offset.wrapping_mul(0x9E37_79B9_7F4A_7C15)
         ^ u64::from(candidate.attempts) << 32;

@@ -1,8 +1,9 @@
-//! The event as it travels: CloudEvents 1.0, JSON. Structured mode in the embedded store's files; Kafka's binary mode
-//! (attributes in headers `ce_*`, the data as the value) on a broker.
+//! The event as it travels: CloudEvents 1.0, JSON. Structured mode in the embedded store's files;
+//! Kafka's binary mode (attributes in headers `ce_*`, the data as the value) on a broker.
 //!
-//! The type carries the major version. Unknown fields are ignored, so that a newer producer may add some; an unknown
-//! major version is refused, so that nobody guesses at its meaning. A golden file and `docs/event.schema.json` pin it.
+//! The type carries the major version. Unknown fields are ignored, so that a newer producer may add
+//! some; an unknown major version is refused, so that nobody guesses at its meaning. A golden file
+//! and `docs/event.schema.json` pin it.
 
 use std::borrow::Cow;
 
@@ -219,8 +220,8 @@ fn attributes(
     .collect()
 }
 
-/// At or after the event's commit in its cluster's log: tells after a failover whether the event may be lost there. It never falls
-/// within an epoch.
+/// At or after the event's commit in its cluster's log: tells after a failover whether the event
+/// may be lost there. It never falls within an epoch.
 const HI_HEADER: &str = "ce_tagfasthi";
 
 /// An event of a cluster, in binary mode. `hi` is a log position at or after its commit.
@@ -246,8 +247,8 @@ pub fn encode_marker(cluster: &str, emit: EpochOrdinal, at: UnixMillis) -> Messa
     }
 }
 
-/// A heartbeat: every event of the cluster in this partition committed before `complete_through` lies before it, and `hi` is at
-/// or after the commit of each of them.
+/// A heartbeat: every event of the cluster in this partition committed before `complete_through`
+/// lies before it, and `hi` is at or after the commit of each of them.
 pub fn encode_heartbeat(
     cluster: &str,
     emit: EpochOrdinal,
@@ -261,7 +262,8 @@ pub fn encode_heartbeat(
     Message { headers, payload: Vec::new() }
 }
 
-/// What the headers of a record in binary mode tell. A record without them is an event that does not tell.
+/// What the headers of a record in binary mode tell. A record without them is an event that does
+/// not tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attributes {
     /// What the record is.
@@ -352,7 +354,8 @@ pub fn decode(bytes: &[u8]) -> Result<TaggingsEvent, EnvelopeError> {
     let bad = |e: &dyn std::fmt::Display| EnvelopeError::Undecodable(e.to_string());
     let envelope: Envelope<'_> = match serde_json::from_slice(bytes) {
         Ok(envelope) => envelope,
-        // A record of another major version need not look like ours at all: its type decides what is wrong with it.
+        // A record of another major version need not look like ours at all: its type decides what
+        // is wrong with it.
         Err(e) => return Err(unknown_type(bytes).unwrap_or_else(|| bad(&e))),
     };
     if envelope.event_type != EVENT_TYPE {

@@ -1,12 +1,14 @@
 //! The book of dead letters: what an operator asks about letters, and what is done with them.
 //!
-//! A letter is open until it was applied again, was found superseded, or was discarded for a reason. A job marks the open letters
-//! of a filter; the process that runs the letters' consumer applies those that are marked ([`crate::Clerk`]), so a job needs no
-//! lease: whoever has the partition goes on with it. What is applied is judged by version alone, so a letter that is applied
-//! twice changes nothing the second time.
+//! A letter is open until it was applied again, was found superseded, or was discarded for a
+//! reason. A job marks the open letters of a filter; the process that runs the letters' consumer
+//! applies those that are marked ([`crate::Clerk`]), so a job needs no lease: whoever has the
+//! partition goes on with it. What is applied is judged by version alone, so a letter that is
+//! applied twice changes nothing the second time.
 //!
-//! How it fails: while the book cannot be reached, letters are neither listed nor replayed; consuming and parking go on. State
-//! that was lost with a database makes letters open again, which does no harm for the same reason.
+//! How it fails: while the book cannot be reached, letters are neither listed nor replayed;
+//! consuming and parking go on. State that was lost with a database makes letters open again, which
+//! does no harm for the same reason.
 
 use std::fmt;
 use std::str::FromStr;
@@ -158,7 +160,8 @@ impl LetterFilter {
                 .filter_map(|(column, word)| Some((column.to_owned(), Some(text(word?))))),
         );
         if let Some(prefix) = &self.id_prefix {
-            // Compared by bytes: nothing that begins with the prefix is above it with the last character there is.
+            // Compared by bytes: nothing that begins with the prefix is above it with the last
+            // character there is.
             all.push(("content_id >= ".to_owned(), Some(text(prefix))));
             all.push((
                 "content_id <= ".to_owned(),
@@ -203,7 +206,8 @@ pub struct LetterPage {
 }
 
 impl LetterPage {
-    /// The page of letters of which one more than `limit` was looked for: whether it is there tells whether there is more.
+    /// The page of letters of which one more than `limit` was looked for: whether it is there tells
+    /// whether there is more.
     pub fn of(mut letters: Vec<StoredLetter>, limit: usize) -> Self {
         let more = letters.len() > limit;
         letters.truncate(limit);
@@ -343,7 +347,8 @@ pub trait LetterBook: Send + Sync {
     /// A job; none if it is not known (any more).
     async fn job(&self, id: &str) -> Result<Option<Job>, BookError>;
 
-    /// Letters of the oldest unfinished job, of these partitions of a group, in the order of their offsets.
+    /// Letters of the oldest unfinished job, of these partitions of a group, in the order of their
+    /// offsets.
     async fn take(
         &self,
         group: Group,
@@ -351,7 +356,8 @@ pub trait LetterBook: Send + Sync {
         limit: usize,
     ) -> Result<Option<(Job, Vec<StoredLetter>)>, BookError>;
 
-    /// Writes down what became of letters of a job. A letter that is not in the job any more stays as it is.
+    /// Writes down what became of letters of a job. A letter that is not in the job any more stays
+    /// as it is.
     async fn settle(&self, job: &Job, settled: &[Settled], at: UnixMillis)
     -> Result<(), BookError>;
 
@@ -369,7 +375,8 @@ pub trait LetterBook: Send + Sync {
     /// Acts, newest first, at most `limit`, before a moment.
     async fn acts(&self, before: Option<UnixMillis>, limit: usize) -> Result<Vec<Act>, BookError>;
 
-    /// Whether this process is the one that replays by itself and tells people. Nothing depends on it being the only one.
+    /// Whether this process is the one that replays by itself and tells people. Nothing depends on
+    /// it being the only one.
     async fn leads(&self) -> Result<bool, BookError>;
 
     /// Forgets closed letters, finished jobs and acts of before a moment.
@@ -394,7 +401,8 @@ impl Default for Cooldown {
 }
 
 impl Cooldown {
-    /// When a letter that failed at `at` after `replays` replays is due. Poison is not: nothing about it changes by waiting.
+    /// When a letter that failed at `at` after `replays` replays is due. Poison is not: nothing
+    /// about it changes by waiting.
     pub fn next(&self, class: LetterClass, replays: u32, at: UnixMillis) -> Option<UnixMillis> {
         if class == LetterClass::Poison || replays >= self.times {
             return None;

@@ -1,7 +1,8 @@
 //! The event envelope, the bus port and the consumer runtime.
 //!
-//! A write's event leaves only through the outbox. Consumers read a bus, apply what is newer and keep their own
-//! position beside what they applied, so that a crash at any point repeats work and loses none.
+//! A write's event leaves only through the outbox. Consumers read a bus, apply what is newer and
+//! keep their own position beside what they applied, so that a crash at any point repeats work and
+//! loses none.
 
 pub mod bus;
 mod clerk;

@@ -14,7 +14,8 @@ struct PartitionProgress {
     read: BusPosition,
     /// Durable and visible.
     durable: u64,
-    /// (offset behind a polled run, commit time of its first record), oldest first; those not yet durable.
+    /// (offset behind a polled run, commit time of its first record), oldest first; those not yet
+    /// durable.
     runs: VecDeque<(u64, UnixMillis)>,
     /// Everything committed before this moment is durable and visible.
     visible: Option<UnixMillis>,
@@ -56,7 +57,8 @@ impl Progress {
         self.partitions.contains_key(&partition)
     }
 
-    /// Whether an event is of the newest epoch of its cluster seen in its partition; a smaller `emit` is dropped.
+    /// Whether an event is of the newest epoch of its cluster seen in its partition; a smaller
+    /// `emit` is dropped.
     pub(crate) fn accepts(
         &mut self,
         partition: Partition,
@@ -80,7 +82,8 @@ impl Progress {
                 continue;
             }
             match known.runs.back_mut() {
-                // One entry per 100 records is exact enough for a lag in milliseconds and keeps the memory small.
+                // One entry per 100 records is exact enough for a lag in milliseconds and keeps the
+                // memory small.
                 Some((end, _)) if record.offset + 1 > *end && record.offset % 100 != 0 => {
                     *end = record.offset + 1
                 }
@@ -89,8 +92,9 @@ impl Progress {
         }
     }
 
-    /// Everything below these positions is done, given what waits at the smallest offset of each partition. Its `emits` are
-    /// those of when it was read: a larger one read behind it would drop the record itself after a restart.
+    /// Everything below these positions is done, given what waits at the smallest offset of each
+    /// partition. Its `emits` are those of when it was read: a larger one read behind it would
+    /// drop the record itself after a restart.
     pub(crate) fn done(&self, waiting: &Positions) -> Positions {
         self.partitions
             .iter()

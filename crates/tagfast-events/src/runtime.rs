@@ -1,13 +1,16 @@
 //! The consumer runtime: one loop per consumer, the same for every sink.
 //!
-//! It decodes, drops what a replaced epoch published, collapses what it holds of one key to the newest version, lets the
-//! sink apply, and moves the position only over records that are applied, superseded, dropped or parked.
+//! It decodes, drops what a replaced epoch published, collapses what it holds of one key to the
+//! newest version, lets the sink apply, and moves the position only over records that are applied,
+//! superseded, dropped or parked.
 //!
-//! How it fails. A record that can never succeed is parked at once; one that fails is tried three more times with
-//! growing delays while other keys go on, then parked. When the sink itself fails, no record is to blame: nothing is
-//! parked, no attempt is used up, the consumer waits and tries again for as long as it takes. When so many records fail that
-//! they cannot be to blame, no more are parked: their partitions wait, one record is tried again every five seconds. A letter that
-//! cannot be parked stops the consumer's position. A crash at any point repeats work and loses none.
+//! How it fails. A record that can never succeed is parked at once; one that fails is tried three
+//! more times with growing delays while other keys go on, then parked. When the sink itself fails,
+//! no record is to blame: nothing is parked, no attempt is used up, the consumer waits and tries
+//! again for as long as it takes. When so many records fail that they cannot be to blame, no more
+//! are parked: their partitions wait, one record is tried again every five seconds. A letter that
+//! cannot be parked stops the consumer's position. A crash at any point repeats work and loses
+//! none.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,7 +32,8 @@ pub struct RuntimeOptions {
     pub batch: usize,
     /// How often an idle sink is asked to advance.
     pub idle: Duration,
-    /// Retries of a failing record. Too many: a broken record holds its key back for long; too few: a hiccup parks it.
+    /// Retries of a failing record. Too many: a broken record holds its key back for long; too
+    /// few: a hiccup parks it.
     pub retry: Backoff,
     /// Longest pause between two attempts while the sink itself fails.
     pub pause_cap: Duration,
@@ -204,7 +208,8 @@ impl Consumer {
         }
     }
 
-    /// Lets the letters of a storm be written, for a minute: somebody looked, and the records are to blame.
+    /// Lets the letters of a storm be written, for a minute: somebody looked, and the records are
+    /// to blame.
     pub fn allow_storm(&self) {
         self.shared.storm_allowed.store(true, Ordering::Relaxed);
     }
@@ -221,8 +226,8 @@ impl Consumer {
         self.shared.partitions.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Applies records of letters again, or with `dry_run` only says what that would do; one outcome for each, in their order.
-    /// Waits while the sink does not work.
+    /// Applies records of letters again, or with `dry_run` only says what that would do; one
+    /// outcome for each, in their order. Waits while the sink does not work.
     pub async fn replay(
         &self,
         letters: Vec<BusRecord>,

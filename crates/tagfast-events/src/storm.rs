@@ -1,7 +1,8 @@
 //! When many records fail, the records are not to blame.
 //!
-//! A release that reads a field wrongly, or an index with the wrong mapping, makes every record poison. Without this the whole
-//! stream would lie in the dead letters a minute later, in good order. Pure: times come from the caller.
+//! A release that reads a field wrongly, or an index with the wrong mapping, makes every record
+//! poison. Without this the whole stream would lie in the dead letters a minute later, in good
+//! order. Pure: times come from the caller.
 
 use std::collections::VecDeque;
 

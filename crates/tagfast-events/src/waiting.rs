@@ -1,7 +1,7 @@
 //! Records that failed and wait for their next attempt.
 //!
-//! Per key at most one waits. A newer state of the key replaces it: events are full states, so nothing of the older one
-//! is needed any more. An older one is superseded by it.
+//! Per key at most one waits. A newer state of the key replaces it: events are full states, so
+//! nothing of the older one is needed any more. An older one is superseded by it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -80,7 +80,8 @@ impl Waiting {
         }
     }
 
-    /// Takes out what is due. A record that fails again is put back; one that succeeds is forgotten.
+    /// Takes out what is due. A record that fails again is put back; one that succeeds is
+    /// forgotten.
     pub(crate) fn take_due(&mut self, now: Instant) -> Vec<Candidate> {
         let due: Vec<Vec<u8>> =
             self.delayed.iter().filter(|(_, d)| d.due <= now).map(|(k, _)| k.clone()).collect();

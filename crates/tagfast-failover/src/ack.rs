@@ -1,7 +1,9 @@
-//! May a commit be acknowledged now? The fence of the current epoch and the gate in front of all older ones.
+//! May a commit be acknowledged now? The fence of the current epoch and the gate in front of all
+//! older ones.
 //!
-//! A write is acknowledged only in the epoch that its node still is in. Once a later epoch is learnt the gate is closed for
-//! the older one for ever: an answer after the node's own repair pass would name a write that no repair looks at.
+//! A write is acknowledged only in the epoch that its node still is in. Once a later epoch is
+//! learnt the gate is closed for the older one for ever: an answer after the node's own repair pass
+//! would name a write that no repair looks at.
 
 use tagfast_domain::EpochId;
 
@@ -47,8 +49,8 @@ impl Acknowledger {
         self.fence.as_ref().and_then(Fence::deadline)
     }
 
-    /// Learns the epoch in etcd. A later one closes the gate for the one before; an older one is a late answer and changes
-    /// nothing. True when the epoch changed.
+    /// Learns the epoch in etcd. A later one closes the gate for the one before; an older one is a
+    /// late answer and changes nothing. True when the epoch changed.
     pub fn learn(&mut self, epoch: &EpochRecord) -> bool {
         let later = self.epoch().is_none_or(|known| epoch.ordinal > known.ordinal);
         if later {
@@ -141,7 +143,8 @@ mod tests {
         let mut node = Acknowledger::default();
         node.learn(&epoch(1, "p"));
         node.lease(&lease(0, 1, "p"));
-        // R1 reigned and died; P holds the key again. The node's next look finds epoch 3, on the same member.
+        // R1 reigned and died; P holds the key again. The node's next look finds epoch 3, on the
+        // same member.
         assert!(!node.lease(&lease(60_000, 3, "p")), "the key is of another reign");
         assert_eq!(node.decide(&commit(1, 60_010), at(60_020)), Decision::ProofAfter(at(60_010)));
         node.learn(&epoch(3, "p"));

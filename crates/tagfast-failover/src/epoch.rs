@@ -1,11 +1,13 @@
 //! Epochs: who mints one, for which reign, with which ordinal; which connection writes in it.
 //!
-//! A reign is one acquisition of Patroni's leader key, named by the key's creation revision. Neither the node's name nor
-//! the timeline names it: a node can take the free key again without a promotion, and timelines repeat across forks.
+//! A reign is one acquisition of Patroni's leader key, named by the key's creation revision.
+//! Neither the node's name nor the timeline names it: a node can take the free key again without a
+//! promotion, and timelines repeat across forks.
 
 use tagfast_domain::{EpochId, EpochOrdinal, UnixMillis};
 
-/// An ordinal this far ahead of our clock is refused: one broken clock must not use up the ordinals of all others.
+/// An ordinal this far ahead of our clock is refused: one broken clock must not use up the ordinals
+/// of all others.
 pub const MOST_AHEAD_MS: u64 = 86_400_000;
 
 /// Patroni's leader key as read from etcd, linearizably.
@@ -177,13 +179,15 @@ pub struct ConnectionFacts {
 pub enum Usable {
     /// Yes.
     Yes,
-    /// After the row is put: whoever minted died before it came to that, or the row was lost with a zombie.
+    /// After the row is put: whoever minted died before it came to that, or the row was lost with a
+    /// zombie.
     InsertRow,
     /// No; the word says why.
     No(&'static str),
 }
 
-/// Decides whether a connection may write in the epoch that etcd names: the row is a witness, etcd the judge.
+/// Decides whether a connection may write in the epoch that etcd names: the row is a witness, etcd
+/// the judge.
 pub fn usable(connection: &ConnectionFacts, epoch: &EpochRecord) -> Usable {
     if connection.in_recovery {
         return Usable::No("the server is in recovery");
@@ -273,7 +277,8 @@ mod tests {
 
     #[test]
     fn x5_an_ordinal_lost_with_its_row_is_not_given_again() {
-        // R1 was promoted, minted and died before its row was shipped: R2's table ends below etcd's ordinal.
+        // R1 was promoted, minted and died before its row was shipped: R2's table ends below etcd's
+        // ordinal.
         let etcd = record(NOW as u64 + 10, 8, "r1", 2);
         let leader = leader(9, "r2");
         let (next, _) =
@@ -305,7 +310,8 @@ mod tests {
 
     #[test]
     fn x8_a_late_node_cannot_mint_for_a_dead_reign() {
-        // It read the key of R1's reign, then slept. The comparison names that reign, so etcd refuses it now.
+        // It read the key of R1's reign, then slept. The comparison names that reign, so etcd
+        // refuses it now.
         let dead = leader(8, "r1");
         let (_, compare) = minted(&facts(Some(&dead), None, Some(primary(2, None))));
         let in_etcd_now = leader(9, "r2");

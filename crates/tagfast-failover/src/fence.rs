@@ -1,27 +1,34 @@
 //! The fence: proofs that no other node can have become primary before a commit returned.
 //!
-//! **F1, the lease.** The leader key of our reign was read, and its lease lives on for `r` seconds: nobody else can take the
-//! key before `sent + r`. One second of that is kept back for clock rates and the answer's way out.
+//! **F1, the lease.** The leader key of our reign was read, and its lease lives on for `r` seconds:
+//! nobody else can take the key before `sent + r`. One second of that is kept back for clock rates
+//! and the answer's way out.
 //!
-//! **F2, members in recovery.** While etcd is silent: every other member answers that it is in recovery and follows our
-//! timeline, in rounds at most a second apart since the last F1 proof, the last one asked after the commit returned. "Nobody
-//! else is primary now" alone would believe a member that was promoted, acknowledged, died and came back.
+//! **F2, members in recovery.** While etcd is silent: every other member answers that it is in
+//! recovery and follows our timeline, in rounds at most a second apart since the last F1 proof, the
+//! last one asked after the commit returned. "Nobody else is primary now" alone would believe a
+//! member that was promoted, acknowledged, died and came back.
 //!
-//! Why not Patroni's `GET /primary`: it may be true up to the last moment of the lease, and later on a stalled node.
+//! Why not Patroni's `GET /primary`: it may be true up to the last moment of the lease, and later
+//! on a stalled node.
 
 use std::time::Duration;
 
 use crate::epoch::{EpochRecord, LeaderKey};
 
-/// Time since this machine's start, asleep or not (`CLOCK_BOOTTIME`): a clock that is set does not move it.
+/// Time since this machine's start, asleep or not (`CLOCK_BOOTTIME`): a clock that is set does not
+/// move it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct BootTime(pub Duration);
 
-/// Kept back from a lease: 0.1 % clock rate over 20 s is 20 ms, the rest is for the answer's way out.
+/// Kept back from a lease: 0.1 % clock rate over 20 s is 20 ms, the rest is for the answer's way
+/// out.
 pub const LEASE_MARGIN: Duration = Duration::from_secs(1);
-/// Longest gap between two rounds of F2; a promotion, death, rewind and return takes six seconds or more.
+/// Longest gap between two rounds of F2; a promotion, death, rewind and return takes six seconds or
+/// more.
 pub const ROUND_GAP: Duration = Duration::from_secs(1);
-/// A commit that took longer needs a proof that was asked for after it returned: a backend may outlive its postmaster.
+/// A commit that took longer needs a proof that was asked for after it returned: a backend may
+/// outlive its postmaster.
 pub const SLOW_COMMIT: Duration = Duration::from_secs(1);
 
 /// What etcd said about the leader key and its lease.
@@ -113,7 +120,8 @@ impl Fence {
         true
     }
 
-    /// Takes a round of answers. A bad or late one breaks the chain until etcd proves the reign again.
+    /// Takes a round of answers. A bad or late one breaks the chain until etcd proves the reign
+    /// again.
     pub fn round(&mut self, round: &Round) {
         let good = round.primary_checked
             && round.members.iter().all(|answer| {
@@ -132,7 +140,8 @@ impl Fence {
         let slow = returned.0.saturating_sub(sent.0) > SLOW_COMMIT;
         let lease = !self.paused && self.deadline.is_some_and(|deadline| now < deadline);
         let lease = lease && (!slow || self.proven_at.is_some_and(|at| at > returned));
-        // The chain begins with an F1 proof, which is not a round: that moment alone proves nothing by F2.
+        // The chain begins with an F1 proof, which is not a round: that moment alone proves nothing
+        // by F2.
         let rounds = self.chain.is_some_and(|at| at > returned && Some(at) != self.proven_at);
         if lease || rounds { Permit::Yes } else { Permit::ProofAfter(returned) }
     }
@@ -250,7 +259,8 @@ mod tests {
         let mut fence = Fence::new(epoch(7));
         fence.lease(&lease(0, 7, 2));
         fence.round(&round(800, vec![follows(1), follows(1)]));
-        // R1 is promoted, acknowledges, dies (no answer), returns as a replica that looks as before.
+        // R1 is promoted, acknowledges, dies (no answer), returns as a replica that looks as
+        // before.
         fence.round(&round(1600, vec![None, follows(1)]));
         for sent in (2400..9000).step_by(800) {
             fence.round(&round(sent, vec![follows(1), follows(1)]));

@@ -1,4 +1,5 @@
-//! The partitions that the group gave to this process, and what of them is still to be pushed to the boards.
+//! The partitions that the group gave to this process, and what of them is still to be pushed to
+//! the boards.
 //!
 //! Only bookkeeping: who pushes asks here what, and gives back what could not be pushed.
 

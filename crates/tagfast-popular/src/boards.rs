@@ -1,8 +1,9 @@
-//! What one tenant's questions are answered from: an immutable snapshot, merged from the partitions' files.
+//! What one tenant's questions are answered from: an immutable snapshot, merged from the
+//! partitions' files.
 //!
-//! A snapshot is made when a tenant is asked about, and made anew at most once a second (less often when making it is
-//! dear) after its counts moved. Until the new one is there the old one answers and says how old it is. Only the most
-//! recently asked tenants keep one, so memory is bounded.
+//! A snapshot is made when a tenant is asked about, and made anew at most once a second (less often
+//! when making it is dear) after its counts moved. Until the new one is there the old one answers
+//! and says how old it is. Only the most recently asked tenants keep one, so memory is bounded.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -99,8 +100,8 @@ impl Boards {
         if refresh {
             let (boards, files, tenant) = (Arc::clone(self), Arc::clone(files), tenant.clone());
             let work = tokio::task::spawn_blocking(move || boards.refresh(&files, &tenant));
-            // A tenant nobody asked about for long would be answered from that time: it waits once. If reading fails,
-            // the old one still answers.
+            // A tenant nobody asked about for long would be answered from that time: it waits once.
+            // If reading fails, the old one still answers.
             match &ready {
                 None => return work.await.map_err(|e| e.to_string())?,
                 Some(_) if old => {
@@ -123,7 +124,8 @@ impl Boards {
         }
     }
 
-    /// The snapshot, whether the caller is to refresh it, and whether it is too old to answer from meanwhile.
+    /// The snapshot, whether the caller is to refresh it, and whether it is too old to answer from
+    /// meanwhile.
     fn look(&self, tenant: &TenantId) -> (Option<(Arc<Snapshot>, UnixMillis)>, bool, bool) {
         let mut state = self.lock();
         state.uses += 1;

@@ -24,8 +24,8 @@ use crate::{Board, PopularError, PopularTags, RecountReport, Suggestions, TagCou
 /// The group that counts.
 pub const GROUP: Group = Group::ANALYTICS;
 
-/// Records that are best handed over at once. Each transaction writes the pages that it touched, and tags lie on pages of their
-/// own: few large ones write much less than many small ones.
+/// Records that are best handed over at once. Each transaction writes the pages that it touched,
+/// and tags lie on pages of their own: few large ones write much less than many small ones.
 pub const BATCH: usize = 8000;
 /// Contents per page of a rebuild or recount.
 pub(crate) const PAGE: usize = 1000;
@@ -67,7 +67,8 @@ impl Files {
         self.of_partition(self.partition_of(shard))
     }
 
-    /// Writes positions down, each with what was counted up to it; with an epoch if it is another one than before.
+    /// Writes positions down, each with what was counted up to it; with an epoch if it is another
+    /// one than before.
     fn set_positions<'a>(
         &self,
         epoch: Option<&str>,
@@ -117,8 +118,8 @@ impl PopularCounts {
         Ok(Self::new(dir, files, None, scanner, clock))
     }
 
-    /// Opens the files of a process that counts the partitions its group gives to it, for boards that others read, too
-    /// ([`crate::BoardWriter`]). What is damaged is begun anew.
+    /// Opens the files of a process that counts the partitions its group gives to it, for boards
+    /// that others read, too ([`crate::BoardWriter`]). What is damaged is begun anew.
     pub fn open_shared(
         dir: PathBuf,
         partitions: u16,
@@ -201,7 +202,8 @@ impl PopularCounts {
         Ok(())
     }
 
-    /// Counts some partitions anew, in their files: what people see of them is on the boards meanwhile.
+    /// Counts some partitions anew, in their files: what people see of them is on the boards
+    /// meanwhile.
     async fn rebuild_in_place(
         &self,
         from: &Positions,
@@ -321,7 +323,8 @@ pub(crate) fn stored_key(key: &ContentKey) -> Vec<u8> {
     k
 }
 
-/// The commit time of a scanned document: its newest write, or its newest tagging where ids have been forgotten.
+/// The commit time of a scanned document: its newest write, or its newest tagging where ids have
+/// been forgotten.
 pub(crate) fn written_at(document: &Document) -> UnixMillis {
     let taggings = document.taggings.iter().map(|t| t.at).max();
     document.recent.last().map(|w| w.at).or(taggings).unwrap_or(0)
@@ -435,7 +438,8 @@ impl Sink for PopularCounts {
             Ok((verdicts, all_moved))
         })
         .await
-        // Some files may have taken their part; when it is tried again they will say that nothing moved.
+        // Some files may have taken their part; when it is tried again they will say that nothing
+        // moved.
         .inspect_err(|_| self.anything_moved())?;
         for (partition, tags) in all_moved {
             self.moved(partition, tags);
@@ -550,7 +554,8 @@ impl Sink for PopularCounts {
     }
 }
 
-/// What typed text is the beginning of: it need not be a whole tag, it may end in a blank or be empty.
+/// What typed text is the beginning of: it need not be a whole tag, it may end in a blank or be
+/// empty.
 pub(crate) fn prefixes(typed: &str) -> Vec<String> {
     let mut prefixes = vec![typed.trim_start().to_lowercase()];
     if let Ok(canonical) = TagName::parse(typed)

@@ -1,7 +1,7 @@
 //! Popular tags: windows, counts, displays and typeahead.
 //!
-//! Counts are a function of the shards' current state, never of a stream of increments, so that they can be recounted,
-//! repaired and proven.
+//! Counts are a function of the shards' current state, never of a stream of increments, so that
+//! they can be recounted, repaired and proven.
 
 mod assigned;
 mod boards;

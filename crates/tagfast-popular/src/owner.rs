@@ -1,8 +1,10 @@
-//! The owner's file: the last state of every content of a partition and the counts that are functions of it.
+//! The owner's file: the last state of every content of a partition and the counts that are
+//! functions of it.
 //!
-//! A new state is compared with the one that is kept; the difference moves the counts. A duplicate, a replay or a late
-//! event finds a state as new as itself and changes nothing. States, counts and position change in one transaction; a
-//! lost file is rebuilt from the shards. `synchronous=NORMAL`: a power cut rolls state and position back together.
+//! A new state is compared with the one that is kept; the difference moves the counts. A duplicate,
+//! a replay or a late event finds a state as new as itself and changes nothing. States, counts and
+//! position change in one transaction; a lost file is rebuilt from the shards.
+//! `synchronous=NORMAL`: a power cut rolls state and position back together.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -208,7 +210,8 @@ impl OwnerFile {
         })
     }
 
-    /// Moves the low markers to `now` and subtracts the buckets below them. Returns the tags whose counts moved.
+    /// Moves the low markers to `now` and subtracts the buckets below them. Returns the tags whose
+    /// counts moved.
     pub(crate) fn expire(&self, now: UnixMillis) -> rusqlite::Result<Tags> {
         let mut conn = lock(&self.writer);
         let old = read_lows(&conn)?.unwrap_or_else(|| Lows::at(now));
@@ -250,7 +253,8 @@ impl OwnerFile {
         Ok(moved)
     }
 
-    /// Forgets everything: what is in it is counted anew. A crash before it has a position again is noticed.
+    /// Forgets everything: what is in it is counted anew. A crash before it has a position again is
+    /// noticed.
     pub(crate) fn clear(&self, now: UnixMillis) -> rusqlite::Result<()> {
         self.write(|tx| {
             tx.execute_batch(
@@ -419,7 +423,8 @@ impl Deltas {
 
     fn flush(self, tx: &Transaction<'_>) -> rusqlite::Result<()> {
         for ((tenant, tag), by) in self.counts {
-            // The first spelling stands beside the counts: the smallest (added_at, bytes) among live taggings.
+            // The first spelling stands beside the counts: the smallest (added_at, bytes) among
+            // live taggings.
             let first: Option<(i64, String)> = tx
                 .prepare_cached(
                     "SELECT added_at, display FROM pop_first WHERE tenant = ?1 AND tag = ?2 ORDER BY added_at, display LIMIT 1",

@@ -48,7 +48,8 @@ impl std::str::FromStr for Window {
 pub struct TagCount {
     /// The tag.
     pub tag: TagName,
-    /// The tenant's spelling of it: the one with the smallest (added_at, bytes) among live taggings.
+    /// The tenant's spelling of it: the one with the smallest (added_at, bytes) among live
+    /// taggings.
     pub display: Arc<str>,
     /// Contents that carry it, within the window.
     pub count: u64,

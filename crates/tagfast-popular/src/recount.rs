@@ -1,8 +1,9 @@
 //! Compares the counts with the shards while writes go on.
 //!
-//! Totals of a running system always differ, so it compares states: at the same version a different tag set is drift. A
-//! shard that is ahead is an event in flight: the content is looked at again once the counts have caught up. A state
-//! that is ahead is newer than the page. Then the sums are compared with the states they are sums of, from one snapshot.
+//! Totals of a running system always differ, so it compares states: at the same version a different
+//! tag set is drift. A shard that is ahead is an event in flight: the content is looked at again
+//! once the counts have caught up. A state that is ahead is newer than the page. Then the sums are
+//! compared with the states they are sums of, from one snapshot.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -105,8 +106,9 @@ pub(crate) async fn recount(
             wait_for_counts(counts, deadline).await?;
             rounds += 1;
             let (mut again, mut late) = (0, Found::default());
-            // What has not arrived although everything committed before was counted is missing, not in flight. Seen
-            // twice: an age may be read between a commit and its announcement.
+            // What has not arrived although everything committed before was counted is missing, not
+            // in flight. Seen twice: an age may be read between a commit and its
+            // announcement.
             let look = Look { only: Some(&in_flight), overdue: rounds > 1 };
             in_flight = compare_shard(counts, &files, shard, look, &mut late, &mut again).await?;
             found.join(late);
@@ -187,7 +189,8 @@ async fn compare_shard(
             let hash = ContentHash::of(&key).0;
             let first_seen = look.only.and_then(|o| o.get(&hash)).copied();
             match verdict {
-                // A content that is written all the time is always in flight: what counts is the version seen first.
+                // A content that is written all the time is always in flight: what counts is the
+                // version seen first.
                 Compared::InFlight if first_seen.is_some_and(|first| version >= first) => {}
                 Compared::InFlight if look.overdue => {
                     let real: Vec<Tagging> = doc.live().cloned().collect();

@@ -1,7 +1,8 @@
 //! Windows as buckets: pure arithmetic.
 //!
-//! A tagging counts in a window while the bucket of its `added_at` is at or above the window's `low` marker. The marker,
-//! not the clock, decides, so that a late event and the expiry can never disagree about a bucket.
+//! A tagging counts in a window while the bucket of its `added_at` is at or above the window's
+//! `low` marker. The marker, not the clock, decides, so that a late event and the expiry can never
+//! disagree about a bucket.
 
 use tagfast_domain::UnixMillis;
 

@@ -94,8 +94,8 @@ pub fn random_name() -> std::io::Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Which Redis this is: `id run_id time`. Made anew when it is missing, or of a server process that is gone: a copy that was
-/// restored, or a replica that took over, may show the old one.
+/// Which Redis this is: `id run_id time`. Made anew when it is missing, or of a server process that
+/// is gone: a copy that was restored, or a replica that took over, may show the old one.
 pub(crate) async fn generation(
     connection: &mut MultiplexedConnection,
     run_id: &str,

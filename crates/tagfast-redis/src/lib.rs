@@ -1,11 +1,13 @@
 //! A Redis as the cache and the counts use it: found, checked, kept connected, behind a breaker.
 //!
-//! Nobody waits for a connection: one task per server connects, checks what answers, and connects again after a failure, while
-//! calls find a connection or fail at once. Every call has a deadline and passes the breaker `redis/cache` or `redis/state`.
+//! Nobody waits for a connection: one task per server connects, checks what answers, and connects
+//! again after a failure, while calls find a connection or fail at once. Every call has a deadline
+//! and passes the breaker `redis/cache` or `redis/state`.
 //!
-//! How it fails: a server that is too old, in cluster mode, with a policy that would lose what is kept, or with another password is
-//! named ([`Redis::problem`]) and not used, and looked at again; one that hangs costs a call its deadline until the breaker
-//! opens; a replica is never written to: it is looked for again.
+//! How it fails: a server that is too old, in cluster mode, with a policy that would lose what is
+//! kept, or with another password is named ([`Redis::problem`]) and not used, and looked at again;
+//! one that hangs costs a call its deadline until the breaker opens; a replica is never written to:
+//! it is looked for again.
 
 mod check;
 mod place;

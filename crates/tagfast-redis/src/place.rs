@@ -1,7 +1,7 @@
 //! Where a Redis is: one server, or whatever Sentinels say.
 //!
-//! How it fails: a URL that cannot be read is refused at once, without repeating it: it may hold a password. A Sentinel that does
-//! not answer costs its time, then the next one is asked.
+//! How it fails: a URL that cannot be read is refused at once, without repeating it: it may hold a
+//! password. A Sentinel that does not answer costs its time, then the next one is asked.
 
 use std::time::Duration;
 

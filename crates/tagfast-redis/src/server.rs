@@ -228,7 +228,8 @@ impl Redis {
         }
     }
 
-    /// Leave for a caller whose question goes to the server together with others' ([`Redis::attempt`]): each of them counts.
+    /// Leave for a caller whose question goes to the server together with others'
+    /// ([`Redis::attempt`]): each of them counts.
     pub fn admit(&self) -> Result<Permit, RedisError> {
         self.breaker.acquire().map_err(|_| {
             self.calls.rejected.increment(1);
@@ -311,8 +312,8 @@ impl Redis {
         }
     }
 
-    /// A connection for work of many steps that nobody waits for: it does not pass the breaker, which judges requests. Whoever
-    /// finds that it failed says so ([`Redis::failed`]).
+    /// A connection for work of many steps that nobody waits for: it does not pass the breaker,
+    /// which judges requests. Whoever finds that it failed says so ([`Redis::failed`]).
     pub fn connection(&self) -> Result<MultiplexedConnection, RedisError> {
         let link =
             self.link().ok_or_else(|| self.unavailable(self.problem().unwrap_or_default()))?;
@@ -341,7 +342,8 @@ impl Redis {
         .await
     }
 
-    /// Whether another server than this one is named now. When nobody can be asked, it is the same one.
+    /// Whether another server than this one is named now. When nobody can be asked, it is the same
+    /// one.
     async fn is_replaced(&self, at: &ConnectionAddr) -> bool {
         self.place.find().await.is_ok_and(|now| now.addr() != at)
     }
@@ -395,7 +397,8 @@ impl Redis {
         match fitness {
             Fitness::Unfit(why) => Err(why),
             Fitness::Fit { run_id, warning } => {
-                // It may have been frozen since it was named: it says that it is the primary until it is told otherwise.
+                // It may have been frozen since it was named: it says that it is the primary until
+                // it is told otherwise.
                 if self.is_replaced(&at).await {
                     return Err(REPLACED.to_owned());
                 }

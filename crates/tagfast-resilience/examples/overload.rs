@@ -1,6 +1,8 @@
-//! Draws what an overload does with each of the parts and without it, and prints the table of docs/degradation.md.
+//! Draws what an overload does with each of the parts and without it, and prints the table of
+//! docs/degradation.md.
 //!
-//! `cargo run -p tagfast-resilience --release --example overload -- docs/degradation-simulation.svg [seeds]`
+//! `cargo run -p tagfast-resilience --release --example overload -- docs/degradation-simulation.svg
+//! [seeds]`
 
 #![expect(clippy::print_stdout, reason = "a program that prints a table")]
 

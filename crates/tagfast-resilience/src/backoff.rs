@@ -16,8 +16,9 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// The delay before retry `n` (from 0), or `None` when no retry is left. `random` in [0, 1) spreads it over
-    /// half to one and a half of its nominal length, so that callers which failed together do not return together.
+    /// The delay before retry `n` (from 0), or `None` when no retry is left. `random` in [0, 1)
+    /// spreads it over half to one and a half of its nominal length, so that callers which
+    /// failed together do not return together.
     pub fn delay(&self, n: u32, random: f64) -> Option<Duration> {
         (n < self.retries).then(|| {
             let nominal = self.base.saturating_mul(self.factor.saturating_pow(n)).min(self.cap);

@@ -1,9 +1,11 @@
-//! A circuit breaker: it stops calls to what does not answer, and finds out by few calls when it does again.
+//! A circuit breaker: it stops calls to what does not answer, and finds out by few calls when it
+//! does again.
 //!
-//! Results are counted in a window that really slides, failures and slow calls apart; calls that have begun and not ended count,
-//! too, so that something that swallows calls is noticed before the first of them times out. Half open, permits are given in
-//! growing steps; a permit that is dropped without a result counts neither way and is given again. Results of an earlier
-//! generation change nothing. It can be held open or closed by hand.
+//! Results are counted in a window that really slides, failures and slow calls apart; calls that
+//! have begun and not ended count, too, so that something that swallows calls is noticed before the
+//! first of them times out. Half open, permits are given in growing steps; a permit that is dropped
+//! without a result counts neither way and is given again. Results of an earlier generation change
+//! nothing. It can be held open or closed by hand.
 //!
 //! How it fails: a clock that stands still keeps it in its state; nothing waits here.
 
@@ -30,7 +32,8 @@ pub type Told = Arc<dyn Fn(&Transition) + Send + Sync>;
 /// When a breaker opens and for how long.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BreakerOptions {
-    /// Fewer calls in the window decide nothing. Too high: it opens late; too low: one bad call opens it.
+    /// Fewer calls in the window decide nothing. Too high: it opens late; too low: one bad call
+    /// opens it.
     pub min_calls: u32,
     /// It opens when at least this share of calls failed; at 0 with the first failure.
     pub failed_share: f64,
@@ -261,7 +264,8 @@ fn slot(at: Duration) -> u64 {
 }
 
 impl Breaker {
-    /// A closed one. `seed` spreads the open times of breakers that open together; 0: drawn by chance.
+    /// A closed one. `seed` spreads the open times of breakers that open together; 0: drawn by
+    /// chance.
     pub fn new(
         name: impl Into<String>,
         options: BreakerOptions,
@@ -300,13 +304,15 @@ impl Breaker {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What it does with calls now. What time alone changes has happened by then, though nobody called.
+    /// What it does with calls now. What time alone changes has happened by then, though nobody
+    /// called.
     pub fn state(&self) -> BreakerState {
         self.look().state
     }
 
-    /// How it stands now. What time alone changes has happened by then, though nobody called: an open time that is over, calls
-    /// that are swallowed, a probe that hangs. So who looks every now and then needs no timer beside it.
+    /// How it stands now. What time alone changes has happened by then, though nobody called: an
+    /// open time that is over, calls that are swallowed, a probe that hangs. So who looks every
+    /// now and then needs no timer beside it.
     pub fn look(&self) -> BreakerLook {
         let now = (self.now)();
         let mut transitions = Vec::new();
@@ -532,7 +538,8 @@ impl Breaker {
         else {
             return false;
         };
-        // Not "since the oldest of them began": one that began before the last success would hide the stall until it ends itself.
+        // Not "since the oldest of them began": one that began before the last success would hide
+        // the stall until it ends itself.
         let swallowed: u32 = inner.unfinished.range(..slot(before)).map(|(_, calls)| calls).sum();
         swallowed >= self.options.stalled_calls && inner.last_good.is_none_or(|at| at < before)
     }

@@ -1,7 +1,7 @@
 //! All breakers of a process: by name, with what they did last.
 //!
-//! Every transition is a log line with its reason, a metric, and an entry of a short list that operators can ask for. Names are
-//! `dependency/...`, a bounded set: they are labels of metrics.
+//! Every transition is a log line with its reason, a metric, and an entry of a short list that
+//! operators can ask for. Names are `dependency/...`, a bounded set: they are labels of metrics.
 //!
 //! How it fails: the list forgets the oldest transitions; the log has them.
 

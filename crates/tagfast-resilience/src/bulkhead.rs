@@ -1,7 +1,9 @@
-//! A bound on calls under way and on those that wait: what one dependency swallows does not fill the whole service.
+//! A bound on calls under way and on those that wait: what one dependency swallows does not fill
+//! the whole service.
 //!
-//! Without it a dependency that hangs collects every caller there is, and what has nothing to do with it stops too. Its queue is
-//! short and its wait is bounded; who finds the queue full is refused at once.
+//! Without it a dependency that hangs collects every caller there is, and what has nothing to do
+//! with it stops too. Its queue is short and its wait is bounded; who finds the queue full is
+//! refused at once.
 //!
 //! How it fails: a place that is held for ever is gone for ever; hold it under a deadline.
 
@@ -14,12 +16,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// The bounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BulkheadOptions {
-    /// Calls under way. Too high: no bulkhead; too low: it refuses what the dependency would carry.
+    /// Calls under way. Too high: no bulkhead; too low: it refuses what the dependency would
+    /// carry.
     pub most: usize,
-    /// Callers that may wait for a place. Too high: all of them wait for nothing when the dependency hangs; too low: a short burst
-    /// is refused.
+    /// Callers that may wait for a place. Too high: all of them wait for nothing when the
+    /// dependency hangs; too low: a short burst is refused.
     pub queue: usize,
-    /// How long one waits at most. Too long: the answer comes when nobody needs it; too short: as with a short queue.
+    /// How long one waits at most. Too long: the answer comes when nobody needs it; too short: as
+    /// with a short queue.
     pub wait: Duration,
 }
 
@@ -95,8 +99,9 @@ impl Bulkhead {
         Arc::new(Self { name: name.into(), options, places, waiting: AtomicUsize::new(0) })
     }
 
-    /// A place, waited for if there is a queue. [`BulkheadFull::Queue`] at once when the queue is full, [`BulkheadFull::Wait`] when
-    /// no place became free in time. Who waited longest comes first; a caller that is cancelled leaves no trace.
+    /// A place, waited for if there is a queue. [`BulkheadFull::Queue`] at once when the queue is
+    /// full, [`BulkheadFull::Wait`] when no place became free in time. Who waited longest comes
+    /// first; a caller that is cancelled leaves no trace.
     pub async fn enter(&self) -> Result<Place, BulkheadFull> {
         if let Ok(permit) = Arc::clone(&self.places).try_acquire_owned() {
             return Ok(Place { _permit: permit });

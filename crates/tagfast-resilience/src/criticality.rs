@@ -31,7 +31,8 @@ impl Criticality {
         }
     }
 
-    /// What may be under way of a limit when a call of this kind begins, itself included; at least 1.
+    /// What may be under way of a limit when a call of this kind begins, itself included; at least
+    /// 1.
     pub fn most_of(self, limit: usize) -> usize {
         ((limit as f64 * self.share()) as usize).max(1)
     }

@@ -1,9 +1,12 @@
-//! A time by which an answer is worth something, handed down from the caller to whatever it waits for.
+//! A time by which an answer is worth something, handed down from the caller to whatever it waits
+//! for.
 //!
-//! Timeouts add up: three calls of a second each are three seconds. A deadline does not: each part of the work gets what is left,
-//! and may only make it shorter. It is an instant of tokio's time, so tests with paused time do not wait.
+//! Timeouts add up: three calls of a second each are three seconds. A deadline does not: each part
+//! of the work gets what is left, and may only make it shorter. It is an instant of tokio's time,
+//! so tests with paused time do not wait.
 //!
-//! How it fails: what runs under it is dropped when it has passed; work that another machine has begun goes on there.
+//! How it fails: what runs under it is dropped when it has passed; work that another machine has
+//! begun goes on there.
 
 use std::time::Duration;
 
@@ -52,7 +55,8 @@ impl Deadline {
         self.remaining().is_zero()
     }
 
-    /// The answer of `work`, or [`Late`] when the deadline passes first; then `work` is dropped. Past the deadline nothing is begun.
+    /// The answer of `work`, or [`Late`] when the deadline passes first; then `work` is dropped.
+    /// Past the deadline nothing is begun.
     pub async fn run<F: Future>(self, work: F) -> Result<F::Output, Late> {
         if self.is_over() {
             return Err(Late);

@@ -1,11 +1,13 @@
 //! Single-flight: many who ask for the same thing at once wait for one piece of work.
 //!
-//! Ten thousand readers of one missing key are one read. The work is a task of its own, so whoever began it may go away without
-//! taking the others along; what it answers, an error too, is shared. A caller that must see what happened at a certain time joins
-//! only a flight that began at or after it; else it begins a newer one, which those who come later join.
+//! Ten thousand readers of one missing key are one read. The work is a task of its own, so whoever
+//! began it may go away without taking the others along; what it answers, an error too, is shared.
+//! A caller that must see what happened at a certain time joins only a flight that began at or
+//! after it; else it begins a newer one, which those who come later join.
 //!
-//! How it fails: work that never ends keeps all its waiters; give it a deadline inside, and each waiter its own outside. Work that
-//! panics, or that the runtime's end cut off, is told as [`FlightLost`] to all of them.
+//! How it fails: work that never ends keeps all its waiters; give it a deadline inside, and each
+//! waiter its own outside. Work that panics, or that the runtime's end cut off, is told as
+//! [`FlightLost`] to all of them.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -32,7 +34,8 @@ pub struct Flown<V> {
 struct Flight<V> {
     /// Before the work began.
     started: Instant,
-    /// Set once, before everybody is told that it has landed: in the order in which they came, so that runs can be repeated.
+    /// Set once, before everybody is told that it has landed: in the order in which they came, so
+    /// that runs can be repeated.
     answer: OnceLock<Result<V, FlightLost>>,
     landed: Notify,
 }
@@ -72,7 +75,8 @@ impl<K, V> std::fmt::Debug for Flights<K, V> {
 
 impl<K, V> Flights<K, V> {
     fn lock(&self) -> MutexGuard<'_, Inner<K, V>> {
-        // Of others only the keys' hash and equality run under it; were they to panic, the map would be whole.
+        // Of others only the keys' hash and equality run under it; were they to panic, the map
+        // would be whole.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -82,7 +86,8 @@ impl<K, V> Flights<K, V> {
     }
 }
 
-/// Held by the work: whatever ends it, nobody joins it afterwards and everybody who did is answered.
+/// Held by the work: whatever ends it, nobody joins it afterwards and everybody who did is
+/// answered.
 struct Landing<K: Eq + Hash, V: Clone> {
     flights: Arc<Flights<K, V>>,
     key: K,
@@ -119,8 +124,9 @@ impl<K: Eq + Hash + Clone + Send + 'static, V: Clone + Send + Sync + 'static> Fl
         Arc::new(Self { inner: Mutex::new(Inner { newest: HashMap::new() }) })
     }
 
-    /// Joins the flight of `key` when one is under way that started at or after `not_before`, else starts `work` as a task of its
-    /// own: it goes on when its starter is cancelled. [`FlightLost`] when the work panicked or was cut off.
+    /// Joins the flight of `key` when one is under way that started at or after `not_before`, else
+    /// starts `work` as a task of its own: it goes on when its starter is cancelled.
+    /// [`FlightLost`] when the work panicked or was cut off.
     pub async fn fly<F: Future<Output = V> + Send + 'static>(
         self: &Arc<Self>,
         key: K,
@@ -318,7 +324,8 @@ mod tests {
         assert!(began.elapsed() < Duration::from_millis(110));
     }
 
-    /// On several threads, so that flights land while others join: nobody waits for ever and nobody gets another key's answer.
+    /// On several threads, so that flights land while others join: nobody waits for ever and nobody
+    /// gets another key's answer.
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn on_several_threads_everybody_is_answered() {
         let flights = Flights::<usize, usize>::new();

@@ -1,7 +1,8 @@
 //! Generations of a derived directory: built aside, switched to in one step.
 //!
-//! What can be rebuilt is built into a new folder while the old one serves. The file `CURRENT` names the folder that
-//! counts; renaming it is the switch, so a crash leaves either the old or the new generation, never half of one.
+//! What can be rebuilt is built into a new folder while the old one serves. The file `CURRENT`
+//! names the folder that counts; renaming it is the switch, so a crash leaves either the old or the
+//! new generation, never half of one.
 
 use std::fs::File;
 use std::io;

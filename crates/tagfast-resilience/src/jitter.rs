@@ -4,7 +4,8 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// A number in [0, 1), another one for every caller of the process; good enough to spread, for nothing else.
+/// A number in [0, 1), another one for every caller of the process; good enough to spread, for
+/// nothing else.
 pub fn chance() -> f64 {
     static DRAWN: AtomicU64 = AtomicU64::new(0);
     // SplitMix64.
@@ -14,7 +15,8 @@ pub fn chance() -> f64 {
     ((x ^ (x >> 31)) >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// When somebody who was refused should ask again: 1 to 3 s, so that those who were refused together do not come back together.
+/// When somebody who was refused should ask again: 1 to 3 s, so that those who were refused
+/// together do not come back together.
 pub fn comes_back() -> Duration {
     Duration::from_secs_f64(1.0 + 2.0 * chance())
 }

@@ -1,4 +1,5 @@
-//! What keeps a service up when a part of it is gone: no business words, nothing that waits in real time in a test.
+//! What keeps a service up when a part of it is gone: no business words, nothing that waits in real
+//! time in a test.
 //!
 //! | part | it answers |
 //! |---|---|
@@ -9,9 +10,10 @@
 //! | [`Flights`] | who may share one call |
 //! | [`Retry`], [`Backoff`] | whether and when to try again, within a budget |
 //!
-//! Around a call they stand in this order: deadline, bulkhead, breaker, limiter. `tests/it` simulates an overload with them.
-//! Beside them: background work, generations of derived data, metric definitions. Code that waits uses tokio's time (paused in
-//! tests); decisions take an injected [`Now`](breaker::Now); code that needs the date takes a [`Clock`].
+//! Around a call they stand in this order: deadline, bulkhead, breaker, limiter. `tests/it`
+//! simulates an overload with them. Beside them: background work, generations of derived data,
+//! metric definitions. Code that waits uses tokio's time (paused in tests); decisions take an
+//! injected [`Now`](breaker::Now); code that needs the date takes a [`Clock`].
 
 pub mod background;
 pub mod backoff;

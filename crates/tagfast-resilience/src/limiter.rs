@@ -1,16 +1,20 @@
-//! An adaptive limit of calls under way: what a dependency carries is measured, the rest is refused at once.
+//! An adaptive limit of calls under way: what a dependency carries is measured, the rest is refused
+//! at once.
 //!
-//! A limit by hand is wrong on the day it matters: a database with a cold cache carries a tenth of what it carried yesterday.
-//! Here the limit follows the latency. Each call gives a sample, its latency divided by what so large a call may cost; a window of
-//! samples has a median; a median far above the baseline (what the dependency takes when nothing waits) means that calls wait
+//! A limit by hand is wrong on the day it matters: a database with a cold cache carries a tenth of
+//! what it carried yesterday. Here the limit follows the latency. Each call gives a sample, its
+//! latency divided by what so large a call may cost; a window of samples has a median; a median far
+//! above the baseline (what the dependency takes when nothing waits) means that calls wait
 //! there, so the limit shrinks by a tenth. Else it grows, but only if it is used.
 //!
-//! Pure decisions behind a short mutex, with injected time. Only [`Limiter::begin`] waits, and only for what is critical: a place
-//! in a short queue, for a short time, the newest first. Who waited longest has the least use for the answer.
+//! Pure decisions behind a short mutex, with injected time. Only [`Limiter::begin`] waits, and only
+//! for what is critical: a place in a short queue, for a short time, the newest first. Who waited
+//! longest has the least use for the answer.
 //!
-//! How it fails: when the baseline was learned while the dependency was slow already, the limit stays too high until the dependency
-//! is fast once; `per_second` is the net under it. Places are never lost: dropping an [`InFlight`] gives its place back. But a
-//! caller that drops it while the dependency still works takes the limit away from it: hold it until the call has ENDED there.
+//! How it fails: when the baseline was learned while the dependency was slow already, the limit
+//! stays too high until the dependency is fast once; `per_second` is the net under it. Places are
+//! never lost: dropping an [`InFlight`] gives its place back. But a caller that drops it while the
+//! dependency still works takes the limit away from it: hold it until the call has ENDED there.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,12 +28,13 @@ use crate::jitter::Jitter;
 
 /// Samples of one window that are kept; later ones replace the oldest.
 const SAMPLES: usize = 1024;
-/// The baseline is the smallest median of so long a time. A longer pause between two samples begins the window anew.
+/// The baseline is the smallest median of so long a time. A longer pause between two samples begins
+/// the window anew.
 const BASELINE_SPAN: Duration = Duration::from_secs(10);
 /// The baseline rises at most by this factor a second.
 const BASELINE_RISE: f64 = 1.02;
-/// At the least limit for so long, the baseline is learned anew: hardly anything is under way, so what is measured is the
-/// dependency itself.
+/// At the least limit for so long, the baseline is learned anew: hardly anything is under way, so
+/// what is measured is the dependency itself.
 const RELEARN_AFTER: Duration = Duration::from_secs(5);
 /// What the limit is multiplied by when calls wait.
 const SHRINK: f64 = 0.9;
@@ -39,31 +44,37 @@ const BURST: f64 = 0.1;
 /// How a limit follows the latency.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LimiterOptions {
-    /// Calls under way at first. Too high: the first 100 ms overload a cold dependency; too low: it refuses needlessly for the
-    /// few windows it takes to grow.
+    /// Calls under way at first. Too high: the first 100 ms overload a cold dependency; too low:
+    /// it refuses needlessly for the few windows it takes to grow.
     pub start: usize,
-    /// The limit never shrinks below. Too high: several processes together overload a dependency that is nearly dead; too low: too
-    /// few samples to notice that it is well again.
+    /// The limit never shrinks below. Too high: several processes together overload a dependency
+    /// that is nearly dead; too low: too few samples to notice that it is well again.
     pub least: usize,
-    /// The limit never grows above. Too high: a wrong baseline does more harm; too low: a fast dependency is not used.
+    /// The limit never grows above. Too high: a wrong baseline does more harm; too low: a fast
+    /// dependency is not used.
     pub most: usize,
-    /// How long samples are collected at least. Too long: slow to shrink when it matters; too short: noise decides.
+    /// How long samples are collected at least. Too long: slow to shrink when it matters; too
+    /// short: noise decides.
     pub window: Duration,
-    /// So many samples make a window. Too many: with few calls it decides late; too few: one slow call decides.
+    /// So many samples make a window. Too many: with few calls it decides late; too few: one slow
+    /// call decides.
     pub min_samples: u32,
-    /// What a further unit (a key of a batch) costs, as a share of a call without any: a sample is latency / (1 + this x units).
-    /// Too low: large batches look like waiting and the limit collapses; too high: waiting hides behind the size of batches.
+    /// What a further unit (a key of a batch) costs, as a share of a call without any: a sample is
+    /// latency / (1 + this x units). Too low: large batches look like waiting and the limit
+    /// collapses; too high: waiting hides behind the size of batches.
     pub batch_cost: f64,
-    /// A median above this multiple of the baseline shrinks the limit. Too low: noise shrinks it; too high: calls wait long before
-    /// anything happens.
+    /// A median above this multiple of the baseline shrinks the limit. Too low: noise shrinks it;
+    /// too high: calls wait long before anything happens.
     pub tolerance: f64,
-    /// Calls a second that may begin, whatever the latency says; `None`: no such bound. At most 0.1 s' worth begin at once. Too
-    /// high: no net; too low: it refuses what would have been answered.
+    /// Calls a second that may begin, whatever the latency says; `None`: no such bound. At most
+    /// 0.1 s' worth begin at once. Too high: no net; too low: it refuses what would have been
+    /// answered.
     pub per_second: Option<f64>,
-    /// How long a critical call waits for a place at most. Too long: the answer comes when nobody needs it; too short: a burst that
-    /// the dependency would have carried is refused.
+    /// How long a critical call waits for a place at most. Too long: the answer comes when nobody
+    /// needs it; too short: a burst that the dependency would have carried is refused.
     pub wait: Duration,
-    /// Spreads the times to come back; 0: drawn by chance. Fixed only where a run has to be repeatable.
+    /// Spreads the times to come back; 0: drawn by chance. Fixed only where a run has to be
+    /// repeatable.
     pub seed: u64,
 }
 
@@ -109,7 +120,8 @@ impl ShedReason {
 pub struct Shed {
     /// Why.
     pub reason: ShedReason,
-    /// When to ask again: 1 to 3 s, by chance, so that those who were refused together do not come back together.
+    /// When to ask again: 1 to 3 s, by chance, so that those who were refused together do not come
+    /// back together.
     pub retry_after: Duration,
 }
 
@@ -145,7 +157,8 @@ pub struct LimiterLook {
     pub waiting: usize,
     /// What a call without further units takes when nothing waits; `None` until it is known.
     pub baseline: Option<Duration>,
-    /// What such a call took in the last window; `None` until it is known. Far above the baseline: calls wait there.
+    /// What such a call took in the last window; `None` until it is known. Far above the baseline:
+    /// calls wait there.
     pub median: Option<Duration>,
     /// Calls that began since the start.
     pub begun: ByCriticality,
@@ -165,7 +178,8 @@ struct Inner {
     /// A fraction, so that small steps add up.
     limit: f64,
     in_flight: usize,
-    /// The most calls under way in this window. What is under way at its end says little: calls of one batch end together.
+    /// The most calls under way in this window. What is under way at its end says little: calls of
+    /// one batch end together.
     busiest: usize,
     samples: Vec<f64>,
     taken: usize,
@@ -203,7 +217,8 @@ impl std::fmt::Debug for Limiter {
     }
 }
 
-/// A call under way. Dropped without [`InFlight::ended`] it gives its place back and says nothing about latency.
+/// A call under way. Dropped without [`InFlight::ended`] it gives its place back and says nothing
+/// about latency.
 #[derive(Debug)]
 #[must_use = "the place is given back when this is dropped: hold it until the call has ended"]
 pub struct InFlight {
@@ -213,8 +228,9 @@ pub struct InFlight {
 }
 
 impl InFlight {
-    /// The call has ended after it moved `units` further units (keys of a batch); `good` when it was answered. A call that failed
-    /// counts only if it took long: a refused connection says nothing about load.
+    /// The call has ended after it moved `units` further units (keys of a batch); `good` when it
+    /// was answered. A call that failed counts only if it took long: a refused connection says
+    /// nothing about load.
     pub fn ended(mut self, units: usize, good: bool) {
         self.done = true;
         self.limiter.end(Some((self.began, units, good)));
@@ -242,7 +258,8 @@ impl Drop for Turn<'_> {
 }
 
 impl Limiter {
-    /// One with nothing under way. Bounds that contradict each other are put in order: `least` is at least 1 and wins over `most`.
+    /// One with nothing under way. Bounds that contradict each other are put in order: `least` is
+    /// at least 1 and wins over `most`.
     pub fn new(options: LimiterOptions, now: Now) -> Arc<Self> {
         let least = options.least.max(1);
         let most = options.most.max(least);
@@ -278,16 +295,18 @@ impl Limiter {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Leave to begin a call now. Refused at once when as many are under way as its criticality may find (its share of the limit,
-    /// at least one) or as many have begun as may a second. A place of every limit above one is left to what matters more.
+    /// Leave to begin a call now. Refused at once when as many are under way as its criticality may
+    /// find (its share of the limit, at least one) or as many have begun as may a second. A
+    /// place of every limit above one is left to what matters more.
     pub fn try_begin(self: &Arc<Self>, criticality: Criticality) -> Result<InFlight, Shed> {
         let now = (self.now)();
         let mut inner = self.lock();
         self.admit(&mut inner, now, criticality).map_err(|reason| inner.refuse(criticality, reason))
     }
 
-    /// As [`Limiter::try_begin`], but a critical call waits for a place for a short time, unless the rate is what refuses it. The
-    /// newest comes first; when more wait than may be under way, the oldest is refused. A caller that is cancelled leaves no trace.
+    /// As [`Limiter::try_begin`], but a critical call waits for a place for a short time, unless
+    /// the rate is what refuses it. The newest comes first; when more wait than may be under
+    /// way, the oldest is refused. A caller that is cancelled leaves no trace.
     pub async fn begin(self: &Arc<Self>, criticality: Criticality) -> Result<InFlight, Shed> {
         let (place, number, oldest) = {
             let now = (self.now)();
@@ -336,8 +355,8 @@ impl Limiter {
         Ok(InFlight { limiter: Arc::clone(self), began: now, done: false })
     }
 
-    /// How long a call of so many further units will take, going by the last window; `None` until that is known. What has less time
-    /// left need not begin.
+    /// How long a call of so many further units will take, going by the last window; `None` until
+    /// that is known. What has less time left need not begin.
     pub fn expects(&self, units: usize) -> Option<Duration> {
         let median = self.lock().median?;
         Duration::try_from_secs_f64(median * self.cost(units)).ok()
@@ -391,7 +410,8 @@ impl Limiter {
                 given.extend(inner.waiting.pop().map(|waiter| (waiter, call)));
             }
         }
-        // Whoever was cancelled meanwhile does not take it: dropped here, not under the lock, the place goes to the next.
+        // Whoever was cancelled meanwhile does not take it: dropped here, not under the lock, the
+        // place goes to the next.
         for (waiter, call) in given {
             drop(waiter.place.send(call));
         }
@@ -473,7 +493,8 @@ impl Inner {
         Shed { reason, retry_after: Duration::from_secs_f64(1.0 + 2.0 * self.jitter.next()) }
     }
 
-    /// Takes a median in and answers the baseline: the smallest of ten seconds, risen by no more than may be.
+    /// Takes a median in and answers the baseline: the smallest of ten seconds, risen by no more
+    /// than may be.
     fn learn(&mut self, now: Duration, median: f64) -> f64 {
         // A time in which nothing was measured says nothing for a rise.
         let passed = now.saturating_sub(self.measured).min(BASELINE_SPAN).as_secs_f64();

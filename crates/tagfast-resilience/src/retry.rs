@@ -1,11 +1,12 @@
 //! Trying again, within a budget: retries never multiply the load by more than 1.1.
 //!
-//! When a dependency is in trouble, everybody's retries are what keeps it there. So a retry has to be earned: each success puts a
-//! tenth of a retry into a bucket of at most twenty. Since the start there are at most 1.1 attempts for each call, and in any
-//! window at most 1.1 for each call and twenty more. Only what the caller calls retryable is tried again, and never past the
-//! deadline.
+//! When a dependency is in trouble, everybody's retries are what keeps it there. So a retry has to
+//! be earned: each success puts a tenth of a retry into a bucket of at most twenty. Since the start
+//! there are at most 1.1 attempts for each call, and in any window at most 1.1 for each call and
+//! twenty more. Only what the caller calls retryable is tried again, and never past the deadline.
 //!
-//! How it fails: with the bucket empty the first error is the answer. A process that has just begun has earned no retry yet.
+//! How it fails: with the bucket empty the first error is the answer. A process that has just begun
+//! has earned no retry yet.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -20,10 +21,11 @@ const RETRY: u32 = 1000;
 /// What retries may add.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BudgetOptions {
-    /// Retries earned by a success. Too high: retries keep an overloaded dependency down; too low: a short fault is seen by callers.
+    /// Retries earned by a success. Too high: retries keep an overloaded dependency down; too low:
+    /// a short fault is seen by callers.
     pub earned: f64,
-    /// Retries that are kept at most. Too high: a burst of retries after a quiet time; too low: a broken connection that many
-    /// calls shared fails most of them.
+    /// Retries that are kept at most. Too high: a burst of retries after a quiet time; too low: a
+    /// broken connection that many calls shared fails most of them.
     pub most: u32,
 }
 
@@ -124,13 +126,15 @@ pub struct Retry {
 }
 
 impl Retry {
-    /// Tries again as `backoff` says while `budget` allows. `seed` spreads the delays; 0: drawn by chance.
+    /// Tries again as `backoff` says while `budget` allows. `seed` spreads the delays; 0: drawn by
+    /// chance.
     pub fn new(backoff: Backoff, budget: Arc<RetryBudget>, seed: u64) -> Self {
         Self { backoff, budget, jitter: Mutex::new(Jitter::new(seed)) }
     }
 
-    /// Makes `call` (with the number of its attempt, from 0) until it succeeds or nothing speaks for another attempt. No attempt
-    /// goes on past the deadline, and none is waited for that would begin past it.
+    /// Makes `call` (with the number of its attempt, from 0) until it succeeds or nothing speaks
+    /// for another attempt. No attempt goes on past the deadline, and none is waited for that
+    /// would begin past it.
     pub async fn run<T, E, F: Future<Output = Result<T, E>>>(
         &self,
         deadline: Deadline,

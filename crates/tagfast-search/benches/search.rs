@@ -1,8 +1,9 @@
-//! What the embedded index costs: searches over the debtags sample, applying, and from apply to visible.
+//! What the embedded index costs: searches over the debtags sample, applying, and from apply to
+//! visible.
 //!
 //! `cargo bench -p tagfast-search --bench search -- [FILE]` with FILE an NDJSON file, gzipped, of
-//! `{"type", "id", "tags"}` (default: the sample in `demo/`). Prints one JSON object per line and measure; the last line
-//! is `{"figures": [...]}`, what the documentation's table shows.
+//! `{"type", "id", "tags"}` (default: the sample in `demo/`). Prints one JSON object per line and
+//! measure; the last line is `{"figures": [...]}`, what the documentation's table shows.
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -267,7 +268,8 @@ async fn freshness(index: &TantivyIndex, samples: &[Sample]) -> Vec<serde_json::
             })
             .collect();
         sent = due;
-        // One record per key, as the runtime hands them over; the chance of a pair here is negligible.
+        // One record per key, as the runtime hands them over; the chance of a pair here is
+        // negligible.
         index.apply(&records).await.expect("applies");
         let visible = index.advance(&positions(next)).await.expect("advances");
         let (below, now) = (visible.get(&Partition(0)).map_or(0, |p| p.next), Instant::now());

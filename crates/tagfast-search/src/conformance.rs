@@ -1,7 +1,8 @@
 //! What every search engine must do, as functions over a harness.
 //!
-//! The engines differ in how they store and count; a caller must not be able to tell. Each function is one promise and
-//! panics when it is broken. A tenant of its own per promise lets them share one index.
+//! The engines differ in how they store and count; a caller must not be able to tell. Each function
+//! is one promise and panics when it is broken. A tenant of its own per promise lets them share one
+//! index.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,7 +25,8 @@ pub trait SearchHarness: Send + Sync {
     async fn apply(&self, events: &[TaggingsEvent]);
     /// Returns when everything applied is visible.
     async fn visible(&self);
-    /// Lets this many milliseconds of the engine's clock pass, with whatever it does as time goes by.
+    /// Lets this many milliseconds of the engine's clock pass, with whatever it does as time goes
+    /// by.
     async fn later(&self, ms: i64);
 }
 

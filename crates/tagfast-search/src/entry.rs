@@ -31,7 +31,8 @@ impl<'a> Entry<'a> {
         }
     }
 
-    /// As the event of a document's newest write would have it: the newest remembered write carries that commit's time.
+    /// As the event of a document's newest write would have it: the newest remembered write carries
+    /// that commit's time.
     pub(crate) fn of_document(key: &'a ContentKey, doc: &'a Document) -> Self {
         let taggings = doc.taggings.iter().map(|t| t.at).max();
         Self {

@@ -1,12 +1,14 @@
-//! An index behind a deadline, a bulkhead and the breaker `index`: one that hangs, fails or is slow costs its callers little and
-//! nobody else anything.
+//! An index behind a deadline, a bulkhead and the breaker `index`: one that hangs, fails or is slow
+//! costs its callers little and nobody else anything.
 //!
-//! Deadline around bulkhead around breaker. Nothing waits here: what finds no place is refused at once, sheddable calls first
-//! (they may fill half of the places), then degradable ones. A failure is what the index did wrong: no answer, not in time, an
-//! error of its own. A query that breaks a rule, a call that was shed, and a caller who left are none.
+//! Deadline around bulkhead around breaker. Nothing waits here: what finds no place is refused at
+//! once, sheddable calls first (they may fill half of the places), then degradable ones. A failure
+//! is what the index did wrong: no answer, not in time, an error of its own. A query that breaks a
+//! rule, a call that was shed, and a caller who left are none.
 //!
-//! How it fails: while the breaker is open, every search is refused with the time after which to ask again; up to the deadline a
-//! hanging index holds the places, and further calls are refused as `overloaded`.
+//! How it fails: while the breaker is open, every search is refused with the time after which to
+//! ask again; up to the deadline a hanging index holds the places, and further calls are refused as
+//! `overloaded`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -26,9 +28,11 @@ const FULL: Duration = Duration::from_secs(1);
 /// How an index is guarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GuardOptions {
-    /// How long a call may take. Too long: a hanging index holds its callers. Too short: large searches never end well.
+    /// How long a call may take. Too long: a hanging index holds its callers. Too short: large
+    /// searches never end well.
     pub deadline: Duration,
-    /// Calls at once. Too many: a slow index gets slower still. Too few: searches are refused that it could carry.
+    /// Calls at once. Too many: a slow index gets slower still. Too few: searches are refused that
+    /// it could carry.
     pub calls: usize,
 }
 
@@ -159,7 +163,8 @@ impl GuardedIndex {
             Ok(Err(error)) => {
                 match &error {
                     SearchError::Unavailable(_) => permit.failed(),
-                    // Of the query, or shed by the index itself: it says nothing of how the index is. The permit counts neither way.
+                    // Of the query, or shed by the index itself: it says nothing of how the index
+                    // is. The permit counts neither way.
                     SearchError::Syntax { .. }
                     | SearchError::Limit { .. }
                     | SearchError::PrefixTooBroad { .. }

@@ -1,7 +1,7 @@
 //! The search port, the query language, and two engines: tantivy and OpenSearch.
 //!
-//! Search is eventually consistent: it is fed by the bus and says how old it is. It never answers an error as an empty
-//! page.
+//! Search is eventually consistent: it is fed by the bus and says how old it is. It never answers
+//! an error as an empty page.
 
 #[cfg(feature = "conformance")]
 pub mod conformance;

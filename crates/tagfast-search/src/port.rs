@@ -42,7 +42,8 @@ pub struct SearchRequest {
     pub facets: bool,
     /// Count beyond 10,000.
     pub total_exact: bool,
-    /// What is given up first when the index cannot answer everything: hits are degradable, facets and exact totals sheddable.
+    /// What is given up first when the index cannot answer everything: hits are degradable, facets
+    /// and exact totals sheddable.
     pub criticality: Criticality,
 }
 
@@ -75,7 +76,8 @@ pub struct SearchPage {
     pub hits: Vec<Hit>,
     /// How many match.
     pub total: Total,
-    /// Tags of all matching contents with their counts, most used first, at most 50; `None` if not asked for.
+    /// Tags of all matching contents with their counts, most used first, at most 50; `None` if not
+    /// asked for.
     pub facets: Option<Vec<(TagName, u64)>>,
     /// The facets' counts may be too low.
     pub facets_approximate: bool,
@@ -121,7 +123,8 @@ pub enum SearchError {
     /// The index cannot answer now.
     #[error("the search index is unavailable: {0}")]
     Unavailable(String),
-    /// The index was not asked, or would not take the question. It says nothing of whether it works.
+    /// The index was not asked, or would not take the question. It says nothing of whether it
+    /// works.
     #[error("the search index was not asked: {reason}")]
     Refused {
         /// A stable word: `overloaded`, `breaker_open`, `rejected`.

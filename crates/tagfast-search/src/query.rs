@@ -7,7 +7,8 @@
 //! prim  := "(" query ")" | tag | prefix | field
 //! ```
 //!
-//! How it fails: with a position in characters and bytes and with what was expected there; never by guessing.
+//! How it fails: with a position in characters and bytes and with what was expected there; never by
+//! guessing.
 
 use std::fmt::{self, Write as _};
 
@@ -56,7 +57,8 @@ impl Query {
     }
 }
 
-/// A prefix cannot be quoted. The full-width forms of what ends a bare word canonicalise to the narrow ones.
+/// A prefix cannot be quoted. The full-width forms of what ends a bare word canonicalise to the
+/// narrow ones.
 fn wide(c: char) -> char {
     match c {
         '(' => '\u{FF08}',
@@ -386,7 +388,8 @@ fn joined(mut parts: Vec<Query>, join: fn(Vec<Query>) -> Query) -> Query {
     }
 }
 
-/// The query with a caret under the character at `position` (counted in Unicode scalar values), for terminals.
+/// The query with a caret under the character at `position` (counted in Unicode scalar values), for
+/// terminals.
 pub fn caret(query: &str, position: usize) -> String {
     let printable = |c: char| if c.is_control() { ' ' } else { c };
     let line: String = query.chars().map(printable).collect();

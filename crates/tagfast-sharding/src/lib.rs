@@ -1,7 +1,8 @@
 //! Logical shards: which of the 64 a content belongs to, for ever.
 //!
-//! The hash is XXH3 (frozen since 0.8.0) with a fixed seed over `tenant 0 type 0 id`; golden vectors pin it, since a
-//! changed hash would lose every content behind its shard. Pure: no I/O, no clock. It cannot fail.
+//! The hash is XXH3 (frozen since 0.8.0) with a fixed seed over `tenant 0 type 0 id`; golden
+//! vectors pin it, since a changed hash would lose every content behind its shard. Pure: no I/O, no
+//! clock. It cannot fail.
 
 mod map;
 

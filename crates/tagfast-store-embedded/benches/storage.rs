@@ -1,12 +1,13 @@
 //! What the storage level carries, each figure beside its baseline in the same run.
 //!
-//! Prints one JSON object a line: views per second on 2 threads, durable single-tag writes with 256 concurrent callers
-//! for 8 files and for 1, and a plain SQLite table with one row per durable transaction. CPU is that of the whole
-//! process, load generator included, from `/proc/self/stat`.
+//! Prints one JSON object a line: views per second on 2 threads, durable single-tag writes with 256
+//! concurrent callers for 8 files and for 1, and a plain SQLite table with one row per durable
+//! transaction. CPU is that of the whole process, load generator included, from `/proc/self/stat`.
 //!
-//! Options: `--contents N` (20,000), `--tags N` per content (5), `--seconds S` per measurement (3), `--callers N`
-//! (256), `--files N` (1 and 8), `--cache-mb N` (64), `--dir PATH` (a new directory below it; the system's default for temporary files), `--large` (2 million
-//! contents instead: size on disk, and the cost of views and writes with 20,000 hot contents and with all hot).
+//! Options: `--contents N` (20,000), `--tags N` per content (5), `--seconds S` per measurement (3),
+//! `--callers N` (256), `--files N` (1 and 8), `--cache-mb N` (64), `--dir PATH` (a new directory
+//! below it; the system's default for temporary files), `--large` (2 million contents instead: size
+//! on disk, and the cost of views and writes with 20,000 hot contents and with all hot).
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -229,7 +230,8 @@ fn views(store: &Arc<EmbeddedStore>, options: &Options, hot: u64) -> Result<Meas
     Ok(Measured { ops, wall: started.elapsed(), cpu: cpu().saturating_sub(cpu_before), micros })
 }
 
-/// Single-tag writes, each caller waiting for its answer: it adds a tag and removes it the next time.
+/// Single-tag writes, each caller waiting for its answer: it adds a tag and removes it the next
+/// time.
 async fn writes(
     store: &Arc<EmbeddedStore>,
     options: &Options,

@@ -1,9 +1,10 @@
 //! Online backup and restore.
 //!
-//! A backup copies each file from one read snapshot while a server may go on writing; it needs no lock. The manifest is
-//! written last: a backup without it was interrupted and is refused. A restore begins a new epoch: the positions in the
-//! manifest become the fences of the older ones, so receipts and tokens from after the backup are told apart. The search
-//! index and the counts are not in a backup; they are rebuilt, because they belong to another epoch.
+//! A backup copies each file from one read snapshot while a server may go on writing; it needs no
+//! lock. The manifest is written last: a backup without it was interrupted and is refused. A
+//! restore begins a new epoch: the positions in the manifest become the fences of the older ones,
+//! so receipts and tokens from after the backup are told apart. The search index and the counts are
+//! not in a backup; they are rebuilt, because they belong to another epoch.
 
 use std::fs::File;
 use std::path::Path;
@@ -80,8 +81,8 @@ fn pages(conn: &Connection, file: &Path) -> Result<u64, OpenError> {
     Ok(pages.unsigned_abs())
 }
 
-/// Copies the data directory into `target`, which must be absent or empty; a server may be running. `progress` gets
-/// (pages done, pages in all).
+/// Copies the data directory into `target`, which must be absent or empty; a server may be running.
+/// `progress` gets (pages done, pages in all).
 pub fn backup(
     data_dir: &Path,
     target: &Path,
@@ -142,7 +143,8 @@ pub fn restore(
     copy_companions(backup_dir, data_dir)?;
     let mut pages = Pages::of(&sources, progress)?;
     let mut bytes = 0;
-    // The first file last: a directory without it is refused, so an interrupted restore is never served.
+    // The first file last: a directory without it is refused, so an interrupted restore is never
+    // served.
     for (n, from) in sources.iter().enumerate().rev() {
         let to = file_path(data_dir, n);
         let part = to.with_extension("part");
@@ -188,7 +190,8 @@ fn verify(file: &Path, position: u64) -> Result<(), OpenError> {
 /// Copies a database from one read snapshot.
 fn copy(from: &Path, to: &Path, pages: &mut Pages<'_>) -> Result<(), OpenError> {
     let source = schema::open_reader(from, 1 << 20).map_err(sqlite("open", from))?;
-    // An open read transaction pins the snapshot: without it every commit of the server would restart the copy.
+    // An open read transaction pins the snapshot: without it every commit of the server would
+    // restart the copy.
     source.execute_batch("BEGIN; SELECT count(*) FROM meta;").map_err(sqlite("read", from))?;
     let mut target = Connection::open(to).map_err(sqlite("create", to))?;
     {

@@ -1,7 +1,8 @@
 //! The outbox as a durable bus: partition = file, offset = position of the event row.
 //!
-//! One writer per file gives out positions in commit order, so `pos >= next` is complete. A consumer is woken after a
-//! COMMIT and reads once more before it waits, so no wake-up is lost; a safety poll covers the rest.
+//! One writer per file gives out positions in commit order, so `pos >= next` is complete. A
+//! consumer is woken after a COMMIT and reads once more before it waits, so no wake-up is lost; a
+//! safety poll covers the rest.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -213,7 +214,8 @@ impl BusConsumer for EmbeddedConsumer {
                         let read = files[index]
                             .readers
                             .walk(|c| read_events(c, partition(index), &cluster, next, room))?;
-                        // Positions have no gaps: what is not there was deleted as nobody's any more.
+                        // Positions have no gaps: what is not there was deleted as nobody's any
+                        // more.
                         if read.first().is_none_or(|r| r.offset != next.max(1)) {
                             return Ok(Err(partition(index)));
                         }
@@ -307,7 +309,8 @@ impl BusConsumer for EmbeddedConsumer {
 
     async fn frontiers(&self) -> Result<BTreeMap<Partition, Vec<Frontier>>, BusError> {
         let frontiers = self.files.iter().enumerate().map(|(index, file)| {
-            // The time first: everything acknowledged before it is below the position read after it.
+            // The time first: everything acknowledged before it is below the position read after
+            // it.
             let complete_through = self.clock.now_ms();
             let next = file.state.newest.load(Ordering::Acquire) + 1;
             (partition(index), vec![Frontier { next, complete_through }])

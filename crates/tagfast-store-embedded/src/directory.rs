@@ -1,7 +1,8 @@
 //! A data directory: who holds it, which version and epoch it has, and whether it is whole.
 //!
-//! Opening refuses what it cannot serve correctly and says what to do: another process (by pid), a newer version, a
-//! missing, truncated or damaged file. After an unclean stop every file is checked before it serves.
+//! Opening refuses what it cannot serve correctly and says what to do: another process (by pid), a
+//! newer version, a missing, truncated or damaged file. After an unclean stop every file is checked
+//! before it serves.
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
@@ -22,15 +23,17 @@ pub struct OpenOptions {
     pub data_dir: PathBuf,
     /// Limits of the domain.
     pub limits: Limits,
-    /// Page cache of all connections together, in bytes. Too low: hot documents are read from the operating system
-    /// again and again; too high: memory that search and the operating system's cache miss.
+    /// Page cache of all connections together, in bytes. Too low: hot documents are read from the
+    /// operating system again and again; too high: memory that search and the operating
+    /// system's cache miss.
     pub cache_bytes: usize,
     /// The date.
     pub clock: Arc<dyn Clock>,
     /// Files of a NEW directory; an existing one keeps its number.
     pub files: u8,
-    /// How far a consumer group may fall behind, in bytes of events per file, before it has to rebuild. Too low: a
-    /// rebuild after every longer pause; too high: a stopped consumer fills the disk.
+    /// How far a consumer group may fall behind, in bytes of events per file, before it has to
+    /// rebuild. Too low: a rebuild after every longer pause; too high: a stopped consumer
+    /// fills the disk.
     pub expire_bytes: u64,
 }
 
@@ -247,7 +250,8 @@ fn writer_cache(all: usize, files: usize) -> usize {
     all / 4 / files.max(1)
 }
 
-/// The first file holds what the others are judged by. Where it is gone but others are not, a new one would hide them.
+/// The first file holds what the others are judged by. Where it is gone but others are not, a new
+/// one would hide them.
 fn check_first(dir: &Path, first: &Path) -> Result<(), OpenError> {
     let others = (1..64).map(|n| file_path(dir, n)).any(|path| path.exists());
     if others { check_present(first) } else { Ok(()) }
@@ -286,8 +290,9 @@ fn prepare_file(path: &Path, cache_bytes: usize) -> Result<Connection, OpenError
     Ok(conn)
 }
 
-/// A file shorter than its header says has lost its end. With a WAL the newest pages may not be in the file yet, so
-/// only the part that a checkpoint had written counts: the header's own page count.
+/// A file shorter than its header says has lost its end. With a WAL the newest pages may not be in
+/// the file yet, so only the part that a checkpoint had written counts: the header's own page
+/// count.
 fn check_length(conn: &Connection, path: &Path, length: u64) -> Result<(), OpenError> {
     let wal = path.with_extension("sqlite-wal");
     if std::fs::metadata(&wal).is_ok_and(|m| m.len() > 0) {

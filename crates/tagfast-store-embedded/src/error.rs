@@ -12,7 +12,8 @@ pub(crate) enum CommitFailure {
     DiskFull,
     /// The file is damaged: nothing was written.
     Damaged,
-    /// The operating system failed. Once COMMIT was sent, its record may be on the disk all the same.
+    /// The operating system failed. Once COMMIT was sent, its record may be on the disk all the
+    /// same.
     Io {
         /// Whether it may have happened.
         outcome_unknown: bool,
@@ -25,10 +26,12 @@ impl CommitFailure {
             return Self::Io { outcome_unknown: commit_sent };
         };
         if e.code == ErrorCode::DiskFull {
-            // SQLite says so when a page cannot be written; the commit's record is the last page of the log.
+            // SQLite says so when a page cannot be written; the commit's record is the last page of
+            // the log.
             return Self::DiskFull;
         }
-        // The index in shared memory cannot grow on a full disk either, but after the log was flushed.
+        // The index in shared memory cannot grow on a full disk either, but after the log was
+        // flushed.
         let index_full =
             matches!(e.extended_code, ffi::SQLITE_IOERR_SHMSIZE | ffi::SQLITE_IOERR_SHMMAP);
         if index_full && !commit_sent {

@@ -1,7 +1,9 @@
-//! The book of dead letters of an embedded store: a table in each of its files, next to the events of the same contents.
+//! The book of dead letters of an embedded store: a table in each of its files, next to the events
+//! of the same contents.
 //!
-//! Each file answers for its own letters and its own part of a job; what is asked of the book is asked of all files and put
-//! together. A crash between two files of a job leaves a job of fewer letters, which the next one finds open.
+//! Each file answers for its own letters and its own part of a job; what is asked of the book is
+//! asked of all files and put together. A crash between two files of a job leaves a job of fewer
+//! letters, which the next one finds open.
 
 use std::sync::Arc;
 
@@ -118,7 +120,8 @@ fn stored(row: &Row<'_>, partition: Partition) -> rusqlite::Result<StoredLetter>
     })
 }
 
-/// The conditions of a filter behind `WHERE`, and their values. `state` is what the statement says of it itself.
+/// The conditions of a filter behind `WHERE`, and their values. `state` is what the statement says
+/// of it itself.
 fn conditions(filter: &LetterFilter, state: &str) -> (String, Vec<SqlValue>) {
     let (mut sql, mut values) = (state.to_owned(), Vec::new());
     for (text, value) in filter.conditions() {

@@ -1,11 +1,11 @@
 //! The embedded store: SQLite files in one directory, group commit, the outbox as the durable bus.
 //!
-//! Why files: fsyncs of several files overlap while each still joins many writes. A content lives in file
-//! `shard % files`; the number of files is kept in the data directory and never changes.
+//! Why files: fsyncs of several files overlap while each still joins many writes. A content lives
+//! in file `shard % files`; the number of files is kept in the data directory and never changes.
 //!
-//! How it fails: a write is acknowledged after COMMIT with `synchronous=FULL`, so neither `kill -9` nor a power cut
-//! takes it back. A full disk refuses writes and harms nothing. A damaged file is refused at open, by name. Another
-//! process in the same directory is refused, by pid.
+//! How it fails: a write is acknowledged after COMMIT with `synchronous=FULL`, so neither `kill -9`
+//! nor a power cut takes it back. A full disk refuses writes and harms nothing. A damaged file is
+//! refused at open, by name. Another process in the same directory is refused, by pid.
 
 pub mod backup;
 mod bus;

@@ -1,7 +1,7 @@
 //! The manifest of a backup: what was copied, and where each file stood.
 //!
-//! It is written last, so a backup without it was interrupted. A restore checks each file against it: files of two
-//! backups cannot be mixed.
+//! It is written last, so a backup without it was interrupted. A restore checks each file against
+//! it: files of two backups cannot be mixed.
 
 use std::fs::File;
 use std::io::Write;
@@ -30,7 +30,8 @@ pub(crate) struct Manifest {
     pub(crate) epoch: String,
     /// Its ordinal.
     pub(crate) epoch_ordinal: u64,
-    /// Newest event position per file: where the history of the restored directory leaves that of the original.
+    /// Newest event position per file: where the history of the restored directory leaves that of
+    /// the original.
     pub(crate) positions: Vec<u64>,
 }
 

@@ -1,6 +1,7 @@
 //! The bounded queue in front of a file's writer, fair by tenant.
 //!
-//! Fairness is [`FairQueue`]'s; this is the waiting around it, and what else a writer does between writes.
+//! Fairness is [`FairQueue`]'s; this is the waiting around it, and what else a writer does between
+//! writes.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -16,10 +17,11 @@ use tokio::sync::oneshot;
 
 use crate::error::CommitFailure;
 
-/// Room of a file's queue in units; a write takes one per four tags it names, at least one. Bounds the waiting time
-/// (a fraction of a second at full speed) and the memory (some 8 MB a file).
+/// Room of a file's queue in units; a write takes one per four tags it names, at least one. Bounds
+/// the waiting time (a fraction of a second at full speed) and the memory (some 8 MB a file).
 pub(crate) const QUEUE_UNITS: usize = 16_384;
-/// Units after which a batch takes no more, so that 512 writes of 100 tags do not make one long commit.
+/// Units after which a batch takes no more, so that 512 writes of 100 tags do not make one long
+/// commit.
 const BATCH_UNITS: usize = 2048;
 const TAGS_PER_UNIT: usize = 4;
 
@@ -27,8 +29,8 @@ const QUEUED: u8 = 0;
 const TAKEN: u8 = 1;
 const GIVEN_UP: u8 = 2;
 
-/// Decides between the writer that takes a write and the caller whose deadline passes: exactly one wins, so "it did
-/// not happen" is never said of a write that is in a batch.
+/// Decides between the writer that takes a write and the caller whose deadline passes: exactly one
+/// wins, so "it did not happen" is never said of a write that is in a batch.
 #[derive(Debug, Clone)]
 pub(crate) struct Claim(Arc<AtomicU8>);
 
@@ -56,7 +58,8 @@ pub(crate) struct WriteJob {
     pub(crate) reply: oneshot::Sender<Result<WriteAnswer, StoreError>>,
 }
 
-/// Something the writer does between two batches, in a transaction of its own; who waits for it is told inside.
+/// Something the writer does between two batches, in a transaction of its own; who waits for it is
+/// told inside.
 pub(crate) type Aside = Box<dyn FnOnce(&Connection) -> rusqlite::Result<()> + Send>;
 
 impl Queued for WriteJob {
@@ -130,7 +133,8 @@ fn in_transaction<T>(
 
 impl Queue {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic while the lock is held cannot leave the state half changed: no code of others runs under it.
+        // A panic while the lock is held cannot leave the state half changed: no code of others
+        // runs under it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -163,8 +167,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Lets the writer do something: letters are parked and what becomes of them is written down so. Whoever asks waits for it
-    /// before it asks again, so there are few.
+    /// Lets the writer do something: letters are parked and what becomes of them is written down
+    /// so. Whoever asks waits for it before it asks again, so there are few.
     pub(crate) async fn aside<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
@@ -195,8 +199,8 @@ impl Queue {
         done.await.unwrap_or(Err(stopped))
     }
 
-    /// Remembers how far a group has come; written with the next batch or after the writer's delay. What was written
-    /// already is not written again, so an idle consumer costs nothing.
+    /// Remembers how far a group has come; written with the next batch or after the writer's delay.
+    /// What was written already is not written again, so an idle consumer costs nothing.
     pub(crate) fn set_offset(&self, group: Group, position: BusPosition) {
         let mut state = self.lock();
         if state.offsets_taken.get(&group) == Some(&position) && !state.offsets.contains_key(&group)
@@ -216,7 +220,8 @@ impl Queue {
         state.offsets.get(&group).or_else(|| state.offsets_taken.get(&group)).cloned()
     }
 
-    /// The offsets of a failed transaction: forgotten as written, so that the consumer's next call writes them.
+    /// The offsets of a failed transaction: forgotten as written, so that the consumer's next call
+    /// writes them.
     pub(crate) fn offsets_failed(&self, offsets: &BTreeMap<Group, BusPosition>) {
         let mut state = self.lock();
         offsets.keys().for_each(|group| {
@@ -245,7 +250,8 @@ impl Queue {
         self.lock().writes.len()
     }
 
-    /// Waits for work, at most `idle`; then takes what is there, at most `max` writes, without lingering.
+    /// Waits for work, at most `idle`; then takes what is there, at most `max` writes, without
+    /// lingering.
     pub(crate) fn take(&self, max: usize, idle: Duration, offsets_delay: Duration) -> Batch {
         let end = Instant::now() + idle;
         let mut state = self.lock();

@@ -1,13 +1,14 @@
 //! The reader pool of a file, and where a read runs.
 //!
-//! A view that finds its pages in memory takes a few microseconds: less than a hop to another thread, so it runs on
-//! the caller's task. On a slow disk that would hold the runtime's workers; so once two views within `SLOW_FOR` took
-//! longer than `SLOW_READ` while their threads read from the disk, the file's views run on the blocking pool for
-//! `SLOW_FOR`. Those two have cost their workers that time; the next ones do not. A thread that only lost its core to
-//! another is not a slow disk: a hop to one more thread would then make matters worse.
+//! A view that finds its pages in memory takes a few microseconds: less than a hop to another
+//! thread, so it runs on the caller's task. On a slow disk that would hold the runtime's workers;
+//! so once two views within `SLOW_FOR` took longer than `SLOW_READ` while their threads read from
+//! the disk, the file's views run on the blocking pool for `SLOW_FOR`. Those two have cost their
+//! workers that time; the next ones do not. A thread that only lost its core to another is not a
+//! slow disk: a hop to one more thread would then make matters worse.
 //!
-//! Walks (scans, the bus, counts) always run on the blocking pool, on a connection of their own: they neither take a
-//! view's connection nor count as slow reads.
+//! Walks (scans, the bus, counts) always run on the blocking pool, on a connection of their own:
+//! they neither take a view's connection nor count as slow reads.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -35,7 +36,8 @@ fn disk_bytes() -> Option<u64> {
     io.lines().find_map(|line| line.strip_prefix("read_bytes: "))?.parse().ok()
 }
 
-/// Whether this thread has read from the disk since it was last asked. Where that is not known: yes.
+/// Whether this thread has read from the disk since it was last asked. Where that is not known:
+/// yes.
 fn waited_for_disk() -> bool {
     let now = disk_bytes();
     let before = DISK_BYTES.replace(now);
@@ -85,7 +87,8 @@ impl ReaderPool {
         for n in 0..self.views.len() {
             match self.views[(first + n) % self.views.len()].try_lock() {
                 Ok(conn) => return conn,
-                // A panic during a read leaves the connection usable: statements are reset when they are dropped.
+                // A panic during a read leaves the connection usable: statements are reset when
+                // they are dropped.
                 Err(TryLockError::Poisoned(conn)) => return conn.into_inner(),
                 Err(TryLockError::WouldBlock) => {}
             }
@@ -97,7 +100,8 @@ impl ReaderPool {
 /// Remembers whether reads have been slow lately.
 struct Pace {
     origin: Instant,
-    /// When the last slow read ended, and until when views run elsewhere; 0 = never. Milliseconds after `origin`.
+    /// When the last slow read ended, and until when views run elsewhere; 0 = never. Milliseconds
+    /// after `origin`.
     slow_at_ms: AtomicU64,
     slow_until_ms: AtomicU64,
 }

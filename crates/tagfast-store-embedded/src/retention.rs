@@ -1,8 +1,8 @@
 //! What a file forgets: old write ids, and events that every group has had for an hour.
 //!
-//! Deleting runs in chunks between group commits, so that writers do not notice it. A group that fell too far behind
-//! no longer holds events back: it is expired, its consumer is told so and rebuilds from the shards; nothing is ever
-//! skipped silently.
+//! Deleting runs in chunks between group commits, so that writers do not notice it. A group that
+//! fell too far behind no longer holds events back: it is expired, its consumer is told so and
+//! rebuilds from the shards; nothing is ever skipped silently.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;

@@ -1,7 +1,8 @@
 //! The tables, their versions and how a connection is set up.
 //!
-//! `PRAGMA user_version` is the schema's version. Migrations run one after the other inside one transaction per file;
-//! a file of a newer version is refused, since an older program would misread it.
+//! `PRAGMA user_version` is the schema's version. Migrations run one after the other inside one
+//! transaction per file; a file of a newer version is refused, since an older program would misread
+//! it.
 
 use rusqlite::{Connection, OpenFlags};
 use std::path::Path;
@@ -52,7 +53,8 @@ CREATE TABLE letter_act (n INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER NOT NUL
 /// The version this program writes.
 pub(crate) const VERSION: i64 = MIGRATIONS.len() as i64;
 
-/// WAL pages before a checkpoint: more gives more writes and a longer tail, 4000 pages are 16 MB per file.
+/// WAL pages before a checkpoint: more gives more writes and a longer tail, 4000 pages are 16 MB
+/// per file.
 const AUTOCHECKPOINT_PAGES: i64 = 4000;
 
 /// A WAL that a long read (a backup) made larger than this is cut back to it.

@@ -43,7 +43,8 @@ pub(crate) struct StoreFile {
     pub(crate) readers: ReaderPool,
 }
 
-/// The embedded store. The last owner closes it; a process that ends without that loses nothing acknowledged.
+/// The embedded store. The last owner closes it; a process that ends without that loses nothing
+/// acknowledged.
 pub struct EmbeddedStore {
     files: Arc<Vec<StoreFile>>,
     epoch: Epoch,
@@ -178,7 +179,8 @@ impl EmbeddedStore {
         }
     }
 
-    /// What a view says besides the document. Taken before the document is read, so that it is at least as new.
+    /// What a view says besides the document. Taken before the document is read, so that it is at
+    /// least as new.
     fn view_of(&self, index: usize) -> View {
         let position = self.position(&self.files[index]);
         View {
@@ -427,7 +429,8 @@ impl ShardScanner for EmbeddedStore {
             Some(key) => stored_key(shard, &key.to_bytes()),
             None => stored_key(shard, &prefix),
         };
-        // The first key behind the range: the shard's (or tenant's) prefix with its last byte one higher.
+        // The first key behind the range: the shard's (or tenant's) prefix with its last byte one
+        // higher.
         let mut end = stored_key(shard, &prefix);
         if let Some(last) = end.last_mut() {
             *last += 1;

@@ -1,8 +1,10 @@
-//! One writer thread per file: takes what waits, applies it in one transaction, answers each caller.
+//! One writer thread per file: takes what waits, applies it in one transaction, answers each
+//! caller.
 //!
-//! A batch reads every touched document once, folds its writes in order with the domain's `apply`, writes each changed
-//! document with ONE event, and commits with one fsync. A refused write disturbs no other. When the transaction fails
-//! nothing of it happened, and every caller is told so; only a failed COMMIT leaves the outcome unknown.
+//! A batch reads every touched document once, folds its writes in order with the domain's `apply`,
+//! writes each changed document with ONE event, and commits with one fsync. A refused write
+//! disturbs no other. When the transaction fails nothing of it happened, and every caller is told
+//! so; only a failed COMMIT leaves the outcome unknown.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -183,7 +185,8 @@ impl Writer {
                     self.metrics.batch.record(jobs.len() as f64);
                     self.metrics.commit.record(started.elapsed().as_secs_f64());
                 }
-                // A caller that stopped waiting has its answer in the document: a retry with the same id finds it.
+                // A caller that stopped waiting has its answer in the document: a retry with the
+                // same id finds it.
                 jobs.into_iter()
                     .zip(answers)
                     .for_each(|(job, result)| drop(job.reply.send(result)));
@@ -215,7 +218,8 @@ impl Writer {
         jobs
     }
 
-    /// Counts and logs a failed commit: once when failing begins, not for every batch of a full disk.
+    /// Counts and logs a failed commit: once when failing begins, not for every batch of a full
+    /// disk.
     fn failed(&mut self, error: &rusqlite::Error, commit_sent: bool) -> CommitFailure {
         let failure = CommitFailure::of(error, commit_sent);
         metrics::counter!("tagfast_store_commit_failures_total", "reason" => failure.reason())

@@ -1,8 +1,8 @@
 //! Writes and views on a real cluster of three nodes, beside pgbench on the same cluster, in turns.
 //!
-//! `cargo bench -p tagfast-store-postgres --bench cluster [-- --json --only WORD --seconds N --large --contents N]`. Callers,
-//! proxy and servers share the processors. `--only` measures the rows whose name holds the word; `--large` measures the growth
-//! to 10 million taggings instead.
+//! `cargo bench -p tagfast-store-postgres --bench cluster [-- --json --only WORD --seconds N
+//! --large --contents N]`. Callers, proxy and servers share the processors. `--only` measures the
+//! rows whose name holds the word; `--large` measures the growth to 10 million taggings instead.
 #![expect(clippy::print_stdout, reason = "a benchmark speaks to its terminal")]
 
 use std::path::{Path, PathBuf};
@@ -20,13 +20,15 @@ use tagfast_store_postgres::{ClusterOptions, Discard, PostgresOptions, PostgresS
 use tagfast_testkit::stack::{NodeInfo, Stack, StackOptions, host};
 
 const CONTENTS: u64 = 20_000;
-/// So few that each is written several times a second: its document pushes an id out with every write.
+/// So few that each is written several times a second: its document pushes an id out with every
+/// write.
 const HOT: u64 = 4_000;
 const ROUNDS: usize = 3;
 
 struct Measured {
     per_second: f64,
-    /// CPU of PostgreSQL (writes: of the primary's, views: of all nodes'), in microseconds an operation.
+    /// CPU of PostgreSQL (writes: of the primary's, views: of all nodes'), in microseconds an
+    /// operation.
     server_us: f64,
     p50_ms: f64,
     p99_ms: f64,
@@ -267,7 +269,8 @@ async fn growth(place: &Place, contents: u64) -> Vec<serde_json::Value> {
     let size = "SELECT pg_total_relation_size('content')::bigint, count(*)::bigint FROM content";
     let row = client.query_one(size, &[]).await.expect("a size");
     let (bytes, count): (i64, i64) = (row.get(0), row.get(1));
-    // The load's own aftermath is not what is measured: dead rows, and a cold cache of the hot contents.
+    // The load's own aftermath is not what is measured: dead rows, and a cold cache of the hot
+    // contents.
     client.batch_execute("VACUUM (ANALYZE) content").await.expect("it is vacuumed");
     driver.abort();
     measured(place, What::Writes(256, 1, 1, CONTENTS), 2, 3).await;

@@ -1,10 +1,12 @@
 //! What is wrong with an installation, and how far its replicas are behind.
 //!
-//! Asked once a second on the connection that the watcher has anyway. Nothing here stops a write: what makes writing wrong (an old
-//! server, tables of somebody else, no right to mint) is found where it is needed, and told as the cluster's problem. What
-//! is found here makes a promise weaker, and is told as a warning in the status and in `tagfast_installation_warnings`.
+//! Asked once a second on the connection that the watcher has anyway. Nothing here stops a write:
+//! what makes writing wrong (an old server, tables of somebody else, no right to mint) is found
+//! where it is needed, and told as the cluster's problem. What is found here makes a promise
+//! weaker, and is told as a warning in the status and in `tagfast_installation_warnings`.
 //!
-//! How it fails: a server that does not answer in time leaves the numbers of the last second; the watcher notices by itself.
+//! How it fails: a server that does not answer in time leaves the numbers of the last second; the
+//! watcher notices by itself.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
@@ -91,10 +93,12 @@ pub(crate) async fn observe(
             observed.streams.iter().find(|s| s.name == member.name && s.state == "streaming");
         if member.name != primary {
             gauge("tagfast_replica_streaming").set(f64::from(u8::from(stream.is_some())));
-            // Of one that does not stream nothing is known: the last numbers stay, and the gauge before says so.
+            // Of one that does not stream nothing is known: the last numbers stay, and the gauge
+            // before says so.
             if let Some(stream) = stream {
                 gauge("tagfast_replica_lag_bytes").set(stream.bytes as f64);
-                // The time is that of the last flush, however long ago: with nothing to replay there is no lag.
+                // The time is that of the last flush, however long ago: with nothing to replay
+                // there is no lag.
                 let seconds = if stream.bytes == 0 { 0.0 } else { stream.ms as f64 / 1000.0 };
                 gauge("tagfast_replica_lag_seconds").set(seconds);
             }

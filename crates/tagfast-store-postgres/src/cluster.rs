@@ -1,7 +1,8 @@
-//! What this node knows of one cluster: its epoch, its members, who may be written to, what may be acknowledged.
+//! What this node knows of one cluster: its epoch, its members, who may be written to, what may be
+//! acknowledged.
 //!
-//! One watcher writes it, everybody reads it. A change of epoch replaces the view as a whole, so nobody combines the
-//! primary of one reign with the epoch of another.
+//! One watcher writes it, everybody reads it. A change of epoch replaces the view as a whole, so
+//! nobody combines the primary of one reign with the epoch of another.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -44,7 +45,8 @@ pub(crate) struct ClusterView {
     pub(crate) warnings: Vec<String>,
 }
 
-/// How much of each epoch is part of the current history. Replaced as a whole: nobody sees a new epoch with an old fence.
+/// How much of each epoch is part of the current history. Replaced as a whole: nobody sees a new
+/// epoch with an old fence.
 #[derive(Default)]
 struct Fences {
     current: Option<EpochId>,
@@ -120,8 +122,8 @@ impl Cluster {
         self.acknowledger().epoch().map(|e| (e.id, e.timeline))
     }
 
-    /// Up to which log position an older epoch is part of the current history: the whole table, made anew with each epoch.
-    /// Without the history nothing is known of older epochs.
+    /// Up to which log position an older epoch is part of the current history: the whole table,
+    /// made anew with each epoch. Without the history nothing is known of older epochs.
     pub(crate) fn set_fences(&self, history: Option<&[EpochRecord]>, current: &EpochRecord) {
         let mut by_id = fences(history.unwrap_or_default(), current);
         let fence =
@@ -155,7 +157,8 @@ impl Cluster {
         self.fences().current
     }
 
-    /// The fence of an epoch: everything for the current one; `None` for one that nobody has told of.
+    /// The fence of an epoch: everything for the current one; `None` for one that nobody has told
+    /// of.
     pub(crate) fn fence_of(&self, epoch: EpochId) -> Option<u64> {
         let fences = self.fences();
         // Nearly always, and it is asked for every entry of a cache.
@@ -170,7 +173,8 @@ impl Cluster {
         self.fence_of(epoch).unwrap_or(0)
     }
 
-    /// Waits until a commit may be acknowledged. False: it may not, ever; the write is to be tried again by its id.
+    /// Waits until a commit may be acknowledged. False: it may not, ever; the write is to be tried
+    /// again by its id.
     pub(crate) async fn may_acknowledge(&self, commit: &Commit, until: Instant) -> bool {
         let mut proofs = self.proof.subscribe();
         loop {
@@ -210,7 +214,8 @@ impl Cluster {
     }
 }
 
-/// Where each ancestor's log ends in the current history. Epochs that are no ancestors are not in it: fence 0.
+/// Where each ancestor's log ends in the current history. Epochs that are no ancestors are not in
+/// it: fence 0.
 fn fences(history: &[EpochRecord], current: &EpochRecord) -> HashMap<EpochId, u64> {
     let by_id: HashMap<EpochId, &EpochRecord> = history.iter().map(|e| (e.id, e)).collect();
     let mut fences = HashMap::from([(current.id, u64::MAX)]);

@@ -1,7 +1,8 @@
 //! Connections: opened with a deadline, set up once, with every statement prepared.
 //!
-//! Each connection belongs to one task at a time (a lane, a query, a watcher), so there is no pool to exhaust: what bounds the work
-//! is the queue or the limit in front of the task. A connection that failed is thrown away, never repaired.
+//! Each connection belongs to one task at a time (a lane, a query, a watcher), so there is no pool
+//! to exhaust: what bounds the work is the queue or the limit in front of the task. A connection
+//! that failed is thrown away, never repaired.
 
 use std::time::Duration;
 

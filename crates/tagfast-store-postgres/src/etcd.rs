@@ -1,6 +1,7 @@
 //! etcd over its JSON gateway: the leader key, its lease, the members, our epoch keys.
 //!
-//! How it fails: every call has a deadline; the next URL is tried after a failure. Nothing is cached here.
+//! How it fails: every call has a deadline; the next URL is tried after a failure. Nothing is
+//! cached here.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -240,7 +241,8 @@ impl Etcd {
         entries.iter().map(|e| from_json(&e.value)).collect()
     }
 
-    /// Puts a new epoch if the comparison holds. False: somebody else was faster, or the reign is over.
+    /// Puts a new epoch if the comparison holds. False: somebody else was faster, or the reign is
+    /// over.
     pub(crate) async fn mint(
         &self,
         scope: &str,

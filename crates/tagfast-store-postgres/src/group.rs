@@ -1,12 +1,15 @@
 //! One group commit: two round trips, an outcome for each write.
 //!
-//! The first round trip reads the documents, the second writes them in one statement that checks the reign itself and is its own
-//! transaction: nothing is locked while this process thinks. The guard is the version: a document that changed in between is not written, its writes are applied again. After a lost race the
-//! lane takes an advisory lock for a while, so that two nodes that hammer one content take turns.
+//! The first round trip reads the documents, the second writes them in one statement that checks
+//! the reign itself and is its own transaction: nothing is locked while this process thinks. The
+//! guard is the version: a document that changed in between is not written, its writes are applied
+//! again. After a lost race the lane takes an advisory lock for a while, so that two nodes that
+//! hammer one content take turns.
 //!
-//! How it fails: an error of the database means that nothing happened; a connection that ends leaves the outcome unknown, and the
-//! same writes are tried again with their ids. COMMIT of an aborted transaction succeeds as a rollback, so the verdict is
-//! "every result is good", never "COMMIT returned".
+//! How it fails: an error of the database means that nothing happened; a connection that ends
+//! leaves the outcome unknown, and the same writes are tried again with their ids. COMMIT of an
+//! aborted transaction succeeds as a rollback, so the verdict is "every result is good", never
+//! "COMMIT returned".
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -30,7 +33,8 @@ use crate::boot_time;
 use crate::connect::{Connection, PgError, within};
 use crate::options::limit;
 
-/// One when this server is the primary of epoch `$1`. Errors as zero, so that a reign that ended is 22012 and nothing is written.
+/// One when this server is the primary of epoch `$1`. Errors as zero, so that a reign that ended is
+/// 22012 and nothing is written.
 macro_rules! reign {
     ($epoch:literal) => {
         concat!(
@@ -53,8 +57,9 @@ const TURN: &str = "SELECT applied FROM turn";
 const LOCK: &str = "SELECT pg_advisory_xact_lock(1952540518, $1)";
 const AFTER: &str = "SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint";
 
-/// Writes documents, events and pushed-out ids in one statement, which is the transaction. The reign is checked before its first
-/// row. `IS TRUE` keeps the look-up of written keys a hash: as a join it would compare every id with every key.
+/// Writes documents, events and pushed-out ids in one statement, which is the transaction. The
+/// reign is checked before its first row. `IS TRUE` keeps the look-up of written keys a hash: as a
+/// join it would compare every id with every key.
 fn write_statement(outbox: usize, applied: usize) -> String {
     format!(
         "WITH i AS MATERIALIZED (
@@ -122,8 +127,8 @@ impl Writing {
         Ok([zero, one, two])
     }
 
-    /// Takes in what a written row said of the tables that are written now. A group that still wrote the one before did no
-    /// harm: each is emptied two turns later.
+    /// Takes in what a written row said of the tables that are written now. A group that still
+    /// wrote the one before did no harm: each is emptied two turns later.
     async fn follow_turn(&mut self, row: &tokio_postgres::Row) -> Result<(), PgError> {
         let table = |column| usize::try_from(row.get::<_, i32>(column)).unwrap_or(0) % 3;
         self.outbox = table(3);
@@ -264,7 +269,8 @@ pub(crate) async fn read_slots<'a>(
             ));
         }
     }
-    // Every statement that locks rows locks them in the order of keys: no two groups wait for each other.
+    // Every statement that locks rows locks them in the order of keys: no two groups wait for each
+    // other.
     keys.sort_unstable_by(|a, b| a.0.cmp(&b.0));
     let stored: Vec<&[u8]> = keys.iter().map(|(bytes, _)| bytes.as_slice()).collect();
     let client = &server.connection.client;
@@ -322,8 +328,8 @@ pub(crate) async fn read_slots<'a>(
     Ok((slots, index))
 }
 
-/// Looks up the ids that documents have pushed out, where one may have. Read after the documents: an id on its way from
-/// one to the other is seen in one of them.
+/// Looks up the ids that documents have pushed out, where one may have. Read after the documents:
+/// an id on its way from one to the other is seen in one of them.
 async fn read_prior(
     server: &Writing,
     asked: &[Asked<'_>],
@@ -438,8 +444,8 @@ impl Written {
         Position { epoch: epoch.id, xid: self.xid, lsn: self.after_lsn }
     }
 
-    /// A content as this group left it. Its old version was still the newest one when the statement wrote it, so whatever had
-    /// ended at the statement's snapshot is in it.
+    /// A content as this group left it. Its old version was still the newest one when the statement
+    /// wrote it, so whatever had ended at the statement's snapshot is in it.
     fn view(&self, place: usize, slot: &SlotOrError, terms: &Terms<'_>) -> Option<Arc<View>> {
         let slot = slot.as_ref().ok().filter(|_| self.keys.contains(&place))?;
         Some(Arc::new(View {
@@ -492,7 +498,8 @@ pub(crate) async fn write_slots(
     let id: &[u8] = &terms.epoch.id.0;
     let check_parameters: [&(dyn ToSql + Sync); 1] = [&id];
     if places.is_empty() {
-        // Nothing to write: the answers still vouch for a state, so the reign and the position are read.
+        // Nothing to write: the answers still vouch for a state, so the reign and the position are
+        // read.
         let all = async {
             let (check, after) = join(
                 client.query_one(&server.check, &check_parameters),
@@ -509,7 +516,8 @@ pub(crate) async fn write_slots(
             .await
             .map_err(|error| Failed { error, outcome_unknown: false })?;
         let lsn = row.get::<_, i64>(0).cast_unsigned();
-        // The documents were read before the check; a reign that began in between would have failed it.
+        // The documents were read before the check; a reign that began in between would have failed
+        // it.
         let keys = HashSet::new();
         return Ok(Written { sent: began, keys, xid: 0, xmin: 0, inside_lsn: lsn, after_lsn: lsn });
     }
@@ -541,7 +549,8 @@ pub(crate) async fn write_slots(
         Ok((written?, commit, after))
     };
     let failed = |error: PgError| {
-        // A database error came from a statement before the commit, which then rolled back. Anything else may have hit the commit.
+        // A database error came from a statement before the commit, which then rolled back.
+        // Anything else may have hit the commit.
         let outcome_unknown =
             error.code().is_none() || error.code().is_some_and(|c| c.starts_with("57P"));
         Failed { error, outcome_unknown }

@@ -1,11 +1,14 @@
 //! A writer lane: takes what waits, runs it as one group, has its answers proven, answers.
 //!
-//! A content always goes to the same lane of its cluster, so its writes keep their order. The lane does not wait for proofs:
-//! a group whose answer needs one is handed to a task, and the next group runs.
+//! A content always goes to the same lane of its cluster, so its writes keep their order. The lane
+//! does not wait for proofs: a group whose answer needs one is handed to a task, and the next group
+//! runs.
 //!
-//! How it fails. No primary: writes wait, at most the hold time and never beyond their deadline, then they are told that
-//! nothing happened. A primary whose breaker is open: they wait likewise, and one small group at a time tries it. A connection that dies before COMMIT: the group runs again. After COMMIT: it runs again too, with the same ids, which the document
-//! knows if it did happen; when no primary comes in time the callers are told that the outcome is unknown.
+//! How it fails. No primary: writes wait, at most the hold time and never beyond their deadline,
+//! then they are told that nothing happened. A primary whose breaker is open: they wait likewise,
+//! and one small group at a time tries it. A connection that dies before COMMIT: the group runs
+//! again. After COMMIT: it runs again too, with the same ids, which the document knows if it did
+//! happen; when no primary comes in time the callers are told that the outcome is unknown.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -191,8 +194,8 @@ pub(crate) fn unavailable(reason: &'static str, outcome_unknown: bool) -> StoreE
     StoreError::Unavailable { reason, outcome_unknown, retry_after: Duration::from_secs(1) }
 }
 
-/// Tells the breaker of a failure, if it is one: a conflict with other writers, a reign that has ended and a change of role are
-/// none.
+/// Tells the breaker of a failure, if it is one: a conflict with other writers, a reign that has
+/// ended and a change of role are none.
 fn failed(permit: Permit, error: &PgError) {
     let conflict = matches!(error.code(), Some("40P01" | "40001" | "55P03" | "22012"));
     if !conflict && !error.is_role_change() {
@@ -235,7 +238,8 @@ impl LaneTask {
                 self.lane.expire();
                 continue;
             };
-            // A primary that does not answer is tried now and then, by one call; what waits here is held meanwhile.
+            // A primary that does not answer is tried now and then, by one call; what waits here is
+            // held meanwhile.
             let permit = match self.cluster.primary_breaker.acquire() {
                 Ok(permit) => permit,
                 Err(refused) => {
@@ -287,7 +291,8 @@ impl LaneTask {
             match group::run(writing, &asked, &terms).await {
                 Ok(finished) => {
                     failures = 0;
-                    // A large group takes its time; only a small one that is slow says something about the primary.
+                    // A large group takes its time; only a small one that is slow says something
+                    // about the primary.
                     if now.elapsed() < limit::SLOW || jobs.len() <= limit::PROBE {
                         permit.ok();
                     }

@@ -1,10 +1,11 @@
-//! The book of dead letters of a cluster: a projection of the letters' topics in the schema `tagfast_control` of the cluster that
-//! owns shard 0, beside the jobs and the acts.
+//! The book of dead letters of a cluster: a projection of the letters' topics in the schema
+//! `tagfast_control` of the cluster that owns shard 0, beside the jobs and the acts.
 //!
-//! The topics are the truth of what was parked; what has become of a letter is known here alone. How it fails: while that
-//! cluster has no primary nothing is listed or replayed. A failover that loses the last second makes letters open again and reads
-//! the topics' ends once more; replaying a letter twice changes nothing. What a replaced primary is told in its last moments is
-//! lost in the same way, so no proof of its reign is asked for.
+//! The topics are the truth of what was parked; what has become of a letter is known here alone.
+//! How it fails: while that cluster has no primary nothing is listed or replayed. A failover that
+//! loses the last second makes letters open again and reads the topics' ends once more; replaying a
+//! letter twice changes nothing. What a replaced primary is told in its last moments is lost in the
+//! same way, so no proof of its reign is asked for.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,7 +28,8 @@ use crate::connect::{Connection, PgError, within};
 use crate::options::limit;
 use crate::store::PostgresStore;
 
-/// Held by the session of the process that looks after letters. The migration and the relay have the two numbers before it.
+/// Held by the session of the process that looks after letters. The migration and the relay have
+/// the two numbers before it.
 const LEAD: i64 = 0x7461_6766_6173_7403;
 const COLUMNS: &str = "grp, part, pos, key, ver, at, cluster, emit, payload, headers, class, code, message, attempts, \
                        replays, state, reason, first_failed_at, last_failed_at";
@@ -214,7 +216,8 @@ impl PostgresLetters {
         rows.iter().map(position).collect()
     }
 
-    /// Takes letters of a group's topic in, and how far it was read. One that is there already stays as it is.
+    /// Takes letters of a group's topic in, and how far it was read. One that is there already
+    /// stays as it is.
     pub async fn take_in(
         &self,
         group: Group,
@@ -597,8 +600,9 @@ impl LetterBook for PostgresLetters {
     async fn leads(&self) -> Result<bool, BookError> {
         let mut held = self.held().await?;
         let known = held.0.as_ref().is_some_and(|desk| desk.leads);
-        // Who leads only shows that it lives: each call of the lock would have to be undone on its own. A process that stands
-        // still is ended by PostgreSQL after a while and another one leads.
+        // Who leads only shows that it lives: each call of the lock would have to be undone on its
+        // own. A process that stands still is ended by PostgreSQL after a while and another
+        // one leads.
         let sql = if known { "SELECT true" } else { "SELECT pg_try_advisory_lock($1)" };
         let client = held.client()?;
         let asked = async {

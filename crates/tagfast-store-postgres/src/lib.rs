@@ -1,13 +1,15 @@
 //! The store on PostgreSQL clusters under Patroni.
 //!
-//! A cluster is a primary with its replicas; the shard map says which cluster holds a content. For each cluster there is one
-//! watcher (who reigns, may it be believed), a few writer lanes (group commit on the primary), one reader a node (batches of
-//! reads under a limit), another one for strong reads on the primary, a breaker for each role, and a relay (outbox to sink).
-//! Nothing is shared between clusters: one that hangs takes no task, connection or queue place of another.
+//! A cluster is a primary with its replicas; the shard map says which cluster holds a content. For
+//! each cluster there is one watcher (who reigns, may it be believed), a few writer lanes (group
+//! commit on the primary), one reader a node (batches of reads under a limit), another one for
+//! strong reads on the primary, a breaker for each role, and a relay (outbox to sink). Nothing is
+//! shared between clusters: one that hangs takes no task, connection or queue place of another.
 //!
-//! How it fails. A primary dies: its writes wait, at most the hold time; its reads go to replicas, marked where a promise
-//! cannot be kept. A primary that another node may have replaced: nothing it commits is acknowledged; the writes are tried again with
-//! their ids. etcd is silent: acknowledgements go on while the lease or the members prove the reign.
+//! How it fails. A primary dies: its writes wait, at most the hold time; its reads go to replicas,
+//! marked where a promise cannot be kept. A primary that another node may have replaced: nothing it
+//! commits is acknowledged; the writes are tried again with their ids. etcd is silent:
+//! acknowledgements go on while the lease or the members prove the reign.
 
 mod checks;
 mod cluster;

@@ -49,20 +49,23 @@ pub struct PostgresOptions {
     pub node: String,
     /// Writer lanes of each cluster. More: smaller batches; fewer: one connection limits.
     pub lanes: usize,
-    /// How much of a cluster's disk its outbox may take, in bytes, before writes are refused. Too low: a short outage of the bus
-    /// stops writes; too high: a long one fills the disk.
+    /// How much of a cluster's disk its outbox may take, in bytes, before writes are refused. Too
+    /// low: a short outage of the bus stops writes; too high: a long one fills the disk.
     pub outbox_bytes: u64,
     /// Whether this process publishes the outbox when no other one does.
     pub relay: bool,
-    /// How long a write waits for a primary. Too short: a failover is seen by users; too long: their requests pile up.
+    /// How long a write waits for a primary. Too short: a failover is seen by users; too long:
+    /// their requests pile up.
     pub hold: Duration,
-    /// Where the breakers of the clusters are: `postgres/<cluster>/primary` and `postgres/<cluster>/replica`.
+    /// Where the breakers of the clusters are: `postgres/<cluster>/primary` and
+    /// `postgres/<cluster>/replica`.
     pub breakers: Arc<Breakers>,
-    /// Read queries at once on one node, each of up to 16 contents, at most; the limit below follows the node's latency. Too high:
-    /// many processes together overload a node before their limits have learned; too low: a fast node is not used.
+    /// Read queries at once on one node, each of up to 16 contents, at most; the limit below
+    /// follows the node's latency. Too high: many processes together overload a node before
+    /// their limits have learned; too low: a fast node is not used.
     pub read_concurrency: usize,
-    /// Read queries a second on one node, at most; 0: only the latency limits them. Too low: reads are refused that the node
-    /// would carry.
+    /// Read queries a second on one node, at most; 0: only the latency limits them. Too low: reads
+    /// are refused that the node would carry.
     pub reads_per_second: u32,
     /// How much tenants matter beside each other where reads or writes wait.
     pub tenant_weights: TenantWeights,
@@ -76,7 +79,8 @@ pub(crate) mod limit {
     pub(crate) const CONNECT: Duration = Duration::from_secs(3);
     /// One round trip of a group read.
     pub(crate) const READ: Duration = Duration::from_secs(1);
-    /// A reader's statement is ended by the server after this time, before its caller gives up: nothing goes on unseen.
+    /// A reader's statement is ended by the server after this time, before its caller gives up:
+    /// nothing goes on unseen.
     pub(crate) const READ_ENDS: Duration = Duration::from_millis(900);
     /// How long a replica is waited for while the primary could be asked instead.
     pub(crate) const REPLICA_FIRST: Duration = Duration::from_millis(100);
@@ -106,9 +110,11 @@ pub(crate) mod limit {
     pub(crate) const IDLE: Duration = Duration::from_secs(30);
     /// Strong reads have so many connections of their own on a primary.
     pub(crate) const STRONG_QUERIES: usize = 4;
-    /// Strong reads under way in a cluster, and as many more may wait, for as long as a query may take.
+    /// Strong reads under way in a cluster, and as many more may wait, for as long as a query may
+    /// take.
     pub(crate) const STRONG_READS: usize = 128;
-    /// Contents of one call that are read at once: no more than a tenant may have waiting at the least limit.
+    /// Contents of one call that are read at once: no more than a tenant may have waiting at the
+    /// least limit.
     pub(crate) const AT_ONCE: usize = 32;
     /// An answer that takes longer is slow.
     pub(crate) const SLOW: Duration = Duration::from_millis(250);
@@ -120,7 +126,8 @@ pub(crate) mod limit {
     pub(crate) const LANE_QUEUE: usize = 8192;
 }
 
-/// When the breaker of a role opens. Fewer calls than elsewhere make a stall: the limiter lets no more of them hang.
+/// When the breaker of a role opens. Fewer calls than elsewhere make a stall: the limiter lets no
+/// more of them hang.
 pub(crate) fn breaker_options() -> BreakerOptions {
     BreakerOptions {
         slow_after: limit::SLOW,

@@ -1,10 +1,11 @@
 //! One group read on one connection: statements, facts and documents.
 //!
-//! Each group first asks the server what it is (role, log position), then reads the documents and where their snapshot stands. The
-//! facts come back with the documents; whoever asked decides whether they are new enough for it.
+//! Each group first asks the server what it is (role, log position), then reads the documents and
+//! where their snapshot stands. The facts come back with the documents; whoever asked decides
+//! whether they are new enough for it.
 //!
-//! How it fails: the server ends a statement a little before this side gives up, so what was given up does not go on there
-//! unseen; a server that says nothing at all loses the connection.
+//! How it fails: the server ends a statement a little before this side gives up, so what was given
+//! up does not go on there unseen; a server that says nothing at all loses the connection.
 
 use std::collections::HashMap;
 
@@ -24,9 +25,9 @@ SELECT r.recovery,
        (extract(epoch FROM CASE WHEN r.recovery THEN pg_last_xact_replay_timestamp() ELSE clock_timestamp() END)
         * 1000)::bigint
 FROM (SELECT pg_is_in_recovery() AS recovery) r";
-/// The documents, and a row with what their snapshot shows: position and xids of the same statement. Functions run after the
-/// snapshot was taken, so nothing beyond the position is in the documents, and whoever has not received a later timeline by
-/// then shows nothing of it.
+/// The documents, and a row with what their snapshot shows: position and xids of the same
+/// statement. Functions run after the snapshot was taken, so nothing beyond the position is in the
+/// documents, and whoever has not received a later timeline by then shows nothing of it.
 const READ: &str = "
 SELECT NULL::bytea, NULL::bytea, CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() - '0/0'
                                       ELSE pg_current_wal_insert_lsn() - '0/0' END::bigint,

@@ -1,16 +1,20 @@
 //! The reads of one node: collected into batches, limited, refused when there are too many.
 //!
-//! A dispatcher collects what waits, up to 16 keys, at most for a millisecond while other queries run, and begins a query when the
-//! node's limiter has a place. Each query is a task of its own, which holds the place until the query has ended on the connection:
-//! callers come and go, the database never works on more than the limit. Connections are opened when they are needed and closed
-//! when they are not. Only critical reads wait for a place, fair between tenants, and not for long; all others are refused at once.
+//! A dispatcher collects what waits, up to 16 keys, at most for a millisecond while other queries
+//! run, and begins a query when the node's limiter has a place. Each query is a task of its own,
+//! which holds the place until the query has ended on the connection: callers come and go, the
+//! database never works on more than the limit. Connections are opened when they are needed and
+//! closed when they are not. Only critical reads wait for a place, fair between tenants, and not
+//! for long; all others are refused at once.
 //!
-//! A node that failed, or that let a caller wait too long, is not asked first for two seconds; after that one read tries it. This
-//! chooses among the nodes of a role. Whether the role is asked at all is its breaker's to say: the permit of a read travels with it
-//! and is told what became of its query, whether its caller still waits or not. While another node of the role is well a failure
-//! is not the role's, and tells the breaker nothing.
+//! A node that failed, or that let a caller wait too long, is not asked first for two seconds;
+//! after that one read tries it. This chooses among the nodes of a role. Whether the role is asked
+//! at all is its breaker's to say: the permit of a read travels with it and is told what became of
+//! its query, whether its caller still waits or not. While another node of the role is well a
+//! failure is not the role's, and tells the breaker nothing.
 //!
-//! How it fails: every caller of a failed query is told, and asks another node or gives up; the connection is thrown away.
+//! How it fails: every caller of a failed query is told, and asks another node or gives up; the
+//! connection is thrown away.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -112,7 +116,8 @@ impl Latency {
         self.at = Some(Instant::now());
     }
 
-    /// What a query takes, as of the last second: what is older would keep a node from ever being asked again.
+    /// What a query takes, as of the last second: what is older would keep a node from ever being
+    /// asked again.
     fn expected(&self) -> Duration {
         if self.at.is_some_and(|at| at.elapsed() < Duration::from_secs(1)) {
             self.median
@@ -133,8 +138,8 @@ struct Inbox {
     shed: [u64; 3],
     /// Not asked first before.
     avoided_until: Option<Instant>,
-    /// The end of the time in which a node that has not answered yet may still be connecting; `None`: it has answered, or nobody
-    /// has asked.
+    /// The end of the time in which a node that has not answered yet may still be connecting;
+    /// `None`: it has answered, or nobody has asked.
     connects_until: Option<Instant>,
     answered: bool,
     closed: bool,
@@ -218,7 +223,8 @@ impl NodeReader {
         self.shared().inbox().avoided_until
     }
 
-    /// Whether this read may ask it: it is well, or its time is over and this is the one that tries.
+    /// Whether this read may ask it: it is well, or its time is over and this is the one that
+    /// tries.
     pub(crate) fn may_ask(&self) -> bool {
         let mut inbox = self.shared().inbox();
         let now = Instant::now();
@@ -303,7 +309,8 @@ impl Shared {
         self.inbox().avoided_until = Some(Instant::now() + limit::AVOID);
     }
 
-    /// A caller has lost its patience. The first connections of a process take their time; that is no fault of the node.
+    /// A caller has lost its patience. The first connections of a process take their time; that is
+    /// no fault of the node.
     fn too_late(&self) {
         let mut inbox = self.inbox();
         let now = Instant::now();
@@ -359,8 +366,8 @@ impl Shared {
         inbox.idle.first().map(|(since, _)| *since + limit::IDLE)
     }
 
-    /// Refuses those that have waited too long and forgets those that nobody waits for. Asked only while there is no place: who was
-    /// late to be looked at is not refused for it.
+    /// Refuses those that have waited too long and forgets those that nobody waits for. Asked only
+    /// while there is no place: who was late to be looked at is not refused for it.
     fn expire(&self, now: Instant) {
         let mut inbox = self.inbox();
         if inbox.oldest.is_none_or(|oldest| now < oldest + self.options.wait) {
@@ -374,7 +381,8 @@ impl Shared {
         gone.into_iter().for_each(|job| self.refuse(job));
     }
 
-    /// The queue does not know who is the oldest of those that are left: it is looked through after a quarter of the wait.
+    /// The queue does not know who is the oldest of those that are left: it is looked through after
+    /// a quarter of the wait.
     fn look_again(&self, inbox: &mut Inbox, now: Instant) {
         if inbox.oldest.is_some() {
             inbox.oldest = now.checked_sub(self.options.wait * 3 / 4);
@@ -482,7 +490,8 @@ impl Shared {
         let opened = self.server().await;
         let (result, server, fresh) = match opened {
             Err(error) => (Err(error), None, true),
-            // Whoever asked has given up, and the node is why. The connection is there for the next ones.
+            // Whoever asked has given up, and the node is why. The connection is there for the next
+            // ones.
             Ok((server, _)) if asked.elapsed() >= limit::READ => {
                 self.inbox().idle.push((Instant::now(), server));
                 (Err(PgError::Late("connecting for a query", limit::READ)), None, true)
@@ -542,7 +551,8 @@ impl Shared {
                     } else {
                         documents.get(&job.key).cloned()
                     };
-                    // Slow is not the role's while another node is well, and not when it was the connecting.
+                    // Slow is not the role's while another node is well, and not when it was the
+                    // connecting.
                     if (job.alone && !fresh) || job.came.elapsed() < limit::SLOW {
                         job.permit.ok();
                     }

@@ -1,14 +1,16 @@
 //! The relay: outbox rows of one cluster, in order and without gaps, to a sink.
 //!
-//! One relay of a cluster works at a time: it holds an advisory lock of its session on the primary, so that another one takes
-//! over when its process or its primary dies, and within seconds when its process stands still. It reads rows whose transactions have all ended (`xid` below the snapshot's
-//! xmin), in the order (xid, n), which is the order of versions for each content; it moves its cursor only after the sink
-//! acknowledged. The outbox is three tables written in turn: a drained one is emptied with TRUNCATE, one turn later than it
-//! was drained.
+//! One relay of a cluster works at a time: it holds an advisory lock of its session on the primary,
+//! so that another one takes over when its process or its primary dies, and within seconds when its
+//! process stands still. It reads rows whose transactions have all ended (`xid` below the
+//! snapshot's xmin), in the order (xid, n), which is the order of versions for each content; it
+//! moves its cursor only after the sink acknowledged. The outbox is three tables written in turn: a
+//! drained one is emptied with TRUNCATE, one turn later than it was drained.
 //!
-//! How it fails: at least once. A sink that fails is asked again with the same rows; a relay that dies before its cursor was
-//! stored sends rows again; after a change of the epoch everything that is still there is sent again behind a marker, and contents
-//! of which the replaced primary published something that did not survive it are written again.
+//! How it fails: at least once. A sink that fails is asked again with the same rows; a relay that
+//! dies before its cursor was stored sends rows again; after a change of the epoch everything that
+//! is still there is sent again behind a marker, and contents of which the replaced primary
+//! published something that did not survive it are written again.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -33,7 +35,8 @@ use crate::touch::touch;
 const ROWS: i64 = 2000;
 /// Between two passes.
 const BUSY: Duration = Duration::from_millis(20);
-/// Between two passes when there was nothing for a while. Commits of this node end it; those of another node are found by it.
+/// Between two passes when there was nothing for a while. Commits of this node end it; those of
+/// another node are found by it.
 const IDLE: Duration = Duration::from_millis(200);
 /// So long a relay stays busy after its last row.
 const LULL: Duration = Duration::from_secs(1);
@@ -41,8 +44,9 @@ const LULL: Duration = Duration::from_secs(1);
 const TURN: Duration = Duration::from_secs(5);
 /// Between two attempts to become the active relay: the other one may have died.
 const TAKE_OVER: Duration = Duration::from_millis(500);
-/// A cursor that is lost with a crash only means that rows are sent again. A relay whose process stands still says nothing
-/// for longer than it ever does: its session ends, and with it the lock that keeps others from taking over.
+/// A cursor that is lost with a crash only means that rows are sent again. A relay whose process
+/// stands still says nothing for longer than it ever does: its session ends, and with it the lock
+/// that keeps others from taking over.
 const SETTINGS: &str = "SET synchronous_commit = off; SET idle_session_timeout = '3s'";
 /// So often a session is used while the sink takes its time.
 const ALIVE: Duration = Duration::from_secs(1);
@@ -63,8 +67,8 @@ FROM (SELECT id, timeline FROM epoch ORDER BY ordinal DESC LIMIT 1) e
 WHERE e.id = $1 AND e.timeline = ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int";
 const HI: &str = "SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint";
 
-/// Pushed-out write ids go into three tables in turn, so that forgetting them is a TRUNCATE: what is emptied was written to
-/// last a whole turn ago, and a turn is longer than an id is remembered.
+/// Pushed-out write ids go into three tables in turn, so that forgetting them is a TRUNCATE: what
+/// is emptied was written to last a whole turn ago, and a turn is longer than an id is remembered.
 const FORGET: &str = "BEGIN; SET LOCAL lock_timeout = '100ms';
 DO $$ DECLARE now_written int; BEGIN
     UPDATE turn SET applied = (applied + 1) % 3, applied_since = clock_timestamp()
@@ -86,7 +90,8 @@ pub struct OutboxRow {
 }
 
 impl OutboxRow {
-    /// The event. An error names what is wrong with the stored bytes; it can only be a newer program's or damaged.
+    /// The event. An error names what is wrong with the stored bytes; it can only be a newer
+    /// program's or damaged.
     pub fn decode(&self) -> Result<TaggingsEvent, DomainError> {
         let key = self.key.get(1..).unwrap_or_default();
         codec::decode_event(ContentKey::from_bytes(key)?, &self.event)
@@ -112,12 +117,12 @@ pub struct PublishError(pub String);
 /// Where a relay publishes.
 #[async_trait]
 pub trait OutboxSink: Send + Sync {
-    /// A relay begins to publish in this epoch; everything after it belongs to the epoch, also rows that were published
-    /// before. Returns when the sink has it for certain.
+    /// A relay begins to publish in this epoch; everything after it belongs to the epoch, also rows
+    /// that were published before. Returns when the sink has it for certain.
     async fn begin_epoch(&self, cluster: &str, epoch: &EpochRecord) -> Result<(), PublishError>;
 
-    /// Takes rows in their order, all of them. `hi` is at or after the commit of each. Returns when the sink has them for
-    /// certain.
+    /// Takes rows in their order, all of them. `hi` is at or after the commit of each. Returns when
+    /// the sink has them for certain.
     async fn publish(
         &self,
         cluster: &str,
@@ -126,8 +131,9 @@ pub trait OutboxSink: Send + Sync {
         hi: u64,
     ) -> Result<(), PublishError>;
 
-    /// Contents of which something was published that the history of `epoch` may lack, given the epochs before it. Asked after
-    /// [`OutboxSink::begin_epoch`], before anything of the epoch is published.
+    /// Contents of which something was published that the history of `epoch` may lack, given the
+    /// epochs before it. Asked after [`OutboxSink::begin_epoch`], before anything of the epoch
+    /// is published.
     async fn doubtful(
         &self,
         cluster: &str,
@@ -205,7 +211,8 @@ struct Active {
     turned_at: Instant,
     found_at: Instant,
     turn: i32,
-    /// (xmax, our clock before the snapshot): when xmin passes xmax, everything before that moment is published.
+    /// (xmax, our clock before the snapshot): when xmin passes xmax, everything before that moment
+    /// is published.
     beats: VecDeque<(u64, UnixMillis)>,
     /// Who waits, and the xid that must be passed.
     waiting: Vec<(u64, oneshot::Sender<()>)>,
@@ -291,7 +298,8 @@ impl Relay {
         let cursor = match known {
             Some(row) => Cursor { xid: row.get::<_, i64>(1).cast_unsigned(), n: row.get(2) },
             None => {
-                // Positions of another epoch mean nothing here: everything that is still there is sent again.
+                // Positions of another epoch mean nothing here: everything that is still there is
+                // sent again.
                 alive(server, self.sink.begin_epoch(&self.cluster.name, epoch)).await??;
                 self.reconcile(server, epoch, node).await?;
                 Cursor { xid: 0, n: -1 }
@@ -323,7 +331,8 @@ impl Relay {
         })
     }
 
-    /// Writes again what was published past the fence of an earlier epoch. A relay that dies before it is noted begins anew.
+    /// Writes again what was published past the fence of an earlier epoch. A relay that dies before
+    /// it is noted begins anew.
     async fn reconcile(
         &self,
         server: &Connection,
@@ -382,8 +391,8 @@ impl Relay {
         let (id, xid): (&[u8], String) = (&epoch.id.0, active.cursor.xid.to_string());
         let (check, read): ([&(dyn ToSql + Sync); 1], [&(dyn ToSql + Sync); 3]) =
             ([&id], [&xid, &active.cursor.n, &ROWS]);
-        // The snapshot of the check is older than that of the rows: what it calls ended, the rows contain. `hi` is read
-        // after the rows.
+        // The snapshot of the check is older than that of the rows: what it calls ended, the rows
+        // contain. `hi` is read after the rows.
         let all = async {
             let (check, rows, hi) = join3(
                 client.query_one(CHECK, &check),
@@ -464,7 +473,8 @@ impl Relay {
 
     /// Lets writers go on with the next table; forgets write ids whose time is over.
     async fn turn(&self, server: &Connection, active: &mut Active) -> Result<(), PgError> {
-        // The next table must be empty: it is emptied when the one that is written now was begun and drained.
+        // The next table must be empty: it is emptied when the one that is written now was begun
+        // and drained.
         if active.drained_at.is_some() || active.turned_at.elapsed() < TURN {
             return Ok(());
         }
@@ -485,8 +495,9 @@ impl Relay {
         Ok(())
     }
 
-    /// Empties a table if nothing in it lies behind the cursor. A writer that still had the old number may have put a row into it:
-    /// the look under the lock sees it, and the table is left for the next turn.
+    /// Empties a table if nothing in it lies behind the cursor. A writer that still had the old
+    /// number may have put a row into it: the look under the lock sees it, and the table is
+    /// left for the next turn.
     async fn empty(&self, server: &Connection, active: &Active, table: i32) -> Result<(), PgError> {
         let script = format!(
             "BEGIN; SET LOCAL lock_timeout = '100ms'; LOCK TABLE outbox_{table} IN ACCESS EXCLUSIVE MODE;

@@ -1,7 +1,8 @@
-//! Where the last writes of each content stand: plain clients without tokens read their own writes by it.
+//! Where the last writes of each content stand: plain clients without tokens read their own writes
+//! by it.
 //!
-//! Bounded: an entry that is pushed out raises the floor of its cluster, so that nothing is forgotten, only remembered less
-//! precisely.
+//! Bounded: an entry that is pushed out raises the floor of its cluster, so that nothing is
+//! forgotten, only remembered less precisely.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};

@@ -1,7 +1,8 @@
 //! The tables and their versions.
 //!
-//! Migrations run on the primary, one transaction each, under an advisory lock, so that several nodes that start at once do
-//! it once. A migration only adds what an older program does not mind: old and new programs run side by side.
+//! Migrations run on the primary, one transaction each, under an advisory lock, so that several
+//! nodes that start at once do it once. A migration only adds what an older program does not mind:
+//! old and new programs run side by side.
 
 use crate::connect::{Connection, PgError, within};
 use crate::options::limit;

@@ -1,5 +1,6 @@
-//! Whoever is connected to and never answers: every first word to a server has a deadline. What is asked on connections that
-//! are open already is tried on real servers, in `tests/faults/silence.rs`.
+//! Whoever is connected to and never answers: every first word to a server has a deadline. What is
+//! asked on connections that are open already is tried on real servers, in
+//! `tests/faults/silence.rs`.
 
 use std::net::TcpListener;
 use std::sync::Arc;

@@ -119,7 +119,8 @@ impl Drop for PostgresStore {
 }
 
 impl PostgresStore {
-    /// Starts the tasks of every cluster. Returns at once: what a cluster lacks is in [`PostgresStore::status`].
+    /// Starts the tasks of every cluster. Returns at once: what a cluster lacks is in
+    /// [`PostgresStore::status`].
     pub fn open(
         options: PostgresOptions,
         sink: Arc<dyn OutboxSink>,
@@ -235,8 +236,8 @@ impl PostgresStore {
         join_all(lanes).await;
     }
 
-    /// Waits until this process's relays have published everything that was committed before the call. Never returns while
-    /// another process's relay is the active one.
+    /// Waits until this process's relays have published everything that was committed before the
+    /// call. Never returns while another process's relay is the active one.
     pub async fn drained(&self) {
         for parts in &self.clusters {
             let (reply, done) = oneshot::channel();
@@ -270,8 +271,8 @@ impl PostgresStore {
         self.clusters.iter().map(status).collect()
     }
 
-    /// How the limits of the nodes stand that have been read, by name: `reads of c0/node`, `strong reads of c0/node`. What was
-    /// refused counts reads, everything else queries.
+    /// How the limits of the nodes stand that have been read, by name: `reads of c0/node`, `strong
+    /// reads of c0/node`. What was refused counts reads, everything else queries.
     pub fn limits(&self) -> Vec<(String, LimiterLook)> {
         let mut limits = Vec::new();
         for readers in self.clusters.iter().flat_map(|parts| [&parts.readers, &parts.strong]) {

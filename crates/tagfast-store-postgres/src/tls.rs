@@ -1,7 +1,8 @@
 //! TLS to PostgreSQL: only certificates of the configured authority are believed.
 //!
-//! How it fails: a server without TLS, with another authority's certificate or, under `verify-full`, with another name is
-//! not spoken to; the password is never sent to it. The error says which of these it was.
+//! How it fails: a server without TLS, with another authority's certificate or, under
+//! `verify-full`, with another name is not spoken to; the password is never sent to it. The error
+//! says which of these it was.
 
 use std::sync::Arc;
 
@@ -20,8 +21,8 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 pub struct Tls {
     /// The authorities' certificates, as PEM.
     pub authorities: Vec<u8>,
-    /// Whether the certificate must also name the address that was connected to (`verify-full`); otherwise any server of the
-    /// authority will do (`verify-ca`).
+    /// Whether the certificate must also name the address that was connected to (`verify-full`);
+    /// otherwise any server of the authority will do (`verify-ca`).
     pub names: bool,
 }
 

@@ -1,7 +1,8 @@
 //! Contents are written again, as they are, with a version of the epoch that has begun.
 //!
-//! What a replaced primary published and did not replicate is known to consumers and to nobody else. A newer version of the state
-//! that there is replaces it. How it fails: as a group commit; what was touched twice does no harm.
+//! What a replaced primary published and did not replicate is known to consumers and to nobody
+//! else. A newer version of the state that there is replaces it. How it fails: as a group commit;
+//! what was touched twice does no harm.
 
 use tagfast_domain::{ContentKey, Epoch, Limits, UnixMillis};
 use tagfast_failover::EpochRecord;
@@ -10,7 +11,8 @@ use crate::boot_time;
 use crate::group::{Failed, Terms, Writing, read_slots, write_slots};
 use crate::options::limit;
 
-/// Touches contents. One that was written in this epoch already, before or meanwhile, needs it no more.
+/// Touches contents. One that was written in this epoch already, before or meanwhile, needs it no
+/// more.
 pub(crate) async fn touch(
     server: &mut Writing,
     cluster: u16,

@@ -1,11 +1,13 @@
 //! A view: which node is asked, and whether what it answered is new enough.
 //!
-//! A replica first, where it is likely to be new enough; then the primary, whose answer is proven like a write; then whatever a replica of
-//! this history has, marked. Each role is asked under its breaker: a breaker that is open costs nothing but the look at it.
+//! A replica first, where it is likely to be new enough; then the primary, whose answer is proven
+//! like a write; then whatever a replica of this history has, marked. Each role is asked under its
+//! breaker: a breaker that is open costs nothing but the look at it.
 //!
-//! How it fails: a replica that fails or is late is not asked first for two seconds. A node that refuses because it has enough to do
-//! is no reason to ask all others: at most one replica and the primary are asked then, and if both refuse the caller is told to
-//! come back later. Nodes that are silent are asked again until the deadline; when all of them refuse, the caller is told at once.
+//! How it fails: a replica that fails or is late is not asked first for two seconds. A node that
+//! refuses because it has enough to do is no reason to ask all others: at most one replica and the
+//! primary are asked then, and if both refuse the caller is told to come back later. Nodes that are
+//! silent are asked again until the deadline; when all of them refuse, the caller is told at once.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -150,7 +152,8 @@ impl PostgresStore {
         }
     }
 
-    /// Leave to ask the primary. Who insists on it rides out a short opening; the others have replicas to turn to.
+    /// Leave to ask the primary. Who insists on it rides out a short opening; the others have
+    /// replicas to turn to.
     async fn primary_permit(&self, look: &Look<'_>, waits: bool) -> Option<Permit> {
         let until = look.until.min(Instant::now() + limit::READ);
         loop {
@@ -188,8 +191,9 @@ impl PostgresStore {
         }))
     }
 
-    /// The replica to ask, and whether no other one is well: the first that is well or whose time has come to be tried. While the
-    /// breaker tries whether the role works again, the one whose time comes next is tried, too.
+    /// The replica to ask, and whether no other one is well: the first that is well or whose time
+    /// has come to be tried. While the breaker tries whether the role works again, the one
+    /// whose time comes next is tried, too.
     fn choose(&self, look: &Look<'_>, probes: bool) -> Option<(NodeReader, bool)> {
         let readers: Vec<NodeReader> =
             look.replicas().map(|node| self.reader(look.parts, node, false)).collect();
@@ -235,8 +239,8 @@ impl PostgresStore {
         }
     }
 
-    /// No primary: whatever a replica of this history has, marked where it may lack something. At most `most` of them are asked,
-    /// those that are well first.
+    /// No primary: whatever a replica of this history has, marked where it may lack something. At
+    /// most `most` of them are asked, those that are well first.
     async fn view_any_replica(&self, look: &Look<'_>, most: usize, reason: Degraded) -> Asked {
         let former = look.view.primary.as_ref().map(|(_, node)| node);
         let readers =
@@ -276,7 +280,8 @@ impl PostgresStore {
         if look.consistency == Consistency::Strong {
             return self.view_primary(look, PATIENCE).await;
         }
-        // A replica is asked first where it is likely to be new enough: nothing was promised, or it is a token's.
+        // A replica is asked first where it is likely to be new enough: nothing was promised, or it
+        // is a token's.
         let replica_first = !look.primary_first
             && look.floor.is_some()
             && (look.need.position.is_none() || look.need.promised);
@@ -298,7 +303,8 @@ impl PostgresStore {
         let Some(retry_after) = overloaded else {
             return self.view_any_replica(look, usize::MAX, FAILOVER).await;
         };
-        // What there is already is better than nothing, for whoever takes it; nobody is asked a second time.
+        // What there is already is better than nothing, for whoever takes it; nobody is asked a
+        // second time.
         match in_hand {
             Some(mut answer) if stale_is_fine => {
                 answer.degraded.push(OVERLOADED);
@@ -375,8 +381,8 @@ impl Need {
         }
     }
 
-    /// Whether a position is part of what a server that has everything of the current history shows. `None`: it lies past
-    /// the fence of its epoch, nobody can show it.
+    /// Whether a position is part of what a server that has everything of the current history
+    /// shows. `None`: it lies past the fence of its epoch, nobody can show it.
     fn floor(&self, parts: &Parts) -> Option<u64> {
         match self.position {
             None => Some(0),
@@ -388,8 +394,9 @@ impl Need {
     }
 }
 
-/// Whether a replica is of the current history, or was read before anything was lost. One that already follows a later timeline
-/// is neither until its epoch is known: its log positions count records that are not ours.
+/// Whether a replica is of the current history, or was read before anything was lost. One that
+/// already follows a later timeline is neither until its epoch is known: its log positions count
+/// records that are not ours.
 fn is_of_history(parts: &Parts, facts: &ReadFacts) -> bool {
     let Some((id, _)) = facts.epoch else { return false };
     let of_epoch = match parts.cluster.reign() {
@@ -464,7 +471,8 @@ impl TagReader for PostgresStore {
             if strong {
                 return Err(unavailable("the cluster has no primary", false));
             }
-            // Who is silent may only be slow, as behind a lock; who refuses will not think better of it.
+            // Who is silent may only be slow, as behind a lock; who refuses will not think better
+            // of it.
             if began.elapsed() < limit::REPLICA_FIRST {
                 return Err(unavailable("no node of the cluster answers", false));
             }

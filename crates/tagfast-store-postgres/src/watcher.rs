@@ -1,11 +1,13 @@
-//! One watcher a cluster: reads etcd every second, mints epochs, proves reigns, keeps the view of who is what.
+//! One watcher a cluster: reads etcd every second, mints epochs, proves reigns, keeps the view of
+//! who is what.
 //!
-//! Two loops. The first looks at etcd: leader key, lease, members, our epoch; it opens a connection to the leader and
-//! checks on it that it is a primary of that epoch. The second asks every member each half second whether it is in
-//! recovery: the proof that is left when etcd falls silent. Neither waits for the other, and no other cluster waits for them.
+//! Two loops. The first looks at etcd: leader key, lease, members, our epoch; it opens a connection
+//! to the leader and checks on it that it is a primary of that epoch. The second asks every member
+//! each half second whether it is in recovery: the proof that is left when etcd falls silent.
+//! Neither waits for the other, and no other cluster waits for them.
 //!
-//! How it fails: etcd away: the view stays, the lease's proof runs out, the members' proof carries on. A leader that cannot
-//! be reached: no primary, writes wait.
+//! How it fails: etcd away: the view stays, the lease's proof runs out, the members' proof carries
+//! on. A leader that cannot be reached: no primary, writes wait.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -94,7 +96,8 @@ impl Watcher {
                 self.cluster.acknowledger().deadline().map(|d| d.0.saturating_sub(boot_time().0));
             metrics::gauge!("tagfast_fence_left_seconds", "cluster" => self.cluster.name.clone())
                 .set(left.unwrap_or_default().as_secs_f64());
-            // Without a primary every moment counts; a nudge is not answered more often than every 20 ms.
+            // Without a primary every moment counts; a nudge is not answered more often than every
+            // 20 ms.
             let hurry = self.cluster.view.borrow().primary.is_none();
             let next = began + if hurry { Duration::from_millis(100) } else { limit::LOOK };
             tokio::time::sleep_until(began + Duration::from_millis(20)).await;
@@ -249,10 +252,12 @@ impl Watcher {
         if !news && !missing {
             return;
         }
-        // Before the epoch is learned, so that nothing of it is judged by the fences of the last one.
+        // Before the epoch is learned, so that nothing of it is judged by the fences of the last
+        // one.
         let history = self.etcd.history(&self.cluster.scope).await;
         if let Err(error) = &history {
-            // Tokens of older epochs are answered from the primary, marked; the next look tries again.
+            // Tokens of older epochs are answered from the primary, marked; the next look tries
+            // again.
             tracing::warn!(cluster = self.cluster.name, %error, "the epochs' history was not read");
         }
         let (before, changed) = {
@@ -297,7 +302,8 @@ impl Watcher {
             .set(now.as_secs_f64());
     }
 
-    /// Keeps nodes that etcd has forgotten: when every Patroni is dead their PostgreSQL can still be read.
+    /// Keeps nodes that etcd has forgotten: when every Patroni is dead their PostgreSQL can still
+    /// be read.
     fn no_primary(&self, look: &Look, problem: String) {
         let known = Arc::clone(&self.cluster.view.borrow());
         let mut replicas: Vec<Node> = look.members.iter().map(Node::from).collect();

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tagfast_domain::{DomainError, Refusal};
 
-/// An error of a store. `Display` is safe to show to a client; what only an operator may see goes to the log.
+/// An error of a store. `Display` is safe to show to a client; what only an operator may see goes
+/// to the log.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The write broke a rule; nothing happened.

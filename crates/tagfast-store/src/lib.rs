@@ -1,7 +1,9 @@
-//! The ports of a store and everything that two stores share: consistency, tokens, errors, the conformance suite.
+//! The ports of a store and everything that two stores share: consistency, tokens, errors, the
+//! conformance suite.
 //!
-//! A caller asks by intent (view this content, at least as new as this token; apply this write) and never sees a
-//! connection, a file or a role. Adapters fill the ports; decorators (cache, observation) wrap them.
+//! A caller asks by intent (view this content, at least as new as this token; apply this write) and
+//! never sees a connection, a file or a role. Adapters fill the ports; decorators (cache,
+//! observation) wrap them.
 //!
 //! How it fails: with a [`StoreError`] that says whether trying again can help and after how long.
 

@@ -47,12 +47,14 @@ pub struct ReadOptions<'a> {
     pub deadline: Option<tokio::time::Instant>,
     /// Who reads. Without a token, what this user wrote last is what the answer must show.
     pub user: Option<&'a UserId>,
-    /// Ask the primary before any replica: what must be shown is not known, so it must be the newest. Unlike with
-    /// [`Consistency::Strong`], a replica answers when the primary does not.
+    /// Ask the primary before any replica: what must be shown is not known, so it must be the
+    /// newest. Unlike with [`Consistency::Strong`], a replica answers when the primary does
+    /// not.
     pub primary_first: bool,
     /// What is given up first when not everything can be answered.
     pub criticality: Criticality,
-    /// The oldest stale answer that is better than none; `None`: as old as the service allows, zero: none.
+    /// The oldest stale answer that is better than none; `None`: as old as the service allows,
+    /// zero: none.
     pub max_stale: Option<Duration>,
 }
 
@@ -125,7 +127,8 @@ pub struct View {
     pub as_of: UnixMillis,
     /// Promises that could not be kept.
     pub degraded: Vec<Degraded>,
-    /// Every transaction below this id had ended when it was read: what it wrote is in the answer. 0: not known.
+    /// Every transaction below this id had ended when it was read: what it wrote is in the answer.
+    /// 0: not known.
     pub xmin: u64,
     /// Older than what the store would have answered.
     pub stale: bool,
@@ -138,11 +141,13 @@ pub struct View {
 pub struct WriteRequest {
     /// What to do.
     pub write: Write,
-    /// The write's id was made for this call: nobody has used it before, so a store need not look whether somebody has.
+    /// The write's id was made for this call: nobody has used it before, so a store need not look
+    /// whether somebody has.
     pub fresh: bool,
     /// What the acknowledgement must have survived.
     pub durability: Durability,
-    /// When the caller stops waiting; a write still queued then is dropped, one already taken is finished.
+    /// When the caller stops waiting; a write still queued then is dropped, one already taken is
+    /// finished.
     pub deadline: Option<tokio::time::Instant>,
     /// W3C `traceparent`, carried into the event.
     pub traceparent: Option<String>,
@@ -163,7 +168,8 @@ pub struct WriteAnswer {
     pub repeated: bool,
     /// Names the write for later questions.
     pub receipt: Receipt,
-    /// The content as this write left it; `None` when it wrote nothing, or when the store does not tell.
+    /// The content as this write left it; `None` when it wrote nothing, or when the store does not
+    /// tell.
     pub view: Option<Arc<View>>,
     /// Promises about later reads that could not be kept.
     pub degraded: Vec<Degraded>,
@@ -175,7 +181,8 @@ pub trait TagReader: Send + Sync {
     /// The tags of one content. Content nobody tagged is an empty view, not an error.
     async fn view(&self, key: &ContentKey, options: &ReadOptions<'_>) -> Result<View, StoreError>;
 
-    /// The tags of several contents, in the order asked; one failing shard fails only its own items.
+    /// The tags of several contents, in the order asked; one failing shard fails only its own
+    /// items.
     async fn view_many(
         &self,
         keys: &[ContentKey],
@@ -190,7 +197,8 @@ pub trait TagWriter: Send + Sync {
     /// [`StoreError::is_outcome_unknown`] the write may have happened: retry it with the same id.
     async fn write(&self, request: WriteRequest) -> Result<WriteAnswer, StoreError>;
 
-    /// Applies several writes, each atomic by itself, in the order asked where they share a content.
+    /// Applies several writes, each atomic by itself, in the order asked where they share a
+    /// content.
     async fn write_many(&self, requests: Vec<WriteRequest>)
     -> Vec<Result<WriteAnswer, StoreError>>;
 }
@@ -207,8 +215,9 @@ pub struct ScanPage {
 /// Walks whole shards: export, rebuild, recount.
 #[async_trait]
 pub trait ShardScanner: Send + Sync {
-    /// Up to `limit` contents of a shard after `after`, in key order; with `tenant`, only that tenant's. A content
-    /// that exists during the whole walk is returned; each page is consistent in itself.
+    /// Up to `limit` contents of a shard after `after`, in key order; with `tenant`, only that
+    /// tenant's. A content that exists during the whole walk is returned; each page is
+    /// consistent in itself.
     async fn scan(
         &self,
         shard: LogicalShard,
@@ -253,13 +262,15 @@ pub trait ReceiptReader: Send + Sync {
     async fn verdict(&self, receipt: &Receipt) -> Result<Verdict, StoreError>;
 }
 
-/// What a store knows of its own past. It is asked for every entry of a cache, and answers from memory.
+/// What a store knows of its own past. It is asked for every entry of a cache, and answers from
+/// memory.
 pub trait History: Send + Sync {
     /// The epoch that a shard is in; `None` while it is not known.
     fn current(&self, shard: LogicalShard) -> Option<EpochId>;
 
-    /// Up to which log position an epoch is part of the current history of a shard: `u64::MAX` is all of it, 0 nothing.
-    /// `None`: this process has not heard of that epoch, it may be a newer one.
+    /// Up to which log position an epoch is part of the current history of a shard: `u64::MAX` is
+    /// all of it, 0 nothing. `None`: this process has not heard of that epoch, it may be a
+    /// newer one.
     fn fence(&self, shard: LogicalShard, epoch: EpochId) -> Option<u64>;
 }
 

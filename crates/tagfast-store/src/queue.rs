@@ -1,8 +1,9 @@
 //! A bounded queue that is fair by tenant: the data structure alone, without waiting.
 //!
-//! A batch takes of each waiting tenant in turn as many items as its weight says, one if nothing else was said, so a tenant with a
-//! flood delays the others by at most their share. A tenant may hold as much of the queue as is still free, times its weight: of
-//! weight 1 one alone half of it, two a third each, so there is always room for a tenant that comes later. Within a tenant the
+//! A batch takes of each waiting tenant in turn as many items as its weight says, one if nothing
+//! else was said, so a tenant with a flood delays the others by at most their share. A tenant may
+//! hold as much of the queue as is still free, times its weight: of weight 1 one alone half of it,
+//! two a third each, so there is always room for a tenant that comes later. Within a tenant the
 //! order is that of arrival.
 
 use std::collections::{HashMap, VecDeque};

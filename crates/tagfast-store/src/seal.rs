@@ -1,8 +1,9 @@
-//! Opaque strings that clients carry for us: bound to a tenant and a purpose by a MAC, so that nobody can make one or
-//! use one of another tenant.
+//! Opaque strings that clients carry for us: bound to a tenant and a purpose by a MAC, so that
+//! nobody can make one or use one of another tenant.
 //!
-//! Form: base64url without padding of `kind byte, body, first 16 bytes of HMAC-SHA256(key, kind, tenant, body)`. The
-//! first key signs, every key opens, so that keys can be rotated. The kind byte is also the format's version.
+//! Form: base64url without padding of `kind byte, body, first 16 bytes of HMAC-SHA256(key, kind,
+//! tenant, body)`. The first key signs, every key opens, so that keys can be rotated. The kind byte
+//! is also the format's version.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -59,7 +60,8 @@ impl std::fmt::Debug for Sealer {
 }
 
 impl Sealer {
-    /// With keys of 32 bytes; the first one signs. Panics on an empty list, which the configuration refuses.
+    /// With keys of 32 bytes; the first one signs. Panics on an empty list, which the configuration
+    /// refuses.
     pub fn new(keys: &[[u8; 32]]) -> Self {
         assert!(!keys.is_empty(), "a sealer needs a key");
         let keys = keys

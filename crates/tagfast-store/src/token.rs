@@ -1,7 +1,8 @@
 //! Consistency tokens (what a client has seen) and receipts (one write).
 //!
-//! The body is a fixed binary layout inside a [`crate::Sealer`] string; golden vectors pin it. A token holds up to 16
-//! (content, version) pairs, exact for those contents, and a floor per touched shard for everything else.
+//! The body is a fixed binary layout inside a [`crate::Sealer`] string; golden vectors pin it. A
+//! token holds up to 16 (content, version) pairs, exact for those contents, and a floor per touched
+//! shard for everything else.
 
 use std::collections::BTreeMap;
 
@@ -101,7 +102,8 @@ pub struct Receipt {
     pub cluster: u16,
     /// The logical shard.
     pub shard: LogicalShard,
-    /// The log position inside the transaction (L1): below the commit. Embedded: as `position.lsn`.
+    /// The log position inside the transaction (L1): below the commit. Embedded: as
+    /// `position.lsn`.
     pub inside_lsn: u64,
     /// The position at or after the commit (L2), with its epoch.
     pub position: Position,

@@ -1,7 +1,8 @@
 //! A blocking HTTP/1.1 client over one connection.
 //!
-//! It sends exactly the bytes of the path it is given (a test of odd URLs needs that) and never repeats a request, so an
-//! error means: the outcome is unknown. After an error the next request opens a new connection.
+//! It sends exactly the bytes of the path it is given (a test of odd URLs needs that) and never
+//! repeats a request, so an error means: the outcome is unknown. After an error the next request
+//! opens a new connection.
 
 use std::io::{BufRead, BufReader, Error, ErrorKind, Result, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -1,8 +1,9 @@
-//! Clients that write through one node and read through another one: nobody may miss their own write, whatever happens to caches
-//! and servers, unless the answer says so.
+//! Clients that write through one node and read through another one: nobody may miss their own
+//! write, whatever happens to caches and servers, unless the answer says so.
 //!
-//! With a token the answer shows the write, or there is none, or it says that a failover may have lost it. Without one the same user's
-//! read shows it as long as the write said that its position was stored, or is marked as stale or degraded.
+//! With a token the answer shows the write, or there is none, or it says that a failover may have
+//! lost it. Without one the same user's read shows it as long as the write said that its position
+//! was stored, or is marked as stale or degraded.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -31,7 +32,8 @@ struct Seen {
 pub struct OwnWritesSeen {
     /// Reads that were asked for.
     pub checked: u64,
-    /// Reads and writes that were refused with 503 or 504; what any other status says is a violation.
+    /// Reads and writes that were refused with 503 or 504; what any other status says is a
+    /// violation.
     pub unanswered: u64,
     /// Reads whose answer says that it is stale.
     pub stale: u64,
@@ -49,7 +51,8 @@ pub struct OwnWrites {
 }
 
 impl OwnWrites {
-    /// Starts so many, each on its own contents, through both nodes. A request takes at most `patience`.
+    /// Starts so many, each on its own contents, through both nodes. A request takes at most
+    /// `patience`.
     pub fn start(nodes: [SocketAddr; 2], clients: u64, patience: Duration) -> Self {
         let (seen, stop) = (Arc::new(Seen::default()), Arc::new(AtomicBool::new(false)));
         let client = |number| {
@@ -132,7 +135,8 @@ fn write_and_read(number: u64, mut nodes: [Client; 2], seen: &Seen, stop: &Atomi
         }
         let token = answer.header("consistency-token").unwrap_or_default().to_owned();
         let body = answer.json();
-        // Its position could not be stored, and it says so: only the token promises anything through the other node.
+        // Its position could not be stored, and it says so: only the token promises anything
+        // through the other node.
         let remembered = body["degraded"].as_array().is_none_or(Vec::is_empty);
         let least = version(&body);
         for with_token in [true, false] {

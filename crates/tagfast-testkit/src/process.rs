@@ -1,4 +1,5 @@
-//! The program as a child process: started on a free port, killed, frozen, stopped; gone when the test ends.
+//! The program as a child process: started on a free port, killed, frozen, stopped; gone when the
+//! test ends.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader};
@@ -28,7 +29,8 @@ pub struct ServerOptions {
 }
 
 impl ServerOptions {
-    /// `PROGRAM serve --listen 127.0.0.1:0 --data-dir DIR`, with no configuration from the test's environment.
+    /// `PROGRAM serve --listen 127.0.0.1:0 --data-dir DIR`, with no configuration from the test's
+    /// environment.
     pub fn new(program: impl Into<PathBuf>, data_dir: impl Into<PathBuf>) -> Self {
         let data_dir = data_dir.into();
         let mut options = Self::other(program).arg("--data-dir").arg(&data_dir);
@@ -48,7 +50,8 @@ impl ServerOptions {
         }
     }
 
-    /// Makes it `PROGRAM serve ...` when it was begun with [`ServerOptions::other`]: a server without a data directory.
+    /// Makes it `PROGRAM serve ...` when it was begun with [`ServerOptions::other`]: a server
+    /// without a data directory.
     #[must_use]
     pub fn serve(mut self) -> Self {
         self.args.insert(0, "serve".into());
@@ -69,8 +72,8 @@ impl ServerOptions {
         self
     }
 
-    /// Runs it in a mount namespace of its own with a small file system at `mount_point`, which must exist. Needs root or
-    /// user namespaces.
+    /// Runs it in a mount namespace of its own with a small file system at `mount_point`, which
+    /// must exist. Needs root or user namespaces.
     #[must_use]
     pub fn on_small_disk(mut self, mount_point: impl Into<PathBuf>, bytes: u64) -> Self {
         self.tmpfs = Some((mount_point.into(), bytes));
@@ -116,7 +119,8 @@ impl ServerOptions {
         }
     }
 
-    /// Starts it and waits until it listens, or until it has ended: then its exit status and its log.
+    /// Starts it and waits until it listens, or until it has ended: then its exit status and its
+    /// log.
     ///
     /// # Errors
     /// It ended before it listened.

@@ -1,9 +1,11 @@
-//! Redis servers of a test alone: single ones, and a primary with a replica and the Sentinel that watches both.
+//! Redis servers of a test alone: single ones, and a primary with a replica and the Sentinel that
+//! watches both.
 //!
-//! A server keeps its folder and its port: it can be killed, given another `dump.rdb` and started again. It ends with the test, also
-//! when it is frozen.
+//! A server keeps its folder and its port: it can be killed, given another `dump.rdb` and started
+//! again. It ends with the test, also when it is frozen.
 //!
-//! How it fails: a server that does not come up, or does not do as it is told, ends the test with what it said last.
+//! How it fails: a server that does not come up, or does not do as it is told, ends the test with
+//! what it said last.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
@@ -31,7 +33,8 @@ pub fn free_address() -> SocketAddr {
     free_ports(IpAddr::V4(Ipv4Addr::LOCALHOST), 1).expect("a free port")[0]
 }
 
-/// Asks a Redis or a Sentinel something. Lists are answered one item a line, and nothing as an empty text.
+/// Asks a Redis or a Sentinel something. Lists are answered one item a line, and nothing as an
+/// empty text.
 pub fn ask(at: SocketAddr, command: &[&str]) -> Result<String, String> {
     let asked = || -> std::io::Result<Result<String, String>> {
         let mut stream = TcpStream::connect_timeout(&at, ANSWER)?;
@@ -192,7 +195,8 @@ impl RedisServer {
         let _ = self.child.wait();
     }
 
-    /// Starts it again after a [`RedisServer::kill`], in the same place, with whatever `dump.rdb` is there.
+    /// Starts it again after a [`RedisServer::kill`], in the same place, with whatever `dump.rdb`
+    /// is there.
     ///
     /// # Panics
     /// When it does not answer.
@@ -225,7 +229,8 @@ impl RedisServer {
     }
 }
 
-/// A primary, its replica, and a Sentinel that promotes the replica half a second after the primary went silent.
+/// A primary, its replica, and a Sentinel that promotes the replica half a second after the primary
+/// went silent.
 #[derive(Debug)]
 pub struct Watched {
     /// The primary at first.
@@ -275,8 +280,8 @@ impl Watched {
         format!("redis+sentinel://{},{}/{NAME}", free_address(), self.sentinel.address)
     }
 
-    /// Waits until the replica has everything and lets go of it: it is frozen, and nothing that the primary does from now on
-    /// reaches it.
+    /// Waits until the replica has everything and lets go of it: it is frozen, and nothing that the
+    /// primary does from now on reaches it.
     ///
     /// # Panics
     /// When they do not do as they are told.

@@ -1,4 +1,5 @@
-//! Waiting for a condition: level-triggered, bounded, and with the last status in the failure's message.
+//! Waiting for a condition: level-triggered, bounded, and with the last status in the failure's
+//! message.
 
 use std::fmt::Display;
 use std::time::{Duration, Instant};
@@ -6,8 +7,8 @@ use std::time::{Duration, Instant};
 /// Time between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-/// Looks at a condition until it holds. `Err` of `look` is not a failure but the status until then; the last one is part
-/// of the panic's message.
+/// Looks at a condition until it holds. `Err` of `look` is not a failure but the status until then;
+/// the last one is part of the panic's message.
 ///
 /// # Panics
 /// When the condition does not hold within the bound.

@@ -1,4 +1,5 @@
-//! A bare axum server that answers every path with the same bytes: the baseline of the HTTP figures.
+//! A bare axum server that answers every path with the same bytes: the baseline of the HTTP
+//! figures.
 //!
 //! `cargo run --release --example hello -- --listen 127.0.0.1:0 --body-bytes 300`
 

@@ -1,4 +1,5 @@
-//! The whole HTTP API over a store that acknowledges every write and keeps nothing: what the HTTP layer alone carries.
+//! The whole HTTP API over a store that acknowledges every write and keeps nothing: what the HTTP
+//! layer alone carries.
 //!
 //! `cargo run --release --example noop_store_server -- --listen 127.0.0.1:0 --tags 5`
 

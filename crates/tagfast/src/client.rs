@@ -1,6 +1,7 @@
 //! The HTTP client of the commands: one call in, JSON or a failure that says what to do out.
 //!
-//! It fails with [`ClientError`], which knows whether trying again can help; the commands turn it into a [`Failure`].
+//! It fails with [`ClientError`], which knows whether trying again can help; the commands turn it
+//! into a [`Failure`].
 
 use std::time::Duration;
 

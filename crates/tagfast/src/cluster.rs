@@ -1,9 +1,9 @@
-//! The composition root of the cluster mode: the store on PostgreSQL, the bus on Kafka, the index on OpenSearch, the counts in files
-//! of this process, and the API over them.
+//! The composition root of the cluster mode: the store on PostgreSQL, the bus on Kafka, the index
+//! on OpenSearch, the counts in files of this process, and the API over them.
 //!
-//! Without Kafka the outbox is drained into nothing, and search and popular tags answer `not_in_this_mode`. What is away when
-//! the process starts is waited for in the background; what will never work is refused at once. Order of closing: the consumers,
-//! then the store.
+//! Without Kafka the outbox is drained into nothing, and search and popular tags answer
+//! `not_in_this_mode`. What is away when the process starts is waited for in the background; what
+//! will never work is refused at once. Order of closing: the consumers, then the store.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -84,7 +84,8 @@ struct Replaying {
 }
 
 impl ClusterNode {
-    /// Starts the tasks of every cluster; a cluster that is down is waited for while the others serve.
+    /// Starts the tasks of every cluster; a cluster that is down is waited for while the others
+    /// serve.
     pub async fn start(
         config: &Config,
         postgres: &PostgresConfig,

@@ -1,8 +1,9 @@
-//! The composition root of embedded mode: store, bus, search index, counts, consumers and the API over them.
+//! The composition root of embedded mode: store, bus, search index, counts, consumers and the API
+//! over them.
 //!
-//! The parts know each other only through ports; here they are opened, joined and closed. Order of closing: the
-//! consumers first (they make their state durable), then the store (it checkpoints), so that a clean stop leaves
-//! nothing to repeat. A crash at any point repeats work and loses none.
+//! The parts know each other only through ports; here they are opened, joined and closed. Order of
+//! closing: the consumers first (they make their state durable), then the store (it checkpoints),
+//! so that a clean stop leaves nothing to repeat. A crash at any point repeats work and loses none.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -35,8 +35,8 @@ impl Watched {
         Self { consumer, clerk, was_ready: AtomicBool::new(false) }
     }
 
-    /// Ready from the first time everything is applied. A rebuild on request does not take it back, because the old
-    /// state goes on serving; answers say how old they are.
+    /// Ready from the first time everything is applied. A rebuild on request does not take it back,
+    /// because the old state goes on serving; answers say how old they are.
     fn problem(&self) -> Option<String> {
         let status = self.consumer.status();
         if status.state == ConsumerState::Stopped {

@@ -1,7 +1,8 @@
-//! The bundled sample: 29,795 Debian packages with their debtags, loaded once through the store's write path.
+//! The bundled sample: 29,795 Debian packages with their debtags, loaded once through the store's
+//! write path.
 //!
-//! A marker file in the data directory says that it is loaded. Without it (also after an interrupted load) the sample is
-//! loaded again, which changes nothing that is there already.
+//! A marker file in the data directory says that it is loaded. Without it (also after an
+//! interrupted load) the sample is loaded again, which changes nothing that is there already.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;

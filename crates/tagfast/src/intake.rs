@@ -1,7 +1,8 @@
 //! Letters from their topics into the book, by the process that leads.
 //!
-//! The topics are the truth: where the book has read to is kept in the book itself, in the transaction that takes letters in. How
-//! it fails: a broker or a book that is away is tried again every second; nothing is skipped.
+//! The topics are the truth: where the book has read to is kept in the book itself, in the
+//! transaction that takes letters in. How it fails: a broker or a book that is away is tried again
+//! every second; nothing is skipped.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,7 +1,9 @@
-//! The parts of the tagfast program: command line, configuration, composition root, telemetry, client, load generator.
+//! The parts of the tagfast program: command line, configuration, composition root, telemetry,
+//! client, load generator.
 //!
-//! The program is the only place that reads files, the environment and the command line; the other crates get what
-//! they need from here. Commands return an [`failure::Exit`] or a [`failure::Failure`]; only [`main`] prints it.
+//! The program is the only place that reads files, the environment and the command line; the other
+//! crates get what they need from here. Commands return an [`failure::Exit`] or a
+//! [`failure::Failure`]; only [`main`] prints it.
 
 pub mod bench;
 pub mod cli;
@@ -38,7 +40,8 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and versions go to stdout with 0, everything else to stderr with 2: clap knows which.
+            // Help and versions go to stdout with 0, everything else to stderr with 2: clap knows
+            // which.
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }

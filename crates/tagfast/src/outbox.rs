@@ -1,7 +1,8 @@
 //! What joins the relays of the PostgreSQL store to Kafka: stored rows in, published events out.
 //!
-//! How it fails: a row that cannot be decoded, because a newer program wrote it or it is damaged, stops the relay of its cluster
-//! and is named in the log; nothing is skipped. While the breaker `kafka` is open, or held open by hand, rows wait in the outbox.
+//! How it fails: a row that cannot be decoded, because a newer program wrote it or it is damaged,
+//! stops the relay of its cluster and is named in the log; nothing is skipped. While the breaker
+//! `kafka` is open, or held open by hand, rows wait in the outbox.
 
 use std::collections::HashMap;
 use std::sync::Arc;

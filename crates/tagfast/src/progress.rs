@@ -1,4 +1,5 @@
-//! Progress on stderr: a bar on a terminal, a plain line about every second otherwise, nothing with `--json`.
+//! Progress on stderr: a bar on a terminal, a plain line about every second otherwise, nothing with
+//! `--json`.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};

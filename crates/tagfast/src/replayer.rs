@@ -1,9 +1,11 @@
-//! The secondary consumer: it looks after dead letters so that people need not, and calls them when they must.
+//! The secondary consumer: it looks after dead letters so that people need not, and calls them when
+//! they must.
 //!
-//! One process leads at a time; nothing depends on it being the only one. It brings letters from the bus into the book (in a
-//! cluster), lets those that are due be replayed, counts them, forgets old ones, and tells a webhook when letters stay that
-//! nobody will replay. How it fails: while the book cannot be reached it waits; a webhook that does not answer is tried again and
-//! holds nothing up.
+//! One process leads at a time; nothing depends on it being the only one. It brings letters from
+//! the bus into the book (in a cluster), lets those that are due be replayed, counts them, forgets
+//! old ones, and tells a webhook when letters stay that nobody will replay. How it fails: while the
+//! book cannot be reached it waits; a webhook that does not answer is tried again and holds nothing
+//! up.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,7 +28,8 @@ use crate::webhook::{Webhook, WebhookOptions};
 const LOOK: Duration = Duration::from_secs(1);
 /// Between two rounds of forgetting.
 const FORGET_EVERY: Duration = Duration::from_secs(3600);
-/// How long closed letters, finished replays and acts are remembered: as long as Kafka keeps letters.
+/// How long closed letters, finished replays and acts are remembered: as long as Kafka keeps
+/// letters.
 const REMEMBER_MS: i64 = 14 * 86_400_000;
 /// Letters that a message to people names.
 const EXAMPLES: usize = 5;
@@ -176,7 +179,8 @@ impl Desk {
         self.book.note(&Act { at: now, by, action, detail, letters: begun.letters }).await
     }
 
-    /// Tells people of letters that stay: when there are more than were told of, and when there are none any more.
+    /// Tells people of letters that stay: when there are more than were told of, and when there are
+    /// none any more.
     async fn tell(&mut self, open: &[GroupLetters], now: UnixMillis) -> Result<(), BookError> {
         let Some(webhook) = &self.webhook else { return Ok(()) };
         let staying: u64 = open.iter().map(|of| of.need_a_person).sum();

@@ -1,7 +1,8 @@
 //! `tagfast serve`: a server process from its configuration to its last log line.
 //!
-//! Shutdown is a protocol: stop accepting, finish the requests in flight, stop the consumers, close the store, flush the
-//! traces. A second signal ends the process at once, which loses nothing acknowledged.
+//! Shutdown is a protocol: stop accepting, finish the requests in flight, stop the consumers, close
+//! the store, flush the traces. A second signal ends the process at once, which loses nothing
+//! acknowledged.
 
 use std::path::Path;
 use std::sync::Arc;

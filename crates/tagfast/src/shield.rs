@@ -1,4 +1,5 @@
-//! What stands between the API and the databases of a cluster: the two Redis servers and the caches.
+//! What stands between the API and the databases of a cluster: the two Redis servers and the
+//! caches.
 
 use std::sync::Arc;
 
@@ -20,7 +21,8 @@ pub struct Shield {
 }
 
 impl Shield {
-    /// Connects to what is configured, in the background, and puts caches in front of the store of a process that serves the API.
+    /// Connects to what is configured, in the background, and puts caches in front of the store of
+    /// a process that serves the API.
     pub fn start(
         config: &Config,
         postgres: &PostgresConfig,

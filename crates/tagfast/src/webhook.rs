@@ -1,9 +1,10 @@
 //! Messages to people's tools: signed, tried again, one at a time.
 //!
-//! A message is a JSON document posted to the URL. `Tagfast-Signature: t=<unix seconds>,v1=<hex>` holds the HMAC-SHA256 of
-//! `<t>.<body>` with the secret, so that the receiver can tell who sent it and when; `Tagfast-Delivery` is the same in each attempt. How
-//! it fails: what is not answered with 2xx within five seconds is tried again, five times in about five minutes, then given up: the
-//! next news is sent anew. Redirects are not followed.
+//! A message is a JSON document posted to the URL. `Tagfast-Signature: t=<unix seconds>,v1=<hex>`
+//! holds the HMAC-SHA256 of `<t>.<body>` with the secret, so that the receiver can tell who sent it
+//! and when; `Tagfast-Delivery` is the same in each attempt. How it fails: what is not answered
+//! with 2xx within five seconds is tried again, five times in about five minutes, then given up:
+//! the next news is sent anew. Redirects are not followed.
 
 use std::time::Duration;
 

@@ -1,8 +1,10 @@
-//! `cargo xtask bench`: every figure of docs/performance.md beside its baseline, measured in the same run.
+//! `cargo xtask bench`: every figure of docs/performance.md beside its baseline, measured in the
+//! same run.
 //!
-//! Absolute numbers say more about the machine than about the program, so each figure is measured in turns with a
-//! baseline that pays for the same things (A B A B, the median of each): a bare HTTP server with the same body, the same
-//! HTTP layer over a store that keeps nothing, plain SQLite. The ratio is what counts.
+//! Absolute numbers say more about the machine than about the program, so each figure is measured
+//! in turns with a baseline that pays for the same things (A B A B, the median of each): a bare
+//! HTTP server with the same body, the same HTTP layer over a store that keeps nothing, plain
+//! SQLite. The ratio is what counts.
 
 mod data;
 mod figure;
@@ -24,7 +26,8 @@ use crate::run::{cargo, root, run, stage, target_dir};
 
 #[derive(clap::Args)]
 pub(crate) struct BenchOptions {
-    /// Short runs: shows that everything works, the figures mean little and docs/performance.md stays as it is.
+    /// Short runs: shows that everything works, the figures mean little and docs/performance.md
+    /// stays as it is.
     #[arg(long)]
     quick: bool,
     /// Only the figures of HTTP, import, memory and start.
@@ -185,8 +188,8 @@ fn large_store(options: &BenchOptions) -> Result<Vec<Figure>> {
     storage::large(&Lines::parse(&crate_bench("tagfast-store-embedded", "storage", short)?))
 }
 
-/// A crate's own benchmark; what it prints. Its data lies below `target/`: the system's directory for temporary files may
-/// be memory, where a durable write costs nothing.
+/// A crate's own benchmark; what it prints. Its data lies below `target/`: the system's directory
+/// for temporary files may be memory, where a durable write costs nothing.
 fn crate_bench(package: &str, bench: &str, args: &[&str]) -> Result<String> {
     let mut command = cargo();
     command.args(["bench", "--package", package, "--bench", bench, "--", "--json"]).args(args);

@@ -1,4 +1,5 @@
-//! The store's own benchmark prints one JSON object a line; here its lines become figures with their baselines.
+//! The store's own benchmark prints one JSON object a line; here its lines become figures with
+//! their baselines.
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;

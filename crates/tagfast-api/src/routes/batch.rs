@@ -23,7 +23,8 @@ const FUTURE_MS: i64 = 300_000;
 
 /// The tags of up to 500 contents
 ///
-/// One result per item in the order asked; an item that cannot be read has a problem and fails no other.
+/// One result per item in the order asked; an item that cannot be read has a problem and fails no
+/// other.
 #[utoipa::path(
     post,
     path = "/v1/content:batchGet",
@@ -89,8 +90,9 @@ pub(crate) async fn batch_get(Read(mut call): Read) -> Result<Response, Problem>
 
 /// Up to 500 writes
 ///
-/// One result per item in the order asked; each item is atomic by itself. With an `Idempotency-Key` the whole request can
-/// be sent again. `by` and `at` of a tag carry over who added it and when from elsewhere (scope `admin`).
+/// One result per item in the order asked; each item is atomic by itself. With an `Idempotency-Key`
+/// the whole request can be sent again. `by` and `at` of a tag carry over who added it and when
+/// from elsewhere (scope `admin`).
 #[utoipa::path(
     post,
     path = "/v1/content:batchTag",

@@ -33,7 +33,8 @@ struct WindowBody {
 pub(crate) struct BreakerBody {
     /// What it stands before.
     name: String,
-    /// `closed` (calls pass), `open` (none does), `half_open` (a few are tried), `forced_open`, `forced_closed` (by hand).
+    /// `closed` (calls pass), `open` (none does), `half_open` (a few are tried), `forced_open`,
+    /// `forced_closed` (by hand).
     #[schema(value_type = String, pattern = "^(closed|open|half_open|forced_open|forced_closed)$")]
     state: &'static str,
     /// Why it came to that: a stable word; `start` before any change.
@@ -158,7 +159,8 @@ struct ForcedBody {
 
 /// Holds a circuit breaker open or closed
 ///
-/// Of this process only, until it is set to `auto` or the process ends. The log has who did it and why.
+/// Of this process only, until it is set to `auto` or the process ends. The log has who did it and
+/// why.
 #[utoipa::path(
     post,
     path = "/v1/breakers",

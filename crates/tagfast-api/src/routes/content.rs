@@ -17,8 +17,9 @@ use crate::wire::{
 
 /// The tags of a content
 ///
-/// Content nobody tagged is an empty list. The `ETag` names the version, not the bytes: send it back in `If-None-Match`
-/// to be answered 304 while nothing changed, or in `If-Match` of a write. An answer that is stale or degraded is never 304.
+/// Content nobody tagged is an empty list. The `ETag` names the version, not the bytes: send it
+/// back in `If-None-Match` to be answered 304 while nothing changed, or in `If-Match` of a write.
+/// An answer that is stale or degraded is never 304.
 #[utoipa::path(
     get,
     path = "/v1/content/{type}/{id}/tags",
@@ -39,7 +40,8 @@ pub(crate) async fn view(Read(call): Read) -> Result<Response, Problem> {
     let meta = Meta::of(&view, now);
     let worse = meta.is_worse();
     let has_already = headers::has_already(&call.head.headers, view.version)?;
-    // 304 has no body to say that an answer is stale or lacks a promise, so such a one is never 304.
+    // 304 has no body to say that an answer is stale or lacks a promise, so such a one is never
+    // 304.
     let mut response = if has_already && !worse {
         let mut response = Response::default();
         *response.status_mut() = StatusCode::NOT_MODIFIED;

@@ -37,8 +37,9 @@ struct ExportParameters {
 
 /// All contents with their tags
 ///
-/// One JSON line a content, in an order that stays the same: by logical shard, then by type and id. A content that exists
-/// during the whole export is in it. A stream that ends early breaks off with an error; resume it with `after`.
+/// One JSON line a content, in an order that stays the same: by logical shard, then by type and id.
+/// A content that exists during the whole export is in it. A stream that ends early breaks off with
+/// an error; resume it with `after`.
 #[utoipa::path(
     get,
     path = "/v1/export",
@@ -58,7 +59,8 @@ pub(crate) async fn export(Read(call): Read) -> Result<Response, Problem> {
         done: false,
     };
     let zipped = walk.encoder.is_some();
-    // The first page is read before the answer begins, so that an error can still be a problem document.
+    // The first page is read before the answer begins, so that an error can still be a problem
+    // document.
     let first = walk.next().await?;
     let rest = stream::unfold((Some(walk), first), |(walk, ready)| async move {
         let mut walk = walk?;

@@ -1,6 +1,7 @@
 //! Finding contents by tags. Eventually consistent: every answer says how old it is.
 //!
-//! Hits are one question to the index; facets and an exact total are others, because they can be done without.
+//! Hits are one question to the index; facets and an exact total are others, because they can be
+//! done without.
 
 use std::sync::Arc;
 
@@ -28,8 +29,8 @@ use crate::wire::{self, Derived, HitBody, Meta, Names, SearchBody, TotalBody};
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "describes the query to the OpenAPI document")]
 struct SearchParameters {
-    /// The query: tags with `AND`, `OR`, `NOT`, parentheses, quotes and `type:`; a list of tags means all of them.
-    /// Without it everything matches.
+    /// The query: tags with `AND`, `OR`, `NOT`, parentheses, quotes and `type:`; a list of tags
+    /// means all of them. Without it everything matches.
     #[param(required = false, example = "critical AND (ui OR api) AND NOT wontfix")]
     q: Option<String>,
     /// Only contents of this type.

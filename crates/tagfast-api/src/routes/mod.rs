@@ -29,7 +29,8 @@ pub(crate) struct ContentPath {
         example = "jira.issue"
     )]
     content_type: String,
-    /// The content's id, percent-encoded as one path segment (`/` is `%2F`): 1 to 256 bytes without control characters.
+    /// The content's id, percent-encoded as one path segment (`/` is `%2F`): 1 to 256 bytes
+    /// without control characters.
     #[param(min_length = 1, max_length = 256, example = "PROJ-1")]
     id: String,
 }
@@ -42,8 +43,8 @@ pub(crate) struct ContentPath {
     reason = "describes the path to the OpenAPI document; the values are read from the raw path"
 )]
 pub(crate) struct TagPath {
-    /// Any spelling of the tag, percent-encoded as one path segment: 1 to 64 characters, at most 256 bytes, without
-    /// control characters and `< > " \ ,`.
+    /// Any spelling of the tag, percent-encoded as one path segment: 1 to 64 characters, at most
+    /// 256 bytes, without control characters and `< > " \ ,`.
     #[param(min_length = 1, max_length = 2048, example = "implemented-in::c++")]
     tag: String,
 }

@@ -1,4 +1,5 @@
-//! Operating the service: receipts, status, rebuilding, counting again; what the cluster mode adds answers 501.
+//! Operating the service: receipts, status, rebuilding, counting again; what the cluster mode adds
+//! answers 501.
 
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
@@ -182,8 +183,8 @@ struct ReindexBody {
 
 /// Rebuilds the search index
 ///
-/// From the shards, while the old index goes on serving. The answer comes when it is done; the work goes on when the
-/// client leaves.
+/// From the shards, while the old index goes on serving. The answer comes when it is done; the work
+/// goes on when the client leaves.
 #[utoipa::path(
     post,
     path = "/v1/admin/reindex",
@@ -235,7 +236,8 @@ struct DriftBody {
 
 /// Compares the popular counts with the shards
 ///
-/// While writes go on. Of the drift only the caller's tenant is listed; the sums are of all tenants.
+/// While writes go on. Of the drift only the caller's tenant is listed; the sums are of all
+/// tenants.
 #[utoipa::path(
     post,
     path = "/v1/admin/recount",

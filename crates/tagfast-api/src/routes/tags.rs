@@ -1,5 +1,6 @@
-//! Tags by use: suggestions, the most used ones, one with its related ones. Each can be done without: what cannot be had in time is
-//! answered as it was last, or left out, and the answer says so.
+//! Tags by use: suggestions, the most used ones, one with its related ones. Each can be done
+//! without: what cannot be had in time is answered as it was last, or left out, and the answer says
+//! so.
 
 use std::sync::Arc;
 
@@ -105,8 +106,8 @@ pub(crate) async fn popular_tags(Read(call): Read) -> Result<Response, Problem> 
 
 /// One tag
 ///
-/// How many contents carry it and which tags occur together with it. A tag nobody uses has the count 0. The tag named
-/// `popular` is read as `/v1/tags/%70opular`.
+/// How many contents carry it and which tags occur together with it. A tag nobody uses has the
+/// count 0. The tag named `popular` is read as `/v1/tags/%70opular`.
 #[utoipa::path(
     get,
     path = "/v1/tags/{tag}",

@@ -1,4 +1,5 @@
-//! What is answered when a part does not: the last good answer, an answer without the part, or an error for who wants neither.
+//! What is answered when a part does not: the last good answer, an answer without the part, or an
+//! error for who wants neither.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;

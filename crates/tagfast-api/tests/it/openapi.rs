@@ -91,7 +91,8 @@ fn request_bodies_refuse_unknown_fields() {
     }
 }
 
-/// Resolves what a schema says, far enough to check an answer: types, required fields, items, alternatives.
+/// Resolves what a schema says, far enough to check an answer: types, required fields, items,
+/// alternatives.
 fn check(api: &Value, schema: &Value, value: &Value, at: &str) {
     if let Some(name) = schema["$ref"].as_str().and_then(|r| r.rsplit('/').next()) {
         let target = &api["components"]["schemas"][name];

@@ -248,7 +248,8 @@ async fn soft_times_are_spread_and_nothing_answers_past_them() {
     assert!((1..=200).contains(&expired), "{expired}");
 }
 
-/// While only something older is to be had, it is given to who takes it, marked, and never for a token that says more.
+/// While only something older is to be had, it is given to who takes it, marked, and never for a
+/// token that says more.
 #[tokio::test(start_paused = true)]
 async fn a_token_is_refused_rather_than_answered_with_less() {
     let world = World::with(CacheOptions { l1_bytes: 0, ..CacheOptions::default() });

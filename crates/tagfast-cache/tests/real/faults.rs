@@ -1,4 +1,5 @@
-//! Every way in which the cache Redis fails: nobody is answered wrongly or late, and all is as before afterwards.
+//! Every way in which the cache Redis fails: nobody is answered wrongly or late, and all is as
+//! before afterwards.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -30,7 +31,8 @@ pub(crate) async fn works(world: &World, id: &str) {
     world.b.hears().await;
 }
 
-/// While a server does not answer, reads and writes are right and quick enough; afterwards the cache works by itself.
+/// While a server does not answer, reads and writes are right and quick enough; afterwards the
+/// cache works by itself.
 async fn survives(name: &str, begin: impl AsyncFnOnce(&World), end: impl AsyncFnOnce(&World)) {
     let _turn = alone().await;
     let world = World::start(CacheOptions::default()).await;
@@ -77,7 +79,8 @@ async fn a_killed_cache_comes_back_empty() {
     .await;
 }
 
-/// What a node knows is put into a Redis that came back empty: another node need not read it from the store.
+/// What a node knows is put into a Redis that came back empty: another node need not read it from
+/// the store.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_known_is_put_into_an_empty_redis() {
     let _turn = alone().await;
@@ -162,7 +165,8 @@ async fn a_full_cache_evicts() {
     survives("full", small, large).await;
 }
 
-/// VC4: a node that is cut off does not answer from L1 later than a second after it last heard; healed, L1 is on again soon.
+/// VC4: a node that is cut off does not answer from L1 later than a second after it last heard;
+/// healed, L1 is on again soon.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn vc4_a_cut_off_node_stops_to_answer_from_l1() {
     let _turn = alone().await;
@@ -188,7 +192,8 @@ async fn vc4_a_cut_off_node_stops_to_answer_from_l1() {
     assert_eq!(world.a.eventual("x").await.version, written.version);
 }
 
-/// The connection of messages ends while the data's lives: L1 stops at once, and goes on with what nothing was missed of.
+/// The connection of messages ends while the data's lives: L1 stops at once, and goes on with what
+/// nothing was missed of.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_message_connection_alone_is_noticed() {
     let _turn = alone().await;
@@ -247,7 +252,8 @@ async fn vc5_a_missed_message_empties_one_stripe() {
     }
 }
 
-/// Numbers that begin anew in an emptied Redis are no old ones: what may have been missed meanwhile is not answered from L1.
+/// Numbers that begin anew in an emptied Redis are no old ones: what may have been missed meanwhile
+/// is not answered from L1.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn numbers_that_begin_anew_empty_their_stripe() {
     let _turn = alone().await;

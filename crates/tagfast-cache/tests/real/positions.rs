@@ -13,7 +13,8 @@ use tagfast_testkit::wait_for_condition_async;
 use crate::kit::{PATIENCE, World, alone, command, fault, short, try_command};
 use crate::support::{Mood, add, key, user};
 
-/// Waits until positions are known to be complete: a Redis that has just begun may have forgotten some.
+/// Waits until positions are known to be complete: a Redis that has just begun may have forgotten
+/// some.
 pub(crate) async fn known(world: &World) {
     wait_for_condition_async("positions are known", PATIENCE, || async {
         let reads = world.behind.reads();
@@ -63,7 +64,8 @@ async fn many_writes_of_one_user_are_covered() {
     world.a.link(Use::Cache, Mode::Pass).await;
 }
 
-/// A state Redis that was emptied, or is another process, has forgotten positions: until those are over, the store is asked.
+/// A state Redis that was emptied, or is another process, has forgotten positions: until those are
+/// over, the store is asked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn forgotten_positions_send_readers_to_the_store() {
     let _turn = alone().await;
@@ -145,7 +147,8 @@ async fn warm() -> World {
     world
 }
 
-/// Whoever asks at the same time shares a round trip; one user's spoilt key is nobody else's trouble.
+/// Whoever asks at the same time shares a round trip; one user's spoilt key is nobody else's
+/// trouble.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_ask_together() {
     let _turn = alone().await;
@@ -211,7 +214,8 @@ async fn a_caller_who_gives_up_leaves_the_others_their_answers() {
     world.b.link(Use::State, Mode::Pass).await;
 }
 
-/// An entry that a lost write-through left behind ends before its writer's position does: a plain client is never shown it.
+/// An entry that a lost write-through left behind ends before its writer's position does: a plain
+/// client is never shown it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn positions_outlive_every_entry() {
     let _turn = alone().await;

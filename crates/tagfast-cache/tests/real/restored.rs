@@ -19,8 +19,9 @@ async fn servers(dir: &tempfile::TempDir) -> [RedisServer; 2] {
     blocking(move || homes.map(|home| RedisServer::start(home, &[]))).await
 }
 
-/// VC7, first run: both servers come back with older copies. Nobody is answered less than they wrote or their token says, not while
-/// they are away either; everybody else is answered what is right when old entries have ended.
+/// VC7, first run: both servers come back with older copies. Nobody is answered less than they
+/// wrote or their token says, not while they are away either; everybody else is answered what is
+/// right when old entries have ended.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn vc7_both_restored_from_older_copies() {
     let _turn = alone().await;
@@ -56,8 +57,8 @@ async fn vc7_both_restored_from_older_copies() {
     works(&world, "after").await;
 }
 
-/// The numbers of messages went back with a copy and have come to where they had been: they are not the same ones. What changed
-/// while a node heard nothing is not answered from its L1.
+/// The numbers of messages went back with a copy and have come to where they had been: they are not
+/// the same ones. What changed while a node heard nothing is not answered from its L1.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn numbers_that_went_back_are_not_those_that_were_heard() {
     let _turn = alone().await;

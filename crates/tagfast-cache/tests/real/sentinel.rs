@@ -1,4 +1,5 @@
-//! Both servers behind Sentinel: a primary that dies or hangs, and a replica that takes over without the last writes.
+//! Both servers behind Sentinel: a primary that dies or hangs, and a replica that takes over
+//! without the last writes.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -74,7 +75,8 @@ async fn hears_changes(world: &World, cache: &RedisServer, id: &str) {
     .await;
 }
 
-/// A round of writes and reads: the writer's reads through both nodes, without a token and with one. The slowest call.
+/// A round of writes and reads: the writer's reads through both nodes, without a token and with
+/// one. The slowest call.
 async fn round(world: &World, id: &str, slowest: &mut Duration) {
     for (writer, reader) in [(&world.a, &world.b), (&world.b, &world.a)] {
         let mut began = Instant::now();
@@ -95,8 +97,8 @@ async fn round(world: &World, id: &str, slowest: &mut Duration) {
     }
 }
 
-/// While a primary is away and another one takes its place, reads and writes are right and quick enough; afterwards the caches
-/// work by themselves.
+/// While a primary is away and another one takes its place, reads and writes are right and quick
+/// enough; afterwards the caches work by themselves.
 async fn survives(name: &str, fault: fn(&mut Watched)) {
     let _turn = alone().await;
     let servers = watched().await;
@@ -166,7 +168,8 @@ pub(crate) async fn written_and_read(world: &World) -> Vec<String> {
     ids
 }
 
-/// Writes through a node that is gone afterwards: no other one knows what it wrote, or can put it into the caches again.
+/// Writes through a node that is gone afterwards: no other one knows what it wrote, or can put it
+/// into the caches again.
 pub(crate) async fn written_and_gone(
     world: &World,
     urls: &[String; 2],
@@ -182,8 +185,9 @@ pub(crate) async fn written_and_gone(
     written
 }
 
-/// Who wrote a content or has its token is answered what is right although the cache is older; everybody else when old entries have
-/// ended. Contents that nobody knows but the store: `written` by a node that is gone.
+/// Who wrote a content or has its token is answered what is right although the cache is older;
+/// everybody else when old entries have ended. Contents that nobody knows but the store: `written`
+/// by a node that is gone.
 pub(crate) async fn nobody_misses_what_they_know(
     world: &World,
     urls: &[String; 2],
@@ -220,8 +224,9 @@ pub(crate) async fn nobody_misses_what_they_know(
     }
 }
 
-/// VC7, second run: the replicas take over without the last writes. Nobody is answered less than they wrote or their token says;
-/// everybody else is answered what is right when old entries have ended.
+/// VC7, second run: the replicas take over without the last writes. Nobody is answered less than
+/// they wrote or their token says; everybody else is answered what is right when old entries have
+/// ended.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn vc7_replicas_promoted_without_the_last_writes() {
     let _turn = alone().await;

@@ -83,7 +83,8 @@ async fn vc3_a_slow_readers_fill_is_refused() {
     assert_eq!((view.version, view.cache), (written.version, CacheUse::Hit("redis")));
 }
 
-/// A write through one node is heard by the other, which had the content in L1. VC9: also where the entry said "no tags".
+/// A write through one node is heard by the other, which had the content in L1. VC9: also where the
+/// entry said "no tags".
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn vc9_a_write_is_seen_through_the_other_node() {
     let _turn = alone().await;
@@ -144,7 +145,8 @@ async fn vc8_a_stampede_on_two_nodes_is_two_reads() {
     assert_eq!(world.behind.reads(), 2);
 }
 
-/// What nobody can read is a miss: left alone when it is of a newer program, deleted when it is damaged.
+/// What nobody can read is a miss: left alone when it is of a newer program, deleted when it is
+/// damaged.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn entries_that_cannot_be_read_are_misses() {
     let _turn = alone().await;
@@ -194,7 +196,8 @@ async fn vc6_what_a_failover_lost_goes_and_the_rest_stays() {
     assert_eq!(world.behind.reads(), reads, "entries below the fence answer");
 }
 
-/// An entry that another program put in with a time far ahead neither answers for ever nor stops fills.
+/// An entry that another program put in with a time far ahead neither answers for ever nor stops
+/// fills.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_older_version_from_the_future_is_replaced() {
     let _turn = alone().await;

@@ -1,4 +1,5 @@
-//! What the tests share: the embedded store as what is behind the caches, and a store that does as it is told.
+//! What the tests share: the embedded store as what is behind the caches, and a store that does as
+//! it is told.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -78,7 +79,8 @@ struct State {
     lost_answer: bool,
 }
 
-/// A store in memory that counts and fails as told. Several caches may be in front of it, as API nodes are.
+/// A store in memory that counts and fails as told. Several caches may be in front of it, as API
+/// nodes are.
 pub(crate) struct Behind {
     state: Mutex<State>,
     pub(crate) reads: AtomicU64,

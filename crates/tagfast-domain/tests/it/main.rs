@@ -1,4 +1,5 @@
-//! Tests of the domain: identity of tags, the stored format, and the one function that changes a document.
+//! Tests of the domain: identity of tags, the stored format, and the one function that changes a
+//! document.
 
 mod apply;
 mod codec;

@@ -18,7 +18,8 @@ fn unescape(field: &str) -> String {
     out + rest
 }
 
-/// A changed line means that tags which are stored split or merge: it needs a migration, not a new golden file.
+/// A changed line means that tags which are stored split or merge: it needs a migration, not a new
+/// golden file.
 #[test]
 fn canonical_names_are_frozen() {
     let mut lines = 0;
@@ -37,7 +38,8 @@ fn canonical_names_are_frozen() {
     assert!(lines > 190, "{lines} golden lines");
 }
 
-/// Every code point, alone and after a letter, as one number: a dependency whose tables changed changes it.
+/// Every code point, alone and after a letter, as one number: a dependency whose tables changed
+/// changes it.
 #[test]
 fn the_tables_of_all_code_points_are_frozen() {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;

@@ -10,7 +10,8 @@ use crate::kit::{self, CLUSTER, MemorySink, consume, event};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Members join and leave, some without a word, while events flow: in the end every content has its newest state.
+/// Members join and leave, some without a word, while events flow: in the end every content has its
+/// newest state.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_come_and_go_and_nothing_is_lost() {
     const CONTENTS: u64 = 60;

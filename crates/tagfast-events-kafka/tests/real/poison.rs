@@ -209,7 +209,8 @@ async fn cr3_a_letter_that_cannot_be_written_stops_the_position() {
     consumer.stop().await;
 }
 
-/// CR10: after a marker, events and heartbeats of the epoch before are dropped, also after a restart of the consumer.
+/// CR10: after a marker, events and heartbeats of the epoch before are dropped, also after a
+/// restart of the consumer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cr10_what_a_replaced_epoch_publishes_is_dropped() {
     let (options, bus, _quiet) = kit::fresh().await;
@@ -218,7 +219,8 @@ async fn cr10_what_a_replaced_epoch_publishes_is_dropped() {
     let publisher = bus.publisher();
     publisher.publish(CLUSTER, &[event("a", 10, 5)], 0).await.expect("published");
     publisher.marker(CLUSTER, EpochOrdinal(6), kit::now()).await.expect("marked");
-    // The old primary's relay is still at it: a higher version than anything, and a promise it cannot make.
+    // The old primary's relay is still at it: a higher version than anything, and a promise it
+    // cannot make.
     publisher.publish(CLUSTER, &[event("a", 99, 5)], 0).await.expect("published");
     let tomorrow = kit::now() + 86_400_000;
     publisher.heartbeat(CLUSTER, EpochOrdinal(5), tomorrow, 0).await;
@@ -248,7 +250,8 @@ async fn cr10_what_a_replaced_epoch_publishes_is_dropped() {
     consumer.stop().await;
 }
 
-/// A group that is behind what the topic retains is rebuilt from the shards, never moved on silently.
+/// A group that is behind what the topic retains is rebuilt from the shards, never moved on
+/// silently.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_is_behind_what_is_retained_is_rebuilt() {
     let (options, bus, _quiet) = kit::fresh().await;

@@ -1,4 +1,5 @@
-//! What every book of dead letters must do, as functions over a harness. Each has the book for itself.
+//! What every book of dead letters must do, as functions over a harness. Each has the book for
+//! itself.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -356,8 +357,9 @@ pub async fn only_closed_letters_are_forgotten(harness: &dyn LetterHarness) {
     assert_eq!(states(book.as_ref(), "old").await, [(2, LetterState::Open)]);
 }
 
-/// Expands to one test per promise. The expression makes a [`LetterHarness`](crate::conformance::letters::LetterHarness); it is
-/// evaluated once per test, inside the runtime, and may await.
+/// Expands to one test per promise. The expression makes a
+/// [`LetterHarness`](crate::conformance::letters::LetterHarness); it is evaluated once per test,
+/// inside the runtime, and may await.
 #[macro_export]
 macro_rules! letters_suite {
     ($harness:expr) => {

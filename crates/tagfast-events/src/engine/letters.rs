@@ -1,4 +1,5 @@
-//! What becomes of records that cannot be applied: letters, and what is done when there are too many of them.
+//! What becomes of records that cannot be applied: letters, and what is done when there are too
+//! many of them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -120,8 +121,8 @@ impl Engine {
         Ok(())
     }
 
-    /// During a storm: writes what somebody allowed, or tries one held record of each partition again. When it succeeds, the
-    /// records were good: all of the partition are applied.
+    /// During a storm: writes what somebody allowed, or tries one held record of each partition
+    /// again. When it succeeds, the records were good: all of the partition are applied.
     pub(super) async fn weather(&mut self) -> Result<(), StopAsked> {
         if self.shared.storm_allowed.swap(false, Ordering::Relaxed) {
             self.storm.allow(self.clock.now_ms());

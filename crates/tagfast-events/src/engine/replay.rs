@@ -12,8 +12,8 @@ use crate::runtime::Replay;
 use crate::sink::{RecordVerdict, SinkRecord};
 
 impl Engine {
-    /// Judges letters by version alone: what a replaced epoch published has a smaller one than what replaced it. Answers when
-    /// what was applied is durable.
+    /// Judges letters by version alone: what a replaced epoch published has a smaller one than what
+    /// replaced it. Answers when what was applied is durable.
     pub(super) async fn replay(&mut self, replay: Replay) -> Result<(), StopAsked> {
         let Replay { letters, dry_run, reply } = replay;
         let mut outcomes = vec![ReplayOutcome::NotHere; letters.len()];

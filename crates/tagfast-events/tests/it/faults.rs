@@ -195,8 +195,8 @@ async fn a_stop_does_not_wait_for_a_sink_that_is_down() {
     assert_eq!(consumer.status().state, ConsumerState::Stopped);
 }
 
-/// CR8: when every record fails, the records are not to blame: few letters, an alarm, and all of them are applied when the cause
-/// has gone.
+/// CR8: when every record fails, the records are not to blame: few letters, an alarm, and all of
+/// them are applied when the cause has gone.
 #[tokio::test(start_paused = true)]
 async fn cr8_a_storm_is_stopped_and_ends_by_itself() {
     let clock = VirtualClock::new();

@@ -1,4 +1,5 @@
-//! The envelope against its golden file and schema; the runtime against scripted sinks and a bus in memory.
+//! The envelope against its golden file and schema; the runtime against scripted sinks and a bus in
+//! memory.
 
 mod envelope;
 mod faults;

@@ -1,5 +1,5 @@
-//! CR1, CR5: random streams with poison, failures, outages and crashes: the sink ends equal to the model, and what is
-//! parked is exactly what can never be applied.
+//! CR1, CR5: random streams with poison, failures, outages and crashes: the sink ends equal to the
+//! model, and what is parked is exactly what can never be applied.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

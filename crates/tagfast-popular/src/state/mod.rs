@@ -1,8 +1,9 @@
 //! The boards of all processes, in the state Redis.
 //!
-//! Each partition's owner pushes absolute counts of the tags that changed; the owner of a tenant's partition adds them up to the
-//! tenant's boards; whoever answers questions reads those. Redis keeps nothing that is not in the owners' files: emptied, restored
-//! from an old copy or replaced by a replica it is filled again. Every change is made behind a claim: who owned a partition
+//! Each partition's owner pushes absolute counts of the tags that changed; the owner of a tenant's
+//! partition adds them up to the tenant's boards; whoever answers questions reads those. Redis
+//! keeps nothing that is not in the owners' files: emptied, restored from an old copy or replaced
+//! by a replica it is filled again. Every change is made behind a claim: who owned a partition
 //! before cannot put older counts over newer ones.
 //!
 //! | key | |

@@ -1,8 +1,9 @@
 //! Answers questions from the boards of the state Redis.
 //!
-//! A tenant's boards are read when somebody asks about the tenant, and read again at most once a second when they changed. How it
-//! fails: while Redis cannot be reached, what was read last answers, marked stale, with its age; a tenant nobody asked about
-//! before is answered that popular tags are unavailable.
+//! A tenant's boards are read when somebody asks about the tenant, and read again at most once a
+//! second when they changed. How it fails: while Redis cannot be reached, what was read last
+//! answers, marked stale, with its age; a tenant nobody asked about before is answered that popular
+//! tags are unavailable.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -134,7 +135,8 @@ impl StateBoards {
     async fn read(&self, tenant: &TenantId, known: Option<&Read>) -> Result<Read, StateError> {
         let at = Instant::now();
         let mut connection = self.redis.connection()?;
-        // The moment first: what is added up after it may be on the boards that are read, not the other way round.
+        // The moment first: what is added up after it may be on the boards that are read, not the
+        // other way round.
         let merged = merging(tenant, self.partitions).0.to_string();
         let through = AsyncTypedCommands::hget(&mut connection, "tf:pw", merged).await?;
         let version = AsyncTypedCommands::get(&mut connection, format!("tf:pv:{tenant}")).await?;

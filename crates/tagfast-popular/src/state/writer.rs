@@ -1,8 +1,10 @@
-//! Pushes counts of the partitions of this process, and adds up the boards of the tenants that are theirs.
+//! Pushes counts of the partitions of this process, and adds up the boards of the tenants that are
+//! theirs.
 //!
-//! How it fails: while Redis cannot be reached or refuses, what is to be pushed stays to be pushed; boards keep their age. A crash
-//! between two steps repeats the step: values are absolute. A claim that somebody else replaced, or that Redis does not know any
-//! more, is made anew with everything, as long as the group still gives the partition to this process.
+//! How it fails: while Redis cannot be reached or refuses, what is to be pushed stays to be pushed;
+//! boards keep their age. A crash between two steps repeats the step: values are absolute. A claim
+//! that somebody else replaced, or that Redis does not know any more, is made anew with everything,
+//! as long as the group still gives the partition to this process.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -48,7 +50,8 @@ if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED a
 redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
 return 1";
 
-/// Moves the tags to be added up aside; those of a merge that broke off come first. 0: there is nothing.
+/// Moves the tags to be added up aside; those of a merge that broke off come first. 0: there is
+/// nothing.
 const ASIDE: &str = "
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED another process owns it') end
 if redis.call('EXISTS', KEYS[3]) == 1 then return 1 end
@@ -86,7 +89,8 @@ struct Desk {
 }
 
 impl BoardWriter {
-    /// Starts to push what `counts` counts; they must have been opened with [`PopularCounts::open_shared`].
+    /// Starts to push what `counts` counts; they must have been opened with
+    /// [`PopularCounts::open_shared`].
     pub fn spawn(counts: Arc<PopularCounts>, redis: Arc<Redis>, partitions: u16) -> Self {
         let mut desk = Desk { counts, redis, partitions, generation: None, failing: false };
         Self(Background::spawn(async move |mut stopped: Stopped| {

@@ -108,7 +108,8 @@ async fn a_bucket_leaves_its_window_exactly_once() {
     counting.clock.advance(1);
     assert!(counting.board("x", Window::Hour).await.is_empty());
     assert_eq!(counting.board("x", Window::Day).await.len(), 1);
-    // A late event of a bucket that has left does not count in that window, and its removal subtracts nothing from it.
+    // A late event of a bucket that has left does not count in that window, and its removal
+    // subtracts nothing from it.
     let late = event("x", "2", 1, START, &[("ui", START)]);
     counting.write(std::slice::from_ref(&late));
     counting.deliver(&[late]).await;

@@ -1,4 +1,5 @@
-//! The counts against a model: duplicates, reorder, crashes, windows over days, recount, displays, tenants.
+//! The counts against a model: duplicates, reorder, crashes, windows over days, recount, displays,
+//! tenants.
 
 mod counting;
 mod model;

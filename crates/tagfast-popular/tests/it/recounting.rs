@@ -80,7 +80,8 @@ async fn po5_planted_errors_are_found_and_mended() {
     counting.assert_equals_the_model("r").await;
 }
 
-/// An event that never came (parked, say) is drift once everything before it was counted, and a recount mends it.
+/// An event that never came (parked, say) is drift once everything before it was counted, and a
+/// recount mends it.
 #[tokio::test]
 async fn a_missing_event_is_drift_and_not_in_flight_for_ever() {
     let counting = Counting::new().await;

@@ -1,4 +1,5 @@
-//! The boards of several processes in a real Redis, while it dies, comes back empty or with an old copy, and while partitions move.
+//! The boards of several processes in a real Redis, while it dies, comes back empty or with an old
+//! copy, and while partitions move.
 
 #[path = "../it/model.rs"]
 mod model;
@@ -252,7 +253,8 @@ async fn po1_boards_of_two_processes_equal_the_model() {
     other.writer.stop().await;
 }
 
-/// PO2: a partition moves to another process; the one that had it does not know yet and pushes its older counts.
+/// PO2: a partition moves to another process; the one that had it does not know yet and pushes its
+/// older counts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn po2_who_owned_a_partition_before_changes_nothing() {
     let _alone = alone().await;
@@ -273,7 +275,8 @@ async fn po2_who_owned_a_partition_before_changes_nothing() {
     world.write(&after);
     new.assign(&all).await;
     world.agrees("acme").await;
-    // The old one still believes: it applies something stale of every content and pushes it, round after round.
+    // The old one still believes: it applies something stale of every content and pushes it, round
+    // after round.
     let stale: Vec<TaggingsEvent> = (0..60)
         .map(|n| event("acme", &format!("c{n}"), 1500, START, &[("Stale", START)]))
         .collect();
@@ -333,7 +336,8 @@ async fn po6_boards_come_back_after_redis_does() {
     owner.writer.stop().await;
 }
 
-/// An old copy of everything comes back with another process: its boards, its counts and its claims are not believed.
+/// An old copy of everything comes back with another process: its boards, its counts and its claims
+/// are not believed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_old_copy_is_written_over() {
     let _alone = alone().await;

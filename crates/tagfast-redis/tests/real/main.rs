@@ -58,8 +58,8 @@ async fn a_frozen_primary_is_followed_by_its_replica() {
     follows(|watched| watched.primary.freeze(), thawed).await;
 }
 
-/// A primary that was frozen says for seconds that it is one after another one has taken its place. Who was connecting meanwhile, or
-/// did not notice, leaves it.
+/// A primary that was frozen says for seconds that it is one after another one has taken its place.
+/// Who was connecting meanwhile, or did not notice, leaves it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thawed_primary_is_left_before_it_knows() {
     let (watched, redis) = watched().await;

@@ -156,7 +156,8 @@ fn open_times_double_up_to_a_cap_and_begin_anew_after_a_good_time() {
     assert!(world.breaker.acquire().unwrap_err().retry_after <= Duration::from_millis(500));
 }
 
-/// Results that come when the breaker is in a later state, 40 of them: they change nothing but the count of late ones.
+/// Results that come when the breaker is in a later state, 40 of them: they change nothing but the
+/// count of late ones.
 fn come_late(world: &World, late: Vec<Permit>) {
     let before = world.breaker.look();
     let step = format!("{:?}", world.breaker.lock().step);
@@ -337,8 +338,8 @@ fn schedules() -> u32 {
     if std::env::var_os("TAGFAST_FULL").is_some_and(|v| v == "1") { 1_000_000 } else { 10_000 }
 }
 
-/// A call begins. Half open, a place without a probe in it is given at once, and no probe is waited for longer than four slow
-/// calls take.
+/// A call begins. Half open, a place without a probe in it is given at once, and no probe is waited
+/// for longer than four slow calls take.
 fn begin(world: &World, held: &mut Vec<Permit>) -> Result<(), TestCaseError> {
     let slow = world.breaker.options.slow_after;
     let look = world.breaker.look();

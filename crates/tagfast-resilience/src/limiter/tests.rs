@@ -157,7 +157,8 @@ fn the_baseline_rises_two_percent_a_second_at_most() {
 fn at_the_least_for_five_seconds_it_learns_anew() {
     let world = World::new(LimiterOptions::default());
     (0..100).for_each(|_| world.round(1000, 0));
-    // The dependency became ten times as slow for good: with four calls under way nothing waits there.
+    // The dependency became ten times as slow for good: with four calls under way nothing waits
+    // there.
     let mut relearned = None;
     for n in 0..2000 {
         world.round(10_000, 0);

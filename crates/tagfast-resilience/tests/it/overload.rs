@@ -45,7 +45,8 @@ fn db2_as_shipped_it_is_back_within_ten_seconds_and_the_database_never_has_too_m
     }
 }
 
-/// Timeouts and retries alone, and with batches and a retry budget added: it is down until somebody stops the clients.
+/// Timeouts and retries alone, and with batches and a retry budget added: it is down until somebody
+/// stops the clients.
 #[test]
 fn without_limiter_breaker_and_single_flight_it_never_recovers() {
     let scale = if full() { 1 } else { 16 };

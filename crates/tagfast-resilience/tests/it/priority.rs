@@ -15,7 +15,8 @@ struct Second {
     sheddable_begun: u32,
 }
 
-/// Calls of both kinds, each a multiple of what a database of 16 workers and 1,000 queries a second carries.
+/// Calls of both kinds, each a multiple of what a database of 16 workers and 1,000 queries a second
+/// carries.
 fn run(critical: u64, sheddable: u64, seconds: usize) -> Vec<Second> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
@@ -30,7 +31,8 @@ fn run(critical: u64, sheddable: u64, seconds: usize) -> Vec<Second> {
         let mut calls = tokio::task::JoinSet::new();
         for ms in 0..seconds as u64 * 1000 {
             let at = (ms / 1000) as usize;
-            // Hundredths of a call each millisecond, in the order of the numbers: even, but not in step with the workers.
+            // Hundredths of a call each millisecond, in the order of the numbers: even, but not in
+            // step with the workers.
             let count = |hundredths: u64| (ms + 1) * hundredths / 100 - ms * hundredths / 100;
             let kinds = [
                 (Criticality::Critical, count(critical)),
@@ -72,7 +74,8 @@ fn run(critical: u64, sheddable: u64, seconds: usize) -> Vec<Second> {
     })
 }
 
-/// DB3, simulated: over the limit nothing that can be given up goes to the database, and it is used all the same.
+/// DB3, simulated: over the limit nothing that can be given up goes to the database, and it is used
+/// all the same.
 #[test]
 fn db3_no_critical_call_is_refused_while_a_sheddable_one_begins() {
     for critical in [105, 110, 120, 150, 200, 800] {

@@ -1,9 +1,12 @@
-//! A service with a cache in front of its database, clients that retry, and a cache that is lost and comes back empty.
+//! A service with a cache in front of its database, clients that retry, and a cache that is lost
+//! and comes back empty.
 //!
-//! The parts of the crate are the real ones, on tokio's paused time: limiter, breaker, flights, retry budget, backoff. Modelled
-//! are the clients, the cache, the collecting of batches and the database only. A seed gives the same run each time.
+//! The parts of the crate are the real ones, on tokio's paused time: limiter, breaker, flights,
+//! retry budget, backoff. Modelled are the clients, the cache, the collecting of batches and the
+//! database only. A seed gives the same run each time.
 //!
-//! What is true of real systems and decides here: the database works on when whoever asked has given up, and its queue has no end.
+//! What is true of real systems and decides here: the database works on when whoever asked has
+//! given up, and its queue has no end.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +20,8 @@ use tagfast_resilience::{
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 
-// All of these are for a scale of 1; at another one there are so many times fewer of each, and the same share of each other.
+// All of these are for a scale of 1; at another one there are so many times fewer of each, and the
+// same share of each other.
 /// Reads a second.
 const READS: f64 = 8000.0;
 /// Keys; how often one is read follows a Zipf distribution with that exponent.
@@ -119,8 +123,8 @@ impl Run {
             / (to - from)
     }
 
-    /// Seconds from the return of the cache until the goodput of every second is at least 99 % of that before; `None`: not within
-    /// this run.
+    /// Seconds from the return of the cache until the goodput of every second is at least 99 % of
+    /// that before; `None`: not within this run.
     pub(crate) fn recovery(&self) -> Option<f64> {
         let before = self.goodput(1.0, LOST);
         let end = self.seconds();
@@ -134,7 +138,8 @@ impl Run {
         }
     }
 
-    /// The most work of a second, as a share of what the database can do, from 100 ms after the loss on.
+    /// The most work of a second, as a share of what the database can do, from 100 ms after the
+    /// loss on.
     pub(crate) fn peak(&self) -> f64 {
         let from = (LOST * BUCKETS as f64) as usize + 1;
         (from..=self.buckets.len() - BUCKETS)
@@ -246,7 +251,8 @@ impl World {
         loaded
     }
 
-    /// Collects misses into queries. A batch that waits for its place goes on collecting: what is short are queries, not keys.
+    /// Collects misses into queries. A batch that waits for its place goes on collecting: what is
+    /// short are queries, not keys.
     async fn batched(self: &Arc<Self>, key: usize) -> bool {
         let (sender, answer) = oneshot::channel();
         let (batch, first) = {
@@ -283,8 +289,9 @@ impl World {
         answer.await.unwrap_or(false)
     }
 
-    /// A query for as many keys as there are when breaker and limiter let it through; `false` when they do not, or it took too
-    /// long. Whoever gives up does not end it: the database works on.
+    /// A query for as many keys as there are when breaker and limiter let it through; `false` when
+    /// they do not, or it took too long. Whoever gives up does not end it: the database works
+    /// on.
     async fn query(self: &Arc<Self>, keys: impl FnOnce() -> usize) -> bool {
         let permit = match self.plan.parts.breaker.then(|| self.breaker.acquire()) {
             Some(Err(_)) => return false,

@@ -19,12 +19,14 @@ pub(super) fn systemic(failure: impl std::fmt::Display) -> SinkError {
     SinkError { code: "search_index", message: failure.to_string() }
 }
 
-/// At most 386 bytes by the domain's limits; OpenSearch refuses more than 512, and with one such id the whole request.
+/// At most 386 bytes by the domain's limits; OpenSearch refuses more than 512, and with one such id
+/// the whole request.
 fn id(key: &ContentKey) -> String {
     format!("{}:{}:{}", key.tenant, key.content.content_type, key.content.content_id)
 }
 
-/// The line before a document. The index is in the path: what stands in every line is parsed as often.
+/// The line before a document. The index is in the path: what stands in every line is parsed as
+/// often.
 #[derive(Serialize)]
 struct Action<'a> {
     index: Target<'a>,
@@ -101,13 +103,14 @@ pub(super) async fn write(
     entries: &[Entry<'_>],
 ) -> Result<Vec<RecordVerdict>, SinkError> {
     let all: Vec<&Entry<'_>> = entries.iter().collect();
-    // Side by side: no content is in two of them, and the server has nothing to do while a request is made.
+    // Side by side: no content is in two of them, and the server has nothing to do while a request
+    // is made.
     let pieces = all.chunks(BULK).map(|piece| piece_of(client, target, piece));
     Ok(try_join_all(pieces).await?.concat())
 }
 
-/// Removes the documents that a query finds, each unless it was written meanwhile; how many were found. Without
-/// `_delete_by_query`, which is a module of its own that a server need not have.
+/// Removes the documents that a query finds, each unless it was written meanwhile; how many were
+/// found. Without `_delete_by_query`, which is a module of its own that a server need not have.
 pub(super) async fn remove(client: &Client, target: &str, query: &Value) -> Result<usize, Failure> {
     let mut removed = 0;
     loop {
@@ -166,7 +169,8 @@ pub(super) async fn versions(
         .collect()
 }
 
-/// One request; one that is refused as a whole is halved until the record that is to blame is alone.
+/// One request; one that is refused as a whole is halved until the record that is to blame is
+/// alone.
 async fn piece_of(
     client: &Client,
     target: &str,

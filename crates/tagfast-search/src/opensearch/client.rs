@@ -19,7 +19,8 @@ pub struct OpenSearchOptions {
     pub url: String,
     /// The alias that is read and written; the indices behind it are named after it.
     pub alias: String,
-    /// Shards of an index that is made. Too few: one server holds too much; too many: every search asks all of them.
+    /// Shards of an index that is made. Too few: one server holds too much; too many: every search
+    /// asks all of them.
     pub shards: u32,
 }
 

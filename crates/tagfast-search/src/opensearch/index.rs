@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 use super::OpenSearchError;
 use super::client::{Client, Failure};
 
-/// Goes up when documents or their meaning change: an index of another format is rebuilt by `tagfast reindex`.
+/// Goes up when documents or their meaning change: an index of another format is rebuilt by
+/// `tagfast reindex`.
 const FORMAT: u64 = 1;
 
 fn definition(shards: u32) -> Value {

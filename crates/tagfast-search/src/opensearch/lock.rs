@@ -1,7 +1,9 @@
-//! One rebuild at a time, whoever runs it: a document that is written by comparison, with a time at which it is nobody's any more.
+//! One rebuild at a time, whoever runs it: a document that is written by comparison, with a time at
+//! which it is nobody's any more.
 //!
-//! How it fails: who holds it and says nothing for a minute has lost it; a rebuild that finds out ends without switching. Clocks
-//! that differ by more than that make two rebuilds possible, of which one fails when its index is gone.
+//! How it fails: who holds it and says nothing for a minute has lost it; a rebuild that finds out
+//! ends without switching. Clocks that differ by more than that make two rebuilds possible, of
+//! which one fails when its index is gone.
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};

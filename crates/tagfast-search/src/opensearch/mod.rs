@@ -1,13 +1,15 @@
 //! Search on OpenSearch, by the same rules as the embedded engine.
 //!
-//! One document per content, also for contents without tags: a tombstone keeps the version, so that a late event cannot bring
-//! the content back (a deleted id would forget its version after a minute). Writes carry their version, and the server refuses
-//! what is older. The index of a generation (`tagfast-content-v1`, ...) is read and written under an alias; while a rebuild
-//! fills the next one, every indexer writes both.
+//! One document per content, also for contents without tags: a tombstone keeps the version, so that
+//! a late event cannot bring the content back (a deleted id would forget its version after a
+//! minute). Writes carry their version, and the server refuses what is older. The index of a
+//! generation (`tagfast-content-v1`, ...) is read and written under an alias; while a rebuild fills
+//! the next one, every indexer writes both.
 //!
-//! How it fails. A server that is away, overloaded, red or short of shards makes a search fail with "unavailable", never with an
-//! empty page, and makes the indexer wait without blaming a record. A single record that the server refuses is poison, a batch
-//! that it refuses as a whole is halved until the record is alone.
+//! How it fails. A server that is away, overloaded, red or short of shards makes a search fail with
+//! "unavailable", never with an empty page, and makes the indexer wait without blaming a record. A
+//! single record that the server refuses is poison, a batch that it refuses as a whole is halved
+//! until the record is alone.
 
 mod bulk;
 mod client;
@@ -73,7 +75,8 @@ impl OpenSearchIndex {
         Ok(Arc::new(Self { client, scanner, clock, owner, visible, shared, progress }))
     }
 
-    /// Shares how far this process has come with the others that index some of the bus's partitions, until the result is dropped.
+    /// Shares how far this process has come with the others that index some of the bus's
+    /// partitions, until the result is dropped.
     pub fn share_progress(&self, partitions: u16) -> SharedProgress {
         let (clock, visible) = (Arc::clone(&self.clock), Arc::clone(&self.visible));
         let (client, shared) = (Arc::clone(&self.client), Arc::clone(&self.shared));

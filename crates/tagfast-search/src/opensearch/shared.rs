@@ -1,8 +1,10 @@
-//! How far the indexers of all processes are, so that each process knows how old the whole index is.
+//! How far the indexers of all processes are, so that each process knows how old the whole index
+//! is.
 //!
-//! Each indexer writes the moments of its partitions into a document of its own, each process reads all of them; both once a second.
-//! Of a partition the newest moment counts: whoever had it before was no further. How it fails: while the server is away nothing
-//! is searched either; moments that are not written make the index look older than it is, never newer.
+//! Each indexer writes the moments of its partitions into a document of its own, each process reads
+//! all of them; both once a second. Of a partition the newest moment counts: whoever had it before
+//! was no further. How it fails: while the server is away nothing is searched either; moments that
+//! are not written make the index look older than it is, never newer.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,7 +39,8 @@ impl Shared {
         self.own = visible.clone();
     }
 
-    /// Everything committed before this is visible in the whole index; none while some partition is unknown.
+    /// Everything committed before this is visible in the whole index; none while some partition is
+    /// unknown.
     pub(super) fn oldest(&self) -> Option<UnixMillis> {
         if self.total == 0 {
             return self.own.oldest();

@@ -1,7 +1,7 @@
 //! The index as a consumer of the bus.
 //!
-//! The bus remembers the position: a batch that was written but not committed is written again, and refused by version. What is
-//! written is visible after a refresh; only then is it done.
+//! The bus remembers the position: a batch that was written but not committed is written again, and
+//! refused by version. What is written is visible after a refresh; only then is it done.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -25,11 +25,13 @@ use crate::entry::{Entry, GONE_AGE_MS, GROUP, PAGE};
 
 /// Between two refreshes.
 const REFRESH: Duration = Duration::from_millis(200);
-/// Between two refreshes while much is written: each costs as much as thousands of documents and makes segments to merge.
+/// Between two refreshes while much is written: each costs as much as thousands of documents and
+/// makes segments to merge.
 const REFRESH_BUSY: Duration = Duration::from_secs(2);
 /// Documents a second that are much.
 const BUSY: u64 = 3000;
-/// How long what is known of a rebuild may be used. A rebuild waits for longer before it begins to copy.
+/// How long what is known of a rebuild may be used. A rebuild waits for longer before it begins to
+/// copy.
 const KNOWN_FOR: Duration = Duration::from_secs(1);
 /// Between two words of a rebuild that it lives.
 const RENEW: Duration = Duration::from_secs(5);
@@ -91,7 +93,8 @@ impl OpenSearchIndex {
         });
     }
 
-    /// Removes tombstones that no late event can need any more, while more is written. It may fail: the next day it is tried again.
+    /// Removes tombstones that no late event can need any more, while more is written. It may fail:
+    /// the next day it is tried again.
     fn sweep(&self) {
         let oldest = self.clock.now_ms() - GONE_AGE_MS;
         let client = Arc::clone(&self.client);
@@ -166,8 +169,8 @@ impl OpenSearchIndex {
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<(), SinkError> {
         let name = index::begin(&self.client).await.map_err(systemic)?;
-        // Until here others may not know of it: what they write after this they write to both, what they wrote before is in the
-        // shards.
+        // Until here others may not know of it: what they write after this they write to both, what
+        // they wrote before is in the shards.
         if index::check(&self.client).await.map_err(systemic)?.is_some() {
             tokio::time::sleep(2 * KNOWN_FOR).await;
         }
@@ -262,7 +265,8 @@ impl Sink for OpenSearchIndex {
             let pause = if busy { REFRESH_BUSY } else { REFRESH };
             if progress.dirty && !progress.refreshing && since.is_none_or(|since| since >= pause) {
                 (progress.dirty, progress.refreshing, progress.written) = (false, true, 0);
-                // The runtime calls one after the other: everything below these positions was written before.
+                // The runtime calls one after the other: everything below these positions was
+                // written before.
                 self.refresh(positions.clone());
             } else if !progress.dirty && !progress.refreshing {
                 progress.visible.clone_from(positions);

@@ -26,7 +26,8 @@ pub(super) struct Columns {
     pub(super) numbers: Vec<u32>,
 }
 
-/// Gives every `tenant 0 tag` a number, so that facets of several segments are added up without strings.
+/// Gives every `tenant 0 tag` a number, so that facets of several segments are added up without
+/// strings.
 #[derive(Default)]
 pub(super) struct TagNumbers {
     state: Mutex<Numbers>,
@@ -121,7 +122,8 @@ impl Live {
         previous: Option<&Self>,
     ) -> tantivy::Result<Self> {
         let used = |p: &Self| p.segments.iter().map(|c| c.numbers.len()).sum::<usize>();
-        // Numbers are never given back. When most are of tags that nobody uses any more, numbering begins anew.
+        // Numbers are never given back. When most are of tags that nobody uses any more, numbering
+        // begins anew.
         let previous =
             previous.filter(|p| p.tag_count <= FORGOTTEN_TAGS || p.tag_count <= 2 * used(p));
         let tags = previous.map_or_else(Arc::default, |p| Arc::clone(&p.tags));

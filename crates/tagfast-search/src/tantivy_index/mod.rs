@@ -1,11 +1,13 @@
 //! The index on tantivy.
 //!
-//! Terms carry their tenant (`tenant 0 tag`), so that no query can reach another tenant's contents and an AND of two
-//! tags reads two posting lists. One writer lives as long as the index; content and position are one commit. tantivy
-//! has no versions, so apply-if-newer is done here, against the uncommitted keys and then the index.
+//! Terms carry their tenant (`tenant 0 tag`), so that no query can reach another tenant's contents
+//! and an AND of two tags reads two posting lists. One writer lives as long as the index; content
+//! and position are one commit. tantivy has no versions, so apply-if-newer is done here, against
+//! the uncommitted keys and then the index.
 //!
-//! How it fails: a directory that cannot be read, is of another format or of another epoch is rebuilt from the shards by
-//! the consumer, while nothing is answered from it. What was not committed at a crash is applied again.
+//! How it fails: a directory that cannot be read, is of another format or of another epoch is
+//! rebuilt from the shards by the consumer, while nothing is answered from it. What was not
+//! committed at a crash is applied again.
 
 mod live;
 mod schema;
@@ -33,12 +35,13 @@ use writer::WriterState;
 pub struct TantivyOptions {
     /// Memory of the writer before it flushes a segment, in bytes; at least 15 MB.
     pub writer_bytes: usize,
-    /// A change is committed and visible this long after it was applied. Shorter: more small segments; longer: search
-    /// lags behind.
+    /// A change is committed and visible this long after it was applied. Shorter: more small
+    /// segments; longer: search lags behind.
     pub commit_after: Duration,
     /// From this many uncommitted changes on, `commit_after_busy` holds instead.
     pub busy_documents: usize,
-    /// Under load: fewer, larger commits. Shorter: commits and merges eat the processor; longer: search lags behind.
+    /// Under load: fewer, larger commits. Shorter: commits and merges eat the processor; longer:
+    /// search lags behind.
     pub commit_after_busy: Duration,
     /// Or after this many changes.
     pub commit_documents: usize,
@@ -56,7 +59,8 @@ impl Default for TantivyOptions {
     }
 }
 
-/// A search that would touch more postings than this runs on the blocking pool: it would hold the runtime's worker.
+/// A search that would touch more postings than this runs on the blocking pool: it would hold the
+/// runtime's worker.
 const INLINE_POSTINGS: u64 = 20_000;
 
 /// The tantivy engine.

@@ -58,7 +58,8 @@ pub(super) fn schema() -> (Schema, Fields) {
     (builder.build(), fields)
 }
 
-/// Small blocks: a page's hits lie anywhere, and a whole block is unpacked for each that is not cached.
+/// Small blocks: a page's hits lie anywhere, and a whole block is unpacked for each that is not
+/// cached.
 pub(super) fn settings() -> IndexSettings {
     IndexSettings { docstore_blocksize: 4096, ..IndexSettings::default() }
 }
@@ -100,7 +101,8 @@ impl Entry<'_> {
         doc
     }
 
-    /// version, time, then key and tags separated by bytes 0: none of them contains one (the key: exactly two).
+    /// version, time, then key and tags separated by bytes 0: none of them contains one (the key:
+    /// exactly two).
     fn stored(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(64);
         bytes.extend_from_slice(&self.version.packed().to_le_bytes());

@@ -1,7 +1,8 @@
 //! Answering one search: plan, collect, join.
 //!
-//! Each segment keeps the best hits by (sort value, ordinal of the key), which is the order of keys within a segment;
-//! strings are only compared when hits of two segments tie. Counting and facets happen in the same pass.
+//! Each segment keeps the best hits by (sort value, ordinal of the key), which is the order of keys
+//! within a segment; strings are only compared when hits of two segments tie. Counting and facets
+//! happen in the same pass.
 
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap};

@@ -134,7 +134,8 @@ impl Sink for TantivyIndex {
 
     async fn flush(&self) -> Result<(), SinkError> {
         self.with_writer(|state| {
-            // With the positions it has: what lies between them and the records just put is read once more after a crash.
+            // With the positions it has: what lies between them and the records just put is read
+            // once more after a crash.
             let positions = state.committed().clone();
             state.commit(&positions)
         })
@@ -187,7 +188,8 @@ impl Sink for TantivyIndex {
             if let Some(Err(error)) = serving.take().map(WriterState::abandon) {
                 tracing::warn!(%error, "the replaced search index did not end cleanly");
             }
-            // From here on the new directory may be the one that counts, whatever the switch answers.
+            // From here on the new directory may be the one that counts, whatever the switch
+            // answers.
             building.finished = true;
             generation::switch(&root, &building.dir).map_err(systemic)?;
             *live.write().unwrap_or_else(PoisonError::into_inner) = Some(state.live());

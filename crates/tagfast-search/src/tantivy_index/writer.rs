@@ -1,8 +1,9 @@
-//! The one writer of a generation: apply if newer, commit content and position together, sweep old tombstones.
+//! The one writer of a generation: apply if newer, commit content and position together, sweep old
+//! tombstones.
 //!
-//! How it fails. tantivy's writer does not survive a failed write (a full disk, a volume that went away). Everything
-//! that was put and is not visible yet is kept here until its commit, so that a new writer can be opened and given it
-//! again; nothing has to be read from the bus a second time.
+//! How it fails. tantivy's writer does not survive a failed write (a full disk, a volume that went
+//! away). Everything that was put and is not visible yet is kept here until its commit, so that a
+//! new writer can be opened and given it again; nothing has to be read from the bus a second time.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -28,7 +29,8 @@ const STORE_BLOCKS: usize = 512;
 const SWEEP_EVERY_MS: i64 = 3_600_000;
 /// Segments of one size before they are merged: more segments make every search dearer.
 const MERGE_SEGMENTS: usize = 6;
-/// A segment with more than this part of superseded states is rewritten: they cost memory and time in every search.
+/// A segment with more than this part of superseded states is rewritten: they cost memory and time
+/// in every search.
 const DELETED_RATIO: f32 = 0.4;
 
 /// What a commit says beside its documents.
@@ -186,7 +188,8 @@ impl WriterState {
         if known.is_some_and(|k| k >= version) {
             return Ok(false);
         }
-        // Only the newest state of each content is given to tantivy, with the commit: states in between cost nothing.
+        // Only the newest state of each content is given to tantivy, with the commit: states in
+        // between cost nothing.
         self.pending
             .insert(key, Pending { version, document: entry.document(&self.fields), replaces });
         self.dirty_since.get_or_insert_with(Instant::now);
@@ -222,7 +225,8 @@ impl WriterState {
         Ok(())
     }
 
-    /// Takes in a state of a generation that is being copied: every content comes once, so there is nothing newer.
+    /// Takes in a state of a generation that is being copied: every content comes once, so there is
+    /// nothing newer.
     pub(super) fn copy(&mut self, entry: &Entry<'_>) -> tantivy::Result<()> {
         let document = entry.document(&self.fields);
         self.writer()?.add_document(document)?;
@@ -271,7 +275,8 @@ impl WriterState {
             return Ok(self.committed.clone());
         }
         let since = *self.dirty_since.get_or_insert_with(Instant::now);
-        // Many changes: fewer, larger commits cost less than many small segments, and repeated changes collapse.
+        // Many changes: fewer, larger commits cost less than many small segments, and repeated
+        // changes collapse.
         let busy = self.pending.len() >= options.busy_documents;
         let patience = if busy { options.commit_after_busy } else { options.commit_after };
         if since.elapsed() >= patience || self.pending.len() >= options.commit_documents {

@@ -314,7 +314,8 @@ async fn a_failed_commit_is_made_good_by_the_next_one() {
     assert_eq!(total("y").await.expect("answers"), 1);
 }
 
-/// A rebuild while records wait and searches run: the new generation is the shards, the old one is gone.
+/// A rebuild while records wait and searches run: the new generation is the shards, the old one is
+/// gone.
 #[tokio::test]
 async fn a_rebuild_equals_the_shards_and_searches_go_on() {
     let engine = Engine::new().await;

@@ -1,4 +1,5 @@
-//! The tantivy engine against the suite, its crashes and rebuilds; the query language against its grammar; guarded indices.
+//! The tantivy engine against the suite, its crashes and rebuilds; the query language against its
+//! grammar; guarded indices.
 
 mod engine;
 mod guarded;

@@ -93,7 +93,8 @@ async fn se4_one_poison_leaves_its_neighbours() {
     let engine = Engine::new().await;
     let mut events: Vec<TaggingsEvent> =
         (0..499).map(|n| event("acme", "t", &format!("{n}"), 1, NOW, &["x"])).collect();
-    // Lucene refuses a term of more than 32,766 bytes: a tag that the domain would never let through.
+    // Lucene refuses a term of more than 32,766 bytes: a tag that the domain would never let
+    // through.
     let mut poison = event("acme", "t", "poison", 1, NOW, &["x"]);
     poison.tags[0].name = tagfast_domain::TagName::from_canonical(&"x".repeat(40_000));
     events.insert(250, poison);

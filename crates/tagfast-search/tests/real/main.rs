@@ -1,4 +1,5 @@
-//! A real OpenSearch: the suite that every engine passes, what only a server can suffer, and rebuilds.
+//! A real OpenSearch: the suite that every engine passes, what only a server can suffer, and
+//! rebuilds.
 
 mod engine;
 mod faults;

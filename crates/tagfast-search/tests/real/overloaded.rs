@@ -1,4 +1,5 @@
-//! A server that refuses work: as a whole with 429 or 503, or some documents of a batch; one that is slow.
+//! A server that refuses work: as a whole with 429 or 503, or some documents of a batch; one that
+//! is slow.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -136,7 +137,8 @@ async fn a_server_that_refuses_everything_is_systemic() {
     assert_eq!(engine.index.documents().await.expect("a count"), 1, "the canary is not counted");
 }
 
-/// Some documents are refused for now: they are tried again, the others are done; all of them refused is no record's fault.
+/// Some documents are refused for now: they are tried again, the others are done; all of them
+/// refused is no record's fault.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn documents_that_are_refused_for_now_are_tried_again() {
     let (engine, gate, index) = gated().await;
@@ -160,7 +162,8 @@ async fn documents_that_are_refused_for_now_are_tried_again() {
     assert_eq!(engine.index.documents().await.expect("a count"), 100);
 }
 
-/// Slow by 5 seconds: a batch takes its time and succeeds; a search says that it cannot be answered.
+/// Slow by 5 seconds: a batch takes its time and succeeds; a search says that it cannot be
+/// answered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_server_is_waited_for_by_the_indexer_alone() {
     let _alone = kit::SERVER.write().await;

@@ -10,8 +10,8 @@ use tagfast_search::conformance::{NOW, event, request};
 
 use crate::kit::{EPOCH, Engine, at};
 
-/// One indexer rebuilds, another one goes on writing: in the end the new index has the newest state of everything, and no
-/// search failed meanwhile.
+/// One indexer rebuilds, another one goes on writing: in the end the new index has the newest state
+/// of everything, and no search failed meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rebuild_misses_nothing_that_others_write() {
     let engine = Engine::new().await;
@@ -86,7 +86,8 @@ async fn a_rebuild_misses_nothing_that_others_write() {
     again.check().await.expect("the new index is ours");
 }
 
-/// Two processes that begin a rebuild at the same time take turns, and both end with an index that has everything.
+/// Two processes that begin a rebuild at the same time take turns, and both end with an index that
+/// has everything.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_rebuilds_take_turns() {
     let engine = Engine::new().await;
@@ -118,7 +119,8 @@ async fn two_rebuilds_take_turns() {
     engine.index.check().await.expect("one index is served");
 }
 
-/// Tombstones go when no event can be late enough to need them, and not before; contents with tags never do.
+/// Tombstones go when no event can be late enough to need them, and not before; contents with tags
+/// never do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_old_tombstones_are_swept() {
     let engine = Engine::new().await;

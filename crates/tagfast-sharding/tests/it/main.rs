@@ -40,8 +40,8 @@ fn all_shards_are_numbered() {
     }
 }
 
-/// Ids as products number them: in sequence, with a prefix, padded, as UUID-like hex. No shard gets far more than its
-/// part: with 200 contents expected, 300 would be 7 standard deviations away.
+/// Ids as products number them: in sequence, with a prefix, padded, as UUID-like hex. No shard gets
+/// far more than its part: with 200 contents expected, 300 would be 7 standard deviations away.
 #[test]
 fn ids_in_sequence_spread_evenly() {
     let shapes: [fn(u64) -> String; 5] = [

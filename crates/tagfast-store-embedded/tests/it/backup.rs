@@ -158,7 +158,8 @@ async fn a_backup_while_writes_go_on_is_consistent() {
     assert!(seen.iter().all(|(done, total)| done <= total), "{seen:?}");
 
     let copy = restored(&fixture, "backup", "restored");
-    // Within each file document and event are of one moment: the newest event of a content is its document.
+    // Within each file document and event are of one moment: the newest event of a content is its
+    // document.
     let mut newest = std::collections::BTreeMap::new();
     for event in events(&copy).await {
         newest.insert(event.key.clone(), (event.version, event.tags.len()));

@@ -1,4 +1,5 @@
-//! The outbox as a bus: the suite, and what only this one does: wake-up, exact frontiers, letters once, restarts.
+//! The outbox as a bus: the suite, and what only this one does: wake-up, exact frontiers, letters
+//! once, restarts.
 
 use std::time::{Duration, Instant};
 
@@ -48,7 +49,8 @@ async fn records_come_in_order_again_after_a_crash_and_not_again_after_their_pos
             "order of a content: {versions:?}"
         );
     }
-    // A consumer that crashed before it committed reads the same again, also after a restart of the store.
+    // A consumer that crashed before it committed reads the same again, also after a restart of the
+    // store.
     assert_eq!(sorted(records(&bus, GROUP, &Positions::new()).await), sorted(first.clone()));
     store.close();
     drop((store, bus));

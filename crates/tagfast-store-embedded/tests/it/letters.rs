@@ -126,7 +126,8 @@ impl Sink for Newest {
     }
 }
 
-/// A store with letters of every one of its contents, a consumer that has applied them, and who replays.
+/// A store with letters of every one of its contents, a consumer that has applied them, and who
+/// replays.
 struct Desk {
     store: Arc<EmbeddedStore>,
     sink: Arc<Newest>,
@@ -173,7 +174,8 @@ impl Desk {
     }
 }
 
-/// CR6: a dry run says what a replay does, a second replay changes nothing, and two who replay at once do not disturb each other.
+/// CR6: a dry run says what a replay does, a second replay changes nothing, and two who replay at
+/// once do not disturb each other.
 #[tokio::test(flavor = "multi_thread")]
 async fn cr6_a_second_replay_changes_nothing() {
     let fixture = Fixture::new();

@@ -81,7 +81,8 @@ async fn a_directory_of_version_1_opens_with_all_that_is_in_it() {
     assert_eq!(answer.receipt.position.lsn, 101, "positions go on");
 }
 
-/// The statements of each version are what the program still makes: a changed one would be a second version of that number.
+/// The statements of each version are what the program still makes: a changed one would be a second
+/// version of that number.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_file_has_the_schema_of_its_version() {
     let fixture = Fixture::new();

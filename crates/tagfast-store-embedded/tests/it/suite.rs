@@ -16,7 +16,8 @@ use crate::support::{self, Fixture};
 struct Harness {
     fixture: Fixture,
     store: Mutex<Option<Arc<EmbeddedStore>>>,
-    /// What was published, as far as it was asked for: partitions have no common order but that of the asking.
+    /// What was published, as far as it was asked for: partitions have no common order but that of
+    /// the asking.
     published: tokio::sync::Mutex<(Positions, Vec<TaggingsEvent>)>,
 }
 

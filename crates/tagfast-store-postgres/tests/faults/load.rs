@@ -54,7 +54,8 @@ fn content(cluster: usize, name: &str) -> ContentKey {
 }
 
 impl Load {
-    /// `clients` writers and readers for each cluster and store. `run` names contents, so that runs do not meet.
+    /// `clients` writers and readers for each cluster and store. `run` names contents, so that runs
+    /// do not meet.
     pub(crate) fn start(stores: &[Arc<PostgresStore>], run: &str, clients: u32) -> Self {
         let began = Instant::now();
         let stop = Arc::new(AtomicBool::new(false));
@@ -132,8 +133,8 @@ impl Load {
         .await
     }
 
-    /// Ends the clients, reads what is there in the end, and judges. `may_lose`: times in which acknowledged writes of the
-    /// first cluster may be lost.
+    /// Ends the clients, reads what is there in the end, and judges. `may_lose`: times in which
+    /// acknowledged writes of the first cluster may be lost.
     pub(crate) async fn finish(
         self,
         store: &PostgresStore,
@@ -223,7 +224,8 @@ impl Client {
             let (key, add, remove) = match round % 4 {
                 3 => {
                     let shared = self.content(&format!("shared{}", round / 4 % SHARED));
-                    // Nobody can tell whose tag it is: all clients add and remove the same ones, more than the limit allows.
+                    // Nobody can tell whose tag it is: all clients add and remove the same ones,
+                    // more than the limit allows.
                     let tag = format!(
                         "s{}",
                         (round * 7 + u64::from(self.number) * 13) % (LIMIT as u64 + 10)

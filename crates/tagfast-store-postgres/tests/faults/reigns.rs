@@ -54,8 +54,8 @@ impl Reigns {
             .find(|at| *at > since)
     }
 
-    /// The reigns in their order, by the ids of their epochs, and the ordinals of all epochs. A reign in which nobody minted
-    /// has the id 0.
+    /// The reigns in their order, by the ids of their epochs, and the ordinals of all epochs. A
+    /// reign in which nobody minted has the id 0.
     pub(crate) async fn end(self) -> (Vec<(u128, Duration)>, BTreeMap<u128, u64>) {
         self.stop.store(true, Ordering::SeqCst);
         self.task.await.expect("no panic");

@@ -1,7 +1,7 @@
 //! What breaks, and what must hold all the same. Every scenario ends in the history checker.
 //!
-//! `cargo xtask test` runs those that need no more than one lease to run out; `--full` runs all, with a network namespace
-//! for each node (which needs root).
+//! `cargo xtask test` runs those that need no more than one lease to run out; `--full` runs all,
+//! with a network namespace for each node (which needs root).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -98,7 +98,8 @@ impl Scene {
         }
     }
 
-    /// Ends the clients and judges. `fault`: when it was made, until the cluster went on; `may_lose`: when writes may be lost.
+    /// Ends the clients and judges. `fault`: when it was made, until the cluster went on;
+    /// `may_lose`: when writes may be lost.
     async fn end(self, fault: (Duration, Duration), may_lose: &[(Duration, Duration)]) -> Shown {
         self.goes_on().await;
         let clusters = self.load.finish(&self.stores[0], may_lose).await;
@@ -164,7 +165,8 @@ impl Shown {
     }
 }
 
-/// The primary is killed; its writes wait and go on. How long until Patroni chose another, and until the next acknowledgement.
+/// The primary is killed; its writes wait and go on. How long until Patroni chose another, and
+/// until the next acknowledgement.
 async fn kill_once() -> (Duration, Duration) {
     let scene = Scene::begin("primary killed").await;
     let since = scene.load.now();
@@ -258,8 +260,8 @@ async fn a_replica_hangs() {
     scene.end((since, healed), &[]).await.nothing_lost_nothing_refused();
 }
 
-/// The primary takes what it is sent and answers nobody; Patroni, beside it, sees nothing wrong. What was committed without an
-/// answer is found by its id.
+/// The primary takes what it is sent and answers nobody; Patroni, beside it, sees nothing wrong.
+/// What was committed without an answer is found by its id.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_primary_hangs() {
     let _turn = TURN.lock().await;
@@ -275,7 +277,8 @@ async fn the_primary_hangs() {
     assert_eq!(shown.clusters[0].verdict.lost, 0);
 }
 
-/// Sessions of others take every free connection of the cluster, and one of them locks the table that everything needs.
+/// Sessions of others take every free connection of the cluster, and one of them locks the table
+/// that everything needs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_queries_use_the_cluster_up() {
     let _turn = TURN.lock().await;
@@ -319,7 +322,8 @@ async fn slow_queries_use_the_cluster_up() {
     assert!(waited < SECOND, "the other cluster waited {waited:?} for a lock that is not its own");
 }
 
-/// Everything below needs more than one lease to run out, or namespaces: the second half of the matrix.
+/// Everything below needs more than one lease to run out, or namespaces: the second half of the
+/// matrix.
 #[cfg(feature = "full")]
 mod full {
     use super::*;
@@ -379,8 +383,8 @@ mod full {
         scene.end((since, dead + 5 * SECOND), &[]).await.nothing_lost_nothing_refused();
     }
 
-    /// All Patronis die, the lease runs out, and the old primary's Patroni takes the free key again: no promotion, the same
-    /// timeline, another reign (X7).
+    /// All Patronis die, the lease runs out, and the old primary's Patroni takes the free key
+    /// again: no promotion, the same timeline, another reign (X7).
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn the_key_is_taken_again_without_a_promotion() {
         let _turn = TURN.lock().await;

@@ -537,7 +537,8 @@ async fn a_storm_is_answered_or_refused_and_the_nodes_do_not_notice() {
         sheddable < answered[&Criticality::Critical],
         "what matters less is given up first: {answered:?}"
     );
-    // 20 ms for a place, at a replica and at the primary, and the query; the rest is 10,000 tasks on two processors.
+    // 20 ms for a place, at a replica and at the primary, and the query; the rest is 10,000 tasks
+    // on two processors.
     assert!(slowest < 3 * SECOND, "{slowest:?}");
     let calm = world.store.view(&keys[0], &ReadOptions::default()).await;
     assert!(calm.is_ok() || calm.as_ref().is_err_and(StoreError::is_retryable), "{calm:?}");

@@ -1,4 +1,5 @@
-//! What is wrong with an installation is named, per cluster, and does not stop the other cluster; TLS.
+//! What is wrong with an installation is named, per cluster, and does not stop the other cluster;
+//! TLS.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,8 @@ async fn options() -> PostgresOptions {
     kit::options(Arc::new(SystemClock) as Arc<dyn Clock>).await
 }
 
-/// Opens a store, waits until c1 takes writes and c0 says what is wrong with it; the other one goes on.
+/// Opens a store, waits until c1 takes writes and c0 says what is wrong with it; the other one goes
+/// on.
 async fn problem_of_c0(options: PostgresOptions, word: &str) {
     let store = PostgresStore::open(options, Arc::new(Discard)).expect("it opens all the same");
     wait_for_condition_async("c0's problem is named and c1 serves", PATIENCE, || async {

@@ -1,4 +1,5 @@
-//! The promises of every book of dead letters, kept by the one of clusters; and how its topics' letters come in.
+//! The promises of every book of dead letters, kept by the one of clusters; and how its topics'
+//! letters come in.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! The store against a real cluster of three PostgreSQL nodes under Patroni, one stack for all tests of this binary.
+//! The store against a real cluster of three PostgreSQL nodes under Patroni, one stack for all
+//! tests of this binary.
 
 mod installation;
 #[expect(dead_code, reason = "the fault tests use other parts")]

@@ -17,14 +17,16 @@ use crate::writes::{key_of, put, request};
 const CONTENTS: usize = 8;
 const WRITERS: usize = 4;
 
-/// What was seen of one content: acknowledged writes (xid, version) and views (where, xmin, highest xid, version).
+/// What was seen of one content: acknowledged writes (xid, version) and views (where, xmin, highest
+/// xid, version).
 #[derive(Default)]
 struct Seen {
     writes: Vec<(u64, u64)>,
     views: Vec<(&'static str, u64, u64, u64)>,
 }
 
-/// By the place of the view: how often a write lay below its xmin, and how often it was not in it; how often one lay beyond.
+/// By the place of the view: how often a write lay below its xmin, and how often it was not in it;
+/// how often one lay beyond.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Cases {
     proven: u64,
@@ -38,7 +40,8 @@ fn judge(seen: &Seen, cases: &mut BTreeMap<&'static str, Cases>) {
     writes.sort_unstable();
     for (place, xmin, highest, version) in &seen.views {
         let of = cases.entry(place).or_default();
-        // The last write below is the one that was most likely missed, the first one beyond the one most likely included.
+        // The last write below is the one that was most likely missed, the first one beyond the one
+        // most likely included.
         let below = &writes[..writes.partition_point(|(xid, _)| xid < xmin)];
         if let Some(newest) = below.iter().map(|(_, version)| *version).max() {
             of.proven += 1;

@@ -1,4 +1,5 @@
-//! Relays on real clusters: a failing sink loses nothing, a relay that stands still is replaced, tables are emptied.
+//! Relays on real clusters: a failing sink loses nothing, a relay that stands still is replaced,
+//! tables are emptied.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -87,7 +88,8 @@ async fn a_sink_that_fails_gets_everything_in_the_end() {
     assert_eq!(added, 51, "every change once");
 }
 
-/// A sink that stops the thread it is called on, and with it the whole single-threaded process around it.
+/// A sink that stops the thread it is called on, and with it the whole single-threaded process
+/// around it.
 #[derive(Default)]
 struct Standing {
     stands: Mutex<bool>,
@@ -134,7 +136,8 @@ async fn a_relay_that_stands_still_is_replaced() {
     let key = key_of(0, "standing");
     let standing = Arc::new(Standing::default());
     *standing.stands.lock().expect("no panic under the lock") = true;
-    // A node of its own thread: when its sink stands still, everything of it does, as under SIGSTOP.
+    // A node of its own thread: when its sink stands still, everything of it does, as under
+    // SIGSTOP.
     let (node_options, node_sink, node_key) = (options.clone(), Arc::clone(&standing), key.clone());
     let node = std::thread::spawn(move || {
         let runtime =
@@ -202,7 +205,8 @@ async fn the_outbox_is_emptied() {
     .await;
 }
 
-/// What a replaced primary published and lost is written again: an empty state of a content that nobody has, too.
+/// What a replaced primary published and lost is written again: an empty state of a content that
+/// nobody has, too.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_doubtful_is_written_again() {
     let options = kit::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
@@ -223,7 +227,8 @@ async fn what_is_doubtful_is_written_again() {
     assert!(written.version > event.version, "{written:?} after {event:?}");
 }
 
-/// A bus that is away for long does not fill the disk: at the bound writes are refused by name, and go on when it is back.
+/// A bus that is away for long does not fill the disk: at the bound writes are refused by name, and
+/// go on when it is back.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_outbox_has_a_bound() {
     let options = kit::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;

@@ -10,7 +10,8 @@ use super::StoreHarness;
 use super::kit::{Kit, chain, scaled, together, wait_for};
 use crate::{Consistency, ConsistencyToken, Position};
 
-/// Every consistency shows a write in the end; session and strong ask for nothing else of a settled store.
+/// Every consistency shows a write in the end; session and strong ask for nothing else of a settled
+/// store.
 pub async fn every_consistency_reads_a_settled_write(h: &dyn StoreHarness) {
     let kit = Kit::new(h).await;
     let key = kit.key("page");
@@ -33,7 +34,8 @@ pub async fn every_consistency_reads_a_settled_write(h: &dyn StoreHarness) {
     }
 }
 
-/// A client that sends back what it was told sees its own writes at once, and its token never asks too much.
+/// A client that sends back what it was told sees its own writes at once, and its token never asks
+/// too much.
 pub async fn a_client_reads_its_own_writes(h: &dyn StoreHarness) {
     let kit = Kit::new(h).await;
     let clients = (0..8).map(|client| {
@@ -122,7 +124,8 @@ pub async fn a_reader_never_goes_back(h: &dyn StoreHarness) {
                     last = view.version;
                     token.see(ContentHash::of(&key), view.version, view.position);
                     reads += 1;
-                    // A store in memory never waits: without this a failed test could not end the task.
+                    // A store in memory never waits: without this a failed test could not end the
+                    // task.
                     tokio::task::yield_now().await;
                 }
             })
@@ -140,8 +143,8 @@ pub async fn a_reader_never_goes_back(h: &dyn StoreHarness) {
     }
 }
 
-/// A write whose deadline has passed happens or not; an error that does not say `unknown` means it did not. Its
-/// retry succeeds, once.
+/// A write whose deadline has passed happens or not; an error that does not say `unknown` means it
+/// did not. Its retry succeeds, once.
 pub async fn a_passed_deadline_does_not_lie(h: &dyn StoreHarness) {
     let kit = Kit::new(h).await;
     for n in 0..scaled(10) {

@@ -7,7 +7,8 @@ use super::history::History;
 use super::kit::{Kit, refusal, scaled, together, user, versions, wait_for};
 use super::tags::odd_keys;
 
-/// The event of a write carries the whole set as the view shows it, and lists what the write changed.
+/// The event of a write carries the whole set as the view shows it, and lists what the write
+/// changed.
 pub async fn every_write_is_published_as_the_full_set(h: &dyn StoreHarness) {
     let kit = Kit::new(h).await;
     let mut published = 0;
@@ -31,7 +32,8 @@ pub async fn every_write_is_published_as_the_full_set(h: &dyn StoreHarness) {
                 (view.version, &view.tags),
                 "the event is the new state of {key}"
             );
-            // The version was made in the epoch that publishes it; a store of several clusters has several.
+            // The version was made in the epoch that publishes it; a store of several clusters has
+            // several.
             let epoch = |ordinal| Epoch {
                 id: answer.receipt.position.epoch,
                 ordinal: EpochOrdinal(ordinal),

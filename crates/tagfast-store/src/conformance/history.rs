@@ -1,14 +1,18 @@
-//! The history checker: what the clients were told, what was published and what is stored must be one story.
+//! The history checker: what the clients were told, what was published and what is stored must be
+//! one story.
 //!
 //! Per content the events are replayed in the order they were published. The story holds when
 //! 1. versions strictly increase, over events and over the changes within them;
-//! 2. each step, applied to the set before it, gives the set the event carries, sorted, without duplicates and never
-//!    beyond the limit, and a tagging that no change touched is the same as before;
+//! 2. each step, applied to the set before it, gives the set the event carries, sorted, without
+//!    duplicates and never beyond the limit, and a tagging that no change touched is the same as
+//!    before;
 //! 3. the last event is what the store shows;
-//! 4. each write id appears at most once, and only if somebody asked for that write on that content;
-//! 5. each answered change appears with exactly its version, added and removed names; a write that was refused, or
-//!    failed with a known outcome, does not appear;
-//! 6. real time is respected: a write that began after another one was answered never has the smaller version.
+//! 4. each write id appears at most once, and only if somebody asked for that write on that
+//!    content;
+//! 5. each answered change appears with exactly its version, added and removed names; a write that
+//!    was refused, or failed with a known outcome, does not appear;
+//! 6. real time is respected: a write that began after another one was answered never has the
+//!    smaller version.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -199,7 +203,8 @@ fn check_ids(attempts: &[Attempt], events: &[TaggingsEvent]) {
         asked.entry((write.key.clone(), write.id)).or_default().push(attempt);
     }
     for (id, change) in &published {
-        // Writes of the test's preparation are not in the history; those in it must have been able to happen.
+        // Writes of the test's preparation are not in the history; those in it must have been able
+        // to happen.
         let Some(attempts) = asked.get(id) else { continue };
         assert!(
             attempts.iter().any(|a| !matches!(a.told, Told::NotDone)),

@@ -137,7 +137,8 @@ pub async fn a_reused_id_with_another_operation_is_refused(h: &dyn StoreHarness)
     retry(&kit, &first, &answer, "after refused reuses").await;
 }
 
-/// An id is the id of a write on one content: on another content it is another write, with its own answer.
+/// An id is the id of a write on one content: on another content it is another write, with its own
+/// answer.
 pub async fn an_id_belongs_to_one_content(h: &dyn StoreHarness) {
     let kit = Kit::new(h).await;
     // So many that some share a file, whatever the number of files.

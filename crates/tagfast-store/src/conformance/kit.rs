@@ -1,5 +1,5 @@
-//! What the promises share: a tenant of their own, short ways to write and read, waiting for a condition, and random
-//! numbers that a failing test can repeat.
+//! What the promises share: a tenant of their own, short ways to write and read, waiting for a
+//! condition, and random numbers that a failing test can repeat.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -234,8 +234,8 @@ pub(super) async fn together<T: Send + 'static>(
 pub(super) struct Random(u64);
 
 impl Random {
-    /// From `TAGFAST_SEED`, or a fixed seed; with `TAGFAST_FULL=1` another one in each run. `stream` tells several
-    /// generators of one test apart.
+    /// From `TAGFAST_SEED`, or a fixed seed; with `TAGFAST_FULL=1` another one in each run.
+    /// `stream` tells several generators of one test apart.
     pub(super) fn new(seed: u64, stream: u64) -> Self {
         Self(seed ^ stream.wrapping_mul(0xA076_1D64_78BD_642F))
     }

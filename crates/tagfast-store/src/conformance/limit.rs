@@ -16,7 +16,8 @@ fn as_str(names: &[String]) -> Vec<&str> {
     names.iter().map(String::as_str).collect()
 }
 
-/// The limit can be reached and not passed; the refusal names it; a remove makes room, also within one patch.
+/// The limit can be reached and not passed; the refusal names it; a remove makes room, also within
+/// one patch.
 pub async fn the_limit_is_exact(h: &dyn StoreHarness) {
     let kit = Kit::new(h).await;
     let key = kit.key("page");
@@ -77,7 +78,8 @@ pub async fn the_limit_is_exact_under_concurrency(h: &dyn StoreHarness) {
     );
 }
 
-/// Racing adds of one tag in different spellings make one tagging, and one of them is told that it added it.
+/// Racing adds of one tag in different spellings make one tagging, and one of them is told that it
+/// added it.
 pub async fn racing_spellings_make_one_tagging(h: &dyn StoreHarness) {
     let kit = Kit::new(h).await;
     let spellings = ["straße", "STRASSE", "Strasse", "Straẞe", "ＳＴＲＡＳＳＥ", "strasse"];

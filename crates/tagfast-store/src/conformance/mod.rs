@@ -6,9 +6,10 @@
 //! tagfast_store::conformance_suite!(MyHarness::start().await);
 //! ```
 //!
-//! which expands to one `#[test]` per promise. Every promise works in a tenant of its own, so that the harness may
-//! hand out one shared database. Counts are moderate; with `TAGFAST_FULL=1` in the environment they are 20 times as
-//! large. Random choices come from one seed, printed by a failing test; `TAGFAST_SEED=n` sets it.
+//! which expands to one `#[test]` per promise. Every promise works in a tenant of its own, so that
+//! the harness may hand out one shared database. Counts are moderate; with `TAGFAST_FULL=1` in the
+//! environment they are 20 times as large. Random choices come from one seed, printed by a failing
+//! test; `TAGFAST_SEED=n` sets it.
 //!
 //! How it fails: a broken promise panics with what was promised and what was seen.
 
@@ -36,20 +37,23 @@ use tagfast_resilience::Clock;
 
 use crate::SharedStore;
 
-/// What the suite needs from an adapter's test. One harness serves one promise; dropping it cleans up.
+/// What the suite needs from an adapter's test. One harness serves one promise; dropping it cleans
+/// up.
 #[async_trait]
 pub trait StoreHarness: Send + Sync {
-    /// The store: a fresh one, or one that is shared with other harnesses (each promise has its own tenant). Called
-    /// once per harness.
+    /// The store: a fresh one, or one that is shared with other harnesses (each promise has its own
+    /// tenant). Called once per harness.
     async fn open(&self) -> SharedStore;
 
-    /// Ends the store as a restart of the process would, and opens it again over the same data. The store handed out
-    /// before is not used any more. `None` when the adapter keeps nothing over a restart.
+    /// Ends the store as a restart of the process would, and opens it again over the same data. The
+    /// store handed out before is not used any more. `None` when the adapter keeps nothing over
+    /// a restart.
     async fn reopen(&self) -> Option<SharedStore>;
 
-    /// Everything published for a tenant since the harness was made, complete up to this call: the event of each write
-    /// that was answered before it is in there. Per content in publication order, and what an earlier call returned
-    /// comes first and unchanged; a bus of several partitions has no other common order.
+    /// Everything published for a tenant since the harness was made, complete up to this call: the
+    /// event of each write that was answered before it is in there. Per content in publication
+    /// order, and what an earlier call returned comes first and unchanged; a bus of several
+    /// partitions has no other common order.
     async fn events(&self, tenant: &TenantId) -> Vec<TaggingsEvent>;
 
     /// The heartbeat: every event committed before this moment is published.
@@ -65,8 +69,8 @@ pub trait StoreHarness: Send + Sync {
     fn limits(&self) -> Limits;
 }
 
-/// Runs one promise on a runtime of several threads; fails a promise that does not end in two minutes (with
-/// `TAGFAST_FULL=1`: twenty).
+/// Runs one promise on a runtime of several threads; fails a promise that does not end in two
+/// minutes (with `TAGFAST_FULL=1`: twenty).
 pub fn run(promise: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(4)

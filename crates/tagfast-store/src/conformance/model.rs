@@ -1,6 +1,8 @@
-//! Random operations against a model: one client at a time exactly, many at once through the history checker.
+//! Random operations against a model: one client at a time exactly, many at once through the
+//! history checker.
 //!
-//! The model is written from the promises alone (sets and a memory of answers); it does not use the code under test.
+//! The model is written from the promises alone (sets and a memory of answers); it does not use the
+//! code under test.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,7 +22,8 @@ struct Content {
     version: Version,
 }
 
-/// How many different tags the random operations use: somewhat more than fit, so that the limit is met.
+/// How many different tags the random operations use: somewhat more than fit, so that the limit is
+/// met.
 fn universe(kit: &Kit) -> usize {
     kit.limits.tags_per_content * 5 / 4 + 2
 }
@@ -111,7 +114,8 @@ impl Content {
     }
 }
 
-/// One client, thousands of random operations: every answer and every view is what the promises say.
+/// One client, thousands of random operations: every answer and every view is what the promises
+/// say.
 pub async fn random_operations_match_the_model(h: &dyn StoreHarness) {
     let kit = Kit::new(h).await;
     let seed = seed();

@@ -79,8 +79,8 @@ async fn fill(kit: &Kit, count: usize) -> Vec<ContentKey> {
     keys
 }
 
-/// Every content is in exactly one shard's scan, once, whatever the size of a page, as the view shows it; a content
-/// that lost its last tag is included.
+/// Every content is in exactly one shard's scan, once, whatever the size of a page, as the view
+/// shows it; a content that lost its last tag is included.
 pub async fn a_scan_returns_every_content_once(h: &dyn StoreHarness) {
     let kit = Kit::new(h).await;
     let keys = fill(&kit, scaled(150)).await;
@@ -141,7 +141,8 @@ pub async fn a_scan_knows_its_tenant(h: &dyn StoreHarness) {
     assert_eq!(walk_all(&kit, Some(&nobody), 10).await.len(), 0);
 }
 
-/// Contents that exist during the whole walk are returned while others are written and made around them.
+/// Contents that exist during the whole walk are returned while others are written and made around
+/// them.
 pub async fn a_scan_misses_nothing_while_others_write(h: &dyn StoreHarness) {
     let kit = Kit::new(h).await;
     let keys = fill(&kit, scaled(60)).await;

@@ -5,7 +5,8 @@ use tagfast_sharding::LogicalShard;
 
 use crate::ScanPage;
 
-/// The page of `states`, the newest event of every content in the order of keys, that a scan with these arguments sees.
+/// The page of `states`, the newest event of every content in the order of keys, that a scan with
+/// these arguments sees.
 pub fn scan_states<'a>(
     states: impl Iterator<Item = (&'a ContentKey, &'a TaggingsEvent)>,
     shard: LogicalShard,

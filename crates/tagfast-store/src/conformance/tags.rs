@@ -355,7 +355,8 @@ pub async fn a_refused_durability_has_no_effect(h: &dyn StoreHarness) {
     }
 }
 
-/// Tags, versions, spellings and the epoch are the same after a restart, and versions go on from there.
+/// Tags, versions, spellings and the epoch are the same after a restart, and versions go on from
+/// there.
 pub async fn everything_survives_a_restart(h: &dyn StoreHarness) {
     let kit = Kit::new(h).await;
     let keys = odd_keys(&kit);

@@ -1,4 +1,5 @@
-//! A store in memory: the smallest one that keeps every promise, and, with a [`Fault`], one that breaks a single one.
+//! A store in memory: the smallest one that keeps every promise, and, with a [`Fault`], one that
+//! breaks a single one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;

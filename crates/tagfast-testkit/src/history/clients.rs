@@ -1,9 +1,11 @@
-//! Writers and readers of tags that race through failovers, and everything that must hold for what they were told.
+//! Writers and readers of tags that race through failovers, and everything that must hold for what
+//! they were told.
 //!
-//! Each tag of a content is a register of its own: present or absent, decided by adds, removes and replaced sets. A write
-//! takes effect once, somewhere between its call and its answer; one whose outcome is unknown at any later time, or
-//! never. What a read shows must be explained by some write that no later write, known to the reader, had decided
-//! otherwise. Replication is asynchronous: around a failover acknowledged writes may be lost. The history says when
+//! Each tag of a content is a register of its own: present or absent, decided by adds, removes and
+//! replaced sets. A write takes effect once, somewhere between its call and its answer; one whose
+//! outcome is unknown at any later time, or never. What a read shows must be explained by some
+//! write that no later write, known to the reader, had decided otherwise. Replication is
+//! asynchronous: around a failover acknowledged writes may be lost. The history says when
 //! ([`History::may_lose`]); what is lost at any other time is a fault.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -51,7 +53,8 @@ pub struct ReadCall {
     pub tags: BTreeSet<String>,
     /// The version it showed.
     pub version: u64,
-    /// Whether it carried the client's token: its own writes and earlier reads are covered, or the answer is marked.
+    /// Whether it carried the client's token: its own writes and earlier reads are covered, or the
+    /// answer is marked.
     pub session: bool,
     /// The answer said that it may lack something.
     pub marked: bool,
@@ -87,7 +90,8 @@ pub enum Fault {
     OneVersionTwice(String),
     /// Two reigns share an ordinal (I1).
     OneOrdinalTwice(String),
-    /// A write that was asked for after a later reign had begun was acknowledged by an older one (I2).
+    /// A write that was asked for after a later reign had begun was acknowledged by an older one
+    /// (I2).
     AcknowledgedByReplaced(String),
 }
 
@@ -163,7 +167,8 @@ impl History {
         self.may_lose.iter().any(|(from, to)| write.ended >= *from && write.ended <= *to)
     }
 
-    /// Whether `present` at a moment is explained. `known`: the writes that the observer may count on.
+    /// Whether `present` at a moment is explained. `known`: the writes that the observer may count
+    /// on.
     fn explained(
         decisions: &[Decision<'_>],
         present: bool,
@@ -341,7 +346,8 @@ impl History {
                         write.version, write.ended
                     )));
                 }
-                // A change that was lost may give its version to nobody else: ordinals are never used again.
+                // A change that was lost may give its version to nobody else: ordinals are never
+                // used again.
                 if write.changed && changes.insert(write.version, write).is_some() {
                     faults.push(Fault::OneVersionTwice(format!(
                         "{content}: two changes have {}",

@@ -1,8 +1,8 @@
 //! Events as a consumer took them: what the index may do with each.
 //!
-//! Two rules. For each content the version that the index shows never falls. An event with a smaller `emit` (the ordinal of the
-//! reign whose relay published it) than the largest seen of its cluster in its partition changes nothing: it is of a
-//! primary that was replaced.
+//! Two rules. For each content the version that the index shows never falls. An event with a
+//! smaller `emit` (the ordinal of the reign whose relay published it) than the largest seen of its
+//! cluster in its partition changes nothing: it is of a primary that was replaced.
 
 use std::collections::HashMap;
 

@@ -4,8 +4,8 @@
 //! - [`clients`]: writers and readers of tags that race, with tokens, through failovers.
 //! - [`feed`]: events on their way to an index.
 //!
-//! Each checker is tested on histories made by hand that are wrong in one way: a checker that passes everything would
-//! be found out.
+//! Each checker is tested on histories made by hand that are wrong in one way: a checker that
+//! passes everything would be found out.
 
 pub mod clients;
 pub mod feed;

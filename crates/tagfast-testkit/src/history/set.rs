@@ -1,7 +1,7 @@
 //! Checking a set against what its writers were told, in the manner of Jepsen's set-full.
 //!
-//! Each element is added once. What was acknowledged must be there in the end, what is unknown may be there, what was
-//! never tried or was refused must not be there, and nothing may be there twice.
+//! Each element is added once. What was acknowledged must be there in the end, what is unknown may
+//! be there, what was never tried or was refused must not be there, and nothing may be there twice.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,8 +14,8 @@ pub struct SetHistory {
 }
 
 impl SetHistory {
-    /// Notes the outcome of an element. A retry with the same write id may replace `Unknown`; it never takes back an
-    /// acknowledgement.
+    /// Notes the outcome of an element. A retry with the same write id may replace `Unknown`; it
+    /// never takes back an acknowledgement.
     pub fn note(&mut self, element: impl Into<String>, outcome: Outcome) {
         let known = self.elements.entry(element.into()).or_insert(outcome);
         if *known != Outcome::Acknowledged {

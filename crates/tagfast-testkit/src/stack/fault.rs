@@ -99,8 +99,8 @@ impl FromStr for Fault {
 }
 
 impl Stack {
-    /// Makes a fault. The target is a node (`c0-n1`), a cluster (its primary at this moment) or a server (`etcd`,
-    /// `redis`, `state-redis`, `kafka`, `opensearch`).
+    /// Makes a fault. The target is a node (`c0-n1`), a cluster (its primary at this moment) or a
+    /// server (`etcd`, `redis`, `state-redis`, `kafka`, `opensearch`).
     pub fn fault(&mut self, fault: Fault, target: &str) -> Result<()> {
         if fault == Fault::Switchover {
             let primary = self.primary(target)?;
@@ -314,7 +314,8 @@ fn postmaster(node: &NodeInfo) -> Result<Process> {
 /// Stops every process of a node's PostgreSQL. The postmaster first: after it nobody is born.
 fn stop_all(node: &NodeInfo) -> Result<()> {
     postmaster(node)?.signal(Signal::STOP);
-    // A child that was being born when it stopped may not have entered the folder yet: look until nobody new is there.
+    // A child that was being born when it stopped may not have entered the folder yet: look until
+    // nobody new is there.
     let mut stopped = 0;
     loop {
         let processes = processes_in(&node.data_dir);

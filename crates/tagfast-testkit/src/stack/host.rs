@@ -1,4 +1,5 @@
-//! This machine: users, ports, processes that are told from others, programs that are started as somebody else.
+//! This machine: users, ports, processes that are told from others, programs that are started as
+//! somebody else.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -50,7 +51,8 @@ impl Process {
     }
 }
 
-/// State letter and start time of a process. The name in the second field may hold blanks and parentheses.
+/// State letter and start time of a process. The name in the second field may hold blanks and
+/// parentheses.
 fn stat(pid: u32) -> Option<(char, u64)> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let rest = text.get(text.rfind(')')? + 2..)?;
@@ -72,7 +74,8 @@ pub fn processes_in(dir: &Path) -> Vec<Process> {
         .collect()
 }
 
-/// The processes that work in `dir` or were started with their home in it: some servers leave their folder.
+/// The processes that work in `dir` or were started with their home in it: some servers leave their
+/// folder.
 pub fn processes_of(dir: &Path) -> Vec<Process> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     let home = format!("HOME={}/", dir.display()).into_bytes();
@@ -85,7 +88,8 @@ pub fn processes_of(dir: &Path) -> Vec<Process> {
     numbers.filter(ours).filter_map(Process::of).collect()
 }
 
-/// Ends every process of `dir`; frozen ones too. PostgreSQL is asked first: killed, it would leave its shared memory.
+/// Ends every process of `dir`; frozen ones too. PostgreSQL is asked first: killed, it would leave
+/// its shared memory.
 pub fn end_all_of(dir: &Path) -> Result<()> {
     let (polite, end) =
         (Instant::now() + Duration::from_secs(3), Instant::now() + Duration::from_secs(10));
@@ -178,8 +182,8 @@ impl Account {
         command
     }
 
-    /// Starts a server in its folder, with its output in `dir/NAME.log`, in a session of its own. With a namespace the
-    /// whole process lives in it.
+    /// Starts a server in its folder, with its output in `dir/NAME.log`, in a session of its own.
+    /// With a namespace the whole process lives in it.
     pub fn start(
         self,
         name: &str,
@@ -240,8 +244,8 @@ impl Account {
     }
 }
 
-/// Ports that nobody listens on, below those that the kernel gives to outgoing connections; each is given once in the
-/// life of this process.
+/// Ports that nobody listens on, below those that the kernel gives to outgoing connections; each is
+/// given once in the life of this process.
 pub fn free_ports(ip: IpAddr, count: usize) -> Result<Vec<SocketAddr>> {
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     const RANGE: u32 = 20_000;

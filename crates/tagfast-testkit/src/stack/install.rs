@@ -1,7 +1,9 @@
-//! What the stack needs from outside: Debian packages, Patroni from PyPI, Kafka and OpenSearch through Maven.
+//! What the stack needs from outside: Debian packages, Patroni from PyPI, Kafka and OpenSearch
+//! through Maven.
 //!
-//! Everything is pinned and kept in one folder that an unprivileged user can reach; a stamp says what is complete. How it
-//! fails: an installer's last lines are part of the error. Nothing that a package brings is started.
+//! Everything is pinned and kept in one folder that an unprivileged user can reach; a stamp says
+//! what is complete. How it fails: an installer's last lines are part of the error. Nothing that a
+//! package brings is started.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -197,7 +199,8 @@ impl Drop for Quiet {
     }
 }
 
-/// A virtual environment of Debian's python: another interpreter may lie where the servers' user cannot run it.
+/// A virtual environment of Debian's python: another interpreter may lie where the servers' user
+/// cannot run it.
 fn patroni(dir: &Path) -> Result<()> {
     run(Command::new("/usr/bin/python3").args(["-m", "venv", "--without-pip"]).arg(dir))?;
     let python = dir.join("bin/python");

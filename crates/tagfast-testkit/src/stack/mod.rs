@@ -1,11 +1,13 @@
-//! The real cluster from plain processes: etcd, PostgreSQL under Patroni, Redis, Kafka, OpenSearch, each behind the fault
-//! proxy.
+//! The real cluster from plain processes: etcd, PostgreSQL under Patroni, Redis, Kafka, OpenSearch,
+//! each behind the fault proxy.
 //!
-//! `cargo xtask stack` and the tests start the same thing with [`Stack::up`]. Data, logs and sockets lie in one folder below
-//! `/var/tmp`, owned by the user that the servers run as; `down` ends every process that works there and removes it.
-//! A stack that a test owns is ended by a small watcher when the test's process is gone, however it went.
+//! `cargo xtask stack` and the tests start the same thing with [`Stack::up`]. Data, logs and
+//! sockets lie in one folder below `/var/tmp`, owned by the user that the servers run as; `down`
+//! ends every process that works there and removes it. A stack that a test owns is ended by a small
+//! watcher when the test's process is gone, however it went.
 //!
-//! How it fails: a server that does not come up is named with the path of its log. What was started until then is ended.
+//! How it fails: a server that does not come up is named with the path of its log. What was started
+//! until then is ended.
 
 pub mod fault;
 pub mod host;
@@ -182,7 +184,8 @@ impl Stack {
         Ok(())
     }
 
-    /// What is not as it should be: processes that are gone, clusters that are not whole. Empty when all is well.
+    /// What is not as it should be: processes that are gone, clusters that are not whole. Empty
+    /// when all is well.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if !self.info.ready {

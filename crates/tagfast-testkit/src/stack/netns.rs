@@ -1,4 +1,5 @@
-//! A network namespace for every PostgreSQL node, all on one bridge: a partition is a link that goes down.
+//! A network namespace for every PostgreSQL node, all on one bridge: a partition is a link that
+//! goes down.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;

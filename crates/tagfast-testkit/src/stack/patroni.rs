@@ -58,7 +58,8 @@ impl NodePlan<'_> {
 
     fn init_sql(&self) -> String {
         let password = &self.passwords.service;
-        // The fork of a timeline is read from its history file; tests make databases of their own from the template.
+        // The fork of a timeline is read from its history file; tests make databases of their own
+        // from the template.
         format!(
             "CREATE ROLE tagfast LOGIN CREATEDB PASSWORD '{password}';\nGRANT pg_monitor TO tagfast;\n\
              \\c template1\nGRANT EXECUTE ON FUNCTION pg_read_file(text) TO tagfast;\n\

@@ -1,11 +1,12 @@
 //! The fault proxy: a TCP forwarder whose links can be cut, slowed, reset or made to lie.
 //!
-//! Every server of the stack is known by its proxy's port, so a fault of a link is a change of [`Mode`]. Two threads a
-//! connection copy bytes and look at the mode before each write. A fault acts on what is under way too: a cut link keeps
-//! the bytes it holds and hands them over when it heals, as a network that retransmits does.
+//! Every server of the stack is known by its proxy's port, so a fault of a link is a change of
+//! [`Mode`]. Two threads a connection copy bytes and look at the mode before each write. A fault
+//! acts on what is under way too: a cut link keeps the bytes it holds and hands them over when it
+//! heals, as a network that retransmits does.
 //!
-//! How it fails: a port that cannot be bound is an error at [`Proxy::start`]; a server that refuses is shown to the client
-//! as a reset connection.
+//! How it fails: a port that cannot be bound is an error at [`Proxy::start`]; a server that refuses
+//! is shown to the client as a reset connection.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -30,7 +31,8 @@ pub enum Mode {
         /// Milliseconds.
         ms: u64,
     },
-    /// Nothing passes, nothing ends: a network that swallows packets. New connections are not answered.
+    /// Nothing passes, nothing ends: a network that swallows packets. New connections are not
+    /// answered.
     Cut,
     /// Requests arrive, answers do not: a server that accepts and never answers.
     Hang,
@@ -73,7 +75,8 @@ struct Pair {
 }
 
 impl Pair {
-    /// Lets both pumps end; the close that follows is a reset. A shutdown of the writing side would say goodbye first.
+    /// Lets both pumps end; the close that follows is a reset. A shutdown of the writing side would
+    /// say goodbye first.
     fn reset(&self) {
         self.reset.store(true, Ordering::SeqCst);
         for stream in [&self.client, &self.server] {

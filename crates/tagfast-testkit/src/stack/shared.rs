@@ -4,8 +4,8 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::{Stack, StackOptions};
 
-/// A stack that whoever comes first starts. Kept for the life of the process; a watcher removes what it leaves when the process has
-/// ended.
+/// A stack that whoever comes first starts. Kept for the life of the process; a watcher removes
+/// what it leaves when the process has ended.
 #[derive(Debug, Default)]
 pub struct SharedStack {
     stack: OnceLock<(Mutex<Stack>, tempfile::TempDir)>,
@@ -17,7 +17,8 @@ impl SharedStack {
         Self { stack: OnceLock::new() }
     }
 
-    /// The stack; started as `options` says, in a folder of its own, if it is not. Blocks meanwhile.
+    /// The stack; started as `options` says, in a folder of its own, if it is not. Blocks
+    /// meanwhile.
     ///
     /// # Panics
     /// When it does not come up.

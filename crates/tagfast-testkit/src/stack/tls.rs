@@ -1,4 +1,5 @@
-//! Certificates of a stack: an authority of its own, and one certificate for all its PostgreSQL nodes.
+//! Certificates of a stack: an authority of its own, and one certificate for all its PostgreSQL
+//! nodes.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -7,7 +8,8 @@ use anyhow::Result;
 
 use super::host::{Account, run};
 
-/// Makes `ca.pem`, `server.pem` and `server.key` in a folder. The certificate names the proxy's address, by which nodes are known.
+/// Makes `ca.pem`, `server.pem` and `server.key` in a folder. The certificate names the proxy's
+/// address, by which nodes are known.
 pub(super) fn make(account: Account, dir: &Path, ip: IpAddr) -> Result<()> {
     account.make_dir(dir)?;
     let names = dir.join("names");

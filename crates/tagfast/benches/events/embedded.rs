@@ -110,7 +110,8 @@ pub(crate) async fn run(backlog: u64) -> Vec<Value> {
         said(keeps_up)
     );
 
-    // A consumer that is stopped while others write: as many events as at this pace in a minute or more.
+    // A consumer that is stopped while others write: as many events as at this pace in a minute or
+    // more.
     for consumer in consumers {
         consumer.stop().await;
     }

@@ -140,7 +140,8 @@ pub(crate) async fn run(world: &World, count: u64) -> Vec<Value> {
     ]
 }
 
-/// How long a record takes into the index, at most, in milliseconds, with or without a record before it that nobody can read.
+/// How long a record takes into the index, at most, in milliseconds, with or without a record
+/// before it that nobody can read.
 async fn blocked(world: &World, index: &OpenSearchIndex, poison: bool) -> f64 {
     let producer: BaseProducer =
         ClientConfig::new().set("bootstrap.servers", &world.brokers).create().expect("a producer");

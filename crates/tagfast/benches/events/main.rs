@@ -1,8 +1,10 @@
-//! From commits to the search index on a real cluster with Kafka and OpenSearch: the relay beside a bare producer loop, the indexer
-//! beside a bare bulk loader, and how long a write takes until a search finds it.
+//! From commits to the search index on a real cluster with Kafka and OpenSearch: the relay beside a
+//! bare producer loop, the indexer beside a bare bulk loader, and how long a write takes until a
+//! search finds it.
 //!
-//! `cargo bench -p tagfast --bench events [-- --events N --seconds N --letters N --outage SECONDS --only PART]`, PART one of
-//! `cluster`, `letters`, `embedded`. Servers and clients share the processors.
+//! `cargo bench -p tagfast --bench events [-- --events N --seconds N --letters N --outage SECONDS
+//! --only PART]`, PART one of `cluster`, `letters`, `embedded`. Servers and clients share the
+//! processors.
 #![expect(clippy::print_stdout, reason = "a benchmark speaks to its terminal")]
 
 mod embedded;
@@ -155,8 +157,8 @@ fn example(n: u64) -> TaggingsEvent {
     }
 }
 
-/// A bulk loader that does nothing else: the same documents into an index of the same kind, without or with versions that the
-/// server compares.
+/// A bulk loader that does nothing else: the same documents into an index of the same kind, without
+/// or with versions that the server compares.
 async fn bulk_loader(url: &str, count: u64, versions: bool) {
     let http = reqwest::Client::new();
     let index = format!("{url}/{BASELINE}.{versions}");
@@ -382,7 +384,8 @@ async fn cluster(world: &mut World, outage: u64) -> Vec<serde_json::Value> {
     println!("the bare bulk loader with versions: {:.0}/s, without: {:.0}/s", versioned.0, base.0);
     let (from, sink) = (Arc::clone(&bus) as Arc<dyn Bus>, Arc::clone(&index) as Arc<dyn Sink>);
     let consumer = Consumer::spawn(from, sink, RuntimeOptions::default(), Arc::clone(&world.clock));
-    // Joining a group takes the broker's time, three seconds for the first member: the rate begins with the first record.
+    // Joining a group takes the broker's time, three seconds for the first member: the rate begins
+    // with the first record.
     while consumer.status().applied == 0 {
         pause(5).await;
     }
@@ -420,7 +423,8 @@ async fn writers(store: Arc<PostgresStore>, rate: u64, stop: Arc<AtomicBool>) ->
         ticks.tick().await;
         let batch = (0..rate / 50).map(|_| {
             let n = NEXT.fetch_add(1, Ordering::Relaxed);
-            // Each round leaves every content with another set of tags: a write that changes nothing has no event.
+            // Each round leaves every content with another set of tags: a write that changes
+            // nothing has no event.
             let tags = [format!("tag-{}", n % 50), format!("round-{}", n / 100_000 % 7)];
             let tags = tags.iter().map(|tag| Tag::parse(tag).expect("a tag")).collect();
             let mut request = request(key(n * 7919 % 100_000), "any", 1 << 80 | u128::from(n));

@@ -32,7 +32,8 @@ pub(crate) async fn run(
     while down.elapsed() < Duration::from_secs(seconds) {
         pause(1000).await;
         let lag = consumer.status().lag_seconds;
-        // Everything committed since it went down waits: the gauge says so within a second or so of the truth.
+        // Everything committed since it went down waits: the gauge says so within a second or so of
+        // the truth.
         worst = worst.max((lag - down.elapsed().as_secs_f64()).abs());
     }
     fault(world, Fault::Restart);

@@ -1,11 +1,12 @@
-//! The shield at full read load, before, during and after each fault of Redis, of the database and of clients; and what a hit costs
-//! beside a bare HTTP server with the same body.
+//! The shield at full read load, before, during and after each fault of Redis, of the database and
+//! of clients; and what a hit costs beside a bare HTTP server with the same body.
 //!
-//! `cargo bench -p tagfast --bench shield [-- --only hits|killed,frozen,... --seconds N --capacity N
-//! --share PERCENT --svg DIR]`: a cluster with two
-//! replicas, two Redis servers, Kafka, one process with all roles that carries the load and one with the API only. The load is an
-//! open loop, and its latencies count from the moment a request was due. Beside it clients write through one process and look for
-//! their write through the other one. Everything shares this machine's processors. Without `--only` everything is measured, which
+//! `cargo bench -p tagfast --bench shield [-- --only hits|killed,frozen,... --seconds N --capacity
+//! N --share PERCENT --svg DIR]`: a cluster with two
+//! replicas, two Redis servers, Kafka, one process with all roles that carries the load and one
+//! with the API only. The load is an open loop, and its latencies count from the moment a request
+//! was due. Beside it clients write through one process and look for their write through the other
+//! one. Everything shares this machine's processors. Without `--only` everything is measured, which
 //! takes about half an hour; `--list` names the faults.
 #![expect(clippy::print_stdout, reason = "a benchmark speaks to its terminal")]
 #![expect(clippy::disallowed_methods, reason = "the load runs in real time")]
@@ -95,7 +96,8 @@ fn main() {
         world.notes.drain(..).for_each(|note| println!("without a load: {note}"));
     }
     let carried = world.carried();
-    // A view that no cache answers costs several times the processor time, and the database works on the same processors.
+    // A view that no cache answers costs several times the processor time, and the database works
+    // on the same processors.
     let rate = carried * options.share / 100;
     println!("it carries {carried} requests/s with its caches; the load is {rate}/s");
     let capacity = options.capacity * 3;

@@ -8,7 +8,8 @@ use crate::world::World;
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     pub(crate) what: &'static str,
-    /// What fails, and comes back: a server, `primary`, `replica`, or `nodes` for all of the cluster.
+    /// What fails, and comes back: a server, `primary`, `replica`, or `nodes` for all of the
+    /// cluster.
     pub(crate) faults: &'static [(&'static str, Fault)],
     /// What is done besides, at the beginning, again and again while it lasts, and at the end.
     pub(crate) begin: fn(&mut World),
@@ -31,7 +32,8 @@ const CALM: Scenario = Scenario {
     retries: 0,
 };
 
-/// Links to Redis are those of the first node; the second one has a way of its own. The order of the table in docs/degradation.md.
+/// Links to Redis are those of the first node; the second one has a way of its own. The order of
+/// the table in docs/degradation.md.
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "killed",

@@ -37,7 +37,8 @@ pub(crate) struct World {
     stack: Stack,
     /// It has all roles, carries the load, and reaches Redis through a link that can fail.
     pub(crate) server: ServerProcess,
-    /// It reaches Redis by a way of its own; clients write through it and read through the other one, and the other way round.
+    /// It reaches Redis by a way of its own; clients write through it and read through the other
+    /// one, and the other way round.
     second: ServerProcess,
     stampedes: u64,
     pub(crate) notes: Vec<String>,
@@ -241,7 +242,8 @@ impl World {
         ask(self.stack.info().state_redis.as_ref().expect("Redis").direct, words).expect("it does");
     }
 
-    /// Everybody asks at once for one content that nobody has asked for; who was answered, and how late the last one was.
+    /// Everybody asks at once for one content that nobody has asked for; who was answered, and how
+    /// late the last one was.
     pub(crate) fn stampede(&mut self, header: &str) {
         self.stampedes += 1;
         let address = self.address();

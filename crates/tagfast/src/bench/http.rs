@@ -1,4 +1,5 @@
-//! The generator's own HTTP/1.1 client: one connection, one request at a time, as little parsing as possible.
+//! The generator's own HTTP/1.1 client: one connection, one request at a time, as little parsing as
+//! possible.
 //!
 //! A full client would use more of a small machine than the server it measures.
 

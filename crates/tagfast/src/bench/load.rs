@@ -23,7 +23,8 @@ const QUERIES: usize = 2000;
 pub enum Kind {
     /// One content's tags.
     View,
-    /// One change: a tag put on or, every second time, taken off again, so that every call changes something.
+    /// One change: a tag put on or, every second time, taken off again, so that every call changes
+    /// something.
     Tag,
     /// A search.
     Search,

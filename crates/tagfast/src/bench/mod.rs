@@ -1,8 +1,10 @@
-//! The load generator: open loop (a rate, latency from the intended moment) and closed loop (as fast as it goes).
+//! The load generator: open loop (a rate, latency from the intended moment) and closed loop (as
+//! fast as it goes).
 //!
-//! It is cheap, so that on a small machine it measures the server and not itself: one thread by default, its own HTTP
-//! client, requests written into one buffer. In the open loop the intended moments are handed out in order to whichever
-//! connection is free; a stalled server therefore delays the following requests too, and their waiting counts.
+//! It is cheap, so that on a small machine it measures the server and not itself: one thread by
+//! default, its own HTTP client, requests written into one buffer. In the open loop the intended
+//! moments are handed out in order to whichever connection is free; a stalled server therefore
+//! delays the following requests too, and their waiting counts.
 
 pub mod http;
 pub mod load;
@@ -27,7 +29,8 @@ use crate::progress::Progress;
 use crate::telemetry::process::{Usage, usage};
 use crate::term::Term;
 
-/// Timers are exact to a millisecond: a request may be sent this much before its moment, and then counts from its sending.
+/// Timers are exact to a millisecond: a request may be sent this much before its moment, and then
+/// counts from its sending.
 const EARLY: Duration = Duration::from_millis(1);
 
 /// When what happens.
@@ -121,7 +124,8 @@ struct Watched {
     own: (Option<Usage>, Option<Usage>),
 }
 
-/// Sleeps through the plan, shows progress, and looks at the processes where measuring begins and ends.
+/// Sleeps through the plan, shows progress, and looks at the processes where measuring begins and
+/// ends.
 async fn watch(args: &BenchArgs, plan: Plan, term: &Term) -> Watched {
     let look = || (args.server_pid.and_then(|pid| usage(Some(pid))), usage(None));
     let whole = plan.end - plan.start;
@@ -200,8 +204,8 @@ impl Loop {
         }
     }
 
-    /// The next moment that nobody has taken, until the end. A connection that is behind sends at once, but gives up
-    /// when a timeout has passed since the end.
+    /// The next moment that nobody has taken, until the end. A connection that is behind sends at
+    /// once, but gives up when a timeout has passed since the end.
     async fn open(&mut self, gap: Duration, next: &Cell<u64>) {
         let mut request = Vec::with_capacity(512);
         loop {
@@ -238,8 +242,8 @@ impl Loop {
         }
     }
 
-    /// Counts a request that belongs to the moment `at`: in the open loop the one it was due at, else the one it ended
-    /// at. `None` = no answer in time.
+    /// Counts a request that belongs to the moment `at`: in the open loop the one it was due at,
+    /// else the one it ended at. `None` = no answer in time.
     fn count(
         &self,
         kind: Kind,
@@ -285,7 +289,8 @@ mod tests {
         }
     }
 
-    /// A server that answers at once, but stalls for `stall` when `stalls_at` requests were answered.
+    /// A server that answers at once, but stalls for `stall` when `stalls_at` requests were
+    /// answered.
     fn stalling_server(stalls_at: u32, stall: Duration) -> (SocketAddr, tokio::runtime::Runtime) {
         let runtime = runtime().unwrap();
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
@@ -342,7 +347,8 @@ mod tests {
         let counts = measure(Some(Duration::from_millis(5)), Duration::from_secs(5));
         let latencies = &counts.latencies[0].1;
         assert_eq!((latencies.len(), counts.unsent), (160, 0));
-        // Of 160 requests, one every 5 ms, the stall delays the 80 that were due during it, by 200 ms on average.
+        // Of 160 requests, one every 5 ms, the stall delays the 80 that were due during it, by 200
+        // ms on average.
         let late = latencies.count_between(50_000_000, u64::MAX);
         assert!((60..=110).contains(&late), "{late} of 160 were late");
         assert!(latencies.max() >= 390_000_000);

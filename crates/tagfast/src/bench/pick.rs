@@ -30,8 +30,8 @@ impl Rng {
     }
 }
 
-/// Chooses among `n` keys with skew `s`: rank r has a weight of 1 / r^s. The ranks are spread over the keys, so that
-/// neighbours in a file are not all hot.
+/// Chooses among `n` keys with skew `s`: rank r has a weight of 1 / r^s. The ranks are spread over
+/// the keys, so that neighbours in a file are not all hot.
 #[derive(Debug, Clone)]
 pub struct Zipf {
     n: usize,

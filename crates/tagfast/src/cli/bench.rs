@@ -36,13 +36,15 @@ pub struct BenchArgs {
     /// How long to run before measuring.
     #[arg(long, default_value = "2s", value_parser = duration)]
     pub warmup: Duration,
-    /// Weights of view, tag, search, popular, suggest, batch_view and batch_tag; every tag changes something.
+    /// Weights of view, tag, search, popular, suggest, batch_view and batch_tag; every tag changes
+    /// something.
     #[arg(long, default_value = "view=90,tag=10", conflicts_with = "path")]
     pub mix: String,
     /// GET this path only.
     #[arg(long)]
     pub path: Option<String>,
-    /// Contents to use, as an NDJSON file (also .gz) in the import's format; synthetic ones without it.
+    /// Contents to use, as an NDJSON file (also .gz) in the import's format; synthetic ones
+    /// without it.
     #[arg(long, value_name = "FILE")]
     pub ids_from: Option<PathBuf>,
     /// How many synthetic contents.

@@ -18,7 +18,8 @@ pub(super) enum Change {
     Remove,
 }
 
-/// Ids that URL libraries take for steps in the path, even when they are encoded; those go into a batch.
+/// Ids that URL libraries take for steps in the path, even when they are encoded; those go into a
+/// batch.
 fn is_dots(id: &str) -> bool {
     id == "." || id == ".."
 }

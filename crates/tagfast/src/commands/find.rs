@@ -71,7 +71,8 @@ fn show(
 ) -> Result<(), Failure> {
     let hits = page.get("hits").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     if term.json {
-        // Many pages are written as lines of hits, so that a pipe can begin before the last one is there.
+        // Many pages are written as lines of hits, so that a pipe can begin before the last one is
+        // there.
         if args.all {
             return hits.iter().try_for_each(|hit| term.line(hit));
         }

@@ -179,7 +179,8 @@ pub(super) fn config_check(file: &ConfigFile, term: &Term) -> CommandResult {
     Ok(Exit::Done)
 }
 
-/// `config print`: also of a configuration that cannot be run, because that is when one wants to see it.
+/// `config print`: also of a configuration that cannot be run, because that is when one wants to
+/// see it.
 pub(super) fn config_print(file: &ConfigFile, term: &Term) -> CommandResult {
     let text = match &file.config {
         Some(path) => Some(

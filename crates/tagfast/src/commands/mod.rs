@@ -28,7 +28,8 @@ pub fn run(command: Command, term: &Term) -> CommandResult {
         Command::Search(args) => block_on(find::search(&args, term)),
         Command::Popular(args) => block_on(find::popular(&args, term)),
         Command::Suggest(args) => block_on(find::suggest(&args, term)),
-        // An import notes how far it came when it is interrupted, so it listens for the signal itself.
+        // An import notes how far it came when it is interrupted, so it listens for the signal
+        // itself.
         Command::Import(args) => {
             runtime()?.block_on(async { transfer::import::run(&args, term, stop_signal()?).await })
         }

@@ -57,7 +57,8 @@ pub(super) async fn check(file: &str, args: &ClientArgs, term: &Term) -> Command
     Ok(if fine { Exit::Done } else { Exit::Partly })
 }
 
-/// The verdict of one answer; a receipt that is none is a verdict too, a server that cannot answer is not.
+/// The verdict of one answer; a receipt that is none is a verdict too, a server that cannot answer
+/// is not.
 fn judge(answer: Result<Value, ClientError>) -> Result<(String, Option<String>, Value), Failure> {
     match answer {
         Ok(answer) => {

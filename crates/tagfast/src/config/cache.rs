@@ -1,5 +1,5 @@
-//! The part of a configuration that says what is kept in memory to protect the databases, and who comes first when not everything
-//! can be answered.
+//! The part of a configuration that says what is kept in memory to protect the databases, and who
+//! comes first when not everything can be answered.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,14 +18,15 @@ const MOST_WEIGHT: u8 = TenantWeights::MOST;
 pub struct CacheConfig {
     /// The cache Redis; `None`: views are kept in no other process.
     pub redis_url: Option<String>,
-    /// Memory of this process for views, in bytes; 0: none are kept. Too high: memory that requests need. Too low: more reads go
-    /// to Redis and the database.
+    /// Memory of this process for views, in bytes; 0: none are kept. Too high: memory that
+    /// requests need. Too low: more reads go to Redis and the database.
     pub l1_max_bytes: usize,
-    /// How long an entry answers before it is asked for anew. Too long: a change of which a node was not told is shown late. Too
-    /// short: what is read often is read from the database often.
+    /// How long an entry answers before it is asked for anew. Too long: a change of which a node
+    /// was not told is shown late. Too short: what is read often is read from the database
+    /// often.
     pub soft_ttl: Duration,
-    /// The oldest stale answer that is given; zero: none. Too long: people see a state of long ago. Too short: more of them see an
-    /// error.
+    /// The oldest stale answer that is given; zero: none. Too long: people see a state of long
+    /// ago. Too short: more of them see an error.
     pub stale_if_error: Duration,
 }
 

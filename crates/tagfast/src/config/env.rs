@@ -1,7 +1,8 @@
 //! The environment as a source of configuration: `TAGFAST__SECTION__KEY`.
 //!
-//! The environment comes in as a map, so that tests need not change the process. A name that begins like ours and
-//! is none of ours is refused: a misspelt limit that silently does nothing is found during an outage.
+//! The environment comes in as a map, so that tests need not change the process. A name that begins
+//! like ours and is none of ours is refused: a misspelt limit that silently does nothing is found
+//! during an outage.
 
 use std::collections::BTreeMap;
 

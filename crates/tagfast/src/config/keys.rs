@@ -1,7 +1,8 @@
 //! The one table of configuration keys: names, types, defaults and what each does.
 //!
-//! The structs of the first stage ([`super::raw`]), the check for unknown keys, the environment's types,
-//! `config print` and `docs/configuration.md` are all made from this table, so that none can forget a key.
+//! The structs of the first stage ([`super::raw`]), the check for unknown keys, the environment's
+//! types, `config print` and `docs/configuration.md` are all made from this table, so that none can
+//! forget a key.
 
 use serde::Deserialize;
 

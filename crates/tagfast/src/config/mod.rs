@@ -1,7 +1,7 @@
 //! Configuration in two stages: what somebody wrote ([`raw`]), then what may be run ([`resolved`]).
 //!
-//! Unknown keys are refused with a suggestion and every fault is reported at once: a start that fails clearly is
-//! better than a limit that silently does nothing.
+//! Unknown keys are refused with a suggestion and every fault is reported at once: a start that
+//! fails clearly is better than a limit that silently does nothing.
 
 pub mod bus;
 pub mod cache;

@@ -54,11 +54,11 @@ pub struct PostgresConfig {
     pub tls_ca_file: PathBuf,
     /// Writer lanes of each cluster.
     pub lanes: usize,
-    /// Most read statements at once at one database node. Too high: a slow node gets slower before it is noticed. Too low: reads are
-    /// refused that it could answer.
+    /// Most read statements at once at one database node. Too high: a slow node gets slower before
+    /// it is noticed. Too low: reads are refused that it could answer.
     pub read_concurrency: usize,
-    /// Most read statements a second to one database node; 0: no fixed cap. Too high: without effect. Too low: reads are refused
-    /// although the database is idle.
+    /// Most read statements a second to one database node; 0: no fixed cap. Too high: without
+    /// effect. Too low: reads are refused although the database is idle.
     pub reads_per_second: u32,
     /// The state Redis; without it every process counts everything for itself.
     pub state_redis: Option<String>,

@@ -1,7 +1,8 @@
-//! The first stage: file, environment and flags joined into one [`RawConfig`], with the source of each value.
+//! The first stage: file, environment and flags joined into one [`RawConfig`], with the source of
+//! each value.
 //!
-//! Flags win over the environment, the environment over the file, the file over the defaults. Errors name the file's
-//! line, the variable or the flag, and all of them are reported at once.
+//! Flags win over the environment, the environment over the file, the file over the defaults.
+//! Errors name the file's line, the variable or the flag, and all of them are reported at once.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,7 +1,8 @@
 //! The second stage: judged, typed, in the units the parts want.
 //!
-//! Nothing is opened here, so that `config check` judges a configuration on any machine; secrets are read by
-//! [`Config::auth`] and [`Config::signing_keys`] when a server starts (and by `config check`).
+//! Nothing is opened here, so that `config check` judges a configuration on any machine; secrets
+//! are read by [`Config::auth`] and [`Config::signing_keys`] when a server starts (and by `config
+//! check`).
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -74,8 +75,8 @@ pub struct Config {
     pub cache_bytes: usize,
     /// The cache shield.
     pub cache: CacheConfig,
-    /// Tenants that are let in more often than others while not everything can be answered; who is not in it has the weight 1. Too
-    /// much for one: the others wait for as long as it asks.
+    /// Tenants that are let in more often than others while not everything can be answered; who is
+    /// not in it has the weight 1. Too much for one: the others wait for as long as it asks.
     pub tenant_weights: BTreeMap<TenantId, u8>,
     /// What happens to dead letters.
     pub dead_letters: LettersConfig,
@@ -231,8 +232,8 @@ impl Config {
         }
     }
 
-    /// The keys of tokens and cursors; the first signs. Without configured files, `token.key` in the data directory,
-    /// made if it is not there.
+    /// The keys of tokens and cursors; the first signs. Without configured files, `token.key` in
+    /// the data directory, made if it is not there.
     pub fn signing_keys(&self) -> Result<Vec<[u8; 32]>, String> {
         if self.signing_key_files.is_empty() {
             let path = self.data_dir.join("token.key");

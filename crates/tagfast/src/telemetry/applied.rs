@@ -1,7 +1,8 @@
 //! Joins the trace of a write to what consumers do with its event.
 //!
-//! The event carries the `traceparent` of its newest write; while a batch is applied there is a span for each sampled one, as long
-//! as the batch takes. Without traces nothing is wrapped and nothing costs anything.
+//! The event carries the `traceparent` of its newest write; while a batch is applied there is a
+//! span for each sampled one, as long as the batch takes. Without traces nothing is wrapped and
+//! nothing costs anything.
 
 use std::sync::Arc;
 

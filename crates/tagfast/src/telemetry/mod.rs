@@ -1,8 +1,9 @@
 //! Logs, metrics and traces of a server process.
 //!
-//! Logs go to stderr: text on a terminal, JSON otherwise. Metrics are rendered by `/metrics` itself; no second
-//! listener. Traces are off unless an OTLP endpoint is configured. None of them can stop the service: a log that
-//! cannot be written and a collector that does not answer are ignored.
+//! Logs go to stderr: text on a terminal, JSON otherwise. Metrics are rendered by `/metrics`
+//! itself; no second listener. Traces are off unless an OTLP endpoint is configured. None of them
+//! can stop the service: a log that cannot be written and a collector that does not answer are
+//! ignored.
 
 pub mod applied;
 pub mod metrics;
@@ -18,7 +19,8 @@ use tracing_subscriber::{EnvFilter, Layer, fmt};
 use crate::config::{LogConfig, LogFormat, TelemetryConfig};
 use crate::failure::Failure;
 
-/// Starts logging, and tracing if it is configured. Needs a tokio runtime for the exporter. Once a process.
+/// Starts logging, and tracing if it is configured. Needs a tokio runtime for the exporter. Once a
+/// process.
 pub fn start(
     log: &LogConfig,
     telemetry: &TelemetryConfig,

@@ -61,7 +61,8 @@ pub fn usage(pid: Option<u32>) -> Option<Usage> {
 }
 
 fn parse_stat(stat: &str) -> Option<(f64, u64)> {
-    // The program's name may hold blanks and parentheses: the fields are counted after the last one.
+    // The program's name may hold blanks and parentheses: the fields are counted after the last
+    // one.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let number = |i: usize| fields.get(i)?.parse::<u64>().ok();
     Some(((number(11)? + number(12)?) as f64 / TICKS, number(17)?))

@@ -1,7 +1,7 @@
 //! Traces over OTLP (HTTP, protobuf).
 //!
-//! The exporter works in a thread of its own that knows no runtime; its HTTP calls are handed to ours. Spans that
-//! find the queue full are dropped. What waits is sent when the server stops.
+//! The exporter works in a thread of its own that knows no runtime; its HTTP calls are handed to
+//! ours. Spans that find the queue full are dropped. What waits is sent when the server stops.
 
 use std::time::Duration;
 
@@ -26,7 +26,8 @@ use tracing_subscriber::registry::LookupSpan;
 use crate::config::TelemetryConfig;
 use crate::failure::Failure;
 
-/// Only spans of this target are exported: one for each request, and for each event of a traced one that is applied.
+/// Only spans of this target are exported: one for each request, and for each event of a traced one
+/// that is applied.
 const TARGET: &str = "tagfast::request";
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -75,7 +76,8 @@ impl Traces {
             .with_filter(ours)
     }
 
-    /// Sends what waits and stops. Blocks; call it outside of async code while the runtime still runs.
+    /// Sends what waits and stops. Blocks; call it outside of async code while the runtime still
+    /// runs.
     pub fn stop(self) {
         if let Err(error) = self.provider.shutdown_with_timeout(EXPORT_TIMEOUT) {
             tracing::warn!(%error, "traces were not flushed");
@@ -83,7 +85,8 @@ impl Traces {
     }
 }
 
-/// The span of an event that is applied, child of the write's `traceparent`; none if that was not sampled.
+/// The span of an event that is applied, child of the write's `traceparent`; none if that was not
+/// sampled.
 pub fn applied(group: &str, content: &ContentKey, traceparent: &str) -> Option<tracing::Span> {
     if !traceparent.ends_with("-01") {
         return None;
@@ -100,8 +103,8 @@ pub fn applied(group: &str, content: &ContentKey, traceparent: &str) -> Option<t
     Some(span)
 }
 
-/// Middleware: one span a request, child of the caller's `traceparent`. What is written is told the span, so that what
-/// consumers do with it is in the same trace.
+/// Middleware: one span a request, child of the caller's `traceparent`. What is written is told the
+/// span, so that what consumers do with it is in the same trace.
 pub async fn span(mut request: Request, next: Next) -> Response {
     let span = tracing::info_span!(
         target: TARGET,

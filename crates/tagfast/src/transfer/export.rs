@@ -1,7 +1,7 @@
 //! `tagfast export`: streams all contents into a file or to stdout.
 //!
-//! A file is written beside its final name and renamed when it is complete. A stream that breaks off is taken up after
-//! the last whole line; a line is never written twice or in part.
+//! A file is written beside its final name and renamed when it is complete. A stream that breaks
+//! off is taken up after the last whole line; a line is never written twice or in part.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};

@@ -1,5 +1,5 @@
-//! `tagfast import`: a reader thread packs lines, several requests are in flight, every line ends acknowledged or
-//! reported. An interrupted import notes how far it came.
+//! `tagfast import`: a reader thread packs lines, several requests are in flight, every line ends
+//! acknowledged or reported. An interrupted import notes how far it came.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -105,7 +105,8 @@ pub async fn run(args: &ImportArgs, term: &Term, mut stop: watch::Receiver<bool>
 }
 
 impl Import<'_> {
-    /// Moves everything from the reader to the server. On an error what is in flight is still waited for.
+    /// Moves everything from the reader to the server. On an error what is in flight is still
+    /// waited for.
     async fn pump(
         &mut self,
         sender: &Sender,
@@ -221,8 +222,9 @@ async fn until(moment: Option<tokio::time::Instant>) {
     }
 }
 
-/// Waits until a search is as new as the end of the import. The index says how old it is by the server's clock; an age
-/// smaller than the time since the end means that everything is in it, whatever our clock says.
+/// Waits until a search is as new as the end of the import. The index says how old it is by the
+/// server's clock; an age smaller than the time since the end means that everything is in it,
+/// whatever our clock says.
 async fn until_searchable(client: &Client, term: &Term) -> Result<Duration, Failure> {
     let ended = Instant::now();
     let progress = Progress::new(term, "waiting for the index", None);

@@ -1,7 +1,8 @@
 //! One line of an import: `{"type", "id", "tags": ["..." | {"tag", "by", "at"}], "tenant"?}`.
 //!
-//! Only the shape is judged here; what a tag may look like is the server's to say, so that one import never accepts what
-//! another refuses. A field that we do not know is refused: ignoring it would lose it silently.
+//! Only the shape is judged here; what a tag may look like is the server's to say, so that one
+//! import never accepts what another refuses. A field that we do not know is refused: ignoring it
+//! would lose it silently.
 
 use serde::{Deserialize, Serialize};
 

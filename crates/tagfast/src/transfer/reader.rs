@@ -1,4 +1,5 @@
-//! Reads lines from a file or stdin, gzipped or not, and packs them into batches. Runs in a thread of its own.
+//! Reads lines from a file or stdin, gzipped or not, and packs them into batches. Runs in a thread
+//! of its own.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -159,7 +160,8 @@ fn judge(
     parse(text, packing.tenant.as_deref()).map(Some)
 }
 
-/// Reads one line into `line`, at most [`LINE_BYTES`] of it; gives its whole length with the line feed, 0 at the end.
+/// Reads one line into `line`, at most [`LINE_BYTES`] of it; gives its whole length with the line
+/// feed, 0 at the end.
 fn bounded_line(input: &mut dyn BufRead, line: &mut Vec<u8>) -> std::io::Result<usize> {
     line.clear();
     let mut length = 0;

@@ -1,4 +1,5 @@
-//! Sends batches: retries what can succeed later, halves what is refused as a whole, reports what stays bad.
+//! Sends batches: retries what can succeed later, halves what is refused as a whole, reports what
+//! stays bad.
 
 use std::time::Duration;
 
@@ -85,7 +86,8 @@ impl Sender {
         Ok(sent)
     }
 
-    /// One body, sent until it is answered; with one key, so that an attempt whose answer was lost has no second effect.
+    /// One body, sent until it is answered; with one key, so that an attempt whose answer was lost
+    /// has no second effect.
     async fn until_answered(
         &self,
         entries: &[Entry],
@@ -153,7 +155,8 @@ fn body(entries: &[Entry]) -> Vec<u8> {
     body
 }
 
-/// Whether a smaller batch may be taken where this one was not: something in it is wrong, or it is too large.
+/// Whether a smaller batch may be taken where this one was not: something in it is wrong, or it is
+/// too large.
 fn splits(problem: &Problem) -> bool {
     matches!(problem.status, 400 | 413 | 422)
 }

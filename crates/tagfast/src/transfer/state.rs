@@ -1,7 +1,8 @@
 //! How far an import has come, so that an interrupted one goes on where it stopped.
 //!
-//! The noted line is the last one before which everything is acknowledged. Lines after it may have been imported too;
-//! sending them again changes nothing, because adding a tag twice is adding it once.
+//! The noted line is the last one before which everything is acknowledged. Lines after it may have
+//! been imported too; sending them again changes nothing, because adding a tag twice is adding it
+//! once.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -118,7 +119,8 @@ pub fn remove(path: &Path) -> Result<(), Failure> {
     }
 }
 
-/// Batches are acknowledged in any order; the line before which everything is acknowledged only grows.
+/// Batches are acknowledged in any order; the line before which everything is acknowledged only
+/// grows.
 #[derive(Debug, Default)]
 pub struct Acknowledged {
     next: u64,

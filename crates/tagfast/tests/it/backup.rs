@@ -1,4 +1,5 @@
-//! Backup while writing, and restore: what was acknowledged before the backup is there, what came after is `unknown`.
+//! Backup while writing, and restore: what was acknowledged before the backup is there, what came
+//! after is `unknown`.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -90,7 +91,8 @@ fn a_backup_while_writing_restores_into_a_new_epoch() {
         assert!(contents.contains_key(&format!("note/before-{n}")));
     }
     assert!(!contents.contains_key("note/after"));
-    // Versions go on upwards: a client that saw the lost time is never shown an older number as news.
+    // Versions go on upwards: a client that saw the lost time is never shown an older number as
+    // news.
     let old: u64 = after.json()["version"].as_str().unwrap().parse().unwrap();
     let new: u64 = put(&mut client, "after", "again")["version"].as_str().unwrap().parse().unwrap();
     assert!(new > old, "{new} after {old}");

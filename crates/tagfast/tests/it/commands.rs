@@ -69,7 +69,8 @@ fn receipts_are_checked_from_a_file() {
 fn exit_codes_and_errors_say_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
     let running = server(dir.path()).start();
-    // Until its first state is there, the index answers no query, not even to say what is wrong with it.
+    // Until its first state is there, the index answers no query, not even to say what is wrong
+    // with it.
     running.wait_until_ready();
     let url = running.url();
     for (args, code, words) in [

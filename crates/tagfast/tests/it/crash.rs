@@ -1,5 +1,5 @@
-//! `kill -9` under write load: nothing that was acknowledged is lost, nothing is there twice, and search and counts come
-//! back to the store's truth by themselves.
+//! `kill -9` under write load: nothing that was acknowledged is lost, nothing is there twice, and
+//! search and counts come back to the store's truth by themselves.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -86,7 +86,8 @@ fn no_acknowledged_write_is_lost_by_kill_9() {
     for round in 0..rounds {
         let mut running = server(dir.path()).start();
         let acknowledged = Arc::new(AtomicUsize::new(0));
-        // Sometimes at once, while the consumers still rebuild or catch up; sometimes in the middle of much work.
+        // Sometimes at once, while the consumers still rebuild or catch up; sometimes in the middle
+        // of much work.
         let enough = 1 + rng.below(300) as usize;
         std::thread::scope(|scope| {
             for writer in &mut writers {

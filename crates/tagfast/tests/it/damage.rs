@@ -1,4 +1,5 @@
-//! Damaged files and a directory that is taken: refused with a sentence that says what to do, or mended by itself.
+//! Damaged files and a directory that is taken: refused with a sentence that says what to do, or
+//! mended by itself.
 
 use std::fs::OpenOptions;
 use std::io::{Seek as _, SeekFrom, Write as _};

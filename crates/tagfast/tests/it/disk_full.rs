@@ -1,4 +1,5 @@
-//! A full disk: writes are refused with 507, nothing is half written, and everything comes back by itself with the space.
+//! A full disk: writes are refused with 507, nothing is half written, and everything comes back by
+//! itself with the space.
 
 use std::fs::File;
 use std::io::{ErrorKind, Write as _};

@@ -62,7 +62,8 @@ impl Receiver {
         Self { url, messages }
     }
 
-    /// The first message that tells this: one that came while letters were still parked may tell of fewer.
+    /// The first message that tells this: one that came while letters were still parked may tell of
+    /// fewer.
     fn wait_for(&self, kind: &str, letters: u64) -> Message {
         wait_for_condition(kind, PATIENCE, || {
             let messages = self.messages.lock().unwrap();

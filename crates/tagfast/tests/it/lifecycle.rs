@@ -1,4 +1,5 @@
-//! Starting and stopping: in-flight requests are finished, the configuration is judged before anything happens.
+//! Starting and stopping: in-flight requests are finished, the configuration is judged before
+//! anything happens.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;

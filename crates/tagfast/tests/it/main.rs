@@ -1,4 +1,5 @@
-//! End-to-end tests of the running program: over HTTP, through its command line, and through the faults it must survive.
+//! End-to-end tests of the running program: over HTTP, through its command line, and through the
+//! faults it must survive.
 
 mod backup;
 mod commands;

@@ -1,4 +1,5 @@
-//! The main job on the demo data: tag, untag, view, search, popular; and the README's lines exactly as printed.
+//! The main job on the demo data: tag, untag, view, search, popular; and the README's lines exactly
+//! as printed.
 
 use std::collections::BTreeSet;
 use std::process::Command;

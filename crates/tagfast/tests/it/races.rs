@@ -1,4 +1,5 @@
-//! Many writers on few contents: the limit holds, the history of every content is one order, and counts stay exact.
+//! Many writers on few contents: the limit holds, the history of every content is one order, and
+//! counts stay exact.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;

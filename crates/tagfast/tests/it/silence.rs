@@ -1,4 +1,5 @@
-//! Everything that is asked of other servers has an end: the program in front of servers that accept connections and never answer.
+//! Everything that is asked of other servers has an end: the program in front of servers that
+//! accept connections and never answer.
 
 use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
@@ -25,7 +26,8 @@ fn silent() -> SocketAddr {
     address
 }
 
-/// etcd, Patroni, both Redis servers, Kafka and OpenSearch are silent: it starts, answers every call in time, and stops.
+/// etcd, Patroni, both Redis servers, Kafka and OpenSearch are silent: it starts, answers every
+/// call in time, and stops.
 #[test]
 fn every_call_ends_though_every_server_is_silent() {
     let dir = tempfile::tempdir().expect("a folder");

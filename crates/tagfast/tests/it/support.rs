@@ -1,4 +1,5 @@
-//! What the tests share: the program, its client commands, and the comparison of search and counts with the store.
+//! What the tests share: the program, its client commands, and the comparison of search and counts
+//! with the store.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -9,7 +10,8 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use tagfast_testkit::{Client, ServerOptions, wait_for_condition};
 
-/// How long search and counts may take to follow; far above what they need, because tests share few processors.
+/// How long search and counts may take to follow; far above what they need, because tests share few
+/// processors.
 const CONVERGENCE: Duration = Duration::from_secs(60);
 
 /// Whether the big counts were asked for.
@@ -138,8 +140,8 @@ pub(crate) fn counted(contents: &Contents) -> BTreeMap<String, u64> {
     counts
 }
 
-/// Waits until search and counts say what the store says, without a manual step; then a recount must find no drift.
-/// For stores with at most 1,000 tags, on which nobody writes.
+/// Waits until search and counts say what the store says, without a manual step; then a recount
+/// must find no drift. For stores with at most 1,000 tags, on which nobody writes.
 pub(crate) fn wait_until_converged(client: &mut Client) -> Contents {
     let truth = stored(client);
     wait_for_condition("search follows the store", CONVERGENCE, || {

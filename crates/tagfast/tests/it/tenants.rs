@@ -1,4 +1,5 @@
-//! Tenants over real tokens: nobody reads, counts, suggests, pages into or follows up what is another tenant's.
+//! Tenants over real tokens: nobody reads, counts, suggests, pages into or follows up what is
+//! another tenant's.
 
 use std::path::Path;
 use std::time::Duration;

@@ -25,7 +25,8 @@ fn collector() -> (String, Arc<Mutex<Vec<u8>>>) {
                         return;
                     }
                     all.lock().unwrap().extend_from_slice(&buffer[..read]);
-                    // One answer for whatever part of a request came: the exporter reads no more than a status.
+                    // One answer for whatever part of a request came: the exporter reads no more
+                    // than a status.
                     let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
                 }
             });

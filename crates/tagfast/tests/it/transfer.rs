@@ -1,4 +1,5 @@
-//! Import and export: bad lines are told by number, an interrupted import goes on, odd ids survive the round trip.
+//! Import and export: bad lines are told by number, an interrupted import goes on, odd ids survive
+//! the round trip.
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! Every role in a process of its own, two of those that share work: one writes, others publish, index, count and look after
-//! letters, while some of them die.
+//! Every role in a process of its own, two of those that share work: one writes, others publish,
+//! index, count and look after letters, while some of them die.
 
 use std::time::{Duration, Instant};
 
@@ -110,14 +110,16 @@ fn each_role_in_a_process_of_its_own() {
     assert!(took_over < Duration::from_secs(5), "{took_over:?}");
     writer.goes_on();
 
-    // An indexer dies again and again, somewhere between applying and committing; the other one and the next one go on.
+    // An indexer dies again and again, somewhere between applying and committing; the other one and
+    // the next one go on.
     for _ in 0..if full() { 20 } else { 4 } {
         indexers[1].kill();
         indexers[1] = role(&stack, "indexer", "indexer-2");
         writer.goes_on();
     }
 
-    // A second counter joins, then the first one dies: partitions move, with what is counted of them.
+    // A second counter joins, then the first one dies: partitions move, with what is counted of
+    // them.
     let other = role(&stack, "analytics", "analytics-2");
     wait_until_ready(&mut other.client().with_timeout(PATIENCE));
     writer.goes_on();

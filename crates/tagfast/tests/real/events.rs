@@ -1,5 +1,6 @@
-//! From a write to the search index and the counts, on everything that is real: PostgreSQL under Patroni, Kafka, OpenSearch.
-//! While servers die; in the end index, counts and shards agree, content by content.
+//! From a write to the search index and the counts, on everything that is real: PostgreSQL under
+//! Patroni, Kafka, OpenSearch. While servers die; in the end index, counts and shards agree,
+//! content by content.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -194,7 +195,8 @@ fn index_and_counts_agree_with_the_shards_whatever_dies() {
     });
     client.delete("/v1/content/page/7/tags/found-me").expect(200);
 
-    // Somebody holds the bus off: events wait in the outbox, the status says so, and they come when it is let go.
+    // Somebody holds the bus off: events wait in the outbox, the status says so, and they come when
+    // it is let go.
     let hold = |state: &str| serde_json::json!({"name": "kafka", "state": state, "reason": "the broker is being moved"});
     client.post("/v1/breakers", &hold("open")).expect(200);
     client.put("/v1/content/page/8/tags/held-back").expect(200);
@@ -246,7 +248,8 @@ fn index_and_counts_agree_with_the_shards_whatever_dies() {
     client.put("/v1/content/page/3/tags/after").expect(200);
     all_agree(&mut client);
 
-    // A primary dies with what no replica has, but the index and the counts know it already: they forget it again.
+    // A primary dies with what no replica has, but the index and the counts know it already: they
+    // forget it again.
     let primary = stack.primary("c0").expect("a primary").name;
     let replicas: Vec<&str> =
         ["c0-n0", "c0-n1", "c0-n2"].into_iter().filter(|n| *n != primary).collect();

@@ -1,4 +1,5 @@
-//! The program on real clusters, as a user runs it: the configuration that the stack writes, HTTP, a cluster that is down.
+//! The program on real clusters, as a user runs it: the configuration that the stack writes, HTTP,
+//! a cluster that is down.
 
 mod apart;
 mod events;
@@ -175,7 +176,8 @@ fn psql(stack: &Stack, node: &NodeInfo, query: &str) -> Command {
     psql
 }
 
-/// The process itself stops between a commit and its answer, sleeps through a failover, and wakes up.
+/// The process itself stops between a commit and its answer, sleeps through a failover, and wakes
+/// up.
 #[test]
 fn a_node_that_sleeps_between_commit_and_answer_acknowledges_nothing_old() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -187,7 +189,8 @@ fn a_node_that_sleeps_between_commit_and_answer_acknowledges_nothing_old() {
     wait_until_ready(&mut client);
     client.put("/v1/content/jira.issue/OPS-1/tags/first").expect(200);
 
-    // A lock holds the write inside the primary until the way back is closed: it commits, and its answer does not come back.
+    // A lock holds the write inside the primary until the way back is closed: it commits, and its
+    // answer does not come back.
     let old = stack.primary("c0").expect("a primary");
     let mut locker =
         psql(&stack, &old, "BEGIN; SELECT FROM content FOR UPDATE; SELECT pg_sleep(2); COMMIT")

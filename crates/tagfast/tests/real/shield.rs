@@ -1,5 +1,5 @@
-//! Two API nodes behind caches: whatever happens to Redis and to a replica, nobody misses their own write and nothing old is
-//! answered unmarked.
+//! Two API nodes behind caches: whatever happens to Redis and to a replica, nobody misses their own
+//! write and nothing old is answered unmarked.
 
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -24,7 +24,8 @@ fn version(body: &Value) -> u64 {
     body["version"].as_str().and_then(|version| version.parse().ok()).expect("a version")
 }
 
-/// Read-your-writes through two nodes while Redis servers freeze, die and forget, and a replica hangs or is slow.
+/// Read-your-writes through two nodes while Redis servers freeze, die and forget, and a replica
+/// hangs or is slow.
 #[test]
 #[expect(clippy::print_stdout, reason = "how many were checked is a figure")]
 fn vc1_nobody_misses_their_own_write_whatever_happens_to_the_caches() {
@@ -97,7 +98,8 @@ fn vc1_nobody_misses_their_own_write_whatever_happens_to_the_caches() {
     assert!(seen.stale <= seen.checked / 2, "most are as new as they can be");
 }
 
-/// A write through one node is seen by everybody through the other, soon; a cache that was emptied fills by itself.
+/// A write through one node is seen by everybody through the other, soon; a cache that was emptied
+/// fills by itself.
 #[test]
 fn what_caches_did_is_told_with_the_answer() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);

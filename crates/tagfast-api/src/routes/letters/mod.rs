@@ -1,4 +1,5 @@
-//! Dead letters: what could not be applied, found, shown, replayed and given up. Everything that is done is remembered.
+//! Dead letters: what could not be applied, found, shown, replayed and given up. Everything that is
+//! done is remembered.
 //!
 //! Letters hold tenants' data: who is no admin sees those of the own tenant only, and changes none.
 
@@ -299,8 +300,9 @@ pub(crate) struct ReplayLetters {
 
 /// Replays dead letters
 ///
-/// Applies the open letters of a filter again, each only if nothing newer was applied since, in the processes that have their
-/// partitions. The answer names the job; ask for it until nothing is left.
+/// Applies the open letters of a filter again, each only if nothing newer was applied since, in the
+/// processes that have their partitions. The answer names the job; ask for it until nothing is
+/// left.
 #[utoipa::path(
     post,
     path = "/v1/dead-letters:replay",
@@ -475,8 +477,9 @@ struct StormBody {
 
 /// Lets dead letters of a storm be written
 ///
-/// When so many records fail that they cannot be to blame, a consumer parks no more of them and waits. If they are to blame after
-/// all, this lets it write them, for a minute. Ask the process that runs the consumer.
+/// When so many records fail that they cannot be to blame, a consumer parks no more of them and
+/// waits. If they are to blame after all, this lets it write them, for a minute. Ask the process
+/// that runs the consumer.
 #[utoipa::path(
     post,
     path = "/v1/dead-letters:allow-storm",
