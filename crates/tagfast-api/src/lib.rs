@@ -29,7 +29,7 @@ mod snapshots;
 mod time;
 mod wire;
 
-use tagfast_resilience::{MetricDef, MetricKind};
+use tagfast_resilience::{LabelDef, MetricDef, MetricKind};
 
 pub use app::router;
 pub use openapi::openapi;
@@ -45,13 +45,17 @@ pub const METRICS: &[MetricDef] = &[
     MetricDef {
         name: "tagfast_http_requests_total",
         kind: MetricKind::Counter,
-        labels: &["route", "method", "status"],
+        labels: &[
+            LabelDef::bounded("route", "TO DO: values"),
+            LabelDef::bounded("method", "TO DO: values"),
+            LabelDef::bounded("status", "TO DO: values"),
+        ],
         help: "Requests answered. Worry when the share of 5xx other than 501 grows.",
     },
     MetricDef {
         name: "tagfast_http_request_seconds",
         kind: MetricKind::Histogram,
-        labels: &["route"],
+        labels: &[LabelDef::bounded("route", "TO DO: values")],
         help: "Time from a request's head to its answer's head.",
     },
     MetricDef {
@@ -75,7 +79,7 @@ pub const METRICS: &[MetricDef] = &[
     MetricDef {
         name: "tagfast_auth_failures_total",
         kind: MetricKind::Counter,
-        labels: &["reason"],
+        labels: &[LabelDef::bounded("reason", "TO DO: values")],
         help: "Requests refused with 401 or 403, and 503 while no key set is loaded, by reason.",
     },
     MetricDef {
@@ -87,7 +91,11 @@ pub const METRICS: &[MetricDef] = &[
     MetricDef {
         name: "tagfast_degraded_answers_total",
         kind: MetricKind::Counter,
-        labels: &["feature", "outcome", "reason"],
+        labels: &[
+            LabelDef::bounded("feature", "TO DO: values"),
+            LabelDef::bounded("outcome", "TO DO: values"),
+            LabelDef::bounded("reason", "TO DO: values"),
+        ],
         help: "Features that could not be had: answered as they were last (last_good), left out (features_limited), or an error because the client takes neither (refused).",
     },
     MetricDef {

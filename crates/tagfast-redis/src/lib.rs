@@ -17,7 +17,7 @@ pub use check::random_name;
 pub use place::{BadUrl, Place};
 pub use server::{Redis, RedisError};
 
-use tagfast_resilience::{MetricDef, MetricKind};
+use tagfast_resilience::{LabelDef, MetricDef, MetricKind};
 
 /// What a Redis is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,13 +43,16 @@ pub const METRICS: &[MetricDef] = &[
     MetricDef {
         name: "tagfast_redis_connected",
         kind: MetricKind::Gauge,
-        labels: &["redis"],
+        labels: &[LabelDef::bounded("redis", "TO DO: values")],
         help: "1 while a checked connection is there. 0: the service runs without this Redis; the log says why.",
     },
     MetricDef {
         name: "tagfast_redis_calls_total",
         kind: MetricKind::Counter,
-        labels: &["redis", "result"],
+        labels: &[
+            LabelDef::bounded("redis", "TO DO: values"),
+            LabelDef::bounded("result", "TO DO: values"),
+        ],
         help: "Calls by result: ok, refused (an error of the server), failed (no answer in time, or none at all), rejected (by the breaker).",
     },
 ];

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use crate::breaker::{Breaker, BreakerLook, BreakerOptions, BreakerState, Transition};
 use crate::clock::Clock;
-use crate::metric::{MetricDef, MetricKind};
+use crate::metric::{LabelDef, MetricDef, MetricKind};
 
 /// Transitions that are remembered.
 const REMEMBERED: usize = 200;
@@ -21,19 +21,26 @@ pub const METRICS: &[MetricDef] = &[
     MetricDef {
         name: "tagfast_breaker_open",
         kind: MetricKind::Gauge,
-        labels: &["breaker"],
+        labels: &[LabelDef::bounded("breaker", "TO DO: values")],
         help: "1 while calls are refused, 0.5 while a few are tried. Above 0 for minutes: what is behind it needs help.",
     },
     MetricDef {
         name: "tagfast_breaker_transitions_total",
         kind: MetricKind::Counter,
-        labels: &["breaker", "to", "reason"],
+        labels: &[
+            LabelDef::bounded("breaker", "TO DO: values"),
+            LabelDef::bounded("to", "TO DO: values"),
+            LabelDef::bounded("reason", "TO DO: values"),
+        ],
         help: "Changes of state. Many a minute: the dependency is half well, or the limits are too narrow.",
     },
     MetricDef {
         name: "tagfast_breaker_ignored_total",
         kind: MetricKind::Counter,
-        labels: &["breaker", "why"],
+        labels: &[
+            LabelDef::bounded("breaker", "TO DO: values"),
+            LabelDef::bounded("why", "TO DO: values"),
+        ],
         help: "Calls that a breaker did not judge: `cancelled` by their caller, `late` (their result came after it had changed its state). Many cancelled: callers give up before the dependency answers.",
     },
 ];

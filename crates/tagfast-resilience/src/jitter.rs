@@ -21,6 +21,12 @@ pub fn comes_back() -> Duration {
     Duration::from_secs_f64(1.0 + 2.0 * chance())
 }
 
+/// The `Retry-After` of a refusal: a random time of 1 to 3 s, so that clients which were refused
+/// together do not return together.
+pub fn jittered_retry_after() -> Duration {
+    Duration::from_secs_f64(1.0 + 2.0 * fastrand::f64())
+}
+
 /// A xorshift generator: good enough to keep apart what failed together, for nothing else.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Jitter(u64);

@@ -23,12 +23,15 @@ pub mod bulkhead;
 pub mod clock;
 pub mod criticality;
 pub mod deadline;
+mod error_chain;
 pub mod flights;
 pub mod generation;
 mod jitter;
 pub mod limiter;
 pub mod metric;
+mod outage_log;
 pub mod retry;
+pub mod task;
 
 pub use background::{Background, Stopped};
 pub use backoff::Backoff;
@@ -40,10 +43,12 @@ pub use bulkhead::{Bulkhead, BulkheadFull, BulkheadLook, BulkheadOptions, Place}
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use criticality::Criticality;
 pub use deadline::{Deadline, Late};
+pub use error_chain::ErrorChain;
 pub use flights::{FlightLost, Flights, Flown};
-pub use jitter::{chance, comes_back};
+pub use jitter::{chance, comes_back, jittered_retry_after};
 pub use limiter::{
     ByCriticality, InFlight, Limiter, LimiterLook, LimiterOptions, Shed, ShedReason,
 };
-pub use metric::{MetricDef, MetricKind};
+pub use metric::{Bounded, LabelDef, LabelEnum, LabelValues, MetricDef, MetricKind};
+pub use outage_log::OutageLog;
 pub use retry::{BudgetOptions, NoRetry, Retry, RetryBudget, RetryError};

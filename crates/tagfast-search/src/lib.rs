@@ -18,7 +18,7 @@ pub use port::{Hit, SearchError, SearchIndex, SearchPage, SearchRequest, Sort, S
 pub use query::{Query, caret};
 pub use tantivy_index::{TantivyIndex, TantivyOptions};
 
-use tagfast_resilience::{MetricDef, MetricKind};
+use tagfast_resilience::{LabelDef, MetricDef, MetricKind};
 
 /// Metrics of this crate.
 pub const METRICS: &[MetricDef] = &[
@@ -49,7 +49,7 @@ pub const METRICS: &[MetricDef] = &[
     MetricDef {
         name: "tagfast_search_queries_total",
         kind: MetricKind::Counter,
-        labels: &["outcome"],
+        labels: &[LabelDef::bounded("outcome", "TO DO: values")],
         help: "Searches: answered, refused (the query breaks a rule) or unavailable (there is no index to ask).",
     },
     MetricDef {
@@ -67,7 +67,10 @@ pub const METRICS: &[MetricDef] = &[
     MetricDef {
         name: "tagfast_search_shed_total",
         kind: MetricKind::Counter,
-        labels: &["criticality", "reason"],
+        labels: &[
+            LabelDef::bounded("criticality", "TO DO: values"),
+            LabelDef::bounded("reason", "TO DO: values"),
+        ],
         help: "Calls to the index that were not made: overloaded (too many at once) or breaker_open.",
     },
 ];

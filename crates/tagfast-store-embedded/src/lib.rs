@@ -28,7 +28,7 @@ pub use inspect::debug_dump;
 pub use letters::EmbeddedLetters;
 pub use store::EmbeddedStore;
 
-use tagfast_resilience::{MetricDef, MetricKind};
+use tagfast_resilience::{LabelDef, MetricDef, MetricKind};
 
 /// Number of files of a new data directory: fsyncs overlap while batches stay above ten writes.
 pub const DEFAULT_FILES: u8 = 8;
@@ -50,19 +50,19 @@ pub const METRICS: &[MetricDef] = &[
     MetricDef {
         name: "tagfast_store_queue_writes",
         kind: MetricKind::Gauge,
-        labels: &["file"],
+        labels: &[LabelDef::bounded("file", "TO DO: values")],
         help: "Writes waiting for a file's writer. Above 8000: writes are about to be refused.",
     },
     MetricDef {
         name: "tagfast_store_refused_total",
         kind: MetricKind::Counter,
-        labels: &["reason"],
+        labels: &[LabelDef::bounded("reason", "TO DO: values")],
         help: "Writes refused before they were applied: queue_full, tenant_share or deadline.",
     },
     MetricDef {
         name: "tagfast_store_commit_failures_total",
         kind: MetricKind::Counter,
-        labels: &["reason"],
+        labels: &[LabelDef::bounded("reason", "TO DO: values")],
         help: "Group commits that failed: disk_full, io or damaged. Any increase needs an operator.",
     },
     MetricDef {
@@ -86,7 +86,7 @@ pub const METRICS: &[MetricDef] = &[
     MetricDef {
         name: "tagfast_bus_retained_events",
         kind: MetricKind::Gauge,
-        labels: &["file"],
+        labels: &[LabelDef::bounded("file", "TO DO: values")],
         help: "Events a file keeps. Grows without end: a consumer group has stopped.",
     },
 ];

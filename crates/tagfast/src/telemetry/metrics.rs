@@ -101,7 +101,8 @@ pub fn markdown() -> String {
                 MetricKind::Gauge => "gauge",
                 MetricKind::Histogram => "histogram",
             };
-            let labels = def.labels.iter().map(|l| format!("`{l}`")).collect::<Vec<_>>().join(", ");
+            let labels =
+                def.labels.iter().map(|l| format!("`{}`", l.name)).collect::<Vec<_>>().join(", ");
             out.push_str(&format!(
                 "| `{}` | {kind} | {labels} | {} |\n",
                 def.name,

@@ -1,6 +1,6 @@
 //! Metrics of the process itself, from `/proc`; zero where there is none.
 
-use tagfast_resilience::{MetricDef, MetricKind};
+use tagfast_resilience::{LabelDef, MetricDef, MetricKind};
 
 /// Clock ticks a second: `USER_HZ`, 100 on every Linux that matters.
 const TICKS: f64 = 100.0;
@@ -10,7 +10,7 @@ pub const METRICS: &[MetricDef] = &[
     MetricDef {
         name: "tagfast_webhook_messages_total",
         kind: MetricKind::Counter,
-        labels: &["outcome"],
+        labels: &[LabelDef::bounded("outcome", "TO DO: values")],
         help: "Messages to people of dead letters that stay: delivered, retried or given_up.",
     },
     MetricDef {
