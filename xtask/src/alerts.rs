@@ -7,7 +7,7 @@ use anyhow::Result;
 use tagfast_testkit::stack::install_packages;
 
 use crate::run::{root, run};
-use crate::test::Totals;
+use crate::totals::Totals;
 
 /// Installs Debian's `prometheus` for its `promtool`; quick when it is there.
 pub(crate) fn promtool() -> Result<()> {

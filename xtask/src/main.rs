@@ -8,16 +8,16 @@
 )]
 
 mod alerts;
-mod arrows;
 mod bench;
 mod check;
-mod licences;
+mod features;
+mod files;
 mod run;
 mod schema_test;
 mod stack;
 mod test;
 mod tools;
-mod tree;
+mod totals;
 
 use clap::{Parser, Subcommand};
 

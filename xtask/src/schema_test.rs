@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use tagfast_testkit::ServerOptions;
 
 use crate::run::{root, target_dir};
-use crate::test::Totals;
+use crate::totals::Totals;
 
 /// Checks that hold for every answer.
 const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,\

@@ -152,7 +152,7 @@ fn up(options: &StackOptions) -> Result<()> {
     println!("\nready after {:.1} s", started.elapsed().as_secs_f64());
     status(&stack, false)?;
     println!(
-        "\nnext: cargo run --release -- serve --config {}\n      cargo xtask stack fault kill c0\n      cargo xtask stack down",
+        "\nnext: cargo run --release --features kafka -- serve --config {}\n      cargo xtask stack fault kill c0\n      cargo xtask stack down",
         stack.info().config.display()
     );
     Ok(())

@@ -9,7 +9,8 @@ use anyhow::{Context, Result, bail};
 use tagfast_testkit::stack::{Needs, install, install_libraries};
 
 use crate::run::{cargo, run, stage};
-use crate::{alerts, schema_test, tools};
+use crate::totals::Totals;
+use crate::{alerts, features, schema_test, tools};
 
 #[derive(clap::Args)]
 pub(crate) struct TestOptions {
@@ -25,29 +26,15 @@ pub(crate) struct TestOptions {
 }
 
 impl TestOptions {
-    /// Tests with real servers are in binaries named `real`.
-    fn targets(&self) -> &'static [&'static str] {
-        if self.fast {
+    /// What cargo builds. Tests with real servers are in binaries named `real` and `faults`.
+    fn build(&self) -> Vec<String> {
+        let targets: &[&str] = if self.fast {
             &["--lib", "--bins", "--test", "it"]
         } else {
             &["--lib", "--bins", "--tests"]
-        }
-    }
-}
-
-/// What ran.
-#[derive(Default, Clone, Copy)]
-pub(crate) struct Totals {
-    pub(crate) passed: u64,
-    pub(crate) failed: u64,
-    pub(crate) ignored: u64,
-}
-
-impl Totals {
-    fn add(&mut self, other: Self) {
-        self.passed += other.passed;
-        self.failed += other.failed;
-        self.ignored += other.ignored;
+        };
+        let targets = targets.iter().map(|target| (*target).to_owned());
+        targets.chain(["--features".to_owned(), features::tests(self.full)]).collect()
     }
 }
 
@@ -85,13 +72,8 @@ fn stages(options: &TestOptions, totals: &mut Totals) -> Result<()> {
             install(needs, &|line| println!("{line}")).map(drop)
         })?;
     }
-    let features: &[&str] =
-        if options.full { &["--features", "tagfast-store-postgres/full"] } else { &[] };
     stage("build", || {
-        run(cargo()
-            .args(["test", "--workspace", "--no-run"])
-            .args(options.targets())
-            .args(features))
+        run(cargo().args(["test", "--workspace", "--no-run"]).args(options.build()))
     })?;
     totals.add(stage("tests", || cargo_test(options))?);
     if contract {
@@ -108,10 +90,7 @@ fn stages(options: &TestOptions, totals: &mut Totals) -> Result<()> {
 /// Runs every test binary and adds up what they say.
 fn cargo_test(options: &TestOptions) -> Result<Totals> {
     let mut command = cargo();
-    command.args(["test", "--workspace", "--no-fail-fast"]).args(options.targets());
-    if options.full {
-        command.args(["--features", "tagfast-store-postgres/full"]).env("TAGFAST_FULL", "1");
-    }
+    command.args(["test", "--workspace", "--no-fail-fast"]).args(options.build());
     command.arg("--").args(&options.filter);
     let mut child = command.stdout(Stdio::piped()).spawn().context("cannot start cargo test")?;
     let stdout = child.stdout.take().context("cargo test has no output")?;
@@ -120,7 +99,7 @@ fn cargo_test(options: &TestOptions) -> Result<Totals> {
         let line = line?;
         println!("{line}");
         if let Some(result) = line.strip_prefix("test result: ") {
-            totals.add(parse(result));
+            totals.add(Totals::parse(result));
         }
     }
     let status = child.wait()?;
@@ -128,26 +107,4 @@ fn cargo_test(options: &TestOptions) -> Result<Totals> {
         bail!("cargo test ended with {status} before all tests had run");
     }
     Ok(totals)
-}
-
-fn parse(result: &str) -> Totals {
-    let count = |word: &str| {
-        result
-            .split([';', '.'])
-            .filter_map(|part| part.trim().strip_suffix(word)?.trim().parse().ok())
-            .next()
-            .unwrap_or(0)
-    };
-    Totals { passed: count("passed"), failed: count("failed"), ignored: count("ignored") }
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn totals_are_read_from_the_result_line() {
-        let totals = super::parse(
-            "FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.10s",
-        );
-        assert_eq!((totals.passed, totals.failed, totals.ignored), (12, 3, 1));
-    }
 }

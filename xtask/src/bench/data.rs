@@ -7,9 +7,9 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use tagfast_testkit::{ServerOptions, ServerProcess};
 
-use super::Setup;
 use super::figure::{Figure, median};
 use super::load::Load;
+use super::setup::Setup;
 
 const MB: f64 = 1e6;
 

@@ -5,9 +5,9 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use tagfast_testkit::{ServerOptions, ServerProcess};
 
-use super::Setup;
 use super::figure::Figure;
 use super::load::{Load, Measured, in_turns};
+use super::setup::Setup;
 
 const QUERY: &str = "role::program AND interface::commandline";
 const CONNECTIONS: &str = "64";

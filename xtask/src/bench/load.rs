@@ -6,8 +6,8 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use tagfast_testkit::ServerProcess;
 
-use super::Setup;
 use super::figure::median;
+use super::setup::Setup;
 
 /// A server under measurement and what it is asked for.
 pub(crate) struct Load<'a> {

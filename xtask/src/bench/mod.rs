@@ -12,16 +12,18 @@ mod http;
 mod load;
 mod node;
 mod report;
+mod setup;
 mod storage;
 
-use std::path::PathBuf;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
 
 use self::figure::{Figure, from_bench};
 use self::report::Section;
+use self::setup::Setup;
 use self::storage::Lines;
+use crate::features;
 use crate::run::{cargo, root, run, stage, target_dir};
 
 #[derive(clap::Args)]
@@ -40,22 +42,11 @@ pub(crate) struct BenchOptions {
 
 type CrateBench = fn(&BenchOptions) -> Result<Vec<Figure>>;
 
-/// What the figures need to know.
-pub(crate) struct Setup {
-    pub(crate) quick: bool,
-    /// The program, built for release.
-    pub(crate) program: PathBuf,
-    /// Where the baselines are.
-    pub(crate) examples: PathBuf,
-    /// A fresh directory for data.
-    pub(crate) scratch: PathBuf,
-    /// The demo data.
-    pub(crate) sample: PathBuf,
-}
-
 pub(crate) fn bench(options: &BenchOptions) -> Result<()> {
     stage("build for release", || {
-        run(cargo().args(["build", "--release", "--package", "tagfast", "--bins", "--examples"]))
+        run(cargo()
+            .args(["build", "--release", "--package", "tagfast", "--bins", "--examples"])
+            .args(["--features", features::KAFKA]))
     })?;
     let release = target_dir().join("release");
     let scratch = target_dir().join("bench").join("data");
@@ -192,7 +183,11 @@ fn large_store(options: &BenchOptions) -> Result<Vec<Figure>> {
 /// for temporary files may be memory, where a durable write costs nothing.
 fn crate_bench(package: &str, bench: &str, args: &[&str]) -> Result<String> {
     let mut command = cargo();
-    command.args(["bench", "--package", package, "--bench", bench, "--", "--json"]).args(args);
+    command.args(["bench", "--package", package, "--bench", bench]);
+    if package == "tagfast" {
+        command.args(["--features", features::KAFKA]);
+    }
+    command.args(["--", "--json"]).args(args);
     command.env("TMPDIR", target_dir().join("bench"));
     let output = command
         .stderr(Stdio::inherit())

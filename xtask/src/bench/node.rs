@@ -6,10 +6,10 @@ use anyhow::{Context, Result};
 use tagfast_testkit::ServerOptions;
 use tagfast_testkit::stack::{Stack, StackOptions, host};
 
-use super::Setup;
 use super::data::resident;
 use super::figure::Figure;
 use super::load::Load;
+use super::setup::Setup;
 
 /// Processor seconds of a process.
 fn cpu_seconds(pid: u32) -> Result<f64> {

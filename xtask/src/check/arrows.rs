@@ -106,7 +106,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// Dependencies that only these crates may use, and why.
-const RESERVED: &[(&str, &[&str], &str)] = &[
+pub(super) const RESERVED: &[(&str, &[&str], &str)] = &[
     (
         "rusqlite",
         &["tagfast-store-embedded", "tagfast-popular"],

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::run::{cargo, output, root};
 
 /// Licences we may ship.
-const ALLOWED: &[&str] = &[
+pub(super) const ALLOWED: &[&str] = &[
     "0BSD",
     "Apache-2.0",
     "Apache-2.0 WITH LLVM-exception",
@@ -28,7 +28,7 @@ const ALLOWED: &[&str] = &[
 ];
 
 /// Crates that must not come in, and why.
-const BANNED: &[(&str, &str)] = &[
+pub(super) const BANNED: &[(&str, &str)] = &[
     ("openssl-sys", "one TLS stack: rustls"),
     ("native-tls", "one TLS stack: rustls"),
     ("chrono", "times are Unix milliseconds; RFC 3339 is tagfast-domain's"),
@@ -40,19 +40,14 @@ const BANNED: &[(&str, &str)] = &[
 const TOLERATED: &[&str] = &["ahash", "openssl-sys"];
 
 pub(crate) fn check() -> Result<()> {
-    // What other systems would link is theirs to judge, and would have to be downloaded first.
-    let rustc = output(Command::new("rustc").arg("-vV").current_dir(root()))?;
-    let host = rustc
-        .lines()
-        .find_map(|l| l.strip_prefix("host: "))
-        .context("rustc does not name its host")?;
+    let host = host()?;
     let metadata = output(cargo().args([
         "metadata",
         "--format-version",
         "1",
         "--locked",
         "--filter-platform",
-        host,
+        &host,
     ]))?;
     let metadata: Value = serde_json::from_str(&metadata)?;
     let mut wrong = Vec::new();
@@ -76,6 +71,14 @@ pub(crate) fn check() -> Result<()> {
         );
     }
     if wrong.is_empty() { Ok(()) } else { bail!("{}", wrong.join("\n")) }
+}
+
+/// This system's target triple: what other systems would link is theirs to judge, and would have to
+/// be downloaded first.
+pub(super) fn host() -> Result<String> {
+    let rustc = output(Command::new("rustc").arg("-vV").current_dir(root()))?;
+    let host = rustc.lines().find_map(|l| l.strip_prefix("host: "));
+    host.map(str::to_owned).context("rustc does not name its host")
 }
 
 /// Evaluates an SPDX expression: AND binds tighter than OR.
