@@ -36,7 +36,7 @@ enum Command {
     Test(test::TestOptions),
     /// The real cluster on this machine: etcd, PostgreSQL under Patroni, Redis, Kafka, OpenSearch.
     Stack(stack::StackCommand),
-    /// Measure every figure of docs/performance.md beside its baseline.
+    /// Measure every figure of docs/measured/performance.md beside its baseline.
     Bench(bench::BenchOptions),
 }
 

@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: every figure of docs/performance.md beside its baseline, measured in the
+//! `cargo xtask bench`: every figure of docs/measured/performance.md beside its baseline, measured in the
 //! same run.
 //!
 //! Absolute numbers say more about the machine than about the program, so each figure is measured
@@ -28,7 +28,7 @@ use crate::run::{cargo, root, run, stage, target_dir};
 
 #[derive(clap::Args)]
 pub(crate) struct BenchOptions {
-    /// Short runs: shows that everything works, the figures mean little and docs/performance.md
+    /// Short runs: shows that everything works, the figures mean little and docs/measured/performance.md
     /// stays as it is.
     #[arg(long)]
     quick: bool,
@@ -162,7 +162,7 @@ fn events(options: &BenchOptions) -> Result<Vec<Figure>> {
 }
 
 fn search(_: &BenchOptions) -> Result<Vec<Figure>> {
-    printed(&crate_bench("tagfast-search", "search", &[])?)
+    printed(&crate_bench("tagfast-search-tantivy", "search", &[])?)
 }
 
 fn store(options: &BenchOptions) -> Result<Vec<Figure>> {

@@ -1,4 +1,4 @@
-//! The figures as a table on the terminal, as JSON, and in docs/performance.md.
+//! The figures as a table on the terminal, as JSON, and in docs/measured/performance.md.
 
 use std::fmt::Write as _;
 use std::process::Command;
@@ -9,7 +9,7 @@ use serde_json::json;
 use super::figure::Figure;
 use crate::run::{output, root, target_dir};
 
-/// A part of docs/performance.md that is written here.
+/// A part of docs/measured/performance.md that is written here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Section {
     /// The embedded default.
@@ -134,7 +134,7 @@ pub(crate) fn write(section: Section, figures: &[Figure], quick: bool) -> Result
     let document = std::fs::read_to_string(&page)
         .with_context(|| format!("cannot read {}", page.display()))?;
     let [begin, end] = section.markers();
-    let missing = || format!("docs/performance.md lacks a marker of {section:?}");
+    let missing = || format!("docs/measured/performance.md lacks a marker of {section:?}");
     let (before, rest) = document.split_once(&begin).with_context(missing)?;
     let (_, after) = rest.split_once(&end).with_context(missing)?;
     let head = format!("\n{}; `cargo xtask bench` at commit {}.\n", machine(), commit.trim());

@@ -95,7 +95,7 @@ mod tests {
     fn unknown_metrics_and_keys_are_found() {
         let known = Known {
             metrics: words("| `tagfast_reads_total` |", "`tagfast_", "`"),
-            keys: words("### `store.hold_ms`\n", "### `", "`"),
+            keys: words("### `store.primary_wait_ms`\n", "### `", "`"),
         };
         let complaints = |text: &str| {
             let mut wrong = Vec::new();
@@ -103,7 +103,10 @@ mod tests {
             known.check_page(&file, &mut wrong);
             wrong.len()
         };
-        assert_eq!(complaints("`tagfast_reads_total{a=\"b\"}` and `store.hold_ms`, `tokio.rs`"), 0);
+        assert_eq!(
+            complaints("`tagfast_reads_total{a=\"b\"}` and `store.primary_wait_ms`, `tokio.rs`"),
+            0
+        );
         assert_eq!(complaints("`tagfast_reads_total == 1`, `tagfast_domain`, `store.rs:1`"), 0);
         assert_eq!(complaints("`tagfast_read_total`"), 1);
         assert_eq!(complaints("`store.max_loss_ms`"), 1);
