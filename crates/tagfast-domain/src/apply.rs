@@ -1,9 +1,9 @@
 //! The one function that changes a document. Every store calls it and nothing else does.
 //!
 //! The rules behind each branch (stamping of no-ops, conditional writes that decide every tagging,
-//! pruning that raises the floor) exist so that a repair after a failover can merge two histories;
-//! see the invariants in ARCHITECTURE.md. It never fails half-way: a refused write leaves the
-//! document as it was.
+//! pruning that raises `absent_since`) exist so that a repair after a failover can merge two
+//! histories; see the invariants in ARCHITECTURE.md. `apply` is atomic: a refused write leaves the
+//! document unchanged.
 
 use crate::limits::{RECENT_WRITES, TOMBSTONE_AGE_MS, TOMBSTONES, WRITE_ID_MEMORY_MS};
 use crate::{
@@ -11,42 +11,43 @@ use crate::{
     Version, Write,
 };
 
-/// What `apply` needs from outside.
+/// The environment of [`apply`]: epoch, time and limits.
 #[derive(Debug, Clone, Copy)]
 pub struct ApplyContext<'a> {
     /// The epoch the write commits in.
     pub epoch: &'a Epoch,
-    /// The store's time.
+    /// The store's clock, Unix ms.
     pub now: UnixMillis,
     /// The limits in force.
     pub limits: &'a Limits,
 }
 
-/// What a write came to.
+/// The result of applying one write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// The document has a new version and must be stored with an event.
+    /// The document has a new version; the store must persist it together with an event.
     Written {
         /// The new version.
         version: Version,
-        /// What changed; empty for a stamp: a no-op of an older epoch that had to be decided anew.
+        /// What changed. Empty for a stamp: a no-op that had to be decided again in this epoch.
         effect: Effect,
-        /// Ids pushed out of the document before their time: the store keeps them in `applied`.
+        /// Write ids evicted from the document before they expired; the store must keep them in
+        /// its `applied` table.
         evicted: Vec<RecentWrite>,
     },
-    /// Nothing to change and nothing to store.
+    /// Nothing changed; the store must not write.
     Unchanged {
-        /// The version that was found.
+        /// The document's current version.
         version: Version,
     },
-    /// This id was applied before: the same answer as then.
+    /// The write id was applied before; the caller gets the first answer again.
     Repeated {
-        /// The version it made.
+        /// The version that the first attempt made.
         version: Version,
-        /// What it did.
+        /// What the first attempt changed.
         effect: Effect,
     },
-    /// Refused; the document is as it was.
+    /// The write was refused; the document is unchanged.
     Refused(Refusal),
 }
 
@@ -57,20 +58,21 @@ pub enum Refusal {
     TooManyTags {
         /// The limit.
         allowed: usize,
-        /// How many it would have.
+        /// The number of tags the content would have.
         given: usize,
     },
-    /// `If-Match` named another version than the content has.
+    /// `If-Match` named a version that is not the content's current one.
     VersionMismatch {
-        /// The version the content has.
+        /// The content's current version.
         current: Version,
     },
-    /// The write id was used for another operation.
+    /// The write id was already used for a different operation.
     WriteIdReused,
 }
 
-/// Applies one write. `prior` is the store's `applied` entry for the write's id, looked up when the
-/// document's `overflow_until` is in the future and the document itself does not hold the id.
+/// Applies one write to a document. `prior` is the store's `applied` entry for the write's id; the
+/// store must look it up when the document's `overflow_until` is in the future and the document
+/// itself does not hold the id, and passes `None` otherwise.
 pub fn apply(
     doc: &mut Document,
     write: &Write,
@@ -103,10 +105,10 @@ pub fn apply(
     }
 
     let version = doc.version.next(ctx.epoch);
-    decide(doc, write, version, ctx.now);
+    apply_operation(doc, write, version, ctx.now);
     doc.version = version;
     prune(doc, ctx.now);
-    let evicted = remember(doc, write, fingerprint, &effect, ctx.now);
+    let evicted = record_write(doc, write, fingerprint, &effect, ctx.now);
     Outcome::Written { version, effect, evicted }
 }
 
@@ -130,68 +132,70 @@ fn effect_of(doc: &Document, operation: &Operation) -> Effect {
     }
 }
 
-/// Whether everything this no-op vouches for was already decided in the current epoch, so that no
-/// stamp is needed.
+/// Whether every tagging that this no-op confirms was already decided in the current epoch. If not,
+/// the no-op is written as a stamp.
 fn decided_in_epoch(doc: &Document, write: &Write, first: Version) -> bool {
-    let decided = |n: &TagName| find(doc, n).map_or(doc.floor, |i| doc.taggings[i].ord) >= first;
+    let decided = |n: &TagName| {
+        find(doc, n).map_or(doc.absent_since, |i| doc.taggings[i].decided_at) >= first
+    };
     match &write.operation {
         Operation::Patch { add, remove } if write.if_match.is_none() => {
             add.iter().all(|t| decided(&t.name)) && remove.iter().all(decided)
         }
         Operation::Patch { .. } | Operation::Replace { .. } => {
-            doc.floor >= first && doc.taggings.iter().all(|t| t.ord >= first)
+            doc.absent_since >= first && doc.taggings.iter().all(|t| t.decided_at >= first)
         }
     }
 }
 
-fn decide(doc: &mut Document, write: &Write, version: Version, now: UnixMillis) {
+fn apply_operation(doc: &mut Document, write: &Write, version: Version, now: UnixMillis) {
     match &write.operation {
         Operation::Patch { add, remove } => {
-            add.iter().for_each(|tag| put(doc, tag, write, version, now));
-            remove.iter().for_each(|name| bury(doc, name, write, version, now));
+            add.iter().for_each(|tag| upsert_tagging(doc, tag, write, version, now));
+            remove.iter().for_each(|name| tombstone(doc, name, write, version, now));
         }
         Operation::Replace { tags } => {
-            tags.iter().for_each(|tag| put(doc, tag, write, version, now));
+            tags.iter().for_each(|tag| upsert_tagging(doc, tag, write, version, now));
             doc.taggings.retain(|t| tags.iter().any(|n| n.name == t.name));
         }
     }
     let decides_all =
         write.if_match.is_some() || matches!(write.operation, Operation::Replace { .. });
     if decides_all {
-        // The floor at this version says "absent, decided now" for every tagging that is not
-        // listed, so the tombstones have nothing left to say.
-        doc.floor = version;
+        // `absent_since` at this version means "absent, decided now" for every tagging that is not
+        // listed, so tombstones are redundant.
+        doc.absent_since = version;
         doc.taggings.retain(|t| t.present);
-        doc.taggings.iter_mut().for_each(|t| t.ord = version);
+        doc.taggings.iter_mut().for_each(|t| t.decided_at = version);
     }
     if write.if_match.is_some() {
-        doc.cond = version;
+        doc.last_conditional = version;
     }
 }
 
-fn put(doc: &mut Document, tag: &Tag, write: &Write, version: Version, now: UnixMillis) {
+fn upsert_tagging(doc: &mut Document, tag: &Tag, write: &Write, version: Version, now: UnixMillis) {
     let fresh = || Tagging {
         name: tag.name.clone(),
         display: tag.display.clone(),
         user: tag.origin.as_ref().map_or(&write.user, |o| &o.by).clone(),
         at: tag.origin.as_ref().map_or(now, |o| o.at),
-        ord: version,
+        decided_at: version,
         present: true,
     };
     match find(doc, &tag.name) {
-        Ok(i) if doc.taggings[i].present => doc.taggings[i].ord = version,
+        Ok(i) if doc.taggings[i].present => doc.taggings[i].decided_at = version,
         Ok(i) => doc.taggings[i] = fresh(),
         Err(i) => doc.taggings.insert(i, fresh()),
     }
 }
 
-fn bury(doc: &mut Document, name: &TagName, write: &Write, version: Version, now: UnixMillis) {
+fn tombstone(doc: &mut Document, name: &TagName, write: &Write, version: Version, now: UnixMillis) {
     let tombstone = Tagging {
         name: name.clone(),
         display: name.shared(),
         user: write.user.clone(),
         at: now,
-        ord: version,
+        decided_at: version,
         present: false,
     };
     match find(doc, name) {
@@ -204,25 +208,26 @@ fn find(doc: &Document, name: &TagName) -> Result<usize, usize> {
     doc.taggings.binary_search_by(|t| t.name.cmp(name))
 }
 
-/// Drops tombstones, oldest decision first, and raises the floor to what was dropped.
+/// Drops expired and excess tombstones, oldest decision first, and raises `absent_since` to the
+/// newest decision that was dropped.
 fn prune(doc: &mut Document, now: UnixMillis) {
     let mut tombstones: Vec<(Version, UnixMillis)> =
-        doc.taggings.iter().filter(|t| !t.present).map(|t| (t.ord, t.at)).collect();
+        doc.taggings.iter().filter(|t| !t.present).map(|t| (t.decided_at, t.at)).collect();
     tombstones.sort_unstable();
     let excess = tombstones.len().saturating_sub(TOMBSTONES);
     let raised = tombstones
         .iter()
         .enumerate()
         .take_while(|(i, (_, at))| *i < excess || now.saturating_sub(*at) > TOMBSTONE_AGE_MS)
-        .map(|(_, (ord, _))| *ord)
+        .map(|(_, (decided_at, _))| *decided_at)
         .last();
-    if let Some(ord) = raised {
-        doc.floor = doc.floor.max(ord);
-        doc.taggings.retain(|t| t.present || t.ord > ord);
+    if let Some(decided_at) = raised {
+        doc.absent_since = doc.absent_since.max(decided_at);
+        doc.taggings.retain(|t| t.present || t.decided_at > decided_at);
     }
 }
 
-fn remember(
+fn record_write(
     doc: &mut Document,
     write: &Write,
     fingerprint: u64,
@@ -239,8 +244,8 @@ fn remember(
     });
     let excess = doc.recent.len().saturating_sub(RECENT_WRITES);
     let evicted: Vec<RecentWrite> = doc.recent.drain(..excess).collect();
-    // The largest, not the last: a clock that stepped back must not make the store forget earlier
-    // ids.
+    // The maximum, not the last: after the clock stepped back, earlier ids must not be forgotten
+    // too soon.
     if let Some(newest) = evicted.iter().map(|w| w.at).max() {
         doc.overflow_until = doc.overflow_until.max(newest.saturating_add(WRITE_ID_MEMORY_MS));
     }

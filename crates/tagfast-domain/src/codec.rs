@@ -1,11 +1,15 @@
 //! The stored forms of a document and of an outbox event: versioned binary formats.
 //!
-//! Byte 0 is the format. A format byte that this program does not know is refused, never guessed:
-//! during a rolling upgrade the new program reads both formats and writes the old one until every
-//! node can read the new one. Golden files hold one document per format.
+//! Byte 0 is the format. An unknown format byte is refused, never guessed: during a rolling upgrade
+//! the new program reads both formats and writes the old one until every node can read the new one.
+//! Golden files hold one document per format.
 //!
-//! Format 1: varints are LEB128; versions and times are stored as the distance from the document's
-//! version and from its newest time, users once in a table, because those repeat in every tagging.
+//! Format 1: varints are LEB128. Versions and times are stored as distances from the document's
+//! version and from its newest time, and each user once in a table, because they repeat in every
+//! tagging.
+//!
+//! How it fails: decoding returns [`DomainError::Undecodable`] for truncated, overlong or unordered
+//! input; it never panics and never allocates more than the input justifies.
 
 use std::sync::Arc;
 
@@ -22,22 +26,22 @@ pub const EVENT_FORMAT: u8 = 1;
 const PRESENT: u8 = 1;
 const OWN_DISPLAY: u8 = 2;
 
-/// Items to reserve memory for at once; a count in damaged bytes must not make us reserve more.
-const RESERVED: usize = 256;
+/// Items to reserve memory for up front: a damaged count must not cause a large allocation.
+const RESERVED_ITEMS_MAX: usize = 256;
 
-/// The bytes of a document.
+/// Encodes a document.
 pub fn encode(doc: &Document) -> Vec<u8> {
     let mut out = Vec::with_capacity(48 + doc.taggings.len() * 40 + doc.recent.len() * 40);
     let newest =
         doc.taggings.iter().map(|t| t.at).chain(doc.recent.iter().map(|w| w.at)).max().unwrap_or(0);
     let version = doc.version.packed();
-    // Never negative in a document that `apply` made. Wrapping, here and in `decode`, loses nothing
-    // in any other.
+    // Never negative in a document made by `apply`. Wrapping here and in `decode` keeps every other
+    // document lossless too.
     let before = |v: Version| version.wrapping_sub(v.packed());
     out.push(FORMAT);
     varint(&mut out, version);
-    varint(&mut out, before(doc.floor));
-    varint(&mut out, before(doc.cond));
+    varint(&mut out, before(doc.absent_since));
+    varint(&mut out, before(doc.last_conditional));
     signed(&mut out, newest);
     signed(&mut out, doc.overflow_until);
 
@@ -82,12 +86,12 @@ fn put_taggings(
         }
         varint(out, user as u64);
         varint(out, newest.abs_diff(t.at));
-        varint(out, before(t.ord));
+        varint(out, before(t.decided_at));
     }
 }
 
-/// The bytes of an event, without its content's key: an outbox row holds that in a column of its
-/// own. A quarter of the published envelope, and what a store writes is copied to each replica.
+/// Encodes an event without its content key, which an outbox row holds in its own column. About a
+/// quarter of the size of the published envelope; stores replicate these bytes to every replica.
 pub fn encode_event(event: &TaggingsEvent) -> Vec<u8> {
     let mut out = Vec::with_capacity(64 + event.tags.len() * 32 + event.changes.len() * 64);
     let newest = event.tags.iter().map(|t| t.at).fold(event.at, i64::max);
@@ -95,7 +99,7 @@ pub fn encode_event(event: &TaggingsEvent) -> Vec<u8> {
     let before = |v: Version| version.wrapping_sub(v.packed());
     out.push(EVENT_FORMAT);
     varint(&mut out, version);
-    varint(&mut out, event.emit.0);
+    varint(&mut out, event.publisher_epoch.0);
     signed(&mut out, newest);
     varint(&mut out, newest.abs_diff(event.at));
     put_taggings(&mut out, &event.tags, newest, before);
@@ -113,13 +117,17 @@ pub fn encode_event(event: &TaggingsEvent) -> Vec<u8> {
     out
 }
 
-/// The event of `key` in `bytes`. Refuses what [`decode`] refuses.
+/// Decodes the event of `key`.
+///
+/// # Errors
+///
+/// [`DomainError::Undecodable`], for the same reasons as [`decode`].
 pub fn decode_event(key: ContentKey, bytes: &[u8]) -> Result<TaggingsEvent, DomainError> {
     let bad = |reason| DomainError::Undecodable { what: "event", reason };
     Reader { rest: bytes }.event(key).map_err(bad)
 }
 
-/// The bytes of an effect, for a store's `applied` table.
+/// Encodes an effect, for a store's `applied` table.
 pub fn encode_effect(effect: &Effect) -> Vec<u8> {
     let mut out = Vec::new();
     put_effect(&mut out, effect);
@@ -133,14 +141,22 @@ fn put_effect(out: &mut Vec<u8>, effect: &Effect) {
     }
 }
 
-/// The effect in `bytes`.
+/// Decodes an effect.
+///
+/// # Errors
+///
+/// [`DomainError::Undecodable`] for truncated or overlong input.
 pub fn decode_effect(bytes: &[u8]) -> Result<Effect, DomainError> {
     let mut r = Reader { rest: bytes };
     r.effect(&[]).and_then(|effect| r.end().map(|()| effect)).map_err(bad)
 }
 
-/// The document in `bytes`. Refuses unknown formats, truncated and overlong input, and taggings out
-/// of order, which every search in a document relies on.
+/// Decodes a document.
+///
+/// # Errors
+///
+/// [`DomainError::Undecodable`] for an unknown format, for truncated or overlong input, and for
+/// taggings that are out of order (lookups in a document rely on the order).
 pub fn decode(bytes: &[u8]) -> Result<Document, DomainError> {
     Reader { rest: bytes }.document().map_err(bad)
 }
@@ -170,7 +186,7 @@ fn stored_version(packed: u64) -> Read<Version> {
     Version::from_packed(packed).map_err(|_| "a version of more than 63 bits")
 }
 
-/// What was wrong; a word alone, since a large error in every step would be half of the cost of
+/// The error is only the reason: a large error type in every step would be half of the cost of
 /// decoding.
 type Read<T> = Result<T, &'static str>;
 
@@ -184,15 +200,15 @@ impl<'a> Reader<'a> {
             return Err("unknown format byte; a newer program wrote it");
         }
         let version = stored_version(self.varint()?)?;
-        let floor = self.version_before(version)?;
-        let cond = self.version_before(version)?;
+        let absent_since = self.version_before(version)?;
+        let last_conditional = self.version_before(version)?;
         let newest = self.signed()?;
         let overflow_until = self.signed()?;
-        let users = self.list(UserId::parse_stored)?;
+        let users = self.list(UserId::from_stored)?;
         let taggings = self.taggings(version, newest, &users)?;
         let recent = self.recent(version, newest, &taggings)?;
         self.end()?;
-        Ok(Document { version, floor, cond, overflow_until, taggings, recent })
+        Ok(Document { version, absent_since, last_conditional, overflow_until, taggings, recent })
     }
 
     fn event(mut self, key: ContentKey) -> Read<TaggingsEvent> {
@@ -200,23 +216,23 @@ impl<'a> Reader<'a> {
             return Err("unknown format byte; a newer program wrote it");
         }
         let version = stored_version(self.varint()?)?;
-        let emit = EpochOrdinal(self.varint()?);
+        let publisher_epoch = EpochOrdinal(self.varint()?);
         let newest = self.signed()?;
         let at = self.time_before(newest)?;
-        let users = self.list(UserId::parse_stored)?;
+        let users = self.list(UserId::from_stored)?;
         let tags = self.taggings(version, newest, &users)?;
         let count = self.count()?;
-        let mut changes = Vec::with_capacity(count.min(RESERVED));
+        let mut changes = Vec::with_capacity(count.min(RESERVED_ITEMS_MAX));
         for _ in 0..count {
             let write_id = WriteId(self.array()?);
-            let user = UserId::parse_stored(self.text()?);
+            let user = UserId::from_stored(self.text()?);
             let made = self.version_before(version)?;
             let Effect { added, removed } = self.effect(&tags)?;
             let traceparent = Some(self.text()?).filter(|t| !t.is_empty()).map(str::to_owned);
             changes.push(Change { write_id, user, version: made, added, removed, traceparent });
         }
         self.end()?;
-        Ok(TaggingsEvent { key, version, at, emit, tags, changes })
+        Ok(TaggingsEvent { key, version, at, publisher_epoch, tags, changes })
     }
 
     fn taggings(
@@ -226,7 +242,7 @@ impl<'a> Reader<'a> {
         users: &[UserId],
     ) -> Read<Vec<Tagging>> {
         let count = self.count()?;
-        let mut taggings: Vec<Tagging> = Vec::with_capacity(count.min(RESERVED));
+        let mut taggings: Vec<Tagging> = Vec::with_capacity(count.min(RESERVED_ITEMS_MAX));
         for _ in 0..count {
             let flags = self.byte()?;
             if flags > PRESENT | OWN_DISPLAY {
@@ -245,8 +261,9 @@ impl<'a> Reader<'a> {
                 .ok_or("user index")?
                 .clone();
             let at = self.time_before(newest)?;
-            let ord = self.version_before(version)?;
-            taggings.push(Tagging { name, display, user, at, ord, present: flags & PRESENT != 0 });
+            let decided_at = self.version_before(version)?;
+            let present = flags & PRESENT != 0;
+            taggings.push(Tagging { name, display, user, at, decided_at, present });
         }
         Ok(taggings)
     }
@@ -258,7 +275,7 @@ impl<'a> Reader<'a> {
         taggings: &[Tagging],
     ) -> Read<Vec<RecentWrite>> {
         let count = self.count()?;
-        let mut recent = Vec::with_capacity(count.min(RESERVED));
+        let mut recent = Vec::with_capacity(count.min(RESERVED_ITEMS_MAX));
         for _ in 0..count {
             let id = WriteId(self.array()?);
             let fingerprint = u64::from_le_bytes(self.array()?);
@@ -292,7 +309,7 @@ impl<'a> Reader<'a> {
     }
 
     fn varint(&mut self) -> Read<u64> {
-        // Nearly all numbers in a document are smaller than 128.
+        // Fast path: nearly all numbers in a document are smaller than 128.
         let first = self.byte()?;
         if first < 0x80 {
             return Ok(u64::from(first));
@@ -318,14 +335,14 @@ impl<'a> Reader<'a> {
         std::str::from_utf8(self.take(len)?).map_err(|_| "not UTF-8")
     }
 
-    /// A count of items, each at least one byte: an overlong count cannot make us reserve memory.
+    /// A count of items of at least one byte each, so a count beyond the remaining input is
+    /// refused before memory is reserved.
     fn count(&mut self) -> Read<usize> {
         let n = usize::try_from(self.varint()?).map_err(|_| "count")?;
         if n > self.rest.len() { Err("count") } else { Ok(n) }
     }
 
-    /// Item names are looked up first: an effect is mostly about tags that the document lists, and
-    /// shares their names.
+    /// Shares the names of listed taggings: an effect mostly names tags that the document lists.
     fn effect(&mut self, taggings: &[Tagging]) -> Read<Effect> {
         let name = |s: &str| match taggings.binary_search_by(|t| t.name.as_str().cmp(s)) {
             Ok(i) => taggings[i].name.clone(),

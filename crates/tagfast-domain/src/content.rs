@@ -1,4 +1,4 @@
-//! Who is tagged and by whom: tenant, content type, content id, user.
+//! The identity of a content and of a user: tenant, content type, content id, user id.
 
 use std::sync::Arc;
 
@@ -12,12 +12,12 @@ macro_rules! text_newtype {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// The text.
+            /// The value as text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
 
-            /// The text, shared without a copy.
+            /// The value as shared text, without a copy.
             pub fn shared(&self) -> Arc<str> {
                 Arc::clone(&self.0)
             }
@@ -38,19 +38,19 @@ macro_rules! text_newtype {
 pub(crate) use text_newtype;
 
 text_newtype! {
-    /// A tenant: `[a-z0-9][a-z0-9._-]{0,63}`. No answer ever mixes two of them.
+    /// A tenant: `[a-z0-9][a-z0-9._-]{0,63}`. No answer ever mixes data of two tenants.
     TenantId
 }
 text_newtype! {
-    /// A kind of content: `[a-z0-9._-]{1,64}`, for example `jira.issue`.
+    /// A content type: `[a-z0-9._-]{1,64}`, for example `jira.issue`.
     ContentType
 }
 text_newtype! {
-    /// The content's id within its type: 1 to 256 bytes of UTF-8 without control characters.
+    /// A content's id within its type: 1 to 256 bytes of UTF-8 without control characters.
     ContentId
 }
 text_newtype! {
-    /// Who writes: the token's `sub`, 1 to 128 bytes without control characters.
+    /// A user: the `sub` claim of the token, 1 to 128 bytes without control characters.
     UserId
 }
 
@@ -79,7 +79,7 @@ pub(crate) fn forbidden(what: &'static str, c: char, reason: &'static str) -> Do
 }
 
 impl TenantId {
-    /// Checks the rule; a leading `_` is reserved for the service itself.
+    /// Validates a tenant from a request; a leading `_` is reserved for the service itself.
     pub fn parse(s: &str) -> Result<Self, DomainError> {
         if s.starts_with('_') {
             return Err(DomainError::ReservedTenant(s.chars().take(TENANT_CHARACTERS).collect()));
@@ -98,14 +98,14 @@ impl TenantId {
         Self("default".into())
     }
 
-    /// A tenant of the service itself (`_canary`); never taken from a request.
+    /// A tenant of the service itself (`_canary`). Must never be built from a request.
     pub fn reserved(word: &'static str) -> Self {
         Self(word.into())
     }
 }
 
 impl ContentType {
-    /// Checks the rule.
+    /// Validates external input.
     pub fn parse(s: &str) -> Result<Self, DomainError> {
         check_word("content type", s, CONTENT_TYPE_CHARACTERS)?;
         Ok(Self(s.into()))
@@ -113,7 +113,7 @@ impl ContentType {
 }
 
 impl ContentId {
-    /// Checks the rule. The id is kept byte for byte: no normalisation, ids belong to the product.
+    /// Validates an id. It is kept byte for byte, without normalisation: ids belong to the product.
     pub fn parse(s: &str) -> Result<Self, DomainError> {
         check_bytes("content id", s, CONTENT_ID_BYTES)?;
         Ok(Self(s.into()))
@@ -121,12 +121,12 @@ impl ContentId {
 }
 
 impl UserId {
-    /// Takes a user as the stores keep it; not for input from outside.
-    pub fn parse_stored(s: &str) -> Self {
+    /// A user as a store holds it, not validated again. Must not be used for external input.
+    pub fn from_stored(s: &str) -> Self {
         Self(s.into())
     }
 
-    /// Checks the rule.
+    /// Validates external input.
     pub fn parse(s: &str) -> Result<Self, DomainError> {
         check_bytes("user", s, USER_BYTES)?;
         Ok(Self(s.into()))
@@ -146,26 +146,26 @@ fn check_bytes(what: &'static str, s: &str, allowed: usize) -> Result<(), Domain
     }
 }
 
-/// A content without its tenant: what API paths and answers show.
+/// A content without its tenant, as API paths and responses show it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Content {
-    /// Its kind.
+    /// The content type.
     pub content_type: ContentType,
-    /// Its id within the kind.
+    /// The id within the type.
     pub content_id: ContentId,
 }
 
 /// A content of a tenant: the unit of atomicity, order and sharding.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ContentKey {
-    /// Whose content it is.
+    /// The owning tenant.
     pub tenant: TenantId,
-    /// Which content.
+    /// The content.
     pub content: Content,
 }
 
 impl ContentKey {
-    /// Parses the three parts.
+    /// Validates the three parts.
     pub fn parse(tenant: &str, content_type: &str, content_id: &str) -> Result<Self, DomainError> {
         Ok(Self {
             tenant: TenantId::parse(tenant)?,
@@ -176,8 +176,8 @@ impl ContentKey {
         })
     }
 
-    /// `tenant 0 type 0 id`: the bytes that are hashed and that order a scan. The parts contain no
-    /// byte 0.
+    /// `tenant 0 type 0 id`: the bytes that are hashed for sharding and that order a scan. No part
+    /// contains a zero byte.
     pub fn to_bytes(&self) -> Vec<u8> {
         let (t, c) = (self.tenant.as_str(), &self.content);
         let mut bytes =
@@ -190,8 +190,8 @@ impl ContentKey {
         bytes
     }
 
-    /// The inverse of [`ContentKey::to_bytes`]. Reserved tenants are accepted: the bytes are our
-    /// own.
+    /// The inverse of [`ContentKey::to_bytes`]. Reserved tenants are accepted, because a store
+    /// wrote the bytes.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, DomainError> {
         let bad = |reason| DomainError::Undecodable { what: "content key", reason };
         let text = std::str::from_utf8(bytes).map_err(|_| bad("not UTF-8"))?;

@@ -1,50 +1,50 @@
 //! One document per content: all its tags, tombstones and recent write ids.
 //!
-//! A document is only ever changed by [`crate::apply()`]; a store reads and writes it whole, as the
-//! bytes of [`crate::codec`].
+//! Only [`crate::apply()`] changes a document. A store reads and writes it whole, encoded by
+//! [`crate::codec`].
 
 use std::sync::Arc;
 
 use crate::{TagName, UnixMillis, UserId, Version, WriteId};
 
-/// A tag on a content, or (not `present`) the tombstone of one.
+/// A tag on a content, or the tombstone of a removed tag (`present` is false).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tagging {
-    /// The tag's identity.
+    /// The canonical name: the tag's identity.
     pub name: TagName,
-    /// The adder's spelling.
+    /// The spelling of the user who added it.
     pub display: Arc<str>,
-    /// Who added it, or who removed it.
+    /// The user who added it; on a tombstone, the user who removed it.
     pub user: UserId,
-    /// When it was added, or removed.
+    /// When it was added or removed, Unix ms.
     pub at: UnixMillis,
-    /// The version of the write that last decided this tagging.
-    pub ord: Version,
+    /// The version of the write that last decided this tagging (added, removed or confirmed it).
+    pub decided_at: Version,
     /// False for a tombstone.
     pub present: bool,
 }
 
-/// What a write did, kept with its id so that a retry gets the same answer.
+/// The tags a write added and removed, stored with its id so that a retry gets the same answer.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Effect {
-    /// Canonical names added, in the order asked.
+    /// Canonical names added, in request order.
     pub added: Vec<TagName>,
-    /// Canonical names removed, sorted for a replace, else in the order asked.
+    /// Canonical names removed: sorted for a replace, otherwise in request order.
     pub removed: Vec<TagName>,
 }
 
-/// A write that this content remembers.
+/// A past write of a content, kept to make retries idempotent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecentWrite {
-    /// Its id.
+    /// The write id.
     pub id: WriteId,
-    /// [`crate::Operation::fingerprint`] of what it asked.
+    /// [`crate::Operation::fingerprint`] of its operation.
     pub fingerprint: u64,
     /// The version it made.
     pub version: Version,
-    /// When it was applied.
+    /// When it was applied, Unix ms.
     pub at: UnixMillis,
-    /// What it did.
+    /// The tags it added and removed.
     pub effect: Effect,
 }
 
@@ -53,25 +53,26 @@ pub struct RecentWrite {
 pub struct Document {
     /// Version of this state.
     pub version: Version,
-    /// The version that last decided every tagging NOT listed here.
-    pub floor: Version,
+    /// The version at which every tagging that is NOT listed here was last decided to be absent.
+    pub absent_since: Version,
     /// The version of the last conditional (`If-Match`) write.
-    pub cond: Version,
-    /// Until when the store's `applied` table may hold ids of this content; 0 = it holds none.
+    pub last_conditional: Version,
+    /// Until when the store's `applied` table may hold write ids of this content, Unix ms; 0 = it
+    /// holds none.
     pub overflow_until: UnixMillis,
     /// Taggings and tombstones, sorted by canonical name.
     pub taggings: Vec<Tagging>,
-    /// The newest write ids, oldest first.
+    /// The most recent writes, oldest first.
     pub recent: Vec<RecentWrite>,
 }
 
 impl Document {
-    /// The tags that are on the content, sorted by canonical name.
+    /// The tags that are present, sorted by canonical name.
     pub fn live(&self) -> impl Iterator<Item = &Tagging> {
         self.taggings.iter().filter(|t| t.present)
     }
 
-    /// The remembered write with this id.
+    /// The recent write with this id; `None` when the document does not hold it.
     pub fn recent_write(&self, id: WriteId) -> Option<&RecentWrite> {
         self.recent.iter().find(|w| w.id == id)
     }

@@ -1,52 +1,52 @@
-//! The one error of the domain: which rule a value broke, the rule's limit and what was given.
+//! The error type of the domain: the broken rule, its limit and the given value.
 
-/// Why a value is not one of ours. Each variant names the rule; [`DomainError::limit`] gives the
+/// Why a value was refused. Each variant names the rule; [`DomainError::limit`] returns the
 /// numbers.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DomainError {
-    /// A tag, id, type, tenant or user without any character.
+    /// An empty tag, id, type, tenant or user.
     #[error("{what} is empty")]
     Empty {
-        /// What was empty, in the words of the vocabulary ("tag", "content id", ...).
+        /// The kind of value, as the docs name it ("tag", "content id", ...).
         what: &'static str,
     },
     /// More characters (Unicode scalar values) than allowed.
     #[error("{what} has {given} characters; at most {allowed} are allowed")]
     TooManyCharacters {
-        /// What was too long.
+        /// The kind of value.
         what: &'static str,
         /// The limit in Unicode scalar values.
         allowed: usize,
-        /// What was given in Unicode scalar values.
+        /// The given length in Unicode scalar values.
         given: usize,
     },
     /// More bytes of UTF-8 than allowed.
     #[error("{what} has {given} bytes; at most {allowed} are allowed")]
     TooManyBytes {
-        /// What was too long.
+        /// The kind of value.
         what: &'static str,
         /// The limit in bytes.
         allowed: usize,
-        /// What was given in bytes.
+        /// The given length in bytes.
         given: usize,
     },
     /// A character that the rule for this value forbids.
     #[error("{what} contains {character}, which is not allowed ({reason})")]
     ForbiddenCharacter {
-        /// What contained it.
+        /// The kind of value.
         what: &'static str,
-        /// The character, as `U+XXXX`, with the glyph where it can be shown.
+        /// The character as `U+XXXX`, with its glyph where it is printable.
         character: String,
-        /// The class of characters that is refused.
+        /// The forbidden class of characters.
         reason: &'static str,
     },
-    /// A tenant that begins with `_`, which the service keeps for itself.
+    /// A tenant that begins with `_`, which is reserved for the service itself.
     #[error("tenant {0:?} begins with '_', which is reserved")]
     ReservedTenant(String),
     /// One write adds and removes the same tag.
     #[error("tag {0:?} is both added and removed by one write")]
     AddedAndRemoved(String),
-    /// A write that would change nothing because it names no tag.
+    /// A write that names no tag.
     #[error("the write names no tag to add or remove")]
     NothingToDo,
     /// More tags in one write than a content may hold.
@@ -54,21 +54,21 @@ pub enum DomainError {
     TooManyTagsInWrite {
         /// The limit, in tags.
         allowed: usize,
-        /// What was given, in tags.
+        /// The given number of tags.
         given: usize,
     },
     /// A stored document or identifier that cannot be decoded.
     #[error("{what} cannot be decoded: {reason}")]
     Undecodable {
-        /// What could not be decoded.
+        /// The kind of value.
         what: &'static str,
-        /// Why not.
+        /// The reason.
         reason: &'static str,
     },
 }
 
 impl DomainError {
-    /// The stable word for this error in API answers.
+    /// The stable error code in API responses.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Empty { .. } => "empty",
@@ -82,7 +82,8 @@ impl DomainError {
         }
     }
 
-    /// The limit that was broken, if it is a number: its name, the allowed value, the given value.
+    /// The exceeded limit: its name, the allowed and the given value. `None` when the rule is not a
+    /// number.
     pub fn limit(&self) -> Option<(&'static str, u64, u64)> {
         match self {
             Self::TooManyCharacters { what, allowed, given } => {

@@ -1,13 +1,13 @@
-//! What is told to consumers: the whole new state of one content and what changed.
+//! The event of a change: the whole new state of one content and the changes that led to it.
 
 use crate::{ContentKey, EpochOrdinal, TagName, Tagging, UnixMillis, UserId, Version, WriteId};
 
-/// One write's part of an event. A stamp has empty `added` and `removed`.
+/// One write's part of an event. `added` and `removed` of a stamp are empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
-    /// The write.
+    /// The write id.
     pub write_id: WriteId,
-    /// Who wrote.
+    /// The writing user.
     pub user: UserId,
     /// The version this write made.
     pub version: Version,
@@ -15,24 +15,26 @@ pub struct Change {
     pub added: Vec<TagName>,
     /// Canonical names removed.
     pub removed: Vec<TagName>,
-    /// The W3C `traceparent` of the request, so that the index's apply joins the write's trace.
+    /// The W3C `traceparent` of the request, so that consumers continue its trace; `None` when the
+    /// request had none.
     pub traceparent: Option<String>,
 }
 
-/// A content has a new state. Full state, so that consumers apply what is newer and forget the
-/// rest: duplicates, retries, replays and reordering are harmless.
+/// The new state of a content. It is the full state, so a consumer applies it if it is newer and
+/// drops it otherwise: duplicates, retries, replays and reordering are harmless.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaggingsEvent {
-    /// Which content.
+    /// The content.
     pub key: ContentKey,
     /// The version of `tags`.
     pub version: Version,
-    /// Commit time by the store's clock.
+    /// Commit time by the store's clock, Unix ms.
     pub at: UnixMillis,
-    /// Ordinal of the epoch that publishes the event.
-    pub emit: EpochOrdinal,
+    /// The publisher epoch: ordinal of the epoch in which the event is published.
+    pub publisher_epoch: EpochOrdinal,
     /// The live taggings, sorted by canonical name.
     pub tags: Vec<Tagging>,
-    /// What led here, in order; a group commit joins several writes of one content into one event.
+    /// The writes that led to this state, in order. A group commit joins several writes of one
+    /// content into one event.
     pub changes: Vec<Change>,
 }

@@ -1,11 +1,11 @@
 //! Tags, content, limits, versions, documents and events as pure types.
 //!
-//! Everything here is a function of its arguments: no tokio, no I/O, no clock, no randomness. Every
-//! store shares [`document::Document`] and the one function [`apply::apply`] that changes it, so
-//! that two stores can never disagree about what a write means.
+//! Everything here is a pure function of its arguments: no tokio, no I/O, no clock, no randomness.
+//! Every store shares [`document::Document`] and the one function [`apply::apply`] that changes it,
+//! so two stores can never disagree about the meaning of a write.
 //!
-//! How it fails: with a [`DomainError`] that names the limit, its value and what was given. A value
-//! that exists has passed its rules; nothing downstream checks them again.
+//! How it fails: with a [`DomainError`] that names the limit, its value and the given value. A
+//! value of a domain type has passed its rules; code downstream must not check them again.
 
 pub mod apply;
 pub mod codec;

@@ -1,10 +1,10 @@
 //! Tag identity: two inputs with one canonical name are one tag.
 //!
 //! Canonical form, in order: NFKC, full case fold, NFKC, trim, whitespace runs to `-`; repeated
-//! until it no longer changes (folding can make a sequence that composes anew), so that
-//! canonicalising is idempotent. Forbidden characters are checked after it. The tables are those of
-//! [`UNICODE_VERSION`]; golden vectors fail when a dependency's tables change, because a changed
-//! canonical form would split or merge tags that are stored.
+//! until it no longer changes (folding can produce a sequence that composes again), so that
+//! canonicalisation is idempotent. Forbidden characters are checked afterwards. The tables are
+//! those of [`UNICODE_VERSION`]; golden vectors fail when a dependency's tables change, because a
+//! changed canonical form would split or merge stored tags.
 
 use std::sync::Arc;
 
@@ -19,32 +19,33 @@ use crate::{DomainError, UnixMillis, UserId};
 /// The version of the Unicode tables behind canonical names.
 pub const UNICODE_VERSION: &str = "18.0.0";
 
-/// More rounds than any assigned sequence needs; a sequence that still changes is refused.
-const MAX_ROUNDS: usize = 4;
+/// More rounds than any assigned sequence needs; a sequence that still changes after them is
+/// refused.
+const FOLD_ROUNDS_MAX: usize = 4;
 
 text_newtype! {
     /// The canonical name of a tag: its identity.
     TagName
 }
 
-/// A tag as somebody wrote it: its identity and the spelling to show.
+/// A tag as a user wrote it: its identity and the spelling to display.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tag {
     /// The identity.
     pub name: TagName,
-    /// The spelling, NFC, outer blanks trimmed, inner runs of blanks one space.
+    /// The spelling: NFC, outer whitespace trimmed, inner whitespace runs collapsed to one space.
     pub display: Arc<str>,
-    /// Who tagged and when, where an import carries it over from elsewhere; else the writer and
-    /// the commit's time.
+    /// The original user and time, carried over by an import. `None`: the writing user and the
+    /// commit time.
     pub origin: Option<Origin>,
 }
 
-/// Who added a tagging and when, as an import or a restore of exported data knows it.
+/// The user and time of an imported tagging.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
-    /// The adder.
+    /// The user who added it.
     pub by: UserId,
-    /// When.
+    /// When it was added, Unix ms.
     pub at: UnixMillis,
 }
 
@@ -57,7 +58,7 @@ impl TagName {
         canonical(input).map(|name| Self(name.into()))
     }
 
-    /// Takes a name that is canonical already, as the stores keep it; not for input from outside.
+    /// A name that is already canonical, as a store holds it. Must not be used for external input.
     pub fn from_canonical(name: &str) -> Self {
         Self(name.into())
     }
@@ -80,7 +81,7 @@ impl Tag {
     }
 }
 
-/// Most tags of most clients: nothing to change and nothing to look up.
+/// Fast path for most tags: ASCII that needs neither folding nor a table lookup.
 fn is_canonical_ascii(input: &str) -> bool {
     let plain = |b: u8| {
         b.is_ascii_graphic()
@@ -107,7 +108,7 @@ fn display(input: &str) -> String {
 }
 
 fn canonical(input: &str) -> Result<String, DomainError> {
-    // The bound of work: no input of more bytes can have a canonical form within the limits' reach.
+    // Bounds the work: no longer input has a canonical form within the limits.
     if input.len() > TAG_BYTES * 8 {
         return Err(DomainError::TooManyBytes {
             what: "tag",
@@ -123,7 +124,7 @@ fn canonical(input: &str) -> Result<String, DomainError> {
             if next == name {
                 break;
             }
-            if n == MAX_ROUNDS {
+            if n == FOLD_ROUNDS_MAX {
                 return Err(DomainError::Undecodable {
                     what: "tag",
                     reason: "its canonical form is not stable",

@@ -1,19 +1,27 @@
-//! Times as text: RFC 3339 in UTC with milliseconds. Pure arithmetic on the proleptic Gregorian
-//! calendar.
+//! Wall time: RFC 3339 text in UTC with milliseconds, and the commit time of a document.
+//!
+//! Pure arithmetic on the proleptic Gregorian calendar; nothing here reads a clock.
 
-use crate::UnixMillis;
+use crate::{Document, UnixMillis};
 
-/// 0001-01-01 and 9999-12-31 in Unix milliseconds: what RFC 3339 can say.
-const RANGE_MS: std::ops::RangeInclusive<i64> = -62_135_596_800_000..=253_402_300_799_999;
+/// 0001-01-01 to 9999-12-31 in Unix ms: the range that RFC 3339 can express.
+const RFC3339_RANGE_MS: std::ops::RangeInclusive<i64> = -62_135_596_800_000..=253_402_300_799_999;
 
-/// `2026-01-31T23:59:59.123Z`. Times outside of years 1 to 9999 are shown as the nearest end.
+/// The commit time of a document's newest state, Unix ms: the time of its newest remembered write,
+/// or of its newest tagging once all write ids have expired; 0 for a content never written.
+pub fn commit_time(document: &Document) -> UnixMillis {
+    let newest_tagging = || document.taggings.iter().map(|t| t.at).max();
+    document.recent.last().map(|w| w.at).or_else(newest_tagging).unwrap_or(0)
+}
+
+/// `2026-01-31T23:59:59.123Z`. Times outside of years 1 to 9999 are clamped to that range.
 pub fn rfc3339(at: UnixMillis) -> String {
     rfc3339_into(at, &mut [0; 24]).to_owned()
 }
 
-/// As [`rfc3339`], without an allocation: an answer shows a time per tag.
+/// As [`rfc3339`], without an allocation: a response shows a time per tag.
 pub fn rfc3339_into(at: UnixMillis, buffer: &mut [u8; 24]) -> &str {
-    let at = at.clamp(*RANGE_MS.start(), *RANGE_MS.end());
+    let at = at.clamp(*RFC3339_RANGE_MS.start(), *RFC3339_RANGE_MS.end());
     let (days, ms) = (at.div_euclid(86_400_000), at.rem_euclid(86_400_000));
     let (year, month, day) = civil(days);
     buffer.copy_from_slice(b"0000-00-00T00:00:00.000Z");
@@ -33,8 +41,8 @@ pub fn rfc3339_into(at: UnixMillis, buffer: &mut [u8; 24]) -> &str {
     std::str::from_utf8(buffer).unwrap_or_default()
 }
 
-/// Reads RFC 3339 with `Z` or a numeric offset and any number of fraction digits (finer than ms is
-/// cut off).
+/// Parses RFC 3339 with `Z` or a numeric offset and any number of fraction digits (truncated to
+/// ms). `None` when the text is malformed or out of range.
 pub fn parse_rfc3339(text: &str) -> Option<UnixMillis> {
     let b = text.as_bytes();
     let number = |from: usize, to: usize| -> Option<i64> {
@@ -89,7 +97,7 @@ pub fn parse_rfc3339(text: &str) -> Option<UnixMillis> {
     let seconds =
         days(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second - offset_minutes * 60;
     let at = seconds * 1000 + ms;
-    RANGE_MS.contains(&at).then_some(at)
+    RFC3339_RANGE_MS.contains(&at).then_some(at)
 }
 
 fn days_in_month(year: i64, month: i64) -> i64 {
@@ -144,6 +152,30 @@ mod tests {
     }
 
     #[test]
+    fn the_commit_time_is_the_newest_write_else_the_newest_tagging() {
+        let mut document = Document::default();
+        assert_eq!(commit_time(&document), 0);
+        let at = |at| crate::Tagging {
+            name: crate::TagName::from_canonical(&format!("t{at}")),
+            display: "t".into(),
+            user: crate::UserId::from_stored("u"),
+            at,
+            decided_at: crate::Version::NONE,
+            present: true,
+        };
+        document.taggings = vec![at(7), at(5)];
+        assert_eq!(commit_time(&document), 7);
+        document.recent.push(crate::RecentWrite {
+            id: crate::WriteId([0; 16]),
+            fingerprint: 0,
+            version: crate::Version::NONE,
+            at: 6,
+            effect: crate::Effect::default(),
+        });
+        assert_eq!(commit_time(&document), 6);
+    }
+
+    #[test]
     fn offsets_fractions_and_nonsense() {
         for (text, ms) in [
             ("2024-01-01T01:30:00+01:30", 1_704_067_200_000),
@@ -183,7 +215,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_time_is_read_back(ms in RANGE_MS) {
+        fn every_time_is_read_back(ms in RFC3339_RANGE_MS) {
             prop_assert_eq!(parse_rfc3339(&rfc3339(ms)), Some(ms));
         }
 

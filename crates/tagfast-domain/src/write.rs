@@ -1,16 +1,16 @@
-//! What a client asks for: one operation on one content, under a write id.
+//! A write: one operation on one content, under a write id that makes retries idempotent.
 
 use sha2::{Digest, Sha256};
 
 use crate::{ContentKey, DomainError, Limits, Tag, TagName, TenantId, UserId, Version};
 
-/// Names one write, so that a retry after a lost answer has no second effect.
+/// The idempotency id of a write: a retry after a lost response has no second effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WriteId(pub [u8; 16]);
 
 impl WriteId {
-    /// The id of item `item` of a request that carried an `Idempotency-Key`: the first 16 bytes of
-    /// SHA-256(tenant, user, key, item), so that it is the same at every retry and on every node.
+    /// The id of item `item` of a request with an `Idempotency-Key`: the first 16 bytes of
+    /// SHA-256(tenant, user, key, item), so it is the same for every retry and on every node.
     pub fn derived(tenant: &TenantId, user: &UserId, key: &str, item: u32) -> Self {
         let mut hash = Sha256::new();
         for part in [tenant.as_str(), user.as_str(), key] {
@@ -26,31 +26,35 @@ impl WriteId {
 
 impl std::fmt::Display for WriteId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+        f.write_str(&hex::encode(self.0))
     }
 }
 
-/// What to do with a content's tags. Atomic for the content. Build with [`Operation::patch`] or
+/// A change of a content's tags, applied atomically. Build with [`Operation::patch`] or
 /// [`Operation::replace`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Operation {
-    /// Add some tags and remove others.
+    /// Adds some tags and removes others.
     Patch {
-        /// Tags to add; no canonical name twice.
+        /// Tags to add; canonical names are unique.
         add: Vec<Tag>,
-        /// Tags to remove; none of them is added too.
+        /// Tags to remove; disjoint from `add`.
         remove: Vec<TagName>,
     },
-    /// Make the set exactly this one.
+    /// Replaces the whole set.
     Replace {
-        /// The whole new set; no canonical name twice.
+        /// The new set; canonical names are unique.
         tags: Vec<Tag>,
     },
 }
 
 impl Operation {
-    /// Adds and removes; duplicates collapse (the first spelling stays), a tag in both lists is
-    /// refused.
+    /// A patch. Duplicates collapse (the first spelling wins).
+    ///
+    /// # Errors
+    ///
+    /// [`DomainError::NothingToDo`], [`DomainError::TooManyTagsInWrite`], or
+    /// [`DomainError::AddedAndRemoved`] when a tag is in both lists.
     pub fn patch(
         add: Vec<Tag>,
         remove: Vec<TagName>,
@@ -69,8 +73,11 @@ impl Operation {
         Ok(Self::Patch { add, remove })
     }
 
-    /// Replaces the set; duplicates collapse (the first spelling stays). An empty set removes
-    /// everything.
+    /// A replace. Duplicates collapse (the first spelling wins); an empty set removes every tag.
+    ///
+    /// # Errors
+    ///
+    /// [`DomainError::TooManyTagsInWrite`].
     pub fn replace(tags: Vec<Tag>, limits: &Limits) -> Result<Self, DomainError> {
         check_raw_count(tags.len(), limits)?;
         let tags = unique(tags, |t| &t.name);
@@ -78,8 +85,8 @@ impl Operation {
         Ok(Self::Replace { tags })
     }
 
-    /// 64 bits that two different operations share with negligible probability: tells a retry from
-    /// a reused key.
+    /// A 64-bit hash of the operation and its condition: distinguishes a retry from a reused
+    /// idempotency key.
     pub fn fingerprint(&self, if_match: Option<Version>) -> u64 {
         let mut hash = Sha256::new();
         let mut text = |kind: u8, s: &str| {
@@ -115,8 +122,7 @@ fn unique<T>(items: Vec<T>, name: impl Fn(&T) -> &TagName) -> Vec<T> {
     kept
 }
 
-/// Before duplicates collapse (quadratic): ten spellings of every allowed tag are more than any
-/// client means.
+/// Bounds the quadratic deduplication: at most ten spellings per allowed tag.
 fn check_raw_count(given: usize, limits: &Limits) -> Result<(), DomainError> {
     if given > limits.tags_per_content * 10 { check_count(given, limits) } else { Ok(()) }
 }
@@ -126,17 +132,18 @@ fn check_count(given: usize, limits: &Limits) -> Result<(), DomainError> {
     if given > allowed { Err(DomainError::TooManyTagsInWrite { allowed, given }) } else { Ok(()) }
 }
 
-/// One write, ready for [`crate::apply()`].
+/// One validated write, ready for [`crate::apply()`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Write {
-    /// Its name.
+    /// The idempotency id.
     pub id: WriteId,
-    /// Which content it changes.
+    /// The content to change.
     pub key: ContentKey,
-    /// Who asks.
+    /// The writing user.
     pub user: UserId,
-    /// What it does.
+    /// The change.
     pub operation: Operation,
-    /// The version the content must have for the write to happen; `Version::NONE` = never written.
+    /// The version the content must have, else the write is refused; [`Version::NONE`] = never
+    /// written. `None`: unconditional.
     pub if_match: Option<Version>,
 }

@@ -1,13 +1,14 @@
-//! Draws what an overload does with each of the parts and without it, and prints the table of
-//! docs/degradation.md.
+//! Draws an overload with and without each mechanism, and prints the table of docs/concepts/degradation.md.
 //!
-//! `cargo run -p tagfast-resilience --release --example overload -- docs/degradation-simulation.svg
+//! `cargo run -p tagfast-resilience --release --example overload -- docs/measured/overload-simulation.svg
 //! [seeds]`
 
 #![expect(clippy::print_stdout, reason = "a program that prints a table")]
 
 use std::fmt::Write as _;
 
+#[path = "../tests/it/retry_budget.rs"]
+mod retry_budget;
 #[path = "../tests/it/simulation.rs"]
 mod simulation;
 
@@ -22,9 +23,9 @@ const RIGHT: f64 = 24.0;
 const GOODPUT: (f64, f64) = (124.0, 230.0);
 const LOAD: (f64, f64) = (436.0, 230.0);
 const HEIGHT: f64 = 716.0;
-/// What the logarithmic axis of the load shows.
-const LEAST: f64 = 0.03;
-const MOST: f64 = 40.0;
+/// The range of the logarithmic load axis.
+const LOAD_AXIS_MIN: f64 = 0.03;
+const LOAD_AXIS_MAX: f64 = 40.0;
 
 /// A curve: its name, the parts, colour and dashes.
 struct Curve {
@@ -61,7 +62,8 @@ fn goodput_y(share: f64) -> f64 {
 }
 
 fn load_y(load: f64) -> f64 {
-    let share = (load.clamp(LEAST, MOST) / LEAST).ln() / (MOST / LEAST).ln();
+    let share = (load.clamp(LOAD_AXIS_MIN, LOAD_AXIS_MAX) / LOAD_AXIS_MIN).ln()
+        / (LOAD_AXIS_MAX / LOAD_AXIS_MIN).ln();
     LOAD.0 + LOAD.1 * (1.0 - share)
 }
 

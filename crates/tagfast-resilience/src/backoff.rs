@@ -1,8 +1,8 @@
-//! Exponential backoff with jitter, as data: the policy says the delays, the caller waits.
+//! Exponential backoff with jitter, as data: the policy computes the delays, the caller waits.
 
 use std::time::Duration;
 
-/// How often and how late to try again.
+/// A retry policy.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Backoff {
     /// Retries after the first attempt.
@@ -11,14 +11,14 @@ pub struct Backoff {
     pub base: Duration,
     /// Factor from one delay to the next.
     pub factor: u32,
-    /// No delay is longer.
+    /// Maximum nominal delay.
     pub cap: Duration,
 }
 
 impl Backoff {
-    /// The delay before retry `n` (from 0), or `None` when no retry is left. `random` in [0, 1)
-    /// spreads it over half to one and a half of its nominal length, so that callers which
-    /// failed together do not return together.
+    /// The delay before retry `n` (from 0); `None`: no retry is left. `random` in [0, 1) jitters it
+    /// to 50 % to 150 % of its nominal length, so that callers which failed together do not return
+    /// together.
     pub fn delay(&self, n: u32, random: f64) -> Option<Duration> {
         (n < self.retries).then(|| {
             let nominal = self.base.saturating_mul(self.factor.saturating_pow(n)).min(self.cap);

@@ -1,146 +1,56 @@
-//! A circuit breaker: it stops calls to what does not answer, and finds out by few calls when it
-//! does again.
+//! Circuit breaker: stops calls to a dependency that does not answer and probes with a few calls
+//! until it does.
 //!
-//! Results are counted in a window that really slides, failures and slow calls apart; calls that
-//! have begun and not ended count, too, so that something that swallows calls is noticed before the
-//! first of them times out. Half open, permits are given in growing steps; a permit that is dropped
-//! without a result counts neither way and is given again. Results of an earlier generation change
-//! nothing. It can be held open or closed by hand.
+//! Trip conditions, over a sliding window of 10 s: the share of failed calls, the share of failed
+//! or slow calls, and stalled calls (started but not ended), so that a dependency that swallows
+//! calls is noticed before the first of them times out. Recovery condition: half-open, probes are
+//! admitted in growing steps, and 80 % of each step must succeed. A permit that is dropped without
+//! a result counts neither way and is issued again. Results of an earlier generation are ignored.
+//! An operator can force the breaker open or closed.
 //!
-//! How it fails: a clock that stands still keeps it in its state; nothing waits here.
+//! ```text
+//! Closed   => Open       too many failed, slow or stalled calls
+//! Open     => HalfOpen   the open time is over
+//! HalfOpen => Open       a step of probes failed, or a probe takes too long
+//! HalfOpen => Closed     all steps of probes succeeded
+//! any      => Forced*    by an operator
+//! Forced*  => Closed     the operator releases it
+//! ```
+//!
+//! How it fails: with a clock that stands still the breaker keeps its state; no call ever waits
+//! here.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::jitter::Jitter;
+use parking_lot::Mutex;
 
-/// Buckets of the window, one a second.
+use crate::counter;
+use crate::jitter::seeded_rng;
+use crate::metric::Bounded;
+
+mod types;
+
+pub(crate) use types::BREAKER_IGNORED;
+use types::IgnoredReason;
+pub use types::{BreakerOptions, BreakerSnapshot, BreakerState, Refused, Transition};
+
+/// Buckets of the sliding window, one per second.
 const BUCKETS: usize = 10;
-/// Calls that began within a slot are counted together.
-const SLOT_MS: u64 = 10;
-/// Permits of the steps half open.
-const STEPS: [u32; 5] = [1, 2, 4, 8, 16];
-/// Of a step's results so many must be good.
-const GOOD_SHARE: f64 = 0.8;
+/// Unfinished calls are counted in slots of this length by their start time.
+const UNFINISHED_SLOT_MS: u64 = 10;
+/// Probes admitted in each step of the half-open state.
+const PROBE_STEPS: [u32; 5] = [1, 2, 4, 8, 16];
+/// Share of a probe step's results that must succeed.
+const PROBE_SUCCESS_SHARE: f64 = 0.8;
+/// A probe that takes longer than this multiple of `slow_after` reopens the breaker.
+const PROBE_SLOW_FACTOR: u32 = 4;
 
-/// What time it is, from any beginning; it never goes back.
+/// A monotonic clock: the time since an arbitrary origin.
 pub type Now = Arc<dyn Fn() -> Duration + Send + Sync>;
-/// Is told of every transition, after it.
-pub type Told = Arc<dyn Fn(&Transition) + Send + Sync>;
-
-/// When a breaker opens and for how long.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct BreakerOptions {
-    /// Fewer calls in the window decide nothing. Too high: it opens late; too low: one bad call
-    /// opens it.
-    pub min_calls: u32,
-    /// It opens when at least this share of calls failed; at 0 with the first failure.
-    pub failed_share: f64,
-    /// It opens when at least this share of calls failed or was slow; above 1 never.
-    pub failed_or_slow_share: f64,
-    /// A call that takes longer is slow.
-    pub slow_after: Duration,
-    /// So many calls that are slow already, without any success for as long, open it; 0: never.
-    pub stalled_calls: u32,
-    /// How long it is open the first time; doubled with every time.
-    pub open_first: Duration,
-    /// The longest time.
-    pub open_cap: Duration,
-    /// Closed for so long, the next opening is a first one.
-    pub reset_after: Duration,
-}
-
-impl Default for BreakerOptions {
-    fn default() -> Self {
-        Self {
-            min_calls: 20,
-            failed_share: 0.5,
-            failed_or_slow_share: 0.6,
-            slow_after: Duration::from_millis(500),
-            stalled_calls: 20,
-            open_first: Duration::from_millis(500),
-            open_cap: Duration::from_secs(10),
-            reset_after: Duration::from_secs(30),
-        }
-    }
-}
-
-/// What a breaker does with calls.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BreakerState {
-    /// Lets them through.
-    Closed,
-    /// Refuses them.
-    Open,
-    /// Lets a few through.
-    HalfOpen,
-    /// Refuses them until somebody says otherwise.
-    ForcedOpen,
-    /// Lets them through until somebody says otherwise.
-    ForcedClosed,
-}
-
-impl BreakerState {
-    /// The word for it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Closed => "closed",
-            Self::Open => "open",
-            Self::HalfOpen => "half_open",
-            Self::ForcedOpen => "forced_open",
-            Self::ForcedClosed => "forced_closed",
-        }
-    }
-}
-
-/// A change of state.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Transition {
-    /// Whose.
-    pub name: String,
-    /// Before.
-    pub from: BreakerState,
-    /// After.
-    pub to: BreakerState,
-    /// Why.
-    pub reason: &'static str,
-    /// Counts the changes.
-    pub generation: u64,
-}
-
-/// How a breaker stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BreakerLook {
-    /// Its name.
-    pub name: String,
-    /// What it does with calls.
-    pub state: BreakerState,
-    /// Why it came to that; `start` before any change.
-    pub reason: &'static str,
-    /// For how long.
-    pub since: Duration,
-    /// Counts the changes.
-    pub generation: u64,
-    /// Calls of the window that succeeded in time.
-    pub ok: u32,
-    /// Calls of the window that failed.
-    pub failed: u32,
-    /// Calls of the window that succeeded late.
-    pub slow: u32,
-    /// Permits that were dropped without a result since the start. They count neither way.
-    pub cancelled: u64,
-    /// Results of an earlier generation since the start. They change nothing.
-    pub late: u64,
-}
-
-/// A call was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the breaker is open")]
-pub struct Refused {
-    /// When to ask again.
-    pub retry_after: Duration,
-}
+/// Called after every transition, outside the breaker's lock.
+pub type OnTransition = Arc<dyn Fn(&Transition) + Send + Sync>;
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Bucket {
@@ -156,12 +66,12 @@ struct Step {
     given: u32,
     good: u32,
     bad: u32,
-    /// When the oldest probe that has not ended may have begun.
+    /// Lower bound of the start of the oldest unfinished probe.
     began: Duration,
 }
 
 impl Step {
-    /// Probes that have not ended.
+    /// Unfinished probes.
     fn outstanding(&self) -> u32 {
         self.given - self.good - self.bad
     }
@@ -172,27 +82,27 @@ struct Inner {
     state: BreakerState,
     generation: u64,
     buckets: [Bucket; BUCKETS],
-    /// Calls that have not ended, by the slot they began in.
+    /// Unfinished calls by the slot they started in.
     unfinished: BTreeMap<u64, u32>,
     last_good: Option<Duration>,
     step: Step,
     opens: u32,
     open_until: Duration,
     closed_since: Duration,
-    turned: Duration,
+    transitioned: Duration,
     reason: &'static str,
     cancelled: u64,
     late: u64,
-    jitter: Jitter,
+    rng: fastrand::Rng,
 }
 
-/// The bucket that a moment belongs to.
+/// The number of the bucket that a moment belongs to; 0 is never used.
 fn tick(now: Duration) -> u64 {
     now.as_secs() + 1
 }
 
 impl Inner {
-    /// Calls of the last ten seconds: good ones, failed ones, slow ones.
+    /// Calls of the last 10 s: succeeded, failed, slow.
     fn window(&self, now: Duration) -> (u32, u32, u32) {
         let live = self.buckets.iter().filter(|bucket| bucket.tick + BUCKETS as u64 > tick(now));
         live.fold((0, 0, 0), |sum, bucket| {
@@ -201,12 +111,12 @@ impl Inner {
     }
 }
 
-/// A breaker.
+/// A circuit breaker.
 pub struct Breaker {
     name: String,
     options: BreakerOptions,
     now: Now,
-    told: Told,
+    on_transition: OnTransition,
     inner: Mutex<Inner>,
 }
 
@@ -219,36 +129,36 @@ impl std::fmt::Debug for Breaker {
     }
 }
 
-/// Leave for one call. Dropped without a result it counts neither way.
+/// Permission for one call. Dropped without a result, it counts neither way.
 #[derive(Debug)]
 pub struct Permit {
     breaker: Arc<Breaker>,
     generation: u64,
     began: Duration,
-    /// It tells whether what failed works again.
+    /// Issued half-open: its result decides about recovery.
     probe: bool,
     ended: bool,
 }
 
 impl Permit {
-    /// Whether the breaker is half open: the call tells whether what failed works again.
+    /// Whether the call is a probe of a half-open breaker.
     pub fn is_probe(&self) -> bool {
         self.probe
     }
 
-    /// The call succeeded; a slow one counts as that.
+    /// Reports success; a call that took `slow_after` or longer counts as slow.
     pub fn ok(mut self) {
         self.end(Some(true));
     }
 
-    /// The call failed.
+    /// Reports failure.
     pub fn failed(mut self) {
         self.end(Some(false));
     }
 
     fn end(&mut self, good: Option<bool>) {
         if !std::mem::replace(&mut self.ended, true) {
-            self.breaker.ended(self.generation, self.began, good);
+            self.breaker.on_result(self.generation, self.began, good);
         }
     }
 }
@@ -260,17 +170,17 @@ impl Drop for Permit {
 }
 
 fn slot(at: Duration) -> u64 {
-    u64::try_from(at.as_millis()).unwrap_or(u64::MAX) / SLOT_MS
+    u64::try_from(at.as_millis()).unwrap_or(u64::MAX) / UNFINISHED_SLOT_MS
 }
 
 impl Breaker {
-    /// A closed one. `seed` spreads the open times of breakers that open together; 0: drawn by
-    /// chance.
+    /// A closed breaker. `seed` jitters the open times, so that breakers which open together do not
+    /// probe together; 0: a random seed.
     pub fn new(
         name: impl Into<String>,
         options: BreakerOptions,
         now: Now,
-        told: Told,
+        on_transition: OnTransition,
         seed: u64,
     ) -> Arc<Self> {
         let began = now();
@@ -285,46 +195,39 @@ impl Breaker {
             opens: 0,
             open_until: Duration::ZERO,
             closed_since: began,
-            turned: began,
+            transitioned: began,
             reason: "start",
             cancelled: 0,
             late: 0,
-            jitter: Jitter::new(seed),
+            rng: seeded_rng(seed),
         };
-        Arc::new(Self { name: name.into(), options, now, told, inner: Mutex::new(inner) })
+        Arc::new(Self { name: name.into(), options, now, on_transition, inner: Mutex::new(inner) })
     }
 
-    /// Its name.
+    /// Name of the breaker.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        // No code of others runs under it.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What it does with calls now. What time alone changes has happened by then, though nobody
-    /// called.
+    /// The current state, after all transitions that depend on time only.
     pub fn state(&self) -> BreakerState {
-        self.look().state
+        self.snapshot().state
     }
 
-    /// How it stands now. What time alone changes has happened by then, though nobody called: an
-    /// open time that is over, calls that are swallowed, a probe that hangs. So who looks every
-    /// now and then needs no timer beside it.
-    pub fn look(&self) -> BreakerLook {
+    /// The current snapshot, after all transitions that depend on time only: the end of the open
+    /// time, stalled calls, a hanging probe. A caller that polls snapshots needs no timer.
+    pub fn snapshot(&self) -> BreakerSnapshot {
         let now = (self.now)();
         let mut transitions = Vec::new();
-        let look = {
-            let mut inner = self.lock();
-            self.pass(&mut inner, now, &mut transitions);
+        let snapshot = {
+            let mut inner = self.inner.lock();
+            self.advance_time(&mut inner, now, &mut transitions);
             let (ok, failed, slow) = inner.window(now);
-            BreakerLook {
+            BreakerSnapshot {
                 name: self.name.clone(),
                 state: inner.state,
                 reason: inner.reason,
-                since: now.saturating_sub(inner.turned),
+                since: now.saturating_sub(inner.transitioned),
                 generation: inner.generation,
                 ok,
                 failed,
@@ -333,40 +236,52 @@ impl Breaker {
                 late: inner.late,
             }
         };
-        transitions.iter().for_each(|transition| (self.told)(transition));
-        look
+        self.notify(&transitions);
+        snapshot
     }
 
-    /// What time alone changes.
-    fn pass(&self, inner: &mut Inner, now: Duration, transitions: &mut Vec<Transition>) {
-        if inner.state == BreakerState::Closed && self.stalls(inner, now) {
+    fn notify(&self, transitions: &[Transition]) {
+        transitions.iter().for_each(|transition| (self.on_transition)(transition));
+    }
+
+    /// Makes the transitions that depend on time only.
+    fn advance_time(&self, inner: &mut Inner, now: Duration, transitions: &mut Vec<Transition>) {
+        // Closed => Open: calls stall.
+        if inner.state == BreakerState::Closed && self.is_stalled(inner, now) {
             self.open(inner, now, "stall", transitions);
         }
+        // Open => HalfOpen: the open time is over.
         if inner.state == BreakerState::Open && now >= inner.open_until {
-            self.turn(inner, now, BreakerState::HalfOpen, "open_time_over", transitions);
+            self.transition(inner, now, BreakerState::HalfOpen, "open_time_over", transitions);
             inner.step = Step { number: 0, given: 0, good: 0, bad: 0, began: now };
         }
-        // Only of probes that have not ended: that nobody called for long says nothing.
-        let hangs = now.saturating_sub(inner.step.began) > self.options.slow_after * 4;
+        // HalfOpen => Open: an unfinished probe hangs. Without probes the age of the step means
+        // nothing.
+        let hangs =
+            now.saturating_sub(inner.step.began) > self.options.slow_after * PROBE_SLOW_FACTOR;
         if inner.state == BreakerState::HalfOpen && inner.step.outstanding() > 0 && hangs {
             self.open(inner, now, "probe_takes_too_long", transitions);
         }
     }
 
-    /// Leave for a call that begins now.
+    /// A permit for a call that starts now.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`] while the breaker is open, or half-open with all probes of the step issued.
     pub fn acquire(self: &Arc<Self>) -> Result<Permit, Refused> {
         let now = (self.now)();
         let mut transitions = Vec::new();
         let given = {
-            let mut inner = self.lock();
-            self.pass(&mut inner, now, &mut transitions);
+            let mut inner = self.inner.lock();
+            self.advance_time(&mut inner, now, &mut transitions);
             match inner.state {
                 BreakerState::Closed => {
                     *inner.unfinished.entry(slot(now)).or_default() += 1;
                     Ok((inner.generation, false))
                 }
                 BreakerState::ForcedClosed => Ok((inner.generation, false)),
-                BreakerState::HalfOpen if inner.step.given < STEPS[inner.step.number] => {
+                BreakerState::HalfOpen if inner.step.given < PROBE_STEPS[inner.step.number] => {
                     if inner.step.outstanding() == 0 {
                         inner.step.began = now;
                     }
@@ -380,17 +295,17 @@ impl Breaker {
                 BreakerState::ForcedOpen => Err(Refused { retry_after: self.options.open_cap }),
             }
         };
-        transitions.iter().for_each(|transition| (self.told)(transition));
+        self.notify(&transitions);
         let (generation, probe) = given?;
         Ok(Permit { breaker: Arc::clone(self), generation, began: now, probe, ended: false })
     }
 
-    /// Holds it open (`Some(true)`), closed (`Some(false)`), or lets it decide by itself again.
+    /// Forces the breaker open (`Some(true)`) or closed (`Some(false)`), or releases it (`None`).
     pub fn force(&self, open: Option<bool>) {
         let now = (self.now)();
         let mut transitions = Vec::new();
         {
-            let mut inner = self.lock();
+            let mut inner = self.inner.lock();
             let to = match open {
                 Some(true) => BreakerState::ForcedOpen,
                 Some(false) => BreakerState::ForcedClosed,
@@ -399,34 +314,37 @@ impl Breaker {
             let forced =
                 matches!(inner.state, BreakerState::ForcedOpen | BreakerState::ForcedClosed);
             if inner.state != to && (open.is_some() || forced) {
-                self.turn(&mut inner, now, to, "by_hand", &mut transitions);
+                // any => ForcedOpen | ForcedClosed, or Forced* => Closed.
+                self.transition(&mut inner, now, to, "by_hand", &mut transitions);
                 (inner.opens, inner.closed_since) = (0, now);
             }
         }
-        transitions.iter().for_each(|transition| (self.told)(transition));
+        self.notify(&transitions);
     }
 
-    /// What is behind it was replaced: what failed was another one. Forced states stay.
-    pub fn begin_anew(&self, reason: &'static str) {
+    /// Closes the breaker because the dependency was replaced, so past failures do not count.
+    /// Forced states stay.
+    pub fn reset(&self, reason: &'static str) {
         let now = (self.now)();
         let mut transitions = Vec::new();
         {
-            let mut inner = self.lock();
+            let mut inner = self.inner.lock();
             if !matches!(inner.state, BreakerState::ForcedOpen | BreakerState::ForcedClosed) {
-                self.turn(&mut inner, now, BreakerState::Closed, reason, &mut transitions);
+                // Closed | Open | HalfOpen => Closed: the dependency was replaced.
+                self.transition(&mut inner, now, BreakerState::Closed, reason, &mut transitions);
                 (inner.opens, inner.closed_since) = (0, now);
             }
         }
-        transitions.iter().for_each(|transition| (self.told)(transition));
+        self.notify(&transitions);
     }
 
-    fn ended(&self, generation: u64, began: Duration, good: Option<bool>) {
+    fn on_result(&self, generation: u64, began: Duration, good: Option<bool>) {
         let now = (self.now)();
         let slow = now.saturating_sub(began) >= self.options.slow_after;
         let mut transitions = Vec::new();
         let late = {
-            let mut inner = self.lock();
-            // Of another generation: the world has changed since.
+            let mut inner = self.inner.lock();
+            // The state has changed since the call started.
             let late = inner.generation != generation;
             match good {
                 None => inner.cancelled += 1,
@@ -437,7 +355,7 @@ impl Breaker {
                     BreakerState::Closed => {
                         self.count(&mut inner, now, began, good, slow, &mut transitions)
                     }
-                    BreakerState::HalfOpen => self.judge(
+                    BreakerState::HalfOpen => self.on_probe_result(
                         &mut inner,
                         now,
                         good.map(|good| good && !slow),
@@ -448,10 +366,14 @@ impl Breaker {
             }
             late
         };
-        transitions.iter().for_each(|transition| (self.told)(transition));
-        if let Some(why) = good.map_or(Some("cancelled"), |_| late.then_some("late")) {
-            metrics::counter!("tagfast_breaker_ignored_total", "breaker" => self.name.clone(), "why" => why)
-                .increment(1);
+        self.notify(&transitions);
+        let ignored = match good {
+            None => Some(IgnoredReason::Cancelled),
+            Some(_) => late.then_some(IgnoredReason::Late),
+        };
+        if let Some(why) = ignored {
+            let breaker = Bounded(self.name.clone());
+            counter!(BREAKER_IGNORED, "breaker" => breaker, "why" => why).increment(1);
         }
     }
 
@@ -490,6 +412,7 @@ impl Breaker {
             return;
         }
         let share = |part: u32| f64::from(part) / f64::from(calls);
+        // Closed => Open: too many failed or slow calls.
         if failed > 0 && share(failed) >= self.options.failed_share {
             self.open(inner, now, "failures", transitions);
         } else if failed + slow > 0 && share(failed + slow) >= self.options.failed_or_slow_share {
@@ -497,7 +420,7 @@ impl Breaker {
         }
     }
 
-    fn judge(
+    fn on_probe_result(
         &self,
         inner: &mut Inner,
         now: Duration,
@@ -505,7 +428,7 @@ impl Breaker {
         transitions: &mut Vec<Transition>,
     ) {
         match good {
-            // A place in the step for somebody else.
+            // Cancelled: the probe is issued again.
             None => {
                 inner.step.given = inner.step.given.saturating_sub(1);
                 return;
@@ -515,33 +438,36 @@ impl Breaker {
         }
         let step = inner.step;
         if step.number == 0 && step.bad > 0 {
+            // HalfOpen => Open: the first probe failed.
             return self.open(inner, now, "probe_failed", transitions);
         }
         let reported = step.good + step.bad;
-        if reported < STEPS[step.number] {
+        if reported < PROBE_STEPS[step.number] {
             return;
         }
-        if f64::from(step.good) < GOOD_SHARE * f64::from(reported) {
+        if f64::from(step.good) < PROBE_SUCCESS_SHARE * f64::from(reported) {
+            // HalfOpen => Open: too few probes of the step succeeded.
             self.open(inner, now, "probes_failed", transitions);
-        } else if step.number + 1 < STEPS.len() {
+        } else if step.number + 1 < PROBE_STEPS.len() {
             inner.step = Step { number: step.number + 1, given: 0, good: 0, bad: 0, began: now };
         } else {
-            self.turn(inner, now, BreakerState::Closed, "probes_succeeded", transitions);
+            // HalfOpen => Closed: all steps succeeded.
+            self.transition(inner, now, BreakerState::Closed, "probes_succeeded", transitions);
             inner.closed_since = now;
         }
     }
 
-    /// Whether calls are swallowed.
-    fn stalls(&self, inner: &Inner, now: Duration) -> bool {
+    /// Whether the dependency swallows calls.
+    fn is_stalled(&self, inner: &Inner, now: Duration) -> bool {
         let Some(before) =
             now.checked_sub(self.options.slow_after).filter(|_| self.options.stalled_calls > 0)
         else {
             return false;
         };
-        // Not "since the oldest of them began": one that began before the last success would hide
-        // the stall until it ends itself.
-        let swallowed: u32 = inner.unfinished.range(..slot(before)).map(|(_, calls)| calls).sum();
-        swallowed >= self.options.stalled_calls && inner.last_good.is_none_or(|at| at < before)
+        // Not "since the oldest of them started": a call that started before the last success would
+        // hide the stall until it ends.
+        let stalled: u32 = inner.unfinished.range(..slot(before)).map(|(_, calls)| calls).sum();
+        stalled >= self.options.stalled_calls && inner.last_good.is_none_or(|at| at < before)
     }
 
     fn open(
@@ -558,13 +484,13 @@ impl Breaker {
         }
         let nominal =
             self.options.open_first.saturating_mul(2u32.saturating_pow(inner.opens.min(20)));
-        let jitter = 0.5 + inner.jitter.next() / 2.0;
+        let jitter = 0.5 + inner.rng.f64() / 2.0;
         inner.open_until = now + nominal.min(self.options.open_cap).mul_f64(jitter);
         inner.opens = inner.opens.saturating_add(1);
-        self.turn(inner, now, BreakerState::Open, reason, transitions);
+        self.transition(inner, now, BreakerState::Open, reason, transitions);
     }
 
-    fn turn(
+    fn transition(
         &self,
         inner: &mut Inner,
         now: Duration,
@@ -573,7 +499,7 @@ impl Breaker {
         transitions: &mut Vec<Transition>,
     ) {
         let from = std::mem::replace(&mut inner.state, to);
-        (inner.turned, inner.reason) = (now, reason);
+        (inner.transitioned, inner.reason) = (now, reason);
         inner.generation += 1;
         inner.buckets = [Bucket::default(); BUCKETS];
         inner.unfinished.clear();

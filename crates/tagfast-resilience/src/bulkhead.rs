@@ -1,11 +1,11 @@
-//! A bound on calls under way and on those that wait: what one dependency swallows does not fill
-//! the whole service.
+//! Bulkhead: bounds the calls in flight to one dependency and the callers that wait for it, so that
+//! one hanging dependency cannot block the whole service.
 //!
-//! Without it a dependency that hangs collects every caller there is, and what has nothing to do
-//! with it stops too. Its queue is short and its wait is bounded; who finds the queue full is
-//! refused at once.
+//! Without it a hanging dependency collects every caller, and requests that do not need it stop
+//! too. The queue is short and the wait is bounded; a caller that finds the queue full is refused
+//! at once.
 //!
-//! How it fails: a place that is held for ever is gone for ever; hold it under a deadline.
+//! How it fails: a permit that is never released is lost forever; hold it under a deadline.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,75 +13,75 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// The bounds.
+/// The bounds of a bulkhead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BulkheadOptions {
-    /// Calls under way. Too high: no bulkhead; too low: it refuses what the dependency would
-    /// carry.
-    pub most: usize,
-    /// Callers that may wait for a place. Too high: all of them wait for nothing when the
-    /// dependency hangs; too low: a short burst is refused.
+    /// Maximum calls in flight. Too high: no isolation; too low: calls are refused that the
+    /// dependency could carry.
+    pub max: usize,
+    /// Maximum callers that wait for a permit. Too high: many wait in vain when the dependency
+    /// hangs; too low: a short burst is refused.
     pub queue: usize,
-    /// How long one waits at most. Too long: the answer comes when nobody needs it; too short: as
-    /// with a short queue.
+    /// Maximum wait for a permit. Too long: answers come too late to be useful; too short: as with
+    /// a short queue.
     pub wait: Duration,
 }
 
-/// A call was refused: the dependency has enough of them. Names the limit that was hit.
+/// The bulkhead refused a call. Names the limit that was reached.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BulkheadFull {
-    /// As many wait as may.
-    #[error("{name} is full: {most} calls are under way and {queue} wait, no more may")]
+    /// The queue is full.
+    #[error("{name} is full: {max} calls are in flight and {queue} wait, no more may")]
     Queue {
-        /// Of the bulkhead.
+        /// Name of the bulkhead.
         name: Arc<str>,
-        /// Calls that may be under way.
-        most: usize,
-        /// Calls that may wait.
+        /// Maximum calls in flight.
+        max: usize,
+        /// Maximum waiting callers.
         queue: usize,
     },
-    /// No place became free in time.
-    #[error("{name} is full: none of {most} calls ended within {} ms", wait.as_millis())]
+    /// No permit became free in time.
+    #[error("{name} is full: none of {max} calls ended within {} ms", wait.as_millis())]
     Wait {
-        /// Of the bulkhead.
+        /// Name of the bulkhead.
         name: Arc<str>,
-        /// Calls that may be under way.
-        most: usize,
-        /// How long one waits at most.
+        /// Maximum calls in flight.
+        max: usize,
+        /// Maximum wait.
         wait: Duration,
     },
 }
 
-/// How a bulkhead stands.
+/// The observable state of a bulkhead.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BulkheadLook {
-    /// Its name.
+pub struct BulkheadSnapshot {
+    /// Name of the bulkhead.
     pub name: Arc<str>,
-    /// Calls that may be under way.
-    pub most: usize,
-    /// Calls that are under way.
-    pub under_way: usize,
-    /// Callers that wait.
+    /// Maximum calls in flight.
+    pub max: usize,
+    /// Calls in flight.
+    pub in_flight: usize,
+    /// Waiting callers.
     pub waiting: usize,
 }
 
-/// The bound of one dependency.
+/// The bulkhead of one dependency.
 #[derive(Debug)]
 pub struct Bulkhead {
     name: Arc<str>,
     options: BulkheadOptions,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     waiting: AtomicUsize,
 }
 
-/// A place; dropping it gives it to the next who waits.
+/// Permission for one call; dropping it passes it to the next waiting caller.
 #[derive(Debug)]
-#[must_use = "the place is given back when this is dropped: hold it until the call has ended"]
-pub struct Place {
+#[must_use = "the permit is released when this is dropped: hold it until the call has ended"]
+pub struct BulkheadPermit {
     _permit: OwnedSemaphorePermit,
 }
 
-/// Counts one who waits, for as long as it does.
+/// Counts a waiting caller while it lives.
 struct Waiting<'a>(&'a AtomicUsize);
 
 impl Drop for Waiting<'_> {
@@ -91,42 +91,46 @@ impl Drop for Waiting<'_> {
 }
 
 impl Bulkhead {
-    /// An empty one. At least one call may be under way.
+    /// An empty bulkhead; `options.max` is at least 1.
     pub fn new(name: &str, options: BulkheadOptions) -> Arc<Self> {
         let options =
-            BulkheadOptions { most: options.most.clamp(1, Semaphore::MAX_PERMITS), ..options };
-        let places = Arc::new(Semaphore::new(options.most));
-        Arc::new(Self { name: name.into(), options, places, waiting: AtomicUsize::new(0) })
+            BulkheadOptions { max: options.max.clamp(1, Semaphore::MAX_PERMITS), ..options };
+        let permits = Arc::new(Semaphore::new(options.max));
+        Arc::new(Self { name: name.into(), options, permits, waiting: AtomicUsize::new(0) })
     }
 
-    /// A place, waited for if there is a queue. [`BulkheadFull::Queue`] at once when the queue is
-    /// full, [`BulkheadFull::Wait`] when no place became free in time. Who waited longest comes
-    /// first; a caller that is cancelled leaves no trace.
-    pub async fn enter(&self) -> Result<Place, BulkheadFull> {
-        if let Ok(permit) = Arc::clone(&self.places).try_acquire_owned() {
-            return Ok(Place { _permit: permit });
+    /// A permit, after waiting for one if necessary. Waiting callers are served first come, first
+    /// served; a cancelled caller leaves no trace.
+    ///
+    /// # Errors
+    ///
+    /// [`BulkheadFull::Queue`] at once when the queue is full, [`BulkheadFull::Wait`] when no
+    /// permit became free in time.
+    pub async fn enter(&self) -> Result<BulkheadPermit, BulkheadFull> {
+        if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
+            return Ok(BulkheadPermit { _permit: permit });
         }
-        let BulkheadOptions { most, queue, wait } = self.options;
+        let BulkheadOptions { max, queue, wait } = self.options;
         let longer = |waiting: usize| (waiting < queue).then_some(waiting + 1);
         if self.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, longer).is_err() {
-            return Err(BulkheadFull::Queue { name: Arc::clone(&self.name), most, queue });
+            return Err(BulkheadFull::Queue { name: Arc::clone(&self.name), max, queue });
         }
         let _waiting = Waiting(&self.waiting);
-        match tokio::time::timeout(wait, Arc::clone(&self.places).acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(Place { _permit: permit }),
-            // Nobody closes the semaphore; were it closed, there would be no place either.
+        match tokio::time::timeout(wait, Arc::clone(&self.permits).acquire_owned()).await {
+            Ok(Ok(permit)) => Ok(BulkheadPermit { _permit: permit }),
+            // The semaphore is never closed; if it were, there would be no permit either.
             Ok(Err(_)) | Err(_) => {
-                Err(BulkheadFull::Wait { name: Arc::clone(&self.name), most, wait })
+                Err(BulkheadFull::Wait { name: Arc::clone(&self.name), max, wait })
             }
         }
     }
 
-    /// How it stands now.
-    pub fn look(&self) -> BulkheadLook {
-        BulkheadLook {
+    /// The current snapshot.
+    pub fn snapshot(&self) -> BulkheadSnapshot {
+        BulkheadSnapshot {
             name: Arc::clone(&self.name),
-            most: self.options.most,
-            under_way: self.options.most - self.places.available_permits(),
+            max: self.options.max,
+            in_flight: self.options.max - self.permits.available_permits(),
             waiting: self.waiting.load(Ordering::Acquire),
         }
     }
@@ -137,13 +141,14 @@ mod tests {
     use std::pin::Pin;
     use std::task::{Context, Poll, Waker};
 
+    use parking_lot::Mutex;
     use proptest::prelude::*;
     use tokio::time::{Instant, advance};
 
     use super::*;
 
-    fn bulkhead(most: usize, queue: usize) -> Arc<Bulkhead> {
-        Bulkhead::new("index", BulkheadOptions { most, queue, wait: Duration::from_millis(100) })
+    fn bulkhead(max: usize, queue: usize) -> Arc<Bulkhead> {
+        Bulkhead::new("index", BulkheadOptions { max, queue, wait: Duration::from_millis(100) })
     }
 
     #[tokio::test(start_paused = true)]
@@ -157,13 +162,13 @@ mod tests {
         });
         tokio::task::yield_now().await;
         assert_eq!(
-            bulkhead.look(),
-            BulkheadLook { name: "index".into(), most: 2, under_way: 2, waiting: 1 }
+            bulkhead.snapshot(),
+            BulkheadSnapshot { name: "index".into(), max: 2, in_flight: 2, waiting: 1 }
         );
         let refused = bulkhead.enter().await.unwrap_err();
         assert_eq!(
             refused.to_string(),
-            "index is full: 2 calls are under way and 1 wait, no more may"
+            "index is full: 2 calls are in flight and 1 wait, no more may"
         );
         assert!(began.elapsed().is_zero());
         let late = waits.await.unwrap().unwrap_err();
@@ -171,28 +176,28 @@ mod tests {
         assert!(began.elapsed() < Duration::from_millis(102));
         drop(held);
         assert_eq!(
-            bulkhead.look(),
-            BulkheadLook { name: "index".into(), most: 2, under_way: 0, waiting: 0 }
+            bulkhead.snapshot(),
+            BulkheadSnapshot { name: "index".into(), max: 2, in_flight: 0, waiting: 0 }
         );
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_waited_longest_comes_first() {
+    async fn the_longest_waiting_caller_comes_first() {
         let bulkhead = bulkhead(1, 9);
-        let order = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let order = Arc::new(Mutex::new(Vec::new()));
         let held = bulkhead.enter().await.unwrap();
         let mut callers = tokio::task::JoinSet::new();
         for n in 0..9 {
             let (bulkhead, order) = (Arc::clone(&bulkhead), Arc::clone(&order));
             callers.spawn(async move {
-                let _place = bulkhead.enter().await.unwrap();
-                order.lock().unwrap().push(n);
+                let _permit = bulkhead.enter().await.unwrap();
+                order.lock().push(n);
             });
             tokio::task::yield_now().await;
         }
         drop(held);
         callers.join_all().await;
-        assert_eq!(*order.lock().unwrap(), (0..9).collect::<Vec<_>>());
+        assert_eq!(*order.lock(), (0..9).collect::<Vec<_>>());
     }
 
     #[derive(Debug, Clone, Copy)]
@@ -215,17 +220,18 @@ mod tests {
         proptest::collection::vec(one, 1..200)
     }
 
-    type Entering = Pin<Box<dyn Future<Output = Result<Place, BulkheadFull>>>>;
+    type Entering = Pin<Box<dyn Future<Output = Result<BulkheadPermit, BulkheadFull>>>>;
 
     proptest! {
-        /// Whatever is cancelled when: never more under way or waiting than may, and in the end every place is free.
+        /// Whichever caller is cancelled at any time: the bounds hold, and in the end every permit
+        /// is free.
         #[test]
-        fn no_order_of_callers_leaves_a_trace(moves in moves(), most in 1usize..5, queue in 0usize..5) {
+        fn no_order_of_callers_leaves_a_trace(moves in moves(), max in 1usize..5, queue in 0usize..5) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
             runtime.block_on(async move {
-                let bulkhead = bulkhead(most, queue);
+                let bulkhead = bulkhead(max, queue);
                 let mut entering: Vec<Entering> = Vec::new();
-                let mut held: Vec<Place> = Vec::new();
+                let mut held: Vec<BulkheadPermit> = Vec::new();
                 for step in moves {
                     match step {
                         Move::Enter => {
@@ -237,8 +243,8 @@ mod tests {
                             if let Poll::Ready(entered) = entering[n].as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                                 drop(entering.swap_remove(n));
                                 match entered {
-                                    Ok(place) => held.push(place),
-                                    Err(BulkheadFull::Queue { .. }) => assert_eq!(bulkhead.look().waiting, queue),
+                                    Ok(permit) => held.push(permit),
+                                    Err(BulkheadFull::Queue { .. }) => assert_eq!(bulkhead.snapshot().waiting, queue),
                                     Err(BulkheadFull::Wait { .. }) => {}
                                 }
                             }
@@ -248,20 +254,20 @@ mod tests {
                         Move::Pass(ms) => advance(Duration::from_millis(ms)).await,
                         Move::Poll(_) | Move::Cancel(_) | Move::Leave(_) => {}
                     }
-                    // Gives back what this task may do at once, so that no poll is put off.
+                    // Resets this task's cooperative budget, so that no poll is postponed.
                     tokio::task::yield_now().await;
-                    let look = bulkhead.look();
-                    assert!(held.len() <= look.under_way && look.under_way <= most, "{look:?}, {} held", held.len());
-                    assert!(look.waiting <= queue, "{look:?}");
+                    let now = bulkhead.snapshot();
+                    assert!(held.len() <= now.in_flight && now.in_flight <= max, "{now:?}, {} held", held.len());
+                    assert!(now.waiting <= queue, "{now:?}");
                 }
                 drop((entering, held));
-                let look = bulkhead.look();
-                assert_eq!((look.under_way, look.waiting), (0, 0));
+                let end = bulkhead.snapshot();
+                assert_eq!((end.in_flight, end.waiting), (0, 0));
                 let mut all = Vec::new();
-                for _ in 0..most {
+                for _ in 0..max {
                     all.push(bulkhead.enter().await.unwrap());
                 }
-                assert_eq!(bulkhead.look().under_way, most);
+                assert_eq!(bulkhead.snapshot().in_flight, max);
             });
         }
     }

@@ -1,15 +1,15 @@
-//! The date, injected: so that windows, expiry and ages are tested without waiting.
+//! Wall time, injected, so that windows, expiry and ages are tested without waiting.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Tells the date in Unix milliseconds.
+/// A source of wall time.
 pub trait Clock: Send + Sync + 'static {
-    /// Milliseconds since 1970-01-01 UTC.
+    /// Unix time in ms.
     fn now_ms(&self) -> i64;
 }
 
-/// The machine's clock. It may step; nothing that orders writes depends on it (versions do).
+/// The machine's clock. It may step; the order of writes never depends on it (versions order them).
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock;
 
@@ -31,7 +31,7 @@ impl ManualClock {
         Self(AtomicI64::new(now_ms))
     }
 
-    /// Moves it by `ms`, forwards or backwards.
+    /// Moves it by `ms` milliseconds, forwards or backwards.
     pub fn advance(&self, ms: i64) {
         self.0.fetch_add(ms, Ordering::SeqCst);
     }
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_manual_clock_moves_when_told() {
+    fn a_manual_clock_moves_on_request() {
         let clock = ManualClock::new(1000);
         clock.advance(500);
         assert_eq!(clock.now_ms(), 1500);
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn the_machines_clock_tells_a_date_of_this_century() {
+    fn the_machines_clock_is_in_this_century() {
         let (from, to) = (1_767_225_600_000, 4_102_444_800_000);
         assert!((from..to).contains(&SystemClock.now_ms()), "{}", SystemClock.now_ms());
     }

@@ -1,19 +1,19 @@
-//! What is given up first when not everything can be answered.
+//! Criticality: the order in which load is shed when not every request can be answered.
 
-/// How much an answer matters. Ordered: what is less is given up earlier.
+/// The criticality of a request. Ordered: smaller values are shed earlier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum Criticality {
-    /// Nice to have: popular tags, suggestions, related tags, facets.
+    /// Optional: popular tags, suggestions, related tags, facets.
     Sheddable,
-    /// Can be late or incomplete: search, batches.
+    /// May be late or incomplete: search, batches.
     Degradable,
-    /// What the service is for: views and writes.
+    /// The core of the service: views and writes.
     #[default]
     Critical,
 }
 
 impl Criticality {
-    /// The word for it.
+    /// The stable value in metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Sheddable => "sheddable",
@@ -22,7 +22,7 @@ impl Criticality {
         }
     }
 
-    /// The share of a limit up to which a call of this kind may begin.
+    /// The share of a limit that calls of this criticality may use.
     pub fn share(self) -> f64 {
         match self {
             Self::Sheddable => 0.5,
@@ -31,9 +31,9 @@ impl Criticality {
         }
     }
 
-    /// What may be under way of a limit when a call of this kind begins, itself included; at least
-    /// 1.
-    pub fn most_of(self, limit: usize) -> usize {
+    /// Maximum calls in flight, under `limit`, with which a call of this criticality is admitted,
+    /// itself included; at least 1.
+    pub fn max_of(self, limit: usize) -> usize {
         ((limit as f64 * self.share()) as usize).max(1)
     }
 }

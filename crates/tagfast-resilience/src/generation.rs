@@ -1,8 +1,8 @@
-//! Generations of a derived directory: built aside, switched to in one step.
+//! Generations of derived data: a new folder is built aside and activated in one step.
 //!
-//! What can be rebuilt is built into a new folder while the old one serves. The file `CURRENT`
-//! names the folder that counts; renaming it is the switch, so a crash leaves either the old or the
-//! new generation, never half of one.
+//! Data that can be rebuilt is built into a new folder while the old one serves. The file `CURRENT`
+//! names the active folder; renaming it is the switch, so a crash leaves either the old or the new
+//! generation, never half of one.
 
 use std::fs::File;
 use std::io;
@@ -11,21 +11,25 @@ use std::path::{Path, PathBuf};
 const CURRENT: &str = "CURRENT";
 const PREFIX: &str = "generation-";
 
-/// The folder that counts, if there is one.
+/// The active folder; `None`: there is none yet.
 pub fn current(root: &Path) -> Option<PathBuf> {
     let name = std::fs::read_to_string(root.join(CURRENT)).ok()?;
     let name = name.trim();
     name.starts_with(PREFIX).then(|| root.join(name))
 }
 
-/// Makes a new, empty folder that does not count yet.
+/// Creates a new, empty, inactive folder.
+///
+/// # Errors
+///
+/// The operating system's error.
 pub fn create(root: &Path) -> io::Result<PathBuf> {
     std::fs::create_dir_all(root)?;
     for number in 0u32.. {
         let path = root.join(format!("{PREFIX}{number}"));
         match std::fs::create_dir(&path) {
             Ok(()) => return Ok(path),
-            // The current one, or what a crash left half built: `switch` removes it.
+            // The active one, or one left half-built by a crash: `switch` removes it.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
         }
@@ -33,7 +37,11 @@ pub fn create(root: &Path) -> io::Result<PathBuf> {
     Err(io::Error::other("no number is left for a generation"))
 }
 
-/// Makes `generation` the one that counts, durably, and removes all others.
+/// Activates `generation` durably and removes all others.
+///
+/// # Errors
+///
+/// The operating system's error; the old or the new generation is active.
 pub fn switch(root: &Path, generation: &Path) -> io::Result<()> {
     let name = generation.file_name().ok_or_else(|| io::Error::other("a generation has a name"))?;
     let part = root.join("CURRENT.part");
@@ -44,7 +52,11 @@ pub fn switch(root: &Path, generation: &Path) -> io::Result<()> {
     remove_others(root, generation)
 }
 
-/// Removes all generations but `keep`: what a crash left half built.
+/// Removes all generations except `keep`, for example those left half-built by a crash.
+///
+/// # Errors
+///
+/// The operating system's error.
 pub fn remove_others(root: &Path, keep: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(root)? {
         let entry = entry?;
@@ -61,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_generation_counts_only_after_the_switch() {
+    fn a_generation_is_active_only_after_the_switch() {
         let root = std::env::temp_dir().join(format!("tagfast-generation-{}", std::process::id()));
         let first = create(&root).expect("created");
         assert_eq!(current(&root), None);

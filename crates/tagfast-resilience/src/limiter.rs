@@ -1,79 +1,80 @@
-//! An adaptive limit of calls under way: what a dependency carries is measured, the rest is refused
-//! at once.
+//! Adaptive concurrency limiter: measures how many calls a dependency carries and sheds the rest at
+//! once.
 //!
-//! A limit by hand is wrong on the day it matters: a database with a cold cache carries a tenth of
-//! what it carried yesterday. Here the limit follows the latency. Each call gives a sample, its
-//! latency divided by what so large a call may cost; a window of samples has a median; a median far
-//! above the baseline (what the dependency takes when nothing waits) means that calls wait
-//! there, so the limit shrinks by a tenth. Else it grows, but only if it is used.
+//! A fixed limit is wrong when it matters: a database with a cold cache carries a tenth of what it
+//! carried yesterday. This limit follows the latency. Each call gives a sample, its latency divided
+//! by the cost of its size; each window of samples has a median; a median far above the baseline
+//! (the latency without queueing) means that calls queue in the dependency, so the limit shrinks by
+//! a tenth. Otherwise it grows, but only while it is used.
 //!
-//! Pure decisions behind a short mutex, with injected time. Only [`Limiter::begin`] waits, and only
-//! for what is critical: a place in a short queue, for a short time, the newest first. Who waited
-//! longest has the least use for the answer.
+//! Decisions are pure, behind a short mutex, with injected time. Only [`Limiter::begin`] waits, and
+//! only critical calls do: in a short queue, for a short time, last in first out, because the
+//! caller that waited longest has the least use for the answer.
 //!
-//! How it fails: when the baseline was learned while the dependency was slow already, the limit
-//! stays too high until the dependency is fast once; `per_second` is the net under it. Places are
-//! never lost: dropping an [`InFlight`] gives its place back. But a caller that drops it while the
-//! dependency still works takes the limit away from it: hold it until the call has ENDED there.
+//! How it fails: a baseline learned while the dependency was already slow keeps the limit too high
+//! until the dependency is fast once; `per_second` bounds the damage. Slots are never lost:
+//! dropping an [`InFlight`] releases its slot. A caller that drops it while the dependency still
+//! works defeats the limit: hold it until the call has ENDED in the dependency.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::breaker::Now;
 use crate::criticality::Criticality;
-use crate::jitter::Jitter;
+use crate::jitter::{retry_after, seeded_rng};
 
-/// Samples of one window that are kept; later ones replace the oldest.
-const SAMPLES: usize = 1024;
-/// The baseline is the smallest median of so long a time. A longer pause between two samples begins
-/// the window anew.
+/// Samples kept per window; later ones replace the oldest.
+const SAMPLES_MAX: usize = 1024;
+/// The baseline is the smallest median of this time. A longer pause between two samples restarts
+/// the window.
 const BASELINE_SPAN: Duration = Duration::from_secs(10);
-/// The baseline rises at most by this factor a second.
-const BASELINE_RISE: f64 = 1.02;
-/// At the least limit for so long, the baseline is learned anew: hardly anything is under way, so
-/// what is measured is the dependency itself.
+/// Maximum factor by which the baseline rises per second.
+const BASELINE_RISE_MAX: f64 = 1.02;
+/// After this long at the minimum limit the baseline is learned again: with hardly any call in
+/// flight, samples measure the dependency itself.
 const RELEARN_AFTER: Duration = Duration::from_secs(5);
-/// What the limit is multiplied by when calls wait.
-const SHRINK: f64 = 0.9;
-/// So many seconds' worth of calls may begin at once under `per_second`.
-const BURST: f64 = 0.1;
+/// Factor applied to the limit when calls queue in the dependency.
+const SHRINK_FACTOR: f64 = 0.9;
+/// Burst size under `per_second`, in seconds' worth of calls.
+const BURST_SECONDS: f64 = 0.1;
 
-/// How a limit follows the latency.
+/// Options of a limiter.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LimiterOptions {
-    /// Calls under way at first. Too high: the first 100 ms overload a cold dependency; too low:
-    /// it refuses needlessly for the few windows it takes to grow.
+    /// Initial limit. Too high: the first 100 ms overload a cold dependency; too low: calls are
+    /// refused needlessly for the few windows it takes to grow.
     pub start: usize,
-    /// The limit never shrinks below. Too high: several processes together overload a dependency
-    /// that is nearly dead; too low: too few samples to notice that it is well again.
-    pub least: usize,
-    /// The limit never grows above. Too high: a wrong baseline does more harm; too low: a fast
-    /// dependency is not used.
-    pub most: usize,
-    /// How long samples are collected at least. Too long: slow to shrink when it matters; too
-    /// short: noise decides.
+    /// Minimum limit. Too high: several processes together overload a dependency that is nearly
+    /// dead; too low: too few samples to notice its recovery.
+    pub min: usize,
+    /// Maximum limit. Too high: a wrong baseline does more harm; too low: a fast dependency is not
+    /// used.
+    pub max: usize,
+    /// Minimum length of a window. Too long: slow to shrink when it matters; too short: noise
+    /// decides.
     pub window: Duration,
-    /// So many samples make a window. Too many: with few calls it decides late; too few: one slow
+    /// Minimum samples of a window. Too many: decisions come late with few calls; too few: one slow
     /// call decides.
     pub min_samples: u32,
-    /// What a further unit (a key of a batch) costs, as a share of a call without any: a sample is
-    /// latency / (1 + this x units). Too low: large batches look like waiting and the limit
-    /// collapses; too high: waiting hides behind the size of batches.
+    /// Cost of one additional unit (a key of a batch) relative to a call without any: a sample is
+    /// latency / (1 + this x units). Too low: large batches look like queueing and the limit
+    /// collapses; too high: queueing hides behind the size of batches.
     pub batch_cost: f64,
     /// A median above this multiple of the baseline shrinks the limit. Too low: noise shrinks it;
-    /// too high: calls wait long before anything happens.
+    /// too high: calls queue for long before the limit reacts.
     pub tolerance: f64,
-    /// Calls a second that may begin, whatever the latency says; `None`: no such bound. At most
-    /// 0.1 s' worth begin at once. Too high: no net; too low: it refuses what would have been
+    /// Maximum calls started per second, regardless of latency, with bursts of 0.1 s' worth;
+    /// `None`: no bound. Too high: no protection; too low: calls are refused that would be
     /// answered.
     pub per_second: Option<f64>,
-    /// How long a critical call waits for a place at most. Too long: the answer comes when nobody
-    /// needs it; too short: a burst that the dependency would have carried is refused.
+    /// Maximum wait of a critical call for a slot. Too long: answers come too late to be useful;
+    /// too short: a burst that the dependency could carry is refused.
     pub wait: Duration,
-    /// Spreads the times to come back; 0: drawn by chance. Fixed only where a run has to be
+    /// Seed of the jitter of `retry_after`; 0: a random seed. Fixed only where a run must be
     /// repeatable.
     pub seed: u64,
 }
@@ -82,8 +83,8 @@ impl Default for LimiterOptions {
     fn default() -> Self {
         Self {
             start: 16,
-            least: 4,
-            most: 64,
+            min: 4,
+            max: 64,
             window: Duration::from_millis(100),
             min_samples: 10,
             batch_cost: 0.23,
@@ -95,17 +96,17 @@ impl Default for LimiterOptions {
     }
 }
 
-/// Why a call may not begin.
+/// Why a call was shed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ShedReason {
-    /// As many are under way as a call of its kind may find.
+    /// The concurrency limit for its criticality is reached.
     Limit,
-    /// As many have begun as may begin a second.
+    /// The rate limit is reached.
     Rate,
 }
 
 impl ShedReason {
-    /// The word for it.
+    /// The stable value in metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Limit => "limit",
@@ -114,25 +115,24 @@ impl ShedReason {
     }
 }
 
-/// A call was refused: the dependency has enough to do.
+/// A call was shed: the dependency is at its limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("too much is under way ({})", reason.as_str())]
-pub struct Shed {
-    /// Why.
+#[error("the concurrency limit is exceeded ({})", reason.as_str())]
+pub struct LimitExceeded {
+    /// The reason.
     pub reason: ShedReason,
-    /// When to ask again: 1 to 3 s, by chance, so that those who were refused together do not come
-    /// back together.
+    /// When the caller should retry: 1 to 3 s, jittered.
     pub retry_after: Duration,
 }
 
-/// A number for each criticality.
+/// A counter per criticality.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ByCriticality {
-    /// Of [`Criticality::Sheddable`].
+    /// [`Criticality::Sheddable`].
     pub sheddable: u64,
-    /// Of [`Criticality::Degradable`].
+    /// [`Criticality::Degradable`].
     pub degradable: u64,
-    /// Of [`Criticality::Critical`].
+    /// [`Criticality::Critical`].
     pub critical: u64,
 }
 
@@ -146,65 +146,65 @@ impl ByCriticality {
     }
 }
 
-/// How a limiter stands.
+/// The observable state of a limiter.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LimiterLook {
-    /// Calls that may be under way.
+pub struct LimiterSnapshot {
+    /// The current limit of calls in flight.
     pub limit: usize,
-    /// Calls that are under way.
+    /// Calls in flight.
     pub in_flight: usize,
-    /// Critical calls that wait for a place.
+    /// Critical calls that wait for a slot.
     pub waiting: usize,
-    /// What a call without further units takes when nothing waits; `None` until it is known.
+    /// Latency of a call without additional units and without queueing; `None`: not yet known.
     pub baseline: Option<Duration>,
-    /// What such a call took in the last window; `None` until it is known. Far above the baseline:
-    /// calls wait there.
+    /// Latency of such a call in the last window; `None`: not yet known. Far above the baseline:
+    /// calls queue in the dependency.
     pub median: Option<Duration>,
-    /// Calls that began since the start.
+    /// Calls admitted since the start.
     pub begun: ByCriticality,
-    /// Calls that were refused since the start.
+    /// Calls shed since the start.
     pub shed: ByCriticality,
 }
 
-/// A critical call that waits for a place.
+/// A critical call that waits for a slot.
 #[derive(Debug)]
 struct Waiter {
     number: u64,
-    place: oneshot::Sender<InFlight>,
+    slot: oneshot::Sender<InFlight>,
 }
 
 #[derive(Debug)]
 struct Inner {
-    /// A fraction, so that small steps add up.
+    /// Fractional, so that small steps add up.
     limit: f64,
     in_flight: usize,
-    /// The most calls under way in this window. What is under way at its end says little: calls of
-    /// one batch end together.
+    /// Maximum calls in flight in this window. The number at its end says little, because the calls
+    /// of one batch end together.
     busiest: usize,
     samples: Vec<f64>,
     taken: usize,
-    /// When the window began: with its first sample.
+    /// Start of the window: its first sample.
     began: Duration,
     sampled: Duration,
-    /// Medians of the last ten seconds, in seconds.
+    /// Medians of the last 10 s, in seconds, with their times.
     medians: VecDeque<(Duration, f64)>,
     baseline: Option<f64>,
-    /// Of the last window.
+    /// Median of the last window, in seconds.
     median: Option<f64>,
     measured: Duration,
-    /// Since when the limit is the least one.
-    at_least: Option<Duration>,
+    /// Since when the limit is at its minimum; `None`: it is above.
+    at_min_since: Option<Duration>,
     tokens: f64,
     filled: Duration,
     begun: ByCriticality,
     shed: ByCriticality,
-    /// The newest last. At most as many as may be under way.
+    /// The newest last; at most as many as the limit.
     waiting: Vec<Waiter>,
-    numbers: u64,
-    jitter: Jitter,
+    last_number: u64,
+    rng: fastrand::Rng,
 }
 
-/// The limit of one dependency.
+/// The limiter of one dependency.
 pub struct Limiter {
     options: LimiterOptions,
     now: Now,
@@ -213,14 +213,14 @@ pub struct Limiter {
 
 impl std::fmt::Debug for Limiter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Limiter").field("look", &self.look()).finish_non_exhaustive()
+        f.debug_struct("Limiter").field("snapshot", &self.snapshot()).finish_non_exhaustive()
     }
 }
 
-/// A call under way. Dropped without [`InFlight::ended`] it gives its place back and says nothing
-/// about latency.
+/// A call in flight. Dropped without [`InFlight::ended`], it releases its slot without a latency
+/// sample.
 #[derive(Debug)]
-#[must_use = "the place is given back when this is dropped: hold it until the call has ended"]
+#[must_use = "the slot is released when this is dropped: hold it until the call has ended"]
 pub struct InFlight {
     limiter: Arc<Limiter>,
     began: Duration,
@@ -228,9 +228,9 @@ pub struct InFlight {
 }
 
 impl InFlight {
-    /// The call has ended after it moved `units` further units (keys of a batch); `good` when it
-    /// was answered. A call that failed counts only if it took long: a refused connection says
-    /// nothing about load.
+    /// Reports the end of a call with `units` additional units (keys of a batch); `good`: it was
+    /// answered. A failed call counts only if it took long: a refused connection says nothing about
+    /// load.
     pub fn ended(mut self, units: usize, good: bool) {
         self.done = true;
         self.limiter.end(Some((self.began, units, good)));
@@ -245,26 +245,25 @@ impl Drop for InFlight {
     }
 }
 
-/// Held by who waits: however the waiting ends, nobody gives a place to it afterwards.
-struct Turn<'a> {
+/// Held by a waiting caller: however the wait ends, no slot is passed to it afterwards.
+struct WaiterGuard<'a> {
     limiter: &'a Limiter,
     number: u64,
 }
 
-impl Drop for Turn<'_> {
+impl Drop for WaiterGuard<'_> {
     fn drop(&mut self) {
-        self.limiter.lock().waiting.retain(|waiter| waiter.number != self.number);
+        self.limiter.inner.lock().waiting.retain(|waiter| waiter.number != self.number);
     }
 }
 
 impl Limiter {
-    /// One with nothing under way. Bounds that contradict each other are put in order: `least` is
-    /// at least 1 and wins over `most`.
+    /// A limiter without calls in flight. `min` is at least 1 and wins over a smaller `max`.
     pub fn new(options: LimiterOptions, now: Now) -> Arc<Self> {
-        let least = options.least.max(1);
-        let most = options.most.max(least);
-        let start = options.start.clamp(least, most);
-        let options = LimiterOptions { start, least, most, ..options };
+        let min = options.min.max(1);
+        let max = options.max.max(min);
+        let start = options.start.clamp(min, max);
+        let options = LimiterOptions { start, min, max, ..options };
         let began = now();
         let inner = Inner {
             limit: start as f64,
@@ -278,61 +277,69 @@ impl Limiter {
             baseline: None,
             median: None,
             measured: began,
-            at_least: (start == least).then_some(began),
+            at_min_since: (start == min).then_some(began),
             tokens: options.per_second.map_or(0.0, bucket),
             filled: began,
             begun: ByCriticality::default(),
             shed: ByCriticality::default(),
             waiting: Vec::new(),
-            numbers: 0,
-            jitter: Jitter::new(options.seed),
+            last_number: 0,
+            rng: seeded_rng(options.seed),
         };
         Arc::new(Self { options, now, inner: Mutex::new(inner) })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        // No code of others runs under it.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Leave to begin a call now. Refused at once when as many are under way as its criticality may
-    /// find (its share of the limit, at least one) or as many have begun as may a second. A
-    /// place of every limit above one is left to what matters more.
-    pub fn try_begin(self: &Arc<Self>, criticality: Criticality) -> Result<InFlight, Shed> {
+    /// Admits a call now, or sheds it at once.
+    ///
+    /// # Errors
+    ///
+    /// [`LimitExceeded`] when the share of the limit for its criticality (at least one call) or the
+    /// rate is used up. Every limit above one leaves a slot for more critical calls.
+    pub fn try_begin(
+        self: &Arc<Self>,
+        criticality: Criticality,
+    ) -> Result<InFlight, LimitExceeded> {
         let now = (self.now)();
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         self.admit(&mut inner, now, criticality).map_err(|reason| inner.refuse(criticality, reason))
     }
 
-    /// As [`Limiter::try_begin`], but a critical call waits for a place for a short time, unless
-    /// the rate is what refuses it. The newest comes first; when more wait than may be under
-    /// way, the oldest is refused. A caller that is cancelled leaves no trace.
-    pub async fn begin(self: &Arc<Self>, criticality: Criticality) -> Result<InFlight, Shed> {
-        let (place, number, oldest) = {
+    /// As [`Limiter::try_begin`], but a critical call waits for a slot for a short time, unless the
+    /// rate is exceeded. The newest is served first; when more calls wait than the limit, the
+    /// oldest is shed. A cancelled caller leaves no trace.
+    ///
+    /// # Errors
+    ///
+    /// [`LimitExceeded`] as [`Limiter::try_begin`], for a critical call after the wait.
+    pub async fn begin(
+        self: &Arc<Self>,
+        criticality: Criticality,
+    ) -> Result<InFlight, LimitExceeded> {
+        let (slot, number, oldest) = {
             let now = (self.now)();
-            let mut inner = self.lock();
+            let mut inner = self.inner.lock();
             match (self.admit(&mut inner, now, criticality), criticality) {
                 (Ok(call), _) => return Ok(call),
                 (Err(ShedReason::Limit), Criticality::Critical) => {}
                 (Err(reason), _) => return Err(inner.refuse(criticality, reason)),
             }
-            let (sender, place) = oneshot::channel();
-            inner.numbers += 1;
-            let number = inner.numbers;
+            let (sender, slot) = oneshot::channel();
+            inner.last_number += 1;
+            let number = inner.last_number;
             let full = inner.waiting.len() >= inner.limit as usize;
             let oldest = full.then(|| inner.waiting.remove(0));
-            inner.waiting.push(Waiter { number, place: sender });
-            (place, number, oldest)
+            inner.waiting.push(Waiter { number, slot: sender });
+            (slot, number, oldest)
         };
         drop(oldest);
-        let turn = Turn { limiter: self, number };
-        let given = tokio::time::timeout(self.options.wait, place).await;
-        drop(turn);
-        match given {
+        let waiter = WaiterGuard { limiter: self, number };
+        let passed = tokio::time::timeout(self.options.wait, slot).await;
+        drop(waiter);
+        match passed {
             Ok(Ok(call)) => Ok(call),
-            // Pushed out by newer ones.
-            Ok(Err(_)) => Err(self.lock().refuse(criticality, ShedReason::Limit)),
-            // A place that only the rate withheld may be there now.
+            // Displaced by newer callers.
+            Ok(Err(_)) => Err(self.inner.lock().refuse(criticality, ShedReason::Limit)),
+            // A slot that only the rate withheld may be free now.
             Err(_) => self.try_begin(criticality),
         }
     }
@@ -343,7 +350,7 @@ impl Limiter {
         now: Duration,
         criticality: Criticality,
     ) -> Result<InFlight, ShedReason> {
-        if inner.in_flight >= criticality.most_of(inner.limit as usize) {
+        if inner.in_flight >= criticality.max_of(inner.limit as usize) {
             return Err(ShedReason::Limit);
         }
         if !self.take_token(inner, now, criticality) {
@@ -355,10 +362,10 @@ impl Limiter {
         Ok(InFlight { limiter: Arc::clone(self), began: now, done: false })
     }
 
-    /// How long a call of so many further units will take, going by the last window; `None` until
-    /// that is known. What has less time left need not begin.
+    /// Expected duration of a call with `units` additional units, from the last window; `None`: not
+    /// yet known. A call with less time left need not start.
     pub fn expects(&self, units: usize) -> Option<Duration> {
-        let median = self.lock().median?;
+        let median = self.inner.lock().median?;
         Duration::try_from_secs_f64(median * self.cost(units)).ok()
     }
 
@@ -366,10 +373,10 @@ impl Limiter {
         1.0 + self.options.batch_cost.max(0.0) * units as f64
     }
 
-    /// How it stands now.
-    pub fn look(&self) -> LimiterLook {
-        let inner = self.lock();
-        LimiterLook {
+    /// The current snapshot.
+    pub fn snapshot(&self) -> LimiterSnapshot {
+        let inner = self.inner.lock();
+        LimiterSnapshot {
             limit: inner.limit as usize,
             in_flight: inner.in_flight,
             waiting: inner.waiting.len(),
@@ -397,9 +404,9 @@ impl Limiter {
 
     fn end(self: &Arc<Self>, call: Option<(Duration, usize, bool)>) {
         let now = (self.now)();
-        let mut given = Vec::new();
+        let mut passed = Vec::new();
         {
-            let mut inner = self.lock();
+            let mut inner = self.inner.lock();
             inner.in_flight = inner.in_flight.saturating_sub(1);
             if let Some((began, units, good)) = call {
                 self.measure(&mut inner, now, now.saturating_sub(began), units, good);
@@ -407,13 +414,13 @@ impl Limiter {
             while !inner.waiting.is_empty()
                 && let Ok(call) = self.admit(&mut inner, now, Criticality::Critical)
             {
-                given.extend(inner.waiting.pop().map(|waiter| (waiter, call)));
+                passed.extend(inner.waiting.pop().map(|waiter| (waiter, call)));
             }
         }
-        // Whoever was cancelled meanwhile does not take it: dropped here, not under the lock, the
-        // place goes to the next.
-        for (waiter, call) in given {
-            drop(waiter.place.send(call));
+        // A caller that was cancelled meanwhile does not take its slot: dropped here, outside the
+        // lock, it passes to the next.
+        for (waiter, call) in passed {
+            drop(waiter.slot.send(call));
         }
     }
 
@@ -432,12 +439,12 @@ impl Limiter {
         inner.sample(now, sample);
         let full = inner.taken as u64 >= u64::from(self.options.min_samples.max(1));
         if full && now.saturating_sub(inner.began) >= self.options.window {
-            self.judge(inner, now);
+            self.adjust(inner, now);
         }
     }
 
-    /// The window is over: what it says about the limit.
-    fn judge(&self, inner: &mut Inner, now: Duration) {
+    /// Adjusts the limit at the end of a window.
+    fn adjust(&self, inner: &mut Inner, now: Duration) {
         let middle = inner.samples.len() / 2;
         let (_, median, _) = inner.samples.select_nth_unstable_by(middle, f64::total_cmp);
         let median = *median;
@@ -446,33 +453,33 @@ impl Limiter {
         (inner.taken, inner.busiest) = (0, inner.in_flight);
         inner.samples.clear();
 
-        let baseline = inner.learn(now, median);
-        let least = self.options.least as f64;
+        let baseline = inner.learn_baseline(now, median);
+        let min = self.options.min as f64;
         if median > self.options.tolerance * baseline {
-            inner.limit = (inner.limit * SHRINK).max(least);
+            inner.limit = (inner.limit * SHRINK_FACTOR).max(min);
         } else if busiest as f64 >= inner.limit / 2.0 {
             inner.limit =
-                (inner.limit + (inner.limit.sqrt() / 2.0).max(1.0)).min(self.options.most as f64);
+                (inner.limit + (inner.limit.sqrt() / 2.0).max(1.0)).min(self.options.max as f64);
         }
-        if inner.limit > least {
-            inner.at_least = None;
-        } else if now.saturating_sub(*inner.at_least.get_or_insert(now)) >= RELEARN_AFTER {
-            // The next window says what it takes.
-            (inner.baseline, inner.at_least) = (None, Some(now));
+        if inner.limit > min {
+            inner.at_min_since = None;
+        } else if now.saturating_sub(*inner.at_min_since.get_or_insert(now)) >= RELEARN_AFTER {
+            // The next window sets the baseline.
+            (inner.baseline, inner.at_min_since) = (None, Some(now));
             inner.medians.clear();
         }
     }
 }
 
-/// Calls that may begin at once at that rate a second.
+/// Size of the token bucket for that rate per second.
 fn bucket(rate: f64) -> f64 {
-    (rate * BURST).max(1.0)
+    (rate * BURST_SECONDS).max(1.0)
 }
 
 impl Inner {
     fn sample(&mut self, now: Duration, sample: f64) {
         if now.saturating_sub(self.sampled) > BASELINE_SPAN {
-            // What was long ago says nothing about now.
+            // Old samples say nothing about the present.
             self.taken = 0;
             self.samples.clear();
         }
@@ -480,23 +487,23 @@ impl Inner {
             self.began = now;
         }
         self.sampled = now;
-        if self.samples.len() < SAMPLES {
+        if self.samples.len() < SAMPLES_MAX {
             self.samples.push(sample);
         } else {
-            self.samples[self.taken % SAMPLES] = sample;
+            self.samples[self.taken % SAMPLES_MAX] = sample;
         }
         self.taken += 1;
     }
 
-    fn refuse(&mut self, criticality: Criticality, reason: ShedReason) -> Shed {
+    fn refuse(&mut self, criticality: Criticality, reason: ShedReason) -> LimitExceeded {
         *self.shed.of(criticality) += 1;
-        Shed { reason, retry_after: Duration::from_secs_f64(1.0 + 2.0 * self.jitter.next()) }
+        LimitExceeded { reason, retry_after: retry_after(self.rng.f64()) }
     }
 
-    /// Takes a median in and answers the baseline: the smallest of ten seconds, risen by no more
-    /// than may be.
-    fn learn(&mut self, now: Duration, median: f64) -> f64 {
-        // A time in which nothing was measured says nothing for a rise.
+    /// Adds a median and returns the baseline: the smallest median of the last 10 s, rising no
+    /// faster than allowed.
+    fn learn_baseline(&mut self, now: Duration, median: f64) -> f64 {
+        // Time without samples does not justify a rise.
         let passed = now.saturating_sub(self.measured).min(BASELINE_SPAN).as_secs_f64();
         self.measured = now;
         self.medians.push_back((now, median));
@@ -504,8 +511,9 @@ impl Inner {
             self.medians.pop_front();
         }
         let smallest = self.medians.iter().map(|(_, median)| *median).fold(median, f64::min);
-        let highest =
-            self.baseline.map_or(f64::INFINITY, |baseline| baseline * BASELINE_RISE.powf(passed));
+        let highest = self
+            .baseline
+            .map_or(f64::INFINITY, |baseline| baseline * BASELINE_RISE_MAX.powf(passed));
         let baseline = smallest.min(highest);
         self.baseline = Some(baseline);
         baseline

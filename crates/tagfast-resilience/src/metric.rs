@@ -1,7 +1,7 @@
 //! Definitions of metrics, and the only way to record one.
 //!
 //! Each crate lists its metrics as [`MetricDef`] constants; the program registers them and makes
-//! `docs/metrics.md` from them. [`counter!`](crate::counter), [`gauge!`](crate::gauge) and
+//! `docs/reference/metrics.md` from them. [`counter!`](crate::counter), [`gauge!`](crate::gauge) and
 //! [`histogram!`](crate::histogram) take such a constant and check, when the code is compiled, that
 //! kind and label names are those of the definition. A metric that is emitted but not documented,
 //! or documented with other labels, does not compile.

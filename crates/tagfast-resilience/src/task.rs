@@ -1,7 +1,7 @@
 //! Tasks that outlive the call that starts them: each has an owner and a name, and is joined at
 //! shutdown.
 //!
-//! A bare `tokio::spawn` is refused by a lint: nobody waits for such a task, so its panic vanishes
+//! A bare `tokio::spawn` is refused by a lint: no owner joins such a task, so its panic vanishes
 //! and it may run on a half-closed store. One long task is a [`BackgroundTask`]; an owner of many
 //! short ones keeps a [`TaskTracker`] and closes it.
 //!
@@ -36,7 +36,7 @@ impl BackgroundTask {
     /// Asks the task to end and waits until it has. A second call returns at once.
     ///
     /// # Errors
-    /// The task panicked; told once.
+    /// The task panicked; returned once.
     pub async fn stop(&self) -> Result<(), JoinError> {
         self.stop.cancel();
         let task = self.task.lock().take();

@@ -1,7 +1,7 @@
-//! What the storage level carries, each figure beside its baseline in the same run.
+//! The throughput of the storage level, each figure beside its baseline of the same run.
 //!
-//! Prints one JSON object a line: views per second on 2 threads, durable single-tag writes with 256
-//! concurrent callers for 8 files and for 1, and a plain SQLite table with one row per durable
+//! Prints one JSON object per line: views per second on 2 threads, durable single-tag writes with
+//! 256 concurrent callers for 8 files and for 1, and a plain SQLite table with one row per durable
 //! transaction. CPU is that of the whole process, load generator included, from `/proc/self/stat`.
 //!
 //! Options: `--contents N` (20,000), `--tags N` per content (5), `--seconds S` per measurement (3),
@@ -59,7 +59,7 @@ impl Options {
                 "--cache-mb" => options.cache_bytes = value()?.parse::<usize>()? << 20,
                 "--dir" => options.dir = PathBuf::from(value()?),
                 "--large" => options.large = true,
-                // Given by cargo or by whoever reads the lines; there is no other form.
+                // Given by cargo or by the caller; there is no other form.
                 "--json" | "--bench" => {}
                 other => return Err(format!("unknown option {other}").into()),
             }
@@ -77,19 +77,6 @@ fn cpu() -> Duration {
         fields.split_whitespace().nth(n).and_then(|f| f.parse().ok()).unwrap_or(0)
     };
     TICK * (ticks(11) + ticks(12))
-}
-
-/// Numbers that are the same in every run (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (z ^ (z >> 31)) % n
-    }
 }
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
@@ -193,15 +180,15 @@ fn views(store: &Arc<EmbeddedStore>, options: &Options, hot: u64) -> Result<Meas
             std::thread::spawn(move || -> Result<(u64, Vec<u32>), Failure> {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
                 runtime.block_on(async {
-                    let mut random = Random(thread);
+                    let mut random = fastrand::Rng::with_seed(thread);
                     let keys: Result<Vec<_>, _> =
-                        (0..4096).map(|_| key(random.below(hot))).collect();
+                        (0..4096).map(|_| key(random.u64(..hot))).collect();
                     let mut keys = keys?;
                     let (mut ops, mut micros) = (0, Vec::new());
                     while Instant::now() < end {
                         if hot > 4096 {
                             for key in keys.iter_mut().step_by(16) {
-                                *key = self::key(random.below(hot))?;
+                                *key = self::key(random.u64(..hot))?;
                             }
                         }
                         for batch in keys.chunks(64) {
@@ -230,8 +217,7 @@ fn views(store: &Arc<EmbeddedStore>, options: &Options, hot: u64) -> Result<Meas
     Ok(Measured { ops, wall: started.elapsed(), cpu: cpu().saturating_sub(cpu_before), micros })
 }
 
-/// Single-tag writes, each caller waiting for its answer: it adds a tag and removes it the next
-/// time.
+/// Single-tag writes; each caller waits for its answer, and alternately adds and removes a tag.
 async fn writes(
     store: &Arc<EmbeddedStore>,
     options: &Options,
@@ -243,13 +229,13 @@ async fn writes(
         .map(|caller| {
             let (store, stop) = (Arc::clone(store), Arc::clone(&stop));
             tokio::spawn(async move {
-                let mut random = Random(caller as u64 + 1000);
+                let mut random = fastrand::Rng::with_seed(caller as u64 + 1000);
                 let (mut micros, mut last) = (Vec::new(), None);
                 while !stop.load(Ordering::Relaxed) {
                     let request = match last.take() {
                         Some((n, t)) => request(key(n)?, Vec::new(), vec![tag(t)?])?,
                         None => {
-                            let (n, t) = (random.below(hot), 1000 + caller as u64);
+                            let (n, t) = (random.u64(..hot), 1000 + caller as u64);
                             last = Some((n, t));
                             request(key(n)?, vec![tag(t)?], Vec::new())?
                         }
@@ -276,7 +262,7 @@ async fn writes(
     })
 }
 
-/// The baseline: a plain table, one row per durable transaction, one connection.
+/// The baseline of writes: a plain table, one row per durable transaction, one connection.
 fn plain(options: &Options, dir: &Path) -> Result<Measured, Failure> {
     let conn = Connection::open(dir.join("plain.sqlite"))?;
     conn.pragma_update(None, "journal_mode", "WAL")?;
@@ -286,11 +272,11 @@ fn plain(options: &Options, dir: &Path) -> Result<Measured, Failure> {
     )?;
     let (started, cpu_before) = (Instant::now(), cpu());
     let mut micros = Vec::new();
-    let mut random = Random(7);
+    let mut random = fastrand::Rng::with_seed(7);
     while started.elapsed().as_secs_f64() < options.seconds {
         let asked = Instant::now();
         let row = (
-            format!("package-{}", random.below(options.contents)),
+            format!("package-{}", random.u64(..options.contents)),
             format!("implemented-in::{}", micros.len()),
         );
         conn.prepare_cached("INSERT INTO tagging VALUES (?1, ?2, 'alice', 1800000000000)")?
@@ -355,7 +341,7 @@ fn bytes(dir: &Path) -> Result<u64, Failure> {
     Ok(sum)
 }
 
-/// Bytes of the content tables alone, without the bus, which retention empties.
+/// Bytes of the content tables without the bus, which retention empties.
 fn content_bytes(dir: &Path, files: usize) -> Result<u64, Failure> {
     let mut sum = 0;
     for n in 0..files {

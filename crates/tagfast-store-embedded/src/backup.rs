@@ -1,10 +1,12 @@
 //! Online backup and restore.
 //!
-//! A backup copies each file from one read snapshot while a server may go on writing; it needs no
+//! A backup copies each file from one read snapshot while a server may keep writing; it takes no
 //! lock. The manifest is written last: a backup without it was interrupted and is refused. A
-//! restore begins a new epoch: the positions in the manifest become the fences of the older ones,
-//! so receipts and tokens from after the backup are told apart. The search index and the counts are
-//! not in a backup; they are rebuilt, because they belong to another epoch.
+//! restore begins a new epoch: the positions in the manifest become the ends of the past epochs, so
+//! receipts and tokens issued after the backup are recognised. The search index and the counts are
+//! not in a backup; they are rebuilt, because they belong to a different epoch.
+//!
+//! How it fails: with an [`OpenError`]; an interrupted backup or restore is never served.
 
 use std::fs::File;
 use std::path::Path;
@@ -19,12 +21,12 @@ use crate::directory::{
 use crate::manifest::{self, Manifest};
 use crate::schema;
 
-/// Small files that belong to a data directory.
-const COMPANIONS: &[&str] = &["token.key"];
-/// Pages copied between two reports of progress: 4 MB.
-const PAGES_A_STEP: i32 = 1024;
+/// Small files of a data directory that are copied as they are.
+const EXTRA_FILES: &[&str] = &["token.key"];
+/// Pages copied between two progress reports: 4 MB.
+const PAGES_PER_STEP: i32 = 1024;
 
-/// What a backup or restore did.
+/// The result of a backup or restore.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackupReport {
     /// Files copied.
@@ -46,29 +48,29 @@ fn refuse_used(dir: &Path) -> Result<(), OpenError> {
     if used { Err(OpenError::NotEmpty { dir: dir.to_owned() }) } else { Ok(()) }
 }
 
-/// Progress over several files: pages done, pages in all.
-struct Pages<'a> {
+/// Progress over several files: pages done, total pages.
+struct BackupProgress<'a> {
     report: &'a dyn Fn(u64, u64),
     done: u64,
     total: u64,
 }
 
-impl Pages<'_> {
+impl BackupProgress<'_> {
     fn of<'a>(
         files: &[std::path::PathBuf],
         report: &'a dyn Fn(u64, u64),
-    ) -> Result<Pages<'a>, OpenError> {
+    ) -> Result<BackupProgress<'a>, OpenError> {
         let mut total = 0;
         for file in files {
             total +=
                 pages(&schema::open_reader(file, 1 << 20).map_err(sqlite("open", file))?, file)?;
         }
         report(0, total);
-        Ok(Pages { report, done: 0, total })
+        Ok(BackupProgress { report, done: 0, total })
     }
 
     fn at(&self, done_in_file: u64) {
-        // Files grow while they are copied.
+        // Files may grow while they are copied.
         let done = self.done + done_in_file;
         (self.report)(done, self.total.max(done));
     }
@@ -82,7 +84,11 @@ fn pages(conn: &Connection, file: &Path) -> Result<u64, OpenError> {
 }
 
 /// Copies the data directory into `target`, which must be absent or empty; a server may be running.
-/// `progress` gets (pages done, pages in all).
+/// `progress` receives (pages done, total pages).
+///
+/// # Errors
+///
+/// [`OpenError::NotEmpty`], [`OpenError::Damaged`], or the error of the operating system or SQLite.
 pub fn backup(
     data_dir: &Path,
     target: &Path,
@@ -107,24 +113,29 @@ pub fn backup(
         (files, epoch.ok_or_else(|| damaged(&first, "its epoch is missing"))?)
     };
     let sources: Vec<_> = (0..files).map(|n| file_path(data_dir, n)).collect();
-    let mut pages = Pages::of(&sources, progress)?;
+    let mut pages = BackupProgress::of(&sources, progress)?;
     let (mut positions, mut bytes) = (Vec::new(), 0);
     for (n, from) in sources.iter().enumerate() {
         let to = file_path(target, n);
         copy(from, &to, &mut pages)?;
-        // From the copy: exactly what the snapshot held.
+        // Read from the copy: exactly the snapshot's position.
         let copied = schema::open_reader(&to, 1 << 20).map_err(sqlite("open", &to))?;
         positions.push(schema::last_position(&copied).map_err(sqlite("read", &to))?);
         bytes += sync_file(&to)?;
     }
-    copy_companions(data_dir, target)?;
+    copy_extra_files(data_dir, target)?;
     sync_dir(target)?;
     Manifest::new(created_at, epoch, positions).write(target)?;
     sync_dir(target)?;
     Ok(BackupReport { files, bytes })
 }
 
-/// Brings a backup back into `data_dir`, which must be absent or empty, and begins a new epoch.
+/// Restores a backup into `data_dir`, which must be absent or empty, and begins a new epoch.
+///
+/// # Errors
+///
+/// [`OpenError::NotABackup`], [`OpenError::NotEmpty`], [`OpenError::Newer`],
+/// [`OpenError::Damaged`], or the error of the operating system or SQLite.
 pub fn restore(
     backup_dir: &Path,
     data_dir: &Path,
@@ -140,17 +151,19 @@ pub fn restore(
     refuse_used(data_dir)?;
     create_dir(data_dir)?;
     let lock = DirectoryLock::take(data_dir)?;
-    copy_companions(backup_dir, data_dir)?;
-    let mut pages = Pages::of(&sources, progress)?;
+    copy_extra_files(backup_dir, data_dir)?;
+    let mut pages = BackupProgress::of(&sources, progress)?;
     let mut bytes = 0;
-    // The first file last: a directory without it is refused, so an interrupted restore is never
-    // served.
+    // The first file is restored last: a directory without it is refused, so an interrupted restore
+    // is never served.
     for (n, from) in sources.iter().enumerate().rev() {
         let to = file_path(data_dir, n);
         let part = to.with_extension("part");
         copy(from, &part, &mut pages)?;
-        let conn = Connection::open(&part).map_err(sqlite("open", &part))?;
-        // Positions of groups belong to sinks of the old epoch.
+        let mut conn = Connection::open(&part).map_err(sqlite("open", &part))?;
+        // The backup may have an older schema version.
+        schema::migrate(&mut conn, schema::MIGRATIONS).map_err(sqlite("migrate", &part))?;
+        // Group positions belong to sinks of the old epoch.
         conn.execute("DELETE FROM bus_offset", []).map_err(sqlite("prepare", &part))?;
         schema::set_meta(&conn, "clean", "1").map_err(sqlite("prepare", &part))?;
         if n == 0 {
@@ -166,7 +179,7 @@ pub fn restore(
     Ok(BackupReport { files, bytes })
 }
 
-/// A file of a backup is whole, of a known version, and the one the manifest means.
+/// Checks that a backup file is intact, of a known version, and the one named in the manifest.
 fn verify(file: &Path, position: u64) -> Result<(), OpenError> {
     if !file.is_file() {
         return Err(damaged(file, "the file is missing"));
@@ -177,27 +190,27 @@ fn verify(file: &Path, position: u64) -> Result<(), OpenError> {
     if found > schema::VERSION {
         return Err(OpenError::Newer { file: file.to_owned(), found, known: schema::VERSION });
     }
-    let stands = schema::last_position(&conn).map_err(sqlite("read", file))?;
-    if stands != position {
+    let found_position = schema::last_position(&conn).map_err(sqlite("read", file))?;
+    if found_position != position {
         return Err(damaged(
             file,
-            format!("it stands at {stands}, {} says {position}", manifest::NAME),
+            format!("its position is {found_position}, {} says {position}", manifest::NAME),
         ));
     }
     Ok(())
 }
 
 /// Copies a database from one read snapshot.
-fn copy(from: &Path, to: &Path, pages: &mut Pages<'_>) -> Result<(), OpenError> {
+fn copy(from: &Path, to: &Path, pages: &mut BackupProgress<'_>) -> Result<(), OpenError> {
     let source = schema::open_reader(from, 1 << 20).map_err(sqlite("open", from))?;
-    // An open read transaction pins the snapshot: without it every commit of the server would
+    // An open read transaction pins the snapshot; otherwise every commit of the server would
     // restart the copy.
     source.execute_batch("BEGIN; SELECT count(*) FROM meta;").map_err(sqlite("read", from))?;
     let mut target = Connection::open(to).map_err(sqlite("create", to))?;
     {
         let backup = Backup::new(&source, &mut target).map_err(sqlite("copy", from))?;
         loop {
-            let step = backup.step(PAGES_A_STEP).map_err(sqlite("copy", from))?;
+            let step = backup.step(PAGES_PER_STEP).map_err(sqlite("copy", from))?;
             let p = backup.progress();
             pages.at((p.pagecount - p.remaining).unsigned_abs().into());
             if matches!(step, StepResult::Done) {
@@ -205,21 +218,21 @@ fn copy(from: &Path, to: &Path, pages: &mut Pages<'_>) -> Result<(), OpenError> 
                 break;
             }
             if !matches!(step, StepResult::More) {
-                // Busy: the server is about to finish what blocks it.
+                // Busy: the server is about to release its lock.
                 std::thread::yield_now();
             }
         }
     }
-    // A copy in WAL mode would leave a second file beside it.
+    // A copy in WAL mode would leave a second file.
     target.pragma_update(None, "journal_mode", "DELETE").map_err(sqlite("close", to))?;
     target.close().map_err(|(_, e)| e).map_err(sqlite("close", to))
 }
 
-fn copy_companions(from_dir: &Path, to_dir: &Path) -> Result<(), OpenError> {
-    for name in COMPANIONS {
+fn copy_extra_files(from_dir: &Path, to_dir: &Path) -> Result<(), OpenError> {
+    for name in EXTRA_FILES {
         let (from, to) = (from_dir.join(name), to_dir.join(name));
         if from.is_file() {
-            // Permissions come along: a key stays private.
+            // Permissions are copied too: a key stays private.
             std::fs::copy(&from, &to).map_err(io("copy to", &to))?;
             sync_file(&to)?;
         }

@@ -1,8 +1,11 @@
 //! The outbox as a durable bus: partition = file, offset = position of the event row.
 //!
-//! One writer per file gives out positions in commit order, so `pos >= next` is complete. A
-//! consumer is woken after a COMMIT and reads once more before it waits, so no wake-up is lost; a
-//! safety poll covers the rest.
+//! One writer per file assigns positions in commit order, so `pos >= next` is complete. A consumer
+//! is woken after a COMMIT and reads again before it waits, so no wake-up is lost; a safety poll
+//! covers the rest.
+//!
+//! How it fails: [`BusError::Expired`] when retention deleted events that the group has not read,
+//! [`BusError::Unavailable`] when a file cannot be read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,14 +16,14 @@ use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension, params};
 use tagfast_domain::{Epoch, EpochId, EpochOrdinal, Version};
 use tagfast_events::{
-    Bus, BusConsumer, BusError, BusPosition, BusRecord, ClusterName, DeadLetter, Emits, Frontier,
-    Group, Partition, Polled, Positions, RecordKind,
+    Bus, BusConsumer, BusError, BusPosition, BusRecord, ClusterName, ConsumerGroup, DeadLetter,
+    Partition, PollResult, Positions, PublisherEpochs, RecordKind, Watermark,
 };
-use tagfast_resilience::Clock;
+use tagfast_resilience::{Clock, task};
 use tokio::sync::watch;
 
-use crate::letters;
-use crate::store::StoreFile;
+use crate::dead_letters;
+use crate::file::StoreFile;
 
 /// The bus of an [`crate::EmbeddedStore`].
 pub struct EmbeddedBus {
@@ -48,10 +51,7 @@ fn partition(index: usize) -> Partition {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> rusqlite::Result<T> + Send + 'static,
 ) -> Result<T, BusError> {
-    let result = tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|e| BusError::Unavailable(e.to_string()))?;
-    result.map_err(|e| BusError::Unavailable(e.to_string()))
+    task::blocking(work).await.map_err(BusError::unavailable)?.map_err(BusError::unavailable)
 }
 
 #[async_trait]
@@ -64,7 +64,7 @@ impl Bus for EmbeddedBus {
         self.epoch.id
     }
 
-    async fn consumer(&self, group: Group) -> Result<Box<dyn BusConsumer>, BusError> {
+    async fn consumer(&self, group: ConsumerGroup) -> Result<Box<dyn BusConsumer>, BusError> {
         Ok(Box::new(EmbeddedConsumer {
             group,
             files: Arc::clone(&self.files),
@@ -84,43 +84,46 @@ impl Bus for EmbeddedBus {
             .enumerate()
             .map(|(index, file)| {
                 let next = file.state.newest.load(Ordering::Acquire) + 1;
-                (
-                    partition(index),
-                    BusPosition { next, emits: Emits::embedded(self.epoch.ordinal.0) },
-                )
+                let publisher_epochs = PublisherEpochs::embedded(self.epoch.ordinal.0);
+                (partition(index), BusPosition { next, publisher_epochs })
             })
             .collect())
     }
 
-    async fn park(&self, letter: &DeadLetter) -> Result<(), BusError> {
-        let file = self.files.get(usize::from(letter.record.partition.0)).ok_or_else(|| {
-            BusError::Unavailable(format!("no partition {}", letter.record.partition.0))
-        })?;
-        let letter = letter.clone();
-        let parked = file.state.queue.aside(move |conn| letters::insert(conn, &letter)).await;
-        parked.map_err(|e| BusError::Unavailable(e.to_string()))
+    async fn park(&self, dead_letter: &DeadLetter) -> Result<(), BusError> {
+        let file =
+            self.files.get(usize::from(dead_letter.record.partition.0)).ok_or_else(|| {
+                BusError::unavailable(format!("no partition {}", dead_letter.record.partition.0))
+            })?;
+        let dead_letter = dead_letter.clone();
+        let parked = file
+            .state
+            .queue
+            .run_on_writer(move |conn| dead_letters::insert(conn, &dead_letter))
+            .await;
+        parked.map_err(BusError::unavailable)
     }
 }
 
 struct EmbeddedConsumer {
-    group: Group,
+    group: ConsumerGroup,
     files: Arc<Vec<StoreFile>>,
     clock: Arc<dyn Clock>,
     committed: watch::Receiver<u64>,
-    /// The one member has all partitions; it was told so.
+    /// Whether the assignment was returned: the only member has all partitions.
     assigned: bool,
-    /// Where each file is read on, once it was begun.
+    /// The next position per file; `None`: not started.
     next: Vec<Option<u64>>,
-    /// The partition that is read first next time, so that a busy one does not starve the others.
+    /// The partition read first in the next poll, so that a busy one does not starve the others.
     first: usize,
     paused: BTreeSet<Partition>,
 }
 
-/// Polls even when nobody said that there is something.
-const SAFETY_POLL: Duration = Duration::from_secs(1);
+/// Polls at this interval even without a wake-up.
+const SAFETY_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 impl EmbeddedConsumer {
-    /// What can be read now, without waiting: the file and its next offset.
+    /// The files that can be read without waiting, with their next positions.
     fn readable(&self) -> Vec<(usize, u64)> {
         (0..self.files.len())
             .map(|n| (self.first + n) % self.files.len())
@@ -134,7 +137,7 @@ impl EmbeddedConsumer {
 }
 
 impl EmbeddedConsumer {
-    /// Where the group committed last in a file.
+    /// The group's committed position in a file; `None`: it has none.
     async fn committed_position(&self, index: usize) -> Result<Option<BusPosition>, BusError> {
         if let Some(position) = self.files[index].state.queue.offset(self.group) {
             return Ok(Some(position));
@@ -143,8 +146,10 @@ impl EmbeddedConsumer {
         blocking(move || {
             files[index].readers.walk(|conn| {
                 let row = |row: &rusqlite::Row<'_>| {
-                    let emits = Emits::embedded(row.get::<_, i64>(1)?.unsigned_abs());
-                    Ok(BusPosition { next: row.get::<_, i64>(0)?.unsigned_abs(), emits })
+                    let publisher_epochs =
+                        PublisherEpochs::embedded(row.get::<_, i64>(1)?.unsigned_abs());
+                    let next = row.get::<_, i64>(0)?.unsigned_abs();
+                    Ok(BusPosition { next, publisher_epochs })
                 };
                 conn.prepare_cached("SELECT pos, emit FROM bus_offset WHERE grp = ?1")?
                     .query_row([group], row)
@@ -183,7 +188,7 @@ fn read_events(
                 key: row.get(1)?,
                 version,
                 at: row.get(3)?,
-                emit: EpochOrdinal(row.get::<_, i64>(4)?.unsigned_abs()),
+                publisher_epoch: EpochOrdinal(row.get::<_, i64>(4)?.unsigned_abs()),
                 payload: row.get(5)?,
             })
         })?
@@ -192,13 +197,13 @@ fn read_events(
 
 #[async_trait]
 impl BusConsumer for EmbeddedConsumer {
-    async fn poll(&mut self, max: usize, wait: Duration) -> Result<Polled, BusError> {
+    async fn poll(&mut self, max: usize, wait: Duration) -> Result<PollResult, BusError> {
         if !std::mem::replace(&mut self.assigned, true) {
-            return Ok(Polled::Assigned((0..self.files.len()).map(partition).collect()));
+            return Ok(PollResult::Assigned((0..self.files.len()).map(partition).collect()));
         }
         let end = tokio::time::Instant::now() + wait;
         loop {
-            // Seen before the look, so that a commit after the look ends the wait.
+            // Marked as seen before reading, so that a commit after the read ends the wait.
             self.committed.borrow_and_update();
             let readable = self.readable();
             if !readable.is_empty() {
@@ -214,8 +219,7 @@ impl BusConsumer for EmbeddedConsumer {
                         let read = files[index]
                             .readers
                             .walk(|c| read_events(c, partition(index), &cluster, next, room))?;
-                        // Positions have no gaps: what is not there was deleted as nobody's any
-                        // more.
+                        // Positions have no gaps: retention deleted a missing one.
                         if read.first().is_none_or(|r| r.offset != next.max(1)) {
                             return Ok(Err(partition(index)));
                         }
@@ -225,22 +229,22 @@ impl BusConsumer for EmbeddedConsumer {
                 })
                 .await?
                 .map_err(|partition| BusError::Expired { group: self.group, partition })?;
-                // Only now: a call that was dropped in between has lost nothing.
+                // Advanced only now, so that a call cancelled before loses no record.
                 for record in &records {
                     self.next[usize::from(record.partition.0)] = Some(record.offset + 1);
                 }
                 self.first = (self.first + 1) % self.files.len();
                 if !records.is_empty() {
-                    return Ok(Polled::Records(records));
+                    return Ok(PollResult::Records(records));
                 }
             }
             let now = tokio::time::Instant::now();
             if now >= end {
-                return Ok(Polled::Records(Vec::new()));
+                return Ok(PollResult::Records(Vec::new()));
             }
-            let until = end.min(now + SAFETY_POLL);
+            let until = end.min(now + SAFETY_POLL_INTERVAL);
             if let Ok(Err(_)) = tokio::time::timeout_at(until, self.committed.changed()).await {
-                // The store is gone; wait as an idle bus would.
+                // The store is closed; wait as on an idle bus.
                 tokio::time::sleep_until(until).await;
             }
         }
@@ -257,21 +261,24 @@ impl BusConsumer for EmbeddedConsumer {
             let file = self
                 .files
                 .get(index)
-                .ok_or_else(|| BusError::Unavailable(format!("no partition {index}")))?;
+                .ok_or_else(|| BusError::unavailable(format!("no partition {index}")))?;
             let retained = file.state.retained_from.load(Ordering::Acquire);
             let position = match positions.get(partition) {
-                // 0 and 1 are the same place: positions begin at 1.
+                // Positions start at 1, so 0 and 1 are the same.
                 Some(p) if p.next.max(1) < retained => {
                     return Err(BusError::Expired { group: self.group, partition: *partition });
                 }
                 Some(p) => p.clone(),
-                None => self
-                    .committed_position(index)
-                    .await?
-                    .filter(|p| p.next >= retained)
-                    .unwrap_or(BusPosition { next: retained, emits: Emits::default() }),
+                None => {
+                    self.committed_position(index).await?.filter(|p| p.next >= retained).unwrap_or(
+                        BusPosition {
+                            next: retained,
+                            publisher_epochs: PublisherEpochs::default(),
+                        },
+                    )
+                }
             };
-            // Registers the group: from now on retention keeps what it has not read.
+            // Registers the group: from now on retention keeps the events it has not read.
             file.state.queue.set_offset(self.group, position.clone());
             self.next[index] = Some(position.next);
             begun.insert(*partition, position);
@@ -307,14 +314,14 @@ impl BusConsumer for EmbeddedConsumer {
 
     async fn close(&mut self) {}
 
-    async fn frontiers(&self) -> Result<BTreeMap<Partition, Vec<Frontier>>, BusError> {
-        let frontiers = self.files.iter().enumerate().map(|(index, file)| {
-            // The time first: everything acknowledged before it is below the position read after
-            // it.
+    async fn watermarks(&self) -> Result<BTreeMap<Partition, Vec<Watermark>>, BusError> {
+        let watermarks = self.files.iter().enumerate().map(|(index, file)| {
+            // The time is read first: every write acknowledged before it is below the position read
+            // after it.
             let complete_through = self.clock.now_ms();
             let next = file.state.newest.load(Ordering::Acquire) + 1;
-            (partition(index), vec![Frontier { next, complete_through }])
+            (partition(index), vec![Watermark { next, complete_through }])
         });
-        Ok(frontiers.collect())
+        Ok(watermarks.collect())
     }
 }

@@ -1,8 +1,11 @@
-//! A data directory: who holds it, which version and epoch it has, and whether it is whole.
+//! A data directory: its lock, schema version, epoch and integrity.
 //!
-//! Opening refuses what it cannot serve correctly and says what to do: another process (by pid), a
-//! newer version, a missing, truncated or damaged file. After an unclean stop every file is checked
-//! before it serves.
+//! Opening migrates files of an older schema version and logs it. After an unclean stop every file
+//! is checked before it serves.
+//!
+//! How it fails: opening refuses a directory that it cannot serve correctly and tells the operator
+//! what to do: it is in use (with the pid), its version is newer, or a file is missing, truncated
+//! or damaged.
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
@@ -13,32 +16,36 @@ use rusqlite::{Connection, OptionalExtension, params};
 use tagfast_domain::{Epoch, EpochId, EpochOrdinal, Limits, UnixMillis};
 use tagfast_resilience::Clock;
 
-use crate::DEFAULT_FILES;
 use crate::schema;
 
-/// How to open a store.
+/// Number of files of a new data directory: their fsyncs overlap while batches stay above 10
+/// writes.
+pub const DEFAULT_FILES: u8 = 8;
+/// Maximum number of files of a data directory.
+pub(crate) const FILES_MAX: usize = 64;
+
+/// Options of opening a store.
 #[derive(Clone)]
 pub struct OpenOptions {
-    /// The directory; created when absent.
+    /// The data directory; created when absent.
     pub data_dir: PathBuf,
     /// Limits of the domain.
     pub limits: Limits,
     /// Page cache of all connections together, in bytes. Too low: hot documents are read from the
-    /// operating system again and again; too high: memory that search and the operating
-    /// system's cache miss.
+    /// operating system again and again; too high: memory is missing for search and the operating
+    /// system's cache.
     pub cache_bytes: usize,
-    /// The date.
+    /// The source of wall time.
     pub clock: Arc<dyn Clock>,
-    /// Files of a NEW directory; an existing one keeps its number.
+    /// Number of files of a NEW directory; an existing one keeps its number.
     pub files: u8,
-    /// How far a consumer group may fall behind, in bytes of events per file, before it has to
-    /// rebuild. Too low: a rebuild after every longer pause; too high: a stopped consumer
-    /// fills the disk.
+    /// Maximum lag of a consumer group, in bytes of events per file, before it must rebuild. Too
+    /// low: a rebuild after every longer pause; too high: a stopped consumer fills the disk.
     pub expire_bytes: u64,
 }
 
 impl OpenOptions {
-    /// The usual settings.
+    /// The default options.
     pub fn new(data_dir: PathBuf, clock: Arc<dyn Clock>) -> Self {
         Self {
             data_dir,
@@ -51,64 +58,64 @@ impl OpenOptions {
     }
 }
 
-/// Why a data directory was not opened.
+/// Why a data directory could not be opened, backed up or restored.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Another process holds it.
-    #[error("the data directory {} is in use by process {pid}; stop it first or use another --data-dir", .dir.display())]
+    /// A different process has it open.
+    #[error("the data directory {} is in use by process {pid}; stop it first or use a different --data-dir", .dir.display())]
     Locked {
         /// The directory.
         dir: PathBuf,
-        /// The other process; 0 if it has not written its number yet.
+        /// Process id of the owner; 0: it has not written it yet.
         pid: u32,
     },
-    /// It was written by a newer program.
+    /// A newer program wrote it.
     #[error("{} has schema version {found}, this program knows up to {known}; run a newer tagfast", .file.display())]
     Newer {
         /// The file.
         file: PathBuf,
-        /// Its version.
+        /// Its schema version.
         found: i64,
-        /// The newest version known.
+        /// The newest version this program knows.
         known: i64,
     },
-    /// A file is missing, truncated, damaged, or not ours.
+    /// A file is missing, truncated, damaged, or not a Tagfast file.
     #[error("{} is damaged: {detail}; restore a backup with `tagfast restore`", .file.display())]
     Damaged {
         /// The file.
         file: PathBuf,
-        /// What is wrong with it.
+        /// The kind of damage.
         detail: String,
     },
-    /// A backup or a restore would write over something.
+    /// The target of a backup or a restore is not empty.
     #[error("{} is not empty; name a directory that is empty or does not exist yet", .dir.display())]
     NotEmpty {
         /// The directory.
         dir: PathBuf,
     },
-    /// There is nothing to restore from.
+    /// The directory is not a finished backup.
     #[error("{} is not a finished backup: it has no manifest.json", .dir.display())]
     NotABackup {
         /// The directory.
         dir: PathBuf,
     },
-    /// The operating system refused.
+    /// The operating system returned an error.
     #[error("cannot {doing} {}", .path.display())]
     Io {
-        /// What was tried.
+        /// The attempted action.
         doing: &'static str,
-        /// On what.
+        /// Its object.
         path: PathBuf,
         /// The operating system's error.
         #[source]
         source: std::io::Error,
     },
-    /// SQLite refused.
+    /// SQLite returned an error.
     #[error("cannot {doing} {}", .file.display())]
     Sqlite {
-        /// What was tried.
+        /// The attempted action.
         doing: &'static str,
-        /// On which file.
+        /// The file.
         file: PathBuf,
         /// SQLite's error.
         #[source]
@@ -140,7 +147,7 @@ pub(crate) fn file_path(dir: &Path, index: usize) -> PathBuf {
     dir.join(format!("store-{index}.sqlite"))
 }
 
-/// The lock of a directory, held as long as this lives.
+/// The lock of a directory, held until this is dropped.
 pub(crate) struct DirectoryLock {
     _file: File,
 }
@@ -159,7 +166,7 @@ impl DirectoryLock {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 let mut pid = String::new();
-                // An unreadable number is no reason to hide that the directory is in use.
+                // Without a readable pid the directory is still in use.
                 let _ = file.read_to_string(&mut pid);
                 return Err(OpenError::Locked {
                     dir: dir.to_owned(),
@@ -178,16 +185,17 @@ impl DirectoryLock {
     }
 }
 
-/// A directory that was opened and found whole.
+/// An opened and intact directory.
 pub(crate) struct Directory {
     pub(crate) lock: DirectoryLock,
     pub(crate) epoch: Epoch,
-    /// Older epochs and the position per file up to which they are part of the current history.
-    pub(crate) fences: Vec<(EpochId, Vec<u64>)>,
+    /// Past epochs with their epoch ends: the position per file up to which they are part of the
+    /// current history.
+    pub(crate) epoch_ends: Vec<(EpochId, Vec<u64>)>,
     pub(crate) writers: Vec<Connection>,
 }
 
-/// Opens or creates.
+/// Opens or creates a data directory.
 pub(crate) fn open(options: &OpenOptions) -> Result<Directory, OpenError> {
     let dir = &options.data_dir;
     create_dir(dir)?;
@@ -195,10 +203,11 @@ pub(crate) fn open(options: &OpenOptions) -> Result<Directory, OpenError> {
     let first = file_path(dir, 0);
     check_first(dir, &first)?;
     let cache = writer_cache(options.cache_bytes, usize::from(options.files));
-    let mut conn = prepare_file(&first, cache)?;
+    let (mut conn, found) = prepare_file(&first, cache)?;
+    let mut found_versions = vec![found];
     let known = schema::meta(&conn, "files").map_err(sqlite("read", &first))?;
     let (files, created) = match known.as_deref().map(str::parse::<usize>) {
-        Some(Ok(n)) if (1..=64).contains(&n) => {
+        Some(Ok(n)) if (1..=FILES_MAX).contains(&n) => {
             (n, schema::meta(&conn, "created").map_err(sqlite("read", &first))?.is_some())
         }
         Some(_) => {
@@ -208,7 +217,7 @@ pub(crate) fn open(options: &OpenOptions) -> Result<Directory, OpenError> {
             });
         }
         None => {
-            let n = usize::from(options.files.clamp(1, 64));
+            let n = usize::from(options.files.clamp(1, FILES_MAX as u8));
             schema::set_meta(&conn, "files", &n.to_string()).map_err(sqlite("write", &first))?;
             (n, false)
         }
@@ -218,12 +227,15 @@ pub(crate) fn open(options: &OpenOptions) -> Result<Directory, OpenError> {
     }
     let epoch = newest_or_minted(&mut conn, options.clock.now_ms())
         .map_err(sqlite("read the epoch of", &first))?;
-    let fences = read_fences(&conn).map_err(sqlite("read the epochs of", &first))?;
+    let epoch_ends = read_epoch_ends(&conn).map_err(sqlite("read the epochs of", &first))?;
 
     let mut writers = vec![conn];
     for n in 1..files {
-        writers.push(prepare_file(&file_path(dir, n), cache)?);
+        let (conn, found) = prepare_file(&file_path(dir, n), cache)?;
+        writers.push(conn);
+        found_versions.push(found);
     }
+    log_migration(dir, &found_versions);
     check_all(dir, &writers)?;
     for (n, conn) in writers.iter().enumerate() {
         let path = file_path(dir, n);
@@ -233,7 +245,7 @@ pub(crate) fn open(options: &OpenOptions) -> Result<Directory, OpenError> {
         schema::set_meta(&writers[0], "created", "1").map_err(sqlite("write", &first))?;
         sync_dir(dir)?;
     }
-    Ok(Directory { lock, epoch, fences, writers })
+    Ok(Directory { lock, epoch, epoch_ends, writers })
 }
 
 pub(crate) fn create_dir(dir: &Path) -> Result<(), OpenError> {
@@ -245,19 +257,19 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<(), OpenError> {
     File::open(dir).and_then(|d| d.sync_all()).map_err(io("sync", dir))
 }
 
-/// The writer's part of the page cache: a quarter.
+/// The writer's share of the page cache: a quarter.
 fn writer_cache(all: usize, files: usize) -> usize {
     all / 4 / files.max(1)
 }
 
-/// The first file holds what the others are judged by. Where it is gone but others are not, a new
-/// one would hide them.
+/// The first file describes the others. When it is missing and others exist, a new one would hide
+/// them.
 fn check_first(dir: &Path, first: &Path) -> Result<(), OpenError> {
-    let others = (1..64).map(|n| file_path(dir, n)).any(|path| path.exists());
+    let others = (1..FILES_MAX).map(|n| file_path(dir, n)).any(|path| path.exists());
     if others { check_present(first) } else { Ok(()) }
 }
 
-/// SQLite takes an empty file for a new database: only we know that it was not.
+/// SQLite treats an empty file as a new database; a created directory must not have one.
 fn check_present(path: &Path) -> Result<(), OpenError> {
     let detail = match std::fs::metadata(path) {
         Ok(meta) if meta.is_file() && meta.len() > 0 => return Ok(()),
@@ -268,8 +280,17 @@ fn check_present(path: &Path) -> Result<(), OpenError> {
     Err(OpenError::Damaged { file: path.to_owned(), detail: detail.to_owned() })
 }
 
-/// Opens one file, refuses what is not ours or newer, and migrates it.
-fn prepare_file(path: &Path, cache_bytes: usize) -> Result<Connection, OpenError> {
+/// Logs that files of an older schema version were migrated.
+fn log_migration(dir: &Path, found_versions: &[i64]) {
+    let (older, to) = (1..schema::VERSION, schema::VERSION);
+    if let Some(from) = found_versions.iter().copied().filter(|v| older.contains(v)).min() {
+        tracing::info!(dir = %dir.display(), from, to, "data directory migrated to a newer schema");
+    }
+}
+
+/// Opens one file, refuses a foreign or newer one, and migrates an older one. Returns the
+/// connection and the schema version that was found; 0: the file is new.
+fn prepare_file(path: &Path, cache_bytes: usize) -> Result<(Connection, i64), OpenError> {
     let before = std::fs::metadata(path).map(|m| m.len()).unwrap_or(0);
     let mut conn = schema::open_writer(path, cache_bytes).map_err(sqlite("open", path))?;
     let damaged = |detail: String| OpenError::Damaged { file: path.to_owned(), detail };
@@ -287,12 +308,11 @@ fn prepare_file(path: &Path, cache_bytes: usize) -> Result<Connection, OpenError
         check_length(&conn, path, before)?;
     }
     schema::migrate(&mut conn, schema::MIGRATIONS).map_err(sqlite("migrate", path))?;
-    Ok(conn)
+    Ok((conn, found))
 }
 
-/// A file shorter than its header says has lost its end. With a WAL the newest pages may not be in
-/// the file yet, so only the part that a checkpoint had written counts: the header's own page
-/// count.
+/// Refuses a file that is shorter than its header says. With a WAL the newest pages may not be in
+/// the file yet, so such a file is not checked.
 fn check_length(conn: &Connection, path: &Path, length: u64) -> Result<(), OpenError> {
     let wal = path.with_extension("sqlite-wal");
     if std::fs::metadata(&wal).is_ok_and(|m| m.len() > 0) {
@@ -313,7 +333,7 @@ fn check_length(conn: &Connection, path: &Path, length: u64) -> Result<(), OpenE
     Ok(())
 }
 
-/// Checks every file that was not closed cleanly, side by side.
+/// Checks every file that was not closed cleanly, in parallel.
 fn check_all(dir: &Path, writers: &[Connection]) -> Result<(), OpenError> {
     let mut unclean = Vec::new();
     for (n, conn) in writers.iter().enumerate() {
@@ -323,7 +343,7 @@ fn check_all(dir: &Path, writers: &[Connection]) -> Result<(), OpenError> {
         }
     }
     if !unclean.is_empty() {
-        tracing::warn!(files = unclean.len(), "the last stop was not clean; checking the files");
+        tracing::warn!(files = unclean.len(), "unclean stop; checking the files");
     }
     std::thread::scope(|scope| {
         let checks: Vec<_> =
@@ -338,13 +358,13 @@ fn check_all(dir: &Path, writers: &[Connection]) -> Result<(), OpenError> {
 /// `PRAGMA quick_check` of one file.
 pub(crate) fn quick_check(path: &Path) -> Result<(), OpenError> {
     let conn = schema::open_reader(path, 4 << 20).map_err(sqlite("open", path))?;
-    let said: String = conn
+    let result: String = conn
         .pragma_query_value(None, "quick_check", |row| row.get(0))
         .map_err(sqlite("check", path))?;
-    if said == "ok" {
+    if result == "ok" {
         Ok(())
     } else {
-        Err(OpenError::Damaged { file: path.to_owned(), detail: said })
+        Err(OpenError::Damaged { file: path.to_owned(), detail: result })
     }
 }
 
@@ -356,17 +376,21 @@ fn random_id() -> Result<EpochId, rusqlite::Error> {
     Ok(EpochId(id))
 }
 
-/// Mints the next epoch; `fences` are the positions up to which the older epochs' writes are kept.
-pub(crate) fn mint(conn: &Connection, now: UnixMillis, fences: &[u64]) -> rusqlite::Result<Epoch> {
+/// Mints the next epoch. `epoch_ends` are the positions per file at which the past epochs end.
+pub(crate) fn mint(
+    conn: &Connection,
+    now: UnixMillis,
+    epoch_ends: &[u64],
+) -> rusqlite::Result<Epoch> {
     let newest: Option<i64> =
         conn.query_row("SELECT max(ordinal) FROM epoch", [], |row| row.get(0))?;
     let ordinal = newest.map_or(now, |n| now.max(n + 1));
     let id = random_id()?;
-    let list = fences.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
-    // Every older epoch was cut at the same place: what came after it is not in this history.
-    conn.execute("UPDATE epoch SET fences = ?1 WHERE fences IS NULL", [list])?;
+    let list = epoch_ends.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
+    // All past epochs end at the same place: later writes are not in this history.
+    conn.execute("UPDATE epoch SET ends = ?1 WHERE ends IS NULL", [list])?;
     conn.execute(
-        "INSERT INTO epoch (ordinal, id, minted_at, fences) VALUES (?1, ?2, ?3, NULL)",
+        "INSERT INTO epoch (ordinal, id, minted_at, ends) VALUES (?1, ?2, ?3, NULL)",
         params![ordinal, id.0.as_slice(), now],
     )?;
     Ok(Epoch { id, ordinal: EpochOrdinal(ordinal.unsigned_abs()) })
@@ -379,7 +403,7 @@ fn newest_or_minted(conn: &mut Connection, now: UnixMillis) -> rusqlite::Result<
     }
 }
 
-/// The current epoch.
+/// The newest epoch; `None`: there is none yet.
 pub(crate) fn newest(conn: &Connection) -> rusqlite::Result<Option<Epoch>> {
     conn.query_row("SELECT ordinal, id FROM epoch ORDER BY ordinal DESC LIMIT 1", [], |row| {
         let ordinal: i64 = row.get(0)?;
@@ -389,8 +413,8 @@ pub(crate) fn newest(conn: &Connection) -> rusqlite::Result<Option<Epoch>> {
     .optional()
 }
 
-fn read_fences(conn: &Connection) -> rusqlite::Result<Vec<(EpochId, Vec<u64>)>> {
-    let mut select = conn.prepare("SELECT id, fences FROM epoch WHERE fences IS NOT NULL")?;
+fn read_epoch_ends(conn: &Connection) -> rusqlite::Result<Vec<(EpochId, Vec<u64>)>> {
+    let mut select = conn.prepare("SELECT id, ends FROM epoch WHERE ends IS NOT NULL")?;
     select
         .query_map([], |row| {
             let id: [u8; 16] = row.get(0)?;

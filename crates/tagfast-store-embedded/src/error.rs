@@ -1,21 +1,20 @@
-//! What an SQLite error means for the caller.
-
-use std::time::Duration;
+//! The meaning of an SQLite error for the caller of the store.
 
 use rusqlite::{Error, ErrorCode, ffi};
+use tagfast_resilience::{ErrorChain, jittered_retry_after};
 use tagfast_store::StoreError;
+use tagfast_store::metric::CommitFailureReason;
 
-/// Why a group commit did not succeed.
+/// Why a group commit failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CommitFailure {
-    /// No space: nothing was written.
+    /// The disk is full; nothing was written.
     DiskFull,
     /// The file is damaged: nothing was written.
     Damaged,
-    /// The operating system failed. Once COMMIT was sent, its record may be on the disk all the
-    /// same.
+    /// The operating system reported an error. Once COMMIT was sent, its record may be on the disk.
     Io {
-        /// Whether it may have happened.
+        /// Whether the commit may have happened.
         outcome_unknown: bool,
     },
 }
@@ -26,11 +25,11 @@ impl CommitFailure {
             return Self::Io { outcome_unknown: commit_sent };
         };
         if e.code == ErrorCode::DiskFull {
-            // SQLite says so when a page cannot be written; the commit's record is the last page of
-            // the log.
+            // Reported when a page cannot be written; the commit record is the last page of the
+            // log.
             return Self::DiskFull;
         }
-        // The index in shared memory cannot grow on a full disk either, but after the log was
+        // The shared-memory index cannot grow on a full disk either, but only after the log was
         // flushed.
         let index_full =
             matches!(e.extended_code, ffi::SQLITE_IOERR_SHMSIZE | ffi::SQLITE_IOERR_SHMMAP);
@@ -40,12 +39,12 @@ impl CommitFailure {
         if is_damaged(error) { Self::Damaged } else { Self::Io { outcome_unknown: commit_sent } }
     }
 
-    /// The label of `tagfast_store_commit_failures_total`.
-    pub(crate) fn reason(self) -> &'static str {
+    /// The reason in metrics.
+    pub(crate) fn reason(self) -> CommitFailureReason {
         match self {
-            Self::DiskFull => "disk_full",
-            Self::Damaged => "damaged",
-            Self::Io { .. } => "io",
+            Self::DiskFull => CommitFailureReason::DiskFull,
+            Self::Damaged => CommitFailureReason::Damaged,
+            Self::Io { .. } => CommitFailureReason::Io,
         }
     }
 
@@ -58,7 +57,7 @@ impl CommitFailure {
     }
 }
 
-/// Whether the error says that the file's content is damaged.
+/// Whether the error means that the file is damaged.
 pub(crate) fn is_damaged(error: &Error) -> bool {
     matches!(
         error,
@@ -67,12 +66,12 @@ pub(crate) fn is_damaged(error: &Error) -> bool {
 }
 
 /// The store error of a failed read.
-pub(crate) fn read_error(file: usize, error: Error) -> StoreError {
-    if is_damaged(&error) {
-        tracing::error!(file, %error, "a store file is damaged");
+pub(crate) fn read_error(file: usize, error: &Error) -> StoreError {
+    if is_damaged(error) {
+        tracing::error!(file, error = %ErrorChain(error), "store file is damaged");
         return StoreError::Damaged { what: format!("store-{file}.sqlite"), source: None };
     }
-    tracing::error!(file, %error, "a read of a store file failed");
+    tracing::error!(file, error = %ErrorChain(error), "read of a store file failed");
     unavailable(false)
 }
 
@@ -80,7 +79,7 @@ fn unavailable(outcome_unknown: bool) -> StoreError {
     StoreError::Unavailable {
         reason: "a store file failed",
         outcome_unknown,
-        retry_after: Duration::from_secs(1),
+        retry_after: jittered_retry_after(),
     }
 }
 
@@ -93,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_told_apart_and_a_doubtful_commit_is_unknown() {
+    fn a_full_disk_is_recognised_and_a_failed_commit_is_unknown() {
         assert_eq!(failure(ffi::SQLITE_FULL, true), CommitFailure::DiskFull);
         assert_eq!(failure(ffi::SQLITE_IOERR_SHMSIZE, false), CommitFailure::DiskFull);
         assert!(failure(ffi::SQLITE_IOERR_SHMSIZE, true).store_error().is_outcome_unknown());

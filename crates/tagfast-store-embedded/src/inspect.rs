@@ -1,16 +1,21 @@
-//! Looking into a data directory without serving it, also while a server runs.
+//! Reads a data directory without serving it, also while a server runs.
 
 use std::path::Path;
 
 use rusqlite::OptionalExtension;
 use tagfast_domain::{ContentKey, Document, Version, codec};
 use tagfast_sharding::LogicalShard;
+use tagfast_store::stored_key;
 
 use crate::directory::{OpenError, file_path, sqlite};
-use crate::rows::stored_key;
 use crate::schema;
 
-/// The stored version, bytes and document of a content; `None` if nobody ever tagged it.
+/// The stored version, bytes and document of a content; `None`: it was never tagged.
+///
+/// # Errors
+///
+/// [`OpenError::Damaged`] when the document cannot be decoded, [`OpenError::Sqlite`] when a file
+/// cannot be read.
 pub fn debug_dump(
     data_dir: &Path,
     key: &ContentKey,

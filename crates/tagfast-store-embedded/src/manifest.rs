@@ -1,7 +1,9 @@
-//! The manifest of a backup: what was copied, and where each file stood.
+//! The manifest of a backup: its epoch and the position of each file.
 //!
 //! It is written last, so a backup without it was interrupted. A restore checks each file against
-//! it: files of two backups cannot be mixed.
+//! it, so files of two backups cannot be mixed.
+//!
+//! How it fails: a missing, newer or damaged manifest is refused with an [`OpenError`].
 
 use std::fs::File;
 use std::io::Write;
@@ -9,29 +11,28 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::directory::{OpenError, io};
+use crate::directory::{FILES_MAX, OpenError, io};
 use crate::schema;
 
-/// Its name in the backup.
+/// File name of the manifest.
 pub(crate) const NAME: &str = "manifest.json";
-/// The version of this format.
+/// Version of the manifest's format.
 const FORMAT: u32 = 1;
 
-/// What a backup holds.
+/// The content of a manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Manifest {
-    /// The version of the manifest itself.
+    /// Version of the manifest's format.
     format: u32,
-    /// The schema version of the program that made it.
+    /// The schema version of the program that wrote it.
     pub(crate) schema: i64,
-    /// When it was begun, Unix milliseconds.
+    /// Start time of the backup, Unix ms.
     pub(crate) created_at: i64,
-    /// The epoch of the data directory, in hexadecimal digits.
+    /// Id of the data directory's epoch, hexadecimal.
     pub(crate) epoch: String,
-    /// Its ordinal.
+    /// Ordinal of that epoch.
     pub(crate) epoch_ordinal: u64,
-    /// Newest event position per file: where the history of the restored directory leaves that of
-    /// the original.
+    /// Newest event position per file: where the restored history diverges from the original.
     pub(crate) positions: Vec<u64>,
 }
 
@@ -60,7 +61,7 @@ impl Manifest {
         write().map_err(io("write", &path))
     }
 
-    /// Reads it; refuses what this program does not know.
+    /// Reads it; refuses a newer format or schema.
     pub(crate) fn read(dir: &Path) -> Result<Self, OpenError> {
         let path = dir.join(NAME);
         if !path.is_file() {
@@ -74,7 +75,7 @@ impl Manifest {
                 OpenError::Newer { file: path, found: manifest.schema, known: schema::VERSION };
             return Err(newer);
         }
-        if manifest.positions.is_empty() || manifest.positions.len() > 64 {
+        if manifest.positions.is_empty() || manifest.positions.len() > FILES_MAX {
             return Err(damaged(format!("it lists {} files", manifest.positions.len())));
         }
         Ok(manifest)

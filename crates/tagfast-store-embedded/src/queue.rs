@@ -1,66 +1,83 @@
 //! The bounded queue in front of a file's writer, fair by tenant.
 //!
-//! Fairness is [`FairQueue`]'s; this is the waiting around it, and what else a writer does between
-//! writes.
+//! [`FairQueue`] decides the order; this module adds the waiting and the other work of a writer:
+//! tasks between batches, and the offsets of consumer groups.
+//!
+//! How it fails: a full queue refuses a write with [`StoreError::Overloaded`]; once the writer has
+//! ended, every waiting and later caller gets [`StoreError::Unavailable`].
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex};
 use rusqlite::Connection;
 use tagfast_domain::{Operation, TenantId, Write};
-use tagfast_events::{BusPosition, Group};
-use tagfast_store::queue::{FairQueue, NoRoom, Queued};
+use tagfast_events::{BusPosition, ConsumerGroup};
+use tagfast_resilience::{counter, jittered_retry_after};
+use tagfast_store::fair_queue::{FairQueue, QueueFull, Queued};
+use tagfast_store::metric::{RefusalReason, STORE_REFUSED};
 use tagfast_store::{StoreError, WriteAnswer, WriteRequest};
 use tokio::sync::oneshot;
 
 use crate::error::CommitFailure;
 
-/// Room of a file's queue in units; a write takes one per four tags it names, at least one. Bounds
-/// the waiting time (a fraction of a second at full speed) and the memory (some 8 MB a file).
+/// Capacity of a file's queue in units; a write takes one unit per four tags, at least one. Bounds
+/// the waiting time (a fraction of a second at full speed) and the memory (about 8 MB per file).
 pub(crate) const QUEUE_UNITS: usize = 16_384;
-/// Units after which a batch takes no more, so that 512 writes of 100 tags do not make one long
-/// commit.
-const BATCH_UNITS: usize = 2048;
+/// Units after which a batch is full, so that 512 writes of 100 tags do not make one long commit.
+const BATCH_UNITS_MAX: usize = 2048;
 const TAGS_PER_UNIT: usize = 4;
 
-const QUEUED: u8 = 0;
-const TAKEN: u8 = 1;
-const GIVEN_UP: u8 = 2;
+/// The state of a write whose caller has a deadline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum WriteClaim {
+    Queued = 0,
+    /// The writer took it into a batch.
+    Taken = 1,
+    /// The caller's deadline passed first.
+    GivenUp = 2,
+}
 
-/// Decides between the writer that takes a write and the caller whose deadline passes: exactly one
-/// wins, so "it did not happen" is never said of a write that is in a batch.
+/// The race between the writer that takes a write and the caller whose deadline passes. Exactly one
+/// wins, so a caller is never told "it did not happen" about a write that is in a batch.
 #[derive(Debug, Clone)]
-pub(crate) struct Claim(Arc<AtomicU8>);
+pub(crate) struct DeadlineRace(Arc<AtomicU8>);
 
-impl Claim {
+impl DeadlineRace {
     pub(crate) fn new() -> Self {
-        Self(Arc::new(AtomicU8::new(QUEUED)))
+        Self(Arc::new(AtomicU8::new(WriteClaim::Queued as u8)))
     }
 
-    /// By the writer: false when the caller has gone and been told that nothing happened.
+    fn win(&self, claim: WriteClaim) -> bool {
+        let (queued, claim) = (WriteClaim::Queued as u8, claim as u8);
+        self.0.compare_exchange(queued, claim, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Called by the writer; false: the caller gave up and was told that nothing happened.
     pub(crate) fn take(&self) -> bool {
-        self.0.compare_exchange(QUEUED, TAKEN, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        self.win(WriteClaim::Taken)
     }
 
-    /// By the caller: false when the write is in a batch already.
+    /// Called by the caller; false: the write is already in a batch.
     pub(crate) fn give_up(&self) -> bool {
-        self.0.compare_exchange(QUEUED, GIVEN_UP, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        self.win(WriteClaim::GivenUp)
     }
 }
 
-/// A write and who waits for it.
+/// A queued write and the channel to its caller.
 pub(crate) struct WriteJob {
     pub(crate) request: WriteRequest,
-    /// Present when the caller has a deadline.
-    pub(crate) claim: Option<Claim>,
+    /// `None`: the caller has no deadline.
+    pub(crate) race: Option<DeadlineRace>,
     pub(crate) reply: oneshot::Sender<Result<WriteAnswer, StoreError>>,
 }
 
-/// Something the writer does between two batches, in a transaction of its own; who waits for it is
-/// told inside.
-pub(crate) type Aside = Box<dyn FnOnce(&Connection) -> rusqlite::Result<()> + Send>;
+/// Work for the writer between two batches, in a transaction of its own. It answers its caller
+/// itself.
+pub(crate) type WriterTask = Box<dyn FnOnce(&Connection) -> rusqlite::Result<()> + Send>;
 
 impl Queued for WriteJob {
     fn tenant(&self) -> &TenantId {
@@ -74,25 +91,25 @@ impl Queued for WriteJob {
 
 struct State {
     writes: FairQueue<WriteJob>,
-    asides: Vec<Aside>,
-    /// What waits to be written, and what was handed to the writer before.
-    offsets: BTreeMap<Group, BusPosition>,
-    offsets_taken: BTreeMap<Group, BusPosition>,
+    tasks: Vec<WriterTask>,
+    /// Offsets to be written, and offsets handed to the writer before.
+    offsets: BTreeMap<ConsumerGroup, BusPosition>,
+    offsets_taken: BTreeMap<ConsumerGroup, BusPosition>,
     offsets_since: Option<Instant>,
     closed: bool,
 }
 
-/// What the writer does next.
+/// The next work of the writer.
 #[derive(Default)]
 pub(crate) struct Batch {
     pub(crate) writes: Vec<WriteJob>,
-    pub(crate) asides: Vec<Aside>,
-    pub(crate) offsets: BTreeMap<Group, BusPosition>,
+    pub(crate) tasks: Vec<WriterTask>,
+    pub(crate) offsets: BTreeMap<ConsumerGroup, BusPosition>,
     /// The queue is closed and empty.
     pub(crate) finished: bool,
 }
 
-/// The queue.
+/// The queue of a file's writer.
 pub(crate) struct Queue {
     state: Mutex<State>,
     arrived: Condvar,
@@ -102,7 +119,7 @@ impl Default for Queue {
     fn default() -> Self {
         let state = State {
             writes: FairQueue::new(QUEUE_UNITS),
-            asides: Vec::new(),
+            tasks: Vec::new(),
             offsets: BTreeMap::new(),
             offsets_taken: BTreeMap::new(),
             offsets_since: None,
@@ -124,7 +141,7 @@ fn in_transaction<T>(
     conn: &Connection,
     work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
 ) -> rusqlite::Result<T> {
-    // Not dropped half-way without an end: a transaction rolls back when it goes away.
+    // Dropping the transaction rolls it back.
     let tx = conn.unchecked_transaction()?;
     let value = work(&tx)?;
     tx.commit()?;
@@ -132,33 +149,34 @@ fn in_transaction<T>(
 }
 
 impl Queue {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic while the lock is held cannot leave the state half changed: no code of others
-        // runs under it.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes a write in, or says why not.
+    /// Queues a write.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Overloaded`] when it does not fit, [`StoreError::Unavailable`] after
+    /// [`Queue::close`]; nothing happened.
     pub(crate) fn push(&self, job: WriteJob) -> Result<(), StoreError> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.closed {
             let error = StoreError::Unavailable {
                 reason: "the store is shutting down",
                 outcome_unknown: false,
-                retry_after: Duration::from_secs(1),
+                retry_after: jittered_retry_after(),
             };
             return Err(error);
         }
         state.writes.push(job).map_err(|(why, _)| {
             let (queue, reason) = match why {
-                NoRoom::Full => ("write", "queue_full"),
-                NoRoom::TenantShare => ("tenant's share of the write", "tenant_share"),
+                QueueFull::Full => ("write", RefusalReason::QueueFull),
+                QueueFull::TenantShare => {
+                    ("tenant's share of the write", RefusalReason::TenantShare)
+                }
             };
-            metrics::counter!("tagfast_store_refused_total", "reason" => reason).increment(1);
+            counter!(STORE_REFUSED, "reason" => reason).increment(1);
             StoreError::Overloaded {
                 queue,
                 limit: QUEUE_UNITS,
-                retry_after: Duration::from_secs(1),
+                retry_after: jittered_retry_after(),
             }
         })?;
         if state.writes.len() == 1 {
@@ -167,42 +185,47 @@ impl Queue {
         Ok(())
     }
 
-    /// Lets the writer do something: letters are parked and what becomes of them is written down
-    /// so. Whoever asks waits for it before it asks again, so there are few.
-    pub(crate) async fn aside<T: Send + 'static>(
+    /// Runs `work` on the writer, in a transaction of its own; dead letters are written this way.
+    /// Each caller waits for its work, so few tasks are queued.
+    ///
+    /// # Errors
+    ///
+    /// The error of the failed transaction, or [`StoreError::Unavailable`] with an unknown outcome
+    /// when the writer has ended.
+    pub(crate) async fn run_on_writer<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (reply, done) = oneshot::channel();
-        let aside: Aside = Box::new(move |conn| {
+        let task: WriterTask = Box::new(move |conn| {
             let result = in_transaction(conn, work);
             let (answer, result) = match result {
                 Ok(value) => (Ok(value), Ok(())),
                 Err(error) => (Err(CommitFailure::of(&error, true).store_error()), Err(error)),
             };
-            // Who asked may have stopped waiting; what is asked for here may be done twice.
+            // The caller may have stopped waiting; all such work may be repeated.
             drop(reply.send(answer));
             result
         });
         {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             if !state.closed {
-                state.asides.push(aside);
+                state.tasks.push(task);
                 self.arrived.notify_one();
             }
         }
         let stopped = StoreError::Unavailable {
             reason: "the writer has stopped",
             outcome_unknown: true,
-            retry_after: Duration::from_secs(1),
+            retry_after: jittered_retry_after(),
         };
         done.await.unwrap_or(Err(stopped))
     }
 
-    /// Remembers how far a group has come; written with the next batch or after the writer's delay.
-    /// What was written already is not written again, so an idle consumer costs nothing.
-    pub(crate) fn set_offset(&self, group: Group, position: BusPosition) {
-        let mut state = self.lock();
+    /// Sets the offset of a group; it is written with the next batch or after the writer's delay.
+    /// An offset that was already written is not written again, so an idle consumer costs nothing.
+    pub(crate) fn set_offset(&self, group: ConsumerGroup, position: BusPosition) {
+        let mut state = self.state.lock();
         if state.offsets_taken.get(&group) == Some(&position) && !state.offsets.contains_key(&group)
         {
             return;
@@ -214,52 +237,51 @@ impl Queue {
         }
     }
 
-    /// The last offset of a group that was set since the file was opened.
-    pub(crate) fn offset(&self, group: Group) -> Option<BusPosition> {
-        let state = self.lock();
+    /// The last offset that was set for a group since the file was opened; `None`: none was.
+    pub(crate) fn offset(&self, group: ConsumerGroup) -> Option<BusPosition> {
+        let state = self.state.lock();
         state.offsets.get(&group).or_else(|| state.offsets_taken.get(&group)).cloned()
     }
 
-    /// The offsets of a failed transaction: forgotten as written, so that the consumer's next call
+    /// Marks the offsets of a failed transaction as unwritten, so that the consumer's next call
     /// writes them.
-    pub(crate) fn offsets_failed(&self, offsets: &BTreeMap<Group, BusPosition>) {
-        let mut state = self.lock();
+    pub(crate) fn offsets_failed(&self, offsets: &BTreeMap<ConsumerGroup, BusPosition>) {
+        let mut state = self.state.lock();
         offsets.keys().for_each(|group| {
             state.offsets_taken.remove(group);
         });
     }
 
-    /// Refuses what comes from now on; what waits is still done.
+    /// Refuses new writes; queued work is still done.
     pub(crate) fn close(&self) {
-        self.lock().closed = true;
+        self.state.lock().closed = true;
         self.arrived.notify_one();
     }
 
-    /// The writer is gone: whoever waits learns it now instead of never.
+    /// Fails all waiting callers because the writer has ended.
     pub(crate) fn abandon(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.closed = true;
-        let dropped =
-            (state.writes.take(usize::MAX, usize::MAX), std::mem::take(&mut state.asides));
+        let dropped = (state.writes.take(usize::MAX, usize::MAX), std::mem::take(&mut state.tasks));
         drop(state);
         drop(dropped);
     }
 
-    /// Writes that wait.
+    /// Number of queued writes.
     pub(crate) fn waiting(&self) -> usize {
-        self.lock().writes.len()
+        self.state.lock().writes.len()
     }
 
-    /// Waits for work, at most `idle`; then takes what is there, at most `max` writes, without
-    /// lingering.
+    /// Waits for work for at most `idle`, then takes it: at most `max` writes, without waiting for
+    /// more.
     pub(crate) fn take(&self, max: usize, idle: Duration, offsets_delay: Duration) -> Batch {
         let end = Instant::now() + idle;
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         loop {
             let now = Instant::now();
             let offsets_due = state.offsets_since.map(|since| since + offsets_delay);
             if !state.writes.is_empty()
-                || !state.asides.is_empty()
+                || !state.tasks.is_empty()
                 || state.closed
                 || offsets_due.is_some_and(|d| d <= now)
             {
@@ -269,23 +291,19 @@ impl Queue {
             if until <= now {
                 return Batch::default();
             }
-            state = self
-                .arrived
-                .wait_timeout(state, until - now)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            self.arrived.wait_until(&mut state, until);
         }
     }
 }
 
 impl State {
     fn drain(&mut self, max: usize) -> Batch {
-        let writes = self.writes.take(max, BATCH_UNITS);
+        let writes = self.writes.take(max, BATCH_UNITS_MAX);
         self.offsets_since = None;
         let offsets = std::mem::take(&mut self.offsets);
         self.offsets_taken.extend(offsets.iter().map(|(g, p)| (*g, p.clone())));
         let finished = self.closed && self.writes.is_empty();
-        Batch { writes, asides: std::mem::take(&mut self.asides), offsets, finished }
+        Batch { writes, tasks: std::mem::take(&mut self.tasks), offsets, finished }
     }
 }
 
@@ -314,7 +332,7 @@ mod tests {
             traceparent: None,
         };
         let (reply, answer) = oneshot::channel();
-        (WriteJob { request, claim: None, reply }, answer)
+        (WriteJob { request, race: None, reply }, answer)
     }
 
     fn push(queue: &Queue, tenant: &str, id: &str, tags: usize) -> Result<(), StoreError> {
@@ -332,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_takes_tenants_in_turn_and_keeps_each_ones_order() {
+    fn a_batch_takes_tenants_round_robin_and_keeps_their_order() {
         let queue = Queue::default();
         for n in 0..5 {
             push(&queue, "flood", &n.to_string(), 1).expect("room");
@@ -346,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_leaves_room_for_whoever_comes_later() {
+    fn a_flood_leaves_room_for_a_late_tenant() {
         let queue = Queue::default();
         let fill = |tenant: &str| {
             (0..).take_while(|n| push(&queue, tenant, &n.to_string(), 1).is_ok()).count()
@@ -369,13 +387,16 @@ mod tests {
         let queue = Queue::default();
         let fitted = (0..).take_while(|n| push(&queue, "a", &n.to_string(), 100).is_ok()).count();
         assert_eq!(fitted, QUEUE_UNITS.div_ceil(2 * 25));
-        assert_eq!(take(&queue, 512).writes.len(), BATCH_UNITS.div_ceil(25));
+        assert_eq!(take(&queue, 512).writes.len(), BATCH_UNITS_MAX.div_ceil(25));
     }
 
     #[test]
     fn an_offset_is_handed_over_once() {
-        let (queue, group) = (Queue::default(), Group("g"));
-        let at = |next| BusPosition { next, emits: tagfast_events::Emits::embedded(1) };
+        let (queue, group) = (Queue::default(), ConsumerGroup("g"));
+        let at = |next| BusPosition {
+            next,
+            publisher_epochs: tagfast_events::PublisherEpochs::embedded(1),
+        };
         queue.set_offset(group, at(5));
         assert_eq!(take(&queue, 1).offsets[&group], at(5));
         queue.set_offset(group, at(5));
@@ -389,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waits_for_a_dead_writer_is_told() {
+    fn callers_of_a_dead_writer_get_an_error() {
         let queue = Queue::default();
         let (job, mut answer) = job("a", "0", 1);
         queue.push(job).expect("room");
@@ -402,10 +423,10 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_has_one_winner() {
-        let claim = Claim::new();
-        assert!(claim.take() && !claim.give_up());
-        let claim = Claim::new();
-        assert!(claim.give_up() && !claim.take());
+    fn a_deadline_race_has_one_winner() {
+        let race = DeadlineRace::new();
+        assert!(race.take() && !race.give_up());
+        let race = DeadlineRace::new();
+        assert!(race.give_up() && !race.take());
     }
 }

@@ -1,43 +1,44 @@
-//! The reader pool of a file, and where a read runs.
+//! The reader pool of a file, and the choice of the thread on which a read runs.
 //!
-//! A view that finds its pages in memory takes a few microseconds: less than a hop to another
-//! thread, so it runs on the caller's task. On a slow disk that would hold the runtime's workers;
-//! so once two views within `SLOW_FOR` took longer than `SLOW_READ` while their threads read from
-//! the disk, the file's views run on the blocking pool for `SLOW_FOR`. Those two have cost their
-//! workers that time; the next ones do not. A thread that only lost its core to another is not a
-//! slow disk: a hop to one more thread would then make matters worse.
+//! A view whose pages are in memory takes a few microseconds, less than a hop to a different
+//! thread, so it runs on the caller's task. On a slow disk that would block the runtime's workers:
+//! once two views within `SLOW_MEMORY` took longer than `SLOW_READ` while their threads read from
+//! the disk, the file's views run on the blocking pool for `SLOW_MEMORY`. A thread that only lost
+//! its core is not a slow disk; a hop to one more thread would make matters worse.
 //!
-//! Walks (scans, the bus, counts) always run on the blocking pool, on a connection of their own:
-//! they neither take a view's connection nor count as slow reads.
+//! Walks (scans, the bus, counts) always run on the blocking pool, on their own connection: they
+//! neither occupy a view's connection nor count as slow reads.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use rusqlite::Connection;
+use tagfast_resilience::counter;
 
-/// A read slower than this says that the disk answers, not the memory.
+use crate::metric::STORE_SLOW_READS;
+
+/// A read slower than this was served by the disk, not from memory.
 const SLOW_READ: Duration = Duration::from_millis(2);
-/// How long views then keep off the runtime's workers.
-const SLOW_FOR: Duration = Duration::from_secs(1);
+/// How long views then run on the blocking pool.
+const SLOW_MEMORY: Duration = Duration::from_secs(1);
 
 static THREADS: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
     static PREFERRED: usize = THREADS.fetch_add(1, Ordering::Relaxed);
-    /// Bytes this thread had read from the disk when it was last asked; first at its first view.
+    /// Bytes this thread had read from the disk at its last check; initially at its first view.
     static DISK_BYTES: Cell<Option<u64>> = Cell::new(disk_bytes());
 }
 
-/// Bytes this thread has caused to be read from a disk; `None` where the system does not tell.
+/// Bytes this thread has read from a disk; `None`: the system does not report it.
 fn disk_bytes() -> Option<u64> {
     let io = std::fs::read_to_string("/proc/thread-self/io").ok()?;
     io.lines().find_map(|line| line.strip_prefix("read_bytes: "))?.parse().ok()
 }
 
-/// Whether this thread has read from the disk since it was last asked. Where that is not known:
-/// yes.
+/// Whether this thread has read from the disk since its last check; true where it is unknown.
 fn waited_for_disk() -> bool {
     let now = disk_bytes();
     let before = DISK_BYTES.replace(now);
@@ -47,7 +48,7 @@ fn waited_for_disk() -> bool {
 /// Read connections of one file.
 pub(crate) struct ReaderPool {
     views: Vec<Mutex<Connection>>,
-    pace: Pace,
+    detector: SlowReadDetector,
     walks: Mutex<Connection>,
 }
 
@@ -56,57 +57,54 @@ impl ReaderPool {
     pub(crate) fn new(views: Vec<Connection>, walks: Connection) -> Self {
         Self {
             views: views.into_iter().map(Mutex::new).collect(),
-            pace: Pace::new(),
+            detector: SlowReadDetector::new(),
             walks: Mutex::new(walks),
         }
     }
 
     /// Whether a view should run on the blocking pool.
     pub(crate) fn is_slow(&self) -> bool {
-        self.pace.is_slow(Instant::now())
+        self.detector.is_slow(Instant::now())
     }
 
-    /// Runs a short read on a free connection, or waits for one.
+    /// Runs a short read on a free connection, waiting for one if necessary.
     pub(crate) fn view<T>(&self, read: impl FnOnce(&Connection) -> T) -> T {
         let conn = self.checkout();
         let started = Instant::now();
         let result = read(&conn);
-        self.pace.took(started, Instant::now(), waited_for_disk);
+        self.detector.took(started, Instant::now(), waited_for_disk);
         result
     }
 
-    /// Runs a long read. Only on threads that may block.
+    /// Runs a long read. Must be called only on threads that may block.
     pub(crate) fn walk<T>(&self, read: impl FnOnce(&Connection) -> T) -> T {
-        read(&self.walks.lock().unwrap_or_else(PoisonError::into_inner))
+        read(&self.walks.lock())
     }
 
     fn checkout(&self) -> MutexGuard<'_, Connection> {
-        // A thread keeps to one connection: its cache stays with the thread's core.
+        // A thread prefers one connection, so that its cache stays with the thread's core.
         let first = PREFERRED.with(|n| *n);
         DISK_BYTES.with(|_| ());
         for n in 0..self.views.len() {
-            match self.views[(first + n) % self.views.len()].try_lock() {
-                Ok(conn) => return conn,
-                // A panic during a read leaves the connection usable: statements are reset when
-                // they are dropped.
-                Err(TryLockError::Poisoned(conn)) => return conn.into_inner(),
-                Err(TryLockError::WouldBlock) => {}
+            // A panic during a read leaves the connection usable: statements are reset on drop.
+            if let Some(conn) = self.views[(first + n) % self.views.len()].try_lock() {
+                return conn;
             }
         }
-        self.views[first % self.views.len()].lock().unwrap_or_else(PoisonError::into_inner)
+        self.views[first % self.views.len()].lock()
     }
 }
 
-/// Remembers whether reads have been slow lately.
-struct Pace {
+/// Detects that reads are slow.
+struct SlowReadDetector {
     origin: Instant,
-    /// When the last slow read ended, and until when views run elsewhere; 0 = never. Milliseconds
-    /// after `origin`.
+    /// End of the last slow read, and until when views run on the blocking pool, in ms after
+    /// `origin`; 0 = never.
     slow_at_ms: AtomicU64,
     slow_until_ms: AtomicU64,
 }
 
-impl Pace {
+impl SlowReadDetector {
     fn new() -> Self {
         Self {
             origin: Instant::now(),
@@ -121,10 +119,10 @@ impl Pace {
 
     fn took(&self, started: Instant, ended: Instant, waited_for_disk: impl FnOnce() -> bool) {
         if ended.duration_since(started) > SLOW_READ && waited_for_disk() {
-            metrics::counter!("tagfast_store_slow_reads_total").increment(1);
+            counter!(STORE_SLOW_READS).increment(1);
             let before = self.slow_at_ms.swap(self.ms(ended), Ordering::Relaxed);
-            if before != 0 && self.ms(ended) <= before + self.ms(self.origin + SLOW_FOR) {
-                self.slow_until_ms.store(self.ms(ended + SLOW_FOR), Ordering::Relaxed);
+            if before != 0 && self.ms(ended) <= before + self.ms(self.origin + SLOW_MEMORY) {
+                self.slow_until_ms.store(self.ms(ended + SLOW_MEMORY), Ordering::Relaxed);
             }
         }
     }
@@ -140,24 +138,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slow_reads_in_a_row_send_the_next_second_of_reads_elsewhere() {
-        let pace = Pace::new();
-        let after = |ms| pace.origin + Duration::from_millis(ms);
-        pace.took(after(10), after(11), || true);
-        pace.took(after(11), after(40), || false);
-        pace.took(after(40), after(80), || false);
-        assert!(!pace.is_slow(after(81)), "the threads only lost their core");
-        pace.took(after(100), after(103), || true);
-        assert!(!pace.is_slow(after(104)), "one is no slow disk");
-        pace.took(after(2000), after(2003), || true);
-        assert!(!pace.is_slow(after(2004)), "nor is one now and then");
-        pace.took(after(2500), after(2503), || true);
-        assert!(pace.is_slow(after(2504)) && pace.is_slow(after(3502)));
-        assert!(!pace.is_slow(after(3504)));
+    fn slow_reads_in_a_row_move_the_next_second_of_reads_to_the_blocking_pool() {
+        let detector = SlowReadDetector::new();
+        let after = |ms| detector.origin + Duration::from_millis(ms);
+        detector.took(after(10), after(11), || true);
+        detector.took(after(11), after(40), || false);
+        detector.took(after(40), after(80), || false);
+        assert!(!detector.is_slow(after(81)), "the threads only lost their core");
+        detector.took(after(100), after(103), || true);
+        assert!(!detector.is_slow(after(104)), "one is no slow disk");
+        detector.took(after(2000), after(2003), || true);
+        assert!(!detector.is_slow(after(2004)), "nor is one now and then");
+        detector.took(after(2500), after(2503), || true);
+        assert!(detector.is_slow(after(2504)) && detector.is_slow(after(3502)));
+        assert!(!detector.is_slow(after(3504)));
     }
 
     #[test]
-    fn a_thread_that_reads_no_disk_did_not_wait_for_one() {
+    fn a_thread_that_reads_no_disk_did_not_wait_for_it() {
         DISK_BYTES.with(|_| ());
         if disk_bytes().is_some() {
             assert!(!waited_for_disk());
@@ -170,6 +168,6 @@ mod tests {
         let open = || Connection::open_in_memory().expect("a database in memory");
         let pool = ReaderPool::new(vec![open(), open()], open());
         pool.walk(|_| pool.view(|_| pool.view(|_| ())));
-        assert!(pool.views.iter().all(|c| c.try_lock().is_ok()));
+        assert!(pool.views.iter().all(|c| c.try_lock().is_some()));
     }
 }

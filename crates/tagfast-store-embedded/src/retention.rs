@@ -1,8 +1,11 @@
-//! What a file forgets: old write ids, and events that every group has had for an hour.
+//! Retention of a file: deletes expired write ids, and events that every consumer group read more
+//! than an hour ago.
 //!
-//! Deleting runs in chunks between group commits, so that writers do not notice it. A group that
-//! fell too far behind no longer holds events back: it is expired, its consumer is told so and
-//! rebuilds from the shards; nothing is ever skipped silently.
+//! Rows are deleted in small batches between group commits, so writers do not notice. A group that
+//! is too far behind no longer retains events: it is expired, its consumer gets an error and
+//! rebuilds from the shards. No event is ever skipped silently.
+//!
+//! How it fails: an SQLite error leaves the rows; the next run retries.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
@@ -10,20 +13,24 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, params};
 use tagfast_domain::{UnixMillis, limits};
+use tagfast_resilience::metric::{Bounded, metrics};
+use tagfast_resilience::{counter, gauge};
 
+use crate::file::FileState;
+use crate::metric::{BUS_DELETED, BUS_RETAINED_EVENTS};
 use crate::schema;
-use crate::writer::FileState;
 
-/// How often it looks when there is nothing to delete.
-pub(crate) const RETENTION_EVERY: Duration = Duration::from_secs(30);
-/// Events that every group has are kept this long.
-const KEEP_MS: i64 = 3_600_000;
+/// Pause between two runs when there is nothing to delete.
+pub(crate) const RETENTION_INTERVAL: Duration = Duration::from_secs(30);
+/// Events that every group has read are kept this long, in ms (1 h).
+const READ_EVENTS_KEPT_MS: i64 = 3_600_000;
 /// Rows deleted in one transaction: 1,000 take about 3 ms.
-const CHUNK: i64 = 1000;
-/// A group this far behind is expired; a file without any group keeps its events this long.
+const DELETE_BATCH: i64 = 1000;
+/// A group this far behind is expired; a file without any group keeps its events this long, in ms
+/// (7 days).
 const EXPIRE_AGE_MS: i64 = 7 * 86_400_000;
 
-/// How far behind a group may be, in bytes of payload per file.
+/// Maximum lag of a group, in bytes of payload per file.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ExpireBytes(pub(crate) i64);
 
@@ -35,8 +42,8 @@ pub(crate) struct Retention {
     deleted: metrics::Counter,
 }
 
-/// What may be deleted: events below a position that are older than an age.
-struct Deletable {
+/// Events that may be deleted: below a position and older than an age.
+struct RetentionBatch {
     below: i64,
     age_ms: i64,
 }
@@ -46,12 +53,12 @@ impl Retention {
         Self {
             expire,
             expired: BTreeSet::new(),
-            rows: metrics::gauge!("tagfast_bus_retained_events", "file" => file.to_string()),
-            deleted: metrics::counter!("tagfast_bus_deleted_total"),
+            rows: gauge!(BUS_RETAINED_EVENTS, "file" => Bounded(file.to_string())),
+            deleted: counter!(BUS_DELETED),
         }
     }
 
-    /// Deletes one chunk. True when there is more to delete.
+    /// Deletes one batch. Returns whether there is more to delete.
     pub(crate) fn run(
         &mut self,
         conn: &Connection,
@@ -62,13 +69,13 @@ impl Retention {
             .prepare_cached(
                 "DELETE FROM applied WHERE (k, wid) IN (SELECT k, wid FROM applied WHERE at <= ?1 LIMIT ?2)",
             )?
-            .execute(params![now - limits::WRITE_ID_MEMORY_MS, CHUNK])?;
+            .execute(params![now - limits::WRITE_ID_MEMORY_MS, DELETE_BATCH])?;
         let events = self.delete_events(conn, file, now)?;
         let newest = file.newest.load(Ordering::Acquire);
         self.rows
             .set((newest + 1).saturating_sub(file.retained_from.load(Ordering::Acquire).max(1))
                 as f64);
-        Ok(ids as i64 == CHUNK || events as i64 == CHUNK)
+        Ok(ids as i64 == DELETE_BATCH || events as i64 == DELETE_BATCH)
     }
 
     fn delete_events(
@@ -77,12 +84,12 @@ impl Retention {
         file: &FileState,
         now: UnixMillis,
     ) -> rusqlite::Result<usize> {
-        let Deletable { below, age_ms } = self.deletable(conn, file, now)?;
+        let RetentionBatch { below, age_ms } = self.deletable(conn, file, now)?;
         let select = "SELECT pos FROM bus_event WHERE pos < ?1 AND at < ?2 ORDER BY pos LIMIT ?3";
         let tx = conn.unchecked_transaction()?;
         let deleted = tx
             .prepare_cached(&format!("DELETE FROM bus_event WHERE pos IN ({select})"))?
-            .execute(params![below, now - age_ms, CHUNK])?;
+            .execute(params![below, now - age_ms, DELETE_BATCH])?;
         if deleted == 0 {
             return Ok(0);
         }
@@ -102,7 +109,7 @@ impl Retention {
         conn: &Connection,
         file: &FileState,
         now: UnixMillis,
-    ) -> rusqlite::Result<Deletable> {
+    ) -> rusqlite::Result<RetentionBatch> {
         let newest = file.newest.load(Ordering::Acquire).cast_signed();
         let groups: Vec<(String, i64)> = conn
             .prepare_cached("SELECT grp, pos FROM bus_offset")?
@@ -126,7 +133,7 @@ impl Retention {
                     tracing::error!(
                         file = file.index,
                         group,
-                        "the group is too far behind; it has to rebuild"
+                        "consumer group is too far behind and must rebuild"
                     );
                 }
                 expired.insert(group);
@@ -134,9 +141,13 @@ impl Retention {
                 needed = Some(needed.map_or(pos, |n: i64| n.min(pos)));
             }
         }
-        let age_ms = if needed.is_none() && expired.is_empty() { EXPIRE_AGE_MS } else { KEEP_MS };
+        let age_ms = if needed.is_none() && expired.is_empty() {
+            EXPIRE_AGE_MS
+        } else {
+            READ_EVENTS_KEPT_MS
+        };
         self.expired = expired;
-        Ok(Deletable { below: needed.unwrap_or(newest + 1), age_ms })
+        Ok(RetentionBatch { below: needed.unwrap_or(newest + 1), age_ms })
     }
 }
 

@@ -1,16 +1,20 @@
-//! The tables, their versions and how a connection is set up.
+//! The tables, their schema versions and the setup of connections.
 //!
-//! `PRAGMA user_version` is the schema's version. Migrations run one after the other inside one
-//! transaction per file; a file of a newer version is refused, since an older program would misread
-//! it.
+//! `PRAGMA user_version` is the schema version. Migrations run in order, one transaction each per
+//! file. A file of a newer version is refused, because an older program would misread it.
+//!
+//! How it fails: a failing migration leaves the file at the version before it.
+
+use std::path::Path;
+use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
-use std::path::Path;
 
-/// "TagF": says that a file is ours.
+/// "TagF": identifies a Tagfast file.
 pub(crate) const APPLICATION_ID: i32 = 0x5461_6746;
 
-/// Migration `n` brings a file from version `n` to `n + 1`. Never edit one that was released.
+/// Migration `n` brings a file from version `n` to `n + 1`. A migration that ran on any data
+/// directory must never be edited.
 pub(crate) const MIGRATIONS: &[&str] = &["
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE epoch (ordinal INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, minted_at INTEGER NOT NULL, fences TEXT);
@@ -48,48 +52,67 @@ CREATE TABLE letter_job (id TEXT PRIMARY KEY, dry_run INTEGER NOT NULL, rate INT
                          failed INTEGER NOT NULL DEFAULT 0, dropped INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 CREATE TABLE letter_act (n INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER NOT NULL, by TEXT NOT NULL, action TEXT NOT NULL,
                          detail TEXT NOT NULL, letters INTEGER NOT NULL);
+","
+ALTER TABLE epoch RENAME COLUMN fences TO ends;
+ALTER TABLE bus_dlq RENAME TO dead_letter;
+ALTER TABLE dead_letter RENAME COLUMN letter_id TO id;
+DROP INDEX bus_dlq_order;
+DROP INDEX bus_dlq_state;
+DROP INDEX bus_dlq_job;
+CREATE INDEX dead_letter_order ON dead_letter (last_failed_at, id);
+CREATE INDEX dead_letter_state ON dead_letter (state, last_failed_at, id);
+CREATE INDEX dead_letter_job ON dead_letter (job, grp, pos) WHERE job IS NOT NULL;
+ALTER TABLE letter_job RENAME TO replay_job;
+ALTER TABLE replay_job RENAME COLUMN letters TO dead_letters;
+ALTER TABLE letter_act RENAME TO dead_letter_audit;
+ALTER TABLE dead_letter_audit RENAME COLUMN n TO id;
+ALTER TABLE dead_letter_audit RENAME COLUMN by TO actor;
+ALTER TABLE dead_letter_audit RENAME COLUMN letters TO dead_letters;
 "];
 
-/// The version this program writes.
+/// The schema version that this program writes.
 pub(crate) const VERSION: i64 = MIGRATIONS.len() as i64;
 
-/// WAL pages before a checkpoint: more gives more writes and a longer tail, 4000 pages are 16 MB
-/// per file.
+/// WAL pages before a checkpoint. More pages: more writes and a longer tail latency; 4000 pages are
+/// 16 MB per file.
 const AUTOCHECKPOINT_PAGES: i64 = 4000;
 
-/// A WAL that a long read (a backup) made larger than this is cut back to it.
-const WAL_BYTES_KEPT: i64 = 32 << 20;
+/// A WAL that grew beyond this during a long read (a backup) is truncated to it, in bytes.
+const WAL_BYTES_MAX: i64 = 32 << 20;
 
-/// A connection that may write.
+/// How long a statement waits for a lock of a different process (a backup).
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Opens a read-write connection.
 pub(crate) fn open_writer(path: &Path, cache_bytes: usize) -> rusqlite::Result<Connection> {
     let conn = Connection::open(path)?;
-    conn.busy_timeout(std::time::Duration::from_secs(5))?;
+    conn.busy_timeout(BUSY_TIMEOUT)?;
     conn.pragma_update(None, "journal_mode", "WAL")?;
     conn.pragma_update(None, "synchronous", "FULL")?;
     conn.pragma_update(None, "wal_autocheckpoint", AUTOCHECKPOINT_PAGES)?;
-    conn.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT)?;
+    conn.pragma_update(None, "journal_size_limit", WAL_BYTES_MAX)?;
     conn.pragma_update(None, "cache_size", -((cache_bytes / 1024) as i64))?;
     conn.set_prepared_statement_cache_capacity(32);
     Ok(conn)
 }
 
-/// A connection that only reads.
+/// Opens a read-only connection.
 pub(crate) fn open_reader(path: &Path, cache_bytes: usize) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let conn = Connection::open_with_flags(path, flags)?;
-    conn.busy_timeout(std::time::Duration::from_secs(5))?;
+    conn.busy_timeout(BUSY_TIMEOUT)?;
     conn.pragma_update(None, "query_only", true)?;
     conn.pragma_update(None, "cache_size", -((cache_bytes / 1024) as i64))?;
     conn.set_prepared_statement_cache_capacity(16);
     Ok(conn)
 }
 
-/// The version of a file; 0 for a new one.
+/// The schema version of a file; 0 for a new one.
 pub(crate) fn version(conn: &Connection) -> rusqlite::Result<i64> {
     conn.pragma_query_value(None, "user_version", |row| row.get(0))
 }
 
-/// Brings a file to the newest version of `migrations`, one transaction a step.
+/// Migrates a file to the newest version of `migrations`, one transaction per step.
 pub(crate) fn migrate(conn: &mut Connection, migrations: &[&str]) -> rusqlite::Result<()> {
     let from = version(conn)?;
     for (n, statements) in migrations.iter().enumerate().skip(usize::try_from(from).unwrap_or(0)) {
@@ -115,7 +138,7 @@ pub(crate) fn set_meta(conn: &Connection, key: &str, value: &str) -> rusqlite::R
     Ok(())
 }
 
-/// The largest position ever given, also after retention emptied the table.
+/// The largest position ever assigned, also after retention emptied the table.
 pub(crate) fn last_position(conn: &Connection) -> rusqlite::Result<u64> {
     use rusqlite::OptionalExtension;
     let seq: Option<i64> = conn

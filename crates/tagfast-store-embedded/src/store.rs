@@ -1,54 +1,49 @@
-//! The store: the ports over the files.
+//! The embedded store: implements the ports over its files.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use rusqlite::{Connection, params};
 use tagfast_domain::{ContentKey, Document, DomainError, Epoch, EpochId, TenantId, Version, codec};
-use tagfast_events::{Bus, LetterBook};
-use tagfast_resilience::Clock;
+use tagfast_events::{Bus, DeadLetterStore};
+use tagfast_resilience::{Clock, ErrorChain, jittered_retry_after, task};
 use tagfast_sharding::{ContentHash, LogicalShard};
 use tagfast_store::{
     CacheUse, ConsistencyToken, Degraded, Durability, History, Position, ReadOptions, Receipt,
     ReceiptReader, ScanPage, ShardScanner, Source, StoreError, TagReader, TagWriter, Verdict, View,
-    WriteAnswer, WriteRequest,
+    WriteAnswer, WriteRequest, stored_key,
 };
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use crate::bus::EmbeddedBus;
+use crate::dead_letters::EmbeddedDeadLetters;
 use crate::directory::{self, DirectoryLock, OpenError, OpenOptions};
 use crate::error::read_error;
-use crate::letters::EmbeddedLetters;
-use crate::queue::{Claim, Queue, WriteJob};
+use crate::file::{FileState, StoreFile};
+use crate::queue::{DeadlineRace, Queue, WriteJob};
 use crate::reader::ReaderPool;
 use crate::retention::{ExpireBytes, Retention};
-use crate::rows::{self, stored_key};
+use crate::rows;
 use crate::schema;
-use crate::writer::{FileState, Writer};
+use crate::writer::Writer;
 
-/// Most connections per file for views: more would only split the cache.
-const MOST_READERS: usize = 4;
-/// Page cache of the connection that walks a file: it reads each page once.
+/// Maximum connections per file for views: more would only split the cache.
+const READERS_MAX: usize = 4;
+/// Page cache, in bytes, of the connection that walks a file: it reads each page once.
 const WALK_CACHE_BYTES: usize = 256 << 10;
-/// Views in one call that are worth a hop to the blocking pool.
-const MANY_VIEWS: usize = 32;
+/// Calls with at least this many views run on the blocking pool.
+const BLOCKING_VIEWS_MIN: usize = 32;
 
-/// One file: its writer's mailbox and its readers.
-pub(crate) struct StoreFile {
-    pub(crate) state: Arc<FileState>,
-    pub(crate) readers: ReaderPool,
-}
-
-/// The embedded store. The last owner closes it; a process that ends without that loses nothing
-/// acknowledged.
+/// The embedded store. Dropping the last reference closes it; a process that ends without closing
+/// loses no acknowledged write.
 pub struct EmbeddedStore {
     files: Arc<Vec<StoreFile>>,
     epoch: Epoch,
-    fences: Vec<(EpochId, Vec<u64>)>,
+    epoch_ends: Vec<(EpochId, Vec<u64>)>,
     clock: Arc<dyn Clock>,
     committed: watch::Sender<u64>,
     writers: Mutex<Vec<JoinHandle<()>>>,
@@ -56,14 +51,18 @@ pub struct EmbeddedStore {
 }
 
 impl EmbeddedStore {
-    /// Opens or creates a data directory. Blocks while files are checked after an unclean stop.
+    /// Opens or creates a data directory. Blocks; after an unclean stop it checks every file.
+    ///
+    /// # Errors
+    ///
+    /// An [`OpenError`] that tells the operator what to do.
     pub fn open(options: OpenOptions) -> Result<Arc<Self>, OpenError> {
         let opened = directory::open(&options)?;
         let (committed, _) = watch::channel(0);
         let mut files = Vec::new();
         let mut writers = Vec::new();
         let readers =
-            std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, MOST_READERS));
+            std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, READERS_MAX));
         let readers_cache = options.cache_bytes * 3 / 4 / (opened.writers.len() * readers);
         for (index, conn) in opened.writers.into_iter().enumerate() {
             let path = directory::file_path(&options.data_dir, index);
@@ -94,7 +93,7 @@ impl EmbeddedStore {
         Ok(Arc::new(Self {
             files: Arc::new(files),
             epoch: opened.epoch,
-            fences: opened.fences,
+            epoch_ends: opened.epoch_ends,
             clock: options.clock,
             committed,
             writers: Mutex::new(writers),
@@ -102,12 +101,12 @@ impl EmbeddedStore {
         }))
     }
 
-    /// The epoch this directory is in.
+    /// The current epoch of the directory.
     pub fn current_epoch(&self) -> Epoch {
         self.epoch
     }
 
-    /// The outbox of this store as a bus.
+    /// The outbox of the store as a bus.
     pub fn bus(&self) -> Arc<dyn Bus> {
         Arc::new(EmbeddedBus::new(
             Arc::clone(&self.files),
@@ -117,19 +116,18 @@ impl EmbeddedStore {
         ))
     }
 
-    /// The dead letters of this store.
-    pub fn letters(&self) -> Arc<dyn LetterBook> {
-        Arc::new(EmbeddedLetters::new(Arc::clone(&self.files)))
+    /// The dead letters of the store.
+    pub fn dead_letters(&self) -> Arc<dyn DeadLetterStore> {
+        Arc::new(EmbeddedDeadLetters::new(Arc::clone(&self.files)))
     }
 
-    /// Finishes what waits, refuses what comes, checkpoints and marks the files clean. Blocks.
+    /// Finishes queued work, refuses new work, checkpoints and marks the files clean. Blocks.
     pub fn close(&self) {
         self.files.iter().for_each(|f| f.state.queue.close());
-        let writers =
-            std::mem::take(&mut *self.writers.lock().unwrap_or_else(PoisonError::into_inner));
+        let writers = std::mem::take(&mut *self.writers.lock());
         for writer in writers {
             if writer.join().is_err() {
-                tracing::error!("a writer thread had panicked");
+                tracing::error!("writer thread panicked");
             }
         }
     }
@@ -143,14 +141,15 @@ impl EmbeddedStore {
         Position { epoch: self.epoch.id, xid: newest, lsn: newest }
     }
 
-    fn fence(&self, epoch: EpochId, file: usize) -> u64 {
+    /// The end of `epoch` in a file; 0 for an unknown epoch.
+    fn epoch_end_of(&self, epoch: EpochId, file: usize) -> u64 {
         if epoch == self.epoch.id {
             return u64::MAX;
         }
-        self.fences
+        self.epoch_ends
             .iter()
             .find(|(id, _)| *id == epoch)
-            .and_then(|(_, f)| f.get(file))
+            .and_then(|(_, ends)| ends.get(file))
             .copied()
             .unwrap_or(0)
     }
@@ -159,7 +158,8 @@ impl EmbeddedStore {
         usize::from(shard.number()) % self.files.len()
     }
 
-    /// What a token may have seen that this history does not have: only after a restore.
+    /// Whether the token's client may have seen writes that this history does not have: only after
+    /// a restore.
     fn degraded(
         &self,
         hash: ContentHash,
@@ -169,18 +169,19 @@ impl EmbeddedStore {
     ) -> Vec<Degraded> {
         let shard = LogicalShard::of_hash(hash);
         let ahead = token.version_of(hash).is_some_and(|seen| seen > version);
-        let past_fence = token.floors.get(&shard).is_some_and(|floor| {
-            floor.epoch != self.epoch.id && floor.lsn > self.fence(floor.epoch, file.state.index)
+        let past_epoch_end = token.floors.get(&shard).is_some_and(|floor| {
+            floor.epoch != self.epoch.id
+                && floor.lsn > self.epoch_end_of(floor.epoch, file.state.index)
         });
-        if ahead || past_fence {
+        if ahead || past_epoch_end {
             vec![Degraded { feature: "session", reason: "token_unknown" }]
         } else {
             Vec::new()
         }
     }
 
-    /// What a view says besides the document. Taken before the document is read, so that it is at
-    /// least as new.
+    /// A view without its document. Its position is taken before the document is read, so the
+    /// document is at least as recent.
     fn view_of(&self, index: usize) -> View {
         let position = self.position(&self.files[index]);
         View {
@@ -199,18 +200,19 @@ impl EmbeddedStore {
     fn filled(
         &self,
         mut view: View,
-        lookup: &Lookup,
+        lookup: &ContentLocation,
         found: rusqlite::Result<Option<Result<Document, DomainError>>>,
         token: Option<&ConsistencyToken>,
     ) -> Result<View, StoreError> {
-        let document = match found.map_err(|e| read_error(lookup.file, e))? {
+        let document = match found.map_err(|e| read_error(lookup.file, &e))? {
             Some(Ok(document)) => document,
             Some(Err(source)) => {
                 let what = match ContentKey::from_bytes(&lookup.key[1..]) {
                     Ok(key) => format!("content {key}"),
                     Err(_) => "a content".to_owned(),
                 };
-                tracing::error!(file = lookup.file, what, %source, "a stored document is damaged");
+                let error = ErrorChain(&source);
+                tracing::error!(file = lookup.file, what, %error, "stored document is damaged");
                 return Err(StoreError::Damaged { what, source: Some(source) });
             }
             None => Document::default(),
@@ -225,21 +227,21 @@ impl EmbeddedStore {
         Ok(view)
     }
 
-    fn lookup(&self, key: &ContentKey) -> Lookup {
+    fn locate(&self, key: &ContentKey) -> ContentLocation {
         let bytes = key.to_bytes();
         let hash = ContentHash::of_bytes(&bytes);
         let shard = LogicalShard::of_hash(hash);
-        Lookup { hash, file: self.file_number(shard), key: stored_key(shard, &bytes) }
+        ContentLocation { hash, file: self.file_number(shard), key: stored_key(shard, &bytes) }
     }
 
-    /// Runs a blocking read elsewhere, at most until the deadline.
-    async fn elsewhere<T: Send + 'static>(
+    /// Runs a read on the blocking pool, at most until the deadline.
+    async fn read_blocking<T: Send + 'static>(
         &self,
         deadline: Option<Instant>,
         read: impl FnOnce(&[StoreFile]) -> T + Send + 'static,
     ) -> Result<T, StoreError> {
         let files = Arc::clone(&self.files);
-        let reading = tokio::task::spawn_blocking(move || read(&files));
+        let reading = task::blocking(move || read(&files));
         let read = match deadline {
             None => reading.await,
             Some(deadline) => tokio::time::timeout_at(deadline, reading).await.map_err(|_| {
@@ -249,42 +251,42 @@ impl EmbeddedStore {
         read.map_err(|e| StoreError::Internal(Box::new(e)))
     }
 
-    fn enqueue(&self, request: WriteRequest) -> Result<Pending, StoreError> {
+    fn enqueue(&self, request: WriteRequest) -> Result<PendingWrite, StoreError> {
         if request.durability == Durability::Replicated {
             return Err(StoreError::NotInThisMode("durability replicated"));
         }
         let file = self.file_of(LogicalShard::of(&request.write.key));
         let (reply, answer) = oneshot::channel();
-        let waits = request.deadline.map(|deadline| (deadline, Claim::new()));
+        let race = request.deadline.map(|deadline| (deadline, DeadlineRace::new()));
         file.state.queue.push(WriteJob {
             request,
-            claim: waits.as_ref().map(|(_, c)| c.clone()),
+            race: race.as_ref().map(|(_, race)| race.clone()),
             reply,
         })?;
-        Ok(Pending { answer, waits })
+        Ok(PendingWrite { answer, race })
     }
 }
 
-/// Where a content is.
-struct Lookup {
+/// The location of a content.
+struct ContentLocation {
     hash: ContentHash,
     file: usize,
     key: Vec<u8>,
 }
 
-/// A write in a queue or in a batch.
-struct Pending {
+/// A write in the queue or in a batch.
+struct PendingWrite {
     answer: oneshot::Receiver<Result<WriteAnswer, StoreError>>,
-    waits: Option<(Instant, Claim)>,
+    race: Option<(Instant, DeadlineRace)>,
 }
 
-impl Pending {
+impl PendingWrite {
     async fn answered(self) -> Result<WriteAnswer, StoreError> {
-        let answer = match self.waits {
+        let answer = match self.race {
             None => self.answer.await,
-            Some((deadline, claim)) => match tokio::time::timeout_at(deadline, self.answer).await {
+            Some((deadline, race)) => match tokio::time::timeout_at(deadline, self.answer).await {
                 Ok(answer) => answer,
-                Err(_) if claim.give_up() => {
+                Err(_) if race.give_up() => {
                     return Err(StoreError::Deadline {
                         waiting_for: "the write queue",
                         outcome_unknown: false,
@@ -298,12 +300,12 @@ impl Pending {
                 }
             },
         };
-        // The writer is gone without an answer: it panicked, or the process ends.
+        // The writer ended without an answer: it panicked, or the process is stopping.
         answer.unwrap_or_else(|_| {
             Err(StoreError::Unavailable {
                 reason: "the writer has stopped",
                 outcome_unknown: true,
-                retry_after: Duration::from_secs(1),
+                retry_after: jittered_retry_after(),
             })
         })
     }
@@ -325,21 +327,21 @@ impl History for EmbeddedStore {
         Some(self.epoch.id)
     }
 
-    fn fence(&self, shard: LogicalShard, epoch: EpochId) -> Option<u64> {
-        let known = epoch == self.epoch.id || self.fences.iter().any(|(id, _)| *id == epoch);
-        known.then(|| Self::fence(self, epoch, self.file_number(shard)))
+    fn epoch_end(&self, shard: LogicalShard, epoch: EpochId) -> Option<u64> {
+        let is_known = epoch == self.epoch.id || self.epoch_ends.iter().any(|(id, _)| *id == epoch);
+        is_known.then(|| self.epoch_end_of(epoch, self.file_number(shard)))
     }
 }
 
 #[async_trait]
 impl TagReader for EmbeddedStore {
     async fn view(&self, key: &ContentKey, options: &ReadOptions<'_>) -> Result<View, StoreError> {
-        let lookup = self.lookup(key);
+        let lookup = self.locate(key);
         let view = self.view_of(lookup.file);
         let readers = &self.files[lookup.file].readers;
         if readers.is_slow() {
             let (lookup, found) = self
-                .elsewhere(options.deadline, move |files| {
+                .read_blocking(options.deadline, move |files| {
                     let found =
                         files[lookup.file].readers.view(|conn| rows::document(conn, &lookup.key));
                     (lookup, found)
@@ -356,19 +358,20 @@ impl TagReader for EmbeddedStore {
         keys: &[ContentKey],
         options: &ReadOptions<'_>,
     ) -> Vec<Result<View, StoreError>> {
-        if keys.len() < MANY_VIEWS {
+        if keys.len() < BLOCKING_VIEWS_MIN {
             let mut views = Vec::with_capacity(keys.len());
             for key in keys {
                 views.push(self.view(key, options).await);
             }
             return views;
         }
-        let lookups: Vec<_> = keys.iter().map(|key| self.lookup(key)).collect();
+        let lookups: Vec<_> = keys.iter().map(|key| self.locate(key)).collect();
         let views: Vec<_> = lookups.iter().map(|l| self.view_of(l.file)).collect();
         let read = self
-            .elsewhere(options.deadline, move |files| {
-                let find =
-                    |l: &Lookup| files[l.file].readers.view(|conn| rows::document(conn, &l.key));
+            .read_blocking(options.deadline, move |files| {
+                let find = |l: &ContentLocation| {
+                    files[l.file].readers.view(|conn| rows::document(conn, &l.key))
+                };
                 let found: Vec<_> = lookups.iter().map(find).collect();
                 lookups.into_iter().zip(found).collect::<Vec<_>>()
             })
@@ -380,13 +383,13 @@ impl TagReader for EmbeddedStore {
                 .map(|(view, (lookup, found))| self.filled(view, &lookup, found, options.token))
                 .collect(),
             Err(error) => {
-                let again = || match error.is_retryable() {
+                let same_error = || match error.is_retryable() {
                     true => {
                         StoreError::Deadline { waiting_for: "the disk", outcome_unknown: false }
                     }
-                    false => StoreError::Internal(error.to_string().into()),
+                    false => StoreError::Internal(ErrorChain(&error).to_string().into()),
                 };
-                keys.iter().map(|_| Err(again())).collect()
+                keys.iter().map(|_| Err(same_error())).collect()
             }
         }
     }
@@ -440,11 +443,11 @@ impl ShardScanner for EmbeddedStore {
         let limit = limit.max(1);
         // A page may be a thousand documents: never on a worker of the runtime.
         let rows = self
-            .elsewhere(None, move |files| {
+            .read_blocking(None, move |files| {
                 files[index].readers.walk(|conn| scan_rows(conn, &start, exclusive, &end, limit))
             })
             .await?
-            .map_err(|e| read_error(index, e))?;
+            .map_err(|e| read_error(index, &e))?;
         let full = rows.len() == limit;
         let mut page = ScanPage::default();
         for (key, doc) in rows {
@@ -490,7 +493,8 @@ fn scan_rows(
 impl ReceiptReader for EmbeddedStore {
     async fn verdict(&self, receipt: &Receipt) -> Result<Verdict, StoreError> {
         let file = self.file_of(receipt.shard);
-        let kept = receipt.position.lsn <= self.fence(receipt.position.epoch, file.state.index);
+        let kept =
+            receipt.position.lsn <= self.epoch_end_of(receipt.position.epoch, file.state.index);
         Ok(if kept { Verdict::Kept } else { Verdict::Unknown("restored") })
     }
 }

@@ -1,61 +1,65 @@
-//! Why a store could not do what was asked, and whether to ask again.
+//! The error type of a store: what happened, whether a retry can help, and when.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tagfast_domain::{DomainError, Refusal};
+use tagfast_resilience::jittered_retry_after;
 
-/// An error of a store. `Display` is safe to show to a client; what only an operator may see goes
-/// to the log.
+/// Added to the jittered delay after [`StoreError::DiskFull`]: space does not appear in a second.
+const DISK_FULL_RETRY_MIN: Duration = Duration::from_secs(4);
+
+/// An error of a store. `Display` is safe to show to a client; details for the operator go to the
+/// log.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The write broke a rule; nothing happened.
+    /// The write broke a rule. Nothing happened.
     #[error("the write was refused: {}", refusal_text(.0))]
     Refused(Refusal),
-    /// The feature belongs to the other way to run.
+    /// The feature does not exist in this mode (embedded or cluster). Nothing happened.
     #[error("{0} is not available in this mode")]
     NotInThisMode(&'static str),
-    /// A queue is full: nothing happened.
+    /// A queue is full (backpressure). Nothing happened.
     #[error("the {queue} queue is full ({limit})")]
     Overloaded {
-        /// Which queue.
+        /// The queue.
         queue: &'static str,
-        /// Its bound.
+        /// Its capacity.
         limit: usize,
-        /// When to come back.
+        /// When the caller should retry.
         retry_after: Duration,
     },
     /// The deadline passed. With `outcome_unknown` the write may still commit.
     #[error("the deadline passed while waiting for {waiting_for}")]
     Deadline {
-        /// What was waited for.
+        /// What the caller waited for.
         waiting_for: &'static str,
         /// Whether the write may have happened.
         outcome_unknown: bool,
     },
-    /// The disk is full: nothing happened; writes work again by themselves when there is space.
+    /// The disk is full. Nothing happened; writes resume when there is space again.
     #[error("the disk of the data directory is full; nothing was written")]
     DiskFull,
-    /// The store cannot serve this now. With `outcome_unknown` the write may have happened.
+    /// The store cannot serve the request now. With `outcome_unknown` the write may have happened.
     #[error("the store is unavailable: {reason}")]
     Unavailable {
         /// The reason, a stable phrase.
         reason: &'static str,
         /// Whether the write may have happened.
         outcome_unknown: bool,
-        /// When to come back.
+        /// When the caller should retry.
         retry_after: Duration,
     },
     /// Stored data cannot be read.
     #[error("stored data of {what} is damaged")]
     Damaged {
-        /// What is damaged: a file's name or a content.
+        /// The damaged file or content.
         what: String,
-        /// The decoding error, where there is one.
+        /// The decoding error; `None` when a whole file is damaged.
         #[source]
         source: Option<DomainError>,
     },
-    /// A bug or an error nobody foresaw; details are in the log.
+    /// A bug or an unexpected error; details are in the log.
     #[error("internal error of the store")]
     Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
@@ -66,17 +70,19 @@ fn refusal_text(refusal: &Refusal) -> String {
             format!("the content would have {given} tags; at most {allowed} are allowed")
         }
         Refusal::VersionMismatch { current } => format!("the content has version {current}"),
-        Refusal::WriteIdReused => "the idempotency key was used for another operation".to_owned(),
+        Refusal::WriteIdReused => {
+            "the idempotency key was used for a different operation".to_owned()
+        }
     }
 }
 
-/// An error that several callers were told.
+/// An error shared by several callers.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 struct Shared(Arc<StoreError>);
 
 impl StoreError {
-    /// The same error for one more caller.
+    /// The same error for another caller that waited for the same work.
     #[must_use]
     pub fn share(self: &Arc<Self>) -> Self {
         match &**self {
@@ -101,7 +107,7 @@ impl StoreError {
         }
     }
 
-    /// Whether the same request can succeed later without being changed.
+    /// Whether the same request can succeed later, unchanged.
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Overloaded { .. }
@@ -115,7 +121,8 @@ impl StoreError {
         }
     }
 
-    /// Whether the write may have happened: retry it with the same id, never with a new one.
+    /// Whether the write may have happened. If so, the caller must retry it with the same id, never
+    /// with a new one.
     pub fn is_outcome_unknown(&self) -> bool {
         match self {
             Self::Deadline { outcome_unknown, .. } | Self::Unavailable { outcome_unknown, .. } => {
@@ -130,14 +137,14 @@ impl StoreError {
         }
     }
 
-    /// When to try again.
+    /// When the caller should retry, jittered; `None` when a retry cannot help.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Overloaded { retry_after, .. } | Self::Unavailable { retry_after, .. } => {
                 Some(*retry_after)
             }
-            Self::Deadline { .. } => Some(Duration::from_secs(1)),
-            Self::DiskFull => Some(Duration::from_secs(5)),
+            Self::Deadline { .. } => Some(jittered_retry_after()),
+            Self::DiskFull => Some(DISK_FULL_RETRY_MIN + jittered_retry_after()),
             Self::Refused(_)
             | Self::NotInThisMode(_)
             | Self::Damaged { .. }

@@ -1,25 +1,33 @@
-//! The ports of a store and everything that two stores share: consistency, tokens, errors, the
-//! conformance suite.
+//! The ports of a store and everything that stores share: consistency tokens, errors, the
+//! group-commit fold, the fair queue, the conformance suite.
 //!
-//! A caller asks by intent (view this content, at least as new as this token; apply this write) and
-//! never sees a connection, a file or a role. Adapters fill the ports; decorators (cache,
-//! observation) wrap them.
+//! A caller states an intent (view this content, at least as recent as this token; apply this
+//! write) and never sees a connection, a file or a database role. Adapters implement the ports;
+//! decorators (cache, observation) wrap them.
 //!
-//! How it fails: with a [`StoreError`] that says whether trying again can help and after how long.
+//! How it fails: with a [`StoreError`] that says whether a retry can help and after how long.
 
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod error;
+pub mod fair_queue;
+pub mod local_writes;
+pub mod metric;
+pub mod options;
 pub mod ports;
-pub mod queue;
 pub mod seal;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod token;
+pub mod write_batch;
 
 pub use error::StoreError;
+pub use local_writes::{LocalWrites, RequiredVersion};
+pub use options::{Consistency, Durability, ReadOptions};
 pub use ports::{
-    CacheUse, Consistency, Degraded, Durability, History, ReadOptions, ReceiptReader, ScanPage,
-    ShardScanner, SharedStore, Source, TagReader, TagStore, TagWriter, Verdict, View, WriteAnswer,
-    WriteRequest,
+    CacheUse, Degraded, History, ReceiptReader, ScanPage, ShardScanner, SharedStore, Source,
+    TagReader, TagStore, TagWriter, Verdict, View, WriteAnswer, WriteRequest,
 };
 pub use seal::{SealError, SealKind, Sealer};
 pub use token::{ConsistencyToken, Position, Receipt};
+pub use write_batch::{CommitContext, WriteBatch, stored_key};

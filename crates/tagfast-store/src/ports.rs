@@ -1,80 +1,32 @@
-//! The ports: what the API and the consumers may ask of a store.
+//! The ports of a store: reads, writes, scans, receipts and history.
 
 use std::sync::Arc;
 
-use std::time::Duration;
-
 use async_trait::async_trait;
 use tagfast_domain::{
-    ContentKey, Document, Epoch, EpochId, TagName, Tagging, TenantId, UnixMillis, UserId, Version,
-    Write,
+    ContentKey, Document, Epoch, EpochId, TagName, Tagging, TenantId, UnixMillis, Version, Write,
 };
-use tagfast_resilience::Criticality;
 use tagfast_sharding::LogicalShard;
 
-use crate::{ConsistencyToken, Position, Receipt, StoreError};
+use crate::{Durability, Position, ReadOptions, Receipt, StoreError};
 
-/// How new a read must be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Consistency {
-    /// Whatever is nearest.
-    Eventual,
-    /// At least what this client has written and seen.
-    #[default]
-    Session,
-    /// The newest acknowledged state.
-    Strong,
-}
-
-/// What an acknowledgement must have survived.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Durability {
-    /// Committed and flushed where it was written.
-    #[default]
-    Local,
-    /// Also flushed by the replicas. Embedded: `not_in_this_mode`.
-    Replicated,
-}
-
-/// How to read.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct ReadOptions<'a> {
-    /// How new the answer must be.
-    pub consistency: Consistency,
-    /// What this client has seen so far.
-    pub token: Option<&'a ConsistencyToken>,
-    /// When the caller stops waiting.
-    pub deadline: Option<tokio::time::Instant>,
-    /// Who reads. Without a token, what this user wrote last is what the answer must show.
-    pub user: Option<&'a UserId>,
-    /// Ask the primary before any replica: what must be shown is not known, so it must be the
-    /// newest. Unlike with [`Consistency::Strong`], a replica answers when the primary does
-    /// not.
-    pub primary_first: bool,
-    /// What is given up first when not everything can be answered.
-    pub criticality: Criticality,
-    /// The oldest stale answer that is better than none; `None`: as old as the service allows,
-    /// zero: none.
-    pub max_stale: Option<Duration>,
-}
-
-/// Where an answer came from.
+/// The source of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
     /// A cache.
     Cache,
     /// The primary; embedded: the store's files.
     Primary,
-    /// A replica that was proven new enough.
+    /// A replica that was proven recent enough.
     Replica,
     /// The search index.
     Index,
-    /// A snapshot in memory.
+    /// A snapshot in memory (last good).
     Snapshot,
 }
 
 impl Source {
-    /// The stable word in `meta.source`.
+    /// The stable value of `meta.source` in responses.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Cache => "cache",
@@ -86,103 +38,117 @@ impl Source {
     }
 }
 
-/// A promise that an answer could not keep, and why.
+/// A guarantee that an answer could not keep, and the reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Degraded {
-    /// The feature, a stable word: `session`, `facets`, ...
+    /// The feature, a stable value: `session`, `facets`, ...
     pub feature: &'static str,
-    /// The reason, a stable word: `failover`, `token_unknown`, ...
+    /// The reason, a stable value: `failover`, `token_unknown`, ...
     pub reason: &'static str,
 }
 
-/// What caches did for an answer.
+/// The part of the caches in an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CacheUse {
-    /// None was asked.
+    /// No cache was asked.
     #[default]
     Bypass,
-    /// The layer that answered.
+    /// This cache layer answered.
     Hit(&'static str),
-    /// None had what was asked for.
+    /// No cache had a usable entry.
     Miss {
-        /// The answer was fetched once for several who waited.
+        /// The answer was loaded once for several callers (single-flight).
         collapsed: bool,
     },
-    /// The layer that had an entry, too old to answer while the store does.
+    /// This cache layer had an expired entry, used because the store did not answer.
     Stale(&'static str),
 }
 
-/// The tags of one content, as read.
+/// A view: the tags of one content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct View {
-    /// The version that was read; `Version::NONE` for a content nobody tagged.
+    /// The version that was read; [`Version::NONE`] for a content that was never tagged.
     pub version: Version,
     /// The live taggings, sorted by canonical name.
     pub tags: Vec<Tagging>,
-    /// Where the store stood: the floor that a token takes from this answer.
+    /// The store's position: the floor that a token takes from this answer.
     pub position: Position,
-    /// Where it was read.
+    /// The source of the data.
     pub source: Source,
-    /// The answer is at least as new as this moment.
+    /// The answer is at least as recent as this moment, Unix ms.
     pub as_of: UnixMillis,
-    /// Promises that could not be kept.
+    /// Guarantees that were not kept; empty: all were.
     pub degraded: Vec<Degraded>,
-    /// Every transaction below this id had ended when it was read: what it wrote is in the answer.
-    /// 0: not known.
+    /// Every transaction below this id had ended at the read, so its writes are in the answer; 0:
+    /// unknown.
     pub xmin: u64,
-    /// Older than what the store would have answered.
+    /// Whether the answer is older than the store's current one may be.
     pub stale: bool,
-    /// What caches did.
+    /// The part of the caches.
     pub cache: CacheUse,
 }
 
-/// A write with what the transport knows of it.
+/// A write with its transport options.
 #[derive(Debug, Clone)]
 pub struct WriteRequest {
-    /// What to do.
+    /// The write.
     pub write: Write,
-    /// The write's id was made for this call: nobody has used it before, so a store need not look
-    /// whether somebody has.
+    /// The write id was generated for this call, so no earlier attempt exists and the store may
+    /// skip the lookup of past writes.
     pub fresh: bool,
-    /// What the acknowledgement must have survived.
+    /// What the write must survive before it is acknowledged.
     pub durability: Durability,
-    /// When the caller stops waiting; a write still queued then is dropped, one already taken is
-    /// finished.
+    /// When the caller stops waiting; `None`: no deadline. A write still queued then is dropped,
+    /// one already in a batch is finished.
     pub deadline: Option<tokio::time::Instant>,
-    /// W3C `traceparent`, carried into the event.
+    /// W3C `traceparent`, copied into the event; `None`: no trace.
     pub traceparent: Option<String>,
 }
 
 /// An acknowledged write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WriteAnswer {
-    /// The content's version after the write (of a repeated write: the one it made then).
+    /// The content's version after the write; of a repeated write, the version its first attempt
+    /// made.
     pub version: Version,
-    /// Whether any tagging changed.
+    /// Whether any tag was added or removed.
     pub changed: bool,
     /// Canonical names added.
     pub added: Vec<TagName>,
     /// Canonical names removed.
     pub removed: Vec<TagName>,
-    /// The id had been applied before; this is that answer again.
+    /// The write id was applied before; this is the first answer again.
     pub repeated: bool,
-    /// Names the write for later questions.
+    /// Identifies the write in later queries.
     pub receipt: Receipt,
-    /// The content as this write left it; `None` when it wrote nothing, or when the store does not
-    /// tell.
+    /// The content after the commit; `None` when this write made no new version, or when the store
+    /// does not return it. See [`crate::write_batch`].
     pub view: Option<Arc<View>>,
-    /// Promises about later reads that could not be kept.
+    /// Guarantees about later reads that were not kept; empty: all were.
     pub degraded: Vec<Degraded>,
 }
 
-/// Reads.
+/// Reads views.
 #[async_trait]
 pub trait TagReader: Send + Sync {
-    /// The tags of one content. Content nobody tagged is an empty view, not an error.
+    /// The view of one content. A content that was never tagged is an empty view, not an error.
+    ///
+    /// # Errors
+    ///
+    /// - [`StoreError::Overloaded`]: a read queue or a limiter is full.
+    /// - [`StoreError::Deadline`]: `options.deadline` passed; `outcome_unknown` is false.
+    /// - [`StoreError::Unavailable`]: no node that may answer is reachable.
+    /// - [`StoreError::Damaged`]: the stored document cannot be decoded.
+    /// - [`StoreError::Internal`]: a bug.
+    ///
+    /// Never `Refused`, `NotInThisMode` or `DiskFull`.
     async fn view(&self, key: &ContentKey, options: &ReadOptions<'_>) -> Result<View, StoreError>;
 
-    /// The tags of several contents, in the order asked; one failing shard fails only its own
-    /// items.
+    /// The views of several contents, in request order. A failing shard fails only its own items.
+    ///
+    /// # Errors
+    ///
+    /// Each item fails on its own, as [`TagReader::view`].
     async fn view_many(
         &self,
         keys: &[ContentKey],
@@ -190,34 +156,59 @@ pub trait TagReader: Send + Sync {
     ) -> Vec<Result<View, StoreError>>;
 }
 
-/// Writes.
+/// Writes tags.
 #[async_trait]
 pub trait TagWriter: Send + Sync {
-    /// Applies one write. `Ok` means committed, flushed, and its event with it. After
-    /// [`StoreError::is_outcome_unknown`] the write may have happened: retry it with the same id.
+    /// Applies one write. `Ok` means that the write and its event are committed and flushed.
+    ///
+    /// # Errors
+    ///
+    /// - [`StoreError::Refused`]: a rule was broken; nothing happened.
+    /// - [`StoreError::NotInThisMode`]: the durability is not supported; nothing happened.
+    /// - [`StoreError::Overloaded`]: the write queue, the tenant's share of it or the outbox is
+    ///   full;
+    ///   nothing happened.
+    /// - [`StoreError::Deadline`]: the deadline passed, in the queue (nothing happened) or during
+    ///   the
+    ///   commit (`outcome_unknown`).
+    /// - [`StoreError::DiskFull`]: nothing happened.
+    /// - [`StoreError::Unavailable`]: no primary, or the commit failed; see `outcome_unknown`.
+    /// - [`StoreError::Damaged`]: the stored document cannot be decoded; nothing happened.
+    /// - [`StoreError::Internal`]: a bug; the outcome is unknown.
+    ///
+    /// After an error with [`StoreError::is_outcome_unknown`] the write may have happened: the
+    /// caller must retry it with the same id.
     async fn write(&self, request: WriteRequest) -> Result<WriteAnswer, StoreError>;
 
-    /// Applies several writes, each atomic by itself, in the order asked where they share a
-    /// content.
+    /// Applies several writes, each atomic on its own; writes of one content keep their order.
+    ///
+    /// # Errors
+    ///
+    /// Each item fails on its own, as [`TagWriter::write`].
     async fn write_many(&self, requests: Vec<WriteRequest>)
     -> Vec<Result<WriteAnswer, StoreError>>;
 }
 
-/// A page of a scan.
+/// One page of a scan.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ScanPage {
-    /// Contents with their documents, in key order; dropped contents (no live tags) are included.
+    /// Contents with their documents, in key order. Contents without live tags are included.
     pub items: Vec<(ContentKey, Document)>,
-    /// Where the next page starts; `None` at the end of the shard.
+    /// The key after which the next page starts; `None` at the end of the shard.
     pub next: Option<ContentKey>,
 }
 
-/// Walks whole shards: export, rebuild, recount.
+/// Scans whole shards: for export, rebuild and recount.
 #[async_trait]
 pub trait ShardScanner: Send + Sync {
-    /// Up to `limit` contents of a shard after `after`, in key order; with `tenant`, only that
-    /// tenant's. A content that exists during the whole walk is returned; each page is
-    /// consistent in itself.
+    /// Up to `limit` contents of a shard after `after` (`None`: from its start), in key order; with
+    /// `tenant`, only that tenant's. A content that exists during the whole scan is returned; each
+    /// page is consistent in itself.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`], [`StoreError::Deadline`] with a known outcome,
+    /// [`StoreError::Damaged`] and [`StoreError::Internal`]; a page is never partial.
     async fn scan(
         &self,
         shard: LogicalShard,
@@ -227,24 +218,31 @@ pub trait ShardScanner: Send + Sync {
     ) -> Result<ScanPage, StoreError>;
 
     /// The epoch this store writes in.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`] while the epoch is unknown (no primary yet).
     async fn epoch(&self) -> Result<Epoch, StoreError>;
 }
 
-/// What became of a past write.
+/// The fate of a past write.
+///
+/// `Repaired` and `Lost` are reserved: no store returns them yet. They are part of the API's
+/// vocabulary (`kept`, `repaired`, `lost`, `unknown`), which clients must already accept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is in the current history.
+    /// The write is in the current history.
     Kept,
-    /// It was lost with a primary and has been joined again.
+    /// Reserved: the write was lost in a failover and merged back by a repair.
     Repaired,
-    /// It is gone for good.
+    /// Reserved: the write was lost in a failover for good.
     Lost,
-    /// It cannot be told (the word says why: `pending`, `expired`, `restored`).
+    /// The fate is unknown; the value is the reason: `pending`, `expired` or `restored`.
     Unknown(&'static str),
 }
 
 impl Verdict {
-    /// The stable word.
+    /// The stable value in responses.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Kept => "kept",
@@ -255,28 +253,32 @@ impl Verdict {
     }
 }
 
-/// Tells what became of a write.
+/// Answers receipts.
 #[async_trait]
 pub trait ReceiptReader: Send + Sync {
-    /// The verdict of the write that a receipt names.
+    /// The verdict about the write that a receipt identifies.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`] or [`StoreError::Deadline`] while the cluster cannot be asked,
+    /// [`StoreError::Internal`] for a bug.
     async fn verdict(&self, receipt: &Receipt) -> Result<Verdict, StoreError>;
 }
 
-/// What a store knows of its own past. It is asked for every entry of a cache, and answers from
-/// memory.
+/// The epochs of a store's history. Asked for every cache entry, so it must answer from memory.
 pub trait History: Send + Sync {
-    /// The epoch that a shard is in; `None` while it is not known.
+    /// The current epoch of a shard; `None` while it is unknown.
     fn current(&self, shard: LogicalShard) -> Option<EpochId>;
 
-    /// Up to which log position an epoch is part of the current history of a shard: `u64::MAX` is
-    /// all of it, 0 nothing. `None`: this process has not heard of that epoch, it may be a
-    /// newer one.
-    fn fence(&self, shard: LogicalShard, epoch: EpochId) -> Option<u64>;
+    /// The epoch end: the log position up to which `epoch` is part of the current history of a
+    /// shard. `u64::MAX`: all of it (the current epoch); 0: nothing. `None`: this process does not
+    /// know the epoch; it may be a newer one.
+    fn epoch_end(&self, shard: LogicalShard, epoch: EpochId) -> Option<u64>;
 }
 
-/// A whole store.
+/// A complete store: all ports.
 pub trait TagStore: TagReader + TagWriter + ShardScanner + ReceiptReader {}
 impl<T: TagReader + TagWriter + ShardScanner + ReceiptReader + ?Sized> TagStore for T {}
 
-/// A store that several parts share.
+/// A shared store.
 pub type SharedStore = Arc<dyn TagStore>;

@@ -1,9 +1,11 @@
-//! Opaque strings that clients carry for us: bound to a tenant and a purpose by a MAC, so that
-//! nobody can make one or use one of another tenant.
+//! Opaque strings that clients carry: a MAC binds each to a tenant and a purpose, so a client can
+//! neither forge one nor use that of a different tenant.
 //!
 //! Form: base64url without padding of `kind byte, body, first 16 bytes of HMAC-SHA256(key, kind,
-//! tenant, body)`. The first key signs, every key opens, so that keys can be rotated. The kind byte
-//! is also the format's version.
+//! tenant, body)`. The first key signs and every key verifies, so that keys can be rotated. The
+//! kind byte is also the format version.
+//!
+//! How it fails: [`Sealer::open`] returns a [`SealError`]; the comparison takes constant time.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -13,10 +15,10 @@ use tagfast_domain::TenantId;
 
 const MAC_BYTES: usize = 16;
 
-/// Longest sealed string that is looked at, in bytes.
+/// Maximum length of a sealed string, in bytes.
 pub const SEALED_BYTES: usize = 4096;
 
-/// What a sealed string is for; its first byte.
+/// The purpose of a sealed string: its first byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum SealKind {
@@ -26,11 +28,11 @@ pub enum SealKind {
     Receipt = 0x21,
     /// A search cursor, format 1.
     SearchCursor = 0x31,
-    /// Any other list's cursor, format 1.
+    /// The cursor of any other list, format 1.
     ListCursor = 0x41,
 }
 
-/// Why a sealed string was not accepted.
+/// Why a sealed string was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SealError {
     /// Longer than [`SEALED_BYTES`].
@@ -39,15 +41,15 @@ pub enum SealError {
     /// Not base64url, or too short.
     #[error("it is not one that this service made")]
     Malformed,
-    /// The first byte is of another kind or of a version this program does not know.
-    #[error("it is of another kind or version")]
+    /// The first byte names a different kind or an unknown version.
+    #[error("it is of a different kind or version")]
     WrongKind,
-    /// The MAC does not fit: another tenant's, another key's, or altered.
+    /// The MAC does not match: a different tenant, a different key, or altered.
     #[error("it was not made for this tenant by this service")]
     WrongMac,
 }
 
-/// Seals and opens.
+/// Seals and opens strings.
 #[derive(Clone)]
 pub struct Sealer {
     keys: Vec<Hmac<Sha256>>,
@@ -60,8 +62,11 @@ impl std::fmt::Debug for Sealer {
 }
 
 impl Sealer {
-    /// With keys of 32 bytes; the first one signs. Panics on an empty list, which the configuration
-    /// refuses.
+    /// A sealer with keys of 32 bytes; the first one signs.
+    ///
+    /// # Panics
+    ///
+    /// With an empty list, which the configuration refuses.
     pub fn new(keys: &[[u8; 32]]) -> Self {
         assert!(!keys.is_empty(), "a sealer needs a key");
         let keys = keys
@@ -71,15 +76,12 @@ impl Sealer {
         Self { keys }
     }
 
-    fn mac(key: &Hmac<Sha256>, kind: SealKind, tenant: &TenantId, body: &[u8]) -> [u8; MAC_BYTES] {
+    fn mac(key: &Hmac<Sha256>, kind: SealKind, tenant: &TenantId, body: &[u8]) -> Hmac<Sha256> {
         let mut mac = key.clone();
         mac.update(&[kind as u8, tenant.as_str().len() as u8]);
         mac.update(tenant.as_str().as_bytes());
         mac.update(body);
-        let full = mac.finalize().into_bytes();
-        let mut short = [0; MAC_BYTES];
-        short.copy_from_slice(&full[..MAC_BYTES]);
-        short
+        mac
     }
 
     /// Seals `body` for a tenant.
@@ -87,11 +89,17 @@ impl Sealer {
         let mut bytes = Vec::with_capacity(1 + body.len() + MAC_BYTES);
         bytes.push(kind as u8);
         bytes.extend_from_slice(body);
-        bytes.extend_from_slice(&Self::mac(&self.keys[0], kind, tenant, body));
+        let mac = Self::mac(&self.keys[0], kind, tenant, body).finalize().into_bytes();
+        bytes.extend_from_slice(&mac[..MAC_BYTES]);
         URL_SAFE_NO_PAD.encode(bytes)
     }
 
     /// The body of a sealed string of this kind and tenant.
+    ///
+    /// # Errors
+    ///
+    /// A [`SealError`] when the string is too long, malformed, of a different kind, or has a wrong
+    /// MAC.
     pub fn open(
         &self,
         kind: SealKind,
@@ -108,11 +116,8 @@ impl Sealer {
         }
         let split = rest.len().checked_sub(MAC_BYTES).ok_or(SealError::Malformed)?;
         let (body, given) = rest.split_at(split);
-        let fits = |key| {
-            let made = Self::mac(key, kind, tenant, body);
-            // Every byte is looked at: the time must not tell how much of a guess was right.
-            made.iter().zip(given).fold(0, |d, (a, b)| d | (a ^ b)) == 0
-        };
+        // Constant time: the duration must not tell how much of a guess was right.
+        let fits = |key| Self::mac(key, kind, tenant, body).verify_truncated_left(given).is_ok();
         if self.keys.iter().any(fits) { Ok(body.to_vec()) } else { Err(SealError::WrongMac) }
     }
 }

@@ -1,4 +1,4 @@
-//! Consistency tokens (what a client has seen) and receipts (one write).
+//! Consistency tokens (what a client has written and seen) and receipts (one write).
 //!
 //! The body is a fixed binary layout inside a [`crate::Sealer`] string; golden vectors pin it. A
 //! token holds up to 16 (content, version) pairs, exact for those contents, and a floor per touched
@@ -11,13 +11,13 @@ use tagfast_sharding::{ContentHash, LogicalShard};
 
 use crate::{SealError, SealKind, Sealer};
 
-/// Most (content, version) pairs in a token; an older pair is covered by its shard's floor.
+/// Maximum (content, version) pairs in a token; an older pair is covered by its shard's floor.
 pub const TOKEN_PAIRS: usize = 16;
 
-/// Where a store stood: within one epoch, larger is later.
+/// A store's log position. Within one epoch, larger is later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
-    /// The epoch it is a position of; positions of two epochs cannot be compared.
+    /// The epoch; positions of different epochs cannot be compared.
     pub epoch: EpochId,
     /// Transaction id; embedded: the same number as `lsn`.
     pub xid: u64,
@@ -25,17 +25,17 @@ pub struct Position {
     pub lsn: u64,
 }
 
-/// What a client has seen.
+/// What a client has written and seen.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ConsistencyToken {
-    /// Contents and the versions seen of them, oldest first.
+    /// Contents and their seen versions, oldest first.
     pub pairs: Vec<(ContentHash, Version)>,
     /// The newest position seen per touched shard.
     pub floors: BTreeMap<LogicalShard, Position>,
 }
 
 impl ConsistencyToken {
-    /// Takes in one more answer.
+    /// Adds one more answer.
     pub fn see(&mut self, content: ContentHash, version: Version, position: Position) {
         let seen =
             self.pairs.iter().position(|(c, _)| *c == content).map(|i| self.pairs.remove(i).1);
@@ -43,15 +43,15 @@ impl ConsistencyToken {
         let excess = self.pairs.len().saturating_sub(TOKEN_PAIRS);
         self.pairs.drain(..excess);
         let floor = self.floors.entry(LogicalShard::of_hash(content)).or_insert(position);
-        // Another epoch replaces: the store that answered knows the current one.
+        // A different epoch replaces: the store that answered knows the current one.
         if floor.epoch != position.epoch {
             *floor = position;
         }
-        // Either may be the newer one: what covers both maxima covers both positions.
+        // Either may be newer: a position that covers both maxima covers both positions.
         (floor.xid, floor.lsn) = (floor.xid.max(position.xid), floor.lsn.max(position.lsn));
     }
 
-    /// The version this client has seen of a content.
+    /// The version this client has seen of a content; `None`: only the floor is known.
     pub fn version_of(&self, content: ContentHash) -> Option<Version> {
         self.pairs.iter().find(|(c, _)| *c == content).map(|(_, v)| *v)
     }
@@ -73,6 +73,10 @@ impl ConsistencyToken {
     }
 
     /// Opens a sealed token.
+    ///
+    /// # Errors
+    ///
+    /// As [`Sealer::open`], and [`SealError::Malformed`] for an unknown layout.
     pub fn open(sealer: &Sealer, tenant: &TenantId, sealed: &str) -> Result<Self, SealError> {
         let body = sealer.open(SealKind::Consistency, tenant, sealed)?;
         Self::parse(&body).ok_or(SealError::Malformed)
@@ -95,10 +99,10 @@ impl ConsistencyToken {
     }
 }
 
-/// One write, for later questions.
+/// Identifies one acknowledged write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Receipt {
-    /// The cluster that took it; embedded: 0.
+    /// The cluster that committed it; embedded: 0.
     pub cluster: u16,
     /// The logical shard.
     pub shard: LogicalShard,
@@ -124,6 +128,10 @@ impl Receipt {
     }
 
     /// Opens a sealed receipt.
+    ///
+    /// # Errors
+    ///
+    /// As [`Sealer::open`], and [`SealError::Malformed`] for an unknown layout.
     pub fn open(sealer: &Sealer, tenant: &TenantId, sealed: &str) -> Result<Self, SealError> {
         let body = sealer.open(SealKind::Receipt, tenant, sealed)?;
         Self::parse(&body).ok_or(SealError::Malformed)

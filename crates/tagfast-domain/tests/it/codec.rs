@@ -1,4 +1,4 @@
-//! The stored form of a document.
+//! The stored form of documents and events.
 
 use proptest::prelude::*;
 use tagfast_domain::codec::{
@@ -6,24 +6,24 @@ use tagfast_domain::codec::{
 };
 use tagfast_domain::*;
 
-use crate::kit::{T0, any_document, cases, epoch, id, name};
+use crate::support::{T0, any_document, cases, epoch, id, name};
 
 /// One document with everything a document can hold.
 fn golden() -> Document {
     let first = epoch(0).first_version().packed();
     let version = |n: u64| Version::from_packed(first + n).expect("a version");
-    let tagging = |canonical: &str, display: &str, user: &str, at, ord, present| Tagging {
+    let tagging = |canonical: &str, display: &str, user: &str, at, decided_at, present| Tagging {
         name: TagName::from_canonical(canonical),
         display: display.into(),
-        user: UserId::parse_stored(user),
+        user: UserId::from_stored(user),
         at,
-        ord: version(ord),
+        decided_at: version(decided_at),
         present,
     };
     Document {
         version: version(9),
-        floor: version(3),
-        cond: Version::NONE,
+        absent_since: version(3),
+        last_conditional: Version::NONE,
         overflow_until: T0 + 600_000,
         taggings: vec![
             tagging("c++", "C++", "ann", T0 - 5000, 4, true),
@@ -53,7 +53,7 @@ fn golden() -> Document {
     }
 }
 
-/// Format 1, byte for byte: what a program of any later version must still read.
+/// Format 1, byte for byte: every later version of the program must still read it.
 #[test]
 fn format_1_is_frozen() {
     let stored = include_bytes!("../golden/document-1.bin");
@@ -68,7 +68,7 @@ fn golden_event() -> TaggingsEvent {
     let document = golden();
     let change = |n, added: &[&str], removed: &[&str], traceparent: Option<&str>| Change {
         write_id: id(n),
-        user: UserId::parse_stored("ben@example"),
+        user: UserId::from_stored("ben@example"),
         version: document.version,
         added: added.iter().map(|n| name(n)).collect(),
         removed: removed.iter().map(|n| name(n)).collect(),
@@ -78,7 +78,7 @@ fn golden_event() -> TaggingsEvent {
         key: ContentKey::parse("acme", "jira.issue", "OPS-1").expect("a content"),
         version: document.version,
         at: T0 + 3,
-        emit: EpochOrdinal(1_800_000_000_000),
+        publisher_epoch: EpochOrdinal(1_800_000_000_000),
         tags: document.taggings.into_iter().filter(|t| t.present).collect(),
         changes: vec![
             change(
@@ -183,7 +183,7 @@ proptest! {
     fn every_event_round_trips(doc in any_document(), at in any::<i64>(), emit in any::<u64>()) {
         let changes = doc.recent.iter().map(|w| Change {
             write_id: w.id,
-            user: UserId::parse_stored("somebody"),
+            user: UserId::from_stored("ann"),
             version: w.version,
             added: w.effect.added.clone(),
             removed: w.effect.removed.clone(),
@@ -194,7 +194,7 @@ proptest! {
             key: key.clone(),
             version: doc.version,
             at,
-            emit: EpochOrdinal(emit),
+            publisher_epoch: EpochOrdinal(emit),
             changes: changes.collect(),
             tags: doc.taggings,
         };

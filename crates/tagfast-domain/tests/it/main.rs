@@ -3,6 +3,6 @@
 
 mod apply;
 mod codec;
-mod kit;
+mod support;
 mod tag;
 mod values;

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use tagfast_domain::tag::nfd;
 use tagfast_domain::{DomainError, Tag, TagName, UNICODE_VERSION};
 
-use crate::kit::cases;
+use crate::support::cases;
 
 fn unescape(field: &str) -> String {
     let mut out = String::new();
@@ -18,8 +18,8 @@ fn unescape(field: &str) -> String {
     out + rest
 }
 
-/// A changed line means that tags which are stored split or merge: it needs a migration, not a new
-/// golden file.
+/// A changed line means that stored tags split or merge: it needs a migration, not a new golden
+/// file.
 #[test]
 fn canonical_names_are_frozen() {
     let mut lines = 0;
@@ -38,8 +38,8 @@ fn canonical_names_are_frozen() {
     assert!(lines > 190, "{lines} golden lines");
 }
 
-/// Every code point, alone and after a letter, as one number: a dependency whose tables changed
-/// changes it.
+/// A checksum over every code point, alone and after a letter: it changes when a dependency's
+/// tables change.
 #[test]
 fn the_tables_of_all_code_points_are_frozen() {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
@@ -179,8 +179,9 @@ proptest! {
         let Ok(tag) = Tag::parse(&spelling) else { return Ok(()) };
         let decomposed = nfd(&spelling);
         prop_assert_eq!(Tag::parse(&decomposed).map(|t| t.name), Ok(tag.name.clone()), "NFD of {:?}", spelling);
-        // Full case folding makes upper and lower case one, but for the letters whose mappings Unicode gives a
-        // context or a dot (final sigma and dotted I): those fold by themselves in the golden file.
+        // Full case folding makes upper and lower case one, but for the letters whose mappings
+        // Unicode gives a context or a dot (final sigma and dotted I): those fold by themselves in
+        // the golden file.
         for other in [spelling.to_lowercase(), spelling.to_uppercase()] {
             let special = |c: char| matches!(c, 'İ' | 'ı' | '\u{307}' | '\u{345}');
             if !spelling.chars().any(special) {

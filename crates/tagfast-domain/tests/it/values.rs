@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use tagfast_domain::*;
 
-use crate::kit::{cases, epoch, name, patch, replace, tag};
+use crate::support::{cases, epoch, name, patch, replace, tag};
 
 #[test]
 fn a_version_packs_ordinal_and_counter() {

@@ -1,4 +1,4 @@
-//! When it opens, how it closes, and that no schedule keeps it open for ever.
+//! When it opens, how it closes, and that no schedule keeps it open forever.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -6,24 +6,25 @@ use proptest::prelude::*;
 
 use super::*;
 
-struct World {
+struct Fixture {
     now: Arc<AtomicU64>,
     breaker: Arc<Breaker>,
-    told: Arc<Mutex<Vec<(BreakerState, &'static str)>>>,
+    transitions: Arc<Mutex<Vec<(BreakerState, &'static str)>>>,
 }
 
-impl World {
+impl Fixture {
     fn new(options: BreakerOptions) -> Self {
-        let (now, told) = (Arc::new(AtomicU64::new(100_000)), Arc::new(Mutex::new(Vec::new())));
-        let (clock, sink) = (Arc::clone(&now), Arc::clone(&told));
+        let (now, transitions) =
+            (Arc::new(AtomicU64::new(100_000)), Arc::new(Mutex::new(Vec::new())));
+        let (clock, sink) = (Arc::clone(&now), Arc::clone(&transitions));
         let breaker = Breaker::new(
             "test",
             options,
             Arc::new(move || Duration::from_millis(clock.load(Ordering::Relaxed))),
-            Arc::new(move |t: &Transition| sink.lock().unwrap().push((t.to, t.reason))),
+            Arc::new(move |t: &Transition| sink.lock().push((t.to, t.reason))),
             7,
         );
-        Self { now, breaker, told }
+        Self { now, breaker, transitions }
     }
 
     fn pass(&self, ms: u64) {
@@ -39,128 +40,127 @@ impl World {
         true
     }
 
-    fn told(&self) -> Vec<(BreakerState, &'static str)> {
-        std::mem::take(&mut *self.told.lock().unwrap())
+    fn transitions(&self) -> Vec<(BreakerState, &'static str)> {
+        std::mem::take(&mut *self.transitions.lock())
     }
 
     /// Opens it and lets its open time pass.
     fn opened(options: BreakerOptions) -> Self {
-        let world = Self::new(options);
-        (0..options.min_calls).for_each(|_| assert!(world.call(false)));
-        assert_eq!(world.told(), [(BreakerState::Open, "failures")]);
-        world
+        let fixture = Self::new(options);
+        (0..options.min_calls).for_each(|_| assert!(fixture.call(false)));
+        assert_eq!(fixture.transitions(), [(BreakerState::Open, "failures")]);
+        fixture
     }
 }
 
 #[test]
 fn too_few_calls_decide_nothing() {
-    let world = World::new(BreakerOptions::default());
-    (0..19).for_each(|_| assert!(world.call(false)));
-    assert_eq!(world.breaker.state(), BreakerState::Closed);
-    assert!(world.call(false) && !world.call(false));
-    assert_eq!(world.told(), [(BreakerState::Open, "failures")]);
+    let fixture = Fixture::new(BreakerOptions::default());
+    (0..19).for_each(|_| assert!(fixture.call(false)));
+    assert_eq!(fixture.breaker.state(), BreakerState::Closed);
+    assert!(fixture.call(false) && !fixture.call(false));
+    assert_eq!(fixture.transitions(), [(BreakerState::Open, "failures")]);
 }
 
 #[test]
 fn half_of_the_calls_may_fail_and_no_more() {
-    let world = World::new(BreakerOptions::default());
-    (0..100).for_each(|n| assert!(world.call(n % 5 > 1), "{n}"));
-    assert_eq!(world.breaker.state(), BreakerState::Closed, "two in five");
+    let fixture = Fixture::new(BreakerOptions::default());
+    (0..100).for_each(|n| assert!(fixture.call(n % 5 > 1), "{n}"));
+    assert_eq!(fixture.breaker.state(), BreakerState::Closed, "two in five");
     for _ in 0..60 {
-        world.call(false);
+        fixture.call(false);
     }
-    assert_eq!(world.breaker.state(), BreakerState::Open);
+    assert_eq!(fixture.breaker.state(), BreakerState::Open);
 }
 
-/// DB8: a window that really slides.
+/// The window slides.
 #[test]
-fn db8_a_million_successes_do_not_hide_what_fails_now() {
-    let world = World::new(BreakerOptions::default());
+fn a_million_successes_do_not_hide_what_fails_now() {
+    let fixture = Fixture::new(BreakerOptions::default());
     for n in 0..1_000_000 {
-        assert!(world.call(true));
+        assert!(fixture.call(true));
         if n % 1000 == 0 {
-            world.pass(10);
+            fixture.pass(10);
         }
     }
     let mut failing = 0;
-    while world.breaker.state() == BreakerState::Closed {
-        world.call(failing % 2 == 0);
+    while fixture.breaker.state() == BreakerState::Closed {
+        fixture.call(failing % 2 == 0);
         failing += 1;
-        world.pass(10);
+        fixture.pass(10);
         assert!(failing < 1100, "half of all calls have failed for ten seconds");
     }
 }
 
 #[test]
 fn slow_calls_open_it_too() {
-    let world = World::new(BreakerOptions::default());
-    let permits: Vec<_> = (0..20).map(|_| world.breaker.acquire().unwrap()).collect();
-    world.pass(500);
+    let fixture = Fixture::new(BreakerOptions::default());
+    let permits: Vec<_> = (0..20).map(|_| fixture.breaker.acquire().unwrap()).collect();
+    fixture.pass(500);
     permits.into_iter().for_each(Permit::ok);
-    assert_eq!(world.told(), [(BreakerState::Open, "slow_calls")]);
+    assert_eq!(fixture.transitions(), [(BreakerState::Open, "slow_calls")]);
 }
 
-/// DB4: what swallows calls is noticed when they are slow, not when they time out.
+/// A dependency that swallows calls is noticed when they are slow, not when they time out.
 #[test]
-fn db4_swallowed_calls_are_noticed() {
-    let world = World::new(BreakerOptions {
+fn swallowed_calls_are_noticed() {
+    let fixture = Fixture::new(BreakerOptions {
         slow_after: Duration::from_millis(250),
         ..BreakerOptions::default()
     });
-    assert!(world.call(true));
-    world.pass(20);
-    let swallowed: Vec<_> = (0..20).map(|_| world.breaker.acquire().unwrap()).collect();
-    world.pass(250);
-    assert!(world.breaker.acquire().is_ok(), "the slot they began in has not passed yet");
-    world.pass(20);
-    assert!(world.breaker.acquire().is_err());
-    assert_eq!(world.told(), [(BreakerState::Open, "stall")]);
+    assert!(fixture.call(true));
+    fixture.pass(20);
+    let swallowed: Vec<_> = (0..20).map(|_| fixture.breaker.acquire().unwrap()).collect();
+    fixture.pass(250);
+    assert!(fixture.breaker.acquire().is_ok(), "the slot they began in has not passed yet");
+    fixture.pass(20);
+    assert!(fixture.breaker.acquire().is_err());
+    assert_eq!(fixture.transitions(), [(BreakerState::Open, "stall")]);
     drop(swallowed);
 }
 
 #[test]
 fn it_closes_in_growing_steps() {
-    let world = World::opened(BreakerOptions::default());
-    world.pass(500);
-    for step in STEPS {
-        let permits: Vec<_> = (0..step).map(|_| world.breaker.acquire().unwrap()).collect();
+    let fixture = Fixture::opened(BreakerOptions::default());
+    fixture.pass(500);
+    for step in PROBE_STEPS {
+        let permits: Vec<_> = (0..step).map(|_| fixture.breaker.acquire().unwrap()).collect();
         assert!(permits.iter().all(Permit::is_probe));
-        assert!(world.breaker.acquire().is_err(), "no more than {step} at a time");
+        assert!(fixture.breaker.acquire().is_err(), "no more than {step} at a time");
         permits.into_iter().for_each(Permit::ok);
     }
     assert_eq!(
-        world.told(),
+        fixture.transitions(),
         [(BreakerState::HalfOpen, "open_time_over"), (BreakerState::Closed, "probes_succeeded")]
     );
 }
 
 #[test]
-fn open_times_double_up_to_a_cap_and_begin_anew_after_a_good_time() {
-    let world = World::opened(BreakerOptions::default());
+fn open_times_double_up_to_a_cap_and_restart_after_a_good_time() {
+    let fixture = Fixture::opened(BreakerOptions::default());
     let mut last = 0;
     for n in 0..8u32 {
-        let refused = world.breaker.acquire().unwrap_err();
+        let refused = fixture.breaker.acquire().unwrap_err();
         let nominal = (500 << n).min(10_000u128);
         let open = refused.retry_after.as_millis();
         assert!((nominal / 2 - 1..=nominal).contains(&open), "{n}: {open} of {nominal}");
         last = open;
-        world.pass(u64::try_from(open).unwrap() + 1);
-        assert!(world.call(false), "one probe");
+        fixture.pass(u64::try_from(open).unwrap() + 1);
+        assert!(fixture.call(false), "one probe");
     }
     assert!(last >= 5000);
-    world.pass(10_000);
-    (0..31).for_each(|_| assert!(world.call(true)));
-    assert_eq!(world.breaker.state(), BreakerState::Closed);
-    world.pass(30_000);
-    (0..20).for_each(|_| assert!(world.call(false)));
-    assert!(world.breaker.acquire().unwrap_err().retry_after <= Duration::from_millis(500));
+    fixture.pass(10_000);
+    (0..31).for_each(|_| assert!(fixture.call(true)));
+    assert_eq!(fixture.breaker.state(), BreakerState::Closed);
+    fixture.pass(30_000);
+    (0..20).for_each(|_| assert!(fixture.call(false)));
+    assert!(fixture.breaker.acquire().unwrap_err().retry_after <= Duration::from_millis(500));
 }
 
-/// Results that come when the breaker is in a later state, 40 of them: they change nothing but the
-/// count of late ones.
-fn come_late(world: &World, late: Vec<Permit>) {
-    let before = world.breaker.look();
-    let step = format!("{:?}", world.breaker.lock().step);
+/// 40 results that arrive in a later state: they change only the count of late results.
+fn come_late(fixture: &Fixture, late: Vec<Permit>) {
+    let before = fixture.breaker.snapshot();
+    let step = format!("{:?}", fixture.breaker.inner.lock().step);
     for (n, permit) in late.into_iter().enumerate() {
         match n % 3 {
             0 => permit.failed(),
@@ -168,149 +168,153 @@ fn come_late(world: &World, late: Vec<Permit>) {
             _ => drop(permit),
         }
     }
-    let after = world.breaker.look();
+    let after = fixture.breaker.snapshot();
     assert_eq!((after.late, after.cancelled), (before.late + 27, before.cancelled + 13));
-    assert_eq!(BreakerLook { late: before.late, cancelled: before.cancelled, ..after }, before);
-    assert_eq!(format!("{:?}", world.breaker.lock().step), step);
+    assert_eq!(BreakerSnapshot { late: before.late, cancelled: before.cancelled, ..after }, before);
+    assert_eq!(format!("{:?}", fixture.breaker.inner.lock().step), step);
     assert!(
-        world.breaker.lock().unfinished.values().all(|calls| *calls <= 5),
+        fixture.breaker.inner.lock().unfinished.values().all(|calls| *calls <= 5),
         "nor what is under way"
     );
 }
 
-/// DB6: results of an earlier generation change nothing, whatever state it is in by then.
+/// Results of an earlier generation change nothing in any state.
 #[test]
-fn db6_late_results_change_nothing() {
-    let world = World::new(BreakerOptions::default());
+fn late_results_change_nothing() {
+    let fixture = Fixture::new(BreakerOptions::default());
     let begin =
-        |world: &World| (0..40).map(|_| world.breaker.acquire().unwrap()).collect::<Vec<_>>();
+        |fixture: &Fixture| (0..40).map(|_| fixture.breaker.acquire().unwrap()).collect::<Vec<_>>();
     let (for_open, for_half, for_closed, for_forced) =
-        (begin(&world), begin(&world), begin(&world), begin(&world));
-    (0..20).for_each(|_| assert!(world.call(false)));
-    assert_eq!(world.breaker.state(), BreakerState::Open);
-    come_late(&world, for_open);
-    world.pass(500);
-    let probe = world.breaker.acquire().unwrap();
-    come_late(&world, for_half);
-    assert_eq!(world.breaker.state(), BreakerState::HalfOpen);
+        (begin(&fixture), begin(&fixture), begin(&fixture), begin(&fixture));
+    (0..20).for_each(|_| assert!(fixture.call(false)));
+    assert_eq!(fixture.breaker.state(), BreakerState::Open);
+    come_late(&fixture, for_open);
+    fixture.pass(500);
+    let probe = fixture.breaker.acquire().unwrap();
+    come_late(&fixture, for_half);
+    assert_eq!(fixture.breaker.state(), BreakerState::HalfOpen);
     probe.ok();
-    assert_eq!(world.breaker.state(), BreakerState::HalfOpen, "one step of five");
-    (0..30).for_each(|_| assert!(world.call(true)));
-    assert_eq!(world.breaker.state(), BreakerState::Closed);
-    let under_way: Vec<_> = (0..5).map(|_| world.breaker.acquire().unwrap()).collect();
-    come_late(&world, for_closed);
+    assert_eq!(fixture.breaker.state(), BreakerState::HalfOpen, "one step of five");
+    (0..30).for_each(|_| assert!(fixture.call(true)));
+    assert_eq!(fixture.breaker.state(), BreakerState::Closed);
+    let under_way: Vec<_> = (0..5).map(|_| fixture.breaker.acquire().unwrap()).collect();
+    come_late(&fixture, for_closed);
     drop(under_way);
-    world.breaker.force(Some(false));
-    come_late(&world, for_forced);
+    fixture.breaker.force(Some(false));
+    come_late(&fixture, for_forced);
 }
 
 #[test]
 fn it_does_not_say_open_when_the_open_time_is_over() {
-    let world = World::opened(BreakerOptions::default());
-    let look = world.breaker.look();
-    assert_eq!((look.state, look.reason), (BreakerState::Open, "failures"));
-    world.pass(500);
-    let look = world.breaker.look();
-    assert_eq!((look.state, look.reason), (BreakerState::HalfOpen, "open_time_over"));
+    let fixture = Fixture::opened(BreakerOptions::default());
+    let snapshot = fixture.breaker.snapshot();
+    assert_eq!((snapshot.state, snapshot.reason), (BreakerState::Open, "failures"));
+    fixture.pass(500);
+    let snapshot = fixture.breaker.snapshot();
+    assert_eq!((snapshot.state, snapshot.reason), (BreakerState::HalfOpen, "open_time_over"));
     assert_eq!(
-        world.told(),
+        fixture.transitions(),
         [(BreakerState::HalfOpen, "open_time_over")],
-        "and everybody is told, once"
+        "and each transition is reported once"
     );
-    world.pass(1_000_000);
-    assert_eq!(world.breaker.state(), BreakerState::HalfOpen, "nobody called: that says nothing");
-    assert!(world.breaker.acquire().is_ok_and(|permit| permit.is_probe()));
-    assert_eq!(world.told(), []);
+    fixture.pass(1_000_000);
+    assert_eq!(
+        fixture.breaker.state(),
+        BreakerState::HalfOpen,
+        "without calls there is nothing to judge"
+    );
+    assert!(fixture.breaker.acquire().is_ok_and(|permit| permit.is_probe()));
+    assert_eq!(fixture.transitions(), []);
 }
 
-/// DB4, where nobody is let through to call: all who may are swallowed already.
+/// All admitted probes hang, so no further call can notice it.
 #[test]
-fn db4_who_looks_sees_swallowed_calls_though_nobody_calls() {
-    let world = World::new(BreakerOptions {
+fn a_snapshot_notices_stalled_calls_without_a_new_call() {
+    let fixture = Fixture::new(BreakerOptions {
         slow_after: Duration::from_millis(250),
         ..BreakerOptions::default()
     });
-    let _swallowed: Vec<_> = (0..20).map(|_| world.breaker.acquire().unwrap()).collect();
-    world.pass(270);
-    assert_eq!(world.breaker.state(), BreakerState::Open);
-    assert_eq!(world.told(), [(BreakerState::Open, "stall")]);
+    let _swallowed: Vec<_> = (0..20).map(|_| fixture.breaker.acquire().unwrap()).collect();
+    fixture.pass(270);
+    assert_eq!(fixture.breaker.state(), BreakerState::Open);
+    assert_eq!(fixture.transitions(), [(BreakerState::Open, "stall")]);
 }
 
 #[test]
 fn a_step_of_cancelled_probes_is_repeated() {
-    let world = World::opened(BreakerOptions::default());
-    world.pass(500);
-    for step in STEPS {
+    let fixture = Fixture::opened(BreakerOptions::default());
+    fixture.pass(500);
+    for step in PROBE_STEPS {
         for _ in 0..3 {
-            let probes: Vec<_> = (0..step).map(|_| world.breaker.acquire().unwrap()).collect();
-            assert!(world.breaker.acquire().is_err());
-            world.pass(1900);
+            let probes: Vec<_> = (0..step).map(|_| fixture.breaker.acquire().unwrap()).collect();
+            assert!(fixture.breaker.acquire().is_err());
+            fixture.pass(1900);
             drop(probes);
-            assert_eq!(world.breaker.state(), BreakerState::HalfOpen, "neither way");
+            assert_eq!(fixture.breaker.state(), BreakerState::HalfOpen, "neither way");
         }
-        (0..step).for_each(|_| assert!(world.call(true)));
+        (0..step).for_each(|_| assert!(fixture.call(true)));
     }
-    assert_eq!(world.breaker.state(), BreakerState::Closed);
-    assert_eq!(world.breaker.look().cancelled, 3 * 31);
+    assert_eq!(fixture.breaker.state(), BreakerState::Closed);
+    assert_eq!(fixture.breaker.snapshot().cancelled, 3 * 31);
 }
 
 #[test]
 fn of_a_later_step_one_in_five_may_fail() {
     for (bad, state) in [(3, BreakerState::Closed), (4, BreakerState::Open)] {
-        let world = World::opened(BreakerOptions::default());
-        world.pass(500);
-        (0..15).for_each(|_| assert!(world.call(true)));
-        (0..16).for_each(|n| assert!(world.call(n >= bad), "{n}"));
-        assert_eq!(world.breaker.state(), state, "{bad} of 16");
+        let fixture = Fixture::opened(BreakerOptions::default());
+        fixture.pass(500);
+        (0..15).for_each(|_| assert!(fixture.call(true)));
+        (0..16).for_each(|n| assert!(fixture.call(n >= bad), "{n}"));
+        assert_eq!(fixture.breaker.state(), state, "{bad} of 16");
     }
 }
 
 #[test]
 fn held_closed_for_long_it_remembers_nothing_of_its_calls() {
-    let world = World::new(BreakerOptions::default());
-    world.breaker.force(Some(false));
+    let fixture = Fixture::new(BreakerOptions::default());
+    fixture.breaker.force(Some(false));
     for _ in 0..1000 {
-        assert!(world.call(true));
-        world.pass(10);
+        assert!(fixture.call(true));
+        fixture.pass(10);
     }
-    assert!(world.breaker.lock().unfinished.is_empty());
+    assert!(fixture.breaker.inner.lock().unfinished.is_empty());
 }
 
 #[test]
 fn a_probe_that_hangs_opens_it_again() {
-    let world = World::opened(BreakerOptions::default());
-    world.pass(500);
-    let hangs = world.breaker.acquire().unwrap();
-    world.pass(2001);
-    assert!(world.breaker.acquire().is_err());
-    assert_eq!(world.told().last(), Some(&(BreakerState::Open, "probe_takes_too_long")));
+    let fixture = Fixture::opened(BreakerOptions::default());
+    fixture.pass(500);
+    let hangs = fixture.breaker.acquire().unwrap();
+    fixture.pass(2001);
+    assert!(fixture.breaker.acquire().is_err());
+    assert_eq!(fixture.transitions().last(), Some(&(BreakerState::Open, "probe_takes_too_long")));
     hangs.ok();
-    assert_eq!(world.breaker.state(), BreakerState::Open);
+    assert_eq!(fixture.breaker.state(), BreakerState::Open);
 }
 
 #[test]
 fn it_is_held_by_hand_until_somebody_lets_go() {
-    let world = World::new(BreakerOptions::default());
-    world.breaker.force(Some(true));
-    assert!(world.breaker.acquire().is_err());
-    world.pass(100_000);
-    world.breaker.begin_anew("another node");
-    assert!(world.breaker.acquire().is_err());
-    world.breaker.force(Some(false));
-    (0..100).for_each(|_| assert!(world.call(false)));
-    world.breaker.force(None);
-    assert_eq!(world.breaker.state(), BreakerState::Closed);
-    world.breaker.force(None);
-    let reasons: Vec<_> = world.told().into_iter().map(|(_, reason)| reason).collect();
+    let fixture = Fixture::new(BreakerOptions::default());
+    fixture.breaker.force(Some(true));
+    assert!(fixture.breaker.acquire().is_err());
+    fixture.pass(100_000);
+    fixture.breaker.reset("another node");
+    assert!(fixture.breaker.acquire().is_err());
+    fixture.breaker.force(Some(false));
+    (0..100).for_each(|_| assert!(fixture.call(false)));
+    fixture.breaker.force(None);
+    assert_eq!(fixture.breaker.state(), BreakerState::Closed);
+    fixture.breaker.force(None);
+    let reasons: Vec<_> = fixture.transitions().into_iter().map(|(_, reason)| reason).collect();
     assert_eq!(reasons, ["by_hand"; 3]);
 }
 
 #[test]
 fn another_one_behind_it_begins_closed() {
-    let world = World::opened(BreakerOptions::default());
-    world.breaker.begin_anew("new_epoch");
-    assert!(world.call(true));
-    assert_eq!(world.told(), [(BreakerState::Closed, "new_epoch")]);
+    let fixture = Fixture::opened(BreakerOptions::default());
+    fixture.breaker.reset("new_epoch");
+    assert!(fixture.call(true));
+    assert_eq!(fixture.transitions(), [(BreakerState::Closed, "new_epoch")]);
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -338,15 +342,15 @@ fn schedules() -> u32 {
     if std::env::var_os("TAGFAST_FULL").is_some_and(|v| v == "1") { 1_000_000 } else { 10_000 }
 }
 
-/// A call begins. Half open, a place without a probe in it is given at once, and no probe is waited
-/// for longer than four slow calls take.
-fn begin(world: &World, held: &mut Vec<Permit>) -> Result<(), TestCaseError> {
-    let slow = world.breaker.options.slow_after;
-    let look = world.breaker.look();
-    let acquired = world.breaker.acquire();
-    if look.state == BreakerState::HalfOpen {
-        let now = (world.breaker.now)();
-        let probes = held.iter().filter(|permit| permit.generation == look.generation);
+/// A call starts. Half-open, a free probe is issued at once, and no probe is waited for longer than
+/// four slow calls take.
+fn begin(fixture: &Fixture, held: &mut Vec<Permit>) -> Result<(), TestCaseError> {
+    let slow = fixture.breaker.options.slow_after;
+    let snapshot = fixture.breaker.snapshot();
+    let acquired = fixture.breaker.acquire();
+    if snapshot.state == BreakerState::HalfOpen {
+        let now = (fixture.breaker.now)();
+        let probes = held.iter().filter(|permit| permit.generation == snapshot.generation);
         let oldest = probes.clone().map(|permit| permit.began).min();
         prop_assert!(
             oldest.is_none_or(|began| now - began <= slow * 4),
@@ -361,34 +365,36 @@ fn begin(world: &World, held: &mut Vec<Permit>) -> Result<(), TestCaseError> {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: schedules(), ..ProptestConfig::default() })]
-    /// DB5: whatever is cancelled, no permit is lost: once calls end and time passes, it closes again.
+    /// Whichever calls are cancelled, no permit is lost: once calls end and time passes, the breaker
+    /// closes.
     #[test]
-    fn db5_no_schedule_holds_it_open_for_ever(steps in steps()) {
-        let world = World::new(BreakerOptions { min_calls: 5, stalled_calls: 5, ..BreakerOptions::default() });
+    fn no_schedule_holds_it_open_forever(steps in steps()) {
+        let fixture = Fixture::new(BreakerOptions { min_calls: 5, stalled_calls: 5, ..BreakerOptions::default() });
         let mut held: Vec<Permit> = Vec::new();
         for step in steps {
             match step {
-                Move::Begin => begin(&world, &mut held)?,
+                Move::Begin => begin(&fixture, &mut held)?,
                 Move::Ok(n) if !held.is_empty() => held.swap_remove(n % held.len()).ok(),
                 Move::Fail(n) if !held.is_empty() => held.swap_remove(n % held.len()).failed(),
                 Move::Cancel(n) if !held.is_empty() => drop(held.swap_remove(n % held.len())),
-                Move::Pass(ms) => world.pass(ms),
+                Move::Pass(ms) => fixture.pass(ms),
                 Move::Ok(_) | Move::Fail(_) | Move::Cancel(_) => {}
             }
         }
-        // Half open it never refuses for longer than four slow calls take; open not for longer than the cap.
-        world.pass(2001);
-        let _ = world.breaker.acquire();
-        world.pass(10_001);
+        // Half-open it never refuses for longer than four slow calls take; open, never for longer
+        // than the cap.
+        fixture.pass(2001);
+        let _ = fixture.breaker.acquire();
+        fixture.pass(10_001);
         drop(held);
         let mut calls = 0;
-        while world.breaker.state() != BreakerState::Closed {
-            // What failed before may still count in the step under way: it may open once more.
-            if !world.call(true) {
-                world.pass(10_001);
+        while fixture.breaker.state() != BreakerState::Closed {
+            // Earlier failures may still count in the current step: it may open once more.
+            if !fixture.call(true) {
+                fixture.pass(10_001);
             }
             calls += 1;
-            prop_assert!(calls <= 2 * 31 + 1, "it does not close: {:?}", world.breaker);
+            prop_assert!(calls <= 2 * 31 + 1, "it does not close: {:?}", fixture.breaker);
         }
     }
 }

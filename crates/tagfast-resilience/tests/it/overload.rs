@@ -1,8 +1,8 @@
-//! The cache is lost at full load and comes back empty.
+//! The cache is lost at full load and returns empty.
 
 use crate::simulation::{ALL, BACK, LOST, NONE, Parts, Plan, Run, run, run_all};
 
-/// Whether the big counts were asked for.
+/// Whether the large counts are requested.
 fn full() -> bool {
     std::env::var_os("TAGFAST_FULL").is_some_and(|v| v == "1")
 }
@@ -11,12 +11,12 @@ fn plan(parts: Parts, seed: u64, seconds: f64, scale: usize) -> Plan {
     Plan { parts, seed, seconds, scale }
 }
 
-/// The scale of the runs: a half, whole with `TAGFAST_FULL=1`.
+/// The scale of the runs: half, or full with `TAGFAST_FULL=1`.
 fn scale() -> usize {
     if full() { 1 } else { 2 }
 }
 
-/// What a run says, for messages.
+/// The figures of a run, for messages.
 fn tell(run: &Run) -> String {
     let seconds = (LOST as usize - 1..run.seconds()).map(|at| at as f64);
     let parts = seconds
@@ -24,9 +24,9 @@ fn tell(run: &Run) -> String {
     parts.collect::<Vec<_>>().join(" ")
 }
 
-/// DB1 and DB2, simulated: 10 seeds, whole and 50 with `TAGFAST_FULL=1`.
+/// The service stays up and recovers: 10 seeds, or full scale and 50 seeds with `TAGFAST_FULL=1`.
 #[test]
-fn db2_as_shipped_it_is_back_within_ten_seconds_and_the_database_never_has_too_much() {
+fn as_shipped_it_is_back_within_ten_seconds_and_the_database_never_has_too_much() {
     let seeds = if full() { 50 } else { 10 };
     let plans: Vec<_> = (1..=seeds).map(|seed| plan(ALL, seed, 28.0, scale())).collect();
     for (seed, run) in (1..).zip(run_all(&plans)) {
@@ -45,8 +45,8 @@ fn db2_as_shipped_it_is_back_within_ten_seconds_and_the_database_never_has_too_m
     }
 }
 
-/// Timeouts and retries alone, and with batches and a retry budget added: it is down until somebody
-/// stops the clients.
+/// With timeouts and retries alone, and also with batches and a retry budget, the service is down
+/// until the clients stop.
 #[test]
 fn without_limiter_breaker_and_single_flight_it_never_recovers() {
     let scale = if full() { 1 } else { 16 };
@@ -60,7 +60,7 @@ fn without_limiter_breaker_and_single_flight_it_never_recovers() {
     }
 }
 
-/// What each of the parts is for: the rest of them on, something is out of bounds without it.
+/// Each mechanism is necessary: with all others enabled, a bound is broken without it.
 #[test]
 fn each_part_does_its_share() {
     let without = [

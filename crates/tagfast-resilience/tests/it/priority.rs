@@ -1,13 +1,14 @@
-//! Who comes first when not everybody can.
+//! Priorities under overload.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tagfast_resilience::{Criticality, Limiter, LimiterOptions};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
-/// What a second saw: critical calls refused, sheddable ones begun.
+/// The counts of a second: critical calls refused, sheddable calls admitted.
 #[derive(Debug, Clone, Copy, Default)]
 struct Second {
     critical: u32,
@@ -15,8 +16,8 @@ struct Second {
     sheddable_begun: u32,
 }
 
-/// Calls of both kinds, each a multiple of what a database of 16 workers and 1,000 queries a second
-/// carries.
+/// Calls of both kinds, each a multiple of the capacity of a database of 16 workers and 1,000
+/// queries per second.
 fn run(critical: u64, sheddable: u64, seconds: usize) -> Vec<Second> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
@@ -31,8 +32,7 @@ fn run(critical: u64, sheddable: u64, seconds: usize) -> Vec<Second> {
         let mut calls = tokio::task::JoinSet::new();
         for ms in 0..seconds as u64 * 1000 {
             let at = (ms / 1000) as usize;
-            // Hundredths of a call each millisecond, in the order of the numbers: even, but not in
-            // step with the workers.
+            // Hundredths of a call each millisecond: even, but not in step with the workers.
             let count = |hundredths: u64| (ms + 1) * hundredths / 100 - ms * hundredths / 100;
             let kinds = [
                 (Criticality::Critical, count(critical)),
@@ -45,7 +45,7 @@ fn run(critical: u64, sheddable: u64, seconds: usize) -> Vec<Second> {
                     calls.spawn(async move {
                         let begun = limiter.begin(criticality).await;
                         {
-                            let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+                            let mut log = log.lock();
                             match criticality {
                                 Criticality::Critical => {
                                     log[at].critical += 1;
@@ -68,19 +68,18 @@ fn run(critical: u64, sheddable: u64, seconds: usize) -> Vec<Second> {
             sleep(Duration::from_millis(1)).await;
         }
         while calls.join_next().await.is_some() {}
-        let mut log = std::mem::take(&mut *log.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut log = std::mem::take(&mut *log.lock());
         log.truncate(seconds);
         log
     })
 }
 
-/// DB3, simulated: over the limit nothing that can be given up goes to the database, and it is used
-/// all the same.
+/// Above the limit no sheddable call reaches the database, and the database is still fully used.
 #[test]
-fn db3_no_critical_call_is_refused_while_a_sheddable_one_begins() {
+fn no_critical_call_is_refused_while_a_sheddable_one_begins() {
     for critical in [105, 110, 120, 150, 200, 800] {
         let seconds = run(critical, 200, 8);
-        // In the first second the limit has yet to be reached.
+        // In the first second the limit is not reached yet.
         for (at, second) in seconds.iter().enumerate().skip(1) {
             assert!(second.critical_shed > 0, "{critical} %, second {at}: {second:?}");
             assert_eq!(second.sheddable_begun, 0, "{critical} %, second {at}: {second:?}");

@@ -1,59 +1,61 @@
 //! A service with a cache in front of its database, clients that retry, and a cache that is lost
 //! and comes back empty.
 //!
-//! The parts of the crate are the real ones, on tokio's paused time: limiter, breaker, flights,
-//! retry budget, backoff. Modelled are the clients, the cache, the collecting of batches and the
-//! database only. A seed gives the same run each time.
+//! Limiter, breaker, single-flight and backoff are the real ones, on tokio's paused time. The
+//! clients with their retry budget, the cache, the batching and the database are modelled. A run is
+//! repeatable by its seed.
 //!
-//! What is true of real systems and decides here: the database works on when whoever asked has
-//! given up, and its queue has no end.
+//! Two facts of real systems decide here: the database keeps working for callers that gave up, and
+//! its queue is unbounded.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tagfast_resilience::breaker::Now;
 use tagfast_resilience::{
-    Backoff, Breaker, BreakerOptions, BudgetOptions, Criticality, Flights, Limiter, LimiterOptions,
-    RetryBudget,
+    Backoff, Breaker, BreakerOptions, Criticality, Limiter, LimiterOptions, SingleFlight,
 };
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 
-// All of these are for a scale of 1; at another one there are so many times fewer of each, and the
-// same share of each other.
-/// Reads a second.
+use super::retry_budget::{BudgetOptions, RetryBudget};
+
+// All constants are for scale 1; at scale n there are n times fewer of each, in the same
+// proportion.
+/// Reads per second.
 const READS: f64 = 8000.0;
-/// Keys; how often one is read follows a Zipf distribution with that exponent.
+/// Number of keys; reads follow a Zipf distribution with exponent `ZIPF`.
 const KEYS: usize = 100_000;
 const ZIPF: f64 = 0.9;
-/// Queries that the database works on at once.
+/// Queries that the database executes concurrently.
 const WORKERS: usize = 16;
-/// Queries for one key that it answers a second.
+/// Single-key queries that the database answers per second.
 const CAPACITY: f64 = 1000.0;
-/// What a further key of a query costs, as a share of a query without any.
+/// Cost of an additional key of a query, relative to a query without any.
 const KEY_COST: f64 = 0.23;
-/// What a client waits for an answer, and the service for a query.
+/// Timeout of a client's attempt, and of the service's query.
 const TIMEOUT: Duration = Duration::from_millis(500);
-/// A client tries again so often, after a short pause.
+/// Retries of a client.
 const RETRIES: Backoff = Backoff {
     retries: 2,
     base: Duration::from_millis(100),
     factor: 2,
     cap: Duration::from_secs(1),
 };
-/// Of the reads so many miss the cache even when it is well.
+/// Share of reads that miss a healthy cache.
 const MISSES: f64 = 0.01;
-/// Keys of a batch, and how long one waits for others.
+/// Maximum keys of a batch, and how long a batch collects keys.
 const BATCH: usize = 16;
 const LINGER: Duration = Duration::from_millis(1);
-/// The cache is lost and comes back empty.
+/// When the cache is lost and when it returns empty, in seconds.
 pub(crate) const LOST: f64 = 5.0;
 pub(crate) const BACK: f64 = 15.0;
-/// Buckets a second of what is recorded.
+/// Recorded buckets per second.
 pub(crate) const BUCKETS: usize = 10;
 
-/// Which parts are on.
+/// The mechanisms that are enabled.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Parts {
     pub(crate) limiter: bool,
@@ -63,36 +65,36 @@ pub(crate) struct Parts {
     pub(crate) budget: bool,
 }
 
-/// As the service ships.
+/// As shipped, with clients that have a retry budget.
 pub(crate) const ALL: Parts =
     Parts { limiter: true, breaker: true, single_flight: true, batching: true, budget: true };
 /// Timeouts and retries only.
 pub(crate) const NONE: Parts =
     Parts { limiter: false, breaker: false, single_flight: false, batching: false, budget: false };
 
-/// What is run.
+/// The plan of a run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Plan {
     pub(crate) parts: Parts,
     pub(crate) seed: u64,
-    /// Virtual time.
+    /// Length of the run in virtual time.
     pub(crate) seconds: f64,
-    /// 1, or so many times smaller: 2, 4, 8 or 16.
+    /// The divisor of all constants: 1, 2, 4, 8 or 16.
     pub(crate) scale: usize,
 }
 
-/// What happened in a tenth of a second.
+/// The counts of one bucket (0.1 s).
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Bucket {
-    /// Reads that clients began.
+    /// Reads started by clients.
     pub(crate) reads: u32,
-    /// Those of them that were answered in the end, each attempt within its timeout.
+    /// Reads of these that succeeded, each attempt within its timeout.
     pub(crate) answered: u32,
-    /// Work that was given to the database, in queries for one key.
+    /// Work submitted to the database, in single-key queries.
     pub(crate) work: f64,
 }
 
-/// A run.
+/// The record of a run.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Run {
     buckets: Vec<Bucket>,
@@ -105,26 +107,26 @@ impl Run {
         &self.buckets[index(from)..index(to)]
     }
 
-    /// Seconds it took.
+    /// Duration in seconds.
     pub(crate) fn seconds(&self) -> usize {
         self.buckets.len() / BUCKETS
     }
 
-    /// The share of the reads begun between two times, in seconds, that were answered.
+    /// Goodput: the share of the reads started between two times (in seconds) that succeeded.
     pub(crate) fn goodput(&self, from: f64, to: f64) -> f64 {
         let sum = |of: fn(&Bucket) -> u32| self.between(from, to).iter().map(of).sum::<u32>();
         f64::from(sum(|bucket| bucket.answered)) / f64::from(sum(|bucket| bucket.reads).max(1))
     }
 
-    /// Work given to the database between two times, as a share of what it can do in that time.
+    /// Work submitted to the database between two times, relative to its capacity.
     pub(crate) fn load(&self, from: f64, to: f64) -> f64 {
         self.between(from, to).iter().map(|bucket| bucket.work).sum::<f64>()
             / self.capacity
             / (to - from)
     }
 
-    /// Seconds from the return of the cache until the goodput of every second is at least 99 % of
-    /// that before; `None`: not within this run.
+    /// Recovery time in seconds: from the return of the cache until the goodput of every second is
+    /// at least 99 % of that before; `None`: not within this run.
     pub(crate) fn recovery(&self) -> Option<f64> {
         let before = self.goodput(1.0, LOST);
         let end = self.seconds();
@@ -138,8 +140,7 @@ impl Run {
         }
     }
 
-    /// The most work of a second, as a share of what the database can do, from 100 ms after the
-    /// loss on.
+    /// Peak load of a second, relative to the database's capacity, from 100 ms after the loss.
     pub(crate) fn peak(&self) -> f64 {
         let from = (LOST * BUCKETS as f64) as usize + 1;
         (from..=self.buckets.len() - BUCKETS)
@@ -149,22 +150,9 @@ impl Run {
     }
 }
 
-/// Numbers that look random; the same for the same seed.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> f64 {
-        // splitmix64
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    fn exponential(&mut self) -> f64 {
-        -(1.0 - self.next()).ln()
-    }
+/// An exponentially distributed number with mean 1.
+fn exponential(rng: &mut fastrand::Rng) -> f64 {
+    -(1.0 - rng.f64()).ln()
 }
 
 #[derive(Default)]
@@ -173,32 +161,28 @@ struct Cache {
     present: Vec<bool>,
 }
 
-/// Misses that one query will answer; `None` once it has begun.
+/// Misses that one query will answer; `None` once the query has started.
 type Batch = Arc<Mutex<Option<Vec<(usize, oneshot::Sender<bool>)>>>>;
 
-struct World {
+struct Simulation {
     began: Instant,
     plan: Plan,
-    random: Mutex<Random>,
+    rng: Mutex<fastrand::Rng>,
     cache: Mutex<Cache>,
     workers: Semaphore,
     limiter: Arc<Limiter>,
     breaker: Arc<Breaker>,
-    flights: Arc<Flights<usize, bool>>,
+    flights: Arc<SingleFlight<usize, bool>>,
     budget: Arc<RetryBudget>,
     /// The batch that the next miss joins.
     open: Mutex<Option<Batch>>,
     buckets: Mutex<Vec<Bucket>>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl World {
+impl Simulation {
     fn record(&self, at: Instant, write: impl FnOnce(&mut Bucket)) {
         let at = ((at - self.began).as_secs_f64() * BUCKETS as f64) as usize;
-        let mut buckets = lock(&self.buckets);
+        let mut buckets = self.buckets.lock();
         if buckets.len() <= at {
             buckets.resize(at + 1, Bucket::default());
         }
@@ -206,11 +190,11 @@ impl World {
     }
 
     fn cached(&self, key: usize) -> bool {
-        let cache = lock(&self.cache);
+        let cache = self.cache.lock();
         cache.up && cache.present[key]
     }
 
-    /// A read by a client: with its timeout and its retries.
+    /// A read by a client, with its timeout and retries.
     async fn client(self: Arc<Self>, key: usize) {
         let began = Instant::now();
         for attempt in 0.. {
@@ -218,9 +202,9 @@ impl World {
                 self.budget.succeeded();
                 return self.record(began, |bucket| bucket.answered += 1);
             }
-            let random = lock(&self.random).next();
+            let random = self.rng.lock().f64();
             let Some(delay) = RETRIES.delay(attempt, random) else { return };
-            if self.plan.parts.budget && !self.budget.try_spend() {
+            if self.plan.parts.budget && !self.budget.try_withdraw() {
                 return;
             }
             sleep(delay).await;
@@ -230,58 +214,58 @@ impl World {
         }
     }
 
-    /// A miss, answered by the service; `false` when it was refused or failed.
+    /// A cache miss, answered by the service; `false` when it was refused or failed.
     async fn serve(self: &Arc<Self>, key: usize) -> bool {
         if !self.plan.parts.single_flight {
             return Arc::clone(self).load(key).await;
         }
         self.flights
-            .fly(key, None, || Arc::clone(self).load(key))
+            .run(key, None, || Arc::clone(self).load(key))
             .await
-            .is_ok_and(|flown| flown.value)
+            .is_ok_and(|shared| shared.value)
     }
 
     async fn load(self: Arc<Self>, key: usize) -> bool {
         let loaded =
             if self.plan.parts.batching { self.batched(key).await } else { self.query(|| 1).await };
-        let mut cache = lock(&self.cache);
+        let mut cache = self.cache.lock();
         if loaded && cache.up {
             cache.present[key] = true;
         }
         loaded
     }
 
-    /// Collects misses into queries. A batch that waits for its place goes on collecting: what is
-    /// short are queries, not keys.
+    /// Batches misses into queries. A batch that waits for admission keeps collecting: queries are
+    /// scarce, keys are not.
     async fn batched(self: &Arc<Self>, key: usize) -> bool {
         let (sender, answer) = oneshot::channel();
         let (batch, first) = {
-            let mut open = lock(&self.open);
+            let mut open = self.open.lock();
             let waiting = open
                 .take()
-                .filter(|batch| lock(batch).as_ref().is_some_and(|keys| keys.len() < BATCH));
+                .filter(|batch| batch.lock().as_ref().is_some_and(|keys| keys.len() < BATCH));
             let first = waiting.is_none();
             let batch = waiting.unwrap_or_else(|| Arc::new(Mutex::new(Some(Vec::new()))));
-            if let Some(waiting) = lock(&batch).as_mut() {
+            if let Some(waiting) = batch.lock().as_mut() {
                 waiting.push((key, sender));
             }
             *open = Some(Arc::clone(&batch));
             (batch, first)
         };
         if first {
-            let world = Arc::clone(self);
+            let simulation = Arc::clone(self);
             tokio::spawn(async move {
-                sleep(LINGER * world.plan.scale as u32).await;
+                sleep(LINGER * simulation.plan.scale as u32).await;
                 let mut misses = Vec::new();
                 let take = || {
-                    misses = lock(&batch).take().unwrap_or_default();
+                    misses = batch.lock().take().unwrap_or_default();
                     misses.len()
                 };
-                let answered = world.query(take).await;
-                // Refused, it did not come to that.
-                misses.extend(lock(&batch).take().unwrap_or_default());
+                let answered = simulation.query(take).await;
+                // The query was refused before it took the batch.
+                misses.extend(batch.lock().take().unwrap_or_default());
                 for (_, waits) in misses {
-                    // Whoever gave up does not wait any more.
+                    // A caller that gave up does not wait any more.
                     let _ = waits.send(answered);
                 }
             });
@@ -289,9 +273,8 @@ impl World {
         answer.await.unwrap_or(false)
     }
 
-    /// A query for as many keys as there are when breaker and limiter let it through; `false` when
-    /// they do not, or it took too long. Whoever gives up does not end it: the database works
-    /// on.
+    /// A query for all keys collected when breaker and limiter admit it; `false` when they refuse
+    /// or the query timed out. A caller that gives up does not end the query.
     async fn query(self: &Arc<Self>, keys: impl FnOnce() -> usize) -> bool {
         let permit = match self.plan.parts.breaker.then(|| self.breaker.acquire()) {
             Some(Err(_)) => return false,
@@ -306,21 +289,21 @@ impl World {
         } else {
             None
         };
-        let (world, keys) = (Arc::clone(self), keys());
+        let (simulation, keys) = (Arc::clone(self), keys());
         let (sender, answer) = oneshot::channel();
         tokio::spawn(async move {
-            let mut work = Box::pin(world.work(keys));
+            let mut work = Box::pin(simulation.work(keys));
             let in_time = timeout(TIMEOUT, &mut work).await.is_ok();
             if let Some(permit) = permit {
                 if in_time { permit.ok() } else { permit.failed() }
             }
-            // Whoever gave up does not wait any more.
+            // A caller that gave up does not wait any more.
             if in_time {
                 let _ = sender.send(true);
             } else {
                 work.await;
-                // Late, but it was read: a flight of its own still fills the cache.
-                let _ = sender.send(world.plan.parts.single_flight);
+                // Late, but read: the result still fills the cache.
+                let _ = sender.send(simulation.plan.parts.single_flight);
             }
             if let Some(in_flight) = in_flight {
                 in_flight.ended(keys, in_time);
@@ -329,19 +312,19 @@ impl World {
         answer.await.unwrap_or(false)
     }
 
-    /// The database: a queue in front of its workers.
+    /// The database: an unbounded queue in front of its workers.
     async fn work(&self, keys: usize) {
         let cost = (1.0 + KEY_COST * keys as f64) / (1.0 + KEY_COST);
         self.record(Instant::now(), |bucket| bucket.work += cost);
         let _worker = self.workers.acquire().await;
-        let noise = 0.5 + 0.5 * lock(&self.random).exponential();
+        let noise = 0.5 + 0.5 * exponential(&mut self.rng.lock());
         sleep(Duration::from_secs_f64(WORKERS as f64 / CAPACITY * cost * noise)).await;
     }
 
-    /// Clients that come by chance, from the beginning to the end.
+    /// Clients that arrive at random times, from start to end.
     async fn clients(self: Arc<Self>) {
         let Plan { seed, seconds, scale, .. } = self.plan;
-        let mut random = Random(seed);
+        let mut rng = fastrand::Rng::with_seed(seed);
         let mut sum = 0.0;
         let upto = |rank: usize| {
             sum += (rank as f64).powf(-ZIPF);
@@ -353,10 +336,10 @@ impl World {
             tokio::time::sleep_until(self.began + Duration::from_millis(ms)).await;
             self.trigger(ms);
             while next < (ms + 1) as f64 / 1000.0 {
-                next += random.exponential() / READS * scale as f64;
-                let weight = random.next() * weights[weights.len() - 1];
+                next += exponential(&mut rng) / READS * scale as f64;
+                let weight = rng.f64() * weights[weights.len() - 1];
                 let key = weights.partition_point(|upto| *upto < weight);
-                let hit = random.next() >= MISSES && self.cached(key);
+                let hit = rng.f64() >= MISSES && self.cached(key);
                 self.record(Instant::now(), |bucket| {
                     bucket.reads += 1;
                     bucket.answered += u32::from(hit);
@@ -371,7 +354,7 @@ impl World {
     }
 
     fn trigger(&self, ms: u64) {
-        let mut cache = lock(&self.cache);
+        let mut cache = self.cache.lock();
         if ms == (LOST * 1000.0) as u64 {
             cache.up = false;
             cache.present.fill(false);
@@ -382,7 +365,7 @@ impl World {
     }
 }
 
-/// Runs it: no real time passes.
+/// Runs a plan in virtual time.
 pub(crate) fn run(plan: Plan) -> Run {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
@@ -390,7 +373,7 @@ pub(crate) fn run(plan: Plan) -> Run {
         let began = Instant::now();
         let now: Now = Arc::new(move || began.elapsed());
         let (seed, scale) = (plan.seed, plan.scale);
-        // As for the nodes of the database.
+        // The options of the database nodes.
         let slow_after = Duration::from_millis(250);
         let breaker = BreakerOptions {
             slow_after,
@@ -398,32 +381,32 @@ pub(crate) fn run(plan: Plan) -> Run {
             ..BreakerOptions::default()
         };
         let limiter = LimiterOptions::default();
-        let (start, least, most) =
-            (limiter.start / scale, (limiter.least / scale).max(1), limiter.most / scale);
-        let limiter = LimiterOptions { start, least, most, seed: seed + 1, ..limiter };
-        let world = Arc::new(World {
+        let (start, min, max) =
+            (limiter.start / scale, (limiter.min / scale).max(1), limiter.max / scale);
+        let limiter = LimiterOptions { start, min, max, seed: seed + 1, ..limiter };
+        let simulation = Arc::new(Simulation {
             began,
             plan,
-            random: Mutex::new(Random(!seed)),
+            rng: Mutex::new(fastrand::Rng::with_seed(!seed)),
             cache: Mutex::new(Cache { up: true, present: vec![true; KEYS / scale] }),
             workers: Semaphore::new(WORKERS / scale),
             limiter: Limiter::new(limiter, Arc::clone(&now)),
             breaker: Breaker::new("database", breaker, now, Arc::new(|_| {}), seed + 1),
-            flights: Flights::new(),
+            flights: SingleFlight::new(),
             budget: RetryBudget::new(BudgetOptions::default()),
             open: Mutex::default(),
             buckets: Mutex::default(),
         });
-        Arc::clone(&world).clients().await;
-        // What was begun may still be answered; it counts where it began.
+        Arc::clone(&simulation).clients().await;
+        // Reads still in flight may succeed; they count where they started.
         sleep(TIMEOUT * 4).await;
-        let mut buckets = std::mem::take(&mut *lock(&world.buckets));
+        let mut buckets = std::mem::take(&mut *simulation.buckets.lock());
         buckets.truncate((plan.seconds * BUCKETS as f64) as usize);
         Run { buckets, capacity: CAPACITY / scale as f64 }
     })
 }
 
-/// Runs them all, on as many threads as there are processors.
+/// Runs all plans, on one thread per processor.
 pub(crate) fn run_all(plans: &[Plan]) -> Vec<Run> {
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     let next = AtomicUsize::new(0);
@@ -434,10 +417,10 @@ pub(crate) fn run_all(plans: &[Plan]) -> Vec<Run> {
                 loop {
                     let at = next.fetch_add(1, Ordering::Relaxed);
                     let Some(plan) = plans.get(at) else { return };
-                    *lock(&runs[at]) = Some(run(*plan));
+                    *runs[at].lock() = Some(run(*plan));
                 }
             });
         }
     });
-    runs.into_iter().map(|run| lock(&run).take().expect("run")).collect()
+    runs.into_iter().map(|run| run.lock().take().expect("run")).collect()
 }

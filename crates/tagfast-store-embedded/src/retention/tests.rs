@@ -1,11 +1,11 @@
-//! Retention: what is deleted, what is never skipped.
+//! Retention: what is deleted, and what is never skipped.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use tagfast_domain::{ContentKey, Operation, Tag, UserId, Write, WriteId};
 use tagfast_events::bus::begin_at;
-use tagfast_events::{BusError, BusPosition, Group, Positions};
+use tagfast_events::{BusError, BusPosition, ConsumerGroup, Positions};
 use tagfast_resilience::ManualClock;
 use tagfast_store::{Durability, TagWriter, WriteRequest};
 
@@ -36,7 +36,7 @@ impl Fixture {
         EmbeddedStore::open(options).expect("a store")
     }
 
-    /// The file as its writer sees it, while no store is open.
+    /// The file as its writer sees it; the store must be closed.
     fn file(&self) -> (Connection, FileState) {
         let path = crate::directory::file_path(&self.dir.path().join("data"), 0);
         let conn = schema::open_writer(&path, 1 << 20).expect("the file");
@@ -129,17 +129,18 @@ async fn positions_go_on_after_retention_emptied_the_table_and_a_restart() {
     let at = |next| {
         Positions::from([(
             tagfast_events::Partition(0),
-            BusPosition { next, emits: tagfast_events::Emits::embedded(0) },
+            BusPosition { next, publisher_epochs: tagfast_events::PublisherEpochs::embedded(0) },
         )])
     };
-    let mut consumer =
-        begin_at(store.bus().as_ref(), Group("indexer"), &at(6)).await.expect("it has everything");
+    let mut consumer = begin_at(store.bus().as_ref(), ConsumerGroup("indexer"), &at(6))
+        .await
+        .expect("it has everything");
     assert_eq!(write(&store, 5).await, 6, "the next position, not the first one again");
     let records = consumer.poll(10, Duration::from_secs(10)).await.expect("records").into_records();
     assert_eq!(records.iter().map(|r| r.offset).collect::<Vec<_>>(), [6]);
-    let behind = begin_at(store.bus().as_ref(), Group("analytics"), &at(3)).await;
+    let behind = begin_at(store.bus().as_ref(), ConsumerGroup("analytics"), &at(3)).await;
     assert!(matches!(behind, Err(BusError::Expired { .. })), "what it needs is gone");
-    begin_at(store.bus().as_ref(), Group("new"), &Positions::new())
+    begin_at(store.bus().as_ref(), ConsumerGroup("new"), &Positions::new())
         .await
         .expect("a new group begins at what there is");
 }
@@ -182,7 +183,7 @@ async fn a_running_consumer_whose_records_are_gone_is_told() {
     for n in 0..5 {
         write(&store, n).await;
     }
-    let mut consumer = begin_at(store.bus().as_ref(), Group("indexer"), &Positions::new())
+    let mut consumer = begin_at(store.bus().as_ref(), ConsumerGroup("indexer"), &Positions::new())
         .await
         .expect("a consumer");
     let (conn, _) = f.file();

@@ -1,12 +1,15 @@
-//! The writer without its thread: a full disk, and batches that a test composes.
+//! The writer without its thread: a full disk, and batches composed by tests.
 
-use tagfast_domain::{Operation, Tag, UserId, Version, Write, WriteId};
+use std::sync::atomic::AtomicU64;
+
+use tagfast_domain::{ContentKey, Operation, Tag, UserId, Version, Write, WriteId};
 use tagfast_resilience::ManualClock;
 use tagfast_store::{Durability, WriteRequest};
 use tokio::sync::oneshot;
 
 use super::*;
 use crate::directory::{self, Directory, OpenOptions};
+use crate::queue::Queue;
 use crate::retention::ExpireBytes;
 
 type Waiting = oneshot::Receiver<Result<WriteAnswer, StoreError>>;
@@ -57,7 +60,7 @@ fn job(id: u128, content: &str, tags: usize) -> (WriteJob, Waiting) {
         traceparent: None,
     };
     let (reply, answer) = oneshot::channel();
-    (WriteJob { request, claim: None, reply }, answer)
+    (WriteJob { request, race: None, reply }, answer)
 }
 
 impl Fixture {
@@ -145,8 +148,8 @@ fn full_durability_is_back_after_offsets_alone() {
     };
     assert_eq!(synchronous(&f), 2);
     let offsets = BTreeMap::from([(
-        Group("g"),
-        BusPosition { next: 5, emits: tagfast_events::Emits::embedded(1) },
+        ConsumerGroup("g"),
+        BusPosition { next: 5, publisher_epochs: tagfast_events::PublisherEpochs::embedded(1) },
     )]);
     f.writer.run_batch(Batch { offsets, ..Batch::default() });
     assert_eq!((synchronous(&f), f.count("bus_offset")), (2, 1));

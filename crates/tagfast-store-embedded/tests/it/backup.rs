@@ -1,4 +1,4 @@
-//! Backup and restore: what is in it, what is told of what came after it.
+//! Backup and restore: the content of a backup, and the verdicts about writes made after it.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -102,7 +102,7 @@ async fn a_restore_begins_a_new_epoch_and_tells_what_came_after_the_backup() {
     assert!(again.version > after.version, "{} then {}", after.version, again.version);
     assert_eq!(store.verdict(&again.receipt).await.expect("a verdict"), Verdict::Kept);
 
-    // A second restore, of the first one's successor: each older epoch keeps its own fence.
+    // A second restore, of the first one's successor: each older epoch keeps its own end.
     let second = fixture.beside("restored");
     backup(&second, &fixture.beside("backup 2"), &*fixture.clock, &|_, _| {}).expect("a backup");
     let newest = write(&store, add(&page, &["newest"])).await;

@@ -1,24 +1,27 @@
-//! The outbox as a bus: the suite, and what only this one does: wake-up, exact frontiers, letters
-//! once, restarts.
+//! The outbox as a bus: the conformance suite, wake-ups, exact watermarks, idempotent parking,
+//! restarts.
 
 use std::time::{Duration, Instant};
 
 use tagfast_events::bus::begin_at;
 use tagfast_events::conformance::BusHarness;
-use tagfast_events::{BusPosition, BusRecord, Group, Partition, Positions};
+use tagfast_events::{BusPosition, BusRecord, ConsumerGroup, Partition, Positions};
 use tagfast_resilience::Clock;
 use tagfast_store::TagWriter;
 
 use crate::support::{Fixture, NOW, add, key, records, write};
 
-const GROUP: Group = Group("test");
+const GROUP: ConsumerGroup = ConsumerGroup("test");
 
 fn after(records: &[BusRecord]) -> Positions {
     let mut positions = Positions::new();
     for r in records {
         positions.insert(
             r.partition,
-            BusPosition { next: r.offset + 1, emits: tagfast_events::Emits::embedded(r.emit.0) },
+            BusPosition {
+                next: r.offset + 1,
+                publisher_epochs: tagfast_events::PublisherEpochs::embedded(r.publisher_epoch.0),
+            },
         );
     }
     positions
@@ -103,10 +106,10 @@ async fn the_frontier_of_an_idle_partition_is_now() {
     let bus = store.bus();
     let consumer = begin_at(bus.as_ref(), GROUP, &Positions::new()).await.expect("a consumer");
     let check = async |next_in_all: u64, now: i64| {
-        let frontiers = consumer.frontiers().await.expect("frontiers");
-        assert_eq!(frontiers.len(), 8);
-        assert!(frontiers.values().flatten().all(|f| f.complete_through == now), "{frontiers:?}");
-        assert_eq!(frontiers.values().flatten().map(|f| f.next - 1).sum::<u64>(), next_in_all);
+        let watermarks = consumer.watermarks().await.expect("watermarks");
+        assert_eq!(watermarks.len(), 8);
+        assert!(watermarks.values().flatten().all(|f| f.complete_through == now), "{watermarks:?}");
+        assert_eq!(watermarks.values().flatten().map(|f| f.next - 1).sum::<u64>(), next_in_all);
     };
     check(0, NOW).await;
     fixture.clock.advance(60_000);
@@ -117,7 +120,7 @@ async fn the_frontier_of_an_idle_partition_is_now() {
     assert_eq!(ends.values().map(|e| e.next - 1).sum::<u64>(), 1);
 }
 
-/// Drives the suite through the store's writes.
+/// Publishes the suite's events by writing to the store.
 struct Harness {
     fixture: Fixture,
     store: std::sync::Arc<tagfast_store_embedded::EmbeddedStore>,

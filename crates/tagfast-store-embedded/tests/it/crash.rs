@@ -1,4 +1,4 @@
-//! What a crash leaves: acknowledged writes with their events, and nothing by halves.
+//! After a crash: acknowledged writes are there with their events, and no transaction is partial.
 
 use std::collections::BTreeMap;
 
@@ -11,8 +11,8 @@ fn wal_length(dir: &std::path::Path) -> u64 {
     std::fs::metadata(dir.join("store-0.sqlite-wal")).map_or(0, |m| m.len())
 }
 
-/// Writes go to one file; the log is cut at many places behind the acknowledged part, and its tail
-/// garbled.
+/// Writes go to one file; its log is truncated at many places behind the acknowledged part, and the
+/// tail is garbled.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_torn_log_loses_nothing_acknowledged_and_keeps_documents_and_events_together() {
     let fixture = Fixture::new();
@@ -80,7 +80,7 @@ async fn a_torn_log_loses_nothing_acknowledged_and_keeps_documents_and_events_to
     );
 }
 
-/// A process that ends without closing: the next one finds everything, positions go on, the check
+/// A process ends without closing: the next one finds everything, positions continue, and the check
 /// passes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_process_leaves_a_directory_that_opens() {

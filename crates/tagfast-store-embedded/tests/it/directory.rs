@@ -1,4 +1,4 @@
-//! Opening: the lock, versions, damage, and how the files are kept.
+//! Opening a data directory: the lock, versions, damage, and the permissions of the files.
 
 use std::io::{Seek, SeekFrom, Write as _};
 use std::os::unix::fs::PermissionsExt;
@@ -119,7 +119,7 @@ async fn a_damaged_file_is_found_at_open_after_a_crash_and_at_the_read_otherwise
     assert!(matches!(error, OpenError::Damaged { .. }), "{error:?}");
     message(&error, "store-4.sqlite", "tagfast restore");
 
-    // After a clean stop nothing is read at open; the damage is told by whoever reads it.
+    // After a clean stop no page is read at open; the first read reports the damage.
     match tagfast_store_embedded::EmbeddedStore::open(fixture.options()) {
         Err(error) => message(&error, "store-4.sqlite", "damaged"),
         Ok(store) => {
@@ -128,7 +128,7 @@ async fn a_damaged_file_is_found_at_open_after_a_crash_and_at_the_read_otherwise
                 match store.view(&key("t", &format!("page {n}")), &ReadOptions::default()).await {
                     Ok(view) => assert_eq!(view.tags.len(), 3),
                     Err(StoreError::Damaged { .. }) => damaged += 1,
-                    Err(other) => panic!("damage is told as damage: {other}"),
+                    Err(other) => panic!("damage is reported as damage: {other}"),
                 }
             }
             assert!(damaged > 0);

@@ -1,10 +1,10 @@
-//! Tests of the embedded store through its public face.
+//! Tests of the embedded store through its public API.
 
 mod backup;
 mod bus;
 mod crash;
+mod dead_letters;
 mod directory;
-mod letters;
 mod migrations;
 mod suite;
 mod support;

@@ -1,17 +1,19 @@
-//! Directories of older schema versions open, with everything in them.
+//! Directories of older schema versions are migrated with all their data.
 
 use std::sync::Arc;
 
 use rusqlite::{Connection, params};
 use tagfast_domain::{ContentKey, Document, EpochId, Tagging, UserId, Version, codec};
-use tagfast_events::LetterFilter;
+use tagfast_events::DeadLetterFilter;
 use tagfast_sharding::LogicalShard;
+use tagfast_store::History;
 use tagfast_store_embedded::{EmbeddedStore, OpenOptions};
 
 use crate::support::{Fixture, NOW, add, key, view, write};
 
 const V1: &str = include_str!("v1.sql");
 const V2: &str = include_str!("v2.sql");
+const V3: &str = include_str!("v3.sql");
 
 fn document(version: u64) -> Document {
     let version = Version::from_packed(version).expect("a version");
@@ -22,7 +24,7 @@ fn document(version: u64) -> Document {
         display: tag.display,
         user,
         at: NOW,
-        ord: version,
+        decided_at: version,
         present: true,
     };
     Document { version, taggings: vec![tagging], ..Document::default() }
@@ -55,10 +57,10 @@ async fn a_directory_of_version_1_opens_with_all_that_is_in_it() {
             conn.execute("INSERT INTO sqlite_sequence VALUES ('bus_event', 100)", [])
                 .expect("a position");
             conn.execute("INSERT INTO meta VALUES ('retained_from', '101')", []).expect("a row");
-            let letter = "INSERT INTO bus_dlq VALUES (?1, 'indexer', 9, ?2, 41, 5, 6, x'7b7d', '{}', 'poison', 'code', 'why', 1, 0,
+            let parked = "INSERT INTO bus_dlq VALUES (?1, 'indexer', 9, ?2, 41, 5, 6, x'7b7d', '{}', 'poison', 'code', 'why', 1, 0,
                           'open', NULL, 7, 8)";
-            conn.execute(letter, params![format!("indexer/{n}/9"), page.to_bytes()])
-                .expect("a letter");
+            conn.execute(parked, params![format!("indexer/{n}/9"), page.to_bytes()])
+                .expect("a dead letter");
         }
     }
     let store =
@@ -67,22 +69,61 @@ async fn a_directory_of_version_1_opens_with_all_that_is_in_it() {
     assert_eq!(store.current_epoch().id, EpochId([7; 16]));
     let seen = view(&store, &page).await;
     assert_eq!((seen.version.packed(), &*seen.tags[0].display), (41, "Kept Tag"));
-    let filter = LetterFilter {
+    let filter = DeadLetterFilter {
         tenant: Some("t".to_owned()),
         id_prefix: Some("page".to_owned()),
-        ..LetterFilter::default()
+        ..DeadLetterFilter::default()
     };
-    let letters = store.letters().list(&filter, None, 10).await.expect("a page").letters;
+    let parked = store.dead_letters().list(&filter, None, 10).await.expect("a page").letters;
     assert_eq!(
-        letters.iter().map(|l| (l.letter.code.as_str(), l.letter.attempts)).collect::<Vec<_>>(),
+        parked.iter().map(|l| (l.letter.code.as_str(), l.letter.attempts)).collect::<Vec<_>>(),
         [("code", 1)]
     );
     let answer = write(&store, add(&page, &["new"])).await;
     assert_eq!(answer.receipt.position.lsn, 101, "positions go on");
 }
 
-/// The statements of each version are what the program still makes: a changed one would be a second
-/// version of that number.
+/// A directory as version 2 left it after a restore, with a dead letter in a replay job.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_of_version_2_keeps_its_epoch_ends_and_dead_letters() {
+    let fixture = Fixture::new();
+    std::fs::create_dir(fixture.dir()).expect("a directory");
+    let path = fixture.dir().join("store-0.sqlite");
+    let conn = Connection::open(&path).expect("a file");
+    conn.execute_batch(V1).expect("version 1");
+    conn.execute_batch(V2).expect("version 2");
+    conn.execute_batch(
+        "INSERT INTO meta VALUES ('clean', '1'), ('files', '1'), ('created', '1');
+         INSERT INTO epoch VALUES (1, zeroblob(16), 1, '40'), (2, x'07070707070707070707070707070707', 2, NULL);
+         INSERT INTO bus_dlq (letter_id, grp, pos, key, ver, at, emit, payload, headers, class, code, message,
+                              attempts, replays, state, first_failed_at, last_failed_at, job)
+             VALUES ('indexer/0/9', 'indexer', 9, x'00', 41, 5, 6, x'7b7d', '[]', 'poison', 'code', 'why', 1, 0,
+                     'open', 7, 8, 'job-1');
+         INSERT INTO letter_job (id, dry_run, rate, at, letters, closed, busy) VALUES ('job-1', 0, 10, 5, 3, 2, 1);
+         INSERT INTO letter_act (at, by, action, detail, letters) VALUES (5, 'ann', 'replay', 'all', 3);",
+    )
+    .expect("rows of version 2");
+    drop(conn);
+    let store =
+        EmbeddedStore::open(OpenOptions::new(fixture.dir(), Arc::clone(&fixture.clock) as _))
+            .expect("it opens");
+    let shard = LogicalShard::of(&key("t", "page"));
+    assert_eq!(store.epoch_end(shard, EpochId([0; 16])), Some(40));
+    assert_eq!(store.epoch_end(shard, EpochId([7; 16])), Some(u64::MAX));
+    store.close();
+    let conn = Connection::open(&path).expect("a file");
+    let text = |sql: &str| -> String { conn.query_row(sql, [], |row| row.get(0)).expect(sql) };
+    assert_eq!(
+        text("SELECT id || ' ' || job FROM dead_letter WHERE state = 'open'"),
+        "indexer/0/9 job-1"
+    );
+    assert_eq!(text("SELECT id || ' ' || dead_letters FROM replay_job"), "job-1 3");
+    let audit = "SELECT id || ' ' || actor || ' ' || dead_letters FROM dead_letter_audit";
+    assert_eq!(text(audit), "1 ann 3");
+}
+
+/// A new file has exactly the schema of its version: an edited migration would make two different
+/// schemas of one version.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_file_has_the_schema_of_its_version() {
     let fixture = Fixture::new();
@@ -98,6 +139,7 @@ async fn a_new_file_has_the_schema_of_its_version() {
     let golden = Connection::open_in_memory().expect("a database");
     golden.execute_batch(V1).expect("version 1");
     golden.execute_batch(V2).expect("version 2");
+    golden.execute_batch(V3).expect("version 3");
     let pragma = |c: &Connection, name: &str| -> i64 {
         c.pragma_query_value(None, name, |r| r.get(0)).expect("a number")
     };

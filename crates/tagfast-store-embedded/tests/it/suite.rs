@@ -1,11 +1,12 @@
-//! The promises of every store, kept by this one.
+//! The conformance suite over the embedded store.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use tagfast_domain::{Limits, TaggingsEvent, TenantId, UnixMillis};
 use tagfast_events::bus::begin_at;
-use tagfast_events::{BusConsumer, BusPosition, Group, Positions, decode};
+use tagfast_events::{BusConsumer, BusPosition, ConsumerGroup, Positions, decode};
 use tagfast_resilience::Clock;
 use tagfast_store::SharedStore;
 use tagfast_store::conformance::StoreHarness;
@@ -16,8 +17,7 @@ use crate::support::{self, Fixture};
 struct Harness {
     fixture: Fixture,
     store: Mutex<Option<Arc<EmbeddedStore>>>,
-    /// What was published, as far as it was asked for: partitions have no common order but that of
-    /// the asking.
+    /// The events read so far: partitions have no common order, so the order of reading is kept.
     published: tokio::sync::Mutex<(Positions, Vec<TaggingsEvent>)>,
 }
 
@@ -32,12 +32,12 @@ impl Harness {
 
     fn opened(&self) -> SharedStore {
         let store = self.fixture.open();
-        *self.store.lock().expect("no panic") = Some(Arc::clone(&store));
+        *self.store.lock() = Some(Arc::clone(&store));
         store
     }
 
     fn store(&self) -> Arc<EmbeddedStore> {
-        self.store.lock().expect("no panic").clone().expect("an open store")
+        self.store.lock().clone().expect("an open store")
     }
 }
 
@@ -48,7 +48,7 @@ impl StoreHarness for Harness {
     }
 
     async fn reopen(&self) -> Option<SharedStore> {
-        let store = self.store.lock().expect("no panic").take().expect("an open store");
+        let store = self.store.lock().take().expect("an open store");
         store.close();
         drop(store);
         Some(self.opened())
@@ -56,13 +56,16 @@ impl StoreHarness for Harness {
 
     async fn events(&self, tenant: &TenantId) -> Vec<TaggingsEvent> {
         let mut published = self.published.lock().await;
-        let new = support::records(&self.store().bus(), Group("test-watch"), &published.0).await;
+        let new =
+            support::records(&self.store().bus(), ConsumerGroup("test-watch"), &published.0).await;
         for record in new {
             published.0.insert(
                 record.partition,
                 BusPosition {
                     next: record.offset + 1,
-                    emits: tagfast_events::Emits::embedded(record.emit.0),
+                    publisher_epochs: tagfast_events::PublisherEpochs::embedded(
+                        record.publisher_epoch.0,
+                    ),
                 },
             );
             published.1.push(decode(&record.payload).expect("an event"));
@@ -73,11 +76,11 @@ impl StoreHarness for Harness {
     async fn complete_through(&self) -> UnixMillis {
         let bus = self.store().bus();
         let consumer: Box<dyn BusConsumer> =
-            begin_at(bus.as_ref(), Group("test-frontier"), &Positions::new())
+            begin_at(bus.as_ref(), ConsumerGroup("test-frontier"), &Positions::new())
                 .await
                 .expect("a consumer");
-        let frontiers = consumer.frontiers().await.expect("frontiers");
-        frontiers.values().flatten().map(|f| f.complete_through).min().expect("a partition")
+        let watermarks = consumer.watermarks().await.expect("watermarks");
+        watermarks.values().flatten().map(|f| f.complete_through).min().expect("a partition")
     }
 
     fn clock(&self) -> Arc<dyn Clock> {

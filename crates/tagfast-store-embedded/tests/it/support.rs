@@ -1,4 +1,4 @@
-//! What the tests share: a directory, a clock, short ways to write and read.
+//! Shared by the tests: a data directory, a clock, helpers to write and read.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tagfast_domain::{ContentKey, Operation, Tag, TagName, TaggingsEvent, UserId, Write, WriteId};
 use tagfast_events::bus::begin_at;
-use tagfast_events::{Bus, BusRecord, Group, Positions, decode};
+use tagfast_events::{Bus, BusRecord, ConsumerGroup, Positions, decode};
 use tagfast_resilience::ManualClock;
 use tagfast_store::{
     Durability, ReadOptions, TagReader, TagWriter, View, WriteAnswer, WriteRequest,
@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 pub(crate) const NOW: i64 = 1_800_000_000_000;
 
-/// A data directory that goes with the test.
+/// A data directory, removed with the test.
 pub(crate) struct Fixture {
     root: TempDir,
     pub(crate) clock: Arc<ManualClock>,
@@ -32,7 +32,7 @@ impl Fixture {
         self.root.path().join("data")
     }
 
-    /// Another directory beside it.
+    /// A second directory beside it.
     pub(crate) fn beside(&self, name: &str) -> PathBuf {
         self.root.path().join(name)
     }
@@ -55,7 +55,7 @@ impl Fixture {
     }
 }
 
-/// An error with its causes.
+/// An error with its sources.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -109,10 +109,10 @@ pub(crate) async fn names(store: &EmbeddedStore, key: &ContentKey) -> Vec<String
     view(store, key).await.tags.iter().map(|t| t.name.to_string()).collect()
 }
 
-/// All records of the bus from `positions` to its end now.
+/// All records of the bus from `positions` to its current end.
 pub(crate) async fn records(
     bus: &Arc<dyn Bus>,
-    group: Group,
+    group: ConsumerGroup,
     positions: &Positions,
 ) -> Vec<BusRecord> {
     let mut open = bus.ends().await.expect("the ends");
@@ -135,11 +135,11 @@ pub(crate) async fn records(
 
 /// The events of the whole bus.
 pub(crate) async fn events(store: &EmbeddedStore) -> Vec<TaggingsEvent> {
-    let records = records(&store.bus(), Group("test-watch"), &Positions::new()).await;
+    let records = records(&store.bus(), ConsumerGroup("test-watch"), &Positions::new()).await;
     records.iter().map(|r| decode(&r.payload).expect("an event")).collect()
 }
 
-/// Copies a directory's files as they are, as a power cut would leave them.
+/// Copies a directory's files in their current state, as a power cut would leave them.
 pub(crate) fn copy_dir(from: &Path, to: &Path) {
     std::fs::create_dir(to).expect("a new directory");
     for entry in std::fs::read_dir(from).expect("a directory") {

@@ -1,4 +1,4 @@
-//! Writes: fairness, deadlines, what only the queue decides.
+//! Writes: fairness and deadlines in the queue.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ async fn a_full_queue_refuses_by_name_and_limit_and_takes_writes_again() {
     let mut options = fixture.options();
     options.files = 1;
     let store = tagfast_store_embedded::EmbeddedStore::open(options).expect("a store");
-    // Somebody else writes to the file: the store's writer waits, the queue fills.
+    // A different connection writes to the file: the store's writer waits and the queue fills.
     let other = rusqlite::Connection::open(fixture.dir().join("store-0.sqlite")).expect("the file");
     other.execute_batch("BEGIN IMMEDIATE").expect("the lock");
     let mut many =
@@ -99,7 +99,7 @@ async fn a_caller_that_goes_away_does_not_take_its_write_back() {
     assert_eq!(names(&store, &page).await, ["kept", "later"]);
 }
 
-/// Polls once; true when it is not ready.
+/// Polls once; true: it is not ready.
 async fn futures_poll_once<T>(future: &mut (impl Future<Output = T> + Unpin)) -> bool {
     std::future::poll_fn(|context| {
         let pending = std::pin::Pin::new(&mut *future).poll(context).is_pending();

@@ -1,30 +1,30 @@
-//! Many items in one call: order, and items that fail alone.
+//! Batches: order of the answers, and items that fail alone.
 
 use tagfast_domain::{Refusal, Version};
 
 use super::StoreHarness;
-use super::kit::{Kit, chain, refusal, scaled};
+use super::support::{Fixture, chain, refusal, scaled};
 use crate::{Consistency, ReadOptions};
 
 fn strong() -> ReadOptions<'static> {
     ReadOptions { consistency: Consistency::Strong, ..ReadOptions::default() }
 }
 
-/// The largest batch that a client may send; a store's queues need not take more at once.
+/// Maximum batch of a client; a store's queues need not accept more at once.
 const LARGEST: usize = 500;
 
 /// Item `n` of the answer is about item `n` of the request.
 pub async fn a_batch_answers_in_the_order_asked(h: &dyn StoreHarness) {
-    let kit = Kit::new(h).await;
+    let fixture = Fixture::new(h).await;
     for size in [0, 1, 2, scaled(250).min(LARGEST)] {
-        let keys: Vec<_> = (0..size).map(|n| kit.key(&format!("{size}/{n}"))).collect();
+        let keys: Vec<_> = (0..size).map(|n| fixture.key(&format!("{size}/{n}"))).collect();
         let requests: Vec<_> = keys
             .iter()
             .enumerate()
-            .map(|(n, key)| kit.patch(key, &[&format!("t{n}"), "all"], &[]))
+            .map(|(n, key)| fixture.patch(key, &[&format!("t{n}"), "all"], &[]))
             .collect();
         let ids: Vec<_> = requests.iter().map(|r| r.write.id).collect();
-        let answers = kit.store.write_many(requests).await;
+        let answers = fixture.store.write_many(requests).await;
         assert_eq!(answers.len(), size, "as many answers as items");
         for (n, (answer, id)) in answers.into_iter().zip(ids).enumerate() {
             let answer =
@@ -33,24 +33,24 @@ pub async fn a_batch_answers_in_the_order_asked(h: &dyn StoreHarness) {
             assert_eq!(answer.added[0].as_str(), format!("t{n}"), "answer {n} is about item {n}");
         }
         for (n, key) in keys.iter().enumerate() {
-            assert_eq!(kit.tags(key).await, ["all".to_owned(), format!("t{n}")]);
+            assert_eq!(fixture.tags(key).await, ["all".to_owned(), format!("t{n}")]);
         }
     }
 }
 
-/// Items on one content happen in the order asked.
+/// Items of one content are applied in request order.
 pub async fn a_batch_keeps_the_order_within_a_content(h: &dyn StoreHarness) {
-    let kit = Kit::new(h).await;
-    let (one, two) = (kit.key("one"), kit.key("two"));
+    let fixture = Fixture::new(h).await;
+    let (one, two) = (fixture.key("one"), fixture.key("two"));
     let mut requests = Vec::new();
     for n in 0..20 {
         let tag = format!("t{n}");
-        requests.push(kit.patch(&one, &[&tag], &[]));
-        requests.push(kit.replace(&two, &[&tag]));
-        requests.push(kit.patch(&one, &[], &[&tag]));
+        requests.push(fixture.patch(&one, &[&tag], &[]));
+        requests.push(fixture.replace(&two, &[&tag]));
+        requests.push(fixture.patch(&one, &[], &[&tag]));
     }
-    requests.push(kit.patch(&one, &["end"], &[]));
-    let answers = kit.store.write_many(requests).await;
+    requests.push(fixture.patch(&one, &["end"], &[]));
+    let answers = fixture.store.write_many(requests).await;
     let mut last = [Version::NONE; 2];
     for (n, answer) in answers.into_iter().enumerate() {
         let answer =
@@ -60,32 +60,32 @@ pub async fn a_batch_keeps_the_order_within_a_content(h: &dyn StoreHarness) {
         assert!(answer.version > *last, "item {n} comes after the items before it");
         *last = answer.version;
     }
-    assert_eq!(kit.tags(&one).await, ["end"]);
-    assert_eq!(kit.tags(&two).await, ["t19"]);
+    assert_eq!(fixture.tags(&one).await, ["end"]);
+    assert_eq!(fixture.tags(&two).await, ["t19"]);
 }
 
-/// A refused item has no effect and leaves the items around it, also those on its own content.
+/// A refused item has no effect and does not affect other items, also of the same content.
 pub async fn a_failing_item_leaves_the_others(h: &dyn StoreHarness) {
-    let kit = Kit::new(h).await;
-    let (page, other) = (kit.key("page"), kit.key("other"));
-    let mut mismatch = kit.replace(&page, &["never"]);
+    let fixture = Fixture::new(h).await;
+    let (page, other) = (fixture.key("page"), fixture.key("other"));
+    let mut mismatch = fixture.replace(&page, &["never"]);
     mismatch.write.if_match = Some(Version::from_packed(7).expect("a version"));
-    let first = kit.patch(&page, &["a"], &[]);
-    let mut reused = kit.patch(&page, &["reused"], &[]);
+    let first = fixture.patch(&page, &["a"], &[]);
+    let mut reused = fixture.patch(&page, &["reused"], &[]);
     reused.write.id = first.write.id;
-    let many: Vec<String> = (0..kit.limits.tags_per_content).map(|n| format!("n{n}")).collect();
-    let too_many = kit.patch(&page, &many.iter().map(String::as_str).collect::<Vec<_>>(), &[]);
+    let many: Vec<String> = (0..fixture.limits.tags_per_content).map(|n| format!("n{n}")).collect();
+    let too_many = fixture.patch(&page, &many.iter().map(String::as_str).collect::<Vec<_>>(), &[]);
     let repeated = first.clone();
-    let mut answers = kit
+    let mut answers = fixture
         .store
         .write_many(vec![
             first,
             mismatch,
-            kit.patch(&other, &["o"], &[]),
+            fixture.patch(&other, &["o"], &[]),
             reused,
             too_many,
             repeated,
-            kit.patch(&page, &["b"], &[]),
+            fixture.patch(&page, &["b"], &[]),
         ])
         .await
         .into_iter();
@@ -101,27 +101,28 @@ pub async fn a_failing_item_leaves_the_others(h: &dyn StoreHarness) {
         "a repeat within a batch is one: {repeated:?}"
     );
     assert!(next().expect("the last item is written").changed);
-    assert_eq!(kit.tags(&page).await, ["a", "b"]);
-    assert_eq!(kit.tags(&other).await, ["o"]);
+    assert_eq!(fixture.tags(&page).await, ["a", "b"]);
+    assert_eq!(fixture.tags(&other).await, ["o"]);
 }
 
-/// View `n` is the view of key `n`: unknown contents are empty, a content asked twice comes twice.
+/// View `n` is the view of key `n`: unknown contents are empty, a content requested twice is
+/// returned twice.
 pub async fn views_come_in_the_order_asked(h: &dyn StoreHarness) {
-    let kit = Kit::new(h).await;
-    let written: Vec<_> = (0..40).map(|n| kit.key(&format!("page {n}"))).collect();
+    let fixture = Fixture::new(h).await;
+    let written: Vec<_> = (0..40).map(|n| fixture.key(&format!("page {n}"))).collect();
     for (n, key) in written.iter().enumerate() {
-        kit.add(key, &[&format!("t{n}")]).await;
+        fixture.add(key, &[&format!("t{n}")]).await;
     }
     let asked: Vec<_> = (0..scaled(100).min(LARGEST))
         .map(|n| match n % 3 {
             0 => (n * 7 % 40, written[n * 7 % 40].clone()),
             1 => (n % 5, written[n % 5].clone()),
-            _ => (usize::MAX, kit.key(&format!("nobody tagged {n}"))),
+            _ => (usize::MAX, fixture.key(&format!("never tagged {n}"))),
         })
         .collect();
     let keys: Vec<_> = asked.iter().map(|(_, key)| key.clone()).collect();
-    assert!(kit.store.view_many(&[], &strong()).await.is_empty());
-    let views = kit.store.view_many(&keys, &strong()).await;
+    assert!(fixture.store.view_many(&[], &strong()).await.is_empty());
+    let views = fixture.store.view_many(&keys, &strong()).await;
     assert_eq!(views.len(), keys.len(), "as many views as keys");
     for ((n, key), view) in asked.iter().zip(views) {
         let view = view.unwrap_or_else(|e| panic!("{key} must be readable, but: {}", chain(&e)));

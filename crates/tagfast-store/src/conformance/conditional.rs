@@ -1,76 +1,81 @@
-//! `If-Match`: a write that happens only at the version its client saw.
+//! `If-Match`: a write that is applied only at the version its client saw.
 
 use tagfast_domain::{Refusal, Version};
 
 use super::StoreHarness;
-use super::kit::{Kit, refusal, scaled, together};
+use super::support::{Fixture, refusal, scaled, together};
 
-/// A write under the current version happens.
+/// A write under the current version is applied.
 pub async fn a_matching_version_is_written(h: &dyn StoreHarness) {
-    let kit = Kit::new(h).await;
-    let key = kit.key("page");
-    let mut version = kit.add(&key, &["a", "b"]).await.version;
-    for request in [kit.replace(&key, &["b", "c"]), kit.patch(&key, &["d"], &["b"])] {
+    let fixture = Fixture::new(h).await;
+    let key = fixture.key("page");
+    let mut version = fixture.add(&key, &["a", "b"]).await.version;
+    for request in [fixture.replace(&key, &["b", "c"]), fixture.patch(&key, &["d"], &["b"])] {
         let mut request = request;
         request.write.if_match = Some(version);
-        let answer = kit.write(request).await;
+        let answer = fixture.write(request).await;
         assert!(answer.changed && answer.version > version);
-        assert_eq!(kit.view(&key).await.version, answer.version);
+        assert_eq!(fixture.view(&key).await.version, answer.version);
         version = answer.version;
     }
-    assert_eq!(kit.tags(&key).await, ["c", "d"]);
+    assert_eq!(fixture.tags(&key).await, ["c", "d"]);
 }
 
-/// A write under another version is refused, told the current one, and leaves no trace.
+/// A write under a different version is refused with the current version and has no effect.
 pub async fn another_version_is_refused_and_told(h: &dyn StoreHarness) {
-    let kit = Kit::new(h).await;
-    let key = kit.key("page");
-    let old = kit.add(&key, &["a"]).await.version;
-    let current = kit.add(&key, &["b"]).await.version;
+    let fixture = Fixture::new(h).await;
+    let key = fixture.key("page");
+    let old = fixture.add(&key, &["a"]).await.version;
+    let current = fixture.add(&key, &["b"]).await.version;
     let newer = Version::from_packed(current.packed() + 1).expect("a version");
     for expected in [old, newer, Version::NONE] {
-        for mut request in
-            [kit.replace(&key, &["x"]), kit.patch(&key, &["x"], &[]), kit.patch(&key, &[], &["a"])]
-        {
+        for mut request in [
+            fixture.replace(&key, &["x"]),
+            fixture.patch(&key, &["x"], &[]),
+            fixture.patch(&key, &[], &["a"]),
+        ] {
             request.write.if_match = Some(expected);
-            let told = refusal(kit.store.write(request).await);
+            let refused = refusal(fixture.store.write(request).await);
             assert_eq!(
-                told,
+                refused,
                 Refusal::VersionMismatch { current },
                 "If-Match {expected} at {current}"
             );
         }
     }
-    let view = kit.view(&key).await;
+    let view = fixture.view(&key).await;
     assert_eq!((view.version, view.tags.len()), (current, 2), "refused writes leave no trace");
-    assert_eq!(kit.events(h).await.len(), 2, "refused writes publish nothing");
+    assert_eq!(fixture.events(h).await.len(), 2, "refused writes publish nothing");
 }
 
 /// `Version::NONE` matches a content that was never written, and only that.
 pub async fn never_written_is_a_version(h: &dyn StoreHarness) {
-    let kit = Kit::new(h).await;
-    let key = kit.key("page");
-    let mut first = kit.replace(&key, &["a"]);
+    let fixture = Fixture::new(h).await;
+    let key = fixture.key("page");
+    let mut first = fixture.replace(&key, &["a"]);
     first.write.if_match = Some(Version::NONE);
-    let mut second = kit.replace(&key, &["b"]);
+    let mut second = fixture.replace(&key, &["b"]);
     second.write.if_match = Some(Version::NONE);
-    let made = kit.write(first).await.version;
-    assert_eq!(refusal(kit.store.write(second).await), Refusal::VersionMismatch { current: made });
-    assert_eq!(kit.tags(&key).await, ["a"]);
+    let made = fixture.write(first).await.version;
+    assert_eq!(
+        refusal(fixture.store.write(second).await),
+        Refusal::VersionMismatch { current: made }
+    );
+    assert_eq!(fixture.tags(&key).await, ["a"]);
 }
 
-/// Of many writers that saw the same version, exactly one succeeds, and its set is what stays.
+/// Of many writers that saw the same version, exactly one succeeds, and its set remains.
 pub async fn one_of_many_conditional_writers_wins(h: &dyn StoreHarness) {
-    let kit = Kit::new(h).await;
+    let fixture = Fixture::new(h).await;
     for round in 0..scaled(5) {
-        let key = kit.key(&format!("round {round}"));
+        let key = fixture.key(&format!("round {round}"));
         let mut seen = Version::NONE;
         for step in 0..3 {
             let writers = (0..16).map(|n| {
-                let (kit, name) = (kit.clone(), format!("w{step}-{n}"));
-                let mut request = kit.replace(&key, &[&name]);
+                let (fixture, name) = (fixture.clone(), format!("w{step}-{n}"));
+                let mut request = fixture.replace(&key, &[&name]);
                 request.write.if_match = Some(seen);
-                async move { kit.store.write(request).await.map(|answer| (name, answer)) }
+                async move { fixture.store.write(request).await.map(|answer| (name, answer)) }
             });
             let (won, lost): (Vec<_>, Vec<_>) =
                 together(writers).await.into_iter().partition(Result::is_ok);
@@ -83,7 +88,7 @@ pub async fn one_of_many_conditional_writers_wins(h: &dyn StoreHarness) {
                     Refusal::VersionMismatch { current: answer.version }
                 );
             }
-            assert_eq!(kit.tags(&key).await, [name.as_str()]);
+            assert_eq!(fixture.tags(&key).await, [name.as_str()]);
             seen = answer.version;
         }
     }

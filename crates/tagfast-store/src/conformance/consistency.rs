@@ -1,4 +1,4 @@
-//! How new a read is: eventual, session, strong, and tokens.
+//! Read consistency: eventual, session, strong, and tokens.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,18 +7,18 @@ use tagfast_domain::{EpochId, Version};
 use tagfast_sharding::ContentHash;
 
 use super::StoreHarness;
-use super::kit::{Kit, chain, scaled, together, wait_for};
+use super::support::{Fixture, chain, scaled, together, wait_for};
 use crate::{Consistency, ConsistencyToken, Position};
 
-/// Every consistency shows a write in the end; session and strong ask for nothing else of a settled
-/// store.
+/// Every consistency eventually shows a write; on a settled store, session and strong reads need
+/// nothing else.
 pub async fn every_consistency_reads_a_settled_write(h: &dyn StoreHarness) {
-    let kit = Kit::new(h).await;
-    let key = kit.key("page");
-    let written = kit.add(&key, &["a", "b"]).await;
+    let fixture = Fixture::new(h).await;
+    let key = fixture.key("page");
+    let written = fixture.add(&key, &["a", "b"]).await;
     for consistency in [Consistency::Strong, Consistency::Session, Consistency::Eventual] {
         let view = wait_for(&format!("{consistency:?} shows the write"), async || {
-            let view = kit.try_view(&key, consistency, None).await;
+            let view = fixture.try_view(&key, consistency, None).await;
             let view =
                 view.unwrap_or_else(|e| panic!("{consistency:?} must answer, but: {}", chain(&e)));
             let late = view.version < written.version;
@@ -34,26 +34,26 @@ pub async fn every_consistency_reads_a_settled_write(h: &dyn StoreHarness) {
     }
 }
 
-/// A client that sends back what it was told sees its own writes at once, and its token never asks
-/// too much.
+/// A client that sends its token back sees its own writes at once, and the store can always satisfy
+/// the token.
 pub async fn a_client_reads_its_own_writes(h: &dyn StoreHarness) {
-    let kit = Kit::new(h).await;
+    let fixture = Fixture::new(h).await;
     let clients = (0..8).map(|client| {
-        let kit = kit.clone();
+        let fixture = fixture.clone();
         async move {
             let mut token = ConsistencyToken::default();
             for n in 0..scaled(15) {
-                let key = kit.key(&format!("page {}", (client + n) % 12));
+                let key = fixture.key(&format!("page {}", (client + n) % 12));
                 let hash = ContentHash::of(&key);
                 let tag = format!("c{client}-{}", n % 5);
                 let request = if n % 3 == 2 {
-                    kit.patch(&key, &[], &[&tag])
+                    fixture.patch(&key, &[], &[&tag])
                 } else {
-                    kit.patch(&key, &[&tag], &[])
+                    fixture.patch(&key, &[&tag], &[])
                 };
-                let answer = kit.write(request).await;
+                let answer = fixture.write(request).await;
                 token.see(hash, answer.version, answer.receipt.position);
-                let view = kit.try_view(&key, Consistency::Session, Some(&token)).await;
+                let view = fixture.try_view(&key, Consistency::Session, Some(&token)).await;
                 let view = view
                     .unwrap_or_else(|e| panic!("a session read must answer, but: {}", chain(&e)));
                 assert!(
@@ -63,7 +63,7 @@ pub async fn a_client_reads_its_own_writes(h: &dyn StoreHarness) {
                     view.version
                 );
                 assert_eq!(view.degraded, [], "a token of this epoch is kept");
-                // Only this client uses the tag: its presence is what this client did last.
+                // Only this client uses the tag: its presence is this client's last write.
                 let present = view.tags.iter().any(|t| t.name.as_str() == tag);
                 assert_eq!(
                     present,
@@ -77,16 +77,16 @@ pub async fn a_client_reads_its_own_writes(h: &dyn StoreHarness) {
     together(clients).await;
 }
 
-/// A token that this history cannot keep is answered and told: `degraded` names the session.
+/// A token that this history cannot satisfy is answered, and `degraded` names the session.
 pub async fn a_token_of_an_unknown_epoch_is_told(h: &dyn StoreHarness) {
-    let kit = Kit::new(h).await;
-    let key = kit.key("page");
-    kit.add(&key, &["a"]).await;
+    let fixture = Fixture::new(h).await;
+    let key = fixture.key("page");
+    fixture.add(&key, &["a"]).await;
     let epoch = EpochId([0xEE; 16]);
     let mut token = ConsistencyToken::default();
     let far = Version::from_packed(i64::MAX as u64).expect("a version");
     token.see(ContentHash::of(&key), far, Position { epoch, xid: 1 << 40, lsn: 1 << 40 });
-    let view = kit.try_view(&key, Consistency::Session, Some(&token)).await;
+    let view = fixture.try_view(&key, Consistency::Session, Some(&token)).await;
     let view = view.unwrap_or_else(|e| panic!("an unknown token is no error, but: {}", chain(&e)));
     assert_eq!(view.tags.len(), 1, "the answer is what there is");
     assert!(
@@ -94,25 +94,25 @@ pub async fn a_token_of_an_unknown_epoch_is_told(h: &dyn StoreHarness) {
         "a session that cannot be kept is said so: {:?}",
         view.degraded
     );
-    let plain = kit.try_view(&key, Consistency::Session, None).await.expect("a session read");
+    let plain = fixture.try_view(&key, Consistency::Session, None).await.expect("a session read");
     assert_eq!(plain.degraded, [], "without that token nothing is degraded");
 }
 
-/// Strong reads, and session reads with a token, never show an older state than before.
+/// Strong reads, and session reads with a token, never go back to an older state.
 pub async fn a_reader_never_goes_back(h: &dyn StoreHarness) {
-    let kit = Kit::new(h).await;
-    let key = kit.key("page");
+    let fixture = Fixture::new(h).await;
+    let key = fixture.key("page");
     let done = Arc::new(AtomicBool::new(false));
     let readers: Vec<_> = (0..4)
         .map(|n| {
-            let (kit, key, done) = (kit.clone(), key.clone(), Arc::clone(&done));
+            let (fixture, key, done) = (fixture.clone(), key.clone(), Arc::clone(&done));
             tokio::spawn(async move {
                 let (mut last, mut token) = (Version::NONE, ConsistencyToken::default());
                 let mut reads = 0u32;
                 while !done.load(Ordering::Acquire) || reads == 0 {
                     let consistency =
                         if n % 2 == 0 { Consistency::Strong } else { Consistency::Session };
-                    let view = kit.try_view(&key, consistency, Some(&token)).await;
+                    let view = fixture.try_view(&key, consistency, Some(&token)).await;
                     let view = view.unwrap_or_else(|e| {
                         panic!("{consistency:?} must answer, but: {}", chain(&e))
                     });
@@ -132,8 +132,8 @@ pub async fn a_reader_never_goes_back(h: &dyn StoreHarness) {
         })
         .collect();
     for n in 0..scaled(60) {
-        kit.add(&key, &[&format!("t{}", n % 40)]).await;
-        kit.remove(&key, &[&format!("t{}", n % 40)]).await;
+        fixture.add(&key, &[&format!("t{}", n % 40)]).await;
+        fixture.remove(&key, &[&format!("t{}", n % 40)]).await;
     }
     done.store(true, Ordering::Release);
     for reader in readers {
@@ -143,21 +143,21 @@ pub async fn a_reader_never_goes_back(h: &dyn StoreHarness) {
     }
 }
 
-/// A write whose deadline has passed happens or not; an error that does not say `unknown` means it
-/// did not. Its retry succeeds, once.
+/// A write whose deadline has passed may happen; an error with a known outcome means it did not.
+/// Its retry succeeds and is applied once.
 pub async fn a_passed_deadline_does_not_lie(h: &dyn StoreHarness) {
-    let kit = Kit::new(h).await;
+    let fixture = Fixture::new(h).await;
     for n in 0..scaled(10) {
-        let key = kit.key(&format!("page {n}"));
-        let mut request = kit.patch(&key, &["a"], &[]);
+        let key = fixture.key(&format!("page {n}"));
+        let mut request = fixture.patch(&key, &["a"], &[]);
         request.deadline = Some(tokio::time::Instant::now());
-        let outcome = kit.store.write(request.clone()).await;
+        let outcome = fixture.store.write(request.clone()).await;
         match &outcome {
-            Ok(_) => assert_eq!(kit.tags(&key).await, ["a"]),
+            Ok(_) => assert_eq!(fixture.tags(&key).await, ["a"]),
             Err(e) if e.is_outcome_unknown() => {}
             Err(e) => {
                 assert_eq!(
-                    kit.view(&key).await.version,
+                    fixture.view(&key).await.version,
                     Version::NONE,
                     "it was said not to have happened: {e}"
                 );
@@ -165,10 +165,10 @@ pub async fn a_passed_deadline_does_not_lie(h: &dyn StoreHarness) {
             }
         }
         request.deadline = None;
-        let answer = kit.write(request).await;
+        let answer = fixture.write(request).await;
         assert!(answer.changed, "the retry has the write's effect, or its first answer");
-        assert_eq!(kit.tags(&key).await, ["a"]);
+        assert_eq!(fixture.tags(&key).await, ["a"]);
     }
-    let published = kit.events(h).await.iter().map(|e| e.changes.len()).sum::<usize>();
+    let published = fixture.events(h).await.iter().map(|e| e.changes.len()).sum::<usize>();
     assert_eq!(published, scaled(10), "each write happened once");
 }

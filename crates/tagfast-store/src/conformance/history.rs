@@ -1,38 +1,38 @@
-//! The history checker: what the clients were told, what was published and what is stored must be
-//! one story.
+//! The history checker: the answers to clients, the published events and the stored state must form
+//! one consistent history.
 //!
-//! Per content the events are replayed in the order they were published. The story holds when
+//! The events of each content are replayed in publication order. The history is consistent when
 //! 1. versions strictly increase, over events and over the changes within them;
 //! 2. each step, applied to the set before it, gives the set the event carries, sorted, without
 //!    duplicates and never beyond the limit, and a tagging that no change touched is the same as
 //!    before;
 //! 3. the last event is what the store shows;
-//! 4. each write id appears at most once, and only if somebody asked for that write on that
-//!    content;
+//! 4. each write id appears at most once, and only if a client sent that write for that content;
 //! 5. each answered change appears with exactly its version, added and removed names; a write that
 //!    was refused, or failed with a known outcome, does not appear;
 //! 6. real time is respected: a write that began after another one was answered never has the
 //!    smaller version.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 
+use parking_lot::Mutex;
 use tagfast_domain::{ContentKey, TagName, TaggingsEvent, Version, WriteId};
 
 use super::StoreHarness;
-use super::kit::Kit;
+use super::support::Fixture;
 use crate::{StoreError, WriteAnswer, WriteRequest};
 
-/// What one client was told about one attempt.
+/// One attempt of a client and its result.
 struct Attempt {
     request: WriteRequest,
     began: u64,
     ended: u64,
-    told: Told,
+    result: AttemptResult,
 }
 
-enum Told {
+enum AttemptResult {
     Answer(WriteAnswer),
     NotDone,
     Unknown,
@@ -54,26 +54,26 @@ impl History {
         self.ticks.fetch_add(1, Ordering::SeqCst)
     }
 
-    /// Writes and notes what was asked and told.
+    /// Writes, and records the request and its result.
     pub(super) async fn write(
         &self,
-        kit: &Kit,
+        fixture: &Fixture,
         request: WriteRequest,
     ) -> Result<WriteAnswer, StoreError> {
         let began = self.tick();
-        let outcome = kit.store.write(request.clone()).await;
+        let outcome = fixture.store.write(request.clone()).await;
         self.note(request, began, &outcome);
         outcome
     }
 
-    /// Writes a batch and notes each item.
+    /// Writes a batch, and records each item.
     pub(super) async fn write_many(
         &self,
-        kit: &Kit,
+        fixture: &Fixture,
         requests: Vec<WriteRequest>,
     ) -> Vec<Result<WriteAnswer, StoreError>> {
         let began = self.tick();
-        let outcomes = kit.store.write_many(requests.clone()).await;
+        let outcomes = fixture.store.write_many(requests.clone()).await;
         assert_eq!(outcomes.len(), requests.len(), "as many answers as items");
         for (request, outcome) in requests.into_iter().zip(&outcomes) {
             self.note(request, began, outcome);
@@ -82,30 +82,25 @@ impl History {
     }
 
     fn note(&self, request: WriteRequest, began: u64, outcome: &Result<WriteAnswer, StoreError>) {
-        let told = match outcome {
-            Ok(answer) => Told::Answer(answer.clone()),
-            Err(e) if e.is_outcome_unknown() => Told::Unknown,
-            Err(_) => Told::NotDone,
+        let result = match outcome {
+            Ok(answer) => AttemptResult::Answer(answer.clone()),
+            Err(e) if e.is_outcome_unknown() => AttemptResult::Unknown,
+            Err(_) => AttemptResult::NotDone,
         };
         let ended = self.tick();
-        self.attempts.lock().expect("no panic while noting").push(Attempt {
-            request,
-            began,
-            ended,
-            told,
-        });
+        self.attempts.lock().push(Attempt { request, began, ended, result });
     }
 
-    /// Checks the whole story of this tenant; panics with the first contradiction.
-    pub(super) async fn check(&self, kit: &Kit, harness: &dyn StoreHarness) {
-        let events = kit.events(harness).await;
+    /// Checks the whole history of this tenant; panics with the first contradiction.
+    pub(super) async fn check(&self, fixture: &Fixture, harness: &dyn StoreHarness) {
+        let events = fixture.events(harness).await;
         let mut by_content: BTreeMap<ContentKey, Vec<&TaggingsEvent>> = BTreeMap::new();
         for event in &events {
             by_content.entry(event.key.clone()).or_default().push(event);
         }
         for (key, events) in &by_content {
-            replay(key, events, kit.limits.tags_per_content);
-            let view = kit.view(key).await;
+            replay(key, events, fixture.limits.tags_per_content);
+            let view = fixture.view(key).await;
             let last = events.last().expect("a content in the map has an event");
             assert_eq!(
                 (view.version, &view.tags),
@@ -113,7 +108,7 @@ impl History {
                 "{key}: the last event must be what the store shows"
             );
         }
-        let attempts = self.attempts.lock().expect("no panic while noting");
+        let attempts = self.attempts.lock();
         check_ids(&attempts, &events);
         check_real_time(&attempts);
     }
@@ -169,7 +164,7 @@ fn replay(key: &ContentKey, events: &[&TaggingsEvent], limit: usize) {
             "{key} at {version}: the published set must be what the changes make of the set before"
         );
         for tag in &event.tags {
-            assert!(tag.present && tag.ord <= version, "{key} at {version}: {tag:?}");
+            assert!(tag.present && tag.decided_at <= version, "{key} at {version}: {tag:?}");
             let was = before.and_then(|b| b.tags.iter().find(|t| t.name == tag.name));
             if let Some(was) = was.filter(|_| !touched.contains(&tag.name)) {
                 assert_eq!(
@@ -207,7 +202,7 @@ fn check_ids(attempts: &[Attempt], events: &[TaggingsEvent]) {
         // to happen.
         let Some(attempts) = asked.get(id) else { continue };
         assert!(
-            attempts.iter().any(|a| !matches!(a.told, Told::NotDone)),
+            attempts.iter().any(|a| !matches!(a.result, AttemptResult::NotDone)),
             "{}: write {} was refused each time and published all the same: {change:?}",
             id.0,
             id.1
@@ -223,7 +218,7 @@ fn check_ids(attempts: &[Attempt], events: &[TaggingsEvent]) {
     for (id, attempts) in &asked {
         let change = published.get(id);
         for attempt in attempts {
-            let Told::Answer(answer) = &attempt.told else { continue };
+            let AttemptResult::Answer(answer) = &attempt.result else { continue };
             match change {
                 Some(change) if answer.changed || answer.repeated => assert_eq!(
                     (answer.version, &answer.added, &answer.removed),
@@ -248,7 +243,7 @@ fn check_real_time(attempts: &[Attempt]) {
     let mut answered: BTreeMap<&ContentKey, Vec<(&Attempt, &WriteAnswer)>> = BTreeMap::new();
     for attempt in attempts {
         // A repeated answer tells an old version, and rightly so.
-        if let Told::Answer(answer) = &attempt.told
+        if let AttemptResult::Answer(answer) = &attempt.result
             && !answer.repeated
         {
             answered.entry(&attempt.request.write.key).or_default().push((attempt, answer));

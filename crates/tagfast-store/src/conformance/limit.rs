@@ -1,4 +1,4 @@
-//! At most so many tags per content, exact whoever races.
+//! The limit of tags per content is exact, also under races.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use tagfast_domain::Refusal;
 
 use super::StoreHarness;
 use super::history::History;
-use super::kit::{Kit, refusal, scaled, together};
+use super::support::{Fixture, refusal, scaled, together};
 
 fn numbered(range: std::ops::Range<usize>) -> Vec<String> {
     range.map(|n| format!("t{n:04}")).collect()
@@ -16,53 +16,58 @@ fn as_str(names: &[String]) -> Vec<&str> {
     names.iter().map(String::as_str).collect()
 }
 
-/// The limit can be reached and not passed; the refusal names it; a remove makes room, also within
-/// one patch.
+/// The limit can be reached but not exceeded; the refusal names it; a removal makes room, also
+/// within one patch.
 pub async fn the_limit_is_exact(h: &dyn StoreHarness) {
-    let kit = Kit::new(h).await;
-    let key = kit.key("page");
-    let limit = kit.limits.tags_per_content;
+    let fixture = Fixture::new(h).await;
+    let key = fixture.key("page");
+    let limit = fixture.limits.tags_per_content;
     let full = numbered(0..limit);
-    kit.add(&key, &as_str(&full[1..])).await;
-    kit.add(&key, &[&full[0]]).await;
+    fixture.add(&key, &as_str(&full[1..])).await;
+    fixture.add(&key, &[&full[0]]).await;
     let too_many = Refusal::TooManyTags { allowed: limit, given: limit + 1 };
-    assert_eq!(refusal(kit.store.write(kit.patch(&key, &["one-more"], &[])).await), too_many);
-    assert_eq!(refusal(kit.store.write(kit.patch(&key, &["x", "y"], &[&full[0]])).await), too_many);
-    assert_eq!(kit.tags(&key).await, full, "exactly {limit} tags fit");
+    assert_eq!(
+        refusal(fixture.store.write(fixture.patch(&key, &["one-more"], &[])).await),
+        too_many
+    );
+    assert_eq!(
+        refusal(fixture.store.write(fixture.patch(&key, &["x", "y"], &[&full[0]])).await),
+        too_many
+    );
+    assert_eq!(fixture.tags(&key).await, full, "exactly {limit} tags fit");
 
-    assert!(!kit.add(&key, &[&full[5]]).await.changed, "adding what is there needs no room");
-    kit.write(kit.patch(&key, &["one-more"], &[&full[0]])).await;
-    assert_eq!(kit.tags(&key).await.len(), limit, "a tag can be swapped at the limit");
-    kit.remove(&key, &[&full[1]]).await;
-    kit.add(&key, &["another"]).await;
-    assert_eq!(kit.tags(&key).await.len(), limit, "a remove makes room");
+    assert!(!fixture.add(&key, &[&full[5]]).await.changed, "adding what is there needs no room");
+    fixture.write(fixture.patch(&key, &["one-more"], &[&full[0]])).await;
+    assert_eq!(fixture.tags(&key).await.len(), limit, "a tag can be swapped at the limit");
+    fixture.remove(&key, &[&full[1]]).await;
+    fixture.add(&key, &["another"]).await;
+    assert_eq!(fixture.tags(&key).await.len(), limit, "a remove makes room");
     let others: Vec<String> = (0..limit).map(|n| format!("other{n}")).collect();
-    kit.write(kit.replace(&key, &as_str(&others))).await;
-    assert_eq!(kit.tags(&key).await.len(), limit, "a replace may use all the room");
+    fixture.write(fixture.replace(&key, &as_str(&others))).await;
+    assert_eq!(fixture.tags(&key).await.len(), limit, "a replace may use all the room");
 }
 
-/// Racing adds fill a content up to the limit and not beyond: as many succeed as there was room.
+/// Racing adds fill a content exactly up to the limit: as many succeed as there was room for.
 pub async fn the_limit_is_exact_under_concurrency(h: &dyn StoreHarness) {
-    let kit = Kit::new(h).await;
-    let limit = kit.limits.tags_per_content;
+    let fixture = Fixture::new(h).await;
+    let limit = fixture.limits.tags_per_content;
     let history = History::new();
     for round in 0..scaled(2) {
-        let key = kit.key(&format!("page {round}"));
+        let key = fixture.key(&format!("page {round}"));
         let room = 10.min(limit);
-        kit.add(&key, &as_str(&numbered(0..limit - room))).await;
-        let racers =
-            (0..room + 30).map(|n| {
-                let (kit, history, key) = (kit.clone(), history.clone(), key.clone());
-                async move {
-                    history.write(&kit, kit.patch(&key, &[&format!("racer{n:03}")], &[])).await
-                }
-            });
+        fixture.add(&key, &as_str(&numbered(0..limit - room))).await;
+        let racers = (0..room + 30).map(|n| {
+            let (fixture, history, key) = (fixture.clone(), history.clone(), key.clone());
+            async move {
+                history.write(&fixture, fixture.patch(&key, &[&format!("racer{n:03}")], &[])).await
+            }
+        });
         let (won, lost): (Vec<_>, Vec<_>) =
             together(racers).await.into_iter().partition(Result::is_ok);
         for outcome in lost {
             assert_eq!(refusal(outcome), Refusal::TooManyTags { allowed: limit, given: limit + 1 });
         }
-        let seen = kit.tags(&key).await;
+        let seen = fixture.tags(&key).await;
         assert_eq!(
             seen.len(),
             limit,
@@ -73,26 +78,26 @@ pub async fn the_limit_is_exact_under_concurrency(h: &dyn StoreHarness) {
         assert_eq!(won.len(), room, "there was room for {room}");
     }
     assert!(
-        kit.events(h).await.iter().all(|e| e.tags.len() <= limit),
+        fixture.events(h).await.iter().all(|e| e.tags.len() <= limit),
         "no state beyond the limit was published"
     );
 }
 
-/// Racing adds of one tag in different spellings make one tagging, and one of them is told that it
-/// added it.
+/// Racing adds of one tag in different spellings make one tagging, and exactly one of them is
+/// answered as the adder.
 pub async fn racing_spellings_make_one_tagging(h: &dyn StoreHarness) {
-    let kit = Kit::new(h).await;
+    let fixture = Fixture::new(h).await;
     let spellings = ["straße", "STRASSE", "Strasse", "Straẞe", "ＳＴＲＡＳＳＥ", "strasse"];
     for round in 0..scaled(5) {
-        let key = kit.key(&format!("page {round}"));
+        let key = fixture.key(&format!("page {round}"));
         let racers = (0..24).map(|n| {
-            let (kit, key) = (kit.clone(), key.clone());
-            async move { kit.add(&key, &[spellings[n % spellings.len()]]).await }
+            let (fixture, key) = (fixture.clone(), key.clone());
+            async move { fixture.add(&key, &[spellings[n % spellings.len()]]).await }
         });
         let answers = together(racers).await;
         let adders: Vec<_> = answers.iter().filter(|a| a.changed).collect();
         assert_eq!(adders.len(), 1, "one of the racers added the tag: {adders:?}");
-        let view = kit.view(&key).await;
+        let view = fixture.view(&key).await;
         assert_eq!(view.tags.len(), 1, "one tagging, whatever the spellings: {:?}", view.tags);
         let shown: BTreeSet<&str> = spellings.iter().copied().chain(["ＳＴＲＡＳＳＥ"]).collect();
         assert!(shown.contains(&*view.tags[0].display), "the display is one of the spellings");

@@ -1,4 +1,4 @@
-//! The conformance suite: the promises of a store, each a named test that every adapter runs.
+//! The conformance suite: the promises of a store, each a named test that every adapter must pass.
 //!
 //! An adapter implements [`StoreHarness`] and writes one line in its tests:
 //!
@@ -6,12 +6,12 @@
 //! tagfast_store::conformance_suite!(MyHarness::start().await);
 //! ```
 //!
-//! which expands to one `#[test]` per promise. Every promise works in a tenant of its own, so that
-//! the harness may hand out one shared database. Counts are moderate; with `TAGFAST_FULL=1` in the
-//! environment they are 20 times as large. Random choices come from one seed, printed by a failing
-//! test; `TAGFAST_SEED=n` sets it.
+//! which expands to one `#[test]` per promise. Every promise uses a tenant of its own, so a harness
+//! may share one database. Counts are moderate; with `TAGFAST_FULL=1` in the environment they are
+//! 20 times as large. Random choices come from one seed, which a failing test prints;
+//! `TAGFAST_SEED=n` sets it.
 //!
-//! How it fails: a broken promise panics with what was promised and what was seen.
+//! How it fails: a broken promise panics with the promise and the observation.
 
 mod batch;
 mod conditional;
@@ -19,11 +19,11 @@ mod consistency;
 mod events;
 mod history;
 mod ids;
-mod kit;
 mod limit;
 mod model;
 mod scan;
 mod shards;
+mod support;
 mod tags;
 
 pub use shards::scan_states;
@@ -37,47 +37,45 @@ use tagfast_resilience::Clock;
 
 use crate::SharedStore;
 
-/// What the suite needs from an adapter's test. One harness serves one promise; dropping it cleans
-/// up.
+/// The interface of an adapter's test. One harness serves one promise; dropping it cleans up.
 #[async_trait]
 pub trait StoreHarness: Send + Sync {
-    /// The store: a fresh one, or one that is shared with other harnesses (each promise has its own
-    /// tenant). Called once per harness.
+    /// The store: a new one, or one shared with other harnesses (each promise has its own tenant).
+    /// Called once per harness.
     async fn open(&self) -> SharedStore;
 
-    /// Ends the store as a restart of the process would, and opens it again over the same data. The
-    /// store handed out before is not used any more. `None` when the adapter keeps nothing over
-    /// a restart.
+    /// Ends the store as a process restart would, and reopens it over the same data. The suite does
+    /// not use the previous store afterwards. `None`: the adapter keeps nothing over a restart.
     async fn reopen(&self) -> Option<SharedStore>;
 
-    /// Everything published for a tenant since the harness was made, complete up to this call: the
-    /// event of each write that was answered before it is in there. Per content in publication
-    /// order, and what an earlier call returned comes first and unchanged; a bus of several
-    /// partitions has no other common order.
+    /// All events published for a tenant since the harness was created, complete up to this call:
+    /// it contains the event of each write that was answered before. Per content in publication
+    /// order; events of an earlier call come first and unchanged. A bus of several partitions has
+    /// no other common order.
     async fn events(&self, tenant: &TenantId) -> Vec<TaggingsEvent>;
 
-    /// The heartbeat: every event committed before this moment is published.
+    /// The watermark: every event committed before this moment (Unix ms) is published.
     async fn complete_through(&self) -> UnixMillis;
 
-    /// The clock the store runs on.
+    /// The store's clock.
     fn clock(&self) -> Arc<dyn Clock>;
 
-    /// Moves that clock forwards by `ms`; false when it is a real one, which no test can move.
+    /// Advances that clock by `ms` milliseconds; false: it is a real clock that cannot be moved.
     fn advance(&self, ms: i64) -> bool;
 
     /// The limits the store was opened with.
     fn limits(&self) -> Limits;
 }
 
-/// Runs one promise on a runtime of several threads; fails a promise that does not end in two
-/// minutes (with `TAGFAST_FULL=1`: twenty).
+/// Runs one promise on a multi-threaded runtime; a promise fails that does not end in 2 minutes (20
+/// with `TAGFAST_FULL=1`).
 pub fn run(promise: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(4)
         .enable_all()
         .build()
         .expect("a runtime can be made");
-    let bound = Duration::from_secs(if kit::full() { 1200 } else { 120 });
+    let bound = Duration::from_secs(if support::full() { 1200 } else { 120 });
     runtime
         .block_on(async { tokio::time::timeout(bound, promise).await })
         .expect("the promise ends in time");
@@ -93,8 +91,9 @@ macro_rules! promises {
         /// The names of all promises.
         pub const PROMISES: &[&str] = &[$($(stringify!($name)),+),+];
 
-        /// Expands to one `#[test]` per promise. The expression makes a [`StoreHarness`](crate::conformance::StoreHarness);
-        /// it is evaluated once per test, inside the runtime, and may await.
+        /// Expands to one `#[test]` per promise. The expression makes a
+        /// [`StoreHarness`](crate::conformance::StoreHarness); it is evaluated once per test,
+        /// inside the runtime, and may await.
         #[macro_export]
         macro_rules! conformance_suite {
             ($d harness:expr) => {

@@ -10,7 +10,9 @@ use tagfast_domain::{ContentKey, Operation, Refusal, TagName, Version};
 
 use super::StoreHarness;
 use super::history::History;
-use super::kit::{Kit, Random, names, refusal, same_answer, scaled, seed, tags, together, user};
+use super::support::{
+    Fixture, Random, names, refusal, same_answer, scaled, seed, tags, together, user,
+};
 use super::tags::odd_keys;
 use crate::{Consistency, WriteAnswer, WriteRequest};
 
@@ -24,8 +26,8 @@ struct Content {
 
 /// How many different tags the random operations use: somewhat more than fit, so that the limit is
 /// met.
-fn universe(kit: &Kit) -> usize {
-    kit.limits.tags_per_content * 5 / 4 + 2
+fn distinct_tag_count(fixture: &Fixture) -> usize {
+    fixture.limits.tags_per_content * 5 / 4 + 2
 }
 
 fn spelling(random: &mut Random, tag: usize) -> String {
@@ -37,39 +39,39 @@ fn spelling(random: &mut Random, tag: usize) -> String {
     }
 }
 
-fn some(random: &mut Random, universe: usize, most: usize) -> Vec<String> {
-    let count = 1 + random.below(most);
+fn some(random: &mut Random, universe: usize, max: usize) -> Vec<String> {
+    let count = 1 + random.below(max);
     let first = random.below(universe);
     (0..count).map(|n| spelling(random, (first + n * 7) % universe)).collect()
 }
 
-fn operation(kit: &Kit, random: &mut Random) -> Operation {
-    let (universe, limit) = (universe(kit), kit.limits.tags_per_content);
+fn operation(fixture: &Fixture, random: &mut Random) -> Operation {
+    let (universe, limit) = (distinct_tag_count(fixture), fixture.limits.tags_per_content);
     let as_tags = |list: &[String]| tags(&list.iter().map(String::as_str).collect::<Vec<_>>());
     let as_names = |list: &[String]| names(&list.iter().map(String::as_str).collect::<Vec<_>>());
     if random.chance(8) {
-        let most = if random.chance(50) { limit } else { 5 };
-        let set = if random.chance(15) { Vec::new() } else { some(random, universe, most) };
-        return Operation::replace(as_tags(&set), &kit.limits)
+        let max = if random.chance(50) { limit } else { 5 };
+        let set = if random.chance(15) { Vec::new() } else { some(random, universe, max) };
+        return Operation::replace(as_tags(&set), &fixture.limits)
             .expect("a replace within the limits");
     }
-    let most = if random.chance(10) { limit / 2 + 1 } else { 4 };
-    let add = if random.chance(65) { some(random, universe, most) } else { Vec::new() };
+    let max = if random.chance(10) { limit / 2 + 1 } else { 4 };
+    let add = if random.chance(65) { some(random, universe, max) } else { Vec::new() };
     let remove =
-        if add.is_empty() || random.chance(30) { some(random, universe, most) } else { Vec::new() };
+        if add.is_empty() || random.chance(30) { some(random, universe, max) } else { Vec::new() };
     let added: BTreeSet<TagName> = as_names(&add).into_iter().collect();
     let mut remove = as_names(&remove);
     remove.retain(|name| !added.contains(name));
     if add.is_empty() && remove.is_empty() {
-        return Operation::patch(as_tags(&["alone".to_owned()]), Vec::new(), &kit.limits)
+        return Operation::patch(as_tags(&["alone".to_owned()]), Vec::new(), &fixture.limits)
             .expect("a patch");
     }
-    Operation::patch(as_tags(&add), remove, &kit.limits).expect("a patch within the limits")
+    Operation::patch(as_tags(&add), remove, &fixture.limits).expect("a patch within the limits")
 }
 
 impl Content {
     /// What the promises say about an operation: the names it adds and removes, or the refusal.
-    fn foretell(
+    fn expected_answer(
         &self,
         request: &WriteRequest,
         limit: usize,
@@ -117,10 +119,10 @@ impl Content {
 /// One client, thousands of random operations: every answer and every view is what the promises
 /// say.
 pub async fn random_operations_match_the_model(h: &dyn StoreHarness) {
-    let kit = Kit::new(h).await;
+    let fixture = Fixture::new(h).await;
     let seed = seed();
     let mut random = Random::new(seed, 1);
-    let keys: Vec<ContentKey> = odd_keys(&kit).into_iter().step_by(5).collect();
+    let keys: Vec<ContentKey> = odd_keys(&fixture).into_iter().step_by(5).collect();
     let mut model: BTreeMap<ContentKey, Content> = BTreeMap::new();
     let mut done: Vec<(WriteRequest, WriteAnswer)> = Vec::new();
     for step in 0..scaled(400) {
@@ -128,7 +130,7 @@ pub async fn random_operations_match_the_model(h: &dyn StoreHarness) {
         if !done.is_empty() && random.chance(12) {
             let back = random.below(done.len().min(60));
             let (request, first) = &done[done.len() - 1 - back];
-            let again = kit.write(request.clone()).await;
+            let again = fixture.write(request.clone()).await;
             assert!(
                 again.repeated && same_answer(first, &again),
                 "{context}: retry of {first:?} got {again:?}"
@@ -136,19 +138,19 @@ pub async fn random_operations_match_the_model(h: &dyn StoreHarness) {
         } else {
             let key = random.pick(&keys).clone();
             let content = model.entry(key.clone()).or_default();
-            let mut request = kit.request(&key, operation(&kit, &mut random));
+            let mut request = fixture.request(&key, operation(&fixture, &mut random));
             request.write.user = user(["ann", "ben", "cleo"][random.below(3)]);
             if random.chance(10) {
                 let wrong = Version::from_packed(random.next() >> 1).expect("63 bits");
                 request.write.if_match =
                     Some(if random.chance(70) { content.version } else { wrong });
             }
-            match content.foretell(&request, kit.limits.tags_per_content) {
+            match content.expected_answer(&request, fixture.limits.tags_per_content) {
                 Err(expected) => {
-                    assert_eq!(refusal(kit.store.write(request).await), expected, "{context}");
+                    assert_eq!(refusal(fixture.store.write(request).await), expected, "{context}");
                 }
                 Ok((added, removed)) => {
-                    let answer = kit.write(request.clone()).await;
+                    let answer = fixture.write(request.clone()).await;
                     assert_eq!(
                         (&answer.added, &answer.removed),
                         (&added, &removed),
@@ -174,7 +176,7 @@ pub async fn random_operations_match_the_model(h: &dyn StoreHarness) {
         }
         let key = random.pick(&keys);
         let consistency = *random.pick(&[Consistency::Strong, Consistency::Session]);
-        let view = kit.try_view(key, consistency, None).await.expect("a view");
+        let view = fixture.try_view(key, consistency, None).await.expect("a view");
         let nothing = Content::default();
         let content = model.get(key).unwrap_or(&nothing);
         if consistency == Consistency::Session && view.version < content.version {
@@ -191,19 +193,19 @@ pub async fn random_operations_match_the_model(h: &dyn StoreHarness) {
         assert_eq!(seen, expected, "{context}: the tags of {key}");
     }
     let history = History::new();
-    history.check(&kit, h).await;
-    let published: usize = kit.events(h).await.iter().map(|e| e.changes.len()).sum();
+    history.check(&fixture, h).await;
+    let published: usize = fixture.events(h).await.iter().map(|e| e.changes.len()).sum();
     assert_eq!(published, done.len(), "seed {seed}: each effective write is published once");
 }
 
 /// Many clients at once: whatever order the store chose, answers, events and views tell one story.
 pub async fn concurrent_operations_leave_a_true_history(h: &dyn StoreHarness) {
-    let kit = Kit::new(h).await;
+    let fixture = Fixture::new(h).await;
     let history = History::new();
     let seed = seed();
-    let keys: Vec<ContentKey> = (0..6).map(|n| kit.key(&format!("page {n}"))).collect();
+    let keys: Vec<ContentKey> = (0..6).map(|n| fixture.key(&format!("page {n}"))).collect();
     let clients = (0..12u64).map(|client| {
-        let (kit, history, keys) = (kit.clone(), history.clone(), keys.clone());
+        let (fixture, history, keys) = (fixture.clone(), history.clone(), keys.clone());
         async move {
             let mut random = Random::new(seed, 100 + client);
             let mut sent: Vec<WriteRequest> = Vec::new();
@@ -212,7 +214,7 @@ pub async fn concurrent_operations_leave_a_true_history(h: &dyn StoreHarness) {
                 // Two hot contents and some quiet ones.
                 let key =
                     if random.chance(60) { &keys[random.below(2)] } else { random.pick(&keys) };
-                let mut request = kit.request(key, operation(&kit, &mut random));
+                let mut request = fixture.request(key, operation(&fixture, &mut random));
                 request.write.user = user(&format!("client-{client}"));
                 if random.chance(10) {
                     request.write.if_match = seen.get(key).copied();
@@ -224,22 +226,22 @@ pub async fn concurrent_operations_leave_a_true_history(h: &dyn StoreHarness) {
                     let mut batch = vec![request.clone()];
                     for _ in 0..random.below(6) {
                         let mut item =
-                            kit.request(random.pick(&keys), operation(&kit, &mut random));
+                            fixture.request(random.pick(&keys), operation(&fixture, &mut random));
                         item.write.user = request.write.user.clone();
                         batch.push(item);
                     }
                     sent.extend(batch.iter().cloned());
-                    history.write_many(&kit, batch).await;
+                    history.write_many(&fixture, batch).await;
                 } else {
                     sent.push(request.clone());
                     let key = request.write.key.clone();
-                    if let Ok(answer) = history.write(&kit, request).await {
-                        let view = kit.view(&key).await;
+                    if let Ok(answer) = history.write(&fixture, request).await {
+                        let view = fixture.view(&key).await;
                         assert!(
                             view.version >= answer.version,
                             "seed {seed}: {key} was answered and not shown"
                         );
-                        assert!(view.tags.len() <= kit.limits.tags_per_content);
+                        assert!(view.tags.len() <= fixture.limits.tags_per_content);
                         seen.insert(key, view.version);
                     }
                 }
@@ -247,7 +249,7 @@ pub async fn concurrent_operations_leave_a_true_history(h: &dyn StoreHarness) {
         }
     });
     together(clients).await;
-    history.check(&kit, h).await;
-    let published: usize = kit.events(h).await.iter().map(|e| e.changes.len()).sum();
+    history.check(&fixture, h).await;
+    let published: usize = fixture.events(h).await.iter().map(|e| e.changes.len()).sum();
     assert!(published > 12 * 5, "seed {seed}: the clients really wrote ({published} changes)");
 }

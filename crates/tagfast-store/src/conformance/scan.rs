@@ -1,4 +1,4 @@
-//! Scans: what rebuilds, recounts and exports walk over.
+//! Shard scans, which rebuilds, recounts and exports use.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,12 +8,12 @@ use tagfast_domain::{ContentKey, Document, TenantId, Version};
 use tagfast_sharding::LogicalShard;
 
 use super::StoreHarness;
-use super::kit::{Kit, chain, scaled};
+use super::support::{Fixture, chain, scaled};
 use super::tags::odd_keys;
 
-/// Walks one shard; checks order, shard and paging on the way.
+/// Scans one shard, and checks order, shard and paging.
 async fn walk(
-    kit: &Kit,
+    fixture: &Fixture,
     shard: LogicalShard,
     tenant: Option<&TenantId>,
     limit: usize,
@@ -21,7 +21,7 @@ async fn walk(
     let mut found: Vec<(ContentKey, Document)> = Vec::new();
     let mut after = None;
     loop {
-        let page = kit.store.scan(shard, tenant, after.as_ref(), limit).await;
+        let page = fixture.store.scan(shard, tenant, after.as_ref(), limit).await;
         let page =
             page.unwrap_or_else(|e| panic!("shard {shard:?} must be scanned, but: {}", chain(&e)));
         assert!(page.items.len() <= limit, "a page has at most {limit} contents");
@@ -48,46 +48,46 @@ async fn walk(
     }
 }
 
-async fn walk_all(
-    kit: &Kit,
+async fn scan_all(
+    fixture: &Fixture,
     tenant: Option<&TenantId>,
     limit: usize,
 ) -> BTreeMap<ContentKey, Document> {
     let mut all = BTreeMap::new();
     for shard in LogicalShard::all() {
-        for (key, document) in walk(kit, shard, tenant, limit).await {
+        for (key, document) in walk(fixture, shard, tenant, limit).await {
             assert!(all.insert(key.clone(), document).is_none(), "{key} came twice");
         }
     }
     all
 }
 
-async fn fill(kit: &Kit, count: usize) -> Vec<ContentKey> {
-    let mut keys = odd_keys(kit);
-    keys.extend((0..count).map(|n| kit.key(&format!("page {n}"))));
+async fn fill(fixture: &Fixture, count: usize) -> Vec<ContentKey> {
+    let mut keys = odd_keys(fixture);
+    keys.extend((0..count).map(|n| fixture.key(&format!("page {n}"))));
     for (chunk, keys) in keys.chunks(250).enumerate() {
         let tag = |n| format!("t{chunk}-{n}");
         let requests = keys
             .iter()
             .enumerate()
-            .map(|(n, key)| kit.patch(key, &["all", &tag(n)], &[]))
+            .map(|(n, key)| fixture.patch(key, &["all", &tag(n)], &[]))
             .collect();
-        for (answer, key) in kit.store.write_many(requests).await.into_iter().zip(keys) {
+        for (answer, key) in fixture.store.write_many(requests).await.into_iter().zip(keys) {
             answer.unwrap_or_else(|e| panic!("{key} must be written, but: {}", chain(&e)));
         }
     }
     keys
 }
 
-/// Every content is in exactly one shard's scan, once, whatever the size of a page, as the view
-/// shows it; a content that lost its last tag is included.
+/// Every content is in exactly one shard's scan, once, for any page size, as the view shows it; a
+/// content that lost its last tag is included.
 pub async fn a_scan_returns_every_content_once(h: &dyn StoreHarness) {
-    let kit = Kit::new(h).await;
-    let keys = fill(&kit, scaled(150)).await;
+    let fixture = Fixture::new(h).await;
+    let keys = fill(&fixture, scaled(150)).await;
     let emptied = &keys[3];
-    kit.write(kit.replace(emptied, &[])).await;
+    fixture.write(fixture.replace(emptied, &[])).await;
     for limit in [1, 3, 1000] {
-        let found = walk_all(&kit, Some(&kit.tenant), limit).await;
+        let found = scan_all(&fixture, Some(&fixture.tenant), limit).await;
         assert_eq!(
             found.len(),
             keys.len(),
@@ -95,7 +95,7 @@ pub async fn a_scan_returns_every_content_once(h: &dyn StoreHarness) {
         );
         for key in &keys {
             let document = found.get(key).unwrap_or_else(|| panic!("{key} is missing in the scan"));
-            let view = kit.view(key).await;
+            let view = fixture.view(key).await;
             assert_eq!(document.version, view.version, "{key}");
             assert_eq!(document.live().cloned().collect::<Vec<_>>(), view.tags, "{key}");
         }
@@ -109,23 +109,23 @@ pub async fn a_scan_returns_every_content_once(h: &dyn StoreHarness) {
 
 /// A scan for a tenant returns that tenant's contents only; a scan for all includes them.
 pub async fn a_scan_knows_its_tenant(h: &dyn StoreHarness) {
-    let kit = Kit::new(h).await;
-    let keys = fill(&kit, 20).await;
-    // Tenants around ours in key order: one is a prefix of another.
-    let neighbours: Vec<Kit> = ["0", "x", "-", "."]
+    let fixture = Fixture::new(h).await;
+    let keys = fill(&fixture, 20).await;
+    // Neighbouring tenants in key order: one is a prefix of the next.
+    let neighbours: Vec<Fixture> = ["0", "x", "-", "."]
         .iter()
         .map(|suffix| {
-            let tenant = TenantId::parse(&format!("{}{suffix}", kit.tenant)).expect("a tenant");
-            Kit { tenant, ..kit.clone() }
+            let tenant = TenantId::parse(&format!("{}{suffix}", fixture.tenant)).expect("a tenant");
+            Fixture { tenant, ..fixture.clone() }
         })
         .collect();
     for neighbour in &neighbours {
         fill(neighbour, 20).await;
     }
-    let ours = walk_all(&kit, Some(&kit.tenant), 7).await;
+    let ours = scan_all(&fixture, Some(&fixture.tenant), 7).await;
     assert_eq!(ours.len(), keys.len());
-    assert!(ours.keys().all(|k| k.tenant == kit.tenant));
-    let all = walk_all(&kit, None, 500).await;
+    assert!(ours.keys().all(|k| k.tenant == fixture.tenant));
+    let all = scan_all(&fixture, None, 500).await;
     for (key, document) in &ours {
         assert_eq!(
             all.get(key).map(|d| d.version),
@@ -137,35 +137,40 @@ pub async fn a_scan_knows_its_tenant(h: &dyn StoreHarness) {
         let theirs = all.keys().filter(|k| k.tenant == neighbour.tenant).count();
         assert_eq!(theirs, keys.len(), "the scan of all tenants has those of {}", neighbour.tenant);
     }
-    let nobody = TenantId::parse(&format!("{}zz", kit.tenant)).expect("a tenant");
-    assert_eq!(walk_all(&kit, Some(&nobody), 10).await.len(), 0);
+    let unknown = TenantId::parse(&format!("{}zz", fixture.tenant)).expect("a tenant");
+    assert_eq!(scan_all(&fixture, Some(&unknown), 10).await.len(), 0);
 }
 
-/// Contents that exist during the whole walk are returned while others are written and made around
-/// them.
+/// Contents that exist during the whole scan are returned while others are written and created.
 pub async fn a_scan_misses_nothing_while_others_write(h: &dyn StoreHarness) {
-    let kit = Kit::new(h).await;
-    let keys = fill(&kit, scaled(60)).await;
+    let fixture = Fixture::new(h).await;
+    let keys = fill(&fixture, scaled(60)).await;
     let done = Arc::new(AtomicBool::new(false));
-    let writer = {
-        let (kit, keys, done) = (kit.clone(), keys.clone(), Arc::clone(&done));
-        tokio::spawn(async move {
-            let mut n = 0;
-            while !done.load(Ordering::Acquire) {
-                kit.write(
-                    kit.replace(&kit.key(&format!("new {}", n % 200)), &[&format!("new{n}")]),
-                )
-                .await;
-                kit.write(kit.replace(&keys[n % keys.len()], &[&format!("changed{n}")])).await;
-                n += 1;
-                // A store in memory never waits: without this a failed test could not end the task.
-                tokio::task::yield_now().await;
-            }
-        })
-    };
+    let writer =
+        {
+            let (fixture, keys, done) = (fixture.clone(), keys.clone(), Arc::clone(&done));
+            tokio::spawn(async move {
+                let mut n = 0;
+                while !done.load(Ordering::Acquire) {
+                    fixture
+                        .write(fixture.replace(
+                            &fixture.key(&format!("new {}", n % 200)),
+                            &[&format!("new{n}")],
+                        ))
+                        .await;
+                    fixture
+                        .write(fixture.replace(&keys[n % keys.len()], &[&format!("changed{n}")]))
+                        .await;
+                    n += 1;
+                    // A store in memory never waits: without this a failed test could not end the
+                    // task.
+                    tokio::task::yield_now().await;
+                }
+            })
+        };
     let mut seen: BTreeMap<ContentKey, Version> = BTreeMap::new();
     for _ in 0..3 {
-        let found = walk_all(&kit, Some(&kit.tenant), 3).await;
+        let found = scan_all(&fixture, Some(&fixture.tenant), 3).await;
         for key in &keys {
             let document = found
                 .get(key)

@@ -1,12 +1,12 @@
-//! A shard scan over states kept in memory: for the tests of what is rebuilt from the shards.
+//! A shard scan over states in memory, for tests of consumers that rebuild from the shards.
 
 use tagfast_domain::{ContentKey, Document, Effect, RecentWrite, TaggingsEvent, TenantId, WriteId};
 use tagfast_sharding::LogicalShard;
 
 use crate::ScanPage;
 
-/// The page of `states`, the newest event of every content in the order of keys, that a scan with
-/// these arguments sees.
+/// The page that a scan with these arguments returns; `states` holds the newest event of every
+/// content in key order.
 pub fn scan_states<'a>(
     states: impl Iterator<Item = (&'a ContentKey, &'a TaggingsEvent)>,
     shard: LogicalShard,

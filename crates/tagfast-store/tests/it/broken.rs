@@ -1,12 +1,13 @@
-//! The suite can fail: for each broken promise of a store there are named tests that find it.
+//! The suite can fail: each broken promise of a store is found by named tests.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tagfast_store::conformance::{promise, run};
+use tagfast_store::testing::BrokenPromise;
 
-use crate::memory_store::{Fault, MemoryHarness};
+use crate::support::MemoryHarness;
 
-/// The message with which a promise fails on a store with this fault; `None` when it passes.
+/// The message of a failing promise; `None` when it passes.
 fn failure(check: impl FnOnce()) -> Option<String> {
     let panic = catch_unwind(AssertUnwindSafe(check)).err()?;
     let text = panic.downcast_ref::<String>().cloned();
@@ -18,7 +19,7 @@ macro_rules! found {
         #[test]
         fn $test() {
             $(
-                let message = failure(|| run(promise::$promise(&MemoryHarness::with(Fault::$fault))));
+                let message = failure(|| run(promise::$promise(&MemoryHarness::broken(BrokenPromise::$fault))));
                 let message = message.unwrap_or_else(|| panic!("{} must fail", stringify!($promise)));
                 assert!($part.split('|').any(|p| message.contains(p)), "{} failed otherwise than meant: {message}", stringify!($promise));
             )+
@@ -43,12 +44,12 @@ found! {
         a_repeated_write_gets_its_first_answer says "the retry of",
         concurrent_retries_have_one_effect says "one answer",
         random_operations_match_the_model says "retry of";
-    forgotten_ids_are_found: ForgetsPushedOutIds =>
+    forgotten_ids_are_found: ForgetsEvictedIds =>
         an_id_is_remembered_behind_many_others says "behind many later writes",
         an_id_is_remembered_for_ten_minutes says "after nine minutes";
     ids_of_the_wrong_content_are_found: ConfusesContentsOfIds =>
         an_id_belongs_to_one_content says "behind many later writes of each content";
-    one_tag_too_many_is_found: LetsOneMoreIn =>
+    one_tag_too_many_is_found: ExceedsTheLimit =>
         the_limit_is_exact says "must be refused",
         the_limit_is_exact_under_concurrency says "told they won|allowed: 101",
         random_operations_match_the_model says "must be refused|allowed: 101";

@@ -83,7 +83,7 @@ fn any_flipped_bit_is_noticed() {
         let mut altered = bytes.clone();
         altered[bit / 8] ^= 1 << (bit % 8);
         let opened = sealer(1).open(SealKind::Consistency, &acme, &URL_SAFE_NO_PAD.encode(altered));
-        assert!(opened.is_err(), "bit {bit} was flipped and nobody noticed");
+        assert!(opened.is_err(), "bit {bit} was flipped unnoticed");
     }
     for length in 0..bytes.len() {
         let cut = URL_SAFE_NO_PAD.encode(&bytes[..length]);

@@ -1,3 +1,3 @@
-//! The suite on a store that keeps every promise.
+//! The suite over a store that keeps every promise.
 
-tagfast_store::conformance_suite!(crate::memory_store::MemoryHarness::sound());
+tagfast_store::conformance_suite!(crate::support::MemoryHarness::sound());

@@ -1,17 +1,18 @@
-//! The promises of every book of dead letters, kept by this one, also after a stop.
+//! The dead-letter store conformance suite, with a restart before every call; and replays.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::{Mutex, MutexGuard};
 use tagfast_domain::{ContentKey, EpochId, Version};
-use tagfast_events::conformance::letters::{LetterHarness, exhausted};
+use tagfast_events::conformance::dead_letters::{DeadLetterStoreHarness, exhausted};
 use tagfast_events::{
-    Clerk, Consumer, Cooldown, DeadLetter, Group, Job, LetterBook, LetterFilter, LetterState,
-    NewJob, Partition, Positions, RecordVerdict, RuntimeOptions, Sink, SinkError, SinkRecord,
-    Start,
+    AutoReplayPolicy, Consumer, ConsumerGroup, DeadLetter, DeadLetterFilter, DeadLetterState,
+    DeadLetterStore, NewReplayJob, Partition, Positions, RecordVerdict, ReplayJob, ReplayWorker,
+    RuntimeOptions, Sink, SinkError, SinkRecord, Start,
 };
 use tagfast_resilience::SystemClock;
 use tagfast_store_embedded::EmbeddedStore;
@@ -19,9 +20,9 @@ use tagfast_testkit::wait_for_condition_async;
 
 use crate::support::{Fixture, NOW, add, key, records, write};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Opens the store anew for everybody who asks for the book.
+/// Reopens the store for every call.
 struct Harness {
     fixture: Fixture,
     store: Mutex<Option<Arc<EmbeddedStore>>>,
@@ -33,7 +34,7 @@ impl Harness {
     }
 
     fn reopened(&self) -> Arc<EmbeddedStore> {
-        let mut store = self.store.lock().expect("no panic");
+        let mut store = self.store.lock();
         if let Some(store) = store.take() {
             store.close();
         }
@@ -44,9 +45,9 @@ impl Harness {
 }
 
 #[async_trait]
-impl LetterHarness for Harness {
-    async fn book(&self) -> Arc<dyn LetterBook> {
-        self.reopened().letters()
+impl DeadLetterStoreHarness for Harness {
+    async fn store(&self) -> Arc<dyn DeadLetterStore> {
+        self.reopened().dead_letters()
     }
 
     async fn park(&self, letters: &[DeadLetter]) {
@@ -57,9 +58,9 @@ impl LetterHarness for Harness {
     }
 }
 
-tagfast_events::letters_suite! { Harness::new() }
+tagfast_events::dead_letter_store_suite! { Harness::new() }
 
-/// Keeps the newest version of each content, and can forget some.
+/// Keeps the newest version of each content; tests remove some.
 #[derive(Default)]
 struct Newest {
     versions: Mutex<BTreeMap<ContentKey, Version>>,
@@ -68,14 +69,14 @@ struct Newest {
 
 impl Newest {
     fn versions(&self) -> MutexGuard<'_, BTreeMap<ContentKey, Version>> {
-        self.versions.lock().expect("no panic under the lock")
+        self.versions.lock()
     }
 }
 
 #[async_trait]
 impl Sink for Newest {
-    fn group(&self) -> Group {
-        Group::INDEXER
+    fn group(&self) -> ConsumerGroup {
+        ConsumerGroup::INDEXER
     }
 
     async fn start(&self, _: EpochId, _: &[Partition]) -> Result<Start, SinkError> {
@@ -126,16 +127,15 @@ impl Sink for Newest {
     }
 }
 
-/// A store with letters of every one of its contents, a consumer that has applied them, and who
-/// replays.
-struct Desk {
+/// A store with a dead letter of each of its contents, and a consumer that has applied all of them.
+struct ReplayFixture {
     store: Arc<EmbeddedStore>,
     sink: Arc<Newest>,
     consumer: Arc<Consumer>,
     contents: usize,
 }
 
-impl Desk {
+impl ReplayFixture {
     async fn new(fixture: &Fixture, contents: usize) -> Self {
         let store = fixture.open();
         let keys: Vec<ContentKey> = (0..contents).map(|n| key("t", &format!("p{n}"))).collect();
@@ -144,13 +144,13 @@ impl Desk {
         }
         let sink = Arc::new(Newest::default());
         let bus = store.bus();
-        for record in records(&bus, Group("reader"), &Positions::new()).await {
+        for record in records(&bus, ConsumerGroup("reader"), &Positions::new()).await {
             bus.park(&exhausted(record, NOW)).await.expect("parked");
         }
         let clock = Arc::new(SystemClock);
         let consumer =
             Consumer::spawn(bus, Arc::clone(&sink) as _, RuntimeOptions::default(), clock);
-        wait_for_condition_async("the consumer", PATIENCE, || async {
+        wait_for_condition_async("the consumer", TEST_TIMEOUT, || async {
             let known = sink.versions().len();
             if known == contents { Ok(()) } else { Err(format!("{known} of {contents}")) }
         })
@@ -158,78 +158,87 @@ impl Desk {
         Self { store, sink, consumer: Arc::new(consumer), contents }
     }
 
-    fn clerk(&self) -> Clerk {
-        Clerk::spawn(self.store.letters(), Arc::clone(&self.consumer), Arc::new(SystemClock))
+    fn replay_worker(&self) -> ReplayWorker {
+        ReplayWorker::spawn(
+            self.store.dead_letters(),
+            Arc::clone(&self.consumer),
+            Arc::new(SystemClock),
+        )
     }
 
-    async fn replay(&self, id: &str, dry_run: bool) -> Job {
-        let book = self.store.letters();
-        let job = NewJob { id: id.to_owned(), dry_run, rate: 20_000, at: NOW };
-        book.begin(&job, &LetterFilter::default()).await.expect("a job");
-        wait_for_condition_async("the job", PATIENCE, || async {
-            let job = book.job(id).await.map_err(|e| e.to_string())?.ok_or("no job")?;
+    async fn replay(&self, id: &str, dry_run: bool) -> ReplayJob {
+        let store = self.store.dead_letters();
+        let job = NewReplayJob { id: id.to_owned(), dry_run, rate: 20_000, at: NOW };
+        store.create_job(&job, &DeadLetterFilter::default()).await.expect("a job");
+        wait_for_condition_async("the job", TEST_TIMEOUT, || async {
+            let job = store.job(id).await.map_err(|e| e.to_string())?.ok_or("no job")?;
             if job.left() == 0 { Ok(job) } else { Err(format!("{job:?}")) }
         })
         .await
     }
 }
 
-/// CR6: a dry run says what a replay does, a second replay changes nothing, and two who replay at
+/// A dry run predicts a replay, a second replay changes nothing, and two workers that replay at
 /// once do not disturb each other.
 #[tokio::test(flavor = "multi_thread")]
-async fn cr6_a_second_replay_changes_nothing() {
+async fn a_second_replay_changes_nothing() {
     let fixture = Fixture::new();
-    let desk = Desk::new(&fixture, 600).await;
-    let all = desk.sink.versions().clone();
+    let world = ReplayFixture::new(&fixture, 600).await;
+    let all = world.sink.versions().clone();
     // Every third content is as if it had never been applied.
     let lost: Vec<ContentKey> = all.keys().step_by(3).cloned().collect();
-    desk.sink.versions().retain(|key, _| !lost.contains(key));
-    let (clerk, other) = (desk.clerk(), desk.clerk());
-    let (missing, there) = (lost.len() as u64, (desk.contents - lost.len()) as u64);
+    world.sink.versions().retain(|key, _| !lost.contains(key));
+    let (worker, other) = (world.replay_worker(), world.replay_worker());
+    let (missing, there) = (lost.len() as u64, (world.contents - lost.len()) as u64);
 
-    let dry = desk.replay("dry", true).await;
+    let dry = world.replay("dry", true).await;
     assert_eq!(
         (dry.letters, dry.applied, dry.superseded, dry.failed),
         (missing + there, missing, there, 0)
     );
-    assert_eq!(desk.sink.versions().len() as u64, there, "a dry run applies nothing");
+    assert_eq!(world.sink.versions().len() as u64, there, "a dry run applies nothing");
 
-    let first = desk.replay("first", false).await;
-    // What one of the two applied the other one finds applied.
+    let first = world.replay("first", false).await;
+    // A dead letter that one worker applied is superseded for the other.
     assert_eq!(first.applied + first.superseded, missing + there);
     assert!(first.applied <= missing && first.failed == 0, "{first:?}");
-    assert_eq!(*desk.sink.versions(), all);
+    assert_eq!(*world.sink.versions(), all);
 
-    let second = desk.replay("second", false).await;
+    let second = world.replay("second", false).await;
     assert_eq!((second.letters, second.closed), (0, missing + there));
-    assert_eq!(*desk.sink.versions(), all);
-    let open = desk.store.letters().open_letters(Cooldown::default()).await.expect("counts");
+    assert_eq!(*world.sink.versions(), all);
+    let open =
+        world.store.dead_letters().open_counts(AutoReplayPolicy::default()).await.expect("counts");
     assert_eq!(open.iter().map(|of| of.open).sum::<u64>(), 0);
-    clerk.stop().await;
+    worker.stop().await;
     other.stop().await;
-    desk.consumer.stop().await;
+    world.consumer.stop().await;
 }
 
-/// A letter that fails again stays open and says so; the next replay may succeed.
+/// A dead letter that fails again stays open with its new failure; a later replay may succeed.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_letter_that_fails_again_stays_open() {
+async fn a_dead_letter_that_fails_again_stays_open() {
     let fixture = Fixture::new();
-    let desk = Desk::new(&fixture, 20).await;
-    let all = std::mem::take(&mut *desk.sink.versions());
-    let clerk = desk.clerk();
-    desk.sink.refuses.store(true, Ordering::Relaxed);
-    assert_eq!(desk.replay("refused", false).await.failed, 20);
-    let page =
-        desk.store.letters().list(&LetterFilter::default(), None, 100).await.expect("a page");
+    let world = ReplayFixture::new(&fixture, 20).await;
+    let all = std::mem::take(&mut *world.sink.versions());
+    let worker = world.replay_worker();
+    world.sink.refuses.store(true, Ordering::Relaxed);
+    assert_eq!(world.replay("refused", false).await.failed, 20);
+    let page = world
+        .store
+        .dead_letters()
+        .list(&DeadLetterFilter::default(), None, 100)
+        .await
+        .expect("a page");
     let said: BTreeSet<_> = page
         .letters
         .iter()
         .map(|l| (l.state, l.replays, l.letter.attempts, l.letter.code.as_str()))
         .collect();
-    assert_eq!(said, BTreeSet::from([(LetterState::Open, 1, 5, "refused")]));
-    desk.sink.refuses.store(false, Ordering::Relaxed);
-    assert_eq!(desk.replay("taken", false).await.applied, 20);
-    assert_eq!(*desk.sink.versions(), all);
-    clerk.stop().await;
-    desk.consumer.stop().await;
+    assert_eq!(said, BTreeSet::from([(DeadLetterState::Open, 1, 5, "refused")]));
+    world.sink.refuses.store(false, Ordering::Relaxed);
+    assert_eq!(world.replay("taken", false).await.applied, 20);
+    assert_eq!(*world.sink.versions(), all);
+    worker.stop().await;
+    world.consumer.stop().await;
 }

@@ -1,5 +1,5 @@
-//! What the promises share: a tenant of their own, short ways to write and read, waiting for a
-//! condition, and random numbers that a failing test can repeat.
+//! Shared by all promises: a tenant of their own, helpers to write and read, waiting for a
+//! condition, and seeded random numbers that repeat a failing test.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,38 +15,38 @@ use crate::{
     WriteAnswer, WriteRequest,
 };
 
-/// Whether the large counts are asked for.
+/// Whether the large counts are requested.
 pub(super) fn full() -> bool {
     std::env::var("TAGFAST_FULL").is_ok_and(|v| v == "1")
 }
 
-/// A count, 20 times as large when asked for.
+/// A count, 20 times as large on request.
 pub(super) fn scaled(count: usize) -> usize {
     if full() { count * 20 } else { count }
 }
 
-/// Bytes that no other test has.
+/// Random bytes, unique to the test.
 fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).expect("the system gives random bytes");
     bytes
 }
 
-/// A write id that was never used.
+/// A new write id.
 pub(super) fn fresh_id() -> WriteId {
     WriteId(random())
 }
 
-/// A promise's own corner of a store.
+/// A store with a tenant of its own.
 #[derive(Clone)]
-pub(super) struct Kit {
+pub(super) struct Fixture {
     pub(super) store: SharedStore,
     pub(super) tenant: TenantId,
     pub(super) limits: Limits,
 }
 
-impl Kit {
-    /// Opens the store and takes a tenant that nobody else has.
+impl Fixture {
+    /// Opens the store and picks a unique tenant.
     pub(super) async fn new(harness: &dyn StoreHarness) -> Self {
         let tenant = format!("t-{:032x}", u128::from_be_bytes(random()));
         Self {
@@ -56,7 +56,7 @@ impl Kit {
         }
     }
 
-    /// The same corner after a restart; `None` when the adapter keeps nothing.
+    /// The same tenant after a restart; `None`: the adapter keeps nothing over a restart.
     pub(super) async fn reopened(self, harness: &dyn StoreHarness) -> Option<Self> {
         let Self { store, tenant, limits } = self;
         drop(store);
@@ -68,7 +68,7 @@ impl Kit {
         ContentKey::parse(self.tenant.as_str(), "test.doc", id).expect("a content")
     }
 
-    /// A write by `somebody` under a fresh id.
+    /// A write by the user `somebody` with a new id.
     pub(super) fn request(&self, key: &ContentKey, operation: Operation) -> WriteRequest {
         WriteRequest {
             write: Write {
@@ -92,7 +92,7 @@ impl Kit {
         self.request(key, operation)
     }
 
-    /// A request to make the set exactly this one.
+    /// A request to replace the set.
     pub(super) fn replace(&self, key: &ContentKey, set: &[&str]) -> WriteRequest {
         self.request(key, Operation::replace(tags(set), &self.limits).expect("a valid replace"))
     }
@@ -166,7 +166,7 @@ pub(super) fn user(name: &str) -> UserId {
     UserId::parse(name).expect("a user")
 }
 
-/// The refusal in an outcome; panics when it is anything else.
+/// The refusal in an outcome; panics for anything else.
 pub(super) fn refusal(outcome: Result<WriteAnswer, StoreError>) -> Refusal {
     match outcome {
         Err(StoreError::Refused(refusal)) => refusal,
@@ -175,25 +175,18 @@ pub(super) fn refusal(outcome: Result<WriteAnswer, StoreError>) -> Refusal {
     }
 }
 
-/// Whether two answers tell a client the same, apart from `repeated` and the receipt's position.
+/// Whether two answers are equal apart from `repeated` and the receipt's position.
 pub(super) fn same_answer(a: &WriteAnswer, b: &WriteAnswer) -> bool {
     (a.version, a.changed, &a.added, &a.removed, a.receipt.write_id)
         == (b.version, b.changed, &b.added, &b.removed, b.receipt.write_id)
 }
 
-/// An error with its causes.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(e) = cause {
-        text.push_str(": ");
-        text.push_str(&e.to_string());
-        cause = e.source();
-    }
-    text
+/// An error with its sources.
+pub(super) fn chain(error: &StoreError) -> String {
+    tagfast_resilience::ErrorChain(error).to_string()
 }
 
-/// Waits until `condition` answers something, 10 seconds at most.
+/// Waits until `condition` returns a value, 10 s at most.
 pub(super) async fn wait_for<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
     let end = tokio::time::Instant::now() + Duration::from_secs(10);
     loop {
@@ -205,7 +198,7 @@ pub(super) async fn wait_for<T>(what: &str, mut condition: impl AsyncFnMut() -> 
     }
 }
 
-/// Runs all tasks at once and returns what they return, in order; a panic in one is a panic here.
+/// Runs all tasks concurrently and returns their results in order; a panic in one is a panic here.
 pub(super) async fn together<T: Send + 'static>(
     tasks: impl IntoIterator<Item = impl Future<Output = T> + Send + 'static>,
 ) -> Vec<T> {
@@ -230,27 +223,22 @@ pub(super) async fn together<T: Send + 'static>(
     results
 }
 
-/// Random numbers from a seed (SplitMix64): the same seed, the same run.
-pub(super) struct Random(u64);
+/// Random numbers from a seed: the same seed, the same run.
+pub(super) struct Random(fastrand::Rng);
 
 impl Random {
-    /// From `TAGFAST_SEED`, or a fixed seed; with `TAGFAST_FULL=1` another one in each run.
-    /// `stream` tells several generators of one test apart.
+    /// A generator; `stream` separates several generators of one test.
     pub(super) fn new(seed: u64, stream: u64) -> Self {
-        Self(seed ^ stream.wrapping_mul(0xA076_1D64_78BD_642F))
+        Self(fastrand::Rng::with_seed(seed ^ stream.wrapping_mul(0xA076_1D64_78BD_642F)))
     }
 
     pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
+        self.0.u64(..)
     }
 
     /// A number below `n`.
     pub(super) fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
+        self.0.usize(..n.max(1))
     }
 
     /// True in `percent` of 100 cases.

@@ -1,67 +1,61 @@
-//! A time by which an answer is worth something, handed down from the caller to whatever it waits
-//! for.
+//! The deadline of a simulated client's call, passed down to its parts.
 //!
-//! Timeouts add up: three calls of a second each are three seconds. A deadline does not: each part
-//! of the work gets what is left, and may only make it shorter. It is an instant of tokio's time,
-//! so tests with paused time do not wait.
+//! Timeouts add up: three calls of 1 s each take 3 s. A deadline does not: each part of the work
+//! gets the remaining time and may only shorten it. It is an instant of tokio's time, so tests with
+//! paused time do not wait.
 //!
-//! How it fails: what runs under it is dropped when it has passed; work that another machine has
-//! begun goes on there.
+//! How it fails: work under a passed deadline is dropped; work started on another machine continues
+//! there.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Longer than anybody waits: stands for times that cannot be told as an instant.
-const FAR: Duration = Duration::from_secs(60 * 60 * 24 * 365);
+/// Stands for durations that an instant cannot express.
+const FAR_FUTURE: Duration = Duration::from_secs(60 * 60 * 24 * 365);
 
-/// The deadline passed before there was an answer.
+/// The deadline passed before the work was done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the deadline passed before there was an answer")]
-pub struct Late;
+#[error("the deadline passed before the work was done")]
+pub(crate) struct DeadlineExceeded;
 
-/// When an answer is worth nothing any more. Ordered: what is less is earlier.
+/// When a result becomes useless. Ordered: smaller is earlier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Deadline(Instant);
+pub(crate) struct Deadline(Instant);
 
 impl Deadline {
-    /// So long from now; at most a year.
-    pub fn after(duration: Duration) -> Self {
-        Self(Instant::now() + duration.min(FAR))
+    /// `duration` from now; at most a year.
+    pub(crate) fn after(duration: Duration) -> Self {
+        Self(Instant::now() + duration.min(FAR_FUTURE))
     }
 
     /// At that instant.
-    pub fn at(instant: Instant) -> Self {
+    pub(crate) fn at(instant: Instant) -> Self {
         Self(instant)
     }
 
-    /// One for a part of the work: so long from now, but never later than this one.
-    pub fn child(self, duration: Duration) -> Self {
+    /// The deadline of a part of the work: `duration` from now, but never later than this one.
+    pub(crate) fn child(self, duration: Duration) -> Self {
         self.min(Self::after(duration))
     }
 
-    /// The instant.
-    pub fn instant(self) -> Instant {
-        self.0
-    }
-
-    /// What is left; zero when it has passed.
-    pub fn remaining(self) -> Duration {
+    /// The remaining time; zero when it has passed.
+    pub(crate) fn remaining(self) -> Duration {
         self.0.saturating_duration_since(Instant::now())
     }
 
     /// Whether it has passed.
-    pub fn is_over(self) -> bool {
+    pub(crate) fn is_over(self) -> bool {
         self.remaining().is_zero()
     }
 
-    /// The answer of `work`, or [`Late`] when the deadline passes first; then `work` is dropped.
-    /// Past the deadline nothing is begun.
-    pub async fn run<F: Future>(self, work: F) -> Result<F::Output, Late> {
+    /// The result of `work`, or [`DeadlineExceeded`] when the deadline passes first; then `work` is
+    /// dropped. Past the deadline no work is started.
+    pub(crate) async fn run<F: Future>(self, work: F) -> Result<F::Output, DeadlineExceeded> {
         if self.is_over() {
-            return Err(Late);
+            return Err(DeadlineExceeded);
         }
-        tokio::time::timeout_at(self.0, work).await.map_err(|_| Late)
+        tokio::time::timeout_at(self.0, work).await.map_err(|_| DeadlineExceeded)
     }
 }
 
@@ -75,23 +69,23 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn it_ends_what_takes_too_long_at_its_time() {
+    async fn it_ends_overdue_work_in_time() {
         let began = Instant::now();
         let deadline = Deadline::after(Duration::from_millis(100));
         assert_eq!(deadline.run(async { 7 }).await, Ok(7));
         assert_eq!(deadline.run(sleep(Duration::from_millis(40))).await, Ok(()));
         assert_eq!(deadline.remaining(), Duration::from_millis(60));
-        assert_eq!(deadline.run(pending::<()>()).await, Err(Late));
+        assert_eq!(deadline.run(pending::<()>()).await, Err(DeadlineExceeded));
         // tokio's timers are exact to a millisecond.
         assert!(began.elapsed() <= Duration::from_millis(101), "{:?}", began.elapsed());
         assert!(deadline.is_over() && deadline.remaining().is_zero());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn past_it_nothing_is_begun() {
+    async fn past_it_no_work_is_started() {
         let deadline = Deadline::at(Instant::now());
         let mut begun = false;
-        assert_eq!(deadline.run(async { begun = true }).await, Err(Late));
+        assert_eq!(deadline.run(async { begun = true }).await, Err(DeadlineExceeded));
         assert!(!begun);
     }
 

@@ -1,4 +1,4 @@
-//! Short ways to write, and strategies for random documents and writes.
+//! Builders of writes, and strategies for random documents and writes.
 
 use std::sync::Arc;
 
@@ -61,7 +61,7 @@ pub(crate) fn live(doc: &Document) -> Vec<&str> {
     doc.live().map(|t| t.name.as_str()).collect()
 }
 
-/// Random operations over a small universe, so that they meet.
+/// Random operations over few tags, so that they collide.
 pub(crate) fn any_operation() -> impl Strategy<Value = Operation> {
     let spelling = (0..10u8, any::<bool>())
         .prop_map(|(n, upper)| if upper { format!("T{n}") } else { format!("t{n}") });
@@ -93,7 +93,7 @@ fn any_effect() -> impl Strategy<Value = Effect> {
     (names(), names()).prop_map(|(added, removed)| Effect { added, removed })
 }
 
-/// Any document that the types allow, not only those that `apply` makes.
+/// Any document that the types allow, not only documents made by `apply`.
 pub(crate) fn any_document() -> impl Strategy<Value = Document> {
     (0..=i64::MAX as u64).prop_flat_map(|newest| {
         let tagging = (
@@ -110,22 +110,22 @@ pub(crate) fn any_document() -> impl Strategy<Value = Document> {
             (any::<[u8; 16]>(), any::<u64>(), any_version(newest), any::<i64>(), any_effect());
         let recent = prop::collection::vec(write, 0..9);
         (any_version(newest), any_version(newest), any::<i64>(), taggings, recent).prop_map(
-            move |(floor, cond, overflow_until, taggings, recent)| Document {
+            move |(absent_since, last_conditional, overflow_until, taggings, recent)| Document {
                 version: Version::from_packed(newest).expect("63 bits"),
-                floor,
-                cond,
+                absent_since,
+                last_conditional,
                 overflow_until,
                 taggings: taggings
                     .into_iter()
-                    .map(|(name, (display, user, _, own, at, ord, present))| {
+                    .map(|(name, (display, user, _, own, at, decided_at, present))| {
                         let name = TagName::from_canonical(&name);
                         let display: Arc<str> = if own { display.into() } else { name.shared() };
                         Tagging {
                             name,
                             display,
-                            user: UserId::parse_stored(&user),
+                            user: UserId::from_stored(&user),
                             at,
-                            ord,
+                            decided_at,
                             present,
                         }
                     })

@@ -1,80 +1,22 @@
-//! Trying again, within a budget: retries never multiply the load by more than 1.1.
+//! Retries of the simulated clients: backoff, within a retry budget and a deadline.
 //!
-//! When a dependency is in trouble, everybody's retries are what keeps it there. So a retry has to
-//! be earned: each success puts a tenth of a retry into a bucket of at most twenty. Since the start
-//! there are at most 1.1 attempts for each call, and in any window at most 1.1 for each call and
-//! twenty more. Only what the caller calls retryable is tried again, and never past the deadline.
+//! Only errors that the caller calls retryable are retried, and never past the deadline.
 //!
-//! How it fails: with the bucket empty the first error is the answer. A process that has just begun
-//! has earned no retry yet.
+//! How it fails: with an empty budget the first error is the result.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::backoff::Backoff;
+use parking_lot::Mutex;
+use tagfast_resilience::Backoff;
+
 use crate::deadline::Deadline;
-use crate::jitter::Jitter;
+use crate::retry_budget::RetryBudget;
 
-/// A retry, in the parts that successes earn.
-const RETRY: u32 = 1000;
-
-/// What retries may add.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct BudgetOptions {
-    /// Retries earned by a success. Too high: retries keep an overloaded dependency down; too low:
-    /// a short fault is seen by callers.
-    pub earned: f64,
-    /// Retries that are kept at most. Too high: a burst of retries after a quiet time; too low: a
-    /// broken connection that many calls shared fails most of them.
-    pub most: u32,
-}
-
-impl Default for BudgetOptions {
-    fn default() -> Self {
-        Self { earned: 0.1, most: 20 }
-    }
-}
-
-/// Retries that may be made, shared by all calls to one dependency.
-#[derive(Debug)]
-pub struct RetryBudget {
-    earned: u32,
-    most: u32,
-    /// In thousandths: tenths do not add up to one as fractions.
-    left: Mutex<u32>,
-}
-
-impl RetryBudget {
-    /// An empty one.
-    pub fn new(options: BudgetOptions) -> Arc<Self> {
-        let earned = (options.earned.clamp(0.0, 1.0) * f64::from(RETRY)).round() as u32;
-        Arc::new(Self { earned, most: options.most.saturating_mul(RETRY), left: Mutex::new(0) })
-    }
-
-    /// A call succeeded.
-    pub fn succeeded(&self) {
-        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        *left = left.saturating_add(self.earned).min(self.most);
-    }
-
-    /// Leave for one retry; `false` when none is left.
-    pub fn try_spend(&self) -> bool {
-        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        let rest = left.checked_sub(RETRY);
-        *left = rest.unwrap_or(*left);
-        rest.is_some()
-    }
-
-    /// Retries that are left.
-    pub fn left(&self) -> u32 {
-        *self.left.lock().unwrap_or_else(PoisonError::into_inner) / RETRY
-    }
-}
-
-/// Why a call was not tried again.
+/// Why a call was not retried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NoRetry {
-    /// The error is none that a retry helps with.
+pub(crate) enum NotRetried {
+    /// The error is not retryable.
     NotRetryable,
     /// The policy has no retry left.
     Exhausted,
@@ -84,9 +26,9 @@ pub enum NoRetry {
     Deadline,
 }
 
-impl NoRetry {
-    /// The word for it.
-    pub fn as_str(self) -> &'static str {
+impl NotRetried {
+    /// The value in messages.
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::NotRetryable => "not_retryable",
             Self::Exhausted => "exhausted",
@@ -96,46 +38,44 @@ impl NoRetry {
     }
 }
 
-/// A call did not succeed, whatever was tried.
+/// A call failed in spite of retries.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RetryError<E> {
+pub(crate) enum RetryError<E> {
     /// The last attempt failed.
-    #[error("attempt {attempts} failed and no other was made ({}): {error}", why.as_str())]
+    #[error("attempt {attempts} failed and was not retried ({}): {error}", why.as_str())]
     Failed {
-        /// Its error.
+        /// The last error.
         error: E,
         /// Attempts made.
         attempts: u32,
-        /// Why there was none after it.
-        why: NoRetry,
+        /// Why there was no further attempt.
+        why: NotRetried,
     },
-    /// The deadline passed while an attempt was under way.
+    /// The deadline passed during an attempt.
     #[error("the deadline passed in attempt {attempts}")]
-    Late {
-        /// Attempts begun; 0 when the deadline had passed before.
+    DeadlineExceeded {
+        /// Attempts started; 0: the deadline had passed before.
         attempts: u32,
     },
 }
 
-/// How calls to one dependency are tried again.
+/// Retries calls to one dependency.
 #[derive(Debug)]
-pub struct Retry {
+pub(crate) struct Retry {
     backoff: Backoff,
     budget: Arc<RetryBudget>,
-    jitter: Mutex<Jitter>,
+    rng: Mutex<fastrand::Rng>,
 }
 
 impl Retry {
-    /// Tries again as `backoff` says while `budget` allows. `seed` spreads the delays; 0: drawn by
-    /// chance.
-    pub fn new(backoff: Backoff, budget: Arc<RetryBudget>, seed: u64) -> Self {
-        Self { backoff, budget, jitter: Mutex::new(Jitter::new(seed)) }
+    /// Retries as `backoff` says while `budget` allows. `seed` seeds the jitter.
+    pub(crate) fn new(backoff: Backoff, budget: Arc<RetryBudget>, seed: u64) -> Self {
+        Self { backoff, budget, rng: Mutex::new(fastrand::Rng::with_seed(seed)) }
     }
 
-    /// Makes `call` (with the number of its attempt, from 0) until it succeeds or nothing speaks
-    /// for another attempt. No attempt goes on past the deadline, and none is waited for that
-    /// would begin past it.
-    pub async fn run<T, E, F: Future<Output = Result<T, E>>>(
+    /// Makes `call` (with its attempt number, from 0) until it succeeds or may not be retried. No
+    /// attempt continues past the deadline, and no attempt that would start past it is waited for.
+    pub(crate) async fn run<T, E, F: Future<Output = Result<T, E>>>(
         &self,
         deadline: Deadline,
         retryable: impl Fn(&E) -> bool,
@@ -144,7 +84,7 @@ impl Retry {
         let mut attempt = 0;
         loop {
             if deadline.is_over() {
-                return Err(RetryError::Late { attempts: attempt });
+                return Err(RetryError::DeadlineExceeded { attempts: attempt });
             }
             let answer = deadline.run(call(attempt)).await;
             let attempts = attempt + 1;
@@ -154,7 +94,7 @@ impl Retry {
                     return Ok(value);
                 }
                 Ok(Err(error)) => error,
-                Err(_) => return Err(RetryError::Late { attempts }),
+                Err(_) => return Err(RetryError::DeadlineExceeded { attempts }),
             };
             match self.delay(attempt, deadline, retryable(&error)) {
                 Ok(delay) => tokio::time::sleep(delay).await,
@@ -164,23 +104,23 @@ impl Retry {
         }
     }
 
-    /// How long to wait before the attempt after `attempt`; it is paid for then.
+    /// The delay before the attempt after `attempt`, withdrawn from the budget.
     fn delay(
         &self,
         attempt: u32,
         deadline: Deadline,
         retryable: bool,
-    ) -> Result<Duration, NoRetry> {
+    ) -> Result<Duration, NotRetried> {
         if !retryable {
-            return Err(NoRetry::NotRetryable);
+            return Err(NotRetried::NotRetryable);
         }
-        let random = self.jitter.lock().unwrap_or_else(PoisonError::into_inner).next();
-        let delay = self.backoff.delay(attempt, random).ok_or(NoRetry::Exhausted)?;
+        let random = self.rng.lock().f64();
+        let delay = self.backoff.delay(attempt, random).ok_or(NotRetried::Exhausted)?;
         if delay >= deadline.remaining() {
-            return Err(NoRetry::Deadline);
+            return Err(NotRetried::Deadline);
         }
-        // Last: what is not made is not paid for.
-        if self.budget.try_spend() { Ok(delay) } else { Err(NoRetry::Budget) }
+        // Last: an attempt that is not made is not withdrawn.
+        if self.budget.try_withdraw() { Ok(delay) } else { Err(NotRetried::Budget) }
     }
 }
 
@@ -192,6 +132,7 @@ mod tests {
     use tokio::time::{Instant, sleep};
 
     use super::*;
+    use crate::retry_budget::BudgetOptions;
 
     const BACKOFF: Backoff = Backoff {
         retries: 3,
@@ -200,7 +141,7 @@ mod tests {
         cap: Duration::from_secs(1),
     };
 
-    fn earned(retries: u32) -> Arc<RetryBudget> {
+    fn deposited(retries: u32) -> Arc<RetryBudget> {
         let budget = RetryBudget::new(BudgetOptions::default());
         (0..retries * 10).for_each(|_| budget.succeeded());
         budget
@@ -216,22 +157,9 @@ mod tests {
             .await
     }
 
-    #[test]
-    fn ten_successes_are_one_retry_and_twenty_retries_are_kept() {
-        let budget = RetryBudget::new(BudgetOptions::default());
-        assert!(!budget.try_spend(), "nothing is earned yet");
-        (0..9).for_each(|_| budget.succeeded());
-        assert!(!budget.try_spend());
-        budget.succeeded();
-        assert!(budget.try_spend() && !budget.try_spend());
-        (0..10_000).for_each(|_| budget.succeeded());
-        assert_eq!(budget.left(), 20);
-        assert_eq!((0..100).filter(|_| budget.try_spend()).count(), 20);
-    }
-
     #[tokio::test(start_paused = true)]
-    async fn it_tries_again_what_may_succeed_with_growing_delays() {
-        let retry = Retry::new(BACKOFF, earned(5), 7);
+    async fn retryable_calls_are_retried_with_growing_delays() {
+        let retry = Retry::new(BACKOFF, deposited(5), 7);
         let (began, deadline) = (Instant::now(), Deadline::after(Duration::from_secs(10)));
         assert_eq!(run(&retry, deadline, &[Err("broken"), Err("broken"), Ok(7)]).await, Ok(7));
         let waited = began.elapsed();
@@ -243,31 +171,31 @@ mod tests {
         let failed = |error, attempts, why| Err(RetryError::Failed { error, attempts, why });
         assert_eq!(
             run(&retry, deadline, &[Err("wrong")]).await,
-            failed("wrong", 1, NoRetry::NotRetryable)
+            failed("wrong", 1, NotRetried::NotRetryable)
         );
         assert_eq!(retry.budget.left(), 3);
         assert_eq!(
             run(&retry, deadline, &[Err("broken"); 9]).await,
-            failed("broken", 4, NoRetry::Exhausted)
+            failed("broken", 4, NotRetried::Exhausted)
         );
         assert_eq!(
             run(&retry, deadline, &[Err("broken"); 9]).await,
-            failed("broken", 1, NoRetry::Budget)
+            failed("broken", 1, NotRetried::Budget)
         );
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_never_goes_on_past_the_deadline() {
-        let retry = Retry::new(BACKOFF, earned(20), 7);
+    async fn no_attempt_continues_past_the_deadline() {
+        let retry = Retry::new(BACKOFF, deposited(20), 7);
         let began = Instant::now();
         let deadline = Deadline::after(Duration::from_millis(40));
         let answer = run(&retry, deadline, &[Err("broken"); 9]).await;
         assert_eq!(
             answer,
-            Err(RetryError::Failed { error: "broken", attempts: 1, why: NoRetry::Deadline })
+            Err(RetryError::Failed { error: "broken", attempts: 1, why: NotRetried::Deadline })
         );
-        assert_eq!(retry.budget.left(), 20, "what is not made is not paid for");
-        assert!(began.elapsed().is_zero(), "it does not wait for what cannot be");
+        assert_eq!(retry.budget.left(), 20, "an attempt that is not made is not withdrawn");
+        assert!(began.elapsed().is_zero(), "it does not wait for an attempt that cannot be");
         let hangs = retry
             .run(
                 deadline,
@@ -275,7 +203,7 @@ mod tests {
                 async |_| std::future::pending::<Result<u32, &str>>().await,
             )
             .await;
-        assert_eq!(hangs, Err(RetryError::Late { attempts: 1 }));
+        assert_eq!(hangs, Err(RetryError::DeadlineExceeded { attempts: 1 }));
         let begun = Cell::new(false);
         let late = retry.run(
             deadline,
@@ -285,7 +213,7 @@ mod tests {
                 Ok::<u32, &str>(1)
             },
         );
-        assert_eq!(late.await, Err(RetryError::Late { attempts: 0 }));
+        assert_eq!(late.await, Err(RetryError::DeadlineExceeded { attempts: 0 }));
         assert!(!begun.get());
     }
 
@@ -305,7 +233,8 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
-        /// Attempts are at most 1.1 of the calls since the start, and at most twenty more than that in any window.
+        /// Attempts are at most 1.1 of the calls since the start, and at most twenty more than that
+        /// in any window.
         #[test]
         fn retries_never_multiply_the_load_by_more_than_1_1(calls in schedule(), window in 1u64..5000) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
@@ -319,7 +248,7 @@ mod tests {
                     let (retry, log) = (Arc::clone(&retry), Arc::clone(&log));
                     under_way.spawn(async move {
                         let _ = retry.run(Deadline::after(Duration::from_secs(5)), |_: &()| true, |attempt| {
-                            log.lock().unwrap().push((began.elapsed(), attempt == 0));
+                            log.lock().push((began.elapsed(), attempt == 0));
                             async move {
                                 sleep(Duration::from_millis(5)).await;
                                 if works >> attempt & 1 == 1 { Ok(()) } else { Err(()) }
@@ -328,7 +257,7 @@ mod tests {
                     });
                 }
                 under_way.join_all().await;
-                std::mem::take(&mut *log.lock().unwrap())
+                std::mem::take(&mut *log.lock())
             });
             let mut calls = 0u32;
             for (n, (_, first)) in attempts.iter().enumerate() {
@@ -345,7 +274,8 @@ mod tests {
                     oldest += 1;
                 }
                 let all = (n + 1 - oldest) as f64;
-                // A success of the window may be of a call that began before it: those were under way.
+                // A success of the window may be of a call that began before it: those were under
+                // way.
                 let before = attempts[..oldest].iter().filter(|(at, _)| *at + Duration::from_secs(5) > attempts[oldest].0);
                 let before = before.filter(|(_, first)| *first).count() as f64;
                 prop_assert!(all <= 1.1 * f64::from(firsts) + 0.1 * before + 20.0, "{all} attempts of {firsts} calls");

@@ -1,0 +1,280 @@
+//! The group-commit fold: a batch is the same as its writes one after the other.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use tagfast_domain::{
+    ApplyContext, ContentKey, Document, DomainError, Epoch, EpochId, EpochOrdinal, Limits,
+    Operation, Outcome, RecentWrite, Tag, UserId, Version, Write, WriteId, apply,
+};
+use tagfast_sharding::LogicalShard;
+use tagfast_store::write_batch::{CommitPosition, ItemResult, SlotCommit};
+use tagfast_store::{
+    CommitContext, Durability, Position, StoreError, WriteAnswer, WriteBatch, WriteRequest,
+    stored_key,
+};
+
+const LIMITS: Limits = Limits { tags_per_content: 4 };
+const NOW: i64 = 1_800_000_000_000;
+
+fn epoch(number: u64) -> Epoch {
+    Epoch { id: EpochId([number as u8; 16]), ordinal: EpochOrdinal(NOW as u64 + number) }
+}
+
+fn key(n: u8) -> ContentKey {
+    ContentKey::parse("acme", "test.doc", &n.to_string()).expect("a content")
+}
+
+fn tag(n: u8) -> Tag {
+    Tag::parse(&format!("t{n}")).expect("a tag")
+}
+
+fn request(id: u16, content: u8, operation: Operation) -> WriteRequest {
+    WriteRequest {
+        write: Write {
+            id: WriteId(u128::from(id).to_be_bytes()),
+            key: key(content),
+            user: UserId::parse("ann").expect("a user"),
+            operation,
+            if_match: None,
+        },
+        fresh: false,
+        durability: Durability::Local,
+        deadline: None,
+        traceparent: None,
+    }
+}
+
+fn add(id: u16, content: u8, added: u8) -> WriteRequest {
+    let operation = Operation::patch(vec![tag(added)], Vec::new(), &LIMITS).expect("a patch");
+    request(id, content, operation)
+}
+
+fn committed(epoch: &Epoch, lsn: u64) -> SlotCommit {
+    let position = Position { epoch: epoch.id, xid: lsn, lsn };
+    SlotCommit::Committed(CommitPosition { inside_lsn: lsn - 1, position, xmin: lsn + 1 })
+}
+
+fn answer(item: ItemResult) -> WriteAnswer {
+    match item {
+        ItemResult::Done(Ok(answer)) => answer,
+        other @ (ItemResult::Done(Err(_)) | ItemResult::Retry) => panic!("no answer: {other:?}"),
+    }
+}
+
+fn load<'a>(batch: &mut WriteBatch<'a>, key: &'a ContentKey, doc: Result<Document, DomainError>) {
+    batch.load(key, stored_key(LogicalShard::of(key), &key.to_bytes()), doc);
+}
+
+#[test]
+fn writes_of_one_content_share_one_event_and_one_view() {
+    let (epoch, writes) = (epoch(1), [add(1, 1, 1), add(2, 1, 2), add(3, 1, 2)]);
+    let context = CommitContext { cluster: 7, epoch: &epoch, limits: &LIMITS, now: NOW };
+    let mut batch = WriteBatch::new(context, writes.len());
+    load(&mut batch, &writes[0].write.key, Ok(Document::default()));
+    writes.iter().for_each(|request| batch.apply(request, None));
+    let mut events = Vec::new();
+    for (n, slot) in batch.changed_slots_mut() {
+        assert_eq!((n, slot.loaded_version), (0, Version::NONE));
+        events.push(slot.take_event(NOW, epoch.ordinal));
+    }
+    assert_eq!(events.len(), 1);
+    assert_eq!((events[0].changes.len(), events[0].tags.len()), (2, 2));
+    let answers: Vec<_> = batch.finish(|_| committed(&epoch, 9)).into_iter().map(answer).collect();
+    assert_eq!(answers.iter().map(|a| a.changed).collect::<Vec<_>>(), [true, true, false]);
+    let (first, second) = (answers[0].view.as_ref(), answers[1].view.as_ref());
+    let (first, second) = (first.expect("a view"), second.expect("a view"));
+    assert!(Arc::ptr_eq(first, second));
+    assert_eq!((first.version, first.tags.len(), first.xmin), (answers[1].version, 2, 10));
+    assert!(answers[2].view.is_none(), "the third write made no version");
+    let receipt = answers[0].receipt;
+    assert_eq!((receipt.cluster, receipt.inside_lsn, receipt.position.lsn), (7, 8, 9));
+}
+
+#[test]
+fn a_stamp_changes_no_tag_and_has_a_view() {
+    let (old, new) = (epoch(1), epoch(2));
+    let mut document = Document::default();
+    let first = add(1, 1, 1);
+    let context = ApplyContext { epoch: &old, now: NOW, limits: &LIMITS };
+    apply(&mut document, &first.write, None, &context);
+    let confirm = add(2, 1, 1);
+    let context = CommitContext { cluster: 0, epoch: &new, limits: &LIMITS, now: NOW };
+    let mut batch = WriteBatch::new(context, 1);
+    load(&mut batch, &confirm.write.key, Ok(document));
+    batch.apply(&confirm, None);
+    assert_eq!(batch.changed_slots_mut().count(), 1);
+    let stamp = answer(batch.finish(|_| committed(&new, 1)).remove(0));
+    assert!(!stamp.changed && !stamp.repeated);
+    assert_eq!(stamp.view.expect("a view").version, stamp.version);
+}
+
+#[test]
+fn a_lost_race_and_a_damaged_document_fail_their_content_only() {
+    let (epoch, writes) = (epoch(1), [add(1, 1, 1), add(2, 2, 1), add(3, 3, 1)]);
+    let context = CommitContext { cluster: 0, epoch: &epoch, limits: &LIMITS, now: NOW };
+    let mut batch = WriteBatch::new(context, 3);
+    load(&mut batch, &writes[0].write.key, Ok(Document::default()));
+    let damaged = DomainError::Undecodable { what: "document", reason: "truncated" };
+    load(&mut batch, &writes[1].write.key, Err(damaged));
+    load(&mut batch, &writes[2].write.key, Ok(Document::default()));
+    writes.iter().for_each(|request| batch.apply(request, None));
+    let commit = |n| if n == 0 { SlotCommit::LostRace } else { committed(&epoch, 5) };
+    let items = batch.finish(commit);
+    assert!(matches!(items[0], ItemResult::Retry));
+    assert!(matches!(&items[1], ItemResult::Done(Err(StoreError::Damaged { .. }))));
+    assert!(matches!(&items[2], ItemResult::Done(Ok(answer)) if answer.changed));
+}
+
+#[test]
+fn a_write_without_its_document_is_refused() {
+    let epoch = epoch(1);
+    let context = CommitContext { cluster: 0, epoch: &epoch, limits: &LIMITS, now: NOW };
+    let mut batch = WriteBatch::new(context, 1);
+    batch.apply(&add(1, 1, 1), None);
+    let items = batch.finish(|_| committed(&epoch, 1));
+    assert!(matches!(&items[0], ItemResult::Done(Err(StoreError::Internal(_)))));
+}
+
+#[test]
+fn a_forced_version_makes_an_unwritten_slot_changed() {
+    let (old, new, content) = (epoch(1), epoch(2), key(1));
+    let document = Document { version: old.first_version(), ..Document::default() };
+    let context = CommitContext { cluster: 0, epoch: &new, limits: &LIMITS, now: NOW };
+    let mut batch = WriteBatch::new(context, 1);
+    load(&mut batch, &content, Ok(document));
+    let slots = |batch: &mut WriteBatch<'_>| batch.changed_slots_mut().count();
+    assert_eq!(slots(&mut batch), 0);
+    batch.slots_mut().for_each(|(_, slot)| slot.force_version(&new));
+    assert_eq!(slots(&mut batch), 1);
+    batch.slots_mut().for_each(|(_, slot)| {
+        let version = slot.document.version;
+        slot.force_version(&new);
+        assert_eq!(slot.document.version, version, "a version of the epoch is kept");
+    });
+}
+
+#[derive(Debug, Clone)]
+struct Step {
+    id: u16,
+    content: u8,
+    add: Vec<u8>,
+    remove: Vec<u8>,
+    is_replace: bool,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let tags = || proptest::collection::vec(0u8..6, 0..4);
+    (0u16..40, 0u8..3, tags(), tags(), prop::bool::weighted(0.2)).prop_map(
+        |(id, content, add, remove, is_replace)| Step { id, content, add, remove, is_replace },
+    )
+}
+
+fn request_of(step: &Step) -> Option<WriteRequest> {
+    let added: Vec<Tag> = step.add.iter().copied().map(tag).collect();
+    let operation = if step.is_replace {
+        Operation::replace(added, &LIMITS)
+    } else {
+        let removed = step.remove.iter().copied().map(|n| tag(n).name).collect();
+        Operation::patch(added, removed, &LIMITS)
+    };
+    Some(request(step.id, step.content, operation.ok()?))
+}
+
+/// A store that applies one write at a time: documents and the `applied` table.
+#[derive(Default)]
+struct Model {
+    documents: HashMap<ContentKey, Document>,
+    applied: HashMap<(ContentKey, WriteId), RecentWrite>,
+}
+
+impl Model {
+    fn prior(&self, write: &Write, now: i64) -> Option<RecentWrite> {
+        let overflow = self.documents.get(&write.key).map_or(0, |d| d.overflow_until);
+        self.applied.get(&(write.key.clone(), write.id)).filter(|_| overflow > now).cloned()
+    }
+
+    fn apply(&mut self, write: &Write, epoch: &Epoch, now: i64) -> Outcome {
+        let prior = self.prior(write, now);
+        let document = self.documents.entry(write.key.clone()).or_default();
+        let context = ApplyContext { epoch, now, limits: &LIMITS };
+        let outcome = apply(document, write, prior.as_ref(), &context);
+        if let Outcome::Written { evicted, .. } = &outcome {
+            let evicted = evicted.iter().map(|w| ((write.key.clone(), w.id), w.clone()));
+            self.applied.extend(evicted);
+        }
+        outcome
+    }
+}
+
+proptest! {
+    /// However writes are split into batches, the documents, the `applied` table and the answers
+    /// are those of the same writes one at a time.
+    #[test]
+    fn a_batch_is_its_writes_one_after_the_other(
+        batches in proptest::collection::vec(proptest::collection::vec(step(), 1..20), 1..6),
+    ) {
+        let (mut model, mut store) = (Model::default(), Model::default());
+        for (n, steps) in batches.iter().enumerate() {
+            let (now, epoch) = (NOW + n as i64 * 1000, epoch(n as u64 / 2));
+            let requests: Vec<WriteRequest> = steps.iter().filter_map(request_of).collect();
+            let outcomes: Vec<Outcome> =
+                requests.iter().map(|r| model.apply(&r.write, &epoch, now)).collect();
+
+            let context = CommitContext { cluster: 0, epoch: &epoch, limits: &LIMITS, now };
+            let mut batch = WriteBatch::new(context, requests.len());
+            for request in &requests {
+                let key = &request.write.key;
+                let document = store.documents.get(key).cloned().unwrap_or_default();
+                load(&mut batch, key, Ok(document));
+                let prior = batch
+                    .needs_prior(&request.write)
+                    .and_then(|slot| store.applied.get(&(slot.key.clone(), request.write.id)))
+                    .cloned();
+                batch.apply(request, prior.as_ref());
+            }
+            let mut published = 0;
+            for (_, slot) in batch.changed_slots_mut() {
+                let evicted = slot.evicted.drain(..).map(|w| ((slot.key.clone(), w.id), w));
+                store.applied.extend(evicted);
+                store.documents.insert(slot.key.clone(), slot.document.clone());
+                published += slot.take_event(now, epoch.ordinal).changes.len();
+            }
+            let items = batch.finish(|_| committed(&epoch, 1));
+
+            let is_written = |o: &&Outcome| matches!(o, Outcome::Written { .. });
+            prop_assert_eq!(published, outcomes.iter().filter(is_written).count());
+            for ((item, outcome), request) in items.into_iter().zip(&outcomes).zip(&requests) {
+                let has_view = match (item, outcome) {
+                    (ItemResult::Done(Err(StoreError::Refused(got))), Outcome::Refused(want)) => {
+                        prop_assert_eq!(got, *want);
+                        continue;
+                    }
+                    (ItemResult::Done(Ok(got)), Outcome::Unchanged { version }) => {
+                        prop_assert_eq!((got.version, got.changed, got.repeated), (*version, false, false));
+                        got.view.is_some()
+                    }
+                    (ItemResult::Done(Ok(got)), Outcome::Repeated { version, effect }) => {
+                        prop_assert_eq!((got.version, got.repeated), (*version, true));
+                        prop_assert_eq!((&got.added, &got.removed), (&effect.added, &effect.removed));
+                        got.view.is_some()
+                    }
+                    (ItemResult::Done(Ok(got)), Outcome::Written { version, effect, .. }) => {
+                        prop_assert_eq!((got.version, got.repeated), (*version, false));
+                        prop_assert_eq!((&got.added, &got.removed), (&effect.added, &effect.removed));
+                        let view = got.view.as_ref().expect("a view");
+                        prop_assert_eq!(view.version, model.documents[&request.write.key].version);
+                        true
+                    }
+                    (item, outcome) => panic!("{item:?} is not {outcome:?}"),
+                };
+                prop_assert_eq!(has_view, matches!(outcome, Outcome::Written { .. }));
+            }
+            store.documents.retain(|_, document| document.version > Version::NONE);
+            model.documents.retain(|_, document| document.version > Version::NONE);
+            prop_assert_eq!(&store.documents, &model.documents);
+            prop_assert_eq!(&store.applied, &model.applied);
+        }
+    }
+}
