@@ -1,19 +1,23 @@
-//! Epochs: who mints one, for which reign, with which ordinal; which connection writes in it.
+//! Epochs: which node mints one, for which leader term, with which ordinal; which connection may
+//! write in it.
 //!
-//! A reign is one acquisition of Patroni's leader key, named by the key's creation revision.
-//! Neither the node's name nor the timeline names it: a node can take the free key again without a
-//! promotion, and timelines repeat across forks.
+//! A leader term is one acquisition of Patroni's leader key, named by the key's creation revision.
+//! Neither the member's name nor the timeline identifies it: a member can take the free key again
+//! without a promotion, and timelines repeat across forks.
+//!
+//! How it fails: while a fact is missing no epoch is minted and no connection writes; an ordinal
+//! beyond the clock skew that is accepted needs an operator.
 
 use tagfast_domain::{EpochId, EpochOrdinal, UnixMillis};
 
-/// An ordinal this far ahead of our clock is refused: one broken clock must not use up the ordinals
-/// of all others.
-pub const MOST_AHEAD_MS: u64 = 86_400_000;
+/// An ordinal further ahead of our clock is refused: one broken clock must not use up the ordinals
+/// of all others. In milliseconds.
+pub const CLOCK_SKEW_MAX_MS: u64 = 86_400_000;
 
 /// Patroni's leader key as read from etcd, linearizably.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaderKey {
-    /// Names the reign.
+    /// Identifies the leader term.
     pub create_revision: u64,
     /// The member that holds it.
     pub member: String,
@@ -24,79 +28,80 @@ pub struct LeaderKey {
 pub struct EpochRecord {
     /// Its identity.
     pub id: EpochId,
-    /// Its place among the others.
+    /// Orders epochs: a later epoch has a larger ordinal.
     pub ordinal: EpochOrdinal,
-    /// The creation revision of the leader key it belongs to.
-    pub reign: u64,
+    /// The leader term: the creation revision of Patroni's leader key.
+    pub term: u64,
     /// The primary's member name.
     pub member: String,
     /// The primary's timeline.
     pub timeline: u32,
-    /// Where this timeline left its parent; none on the first.
+    /// The log position at which this timeline left its parent; `None` on the first timeline.
     pub fork_lsn: Option<u64>,
-    /// The epoch before.
+    /// The epoch before; `None` for the first.
     pub parent_id: Option<EpochId>,
-    /// When it was minted.
+    /// When it was minted, in Unix ms.
     pub minted_at: UnixMillis,
     /// The node that minted it.
     pub minted_by: String,
 }
 
-/// What the leader's own PostgreSQL says.
+/// What the leader's own PostgreSQL answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PrimaryFacts {
-    /// Whether it is in recovery: then the promotion is under way.
+    /// Whether it is in recovery; if so, its promotion is under way.
     pub in_recovery: bool,
     /// The timeline it writes.
     pub timeline: u32,
-    /// The last line of the timeline's history.
+    /// The log position in the last line of the timeline's history; `None`: it has none.
     pub fork_lsn: Option<u64>,
-    /// The largest ordinal in its `epoch` table.
+    /// The largest ordinal in its `epoch` table; `None`: the table is empty.
     pub newest_row: Option<EpochOrdinal>,
 }
 
-/// Everything that minting looks at.
+/// Everything that minting depends on.
 #[derive(Debug, Clone)]
 pub struct MintFacts<'a> {
-    /// The leader key; none: nobody reigns.
+    /// The leader key; `None`: no member leads.
     pub leader: Option<&'a LeaderKey>,
-    /// The epoch in etcd and its modification revision.
+    /// The epoch in etcd and its modification revision; `None`: there is none.
     pub current: Option<(&'a EpochRecord, u64)>,
-    /// What the member that holds the key answered; none: it was not reached.
+    /// What the member that holds the key answered; `None`: it was not reached.
     pub primary: Option<PrimaryFacts>,
-    /// The largest ordinal this node has seen anywhere.
+    /// The largest ordinal that this node has seen anywhere.
     pub known: Option<EpochOrdinal>,
-    /// A shard came from a cluster with this ordinal: ours must lie above it.
+    /// The ordinal of the cluster that a shard was moved from: ours must be larger. `None`: no
+    /// shard was moved here.
     pub above: Option<EpochOrdinal>,
-    /// Our wall clock.
+    /// Our wall clock, in Unix ms.
     pub now: UnixMillis,
     /// Fresh random bits.
     pub new_id: EpochId,
-    /// Our name.
+    /// The name of this node of the service.
     pub node: &'a str,
 }
 
 /// What etcd compares before it puts a new epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Compare {
-    /// The leader key must be of this creation.
+pub struct MintCondition {
+    /// The leader key must have this creation revision.
     pub leader_create_revision: u64,
-    /// And name this member.
+    /// The leader key must name this member.
     pub leader_member: String,
-    /// The epoch key must have this modification revision; 0: must not exist.
+    /// The epoch key must have this modification revision; 0: it must not exist.
     pub epoch_mod_revision: u64,
 }
 
 /// What to do about the epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MintDecision {
-    /// The epoch in etcd is the leader's.
+    /// The epoch in etcd is of the current leader term.
     Keep,
-    /// Put this record if the comparison holds; if not, read again.
-    Mint(EpochRecord, Compare),
-    /// Not yet: the word says what is missing.
+    /// Put this record if the condition holds; if not, read again.
+    Mint(EpochRecord, MintCondition),
+    /// Not yet; the text says what is missing.
     Wait(&'static str),
-    /// Never by itself: an operator must look.
+    /// Not without an operator; the text says why.
     Refuse(&'static str),
 }
 
@@ -104,8 +109,9 @@ pub enum MintDecision {
 pub fn mint(facts: &MintFacts<'_>) -> MintDecision {
     let Some(leader) = facts.leader else { return MintDecision::Wait("no leader key") };
     let high_enough = |ordinal| facts.above.is_none_or(|above| ordinal > above);
+    // Epoch(term t) => Epoch(term t), unless a moved shard needs a larger ordinal
     if let Some((current, _)) = facts.current
-        && current.reign == leader.create_revision
+        && current.term == leader.create_revision
         && high_enough(current.ordinal)
     {
         return MintDecision::Keep;
@@ -128,15 +134,16 @@ pub fn mint(facts: &MintFacts<'_>) -> MintDecision {
     .map_or(0, |ordinal| ordinal.0.saturating_add(1));
     let now = u64::try_from(facts.now).unwrap_or(0);
     let ordinal = largest.max(now);
-    if ordinal > now.saturating_add(MOST_AHEAD_MS) {
+    if ordinal > now.saturating_add(CLOCK_SKEW_MAX_MS) {
         return MintDecision::Refuse(
             "the next ordinal lies more than a day ahead of this node's clock",
         );
     }
+    // NoEpoch | Epoch(term t) => Epoch(term u), u != t
     let record = EpochRecord {
         id: facts.new_id,
         ordinal: EpochOrdinal(ordinal),
-        reign: leader.create_revision,
+        term: leader.create_revision,
         member: leader.member.clone(),
         timeline: primary.timeline,
         fork_lsn: primary.fork_lsn,
@@ -144,12 +151,12 @@ pub fn mint(facts: &MintFacts<'_>) -> MintDecision {
         minted_at: facts.now,
         minted_by: facts.node.to_owned(),
     };
-    let compare = Compare {
+    let condition = MintCondition {
         leader_create_revision: leader.create_revision,
         leader_member: leader.member.clone(),
         epoch_mod_revision: facts.current.map_or(0, |(_, revision)| revision),
     };
-    MintDecision::Mint(record, compare)
+    MintDecision::Mint(record, condition)
 }
 
 /// The newest row of a server's `epoch` table.
@@ -163,42 +170,46 @@ pub struct EpochRow {
     pub timeline: u32,
 }
 
-/// What a connection says about its server.
+/// What a connection's server answers about itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConnectionFacts {
     /// Whether it is in recovery.
     pub in_recovery: bool,
     /// The timeline it writes.
     pub timeline: u32,
-    /// The newest row.
+    /// The newest row of its `epoch` table; `None`: the table is empty.
     pub newest_row: Option<EpochRow>,
 }
 
 /// Whether a connection may write in an epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Usable {
-    /// Yes.
-    Yes,
-    /// After the row is put: whoever minted died before it came to that, or the row was lost with a
-    /// zombie.
+pub enum WriteEligibility {
+    /// It may write.
+    Eligible,
+    /// It may write once the epoch's row is inserted: the node that minted the epoch died before it
+    /// could, or the row was lost with a replaced primary.
     InsertRow,
-    /// No; the word says why.
-    No(&'static str),
+    /// It must not write; the text says why.
+    Ineligible(&'static str),
 }
 
-/// Decides whether a connection may write in the epoch that etcd names: the row is a witness, etcd
-/// the judge.
-pub fn usable(connection: &ConnectionFacts, epoch: &EpochRecord) -> Usable {
+/// Decides whether a connection may write in the epoch that etcd names. etcd is authoritative, the
+/// row only confirms it.
+pub fn check_eligibility(connection: &ConnectionFacts, epoch: &EpochRecord) -> WriteEligibility {
     if connection.in_recovery {
-        return Usable::No("the server is in recovery");
+        return WriteEligibility::Ineligible("the server is in recovery");
     }
     if connection.timeline != epoch.timeline {
-        return Usable::No("the server writes another timeline");
+        return WriteEligibility::Ineligible("the server writes a different timeline");
     }
     match connection.newest_row {
-        Some(row) if row.id == epoch.id && row.timeline == epoch.timeline => Usable::Yes,
-        Some(row) if row.ordinal >= epoch.ordinal => Usable::No("the server knows a later epoch"),
-        _ => Usable::InsertRow,
+        Some(row) if row.id == epoch.id && row.timeline == epoch.timeline => {
+            WriteEligibility::Eligible
+        }
+        Some(row) if row.ordinal >= epoch.ordinal => {
+            WriteEligibility::Ineligible("the server knows a later epoch")
+        }
+        _ => WriteEligibility::InsertRow,
     }
 }
 
@@ -212,11 +223,11 @@ mod tests {
         LeaderKey { create_revision, member: member.to_owned() }
     }
 
-    fn record(ordinal: u64, reign: u64, member: &str, timeline: u32) -> EpochRecord {
+    fn record(ordinal: u64, term: u64, member: &str, timeline: u32) -> EpochRecord {
         EpochRecord {
             id: EpochId([ordinal as u8; 16]),
             ordinal: EpochOrdinal(ordinal),
-            reign,
+            term,
             member: member.to_owned(),
             timeline,
             fork_lsn: None,
@@ -252,9 +263,9 @@ mod tests {
         }
     }
 
-    fn minted(facts: &MintFacts<'_>) -> (EpochRecord, Compare) {
+    fn minted(facts: &MintFacts<'_>) -> (EpochRecord, MintCondition) {
         match mint(facts) {
-            MintDecision::Mint(record, compare) => (record, compare),
+            MintDecision::Mint(record, condition) => (record, condition),
             other @ (MintDecision::Keep | MintDecision::Wait(_) | MintDecision::Refuse(_)) => {
                 panic!("{other:?}")
             }
@@ -262,23 +273,23 @@ mod tests {
     }
 
     #[test]
-    fn the_first_epoch_compares_that_there_is_none() {
+    fn the_first_epoch_is_minted_only_while_there_is_none() {
         let leader = leader(7, "n0");
-        let (record, compare) = minted(&facts(Some(&leader), None, Some(primary(1, None))));
-        assert_eq!((record.ordinal.0, record.reign, record.parent_id), (NOW as u64, 7, None));
-        assert_eq!((compare.leader_create_revision, compare.epoch_mod_revision), (7, 0));
+        let (record, condition) = minted(&facts(Some(&leader), None, Some(primary(1, None))));
+        assert_eq!((record.ordinal.0, record.term, record.parent_id), (NOW as u64, 7, None));
+        assert_eq!((condition.leader_create_revision, condition.epoch_mod_revision), (7, 0));
     }
 
     #[test]
-    fn a_reign_keeps_its_epoch() {
+    fn a_term_keeps_its_epoch() {
         let (leader, epoch) = (leader(7, "n0"), record(5, 7, "n0", 1));
         assert_eq!(mint(&facts(Some(&leader), Some((&epoch, 9)), None)), MintDecision::Keep);
     }
 
     #[test]
-    fn x5_an_ordinal_lost_with_its_row_is_not_given_again() {
-        // R1 was promoted, minted and died before its row was shipped: R2's table ends below etcd's
-        // ordinal.
+    fn an_ordinal_lost_with_its_row_is_not_minted_again() {
+        // R1 was promoted, minted and died before its row was replicated: R2's table ends below
+        // etcd's ordinal.
         let etcd = record(NOW as u64 + 10, 8, "r1", 2);
         let leader = leader(9, "r2");
         let (next, _) =
@@ -288,8 +299,8 @@ mod tests {
     }
 
     #[test]
-    fn x5_an_ordinal_that_only_the_table_knows_is_not_given_again() {
-        // etcd was restored from a copy.
+    fn an_ordinal_that_only_the_table_has_is_not_minted_again() {
+        // etcd was restored from a backup.
         let leader = leader(9, "r2");
         let (next, _) =
             minted(&facts(Some(&leader), None, Some(primary(2, Some(NOW as u64 + 77)))));
@@ -297,25 +308,25 @@ mod tests {
     }
 
     #[test]
-    fn x7_a_key_taken_again_without_a_promotion_is_a_new_reign() {
-        // Same member, same timeline, same newest row: only the key's creation differs.
+    fn a_key_taken_again_without_a_promotion_is_a_new_term() {
+        // Same member, same timeline, same newest row: only the key's creation revision differs.
         let old = record(NOW as u64, 7, "p", 1);
         let again = leader(12, "p");
-        let (next, compare) =
+        let (next, condition) =
             minted(&facts(Some(&again), Some((&old, 3)), Some(primary(1, Some(NOW as u64)))));
-        assert_eq!((next.reign, next.timeline), (12, 1));
+        assert_eq!((next.term, next.timeline), (12, 1));
         assert!(next.ordinal > old.ordinal && next.id != old.id);
-        assert_eq!(compare.epoch_mod_revision, 3);
+        assert_eq!(condition.epoch_mod_revision, 3);
     }
 
     #[test]
-    fn x8_a_late_node_cannot_mint_for_a_dead_reign() {
-        // It read the key of R1's reign, then slept. The comparison names that reign, so etcd
-        // refuses it now.
+    fn a_late_node_cannot_mint_for_a_dead_term() {
+        // It read the key of R1's term, then slept. The condition names that term, so etcd refuses
+        // it now.
         let dead = leader(8, "r1");
-        let (_, compare) = minted(&facts(Some(&dead), None, Some(primary(2, None))));
+        let (_, condition) = minted(&facts(Some(&dead), None, Some(primary(2, None))));
         let in_etcd_now = leader(9, "r2");
-        assert_ne!(compare.leader_create_revision, in_etcd_now.create_revision);
+        assert_ne!(condition.leader_create_revision, in_etcd_now.create_revision);
     }
 
     #[test]
@@ -333,12 +344,12 @@ mod tests {
     #[test]
     fn a_clock_far_behind_mints_nothing() {
         let leader = leader(7, "n0");
-        let ahead = primary(1, Some(NOW as u64 + MOST_AHEAD_MS));
+        let ahead = primary(1, Some(NOW as u64 + CLOCK_SKEW_MAX_MS));
         assert!(matches!(mint(&facts(Some(&leader), None, Some(ahead))), MintDecision::Refuse(_)));
     }
 
     #[test]
-    fn a_moved_shard_needs_a_higher_epoch_although_the_reign_is_the_same() {
+    fn a_moved_shard_needs_a_higher_epoch_although_the_term_is_the_same() {
         let (leader, epoch) = (leader(7, "n0"), record(5, 7, "n0", 1));
         let moved = MintFacts {
             above: Some(EpochOrdinal(NOW as u64 + 100)),
@@ -363,14 +374,14 @@ mod tests {
             timeline,
             newest_row,
         };
-        assert_eq!(usable(&at(false, 3, row(50, 3)), &epoch), Usable::Yes);
-        assert_eq!(usable(&at(false, 3, row(40, 2)), &epoch), Usable::InsertRow);
-        assert_eq!(usable(&at(false, 3, None), &epoch), Usable::InsertRow);
-        assert!(matches!(usable(&at(true, 3, row(50, 3)), &epoch), Usable::No(_)));
-        assert!(
-            matches!(usable(&at(false, 2, row(50, 3)), &epoch), Usable::No(_)),
-            "a zombie's timeline"
-        );
-        assert!(matches!(usable(&at(false, 3, row(60, 3)), &epoch), Usable::No(_)), "we are late");
+        let eligibility = |connection| check_eligibility(&connection, &epoch);
+        let refused =
+            |connection| matches!(eligibility(connection), WriteEligibility::Ineligible(_));
+        assert_eq!(eligibility(at(false, 3, row(50, 3))), WriteEligibility::Eligible);
+        assert_eq!(eligibility(at(false, 3, row(40, 2))), WriteEligibility::InsertRow);
+        assert_eq!(eligibility(at(false, 3, None)), WriteEligibility::InsertRow);
+        assert!(refused(at(true, 3, row(50, 3))));
+        assert!(refused(at(false, 2, row(50, 3))), "the timeline of a replaced primary");
+        assert!(refused(at(false, 3, row(60, 3))), "the server has a later epoch");
     }
 }

@@ -1,94 +1,92 @@
-//! Connections: opened with a deadline, set up once, with every statement prepared.
+//! Connections: opened with a timeout, configured once, with every statement prepared.
 //!
 //! Each connection belongs to one task at a time (a lane, a query, a watcher), so there is no pool
-//! to exhaust: what bounds the work is the queue or the limit in front of the task. A connection
-//! that failed is thrown away, never repaired.
+//! to exhaust: the queue or the limiter in front of the task bounds the work.
+//!
+//! How it fails: a connection that failed is dropped, never repaired; its owner opens a new one.
 
 use std::time::Duration;
 
-use tokio::task::JoinHandle;
+use tagfast_resilience::task::{BackgroundTask, StopSignal};
 use tokio::time::timeout;
 use tokio_postgres::config::SslMode;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::options::{PostgresOptions, limit};
 use crate::tls::TlsError;
 
-/// Why a conversation with PostgreSQL ended.
+/// Why a request to PostgreSQL failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PgError {
-    #[error("PostgreSQL: {}", describe(.0))]
+    #[error("{}", describe(.0))]
     Postgres(#[from] tokio_postgres::Error),
     #[error("{0} took longer than {1:?}")]
-    Late(&'static str, Duration),
+    Timeout(&'static str, Duration),
     #[error("the address `{0}` cannot be used")]
     Address(String),
 }
 
+/// What failed and what an operator can do; the source says the rest.
 fn describe(error: &tokio_postgres::Error) -> String {
-    match error.as_db_error() {
-        Some(db) => format!("{} ({}){}", db.message(), db.code().code(), advice(db.code().code())),
-        None => match std::error::Error::source(error) {
-            Some(source) => format!("{error}: {source}"),
-            None => error.to_string(),
-        },
+    match error.code().map(SqlState::code) {
+        Some(code) => format!("PostgreSQL refused with {code}{}", advice(code)),
+        None => "the connection to PostgreSQL failed".to_owned(),
     }
 }
 
-/// What to do about an error that only an operator can mend.
+/// What an operator can do about an error that does not pass without one.
 fn advice(code: &str) -> &'static str {
     match code {
         "28P01" | "28000" => "; look at store.user, store.password_file and pg_hba.conf",
         "3D000" => "; create the database named by store.database, owned by store.user",
         "42501" => {
-            "; the role of store.user must own the database and have pg_monitor and EXECUTE on pg_read_file(text)"
+            "; the role of store.user must own the database and have pg_monitor and EXECUTE on \
+             pg_read_file(text)"
         }
         "25006" => "; is default_transaction_read_only set for this database or role?",
         "53300" => {
-            "; raise max_connections: docs/failover.md says how many each node of the service needs"
+            "; raise max_connections: docs/concepts/failover-protocol.md says how many each node of the service \
+             needs"
         }
         _ => "",
     }
 }
 
 impl PgError {
-    /// The SQLSTATE, if PostgreSQL gave one.
+    /// The SQLSTATE; `None`: the error is not PostgreSQL's.
     pub(crate) fn code(&self) -> Option<&str> {
         match self {
-            Self::Postgres(error) => error.code().map(tokio_postgres::error::SqlState::code),
-            Self::Late(..) | Self::Address(_) => None,
+            Self::Postgres(error) => error.code().map(SqlState::code),
+            Self::Timeout(..) | Self::Address(_) => None,
         }
     }
 
-    /// The server is fine, it has, or is getting, another role: look at the cluster again.
+    /// Whether the server is healthy and has, or is getting, a different role: poll the cluster
+    /// again.
     pub(crate) fn is_role_change(&self) -> bool {
         self.code().is_some_and(|code| code == "25006" || code.starts_with("57P0"))
     }
 }
 
-/// An open connection; ends with its owner.
+/// An open connection; it closes when its owner drops it.
 pub(crate) struct Connection {
     pub(crate) client: Client,
-    driver: JoinHandle<()>,
+    /// Moves bytes between the client and the socket.
+    _driver: BackgroundTask,
 }
 
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.driver.abort();
-    }
-}
-
-/// What every connection of ours is opened with.
+/// Opens connections: database, role, TLS and settings are the same for all.
 #[derive(Clone)]
-pub(crate) struct Opener {
+pub(crate) struct ConnectionFactory {
     database: String,
     user: String,
     password: String,
     tls: Option<MakeRustlsConnect>,
 }
 
-impl Opener {
+impl ConnectionFactory {
     pub(crate) fn new(options: &PostgresOptions) -> Result<Self, TlsError> {
         Ok(Self {
             database: options.database.clone(),
@@ -102,25 +100,25 @@ impl Opener {
         &self.database
     }
 
-    /// Opens a connection to `host:port`. `name` shows up in PostgreSQL's list of sessions.
+    /// Opens a connection to `host:port`. `name` is shown in `pg_stat_activity`.
     pub(crate) async fn open(&self, address: &str, name: &str) -> Result<Connection, PgError> {
-        self.open_with(address, name, limit::WRITE_ENDS).await
+        self.open_with(address, name, limit::STATEMENT_TIMEOUT).await
     }
 
-    /// Opens a connection whose statements the server ends before a reader gives them up.
+    /// Opens a connection whose statements the server cancels before a reader gives up.
     pub(crate) async fn open_to_read(
         &self,
         address: &str,
         name: &str,
     ) -> Result<Connection, PgError> {
-        self.open_with(address, name, limit::READ_ENDS).await
+        self.open_with(address, name, limit::READ_STATEMENT_TIMEOUT).await
     }
 
     async fn open_with(
         &self,
         address: &str,
         name: &str,
-        statement: Duration,
+        statement_timeout: Duration,
     ) -> Result<Connection, PgError> {
         let bad = || PgError::Address(address.to_owned());
         let (host, port) = address.rsplit_once(':').ok_or_else(bad)?;
@@ -132,43 +130,52 @@ impl Opener {
             .user(&self.user)
             .password(&self.password)
             .application_name(format!("tagfast-{name}"))
-            .connect_timeout(limit::CONNECT)
-            .tcp_user_timeout(limit::WRITE)
+            .connect_timeout(limit::CONNECT_TIMEOUT)
+            .tcp_user_timeout(limit::COMMIT_TIMEOUT)
             .keepalives_idle(Duration::from_secs(5))
-            // A plan with a sequential scan would be compiled in every execution; a session that holds locks and says
-            // nothing is ended; an acknowledgement without a flush would be worth nothing.
+            // A plan with a sequential scan would be JIT-compiled in every execution; a session
+            // that holds locks while its process stands still is ended; an acknowledgement without
+            // a flush would be worthless.
             .options(format!(
-                "-c jit=off -c enable_seqscan=off -c plan_cache_mode=force_generic_plan -c synchronous_commit=local \
-                 -c idle_in_transaction_session_timeout=1000 -c lock_timeout=3000 -c statement_timeout={}",
-                statement.as_millis()
+                "-c jit=off -c enable_seqscan=off -c plan_cache_mode=force_generic_plan \
+                 -c synchronous_commit=local -c idle_in_transaction_session_timeout=1000 \
+                 -c lock_timeout=3000 -c statement_timeout={}",
+                statement_timeout.as_millis()
             ));
-        let late = |_| PgError::Late("connecting", limit::CONNECT);
-        // Whoever uses the client is told why the connection ended; its driver has nothing to add.
-        let (client, driver) = match &self.tls {
+        let timed_out = |_| PgError::Timeout("connecting", limit::CONNECT_TIMEOUT);
+        let (client, _driver) = match &self.tls {
             None => {
-                let opened = timeout(limit::CONNECT, config.connect(NoTls)).await;
-                let (client, connection) = opened.map_err(late)??;
-                (client, tokio::spawn(async move { drop(connection.await) }))
+                let opened = timeout(limit::CONNECT_TIMEOUT, config.connect(NoTls)).await;
+                let (client, connection) = opened.map_err(timed_out)??;
+                (client, drive(connection))
             }
             Some(tls) => {
                 config.ssl_mode(SslMode::Require);
-                let opened = timeout(limit::CONNECT, config.connect(tls.clone())).await;
-                let (client, connection) = opened.map_err(late)??;
-                (client, tokio::spawn(async move { drop(connection.await) }))
+                let opened = timeout(limit::CONNECT_TIMEOUT, config.connect(tls.clone())).await;
+                let (client, connection) = opened.map_err(timed_out)??;
+                (client, drive(connection))
             }
         };
-        Ok(Connection { client, driver })
+        Ok(Connection { client, _driver })
     }
 }
 
-/// Gives a conversation a deadline.
+/// Starts the task of a connection. The client's callers get the error that ended the connection;
+/// the driver has none to add.
+fn drive<T>(connection: impl Future<Output = T> + Send + 'static) -> BackgroundTask {
+    BackgroundTask::spawn("PostgreSQL connection", |stop: StopSignal| async move {
+        drop(stop.run_until_cancelled(connection).await);
+    })
+}
+
+/// Gives a request a timeout; `what` names it in the error.
 pub(crate) async fn within<T>(
     what: &'static str,
-    bound: Duration,
+    timeout_after: Duration,
     work: impl Future<Output = Result<T, tokio_postgres::Error>>,
 ) -> Result<T, PgError> {
-    match timeout(bound, work).await {
+    match timeout(timeout_after, work).await {
         Ok(result) => Ok(result?),
-        Err(_) => Err(PgError::Late(what, bound)),
+        Err(_) => Err(PgError::Timeout(what, timeout_after)),
     }
 }

@@ -1,126 +1,231 @@
-//! The store: its clusters and their tasks, writes into lanes, scans. Views are in `views.rs`.
+//! The store: its clusters and their tasks, writes into lanes, history and receipts. Reads are in
+//! `read/routing.rs`, scans in `scan.rs`.
+//!
+//! How it fails: a cluster that is down does not fail startup; the store waits for it, and says in
+//! [`PostgresStore::status`] what is missing.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::future::{join, join_all};
-use tagfast_domain::{ContentKey, Epoch, EpochId, TenantId, codec};
-use tagfast_resilience::{Bulkhead, BulkheadOptions, Clock, LimiterLook};
+use futures_util::future::join_all;
+use parking_lot::Mutex;
+use tagfast_domain::EpochId;
+use tagfast_resilience::task::{BackgroundTask, StopSignal, TaskTracker};
+use tagfast_resilience::{Bulkhead, BulkheadOptions, Clock, LimiterSnapshot, counter};
 use tagfast_sharding::{ContentHash, LogicalShard, ShardMap, ShardMapError};
+use tagfast_store::metric::{RefusalReason, STORE_REFUSED};
 use tagfast_store::{
-    Durability, History, Receipt, ReceiptReader, ScanPage, ShardScanner, StoreError, TagWriter,
+    Durability, History, LocalWrites, Position, Receipt, ReceiptReader, StoreError, TagWriter,
     Verdict, WriteAnswer, WriteRequest,
 };
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tokio_postgres::types::ToSql;
 
-use crate::cluster::{Cluster, ClusterView, Node};
-use crate::connect::{Connection, Opener, within};
-use crate::etcd::{Etcd, EtcdError};
-use crate::group::stored_key;
-use crate::lane::{Lane, LaneTask, unavailable};
-use crate::options::{PostgresOptions, limit};
-use crate::reader::{NodeReader, ReaderOptions};
-use crate::relay::{OutboxSink, Relay};
-use crate::remembered::Remembered;
+use crate::cluster::etcd::{Etcd, EtcdError, http_client};
+use crate::cluster::member_probes::probe_members;
+use crate::cluster::patroni::discover_nodes;
+use crate::cluster::topology::{Cluster, Topology};
+use crate::cluster::watcher::Watcher;
+use crate::connect::{Connection, ConnectionFactory};
+use crate::options::{ClusterOptions, PostgresOptions, limit};
+use crate::outbox::relay::{DrainRequest, Relay};
+use crate::outbox::sink::OutboxSink;
+use crate::read::node_reader::{NodeReader, ReaderOptions};
+use crate::refusal::{overloaded, unavailable};
 use crate::tls::TlsError;
-use crate::watcher::{Watcher, nodes_from_patroni, rounds};
+use crate::write::lane::{Lane, WriteResult, expire_late};
+use crate::write::lane_worker::LaneWorker;
 
-/// A read without a deadline waits this long.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+/// How long after its deadline a write that is being committed is waited for.
+const DEADLINE_GRACE: Duration = Duration::from_millis(200);
 
-/// The check of the reign for statements outside of groups; an ended reign is error 22012.
-const CHECK: &str = "
-SELECT 1 / (count(*))::int FROM (SELECT id, timeline FROM epoch ORDER BY ordinal DESC LIMIT 1) e
-WHERE e.id = $1 AND e.timeline = ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int";
-const SCAN: &str = "SELECT k, doc FROM content WHERE k > $1 AND k < $2 ORDER BY k LIMIT $3";
+/// Drain requests that wait for a relay.
+const DRAIN_REQUESTS_MAX: usize = 16;
 
-/// Why the store does not open. A cluster that is down is no reason: it is waited for.
+/// Why the store does not open.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The shard map is wrong.
-    #[error("the shard map is wrong: {0}")]
+    #[error("the shard map is wrong")]
     ShardMap(#[from] ShardMapError),
-    /// etcd's client cannot be made.
-    #[error("the client of etcd cannot be made: {0}")]
-    Etcd(String),
+    /// etcd's client cannot be built.
+    #[error("the client of etcd cannot be built")]
+    Etcd(#[from] EtcdError),
     /// TLS cannot be set up.
-    #[error("TLS to PostgreSQL: {0}")]
+    #[error("TLS to PostgreSQL cannot be set up")]
     Tls(#[from] TlsError),
-    /// Nothing to write with.
+    /// `store.writer_connections` is out of range.
     #[error("a cluster needs 1 to 16 writer lanes, not {0}")]
     Lanes(usize),
 }
 
-impl From<EtcdError> for OpenError {
-    fn from(error: EtcdError) -> Self {
-        Self::Etcd(error.to_string())
-    }
-}
-
-/// The client that asks Patronis.
-pub(crate) fn http() -> Result<reqwest::Client, EtcdError> {
-    Ok(reqwest::Client::builder().timeout(limit::ETCD).no_proxy().build()?)
-}
-
-/// One cluster's parts.
-pub(crate) struct Parts {
+/// One cluster and what the store keeps for it.
+pub(crate) struct ClusterHandle {
     pub(crate) cluster: Arc<Cluster>,
     lanes: Vec<Arc<Lane>>,
+    /// By address.
     pub(crate) readers: Mutex<HashMap<String, NodeReader>>,
-    /// Those of strong reads, which neither wait for the others nor hold them up.
-    pub(crate) strong: Mutex<HashMap<String, NodeReader>>,
+    /// Those of strong reads, which neither wait for the others nor delay them.
+    pub(crate) strong_readers: Mutex<HashMap<String, NodeReader>>,
     pub(crate) strong_reads: Arc<Bulkhead>,
-    pub(crate) remembered: Remembered,
-    walker: tokio::sync::Mutex<Option<(String, Connection)>>,
-    drains: mpsc::Sender<oneshot::Sender<()>>,
+    pub(crate) local_writes: LocalWrites<Position>,
+    /// The connection of scans and its address; `None`: it is opened by the next page.
+    pub(crate) scan_connection: tokio::sync::Mutex<Option<(String, Connection)>>,
+    drain_requests: mpsc::Sender<DrainRequest>,
 }
 
-/// How a cluster stands, for people and for readiness.
+/// The status of a cluster, for operators and for readiness.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterStatus {
     /// Its name.
     pub name: String,
-    /// The member that takes writes.
+    /// The member that takes writes; `None`: none does.
     pub primary: Option<String>,
-    /// The members that do not.
+    /// The other members.
     pub replicas: Vec<String>,
-    /// The epoch's ordinal.
+    /// The epoch's ordinal; `None`: there is no primary.
     pub epoch: Option<u64>,
-    /// Why it takes no writes.
+    /// Why it takes no writes; `None`: it does.
     pub problem: Option<String>,
-    /// What makes a promise weaker on it, and what to do.
+    /// What weakens a promise on it, and what to do.
     pub warnings: Vec<String>,
 }
 
 /// The store.
 pub struct PostgresStore {
-    pub(crate) map: ShardMap,
-    pub(crate) clusters: Vec<Parts>,
-    pub(crate) opener: Opener,
+    map: ShardMap,
+    clusters: Vec<ClusterHandle>,
+    pub(crate) connections: ConnectionFactory,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) reading: ReaderOptions,
-    outbox_bytes: u64,
-    tasks: Vec<JoinHandle<()>>,
-    lane_tasks: Mutex<Vec<JoinHandle<()>>>,
+    outbox_bytes_max: u64,
+    /// Watchers, probes, relays and the like: they end when the store is dropped.
+    _tasks: Vec<BackgroundTask>,
+    /// Lane workers, and the tasks that wait for proofs.
+    lane_tasks: TaskTracker,
+    /// Ends the lane tasks when the store is dropped.
+    stop_lanes: StopSignal,
 }
 
 impl Drop for PostgresStore {
     fn drop(&mut self) {
-        let lanes =
-            std::mem::take(self.lane_tasks.get_mut().unwrap_or_else(PoisonError::into_inner));
-        self.tasks.iter().chain(&lanes).for_each(JoinHandle::abort);
+        self.stop_lanes.cancel();
     }
 }
 
+/// Starts a task that runs until its handle is dropped.
+fn spawn(name: &'static str, work: impl Future<Output = ()> + Send + 'static) -> BackgroundTask {
+    BackgroundTask::spawn(name, |stop: StopSignal| async move {
+        stop.run_until_cancelled(work).await;
+    })
+}
+
+/// What all clusters are started with.
+struct Starting<'a> {
+    options: &'a PostgresOptions,
+    etcd: Etcd,
+    http: reqwest::Client,
+    connections: ConnectionFactory,
+    sink: Arc<dyn OutboxSink>,
+    tasks: Vec<BackgroundTask>,
+    lane_tasks: TaskTracker,
+    stop_lanes: StopSignal,
+}
+
+impl Starting<'_> {
+    /// Starts the tasks of a cluster.
+    fn cluster(&mut self, index: usize, wanted: &ClusterOptions) -> ClusterHandle {
+        let options = self.options;
+        let cluster =
+            Arc::new(Cluster::new(index as u16, &wanted.name, &wanted.scope, &options.breakers));
+        let (http, patroni) = (self.http.clone(), wanted.patroni.clone());
+        let discovery = discover_topology(Arc::clone(&cluster), http, patroni);
+        self.tasks.push(spawn("discovery", discovery));
+        let watcher = Watcher {
+            cluster: Arc::clone(&cluster),
+            etcd: self.etcd.clone(),
+            connections: self.connections.clone(),
+            clock: Arc::clone(&options.clock),
+            node: options.node.clone(),
+            moved_from: wanted.moved_from,
+            down_since: Mutex::default(),
+        };
+        self.tasks.push(spawn("watcher", watcher.run()));
+        let probes = probe_members(Arc::clone(&cluster), self.connections.clone());
+        self.tasks.push(spawn("member probes", probes));
+        let lanes = (0..options.lanes).map(|n| self.lane(n as i32, &cluster)).collect();
+        let (drain_requests, requests) = mpsc::channel(DRAIN_REQUESTS_MAX);
+        if options.relay {
+            let relay = Relay {
+                cluster: Arc::clone(&cluster),
+                connections: self.connections.clone(),
+                sink: Arc::clone(&self.sink),
+                clock: Arc::clone(&options.clock),
+                drain_requests: requests,
+            };
+            self.tasks.push(spawn("relay", relay.run()));
+        }
+        let strong_reads = BulkheadOptions {
+            max: limit::STRONG_READS_MAX,
+            queue: limit::STRONG_READS_MAX,
+            wait: limit::READ_TIMEOUT,
+        };
+        ClusterHandle {
+            cluster,
+            lanes,
+            readers: Mutex::default(),
+            strong_readers: Mutex::default(),
+            strong_reads: Bulkhead::new("strong reads", strong_reads),
+            local_writes: LocalWrites::new(None),
+            scan_connection: tokio::sync::Mutex::new(None),
+            drain_requests,
+        }
+    }
+
+    /// Starts a lane of a cluster.
+    fn lane(&mut self, number: i32, cluster: &Arc<Cluster>) -> Arc<Lane> {
+        let options = self.options;
+        let weights = options.tenant_weights.clone();
+        let lane = Arc::new(Lane::new(number, options.hold, weights));
+        let worker = LaneWorker {
+            lane: Arc::clone(&lane),
+            cluster: Arc::clone(cluster),
+            connections: self.connections.clone(),
+            clock: Arc::clone(&options.clock),
+            limits: options.limits,
+            tasks: self.lane_tasks.clone(),
+            stop: self.stop_lanes.clone(),
+        };
+        let stop = self.stop_lanes.clone();
+        self.lane_tasks.spawn(async move { stop.run_until_cancelled(worker.run()).await });
+        self.tasks.push(spawn("late writes", expire_late(Arc::clone(&lane))));
+        lane
+    }
+}
+
+/// Lists the nodes that Patroni knows, unless etcd has answered before: replicas can be read
+/// without etcd.
+async fn discover_topology(cluster: Arc<Cluster>, http: reqwest::Client, urls: Vec<String>) {
+    let nodes = discover_nodes(&http, &urls).await;
+    cluster.topology.send_if_modified(|topology| {
+        let unknown = topology.primary.is_none() && topology.replicas.is_empty();
+        if unknown {
+            *topology = Arc::new(Topology { replicas: nodes, ..Topology::clone(topology) });
+        }
+        unknown
+    });
+}
+
 impl PostgresStore {
-    /// Starts the tasks of every cluster. Returns at once: what a cluster lacks is in
-    /// [`PostgresStore::status`].
+    /// Starts the tasks of every cluster. Returns at once: [`PostgresStore::status`] says what a
+    /// cluster lacks.
+    ///
+    /// # Errors
+    ///
+    /// The options are wrong. A cluster that is down is no error.
     pub fn open(
         options: PostgresOptions,
         sink: Arc<dyn OutboxSink>,
@@ -130,119 +235,53 @@ impl PostgresStore {
         if !(1..=16).contains(&options.lanes) {
             return Err(OpenError::Lanes(options.lanes));
         }
-        let etcd = Etcd::new(&options.etcd)?;
-        let opener = Opener::new(&options)?;
-        let http = http()?;
-        let weights = || options.tenant_weights.clone();
-        let strong_reads = BulkheadOptions {
-            most: limit::STRONG_READS,
-            queue: limit::STRONG_READS,
-            wait: limit::READ,
+        let mut starting = Starting {
+            options: &options,
+            etcd: Etcd::new(&options.etcd)?,
+            http: http_client()?,
+            connections: ConnectionFactory::new(&options)?,
+            sink,
+            tasks: Vec::new(),
+            lane_tasks: TaskTracker::new(),
+            stop_lanes: StopSignal::new(),
         };
-        let (mut clusters, mut tasks, mut lane_tasks) = (Vec::new(), Vec::new(), Vec::new());
-        for (index, wanted) in options.clusters.iter().enumerate() {
-            let cluster = Arc::new(Cluster::new(
-                index as u16,
-                &wanted.name,
-                &wanted.scope,
-                &options.breakers,
-            ));
-            // While etcd is silent, replicas can still be read.
-            let (early, urls, http) = (Arc::clone(&cluster), wanted.patroni.clone(), http.clone());
-            tasks.push(tokio::spawn(async move {
-                let members = nodes_from_patroni(&http, &urls).await;
-                early.view.send_if_modified(|view| {
-                    let unknown = view.primary.is_none() && view.replicas.is_empty();
-                    if unknown {
-                        let replicas = members.iter().map(Node::from).collect();
-                        *view = Arc::new(ClusterView { replicas, ..ClusterView::clone(view) });
-                    }
-                    unknown
-                });
-            }));
-            let watcher = Watcher {
-                cluster: Arc::clone(&cluster),
-                etcd: etcd.clone(),
-                opener: opener.clone(),
-                clock: Arc::clone(&options.clock),
-                node: options.node.clone(),
-                moved_from: wanted.moved_from,
-                held_since: Mutex::default(),
-            };
-            tasks.push(tokio::spawn(watcher.run()));
-            tasks.push(tokio::spawn(rounds(Arc::clone(&cluster), opener.clone())));
-            let lanes: Vec<Arc<Lane>> = (0..options.lanes)
-                .map(|n| Arc::new(Lane::new(n as i32, options.hold, weights())))
-                .collect();
-            for lane in &lanes {
-                let task = LaneTask {
-                    lane: Arc::clone(lane),
-                    cluster: Arc::clone(&cluster),
-                    opener: opener.clone(),
-                    clock: Arc::clone(&options.clock),
-                    limits: options.limits,
-                };
-                lane_tasks.push(tokio::spawn(task.run()));
-                tasks.push(tokio::spawn(crate::lane::expire_late(Arc::clone(lane))));
-            }
-            let (drains, asked) = mpsc::channel(16);
-            let relay = Relay {
-                cluster: Arc::clone(&cluster),
-                opener: opener.clone(),
-                sink: Arc::clone(&sink),
-                clock: Arc::clone(&options.clock),
-                drains: asked,
-            };
-            if options.relay {
-                tasks.push(tokio::spawn(relay.run()));
-            }
-            clusters.push(Parts {
-                cluster,
-                lanes,
-                readers: Mutex::default(),
-                strong: Mutex::default(),
-                strong_reads: Bulkhead::new("strong reads", strong_reads),
-                remembered: Remembered::default(),
-                walker: tokio::sync::Mutex::new(None),
-                drains,
-            });
-        }
+        let clusters = options.clusters.iter().enumerate();
+        let clusters = clusters.map(|(n, wanted)| starting.cluster(n, wanted)).collect();
         let reading = ReaderOptions {
             name: "read",
             concurrency: options.read_concurrency.max(1),
             per_second: options.reads_per_second,
-            wait: limit::READ_WAIT,
-            weights: weights(),
+            wait: limit::READ_QUEUE_TIMEOUT,
+            weights: options.tenant_weights.clone(),
         };
-        let (clock, outbox_bytes) = (options.clock, options.outbox_bytes);
-        let lane_tasks = Mutex::new(lane_tasks);
+        let Starting { connections, tasks, lane_tasks, stop_lanes, .. } = starting;
         Ok(Arc::new(Self {
             map,
             clusters,
-            opener,
-            clock,
+            connections,
+            clock: Arc::clone(&options.clock),
             reading,
-            outbox_bytes,
-            tasks,
+            outbox_bytes_max: options.outbox_bytes,
+            _tasks: tasks,
             lane_tasks,
+            stop_lanes,
         }))
     }
 
-    /// Finishes what waits and refuses what comes.
+    /// Answers the writes that wait and refuses new ones.
     pub async fn close(&self) {
         self.clusters.iter().flat_map(|c| &c.lanes).for_each(|lane| lane.close());
-        let lanes =
-            std::mem::take(&mut *self.lane_tasks.lock().unwrap_or_else(PoisonError::into_inner));
-        join_all(lanes).await;
+        self.lane_tasks.close();
+        self.lane_tasks.wait().await;
     }
 
     /// Waits until this process's relays have published everything that was committed before the
-    /// call. Never returns while another process's relay is the active one.
+    /// call. Does not return while a different process's relay is the active one.
     pub async fn drained(&self) {
-        for parts in &self.clusters {
+        for handle in &self.clusters {
             let (reply, done) = oneshot::channel();
-            if parts.drains.send(reply).await.is_ok() {
-                // A relay that lost its primary forgets who waited: ask again.
+            if handle.drain_requests.send(reply).await.is_ok() {
+                // A relay that lost its primary drops the request: it is sent again.
                 if done.await.is_err() {
                     Box::pin(self.drained()).await;
                 }
@@ -252,32 +291,32 @@ impl PostgresStore {
 
     /// The database on every cluster.
     pub fn database(&self) -> &str {
-        self.opener.database()
+        self.connections.database()
     }
 
-    /// How each cluster stands.
+    /// The status of each cluster.
     pub fn status(&self) -> Vec<ClusterStatus> {
-        let status = |parts: &Parts| {
-            let view = Arc::clone(&parts.cluster.view.borrow());
+        let status = |handle: &ClusterHandle| {
+            let topology = Arc::clone(&handle.cluster.topology.borrow());
             ClusterStatus {
-                name: parts.cluster.name.clone(),
-                primary: view.primary.as_ref().map(|(_, node)| node.name.clone()),
-                replicas: view.replicas.iter().map(|n| n.name.clone()).collect(),
-                epoch: view.primary.as_ref().map(|(epoch, _)| epoch.ordinal.0),
-                problem: view.problem.clone(),
-                warnings: view.warnings.clone(),
+                name: handle.cluster.name.clone(),
+                primary: topology.primary.as_ref().map(|(_, node)| node.name.clone()),
+                replicas: topology.replicas.iter().map(|n| n.name.clone()).collect(),
+                epoch: topology.primary.as_ref().map(|(epoch, _)| epoch.ordinal.0),
+                problem: topology.problem.clone(),
+                warnings: topology.warnings.clone(),
             }
         };
         self.clusters.iter().map(status).collect()
     }
 
-    /// How the limits of the nodes stand that have been read, by name: `reads of c0/node`, `strong
-    /// reads of c0/node`. What was refused counts reads, everything else queries.
-    pub fn limits(&self) -> Vec<(String, LimiterLook)> {
+    /// The limiters of the nodes that were read, by name: `reads of c0/node`, `strong reads of
+    /// c0/node`. They count queries, except for what was shed, which is reads.
+    pub fn limits(&self) -> Vec<(String, LimiterSnapshot)> {
         let mut limits = Vec::new();
-        for readers in self.clusters.iter().flat_map(|parts| [&parts.readers, &parts.strong]) {
-            let readers = readers.lock().unwrap_or_else(PoisonError::into_inner);
-            limits.extend(readers.values().map(NodeReader::look));
+        let readers = self.clusters.iter().flat_map(|c| [&c.readers, &c.strong_readers]);
+        for readers in readers {
+            limits.extend(readers.lock().values().map(NodeReader::snapshot));
         }
         limits.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         limits
@@ -292,13 +331,17 @@ impl PostgresStore {
             .all(Option::is_some)
     }
 
-    pub(crate) fn parts(&self, shard: LogicalShard) -> &Parts {
+    /// The cluster that holds a shard.
+    pub(crate) fn cluster(&self, shard: LogicalShard) -> &ClusterHandle {
         &self.clusters[usize::from(self.map.cluster_of(shard))]
     }
-}
 
-impl PostgresStore {
-    fn enqueue(&self, request: WriteRequest) -> Result<Waiting<'_>, StoreError> {
+    /// All clusters.
+    pub(crate) fn clusters(&self) -> &[ClusterHandle] {
+        &self.clusters
+    }
+
+    fn enqueue(&self, request: WriteRequest) -> Result<PendingWrite<'_>, StoreError> {
         if request.durability == Durability::Replicated {
             return Err(StoreError::NotInThisMode("durability `replicated`"));
         }
@@ -310,41 +353,35 @@ impl PostgresStore {
             });
         }
         let hash = ContentHash::of(&request.write.key);
-        let parts = self.parts(LogicalShard::of_hash(hash));
-        if parts.cluster.outbox_bytes.load(Ordering::Relaxed) >= self.outbox_bytes {
-            metrics::counter!("tagfast_store_refused_total", "reason" => "outbox_full")
-                .increment(1);
-            let limit = usize::try_from(self.outbox_bytes).unwrap_or(usize::MAX);
-            return Err(StoreError::Overloaded {
-                queue: "outbox",
-                limit,
-                retry_after: Duration::from_secs(5),
-            });
+        let handle = self.cluster(LogicalShard::of_hash(hash));
+        if handle.cluster.outbox_bytes.load(Ordering::Relaxed) >= self.outbox_bytes_max {
+            counter!(STORE_REFUSED, "reason" => RefusalReason::OutboxFull).increment(1);
+            let limit = usize::try_from(self.outbox_bytes_max).unwrap_or(usize::MAX);
+            return Err(overloaded("outbox", limit));
         }
-        // Other bits than those that chose the shard: a cluster of one shard has two lanes too.
-        let lane = &parts.lanes[(hash.0 >> 32) as usize % parts.lanes.len()];
-        Ok(Waiting { answer: lane.push(request)?, parts, hash, deadline })
+        // Other bits than those that chose the shard: a cluster of one shard uses all lanes, too.
+        let lane = &handle.lanes[(hash.0 >> 32) as usize % handle.lanes.len()];
+        Ok(PendingWrite { answer: lane.push(request)?, handle, hash, deadline })
     }
 }
 
 /// A write that is in its lane.
-struct Waiting<'a> {
-    answer: oneshot::Receiver<Result<WriteAnswer, StoreError>>,
-    parts: &'a Parts,
+struct PendingWrite<'a> {
+    answer: oneshot::Receiver<WriteResult>,
+    handle: &'a ClusterHandle,
     hash: ContentHash,
     deadline: Option<Instant>,
 }
 
-impl Waiting<'_> {
+impl PendingWrite<'_> {
     async fn done(self) -> Result<WriteAnswer, StoreError> {
         let gone = || unavailable("the store is shutting down", true);
         let result = match self.deadline {
             None => self.answer.await.map_err(|_| gone())?,
-            // The lane tells a little later itself; what it has in hand then may still happen.
+            // The lane answers a late write itself, a little later; one that it is committing then
+            // may still be durable.
             Some(deadline) => {
-                match tokio::time::timeout_at(deadline + Duration::from_millis(200), self.answer)
-                    .await
-                {
+                match tokio::time::timeout_at(deadline + DEADLINE_GRACE, self.answer).await {
                     Ok(answer) => answer.map_err(|_| gone())?,
                     Err(_) => Err(StoreError::Deadline {
                         waiting_for: "the commit",
@@ -354,7 +391,7 @@ impl Waiting<'_> {
             }
         };
         if let Ok(answer) = &result {
-            self.parts.remembered.note(self.hash, answer.receipt.position);
+            self.handle.local_writes.record(self.hash, answer.receipt.position);
         }
         result
     }
@@ -371,125 +408,29 @@ impl TagWriter for PostgresStore {
         requests: Vec<WriteRequest>,
     ) -> Vec<Result<WriteAnswer, StoreError>> {
         // All of them are queued before the first one is waited for.
-        let queued: Vec<Result<Waiting<'_>, StoreError>> =
+        let queued: Vec<Result<PendingWrite<'_>, StoreError>> =
             requests.into_iter().map(|r| self.enqueue(r)).collect();
-        join_all(queued.into_iter().map(async |waiting| waiting?.done().await)).await
+        join_all(queued.into_iter().map(async |pending| pending?.done().await)).await
     }
-}
-
-#[async_trait]
-impl ShardScanner for PostgresStore {
-    async fn scan(
-        &self,
-        shard: LogicalShard,
-        tenant: Option<&TenantId>,
-        after: Option<&ContentKey>,
-        limit: usize,
-    ) -> Result<ScanPage, StoreError> {
-        let parts = self.parts(shard);
-        let until = Instant::now() + 2 * PATIENCE;
-        let (mut low, mut high) = (vec![shard.number()], vec![shard.number() + 1]);
-        if let Some(tenant) = tenant {
-            low.extend_from_slice(tenant.as_str().as_bytes());
-            high = low.clone();
-            low.push(0);
-            high.push(1);
-        }
-        if let Some(after) = after {
-            low = low.max(stored_key(shard, &after.to_bytes()));
-        }
-        let rows = i64::try_from(limit.saturating_add(1)).unwrap_or(i64::MAX);
-        let mut walker = parts.walker.lock().await;
-        loop {
-            let Some((epoch, node)) = parts.cluster.primary(until).await else {
-                return Err(unavailable("the cluster has no primary", false));
-            };
-            if walker
-                .as_ref()
-                .is_none_or(|(address, c)| *address != node.address || c.client.is_closed())
-            {
-                *walker = self
-                    .opener
-                    .open(&node.address, "walk")
-                    .await
-                    .ok()
-                    .map(|c| (node.address.clone(), c));
-            }
-            let Some((_, server)) = walker.as_ref() else {
-                parts.cluster.suspect();
-                if Instant::now() >= until {
-                    return Err(unavailable("the primary is not reached", false));
-                }
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            };
-            let id: &[u8] = &epoch.id.0;
-            let (check, page): ([&(dyn ToSql + Sync); 1], [&(dyn ToSql + Sync); 3]) =
-                ([&id], [&low, &high, &rows]);
-            let all = async {
-                let (check, rows) =
-                    join(server.client.query_one(CHECK, &check), server.client.query(SCAN, &page))
-                        .await;
-                check?;
-                rows
-            };
-            match within("a scan", limit::WRITE, all).await {
-                Ok(rows) => return page_of(&rows, limit),
-                Err(error) => {
-                    tracing::warn!(cluster = parts.cluster.name, %error, "a page of a scan failed");
-                    *walker = None;
-                    parts.cluster.suspect();
-                    if Instant::now() >= until {
-                        return Err(unavailable("the primary does not answer a scan", false));
-                    }
-                }
-            }
-        }
-    }
-
-    async fn epoch(&self) -> Result<Epoch, StoreError> {
-        // Several clusters, several epochs: a rebuild is named by the newest of them.
-        let epochs = self.clusters.iter().filter_map(|parts| parts.cluster.epoch());
-        epochs
-            .max_by_key(|e| e.ordinal)
-            .ok_or_else(|| unavailable("no cluster has an epoch yet", false))
-    }
-}
-
-fn page_of(rows: &[tokio_postgres::Row], limit: usize) -> Result<ScanPage, StoreError> {
-    let mut page = ScanPage::default();
-    for row in rows.iter().take(limit) {
-        let key: &[u8] = row.get(0);
-        let damaged = |source| StoreError::Damaged {
-            what: "a content of a scan".to_owned(),
-            source: Some(source),
-        };
-        let content = ContentKey::from_bytes(key.get(1..).unwrap_or_default()).map_err(damaged)?;
-        page.items.push((content, codec::decode(row.get(1)).map_err(damaged)?));
-    }
-    if rows.len() > limit {
-        page.next = page.items.last().map(|(key, _)| key.clone());
-    }
-    Ok(page)
 }
 
 impl History for PostgresStore {
     fn current(&self, shard: LogicalShard) -> Option<EpochId> {
-        self.parts(shard).cluster.fenced_in()
+        self.cluster(shard).cluster.history_epoch()
     }
 
-    fn fence(&self, shard: LogicalShard, epoch: EpochId) -> Option<u64> {
-        self.parts(shard).cluster.fence_of(epoch)
+    fn epoch_end(&self, shard: LogicalShard, epoch: EpochId) -> Option<u64> {
+        self.cluster(shard).cluster.epoch_end_of(epoch)
     }
 }
 
 #[async_trait]
 impl ReceiptReader for PostgresStore {
-    /// Past the fence only the repair of lost writes could tell, which does not exist yet.
+    /// What lies before the end of its epoch is part of the current history, forever. Past it only
+    /// a repair of lost writes could tell, which does not exist yet.
     async fn verdict(&self, receipt: &Receipt) -> Result<Verdict, StoreError> {
-        let cluster = &self.parts(receipt.shard).cluster;
-        // What lies below the fence of its epoch is part of the current history, for ever.
-        let kept = receipt.position.lsn <= cluster.fence(receipt.position.epoch);
+        let cluster = &self.cluster(receipt.shard).cluster;
+        let kept = receipt.position.lsn <= cluster.epoch_end(receipt.position.epoch);
         Ok(if kept { Verdict::Kept } else { Verdict::Unknown("pending") })
     }
 }

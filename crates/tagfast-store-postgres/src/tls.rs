@@ -1,7 +1,7 @@
-//! TLS to PostgreSQL: only certificates of the configured authority are believed.
+//! TLS to PostgreSQL: only certificates of the configured authority are trusted.
 //!
-//! How it fails: a server without TLS, with another authority's certificate or, under
-//! `verify-full`, with another name is not spoken to; the password is never sent to it. The error
+//! How it fails: a connection to a server without TLS, with a certificate of a different authority
+//! or, under `verify-full`, with a different name is refused before the password is sent. The error
 //! says which of these it was.
 
 use std::sync::Arc;
@@ -16,30 +16,30 @@ use rustls::{
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-/// How servers are believed.
+/// Which servers are trusted.
 #[derive(Debug, Clone)]
 pub struct Tls {
     /// The authorities' certificates, as PEM.
     pub authorities: Vec<u8>,
     /// Whether the certificate must also name the address that was connected to (`verify-full`);
-    /// otherwise any server of the authority will do (`verify-ca`).
+    /// otherwise every server of the authority is trusted (`verify-ca`).
     pub names: bool,
 }
 
-/// The authorities' certificates cannot be used.
+/// Why the authorities' certificates cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// Not PEM.
-    #[error("not a file of PEM certificates: {0}")]
+    /// The file is not PEM.
+    #[error("not a file of PEM certificates")]
     Pem(#[from] rustls::pki_types::pem::Error),
-    /// Nothing in it.
+    /// The file is empty.
     #[error("there is no certificate in it")]
     Empty,
-    /// A certificate that cannot be an authority's.
-    #[error("a certificate in it cannot be used: {0}")]
+    /// A certificate is not an authority's, or cannot be read.
+    #[error("a certificate in it cannot be used")]
     Certificate(#[from] Error),
-    /// No verifier can be made.
-    #[error("no verifier can be made: {0}")]
+    /// The verifier cannot be built.
+    #[error("the certificate verifier cannot be built")]
     Verifier(#[from] rustls::server::VerifierBuilderError),
 }
 
@@ -66,7 +66,7 @@ impl Tls {
     }
 }
 
-/// The usual verifier; a wrong name alone is forgiven where names are not asked for.
+/// The usual verifier; without `names` it accepts a certificate whose only fault is its name.
 #[derive(Debug)]
 struct Verifier {
     inner: Arc<WebPkiServerVerifier>,
@@ -90,7 +90,7 @@ impl ServerCertVerifier for Verifier {
             now,
         );
         match verdict {
-            // Names are looked at last: everything else was in order.
+            // Names are checked last: everything else was valid.
             Err(Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) if !self.names => Ok(ServerCertVerified::assertion()),
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_holds_no_certificate_is_refused() {
+    fn a_file_without_a_certificate_is_refused() {
         let of = |text: &str| {
             Tls { authorities: text.as_bytes().to_vec(), names: true }.connector().map(drop)
         };

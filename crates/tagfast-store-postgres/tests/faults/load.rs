@@ -1,4 +1,4 @@
-//! Writers and readers that note everything they are told, and the judgement over it.
+//! Clients that record every answer, and the check of that history.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,25 +13,25 @@ use tagfast_store::{
 };
 use tagfast_store_postgres::PostgresStore;
 use tagfast_testkit::history::Outcome;
-use tagfast_testkit::history::clients::{History, ReadCall, Reign, Verdict, WriteCall};
+use tagfast_testkit::history::clients::{EpochStart, History, ReadCall, Verdict, WriteCall};
 
-use crate::reigns::Reigns;
+use crate::terms::Terms;
 
-/// Most tags of a content: so few that racing writers meet the limit.
+/// Tags of a content at most: so few that racing writers reach the limit.
 pub(crate) const LIMIT: usize = 30;
-/// Tags that a client gives one content of its own before it takes the next.
+/// Tags that a client adds to one content of its own before it goes on to the next.
 const ROUNDS: u64 = 40;
 /// Contents of a cluster that all clients write.
 const SHARED: u64 = 3;
 
-/// Everything the clients of one cluster were told.
+/// Every answer that the clients of one cluster received.
 #[derive(Debug, Default)]
-pub(crate) struct Told {
+pub(crate) struct Answers {
     pub(crate) history: History,
     pub(crate) contents: BTreeMap<String, ContentKey>,
-    /// When, what, whether it may be tried again.
+    /// When, the error, whether it is retryable.
     pub(crate) refused: Vec<(Duration, String, bool)>,
-    /// Reads: when, how long, whether they were marked.
+    /// Reads: when they began, how long they took, whether they were marked.
     pub(crate) reads: Vec<(Duration, Duration, bool)>,
     pub(crate) failed_reads: Vec<String>,
 }
@@ -40,12 +40,12 @@ pub(crate) struct Told {
 pub(crate) struct Load {
     began: Instant,
     stop: Arc<AtomicBool>,
-    told: [Arc<Mutex<Told>>; 2],
+    answers: [Arc<Mutex<Answers>>; 2],
     tasks: Vec<tokio::task::JoinHandle<()>>,
-    reigns: [Reigns; 2],
+    terms: [Terms; 2],
 }
 
-/// A content of the wanted cluster: two clusters share the shards in halves.
+/// A content of this cluster: each of the two has half of the shards.
 fn content(cluster: usize, name: &str) -> ContentKey {
     (0..)
         .map(|n| ContentKey::parse("load", "doc", &format!("{name}-{n}")).expect("a content"))
@@ -55,19 +55,19 @@ fn content(cluster: usize, name: &str) -> ContentKey {
 
 impl Load {
     /// `clients` writers and readers for each cluster and store. `run` names contents, so that runs
-    /// do not meet.
+    /// do not share any.
     pub(crate) fn start(stores: &[Arc<PostgresStore>], run: &str, clients: u32) -> Self {
         let began = Instant::now();
         let stop = Arc::new(AtomicBool::new(false));
-        let told: [Arc<Mutex<Told>>; 2] = [Arc::default(), Arc::default()];
+        let answers: [Arc<Mutex<Answers>>; 2] = [Arc::default(), Arc::default()];
         let mut tasks = Vec::new();
         for (s, store) in stores.iter().enumerate() {
-            for (cluster, told) in told.iter().enumerate() {
+            for (cluster, answers) in answers.iter().enumerate() {
                 for client in 0..clients {
                     let client = Client {
                         number: client + s as u32 * clients,
                         store: Arc::clone(store),
-                        told: Arc::clone(told),
+                        answers: Arc::clone(answers),
                         cluster,
                         run: run.to_owned(),
                         began,
@@ -75,11 +75,11 @@ impl Load {
                     };
                     tasks.push(tokio::spawn(client.work(Arc::clone(&stop))));
                 }
-                // Readers wait for no writer.
+                // Readers that do not wait for a writer.
                 let reader = Client {
                     number: 1000 + s as u32,
                     store: Arc::clone(store),
-                    told: Arc::clone(told),
+                    answers: Arc::clone(answers),
                     cluster,
                     run: run.to_owned(),
                     began,
@@ -91,18 +91,18 @@ impl Load {
         Self {
             began,
             stop,
-            told,
+            answers,
             tasks,
-            reigns: ["c0", "c1"].map(|scope| Reigns::watch(scope, began)),
+            terms: ["c0", "c1"].map(|scope| Terms::watch(scope, began)),
         }
     }
 
-    /// Now, as the history counts time.
+    /// Now, in the history's time.
     pub(crate) fn now(&self) -> Duration {
         self.began.elapsed()
     }
 
-    /// Waits until a cluster acknowledged something after `since`; how long after.
+    /// Waits until a cluster acknowledged a write after `since`; returns how long after.
     pub(crate) async fn acknowledged_after(
         &self,
         cluster: usize,
@@ -110,8 +110,8 @@ impl Load {
         within: Duration,
     ) -> Duration {
         tagfast_testkit::wait_for_condition_async("an acknowledgement", within, || async {
-            let told = self.told[cluster].lock().expect("no panic under the lock");
-            let acknowledged = told.history.writes.iter().rev().take(500);
+            let answers = self.answers[cluster].lock().expect("no panic under the lock");
+            let acknowledged = answers.history.writes.iter().rev().take(500);
             let after = acknowledged
                 .filter(|w| w.outcome == Outcome::Acknowledged && w.ended > since)
                 .map(|w| w.ended);
@@ -120,52 +120,53 @@ impl Load {
         .await
     }
 
-    /// Waits until a later reign of a cluster was seen; when.
-    pub(crate) async fn next_reign(
+    /// Waits until a later leader term of a cluster was seen; returns when.
+    pub(crate) async fn next_term(
         &self,
         cluster: usize,
         since: Duration,
         within: Duration,
     ) -> Duration {
-        tagfast_testkit::wait_for_condition_async("a new reign", within, || async {
-            self.reigns[cluster].seen_after(since).ok_or("none yet")
+        tagfast_testkit::wait_for_condition_async("a new leader term", within, || async {
+            self.terms[cluster].seen_after(since).ok_or("none yet")
         })
         .await
     }
 
-    /// Ends the clients, reads what is there in the end, and judges. `may_lose`: times in which
+    /// Ends the clients, reads the final state, and checks the history. `may_lose`: times in which
     /// acknowledged writes of the first cluster may be lost.
     pub(crate) async fn finish(
         self,
         store: &PostgresStore,
         may_lose: &[(Duration, Duration)],
-    ) -> [Judged; 2] {
+    ) -> [Checked; 2] {
         self.stop.store(true, Ordering::SeqCst);
         for task in self.tasks {
             task.await.expect("no client panics");
         }
-        let mut judged = Vec::new();
-        for (cluster, (told, reigns)) in self.told.iter().zip(self.reigns).enumerate() {
-            let mut told = std::mem::take(&mut *told.lock().expect("no panic under the lock"));
-            let (seen, ordinals) = reigns.end().await;
-            told.history.reigns =
-                seen.iter().map(|(id, at)| Reign { id: *id, seen: *at }).collect();
-            told.history.limit = LIMIT;
-            told.history.may_lose = if cluster == 0 { may_lose.to_vec() } else { Vec::new() };
-            for write in &mut told.history.writes {
-                write.reign.1 = ordinals.get(&write.reign.0).copied().unwrap_or(0);
+        let mut checked = Vec::new();
+        for (cluster, (answers, terms)) in self.answers.iter().zip(self.terms).enumerate() {
+            let mut answers =
+                std::mem::take(&mut *answers.lock().expect("no panic under the lock"));
+            let (seen, ordinals) = terms.end().await;
+            answers.history.epochs =
+                seen.iter().map(|(id, at)| EpochStart { id: *id, seen_at: *at }).collect();
+            answers.history.limit = LIMIT;
+            answers.history.may_lose = if cluster == 0 { may_lose.to_vec() } else { Vec::new() };
+            for write in &mut answers.history.writes {
+                write.epoch.1 = ordinals.get(&write.epoch.0).copied().unwrap_or(0);
             }
             let mut finally = BTreeMap::new();
-            for (name, key) in &told.contents {
+            for (name, key) in &answers.contents {
                 let options =
                     ReadOptions { consistency: Consistency::Strong, ..ReadOptions::default() };
                 let view = store.view(key, &options).await.expect("a strong read");
                 finally.insert(name.clone(), (view.version.packed(), names(&view)));
             }
-            let verdict = told.history.check(&finally);
-            judged.push(Judged { told, verdict });
+            let verdict = answers.history.check(&finally);
+            checked.push(Checked { answers, verdict });
         }
-        judged.try_into().unwrap_or_else(|_| unreachable!("two clusters"))
+        checked.try_into().unwrap_or_else(|_| unreachable!("two clusters"))
     }
 }
 
@@ -173,38 +174,39 @@ fn names(view: &View) -> BTreeSet<String> {
     view.tags.iter().map(|t| t.name.as_str().to_owned()).collect()
 }
 
-/// What the clients of a cluster were told, and what is wrong with it.
-pub(crate) struct Judged {
-    pub(crate) told: Told,
+/// The answers of a cluster's clients, and the verdict over them.
+pub(crate) struct Checked {
+    pub(crate) answers: Answers,
     pub(crate) verdict: Verdict,
 }
 
-impl Judged {
-    /// The largest distance between two acknowledgements that follow each other.
+impl Checked {
+    /// The longest time between two consecutive acknowledgements.
     pub(crate) fn largest_gap(&self) -> Duration {
-        let writes = self.told.history.writes.iter().filter(|w| w.outcome == Outcome::Acknowledged);
+        let writes =
+            self.answers.history.writes.iter().filter(|w| w.outcome == Outcome::Acknowledged);
         let mut at: Vec<Duration> = writes.map(|w| w.ended).collect();
         at.sort();
         at.windows(2).map(|w| w[1] - w[0]).max().unwrap_or_default()
     }
 
-    /// The 99th percentile of how long reads took that began within these times.
+    /// The 99th percentile of the reads that began within these times.
     pub(crate) fn read_p99(&self, from: Duration, to: Duration) -> Duration {
-        let within = self.told.reads.iter().filter(|(at, _, _)| *at >= from && *at <= to);
+        let within = self.answers.reads.iter().filter(|(at, _, _)| *at >= from && *at <= to);
         let mut took: Vec<Duration> = within.map(|(_, took, _)| *took).collect();
         took.sort();
         took.get(took.len() * 99 / 100).copied().unwrap_or_default()
     }
 
     pub(crate) fn acknowledged(&self) -> usize {
-        self.told.history.writes.iter().filter(|w| w.outcome == Outcome::Acknowledged).count()
+        self.answers.history.writes.iter().filter(|w| w.outcome == Outcome::Acknowledged).count()
     }
 }
 
 struct Client {
     number: u32,
     store: Arc<PostgresStore>,
-    told: Arc<Mutex<Told>>,
+    answers: Arc<Mutex<Answers>>,
     cluster: usize,
     run: String,
     began: Instant,
@@ -220,12 +222,11 @@ impl Client {
             if step == 0 {
                 own = self.content(&format!("{}-{}", self.number, round / ROUNDS));
             }
-            // Own contents grow, and lose a tag now and then; the shared ones are fought over.
+            // Own contents grow, and lose a tag now and then; all clients race on the shared ones.
             let (key, add, remove) = match round % 4 {
                 3 => {
                     let shared = self.content(&format!("shared{}", round / 4 % SHARED));
-                    // Nobody can tell whose tag it is: all clients add and remove the same ones,
-                    // more than the limit allows.
+                    // All clients add and remove the same tags, more than the limit allows.
                     let tag = format!(
                         "s{}",
                         (round * 7 + u64::from(self.number) * 13) % (LIMIT as u64 + 10)
@@ -248,7 +249,7 @@ impl Client {
         }
     }
 
-    /// Reads what everybody writes, with a token of its own.
+    /// Reads the shared contents, with its own token.
     async fn watch(mut self, stop: Arc<AtomicBool>) {
         let contents: Vec<ContentKey> =
             (0..SHARED).map(|n| self.content(&format!("shared{n}"))).collect();
@@ -263,12 +264,12 @@ impl Client {
 
     fn content(&self, name: &str) -> ContentKey {
         let key = content(self.cluster, &format!("{}-{name}", self.run));
-        let mut told = self.told.lock().expect("no panic under the lock");
-        told.contents.entry(key.to_string()).or_insert_with(|| key.clone());
+        let mut answers = self.answers.lock().expect("no panic under the lock");
+        answers.contents.entry(key.to_string()).or_insert_with(|| key.clone());
         key
     }
 
-    /// As a client does: what is unknown or refused for now is asked again with the same id.
+    /// Like a real client: retries with the same id after an unknown outcome or a refusal.
     async fn write(
         &mut self,
         key: &ContentKey,
@@ -299,13 +300,13 @@ impl Client {
             outcome: Outcome::Refused,
             changed: false,
             version: 0,
-            reign: (0, 0),
+            epoch: (0, 0),
         };
         let mut doubt = false;
         loop {
             let answer = self.store.write(request.clone()).await;
             call.ended = self.began.elapsed();
-            let mut told = self.told.lock().expect("no panic under the lock");
+            let mut answers = self.answers.lock().expect("no panic under the lock");
             match answer {
                 Ok(answer) => {
                     self.token.see(ContentHash::of(key), answer.version, answer.receipt.position);
@@ -313,23 +314,23 @@ impl Client {
                     call.changed = answer.changed;
                     call.version = answer.version.packed();
                     // The ordinal is filled in at the end, from etcd.
-                    call.reign = (u128::from_be_bytes(answer.receipt.position.epoch.0), 0);
+                    call.epoch = (u128::from_be_bytes(answer.receipt.position.epoch.0), 0);
                 }
-                // The limit. Nothing happened, unless an earlier attempt did.
+                // The limit: nothing was written, unless by an earlier attempt.
                 Err(StoreError::Refused(_)) => {
                     call.outcome = if doubt { Outcome::Unknown } else { Outcome::Refused }
                 }
                 Err(error) => {
                     let again = error.is_retryable();
                     doubt = true;
-                    told.refused.push((call.ended, error.to_string(), again));
+                    answers.refused.push((call.ended, error.to_string(), again));
                     if again && !stop.load(Ordering::SeqCst) {
                         continue;
                     }
                     call.outcome = Outcome::Unknown;
                 }
             }
-            told.history.writes.push(call);
+            answers.history.writes.push(call);
             return;
         }
     }
@@ -339,13 +340,13 @@ impl Client {
         let began = self.began.elapsed();
         let read = self.store.view(key, &options).await;
         let ended = self.began.elapsed();
-        let mut told = self.told.lock().expect("no panic under the lock");
+        let mut answers = self.answers.lock().expect("no panic under the lock");
         let view = match read {
             Ok(view) => view,
-            Err(error) => return told.failed_reads.push(error.to_string()),
+            Err(error) => return answers.failed_reads.push(error.to_string()),
         };
         let marked = !view.degraded.is_empty();
-        told.reads.push((began, ended - began, marked));
+        answers.reads.push((began, ended - began, marked));
         let call = ReadCall {
             client: self.number,
             content: key.to_string(),
@@ -356,7 +357,7 @@ impl Client {
             session: true,
             marked,
         };
-        told.history.reads.push(call);
+        answers.history.reads.push(call);
         self.token.see(ContentHash::of(key), view.version, view.position);
     }
 }

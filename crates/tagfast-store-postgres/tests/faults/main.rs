@@ -1,12 +1,13 @@
-//! Faults of real servers under load. One stack of two clusters for all tests; they take turns.
+//! Faults of real servers under load. One stack of two clusters for all tests, which run one at a
+//! time.
 
-#[path = "../real/kit.rs"]
-#[expect(dead_code, reason = "shared with the conformance tests, which use other parts")]
-mod kit;
 mod load;
-mod reigns;
 mod scenarios;
 mod shield;
-mod silence;
+#[path = "../support/mod.rs"]
+#[expect(dead_code, reason = "shared with the conformance tests, which use other parts")]
+mod support;
+mod terms;
+mod unresponsive;
 #[path = "../real/writes.rs"]
 mod writes;

@@ -1,4 +1,4 @@
-//! What protects the nodes, on real servers: breakers, limits, and what they leave alone.
+//! Breakers and limits on real servers: what they protect, and what they do not touch.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,35 +8,37 @@ use std::time::{Duration, Instant};
 use tagfast_domain::ContentKey;
 use tagfast_resilience::{BreakerState, Breakers, Clock, Criticality, SystemClock};
 use tagfast_store::{Consistency, ReadOptions, Source, StoreError, TagReader};
-use tagfast_store_postgres::{Discard, PostgresOptions, PostgresStore};
+use tagfast_store_postgres::{NullSink, PostgresOptions, PostgresStore};
 use tagfast_testkit::stack::Fault;
 use tagfast_testkit::wait_for_condition_async;
 
-use crate::kit;
-use crate::scenarios::{NODES, SECOND, TURN, all_whole, fault, primary};
+use crate::scenarios::{NODES, ONE_AT_A_TIME, SECOND, all_whole, fault, primary};
+use crate::support;
 use crate::writes::{key_of, put};
 
-/// Two busy processors, a debug build: tasks run late by so much.
+/// How late a task may run on two busy processors in a debug build.
 const SLACK: Duration = Duration::from_millis(100);
 const MS: Duration = Duration::from_millis(1);
 
-struct World {
+struct Fixture {
     store: Arc<PostgresStore>,
     breakers: Arc<Breakers>,
     options: PostgresOptions,
 }
 
-impl World {
+impl Fixture {
     async fn new(change: impl FnOnce(&mut PostgresOptions)) -> Self {
         all_whole().await;
-        let mut options = kit::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
+        let mut options = support::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
         change(&mut options);
-        let (store, breakers) =
-            (kit::open(options.clone(), Arc::new(Discard)).await, Arc::clone(&options.breakers));
+        let (store, breakers) = (
+            support::open(options.clone(), Arc::new(NullSink)).await,
+            Arc::clone(&options.breakers),
+        );
         Self { store, breakers, options }
     }
 
-    /// Contents that this process has written itself: a session reads them on the primary.
+    /// Contents that this process has written: a session reads them on the primary.
     async fn written(&self, cluster: usize, many: usize) -> Vec<ContentKey> {
         let keys: Vec<ContentKey> =
             (0..many).map(|n| key_of(cluster, &format!("own-{n}"))).collect();
@@ -50,8 +52,8 @@ impl World {
         self.breakers.get(&format!("postgres/{role}")).expect("it exists").state()
     }
 
-    /// When a breaker turned to a state, after a moment; in Unix milliseconds.
-    fn turned(&self, role: &str, to: BreakerState, after: i64) -> Vec<i64> {
+    /// When a breaker changed to a state, from `after` on; all in Unix ms.
+    fn transitions(&self, role: &str, to: BreakerState, after: i64) -> Vec<i64> {
         let name = format!("postgres/{role}");
         let events = self.breakers.events();
         let of = events
@@ -73,18 +75,18 @@ fn now_ms() -> i64 {
     SystemClock.now_ms()
 }
 
-/// What became of one call.
+/// One call.
 #[derive(Debug, Clone, Copy)]
 struct Call {
     began: Instant,
     took: Duration,
-    /// In Unix milliseconds.
+    /// In Unix ms.
     ended: i64,
-    /// Where it was answered from.
+    /// Where the answer came from; `None`: there was none.
     source: Option<Source>,
 }
 
-/// Calls at a fixed rate, whatever becomes of the earlier ones.
+/// Calls at a fixed rate, whether earlier ones have ended or not.
 struct Calls {
     stop: Arc<AtomicBool>,
     made: Arc<Mutex<Vec<Call>>>,
@@ -131,7 +133,7 @@ impl Calls {
         Self { stop, made, task }
     }
 
-    /// Waits until that many were answered.
+    /// Waits until this many were answered.
     async fn warm(&self, answered: usize) {
         wait_for_condition_async("answers", 20 * SECOND, || async {
             let made = self.made.lock().expect("no panic under the lock");
@@ -159,32 +161,35 @@ fn p99(calls: &[Call], from: Instant, to: Instant) -> Duration {
     took.get(took.len() * 99 / 100).copied().unwrap_or_default()
 }
 
-/// By when a breaker has noticed that its node stands still.
-const NOTICED: Duration = Duration::from_millis(250 + 50);
+/// How long a breaker takes to notice that its node stands still.
+const DETECTION_TIME: Duration = Duration::from_millis(250 + 50);
 
-/// DB4.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[expect(clippy::print_stdout, reason = "the figures of a run; `--nocapture` shows them")]
-async fn db4_a_frozen_primary_opens_its_breaker_and_no_other() {
-    let _turn = TURN.lock().await;
-    let world = World::new(|_| {}).await;
-    let (own, other) = (world.written(0, 100).await, world.written(1, 100).await);
+async fn a_frozen_primary_opens_its_breaker_and_no_other() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let fixture = Fixture::new(|_| {}).await;
+    let (own, other) = (fixture.written(0, 100).await, fixture.written(1, 100).await);
     let began = Instant::now();
-    let calls = Calls::start(&world.store, own, MS, Consistency::Session);
-    let others = Calls::start(&world.store, other, 5 * MS, Consistency::Session);
+    let calls = Calls::start(&fixture.store, own, MS, Consistency::Session);
+    let others = Calls::start(&fixture.store, other, 5 * MS, Consistency::Session);
     calls.warm(2000).await;
-    assert_eq!(world.turned("c0/primary", BreakerState::Open, 0), Vec::<i64>::new(), "well before");
+    assert_eq!(
+        fixture.transitions("c0/primary", BreakerState::Open, 0),
+        Vec::<i64>::new(),
+        "well before"
+    );
     let node = primary().await.name;
 
     let frozen = Instant::now();
     fault(Fault::Freeze, &node).await;
-    world.becomes("c0/primary", BreakerState::Open, 3 * SECOND).await;
-    let opened = world.turned("c0/primary", BreakerState::Open, 0)[0];
+    fixture.becomes("c0/primary", BreakerState::Open, 3 * SECOND).await;
+    let opened = fixture.transitions("c0/primary", BreakerState::Open, 0)[0];
     tokio::time::sleep(2 * SECOND).await;
     let (thawed, thawed_at) = (now_ms(), Instant::now());
     fault(Fault::Thaw, &node).await;
-    world.becomes("c0/primary", BreakerState::Closed, 10 * SECOND).await;
-    let closed = world.turned("c0/primary", BreakerState::Closed, thawed)[0];
+    fixture.becomes("c0/primary", BreakerState::Closed, 10 * SECOND).await;
+    let closed = fixture.transitions("c0/primary", BreakerState::Closed, thawed)[0];
     calls_settle().await;
 
     let (calls, others) = (calls.end().await, others.end().await);
@@ -198,14 +203,15 @@ async fn db4_a_frozen_primary_opens_its_breaker_and_no_other() {
     let (before, during) = (p99(&others, began, frozen), p99(&others, frozen, thawed_at));
     let unanswered = calls.iter().filter(|c| c.source.is_none() && c.began > frozen).count();
     println!(
-        "DB4: open {open_after} ms after the last answer, closed {} ms after the thaw; c0 meanwhile: {unanswered} of {} \
-         without an answer, p99 {:?}; c1: p99 {during:?} (before {before:?})",
+        "frozen primary: open {open_after} ms after the last answer, closed {} ms after the thaw; \
+         c0 meanwhile: {unanswered} of {} without an answer, p99 {:?}; c1: p99 {during:?} (before \
+         {before:?})",
         closed - thawed,
         calls.iter().filter(|c| c.began > frozen).count(),
         p99(&calls, frozen, thawed_at),
     );
     assert!(
-        open_after <= (NOTICED + SLACK).as_millis() as i64,
+        open_after <= (DETECTION_TIME + SLACK).as_millis() as i64,
         "open {open_after} ms after the last answer"
     );
     assert!(closed - thawed <= 2500, "closed {} ms after the thaw", closed - thawed);
@@ -218,18 +224,19 @@ async fn db4_a_frozen_primary_opens_its_breaker_and_no_other() {
         "p99 of the other cluster {during:?}, before {before:?}"
     );
     for role in ["c1/primary", "c1/replica"] {
-        assert_eq!(world.turned(role, BreakerState::Open, 0), Vec::<i64>::new(), "{role}");
+        assert_eq!(fixture.transitions(role, BreakerState::Open, 0), Vec::<i64>::new(), "{role}");
     }
 }
 
-/// What was begun ends.
+/// Lets running calls end.
 async fn calls_settle() {
     tokio::time::sleep(200 * MS).await;
 }
 
-/// Queries of ours that PostgreSQL works on at the primary of c0, by the name of their sessions.
+/// Our queries that run on the primary of c0, by the name of their sessions.
 async fn active(client: &tokio_postgres::Client) -> BTreeMap<String, i64> {
-    let query = "SELECT application_name, count(*) FROM pg_stat_activity WHERE state = 'active' AND datname = current_database()
+    let query = "SELECT application_name, count(*) FROM pg_stat_activity
+                 WHERE state = 'active' AND datname = current_database()
                  AND application_name IN ('tagfast-read', 'tagfast-strong') GROUP BY 1";
     client
         .query(query, &[])
@@ -240,24 +247,23 @@ async fn active(client: &tokio_postgres::Client) -> BTreeMap<String, i64> {
         .collect()
 }
 
-/// DB7.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[expect(clippy::print_stdout, reason = "the figures of a run; `--nocapture` shows them")]
-async fn db7_callers_that_give_up_do_not_make_room() {
-    const MOST: i64 = 6;
-    let _turn = TURN.lock().await;
-    let world = World::new(|options| options.read_concurrency = MOST as usize).await;
-    let keys = world.written(0, 50).await;
-    // The breaker would stop asking; here the limit is to hold by itself.
-    world.breakers.get("postgres/c0/primary").expect("it exists").force(Some(false));
-    let (watcher, driver) = kit::session(0, &world.options.database).await;
-    let (locker, other_driver) = kit::session(0, &world.options.database).await;
+async fn callers_that_give_up_do_not_make_room() {
+    const CONCURRENCY_MAX: i64 = 6;
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let fixture = Fixture::new(|options| options.read_concurrency = CONCURRENCY_MAX as usize).await;
+    let keys = fixture.written(0, 50).await;
+    // The breaker is forced closed: the limit must hold without it.
+    fixture.breakers.get("postgres/c0/primary").expect("it exists").force(Some(false));
+    let (watcher, driver) = support::session(0, &fixture.options.database).await;
+    let (locker, other_driver) = support::session(0, &fixture.options.database).await;
     let stop = Arc::new(AtomicBool::new(false));
     let gave_up = Arc::new(AtomicU64::new(0));
     let mut clients = Vec::new();
     for n in 0..100 {
         let (store, stop, gave_up) =
-            (Arc::clone(&world.store), Arc::clone(&stop), Arc::clone(&gave_up));
+            (Arc::clone(&fixture.store), Arc::clone(&stop), Arc::clone(&gave_up));
         let key = keys[n % keys.len()].clone();
         let consistency = if n % 10 == 0 { Consistency::Strong } else { Consistency::Session };
         clients.push(tokio::spawn(async move {
@@ -270,21 +276,21 @@ async fn db7_callers_that_give_up_do_not_make_room() {
             }
         }));
     }
-    // Every read waits behind the lock for as long as PostgreSQL lets it.
-    let seconds = if kit::full() { 20 } else { 3 };
+    // Every read waits behind the lock until PostgreSQL cancels it.
+    let seconds = if support::full() { 20 } else { 3 };
     locker
         .batch_execute("BEGIN; LOCK TABLE content IN ACCESS EXCLUSIVE MODE")
         .await
         .expect("locked");
     let locked = Instant::now();
-    let mut most: BTreeMap<String, i64> = BTreeMap::new();
-    let mut looks = 0;
+    let mut max: BTreeMap<String, i64> = BTreeMap::new();
+    let mut polls = 0;
     while locked.elapsed() < seconds * SECOND {
         for (name, many) in active(&watcher).await {
-            let known = most.entry(name).or_default();
+            let known = max.entry(name).or_default();
             *known = many.max(*known);
         }
-        looks += 1;
+        polls += 1;
         // The session that holds the lock must not stand idle for a second.
         locker.batch_execute("SELECT 1").await.expect("it still holds it");
         tokio::time::sleep(10 * MS).await;
@@ -295,10 +301,10 @@ async fn db7_callers_that_give_up_do_not_make_room() {
         client.await.expect("no panic");
     }
     let gave_up = gave_up.load(Ordering::Relaxed);
-    println!("DB7: {gave_up} callers gave up, at most {most:?} queries at once in {looks} looks");
-    assert!(gave_up > 100 && looks > 20, "{gave_up} gave up, {looks} looks");
-    assert_eq!(most["tagfast-read"], MOST, "the limit was reached and not passed");
-    assert!((1..=4).contains(&most["tagfast-strong"]), "{most:?}");
+    println!("{gave_up} callers gave up, at most {max:?} concurrent queries in {polls} polls");
+    assert!(gave_up > 100 && polls > 20, "{gave_up} gave up, {polls} polls");
+    assert_eq!(max["tagfast-read"], CONCURRENCY_MAX, "the limit was reached and not passed");
+    assert!((1..=4).contains(&max["tagfast-strong"]), "{max:?}");
     driver.abort();
     other_driver.abort();
 }
@@ -306,10 +312,10 @@ async fn db7_callers_that_give_up_do_not_make_room() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[expect(clippy::print_stdout, reason = "the figures of a run; `--nocapture` shows them")]
 async fn one_slow_replica_is_not_waited_for() {
-    let _turn = TURN.lock().await;
-    let world = World::new(|_| {}).await;
-    let keys = world.written(0, 100).await;
-    let calls = Calls::start(&world.store, keys, 2 * MS, Consistency::Eventual);
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let fixture = Fixture::new(|_| {}).await;
+    let keys = fixture.written(0, 100).await;
+    let calls = Calls::start(&fixture.store, keys, 2 * MS, Consistency::Eventual);
     calls.warm(500).await;
     let primary = primary().await.name;
     let replica = NODES.into_iter().find(|n| *n != primary).expect("a replica");
@@ -317,10 +323,10 @@ async fn one_slow_replica_is_not_waited_for() {
     tokio::time::sleep(SECOND).await;
     let slow = Instant::now();
     fault(Fault::Slow { ms: 250 }, replica).await;
-    // One burst finds it out: for a patience of 100 ms.
+    // The first burst waits 100 ms, then the replica is ejected.
     tokio::time::sleep(500 * MS).await;
     let known = Instant::now();
-    tokio::time::sleep(SECOND * if kit::full() { 20 } else { 3 }).await;
+    tokio::time::sleep(SECOND * if support::full() { 20 } else { 3 }).await;
     let healed = Instant::now();
     fault(Fault::Heal, replica).await;
     let calls = calls.end().await;
@@ -330,19 +336,19 @@ async fn one_slow_replica_is_not_waited_for() {
     assert!(during <= quiet + 60 * MS, "p99 {during:?}, before {quiet:?}");
     let role = "postgres/c0/replica";
     let events: Vec<_> =
-        world.breakers.events().into_iter().filter(|e| e.transition.name == role).collect();
+        fixture.breakers.events().into_iter().filter(|e| e.transition.name == role).collect();
     assert!(events.is_empty(), "the other replica is well: {events:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[expect(clippy::print_stdout, reason = "the figures of a run; `--nocapture` shows them")]
 async fn all_nodes_slow_open_both_breakers_until_they_are_well() {
-    let _turn = TURN.lock().await;
-    let world = World::new(|_| {}).await;
-    let keys = world.written(0, 100).await;
-    // Reads of both roles: a breaker that is half open waits for somebody to try.
-    let of_primary = Calls::start(&world.store, keys.clone(), 8 * MS, Consistency::Session);
-    let calls = Calls::start(&world.store, keys, 8 * MS, Consistency::Eventual);
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let fixture = Fixture::new(|_| {}).await;
+    let keys = fixture.written(0, 100).await;
+    // Reads of both roles: a half-open breaker needs calls to probe with.
+    let of_primary = Calls::start(&fixture.store, keys.clone(), 8 * MS, Consistency::Session);
+    let calls = Calls::start(&fixture.store, keys, 8 * MS, Consistency::Eventual);
     calls.warm(40).await;
     of_primary.warm(40).await;
     let (slow, slow_at) = (now_ms(), Instant::now());
@@ -351,9 +357,9 @@ async fn all_nodes_slow_open_both_breakers_until_they_are_well() {
     }
     for role in ["c0/primary", "c0/replica"] {
         wait_for_condition_async("the breaker opens", 15 * SECOND, || async {
-            let opened = world.turned(role, BreakerState::Open, slow);
+            let opened = fixture.transitions(role, BreakerState::Open, slow);
             if opened.is_empty() {
-                Err(format!("{role} is {:?}", world.state(role)))
+                Err(format!("{role} is {:?}", fixture.state(role)))
             } else {
                 Ok(())
             }
@@ -361,18 +367,18 @@ async fn all_nodes_slow_open_both_breakers_until_they_are_well() {
         .await;
     }
     let opened = ["c0/primary", "c0/replica"]
-        .map(|role| world.turned(role, BreakerState::Open, slow)[0] - slow);
+        .map(|role| fixture.transitions(role, BreakerState::Open, slow)[0] - slow);
     let open_at = Instant::now();
-    tokio::time::sleep(SECOND * if kit::full() { 20 } else { 2 }).await;
+    tokio::time::sleep(SECOND * if support::full() { 20 } else { 2 }).await;
     let (healed, healed_at) = (now_ms(), Instant::now());
     for node in NODES {
         fault(Fault::Heal, node).await;
     }
     for role in ["c0/primary", "c0/replica"] {
-        world.becomes(role, BreakerState::Closed, 20 * SECOND).await;
+        fixture.becomes(role, BreakerState::Closed, 20 * SECOND).await;
     }
-    let closed =
-        ["c0/primary", "c0/replica"].map(|role| world.turned(role, BreakerState::Closed, slow));
+    let closed = ["c0/primary", "c0/replica"]
+        .map(|role| fixture.transitions(role, BreakerState::Closed, slow));
     let well_at = Instant::now();
     tokio::time::sleep(SECOND).await;
     let well_until = Instant::now();
@@ -381,8 +387,8 @@ async fn all_nodes_slow_open_both_breakers_until_they_are_well() {
     let of = |from, to| calls.iter().filter(move |call| call.began >= from && call.began < to);
     let answered = |from, to| of(from, to).filter(|call| call.source.is_some()).count();
     println!(
-        "all nodes slow by 400 ms: open after {opened:?} ms (primary, replicas), closed after {:?} ms; p99 {:?} until then, {:?} \
-         while open, {} of {} answered",
+        "all nodes slow by 400 ms: open after {opened:?} ms (primary, replicas), closed after \
+         {:?} ms; p99 {:?} until then, {:?} while open, {} of {} answered",
         closed.clone().map(|at| at.last().map(|at| at - healed)),
         p99(&calls, slow_at, open_at),
         p99(&calls, open_at, healed_at),
@@ -398,7 +404,7 @@ async fn all_nodes_slow_open_both_breakers_until_they_are_well() {
             "{closed:?}, healed at {healed}"
         );
     }
-    // Whoever is refused knows it soon.
+    // Callers that are refused learn it soon.
     let slowest = of(open_at, healed_at).map(|call| call.took).max();
     assert!(slowest.is_some_and(|took| took <= 5 * SECOND + SLACK), "{slowest:?}");
     let well = (answered(well_at, well_until), of(well_at, well_until).count());
@@ -407,19 +413,20 @@ async fn all_nodes_slow_open_both_breakers_until_they_are_well() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_the_primarys_breaker_is_open_writes_are_held_and_reads_go_elsewhere() {
-    let _turn = TURN.lock().await;
-    let world = World::new(|options| options.hold = 5 * SECOND).await;
-    let key = world.written(0, 1).await.remove(0);
-    let breaker = world.breakers.get("postgres/c0/primary").expect("it exists");
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let fixture = Fixture::new(|options| options.hold = 5 * SECOND).await;
+    let key = fixture.written(0, 1).await.remove(0);
+    let breaker = fixture.breakers.get("postgres/c0/primary").expect("it exists");
     breaker.force(Some(true));
-    let writing = put(&world.store, &key, "held");
+    let writing = put(&fixture.store, &key, "held");
     let meanwhile = async {
         let began = Instant::now();
         let session =
-            world.store.view(&key, &ReadOptions::default()).await.expect("a replica answers");
+            fixture.store.view(&key, &ReadOptions::default()).await.expect("a replica answers");
         assert_eq!(session.source, Source::Replica);
         let strong = ReadOptions { consistency: Consistency::Strong, ..ReadOptions::default() };
-        let refused = world.store.view(&key, &strong).await.expect_err("nobody else may answer");
+        let refused =
+            fixture.store.view(&key, &strong).await.expect_err("no other node may answer");
         assert!(
             refused.is_retryable() && began.elapsed() < 2 * SECOND,
             "{refused} after {:?}",
@@ -435,41 +442,41 @@ async fn while_the_primarys_breaker_is_open_writes_are_held_and_reads_go_elsewhe
     // A hold that runs out before the breaker closes.
     breaker.force(Some(true));
     let began = Instant::now();
-    let refused = put(&world.store, &key, "too long").await.expect_err("nobody takes it");
+    let refused = put(&fixture.store, &key, "too long").await.expect_err("no node takes it");
     assert!(refused.is_retryable() && !refused.is_outcome_unknown(), "{refused}");
     assert!((4 * SECOND..6 * SECOND).contains(&began.elapsed()), "{:?}", began.elapsed());
 }
 
-/// The failures were another node's.
+/// The failures were those of a different node.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_epoch_closes_the_primarys_breaker() {
-    let _turn = TURN.lock().await;
-    let world = World::new(|_| {}).await;
-    let key = world.written(0, 1).await.remove(0);
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let fixture = Fixture::new(|_| {}).await;
+    let key = fixture.written(0, 1).await.remove(0);
     fault(Fault::Switchover, "c0").await;
-    wait_for_condition_async("the breaker begins anew", 30 * SECOND, || async {
-        let anew = |e: &tagfast_resilience::BreakerEvent| {
+    wait_for_condition_async("the breaker is reset", 30 * SECOND, || async {
+        let reset = |e: &tagfast_resilience::BreakerEvent| {
             e.transition.name == "postgres/c0/primary" && e.transition.reason == "new_epoch"
         };
-        if world.breakers.events().iter().any(anew) { Ok(()) } else { Err("not yet") }
+        if fixture.breakers.events().iter().any(reset) { Ok(()) } else { Err("not yet") }
     })
     .await;
-    put(&world.store, &key, "later").await.expect("written in the new epoch");
-    assert_eq!(world.state("c0/primary"), BreakerState::Closed);
+    put(&fixture.store, &key, "later").await.expect("written in the new epoch");
+    assert_eq!(fixture.state("c0/primary"), BreakerState::Closed);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[expect(clippy::print_stdout, reason = "the figures of a run; `--nocapture` shows them")]
 async fn a_storm_is_answered_or_refused_and_the_nodes_do_not_notice() {
     const PER_SECOND: u32 = 100;
-    let _turn = TURN.lock().await;
-    let world = World::new(|options| options.reads_per_second = PER_SECOND).await;
-    let keys = Arc::new(world.written(0, 200).await);
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let fixture = Fixture::new(|options| options.reads_per_second = PER_SECOND).await;
+    let keys = Arc::new(fixture.written(0, 200).await);
     let queries = || {
-        let of = |look: tagfast_resilience::LimiterLook| {
+        let of = |look: tagfast_resilience::LimiterSnapshot| {
             look.begun.sheddable + look.begun.degradable + look.begun.critical
         };
-        world
+        fixture
             .store
             .limits()
             .into_iter()
@@ -478,12 +485,12 @@ async fn a_storm_is_answered_or_refused_and_the_nodes_do_not_notice() {
     };
     let earlier = queries();
     let began = Instant::now();
-    let rounds = if kit::full() { 10 } else { 2 };
+    let rounds = if support::full() { 10 } else { 2 };
     let mut all = Vec::new();
     for _ in 0..rounds {
         let mut storm = tokio::task::JoinSet::new();
         for n in 0..10_000 {
-            let (store, keys) = (Arc::clone(&world.store), Arc::clone(&keys));
+            let (store, keys) = (Arc::clone(&fixture.store), Arc::clone(&keys));
             storm.spawn(async move {
                 let criticality = match n % 4 {
                     0 => Criticality::Sheddable,
@@ -526,7 +533,7 @@ async fn a_storm_is_answered_or_refused_and_the_nodes_do_not_notice() {
     );
     for (name, after) in queries() {
         let begun = after - earlier.get(&name).copied().unwrap_or(0);
-        // A tenth of a second's worth may begin at once.
+        // A burst of a tenth of a second may begin at once.
         let may = f64::from(PER_SECOND) * (lasted.as_secs_f64() + 0.1) + 1.0;
         println!("  {name}: {begun} queries, {may:.0} may be");
         assert!(begun as f64 <= may, "{name}: {begun} queries in {lasted:?}");
@@ -535,11 +542,11 @@ async fn a_storm_is_answered_or_refused_and_the_nodes_do_not_notice() {
     let sheddable = answered.get(&Criticality::Sheddable).copied().unwrap_or(0);
     assert!(
         sheddable < answered[&Criticality::Critical],
-        "what matters less is given up first: {answered:?}"
+        "sheddable reads are shed first: {answered:?}"
     );
-    // 20 ms for a place, at a replica and at the primary, and the query; the rest is 10,000 tasks
-    // on two processors.
+    // 20 ms for the limiter of a replica and of the primary, and the query; the rest is 10,000
+    // tasks on two processors.
     assert!(slowest < 3 * SECOND, "{slowest:?}");
-    let calm = world.store.view(&keys[0], &ReadOptions::default()).await;
+    let calm = fixture.store.view(&keys[0], &ReadOptions::default()).await;
     assert!(calm.is_ok() || calm.as_ref().is_err_and(StoreError::is_retryable), "{calm:?}");
 }

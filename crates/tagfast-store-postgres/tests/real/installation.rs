@@ -1,28 +1,27 @@
-//! What is wrong with an installation is named, per cluster, and does not stop the other cluster;
-//! TLS.
+//! A wrong installation is reported for its cluster and does not stop the other cluster; TLS.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tagfast_resilience::{Clock, SystemClock};
 use tagfast_store::TagReader;
-use tagfast_store_postgres::{Discard, PostgresOptions, PostgresStore, Tls};
+use tagfast_store_postgres::{NullSink, PostgresOptions, PostgresStore, Tls};
 use tagfast_testkit::wait_for_condition_async;
 
-use crate::kit;
+use crate::support;
 use crate::writes::{key_of, put};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 async fn options() -> PostgresOptions {
-    kit::options(Arc::new(SystemClock) as Arc<dyn Clock>).await
+    support::options(Arc::new(SystemClock) as Arc<dyn Clock>).await
 }
 
-/// Opens a store, waits until c1 takes writes and c0 says what is wrong with it; the other one goes
-/// on.
+/// Opens a store, waits until c1 takes writes and c0 reports `word` as its problem.
 async fn problem_of_c0(options: PostgresOptions, word: &str) {
-    let store = PostgresStore::open(options, Arc::new(Discard)).expect("it opens all the same");
-    wait_for_condition_async("c0's problem is named and c1 serves", PATIENCE, || async {
+    let store = PostgresStore::open(options, Arc::new(NullSink))
+        .expect("a wrong installation does not fail startup");
+    wait_for_condition_async("c0's problem is reported and c1 serves", TEST_TIMEOUT, || async {
         let status = store.status();
         let named = status[0].problem.as_deref().is_some_and(|p| p.contains(word));
         if named && status[1].primary.is_some() {
@@ -44,39 +43,40 @@ fn short(options: PostgresOptions) -> PostgresOptions {
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_of_another_application_are_refused() {
     let options = options().await;
-    kit::execute(0, &options.database, "CREATE TABLE content (what text)").await;
+    support::execute(0, &options.database, "CREATE TABLE content (what text)").await;
     problem_of_c0(short(options), "another application").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_only_reads_is_named() {
+async fn a_read_only_database_is_reported() {
     let options = options().await;
     let read_only =
         format!("ALTER DATABASE {} SET default_transaction_read_only = on", options.database);
-    kit::execute(0, &options.database, &read_only).await;
+    support::execute(0, &options.database, &read_only).await;
     problem_of_c0(short(options), "default_transaction_read_only").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_missing_database_is_named() {
+async fn a_missing_database_is_reported() {
     let options = options().await;
-    kit::execute(0, "tagfast", &format!("DROP DATABASE {}", options.database)).await;
+    support::execute(0, "tagfast", &format!("DROP DATABASE {}", options.database)).await;
     problem_of_c0(short(options), "store.database").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_scope_that_no_patroni_has_is_named() {
+async fn a_scope_that_no_patroni_has_is_reported() {
     let mut options = options().await;
-    options.clusters[0].scope = "nobody".to_owned();
-    problem_of_c0(short(options), "/service/nobody/").await;
+    options.clusters[0].scope = "unknown".to_owned();
+    problem_of_c0(short(options), "/service/unknown/").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_password_is_named() {
+async fn a_wrong_password_is_reported() {
     let mut options = options().await;
     options.password = "wrong".to_owned();
-    let store = PostgresStore::open(options, Arc::new(Discard)).expect("it opens all the same");
-    wait_for_condition_async("both clusters say so", PATIENCE, || async {
+    let store = PostgresStore::open(options, Arc::new(NullSink))
+        .expect("a wrong installation does not fail startup");
+    wait_for_condition_async("both clusters report it", TEST_TIMEOUT, || async {
         let status = store.status();
         let named = status
             .iter()
@@ -87,52 +87,63 @@ async fn a_wrong_password_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_etcd_that_does_not_answer_is_named() {
+async fn an_etcd_that_does_not_answer_is_reported() {
     let mut options = options().await;
     options.etcd = vec!["http://127.0.0.1:9".to_owned()];
-    let store = PostgresStore::open(options, Arc::new(Discard)).expect("it opens all the same");
-    wait_for_condition_async("it says so and knows the nodes from Patroni", PATIENCE, || async {
-        let status = store.status();
-        let named =
-            status.iter().all(|c| c.problem.as_deref().is_some_and(|p| p.contains("store.etcd")));
-        if named && status.iter().all(|c| c.replicas.len() == 3) {
-            Ok(())
-        } else {
-            Err(format!("{status:?}"))
-        }
-    })
+    let store = PostgresStore::open(options, Arc::new(NullSink))
+        .expect("a wrong installation does not fail startup");
+    wait_for_condition_async(
+        "it is reported and the nodes are known from Patroni",
+        TEST_TIMEOUT,
+        || async {
+            let status = store.status();
+            let named = status
+                .iter()
+                .all(|c| c.problem.as_deref().is_some_and(|p| p.contains("store.etcd")));
+            if named && status.iter().all(|c| c.replicas.len() == 3) {
+                Ok(())
+            } else {
+                Err(format!("{status:?}"))
+            }
+        },
+    )
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_good_installation_has_no_warnings() {
-    let store = kit::open(options().await, Arc::new(Discard)).await;
+    let store = support::open(options().await, Arc::new(NullSink)).await;
     let status = store.status();
     assert!(status.iter().all(|c| c.warnings.is_empty()), "{status:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_nodes_are_spoken_to_by_tls() {
+async fn connections_to_the_nodes_use_tls() {
     let mut options = options().await;
-    let authorities = kit::authority().await;
+    let authorities = support::authority().await;
     options.tls = Some(Tls { authorities: authorities.clone(), names: true });
-    let store = kit::open(options.clone(), Arc::new(Discard)).await;
+    let store = support::open(options.clone(), Arc::new(NullSink)).await;
     let key = key_of(0, "encrypted");
     put(&store, &key, "tag").await.expect("written");
     assert_eq!(store.view(&key, &Default::default()).await.expect("read").tags.len(), 1);
     let plain = "SELECT count(*)::int FROM pg_stat_activity JOIN pg_stat_ssl USING (pid)
-                 WHERE datname = current_database() AND application_name LIKE 'tagfast-%' AND NOT ssl";
-    assert_eq!(kit::number(0, &options.database, plain).await, 0, "no session of ours is plain");
+                 WHERE datname = current_database() AND application_name LIKE 'tagfast-%'
+                 AND NOT ssl";
+    assert_eq!(
+        support::number(0, &options.database, plain).await,
+        0,
+        "no session of ours is plain"
+    );
     let encrypted = plain.replace("NOT ssl", "ssl");
-    assert!(kit::number(0, &options.database, &encrypted).await > 3);
+    assert!(support::number(0, &options.database, &encrypted).await > 3);
     drop(store);
 
-    // Another authority: not one node is believed, whether names matter or not.
+    // A different authority: no node is trusted, whether names matter or not.
     for names in [true, false] {
-        options.tls = Some(Tls { authorities: kit::another_authority(), names });
-        let store =
-            PostgresStore::open(options.clone(), Arc::new(Discard)).expect("it opens all the same");
-        wait_for_condition_async("the certificate is refused", PATIENCE, || async {
+        options.tls = Some(Tls { authorities: support::unrelated_authority(), names });
+        let store = PostgresStore::open(options.clone(), Arc::new(NullSink))
+            .expect("a wrong installation does not fail startup");
+        wait_for_condition_async("the certificate is refused", TEST_TIMEOUT, || async {
             let status = store.status();
             let named = |p: &str| p.contains("certificate") || p.contains("UnknownIssuer");
             if status.iter().all(|c| c.problem.as_deref().is_some_and(named)) {

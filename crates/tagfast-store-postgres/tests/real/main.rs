@@ -1,11 +1,13 @@
-//! The store against a real cluster of three PostgreSQL nodes under Patroni, one stack for all
-//! tests of this binary.
+//! The store on real clusters of three PostgreSQL nodes under Patroni; one stack for all tests of
+//! this binary.
 
+mod dead_letters;
 mod installation;
-#[expect(dead_code, reason = "the fault tests use other parts")]
-mod kit;
-mod letters;
+mod migration;
 mod proofs;
 mod relaying;
 mod suite;
+#[path = "../support/mod.rs"]
+#[expect(dead_code, reason = "the fault tests use other parts")]
+mod support;
 mod writes;

@@ -1,4 +1,4 @@
-//! What a view proves: every write below its xmin is in it, nothing beyond its position is.
+//! What a view proves: every write below its xmin is in it, none beyond its position is.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,24 +9,24 @@ use tagfast_domain::{ContentKey, EpochId};
 use tagfast_resilience::{Clock, SystemClock};
 use tagfast_sharding::LogicalShard;
 use tagfast_store::{Consistency, History, ReadOptions, Source, TagReader, TagWriter, View};
-use tagfast_store_postgres::{Discard, PostgresStore};
+use tagfast_store_postgres::{NullSink, PostgresStore};
 
-use crate::kit;
+use crate::support;
 use crate::writes::{key_of, put, request};
 
 const CONTENTS: usize = 8;
 const WRITERS: usize = 4;
 
-/// What was seen of one content: acknowledged writes (xid, version) and views (where, xmin, highest
-/// xid, version).
+/// What the clients saw of one content: acknowledged writes (xid, version) and views (source, xmin,
+/// highest xid, version).
 #[derive(Default)]
 struct Seen {
     writes: Vec<(u64, u64)>,
     views: Vec<(&'static str, u64, u64, u64)>,
 }
 
-/// By the place of the view: how often a write lay below its xmin, and how often it was not in it;
-/// how often one lay beyond.
+/// By the source of the view: how often a write lay below its xmin, and how often it was missing;
+/// how often one lay beyond, and how often it was included.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Cases {
     proven: u64,
@@ -35,13 +35,13 @@ struct Cases {
     too_new: u64,
 }
 
-fn judge(seen: &Seen, cases: &mut BTreeMap<&'static str, Cases>) {
+fn check(seen: &Seen, cases: &mut BTreeMap<&'static str, Cases>) {
     let mut writes = seen.writes.clone();
     writes.sort_unstable();
     for (place, xmin, highest, version) in &seen.views {
         let of = cases.entry(place).or_default();
-        // The last write below is the one that was most likely missed, the first one beyond the one
-        // most likely included.
+        // The last write below is the one most likely to be missing, the first one beyond the one
+        // most likely to be included.
         let below = &writes[..writes.partition_point(|(xid, _)| xid < xmin)];
         if let Some(newest) = below.iter().map(|(_, version)| *version).max() {
             of.proven += 1;
@@ -58,11 +58,11 @@ fn judge(seen: &Seen, cases: &mut BTreeMap<&'static str, Cases>) {
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::print_stdout, reason = "the figures of a run; `--nocapture` shows them")]
 async fn a_view_contains_every_write_below_its_xmin() {
-    let options = kit::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
-    // Two processes: their lanes meet on the same contents.
+    let options = support::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
+    // Like two processes: their lanes write the same contents.
     let stores = [
-        kit::open(options.clone(), Arc::new(Discard)).await,
-        kit::open(options, Arc::new(Discard)).await,
+        support::open(options.clone(), Arc::new(NullSink)).await,
+        support::open(options, Arc::new(NullSink)).await,
     ];
     let keys: Arc<Vec<ContentKey>> =
         Arc::new((0..CONTENTS).map(|n| key_of(0, &format!("hot-{n}"))).collect());
@@ -108,13 +108,13 @@ async fn a_view_contains_every_write_below_its_xmin() {
             }
         }));
     }
-    tokio::time::sleep(Duration::from_secs(if kit::full() { 60 } else { 3 })).await;
+    tokio::time::sleep(Duration::from_secs(if support::full() { 60 } else { 3 })).await;
     stop.store(true, Ordering::SeqCst);
     for task in tasks {
         task.await.expect("no panic");
     }
     let mut cases = BTreeMap::new();
-    seen.iter().for_each(|seen| judge(&seen.lock().expect("no panic under the lock"), &mut cases));
+    seen.iter().for_each(|seen| check(&seen.lock().expect("no panic under the lock"), &mut cases));
     println!("what views prove: {cases:?}");
     for place in ["primary", "replica", "write"] {
         let Cases { proven, wrong, beyond, too_new } = cases[place];
@@ -123,14 +123,14 @@ async fn a_view_contains_every_write_below_its_xmin() {
     }
 }
 
-/// A judge that cannot find anything proves nothing.
+/// A check that finds no fault proves nothing unless it can find one.
 #[test]
-fn the_judge_notices_a_missing_write_and_one_too_many() {
+fn the_check_finds_a_missing_write_and_one_too_many() {
     let views = vec![("a", 10, 20, 5), ("a", 12, 20, 5), ("a", 10, 12, 6)];
     let mut cases = BTreeMap::new();
-    judge(&Seen { writes: vec![(9, 5), (11, 6), (13, 7)], views }, &mut cases);
+    check(&Seen { writes: vec![(9, 5), (11, 6), (13, 7)], views }, &mut cases);
     assert_eq!(cases["a"], Cases { proven: 3, wrong: 1, beyond: 1, too_new: 0 });
-    judge(&Seen { writes: vec![(13, 6)], views: vec![("b", 10, 12, 6)] }, &mut cases);
+    check(&Seen { writes: vec![(13, 6)], views: vec![("b", 10, 12, 6)] }, &mut cases);
     assert_eq!(cases["b"], Cases { proven: 0, wrong: 0, beyond: 1, too_new: 1 });
 }
 
@@ -140,12 +140,12 @@ async fn strong(store: &PostgresStore, key: &ContentKey) -> View {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_tells_what_it_left_behind() {
-    let options = kit::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
-    let store = kit::open(options, Arc::new(Discard)).await;
+async fn a_write_returns_the_view_that_it_left() {
+    let options = support::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
+    let store = support::open(options, Arc::new(NullSink)).await;
     let key = key_of(0, "left");
     let first = request(&key, "one");
-    // In one group, most likely: the same content twice.
+    // In one batch, most likely: the same content twice.
     let answers = store.write_many(vec![first.clone(), request(&key, "two")]).await;
     let answers: Vec<_> = answers.into_iter().map(|answer| answer.expect("written")).collect();
     for answer in &answers {
@@ -158,7 +158,7 @@ async fn a_write_tells_what_it_left_behind() {
     assert_eq!((left.version, &left.tags), (read.version, &read.tags));
     assert!(read.as_of >= left.as_of, "{} {}", read.as_of, left.as_of);
 
-    // Nothing written, nothing to tell.
+    // Nothing was written: no view is returned.
     let again =
         store.write(tagfast_store::WriteRequest { fresh: false, ..first }).await.expect("repeated");
     assert_eq!((again.repeated, again.view), (true, None));
@@ -167,15 +167,15 @@ async fn a_write_tells_what_it_left_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_history_names_the_current_epoch_and_no_other() {
-    let options = kit::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
-    let store = kit::open(options, Arc::new(Discard)).await;
+async fn the_history_has_the_current_epoch_and_no_unknown_one() {
+    let options = support::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
+    let store = support::open(options, Arc::new(NullSink)).await;
     for cluster in [0, 1] {
         let key = key_of(cluster, "history");
         let shard = LogicalShard::of(&key);
         let epoch = put(&store, &key, "tag").await.expect("written").receipt.position.epoch;
         assert_eq!(store.current(shard), Some(epoch));
-        assert_eq!(store.fence(shard, epoch), Some(u64::MAX));
-        assert_eq!(store.fence(shard, EpochId([9; 16])), None, "it may be a newer one");
+        assert_eq!(store.epoch_end(shard, epoch), Some(u64::MAX));
+        assert_eq!(store.epoch_end(shard, EpochId([9; 16])), None, "it may be a newer one");
     }
 }

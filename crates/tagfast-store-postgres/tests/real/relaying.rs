@@ -1,5 +1,5 @@
 //! Relays on real clusters: a failing sink loses nothing, a relay that stands still is replaced,
-//! tables are emptied.
+//! tables are truncated.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -10,24 +10,24 @@ use tagfast_domain::{ContentKey, UnixMillis};
 use tagfast_failover::EpochRecord;
 use tagfast_resilience::{Clock, SystemClock};
 use tagfast_store::StoreError;
-use tagfast_store_postgres::{OutboxRow, OutboxSink, PastEpoch, PublishError};
+use tagfast_store_postgres::{EndedEpoch, OutboxRow, OutboxSink, PublishError};
 use tagfast_testkit::wait_for_condition_async;
 
-use crate::kit::{self, Recording};
+use crate::support::{self, RecordingSink};
 use crate::writes::{key_of, put};
 
-/// A sink that refuses for a while.
+/// A sink that refuses on request.
 #[derive(Default)]
-struct Refusing {
+struct RefusingSink {
     refuses: AtomicBool,
-    asked: AtomicU32,
-    kept: Recording,
+    refused: AtomicU32,
+    recorded: RecordingSink,
 }
 
 #[async_trait]
-impl OutboxSink for Refusing {
+impl OutboxSink for RefusingSink {
     async fn begin_epoch(&self, cluster: &str, epoch: &EpochRecord) -> Result<(), PublishError> {
-        self.kept.begin_epoch(cluster, epoch).await
+        self.recorded.begin_epoch(cluster, epoch).await
     }
 
     async fn publish(
@@ -38,45 +38,45 @@ impl OutboxSink for Refusing {
         hi: u64,
     ) -> Result<(), PublishError> {
         if self.refuses.load(Ordering::SeqCst) {
-            self.asked.fetch_add(1, Ordering::SeqCst);
-            return Err(PublishError("the bus is away".to_owned()));
+            self.refused.fetch_add(1, Ordering::SeqCst);
+            return Err(PublishError::new("the bus is away"));
         }
-        self.kept.publish(cluster, epoch, rows, hi).await
+        self.recorded.publish(cluster, epoch, rows, hi).await
     }
 
-    async fn doubtful(
+    async fn diverged_contents(
         &self,
         _: &str,
         _: &EpochRecord,
-        _: &[PastEpoch],
+        _: &[EndedEpoch],
     ) -> Result<Vec<ContentKey>, PublishError> {
         Ok(Vec::new())
     }
 
     async fn complete_through(&self, cluster: &str, epoch: &EpochRecord, at: UnixMillis, hi: u64) {
-        self.kept.complete_through(cluster, epoch, at, hi).await;
+        self.recorded.complete_through(cluster, epoch, at, hi).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sink_that_fails_gets_everything_in_the_end() {
-    let sink = Arc::new(Refusing::default());
-    let options = kit::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
-    let store = kit::open(options, Arc::clone(&sink) as _).await;
+    let sink = Arc::new(RefusingSink::default());
+    let options = support::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
+    let store = support::open(options, Arc::clone(&sink) as _).await;
     let key = key_of(0, "failing");
     put(&store, &key, "before").await.expect("written");
     sink.refuses.store(true, Ordering::SeqCst);
     for n in 0..50 {
         put(&store, &key, &format!("t{n}")).await.expect("writes do not wait for the bus");
     }
-    wait_for_condition_async("the relay tries again", Duration::from_secs(10), || async {
-        let asked = sink.asked.load(Ordering::SeqCst);
-        if asked >= 3 { Ok(()) } else { Err(asked) }
+    wait_for_condition_async("the relay retries", Duration::from_secs(10), || async {
+        let refused = sink.refused.load(Ordering::SeqCst);
+        if refused >= 3 { Ok(()) } else { Err(refused) }
     })
     .await;
     sink.refuses.store(false, Ordering::SeqCst);
     store.drained().await;
-    let events = sink.kept.events();
+    let events = sink.recorded.events();
     let versions: Vec<_> = events.iter().filter(|e| e.key == key).map(|e| e.version).collect();
     assert!(versions.windows(2).all(|w| w[0] < w[1]), "in the order of versions: {versions:?}");
     let added: usize = events
@@ -88,17 +88,16 @@ async fn a_sink_that_fails_gets_everything_in_the_end() {
     assert_eq!(added, 51, "every change once");
 }
 
-/// A sink that stops the thread it is called on, and with it the whole single-threaded process
-/// around it.
+/// A sink that blocks the thread it is called on, and with it the single-threaded node around it.
 #[derive(Default)]
-struct Standing {
-    stands: Mutex<bool>,
-    goes_on: Condvar,
+struct BlockingSink {
+    blocks: Mutex<bool>,
+    released: Condvar,
     reached: AtomicBool,
 }
 
 #[async_trait]
-impl OutboxSink for Standing {
+impl OutboxSink for BlockingSink {
     async fn begin_epoch(&self, _: &str, _: &EpochRecord) -> Result<(), PublishError> {
         Ok(())
     }
@@ -111,18 +110,18 @@ impl OutboxSink for Standing {
         _: u64,
     ) -> Result<(), PublishError> {
         self.reached.store(true, Ordering::SeqCst);
-        let mut stands = self.stands.lock().expect("no panic under the lock");
-        while *stands {
-            stands = self.goes_on.wait(stands).expect("no panic under the lock");
+        let mut blocks = self.blocks.lock().expect("no panic under the lock");
+        while *blocks {
+            blocks = self.released.wait(blocks).expect("no panic under the lock");
         }
         Ok(())
     }
 
-    async fn doubtful(
+    async fn diverged_contents(
         &self,
         _: &str,
         _: &EpochRecord,
-        _: &[PastEpoch],
+        _: &[EndedEpoch],
     ) -> Result<Vec<ContentKey>, PublishError> {
         Ok(Vec::new())
     }
@@ -132,19 +131,18 @@ impl OutboxSink for Standing {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relay_that_stands_still_is_replaced() {
-    let options = kit::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
+    let options = support::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
     let key = key_of(0, "standing");
-    let standing = Arc::new(Standing::default());
-    *standing.stands.lock().expect("no panic under the lock") = true;
-    // A node of its own thread: when its sink stands still, everything of it does, as under
-    // SIGSTOP.
-    let (node_options, node_sink, node_key) = (options.clone(), Arc::clone(&standing), key.clone());
+    let blocking = Arc::new(BlockingSink::default());
+    *blocking.blocks.lock().expect("no panic under the lock") = true;
+    // A node on one thread: while its sink blocks, the whole node stands still, as under SIGSTOP.
+    let (node_options, node_sink, node_key) = (options.clone(), Arc::clone(&blocking), key.clone());
     let node = std::thread::spawn(move || {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async move {
-            let store = kit::open(node_options, Arc::clone(&node_sink) as _).await;
-            // Acknowledged or not: the relay may stop the thread first.
+            let store = support::open(node_options, Arc::clone(&node_sink) as _).await;
+            // Acknowledged or not: the relay may block the thread first.
             let _ = tokio::time::timeout(Duration::from_secs(20), put(&store, &node_key, "first"))
                 .await;
             let reached = || async {
@@ -154,11 +152,11 @@ async fn a_relay_that_stands_still_is_replaced() {
         });
     });
     wait_for_condition_async("the first node stands still", Duration::from_secs(30), || async {
-        if standing.reached.load(Ordering::SeqCst) { Ok(()) } else { Err("not yet") }
+        if blocking.reached.load(Ordering::SeqCst) { Ok(()) } else { Err("not yet") }
     })
     .await;
-    let sink = Arc::new(Recording::default());
-    let store = kit::open(options, Arc::clone(&sink) as _).await;
+    let sink = Arc::new(RecordingSink::default());
+    let store = support::open(options, Arc::clone(&sink) as _).await;
     put(&store, &key, "second").await.expect("written");
     wait_for_condition_async(
         "the second node's relay has taken over",
@@ -171,7 +169,7 @@ async fn a_relay_that_stands_still_is_replaced() {
                 .flat_map(|c| &c.added)
                 .map(|n| n.to_string())
                 .collect();
-            // What the first relay had not stored as published comes again.
+            // What the first relay published without storing its cursor is sent again.
             if names.contains(&"first".to_owned()) && names.contains(&"second".to_owned()) {
                 Ok(())
             } else {
@@ -180,62 +178,62 @@ async fn a_relay_that_stands_still_is_replaced() {
         },
     )
     .await;
-    *standing.stands.lock().expect("no panic under the lock") = false;
-    standing.goes_on.notify_all();
+    *blocking.blocks.lock().expect("no panic under the lock") = false;
+    blocking.released.notify_all();
     node.join().expect("the first node goes on");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_outbox_is_emptied() {
-    let options = kit::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
+async fn a_drained_outbox_is_truncated() {
+    let options = support::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
     let database = options.database.clone();
-    let store = kit::open(options, Arc::new(Recording::default())).await;
+    let store = support::open(options, Arc::new(RecordingSink::default())).await;
     let key = key_of(0, "emptied");
     for n in 0..30 {
         put(&store, &key, &format!("t{n}")).await.expect("written");
     }
     let rows = "SELECT (SELECT count(*) FROM outbox_0)::int + (SELECT count(*) FROM outbox_1)::int
                      + (SELECT count(*) FROM outbox_2)::int";
-    assert!(kit::number(0, &database, rows).await > 0);
-    // Three turns of five seconds.
-    wait_for_condition_async("nothing is left of it", Duration::from_secs(30), || async {
-        let left = kit::number(0, &database, rows).await;
+    assert!(support::number(0, &database, rows).await > 0);
+    // Three rotations of five seconds.
+    wait_for_condition_async("no row is left", Duration::from_secs(30), || async {
+        let left = support::number(0, &database, rows).await;
         if left == 0 { Ok(()) } else { Err(format!("{left} rows")) }
     })
     .await;
 }
 
-/// What a replaced primary published and lost is written again: an empty state of a content that
-/// nobody has, too.
+/// Contents of which a replaced primary published a lost write are written again, also as empty
+/// when they do not exist.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_doubtful_is_written_again() {
-    let options = kit::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
-    let sink = Arc::new(Recording::default());
+async fn diverged_contents_are_written_again() {
+    let options = support::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
+    let sink = Arc::new(RecordingSink::default());
     let (never, lost) = (key_of(0, "never there"), key_of(1, "also lost"));
-    let doubted =
+    let diverged =
         [("c0", &never), ("c1", &lost)].map(|(cluster, key)| (cluster.to_owned(), key.clone()));
-    *sink.doubted.lock().expect("no panic under the lock") = doubted.to_vec();
-    let store = kit::open(options, Arc::clone(&sink) as _).await;
-    wait_for_condition_async("both are told to be empty", Duration::from_secs(20), || async {
+    *sink.diverged.lock().expect("no panic under the lock") = diverged.to_vec();
+    let store = support::open(options, Arc::clone(&sink) as _).await;
+    wait_for_condition_async("both are published as empty", Duration::from_secs(20), || async {
         let events = sink.events();
-        let told = |key: &ContentKey| events.iter().any(|e| e.key == *key && e.tags.is_empty());
-        if told(&never) && told(&lost) { Ok(()) } else { Err(format!("{events:?}")) }
+        let empty = |key: &ContentKey| events.iter().any(|e| e.key == *key && e.tags.is_empty());
+        if empty(&never) && empty(&lost) { Ok(()) } else { Err(format!("{events:?}")) }
     })
     .await;
-    let event = sink.events().into_iter().find(|e| e.key == never).expect("told");
+    let event = sink.events().into_iter().find(|e| e.key == never).expect("published");
     let written = put(&store, &never, "now").await.expect("written");
     assert!(written.version > event.version, "{written:?} after {event:?}");
 }
 
-/// A bus that is away for long does not fill the disk: at the bound writes are refused by name, and
-/// go on when it is back.
+/// A long outage of the bus does not fill the disk: at the bound writes are refused, and they go on
+/// when the bus is back.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_outbox_has_a_bound() {
-    let options = kit::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
+    let options = support::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
     let options = tagfast_store_postgres::PostgresOptions { outbox_bytes: 2 << 20, ..options };
-    let sink = Arc::new(Refusing::default());
+    let sink = Arc::new(RefusingSink::default());
     sink.refuses.store(true, Ordering::SeqCst);
-    let store = kit::open(options, Arc::clone(&sink) as _).await;
+    let store = support::open(options, Arc::clone(&sink) as _).await;
     let mut n = 0;
     let refused = wait_for_condition_async("a refusal", Duration::from_secs(60), || {
         let many: Vec<_> =
@@ -253,7 +251,7 @@ async fn the_outbox_has_a_bound() {
         matches!(refused, StoreError::Overloaded { queue: "outbox", limit: 2_097_152, .. }),
         "{refused}"
     );
-    // The other cluster has an outbox of its own.
+    // Each cluster has its own outbox.
     put(&store, &key_of(1, "elsewhere"), "x").await.expect("taken");
     sink.refuses.store(false, Ordering::SeqCst);
     wait_for_condition_async("writes go on", Duration::from_secs(60), || async {

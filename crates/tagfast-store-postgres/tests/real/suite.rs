@@ -1,43 +1,43 @@
-//! The conformance suite of stores.
+//! The conformance suite of stores, on the store alone and behind the caches.
 
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use tagfast_cache::{CacheOptions, CacheParts, CachedStore};
+use tagfast_cache::{CacheDependencies, CacheOptions, CachedStore};
 use tagfast_domain::{Limits, TaggingsEvent, TenantId, UnixMillis};
 use tagfast_resilience::{Clock, ManualClock};
 use tagfast_store::SharedStore;
 use tagfast_store::conformance::StoreHarness;
 use tagfast_store_postgres::{PostgresOptions, PostgresStore};
 
-use crate::kit::{self, Recording};
+use crate::support::{self, RecordingSink};
 
 struct Harness {
     /// Behind L1 and both Redis servers, as the program has it.
     behind_caches: bool,
     options: PostgresOptions,
     clock: Arc<ManualClock>,
-    sink: Arc<Recording>,
+    sink: Arc<RecordingSink>,
     store: Mutex<Option<Arc<PostgresStore>>>,
 }
 
 impl Harness {
     async fn new(behind_caches: bool) -> Self {
-        // Not ahead of the machine's clock by more than a day: ordinals are minted from it.
+        // Within a day of the machine's clock: ordinals are minted from it.
         let now = tagfast_resilience::SystemClock.now_ms();
         let clock = Arc::new(ManualClock::new(now));
-        let options = kit::options(Arc::clone(&clock) as Arc<dyn Clock>).await;
+        let options = support::options(Arc::clone(&clock) as Arc<dyn Clock>).await;
         Self { behind_caches, options, clock, sink: Arc::default(), store: Mutex::new(None) }
     }
 
     async fn opened(&self) -> SharedStore {
-        let store = kit::open(self.options.clone(), Arc::clone(&self.sink) as _).await;
+        let store = support::open(self.options.clone(), Arc::clone(&self.sink) as _).await;
         *self.store.lock().expect("no panic under the lock") = Some(Arc::clone(&store));
         if !self.behind_caches {
             return store;
         }
-        let [views, positions] = kit::redis().await;
-        let parts = CacheParts {
+        let [views, positions] = support::redis().await;
+        let parts = CacheDependencies {
             store: Arc::clone(&store) as SharedStore,
             history: store,
             views: Some(views),
@@ -72,7 +72,7 @@ impl StoreHarness for Harness {
     }
 
     async fn complete_through(&self) -> UnixMillis {
-        // What both clusters have come to; nothing before each has said something.
+        // What both clusters have reached; 0 until each has sent a heartbeat.
         let through = self.sink.through.lock().expect("no panic under the lock");
         if through.len() < self.options.clusters.len() {
             0
@@ -97,7 +97,7 @@ impl StoreHarness for Harness {
 
 tagfast_store::conformance_suite!(Harness::new(false).await);
 
-/// The same promises through the caches.
+/// The same promises behind the caches.
 mod behind_caches {
     tagfast_store::conformance_suite!(super::Harness::new(true).await);
 }

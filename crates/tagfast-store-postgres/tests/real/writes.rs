@@ -1,11 +1,11 @@
-//! Small writes for tests that are about something else.
+//! Small writes for tests of other things.
 
 use tagfast_domain::{ContentKey, Limits, Operation, Tag, UserId, Write, WriteId};
 use tagfast_sharding::LogicalShard;
 use tagfast_store::{Durability, StoreError, TagWriter, WriteAnswer, WriteRequest};
 use tagfast_store_postgres::PostgresStore;
 
-/// A content of the wanted cluster: two clusters share the shards in halves.
+/// A content of this cluster: each of the two has half of the shards.
 pub(crate) fn key_of(cluster: usize, name: &str) -> ContentKey {
     (0..)
         .map(|n| ContentKey::parse("test", "doc", &format!("{name}-{n}")).expect("a content"))
@@ -19,7 +19,7 @@ pub(crate) fn request(key: &ContentKey, tag: &str) -> WriteRequest {
     getrandom::fill(&mut id).expect("random bits");
     let operation =
         Operation::patch(vec![Tag::parse(tag).expect("a tag")], Vec::new(), &Limits::default());
-    let user = UserId::parse("somebody").expect("a user");
+    let user = UserId::parse("user").expect("a user");
     let write = Write {
         id: WriteId(id),
         key: key.clone(),

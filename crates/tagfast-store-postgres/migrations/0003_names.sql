@@ -1,0 +1,21 @@
+-- Schema version 3: the names that the code and the documentation use. Data stays as it is.
+ALTER TABLE epoch RENAME COLUMN reign TO term;
+ALTER TABLE turn RENAME TO rotation;
+ALTER INDEX turn_pkey RENAME TO rotation_pkey;
+ALTER TABLE tagfast_control.letter RENAME TO dead_letter;
+ALTER TABLE tagfast_control.dead_letter RENAME COLUMN letter_id TO id;
+ALTER INDEX tagfast_control.letter_pkey RENAME TO dead_letter_pkey;
+ALTER INDEX tagfast_control.letter_order RENAME TO dead_letter_order;
+ALTER INDEX tagfast_control.letter_state RENAME TO dead_letter_state;
+ALTER INDEX tagfast_control.letter_job_of RENAME TO dead_letter_job;
+ALTER TABLE tagfast_control.letter_read RENAME TO dead_letter_ingest;
+ALTER INDEX tagfast_control.letter_read_pkey RENAME TO dead_letter_ingest_pkey;
+ALTER TABLE tagfast_control.letter_job RENAME TO replay_job;
+ALTER TABLE tagfast_control.replay_job RENAME COLUMN letters TO dead_letters;
+ALTER INDEX tagfast_control.letter_job_pkey RENAME TO replay_job_pkey;
+ALTER TABLE tagfast_control.letter_act RENAME TO dead_letter_audit;
+ALTER TABLE tagfast_control.dead_letter_audit RENAME COLUMN n TO id;
+ALTER TABLE tagfast_control.dead_letter_audit RENAME COLUMN by TO actor;
+ALTER TABLE tagfast_control.dead_letter_audit RENAME COLUMN letters TO dead_letters;
+ALTER INDEX tagfast_control.letter_act_pkey RENAME TO dead_letter_audit_pkey;
+ALTER INDEX tagfast_control.letter_act_order RENAME TO dead_letter_audit_order;

@@ -1,0 +1,296 @@
+//! etcd over its JSON gateway: the leader key, its lease, the members, our epoch keys.
+//!
+//! How it fails: every call has a timeout; after a failure the next URL is tried. Nothing is cached
+//! here.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tagfast_domain::{EpochId, EpochOrdinal};
+use tagfast_failover::{EpochRecord, LeaderKey, LeaseAnswer, MintCondition};
+
+use crate::boot_clock::boot_time;
+use crate::cluster::topology::Node;
+use crate::options::limit;
+
+/// Why a request to etcd failed.
+#[derive(Debug, thiserror::Error)]
+pub enum EtcdError {
+    /// No URL answered, or the client cannot be built.
+    #[error("etcd does not answer")]
+    Unreachable(#[from] reqwest::Error),
+    /// etcd answered with an error.
+    #[error("etcd refused: {0}")]
+    Refused(String),
+    /// The answer is not what the protocol says.
+    #[error("etcd's answer cannot be read: {0}")]
+    Unreadable(&'static str),
+    /// `store.etcd` is empty.
+    #[error("no etcd URL is configured")]
+    NoUrl,
+}
+
+/// What etcd holds about a cluster.
+#[derive(Debug, Clone)]
+pub(crate) struct ClusterState {
+    /// `None`: no member leads.
+    pub(crate) leader: Option<LeaderKey>,
+    /// `None`: there is no leader, or its lease has expired.
+    pub(crate) lease: Option<LeaseAnswer>,
+    /// The current epoch and its modification revision; `None`: none was minted yet.
+    pub(crate) epoch: Option<(EpochRecord, u64)>,
+    pub(crate) members: Vec<Node>,
+    pub(crate) check_timeline: bool,
+    pub(crate) paused: bool,
+    /// Whether Patroni has written any key below the scope.
+    pub(crate) scope_exists: bool,
+}
+
+/// The client.
+#[derive(Clone)]
+pub(crate) struct Etcd {
+    http: reqwest::Client,
+    urls: Vec<String>,
+}
+
+/// An epoch as JSON in etcd.
+#[derive(Serialize, Deserialize)]
+struct StoredEpoch {
+    id: String,
+    ordinal: u64,
+    /// Written as `reign` by builds before the first release.
+    #[serde(alias = "reign")]
+    term: u64,
+    member: String,
+    timeline: u32,
+    fork_lsn: Option<u64>,
+    parent_id: Option<String>,
+    minted_at: i64,
+    minted_by: String,
+}
+
+fn parse_id(text: &str) -> Option<EpochId> {
+    let mut bytes = [0; 16];
+    hex::decode_to_slice(text, &mut bytes).ok().map(|()| EpochId(bytes))
+}
+
+fn to_json(epoch: &EpochRecord) -> String {
+    let stored = StoredEpoch {
+        id: epoch.id.to_string(),
+        ordinal: epoch.ordinal.0,
+        term: epoch.term,
+        member: epoch.member.clone(),
+        timeline: epoch.timeline,
+        fork_lsn: epoch.fork_lsn,
+        parent_id: epoch.parent_id.map(|id| id.to_string()),
+        minted_at: epoch.minted_at,
+        minted_by: epoch.minted_by.clone(),
+    };
+    json!(stored).to_string()
+}
+
+fn from_json(text: &[u8]) -> Result<EpochRecord, EtcdError> {
+    let stored: StoredEpoch =
+        serde_json::from_slice(text).map_err(|_| EtcdError::Unreadable("the epoch"))?;
+    let id = |text: &str| parse_id(text).ok_or(EtcdError::Unreadable("the epoch's id"));
+    Ok(EpochRecord {
+        id: id(&stored.id)?,
+        ordinal: EpochOrdinal(stored.ordinal),
+        term: stored.term,
+        member: stored.member,
+        timeline: stored.timeline,
+        fork_lsn: stored.fork_lsn,
+        parent_id: stored.parent_id.as_deref().map(id).transpose()?,
+        minted_at: stored.minted_at,
+        minted_by: stored.minted_by,
+    })
+}
+
+fn epoch_key(scope: &str) -> String {
+    format!("/tagfast/v1/{scope}/epoch")
+}
+
+fn history_key(scope: &str, ordinal: EpochOrdinal) -> String {
+    format!("/tagfast/v1/{scope}/epochs/{:016}", ordinal.0)
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_str().and_then(|text| text.parse().ok()).or_else(|| value.as_u64()).unwrap_or(0)
+}
+
+/// A key and its value in a range answer.
+struct KeyValue {
+    key: String,
+    value: Vec<u8>,
+    create_revision: u64,
+    mod_revision: u64,
+    lease: u64,
+}
+
+fn key_values(answer: &Value) -> Result<Vec<KeyValue>, EtcdError> {
+    let bytes = |value: &Value| {
+        STANDARD
+            .decode(value.as_str().unwrap_or_default())
+            .map_err(|_| EtcdError::Unreadable("base64"))
+    };
+    answer["kvs"]
+        .as_array()
+        .map_or(&[][..], Vec::as_slice)
+        .iter()
+        .map(|kv| {
+            Ok(KeyValue {
+                key: String::from_utf8_lossy(&bytes(&kv["key"])?).into_owned(),
+                value: bytes(&kv["value"])?,
+                create_revision: number(&kv["create_revision"]),
+                mod_revision: number(&kv["mod_revision"]),
+                lease: number(&kv["lease"]),
+            })
+        })
+        .collect()
+}
+
+/// The HTTP client for etcd and Patroni.
+pub(crate) fn http_client() -> Result<reqwest::Client, EtcdError> {
+    Ok(reqwest::Client::builder().timeout(limit::ETCD_TIMEOUT).no_proxy().build()?)
+}
+
+impl Etcd {
+    pub(crate) fn new(urls: &[String]) -> Result<Self, EtcdError> {
+        let urls = urls.iter().map(|u| u.trim_end_matches('/').to_owned()).collect();
+        Ok(Self { http: http_client()?, urls })
+    }
+
+    async fn call(&self, path: &str, body: &Value) -> Result<Value, EtcdError> {
+        let mut failure = EtcdError::NoUrl;
+        for url in &self.urls {
+            match self.http.post(format!("{url}{path}")).json(body).send().await {
+                Ok(answer) if answer.status().is_success() => return Ok(answer.json().await?),
+                Ok(answer) => failure = EtcdError::Refused(answer.text().await.unwrap_or_default()),
+                Err(error) => failure = error.into(),
+            }
+        }
+        Err(failure)
+    }
+
+    async fn prefix(&self, prefix: &str) -> Result<Vec<KeyValue>, EtcdError> {
+        let mut end = prefix.as_bytes().to_vec();
+        if let Some(last) = end.last_mut() {
+            *last += 1;
+        }
+        let body = json!({"key": STANDARD.encode(prefix), "range_end": STANDARD.encode(end)});
+        key_values(&self.call("/v3/kv/range", &body).await?)
+    }
+
+    /// Reads the state of a cluster; the leader key first, its lease after it.
+    pub(crate) async fn read_state(&self, scope: &str) -> Result<ClusterState, EtcdError> {
+        let sent = boot_time();
+        let service = self.prefix(&format!("/service/{scope}/")).await?;
+        let named =
+            |name: &str| service.iter().find(|e| e.key == format!("/service/{scope}/{name}"));
+        let config: Value =
+            named("config").and_then(|e| serde_json::from_slice(&e.value).ok()).unwrap_or_default();
+        let paused = config["pause"].as_bool().unwrap_or(false);
+        let leader = named("leader").map(|e| {
+            let member = String::from_utf8_lossy(&e.value).into_owned();
+            (LeaderKey { create_revision: e.create_revision, member }, e.lease)
+        });
+        let lease = match &leader {
+            Some((key, lease)) if *lease != 0 => {
+                let answer =
+                    self.call("/v3/lease/timetolive", &json!({"ID": lease.to_string()})).await?;
+                let alive = answer["TTL"].as_str().is_some_and(|ttl| !ttl.starts_with('-'));
+                alive.then(|| LeaseAnswer {
+                    sent,
+                    leader: key.clone(),
+                    remaining_s: number(&answer["TTL"]),
+                    paused,
+                })
+            }
+            _ => None,
+        };
+        let key = epoch_key(scope);
+        let epoch = match self.prefix(&key).await?.into_iter().find(|e| e.key == key) {
+            Some(entry) => Some((from_json(&entry.value)?, entry.mod_revision)),
+            None => None,
+        };
+        let members_prefix = format!("/service/{scope}/members/");
+        let members = service.iter().filter_map(|e| {
+            let name = e.key.strip_prefix(&members_prefix)?.to_owned();
+            let value: Value = serde_json::from_slice(&e.value).ok()?;
+            let address =
+                value["conn_url"].as_str()?.strip_prefix("postgres://")?.split('/').next()?;
+            Some(Node { name, address: address.rsplit('@').next()?.to_owned() })
+        });
+        Ok(ClusterState {
+            leader: leader.map(|(key, _)| key),
+            lease,
+            epoch,
+            members: members.collect(),
+            check_timeline: config["check_timeline"].as_bool().unwrap_or(false),
+            paused,
+            scope_exists: !service.is_empty(),
+        })
+    }
+
+    /// The epochs of a cluster, oldest first.
+    pub(crate) async fn history(&self, scope: &str) -> Result<Vec<EpochRecord>, EtcdError> {
+        let entries = self.prefix(&format!("/tagfast/v1/{scope}/epochs/")).await?;
+        entries.iter().map(|e| from_json(&e.value)).collect()
+    }
+
+    /// Puts a new epoch if the condition holds. False: a different node was faster, or the leader
+    /// term has ended.
+    pub(crate) async fn mint(
+        &self,
+        scope: &str,
+        epoch: &EpochRecord,
+        condition: &MintCondition,
+    ) -> Result<bool, EtcdError> {
+        let leader = STANDARD.encode(format!("/service/{scope}/leader"));
+        let member = STANDARD.encode(&condition.leader_member);
+        let value = STANDARD.encode(to_json(epoch));
+        let key = STANDARD.encode(epoch_key(scope));
+        let history = STANDARD.encode(history_key(scope, epoch.ordinal));
+        let body = json!({
+            "compare": [
+                {"target": "CREATE", "result": "EQUAL", "key": leader,
+                 "create_revision": condition.leader_create_revision.to_string()},
+                {"target": "VALUE", "result": "EQUAL", "key": leader, "value": member},
+                {"target": "MOD", "result": "EQUAL", "key": key,
+                 "mod_revision": condition.epoch_mod_revision.to_string()},
+            ],
+            "success": [
+                {"request_put": {"key": key, "value": value}},
+                {"request_put": {"key": history, "value": value}},
+            ],
+        });
+        Ok(self.call("/v3/kv/txn", &body).await?["succeeded"].as_bool().unwrap_or(false))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_epoch_survives_json() {
+        let epoch = EpochRecord {
+            id: EpochId([0xA1; 16]),
+            ordinal: EpochOrdinal(1_800_000_000_000),
+            term: 42,
+            member: "c0-n1".to_owned(),
+            timeline: 3,
+            fork_lsn: Some(0x42_DEE9_0000),
+            parent_id: Some(EpochId([7; 16])),
+            minted_at: 1_800_000_000_001,
+            minted_by: "api-1".to_owned(),
+        };
+        assert_eq!(from_json(to_json(&epoch).as_bytes()).expect("readable"), epoch);
+        assert!(from_json(b"{}").is_err());
+        assert_eq!(parse_id("zz"), None);
+        // An epoch that an earlier build minted is read, too.
+        let earlier = to_json(&epoch).replace("\"term\"", "\"reign\"");
+        assert_eq!(from_json(earlier.as_bytes()).expect("readable"), epoch);
+    }
+}

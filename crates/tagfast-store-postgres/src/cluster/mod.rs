@@ -1,0 +1,18 @@
+//! One cluster: what this node knows of it, and the tasks that keep that knowledge current.
+//!
+//! | module | it answers |
+//! |---|---|
+//! | [`topology`] | which nodes there are, which one takes writes, what may be acknowledged |
+//! | [`epoch_ends`] | how much of each epoch is part of the current history |
+//! | [`watcher`] | polls etcd, mints epochs, proves leadership by the lease |
+//! | [`member_probes`] | proves leadership by the members while etcd does not answer |
+//! | [`preflight`] | what weakens a promise on this installation; how far replicas lag |
+//! | [`etcd`], [`patroni`] | the clients of etcd and of Patroni's REST API |
+
+pub(crate) mod epoch_ends;
+pub(crate) mod etcd;
+pub(crate) mod member_probes;
+pub(crate) mod patroni;
+pub(crate) mod preflight;
+pub(crate) mod topology;
+pub(crate) mod watcher;

@@ -1,0 +1,240 @@
+//! Checks of an installation: what weakens a promise, and how far the replicas lag.
+//!
+//! Runs once a second on the watcher's connection. Nothing here stops a write: what makes writing
+//! wrong (an old server, tables of a different application, no right to mint) is found where it is
+//! needed and reported as the cluster's problem. What is found here is reported as a warning in the
+//! status and in `tagfast_installation_warnings`.
+//!
+//! How it fails: a server that does not answer in time leaves the figures of the last second; the
+//! watcher then reports the connection as failed.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
+
+use tagfast_resilience::{Bounded, gauge};
+use tokio_postgres::Row;
+
+use crate::cluster::etcd::ClusterState;
+use crate::cluster::topology::{Cluster, Node};
+use crate::connect::{Connection, PgError, within};
+use crate::metric::{
+    INSTALLATION_WARNINGS, NODE_IS_PRIMARY, OUTBOX_BYTES, REPLICA_LAG_BYTES, REPLICA_LAG_SECONDS,
+    REPLICA_STREAMING,
+};
+use crate::options::limit;
+
+/// The primary's settings, its replication streams, and the size of its outbox.
+const READ_SETTINGS: &str = "
+SELECT current_setting('synchronous_commit'), current_setting('fsync'),
+       current_setting('full_page_writes'), s.name, s.state, s.behind, s.lag,
+       pg_total_relation_size('outbox_0') + pg_total_relation_size('outbox_1')
+           + pg_total_relation_size('outbox_2')
+FROM (SELECT) one LEFT JOIN (
+    SELECT application_name AS name, state,
+           (pg_current_wal_flush_lsn() - replay_lsn)::bigint AS behind,
+           (extract(epoch FROM replay_lag) * 1000)::bigint AS lag
+    FROM pg_stat_replication) s ON true";
+
+/// A replication stream of the primary.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct ReplicationStream {
+    name: String,
+    state: String,
+    lag_bytes: u64,
+    lag_ms: u64,
+}
+
+/// The settings and streams of a primary.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct PrimarySettings {
+    synchronous_commit: String,
+    fsync: String,
+    full_page_writes: String,
+    streams: Vec<ReplicationStream>,
+}
+
+impl PrimarySettings {
+    fn of(rows: &[Row]) -> Self {
+        let Some(first) = rows.first() else { return Self::default() };
+        let stream = |row: &Row| {
+            let number =
+                |column| u64::try_from(row.get::<_, Option<i64>>(column).unwrap_or(0)).unwrap_or(0);
+            let state: Option<String> = row.get(4);
+            Some(ReplicationStream {
+                name: row.get::<_, Option<String>>(3)?,
+                state: state.unwrap_or_default(),
+                lag_bytes: number(5),
+                lag_ms: number(6),
+            })
+        };
+        Self {
+            synchronous_commit: first.get(0),
+            fsync: first.get(1),
+            full_page_writes: first.get(2),
+            streams: rows.iter().filter_map(stream).collect(),
+        }
+    }
+}
+
+/// Checks the primary; returns the warnings, each a sentence that says what to do.
+pub(crate) async fn check(
+    cluster: &Cluster,
+    server: &Connection,
+    state: &ClusterState,
+) -> Result<Vec<String>, PgError> {
+    let rows = server.client.query(READ_SETTINGS, &[]);
+    let rows = within("reading the settings", limit::READ_TIMEOUT, rows).await?;
+    let settings = PrimarySettings::of(&rows);
+    let label = || Bounded(cluster.name.clone());
+    if let Some(row) = rows.first() {
+        let bytes = row.get::<_, i64>(7).unsigned_abs();
+        cluster.outbox_bytes.store(bytes, Ordering::Relaxed);
+        gauge!(OUTBOX_BYTES, "cluster" => label()).set(bytes as f64);
+    }
+    let primary = state.leader.as_ref().map_or("", |key| key.member.as_str());
+    let replicas: Vec<&Node> = state.members.iter().filter(|m| m.name != primary).collect();
+    for member in &state.members {
+        let node = || Bounded(member.name.clone());
+        let is_primary = member.name == primary;
+        gauge!(NODE_IS_PRIMARY, "cluster" => label(), "node" => node())
+            .set(f64::from(u8::from(is_primary)));
+        if is_primary {
+            continue;
+        }
+        let stream =
+            settings.streams.iter().find(|s| s.name == member.name && s.state == "streaming");
+        gauge!(REPLICA_STREAMING, "cluster" => label(), "node" => node())
+            .set(f64::from(u8::from(stream.is_some())));
+        // The lag of a replica that does not stream is unknown: the last figures stay, and the
+        // gauge above says so.
+        if let Some(stream) = stream {
+            gauge!(REPLICA_LAG_BYTES, "cluster" => label(), "node" => node())
+                .set(stream.lag_bytes as f64);
+            // The time is that of the last flush, however long ago: with nothing to replay there
+            // is no lag.
+            let seconds = if stream.lag_bytes == 0 { 0.0 } else { stream.lag_ms as f64 / 1000.0 };
+            gauge!(REPLICA_LAG_SECONDS, "cluster" => label(), "node" => node()).set(seconds);
+        }
+    }
+    let warnings = warnings(&settings, &replicas, state.check_timeline, state.paused);
+    gauge!(INSTALLATION_WARNINGS, "cluster" => label()).set(warnings.len() as f64);
+    Ok(warnings)
+}
+
+fn warnings(
+    settings: &PrimarySettings,
+    replicas: &[&Node],
+    check_timeline: bool,
+    paused: bool,
+) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let mut warn = |wrong: bool, text: &str| {
+        if wrong {
+            warnings.push(text.to_owned());
+        }
+    };
+    warn(
+        !check_timeline,
+        "Patroni's check_timeline is off: a node on a dead timeline can win an election; set it \
+         with `patronictl edit-config`",
+    );
+    warn(
+        paused,
+        "Patroni is paused: it does not fail over, and writes are acknowledged only while every \
+         member answers; end it with `patronictl resume`",
+    );
+    warn(
+        settings.synchronous_commit == "off",
+        "synchronous_commit is off on our own connections (does a pooler drop their options?): \
+         acknowledged writes are lost when the server crashes",
+    );
+    warn(
+        settings.fsync == "off",
+        "fsync is off: acknowledged writes are lost when the machine crashes",
+    );
+    warn(
+        settings.full_page_writes == "off",
+        "full_page_writes is off: a crash of the machine can damage pages",
+    );
+    let names: BTreeSet<&str> = replicas.iter().map(|m| m.name.as_str()).collect();
+    let unknown: Vec<&str> = settings
+        .streams
+        .iter()
+        .filter(|s| s.state == "streaming" && !names.contains(s.name.as_str()))
+        .map(|s| s.name.as_str())
+        .collect();
+    let missing = replicas.iter().any(|m| !settings.streams.iter().any(|s| s.name == m.name));
+    warn(
+        missing && !unknown.is_empty(),
+        &format!(
+            "a replica streams under the application_name {unknown:?}, which is no member's name: \
+             its lag is unknown; leave application_name in primary_conninfo to Patroni"
+        ),
+    );
+    warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn good() -> PrimarySettings {
+        let stream = |name: &str| ReplicationStream {
+            name: name.to_owned(),
+            state: "streaming".to_owned(),
+            lag_bytes: 0,
+            lag_ms: 0,
+        };
+        PrimarySettings {
+            synchronous_commit: "local".to_owned(),
+            fsync: "on".to_owned(),
+            full_page_writes: "on".to_owned(),
+            streams: vec![stream("n1"), stream("n2")],
+        }
+    }
+
+    fn of(settings: &PrimarySettings, check_timeline: bool, paused: bool) -> Vec<String> {
+        let member = |name: &str| Node { name: name.to_owned(), address: "h:1".to_owned() };
+        let (one, two) = (member("n1"), member("n2"));
+        warnings(settings, &[&one, &two], check_timeline, paused)
+    }
+
+    #[test]
+    fn a_good_installation_has_no_warnings() {
+        assert_eq!(of(&good(), true, false), Vec::<String>::new());
+        let backup =
+            ReplicationStream { name: "pg_basebackup".to_owned(), ..good().streams[0].clone() };
+        let streams = good().streams.into_iter().chain([backup]).collect();
+        assert_eq!(
+            of(&PrimarySettings { streams, ..good() }, true, false),
+            Vec::<String>::new(),
+            "a backup is no replica"
+        );
+    }
+
+    #[test]
+    fn each_weakness_is_named() {
+        let one = |settings: &PrimarySettings, check_timeline, paused, word: &str| {
+            let found = of(settings, check_timeline, paused);
+            assert!(matches!(&found[..], [text] if text.contains(word)), "{word}: {found:?}");
+        };
+        one(&good(), false, false, "check_timeline");
+        one(&good(), true, true, "paused");
+        one(
+            &PrimarySettings { synchronous_commit: "off".to_owned(), ..good() },
+            true,
+            false,
+            "synchronous_commit",
+        );
+        one(&PrimarySettings { fsync: "off".to_owned(), ..good() }, true, false, "fsync");
+        one(
+            &PrimarySettings { full_page_writes: "off".to_owned(), ..good() },
+            true,
+            false,
+            "full_page_writes",
+        );
+        let mut renamed = good();
+        renamed.streams[1].name = "walreceiver".to_owned();
+        one(&renamed, true, false, "application_name");
+    }
+}

@@ -1,0 +1,411 @@
+//! One watcher a cluster: polls etcd every second, mints epochs, proves leadership by the lease,
+//! keeps the topology current.
+//!
+//! A poll reads leader key, lease, members and our epoch, opens a connection to the leader and
+//! checks on it that the server is a primary of that epoch. The probes of
+//! [`member_probes`](crate::cluster::member_probes) run beside it; no other cluster waits for
+//! either.
+//!
+//! How it fails: while etcd does not answer the topology stays, the lease proof expires, and the
+//! member proof carries on. While the leader cannot be reached there is no primary, and writes
+//! wait.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tagfast_domain::{EpochId, EpochOrdinal};
+use tagfast_failover::{
+    ConnectionFacts, EpochRecord, MintDecision, MintFacts, PrimaryFacts, WriteEligibility,
+    check_eligibility, mint,
+};
+use tagfast_resilience::{Bounded, Clock, ErrorChain, OutageLog, counter, gauge, histogram};
+use tokio::time::{Instant, timeout};
+use tokio_postgres::types::ToSql;
+
+use crate::boot_clock::boot_time;
+use crate::cluster::etcd::{ClusterState, Etcd, EtcdError};
+use crate::cluster::preflight;
+use crate::cluster::topology::{Cluster, Node, Topology};
+use crate::connect::{Connection, ConnectionFactory, PgError, within};
+use crate::metric::{
+    CLUSTER_DOWN, CLUSTER_HAS_PRIMARY, EPOCH_ORDINAL, EPOCHS, ETCD_FAILURES, FAILOVERS,
+    LEADER_LEASE_LEFT, WRITE_HOLD,
+};
+use crate::options::limit;
+use crate::schema;
+use crate::sql::{PRIMARY_FACTS, connection_facts};
+
+/// The shortest time between two polls, however often a refresh is requested.
+const POLL_INTERVAL_MIN: Duration = Duration::from_millis(20);
+/// Between two polls while there is no primary.
+const POLL_INTERVAL_WITHOUT_PRIMARY: Duration = Duration::from_millis(100);
+
+/// Where a timeline left its parent: the last line of its history file.
+const TIMELINE_FORK: &str = "
+SELECT (split_part(line, E'\\t', 2)::pg_lsn - '0/0')::bigint
+FROM (SELECT regexp_split_to_table(trim(E'\\n ' from pg_read_file($1)), E'\\n') AS line) l
+WHERE line ~ '^[0-9]+\\t' ORDER BY split_part(line, E'\\t', 1)::int DESC LIMIT 1";
+
+const INSERT_EPOCH: &str = "
+INSERT INTO epoch (ordinal, id, parent_id, term, timeline, fork_lsn, minted_at, minted_by)
+VALUES ($1, $2, $3, $4, $5, '0/0'::pg_lsn + $6::bigint, to_timestamp($7::bigint / 1000.0), $8)
+ON CONFLICT DO NOTHING";
+
+/// Everything a watcher runs with.
+pub(crate) struct Watcher {
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) etcd: Etcd,
+    pub(crate) connections: ConnectionFactory,
+    pub(crate) clock: Arc<dyn Clock>,
+    /// The name of this node of the service.
+    pub(crate) node: String,
+    /// See [`crate::ClusterOptions::moved_from`].
+    pub(crate) moved_from: Option<EpochOrdinal>,
+    /// Since when there has been no primary; `None`: there is one.
+    pub(crate) down_since: Mutex<Option<Instant>>,
+}
+
+/// The watcher's connection to the leader, and whether its schema was migrated.
+#[derive(Default)]
+struct LeaderConnection {
+    /// The address and the connection; `None`: it is to be opened.
+    open: Option<(String, Connection)>,
+    migrated: bool,
+}
+
+impl Watcher {
+    /// Polls until the task is dropped.
+    pub(crate) async fn run(self) {
+        let mut leader = LeaderConnection::default();
+        let etcd_outage = OutageLog::of("reading etcd", self.cluster.name.clone());
+        loop {
+            let began = Instant::now();
+            match self.etcd.read_state(&self.cluster.scope).await {
+                Ok(state) => {
+                    etcd_outage.recovered();
+                    if let Err(problem) = self.poll(&state, &mut leader).await {
+                        leader.open = None;
+                        self.publish_without_primary(&state, problem);
+                    }
+                }
+                Err(error) => {
+                    etcd_outage.failed(&error);
+                    self.without_etcd(&error);
+                }
+            }
+            let left =
+                self.cluster.ack_gate().deadline().map(|d| d.0.saturating_sub(boot_time().0));
+            gauge!(LEADER_LEASE_LEFT, "cluster" => self.label())
+                .set(left.unwrap_or_default().as_secs_f64());
+            let hurry = self.cluster.topology.borrow().primary.is_none();
+            let next =
+                began + if hurry { POLL_INTERVAL_WITHOUT_PRIMARY } else { limit::POLL_INTERVAL };
+            tokio::time::sleep_until(began + POLL_INTERVAL_MIN).await;
+            let left = next.saturating_duration_since(Instant::now());
+            let _ = timeout(left, self.cluster.refresh.notified()).await;
+        }
+    }
+
+    fn label(&self) -> Bounded<String> {
+        Bounded(self.cluster.name.clone())
+    }
+
+    /// A cluster that was known goes on; one that was never known cannot begin.
+    fn without_etcd(&self, error: &EtcdError) {
+        counter!(ETCD_FAILURES, "cluster" => self.label()).increment(1);
+        if self.cluster.epoch().is_some() {
+            return;
+        }
+        self.record_downtime(false);
+        let problem = Some(format!("{}; look at store.etcd", ErrorChain(error)));
+        // In place: the nodes that Patroni lists may be added at the same time.
+        self.cluster.topology.send_if_modified(|known| {
+            let changed = known.problem != problem;
+            if changed {
+                *known = Arc::new(Topology { problem, ..Topology::clone(known) });
+            }
+            changed
+        });
+    }
+
+    /// One poll: prove leadership, mint an epoch if needed, check the primary and the installation.
+    /// The error says why there is no primary.
+    async fn poll(
+        &self,
+        state: &ClusterState,
+        leader: &mut LeaderConnection,
+    ) -> Result<(), String> {
+        if !state.scope_exists {
+            return Err(format!(
+                "etcd has nothing below /service/{}/: is it Patroni's etcd, and is this the scope \
+                 in its configuration?",
+                self.cluster.scope
+            ));
+        }
+        let key = state.leader.as_ref().ok_or("no node holds the leader key")?;
+        let member = state
+            .members
+            .iter()
+            .find(|m| m.name == key.member)
+            .ok_or("the leader is not among the members")?;
+        // The epoch of this very term is known: its proof need not wait for the checks below.
+        if let Some((epoch, _)) =
+            state.epoch.as_ref().filter(|(e, _)| e.term == key.create_revision)
+        {
+            self.adopt_epoch(epoch).await;
+            if let Some(lease) = &state.lease
+                && self.cluster.ack_gate().record_lease(lease)
+            {
+                self.cluster.notify_proof();
+            }
+        }
+        let unusable = |error: PgError| {
+            format!("the primary {} cannot be used: {}", member.name, ErrorChain(&error))
+        };
+        let open = leader
+            .open
+            .take()
+            .filter(|(address, c)| *address == member.address && !c.client.is_closed());
+        let (_, server) = match open {
+            Some(open) => leader.open.insert(open),
+            None => {
+                let fresh = self.connections.open(&member.address, "watch").await;
+                leader.open.insert((member.address.clone(), fresh.map_err(unusable)?))
+            }
+        };
+        let recovery = within(
+            "asking for the role",
+            limit::READ_TIMEOUT,
+            server.client.query_one("SELECT pg_is_in_recovery()", &[]),
+        );
+        if recovery.await.map_err(unusable)?.get(0) {
+            return Err(format!("{} holds the leader key and is still in recovery", member.name));
+        }
+        if !leader.migrated {
+            schema::migrate(server).await.map_err(|e| ErrorChain(&e).to_string())?;
+        }
+        let facts = server.client.query_one(PRIMARY_FACTS, &[]);
+        let facts = within("reading the epoch", limit::READ_TIMEOUT, facts).await;
+        let facts = connection_facts(&facts.map_err(unusable)?);
+        let epoch = self.current_epoch(state, server, &facts).await?;
+        leader.migrated = true;
+        match check_eligibility(&facts, &epoch) {
+            WriteEligibility::Eligible => {}
+            WriteEligibility::InsertRow => {
+                insert_epoch(server, &epoch).await.map_err(unusable)?;
+            }
+            WriteEligibility::Ineligible(why) => return Err(why.to_owned()),
+        }
+        self.adopt_epoch(&epoch).await;
+        let known = Arc::clone(&self.cluster.topology.borrow());
+        let replicas = state.members.iter().filter(|m| m.name != member.name).cloned().collect();
+        let primary = Some((Arc::new(epoch), member.clone()));
+        let warnings = known.warnings.clone();
+        let topology = Topology { primary, replicas, problem: None, warnings };
+        // The primary first, then what is less urgent.
+        self.publish(topology.clone());
+        let warnings = preflight::check(&self.cluster, server, state).await.map_err(unusable)?;
+        for warning in warnings.iter().filter(|w| !known.warnings.contains(w)) {
+            tracing::warn!(
+                cluster = self.cluster.name,
+                warning,
+                "the installation is weaker than it should be"
+            );
+        }
+        self.publish(Topology { warnings, ..topology });
+        Ok(())
+    }
+
+    /// The epoch of the leader term in `state`: the one in etcd, or a new one.
+    async fn current_epoch(
+        &self,
+        state: &ClusterState,
+        server: &Connection,
+        facts: &ConnectionFacts,
+    ) -> Result<EpochRecord, String> {
+        let mut new_id = [0; 16];
+        getrandom::fill(&mut new_id).map_err(|e| format!("no random bits: {e}"))?;
+        let fork_lsn = read_fork(server, facts.timeline).await;
+        let known = self.cluster.ack_gate().epoch().map(|e| e.ordinal);
+        let decision = mint(&MintFacts {
+            leader: state.leader.as_ref(),
+            current: state.epoch.as_ref().map(|(epoch, revision)| (epoch, *revision)),
+            primary: Some(PrimaryFacts {
+                in_recovery: facts.in_recovery,
+                timeline: facts.timeline,
+                fork_lsn,
+                newest_row: facts.newest_row.map(|row| row.ordinal),
+            }),
+            known,
+            above: self.moved_from,
+            now: self.clock.now_ms(),
+            new_id: EpochId(new_id),
+            node: &self.node,
+        });
+        match decision {
+            MintDecision::Keep => {
+                state.epoch.clone().map(|(epoch, _)| epoch).ok_or_else(|| "no epoch".to_owned())
+            }
+            MintDecision::Mint(epoch, condition) => {
+                let put = self.etcd.mint(&self.cluster.scope, &epoch, &condition).await;
+                let put = put.map_err(|e| {
+                    format!(
+                        "the epoch cannot be written to etcd (write access to /tagfast/?): {}",
+                        ErrorChain(&e)
+                    )
+                });
+                if !put? {
+                    self.cluster.refresh.notify_one();
+                    return Err("another node mints the epoch, or the leader term has ended".into());
+                }
+                tracing::info!(
+                    cluster = self.cluster.name,
+                    epoch = %epoch.id,
+                    ordinal = epoch.ordinal.0,
+                    primary = epoch.member,
+                    timeline = epoch.timeline,
+                    "a new epoch"
+                );
+                Ok(epoch)
+            }
+            MintDecision::Wait(why) | MintDecision::Refuse(why) => Err(why.to_owned()),
+        }
+    }
+
+    /// Adopts an epoch together with the ends of the epochs before it.
+    async fn adopt_epoch(&self, epoch: &EpochRecord) {
+        let known = self.cluster.epoch();
+        let later = known.is_none_or(|known| epoch.ordinal > known.ordinal);
+        let history_missing =
+            known.is_some_and(|known| known.id == epoch.id) && !self.cluster.knows_history();
+        if !later && !history_missing {
+            return;
+        }
+        // Before the epoch is adopted, so that no reader applies the old ends to it.
+        let history = self.etcd.history(&self.cluster.scope).await;
+        if let Err(error) = &history {
+            // Reads with tokens of older epochs go to the primary, marked; the next poll retries.
+            tracing::warn!(
+                cluster = self.cluster.name,
+                error = %ErrorChain(error),
+                "the history of the epochs cannot be read"
+            );
+        }
+        let (had_epoch, changed) = {
+            let mut gate = self.cluster.ack_gate();
+            let had_epoch = gate.epoch().is_some();
+            let changed = gate.adopt_epoch(epoch);
+            if changed || history.is_ok() {
+                self.cluster.set_epoch_ends(history.as_deref().ok(), epoch);
+            }
+            (had_epoch, changed)
+        };
+        if had_epoch && changed {
+            // The failures were those of a different node.
+            self.cluster.primary_breaker.reset("new_epoch");
+            counter!(FAILOVERS, "cluster" => self.label()).increment(1);
+        }
+        if changed {
+            counter!(EPOCHS, "cluster" => self.label()).increment(1);
+            gauge!(EPOCH_ORDINAL, "cluster" => self.label()).set(epoch.ordinal.0 as f64);
+            // Commits of the older epoch that wait for a proof are unknown now.
+            self.cluster.notify_proof();
+        }
+    }
+
+    /// Measures how long writes are held while there is no primary.
+    fn record_downtime(&self, has_primary: bool) {
+        let mut since = self.down_since.lock();
+        let down = match (has_primary, *since) {
+            (true, None) => Duration::ZERO,
+            // Down => Up
+            (true, Some(began)) => {
+                histogram!(WRITE_HOLD, "cluster" => self.label())
+                    .record(began.elapsed().as_secs_f64());
+                *since = None;
+                Duration::ZERO
+            }
+            // Up | Down => Down
+            (false, _) => since.get_or_insert_with(Instant::now).elapsed(),
+        };
+        gauge!(CLUSTER_DOWN, "cluster" => self.label()).set(down.as_secs_f64());
+    }
+
+    /// Publishes that there is no primary. Nodes that etcd no longer lists stay: when every Patroni
+    /// is dead their PostgreSQL can still be read.
+    fn publish_without_primary(&self, state: &ClusterState, problem: String) {
+        let known = Arc::clone(&self.cluster.topology.borrow());
+        let mut replicas: Vec<Node> = state.members.clone();
+        for node in known.replicas.iter().chain(known.primary.as_ref().map(|(_, node)| node)) {
+            if !replicas.iter().any(|r| r.name == node.name) {
+                replicas.push(node.clone());
+            }
+        }
+        let warnings = known.warnings.clone();
+        self.publish(Topology { primary: None, replicas, problem: Some(problem), warnings });
+    }
+
+    fn publish(&self, topology: Topology) {
+        gauge!(CLUSTER_HAS_PRIMARY, "cluster" => self.label())
+            .set(f64::from(u8::from(topology.primary.is_some())));
+        self.record_downtime(topology.primary.is_some());
+        self.cluster.topology.send_if_modified(|known| {
+            if **known == topology {
+                return false;
+            }
+            let same = known.primary == topology.primary && known.problem == topology.problem;
+            match (&topology.primary, &topology.problem) {
+                _ if same => {}
+                (Some((_, node)), _) => {
+                    tracing::info!(
+                        cluster = self.cluster.name,
+                        primary = node.name,
+                        "the cluster takes writes"
+                    );
+                }
+                (None, Some(problem)) => {
+                    tracing::warn!(cluster = self.cluster.name, problem, "no primary");
+                }
+                (None, None) => {}
+            }
+            *known = Arc::new(topology);
+            true
+        });
+    }
+}
+
+/// The log position at which a timeline left its parent; `None`: it is the first one, or the
+/// position cannot be read.
+async fn read_fork(server: &Connection, timeline: u32) -> Option<u64> {
+    if timeline <= 1 {
+        return None;
+    }
+    let file = format!("pg_wal/{timeline:08X}.history");
+    let parameters: [&(dyn ToSql + Sync); 1] = [&file];
+    let row = server.client.query_one(TIMELINE_FORK, &parameters);
+    match within("reading the fork", limit::READ_TIMEOUT, row).await {
+        Ok(row) => Some(row.get::<_, i64>(0).cast_unsigned()),
+        Err(error) => {
+            // Without it all older epochs end at 0: pessimistic, never wrong.
+            tracing::warn!(
+                error = %ErrorChain(&error),
+                timeline,
+                "the fork of the timeline cannot be read; grant pg_read_server_files"
+            );
+            None
+        }
+    }
+}
+
+async fn insert_epoch(server: &Connection, epoch: &EpochRecord) -> Result<(), PgError> {
+    let parent = epoch.parent_id.map(|id| id.0.to_vec());
+    let (ordinal, term) = (epoch.ordinal.0.cast_signed(), epoch.term.cast_signed());
+    let (timeline, fork) = (epoch.timeline.cast_signed(), epoch.fork_lsn.map(u64::cast_signed));
+    let id = epoch.id.0.to_vec();
+    let parameters: [&(dyn ToSql + Sync); 8] =
+        [&ordinal, &id, &parent, &term, &timeline, &fork, &epoch.minted_at, &epoch.minted_by];
+    let inserted = server.client.execute(INSERT_EPOCH, &parameters);
+    within("writing the epoch", limit::COMMIT_TIMEOUT, inserted).await?;
+    Ok(())
+}

@@ -1,0 +1,388 @@
+//! The relay: outbox rows of one cluster, in order and without gaps, to a sink.
+//!
+//! One relay of a cluster is active at a time: its session holds an advisory lock on the primary,
+//! so that a different one takes over when its process or its primary dies, and within seconds when
+//! its process stands still. It reads rows whose transactions have all ended (`xid` below the
+//! snapshot's xmin), in the order (xid, n), which is the order of versions for each content; it
+//! moves its cursor only after the sink acknowledged.
+//!
+//! How it fails: at least once. A sink that fails is offered the same rows again; a relay that dies
+//! before its cursor was stored sends rows again; after a change of the epoch all rows that are
+//! still there are sent again behind a marker, and contents of which the replaced primary published
+//! a lost write are written again.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join3;
+use tagfast_domain::{ContentKey, Epoch, EpochOrdinal, UnixMillis};
+use tagfast_failover::EpochRecord;
+use tagfast_resilience::{Bounded, Clock, OutageLog, counter};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_postgres::types::ToSql;
+
+use crate::cluster::topology::{Cluster, Node};
+use crate::connect::{Connection, ConnectionFactory, PgError, within};
+use crate::locks::ACTIVE_RELAY;
+use crate::metric::{RECONCILED_CONTENTS, RELAY_FAILURES, RELAY_PUBLISHED};
+use crate::options::{limit, reconnect_delay};
+use crate::outbox::rotation::Rotation;
+use crate::outbox::sink::{EndedEpoch, OutboxRow, OutboxSink, PublishError};
+use crate::sql::{EPOCH_CHECK_WITH_SNAPSHOT, FLUSH_LSN};
+use crate::write::rewrite::rewrite_in_epoch;
+use crate::write::session::WriteSession;
+
+/// Rows of one poll.
+const POLL_ROWS_MAX: i64 = 2000;
+/// Between two polls.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// Between two polls of an idle relay. A commit of this node ends the wait; those of other nodes
+/// are found by the next poll.
+const IDLE_POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// A relay is idle this long after its last row.
+const IDLE_AFTER: Duration = Duration::from_secs(1);
+/// Between two attempts to become the active relay.
+const TAKEOVER_INTERVAL: Duration = Duration::from_millis(500);
+/// Between two writes of the cursor.
+const STORE_CURSOR_INTERVAL: Duration = Duration::from_millis(200);
+/// How often the session is used while the sink works.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a relay waits for a primary before it looks at the topology again.
+const PRIMARY_WAIT: Duration = Duration::from_secs(3600);
+
+/// A cursor that is lost in a crash only means that rows are sent again. A relay whose process
+/// stands still is idle for longer than a running one ever is: PostgreSQL ends its session, and
+/// with it the lock that keeps others from taking over.
+const SET_UP_SESSION: &str = "SET synchronous_commit = off; SET idle_session_timeout = '3s'";
+const TRY_LOCK: &str = "SELECT pg_try_advisory_lock($1)";
+const SELECT_CURSOR: &str = "SELECT epoch, xid::text::bigint, n FROM relay_cursor";
+const STORE_CURSOR: &str = "
+INSERT INTO relay_cursor (epoch, xid, n) VALUES ($1, $2::text::xid8, $3)
+ON CONFLICT (one) DO UPDATE SET epoch = excluded.epoch, xid = excluded.xid, n = excluded.n";
+const SELECT_ROWS: &str = "
+SELECT o.xid::text::bigint, o.n, o.k, o.event FROM (
+    SELECT xid, n, k, event FROM outbox_0 UNION ALL
+    SELECT xid, n, k, event FROM outbox_1 UNION ALL
+    SELECT xid, n, k, event FROM outbox_2) o
+WHERE (o.xid, o.n) > ($1::text::xid8, $2) AND o.xid < pg_snapshot_xmin(pg_current_snapshot())
+ORDER BY o.xid, o.n LIMIT $3";
+const SELECT_RECONCILED: &str = "SELECT ordinal FROM epoch WHERE reconciled_at IS NOT NULL";
+const SET_RECONCILED: &str = "UPDATE epoch SET reconciled_at = clock_timestamp() WHERE id = $1";
+
+#[derive(Debug, thiserror::Error)]
+enum RelayError {
+    #[error(transparent)]
+    Postgres(#[from] PgError),
+    #[error("the outbox cannot be published")]
+    Sink(#[from] PublishError),
+    #[error("the epoch has ended")]
+    EpochEnded,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Cursor {
+    xid: u64,
+    n: i32,
+}
+
+/// Answered when everything that was committed before the request is published.
+pub(crate) type DrainRequest = oneshot::Sender<()>;
+
+/// Everything a relay runs with.
+pub(crate) struct Relay {
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) connections: ConnectionFactory,
+    pub(crate) sink: Arc<dyn OutboxSink>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) drain_requests: mpsc::Receiver<DrainRequest>,
+}
+
+/// What an active relay keeps between polls.
+struct ActiveRelay {
+    cursor: Cursor,
+    /// The cursor in the database.
+    stored: Cursor,
+    stored_at: Instant,
+    /// When the last row was found.
+    found_at: Instant,
+    rotation: Rotation,
+    /// Pairs of xmax and our clock before the snapshot: once xmin passes xmax, everything committed
+    /// before that time is published.
+    pending_heartbeats: VecDeque<(u64, UnixMillis)>,
+    /// Drain requests and the xid that xmin must pass; `None`: that of the next snapshot.
+    draining: Vec<(Option<u64>, DrainRequest)>,
+}
+
+impl Relay {
+    /// Relays until the task is dropped.
+    pub(crate) async fn run(mut self) {
+        let outage = OutageLog::of("publishing the outbox", self.cluster.name.clone());
+        let mut failures = 0;
+        loop {
+            let primary = self.cluster.primary(Instant::now() + PRIMARY_WAIT).await;
+            let Some((epoch, node)) = primary else { continue };
+            // Waiting => Active => Waiting: an epoch ends with its primary.
+            let Err(error) = self.run_epoch(&epoch, &node, &outage).await else { continue };
+            if !matches!(error, RelayError::EpochEnded) {
+                outage.failed(&error);
+                counter!(RELAY_FAILURES, "cluster" => self.label()).increment(1);
+            }
+            tokio::time::sleep(reconnect_delay(failures)).await;
+            failures = (failures + 1).min(5);
+        }
+    }
+
+    fn label(&self) -> Bounded<String> {
+        Bounded(self.cluster.name.clone())
+    }
+
+    /// Relays in one epoch, on one connection.
+    async fn run_epoch(
+        &mut self,
+        epoch: &EpochRecord,
+        node: &Node,
+        outage: &OutageLog,
+    ) -> Result<(), RelayError> {
+        let server = self.connections.open(&node.address, "relay").await?;
+        let set_up = server.client.batch_execute(SET_UP_SESSION);
+        within("setting up the relay's session", limit::COMMIT_TIMEOUT, set_up).await?;
+        while !self.try_become_active(&server).await? {
+            if self.cluster.epoch().is_none_or(|now| now.id != epoch.id) {
+                return Err(RelayError::EpochEnded);
+            }
+            tokio::time::sleep(TAKEOVER_INTERVAL).await;
+        }
+        let mut active = self.resume(&server, epoch, node).await?;
+        loop {
+            let found = self.poll_once(&server, epoch, &mut active).await?;
+            outage.recovered();
+            while let Ok(reply) = self.drain_requests.try_recv() {
+                active.draining.push((None, reply));
+            }
+            if found > 0 {
+                active.found_at = Instant::now();
+            }
+            if found == POLL_ROWS_MAX as usize {
+                continue;
+            }
+            active.rotation.rotate_tables(&server).await?;
+            tokio::time::sleep(POLL_INTERVAL).await;
+            if active.found_at.elapsed() > IDLE_AFTER && active.draining.is_empty() {
+                let rest = IDLE_POLL_INTERVAL.saturating_sub(POLL_INTERVAL);
+                tokio::select! {
+                    () = self.cluster.committed.notified() => {}
+                    reply = self.drain_requests.recv() => {
+                        active.draining.extend(reply.map(|reply| (None, reply)));
+                    }
+                    () = tokio::time::sleep(rest) => {}
+                }
+            }
+        }
+    }
+
+    async fn try_become_active(&self, server: &Connection) -> Result<bool, PgError> {
+        let locked = server.client.query_one(TRY_LOCK, &[&ACTIVE_RELAY]);
+        Ok(within("locking the relay", limit::COMMIT_TIMEOUT, locked).await?.get(0))
+    }
+
+    /// Resumes at the stored cursor, or begins the epoch.
+    async fn resume(
+        &self,
+        server: &Connection,
+        epoch: &EpochRecord,
+        node: &Node,
+    ) -> Result<ActiveRelay, RelayError> {
+        let row = server.client.query_opt(SELECT_CURSOR, &[]);
+        let row = within("reading the relay's cursor", limit::COMMIT_TIMEOUT, row).await?;
+        let known = row.filter(|row| row.get::<_, &[u8]>(0) == epoch.id.0);
+        let cursor = match known {
+            Some(row) => Cursor { xid: row.get::<_, i64>(1).cast_unsigned(), n: row.get(2) },
+            None => {
+                // Positions of a different epoch mean nothing here: all rows that are still there
+                // are sent again.
+                let began = self.sink.begin_epoch(&self.cluster.name, epoch);
+                with_keepalive(server, began).await??;
+                self.reconcile(server, epoch, node).await?;
+                Cursor { xid: 0, n: -1 }
+            }
+        };
+        let rotation = Rotation::read(server).await?;
+        tracing::info!(
+            cluster = self.cluster.name,
+            xid = cursor.xid,
+            "this relay is the active one"
+        );
+        let now = Instant::now();
+        Ok(ActiveRelay {
+            cursor,
+            stored: cursor,
+            stored_at: now,
+            found_at: now,
+            rotation,
+            pending_heartbeats: VecDeque::new(),
+            draining: Vec::new(),
+        })
+    }
+
+    /// Writes the contents again that diverged: something was published about them past the end of
+    /// an earlier epoch. A relay that dies before it is recorded starts over.
+    async fn reconcile(
+        &self,
+        server: &Connection,
+        epoch: &EpochRecord,
+        node: &Node,
+    ) -> Result<(), RelayError> {
+        let rows = server.client.query(SELECT_RECONCILED, &[]);
+        let rows = within("reading the epochs", limit::COMMIT_TIMEOUT, rows).await?;
+        let reconciled: HashSet<u64> =
+            rows.iter().map(|row| row.get::<_, i64>(0).cast_unsigned()).collect();
+        let ends = self.cluster.past_epoch_ends().into_iter();
+        let past: Vec<EndedEpoch> = ends
+            .map(|(ordinal, epoch_end)| EndedEpoch {
+                ordinal: EpochOrdinal(ordinal),
+                epoch_end,
+                reconciled: reconciled.contains(&ordinal),
+            })
+            .collect();
+        let diverged = self.sink.diverged_contents(&self.cluster.name, epoch, &past);
+        let diverged: Vec<ContentKey> = with_keepalive(server, diverged).await??;
+        if !diverged.is_empty() {
+            tracing::info!(
+                cluster = self.cluster.name,
+                contents = diverged.len(),
+                "published past the end of an epoch: written again"
+            );
+            let connection = self.connections.open(&node.address, "reconcile").await?;
+            let mut session = WriteSession::new(connection).await?;
+            let now = self.clock.now_ms();
+            let index = self.cluster.index;
+            let current = Epoch { id: epoch.id, ordinal: epoch.ordinal };
+            let rewritten = rewrite_in_epoch(&mut session, index, &current, &diverged, now);
+            with_keepalive(server, rewritten).await?.map_err(|failure| failure.error)?;
+            counter!(RECONCILED_CONTENTS, "cluster" => self.label())
+                .increment(diverged.len() as u64);
+        }
+        let id: &[u8] = &epoch.id.0;
+        let parameters: [&(dyn ToSql + Sync); 1] = [&id];
+        let recorded = server.client.execute(SET_RECONCILED, &parameters);
+        within("recording the reconciliation", limit::COMMIT_TIMEOUT, recorded).await?;
+        Ok(())
+    }
+
+    /// Reads and publishes once; returns how many rows there were.
+    async fn poll_once(
+        &self,
+        server: &Connection,
+        epoch: &EpochRecord,
+        active: &mut ActiveRelay,
+    ) -> Result<usize, RelayError> {
+        let now = self.clock.now_ms();
+        let client = &server.client;
+        let (id, xid): (&[u8], String) = (&epoch.id.0, active.cursor.xid.to_string());
+        let (check, read): ([&(dyn ToSql + Sync); 1], [&(dyn ToSql + Sync); 3]) =
+            ([&id], [&xid, &active.cursor.n, &POLL_ROWS_MAX]);
+        // The snapshot of the check is older than that of the rows: transactions that had ended in
+        // the former are in the latter. The flush position is read after the rows.
+        let all = async {
+            let (check, rows, hi) = join3(
+                client.query_one(EPOCH_CHECK_WITH_SNAPSHOT, &check),
+                client.query(SELECT_ROWS, &read),
+                client.query_one(FLUSH_LSN, &[]),
+            )
+            .await;
+            Ok((check?, rows?, hi?))
+        };
+        let (check, rows, hi) = within("polling the outbox", limit::COMMIT_TIMEOUT, all).await?;
+        let (xmin, xmax) =
+            (check.get::<_, i64>(1).cast_unsigned(), check.get::<_, i64>(2).cast_unsigned());
+        let rows: Vec<OutboxRow> = rows
+            .into_iter()
+            .map(|row| OutboxRow {
+                xid: row.get::<_, i64>(0).cast_unsigned(),
+                n: row.get(1),
+                key: row.get(2),
+                event: row.get(3),
+            })
+            .collect();
+        let hi = hi.get::<_, i64>(0).cast_unsigned();
+        if let Some(last) = rows.last() {
+            let cursor = Cursor { xid: last.xid, n: last.n };
+            let published = self.sink.publish(&self.cluster.name, epoch, &rows, hi);
+            with_keepalive(server, published).await??;
+            counter!(RELAY_PUBLISHED, "cluster" => self.label()).increment(rows.len() as u64);
+            active.cursor = cursor;
+        }
+        if active.cursor != active.stored && active.stored_at.elapsed() > STORE_CURSOR_INTERVAL {
+            store_cursor(server, epoch, active).await?;
+        }
+        active.pending_heartbeats.push_back((xmax, now));
+        for (xid, _) in active.draining.iter_mut().filter(|(xid, _)| xid.is_none()) {
+            *xid = Some(xmax);
+        }
+        // A full poll may have left rows behind whose transactions had ended below xmin.
+        if rows.len() < POLL_ROWS_MAX as usize {
+            self.complete(server, epoch, active, xmin, hi).await?;
+        }
+        Ok(rows.len())
+    }
+
+    /// Every row of a transaction below `xmin` is published: sends heartbeats, truncates a drained
+    /// table, answers drain requests.
+    async fn complete(
+        &self,
+        server: &Connection,
+        epoch: &EpochRecord,
+        active: &mut ActiveRelay,
+        xmin: u64,
+        hi: u64,
+    ) -> Result<(), PgError> {
+        let mut through = None;
+        while active.pending_heartbeats.front().is_some_and(|(xid, _)| *xid <= xmin) {
+            through = active.pending_heartbeats.pop_front().map(|(_, at)| at);
+        }
+        if let Some(at) = through {
+            self.sink.complete_through(&self.cluster.name, epoch, at, hi).await;
+        }
+        let Cursor { xid, n } = active.cursor;
+        active.rotation.truncate_drained(server, xmin, (xid, n)).await?;
+        let passed = |(xid, _): &(Option<u64>, DrainRequest)| xid.is_some_and(|xid| xid <= xmin);
+        for (_, reply) in active.draining.extract_if(.., |request| passed(request)) {
+            // The caller may be gone.
+            let _ = reply.send(());
+        }
+        Ok(())
+    }
+}
+
+async fn store_cursor(
+    server: &Connection,
+    epoch: &EpochRecord,
+    active: &mut ActiveRelay,
+) -> Result<(), PgError> {
+    let (id, xid): (&[u8], String) = (&epoch.id.0, active.cursor.xid.to_string());
+    let parameters: [&(dyn ToSql + Sync); 3] = [&id, &xid, &active.cursor.n];
+    let stored = server.client.execute(STORE_CURSOR, &parameters);
+    within("storing the cursor", limit::COMMIT_TIMEOUT, stored).await?;
+    (active.stored, active.stored_at) = (active.cursor, Instant::now());
+    Ok(())
+}
+
+/// Waits for the sink and uses the session meanwhile: a relay with a slow sink does not stand
+/// still.
+async fn with_keepalive<T>(
+    server: &Connection,
+    work: impl Future<Output = T>,
+) -> Result<T, PgError> {
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return Ok(done),
+            () = tokio::time::sleep(KEEPALIVE_INTERVAL) => {
+                let used = server.client.batch_execute("");
+                within("keeping the relay's lock", limit::COMMIT_TIMEOUT, used).await?;
+            }
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! The port between relays and the bus.
+//!
+//! How it fails: a sink that cannot take rows returns [`PublishError`]; the relay offers the same
+//! rows again.
+
+use async_trait::async_trait;
+use tagfast_domain::{ContentKey, DomainError, EpochOrdinal, TaggingsEvent, UnixMillis, codec};
+use tagfast_failover::EpochRecord;
+
+/// One outbox row on its way to the bus.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutboxRow {
+    /// The transaction that wrote it.
+    pub xid: u64,
+    /// Its place in the transaction.
+    pub n: i32,
+    /// Shard byte and content key.
+    pub key: Vec<u8>,
+    /// The stored event.
+    pub event: Vec<u8>,
+}
+
+impl OutboxRow {
+    /// The event.
+    ///
+    /// # Errors
+    ///
+    /// The stored bytes are a newer program's, or damaged.
+    pub fn decode(&self) -> Result<TaggingsEvent, DomainError> {
+        let key = self.key.get(1..).unwrap_or_default();
+        codec::decode_event(ContentKey::from_bytes(key)?, &self.event)
+    }
+}
+
+/// An epoch that has ended, as the current history has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EndedEpoch {
+    /// Its ordinal.
+    pub ordinal: EpochOrdinal,
+    /// The log position up to which it is part of the current history; 0 if it is no ancestor.
+    pub epoch_end: u64,
+    /// Every content that had diverged when it began was written again, in this history.
+    pub reconciled: bool,
+}
+
+/// The sink could not take the rows; they are offered again.
+#[derive(Debug, thiserror::Error)]
+#[error("the sink failed")]
+pub struct PublishError(#[source] Box<dyn std::error::Error + Send + Sync>);
+
+impl PublishError {
+    /// A failure with its cause: an error, or a text.
+    pub fn new(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self(cause.into())
+    }
+}
+
+/// Where a relay publishes.
+#[async_trait]
+pub trait OutboxSink: Send + Sync {
+    /// A relay begins to publish in this epoch; everything after it belongs to the epoch, also rows
+    /// that were published before. Returns when the sink has it durably.
+    ///
+    /// # Errors
+    ///
+    /// The sink is not available; the relay calls again.
+    async fn begin_epoch(&self, cluster: &str, epoch: &EpochRecord) -> Result<(), PublishError>;
+
+    /// Takes rows in their order, all of them. The log position `hi` is at or after the commit of
+    /// each. Returns when the sink has them durably.
+    ///
+    /// # Errors
+    ///
+    /// The sink is not available, or a row cannot be decoded; the relay offers all rows again.
+    async fn publish(
+        &self,
+        cluster: &str,
+        epoch: &EpochRecord,
+        rows: &[OutboxRow],
+        hi: u64,
+    ) -> Result<(), PublishError>;
+
+    /// The contents that may have diverged: something was published about them that the history of
+    /// `epoch` may lack, given the epochs before it. Called after [`OutboxSink::begin_epoch`],
+    /// before anything of the epoch is published.
+    ///
+    /// # Errors
+    ///
+    /// The sink is not available; the relay calls again.
+    async fn diverged_contents(
+        &self,
+        cluster: &str,
+        epoch: &EpochRecord,
+        past: &[EndedEpoch],
+    ) -> Result<Vec<ContentKey>, PublishError>;
+
+    /// Every event that was committed before `at` (Unix ms) is published; `hi` as in
+    /// [`OutboxSink::publish`].
+    async fn complete_through(&self, cluster: &str, epoch: &EpochRecord, at: UnixMillis, hi: u64);
+}
+
+/// Acknowledges and keeps nothing: where there is no bus.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NullSink;
+
+#[async_trait]
+impl OutboxSink for NullSink {
+    async fn begin_epoch(&self, _cluster: &str, _epoch: &EpochRecord) -> Result<(), PublishError> {
+        Ok(())
+    }
+
+    async fn publish(
+        &self,
+        _: &str,
+        _: &EpochRecord,
+        _: &[OutboxRow],
+        _: u64,
+    ) -> Result<(), PublishError> {
+        Ok(())
+    }
+
+    async fn diverged_contents(
+        &self,
+        _: &str,
+        _: &EpochRecord,
+        _: &[EndedEpoch],
+    ) -> Result<Vec<ContentKey>, PublishError> {
+        Ok(Vec::new())
+    }
+
+    async fn complete_through(&self, _: &str, _: &EpochRecord, _: UnixMillis, _: u64) {}
+}

@@ -1,0 +1,468 @@
+//! Routing of reads: which node is read, and whether its answer is fresh enough.
+//!
+//! A replica first, where it is likely to be fresh enough; then the primary, whose answer is proven
+//! like a commit; then whatever a replica of this history has, marked. Each role is read under its
+//! breaker; an open one costs nothing but the look-up.
+//!
+//! How it fails: a replica that fails or is slow is ejected for two seconds. An overloaded node is
+//! no reason to load all others: at most one replica and the primary are read then, and if both
+//! refuse, the caller learns when to come back. Nodes that do not answer are read again until the
+//! deadline; if all of them refuse connections, the caller learns it at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::future::join_all;
+use tagfast_domain::{ContentKey, Document, EpochId, TenantId, UnixMillis, codec};
+use tagfast_failover::{Commit, EpochRecord};
+use tagfast_resilience::{BulkheadFull, Criticality, Permit};
+use tagfast_sharding::{ContentHash, LogicalShard};
+use tagfast_store::{
+    CacheUse, Consistency, Degraded, Position, ReadOptions, Source, StoreError, TagReader, View,
+    stored_key,
+};
+use tokio::time::Instant;
+
+use crate::cluster::topology::{Node, Topology};
+use crate::options::limit;
+use crate::read::freshness::{FreshnessRequirement, is_of_history};
+use crate::read::node_reader::{NodeRead, NodeReader, ReaderOptions};
+use crate::read::read_queue::{NodeReadError, NodeReadResult};
+use crate::refusal::{overloaded, unavailable};
+use crate::store::{ClusterHandle, PostgresStore};
+
+/// Readers of a cluster from which those of removed nodes are dropped.
+const READERS_MAX: usize = 16;
+
+/// The names of the limits in [`StoreError::Overloaded`].
+const NODE_READS: &str = "reads of a database node";
+
+/// A replica answered for a primary that cannot be read.
+const FAILOVER: Degraded = Degraded { feature: "session", reason: "failover" };
+/// The token's position is unknown to the current history.
+const TOKEN_UNKNOWN: Degraded = Degraded { feature: "session", reason: "token_unknown" };
+/// A replica answered for a primary that is overloaded.
+const OVERLOADED: Degraded = Degraded { feature: "session", reason: "overloaded" };
+
+/// What reading from a role came to.
+enum NodeOutcome {
+    Answered(Result<View, StoreError>),
+    /// Its limit is full; come back after this time.
+    Overloaded(Duration),
+    /// No node answered, or none whose answer can be used.
+    NoAnswer,
+}
+
+/// What is read, for which caller, and what the answer must cover.
+struct ReadPlan<'a> {
+    handle: &'a ClusterHandle,
+    topology: &'a Topology,
+    tenant: &'a TenantId,
+    stored: &'a [u8],
+    hash: ContentHash,
+    consistency: Consistency,
+    criticality: Criticality,
+    /// It is unknown what must be shown: an answer of a replica is marked.
+    primary_first: bool,
+    requirement: &'a FreshnessRequirement,
+    /// See [`FreshnessRequirement::floor`].
+    floor: Option<u64>,
+    epoch: Option<&'a EpochRecord>,
+    /// When the read began, in Unix ms: an answer of the primary is at least as new.
+    began: UnixMillis,
+    until: Instant,
+}
+
+impl ReadPlan<'_> {
+    fn node_read(&self, permit: Permit, only_healthy: bool, timeout: Duration) -> NodeRead<'_> {
+        let Self { tenant, stored: key, criticality, until, .. } = *self;
+        NodeRead { tenant, key, criticality, permit, only_healthy, until, timeout }
+    }
+
+    /// Replicas in this content's order.
+    fn replicas(&self) -> impl Iterator<Item = &Node> {
+        let (all, first) = (&self.topology.replicas, (self.hash.0 >> 8) as usize);
+        (0..all.len()).map(move |n| &all[(first + n) % all.len()])
+    }
+
+    fn has_version(&self, answer: &View) -> bool {
+        self.requirement.version.is_none_or(|v| answer.version >= v)
+    }
+}
+
+impl PostgresStore {
+    /// The reader of a node, for strong reads or for the others.
+    fn reader(&self, handle: &ClusterHandle, node: &Node, strong: bool) -> NodeReader {
+        let readers = if strong { &handle.strong_readers } else { &handle.readers };
+        let mut readers = readers.lock();
+        if let Some(reader) = readers.get(&node.address) {
+            return reader.clone();
+        }
+        if readers.len() > READERS_MAX {
+            let topology = handle.cluster.topology.borrow();
+            readers.retain(|address, _| {
+                topology.replicas.iter().any(|n| n.address == *address)
+                    || topology.primary.as_ref().is_some_and(|(_, n)| n.address == *address)
+            });
+        }
+        let options = match strong {
+            false => self.reading.clone(),
+            true => ReaderOptions {
+                name: "strong",
+                concurrency: limit::STRONG_QUERIES_MAX,
+                per_second: 0,
+                wait: limit::READ_TIMEOUT,
+                ..self.reading.clone()
+            },
+        };
+        let label = format!(
+            "{}reads of {}/{}",
+            if strong { "strong " } else { "" },
+            handle.cluster.name,
+            node.name
+        );
+        let address = node.address.clone();
+        let reader = NodeReader::start(label, self.connections.clone(), address.clone(), options);
+        readers.insert(address, reader.clone());
+        reader
+    }
+
+    /// Reads on the primary and has the answer proven: a replaced primary answers, too.
+    async fn read_primary(
+        &self,
+        plan: &ReadPlan<'_>,
+        timeout: Duration,
+    ) -> Result<NodeReadResult, NodeReadError> {
+        let ReadPlan { handle, topology, .. } = plan;
+        let Some((epoch, node)) = topology.primary.as_ref() else {
+            return Err(NodeReadError::Failed);
+        };
+        let strong = plan.consistency == Consistency::Strong;
+        let Some(permit) = self.primary_permit(plan, strong).await else {
+            return Err(NodeReadError::Failed);
+        };
+        let reader = self.reader(handle, node, strong);
+        let result = reader.read(plan.node_read(permit, true, timeout)).await;
+        let (document, facts) = result.inspect_err(|error| {
+            if matches!(error, NodeReadError::Failed) {
+                handle.cluster.report_failure();
+            }
+        })?;
+        let leads = !facts.in_recovery
+            && facts.timeline == epoch.timeline
+            && facts
+                .epoch
+                .is_some_and(|(id, timeline)| id == epoch.id && timeline == epoch.timeline);
+        if !leads {
+            handle.cluster.report_failure();
+            return Err(NodeReadError::Failed);
+        }
+        let commit = Commit { epoch: epoch.id, sent: facts.sent, returned: facts.returned };
+        let until = plan.until.min(Instant::now() + timeout);
+        if handle.cluster.may_acknowledge(&commit, until).await {
+            Ok((document, facts))
+        } else {
+            Err(NodeReadError::Failed)
+        }
+    }
+
+    /// A permit to read from the primary. Strong reads wait out a briefly open breaker (`waits`);
+    /// others fall back to replicas.
+    async fn primary_permit(&self, plan: &ReadPlan<'_>, waits: bool) -> Option<Permit> {
+        let until = plan.until.min(Instant::now() + limit::READ_TIMEOUT);
+        loop {
+            match plan.handle.cluster.primary_breaker.acquire() {
+                Ok(permit) => return Some(permit),
+                Err(refused) => {
+                    let delay = refused.retry_after.min(limit::BREAKER_RETRY_INTERVAL);
+                    let next = Instant::now() + delay;
+                    if !waits || next >= until {
+                        return None;
+                    }
+                    tokio::time::sleep_until(next).await;
+                }
+            }
+        }
+    }
+
+    /// The primary's answer, marked where it cannot keep what a token promised.
+    async fn view_primary(&self, plan: &ReadPlan<'_>, timeout: Duration) -> NodeOutcome {
+        let found = match self.read_primary(plan, timeout).await {
+            Ok(found) => found,
+            Err(NodeReadError::Overloaded(retry_after)) => {
+                return NodeOutcome::Overloaded(retry_after);
+            }
+            Err(NodeReadError::Failed | NodeReadError::DeadlineExceeded) => {
+                return NodeOutcome::NoAnswer;
+            }
+        };
+        let ReadPlan { handle, requirement, .. } = plan;
+        // No client was given a position that the primary itself has not reached.
+        let ahead = plan.floor.is_some_and(|floor| floor > found.1.seen);
+        NodeOutcome::Answered(self.view_of(found, Source::Primary, plan).map(|mut answer| {
+            let kept = plan.floor.is_some() && !ahead && plan.has_version(&answer);
+            if requirement.promised && !kept {
+                let known = !ahead
+                    && requirement.position.is_none_or(|p| handle.cluster.epoch_end(p.epoch) > 0);
+                answer.degraded.push(if known { FAILOVER } else { TOKEN_UNKNOWN });
+            }
+            answer
+        }))
+    }
+
+    /// The replica to read, and whether no other one is healthy: the first that is healthy or due
+    /// for a probe. While the role's breaker probes (`probes`), the one that is due next is read,
+    /// too.
+    fn choose_replica(&self, plan: &ReadPlan<'_>, probes: bool) -> Option<(NodeReader, bool)> {
+        let readers: Vec<NodeReader> =
+            plan.replicas().map(|node| self.reader(plan.handle, node, false)).collect();
+        if let Some(n) = readers.iter().position(NodeReader::try_probe) {
+            let others = readers.iter().enumerate().filter(|(other, _)| *other != n);
+            let only_healthy = !others.into_iter().any(|(_, reader)| reader.is_healthy());
+            return Some((readers[n].clone(), only_healthy));
+        }
+        let next = readers.iter().min_by_key(|reader| reader.ejected_until());
+        next.filter(|_| probes).map(|reader| (reader.clone(), true))
+    }
+
+    /// A replica's answer if it is fresh enough; as an error, the answer of one that is not.
+    async fn view_replica(&self, plan: &ReadPlan<'_>) -> Result<NodeOutcome, View> {
+        if plan.topology.replicas.is_empty() {
+            return Ok(NodeOutcome::NoAnswer);
+        }
+        let Ok(permit) = plan.handle.cluster.replica_breaker.acquire() else {
+            return Ok(NodeOutcome::NoAnswer);
+        };
+        let Some((reader, only_healthy)) = self.choose_replica(plan, permit.is_probe()) else {
+            // All of them are ejected: the role does not work.
+            permit.failed();
+            return Ok(NodeOutcome::NoAnswer);
+        };
+        let read = plan.node_read(permit, only_healthy, limit::REPLICA_TIMEOUT);
+        let found = match reader.read(read).await {
+            Ok(found) => found,
+            Err(NodeReadError::Overloaded(retry_after)) => {
+                return Ok(NodeOutcome::Overloaded(retry_after));
+            }
+            Err(NodeReadError::Failed | NodeReadError::DeadlineExceeded) => {
+                return Ok(NodeOutcome::NoAnswer);
+            }
+        };
+        if !is_of_history(&plan.handle.cluster, &found.1) {
+            return Ok(NodeOutcome::NoAnswer);
+        }
+        let covered = plan.floor.is_some_and(|floor| found.1.covered >= floor);
+        match self.view_of(found, Source::Replica, plan) {
+            Err(damaged) => Ok(NodeOutcome::Answered(Err(damaged))),
+            Ok(answer)
+                if (covered || plan.requirement.version.is_some()) && plan.has_version(&answer) =>
+            {
+                Ok(NodeOutcome::Answered(Ok(answer)))
+            }
+            Ok(answer) => Err(answer),
+        }
+    }
+
+    /// Without a primary: whatever a replica of this history has, marked with `reason` where it may
+    /// lack a write. At most `max` replicas are read, healthy ones first.
+    async fn view_any_replica(
+        &self,
+        plan: &ReadPlan<'_>,
+        max: usize,
+        reason: Degraded,
+    ) -> NodeOutcome {
+        let former = plan.topology.primary.as_ref().map(|(_, node)| node);
+        let readers =
+            plan.replicas().chain(former).map(|node| self.reader(plan.handle, node, false));
+        let (mut readers, ejected): (Vec<_>, Vec<_>) = readers.partition(NodeReader::is_healthy);
+        readers.extend(ejected);
+        for (n, reader) in readers.iter().enumerate().take(max) {
+            let Ok(permit) = plan.handle.cluster.replica_breaker.acquire() else {
+                return NodeOutcome::NoAnswer;
+            };
+            let only_healthy = !readers.iter().skip(n + 1).any(NodeReader::is_healthy);
+            let read = plan.node_read(permit, only_healthy, limit::READ_TIMEOUT);
+            let found = match reader.read(read).await {
+                Ok(found) => found,
+                Err(NodeReadError::Overloaded(retry_after)) => {
+                    return NodeOutcome::Overloaded(retry_after);
+                }
+                Err(NodeReadError::Failed | NodeReadError::DeadlineExceeded) => continue,
+            };
+            if !found.1.in_recovery {
+                continue;
+            }
+            let covered = is_of_history(&plan.handle.cluster, &found.1)
+                && plan.floor.is_some_and(|floor| found.1.covered >= floor);
+            let answer = self.view_of(found, Source::Replica, plan).map(|mut answer| {
+                let kept = covered && plan.has_version(&answer) && !plan.primary_first;
+                if !kept && plan.consistency == Consistency::Session {
+                    answer.degraded.push(reason);
+                }
+                answer
+            });
+            return NodeOutcome::Answered(answer);
+        }
+        NodeOutcome::NoAnswer
+    }
+
+    /// Reads from the nodes one after the other, the likeliest first. `accepts_stale`: the caller
+    /// takes an answer that is marked as old.
+    async fn read_nodes(&self, plan: &ReadPlan<'_>, accepts_stale: bool) -> NodeOutcome {
+        if plan.consistency == Consistency::Strong {
+            return self.view_primary(plan, limit::READ_DEADLINE_DEFAULT).await;
+        }
+        // A replica is read first where it is likely to be fresh enough: nothing is required, or
+        // what a token requires.
+        let replica_first = !plan.primary_first
+            && plan.floor.is_some()
+            && (plan.requirement.position.is_none() || plan.requirement.promised);
+        let (mut overloaded, mut stale_answer) = (None, None);
+        if replica_first {
+            match self.view_replica(plan).await {
+                Ok(NodeOutcome::Answered(answer)) => return NodeOutcome::Answered(answer),
+                Ok(NodeOutcome::Overloaded(retry_after)) => overloaded = Some(retry_after),
+                Ok(NodeOutcome::NoAnswer) => {}
+                Err(too_old) => stale_answer = Some(too_old),
+            }
+        }
+        let replica_overloaded = overloaded.is_some();
+        match self.view_primary(plan, limit::READ_TIMEOUT).await {
+            NodeOutcome::Answered(answer) => return NodeOutcome::Answered(answer),
+            NodeOutcome::Overloaded(retry_after) => overloaded = Some(retry_after),
+            NodeOutcome::NoAnswer => {}
+        }
+        let Some(retry_after) = overloaded else {
+            return self.view_any_replica(plan, usize::MAX, FAILOVER).await;
+        };
+        // A stale answer is better than none for a caller that accepts it; no node is read twice.
+        match stale_answer {
+            Some(mut answer) if accepts_stale => {
+                answer.degraded.push(OVERLOADED);
+                NodeOutcome::Answered(Ok(answer))
+            }
+            None if accepts_stale && !replica_overloaded => {
+                match self.view_any_replica(plan, 1, OVERLOADED).await {
+                    NodeOutcome::Answered(answer) => NodeOutcome::Answered(answer),
+                    NodeOutcome::Overloaded(_) | NodeOutcome::NoAnswer => {
+                        NodeOutcome::Overloaded(retry_after)
+                    }
+                }
+            }
+            Some(_) | None => NodeOutcome::Overloaded(retry_after),
+        }
+    }
+
+    fn view_of(
+        &self,
+        (bytes, facts): NodeReadResult,
+        source: Source,
+        plan: &ReadPlan<'_>,
+    ) -> Result<View, StoreError> {
+        let document = match bytes.as_deref().map(codec::decode) {
+            None => Document::default(),
+            Some(Ok(document)) => document,
+            Some(Err(error)) => {
+                return Err(StoreError::Damaged {
+                    what: "a document".to_owned(),
+                    source: Some(error),
+                });
+            }
+        };
+        let known = facts.epoch.map(|(id, _)| id).or(plan.epoch.map(|e| e.id));
+        let epoch = known.unwrap_or(EpochId([0; 16]));
+        Ok(View {
+            version: document.version,
+            tags: document.live().cloned().collect(),
+            position: Position { epoch, xid: facts.xmax.saturating_sub(1), lsn: facts.seen },
+            source,
+            as_of: if source == Source::Primary { plan.began } else { facts.as_of.unwrap_or(0) },
+            degraded: Vec::new(),
+            xmin: facts.xmin,
+            stale: false,
+            cache: CacheUse::Bypass,
+        })
+    }
+}
+
+#[async_trait]
+impl TagReader for PostgresStore {
+    async fn view(&self, key: &ContentKey, options: &ReadOptions<'_>) -> Result<View, StoreError> {
+        let bytes = key.to_bytes();
+        let hash = ContentHash::of_bytes(&bytes);
+        let shard = LogicalShard::of_hash(hash);
+        let handle = self.cluster(shard);
+        let stored = stored_key(shard, &bytes);
+        let until =
+            options.deadline.unwrap_or_else(|| Instant::now() + limit::READ_DEADLINE_DEFAULT);
+        let requirement = FreshnessRequirement::of(&handle.local_writes, shard, hash, options);
+        let strong = options.consistency == Consistency::Strong;
+        let _place = if strong {
+            let entered = tokio::time::timeout_at(until, handle.strong_reads.enter()).await;
+            match entered.map_err(|_| deadline_exceeded())? {
+                Ok(place) => Some(place),
+                Err(BulkheadFull::Queue { .. } | BulkheadFull::Wait { .. }) => {
+                    return Err(overloaded(NODE_READS, limit::STRONG_READS_MAX));
+                }
+            }
+        } else {
+            None
+        };
+        loop {
+            let began = Instant::now();
+            let topology = Arc::clone(&handle.cluster.topology.borrow());
+            let plan = ReadPlan {
+                handle,
+                topology: &topology,
+                tenant: &key.tenant,
+                stored: &stored,
+                hash,
+                consistency: options.consistency,
+                criticality: options.criticality,
+                primary_first: options.primary_first,
+                requirement: &requirement,
+                floor: requirement.floor(&handle.cluster),
+                epoch: topology.primary.as_ref().map(|(epoch, _)| epoch.as_ref()),
+                began: self.clock.now_ms(),
+                until,
+            };
+            match self.read_nodes(&plan, options.max_stale != Some(Duration::ZERO)).await {
+                NodeOutcome::Answered(answer) => return answer,
+                NodeOutcome::Overloaded(retry_after) => {
+                    let limit = self.reading.concurrency;
+                    return Err(StoreError::Overloaded { queue: NODE_READS, limit, retry_after });
+                }
+                NodeOutcome::NoAnswer => {}
+            }
+            if Instant::now() >= until {
+                return Err(deadline_exceeded());
+            }
+            if strong {
+                return Err(unavailable("the cluster has no primary", false));
+            }
+            // A node that does not answer may only be slow, as behind a lock; one that refuses
+            // connections will refuse the next one, too.
+            if began.elapsed() < limit::REPLICA_TIMEOUT {
+                return Err(unavailable("no node of the cluster answers", false));
+            }
+        }
+    }
+
+    async fn view_many(
+        &self,
+        keys: &[ContentKey],
+        options: &ReadOptions<'_>,
+    ) -> Vec<Result<View, StoreError>> {
+        let mut answers = Vec::with_capacity(keys.len());
+        // One call does not fill a queue.
+        for chunk in keys.chunks(limit::READS_PER_CALL_MAX) {
+            answers.extend(join_all(chunk.iter().map(|key| self.view(key, options))).await);
+        }
+        answers
+    }
+}
+
+fn deadline_exceeded() -> StoreError {
+    StoreError::Deadline { waiting_for: "a node of the cluster", outcome_unknown: false }
+}

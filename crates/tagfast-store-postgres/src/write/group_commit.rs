@@ -1,0 +1,107 @@
+//! One group commit: two round trips, an outcome for each write of the batch.
+//!
+//! The first round trip reads the documents; the fold that all stores share ([`WriteBatch`])
+//! applies the writes to them; the second round trip writes them in one statement that checks the
+//! epoch itself and is its own transaction. After a lost race the lane takes an advisory lock for a
+//! while, so that two nodes that write one content at a high rate take turns.
+//!
+//! How it fails: see [`slots`](crate::write::slots); the batch fails as a whole, except for a write
+//! that is refused, or whose document is damaged or changed in between.
+
+use std::collections::HashMap;
+
+use tagfast_domain::{RecentWrite, UnixMillis, Version, WriteId, codec, limits as domain_limits};
+use tagfast_failover::Commit;
+use tagfast_store::write_batch::ItemResult;
+use tagfast_store::{WriteBatch, WriteRequest};
+use tokio_postgres::types::ToSql;
+
+use crate::boot_clock::boot_time;
+use crate::connect::{PgError, within};
+use crate::options::limit;
+use crate::write::session::WriteSession;
+use crate::write::slots::{GroupCommitError, GroupContext, load_documents, write_slots};
+
+/// A write of a batch.
+pub(crate) struct BatchItem<'a> {
+    pub(crate) request: &'a WriteRequest,
+    /// Its id may have been used before.
+    pub(crate) seen_before: bool,
+}
+
+/// The outcome of a batch.
+pub(crate) struct CommitOutcome {
+    /// In the order of the batch.
+    pub(crate) items: Vec<ItemResult>,
+    pub(crate) commit: Commit,
+    /// A different node changed a document in between.
+    pub(crate) lost_race: bool,
+}
+
+/// Writes that documents no longer remember, by stored key and id.
+type PriorWrites = HashMap<(Vec<u8>, WriteId), RecentWrite>;
+
+/// Commits one batch. After an error the session must not be used again.
+pub(crate) async fn run(
+    session: &mut WriteSession,
+    items: &[BatchItem<'_>],
+    context: &GroupContext<'_>,
+) -> Result<CommitOutcome, GroupCommitError> {
+    let early = GroupCommitError::before_commit;
+    let began = boot_time();
+    let mut batch = WriteBatch::new(context.commit, items.len());
+    let contents = items.iter().map(|item| &item.request.write.key);
+    load_documents(session, &mut batch, contents, context).await.map_err(early)?;
+    let prior = read_prior_writes(session, items, &batch, context.commit.now);
+    let prior = prior.await.map_err(early)?;
+    for BatchItem { request, .. } in items {
+        let known = batch
+            .needs_prior(&request.write)
+            .and_then(|slot| prior.get(&(slot.stored_key.clone(), request.write.id)));
+        batch.apply(request, known);
+    }
+    let written = write_slots(session, &mut batch, context, began).await?;
+    let commit =
+        Commit { epoch: context.commit.epoch.id, sent: written.sent, returned: boot_time() };
+    let items = batch.finish(|n| written.slot_commit(n));
+    Ok(CommitOutcome { items, commit, lost_race: written.lost_race() })
+}
+
+/// Looks up the ids that documents have evicted, where one may have. Read after the documents: an
+/// id on its way from one to the other is seen in one of them.
+async fn read_prior_writes(
+    session: &WriteSession,
+    items: &[BatchItem<'_>],
+    batch: &WriteBatch<'_>,
+    now: UnixMillis,
+) -> Result<PriorWrites, PgError> {
+    // By content and id: an id belongs to one content.
+    let (mut keys, mut ids): (Vec<&[u8]>, Vec<&[u8]>) = (Vec::new(), Vec::new());
+    for BatchItem { request, .. } in items.iter().filter(|item| item.seen_before) {
+        if let Some(slot) = batch.needs_prior(&request.write) {
+            keys.push(&slot.stored_key);
+            ids.push(&request.write.id.0);
+        }
+    }
+    if ids.is_empty() {
+        return Ok(PriorWrites::new());
+    }
+    let parameters: [&(dyn ToSql + Sync); 2] = [&keys, &ids];
+    let rows = session.connection.client.query(&session.select_prior_writes, &parameters);
+    let rows = within("reading evicted ids", limit::COMMIT_TIMEOUT, rows).await?;
+    let mut prior = PriorWrites::new();
+    for row in rows {
+        let (at, version): (i64, i64) = (row.get(5), row.get(4));
+        let id: Option<[u8; 16]> = row.get::<_, Vec<u8>>(1).try_into().ok();
+        let effect = codec::decode_effect(row.get::<_, &[u8]>(3)).ok();
+        let version = Version::from_packed(version.unsigned_abs()).ok();
+        if let (Some(id), Some(effect), Some(version), true) =
+            (id, effect, version, at > now - domain_limits::WRITE_ID_MEMORY_MS)
+        {
+            let id = WriteId(id);
+            let fingerprint = row.get::<_, i64>(2).cast_unsigned();
+            prior.insert((row.get(0), id), RecentWrite { id, fingerprint, version, at, effect });
+        }
+    }
+    Ok(prior)
+}

@@ -1,0 +1,190 @@
+//! A writer lane's queue, shared by callers, the lane's worker and the tasks that wait for proofs.
+//!
+//! A content always goes to the same lane of its cluster, so its writes keep their order.
+//!
+//! How it fails: a full lane refuses. A write whose time is up is answered while it waits: nothing
+//! happened, or, if an earlier attempt may have been durable, the outcome is unknown.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tagfast_domain::TenantId;
+use tagfast_resilience::counter;
+use tagfast_store::fair_queue::{FairQueue, QueueFull, Queued, TenantWeights};
+use tagfast_store::metric::{RefusalReason, STORE_REFUSED};
+use tagfast_store::{StoreError, WriteAnswer, WriteRequest};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+
+use crate::options::limit;
+use crate::refusal::{overloaded, unavailable};
+
+/// How often a lane answers writes whose time is up.
+pub(crate) const EXPIRY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// What a caller receives.
+pub(crate) type WriteResult = Result<WriteAnswer, StoreError>;
+
+/// A write that waits.
+pub(crate) struct QueuedWrite {
+    pub(crate) request: WriteRequest,
+    pub(crate) reply: oneshot::Sender<WriteResult>,
+    /// Its caller waits no longer than this.
+    pub(crate) until: Instant,
+    /// An earlier attempt may have been durable.
+    pub(crate) in_doubt: bool,
+}
+
+impl Queued for QueuedWrite {
+    fn tenant(&self) -> &TenantId {
+        &self.request.write.key.tenant
+    }
+
+    fn units(&self) -> usize {
+        1
+    }
+}
+
+struct WriteQueue {
+    fresh: FairQueue<QueuedWrite>,
+    /// Writes that are retried, before everything that came later.
+    retries: Vec<QueuedWrite>,
+    closed: bool,
+}
+
+/// A lane.
+pub(crate) struct Lane {
+    pub(crate) number: i32,
+    queue: Mutex<WriteQueue>,
+    /// Wakes the worker.
+    pub(crate) arrived: Notify,
+    /// Wakes the task that answers late writes.
+    filled: Notify,
+    hold: Duration,
+}
+
+impl Lane {
+    /// An empty lane whose writes wait at most `hold` for a primary.
+    pub(crate) fn new(number: i32, hold: Duration, weights: TenantWeights) -> Self {
+        let fresh = FairQueue::weighted(limit::LANE_QUEUE_MAX, weights);
+        Self {
+            number,
+            queue: Mutex::new(WriteQueue { fresh, retries: Vec::new(), closed: false }),
+            arrived: Notify::new(),
+            filled: Notify::new(),
+            hold,
+        }
+    }
+
+    /// Queues a write.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Overloaded`]: the lane or the tenant's share of it is full.
+    /// [`StoreError::Unavailable`]: the lane is closed.
+    pub(crate) fn push(
+        &self,
+        request: WriteRequest,
+    ) -> Result<oneshot::Receiver<WriteResult>, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let hold = Instant::now() + self.hold;
+        let until = request.deadline.map_or(hold, |deadline| deadline.min(hold));
+        let mut queue = self.queue.lock();
+        if queue.closed {
+            return Err(unavailable("the store is shutting down", false));
+        }
+        let write = QueuedWrite { request, reply, until, in_doubt: false };
+        queue.fresh.push(write).map_err(|(why, _)| {
+            let (full, reason) = match why {
+                QueueFull::Full => ("write", RefusalReason::QueueFull),
+                QueueFull::TenantShare => {
+                    ("tenant's share of the write", RefusalReason::TenantShare)
+                }
+            };
+            counter!(STORE_REFUSED, "reason" => reason).increment(1);
+            overloaded(full, limit::LANE_QUEUE_MAX)
+        })?;
+        drop(queue);
+        self.arrived.notify_one();
+        self.filled.notify_one();
+        Ok(answer)
+    }
+
+    /// Puts writes back, before all others.
+    pub(crate) fn requeue(&self, writes: Vec<QueuedWrite>) {
+        if writes.is_empty() {
+            return;
+        }
+        let mut queue = self.queue.lock();
+        let later = std::mem::replace(&mut queue.retries, writes);
+        queue.retries.extend(later);
+        drop(queue);
+        self.arrived.notify_one();
+        self.filled.notify_one();
+    }
+
+    /// Takes a batch: all retries, then new writes up to `max` in total.
+    pub(crate) fn take(&self, max: usize) -> Vec<QueuedWrite> {
+        let mut queue = self.queue.lock();
+        let mut writes = std::mem::take(&mut queue.retries);
+        let room = max.saturating_sub(writes.len());
+        writes.extend(queue.fresh.take(room, room));
+        writes
+    }
+
+    /// Answers the writes whose time is up; the others go on waiting.
+    pub(crate) fn expire(&self) {
+        let now = Instant::now();
+        let mut queue = self.queue.lock();
+        if queue.fresh.is_empty() && queue.retries.is_empty() {
+            return;
+        }
+        let mut late = queue.fresh.take_if(|write| write.until <= now);
+        let (gone, stay): (Vec<QueuedWrite>, Vec<QueuedWrite>) =
+            std::mem::take(&mut queue.retries).into_iter().partition(|write| write.until <= now);
+        queue.retries = stay;
+        drop(queue);
+        late.extend(gone);
+        for write in late {
+            let outcome_unknown = write.in_doubt;
+            let error = match write.request.deadline {
+                Some(deadline) if deadline <= now => {
+                    StoreError::Deadline { waiting_for: "the cluster's primary", outcome_unknown }
+                }
+                _ => unavailable("the cluster has no primary", outcome_unknown),
+            };
+            counter!(STORE_REFUSED, "reason" => RefusalReason::NoPrimary).increment(1);
+            drop(write.reply.send(Err(error)));
+        }
+    }
+
+    /// Refuses new writes from now on; the worker ends when the queued ones are answered.
+    pub(crate) fn close(&self) {
+        self.queue.lock().closed = true;
+        self.arrived.notify_one();
+    }
+
+    /// How many writes wait.
+    pub(crate) fn len(&self) -> usize {
+        let queue = self.queue.lock();
+        queue.fresh.len() + queue.retries.len()
+    }
+
+    /// Whether nothing waits and nothing will.
+    pub(crate) fn is_finished(&self) -> bool {
+        let queue = self.queue.lock();
+        queue.closed && queue.fresh.is_empty() && queue.retries.is_empty()
+    }
+}
+
+/// Answers late writes of a lane, also while its worker waits for a primary; until it is dropped.
+pub(crate) async fn expire_late(lane: Arc<Lane>) {
+    loop {
+        if lane.len() == 0 {
+            lane.filled.notified().await;
+        }
+        tokio::time::sleep(EXPIRY_INTERVAL).await;
+        lane.expire();
+    }
+}

@@ -1,0 +1,258 @@
+//! The worker of a lane: takes what waits, commits it as one batch, has the commit proven, answers.
+//!
+//! The worker does not wait for proofs: a commit that needs one is handed to a task, and the next
+//! batch runs.
+//!
+//! How it fails. No primary: writes wait, at most the hold time and never beyond their deadline,
+//! then their callers learn that nothing happened. The primary's breaker is open: they wait
+//! likewise, and one small batch at a time probes it. A connection that dies before COMMIT: the
+//! batch runs again. After COMMIT: it runs again too, with the same ids, which the document has if
+//! the first attempt was durable; when no primary comes in time the callers learn that the outcome
+//! is unknown.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tagfast_domain::{Epoch, Limits};
+use tagfast_failover::{Decision, EpochRecord};
+use tagfast_resilience::task::{StopSignal, TaskTracker};
+use tagfast_resilience::{
+    Bounded, Clock, ErrorChain, OutageLog, Permit, counter, gauge, histogram,
+};
+use tagfast_store::CommitContext;
+use tagfast_store::metric::{
+    CommitFailureReason, STORE_BATCH_WRITES, STORE_COMMIT_FAILURES, STORE_COMMIT_SECONDS,
+};
+use tagfast_store::write_batch::ItemResult;
+use tokio::time::Instant;
+
+use crate::boot_clock::boot_time;
+use crate::cluster::topology::Cluster;
+use crate::connect::{ConnectionFactory, PgError};
+use crate::metric::{LANE_LOST_RACES, LANE_QUEUE, UNPROVEN_WRITES};
+use crate::options::{limit, reconnect_delay};
+use crate::sql::EPOCH_ENDED;
+use crate::write::group_commit::{self, BatchItem, CommitOutcome};
+use crate::write::lane::{EXPIRY_INTERVAL, Lane, QueuedWrite, WriteResult};
+use crate::write::session::WriteSession;
+use crate::write::slots::{GroupCommitError, GroupContext};
+
+/// How long a lane takes its advisory lock after it lost a race against a different node.
+const LOCK_AFTER_CONFLICT: Duration = Duration::from_secs(1);
+
+/// Everything the worker of a lane runs with.
+pub(crate) struct LaneWorker {
+    pub(crate) lane: Arc<Lane>,
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) connections: ConnectionFactory,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) limits: Limits,
+    /// Owns the tasks that wait for proofs.
+    pub(crate) tasks: TaskTracker,
+    /// Ends them when the store is dropped.
+    pub(crate) stop: StopSignal,
+}
+
+/// What a worker keeps from batch to batch.
+#[derive(Default)]
+struct Progress {
+    /// The session on the primary and its epoch; `None`: it is to be opened.
+    session: Option<(Arc<EpochRecord>, WriteSession)>,
+    /// Until when the lane takes its lock; `None`: it has lost no race lately.
+    locked_until: Option<Instant>,
+    /// Failures in a row.
+    failures: u32,
+}
+
+/// Tells the breaker about a failure, if it is one of the primary: a conflict with other writers,
+/// an epoch that has ended and a change of role are not.
+fn record_failure(permit: Permit, error: &PgError) {
+    let conflict = matches!(error.code(), Some("40P01" | "40001" | "55P03" | EPOCH_ENDED));
+    if !conflict && !error.is_role_change() {
+        permit.failed();
+    }
+}
+
+fn answer(done: Vec<(QueuedWrite, WriteResult)>) {
+    done.into_iter().for_each(|(write, result)| drop(write.reply.send(result)));
+}
+
+impl LaneWorker {
+    /// Runs until the lane is closed and empty.
+    pub(crate) async fn run(self) {
+        let mut progress = Progress::default();
+        let outage = OutageLog::of("connecting to the primary", self.cluster.name.clone());
+        let depth = gauge!(LANE_QUEUE, "cluster" => self.label(),
+            "lane" => Bounded(self.lane.number.to_string()));
+        loop {
+            depth.set(self.lane.len() as f64);
+            if self.lane.is_finished() {
+                return;
+            }
+            if self.lane.len() == 0 {
+                self.lane.arrived.notified().await;
+                continue;
+            }
+            self.run_batch(&mut progress, &outage).await;
+        }
+    }
+
+    fn label(&self) -> Bounded<String> {
+        Bounded(self.cluster.name.clone())
+    }
+
+    /// Commits one batch, once there is a primary and its breaker lets it through.
+    async fn run_batch(&self, progress: &mut Progress, outage: &OutageLog) {
+        // Writes stay in the queue until there is a primary to take them.
+        let Some((epoch, node)) = self.cluster.primary(Instant::now() + EXPIRY_INTERVAL).await
+        else {
+            progress.session = None;
+            self.lane.expire();
+            return;
+        };
+        // A primary that does not answer is probed now and then, by one batch; the other writes
+        // wait meanwhile.
+        let permit = match self.cluster.primary_breaker.acquire() {
+            Ok(permit) => permit,
+            Err(refused) => {
+                self.lane.expire();
+                let delay = refused.retry_after.min(limit::BREAKER_RETRY_INTERVAL);
+                tokio::time::sleep(delay).await;
+                return;
+            }
+        };
+        let open = progress.session.take().filter(|(known, session)| {
+            known.id == epoch.id && !session.connection.client.is_closed()
+        });
+        let (epoch, mut session) = match open {
+            Some(open) => open,
+            None => match self.open(&node.address).await {
+                Ok(session) => {
+                    outage.recovered();
+                    (epoch, session)
+                }
+                Err(error) => {
+                    record_failure(permit, &error);
+                    outage.failed(&error);
+                    self.lane.expire();
+                    self.back_off(progress).await;
+                    return;
+                }
+            },
+        };
+        self.lane.expire();
+        let max = if permit.is_probe() { limit::PROBE_BATCH_MAX } else { limit::COMMIT_BATCH_MAX };
+        let writes = self.lane.take(max);
+        if writes.is_empty() {
+            progress.session = Some((epoch, session));
+            return;
+        }
+        let began = Instant::now();
+        let locked = progress.locked_until.is_some_and(|until| began < until);
+        let current = Epoch { id: epoch.id, ordinal: epoch.ordinal };
+        let commit = CommitContext {
+            cluster: self.cluster.index,
+            epoch: &current,
+            limits: &self.limits,
+            now: self.clock.now_ms(),
+        };
+        let context = GroupContext { commit, lane_lock: locked.then_some(self.lane.number) };
+        let batch: Vec<BatchItem<'_>> = writes
+            .iter()
+            .map(|write| BatchItem {
+                request: &write.request,
+                seen_before: write.in_doubt || !write.request.fresh,
+            })
+            .collect();
+        match group_commit::run(&mut session, &batch, &context).await {
+            Ok(outcome) => {
+                progress.failures = 0;
+                let took = began.elapsed();
+                // A large batch takes its time; only a small one that is slow says something about
+                // the primary.
+                if took < limit::SLOW_CALL || writes.len() <= limit::PROBE_BATCH_MAX {
+                    permit.ok();
+                }
+                histogram!(STORE_BATCH_WRITES).record(writes.len() as f64);
+                histogram!(STORE_COMMIT_SECONDS).record(took.as_secs_f64());
+                if outcome.lost_race {
+                    counter!(LANE_LOST_RACES, "cluster" => self.label()).increment(1);
+                    progress.locked_until = Some(Instant::now() + LOCK_AFTER_CONFLICT);
+                }
+                progress.session = Some((epoch, session));
+                self.cluster.committed.notify_one();
+                self.finish(writes, outcome);
+            }
+            // The session is dropped: after an aborted transaction only a new one is clean.
+            Err(failure) => {
+                let keep = failure.is_of_the_batch();
+                record_failure(permit, &failure.error);
+                self.retry(writes, &failure);
+                if !keep {
+                    self.back_off(progress).await;
+                }
+            }
+        }
+    }
+
+    async fn open(&self, address: &str) -> Result<WriteSession, PgError> {
+        WriteSession::new(self.connections.open(address, "write").await?).await
+    }
+
+    /// Reports the failure and waits before the next attempt.
+    async fn back_off(&self, progress: &mut Progress) {
+        self.cluster.report_failure();
+        tokio::time::sleep(reconnect_delay(progress.failures)).await;
+        progress.failures += 1;
+    }
+
+    /// Queues the writes of a failed batch again.
+    fn retry(&self, writes: Vec<QueuedWrite>, failure: &GroupCommitError) {
+        let unknown = failure.outcome_unknown;
+        tracing::warn!(
+            cluster = self.cluster.name,
+            error = %ErrorChain(&failure.error),
+            unknown,
+            "a group commit failed; it is retried"
+        );
+        let reason = match unknown {
+            true => CommitFailureReason::Unknown,
+            false => CommitFailureReason::Aborted,
+        };
+        counter!(STORE_COMMIT_FAILURES, "reason" => reason).increment(1);
+        let doubtful =
+            |write: QueuedWrite| QueuedWrite { in_doubt: write.in_doubt || unknown, ..write };
+        self.lane.requeue(writes.into_iter().map(doubtful).collect());
+    }
+
+    /// Has the commit proven, then answers; requeues the writes that lost a race.
+    fn finish(&self, writes: Vec<QueuedWrite>, outcome: CommitOutcome) {
+        let mut done = Vec::with_capacity(writes.len());
+        let mut lost = Vec::new();
+        for (write, item) in writes.into_iter().zip(outcome.items) {
+            match item {
+                ItemResult::Done(result) => done.push((write, result)),
+                ItemResult::Retry => lost.push(write),
+            }
+        }
+        self.lane.requeue(lost);
+        let Some(until) = done.iter().map(|(write, _)| write.until).max() else { return };
+        let commit = outcome.commit;
+        if self.cluster.ack_gate().decide(&commit, boot_time()) == Decision::Acknowledge {
+            return answer(done);
+        }
+        let (lane, cluster) = (Arc::clone(&self.lane), Arc::clone(&self.cluster));
+        let proof = async move {
+            if cluster.may_acknowledge(&commit, until).await {
+                return answer(done);
+            }
+            counter!(UNPROVEN_WRITES, "cluster" => Bounded(cluster.name.clone()))
+                .increment(done.len() as u64);
+            let unproven =
+                done.into_iter().map(|(write, _)| QueuedWrite { in_doubt: true, ..write });
+            lane.requeue(unproven.collect());
+        };
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move { stop.run_until_cancelled(proof).await });
+    }
+}

@@ -1,0 +1,130 @@
+//! A writing connection: its prepared statements, and which tables it writes now.
+//!
+//! How it fails: a statement that cannot be prepared fails the connection; its owner opens another.
+
+use futures_util::future::{try_join, try_join3};
+use tokio_postgres::Statement;
+
+use crate::connect::{Connection, PgError, within};
+use crate::options::limit;
+use crate::sql::{EPOCH_CHECK, FLUSH_LSN, epoch_check};
+
+const SELECT_DOCUMENTS: &str = "SELECT k, doc FROM content WHERE k = ANY($1)";
+const SELECT_PRIOR_WRITES: &str = "
+SELECT a.k, a.wid, a.fingerprint, a.effect, a.ver, a.at
+FROM unnest($1::bytea[], $2::bytea[]) x(k, wid)
+CROSS JOIN LATERAL (SELECT * FROM applied_0 t WHERE t.wid = x.wid AND t.k = x.k UNION ALL
+                    SELECT * FROM applied_1 t WHERE t.wid = x.wid AND t.k = x.k UNION ALL
+                    SELECT * FROM applied_2 t WHERE t.wid = x.wid AND t.k = x.k) a
+ORDER BY a.at";
+const SELECT_APPLIED_TABLE: &str = "SELECT applied FROM rotation";
+const LOCK_LANE: &str = "SELECT pg_advisory_xact_lock($1, $2)";
+
+/// Tables in each rotation: of the outbox, and of evicted write ids.
+const ROTATED_TABLES: usize = 3;
+
+/// Writes documents, events and evicted ids in one statement, which is the transaction. The epoch
+/// is checked before its first row. `IS TRUE` keeps the look-up of written keys a hash: as a join
+/// it would compare every id with every key.
+fn write_statement(outbox: usize, applied: usize) -> String {
+    format!(
+        "WITH i AS MATERIALIZED (
+    SELECT * FROM unnest($1::bytea[], $2::bigint[], $3::bigint[], $4::bytea[], $5::bytea[])
+             WITH ORDINALITY x(k, old_ver, ver, doc, event, n) WHERE {epoch_check} = 1),
+u AS (UPDATE content t SET ver = i.ver, doc = i.doc FROM i WHERE t.k = i.k AND t.ver = i.old_ver
+      RETURNING t.k, i.n, i.event),
+c AS (INSERT INTO content SELECT k, ver, doc FROM i WHERE old_ver = 0 ON CONFLICT DO NOTHING
+      RETURNING k),
+a AS (INSERT INTO applied_{applied} SELECT p.* FROM
+      unnest($6::bytea[], $7::bytea[], $8::bigint[], $9::bytea[], $10::bigint[], $11::bigint[])
+      p(k, wid, fingerprint, effect, ver, at)
+      WHERE (p.k IN (SELECT k FROM u UNION ALL SELECT k FROM c)) IS TRUE)
+INSERT INTO outbox_{outbox} (n, k, event)
+SELECT n, k, event FROM u UNION ALL SELECT i.n, i.k, i.event FROM i JOIN c USING (k)
+RETURNING n, (SELECT pg_current_xact_id()::text::bigint),
+          (SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint),
+          (SELECT outbox FROM rotation), (SELECT applied FROM rotation),
+          (SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint)",
+        epoch_check = epoch_check!("$12")
+    )
+}
+
+/// A writing connection with its statements.
+pub(crate) struct WriteSession {
+    pub(crate) connection: Connection,
+    pub(crate) epoch_check: Statement,
+    pub(crate) select_documents: Statement,
+    pub(crate) select_prior_writes: Statement,
+    pub(crate) lock_lane: Statement,
+    pub(crate) flush_lsn: Statement,
+    /// By the outbox table that is written.
+    write: [Statement; ROTATED_TABLES],
+    /// The active outbox table, as of the last written row.
+    outbox: usize,
+    /// The active table of evicted ids, as of the last written row.
+    applied: usize,
+}
+
+impl WriteSession {
+    /// Prepares all statements.
+    pub(crate) async fn new(connection: Connection) -> Result<Self, PgError> {
+        let client = &connection.client;
+        let bound = limit::CONNECT_TIMEOUT;
+        let statements = try_join3(
+            client.prepare(EPOCH_CHECK),
+            client.prepare(SELECT_DOCUMENTS),
+            client.prepare(SELECT_PRIOR_WRITES),
+        );
+        let (epoch_check, select_documents, select_prior_writes) =
+            within("preparing", bound, statements).await?;
+        let statements = try_join(client.prepare(LOCK_LANE), client.prepare(FLUSH_LSN));
+        let (lock_lane, flush_lsn) = within("preparing", bound, statements).await?;
+        let applied = client.query_one(SELECT_APPLIED_TABLE, &[]);
+        let applied = within("reading the rotation", bound, applied).await?.get::<_, i32>(0);
+        let applied = usize::try_from(applied).unwrap_or(0) % ROTATED_TABLES;
+        let write = Self::prepare_writes(&connection, applied).await?;
+        Ok(Self {
+            epoch_check,
+            select_documents,
+            select_prior_writes,
+            lock_lane,
+            flush_lsn,
+            write,
+            outbox: 0,
+            applied,
+            connection,
+        })
+    }
+
+    async fn prepare_writes(
+        connection: &Connection,
+        applied: usize,
+    ) -> Result<[Statement; ROTATED_TABLES], PgError> {
+        let client = &connection.client;
+        let [zero, one, two] = [0, 1, 2].map(|outbox| write_statement(outbox, applied));
+        let all = try_join3(client.prepare(&zero), client.prepare(&one), client.prepare(&two));
+        let (zero, one, two) = within("preparing", limit::CONNECT_TIMEOUT, all).await?;
+        Ok([zero, one, two])
+    }
+
+    /// The writing statement for the active outbox table.
+    pub(crate) fn write_statement(&self) -> &Statement {
+        &self.write[self.outbox]
+    }
+
+    /// Follows the rotation, which every written row reports. A batch that still wrote the table
+    /// before does no harm: a table is truncated two rotations later.
+    pub(crate) async fn follow_rotation(
+        &mut self,
+        row: &tokio_postgres::Row,
+    ) -> Result<(), PgError> {
+        let table =
+            |column| usize::try_from(row.get::<_, i32>(column)).unwrap_or(0) % ROTATED_TABLES;
+        self.outbox = table(3);
+        if table(4) != self.applied {
+            self.write = Self::prepare_writes(&self.connection, table(4)).await?;
+            self.applied = table(4);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,297 @@
+//! The documents of a batch: read in one round trip, written in the next one.
+//!
+//! The guard is the version: a document that changed in between is not written, and its writes are
+//! applied again. Nothing is locked while this process computes.
+//!
+//! How it fails: an error of the database means that nothing happened. A connection that ends
+//! leaves the outcome unknown. COMMIT of an aborted transaction succeeds as a rollback, so the
+//! verdict is "every result is good", never "COMMIT returned".
+
+use std::collections::{HashMap, HashSet};
+
+use futures_util::future::{join, join3};
+use tagfast_domain::{ContentKey, Document, DomainError, codec};
+use tagfast_failover::BootTime;
+use tagfast_resilience::ErrorChain;
+use tagfast_sharding::{ContentHash, LogicalShard};
+use tagfast_store::write_batch::{CommitPosition, Slot, SlotCommit};
+use tagfast_store::{CommitContext, Position, WriteBatch, stored_key};
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+
+use crate::boot_clock::boot_time;
+use crate::connect::{PgError, within};
+use crate::locks::LANE_CLASS;
+use crate::options::limit;
+use crate::write::session::WriteSession;
+
+/// What a batch is committed with.
+pub(crate) struct GroupContext<'a> {
+    pub(crate) commit: CommitContext<'a>,
+    /// The lane whose lock is taken before the documents are read; `None`: no lock is needed.
+    pub(crate) lane_lock: Option<i32>,
+}
+
+impl GroupContext<'_> {
+    fn epoch_id(&self) -> &[u8] {
+        &self.commit.epoch.id.0
+    }
+}
+
+/// A batch that failed as a whole.
+#[derive(Debug)]
+pub(crate) struct GroupCommitError {
+    pub(crate) error: PgError,
+    /// COMMIT had been sent: the writes may be durable.
+    pub(crate) outcome_unknown: bool,
+}
+
+impl GroupCommitError {
+    /// A failure before anything was committed.
+    pub(crate) fn before_commit(error: PgError) -> Self {
+        Self { error, outcome_unknown: false }
+    }
+
+    /// A failure of the statement that commits. A database error came from before the commit, which
+    /// then rolled back; anything else may have hit the commit.
+    fn during_commit(error: PgError) -> Self {
+        let outcome_unknown = error.code().is_none_or(|code| code.starts_with("57P"));
+        Self { error, outcome_unknown }
+    }
+
+    /// Whether the batch was at fault, not the server: the next batch need not wait.
+    pub(crate) fn is_of_the_batch(&self) -> bool {
+        matches!(self.error.code(), Some("40P01" | "40001" | "55P03" | "57014"))
+    }
+}
+
+/// Loads the document of every content into the batch, sorted by key.
+pub(crate) async fn load_documents<'a>(
+    session: &WriteSession,
+    batch: &mut WriteBatch<'a>,
+    contents: impl Iterator<Item = &'a ContentKey>,
+    context: &GroupContext<'_>,
+) -> Result<(), PgError> {
+    let with_stored_key = |key: &'a ContentKey| {
+        let bytes = key.to_bytes();
+        let shard = LogicalShard::of_hash(ContentHash::of_bytes(&bytes));
+        (stored_key(shard, &bytes), key)
+    };
+    let mut keys: Vec<(Vec<u8>, &ContentKey)> = contents.map(with_stored_key).collect();
+    // Every statement that locks rows locks them in the order of keys, so that no two batches wait
+    // for each other.
+    keys.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    keys.dedup_by(|a, b| a.0 == b.0);
+    let stored: Vec<&[u8]> = keys.iter().map(|(bytes, _)| bytes.as_slice()).collect();
+    let rows = select_documents(session, &stored, context).await?;
+    let mut documents: HashMap<Vec<u8>, Result<Document, DomainError>> = rows
+        .into_iter()
+        .map(|row| (row.get::<_, Vec<u8>>(0), codec::decode(row.get::<_, &[u8]>(1))))
+        .collect();
+    for (stored, key) in keys {
+        let document = documents.remove(&stored).unwrap_or_else(|| Ok(Document::default()));
+        if let Err(error) = &document {
+            let error = ErrorChain(error);
+            tracing::error!(content = %key, %error, "a stored document is damaged");
+        }
+        batch.load(key, stored, document);
+    }
+    Ok(())
+}
+
+async fn select_documents(
+    session: &WriteSession,
+    stored: &[&[u8]],
+    context: &GroupContext<'_>,
+) -> Result<Vec<Row>, PgError> {
+    let client = &session.connection.client;
+    let read: [&(dyn ToSql + Sync); 1] = [&stored];
+    let Some(lane) = context.lane_lock else {
+        let rows = client.query(&session.select_documents, &read);
+        return within("reading documents", limit::COMMIT_TIMEOUT, rows).await;
+    };
+    let id = context.epoch_id();
+    let check: [&(dyn ToSql + Sync); 1] = [&id];
+    let lock: [&(dyn ToSql + Sync); 2] = [&LANE_CLASS, &lane];
+    let all = async {
+        let (begin, (check, lock, rows)) = join(
+            client.batch_execute("BEGIN"),
+            join3(
+                client.query_one(&session.epoch_check, &check),
+                client.query(&session.lock_lane, &lock),
+                client.query(&session.select_documents, &read),
+            ),
+        )
+        .await;
+        begin?;
+        check?;
+        lock?;
+        rows
+    };
+    within("locking the lane", limit::COMMIT_TIMEOUT, all).await
+}
+
+/// What a batch wrote.
+pub(crate) struct Written {
+    /// When the writing statement was sent.
+    pub(crate) sent: BootTime,
+    position: CommitPosition,
+    /// The slots that changed and whose stored version was a different one.
+    lost: HashSet<usize>,
+}
+
+impl Written {
+    /// Whether a different node changed a document in between.
+    pub(crate) fn lost_race(&self) -> bool {
+        !self.lost.is_empty()
+    }
+
+    /// What the commit did with slot `n`. The old version of a written slot was still the newest
+    /// one when the statement wrote it, so every transaction that had ended at the statement's
+    /// snapshot is in it.
+    pub(crate) fn slot_commit(&self, n: usize) -> SlotCommit {
+        if self.lost.contains(&n) {
+            SlotCommit::LostRace
+        } else {
+            SlotCommit::Committed(self.position)
+        }
+    }
+}
+
+/// The columns of the writing statement.
+#[derive(Default)]
+struct Columns {
+    k: Vec<Vec<u8>>,
+    old: Vec<i64>,
+    ver: Vec<i64>,
+    doc: Vec<Vec<u8>>,
+    event: Vec<Vec<u8>>,
+    a_k: Vec<Vec<u8>>,
+    a_wid: Vec<Vec<u8>>,
+    a_fingerprint: Vec<i64>,
+    a_effect: Vec<Vec<u8>>,
+    a_ver: Vec<i64>,
+    a_at: Vec<i64>,
+}
+
+impl Columns {
+    fn push(&mut self, slot: &mut Slot, context: &CommitContext<'_>) {
+        let event = slot.take_event(context.now, context.epoch.ordinal);
+        self.k.push(slot.stored_key.clone());
+        self.old.push(slot.loaded_version.packed().cast_signed());
+        self.ver.push(slot.document.version.packed().cast_signed());
+        self.doc.push(codec::encode(&slot.document));
+        self.event.push(codec::encode_event(&event));
+        for w in &slot.evicted {
+            self.a_k.push(slot.stored_key.clone());
+            self.a_wid.push(w.id.0.to_vec());
+            self.a_fingerprint.push(w.fingerprint.cast_signed());
+            self.a_effect.push(codec::encode_effect(&w.effect));
+            self.a_ver.push(w.version.packed().cast_signed());
+            self.a_at.push(w.at);
+        }
+    }
+}
+
+/// Writes the slots that changed and commits. Without any, it only checks that the epoch goes on.
+pub(crate) async fn write_slots(
+    session: &mut WriteSession,
+    batch: &mut WriteBatch<'_>,
+    context: &GroupContext<'_>,
+    began: BootTime,
+) -> Result<Written, GroupCommitError> {
+    let mut columns = Columns::default();
+    let mut places = Vec::new();
+    for (n, slot) in batch.changed_slots_mut() {
+        places.push(n);
+        columns.push(slot, &context.commit);
+    }
+    if places.is_empty() {
+        return check_only(session, context, began).await;
+    }
+    let client = &session.connection.client;
+    let id = context.epoch_id();
+    let c = &columns;
+    let parameters: [&(dyn ToSql + Sync); 12] = [
+        &c.k,
+        &c.old,
+        &c.ver,
+        &c.doc,
+        &c.event,
+        &c.a_k,
+        &c.a_wid,
+        &c.a_fingerprint,
+        &c.a_effect,
+        &c.a_ver,
+        &c.a_at,
+        &id,
+    ];
+    let sent = boot_time();
+    let all = async {
+        let write = client.query(session.write_statement(), &parameters);
+        let after = client.query_one(&session.flush_lsn, &[]);
+        if context.lane_lock.is_none() {
+            // The statement is its own transaction.
+            let (written, after) = join(write, after).await;
+            return Ok((written?, Ok(()), after));
+        }
+        let (written, commit, after) = join3(write, client.batch_execute("COMMIT"), after).await;
+        Ok((written?, commit, after))
+    };
+    let (written, commit, after) = within("a group commit", limit::COMMIT_TIMEOUT, all)
+        .await
+        .map_err(GroupCommitError::during_commit)?;
+    let unknown = |error: tokio_postgres::Error| GroupCommitError {
+        error: error.into(),
+        outcome_unknown: true,
+    };
+    commit.map_err(unknown)?;
+    let after_lsn = after.map_err(unknown)?.get::<_, i64>(0).cast_unsigned();
+    let place = |row: &Row| places.get(usize::try_from(row.get::<_, i32>(0) - 1).ok()?).copied();
+    let kept: HashSet<usize> = written.iter().filter_map(place).collect();
+    let lost = places.iter().copied().filter(|n| !kept.contains(n)).collect();
+    // Without a row nothing was written, and nothing lies between the two positions.
+    let (mut xid, mut xmin, mut inside_lsn) = (0, 0, after_lsn);
+    if let Some(row) = written.first() {
+        let number = |column| row.get::<_, i64>(column).cast_unsigned();
+        (xid, inside_lsn, xmin) = (number(1), number(2), number(5));
+        if let Err(error) = session.follow_rotation(row).await {
+            // The commit stands. The connection does not: the next batch finds it closed.
+            tracing::warn!(error = %ErrorChain(&error), "the next tables cannot be prepared");
+        }
+    }
+    // Everything that the commit wrote lies before `after_lsn`.
+    let position = Position { epoch: context.commit.epoch.id, xid, lsn: after_lsn };
+    Ok(Written { sent, position: CommitPosition { inside_lsn, position, xmin }, lost })
+}
+
+/// Nothing to write: the answers still vouch for a state, so the epoch is checked and the position
+/// read. The documents were read before the check, which fails if an epoch began in between.
+async fn check_only(
+    session: &WriteSession,
+    context: &GroupContext<'_>,
+    began: BootTime,
+) -> Result<Written, GroupCommitError> {
+    let client = &session.connection.client;
+    let id = context.epoch_id();
+    let check: [&(dyn ToSql + Sync); 1] = [&id];
+    let all = async {
+        let (check, after) = join(
+            client.query_one(&session.epoch_check, &check),
+            client.query_one(&session.flush_lsn, &[]),
+        )
+        .await;
+        if context.lane_lock.is_some() {
+            client.batch_execute("ROLLBACK").await?;
+        }
+        check?;
+        after
+    };
+    let row = within("checking the epoch", limit::COMMIT_TIMEOUT, all)
+        .await
+        .map_err(GroupCommitError::before_commit)?;
+    let lsn = row.get::<_, i64>(0).cast_unsigned();
+    let position = Position { epoch: context.commit.epoch.id, xid: 0, lsn };
+    let position = CommitPosition { inside_lsn: lsn, position, xmin: 0 };
+    Ok(Written { sent: began, position, lost: HashSet::new() })
+}
