@@ -1,13 +1,24 @@
-//! An entry: the view of one content with what it proves, and its bytes in Redis.
+//! A cache entry: the view of one content with its evidence of freshness, and its encoding in
+//! Redis.
 //!
-//! Layout, format 1: 20 decimal digits of the version and 20 of the time it was read, both zero
-//! padded, which Redis compares as text; then the format's byte, and, big-endian, the epoch's id
-//! (16), the upper bound of its log position, the xmin of its snapshot, the newest transaction it
-//! may show, the time it is as new as, the time until it answers without being asked for again
-//! (8 each), the XXH3 of all the rest (8), and the tags as the bytes of a document.
+//! Layout of format 1, integers big-endian, times in Unix ms:
 //!
-//! How it fails: an unknown format is a miss, since a newer program may share the Redis; a checksum
-//! that does not fit, or tags that cannot be read, are a miss and are counted.
+//! | bytes | content |
+//! |---|---|
+//! | 20 | version, zero-padded decimal digits: Redis compares it as text |
+//! | 20 | `read_at`, likewise |
+//! | 1 | format |
+//! | 16 | id of the epoch |
+//! | 8 | log position (LSN): upper bound of what the entry shows |
+//! | 8 | `xmin` of the snapshot |
+//! | 8 | newest transaction that the entry may show |
+//! | 8 | `as_of` |
+//! | 8 | `soft_until` |
+//! | 8 | XXH3 of everything else |
+//! | rest | the tags, encoded as a document |
+//!
+//! How it fails: an unknown format is a miss, because a newer program version may share the Redis.
+//! A wrong checksum and tags that cannot be decoded are misses and are counted.
 
 use tagfast_domain::{Document, EpochId, Tagging, UnixMillis, Version, codec};
 use tagfast_store::{CacheUse, Position, Source, View};
@@ -15,43 +26,46 @@ use xxhash_rust::xxh3::Xxh3;
 
 /// The format that this program writes.
 const FORMAT: u8 = 1;
-/// Digits of a number that is compared as text.
+/// Decimal digits of a number that Redis compares as text.
 const DIGITS: usize = 20;
-/// Where the checksum lies.
-const SUM: usize = 2 * DIGITS + 1 + 16 + 5 * 8;
-/// Bytes before the tags.
-pub(crate) const HEADER: usize = SUM + 8;
+/// Offset of the checksum.
+const CHECKSUM_OFFSET: usize = 2 * DIGITS + 1 + 16 + 5 * 8;
+/// Length of everything before the tags.
+pub(crate) const HEADER_BYTES: usize = CHECKSUM_OFFSET + 8;
 
-/// The view of one content, as a cache keeps it.
+/// A cached view of one content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// The version that was read.
+    /// Version of the content.
     pub version: Version,
-    /// The live taggings.
+    /// Taggings that are present.
     pub tags: Vec<Tagging>,
-    /// Where the store stood: nothing beyond it is in the entry.
+    /// Position of the store when the view was read: the entry shows nothing beyond it.
     pub position: Position,
-    /// Everything below this transaction is in it; 0: not known.
+    /// The entry shows all writes of transactions with a smaller id; 0 when unknown.
     pub xmin: u64,
-    /// It is at least as new as this moment; of an idle replica that is long before it was read.
+    /// The entry is at least as new as this time, Unix ms. For an idle replica that may be long
+    /// before `read_at`.
     pub as_of: UnixMillis,
-    /// When it was read.
+    /// Time at which it was read from the store, Unix ms.
     pub read_at: UnixMillis,
-    /// Until when it answers as good.
+    /// Until when it answers as fresh, Unix ms.
     pub soft_until: UnixMillis,
 }
 
-/// Why bytes are no entry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NoEntry {
-    /// Another program wrote it.
+/// Why bytes cannot be decoded as a cache entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum EntryDecodeError {
+    /// A different version of the program wrote it.
+    #[error("the entry has an unknown format")]
     UnknownFormat,
-    /// It was damaged.
+    /// It is damaged.
+    #[error("the entry is corrupted")]
     Corrupted,
 }
 
 impl Entry {
-    /// What a view says, to be kept until `soft_until`.
+    /// An entry of a view that was read at `read_at` and is fresh until `soft_until`, Unix ms.
     pub(crate) fn of(view: &View, read_at: UnixMillis, soft_until: UnixMillis) -> Self {
         Self {
             version: view.version,
@@ -64,7 +78,7 @@ impl Entry {
         }
     }
 
-    /// The answer that this entry gives.
+    /// The view that this entry answers with.
     pub(crate) fn view(&self, cache: CacheUse) -> View {
         View {
             version: self.version,
@@ -79,25 +93,25 @@ impl Entry {
         }
     }
 
-    /// Whether it says more than another one of the same content: a newer state, or the same one
-    /// seen later.
+    /// Whether it is newer than another entry of the same content: a newer version, or the same
+    /// version read later.
     pub(crate) fn is_newer_than(&self, other: &Self) -> bool {
         (self.version, self.read_at) > (other.version, other.read_at)
     }
 
-    /// About how much memory it takes, in bytes.
+    /// Approximate memory use in bytes.
     pub(crate) fn weight(&self) -> u64 {
         let tag =
             |t: &Tagging| 96 + t.name.as_str().len() + t.display.len() + t.user.as_str().len();
         (128 + self.tags.iter().map(tag).sum::<usize>()) as u64
     }
 
-    /// Its bytes.
+    /// Encodes the entry.
     pub fn encode(&self) -> Vec<u8> {
         let document =
             Document { version: self.version, taggings: self.tags.clone(), ..Document::default() };
         let body = codec::encode(&document);
-        let mut bytes = Vec::with_capacity(HEADER + body.len());
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + body.len());
         bytes.extend_from_slice(digits(self.version.packed()).as_bytes());
         bytes.extend_from_slice(digits(self.read_at.max(0).unsigned_abs()).as_bytes());
         bytes.push(FORMAT);
@@ -106,26 +120,29 @@ impl Entry {
         for number in [self.position.lsn, self.xmin, self.position.xid].into_iter().chain(times) {
             bytes.extend_from_slice(&number.to_be_bytes());
         }
-        let sum = sum(&bytes, &body);
-        bytes.extend_from_slice(&sum.to_be_bytes());
+        let checksum = checksum(&bytes, &body);
+        bytes.extend_from_slice(&checksum.to_be_bytes());
         bytes.extend_from_slice(&body);
         bytes
     }
 
-    /// The entry in `bytes`.
-    pub fn decode(bytes: &[u8]) -> Result<Self, NoEntry> {
+    /// Decodes an entry.
+    ///
+    /// # Errors
+    /// An [`EntryDecodeError`]; the caller must treat both kinds as a miss.
+    pub fn decode(bytes: &[u8]) -> Result<Self, EntryDecodeError> {
         match bytes.get(2 * DIGITS) {
-            None => return Err(NoEntry::Corrupted),
+            None => return Err(EntryDecodeError::Corrupted),
             Some(&FORMAT) => {}
-            Some(_) => return Err(NoEntry::UnknownFormat),
+            Some(_) => return Err(EntryDecodeError::UnknownFormat),
         }
-        Self::read(bytes).ok_or(NoEntry::Corrupted)
+        Self::decode_format_1(bytes).ok_or(EntryDecodeError::Corrupted)
     }
 
-    fn read(bytes: &[u8]) -> Option<Self> {
-        let (header, body) = bytes.split_at_checked(HEADER)?;
-        let (head, kept) = header.split_at(SUM);
-        if sum(head, body).to_be_bytes() != kept {
+    fn decode_format_1(bytes: &[u8]) -> Option<Self> {
+        let (header, body) = bytes.split_at_checked(HEADER_BYTES)?;
+        let (head, stored) = header.split_at(CHECKSUM_OFFSET);
+        if checksum(head, body).to_be_bytes() != stored {
             return None;
         }
         let number = |n: usize| -> Option<u64> {
@@ -151,13 +168,13 @@ impl Entry {
     }
 }
 
-/// A number that Redis compares as text. Its own numbers are doubles: two neighbouring versions are
-/// the same to it.
+/// Formats a number so that Redis can compare it as text. Lua numbers are doubles, which cannot
+/// tell two neighbouring versions apart.
 pub(crate) fn digits(number: u64) -> String {
     format!("{number:020}")
 }
 
-fn sum(head: &[u8], body: &[u8]) -> u64 {
+fn checksum(head: &[u8], body: &[u8]) -> u64 {
     let mut sum = Xxh3::new();
     sum.update(head);
     sum.update(body);
@@ -179,7 +196,7 @@ mod tests {
             display: Arc::from(display),
             user: UserId::parse("ana").unwrap(),
             at: 1_700_000_000_000,
-            ord: Version::from_packed(ord).unwrap(),
+            decided_at: Version::from_packed(ord).unwrap(),
             present: true,
         };
         Entry {
@@ -193,15 +210,17 @@ mod tests {
         }
     }
 
-    /// What nodes of another version of the program read.
+    /// Nodes of a different program version read this format.
     #[test]
     fn the_format_is_pinned() {
-        let hex: String = entry().encode().iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hex, include_str!("../tests/golden/entry-v1.hex").trim());
+        assert_eq!(
+            hex::encode(entry().encode()),
+            include_str!("../tests/golden/entry-v1.hex").trim()
+        );
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn an_encoded_entry_is_decoded() {
         let entry = entry();
         assert_eq!(Entry::decode(&entry.encode()), Ok(entry.clone()));
         let negative = Entry { tags: Vec::new(), version: Version::NONE, ..entry };
@@ -209,15 +228,15 @@ mod tests {
     }
 
     #[test]
-    fn another_format_is_no_entry() {
+    fn an_unknown_format_is_refused() {
         let mut bytes = entry().encode();
         bytes[2 * DIGITS] = 2;
-        assert_eq!(Entry::decode(&bytes), Err(NoEntry::UnknownFormat));
+        assert_eq!(Entry::decode(&bytes), Err(EntryDecodeError::UnknownFormat));
     }
 
     proptest! {
         #[test]
-        fn a_changed_byte_is_noticed(at in 0usize..120, flip in 1u8..) {
+        fn a_changed_byte_is_detected(at in 0usize..120, flip in 1u8..) {
             let mut bytes = entry().encode();
             let at = at % bytes.len();
             bytes[at] ^= flip;
@@ -230,7 +249,7 @@ mod tests {
         }
 
         #[test]
-        fn digits_are_ordered_as_their_numbers(a in any::<u64>(), b in any::<u64>()) {
+        fn digits_order_like_their_numbers(a in any::<u64>(), b in any::<u64>()) {
             prop_assert_eq!(digits(a).cmp(&digits(b)), a.cmp(&b));
             prop_assert_eq!(digits(a).len(), DIGITS);
         }

@@ -1,29 +1,32 @@
-//! The shield in front of a store: views in process (L1) and in Redis, positions of last writes,
-//! stale answers when nothing else is to be had.
+//! Caches in front of a store: views in this process (L1), views in Redis, the session positions
+//! of users, and stale answers while the store is down.
 //!
-//! [`CachedStore`] decorates a store and is one: what it answers keeps the same promises, which the
-//! same conformance suite shows with every layer on or off. An entry answers only what it can
-//! prove: that it is part of the history (its epoch and log position), that it shows what this
-//! client wrote or saw (version, transactions), and that changes of it would have been heard.
+//! [`CachedStore`] decorates a store and is a store itself: it keeps the same promises, and the
+//! same conformance suite runs with every layer on or off. A cache entry answers a read only with
+//! evidence for three things: the entry belongs to the current history (its epoch and log
+//! position), it is fresh enough for this client (version or transactions), and an invalidation of
+//! it would have arrived.
 //!
-//! How it fails: towards the store. Whatever a cache cannot prove is read from the store, once for
-//! all who ask at the same time. When the store cannot answer, an entry that shows what the client
-//! must see is answered marked as stale; never for
+//! How it fails: towards the store. A read that the caches cannot prove goes to the store, once for
+//! all callers who ask at the same time. When the store cannot answer, an entry that is fresh
+//! enough for the client answers, marked as stale; never for
 //! [`Consistency::Strong`](tagfast_store::Consistency::Strong), never against a newer token, never
 //! older than [`CacheOptions::stale_if_error`].
 
-mod ear;
+mod cached_store;
 mod entry;
-mod level1;
+mod freshness;
+mod invalidation;
+mod local_cache;
+mod local_writes;
 mod metric;
-mod need;
-mod positions;
-mod questions;
-mod read;
-mod recent;
-mod store;
-mod views;
+mod position_batcher;
+mod position_fields;
+mod read_path;
+mod redis_cache;
+mod session_positions;
+mod write_path;
 
-pub use entry::{Entry, NoEntry};
+pub use cached_store::{CacheDependencies, CacheOptions, CacheStatus, CachedStore};
+pub use entry::{Entry, EntryDecodeError};
 pub use metric::METRICS;
-pub use store::{CacheOptions, CacheParts, CacheStatus, CachedStore};

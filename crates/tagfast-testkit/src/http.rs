@@ -1,8 +1,8 @@
 //! A blocking HTTP/1.1 client over one connection.
 //!
-//! It sends exactly the bytes of the path it is given (a test of odd URLs needs that) and never
-//! repeats a request, so an error means: the outcome is unknown. After an error the next request
-//! opens a new connection.
+//! It sends the bytes of a path unchanged (tests of unusual URLs need that) and never repeats a
+//! request, so an error always means an unknown outcome. After an error the next request opens a
+//! new connection.
 
 use std::io::{BufRead, BufReader, Error, ErrorKind, Result, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -13,11 +13,11 @@ use serde_json::Value;
 /// A server's answer.
 #[derive(Debug, Clone)]
 pub struct Answer {
-    /// The status code.
+    /// Status code.
     pub status: u16,
     /// Header lines in order, names in lower case.
     pub headers: Vec<(String, String)>,
-    /// The body, as sent.
+    /// Body, as sent.
     pub body: Vec<u8>,
 }
 
@@ -32,15 +32,15 @@ impl Answer {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The body as JSON; `null` if it is none.
+    /// The body as JSON; `null` when it is not JSON.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or(Value::Null)
     }
 
-    /// The answer, if it has this status.
+    /// Returns the answer if it has this status.
     ///
     /// # Panics
-    /// With the whole answer, if it has another status.
+    /// The answer has a different status; the message has its body.
     #[track_caller]
     pub fn expect(self, status: u16) -> Self {
         assert_eq!(self.status, status, "{}", self.text());
@@ -58,19 +58,19 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client of the server at this address.
+    /// A client of the server at this address, with a timeout of 30 s.
     pub fn new(address: SocketAddr) -> Self {
         Self { address, token: None, timeout: Duration::from_secs(30), connection: None }
     }
 
-    /// Sends this bearer token.
+    /// Sends this bearer token with every request.
     #[must_use]
     pub fn with_token(mut self, token: impl Into<String>) -> Self {
         self.token = Some(token.into());
         self
     }
 
-    /// Waits no longer than this for each read and write; 30 s at first.
+    /// Sets the timeout of connecting and of each read and write.
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
@@ -80,7 +80,7 @@ impl Client {
     /// Sends a request. `body` is JSON unless a header says otherwise.
     ///
     /// # Errors
-    /// The connection failed: whether the server did anything is unknown.
+    /// The connection failed; the outcome on the server is unknown.
     pub fn request(
         &mut self,
         method: &str,
@@ -123,46 +123,46 @@ impl Client {
         Ok(BufReader::new(stream))
     }
 
-    /// GET.
+    /// Sends GET.
     ///
     /// # Panics
-    /// When the connection fails.
+    /// The connection fails.
     #[track_caller]
     pub fn get(&mut self, path: &str) -> Answer {
         self.send("GET", path, None)
     }
 
-    /// PUT without a body.
+    /// Sends PUT without a body.
     ///
     /// # Panics
-    /// When the connection fails.
+    /// The connection fails.
     #[track_caller]
     pub fn put(&mut self, path: &str) -> Answer {
         self.send("PUT", path, None)
     }
 
-    /// DELETE.
+    /// Sends DELETE.
     ///
     /// # Panics
-    /// When the connection fails.
+    /// The connection fails.
     #[track_caller]
     pub fn delete(&mut self, path: &str) -> Answer {
         self.send("DELETE", path, None)
     }
 
-    /// POST of JSON.
+    /// Sends POST with a JSON body.
     ///
     /// # Panics
-    /// When the connection fails.
+    /// The connection fails.
     #[track_caller]
     pub fn post(&mut self, path: &str, body: &Value) -> Answer {
         self.send("POST", path, Some(&body.to_string()))
     }
 
-    /// Any method with JSON or nothing.
+    /// Sends any method, with a JSON body or without.
     ///
     /// # Panics
-    /// When the connection fails.
+    /// The connection fails.
     #[track_caller]
     pub fn send(&mut self, method: &str, path: &str, body: Option<&str>) -> Answer {
         match self.request(method, path, &[], body) {
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_breaks_off_is_an_error() {
+    fn a_truncated_answer_is_an_error() {
         assert!(parse("").is_err());
         assert!(parse("HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n{\"a").is_err());
         assert!(

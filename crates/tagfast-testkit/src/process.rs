@@ -1,22 +1,23 @@
-//! The program as a child process: started on a free port, killed, frozen, stopped; gone when the
-//! test ends.
+//! The program as a child process: started on a free port, killed, frozen or stopped, and killed at
+//! the latest when the test ends.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::http::Client;
 use crate::wait::wait_for_condition;
 
-/// How long a start or a stop may take; generous, because tests share few processors.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Timeout of a start or a stop. Generous, because tests share few CPU cores.
+const START_STOP_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How to start a server.
 #[derive(Debug, Clone)]
@@ -29,8 +30,8 @@ pub struct ServerOptions {
 }
 
 impl ServerOptions {
-    /// `PROGRAM serve --listen 127.0.0.1:0 --data-dir DIR`, with no configuration from the test's
-    /// environment.
+    /// `PROGRAM serve --listen 127.0.0.1:0 --data-dir DIR`, without any configuration from the
+    /// environment of the test.
     pub fn new(program: impl Into<PathBuf>, data_dir: impl Into<PathBuf>) -> Self {
         let data_dir = data_dir.into();
         let mut options = Self::other(program).arg("--data-dir").arg(&data_dir);
@@ -39,7 +40,7 @@ impl ServerOptions {
         options
     }
 
-    /// Another server that takes `--listen` and says where it listens.
+    /// A different program that takes `--listen` and logs where it listens.
     pub fn other(program: impl Into<PathBuf>) -> Self {
         Self {
             program: program.into(),
@@ -50,30 +51,30 @@ impl ServerOptions {
         }
     }
 
-    /// Makes it `PROGRAM serve ...` when it was begun with [`ServerOptions::other`]: a server
-    /// without a data directory.
+    /// Turns the command of [`ServerOptions::other`] into `PROGRAM serve ...`: a server without a
+    /// data directory.
     #[must_use]
     pub fn serve(mut self) -> Self {
         self.args.insert(0, "serve".into());
         self
     }
 
-    /// One more argument.
+    /// Adds an argument.
     #[must_use]
     pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
         self.args.push(arg.as_ref().to_owned());
         self
     }
 
-    /// One more variable of the environment.
+    /// Adds an environment variable.
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Runs it in a mount namespace of its own with a small file system at `mount_point`, which
-    /// must exist. Needs root or user namespaces.
+    /// Runs it in its own mount namespace with a small file system of `bytes` at `mount_point`,
+    /// which must exist. Needs root or user namespaces.
     #[must_use]
     pub fn on_small_disk(mut self, mount_point: impl Into<PathBuf>, bytes: u64) -> Self {
         self.tmpfs = Some((mount_point.into(), bytes));
@@ -88,7 +89,7 @@ impl ServerOptions {
                 if !rustix::process::geteuid().is_root() {
                     command.args(["--user", "--map-root-user"]);
                 }
-                // `exec` twice keeps the pid: it is the server's in the end.
+                // `exec` keeps the process id, so that it is the server's in the end.
                 let script = "mount -t tmpfs -o size=\"$1\" tmpfs \"$2\" && shift 2 && exec \"$@\"";
                 command.args(["--mount", "sh", "-c", script, "sh"]);
                 command.arg(bytes.to_string()).arg(mount_point).arg(&self.program);
@@ -106,10 +107,10 @@ impl ServerOptions {
         command
     }
 
-    /// Starts it and waits until it listens.
+    /// Starts the server and waits until it listens.
     ///
     /// # Panics
-    /// When it ends before, with its log.
+    /// The server ends before it listens; the message has its log.
     pub fn start(&self) -> ServerProcess {
         match self.try_start() {
             Ok(server) => server,
@@ -119,14 +120,13 @@ impl ServerOptions {
         }
     }
 
-    /// Starts it and waits until it listens, or until it has ended: then its exit status and its
-    /// log.
+    /// Starts the server and waits until it listens.
     ///
     /// # Errors
-    /// It ended before it listened.
+    /// The server ended before it listened: its exit status and its log.
     ///
     /// # Panics
-    /// When it can not be started at all, or does neither in time.
+    /// The program cannot be started, or neither listens nor ends in time.
     pub fn try_start(&self) -> Result<ServerProcess, (ExitStatus, String)> {
         let mut child = match self.command().spawn() {
             Ok(child) => child,
@@ -138,7 +138,7 @@ impl ServerOptions {
             std::thread::spawn(move || {
                 for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
                     let line = String::from_utf8_lossy(&line).into_owned();
-                    log.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+                    log.lock().push(line);
                 }
             })
         });
@@ -150,7 +150,7 @@ impl ServerOptions {
             log,
             data_dir: self.data_dir.clone(),
         };
-        let address = wait_for_condition("listening", PATIENCE, || {
+        let address = wait_for_condition("listening", START_STOP_TIMEOUT, || {
             if let Some(address) = server.listening() {
                 return Ok(Ok(address));
             }
@@ -184,49 +184,49 @@ pub struct ServerProcess {
 }
 
 impl ServerProcess {
-    /// Where it listens.
+    /// Address on which the server listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Its base URL.
+    /// Base URL of the server.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// A client of it.
+    /// A new client of the server.
     pub fn client(&self) -> Client {
         Client::new(self.address)
     }
 
-    /// Its process id.
+    /// Process id of the server.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Its data directory, as a path in its own mount namespace.
+    /// Data directory of the server, as a path in its mount namespace.
     pub fn data_dir(&self) -> &Path {
         &self.data_dir
     }
 
-    /// A path of its mount namespace, as seen from here.
+    /// A path of the server's mount namespace, as the test sees it.
     pub fn inside(&self, path: &Path) -> PathBuf {
         let mut seen = PathBuf::from(format!("/proc/{}/root", self.pid()));
         seen.extend(path.components().skip(1));
         seen
     }
 
-    /// What it has logged so far.
+    /// Everything that the server has logged so far.
     pub fn log(&self) -> String {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner).join("\n")
+        self.log.lock().join("\n")
     }
 
-    /// Waits until every part is ready.
+    /// Waits until the server reports that it is ready.
     ///
     /// # Panics
-    /// When it does not become ready in time.
+    /// The server does not become ready in time.
     pub fn wait_until_ready(&self) {
-        wait_for_condition("ready", PATIENCE, || {
+        wait_for_condition("ready", START_STOP_TIMEOUT, || {
             match self.client().request("GET", "/readyz", &[], None) {
                 Ok(answer) if answer.status == 200 => Ok(()),
                 Ok(answer) => Err(answer.text()),
@@ -235,54 +235,55 @@ impl ServerProcess {
         });
     }
 
-    /// SIGKILL, and waits until it is gone.
+    /// Sends SIGKILL and waits until the process has ended.
     pub fn kill(&mut self) {
         self.signal(Signal::KILL);
         self.wait();
     }
 
-    /// SIGTERM only; [`Self::wait`] for the end.
+    /// Sends SIGTERM without waiting; see [`Self::wait`].
     pub fn terminate(&self) {
         self.signal(Signal::TERM);
     }
 
-    /// SIGSTOP: it keeps its connections and answers nothing.
+    /// Sends SIGSTOP: the server keeps its connections and answers nothing.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);
     }
 
-    /// SIGCONT.
+    /// Sends SIGCONT.
     pub fn thaw(&self) {
         self.signal(Signal::CONT);
     }
 
-    /// SIGTERM, and waits for a clean end.
+    /// Sends SIGTERM and waits for a clean exit.
     ///
     /// # Panics
-    /// When it does not end with 0 in time.
+    /// The process does not end with status 0 in time.
     pub fn stop(&mut self) {
         self.terminate();
         let status = self.wait();
         assert!(status.success(), "the server stopped with {status}:\n{}", self.log());
     }
 
-    /// Waits until it has ended.
+    /// Waits until the process has ended.
     ///
     /// # Panics
-    /// When it does not end in time.
+    /// The process does not end in time.
     pub fn wait(&mut self) -> ExitStatus {
-        let status =
-            wait_for_condition("the server's end", PATIENCE, || match self.child.try_wait() {
+        let status = wait_for_condition("the server's end", START_STOP_TIMEOUT, || {
+            match self.child.try_wait() {
                 Ok(Some(status)) => Ok(status),
                 Ok(None) => Err(self.log()),
                 Err(error) => Err(error.to_string()),
-            });
+            }
+        });
         self.finish_log();
         status
     }
 
     fn signal(&self, signal: Signal) {
-        // An ended process is as killed, stopped or frozen as can be.
+        // The process may have ended; then there is nothing to signal.
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
             let _ = kill_process(pid, signal);
         }
@@ -294,9 +295,9 @@ impl ServerProcess {
         }
     }
 
-    /// The address in the line that says `listening on http://ADDRESS`, in text or JSON.
+    /// The address in the log line `listening on http://ADDRESS`, in text or JSON.
     fn listening(&self) -> Option<SocketAddr> {
-        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let log = self.log.lock();
         log.iter().find_map(|line| address_in(line))
     }
 }

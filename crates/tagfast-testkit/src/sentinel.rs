@@ -1,11 +1,11 @@
-//! Redis servers of a test alone: single ones, and a primary with a replica and the Sentinel that
+//! Redis servers for one test: single servers, and a primary with a replica and the Sentinel that
 //! watches both.
 //!
-//! A server keeps its folder and its port: it can be killed, given another `dump.rdb` and started
-//! again. It ends with the test, also when it is frozen.
+//! A server keeps its folder and its port: it can be killed, given a different `dump.rdb` and
+//! started again. It ends with the test, also when it is frozen.
 //!
-//! How it fails: a server that does not come up, or does not do as it is told, ends the test with
-//! what it said last.
+//! How it fails: a server that does not come up, or refuses a command, fails the test with its last
+//! answer.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
@@ -18,37 +18,40 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::stack::host::free_ports;
 use crate::wait::wait_for_condition;
 
-/// How long a server may take to do what it is told; generous, because tests share few processors.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// How long one command may take.
-const ANSWER: Duration = Duration::from_millis(500);
-/// The name that the Sentinel knows its servers by.
-const NAME: &str = "main";
+/// Timeout of a change of state. Generous, because tests share few CPU cores.
+const STATE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Timeout of one command.
+const COMMAND_TIMEOUT: Duration = Duration::from_millis(500);
+/// Name under which the Sentinel knows the primary.
+const PRIMARY_NAME: &str = "main";
 
-/// A local address where nobody listens.
+/// A local address on which nothing listens.
 ///
 /// # Panics
-/// When all ports are taken.
+/// All ports are taken.
 pub fn free_address() -> SocketAddr {
     free_ports(IpAddr::V4(Ipv4Addr::LOCALHOST), 1).expect("a free port")[0]
 }
 
-/// Asks a Redis or a Sentinel something. Lists are answered one item a line, and nothing as an
+/// Sends a command to a Redis or a Sentinel. A list is returned as one item per line, nil as an
 /// empty text.
+///
+/// # Errors
+/// The server does not answer, or answers with an error.
 pub fn ask(at: SocketAddr, command: &[&str]) -> Result<String, String> {
-    let asked = || -> std::io::Result<Result<String, String>> {
-        let mut stream = TcpStream::connect_timeout(&at, ANSWER)?;
-        stream.set_read_timeout(Some(ANSWER))?;
+    let send = || -> std::io::Result<Result<String, String>> {
+        let mut stream = TcpStream::connect_timeout(&at, COMMAND_TIMEOUT)?;
+        stream.set_read_timeout(Some(COMMAND_TIMEOUT))?;
         let mut words = format!("*{}\r\n", command.len());
         command.iter().for_each(|word| words.push_str(&format!("${}\r\n{word}\r\n", word.len())));
         stream.write_all(words.as_bytes())?;
-        answer(&mut BufReader::new(stream))
+        parse_answer(&mut BufReader::new(stream))
     };
-    asked().map_err(|error| format!("{at}: {error}"))?
+    send().map_err(|error| format!("{at}: {error}"))?
 }
 
-/// Reads one answer of the Redis protocol.
-fn answer(from: &mut impl BufRead) -> std::io::Result<Result<String, String>> {
+/// Parses one answer of the Redis protocol.
+fn parse_answer(from: &mut impl BufRead) -> std::io::Result<Result<String, String>> {
     let mut line = String::new();
     from.read_line(&mut line)?;
     let line = line.trim_end();
@@ -69,7 +72,7 @@ fn answer(from: &mut impl BufRead) -> std::io::Result<Result<String, String>> {
         "*" => {
             let mut items = Vec::new();
             for _ in 0..count()? {
-                match answer(from)? {
+                match parse_answer(from)? {
                     Ok(item) => items.push(item),
                     Err(error) => return Ok(Err(error)),
                 }
@@ -80,7 +83,7 @@ fn answer(from: &mut impl BufRead) -> std::io::Result<Result<String, String>> {
     }
 }
 
-/// A Redis server, or a Sentinel. Killed when it is dropped.
+/// A Redis server or a Sentinel. Dropping it kills it.
 #[derive(Debug)]
 pub struct RedisServer {
     home: PathBuf,
@@ -96,10 +99,10 @@ impl Drop for RedisServer {
 }
 
 impl RedisServer {
-    /// Starts a server that keeps its files in `home` and saves nothing unless it is told to.
+    /// Starts a server that keeps its files in `home` and saves them only on command.
     ///
     /// # Panics
-    /// When it does not answer.
+    /// The server does not answer.
     pub fn start(home: impl Into<PathBuf>, args: &[&str]) -> Self {
         let (home, address) = (home.into(), free_address());
         std::fs::create_dir_all(&home).expect("a folder");
@@ -110,7 +113,7 @@ impl RedisServer {
         );
         let child = Self::spawn(&home, &all);
         let server = Self { home, address, args: all, child };
-        server.answers();
+        server.wait_until_it_answers();
         server
     }
 
@@ -120,11 +123,11 @@ impl RedisServer {
         command.spawn().expect("redis-server is installed")
     }
 
-    fn answers(&self) {
-        wait_for_condition("the server answers", PATIENCE, || self.ask(&["PING"]));
+    fn wait_until_it_answers(&self) {
+        wait_for_condition("the server answers", STATE_TIMEOUT, || self.ask(&["PING"]));
     }
 
-    /// Where it listens.
+    /// Address on which the server listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -134,20 +137,23 @@ impl RedisServer {
         format!("redis://{}", self.address)
     }
 
+    /// Sends a command; see [`ask`].
+    ///
+    /// # Errors
     /// As [`ask`].
     pub fn ask(&self, command: &[&str]) -> Result<String, String> {
         ask(self.address, command)
     }
 
-    /// Tells it to do something.
+    /// Executes a command.
     ///
     /// # Panics
-    /// When it does not.
-    pub fn tell(&self, command: &[&str]) -> String {
+    /// The server refuses it or does not answer.
+    pub fn command(&self, command: &[&str]) -> String {
         self.ask(command).unwrap_or_else(|error| panic!("{command:?}: {error}"))
     }
 
-    /// Whether it says that it is a replica.
+    /// Whether the server reports that it is a replica.
     pub fn is_replica(&self) -> Result<bool, String> {
         Ok(self.ask(&["INFO", "replication"])?.contains("role:slave"))
     }
@@ -158,12 +164,12 @@ impl RedisServer {
         value.map(str::to_owned).ok_or(info.clone())
     }
 
-    /// What tells this process from any other.
+    /// `run_id` of the server process.
     ///
     /// # Panics
-    /// When it does not say.
+    /// The server does not answer.
     pub fn run_id(&self) -> String {
-        let info = self.tell(&["INFO", "server"]);
+        let info = self.command(&["INFO", "server"]);
         let value = info.lines().find_map(|line| line.trim().strip_prefix("run_id:"));
         value.expect("a run_id").to_owned()
     }
@@ -173,82 +179,82 @@ impl RedisServer {
         kill_process(pid, signal).expect("it runs");
     }
 
-    /// Stops it from doing anything, also from saying that it does not.
+    /// Freezes the process with SIGSTOP.
     ///
     /// # Panics
-    /// When it has ended.
+    /// The process has ended.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);
     }
 
-    /// Lets it go on.
+    /// Resumes the process with SIGCONT.
     ///
     /// # Panics
-    /// When it has ended.
+    /// The process has ended.
     pub fn thaw(&self) {
         self.signal(Signal::CONT);
     }
 
-    /// Ends it as a crash would; it may be frozen or have ended.
+    /// Kills the process, which may be frozen or have ended.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    /// Starts it again after a [`RedisServer::kill`], in the same place, with whatever `dump.rdb`
-    /// is there.
+    /// Restarts the server after [`RedisServer::kill`] with the same folder, port and `dump.rdb`.
     ///
     /// # Panics
-    /// When it does not answer.
-    pub fn start_again(&mut self) {
+    /// The server does not answer.
+    pub fn restart(&mut self) {
         self.child = Self::spawn(&self.home, &self.args);
-        self.answers();
+        self.wait_until_it_answers();
     }
 
     fn dump(&self) -> PathBuf {
         self.home.join("dump.rdb")
     }
 
-    /// A copy of what it holds now.
+    /// Saves and returns a copy of the data.
     ///
     /// # Panics
-    /// When it cannot be made.
+    /// The server cannot save.
     pub fn copy(&self) -> Vec<u8> {
-        self.tell(&["SAVE"]);
+        self.command(&["SAVE"]);
         std::fs::read(self.dump()).expect("a copy")
     }
 
-    /// Kills it and starts it again with a copy.
+    /// Kills the server and restarts it with a copy of earlier data.
     ///
     /// # Panics
-    /// When it does not answer.
+    /// The server does not answer.
     pub fn restore(&mut self, copy: &[u8]) {
         self.kill();
         std::fs::write(self.dump(), copy).expect("written");
-        self.start_again();
+        self.restart();
     }
 }
 
 /// A primary, its replica, and a Sentinel that promotes the replica half a second after the primary
-/// went silent.
+/// stopped answering.
 #[derive(Debug)]
-pub struct Watched {
-    /// The primary at first.
+pub struct SentinelSetup {
+    /// The initial primary.
     pub primary: RedisServer,
-    /// The replica at first.
+    /// The initial replica.
     pub replica: RedisServer,
     sentinel: RedisServer,
     _dir: tempfile::TempDir,
 }
 
-impl Watched {
-    /// Starts them; both servers get `args`, for example `--min-replicas-to-write 1`.
+impl SentinelSetup {
+    /// Starts the servers; `args` are for primary and replica, for example `--min-replicas-to-write
+    /// 1`.
     ///
     /// # Panics
-    /// When they do not find each other.
+    /// The servers do not find each other.
     pub fn start(args: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
-        // More replicas need not be waited for.
+        // Do not wait for further replicas.
         let args = [&["--repl-diskless-sync-delay", "0"], args].concat();
         let primary = RedisServer::start(dir.path().join("primary"), &args);
         let of = format!("127.0.0.1 {}", primary.address.port());
@@ -256,37 +262,36 @@ impl Watched {
             dir.path().join("replica"),
             &[&["--replicaof", &of], args.as_slice()].concat(),
         );
-        wait_for_condition("the replica follows", PATIENCE, || {
+        wait_for_condition("the replica follows", STATE_TIMEOUT, || {
             let info = primary.ask(&["INFO", "replication"])?;
             if info.contains("state=online") { Ok(()) } else { Err(info) }
         });
         let file = dir.path().join("sentinel.conf");
         let lines = format!(
-            "sentinel monitor {NAME} {of} 1\nsentinel down-after-milliseconds {NAME} 500\n\
-             sentinel failover-timeout {NAME} 2000\n"
+            "sentinel monitor {PRIMARY_NAME} {of} 1\nsentinel down-after-milliseconds {PRIMARY_NAME} 500\n\
+             sentinel failover-timeout {PRIMARY_NAME} 2000\n"
         );
         std::fs::write(&file, lines).expect("a file");
         let file = file.to_str().expect("a path");
         let sentinel = RedisServer::start(dir.path().join("sentinel"), &[file, "--sentinel"]);
-        wait_for_condition("Sentinel knows the replica", PATIENCE, || {
-            let known = sentinel.ask(&["SENTINEL", "replicas", NAME])?;
+        wait_for_condition("Sentinel knows the replica", STATE_TIMEOUT, || {
+            let known = sentinel.ask(&["SENTINEL", "replicas", PRIMARY_NAME])?;
             if known.contains(&replica.address.to_string()) { Ok(()) } else { Err(known) }
         });
         Self { primary, replica, sentinel, _dir: dir }
     }
 
-    /// The URL by which the Sentinel is asked. The first of two Sentinels in it is not there.
+    /// URL with two Sentinels, of which the first one does not exist.
     pub fn url(&self) -> String {
-        format!("redis+sentinel://{},{}/{NAME}", free_address(), self.sentinel.address)
+        format!("redis+sentinel://{},{}/{PRIMARY_NAME}", free_address(), self.sentinel.address)
     }
 
-    /// Waits until the replica has everything and lets go of it: it is frozen, and nothing that the
-    /// primary does from now on reaches it.
+    /// Waits until the replica has caught up, then freezes it: later writes do not reach it.
     ///
     /// # Panics
-    /// When they do not do as they are told.
-    pub fn part(&self) {
-        wait_for_condition("the replica has everything", PATIENCE, || {
+    /// The replica does not catch up.
+    pub fn detach_replica(&self) {
+        wait_for_condition("the replica catches up", STATE_TIMEOUT, || {
             let at = [
                 self.primary.offset("master_repl_offset")?,
                 self.replica.offset("slave_repl_offset")?,
@@ -294,26 +299,26 @@ impl Watched {
             if at[0] == at[1] { Ok(()) } else { Err(format!("{at:?}")) }
         });
         self.replica.freeze();
-        // What is on its way to a frozen process would be read when it goes on.
-        self.primary.tell(&["CLIENT", "KILL", "TYPE", "replica"]);
+        // Otherwise a frozen process would read what is in flight once it resumes.
+        self.primary.command(&["CLIENT", "KILL", "TYPE", "replica"]);
     }
 
-    /// Kills the primary and lets the replica, parted from it before, take its place.
+    /// Kills the primary and lets the replica, detached before, take over.
     ///
     /// # Panics
-    /// When it is not promoted.
-    pub fn lose(&mut self) {
+    /// The replica is not promoted.
+    pub fn fail_over(&mut self) {
         self.primary.kill();
         self.replica.thaw();
-        self.promoted();
+        self.wait_promoted();
     }
 
-    /// Waits until the replica is the primary.
+    /// Waits until the replica is promoted.
     ///
     /// # Panics
-    /// When that does not happen.
-    pub fn promoted(&self) {
-        wait_for_condition("the replica is promoted", PATIENCE, || {
+    /// That does not happen in time.
+    pub fn wait_promoted(&self) {
+        wait_for_condition("the replica is promoted", STATE_TIMEOUT, || {
             if self.replica.is_replica()? { Err("it is a replica".to_owned()) } else { Ok(()) }
         });
     }
@@ -324,14 +329,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers_are_read() {
-        let read = |bytes: &str| answer(&mut bytes.as_bytes()).map_err(|error| error.kind());
-        assert_eq!(read("+PONG\r\n"), Ok(Ok("PONG".to_owned())));
-        assert_eq!(read(":7\r\n"), Ok(Ok("7".to_owned())));
-        assert_eq!(read("$-1\r\n"), Ok(Ok(String::new())));
-        assert_eq!(read("*2\r\n$4\r\na\r\nb\r\n*1\r\n:1\r\n"), Ok(Ok("a\r\nb\n1".to_owned())));
-        assert_eq!(read("-ERR no\r\n"), Ok(Err("ERR no".to_owned())));
-        assert_eq!(read(""), Err(std::io::ErrorKind::UnexpectedEof));
-        assert_eq!(read("$4\r\na"), Err(std::io::ErrorKind::UnexpectedEof));
+    fn answers_are_parsed() {
+        let parse = |bytes: &str| parse_answer(&mut bytes.as_bytes()).map_err(|error| error.kind());
+        assert_eq!(parse("+PONG\r\n"), Ok(Ok("PONG".to_owned())));
+        assert_eq!(parse(":7\r\n"), Ok(Ok("7".to_owned())));
+        assert_eq!(parse("$-1\r\n"), Ok(Ok(String::new())));
+        assert_eq!(parse("*2\r\n$4\r\na\r\nb\r\n*1\r\n:1\r\n"), Ok(Ok("a\r\nb\n1".to_owned())));
+        assert_eq!(parse("-ERR no\r\n"), Ok(Err("ERR no".to_owned())));
+        assert_eq!(parse(""), Err(std::io::ErrorKind::UnexpectedEof));
+        assert_eq!(parse("$4\r\na"), Err(std::io::ErrorKind::UnexpectedEof));
     }
 }

@@ -1,64 +1,63 @@
-//! Waiting for a condition: level-triggered, bounded, and with the last status in the failure's
-//! message.
+//! Waits for a condition: polled, with a timeout, and with the last status in the failure message.
 
 use std::fmt::Display;
 use std::time::{Duration, Instant};
 
-/// Time between two looks.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// Interval between two polls.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Looks at a condition until it holds. `Err` of `look` is not a failure but the status until then;
-/// the last one is part of the panic's message.
+/// Polls until the condition holds. `Err` of `poll` is no failure but the current status; the panic
+/// message shows the last one.
 ///
 /// # Panics
-/// When the condition does not hold within the bound.
+/// The condition does not hold within the timeout.
 #[track_caller]
 pub fn wait_for_condition<T, S: Display>(
     what: &str,
-    within: Duration,
-    mut look: impl FnMut() -> Result<T, S>,
+    timeout: Duration,
+    mut poll: impl FnMut() -> Result<T, S>,
 ) -> T {
     let started = Instant::now();
     loop {
-        match look() {
+        match poll() {
             Ok(value) => return value,
-            Err(status) if started.elapsed() >= within => give_up(what, within, &status),
+            Err(status) if started.elapsed() >= timeout => give_up(what, timeout, &status),
             Err(_) => pause(),
         }
     }
 }
 
-/// The same for asynchronous looks; it uses tokio's time, which a test can pause.
+/// As [`wait_for_condition`], for an asynchronous poll. Uses tokio's time, which a test can pause.
 ///
 /// # Panics
-/// When the condition does not hold within the bound.
+/// The condition does not hold within the timeout.
 #[cfg(feature = "async")]
 pub async fn wait_for_condition_async<T, S: Display, F: Future<Output = Result<T, S>>>(
     what: &str,
-    within: Duration,
-    mut look: impl FnMut() -> F,
+    timeout: Duration,
+    mut poll: impl FnMut() -> F,
 ) -> T {
     let started = tokio::time::Instant::now();
     loop {
-        match look().await {
+        match poll().await {
             Ok(value) => return value,
-            Err(status) if started.elapsed() >= within => give_up(what, within, &status),
-            Err(_) => tokio::time::sleep(LOOK_EVERY).await,
+            Err(status) if started.elapsed() >= timeout => give_up(what, timeout, &status),
+            Err(_) => tokio::time::sleep(POLL_INTERVAL).await,
         }
     }
 }
 
 #[track_caller]
-fn give_up(what: &str, within: Duration, status: &impl Display) -> ! {
-    panic!("{what} did not happen within {:.1} s; last status: {status}", within.as_secs_f64())
+fn give_up(what: &str, timeout: Duration, status: &impl Display) -> ! {
+    panic!("{what} did not happen within {:.1} s; last status: {status}", timeout.as_secs_f64())
 }
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "the one place where a test may sleep: between two looks at a condition"
+    reason = "the one place where a test may sleep: between two polls of a condition"
 )]
 fn pause() {
-    std::thread::sleep(LOOK_EVERY);
+    std::thread::sleep(POLL_INTERVAL);
 }
 
 #[cfg(test)]
@@ -67,10 +66,10 @@ mod tests {
 
     #[test]
     fn it_returns_as_soon_as_the_condition_holds() {
-        let mut looks = 0;
-        let value = wait_for_condition("three looks", Duration::from_secs(5), || {
-            looks += 1;
-            if looks == 3 { Ok(looks) } else { Err(format!("{looks} looks")) }
+        let mut polls = 0;
+        let value = wait_for_condition("three polls", Duration::from_secs(5), || {
+            polls += 1;
+            if polls == 3 { Ok(polls) } else { Err(format!("{polls} polls")) }
         });
         assert_eq!(value, 3);
     }
@@ -83,7 +82,7 @@ mod tests {
 
     #[cfg(feature = "async")]
     #[tokio::test(start_paused = true)]
-    async fn the_asynchronous_one_uses_time_that_can_be_paused() {
+    async fn the_asynchronous_variant_uses_time_that_can_be_paused() {
         let started = std::time::Instant::now();
         let since = tokio::time::Instant::now();
         wait_for_condition_async("an hour", Duration::from_secs(7200), || async move {

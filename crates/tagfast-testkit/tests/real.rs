@@ -1,4 +1,4 @@
-//! The stack itself: roles, faults, and that nothing is left.
+//! The stack itself: roles, faults, and that it leaves nothing behind.
 
 use std::time::Duration;
 
@@ -24,8 +24,8 @@ fn a_cluster_comes_up_fails_over_and_leaves_nothing() {
         }
     });
     stack
-        .wait_until_whole("c0", Duration::from_secs(60))
-        .expect("the killed one comes back as a replica");
+        .wait_until_healthy("c0", Duration::from_secs(60))
+        .expect("the killed node returns as a replica");
 
     stack.fault(Fault::Switchover, "c0").expect("switched over");
     assert_ne!(stack.primary("c0").expect("a primary").name, second);
@@ -35,16 +35,16 @@ fn a_cluster_comes_up_fails_over_and_leaves_nothing() {
     wait_for_condition("its port is closed", Duration::from_secs(5), || {
         match std::net::TcpStream::connect(node.postgres) {
             Err(_) => Ok(()),
-            Ok(_) => Err("somebody listens"),
+            Ok(_) => Err("something listens"),
         }
     });
     stack.fault(Fault::Heal, &node.name).expect("healed");
 
     stack.fault(Fault::KillNode, &node.name).expect("killed");
     stack.fault(Fault::Restart, &node.name).expect("started again");
-    stack.wait_until_whole("c0", Duration::from_secs(60)).expect("whole again");
+    stack.wait_until_healthy("c0", Duration::from_secs(60)).expect("healthy again");
 
-    assert!(stack.fault(Fault::Kill, "nobody").is_err());
+    assert!(stack.fault(Fault::Kill, "unknown").is_err());
     stack.down().expect("it ends");
     assert_eq!(host::processes_of(&base), Vec::new());
     assert!(!base.exists());
@@ -61,11 +61,11 @@ fn kafka_opensearch_and_redis_come_up_behind_the_proxy() {
     };
     let stack = Stack::up(&options, &|_| ()).expect("it comes up");
     assert_eq!(stack.problems(), Vec::<String>::new());
-    let url = stack.info().opensearch.as_ref().expect("it was asked for").url.clone();
+    let url = stack.info().opensearch.as_ref().expect("it is part of the stack").url.clone();
     let address = url.trim_start_matches("http://").parse().expect("an address");
     let health = tagfast_testkit::Client::new(address).get("/_cluster/health").expect(200).json();
     assert_eq!(health["number_of_nodes"], 1);
-    let redis = stack.info().redis.as_ref().expect("it was asked for").url.clone();
+    let redis = stack.info().redis.as_ref().expect("it is part of the stack").url.clone();
     let mut stream =
         std::net::TcpStream::connect(redis.trim_start_matches("redis://")).expect("connects");
     std::io::Write::write_all(&mut stream, b"PING\r\n").expect("sent");
@@ -77,6 +77,6 @@ fn kafka_opensearch_and_redis_come_up_behind_the_proxy() {
     assert_eq!(
         host::processes_of(&base),
         Vec::new(),
-        "OpenSearch leaves its folder and ends all the same"
+        "OpenSearch changes its working directory and is ended all the same"
     );
 }

@@ -1,26 +1,26 @@
-//! Caches without servers: L1 alone, what is read once for many, and stale answers.
+//! The caches without Redis: the local cache (L1), shared reads of the store, stale answers.
 
-#[path = "../support/suite.rs"]
-mod suite;
+#[path = "../support/harness.rs"]
+mod harness;
 #[path = "../support/mod.rs"]
-#[expect(dead_code, reason = "versions are set for the format in Redis")]
+#[expect(dead_code, reason = "only tests with Redis set versions")]
 mod support;
 
-mod shield;
+mod read_path;
 
-/// Nothing is kept: the decorator alone.
-mod without_layers {
-    tagfast_store::conformance_suite!(crate::suite::Harness::new(
-        crate::suite::Layers::default(),
+/// No cache: the decorator alone.
+mod without_caches {
+    tagfast_store::conformance_suite!(crate::harness::Harness::new(
+        crate::harness::Layers::default(),
         None
     ));
 }
 
-/// Views in this process.
-mod with_level1 {
-    use crate::suite::{Harness, Layers};
+/// The local cache alone.
+mod with_local_cache {
+    use crate::harness::{Harness, Layers};
     tagfast_store::conformance_suite!(Harness::new(
-        Layers { level1: true, ..Layers::default() },
+        Layers { local_cache: true, ..Layers::default() },
         None
     ));
 }

@@ -1,29 +1,30 @@
-//! Caches with real Redis servers: what several nodes share, and every way in which a Redis fails.
+//! The caches with real Redis servers: what nodes share, and every way in which a Redis fails.
 
-#[path = "../support/suite.rs"]
-mod suite;
+#[path = "../support/harness.rs"]
+mod harness;
+#[path = "../support/nodes.rs"]
+mod nodes;
 #[path = "../support/mod.rs"]
-#[expect(dead_code, reason = "a lost answer needs no Redis")]
+#[expect(dead_code, reason = "only tests without Redis lose an answer")]
 mod support;
 
 mod faults;
-mod kit;
 mod positions;
 mod restored;
 mod sentinel;
 mod shared;
 
-/// Views in Redis, no L1.
+/// The cache Redis alone.
 mod with_redis {
-    tagfast_store::conformance_suite!(crate::kit::harness(false, true, false).await);
+    tagfast_store::conformance_suite!(crate::nodes::harness(false, true, false).await);
 }
 
-/// Views in this process and in Redis.
+/// The local cache and the cache Redis.
 mod with_both {
-    tagfast_store::conformance_suite!(crate::kit::harness(true, true, false).await);
+    tagfast_store::conformance_suite!(crate::nodes::harness(true, true, false).await);
 }
 
-/// Everything.
+/// All layers.
 mod with_positions {
-    tagfast_store::conformance_suite!(crate::kit::harness(true, true, true).await);
+    tagfast_store::conformance_suite!(crate::nodes::harness(true, true, true).await);
 }

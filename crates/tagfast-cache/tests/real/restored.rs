@@ -1,40 +1,42 @@
-//! Servers that are restored from older copies of theirs.
+//! Servers that are restored from older copies.
 
 use tagfast_cache::CacheOptions;
-use tagfast_redis::Use;
+use tagfast_redis::{RedisRole, keys};
 use tagfast_sharding::LogicalShard;
 use tagfast_store::CacheUse;
 use tagfast_testkit::sentinel::RedisServer;
 use tagfast_testkit::stack::proxy::Mode;
 use tagfast_testkit::wait_for_condition_async;
 
-use crate::faults::works;
-use crate::kit::{Node, PATIENCE, World, alone, blocking, short};
-use crate::sentinel::{nobody_misses_what_they_know, uses, written_and_gone, written_and_read};
+use crate::faults::wait_cache_works;
+use crate::nodes::{Fixture, Node, TEST_TIMEOUT, blocking, exclusive_servers, short_positions};
+use crate::sentinel::{
+    every_client_sees_its_own_writes, wait_uses, write_and_read_all, write_through_a_lost_node,
+};
 use crate::support::key;
 
-/// A server of the cache and one of the state.
+/// A cache server and a state server.
 async fn servers(dir: &tempfile::TempDir) -> [RedisServer; 2] {
     let homes = ["cache", "state"].map(|name| dir.path().join(name));
     blocking(move || homes.map(|home| RedisServer::start(home, &[]))).await
 }
 
-/// VC7, first run: both servers come back with older copies. Nobody is answered less than they
-/// wrote or their token says, not while they are away either; everybody else is answered what is
-/// right when old entries have ended.
+/// Both servers come back with older copies. A client that wrote or holds a token never sees less
+/// than that, not even while the servers are away; other clients see the current state once old
+/// entries have expired.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn vc7_both_restored_from_older_copies() {
-    let _turn = alone().await;
+async fn both_restored_from_older_copies() {
+    let _exclusive = exclusive_servers().await;
     let dir = tempfile::tempdir().expect("a folder");
     let mut servers = servers(&dir).await;
     let urls = servers.each_ref().map(RedisServer::url);
-    let world = World::with(&urls, short()).await;
-    let ids = written_and_read(&world).await;
-    world.a.write("read", "old", "ana").await;
+    let fixture = Fixture::with(&urls, short_positions()).await;
+    let ids = write_and_read_all(&fixture).await;
+    fixture.a.write("read", "old", "ana").await;
     let copies = servers.each_ref().map(RedisServer::copy);
-    let written = written_and_gone(&world, &urls, &ids).await;
-    let own = world.a.write("read", "new", "ana").await;
-    let unknown = world.a.write("not-in-the-copy", "new", "ana").await;
+    let written = write_through_a_lost_node(&fixture, &urls, &ids).await;
+    let own = fixture.a.write("read", "new", "ana").await;
+    let unknown = fixture.a.write("not-in-the-copy", "new", "ana").await;
     let restored = tokio::task::spawn_blocking(move || {
         servers.iter_mut().for_each(RedisServer::kill);
         servers.iter_mut().zip(&copies).for_each(|(server, copy)| server.restore(copy));
@@ -42,61 +44,62 @@ async fn vc7_both_restored_from_older_copies() {
     });
     let mut n = 0;
     while !restored.is_finished() || n < 20 {
-        let seen = [world.b.plain("read", "ana").await, world.b.with_token("read", &own).await];
+        let seen = [fixture.b.plain("read", "ana").await, fixture.b.with_token("read", &own).await];
         assert_eq!(seen.map(|view| view.version), [own.version; 2], "while they are away");
         n += 1;
     }
     let [cache, state] = restored.await.expect("no panic");
-    for node in [&world.a, &world.b] {
-        uses(node, [&cache, &state]).await;
+    for node in [&fixture.a, &fixture.b] {
+        wait_uses(node, [&cache, &state]).await;
     }
-    nobody_misses_what_they_know(&world, &urls, &cache, &written).await;
-    for node in [&world.a, &world.b] {
+    every_client_sees_its_own_writes(&fixture, &urls, &cache, &written).await;
+    for node in [&fixture.a, &fixture.b] {
         assert_eq!(node.eventual("not-in-the-copy").await.version, unknown.version);
     }
-    works(&world, "after").await;
+    wait_cache_works(&fixture, "after").await;
 }
 
-/// The numbers of messages went back with a copy and have come to where they had been: they are not
-/// the same ones. What changed while a node heard nothing is not answered from its L1.
+/// The sequence of a stripe went back with a restored copy and has reached its old value again. The
+/// node must not take it for the old one: what changed while it was cut off is not answered from
+/// L1.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn numbers_that_went_back_are_not_those_that_were_heard() {
-    let _turn = alone().await;
+async fn a_sequence_that_went_back_is_not_taken_for_the_applied_one() {
+    let _exclusive = exclusive_servers().await;
     let dir = tempfile::tempdir().expect("a folder");
     let [mut cache, state] = servers(&dir).await;
     let urls = [cache.url(), state.url()];
-    let world = World::with(&urls, CacheOptions::default()).await;
-    // Without an L1 it puts nothing back into a server that was away.
+    let fixture = Fixture::with(&urls, CacheOptions::default()).await;
+    // Without a local cache it refills nothing.
     let options = CacheOptions { l1_bytes: 0, ..CacheOptions::default() };
-    let writer = Node::start(&urls, &world.behind, &world.clock, options).await;
+    let writer = Node::start(&urls, &fixture.backend, &fixture.clock, options).await;
     let stripe = LogicalShard::of(&key("c0"));
     let same: Vec<String> = (0..)
         .map(|n| format!("c{n}"))
         .filter(|id| LogicalShard::of(&key(id)) == stripe)
         .take(4)
         .collect();
-    let [changed, heard, first, second] = same.as_slice() else { panic!("four") };
-    let numbers = format!("tf:q:{:02}", stripe.number());
-    let number = |cache: &RedisServer| cache.tell(&["HMGET", &numbers, "gen", "seq"]);
+    let [changed, seen, first, second] = same.as_slice() else { panic!("four") };
+    let key = keys::sequence(stripe.number());
+    let sequence = |cache: &RedisServer| cache.command(&["HMGET", &key, "gen", "seq"]);
     let in_l1 = async |id: &str, version| {
-        wait_for_condition_async("it is in L1", PATIENCE, || async {
-            let view = world.b.eventual(id).await;
+        wait_for_condition_async("it is in L1", TEST_TIMEOUT, || async {
+            let view = fixture.b.eventual(id).await;
             let there = view.cache == CacheUse::Hit("l1") && view.version == version;
             if there { Ok(()) } else { Err(format!("{:?} {:?}", view.cache, view.version)) }
         })
         .await;
     };
-    let before = writer.write(heard, "one", "ana").await;
-    in_l1(heard, before.version).await;
+    let before = writer.write(seen, "one", "ana").await;
+    in_l1(seen, before.version).await;
     let copy = cache.copy();
     let before = writer.write(changed, "one", "ana").await;
     in_l1(changed, before.version).await;
-    let last = writer.write(heard, "two", "ana").await;
-    in_l1(heard, last.version).await;
-    let known = number(&cache);
-    world.b.link(Use::Cache, Mode::Refuse).await;
+    let last = writer.write(seen, "two", "ana").await;
+    in_l1(seen, last.version).await;
+    let known = sequence(&cache);
+    fixture.b.set_link(RedisRole::Cache, Mode::Refuse).await;
     cache.kill();
-    // Nobody is told of it.
+    // The invalidation is lost.
     let written = writer.write(changed, "two", "ana").await;
     let cache = blocking(move || {
         cache.restore(&copy);
@@ -104,7 +107,7 @@ async fn numbers_that_went_back_are_not_those_that_were_heard() {
     })
     .await;
     let id = cache.run_id();
-    wait_for_condition_async("the writer uses it", PATIENCE, || async {
+    wait_for_condition_async("the writer uses it", TEST_TIMEOUT, || async {
         if writer.redis[0].run_id().is_some_and(|used| *used == *id) {
             Ok(())
         } else {
@@ -112,13 +115,13 @@ async fn numbers_that_went_back_are_not_those_that_were_heard() {
         }
     })
     .await;
-    assert_ne!(number(&cache), known, "they went back");
+    assert_ne!(sequence(&cache), known, "the sequence went back");
     writer.write(first, "one", "ana").await;
     writer.write(second, "one", "ana").await;
-    assert_eq!(number(&cache), known, "they look as they did");
-    world.b.link(Use::Cache, Mode::Pass).await;
-    world.b.hears().await;
-    let view = world.b.eventual(changed).await;
+    assert_eq!(sequence(&cache), known, "the sequence has its old value again");
+    fixture.b.set_link(RedisRole::Cache, Mode::Pass).await;
+    fixture.b.wait_in_sync().await;
+    let view = fixture.b.eventual(changed).await;
     assert!(
         view.cache != CacheUse::Hit("l1"),
         "{:?}, {:?} was written",

@@ -1,16 +1,16 @@
-//! What the tests share: the embedded store as what is behind the caches, and a store that does as
-//! it is told.
+//! Shared by the test binaries: contents, writes, and a fake store that fails on request.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use tagfast_cache::{CacheOptions, CacheParts, CachedStore};
+use parking_lot::{Mutex, MutexGuard};
+use tagfast_cache::{CacheDependencies, CacheOptions, CachedStore};
 use tagfast_domain::{
     ContentKey, Epoch, EpochId, EpochOrdinal, Operation, Tag, TagName, Tagging, TenantId, UserId,
     Version, Write, WriteId,
 };
-use tagfast_redis::Redis;
+use tagfast_redis::{Redis, keys};
 use tagfast_resilience::{Clock, ManualClock};
 use tagfast_sharding::LogicalShard;
 use tagfast_store::{
@@ -26,6 +26,13 @@ pub(crate) fn key(id: &str) -> ContentKey {
     ContentKey::parse("acme", "test.doc", id).expect("a content")
 }
 
+/// The Redis key of a content's cached view.
+pub(crate) fn view_key(id: &str) -> String {
+    let key = key(id);
+    let bytes = keys::view(LogicalShard::of(&key).number(), &key.to_bytes());
+    String::from_utf8(bytes).expect("ids of tests are text")
+}
+
 pub(crate) fn user(name: &str) -> UserId {
     UserId::parse(name).expect("a user")
 }
@@ -34,7 +41,7 @@ pub(crate) fn version(n: u64) -> Version {
     Version::from_packed(n).expect("a version")
 }
 
-/// A write of one tag by somebody.
+/// A write that adds one tag.
 pub(crate) fn add(key: &ContentKey, tag: &str, by: &str) -> WriteRequest {
     let operation =
         Operation::patch(vec![Tag::parse(tag).expect("a tag")], Vec::new(), &Default::default())
@@ -56,16 +63,17 @@ pub(crate) fn add(key: &ContentKey, tag: &str, by: &str) -> WriteRequest {
     }
 }
 
-/// What the store behind the caches does with reads.
+/// How the fake store treats reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Mood {
+pub(crate) enum FaultMode {
+    /// Answers.
     #[default]
-    Well,
-    /// Refuses.
+    Healthy,
+    /// Refuses as overloaded.
     Overloaded,
-    /// Has only what was there long ago, and refuses whoever takes nothing old.
+    /// Answers with a very old state, marked; refuses clients that accept no stale view.
     Lags,
-    /// Reads, and keeps the answer to itself until it is told to be well again.
+    /// Reads at once and answers only when the fault ends.
     Hangs,
 }
 
@@ -73,53 +81,53 @@ struct State {
     version: u64,
     lsn: u64,
     tags: Vec<(ContentKey, Version, Vec<Tagging>)>,
-    mood: Mood,
-    /// Of the epochs 1 to n, the last is current; what each leaves to the next.
-    fences: Vec<u64>,
-    lost_answer: bool,
+    fault: FaultMode,
+    /// End of each of the epochs 1 to n; the last one is current.
+    epoch_ends: Vec<u64>,
+    lose_next_answer: bool,
 }
 
-/// A store in memory that counts and fails as told. Several caches may be in front of it, as API
-/// nodes are.
-pub(crate) struct Behind {
+/// A store in memory that counts reads and fails on request. Several cached stores may share it, as
+/// API nodes share a cluster.
+pub(crate) struct FakeStore {
     state: Mutex<State>,
     pub(crate) reads: AtomicU64,
-    pub(crate) go: Notify,
+    fault_changed: Notify,
     clock: Arc<ManualClock>,
 }
 
-impl Behind {
+impl FakeStore {
     pub(crate) fn new(clock: &Arc<ManualClock>) -> Arc<Self> {
         let state = State {
             version: 0,
             lsn: 0,
             tags: Vec::new(),
-            mood: Mood::Well,
-            fences: vec![u64::MAX],
-            lost_answer: false,
+            fault: FaultMode::Healthy,
+            epoch_ends: vec![u64::MAX],
+            lose_next_answer: false,
         };
         Arc::new(Self {
             state: Mutex::new(state),
             reads: AtomicU64::new(0),
-            go: Notify::new(),
+            fault_changed: Notify::new(),
             clock: Arc::clone(clock),
         })
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().expect("no panic")
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
     }
 
     pub(crate) fn reads(&self) -> u64 {
         self.reads.load(Ordering::SeqCst)
     }
 
-    pub(crate) fn mood(&self, mood: Mood) {
-        self.state().mood = mood;
-        self.go.notify_waiters();
+    pub(crate) fn set_fault(&self, fault: FaultMode) {
+        self.state().fault = fault;
+        self.fault_changed.notify_waiters();
     }
 
-    /// A content without tags has this version.
+    /// Stores a content without tags in this version.
     pub(crate) fn set(&self, key: &ContentKey, to: u64) {
         let mut state = self.state();
         state.tags.retain(|(k, ..)| k != key);
@@ -127,27 +135,27 @@ impl Behind {
         state.tags.push((key.clone(), version(to), Vec::new()));
     }
 
-    /// The next write happens, and nobody is told.
-    pub(crate) fn lose_an_answer(&self) {
-        self.state().lost_answer = true;
+    /// The next write is stored, but its caller gets an unknown outcome.
+    pub(crate) fn lose_next_answer(&self) {
+        self.state().lose_next_answer = true;
     }
 
     pub(crate) fn lsn(&self) -> u64 {
         self.state().lsn
     }
 
-    /// A primary dies: what lies past `fence` is lost, and of it `forget` names a content.
-    pub(crate) fn fail_over(&self, fence: u64, forget: &ContentKey) {
+    /// A failover: the epoch ends at `epoch_end`; what lies beyond it is lost, namely `lost`.
+    pub(crate) fn fail_over(&self, epoch_end: u64, lost: &ContentKey) {
         let mut state = self.state();
-        if let Some(last) = state.fences.last_mut() {
-            *last = fence;
+        if let Some(last) = state.epoch_ends.last_mut() {
+            *last = epoch_end;
         }
-        state.fences.push(u64::MAX);
-        state.tags.retain(|(key, ..)| key != forget);
+        state.epoch_ends.push(u64::MAX);
+        state.tags.retain(|(key, ..)| key != lost);
     }
 
     fn epoch(state: &State) -> EpochId {
-        EpochId([state.fences.len() as u8; 16])
+        EpochId([state.epoch_ends.len() as u8; 16])
     }
 
     fn view_of(&self, state: &State, key: &ContentKey) -> View {
@@ -166,43 +174,44 @@ impl Behind {
     }
 }
 
-impl History for Behind {
+impl History for FakeStore {
     fn current(&self, _: LogicalShard) -> Option<EpochId> {
         Some(Self::epoch(&self.state()))
     }
 
-    fn fence(&self, _: LogicalShard, epoch: EpochId) -> Option<u64> {
-        self.state().fences.get(usize::from(epoch.0[0]).checked_sub(1)?).copied()
+    fn epoch_end(&self, _: LogicalShard, epoch: EpochId) -> Option<u64> {
+        self.state().epoch_ends.get(usize::from(epoch.0[0]).checked_sub(1)?).copied()
     }
 }
 
 #[async_trait]
-impl TagReader for Behind {
+impl TagReader for FakeStore {
     async fn view(&self, key: &ContentKey, options: &ReadOptions<'_>) -> Result<View, StoreError> {
         self.reads.fetch_add(1, Ordering::SeqCst);
-        let told = self.go.notified();
-        tokio::pin!(told);
-        told.as_mut().enable();
-        let (mood, view) = {
+        let fault_changed = self.fault_changed.notified();
+        tokio::pin!(fault_changed);
+        fault_changed.as_mut().enable();
+        let (fault, view) = {
             let state = self.state();
-            (state.mood, self.view_of(&state, key))
+            (state.fault, self.view_of(&state, key))
         };
-        match mood {
-            Mood::Well => Ok(view),
-            Mood::Lags if options.max_stale != Some(std::time::Duration::ZERO) => Ok(View {
+        match fault {
+            FaultMode::Healthy => Ok(view),
+            FaultMode::Lags if options.max_stale != Some(std::time::Duration::ZERO) => Ok(View {
                 version: Version::NONE,
                 tags: Vec::new(),
                 degraded: vec![Degraded { feature: "session", reason: "overloaded" }],
                 ..view
             }),
-            Mood::Overloaded | Mood::Lags => {
+            FaultMode::Overloaded | FaultMode::Lags => {
                 let retry_after = std::time::Duration::from_secs(1);
                 Err(StoreError::Overloaded { queue: "test", limit: 1, retry_after })
             }
-            Mood::Hangs => {
+            FaultMode::Hangs => {
                 let deadline = options.deadline.expect("reads through a cache have one");
-                let late = || StoreError::Deadline { waiting_for: "test", outcome_unknown: false };
-                tokio::time::timeout_at(deadline, told).await.map_err(|_| late())?;
+                let timeout =
+                    || StoreError::Deadline { waiting_for: "test", outcome_unknown: false };
+                tokio::time::timeout_at(deadline, fault_changed).await.map_err(|_| timeout())?;
                 Ok(view)
             }
         }
@@ -222,10 +231,12 @@ impl TagReader for Behind {
 }
 
 #[async_trait]
-impl TagWriter for Behind {
+impl TagWriter for FakeStore {
     async fn write(&self, request: WriteRequest) -> Result<WriteAnswer, StoreError> {
         let mut state = self.state();
-        let Operation::Patch { add, .. } = &request.write.operation else { panic!("only patches") };
+        let Operation::Patch { add, .. } = &request.write.operation else {
+            panic!("only patches are supported")
+        };
         state.lsn += 1;
         state.version += 1;
         let version = version(state.version);
@@ -234,7 +245,7 @@ impl TagWriter for Behind {
             display: Arc::clone(&tag.display),
             user: request.write.user.clone(),
             at: NOW,
-            ord: version,
+            decided_at: version,
             present: true,
         });
         let new: Vec<Tagging> = new.collect();
@@ -247,7 +258,7 @@ impl TagWriter for Behind {
             }
             None => state.tags.push((key.clone(), version, new)),
         }
-        if std::mem::take(&mut state.lost_answer) {
+        if std::mem::take(&mut state.lose_next_answer) {
             return Err(StoreError::Deadline { waiting_for: "test", outcome_unknown: true });
         }
         let view = self.view_of(&state, &key);
@@ -283,7 +294,7 @@ impl TagWriter for Behind {
 }
 
 #[async_trait]
-impl ShardScanner for Behind {
+impl ShardScanner for FakeStore {
     async fn scan(
         &self,
         _: LogicalShard,
@@ -300,23 +311,23 @@ impl ShardScanner for Behind {
 }
 
 #[async_trait]
-impl ReceiptReader for Behind {
+impl ReceiptReader for FakeStore {
     async fn verdict(&self, _: &Receipt) -> Result<Verdict, StoreError> {
         Ok(Verdict::Kept)
     }
 }
 
-/// An API node: a store behind caches.
+/// The cached store of an API node.
 pub(crate) fn node(
-    behind: &Arc<Behind>,
+    backend: &Arc<FakeStore>,
     clock: &Arc<ManualClock>,
     views: Option<Arc<Redis>>,
     positions: Option<Arc<Redis>>,
     options: CacheOptions,
 ) -> Arc<CachedStore> {
-    let parts = CacheParts {
-        store: Arc::clone(behind) as SharedStore,
-        history: Arc::clone(behind) as Arc<dyn History>,
+    let parts = CacheDependencies {
+        store: Arc::clone(backend) as SharedStore,
+        history: Arc::clone(backend) as Arc<dyn History>,
         views,
         positions,
         clock: Arc::clone(clock) as Arc<dyn Clock>,

@@ -1,22 +1,22 @@
-//! A Redis behind Sentinel: what happens when its primary hangs or dies.
+//! A Redis behind Sentinel whose primary hangs or dies.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tagfast_redis::{Redis, Use};
+use tagfast_redis::{Redis, RedisRole};
 use tagfast_resilience::{Breakers, SystemClock};
-use tagfast_testkit::sentinel::{Watched, free_address};
+use tagfast_testkit::sentinel::{SentinelSetup, free_address};
 use tagfast_testkit::wait_for_condition_async;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Servers that a Sentinel watches, and who asks it.
-async fn watched() -> (Watched, Arc<Redis>) {
-    let watched = tokio::task::spawn_blocking(|| Watched::start(&[])).await.expect("no panic");
-    let redis = Redis::start(&watched.url(), Use::State, &Breakers::new(Arc::new(SystemClock)))
+/// A primary and a replica watched by a Sentinel, and a client that uses the Sentinel.
+async fn connected_setup() -> (SentinelSetup, Arc<Redis>) {
+    let setup = tokio::task::spawn_blocking(|| SentinelSetup::start(&[])).await.expect("no panic");
+    let redis = Redis::start(&setup.url(), RedisRole::State, &Breakers::new(Arc::new(SystemClock)))
         .expect("a URL");
-    assert!(redis.connected(PATIENCE).await, "{:?}", redis.problem());
-    (watched, redis)
+    assert!(redis.wait_connected(TEST_TIMEOUT).await, "{:?}", redis.problem());
+    (setup, redis)
 }
 
 async fn set(redis: &Redis, value: &'static str) -> Result<(), String> {
@@ -26,71 +26,80 @@ async fn set(redis: &Redis, value: &'static str) -> Result<(), String> {
     redis.call(Duration::from_millis(100), set).await.map_err(|e| e.to_string())
 }
 
-async fn follows(begin: impl FnOnce(&mut Watched), end: impl AsyncFnOnce(&Watched)) {
-    let (mut watched, redis) = watched().await;
+/// The client follows a failover that `begin` causes. `end` then undoes the fault.
+async fn follows_failover(
+    begin: impl FnOnce(&mut SentinelSetup),
+    end: impl AsyncFnOnce(&SentinelSetup),
+) {
+    let (mut setup, redis) = connected_setup().await;
     set(&redis, "one").await.expect("it is set");
     let before = redis.generation().await.expect("a generation");
-    begin(&mut watched);
-    wait_for_condition_async("the new primary takes writes", PATIENCE, || async {
+    begin(&mut setup);
+    wait_for_condition_async("the new primary takes writes", TEST_TIMEOUT, || async {
         set(&redis, "two").await
     })
     .await;
     let after = redis.generation().await.expect("a generation");
-    assert_ne!(before, after, "what was remembered may be gone: the replica's copy says otherwise");
-    end(&watched).await;
-    set(&redis, "three").await.expect("the new one is still used");
+    assert_ne!(before, after, "the replica may lack writes, so the generation must change");
+    end(&setup).await;
+    set(&redis, "three").await.expect("the new primary is still used");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_primary_is_followed_by_its_replica() {
-    follows(|watched| watched.primary.kill(), async |_| ()).await;
+    follows_failover(|setup| setup.primary.kill(), async |_| ()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_frozen_primary_is_followed_by_its_replica() {
-    let thawed = async |watched: &Watched| {
-        watched.primary.thaw();
-        wait_for_condition_async("the old one follows", PATIENCE, || async {
-            if watched.primary.is_replica()? { Ok(()) } else { Err("it does not yet".to_owned()) }
+    let thawed = async |setup: &SentinelSetup| {
+        setup.primary.thaw();
+        wait_for_condition_async("the old primary becomes a replica", TEST_TIMEOUT, || async {
+            if setup.primary.is_replica()? { Ok(()) } else { Err("it does not yet".to_owned()) }
         })
         .await;
     };
-    follows(|watched| watched.primary.freeze(), thawed).await;
+    follows_failover(|setup| setup.primary.freeze(), thawed).await;
 }
 
-/// A primary that was frozen says for seconds that it is one after another one has taken its place.
-/// Who was connecting meanwhile, or did not notice, leaves it.
+/// After a freeze, the old primary claims for seconds to be primary although the replica was
+/// promoted. A client that was connected, or was just connecting, must leave it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thawed_primary_is_left_before_it_knows() {
-    let (watched, redis) = watched().await;
-    watched.primary.freeze();
-    let watched = tokio::task::spawn_blocking(move || {
-        watched.promoted();
-        watched
+async fn a_thawed_primary_is_left_before_it_knows_of_its_demotion() {
+    let (setup, redis) = connected_setup().await;
+    setup.primary.freeze();
+    let setup = tokio::task::spawn_blocking(move || {
+        setup.wait_promoted();
+        setup
     });
-    let watched = watched.await.expect("no panic");
-    watched.primary.thaw();
-    let new = watched.replica.run_id();
-    wait_for_condition_async("the new one is used", PATIENCE, || async {
+    let setup = setup.await.expect("no panic");
+    setup.primary.thaw();
+    let new = setup.replica.run_id();
+    wait_for_condition_async("the new primary is used", TEST_TIMEOUT, || async {
         match redis.run_id() {
             Some(used) if *used == *new => Ok(()),
             other => Err(format!("{other:?}, not {new}")),
         }
     })
     .await;
-    assert_eq!(watched.primary.is_replica(), Ok(false), "nobody has told the old one yet");
+    assert_eq!(
+        setup.primary.is_replica(),
+        Ok(false),
+        "Sentinel has not demoted the old primary yet"
+    );
 }
 
-/// A server that says it is a replica is not used, and looked at again.
+/// A server that reports the replica role is not used; it is checked again and used once it is a
+/// primary.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_becomes_a_replica_is_left() {
-    let (watched, _) = watched().await;
+    let (setup, _) = connected_setup().await;
     let redis =
-        Redis::start(&watched.primary.url(), Use::State, &Breakers::new(Arc::new(SystemClock)));
+        Redis::start(&setup.primary.url(), RedisRole::State, &Breakers::new(Arc::new(SystemClock)));
     let redis = redis.expect("a URL");
-    assert!(redis.connected(PATIENCE).await);
-    watched.primary.tell(&["REPLICAOF", "127.0.0.1", &free_address().port().to_string()]);
-    wait_for_condition_async("it is left", PATIENCE, || async {
+    assert!(redis.wait_connected(TEST_TIMEOUT).await);
+    setup.primary.command(&["REPLICAOF", "127.0.0.1", &free_address().port().to_string()]);
+    wait_for_condition_async("the replica is left", TEST_TIMEOUT, || async {
         let refused = set(&redis, "x").await;
         match redis.problem() {
             Some(why) if why.contains("replica") => Ok(()),
@@ -98,6 +107,6 @@ async fn a_server_that_becomes_a_replica_is_left() {
         }
     })
     .await;
-    watched.primary.tell(&["REPLICAOF", "NO", "ONE"]);
-    assert!(redis.connected(PATIENCE).await);
+    setup.primary.command(&["REPLICAOF", "NO", "ONE"]);
+    assert!(redis.wait_connected(TEST_TIMEOUT).await);
 }

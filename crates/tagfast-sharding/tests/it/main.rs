@@ -1,4 +1,4 @@
-//! The shard of a content is frozen: a changed hash would lose every content behind its shard.
+//! A content's shard is frozen: with a different hash no stored content would be found again.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ fn key(tenant: &str, content_type: &str, id: &str) -> ContentKey {
     ContentKey::parse(tenant, content_type, id).expect("a content")
 }
 
-/// `\t` separated: tenant, type, id, hash in hex, shard.
+/// Golden file, tab separated: tenant, type, id, hash in hexadecimal, shard.
 #[test]
 fn hashes_and_shards_are_frozen() {
     let mut lines = 0;
@@ -40,8 +40,9 @@ fn all_shards_are_numbered() {
     }
 }
 
-/// Ids as products number them: in sequence, with a prefix, padded, as UUID-like hex. No shard gets
-/// far more than its part: with 200 contents expected, 300 would be 7 standard deviations away.
+/// Ids as products assign them: sequential, prefixed, padded, UUID-like hexadecimal, URLs. No shard
+/// receives far more than its share: with 200 contents expected, 300 would be 7 standard
+/// deviations away.
 #[test]
 fn ids_in_sequence_spread_evenly() {
     let shapes: [fn(u64) -> String; 5] = [
@@ -59,11 +60,8 @@ fn ids_in_sequence_spread_evenly() {
                     1;
             }
             assert_eq!(counts.len(), 64, "shape {shape}");
-            let (least, most) = (counts.values().min(), counts.values().max());
-            assert!(
-                least > Some(&130) && most < Some(&290),
-                "shape {shape}: {least:?} to {most:?}"
-            );
+            let (min, max) = (counts.values().min(), counts.values().max());
+            assert!(min > Some(&130) && max < Some(&290), "shape {shape}: {min:?} to {max:?}");
         }
     }
 }
@@ -80,9 +78,9 @@ proptest! {
         prop_assert!(LogicalShard::of(&key).number() < SHARDS);
     }
 
-    /// The parts are kept apart: moving a character over a border makes another content.
+    /// Moving a character from one part of the key to the next yields a different hash.
     #[test]
-    fn borders_count(left in "[a-z0-9]{2,9}", right in "[a-z0-9]{1,9}") {
+    fn boundaries_between_key_parts_matter(left in "[a-z0-9]{2,9}", right in "[a-z0-9]{1,9}") {
         let (head, last) = left.split_at(left.len() - 1);
         let moved = format!("{last}{right}");
         prop_assert_ne!(ContentHash::of(&key(&left, &right, "1")), ContentHash::of(&key(head, &moved, "1")));
@@ -90,7 +88,7 @@ proptest! {
     }
 }
 
-/// The library computes the hash that its specification publishes for no input.
+/// The library returns the hash that the XXH3 specification publishes for empty input.
 #[test]
 fn the_hash_is_xxh3() {
     assert_eq!(xxhash_rust::xxh3::xxh3_64_with_seed(b"", 0), 0x2D06_8005_38D3_94C2);

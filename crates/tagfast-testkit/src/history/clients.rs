@@ -1,125 +1,124 @@
-//! Writers and readers of tags that race through failovers, and everything that must hold for what
-//! they were told.
+//! Checks the histories of concurrent writers and readers of tags, through failovers.
 //!
-//! Each tag of a content is a register of its own: present or absent, decided by adds, removes and
-//! replaced sets. A write takes effect once, somewhere between its call and its answer; one whose
-//! outcome is unknown at any later time, or never. What a read shows must be explained by some
-//! write that no later write, known to the reader, had decided otherwise. Replication is
-//! asynchronous: around a failover acknowledged writes may be lost. The history says when
-//! ([`History::may_lose`]); what is lost at any other time is a fault.
+//! Each tag of a content is a register: present or absent, set by adds, removes and replaced sets.
+//! A write takes effect once, between its call and its answer; a write with an unknown outcome
+//! takes effect at any later time, or never. What a read shows must be explained by a write that no
+//! later write, known to the reader, has overruled. Replication is asynchronous, so acknowledged
+//! writes may be lost around a failover. The history says when ([`History::may_lose`]); a loss at
+//! any other time is a fault.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use super::Outcome;
+use super::outcome::Outcome;
 
-/// A write, from its call to its answer. Times are since the history's beginning.
+/// A write, from its call to its answer. Times count from the start of the history.
 #[derive(Debug, Clone)]
 pub struct WriteCall {
-    /// Who wrote.
+    /// Number of the client that wrote.
     pub client: u32,
-    /// The content.
+    /// Key of the content.
     pub content: String,
-    /// When it was asked for first.
+    /// Time of the first attempt.
     pub began: Duration,
-    /// When the answer came.
+    /// Time of the answer.
     pub ended: Duration,
-    /// Tags that are present after it.
+    /// Tags that the write makes present.
     pub adds: BTreeSet<String>,
-    /// Tags that are absent after it.
+    /// Tags that the write makes absent.
     pub removes: BTreeSet<String>,
-    /// What the writer was told.
+    /// Outcome as the client knows it.
     pub outcome: Outcome,
-    /// Whether the answer said that something changed.
+    /// Whether the answer reported a change.
     pub changed: bool,
-    /// The version in the answer.
+    /// Version in the answer.
     pub version: u64,
-    /// The reign in the answer: its id and its ordinal.
-    pub reign: (u128, u64),
+    /// Epoch in the answer: id and ordinal.
+    pub epoch: (u128, u64),
 }
 
 /// A read and its answer.
 #[derive(Debug, Clone)]
 pub struct ReadCall {
-    /// Who read.
+    /// Number of the client that read.
     pub client: u32,
-    /// The content.
+    /// Key of the content.
     pub content: String,
-    /// When it was asked.
+    /// Time of the request.
     pub began: Duration,
-    /// When the answer came.
+    /// Time of the answer.
     pub ended: Duration,
-    /// The tags it showed.
+    /// Tags in the answer.
     pub tags: BTreeSet<String>,
-    /// The version it showed.
+    /// Version in the answer.
     pub version: u64,
-    /// Whether it carried the client's token: its own writes and earlier reads are covered, or the
-    /// answer is marked.
+    /// Whether the request carried the client's token, so that the answer must cover the client's
+    /// writes and earlier reads or be marked.
     pub session: bool,
-    /// The answer said that it may lack something.
+    /// Whether the answer was marked as possibly incomplete.
     pub marked: bool,
 }
 
-/// A reign as somebody who watched Patroni's key saw it.
+/// The start of an epoch, as a watcher of Patroni's leader key saw it.
 #[derive(Debug, Clone, Copy)]
-pub struct Reign {
-    /// Its id, as in the receipts of its writes.
+pub struct EpochStart {
+    /// Id of the epoch, as in the receipts of its writes.
     pub id: u128,
-    /// The key was seen to be of this reign at this time, for the first time.
-    pub seen: Duration,
+    /// Time at which the watcher first saw the leader key of this epoch.
+    pub seen_at: Duration,
 }
 
-/// What is wrong.
+/// A promise that the history violates.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
     /// An acknowledged write is not in the final state (set-full).
     Lost(String),
-    /// A tag whose removal was acknowledged is there, and nobody added it since.
+    /// A tag exists although its removal was acknowledged and no client added it since.
     Resurrected(String),
     /// A read with a token shows neither the client's own write nor a later one.
     ReadYourWrites(String),
-    /// A read with a token shows an older version than the client had seen.
+    /// A read with a token shows an older version than the client had seen (no monotonic reads).
     WentBack(String),
     /// A state that no write explains.
     Unexplained(String),
-    /// More tags than the limit.
+    /// A content has more tags than the limit.
     Limit(String),
-    /// Of two writes, one after the other, the later has no larger version.
+    /// Of two sequential writes the later one has no larger version.
     VersionOrder(String),
-    /// One version was given to two states or two changes (I1).
+    /// Two states or two changes have the same version (I1).
     OneVersionTwice(String),
-    /// Two reigns share an ordinal (I1).
+    /// Two epochs share an ordinal (I1).
     OneOrdinalTwice(String),
-    /// A write that was asked for after a later reign had begun was acknowledged by an older one
-    /// (I2).
+    /// A write that was requested after a later epoch had started was acknowledged by an earlier
+    /// one (I2).
     AcknowledgedByReplaced(String),
 }
 
-/// Everything that clients and watchers saw.
+/// Everything that clients and watchers observed.
 #[derive(Debug, Clone, Default)]
 pub struct History {
     /// All writes.
     pub writes: Vec<WriteCall>,
     /// All reads.
     pub reads: Vec<ReadCall>,
-    /// The reigns, in their order.
-    pub reigns: Vec<Reign>,
-    /// Most tags of a content.
+    /// Epochs in their order.
+    pub epochs: Vec<EpochStart>,
+    /// Maximum number of tags of a content.
     pub limit: usize,
-    /// When acknowledged writes may be lost: answers within these times.
+    /// Periods whose acknowledged writes may be lost, by the time of the answer.
     pub may_lose: Vec<(Duration, Duration)>,
 }
 
-/// What a check found.
+/// Result of a check.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Verdict {
-    /// Faults, each named.
+    /// Violated promises.
     pub faults: Vec<Fault>,
-    /// Acknowledged writes that are lost where that was announced.
+    /// Acknowledged writes that were lost while that was allowed.
     pub lost: usize,
 }
 
-/// One write, as it decides one tag.
+/// The effect of one write on one tag.
 struct Decision<'a> {
     write: &'a WriteCall,
     present: bool,
@@ -128,21 +127,21 @@ struct Decision<'a> {
 type Registers<'a> = HashMap<(&'a str, &'a str), Vec<Decision<'a>>>;
 
 impl History {
-    /// Adds what another recorder saw.
+    /// Adds the observations of another recorder.
     pub fn merge(&mut self, other: Self) {
         self.writes.extend(other.writes);
         self.reads.extend(other.reads);
     }
 
-    /// Checks everything against the final state: content, its version and its tags.
-    pub fn check(&self, finally: &BTreeMap<String, (u64, BTreeSet<String>)>) -> Verdict {
+    /// Checks everything against the final state: the version and the tags of each content.
+    pub fn check(&self, final_state: &BTreeMap<String, (u64, BTreeSet<String>)>) -> Verdict {
         let mut verdict = Verdict::default();
         let registers = self.registers();
-        self.check_final(&registers, finally, &mut verdict);
+        self.check_final(&registers, final_state, &mut verdict);
         self.check_reads(&registers, &mut verdict.faults);
-        self.check_limit(finally, &mut verdict.faults);
-        self.check_versions(finally, &mut verdict.faults);
-        self.check_reigns(&mut verdict.faults);
+        self.check_limit(final_state, &mut verdict.faults);
+        self.check_versions(final_state, &mut verdict.faults);
+        self.check_epochs(&mut verdict.faults);
         verdict.faults.sort();
         verdict.faults.dedup();
         verdict
@@ -163,31 +162,31 @@ impl History {
         registers
     }
 
-    fn is_announced(&self, write: &WriteCall) -> bool {
+    fn may_be_lost(&self, write: &WriteCall) -> bool {
         self.may_lose.iter().any(|(from, to)| write.ended >= *from && write.ended <= *to)
     }
 
-    /// Whether `present` at a moment is explained. `known`: the writes that the observer may count
-    /// on.
+    /// Whether some write explains `present` in a read between `requested` and `answered`. Only
+    /// `known` writes overrule earlier ones. `Err` holds the index of an overruling write.
     fn explained(
         decisions: &[Decision<'_>],
         present: bool,
-        asked: Duration,
+        requested: Duration,
         answered: Duration,
         known: impl Fn(&WriteCall) -> bool,
     ) -> Result<(), usize> {
-        // Later writes that decided otherwise, for certain.
+        // An acknowledged later write with the opposite effect.
         let overruled = |after: Option<Duration>| {
             decisions.iter().position(|d| {
                 d.present != present
                     && d.write.outcome == Outcome::Acknowledged
                     && known(d.write)
-                    && d.write.ended < asked
+                    && d.write.ended < requested
                     && after.is_none_or(|after| d.write.began > after)
             })
         };
         let mut last = None;
-        // Nobody tagged it: absent, until a write for certain says otherwise.
+        // Before any write the tag is absent.
         if !present {
             match overruled(None) {
                 None => return Ok(()),
@@ -197,7 +196,7 @@ impl History {
         for decision in
             decisions.iter().filter(|d| d.present == present && d.write.began <= answered)
         {
-            // An unknown outcome may take effect at any later time.
+            // A write with an unknown outcome may take effect at any later time.
             let until = if decision.write.outcome == Outcome::Acknowledged {
                 decision.write.ended
             } else {
@@ -214,21 +213,20 @@ impl History {
     fn check_final(
         &self,
         registers: &Registers<'_>,
-        finally: &BTreeMap<String, (u64, BTreeSet<String>)>,
+        final_state: &BTreeMap<String, (u64, BTreeSet<String>)>,
         verdict: &mut Verdict,
     ) {
         let mut lost: BTreeSet<(&str, &str)> = BTreeSet::new();
         for ((content, tag), decisions) in registers {
-            let present = finally.get(*content).is_some_and(|(_, tags)| tags.contains(*tag));
+            let present = final_state.get(*content).is_some_and(|(_, tags)| tags.contains(*tag));
             let all = |_: &WriteCall| true;
             let Err(by) = Self::explained(decisions, present, Duration::MAX, Duration::MAX, all)
             else {
                 continue;
             };
-            // Without the writes that may be lost, is there another explanation?
-            let surviving = |w: &WriteCall| !self.is_announced(w);
-            if Self::explained(decisions, present, Duration::MAX, Duration::MAX, surviving).is_ok()
-            {
+            // Is the state explained once the writes that may be lost are ignored?
+            let not_lost = |w: &WriteCall| !self.may_be_lost(w);
+            if Self::explained(decisions, present, Duration::MAX, Duration::MAX, not_lost).is_ok() {
                 lost.insert((content, tag));
                 continue;
             }
@@ -240,7 +238,7 @@ impl History {
             });
             verdict.faults.push(if present { Fault::Resurrected(what) } else { Fault::Lost(what) });
         }
-        for (content, (_, tags)) in finally {
+        for (content, (_, tags)) in final_state {
             for tag in
                 tags.iter().filter(|tag| !registers.contains_key(&(content.as_str(), tag.as_str())))
             {
@@ -253,7 +251,7 @@ impl History {
     }
 
     fn check_reads(&self, registers: &Registers<'_>, faults: &mut Vec<Fault>) {
-        // What each client has seen of each content, by the time it saw it.
+        // The versions that each client has seen of each content, with the times.
         let mut seen: HashMap<(u32, &str), Vec<(Duration, u64)>> = HashMap::new();
         for write in self.writes.iter().filter(|w| w.outcome == Outcome::Acknowledged) {
             seen.entry((write.client, &write.content))
@@ -281,7 +279,7 @@ impl History {
             for tag in tags_of.get(read.content.as_str()).into_iter().flatten() {
                 let decisions = &registers[&(read.content.as_str(), *tag)];
                 let present = read.tags.contains(*tag);
-                let own = |w: &WriteCall| w.client == read.client && !self.is_announced(w);
+                let own = |w: &WriteCall| w.client == read.client && !self.may_be_lost(w);
                 if Self::explained(decisions, present, read.began, read.ended, own).is_err() {
                     faults.push(Fault::ReadYourWrites(format!(
                         "{} {tag}: client {} read {} at {:?}",
@@ -305,12 +303,12 @@ impl History {
 
     fn check_limit(
         &self,
-        finally: &BTreeMap<String, (u64, BTreeSet<String>)>,
+        final_state: &BTreeMap<String, (u64, BTreeSet<String>)>,
         faults: &mut Vec<Fault>,
     ) {
         let read = self.reads.iter().map(|r| (&r.content, r.tags.len()));
         for (content, count) in
-            read.chain(finally.iter().map(|(content, (_, tags))| (content, tags.len())))
+            read.chain(final_state.iter().map(|(content, (_, tags))| (content, tags.len())))
         {
             if count > self.limit {
                 faults.push(Fault::Limit(format!("{content} has {count} tags")));
@@ -320,7 +318,7 @@ impl History {
 
     fn check_versions(
         &self,
-        finally: &BTreeMap<String, (u64, BTreeSet<String>)>,
+        final_state: &BTreeMap<String, (u64, BTreeSet<String>)>,
         faults: &mut Vec<Fault>,
     ) {
         let mut by_content: HashMap<&str, Vec<&WriteCall>> = HashMap::new();
@@ -328,7 +326,7 @@ impl History {
             by_content.entry(&write.content).or_default().push(write);
         }
         for (content, writes) in &mut by_content {
-            // The largest version whose write had ended when another began.
+            // The largest version of a write that had ended when another one began.
             let mut ends: Vec<(Duration, u64)> =
                 writes.iter().map(|w| (w.ended, w.version)).collect();
             ends.sort_unstable();
@@ -342,12 +340,11 @@ impl History {
                 }
                 if write.version < largest || (write.changed && write.version == largest) {
                     faults.push(Fault::VersionOrder(format!(
-                        "{content}: {} was told at {:?} after {largest}",
+                        "{content}: {} was answered at {:?} after {largest}",
                         write.version, write.ended
                     )));
                 }
-                // A change that was lost may give its version to nobody else: ordinals are never
-                // used again.
+                // Not even a lost change may share its version: ordinals are never reused.
                 if write.changed && changes.insert(write.version, write).is_some() {
                     faults.push(Fault::OneVersionTwice(format!(
                         "{content}: two changes have {}",
@@ -358,7 +355,7 @@ impl History {
         }
         let mut states: HashMap<(&str, u64), &BTreeSet<String>> = HashMap::new();
         let last =
-            finally.iter().map(|(content, (version, tags))| (content.as_str(), *version, tags));
+            final_state.iter().map(|(content, (version, tags))| (content.as_str(), *version, tags));
         for (content, version, tags) in
             self.reads.iter().map(|r| (r.content.as_str(), r.version, &r.tags)).chain(last)
         {
@@ -369,20 +366,21 @@ impl History {
         }
     }
 
-    fn check_reigns(&self, faults: &mut Vec<Fault>) {
+    fn check_epochs(&self, faults: &mut Vec<Fault>) {
         let mut ordinals: HashMap<u64, u128> = HashMap::new();
         for write in self.writes.iter().filter(|w| w.outcome == Outcome::Acknowledged) {
-            let (id, ordinal) = write.reign;
+            let (id, ordinal) = write.epoch;
             if *ordinals.entry(ordinal).or_insert(id) != id {
                 faults.push(Fault::OneOrdinalTwice(format!("ordinal {ordinal}")));
             }
-            let Some(place) = self.reigns.iter().position(|r| r.id == id) else { continue };
-            if let Some(next) = self.reigns.get(place + 1).filter(|next| write.began > next.seen) {
+            let Some(place) = self.epochs.iter().position(|r| r.id == id) else { continue };
+            if let Some(next) = self.epochs.get(place + 1).filter(|next| write.began > next.seen_at)
+            {
                 faults.push(Fault::AcknowledgedByReplaced(format!(
-                    "{}: asked for at {:?}, {:?} after the next reign was seen",
+                    "{}: requested at {:?}, {:?} after the next epoch was seen",
                     write.content,
                     write.began,
-                    write.began.saturating_sub(next.seen)
+                    write.began.saturating_sub(next.seen_at)
                 )));
             }
         }

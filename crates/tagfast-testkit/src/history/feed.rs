@@ -1,55 +1,56 @@
-//! Events as a consumer took them: what the index may do with each.
+//! Checks what a consumer did with the events of a feed.
 //!
-//! Two rules. For each content the version that the index shows never falls. An event with a
-//! smaller `emit` (the ordinal of the reign whose relay published it) than the largest seen of its
-//! cluster in its partition changes nothing: it is of a primary that was replaced.
+//! Two rules. For each content, the version in the index must never decrease. An event with a
+//! smaller publisher epoch (`emit`: the ordinal of the epoch whose relay published it) than the
+//! largest one seen of its cluster in its partition must change nothing: a replaced primary
+//! published it.
 
 use std::collections::HashMap;
 
-/// One event, in the order in which its partition was read.
+/// One event, in the order in which its partition was consumed.
 #[derive(Debug, Clone)]
 pub struct FeedEvent {
-    /// The partition.
+    /// Number of the partition.
     pub partition: u32,
-    /// The cluster it comes from.
+    /// Name of the cluster that the event comes from.
     pub cluster: String,
-    /// The content.
+    /// Key of the content.
     pub content: String,
-    /// The ordinal of the reign whose relay published it.
+    /// Publisher epoch: the ordinal of the epoch whose relay published the event.
     pub emit: u64,
-    /// The version of its state.
+    /// Version of the content in the event.
     pub version: u64,
-    /// Whether the index shows this state now.
+    /// Whether the consumer wrote this state to the index.
     pub applied: bool,
 }
 
-/// What a consumer did wrong.
+/// A rule that the consumer violated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FeedFault {
-    /// The index showed a newer version before (I8).
+    /// The index had a newer version before (I8).
     IndexWentBack {
-        /// The content.
+        /// Key of the content.
         content: String,
-        /// What it showed.
+        /// Version in the index before.
         from: u64,
-        /// What it shows.
+        /// Version in the index after.
         to: u64,
     },
-    /// An event of a replaced primary changed something (I8).
+    /// An event of a replaced primary changed the index (I8).
     StaleEmit {
-        /// The content.
+        /// Key of the content.
         content: String,
-        /// The event's reign.
+        /// Publisher epoch of the event.
         emit: u64,
-        /// The largest seen before.
+        /// Largest publisher epoch seen before.
         largest: u64,
     },
 }
 
-/// Everything wrong with how these events were taken.
+/// All violations in how these events were consumed.
 pub fn check_feed(events: &[FeedEvent]) -> Vec<FeedFault> {
     let mut largest: HashMap<(u32, &str), u64> = HashMap::new();
-    let mut shown: HashMap<&str, u64> = HashMap::new();
+    let mut indexed: HashMap<&str, u64> = HashMap::new();
     let mut faults = Vec::new();
     for event in events {
         let seen = largest.entry((event.partition, &event.cluster)).or_insert(event.emit);
@@ -62,7 +63,7 @@ pub fn check_feed(events: &[FeedEvent]) -> Vec<FeedFault> {
         }
         *seen = event.emit.max(*seen);
         if event.applied {
-            let before = shown.insert(&event.content, event.version).unwrap_or(0);
+            let before = indexed.insert(&event.content, event.version).unwrap_or(0);
             if event.version < before {
                 let (content, to) = (event.content.clone(), event.version);
                 faults.push(FeedFault::IndexWentBack { content, from: before, to });
@@ -82,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn a_duplicate_and_an_ignored_old_event_are_fine() {
+    fn a_duplicate_and_an_ignored_old_event_are_accepted() {
         let events = [
             event("a", 1, 10, true),
             event("a", 1, 10, true),
@@ -112,9 +113,9 @@ mod tests {
     }
 
     #[test]
-    fn partitions_and_clusters_have_reigns_of_their_own() {
+    fn publisher_epochs_are_compared_within_a_partition_and_cluster() {
         let other = FeedEvent { cluster: "c1".to_owned(), ..event("b", 1, 10, true) };
-        let elsewhere = FeedEvent { partition: 1, ..event("c", 1, 10, true) };
-        assert_eq!(check_feed(&[event("a", 2, 10, true), other, elsewhere]), []);
+        let other_partition = FeedEvent { partition: 1, ..event("c", 1, 10, true) };
+        assert_eq!(check_feed(&[event("a", 2, 10, true), other, other_partition]), []);
     }
 }

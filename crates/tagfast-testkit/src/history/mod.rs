@@ -1,23 +1,15 @@
-//! Checking what clients were told against what is there.
+//! History checkers: compare what clients were answered with what is stored in the end.
 //!
-//! - [`set`]: every element is added once; what must and what may be there in the end.
-//! - [`clients`]: writers and readers of tags that race, with tokens, through failovers.
+//! - [`set`]: every element is added once; which elements must and may exist in the end.
+//! - [`clients`]: concurrent writers and readers of tags, with tokens, through failovers.
 //! - [`feed`]: events on their way to an index.
 //!
-//! Each checker is tested on histories made by hand that are wrong in one way: a checker that
-//! passes everything would be found out.
+//! Each checker is tested on hand-made histories that are wrong in exactly one way, so that a
+//! checker which accepts everything fails its own tests.
 
 pub mod clients;
 pub mod feed;
+mod outcome;
 pub mod set;
 
-/// What the writer of an element was told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// The service said that it is stored.
-    Acknowledged,
-    /// The connection broke, or the service said that it does not know.
-    Unknown,
-    /// The service said that nothing happened.
-    Refused,
-}
+pub use outcome::Outcome;

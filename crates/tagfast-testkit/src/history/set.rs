@@ -1,62 +1,66 @@
-//! Checking a set against what its writers were told, in the manner of Jepsen's set-full.
+//! Checks a set against the answers that its writers got, like Jepsen's set-full checker.
 //!
-//! Each element is added once. What was acknowledged must be there in the end, what is unknown may
-//! be there, what was never tried or was refused must not be there, and nothing may be there twice.
+//! Each element is added once. In the end, acknowledged elements must exist, elements with an
+//! unknown outcome may exist, elements that were refused or never written must not exist, and no
+//! element may exist twice.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Outcome;
+use super::outcome::Outcome;
 
-/// What the writers of a set were told.
+/// The outcomes of all writes to a set.
 #[derive(Debug, Clone, Default)]
 pub struct SetHistory {
     elements: BTreeMap<String, Outcome>,
 }
 
 impl SetHistory {
-    /// Notes the outcome of an element. A retry with the same write id may replace `Unknown`; it
-    /// never takes back an acknowledgement.
-    pub fn note(&mut self, element: impl Into<String>, outcome: Outcome) {
+    /// Records the outcome of an element. A retry with the same write id may settle `Unknown`; it
+    /// never revokes an acknowledgement.
+    pub fn record(&mut self, element: impl Into<String>, outcome: Outcome) {
         let known = self.elements.entry(element.into()).or_insert(outcome);
         if *known != Outcome::Acknowledged {
             *known = outcome;
         }
     }
 
-    /// Adds another writer's history.
+    /// Adds the history of another writer.
     pub fn merge(&mut self, other: Self) {
         for (element, outcome) in other.elements {
-            self.note(element, outcome);
+            self.record(element, outcome);
         }
     }
 
-    /// How many elements have this outcome.
+    /// Number of elements with this outcome.
     pub fn count(&self, outcome: Outcome) -> usize {
         self.elements.values().filter(|o| **o == outcome).count()
     }
 
-    /// The elements that must be there.
+    /// The elements that must exist.
     pub fn acknowledged(&self) -> impl Iterator<Item = &str> {
         self.elements.iter().filter(|(_, o)| **o == Outcome::Acknowledged).map(|(e, _)| e.as_str())
     }
 
-    /// Everything wrong with the final state `found`; empty when it agrees with the history.
+    /// All contradictions between the final state `found` and the history; empty when there are
+    /// none.
     pub fn check<'a>(&self, found: impl IntoIterator<Item = &'a str>) -> Vec<String> {
-        let mut wrong = Vec::new();
+        let mut violations = Vec::new();
         let mut seen = BTreeSet::new();
         for element in found {
             if !seen.insert(element) {
-                wrong.push(format!("{element} is there twice"));
+                violations.push(format!("{element} exists twice"));
             }
             match self.elements.get(element) {
                 Some(Outcome::Acknowledged | Outcome::Unknown) => {}
-                Some(Outcome::Refused) => wrong.push(format!("{element} was refused and is there")),
-                None => wrong.push(format!("{element} was never written and is there")),
+                Some(Outcome::Refused) => {
+                    violations.push(format!("{element} was refused and exists"))
+                }
+                None => violations.push(format!("{element} was never written and exists")),
             }
         }
         let lost = self.acknowledged().filter(|e| !seen.contains(e));
-        wrong.extend(lost.map(|e| format!("{e} was acknowledged and is lost")));
-        wrong
+        violations.extend(lost.map(|e| format!("{e} was acknowledged and is lost")));
+        violations
     }
 }
 
@@ -66,31 +70,31 @@ mod tests {
 
     fn history() -> SetHistory {
         let mut history = SetHistory::default();
-        history.note("a", Outcome::Acknowledged);
-        history.note("u", Outcome::Unknown);
-        history.note("r", Outcome::Refused);
+        history.record("a", Outcome::Acknowledged);
+        history.record("u", Outcome::Unknown);
+        history.record("r", Outcome::Refused);
         history
     }
 
     #[test]
-    fn unknown_elements_may_be_there_or_not() {
+    fn elements_with_an_unknown_outcome_may_exist_or_not() {
         assert_eq!(history().check(["a"]), Vec::<String>::new());
         assert_eq!(history().check(["a", "u"]), Vec::<String>::new());
     }
 
     #[test]
-    fn every_kind_of_disagreement_is_found() {
+    fn every_kind_of_contradiction_is_found() {
         assert_eq!(history().check(["u"]), ["a was acknowledged and is lost"]);
-        assert_eq!(history().check(["a", "r"]), ["r was refused and is there"]);
-        assert_eq!(history().check(["a", "x"]), ["x was never written and is there"]);
-        assert_eq!(history().check(["a", "a"]), ["a is there twice"]);
+        assert_eq!(history().check(["a", "r"]), ["r was refused and exists"]);
+        assert_eq!(history().check(["a", "x"]), ["x was never written and exists"]);
+        assert_eq!(history().check(["a", "a"]), ["a exists twice"]);
     }
 
     #[test]
-    fn a_retry_settles_what_was_unknown_and_takes_no_acknowledgement_back() {
+    fn a_retry_settles_an_unknown_outcome_and_revokes_no_acknowledgement() {
         let mut history = history();
-        history.note("u", Outcome::Acknowledged);
-        history.note("a", Outcome::Unknown);
+        history.record("u", Outcome::Acknowledged);
+        history.record("a", Outcome::Unknown);
         assert_eq!(history.count(Outcome::Acknowledged), 2);
         assert_eq!(history.check(["a"]), ["u was acknowledged and is lost"]);
     }

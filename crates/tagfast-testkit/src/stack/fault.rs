@@ -1,4 +1,4 @@
-//! Faults on request: what `stack fault KIND TARGET` does.
+//! Faults on request: the actions of `stack fault KIND TARGET`.
 
 use std::path::Path;
 use std::str::FromStr;
@@ -7,21 +7,22 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 
-use super::host::{Process, processes_in, wait_until};
-use super::info::NodeInfo;
+use super::host::{self, Process, processes_in, wait_until};
+use super::info::{NodeInfo, ServerInfo};
 use super::proxy::Mode;
-use super::{Stack, netns, patroni};
+use super::running::Stack;
+use super::{netns, patroni};
 
-/// A fault, or its end.
+/// A fault, or the end of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// SIGKILL to the postmaster, or to a server.
     Kill,
-    /// SIGKILL to Patroni; PostgreSQL lives on.
+    /// SIGKILL to Patroni; PostgreSQL keeps running.
     KillPatroni,
     /// SIGKILL to Patroni and every process of PostgreSQL.
     KillNode,
-    /// SIGSTOP to everything of the target.
+    /// SIGSTOP to all processes of the target.
     Freeze,
     /// SIGSTOP to PostgreSQL only.
     FreezePostgres,
@@ -31,29 +32,29 @@ pub enum Fault {
     Thaw,
     /// Starts Patroni again after a kill.
     Restart,
-    /// Nothing passes the target's link; with network namespaces the link is down.
+    /// The target's link passes nothing; with network namespaces the link goes down.
     Cut,
     /// The end of cut, slow, hang, reset, refuse and garbage.
     Heal,
-    /// Every chunk of bytes waits.
+    /// Every chunk of bytes is delayed.
     Slow {
-        /// Milliseconds.
+        /// Delay in milliseconds.
         ms: u64,
     },
     /// Requests arrive, answers do not.
     Hang,
     /// Connections are reset.
     Reset,
-    /// Nobody listens.
+    /// The port is closed.
     Refuse,
     /// Answers are garbage.
     Garbage,
-    /// A planned change of the primary; the target is a cluster.
+    /// A planned switchover of the primary; the target is a cluster.
     Switchover,
 }
 
 impl Fault {
-    /// What ends it; a switchover ends by itself.
+    /// The action that ends this fault. A switchover has none and returns itself.
     pub fn end(self) -> Self {
         match self {
             Self::Kill | Self::KillPatroni | Self::KillNode => Self::Restart,
@@ -91,7 +92,7 @@ impl FromStr for Fault {
             "garbage" => Self::Garbage,
             "switchover" => Self::Switchover,
             other => bail!(
-                "no fault is named {other}; there are kill, kill-patroni, kill-node, freeze, freeze-postgres, \
+                "no fault is named {other}; use kill, kill-patroni, kill-node, freeze, freeze-postgres, \
                  freeze-patroni, thaw, restart, cut, heal, slow, hang, reset, refuse, garbage, switchover"
             ),
         })
@@ -99,8 +100,8 @@ impl FromStr for Fault {
 }
 
 impl Stack {
-    /// Makes a fault. The target is a node (`c0-n1`), a cluster (its primary at this moment) or a
-    /// server (`etcd`, `redis`, `state-redis`, `kafka`, `opensearch`).
+    /// Injects a fault. The target is a node (`c0-n1`), a cluster (its current primary) or a server
+    /// (`etcd`, `redis`, `state-redis`, `kafka`, `opensearch`).
     pub fn fault(&mut self, fault: Fault, target: &str) -> Result<()> {
         if fault == Fault::Switchover {
             let primary = self.primary(target)?;
@@ -116,31 +117,6 @@ impl Stack {
         }
     }
 
-    /// The node that Patroni calls the primary of a cluster.
-    pub fn primary(&self, cluster: &str) -> Result<NodeInfo> {
-        let info =
-            self.info.cluster(cluster).with_context(|| format!("no cluster is named {cluster}"))?;
-        for node in &info.nodes {
-            let Ok(members) = patroni::members(node.direct_patroni) else { continue };
-            let primary =
-                members.iter().find(|m| m.is_primary()).and_then(|m| self.info.node(&m.name));
-            if let Some(primary) = primary {
-                return Ok(primary.clone());
-            }
-        }
-        bail!("{cluster} has no primary now")
-    }
-
-    /// A node of a cluster that Patroni does not call the primary.
-    pub fn replica(&self, cluster: &str) -> Result<NodeInfo> {
-        let primary = self.primary(cluster)?.name;
-        let mut nodes = self.info.cluster(cluster).into_iter().flat_map(|info| &info.nodes);
-        nodes
-            .find(|node| node.name != primary)
-            .cloned()
-            .with_context(|| format!("{cluster} has no replica"))
-    }
-
     fn fault_node(&mut self, fault: Fault, node: &NodeInfo) -> Result<()> {
         let postgres = || processes_in(&node.data_dir);
         let signal =
@@ -150,7 +126,7 @@ impl Stack {
             Fault::KillPatroni => node.process().signal(Signal::KILL),
             Fault::KillNode => {
                 node.process().signal(Signal::KILL);
-                super::host::kill_all_in(&node.data_dir)?;
+                host::kill_all_in(&node.data_dir)?;
             }
             Fault::Freeze => {
                 node.process().signal(Signal::STOP);
@@ -177,7 +153,7 @@ impl Stack {
             | Fault::Reset
             | Fault::Refuse
             | Fault::Garbage => self.set_links(&node.name, link_mode(fault))?,
-            Fault::Switchover => bail!("a switchover is of a cluster"),
+            Fault::Switchover => bail!("the target of a switchover must be a cluster"),
         }
         Ok(())
     }
@@ -189,10 +165,10 @@ impl Stack {
 
     fn restart(&mut self, node: &NodeInfo) -> Result<()> {
         if node.process().is_alive() {
-            bail!("the Patroni of {} runs", node.name);
+            bail!("the Patroni of {} is running", node.name);
         }
         let dir = node.data_dir.parent().context("the node has no folder")?;
-        let process = patroni::start(&self.tools, self.account, dir, node.netns.as_deref())?;
+        let process = patroni::start(&self.tools, self.run_as, dir, node.netns.as_deref())?;
         for known in
             self.info.clusters.iter_mut().flat_map(|c| &mut c.nodes).filter(|n| n.name == node.name)
         {
@@ -212,7 +188,7 @@ impl Stack {
         };
         let kafka = self.info.kafka.as_ref().filter(|_| target == "kafka");
         let process = server
-            .map(super::info::ServerInfo::process)
+            .map(ServerInfo::process)
             .or_else(|| kafka.map(|k| Process { pid: k.pid, started: k.started }))
             .with_context(|| format!("{target} is not part of this stack"))?;
         match fault {
@@ -231,20 +207,20 @@ impl Stack {
             | Fault::FreezePostgres
             | Fault::FreezePatroni
             | Fault::Switchover => {
-                bail!("this fault is of a PostgreSQL node; {target} is none")
+                bail!("the target of this fault must be a PostgreSQL node; {target} is not")
             }
             Fault::Restart => return self.restart_server(process, target),
         }
         Ok(())
     }
 
-    /// Starts a server again that was killed; its clients find out when it answers.
+    /// Restarts a killed server; its clients reconnect once it answers.
     fn restart_server(&mut self, old: Process, target: &str) -> Result<()> {
         wait_until(&format!("{target} to be gone"), Duration::from_secs(5), || {
-            if old.is_alive() { bail!("{target} runs") } else { Ok(()) }
+            if old.is_alive() { bail!("{target} is running") } else { Ok(()) }
         })?;
         let name = if target == "state-redis" { "redis" } else { target };
-        let new = self.account.start_again(name, &self.info.base.join(target))?;
+        let new = self.run_as.restart(name, &self.info.base.join(target))?;
         let info = &mut self.info;
         let server = match target {
             "etcd" => info.etcd.first_mut(),
@@ -259,21 +235,6 @@ impl Stack {
             (kafka.pid, kafka.started) = (new.pid, new.started);
         }
         self.info.write(&self.dir)
-    }
-
-    /// Waits until a cluster has a primary and all its other nodes stream from it.
-    pub fn wait_until_whole(&self, cluster: &str, within: Duration) -> Result<()> {
-        let info =
-            self.info.cluster(cluster).with_context(|| format!("no cluster is named {cluster}"))?;
-        wait_until(&format!("{cluster} to be whole"), within, || {
-            let primary = self.primary(cluster)?;
-            let members = patroni::members(primary.direct_patroni)?;
-            let streaming = members.iter().filter(|m| m.state == "streaming").count();
-            if streaming + 1 < info.nodes.len() {
-                bail!("{streaming} replicas stream: {members:?}");
-            }
-            Ok(())
-        })
     }
 }
 
@@ -298,24 +259,24 @@ fn link_mode(fault: Fault) -> Mode {
     }
 }
 
-/// The first line of `postmaster.pid`.
+/// The postmaster: the first line of `postmaster.pid`.
 fn postmaster(node: &NodeInfo) -> Result<Process> {
     let file: &Path = &node.data_dir.join("postmaster.pid");
     let text = std::fs::read_to_string(file)
-        .with_context(|| format!("PostgreSQL of {} does not run", node.name))?;
+        .with_context(|| format!("PostgreSQL of {} is not running", node.name))?;
     let pid = text
         .lines()
         .next()
         .and_then(|line| line.trim().parse().ok())
         .context("postmaster.pid has no pid")?;
-    Process::of(pid).with_context(|| format!("PostgreSQL of {} does not run", node.name))
+    Process::of(pid).with_context(|| format!("PostgreSQL of {} is not running", node.name))
 }
 
-/// Stops every process of a node's PostgreSQL. The postmaster first: after it nobody is born.
+/// Stops every process of a node's PostgreSQL, the postmaster first, so that it forks no more.
 fn stop_all(node: &NodeInfo) -> Result<()> {
     postmaster(node)?.signal(Signal::STOP);
-    // A child that was being born when it stopped may not have entered the folder yet: look until
-    // nobody new is there.
+    // A child that was just forked may not have entered the folder yet: repeat until no new process
+    // appears.
     let mut stopped = 0;
     loop {
         let processes = processes_in(&node.data_dir);

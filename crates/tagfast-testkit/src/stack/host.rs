@@ -1,5 +1,5 @@
-//! This machine: users, ports, processes that are told from others, programs that are started as
-//! somebody else.
+//! The machine: users, free ports, processes identified beyond their pid, and programs started as a
+//! different user.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -7,30 +7,30 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
-/// A process, told from a later one with the same number.
+/// A process, distinguishable from a later one with the same pid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
-    /// Its number.
+    /// Process id.
     pub pid: u32,
-    /// When it began, in ticks since the machine's start.
+    /// Start time, in clock ticks since boot.
     pub started: u64,
 }
 
 impl Process {
-    /// The process with this number, if it lives.
+    /// The running process with this pid; `None` when there is none.
     pub fn of(pid: u32) -> Option<Self> {
         let (state, started) = stat(pid)?;
         (state != 'Z' && state != 'X').then_some(Self { pid, started })
     }
 
-    /// Whether it still is the same one and runs.
+    /// Whether this very process is still running.
     pub fn is_alive(self) -> bool {
         Self::of(self.pid) == Some(self)
     }
@@ -40,18 +40,18 @@ impl Process {
             .is_ok_and(|exe| exe.ends_with("postgres"))
     }
 
-    /// Sends a signal, if it still is the same one.
+    /// Sends a signal, if this very process is still running.
     pub fn signal(self, signal: Signal) {
         if self.is_alive()
             && let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw)
         {
-            // It may end on its own in between.
+            // The process may have ended since.
             let _ = kill_process(pid, signal);
         }
     }
 }
 
-/// State letter and start time of a process. The name in the second field may hold blanks and
+/// State letter and start time of a process. The second field, its name, may contain blanks and
 /// parentheses.
 fn stat(pid: u32) -> Option<(char, u64)> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -61,7 +61,7 @@ fn stat(pid: u32) -> Option<(char, u64)> {
     Some((state, fields.nth(18)?.parse().ok()?))
 }
 
-/// The processes that work in `dir` or below it.
+/// The processes whose working directory is `dir` or below it.
 pub fn processes_in(dir: &Path) -> Vec<Process> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     entries
@@ -74,8 +74,8 @@ pub fn processes_in(dir: &Path) -> Vec<Process> {
         .collect()
 }
 
-/// The processes that work in `dir` or were started with their home in it: some servers leave their
-/// folder.
+/// The processes whose working directory or `HOME` is in `dir`: some servers change their working
+/// directory.
 pub fn processes_of(dir: &Path) -> Vec<Process> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     let home = format!("HOME={}/", dir.display()).into_bytes();
@@ -88,8 +88,8 @@ pub fn processes_of(dir: &Path) -> Vec<Process> {
     numbers.filter(ours).filter_map(Process::of).collect()
 }
 
-/// Ends every process of `dir`; frozen ones too. PostgreSQL is asked first: killed, it would leave
-/// its shared memory.
+/// Ends every process of `dir`, also frozen ones. PostgreSQL gets SIGQUIT first: killed, it would
+/// leave its shared memory behind.
 pub fn end_all_of(dir: &Path) -> Result<()> {
     let (polite, end) =
         (Instant::now() + Duration::from_secs(3), Instant::now() + Duration::from_secs(10));
@@ -109,33 +109,33 @@ pub fn end_all_of(dir: &Path) -> Result<()> {
                 process.signal(Signal::KILL);
             }
         }
-        nap(50);
+        sleep_ms(50);
     }
 }
 
 /// Kills every process that works in `dir`, as a crash of the machine would.
 pub fn kill_all_in(dir: &Path) -> Result<()> {
-    wait_until("the processes to die", Duration::from_secs(10), || {
+    wait_until("the processes to end", Duration::from_secs(10), || {
         let left = processes_in(dir);
         left.iter().for_each(|p| p.signal(Signal::KILL));
         if left.is_empty() {
             Ok(())
         } else {
-            bail!("{} processes live in {}", left.len(), dir.display())
+            bail!("{} processes run in {}", left.len(), dir.display())
         }
     })
 }
 
-/// Whom servers run as: they refuse root.
+/// The account that servers run as; they refuse to run as root.
 #[derive(Debug, Clone, Copy)]
-pub struct Account {
+pub struct RunAs {
     uid: u32,
     gid: u32,
 }
 
-impl Account {
-    /// `postgres` when we are root, else ourselves.
-    pub fn of_servers() -> Result<Self> {
+impl RunAs {
+    /// `postgres` when this process is root, else the current user.
+    pub fn for_servers() -> Result<Self> {
         if !rustix::process::geteuid().is_root() {
             return Ok(Self {
                 uid: rustix::process::geteuid().as_raw(),
@@ -154,14 +154,14 @@ impl Account {
         }
     }
 
-    /// Makes a folder of this account, closed to others.
+    /// Makes a folder that only this account can access.
     pub fn make_dir(self, path: &Path) -> Result<()> {
         std::fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
         std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
         self.own(path)
     }
 
-    /// Writes a file that only this account reads.
+    /// Writes a file that only this account can access.
     pub fn write(self, path: &Path, text: &str) -> Result<()> {
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
         std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
@@ -182,8 +182,8 @@ impl Account {
         command
     }
 
-    /// Starts a server in its folder, with its output in `dir/NAME.log`, in a session of its own.
-    /// With a namespace the whole process lives in it.
+    /// Starts a server in its folder and its own process group, with its output in `dir/NAME.log`.
+    /// With a network namespace the whole process runs in it.
     pub fn start(
         self,
         name: &str,
@@ -192,9 +192,11 @@ impl Account {
         program: &Path,
         args: &[String],
     ) -> Result<Process> {
-        // What `restart` starts again.
-        let again =
-            serde_json::to_string(&StartedAs { program: program.to_owned(), args: args.to_vec() })?;
+        // For [`RunAs::restart`].
+        let again = serde_json::to_string(&StartCommand {
+            program: program.to_owned(),
+            args: args.to_vec(),
+        })?;
         self.write(&dir.join(format!("{name}.start.json")), &again)?;
         let log = dir.join(format!("{name}.log"));
         let open = || File::options().create(true).append(true).open(&log);
@@ -220,7 +222,7 @@ impl Account {
         let mut child =
             command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
         let pid = child.id();
-        // Somebody must collect it when it ends, or it stays as a zombie of ours.
+        // Without a `wait`, an ended child would stay a zombie of this process.
         std::thread::Builder::new().name(format!("reap-{name}")).spawn(move || child.wait())?;
         Process::of(pid).with_context(|| format!("{name} ended at once; see {}", log.display()))
     }
@@ -228,39 +230,35 @@ impl Account {
 
 /// How a server was started.
 #[derive(serde::Serialize, serde::Deserialize)]
-struct StartedAs {
+struct StartCommand {
     program: PathBuf,
     args: Vec<String>,
 }
 
-impl Account {
-    /// Starts a server of one process as it was started before.
-    pub fn start_again(self, name: &str, dir: &Path) -> Result<Process> {
+impl RunAs {
+    /// Starts a server with the command that it was started with before.
+    pub fn restart(self, name: &str, dir: &Path) -> Result<Process> {
         let file = dir.join(format!("{name}.start.json"));
         let text =
             std::fs::read_to_string(&file).with_context(|| format!("{name} was never started"))?;
-        let StartedAs { program, args } = serde_json::from_str(&text)?;
+        let StartCommand { program, args } = serde_json::from_str(&text)?;
         self.start(name, dir, None, &program, &args)
     }
 }
 
-/// Ports that nobody listens on, below those that the kernel gives to outgoing connections; each is
-/// given once in the life of this process.
+/// Free ports, below those that the kernel assigns to outgoing connections. This process gets each
+/// port only once.
 pub fn free_ports(ip: IpAddr, count: usize) -> Result<Vec<SocketAddr>> {
-    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    static USED_PORTS: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     const RANGE: u32 = 20_000;
-    let clock = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default()
-        .subsec_nanos();
-    let mut given = GIVEN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let first = (clock / 1000).wrapping_add(std::process::id().wrapping_mul(7919)) % RANGE;
+    let mut used = USED_PORTS.lock();
+    let first = fastrand::u32(..RANGE);
     let mut found = Vec::with_capacity(count);
     for n in 0..RANGE {
         let port = 11_000 + ((first + n) % RANGE) as u16;
         let address = SocketAddr::new(ip, port);
-        if !given.contains(&port) && TcpListener::bind(address).is_ok() {
-            given.insert(port);
+        if !used.contains(&port) && TcpListener::bind(address).is_ok() {
+            used.insert(port);
             found.push(address);
             if found.len() == count {
                 return Ok(found);
@@ -270,39 +268,43 @@ pub fn free_ports(ip: IpAddr, count: usize) -> Result<Vec<SocketAddr>> {
     bail!("no {count} free ports between 11000 and 31000")
 }
 
-/// Polls until `look` returns something.
+/// Polls until `poll` succeeds.
+///
+/// # Errors
+/// The last error of `poll` once the timeout has passed.
 pub fn wait_until<T>(
     what: &str,
-    within: Duration,
-    mut look: impl FnMut() -> Result<T>,
+    timeout: Duration,
+    mut poll: impl FnMut() -> Result<T>,
 ) -> Result<T> {
-    let end = Instant::now() + within;
+    let end = Instant::now() + timeout;
     loop {
-        match look() {
+        match poll() {
             Ok(value) => return Ok(value),
             Err(error) if Instant::now() > end => {
                 return Err(
-                    error.context(format!("{what} did not happen within {} s", within.as_secs()))
+                    error.context(format!("{what} did not happen within {} s", timeout.as_secs()))
                 );
             }
-            Err(_) => nap(50),
+            Err(_) => sleep_ms(50),
         }
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "between two looks at a server that starts or ends")]
-pub(super) fn nap(ms: u64) {
+#[expect(clippy::disallowed_methods, reason = "between two polls of a server that starts or ends")]
+pub(super) fn sleep_ms(ms: u64) {
     std::thread::sleep(Duration::from_millis(ms));
 }
 
-/// Runs a command to its end; its output is part of the error.
+/// Runs a command to its end and returns its output; the end of its error output is part of the
+/// error.
 pub fn run(command: &mut Command) -> Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output =
         command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {name}"))?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        let last: Vec<&str> = said.lines().rev().take(15).collect();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let last: Vec<&str> = stderr.lines().rev().take(15).collect();
         bail!(
             "{name} failed ({}): {}",
             output.status,
@@ -312,7 +314,7 @@ pub fn run(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// A program on the path or in Debian's folders for administrators.
+/// Finds a program on the path or in Debian's folders for administrators.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
@@ -325,8 +327,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_is_told_from_a_later_one_with_its_number() {
-        let me = Process::of(std::process::id()).expect("we live");
+    fn a_process_is_distinguished_from_a_later_one_with_its_pid() {
+        let me = Process::of(std::process::id()).expect("this process runs");
         assert!(me.is_alive());
         assert!(!Process { started: me.started + 1, ..me }.is_alive());
         let mut child = Command::new("true").spawn().expect("starts");
@@ -339,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_are_given_once() {
+    fn each_port_is_used_once() {
         let ip = "127.0.0.1".parse().expect("an address");
         let ports: BTreeSet<_> = (0..20).flat_map(|_| free_ports(ip, 3).expect("ports")).collect();
         assert_eq!(ports.len(), 60);

@@ -1,4 +1,4 @@
-//! What runs where: `stack.json`.
+//! Description of a running stack: `stack.json`.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use super::host::Process;
 pub struct StackInfo {
     /// PostgreSQL clusters.
     pub clusters: Vec<ClusterInfo>,
-    /// etcd's members; one on the local stack.
+    /// etcd members; one in a local stack.
     pub etcd: Vec<ServerInfo>,
     /// The cache Redis.
     pub redis: Option<ServerInfo>,
@@ -23,15 +23,15 @@ pub struct StackInfo {
     pub kafka: Option<KafkaInfo>,
     /// OpenSearch.
     pub opensearch: Option<ServerInfo>,
-    /// A configuration that `tagfast serve --config` takes as it is.
+    /// Configuration file for `tagfast serve --config`.
     pub config: PathBuf,
-    /// Where the fault proxy takes orders.
+    /// Control address of the fault proxy.
     pub proxy: SocketAddr,
-    /// Folder of data, logs and programs' homes; removed by `down`.
+    /// Folder of data and logs; removed by `down`.
     pub base: PathBuf,
     /// Role and database of the service, and the file with the role's password.
     pub database: DatabaseInfo,
-    /// Everything was started. False: its start was interrupted; only `down` makes sense.
+    /// Whether every server was started. With `false` only `down` makes sense.
     pub ready: bool,
 }
 
@@ -42,7 +42,7 @@ pub struct ClusterInfo {
     pub name: String,
     /// Patroni's scope.
     pub scope: String,
-    /// Its nodes.
+    /// Nodes of the cluster.
     pub nodes: Vec<NodeInfo>,
 }
 
@@ -51,21 +51,21 @@ pub struct ClusterInfo {
 pub struct NodeInfo {
     /// `c0-n0`; also its member name in Patroni.
     pub name: String,
-    /// PostgreSQL behind the fault proxy: the address that everybody uses.
+    /// PostgreSQL behind the fault proxy: the address for clients.
     pub postgres: SocketAddr,
     /// Patroni's REST API behind the fault proxy.
     pub patroni: String,
-    /// Patroni's process.
+    /// Process id of Patroni.
     pub patroni_pid: u32,
-    /// When that process began.
+    /// Start time of that process, in clock ticks since boot.
     pub patroni_started: u64,
-    /// PostgreSQL's folder.
+    /// Data directory of PostgreSQL.
     pub data_dir: PathBuf,
-    /// PostgreSQL itself, not through the proxy.
+    /// PostgreSQL without the proxy.
     pub direct_postgres: SocketAddr,
-    /// Patroni itself, not through the proxy.
+    /// Patroni without the proxy.
     pub direct_patroni: SocketAddr,
-    /// Its network namespace, with `--netns`.
+    /// Network namespace; `None` without `--netns`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub netns: Option<String>,
 }
@@ -73,13 +73,13 @@ pub struct NodeInfo {
 /// A server of one process.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ServerInfo {
-    /// Where clients connect.
+    /// URL for clients, behind the fault proxy.
     pub url: String,
-    /// The server itself, not through the proxy.
+    /// The server without the proxy.
     pub direct: SocketAddr,
-    /// Its process.
+    /// Process id.
     pub pid: u32,
-    /// When that process began.
+    /// Start time of that process, in clock ticks since boot.
     pub started: u64,
 }
 
@@ -88,22 +88,22 @@ pub struct ServerInfo {
 pub struct KafkaInfo {
     /// Bootstrap address, behind the fault proxy.
     pub bootstrap: SocketAddr,
-    /// Its process.
+    /// Process id.
     pub pid: u32,
-    /// When that process began.
+    /// Start time of that process, in clock ticks since boot.
     pub started: u64,
 }
 
-/// How the service reaches its database.
+/// How the service connects to its database.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DatabaseInfo {
-    /// Database.
+    /// Database name.
     pub name: String,
-    /// Role.
+    /// Role name.
     pub user: String,
-    /// File with its password.
+    /// File with the password of the role.
     pub password_file: PathBuf,
-    /// The authority that signed the nodes' certificates, for those who want TLS.
+    /// Certificate authority of the nodes, for TLS.
     pub tls_ca_file: PathBuf,
 }
 
@@ -115,7 +115,7 @@ impl NodeInfo {
 }
 
 impl ServerInfo {
-    /// Its process.
+    /// The server's process.
     pub fn process(&self) -> Process {
         Process { pid: self.pid, started: self.started }
     }
@@ -130,7 +130,7 @@ impl StackInfo {
         serde_json::from_str(&text).with_context(|| format!("{} cannot be read", file.display()))
     }
 
-    /// Writes `stack.json` into a folder, whole or not at all.
+    /// Writes `stack.json` into a folder, atomically.
     pub fn write(&self, dir: &Path) -> Result<()> {
         std::fs::create_dir_all(dir)?;
         let draft = dir.join("stack.json.new");
@@ -138,8 +138,8 @@ impl StackInfo {
         std::fs::rename(&draft, dir.join("stack.json")).context("cannot write stack.json")
     }
 
-    /// A stack that is being started.
-    pub(super) fn begun(dir: &Path, base: &Path) -> Self {
+    /// The description of a stack that is being started.
+    pub(super) fn starting(dir: &Path, base: &Path) -> Self {
         let file = |name: &str| dir.join(name);
         Self {
             clusters: Vec::new(),
@@ -171,7 +171,7 @@ impl StackInfo {
         self.clusters.iter().flat_map(|c| &c.nodes).find(|n| n.name == name)
     }
 
-    /// The service's configuration for this stack.
+    /// Configuration of the service for this stack.
     pub fn service_config(&self) -> String {
         let list = |items: Vec<String>| {
             items.iter().map(|i| format!("{i:?}")).collect::<Vec<_>>().join(", ")
@@ -210,7 +210,7 @@ impl StackInfo {
         };
         section("cache", "redis_url", format!("{:?}", url(&self.redis)));
         section("state", "redis_url", format!("{:?}", url(&self.state_redis)));
-        // The broker is made with as many.
+        // As many as the broker's topics have.
         let partitions = if self.kafka.is_some() { "\npartitions = 8" } else { "" };
         section("kafka", "brokers", format!("[{brokers}]{partitions}"));
         section("search", "opensearch_url", format!("{:?}", url(&self.opensearch)));

@@ -1,9 +1,10 @@
-//! What the stack needs from outside: Debian packages, Patroni from PyPI, Kafka and OpenSearch
+//! Installs the servers of a stack: Debian packages, Patroni from PyPI, Kafka and OpenSearch
 //! through Maven.
 //!
-//! Everything is pinned and kept in one folder that an unprivileged user can reach; a stamp says
-//! what is complete. How it fails: an installer's last lines are part of the error. Nothing that a
-//! package brings is started.
+//! Versions are pinned. The programs are in one folder that an unprivileged user can read; a stamp
+//! file marks a complete installation. No service of a package is started.
+//!
+//! How it fails: the last lines of an installer's output are part of the error.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -13,18 +14,18 @@ use anyhow::{Context, Result, bail};
 
 use super::host::{find_program, run};
 
-const PATRONI: &str = "4.1.5";
-const PSYCOPG: &str = "psycopg[binary]==3.3.9";
-const PSUTIL: &str = "psutil==7.2.2";
-const KAFKA: &str = "4.1.0";
-const OPENSEARCH: &str = "2.19.3";
-/// PostgreSQL's programs as Debian lays them out.
+const PATRONI_VERSION: &str = "4.1.5";
+const PSYCOPG_REQUIREMENT: &str = "psycopg[binary]==3.3.9";
+const PSUTIL_REQUIREMENT: &str = "psutil==7.2.2";
+const KAFKA_VERSION: &str = "4.1.0";
+const OPENSEARCH_VERSION: &str = "2.19.3";
+/// Folder of PostgreSQL's programs on Debian.
 pub(super) const POSTGRES_BIN: &str = "/usr/lib/postgresql/15/bin";
 
-/// Tells somebody what is being done.
+/// Receives a line for each step.
 pub type Progress<'a> = &'a dyn Fn(&str);
 
-/// Which parts are wanted.
+/// Which parts must be installed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Needs {
     /// etcd, PostgreSQL, Patroni.
@@ -39,10 +40,10 @@ pub struct Needs {
     pub netns: bool,
 }
 
-/// Where the programs are.
+/// The installed programs.
 #[derive(Debug, Clone)]
 pub struct Tools {
-    /// The folder of what came from PyPI and Maven.
+    /// Folder of the programs from PyPI and Maven.
     pub home: PathBuf,
 }
 
@@ -56,28 +57,28 @@ impl Tools {
     }
 
     pub(super) fn opensearch(&self) -> PathBuf {
-        self.home.join(format!("opensearch/opensearch-{OPENSEARCH}"))
+        self.home.join(format!("opensearch/opensearch-{OPENSEARCH_VERSION}"))
     }
 }
 
-/// Installs what is missing; quick when nothing is.
+/// Installs what is missing; fast when nothing is.
 pub fn install(needs: Needs, progress: Progress<'_>) -> Result<Tools> {
     debian(needs, progress)?;
     let home = PathBuf::from("/var/tmp/tagfast-tools");
     std::fs::create_dir_all(&home).with_context(|| format!("cannot make {}", home.display()))?;
     std::fs::set_permissions(&home, std::fs::Permissions::from_mode(0o755))?;
-    // Two installations at once would spoil each other: the second one waits.
+    // Concurrent installations would corrupt each other: the second one waits.
     let lock = std::fs::File::create(home.join("lock"))?;
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)?;
     let tools = Tools { home };
     if needs.clusters {
-        once(&tools.home, "patroni", PATRONI, progress, patroni)?;
+        once(&tools.home, "patroni", PATRONI_VERSION, progress, patroni)?;
     }
     if needs.kafka {
-        once(&tools.home, "kafka", KAFKA, progress, kafka)?;
+        once(&tools.home, "kafka", KAFKA_VERSION, progress, kafka)?;
     }
     if needs.opensearch {
-        once(&tools.home, "opensearch", OPENSEARCH, progress, opensearch)?;
+        once(&tools.home, "opensearch", OPENSEARCH_VERSION, progress, opensearch)?;
     }
     Ok(tools)
 }
@@ -123,7 +124,7 @@ fn debian(needs: Needs, progress: Progress<'_>) -> Result<()> {
     if packages.is_empty() {
         return Ok(());
     }
-    // A fresh PostgreSQL would make and start a cluster of its own.
+    // Debian's package would create and start its own cluster.
     let own_cluster = Path::new("/etc/postgresql-common/createcluster.conf");
     let fresh = packages.contains(&"postgresql-15")
         && !own_cluster.exists()
@@ -135,7 +136,7 @@ fn debian(needs: Needs, progress: Progress<'_>) -> Result<()> {
     install_packages(&packages, progress)
 }
 
-/// Installs what the Kafka client is compiled with.
+/// Installs the libraries that the Kafka client is compiled with.
 pub fn install_libraries(progress: Progress<'_>) -> Result<()> {
     let header = |name: &str| Path::new("/usr/include").join(name).is_file();
     let missing: Vec<&str> = [
@@ -150,13 +151,13 @@ pub fn install_libraries(progress: Progress<'_>) -> Result<()> {
     if missing.is_empty() { Ok(()) } else { install_packages(&missing, progress) }
 }
 
-/// Installs Debian packages; what they bring is not started.
+/// Installs Debian packages without starting their services.
 pub fn install_packages(packages: &[&str], progress: Progress<'_>) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("these Debian packages are missing; install them as root: {}", packages.join(" "));
     }
     progress(&format!("installing {}", packages.join(", ")));
-    let _quiet = Quiet::new()?;
+    let _no_service_start = ServiceStartGuard::new()?;
     let apt = |args: &[&str]| {
         let mut command = Command::new("apt-get");
         command.env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1").args(args);
@@ -171,40 +172,45 @@ pub fn install_packages(packages: &[&str], progress: Progress<'_>) -> Result<()>
     Ok(())
 }
 
-/// Debian asks this file before it starts a service. Removed again, unless it was there before.
-struct Quiet {
-    made: bool,
+/// Keeps Debian from starting services while it exists: writes the policy file that packages query,
+/// unless there is one.
+struct ServiceStartGuard {
+    created: bool,
 }
 
-const POLICY: &str = "/usr/sbin/policy-rc.d";
+const POLICY_FILE: &str = "/usr/sbin/policy-rc.d";
 
-impl Quiet {
+impl ServiceStartGuard {
     fn new() -> Result<Self> {
-        let made = !Path::new(POLICY).exists();
-        if made {
-            std::fs::write(POLICY, "#!/bin/sh\nexit 101\n")
-                .with_context(|| format!("cannot write {POLICY}"))?;
-            std::fs::set_permissions(POLICY, std::fs::Permissions::from_mode(0o755))?;
+        let created = !Path::new(POLICY_FILE).exists();
+        if created {
+            std::fs::write(POLICY_FILE, "#!/bin/sh\nexit 101\n")
+                .with_context(|| format!("cannot write {POLICY_FILE}"))?;
+            std::fs::set_permissions(POLICY_FILE, std::fs::Permissions::from_mode(0o755))?;
         }
-        Ok(Self { made })
+        Ok(Self { created })
     }
 }
 
-impl Drop for Quiet {
+impl Drop for ServiceStartGuard {
     fn drop(&mut self) {
-        if self.made {
-            // Left behind it would keep services from starting that somebody installs later.
-            let _ = std::fs::remove_file(POLICY);
+        if self.created {
+            // Left behind, it would keep later packages from starting their services.
+            let _ = std::fs::remove_file(POLICY_FILE);
         }
     }
 }
 
-/// A virtual environment of Debian's python: another interpreter may lie where the servers' user
-/// cannot run it.
+/// A virtual environment of Debian's Python: the servers' user may not be able to run a different
+/// interpreter.
 fn patroni(dir: &Path) -> Result<()> {
     run(Command::new("/usr/bin/python3").args(["-m", "venv", "--without-pip"]).arg(dir))?;
     let python = dir.join("bin/python");
-    let requirements = [&format!("patroni[etcd3,psycopg3]=={PATRONI}"), PSYCOPG, PSUTIL];
+    let requirements = [
+        &format!("patroni[etcd3,psycopg3]=={PATRONI_VERSION}"),
+        PSYCOPG_REQUIREMENT,
+        PSUTIL_REQUIREMENT,
+    ];
     let pip = find_program("pip").or_else(|| find_program("pip3"));
     let Some(pip) = pip else {
         install_packages(&["python3-pip"], &|_| ())
@@ -230,7 +236,7 @@ fn kafka(dir: &Path) -> Result<()> {
         "<project xmlns=\"http://maven.apache.org/POM/4.0.0\"><modelVersion>4.0.0</modelVersion>\
          <groupId>tagfast</groupId><artifactId>kafka-jars</artifactId><version>1</version><packaging>pom</packaging>\
          <dependencies>\
-         <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{KAFKA}</version></dependency>\
+         <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{KAFKA_VERSION}</version></dependency>\
          <dependency><groupId>org.slf4j</groupId><artifactId>slf4j-simple</artifactId><version>1.7.36</version></dependency>\
          </dependencies></project>"
     );
@@ -245,7 +251,7 @@ fn kafka(dir: &Path) -> Result<()> {
 fn opensearch(dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir)?;
     let artifact =
-        format!("org.opensearch.distribution.integ-test-zip:opensearch:{OPENSEARCH}:zip");
+        format!("org.opensearch.distribution.integ-test-zip:opensearch:{OPENSEARCH_VERSION}:zip");
     let mut get = Command::new("mvn");
     get.args(["-q", "-B", "dependency:get", "-Dtransitive=false"])
         .arg(format!("-Dartifact={artifact}"));

@@ -1,5 +1,5 @@
-//! A network namespace for every PostgreSQL node, all on one bridge: a partition is a link that
-//! goes down.
+//! A network namespace for every PostgreSQL node, all on one bridge, so that a network partition is
+//! a link that goes down.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
@@ -11,13 +11,13 @@ use super::host::run;
 /// The network of one stack.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Network {
-    /// Part of every name, so that stacks do not meet.
+    /// Part of every name, so that stacks do not collide.
     tag: String,
     subnet: u8,
 }
 
 impl Network {
-    /// Makes the bridge.
+    /// Creates the bridge.
     pub(super) fn make(tag: &str) -> Result<Self> {
         for subnet in 0..=255 {
             let network = Self { tag: tag.to_owned(), subnet };
@@ -40,12 +40,12 @@ impl Network {
         format!("tf{}", self.tag)
     }
 
-    /// Our own address on the bridge.
+    /// Address of the host on the bridge.
     pub(super) fn host(&self) -> IpAddr {
         IpAddr::V4(Ipv4Addr::new(10, 213, self.subnet, 1))
     }
 
-    /// Makes the namespace of node `n` (from 0); its name and address.
+    /// Creates the namespace of node `n` (from 0); returns its name and address.
     pub(super) fn node(&self, n: u8) -> Result<(String, IpAddr)> {
         let namespace = format!("tf{}n{n}", self.tag);
         let (outside, inside) = (link_of(&namespace), "eth0");
@@ -63,7 +63,7 @@ impl Network {
     }
 }
 
-/// The host's end of a namespace's link.
+/// Name of the host's end of a namespace's link.
 pub(super) fn link_of(namespace: &str) -> String {
     format!("v{namespace}")
 }
@@ -74,7 +74,7 @@ pub(super) fn set_link(namespace: &str, up: bool) -> Result<()> {
     run(Command::new("ip").args(["link", "set", &link_of(namespace), state])).map(drop)
 }
 
-/// Removes what a stack with this tag made; quiet about what is gone already.
+/// Removes the namespaces and links of a stack with this tag; ignores what is already gone.
 pub(super) fn remove(tag: &str) {
     let Ok(list) = run(Command::new("ip").args(["netns", "list"])) else { return };
     let prefix = format!("tf{tag}n");

@@ -1,4 +1,4 @@
-//! One node: the configuration of its Patroni, its start, what its REST API says.
+//! A PostgreSQL node: the configuration of its Patroni, its start, and Patroni's REST API.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::host::{Account, Process};
+use super::host::{Process, RunAs};
 use super::install::{POSTGRES_BIN, Tools};
-use crate::Client;
+use crate::http::Client;
 
 /// Passwords of a stack.
 #[derive(Debug, Clone)]
@@ -18,23 +18,23 @@ pub(super) struct Passwords {
     pub(super) replication: String,
     pub(super) rewind: String,
     pub(super) service: String,
-    /// Half of the key of tokens.
+    /// Half of the key that signs tokens.
     pub(super) signing: String,
 }
 
-/// What a node's configuration is made of.
+/// Inputs of a node's configuration.
 pub(super) struct NodePlan<'a> {
     pub(super) scope: &'a str,
     pub(super) name: &'a str,
-    /// Where it listens, and the proxy's port by which it is known: PostgreSQL, REST.
+    /// Listen address and proxy address of PostgreSQL, then of the REST API.
     pub(super) postgres: (SocketAddr, SocketAddr),
     pub(super) rest: (SocketAddr, SocketAddr),
     pub(super) etcd: SocketAddr,
     pub(super) shared_buffers: &'a str,
     pub(super) passwords: &'a Passwords,
-    /// Where the servers' certificate and key are.
+    /// Folder of the servers' certificate and key.
     pub(super) tls: &'a Path,
-    /// The node's folder; PostgreSQL's is `data` in it.
+    /// Folder of the node; `data` in it is PostgreSQL's.
     pub(super) dir: &'a Path,
 }
 
@@ -43,23 +43,22 @@ impl NodePlan<'_> {
         self.dir.join("data")
     }
 
-    /// Writes the node's files.
-    pub(super) fn write(&self, account: Account) -> Result<()> {
-        account.make_dir(self.dir)?;
-        account.write(&self.dir.join("init.sql"), &self.init_sql())?;
+    /// Writes the files of the node.
+    pub(super) fn write(&self, run_as: RunAs) -> Result<()> {
+        run_as.make_dir(self.dir)?;
+        run_as.write(&self.dir.join("init.sql"), &self.init_sql())?;
         let script = format!(
             "#!/bin/sh\nexec {POSTGRES_BIN}/psql -X -q -v ON_ERROR_STOP=1 -d \"$1\" -f {}/init.sql\n",
             self.dir.display()
         );
-        account.write(&self.dir.join("init.sh"), &script)?;
-        account
-            .write(&self.dir.join("patroni.json"), &serde_json::to_string_pretty(&self.config())?)
+        run_as.write(&self.dir.join("init.sh"), &script)?;
+        run_as.write(&self.dir.join("patroni.json"), &serde_json::to_string_pretty(&self.config())?)
     }
 
     fn init_sql(&self) -> String {
         let password = &self.passwords.service;
-        // The fork of a timeline is read from its history file; tests make databases of their own
-        // from the template.
+        // The service reads the fork of a timeline from its history file. Tests create their own
+        // databases from the template.
         format!(
             "CREATE ROLE tagfast LOGIN CREATEDB PASSWORD '{password}';\nGRANT pg_monitor TO tagfast;\n\
              \\c template1\nGRANT EXECUTE ON FUNCTION pg_read_file(text) TO tagfast;\n\
@@ -123,37 +122,37 @@ impl NodePlan<'_> {
 /// Starts a node's Patroni, which starts its PostgreSQL.
 pub(super) fn start(
     tools: &Tools,
-    account: Account,
+    run_as: RunAs,
     dir: &Path,
     netns: Option<&str>,
 ) -> Result<Process> {
     let config = dir.join("patroni.json").display().to_string();
-    account.start("patroni", dir, netns, &tools.patroni(), &[config])
+    run_as.start("patroni", dir, netns, &tools.patroni(), &[config])
 }
 
-/// A member as Patroni's `/cluster` tells it.
+/// A member of a cluster, as Patroni's `/cluster` reports it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Member {
-    /// The node.
+    /// Name of the node.
     pub name: String,
     /// `leader` or `replica`, in Patroni's words.
     pub role: String,
     /// `running`, `streaming`, ...
     pub state: String,
-    /// PostgreSQL's timeline.
+    /// Timeline of PostgreSQL; `None` when Patroni does not know it.
     pub timeline: Option<u64>,
-    /// Bytes behind.
+    /// Replication lag in bytes; `None` for the primary or when unknown.
     pub lag: Option<u64>,
 }
 
 impl Member {
-    /// Whether it is the primary, by Patroni's word.
+    /// Whether it is the running primary.
     pub fn is_primary(&self) -> bool {
         self.role == "leader" && self.state == "running"
     }
 }
 
-/// What a Patroni knows of its cluster.
+/// The members of a cluster, according to one Patroni.
 pub fn members(rest: SocketAddr) -> Result<Vec<Member>> {
     let answer = get(rest, "/cluster")?;
     let list = answer["members"].as_array().context("/cluster has no members")?;
@@ -181,7 +180,7 @@ fn get(rest: SocketAddr, path: &str) -> Result<Value> {
     Ok(answer.json())
 }
 
-/// Asks the primary's Patroni to hand over; returns when it has.
+/// Makes the primary's Patroni hand over; returns when it has.
 pub(super) fn switchover(rest: SocketAddr, primary: &str) -> Result<()> {
     let body = serde_json::json!({"leader": primary}).to_string();
     let mut client = Client::new(rest).with_timeout(Duration::from_secs(60));

@@ -1,21 +1,22 @@
-//! The fault proxy: a TCP forwarder whose links can be cut, slowed, reset or made to lie.
+//! The fault proxy: a TCP forwarder whose links can be cut, slowed down, reset or garbled.
 //!
-//! Every server of the stack is known by its proxy's port, so a fault of a link is a change of
-//! [`Mode`]. Two threads a connection copy bytes and look at the mode before each write. A fault
-//! acts on what is under way too: a cut link keeps the bytes it holds and hands them over when it
-//! heals, as a network that retransmits does.
+//! Clients reach every server of the stack through a port of the proxy, so that a fault of a link
+//! is a change of its [`Mode`]. Two threads per connection copy bytes and check the mode before
+//! each write. A fault affects bytes in flight too: a cut link holds them and delivers them once it
+//! heals, like a network that retransmits.
 //!
-//! How it fails: a port that cannot be bound is an error at [`Proxy::start`]; a server that refuses
-//! is shown to the client as a reset connection.
+//! How it fails: a port that cannot be bound is an error of [`Proxy::start`]; when the server
+//! refuses a connection, the client sees a reset.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use parking_lot::{Condvar, Mutex};
 use rustix::net::sockopt::set_socket_linger;
 use serde::{Deserialize, Serialize};
 
@@ -23,35 +24,35 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
-    /// As it should.
+    /// Everything passes.
     #[default]
     Pass,
-    /// Every chunk waits this long, in either direction.
+    /// Every chunk is delayed, in both directions.
     Slow {
-        /// Milliseconds.
+        /// Delay in milliseconds.
         ms: u64,
     },
-    /// Nothing passes, nothing ends: a network that swallows packets. New connections are not
-    /// answered.
+    /// Nothing passes and no connection ends, as in a network that drops packets. New connections
+    /// get no answer.
     Cut,
     /// Requests arrive, answers do not: a server that accepts and never answers.
     Hang,
-    /// Connections are reset, new ones at once.
+    /// Connections are reset, new ones immediately.
     Reset,
-    /// Connections are reset and nobody listens.
+    /// Connections are reset and the port is closed.
     Refuse,
-    /// Answers are replaced by bytes that mean nothing.
+    /// Answers are replaced by random bytes.
     Garbage,
 }
 
-/// A link: where it listens and where it leads.
+/// A link: the port on which the proxy listens, and the server behind it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Link {
-    /// Its name, for faults.
+    /// Name of the link, for faults.
     pub name: String,
-    /// The port that everybody knows.
+    /// Address on which the proxy listens.
     pub listen: SocketAddr,
-    /// The server.
+    /// Address of the server.
     pub to: SocketAddr,
 }
 
@@ -60,23 +61,23 @@ struct Target {
     link: Link,
     mode: Mutex<Mode>,
     changed: Condvar,
-    /// Told when the port is open again.
+    /// Notified when the port is open again.
     opened: Condvar,
-    pairs: Mutex<Vec<Weak<Pair>>>,
+    connections: Mutex<Vec<Weak<ProxiedConnection>>>,
     listener: Mutex<Option<Arc<TcpListener>>>,
 }
 
-/// A connection through a link. Dropped by both of its pumps, it is closed.
-struct Pair {
+/// A connection through a link. It is closed once both of its threads have dropped it.
+struct ProxiedConnection {
     client: TcpStream,
     server: TcpStream,
-    /// It ends in a reset, not in a goodbye.
+    /// Whether it must end with a reset instead of a regular close.
     reset: AtomicBool,
 }
 
-impl Pair {
-    /// Lets both pumps end; the close that follows is a reset. A shutdown of the writing side would
-    /// say goodbye first.
+impl ProxiedConnection {
+    /// Ends both threads; the close that follows is a reset. Shutting down the writing side would
+    /// close regularly first.
     fn reset(&self) {
         self.reset.store(true, Ordering::SeqCst);
         for stream in [&self.client, &self.server] {
@@ -92,55 +93,52 @@ enum Direction {
     ToClient,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Target {
-    /// Waits until a chunk may be written; how it is to be treated.
+    /// Waits until a chunk may be written; returns the mode in which to write it.
     fn admit(&self, direction: Direction) -> Mode {
-        let mut mode = lock(&self.mode);
+        let mut mode = self.mode.lock();
         loop {
-            let waits =
+            let blocked =
                 *mode == Mode::Cut || (*mode == Mode::Hang && direction == Direction::ToClient);
-            if !waits {
+            if !blocked {
                 return *mode;
             }
-            mode = self.changed.wait(mode).unwrap_or_else(PoisonError::into_inner);
+            self.changed.wait(&mut mode);
         }
     }
 
     fn set(&self, new: Mode) {
-        *lock(&self.mode) = new;
+        *self.mode.lock() = new;
         self.changed.notify_all();
         if matches!(new, Mode::Reset | Mode::Refuse) {
-            lock(&self.pairs)
+            self.connections
+                .lock()
                 .drain(..)
                 .filter_map(|weak| weak.upgrade())
-                .for_each(|pair| pair.reset());
+                .for_each(|connection| connection.reset());
         }
         if new == Mode::Refuse {
-            if let Some(listener) = lock(&self.listener).take() {
-                // Wakes the thread that waits in accept; it closes the socket.
+            if let Some(listener) = self.listener.lock().take() {
+                // Wakes the thread that waits in `accept`, which then closes the socket.
                 let _ = rustix::net::shutdown(&*listener, rustix::net::Shutdown::Both);
             }
             return;
         }
-        // In force when this returns: a port that was refused is open again.
-        let mut listener = lock(&self.listener);
+        // The mode is in effect when this returns: the port is open again.
+        let mut listener = self.listener.lock();
         while listener.is_none() {
-            listener = self.opened.wait(listener).unwrap_or_else(PoisonError::into_inner);
+            self.opened.wait(&mut listener);
         }
     }
 
-    fn remember(&self, pair: &Arc<Pair>) {
-        let mut pairs = lock(&self.pairs);
-        pairs.retain(|weak| weak.strong_count() > 0);
-        pairs.push(Arc::downgrade(pair));
+    fn track(&self, connection: &Arc<ProxiedConnection>) {
+        let mut connections = self.connections.lock();
+        connections.retain(|weak| weak.strong_count() > 0);
+        connections.push(Arc::downgrade(connection));
     }
 }
 
-/// Ends a connection that was just accepted with a reset instead of a goodbye.
+/// Ends a connection that was just accepted, with a reset.
 fn refuse(stream: TcpStream) {
     let _ = set_socket_linger(&stream, Some(Duration::ZERO));
     drop(stream);
@@ -153,16 +151,19 @@ pub struct Proxy {
     control: SocketAddr,
 }
 
-/// What a control connection may ask.
+/// A command on a control connection.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum Order {
+enum ProxyCommand {
     Set { link: String, mode: Mode },
     Add { link: Link },
 }
 
 impl Proxy {
     /// Starts all links and a control port.
+    ///
+    /// # Errors
+    /// A port cannot be bound.
     pub fn start(control: SocketAddr, links: Vec<Link>) -> Result<Self> {
         let listener = TcpListener::bind(control)
             .with_context(|| format!("the proxy cannot listen on {control}"))?;
@@ -180,7 +181,7 @@ impl Proxy {
         Ok(proxy)
     }
 
-    /// Where [`ProxyControl`] finds it.
+    /// Address for [`ProxyControl`].
     pub fn control(&self) -> SocketAddr {
         self.control
     }
@@ -194,10 +195,10 @@ fn add(targets: &Mutex<BTreeMap<String, Arc<Target>>>, link: Link) -> Result<()>
         mode: Mutex::default(),
         changed: Condvar::new(),
         opened: Condvar::new(),
-        pairs: Mutex::default(),
+        connections: Mutex::default(),
         listener: Mutex::new(Some(Arc::new(listener))),
     });
-    lock(targets).insert(target.link.name.clone(), Arc::clone(&target));
+    targets.lock().insert(target.link.name.clone(), Arc::clone(&target));
     std::thread::Builder::new()
         .name(format!("proxy-{}", target.link.name))
         .spawn(move || accept(&target))?;
@@ -207,16 +208,16 @@ fn add(targets: &Mutex<BTreeMap<String, Arc<Target>>>, link: Link) -> Result<()>
 fn serve_control(targets: &Mutex<BTreeMap<String, Arc<Target>>>, stream: TcpStream) {
     let Ok(mut answers) = stream.try_clone() else { return };
     for line in BufReader::new(stream).lines().map_while(Result::ok) {
-        let done = match serde_json::from_str::<Order>(&line) {
-            Ok(Order::Set { link, mode }) => match lock(targets).get(&link) {
+        let done = match serde_json::from_str::<ProxyCommand>(&line) {
+            Ok(ProxyCommand::Set { link, mode }) => match targets.lock().get(&link) {
                 Some(target) => {
                     target.set(mode);
                     Ok(())
                 }
                 None => Err(anyhow!("no link is named {link}")),
             },
-            Ok(Order::Add { link }) => add(targets, link),
-            Err(error) => Err(anyhow!("not an order: {error}")),
+            Ok(ProxyCommand::Add { link }) => add(targets, link),
+            Err(error) => Err(anyhow!("not a command: {error}")),
         };
         let answer = done.map_or_else(|error| format!("{error:#}"), |()| "ok".to_owned());
         if writeln!(answers, "{}", answer.replace('\n', " ")).is_err() {
@@ -225,19 +226,19 @@ fn serve_control(targets: &Mutex<BTreeMap<String, Arc<Target>>>, stream: TcpStre
     }
 }
 
-/// Takes connections for as long as the process lives; closes the port while it refuses.
+/// Accepts connections until the process ends; closes the port in mode [`Mode::Refuse`].
 fn accept(target: &Arc<Target>) {
     loop {
-        let listener = lock(&target.listener).clone();
+        let listener = target.listener.lock().clone();
         let Some(listener) = listener else {
-            let mut mode = lock(&target.mode);
+            let mut mode = target.mode.lock();
             while *mode == Mode::Refuse {
-                mode = target.changed.wait(mode).unwrap_or_else(PoisonError::into_inner);
+                target.changed.wait(&mut mode);
             }
             drop(mode);
             match TcpListener::bind(target.link.listen) {
                 Ok(listener) => {
-                    *lock(&target.listener) = Some(Arc::new(listener));
+                    *target.listener.lock() = Some(Arc::new(listener));
                     target.opened.notify_all();
                 }
                 Err(_) => delay(10),
@@ -247,17 +248,17 @@ fn accept(target: &Arc<Target>) {
         let accepted = listener.accept();
         drop(listener);
         let Ok((client, _)) = accepted else {
-            // Out of file descriptors, or closed: not a reason to spin.
+            // Out of file descriptors, or closed: avoid a busy loop.
             delay(1);
             continue;
         };
-        if lock(&target.mode).eq(&Mode::Reset) {
+        if target.mode.lock().eq(&Mode::Reset) {
             refuse(client);
             continue;
         }
         let target = Arc::clone(target);
         std::thread::spawn(move || {
-            // A cut link does not even say that the server is there.
+            // A cut link does not even reveal whether the server is up.
             while target.admit(Direction::ToServer) == Mode::Cut {}
             connect(&target, client);
         });
@@ -270,19 +271,19 @@ fn connect(target: &Arc<Target>, client: TcpStream) {
         return;
     };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
-    let pair = Arc::new(Pair { client, server, reset: AtomicBool::new(false) });
-    target.remember(&pair);
-    let back = (Arc::clone(target), Arc::clone(&pair));
+    let connection = Arc::new(ProxiedConnection { client, server, reset: AtomicBool::new(false) });
+    target.track(&connection);
+    let back = (Arc::clone(target), Arc::clone(&connection));
     std::thread::spawn(move || pump(&back.0, &back.1, Direction::ToClient));
-    pump(target, &pair, Direction::ToServer);
+    pump(target, &connection, Direction::ToServer);
 }
 
-/// Copies one direction until either side ends.
-fn pump(target: &Target, pair: &Pair, direction: Direction) {
+/// Copies one direction until either side closes.
+fn pump(target: &Target, connection: &ProxiedConnection, direction: Direction) {
     let mut buffer = vec![0; 64 * 1024];
     let (mut from, mut to) = match direction {
-        Direction::ToServer => (&pair.client, &pair.server),
-        Direction::ToClient => (&pair.server, &pair.client),
+        Direction::ToServer => (&connection.client, &connection.server),
+        Direction::ToClient => (&connection.server, &connection.client),
     };
     loop {
         let read = match from.read(&mut buffer) {
@@ -290,7 +291,7 @@ fn pump(target: &Target, pair: &Pair, direction: Direction) {
             Ok(n) => n,
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             Err(_) => {
-                pair.reset();
+                connection.reset();
                 return;
             }
         };
@@ -299,16 +300,16 @@ fn pump(target: &Target, pair: &Pair, direction: Direction) {
             Mode::Garbage if direction == Direction::ToClient => garble(&mut buffer[..read]),
             Mode::Pass | Mode::Garbage | Mode::Cut | Mode::Hang | Mode::Reset | Mode::Refuse => {}
         }
-        if pair.reset.load(Ordering::SeqCst) {
+        if connection.reset.load(Ordering::SeqCst) {
             return;
         }
         if to.write_all(&buffer[..read]).is_err() {
-            pair.reset();
+            connection.reset();
             return;
         }
     }
     target.admit(direction);
-    if !pair.reset.load(Ordering::SeqCst) {
+    if !connection.reset.load(Ordering::SeqCst) {
         let _ = to.shutdown(Shutdown::Write);
     }
 }
@@ -319,33 +320,29 @@ fn delay(ms: u64) {
 }
 
 fn garble(bytes: &mut [u8]) {
-    let mut seed = 0x9E37_79B9_7F4A_7C15_u64;
-    for byte in bytes {
-        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        *byte = (seed >> 33) as u8;
-    }
+    fastrand::Rng::with_seed(7).fill(bytes);
 }
 
-/// Gives orders to a proxy, also to one in another process.
+/// Sends commands to a proxy, in this process or another one.
 #[derive(Debug, Clone, Copy)]
 pub struct ProxyControl(pub SocketAddr);
 
 impl ProxyControl {
-    /// Changes how a link behaves; in force when it returns.
+    /// Changes the mode of a link; in effect when it returns.
     pub fn set(&self, link: &str, mode: Mode) -> Result<()> {
-        self.order(&Order::Set { link: link.to_owned(), mode })
+        self.send(&ProxyCommand::Set { link: link.to_owned(), mode })
     }
 
     /// Adds a link.
     pub fn add(&self, link: Link) -> Result<()> {
-        self.order(&Order::Add { link })
+        self.send(&ProxyCommand::Add { link })
     }
 
-    fn order(&self, order: &Order) -> Result<()> {
+    fn send(&self, command: &ProxyCommand) -> Result<()> {
         let mut stream = TcpStream::connect_timeout(&self.0, Duration::from_secs(5))
             .with_context(|| format!("the fault proxy does not answer on {}", self.0))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        writeln!(stream, "{}", serde_json::to_string(order)?)?;
+        writeln!(stream, "{}", serde_json::to_string(command)?)?;
         let mut answer = String::new();
         BufReader::new(stream).read_line(&mut answer)?;
         match answer.trim() {
@@ -359,7 +356,7 @@ impl ProxyControl {
 mod tests {
     use super::*;
 
-    /// A server that sends back what it gets, a link to it, and who commands the link.
+    /// An echo server and a link to it; returns the link's address and its control.
     fn echo() -> (SocketAddr, ProxyControl) {
         let server = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let to = server.local_addr().expect("an address");
@@ -407,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_link_says_nothing_and_delivers_after_it_heals() {
+    fn a_cut_link_is_silent_and_delivers_after_it_heals() {
         for mode in [Mode::Cut, Mode::Hang] {
             let (address, control) = echo();
             let stream = client(address, 200);
@@ -420,7 +417,7 @@ mod tests {
             control.set("echo", Mode::Pass).expect("healed");
             stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
             let mut answer = [0; 4];
-            (&stream).read_exact(&mut answer).expect("what was held comes");
+            (&stream).read_exact(&mut answer).expect("the held bytes arrive");
             assert_eq!(&answer, b"ping");
         }
     }
@@ -431,8 +428,8 @@ mod tests {
         let stream = client(address, 5000);
         ask(&stream).expect("an answer");
         control.set("echo", Mode::Reset).expect("reset");
-        // Not an end of the stream: somebody who reads sees the reset itself.
-        let error = (&stream).read(&mut [0; 4]).expect_err("no goodbye");
+        // A reader sees the reset itself, not an end of the stream.
+        let error = (&stream).read(&mut [0; 4]).expect_err("no regular close");
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
         assert!(TcpStream::connect(address).and_then(|s| ask(&s)).is_err());
         control.set("echo", Mode::Pass).expect("healed");
@@ -450,7 +447,7 @@ mod tests {
             }
         });
         control.set("echo", Mode::Pass).expect("healed");
-        assert_eq!(ask(&client(address, 5000)).expect("it answers at once"), b"ping");
+        assert_eq!(ask(&client(address, 5000)).expect("it answers immediately"), b"ping");
     }
 
     #[test]
@@ -462,6 +459,6 @@ mod tests {
         assert!(started.elapsed() >= Duration::from_millis(200), "each direction waits");
         control.set("echo", Mode::Garbage).expect("garbage");
         assert_ne!(ask(&client(address, 5000)).expect("bytes"), b"ping");
-        assert!(control.set("nobody", Mode::Cut).is_err());
+        assert!(control.set("unknown", Mode::Cut).is_err());
     }
 }

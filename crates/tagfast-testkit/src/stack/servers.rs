@@ -1,4 +1,4 @@
-//! The servers of one process each: etcd, Redis, Kafka, OpenSearch.
+//! Starts the servers of one process each: etcd, Redis, Kafka, OpenSearch.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::host::{Account, Process, find_program, run, wait_until};
+use super::host::{Process, RunAs, find_program, run, wait_until};
 use super::install::Tools;
-use crate::Client;
+use crate::http::Client;
 
 fn strings<const N: usize>(args: [&str; N]) -> Vec<String> {
     args.map(str::to_owned).to_vec()
@@ -16,12 +16,12 @@ fn strings<const N: usize>(args: [&str; N]) -> Vec<String> {
 
 /// Starts etcd; ready when it answers `/health`.
 pub(super) fn etcd(
-    account: Account,
+    run_as: RunAs,
     dir: &Path,
     client: SocketAddr,
     peer: SocketAddr,
 ) -> Result<Process> {
-    account.make_dir(dir)?;
+    run_as.make_dir(dir)?;
     let program = find_program("etcd").context("etcd is not installed")?;
     let (client_url, peer_url) = (format!("http://{client}"), format!("http://{peer}"));
     let args = strings([
@@ -35,19 +35,19 @@ pub(super) fn etcd(
         &format!("--initial-advertise-peer-urls={peer_url}"),
         &format!("--initial-cluster=etcd0={peer_url}"),
     ]);
-    let process = account.start("etcd", dir, None, &program, &args)?;
+    let process = run_as.start("etcd", dir, None, &program, &args)?;
     wait_until("etcd's start", Duration::from_secs(20), || http_ok(client, "/health"))?;
     Ok(process)
 }
 
-/// Starts a Redis: a cache evicts, a state refuses.
+/// Starts a Redis. With `evicts` a full server evicts keys with a TTL, else it refuses writes.
 pub(super) fn redis(
-    account: Account,
+    run_as: RunAs,
     dir: &Path,
     listen: SocketAddr,
     evicts: bool,
 ) -> Result<Process> {
-    account.make_dir(dir)?;
+    run_as.make_dir(dir)?;
     let program = find_program("redis-server").context("redis-server is not installed")?;
     let (ip, port) = (listen.ip().to_string(), listen.port().to_string());
     let policy = if evicts { "volatile-lru" } else { "noeviction" };
@@ -67,22 +67,22 @@ pub(super) fn redis(
         "--maxmemory-policy",
         policy,
     ]);
-    let process = account.start("redis", dir, None, &program, &args)?;
+    let process = run_as.start("redis", dir, None, &program, &args)?;
     wait_until("Redis's start", Duration::from_secs(10), || {
         std::net::TcpStream::connect(listen).context("Redis does not listen")
     })?;
     Ok(process)
 }
 
-/// Starts a Kafka broker (KRaft) that is known by `advertised`.
+/// Starts a Kafka broker (KRaft) that clients reach at `advertised`.
 pub(super) fn kafka(
     tools: &Tools,
-    account: Account,
+    run_as: RunAs,
     dir: &Path,
     [listen, controller, advertised]: [SocketAddr; 3],
     partitions: u16,
 ) -> Result<Process> {
-    account.make_dir(dir)?;
+    run_as.make_dir(dir)?;
     let config = dir.join("server.properties");
     let text = format!(
         "process.roles=broker,controller\nnode.id=1\ncontroller.quorum.bootstrap.servers={controller}\n\
@@ -93,11 +93,11 @@ pub(super) fn kafka(
          group.initial.rebalance.delay.ms=0\nauto.create.topics.enable=false\n",
         dir.join("data").display()
     );
-    account.write(&config, &text)?;
+    run_as.write(&config, &text)?;
     let java = find_program("java").context("java is not installed")?;
     let jars = format!("{}/*", tools.kafka().join("libs").display());
     let tool = |arguments: &[&str]| {
-        let mut command = account.command(&java);
+        let mut command = run_as.command(&java);
         command
             .current_dir(dir)
             .args(["-Xmx128m", "-cp", &jars, "kafka.tools.StorageTool"])
@@ -117,7 +117,7 @@ pub(super) fn kafka(
         "kafka.Kafka",
         "server.properties",
     ]);
-    let process = account.start("kafka", dir, None, &java, &args)?;
+    let process = run_as.start("kafka", dir, None, &java, &args)?;
     let log = dir.join("kafka.log");
     wait_for_server("Kafka", process, &log, || {
         let text = std::fs::read_to_string(&log)?;
@@ -129,24 +129,24 @@ pub(super) fn kafka(
 /// Starts OpenSearch as one node.
 pub(super) fn opensearch(
     tools: &Tools,
-    account: Account,
+    run_as: RunAs,
     dir: &Path,
     [listen, transport]: [SocketAddr; 2],
 ) -> Result<Process> {
-    account.make_dir(dir)?;
+    run_as.make_dir(dir)?;
     for folder in ["config", "data", "logs", "tmp"] {
-        account.make_dir(&dir.join(folder))?;
+        run_as.make_dir(&dir.join(folder))?;
     }
     let home = tools.opensearch();
     for entry in std::fs::read_dir(home.join("config"))?.flatten().filter(|e| e.path().is_file()) {
-        // The garbage collector's log would go to a folder that belongs to somebody else.
+        // The log of the garbage collector would go to a folder that this user cannot write.
         let text = std::fs::read_to_string(entry.path())?;
         let text: String = text
             .lines()
             .filter(|line| !line.contains("logs/"))
             .map(|line| format!("{line}\n"))
             .collect();
-        account.write(&dir.join("config").join(entry.file_name()), &text)?;
+        run_as.write(&dir.join("config").join(entry.file_name()), &text)?;
     }
     let config = format!(
         "cluster.name: tagfast\nnode.name: os0\ndiscovery.type: single-node\nnetwork.host: {}\nhttp.port: {}\n\
@@ -157,7 +157,7 @@ pub(super) fn opensearch(
         transport.port(),
         dir = dir.display()
     );
-    account.write(&dir.join("config/opensearch.yml"), &config)?;
+    run_as.write(&dir.join("config/opensearch.yml"), &config)?;
     let java = find_program("java").context("java is not installed")?;
     let java = std::fs::canonicalize(java)?;
     let java_home = java.parent().and_then(Path::parent).context("java has no home")?;
@@ -168,25 +168,24 @@ pub(super) fn opensearch(
         "OPENSEARCH_JAVA_OPTS=-Xms512m -Xmx512m",
         &home.join("bin/opensearch").display().to_string(),
     ]);
-    let process =
-        account.start("opensearch", dir, None, Path::new("/usr/bin/env"), &environment)?;
+    let process = run_as.start("opensearch", dir, None, Path::new("/usr/bin/env"), &environment)?;
     wait_for_server("OpenSearch", process, &dir.join("opensearch.log"), || {
         http_ok(listen, "/_cluster/health")
     })?;
     Ok(process)
 }
 
-/// Waits until a server is ready, and no longer when it has ended.
+/// Waits until a server is ready, or has ended.
 fn wait_for_server(
     name: &str,
     process: Process,
     log: &Path,
     mut ready: impl FnMut() -> Result<()>,
 ) -> Result<()> {
-    let lives = wait_until(&format!("{name}'s start"), Duration::from_secs(90), || {
+    let running = wait_until(&format!("{name}'s start"), Duration::from_secs(90), || {
         if process.is_alive() { ready().map(|()| true) } else { Ok(false) }
     })?;
-    if !lives {
+    if !running {
         bail!("{name} ended; see {}", log.display());
     }
     Ok(())

@@ -1,27 +1,27 @@
-//! One stack for a test binary.
+//! One stack for all tests of a binary.
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use super::{Stack, StackOptions};
+use super::options::StackOptions;
+use super::running::Stack;
 
-/// A stack that whoever comes first starts. Kept for the life of the process; a watcher removes
-/// what it leaves when the process has ended.
+/// A stack that the first test starts. It lives as long as the process; the watcher process ends it
+/// afterwards.
 #[derive(Debug, Default)]
 pub struct SharedStack {
     stack: OnceLock<(Mutex<Stack>, tempfile::TempDir)>,
 }
 
 impl SharedStack {
-    /// Not started yet.
+    /// A stack that is not started yet.
     pub const fn new() -> Self {
         Self { stack: OnceLock::new() }
     }
 
-    /// The stack; started as `options` says, in a folder of its own, if it is not. Blocks
-    /// meanwhile.
+    /// Returns the stack; the first call starts it with `options`. Blocks meanwhile.
     ///
     /// # Panics
-    /// When it does not come up.
+    /// The stack does not come up.
     pub fn get(&self, options: impl FnOnce(StackOptions) -> StackOptions) -> MutexGuard<'_, Stack> {
         let (stack, _) = self.stack.get_or_init(|| {
             let dir = tempfile::tempdir().expect("a folder");

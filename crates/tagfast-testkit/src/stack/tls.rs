@@ -1,21 +1,20 @@
-//! Certificates of a stack: an authority of its own, and one certificate for all its PostgreSQL
-//! nodes.
+//! TLS certificates of a stack: its own authority, and one certificate for all PostgreSQL nodes.
 
 use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::Result;
 
-use super::host::{Account, run};
+use super::host::{RunAs, run};
 
-/// Makes `ca.pem`, `server.pem` and `server.key` in a folder. The certificate names the proxy's
-/// address, by which nodes are known.
-pub(super) fn make(account: Account, dir: &Path, ip: IpAddr) -> Result<()> {
-    account.make_dir(dir)?;
+/// Creates `ca.pem`, `server.pem` and `server.key` in a folder. The certificate names the proxy's
+/// address, where clients reach the nodes.
+pub(super) fn make(run_as: RunAs, dir: &Path, ip: IpAddr) -> Result<()> {
+    run_as.make_dir(dir)?;
     let names = dir.join("names");
-    account.write(&names, &format!("subjectAltName=IP:{ip},DNS:localhost\n"))?;
+    run_as.write(&names, &format!("subjectAltName=IP:{ip},DNS:localhost\n"))?;
     let openssl = |words: &str| {
-        let mut command = account.command("openssl");
+        let mut command = run_as.command("openssl");
         run(command.args(words.split(' ')).current_dir(dir)).map(drop)
     };
     let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";

@@ -1,4 +1,4 @@
-//! A good history, and histories that are wrong in one way each.
+//! A correct history, and histories that are wrong in exactly one way.
 
 use super::*;
 
@@ -10,7 +10,7 @@ fn at(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-/// An acknowledged write of client 1 to content `c` in reign 1, from `began` for 10 ms.
+/// An acknowledged write of client 1 to content `c` in epoch 1, from `began` for 10 ms.
 fn write(began: u64, adds: &[&str], removes: &[&str], version: u64) -> WriteCall {
     WriteCall {
         client: 1,
@@ -22,7 +22,7 @@ fn write(began: u64, adds: &[&str], removes: &[&str], version: u64) -> WriteCall
         outcome: Outcome::Acknowledged,
         changed: true,
         version,
-        reign: (0xA, 1),
+        epoch: (0xA, 1),
     }
 }
 
@@ -44,20 +44,20 @@ fn history(writes: Vec<WriteCall>, reads: Vec<ReadCall>) -> History {
     History { writes, reads, limit: 3, ..History::default() }
 }
 
-fn finally(version: u64, tags: &[&str]) -> BTreeMap<String, (u64, BTreeSet<String>)> {
+fn final_state(version: u64, tags: &[&str]) -> BTreeMap<String, (u64, BTreeSet<String>)> {
     BTreeMap::from([("c".to_owned(), (version, set(tags)))])
 }
 
-/// The name of the only fault.
-fn fault(history: &History, finally: &BTreeMap<String, (u64, BTreeSet<String>)>) -> String {
-    let verdict = history.check(finally);
-    assert_eq!(verdict.faults.len(), 1, "one fault was planted: {:?}", verdict.faults);
+/// Checks that there is exactly one fault; returns its name.
+fn fault(history: &History, final_state: &BTreeMap<String, (u64, BTreeSet<String>)>) -> String {
+    let verdict = history.check(final_state);
+    assert_eq!(verdict.faults.len(), 1, "exactly one fault was planted: {:?}", verdict.faults);
     let text = format!("{:?}", verdict.faults[0]);
     text.split('(').next().unwrap_or_default().to_owned()
 }
 
 #[test]
-fn a_good_history_has_no_faults() {
+fn a_correct_history_has_no_faults() {
     let unknown = WriteCall {
         outcome: Outcome::Unknown,
         changed: false,
@@ -82,61 +82,65 @@ fn a_good_history_has_no_faults() {
         ],
         vec![read(15, &["a"], 1), read(40, &["a", "b"], 2), read(120, &["a"], 3)],
     );
-    assert_eq!(history.check(&finally(3, &["a"])), Verdict::default());
-    // The unknown one may have happened.
+    assert_eq!(history.check(&final_state(3, &["a"])), Verdict::default());
+    // The write with the unknown outcome may have taken effect.
     let with = History { reads: history.reads[..2].to_vec(), ..history.clone() };
-    assert_eq!(with.check(&finally(4, &["a", "u"])), Verdict::default());
+    assert_eq!(with.check(&final_state(4, &["a", "u"])), Verdict::default());
 }
 
 #[test]
-fn two_clients_that_race_may_see_either_order() {
+fn concurrent_clients_may_see_either_order() {
     let other = WriteCall { client: 2, ..write(5, &[], &["a"], 2) };
     let racing = history(vec![write(0, &["a"], &[], 1), other.clone()], vec![]);
-    assert_eq!(racing.check(&finally(2, &[])), Verdict::default());
-    assert_eq!(racing.check(&finally(2, &["a"])), Verdict::default());
-    // Another client's later write is not known to this one's token.
+    assert_eq!(racing.check(&final_state(2, &[])), Verdict::default());
+    assert_eq!(racing.check(&final_state(2, &["a"])), Verdict::default());
+    // The token of one client does not cover a later write of another one.
     let later = WriteCall { began: at(20), ended: at(25), ..other };
     let stale = history(vec![write(0, &["a"], &[], 1), later], vec![read(40, &["a"], 1)]);
-    assert_eq!(stale.check(&finally(2, &[])), Verdict::default());
+    assert_eq!(stale.check(&final_state(2, &[])), Verdict::default());
 }
 
 #[test]
 fn a_lost_write_is_found() {
     let history = history(vec![write(0, &["a"], &[], 1)], vec![]);
-    assert_eq!(fault(&history, &finally(0, &[])), "Lost");
+    assert_eq!(fault(&history, &final_state(0, &[])), "Lost");
 }
 
 #[test]
-fn a_write_is_lost_only_when_that_was_announced() {
+fn a_loss_is_accepted_only_in_an_announced_period() {
     let mut history = history(vec![write(0, &["a"], &[], 1)], vec![]);
     history.may_lose = vec![(at(5), at(15))];
-    assert_eq!(history.check(&finally(0, &[])), Verdict { faults: vec![], lost: 1 });
+    assert_eq!(history.check(&final_state(0, &[])), Verdict { faults: vec![], lost: 1 });
     history.may_lose = vec![(at(11), at(15))];
-    assert_eq!(fault(&history, &finally(0, &[])), "Lost");
+    assert_eq!(fault(&history, &final_state(0, &[])), "Lost");
 }
 
 #[test]
 fn a_resurrected_remove_is_found() {
     let history = history(vec![write(0, &["a"], &[], 1), write(20, &[], &["a"], 2)], vec![]);
-    assert_eq!(fault(&history, &finally(2, &["a"])), "Resurrected");
+    assert_eq!(fault(&history, &final_state(2, &["a"])), "Resurrected");
 }
 
 #[test]
-fn a_read_that_does_not_show_the_own_write_is_found() {
+fn a_read_that_misses_its_clients_own_write_is_found() {
     let history = history(
         vec![write(0, &["a"], &[], 1), write(20, &["b"], &[], 2)],
         vec![read(40, &["a"], 2)],
     );
-    let verdict = history.check(&finally(3, &["a", "b"]));
+    let verdict = history.check(&final_state(3, &["a", "b"]));
     assert!(matches!(verdict.faults[..], [Fault::ReadYourWrites(_)]), "{:?}", verdict.faults);
     let marked = History {
         reads: vec![ReadCall { marked: true, ..read(40, &["a"], 1) }],
         ..history.clone()
     };
-    assert_eq!(marked.check(&finally(2, &["a", "b"])).faults, [], "the answer said so");
+    assert_eq!(marked.check(&final_state(2, &["a", "b"])).faults, [], "the answer was marked");
     let plain =
         History { reads: vec![ReadCall { session: false, ..read(40, &["a"], 1) }], ..history };
-    assert_eq!(plain.check(&finally(2, &["a", "b"])).faults, [], "nothing was promised");
+    assert_eq!(
+        plain.check(&final_state(2, &["a", "b"])).faults,
+        [],
+        "without a token nothing is promised"
+    );
 }
 
 #[test]
@@ -144,33 +148,33 @@ fn a_read_that_goes_back_is_found() {
     let other = WriteCall { client: 2, ..write(0, &["a"], &[], 1) };
     let later = WriteCall { client: 2, ..write(20, &["b"], &[], 2) };
     let history = history(vec![other, later], vec![read(40, &["a", "b"], 2), read(60, &["a"], 1)]);
-    assert_eq!(fault(&history, &finally(2, &["a", "b"])), "WentBack");
+    assert_eq!(fault(&history, &final_state(2, &["a", "b"])), "WentBack");
 }
 
 #[test]
-fn a_state_that_nobody_wrote_is_found() {
+fn a_state_that_no_client_wrote_is_found() {
     let good = history(vec![write(0, &["a"], &[], 1)], vec![]);
-    assert_eq!(fault(&good, &finally(1, &["a", "ghost"])), "Unexplained");
+    assert_eq!(fault(&good, &final_state(1, &["a", "ghost"])), "Unexplained");
     let read = History { reads: vec![read(20, &["a", "ghost"], 9)], ..good };
-    assert_eq!(fault(&read, &finally(1, &["a"])), "Unexplained");
+    assert_eq!(fault(&read, &final_state(1, &["a"])), "Unexplained");
 }
 
 #[test]
 fn more_tags_than_the_limit_are_found() {
     let history = history(vec![write(0, &["a", "b", "c", "d"], &[], 1)], vec![]);
-    assert_eq!(fault(&history, &finally(1, &["a", "b", "c", "d"])), "Limit");
+    assert_eq!(fault(&history, &final_state(1, &["a", "b", "c", "d"])), "Limit");
 }
 
 #[test]
-fn versions_that_fall_are_found() {
+fn decreasing_versions_are_found() {
     let history = history(vec![write(0, &["a"], &[], 2), write(20, &["b"], &[], 1)], vec![]);
-    assert_eq!(fault(&history, &finally(2, &["a", "b"])), "VersionOrder");
+    assert_eq!(fault(&history, &final_state(2, &["a", "b"])), "VersionOrder");
 }
 
 #[test]
 fn a_change_without_a_new_version_is_found() {
     let history = history(vec![write(0, &["a"], &[], 1), write(5, &["b"], &[], 1)], vec![]);
-    assert_eq!(fault(&history, &finally(2, &["a", "b"])), "OneVersionTwice");
+    assert_eq!(fault(&history, &final_state(2, &["a", "b"])), "OneVersionTwice");
 }
 
 #[test]
@@ -178,22 +182,23 @@ fn one_version_of_two_states_is_found() {
     let first = ReadCall { client: 2, ..read(12, &["a"], 1) };
     let second = ReadCall { client: 3, ..read(12, &[], 1) };
     let history = history(vec![write(0, &["a"], &[], 1)], vec![first, second]);
-    assert_eq!(fault(&history, &finally(1, &["a"])), "OneVersionTwice");
+    assert_eq!(fault(&history, &final_state(1, &["a"])), "OneVersionTwice");
 }
 
 #[test]
-fn two_reigns_with_one_ordinal_are_found() {
-    let other = WriteCall { reign: (0xB, 1), ..write(20, &["b"], &[], 2) };
+fn two_epochs_with_one_ordinal_are_found() {
+    let other = WriteCall { epoch: (0xB, 1), ..write(20, &["b"], &[], 2) };
     let history = history(vec![write(0, &["a"], &[], 1), other], vec![]);
-    assert_eq!(fault(&history, &finally(2, &["a", "b"])), "OneOrdinalTwice");
+    assert_eq!(fault(&history, &final_state(2, &["a", "b"])), "OneOrdinalTwice");
 }
 
 #[test]
 fn an_acknowledgement_of_a_replaced_primary_is_found() {
     let mut history = history(vec![write(0, &["a"], &[], 1), write(60, &["b"], &[], 2)], vec![]);
-    history.reigns = vec![Reign { id: 0xA, seen: at(0) }, Reign { id: 0xB, seen: at(50) }];
-    assert_eq!(fault(&history, &finally(2, &["a", "b"])), "AcknowledgedByReplaced");
-    // Asked for before, answered after: the commit may have been first.
+    history.epochs =
+        vec![EpochStart { id: 0xA, seen_at: at(0) }, EpochStart { id: 0xB, seen_at: at(50) }];
+    assert_eq!(fault(&history, &final_state(2, &["a", "b"])), "AcknowledgedByReplaced");
+    // Requested before, answered after: the commit may precede the next epoch.
     history.writes[1].began = at(45);
-    assert_eq!(history.check(&finally(2, &["a", "b"])).faults, []);
+    assert_eq!(history.check(&final_state(2, &["a", "b"])).faults, []);
 }

@@ -1,4 +1,4 @@
-//! Redis servers for the tests, nodes with links of their own to them, and faults.
+//! Redis servers for the tests, API nodes with their own network links to them, and faults.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tagfast_cache::{CacheOptions, CachedStore};
 use tagfast_domain::ContentKey;
-use tagfast_redis::{Redis, Use};
+use tagfast_redis::{Redis, RedisRole};
 use tagfast_resilience::{Breakers, ManualClock, SystemClock};
 use tagfast_sharding::ContentHash;
 use tagfast_store::{ConsistencyToken, ReadOptions, TagReader, TagWriter, View, WriteAnswer};
@@ -17,10 +17,10 @@ use tagfast_testkit::stack::{Fault, SharedStack, StackOptions};
 use tagfast_testkit::wait_for_condition_async;
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock};
 
-use crate::suite::{Harness, Layers};
-use crate::support::{Behind, NOW, add, key, node, user};
+use crate::harness::{Harness, Layers};
+use crate::support::{FakeStore, NOW, add, key, node, user};
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 static STACK: SharedStack = SharedStack::new();
 
 /// The URLs of the cache and of the state Redis.
@@ -37,71 +37,72 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
     tokio::task::spawn_blocking(work).await.expect("no panic")
 }
 
-pub(crate) async fn url(used_as: Use) -> String {
+pub(crate) async fn url(role: RedisRole) -> String {
     let urls = blocking(urls).await;
-    match used_as {
-        Use::Cache => urls[0].clone(),
-        Use::State => urls[1].clone(),
+    match role {
+        RedisRole::Cache => urls[0].clone(),
+        RedisRole::State => urls[1].clone(),
     }
 }
 
-/// Tests that break a server have it alone; the suites share it.
-fn turns() -> Arc<RwLock<()>> {
-    static TURNS: OnceLock<Arc<RwLock<()>>> = OnceLock::new();
-    Arc::clone(TURNS.get_or_init(Arc::default))
+/// Tests that break a server hold it exclusively; the conformance suites share it.
+fn servers_lock() -> Arc<RwLock<()>> {
+    static LOCK: OnceLock<Arc<RwLock<()>>> = OnceLock::new();
+    Arc::clone(LOCK.get_or_init(Arc::default))
 }
 
-/// The servers for one test alone, empty.
-pub(crate) async fn alone() -> OwnedRwLockWriteGuard<()> {
-    let turn = turns().write_owned().await;
-    command(Use::Cache, &redis::cmd("FLUSHALL")).await;
-    command(Use::State, &redis::cmd("FLUSHALL")).await;
-    turn
+/// The servers, emptied, for one test alone.
+pub(crate) async fn exclusive_servers() -> OwnedRwLockWriteGuard<()> {
+    let lock = servers_lock().write_owned().await;
+    command(RedisRole::Cache, &redis::cmd("FLUSHALL")).await;
+    command(RedisRole::State, &redis::cmd("FLUSHALL")).await;
+    lock
 }
 
 /// A connected Redis.
-pub(crate) async fn connect(url: &str, used_as: Use) -> Arc<Redis> {
-    let redis = Redis::start(url, used_as, &Breakers::new(Arc::new(SystemClock))).expect("a URL");
-    assert!(redis.connected(PATIENCE).await, "{:?}", redis.problem());
+pub(crate) async fn connect(url: &str, role: RedisRole) -> Arc<Redis> {
+    let redis = Redis::start(url, role, &Breakers::new(Arc::new(SystemClock))).expect("a URL");
+    assert!(redis.wait_connected(TEST_TIMEOUT).await, "{:?}", redis.problem());
     redis
 }
 
-/// The embedded store behind these layers.
-pub(crate) async fn harness(level1: bool, views: bool, positions: bool) -> Harness {
-    let turn = turns().read_owned().await;
-    let redis = async |wanted: bool, used_as| match wanted {
-        true => Some(connect(&url(used_as).await, used_as).await),
+/// A conformance harness with these caches.
+pub(crate) async fn harness(local_cache: bool, views: bool, positions: bool) -> Harness {
+    let lock = servers_lock().read_owned().await;
+    let redis = async |wanted: bool, role| match wanted {
+        true => Some(connect(&url(role).await, role).await),
         false => None,
     };
-    let (views, positions) = (redis(views, Use::Cache).await, redis(positions, Use::State).await);
-    Harness::new(Layers { level1, views, positions }, Some(Box::new(turn)))
+    let (views, positions) =
+        (redis(views, RedisRole::Cache).await, redis(positions, RedisRole::State).await);
+    Harness::new(Layers { local_cache, views, positions }, Some(Box::new(lock)))
 }
 
 pub(crate) async fn try_command<T: redis::FromRedisValue>(
-    used_as: Use,
+    role: RedisRole,
     command: &redis::Cmd,
 ) -> Result<T, String> {
-    let client = redis::Client::open(url(used_as).await).expect("a URL");
+    let client = redis::Client::open(url(role).await).expect("a URL");
     let mut connection =
         client.get_multiplexed_async_connection().await.map_err(|e| e.to_string())?;
     command.query_async(&mut connection).await.map_err(|e| e.to_string())
 }
 
-pub(crate) async fn command(used_as: Use, command: &redis::Cmd) {
-    // A server that was just started may not answer at once.
-    let done = || async { try_command::<redis::Value>(used_as, command).await.map(drop) };
-    wait_for_condition_async("Redis does it", PATIENCE, done).await;
+pub(crate) async fn command(role: RedisRole, command: &redis::Cmd) {
+    // A server that was just started may not answer yet.
+    let done = || async { try_command::<redis::Value>(role, command).await.map(drop) };
+    wait_for_condition_async("Redis executes the command", TEST_TIMEOUT, done).await;
 }
 
-pub(crate) async fn fault(fault: Fault, used_as: Use) {
-    let name = match used_as {
-        Use::Cache => "redis",
-        Use::State => "state-redis",
+pub(crate) async fn fault(fault: Fault, role: RedisRole) {
+    let name = match role {
+        RedisRole::Cache => "redis",
+        RedisRole::State => "state-redis",
     };
     blocking(move || STACK.get(|base| base).fault(fault, name).expect("a fault")).await;
 }
 
-/// An API node with links of its own to both servers; to whatever Sentinels name it has none.
+/// An API node with its own links to both servers. Servers that a Sentinel names have no link.
 pub(crate) struct Node {
     pub(crate) store: Arc<CachedStore>,
     pub(crate) redis: [Arc<Redis>; 2],
@@ -109,14 +110,14 @@ pub(crate) struct Node {
     control: ProxyControl,
 }
 
-/// One proxy for the links of all nodes.
+/// The fault proxy for the links of all nodes.
 fn proxy() -> ProxyControl {
     static PROXY: OnceLock<Proxy> = OnceLock::new();
     let any: SocketAddr = "127.0.0.1:0".parse().expect("an address");
     ProxyControl(PROXY.get_or_init(|| Proxy::start(any, Vec::new()).expect("a proxy")).control())
 }
 
-/// A link to a server: its name and its URL.
+/// Adds a link to a server; returns its name and its URL.
 async fn link(name: &str, url: &str) -> (String, String) {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let name = format!("{name}-{}", NUMBER.fetch_add(1, Ordering::SeqCst));
@@ -129,10 +130,10 @@ async fn link(name: &str, url: &str) -> (String, String) {
 }
 
 impl Node {
-    /// In front of the cache and the state at these URLs.
+    /// A node that uses the cache Redis and the state Redis at these URLs.
     pub(crate) async fn start(
         urls: &[String; 2],
-        behind: &Arc<Behind>,
+        backend: &Arc<FakeStore>,
         clock: &Arc<ManualClock>,
         options: CacheOptions,
     ) -> Self {
@@ -145,28 +146,29 @@ impl Node {
                 *url = linked;
             }
         }
-        let redis = [connect(&urls[0], Use::Cache).await, connect(&urls[1], Use::State).await];
+        let redis =
+            [connect(&urls[0], RedisRole::Cache).await, connect(&urls[1], RedisRole::State).await];
         let [views, positions] = redis.clone();
-        let store = node(behind, clock, Some(views), Some(positions), options);
+        let store = node(backend, clock, Some(views), Some(positions), options);
         let this = Self { store, redis, links, control: proxy() };
         if options.l1_bytes > 0 {
-            this.hears().await;
+            this.wait_in_sync().await;
         }
         this
     }
 
-    /// Waits until L1 answers.
-    pub(crate) async fn hears(&self) {
-        let hears = || async {
-            if self.store.status().l1_answers { Ok(()) } else { Err("L1 does not hear") }
+    /// Waits until the local cache may answer.
+    pub(crate) async fn wait_in_sync(&self) {
+        let in_sync = || async {
+            if self.store.status().l1_in_sync { Ok(()) } else { Err("it is out of sync") }
         };
-        wait_for_condition_async("L1 hears", PATIENCE, hears).await;
+        wait_for_condition_async("the local cache is in sync", TEST_TIMEOUT, in_sync).await;
     }
 
-    /// What its link to a server does.
-    pub(crate) async fn link(&self, used_as: Use, mode: Mode) {
+    /// Sets how its link to a server behaves.
+    pub(crate) async fn set_link(&self, role: RedisRole, mode: Mode) {
         let (control, name) =
-            (self.control, self.links[usize::from(used_as == Use::State)].clone());
+            (self.control, self.links[usize::from(role == RedisRole::State)].clone());
         blocking(move || control.set(&name, mode).expect("a mode")).await;
     }
 
@@ -178,13 +180,13 @@ impl Node {
         self.store.view(&key(id), options).await.expect("a view")
     }
 
-    /// With the token of a write.
+    /// Reads with the token of a write.
     pub(crate) async fn with_token(&self, id: &str, written: &WriteAnswer) -> View {
         let token = token_of(&key(id), written);
         self.view(id, &ReadOptions { token: Some(&token), ..ReadOptions::default() }).await
     }
 
-    /// As somebody who wrote nothing.
+    /// Reads with eventual consistency.
     pub(crate) async fn eventual(&self, id: &str) -> View {
         let options = ReadOptions {
             consistency: tagfast_store::Consistency::Eventual,
@@ -193,7 +195,7 @@ impl Node {
         self.view(id, &options).await
     }
 
-    /// As a user without a token.
+    /// Reads as a user without a token.
     pub(crate) async fn plain(&self, id: &str, by: &str) -> View {
         let user = user(by);
         self.view(id, &ReadOptions { user: Some(&user), ..ReadOptions::default() }).await
@@ -201,33 +203,33 @@ impl Node {
 }
 
 /// Two nodes in front of one store.
-pub(crate) struct World {
+pub(crate) struct Fixture {
     pub(crate) clock: Arc<ManualClock>,
-    pub(crate) behind: Arc<Behind>,
+    pub(crate) backend: Arc<FakeStore>,
     pub(crate) a: Node,
     pub(crate) b: Node,
 }
 
-impl World {
-    /// In front of the shared servers.
+impl Fixture {
+    /// Nodes that use the shared servers.
     pub(crate) async fn start(options: CacheOptions) -> Self {
-        let urls = [url(Use::Cache).await, url(Use::State).await];
+        let urls = [url(RedisRole::Cache).await, url(RedisRole::State).await];
         Self::with(&urls, options).await
     }
 
-    /// In front of the cache and the state at these URLs.
+    /// Nodes that use the cache Redis and the state Redis at these URLs.
     pub(crate) async fn with(urls: &[String; 2], options: CacheOptions) -> Self {
         let clock = Arc::new(ManualClock::new(NOW));
-        let behind = Behind::new(&clock);
-        let a = Node::start(urls, &behind, &clock, options).await;
-        let b = Node::start(urls, &behind, &clock, options).await;
-        Self { clock, behind, a, b }
+        let backend = FakeStore::new(&clock);
+        let a = Node::start(urls, &backend, &clock, options).await;
+        let b = Node::start(urls, &backend, &clock, options).await;
+        Self { clock, backend, a, b }
     }
 }
 
-/// Positions are forgotten soon, so that a test need not wait half a minute.
-pub(crate) fn short() -> CacheOptions {
-    CacheOptions { positions_for: Duration::from_secs(2), ..CacheOptions::default() }
+/// Options with a short TTL of positions, so that a test need not wait for more than a minute.
+pub(crate) fn short_positions() -> CacheOptions {
+    CacheOptions { positions_ttl: Duration::from_secs(2), ..CacheOptions::default() }
 }
 
 pub(crate) fn token_of(content: &ContentKey, answer: &WriteAnswer) -> ConsistencyToken {

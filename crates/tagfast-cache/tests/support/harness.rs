@@ -1,12 +1,15 @@
-//! The promises of every store, kept by the embedded one behind caches.
+//! Harness of the store conformance suite: the embedded store behind caches.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use tagfast_cache::{CacheOptions, CacheParts, CachedStore};
+use parking_lot::Mutex;
+use tagfast_cache::{CacheDependencies, CacheOptions, CachedStore};
 use tagfast_domain::{Limits, TaggingsEvent, TenantId, UnixMillis};
 use tagfast_events::bus::begin_at;
-use tagfast_events::{Bus, BusConsumer, BusPosition, Emits, Group, Positions, decode};
+use tagfast_events::{
+    Bus, BusConsumer, BusPosition, ConsumerGroup, Positions, PublisherEpochs, decode,
+};
 use tagfast_redis::Redis;
 use tagfast_resilience::{Clock, ManualClock};
 use tagfast_store::conformance::StoreHarness;
@@ -16,10 +19,10 @@ use tempfile::TempDir;
 
 use crate::support::NOW;
 
-/// Which layers are on.
+/// Which caches are on.
 #[derive(Clone, Default)]
 pub(crate) struct Layers {
-    pub(crate) level1: bool,
+    pub(crate) local_cache: bool,
     pub(crate) views: Option<Arc<Redis>>,
     pub(crate) positions: Option<Arc<Redis>>,
 }
@@ -28,19 +31,22 @@ pub(crate) struct Harness {
     root: TempDir,
     clock: Arc<ManualClock>,
     layers: Layers,
-    /// Held while the layers are used.
-    _turn: Option<Box<dyn std::any::Any + Send + Sync>>,
+    /// Held while the Redis servers are in use.
+    _servers: Option<Box<dyn std::any::Any + Send + Sync>>,
     store: Mutex<Option<(Arc<EmbeddedStore>, Arc<CachedStore>)>>,
     published: tokio::sync::Mutex<(Positions, Vec<TaggingsEvent>)>,
 }
 
 impl Harness {
-    pub(crate) fn new(layers: Layers, turn: Option<Box<dyn std::any::Any + Send + Sync>>) -> Self {
+    pub(crate) fn new(
+        layers: Layers,
+        servers: Option<Box<dyn std::any::Any + Send + Sync>>,
+    ) -> Self {
         Self {
             root: tempfile::tempdir().expect("a directory"),
             clock: Arc::new(ManualClock::new(NOW)),
             layers,
-            _turn: turn,
+            _servers: servers,
             store: Mutex::new(None),
             published: tokio::sync::Mutex::default(),
         }
@@ -52,22 +58,22 @@ impl Harness {
 
     fn opened(&self) -> SharedStore {
         let store = EmbeddedStore::open(self.options()).expect("the store opens");
-        let parts = CacheParts {
+        let parts = CacheDependencies {
             store: Arc::clone(&store) as SharedStore,
             history: Arc::clone(&store) as Arc<dyn History>,
             views: self.layers.views.clone(),
             positions: self.layers.positions.clone(),
             clock: self.clock(),
         };
-        let l1_bytes = if self.layers.level1 { 1 << 20 } else { 0 };
+        let l1_bytes = if self.layers.local_cache { 1 << 20 } else { 0 };
         let cached =
             CachedStore::start(parts, CacheOptions { l1_bytes, ..CacheOptions::default() });
-        *self.store.lock().expect("no panic") = Some((store, Arc::clone(&cached)));
+        *self.store.lock() = Some((store, Arc::clone(&cached)));
         cached
     }
 
     fn bus(&self) -> Arc<dyn Bus> {
-        self.store.lock().expect("no panic").as_ref().expect("an open store").0.bus()
+        self.store.lock().as_ref().expect("an open store").0.bus()
     }
 }
 
@@ -78,7 +84,7 @@ impl StoreHarness for Harness {
     }
 
     async fn reopen(&self) -> Option<SharedStore> {
-        let (store, cached) = self.store.lock().expect("no panic").take().expect("an open store");
+        let (store, cached) = self.store.lock().take().expect("an open store");
         drop(cached);
         store.close();
         drop(store);
@@ -89,7 +95,7 @@ impl StoreHarness for Harness {
         let mut published = self.published.lock().await;
         let mut open = self.bus().ends().await.expect("the ends");
         open.retain(|p, end| end.next > published.0.get(p).map_or(1, |p| p.next.max(1)));
-        let mut consumer = begin_at(self.bus().as_ref(), Group("test-watch"), &published.0)
+        let mut consumer = begin_at(self.bus().as_ref(), ConsumerGroup("test-watch"), &published.0)
             .await
             .expect("a consumer");
         while !open.is_empty() {
@@ -99,8 +105,10 @@ impl StoreHarness for Harness {
                 if open.get(&record.partition).is_some_and(|end| record.offset + 1 >= end.next) {
                     open.remove(&record.partition);
                 }
-                let next =
-                    BusPosition { next: record.offset + 1, emits: Emits::embedded(record.emit.0) };
+                let next = BusPosition {
+                    next: record.offset + 1,
+                    publisher_epochs: PublisherEpochs::embedded(record.publisher_epoch.0),
+                };
                 published.0.insert(record.partition, next);
                 published.1.push(decode(&record.payload).expect("an event"));
             }
@@ -110,11 +118,11 @@ impl StoreHarness for Harness {
 
     async fn complete_through(&self) -> UnixMillis {
         let consumer: Box<dyn BusConsumer> =
-            begin_at(self.bus().as_ref(), Group("test-frontier"), &Positions::new())
+            begin_at(self.bus().as_ref(), ConsumerGroup("test-watermark"), &Positions::new())
                 .await
                 .expect("a consumer");
-        let frontiers = consumer.frontiers().await.expect("frontiers");
-        frontiers.values().flatten().map(|f| f.complete_through).min().expect("a partition")
+        let watermarks = consumer.watermarks().await.expect("watermarks");
+        watermarks.values().flatten().map(|f| f.complete_through).min().expect("a partition")
     }
 
     fn clock(&self) -> Arc<dyn Clock> {

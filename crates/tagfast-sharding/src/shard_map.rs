@@ -1,43 +1,47 @@
-//! Which cluster holds which logical shard.
+//! The shard map: which cluster owns each logical shard.
 
-use crate::{LogicalShard, SHARDS};
+use crate::logical_shard::{LogicalShard, SHARDS};
 
-/// A cluster's place in the map, counted from 0.
+/// A cluster's position in the map, counted from 0.
 pub type ClusterIndex = u16;
 
-/// The shard map: every logical shard belongs to exactly one cluster.
+/// Assigns every logical shard to exactly one cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardMap {
     version: u64,
     owner: Vec<ClusterIndex>,
 }
 
-/// Why a map is refused.
+/// Why a shard map is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ShardMapError {
-    /// A part of a list of shards is not a number or a range.
+    /// An item of a shard list is neither a number nor a range.
     #[error("`{0}` is not a shard or a range of shards; write for example `0-31,40`")]
     NotARange(String),
-    /// A shard is not among 0 to 63.
-    #[error("shard {0} does not exist; there are 0 to {last}", last = SHARDS - 1)]
+    /// A shard number above 63.
+    #[error("shard {0} does not exist; shards are numbered 0 to {last}", last = SHARDS - 1)]
     NoSuchShard(u32),
-    /// Two clusters claim one shard.
+    /// Two clusters claim the same shard.
     #[error("shard {shard} belongs to both {first} and {second}")]
     Overlap {
-        /// The shard.
+        /// Number of the shard.
         shard: u8,
-        /// Who had it.
+        /// Name of the cluster that comes first in the list.
         first: String,
-        /// Who claims it too.
+        /// Name of the cluster that claims it again.
         second: String,
     },
-    /// Nobody holds a shard.
-    #[error("no cluster holds shard {0}")]
+    /// No cluster owns this shard.
+    #[error("no cluster owns shard {0}")]
     Missing(u8),
 }
 
 impl ShardMap {
-    /// A map from (cluster, list of shards) in the order of clusters; `version` orders maps.
+    /// Builds a map from (cluster name, shard list) pairs; a pair's position is the cluster's
+    /// index. `version` orders maps: the larger one is newer.
+    ///
+    /// # Errors
+    /// A [`ShardMapError`] when a list cannot be parsed or a shard has no owner or two.
     pub fn new<'a>(
         version: u64,
         clusters: impl IntoIterator<Item = (&'a str, &'a str)>,
@@ -69,17 +73,18 @@ impl ShardMap {
         Ok(Self { version, owner })
     }
 
-    /// The cluster that holds a shard.
+    /// The cluster that owns a shard.
     pub fn cluster_of(&self, shard: LogicalShard) -> ClusterIndex {
         self.owner[usize::from(shard.number())]
     }
 
-    /// Orders maps.
+    /// Version of the map; the larger one is newer.
     pub fn version(&self) -> u64 {
         self.version
     }
 }
 
+/// Parses a shard list such as `0-31,40`.
 fn parse(list: &str) -> Result<Vec<u8>, ShardMapError> {
     let mut shards = Vec::new();
     for part in list.split(',').map(str::trim) {

@@ -1,0 +1,56 @@
+//! Which servers a stack consists of.
+
+use std::path::PathBuf;
+
+use super::install::Needs;
+
+/// Which servers a stack consists of.
+#[derive(Debug, Clone)]
+pub struct StackOptions {
+    /// Number of PostgreSQL clusters.
+    pub clusters: u8,
+    /// Number of replicas in each cluster.
+    pub replicas: u8,
+    /// Two Redis servers: cache and state.
+    pub redis: bool,
+    /// A Kafka broker.
+    pub kafka: bool,
+    /// An OpenSearch node.
+    pub opensearch: bool,
+    /// A network namespace for each PostgreSQL node; needs root.
+    pub netns: bool,
+    /// PostgreSQL's `shared_buffers`.
+    pub shared_buffers: String,
+    /// Folder for `stack.json` and `tagfast.toml`.
+    pub dir: PathBuf,
+    /// Whether the stack ends with this process.
+    pub owned: bool,
+}
+
+impl StackOptions {
+    /// PostgreSQL clusters and etcd only, owned by this process, as most tests need them.
+    pub fn clusters_only(clusters: u8, dir: impl Into<PathBuf>) -> Self {
+        Self {
+            clusters,
+            replicas: 2,
+            redis: false,
+            kafka: false,
+            opensearch: false,
+            netns: false,
+            shared_buffers: "32MB".to_owned(),
+            dir: dir.into(),
+            owned: true,
+        }
+    }
+
+    /// What must be installed for this stack.
+    pub fn needs(&self) -> Needs {
+        Needs {
+            clusters: self.clusters > 0,
+            redis: self.redis,
+            kafka: self.kafka,
+            opensearch: self.opensearch,
+            netns: self.netns,
+        }
+    }
+}
