@@ -1,66 +1,24 @@
-//! Settings of the Kafka clients.
-
-use std::path::PathBuf;
+//! Settings of the Kafka clients, and calls to them that block.
 
 use rdkafka::ClientConfig;
-use tagfast_events::Group;
+use rdkafka::error::KafkaResult;
+use tagfast_events::{BusError, ConsumerGroup};
+use tagfast_resilience::task;
 
-use crate::KafkaOptions;
+use crate::options::KafkaOptions;
 
-/// How brokers are spoken to.
-#[derive(Debug, Clone, Default)]
-pub struct Security {
-    /// TLS; without it events can be read on the way.
-    pub tls: bool,
-    /// The authority that signed the brokers' certificates; none: the system's.
-    pub ca_file: Option<PathBuf>,
-    /// Who we are; none: nobody asks.
-    pub sasl: Option<Sasl>,
+/// Runs a call that waits for a broker on the blocking pool.
+///
+/// # Errors
+///
+/// [`BusError::Unavailable`] if the call fails.
+pub(crate) async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> KafkaResult<T> + Send + 'static,
+) -> Result<T, BusError> {
+    task::blocking(call).await.map_err(BusError::unavailable)?.map_err(BusError::unavailable)
 }
 
-/// A name and its password.
-#[derive(Clone)]
-pub struct Sasl {
-    /// How the password is shown.
-    pub mechanism: SaslMechanism,
-    /// The name.
-    pub user: String,
-    /// The password.
-    pub password: String,
-}
-
-impl std::fmt::Debug for Sasl {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sasl")
-            .field("mechanism", &self.mechanism)
-            .field("user", &self.user)
-            .finish_non_exhaustive()
-    }
-}
-
-/// How a password is shown to a broker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SaslMechanism {
-    /// As it is: only with TLS.
-    Plain,
-    /// SCRAM with SHA-256.
-    ScramSha256,
-    /// SCRAM with SHA-512.
-    ScramSha512,
-}
-
-impl SaslMechanism {
-    /// Kafka's word.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Plain => "PLAIN",
-            Self::ScramSha256 => "SCRAM-SHA-256",
-            Self::ScramSha512 => "SCRAM-SHA-512",
-        }
-    }
-}
-
-/// What all clients have in common.
+/// Settings that all clients share.
 pub(crate) fn base(options: &KafkaOptions) -> ClientConfig {
     let mut config = ClientConfig::new();
     config
@@ -90,7 +48,7 @@ pub(crate) fn base(options: &KafkaOptions) -> ClientConfig {
     config
 }
 
-/// Every acknowledged record is on all in-sync brokers, once, in the order it was given.
+/// A producer: every acknowledged record is on all in-sync brokers, once, in the order given.
 pub(crate) fn producer(options: &KafkaOptions) -> ClientConfig {
     let mut config = base(options);
     config
@@ -101,21 +59,22 @@ pub(crate) fn producer(options: &KafkaOptions) -> ClientConfig {
         .set("compression.type", "lz4")
         .set("queue.buffering.max.messages", "100000")
         .set("queue.buffering.max.kbytes", "65536")
-        // Who waits asks again; a record is not kept longer than its sender.
+        // The caller retries: the client must not keep a record longer than the caller waits.
         .set("message.timeout.ms", "10000")
         .set("request.timeout.ms", "5000");
     config
 }
 
-/// A member of a group.
-pub(crate) fn member(options: &KafkaOptions, group: Group) -> ClientConfig {
+/// A member of a consumer group.
+pub(crate) fn member(options: &KafkaOptions, group: ConsumerGroup) -> ClientConfig {
     let mut config = base(options);
     config
         .set("group.id", options.group_id(group.0))
         .set("partition.assignment.strategy", "cooperative-sticky")
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
-        // Where to begin is our decision; an offset that is gone is an error, never a silent jump.
+        // The sink decides where to begin; an offset that is gone must be an error, never a silent
+        // jump.
         .set("auto.offset.reset", "error")
         .set("session.timeout.ms", "10000")
         .set("heartbeat.interval.ms", "1000")
@@ -124,5 +83,15 @@ pub(crate) fn member(options: &KafkaOptions, group: Group) -> ClientConfig {
         .set("fetch.error.backoff.ms", "200")
         .set("queued.max.messages.kbytes", "16384")
         .set("fetch.message.max.bytes", "1048576");
+    config
+}
+
+/// A reader without a group of its own. The protocol requires a group id; it commits nothing.
+pub(crate) fn reader(options: &KafkaOptions, group: &str) -> ClientConfig {
+    let mut config = base(options);
+    config
+        .set("group.id", options.group_id(group))
+        .set("enable.auto.commit", "false")
+        .set("auto.offset.reset", "earliest");
     config
 }

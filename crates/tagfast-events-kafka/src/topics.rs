@@ -1,33 +1,43 @@
-//! The topics: made when they are missing, checked when they are there.
+//! Creates missing topics and checks existing ones.
 
 use std::sync::Arc;
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode as Code;
-use tagfast_events::Group;
+use tagfast_events::{BoxError, ConsumerGroup};
+use tagfast_resilience::task;
 
-use crate::{ASK, KafkaOptions, client};
+use crate::client;
+use crate::options::{KafkaOptions, METADATA_TIMEOUT};
 
-/// Events are kept for a week: a consumer that is behind for longer is rebuilt from the shards.
-const EVENTS_KEPT_MS: &str = "604800000";
-/// Dead letters are kept for two weeks.
-const LETTERS_KEPT_MS: &str = "1209600000";
+/// Retention of events: a week, in milliseconds. A consumer that is further behind is rebuilt from
+/// the shards.
+const EVENT_RETENTION_MS: &str = "604800000";
+/// Retention of dead letters: two weeks, in milliseconds.
+const DEAD_LETTER_RETENTION_MS: &str = "1209600000";
 
 /// Why the topics cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TopicError {
-    /// No broker answers; it may later.
-    #[error("Kafka does not answer: {0}; look at kafka.brokers")]
-    Unavailable(String),
-    /// It will not work until somebody changes something.
+    /// No broker answers; a later attempt may succeed.
+    #[error("Kafka does not answer a request {action}; check kafka.brokers")]
+    Unavailable {
+        /// What was requested: `to list topics`.
+        action: String,
+        /// The cause.
+        #[source]
+        source: BoxError,
+    },
+    /// The topics cannot be used before an operator changes something; the text says what.
     #[error("{0}")]
-    Wrong(String),
+    Unusable(String),
 }
 
-fn refused(code: RDKafkaErrorCode, what: &str) -> Option<TopicError> {
+/// The error of a code that says this user may not do it; `None` for other codes.
+fn denied(code: Code, action: &str) -> Option<TopicError> {
     let denied = matches!(
         code,
         Code::TopicAuthorizationFailed
@@ -37,52 +47,56 @@ fn refused(code: RDKafkaErrorCode, what: &str) -> Option<TopicError> {
             | Code::Authentication
     );
     denied.then(|| {
-        TopicError::Wrong(format!(
-            "Kafka refuses us {what} ({code}): grant this user Describe, Create, Read and Write on the tagfast topics and Read \
-             on its groups, or make the topics yourself"
+        TopicError::Unusable(format!(
+            "Kafka does not allow this user {action} ({code}): grant it Describe, Create, Read \
+             and Write on the tagfast topics and Read on its groups, or create the topics yourself"
         ))
     })
 }
 
-fn failure(error: &rdkafka::error::KafkaError, what: &str) -> TopicError {
-    error
-        .rdkafka_error_code()
-        .and_then(|code| refused(code, what))
-        .unwrap_or_else(|| TopicError::Unavailable(format!("{what}: {error}")))
+fn failure(error: KafkaError, action: &str) -> TopicError {
+    error.rdkafka_error_code().and_then(|code| denied(code, action)).unwrap_or_else(|| {
+        TopicError::Unavailable { action: action.to_owned(), source: error.into() }
+    })
 }
 
-/// Topic and how many partitions it has; those that are missing are left out.
-async fn existing(asker: &Arc<BaseConsumer>) -> Result<Vec<(String, usize)>, TopicError> {
-    let asker = Arc::clone(asker);
-    let metadata = tokio::task::spawn_blocking(move || asker.fetch_metadata(None, ASK))
+/// All topics of the brokers with their number of partitions.
+async fn existing(metadata_client: &Arc<BaseConsumer>) -> Result<Vec<(String, usize)>, TopicError> {
+    let client = Arc::clone(metadata_client);
+    let action = "to list topics";
+    let metadata = task::blocking(move || client.fetch_metadata(None, METADATA_TIMEOUT))
         .await
-        .map_err(|e| TopicError::Unavailable(e.to_string()))?
-        .map_err(|e| failure(&e, "to list topics"))?;
+        .map_err(|e| TopicError::Unavailable { action: action.to_owned(), source: e.into() })?
+        .map_err(|e| failure(e, action))?;
     Ok(metadata.topics().iter().map(|t| (t.name().to_owned(), t.partitions().len())).collect())
 }
 
+/// Creates missing topics and checks the number of partitions of all.
 pub(crate) async fn check(
     options: &KafkaOptions,
-    asker: &Arc<BaseConsumer>,
+    metadata_client: &Arc<BaseConsumer>,
 ) -> Result<(), TopicError> {
     let partitions = usize::from(options.partitions);
-    let events = (options.topic.clone(), EVENTS_KEPT_MS);
-    let letters = Group::ALL.iter().map(|group| (options.letters_topic(group.0), LETTERS_KEPT_MS));
-    let wanted: Vec<(String, &str)> = std::iter::once(events).chain(letters).collect();
-    let mut known = existing(asker).await?;
+    let events = (options.topic.clone(), EVENT_RETENTION_MS);
+    let dead_letters = ConsumerGroup::ALL
+        .iter()
+        .map(|group| (options.dead_letter_topic(group.0), DEAD_LETTER_RETENTION_MS));
+    let wanted: Vec<(String, &str)> = std::iter::once(events).chain(dead_letters).collect();
+    let mut known = existing(metadata_client).await?;
     let missing: Vec<&(String, &str)> =
         wanted.iter().filter(|(name, _)| !known.iter().any(|(known, _)| known == name)).collect();
     if !missing.is_empty() {
         create(options, &missing).await?;
-        // Somebody else may have made them, in another way.
-        known = existing(asker).await?;
+        // A different process may have created them first, with a different layout.
+        known = existing(metadata_client).await?;
     }
     for (name, count) in known {
         let ours = wanted.iter().any(|(wanted, _)| *wanted == name);
         if ours && count != partitions {
-            return Err(TopicError::Wrong(format!(
-                "topic {name} has {count} partitions, but kafka.partitions = {partitions}: set kafka.partitions to {count}, \
-                 or begin a topic anew (a change of the number loses the order of events)"
+            return Err(TopicError::Unusable(format!(
+                "topic {name} has {count} partitions, but kafka.partitions = {partitions}: \
+                 set kafka.partitions to {count}, or start with a new topic (changing the number \
+                 loses the order of events)"
             )));
         }
     }
@@ -91,32 +105,32 @@ pub(crate) async fn check(
 
 async fn create(options: &KafkaOptions, missing: &[&(String, &str)]) -> Result<(), TopicError> {
     let admin: AdminClient<DefaultClientContext> =
-        client::base(options).create().map_err(|e| TopicError::Wrong(e.to_string()))?;
-    // The broker's default.replication.factor decides how many copies there are.
-    let copies = || TopicReplication::Fixed(-1);
+        client::base(options).create().map_err(|e| TopicError::Unusable(e.to_string()))?;
+    // -1: the broker's default.replication.factor applies.
+    let replication = || TopicReplication::Fixed(-1);
     let topics: Vec<NewTopic<'_>> = missing
         .iter()
-        .map(|(name, kept)| {
-            NewTopic::new(name, i32::from(options.partitions), copies()).set("retention.ms", kept)
+        .map(|(name, retention)| {
+            NewTopic::new(name, i32::from(options.partitions), replication())
+                .set("retention.ms", retention)
         })
         .collect();
+    let timeouts = AdminOptions::new()
+        .operation_timeout(Some(METADATA_TIMEOUT))
+        .request_timeout(Some(METADATA_TIMEOUT));
     let results = admin
-        .create_topics(
-            &topics,
-            &AdminOptions::new().operation_timeout(Some(ASK)).request_timeout(Some(ASK)),
-        )
+        .create_topics(&topics, &timeouts)
         .await
-        .map_err(|e| failure(&e, "to make topics"))?;
+        .map_err(|e| failure(e, "to create topics"))?;
     for result in results {
         match result {
-            Ok(name) => tracing::info!(topic = name, "made a topic"),
-            // Somebody else was faster.
+            Ok(name) => tracing::info!(topic = name, "created a topic"),
+            // A different process was faster.
             Err((_, Code::TopicAlreadyExists)) => {}
             Err((name, code)) => {
-                let what = format!("to make topic {name}");
-                return Err(refused(code, &what).unwrap_or_else(|| {
-                    TopicError::Unavailable(format!("topic {name} was not made: {code}"))
-                }));
+                let action = format!("to create topic {name}");
+                return Err(denied(code, &action)
+                    .unwrap_or(TopicError::Unavailable { action, source: code.into() }));
             }
         }
     }

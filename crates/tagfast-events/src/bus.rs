@@ -1,11 +1,12 @@
-//! The bus port: an ordered, durable stream per partition, read by groups that each see every
-//! record.
+//! The bus port: an ordered, durable stream per partition, read by consumer groups that each see
+//! every record.
 //!
-//! Embedded, the outbox tables of the store's files are the bus: partition = file. In a cluster it
-//! is Kafka. A content is in one partition, so its records are in order. Delivery is at least once.
+//! In embedded mode the outbox tables of the store's files are the bus: one partition per file. In
+//! a cluster the bus is Kafka. All records of a content are in one partition, hence in order.
+//! Delivery is at least once.
 //!
-//! Events name the cluster that published them: ordinals of epochs are compared within one cluster
-//! only, and two clusters may share a partition. Embedded there is one cluster without a name.
+//! Each event names the cluster that published it: epoch ordinals are comparable within one cluster
+//! only, and two clusters may share a partition. Embedded mode has one cluster with an empty name.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,18 +17,20 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tagfast_domain::{EpochId, EpochOrdinal, UnixMillis, Version};
 
-/// The cluster whose relay published a record; empty when embedded.
+use crate::error::BoxError;
+
+/// The cluster whose relay published a record; empty in embedded mode.
 pub type ClusterName = Arc<str>;
 
 /// A partition of the bus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Partition(pub u16);
 
-/// A consumer group: `indexer`, `analytics`.
+/// A consumer group: `indexer` or `analytics`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Group(pub &'static str);
+pub struct ConsumerGroup(pub &'static str);
 
-impl Group {
+impl ConsumerGroup {
     /// Feeds the search index.
     pub const INDEXER: Self = Self("indexer");
     /// Counts popular tags.
@@ -35,142 +38,144 @@ impl Group {
     /// The groups of the service: those that have dead letters.
     pub const ALL: [Self; 2] = [Self::INDEXER, Self::ANALYTICS];
 
-    /// A group of the service by its name.
+    /// Looks up a group of the service; `None` if no group has this name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|group| group.0 == name)
     }
 }
 
-/// The largest `emit` (ordinal of the publishing epoch) seen, per cluster: events of a smaller one
-/// are dropped.
+/// The newest publisher epoch seen of each cluster: the fencing token of its relay.
 ///
-/// As text: `17` for the one cluster without a name, else `c0=17,c1=18`. Cheap to clone.
+/// Consumers drop events of a smaller epoch, because a replaced primary published them. As text:
+/// `17` for the one cluster without a name, else `c0=17,c1=18`. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Emits(Arc<BTreeMap<ClusterName, u64>>);
+pub struct PublisherEpochs(Arc<BTreeMap<ClusterName, u64>>);
 
-impl Emits {
-    /// Of the one cluster without a name.
-    pub fn embedded(emit: u64) -> Self {
-        let mut emits = Self::default();
-        emits.see(&Arc::from(""), EpochOrdinal(emit));
-        emits
+impl PublisherEpochs {
+    /// The epoch of the one cluster without a name.
+    pub fn embedded(epoch: u64) -> Self {
+        let mut epochs = Self::default();
+        epochs.observe(&Arc::from(""), EpochOrdinal(epoch));
+        epochs
     }
 
-    /// The largest one of a cluster; 0 if none was seen.
+    /// The newest epoch seen of a cluster; 0 if none was seen.
     pub fn of(&self, cluster: &str) -> u64 {
         self.0.get(cluster).copied().unwrap_or(0)
     }
 
-    /// Takes note of one; false if a larger one was seen before.
-    pub fn see(&mut self, cluster: &ClusterName, emit: EpochOrdinal) -> bool {
+    /// Records an epoch of a cluster; returns false if a newer one was seen before.
+    pub fn observe(&mut self, cluster: &ClusterName, epoch: EpochOrdinal) -> bool {
         let known = self.of(cluster);
-        if known < emit.0 {
-            Arc::make_mut(&mut self.0).insert(Arc::clone(cluster), emit.0);
+        if known < epoch.0 {
+            Arc::make_mut(&mut self.0).insert(Arc::clone(cluster), epoch.0);
         }
-        known <= emit.0
+        known <= epoch.0
     }
 }
 
-impl fmt::Display for Emits {
+impl fmt::Display for PublisherEpochs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.keys().all(|cluster| cluster.is_empty()) {
             return write!(f, "{}", self.of(""));
         }
-        for (n, (cluster, emit)) in self.0.iter().enumerate() {
-            write!(f, "{}{cluster}={emit}", if n > 0 { "," } else { "" })?;
+        for (n, (cluster, epoch)) in self.0.iter().enumerate() {
+            write!(f, "{}{cluster}={epoch}", if n > 0 { "," } else { "" })?;
         }
         Ok(())
     }
 }
 
-/// The text is not that of [`Emits`].
+/// The text is not the format of [`PublisherEpochs`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a list of clusters and their epochs")]
-pub struct BadEmits;
+#[error("not a list of clusters and their publisher epochs")]
+pub struct InvalidPublisherEpochs;
 
-impl FromStr for Emits {
-    type Err = BadEmits;
+impl FromStr for PublisherEpochs {
+    type Err = InvalidPublisherEpochs;
 
-    fn from_str(text: &str) -> Result<Self, BadEmits> {
-        let number = |n: &str| n.parse().map_err(|_| BadEmits);
+    fn from_str(text: &str) -> Result<Self, InvalidPublisherEpochs> {
+        let number = |n: &str| n.parse().map_err(|_| InvalidPublisherEpochs);
         if !text.contains('=') {
             return Ok(Self::embedded(number(text)?));
         }
-        let one = |part: &str| {
-            let (cluster, emit) = part.rsplit_once('=').ok_or(BadEmits)?;
-            Ok((Arc::from(cluster), number(emit)?))
+        let parse_one = |part: &str| {
+            let (cluster, epoch) = part.rsplit_once('=').ok_or(InvalidPublisherEpochs)?;
+            Ok((Arc::from(cluster), number(epoch)?))
         };
-        text.split(',').map(one).collect::<Result<_, _>>().map(|emits| Self(Arc::new(emits)))
+        let epochs = text.split(',').map(parse_one).collect::<Result<_, _>>()?;
+        Ok(Self(Arc::new(epochs)))
     }
 }
 
-/// How far a group has come in a partition: everything below `next` is applied, superseded, dropped
-/// or parked.
+/// How far a group has come in a partition: every record below `next` is applied, superseded,
+/// dropped or parked.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct BusPosition {
     /// The first offset that is not done.
     pub next: u64,
-    /// What was seen below it.
-    pub emits: Emits,
+    /// The publisher epochs seen below `next`.
+    pub publisher_epochs: PublisherEpochs,
 }
 
 /// Positions of a group, per partition.
 pub type Positions = BTreeMap<Partition, BusPosition>;
 
-/// What a record is.
+/// The kind of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RecordKind {
-    /// A content's new state, or what claims to be one.
+    /// A content's new state, or a record that claims to be one.
     Event,
-    /// An epoch began to publish: what carries a smaller `emit` behind it is dropped.
+    /// An epoch began to publish: records behind the marker with a smaller publisher epoch are
+    /// dropped.
     Marker,
-    /// Tells how far the partition is complete ([`BusConsumer::frontiers`]).
+    /// States how far the partition is complete ([`BusConsumer::watermarks`]).
     Heartbeat,
 }
 
 /// One record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BusRecord {
-    /// What it is.
+    /// Its kind.
     pub kind: RecordKind,
-    /// Where it is.
+    /// Its partition.
     pub partition: Partition,
-    /// Its place in the partition; strictly increasing, with gaps.
+    /// Its offset in the partition; strictly increasing, with gaps.
     pub offset: u64,
-    /// As it travels: tenant, type and id with zeros or slashes between them.
+    /// The key on the bus: tenant, type and id, separated by NUL bytes or slashes.
     pub key: Vec<u8>,
-    /// The state's version; none if the record does not tell.
+    /// Version of the state; [`Version::NONE`] if the record does not carry one.
     pub version: Version,
-    /// Commit time.
+    /// Commit time, Unix ms.
     pub at: UnixMillis,
-    /// Whose relay published it.
+    /// The cluster whose relay published it.
     pub cluster: ClusterName,
-    /// Ordinal of the epoch that published it; 0 if the record does not tell.
-    pub emit: EpochOrdinal,
-    /// Transport headers, untouched; those of CloudEvents' binary mode among them.
+    /// Ordinal of the epoch that published it; 0 if the record does not carry one.
+    pub publisher_epoch: EpochOrdinal,
+    /// Transport headers as received, those of CloudEvents' binary mode included.
     pub headers: Vec<(String, Vec<u8>)>,
     /// The envelope, or its data in binary mode.
     pub payload: Vec<u8>,
 }
 
-/// What a poll brings.
+/// Result of one poll.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Polled {
-    /// Records, in partition order; none on an idle bus.
+pub enum PollResult {
+    /// Records, in partition order; empty on an idle bus.
     Records(Vec<BusRecord>),
-    /// These partitions are this consumer's now. Nothing of them is returned before
-    /// [`BusConsumer::start`].
+    /// The group assigned these partitions to this consumer. None of their records is returned
+    /// before [`BusConsumer::start`].
     Assigned(Vec<Partition>),
-    /// These partitions go to another member of the group, which gets them after
+    /// The group moves these partitions to a different member, which gets them after
     /// [`BusConsumer::release`].
     Revoked(Vec<Partition>),
-    /// These partitions have gone to another member already: what was read of them must not be
-    /// committed.
+    /// The group has already moved these partitions to a different member: progress made in them
+    /// must not be committed.
     Lost(Vec<Partition>),
 }
 
-impl Polled {
-    /// The records; none if the assignment changed.
+impl PollResult {
+    /// The records; empty if the assignment changed.
     pub fn into_records(self) -> Vec<BusRecord> {
         match self {
             Self::Records(records) => records,
@@ -179,35 +184,37 @@ impl Polled {
     }
 }
 
-/// How far a partition is known to be complete: every event committed before `complete_through` has
-/// an offset below `next`. Lag is measured against it, so that an idle partition tells the truth.
+/// A watermark of a partition: every event committed before `complete_through` has an offset below
+/// `next`.
+///
+/// Consumer lag is measured against watermarks, so that it is true on an idle partition too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Frontier {
-    /// The offset the next record will have at least.
+pub struct Watermark {
+    /// The smallest offset that the next record can have.
     pub next: u64,
-    /// The moment.
+    /// The partition is complete up to this commit time, Unix ms.
     pub complete_through: UnixMillis,
 }
 
-/// Why a letter was parked.
+/// Why a record was parked as a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LetterClass {
-    /// It can never succeed.
+pub enum FailureClass {
+    /// The record can never succeed.
     Poison,
     /// Its retries are used up.
     Exhausted,
 }
 
-impl LetterClass {
-    /// The word for it.
-    pub fn as_str(self) -> &'static str {
+impl FailureClass {
+    /// The stable word in headers, tables and the API.
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Poison => "poison",
             Self::Exhausted => "exhausted",
         }
     }
 
-    /// The class of a word.
+    /// Parses [`FailureClass::as_str`]; `None` for any other word.
     pub fn named(word: &str) -> Option<Self> {
         [Self::Poison, Self::Exhausted].into_iter().find(|class| class.as_str() == word)
     }
@@ -216,26 +223,27 @@ impl LetterClass {
 /// A record that could not be applied, kept with everything needed to replay it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
-    /// Whose letter.
-    pub group: Group,
-    /// The record, untouched.
+    /// The consumer group that could not apply it.
+    pub group: ConsumerGroup,
+    /// The record, unchanged.
     pub record: BusRecord,
-    /// Why.
-    pub class: LetterClass,
+    /// Why it was parked.
+    pub class: FailureClass,
     /// A stable error code.
     pub code: String,
-    /// What happened, for people; at most 1 kB.
+    /// The error for people; at most 1,000 characters.
     pub message: String,
-    /// How often it was tried.
+    /// Number of attempts.
     pub attempts: u32,
-    /// When it first failed.
+    /// First failure, Unix ms.
     pub first_failed_at: UnixMillis,
-    /// When it last failed.
+    /// Last failure, Unix ms.
     pub last_failed_at: UnixMillis,
 }
 
 impl DeadLetter {
-    /// `group/partition/offset` of the original: a letter written twice is one letter.
+    /// `group/partition/offset` of the original record: parking a record twice makes one dead
+    /// letter.
     pub fn id(&self) -> String {
         format!("{}/{}/{}", self.group.0, self.record.partition.0, self.record.offset)
     }
@@ -244,17 +252,24 @@ impl DeadLetter {
 /// An error of the bus.
 #[derive(Debug, thiserror::Error)]
 pub enum BusError {
-    /// It cannot be reached or read now; try again.
-    #[error("the bus is unavailable: {0}")]
-    Unavailable(String),
-    /// Records below `retained` are gone: the group must rebuild from the shards.
+    /// The bus cannot be reached or read now; the caller tries again.
+    #[error("the bus is unavailable")]
+    Unavailable(#[source] BoxError),
+    /// Records below the retained range are gone: the group must rebuild from the shards.
     #[error("group {group:?} is behind what partition {partition:?} retained")]
     Expired {
         /// The group.
-        group: Group,
+        group: ConsumerGroup,
         /// The partition.
         partition: Partition,
     },
+}
+
+impl BusError {
+    /// The bus cannot be used now because of `source`, an error or a sentence.
+    pub fn unavailable(source: impl Into<BoxError>) -> Self {
+        Self::Unavailable(source.into())
+    }
 }
 
 /// A bus.
@@ -263,65 +278,103 @@ pub trait Bus: Send + Sync {
     /// All partitions.
     fn partitions(&self) -> Vec<Partition>;
 
-    /// The epoch whose records the bus carries now; another id than a sink remembers means:
-    /// rebuild.
+    /// Identity of the stream. A sink that remembers a different id must rebuild.
     fn epoch(&self) -> EpochId;
 
-    /// A new member of `group`; its first poll tells which partitions it has.
-    async fn consumer(&self, group: Group) -> Result<Box<dyn BusConsumer>, BusError>;
+    /// Joins `group` as a new member; its first poll returns the assigned partitions.
+    ///
+    /// # Errors
+    ///
+    /// [`BusError::Unavailable`] if the member cannot be created.
+    async fn consumer(&self, group: ConsumerGroup) -> Result<Box<dyn BusConsumer>, BusError>;
 
-    /// The end of every partition now: where a rebuild starts reading after it has copied the
+    /// The current end of every partition: where a rebuild starts reading after it has copied the
     /// shards.
+    ///
+    /// # Errors
+    ///
+    /// [`BusError::Unavailable`] if an end cannot be read.
     async fn ends(&self) -> Result<Positions, BusError>;
 
-    /// Parks a letter durably. Idempotent by [`DeadLetter::id`].
+    /// Parks a dead letter durably. Idempotent by [`DeadLetter::id`].
+    ///
+    /// # Errors
+    ///
+    /// [`BusError::Unavailable`] if the dead letter is not known to be durable.
     async fn park(&self, letter: &DeadLetter) -> Result<(), BusError>;
 }
 
-/// One group's reader.
+/// A member of a consumer group.
 #[async_trait]
 pub trait BusConsumer: Send {
-    /// Up to `max` records in partition order, waiting at most `wait` for the first, or a change of
-    /// the assignment. Cancel safe: a dropped call loses nothing.
-    async fn poll(&mut self, max: usize, wait: Duration) -> Result<Polled, BusError>;
+    /// Returns up to `max` records in partition order or a change of the assignment; waits at most
+    /// `wait` for the first. Cancel safe: a dropped call loses nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`BusError::Unavailable`] while the bus cannot be read; [`BusError::Expired`] when the next
+    /// record is no longer retained.
+    async fn poll(&mut self, max: usize, wait: Duration) -> Result<PollResult, BusError>;
 
-    /// Begins to read assigned partitions at `positions`; one that is missing there begins where
-    /// the group committed last, else at its first retained record. Returns where each begins.
-    /// [`BusError::Expired`] when a position is below what was retained.
+    /// Starts reading assigned partitions at `positions` and returns where each begins. A partition
+    /// missing in `positions` begins where the group committed last, else at its first retained
+    /// record.
+    ///
+    /// # Errors
+    ///
+    /// [`BusError::Expired`] when a position is below the retained range;
+    /// [`BusError::Unavailable`] when positions cannot be read.
     async fn start(
         &mut self,
         partitions: &[Partition],
         positions: &Positions,
     ) -> Result<Positions, BusError>;
 
-    /// Lets revoked partitions go. What is done was committed before.
+    /// Releases revoked partitions. The caller must have committed its progress before.
+    ///
+    /// # Errors
+    ///
+    /// [`BusError::Unavailable`] if the release was not confirmed; the group takes them anyway.
     async fn release(&mut self, partitions: &[Partition]) -> Result<(), BusError>;
 
-    /// Stops returning records of a partition, and starts again.
+    /// Stops or resumes returning records of a partition.
     fn set_paused(&mut self, partition: Partition, paused: bool);
 
-    /// Tells the bus what is done. A sink with positions of its own decides by those where a
-    /// restart begins.
+    /// Commits how far the group has come. A sink with positions of its own decides by those where
+    /// a restart begins.
+    ///
+    /// # Errors
+    ///
+    /// [`BusError::Unavailable`] if the commit was not accepted.
     async fn commit(&mut self, positions: &Positions) -> Result<(), BusError>;
 
-    /// Commits what it was told and leaves the group, so that others need not wait to find out.
+    /// Flushes pending commits and leaves the group, so that other members take over without
+    /// waiting for a session timeout.
     async fn close(&mut self);
 
-    /// What is known of how far each assigned partition is complete, oldest first: the newest one
-    /// at or below what is done counts. A partition of which nothing is known is missing.
-    async fn frontiers(&self) -> Result<BTreeMap<Partition, Vec<Frontier>>, BusError>;
+    /// The known watermarks of each assigned partition, oldest first; the newest one at or below
+    /// the caller's position counts. A partition without a known watermark is missing.
+    ///
+    /// # Errors
+    ///
+    /// [`BusError::Unavailable`] if they cannot be read.
+    async fn watermarks(&self) -> Result<BTreeMap<Partition, Vec<Watermark>>, BusError>;
 }
 
-/// A member of `group` that has its first partitions and reads them from `positions` on. For
-/// whoever reads a bus without the consumer runtime.
+/// Joins `group`, waits for the first partitions and starts them at `positions`: for callers that
+/// read a bus without the consumer runtime.
+///
+/// # Errors
+///
+/// As [`Bus::consumer`], [`BusConsumer::poll`] and [`BusConsumer::start`].
 pub async fn begin_at(
     bus: &dyn Bus,
-    group: Group,
+    group: ConsumerGroup,
     positions: &Positions,
 ) -> Result<Box<dyn BusConsumer>, BusError> {
     let mut consumer = bus.consumer(group).await?;
     loop {
-        if let Polled::Assigned(partitions) = consumer.poll(1, Duration::from_secs(1)).await?
+        if let PollResult::Assigned(partitions) = consumer.poll(1, Duration::from_secs(1)).await?
             && !partitions.is_empty()
         {
             consumer.start(&partitions, positions).await?;

@@ -1,9 +1,9 @@
-//! The event as it travels: CloudEvents 1.0, JSON. Structured mode in the embedded store's files;
-//! Kafka's binary mode (attributes in headers `ce_*`, the data as the value) on a broker.
+//! The event envelope: CloudEvents 1.0 in JSON. The embedded store's files hold structured mode; on
+//! Kafka events are in binary mode (attributes in headers `ce_*`, the data as the value).
 //!
-//! The type carries the major version. Unknown fields are ignored, so that a newer producer may add
-//! some; an unknown major version is refused, so that nobody guesses at its meaning. A golden file
-//! and `docs/event.schema.json` pin it.
+//! The type carries the major version. Decoding ignores unknown fields, so that a newer producer
+//! may add some, and refuses an unknown major version. A golden file and `docs/reference/event.schema.json`
+//! pin the format.
 
 use std::borrow::Cow;
 
@@ -20,24 +20,24 @@ use crate::bus::{BusRecord, ClusterName, RecordKind};
 /// The CloudEvents type of [`TaggingsEvent`].
 pub const EVENT_TYPE: &str = "tagfast.taggings.v1";
 
-/// The type of a marker: an epoch began to publish.
+/// The CloudEvents type of a marker: an epoch began to publish.
 pub const MARKER_TYPE: &str = "tagfast.epoch.v1";
-/// The type of a heartbeat: how far a partition is complete.
+/// The CloudEvents type of a heartbeat: how far a partition is complete.
 pub const HEARTBEAT_TYPE: &str = "tagfast.heartbeat.v1";
-/// The source of an event; in a cluster with `/` and the cluster's name behind it.
+/// The CloudEvents source; in a cluster followed by `/` and the cluster's name.
 const SOURCE: &str = "/tagfast";
 
-/// Why an envelope cannot be read. Such a record can never succeed: it is poison.
+/// Why an envelope cannot be decoded. Such a record can never succeed: it is poison.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EnvelopeError {
     /// Not the JSON of an event, or a value in it breaks a rule.
     #[error("the event cannot be decoded: {0}")]
     Undecodable(String),
-    /// A major version this program does not know.
+    /// A type or major version that this program does not know.
     #[error("the event has the unknown type {0:?}")]
     UnknownType(String),
-    /// The record's key is that of another content.
-    #[error("the key is not the body's")]
+    /// The record's key names a different content than its body.
+    #[error("the key is not that of the body")]
     KeyMismatch,
 }
 
@@ -84,7 +84,8 @@ struct Data<'a> {
     id: Cow<'a, str>,
     #[serde(borrow)]
     version: Cow<'a, str>,
-    emit: u64,
+    #[serde(rename = "emit")]
+    publisher_epoch: u64,
     #[serde(borrow)]
     tags: Vec<TagData<'a>>,
     #[serde(borrow)]
@@ -99,7 +100,7 @@ struct TagData<'a> {
     display: Cow<'a, str>,
     #[serde(borrow)]
     added_by: Cow<'a, str>,
-    /// Unix milliseconds: what consumers compute with.
+    /// Unix ms: what consumers compute with.
     added_at: i64,
     /// The version that decided the tagging.
     #[serde(borrow)]
@@ -138,7 +139,7 @@ fn data(event: &TaggingsEvent) -> Data<'_> {
         content_type: event.key.content.content_type.as_str().into(),
         id: event.key.content.content_id.as_str().into(),
         version: event.version.to_string().into(),
-        emit: event.emit.0,
+        publisher_epoch: event.publisher_epoch.0,
         tags: event
             .tags
             .iter()
@@ -147,7 +148,7 @@ fn data(event: &TaggingsEvent) -> Data<'_> {
                 display: (*t.display).into(),
                 added_by: t.user.as_str().into(),
                 added_at: t.at,
-                ord: t.ord.to_string().into(),
+                ord: t.decided_at.to_string().into(),
             })
             .collect(),
         changes: event
@@ -170,7 +171,7 @@ fn json(value: &impl Serialize) -> Vec<u8> {
         .unwrap_or_else(|e| unreachable!("strings and numbers always serialise: {e}"))
 }
 
-/// The bytes of an event, in structured mode.
+/// Encodes an event in structured mode.
 pub fn encode(event: &TaggingsEvent) -> Vec<u8> {
     json(&Envelope {
         specversion: "1.0".into(),
@@ -188,16 +189,16 @@ pub fn encode(event: &TaggingsEvent) -> Vec<u8> {
 /// A record in binary mode.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
-    /// The attributes.
+    /// The attributes as headers.
     pub headers: Vec<(String, Vec<u8>)>,
     /// The data.
     pub payload: Vec<u8>,
 }
 
-/// Attributes that are not in CloudEvents: a reader can drop what is old without reading the data.
+/// Attributes beyond CloudEvents: a reader can drop an old record without decoding its data.
 const VERSION_HEADER: &str = "ce_tagfastversion";
-const EMIT_HEADER: &str = "ce_tagfastemit";
-/// How far a heartbeat's partition is complete, in unix milliseconds.
+const PUBLISHER_EPOCH_HEADER: &str = "ce_tagfastemit";
+/// How far a heartbeat's partition is complete, Unix ms.
 const COMPLETE_HEADER: &str = "ce_tagfastcomplete";
 
 fn attributes(
@@ -205,7 +206,7 @@ fn attributes(
     cluster: &str,
     id: &str,
     at: UnixMillis,
-    emit: u64,
+    publisher_epoch: u64,
 ) -> Vec<(String, Vec<u8>)> {
     [
         ("ce_specversion", "1.0".to_owned()),
@@ -213,20 +214,21 @@ fn attributes(
         ("ce_source", format!("{SOURCE}/{cluster}")),
         ("ce_id", id.to_owned()),
         ("ce_time", rfc3339(at)),
-        (EMIT_HEADER, emit.to_string()),
+        (PUBLISHER_EPOCH_HEADER, publisher_epoch.to_string()),
     ]
     .into_iter()
     .map(|(name, value)| (name.to_owned(), value.into_bytes()))
     .collect()
 }
 
-/// At or after the event's commit in its cluster's log: tells after a failover whether the event
-/// may be lost there. It never falls within an epoch.
+/// A log position at or after the event's commit: after a failover it shows whether the current
+/// history may lack the event. It never decreases within an epoch.
 const HI_HEADER: &str = "ce_tagfasthi";
 
-/// An event of a cluster, in binary mode. `hi` is a log position at or after its commit.
+/// Encodes an event of a cluster in binary mode. `hi` is a log position at or after its commit.
 pub fn encode_binary(event: &TaggingsEvent, cluster: &str, hi: u64) -> Message {
-    let mut headers = attributes(EVENT_TYPE, cluster, &id(event), event.at, event.emit.0);
+    let mut headers =
+        attributes(EVENT_TYPE, cluster, &id(event), event.at, event.publisher_epoch.0);
     let mut header =
         |name: &str, value: String| headers.push((name.to_owned(), value.into_bytes()));
     header("ce_subject", event.key.to_string());
@@ -239,51 +241,57 @@ pub fn encode_binary(event: &TaggingsEvent, cluster: &str, hi: u64) -> Message {
     Message { headers, payload: json(&data(event)) }
 }
 
-/// A marker: everything of the cluster behind it belongs to this epoch or a later one.
-pub fn encode_marker(cluster: &str, emit: EpochOrdinal, at: UnixMillis) -> Message {
+/// Encodes a marker: every record of the cluster behind it belongs to this epoch or a later one.
+pub fn encode_marker(cluster: &str, publisher_epoch: EpochOrdinal, at: UnixMillis) -> Message {
     Message {
-        headers: attributes(MARKER_TYPE, cluster, &format!("{cluster}-{}", emit.0), at, emit.0),
+        headers: attributes(
+            MARKER_TYPE,
+            cluster,
+            &format!("{cluster}-{}", publisher_epoch.0),
+            at,
+            publisher_epoch.0,
+        ),
         payload: Vec::new(),
     }
 }
 
-/// A heartbeat: every event of the cluster in this partition committed before `complete_through`
-/// lies before it, and `hi` is at or after the commit of each of them.
+/// Encodes a heartbeat: every event of the cluster in this partition committed before
+/// `complete_through` lies before it, and `hi` is at or after the commit of each of them.
 pub fn encode_heartbeat(
     cluster: &str,
-    emit: EpochOrdinal,
+    publisher_epoch: EpochOrdinal,
     complete_through: UnixMillis,
     hi: u64,
 ) -> Message {
-    let id = format!("{cluster}-{}-{complete_through}", emit.0);
-    let mut headers = attributes(HEARTBEAT_TYPE, cluster, &id, complete_through, emit.0);
+    let id = format!("{cluster}-{}-{complete_through}", publisher_epoch.0);
+    let mut headers = attributes(HEARTBEAT_TYPE, cluster, &id, complete_through, publisher_epoch.0);
     headers.push((COMPLETE_HEADER.to_owned(), complete_through.to_string().into_bytes()));
     headers.push((HI_HEADER.to_owned(), hi.to_string().into_bytes()));
     Message { headers, payload: Vec::new() }
 }
 
-/// What the headers of a record in binary mode tell. A record without them is an event that does
-/// not tell.
+/// The attributes in the headers of a record in binary mode. A record without them is an event
+/// whose attributes are unknown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attributes {
-    /// What the record is.
+    /// Kind of the record.
     pub kind: RecordKind,
-    /// Whose relay published it.
+    /// The cluster whose relay published it; empty if unknown.
     pub cluster: ClusterName,
-    /// Ordinal of the epoch that published it.
-    pub emit: EpochOrdinal,
-    /// The state's version.
+    /// Ordinal of the epoch that published it; 0 if unknown.
+    pub publisher_epoch: EpochOrdinal,
+    /// Version of the state; [`Version::NONE`] if unknown.
     pub version: Version,
-    /// Commit time.
+    /// Commit time, Unix ms; `None` if unknown.
     pub at: Option<UnixMillis>,
-    /// A log position at or after the commit.
+    /// A log position at or after the commit; `None` if unknown.
     pub hi: Option<u64>,
-    /// A heartbeat's statement.
+    /// Commit time (Unix ms) through which the partition is complete; `None` in other records.
     pub complete_through: Option<UnixMillis>,
 }
 
 impl Attributes {
-    /// Reads headers.
+    /// Decodes headers.
     pub fn of(headers: &[(String, Vec<u8>)]) -> Self {
         let text = |name| header(headers, name).unwrap_or_default();
         let kind = match text("ce_type") {
@@ -298,7 +306,7 @@ impl Attributes {
         Self {
             kind,
             cluster: cluster.into(),
-            emit: EpochOrdinal(text(EMIT_HEADER).parse().unwrap_or(0)),
+            publisher_epoch: EpochOrdinal(text(PUBLISHER_EPOCH_HEADER).parse().unwrap_or(0)),
             version: text(VERSION_HEADER).parse().unwrap_or(Version::NONE),
             at: parse_rfc3339(text("ce_time")),
             hi: text(HI_HEADER).parse().ok(),
@@ -311,7 +319,11 @@ fn header<'a>(headers: &'a [(String, Vec<u8>)], name: &str) -> Option<&'a str> {
     headers.iter().find(|(n, _)| n == name).and_then(|(_, value)| std::str::from_utf8(value).ok())
 }
 
-/// The event of a record, in either mode.
+/// Decodes the event of a record, in either mode.
+///
+/// # Errors
+///
+/// The record is poison.
 pub fn decode_record(record: &BusRecord) -> Result<TaggingsEvent, EnvelopeError> {
     let Some(event_type) = header(&record.headers, "ce_type") else {
         return decode(&record.payload);
@@ -325,13 +337,13 @@ pub fn decode_record(record: &BusRecord) -> Result<TaggingsEvent, EnvelopeError>
     event(&data, time).map_err(|e| bad(&e))
 }
 
-/// The event of a record that is to be applied: its key must be that of its content.
+/// Decodes the event of a record to be applied: its key must be that of its content.
 pub(crate) fn decode_keyed(record: &BusRecord) -> Result<TaggingsEvent, EnvelopeError> {
     let event = decode_record(record)?;
     if is_key(&record.key, &event.key) { Ok(event) } else { Err(EnvelopeError::KeyMismatch) }
 }
 
-/// Whether a record's key is that of its event: the parts, with zeros or slashes between them.
+/// Whether a record's key is that of its event: the parts, separated by NUL bytes or slashes.
 fn is_key(key: &[u8], of: &ContentKey) -> bool {
     let parts =
         [of.tenant.as_str(), of.content.content_type.as_str(), of.content.content_id.as_str()];
@@ -349,13 +361,17 @@ fn is_key(key: &[u8], of: &ContentKey) -> bool {
     rest.is_empty()
 }
 
-/// The event in `bytes`; unknown fields are ignored.
+/// Decodes an event in structured mode; ignores unknown fields.
+///
+/// # Errors
+///
+/// The bytes are no event of this major version.
 pub fn decode(bytes: &[u8]) -> Result<TaggingsEvent, EnvelopeError> {
     let bad = |e: &dyn std::fmt::Display| EnvelopeError::Undecodable(e.to_string());
     let envelope: Envelope<'_> = match serde_json::from_slice(bytes) {
         Ok(envelope) => envelope,
-        // A record of another major version need not look like ours at all: its type decides what
-        // is wrong with it.
+        // A record of a different major version need not have our fields: its type decides which
+        // error it is.
         Err(e) => return Err(unknown_type(bytes).unwrap_or_else(|| bad(&e))),
     };
     if envelope.event_type != EVENT_TYPE {
@@ -366,11 +382,11 @@ pub fn decode(bytes: &[u8]) -> Result<TaggingsEvent, EnvelopeError> {
 
 fn unknown_type(bytes: &[u8]) -> Option<EnvelopeError> {
     #[derive(Deserialize)]
-    struct Typed {
+    struct TypeOnly {
         #[serde(rename = "type")]
         event_type: String,
     }
-    let typed: Typed = serde_json::from_slice(bytes).ok()?;
+    let typed: TypeOnly = serde_json::from_slice(bytes).ok()?;
     (typed.event_type != EVENT_TYPE).then_some(EnvelopeError::UnknownType(typed.event_type))
 }
 
@@ -384,7 +400,7 @@ fn event(data: &Data<'_>, time: &str) -> Result<TaggingsEvent, DomainError> {
             display,
             user: UserId::parse(&t.added_by)?,
             at: t.added_at,
-            ord,
+            decided_at: ord,
             present: true,
         })
     });
@@ -404,13 +420,13 @@ fn event(data: &Data<'_>, time: &str) -> Result<TaggingsEvent, DomainError> {
         version: data.version.parse::<Version>()?,
         at: parse_rfc3339(time)
             .ok_or(DomainError::Undecodable { what: "event", reason: "time" })?,
-        emit: EpochOrdinal(data.emit),
+        publisher_epoch: EpochOrdinal(data.publisher_epoch),
         tags: tags.collect::<Result<_, DomainError>>()?,
         changes: changes.collect::<Result<_, DomainError>>()?,
     })
 }
 
-/// Reserved tenants pass: events are the service's own.
+/// Reserved tenants are accepted: the service wrote the event.
 fn key(data: &Data<'_>) -> Result<ContentKey, DomainError> {
     let mut bytes =
         Vec::with_capacity(data.tenant.len() + data.content_type.len() + data.id.len() + 2);

@@ -1,8 +1,7 @@
-//! What a consumer does with records: the sink port.
+//! The sink port: what a consumer does with records.
 //!
-//! A sink keeps its own positions in the same commit as what it applied, so that positions can
-//! never be ahead of the state. It applies a record only if its version is newer than what it
-//! holds.
+//! A sink stores its positions in the same commit as the state it applied, so that positions are
+//! never ahead of the state. It applies a record only if its version is newer than the stored one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,12 +9,13 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tagfast_domain::{ContentKey, EpochId, TaggingsEvent, UnixMillis, Version};
 
-use crate::bus::{Group, Partition, Positions};
+use crate::bus::{ConsumerGroup, Partition, Positions};
+use crate::error::BoxError;
 
 /// A decoded record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SinkRecord {
-    /// Where it came from.
+    /// Its partition.
     pub partition: Partition,
     /// Its offset.
     pub offset: u64,
@@ -23,110 +23,163 @@ pub struct SinkRecord {
     pub event: Arc<TaggingsEvent>,
 }
 
-/// What became of one record.
+/// Outcome of one record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RecordVerdict {
-    /// Applied.
+    /// The sink applied it.
     Applied,
-    /// A newer state was there already.
+    /// The sink holds a newer state.
     Superseded,
-    /// It can never be applied: goes to the dead letters at once.
+    /// The record can never be applied: the consumer parks it at once.
     Poison {
         /// A stable error code.
         code: &'static str,
-        /// For people.
+        /// The error for people.
         message: String,
     },
-    /// It failed this time.
+    /// This attempt failed.
     Failed {
         /// A stable error code.
         code: &'static str,
-        /// For people.
+        /// The error for people.
         message: String,
     },
 }
 
-/// The whole sink failed: systemic, no record is to blame and no attempt is used up.
+/// The whole sink failed: a systemic error. No record is to blame, and no attempt is counted.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct SinkError {
     /// A stable error code.
     pub code: &'static str,
-    /// For operators.
+    /// What failed, for operators.
     pub message: String,
+    /// The cause; `None` if `message` says everything.
+    #[source]
+    pub source: Option<BoxError>,
+}
+
+impl SinkError {
+    /// An error that its message describes completely.
+    pub fn new(code: &'static str, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), source: None }
+    }
+
+    /// An error with a cause: `message` names the failed action, `source` says why.
+    pub fn caused_by(
+        code: &'static str,
+        message: impl Into<String>,
+        source: impl Into<BoxError>,
+    ) -> Self {
+        Self { code, message: message.into(), source: Some(source.into()) }
+    }
 }
 
 /// Where a sink wants to begin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Start {
-    /// Read on from here. Of a partition that is missing nothing usable is there: it is rebuilt
-    /// from the shards on its own.
+    /// Continue from these positions. The sink has no usable state of a partition that is missing:
+    /// the consumer rebuilds that partition from the shards.
     From(Positions),
-    /// The bus remembers: read on from where the group committed last.
+    /// The bus keeps the positions: continue where the group committed last.
     Committed,
-    /// Nothing usable is there: rebuild from the shards. The word says why.
+    /// The sink has no usable state: rebuild it from the shards. The text says why.
     Rebuild(&'static str),
 }
 
-/// How far what is assigned is visible.
+/// How far the assigned partitions are visible.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Visible {
-    /// The moment of each partition of which one is known.
+pub struct VisibleThrough {
+    /// Per partition the commit time (Unix ms) before which everything is visible; partitions
+    /// without a known time are missing.
     pub partitions: BTreeMap<Partition, UnixMillis>,
-    /// Of every assigned partition one is known.
+    /// Whether every assigned partition has a known time.
     pub complete: bool,
 }
 
-impl Visible {
-    /// Everything committed before this is visible; none as long as some partition may hold
-    /// anything.
+impl VisibleThrough {
+    /// Everything committed before this time (Unix ms) is visible; `None` while some partition has
+    /// no known time.
     pub fn oldest(&self) -> Option<UnixMillis> {
         self.partitions.values().min().copied().filter(|_| self.complete)
     }
 }
 
 /// A consumer's effect.
+///
+/// # Errors
+///
+/// Every call returns [`SinkError`] only when the sink as a whole does not work. The consumer then
+/// waits and repeats the call; errors of single records are [`RecordVerdict`]s.
 #[async_trait]
 pub trait Sink: Send + Sync {
-    /// The group it consumes as.
-    fn group(&self) -> Group;
+    /// The consumer group of this sink.
+    fn group(&self) -> ConsumerGroup;
 
-    /// Where to begin with partitions that are this process's now, judged against the bus's epoch.
+    /// Returns where to begin with newly assigned partitions, given the identity of the bus.
+    ///
+    /// # Errors
+    ///
+    /// The stored positions cannot be read.
     async fn start(&self, epoch: EpochId, partitions: &[Partition]) -> Result<Start, SinkError>;
 
-    /// These partitions are another process's from now on.
+    /// These partitions belong to a different process from now on.
     fn end(&self, partitions: &[Partition]) {
         let _ = partitions;
     }
 
-    /// Applies records, at most one per key, each if newer; one verdict per record in the same
-    /// order. They need not be durable or visible before [`Sink::advance`] says so. Applying a
-    /// record again is harmless.
+    /// Applies records, at most one per key, each only if newer; returns one verdict per record in
+    /// the same order. The effect need not be durable or visible before [`Sink::advance`] says so.
+    /// Applying a record twice is harmless.
+    ///
+    /// # Errors
+    ///
+    /// The sink as a whole failed; none of the records counts as tried.
     async fn apply(&self, records: &[SinkRecord]) -> Result<Vec<RecordVerdict>, SinkError>;
 
-    /// Writes something of its own, that nobody ever finds: it fails exactly when the sink fails as
-    /// a whole. While that is in doubt it goes before records do.
+    /// Writes a canary that no reader can find: it must fail exactly when the sink fails as a
+    /// whole. After a systemic failure the consumer sends it ahead of records.
+    ///
+    /// # Errors
+    ///
+    /// The sink as a whole does not work.
     async fn canary(&self) -> Result<(), SinkError> {
         Ok(())
     }
 
-    /// Makes durable what was applied until now, whatever the cadence; [`Sink::advance`] is not
-    /// told. A replayed letter is closed after this.
+    /// Makes everything applied until now durable at once; does not change what [`Sink::advance`]
+    /// reports. A replayed dead letter is closed after this.
+    ///
+    /// # Errors
+    ///
+    /// The state is not known to be durable.
     async fn flush(&self) -> Result<(), SinkError>;
 
-    /// The version that the sink has of each of these contents; none of a content it does not know.
+    /// The version that the sink holds of each content; `None` for a content it does not know.
+    ///
+    /// # Errors
+    ///
+    /// The state cannot be read.
     async fn versions(&self, keys: &[ContentKey]) -> Result<Vec<Option<Version>>, SinkError>;
 
-    /// Everything below `positions` is done. The sink makes it durable and visible when it sees
-    /// fit, not later than its cadence; called again with the same positions while idle (at
-    /// least every 50 ms). Returns the positions that are durable AND visible now: retention
-    /// and the lag gauge follow those.
+    /// Everything below `positions` is done. The sink makes it durable and visible no later than
+    /// its cadence; the consumer repeats the call with the same positions while idle (at least
+    /// every 50 ms). Returns the positions that are durable AND visible now: retention and the lag
+    /// metric follow those.
+    ///
+    /// # Errors
+    ///
+    /// The state is not known to be durable.
     async fn advance(&self, positions: &Positions) -> Result<Positions, SinkError>;
 
-    /// Throws away what is there of the partitions in `from` and copies every content of them from
-    /// the shards, at least as new as the records below it, while the old state goes on
-    /// serving; `from` becomes the position. Progress in contents copied. A sink that cannot be
-    /// rebuilt in parts rebuilds everything.
+    /// Discards the state of the partitions in `from` and copies all their contents from the
+    /// shards, at least as new as the records below `from`, while the old state goes on serving;
+    /// `from` becomes the position. Calls `progress` with the number of contents copied. A sink
+    /// that cannot be rebuilt in parts rebuilds everything.
+    ///
+    /// # Errors
+    ///
+    /// The copy did not complete; the old state goes on serving.
     async fn rebuild(
         &self,
         from: &Positions,
@@ -134,12 +187,15 @@ pub trait Sink: Send + Sync {
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<(), SinkError>;
 
-    /// Told by the runtime: of each partition everything committed before its moment is durable and
-    /// visible. What the sink shows as its age.
-    fn visible(&self, visible: &Visible) {
+    /// The consumer reports how far the durable state is visible: the age that the sink shows.
+    fn visible(&self, visible: &VisibleThrough) {
         let _ = visible;
     }
 
     /// Makes everything durable; the last call before the process ends.
+    ///
+    /// # Errors
+    ///
+    /// The last state is not known to be durable; it is applied again at the next start.
     async fn close(&self) -> Result<(), SinkError>;
 }

@@ -1,25 +1,26 @@
-//! A broker that stands still, dies, comes back.
+//! A broker that freezes, dies, comes back.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tagfast_domain::EpochOrdinal;
+use tagfast_resilience::task::{self, TaskTracker};
 use tagfast_testkit::stack::Fault;
 use tagfast_testkit::wait_for_condition_async;
 
-use crate::kit::{self, CLUSTER, MemorySink, consume, event};
+use crate::support::{self, CLUSTER, MemorySink, consume, event};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 async fn fault(fault: Fault) {
-    tokio::task::spawn_blocking(move || kit::stack().fault(fault, "kafka"))
+    task::blocking(move || support::stack().fault(fault, "kafka"))
         .await
         .expect("no panic")
         .expect("the fault");
 }
 
-/// Publishes as a relay does: what was not acknowledged is offered again.
+/// Publishes as a relay does: unacknowledged events are published again.
 struct Relay {
     acknowledged: Arc<AtomicU64>,
     task: tokio::task::JoinHandle<()>,
@@ -29,14 +30,14 @@ impl Relay {
     fn start(publisher: tagfast_events_kafka::Publisher) -> Self {
         let acknowledged = Arc::new(AtomicU64::new(0));
         let told = Arc::clone(&acknowledged);
-        let task = tokio::spawn(async move {
+        let task = TaskTracker::new().spawn(async move {
             for version in 1.. {
                 let events: Vec<_> = (0..50).map(|n| event(&format!("c{n}"), version, 1)).collect();
                 while publisher.publish(CLUSTER, &events, 0).await.is_err() {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
                 told.store(version, Ordering::SeqCst);
-                publisher.heartbeat(CLUSTER, EpochOrdinal(1), kit::now(), 0).await;
+                publisher.heartbeat(CLUSTER, EpochOrdinal(1), support::now(), 0).await;
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         });
@@ -49,7 +50,7 @@ impl Relay {
 
     async fn goes_on(&self) {
         let known = self.acknowledged();
-        wait_for_condition_async("an acknowledgement", PATIENCE, || async {
+        wait_for_condition_async("an acknowledgement", TEST_TIMEOUT, || async {
             if self.acknowledged() > known { Ok(()) } else { Err("none yet") }
         })
         .await;
@@ -63,27 +64,27 @@ impl Drop for Relay {
 }
 
 async fn through(breaking: &[Fault], healing: &[Fault]) {
-    let _alone = kit::BROKER.write().await;
-    let (_, bus) = kit::unprotected().await;
+    let _alone = support::BROKER.write().await;
+    let (_, bus) = support::unprotected().await;
     let sink = MemorySink::new("indexer");
     let consumer = consume(&bus, &sink);
     let relay = Relay::start(bus.publisher());
     relay.goes_on().await;
-    wait_for_condition_async("consuming", PATIENCE, || async {
+    wait_for_condition_async("consuming", TEST_TIMEOUT, || async {
         if sink.version("c1").is_some() { Ok(()) } else { Err("nothing came") }
     })
     .await;
     for breaking in breaking {
         fault(*breaking).await;
     }
-    let broken_at = kit::now();
-    // While it lasts, the lag tells the time since.
-    wait_for_condition_async("the lag grows", PATIENCE, || async {
+    let broken_at = support::now();
+    // During the fault the lag grows with the time since it began.
+    wait_for_condition_async("the lag grows", TEST_TIMEOUT, || async {
         let lag = consumer.status().lag_seconds;
         if lag >= 6.0 { Ok(()) } else { Err(format!("{lag}")) }
     })
     .await;
-    let since = (kit::now() - broken_at) as f64 / 1000.0;
+    let since = (support::now() - broken_at) as f64 / 1000.0;
     let lag = consumer.status().lag_seconds;
     assert!((lag - since).abs() <= 2.5, "a lag of {lag} s after {since} s");
     for healing in healing {
@@ -91,18 +92,18 @@ async fn through(breaking: &[Fault], healing: &[Fault]) {
     }
     relay.goes_on().await;
     let last = relay.acknowledged();
-    wait_for_condition_async("everything acknowledged is applied", PATIENCE, || async {
+    wait_for_condition_async("everything acknowledged is applied", TEST_TIMEOUT, || async {
         let behind: Vec<u64> =
             (0..50).filter(|n| sink.version(&format!("c{n}")) < Some(last)).collect();
         if behind.is_empty() { Ok(()) } else { Err(format!("{behind:?} are behind {last}")) }
     })
     .await;
-    wait_for_condition_async("the lag is small again", PATIENCE, || async {
+    wait_for_condition_async("the lag is small again", TEST_TIMEOUT, || async {
         let lag = consumer.status().lag_seconds;
         if lag < 2.5 { Ok(()) } else { Err(format!("{lag}")) }
     })
     .await;
-    assert_eq!(consumer.status().parked, 0, "nobody is to blame for an outage");
+    assert_eq!(consumer.status().parked, 0, "no record is to blame for an outage");
     assert_eq!(sink.rebuilds.load(Ordering::Relaxed), 0);
     consumer.stop().await;
 }

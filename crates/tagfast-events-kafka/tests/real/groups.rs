@@ -4,22 +4,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use tagfast_resilience::task::TaskTracker;
 use tagfast_testkit::wait_for_condition_async;
 
-use crate::kit::{self, CLUSTER, MemorySink, consume, event};
+use crate::support::{self, CLUSTER, MemorySink, consume, event};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Members join and leave, some without a word, while events flow: in the end every content has its
-/// newest state.
+/// Members join and leave, some without a close, while events flow: in the end every content has
+/// its newest state.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_come_and_go_and_nothing_is_lost() {
     const CONTENTS: u64 = 60;
-    let (options, bus, _quiet) = kit::fresh().await;
+    let (options, bus, _quiet) = support::fresh().await;
     // As an index: one for all members.
     let sink = MemorySink::new("indexer");
     let publisher = Arc::new(bus.publisher());
-    let writer = tokio::spawn({
+    let writer = TaskTracker::new().spawn({
         let publisher = Arc::clone(&publisher);
         async move {
             for version in 1..=80 {
@@ -32,9 +33,9 @@ async fn members_come_and_go_and_nothing_is_lost() {
     });
     let steady = consume(&bus, &sink);
     for round in 0..6 {
-        let member = consume(&kit::bus(&options).await, &sink);
+        let member = consume(&support::bus(&options).await, &sink);
         let applied = sink.applied.load(Ordering::Relaxed);
-        wait_for_condition_async("events flow", PATIENCE, || async {
+        wait_for_condition_async("events flow", TEST_TIMEOUT, || async {
             let more = sink.applied.load(Ordering::Relaxed) - applied;
             if more >= 2 * CONTENTS { Ok(()) } else { Err(format!("{more} applied")) }
         })
@@ -46,7 +47,7 @@ async fn members_come_and_go_and_nothing_is_lost() {
         }
     }
     writer.await.expect("no panic");
-    wait_for_condition_async("everybody's newest state", PATIENCE, || async {
+    wait_for_condition_async("the newest state of every content", TEST_TIMEOUT, || async {
         let behind: Vec<u64> =
             (0..CONTENTS).filter(|n| sink.version(&format!("c{n}")) != Some(80)).collect();
         if behind.is_empty() { Ok(()) } else { Err(format!("{behind:?} are behind")) }
@@ -55,14 +56,14 @@ async fn members_come_and_go_and_nothing_is_lost() {
     steady.stop().await;
 }
 
-/// Two members share the partitions, and one that leaves hands its part over at once.
+/// Two members share the partitions, and one that leaves hands its partitions over at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_members_share_and_hand_over() {
-    let (options, bus, _quiet) = kit::fresh().await;
+    let (options, bus, _quiet) = support::fresh().await;
     let (first, second) = (MemorySink::new("indexer"), MemorySink::new("indexer"));
     let publisher = bus.publisher();
     let one = consume(&bus, &first);
-    let other = consume(&kit::bus(&options).await, &second);
+    let other = consume(&support::bus(&options).await, &second);
     let versions = AtomicU64::new(0);
     let publish = async || {
         let version = versions.fetch_add(1, Ordering::Relaxed) + 1;
@@ -70,15 +71,9 @@ async fn two_members_share_and_hand_over() {
         publisher.publish(CLUSTER, &events, 0).await.expect("published");
         version
     };
-    let at = |sink: &MemorySink, version| {
-        sink.newest
-            .lock()
-            .expect("no panic under the lock")
-            .values()
-            .filter(|v| **v == version)
-            .count()
-    };
-    wait_for_condition_async("both have their part", PATIENCE, || async {
+    let at =
+        |sink: &MemorySink, version| sink.newest.lock().values().filter(|v| **v == version).count();
+    wait_for_condition_async("both have their part", TEST_TIMEOUT, || async {
         let version = publish().await;
         tokio::time::sleep(Duration::from_millis(300)).await;
         let (one, other) = (at(&first, version), at(&second, version));

@@ -1,8 +1,8 @@
-//! A real broker: the promises of the bus, topics, groups, poison, faults.
+//! A real broker: the conformance suite, topics, groups, poison, faults.
 
 mod faults;
 mod groups;
-mod kit;
 mod poison;
 mod suite;
+mod support;
 mod topics;

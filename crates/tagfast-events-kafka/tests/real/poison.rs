@@ -1,4 +1,4 @@
-//! Records that can never be applied, letters that cannot be written, epochs that are over.
+//! Poison records, dead letters that cannot be written, replaced publisher epochs.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -11,21 +11,23 @@ use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tagfast_domain::EpochOrdinal;
-use tagfast_events::{Bus, DeadLetter, Group, LetterClass, RecordVerdict, decode_record};
-use tagfast_events_kafka::{KafkaBus, KafkaOptions, LetterReader};
+use tagfast_events::dead_letters::DeadLetterReader;
+use tagfast_events::{Bus, ConsumerGroup, DeadLetter, FailureClass, RecordVerdict, decode_record};
+use tagfast_events_kafka::{KafkaBus, KafkaDeadLetterReader, KafkaOptions};
+use tagfast_resilience::task;
 use tagfast_testkit::wait_for_condition_async;
 
-use crate::kit::{self, CLUSTER, MemorySink, consume, event};
+use crate::support::{self, CLUSTER, MemorySink, consume, event};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 fn client() -> ClientConfig {
     let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", kit::brokers().join(","));
+    config.set("bootstrap.servers", support::brokers().join(","));
     config
 }
 
-/// Writes a record as somebody would who knows nothing of us.
+/// Writes a record as a foreign program would.
 async fn produce(options: &KafkaOptions, key: &str, payload: &[u8], headers: &[(&str, &str)]) {
     produce_to(&options.topic, key, payload, headers).await;
 }
@@ -36,38 +38,42 @@ async fn produce_to(topic: &str, key: &str, payload: &[u8], headers: &[(&str, &s
         all.insert(Header { key, value: Some(value.as_bytes()) })
     });
     let record = FutureRecord::to(topic).partition(0).key(key).payload(payload).headers(all);
-    producer.send(record, PATIENCE).await.map_err(|(e, _)| e).expect("written");
+    producer.send(record, TEST_TIMEOUT).await.map_err(|(e, _)| e).expect("written");
 }
 
-/// A letter as it lies in its topic.
-struct Letter {
+/// A dead letter as a record of its topic.
+struct TopicRecord {
     key: Vec<u8>,
     payload: Vec<u8>,
     headers: Vec<(String, String)>,
 }
 
-impl Letter {
+impl TopicRecord {
     fn header(&self, name: &str) -> &str {
         self.headers.iter().find(|(n, _)| n == name).map_or("", |(_, v)| v)
     }
 }
 
-async fn letters(options: &KafkaOptions, count: usize) -> Vec<Letter> {
-    let topic = options.letters_topic("indexer");
-    tokio::task::spawn_blocking(move || {
+async fn letters(options: &KafkaOptions, count: usize) -> Vec<TopicRecord> {
+    let topic = options.dead_letter_topic("indexer");
+    task::blocking(move || {
         let reader: BaseConsumer =
             client().set("group.id", "letters-reader").create().expect("a reader");
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(&topic, 0, Offset::Beginning).expect("an offset");
         reader.assign(&list).expect("assigned");
         let mut found = Vec::new();
-        let end = std::time::Instant::now() + PATIENCE;
+        let end = std::time::Instant::now() + TEST_TIMEOUT;
         while found.len() < count {
-            assert!(std::time::Instant::now() < end, "{} of {count} letters came", found.len());
+            assert!(
+                std::time::Instant::now() < end,
+                "{} of {count} dead letters were read",
+                found.len()
+            );
             let Some(message) = reader.poll(Duration::from_millis(200)) else { continue };
-            let message = message.expect("a letter");
+            let message = message.expect("a dead letter");
             let headers = message.headers().expect("headers").iter();
-            found.push(Letter {
+            found.push(TopicRecord {
                 key: message.key().unwrap_or_default().to_vec(),
                 payload: message.payload().unwrap_or_default().to_vec(),
                 headers: headers
@@ -88,7 +94,7 @@ async fn letters(options: &KafkaOptions, count: usize) -> Vec<Letter> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn poison_is_parked_untouched_and_the_rest_goes_on() {
-    let (options, bus, _quiet) = kit::fresh().await;
+    let (options, bus, _quiet) = support::fresh().await;
     let sink = MemorySink::judging("indexer", |record| {
         if record.event.key.content.content_id.as_str() == "refused" {
             return RecordVerdict::Poison {
@@ -110,7 +116,7 @@ async fn poison_is_parked_untouched_and_the_rest_goes_on() {
         .publish(CLUSTER, &[refused.clone(), event("after", 1, 1)], 0)
         .await
         .expect("published");
-    wait_for_condition_async("the good ones", PATIENCE, || async {
+    wait_for_condition_async("the good ones", TEST_TIMEOUT, || async {
         let good = sink.version("before").is_some() && sink.version("after").is_some();
         let parked = consumer.status().parked;
         if good && parked == 4 { Ok(()) } else { Err(format!("{good}, {parked} parked")) }
@@ -133,12 +139,13 @@ async fn poison_is_parked_untouched_and_the_rest_goes_on() {
     consumer.stop().await;
 
     // As a reader of the topic has them: the records as they were, and where they were.
-    let mut reader = bus.letters(Group::INDEXER, BTreeMap::new()).expect("a reader");
+    let mut reader =
+        bus.dead_letter_reader(ConsumerGroup::INDEXER, BTreeMap::new()).expect("a reader");
     let mut read = read_letters(&mut reader, 4).await;
     read.sort_by_key(|letter| letter.code.clone());
     let codes: Vec<_> =
         read.iter().map(|letter| (letter.code.as_str(), letter.class, letter.attempts)).collect();
-    let poison = LetterClass::Poison;
+    let poison = FailureClass::Poison;
     let undecodable = ("event_undecodable", poison, 1);
     assert_eq!(
         codes,
@@ -153,9 +160,10 @@ async fn poison_is_parked_untouched_and_the_rest_goes_on() {
     assert_eq!(decode_record(&mapped.record).expect("an event"), refused);
     assert_eq!(mapped.message, "the index will never take it");
 
-    // Who goes on from there finds only what came since, even what somebody else put there.
-    produce_to(&options.letters_topic("indexer"), "who/knows", b"what", &[]).await;
-    let mut later = bus.letters(Group::INDEXER, reader.read_to().clone()).expect("a reader");
+    // A reader that continues there reads only newer records, those of a foreign program included.
+    produce_to(&options.dead_letter_topic("indexer"), "who/knows", b"what", &[]).await;
+    let mut later =
+        bus.dead_letter_reader(ConsumerGroup::INDEXER, reader.offsets().clone()).expect("a reader");
     let foreign = read_letters(&mut later, 1).await.remove(0);
     assert_eq!(
         (foreign.code.as_str(), foreign.record.payload.as_slice()),
@@ -163,21 +171,21 @@ async fn poison_is_parked_untouched_and_the_rest_goes_on() {
     );
 }
 
-async fn read_letters(reader: &mut LetterReader, count: usize) -> Vec<DeadLetter> {
-    let (mut letters, until) = (Vec::new(), Instant::now() + PATIENCE);
+async fn read_letters(reader: &mut KafkaDeadLetterReader, count: usize) -> Vec<DeadLetter> {
+    let (mut letters, until) = (Vec::new(), Instant::now() + TEST_TIMEOUT);
     while letters.len() < count {
-        assert!(Instant::now() < until, "{} of {count} letters", letters.len());
+        assert!(Instant::now() < until, "{} of {count} dead letters", letters.len());
         letters.extend(reader.read(100, Duration::from_millis(200)).await.expect("read"));
     }
     letters
 }
 
-/// CR3: the position does not pass a record whose letter could not be written.
+/// The position does not pass a record whose dead letter could not be written.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn cr3_a_letter_that_cannot_be_written_stops_the_position() {
-    let (options, bus, _quiet) = kit::fresh().await;
+async fn a_letter_that_cannot_be_written_stops_the_position() {
+    let (options, bus, _quiet) = support::fresh().await;
     let admin: AdminClient<DefaultClientContext> = client().create().expect("a client");
-    let topic = options.letters_topic("indexer");
+    let topic = options.dead_letter_topic("indexer");
     for result in admin.delete_topics(&[&topic], &AdminOptions::new()).await.expect("asked") {
         result.expect("deleted");
     }
@@ -185,7 +193,7 @@ async fn cr3_a_letter_that_cannot_be_written_stops_the_position() {
     let consumer = consume(&bus, &sink);
     produce(&options, "k", b"garbage", &[]).await;
     bus.publisher().publish(CLUSTER, &[event("a", 1, 1)], 0).await.expect("published");
-    wait_for_condition_async("it waits", PATIENCE, || async {
+    wait_for_condition_async("it waits", TEST_TIMEOUT, || async {
         let state = consumer.status().state;
         if state == tagfast_events::ConsumerState::Paused {
             Ok(())
@@ -197,36 +205,37 @@ async fn cr3_a_letter_that_cannot_be_written_stops_the_position() {
     consumer.stop().await;
     assert_eq!(sink.rebuilds.load(Ordering::Relaxed), 0);
     // The next one finds the record again, and a topic to park it in.
-    let bus = kit::bus(&options).await;
+    let bus = support::bus(&options).await;
     let sink = MemorySink::new("indexer");
     let consumer = consume(&bus, &sink);
-    let mut reader = bus.letters(Group::INDEXER, BTreeMap::new()).expect("a reader");
+    let mut reader =
+        bus.dead_letter_reader(ConsumerGroup::INDEXER, BTreeMap::new()).expect("a reader");
     assert_eq!(read_letters(&mut reader, 1).await[0].record.payload, b"garbage");
-    wait_for_condition_async("the good one", PATIENCE, || async {
+    wait_for_condition_async("the good one", TEST_TIMEOUT, || async {
         if sink.version("a") == Some(1) { Ok(()) } else { Err("not there") }
     })
     .await;
     consumer.stop().await;
 }
 
-/// CR10: after a marker, events and heartbeats of the epoch before are dropped, also after a
-/// restart of the consumer.
+/// After a marker, events and heartbeats of the previous epoch are dropped, also after a restart of
+/// the consumer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn cr10_what_a_replaced_epoch_publishes_is_dropped() {
-    let (options, bus, _quiet) = kit::fresh().await;
+async fn what_a_replaced_epoch_publishes_is_dropped() {
+    let (options, bus, _quiet) = support::fresh().await;
     let sink = MemorySink::new("indexer");
     let consumer = consume(&bus, &sink);
     let publisher = bus.publisher();
     publisher.publish(CLUSTER, &[event("a", 10, 5)], 0).await.expect("published");
-    publisher.marker(CLUSTER, EpochOrdinal(6), kit::now()).await.expect("marked");
+    publisher.marker(CLUSTER, EpochOrdinal(6), support::now()).await.expect("marked");
     // The old primary's relay is still at it: a higher version than anything, and a promise it
     // cannot make.
     publisher.publish(CLUSTER, &[event("a", 99, 5)], 0).await.expect("published");
-    let tomorrow = kit::now() + 86_400_000;
+    let tomorrow = support::now() + 86_400_000;
     publisher.heartbeat(CLUSTER, EpochOrdinal(5), tomorrow, 0).await;
     publisher.publish(CLUSTER, &[event("a", 11, 6), event("b", 1, 6)], 0).await.expect("published");
     let came = async |sink: &MemorySink, id: &str, version| {
-        wait_for_condition_async("the new epoch's", PATIENCE, || async {
+        wait_for_condition_async("the new epoch's", TEST_TIMEOUT, || async {
             let known = sink.version(id);
             if known >= Some(version) { Ok(()) } else { Err(format!("{id} is at {known:?}")) }
         })
@@ -237,7 +246,7 @@ async fn cr10_what_a_replaced_epoch_publishes_is_dropped() {
     consumer.stop().await;
     assert_eq!(sink.version("a"), Some(11));
     assert!(sink.visible.load(Ordering::Relaxed) < tomorrow.unsigned_abs());
-    // What was seen of epochs is remembered with the position.
+    // The committed position carries the publisher epochs seen.
     let bus = KafkaBus::new(options).expect("the settings are fine");
     let sink = MemorySink::new("indexer");
     let consumer = consume(&bus, &sink);
@@ -254,7 +263,7 @@ async fn cr10_what_a_replaced_epoch_publishes_is_dropped() {
 /// silently.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_is_behind_what_is_retained_is_rebuilt() {
-    let (options, bus, _quiet) = kit::fresh().await;
+    let (options, bus, _quiet) = support::fresh().await;
     let events: Vec<_> = (0..50).map(|n| event(&format!("c{n}"), 1, 1)).collect();
     bus.publisher().publish(CLUSTER, &events, 0).await.expect("published");
     let admin: AdminClient<DefaultClientContext> = client().create().expect("a client");
@@ -266,12 +275,12 @@ async fn who_is_behind_what_is_retained_is_rebuilt() {
     admin.delete_records(&list, &AdminOptions::new()).await.expect("deleted");
     let sink = MemorySink::new("indexer");
     let consumer = consume(&bus, &sink);
-    wait_for_condition_async("the rebuild", PATIENCE, || async {
+    wait_for_condition_async("the rebuild", TEST_TIMEOUT, || async {
         if sink.rebuilds.load(Ordering::Relaxed) == 1 { Ok(()) } else { Err("not rebuilt") }
     })
     .await;
     bus.publisher().publish(CLUSTER, &[event("new", 1, 1)], 0).await.expect("published");
-    wait_for_condition_async("it goes on", PATIENCE, || async {
+    wait_for_condition_async("it goes on", TEST_TIMEOUT, || async {
         sink.version("new").map(drop).ok_or("not there")
     })
     .await;

@@ -1,17 +1,19 @@
-//! The promises of every bus.
+//! The bus conformance suite on Kafka.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use tagfast_domain::{ContentKey, EpochOrdinal, UnixMillis};
 use tagfast_events::Bus;
 use tagfast_events::conformance::BusHarness;
 use tagfast_events_kafka::{KafkaOptions, Publisher};
+use tagfast_resilience::task::TaskTracker;
 use tokio::sync::RwLockReadGuard;
 
-use crate::kit;
+use crate::support;
 
 struct Harness {
     options: KafkaOptions,
@@ -23,12 +25,12 @@ struct Harness {
 
 impl Harness {
     async fn new() -> Self {
-        let (options, bus, quiet) = kit::fresh().await;
+        let (options, bus, quiet) = support::fresh().await;
         let publisher = Arc::new(bus.publisher());
         let relay = Arc::clone(&publisher);
-        let beating = tokio::spawn(async move {
+        let beating = TaskTracker::new().spawn(async move {
             loop {
-                relay.heartbeat(kit::CLUSTER, EpochOrdinal(1), kit::now(), 0).await;
+                relay.heartbeat(support::CLUSTER, EpochOrdinal(1), support::now(), 0).await;
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         });
@@ -45,26 +47,26 @@ impl Drop for Harness {
 #[async_trait]
 impl BusHarness for Harness {
     async fn bus(&self) -> Arc<dyn Bus> {
-        kit::bus(&self.options).await
+        support::bus(&self.options).await
     }
 
     async fn publish(&self, contents: &[ContentKey]) {
         let events: Vec<_> = {
-            let mut versions = self.versions.lock().expect("no panic under the lock");
+            let mut versions = self.versions.lock();
             contents
                 .iter()
                 .map(|key| {
                     let version = versions.entry(key.clone()).or_default();
                     *version += 1;
-                    kit::event_of(key, *version, 1)
+                    support::event_of(key, *version, 1)
                 })
                 .collect()
         };
-        self.publisher.publish(kit::CLUSTER, &events, 0).await.expect("published");
+        self.publisher.publish(support::CLUSTER, &events, 0).await.expect("published");
     }
 
     fn now(&self) -> UnixMillis {
-        kit::now()
+        support::now()
     }
 }
 

@@ -1,4 +1,4 @@
-//! The envelope: golden bytes, its schema, what it tolerates and what it refuses.
+//! The envelope: golden bytes, its schema, tolerated and refused input.
 
 use proptest::prelude::*;
 use tagfast_domain::{
@@ -10,7 +10,7 @@ use tagfast_events::{
 };
 
 const GOLDEN: &str = include_str!("../golden/event.json");
-const SCHEMA: &str = include_str!("../../../../docs/event.schema.json");
+const SCHEMA: &str = include_str!("../../../../docs/reference/event.schema.json");
 
 fn example() -> TaggingsEvent {
     let version = |n| Version::from_packed(n).expect("fits");
@@ -19,14 +19,14 @@ fn example() -> TaggingsEvent {
         display: display.into(),
         user: UserId::parse("ann@example.org").expect("valid"),
         at: 1_800_000_000_123,
-        ord: version(ord),
+        decided_at: version(ord),
         present: true,
     };
     TaggingsEvent {
         key: ContentKey::parse("acme", "jira.issue", "OPS/7 ü").expect("valid"),
         version: version(402_653_184_000_000_002),
         at: 1_800_000_000_456,
-        emit: EpochOrdinal(1_799_999_999_000),
+        publisher_epoch: EpochOrdinal(1_799_999_999_000),
         tags: vec![
             tagging("critical", "Critical", 402_653_184_000_000_001),
             tagging("日本語", "日本語", 402_653_184_000_000_002),
@@ -83,11 +83,14 @@ fn the_golden_record_is_read_and_written() {
         version: attributes.version,
         at: 0,
         cluster: attributes.cluster,
-        emit: attributes.emit,
+        publisher_epoch: attributes.publisher_epoch,
         headers: message.headers,
         payload: message.payload,
     };
-    assert_eq!((record.version, record.emit), (example().version, example().emit));
+    assert_eq!(
+        (record.version, record.publisher_epoch),
+        (example().version, example().publisher_epoch)
+    );
     assert_eq!(decode_record(&record), Ok(example()));
     let mut newer = record.clone();
     newer
@@ -143,13 +146,17 @@ fn unknown_fields_are_tolerated_and_unknown_types_are_not() {
 }
 
 prop_compose! {
-    fn taggings()(names in prop::collection::btree_set("[a-z:]{1,8}", 0..6), display in "\\PC{1,10}", at in 0i64..4_000_000_000_000) -> Vec<Tagging> {
+    fn taggings()(
+        names in prop::collection::btree_set("[a-z:]{1,8}", 0..6),
+        display in "\\PC{1,10}",
+        at in 0i64..4_000_000_000_000,
+    ) -> Vec<Tagging> {
         names.iter().map(|name| Tagging {
             name: TagName::from_canonical(name),
             display: display.as_str().into(),
-            user: UserId::parse_stored("u\"\\\u{1F600}"),
+            user: UserId::from_stored("u\"\\\u{1F600}"),
             at,
-            ord: Version::NONE,
+            decided_at: Version::NONE,
             present: true,
         }).collect()
     }
@@ -157,10 +164,16 @@ prop_compose! {
 
 proptest! {
     #[test]
-    fn what_is_written_is_read(tags in taggings(), id in "[^\\p{Cc}]{1,60}", version in 0u64..=i64::MAX as u64) {
+    fn what_is_written_is_read(
+        tags in taggings(),
+        id in "[^\\p{Cc}]{1,60}",
+        version in 0u64..=i64::MAX as u64,
+    ) {
         let Ok(key) = ContentKey::parse("t", "x", &id) else { return Ok(()) };
         let version = Version::from_packed(version).expect("fits");
-        let event = TaggingsEvent { key, version, at: 5, emit: EpochOrdinal(u64::MAX), tags, changes: vec![] };
+        let publisher_epoch = EpochOrdinal(u64::MAX);
+        let changes = Vec::new();
+        let event = TaggingsEvent { key, version, at: 5, publisher_epoch, tags, changes };
         prop_assert_eq!(decode(&encode(&event)), Ok(event));
     }
 

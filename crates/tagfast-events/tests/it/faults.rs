@@ -1,10 +1,10 @@
-//! Records that cannot be applied, sinks that fail, letters that cannot be parked.
+//! Records that cannot be applied, sinks that fail, dead letters that cannot be written.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tagfast_events::{ConsumerState, LetterClass, RecordVerdict};
+use tagfast_events::{ConsumerState, FailureClass, RecordVerdict};
 
 use crate::support::{MemoryBus, ScriptedSink, VirtualClock, event, spawn, until};
 
@@ -37,7 +37,7 @@ async fn poison_is_parked_at_once_untouched() {
     .await;
     let parked = bus.state().letters.clone();
     let letters: Vec<_> = parked.values().map(|l| (l.code.as_str(), l.class, l.attempts)).collect();
-    let poison = LetterClass::Poison;
+    let poison = FailureClass::Poison;
     assert_eq!(
         letters,
         [
@@ -57,7 +57,7 @@ async fn a_failing_record_is_tried_four_times_with_growing_delays() {
     let (bus, sink) = (MemoryBus::new(1, &clock), ScriptedSink::new(|_, _| failed()));
     bus.publish(&event("a", 1, 1));
     let consumer = spawn(&bus, &sink, &clock);
-    until("the letter", Duration::from_secs(30), || !bus.state().letters.is_empty()).await;
+    until("the dead letter", Duration::from_secs(30), || !bus.state().letters.is_empty()).await;
     let times: Vec<_> = sink.state().offered.iter().map(|(_, _, at)| *at).collect();
     let delays: Vec<u128> = times.windows(2).map(|w| (w[1] - w[0]).as_millis()).collect();
     assert_eq!(delays.len(), 3, "one attempt and three retries");
@@ -65,18 +65,18 @@ async fn a_failing_record_is_tried_four_times_with_growing_delays() {
         // Half to one and a half of the nominal delay, plus a step of the loop.
         assert!((nominal / 2..=nominal * 3 / 2 + 60).contains(delay), "{delays:?}");
     }
-    let letter = bus.state().letters.values().next().cloned().expect("a letter");
+    let letter = bus.state().letters.values().next().cloned().expect("a dead letter");
     assert_eq!(
         (letter.class, letter.attempts, letter.code.as_str()),
-        (LetterClass::Exhausted, 4, "flaky")
+        (FailureClass::Exhausted, 4, "flaky")
     );
     assert!(letter.first_failed_at < letter.last_failed_at);
     consumer.stop().await;
 }
 
-/// CR4: a key's versions reach the sink in rising order, and a newer one replaces one that waits.
+/// A key's versions reach the sink in rising order, and a newer one replaces a waiting one.
 #[tokio::test(start_paused = true)]
-async fn cr4_a_newer_version_supersedes_a_waiting_one() {
+async fn a_newer_version_supersedes_a_waiting_one() {
     let clock = VirtualClock::new();
     let bus = MemoryBus::new(1, &clock);
     let sink = ScriptedSink::new(|r, _| {
@@ -102,9 +102,9 @@ async fn cr4_a_newer_version_supersedes_a_waiting_one() {
     consumer.stop().await;
 }
 
-/// CR2: an outage of the sink parks nothing and uses up no attempt.
+/// An outage of the sink parks nothing and counts no attempt.
 #[tokio::test(start_paused = true)]
-async fn cr2_an_outage_is_not_poison() {
+async fn an_outage_is_not_poison() {
     let clock = VirtualClock::new();
     let (bus, sink) = (MemoryBus::new(2, &clock), ScriptedSink::willing());
     let consumer = spawn(&bus, &sink, &clock);
@@ -126,7 +126,8 @@ async fn cr2_an_outage_is_not_poison() {
     consumer.stop().await;
 }
 
-/// After an outage a canary goes first: while it dies no record is offered, and the consumer waits.
+/// After an outage a canary goes first: while it fails, no record is applied and the consumer
+/// waits.
 #[tokio::test(start_paused = true)]
 async fn a_canary_goes_before_records() {
     let clock = VirtualClock::new();
@@ -140,16 +141,16 @@ async fn a_canary_goes_before_records() {
         .await;
     sink.state().down = false;
     until("some canaries died", Duration::from_secs(60), || sink.state().canaries >= 5).await;
-    assert!(sink.state().offered.is_empty(), "no record was offered to what swallows canaries");
+    assert!(sink.state().offered.is_empty(), "no record was offered while canaries failed");
     sink.state().canary_dies = false;
     until("applied", Duration::from_secs(10), || sink.state().applied.len() == 1).await;
     assert!(bus.state().letters.is_empty());
     consumer.stop().await;
 }
 
-/// CR3: a letter that cannot be parked holds the position back, and the consumer lives on.
+/// A dead letter that cannot be written holds the position back; the consumer goes on trying.
 #[tokio::test(start_paused = true)]
-async fn cr3_the_position_waits_for_the_letter() {
+async fn the_position_waits_for_the_dead_letter() {
     let clock = VirtualClock::new();
     let bus = MemoryBus::new(1, &clock);
     let sink =
@@ -195,10 +196,10 @@ async fn a_stop_does_not_wait_for_a_sink_that_is_down() {
     assert_eq!(consumer.status().state, ConsumerState::Stopped);
 }
 
-/// CR8: when every record fails, the records are not to blame: few letters, an alarm, and all of
-/// them are applied when the cause has gone.
+/// When every record fails, the records are not to blame: few dead letters, an alarm, and all of
+/// them are applied once the cause is gone.
 #[tokio::test(start_paused = true)]
-async fn cr8_a_storm_is_stopped_and_ends_by_itself() {
+async fn a_storm_is_stopped_and_ends_by_itself() {
     let clock = VirtualClock::new();
     let bus = MemoryBus::new(2, &clock);
     let broken = Arc::new(AtomicBool::new(true));
@@ -219,7 +220,7 @@ async fn cr8_a_storm_is_stopped_and_ends_by_itself() {
     until("the alarm", Duration::from_secs(15), || consumer.status().storm).await;
     until("a minute", Duration::from_secs(70), || consumer.status().lag_seconds > 60.0).await;
     let letters = bus.state().letters.len();
-    assert!(letters <= 100, "{letters} letters");
+    assert!(letters <= 100, "{letters} dead letters");
     let committed = bus.state().committed.clone();
     assert!(
         committed.values().map(|p| p.next).sum::<u64>() < 1000,
@@ -240,7 +241,7 @@ async fn cr8_a_storm_is_stopped_and_ends_by_itself() {
     consumer.stop().await;
 }
 
-/// Somebody looked, and the records are to blame: the letters are written.
+/// An operator has looked, and the records are to blame: the dead letters are written.
 #[tokio::test(start_paused = true)]
 async fn a_storm_can_be_allowed() {
     let clock = VirtualClock::new();
@@ -255,7 +256,7 @@ async fn a_storm_can_be_allowed() {
     until("the alarm", Duration::from_secs(15), || consumer.status().storm).await;
     assert!(bus.state().letters.len() <= 100);
     consumer.allow_storm();
-    until("all letters", Duration::from_secs(15), || bus.state().letters.len() == 200).await;
+    until("all dead letters", Duration::from_secs(15), || bus.state().letters.len() == 200).await;
     until("it is over", Duration::from_secs(5), || !consumer.status().storm).await;
     consumer.stop().await;
 }

@@ -1,5 +1,5 @@
-//! The envelope against its golden file and schema; the runtime against scripted sinks and a bus in
-//! memory.
+//! The envelope against its golden file and schema; the consumer runtime against scripted sinks and
+//! an in-memory bus.
 
 mod envelope;
 mod faults;

@@ -1,4 +1,4 @@
-//! The ordinary day: order, collapsing, positions, lag, rebuilds, stopping.
+//! Normal operation: order, collapsing, positions, lag, rebuilds, stopping.
 
 use std::time::Duration;
 
@@ -48,9 +48,9 @@ async fn a_restart_goes_on_where_the_sink_was_durable() {
     consumer.stop().await;
 }
 
-/// R6.4, CR10: what a replaced epoch publishes later is dropped, also after a restart.
+/// Events that a replaced epoch publishes later are dropped, also after a restart.
 #[tokio::test(start_paused = true)]
-async fn cr10_events_of_a_replaced_epoch_are_dropped() {
+async fn events_of_a_replaced_epoch_are_dropped() {
     let clock = VirtualClock::new();
     let (bus, sink) = (MemoryBus::new(1, &clock), ScriptedSink::willing());
     bus.publish(&event("a", 5, 2));
@@ -66,9 +66,9 @@ async fn cr10_events_of_a_replaced_epoch_are_dropped() {
     consumer.stop().await;
 }
 
-/// CR7: the lag is true on an idle bus and while the sink is stuck.
+/// The lag is true on an idle bus and while the sink is stuck.
 #[tokio::test(start_paused = true)]
-async fn cr7_the_lag_tells_the_truth() {
+async fn the_lag_is_true() {
     let clock = VirtualClock::new();
     let (bus, sink) = (MemoryBus::new(4, &clock), ScriptedSink::willing());
     let consumer = spawn(&bus, &sink, &clock);

@@ -5,19 +5,20 @@ use std::collections::{BTreeMap, VecDeque};
 use tagfast_domain::{EpochOrdinal, UnixMillis};
 
 use crate::bus::{
-    BusPosition, BusRecord, ClusterName, Emits, Frontier, Partition, Positions, RecordKind,
+    BusPosition, BusRecord, ClusterName, Partition, Positions, PublisherEpochs, RecordKind,
+    Watermark,
 };
 
 #[derive(Default)]
 struct PartitionProgress {
     /// Behind the last record read.
     read: BusPosition,
-    /// Durable and visible.
+    /// First offset that is not yet durable and visible.
     durable: u64,
-    /// (offset behind a polled run, commit time of its first record), oldest first; those not yet
-    /// durable.
+    /// Polled runs that are not yet durable, oldest first: (offset behind the run, commit time of
+    /// its first record in Unix ms).
     runs: VecDeque<(u64, UnixMillis)>,
-    /// Everything committed before this moment is durable and visible.
+    /// Everything committed before this time (Unix ms) is durable and visible; `None` if unknown.
     visible: Option<UnixMillis>,
 }
 
@@ -28,7 +29,7 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// Partitions that are read from here on.
+    /// Adds partitions that are read from these positions on.
     pub(crate) fn begin(&mut self, from: Positions) {
         for (partition, read) in from {
             let durable = read.next;
@@ -37,43 +38,48 @@ impl Progress {
         }
     }
 
-    /// Partitions that are somebody else's from here on.
+    /// Removes partitions that a different member reads from now on.
     pub(crate) fn end(&mut self, partitions: &[Partition]) {
         self.partitions.retain(|partition, _| !partitions.contains(partition));
     }
 
-    /// Partitions that are read.
+    /// Number of assigned partitions.
     pub(crate) fn len(&self) -> usize {
         self.partitions.len()
     }
 
-    /// Which ones.
+    /// The assigned partitions.
     pub(crate) fn partitions(&self) -> Vec<Partition> {
         self.partitions.keys().copied().collect()
     }
 
-    /// Whether a partition is read.
+    /// Whether a partition is assigned.
     pub(crate) fn has(&self, partition: Partition) -> bool {
         self.partitions.contains_key(&partition)
     }
 
-    /// Whether an event is of the newest epoch of its cluster seen in its partition; a smaller
-    /// `emit` is dropped.
+    /// Records an event's publisher epoch; returns false if the event must be dropped because a
+    /// newer epoch of its cluster was seen in the partition.
     pub(crate) fn accepts(
         &mut self,
         partition: Partition,
         cluster: &ClusterName,
-        emit: EpochOrdinal,
+        epoch: EpochOrdinal,
     ) -> bool {
-        self.partitions.get_mut(&partition).is_some_and(|known| known.read.emits.see(cluster, emit))
+        self.partitions
+            .get_mut(&partition)
+            .is_some_and(|known| known.read.publisher_epochs.observe(cluster, epoch))
     }
 
-    /// What was seen in a partition.
-    pub(crate) fn emits(&self, partition: Partition) -> Emits {
-        self.partitions.get(&partition).map(|known| known.read.emits.clone()).unwrap_or_default()
+    /// The publisher epochs seen in a partition.
+    pub(crate) fn publisher_epochs(&self, partition: Partition) -> PublisherEpochs {
+        self.partitions
+            .get(&partition)
+            .map(|known| known.read.publisher_epochs.clone())
+            .unwrap_or_default()
     }
 
-    /// Takes note of a polled batch.
+    /// Moves the read positions behind a polled batch.
     pub(crate) fn read(&mut self, records: &[BusRecord]) {
         for record in records {
             let Some(known) = self.partitions.get_mut(&record.partition) else { continue };
@@ -92,20 +98,20 @@ impl Progress {
         }
     }
 
-    /// Everything below these positions is done, given what waits at the smallest offset of each
-    /// partition. Its `emits` are those of when it was read: a larger one read behind it would
-    /// drop the record itself after a restart.
-    pub(crate) fn done(&self, waiting: &Positions) -> Positions {
+    /// Everything below these positions is done, given the lowest unfinished record of each
+    /// partition. The publisher epochs of an unfinished record are those of when it was read: a
+    /// newer epoch read behind it would drop the record itself after a restart.
+    pub(crate) fn done(&self, unfinished: &Positions) -> Positions {
         self.partitions
             .iter()
             .map(|(p, known)| {
-                let held = waiting.get(p).filter(|w| w.next < known.read.next);
+                let held = unfinished.get(p).filter(|w| w.next < known.read.next);
                 (*p, held.cloned().unwrap_or_else(|| known.read.clone()))
             })
             .collect()
     }
 
-    /// How far reading is ahead of what is done.
+    /// How many offsets reading is ahead of the done positions.
     pub(crate) fn ahead(&self, done: &Positions) -> Vec<(Partition, u64)> {
         self.partitions
             .iter()
@@ -115,7 +121,7 @@ impl Progress {
             .collect()
     }
 
-    /// Remembers what is durable; true if it moved.
+    /// Records durable positions; returns true if one moved.
     pub(crate) fn commit(&mut self, durable: &Positions) -> bool {
         let mut moved = false;
         for (partition, position) in durable {
@@ -129,25 +135,27 @@ impl Progress {
         moved
     }
 
-    /// Per partition the moment before which everything committed is visible. It never goes back.
+    /// Computes per partition the commit time before which everything is visible. It never moves
+    /// back.
     pub(crate) fn visible(
         &mut self,
         durable: &Positions,
-        frontiers: &BTreeMap<Partition, Vec<Frontier>>,
+        watermarks: &BTreeMap<Partition, Vec<Watermark>>,
     ) -> BTreeMap<Partition, UnixMillis> {
         let mut visible = BTreeMap::new();
         for (partition, known) in &mut self.partitions {
             let next = durable.get(partition).map_or(0, |p| p.next);
-            let reached = |f: &&Frontier| next >= f.next || f.next <= 1;
-            let of_partition = frontiers.get(partition).map_or(&[][..], Vec::as_slice);
-            // What is not done yet was committed at or after this; what came before it is done.
+            let reached = |w: &&Watermark| next >= w.next || w.next <= 1;
+            let of_partition = watermarks.get(partition).map_or(&[][..], Vec::as_slice);
+            // The oldest record that is not durable was committed at this time; everything
+            // committed before it is done.
             let before_the_first =
                 known.runs.front().map(|(_, at)| *at).filter(|_| !of_partition.is_empty());
             let now = of_partition
                 .iter()
                 .rev()
                 .find(reached)
-                .map(|f| f.complete_through)
+                .map(|w| w.complete_through)
                 .or(before_the_first);
             known.visible = now.max(known.visible);
             if let Some(at) = known.visible {
@@ -157,7 +165,7 @@ impl Progress {
         visible
     }
 
-    /// What [`Progress::visible`] said last.
+    /// The last result of [`Progress::visible`].
     pub(crate) fn known_visible(&self) -> BTreeMap<Partition, UnixMillis> {
         self.partitions
             .iter()
@@ -165,17 +173,17 @@ impl Progress {
             .collect()
     }
 
-    /// Whether everything the bus has is durable and visible.
+    /// Whether everything on the bus is durable and visible.
     pub(crate) fn has_all(
         &self,
         durable: &Positions,
-        frontiers: &BTreeMap<Partition, Vec<Frontier>>,
+        watermarks: &BTreeMap<Partition, Vec<Watermark>>,
     ) -> bool {
-        let reached = |p: &Partition, f: &Frontier| {
-            f.next <= 1 || durable.get(p).is_some_and(|d| d.next >= f.next)
+        let reached = |p: &Partition, w: &Watermark| {
+            w.next <= 1 || durable.get(p).is_some_and(|d| d.next >= w.next)
         };
         self.partitions
             .keys()
-            .all(|p| frontiers.get(p).and_then(|f| f.last()).is_some_and(|f| reached(p, f)))
+            .all(|p| watermarks.get(p).and_then(|w| w.last()).is_some_and(|w| reached(p, w)))
     }
 }

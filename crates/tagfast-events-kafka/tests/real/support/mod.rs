@@ -1,26 +1,27 @@
-//! One broker for the binary, topics of its own for each test.
+//! One broker for the binary, separate topics for each test.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, MutexGuard, OnceLock};
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use tagfast_domain::{
     ContentKey, EpochId, EpochOrdinal, Tag, Tagging, TaggingsEvent, UnixMillis, UserId, Version,
 };
 use tagfast_events::{
-    Bus, Consumer, Group, Partition, Positions, RecordVerdict, RuntimeOptions, Sink, SinkError,
-    SinkRecord, Start, Visible,
+    Bus, Consumer, ConsumerGroup, Partition, Positions, RecordVerdict, RuntimeOptions, Sink,
+    SinkError, SinkRecord, Start, VisibleThrough,
 };
 use tagfast_events_kafka::{KafkaBus, KafkaOptions, Security};
-use tagfast_resilience::{Clock, SystemClock};
+use tagfast_resilience::{Clock, SystemClock, task};
 use tagfast_testkit::stack::{SharedStack, Stack, StackOptions};
 use tokio::sync::{RwLock, RwLockReadGuard};
 
 pub(crate) const CLUSTER: &str = "c0";
 pub(crate) const PARTITIONS: u16 = 8;
 
-/// The stack, started by whoever comes first.
+/// The stack, started by the first caller.
 pub(crate) fn stack() -> MutexGuard<'static, Stack> {
     static SHARED: SharedStack = SharedStack::new();
     SHARED.get(|base| StackOptions { kafka: true, ..base })
@@ -46,21 +47,21 @@ pub(crate) fn options() -> KafkaOptions {
         clusters: (0..PARTITIONS)
             .map(|p| (Partition(p), BTreeSet::from([CLUSTER.into()])))
             .collect(),
-        whole: Vec::new(),
+        standalone_groups: Vec::new(),
     }
 }
 
-/// A bus whose topics are there.
+/// A bus whose topics exist.
 pub(crate) async fn bus(options: &KafkaOptions) -> Arc<KafkaBus> {
     let bus = KafkaBus::new(options.clone()).expect("the settings are fine");
     bus.check_topics().await.expect("the topics are made");
     bus
 }
 
-/// Held by tests that need a broker that works; whoever breaks it waits for them.
+/// Tests that need a working broker hold it shared; tests that break the broker hold it alone.
 pub(crate) static BROKER: RwLock<()> = RwLock::const_new(());
 
-/// A fresh bus, and a broker that nobody breaks meanwhile.
+/// A fresh bus, and a guard that keeps other tests from breaking the broker.
 pub(crate) async fn fresh() -> (KafkaOptions, Arc<KafkaBus>, RwLockReadGuard<'static, ()>) {
     let quiet = BROKER.read().await;
     let (options, bus) = unprotected().await;
@@ -69,7 +70,7 @@ pub(crate) async fn fresh() -> (KafkaOptions, Arc<KafkaBus>, RwLockReadGuard<'st
 
 /// A fresh bus. The first one starts the broker, away from the test's task.
 pub(crate) async fn unprotected() -> (KafkaOptions, Arc<KafkaBus>) {
-    let options = tokio::task::spawn_blocking(options).await.expect("the stack comes up");
+    let options = task::blocking(options).await.expect("the stack comes up");
     let bus = bus(&options).await;
     (options, bus)
 }
@@ -87,13 +88,19 @@ pub(crate) fn event_of(key: &ContentKey, version: u64, emit: u64) -> TaggingsEve
     let version = Version::from_packed(version).expect("fits");
     let (tag, user, at) =
         (Tag::parse("Tested").expect("a tag"), UserId::parse("ann").expect("a user"), now());
-    let tagging =
-        Tagging { name: tag.name, display: tag.display, user, at, ord: version, present: true };
+    let tagging = Tagging {
+        name: tag.name,
+        display: tag.display,
+        user,
+        at,
+        decided_at: version,
+        present: true,
+    };
     TaggingsEvent {
         key: key.clone(),
         version,
         at,
-        emit: EpochOrdinal(emit),
+        publisher_epoch: EpochOrdinal(emit),
         tags: vec![tagging],
         changes: Vec::new(),
     }
@@ -101,9 +108,9 @@ pub(crate) fn event_of(key: &ContentKey, version: u64, emit: u64) -> TaggingsEve
 
 type Judge = Box<dyn Fn(&SinkRecord) -> RecordVerdict + Send + Sync>;
 
-/// Keeps the newest version of each content; where it reads on, the bus remembers.
+/// Keeps the newest version of each content; the bus keeps its positions.
 pub(crate) struct MemorySink {
-    group: Group,
+    group: ConsumerGroup,
     judge: Judge,
     pub(crate) newest: Mutex<BTreeMap<String, u64>>,
     pub(crate) applied: AtomicU64,
@@ -121,7 +128,7 @@ impl MemorySink {
         judge: impl Fn(&SinkRecord) -> RecordVerdict + Send + Sync + 'static,
     ) -> Arc<Self> {
         Arc::new(Self {
-            group: Group(group),
+            group: ConsumerGroup(group),
             judge: Box::new(judge),
             newest: Mutex::default(),
             applied: AtomicU64::new(0),
@@ -131,17 +138,13 @@ impl MemorySink {
     }
 
     pub(crate) fn version(&self, id: &str) -> Option<u64> {
-        self.newest
-            .lock()
-            .expect("no panic under the lock")
-            .get(&format!("acme/page/{id}"))
-            .copied()
+        self.newest.lock().get(&format!("acme/page/{id}")).copied()
     }
 }
 
 #[async_trait]
 impl Sink for MemorySink {
-    fn group(&self) -> Group {
+    fn group(&self) -> ConsumerGroup {
         self.group
     }
 
@@ -150,7 +153,7 @@ impl Sink for MemorySink {
     }
 
     async fn apply(&self, records: &[SinkRecord]) -> Result<Vec<RecordVerdict>, SinkError> {
-        let mut newest = self.newest.lock().expect("no panic under the lock");
+        let mut newest = self.newest.lock();
         Ok(records
             .iter()
             .map(|record| {
@@ -174,7 +177,7 @@ impl Sink for MemorySink {
     }
 
     async fn versions(&self, keys: &[ContentKey]) -> Result<Vec<Option<Version>>, SinkError> {
-        let newest = self.newest.lock().expect("no panic under the lock");
+        let newest = self.newest.lock();
         let version = |key: &ContentKey| Version::from_packed(*newest.get(&key.to_string())?).ok();
         Ok(keys.iter().map(version).collect())
     }
@@ -193,7 +196,7 @@ impl Sink for MemorySink {
         Ok(())
     }
 
-    fn visible(&self, visible: &Visible) {
+    fn visible(&self, visible: &VisibleThrough) {
         if let Some(at) = visible.oldest() {
             self.visible.store(at.unsigned_abs(), Ordering::Relaxed);
         }

@@ -1,27 +1,28 @@
-//! A bus in memory, a sink that does what a test tells it, and a clock that follows tokio's.
+//! An in-memory bus, a scripted sink, and a clock that follows tokio's.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::{Mutex, MutexGuard};
 use tagfast_domain::{
     ContentKey, EpochId, EpochOrdinal, TagName, Tagging, TaggingsEvent, UserId, Version,
 };
 use tagfast_events::{
-    Bus, BusConsumer, BusError, BusPosition, BusRecord, Consumer, DeadLetter, Frontier, Group,
-    Partition, Polled, Positions, RecordKind, RecordVerdict, RuntimeOptions, Sink, SinkError,
-    SinkRecord, Start, Visible, encode,
+    Bus, BusConsumer, BusError, BusPosition, BusRecord, Consumer, ConsumerGroup, DeadLetter,
+    Partition, PollResult, Positions, RecordKind, RecordVerdict, RuntimeOptions, Sink, SinkError,
+    SinkRecord, Start, VisibleThrough, Watermark, encode,
 };
 use tagfast_resilience::Clock;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 pub(crate) const EPOCH: EpochId = EpochId([1; 16]);
-pub(crate) const GROUP: Group = Group("test");
+pub(crate) const GROUP: ConsumerGroup = ConsumerGroup("test");
 pub(crate) const BASE: i64 = 1_800_000_000_000;
 
-/// The date, moved by tokio's (paused) time.
+/// Wall time that follows tokio's (paused) time.
 pub(crate) struct VirtualClock(Instant);
 
 impl VirtualClock {
@@ -36,7 +37,7 @@ impl Clock for VirtualClock {
     }
 }
 
-/// A bus in memory; clones share it.
+/// An in-memory bus; clones share it.
 #[derive(Clone)]
 pub(crate) struct MemoryBus {
     partitions: u16,
@@ -51,8 +52,8 @@ pub(crate) struct BusState {
     pub(crate) retained: BTreeMap<Partition, u64>,
     pub(crate) letters: BTreeMap<String, DeadLetter>,
     pub(crate) committed: Positions,
-    /// What the next polls tell of the assignment.
-    pub(crate) changes: VecDeque<Polled>,
+    /// Changes of the assignment that the next polls return.
+    pub(crate) changes: VecDeque<PollResult>,
     pub(crate) released: Vec<Partition>,
     pub(crate) refuse_park: bool,
     pub(crate) down: bool,
@@ -65,7 +66,7 @@ impl MemoryBus {
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, BusState> {
-        self.state.lock().expect("not poisoned")
+        self.state.lock()
     }
 
     pub(crate) fn publish_raw(&self, mut record: BusRecord) -> u64 {
@@ -92,7 +93,7 @@ impl MemoryBus {
             key,
             version: event.version,
             at: event.at,
-            emit: event.emit,
+            publisher_epoch: event.publisher_epoch,
             payload: encode(event),
         }
     }
@@ -116,10 +117,10 @@ impl Bus for MemoryBus {
         EPOCH
     }
 
-    async fn consumer(&self, group: Group) -> Result<Box<dyn BusConsumer>, BusError> {
+    async fn consumer(&self, group: ConsumerGroup) -> Result<Box<dyn BusConsumer>, BusError> {
         Ok(Box::new(MemoryConsumer {
             group,
-            changes: vec![Polled::Assigned(self.partitions())],
+            changes: vec![PollResult::Assigned(self.partitions())],
             next: BTreeMap::new(),
             bus: self.clone(),
             paused: BTreeSet::new(),
@@ -134,7 +135,7 @@ impl Bus for MemoryBus {
                 p,
                 BusPosition {
                     next: Self::next(&state, p),
-                    emits: tagfast_events::Emits::embedded(0),
+                    publisher_epochs: tagfast_events::PublisherEpochs::embedded(0),
                 },
             )
         };
@@ -144,7 +145,7 @@ impl Bus for MemoryBus {
     async fn park(&self, letter: &DeadLetter) -> Result<(), BusError> {
         let mut state = self.state();
         if state.refuse_park {
-            return Err(BusError::Unavailable("no letters today".to_owned()));
+            return Err(BusError::unavailable("parking is refused".to_owned()));
         }
         state.letters.insert(letter.id(), letter.clone());
         Ok(())
@@ -152,9 +153,9 @@ impl Bus for MemoryBus {
 }
 
 struct MemoryConsumer {
-    group: Group,
-    /// Told before anything else, the last one first.
-    changes: Vec<Polled>,
+    group: ConsumerGroup,
+    /// Returned before anything else, the last one first.
+    changes: Vec<PollResult>,
     bus: MemoryBus,
     next: BTreeMap<Partition, u64>,
     paused: BTreeSet<Partition>,
@@ -163,7 +164,7 @@ struct MemoryConsumer {
 
 #[async_trait]
 impl BusConsumer for MemoryConsumer {
-    async fn poll(&mut self, max: usize, wait: Duration) -> Result<Polled, BusError> {
+    async fn poll(&mut self, max: usize, wait: Duration) -> Result<PollResult, BusError> {
         let end = Instant::now() + wait;
         loop {
             if let Some(change) =
@@ -175,7 +176,7 @@ impl BusConsumer for MemoryConsumer {
             {
                 let state = self.bus.state();
                 if state.down {
-                    return Err(BusError::Unavailable("the bus is down".to_owned()));
+                    return Err(BusError::unavailable("the bus is down".to_owned()));
                 }
                 let mut polled = Vec::new();
                 for (partition, next) in &mut self.next {
@@ -191,11 +192,11 @@ impl BusConsumer for MemoryConsumer {
                         .map_or(*next, |r| r.offset + 1);
                 }
                 if !polled.is_empty() {
-                    return Ok(Polled::Records(polled));
+                    return Ok(PollResult::Records(polled));
                 }
             }
             if tokio::time::timeout_at(end, self.wake.changed()).await.is_err() {
-                return Ok(Polled::Records(Vec::new()));
+                return Ok(PollResult::Records(Vec::new()));
             }
         }
     }
@@ -241,11 +242,11 @@ impl BusConsumer for MemoryConsumer {
         Ok(())
     }
 
-    async fn frontiers(&self) -> Result<BTreeMap<Partition, Vec<Frontier>>, BusError> {
+    async fn watermarks(&self) -> Result<BTreeMap<Partition, Vec<Watermark>>, BusError> {
         let state = self.bus.state();
         let complete_through = self.bus.clock.now_ms();
         let frontier =
-            |p| (p, vec![Frontier { next: MemoryBus::next(&state, p), complete_through }]);
+            |p| (p, vec![Watermark { next: MemoryBus::next(&state, p), complete_through }]);
         Ok(self.next.keys().copied().map(frontier).collect())
     }
 }
@@ -253,7 +254,7 @@ impl BusConsumer for MemoryConsumer {
 /// What a scripted sink does with a record.
 type Script = dyn Fn(&SinkRecord, u32) -> RecordVerdict + Send + Sync;
 
-/// A sink that keeps states like a real one: newer wins, durable only when it advances.
+/// A sink that stores states like a real one: newer wins, durable only after an advance.
 pub(crate) struct ScriptedSink {
     pub(crate) state: Mutex<SinkState>,
     script: Box<Script>,
@@ -261,7 +262,7 @@ pub(crate) struct ScriptedSink {
 
 #[derive(Default)]
 pub(crate) struct SinkState {
-    /// Applied, perhaps not durable.
+    /// Applied, not necessarily durable.
     pub(crate) applied: BTreeMap<ContentKey, Version>,
     durable: BTreeMap<ContentKey, Version>,
     pub(crate) positions: Option<Positions>,
@@ -292,27 +293,23 @@ impl ScriptedSink {
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, SinkState> {
-        self.state.lock().expect("not poisoned")
+        self.state.lock()
     }
 
-    /// What a crash leaves.
+    /// Keeps only durable state, as a crash does.
     pub(crate) fn crash(&self) {
         let mut state = self.state();
         state.applied = state.durable.clone();
     }
 
     fn check(state: &SinkState) -> Result<(), SinkError> {
-        if state.down {
-            Err(SinkError { code: "down", message: "the sink is down".to_owned() })
-        } else {
-            Ok(())
-        }
+        if state.down { Err(SinkError::new("down", "the sink is down")) } else { Ok(()) }
     }
 }
 
 #[async_trait]
 impl Sink for ScriptedSink {
-    fn group(&self) -> Group {
+    fn group(&self) -> ConsumerGroup {
         GROUP
     }
 
@@ -359,7 +356,7 @@ impl Sink for ScriptedSink {
         let mut state = self.state();
         state.canaries += 1;
         if state.canary_dies {
-            return Err(SinkError { code: "down", message: "the canary died".to_owned() });
+            return Err(SinkError::new("down", "the canary failed"));
         }
         Self::check(&state)
     }
@@ -385,7 +382,7 @@ impl Sink for ScriptedSink {
         Ok(positions.clone())
     }
 
-    fn visible(&self, visible: &Visible) {
+    fn visible(&self, visible: &VisibleThrough) {
         if let Some(at) = visible.oldest() {
             self.state().visible = at;
         }
@@ -412,20 +409,20 @@ impl Sink for ScriptedSink {
 }
 
 /// A content's event.
-pub(crate) fn event(id: &str, version: u64, emit: u64) -> TaggingsEvent {
+pub(crate) fn event(id: &str, version: u64, epoch: u64) -> TaggingsEvent {
     let tagging = Tagging {
         name: TagName::from_canonical("tag"),
         display: "Tag".into(),
         user: UserId::parse("user").expect("valid"),
         at: BASE,
-        ord: Version::from_packed(version).expect("fits"),
+        decided_at: Version::from_packed(version).expect("fits"),
         present: true,
     };
     TaggingsEvent {
         key: ContentKey::parse("tenant", "type", id).expect("valid"),
         version: Version::from_packed(version).expect("fits"),
         at: BASE,
-        emit: EpochOrdinal(emit),
+        publisher_epoch: EpochOrdinal(epoch),
         tags: vec![tagging],
         changes: Vec::new(),
     }

@@ -1,0 +1,136 @@
+//! The bus: producer, metadata client and the publisher epochs that this process has seen.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::producer::FutureProducer;
+use tagfast_domain::EpochId;
+use tagfast_events::dead_letters::{DeadLetterReader, DeadLetterSource, ReadOffsets};
+use tagfast_events::{
+    Bus, BusConsumer, BusError, BusPosition, ConsumerGroup, DeadLetter, Partition, Positions,
+    PublisherEpochs,
+};
+
+use crate::client;
+use crate::consumer::KafkaConsumer;
+use crate::dead_letters::{self, KafkaDeadLetterReader};
+use crate::options::{KafkaOptions, METADATA_TIMEOUT};
+use crate::publisher::Publisher;
+use crate::topics::{self, TopicError};
+
+/// The bus on Kafka.
+pub struct KafkaBus {
+    options: Arc<KafkaOptions>,
+    producer: FutureProducer,
+    /// For requests that need no group.
+    metadata_client: Arc<BaseConsumer>,
+    /// The newest publisher epochs that any consumer of this process saw: a rebuild begins with
+    /// them.
+    seen: Arc<Mutex<BTreeMap<Partition, PublisherEpochs>>>,
+}
+
+impl KafkaBus {
+    /// Creates the clients. Sends no request, so it succeeds while all brokers are unreachable.
+    ///
+    /// # Errors
+    ///
+    /// [`TopicError::Unusable`] if the options are invalid.
+    pub fn new(options: KafkaOptions) -> Result<Arc<Self>, TopicError> {
+        if !(1..=64).contains(&options.partitions) {
+            return Err(TopicError::Unusable(format!(
+                "kafka.partitions = {} is not 1 to 64",
+                options.partitions
+            )));
+        }
+        let invalid = |e: rdkafka::error::KafkaError| {
+            TopicError::Unusable(format!("the Kafka client refuses its settings: {e}"))
+        };
+        let producer = client::producer(&options).create().map_err(invalid)?;
+        let metadata_client = client::base(&options).create().map_err(invalid)?;
+        Ok(Arc::new(Self {
+            options: Arc::new(options),
+            producer,
+            metadata_client: Arc::new(metadata_client),
+            seen: Arc::default(),
+        }))
+    }
+
+    /// Creates missing topics and checks existing ones.
+    ///
+    /// # Errors
+    ///
+    /// See [`TopicError`].
+    pub async fn check_topics(&self) -> Result<(), TopicError> {
+        topics::check(&self.options, &self.metadata_client).await
+    }
+
+    /// A publisher for the relays of this process.
+    pub fn publisher(&self) -> Publisher {
+        Publisher::new(Arc::clone(&self.options), self.producer.clone())
+    }
+
+    /// Reads a group's dead letters at these offsets; a partition that is missing, or whose offset
+    /// is gone, starts at its beginning.
+    ///
+    /// # Errors
+    ///
+    /// [`BusError::Unavailable`] if the reader cannot be created.
+    pub fn dead_letter_reader(
+        &self,
+        group: ConsumerGroup,
+        from: ReadOffsets,
+    ) -> Result<KafkaDeadLetterReader, BusError> {
+        KafkaDeadLetterReader::open(&self.options, group, from)
+    }
+}
+
+#[async_trait]
+impl DeadLetterSource for KafkaBus {
+    async fn reader(
+        &self,
+        group: ConsumerGroup,
+        from: ReadOffsets,
+    ) -> Result<Box<dyn DeadLetterReader>, BusError> {
+        Ok(Box::new(self.dead_letter_reader(group, from)?))
+    }
+}
+
+#[async_trait]
+impl Bus for KafkaBus {
+    fn partitions(&self) -> Vec<Partition> {
+        (0..self.options.partitions).map(Partition).collect()
+    }
+
+    /// Stays the same as long as the topic has this name. Positions beyond the end show that the
+    /// topic was recreated.
+    fn epoch(&self) -> EpochId {
+        EpochId(xxhash_rust::xxh3::xxh3_128(self.options.topic.as_bytes()).to_be_bytes())
+    }
+
+    async fn consumer(&self, group: ConsumerGroup) -> Result<Box<dyn BusConsumer>, BusError> {
+        let seen = Arc::clone(&self.seen);
+        let consumer = KafkaConsumer::join(&self.options, group, seen);
+        Ok(Box::new(consumer.map_err(BusError::unavailable)?))
+    }
+
+    async fn ends(&self) -> Result<Positions, BusError> {
+        let mut ends = Positions::new();
+        for partition in self.partitions() {
+            // The epochs first: those seen later only make a consumer drop more.
+            let publisher_epochs = self.seen.lock().get(&partition).cloned().unwrap_or_default();
+            let (client, topic) = (Arc::clone(&self.metadata_client), self.options.topic.clone());
+            let number = i32::from(partition.0);
+            let fetch = move || client.fetch_watermarks(&topic, number, METADATA_TIMEOUT);
+            let (_, high) = client::blocking(fetch).await?;
+            ends.insert(partition, BusPosition { next: high.unsigned_abs(), publisher_epochs });
+        }
+        Ok(ends)
+    }
+
+    async fn park(&self, letter: &DeadLetter) -> Result<(), BusError> {
+        dead_letters::park(&self.options, &self.producer, letter).await
+    }
+}
