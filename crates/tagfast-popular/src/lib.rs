@@ -1,27 +1,14 @@
-//! Popular tags: windows, counts, displays and typeahead.
+//! Popular tags: the port, the arithmetic of windows, and leaderboards in memory.
 //!
-//! Counts are a function of the shards' current state, never of a stream of increments, so that
-//! they can be recounted, repaired and proven.
+//! Counts are a function of the shards' current state, never of a stream of increments, so that a
+//! recount can verify and repair them. The engine that counts is a crate of its own
+//! (`tagfast-popular-counts`), so that callers link neither SQLite nor Redis.
 
-mod assigned;
-mod boards;
-mod counts;
-mod owner;
+pub mod leaderboards;
 pub mod port;
-mod recount;
-pub mod state;
-mod windows;
+pub mod windows;
 
-pub use counts::{BATCH, GROUP, PopularCounts};
-pub use port::{Board, PopularError, PopularTags, RecountReport, Suggestions, TagCount, Window};
-pub use state::{BoardWriter, StateBoards, StateError};
-
-use tagfast_resilience::{MetricDef, MetricKind};
-
-/// Metrics of this crate: the lag and the records of group `analytics` are the consumer runtime's.
-pub const METRICS: &[MetricDef] = &[MetricDef {
-    name: "tagfast_popular_boards_up",
-    kind: MetricKind::Gauge,
-    labels: &[],
-    help: "1 while the boards of the state Redis are written. 0: popular tags keep the age they have.",
-}];
+pub use leaderboards::{LeaderboardCache, LeaderboardSnapshot};
+pub use port::{
+    Leaderboard, PopularError, PopularTags, RecountReport, Suggestions, TagCount, Window,
+};

@@ -1,34 +1,44 @@
-//! The popular port: what the API may ask.
+//! The popular port: what the API may ask about popular tags.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use tagfast_domain::{TagName, TenantId, UnixMillis};
 
-/// A window of time.
+/// A window of time. The order is that of stored counts: column `n0` of a count is `All`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Window {
+    /// Every tagging that exists.
+    All,
     /// The last 60 minute buckets.
     Hour,
     /// The last 24 hour buckets.
     Day,
     /// The last 168 hour buckets.
     Week,
-    /// Every tagging that exists.
-    All,
 }
 
 impl Window {
-    /// All windows.
-    pub const ALL: [Self; 4] = [Self::Hour, Self::Day, Self::Week, Self::All];
+    /// All windows, in stored order.
+    pub const ALL: [Self; 4] = [Self::All, Self::Hour, Self::Day, Self::Week];
 
-    /// The word in requests and answers.
+    /// Name of the window in requests, responses and Redis keys.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::All => "all",
             Self::Hour => "1h",
             Self::Day => "24h",
             Self::Week => "7d",
-            Self::All => "all",
+        }
+    }
+
+    /// Position of the window in [`Window::ALL`] and in stored counts.
+    pub fn index(self) -> usize {
+        match self {
+            Self::All => 0,
+            Self::Hour => 1,
+            Self::Day => 2,
+            Self::Week => 3,
         }
     }
 }
@@ -43,61 +53,61 @@ impl std::str::FromStr for Window {
     }
 }
 
-/// A tag with its use.
+/// A tag and its number of uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TagCount {
-    /// The tag.
+    /// Canonical name of the tag.
     pub tag: TagName,
-    /// The tenant's spelling of it: the one with the smallest (added_at, bytes) among live
+    /// Spelling of the tag in this tenant: the one with the smallest (added_at, bytes) among live
     /// taggings.
     pub display: Arc<str>,
-    /// Contents that carry it, within the window.
+    /// Number of contents that carry the tag, within the window.
     pub count: u64,
 }
 
-/// A ranking, most used first; ties by canonical name.
+/// The most used tags of a window, most used first; ties are ordered by canonical name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Board {
+pub struct Leaderboard {
     /// The tags.
     pub tags: Vec<TagCount>,
-    /// Everything committed before this moment is counted.
+    /// Every write committed before this time (Unix ms) is counted.
     pub as_of: UnixMillis,
-    /// Where the counts come from does not answer: this is what was read last.
+    /// Whether the source of the counts does not answer, so that these are the last good ones.
     pub stale: bool,
 }
 
-/// Typeahead.
+/// Tags that complete a typed text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Suggestions {
     /// Matching tags, most used first.
     pub tags: Vec<TagCount>,
-    /// Rarely used tags may be missing.
+    /// Whether rarely used tags may be missing.
     pub approximate: bool,
-    /// Everything committed before this moment is counted.
+    /// Every write committed before this time (Unix ms) is counted.
     pub as_of: UnixMillis,
-    /// As in [`Board`].
+    /// As in [`Leaderboard::stale`].
     pub stale: bool,
 }
 
-/// What a recount found.
+/// Result of a recount.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize)]
 pub struct RecountReport {
     /// Contents compared.
     pub contents: u64,
     /// Contents whose counted state differs from the shard at the same version.
     pub drifted_contents: u64,
-    /// Sums that differ from the states they are sums of.
+    /// Sums that differ from the states that they sum up.
     pub drifted_counts: u64,
-    /// The drift per tenant and tag, at most 1,000 rows: (tenant, tag, counted, true).
+    /// Drift per tenant and tag, at most 1,000 rows: (tenant, tag, counted, true).
     pub rows: Vec<(String, String, i64, i64)>,
-    /// Whether the drift was repaired.
+    /// Whether the recount repaired the drift.
     pub repaired: bool,
 }
 
-/// Why no answer could be given.
+/// Why popular tags have no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum PopularError {
-    /// Not one of the windows.
+    /// The text is not the name of a window.
     #[error("unknown window {0:?}: use 1h, 24h, 7d or all")]
     UnknownWindow(String),
     /// The counts cannot be read now.
@@ -108,15 +118,25 @@ pub enum PopularError {
 /// Popular tags of a tenant.
 #[async_trait]
 pub trait PopularTags: Send + Sync {
-    /// The most used tags of a window, at most 1,000.
+    /// Returns the most used tags of a window, at most 1,000.
+    ///
+    /// # Errors
+    ///
+    /// [`PopularError::Unavailable`] if no counts can be read. An implementation must never return
+    /// an empty leaderboard instead.
     async fn popular(
         &self,
         tenant: &TenantId,
         window: Window,
         limit: usize,
-    ) -> Result<Board, PopularError>;
+    ) -> Result<Leaderboard, PopularError>;
 
-    /// Tags whose canonical or display name begins with `prefix` (canonicalised), most used first.
+    /// Returns tags whose canonical name or display begins with `prefix`, most used first. The
+    /// implementation canonicalises the prefix.
+    ///
+    /// # Errors
+    ///
+    /// [`PopularError::Unavailable`] if no counts can be read.
     async fn suggest(
         &self,
         tenant: &TenantId,
@@ -124,21 +144,35 @@ pub trait PopularTags: Send + Sync {
         limit: usize,
     ) -> Result<Suggestions, PopularError>;
 
-    /// One tag's count over all time and its display; `None` if no content carries it.
+    /// Returns the count of a tag over all time and its display; `None` if no content carries it.
+    ///
+    /// # Errors
+    ///
+    /// [`PopularError::Unavailable`] if no counts can be read.
     async fn count(
         &self,
         tenant: &TenantId,
         tag: &TagName,
     ) -> Result<Option<TagCount>, PopularError>;
 
-    /// The displays of tags, canonical names where a tag is unknown; same order.
+    /// Returns the displays of tags in the same order; the canonical name for an unknown tag.
+    ///
+    /// # Errors
+    ///
+    /// [`PopularError::Unavailable`] if no counts can be read.
     async fn displays(
         &self,
         tenant: &TenantId,
         tags: &[TagName],
     ) -> Result<Vec<Arc<str>>, PopularError>;
 
-    /// Compares counts with the shards while writes go on; with `repair`, mends what drifted.
+    /// Compares the counts with the shards while writes go on; with `repair`, corrects what
+    /// drifted. Reports the number of contents compared so far to `progress`.
+    ///
+    /// # Errors
+    ///
+    /// [`PopularError::Unavailable`] if the counts or the shards cannot be read, or if the counts
+    /// do not catch up with the shards.
     async fn recount(
         &self,
         repair: bool,

@@ -1,39 +1,44 @@
-//! Windows as buckets: pure arithmetic.
+//! Windows of time as buckets: pure arithmetic.
 //!
-//! A tagging counts in a window while the bucket of its `added_at` is at or above the window's
-//! `low` marker. The marker, not the clock, decides, so that a late event and the expiry can never
+//! A tagging counts in a window while the bucket of its `added_at` is at or above the start of the
+//! window. The stored start, not the clock, decides, so that a late event and the expiry can never
 //! disagree about a bucket.
 
 use tagfast_domain::UnixMillis;
 
-use crate::Window;
+use crate::port::Window;
 
-/// The size of a bucket.
+/// Size of a bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Unit {
+pub enum BucketUnit {
+    /// 60 s.
     Minute,
+    /// 3,600 s.
     Hour,
 }
 
-impl Unit {
-    pub(crate) const ALL: [Self; 2] = [Self::Minute, Self::Hour];
+impl BucketUnit {
+    /// All sizes.
+    pub const ALL: [Self; 2] = [Self::Minute, Self::Hour];
 
-    pub(crate) fn code(self) -> i64 {
+    /// Number of the size in stored buckets.
+    pub fn code(self) -> i64 {
         match self {
             Self::Minute => 0,
             Self::Hour => 1,
         }
     }
 
-    pub(crate) fn bucket(self, at: UnixMillis) -> i64 {
+    /// Number of the bucket that contains `at` (Unix ms).
+    pub fn bucket(self, at: UnixMillis) -> i64 {
         match self {
             Self::Minute => at.div_euclid(60_000),
             Self::Hour => at.div_euclid(3_600_000),
         }
     }
 
-    /// The window that needs a bucket of this unit longest.
-    pub(crate) fn longest(self) -> Window {
+    /// The window that needs a bucket of this size longest.
+    pub fn longest(self) -> Window {
         match self {
             Self::Minute => Window::Hour,
             Self::Hour => Window::Week,
@@ -41,57 +46,66 @@ impl Unit {
     }
 }
 
-/// The windows that expire, with their unit and number of buckets.
-pub(crate) const EXPIRING: [(Window, Unit, i64); 3] = [
-    (Window::Hour, Unit::Minute, 60),
-    (Window::Day, Unit::Hour, 24),
-    (Window::Week, Unit::Hour, 168),
+/// Windows whose buckets expire, with the size and number of their buckets.
+pub const EXPIRING_WINDOWS: [(Window, BucketUnit, i64); 3] = [
+    (Window::Hour, BucketUnit::Minute, 60),
+    (Window::Day, BucketUnit::Hour, 24),
+    (Window::Week, BucketUnit::Hour, 168),
 ];
 
-/// The number of a window in the tables.
-pub(crate) fn code(window: Window) -> i64 {
-    match window {
-        Window::All => 0,
-        Window::Hour => 1,
-        Window::Day => 2,
-        Window::Week => 3,
-    }
-}
-
-/// The oldest bucket that counts, per expiring window.
+/// The oldest bucket that counts, per expiring window, in the order of [`EXPIRING_WINDOWS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Lows(pub(crate) [i64; 3]);
+pub struct WindowStarts(pub [i64; 3]);
 
-impl Lows {
-    /// Where they stand at a moment: the bucket of `now` is the last of the window.
-    pub(crate) fn at(now: UnixMillis) -> Self {
-        Self(EXPIRING.map(|(_, unit, buckets)| unit.bucket(now) - buckets + 1))
+impl WindowStarts {
+    /// Every bucket counts in every window.
+    pub const UNBOUNDED: Self = Self([i64::MIN; 3]);
+
+    /// Window starts at `now` (Unix ms): the bucket of `now` is the last one of each window.
+    pub fn at(now: UnixMillis) -> Self {
+        Self(EXPIRING_WINDOWS.map(|(_, unit, buckets)| unit.bucket(now) - buckets + 1))
     }
 
-    /// The later of both: a clock that steps back brings nothing back.
-    pub(crate) fn max(self, other: Self) -> Self {
-        let mut lows = self.0;
-        lows.iter_mut().zip(other.0).for_each(|(a, b)| *a = (*a).max(b));
-        Self(lows)
+    /// The later start of each window: a clock that steps back brings no bucket back.
+    pub fn max(self, other: Self) -> Self {
+        let mut starts = self.0;
+        starts.iter_mut().zip(other.0).for_each(|(a, b)| *a = (*a).max(b));
+        Self(starts)
     }
 
-    /// The windows a tagging of this moment counts in; `All` always does.
-    pub(crate) fn windows(&self, added_at: UnixMillis) -> impl Iterator<Item = Window> + use<> {
-        let lows = self.0;
-        let expiring = EXPIRING
+    /// Windows in which a tagging of this time (Unix ms) counts; always includes `All`.
+    pub fn windows(&self, added_at: UnixMillis) -> impl Iterator<Item = Window> + use<> {
+        let starts = self.0;
+        let expiring = EXPIRING_WINDOWS
             .into_iter()
-            .zip(lows)
-            .filter(move |((_, unit, _), low)| unit.bucket(added_at) >= *low)
+            .zip(starts)
+            .filter(move |((_, unit, _), start)| unit.bucket(added_at) >= *start)
             .map(|((window, _, _), _)| window);
         std::iter::once(Window::All).chain(expiring)
     }
 
-    /// The low marker of a window's buckets.
-    pub(crate) fn of(&self, window: Window) -> i64 {
-        EXPIRING
+    /// Start of a window; `All` starts at the smallest number.
+    pub fn of(&self, window: Window) -> i64 {
+        EXPIRING_WINDOWS
             .iter()
             .zip(self.0)
             .find(|((w, _, _), _)| *w == window)
-            .map_or(i64::MIN, |(_, low)| low)
+            .map_or(i64::MIN, |(_, start)| start)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_have_one_order() {
+        for (n, window) in Window::ALL.into_iter().enumerate() {
+            assert_eq!(window.index(), n);
+            assert_eq!(window.as_str().parse::<Window>().ok(), Some(window));
+        }
+        assert!(Window::ALL.windows(2).all(|pair| pair[0] < pair[1]));
+        let expiring = EXPIRING_WINDOWS.map(|(window, _, _)| window.index());
+        assert_eq!(expiring, [1, 2, 3], "`All` is the only window that does not expire");
     }
 }

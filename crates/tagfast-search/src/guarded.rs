@@ -1,14 +1,15 @@
-//! An index behind a deadline, a bulkhead and the breaker `index`: one that hangs, fails or is slow
-//! costs its callers little and nobody else anything.
+//! An index behind a deadline, a bulkhead and the breaker `index`: an index that hangs, fails or is
+//! slow costs its callers little and other requests nothing.
 //!
-//! Deadline around bulkhead around breaker. Nothing waits here: what finds no place is refused at
-//! once, sheddable calls first (they may fill half of the places), then degradable ones. A failure
-//! is what the index did wrong: no answer, not in time, an error of its own. A query that breaks a
-//! rule, a call that was shed, and a caller who left are none.
+//! The deadline surrounds the bulkhead, which surrounds the breaker. No call waits for a permit: a
+//! call without one is refused at once. Load shedding follows criticality: sheddable calls may take
+//! half of the permits, degradable calls four fifths. Only the index's own errors count as
+//! failures: no answer, a late answer, an error. A query that breaks a rule, a shed call and a
+//! caller that leaves count neither way.
 //!
 //! How it fails: while the breaker is open, every search is refused with the time after which to
-//! ask again; up to the deadline a hanging index holds the places, and further calls are refused as
-//! `overloaded`.
+//! retry. Until the deadline passes, a hanging index holds its permits, and further calls are
+//! refused as `overloaded`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -16,23 +17,25 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tagfast_domain::{TagName, TenantId, UnixMillis};
-use tagfast_resilience::{Breaker, BreakerOptions, Breakers, Criticality};
+use tagfast_resilience::{
+    Bounded, Breaker, BreakerOptions, Breakers, Criticality, LabelEnum, counter, gauge,
+    jittered_retry_after,
+};
 
-use crate::{SearchError, SearchIndex, SearchPage, SearchRequest};
+use crate::metrics::{GuardRefusal, IN_FLIGHT, SHED_TOTAL};
+use crate::port::{SearchError, SearchIndex, SearchPage, SearchRequest};
 
-/// A call that takes longer is slow to the breaker.
-const SLOW: Duration = Duration::from_millis(500);
-/// When to come back after there was no place.
-const FULL: Duration = Duration::from_secs(1);
+/// The breaker counts a call that takes longer as slow.
+const SLOW_AFTER: Duration = Duration::from_millis(500);
 
-/// How an index is guarded.
+/// Bounds of the guard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GuardOptions {
-    /// How long a call may take. Too long: a hanging index holds its callers. Too short: large
-    /// searches never end well.
+    /// Maximum duration of a call. Too long: a hanging index holds its callers. Too short: large
+    /// searches never succeed.
     pub deadline: Duration,
-    /// Calls at once. Too many: a slow index gets slower still. Too few: searches are refused that
-    /// it could carry.
+    /// Maximum number of calls in flight. Too high: a slow index gets slower still. Too low:
+    /// searches are refused that the index could carry.
     pub calls: usize,
 }
 
@@ -42,18 +45,18 @@ impl Default for GuardOptions {
     }
 }
 
-/// How the bulkhead stands.
+/// State of the bulkhead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct GuardLook {
-    /// Most calls at once.
+pub struct GuardSnapshot {
+    /// Maximum number of calls in flight.
     pub limit: usize,
-    /// Calls that have not ended.
+    /// Calls in flight.
     pub in_flight: usize,
-    /// Calls that found no place since the start.
+    /// Calls refused as `overloaded` since the start.
     pub shed: u64,
 }
 
-/// An index that is guarded.
+/// An index behind the guard.
 pub struct GuardedIndex {
     inner: Arc<dyn SearchIndex>,
     breaker: Arc<Breaker>,
@@ -62,33 +65,33 @@ pub struct GuardedIndex {
     shed: AtomicU64,
 }
 
-/// A place in the bulkhead.
-struct Place<'a>(&'a AtomicUsize);
+/// A permit of the bulkhead; dropping it returns it.
+struct BulkheadPermit<'a>(&'a AtomicUsize);
 
-impl Drop for Place<'_> {
+impl Drop for BulkheadPermit<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
-        metrics::gauge!("tagfast_search_in_flight").decrement(1.0);
+        gauge!(IN_FLIGHT).decrement(1.0);
     }
 }
 
 impl GuardedIndex {
-    /// Guards an index with the breaker `index` of this process.
+    /// Guards an index with this process's breaker `index`.
     pub fn new(
         inner: Arc<dyn SearchIndex>,
         breakers: &Arc<Breakers>,
         options: GuardOptions,
     ) -> Arc<Self> {
-        Self::behind(inner, breakers.make("index", Self::breaker()), options)
+        Self::with_breaker(inner, breakers.make("index", Self::breaker_options()), options)
     }
 
-    /// When its breaker opens.
-    pub fn breaker() -> BreakerOptions {
-        BreakerOptions { slow_after: SLOW, ..BreakerOptions::default() }
+    /// Options of the breaker `index`.
+    pub fn breaker_options() -> BreakerOptions {
+        BreakerOptions { slow_after: SLOW_AFTER, ..BreakerOptions::default() }
     }
 
-    /// Guards an index with this breaker.
-    pub fn behind(
+    /// Guards an index with the given breaker.
+    pub fn with_breaker(
         inner: Arc<dyn SearchIndex>,
         breaker: Arc<Breaker>,
         options: GuardOptions,
@@ -102,9 +105,9 @@ impl GuardedIndex {
         })
     }
 
-    /// How the bulkhead stands now.
-    pub fn look(&self) -> GuardLook {
-        GuardLook {
+    /// Current state of the bulkhead.
+    pub fn snapshot(&self) -> GuardSnapshot {
+        GuardSnapshot {
             limit: self.options.calls,
             in_flight: self.in_flight.load(Ordering::Acquire),
             shed: self.shed.load(Ordering::Relaxed),
@@ -114,26 +117,25 @@ impl GuardedIndex {
     fn refuse(
         &self,
         criticality: Criticality,
-        reason: &'static str,
+        refusal: GuardRefusal,
         retry_after: Duration,
     ) -> SearchError {
-        metrics::counter!("tagfast_search_shed_total",
-            "criticality" => criticality.as_str(), "reason" => reason)
-        .increment(1);
-        SearchError::Refused { reason, retry_after }
+        let class = Bounded(criticality.as_str());
+        counter!(SHED_TOTAL, "criticality" => class, "reason" => refusal).increment(1);
+        SearchError::Refused { reason: refusal.as_str(), retry_after }
     }
 
-    fn place(&self, criticality: Criticality) -> Result<Place<'_>, SearchError> {
-        let most = criticality.most_of(self.options.calls);
-        let taken = self.in_flight.fetch_update(Ordering::AcqRel, Ordering::Acquire, |calls| {
-            (calls < most).then_some(calls + 1)
+    fn acquire(&self, criticality: Criticality) -> Result<BulkheadPermit<'_>, SearchError> {
+        let max = criticality.max_of(self.options.calls);
+        let acquired = self.in_flight.fetch_update(Ordering::AcqRel, Ordering::Acquire, |calls| {
+            (calls < max).then_some(calls + 1)
         });
-        if taken.is_err() {
+        if acquired.is_err() {
             self.shed.fetch_add(1, Ordering::Relaxed);
-            return Err(self.refuse(criticality, "overloaded", FULL));
+            return Err(self.refuse(criticality, GuardRefusal::Overloaded, jittered_retry_after()));
         }
-        metrics::gauge!("tagfast_search_in_flight").increment(1.0);
-        Ok(Place(&self.in_flight))
+        gauge!(IN_FLIGHT).increment(1.0);
+        Ok(BulkheadPermit(&self.in_flight))
     }
 
     async fn call<T>(
@@ -141,11 +143,12 @@ impl GuardedIndex {
         criticality: Criticality,
         call: impl Future<Output = Result<T, SearchError>> + Send,
     ) -> Result<T, SearchError> {
-        let _place = self.place(criticality)?;
+        let _bulkhead = self.acquire(criticality)?;
         let permit = match self.breaker.acquire() {
             Ok(permit) => permit,
             Err(refused) => {
-                return Err(self.refuse(criticality, "breaker_open", refused.retry_after));
+                let refusal = GuardRefusal::BreakerOpen;
+                return Err(self.refuse(criticality, refusal, refused.retry_after));
             }
         };
         match tokio::time::timeout(self.options.deadline, call).await {
@@ -163,8 +166,8 @@ impl GuardedIndex {
             Ok(Err(error)) => {
                 match &error {
                     SearchError::Unavailable(_) => permit.failed(),
-                    // Of the query, or shed by the index itself: it says nothing of how the index
-                    // is. The permit counts neither way.
+                    // The query is to blame, or the index shed the call: neither says anything
+                    // about the health of the index, so the permit counts neither way.
                     SearchError::Syntax { .. }
                     | SearchError::Limit { .. }
                     | SearchError::PrefixTooBroad { .. }

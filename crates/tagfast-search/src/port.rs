@@ -1,4 +1,4 @@
-//! The search port: what the API may ask of an index, whichever engine is behind it.
+//! The search port: what the API may ask of an index, independent of the engine behind it.
 
 use std::time::Duration;
 
@@ -6,61 +6,69 @@ use async_trait::async_trait;
 use tagfast_domain::{Content, ContentType, TagName, TenantId, UnixMillis, Version};
 use tagfast_resilience::Criticality;
 
-/// The order of hits; ties are broken by (type, id) ascending.
+/// Totals are exact up to this many contents unless [`SearchRequest::total_exact`] is set.
+pub const EXACT_TOTAL_MAX: u64 = 10_000;
+/// Maximum number of tags in the facets of a page.
+pub const FACETS_MAX: usize = 50;
+/// Maximum number of tags that one prefix may match.
+pub const PREFIX_TAGS_MAX: usize = 1024;
+/// Maximum number of hits on a page.
+pub const PAGE_HITS_MAX: usize = 200;
+
+/// Sort order of hits. Ties are broken by (type, id), ascending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Sort {
     /// Newest first.
     #[default]
     Updated,
-    /// By (type, id) ascending.
+    /// By (type, id), ascending.
     Id,
 }
 
-/// The place of a hit in the order: where a page ended.
+/// Position of a hit in the sort order: where a page ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SortKey {
-    /// The hit's time; not compared under [`Sort::Id`].
+    /// Commit time of the hit, Unix ms; ignored under [`Sort::Id`].
     pub updated_at: UnixMillis,
     /// The tie-breaker.
     pub content: Content,
 }
 
-/// What to search. The tenant is not part of it: the port adds the tenant's filter itself.
+/// A search. The tenant is not part of it: the index adds the tenant filter itself.
 #[derive(Debug, Clone)]
 pub struct SearchRequest {
-    /// The query text, in the language of `docs/query-language.md`; `None` = everything.
+    /// Query text in the language of `docs/reference/query-language.md`; `None` matches every content.
     pub query: Option<String>,
-    /// Only this type.
+    /// Restricts the hits to this type; `None` allows every type.
     pub content_type: Option<ContentType>,
-    /// The order.
+    /// Sort order of the hits.
     pub sort: Sort,
-    /// Hits after this place.
+    /// Returns hits after this position; `None` starts at the first hit.
     pub after: Option<SortKey>,
-    /// Most hits, 1 to 200.
+    /// Maximum number of hits, 1 to [`PAGE_HITS_MAX`].
     pub limit: usize,
-    /// Count the tags of all hits.
+    /// Whether to count the tags of all matching contents.
     pub facets: bool,
-    /// Count beyond 10,000.
+    /// Whether to count matches beyond [`EXACT_TOTAL_MAX`].
     pub total_exact: bool,
-    /// What is given up first when the index cannot answer everything: hits are degradable, facets
-    /// and exact totals sheddable.
+    /// Load-shedding class of the call: hits are degradable, facets and exact totals sheddable.
     pub criticality: Criticality,
 }
 
-/// A hit.
+/// A content that matches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hit {
-    /// Which content.
+    /// The content.
     pub content: Content,
-    /// Its tags' canonical names, sorted.
+    /// Canonical names of its tags, sorted.
     pub tags: Vec<TagName>,
-    /// Commit time of the indexed state.
+    /// Commit time of the indexed state, Unix ms.
     pub updated_at: UnixMillis,
-    /// The indexed version.
+    /// Version of the indexed state.
     pub version: Version,
 }
 
-/// How many contents match.
+/// Number of matching contents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Total {
     /// Exactly this many.
@@ -72,44 +80,44 @@ pub enum Total {
 /// A page of hits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SearchPage {
-    /// The hits.
+    /// The hits in sort order.
     pub hits: Vec<Hit>,
-    /// How many match.
+    /// Number of matching contents.
     pub total: Total,
-    /// Tags of all matching contents with their counts, most used first, at most 50; `None` if not
-    /// asked for.
+    /// Tags of all matching contents with their counts, most used first, at most [`FACETS_MAX`];
+    /// `None` if the request did not ask for facets.
     pub facets: Option<Vec<(TagName, u64)>>,
-    /// The facets' counts may be too low.
+    /// Whether counts in the facets may be too low.
     pub facets_approximate: bool,
-    /// Where the next page starts; `None` on the last one.
+    /// Where the next page starts; `None` on the last page.
     pub next: Option<SortKey>,
-    /// Everything committed before this moment is in the answer.
+    /// Every write committed before this time (Unix ms) is reflected in the page.
     pub as_of: UnixMillis,
 }
 
-/// Why a search was not answered.
+/// Why a search has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum SearchError {
     /// The query breaks the grammar.
     #[error("{message}")]
     Syntax {
-        /// Where, in Unicode scalar values from 0.
+        /// Position of the error in Unicode scalar values, from 0.
         position: usize,
-        /// Where, in bytes from 0.
+        /// Position of the error in bytes, from 0.
         byte: usize,
-        /// What was expected there.
+        /// What the parser expected at that position.
         expected: String,
-        /// The whole sentence.
+        /// The complete sentence for people.
         message: String,
     },
-    /// A limit of the query language.
+    /// The query exceeds a limit of the query language.
     #[error("the query has {given} {limit}; at most {allowed} are allowed")]
     Limit {
-        /// The limit's name.
+        /// Name of the limit.
         limit: &'static str,
-        /// Its value.
+        /// Value of the limit.
         allowed: usize,
-        /// What was given.
+        /// Value of the query.
         given: usize,
     },
     /// A prefix matches too many tags.
@@ -117,34 +125,45 @@ pub enum SearchError {
     PrefixTooBroad {
         /// The prefix.
         prefix: String,
-        /// The limit.
+        /// Maximum number of tags that a prefix may match.
         allowed: usize,
     },
     /// The index cannot answer now.
     #[error("the search index is unavailable: {0}")]
     Unavailable(String),
-    /// The index was not asked, or would not take the question. It says nothing of whether it
-    /// works.
-    #[error("the search index was not asked: {reason}")]
+    /// The call was not made, or the index rejected this call alone. Says nothing about the health
+    /// of the index.
+    #[error("the search index was not called: {reason}")]
     Refused {
-        /// A stable word: `overloaded`, `breaker_open`, `rejected`.
+        /// A stable word: `overloaded`, `breaker_open` or `rejected`.
         reason: &'static str,
-        /// When to ask again.
+        /// How long the caller should wait before it retries.
         retry_after: Duration,
     },
 }
 
-/// An index.
+/// A search index.
 #[async_trait]
 pub trait SearchIndex: Send + Sync {
-    /// Searches one tenant's contents.
+    /// Searches the contents of one tenant.
+    ///
+    /// # Errors
+    ///
+    /// [`SearchError::Syntax`], [`SearchError::Limit`] and [`SearchError::PrefixTooBroad`] blame
+    /// the query. [`SearchError::Unavailable`] and [`SearchError::Refused`] blame the index or its
+    /// load; the same query may succeed later. An index must never return an empty page instead.
     async fn search(
         &self,
         tenant: &TenantId,
         request: &SearchRequest,
     ) -> Result<SearchPage, SearchError>;
 
-    /// Tags that occur together with `tag`, most often first, without `tag` itself. Sheddable.
+    /// Returns the tags that occur together with `tag`, most frequent first, without `tag` itself.
+    /// Sheddable.
+    ///
+    /// # Errors
+    ///
+    /// [`SearchError::Unavailable`] and [`SearchError::Refused`], as for [`SearchIndex::search`].
     async fn related(
         &self,
         tenant: &TenantId,
@@ -152,9 +171,13 @@ pub trait SearchIndex: Send + Sync {
         limit: usize,
     ) -> Result<Vec<(TagName, u64)>, SearchError>;
 
-    /// Everything committed before this moment can be found.
+    /// Every write committed before this time (Unix ms) can be found.
     fn as_of(&self) -> UnixMillis;
 
-    /// Contents in the index, tombstones not counted.
+    /// Returns the number of indexed contents with tags, without tombstones.
+    ///
+    /// # Errors
+    ///
+    /// [`SearchError::Unavailable`] and [`SearchError::Refused`], as for [`SearchIndex::search`].
     async fn documents(&self) -> Result<u64, SearchError>;
 }

@@ -1,53 +1,53 @@
-//! The query language: a pure parser, one tree for every engine.
+//! The query language: a pure parser that builds the same tree for every engine.
 //!
 //! ```text
-//! query := and ( "OR" and )*          lowest
-//! and   := not ( ("AND")? not )*      a blank means AND
-//! not   := "NOT" not | prim           highest
-//! prim  := "(" query ")" | tag | prefix | field
+//! query   := and ( "OR" and )*          lowest precedence
+//! and     := not ( ("AND")? not )*      a blank means AND
+//! not     := "NOT" not | primary        highest precedence
+//! primary := "(" query ")" | tag | prefix | field
 //! ```
 //!
-//! How it fails: with a position in characters and bytes and with what was expected there; never by
-//! guessing.
+//! How it fails: every error carries its position, in characters and in bytes, and what the parser
+//! expected there. The parser never guesses.
 
 use std::fmt::{self, Write as _};
 
 use tagfast_domain::{ContentType, TagName};
 use unicode_width::UnicodeWidthChar;
 
-use crate::SearchError;
+use crate::port::SearchError;
 
-/// Longest query in bytes.
-pub const QUERY_BYTES: usize = 2048;
-/// Most tags, prefixes and types in a query.
-pub const QUERY_TERMS: usize = 64;
-/// Deepest nesting of parentheses and NOTs.
-pub const QUERY_DEPTH: usize = 16;
-/// Shortest prefix in characters.
-pub const PREFIX_CHARACTERS: usize = 2;
-/// Most prefixes in a query.
-pub const QUERY_PREFIXES: usize = 4;
+/// Maximum length of a query in bytes.
+pub const QUERY_BYTES_MAX: usize = 2048;
+/// Maximum number of tags, prefixes and types in a query.
+pub const QUERY_TERMS_MAX: usize = 64;
+/// Maximum nesting depth of parentheses and NOTs.
+pub const QUERY_DEPTH_MAX: usize = 16;
+/// Minimum length of a prefix in characters.
+pub const PREFIX_CHARS_MIN: usize = 2;
+/// Maximum number of prefixes in a query.
+pub const QUERY_PREFIXES_MAX: usize = 4;
 
 /// A query as a tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Query {
     /// Contents with this tag.
     Tag(TagName),
-    /// Contents with a tag whose canonical name begins so.
+    /// Contents with a tag whose canonical name begins with this text.
     Prefix(String),
     /// Contents of this type.
     Type(ContentType),
-    /// All of these.
+    /// Contents that match all parts.
     And(Vec<Query>),
-    /// Any of these.
+    /// Contents that match at least one part.
     Or(Vec<Query>),
-    /// None of this.
+    /// Contents that do not match the part.
     Not(Box<Query>),
 }
 
 impl Query {
-    /// Whether tags must be looked up by prefix.
-    pub(crate) fn has_prefix(&self) -> bool {
+    /// Whether an engine must look up tags by prefix.
+    pub fn has_prefix(&self) -> bool {
         match self {
             Self::Prefix(_) => true,
             Self::Tag(_) | Self::Type(_) => false,
@@ -57,9 +57,9 @@ impl Query {
     }
 }
 
-/// A prefix cannot be quoted. The full-width forms of what ends a bare word canonicalise to the
-/// narrow ones.
-fn wide(c: char) -> char {
+/// Replaces a character that would end a bare word by its full-width form, which canonicalises to
+/// the narrow one. Needed because a prefix cannot be quoted.
+fn to_full_width(c: char) -> char {
     match c {
         '(' => '\u{FF08}',
         ')' => '\u{FF09}',
@@ -68,7 +68,7 @@ fn wide(c: char) -> char {
     }
 }
 
-/// The canonical text of a query: parsing it gives the same tree.
+/// Writes the canonical text of a query; parsing it gives the same tree.
 impl fmt::Display for Query {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let list = |f: &mut fmt::Formatter<'_>, parts: &[Self], word: &str| {
@@ -87,7 +87,7 @@ impl fmt::Display for Query {
                 write!(f, "\"{}\"", name.as_str().replace('\\', "\\\\").replace('"', "\\\""))
             }
             Self::Prefix(prefix) => {
-                prefix.chars().try_for_each(|c| f.write_char(wide(c)))?;
+                prefix.chars().try_for_each(|c| f.write_char(to_full_width(c)))?;
                 f.write_char('*')
             }
             Self::Type(content_type) => write!(f, "type:{content_type}"),
@@ -128,12 +128,17 @@ struct Parser<'a> {
     depth: usize,
 }
 
-/// Parses a query; `None` for a blank one.
+/// Parses a query; `None` if it is blank.
+///
+/// # Errors
+///
+/// [`SearchError::Syntax`] if the text breaks the grammar, [`SearchError::Limit`] if it exceeds one
+/// of the limits above.
 pub fn parse(text: &str) -> Result<Option<Query>, SearchError> {
-    if text.len() > QUERY_BYTES {
+    if text.len() > QUERY_BYTES_MAX {
         return Err(SearchError::Limit {
             limit: "query_bytes",
-            allowed: QUERY_BYTES,
+            allowed: QUERY_BYTES_MAX,
             given: text.len(),
         });
     }
@@ -143,18 +148,18 @@ pub fn parse(text: &str) -> Result<Option<Query>, SearchError> {
     }
     let count = |f: fn(&Kind) -> bool| tokens.iter().filter(|t| f(&t.kind)).count();
     let terms = count(|k| matches!(k, Kind::Tag(_) | Kind::Prefix(_) | Kind::Type(_)));
-    if terms > QUERY_TERMS {
+    if terms > QUERY_TERMS_MAX {
         return Err(SearchError::Limit {
             limit: "query_terms",
-            allowed: QUERY_TERMS,
+            allowed: QUERY_TERMS_MAX,
             given: terms,
         });
     }
     let prefixes = count(|k| matches!(k, Kind::Prefix(_)));
-    if prefixes > QUERY_PREFIXES {
+    if prefixes > QUERY_PREFIXES_MAX {
         return Err(SearchError::Limit {
             limit: "query_prefixes",
-            allowed: QUERY_PREFIXES,
+            allowed: QUERY_PREFIXES_MAX,
             given: prefixes,
         });
     }
@@ -195,7 +200,7 @@ fn tokens(text: &str) -> Result<Vec<Token>, SearchError> {
             '"' => {
                 let (value, after) = quoted(text, rest, byte)?;
                 rest = after;
-                ends(text, rest, offset(rest))?;
+                expect_term_end(text, rest, offset(rest))?;
                 Kind::Tag(tag(text, byte, &value)?)
             }
             '*' => return Err(syntax(text, byte, "a tag before '*'", "a lone '*'")),
@@ -212,8 +217,8 @@ fn tokens(text: &str) -> Result<Vec<Token>, SearchError> {
     Ok(tokens)
 }
 
-/// A term must be followed by a blank, a parenthesis or the end: `a"b"` is neither one tag nor two.
-fn ends(text: &str, rest: &str, byte: usize) -> Result<(), SearchError> {
+/// Requires a blank, a parenthesis or the end after a term: `a"b"` is neither one tag nor two.
+fn expect_term_end(text: &str, rest: &str, byte: usize) -> Result<(), SearchError> {
     match rest.chars().next() {
         Some(c) if !c.is_whitespace() && c != ')' && c != '(' => Err(syntax(
             text,
@@ -250,11 +255,11 @@ fn bare<'a>(
     byte: usize,
 ) -> Result<(Kind, &'a str), SearchError> {
     if let Some(rest) = after.strip_prefix('*') {
-        ends(text, rest, text.len() - rest.len())?;
+        expect_term_end(text, rest, text.len() - rest.len())?;
         let prefix = tag(text, byte, word)?;
         let given = prefix.as_str().chars().count();
-        if given < PREFIX_CHARACTERS {
-            let expected = format!("at least {PREFIX_CHARACTERS} characters before '*'");
+        if given < PREFIX_CHARS_MIN {
+            let expected = format!("at least {PREFIX_CHARS_MIN} characters before '*'");
             return Err(syntax(text, byte, expected, "a short prefix"));
         }
         return Ok((Kind::Prefix(prefix.as_str().to_owned()), rest));
@@ -264,10 +269,10 @@ fn bare<'a>(
         "OR" => Kind::Or,
         "NOT" => Kind::Not,
         _ => match word.strip_prefix("type:") {
-            // `type:"jira.issue"`: the quoted form of a field.
+            // The quoted form of a field: `type:"jira.issue"`.
             Some("") if after.starts_with('"') => {
                 let (value, rest) = quoted(text, after, byte + word.len())?;
-                ends(text, rest, text.len() - rest.len())?;
+                expect_term_end(text, rest, text.len() - rest.len())?;
                 let content_type = ContentType::parse(&value).map_err(|e| {
                     syntax(text, byte + word.len(), "a content type", &e.to_string())
                 })?;
@@ -280,7 +285,7 @@ fn bare<'a>(
             Some(_) | None => Kind::Tag(tag(text, byte, word)?),
         },
     };
-    ends(text, after, text.len() - after.len())?;
+    expect_term_end(text, after, text.len() - after.len())?;
     Ok((kind, after))
 }
 
@@ -309,10 +314,10 @@ impl Parser<'_> {
         parse: impl FnOnce(&mut Self) -> Result<T, SearchError>,
     ) -> Result<T, SearchError> {
         self.depth += 1;
-        if self.depth > QUERY_DEPTH {
+        if self.depth > QUERY_DEPTH_MAX {
             return Err(SearchError::Limit {
                 limit: "query_depth",
-                allowed: QUERY_DEPTH,
+                allowed: QUERY_DEPTH_MAX,
                 given: self.depth,
             });
         }
@@ -351,10 +356,10 @@ impl Parser<'_> {
             self.at += 1;
             return self.deeper(|p| Ok(Query::Not(Box::new(p.not()?))));
         }
-        self.prim()
+        self.parse_primary()
     }
 
-    fn prim(&mut self) -> Result<Query, SearchError> {
+    fn parse_primary(&mut self) -> Result<Query, SearchError> {
         const EXPECTED: &str = "a tag, type:, NOT or '('";
         let query = match self.peek() {
             Some(Kind::Open) => {
@@ -388,8 +393,8 @@ fn joined(mut parts: Vec<Query>, join: fn(Vec<Query>) -> Query) -> Query {
     }
 }
 
-/// The query with a caret under the character at `position` (counted in Unicode scalar values), for
-/// terminals.
+/// Renders the query for a terminal, with a caret under the character at `position` (counted in
+/// Unicode scalar values).
 pub fn caret(query: &str, position: usize) -> String {
     let printable = |c: char| if c.is_control() { ' ' } else { c };
     let line: String = query.chars().map(printable).collect();

@@ -1,11 +1,12 @@
 //! A guarded index that hangs, fails, is slow and recovers, in virtual time.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
+use parking_lot::Mutex;
 use tagfast_domain::{TagName, TenantId, UnixMillis};
 use tagfast_resilience::{Breaker, BreakerState, Criticality};
 use tagfast_search::conformance::request;
@@ -14,19 +15,20 @@ use tagfast_search::{
 };
 use tokio::time::{Instant, sleep};
 
-/// An index that does what a test says.
-struct Fake {
-    takes: Mutex<Duration>,
+/// An index that answers as the test sets it up.
+struct FakeIndex {
+    delay: Mutex<Duration>,
     error: Mutex<Option<fn() -> SearchError>>,
-    asked: AtomicUsize,
+    calls: AtomicUsize,
 }
 
-impl Fake {
+impl FakeIndex {
     async fn answer<T>(&self, answer: T) -> Result<T, SearchError> {
-        self.asked.fetch_add(1, Ordering::SeqCst);
-        let takes = *self.takes.lock().unwrap();
-        sleep(takes).await;
-        match *self.error.lock().unwrap() {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        let delay = *self.delay.lock();
+        sleep(delay).await;
+        let error = *self.error.lock();
+        match error {
             Some(error) => Err(error()),
             None => Ok(answer),
         }
@@ -34,7 +36,7 @@ impl Fake {
 }
 
 #[async_trait]
-impl SearchIndex for Fake {
+impl SearchIndex for FakeIndex {
     async fn search(&self, _: &TenantId, _: &SearchRequest) -> Result<SearchPage, SearchError> {
         let empty = SearchPage {
             hits: Vec::new(),
@@ -65,39 +67,39 @@ impl SearchIndex for Fake {
     }
 }
 
-struct World {
-    fake: Arc<Fake>,
+struct Fixture {
+    fake: Arc<FakeIndex>,
     guarded: Arc<GuardedIndex>,
     breaker: Arc<Breaker>,
-    turns: Arc<Mutex<Vec<(BreakerState, &'static str)>>>,
+    transitions: Arc<Mutex<Vec<(BreakerState, &'static str)>>>,
     tenant: TenantId,
 }
 
-fn world(calls: usize) -> World {
-    let takes = Mutex::new(Duration::from_millis(10));
-    let fake = Arc::new(Fake { takes, error: Mutex::new(None), asked: AtomicUsize::new(0) });
+fn fixture(calls: usize) -> Fixture {
+    let delay = Mutex::new(Duration::from_millis(10));
+    let fake = Arc::new(FakeIndex { delay, error: Mutex::new(None), calls: AtomicUsize::new(0) });
     let began = Instant::now();
-    let turns: Arc<Mutex<Vec<(BreakerState, &'static str)>>> = Arc::default();
-    let told = {
-        let turns = Arc::clone(&turns);
+    let transitions: Arc<Mutex<Vec<(BreakerState, &'static str)>>> = Arc::default();
+    let on_transition = {
+        let transitions = Arc::clone(&transitions);
         Arc::new(move |t: &tagfast_resilience::Transition| {
-            turns.lock().unwrap().push((t.to, t.reason))
+            transitions.lock().push((t.to, t.reason));
         })
     };
-    let breaker =
-        Breaker::new("index", GuardedIndex::breaker(), Arc::new(move || began.elapsed()), told, 1);
+    let clock = Arc::new(move || began.elapsed());
+    let breaker = Breaker::new("index", GuardedIndex::breaker_options(), clock, on_transition, 1);
     let options = GuardOptions { deadline: Duration::from_secs(2), calls };
-    let guarded = GuardedIndex::behind(Arc::clone(&fake) as _, Arc::clone(&breaker), options);
-    World { fake, guarded, breaker, turns, tenant: TenantId::parse("acme").unwrap() }
+    let guarded = GuardedIndex::with_breaker(Arc::clone(&fake) as _, Arc::clone(&breaker), options);
+    Fixture { fake, guarded, breaker, transitions, tenant: TenantId::parse("acme").unwrap() }
 }
 
-impl World {
+impl Fixture {
     async fn search(&self, criticality: Criticality) -> Result<SearchPage, SearchError> {
         self.guarded.search(&self.tenant, &SearchRequest { criticality, ..request("a") }).await
     }
 
-    /// So many searches one after the other; how many were answered.
-    async fn ask(&self, times: usize) -> usize {
+    /// Searches this many times in sequence; returns how many searches succeeded.
+    async fn search_times(&self, times: usize) -> usize {
         let mut answered = 0;
         for _ in 0..times {
             answered += usize::from(self.search(Criticality::Degradable).await.is_ok());
@@ -105,12 +107,12 @@ impl World {
         answered
     }
 
-    fn asked(&self) -> usize {
-        self.fake.asked.load(Ordering::SeqCst)
+    fn calls(&self) -> usize {
+        self.fake.calls.load(Ordering::SeqCst)
     }
 
     fn fail(&self, error: Option<fn() -> SearchError>) {
-        *self.fake.error.lock().unwrap() = error;
+        *self.fake.error.lock() = error;
     }
 }
 
@@ -125,74 +127,74 @@ fn reason<T: std::fmt::Debug>(result: Result<T, SearchError>) -> &'static str {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_well_index_is_passed_through() {
-    let world = world(32);
-    assert_eq!(world.search(Criticality::Degradable).await.unwrap().as_of, 7);
-    assert_eq!(world.guarded.documents().await.unwrap(), 3);
+async fn a_healthy_index_is_passed_through() {
+    let fixture = fixture(32);
+    assert_eq!(fixture.search(Criticality::Degradable).await.unwrap().as_of, 7);
+    assert_eq!(fixture.guarded.documents().await.unwrap(), 3);
     assert_eq!(
-        world.guarded.related(&world.tenant, &TagName::parse("a").unwrap(), 5).await.unwrap(),
+        fixture.guarded.related(&fixture.tenant, &TagName::parse("a").unwrap(), 5).await.unwrap(),
         []
     );
-    assert_eq!((world.guarded.as_of(), world.guarded.look().in_flight), (7, 0));
+    assert_eq!((fixture.guarded.as_of(), fixture.guarded.snapshot().in_flight), (7, 0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_index_that_hangs_is_given_up_and_then_not_asked() {
-    let world = world(1000);
-    *world.fake.takes.lock().unwrap() = Duration::from_secs(3600);
+async fn a_hanging_index_times_out_and_opens_the_breaker() {
+    let fixture = fixture(1000);
+    *fixture.fake.delay.lock() = Duration::from_secs(3600);
     let began = Instant::now();
-    let hanging = join_all((0..30).map(|_| world.search(Criticality::Degradable)));
+    let hanging = join_all((0..30).map(|_| fixture.search(Criticality::Degradable)));
     let later = async {
         sleep(Duration::from_millis(520)).await;
-        // They are noticed before the first of them has timed out.
-        assert_eq!(reason(world.search(Criticality::Degradable).await), "breaker_open");
-        assert_eq!(world.turns.lock().unwrap().clone(), [(BreakerState::Open, "stall")]);
+        // The breaker notices stalled calls before the first of them times out.
+        assert_eq!(reason(fixture.search(Criticality::Degradable).await), "breaker_open");
+        assert_eq!(fixture.transitions.lock().clone(), [(BreakerState::Open, "stall")]);
     };
     let (hung, ()) = tokio::join!(hanging, later);
     assert!(hung.iter().all(|r| matches!(r, Err(SearchError::Unavailable(_)))), "{hung:?}");
     assert_eq!(began.elapsed(), Duration::from_secs(2), "the deadline of all of them");
-    assert_eq!((world.asked(), world.guarded.look().in_flight), (30, 0));
+    assert_eq!((fixture.calls(), fixture.guarded.snapshot().in_flight), (30, 0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_fails_is_not_asked_until_few_calls_say_it_works() {
-    let world = world(32);
-    world.fail(Some(|| SearchError::Unavailable("down".into())));
-    assert_eq!(world.ask(100).await, 0);
-    assert_eq!(world.breaker.state(), BreakerState::Open);
-    let asked = world.asked();
-    assert!(asked < 30, "{asked} calls reached an index that fails");
+async fn a_failing_index_is_not_called_until_probes_succeed() {
+    let fixture = fixture(32);
+    fixture.fail(Some(|| SearchError::Unavailable("down".into())));
+    assert_eq!(fixture.search_times(100).await, 0);
+    assert_eq!(fixture.breaker.state(), BreakerState::Open);
+    let calls = fixture.calls();
+    assert!(calls < 30, "{calls} calls reached an index that fails");
     let began = Instant::now();
-    assert_eq!(reason(world.search(Criticality::Critical).await), "breaker_open");
-    assert_eq!(began.elapsed(), Duration::ZERO, "an open breaker answers at once");
+    assert_eq!(reason(fixture.search(Criticality::Critical).await), "breaker_open");
+    assert_eq!(began.elapsed(), Duration::ZERO, "an open breaker refuses at once");
 
-    world.fail(None);
+    fixture.fail(None);
     sleep(Duration::from_secs(10)).await;
-    assert_eq!(world.ask(40).await, 40);
-    assert_eq!(world.breaker.state(), BreakerState::Closed);
-    let turns: Vec<_> = world.turns.lock().unwrap().iter().map(|(state, _)| *state).collect();
+    assert_eq!(fixture.search_times(40).await, 40);
+    assert_eq!(fixture.breaker.state(), BreakerState::Closed);
+    let transitions: Vec<_> = fixture.transitions.lock().iter().map(|(state, _)| *state).collect();
     assert_eq!(
-        turns,
+        transitions,
         [BreakerState::Open, BreakerState::HalfOpen, BreakerState::Closed],
         "no flapping"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_is_slow_opens_the_breaker_though_it_answers() {
-    let world = world(32);
-    *world.fake.takes.lock().unwrap() = Duration::from_millis(300);
-    assert_eq!(world.ask(30).await, 30, "300 ms are not slow");
-    *world.fake.takes.lock().unwrap() = Duration::from_millis(700);
+async fn a_slow_index_opens_the_breaker_though_it_answers() {
+    let fixture = fixture(32);
+    *fixture.fake.delay.lock() = Duration::from_millis(300);
+    assert_eq!(fixture.search_times(30).await, 30, "300 ms are not slow");
+    *fixture.fake.delay.lock() = Duration::from_millis(700);
     sleep(Duration::from_secs(11)).await;
-    let answered = join_all((0..20).map(|_| world.search(Criticality::Degradable))).await;
+    let answered = join_all((0..20).map(|_| fixture.search(Criticality::Degradable))).await;
     assert!(answered.iter().all(Result::is_ok));
-    assert_eq!(world.turns.lock().unwrap().clone(), [(BreakerState::Open, "slow_calls")]);
+    assert_eq!(fixture.transitions.lock().clone(), [(BreakerState::Open, "slow_calls")]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_user_or_a_full_index_does_opens_nothing() {
-    let world = world(32);
+async fn bad_queries_and_shed_calls_do_not_open_the_breaker() {
+    let fixture = fixture(32);
     let refusals: [fn() -> SearchError; 4] = [
         || SearchError::Syntax {
             position: 0,
@@ -205,42 +207,42 @@ async fn what_a_user_or_a_full_index_does_opens_nothing() {
         || SearchError::Refused { reason: "overloaded", retry_after: Duration::ZERO },
     ];
     for refusal in refusals {
-        world.fail(Some(refusal));
-        assert_eq!(world.ask(50).await, 0);
+        fixture.fail(Some(refusal));
+        assert_eq!(fixture.search_times(50).await, 0);
     }
-    assert_eq!((world.breaker.state(), world.asked()), (BreakerState::Closed, 200));
-    let look = world.breaker.look();
-    assert_eq!((look.ok, look.failed, look.slow), (0, 0, 0));
+    assert_eq!((fixture.breaker.state(), fixture.calls()), (BreakerState::Closed, 200));
+    let breaker = fixture.breaker.snapshot();
+    assert_eq!((breaker.ok, breaker.failed, breaker.slow), (0, 0, 0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn sheddable_calls_leave_room_for_the_others() {
-    let world = world(10);
-    *world.fake.takes.lock().unwrap() = Duration::from_millis(100);
+async fn sheddable_calls_leave_permits_for_the_others() {
+    let fixture = fixture(10);
+    *fixture.fake.delay.lock() = Duration::from_millis(100);
     let (sheddable, degradable, critical) = tokio::join!(
-        join_all((0..20).map(|_| world.search(Criticality::Sheddable))),
-        join_all((0..20).map(|_| world.search(Criticality::Degradable))),
-        join_all((0..20).map(|_| world.search(Criticality::Critical))),
+        join_all((0..20).map(|_| fixture.search(Criticality::Sheddable))),
+        join_all((0..20).map(|_| fixture.search(Criticality::Degradable))),
+        join_all((0..20).map(|_| fixture.search(Criticality::Critical))),
     );
     let answered =
         |all: &[Result<SearchPage, SearchError>]| all.iter().filter(|r| r.is_ok()).count();
     assert_eq!((answered(&sheddable), answered(&degradable), answered(&critical)), (5, 3, 2));
     assert_eq!(reason(sheddable.into_iter().next_back().unwrap()), "overloaded");
-    let look = world.guarded.look();
-    assert_eq!((look.limit, look.in_flight, look.shed), (10, 0, 50));
-    assert_eq!(world.breaker.state(), BreakerState::Closed, "what is shed is no failure");
+    let guard = fixture.guarded.snapshot();
+    assert_eq!((guard.limit, guard.in_flight, guard.shed), (10, 0, 50));
+    assert_eq!(fixture.breaker.state(), BreakerState::Closed, "a shed call is not a failure");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_who_leaves_gives_the_place_back_and_counts_neither_way() {
-    let world = world(4);
-    *world.fake.takes.lock().unwrap() = Duration::from_secs(1);
+async fn a_caller_that_leaves_returns_its_permit_and_counts_neither_way() {
+    let fixture = fixture(4);
+    *fixture.fake.delay.lock() = Duration::from_secs(1);
     for _ in 0..100 {
         let left =
-            tokio::time::timeout(Duration::from_millis(50), world.search(Criticality::Critical))
+            tokio::time::timeout(Duration::from_millis(50), fixture.search(Criticality::Critical))
                 .await;
         assert!(left.is_err());
     }
-    let look = world.breaker.look();
-    assert_eq!((world.guarded.look().in_flight, look.ok, look.failed), (0, 0, 0));
+    let breaker = fixture.breaker.snapshot();
+    assert_eq!((fixture.guarded.snapshot().in_flight, breaker.ok, breaker.failed), (0, 0, 0));
 }

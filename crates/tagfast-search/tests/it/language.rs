@@ -1,4 +1,4 @@
-//! The query language: precedence, positions, limits, and that nothing makes it panic.
+//! The query language: precedence, error positions, limits, and no input that makes it panic.
 
 use proptest::prelude::*;
 use tagfast_search::query::{Query, parse};

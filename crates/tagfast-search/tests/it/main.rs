@@ -1,8 +1,4 @@
-//! The tantivy engine against the suite, its crashes and rebuilds; the query language against its
-//! grammar; guarded indices.
+//! The query language against its grammar, and a guarded index against faults.
 
-mod engine;
 mod guarded;
 mod language;
-mod shards;
-mod support;

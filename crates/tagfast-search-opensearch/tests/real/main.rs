@@ -1,0 +1,8 @@
+//! A real OpenSearch: the conformance suite, faults that only a server has, and rebuilds.
+
+mod engine;
+mod faults;
+mod overloaded;
+mod rebuild;
+mod shared_progress;
+mod support;

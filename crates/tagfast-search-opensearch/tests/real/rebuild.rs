@@ -1,0 +1,144 @@
+//! Rebuilds while other processes read and write.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tagfast_domain::TenantId;
+use tagfast_events::Sink;
+use tagfast_search::SearchIndex;
+use tagfast_search::conformance::{NOW, event, request};
+
+use crate::support::{EPOCH, Engine, positions};
+
+/// One process rebuilds while another writes: the new index holds the newest state of every
+/// content, and no search fails meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rebuild_includes_concurrent_writes() {
+    let engine = Engine::new().await;
+    for chunk in 0..5 {
+        let events: Vec<_> = (0..400)
+            .map(|n| event("acme", "t", &format!("{}", chunk * 400 + n), 1, NOW, &["old", "all"]))
+            .collect();
+        events.iter().for_each(|e| engine.shards.put(e));
+        // The rebuild finds the first chunk in the shards; the index never had it.
+        if chunk > 0 {
+            engine.index.apply(&engine.records(&events)).await.expect("applied");
+        }
+    }
+    engine.until_visible().await;
+    let acme = TenantId::parse("acme").expect("a tenant");
+    assert_eq!(engine.index.documents().await.expect("a count"), 1600);
+    let rebuilder = engine.reopen();
+    let rebuilding =
+        tokio::spawn(async move { rebuilder.rebuild(&positions(1), EPOCH, &|_| {}).await });
+    let mut round = 0;
+    while !rebuilding.is_finished() {
+        round += 1;
+        let events: Vec<_> = (0..40)
+            .map(|n| {
+                event(
+                    "acme",
+                    "t",
+                    &format!("{}", (round * 40 + n) % 2000),
+                    1 + round,
+                    NOW,
+                    &["new", "all"],
+                )
+            })
+            .collect();
+        events.iter().for_each(|e| engine.shards.put(e));
+        engine.index.apply(&engine.records(&events)).await.expect("applied");
+        engine
+            .index
+            .search(&acme, &request("all"))
+            .await
+            .expect("a search is answered all the while");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    rebuilding.await.expect("no panic").expect("rebuilt");
+    engine.until_visible().await;
+    let mut wanted: Vec<(String, u64)> = engine
+        .shards
+        .all()
+        .iter()
+        .map(|e| (e.key.content.content_id.as_str().to_owned(), e.version.packed()))
+        .collect();
+    let mut found = Vec::new();
+    let mut page = request("all");
+    page.sort = tagfast_search::Sort::Id;
+    loop {
+        let answer = engine.index.search(&acme, &page).await.expect("answered");
+        found.extend(
+            answer
+                .hits
+                .iter()
+                .map(|h| (h.content.content_id.as_str().to_owned(), h.version.packed())),
+        );
+        match answer.next {
+            Some(next) => page.after = Some(next),
+            None => break,
+        }
+    }
+    wanted.sort();
+    found.sort();
+    assert_eq!(found.len(), wanted.len());
+    assert_eq!(found, wanted);
+    let again: Arc<_> = engine.reopen();
+    again.check().await.expect("the new index is usable");
+}
+
+/// Processes that start a rebuild at the same time take turns, and each ends with a complete
+/// index.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn concurrent_rebuilds_take_turns() {
+    let engine = Engine::new().await;
+    let events: Vec<_> =
+        (0..3000).map(|n| event("acme", "t", &n.to_string(), 1, NOW, &["all"])).collect();
+    events.iter().for_each(|e| engine.shards.put(e));
+    let rebuilds = (0..3).map(|_| {
+        let index = engine.reopen();
+        tokio::spawn(async move {
+            let mut waits = 0;
+            // As the consumer runtime does: retry after a failure of the sink.
+            while let Err(error) = index.rebuild(&positions(1), EPOCH, &|_| {}).await {
+                assert!(error.message.contains("another process rebuilds"), "{error}");
+                waits += 1;
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            waits
+        })
+    });
+    let mut waited = 0;
+    for rebuild in rebuilds.collect::<Vec<_>>() {
+        waited += tokio::time::timeout(Duration::from_secs(60), rebuild)
+            .await
+            .expect("it ends")
+            .expect("no panic");
+    }
+    assert!(waited > 0, "the rebuilds overlapped");
+    assert_eq!(engine.index.documents().await.expect("a count"), 3000);
+    engine.index.check().await.expect("one index is served");
+}
+
+/// The sweep removes a tombstone only after its retention, and never a content with tags.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_expired_tombstones_are_swept() {
+    let engine = Engine::new().await;
+    let old = NOW - 31 * 86_400_000;
+    let events = [
+        event("acme", "t", "old-tombstone", 2, old, &[]),
+        event("acme", "t", "young-tombstone", 2, NOW, &[]),
+        event("acme", "t", "old-content", 2, old, &["kept"]),
+    ];
+    engine.index.apply(&engine.records(&events)).await.expect("applied");
+    engine.until_visible().await;
+    let sweeper = engine.reopen();
+    sweeper.advance(&positions(1)).await.expect("the first advance of a day sweeps");
+    let keys: Vec<_> = events.iter().map(|event| event.key.clone()).collect();
+    tagfast_testkit::wait_for_condition_async("the sweep", Duration::from_secs(15), || async {
+        let known = engine.index.versions(&keys).await.map_err(|e| e.to_string())?;
+        let there: Vec<bool> = known.iter().map(Option::is_some).collect();
+        if there == [false, true, true] { Ok(()) } else { Err(format!("{there:?}")) }
+    })
+    .await;
+}

@@ -1,0 +1,147 @@
+//! One server for the test binary, and an index of its own for each test.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, MutexGuard, OnceLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tagfast_domain::{EpochId, TaggingsEvent};
+use tagfast_events::{BusPosition, Partition, Positions, PublisherEpochs, Sink, SinkRecord, Start};
+use tagfast_resilience::{Clock, ManualClock};
+use tagfast_search::SearchIndex;
+use tagfast_search::conformance::{MemoryShards, NOW, SearchHarness};
+use tagfast_search_opensearch::{OpenSearchIndex, OpenSearchOptions};
+use tagfast_store::ShardScanner;
+use tagfast_testkit::stack::{SharedStack, Stack, StackOptions};
+use tagfast_testkit::wait_for_condition_async;
+use tokio::sync::{RwLock, RwLockReadGuard};
+
+pub(crate) const EPOCH: EpochId = EpochId([7; 16]);
+pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The stack, which the first test starts.
+pub(crate) fn stack() -> MutexGuard<'static, Stack> {
+    static SHARED: SharedStack = SharedStack::new();
+    SHARED.get(|base| StackOptions { opensearch: true, ..base })
+}
+
+/// URL of the server behind the fault proxy.
+pub(crate) async fn url() -> String {
+    static URL: OnceLock<String> = OnceLock::new();
+    let url = || {
+        URL.get_or_init(|| stack().info().opensearch.as_ref().expect("OpenSearch").url.clone())
+            .clone()
+    };
+    tokio::task::spawn_blocking(url).await.expect("the stack comes up")
+}
+
+/// Tests that need a working server hold it for reading; a test that breaks the server holds it
+/// for writing.
+pub(crate) static SERVER: RwLock<()> = RwLock::const_new(());
+
+pub(crate) struct Engine {
+    pub(crate) index: Arc<OpenSearchIndex>,
+    pub(crate) shards: Arc<MemoryShards>,
+    pub(crate) options: OpenSearchOptions,
+    clock: Arc<ManualClock>,
+    offset: AtomicU64,
+    _server: Option<RwLockReadGuard<'static, ()>>,
+}
+
+pub(crate) async fn options() -> OpenSearchOptions {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let alias = format!("test{}-content", NEXT.fetch_add(1, Ordering::Relaxed));
+    OpenSearchOptions { url: url().await, alias, shards: 2 }
+}
+
+pub(crate) fn positions(next: u64) -> Positions {
+    Positions::from([(
+        Partition(0),
+        BusPosition { next, publisher_epochs: PublisherEpochs::embedded(1) },
+    )])
+}
+
+pub(crate) fn open(
+    options: &OpenSearchOptions,
+    shards: &Arc<MemoryShards>,
+    clock: &Arc<ManualClock>,
+) -> Arc<OpenSearchIndex> {
+    let (scanner, clock) =
+        (Arc::clone(shards) as Arc<dyn ShardScanner>, Arc::clone(clock) as Arc<dyn Clock>);
+    OpenSearchIndex::new(options.clone(), scanner, clock).expect("the client is made")
+}
+
+impl Engine {
+    /// An empty index on a server that no other test breaks meanwhile.
+    pub(crate) async fn new() -> Self {
+        let server = SERVER.read().await;
+        Self { _server: Some(server), ..Self::unprotected().await }
+    }
+
+    /// An empty index whose server another test may break meanwhile.
+    pub(crate) async fn unprotected() -> Self {
+        let (options, shards, clock) =
+            (options().await, Arc::default(), Arc::new(ManualClock::new(NOW)));
+        let index = open(&options, &shards, &clock);
+        assert_eq!(
+            index.start(EPOCH, &[]).await.expect("it starts"),
+            Start::Rebuild("there is no index yet")
+        );
+        index.rebuild(&positions(1), EPOCH, &|_| {}).await.expect("an empty index");
+        assert_eq!(index.start(EPOCH, &[]).await.expect("it starts"), Start::Committed);
+        Self { index, shards, options, clock, offset: AtomicU64::new(1), _server: None }
+    }
+
+    pub(crate) fn reopen(&self) -> Arc<OpenSearchIndex> {
+        open(&self.options, &self.shards, &self.clock)
+    }
+
+    pub(crate) fn records(&self, events: &[TaggingsEvent]) -> Vec<SinkRecord> {
+        let record = |event: &TaggingsEvent| SinkRecord {
+            partition: Partition(0),
+            offset: self.offset.fetch_add(1, Ordering::SeqCst),
+            event: Arc::new(event.clone()),
+        };
+        events.iter().map(record).collect()
+    }
+
+    /// Waits until everything written is visible.
+    pub(crate) async fn until_visible(&self) {
+        let done = positions(self.offset.load(Ordering::SeqCst));
+        wait_for_condition_async("a refresh", TEST_TIMEOUT, || async {
+            let visible = self.index.advance(&done).await.map_err(|e| e.to_string())?;
+            if visible == done { Ok(()) } else { Err(format!("{visible:?}")) }
+        })
+        .await;
+    }
+}
+
+#[async_trait]
+impl SearchHarness for Engine {
+    fn index(&self) -> Arc<dyn SearchIndex> {
+        Arc::clone(&self.index) as _
+    }
+
+    async fn apply(&self, events: &[TaggingsEvent]) {
+        events.iter().for_each(|e| self.shards.put(e));
+        // The runtime passes at most one record per key.
+        let mut keys = std::collections::BTreeMap::new();
+        events.iter().for_each(|e| {
+            let newest = keys.entry(&e.key).or_insert(e);
+            if newest.version < e.version {
+                *newest = e;
+            }
+        });
+        let newest: Vec<TaggingsEvent> = keys.into_values().cloned().collect();
+        self.index.apply(&self.records(&newest)).await.expect("the sink applies");
+    }
+
+    async fn visible(&self) {
+        self.until_visible().await;
+    }
+
+    async fn later(&self, ms: i64) {
+        self.clock.advance(ms);
+        self.until_visible().await;
+    }
+}

@@ -1,0 +1,4 @@
+//! The tantivy engine against the conformance suite, crashes, damage and rebuilds.
+
+mod engine;
+mod support;

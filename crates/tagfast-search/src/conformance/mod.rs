@@ -1,0 +1,18 @@
+//! What every search engine must do, as functions over a harness.
+//!
+//! Engines differ in how they store and count; a caller must not see the difference. Each function
+//! is one promise and panics when the engine breaks it. Each promise uses tenants of its own, so
+//! all promises can share one index.
+
+mod fixture;
+mod promises;
+mod shards;
+
+pub use fixture::{NOW, SearchHarness, event, request};
+pub use promises::{
+    a_late_event_does_not_resurrect, equal_timestamps_are_paged_once,
+    errors_have_the_parsers_positions, every_spelling_finds_the_same, hits_show_the_state,
+    newest_version_wins_in_every_order, random_queries_equal_the_model, tenants_are_isolated,
+    unmoved_contents_are_paged_once_under_writes,
+};
+pub use shards::MemoryShards;
