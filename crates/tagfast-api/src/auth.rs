@@ -1,32 +1,38 @@
-//! Who is calling: bearer JWTs, or nobody in particular when authentication is off.
+//! Authentication: bearer JWTs, or one anonymous caller when authentication is off.
 //!
-//! The algorithm is fixed by the kind of key, never by the token: HS256 with the secret, RS256,
-//! ES256 or EdDSA with a key of a key set. Every other algorithm, `none` and critical header
-//! extensions are refused. Verified tokens are remembered by their SHA-256 until they expire or the
-//! key set changes, because checking a signature costs more than answering the request.
+//! The kind of key fixes the algorithm, the token never does: HS256 with the secret, RS256, ES256
+//! or EdDSA with a key of the key set. Every other algorithm, `none` and critical header extensions
+//! are refused. Verified tokens are cached by their SHA-256 until they expire or the key set
+//! changes, because verifying a signature costs more than answering the request.
+//!
+//! How it fails: a bad token is 401; while no key set has been loaded, tokens that need one are 503
+//! (`keys_unavailable`), because the token may be good.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, header};
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use parking_lot::{Mutex, MutexGuard};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tagfast_domain::{TenantId, UserId};
-use tagfast_resilience::Clock;
+use tagfast_resilience::{Clock, counter, jittered_retry_after};
 
 use crate::jwks::KeySet;
-use crate::parts::AuthConfig;
+use crate::metric::{AUTH_FAILURES, AuthFailure};
 use crate::problem::{Code, Problem};
+use crate::services::AuthConfig;
 
-/// Longest bearer token that is looked at, in bytes.
-const TOKEN_BYTES: usize = 8192;
+/// Longest bearer token that is parsed, in bytes.
+const TOKEN_BYTES_MAX: usize = 8192;
 const CACHE_STRIPES: usize = 16;
-const CACHE_PER_STRIPE: usize = 1024;
+/// Verified tokens that one stripe of the cache holds.
+const STRIPE_TOKENS_MAX: usize = 1024;
 
-/// What a token may allow. `admin` includes the other two.
+/// A permission that a token carries. `admin` includes the other two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scope {
     Read = 1,
@@ -55,45 +61,44 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
+    /// Whether the caller's token carries this scope.
     pub(crate) fn may(&self, scope: Scope) -> bool {
         self.scopes & (scope as u8 | Scope::Admin as u8) != 0
     }
-
-    #[cfg(test)]
-    pub(crate) fn for_tests(tenant: &str, user: &str) -> Self {
-        Self {
-            tenant: TenantId::parse(tenant).unwrap(),
-            user: UserId::parse(user).unwrap(),
-            scopes: 7,
-        }
-    }
 }
 
-/// Finds out who is calling.
+/// Authenticates requests.
 pub(crate) enum Authenticator {
+    /// Authentication is off: every request has this caller.
     Off(Arc<Caller>),
-    Jwt(Box<Jwt>),
+    Jwt(Box<JwtVerifier>),
 }
 
-pub(crate) struct Jwt {
+/// Verifies bearer JWTs.
+pub(crate) struct JwtVerifier {
     secret: Option<DecodingKey>,
     keys: Option<Arc<KeySet>>,
     audience: Option<String>,
     issuer: Option<String>,
     leeway: Duration,
     clock: Arc<dyn Clock>,
-    verified: Vec<Mutex<HashMap<[u8; 32], Verified>>>,
+    /// Verified tokens by their SHA-256, in stripes.
+    verified: Vec<Mutex<HashMap<[u8; 32], VerifiedToken>>>,
 }
 
-struct Verified {
-    who: Arc<Caller>,
+/// A token that was verified.
+struct VerifiedToken {
+    caller: Arc<Caller>,
+    /// Valid from this time, Unix ms.
     from_ms: i64,
+    /// Valid before this time, Unix ms.
     until_ms: i64,
+    /// The key set's generation that verified it.
     generation: u64,
 }
 
-/// Why a token was refused: the metric's label, and what the client is told.
-struct Refused(&'static str, &'static str);
+/// Why a token was rejected: the metric's label, and the detail for the client.
+struct TokenRejected(AuthFailure, &'static str);
 
 #[derive(Deserialize)]
 struct Claims {
@@ -124,11 +129,11 @@ impl Authenticator {
         match config {
             AuthConfig::None => Self::Off(Arc::new(Caller {
                 tenant: TenantId::default_tenant(),
-                user: UserId::parse_stored("anonymous"),
+                user: UserId::from_stored("anonymous"),
                 scopes: Scope::Read as u8 | Scope::Write as u8 | Scope::Admin as u8,
             })),
             AuthConfig::Jwt { hs256_secret, jwks, audience, issuer, leeway } => {
-                Self::Jwt(Box::new(Jwt {
+                Self::Jwt(Box::new(JwtVerifier {
                     secret: hs256_secret.as_deref().map(DecodingKey::from_secret),
                     keys: jwks.as_ref().map(|source| KeySet::new(source.clone())),
                     audience: audience.clone(),
@@ -141,18 +146,19 @@ impl Authenticator {
         }
     }
 
+    /// The caller of a request with these headers.
     pub(crate) async fn authenticate(&self, headers: &HeaderMap) -> Result<Arc<Caller>, Problem> {
         match self {
-            Self::Off(who) => Ok(Arc::clone(who)),
+            Self::Off(caller) => Ok(Arc::clone(caller)),
             Self::Jwt(jwt) => jwt.authenticate(headers).await,
         }
     }
 }
 
-impl Jwt {
+impl JwtVerifier {
     async fn authenticate(&self, headers: &HeaderMap) -> Result<Arc<Caller>, Problem> {
         let Some(token) = bearer(headers) else {
-            count("missing");
+            count(AuthFailure::Missing);
             let problem = Problem::new(Code::Unauthenticated, "the request has no bearer token");
             return Err(problem.header(
                 header::WWW_AUTHENTICATE,
@@ -164,25 +170,23 @@ impl Jwt {
         if let Some(keys) = &self.keys {
             keys.refresh_when_due();
         }
-        if let Some(who) = self.remembered(&hash, now) {
-            return Ok(who);
+        if let Some(caller) = self.cached(&hash, now) {
+            return Ok(caller);
         }
         let generation = self.generation();
         match self.verify(token, now).await {
-            Ok((who, from_ms, until_ms)) => {
-                let who = Arc::new(who);
-                self.remember(
-                    hash,
-                    Verified { who: Arc::clone(&who), from_ms, until_ms, generation },
-                    now,
-                );
-                Ok(who)
+            Ok((caller, from_ms, until_ms)) => {
+                let caller = Arc::new(caller);
+                let verified =
+                    VerifiedToken { caller: Arc::clone(&caller), from_ms, until_ms, generation };
+                self.cache(hash, verified, now);
+                Ok(caller)
             }
-            Err(Refused("keys_unavailable", detail)) => {
-                count("keys_unavailable");
-                Err(Problem::new(Code::KeysUnavailable, detail).retry_after(Duration::from_secs(5)))
+            Err(TokenRejected(AuthFailure::KeysUnavailable, detail)) => {
+                count(AuthFailure::KeysUnavailable);
+                Err(Problem::new(Code::KeysUnavailable, detail).retry_after(jittered_retry_after()))
             }
-            Err(Refused(reason, detail)) => {
+            Err(TokenRejected(reason, detail)) => {
                 count(reason);
                 let challenge =
                     format!("Bearer error=\"invalid_token\", error_description=\"{detail}\"");
@@ -199,47 +203,51 @@ impl Jwt {
         self.keys.as_ref().map_or(0, |k| k.generation())
     }
 
-    fn stripe(&self, hash: &[u8; 32]) -> std::sync::MutexGuard<'_, HashMap<[u8; 32], Verified>> {
-        self.verified[hash[0] as usize % CACHE_STRIPES]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn stripe(&self, hash: &[u8; 32]) -> MutexGuard<'_, HashMap<[u8; 32], VerifiedToken>> {
+        self.verified[hash[0] as usize % CACHE_STRIPES].lock()
     }
 
-    fn remembered(&self, hash: &[u8; 32], now: i64) -> Option<Arc<Caller>> {
+    fn cached(&self, hash: &[u8; 32], now: i64) -> Option<Arc<Caller>> {
         let stripe = self.stripe(hash);
         let known = stripe.get(hash)?;
-        let good =
+        let valid =
             known.from_ms <= now && now < known.until_ms && known.generation == self.generation();
-        good.then(|| Arc::clone(&known.who))
+        valid.then(|| Arc::clone(&known.caller))
     }
 
-    fn remember(&self, hash: [u8; 32], verified: Verified, now: i64) {
+    fn cache(&self, hash: [u8; 32], verified: VerifiedToken, now: i64) {
         let mut stripe = self.stripe(&hash);
-        if stripe.len() >= CACHE_PER_STRIPE {
+        if stripe.len() >= STRIPE_TOKENS_MAX {
             stripe.retain(|_, v| v.until_ms > now && v.generation == verified.generation);
         }
-        if stripe.len() >= CACHE_PER_STRIPE {
-            // All in use: starting over costs each one signature check.
+        if stripe.len() >= STRIPE_TOKENS_MAX {
+            // All are in use: starting over costs one signature check for each.
             stripe.clear();
         }
         stripe.insert(hash, verified);
     }
 
-    async fn verify(&self, token: &str, now: i64) -> Result<(Caller, i64, i64), Refused> {
-        if token.len() > TOKEN_BYTES {
-            return Err(Refused("malformed", "the token is too long"));
+    async fn verify(&self, token: &str, now: i64) -> Result<(Caller, i64, i64), TokenRejected> {
+        if token.len() > TOKEN_BYTES_MAX {
+            return Err(TokenRejected(AuthFailure::Malformed, "the token is too long"));
         }
-        let header = jsonwebtoken::decode_header(token)
-            .map_err(|_| Refused("malformed", "the token is not a JWT of a known algorithm"))?;
+        let header = jsonwebtoken::decode_header(token).map_err(|_| {
+            TokenRejected(AuthFailure::Malformed, "the token is not a JWT of a known algorithm")
+        })?;
         if header.crit.is_some() {
-            return Err(Refused("critical", "the token has critical extensions"));
+            return Err(TokenRejected(AuthFailure::Critical, "the token has critical extensions"));
         }
         let claims = match (header.alg, &self.secret, &self.keys) {
             (Algorithm::HS256, Some(secret), _) => self.check(token, Algorithm::HS256, secret)?,
             (alg @ (Algorithm::RS256 | Algorithm::ES256 | Algorithm::EdDSA), _, Some(keys)) => {
                 self.check_with_set(token, alg, header.kid.as_deref(), keys).await?
             }
-            _ => return Err(Refused("algorithm", "the token's algorithm is not accepted")),
+            _ => {
+                return Err(TokenRejected(
+                    AuthFailure::Algorithm,
+                    "the token's algorithm is not accepted",
+                ));
+            }
         };
         self.accept(&claims, now)
     }
@@ -250,27 +258,34 @@ impl Jwt {
         alg: Algorithm,
         kid: Option<&str>,
         keys: &Arc<KeySet>,
-    ) -> Result<Claims, Refused> {
+    ) -> Result<Claims, TokenRejected> {
         let mut set = keys.current();
         if set.as_ref().is_none_or(|s| s.find(kid, alg).next().is_none()) {
             keys.refresh().await;
             set = keys.current();
         }
-        let set = set.ok_or(Refused("keys_unavailable", "no key set could be loaded yet"))?;
-        let mut outcome = Err(Refused("unknown_key", "the token's key is not known"));
+        let set = set
+            .ok_or(TokenRejected(AuthFailure::KeysUnavailable, "no key set could be loaded yet"))?;
+        let mut outcome =
+            Err(TokenRejected(AuthFailure::UnknownKey, "the token's key is not known"));
         for key in set.find(kid, alg) {
             outcome = self.check(token, alg, key);
-            if !matches!(outcome, Err(Refused("signature", _))) {
+            if !matches!(outcome, Err(TokenRejected(AuthFailure::Signature, _))) {
                 break;
             }
         }
         outcome
     }
 
-    fn check(&self, token: &str, alg: Algorithm, key: &DecodingKey) -> Result<Claims, Refused> {
+    fn check(
+        &self,
+        token: &str,
+        alg: Algorithm,
+        key: &DecodingKey,
+    ) -> Result<Claims, TokenRejected> {
         let mut rules = Validation::new(alg);
         rules.algorithms = vec![alg];
-        // Times are checked against the service's own clock below.
+        // `accept` checks the times against the service's own clock.
         rules.validate_exp = false;
         rules.required_spec_claims.clear();
         rules.validate_aud = self.audience.is_some();
@@ -284,44 +299,51 @@ impl Jwt {
         }
         #[expect(
             clippy::wildcard_enum_match_arm,
-            reason = "the library's list is open; all other kinds mean one thing"
+            reason = "the library's enum is non-exhaustive; all other kinds mean a malformed token"
         )]
-        let refused = |error: jsonwebtoken::errors::Error| match error.kind() {
+        let rejected = |error: jsonwebtoken::errors::Error| match error.kind() {
             ErrorKind::InvalidSignature => {
-                Refused("signature", "the token's signature does not fit")
+                TokenRejected(AuthFailure::Signature, "the token's signature is wrong")
             }
-            ErrorKind::InvalidAudience => Refused("audience", "the token is for another audience"),
-            ErrorKind::InvalidIssuer => Refused("issuer", "the token is of another issuer"),
+            ErrorKind::InvalidAudience => {
+                TokenRejected(AuthFailure::Audience, "the token is for a different audience")
+            }
+            ErrorKind::InvalidIssuer => {
+                TokenRejected(AuthFailure::Issuer, "the token is from a different issuer")
+            }
             ErrorKind::MissingRequiredClaim(claim) if claim == "aud" => {
-                Refused("audience", "the token names no audience")
+                TokenRejected(AuthFailure::Audience, "the token names no audience")
             }
-            ErrorKind::MissingRequiredClaim(_) => Refused("issuer", "the token names no issuer"),
+            ErrorKind::MissingRequiredClaim(_) => {
+                TokenRejected(AuthFailure::Issuer, "the token names no issuer")
+            }
             ErrorKind::InvalidAlgorithm => {
-                Refused("algorithm", "the token's algorithm is not accepted")
+                TokenRejected(AuthFailure::Algorithm, "the token's algorithm is not accepted")
             }
             ErrorKind::Json(_) => {
-                Refused("claims", "the token needs the claims tenant, sub and exp")
+                TokenRejected(AuthFailure::Claims, "the token needs the claims tenant, sub and exp")
             }
-            _ => Refused("malformed", "the token cannot be read"),
+            _ => TokenRejected(AuthFailure::Malformed, "the token cannot be read"),
         };
-        jsonwebtoken::decode::<Claims>(token, key, &rules).map(|data| data.claims).map_err(refused)
+        jsonwebtoken::decode::<Claims>(token, key, &rules).map(|data| data.claims).map_err(rejected)
     }
 
-    fn accept(&self, claims: &Claims, now: i64) -> Result<(Caller, i64, i64), Refused> {
+    fn accept(&self, claims: &Claims, now: i64) -> Result<(Caller, i64, i64), TokenRejected> {
         let leeway = i64::try_from(self.leeway.as_millis()).unwrap_or(i64::MAX);
         let millis = |seconds: f64| (seconds * 1000.0) as i64;
         let until = millis(claims.exp).saturating_add(leeway);
         let from = claims.nbf.map_or(i64::MIN, |nbf| millis(nbf).saturating_sub(leeway));
         if now >= until {
-            return Err(Refused("expired", "the token has expired"));
+            return Err(TokenRejected(AuthFailure::Expired, "the token has expired"));
         }
         if now < from {
-            return Err(Refused("not_yet_valid", "the token is not valid yet"));
+            return Err(TokenRejected(AuthFailure::NotYetValid, "the token is not valid yet"));
         }
-        let tenant = TenantId::parse(&claims.tenant)
-            .map_err(|_| Refused("claims", "the token's tenant is not acceptable"))?;
+        let tenant = TenantId::parse(&claims.tenant).map_err(|_| {
+            TokenRejected(AuthFailure::Claims, "the token's tenant is not acceptable")
+        })?;
         let user = UserId::parse(&claims.sub)
-            .map_err(|_| Refused("claims", "the token's sub is not acceptable"))?;
+            .map_err(|_| TokenRejected(AuthFailure::Claims, "the token's sub is not acceptable"))?;
         let known =
             |word: &str| Scope::ALL.into_iter().find(|s| s.as_str() == word).map_or(0, |s| s as u8);
         let scopes = match &claims.scope {
@@ -332,12 +354,13 @@ impl Jwt {
     }
 }
 
+/// The bearer token; `None` when there is none.
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim()).filter(|t| !t.is_empty())
 }
 
-fn count(reason: &'static str) {
-    metrics::counter!("tagfast_auth_failures_total", "reason" => reason).increment(1);
+fn count(reason: AuthFailure) {
+    counter!(AUTH_FAILURES, "reason" => reason).increment(1);
 }

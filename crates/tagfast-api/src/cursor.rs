@@ -1,5 +1,7 @@
 //! Cursors of search: where a page ended, sealed for the tenant and bound to the query and its
 //! order.
+//!
+//! How it fails: a cursor that does not fit is `bad_cursor`; the client starts again without one.
 
 use sha2::{Digest, Sha256};
 use tagfast_domain::{Content, ContentId, ContentType, TenantId};
@@ -8,11 +10,11 @@ use tagfast_store::{SealKind, Sealer};
 
 use crate::problem::{Code, Problem};
 
-const VERSION: u8 = 1;
-/// A cursor is good for a day.
-pub(crate) const LIFE_MS: i64 = 86_400_000;
+const CURSOR_FORMAT: u8 = 1;
+/// A cursor is valid for a day.
+const CURSOR_TTL_MS: i64 = 86_400_000;
 
-/// What a cursor belongs to: query, type and order.
+/// Identifies the query, type and order that a cursor belongs to.
 fn fingerprint(request: &SearchRequest) -> [u8; 8] {
     let mut hash = Sha256::new();
     for part in [request.query.as_deref(), request.content_type.as_ref().map(ContentType::as_str)] {
@@ -32,7 +34,7 @@ fn sort_byte(sort: Sort) -> u8 {
     }
 }
 
-/// Seals the place after which the next page begins.
+/// Seals the sort key after which the next page starts. `now` is the present time, Unix ms.
 pub(crate) fn seal(
     sealer: &Sealer,
     tenant: &TenantId,
@@ -41,9 +43,9 @@ pub(crate) fn seal(
     now: i64,
 ) -> String {
     let content_type = next.content.content_type.as_str();
-    let mut body = vec![VERSION];
+    let mut body = vec![CURSOR_FORMAT];
     body.extend_from_slice(&fingerprint(request));
-    body.extend_from_slice(&now.saturating_add(LIFE_MS).to_be_bytes());
+    body.extend_from_slice(&now.saturating_add(CURSOR_TTL_MS).to_be_bytes());
     body.extend_from_slice(&next.updated_at.to_be_bytes());
     body.push(content_type.len() as u8);
     body.extend_from_slice(content_type.as_bytes());
@@ -51,7 +53,7 @@ pub(crate) fn seal(
     sealer.seal(SealKind::SearchCursor, tenant, &body)
 }
 
-/// Opens a cursor for this very request.
+/// Opens a cursor that was sealed for the same tenant, query, type and order.
 pub(crate) fn open(
     sealer: &Sealer,
     tenant: &TenantId,
@@ -64,9 +66,9 @@ pub(crate) fn open(
         sealer.open(SealKind::SearchCursor, tenant, sealed).map_err(|e| bad(&e.to_string()))?;
     let parsed = parse(&body).ok_or_else(|| bad("it is not one that this service made"))?;
     if parsed.fingerprint != fingerprint(request) {
-        return Err(bad("it belongs to another query, type or order"));
+        return Err(bad("it belongs to a different query, type or order"));
     }
-    if parsed.until < now {
+    if parsed.valid_until_ms < now {
         return Err(bad("it is older than a day"));
     }
     Ok(parsed.key)
@@ -74,18 +76,18 @@ pub(crate) fn open(
 
 struct Parsed {
     fingerprint: [u8; 8],
-    until: i64,
+    valid_until_ms: i64,
     key: SortKey,
 }
 
 fn parse(body: &[u8]) -> Option<Parsed> {
-    let (version, rest) = body.split_first()?;
+    let (format, rest) = body.split_first()?;
     let (fingerprint, rest) = rest.split_first_chunk::<8>()?;
     let (until, rest) = rest.split_first_chunk::<8>()?;
     let (updated_at, rest) = rest.split_first_chunk::<8>()?;
     let (length, rest) = rest.split_first()?;
     let (content_type, content_id) = rest.split_at_checked(usize::from(*length))?;
-    if *version != VERSION {
+    if *format != CURSOR_FORMAT {
         return None;
     }
     let content = Content {
@@ -93,7 +95,7 @@ fn parse(body: &[u8]) -> Option<Parsed> {
         content_id: ContentId::parse(std::str::from_utf8(content_id).ok()?).ok()?,
     };
     let key = SortKey { updated_at: i64::from_be_bytes(*updated_at), content };
-    Some(Parsed { fingerprint: *fingerprint, until: i64::from_be_bytes(*until), key })
+    Some(Parsed { fingerprint: *fingerprint, valid_until_ms: i64::from_be_bytes(*until), key })
 }
 
 #[cfg(test)]
@@ -114,7 +116,7 @@ mod tests {
         }
     }
 
-    fn place() -> SortKey {
+    fn sort_key() -> SortKey {
         let content = Content {
             content_type: ContentType::parse("jira.issue").unwrap(),
             content_id: ContentId::parse("a/ü 🎉").unwrap(),
@@ -126,21 +128,24 @@ mod tests {
     fn a_cursor_fits_its_tenant_query_order_and_day_only() {
         let sealer = Sealer::new(&[[7; 32]]);
         let (a, b) = (TenantId::parse("a").unwrap(), TenantId::parse("b").unwrap());
-        let asked = request("x", Sort::Updated);
-        let cursor = seal(&sealer, &a, &asked, &place(), 1000);
+        let wanted = request("x", Sort::Updated);
+        let cursor = seal(&sealer, &a, &wanted, &sort_key(), 1000);
         let open =
             |t, r: &SearchRequest, now| open(&sealer, t, r, &cursor, now).map_err(|p| p.code());
-        assert_eq!(open(&a, &asked, 1000), Ok(place()));
-        assert_eq!(open(&a, &asked, 1000 + LIFE_MS), Ok(place()));
-        assert_eq!(open(&a, &asked, 1001 + LIFE_MS), Err(Code::BadCursor));
-        assert_eq!(open(&b, &asked, 1000), Err(Code::BadCursor));
+        assert_eq!(open(&a, &wanted, 1000), Ok(sort_key()));
+        assert_eq!(open(&a, &wanted, 1000 + CURSOR_TTL_MS), Ok(sort_key()));
+        assert_eq!(open(&a, &wanted, 1001 + CURSOR_TTL_MS), Err(Code::BadCursor));
+        assert_eq!(open(&b, &wanted, 1000), Err(Code::BadCursor));
         assert_eq!(open(&a, &request("y", Sort::Updated), 1000), Err(Code::BadCursor));
         assert_eq!(open(&a, &request("x", Sort::Id), 1000), Err(Code::BadCursor));
     }
 
     proptest! {
         #[test]
-        fn no_text_panics(text in "\\PC{0,80}|[A-Za-z0-9_-]{0,120}", body in proptest::collection::vec(any::<u8>(), 0..80)) {
+        fn no_text_panics(
+            text in "\\PC{0,80}|[A-Za-z0-9_-]{0,120}",
+            body in proptest::collection::vec(any::<u8>(), 0..80),
+        ) {
             let sealer = Sealer::new(&[[7; 32]]);
             let tenant = TenantId::parse("a").unwrap();
             let _ = open(&sealer, &tenant, &request("x", Sort::Id), &text, 0);

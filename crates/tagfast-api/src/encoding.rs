@@ -1,23 +1,33 @@
-//! Percent-encoding of paths and queries, decoded exactly once and strictly.
+//! Percent-encoding of paths and queries, decoded exactly once and strictly, and JSON objects.
 //!
-//! Paths are routed in their raw form, so that an encoded slash stays inside its segment. In a path
-//! a plus sign is a plus sign; in a query value it is a blank, as forms and every client library
-//! write it.
+//! The router matches paths in their raw form, so that an encoded slash stays inside its segment.
+//! In a path a plus sign is a plus sign; in a query value it is a blank, as HTML forms and every
+//! client library write it.
+//!
+//! How it fails: text that is not percent-encoded UTF-8 is refused with `bad_encoding`.
 
 use std::borrow::Cow;
+
+use serde::{Deserialize, Deserializer};
 
 use crate::problem::{Code, Problem};
 
 /// Decodes one path segment.
-pub(crate) fn segment(raw: &str) -> Result<Cow<'_, str>, Problem> {
-    decode(raw, false).ok_or_else(|| bad("path segment", raw))
+pub(crate) fn path_segment(raw: &str) -> Result<Cow<'_, str>, Problem> {
+    decode(raw, false).ok_or_else(|| bad_encoding("path segment", raw))
 }
 
-fn bad(what: &str, raw: &str) -> Problem {
+/// Decodes the name or the value of a query parameter; `what` names it in the error.
+pub(crate) fn query_text<'a>(what: &str, raw: &'a str) -> Result<Cow<'a, str>, Problem> {
+    decode(raw, true).ok_or_else(|| bad_encoding(what, raw))
+}
+
+fn bad_encoding(what: &str, raw: &str) -> Problem {
     let shown: String = raw.chars().take(80).collect();
     Problem::new(Code::BadEncoding, format!("the {what} {shown:?} is not percent-encoded UTF-8"))
 }
 
+/// `None`: a broken escape, or bytes that are not UTF-8.
 fn decode(raw: &str, plus_is_blank: bool) -> Option<Cow<'_, str>> {
     if !raw.bytes().any(|b| b == b'%' || (plus_is_blank && b == b'+')) {
         return Some(Cow::Borrowed(raw));
@@ -26,7 +36,7 @@ fn decode(raw: &str, plus_is_blank: bool) -> Option<Cow<'_, str>> {
     let mut bytes = raw.bytes();
     while let Some(byte) = bytes.next() {
         out.push(match byte {
-            b'%' => hex(bytes.next()?)? << 4 | hex(bytes.next()?)?,
+            b'%' => hex_digit(bytes.next()?)? << 4 | hex_digit(bytes.next()?)?,
             b'+' if plus_is_blank => b' ',
             other => other,
         });
@@ -34,85 +44,28 @@ fn decode(raw: &str, plus_is_blank: bool) -> Option<Cow<'_, str>> {
     String::from_utf8(out).ok().map(Cow::Owned)
 }
 
-fn hex(digit: u8) -> Option<u8> {
+fn hex_digit(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).map(|d| d as u8)
 }
 
-/// The query of a URL: known names only, each at most once.
-#[derive(Debug)]
-pub(crate) struct Query {
-    values: Vec<(&'static str, String)>,
-}
+/// A value that must be a JSON object: derived deserializers of structs also accept arrays, which
+/// no schema of this API allows.
+pub(crate) struct Object<T>(pub(crate) T);
 
-impl Query {
-    /// Parses `a=b&c=d`; refuses names that are not in `known`.
-    pub(crate) fn parse(
-        raw: Option<&str>,
-        known: &'static [&'static str],
-    ) -> Result<Self, Problem> {
-        let mut values: Vec<(&'static str, String)> = Vec::new();
-        for pair in raw.unwrap_or_default().split('&').filter(|p| !p.is_empty()) {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let name = decode(name, true).ok_or_else(|| bad("query parameter", name))?;
-            let Some(name) = known.iter().find(|k| **k == name) else {
-                let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-                let name: String = name.chars().take(80).collect();
-                let detail = format!("unknown query parameter {name:?}; known here: {known}");
-                return Err(Problem::new(Code::UnknownParameter, detail));
-            };
-            if values.iter().any(|(n, _)| n == name) {
-                return Err(bad_parameter(name, "it is given twice"));
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Map<T>(std::marker::PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> serde::de::Visitor<'de> for Map<T> {
+            type Value = T;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
             }
-            let value = decode(value, true).ok_or_else(|| bad("query value", value))?;
-            values.push((name, value.into_owned()));
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+                T::deserialize(serde::de::value::MapAccessDeserializer::new(map))
+            }
         }
-        Ok(Self { values })
+        deserializer.deserialize_map(Map(std::marker::PhantomData)).map(Object)
     }
-
-    /// Takes a value out.
-    pub(crate) fn take(&mut self, name: &str) -> Option<String> {
-        let at = self.values.iter().position(|(n, _)| *n == name)?;
-        Some(self.values.swap_remove(at).1)
-    }
-
-    /// A whole number within a range.
-    pub(crate) fn number(
-        &mut self,
-        name: &str,
-        default: usize,
-        max: usize,
-    ) -> Result<usize, Problem> {
-        let Some(text) = self.take(name) else { return Ok(default) };
-        let number =
-            text.parse::<usize>().ok().filter(|_| text.bytes().all(|b| b.is_ascii_digit()));
-        match number {
-            Some(n) if (1..=max).contains(&n) => Ok(n),
-            Some(n) => Err(bad_parameter(name, &format!("it must be 1 to {max}")).limit(
-                limit_name(name),
-                max as u64,
-                n as u64,
-            )),
-            None => Err(bad_parameter(name, &format!("it must be a whole number from 1 to {max}"))),
-        }
-    }
-
-    /// `true` or `false`.
-    pub(crate) fn flag(&mut self, name: &str) -> Result<bool, Problem> {
-        match self.take(name).as_deref() {
-            None | Some("false") => Ok(false),
-            Some("true") => Ok(true),
-            Some(_) => Err(bad_parameter(name, "it must be true or false")),
-        }
-    }
-}
-
-fn limit_name(parameter: &str) -> &'static str {
-    if parameter == "limit" { "page_items" } else { "parameter" }
-}
-
-/// A parameter's value is not accepted.
-pub(crate) fn bad_parameter(name: &str, reason: &str) -> Problem {
-    Problem::new(Code::BadParameter, format!("query parameter {name}: {reason}"))
 }
 
 #[cfg(test)]
@@ -123,38 +76,27 @@ mod tests {
 
     #[test]
     fn a_segment_is_decoded_once_and_plus_stays() {
-        assert_eq!(segment("a%2Fb+c%2525").unwrap(), "a/b+c%25");
-        assert_eq!(segment("%F0%9F%8E%89").unwrap(), "🎉");
+        assert_eq!(path_segment("a%2Fb+c%2525").unwrap(), "a/b+c%25");
+        assert_eq!(path_segment("%F0%9F%8E%89").unwrap(), "🎉");
     }
 
     #[test]
     fn broken_escapes_and_bytes_are_refused() {
         for bad in ["%", "%2", "%zz", "%+1", "%ff", "a%C3", "%ed%a0%80"] {
-            assert_eq!(segment(bad).unwrap_err().code(), Code::BadEncoding, "{bad}");
+            assert_eq!(path_segment(bad).unwrap_err().code(), Code::BadEncoding, "{bad}");
         }
-    }
-
-    #[test]
-    fn a_query_takes_known_names_once() {
-        let mut query = Query::parse(Some("q=a+b%2Bc&limit=5"), &["q", "limit"]).unwrap();
-        assert_eq!(query.take("q").as_deref(), Some("a b+c"));
-        assert_eq!(query.number("limit", 20, 100).unwrap(), 5);
-        assert_eq!(Query::parse(Some("z=1"), &["q"]).unwrap_err().code(), Code::UnknownParameter);
-        assert_eq!(Query::parse(Some("q=1&q=2"), &["q"]).unwrap_err().code(), Code::BadParameter);
-        assert_eq!(Query::parse(Some("q=%f"), &["q"]).unwrap_err().code(), Code::BadEncoding);
     }
 
     proptest! {
         #[test]
-        fn what_was_encoded_comes_back(s in "\\PC{0,60}") {
+        fn encoded_text_decodes_to_itself(s in "\\PC{0,60}") {
             let encoded = utf8_percent_encode(&s, NON_ALPHANUMERIC).to_string();
-            prop_assert_eq!(segment(&encoded).unwrap(), s);
+            prop_assert_eq!(path_segment(&encoded).unwrap(), s);
         }
 
         #[test]
-        fn nothing_panics(s in "\\PC{0,60}|[%0-9a-f+&=]{0,60}") {
-            let _ = segment(&s);
-            let _ = Query::parse(Some(&s), &["a", "q"]);
+        fn no_text_panics(s in "\\PC{0,60}|[%0-9a-f+&=]{0,60}") {
+            let _ = (path_segment(&s).is_ok(), query_text("query value", &s).is_ok());
         }
     }
 }

@@ -1,5 +1,7 @@
-//! Request headers that this API reads, each checked strictly: a header that is not understood is
-//! an error, because a condition or a promise that is silently ignored is worse than a refusal.
+//! Request headers that this API reads and response headers that it computes.
+//!
+//! Request headers are checked strictly: a value that is not understood is an error, because a
+//! condition or a promise that is silently ignored is worse than a refusal.
 
 use std::time::Duration;
 
@@ -18,13 +20,14 @@ pub(crate) static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id
 pub(crate) static CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// Longest idempotency key in bytes.
-pub(crate) const IDEMPOTENCY_KEY_BYTES: usize = 255;
+const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
 
+/// A problem about the value of a header.
 pub(crate) fn bad(name: &HeaderName, reason: &str) -> Problem {
     Problem::new(Code::BadHeader, format!("header {name}: {reason}"))
 }
 
-/// The value of a header that may come once.
+/// The value of a header that must come at most once; `None` when it is absent.
 pub(crate) fn one<'a>(
     headers: &'a HeaderMap,
     name: &HeaderName,
@@ -37,6 +40,7 @@ pub(crate) fn one<'a>(
     value.to_str().map(Some).map_err(|_| bad(name, "it has characters that are not visible ASCII"))
 }
 
+/// The consistency that the read asks for; `session` when the header is absent.
 pub(crate) fn consistency(headers: &HeaderMap) -> Result<Consistency, Problem> {
     match one(headers, &CONSISTENCY)? {
         None | Some("session") => Ok(Consistency::Session),
@@ -46,7 +50,8 @@ pub(crate) fn consistency(headers: &HeaderMap) -> Result<Consistency, Problem> {
     }
 }
 
-/// What the acknowledgement must survive. The store decides whether it can.
+/// The durability that the acknowledgement must have; `local` when the header is absent. The store
+/// decides whether it can give it.
 pub(crate) fn durability(headers: &HeaderMap) -> Result<Durability, Problem> {
     match one(headers, &DURABILITY)? {
         None | Some("local") => Ok(Durability::Local),
@@ -55,12 +60,13 @@ pub(crate) fn durability(headers: &HeaderMap) -> Result<Durability, Problem> {
     }
 }
 
+/// The idempotency key; `None` when the header is absent.
 pub(crate) fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
     let Some(key) = one(headers, &IDEMPOTENCY_KEY)? else { return Ok(None) };
-    if key.len() > IDEMPOTENCY_KEY_BYTES {
+    if key.len() > IDEMPOTENCY_KEY_BYTES_MAX {
         return Err(bad(&IDEMPOTENCY_KEY, "it is longer than 255 bytes").limit(
             "idempotency_key_bytes",
-            IDEMPOTENCY_KEY_BYTES as u64,
+            IDEMPOTENCY_KEY_BYTES_MAX as u64,
             key.len() as u64,
         ));
     }
@@ -70,8 +76,9 @@ pub(crate) fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Probl
     Ok(Some(key))
 }
 
-/// The version a write insists on: one strong entity tag as a read gave it (`"0"` = never tagged),
-/// or `*`, which is always true here because every content has a state.
+/// The version that the content must still have for the write to apply: one strong entity tag as a
+/// read gave it (`"0"` = never tagged). `None`: no condition; `*` is none either, because every
+/// content has a state.
 pub(crate) fn if_match(headers: &HeaderMap) -> Result<Option<Version>, Problem> {
     if headers.contains_key(header::IF_NONE_MATCH) {
         return Err(bad(
@@ -94,21 +101,22 @@ pub(crate) fn if_match(headers: &HeaderMap) -> Result<Option<Version>, Problem> 
     }
 }
 
-/// Whether the client already has this version.
-pub(crate) fn has_already(headers: &HeaderMap, version: Version) -> Result<bool, Problem> {
+/// Whether the client already has this version of the content.
+pub(crate) fn client_has_version(headers: &HeaderMap, version: Version) -> Result<bool, Problem> {
     let mut has = false;
     for value in headers.get_all(header::IF_NONE_MATCH) {
         let text = value
             .to_str()
             .map_err(|_| bad(&header::IF_NONE_MATCH, "it must be a list of entity tags"))?;
         for tag in text.split(',').map(str::trim) {
-            // If-None-Match compares weakly; a foreign tag simply is not this version.
+            // If-None-Match compares weakly; a tag that is not a version never matches.
             has |= tag == "*" || version_of(tag.strip_prefix("W/").unwrap_or(tag)) == Some(version);
         }
     }
     Ok(has)
 }
 
+/// The version in a strong entity tag; `None` when the tag is not one of this service.
 fn version_of(tag: &str) -> Option<Version> {
     let digits = tag.strip_prefix('"')?.strip_suffix('"')?;
     if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
@@ -117,7 +125,7 @@ fn version_of(tag: &str) -> Option<Version> {
     digits.parse().ok()
 }
 
-/// A valid W3C `traceparent`; an invalid one is left out, as its specification asks.
+/// A valid W3C `traceparent`; an invalid one is ignored, as its specification requires.
 pub(crate) fn traceparent(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(&TRACEPARENT)?.to_str().ok()?;
     let b = value.as_bytes();
@@ -145,7 +153,7 @@ pub(crate) fn trace_id<'a>(headers: &'a HeaderMap, request_id: &'a HeaderValue) 
     }
 }
 
-/// RFC 9211: what the caches of this service did for the answer.
+/// `Cache-Status` (RFC 9211): how the caches of this service served the answer.
 pub(crate) fn cache_status(cache: CacheUse) -> HeaderValue {
     let with = |what: &str, layer: &str| {
         HeaderValue::try_from(format!("tagfast; {what}; detail={layer}"))
@@ -153,7 +161,7 @@ pub(crate) fn cache_status(cache: CacheUse) -> HeaderValue {
     };
     match cache {
         CacheUse::Bypass => HeaderValue::from_static("tagfast; fwd=bypass"),
-        // The one that is sent 100,000 times a second.
+        // The most frequent one, without an allocation.
         CacheUse::Hit("l1") => HeaderValue::from_static("tagfast; hit; detail=l1"),
         CacheUse::Hit(layer) => with("hit", layer),
         CacheUse::Miss { collapsed: false } => HeaderValue::from_static("tagfast; fwd=miss"),
@@ -164,13 +172,12 @@ pub(crate) fn cache_status(cache: CacheUse) -> HeaderValue {
     }
 }
 
-/// Whether caches on the way may keep an answer, to ask about it again: never one that is worse
-/// than the service's usual.
-pub(crate) fn cache_control(worse: bool) -> HeaderValue {
-    HeaderValue::from_static(if worse { "no-store" } else { "private, no-cache" })
+/// `Cache-Control` of an answer: clients may keep it and revalidate it, except when it is degraded.
+pub(crate) fn cache_control(degraded: bool) -> HeaderValue {
+    HeaderValue::from_static(if degraded { "no-store" } else { "private, no-cache" })
 }
 
-/// The elements of a list: what stands between commas that are in no quotes.
+/// The elements of a comma-separated list with quoted strings; `None`: a quote is not closed.
 fn elements(text: &str) -> Option<Vec<&str>> {
     let (mut all, mut begin, mut quoted, mut escaped) = (Vec::new(), 0, false, false);
     for (at, byte) in text.bytes().enumerate() {
@@ -190,12 +197,12 @@ fn elements(text: &str) -> Option<Vec<&str>> {
     (!quoted).then_some(all)
 }
 
-/// The oldest stale answer that this client prefers to none: `None` is whatever the service allows,
-/// zero is none at all.
+/// The largest age of a stale answer that the client accepts: `None` means up to `allowed`, zero
+/// means no stale answer at all.
 ///
-/// Of several directives the strictest counts. `max-stale` above what is `allowed` is what is
-/// allowed. Directives that ask for something else (`max-age`, `min-fresh`, `only-if-cached`,
-/// unknown ones) are left aside, as RFC 9111 permits.
+/// Of several directives the strictest counts. A `max-stale` above `allowed` is capped at it. Other
+/// directives (`max-age`, `min-fresh`, `only-if-cached`, unknown ones) are ignored, as RFC 9111
+/// permits.
 pub(crate) fn max_stale(
     headers: &HeaderMap,
     allowed: Duration,
@@ -239,14 +246,14 @@ pub(crate) fn max_stale(
     Ok(strictest)
 }
 
-/// A number of seconds, as a token or in quotes.
+/// A number of whole seconds, as a token or in quotes.
 fn seconds(text: &str) -> Option<Duration> {
     let digits = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(text);
     let fits = (1..=19).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
     fits.then(|| digits.parse().ok().map(Duration::from_secs)).flatten()
 }
 
-/// Whether the client takes gzip.
+/// Whether the client accepts gzip.
 pub(crate) fn accepts_gzip(headers: &HeaderMap) -> bool {
     headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|v| v.to_str().ok()).any(|value| {
         value.split(',').any(|coding| {
@@ -258,6 +265,43 @@ pub(crate) fn accepts_gzip(headers: &HeaderMap) -> bool {
             name.eq_ignore_ascii_case("gzip") && !refused
         })
     })
+}
+
+/// Whether the client prefers HTML to JSON, as browsers do. Without a preference JSON wins.
+pub(crate) fn prefers_html(headers: &HeaderMap) -> bool {
+    quality(headers, "text", "html") > quality(headers, "application", "json")
+}
+
+/// The quality from 0 to 1 at which the client accepts a media type: that of the most specific
+/// range that matches; 0 when none does, and 1 without an `Accept` header.
+fn quality(headers: &HeaderMap, kind: &str, subtype: &str) -> f32 {
+    if !headers.contains_key(header::ACCEPT) {
+        return 1.0;
+    }
+    let (mut best, mut specificity) = (0.0, 0);
+    for value in headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok()) {
+        for range in value.split(',') {
+            let mut parts = range.split(';').map(str::trim);
+            let Some((range_kind, range_subtype)) = parts.next().and_then(|r| r.split_once('/'))
+            else {
+                continue;
+            };
+            let rank = match (range_kind, range_subtype) {
+                ("*", "*") => 1,
+                (k, "*") if k.eq_ignore_ascii_case(kind) => 2,
+                (k, s) if k.eq_ignore_ascii_case(kind) && s.eq_ignore_ascii_case(subtype) => 3,
+                _ => continue,
+            };
+            let q = parts
+                .find_map(|p| p.strip_prefix("q=").or_else(|| p.strip_prefix("Q=")))
+                .and_then(|q| q.parse::<f32>().ok())
+                .unwrap_or(1.0);
+            if rank > specificity {
+                (best, specificity) = (q, rank);
+            }
+        }
+    }
+    best
 }
 
 #[cfg(test)]
@@ -301,7 +345,7 @@ mod tests {
             ("7", false),
         ] {
             assert_eq!(
-                has_already(&with(&header::IF_NONE_MATCH, value), version).unwrap(),
+                client_has_version(&with(&header::IF_NONE_MATCH, value), version).unwrap(),
                 expect,
                 "{value}"
             );
@@ -335,23 +379,23 @@ mod tests {
             }
             max_stale(&headers, allowed)
         };
-        let at_most = |n| Some(Duration::from_secs(n));
+        let age_max = |n| Some(Duration::from_secs(n));
         for (values, expect) in [
             (&[][..], None),
             (&[""], None),
             (&["max-stale"], None),
-            (&["Max-Stale=60"], at_most(60)),
-            (&["max-stale=\"60\""], at_most(60)),
-            (&["max-stale=0"], at_most(0)),
+            (&["Max-Stale=60"], age_max(60)),
+            (&["max-stale=\"60\""], age_max(60)),
+            (&["max-stale=0"], age_max(0)),
             (&["max-stale=3600"], None),
             (&["max-stale=99999999999"], None),
             (&["max-stale=9999999999999999999"], None),
-            (&["max-stale=60, max-stale=30", "max-stale=99"], at_most(30)),
-            (&["max-stale", "max-stale=7"], at_most(7)),
-            (&["no-cache"], at_most(0)),
-            (&["NO-STORE"], at_most(0)),
-            (&["max-stale=60,no-cache"], at_most(0)),
-            (&["no-cache", "max-stale=60"], at_most(0)),
+            (&["max-stale=60, max-stale=30", "max-stale=99"], age_max(30)),
+            (&["max-stale", "max-stale=7"], age_max(7)),
+            (&["no-cache"], age_max(0)),
+            (&["NO-STORE"], age_max(0)),
+            (&["max-stale=60,no-cache"], age_max(0)),
+            (&["no-cache", "max-stale=60"], age_max(0)),
             (
                 &[
                     "max-age=0, min-fresh=9, only-if-cached, x-ours=\"no-cache, max-stale=1\\\",\",,",
@@ -381,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn caches_say_what_they_did() {
+    fn cache_status_names_the_layer() {
         for (cache, expect) in [
             (CacheUse::Bypass, "tagfast; fwd=bypass"),
             (CacheUse::Hit("l1"), "tagfast; hit; detail=l1"),
@@ -392,6 +436,25 @@ mod tests {
         ] {
             assert_eq!(cache_status(cache), expect);
         }
+    }
+
+    #[test]
+    fn browsers_prefer_html_and_tools_get_json() {
+        for (value, expect) in [
+            ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", true),
+            ("text/html", true),
+            ("text/*", true),
+            ("application/json;q=0.5, text/html;q=0.6", true),
+            ("*/*", false),
+            ("", false),
+            ("application/json", false),
+            ("application/json, text/html", false),
+            ("text/html;q=0, */*", false),
+            ("text/html;q=x", true),
+        ] {
+            assert_eq!(prefers_html(&with(&header::ACCEPT, value)), expect, "{value}");
+        }
+        assert!(!prefers_html(&HeaderMap::new()));
     }
 
     #[test]
@@ -409,16 +472,19 @@ mod tests {
             let bytes = HeaderValue::from_bytes(value.as_bytes()).unwrap();
             let names = [
                 &CONSISTENCY, &CONSISTENCY_TOKEN, &DURABILITY, &IDEMPOTENCY_KEY, &TRACEPARENT,
-                &header::IF_MATCH, &header::IF_NONE_MATCH, &header::ACCEPT_ENCODING, &header::CACHE_CONTROL,
+                &header::IF_MATCH, &header::IF_NONE_MATCH, &header::ACCEPT_ENCODING,
+                &header::CACHE_CONTROL, &header::ACCEPT,
             ];
             for name in names {
                 let mut headers = HeaderMap::new();
                 headers.insert(name.clone(), bytes.clone());
-                let _ = (consistency(&headers), durability(&headers), idempotency_key(&headers).is_ok());
-                let _ = (if_match(&headers).is_ok(), has_already(&headers, Version::NONE).is_ok());
-                let _ = (traceparent(&headers), accepts_gzip(&headers));
+                let _ = (consistency(&headers), durability(&headers));
+                let _ = (idempotency_key(&headers).is_ok(), if_match(&headers).is_ok());
+                let _ = client_has_version(&headers, Version::NONE).is_ok();
+                let _ = (traceparent(&headers), accepts_gzip(&headers), prefers_html(&headers));
                 let allowed = Duration::from_secs(60);
-                prop_assert!(max_stale(&headers, allowed).ok().flatten().is_none_or(|given| given < allowed));
+                let given = max_stale(&headers, allowed).ok().flatten();
+                prop_assert!(given.is_none_or(|given| given < allowed));
             }
         }
     }

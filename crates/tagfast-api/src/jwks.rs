@@ -1,27 +1,37 @@
-//! The keys of asymmetric tokens: a JSON Web Key Set from a file or a URL, kept fresh while
-//! serving.
+//! The keys of asymmetric tokens: a JSON Web Key Set from a file or a URL, refreshed while serving.
 //!
-//! Rotation: a file is looked at every second, a URL fetched every ten minutes and, for an unknown
-//! key id, at most every 30 seconds. When a refresh fails the keys that are known stay in force;
-//! before the first success tokens cannot be checked at all.
+//! Rotation: a file is checked every second, a URL is fetched every ten minutes and, for an unknown
+//! key id, at most every 30 seconds.
+//!
+//! How it fails: when a refresh fails, the known keys stay in force; before the first success no
+//! token can be verified.
 
-use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey};
+use parking_lot::RwLock;
 use serde::Deserialize;
+use tagfast_resilience::OutageLog;
+use tagfast_resilience::task::{TaskTracker, blocking};
 use tokio::time::Instant;
 
-use crate::parts::JwksSource;
+use crate::services::JwksSource;
 
 /// Largest key set in bytes.
-const SET_BYTES: usize = 1 << 20;
+const JWKS_BYTES_MAX: usize = 1 << 20;
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
+const FILE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+const URL_FETCH_INTERVAL: Duration = Duration::from_secs(600);
+/// Least time between two fetches because of an unknown key id.
+const URL_REFETCH_INTERVAL_MIN: Duration = Duration::from_secs(30);
+/// Least time between two attempts while no key set has been loaded, and for files.
+const RETRY_INTERVAL_MIN: Duration = Duration::from_secs(1);
 
-/// Keys with what each may check.
+/// The keys of one set, each with its algorithm.
 #[derive(Default)]
 pub(crate) struct Keys(Vec<Key>);
 
@@ -32,8 +42,8 @@ struct Key {
 }
 
 impl Keys {
-    /// The keys that may have signed: those of this algorithm and, when the token names one, of
-    /// this id.
+    /// The keys that may have signed a token: those of its algorithm and, if the token names a key
+    /// id, of that id.
     pub(crate) fn find<'a>(
         &'a self,
         kid: Option<&'a str>,
@@ -45,7 +55,7 @@ impl Keys {
             .map(|k| &k.key)
     }
 
-    /// Parses a set; keys of kinds that are not used here are left out.
+    /// Parses a set; keys of unsupported kinds are left out.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, serde_json::Error> {
         #[derive(Deserialize)]
         struct Set {
@@ -62,6 +72,7 @@ impl Keys {
 }
 
 impl Key {
+    /// `None`: the key is of a kind or use that is not supported here.
     fn new(jwk: Jwk) -> Option<Self> {
         let alg = match &jwk.algorithm {
             AlgorithmParameters::RSA(_) => Algorithm::RS256,
@@ -71,7 +82,7 @@ impl Key {
             AlgorithmParameters::OctetKeyPair(p) if p.curve == EllipticCurve::Ed25519 => {
                 Algorithm::EdDSA
             }
-            // A symmetric key in a public set would let its readers sign.
+            // A symmetric key in a public set would let every reader of the set sign tokens.
             AlgorithmParameters::EllipticCurve(_)
             | AlgorithmParameters::OctetKeyPair(_)
             | AlgorithmParameters::OctetKey(_)
@@ -86,7 +97,7 @@ impl Key {
     }
 }
 
-/// A key set that renews itself.
+/// A key set that refreshes itself.
 pub(crate) struct KeySet {
     source: JwksSource,
     start: Instant,
@@ -94,12 +105,18 @@ pub(crate) struct KeySet {
     generation: AtomicU64,
     /// Milliseconds since `start` when the next periodic refresh is due.
     due_ms: AtomicU64,
-    refreshing: tokio::sync::Mutex<Refreshing>,
+    /// Held while one refresh runs.
+    refreshing: tokio::sync::Mutex<RefreshState>,
+    /// The periodic refreshes; each ends with the timeout of its fetch.
+    tasks: TaskTracker,
+    outage: OutageLog,
 }
 
 #[derive(Default)]
-struct Refreshing {
+struct RefreshState {
+    /// The last attempt; `None` before the first.
     attempted: Option<Instant>,
+    /// Modification time of the file that was read last; `None` before the first.
     modified: Option<SystemTime>,
 }
 
@@ -112,12 +129,14 @@ impl KeySet {
             generation: AtomicU64::new(0),
             due_ms: AtomicU64::new(0),
             refreshing: tokio::sync::Mutex::default(),
+            tasks: TaskTracker::new(),
+            outage: OutageLog::new("loading the key set"),
         })
     }
 
     /// The keys in force; `None` before the first success.
     pub(crate) fn current(&self) -> Option<Arc<Keys>> {
-        self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.keys.read().clone()
     }
 
     /// Changes whenever the keys do.
@@ -125,46 +144,46 @@ impl KeySet {
         self.generation.load(Ordering::Acquire)
     }
 
-    fn period(&self) -> Duration {
+    fn refresh_interval(&self) -> Duration {
         match self.source {
-            JwksSource::File(_) => Duration::from_secs(1),
-            JwksSource::Url(_) => Duration::from_secs(600),
+            JwksSource::File(_) => FILE_CHECK_INTERVAL,
+            JwksSource::Url(_) => URL_FETCH_INTERVAL,
         }
     }
 
-    /// The least time between two attempts that a request asks for.
-    fn pause(&self) -> Duration {
+    /// The least time between two refreshes that requests start.
+    fn refresh_interval_min(&self) -> Duration {
         match (&self.source, self.current().is_some()) {
-            (JwksSource::Url(_), true) => Duration::from_secs(30),
-            (JwksSource::Url(_), false) | (JwksSource::File(_), _) => Duration::from_secs(1),
+            (JwksSource::Url(_), true) => URL_REFETCH_INTERVAL_MIN,
+            (JwksSource::Url(_), false) | (JwksSource::File(_), _) => RETRY_INTERVAL_MIN,
         }
     }
 
-    /// Starts a refresh in the background when its time has come.
+    /// Starts a periodic refresh in the background when it is due.
     pub(crate) fn refresh_when_due(self: &Arc<Self>) {
         let now = self.start.elapsed().as_millis() as u64;
         let due = self.due_ms.load(Ordering::Relaxed);
         if now < due || self.generation() == 0 {
             return;
         }
-        let next = now + self.period().as_millis() as u64;
+        let next = now + self.refresh_interval().as_millis() as u64;
         if self.due_ms.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             let this = Arc::clone(self);
-            tokio::spawn(async move { this.load(&mut *this.refreshing.lock().await).await });
+            self.tasks.spawn(async move { this.load(&mut *this.refreshing.lock().await).await });
         }
     }
 
-    /// Refreshes because a request needs a key that is not there; not more often than
-    /// [`KeySet::pause`].
+    /// Refreshes because a request needs an unknown key; at most once per
+    /// [`KeySet::refresh_interval_min`].
     pub(crate) async fn refresh(&self) {
         let mut state = self.refreshing.lock().await;
-        if state.attempted.is_some_and(|at| at.elapsed() < self.pause()) {
+        if state.attempted.is_some_and(|at| at.elapsed() < self.refresh_interval_min()) {
             return;
         }
         self.load(&mut state).await;
     }
 
-    async fn load(&self, state: &mut Refreshing) {
+    async fn load(&self, state: &mut RefreshState) {
         state.attempted = Some(Instant::now());
         let loaded = match &self.source {
             JwksSource::File(path) => read(path.clone(), state).await,
@@ -172,64 +191,74 @@ impl KeySet {
         };
         let keys = match loaded {
             Ok(None) => return,
-            Ok(Some(bytes)) => Keys::parse(&bytes).map_err(|e| e.to_string()),
+            Ok(Some(bytes)) => Keys::parse(&bytes).map_err(LoadError::Parse),
             Err(error) => Err(error),
         };
         match keys {
             Ok(keys) => {
+                self.outage.recovered();
                 tracing::info!(keys = keys.0.len(), "key set loaded");
-                *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(keys));
+                *self.keys.write() = Some(Arc::new(keys));
                 self.generation.fetch_add(1, Ordering::Release);
-                let next = self.start.elapsed() + self.period();
+                let next = self.start.elapsed() + self.refresh_interval();
                 self.due_ms.store(next.as_millis() as u64, Ordering::Relaxed);
             }
-            Err(error) => {
-                tracing::warn!(error, "the key set cannot be loaded; known keys stay in force")
-            }
+            // The known keys stay in force.
+            Err(error) => drop(self.outage.failed(&error)),
         }
     }
 }
 
-/// The file's content if it was modified since the last look.
-async fn read(path: std::path::PathBuf, state: &mut Refreshing) -> Result<Option<Vec<u8>>, String> {
+/// Why a key set could not be loaded.
+#[derive(Debug, thiserror::Error)]
+enum LoadError {
+    #[error("the file cannot be read")]
+    Read(#[source] std::io::Error),
+    #[error("reading the file was interrupted")]
+    Interrupted(#[source] tokio::task::JoinError),
+    #[error("the key server cannot be reached")]
+    Fetch(#[from] reqwest::Error),
+    #[error("the key server answered {0}")]
+    Status(http::StatusCode),
+    #[error("the key set has more than {JWKS_BYTES_MAX} bytes")]
+    TooLarge,
+    #[error("the key set is not a JSON Web Key Set")]
+    Parse(#[source] serde_json::Error),
+}
+
+/// The file's content; `None` if it was not modified since it was read last.
+async fn read(path: PathBuf, state: &mut RefreshState) -> Result<Option<Vec<u8>>, LoadError> {
     let known = state.modified;
     let read = move || -> std::io::Result<Option<(Vec<u8>, SystemTime)>> {
-        let modified = modified(&path)?;
+        let modified = std::fs::metadata(&path)?.modified()?;
         if known == Some(modified) {
             return Ok(None);
         }
         Ok(Some((std::fs::read(&path)?, modified)))
     };
-    match tokio::task::spawn_blocking(read).await {
-        Ok(Ok(Some((bytes, modified)))) => {
+    match blocking(read).await.map_err(LoadError::Interrupted)?.map_err(LoadError::Read)? {
+        Some((bytes, modified)) => {
             state.modified = Some(modified);
             Ok(Some(bytes))
         }
-        Ok(Ok(None)) => Ok(None),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(error) => Err(error.to_string()),
+        None => Ok(None),
     }
 }
 
-fn modified(path: &Path) -> std::io::Result<SystemTime> {
-    std::fs::metadata(path)?.modified()
-}
-
-async fn fetch(url: &str) -> Result<Vec<u8>, String> {
+async fn fetch(url: &str) -> Result<Vec<u8>, LoadError> {
     let client = reqwest::Client::builder()
         .timeout(FETCH_TIMEOUT)
         .redirect(reqwest::redirect::Policy::none())
-        .build()
-        .map_err(|e| e.to_string())?;
-    let mut response = client.get(url).send().await.map_err(|e| e.to_string())?;
+        .build()?;
+    let mut response = client.get(url).send().await?;
     if !response.status().is_success() {
-        return Err(format!("the key server answered {}", response.status()));
+        return Err(LoadError::Status(response.status()));
     }
     let mut bytes = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|e| e.to_string())? {
+    while let Some(chunk) = response.chunk().await? {
         bytes.extend_from_slice(&chunk);
-        if bytes.len() > SET_BYTES {
-            return Err(format!("the key set has more than {SET_BYTES} bytes"));
+        if bytes.len() > JWKS_BYTES_MAX {
+            return Err(LoadError::TooLarge);
         }
     }
     Ok(bytes)

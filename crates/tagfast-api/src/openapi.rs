@@ -1,8 +1,8 @@
-//! The OpenAPI 3.1 document: what the handlers say of themselves, plus what the gate adds to all of
-//! them.
+//! The OpenAPI 3.1 document: what the handlers describe, completed with what the middleware adds to
+//! all of them.
 //!
-//! Problems, security and the common headers are added by code to every operation, so that no
-//! handler's description can forget one.
+//! Code adds problems, security and the common headers to every operation, so that no handler's
+//! description can forget one.
 
 use utoipa::PartialSchema;
 use utoipa::openapi::content::ContentBuilder;
@@ -18,42 +18,43 @@ use utoipa::openapi::{
 
 use crate::problem::{PROBLEM_CODES, ProblemBody};
 
-/// The statuses that only some operations answer.
-const FOR_BODY: &[u16] = &[413, 415];
-const FOR_WRITES: &[u16] = &[412, 507];
-const FOR_ADMIN_WORK: &[u16] = &[409];
-/// Any request may fail so.
-const FOR_ALL: &[u16] = &[400, 404, 405, 408, 414, 422, 500, 503, 504];
-/// Any request that needs a caller may fail so, too.
-const FOR_CALLERS: &[u16] = &[401, 403, 429, 501];
+/// Error statuses that every operation may answer.
+const STATUSES_ANY: &[u16] = &[400, 404, 405, 408, 414, 422, 500, 503, 504];
+/// Error statuses of operations that require a caller.
+const STATUSES_AUTHENTICATED: &[u16] = &[401, 403, 429, 501];
+/// Error statuses of operations with a request body.
+const STATUSES_WITH_BODY: &[u16] = &[413, 415];
+/// Error statuses of operations that write tags.
+const STATUSES_WRITE: &[u16] = &[412, 507];
+/// Error statuses of long operations of an admin.
+const STATUSES_ADMIN_JOB: &[u16] = &[409];
 
-/// The whole description.
-pub fn openapi() -> OpenApi {
-    let mut api = crate::app::described();
+/// Completes the document that was collected from the handlers.
+pub(crate) fn complete(mut api: OpenApi) -> OpenApi {
     api.info = InfoBuilder::new()
         .title("Tagfast")
         .version(env!("CARGO_PKG_VERSION"))
         .description(Some(
-            "Tags on content: put them, see them at once, search by them, see which are popular.\n\n\
-             Errors are `application/problem+json` with a stable `code`; `/docs/problems/{code}` explains each. \
-             Answers may gain fields, never lose or rename them; unknown fields in requests are refused. \
-             `admin` includes the scopes `tags:read` and `tags:write`. Rate limits (when configured) are counted per \
-             tenant and user and shown as `RateLimit-Limit`, `RateLimit-Remaining` and `RateLimit-Reset` (seconds).",
+            "Tag content, see your tags at once, search by tags, and rank the most used ones.\n\n\
+             Errors are `application/problem+json` with a stable `code`; `/docs/problems/{code}` \
+             explains each. Answers may gain fields but never lose or rename them; unknown fields \
+             in requests are refused. `admin` includes the scopes `tags:read` and `tags:write`. \
+             Rate limits (when configured) count per tenant and user and are shown as \
+             `RateLimit-Limit`, `RateLimit-Remaining` and `RateLimit-Reset` (seconds).",
         ))
         .license(Some(LicenseBuilder::new().name("MIT OR Apache-2.0").build()))
         .build();
     api.tags = Some(
         [
             ("content", "Tags of contents: read your own writes"),
-            ("find", "Search and popular tags: eventually consistent, with their age"),
+            ("find", "Search and popular tags: eventually consistent, every answer tells its age"),
             ("operations", "Receipts, export, status and repair"),
             ("open", "Health, metrics and documentation: no token needed"),
         ]
         .map(|(name, text)| TagBuilder::new().name(name).description(Some(text)).build())
         .to_vec(),
     );
-    let components = api.components.take().unwrap_or_else(|| ComponentsBuilder::new().build());
-    let mut components = components;
+    let mut components = api.components.take().unwrap_or_else(|| ComponentsBuilder::new().build());
     components.schemas.insert("Problem".to_owned(), ProblemBody::schema());
     components.add_security_scheme(
         "bearer",
@@ -62,19 +63,20 @@ pub fn openapi() -> OpenApi {
                 .scheme(HttpAuthScheme::Bearer)
                 .bearer_format("JWT")
                 .description(Some(
-                    "Claims tenant, sub, scope, exp. Not needed when the service runs without authentication.",
+                    "Claims tenant, sub, scope, exp. Not needed when the service runs without \
+                     authentication.",
                 ))
                 .build(),
         ),
     );
     api.components = Some(components);
     for (path, item) in &mut api.paths.paths {
-        each(item, |method, operation| complete(path, method, operation));
+        for_each_operation(item, |method, operation| complete_operation(path, method, operation));
     }
     api
 }
 
-fn each(item: &mut PathItem, mut f: impl FnMut(&'static str, &mut Operation)) {
+fn for_each_operation(item: &mut PathItem, mut f: impl FnMut(&'static str, &mut Operation)) {
     let all = [
         ("get", &mut item.get),
         ("put", &mut item.put),
@@ -89,22 +91,22 @@ fn each(item: &mut PathItem, mut f: impl FnMut(&'static str, &mut Operation)) {
     }
 }
 
-fn complete(path: &str, method: &str, operation: &mut Operation) {
+fn complete_operation(path: &str, method: &str, operation: &mut Operation) {
     let is_in = |tag: &str| operation.tags.iter().flatten().any(|t| t == tag);
     let (content, find, open) = (is_in("content"), is_in("find"), is_in("open"));
     let writes = content && (method != "get") && !path.ends_with("batchGet");
-    let mut statuses: Vec<u16> = FOR_ALL.to_vec();
+    let mut statuses: Vec<u16> = STATUSES_ANY.to_vec();
     if !open {
-        statuses.extend_from_slice(FOR_CALLERS);
+        statuses.extend_from_slice(STATUSES_AUTHENTICATED);
     }
     if operation.request_body.is_some() {
-        statuses.extend_from_slice(FOR_BODY);
+        statuses.extend_from_slice(STATUSES_WITH_BODY);
     }
     if writes {
-        statuses.extend_from_slice(FOR_WRITES);
+        statuses.extend_from_slice(STATUSES_WRITE);
     }
     if path.starts_with("/v1/admin/") {
-        statuses.extend_from_slice(FOR_ADMIN_WORK);
+        statuses.extend_from_slice(STATUSES_ADMIN_JOB);
     }
     for status in statuses {
         operation
@@ -114,7 +116,7 @@ fn complete(path: &str, method: &str, operation: &mut Operation) {
             .or_insert_with(|| RefOr::T(problem(status)));
     }
     if !open {
-        // Both: the service may run without authentication.
+        // Bearer or nothing: the service may run without authentication.
         operation.security = Some(vec![
             SecurityRequirement::new::<_, [&str; 0], &str>("bearer", []),
             SecurityRequirement::default(),
@@ -124,7 +126,7 @@ fn complete(path: &str, method: &str, operation: &mut Operation) {
     if content {
         parameters.push(RefOr::T(header(
             "Consistency",
-            "How new the answer must be; `session`: at least what this client has seen.",
+            "How fresh the answer must be; `session`: at least what this client has seen.",
             text().enum_values(Some(["eventual", "session", "strong"])),
         )));
         parameters.push(RefOr::T(header(
@@ -136,33 +138,36 @@ fn complete(path: &str, method: &str, operation: &mut Operation) {
     if (content || find) && !writes {
         parameters.push(RefOr::T(header(
             "Cache-Control",
-            "The oldest stale answer that is better than none, in seconds: `max-stale=60`. `no-cache` or `no-store`: an error is \
-             better than an answer that is stale or lacks a part. Of several directives the strictest counts.",
+            "The largest age of a stale answer that the client accepts, in seconds: \
+             `max-stale=60`. `no-cache` or `no-store`: answer an error rather than a stale or \
+             incomplete answer. Of several directives the strictest counts.",
             text().pattern(Some("^(no-cache|no-store|max-stale(=[0-9]{1,19})?)$")),
         )));
     }
     if writes {
         parameters.push(RefOr::T(header(
             "Idempotency-Key",
-            "Makes a retry after a lost answer harmless, for at least ten minutes.",
+            "Makes a retry harmless for at least ten minutes.",
             text().pattern(Some("^[!-~]{1,255}$")).min_length(Some(1)).max_length(Some(255)),
         )));
         parameters.push(RefOr::T(header(
             "Durability",
-            "What the acknowledgement must have survived; `replicated` needs a cluster.",
+            "Where the write must be durable before it is acknowledged; `replicated` needs a \
+             cluster.",
             text().enum_values(Some(["local", "replicated"])),
         )));
         if !path.contains(':') {
             parameters.push(RefOr::T(header(
                 "If-Match",
-                "Only while the content has this version: one strong entity tag; `\"0\"` means never tagged.",
+                "Write only while the content has this version: one strong entity tag; `\"0\"` \
+                 means never tagged.",
                 text().pattern(Some("^(\\*|\"[0-9]{1,19}\")$")),
             )));
         }
     } else if content && method == "get" {
         parameters.push(RefOr::T(header(
             "If-None-Match",
-            "Entity tags that the client has.",
+            "Entity tags of the versions that the client has.",
             text().pattern(Some("^[ -~]*$")),
         )));
     }
@@ -207,7 +212,7 @@ fn add_header(response: &mut Response, name: &str, description: &str) {
     response.headers.insert(name.to_owned(), RefOr::T(header));
 }
 
-/// The problems of a status, with their codes.
+/// The response of an error status: its problem codes.
 fn problem(status: u16) -> Response {
     let mut codes: Vec<&str> =
         PROBLEM_CODES.iter().filter(|c| c.status == status).map(|c| c.code).collect();

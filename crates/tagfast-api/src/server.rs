@@ -1,8 +1,9 @@
-//! The accept loop: HTTP/1.1 on a listener, with the protections that `axum::serve` leaves out.
+//! The accept loop: HTTP/1.1 on a listener, with the protections that `axum::serve` lacks.
 //!
-//! A client that sends its head slowly, or nothing, is closed after `header_timeout`; connections
-//! are bounded, waiting ones stay in the kernel's queue. On shutdown the listener closes first,
-//! idle connections at once, busy ones after their answer, and all of them after `drain_timeout`.
+//! A client that does not send the head of a request within `header_timeout` is disconnected. The
+//! number of connections is bounded; further ones wait in the kernel's queue. On shutdown the
+//! listener closes first, idle connections at once, busy ones after their answer, and all of them
+//! after `drain_timeout`.
 
 use std::io;
 use std::pin::pin;
@@ -13,16 +14,25 @@ use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use tagfast_resilience::task::TaskTracker;
+use tagfast_resilience::{ErrorChain, gauge};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-use crate::parts::ApiLimits;
+use crate::metric::HTTP_CONNECTIONS;
+use crate::services::ApiLimits;
 
-/// Heads are at most this large: a URL, a consistency token and a bearer token fit with room to
-/// spare.
-const HEAD_BYTES: usize = 64 * 1024;
+/// Largest head of a request in bytes: a URL, a consistency token and a bearer token fit with room
+/// to spare.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Pause after a failed accept, so that a lasting failure does not spin.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 
-/// Serves until `shutdown` is done, then finishes what is in flight.
+/// Serves until `shutdown` completes, then finishes the requests in flight.
+///
+/// # Errors
+///
+/// Never for a single connection; only when the loop itself can no longer run.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -32,16 +42,17 @@ pub async fn serve(
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)
-        .max_buf_size(HEAD_BYTES)
+        .max_buf_size(HEAD_BYTES_MAX)
         .keep_alive(true);
     let graceful = GracefulShutdown::new();
+    let connections = TaskTracker::new();
     let permits = Arc::new(Semaphore::new(limits.connections.max(1)));
-    let open = metrics::gauge!("tagfast_http_connections");
+    let open = gauge!(HTTP_CONNECTIONS);
     let mut shutdown = pin!(shutdown);
 
     loop {
         let next = async {
-            // Without a permit nothing is accepted: the kernel's queue is the waiting room.
+            // Without a permit nothing is accepted: connections wait in the kernel's queue.
             let permit = Arc::clone(&permits).acquire_owned().await.map_err(io::Error::other)?;
             listener.accept().await.map(|(stream, _)| (stream, permit))
         };
@@ -51,24 +62,28 @@ pub async fn serve(
             accepted = next => match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    // Out of file descriptors or a connection that broke before it was taken: neither ends the service.
-                    tracing::warn!(%error, "a connection cannot be accepted");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    // Out of file descriptors, or the connection broke before it was accepted:
+                    // neither ends the service.
+                    tracing::warn!(error = %ErrorChain(&error), "a connection cannot be accepted");
+                    tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                     continue;
                 }
             },
         };
         if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "a connection takes no TCP_NODELAY");
+            tracing::debug!(
+                error = %ErrorChain(&error),
+                "TCP_NODELAY cannot be set on a connection"
+            );
         }
         let connection = graceful.watch(
             http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone())),
         );
         open.increment(1.0);
         let open = open.clone();
-        tokio::spawn(async move {
+        connections.spawn(async move {
             if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection ended early");
+                tracing::debug!(error = %ErrorChain(&error), "a connection ended early");
             }
             open.decrement(1.0);
             drop(permit);
@@ -76,9 +91,14 @@ pub async fn serve(
     }
 
     drop(listener);
+    connections.close();
     let busy = graceful.count();
-    tracing::info!(connections = busy, "no new connections; finishing what is in flight");
-    if tokio::time::timeout(limits.drain_timeout, graceful.shutdown()).await.is_err() {
+    tracing::info!(connections = busy, "the listener is closed; finishing the requests in flight");
+    let drained = async {
+        graceful.shutdown().await;
+        connections.wait().await;
+    };
+    if tokio::time::timeout(limits.drain_timeout, drained).await.is_err() {
         tracing::warn!("some connections did not finish within the drain timeout");
     }
     Ok(())

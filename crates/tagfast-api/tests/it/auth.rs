@@ -10,13 +10,13 @@ use tagfast_api::{ApiLimits, AuthConfig, JwksSource};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::keys::{self, claims, ec, ed, forged};
-use crate::support::{NOW, SECRET, World, jwt_world, world_with};
+use crate::support::{Fixture, NOW, SECRET, fixture_with, jwt_fixture};
 
 const URI: &str = "/v1/content/a/1/tags";
 const SECONDS: i64 = NOW / 1000;
 
-async fn refused(world: &World, token: &str, words: &str) {
-    let answer = world.get(URI).bearer(token).send().await;
+async fn refused(fixture: &Fixture, token: &str, words: &str) {
+    let answer = fixture.get(URI).bearer(token).send().await;
     let problem = answer.problem("invalid_token");
     assert!(problem["detail"].as_str().unwrap().contains(words), "{problem}");
     assert!(answer.header("www-authenticate").contains("error=\"invalid_token\""));
@@ -28,7 +28,7 @@ fn with(change: impl FnOnce(&mut Value)) -> String {
     keys::hs256(&all)
 }
 
-fn file_world(path: &std::path::Path, hs256: bool) -> World {
+fn file_fixture(path: &std::path::Path, hs256: bool) -> Fixture {
     let auth = AuthConfig::Jwt {
         hs256_secret: hs256.then(|| SECRET.to_vec()),
         jwks: Some(JwksSource::File(path.to_owned())),
@@ -36,26 +36,26 @@ fn file_world(path: &std::path::Path, hs256: bool) -> World {
         issuer: None,
         leeway: Duration::from_secs(30),
     };
-    world_with(auth, ApiLimits::default())
+    fixture_with(auth, ApiLimits::default())
 }
 
 #[tokio::test]
 async fn without_authentication_everybody_is_anonymous() {
-    let world = world_with(AuthConfig::None, ApiLimits::default());
-    world.get("/v1/status").send().await.ok();
-    world.get("/v1/status").bearer("nonsense").send().await.ok();
+    let fixture = fixture_with(AuthConfig::None, ApiLimits::default());
+    fixture.get("/v1/status").send().await.ok();
+    fixture.get("/v1/status").bearer("nonsense").send().await.ok();
 }
 
 #[tokio::test]
 async fn a_token_is_needed() {
-    let world = jwt_world();
-    let answer = world.get(URI).send().await;
+    let fixture = jwt_fixture();
+    let answer = fixture.get(URI).send().await;
     answer.problem("unauthenticated");
     assert_eq!(answer.header("www-authenticate"), "Bearer realm=\"tagfast\"");
     for value in ["Basic YTpi", "Bearer", "Bearer ", "token"] {
-        world.get(URI).header("authorization", value).send().await.problem("unauthenticated");
+        fixture.get(URI).header("authorization", value).send().await.problem("unauthenticated");
     }
-    world
+    fixture
         .get(URI)
         .header("authorization", &format!("bearer {}", keys::user("acme")))
         .send()
@@ -65,11 +65,11 @@ async fn a_token_is_needed() {
 
 #[tokio::test]
 async fn scopes_decide_and_admin_includes_the_others() {
-    let world = jwt_world();
+    let fixture = jwt_fixture();
     let ask = |method: &'static str, uri: &'static str, scope: Value| {
         let mut all = claims("acme", "");
         all["scope"] = scope;
-        world.ask(method, uri).bearer(&keys::hs256(&all)).send()
+        fixture.request(method, uri).bearer(&keys::hs256(&all)).send()
     };
     let put = "/v1/content/a/1/tags/x";
     ask("GET", URI, json!("tags:read")).await.ok();
@@ -94,36 +94,36 @@ async fn scopes_decide_and_admin_includes_the_others() {
     }
     let mut none = claims("acme", "");
     none.as_object_mut().unwrap().remove("scope");
-    world.get(URI).bearer(&keys::hs256(&none)).send().await.problem("missing_scope");
+    fixture.get(URI).bearer(&keys::hs256(&none)).send().await.problem("missing_scope");
 }
 
 #[tokio::test]
 async fn times_are_checked_with_leeway() {
-    let world = jwt_world();
-    world.get(URI).bearer(&with(|c| c["exp"] = json!(SECONDS - 29))).send().await.ok();
-    refused(&world, &with(|c| c["exp"] = json!(SECONDS - 30)), "expired").await;
-    world.get(URI).bearer(&with(|c| c["nbf"] = json!(SECONDS + 30))).send().await.ok();
-    refused(&world, &with(|c| c["nbf"] = json!(SECONDS + 31)), "not valid yet").await;
-    refused(&world, &with(|c| drop(c.as_object_mut().unwrap().remove("exp"))), "claims").await;
-    refused(&world, &with(|c| c["exp"] = json!("tomorrow")), "claims").await;
-    world.get(URI).bearer(&with(|c| c["exp"] = json!(1e300))).send().await.ok();
+    let fixture = jwt_fixture();
+    fixture.get(URI).bearer(&with(|c| c["exp"] = json!(SECONDS - 29))).send().await.ok();
+    refused(&fixture, &with(|c| c["exp"] = json!(SECONDS - 30)), "expired").await;
+    fixture.get(URI).bearer(&with(|c| c["nbf"] = json!(SECONDS + 30))).send().await.ok();
+    refused(&fixture, &with(|c| c["nbf"] = json!(SECONDS + 31)), "not valid yet").await;
+    refused(&fixture, &with(|c| drop(c.as_object_mut().unwrap().remove("exp"))), "claims").await;
+    refused(&fixture, &with(|c| c["exp"] = json!("tomorrow")), "claims").await;
+    fixture.get(URI).bearer(&with(|c| c["exp"] = json!(1e300))).send().await.ok();
 }
 
 #[tokio::test]
 async fn a_remembered_token_still_expires() {
-    let world = jwt_world();
+    let fixture = jwt_fixture();
     let token = with(|c| c["exp"] = json!(SECONDS + 60));
-    world.get(URI).bearer(&token).send().await.ok();
-    world.get(URI).bearer(&token).send().await.ok();
-    world.clock.advance(89_999);
-    world.get(URI).bearer(&token).send().await.ok();
-    world.clock.advance(1);
-    refused(&world, &token, "expired").await;
+    fixture.get(URI).bearer(&token).send().await.ok();
+    fixture.get(URI).bearer(&token).send().await.ok();
+    fixture.clock.advance(89_999);
+    fixture.get(URI).bearer(&token).send().await.ok();
+    fixture.clock.advance(1);
+    refused(&fixture, &token, "expired").await;
 }
 
 #[tokio::test]
 async fn claims_must_name_a_tenant_and_a_user() {
-    let world = jwt_world();
+    let fixture = jwt_fixture();
     for (claim, value) in [
         ("tenant", json!("_canary")),
         ("tenant", json!("ACME")),
@@ -134,7 +134,7 @@ async fn claims_must_name_a_tenant_and_a_user() {
         ("sub", json!("a\u{0}b")),
     ] {
         let token = with(|c| c[claim] = value.clone());
-        world.get(URI).bearer(&token).send().await.problem("invalid_token");
+        fixture.get(URI).bearer(&token).send().await.problem("invalid_token");
     }
 }
 
@@ -143,7 +143,7 @@ async fn forged_and_confused_tokens_are_refused() {
     let signer = ec("ec-1");
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), keys::set(&[&signer, &keys::RSA])).unwrap();
-    let both = file_world(file.path(), true);
+    let both = file_fixture(file.path(), true);
     let all = claims("acme", "admin");
     both.get(URI).bearer(&signer.sign(&all)).send().await.ok();
     both.get(URI).bearer(&keys::hs256(&all)).send().await.ok();
@@ -180,9 +180,9 @@ async fn forged_and_confused_tokens_are_refused() {
     refused(&both, &token, "critical").await;
 
     // Without the secret no HS256, without a key set nothing else.
-    let public_only = file_world(file.path(), false);
+    let public_only = file_fixture(file.path(), false);
     refused(&public_only, &keys::hs256(&all), "algorithm").await;
-    refused(&jwt_world(), &signer.sign(&all), "algorithm").await;
+    refused(&jwt_fixture(), &signer.sign(&all), "algorithm").await;
 }
 
 #[tokio::test]
@@ -190,8 +190,8 @@ async fn a_symmetric_key_in_a_public_set_is_not_used() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let set = json!({"keys": [{"kty": "oct", "kid": "h", "k": "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY", "alg": "HS256"}, {"kty": "new"}]});
     std::fs::write(file.path(), set.to_string()).unwrap();
-    let world = file_world(file.path(), false);
-    refused(&world, &keys::hs256(&claims("acme", "admin")), "algorithm").await;
+    let fixture = file_fixture(file.path(), false);
+    refused(&fixture, &keys::hs256(&claims("acme", "admin")), "algorithm").await;
 }
 
 #[tokio::test]
@@ -199,9 +199,9 @@ async fn every_kind_of_key_works() {
     let (ec, ed) = (ec("ec-1"), ed("ed-1"));
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), keys::set(&[&ec, &ed, &keys::RSA])).unwrap();
-    let world = file_world(file.path(), false);
+    let fixture = file_fixture(file.path(), false);
     for signer in [&ec, &ed, &*keys::RSA] {
-        world.get(URI).bearer(&signer.sign(&claims("acme", "tags:read"))).send().await.ok();
+        fixture.get(URI).bearer(&signer.sign(&claims("acme", "tags:read"))).send().await.ok();
     }
 }
 
@@ -214,30 +214,35 @@ async fn audience_and_issuer_are_checked_when_configured() {
         issuer: Some("https://id.example".into()),
         leeway: Duration::ZERO,
     };
-    let world = world_with(auth, ApiLimits::default());
+    let fixture = fixture_with(auth, ApiLimits::default());
     let token = |aud: Value, iss: Value| with(|c| (c["aud"], c["iss"]) = (aud, iss));
-    world.get(URI).bearer(&token(json!("tagfast"), json!("https://id.example"))).send().await.ok();
-    world
+    fixture
+        .get(URI)
+        .bearer(&token(json!("tagfast"), json!("https://id.example")))
+        .send()
+        .await
+        .ok();
+    fixture
         .get(URI)
         .bearer(&token(json!(["x", "tagfast"]), json!("https://id.example")))
         .send()
         .await
         .ok();
-    refused(&world, &token(json!("other"), json!("https://id.example")), "audience").await;
-    refused(&world, &token(json!("tagfast"), json!("https://evil.example")), "issuer").await;
-    refused(&world, &with(|c| c["iss"] = json!("https://id.example")), "audience").await;
-    refused(&world, &with(|c| c["aud"] = json!("tagfast")), "issuer").await;
+    refused(&fixture, &token(json!("other"), json!("https://id.example")), "audience").await;
+    refused(&fixture, &token(json!("tagfast"), json!("https://evil.example")), "issuer").await;
+    refused(&fixture, &with(|c| c["iss"] = json!("https://id.example")), "audience").await;
+    refused(&fixture, &with(|c| c["aud"] = json!("tagfast")), "issuer").await;
     // Not configured: a token that names an audience is fine.
-    jwt_world().get(URI).bearer(&token(json!("other"), json!("x"))).send().await.ok();
+    jwt_fixture().get(URI).bearer(&token(json!("other"), json!("x"))).send().await.ok();
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_file_is_read_again_when_it_changes() {
     let (old, new) = (ec("k-1"), ec("k-2"));
     let mut file = tempfile::NamedTempFile::new().unwrap();
-    let world = file_world(file.path(), false);
+    let fixture = file_fixture(file.path(), false);
     let get = |signer: &keys::Signer| {
-        world.get(URI).bearer(&signer.sign(&claims("acme", "tags:read"))).send()
+        fixture.get(URI).bearer(&signer.sign(&claims("acme", "tags:read"))).send()
     };
 
     get(&old).await.problem("keys_unavailable");
@@ -293,12 +298,12 @@ async fn a_url_is_fetched_and_an_unknown_key_asks_again_but_not_always() {
         issuer: None,
         leeway: Duration::ZERO,
     };
-    let world = world_with(auth, ApiLimits::default());
+    let fixture = fixture_with(auth, ApiLimits::default());
     for n in 0..5 {
         let mut all = claims("acme", "tags:read");
         all["n"] = json!(n);
-        world.get(URI).bearer(&known.sign(&all)).send().await.ok();
-        world.get(URI).bearer(&stranger.sign(&all)).send().await.problem("invalid_token");
+        fixture.get(URI).bearer(&known.sign(&all)).send().await.ok();
+        fixture.get(URI).bearer(&stranger.sign(&all)).send().await.problem("invalid_token");
     }
     assert_eq!(
         fetches.load(std::sync::atomic::Ordering::SeqCst),
@@ -317,8 +322,8 @@ async fn a_key_server_that_is_down_is_503_not_401() {
         issuer: None,
         leeway: Duration::ZERO,
     };
-    let world = world_with(auth, ApiLimits::default());
-    world
+    let fixture = fixture_with(auth, ApiLimits::default());
+    fixture
         .get(URI)
         .bearer(&ed("x").sign(&claims("acme", "tags:read")))
         .send()
@@ -335,10 +340,10 @@ proptest! {
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let world = jwt_world();
+            let fixture = jwt_fixture();
             let signed = forged(&json!({"alg": header}), &json!({"x": token}), header.as_bytes());
             for value in [format!("Bearer {token}"), header.clone(), format!("Bearer {signed}")] {
-                let answer = world.get(URI).header("authorization", &value).send().await;
+                let answer = fixture.get(URI).header("authorization", &value).send().await;
                 prop_assert_eq!(answer.status.as_u16(), 401);
             }
             Ok(())

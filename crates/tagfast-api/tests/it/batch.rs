@@ -3,20 +3,20 @@
 use serde_json::{Value, json};
 use tagfast_store::StoreError;
 
-use crate::support::{jwt_world, keys, world};
+use crate::support::{fixture, jwt_fixture, keys};
 
 const GET: &str = "/v1/content:batchGet";
 const TAG: &str = "/v1/content:batchTag";
 
 #[tokio::test]
 async fn writes_and_views_come_back_in_order() {
-    let world = world();
+    let fixture = fixture();
     let body = json!({"items": [
         {"type": "a", "id": "1", "add": ["X", "y"]},
         {"type": "a", "id": "2", "add": ["z"]},
         {"type": "a", "id": "1", "remove": ["x"]},
     ]});
-    let answer = world.ask("POST", TAG).json(&body.to_string()).send().await;
+    let answer = fixture.request("POST", TAG).json(&body.to_string()).send().await;
     assert!(!answer.header("consistency-token").is_empty());
     let results = answer.ok()["results"].clone();
     assert_eq!(results[0]["added"], json!(["x", "y"]));
@@ -28,7 +28,7 @@ async fn writes_and_views_come_back_in_order() {
 
     let body = json!({"items": [{"type": "a", "id": "2"}, {"type": "a", "id": "1"}, {"type": "a", "id": "1"}, {"type": "a", "id": "none"}]});
     let results =
-        world.ask("POST", GET).json(&body.to_string()).send().await.ok()["results"].clone();
+        fixture.request("POST", GET).json(&body.to_string()).send().await.ok()["results"].clone();
     let tags = |n: usize| {
         results[n]["tags"].as_array().unwrap().iter().map(|t| t["tag"].clone()).collect::<Vec<_>>()
     };
@@ -42,7 +42,7 @@ async fn writes_and_views_come_back_in_order() {
 
 #[tokio::test]
 async fn a_bad_item_fails_alone() {
-    let world = world();
+    let fixture = fixture();
     let body = json!({"items": [
         {"type": "BAD", "id": "1", "add": ["x"]},
         {"type": "a", "id": "1", "add": ["x"]},
@@ -51,7 +51,7 @@ async fn a_bad_item_fails_alone() {
         {"type": "a", "id": "4", "add": ["x"], "remove": ["X"]},
     ]});
     let results =
-        world.ask("POST", TAG).json(&body.to_string()).send().await.ok()["results"].clone();
+        fixture.request("POST", TAG).json(&body.to_string()).send().await.ok()["results"].clone();
     let codes: Vec<&Value> =
         results.as_array().unwrap().iter().map(|r| &r["problem"]["code"]).collect();
     assert_eq!(
@@ -68,14 +68,14 @@ async fn a_bad_item_fails_alone() {
     assert_eq!((&results[0]["ok"], &results[1]["ok"]), (&json!(false), &json!(true)));
     assert!(results[0]["problem"]["trace_id"].is_string());
 
-    world.store.fail_with(|| StoreError::Unavailable {
+    fixture.store.fail_with(|| StoreError::Unavailable {
         reason: "the shard has no primary",
         outcome_unknown: false,
         retry_after: std::time::Duration::from_millis(1500),
     });
     let body = json!({"items": [{"type": "a", "id": ""}, {"type": "a", "id": "1"}]});
     let results =
-        world.ask("POST", GET).json(&body.to_string()).send().await.ok()["results"].clone();
+        fixture.request("POST", GET).json(&body.to_string()).send().await.ok()["results"].clone();
     assert_eq!(results[0]["problem"]["code"], "empty");
     assert_eq!(results[1]["problem"]["code"], "unavailable");
     assert_eq!(results[1]["problem"]["retry_after_ms"], 1500);
@@ -83,29 +83,34 @@ async fn a_bad_item_fails_alone() {
 
 #[tokio::test]
 async fn the_size_is_limited_by_name() {
-    let world = world();
+    let fixture = fixture();
     for (path, item) in [
         (GET, json!({"type": "a", "id": "1"})),
         (TAG, json!({"type": "a", "id": "1", "add": ["x"]})),
     ] {
         let body = |n: usize| json!({"items": vec![item.clone(); n]}).to_string();
-        let full = world.ask("POST", path).json(&body(500)).send().await.ok();
+        let full = fixture.request("POST", path).json(&body(500)).send().await.ok();
         assert_eq!(full["results"].as_array().unwrap().len(), 500);
-        let over = world.ask("POST", path).json(&body(501)).send().await.problem("batch_too_large");
+        let over =
+            fixture.request("POST", path).json(&body(501)).send().await.problem("batch_too_large");
         assert_eq!(
             (&over["limit"], &over["allowed"], &over["given"]),
             (&json!("batch_items"), &json!(500), &json!(501))
         );
-        assert_eq!(world.ask("POST", path).json(&body(0)).send().await.ok()["results"], json!([]));
+        assert_eq!(
+            fixture.request("POST", path).json(&body(0)).send().await.ok()["results"],
+            json!([])
+        );
     }
 }
 
 #[tokio::test]
 async fn one_key_covers_the_whole_batch() {
-    let world = world();
+    let fixture = fixture();
     let body =
         json!({"items": [{"type": "a", "id": "1", "add": ["x"]}, {"type": "a", "id": "2", "add": ["x"]}]}).to_string();
-    let send = || world.ask("POST", TAG).header("idempotency-key", "load-1").json(&body).send();
+    let send =
+        || fixture.request("POST", TAG).header("idempotency-key", "load-1").json(&body).send();
     let first = send().await.ok();
     let again = send().await.ok();
     for n in 0..2 {
@@ -116,12 +121,12 @@ async fn one_key_covers_the_whole_batch() {
 
 #[tokio::test]
 async fn an_import_carries_who_and_when() {
-    let world = world();
+    let fixture = fixture();
     let body = json!({"items": [{"type": "a", "id": "1", "add": [
         "plain", {"tag": "Old One", "by": "grace", "at": "2020-02-29T12:00:00+02:00"}, {"tag": "only-tag"},
     ]}]});
-    world.ask("POST", TAG).json(&body.to_string()).send().await.ok();
-    let tags = world.get("/v1/content/a/1/tags").send().await.ok()["tags"].clone();
+    fixture.request("POST", TAG).json(&body.to_string()).send().await.ok();
+    let tags = fixture.get("/v1/content/a/1/tags").send().await.ok()["tags"].clone();
     assert_eq!(
         tags[0],
         json!({"tag": "old-one", "display": "Old One", "added_by": "grace", "added_at": "2020-02-29T10:00:00.000Z"})
@@ -129,24 +134,28 @@ async fn an_import_carries_who_and_when() {
     assert_eq!(tags[2]["added_by"], "anonymous");
     for at in ["yesterday", "1969-12-31T23:59:59Z", "2026-01-01T01:00:00Z"] {
         let body = json!({"items": [{"type": "a", "id": "1", "add": [{"tag": "t", "at": at}]}]});
-        let results = world.ask("POST", TAG).json(&body.to_string()).send().await.ok();
+        let results = fixture.request("POST", TAG).json(&body.to_string()).send().await.ok();
         assert_eq!(results["results"][0]["problem"]["code"], "bad_time", "{at}");
     }
 }
 
 #[tokio::test]
 async fn an_import_needs_the_admin_scope() {
-    let world = jwt_world();
+    let fixture = jwt_fixture();
     let body = json!({"items": [{"type": "a", "id": "1", "add": [{"tag": "t", "by": "grace"}]}]})
         .to_string();
-    let send = |token: String| world.ask("POST", TAG).bearer(&token).json(&body).send();
+    let send = |token: String| fixture.request("POST", TAG).bearer(&token).json(&body).send();
     send(keys::user("acme")).await.problem("missing_scope");
     send(keys::hs256(&keys::claims("acme", "admin"))).await.ok();
 }
 
 #[tokio::test]
 async fn a_batch_takes_no_condition() {
-    let answer =
-        world().ask("POST", TAG).header("if-match", "\"1\"").json(r#"{"items": []}"#).send().await;
+    let answer = fixture()
+        .request("POST", TAG)
+        .header("if-match", "\"1\"")
+        .json(r#"{"items": []}"#)
+        .send()
+        .await;
     answer.problem("bad_header");
 }

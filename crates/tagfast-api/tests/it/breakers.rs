@@ -1,21 +1,21 @@
-//! Circuit breakers: shown, held by hand, on the status page.
+//! Circuit breakers: listed, forced by an operator, in the status.
 
 use serde_json::json;
 use tagfast_resilience::{BreakerOptions, BreakerState};
 
-use crate::support::{World, jwt_world, keys, world};
+use crate::support::{Fixture, fixture, jwt_fixture, keys};
 
-fn with_breakers(world: World) -> World {
+fn with_breakers(fixture: Fixture) -> Fixture {
     for name in ["index", "postgres/c0/primary"] {
-        world.breakers.make(name, BreakerOptions::default());
+        fixture.breakers.make(name, BreakerOptions::default());
     }
-    world
+    fixture
 }
 
 #[tokio::test]
-async fn they_are_listed_and_held_by_hand() {
-    let world = with_breakers(world());
-    let list = world.get("/v1/breakers").send().await.ok();
+async fn breakers_are_listed_and_forced() {
+    let fixture = with_breakers(fixture());
+    let list = fixture.get("/v1/breakers").send().await.ok();
     let names: Vec<&str> =
         list["items"].as_array().unwrap().iter().map(|b| b["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["index", "postgres/c0/primary"]);
@@ -29,9 +29,9 @@ async fn they_are_listed_and_held_by_hand() {
     let set = async |state: &str| {
         let body =
             json!({"name": "postgres/c0/primary", "state": state, "reason": "a drill"}).to_string();
-        world.ask("POST", "/v1/breakers").json(&body).send().await.ok()
+        fixture.request("POST", "/v1/breakers").json(&body).send().await.ok()
     };
-    let breaker = world.breakers.get("postgres/c0/primary").unwrap();
+    let breaker = fixture.breakers.get("postgres/c0/primary").unwrap();
     for (state, expect, is) in [
         ("open", "forced_open", BreakerState::ForcedOpen),
         ("closed", "forced_closed", BreakerState::ForcedClosed),
@@ -46,11 +46,11 @@ async fn they_are_listed_and_held_by_hand() {
         assert_eq!(breaker.state(), is);
     }
     assert_eq!(
-        world.breakers.get("index").unwrap().state(),
+        fixture.breakers.get("index").unwrap().state(),
         BreakerState::Closed,
         "only the one that is named"
     );
-    let list = world.get("/v1/breakers").send().await.ok();
+    let list = fixture.get("/v1/breakers").send().await.ok();
     assert_eq!(list["events"].as_array().unwrap().len(), 4);
     assert_eq!(
         list["events"][0],
@@ -58,7 +58,7 @@ async fn they_are_listed_and_held_by_hand() {
                "reason": "by_hand"}),
         "newest first"
     );
-    let status = world.get("/v1/status").send().await.ok();
+    let status = fixture.get("/v1/status").send().await.ok();
     assert_eq!(status["breakers"].as_array().unwrap().len(), 1, "those that are not closed");
     assert_eq!(
         (&status["breakers"][0]["name"], &status["breaker_events"][3]["from"]),
@@ -67,14 +67,14 @@ async fn they_are_listed_and_held_by_hand() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_is_said_and_changes_nothing() {
-    let world = with_breakers(world());
+async fn a_wrong_command_is_refused_and_changes_nothing() {
+    let fixture = with_breakers(fixture());
     let ask = async |body: serde_json::Value| {
-        world.ask("POST", "/v1/breakers").json(&body.to_string()).send().await
+        fixture.request("POST", "/v1/breakers").json(&body.to_string()).send().await
     };
     ask(json!({"name": "nothing", "state": "open", "reason": "x"}))
         .await
-        .problem("unknown_breaker");
+        .problem("breaker_not_found");
     ask(json!({"name": "index", "state": "ajar", "reason": "x"})).await.problem("wrong_type");
     ask(json!({"name": "index", "state": "open"})).await.problem("wrong_type");
     ask(json!({"name": "index", "state": "open", "reason": "x", "for": 5}))
@@ -82,32 +82,32 @@ async fn what_is_wrong_is_said_and_changes_nothing() {
         .problem("unknown_field");
     ask(json!({"name": "index", "state": "open", "reason": ""})).await.problem("empty");
     ask(json!({"name": "index", "state": "open", "reason": "  "})).await.problem("empty");
-    let long = ask(json!({"name": "index", "state": "open", "reason": "é".repeat(501)}))
+    let long = ask(json!({"name": "index", "state": "open", "reason": "é".repeat(1001)}))
         .await
         .problem("too_long");
     assert_eq!(
         (&long["limit"], &long["allowed"], &long["given"]),
-        (&json!("reason_characters"), &json!(500), &json!(501))
+        (&json!("reason_characters"), &json!(1000), &json!(1001))
     );
-    assert_eq!(world.breakers.events(), []);
-    ask(json!({"name": "index", "state": "open", "reason": "é".repeat(500)})).await.ok();
+    assert_eq!(fixture.breakers.events(), []);
+    ask(json!({"name": "index", "state": "open", "reason": "é".repeat(1000)})).await.ok();
 }
 
 #[tokio::test]
-async fn only_an_admin_sees_or_sets_them() {
-    let world = with_breakers(jwt_world());
+async fn only_an_admin_sees_or_forces_breakers() {
+    let fixture = with_breakers(jwt_fixture());
     let user = keys::user("acme");
-    world.get("/v1/breakers").bearer(&user).send().await.problem("missing_scope");
+    fixture.get("/v1/breakers").bearer(&user).send().await.problem("missing_scope");
     let body = r#"{"name": "index", "state": "open", "reason": "x"}"#;
-    world
-        .ask("POST", "/v1/breakers")
+    fixture
+        .request("POST", "/v1/breakers")
         .bearer(&user)
         .json(body)
         .send()
         .await
         .problem("missing_scope");
-    assert_eq!(world.breakers.get("index").unwrap().state(), BreakerState::Closed);
+    assert_eq!(fixture.breakers.get("index").unwrap().state(), BreakerState::Closed);
     let admin = keys::hs256(&keys::claims("acme", "admin"));
-    world.ask("POST", "/v1/breakers").bearer(&admin).json(body).send().await.ok();
-    assert_eq!(world.breakers.get("index").unwrap().state(), BreakerState::ForcedOpen);
+    fixture.request("POST", "/v1/breakers").bearer(&admin).json(body).send().await.ok();
+    assert_eq!(fixture.breakers.get("index").unwrap().state(), BreakerState::ForcedOpen);
 }

@@ -1,5 +1,5 @@
-//! What is answered when a part does not: the last good answer, an answer without the part, or an
-//! error for who wants neither.
+//! Answers while a part fails: the last good answer, an answer without the feature, or an error for
+//! a client that accepts neither.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -9,24 +9,24 @@ use tagfast_popular::PopularError;
 use tagfast_search::SearchError;
 use tokio::time::Instant;
 
-use crate::support::{Answer, World, jwt_world, keys, world};
+use crate::support::{Answer, Fixture, fixture, jwt_fixture, keys};
 
-async fn filled() -> World {
-    let world = world();
+async fn filled() -> Fixture {
+    let fixture = fixture();
     for n in 0..5 {
-        world.tag(&format!("a/{n}"), "Critical").await.ok();
+        fixture.tag(&format!("a/{n}"), "Critical").await.ok();
     }
-    world.tag("b/0", "UI%20Kit").await.ok();
-    world
+    fixture.tag("b/0", "UI%20Kit").await.ok();
+    fixture
 }
 
-fn popular_down(world: &World, down: bool) {
-    *world.popular.fault.lock().unwrap() =
+fn popular_down(fixture: &Fixture, down: bool) {
+    *fixture.popular.fault.lock().unwrap() =
         down.then_some(|| PopularError::Unavailable("a secret place".into()));
 }
 
-fn sheddable_down(world: &World) {
-    *world.search.limited.lock().unwrap() = Some(|| SearchError::Refused {
+fn sheddable_down(fixture: &Fixture) {
+    *fixture.search.limited.lock().unwrap() = Some(|| SearchError::Refused {
         reason: "breaker_open",
         retry_after: Duration::from_secs(3),
     });
@@ -35,34 +35,30 @@ fn sheddable_down(world: &World) {
 #[track_caller]
 fn degraded(answer: &Answer) -> (Value, bool) {
     let meta = answer.ok()["meta"].clone();
-    assert_eq!(
-        answer.header("cache-control"),
-        "no-store",
-        "a worse answer is not kept as a good one"
-    );
+    assert_eq!(answer.header("cache-control"), "no-store", "a degraded answer is not cacheable");
     assert!(!meta.to_string().contains("secret"), "{meta}");
     (meta["degraded"].clone(), meta["stale"] == true)
 }
 
 #[tokio::test]
-async fn every_sheddable_answer_is_given_as_it_was_last() {
-    let world = filled().await;
+async fn every_optional_feature_falls_back_to_its_last_good_answer() {
+    let fixture = filled().await;
     let uris = ["/v1/tags/popular?window=24h", "/v1/tags?prefix=cri", "/v1/tags/critical"];
     let mut before = Vec::new();
     for uri in uris {
-        let answer = world.get(uri).send().await;
+        let answer = fixture.get(uri).send().await;
         assert_eq!(answer.header("cache-control"), "private, no-cache");
         before.push(answer.ok());
     }
-    popular_down(&world, true);
-    sheddable_down(&world);
-    world.clock.advance(60_000);
+    popular_down(&fixture, true);
+    sheddable_down(&fixture);
+    fixture.clock.advance(60_000);
     for ((uri, before), (feature, more)) in uris.into_iter().zip(before).zip([
         ("popular", None),
         ("suggestions", None),
         ("count", Some(json!({"feature": "related", "reason": "breaker_open"}))),
     ]) {
-        let answer = world.get(uri).send().await;
+        let answer = fixture.get(uri).send().await;
         let (list, stale) = degraded(&answer);
         let expect: Vec<Value> = [Some(json!({"feature": feature, "reason": "unavailable"})), more]
             .into_iter()
@@ -81,32 +77,32 @@ async fn every_sheddable_answer_is_given_as_it_was_last() {
         );
         assert_eq!(answer.header("cache-status"), "tagfast; fwd=stale; detail=snapshot");
     }
-    // Too old for this client: left out, and said so.
-    let answer = world.get(uris[0]).header("cache-control", "max-stale=30").send().await;
+    // Too old for this client: omitted and named.
+    let answer = fixture.get(uris[0]).header("cache-control", "max-stale=30").send().await;
     assert_eq!(
         degraded(&answer),
         (json!([{"feature": "popular", "reason": "features_limited"}]), false)
     );
-    popular_down(&world, false);
-    let (good, meta) = (world.get(uris[0]).send().await.ok(), json!([]));
+    popular_down(&fixture, false);
+    let (good, meta) = (fixture.get(uris[0]).send().await.ok(), json!([]));
     assert_eq!(
         (&good["meta"]["degraded"], &good["meta"]["stale"]),
         (&meta, &json!(false)),
-        "by itself"
+        "it recovers without intervention"
     );
 }
 
 #[tokio::test]
-async fn what_was_never_asked_is_left_out_and_named() {
-    let world = filled().await;
-    popular_down(&world, true);
-    sheddable_down(&world);
+async fn a_feature_without_a_last_good_answer_is_omitted_and_named() {
+    let fixture = filled().await;
+    popular_down(&fixture, true);
+    sheddable_down(&fixture);
     for (uri, features) in [
         ("/v1/tags/popular", vec!["popular"]),
         ("/v1/tags?prefix=c", vec!["suggestions"]),
         ("/v1/tags/critical", vec!["count", "related"]),
     ] {
-        let answer = world.get(uri).send().await;
+        let answer = fixture.get(uri).send().await;
         let expect: Vec<Value> =
             features.iter().map(|f| json!({"feature": f, "reason": "features_limited"})).collect();
         assert_eq!(degraded(&answer), (Value::from(expect), false), "{uri}");
@@ -115,9 +111,9 @@ async fn what_was_never_asked_is_left_out_and_named() {
             body["tags"].as_array().is_none_or(Vec::is_empty)
                 && body["related"].as_array().is_none_or(Vec::is_empty)
         );
-        // A client that wants neither gets an error.
+        // A client that accepts neither gets an error.
         for refusal in ["no-cache", "no-store", "max-stale=0"] {
-            let refused = world.get(uri).header("cache-control", refusal).send().await;
+            let refused = fixture.get(uri).header("cache-control", refusal).send().await;
             assert_eq!(refused.status, 503, "{uri} {refusal}");
             let problem = refused.json();
             assert!(
@@ -128,7 +124,7 @@ async fn what_was_never_asked_is_left_out_and_named() {
             assert!(!problem.to_string().contains("secret"));
         }
     }
-    let status = world.get("/v1/status").send().await.ok();
+    let status = fixture.get("/v1/status").send().await.ok();
     assert!(
         status["degraded"]
             .as_array()
@@ -139,40 +135,40 @@ async fn what_was_never_asked_is_left_out_and_named() {
 
 #[tokio::test]
 async fn hits_are_answered_without_facets_and_totals() {
-    let world = filled().await;
-    world.search.exact_to.store(2, Ordering::SeqCst);
+    let fixture = filled().await;
+    fixture.search.exact_to.store(2, Ordering::SeqCst);
     let uri = "/v1/search?q=critical&facets=true&total=exact";
-    sheddable_down(&world);
-    let answer = world.get(uri).send().await;
+    sheddable_down(&fixture);
+    let answer = fixture.get(uri).send().await;
     let expect = json!([{"feature": "facets", "reason": "features_limited"}, {"feature": "total", "reason": "features_limited"}]);
     assert_eq!(degraded(&answer), (expect, false));
     let body = answer.json();
     assert_eq!((body["hits"].as_array().unwrap().len(), &body["facets"]), (5, &json!([])));
     assert_eq!(body["total"], json!({"value": 2, "relation": "gte"}));
-    world.get(uri).header("cache-control", "no-cache").send().await.problem("search_unavailable");
+    fixture.get(uri).header("cache-control", "no-cache").send().await.problem("search_unavailable");
 
-    *world.search.limited.lock().unwrap() = None;
-    let good = world.get(uri).send().await.ok();
+    *fixture.search.limited.lock().unwrap() = None;
+    let good = fixture.get(uri).send().await.ok();
     assert_eq!((&good["meta"]["degraded"], &good["total"]["value"]), (&json!([]), &json!(5)));
-    sheddable_down(&world);
-    world.clock.advance(5000);
-    let answer = world.get(uri).send().await;
+    sheddable_down(&fixture);
+    fixture.clock.advance(5000);
+    let answer = fixture.get(uri).send().await;
     let expect = json!([{"feature": "facets", "reason": "breaker_open"}, {"feature": "total", "reason": "breaker_open"}]);
     assert_eq!(degraded(&answer), (expect, true));
     let body = answer.json();
     assert_eq!((&body["facets"], &body["total"]), (&good["facets"], &good["total"]));
     assert_eq!(body["meta"]["age_ms"], 6500, "as old as its oldest part");
 
-    // Hits cannot be done without.
-    *world.search.fault.lock().unwrap() = Some(|| SearchError::Unavailable("down".into()));
-    world.get(uri).send().await.problem("search_unavailable");
+    // Hits are not optional.
+    *fixture.search.fault.lock().unwrap() = Some(|| SearchError::Unavailable("down".into()));
+    fixture.get(uri).send().await.problem("search_unavailable");
 }
 
 #[tokio::test]
-async fn spellings_that_cannot_be_had_are_the_canonical_names() {
-    let world = filled().await;
-    popular_down(&world, true);
-    let answer = world.get("/v1/search?q=ui-kit&facets=true").send().await;
+async fn canonical_names_stand_in_for_unavailable_spellings() {
+    let fixture = filled().await;
+    popular_down(&fixture, true);
+    let answer = fixture.get("/v1/search?q=ui-kit&facets=true").send().await;
     assert_eq!(
         degraded(&answer),
         (json!([{"feature": "display", "reason": "unavailable"}]), false)
@@ -181,13 +177,13 @@ async fn spellings_that_cannot_be_had_are_the_canonical_names() {
 }
 
 #[tokio::test]
-async fn counts_that_say_they_are_old_are_marked() {
-    let world = filled().await;
-    world.popular.stale.store(true, Ordering::Relaxed);
-    let answer = world.get("/v1/tags/popular").send().await;
+async fn stale_counts_are_marked() {
+    let fixture = filled().await;
+    fixture.popular.stale.store(true, Ordering::Relaxed);
+    let answer = fixture.get("/v1/tags/popular").send().await;
     assert_eq!(degraded(&answer), (json!([{"feature": "popular", "reason": "unavailable"}]), true));
     assert_eq!(answer.json()["tags"][0]["tag"], "critical");
-    world
+    fixture
         .get("/v1/tags/popular")
         .header("cache-control", "no-cache")
         .send()
@@ -196,54 +192,54 @@ async fn counts_that_say_they_are_old_are_marked() {
 }
 
 #[tokio::test]
-async fn an_index_that_is_behind_is_refused_by_who_minds() {
-    let world = filled().await;
-    world.search.behind.store(40_000, Ordering::SeqCst);
+async fn a_lagging_index_is_refused_only_by_a_client_that_sets_a_limit() {
+    let fixture = filled().await;
+    fixture.search.lag_ms.store(40_000, Ordering::SeqCst);
     let uri = "/v1/search?q=critical";
-    assert_eq!(world.get(uri).send().await.ok()["meta"]["stale"], true);
-    world.get(uri).header("cache-control", "max-stale=40").send().await.ok();
-    world
+    assert_eq!(fixture.get(uri).send().await.ok()["meta"]["stale"], true);
+    fixture.get(uri).header("cache-control", "max-stale=40").send().await.ok();
+    fixture
         .get(uri)
         .header("cache-control", "max-stale=39")
         .send()
         .await
         .problem("search_unavailable");
-    world.get(uri).header("cache-control", "no-cache").send().await.problem("search_unavailable");
+    fixture.get(uri).header("cache-control", "no-cache").send().await.problem("search_unavailable");
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_waits_for_what_hangs() {
-    let world = filled().await;
-    world.search.hang.store(true, Ordering::SeqCst);
-    world.get("/v1/tags/critical").send().await.ok();
+async fn few_requests_wait_for_a_part_that_hangs() {
+    let fixture = filled().await;
+    fixture.search.hang.store(true, Ordering::SeqCst);
+    fixture.get("/v1/tags/critical").send().await.ok();
     let mut took = Vec::new();
     for n in 0..200 {
         let began = Instant::now();
         let uri =
             if n % 2 == 0 { "/v1/search?q=critical&facets=true" } else { "/v1/tags/critical" };
-        world.get(uri).send().await.ok();
+        fixture.get(uri).send().await.ok();
         took.push(began.elapsed());
     }
     took.sort();
-    // The first of each feature finds out.
+    // Only the first requests of each feature wait.
     assert!(took[197] <= Duration::from_millis(50), "{:?}", &took[190..]);
     assert!(took[199] <= Duration::from_millis(500));
 }
 
 #[tokio::test]
-async fn one_tenant_s_last_good_answer_is_nobody_else_s() {
-    let world = jwt_world();
+async fn a_last_good_answer_belongs_to_one_tenant() {
+    let fixture = jwt_fixture();
     for tenant in ["acme", "umbra"] {
-        let put = world.ask("PUT", "/v1/content/a/1/tags/x").bearer(&keys::user(tenant));
+        let put = fixture.request("PUT", "/v1/content/a/1/tags/x").bearer(&keys::user(tenant));
         put.send().await.ok();
     }
-    world.get("/v1/tags/popular").bearer(&keys::user("umbra")).send().await.ok();
-    popular_down(&world, true);
-    let answer = world.get("/v1/tags/popular").bearer(&keys::user("acme")).send().await;
+    fixture.get("/v1/tags/popular").bearer(&keys::user("umbra")).send().await.ok();
+    popular_down(&fixture, true);
+    let answer = fixture.get("/v1/tags/popular").bearer(&keys::user("acme")).send().await;
     assert_eq!(
         degraded(&answer),
         (json!([{"feature": "popular", "reason": "features_limited"}]), false)
     );
-    let own = world.get("/v1/tags/popular").bearer(&keys::user("umbra")).send().await;
+    let own = fixture.get("/v1/tags/popular").bearer(&keys::user("umbra")).send().await;
     assert_eq!(own.ok()["tags"][0]["tag"], "x");
 }

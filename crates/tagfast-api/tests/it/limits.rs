@@ -7,24 +7,28 @@ use flate2::read::GzDecoder;
 use http::Request;
 use serde_json::{Value, json};
 
-use crate::support::{ApiLimits, AuthConfig, hs256, keys, world, world_with};
+use crate::support::{ApiLimits, AuthConfig, fixture, fixture_with, hs256, keys};
 
 const TAGS: &str = "/v1/content/a/1/tags";
 
 #[tokio::test]
 async fn a_large_body_is_refused_with_and_without_its_length() {
-    let world =
-        world_with(AuthConfig::None, ApiLimits { body_bytes: 1000, ..ApiLimits::default() });
+    let fixture =
+        fixture_with(AuthConfig::None, ApiLimits { body_bytes: 1000, ..ApiLimits::default() });
     let fits = format!("{{\"add\": [\"x\"]}}{}", " ".repeat(1000 - 14));
-    world.ask("PATCH", TAGS).json(&fits).send().await.ok();
-    let problem =
-        world.ask("PATCH", TAGS).json(&format!("{fits} ")).send().await.problem("body_too_large");
+    fixture.request("PATCH", TAGS).json(&fits).send().await.ok();
+    let problem = fixture
+        .request("PATCH", TAGS)
+        .json(&format!("{fits} "))
+        .send()
+        .await
+        .problem("body_too_large");
     assert_eq!(
         (&problem["limit"], &problem["allowed"], &problem["given"]),
         (&json!("body_bytes"), &json!(1000), &json!(1001))
     );
     let declared =
-        world.ask("PATCH", TAGS).header("content-length", "5000").json("{}").send().await;
+        fixture.request("PATCH", TAGS).header("content-length", "5000").json("{}").send().await;
     assert_eq!(declared.problem("body_too_large")["given"], 5000);
     let chunks =
         futures_util::stream::iter((0..20).map(|_| Ok::<_, std::io::Error>(vec![b' '; 100])));
@@ -34,28 +38,29 @@ async fn a_large_body_is_refused_with_and_without_its_length() {
         .header("content-type", "application/json")
         .body(Body::from_stream(chunks))
         .unwrap();
-    world.send(request).await.problem("body_too_large");
+    fixture.send(request).await.problem("body_too_large");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_slow_body_times_out() {
-    let world = world();
+    let fixture = fixture();
     let request = Request::builder()
         .method("PATCH")
         .uri(TAGS)
         .header("content-type", "application/json")
         .body(Body::from_stream(futures_util::stream::pending::<Result<Vec<u8>, std::io::Error>>()))
         .unwrap();
-    let answer = world.send(request).await;
+    let answer = fixture.send(request).await;
     answer.problem("request_timeout");
     assert_eq!(answer.header("connection"), "close");
 }
 
 #[tokio::test]
 async fn a_long_url_is_refused_on_every_route() {
-    let world = world_with(AuthConfig::None, ApiLimits { url_bytes: 100, ..ApiLimits::default() });
+    let fixture =
+        fixture_with(AuthConfig::None, ApiLimits { url_bytes: 100, ..ApiLimits::default() });
     for uri in ["/v1/search?q=", "/healthz?q=", "/nowhere/"] {
-        let problem = world
+        let problem = fixture
             .get(&format!("{uri}{}", "x".repeat(101 - uri.len())))
             .send()
             .await
@@ -65,14 +70,16 @@ async fn a_long_url_is_refused_on_every_route() {
             (&json!("url_bytes"), &json!(100), &json!(101))
         );
     }
-    world.get(&format!("/v1/search?q={}", "x".repeat(87))).send().await.ok();
+    fixture.get(&format!("/v1/search?q={}", "x".repeat(87))).send().await.ok();
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_rate_is_per_tenant_and_user_and_shown() {
-    let world =
-        world_with(hs256(), ApiLimits { requests_per_second: 2, burst: 3, ..ApiLimits::default() });
-    let get = |token: &str| world.get(TAGS).bearer(token).send();
+    let fixture = fixture_with(
+        hs256(),
+        ApiLimits { requests_per_second: 2, burst: 3, ..ApiLimits::default() },
+    );
+    let get = |token: &str| fixture.get(TAGS).bearer(token).send();
     let (acme, umbra) = (keys::user("acme"), keys::user("umbra"));
     let first = get(&acme).await;
     first.ok();
@@ -96,7 +103,7 @@ async fn the_rate_is_per_tenant_and_user_and_shown() {
     get(&umbra).await.ok();
     // Another token of the same user shares the allowance.
     get(&keys::hs256(&keys::claims("acme", "tags:read"))).await.problem("rate_limited");
-    world.get("/healthz").send().await.ok();
+    fixture.get("/healthz").send().await.ok();
     tokio::time::advance(std::time::Duration::from_millis(500)).await;
     get(&acme).await.ok();
     get(&acme).await.problem("rate_limited");
@@ -104,25 +111,25 @@ async fn the_rate_is_per_tenant_and_user_and_shown() {
 
 #[tokio::test]
 async fn large_answers_are_compressed_for_those_who_take_it() {
-    let world = world();
+    let fixture = fixture();
     let tags: Vec<String> = (0..100).map(|n| format!("tag number {n}")).collect();
-    world.ask("PUT", TAGS).json(&json!({ "tags": tags }).to_string()).send().await.ok();
-    let plain = world.get(TAGS).send().await;
+    fixture.request("PUT", TAGS).json(&json!({ "tags": tags }).to_string()).send().await.ok();
+    let plain = fixture.get(TAGS).send().await;
     assert_eq!((plain.header("content-encoding"), plain.header("vary")), ("", "accept-encoding"));
-    let packed = world.get(TAGS).header("accept-encoding", "br, gzip").send().await;
+    let packed = fixture.get(TAGS).header("accept-encoding", "br, gzip").send().await;
     assert_eq!(packed.header("content-encoding"), "gzip");
     assert!(packed.body.len() * 4 < plain.body.len());
     let mut text = String::new();
     GzDecoder::new(&*packed.body).read_to_string(&mut text).unwrap();
     assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), plain.json());
-    let small = world.get("/healthz").header("accept-encoding", "gzip").send().await;
+    let small = fixture.get("/healthz").header("accept-encoding", "gzip").send().await;
     assert_eq!(small.header("content-encoding"), "");
-    let refused = world.get(TAGS).header("accept-encoding", "gzip;q=0").send().await;
+    let refused = fixture.get(TAGS).header("accept-encoding", "gzip;q=0").send().await;
     assert_eq!(refused.header("content-encoding"), "");
 
-    let export = world.get("/v1/export").header("accept-encoding", "gzip").send().await;
+    let export = fixture.get("/v1/export").header("accept-encoding", "gzip").send().await;
     assert_eq!(export.header("content-encoding"), "gzip");
     let mut text = String::new();
     GzDecoder::new(&*export.body).read_to_string(&mut text).unwrap();
-    assert_eq!(text.as_bytes(), world.get("/v1/export").send().await.body);
+    assert_eq!(text.as_bytes(), fixture.get("/v1/export").send().await.body);
 }

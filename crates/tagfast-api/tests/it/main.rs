@@ -1,17 +1,18 @@
 //! Tests of the HTTP API over a store in memory.
 
+mod admin;
 mod auth;
 mod batch;
 mod breakers;
 mod content;
+mod dead_letters;
 mod degraded;
-mod find;
+mod docs;
 mod freshness;
-mod letters;
 mod limits;
 mod openapi;
-mod operations;
 mod problems;
+mod search;
 mod server;
 mod support;
 mod tenants;

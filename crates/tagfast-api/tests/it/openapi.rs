@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use crate::support::{World, world};
+use crate::support::{Fixture, fixture};
 
 fn document() -> Value {
     serde_json::to_value(tagfast_api::openapi()).unwrap()
@@ -39,7 +39,7 @@ fn operations(api: &Value) -> Vec<(String, String, Value)> {
 fn every_operation_documents_the_common_problems() {
     let api = document();
     let all = operations(&api);
-    assert_eq!(all.len(), 32);
+    assert_eq!(all.len(), 33);
     for (method, path, operation) in all {
         let responses = operation["responses"].as_object().unwrap();
         for status in ["400", "404", "405", "408", "414", "422", "500", "503", "504"] {
@@ -81,9 +81,9 @@ fn request_bodies_refuse_unknown_fields() {
         "PatchTags",
         "ReplaceTags",
         "Recount",
-        "ReplayLetters",
-        "DiscardLetters",
-        "LetterFilter",
+        "ReplayDeadLetters",
+        "DiscardDeadLetters",
+        "DeadLetterFilter",
         "AllowStorm",
         "ForceBreaker",
     ] {
@@ -148,14 +148,14 @@ fn check(api: &Value, schema: &Value, value: &Value, at: &str) {
 }
 
 async fn conforms(
-    world: &World,
+    fixture: &Fixture,
     api: &Value,
     method: &str,
     path: &str,
     uri: &str,
     body: Option<&str>,
 ) {
-    let ask = world.ask(method, uri);
+    let ask = fixture.request(method, uri);
     let answer = match body {
         Some(body) => ask.json(body).send().await,
         None => ask.send().await,
@@ -182,11 +182,11 @@ async fn conforms(
 #[tokio::test]
 async fn answers_are_what_the_document_says() {
     let api = document();
-    let world = crate::letters::with_letters(world());
-    world.breakers.make("index", tagfast_resilience::BreakerOptions::default());
-    let receipt = world.tag("a/1", "x").await.ok()["receipt"].as_str().unwrap().to_owned();
-    world.tag("a/2", "x").await.ok();
-    world.tag("a/2", "y").await.ok();
+    let fixture = crate::dead_letters::with_dead_letters(fixture());
+    fixture.breakers.make("index", tagfast_resilience::BreakerOptions::default());
+    let receipt = fixture.tag("a/1", "x").await.ok()["receipt"].as_str().unwrap().to_owned();
+    fixture.tag("a/2", "x").await.ok();
+    fixture.tag("a/2", "y").await.ok();
     let batch = json!({"items": [{"type": "a", "id": "1"}, {"type": "A", "id": "1"}]}).to_string();
     let writes =
         json!({"items": [{"type": "a", "id": "1", "add": ["z", {"tag": "w", "by": "g"}]}, {"type": "a", "id": "1"}]})
@@ -245,8 +245,8 @@ async fn answers_are_what_the_document_says() {
             "/v1/dead-letters:discard",
             Some(r#"{"all": true, "reason": "a test"}"#),
         ),
-        ("GET", "/v1/dead-letter-jobs/{job}", "/v1/dead-letter-jobs/none", None),
-        ("GET", "/v1/dead-letter-acts", "/v1/dead-letter-acts", None),
+        ("GET", "/v1/jobs/{id}", "/v1/jobs/none", None),
+        ("GET", "/v1/dead-letters/audit", "/v1/dead-letters/audit", None),
         (
             "POST",
             "/v1/dead-letters:allow-storm",
@@ -254,6 +254,7 @@ async fn answers_are_what_the_document_says() {
             Some(r#"{"group": "indexer", "reason": "a test"}"#),
         ),
         ("POST", "/v1/dead-letters:allow-storm", "/v1/dead-letters:allow-storm", Some("{}")),
+        ("GET", "/", "/", None),
         ("GET", "/healthz", "/healthz", None),
         ("GET", "/readyz", "/readyz", None),
         ("GET", "/metrics", "/metrics", None),
@@ -264,7 +265,7 @@ async fn answers_are_what_the_document_says() {
     let mut covered: BTreeMap<(String, String), usize> = BTreeMap::new();
     for (method, path, uri, body) in calls {
         *covered.entry((method.to_owned(), path.to_owned())).or_default() += 1;
-        conforms(&world, &api, method, path, uri, body).await;
+        conforms(&fixture, &api, method, path, uri, body).await;
     }
     let missing: Vec<_> = operations(&api)
         .into_iter()
@@ -276,13 +277,13 @@ async fn answers_are_what_the_document_says() {
 #[tokio::test]
 async fn documented_query_parameters_are_known_to_the_routes() {
     let api = document();
-    let world = world();
+    let fixture = fixture();
     for (method, path, operation) in operations(&api) {
         for p in
             operation["parameters"].as_array().into_iter().flatten().filter(|p| p["in"] == "query")
         {
             let uri = format!("{path}?{}=", p["name"].as_str().unwrap());
-            let answer = world.ask(&method, &uri).send().await;
+            let answer = fixture.request(&method, &uri).send().await;
             assert!(!String::from_utf8_lossy(&answer.body).contains("unknown_parameter"), "{uri}");
         }
     }

@@ -6,15 +6,15 @@ use serde_json::json;
 use tagfast_domain::{DomainError, Refusal, Version};
 use tagfast_store::StoreError;
 
-use crate::support::{ApiLimits, AuthConfig, world, world_with};
+use crate::support::{ApiLimits, AuthConfig, fixture, fixture_with};
 
 const TAGS: &str = "/v1/content/a/1/tags";
 
 #[tokio::test]
 async fn unknown_routes_and_methods() {
-    let world = world();
+    let fixture = fixture();
     for uri in [
-        "/",
+        "/index.html",
         "/v1",
         "/v2/x",
         "/v1/content/a/1",
@@ -22,7 +22,7 @@ async fn unknown_routes_and_methods() {
         "/v1/search/",
         "/docs/problems/nope",
     ] {
-        world.get(uri).send().await.problem("not_found");
+        fixture.get(uri).send().await.problem("not_found");
     }
     for (method, uri, allow) in [
         ("POST", TAGS, "GET,HEAD,PATCH,PUT"),
@@ -31,7 +31,7 @@ async fn unknown_routes_and_methods() {
         ("OPTIONS", "/healthz", "GET,HEAD"),
         ("BREW", "/v1/content:batchGet", "POST"),
     ] {
-        let answer = world.ask(method, uri).send().await;
+        let answer = fixture.request(method, uri).send().await;
         answer.problem("method_not_allowed");
         let mut given: Vec<&str> = answer.header("allow").split(',').map(str::trim).collect();
         given.sort_unstable();
@@ -40,8 +40,8 @@ async fn unknown_routes_and_methods() {
 }
 
 #[tokio::test]
-async fn bodies_that_are_not_what_they_should_be() {
-    let world = world();
+async fn wrong_bodies_name_the_place() {
+    let fixture = fixture();
     for (body, code, words) in [
         ("", "bad_json", "EOF"),
         ("{", "bad_json", "line 1"),
@@ -53,14 +53,14 @@ async fn bodies_that_are_not_what_they_should_be() {
         ("{\"tags\": [\"a\", 7]}", "wrong_type", "at tags[1]"),
         ("{\"tags\": [], \"tagz\": 1}", "unknown_field", "tagz"),
     ] {
-        let answer = world.ask("PUT", TAGS).json(body).send().await;
+        let answer = fixture.request("PUT", TAGS).json(body).send().await;
         let problem = answer.json();
         assert_eq!(problem["code"], code, "{body}: {problem}");
         assert!(problem["detail"].as_str().unwrap().contains(words), "{body}: {problem}");
         answer.problem(code);
     }
-    let nested = world
-        .ask("POST", "/v1/content:batchTag")
+    let nested = fixture
+        .request("POST", "/v1/content:batchTag")
         .json(r#"{"items": [{"type": "a", "id": 1}]}"#)
         .send()
         .await;
@@ -68,27 +68,33 @@ async fn bodies_that_are_not_what_they_should_be() {
     for body in
         [r#"{"items": [["a", "1"]]}"#, r#"{"items": [{"type": "a", "id": "1", "add": [["t"]]}]}"#]
     {
-        world.ask("POST", "/v1/content:batchTag").json(body).send().await.problem("wrong_type");
+        fixture
+            .request("POST", "/v1/content:batchTag")
+            .json(body)
+            .send()
+            .await
+            .problem("wrong_type");
     }
     let deep = "[".repeat(5000);
-    assert_eq!(world.ask("PUT", TAGS).json(&deep).send().await.status, 400);
+    assert_eq!(fixture.request("PUT", TAGS).json(&deep).send().await.status, 400);
 
     for content_type in ["text/plain", "application/jsonx", "", "application/x-www-form-urlencoded"]
     {
-        let answer = world.ask("PATCH", TAGS).raw(content_type, b"{}").send().await;
+        let answer = fixture.request("PATCH", TAGS).raw(content_type, b"{}").send().await;
         answer.problem("unsupported_media_type");
     }
     for content_type in
         ["application/json; charset=utf-8", "Application/JSON", "application/merge-patch+json"]
     {
-        let answer = world.ask("PATCH", TAGS).raw(content_type, br#"{"add": ["x"]}"#).send().await;
+        let answer =
+            fixture.request("PATCH", TAGS).raw(content_type, br#"{"add": ["x"]}"#).send().await;
         answer.ok();
     }
 }
 
 #[tokio::test]
 async fn values_that_break_a_rule_name_the_rule() {
-    let world = world();
+    let fixture = fixture();
     for (content, tag, code, limit) in [
         ("a/1", "%3C", "forbidden_character", None),
         ("a/1", "a%00b", "forbidden_character", None),
@@ -106,7 +112,7 @@ async fn values_that_break_a_rule_name_the_rule() {
         ("a/", "x", "empty", None),
         ("a/%01", "x", "forbidden_character", None),
     ] {
-        let problem = world.tag(content, tag).await.problem(code);
+        let problem = fixture.tag(content, tag).await.problem(code);
         if let Some((name, allowed, given)) = limit {
             assert_eq!(
                 (&problem["limit"], &problem["allowed"], &problem["given"]),
@@ -114,20 +120,21 @@ async fn values_that_break_a_rule_name_the_rule() {
             );
         }
     }
-    world.ask("PATCH", TAGS).json("{}").send().await.problem("nothing_to_do");
-    world
-        .ask("PATCH", TAGS)
+    fixture.request("PATCH", TAGS).json("{}").send().await.problem("nothing_to_do");
+    fixture
+        .request("PATCH", TAGS)
         .json(r#"{"add": ["A"], "remove": ["a"]}"#)
         .send()
         .await
         .problem("added_and_removed");
     let tags: Vec<String> = (0..101).map(|n| n.to_string()).collect();
     let body = json!({ "tags": tags }).to_string();
-    let problem = world.ask("PUT", TAGS).json(&body).send().await.problem("too_many_tags_in_write");
+    let problem =
+        fixture.request("PUT", TAGS).json(&body).send().await.problem("too_many_tags_in_write");
     assert_eq!((&problem["limit"], &problem["allowed"]), (&json!("tags_per_write"), &json!(100)));
     let body = json!({ "tags": tags[..100] }).to_string();
-    world.ask("PUT", TAGS).json(&body).send().await.ok();
-    let problem = world.tag("a/1", "one-more").await.problem("too_many_tags");
+    fixture.request("PUT", TAGS).json(&body).send().await.ok();
+    let problem = fixture.tag("a/1", "one-more").await.problem("too_many_tags");
     assert_eq!(
         (&problem["limit"], &problem["allowed"], &problem["given"]),
         (&json!("tags_per_content"), &json!(100), &json!(101))
@@ -135,9 +142,9 @@ async fn values_that_break_a_rule_name_the_rule() {
 }
 
 #[tokio::test]
-async fn every_error_of_the_store_has_its_answer() {
+async fn every_error_of_the_store_has_its_problem() {
     type Fault = fn() -> StoreError;
-    let world = world();
+    let fixture = fixture();
     let faults: [(Fault, &str, bool); 10] = [
         (
             || StoreError::Refused(Refusal::TooManyTags { allowed: 1, given: 2 }),
@@ -186,46 +193,49 @@ async fn every_error_of_the_store_has_its_answer() {
         (|| StoreError::Internal("a secret detail".into()), "internal", true),
     ];
     for (fault, code, unknown) in faults {
-        world.store.fail_with(fault);
-        let answer = world.tag("a/1", "x").await;
+        fixture.store.fail_with(fault);
+        let answer = fixture.tag("a/1", "x").await;
         let problem = answer.problem(code);
         assert_eq!(problem["outcome_unknown"] == true, unknown, "{problem}");
         assert!(!problem.to_string().contains("secret"), "{problem}");
-        world.get(TAGS).send().await.problem(code);
-        world.get("/v1/export").send().await.problem(code);
+        fixture.get(TAGS).send().await.problem(code);
+        fixture.get("/v1/export").send().await.problem(code);
     }
-    world.store.fail_with(|| StoreError::Overloaded {
+    fixture.store.fail_with(|| StoreError::Overloaded {
         queue: "write",
         limit: 9,
         retry_after: Duration::from_millis(100),
     });
-    let answer = world.tag("a/1", "x").await;
+    let answer = fixture.tag("a/1", "x").await;
     assert_eq!(
         (answer.header("retry-after"), answer.json()["retry_after_ms"].as_u64()),
         ("1", Some(100))
     );
-    world.store.heal();
-    world.tag("a/1", "x").await.ok();
+    fixture.store.heal();
+    fixture.tag("a/1", "x").await.ok();
 }
 
 #[tokio::test]
-async fn a_panic_is_a_problem_and_not_the_end() {
-    let world = world();
-    world.store.panic.store(true, std::sync::atomic::Ordering::SeqCst);
-    let problem = world.get(TAGS).send().await.problem("internal");
-    assert!(!problem.to_string().contains("on request"), "the panic's text stays inside");
-    world.get(TAGS).send().await.ok();
+async fn a_panic_is_a_problem_and_the_service_goes_on() {
+    let fixture = fixture();
+    fixture.store.panic.store(true, std::sync::atomic::Ordering::SeqCst);
+    let problem = fixture.get(TAGS).send().await.problem("internal");
+    assert!(
+        !problem.to_string().contains("on request"),
+        "the text of the panic is not in the answer"
+    );
+    fixture.get(TAGS).send().await.ok();
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_store_that_hangs_is_a_deadline() {
-    let world = world_with(
+    let fixture = fixture_with(
         AuthConfig::None,
         ApiLimits { request_timeout: Duration::from_secs(3), ..ApiLimits::default() },
     );
-    world.store.hang.store(true, std::sync::atomic::Ordering::SeqCst);
+    fixture.store.hang.store(true, std::sync::atomic::Ordering::SeqCst);
     let started = tokio::time::Instant::now();
-    world.get(TAGS).send().await.problem("deadline");
+    fixture.get(TAGS).send().await.problem("deadline");
     assert!(
         started.elapsed() >= Duration::from_secs(3) && started.elapsed() < Duration::from_secs(4)
     );
@@ -233,9 +243,9 @@ async fn a_store_that_hangs_is_a_deadline() {
 
 #[tokio::test]
 async fn every_code_has_a_page() {
-    let world = world();
+    let fixture = fixture();
     for row in tagfast_api::PROBLEM_CODES {
-        let page = world.get(&format!("/docs/problems/{}", row.code)).send().await;
+        let page = fixture.get(&format!("/docs/problems/{}", row.code)).send().await;
         assert_eq!(
             (page.status.as_u16(), page.header("content-type")),
             (200, "text/html; charset=utf-8")

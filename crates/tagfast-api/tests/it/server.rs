@@ -10,28 +10,28 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::support::{World, world_with};
+use crate::support::{Fixture, fixture_with};
 
-/// Longer than anything here takes; only a failing test waits for it.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Longer than any step here takes; only a failing test waits for it.
+const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 struct Running {
-    world: World,
+    fixture: Fixture,
     address: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<std::io::Result<()>>,
 }
 
 async fn start(limits: ApiLimits) -> Running {
-    let world = world_with(AuthConfig::None, limits.clone());
+    let fixture = fixture_with(AuthConfig::None, limits.clone());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
-    let router = world.router.clone();
+    let router = fixture.router.clone();
     let task = tokio::spawn(async move {
         tagfast_api::serve(listener, router, limits, async { drop(stopped.await) }).await
     });
-    Running { world, address, stop: Some(stop), task }
+    Running { fixture, address, stop: Some(stop), task }
 }
 
 impl Running {
@@ -41,14 +41,18 @@ impl Running {
 
     async fn finish(mut self) {
         drop(self.stop.take());
-        tokio::time::timeout(PATIENCE, self.task).await.expect("the server ends").unwrap().unwrap();
+        tokio::time::timeout(TEST_TIMEOUT, self.task)
+            .await
+            .expect("the server ends")
+            .unwrap()
+            .unwrap();
     }
 }
 
 async fn until_closed(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
     // A reset is an end, too.
-    let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut bytes))
+    let _ = tokio::time::timeout(TEST_TIMEOUT, stream.read_to_end(&mut bytes))
         .await
         .expect("the connection ends");
     String::from_utf8_lossy(&bytes).into_owned()
@@ -57,7 +61,7 @@ async fn until_closed(stream: &mut TcpStream) -> String {
 async fn answer_head(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
     while !bytes.windows(4).any(|w| w == b"\r\n\r\n") {
-        let byte = tokio::time::timeout(PATIENCE, stream.read_u8())
+        let byte = tokio::time::timeout(TEST_TIMEOUT, stream.read_u8())
             .await
             .expect("an answer")
             .expect("an answer");
@@ -127,9 +131,9 @@ async fn a_head_that_is_no_http_or_too_large_is_refused() {
 }
 
 #[tokio::test]
-async fn what_is_in_flight_is_finished_and_nothing_new_is_taken() {
+async fn requests_in_flight_are_finished_and_new_ones_are_refused() {
     let mut server = start(ApiLimits::default()).await;
-    server.world.store.hang.store(true, Ordering::SeqCst);
+    server.fixture.store.hang.store(true, Ordering::SeqCst);
     let mut busy = server.connect().await;
     // The body is not there yet: the request is in flight until it comes.
     busy.write_all(b"PATCH /v1/content/a/1/tags HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 14\r\nexpect: 100-continue\r\n\r\n")
@@ -150,9 +154,9 @@ async fn what_is_in_flight_is_finished_and_nothing_new_is_taken() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(PATIENCE, refused).await.expect("the listener closes");
+    tokio::time::timeout(TEST_TIMEOUT, refused).await.expect("the listener closes");
 
-    server.world.store.hang.store(false, Ordering::SeqCst);
+    server.fixture.store.hang.store(false, Ordering::SeqCst);
     busy.write_all(br#"{"add": ["x"]}"#).await.unwrap();
     let answer = until_closed(&mut busy).await;
     assert!(answer.contains("200 OK") && answer.contains("\"changed\":true"), "{answer}");
@@ -163,7 +167,7 @@ async fn what_is_in_flight_is_finished_and_nothing_new_is_taken() {
 async fn draining_has_an_end() {
     let limits = ApiLimits { drain_timeout: Duration::from_millis(100), ..ApiLimits::default() };
     let server = start(limits).await;
-    server.world.store.hang.store(true, Ordering::SeqCst);
+    server.fixture.store.hang.store(true, Ordering::SeqCst);
     let mut busy = server.connect().await;
     busy.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     assert!(answer_head(&mut busy).await.contains("200 OK"));
@@ -172,7 +176,7 @@ async fn draining_has_an_end() {
 }
 
 #[tokio::test]
-async fn connections_beyond_the_limit_wait_their_turn() {
+async fn connections_beyond_the_limit_wait() {
     let server = start(ApiLimits { connections: 1, ..ApiLimits::default() }).await;
     let ask = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n";
     let mut first = server.connect().await;

@@ -1,24 +1,25 @@
-//! One tenant can neither read, count, suggest nor page into another's data: every route.
+//! On every route: a tenant can neither read, count, be suggested nor page into the data of a
+//! different tenant.
 
 use serde_json::json;
 
-use crate::support::{World, jwt_world, keys};
+use crate::support::{Fixture, jwt_fixture, keys};
 
-async fn two() -> World {
-    let world = jwt_world();
+async fn two() -> Fixture {
+    let fixture = jwt_fixture();
     for (tenant, tag) in [("acme", "acme-secret"), ("umbra", "umbra-secret")] {
         for n in 0..3 {
             let uri = format!("/v1/content/doc/{n}/tags");
             let body = json!({"tags": [tag, "shared"]}).to_string();
-            world.ask("PUT", &uri).bearer(&keys::user(tenant)).json(&body).send().await.ok();
+            fixture.request("PUT", &uri).bearer(&keys::user(tenant)).json(&body).send().await.ok();
         }
     }
-    world
+    fixture
 }
 
 #[tokio::test]
 async fn no_answer_shows_another_tenant_s_tags() {
-    let world = two().await;
+    let fixture = two().await;
     let admin = keys::hs256(&keys::claims("acme", "admin"));
     for uri in [
         "/v1/content/doc/0/tags",
@@ -37,17 +38,17 @@ async fn no_answer_shows_another_tenant_s_tags() {
         "/v1/breakers",
         "/v1/dead-letters",
     ] {
-        let answer = world.get(uri).bearer(&admin).send().await;
+        let answer = fixture.get(uri).bearer(&admin).send().await;
         let body = String::from_utf8(answer.body).unwrap();
         let asked_for = uri.contains("umbra-secret");
         assert!(asked_for || !body.contains("umbra"), "{uri}: {body}");
     }
     let get = json!({"items": [{"type": "doc", "id": "0"}]}).to_string();
     let batch =
-        world.ask("POST", "/v1/content:batchGet").bearer(&admin).json(&get).send().await.ok();
+        fixture.request("POST", "/v1/content:batchGet").bearer(&admin).json(&get).send().await.ok();
     assert_eq!(batch["results"][0]["tags"][0]["tag"], "acme-secret");
-    let counted = world
-        .ask("POST", "/v1/admin/recount")
+    let counted = fixture
+        .request("POST", "/v1/admin/recount")
         .bearer(&admin)
         .json(r#"{"repair": true}"#)
         .send()
@@ -58,9 +59,9 @@ async fn no_answer_shows_another_tenant_s_tags() {
 
 #[tokio::test]
 async fn counts_are_of_one_tenant() {
-    let world = two().await;
+    let fixture = two().await;
     let acme = keys::user("acme");
-    let get = |uri: &'static str| world.get(uri).bearer(&acme).send();
+    let get = |uri: &'static str| fixture.get(uri).bearer(&acme).send();
     assert_eq!(get("/v1/tags/umbra-secret").await.ok()["count"], 0);
     assert_eq!(get("/v1/tags/shared").await.ok()["count"], 3);
     assert_eq!(
@@ -77,18 +78,18 @@ async fn counts_are_of_one_tenant() {
 
 #[tokio::test]
 async fn writes_stay_with_their_tenant() {
-    let world = two().await;
+    let fixture = two().await;
     let acme = keys::user("acme");
-    world
-        .ask("PUT", "/v1/content/doc/0/tags")
+    fixture
+        .request("PUT", "/v1/content/doc/0/tags")
         .bearer(&acme)
         .json(r#"{"tags": []}"#)
         .send()
         .await
         .ok();
-    world.ask("DELETE", "/v1/content/doc/1/tags/shared").bearer(&acme).send().await.ok();
-    world
-        .ask("PATCH", "/v1/content/doc/2/tags")
+    fixture.request("DELETE", "/v1/content/doc/1/tags/shared").bearer(&acme).send().await.ok();
+    fixture
+        .request("PATCH", "/v1/content/doc/2/tags")
         .bearer(&acme)
         .json(r#"{"remove": ["shared"]}"#)
         .send()
@@ -97,9 +98,9 @@ async fn writes_stay_with_their_tenant() {
     let body =
         json!({"items": [{"type": "doc", "id": "2", "remove": ["umbra-secret", "acme-secret"]}]})
             .to_string();
-    world.ask("POST", "/v1/content:batchTag").bearer(&acme).json(&body).send().await.ok();
+    fixture.request("POST", "/v1/content:batchTag").bearer(&acme).json(&body).send().await.ok();
     for n in 0..3 {
-        let view = world
+        let view = fixture
             .get(&format!("/v1/content/doc/{n}/tags"))
             .bearer(&keys::user("umbra"))
             .send()
@@ -111,33 +112,33 @@ async fn writes_stay_with_their_tenant() {
 
 #[tokio::test]
 async fn tokens_receipts_and_cursors_of_another_tenant_are_refused() {
-    let world = two().await;
+    let fixture = two().await;
     let (acme, umbra) = (keys::user("acme"), keys::user("umbra"));
-    let written = world.ask("PUT", "/v1/content/doc/0/tags/x").bearer(&umbra).send().await;
+    let written = fixture.request("PUT", "/v1/content/doc/0/tags/x").bearer(&umbra).send().await;
     let token = written.header("consistency-token").to_owned();
     let receipt = written.ok()["receipt"].as_str().unwrap().to_owned();
-    let page = world.get("/v1/search?q=shared&limit=1").bearer(&umbra).send().await.ok();
+    let page = fixture.get("/v1/search?q=shared&limit=1").bearer(&umbra).send().await.ok();
     let cursor = page["next_cursor"].as_str().unwrap().to_owned();
 
-    world
+    fixture
         .get("/v1/content/doc/0/tags")
         .bearer(&acme)
         .header("consistency-token", &token)
         .send()
         .await
         .problem("bad_token");
-    let put = world
-        .ask("PUT", "/v1/content/doc/0/tags/y")
+    let put = fixture
+        .request("PUT", "/v1/content/doc/0/tags/y")
         .bearer(&acme)
         .header("consistency-token", &token);
     put.send().await.problem("bad_token");
     for path in ["/v1/content:batchGet", "/v1/content:batchTag"] {
-        let post = world.ask("POST", path).bearer(&acme).header("consistency-token", &token);
+        let post = fixture.request("POST", path).bearer(&acme).header("consistency-token", &token);
         post.json(r#"{"items": []}"#).send().await.problem("bad_token");
     }
-    world.get(&format!("/v1/receipts/{receipt}")).bearer(&acme).send().await.problem("bad_token");
-    world.get(&format!("/v1/receipts/{receipt}")).bearer(&umbra).send().await.ok();
-    world
+    fixture.get(&format!("/v1/receipts/{receipt}")).bearer(&acme).send().await.problem("bad_token");
+    fixture.get(&format!("/v1/receipts/{receipt}")).bearer(&umbra).send().await.ok();
+    fixture
         .get(&format!("/v1/search?q=shared&limit=1&cursor={cursor}"))
         .bearer(&acme)
         .send()
@@ -147,15 +148,15 @@ async fn tokens_receipts_and_cursors_of_another_tenant_are_refused() {
 
 #[tokio::test]
 async fn one_idempotency_key_of_two_tenants_or_users_is_two_writes() {
-    let world = jwt_world();
+    let fixture = jwt_fixture();
     let other_user = {
         let mut claims = keys::claims("acme", "tags:write");
         claims["sub"] = json!("grace");
         keys::hs256(&claims)
     };
     for token in [keys::user("acme"), keys::user("umbra"), other_user] {
-        let put = world
-            .ask("PUT", "/v1/content/doc/0/tags/x")
+        let put = fixture
+            .request("PUT", "/v1/content/doc/0/tags/x")
             .bearer(&token)
             .header("idempotency-key", "k");
         assert!(put.send().await.ok().get("repeated").is_none());

@@ -1,4 +1,5 @@
-//! What the tests share: the API over a store in memory, and a client that speaks plain HTTP to it.
+//! Support for the tests: the API over a store in memory, and a client that sends plain HTTP
+//! requests to it.
 
 pub(crate) mod keys;
 pub(crate) mod ports;
@@ -11,32 +12,32 @@ use axum::body::Body;
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use serde_json::Value;
-pub(crate) use tagfast_api::{ApiLimits, ApiParts, AuthConfig, Letters};
+pub(crate) use tagfast_api::{ApiLimits, ApiServices, AuthConfig, DeadLetters};
 use tagfast_domain::Limits;
-use tagfast_events::Cooldown;
+use tagfast_events::AutoReplayPolicy;
 use tagfast_resilience::{Breakers, ManualClock};
 use tagfast_store::Sealer;
 use tower::ServiceExt;
 
-use ports::{FakeLetters, FakeOperations, FakePopular, FakeSearch};
+use ports::{FakeDeadLetterStore, FakeOperations, FakePopular, FakeSearch};
 use store::MemoryStore;
 
 pub(crate) const NOW: i64 = 1_767_225_600_000;
 pub(crate) const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
 
-/// The API with handles on everything behind it.
-pub(crate) struct World {
+/// The API with handles on all its services.
+pub(crate) struct Fixture {
     pub(crate) router: axum::Router,
     pub(crate) store: Arc<MemoryStore>,
     pub(crate) search: Arc<FakeSearch>,
     pub(crate) popular: Arc<FakePopular>,
     pub(crate) operations: Arc<FakeOperations>,
-    pub(crate) letters: Arc<FakeLetters>,
+    pub(crate) dead_letters: Arc<FakeDeadLetterStore>,
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) breakers: Arc<Breakers>,
 }
 
-/// An answer, read whole.
+/// A complete answer.
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
@@ -53,7 +54,7 @@ impl Answer {
         self.headers.get(name).map_or("", |v| v.to_str().unwrap())
     }
 
-    /// Asserts that this is a problem document of this code, whole and consistent; returns it.
+    /// Asserts that this is a complete and consistent problem document of this code; returns it.
     #[track_caller]
     pub(crate) fn problem(&self, code: &str) -> Value {
         let body = self.json();
@@ -87,12 +88,12 @@ impl Answer {
     }
 }
 
-pub(crate) fn world() -> World {
-    world_with(AuthConfig::None, ApiLimits::default())
+pub(crate) fn fixture() -> Fixture {
+    fixture_with(AuthConfig::None, ApiLimits::default())
 }
 
-pub(crate) fn jwt_world() -> World {
-    world_with(hs256(), ApiLimits::default())
+pub(crate) fn jwt_fixture() -> Fixture {
+    fixture_with(hs256(), ApiLimits::default())
 }
 
 pub(crate) fn hs256() -> AuthConfig {
@@ -105,29 +106,32 @@ pub(crate) fn hs256() -> AuthConfig {
     }
 }
 
-pub(crate) fn world_with(auth: AuthConfig, limits: ApiLimits) -> World {
+pub(crate) fn fixture_with(auth: AuthConfig, limits: ApiLimits) -> Fixture {
     build(auth, limits, |_| {})
 }
 
 pub(crate) fn build(
     auth: AuthConfig,
     limits: ApiLimits,
-    change: impl FnOnce(&mut ApiParts),
-) -> World {
+    change: impl FnOnce(&mut ApiServices),
+) -> Fixture {
     let clock = Arc::new(ManualClock::new(NOW));
     let store = MemoryStore::new(Arc::clone(&clock));
     let search = FakeSearch::new(Arc::clone(&store));
     let popular = FakePopular::new(Arc::clone(&store));
     let operations = Arc::new(FakeOperations::default());
-    let letters = Arc::new(FakeLetters::default());
+    let dead_letters = Arc::new(FakeDeadLetterStore::default());
     let breakers = Breakers::new(clock.clone());
-    let mut parts = ApiParts {
+    let mut services = ApiServices {
         store: store.clone(),
         search: Some(search.clone()),
         popular: Some(popular.clone()),
-        letters: Some(Letters { book: letters.clone(), cooldown: Cooldown::default() }),
-        whole: true,
-        verdicts: true,
+        dead_letters: Some(DeadLetters {
+            store: dead_letters.clone(),
+            auto_replay: AutoReplayPolicy::default(),
+        }),
+        serves_product: true,
+        receipts: true,
         breakers: Arc::clone(&breakers),
         operations: operations.clone(),
         sealer: Sealer::new(&[[7; 32]]),
@@ -136,38 +140,42 @@ pub(crate) fn build(
         domain_limits: Limits::default(),
         limits,
     };
-    change(&mut parts);
-    World {
-        router: tagfast_api::router(parts),
+    change(&mut services);
+    Fixture {
+        router: tagfast_api::router(services),
         store,
         search,
         popular,
         operations,
-        letters,
+        dead_letters,
         clock,
         breakers,
     }
 }
 
 /// A request under construction.
-pub(crate) struct Ask<'a> {
-    world: &'a World,
+pub(crate) struct RequestUnderTest<'a> {
+    fixture: &'a Fixture,
     request: http::request::Builder,
     body: Vec<u8>,
 }
 
-impl World {
-    pub(crate) fn ask(&self, method: &str, uri: &str) -> Ask<'_> {
+impl Fixture {
+    pub(crate) fn request(&self, method: &str, uri: &str) -> RequestUnderTest<'_> {
         let method = Method::from_bytes(method.as_bytes()).unwrap();
-        Ask { world: self, request: Request::builder().method(method).uri(uri), body: Vec::new() }
+        RequestUnderTest {
+            fixture: self,
+            request: Request::builder().method(method).uri(uri),
+            body: Vec::new(),
+        }
     }
 
-    pub(crate) fn get(&self, uri: &str) -> Ask<'_> {
-        self.ask("GET", uri)
+    pub(crate) fn get(&self, uri: &str) -> RequestUnderTest<'_> {
+        self.request("GET", uri)
     }
 
     pub(crate) async fn tag(&self, content: &str, tag: &str) -> Answer {
-        self.ask("PUT", &format!("/v1/content/{content}/tags/{tag}")).send().await
+        self.request("PUT", &format!("/v1/content/{content}/tags/{tag}")).send().await
     }
 
     pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
@@ -181,7 +189,7 @@ impl World {
     }
 }
 
-impl Ask<'_> {
+impl RequestUnderTest<'_> {
     pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
         self.request = self.request.header(name, value);
         self
@@ -203,6 +211,6 @@ impl Ask<'_> {
     }
 
     pub(crate) async fn send(self) -> Answer {
-        self.world.send(self.request.body(Body::from(self.body)).unwrap()).await
+        self.fixture.send(self.request.body(Body::from(self.body)).unwrap()).await
     }
 }

@@ -1,4 +1,4 @@
-//! Search, popular tags and operations over the store in memory.
+//! Fakes of search, popular tags, dead letters and operations, over the store in memory.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -7,13 +7,14 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use tagfast_api::{LimitStatus, Operations, OperationsError, Readiness, StatusReport};
 use tagfast_domain::{TagName, TenantId, UnixMillis};
-use tagfast_events::letters::content_of;
+use tagfast_events::dead_letters::content_of;
 use tagfast_events::{
-    Act, BookError, Cooldown, Group, GroupLetters, Job, LetterBook, LetterCursor, LetterFilter,
-    LetterPage, LetterState, NewJob, Partition, Settled, StoredLetter,
+    AuditEntry, AutoReplayPolicy, ConsumerGroup, DeadLetterCursor, DeadLetterFilter,
+    DeadLetterPage, DeadLetterState, DeadLetterStore, DeadLetterStoreError, GroupDeadLetters,
+    NewReplayJob, Partition, ReplayJob, ReplayResult, StoredDeadLetter,
 };
 use tagfast_popular::{
-    Board, PopularError, PopularTags, RecountReport, Suggestions, TagCount, Window,
+    Leaderboard, PopularError, PopularTags, RecountReport, Suggestions, TagCount, Window,
 };
 use tagfast_resilience::{Clock, Criticality};
 use tagfast_search::{
@@ -22,19 +23,19 @@ use tagfast_search::{
 
 use super::store::MemoryStore;
 
-/// Finds contents that carry every word of the query.
+/// A search that finds the contents that carry every word of the query.
 pub(crate) struct FakeSearch {
     store: Arc<MemoryStore>,
     pub(crate) fault: Mutex<Option<fn() -> SearchError>>,
     pub(crate) last: Mutex<Option<SearchRequest>>,
-    /// What is sheddable fails with this.
+    /// Sheddable requests fail with this.
     pub(crate) limited: Mutex<Option<fn() -> SearchError>>,
-    /// What is sheddable is not answered.
+    /// Sheddable requests hang.
     pub(crate) hang: AtomicBool,
-    /// Totals are exact up to here unless asked for.
+    /// Totals are exact up to this number, unless the request asks for an exact one.
     pub(crate) exact_to: AtomicU64,
-    /// How far it is behind, in milliseconds.
-    pub(crate) behind: AtomicI64,
+    /// Lag of the index, in milliseconds.
+    pub(crate) lag_ms: AtomicI64,
 }
 
 impl FakeSearch {
@@ -46,11 +47,11 @@ impl FakeSearch {
             limited: Mutex::new(None),
             hang: AtomicBool::new(false),
             exact_to: AtomicU64::new(10_000),
-            behind: AtomicI64::new(1500),
+            lag_ms: AtomicI64::new(1500),
         })
     }
 
-    async fn beside(&self) -> Result<(), SearchError> {
+    async fn check_sheddable(&self) -> Result<(), SearchError> {
         if self.hang.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
@@ -60,7 +61,7 @@ impl FakeSearch {
         }
     }
 
-    fn trouble(&self) -> Result<(), SearchError> {
+    fn check(&self) -> Result<(), SearchError> {
         match *self.fault.lock().unwrap() {
             Some(fault) => Err(fault()),
             None => Ok(()),
@@ -76,9 +77,9 @@ impl SearchIndex for FakeSearch {
         request: &SearchRequest,
     ) -> Result<SearchPage, SearchError> {
         *self.last.lock().unwrap() = Some(request.clone());
-        self.trouble()?;
+        self.check()?;
         if request.criticality == Criticality::Sheddable {
-            self.beside().await?;
+            self.check_sheddable().await?;
         }
         let query = request.query.clone().unwrap_or_default();
         let words: Vec<&str> = query.split_whitespace().collect();
@@ -131,8 +132,8 @@ impl SearchIndex for FakeSearch {
         tag: &TagName,
         limit: usize,
     ) -> Result<Vec<(TagName, u64)>, SearchError> {
-        self.trouble()?;
-        self.beside().await?;
+        self.check()?;
+        self.check_sheddable().await?;
         let mut counts: BTreeMap<TagName, u64> = BTreeMap::new();
         for (_, doc) in self.store.of(tenant) {
             if doc.live().any(|t| t.name == *tag) {
@@ -145,7 +146,7 @@ impl SearchIndex for FakeSearch {
     }
 
     fn as_of(&self) -> UnixMillis {
-        self.store.clock.now_ms() - self.behind.load(Ordering::SeqCst)
+        self.store.clock.now_ms() - self.lag_ms.load(Ordering::SeqCst)
     }
 
     async fn documents(&self) -> Result<u64, SearchError> {
@@ -153,7 +154,7 @@ impl SearchIndex for FakeSearch {
     }
 }
 
-/// Counts the store's taggings at every question.
+/// Popular tags that count the store's taggings in every call.
 pub(crate) struct FakePopular {
     store: Arc<MemoryStore>,
     pub(crate) fault: Mutex<Option<fn() -> PopularError>>,
@@ -190,9 +191,9 @@ impl PopularTags for FakePopular {
         tenant: &TenantId,
         _: Window,
         limit: usize,
-    ) -> Result<Board, PopularError> {
+    ) -> Result<Leaderboard, PopularError> {
         let tags = self.counts(tenant)?.into_iter().take(limit).collect();
-        Ok(Board {
+        Ok(Leaderboard {
             tags,
             as_of: self.store.clock.now_ms() - 1000,
             stale: self.stale.load(Ordering::Relaxed),
@@ -241,26 +242,26 @@ impl PopularTags for FakePopular {
     }
 }
 
-/// A book whose letters stay as a test put them in; replays begin and nobody works at them.
+/// A dead-letter store that holds what a test put in; replay jobs start and make no progress.
 #[derive(Default)]
-pub(crate) struct FakeLetters {
-    pub(crate) letters: Mutex<Vec<StoredLetter>>,
-    pub(crate) jobs: Mutex<Vec<Job>>,
-    pub(crate) acts: Mutex<Vec<Act>>,
+pub(crate) struct FakeDeadLetterStore {
+    pub(crate) stored: Mutex<Vec<StoredDeadLetter>>,
+    pub(crate) jobs: Mutex<Vec<ReplayJob>>,
+    pub(crate) audit_log: Mutex<Vec<AuditEntry>>,
     pub(crate) down: AtomicBool,
 }
 
-impl FakeLetters {
-    fn trouble(&self) -> Result<(), BookError> {
+impl FakeDeadLetterStore {
+    fn check(&self) -> Result<(), DeadLetterStoreError> {
         if self.down.load(Ordering::Relaxed) {
-            Err(BookError("no primary".to_owned()))
+            Err(DeadLetterStoreError::unavailable("no primary".to_owned()))
         } else {
             Ok(())
         }
     }
 
-    fn matching(&self, filter: &LetterFilter) -> Vec<StoredLetter> {
-        let fits = |stored: &&StoredLetter| {
+    fn matching(&self, filter: &DeadLetterFilter) -> Vec<StoredDeadLetter> {
+        let fits = |stored: &&StoredDeadLetter| {
             let letter = &stored.letter;
             let tenant = content_of(&letter.record.key).map(|key| key.tenant.to_string());
             (filter.ids.is_empty() || filter.ids.contains(&letter.id()))
@@ -269,100 +270,118 @@ impl FakeLetters {
                 && filter.class.is_none_or(|class| class == letter.class)
                 && filter.tenant.as_ref().is_none_or(|wanted| tenant.as_ref() == Some(wanted))
         };
-        self.letters.lock().unwrap().iter().filter(fits).cloned().collect()
+        self.stored.lock().unwrap().iter().filter(fits).cloned().collect()
     }
 }
 
 #[async_trait]
-impl LetterBook for FakeLetters {
+impl DeadLetterStore for FakeDeadLetterStore {
     async fn list(
         &self,
-        filter: &LetterFilter,
-        after: Option<&LetterCursor>,
+        filter: &DeadLetterFilter,
+        after: Option<&DeadLetterCursor>,
         limit: usize,
-    ) -> Result<LetterPage, BookError> {
-        self.trouble()?;
+    ) -> Result<DeadLetterPage, DeadLetterStoreError> {
+        self.check()?;
         let mut letters = self.matching(filter);
         letters.sort_by_key(|s| std::cmp::Reverse((s.letter.last_failed_at, s.letter.id())));
         letters.retain(|s| {
             after.is_none_or(|a| (s.letter.last_failed_at, s.letter.id()) < (a.at, a.id.clone()))
         });
-        Ok(LetterPage::of(letters, limit))
+        Ok(DeadLetterPage::of(letters, limit))
     }
 
-    async fn open_letters(&self, _: Cooldown) -> Result<Vec<GroupLetters>, BookError> {
-        self.trouble().map(|()| Vec::new())
+    async fn open_counts(
+        &self,
+        _: AutoReplayPolicy,
+    ) -> Result<Vec<GroupDeadLetters>, DeadLetterStoreError> {
+        self.check().map(|()| Vec::new())
     }
 
-    async fn begin(&self, job: &NewJob, filter: &LetterFilter) -> Result<Job, BookError> {
-        self.trouble()?;
+    async fn create_job(
+        &self,
+        job: &NewReplayJob,
+        filter: &DeadLetterFilter,
+    ) -> Result<ReplayJob, DeadLetterStoreError> {
+        self.check()?;
         let letters =
-            self.matching(filter).iter().filter(|s| s.state == LetterState::Open).count() as u64;
-        let job = Job {
+            self.matching(filter).iter().filter(|s| s.state == DeadLetterState::Open).count()
+                as u64;
+        let job = ReplayJob {
             id: job.id.clone(),
             dry_run: job.dry_run,
             rate: job.rate,
             at: job.at,
             letters,
-            ..Job::default()
+            ..ReplayJob::default()
         };
         self.jobs.lock().unwrap().push(job.clone());
         Ok(job)
     }
 
-    async fn job(&self, id: &str) -> Result<Option<Job>, BookError> {
-        self.trouble()?;
+    async fn job(&self, id: &str) -> Result<Option<ReplayJob>, DeadLetterStoreError> {
+        self.check()?;
         Ok(self.jobs.lock().unwrap().iter().find(|job| job.id == id).cloned())
     }
 
-    async fn take(
+    async fn take_batch(
         &self,
-        _: Group,
+        _: ConsumerGroup,
         _: &[Partition],
         _: usize,
-    ) -> Result<Option<(Job, Vec<StoredLetter>)>, BookError> {
-        self.trouble().map(|()| None)
+    ) -> Result<Option<(ReplayJob, Vec<StoredDeadLetter>)>, DeadLetterStoreError> {
+        self.check().map(|()| None)
     }
 
-    async fn settle(&self, _: &Job, _: &[Settled], _: UnixMillis) -> Result<(), BookError> {
-        self.trouble()
+    async fn complete(
+        &self,
+        _: &ReplayJob,
+        _: &[ReplayResult],
+        _: UnixMillis,
+    ) -> Result<(), DeadLetterStoreError> {
+        self.check()
     }
 
     async fn discard(
         &self,
-        filter: &LetterFilter,
+        filter: &DeadLetterFilter,
         reason: &str,
         _: UnixMillis,
-    ) -> Result<u64, BookError> {
-        self.trouble()?;
+    ) -> Result<u64, DeadLetterStoreError> {
+        self.check()?;
         let wanted: Vec<String> = self.matching(filter).iter().map(|s| s.letter.id()).collect();
         let mut discarded = 0;
-        for stored in self.letters.lock().unwrap().iter_mut() {
-            if stored.state == LetterState::Open && wanted.contains(&stored.letter.id()) {
-                (stored.state, stored.reason) = (LetterState::Discarded, Some(reason.to_owned()));
+        for stored in self.stored.lock().unwrap().iter_mut() {
+            if stored.state == DeadLetterState::Open && wanted.contains(&stored.letter.id()) {
+                (stored.state, stored.reason) =
+                    (DeadLetterState::Discarded, Some(reason.to_owned()));
                 discarded += 1;
             }
         }
         Ok(discarded)
     }
 
-    async fn note(&self, act: &Act) -> Result<(), BookError> {
-        self.trouble()?;
-        self.acts.lock().unwrap().insert(0, act.clone());
+    async fn audit(&self, act: &AuditEntry) -> Result<(), DeadLetterStoreError> {
+        self.check()?;
+        self.audit_log.lock().unwrap().insert(0, act.clone());
         Ok(())
     }
 
-    async fn acts(&self, _: Option<UnixMillis>, limit: usize) -> Result<Vec<Act>, BookError> {
-        self.trouble()?;
-        Ok(self.acts.lock().unwrap().iter().take(limit).cloned().collect())
+    async fn audit_log(
+        &self,
+        _: Option<UnixMillis>,
+        limit: usize,
+    ) -> Result<Vec<AuditEntry>, DeadLetterStoreError> {
+        self.check()?;
+        Ok(self.audit_log.lock().unwrap().iter().take(limit).cloned().collect())
     }
 
-    async fn leads(&self) -> Result<bool, BookError> {
-        self.trouble().map(|()| true)
+    async fn try_lead(&self) -> Result<bool, DeadLetterStoreError> {
+        self.check().map(|()| true)
     }
 
-    async fn forget(&self, _: UnixMillis) -> Result<(), BookError> {
-        self.trouble()
+    async fn purge_closed_before(&self, _: UnixMillis) -> Result<(), DeadLetterStoreError> {
+        self.check()
     }
 }
 

@@ -1,4 +1,4 @@
-//! A store in memory: the domain's `apply` over a map, with faults on request.
+//! A store in memory: the domain's `apply` over a map, with faults on demand.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -28,21 +28,21 @@ pub(crate) struct MemoryStore {
     position: AtomicU64,
     /// The next calls fail with this.
     pub(crate) fault: Mutex<Option<fn() -> StoreError>>,
-    /// Calls wait for ever.
+    /// Calls hang.
     pub(crate) hang: AtomicBool,
     /// The next call panics.
     pub(crate) panic: AtomicBool,
-    /// The last write as the API handed it over.
-    pub(crate) last: Mutex<Option<WriteRequest>>,
-    /// How the last view was asked for.
-    pub(crate) asked: Mutex<Option<Asked>>,
-    /// Makes of a view what a cache in front would.
-    pub(crate) shape: Mutex<Option<fn(&mut View)>>,
+    /// The last write as the store received it.
+    pub(crate) last_write: Mutex<Option<WriteRequest>>,
+    /// The options of the last read.
+    pub(crate) last_read: Mutex<Option<ReadSeen>>,
+    /// Changes a view as a cache in front of the store would.
+    pub(crate) view_change: Mutex<Option<fn(&mut View)>>,
 }
 
-/// How a view was asked for.
+/// The options of a read that the tests look at.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Asked {
+pub(crate) struct ReadSeen {
     pub(crate) user: Option<String>,
     pub(crate) criticality: Criticality,
     pub(crate) max_stale: Option<Duration>,
@@ -58,9 +58,9 @@ impl MemoryStore {
             fault: Mutex::new(None),
             hang: AtomicBool::new(false),
             panic: AtomicBool::new(false),
-            last: Mutex::default(),
-            asked: Mutex::default(),
-            shape: Mutex::new(None),
+            last_write: Mutex::default(),
+            last_read: Mutex::default(),
+            view_change: Mutex::new(None),
         })
     }
 
@@ -80,7 +80,7 @@ impl MemoryStore {
         live.map(|(key, doc)| (key.clone(), doc.clone())).collect()
     }
 
-    async fn trouble(&self) -> Result<(), StoreError> {
+    async fn check(&self) -> Result<(), StoreError> {
         if self.hang.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
@@ -137,12 +137,12 @@ impl MemoryStore {
 #[async_trait]
 impl TagReader for MemoryStore {
     async fn view(&self, key: &ContentKey, options: &ReadOptions<'_>) -> Result<View, StoreError> {
-        *self.asked.lock().unwrap() = Some(Asked {
+        *self.last_read.lock().unwrap() = Some(ReadSeen {
             user: options.user.map(|user| user.as_str().to_owned()),
             criticality: options.criticality,
             max_stale: options.max_stale,
         });
-        self.trouble().await?;
+        self.check().await?;
         let document = self.documents.lock().unwrap().get(key).cloned().unwrap_or_default();
         let mut view = View {
             version: document.version,
@@ -155,8 +155,8 @@ impl TagReader for MemoryStore {
             stale: false,
             cache: CacheUse::Bypass,
         };
-        if let Some(shape) = *self.shape.lock().unwrap() {
-            shape(&mut view);
+        if let Some(change) = *self.view_change.lock().unwrap() {
+            change(&mut view);
         }
         Ok(view)
     }
@@ -177,8 +177,8 @@ impl TagReader for MemoryStore {
 #[async_trait]
 impl TagWriter for MemoryStore {
     async fn write(&self, request: WriteRequest) -> Result<WriteAnswer, StoreError> {
-        *self.last.lock().unwrap() = Some(request.clone());
-        self.trouble().await?;
+        *self.last_write.lock().unwrap() = Some(request.clone());
+        self.check().await?;
         self.apply(&request)
     }
 
@@ -203,7 +203,7 @@ impl ShardScanner for MemoryStore {
         after: Option<&ContentKey>,
         limit: usize,
     ) -> Result<ScanPage, StoreError> {
-        self.trouble().await?;
+        self.check().await?;
         let all = self.documents.lock().unwrap();
         let fits = |key: &ContentKey| {
             LogicalShard::of(key) == shard
@@ -229,7 +229,7 @@ impl ShardScanner for MemoryStore {
 #[async_trait]
 impl ReceiptReader for MemoryStore {
     async fn verdict(&self, receipt: &Receipt) -> Result<Verdict, StoreError> {
-        self.trouble().await?;
+        self.check().await?;
         let known = self.written.lock().unwrap().contains(&receipt.write_id);
         Ok(if known { Verdict::Kept } else { Verdict::Unknown("expired") })
     }

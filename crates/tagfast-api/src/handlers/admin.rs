@@ -1,0 +1,129 @@
+//! Operating the service: status, rebuilding the index, recounting popular tags, failovers.
+
+use std::sync::Arc;
+
+use axum::response::Response;
+use tagfast_resilience::task::TaskTracker;
+use tagfast_resilience::{BreakerState, ErrorChain};
+
+use crate::problem::{Code, Problem, not_in_this_mode};
+use crate::request::Admin;
+use crate::wire::admin::{
+    DriftBody, PartProblemBody, Recount, RecountBody, ReindexBody, RunningBody, StatusBody,
+};
+use crate::wire::breakers::{BreakerBody, BreakerEventBody};
+use crate::wire::meta::DegradedBody;
+use crate::wire::response::json;
+
+/// Changes of circuit breakers that `/v1/status` shows.
+const BREAKER_EVENTS_MAX: usize = 20;
+
+/// The status of all parts
+#[utoipa::path(
+    get,
+    path = "/v1/status",
+    tag = "operations",
+    responses((status = 200, description = "The status", body = StatusBody))
+)]
+pub(crate) async fn status(Admin(request, _): Admin) -> Result<Response, Problem> {
+    let operations = &request.services().operations;
+    let report = operations.status().await;
+    let readiness = operations.readiness().await;
+    let mut degraded: Vec<_> = report.degraded.into_iter().map(DegradedBody::from).collect();
+    let features = request.state.fallback.degraded_features().into_iter();
+    degraded
+        .extend(features.map(|(feature, reason)| (feature.to_owned(), reason.to_owned()).into()));
+    let breakers = &request.services().breakers;
+    let not_closed =
+        breakers.snapshot().into_iter().filter(|breaker| breaker.state != BreakerState::Closed);
+    Ok(json(&StatusBody {
+        mode: report.mode,
+        roles: report.roles,
+        version: report.version,
+        epoch: report.epoch,
+        uptime_seconds: report.uptime_seconds,
+        consumers: report.consumers,
+        indexed_contents: report.indexed_contents,
+        degraded,
+        running: report
+            .running
+            .into_iter()
+            .map(|(operation, contents)| RunningBody { operation, contents })
+            .collect(),
+        not_ready: PartProblemBody::not_ready(readiness),
+        breakers: not_closed.map(BreakerBody::from).collect(),
+        breaker_events: breakers
+            .events()
+            .into_iter()
+            .rev()
+            .take(BREAKER_EVENTS_MAX)
+            .map(BreakerEventBody::from)
+            .collect(),
+        limits: report.limits,
+    }))
+}
+
+/// Rebuilds the search index
+///
+/// From the shards, while the old index serves. The answer comes when the rebuild is done; the
+/// rebuild continues when the client disconnects.
+#[utoipa::path(
+    post,
+    path = "/v1/admin/reindex",
+    tag = "operations",
+    responses((status = 200, description = "The rebuild is done", body = ReindexBody))
+)]
+pub(crate) async fn reindex(Admin(request, _): Admin) -> Result<Response, Problem> {
+    let operations = Arc::clone(&request.services().operations);
+    let contents =
+        detached(&request.state.tasks, async move { operations.reindex().await }).await??;
+    Ok(json(&ReindexBody { contents }))
+}
+
+/// Compares the popular counts with the shards
+///
+/// Writes continue meanwhile. The rows of the drift are those of the caller's tenant only; the sums
+/// are of all tenants.
+#[utoipa::path(
+    post,
+    path = "/v1/admin/recount",
+    tag = "operations",
+    request_body = Recount,
+    responses((status = 200, description = "The drift", body = RecountBody))
+)]
+pub(crate) async fn recount(Admin(mut request, _): Admin) -> Result<Response, Problem> {
+    let Recount { repair } = request.json().await?;
+    let operations = Arc::clone(&request.services().operations);
+    let recount = async move { operations.recount(repair).await };
+    let report = detached(&request.state.tasks, recount).await??;
+    let rows = report
+        .rows
+        .into_iter()
+        .filter(|(tenant, ..)| tenant == request.tenant().as_str())
+        .map(|(tenant, tag, counted, actual)| DriftBody { tenant, tag, counted, actual })
+        .collect();
+    Ok(json(&RecountBody {
+        contents: report.contents,
+        drifted_contents: report.drifted_contents,
+        drifted_counts: report.drifted_counts,
+        rows,
+        repaired: report.repaired,
+    }))
+}
+
+/// Failovers with the verdict of each write that was not simply kept
+#[utoipa::path(get, path = "/v1/failovers", tag = "operations", responses())]
+pub(crate) async fn failovers(_: Admin) -> Problem {
+    not_in_this_mode("failovers")
+}
+
+/// Runs work that must continue when the client disconnects.
+async fn detached<T: Send + 'static>(
+    tasks: &TaskTracker,
+    work: impl Future<Output = T> + Send + 'static,
+) -> Result<T, Problem> {
+    tasks.spawn(work).await.map_err(|error| {
+        tracing::error!(error = %ErrorChain(&error), "an operation panicked");
+        Problem::new(Code::Internal, "the operation hit a bug; the log has the details")
+    })
+}

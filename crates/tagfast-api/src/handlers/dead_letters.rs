@@ -1,0 +1,359 @@
+//! Dead letters: records that a consumer could not apply. They are listed, shown, replayed and
+//! discarded here; the audit log records every intervention.
+//!
+//! Dead letters hold tenants' data. Callers without the scope `admin` see only their own tenant's
+//! dead letters and cannot change them.
+
+use std::sync::Arc;
+
+use axum::response::Response;
+use serde::Deserialize;
+use tagfast_events::dead_letters::{REPLAY_RATE_DEFAULT, REPLAY_RATE_MAX};
+use tagfast_events::{
+    AuditEntry, ConsumerGroup, DeadLetterCursor, DeadLetterFilter, DeadLetterState,
+    DeadLetterStore, FailureClass, NewReplayJob,
+};
+use tagfast_store::SealKind;
+use utoipa::IntoParams;
+
+use crate::auth::Scope;
+use crate::params::{PageItems, Timestamp};
+use crate::problem::{Code, Problem, not_in_this_mode};
+use crate::request::{Admin, ApiRequest, Read};
+use crate::services::DeadLetters;
+use crate::wire::dead_letters::{
+    AllowStorm, AuditEntryBody, AuditLogBody, ClassName, DeadLetterBody, DeadLetterDetailBody,
+    DeadLettersBody, DiscardDeadLetters, DiscardedBody, GroupName, ReplayDeadLetters, StormBody,
+};
+use crate::wire::jobs::ReplayJobBody;
+use crate::wire::reason::check_reason;
+use crate::wire::response::json;
+
+/// How long an allowed storm lasts, in seconds; the consumer enforces it.
+const STORM_ALLOWED_SECONDS: u32 = 60;
+
+fn dead_letters(request: &ApiRequest) -> Result<&DeadLetters, Problem> {
+    request.services().dead_letters.as_ref().ok_or_else(|| not_in_this_mode("dead letters"))
+}
+
+/// The dead-letter store; 501 in a mode without one.
+pub(super) fn dead_letter_store(
+    request: &ApiRequest,
+) -> Result<&Arc<dyn DeadLetterStore>, Problem> {
+    dead_letters(request).map(|dead_letters| &dead_letters.store)
+}
+
+pub(super) fn not_found(detail: &'static str) -> Problem {
+    Problem::new(Code::DeadLetterNotFound, detail)
+}
+
+/// Records an intervention of the caller in the log and in the audit log.
+async fn audit(
+    request: &ApiRequest,
+    action: &str,
+    detail: String,
+    letters: u64,
+) -> Result<(), Problem> {
+    let at = request.now();
+    let by = format!("{}/{}", request.tenant(), request.caller.user);
+    tracing::info!(by, action, detail, dead_letters = letters, "dead letters");
+    let entry = AuditEntry { at, by, action: action.to_owned(), detail, letters };
+    Ok(dead_letter_store(request)?.audit(&entry).await?)
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct ListParams {
+    /// The consumer group.
+    #[param(
+        value_type = Option<String>,
+        required = false,
+        pattern = "^(indexer|analytics)$",
+        example = "indexer"
+    )]
+    group: Option<GroupName>,
+    /// Their state; without it the open ones.
+    #[param(
+        value_type = Option<String>,
+        required = false,
+        pattern = "^(open|replayed|superseded|discarded|all)$",
+        example = "open"
+    )]
+    state: Option<StateParam>,
+    /// Why they were parked.
+    #[param(
+        value_type = Option<String>,
+        required = false,
+        pattern = "^(poison|exhausted)$",
+        example = "poison"
+    )]
+    class: Option<ClassName>,
+    /// The error code.
+    #[param(required = false)]
+    code: Option<String>,
+    /// The tenant; a tenant other than the caller's needs the scope `admin`.
+    #[param(required = false)]
+    tenant: Option<String>,
+    /// The content type.
+    #[serde(rename = "type")]
+    #[param(required = false)]
+    content_type: Option<String>,
+    /// The beginning of the content's id.
+    #[param(required = false)]
+    id_prefix: Option<String>,
+    /// Last failed at or after this time.
+    #[param(
+        value_type = Option<String>,
+        required = false,
+        format = "date-time",
+        example = "2026-01-31T12:00:00Z"
+    )]
+    from: Option<Timestamp>,
+    /// Last failed before this time.
+    #[param(
+        value_type = Option<String>,
+        required = false,
+        format = "date-time",
+        example = "2026-01-31T12:00:00Z"
+    )]
+    until: Option<Timestamp>,
+    /// Largest number of dead letters.
+    #[serde(default)]
+    #[param(
+        value_type = Option<u32>, required = false, minimum = 1, maximum = 500, example = 50
+    )]
+    limit: PageItems<50, 500>,
+    /// `next_cursor` of the previous page.
+    #[param(required = false)]
+    cursor: Option<String>,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum StateParam {
+    Open,
+    Replayed,
+    Superseded,
+    Discarded,
+    All,
+}
+
+impl StateParam {
+    /// `None`: any state.
+    fn state(self) -> Option<DeadLetterState> {
+        match self {
+            Self::Open => Some(DeadLetterState::Open),
+            Self::Replayed => Some(DeadLetterState::Replayed),
+            Self::Superseded => Some(DeadLetterState::Superseded),
+            Self::Discarded => Some(DeadLetterState::Discarded),
+            Self::All => None,
+        }
+    }
+}
+
+/// The tenant whose dead letters the caller may see; `None`: all tenants.
+fn visible_tenant(request: &ApiRequest, wanted: Option<String>) -> Result<Option<String>, Problem> {
+    let own = request.tenant().as_str();
+    if request.caller.may(Scope::Admin) {
+        return Ok(wanted);
+    }
+    if wanted.as_deref().is_some_and(|wanted| wanted != own) {
+        request.require(Scope::Admin)?;
+    }
+    Ok(Some(own.to_owned()))
+}
+
+fn open_cursor(request: &ApiRequest, sealed: &str) -> Result<DeadLetterCursor, Problem> {
+    let bad =
+        || Problem::new(Code::BadCursor, "cursor: it is not one that this service issued to you");
+    let sealer = &request.services().sealer;
+    let body = sealer.open(SealKind::ListCursor, request.tenant(), sealed).map_err(|_| bad())?;
+    let (at, id) = body.split_first_chunk::<8>().ok_or_else(bad)?;
+    let id = String::from_utf8(id.to_vec()).map_err(|_| bad())?;
+    Ok(DeadLetterCursor { at: i64::from_be_bytes(*at), id })
+}
+
+fn seal_cursor(request: &ApiRequest, cursor: &DeadLetterCursor) -> String {
+    let body = [cursor.at.to_be_bytes().as_slice(), cursor.id.as_bytes()].concat();
+    request.services().sealer.seal(SealKind::ListCursor, request.tenant(), &body)
+}
+
+/// Events that a consumer could not apply
+///
+/// Newest failures first. Without the scope `admin` only those of the caller's tenant.
+#[utoipa::path(
+    get,
+    path = "/v1/dead-letters",
+    tag = "operations",
+    params(ListParams),
+    responses((status = 200, description = "A page of dead letters", body = DeadLettersBody))
+)]
+pub(crate) async fn list(Read(request, params): Read<ListParams>) -> Result<Response, Problem> {
+    let DeadLetters { store, auto_replay } = dead_letters(&request)?;
+    let limit = params.limit.checked()?;
+    let after = params.cursor.map(|sealed| open_cursor(&request, &sealed)).transpose()?;
+    let filter = DeadLetterFilter {
+        ids: Vec::new(),
+        group: params.group.map(ConsumerGroup::from),
+        state: params.state.unwrap_or(StateParam::Open).state(),
+        class: params.class.map(FailureClass::from),
+        code: params.code,
+        tenant: visible_tenant(&request, params.tenant)?,
+        content_type: params.content_type,
+        id_prefix: params.id_prefix,
+        from: params.from.map(|from| from.0),
+        until: params.until.map(|until| until.0),
+        due: None,
+    };
+    let page = store.list(&filter, after.as_ref(), limit).await?;
+    let body = |stored| DeadLetterBody::new(stored, *auto_replay);
+    Ok(json(&DeadLettersBody {
+        items: page.letters.iter().map(body).collect(),
+        next_cursor: page.next.as_ref().map(|next| seal_cursor(&request, next)),
+    }))
+}
+
+/// One dead letter with its record
+#[utoipa::path(
+    get,
+    path = "/v1/dead-letters/{id}",
+    tag = "operations",
+    params((
+        "id" = String, Path,
+        description = "The dead letter's id, with its slashes encoded.",
+        pattern = "^[a-z]+%2F[0-9]+%2F[0-9]+$", min_length = 1, max_length = 64,
+        example = "indexer%2F3%2F1207",
+    )),
+    responses((status = 200, description = "The dead letter", body = DeadLetterDetailBody))
+)]
+pub(crate) async fn show(Read(request, _): Read) -> Result<Response, Problem> {
+    let id = request.path_segment(3)?.into_owned();
+    let filter = DeadLetterFilter {
+        ids: vec![id.clone()],
+        tenant: visible_tenant(&request, None)?,
+        ..DeadLetterFilter::default()
+    };
+    let DeadLetters { store, auto_replay } = dead_letters(&request)?;
+    let mut page = store.list(&filter, None, 1).await?;
+    let stored = page.letters.pop().ok_or_else(|| {
+        not_found("there is no such dead letter, or it belongs to a different tenant")
+    })?;
+    audit(&request, "show", format!("id={id}"), 1).await?;
+    Ok(json(&DeadLetterDetailBody::new(&stored, *auto_replay)))
+}
+
+/// Replays dead letters
+///
+/// Applies the open dead letters of a filter again, each only if nothing newer was applied since,
+/// in the processes that own their partitions. The answer names the job; poll `GET /v1/jobs/{id}`
+/// until nothing is left.
+#[utoipa::path(
+    post,
+    path = "/v1/dead-letters:replay",
+    tag = "operations",
+    request_body = ReplayDeadLetters,
+    responses((status = 200, description = "The replay job has started", body = ReplayJobBody))
+)]
+pub(crate) async fn replay(Admin(mut request, _): Admin) -> Result<Response, Problem> {
+    dead_letter_store(&request)?;
+    let body: ReplayDeadLetters = request.json().await?;
+    let rate = body.rate.unwrap_or(REPLAY_RATE_DEFAULT);
+    if !(1..=REPLAY_RATE_MAX).contains(&rate) {
+        let problem = Problem::new(
+            Code::RateOutOfRange,
+            format!("rate must be 1 to {REPLAY_RATE_MAX} dead letters per second"),
+        );
+        return Err(problem.limit("replay_rate", u64::from(REPLAY_RATE_MAX), u64::from(rate)));
+    }
+    let filter = body.filter.resolve(body.all)?;
+    let id = uuid::Uuid::now_v7().to_string();
+    let job = NewReplayJob { id, dry_run: body.dry_run, rate, at: request.now() };
+    let started = dead_letter_store(&request)?.create_job(&job, &filter).await?;
+    let action = if job.dry_run { "dry_run" } else { "replay" };
+    audit(&request, action, format!("job={} {filter}", job.id), started.letters).await?;
+    Ok(json(&ReplayJobBody::from(started)))
+}
+
+/// Discards dead letters
+///
+/// Closes the open dead letters of a filter for a reason; they are not replayed any more.
+#[utoipa::path(
+    post,
+    path = "/v1/dead-letters:discard",
+    tag = "operations",
+    request_body = DiscardDeadLetters,
+    responses((status = 200, description = "They are closed", body = DiscardedBody))
+)]
+pub(crate) async fn discard(Admin(mut request, _): Admin) -> Result<Response, Problem> {
+    dead_letter_store(&request)?;
+    let body: DiscardDeadLetters = request.json().await?;
+    check_reason(&body.reason)?;
+    let filter = body.filter.resolve(body.all)?;
+    let store = dead_letter_store(&request)?;
+    let discarded = store.discard(&filter, &body.reason, request.now()).await?;
+    audit(&request, "discard", format!("{filter}: {}", body.reason), discarded).await?;
+    Ok(json(&DiscardedBody { discarded }))
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct AuditLogParams {
+    /// Only entries before this time.
+    #[param(
+        value_type = Option<String>,
+        required = false,
+        format = "date-time",
+        example = "2026-01-31T12:00:00Z"
+    )]
+    before: Option<Timestamp>,
+    /// Largest number of entries.
+    #[serde(default)]
+    #[param(
+        value_type = Option<u32>, required = false, minimum = 1, maximum = 500, example = 50
+    )]
+    limit: PageItems<50, 500>,
+}
+
+/// The audit log of dead letters
+///
+/// Every replay, discard, display and allowed storm, newest first.
+#[utoipa::path(
+    get,
+    path = "/v1/dead-letters/audit",
+    tag = "operations",
+    params(AuditLogParams),
+    responses((status = 200, description = "The entries", body = AuditLogBody))
+)]
+pub(crate) async fn audit_log(
+    Admin(request, params): Admin<AuditLogParams>,
+) -> Result<Response, Problem> {
+    let before = params.before.map(|before| before.0);
+    let entries = dead_letter_store(&request)?.audit_log(before, params.limit.checked()?).await?;
+    Ok(json(&AuditLogBody { items: entries.into_iter().map(AuditEntryBody::from).collect() }))
+}
+
+/// Lets a consumer park records during a storm
+///
+/// When so many records fail that the records can hardly be at fault, a consumer stops parking them
+/// and waits. If they are at fault after all, this call lets it park them, for one minute. Ask the
+/// process that runs the consumer.
+#[utoipa::path(
+    post,
+    path = "/v1/dead-letters:allow-storm",
+    tag = "operations",
+    request_body = AllowStorm,
+    responses((status = 200, description = "The consumer parks records again", body = StormBody))
+)]
+pub(crate) async fn allow_storm(Admin(mut request, _): Admin) -> Result<Response, Problem> {
+    let AllowStorm { group, reason } = request.json().await?;
+    check_reason(&reason)?;
+    let name = ConsumerGroup::from(group).0;
+    request.services().operations.allow_storm(name)?;
+    tracing::warn!(group = name, reason, "an operator allows a storm of dead letters");
+    if request.services().dead_letters.is_some() {
+        audit(&request, "allow_storm", format!("group={name}: {reason}"), 0).await?;
+    }
+    Ok(json(&StormBody { group, allowed_seconds: STORM_ALLOWED_SECONDS }))
+}

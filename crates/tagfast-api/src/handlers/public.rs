@@ -1,0 +1,164 @@
+//! Calls that need no caller: index, health, readiness, metrics, documentation.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::Uri;
+use axum::response::Response;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+
+use crate::docs;
+use crate::encoding::path_segment;
+use crate::headers::prefers_html;
+use crate::params::{NoParams, Params};
+use crate::problem::{Code, PROBLEM_CODES, Problem};
+use crate::state::ApiState;
+use crate::wire::admin::PartProblemBody;
+use crate::wire::meta::DegradedBody;
+use crate::wire::public::{HealthBody, IndexBody, IndexLinks, ReadyBody};
+use crate::wire::response::{json, with_type};
+
+const HTML: &str = "text/html; charset=utf-8";
+
+/// The service and its most important paths
+///
+/// A browser (a client whose `Accept` prefers `text/html`) is redirected to `/docs`.
+#[utoipa::path(
+    get,
+    path = "/",
+    tag = "open",
+    responses(
+        (status = 200, description = "The index", body = IndexBody),
+        (status = 303, description = "For browsers: see `/docs`"),
+    )
+)]
+pub(crate) async fn index(_: Params<NoParams>, headers: HeaderMap) -> Result<Response, Problem> {
+    let mut response = if prefers_html(&headers) {
+        let mut response = Response::default();
+        *response.status_mut() = StatusCode::SEE_OTHER;
+        response.headers_mut().insert(header::LOCATION, HeaderValue::from_static("/docs"));
+        response
+    } else {
+        json(&IndexBody {
+            name: "tagfast",
+            version: env!("CARGO_PKG_VERSION"),
+            links: IndexLinks {
+                docs: "/docs",
+                openapi: "/openapi.json",
+                health: "/healthz",
+                ready: "/readyz",
+                metrics: "/metrics",
+                status: "/v1/status",
+            },
+        })
+    };
+    response.headers_mut().insert(header::VARY, HeaderValue::from_static("accept"));
+    Ok(response)
+}
+
+/// Whether the process answers
+#[utoipa::path(
+    get,
+    path = "/healthz",
+    tag = "open",
+    responses((status = 200, description = "The process answers", body = HealthBody))
+)]
+pub(crate) async fn healthz(_: Params<NoParams>) -> Result<Response, Problem> {
+    Ok(json(&HealthBody { status: "ok" }))
+}
+
+/// Whether the service can do its work
+///
+/// 503 names the parts that are not ready.
+#[utoipa::path(
+    get,
+    path = "/readyz",
+    tag = "open",
+    responses(
+        (status = 200, description = "Every part is ready", body = ReadyBody),
+        (status = 503, description = "At least one part is not ready", body = ReadyBody),
+    )
+)]
+pub(crate) async fn readyz(
+    _: Params<NoParams>,
+    State(state): State<Arc<ApiState>>,
+) -> Result<Response, Problem> {
+    let operations = &state.services.operations;
+    let not_ready = PartProblemBody::not_ready(operations.readiness().await);
+    let degraded = operations.degraded().into_iter().map(DegradedBody::from).collect();
+    let ready = not_ready.is_empty();
+    let mut response = json(&ReadyBody { ready, not_ready, degraded });
+    if !ready {
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    Ok(response)
+}
+
+/// Metrics in Prometheus' text format
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    tag = "open",
+    responses((
+        status = 200, description = "The metrics", body = String, content_type = "text/plain",
+    ))
+)]
+pub(crate) async fn metrics(
+    _: Params<NoParams>,
+    State(state): State<Arc<ApiState>>,
+) -> Result<Response, Problem> {
+    let metrics = state.services.operations.metrics();
+    Ok(with_type(metrics, "text/plain; version=0.0.4; charset=utf-8"))
+}
+
+/// The reference of all calls, machine-readable
+#[utoipa::path(
+    get,
+    path = "/openapi.json",
+    tag = "open",
+    responses((status = 200, description = "OpenAPI 3.1", body = serde_json::Value))
+)]
+pub(crate) async fn openapi_json(
+    _: Params<NoParams>,
+    State(state): State<Arc<ApiState>>,
+) -> Result<Response, Problem> {
+    Ok(with_type(state.openapi_json().clone(), "application/json"))
+}
+
+/// The reference of all calls, for people
+#[utoipa::path(
+    get,
+    path = "/docs",
+    tag = "open",
+    responses((
+        status = 200, description = "The calls with examples", body = String,
+        content_type = "text/html",
+    ))
+)]
+pub(crate) async fn docs_page(
+    _: Params<NoParams>,
+    State(state): State<Arc<ApiState>>,
+) -> Result<Response, Problem> {
+    Ok(with_type(docs::reference_page(state.openapi_json()), HTML))
+}
+
+/// The meaning of a problem code
+#[utoipa::path(
+    get,
+    path = "/docs/problems/{code}",
+    tag = "open",
+    params((
+        "code" = String, Path, description = "A problem's `code`", pattern = "^[a-z_]+$",
+        example = "bad_cursor",
+    )),
+    responses((
+        status = 200, description = "The meaning", body = String, content_type = "text/html",
+    ))
+)]
+pub(crate) async fn problem_page(_: Params<NoParams>, uri: Uri) -> Result<Response, Problem> {
+    let code = path_segment(uri.path().split('/').nth(3).unwrap_or_default())?;
+    let row = PROBLEM_CODES.iter().find(|row| row.code == code);
+    let row = row.ok_or_else(|| Problem::new(Code::NotFound, "there is no such problem code"))?;
+    Ok(with_type(docs::problem_page(row), HTML))
+}

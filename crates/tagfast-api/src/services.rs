@@ -1,0 +1,236 @@
+//! The services and settings that the composition root hands to the API.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tagfast_domain::Limits;
+use tagfast_events::{AutoReplayPolicy, DeadLetterStore};
+use tagfast_popular::{PopularTags, RecountReport};
+use tagfast_resilience::{Breakers, Clock};
+use tagfast_search::SearchIndex;
+use tagfast_store::{Sealer, SharedStore};
+
+/// Limits of the HTTP layer. An error names the limit that the request exceeds; all are documented
+/// in `docs/reference/limits.md`.
+#[derive(Debug, Clone)]
+pub struct ApiLimits {
+    /// Largest request body in bytes.
+    pub body_bytes: usize,
+    /// Longest URL in bytes.
+    pub url_bytes: usize,
+    /// Largest number of items in a batch.
+    pub batch_items: usize,
+    /// Total time for one request.
+    pub request_timeout: Duration,
+    /// Time for a client to send the head of a request.
+    pub header_timeout: Duration,
+    /// Largest number of open connections.
+    pub connections: usize,
+    /// Requests per second for each (tenant, user); 0 = unlimited.
+    pub requests_per_second: u32,
+    /// Size of the token bucket for each (tenant, user): requests at once, at least 1. The bucket
+    /// refills at `requests_per_second`.
+    pub burst: u32,
+    /// Time for requests in flight to finish after a shutdown request.
+    pub drain_timeout: Duration,
+    /// Largest age of a stale answer; zero: no stale answers. Too high: users see outdated states.
+    /// Too low: more users see an answer without a part, or an error.
+    pub max_stale: Duration,
+}
+
+impl Default for ApiLimits {
+    fn default() -> Self {
+        Self {
+            body_bytes: 1 << 20,
+            url_bytes: 8192,
+            batch_items: 500,
+            request_timeout: Duration::from_secs(10),
+            header_timeout: Duration::from_secs(10),
+            connections: 10_000,
+            requests_per_second: 0,
+            burst: 0,
+            drain_timeout: Duration::from_secs(10),
+            max_stale: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// Where the keys of asymmetric tokens come from.
+#[derive(Debug, Clone)]
+pub enum JwksSource {
+    /// A file, read again when it changes.
+    File(PathBuf),
+    /// A URL, fetched again on an unknown key id (at most every 30 s) and every 10 minutes.
+    Url(String),
+}
+
+/// How callers are authenticated.
+#[derive(Debug, Clone)]
+pub enum AuthConfig {
+    /// Every caller is user `anonymous` of tenant `default` with every scope; the composition root
+    /// allows this on loopback addresses only.
+    None,
+    /// Bearer JWTs.
+    Jwt {
+        /// Secret of HS256 tokens, at least 32 bytes; `None` refuses HS256.
+        hs256_secret: Option<Vec<u8>>,
+        /// Keys of RS256, ES256 and EdDSA tokens; `None` refuses these algorithms.
+        jwks: Option<JwksSource>,
+        /// Required `aud`; `None` accepts any audience.
+        audience: Option<String>,
+        /// Required `iss`; `None` accepts any issuer.
+        issuer: Option<String>,
+        /// Clock skew allowed on `exp` and `nbf`.
+        leeway: Duration,
+    },
+}
+
+/// The readiness of one part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Readiness {
+    /// The part: `store`, `search`, `popular`.
+    pub part: &'static str,
+    /// Why the part is not ready; `None` when it is ready.
+    pub problem: Option<String>,
+}
+
+/// The part of `GET /v1/status` that the API cannot know itself.
+#[derive(Debug, Clone, Default, serde::Serialize)]
+pub struct StatusReport {
+    /// `embedded` or `postgres`.
+    pub mode: String,
+    /// Roles of this process: `all`, or a comma-separated list.
+    pub roles: String,
+    /// The program's version.
+    pub version: String,
+    /// The current epoch's id and ordinal.
+    pub epoch: String,
+    /// Seconds since start.
+    pub uptime_seconds: u64,
+    /// Per consumer group: state, lag in seconds, open dead letters.
+    pub consumers: Vec<ConsumerStatus>,
+    /// Contents in the search index.
+    pub indexed_contents: u64,
+    /// Degraded features: (feature, reason).
+    pub degraded: Vec<(String, String)>,
+    /// Long operations in progress: (`reindex` or `recount`, contents done).
+    pub running: Vec<(String, u64)>,
+    /// Concurrency limits with their current use.
+    pub limits: Vec<LimitStatus>,
+}
+
+/// A concurrency limit on calls to one dependency.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+pub struct LimitStatus {
+    /// The dependency: `index`, or a database node.
+    pub name: String,
+    /// Largest number of concurrent calls now; an adaptive limit moves.
+    pub limit: u64,
+    /// Calls in flight.
+    pub in_flight: u64,
+    /// Calls shed by this limit since the start.
+    pub shed: u64,
+}
+
+/// The status of one consumer group.
+#[derive(Debug, Clone, Default, serde::Serialize, utoipa::ToSchema)]
+pub struct ConsumerStatus {
+    /// `indexer` or `analytics`.
+    pub group: String,
+    /// `running`, `paused`, `rebuilding`, `stopped`.
+    pub state: String,
+    /// Seconds from commit to applied and visible.
+    pub lag_seconds: f64,
+    /// Open dead letters.
+    pub dead_letters: u64,
+}
+
+/// Why an operation did not run.
+#[derive(Debug, thiserror::Error)]
+pub enum OperationsError {
+    /// The same operation is in progress.
+    #[error("{0} is already running")]
+    AlreadyRunning(&'static str),
+    /// The operation failed, with the reason.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Operations that span several parts; the composition root implements them.
+#[async_trait]
+pub trait Operations: Send + Sync {
+    /// The readiness of each part.
+    async fn readiness(&self) -> Vec<Readiness>;
+    /// Degraded features while every part is ready: (feature, reason). Must answer from memory
+    /// without blocking.
+    fn degraded(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+    /// The status of all parts.
+    async fn status(&self) -> StatusReport;
+    /// Rebuilds the search index from the shards while the old index serves; returns the number of
+    /// contents copied.
+    ///
+    /// # Errors
+    ///
+    /// [`OperationsError::AlreadyRunning`] while a rebuild is in progress,
+    /// [`OperationsError::Failed`] when it ends with an error; the old index then serves on.
+    async fn reindex(&self) -> Result<u64, OperationsError>;
+    /// Compares the popular counts with the shards, and corrects them if `repair`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Operations::reindex`].
+    async fn recount(&self, repair: bool) -> Result<RecountReport, OperationsError>;
+    /// Lets a consumer group park records during a storm, for one minute.
+    ///
+    /// # Errors
+    ///
+    /// [`OperationsError::Failed`] when this process does not run the group.
+    fn allow_storm(&self, group: &str) -> Result<(), OperationsError>;
+    /// The metrics in Prometheus' text format.
+    fn metrics(&self) -> String;
+}
+
+/// The dead letters of all consumer groups.
+#[derive(Clone)]
+pub struct DeadLetters {
+    /// The dead-letter store.
+    pub store: Arc<dyn DeadLetterStore>,
+    /// When dead letters are replayed automatically.
+    pub auto_replay: AutoReplayPolicy,
+}
+
+/// Everything the API depends on.
+#[derive(Clone)]
+pub struct ApiServices {
+    /// The store.
+    pub store: SharedStore,
+    /// Search; `None` answers 501 `not_in_this_mode`.
+    pub search: Option<Arc<dyn SearchIndex>>,
+    /// Popular tags; `None` answers 501 `not_in_this_mode`.
+    pub popular: Option<Arc<dyn PopularTags>>,
+    /// Dead letters; `None` answers 501 `not_in_this_mode`.
+    pub dead_letters: Option<DeadLetters>,
+    /// Whether the process serves the product routes; a process with another role serves the
+    /// operations routes only.
+    pub serves_product: bool,
+    /// Whether receipts can be looked up; if not they answer 501 `not_in_this_mode`.
+    pub receipts: bool,
+    /// The circuit breakers of this process.
+    pub breakers: Arc<Breakers>,
+    /// Operations.
+    pub operations: Arc<dyn Operations>,
+    /// Seals consistency tokens, receipts and cursors.
+    pub sealer: Sealer,
+    /// The wall clock.
+    pub clock: Arc<dyn Clock>,
+    /// How callers are authenticated.
+    pub auth: AuthConfig,
+    /// Limits of the domain.
+    pub domain_limits: Limits,
+    /// Limits of the HTTP layer.
+    pub limits: ApiLimits,
+}

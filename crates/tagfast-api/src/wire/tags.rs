@@ -1,0 +1,72 @@
+//! Bodies about tags: rankings, suggestions, one tag.
+
+use serde::Serialize;
+use tagfast_popular::TagCount;
+use utoipa::ToSchema;
+
+use super::meta::{Derived, Meta};
+
+/// A tag with its display name and the number of contents that carry it.
+#[derive(Serialize, ToSchema)]
+#[schema(as = TagUse)]
+pub(crate) struct TagUseBody<'a> {
+    pub(crate) tag: &'a str,
+    pub(crate) display: &'a str,
+    pub(crate) count: u64,
+}
+
+impl<'a> From<&'a TagCount> for TagUseBody<'a> {
+    fn from(t: &'a TagCount) -> Self {
+        Self { tag: t.tag.as_str(), display: &t.display, count: t.count }
+    }
+}
+
+/// A ranking of tags.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Popular)]
+pub(crate) struct PopularBody<'a> {
+    #[schema(value_type = String, pattern = "^(1h|24h|7d|all)$")]
+    pub(crate) window: &'static str,
+    pub(crate) tags: Vec<TagUseBody<'a>>,
+    pub(crate) meta: Meta,
+}
+
+/// Suggestions for a prefix.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Suggestions)]
+pub(crate) struct SuggestBody<'a> {
+    pub(crate) tags: Vec<TagUseBody<'a>>,
+    pub(crate) meta: Meta,
+}
+
+/// One tag.
+#[derive(Serialize, ToSchema)]
+#[schema(as = TagInfo)]
+pub(crate) struct TagBody<'a> {
+    pub(crate) tag: &'a str,
+    pub(crate) display: &'a str,
+    /// Contents that carry it.
+    pub(crate) count: u64,
+    /// Tags that occur together with it, most frequent first.
+    pub(crate) related: Vec<RelatedBody<'a>>,
+    pub(crate) meta: Meta,
+}
+
+/// A related tag and the number of contents that carry both.
+#[derive(Serialize, ToSchema)]
+#[schema(as = RelatedTag)]
+pub(crate) struct RelatedBody<'a> {
+    pub(crate) tag: &'a str,
+    pub(crate) count: u64,
+}
+
+macro_rules! derived {
+    ($($name:ident)*) => {$(
+        impl Derived for $name<'_> {
+            fn meta(&self) -> &Meta {
+                &self.meta
+            }
+        }
+    )*};
+}
+derived!(PopularBody SuggestBody TagBody);
