@@ -1,5 +1,5 @@
-//! The whole HTTP API over a store that acknowledges every write and keeps nothing: what the HTTP
-//! layer alone carries.
+//! The whole HTTP API over a store that acknowledges every write and keeps nothing: the throughput
+//! of the HTTP layer alone.
 //!
 //! `cargo run --release --example noop_store_server -- --listen 127.0.0.1:0 --tags 5`
 
@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use clap::Parser;
 use tagfast_api::{
-    ApiLimits, ApiParts, AuthConfig, Operations, OperationsError, Readiness, StatusReport, router,
-    serve,
+    ApiLimits, ApiServices, AuthConfig, Operations, OperationsError, Readiness, StatusReport,
+    router, serve,
 };
 use tagfast_domain::{
     ContentKey, Epoch, EpochId, EpochOrdinal, Limits, Operation, TagName, Tagging, TenantId,
@@ -25,7 +25,7 @@ use tagfast_store::{
     Source, StoreError, TagReader, TagWriter, Verdict, View, WriteAnswer, WriteRequest,
 };
 
-/// The API over nothing.
+/// The options of the command line.
 #[derive(Parser)]
 struct Args {
     /// Address and port.
@@ -183,13 +183,13 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         Epoch { id: EpochId([1; 16]), ordinal: EpochOrdinal(SystemClock.now_ms().unsigned_abs()) };
     let version = epoch.first_version();
     let tags = (0..args.tags).map(|n| tagging(n, version)).collect::<Result<_, _>>()?;
-    let parts = ApiParts {
+    let parts = ApiServices {
         store: Arc::new(Nothing { epoch, writes: AtomicU64::new(0), tags }),
         search: None,
         popular: None,
-        letters: None,
-        whole: true,
-        verdicts: true,
+        dead_letters: None,
+        serves_product: true,
+        receipts: true,
         breakers: Breakers::new(Arc::new(SystemClock)),
         operations: Arc::new(NoOperations),
         sealer: Sealer::new(&[[7; 32]]),
@@ -211,7 +211,7 @@ fn tagging(n: u32, version: Version) -> Result<Tagging, tagfast_domain::DomainEr
         name,
         user: UserId::parse("anonymous")?,
         at: SystemClock.now_ms(),
-        ord: version,
+        decided_at: version,
         present: true,
     })
 }

@@ -1,82 +1,30 @@
-//! The consumers of a running process and what they feed, the same in both ways to run.
+//! The consumers of a running process and the search index and counts they feed, in both modes.
 
+use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use tagfast_api::parts::ConsumerStatus;
+use tagfast_api::services::ConsumerStatus;
 use tagfast_api::{OperationsError, Readiness, StatusReport};
-use tagfast_events::runtime::{Consumer, ConsumerSnapshot, ConsumerState, RuntimeOptions};
-use tagfast_events::{Bus, Clerk, Cooldown, GroupLetters, LetterBook, Sink};
+use tagfast_events::{
+    AutoReplayPolicy, Bus, ConsumerDependencies, ConsumerSnapshot, ConsumerState, DeadLetterStore,
+    GroupDeadLetters, RuntimeOptions, Sink, SupervisedConsumer,
+};
 use tagfast_popular::{PopularTags, RecountReport};
-use tagfast_resilience::Clock;
+use tagfast_resilience::{Clock, ErrorChain};
 use tagfast_search::SearchIndex;
 
-use crate::telemetry::applied::Traced;
+use crate::telemetry::traced_sink::TracedSink;
 
-/// What is said while so many records fail that no more are parked.
-const STORM: &str = "dead_letter_storm: so many records fail that they cannot be to blame; their partitions wait. Look at the \
-                     newest release and at what the group feeds, or let them through: tagfast dead-letters allow-storm";
+/// The status of a group during a dead-letter storm.
+const STORM: &str = "dead_letter_storm: so many records fail that they cannot be to blame; their \
+    partitions wait. Check the newest release and the group's sink, or let the dead letters be \
+    written: tagfast dead-letters allow-storm";
+/// How long the status waits for one of its parts: an operator asks for it when parts do not work.
+const STATUS_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// A consumer with who replays its letters, and whether it has ever been ready.
-struct Watched {
-    consumer: Arc<Consumer>,
-    clerk: Clerk,
-    was_ready: AtomicBool,
-}
-
-impl Watched {
-    fn start(feed: &Feed<'_>, sink: Arc<dyn Sink>, options: RuntimeOptions) -> Self {
-        let sink = if feed.traced { Arc::new(Traced(sink)) } else { sink };
-        let (bus, clock) = (Arc::clone(feed.bus), Arc::clone(feed.clock));
-        let consumer = Arc::new(Consumer::spawn(bus, sink, options, clock));
-        let clerk =
-            Clerk::spawn(Arc::clone(feed.letters), Arc::clone(&consumer), Arc::clone(feed.clock));
-        Self { consumer, clerk, was_ready: AtomicBool::new(false) }
-    }
-
-    /// Ready from the first time everything is applied. A rebuild on request does not take it back,
-    /// because the old state goes on serving; answers say how old they are.
-    fn problem(&self) -> Option<String> {
-        let status = self.consumer.status();
-        if status.state == ConsumerState::Stopped {
-            return Some("its consumer has stopped".to_owned());
-        }
-        if status.caught_up && status.state != ConsumerState::Rebuilding {
-            self.was_ready.store(true, Ordering::Relaxed);
-        }
-        if self.was_ready.load(Ordering::Relaxed) {
-            return None;
-        }
-        Some(match status.state {
-            ConsumerState::Rebuilding => {
-                format!("rebuilding from the store, {} contents copied", status.rebuilt)
-            }
-            ConsumerState::Paused => "waiting for what it reads or feeds to work again".to_owned(),
-            ConsumerState::Starting | ConsumerState::Running | ConsumerState::Stopped => {
-                format!("catching up, {} events applied", status.applied)
-            }
-        })
-    }
-
-    fn status(&self, open: &[GroupLetters]) -> ConsumerStatus {
-        let ConsumerSnapshot { state, lag_seconds, .. } = self.consumer.status();
-        let group = self.consumer.group();
-        ConsumerStatus {
-            group: group.0.to_owned(),
-            state: state.as_str().to_owned(),
-            lag_seconds,
-            dead_letters: open.iter().find(|of| of.group == group).map_or(0, |of| of.open),
-        }
-    }
-
-    async fn stop(&self) {
-        self.clerk.stop().await;
-        self.consumer.stop().await;
-    }
-}
-
-/// Holds an operation's flag; dropping it lets the next one start.
+/// Holds an operation's flag; dropping it lets the next operation start.
 struct Running<'a>(&'a AtomicBool);
 
 impl<'a> Running<'a> {
@@ -96,38 +44,64 @@ impl Drop for Running<'_> {
 }
 
 /// What consumers are started with.
-pub struct Feed<'a> {
-    /// What they read.
+pub(crate) struct ConsumerDeps<'a> {
+    /// The bus they read.
     pub bus: &'a Arc<dyn Bus>,
-    /// Where their letters are found again.
-    pub letters: &'a Arc<dyn LetterBook>,
-    /// The date.
+    /// The store of their dead letters.
+    pub dead_letters: &'a Arc<dyn DeadLetterStore>,
+    /// Wall time.
     pub clock: &'a Arc<dyn Clock>,
     /// Whether traces are exported.
     pub traced: bool,
 }
 
-/// What feeds on the bus. Parts that a process does not have are missing.
-pub struct Consumers {
-    letters: Arc<dyn LetterBook>,
-    indexer: Option<(Watched, Arc<dyn SearchIndex>)>,
-    analytics: Option<(Watched, Arc<dyn PopularTags>)>,
+impl ConsumerDeps<'_> {
+    fn start(&self, sink: Arc<dyn Sink>, options: RuntimeOptions) -> SupervisedConsumer {
+        let sink = if self.traced { Arc::new(TracedSink(sink)) } else { sink };
+        let dependencies = ConsumerDependencies {
+            bus: Arc::clone(self.bus),
+            dead_letters: Arc::clone(self.dead_letters),
+            clock: Arc::clone(self.clock),
+        };
+        SupervisedConsumer::start(&dependencies, sink, options)
+    }
+}
+
+/// The consumers of a process.
+pub(crate) struct Consumers {
+    dead_letters: Arc<dyn DeadLetterStore>,
+    /// `None` in a process without this role.
+    indexer: Option<(SupervisedConsumer, Arc<dyn SearchIndex>)>,
+    /// `None` in a process without this role.
+    analytics: Option<(SupervisedConsumer, Arc<dyn PopularTags>)>,
     reindexing: AtomicBool,
     recounting: AtomicBool,
     recounted: AtomicU64,
 }
 
-/// How long the status waits for one of its parts: it is asked for when they do not work.
-const PATIENCE: Duration = Duration::from_millis(500);
-
-/// What a part tells of itself in time.
-async fn told<T, E: std::fmt::Display>(
-    asked: impl Future<Output = Result<T, E>>,
+/// The answer of a part, or why there is none within [`STATUS_TIMEOUT`].
+async fn with_timeout<T, E: Error + 'static>(
+    answer: impl Future<Output = Result<T, E>>,
 ) -> Result<T, String> {
-    match tokio::time::timeout(PATIENCE, asked).await {
-        Ok(answer) => answer.map_err(|error| error.to_string()),
-        Err(_) => Err(format!("no answer within {} ms", PATIENCE.as_millis())),
+    match tokio::time::timeout(STATUS_TIMEOUT, answer).await {
+        Ok(answer) => answer.map_err(|error| ErrorChain(&error).to_string()),
+        Err(_) => Err(format!("no answer within {} ms", STATUS_TIMEOUT.as_millis())),
     }
+}
+
+fn consumer_status(supervised: &SupervisedConsumer, open: &[GroupDeadLetters]) -> ConsumerStatus {
+    let ConsumerSnapshot { state, lag_seconds, .. } = supervised.consumer().status();
+    let group = supervised.consumer().group();
+    ConsumerStatus {
+        group: group.0.to_owned(),
+        state: state.as_str().to_owned(),
+        lag_seconds,
+        dead_letters: open.iter().find(|of| of.group == group).map_or(0, |of| of.open),
+    }
+}
+
+fn failed(error: &(dyn Error + 'static)) -> OperationsError {
+    OperationsError::Failed(ErrorChain(error).to_string())
 }
 
 fn missing(what: &str) -> OperationsError {
@@ -135,69 +109,79 @@ fn missing(what: &str) -> OperationsError {
 }
 
 impl Consumers {
-    /// Starts consuming into what is given.
-    pub fn start<I, P>(feed: &Feed<'_>, index: Option<Arc<I>>, popular: Option<Arc<P>>) -> Self
+    /// Starts a consumer for each given sink.
+    pub(crate) fn start<I, P>(
+        deps: &ConsumerDeps<'_>,
+        index: Option<Arc<I>>,
+        popular: Option<Arc<P>>,
+    ) -> Self
     where
         I: SearchIndex + Sink + 'static,
         P: PopularTags + Sink + 'static,
     {
+        let index = index.map(|index| {
+            let consumer = deps.start(Arc::clone(&index) as _, RuntimeOptions::default());
+            (consumer, index as Arc<dyn SearchIndex>)
+        });
+        let popular = popular.map(|popular| {
+            let options = RuntimeOptions {
+                batch: tagfast_popular_counts::APPLY_BATCH_MAX,
+                ..RuntimeOptions::default()
+            };
+            let consumer = deps.start(Arc::clone(&popular) as _, options);
+            (consumer, popular as Arc<dyn PopularTags>)
+        });
         Self {
-            letters: Arc::clone(feed.letters),
-            indexer: index.map(|index| {
-                (
-                    Watched::start(feed, Arc::clone(&index) as _, RuntimeOptions::default()),
-                    index as _,
-                )
-            }),
-            analytics: popular.map(|popular| {
-                let options =
-                    RuntimeOptions { batch: tagfast_popular::BATCH, ..RuntimeOptions::default() };
-                (Watched::start(feed, Arc::clone(&popular) as _, options), popular as _)
-            }),
+            dead_letters: Arc::clone(deps.dead_letters),
+            indexer: index,
+            analytics: popular,
             reindexing: AtomicBool::new(false),
             recounting: AtomicBool::new(false),
             recounted: AtomicU64::new(0),
         }
     }
 
-    fn all(&self) -> impl Iterator<Item = (&'static str, &Watched)> {
-        let indexer = self.indexer.iter().map(|(watched, _)| ("search", watched));
-        indexer.chain(self.analytics.iter().map(|(watched, _)| ("popular", watched)))
+    fn all(&self) -> impl Iterator<Item = (&'static str, &SupervisedConsumer)> {
+        let indexer = self.indexer.iter().map(|(supervised, _)| ("search", supervised));
+        indexer.chain(self.analytics.iter().map(|(supervised, _)| ("popular", supervised)))
     }
 
-    /// Which of them are ready.
-    pub fn readiness(&self) -> impl Iterator<Item = Readiness> {
-        self.all().map(|(part, watched)| Readiness { part, problem: watched.problem() })
+    /// The readiness of each.
+    pub(crate) fn readiness(&self) -> impl Iterator<Item = Readiness> {
+        self.all()
+            .map(|(part, supervised)| Readiness { part, problem: supervised.readiness_problem() })
     }
 
-    /// Adds what is to be said of them.
-    pub async fn report(&self, report: &mut StatusReport) {
+    /// Adds their state to a status report.
+    pub(crate) async fn report(&self, report: &mut StatusReport) {
         let documents = async {
             match &self.indexer {
-                Some((_, index)) => told(index.documents()).await,
+                Some((_, index)) => with_timeout(index.documents()).await,
                 None => Ok(0),
             }
         };
-        let (open, documents) =
-            tokio::join!(told(self.letters.open_letters(Cooldown::default())), documents);
+        let (open, documents) = tokio::join!(
+            with_timeout(self.dead_letters.open_counts(AutoReplayPolicy::default())),
+            documents
+        );
         let open = open.unwrap_or_else(|error| {
             report.degraded.push(("dead letters".to_owned(), error));
             Vec::new()
         });
-        for (feature, watched) in self.all() {
-            let ConsumerSnapshot { state, storm, .. } = watched.consumer.status();
+        for (feature, supervised) in self.all() {
+            let ConsumerSnapshot { state, storm, .. } = supervised.consumer().status();
             if state != ConsumerState::Running {
                 report.degraded.push((feature.to_owned(), state.as_str().to_owned()));
             }
             if storm {
                 report.degraded.push((feature.to_owned(), STORM.to_owned()));
             }
-            report.consumers.push(watched.status(&open));
+            report.consumers.push(consumer_status(supervised, &open));
         }
-        if let Some((watched, _)) = &self.indexer
+        if let Some((supervised, _)) = &self.indexer
             && self.reindexing.load(Ordering::Acquire)
         {
-            report.running.push(("reindex".to_owned(), watched.consumer.status().rebuilt));
+            report.running.push(("reindex".to_owned(), supervised.consumer().status().rebuilt));
         }
         report.indexed_contents = documents.unwrap_or_else(|error| {
             report.degraded.push(("search".to_owned(), error));
@@ -208,42 +192,54 @@ impl Consumers {
         }
     }
 
-    /// Rebuilds the search index while it serves; how many contents were copied.
-    pub async fn reindex(&self) -> Result<u64, OperationsError> {
-        let (watched, _) = self.indexer.as_ref().ok_or_else(|| missing("search index"))?;
+    /// Rebuilds the search index while it serves; returns the contents copied.
+    ///
+    /// # Errors
+    ///
+    /// This process has no index, a rebuild is running already, or the consumer stopped.
+    pub(crate) async fn reindex(&self) -> Result<u64, OperationsError> {
+        let (supervised, _) = self.indexer.as_ref().ok_or_else(|| missing("search index"))?;
         let _running = Running::take(&self.reindexing, "reindex")?;
-        // Notes that it was ready, if it was: the old index goes on serving.
-        let _ = watched.problem();
-        watched.consumer.rebuild().await.map_err(|e| OperationsError::Failed(e.to_string()))
+        // Records that it was ready, if it was: the old index goes on serving.
+        let _ = supervised.readiness_problem();
+        supervised.consumer().rebuild().await.map_err(|error| failed(&error))
     }
 
-    /// Compares the counts with the shards.
-    pub async fn recount(&self, repair: bool) -> Result<RecountReport, OperationsError> {
+    /// Compares the counts with the shards; with `repair` corrects them.
+    ///
+    /// # Errors
+    ///
+    /// This process has no counts, a recount is running already, or the recount failed.
+    pub(crate) async fn recount(&self, repair: bool) -> Result<RecountReport, OperationsError> {
         let (_, popular) = self.analytics.as_ref().ok_or_else(|| missing("counts"))?;
         let _running = Running::take(&self.recounting, "recount")?;
         self.recounted.store(0, Ordering::Relaxed);
         let progress = |done| self.recounted.store(done, Ordering::Relaxed);
-        popular.recount(repair, &progress).await.map_err(|e| OperationsError::Failed(e.to_string()))
+        popular.recount(repair, &progress).await.map_err(|error| failed(&error))
     }
 
     /// Lets a group write the dead letters of a storm.
-    pub fn allow_storm(&self, group: &str) -> Result<(), OperationsError> {
-        let found = self.all().find(|(_, watched)| watched.consumer.group().0 == group);
-        let (_, watched) = found.ok_or_else(|| {
+    ///
+    /// # Errors
+    ///
+    /// No consumer of the group runs in this process.
+    pub(crate) fn allow_storm(&self, group: &str) -> Result<(), OperationsError> {
+        let found = self.all().find(|(_, supervised)| supervised.consumer().group().0 == group);
+        let (_, supervised) = found.ok_or_else(|| {
             let known: Vec<&str> =
-                self.all().map(|(_, watched)| watched.consumer.group().0).collect();
+                self.all().map(|(_, supervised)| supervised.consumer().group().0).collect();
             OperationsError::Failed(format!(
                 "no group {group:?} runs here; there are: {}",
                 known.join(", ")
             ))
         })?;
-        watched.consumer.allow_storm();
+        supervised.consumer().allow_storm();
         Ok(())
     }
 
-    /// Finishes what is in work and makes it durable.
-    pub async fn stop(&self) {
-        futures_util::future::join_all(self.all().map(|(_, watched)| watched.stop())).await;
+    /// Stops all consumers; each finishes its current step and makes its state durable.
+    pub(crate) async fn stop(&self) {
+        futures_util::future::join_all(self.all().map(|(_, supervised)| supervised.stop())).await;
     }
 }
 
@@ -252,13 +248,14 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn the_status_does_not_wait_for_what_hangs() {
+    async fn the_status_does_not_wait_for_a_part_that_hangs() {
         let began = tokio::time::Instant::now();
-        let hangs = std::future::pending::<Result<u64, String>>();
-        assert_eq!(told(hangs).await.unwrap_err(), "no answer within 500 ms");
-        assert_eq!(began.elapsed(), PATIENCE);
-        assert_eq!(told(async { Err::<u64, _>("down") }).await.unwrap_err(), "down");
-        assert_eq!(told(async { Ok::<_, String>(7) }).await, Ok(7));
+        let hangs = std::future::pending::<Result<u64, std::io::Error>>();
+        assert_eq!(with_timeout(hangs).await.unwrap_err(), "no answer within 500 ms");
+        assert_eq!(began.elapsed(), STATUS_TIMEOUT);
+        let down = async { Err::<u64, _>(std::io::Error::other("down")) };
+        assert_eq!(with_timeout(down).await.unwrap_err(), "down");
+        assert_eq!(with_timeout(async { Ok::<_, std::io::Error>(7) }).await, Ok(7));
     }
 
     #[test]

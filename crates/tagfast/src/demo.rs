@@ -1,34 +1,38 @@
 //! The bundled sample: 29,795 Debian packages with their debtags, loaded once through the store's
 //! write path.
 //!
-//! A marker file in the data directory says that it is loaded. Without it (also after an
-//! interrupted load) the sample is loaded again, which changes nothing that is there already.
+//! A marker file in the data directory says that it is loaded.
+//!
+//! How it fails: after an interrupted load there is no marker, and the next start loads the sample
+//! again, which changes no content that is there already.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 
+use tagfast_client::error::CliError;
+use tagfast_client::progress::Progress;
+use tagfast_client::terminal::Terminal;
 use tagfast_domain::{ContentKey, Limits, Operation, Tag, TenantId, UserId, Write, WriteId};
 use tagfast_store::{Durability, SharedStore, StoreError, WriteRequest};
-
-use crate::failure::Failure;
-use crate::progress::Progress;
-use crate::term::Term;
 
 /// The sample's lines, gzipped NDJSON; see demo/README.md for where they come from.
 static SAMPLE: &[u8] = include_bytes!("../../../demo/debtags.ndjson.gz");
 /// Contents in the sample.
-pub const CONTENTS: u64 = 29_795;
-const MARKER: &str = "demo-loaded";
-const BATCH: usize = 1000;
-const ATTEMPTS: u32 = 20;
+pub(crate) const CONTENTS: u64 = 29_795;
+/// Name of the marker file.
+const MARKER_FILE: &str = "demo-loaded";
+/// Contents in one batch of writes.
+const WRITE_BATCH: usize = 1000;
+/// Attempts to write one batch before the load fails.
+const WRITE_ATTEMPTS_MAX: u32 = 20;
 
-/// What was loaded.
+/// Size of a loaded sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Loaded {
+pub(crate) struct Loaded {
     /// Contents.
-    pub contents: u64,
+    pub(crate) contents: u64,
     /// Taggings.
-    pub taggings: u64,
+    pub(crate) taggings: u64,
 }
 
 #[derive(serde::Deserialize)]
@@ -39,25 +43,28 @@ struct Line {
     tags: Vec<String>,
 }
 
-/// Loads the sample unless it is loaded already; `None` = it was.
-pub async fn load_once(
+/// Loads the sample; `None` = it is loaded already.
+///
+/// # Errors
+/// The store refused a write for good, or retryable refusals did not end.
+pub(crate) async fn load_once(
     store: &SharedStore,
     data_dir: &Path,
     limits: &Limits,
-    term: &Term,
-) -> Result<Option<Loaded>, Failure> {
-    let marker = data_dir.join(MARKER);
+    terminal: &Terminal,
+) -> Result<Option<Loaded>, CliError> {
+    let marker = data_dir.join(MARKER_FILE);
     if marker.exists() {
         return Ok(None);
     }
-    let progress = Progress::new(term, "loading the demo data", Some(CONTENTS));
+    let progress = Progress::new(terminal, "loading the demo data", Some(CONTENTS));
     let mut loaded = Loaded::default();
-    let mut batch = Vec::with_capacity(BATCH);
+    let mut batch = Vec::with_capacity(WRITE_BATCH);
     for line in BufReader::new(flate2::read::GzDecoder::new(SAMPLE)).lines() {
         let line: Line = serde_json::from_str(&line?)?;
         loaded.taggings += line.tags.len() as u64;
-        batch.push(request(line, limits).map_err(|e| Failure::new(format!("demo data: {e}")))?);
-        if batch.len() == BATCH {
+        batch.push(request(line, limits).map_err(|e| CliError::new("demo data").with_source(e))?);
+        if batch.len() == WRITE_BATCH {
             loaded.contents += write(store, std::mem::take(&mut batch)).await?;
             progress.set(loaded.contents);
         }
@@ -87,38 +94,38 @@ fn request(line: Line, limits: &Limits) -> Result<WriteRequest, tagfast_domain::
     })
 }
 
-/// Writes a batch, trying again what a full queue refused.
-async fn write(store: &SharedStore, mut requests: Vec<WriteRequest>) -> Result<u64, Failure> {
+/// Writes a batch and retries the writes that a full queue refused.
+async fn write(store: &SharedStore, mut requests: Vec<WriteRequest>) -> Result<u64, CliError> {
     let count = requests.len() as u64;
-    for _ in 0..ATTEMPTS {
+    for _ in 0..WRITE_ATTEMPTS_MAX {
         let answers = store.write_many(requests.clone()).await;
-        let mut again = Vec::new();
+        let mut refused = Vec::new();
         let mut wait = None;
         for (request, answer) in requests.into_iter().zip(answers) {
             match answer {
                 Ok(_) => {}
                 Err(error) if error.is_retryable() => {
                     wait = wait.max(error.retry_after());
-                    again.push(request);
+                    refused.push(request);
                 }
-                Err(error) => return Err(failed(&error)),
+                Err(error) => return Err(failed(error)),
             }
         }
-        if again.is_empty() {
+        if refused.is_empty() {
             return Ok(count);
         }
-        requests = again;
+        requests = refused;
         tokio::time::sleep(wait.unwrap_or_default()).await;
     }
-    Err(Failure::new("cannot load the demo data: the store did not take it in time"))
+    Err(CliError::new("cannot load the demo data: the store refused writes for too long"))
 }
 
-fn failed(error: &StoreError) -> Failure {
-    Failure::new(format!("cannot load the demo data: {error}"))
+fn failed(error: StoreError) -> CliError {
+    CliError::new("cannot load the demo data").with_source(error)
 }
 
-/// What to open and try.
-pub fn hints(base: &str, with_token: bool) -> String {
+/// The links and commands to try first.
+pub(crate) fn hints(base: &str, with_token: bool) -> String {
     let auth = if with_token { " -H \"Authorization: Bearer $TAGFAST_TOKEN\"" } else { "" };
     let token = if with_token {
         "  export TAGFAST_TOKEN=$(tagfast token issue --secret-file SECRET --tenant default --user me)\n"
@@ -143,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_sample_is_what_the_help_says() {
+    fn the_sample_has_the_size_that_the_help_states() {
         let (mut contents, mut taggings, mut tags) = (0u64, 0u64, BTreeSet::new());
         for line in BufReader::new(flate2::read::GzDecoder::new(SAMPLE)).lines() {
             let line: Line = serde_json::from_str(&line.unwrap()).unwrap();

@@ -1,39 +1,30 @@
-//! The parts of the tagfast program: command line, configuration, composition root, telemetry,
-//! client, load generator.
+//! The tagfast program: command line, configuration, composition root, telemetry.
 //!
 //! The program is the only place that reads files, the environment and the command line; the other
-//! crates get what they need from here. Commands return an [`failure::Exit`] or a
-//! [`failure::Failure`]; only [`main`] prints it.
+//! crates get what they need from here. What talks to a running server is in [`tagfast_client`].
+//! Commands return an [`tagfast_client::error::Exit`] or a [`tagfast_client::error::CliError`];
+//! only [`main`] prints it.
 
-pub mod bench;
-pub mod cli;
-pub mod client;
-pub mod cluster;
-pub mod commands;
-pub mod compose;
+mod cli;
+mod commands;
+// Public, so that settings which only builds with the feature `kafka` read are no dead code.
 pub mod config;
-pub mod consumers;
-pub mod demo;
-pub mod failure;
-pub mod intake;
+mod consumers;
+mod demo;
+mod node;
+#[cfg(feature = "kafka")]
 pub mod outbox;
-pub mod progress;
-pub mod replayer;
-pub mod roles;
-pub mod serve;
-pub mod shield;
-pub mod telemetry;
-pub mod term;
-pub mod transfer;
-pub mod webhook;
+mod serve;
+mod telemetry;
+mod webhook;
 
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use tagfast_client::error::report;
+use tagfast_client::terminal::Terminal;
 
-use cli::Cli;
-use failure::{CommandResult, Exit};
-use term::Term;
+use crate::cli::Cli;
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
@@ -46,23 +37,23 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    let term = Term::process(cli.json);
-    let result = commands::run(cli.command, &term);
-    ExitCode::from(report(result, &term) as u8)
+    let terminal = Terminal::process(cli.json);
+    let result = commands::run(&cli.command, &terminal);
+    ExitCode::from(report(result, &terminal, advice) as u8)
 }
 
-/// Prints a failure and gives the exit code.
-pub fn report(result: CommandResult, term: &Term) -> Exit {
-    match result {
-        Ok(exit) => exit,
-        Err(failure) => {
-            if !failure.message.is_empty() {
-                term.note(format_args!("error: {}", failure.message));
-            }
-            if let Some(hint) = &failure.hint {
-                term.note(format_args!("hint: {hint}"));
-            }
-            failure.exit
-        }
+/// What to do about a problem code, from the API's table.
+fn advice(code: &str) -> Option<&'static str> {
+    tagfast_api::PROBLEM_CODES.iter().find(|row| row.code == code).map(|row| row.action)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_code_has_an_advice() {
+        assert!(advice("not_in_this_mode").is_some());
+        assert!(advice("no_such_code").is_none());
     }
 }

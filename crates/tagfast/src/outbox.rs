@@ -1,19 +1,22 @@
-//! What joins the relays of the PostgreSQL store to Kafka: stored rows in, published events out.
+//! Publishes the outbox rows of the PostgreSQL store to Kafka.
 //!
 //! How it fails: a row that cannot be decoded, because a newer program wrote it or it is damaged,
-//! stops the relay of its cluster and is named in the log; nothing is skipped. While the breaker
-//! `kafka` is open, or held open by hand, rows wait in the outbox.
+//! stops the relay of its cluster, and the log names it; nothing is skipped. While the breaker
+//! `kafka` is open, or an operator holds it open, rows wait in the outbox.
 
 use std::collections::HashMap;
+use std::error::Error;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tagfast_domain::{ContentKey, EpochOrdinal, UnixMillis};
-use tagfast_events_kafka::{Past, Publisher};
+use tagfast_domain::{ContentKey, DomainError, EpochOrdinal, UnixMillis};
+use tagfast_events::BusError;
+use tagfast_events_kafka::{EpochFate, Publisher};
 use tagfast_failover::EpochRecord;
 use tagfast_resilience::{Breaker, BreakerOptions, Breakers};
-use tagfast_store_postgres::{OutboxRow, OutboxSink, PastEpoch, PublishError};
+use tagfast_store_postgres::{EndedEpoch, OutboxRow, OutboxSink, PublishError};
 
 /// Publishes outbox rows.
 pub struct KafkaOutbox {
@@ -22,10 +25,10 @@ pub struct KafkaOutbox {
 }
 
 impl KafkaOutbox {
-    /// Behind the breaker `kafka`.
+    /// Creates the sink behind the breaker `kafka`.
     pub fn new(publisher: Publisher, breakers: &Arc<Breakers>) -> Self {
         let options = BreakerOptions {
-            // A relay has one batch under way: few calls say enough, and each takes its time.
+            // A relay has one batch in flight: few calls are enough, and each takes long.
             min_calls: 3,
             stalled_calls: 0,
             slow_after: Duration::from_secs(5),
@@ -35,12 +38,12 @@ impl KafkaOutbox {
         Self { publisher, breaker: breakers.make("kafka", options) }
     }
 
-    /// What was asked of Kafka counts for the breaker.
-    async fn asked<T, E: std::fmt::Display>(
+    /// Runs a call to Kafka; its result counts for the breaker.
+    async fn guarded<T>(
         &self,
-        work: impl Future<Output = Result<T, E>>,
+        work: impl Future<Output = Result<T, BusError>>,
     ) -> Result<T, PublishError> {
-        let permit = self.breaker.acquire().map_err(failed)?;
+        let permit = self.breaker.acquire().map_err(PublishError::new)?;
         match work.await {
             Ok(done) => {
                 permit.ok();
@@ -48,20 +51,36 @@ impl KafkaOutbox {
             }
             Err(error) => {
                 permit.failed();
-                Err(failed(error))
+                Err(PublishError::new(error))
             }
         }
     }
 }
 
-fn failed(error: impl std::fmt::Display) -> PublishError {
-    PublishError(error.to_string())
+/// A row that this program cannot decode.
+#[derive(Debug)]
+struct UndecodableRow {
+    xid: u64,
+    n: i32,
+    source: DomainError,
+}
+
+impl fmt::Display for UndecodableRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "outbox row ({}, {}) cannot be decoded", self.xid, self.n)
+    }
+}
+
+impl Error for UndecodableRow {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.source)
+    }
 }
 
 #[async_trait]
 impl OutboxSink for KafkaOutbox {
     async fn begin_epoch(&self, cluster: &str, epoch: &EpochRecord) -> Result<(), PublishError> {
-        self.asked(self.publisher.marker(cluster, epoch.ordinal, epoch.minted_at)).await
+        self.guarded(self.publisher.marker(cluster, epoch.ordinal, epoch.minted_at)).await
     }
 
     async fn publish(
@@ -73,37 +92,38 @@ impl OutboxSink for KafkaOutbox {
     ) -> Result<(), PublishError> {
         let mut events = Vec::with_capacity(rows.len());
         for row in rows {
-            let decoded = row.decode();
-            let mut event =
-                decoded.map_err(|e| failed(format!("outbox row ({}, {}): {e}", row.xid, row.n)))?;
-            // Rows of an older epoch that are still there belong to this one's history now.
-            event.emit = epoch.ordinal;
+            let undecodable = |source| UndecodableRow { xid: row.xid, n: row.n, source };
+            let mut event = row.decode().map_err(|e| PublishError::new(undecodable(e)))?;
+            // Rows left by an older epoch belong to the history of this one now.
+            event.publisher_epoch = epoch.ordinal;
             events.push(event);
         }
-        self.asked(self.publisher.publish(cluster, &events, hi)).await
+        self.guarded(self.publisher.publish(cluster, &events, hi)).await
     }
 
-    async fn doubtful(
+    async fn diverged_contents(
         &self,
         cluster: &str,
         epoch: &EpochRecord,
-        past: &[PastEpoch],
+        past: &[EndedEpoch],
     ) -> Result<Vec<ContentKey>, PublishError> {
         let current = epoch.ordinal;
-        let known: HashMap<EpochOrdinal, Past> = past
+        let known: HashMap<EpochOrdinal, EpochFate> = past
             .iter()
-            .map(|p| (p.ordinal, Past::Ended { fence: p.fence, reconciled: p.reconciled }))
+            .map(|p| {
+                (p.ordinal, EpochFate::Ended { epoch_end: p.epoch_end, reconciled: p.reconciled })
+            })
             .collect();
-        let past = move |ordinal| {
-            // Of an epoch that nobody knows nothing is believed.
-            let unknown = Past::Ended { fence: 0, reconciled: false };
+        let fate = move |ordinal| {
+            // No record of an unknown epoch is trusted: its contents count as diverged.
+            let unknown = EpochFate::Ended { epoch_end: 0, reconciled: false };
             if ordinal == current {
-                Past::Current
+                EpochFate::Current
             } else {
                 known.get(&ordinal).copied().unwrap_or(unknown)
             }
         };
-        self.publisher.doubtful(cluster, past).await.map_err(failed)
+        self.publisher.diverged_contents(cluster, fate).await.map_err(PublishError::new)
     }
 
     async fn complete_through(&self, cluster: &str, epoch: &EpochRecord, at: UnixMillis, hi: u64) {

@@ -1,48 +1,50 @@
 //! `tagfast serve`: a server process from its configuration to its last log line.
 //!
 //! Shutdown is a protocol: stop accepting, finish the requests in flight, stop the consumers, close
-//! the store, flush the traces. A second signal ends the process at once, which loses nothing
-//! acknowledged.
+//! the store, flush the traces. A second signal ends the process at once, which loses no
+//! acknowledged write.
+//!
+//! How it fails: a configuration that cannot be run, an address that is in use and a store that
+//! does not open end the process with a message and a hint.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tagfast_api::ApiParts;
+use tagfast_api::ApiServices;
+use tagfast_client::error::{CliError, CommandResult, Exit};
+use tagfast_client::signal::stop_signal;
+use tagfast_client::terminal::Terminal;
 use tagfast_resilience::SystemClock;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::cli::ServeArgs;
-use crate::cluster::ClusterNode;
-use crate::compose::Embedded;
-use crate::config::{AuthMode, Config, Override, Sources, env, load};
+use crate::config::{AuthMode, Config, Override, PostgresConfig, Sources, env, load};
 use crate::demo;
-use crate::failure::{CommandResult, Exit, Failure};
-use crate::roles::Roles;
-use crate::telemetry::{self, metrics::Metrics, trace};
-use crate::term::Term;
+use crate::node::cluster::ClusterNode;
+use crate::node::embedded::EmbeddedNode;
+use crate::node::roles::Roles;
+use crate::telemetry::metrics::{Metrics, MetricsText};
+use crate::telemetry::{self, trace};
 
-/// The configuration that the flags ask for.
-pub fn configuration(args: &ServeArgs) -> Result<(Config, Sources), Failure> {
+/// The configuration with the flags of the command line.
+///
+/// # Errors
+/// Every fault of the configuration, as one message.
+pub(crate) fn configuration(args: &ServeArgs) -> Result<(Config, Sources), CliError> {
     let data_dir = args.data_dir.as_ref().map(|d| d.to_string_lossy().into_owned());
-    let flags: Vec<Override> = [
-        (("server", "listen"), "--listen", args.listen.clone()),
-        (("store", "data_dir"), "--data-dir", data_dir),
-    ]
-    .into_iter()
-    .filter_map(|(path, flag, value)| Some(Override { path, flag, value: value? }))
-    .collect();
-    load(args.config.as_deref(), &env::of_process(), &flags).map_err(|e| Failure::config(&e))
+    let listen = args.listen.clone().map(Override::listen);
+    let flags: Vec<Override> = listen.into_iter().chain(data_dir.map(Override::data_dir)).collect();
+    load(args.config.as_deref(), &env::of_process(), &flags).map_err(|e| CliError::config(&e))
 }
 
 /// Runs the server until a signal ends it.
-pub fn run(args: &ServeArgs, term: &Term) -> CommandResult {
-    let roles = Roles::of(&args.role)?;
+pub(crate) fn run(args: &ServeArgs, terminal: &Terminal) -> CommandResult {
+    let roles = Roles::of(&args.role);
     let (config, _) = configuration(args)?;
     if config.postgres.is_none() && roles != Roles::ALL {
-        return Err(Failure::usage(format!(
+        return Err(CliError::usage(format!(
             "--role {}: embedded mode runs all roles in one process",
             roles.names()
         ))
@@ -55,7 +57,8 @@ pub fn run(args: &ServeArgs, term: &Term) -> CommandResult {
     let runtime = runtime.enable_all().thread_name("tagfast-worker").build()?;
     let traces = runtime.block_on(async { telemetry::start(&config.log, &config.telemetry) })?;
     let metrics = Metrics::install()?;
-    let result = runtime.block_on(serve(args, &config, roles, metrics, traces.is_some(), term));
+    let server = Server { args, config: &config, traced: traces.is_some(), terminal };
+    let result = runtime.block_on(server.run(roles, &metrics));
     // While the runtime still runs: the exporter's calls need it.
     if let Some(traces) = traces {
         traces.stop();
@@ -63,152 +66,166 @@ pub fn run(args: &ServeArgs, term: &Term) -> CommandResult {
     result
 }
 
-async fn serve(
-    args: &ServeArgs,
-    config: &Config,
-    roles: Roles,
-    metrics: Metrics,
+/// What a server is run with.
+struct Server<'a> {
+    args: &'a ServeArgs,
+    config: &'a Config,
+    /// Whether traces are exported.
     traced: bool,
-    term: &Term,
-) -> CommandResult {
-    let started = Instant::now();
-    let mut stop = stop_signal()?;
-    let listener = bind(config).await?;
-    let address = listener.local_addr()?;
-    tokio::spawn(metrics.clone().upkeep());
-    let text = Arc::new(move || metrics.render());
-    if let Some(postgres) = &config.postgres {
-        if args.demo {
-            return Err(Failure::usage("--demo fills the embedded store".to_owned())
+    terminal: &'a Terminal,
+}
+
+/// An open listener, and what ends it.
+struct Endpoint {
+    listener: TcpListener,
+    started: Instant,
+    stop: watch::Receiver<bool>,
+}
+
+impl Server<'_> {
+    async fn run(&self, roles: Roles, metrics: &Metrics) -> CommandResult {
+        let started = Instant::now();
+        let stop = stop_signal()?;
+        let listener = bind(self.config).await?;
+        let endpoint = Endpoint { listener, started, stop };
+        let upkeep = metrics.start_upkeep();
+        let text: MetricsText = {
+            let metrics = metrics.clone();
+            Arc::new(move || metrics.render())
+        };
+        let result = match &self.config.postgres {
+            Some(postgres) => self.run_cluster(postgres, roles, endpoint, text).await,
+            None => self.run_embedded(endpoint, text).await,
+        };
+        // Its panic is logged already.
+        let _ = upkeep.stop().await;
+        if result.is_ok() {
+            tracing::info!("stopped");
+        }
+        result
+    }
+
+    async fn run_cluster(
+        &self,
+        postgres: &PostgresConfig,
+        roles: Roles,
+        endpoint: Endpoint,
+        metrics: MetricsText,
+    ) -> CommandResult {
+        if self.args.demo {
+            return Err(CliError::usage("--demo fills the embedded store")
                 .hint("import into a cluster with `tagfast import FILE`"));
         }
-        let node = ClusterNode::start(config, postgres, roles, Arc::new(SystemClock), text).await?;
-        let served = listen(args, config, node.parts(), listener, traced, started, stop).await;
+        let clock = Arc::new(SystemClock);
+        let node = ClusterNode::start(self.config, postgres, roles, clock, metrics).await?;
+        let served = self.listen(node.parts(), endpoint).await;
         node.stop().await;
-        served?;
-        tracing::info!("stopped");
-        return Ok(Exit::Done);
+        served.map(|()| Exit::Done)
     }
-    let embedded = tokio::select! {
-        embedded = Embedded::start(config, Arc::new(SystemClock), text) => embedded?,
-        _ = stop.wait_for(|stop| *stop) => return Ok(Exit::Done),
-    };
-    if args.demo {
-        let store = embedded.store();
-        let loading = demo::load_once(&store, &config.data_dir, &config.limits, term);
+
+    async fn run_embedded(&self, mut endpoint: Endpoint, metrics: MetricsText) -> CommandResult {
+        let node = tokio::select! {
+            node = EmbeddedNode::start(self.config, Arc::new(SystemClock), metrics) => node?,
+            _ = endpoint.stop.wait_for(|stop| *stop) => return Ok(Exit::Done),
+        };
+        let served = self.demo_and_listen(&node, endpoint).await;
+        node.stop().await;
+        served.map(|()| Exit::Done)
+    }
+
+    async fn demo_and_listen(
+        &self,
+        node: &EmbeddedNode,
+        mut endpoint: Endpoint,
+    ) -> Result<(), CliError> {
+        if self.args.demo && !self.load_demo(node, &mut endpoint).await? {
+            return Ok(());
+        }
+        self.listen(node.parts(), endpoint).await
+    }
+
+    /// Loads the demo data and prints what to try. Returns false if a signal interrupted it.
+    async fn load_demo(
+        &self,
+        node: &EmbeddedNode,
+        endpoint: &mut Endpoint,
+    ) -> Result<bool, CliError> {
+        let Self { config, terminal, .. } = self;
+        let store = node.store();
+        let loading = demo::load_once(&store, &config.data_dir, &config.limits, terminal);
         let loaded = tokio::select! {
-            loaded = loading => loaded,
-            _ = stop.wait_for(|stop| *stop) => {
-                term.note("interrupted; the demo data is loaded again at the next start with --demo");
-                drop(store);
-                embedded.stop().await;
-                return Ok(Exit::Done);
+            loaded = loading => loaded?,
+            _ = endpoint.stop.wait_for(|stop| *stop) => {
+                terminal.note(
+                    "interrupted; the demo data is loaded again at the next start with --demo",
+                );
+                return Ok(false);
             }
         };
-        match loaded {
-            Ok(Some(loaded)) => {
-                tracing::info!(
-                    contents = loaded.contents,
-                    taggings = loaded.taggings,
-                    "demo data loaded"
-                );
-            }
-            Ok(None) => {}
-            Err(failure) => {
-                drop(store);
-                embedded.stop().await;
-                return Err(failure);
-            }
+        if let Some(demo::Loaded { contents, taggings }) = loaded {
+            tracing::info!(contents, taggings, "demo data loaded");
         }
-    }
-    if args.demo {
+        let base = format!("http://{}", endpoint.listener.local_addr()?);
         // A closed stdout is no reason to stop serving.
-        let _ =
-            term.line(demo::hints(&format!("http://{address}"), config.auth_mode == AuthMode::Jwt));
+        let _ = terminal.line(demo::hints(&base, config.auth_mode == AuthMode::Jwt));
+        Ok(true)
     }
-    let served = listen(args, config, embedded.parts(), listener, traced, started, stop).await;
-    embedded.stop().await;
-    served?;
-    tracing::info!("stopped");
-    Ok(Exit::Done)
+
+    /// Serves until a signal asks to stop and the requests in flight have ended.
+    async fn listen(&self, parts: ApiServices, endpoint: Endpoint) -> Result<(), CliError> {
+        let Endpoint { listener, started, mut stop } = endpoint;
+        let address = listener.local_addr()?;
+        let mut router = tagfast_api::router(parts);
+        if self.traced {
+            router = router.layer(axum::middleware::from_fn(trace::span));
+        }
+        let base = format!("http://{address}");
+        let ready_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            data_dir = %self.config.data_dir.display(),
+            ready_ms,
+            "listening on {base}"
+        );
+        if let Some(path) = &self.args.port_file {
+            write_port(path, address.port())?;
+        }
+        let stopped = async move {
+            let _ = stop.wait_for(|stop| *stop).await;
+        };
+        tagfast_api::serve(listener, router, self.config.api_limits.clone(), stopped)
+            .await
+            .map_err(|e| CliError::new(format!("serving {base} failed")).with_source(e))
+    }
 }
 
-/// Serves until asked to stop and the requests in flight have ended.
-async fn listen(
-    args: &ServeArgs,
-    config: &Config,
-    parts: ApiParts,
-    listener: TcpListener,
-    traced: bool,
-    started: Instant,
-    mut stop: watch::Receiver<bool>,
-) -> Result<(), Failure> {
-    let address = listener.local_addr()?;
-    let mut router = tagfast_api::router(parts);
-    if traced {
-        router = router.layer(axum::middleware::from_fn(trace::span));
-    }
-    let base = format!("http://{address}");
-    let ready_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), data_dir = %config.data_dir.display(), ready_ms, "listening on {base}");
-    if let Some(path) = &args.port_file {
-        write_port(path, address.port())?;
-    }
-    let stopped = async move {
-        let _ = stop.wait_for(|stop| *stop).await;
-    };
-    let served = tagfast_api::serve(listener, router, config.api_limits.clone(), stopped).await;
-    served.map_err(|e| Failure::new(format!("serving {base} failed: {e}")))
-}
-
-async fn bind(config: &Config) -> Result<TcpListener, Failure> {
+async fn bind(config: &Config) -> Result<TcpListener, CliError> {
     let address = config.listen;
     TcpListener::bind(address).await.map_err(|e| {
-        let failure = Failure::new(format!("cannot listen on {address}: {e}"));
-        if e.kind() == std::io::ErrorKind::AddrInUse {
-            return failure
-                .hint("another program (a second tagfast?) listens there; --listen 127.0.0.1:0 takes a free port");
+        let hint = match e.kind() {
+            std::io::ErrorKind::AddrInUse => Some(
+                "another program (a second tagfast?) listens there; --listen 127.0.0.1:0 takes a \
+                 free port",
+            ),
+            std::io::ErrorKind::PermissionDenied => {
+                Some("ports below 1024 need privileges; choose a higher one with --listen")
+            }
+            _ => None,
+        };
+        let error = CliError::new(format!("cannot listen on {address}")).with_source(e);
+        match hint {
+            Some(hint) => error.hint(hint),
+            None => error,
         }
-        if e.kind() == std::io::ErrorKind::PermissionDenied {
-            return failure.hint("ports below 1024 need privileges; choose a higher one with --listen");
-        }
-        failure
     })
 }
 
-/// Becomes true at the first SIGINT or SIGTERM; the second one ends the process.
-pub fn stop_signal() -> Result<watch::Receiver<bool>, Failure> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let (sender, receiver) = watch::channel(false);
-    tokio::spawn(async move {
-        for n in 0.. {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-            if n > 0 {
-                end_now();
-            }
-            sender.send_replace(true);
-        }
-    });
-    Ok(receiver)
-}
-
-#[expect(
-    clippy::exit,
-    reason = "a second signal asks for exactly this; nothing acknowledged is lost"
-)]
-fn end_now() {
-    std::process::exit(1);
-}
-
-/// Written beside and renamed, so that whoever waits for the file reads a whole number.
-fn write_port(path: &Path, port: u16) -> Result<(), Failure> {
+/// Writes the port beside `path` and renames it, so that a reader that waits for the file finds a
+/// whole number.
+fn write_port(path: &Path, port: u16) -> Result<(), CliError> {
     let mut part = path.as_os_str().to_owned();
     part.push(".part");
-    std::fs::write(&part, format!("{port}\n"))
-        .and_then(|()| std::fs::rename(&part, path))
-        .map_err(|e| Failure::new(format!("cannot write the port to {}: {e}", path.display())))
+    std::fs::write(&part, format!("{port}\n")).and_then(|()| std::fs::rename(&part, path)).map_err(
+        |e| CliError::new(format!("cannot write the port to {}", path.display())).with_source(e),
+    )
 }

@@ -1,83 +1,130 @@
-//! Messages to people's tools: signed, tried again, one at a time.
+//! Delivers dead-letter notices to a webhook: signed, retried, one at a time.
 //!
-//! A message is a JSON document posted to the URL. `Tagfast-Signature: t=<unix seconds>,v1=<hex>`
-//! holds the HMAC-SHA256 of `<t>.<body>` with the secret, so that the receiver can tell who sent it
-//! and when; `Tagfast-Delivery` is the same in each attempt. How it fails: what is not answered
-//! with 2xx within five seconds is tried again, five times in about five minutes, then given up:
-//! the next news is sent anew. Redirects are not followed.
+//! A notice is a JSON document posted to the URL. `Tagfast-Signature: t=<unix seconds>,v1=<hex>` holds
+//! the HMAC-SHA256 of `<t>.<body>` with the secret, so that the receiver can verify the sender and
+//! the time; `Tagfast-Delivery` is the same in each attempt. Redirects are not followed.
+//!
+//! How it fails: a notice that is not answered with 2xx within five seconds is sent again, five times
+//! in about five minutes, then given up; the next change sends a new notice.
 
-use std::time::Duration;
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hmac::{Hmac, KeyInit, Mac};
+use reqwest::StatusCode;
 use reqwest::redirect::Policy;
 use serde_json::Value;
 use sha2::Sha256;
-use tagfast_resilience::Backoff;
+use tagfast_events::dead_letters::{DeadLetterNotice, DeadLetterNotifier};
+use tagfast_resilience::task::{BackgroundTask, StopSignal};
+use tagfast_resilience::{Backoff, ErrorChain, counter};
 use tokio::sync::mpsc;
 
-/// How long one attempt may take.
-const ATTEMPT: Duration = Duration::from_secs(5);
+use crate::telemetry::metrics::{WEBHOOK_MESSAGES, WebhookOutcome};
 
-/// Where messages go.
+/// How long one attempt may take.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where notices go.
 #[derive(Clone)]
-pub struct WebhookOptions {
+pub(crate) struct WebhookOptions {
     /// `https://`, or `http://` of this machine.
     pub url: String,
-    /// Signs; none: unsigned.
+    /// Key of the signature; `None`: unsigned.
     pub secret: Option<Vec<u8>>,
-    /// Between two messages of growing trouble at least.
-    pub every: Duration,
-    /// Between the attempts.
+    /// Shortest time between two notices about growing numbers.
+    pub min_interval: Duration,
+    /// Delays between the attempts of one delivery.
     pub retry: Backoff,
 }
 
-impl std::fmt::Debug for WebhookOptions {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // A webhook's URL often is its password.
-        f.debug_struct("WebhookOptions").field("every", &self.every).finish_non_exhaustive()
+impl fmt::Debug for WebhookOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The URL of a webhook often is its password.
+        f.debug_struct("WebhookOptions")
+            .field("min_interval", &self.min_interval)
+            .finish_non_exhaustive()
     }
 }
 
 /// The attempts of a running service.
-pub const RETRY: Backoff =
+pub(crate) const DELIVERY_BACKOFF: Backoff =
     Backoff { retries: 5, base: Duration::from_secs(1), factor: 4, cap: Duration::from_secs(240) };
 
-/// A sender with a place for one message.
-pub struct Webhook {
+/// A sender with space for one notice.
+pub(crate) struct Webhook {
     messages: mpsc::Sender<Value>,
-    every: Duration,
+    min_interval: Duration,
+    /// Ends with its owner.
+    _task: BackgroundTask,
 }
 
 impl Webhook {
-    /// Starts a sender; it ends with its owner.
-    pub fn spawn(options: WebhookOptions) -> Self {
-        let (messages, mut waiting) = mpsc::channel(1);
-        let every = options.every;
-        tokio::spawn(async move {
-            while let Some(message) = waiting.recv().await {
-                deliver(&options, &message).await;
+    /// Starts a sender.
+    pub(crate) fn spawn(options: WebhookOptions) -> Self {
+        let (messages, mut queued) = mpsc::channel::<Value>(1);
+        let min_interval = options.min_interval;
+        let task = BackgroundTask::spawn("webhook", async move |stop: StopSignal| {
+            let deliver_all = async {
+                while let Some(message) = queued.recv().await {
+                    deliver(&options, &message).await;
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = deliver_all => {}
             }
         });
-        Self { messages, every }
+        Self { messages, min_interval, _task: task }
     }
 
-    /// Between two messages of growing trouble at least.
-    pub fn every(&self) -> Duration {
-        self.every
+    /// Starts a sender as the notifier of the dead-letter supervisor.
+    pub(crate) fn notifier(options: WebhookOptions) -> Arc<dyn DeadLetterNotifier> {
+        Arc::new(Self::spawn(options))
+    }
+}
+
+impl DeadLetterNotifier for Webhook {
+    fn min_interval(&self) -> Duration {
+        self.min_interval
     }
 
-    /// Hands a message over; false while another one is on its way.
-    pub fn send(&self, message: Value) -> bool {
-        self.messages.try_send(message).is_ok()
+    fn notify(&self, notice: &DeadLetterNotice) -> bool {
+        self.messages.try_send(notice.to_json()).is_ok()
+    }
+}
+
+/// Why an attempt failed.
+#[derive(Debug)]
+enum DeliveryError {
+    Request(reqwest::Error),
+    Status(StatusCode),
+}
+
+impl fmt::Display for DeliveryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Request(_) => f.write_str("the webhook cannot be reached"),
+            Self::Status(status) => write!(f, "the webhook answered {status}"),
+        }
+    }
+}
+
+impl Error for DeliveryError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Request(error) => Some(error),
+            Self::Status(_) => None,
+        }
     }
 }
 
 fn signature(secret: &[u8], at: i64, body: &str) -> Option<String> {
     let mut mac = Hmac::<Sha256>::new_from_slice(secret).ok()?;
     mac.update(format!("{at}.{body}").as_bytes());
-    let hex: String =
-        mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
-    Some(format!("t={at},v1={hex}"))
+    Some(format!("t={at},v1={}", hex::encode(mac.finalize().into_bytes())))
 }
 
 async fn attempt(
@@ -85,8 +132,8 @@ async fn attempt(
     options: &WebhookOptions,
     id: &str,
     body: &str,
-) -> Result<(), String> {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+) -> Result<(), DeliveryError> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let at = now.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(0));
     let mut request = client
         .post(&options.url)
@@ -97,40 +144,32 @@ async fn attempt(
     {
         request = request.header("tagfast-signature", signature);
     }
-    // The URL may hold a secret: it is in no message.
-    let answer = request.send().await.map_err(|error| error.without_url().to_string())?;
-    if answer.status().is_success() {
-        Ok(())
-    } else {
-        Err(format!("it answered {}", answer.status()))
-    }
+    // The URL may hold a secret: no log contains it.
+    let answer = request.send().await.map_err(|e| DeliveryError::Request(e.without_url()))?;
+    if answer.status().is_success() { Ok(()) } else { Err(DeliveryError::Status(answer.status())) }
 }
 
 async fn deliver(options: &WebhookOptions, message: &Value) {
-    let client = reqwest::Client::builder().timeout(ATTEMPT).redirect(Policy::none()).build();
-    let Ok(client) = client else { return tracing::error!("the webhook's client cannot be made") };
+    let client = reqwest::Client::builder().timeout(ATTEMPT_TIMEOUT).redirect(Policy::none());
+    let Ok(client) = client.build() else {
+        return tracing::error!("the HTTP client of the webhook cannot be created");
+    };
     let (id, body) = (uuid::Uuid::now_v7().to_string(), message.to_string());
     let mut failed = 0;
     loop {
         let Err(error) = attempt(&client, options, &id, &body).await else {
-            metrics::counter!("tagfast_webhook_messages_total", "outcome" => "delivered")
-                .increment(1);
+            counter!(WEBHOOK_MESSAGES, "outcome" => WebhookOutcome::Delivered).increment(1);
             return;
         };
+        let error = ErrorChain(&error).to_string();
         let Some(delay) = options.retry.delay(failed, 0.5) else {
-            tracing::error!(error, delivery = id, "the webhook took no message; it is given up");
-            metrics::counter!("tagfast_webhook_messages_total", "outcome" => "given_up")
-                .increment(1);
+            tracing::error!(error, delivery = id, "a dead-letter notice is given up");
+            counter!(WEBHOOK_MESSAGES, "outcome" => WebhookOutcome::GivenUp).increment(1);
             return;
         };
-        tracing::warn!(
-            error,
-            delivery = id,
-            attempt = failed + 1,
-            "the webhook did not take a message"
-        );
-        metrics::counter!("tagfast_webhook_messages_total", "outcome" => "retried").increment(1);
-        tokio::time::sleep(delay).await;
         failed += 1;
+        tracing::warn!(error, delivery = id, attempt = failed, "a notice was not delivered");
+        counter!(WEBHOOK_MESSAGES, "outcome" => WebhookOutcome::Retried).increment(1);
+        tokio::time::sleep(delay).await;
     }
 }

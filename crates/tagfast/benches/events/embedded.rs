@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tagfast_domain::{ContentKey, Limits, Operation, Tag, UserId, Write, WriteId};
 use tagfast_events::{Bus, Consumer, RuntimeOptions, Sink};
-use tagfast_popular::PopularCounts;
+use tagfast_popular_counts::PopularCounts;
 use tagfast_resilience::{Clock, SystemClock};
-use tagfast_search::{TantivyIndex, TantivyOptions};
+use tagfast_search_tantivy::{TantivyIndex, TantivyOptions};
 use tagfast_store::{Durability, ShardScanner, TagWriter, WriteRequest};
 use tagfast_store_embedded::{EmbeddedStore, OpenOptions};
 
@@ -17,7 +17,7 @@ use crate::pause;
 
 /// Tags of a content that is imported.
 const TAGS: u64 = 5;
-/// Contents a second: 50,000 taggings.
+/// Contents per second: 50,000 taggings.
 const PACE: u64 = 10_000;
 const SECONDS: u64 = 20;
 
@@ -61,11 +61,11 @@ fn sinks(
     [index, popular]
 }
 
-/// As the program runs them.
+/// The consumers as the program runs them.
 fn runtime(sink: &Arc<dyn Sink>) -> RuntimeOptions {
     let default = RuntimeOptions::default();
-    if sink.group() == tagfast_popular::GROUP {
-        return RuntimeOptions { batch: tagfast_popular::BATCH, ..default };
+    if sink.group() == tagfast_popular_counts::CONSUMER_GROUP {
+        return RuntimeOptions { batch: tagfast_popular_counts::APPLY_BATCH_MAX, ..default };
     }
     default
 }
@@ -110,7 +110,7 @@ pub(crate) async fn run(backlog: u64) -> Vec<Value> {
         said(keeps_up)
     );
 
-    // A consumer that is stopped while others write: as many events as at this pace in a minute or
+    // The consumer is stopped while writers go on: as many events as this rate makes in a minute or
     // more.
     for consumer in consumers {
         consumer.stop().await;
@@ -124,7 +124,7 @@ pub(crate) async fn run(backlog: u64) -> Vec<Value> {
         json!({"what": "embedded import at 50,000 taggings/s, consumers behind at most", "value": worst,
         "unit": "s", "target": "keeps up", "ok": keeps_up}),
     ];
-    // One after the other: each as if it alone had been stopped.
+    // One after the other, so that each figure is of one stopped consumer.
     let feeds = {
         drop(feeds);
         sinks(dir.path(), &store, &clock)

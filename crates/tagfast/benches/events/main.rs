@@ -7,8 +7,8 @@
 //! processors.
 #![expect(clippy::print_stdout, reason = "a benchmark speaks to its terminal")]
 
+mod dead_letters;
 mod embedded;
-mod letters;
 mod outage;
 
 use std::collections::BTreeSet;
@@ -29,17 +29,18 @@ use tagfast_events::{Bus, Consumer, Partition, RuntimeOptions, Sink, envelope};
 use tagfast_events_kafka::{KafkaBus, KafkaOptions, Security};
 use tagfast_failover::EpochRecord;
 use tagfast_resilience::{Breakers, Clock, SystemClock};
-use tagfast_search::{OpenSearchIndex, OpenSearchOptions, SearchIndex, SearchRequest, Sort};
+use tagfast_search::{SearchIndex, SearchRequest, Sort};
+use tagfast_search_opensearch::{OpenSearchIndex, OpenSearchOptions};
 use tagfast_store::{Durability, ShardScanner, TagWriter, WriteRequest};
 use tagfast_store_postgres::{
-    ClusterOptions, OutboxRow, OutboxSink, PastEpoch, PostgresOptions, PostgresStore, PublishError,
+    ClusterOptions, EndedEpoch, OutboxRow, OutboxSink, PostgresOptions, PostgresStore, PublishError,
 };
 use tagfast_testkit::stack::{Stack, StackInfo, StackOptions};
 
 const PARTITIONS: u16 = 8;
 const BASELINE: &str = "bench.baseline";
 
-/// Kafka behind a gate: what is written while it is closed waits in the outbox.
+/// Kafka behind a gate: while it is closed, events wait in the outbox.
 struct Gate {
     open: AtomicBool,
     kafka: KafkaOutbox,
@@ -59,18 +60,18 @@ impl OutboxSink for Gate {
         hi: u64,
     ) -> Result<(), PublishError> {
         if !self.open.load(Ordering::SeqCst) {
-            return Err(PublishError("the gate is closed".to_owned()));
+            return Err(PublishError::new("the gate is closed".to_owned()));
         }
         self.kafka.publish(cluster, epoch, rows, hi).await
     }
 
-    async fn doubtful(
+    async fn diverged_contents(
         &self,
         cluster: &str,
         epoch: &EpochRecord,
-        past: &[PastEpoch],
+        past: &[EndedEpoch],
     ) -> Result<Vec<ContentKey>, PublishError> {
-        self.kafka.doubtful(cluster, epoch, past).await
+        self.kafka.diverged_contents(cluster, epoch, past).await
     }
 
     async fn complete_through(&self, cluster: &str, epoch: &EpochRecord, at: UnixMillis, hi: u64) {
@@ -104,7 +105,7 @@ fn cpu_us() -> f64 {
     (ticks(11) + ticks(12)) * 10_000.0
 }
 
-/// How many a second, and processor time of each.
+/// Records per second, and the processor time of each in microseconds.
 async fn timed(count: u64, work: impl Future<Output = ()>) -> (f64, f64) {
     let (began, cpu) = (Instant::now(), cpu_us());
     work.await;
@@ -115,7 +116,7 @@ async fn pause(ms: u64) {
     tokio::time::sleep(Duration::from_millis(ms)).await;
 }
 
-/// librdkafka's own loop: messages that were encoded before, to as many partitions.
+/// librdkafka's own producer loop: messages encoded in advance, to the same number of partitions.
 fn producer_loop(brokers: &str, messages: &[envelope::Message]) {
     let producer: BaseProducer = ClientConfig::new()
         .set("bootstrap.servers", brokers)
@@ -145,13 +146,19 @@ fn example(n: u64) -> TaggingsEvent {
     let (tag, at) = (Tag::parse("some-tag").expect("a tag"), SystemClock.now_ms());
     let user = UserId::parse("bench").expect("a user");
     let version = Version::from_packed(n + 1).expect("fits");
-    let tagging =
-        Tagging { name: tag.name, display: tag.display, user, at, ord: version, present: true };
+    let tagging = Tagging {
+        name: tag.name,
+        display: tag.display,
+        user,
+        at,
+        decided_at: version,
+        present: true,
+    };
     TaggingsEvent {
         key: key(n),
         version,
         at,
-        emit: EpochOrdinal(1),
+        publisher_epoch: EpochOrdinal(1),
         tags: vec![tagging],
         changes: Vec::new(),
     }
@@ -230,7 +237,7 @@ async fn bus(brokers: &str) -> Arc<KafkaBus> {
         security: Security::default(),
         member: "bench".to_owned(),
         clusters: (0..PARTITIONS).map(|p| (Partition(p), BTreeSet::from(["c0".into()]))).collect(),
-        whole: Vec::new(),
+        standalone_groups: Vec::new(),
     })
     .expect("the settings are fine");
     bus.check_topics().await.expect("topics");
@@ -262,7 +269,7 @@ async fn store(info: &StackInfo, gate: &Arc<Gate>) -> Arc<PostgresStore> {
         breakers: tagfast_resilience::Breakers::new(Arc::new(tagfast_resilience::SystemClock)),
         read_concurrency: 16,
         reads_per_second: 0,
-        tenant_weights: tagfast_store::queue::TenantWeights::default(),
+        tenant_weights: tagfast_store::fair_queue::TenantWeights::default(),
     };
     let store = PostgresStore::open(options, Arc::clone(gate) as _).expect("it opens");
     assert!(store.wait_until_ready(Duration::from_secs(30)).await, "{:?}", store.status());
@@ -277,7 +284,7 @@ async fn make_topic(brokers: &str) {
     admin.create_topics([&topic], &rdkafka::admin::AdminOptions::new()).await.expect("asked");
 }
 
-/// What runs on the real stack.
+/// The parts that run on the real stack.
 struct World {
     stack: Stack,
     brokers: String,
@@ -335,7 +342,7 @@ async fn main() {
             figures.extend(cluster(&mut world, outage).await);
         }
         if wanted("letters") {
-            figures.extend(letters::run(&world, letters).await);
+            figures.extend(dead_letters::run(&world, letters).await);
         }
     }
     println!("{}", json!({"figures": figures}));
@@ -345,7 +352,7 @@ async fn cluster(world: &mut World, outage: u64) -> Vec<serde_json::Value> {
     let (events, seconds) = (argument("--events", 200_000), argument("--seconds", 60));
     let (bus, store, url) = (Arc::clone(&world.bus), Arc::clone(&world.store), world.url.clone());
     let index = world.index("tagfast-content", Arc::clone(&store) as Arc<dyn ShardScanner>);
-    // While there is nothing to copy.
+    // Before there are contents to copy.
     index
         .rebuild(&bus.ends().await.expect("the ends"), bus.epoch(), &|_| {})
         .await
@@ -415,7 +422,7 @@ async fn cluster(world: &mut World, outage: u64) -> Vec<serde_json::Value> {
     figures
 }
 
-/// Writes contents at this rate until it is told to stop; how many.
+/// Writes contents at this rate, per second, until `stop` is set; returns how many.
 async fn writers(store: Arc<PostgresStore>, rate: u64, stop: Arc<AtomicBool>) -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let (mut ticks, mut written) = (tokio::time::interval(Duration::from_millis(20)), 0u64);
@@ -423,7 +430,7 @@ async fn writers(store: Arc<PostgresStore>, rate: u64, stop: Arc<AtomicBool>) ->
         ticks.tick().await;
         let batch = (0..rate / 50).map(|_| {
             let n = NEXT.fetch_add(1, Ordering::Relaxed);
-            // Each round leaves every content with another set of tags: a write that changes
+            // Each round leaves every content with a different set of tags: a write that changes
             // nothing has no event.
             let tags = [format!("tag-{}", n % 50), format!("round-{}", n / 100_000 % 7)];
             let tags = tags.iter().map(|tag| Tag::parse(tag).expect("a tag")).collect();

@@ -1,4 +1,4 @@
-//! The index is killed under load and comes back: letters, and how fast what waited is indexed.
+//! The index is killed under load and comes back: dead letters, and how fast the backlog is indexed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tagfast_events::Consumer;
-use tagfast_search::{OpenSearchIndex, SearchIndex};
+use tagfast_search::SearchIndex;
+use tagfast_search_opensearch::OpenSearchIndex;
 use tagfast_testkit::stack::Fault;
 
 use crate::{World, pause, writers};
@@ -32,8 +33,7 @@ pub(crate) async fn run(
     while down.elapsed() < Duration::from_secs(seconds) {
         pause(1000).await;
         let lag = consumer.status().lag_seconds;
-        // Everything committed since it went down waits: the gauge says so within a second or so of
-        // the truth.
+        // Everything committed since it went down waits; the gauge is right to about a second.
         worst = worst.max((lag - down.elapsed().as_secs_f64()).abs());
     }
     fault(world, Fault::Restart);

@@ -1,4 +1,4 @@
-//! The load, and what became of it second by second.
+//! The load and its results, second by second.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -9,33 +9,33 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use fastrand::Rng;
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
-use tagfast::bench::http::Connection;
-use tagfast::bench::load::{Kind, Load};
-use tagfast::bench::pick::Rng;
+use tagfast_client::load::Connection;
+use tagfast_client::load::{RequestKind, Workload};
 use tagfast_testkit::Client;
 
 const CONNECTIONS: u64 = 256;
-/// No client waits longer; one that asks again waits shorter.
+/// Longest wait of a client; a client that retries waits shorter.
 const TIMEOUT: Duration = Duration::from_secs(2);
 const IMPATIENT: Duration = Duration::from_millis(500);
-/// Seconds after the fault's end that are the way back.
+/// Seconds after the fault's end that count as recovery.
 const BACK: u64 = 10;
 
-/// When, beside the fault.
+/// A phase of the run, relative to the fault.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
     Before,
     During,
-    /// From the 10th second on.
+    /// From the tenth second of the fault on.
     After,
 }
 
 /// Requests of one second, or of several.
 pub(crate) struct Second {
     sent: u64,
-    /// With those that were sent again.
+    /// Including retries.
     attempts: u64,
     answered: u64,
     degraded: u64,
@@ -62,7 +62,7 @@ impl Second {
         self.answered as f64 / self.sent.max(1) as f64
     }
 
-    /// How often a request was sent.
+    /// Attempts per request.
     pub(crate) fn attempts(&self) -> f64 {
         self.attempts as f64 / self.sent.max(1) as f64
     }
@@ -71,7 +71,7 @@ impl Second {
         self.degraded as f64 / self.answered.max(1) as f64
     }
 
-    /// In milliseconds.
+    /// Latencies, in milliseconds.
     pub(crate) fn at(&self, quantile: f64) -> f64 {
         self.latencies.value_at_quantile(quantile) as f64 / 1000.0
     }
@@ -88,11 +88,11 @@ impl Second {
     }
 }
 
-/// What happened.
+/// The results of a run.
 pub(crate) struct Timeline {
-    /// Of views and of sheddable calls.
+    /// Results of views and of sheddable calls.
     pub(crate) seconds: [BTreeMap<u64, Second>; 2],
-    /// Statements that had been sent to the database, at moments since the start.
+    /// Statements sent to the database so far, at times since the start.
     counted: Vec<(f64, f64)>,
     pub(crate) transitions: Vec<String>,
     pub(crate) fault_at: u64,
@@ -142,7 +142,7 @@ impl Timeline {
         )
     }
 
-    /// Seconds from the fault's end until views are answered as before, for good.
+    /// Seconds from the fault's end until views are answered as before it, and stay so.
     pub(crate) fn recovery(&self) -> u64 {
         let (before, end) = (self.of(Phase::Before, true), 2 * self.fault_at);
         let bad = |second: &Second| {
@@ -158,21 +158,21 @@ impl Timeline {
     }
 }
 
-/// What is asked how often.
+/// The load of a run.
 pub(crate) struct Driver {
-    pub(crate) load: Load,
-    /// The first one carries the load; the statements of both are counted.
+    pub(crate) load: Workload,
+    /// The nodes: the first carries the load, the statements of both are counted.
     pub(crate) nodes: [SocketAddr; 2],
     pub(crate) rate: u64,
-    /// Before the fault, with it, and after it.
+    /// Seconds before, during and after the fault.
     pub(crate) seconds: u64,
-    /// What half of the views ask while the fault lasts.
+    /// The content of half of all views while the fault lasts; `None` = no hot content.
     pub(crate) hot: Option<Vec<u8>>,
-    /// How often a client asks again that was not answered.
+    /// Retries of a client whose request was not answered.
     pub(crate) retries: u32,
 }
 
-/// A load under way.
+/// A running load.
 pub(crate) struct Running {
     start: Instant,
     generator: JoinHandle<[BTreeMap<u64, Second>; 2]>,
@@ -198,7 +198,7 @@ impl Driver {
 }
 
 impl Running {
-    /// Seconds since the load began.
+    /// Seconds since the start of the load.
     pub(crate) fn second(&self) -> f64 {
         self.start.elapsed().as_secs_f64()
     }
@@ -220,7 +220,7 @@ impl Running {
     }
 }
 
-/// What breakers did.
+/// State changes of breakers.
 fn events(address: SocketAddr) -> Vec<String> {
     let body = Client::new(address).get("/v1/breakers").json();
     let event = |e: &Value| {
@@ -270,7 +270,7 @@ fn generate(driver: Driver, start: Instant) -> [BTreeMap<u64, Second>; 2] {
         let (driver, next, seconds) = (Rc::clone(&driver), Rc::clone(&next), Rc::clone(&seconds));
         local.spawn_local(async move {
             let mut connection = Connection::new(driver.nodes[0]);
-            let mut rng = Rng::new(n + 1);
+            let mut rng = Rng::with_seed(n + 1);
             let mut request = Vec::new();
             loop {
                 let number = next.get();
@@ -285,8 +285,9 @@ fn generate(driver: Driver, start: Instant) -> [BTreeMap<u64, Second>; 2] {
                 }
                 let kind = driver.load.next(&mut rng, &mut request);
                 let during = since.as_secs() / driver.seconds == 1;
-                if let Some(hot) = driver.hot.as_ref().filter(|_| during && kind == Kind::View)
-                    && rng.below(2) == 0
+                if let Some(hot) =
+                    driver.hot.as_ref().filter(|_| during && kind == RequestKind::View)
+                    && rng.bool()
                 {
                     request.clone_from(hot);
                 }
@@ -304,7 +305,8 @@ fn generate(driver: Driver, start: Instant) -> [BTreeMap<u64, Second>; 2] {
                 }
                 let latency = u64::try_from(due.elapsed().as_micros()).unwrap_or(u64::MAX);
                 let mut seconds = seconds.borrow_mut();
-                let of: &mut BTreeMap<u64, Second> = &mut seconds[usize::from(kind != Kind::View)];
+                let of: &mut BTreeMap<u64, Second> =
+                    &mut seconds[usize::from(kind != RequestKind::View)];
                 let second = of.entry(since.as_secs()).or_default();
                 second.sent += 1;
                 second.attempts += attempts;

@@ -1,12 +1,13 @@
-//! What a view from L1 costs beside a bare HTTP server that answers the same bytes.
+//! The cost of a view from the local cache (L1), beside a bare HTTP server that answers the same
+//! bytes.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use axum::http::header;
 use axum::routing::get;
-use tagfast::bench::http::Connection;
-use tagfast::telemetry::process::usage;
+use tagfast_client::load::Connection;
+use tagfast_client::process_usage::usage;
 
 use crate::world::World;
 
@@ -25,7 +26,7 @@ fn hello(body: &'static str) -> SocketAddr {
         let runtime = runtime.enable_all().thread_name(HELLO).build().expect("a runtime");
         runtime.block_on(async {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-            tell.send(listener.local_addr().expect("an address")).expect("somebody waits");
+            tell.send(listener.local_addr().expect("an address")).expect("the benchmark waits");
             let answer =
                 move || async move { ([(header::CONTENT_TYPE, "application/json")], body) };
             axum::serve(listener, axum::Router::new().route("/", get(answer)))
@@ -49,7 +50,8 @@ fn hello_cpu() -> f64 {
     tasks.filter_map(of).sum()
 }
 
-/// Sends the same request from all connections as fast as it goes; requests a second, and how many.
+/// Sends the same request from all connections in a closed loop; returns requests per second, and
+/// their number.
 fn turn(address: SocketAddr, request: &[u8]) -> (f64, u64) {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -99,7 +101,7 @@ pub(crate) fn measure(world: &World) {
         figures[0].0.push(rate);
         figures[0].1.push((hello_cpu() - cpu) * 1e6 / done as f64);
         for (n, (_, request)) in kinds.iter().enumerate() {
-            // L1 has it before it is measured.
+            // The local cache holds it before the measurement.
             turn_once(address, request);
             let cpu = || usage(Some(world.server.pid())).expect("it runs").cpu_seconds;
             let before = cpu();

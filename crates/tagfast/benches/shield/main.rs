@@ -11,7 +11,7 @@
 #![expect(clippy::print_stdout, reason = "a benchmark speaks to its terminal")]
 #![expect(clippy::disallowed_methods, reason = "the load runs in real time")]
 
-// The bare server's, as the program's: what is compared are the services.
+// The bare server uses the program's allocator, so that only the services are compared.
 #[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -25,16 +25,16 @@ mod world;
 use std::path::PathBuf;
 
 use serde_json::json;
-use tagfast_testkit::OwnWritesSeen;
+use tagfast_testkit::ReadYourWritesReport;
 
 use drive::{Phase, Timeline};
 use scenarios::{SCENARIOS, Scenario};
 use world::World;
 
-/// Between two of what a scenario does again and again.
+/// Time between two repeated actions of a scenario.
 const AGAIN: u64 = 2;
 
-/// What was asked for.
+/// The options of the command line.
 struct Options {
     only: Vec<String>,
     seconds: u64,
@@ -43,7 +43,7 @@ struct Options {
     svg: Option<PathBuf>,
 }
 
-/// None: it was only asked what there is.
+/// Reads the options; `None` after `--list`.
 fn options() -> Option<Options> {
     let mut options =
         Options { only: Vec::new(), seconds: 20, capacity: 300, share: 25, svg: None };
@@ -63,7 +63,7 @@ fn options() -> Option<Options> {
                 return None;
             }
             "--svg" => options.svg = args.next().map(PathBuf::from),
-            // What cargo adds.
+            // Cargo adds this argument.
             "--bench" => {}
             other => panic!("{other} is not known"),
         }
@@ -90,7 +90,7 @@ fn main() {
         return;
     }
     if wanted("stampede") {
-        // Without a load the statements that it costs can be told apart.
+        // Before the load starts, so that its own statements can be counted.
         world.stampede("Consistency: eventual\r\n");
         world.stampede("");
         world.notes.drain(..).for_each(|note| println!("without a load: {note}"));
@@ -121,7 +121,7 @@ fn main() {
     );
     println!("|---|---|---|---|---|---|---|");
     table.iter().for_each(|row| println!("{row}"));
-    assert_eq!(missed, 0, "somebody missed their own write");
+    assert_eq!(missed, 0, "a user missed their own write");
 }
 
 fn run(
@@ -129,7 +129,7 @@ fn run(
     scenario: &Scenario,
     rate: u64,
     seconds: u64,
-) -> (Timeline, OwnWritesSeen) {
+) -> (Timeline, ReadYourWritesReport) {
     world.warm(rate);
     let own = world.own_writes();
     let load = world.load(rate, seconds, Some(scenario));
@@ -149,8 +149,13 @@ fn run(
     (timeline, own.stop())
 }
 
-/// One line for all of it.
-fn row(scenario: &Scenario, timeline: &Timeline, own: &OwnWritesSeen, capacity: u64) -> String {
+/// One line for all of them.
+fn row(
+    scenario: &Scenario,
+    timeline: &Timeline,
+    own: &ReadYourWritesReport,
+    capacity: u64,
+) -> String {
     let phases = [Phase::Before, Phase::During, Phase::After];
     let most = phases.map(|phase| format!("{:.0}", timeline.statements(phase).1)).join(", ");
     let share = timeline.statements(Phase::During).1 / capacity as f64;

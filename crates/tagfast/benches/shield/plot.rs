@@ -1,4 +1,4 @@
-//! A picture of what happened: three graphs over one axis of time.
+//! A picture of a run: three graphs over one time axis.
 
 use std::fmt::Write as _;
 

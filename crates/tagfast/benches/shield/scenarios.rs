@@ -1,4 +1,4 @@
-//! What happens to the servers, and what is asked meanwhile.
+//! The faults of the servers, and the load meanwhile.
 
 use tagfast_testkit::stack::Fault;
 
@@ -8,16 +8,16 @@ use crate::world::World;
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     pub(crate) what: &'static str,
-    /// What fails, and comes back: a server, `primary`, `replica`, or `nodes` for all of the
-    /// cluster.
+    /// The server that fails and comes back: its name, `primary`, `replica`, or `nodes` for the
+    /// whole cluster.
     pub(crate) faults: &'static [(&'static str, Fault)],
-    /// What is done besides, at the beginning, again and again while it lasts, and at the end.
+    /// Further actions at the beginning, repeatedly while it lasts, and at the end.
     pub(crate) begin: fn(&mut World),
     pub(crate) again: Option<fn(&mut World)>,
     pub(crate) end: fn(&mut World),
-    /// Half of all views are of one content while it lasts.
+    /// Whether half of all views are of one content while it lasts.
     pub(crate) hot: bool,
-    /// Clients give up after half a second and ask again, at once, so many times.
+    /// Immediate retries of clients that give up after half a second.
     pub(crate) retries: u32,
 }
 
@@ -33,7 +33,7 @@ const CALM: Scenario = Scenario {
 };
 
 /// Links to Redis are those of the first node; the second one has a way of its own. The order of
-/// the table in docs/degradation.md.
+/// the table in docs/concepts/degradation.md.
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "killed",

@@ -8,23 +8,23 @@ use std::time::{Duration, Instant};
 
 use clap::Parser as _;
 use serde_json::Value;
-use tagfast::bench::http::Connection;
-use tagfast::cli::{BenchArgs, ClientArgs};
-use tagfast::client::Client;
+use tagfast_client::args::{BenchArgs, ClientArgs};
+use tagfast_client::http::Client;
+use tagfast_client::load::Connection;
 use tagfast_testkit::sentinel::ask;
 use tagfast_testkit::stack::{Fault, Stack, StackOptions};
-use tagfast_testkit::{OwnWrites, ServerOptions, ServerProcess, wait_for_condition};
+use tagfast_testkit::{ReadYourWritesClients, ServerOptions, ServerProcess, wait_for_condition};
 use tokio::sync::{Barrier, Semaphore};
 
 use crate::drive::{Driver, Running, statements};
 use crate::scenarios::Scenario;
 
-const PATIENCE: Duration = Duration::from_secs(120);
+const TEST_TIMEOUT: Duration = Duration::from_secs(120);
 /// Contents that are read.
 const CONTENTS: usize = 20_000;
 /// Clients of a stampede.
 const STAMPEDE: usize = 10_000;
-/// What is asked: mostly views.
+/// The mix of requests: mostly views.
 const MIX: &str = "view=90,popular=5,suggest=5";
 
 #[derive(clap::Parser)]
@@ -35,10 +35,9 @@ struct Parsed {
 
 pub(crate) struct World {
     stack: Stack,
-    /// It has all roles, carries the load, and reaches Redis through a link that can fail.
+    /// The node with all roles that carries the load; its link to Redis can fail.
     pub(crate) server: ServerProcess,
-    /// It reaches Redis by a way of its own; clients write through it and read through the other
-    /// one, and the other way round.
+    /// A node with its own link to Redis; clients write through one node and read through the other.
     second: ServerProcess,
     stampedes: u64,
     pub(crate) notes: Vec<String>,
@@ -78,7 +77,7 @@ impl World {
             .start();
         second.wait_until_ready();
         let mut client = server.client();
-        wait_for_condition("ready", PATIENCE, || {
+        wait_for_condition("ready", TEST_TIMEOUT, || {
             let answer = client.get("/readyz");
             if answer.status == 200 { Ok(()) } else { Err(answer.text()) }
         });
@@ -101,13 +100,13 @@ impl World {
             .output()
             .expect("the import runs");
         assert!(imported.status.success(), "{}", String::from_utf8_lossy(&imported.stderr));
-        wait_for_condition("popular tags are counted", PATIENCE, || {
+        wait_for_condition("popular tags are counted", TEST_TIMEOUT, || {
             let body = client.get("/v1/tags/popular?window=all").json();
             let most = body["tags"][0]["count"].as_u64().unwrap_or(0);
             if most as usize >= CONTENTS { Ok(()) } else { Err(body.to_string()) }
         });
-        // Positions of a state Redis that just began are unknown for 75 s.
-        wait_for_condition("plain reads are answered from L1", PATIENCE, || {
+        // The positions of a state Redis that has just started are unknown for 75 s.
+        wait_for_condition("plain reads are answered from L1", TEST_TIMEOUT, || {
             let status = client
                 .get("/v1/content/test.doc/d1/tags")
                 .header("cache-status")
@@ -122,8 +121,8 @@ impl World {
         self.server.address()
     }
 
-    /// What the generator asks.
-    pub(crate) fn asks(&self, mix: &str) -> tagfast::bench::load::Load {
+    /// The load generator's options.
+    pub(crate) fn asks(&self, mix: &str) -> tagfast_client::load::Workload {
         let url = self.server.url();
         let ids = self.contents.to_str().expect("a path");
         let args = Parsed::parse_from([
@@ -143,10 +142,12 @@ impl World {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let host = url.strip_prefix("http://").expect("a URL");
-        runtime.block_on(tagfast::bench::load::Load::prepare(&args, host, &client)).expect("a load")
+        runtime
+            .block_on(tagfast_client::load::Workload::prepare(&args, host, &client))
+            .expect("a load")
     }
 
-    /// Requests a second that it answers while everything is well, measured in a closed loop.
+    /// Requests per second that it answers without a fault, measured in a closed loop.
     pub(crate) fn carried(&self) -> u64 {
         let bench = |seconds: &str| -> Value {
             let output = Command::new(env!("CARGO_BIN_EXE_tagfast"))
@@ -179,12 +180,12 @@ impl World {
         bench("10s")["requests_per_second"].as_f64().expect("a rate") as u64
     }
 
-    /// Lets the caches fill and everything come to rest.
+    /// Lets the caches fill and background work finish.
     pub(crate) fn warm(&self, rate: u64) {
         self.load(rate, 5, None).finish();
     }
 
-    /// Begins an open loop: so many seconds before, with, and after what the scenario does.
+    /// Starts an open loop with these seconds before, during and after the scenario's fault.
     pub(crate) fn load(&self, rate: u64, seconds: u64, scenario: Option<&Scenario>) -> Running {
         let path = "/v1/content/test.doc/d777/tags";
         let hot = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", self.address()).into_bytes();
@@ -200,8 +201,8 @@ impl World {
     }
 
     /// Clients who write through one node and read through the other one.
-    pub(crate) fn own_writes(&self) -> OwnWrites {
-        OwnWrites::start([self.address(), self.second.address()], 2, PATIENCE)
+    pub(crate) fn own_writes(&self) -> ReadYourWritesClients {
+        ReadYourWritesClients::start([self.address(), self.second.address()], 2, TEST_TIMEOUT)
     }
 
     pub(crate) fn fault(&mut self, fault: Fault, target: &str) {
@@ -220,7 +221,7 @@ impl World {
         }
     }
 
-    /// The servers that a scenario means by a word.
+    /// The servers that a word of a scenario names.
     fn servers(&self, target: &str) -> Vec<String> {
         match target {
             "primary" => vec![self.stack.primary("c0").expect("a primary").name],
@@ -232,18 +233,18 @@ impl World {
         }
     }
 
-    /// Tells the cache Redis itself something.
+    /// Sends a command to the cache Redis itself, not through its link.
     pub(crate) fn cache_redis(&mut self, words: &[&str]) {
         ask(self.stack.info().redis.as_ref().expect("Redis").direct, words).expect("it does");
     }
 
-    /// Tells the state Redis itself something.
+    /// Sends a command to the state Redis itself, not through its link.
     pub(crate) fn state_redis(&mut self, words: &[&str]) {
         ask(self.stack.info().state_redis.as_ref().expect("Redis").direct, words).expect("it does");
     }
 
-    /// Everybody asks at once for one content that nobody has asked for; who was answered, and how
-    /// late the last one was.
+    /// All clients request one uncached content at once; returns how many were answered, and the
+    /// latency of the last answer.
     pub(crate) fn stampede(&mut self, header: &str) {
         self.stampedes += 1;
         let address = self.address();
@@ -285,7 +286,7 @@ impl World {
             all.into_iter().filter_map(|one| one.expect("no panic")).collect();
         let slowest = answered.iter().max().copied().unwrap_or_default();
         self.notes.push(format!(
-            "stampede ({}): {} of {STAMPEDE} answered, the last after {} ms; the database was asked {:.0} times meanwhile",
+            "stampede ({}): {} of {STAMPEDE} answered, the last after {} ms; the database got {:.0} statements meanwhile",
             if header.is_empty() { "session" } else { header.trim_end() },
             answered.len(),
             slowest.as_millis(),

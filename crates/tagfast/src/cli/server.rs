@@ -1,13 +1,13 @@
-//! Commands that run a server or touch its files.
+//! Commands that run a server or copy its files.
 
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-/// What a process does.
+/// A role of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Role {
-    /// Everything; the only role of embedded mode.
+pub(crate) enum Role {
+    /// All roles; the only value of embedded mode.
     All,
     /// Serves HTTP.
     Api,
@@ -17,21 +17,22 @@ pub enum Role {
     Indexer,
     /// Counts popular tags.
     Analytics,
-    /// Replays dead letters.
+    /// Supervises and replays dead letters.
     Replayer,
-    /// Watches a database node.
-    Guardian,
 }
 
 /// `serve`
 #[derive(Debug, Clone, Args)]
-#[command(
-    after_help = "Examples:\n  tagfast serve                              embedded, on http://127.0.0.1:7070, data in ./tagfast-data\n  \
-                  tagfast serve --demo                       with 29,795 tagged Debian packages to play with\n  \
-                  tagfast serve --config tagfast.toml\n  tagfast serve --listen 127.0.0.1:0 --port-file port\n\n\
-                  Ctrl-C (or SIGTERM) finishes the requests in flight and closes the store; a second one ends at once."
-)]
-pub struct ServeArgs {
+#[command(after_help = "Examples:\n  \
+                  tagfast serve                              embedded, on http://127.0.0.1:7070, \
+                  data in ./tagfast-data\n  \
+                  tagfast serve --demo                       with 29,795 tagged Debian packages \
+                  to play with\n  \
+                  tagfast serve --config tagfast.toml\n  \
+                  tagfast serve --listen 127.0.0.1:0 --port-file port\n\n\
+                  Ctrl-C (or SIGTERM) finishes the requests in flight and closes the store; a \
+                  second one ends at once.")]
+pub(crate) struct ServeArgs {
     /// Configuration file (TOML).
     #[arg(long, value_name = "FILE", env = "TAGFAST_CONFIG")]
     pub config: Option<PathBuf>,
@@ -41,26 +42,25 @@ pub struct ServeArgs {
     /// Data directory [default: ./tagfast-data].
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-    /// What this process does; embedded mode runs everything in one.
+    /// Roles of this process; embedded mode runs all of them in one process.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "all")]
     pub role: Vec<Role>,
-    /// Load the bundled sample on the first start and say what to try.
+    /// Load the bundled sample at the first start and print what to try.
     #[arg(long)]
     pub demo: bool,
-    /// Write the port to this file when the server listens.
+    /// Write the port to this file once the server listens.
     #[arg(long, value_name = "FILE")]
     pub port_file: Option<PathBuf>,
 }
 
 /// `backup`
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  tagfast backup /var/backups/tagfast-monday --data-dir ./tagfast-data\n\n\
-                  The server may be running: each file is copied as of one moment. The search index and the counts are not copied; \
-                  a restore rebuilds them."
-)]
-pub struct BackupArgs {
-    /// Directory to make; it must not exist or be empty.
+#[command(after_help = "Example:\n  \
+                  tagfast backup /var/backups/tagfast-monday --data-dir ./tagfast-data\n\n\
+                  The server may be running: each file is copied as of one moment. The search \
+                  index and the counts are not copied; a restore rebuilds them.")]
+pub(crate) struct BackupArgs {
+    /// Directory to create; it must not exist or be empty.
     pub dir: PathBuf,
     /// The data directory to copy.
     #[arg(long, value_name = "DIR", default_value = "./tagfast-data")]
@@ -69,15 +69,15 @@ pub struct BackupArgs {
 
 /// `restore`
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  tagfast restore /var/backups/tagfast-monday --data-dir ./tagfast-data\n\n\
-                  A restored directory begins a new epoch: receipts of writes after the backup answer `unknown`, and the search \
-                  index and the counts are rebuilt at the next start."
-)]
-pub struct RestoreArgs {
-    /// The backup.
+#[command(after_help = "Example:\n  \
+                  tagfast restore /var/backups/tagfast-monday --data-dir ./tagfast-data\n\n\
+                  A restored directory begins a new epoch: receipts of writes after the backup \
+                  answer `unknown`, and the search index and the counts are rebuilt at the next \
+                  start.")]
+pub(crate) struct RestoreArgs {
+    /// Directory of the backup.
     pub dir: PathBuf,
-    /// The data directory to make; it must not exist or be empty.
+    /// The data directory to create; it must not exist or be empty.
     #[arg(long, value_name = "DIR", default_value = "./tagfast-data")]
     pub data_dir: PathBuf,
 }

@@ -4,19 +4,19 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
+use tagfast_client::error::{CliError, CommandResult, Exit};
+use tagfast_client::terminal::Terminal;
 use tagfast_domain::{TenantId, UserId};
 
 use crate::cli::TokenIssueArgs;
-use crate::config::resolved::read_secret;
-use crate::failure::{CommandResult, Exit, Failure};
-use crate::term::Term;
+use crate::config::secrets::read_secret;
 
-/// The scopes that the API knows.
+/// The scopes of the API.
 const SCOPES: &[&str] = &["tags:read", "tags:write", "admin"];
 
 /// `token issue`
-pub(super) fn issue(args: &TokenIssueArgs, term: &Term) -> CommandResult {
-    let secret = read_secret(&args.secret_file).map_err(Failure::new)?;
+pub(super) fn issue(args: &TokenIssueArgs, terminal: &Terminal) -> CommandResult {
+    let secret = read_secret(&args.secret_file).map_err(CliError::new)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let claims = claims(args, now)?;
     let token = jsonwebtoken::encode(
@@ -24,20 +24,22 @@ pub(super) fn issue(args: &TokenIssueArgs, term: &Term) -> CommandResult {
         &claims,
         &EncodingKey::from_secret(&secret),
     )
-    .map_err(|e| Failure::new(format!("cannot sign the token: {e}")))?;
-    if term.json {
-        term.value(&json!({"token": token, "claims": claims}))?;
+    .map_err(|e| CliError::new("cannot sign the token").with_source(e))?;
+    if terminal.json {
+        terminal.value(&json!({"token": token, "claims": claims}))?;
     } else {
-        term.line(token)?;
+        terminal.line(token)?;
     }
     Ok(Exit::Done)
 }
 
-fn claims(args: &TokenIssueArgs, now: u64) -> Result<Value, Failure> {
-    let tenant = TenantId::parse(&args.tenant).map_err(|e| Failure::usage(e.to_string()))?;
-    let user = UserId::parse(&args.user).map_err(|e| Failure::usage(e.to_string()))?;
+fn claims(args: &TokenIssueArgs, now: u64) -> Result<Value, CliError> {
+    let tenant =
+        TenantId::parse(&args.tenant).map_err(|e| CliError::usage(e.to_string()).with_source(e))?;
+    let user =
+        UserId::parse(&args.user).map_err(|e| CliError::usage(e.to_string()).with_source(e))?;
     if let Some(scope) = args.scope.split_whitespace().find(|s| !SCOPES.contains(s)) {
-        return Err(Failure::usage(format!(
+        return Err(CliError::usage(format!(
             "unknown scope {scope:?}; the scopes are {}",
             SCOPES.join(", ")
         )));
@@ -81,8 +83,8 @@ mod tests {
     #[test]
     fn a_token_can_be_verified_with_the_same_secret() {
         let dir = tempfile::tempdir().unwrap();
-        let (term, captured) = Term::memory(false);
-        assert_eq!(issue(&args(dir.path()), &term).unwrap(), Exit::Done);
+        let (terminal, captured) = Terminal::memory(false);
+        assert_eq!(issue(&args(dir.path()), &terminal).unwrap(), Exit::Done);
         let key = jsonwebtoken::DecodingKey::from_secret("k".repeat(40).as_bytes());
         let mut rules = jsonwebtoken::Validation::new(Algorithm::HS256);
         rules.set_issuer(&["me"]);
@@ -94,7 +96,7 @@ mod tests {
     #[test]
     fn bad_tenants_and_scopes_are_wrong_usage() {
         let dir = tempfile::tempdir().unwrap();
-        let (term, _) = Term::memory(false);
+        let (terminal, _) = Terminal::memory(false);
         for change in [
             (|a: &mut TokenIssueArgs| a.tenant = "_x".to_owned()) as fn(&mut TokenIssueArgs),
             |a| a.scope = "tags:all".to_owned(),
@@ -102,7 +104,7 @@ mod tests {
         ] {
             let mut bad = args(dir.path());
             change(&mut bad);
-            assert_eq!(issue(&bad, &term).unwrap_err().exit, Exit::Usage);
+            assert_eq!(issue(&bad, &terminal).unwrap_err().exit, Exit::Usage);
         }
     }
 }

@@ -1,18 +1,21 @@
-//! `config docs` and `config print`: both made from the table of keys.
+//! `config docs` and `config print`, both made from the table of keys.
 
-use super::keys::{KEYS, Kind, SECTIONS, Scope};
-use super::raw::{Source, Sources};
+use super::key::Scope;
+use super::keys::{KEYS, SECTIONS};
+use super::values::{Source, Sources};
 
-/// The reference of all keys as Markdown: the content of `docs/configuration.md`.
+/// The reference of all keys as Markdown: the content of `docs/reference/configuration.md`.
 pub fn markdown() -> String {
     let mut out = String::from(
         "# Configuration\n\n\
          <!-- Made by `tagfast config docs`; change crates/tagfast/src/config/keys.rs instead. -->\n\n\
-         `tagfast serve --config tagfast.toml` reads TOML. Each key can also be set in the environment as\n\
-         `TAGFAST__SECTION__KEY`; flags of the command line win over the environment, the environment over the file.\n\
-         Unknown keys are refused, in the file and in the environment. Secrets are only read from files.\n\n\
-         `tagfast config check --config F` judges a configuration without starting anything, `tagfast config print`\n\
-         shows the effective one with the source of each value.\n",
+         `tagfast serve --config tagfast.toml` reads TOML. Each key can also be set in the\n\
+         environment as `TAGFAST__SECTION__KEY`; flags of the command line win over the\n\
+         environment, the environment over the file. Unknown keys are refused, in the file and in\n\
+         the environment; a key that had a different name in an earlier version is refused with\n\
+         its new name. Secrets are only read from files.\n\n\
+         `tagfast config check --config F` checks a configuration without starting anything,\n\
+         `tagfast config print` shows the effective one with the source of each value.\n",
     );
     for (section, about) in SECTIONS {
         out.push_str(&format!("\n## [{section}]\n\n{about}\n"));
@@ -32,7 +35,7 @@ pub fn markdown() -> String {
             out.push_str(&format!(
                 "\n### `{}`\n\n{}, default {default}; in the environment `{}`.{scope}\n\n{}\n\n{}\n",
                 key.path(),
-                capitalised(key.kind),
+                key.kind.describe(),
                 key.env_name(),
                 key.doc,
                 key.wrong,
@@ -40,16 +43,6 @@ pub fn markdown() -> String {
         }
     }
     out
-}
-
-fn capitalised(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Text => "Text",
-        Kind::Number => "Whole number",
-        Kind::Fraction => "Number",
-        Kind::Flag => "`true` or `false`",
-        Kind::List => "List of texts (in the environment separated by commas)",
-    }
 }
 
 /// The effective configuration as TOML, each value with its source as a comment.
@@ -112,7 +105,8 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::config::raw::gather;
+    use crate::config::keys::find;
+    use crate::config::sources::gather;
 
     #[test]
     fn the_effective_configuration_is_a_configuration_and_hides_passwords() {
@@ -125,8 +119,9 @@ mod tests {
             !text.contains("geheim") && !effective_json(&sources).to_string().contains("geheim")
         );
         let again = gather(Some((Path::new("p.toml"), &text)), &BTreeMap::new(), &[]).unwrap();
-        assert_eq!(again.raw.kafka.brokers, Some(vec!["a:1".to_owned()]));
-        assert_eq!(again.raw.server.max_connections, Some(10_000));
+        let value = |section, name| again.effective(find(section, name).unwrap()).unwrap().0;
+        assert_eq!(value("kafka", "brokers").to_string(), "[\"a:1\"]");
+        assert_eq!(value("server", "max_connections").to_string(), "10000");
     }
 
     #[test]
@@ -141,14 +136,14 @@ mod tests {
 
     #[test]
     fn the_page_in_docs_is_this_reference() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/configuration.md");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/configuration.md");
         if std::env::var_os("UPDATE_GOLDEN").is_some() {
             std::fs::write(path, markdown()).unwrap();
         }
         let page = std::fs::read_to_string(path).unwrap();
         assert!(
             page == markdown(),
-            "docs/configuration.md is old: run this test with UPDATE_GOLDEN=1 and look at the difference"
+            "docs/reference/configuration.md is old: run this test with UPDATE_GOLDEN=1 and look at the difference"
         );
     }
 }

@@ -1,22 +1,21 @@
 //! The environment as a source of configuration: `TAGFAST__SECTION__KEY`.
 //!
-//! The environment comes in as a map, so that tests need not change the process. A name that begins
-//! like ours and is none of ours is refused: a misspelt limit that silently does nothing is found
-//! during an outage.
+//! The environment comes in as a map, so that tests need not change the process. A variable with
+//! our prefix that names no key is refused: a misspelt limit that silently has no effect would be
+//! found during an outage.
 
 use std::collections::BTreeMap;
 
-use super::keys::{KEYS, Key, Kind, find, suggest};
-
-/// What every name begins with.
-pub const PREFIX: &str = "TAGFAST__";
+use super::key::{ENV_PREFIX, Key, Kind};
+use super::keys::{KEYS, find, suggest};
+use super::renamed;
 
 /// The process's variables that are meant for the configuration.
 pub fn of_process() -> BTreeMap<String, String> {
     std::env::vars_os()
         .filter_map(|(name, value)| {
             let name = name.into_string().ok()?;
-            name.starts_with(PREFIX).then(|| (name, value.to_string_lossy().into_owned()))
+            name.starts_with(ENV_PREFIX).then(|| (name, value.to_string_lossy().into_owned()))
         })
         .collect()
 }
@@ -27,11 +26,11 @@ pub fn parse(
 ) -> (Vec<(&'static Key, String, toml::Value)>, Vec<String>) {
     let (mut set, mut errors) = (Vec::new(), Vec::new());
     for (name, text) in env {
-        let Some(path) = name.strip_prefix(PREFIX) else { continue };
-        let key =
-            path.split_once("__").and_then(|(s, k)| find(&s.to_lowercase(), &k.to_lowercase()));
-        let Some(key) = key else {
-            errors.push(unknown(name));
+        let Some(path) = name.strip_prefix(ENV_PREFIX) else { continue };
+        let path = path.to_lowercase();
+        let (section, key_name) = path.split_once("__").unwrap_or((&path, ""));
+        let Some(key) = find(section, key_name) else {
+            errors.push(renamed::env_message(section, key_name).unwrap_or_else(|| unknown(name)));
             continue;
         };
         match value(key.kind, text) {
@@ -59,17 +58,17 @@ fn unknown(name: &str) -> String {
     }
 }
 
-/// A text as a TOML value of `kind`; `Err` gives the text back.
+/// A text as a TOML value of `kind`; `Err` returns the text.
 pub fn value(kind: Kind, text: &str) -> Result<toml::Value, String> {
     let trimmed = text.trim();
     let given = || text.to_owned();
     match kind {
-        Kind::Text => Ok(toml::Value::String(text.to_owned())),
-        Kind::Number => {
+        Kind::Text | Kind::Choice(_) => Ok(toml::Value::String(text.to_owned())),
+        Kind::Number(..) => {
             let number: i64 = trimmed.replace('_', "").parse().map_err(|_| given())?;
             if number < 0 { Err(given()) } else { Ok(toml::Value::Integer(number)) }
         }
-        Kind::Fraction => {
+        Kind::Fraction(..) => {
             let number: f64 = trimmed.parse().map_err(|_| given())?;
             if number.is_finite() { Ok(toml::Value::Float(number)) } else { Err(given()) }
         }
@@ -93,7 +92,7 @@ mod tests {
     fn values_take_the_key_s_type() {
         let (set, errors) = parse(&map(&[
             ("TAGFAST__SERVER__MAX_CONNECTIONS", "1_000"),
-            ("TAGFAST__DRILLS__ENABLED", "true"),
+            ("TAGFAST__KAFKA__TLS", "true"),
             ("TAGFAST__KAFKA__BROKERS", "a:1, b:2"),
             ("TAGFAST__STORE__DATA_DIR", "/x y"),
             ("TAGFAST_URL", "not ours"),
@@ -102,7 +101,7 @@ mod tests {
         let got: BTreeMap<String, String> =
             set.into_iter().map(|(k, _, v)| (k.path(), v.to_string())).collect();
         assert_eq!(got["server.max_connections"], "1000");
-        assert_eq!(got["drills.enabled"], "true");
+        assert_eq!(got["kafka.tls"], "true");
         assert_eq!(got["kafka.brokers"], "[\"a:1\", \"b:2\"]");
         assert_eq!(got["store.data_dir"], "\"/x y\"");
         assert_eq!(got.len(), 4);
@@ -112,7 +111,7 @@ mod tests {
     fn unknown_names_and_wrong_types_are_all_reported() {
         let (set, errors) = parse(&map(&[
             ("TAGFAST__SERVER__LISTEM", "x"),
-            ("TAGFAST__DRILLS__ENABLED", "maybe"),
+            ("TAGFAST__KAFKA__TLS", "maybe"),
             ("TAGFAST__SERVER__MAX_CONNECTIONS", "-1"),
         ]));
         assert!(set.is_empty());
@@ -122,9 +121,16 @@ mod tests {
             "{errors:?}"
         );
         assert!(
-            errors
-                .iter()
-                .any(|e| e.contains("TAGFAST__DRILLS__ENABLED") && e.contains("true or false"))
+            errors.iter().any(|e| e.contains("TAGFAST__KAFKA__TLS") && e.contains("true or false"))
         );
+    }
+
+    #[test]
+    fn an_old_name_is_refused_with_the_new_one() {
+        let (set, errors) =
+            parse(&map(&[("TAGFAST__STORE__LANES", "2"), ("TAGFAST__DRILLS__ENABLED", "true")]));
+        assert!(set.is_empty());
+        assert!(errors[0].contains("TAGFAST__DRILLS__ENABLED is gone"), "{errors:?}");
+        assert!(errors[1].contains("now called TAGFAST__STORE__WRITER_CONNECTIONS"), "{errors:?}");
     }
 }

@@ -1,338 +1,366 @@
-//! The one table of configuration keys: names, types, defaults and what each does.
+//! The one table of configuration keys: name, type, range, default, and what each does.
 //!
-//! The structs of the first stage ([`super::raw`]), the check for unknown keys, the environment's
-//! types, `config print` and `docs/configuration.md` are all made from this table, so that none can
-//! forget a key.
+//! A key is one row. The check for unknown keys, the environment's types, the typed reading in the
+//! modules beside this one, `config print` and `docs/reference/configuration.md` all come from the
+//! row, so that none of them can forget a key or state a different default. A row that no module
+//! reads is reported by the compiler as a field that is never read; a row whose setting no code
+//! outside of `config/` uses fails a test.
 
-use serde::Deserialize;
+use super::key::{ChoiceKey, FlagKey, FractionKey, Key, Kind, ListKey, NumberKey, Scope, TextKey};
 
-/// The type of a key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// A string.
-    Text,
-    /// A whole number, not negative.
-    Number,
-    /// A number with a fraction.
-    Fraction,
-    /// `true` or `false`.
-    Flag,
-    /// A list of strings; in the environment separated by commas.
-    List,
+macro_rules! kind {
+    (Text) => { Kind::Text };
+    (Flag) => { Kind::Flag };
+    (List) => { Kind::List };
+    (Choice $first:literal $(| $word:literal)*) => { Kind::Choice(&[$first $(, $word)*]) };
+    (Number $min:literal ..= $max:literal) => { Kind::Number($min, $max) };
+    (Fraction $min:literal ..= $max:literal) => { Kind::Fraction($min, $max) };
 }
 
-impl Kind {
-    /// The word in the documentation and in errors.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Text => "text",
-            Self::Number => "whole number",
-            Self::Fraction => "number",
-            Self::Flag => "true or false",
-            Self::List => "list of texts",
-        }
-    }
-}
-
-/// Where a key has an effect.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scope {
-    /// In both ways to run.
-    Both,
-    /// Only with `store.kind = "embedded"`.
-    Embedded,
-    /// Only with `store.kind = "postgres"`.
-    Cluster,
-}
-
-/// One key.
-#[derive(Debug, Clone, Copy)]
-pub struct Key {
-    /// The table it is in.
-    pub section: &'static str,
-    /// Its name there.
-    pub name: &'static str,
-    /// Its type.
-    pub kind: Kind,
-    /// The default as TOML; empty = unset.
-    pub default: &'static str,
-    /// Where it has an effect.
-    pub scope: Scope,
-    /// What it does.
-    pub doc: &'static str,
-    /// What goes wrong with a wrong value; for numbers in both directions.
-    pub wrong: &'static str,
-}
-
-impl Key {
-    /// `section.name`.
-    pub fn path(&self) -> String {
-        format!("{}.{}", self.section, self.name)
-    }
-
-    /// The name in the environment.
-    pub fn env_name(&self) -> String {
-        format!("TAGFAST__{}__{}", self.section.to_uppercase(), self.name.to_uppercase())
-    }
-
-    /// Whether its value may hold a password (connection URLs).
-    pub fn may_hold_secret(&self) -> bool {
-        self.name.ends_with("_url")
-    }
-}
-
-macro_rules! rust_type {
-    (Text) => { String };
-    (Number) => { u64 };
-    (Fraction) => { f64 };
-    (Flag) => { bool };
-    (List) => { Vec<String> };
+macro_rules! typed_key {
+    (Text) => {
+        TextKey
+    };
+    (Flag) => {
+        FlagKey
+    };
+    (List) => {
+        ListKey
+    };
+    (Choice) => {
+        ChoiceKey
+    };
+    (Number) => {
+        NumberKey
+    };
+    (Fraction) => {
+        FractionKey
+    };
 }
 
 macro_rules! config_keys {
-    ($( $section:ident $type:ident $section_doc:literal {
-        $( $key:ident $kind:ident $scope:ident = $default:literal
-            $doc:literal
-            $wrong:literal; )+
+    ($( $section:ident $const:ident $type:ident $section_doc:literal {
+        $( $key:ident $kind:ident $(($($range:tt)*))? $scope:ident = $default:literal,
+            $read_as:literal, $doc:literal, $wrong:literal; )+
     } )+) => {
-        /// Every key.
+        /// Every key, in the order of the documentation.
         pub const KEYS: &[Key] = &[ $( $( Key {
-            section: stringify!($section), name: stringify!($key), kind: Kind::$kind, default: $default,
-            scope: Scope::$scope, doc: $doc, wrong: $wrong,
+            section: stringify!($section),
+            name: stringify!($key),
+            kind: kind!($kind $($($range)*)?),
+            default: $default,
+            scope: Scope::$scope,
+            read_as: $read_as,
+            doc: $doc,
+            wrong: $wrong,
         }, )+ )+ ];
 
-        /// Every section with what it is about.
+        /// Every section with its subject.
         pub const SECTIONS: &[(&str, &str)] = &[ $( (stringify!($section), $section_doc), )+ ];
-
-        /// The first stage: what somebody wrote, typed but not judged. `None` = not set.
-        #[derive(Debug, Clone, Default, Deserialize)]
-        #[serde(default, deny_unknown_fields)]
-        pub struct RawConfig { $( #[doc = $section_doc] pub $section: $type, )+ }
 
         $(
             #[doc = $section_doc]
-            #[derive(Debug, Clone, Default, Deserialize)]
-            #[serde(default, deny_unknown_fields)]
-            pub struct $type { $( #[doc = $doc] #[doc = $wrong] pub $key: Option<rust_type!($kind)>, )+ }
+            pub(super) struct $type { $( pub(super) $key: typed_key!($kind), )+ }
+
+            #[doc = $section_doc]
+            pub(super) const $const: $type = $type { $( $key: typed_key!($kind)(Key {
+                section: stringify!($section),
+                name: stringify!($key),
+                kind: kind!($kind $($($range)*)?),
+                default: $default,
+                scope: Scope::$scope,
+                read_as: $read_as,
+                doc: $doc,
+                wrong: $wrong,
+            }), )+ };
         )+
     };
 }
 
 config_keys! {
-    server RawServer "Where the server listens and how much it takes on." {
-        listen Text Both = "\"127.0.0.1:7070\""
-            "Address and port of the HTTP server. Port 0 takes a free one, which the log names."
-            "An address that other machines reach needs `auth.mode = \"jwt\"`; without it the server does not start.";
-        signing_key_file List Both = ""
-            "Files with the keys of consistency tokens, receipts and cursors: 64 hexadecimal digits each. The first signs, all are accepted. Embedded default: `token.key` in the data directory, made at the first start."
-            "Removing a key makes the tokens, receipts and cursors it signed worthless; another file per node makes the nodes refuse each other's tokens.";
-        worker_threads Number Both = "0"
-            "Threads that serve requests; 0 = one per processor."
-            "Too high: threads compete and the tail of latencies grows. Too low: processors idle while requests wait.";
-        max_connections Number Both = "10000"
-            "Connections at a time; more wait to be accepted."
-            "Too high: memory and file descriptors run out under a flood. Too low: clients wait although the server is idle.";
-        max_body_bytes Number Both = "1048576"
-            "Largest request body in bytes."
-            "Too high: few clients can fill the memory. Too low: batches of long tags are refused with 413.";
-        max_url_bytes Number Both = "8192"
-            "Longest URL in bytes."
-            "Too high: long search queries cost parsing time. Too low: long queries and encoded ids are refused with 414.";
-        max_batch_items Number Both = "500"
-            "Items in one batch request."
-            "Too high: one request holds the queues for long. Too low: imports need many requests; below 1 nothing works.";
-        request_timeout_ms Number Both = "10000"
-            "How long a request may take in all, in milliseconds."
-            "Too high: callers wait for answers nobody needs any more. Too low: slow but healthy requests fail.";
-        header_timeout_ms Number Both = "10000"
-            "How long a client may take to send a request's head, in milliseconds."
-            "Too high: slow clients hold connections. Too low: clients behind slow links are cut off.";
-        drain_timeout_ms Number Both = "10000"
-            "How long requests in flight may take to finish after a stop was asked for, in milliseconds."
-            "Too high: a stop takes long. Too low: requests are cut off and their outcome is unknown to the client.";
+    server SERVER ServerKeys "Where the server listens and how much it takes on." {
+        listen Text Both = "\"127.0.0.1:7070\"", "config.listen",
+            "Address and port of the HTTP server. Port 0 takes a free one, which the log names.",
+            "An address that other machines can reach needs `auth.mode = \"jwt\"`; without it the \
+             server does not start.";
+        signing_key_file List Both = "", "config.signing_keys()",
+            "Files with the keys of consistency tokens, receipts and cursors: 64 hexadecimal \
+             digits each. The first key signs, all are accepted. Embedded default: `token.key` in \
+             the data directory, made at the first start.",
+            "Removing a key makes the tokens, receipts and cursors that it signed worthless; with \
+             a different file per node, each node refuses the tokens of the others.";
+        worker_threads Number(0..=1024) Both = "0", "config.worker_threads",
+            "Threads that serve requests; 0 = one per processor.",
+            "Too high: threads compete and the tail of latencies grows. Too low: processors idle \
+             while requests wait.";
+        max_connections Number(1..=1_000_000) Both = "10000", "limits.connections",
+            "Open connections; further clients wait to be accepted.",
+            "Too high: memory and file descriptors run out under a flood. Too low: clients wait \
+             although the server is idle.";
+        max_body_bytes Number(1024..=1_073_741_824) Both = "1048576", "limits.body_bytes",
+            "Largest request body, in bytes.",
+            "Too high: few clients can fill the memory. Too low: batches of long tags are refused \
+             with 413.";
+        max_url_bytes Number(256..=65_000) Both = "8192", "limits.url_bytes",
+            "Longest URL, in bytes.",
+            "Too high: long search queries cost parsing time. Too low: long queries and encoded \
+             ids are refused with 414.";
+        max_batch_items Number(1..=10_000) Both = "500", "limits.batch_items",
+            "Items in one batch request.",
+            "Too high: one request occupies the write queues. Too low: imports need many requests.";
+        request_timeout_ms Number(1..=3_600_000) Both = "10000", "limits.request_timeout",
+            "How long a request may take in all, in milliseconds.",
+            "Too high: the server works on answers that no caller waits for. Too low: slow but \
+             healthy requests fail.";
+        header_timeout_ms Number(1..=3_600_000) Both = "10000", "limits.header_timeout",
+            "How long a client may take to send the head of a request, in milliseconds.",
+            "Too high: slow clients occupy connections. Too low: clients behind slow links are cut \
+             off.";
+        drain_timeout_ms Number(1..=3_600_000) Both = "10000", "limits.drain_timeout",
+            "How long requests in flight may take to finish after a stop signal, in milliseconds.",
+            "Too high: a stop takes long. Too low: requests are cut off, and their clients do not \
+             know the outcome.";
     }
-    auth RawAuth "Who may call." {
-        mode Text Both = "\"none\""
-            "`none`: everybody is user `anonymous` of tenant `default` with every scope, accepted on loopback addresses only. `jwt`: bearer tokens with the claims `tenant`, `sub` and `scope`."
+    auth AUTH AuthKeys "Who may call." {
+        mode Choice("none" | "jwt") Both = "\"none\"", "config.auth()",
+            "`none`: every caller is user `anonymous` of tenant `default` with every scope, \
+             accepted on loopback addresses only. `jwt`: bearer tokens with the claims `tenant`, \
+             `sub` and `scope`.",
             "`none` lets every local user read and write everything.";
-        hs256_secret_file Text Both = ""
-            "File with the secret of HS256 tokens, at least 32 bytes; surrounding blanks are cut off."
-            "Whoever reads the file can make tokens of any tenant: mode 0600.";
-        jwks Text Both = ""
-            "Keys of RS256, ES256 and EdDSA tokens: a file (read again when it changes) or an `https://` URL (fetched again for an unknown key id)."
-            "A URL that somebody else controls lets them make tokens of any tenant.";
-        audience Text Both = ""
-            "Required `aud` claim."
+        hs256_secret_file Text Both = "", "config.auth()",
+            "File with the secret of HS256 tokens, at least 32 bytes; whitespace around it is cut \
+             off.",
+            "Anyone who reads the file can make tokens of any tenant: mode 0600.";
+        jwks Text Both = "", "config.auth()",
+            "Keys of RS256, ES256 and EdDSA tokens: a file (read again when it changes) or an \
+             `https://` URL (fetched again for an unknown key id).",
+            "Anyone who controls the URL can make tokens of any tenant.";
+        audience Text Both = "", "config.auth()",
+            "Required `aud` claim.",
             "Unset: tokens made for other services of the same issuer are accepted.";
-        issuer Text Both = ""
-            "Required `iss` claim."
+        issuer Text Both = "", "config.auth()",
+            "Required `iss` claim.",
             "Unset: every issuer whose key is in `auth.jwks` is accepted.";
-        leeway_seconds Number Both = "60"
-            "Clock skew allowed on `exp` and `nbf`, in seconds."
-            "Too high: expired tokens work for long. Too low: tokens fail when clocks differ a little.";
+        leeway_seconds Number(0..=86_400) Both = "60", "config.auth()",
+            "Clock skew allowed on `exp` and `nbf`, in seconds.",
+            "Too high: expired tokens stay valid. Too low: tokens fail when clocks differ a \
+             little.";
     }
-    limits RawLimits "What one user and one content may hold." {
-        tags_per_content Number Both = "100"
-            "Most tags on one content."
-            "Too high: documents of many kilobytes, slow views and writes. Too low: users cannot tag. Lowering it keeps what is there and refuses additions.";
-        requests_per_second Number Both = "0"
-            "Requests per second of one user of one tenant; 0 = unlimited."
+    limits LIMITS LimitKeys "What one user and one content may hold." {
+        tags_per_content Number(1..=10_000) Both = "100", "limits.tags_per_content",
+            "Tags on one content.",
+            "Too high: documents of many kilobytes, slow views and writes. Too low: users cannot \
+             tag. After lowering it, existing tags stay and additions are refused.";
+        requests_per_second Number(0..=10_000_000) Both = "0", "limits.requests_per_second",
+            "Requests per second of one user of one tenant; 0 = unlimited.",
             "Too high: one client can use up the server. Too low: ordinary clients get 429.";
-        burst Number Both = "0"
-            "Requests of one user at once above the rate; 0 = one second's worth."
-            "Too high: the rate means little over short times. Too low: pages that load many items at once get 429.";
-        tenant_weights List Both = ""
-            "Shares of tenants when not everything can be answered, each `TENANT=WEIGHT` with a weight of 1 to 100; every other tenant has 1. A tenant of weight 3 is let in three times as often as one of weight 1 while both wait; an idle one takes nothing."
-            "A tenant with far more than the others can make them wait for as long as it asks; a tenant that is not in the list is never refused for that alone.";
+        burst Number(0..=10_000_000) Both = "0", "limits.burst",
+            "Requests that one user may send at once above the rate; 0 = one second's worth.",
+            "Too high: the rate has no effect over short times. Too low: pages that load many \
+             items at once get 429.";
+        tenant_weights List Both = "", "config.tenant_weights",
+            "Shares of tenants while the server cannot answer everything, each `TENANT=WEIGHT` \
+             with a weight of 1 to 100; every other tenant has weight 1. While both wait, a tenant \
+             of weight 3 is served three times as often as one of weight 1; an idle tenant takes \
+             nothing.",
+            "A tenant with a far larger weight than the others can make them wait for as long as \
+             it sends requests; a tenant that is not in the list is never refused for that alone.";
     }
-    store RawStore "Where tags are kept." {
-        kind Text Both = "\"embedded\""
-            "`embedded`: files in `store.data_dir`, no other server. `postgres`: PostgreSQL clusters under Patroni."
-            "Another value does not start.";
-        clusters List Cluster = ""
-            "The clusters, each `SCOPE=SHARDS`: Patroni's scope and the logical shards it holds, for example `c0=0-31`, `c1=32-63`."
-            "A map with gaps or overlaps is refused; a wrong one sends contents to a cluster that does not have them.";
-        etcd List Cluster = ""
-            "etcd's client URLs. Needs to read `/service/` and to write `/tagfast/`."
+    store STORE StoreKeys "Where tags are kept." {
+        kind Choice("embedded" | "postgres") Both = "\"embedded\"", "config.postgres",
+            "`embedded`: files in `store.data_dir`, no other server. `postgres`: PostgreSQL \
+             clusters under Patroni.",
+            "A different value does not start.";
+        clusters List Cluster = "", "postgres.clusters",
+            "The clusters, each `SCOPE=SHARDS`: Patroni's scope and the logical shards it holds, \
+             for example `c0=0-31`, `c1=32-63`.",
+            "A map with gaps or overlaps is refused; a wrong one sends contents to a cluster that \
+             does not have them.";
+        etcd List Cluster = "", "postgres.etcd",
+            "etcd's client URLs. The service must be able to read `/service/` and to write \
+             `/tagfast/`.",
             "Without write access no epoch can be made and the clusters take no writes.";
-        patroni List Cluster = ""
-            "Patroni's REST addresses, each `SCOPE=URL`; they find replicas when etcd is silent at the start."
+        patroni List Cluster = "", "c.patroni",
+            "Patroni's REST addresses, each `SCOPE=URL`; they find replicas when etcd does not \
+             answer at the start.",
             "Without them a start while etcd is down serves no reads.";
-        database Text Cluster = "\"tagfast\""
-            "The database on every cluster; the role owns it."
-            "A database with tables of another application is refused.";
-        user Text Cluster = "\"tagfast\""
-            "The role; needs `pg_monitor` and `EXECUTE` on `pg_read_file(text)`."
-            "Without them replicas cannot be proven new enough and forks cannot be read.";
-        password_file Text Cluster = ""
-            "File with the role's password."
-            "A file that others can read gives them the database.";
-        tls Text Cluster = "\"off\""
-            "TLS to PostgreSQL: `off`, `verify-ca` (a certificate of our authority) or `verify-full` (that also names the node's address)."
-            "Off, whoever can listen between the service and its databases reads every document; `verify-full` refuses certificates without the addresses that Patroni tells.";
-        tls_ca_file Text Cluster = ""
-            "File with the certificates (PEM) of the authorities that signed the servers' certificates."
-            "With another authority's no server is believed and no cluster is reached.";
-        epochs_above List Cluster = ""
-            "Clusters that took over shards from another one, each `SCOPE=ORDINAL`: the ordinal of the other cluster's last epoch (`tagfast status`)."
-            "Without it contents that moved may be given versions that they had before, and readers keep the older state.";
-        lanes Number Cluster = "2"
-            "Connections of this process that write to each cluster."
+        database Text Cluster = "\"tagfast\"", "postgres.database",
+            "The database on every cluster; the role owns it.",
+            "A database with tables of a different application is refused.";
+        user Text Cluster = "\"tagfast\"", "postgres.user",
+            "The role; it needs `pg_monitor` and `EXECUTE` on `pg_read_file(text)`.",
+            "Without these rights replicas cannot be proven fresh enough and forked timelines \
+             cannot be read.";
+        password_file Text Cluster = "", "postgres.password()",
+            "File with the role's password.",
+            "A file that other users can read gives them the database.";
+        tls Choice("off" | "verify-ca" | "verify-full") Cluster = "\"off\"", "postgres.tls()",
+            "TLS to PostgreSQL: `off`, `verify-ca` (a certificate of a known authority) or \
+             `verify-full` (that also names the node's address).",
+            "Off, anyone on the network path between the service and its databases can read every \
+             document; `verify-full` refuses certificates without the addresses that Patroni \
+             reports.";
+        tls_ca_file Text Cluster = "", "postgres.tls()",
+            "File with the certificates (PEM) of the authorities that signed the servers' \
+             certificates.",
+            "With a wrong authority every server is refused and no cluster is reached.";
+        epoch_floors List Cluster = "", "c.epoch_floor",
+            "Clusters that took over shards from a different one, each `SCOPE=ORDINAL`: the \
+             ordinal of the other cluster's last epoch (`tagfast status`).",
+            "Without it moved contents may get versions that they had before, and readers keep the \
+             older state.";
+        writer_connections Number(1..=16) Cluster = "2", "postgres.writer_connections",
+            "Connections of this process that write to each cluster.",
             "Too high: small batches. Too low: one connection limits all writes.";
-        read_concurrency Number Cluster = "16"
-            "Most read statements at once at one database node from this process. The service finds out by itself how many a node carries; this is where it stops."
-            "Too high: a node that is slow gets slower before the service notices. Too low: reads are refused that the database could answer.";
-        reads_per_second Number Cluster = "0"
-            "Most read statements a second to one database node from this process; 0 = no fixed cap, only what the service finds out by itself."
-            "Too high: without effect when a cache is lost. Too low: reads are refused, or answered stale, although the database is idle.";
-        outbox_max_bytes Number Cluster = "4294967296"
-            "How much disk of each cluster events may take that wait for the bus, in bytes; beyond it its writes are refused with 503 `overloaded`."
-            "Too high: a long outage of the bus fills the databases' disks. Too low: a short one stops writes.";
-        hold_ms Number Cluster = "10000"
-            "How long a write waits for a primary, in milliseconds."
-            "Too high: requests pile up while a cluster is down. Too low: users see every failover.";
-        map_version Number Cluster = "1"
-            "Orders shard maps; raise it with every change of `store.clusters`."
-            "Too low: not raised with a change, nodes disagree about where a content is and nobody can tell which is right. Too high: harmless, the next change needs a higher one still.";
-        data_dir Text Both = "\"./tagfast-data\""
-            "Directory of the store, the search index and the counts, in a cluster of the counts alone; made at the first start, held by one process at a time."
-            "On a network file system durability and locks are not what they promise.";
-        cache_bytes Number Embedded = "33554432"
-            "Memory for pages of the store's files, in bytes, over all files."
-            "Too high: memory that the system's file cache would use better. Too low: reads of a large store go to the disk more often.";
-        max_loss_ms Number Cluster = "1000"
-            "Age of the oldest acknowledged write that no replica has, at which writes are held back, in milliseconds."
-            "Too high: a dying primary takes more acknowledged writes with it. Too low: a slow replica slows all writes.";
+        read_concurrency Number(1..=1024) Cluster = "16", "postgres.read_concurrency",
+            "Upper bound of concurrent read statements at one database node from this process. \
+             The service measures how many a node can serve; this is where it stops.",
+            "Too high: a slow node gets slower before the service notices. Too low: reads are \
+             refused that the database could answer.";
+        reads_per_second Number(0..=10_000_000) Cluster = "0", "postgres.reads_per_second",
+            "Upper bound of read statements per second to one database node from this process; \
+             0 = no fixed bound, only the measured one.",
+            "Too high: without effect when a cache is lost. Too low: reads are refused, or \
+             answered stale, although the database is idle.";
+        outbox_max_bytes Number(1_048_576..=1_125_899_906_842_624) Cluster = "4294967296",
+            "postgres.outbox_max_bytes",
+            "Disk space on each cluster for events that wait for the bus, in bytes; a cluster \
+             beyond it refuses writes with 503 `overloaded`.",
+            "Too high: a long outage of the bus fills the databases' disks. Too low: a short one \
+             stops writes.";
+        primary_wait_ms Number(0..=600_000) Cluster = "10000", "postgres.primary_wait",
+            "How long a write waits for a primary, in milliseconds.",
+            "Too high: requests pile up while a cluster is down. Too low: users see every \
+             failover.";
+        shard_map_version Number(0..=9_223_372_036_854_775_807) Cluster = "1",
+            "postgres.shard_map_version",
+            "Orders shard maps; raise it with every change of `store.clusters`.",
+            "Too low: not raised with a change, nodes disagree about the place of a content and \
+             cannot tell which map is right. Too high: harmless; the next change needs an even \
+             higher one.";
+        data_dir Text Both = "\"./tagfast-data\"", "config.data_dir",
+            "Directory of the store, the search index and the counts, in a cluster of the counts \
+             alone; made at the first start, used by one process at a time.",
+            "On a network file system, durability and locks do not hold.";
+        page_cache_bytes Number(1_048_576..=1_099_511_627_776) Embedded = "33554432",
+            "config.page_cache_bytes",
+            "Memory for pages of the store's files, in bytes, over all files.",
+            "Too high: memory that the system's file cache would use better. Too low: reads of a \
+             large store go to the disk more often.";
     }
-    cache RawCache "The cache shield." {
-        redis_url Text Cluster = ""
-            "The Redis of views: `redis://[user:password@]host:port`, or `redis+sentinel://[user:password@]host:port,host:port/name` for the primary that Sentinels name. Empty: every process keeps views for itself."
-            "Without `maxmemory` it fills the machine; with `allkeys-*` as `maxmemory-policy` it is not used; with `noeviction` it keeps no views when full. Right is `volatile-lru`.";
-        l1_max_bytes Number Cluster = "67108864"
-            "Memory of this process for views, in bytes; 0 = none are kept in the process."
-            "Too high: memory that the process needs for requests. Too low: more reads go to Redis and the database.";
-        soft_ttl_seconds Number Cluster = "60"
-            "How long a view in a cache answers before it is asked for anew, in seconds. It is asked for anew before that when something says that it changed."
-            "Too high: a change of which a node was not told is shown late. Too low: contents that are read often are read from the database often.";
-        stale_if_error_seconds Number Both = "3600"
-            "The oldest answer that is given, marked as stale, when a newer one cannot be had, in seconds; 0 = never a stale one. Of views in a cluster's caches, and everywhere of popular tags, suggestions, counts, related tags and facets."
-            "Too high: people see a state of long ago. Too low: more of them see an error, or an answer without a part.";
+    cache CACHE CacheKeys "The caches in front of the databases." {
+        redis_url Text Cluster = "", "config.cache.redis_url",
+            "The Redis of cached views: `redis://[user:password@]host:port`, or \
+             `redis+sentinel://[user:password@]host:port,host:port/name` for the primary that \
+             Sentinels name. Unset: every process caches views for itself.",
+            "Without `maxmemory` it fills the machine; with `allkeys-*` as `maxmemory-policy` it \
+             is not used; with `noeviction` it keeps no views when full. Right is `volatile-lru`.";
+        local_max_bytes Number(0..=1_099_511_627_776) Cluster = "67108864",
+            "config.cache.local_max_bytes",
+            "Memory of this process for its local cache (L1) of views, in bytes; 0 = no local \
+             cache.",
+            "Too high: memory that the process needs for requests. Too low: more reads go to Redis \
+             and the database.";
+        soft_ttl_seconds Number(1..=2_592_000) Cluster = "60", "config.cache.soft_ttl",
+            "How long a cached view is served before it is refreshed, in seconds. A cache \
+             invalidation refreshes it earlier.",
+            "Too high: a change whose invalidation was lost is shown late. Too low: contents that \
+             are read often are read from the database often.";
+        stale_if_error_seconds Number(0..=2_592_000) Both = "3600", "limits.max_stale",
+            "Age of the oldest answer that is served, marked as stale, when a newer one cannot be \
+             had, in seconds; 0 = never serve a stale one. Holds for views in a cluster's caches, \
+             and in both modes for popular tags, suggestions, counts, related tags and facets.",
+            "Too high: users see a state of long ago. Too low: more of them see an error, or an \
+             answer without a part.";
     }
-    state RawState "Positions and boards of a cluster." {
-        redis_url Text Cluster = ""
-            "The Redis of last writes and of boards, written as `cache.redis_url`."
-            "With another `maxmemory-policy` than `noeviction` it would forget silently and is not used. Behind Sentinel without `min-replicas-to-write 1`, a server that is cut off takes positions that are lost.";
+    state STATE StateKeys "Session positions and leaderboards of a cluster." {
+        redis_url Text Cluster = "", "postgres.state_redis",
+            "The Redis of session positions and leaderboards, written as `cache.redis_url`.",
+            "With a `maxmemory-policy` other than `noeviction` it would forget silently and is not \
+             used. Behind Sentinel without `min-replicas-to-write 1`, a server that is cut off \
+             takes positions that are lost.";
     }
-    kafka RawKafka "The bus of a cluster." {
-        brokers List Cluster = ""
-            "Bootstrap servers, `host:port`."
+    kafka KAFKA KafkaKeys
+        "The event bus of a cluster. Needs a build with `--features kafka`." {
+        brokers List Cluster = "", "kafka.brokers",
+            "Bootstrap servers, `host:port`.",
             "With only one of several, a start fails while that one is down.";
-        partitions Number Cluster = "64"
-            "Partitions of the topics."
-            "Too high: more memory and open files per broker. Too low: fewer consumers can share the work; a content must never move, so it cannot change later.";
-        tls Flag Cluster = "false"
-            "TLS to the brokers."
-            "Off, whoever can listen on the way reads every event.";
-        tls_ca_file Text Cluster = ""
-            "File with the certificates (PEM) of the authorities that signed the brokers' certificates; unset = the system's."
-            "With another authority's no broker is believed.";
-        sasl_mechanism Text Cluster = ""
-            "How the password is shown: `PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`; unset = nobody asks."
-            "`PLAIN` without TLS shows the password to whoever listens.";
-        sasl_user Text Cluster = ""
-            "Who we are to the brokers."
+        partitions Number(1..=64) Cluster = "64", "kafka.partitions",
+            "Partitions of the topics.",
+            "Too high: more memory and open files per broker. Too low: fewer consumers can share \
+             the work; a content must never move, so the number cannot change later.";
+        tls Flag Cluster = "false", "kafka.tls",
+            "TLS to the brokers.",
+            "Off, anyone on the network path can read every event.";
+        tls_ca_file Text Cluster = "", "kafka.tls_ca_file",
+            "File with the certificates (PEM) of the authorities that signed the brokers' \
+             certificates; unset = the system's.",
+            "With a wrong authority every broker is refused.";
+        sasl_mechanism Choice("PLAIN" | "SCRAM-SHA-256" | "SCRAM-SHA-512") Cluster = "",
+            "sasl.mechanism",
+            "SASL mechanism; unset = no authentication.",
+            "`PLAIN` without TLS shows the password to anyone on the network path.";
+        sasl_user Text Cluster = "", "sasl.user",
+            "SASL user name.",
             "Without the rights to the topics and groups of tagfast the start is refused.";
-        sasl_password_file Text Cluster = ""
-            "File with the password."
-            "A file that others can read gives them the events.";
+        sasl_password_file Text Cluster = "", "sasl.password()",
+            "File with the SASL password.",
+            "A file that other users can read gives them the events.";
     }
-    search RawSearch "The search index." {
-        opensearch_url Text Cluster = ""
-            "The OpenSearch server, `http://host:port`."
-            "Another cluster's index answers with another cluster's contents.";
-        opensearch_shards Number Cluster = "8"
-            "Shards of an index that is made; an index that is there keeps its own until `tagfast reindex`."
-            "Too high: every search asks all of them. Too low: one server holds and answers too much.";
+    search SEARCH SearchKeys "The search index of a cluster." {
+        opensearch_url Text Cluster = "", "search.url",
+            "The OpenSearch server, `http://host:port`.",
+            "The index of a different installation answers with its contents.";
+        opensearch_shards Number(1..=1024) Cluster = "8", "search.shards",
+            "Shards of a new index; an existing index keeps its own number until `tagfast \
+             reindex`.",
+            "Too high: every search asks all of them. Too low: one server holds and answers too \
+             much.";
     }
-    drills RawDrills "Rehearsed failures." {
-        enabled Flag Cluster = "false"
-            "Allows drills to inject failures into this process."
-            "Where users work, a drill is a failure.";
+    dead_letters DEAD_LETTERS DeadLetterKeys "Events that a consumer could not apply." {
+        auto_replay_delay_ms Number(100..=86_400_000) Both = "300000", "dead_letters.auto_replay",
+            "How long after its failure a dead letter whose retries were used up is replayed \
+             automatically, in milliseconds; each further replay waits five times as long.",
+            "Too high: the consumer's answers about its content stay old for longer. Too low: a \
+             replay meets the same fault.";
+        auto_replay_max Number(0..=10) Both = "3", "dead_letters.auto_replay",
+            "Automatic replays of one dead letter. After them, and for records that can never be \
+             applied, it needs attention.",
+            "Too high: operators learn late of dead letters that stay. Too low: operators are \
+             called for faults that would have passed.";
+        webhook_url Text Both = "", "webhook.url",
+            "URL that is told of dead letters that need attention: `https://`, or `http://` of \
+             this machine. One signed message for all of them, retried.",
+            "Unset: only metrics and alert rules report them.";
+        webhook_secret_file Text Both = "", "webhook.secret()",
+            "File whose text signs the messages (`Tagfast-Signature`).",
+            "Unset: the receiver cannot verify the sender of a message.";
+        webhook_interval_min_ms Number(1000..=86_400_000) Both = "900000",
+            "webhook.interval_min",
+            "Shortest time between two messages about growing trouble, in milliseconds.",
+            "Too high: growing trouble is reported late. Too low: a storm of dead letters is a \
+             storm of messages.";
     }
-    dead_letters RawDeadLetters "Events that a consumer could not apply." {
-        replay_after_ms Number Both = "300000"
-            "How long after its failure a letter whose retries were used up is replayed by itself; each next time five times as long."
-            "Too high: what is served of its content stays old for longer. Too low: a replay meets the same trouble.";
-        replay_times Number Both = "3"
-            "How often at most. After that, and for records that can never be applied, a person is called."
-            "Too high: people learn late of letters that stay. Too low: they are called for what would have passed.";
-        webhook_url Text Both = ""
-            "Where people are told of letters that stay: `https://`, or `http://` of this machine. One message for all of them, signed, tried again."
-            "Without it only metrics and alert rules tell.";
-        webhook_secret_file Text Both = ""
-            "File whose text signs the messages (`Tagfast-Signature`)."
-            "Without it the receiver cannot tell who sent a message.";
-        webhook_every_ms Number Both = "900000"
-            "Between two messages of growing trouble at least."
-            "Too high: growing trouble is told late. Too low: a storm of letters is a storm of messages.";
+    log LOG LogKeys "Logs, on stderr." {
+        level Text Both = "\"info\"", "log.level",
+            "`error`, `warn`, `info`, `debug`, `trace`, or a filter such as \
+             `info,tagfast_api=debug`.",
+            "`debug` and below cost time per request; `error` hides the warnings before a failure.";
+        format Choice("auto" | "text" | "json") Both = "\"auto\"", "log.format",
+            "`text`, `json`, or `auto`: text on a terminal, JSON otherwise.",
+            "Log collectors cannot parse text reliably.";
     }
-    log RawLog "Logs, on stderr." {
-        level Text Both = "\"info\""
-            "`error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,tagfast_api=debug`."
-            "`debug` and below cost time per request; `error` hides what announces a failure.";
-        format Text Both = "\"auto\""
-            "`text`, `json`, or `auto`: text on a terminal, JSON otherwise."
-            "Text cannot be read reliably by log collectors.";
-    }
-    telemetry RawTelemetry "Traces." {
-        otlp_endpoint Text Both = ""
-            "OTLP endpoint over HTTP for traces, for example `http://127.0.0.1:4318`; unset = no traces."
-            "An endpoint that does not answer costs memory for the spans that wait; they are dropped when the queue is full.";
-        trace_ratio Fraction Both = "0.01"
-            "Share of requests without a sampled `traceparent` that are traced, 0 to 1."
+    telemetry TELEMETRY TelemetryKeys "Traces." {
+        otlp_endpoint Text Both = "", "telemetry.otlp_endpoint",
+            "OTLP endpoint over HTTP for traces, for example `http://127.0.0.1:4318`; unset = no \
+             traces.",
+            "An endpoint that does not answer costs memory for the spans that wait; they are \
+             dropped when the queue is full.";
+        trace_ratio Fraction(0.0..=1.0) Both = "0.01", "config.trace_ratio",
+            "Share of requests without a sampled `traceparent` that are traced.",
             "Too high: traces cost more than the requests. Too low: a rare failure is in no trace.";
-        service_name Text Both = "\"tagfast\""
-            "The `service.name` of traces."
+        service_name Text Both = "\"tagfast\"", "config.service_name",
+            "The `service.name` of traces.",
             "Two services of one name cannot be told apart.";
     }
 }
@@ -352,55 +380,4 @@ pub fn suggest<'a>(given: &str, known: impl Iterator<Item = &'a str>) -> Option<
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_number_says_what_goes_wrong_in_both_directions() {
-        for key in KEYS.iter().filter(|k| k.kind == Kind::Number || k.kind == Kind::Fraction) {
-            assert!(
-                key.wrong.contains("Too high:") && key.wrong.contains("Too low:"),
-                "{}",
-                key.path()
-            );
-        }
-    }
-
-    #[test]
-    fn defaults_are_toml_of_the_key_s_type() {
-        for key in KEYS.iter().filter(|k| !k.default.is_empty()) {
-            let text = format!("[{}]\n{} = {}\n", key.section, key.name, key.default);
-            toml::from_str::<RawConfig>(&text).unwrap_or_else(|e| panic!("{}: {e}", key.path()));
-        }
-    }
-
-    #[test]
-    fn the_fixed_keys_exist() {
-        for (section, name) in [
-            ("server", "listen"),
-            ("server", "signing_key_file"),
-            ("auth", "mode"),
-            ("auth", "hs256_secret_file"),
-            ("auth", "jwks"),
-            ("store", "kind"),
-            ("store", "data_dir"),
-            ("store", "max_loss_ms"),
-            ("cache", "redis_url"),
-            ("state", "redis_url"),
-            ("kafka", "brokers"),
-            ("kafka", "partitions"),
-            ("search", "opensearch_url"),
-            ("drills", "enabled"),
-        ] {
-            assert!(find(section, name).is_some(), "{section}.{name}");
-        }
-    }
-
-    #[test]
-    fn slips_get_a_suggestion_and_other_words_do_not() {
-        let names = || KEYS.iter().filter(|k| k.section == "server").map(|k| k.name);
-        assert_eq!(suggest("lisen", names()), Some("listen"));
-        assert_eq!(suggest("max_conections", names()), Some("max_connections"));
-        assert_eq!(suggest("zebra", names()), None);
-    }
-}
+mod tests;

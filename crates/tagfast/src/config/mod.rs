@@ -1,42 +1,30 @@
-//! Configuration in two stages: what somebody wrote ([`raw`]), then what may be run ([`resolved`]).
+//! Configuration in two stages: what file, environment and flags set ([`sources`], [`values`]),
+//! then what can be run ([`settings`]). Every key is one row of [`keys`].
 //!
-//! Unknown keys are refused with a suggestion and every fault is reported at once: a start that
-//! fails clearly is better than a limit that silently does nothing.
+//! How it fails: unknown keys are refused with a suggestion, old names with the new one, and every
+//! fault is reported at once. A start that fails clearly is better than a limit that silently has
+//! no effect.
 
-pub mod bus;
 pub mod cache;
+pub mod dead_letters;
 pub mod docs;
 pub mod env;
+pub mod events;
+pub mod key;
 pub mod keys;
-pub mod letters;
+pub mod load;
 pub mod postgres;
-pub mod raw;
-pub mod resolved;
+mod renamed;
+pub mod secrets;
+pub mod settings;
+pub mod sources;
+pub mod values;
 
-use std::collections::BTreeMap;
-use std::path::Path;
-
-pub use bus::{KafkaConfig, OpenSearchConfig};
 pub use cache::CacheConfig;
-pub use letters::LettersConfig;
-pub use postgres::PostgresConfig;
-pub use raw::{Override, Sources};
-pub use resolved::{AuthMode, Config, LogConfig, LogFormat, TelemetryConfig};
-
-/// Reads the file (if any), joins environment and flags, and judges the result.
-pub fn load(
-    file: Option<&Path>,
-    env: &BTreeMap<String, String>,
-    flags: &[Override],
-) -> Result<(Config, Sources), Vec<String>> {
-    let text = match file {
-        Some(path) => Some(
-            std::fs::read_to_string(path)
-                .map_err(|e| vec![format!("cannot read {}: {e}", path.display())])?,
-        ),
-        None => None,
-    };
-    let sources = raw::gather(file.zip(text.as_deref()), env, flags)?;
-    let config = Config::resolve(&sources.raw)?;
-    Ok((config, sources))
-}
+pub use dead_letters::DeadLettersConfig;
+pub use events::{KafkaConfig, OpenSearchConfig, SaslConfig, SaslMechanism, WITHOUT_KAFKA};
+pub use load::load;
+pub use postgres::{ClusterConfig, PostgresConfig};
+pub use settings::{AuthMode, Config, LogConfig, LogFormat, TelemetryConfig, without_effect};
+pub use sources::{Override, gather};
+pub use values::{Source, Sources};

@@ -1,61 +1,99 @@
-//! The metrics recorder: every metric is described once from the crates' own lists.
+//! The metrics recorder, and the reference of all metrics: both made from the lists of the crates.
+//!
+//! A metric is recorded only through its definition (see [`tagfast_resilience::metric`]), so that a
+//! metric that is not listed here, or has different labels, does not compile.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use tagfast_resilience::{MetricDef, MetricKind};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use tagfast_client::error::CliError;
+use tagfast_resilience::task::{BackgroundTask, StopSignal};
+use tagfast_resilience::{LabelDef, LabelValues, MetricDef, MetricKind, label_enum};
 
 use super::process;
-use crate::failure::Failure;
 
-/// Bounds of times in seconds: 100 us to 10 s, about two steps for a doubling near the targets.
-const SECONDS: &[f64] = &[
+/// Bucket bounds of durations, in seconds: 100 us to 10 s, about two steps for a doubling near the
+/// targets.
+const DURATION_BUCKETS_SECONDS: &[f64] = &[
     0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.1, 0.2, 0.35, 0.5,
     1.0, 2.0, 5.0, 10.0,
 ];
-/// Bounds of sizes: powers of two.
-const COUNTS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+/// Bucket bounds of sizes: powers of two.
+const SIZE_BUCKETS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+
+/// Time between two rounds of upkeep.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+label_enum! {
+    /// What became of an attempt to deliver a message to the webhook.
+    pub(crate) enum WebhookOutcome {
+        /// The receiver took it.
+        Delivered = "delivered",
+        /// It failed and is tried again.
+        Retried = "retried",
+        /// It failed for the last time.
+        GivenUp = "given_up",
+    }
+}
+
+/// Messages to the webhook.
+pub(crate) const WEBHOOK_MESSAGES: MetricDef = MetricDef {
+    name: "tagfast_webhook_messages_total",
+    kind: MetricKind::Counter,
+    labels: &[LabelDef::of::<WebhookOutcome>("outcome")],
+    help: "Messages about dead letters that need attention.",
+};
 
 /// Every metric of the program: one list per crate, under the crate's name.
-pub fn all() -> Vec<(&'static str, &'static [MetricDef])> {
+pub(crate) fn all() -> Vec<(&'static str, &'static [MetricDef])> {
     vec![
         ("HTTP", tagfast_api::METRICS),
-        ("Store and bus", tagfast_store_embedded::METRICS),
+        ("Store", tagfast_store::metric::METRICS),
+        ("Embedded store and bus", tagfast_store_embedded::METRICS),
         ("Clusters", tagfast_store_postgres::METRICS),
         ("Consumers", tagfast_events::METRICS),
         ("Search", tagfast_search::METRICS),
-        ("Popular tags", tagfast_popular::METRICS),
+        ("Search engine", tagfast_search_tantivy::METRICS),
+        ("Popular tags", tagfast_popular_counts::METRICS),
         ("Cache", tagfast_cache::METRICS),
         ("Redis", tagfast_redis::METRICS),
-        ("Breakers", tagfast_resilience::breakers::METRICS),
+        ("Breakers", tagfast_resilience::breaker_registry::METRICS),
+        ("Webhook", &[WEBHOOK_MESSAGES]),
         ("Process", process::METRICS),
     ]
 }
 
+/// Renders the answer of `/metrics`.
+pub(crate) type MetricsText = Arc<dyn Fn() -> String + Send + Sync>;
+
 /// The recorder of this process.
 #[derive(Clone)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     handle: PrometheusHandle,
     started: f64,
 }
 
 impl Metrics {
     /// Installs the recorder. Once a process.
-    pub fn install() -> Result<Self, Failure> {
-        let failed =
-            |e: &dyn std::fmt::Display| Failure::new(format!("cannot start the metrics: {e}"));
+    pub(crate) fn install() -> Result<Self, CliError> {
+        let failed = |e: BuildError| CliError::new("cannot start the metrics").with_source(e);
         let mut builder = PrometheusBuilder::new();
         for def in all()
             .iter()
             .flat_map(|(_, defs)| defs.iter())
             .filter(|d| d.kind == MetricKind::Histogram)
         {
-            let buckets = if def.name.ends_with("_seconds") { SECONDS } else { COUNTS };
+            let buckets = if def.name.ends_with("_seconds") {
+                DURATION_BUCKETS_SECONDS
+            } else {
+                SIZE_BUCKETS
+            };
             builder = builder
                 .set_buckets_for_metric(Matcher::Full(def.name.to_owned()), buckets)
-                .map_err(|e| failed(&e))?;
+                .map_err(failed)?;
         }
-        let handle = builder.install_recorder().map_err(|e| failed(&e))?;
+        let handle = builder.install_recorder().map_err(failed)?;
         for def in all().iter().flat_map(|(_, defs)| defs.iter()) {
             match def.kind {
                 MetricKind::Counter => metrics::describe_counter!(def.name, def.help),
@@ -68,23 +106,29 @@ impl Metrics {
     }
 
     /// The text of `/metrics`.
-    pub fn render(&self) -> String {
+    pub(crate) fn render(&self) -> String {
         process::record(self.started);
         self.handle.render()
     }
 
-    /// Folds recorded samples together now and then, so that an unscraped server does not grow.
-    pub async fn upkeep(self) {
-        let mut tick = tokio::time::interval(Duration::from_secs(5));
-        loop {
-            tick.tick().await;
-            self.handle.run_upkeep();
-        }
+    /// Starts the task that folds recorded samples together now and then, so that the memory of an
+    /// unscraped server does not grow.
+    pub(crate) fn start_upkeep(&self) -> BackgroundTask {
+        let handle = self.handle.clone();
+        BackgroundTask::spawn("metrics upkeep", async move |stop: StopSignal| {
+            let mut tick = tokio::time::interval(UPKEEP_INTERVAL);
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    _ = tick.tick() => handle.run_upkeep(),
+                }
+            }
+        })
     }
 }
 
-/// The reference of all metrics as Markdown: the content of `docs/metrics.md`.
-pub fn markdown() -> String {
+/// The reference of all metrics as Markdown: the content of `docs/reference/metrics.md`.
+pub(crate) fn markdown() -> String {
     let mut out = String::from(
         "# Metrics\n\n\
          <!-- Made by `tagfast debug metrics-docs` from the METRICS lists of the crates. -->\n\n\
@@ -101,8 +145,7 @@ pub fn markdown() -> String {
                 MetricKind::Gauge => "gauge",
                 MetricKind::Histogram => "histogram",
             };
-            let labels =
-                def.labels.iter().map(|l| format!("`{}`", l.name)).collect::<Vec<_>>().join(", ");
+            let labels = def.labels.iter().map(describe_label).collect::<Vec<_>>().join("; ");
             out.push_str(&format!(
                 "| `{}` | {kind} | {labels} | {} |\n",
                 def.name,
@@ -111,6 +154,17 @@ pub fn markdown() -> String {
         }
     }
     out
+}
+
+/// A label with its values: all of them, or what bounds them.
+fn describe_label(label: &LabelDef) -> String {
+    match label.values {
+        LabelValues::Closed(values) => {
+            let values: Vec<String> = values.iter().map(|value| format!("`{value}`")).collect();
+            format!("`{}`: {}", label.name, values.join(", "))
+        }
+        LabelValues::BoundedBy(bound) => format!("`{}` ({bound})", label.name),
+    }
 }
 
 #[cfg(test)]
@@ -153,14 +207,14 @@ mod tests {
 
     #[test]
     fn the_page_in_docs_is_this_reference() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/metrics.md");
         if std::env::var_os("UPDATE_GOLDEN").is_some() {
             std::fs::write(path, markdown()).unwrap();
         }
         let page = std::fs::read_to_string(path).unwrap();
         assert!(
             page == markdown(),
-            "docs/metrics.md is old: run this test with UPDATE_GOLDEN=1 and look at the difference"
+            "docs/reference/metrics.md is old: run this test with UPDATE_GOLDEN=1 and look at the difference"
         );
     }
 }

@@ -5,28 +5,31 @@
 //! can stop the service: a log that cannot be written and a collector that does not answer are
 //! ignored.
 
-pub mod applied;
-pub mod metrics;
-pub mod process;
-pub mod trace;
+pub(crate) mod metrics;
+pub(crate) mod process;
+pub(crate) mod trace;
+pub(crate) mod traced_sink;
 
 use std::io::IsTerminal;
 
+use tagfast_client::error::CliError;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer, fmt};
 
 use crate::config::{LogConfig, LogFormat, TelemetryConfig};
-use crate::failure::Failure;
 
-/// Starts logging, and tracing if it is configured. Needs a tokio runtime for the exporter. Once a
-/// process.
-pub fn start(
+/// Starts logging, and tracing if it is configured. A process may call this once, and must do so
+/// within a tokio runtime, which the exporter uses.
+///
+/// # Errors
+/// The filter of `log.level` is malformed, or the exporter cannot be made.
+pub(crate) fn start(
     log: &LogConfig,
     telemetry: &TelemetryConfig,
-) -> Result<Option<trace::Traces>, Failure> {
+) -> Result<Option<trace::Traces>, CliError> {
     let filter = EnvFilter::try_new(&log.level)
-        .map_err(|e| Failure::usage(format!("log.level {:?}: {e}", log.level)))?;
+        .map_err(|e| CliError::usage(format!("log.level {:?}", log.level)).with_source(e))?;
     let terminal = std::io::stderr().is_terminal();
     let text = match log.format {
         LogFormat::Auto => terminal,
@@ -45,6 +48,6 @@ pub fn start(
         .with(lines.with_filter(filter))
         .with(spans)
         .try_init()
-        .map_err(|e| Failure::new(format!("cannot start logging: {e}")))?;
+        .map_err(|e| CliError::new("cannot start logging").with_source(e))?;
     Ok(traces)
 }

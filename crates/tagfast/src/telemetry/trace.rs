@@ -1,7 +1,10 @@
 //! Traces over OTLP (HTTP, protobuf).
 //!
-//! The exporter works in a thread of its own that knows no runtime; its HTTP calls are handed to
-//! ours. Spans that find the queue full are dropped. What waits is sent when the server stops.
+//! The exporter runs in a thread of its own that has no runtime; its HTTP calls run on ours. Queued
+//! spans are sent when the server stops.
+//!
+//! How it fails: spans that find the queue full are dropped; a collector that does not answer costs
+//! nothing else.
 
 use std::time::Duration;
 
@@ -16,7 +19,9 @@ use opentelemetry_otlp::{WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+use tagfast_client::error::CliError;
 use tagfast_domain::ContentKey;
+use tagfast_resilience::ErrorChain;
 use tracing::Instrument as _;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::Layer;
@@ -24,27 +29,28 @@ use tracing_subscriber::filter::FilterFn;
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::config::TelemetryConfig;
-use crate::failure::Failure;
 
 /// Only spans of this target are exported: one for each request, and for each event of a traced one
 /// that is applied.
-const TARGET: &str = "tagfast::request";
+const SPAN_TARGET: &str = "tagfast::request";
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Running export of traces.
-pub struct Traces {
+pub(crate) struct Traces {
     provider: SdkTracerProvider,
 }
 
 impl Traces {
     /// Starts the export if an endpoint is configured.
-    pub fn start(config: &TelemetryConfig) -> Result<Option<Self>, Failure> {
+    pub(crate) fn start(config: &TelemetryConfig) -> Result<Option<Self>, CliError> {
         let Some(endpoint) = &config.otlp_endpoint else { return Ok(None) };
-        let failed = |e: &dyn std::fmt::Display| {
-            Failure::new(format!("cannot export traces to {endpoint}: {e}"))
+        let failed = |e: Box<dyn std::error::Error + Send + Sync>| {
+            CliError::new(format!("cannot export traces to {endpoint}")).with_source(e)
         };
-        let http =
-            reqwest::Client::builder().timeout(EXPORT_TIMEOUT).build().map_err(|e| failed(&e))?;
+        let http = reqwest::Client::builder()
+            .timeout(EXPORT_TIMEOUT)
+            .build()
+            .map_err(|e| failed(e.into()))?;
         let handle = tokio::runtime::Handle::current();
         let exporter = opentelemetry_otlp::SpanExporter::builder()
             .with_http()
@@ -52,7 +58,7 @@ impl Traces {
             .with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/')))
             .with_timeout(EXPORT_TIMEOUT)
             .build()
-            .map_err(|e| failed(&e))?;
+            .map_err(|e| failed(e.into()))?;
         let sampler =
             Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(config.trace_ratio)));
         let provider = SdkTracerProvider::builder()
@@ -66,33 +72,37 @@ impl Traces {
     }
 
     /// Turns our spans into exported ones.
-    pub fn layer<S>(&self) -> impl Layer<S> + Send + Sync + 'static + use<S>
+    pub(crate) fn layer<S>(&self) -> impl Layer<S> + Send + Sync + 'static + use<S>
     where
         S: tracing::Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
     {
-        let ours = FilterFn::new(|metadata| metadata.is_span() && metadata.target() == TARGET);
+        let ours = FilterFn::new(|metadata| metadata.is_span() && metadata.target() == SPAN_TARGET);
         tracing_opentelemetry::layer()
             .with_tracer(self.provider.tracer("tagfast"))
             .with_filter(ours)
     }
 
-    /// Sends what waits and stops. Blocks; call it outside of async code while the runtime still
-    /// runs.
-    pub fn stop(self) {
+    /// Sends the queued spans and stops. Blocks: the caller must be outside of async code, and the
+    /// runtime must still run.
+    pub(crate) fn stop(self) {
         if let Err(error) = self.provider.shutdown_with_timeout(EXPORT_TIMEOUT) {
-            tracing::warn!(%error, "traces were not flushed");
+            tracing::warn!(error = %ErrorChain(&error), "traces were not flushed");
         }
     }
 }
 
-/// The span of an event that is applied, child of the write's `traceparent`; none if that was not
-/// sampled.
-pub fn applied(group: &str, content: &ContentKey, traceparent: &str) -> Option<tracing::Span> {
+/// The span of an event that a consumer applies, child of the write's `traceparent`; `None` if that
+/// was not sampled.
+pub(crate) fn applied(
+    group: &str,
+    content: &ContentKey,
+    traceparent: &str,
+) -> Option<tracing::Span> {
     if !traceparent.ends_with("-01") {
         return None;
     }
     let span = tracing::info_span!(
-        target: TARGET,
+        target: SPAN_TARGET,
         "apply",
         otel.name = format!("apply {group}"),
         otel.kind = "consumer",
@@ -103,11 +113,11 @@ pub fn applied(group: &str, content: &ContentKey, traceparent: &str) -> Option<t
     Some(span)
 }
 
-/// Middleware: one span a request, child of the caller's `traceparent`. What is written is told the
-/// span, so that what consumers do with it is in the same trace.
-pub async fn span(mut request: Request, next: Next) -> Response {
+/// Middleware: one span a request, child of the caller's `traceparent`. Writes carry the span's
+/// context, so that the consumers' work on their events is in the same trace.
+pub(crate) async fn span(mut request: Request, next: Next) -> Response {
     let span = tracing::info_span!(
-        target: TARGET,
+        target: SPAN_TARGET,
         "request",
         otel.name = format!("{} {}", request.method(), route(&request)),
         otel.kind = "server",
@@ -116,7 +126,7 @@ pub async fn span(mut request: Request, next: Next) -> Response {
         http.response.status_code = tracing::field::Empty,
     );
     let parent = TraceContextPropagator::new().extract(&Headers(request.headers()));
-    // Fails only without an exporter, and then nobody reads the parent.
+    // Fails only without an exporter, and then no exporter reads the parent.
     let _ = span.set_parent(parent);
     let context = span.context();
     if context.span().span_context().is_sampled() {
@@ -152,7 +162,7 @@ struct Written<'a>(&'a mut http::HeaderMap);
 
 impl Injector for Written<'_> {
     fn set(&mut self, key: &str, value: String) {
-        // What this propagator writes is made of digits and letters.
+        // This propagator writes letters and digits only.
         if let (Ok(name), Ok(value)) =
             (http::HeaderName::try_from(key), http::HeaderValue::try_from(value))
         {
@@ -173,7 +183,7 @@ impl Extractor for Headers<'_> {
     }
 }
 
-/// An HTTP client whose calls run on our runtime, whichever thread asks.
+/// An HTTP client whose calls run on our runtime, whichever thread makes them.
 #[derive(Debug, Clone)]
 struct OnRuntime {
     handle: tokio::runtime::Handle,

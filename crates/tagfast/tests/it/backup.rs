@@ -1,5 +1,5 @@
-//! Backup while writing, and restore: what was acknowledged before the backup is there, what came
-//! after is `unknown`.
+//! Backup while writing, and restore: writes acknowledged before the backup are there, later ones
+//! are `unknown`.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use serde_json::Value;
 use tagfast_testkit::{Client, wait_for_condition};
 
 use crate::support::{
-    said, server, tag_path, tagfast, tagfast_json, tags_path, wait_until_converged,
+    output_text, server, tag_path, tagfast, tagfast_json, tags_path, wait_until_converged,
 };
 
 fn put(client: &mut Client, id: &str, tag: &str) -> Value {
@@ -62,7 +62,7 @@ fn a_backup_while_writing_restores_into_a_new_epoch() {
 
     let refused = tagfast(&["restore", saved_arg, "--data-dir", data_arg]);
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");
-    assert!(said(&refused).contains("empty"), "{refused:?}");
+    assert!(output_text(&refused).contains("empty"), "{refused:?}");
     tagfast_json(&["restore", saved_arg, "--data-dir", back_arg, "--json"]);
 
     let mut restored = server(&back).start();
@@ -110,5 +110,5 @@ fn an_interrupted_backup_is_not_restored() {
     std::fs::remove_file(saved.join("store-4.sqlite")).unwrap();
     let refused = tagfast(&["restore", saved_arg, "--data-dir", back_arg]);
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");
-    assert!(said(&refused).contains("store-4.sqlite"), "{refused:?}");
+    assert!(output_text(&refused).contains("store-4.sqlite"), "{refused:?}");
 }

@@ -2,10 +2,14 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+use tagfast_testkit::wait_for_condition;
 
-use crate::support::{command, said, server, tagfast, tagfast_json};
+use crate::support::{command, output_text, server, tagfast, tagfast_json};
+
+const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[test]
 fn the_main_job_works_from_the_command_line() {
@@ -26,19 +30,18 @@ fn the_main_job_works_from_the_command_line() {
     assert_eq!(view["tags"][0]["display"], "Critical", "{view}");
     json(&["untag", "jira.issue", "PROJ-1", "ui"]);
     assert_eq!(json(&["view", "jira.issue", "PROJ-1"])["tags"].as_array().unwrap().len(), 1);
-    let hits =
-        tagfast_testkit::wait_for_condition("a hit", std::time::Duration::from_secs(30), || {
-            let page = json(&["search", "critical AND NOT ui"]);
-            if page["hits"].as_array().is_some_and(|h| h.len() == 1) {
-                Ok(page)
-            } else {
-                Err(page.to_string())
-            }
-        });
+    let hits = wait_for_condition("a hit", TEST_TIMEOUT, || {
+        let page = json(&["search", "critical AND NOT ui"]);
+        if page["hits"].as_array().is_some_and(|h| h.len() == 1) {
+            Ok(page)
+        } else {
+            Err(page.to_string())
+        }
+    });
     assert_eq!(hits["hits"][0]["id"], "PROJ-1");
-    tagfast_testkit::wait_for_condition("a count", std::time::Duration::from_secs(30), || {
-        let board = json(&["popular"]);
-        if board["tags"][0]["tag"] == "critical" { Ok(()) } else { Err(board.to_string()) }
+    wait_for_condition("a count", TEST_TIMEOUT, || {
+        let popular = json(&["popular"]);
+        if popular["tags"][0]["tag"] == "critical" { Ok(()) } else { Err(popular.to_string()) }
     });
     assert_eq!(json(&["suggest", "cri"])["tags"][0]["tag"], "critical");
     assert_eq!(json(&["status"])["mode"], "embedded");
@@ -57,7 +60,11 @@ fn receipts_are_checked_from_a_file() {
     std::fs::write(&file, &output.stdout).unwrap();
     let file_arg = file.to_str().unwrap();
     let good = tagfast(&["receipts", "check", file_arg, "--url", &url]);
-    assert_eq!((good.status.code(), said(&good).contains("kept")), (Some(0), true), "{good:?}");
+    assert_eq!(
+        (good.status.code(), output_text(&good).contains("kept")),
+        (Some(0), true),
+        "{good:?}"
+    );
     let mut lines = output.stdout.clone();
     lines.extend(b"nonsense\n");
     std::fs::write(&file, &lines).unwrap();
@@ -69,8 +76,7 @@ fn receipts_are_checked_from_a_file() {
 fn exit_codes_and_errors_say_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
     let running = server(dir.path()).start();
-    // Until its first state is there, the index answers no query, not even to say what is wrong
-    // with it.
+    // Until its first state is complete, the index answers no query, not even with a syntax error.
     running.wait_until_ready();
     let url = running.url();
     for (args, code, words) in [
@@ -80,15 +86,19 @@ fn exit_codes_and_errors_say_what_to_do() {
         (&["tag", "UPPER", "b", "c", "--url", &url][..], 1, &["content type"][..]),
         (&["search", "a AND (b", "--url", &url][..], 1, &["a AND (b\n", "^"][..]),
         (&["failovers", "--url", &url][..], 1, &["mode"][..]),
-        (&["dead-letters", "show", "indexer/0/1", "--url", &url][..], 1, &["unknown_letter"][..]),
+        (
+            &["dead-letters", "show", "indexer/0/1", "--url", &url][..],
+            1,
+            &["dead_letter_not_found"][..],
+        ),
         (&["serve", "--role", "relay"][..], 2, &["embedded"][..]),
         (&["breakers", "open", "index", "--url", &url][..], 2, &["--reason"][..]),
         (
             &["breakers", "open", "index", "--reason", "x", "--url", &url][..],
             1,
-            &["unknown_breaker"][..],
+            &["breaker_not_found"][..],
         ),
-        (&["breakers", "auto", "index", "--url", &url][..], 1, &["unknown_breaker"][..]),
+        (&["breakers", "auto", "index", "--url", &url][..], 1, &["breaker_not_found"][..]),
         (&["breakers", "close", "index", "--reason", " ", "--url", &url][..], 1, &["empty"][..]),
         (&["status", "--interval", "5", "--url", &url][..], 2, &["--watch"][..]),
         (&["status", "--watch", "--interval", "0", "--url", &url][..], 2, &["--interval"][..]),
@@ -97,9 +107,9 @@ fn exit_codes_and_errors_say_what_to_do() {
         assert_eq!(output.status.code(), Some(code), "{args:?}: {output:?}");
         for word in words {
             assert!(
-                said(&output).contains(word),
+                output_text(&output).contains(word),
                 "{args:?}: {word:?} is not in {:?}",
-                said(&output)
+                output_text(&output)
             );
         }
         assert!(
@@ -122,11 +132,14 @@ fn breakers_are_listed_though_embedded_mode_has_none() {
     let listed = tagfast_json(&["breakers", "list", "--json", "--url", &url]);
     assert_eq!(listed, serde_json::json!({"items": [], "events": [], "next_cursor": null}));
     let text = tagfast(&["breakers", "list", "--url", &url]);
-    assert!(text.status.success() && said(&text).contains("no circuit breakers"), "{text:?}");
+    assert!(
+        text.status.success() && output_text(&text).contains("no circuit breakers"),
+        "{text:?}"
+    );
 }
 
 #[test]
-fn watching_writes_a_line_each_time_and_ends_with_ctrl_c() {
+fn watching_writes_one_line_per_request_and_ends_with_ctrl_c() {
     let dir = tempfile::tempdir().unwrap();
     let running = server(dir.path()).start();
     running.wait_until_ready();

@@ -1,13 +1,14 @@
 //! `kill -9` under write load: nothing that was acknowledged is lost, nothing is there twice, and
-//! search and counts come back to the store's truth by themselves.
+//! search and counts converge to the store's state without a manual step.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use fastrand::Rng;
 use tagfast_testkit::{Client, Outcome, SetHistory, wait_for_condition};
 
-use crate::support::{Contents, Rng, full, server, tag_path, wait_until_converged};
+use crate::support::{Contents, full, server, tag_path, wait_until_converged};
 
 const WRITERS: usize = 4;
 /// Tags per content; below the limit, so that nothing is refused.
@@ -42,7 +43,7 @@ impl Writer {
             Ok(answer) => panic!("{}: {}", answer.status, answer.text()),
             Err(_) => Outcome::Unknown,
         };
-        self.history.note(format!("crash/{id}/{tag}"), outcome);
+        self.history.record(format!("crash/{id}/{tag}"), outcome);
         outcome
     }
 
@@ -74,7 +75,7 @@ fn elements(contents: &Contents) -> Vec<String> {
 fn no_acknowledged_write_is_lost_by_kill_9() {
     let dir = tempfile::tempdir().unwrap();
     let rounds = if full() { 50 } else { 5 };
-    let mut rng = Rng::new(7);
+    let mut rng = Rng::with_seed(7);
     let mut writers: Vec<Writer> = (0..WRITERS)
         .map(|number| Writer {
             number,
@@ -88,7 +89,7 @@ fn no_acknowledged_write_is_lost_by_kill_9() {
         let acknowledged = Arc::new(AtomicUsize::new(0));
         // Sometimes at once, while the consumers still rebuild or catch up; sometimes in the middle
         // of much work.
-        let enough = 1 + rng.below(300) as usize;
+        let enough = 1 + rng.usize(..300);
         std::thread::scope(|scope| {
             for writer in &mut writers {
                 let (client, acknowledged) = (running.client(), Arc::clone(&acknowledged));

@@ -1,5 +1,5 @@
-//! Damaged files and a directory that is taken: refused with a sentence that says what to do, or
-//! mended by itself.
+//! Damaged files and a directory in use: refused with a sentence that says what to do, or repaired
+//! automatically.
 
 use std::fs::OpenOptions;
 use std::io::{Seek as _, SeekFrom, Write as _};

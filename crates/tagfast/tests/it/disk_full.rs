@@ -1,5 +1,5 @@
-//! A full disk: writes are refused with 507, nothing is half written, and everything comes back by
-//! itself with the space.
+//! A full disk: writes are refused with 507, no write is half done, and the service recovers
+//! without help once there is space.
 
 use std::fs::File;
 use std::io::{ErrorKind, Write as _};
@@ -12,9 +12,9 @@ use tagfast_testkit::{Outcome, SetHistory, wait_for_condition};
 use crate::support::{server, stored, tag_path, tags_path, wait_until_converged};
 
 const DISK: u64 = 96 << 20;
-const PATIENCE: Duration = Duration::from_secs(60);
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Takes the rest of the file system.
+/// Fills the rest of the file system.
 fn fill(path: &Path) {
     let mut file = File::create(path).unwrap();
     let mut piece = vec![0xa5; 1 << 20];
@@ -45,7 +45,7 @@ fn a_full_disk_refuses_writes_and_recovers_when_space_returns() {
             _ if body["outcome_unknown"] == true => Outcome::Unknown,
             _ => Outcome::Refused,
         };
-        history.note(format!("disk/{id}"), outcome);
+        history.record(format!("disk/{id}"), outcome);
         (answer.status, body)
     };
     for n in 0..50 {
@@ -55,7 +55,7 @@ fn a_full_disk_refuses_writes_and_recovers_when_space_returns() {
     let ballast = running.inside(&dir.path().join("ballast"));
     fill(&ballast);
     let mut n = 50;
-    let problem = wait_for_condition("507", PATIENCE, || {
+    let problem = wait_for_condition("507", TEST_TIMEOUT, || {
         n += 1;
         // Pages that the files already have are used up first.
         let (status, body) = write(&mut client, n);
@@ -73,7 +73,7 @@ fn a_full_disk_refuses_writes_and_recovers_when_space_returns() {
     assert_eq!(client.get("/healthz").status, 200);
 
     std::fs::remove_file(&ballast).unwrap();
-    wait_for_condition("writes are taken again", PATIENCE, || {
+    wait_for_condition("writes are taken again", TEST_TIMEOUT, || {
         n += 1;
         let (status, body) = write(&mut client, n);
         if status == 200 { Ok(()) } else { Err(format!("{status} {body}")) }

@@ -1,4 +1,4 @@
-//! Documents that are made from the code: the list of problem codes in docs/api.md.
+//! Documents that are made from the code: the list of problem codes in docs/reference/api.md.
 
 use std::fmt::Write as _;
 
@@ -21,12 +21,13 @@ fn table() -> String {
 
 #[test]
 fn the_problem_codes_are_documented() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/api.md");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/api.md");
     let document = std::fs::read_to_string(path).unwrap();
-    let (before, rest) =
-        document.split_once(BEGIN).unwrap_or_else(|| panic!("docs/api.md lacks {BEGIN:?}"));
+    let (before, rest) = document
+        .split_once(BEGIN)
+        .unwrap_or_else(|| panic!("docs/reference/api.md lacks {BEGIN:?}"));
     let (written, after) =
-        rest.split_once(END).unwrap_or_else(|| panic!("docs/api.md lacks {END:?}"));
+        rest.split_once(END).unwrap_or_else(|| panic!("docs/reference/api.md lacks {END:?}"));
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::write(path, format!("{before}{BEGIN}{}{END}{after}", table())).unwrap();
         return;
@@ -34,6 +35,6 @@ fn the_problem_codes_are_documented() {
     assert_eq!(
         written,
         table(),
-        "docs/api.md is old: run this test with UPDATE_GOLDEN=1 and look at the difference"
+        "docs/reference/api.md is old: run this test with UPDATE_GOLDEN=1 and look at the difference"
     );
 }

@@ -1,5 +1,5 @@
-//! Starting and stopping: in-flight requests are finished, the configuration is judged before
-//! anything happens.
+//! Starting and stopping: in-flight requests are finished, the configuration is checked before
+//! anything starts.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tagfast_testkit::wait_for_condition;
 
-use crate::support::{said, server, tagfast, tags_path};
+use crate::support::{output_text, server, tagfast, tags_path};
 
 #[test]
 fn sigterm_finishes_what_is_in_flight() {
@@ -24,7 +24,7 @@ fn sigterm_finishes_what_is_in_flight() {
         body.len()
     )
     .unwrap();
-    // The interim answer proves that the request is being worked on before the stop is asked for.
+    // The interim answer proves that the server works on the request before it gets the signal.
     let mut interim = [0; 25];
     slow.read_exact(&mut interim).unwrap();
     assert!(interim.starts_with(b"HTTP/1.1 100 "), "{}", String::from_utf8_lossy(&interim));
@@ -102,14 +102,18 @@ fn a_wrong_configuration_is_refused_with_a_suggestion() {
             let output = tagfast(args);
             assert_eq!(output.status.code(), Some(2), "{text:?}: {output:?}");
             for word in words {
-                assert!(said(&output).contains(word), "{word:?} is not in {:?}", said(&output));
+                assert!(
+                    output_text(&output).contains(word),
+                    "{word:?} is not in {:?}",
+                    output_text(&output)
+                );
             }
         }
     }
     let missing = dir.path().join("none.toml");
     let output = tagfast(&["serve", "--config", missing.to_str().unwrap()]);
     assert_ne!(output.status.code(), Some(0));
-    assert!(said(&output).contains("none.toml"), "{output:?}");
+    assert!(output_text(&output).contains("none.toml"), "{output:?}");
 }
 
 #[test]
@@ -120,5 +124,8 @@ fn a_port_in_use_is_refused_with_a_way_out() {
     let data = dir.path().join("data");
     let output = tagfast(&["serve", "--listen", &address, "--data-dir", data.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    assert!(said(&output).contains(&address) && said(&output).contains("--listen"), "{output:?}");
+    assert!(
+        output_text(&output).contains(&address) && output_text(&output).contains("--listen"),
+        "{output:?}"
+    );
 }

@@ -5,12 +5,13 @@ mod backup;
 mod commands;
 mod crash;
 mod damage;
+mod dead_letters;
 mod disk_full;
 mod golden;
-mod letters;
 mod lifecycle;
 mod main_job;
 mod races;
+#[cfg(feature = "kafka")]
 mod silence;
 mod support;
 mod tenants;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tagfast_testkit::{Client, wait_for_condition};
 
-use crate::support::{command, encode, names, said, server, tag_path, tags_path};
+use crate::support::{command, encode, names, output_text, server, tag_path, tags_path};
 
 const PACKAGES: u64 = 29_795;
 const TAGGINGS: u64 = 109_908;
@@ -166,7 +166,7 @@ fn the_readme_s_curl_lines_work_as_printed() {
     let loaded = command(&["import", small.to_str().unwrap(), "--wait", "--url", &running.url()])
         .output()
         .unwrap();
-    assert!(loaded.status.success(), "{}", said(&loaded));
+    assert!(loaded.status.success(), "{}", output_text(&loaded));
     let readme =
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md")).unwrap();
     let curls: Vec<&str> = readme.lines().filter(|l| l.starts_with("curl ")).collect();
@@ -176,7 +176,7 @@ fn the_readme_s_curl_lines_work_as_printed() {
         let line = line.replacen("curl ", "curl --silent --show-error --fail ", 1);
         let line = line.replace("127.0.0.1:7070", &running.address().to_string());
         let output = Command::new("sh").args(["-c", &line]).output().unwrap();
-        assert!(output.status.success(), "{line}: {}", said(&output));
+        assert!(output.status.success(), "{line}: {}", output_text(&output));
         let body: Value = serde_json::from_slice(&output.stdout)
             .unwrap_or_else(|e| panic!("{line}: {e}: {output:?}"));
         let empty = ["hits", "tags", "added"]

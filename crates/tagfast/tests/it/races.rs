@@ -2,11 +2,12 @@
 //! counts stay exact.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
 
+use fastrand::Rng;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use crate::support::{Rng, full, names, server, tags_path, wait_until_converged};
+use crate::support::{full, names, server, tags_path, wait_until_converged};
 
 const WRITERS: u64 = 8;
 const CONTENTS: u64 = 4;
@@ -15,7 +16,7 @@ const TAGS: u64 = 140;
 const BATCH: u64 = 25;
 const LIMIT: usize = 100;
 
-/// A change that an answer told of: version, added, removed.
+/// A change in an answer: version, added, removed.
 type Change = (u64, Vec<String>, Vec<String>);
 
 fn list(value: &Value) -> Vec<String> {
@@ -34,15 +35,15 @@ fn racing_writes_keep_the_limit_and_one_history() {
             let mut client = running.client();
             let (changes, refused) = (&changes, &refused);
             scope.spawn(move || {
-                let mut rng = Rng::new(writer + 1);
+                let mut rng = Rng::with_seed(writer + 1);
                 for _ in 0..writes / WRITERS / BATCH {
                     let items: Vec<Value> = (0..BATCH)
                         .map(|_| {
                             let (id, tag) = (
-                                format!("c{}", rng.below(CONTENTS)),
-                                format!("t{}", rng.below(TAGS)),
+                                format!("c{}", rng.u64(..CONTENTS)),
+                                format!("t{}", rng.u64(..TAGS)),
                             );
-                            let what = if rng.below(100) < 70 { "add" } else { "remove" };
+                            let what = if rng.u64(..100) < 70 { "add" } else { "remove" };
                             json!({"type": "race", "id": id, what: [tag]})
                         })
                         .collect();
@@ -59,28 +60,25 @@ fn racing_writes_keep_the_limit_and_one_history() {
                                 let version = result["version"].as_str().unwrap().parse().unwrap();
                                 let change =
                                     (version, list(&result["added"]), list(&result["removed"]));
-                                changes.lock().unwrap().entry(id).or_default().push(change);
+                                changes.lock().entry(id).or_default().push(change);
                             }
                         } else {
                             assert_eq!(result["problem"]["code"], "too_many_tags", "{result}");
                             assert_eq!(result["problem"]["allowed"], LIMIT, "{result}");
-                            *refused.lock().unwrap() += 1;
+                            *refused.lock() += 1;
                         }
                     }
-                    let id = format!("c{}", rng.below(CONTENTS));
+                    let id = format!("c{}", rng.u64(..CONTENTS));
                     let seen = names(&client.get(&tags_path("race", &id)).expect(200).json());
                     assert!(seen.len() <= LIMIT, "{id} has {} tags", seen.len());
                 }
             });
         }
     });
-    assert!(
-        *refused.lock().unwrap() > 0,
-        "the writers never ran into the limit: the test shows nothing"
-    );
+    assert!(*refused.lock() > 0, "the writers never ran into the limit: the test shows nothing");
 
     let mut client = running.client();
-    for (id, mut changes) in changes.into_inner().unwrap() {
+    for (id, mut changes) in changes.into_inner() {
         changes.sort();
         let mut state = BTreeSet::new();
         let mut last = 0;

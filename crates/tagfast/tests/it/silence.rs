@@ -1,5 +1,5 @@
-//! Everything that is asked of other servers has an end: the program in front of servers that
-//! accept connections and never answer.
+//! Every call to another server has a deadline: the program in front of servers that accept
+//! connections and never answer.
 
 use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ const BOUND: Duration = Duration::from_secs(13);
 type Call =
     (&'static str, &'static str, &'static [(&'static str, &'static str)], Option<&'static str>);
 
-/// A server that accepts, reads nothing and says nothing, for as long as the test lives.
+/// A server that accepts connections and neither reads nor answers while the test runs.
 fn silent() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
@@ -26,8 +26,8 @@ fn silent() -> SocketAddr {
     address
 }
 
-/// etcd, Patroni, both Redis servers, Kafka and OpenSearch are silent: it starts, answers every
-/// call in time, and stops.
+/// etcd, Patroni, both Redis servers, Kafka and OpenSearch do not answer: the program starts,
+/// answers every call in time, and stops.
 #[test]
 fn every_call_ends_though_every_server_is_silent() {
     let dir = tempfile::tempdir().expect("a folder");

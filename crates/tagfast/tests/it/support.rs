@@ -14,9 +14,9 @@ use tagfast_testkit::{Client, ServerOptions, wait_for_condition};
 /// processors.
 const CONVERGENCE: Duration = Duration::from_secs(60);
 
-/// Whether the big counts were asked for.
+/// Whether the tests run with their big counts.
 pub(crate) fn full() -> bool {
-    std::env::var_os("TAGFAST_FULL").is_some_and(|v| v == "1")
+    cfg!(feature = "full")
 }
 
 /// How to start a server over this data directory.
@@ -50,7 +50,7 @@ pub(crate) fn tagfast_json(args: &[&str]) -> Value {
 }
 
 /// Both outputs as text.
-pub(crate) fn said(output: &Output) -> String {
+pub(crate) fn output_text(output: &Output) -> String {
     format!(
         "{}{}",
         String::from_utf8_lossy(&output.stdout),
@@ -96,7 +96,7 @@ pub(crate) fn stored(client: &mut Client) -> Contents {
     contents
 }
 
-/// Everything that a query finds, page by page.
+/// All contents that a query finds, page by page.
 pub(crate) fn found(client: &mut Client, query: &str) -> Contents {
     let mut contents = Contents::new();
     let mut cursor = String::new();
@@ -141,7 +141,7 @@ pub(crate) fn counted(contents: &Contents) -> BTreeMap<String, u64> {
 }
 
 /// Waits until search and counts say what the store says, without a manual step; then a recount
-/// must find no drift. For stores with at most 1,000 tags, on which nobody writes.
+/// must find no drift. The store must have at most 1,000 tags and no writers.
 pub(crate) fn wait_until_converged(client: &mut Client) -> Contents {
     let truth = stored(client);
     wait_for_condition("search follows the store", CONVERGENCE, || {
@@ -178,21 +178,4 @@ fn difference<V: PartialEq + std::fmt::Debug>(
                 .map(|k| format!("{k} should not be there"))
         });
     format!("{} of {} there; {}", found.len(), truth.len(), first.unwrap_or_default())
-}
-
-/// Small numbers that look random and are the same in every run.
-pub(crate) struct Rng(u64);
-
-impl Rng {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    /// A number below `limit`.
-    pub(crate) fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % limit
-    }
 }

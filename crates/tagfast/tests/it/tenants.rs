@@ -1,5 +1,5 @@
-//! Tenants over real tokens: nobody reads, counts, suggests, pages into or follows up what is
-//! another tenant's.
+//! Tenants over real tokens: no tenant can read, count, suggest, page into or follow up the data of
+//! another tenant.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,7 +7,9 @@ use std::time::Duration;
 use serde_json::json;
 use tagfast_testkit::{Client, ServerProcess, wait_for_condition};
 
-use crate::support::{found, names, popular, said, server, stored, tag_path, tagfast, tags_path};
+use crate::support::{
+    found, names, output_text, popular, server, stored, tag_path, tagfast, tags_path,
+};
 
 fn start(dir: &Path) -> ServerProcess {
     let secret = dir.join("secret");
@@ -138,7 +140,7 @@ fn scopes_and_bad_tokens_are_refused() {
         "--user",
         "u",
     ]);
-    assert!(!reserved.status.success(), "{}", said(&reserved));
-    // What needs no caller stays open.
+    assert!(!reserved.status.success(), "{}", output_text(&reserved));
+    // Calls that need no caller stay open.
     assert_eq!(anonymous.get("/healthz").status, 200);
 }

@@ -1,15 +1,16 @@
-//! Traces reach a collector, and what consumers do with a write is in the trace of the write.
+//! Traces reach a collector, and the consumers' work on a write is in the trace of the write.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tagfast_testkit::wait_for_condition;
 
 use crate::support::server;
 
-/// Takes what is exported and keeps it as it came.
+/// A collector that keeps the exported bytes.
 fn collector() -> (String, Arc<Mutex<Vec<u8>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -24,9 +25,8 @@ fn collector() -> (String, Arc<Mutex<Vec<u8>>>) {
                     if read == 0 {
                         return;
                     }
-                    all.lock().unwrap().extend_from_slice(&buffer[..read]);
-                    // One answer for whatever part of a request came: the exporter reads no more
-                    // than a status.
+                    all.lock().extend_from_slice(&buffer[..read]);
+                    // One answer to any part of a request: the exporter reads the status only.
                     let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
                 }
             });
@@ -63,7 +63,7 @@ fn an_apply_is_in_the_trace_of_its_write() {
         "the spans of the request and of both consumers",
         Duration::from_secs(20),
         || {
-            let seen = seen.lock().unwrap();
+            let seen = seen.lock();
             let spans = count(&seen, &id);
             let named = ["apply indexer", "apply analytics"]
                 .iter()

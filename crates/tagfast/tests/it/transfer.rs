@@ -1,5 +1,5 @@
-//! Import and export: bad lines are told by number, an interrupted import goes on, odd ids survive
-//! the round trip.
+//! Import and export: bad lines are reported by number, an interrupted import resumes, odd ids
+//! survive the round trip.
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,8 +8,10 @@ use serde_json::{Value, json};
 use tagfast_testkit::wait_for_condition;
 
 use crate::support::{
-    command, names, said, server, stored, tag_path, tagfast, tagfast_json, tags_path,
+    command, names, output_text, server, stored, tag_path, tagfast, tagfast_json, tags_path,
 };
+
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 #[test]
 fn bad_lines_are_reported_by_number_and_the_others_are_imported() {
@@ -24,8 +26,11 @@ fn bad_lines_are_reported_by_number_and_the_others_are_imported() {
         json!({"type": "note", "id": "4", "tags": ["a,b"]}).to_string(),
         json!({"type": "note", "id": "5", "tags": many}).to_string(),
         String::new(),
-        json!({"type": "note", "id": "7", "tags": [{"tag": "C", "by": "ana", "at": "2020-01-31T12:00:00Z"}]})
-            .to_string(),
+        json!({
+            "type": "note", "id": "7",
+            "tags": [{"tag": "C", "by": "ana", "at": "2020-01-31T12:00:00Z"}],
+        })
+        .to_string(),
     ];
     std::fs::write(&file, lines.join("\n")).unwrap();
     let output = tagfast(&["import", file.to_str().unwrap(), "--url", &running.url(), "--json"]);
@@ -46,7 +51,7 @@ fn bad_lines_are_reported_by_number_and_the_others_are_imported() {
 }
 
 #[test]
-fn an_import_that_was_killed_goes_on_where_it_stopped() {
+fn a_killed_import_resumes_where_it_stopped() {
     const LINES: u64 = 6000;
     let dir = tempfile::tempdir().unwrap();
     let running = server(&dir.path().join("data")).start();
@@ -60,37 +65,37 @@ fn an_import_that_was_killed_goes_on_where_it_stopped() {
     std::fs::write(&file, lines.join("\n")).unwrap();
     let file_arg = file.to_str().unwrap();
     let url = running.url();
-    // Small requests one at a time, so that there is a middle to be killed in.
+    // Small requests, one at a time, so that the import can be killed in the middle.
     let args = ["import", file_arg, "--url", &url, "--json", "--batch", "10", "--parallel", "1"];
     let mut child = command(&args)
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    let state = dir.path().join("in.ndjson.tagfast-import");
-    let noted = wait_for_condition("a noted line", Duration::from_secs(60), || {
+    let checkpoint = dir.path().join("in.ndjson.tagfast-import");
+    let resume_line = wait_for_condition("a checkpoint", TEST_TIMEOUT, || {
         if let Some(status) = child.try_wait().unwrap() {
             panic!("the import ended with {status} before it could be killed");
         }
-        let text = std::fs::read(&state).map_err(|e| e.to_string())?;
-        let noted: Value = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
-        noted["line"].as_u64().filter(|l| *l > 0).ok_or_else(|| noted.to_string())
+        let text = std::fs::read(&checkpoint).map_err(|e| e.to_string())?;
+        let stored: Value = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
+        stored["line"].as_u64().filter(|l| *l > 0).ok_or_else(|| stored.to_string())
     });
     child.kill().unwrap();
     child.wait().unwrap();
-    assert!(noted < LINES, "it was done already");
+    assert!(resume_line < LINES, "the import was complete already");
 
     let report = tagfast_json(&["import", file_arg, "--url", &url, "--json", "--wait"]);
     let contents = report["contents"].as_u64().unwrap();
-    assert!(contents <= LINES - noted, "it began again: {report}");
-    assert!(!state.exists(), "the note stays although the import is done");
+    assert!(contents <= LINES - resume_line, "the import started over: {report}");
+    assert!(!checkpoint.exists(), "the checkpoint stays although the import is complete");
     let mut client = running.client();
     assert_eq!(stored(&mut client).len() as u64, LINES);
     let total = client.get("/v1/search?q=m3&limit=1").expect(200).json()["total"].clone();
     assert_eq!(
         total,
         json!({"value": LINES / 5, "relation": "eq"}),
-        "--wait promises that it can be found"
+        "--wait promises that a search finds everything"
     );
 }
 
@@ -140,7 +145,7 @@ fn odd_ids_and_tags_survive_urls_export_and_import() {
     let report =
         tagfast_json(&["import", file.to_str().unwrap(), "--url", &url, "--wait", "--json"]);
     assert_eq!(report["contents"], ODD.len(), "{report}");
-    // Same contents, spellings, authors and times.
+    // Contents, spellings, authors and times are the same.
     assert_eq!(export(&url, &dir.path().join("two.ndjson")), lines);
 
     for (id, tag) in ODD {
@@ -166,5 +171,9 @@ fn a_gzipped_stream_goes_through_pipes() {
     let report = tagfast_json(&["import", file.to_str().unwrap(), "--url", &url, "--json"]);
     assert_eq!((&report["contents"], &report["added"]), (&json!(1), &json!(0)), "{report}");
     let stdout = tagfast(&["export", "-", "--url", &url]);
-    assert_eq!(said(&stdout).lines().filter(|l| l.starts_with('{')).count(), 1, "{stdout:?}");
+    assert_eq!(
+        output_text(&stdout).lines().filter(|l| l.starts_with('{')).count(),
+        1,
+        "{stdout:?}"
+    );
 }

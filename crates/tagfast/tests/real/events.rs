@@ -1,30 +1,31 @@
-//! From a write to the search index and the counts, on everything that is real: PostgreSQL under
-//! Patroni, Kafka, OpenSearch. While servers die; in the end index, counts and shards agree,
-//! content by content.
+//! From a write to the search index and the counts on real servers: PostgreSQL under Patroni, Kafka
+//! and OpenSearch. Servers die meanwhile; in the end index, counts and shards agree, content by
+//! content.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tagfast_testkit::stack::{Fault, Stack, StackOptions};
 use tagfast_testkit::{Client, ServerProcess, wait_for_condition};
 
-use crate::{PATIENCE, serve, wait_until_ready};
+use crate::{TEST_TIMEOUT, serve, wait_until_ready};
 
-/// One of these at a time, beside one of the others.
-static TURN: Mutex<()> = Mutex::new(());
+/// One of these tests at a time, beside one of the others.
+static ONE_BUS: Mutex<()> = Mutex::new(());
 
 pub(crate) fn turn() -> MutexGuard<'static, ()> {
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+    ONE_BUS.lock()
 }
 
 /// Contents that writers write.
 const CONTENTS: u64 = 200;
-/// Contents that are written before a primary takes them with it.
+/// Contents that are written to a primary that is then lost.
 const LOST: std::ops::Range<u64> = 1000..1040;
 
-/// Writes all the while, each content by one writer; what was not acknowledged is written again.
+/// Writes until it is stopped; an unacknowledged write is sent again. One writer per content.
 pub(crate) struct Writer {
     stop: Arc<AtomicBool>,
     written: Arc<AtomicU64>,
@@ -35,7 +36,7 @@ impl Writer {
     pub(crate) fn start(server: &ServerProcess) -> Self {
         let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (ended, count) = (Arc::clone(&stop), Arc::clone(&written));
-        let mut client = server.client().with_timeout(PATIENCE);
+        let mut client = server.client().with_timeout(TEST_TIMEOUT);
         let thread = std::thread::spawn(move || {
             let mut n = 0u64;
             while !ended.load(Ordering::SeqCst) {
@@ -48,7 +49,7 @@ impl Writer {
                         n += 1;
                         count.store(n, Ordering::SeqCst);
                     }
-                    // Held for as long as a write is held, then refused for now: asked again.
+                    // The write waited for a primary and was refused: it is sent again.
                     503 => {}
                     other => panic!("{other}: {}", answer.text()),
                 }
@@ -59,7 +60,7 @@ impl Writer {
 
     pub(crate) fn goes_on(&self) {
         let known = self.written.load(Ordering::SeqCst);
-        wait_for_condition("writes go on", PATIENCE, || {
+        wait_for_condition("writes go on", TEST_TIMEOUT, || {
             let now = self.written.load(Ordering::SeqCst);
             if now > known + 20 { Ok(()) } else { Err(format!("{now} after {known}")) }
         });
@@ -79,7 +80,7 @@ fn tags_of(list: &serde_json::Value) -> BTreeSet<String> {
     list.as_array().expect("tags").iter().map(name).collect()
 }
 
-/// What the shards hold, contents without tags left out.
+/// The contents of the shards, without those that have no tags.
 fn shards(client: &mut Client) -> Contents {
     let mut found = Contents::new();
     for id in (0..CONTENTS).chain(LOST) {
@@ -94,7 +95,7 @@ fn shards(client: &mut Client) -> Contents {
     found
 }
 
-/// What the index holds.
+/// The contents of the index.
 fn index(client: &mut Client) -> Result<Contents, String> {
     let (mut found, mut cursor) = (Contents::new(), String::new());
     loop {
@@ -132,7 +133,7 @@ pub(crate) fn no_drift(client: &mut Client) {
 /// Search and popular tags say what the shards say.
 pub(crate) fn agree(client: &mut Client) {
     let wanted = shards(client);
-    wait_for_condition("the index equals the shards", PATIENCE, || {
+    wait_for_condition("the index equals the shards", TEST_TIMEOUT, || {
         let found = index(client)?;
         if found == wanted {
             return Ok(());
@@ -146,7 +147,7 @@ pub(crate) fn agree(client: &mut Client) {
     });
     let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
     wanted.values().flatten().for_each(|tag| *counts.entry(tag).or_default() += 1);
-    wait_for_condition("the counts equal the shards", PATIENCE, || {
+    wait_for_condition("the counts equal the shards", TEST_TIMEOUT, || {
         let answer = client.get("/v1/tags/popular?window=all&limit=100");
         if answer.status != 200 {
             return Err(answer.text());
@@ -184,10 +185,10 @@ fn index_and_counts_agree_with_the_shards_whatever_dies() {
     };
     let mut stack = Stack::up(&options, &|_| ()).expect("the stack comes up");
     let mut server = serve(&stack);
-    let mut client = server.client().with_timeout(PATIENCE);
+    let mut client = server.client().with_timeout(TEST_TIMEOUT);
     wait_until_ready(&mut client);
 
-    // A write is found within the time that is promised, and counted.
+    // A write is found within the promised time, and counted.
     client.put("/v1/content/page/7/tags/Found%20Me").expect(200);
     wait_for_condition("the write is found", Duration::from_secs(5), || {
         let found = client.get("/v1/search?q=found-me").expect(200).json();
@@ -195,20 +196,20 @@ fn index_and_counts_agree_with_the_shards_whatever_dies() {
     });
     client.delete("/v1/content/page/7/tags/found-me").expect(200);
 
-    // Somebody holds the bus off: events wait in the outbox, the status says so, and they come when
-    // it is let go.
+    // An operator holds the breaker open: events wait in the outbox, the status says so, and they
+    // arrive when it is released.
     let hold = |state: &str| serde_json::json!({"name": "kafka", "state": state, "reason": "the broker is being moved"});
     client.post("/v1/breakers", &hold("open")).expect(200);
     client.put("/v1/content/page/8/tags/held-back").expect(200);
     let status = client.get("/v1/status").expect(200).text();
     assert!(status.contains("\"kafka\"") && status.contains("forced_open"), "{status}");
-    // What is found is of the time before.
+    // Searches answer with the state of before.
     assert_eq!(
         client.get("/v1/search?q=held-back").expect(200).json()["hits"],
         serde_json::json!([])
     );
     client.post("/v1/breakers", &hold("auto")).expect(200);
-    wait_for_condition("the held event is found", PATIENCE, || {
+    wait_for_condition("the held event is found", TEST_TIMEOUT, || {
         let found = client.get("/v1/search?q=held-back").expect(200).json();
         if found["hits"][0]["id"] == "8" { Ok(()) } else { Err(found.to_string()) }
     });
@@ -216,7 +217,7 @@ fn index_and_counts_agree_with_the_shards_whatever_dies() {
 
     let writer = Writer::start(&server);
     writer.goes_on();
-    // The index dies: searches say so, writes go on, nobody is blamed.
+    // The index dies: searches say so, writes go on, no record is blamed.
     stack.fault(Fault::Freeze, "opensearch").expect("frozen");
     stack.fault(Fault::Kill, "opensearch").expect("killed");
     writer.goes_on();
@@ -243,13 +244,13 @@ fn index_and_counts_agree_with_the_shards_whatever_dies() {
     // The process itself dies, and the next one goes on where it was.
     server.kill();
     let server = serve(&stack);
-    let mut client = server.client().with_timeout(PATIENCE);
+    let mut client = server.client().with_timeout(TEST_TIMEOUT);
     wait_until_ready(&mut client);
     client.put("/v1/content/page/3/tags/after").expect(200);
     all_agree(&mut client);
 
-    // A primary dies with what no replica has, but the index and the counts know it already: they
-    // forget it again.
+    // A primary dies with writes that no replica has, but the index and the counts have them
+    // already: they drop them again.
     let primary = stack.primary("c0").expect("a primary").name;
     let replicas: Vec<&str> =
         ["c0-n0", "c0-n1", "c0-n2"].into_iter().filter(|n| *n != primary).collect();
@@ -259,7 +260,7 @@ fn index_and_counts_agree_with_the_shards_whatever_dies() {
     for id in LOST {
         client.put(&format!("/v1/content/page/{id}/tags/lost")).expect(200);
     }
-    wait_for_condition("the index has them", PATIENCE, || {
+    wait_for_condition("the index has them", TEST_TIMEOUT, || {
         let found = index(&mut client)?
             .keys()
             .filter(|id| id.parse().is_ok_and(|id| LOST.contains(&id)))
@@ -270,7 +271,7 @@ fn index_and_counts_agree_with_the_shards_whatever_dies() {
     for replica in &replicas {
         stack.fault(Fault::Restart, replica).expect("started again");
     }
-    wait_for_condition("c0 takes writes", PATIENCE, || {
+    wait_for_condition("c0 takes writes", TEST_TIMEOUT, || {
         let path = "/v1/content/page/0/tags/c0";
         let answers: Vec<u16> =
             (0..8).map(|id| client.put(&path.replace("/0/", &format!("/{id}/"))).status).collect();
@@ -293,7 +294,7 @@ fn index_and_counts_agree_with_the_shards_whatever_dies() {
     all_agree(&mut client);
 }
 
-/// A topic with another number of partitions is refused, with what to do.
+/// A topic with a different number of partitions is refused, with what to do.
 #[test]
 fn a_foreign_topic_is_refused_at_the_start() {
     let _turn = turn();

@@ -6,28 +6,28 @@ mod events;
 mod shield;
 
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tagfast_testkit::stack::proxy::Mode;
 use tagfast_testkit::stack::{Fault, NodeInfo, Stack, StackOptions};
 use tagfast_testkit::{Client, ServerOptions, ServerProcess, wait_for_condition};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// One of these at a time: two processors carry so many servers.
-static TURN: Mutex<()> = Mutex::new(());
+/// One of these tests at a time: two processors carry the servers of one stack.
+static ONE_STACK: Mutex<()> = Mutex::new(());
 
-/// Whether the big counts were asked for.
+/// Whether the tests run with their big counts.
 fn full() -> bool {
-    std::env::var_os("TAGFAST_FULL").is_some_and(|v| v == "1")
+    cfg!(feature = "full")
 }
 
 fn serve(stack: &Stack) -> ServerProcess {
     ServerOptions::other(env!("CARGO_BIN_EXE_tagfast"))
         .arg("--config")
         .arg(&stack.info().config)
-        .env("TAGFAST__STORE__HOLD_MS", "8000")
+        .env("TAGFAST__STORE__PRIMARY_WAIT_MS", "8000")
         .arg("--data-dir")
         .arg(stack.info().config.with_file_name("data"))
         .serve()
@@ -35,7 +35,7 @@ fn serve(stack: &Stack) -> ServerProcess {
 }
 
 fn wait_until_ready(client: &mut Client) {
-    wait_for_condition("ready", PATIENCE, || {
+    wait_for_condition("ready", TEST_TIMEOUT, || {
         let answer = client.get("/readyz");
         if answer.status == 200 { Ok(()) } else { Err(answer.text()) }
     });
@@ -48,7 +48,7 @@ fn ids() -> impl Iterator<Item = String> {
 
 #[test]
 fn a_cluster_that_is_down_stops_its_own_contents_only() {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = ONE_STACK.lock();
     let dir = tempfile::tempdir().expect("a folder");
     let mut stack = Stack::up(&StackOptions::clusters_only(2, dir.path()), &|_| ())
         .expect("the stack comes up");
@@ -90,7 +90,7 @@ fn a_cluster_that_is_down_stops_its_own_contents_only() {
         "tagfast_replica_lag_bytes",
         "tagfast_node_is_primary",
         "tagfast_installation_warnings",
-        "tagfast_fence_left_seconds",
+        "tagfast_leader_lease_left_seconds",
     ] {
         assert!(
             metrics.contains(&format!("{name}{{cluster=\"c0\"")),
@@ -98,7 +98,7 @@ fn a_cluster_that_is_down_stops_its_own_contents_only() {
         );
     }
 
-    // The primary of c0 dies: writes wait and go on, nobody sees an error.
+    // The primary of c0 dies: writes wait and go on without an error.
     stack.fault(Fault::Kill, "c0").expect("killed");
     for id in ids() {
         client.put(&format!("/v1/content/jira.issue/{id}/tags/second")).expect(200);
@@ -113,7 +113,7 @@ fn a_cluster_that_is_down_stops_its_own_contents_only() {
     }
     let server = serve(&stack);
     let mut client = server.client().with_timeout(Duration::from_secs(20));
-    wait_for_condition("only c1 is missing", PATIENCE, || {
+    wait_for_condition("only c1 is missing", TEST_TIMEOUT, || {
         let answer = client.get("/readyz");
         let text = answer.text();
         if answer.status == 503 && text.contains("c1: ") && !text.contains("c0: ") {
@@ -145,7 +145,7 @@ fn a_cluster_that_is_down_stops_its_own_contents_only() {
     }
 }
 
-/// The answer of a query at a node itself, not through its proxy.
+/// The answer of a query sent to the node itself, not through its proxy.
 fn ask(stack: &Stack, node: &NodeInfo, query: &str) -> String {
     String::from_utf8(psql(stack, node, query).output().expect("psql runs").stdout)
         .expect("text")
@@ -180,12 +180,12 @@ fn psql(stack: &Stack, node: &NodeInfo, query: &str) -> Command {
 /// up.
 #[test]
 fn a_node_that_sleeps_between_commit_and_answer_acknowledges_nothing_old() {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = ONE_STACK.lock();
     let dir = tempfile::tempdir().expect("a folder");
     let mut stack = Stack::up(&StackOptions::clusters_only(1, dir.path()), &|_| ())
         .expect("the stack comes up");
     let server = serve(&stack);
-    let mut client = server.client().with_timeout(PATIENCE);
+    let mut client = server.client().with_timeout(TEST_TIMEOUT);
     wait_until_ready(&mut client);
     client.put("/v1/content/jira.issue/OPS-1/tags/first").expect(200);
 
@@ -198,13 +198,13 @@ fn a_node_that_sleeps_between_commit_and_answer_acknowledges_nothing_old() {
             .expect("psql");
     let waits = |event: &str| format!("SELECT count(*) FROM pg_stat_activity WHERE {event}");
     let seen = |what: &str, query: &str| {
-        wait_for_condition(what, PATIENCE, || {
+        wait_for_condition(what, TEST_TIMEOUT, || {
             let found = ask(&stack, &old, query);
             if found == "1" { Ok(()) } else { Err(found) }
         });
     };
     seen("the row is locked", &waits("wait_event = 'PgSleep'"));
-    let mut writer = server.client().with_timeout(PATIENCE);
+    let mut writer = server.client().with_timeout(TEST_TIMEOUT);
     let write = std::thread::spawn(move || writer.put("/v1/content/jira.issue/OPS-1/tags/second"));
     seen(
         "the write waits",
@@ -216,15 +216,17 @@ fn a_node_that_sleeps_between_commit_and_answer_acknowledges_nothing_old() {
     seen("the write is committed", holds);
     server.freeze();
     stack.fault(Fault::Kill, &old.name).expect("killed");
-    let new = wait_for_condition("another node reigns", PATIENCE, || match stack.primary("c0") {
-        Ok(node) if node.name != old.name => Ok(node),
-        Ok(_) => Err("not yet".to_owned()),
-        Err(error) => Err(format!("{error:#}")),
+    let new = wait_for_condition("a different node is primary", TEST_TIMEOUT, || {
+        match stack.primary("c0") {
+            Ok(node) if node.name != old.name => Ok(node),
+            Ok(_) => Err("not yet".to_owned()),
+            Err(error) => Err(format!("{error:#}")),
+        }
     });
     stack.fault(Fault::Heal, &old.name).expect("healed");
     server.thaw();
 
-    // What it acknowledges now is on the primary that reigns now, once.
+    // A write that it acknowledges now is on the present primary, once.
     let answer = write.join().expect("no panic").expect(200).json();
     assert_eq!(answer["changed"], true, "{answer}");
     assert_eq!(ask(&stack, &new, holds), "1");

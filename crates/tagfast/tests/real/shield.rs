@@ -1,14 +1,13 @@
-//! Two API nodes behind caches: whatever happens to Redis and to a replica, nobody misses their own
-//! write and nothing old is answered unmarked.
+//! Two API nodes behind caches: whatever happens to Redis and to a replica, no user misses their
+//! own write, and no old answer is served unmarked.
 
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tagfast_testkit::stack::{Fault, Stack, StackOptions};
-use tagfast_testkit::{OwnWrites, ServerOptions, ServerProcess, wait_for_condition};
+use tagfast_testkit::{ReadYourWritesClients, ServerOptions, ServerProcess, wait_for_condition};
 
-use crate::{PATIENCE, TURN, full, wait_until_ready};
+use crate::{ONE_STACK, TEST_TIMEOUT, full, wait_until_ready};
 
 fn node(stack: &Stack, name: &str) -> ServerProcess {
     ServerOptions::other(env!("CARGO_BIN_EXE_tagfast"))
@@ -28,18 +27,22 @@ fn version(body: &Value) -> u64 {
 /// hangs or is slow.
 #[test]
 #[expect(clippy::print_stdout, reason = "how many were checked is a figure")]
-fn vc1_nobody_misses_their_own_write_whatever_happens_to_the_caches() {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+fn no_user_misses_their_own_write_whatever_happens_to_the_caches() {
+    let _turn = ONE_STACK.lock();
     let dir = tempfile::tempdir().expect("a folder");
     let options = StackOptions { redis: true, ..StackOptions::clusters_only(1, dir.path()) };
     let mut stack = Stack::up(&options, &|_| ()).expect("the stack comes up");
     let servers = [node(&stack, "a"), node(&stack, "b")];
     servers.iter().for_each(|server| wait_until_ready(&mut server.client()));
-    // As many reads as that take longer than a wait may otherwise take.
+    // The large number of reads takes longer than any other wait.
     let (clients, count, patience) =
-        if full() { (16, 60_000, PATIENCE * 60) } else { (4, 150, PATIENCE) };
-    let clients = OwnWrites::start([servers[0].address(), servers[1].address()], clients, PATIENCE);
-    let more = |count| clients.more(count, patience);
+        if full() { (16, 60_000, TEST_TIMEOUT * 60) } else { (4, 150, TEST_TIMEOUT) };
+    let clients = ReadYourWritesClients::start(
+        [servers[0].address(), servers[1].address()],
+        clients,
+        TEST_TIMEOUT,
+    );
+    let more = |count| clients.wait_for_reads(count, patience);
     more(count);
     let primary = stack.primary("c0").expect("a primary").name;
     let replica = stack.replica("c0").expect("a replica").name;
@@ -67,7 +70,7 @@ fn vc1_nobody_misses_their_own_write_whatever_happens_to_the_caches() {
         stack.fault(Fault::Hang, target).expect("a fault");
     }
     more(count);
-    // VC10: what the primary confirms is served or refused, never guessed.
+    // A strong read is confirmed by the primary or refused, never guessed.
     let mut strict = servers[0].client();
     let asked =
         strict.request("GET", "/v1/content/test.own/w0-0/tags", &[("consistency", "strong")], None);
@@ -79,10 +82,10 @@ fn vc1_nobody_misses_their_own_write_whatever_happens_to_the_caches() {
     for target in ["redis", "state-redis", replica.as_str()] {
         stack.fault(Fault::Heal, target).expect("its end");
     }
-    // By itself it is as before: caches answer again.
-    let before = clients.seen().from_cache;
-    wait_for_condition("caches answer again", PATIENCE, || {
-        let now = clients.seen().from_cache;
+    // Without help it is as before: caches answer again.
+    let before = clients.report().from_cache;
+    wait_for_condition("caches answer again", TEST_TIMEOUT, || {
+        let now = clients.report().from_cache;
         if now >= before + 100 { Ok(()) } else { Err(format!("{} more", now - before)) }
     });
     let seen = clients.stop();
@@ -98,11 +101,10 @@ fn vc1_nobody_misses_their_own_write_whatever_happens_to_the_caches() {
     assert!(seen.stale <= seen.checked / 2, "most are as new as they can be");
 }
 
-/// A write through one node is seen by everybody through the other, soon; a cache that was emptied
-/// fills by itself.
+/// A write through one node is soon visible through the other; a cache that was emptied refills.
 #[test]
-fn what_caches_did_is_told_with_the_answer() {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+fn an_answer_says_what_the_caches_did() {
+    let _turn = ONE_STACK.lock();
     let dir = tempfile::tempdir().expect("a folder");
     let options = StackOptions { redis: true, ..StackOptions::clusters_only(1, dir.path()) };
     let mut stack = Stack::up(&options, &|_| ()).expect("the stack comes up");
@@ -117,7 +119,7 @@ fn what_caches_did_is_told_with_the_answer() {
         let status = answer.header("cache-status").expect("a header").to_owned();
         (answer.json(), status)
     };
-    wait_for_condition("L1 answers", PATIENCE, || {
+    wait_for_condition("L1 answers", TEST_TIMEOUT, || {
         let (body, status) = view(0);
         if status == "tagfast; hit; detail=l1" { Ok(()) } else { Err(format!("{status}: {body}")) }
     });
@@ -130,7 +132,7 @@ fn what_caches_did_is_told_with_the_answer() {
     // Without the cache it is ready, and says what is missing.
     stack.fault(Fault::Kill, "redis").expect("killed");
     let mut health = servers[0].client();
-    wait_for_condition("readyz names the cache", PATIENCE, || {
+    wait_for_condition("readyz names the cache", TEST_TIMEOUT, || {
         let answer = health.get("/readyz").expect(200).json();
         let named = answer["degraded"]
             .as_array()
@@ -138,19 +140,19 @@ fn what_caches_did_is_told_with_the_answer() {
         if answer["ready"] == true && named { Ok(()) } else { Err(answer.to_string()) }
     });
     stack.fault(Fault::Restart, "redis").expect("started");
-    wait_for_condition("the cache is back", PATIENCE, || {
+    wait_for_condition("the cache is back", TEST_TIMEOUT, || {
         let answer = health.get("/readyz").expect(200).json();
         if answer["degraded"] == json!([]) { Ok(()) } else { Err(answer.to_string()) }
     });
-    wait_for_condition("L1 answers again", PATIENCE, || {
+    wait_for_condition("L1 answers again", TEST_TIMEOUT, || {
         let (body, status) = view(0);
         if status == "tagfast; hit; detail=l1" { Ok(()) } else { Err(format!("{status}: {body}")) }
     });
-    // Neither the cache nor the database: what was known is answered, and says so.
+    // Neither the cache nor the database answers: the last known view is served, marked as stale.
     for target in ["redis", "c0-n0", "c0-n1", "c0-n2"] {
         stack.fault(Fault::Hang, target).expect("a fault");
     }
-    wait_for_condition("L1 is old", PATIENCE, || {
+    wait_for_condition("L1 is old", TEST_TIMEOUT, || {
         let (body, status) = view(0);
         let marked = body["meta"]["stale"] == true && body["meta"]["source"] == "cache";
         if marked && status.starts_with("tagfast; fwd=stale") {
@@ -175,7 +177,7 @@ fn what_caches_did_is_told_with_the_answer() {
     for target in ["redis", "c0-n0", "c0-n1", "c0-n2"] {
         stack.fault(Fault::Heal, target).expect("its end");
     }
-    wait_for_condition("it is as before", PATIENCE, || {
+    wait_for_condition("it is as before", TEST_TIMEOUT, || {
         let (body, status) = view(0);
         if body["meta"]["stale"] == false { Ok(()) } else { Err(format!("{status}: {body}")) }
     });

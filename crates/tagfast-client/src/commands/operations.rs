@@ -1,0 +1,134 @@
+//! Commands for operators: `reindex`, `recount` and `failovers`.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::args::{FailoversArgs, RecountArgs, ReindexArgs};
+use crate::error::{CliError, CommandResult, Exit};
+use crate::http::Client;
+use crate::json::{self, number, text};
+use crate::progress::Progress;
+use crate::terminal::{Terminal, table};
+
+/// How long the client waits for a rebuild; the server goes on after it.
+const REBUILD_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+/// Time between two requests for the progress.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Waits for a long call while showing its progress from `/v1/status`.
+async fn long_call(
+    client: &Client,
+    operation: &str,
+    path: &str,
+    body: &Value,
+    terminal: &Terminal,
+) -> Result<Value, CliError> {
+    let mut progress = Progress::new(terminal, operation, None);
+    let call = client.post(path, body, Some(REBUILD_TIMEOUT));
+    tokio::pin!(call);
+    let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
+    loop {
+        tokio::select! {
+            answer = &mut call => return Ok(answer?),
+            _ = tick.tick() => {
+                let Ok(status) = client.get("/v1/status").await else { continue };
+                if let Some(done) = contents_done(&status, operation) {
+                    let total = status.get("indexed_contents").and_then(Value::as_u64);
+                    if let Some(total) = total.filter(|total| *total >= done) {
+                        progress.set_total(total);
+                    }
+                    progress.set(done);
+                }
+            }
+        }
+    }
+}
+
+/// Contents that a running operation has done; `None` = it does not run.
+fn contents_done(status: &Value, operation: &str) -> Option<u64> {
+    let mut running = json::list(status, "running").iter();
+    running.find(|r| text(r, "operation") == operation)?.get("contents")?.as_u64()
+}
+
+/// `reindex`
+pub(super) async fn reindex(args: &ReindexArgs, terminal: &Terminal) -> CommandResult {
+    let client = Client::new(&args.client)?;
+    let answer = long_call(&client, "reindex", "/v1/admin/reindex", &json!({}), terminal).await?;
+    if terminal.json {
+        terminal.value(&answer)?;
+    } else {
+        let contents = number(&answer, "contents");
+        terminal.line(format_args!("the index was rebuilt from {contents} contents"))?;
+    }
+    Ok(Exit::Done)
+}
+
+/// `recount`: exit code 3 when drift was found and not repaired.
+pub(super) async fn recount(args: &RecountArgs, terminal: &Terminal) -> CommandResult {
+    let client = Client::new(&args.client)?;
+    let body = json!({"repair": args.repair});
+    let answer = long_call(&client, "recount", "/v1/admin/recount", &body, terminal).await?;
+    let drifted = number(&answer, "drifted_contents") + number(&answer, "drifted_counts") > 0;
+    let repaired = answer.get("repaired").and_then(Value::as_bool).unwrap_or(false);
+    if terminal.json {
+        terminal.value(&answer)?;
+    } else {
+        terminal.line(recount_text(&answer, drifted, repaired))?;
+        if drifted && !repaired {
+            terminal.note("hint: `tagfast recount --repair` repairs them while writes go on");
+        }
+    }
+    Ok(if drifted && !repaired { Exit::Partly } else { Exit::Done })
+}
+
+fn recount_text(answer: &Value, drifted: bool, repaired: bool) -> String {
+    let number = |name: &str| number(answer, name);
+    if !drifted {
+        return format!("{} contents compared, no drift", number("contents"));
+    }
+    let mut shown = format!(
+        "{} contents compared: {} contents and {} counts had drifted{}",
+        number("contents"),
+        number("drifted_contents"),
+        number("drifted_counts"),
+        if repaired { "; repaired" } else { "" }
+    );
+    let rows: Vec<Vec<String>> = json::list(answer, "rows")
+        .iter()
+        .map(|row| {
+            let cell = |name: &str| text(row, name);
+            let (counted, correct) = (cell("counted"), cell("true"));
+            vec![cell("tag"), format!("counted {counted}"), format!("true {correct}")]
+        })
+        .collect();
+    if !rows.is_empty() {
+        shown.push('\n');
+        shown.push_str(&table(&rows));
+    }
+    shown
+}
+
+/// `failovers`
+pub(super) async fn failovers(args: &FailoversArgs, terminal: &Terminal) -> CommandResult {
+    terminal.value(&Client::new(&args.client)?.get("/v1/failovers").await?)?;
+    Ok(Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recounts_list_the_drift() {
+        let answer = json!({"contents": 10, "drifted_contents": 1, "drifted_counts": 2,
+            "rows": [{"tenant": "default", "tag": "ui", "counted": 3, "true": 4}]});
+        let text = recount_text(&answer, true, false);
+        assert!(
+            text.contains("1 contents and 2 counts had drifted")
+                && text.contains("ui  counted 3  true 4"),
+            "{text}"
+        );
+        assert_eq!(recount_text(&answer, false, false), "10 contents compared, no drift");
+    }
+}

@@ -1,0 +1,218 @@
+//! `tagfast export`: streams all contents into a file or to stdout.
+//!
+//! A file is written beside its final name and renamed when it is complete. After a broken stream
+//! the export resumes behind the last whole line: no line is written twice or in part.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use tagfast_resilience::Backoff;
+
+use crate::args::ExportArgs;
+use crate::error::{CliError, CommandResult, Exit};
+use crate::http::{Client, ClientError, RequestOptions, encode, problem_of};
+use crate::progress::Progress;
+use crate::terminal::Terminal;
+
+/// Waits between attempts that bring no new line.
+const RETRY_BACKOFF: Backoff = Backoff {
+    retries: 5,
+    base: Duration::from_millis(400),
+    factor: 2,
+    cap: Duration::from_secs(10),
+};
+/// Upper limit of one stream.
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
+
+enum Target {
+    Stdout(Terminal),
+    File { out: BufWriter<File>, part: PathBuf, path: PathBuf },
+    Gzip { out: GzEncoder<BufWriter<File>>, part: PathBuf, path: PathBuf },
+}
+
+impl Target {
+    fn open(file: &str, terminal: &Terminal) -> Result<Self, CliError> {
+        if file == "-" {
+            return Ok(Self::Stdout(terminal.clone()));
+        }
+        let (path, part) = (PathBuf::from(file), PathBuf::from(format!("{file}.part")));
+        let out = File::create(&part).map_err(|e| write_failed(&part, e))?;
+        let out = BufWriter::new(out);
+        if path.extension().is_some_and(|e| e == "gz") {
+            return Ok(Self::Gzip { out: GzEncoder::new(out, Compression::default()), part, path });
+        }
+        Ok(Self::File { out, part, path })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), CliError> {
+        match self {
+            Self::Stdout(terminal) => Ok(terminal.bytes(bytes)?),
+            Self::File { out, part, .. } => out.write_all(bytes).map_err(|e| write_failed(part, e)),
+            Self::Gzip { out, part, .. } => out.write_all(bytes).map_err(|e| write_failed(part, e)),
+        }
+    }
+
+    fn finish(self) -> Result<(), CliError> {
+        let (out, part, path) = match self {
+            Self::Stdout(_) => return Ok(()),
+            Self::File { out, part, path } => (out, part, path),
+            Self::Gzip { out, part, path } => {
+                (out.finish().map_err(|e| write_failed(&part, e))?, part, path)
+            }
+        };
+        let file = out.into_inner().map_err(|e| write_failed(&part, e.into_error()))?;
+        file.sync_all()
+            .and_then(|()| std::fs::rename(&part, &path))
+            .map_err(|e| write_failed(&part, e))
+    }
+}
+
+fn write_failed(path: &Path, error: std::io::Error) -> CliError {
+    CliError::new(format!("cannot write {}", path.display())).with_source(error)
+}
+
+/// `export`
+///
+/// # Errors
+/// The file cannot be written, or the server refuses, or no retry is left.
+pub async fn run(args: &ExportArgs, terminal: &Terminal) -> CommandResult {
+    let client = Client::new(&args.client)?;
+    let mut target = Target::open(&args.file, terminal)?;
+    let progress = Progress::new(terminal, "export", None);
+    let mut download = Download::default();
+    let mut failures = 0;
+    loop {
+        let before = download.lines;
+        match download.stream(&client, &mut target, &progress).await? {
+            None => break,
+            Some(error) => {
+                if download.lines > before {
+                    failures = 0;
+                }
+                let delay =
+                    RETRY_BACKOFF.delay(failures, fastrand::f64()).filter(|_| error.is_retryable());
+                let Some(delay) = delay else { return Err(error.into()) };
+                failures += 1;
+                progress.note(terminal, "the stream broke off; taking it up again");
+                tokio::time::sleep(error.retry_after().unwrap_or(delay)).await;
+            }
+        }
+    }
+    progress.finish();
+    target.finish()?;
+    if args.file != "-" {
+        if terminal.json {
+            terminal.value(&json!({"contents": download.lines, "file": args.file}))?;
+        } else {
+            terminal.line(format_args!("{} contents written to {}", download.lines, args.file))?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+/// The state of an export over all its requests.
+#[derive(Default)]
+struct Download {
+    /// Whole lines written.
+    lines: u64,
+    /// The beginning of a line whose end has not arrived yet.
+    tail: Vec<u8>,
+    /// `type/id` of the last whole line; `None` = no line yet.
+    last: Option<String>,
+}
+
+impl Download {
+    /// Sends one request that continues where the previous one ended. `None` = the export is
+    /// complete, `Some` = the stream broke off.
+    async fn stream(
+        &mut self,
+        client: &Client,
+        target: &mut Target,
+        progress: &Progress,
+    ) -> Result<Option<ClientError>, CliError> {
+        self.tail.clear();
+        let path = match &self.last {
+            Some(last) => format!("/v1/export?after={}", encode(last)),
+            None => "/v1/export".to_owned(),
+        };
+        let options = RequestOptions { timeout: Some(EXPORT_TIMEOUT), ..RequestOptions::default() };
+        let mut response = match client.send(Method::GET, &path, options).await {
+            Ok(response) if response.status().is_success() => response,
+            Ok(response) => return Ok(Some(problem_of(response).await)),
+            Err(error) => return Ok(Some(error)),
+        };
+        loop {
+            match response.chunk().await {
+                Ok(Some(chunk)) => self.write_lines(&chunk, target)?,
+                Ok(None) if self.tail.is_empty() => return Ok(None),
+                Ok(None) => return Ok(Some(ClientError::Truncated)),
+                Err(error) => return Ok(Some(client.classify(error))),
+            }
+            progress.set(self.lines);
+        }
+    }
+
+    /// Writes the whole lines of what has arrived.
+    fn write_lines(&mut self, chunk: &[u8], target: &mut Target) -> Result<(), CliError> {
+        self.tail.extend_from_slice(chunk);
+        let Some(end) = self.tail.iter().rposition(|b| *b == b'\n') else { return Ok(()) };
+        let whole = &self.tail[..=end];
+        let last = whole[..end].rsplit(|b| *b == b'\n').next().unwrap_or_default();
+        let value: Value = serde_json::from_slice(last)?;
+        let text = |name: &str| value.get(name).and_then(Value::as_str);
+        let (Some(content_type), Some(id)) = (text("type"), text("id")) else {
+            return Err(CliError::new("a line of the export has no type or id"));
+        };
+        self.last = Some(format!("{content_type}/{id}"));
+        self.lines += whole.iter().filter(|b| **b == b'\n').count() as u64;
+        target.write(whole)?;
+        self.tail.drain(..=end);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_whole_lines_are_written_and_the_last_one_is_known() {
+        let (terminal, captured) = Terminal::memory(false);
+        let mut target = Target::Stdout(terminal);
+        let mut download = Download::default();
+        download
+            .write_lines(b"{\"type\":\"t\",\"id\":\"1\"}\n{\"type\":\"t\",", &mut target)
+            .unwrap();
+        assert_eq!(captured.out(), "{\"type\":\"t\",\"id\":\"1\"}\n");
+        assert_eq!((download.lines, download.last.as_deref()), (1, Some("t/1")));
+        download.write_lines(b"\"id\":\"a/b\"}\n", &mut target).unwrap();
+        assert_eq!(
+            (download.lines, download.last.as_deref(), download.tail.len()),
+            (2, Some("t/a/b"), 0)
+        );
+        assert!(download.write_lines(b"{\"x\":1}\n", &mut target).is_err());
+    }
+
+    #[test]
+    fn a_file_appears_only_when_it_is_complete() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out.ndjson.gz");
+        let (terminal, _) = Terminal::memory(false);
+        let mut target = Target::open(path.to_str().unwrap(), &terminal).unwrap();
+        target.write(b"line\n").unwrap();
+        assert!(!path.exists());
+        target.finish().unwrap();
+        let mut text = String::new();
+        let file = flate2::read::GzDecoder::new(File::open(&path).unwrap());
+        std::io::Read::read_to_string(&mut { file }, &mut text).unwrap();
+        assert_eq!(text, "line\n");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,3 @@
+//! Import and export through the HTTP client.
+
+mod transfer;

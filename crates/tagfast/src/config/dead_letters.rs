@@ -1,0 +1,136 @@
+//! The part of a configuration that says what happens to dead letters: automatic replays, and the
+//! webhook that is told of those that need attention.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tagfast_events::AutoReplayPolicy;
+
+use super::keys::DEAD_LETTERS;
+use super::values::Values;
+
+/// Dead letters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadLettersConfig {
+    /// When they are replayed automatically.
+    pub auto_replay: AutoReplayPolicy,
+    /// The webhook; `None` = only metrics and alert rules report.
+    pub webhook: Option<WebhookConfig>,
+}
+
+/// The webhook that is told of dead letters that need attention.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WebhookConfig {
+    /// URL that takes the messages.
+    pub url: String,
+    /// Shortest time between two messages about growing trouble.
+    pub interval_min: Duration,
+    /// File with the secret that signs the messages; `None` = unsigned.
+    pub secret_file: Option<PathBuf>,
+}
+
+impl WebhookConfig {
+    /// Reads the secret from its file; `None` without a file.
+    ///
+    /// # Errors
+    /// The file cannot be read or is empty.
+    pub fn secret(&self) -> Result<Option<Vec<u8>>, String> {
+        let Some(file) = &self.secret_file else { return Ok(None) };
+        let place = format!("dead_letters.webhook_secret_file {}", file.display());
+        let text = std::fs::read_to_string(file).map_err(|e| format!("{place}: {e}"))?;
+        let secret = text.trim_end_matches(['\r', '\n']).as_bytes().to_vec();
+        if secret.is_empty() { Err(format!("{place} is empty")) } else { Ok(Some(secret)) }
+    }
+}
+
+/// Whether a URL is `https://`, or `http://` of this machine.
+fn is_safe(url: &str) -> bool {
+    let Ok(url) = reqwest::Url::parse(url) else { return false };
+    match (url.scheme(), url.host_str()) {
+        ("https", Some(_)) => true,
+        ("http", Some(host)) => {
+            let host = host.trim_matches(['[', ']']);
+            host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        }
+        _ => false,
+    }
+}
+
+pub(super) fn dead_letters(values: &mut Values<'_>) -> DeadLettersConfig {
+    let url = values.text(&DEAD_LETTERS.webhook_url);
+    if url.as_ref().is_some_and(|url| !is_safe(url)) {
+        // The URL may hold a secret: it is not repeated.
+        values.refuse(
+            "dead_letters.webhook_url must begin with https://, or with http:// and an address of \
+             this machine: messages name tenants' contents",
+        );
+    }
+    let secret_file = values.text(&DEAD_LETTERS.webhook_secret_file).map(PathBuf::from);
+    if secret_file.is_some() && url.is_none() {
+        values.refuse("dead_letters.webhook_secret_file needs dead_letters.webhook_url");
+    }
+    let interval_min = values.millis(&DEAD_LETTERS.webhook_interval_min_ms);
+    DeadLettersConfig {
+        auto_replay: AutoReplayPolicy {
+            first_ms: values.number(&DEAD_LETTERS.auto_replay_delay_ms) as i64,
+            times: values.small(&DEAD_LETTERS.auto_replay_max),
+            ..AutoReplayPolicy::default()
+        },
+        webhook: url.map(|url| WebhookConfig { url, interval_min, secret_file }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::sources::gather;
+
+    fn resolve_text(text: &str) -> (DeadLettersConfig, Vec<String>) {
+        let text = format!("[dead_letters]\n{text}");
+        let sources = gather(Some((Path::new("t.toml"), &text)), &BTreeMap::new(), &[]).unwrap();
+        let mut values = Values::new(&sources);
+        let config = dead_letters(&mut values);
+        (config, values.into_errors())
+    }
+
+    #[test]
+    fn a_webhook_is_https_or_here() {
+        for url in [
+            "https://hooks.example/x",
+            "http://127.0.0.1:9/x",
+            "http://localhost",
+            "http://[::1]:80/",
+        ] {
+            let (config, errors) = resolve_text(&format!("webhook_url = \"{url}\""));
+            assert_eq!((config.webhook.unwrap().url.as_str(), errors), (url, Vec::new()));
+        }
+        for url in [
+            "http://hooks.example/s3cret",
+            "ftp://127.0.0.1/s3cret",
+            "s3cret",
+            "http://127.0.0.1.example/s3cret",
+        ] {
+            let (_, errors) = resolve_text(&format!("webhook_url = \"{url}\""));
+            assert!(
+                errors[0].contains("dead_letters.webhook_url") && !errors[0].contains("s3cret"),
+                "{errors:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn each_fault_names_its_key() {
+        for (text, word) in [
+            ("auto_replay_delay_ms = 1", "auto_replay_delay_ms"),
+            ("auto_replay_max = 11", "auto_replay_max"),
+            ("webhook_interval_min_ms = 0", "webhook_interval_min_ms"),
+            ("webhook_secret_file = \"s\"", "webhook_url"),
+        ] {
+            let (_, errors) = resolve_text(text);
+            assert!(errors.iter().any(|e| e.contains(word)), "{text}: {errors:?}");
+        }
+    }
+}

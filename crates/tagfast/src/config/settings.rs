@@ -1,0 +1,404 @@
+//! The second stage of the configuration: checked, typed, in the units that the parts take.
+//!
+//! Nothing is opened here, so that `config check` can check a configuration on any machine.
+//! [`Config::auth`] and [`Config::signing_keys`] read secrets when a server starts (and in `config
+//! check`).
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tagfast_api::{ApiLimits, AuthConfig, JwksSource};
+use tagfast_domain::{Limits, TenantId};
+
+use super::cache::{CacheConfig, cache, tenant_weights};
+use super::dead_letters::{DeadLettersConfig, dead_letters};
+use super::events;
+use super::key::{Key, Scope, TextKey};
+use super::keys::{AUTH, CACHE, KEYS, LIMITS, LOG, SERVER, STATE, STORE, TELEMETRY};
+use super::postgres::{PostgresConfig, postgres};
+use super::secrets::{make_key, read_key, read_secret};
+use super::values::{Sources, Values, is_http_url};
+
+/// The form of logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON otherwise.
+    Auto,
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// How requests prove their user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuthMode {
+    /// They do not; loopback only.
+    None,
+    /// Bearer JWTs.
+    Jwt,
+}
+
+/// Logs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogConfig {
+    /// A `tracing` filter.
+    pub level: String,
+    /// The form.
+    pub format: LogFormat,
+}
+
+/// Traces.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TelemetryConfig {
+    /// The OTLP endpoint; `None` = no traces.
+    pub otlp_endpoint: Option<String>,
+    /// Share of root spans that are kept, 0 to 1.
+    pub trace_ratio: f64,
+    /// The service's name in traces.
+    pub service_name: String,
+}
+
+/// A configuration that can be run.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Address and port of the HTTP server.
+    pub listen: SocketAddr,
+    /// Worker threads; `None` = one per processor.
+    pub worker_threads: Option<usize>,
+    /// Limits of the HTTP layer.
+    pub api_limits: ApiLimits,
+    /// Limits of the domain.
+    pub limits: Limits,
+    /// The data directory.
+    pub data_dir: PathBuf,
+    /// Memory for pages of the embedded store's files, in bytes.
+    pub page_cache_bytes: usize,
+    /// The caches in front of the databases.
+    pub cache: CacheConfig,
+    /// The tenants with a weight other than 1.
+    pub tenant_weights: BTreeMap<TenantId, u8>,
+    /// Automatic replays of dead letters, and the webhook.
+    pub dead_letters: DeadLettersConfig,
+    /// The clusters; `None` = embedded.
+    pub postgres: Option<PostgresConfig>,
+    /// How requests prove their user.
+    pub auth_mode: AuthMode,
+    /// Logs.
+    pub log: LogConfig,
+    /// Traces.
+    pub telemetry: TelemetryConfig,
+    signing_key_files: Vec<PathBuf>,
+    hs256_secret_file: Option<PathBuf>,
+    jwks: Option<JwksSource>,
+    audience: Option<String>,
+    issuer: Option<String>,
+    leeway: Duration,
+}
+
+impl Config {
+    /// Checks what the sources set.
+    ///
+    /// # Errors
+    /// Every fault, one text each.
+    pub fn resolve(sources: &Sources) -> Result<Self, Vec<String>> {
+        let mut values = Values::new(sources);
+        events::require_kafka(&mut values, cfg!(feature = "kafka"));
+        let config = Self::build(&mut values);
+        let errors = values.into_errors();
+        if errors.is_empty() { Ok(config) } else { Err(errors) }
+    }
+
+    fn build(values: &mut Values<'_>) -> Self {
+        let listen = listen(values);
+        let auth_mode = auth_mode(values, listen);
+        let postgres = (values.choice(&STORE.kind) == Some("postgres")).then(|| postgres(values));
+        cluster_urls(values);
+        let cache = cache(values);
+        let worker_threads = Some(values.size(&SERVER.worker_threads)).filter(|n| *n > 0);
+        Self {
+            listen,
+            worker_threads,
+            api_limits: api_limits(values),
+            limits: Limits { tags_per_content: values.size(&LIMITS.tags_per_content) },
+            data_dir: values.text(&STORE.data_dir).unwrap_or_default().into(),
+            page_cache_bytes: values.size(&STORE.page_cache_bytes),
+            cache,
+            tenant_weights: tenant_weights(values),
+            dead_letters: dead_letters(values),
+            postgres,
+            auth_mode,
+            log: log(values),
+            telemetry: telemetry(values),
+            signing_key_files: paths(values.list(&SERVER.signing_key_file)),
+            hs256_secret_file: values.text(&AUTH.hs256_secret_file).map(PathBuf::from),
+            jwks: values.text(&AUTH.jwks).map(|place| {
+                if is_http_url(&place) {
+                    JwksSource::Url(place)
+                } else {
+                    JwksSource::File(place.into())
+                }
+            }),
+            audience: values.text(&AUTH.audience),
+            issuer: values.text(&AUTH.issuer),
+            leeway: values.seconds(&AUTH.leeway_seconds),
+        }
+    }
+
+    /// How the API authenticates, with the secret read from its file.
+    ///
+    /// # Errors
+    /// The secret cannot be read or is too short.
+    pub fn auth(&self) -> Result<AuthConfig, String> {
+        match self.auth_mode {
+            AuthMode::None => Ok(AuthConfig::None),
+            AuthMode::Jwt => Ok(AuthConfig::Jwt {
+                hs256_secret: self.hs256_secret_file.as_deref().map(read_secret).transpose()?,
+                jwks: self.jwks.clone(),
+                audience: self.audience.clone(),
+                issuer: self.issuer.clone(),
+                leeway: self.leeway,
+            }),
+        }
+    }
+
+    /// The keys of tokens and cursors; the first signs. Without configured files this is
+    /// `token.key` in the data directory, made if it is missing.
+    ///
+    /// # Errors
+    /// A file cannot be read, or holds no key.
+    pub fn signing_keys(&self) -> Result<Vec<[u8; 32]>, String> {
+        if self.signing_key_files.is_empty() {
+            let path = self.data_dir.join("token.key");
+            if !path.exists() {
+                make_key(&path)?;
+            }
+            return read_key(&path).map(|k| vec![k]);
+        }
+        self.signing_key_files.iter().map(|p| read_key(p)).collect()
+    }
+
+    /// The faults that only this machine can show: files that are missing or hold something else.
+    pub fn check_files(&self) -> Vec<String> {
+        let password = self.postgres.as_ref().and_then(|p| p.password().err());
+        let tls = self.postgres.as_ref().and_then(|p| p.tls().err());
+        let keys = self.signing_key_files.iter().filter_map(|p| read_key(p).err());
+        let auth = self.auth().err();
+        let jwks = match &self.jwks {
+            Some(JwksSource::File(path)) if !path.is_file() => {
+                Some(format!("auth.jwks: {} is not a file", path.display()))
+            }
+            Some(JwksSource::File(_) | JwksSource::Url(_)) | None => None,
+        };
+        keys.chain(password).chain(tls).chain(auth).chain(jwks).collect()
+    }
+}
+
+/// The keys that are set but have no effect in embedded mode.
+pub fn without_effect(sources: &Sources) -> Vec<String> {
+    let idle = |key: &&Key| key.scope == Scope::Cluster && sources.is_set(key);
+    KEYS.iter().filter(idle).map(Key::path).collect()
+}
+
+fn paths(files: Vec<String>) -> Vec<PathBuf> {
+    files.into_iter().map(PathBuf::from).collect()
+}
+
+fn listen(values: &mut Values<'_>) -> SocketAddr {
+    let text = values.text(&SERVER.listen).unwrap_or_default();
+    let parsed = text.parse().ok().or_else(|| {
+        let (host, _) = text.rsplit_once(':')?;
+        (host == "localhost")
+            .then(|| text.to_socket_addrs().ok()?.find(SocketAddr::is_ipv4))
+            .flatten()
+    });
+    parsed.unwrap_or_else(|| {
+        values.refuse(format!(
+            "server.listen is {text:?}; write an address and a port, for example 127.0.0.1:7070"
+        ));
+        SocketAddr::from(([127, 0, 0, 1], 0))
+    })
+}
+
+fn auth_mode(values: &mut Values<'_>, listen: SocketAddr) -> AuthMode {
+    if values.choice(&AUTH.mode) == Some("jwt") {
+        let secret = values.text(&AUTH.hs256_secret_file);
+        if secret.or_else(|| values.text(&AUTH.jwks)).is_none() {
+            values.refuse("auth.mode = \"jwt\" needs auth.hs256_secret_file or auth.jwks");
+        }
+        return AuthMode::Jwt;
+    }
+    if !listen.ip().is_loopback() {
+        values.refuse(format!(
+            "server.listen = \"{listen}\" can be reached from other machines, but auth.mode is \
+             \"none\": set auth.mode = \"jwt\" with auth.hs256_secret_file or auth.jwks, or listen \
+             on 127.0.0.1"
+        ));
+    }
+    AuthMode::None
+}
+
+fn api_limits(values: &mut Values<'_>) -> ApiLimits {
+    let rate = values.small(&LIMITS.requests_per_second);
+    let burst = values.small(&LIMITS.burst);
+    ApiLimits {
+        body_bytes: values.size(&SERVER.max_body_bytes),
+        url_bytes: values.size(&SERVER.max_url_bytes),
+        batch_items: values.size(&SERVER.max_batch_items),
+        connections: values.size(&SERVER.max_connections),
+        request_timeout: values.millis(&SERVER.request_timeout_ms),
+        header_timeout: values.millis(&SERVER.header_timeout_ms),
+        drain_timeout: values.millis(&SERVER.drain_timeout_ms),
+        requests_per_second: rate,
+        burst: if burst == 0 { rate } else { burst },
+        max_stale: values.seconds(&CACHE.stale_if_error_seconds),
+        ..ApiLimits::default()
+    }
+}
+
+fn log(values: &mut Values<'_>) -> LogConfig {
+    let level = values.text(&LOG.level).unwrap_or_default();
+    if let Err(e) = tracing_subscriber::EnvFilter::try_new(&level) {
+        values.refuse(format!("log.level is {level:?}: {e}"));
+    }
+    let format = match values.choice(&LOG.format) {
+        Some("text") => LogFormat::Text,
+        Some("json") => LogFormat::Json,
+        Some(_) | None => LogFormat::Auto,
+    };
+    LogConfig { level, format }
+}
+
+fn telemetry(values: &mut Values<'_>) -> TelemetryConfig {
+    let otlp_endpoint = values.text(&TELEMETRY.otlp_endpoint);
+    if let Some(url) = otlp_endpoint.as_ref().filter(|url| !is_http_url(url)) {
+        values.refuse(format!(
+            "telemetry.otlp_endpoint is {url:?}; it must begin with http:// or https://"
+        ));
+    }
+    TelemetryConfig {
+        otlp_endpoint,
+        trace_ratio: values.fraction(&TELEMETRY.trace_ratio),
+        service_name: values.text(&TELEMETRY.service_name).unwrap_or_default(),
+    }
+}
+
+/// Checks the Redis URLs; in both modes, so that a cluster's file is checked on any machine.
+fn cluster_urls(values: &mut Values<'_>) {
+    for key in [&CACHE.redis_url, &STATE.redis_url] {
+        let TextKey(row) = key;
+        let url = values.text(key);
+        if let Some(Err(error)) = url.as_deref().map(tagfast_redis::Endpoint::parse) {
+            values.refuse(format!("{}: {error}", row.path()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::sources::gather;
+
+    fn resolve(text: &str) -> Result<Config, Vec<String>> {
+        let sources = gather(Some((Path::new("t.toml"), text)), &BTreeMap::new(), &[]).unwrap();
+        Config::resolve(&sources)
+    }
+
+    #[test]
+    fn the_default_is_the_embedded_store_on_loopback() {
+        let config = resolve("").unwrap();
+        assert_eq!(config.listen.to_string(), "127.0.0.1:7070");
+        assert_eq!(config.auth_mode, AuthMode::None);
+        assert_eq!(config.data_dir, Path::new("./tagfast-data"));
+        assert_eq!(config.api_limits.batch_items, 500);
+        assert_eq!(config.limits.tags_per_content, 100);
+    }
+
+    #[test]
+    fn defaults_of_the_table_are_the_defaults_of_the_program() {
+        let table = KEYS
+            .iter()
+            .filter(|k| !k.default.is_empty())
+            .map(|k| format!("{}.{} = {}\n", k.section, k.name, k.default))
+            .collect::<String>();
+        let (explicit, implicit) = (resolve(&table).unwrap(), resolve("").unwrap());
+        assert_eq!(format!("{explicit:?}"), format!("{implicit:?}"));
+        let (ours, libraries) = (implicit.api_limits, ApiLimits::default());
+        assert_eq!(format!("{ours:?}"), format!("{libraries:?}"), "without a configuration");
+        assert_eq!(implicit.limits, Limits::default(), "without a configuration");
+    }
+
+    #[test]
+    fn no_authentication_away_from_loopback_is_refused() {
+        for listen in ["0.0.0.0:7070", "[::]:7070", "192.0.2.1:80"] {
+            let errors = resolve(&format!("[server]\nlisten = \"{listen}\"")).unwrap_err();
+            assert!(errors[0].contains("auth.mode") && errors[0].contains("jwt"), "{errors:?}");
+        }
+        assert!(resolve("[server]\nlisten = \"[::1]:7070\"").is_ok());
+        assert!(resolve("[server]\nlisten = \"localhost:7070\"").is_ok());
+        assert!(
+            resolve(
+                "[server]\nlisten = \"0.0.0.0:7070\"\n[auth]\nmode = \"jwt\"\njwks = \"k.json\""
+            )
+            .is_ok()
+        );
+    }
+
+    #[test]
+    fn every_fault_is_reported_at_once() {
+        let errors = resolve(
+            "[server]\nlisten = \"nowhere\"\nmax_batch_items = 0\n[store]\nkind = \"postgres\"\n[log]\nformat = \"xml\"\n\
+             [auth]\nmode = \"basic\"\n[cache]\nredis_url = \"http://x\"\n[telemetry]\ntrace_ratio = 2.0",
+        )
+        .unwrap_err();
+        for word in [
+            "server.listen",
+            "server.max_batch_items is 0",
+            "store.clusters",
+            "store.etcd",
+            "store.password_file",
+            "server.signing_key_file",
+            "log.format",
+            "auth.mode",
+            "cache.redis_url",
+            "trace_ratio",
+        ] {
+            assert!(errors.iter().any(|e| e.contains(word)), "{word}: {errors:?}");
+        }
+    }
+
+    #[test]
+    fn the_signing_key_is_made_once_and_readable_by_its_owner_only() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let config =
+            resolve(&format!("[store]\ndata_dir = {:?}", dir.path().join("data"))).unwrap();
+        let first = config.signing_keys().unwrap();
+        assert_eq!(first, config.signing_keys().unwrap());
+        assert_ne!(first[0], [0; 32]);
+        let mode =
+            std::fs::metadata(dir.path().join("data/token.key")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn short_secrets_and_bad_keys_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (secret, key) = (dir.path().join("secret"), dir.path().join("key"));
+        std::fs::write(&secret, "kurz\n").unwrap();
+        std::fs::write(&key, "é".repeat(32)).unwrap();
+        let config = resolve(&format!(
+            "[server]\nsigning_key_file = [{key:?}]\n[auth]\nmode = \"jwt\"\nhs256_secret_file = {secret:?}"
+        ))
+        .unwrap();
+        assert!(config.auth().unwrap_err().contains("at least 32"));
+        assert!(config.signing_keys().unwrap_err().contains("64 hexadecimal digits"));
+        assert_eq!(config.check_files().len(), 2);
+        std::fs::write(&secret, format!("{}\n", "s".repeat(32))).unwrap();
+        assert!(config.auth().is_ok());
+    }
+}

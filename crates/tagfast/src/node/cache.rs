@@ -1,0 +1,89 @@
+//! The cache layer of a cluster node, between the API and the databases: the two Redis servers and
+//! the caches.
+//!
+//! How it fails: a Redis server that does not answer never fails the start; reads go to the
+//! database, and `degraded` says so.
+
+use std::sync::Arc;
+
+use tagfast_cache::{CacheDependencies, CacheOptions, CachedStore};
+use tagfast_client::error::CliError;
+use tagfast_redis::{Redis, RedisRole};
+use tagfast_resilience::{Breakers, Clock};
+use tagfast_store::SharedStore;
+use tagfast_store_postgres::PostgresStore;
+
+use super::roles::Roles;
+use crate::config::{Config, PostgresConfig};
+
+/// The caches of one process.
+pub(crate) struct CacheLayer {
+    /// The Redis of session positions and leaderboards; `None` if none is configured.
+    pub(crate) state: Option<Arc<Redis>>,
+    cached: Option<Arc<CachedStore>>,
+}
+
+impl CacheLayer {
+    /// Connects to the configured Redis servers in the background, and puts caches in front of the
+    /// store in a process that serves the API.
+    pub(crate) fn start(
+        config: &Config,
+        postgres: &PostgresConfig,
+        roles: Roles,
+        store: &Arc<PostgresStore>,
+        clock: &Arc<dyn Clock>,
+        breakers: &Arc<Breakers>,
+    ) -> Result<Self, CliError> {
+        let redis = |key: &str, url: &Option<String>, role| match url {
+            None => Ok(None),
+            Some(url) => Redis::start(url, role, breakers)
+                .map(Some)
+                .map_err(|e| CliError::new(key).with_source(e)),
+        };
+        let state = redis("state.redis_url", &postgres.state_redis, RedisRole::State)?;
+        if !roles.api {
+            return Ok(Self { state, cached: None });
+        }
+        let parts = CacheDependencies {
+            store: Arc::clone(store) as SharedStore,
+            history: Arc::clone(store) as _,
+            views: redis("cache.redis_url", &config.cache.redis_url, RedisRole::Cache)?,
+            positions: state.clone(),
+            clock: Arc::clone(clock),
+        };
+        let options = CacheOptions {
+            l1_bytes: config.cache.local_max_bytes,
+            soft_ttl: config.cache.soft_ttl,
+            stale_if_error: config.cache.stale_if_error,
+            ..CacheOptions::default()
+        };
+        let cached = CachedStore::start(parts, options);
+        Ok(Self { state, cached: Some(cached) })
+    }
+
+    /// The store as the API sees it: behind the caches if there are any.
+    pub(crate) fn store(&self, store: &Arc<PostgresStore>) -> SharedStore {
+        match &self.cached {
+            Some(cached) => Arc::clone(cached) as SharedStore,
+            None => Arc::clone(store) as SharedStore,
+        }
+    }
+
+    /// The features that work worse than they should: (feature, reason).
+    pub(crate) fn degraded(&self) -> Vec<(String, String)> {
+        let mut degraded: Vec<(String, String)> = Vec::new();
+        if let Some(problem) = self.state.as_ref().and_then(|redis| redis.problem()) {
+            degraded.push(("popular".to_owned(), problem));
+        }
+        if let Some(cached) = &self.cached {
+            degraded.extend(
+                cached
+                    .status()
+                    .degraded
+                    .into_iter()
+                    .map(|(feature, reason)| (feature.to_owned(), reason)),
+            );
+        }
+        degraded
+    }
+}

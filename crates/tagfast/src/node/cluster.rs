@@ -1,0 +1,296 @@
+//! A node of the cluster mode: the store on PostgreSQL, the bus on Kafka, the index on OpenSearch,
+//! the counts in files of this process, and the API over them.
+//!
+//! Without Kafka the outbox is drained into nothing, and search and popular tags answer
+//! `not_in_this_mode`. A server that is unreachable when the process starts is waited for in the
+//! background; a configuration that can never work is refused at once. The consumers close before
+//! the store.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use async_trait::async_trait;
+use tagfast_api::{
+    ApiServices, DeadLetters, LimitStatus, Operations, OperationsError, Readiness, StatusReport,
+};
+use tagfast_client::error::CliError;
+use tagfast_popular::RecountReport;
+use tagfast_resilience::{Breakers, Clock, LimiterSnapshot};
+use tagfast_search::{GuardOptions, GuardedIndex};
+use tagfast_store::Sealer;
+use tagfast_store::fair_queue::TenantWeights;
+use tagfast_store_postgres::{
+    ClusterOptions, ClusterStatus, NullSink, OutboxSink, PostgresOptions, PostgresStore,
+};
+
+use super::cache::CacheLayer;
+use super::events::{ClusterBus, EventPipeline, PipelineDeps};
+use super::identity::node_name;
+use super::roles::Roles;
+use crate::config::{Config, PostgresConfig};
+use crate::consumers::Consumers;
+use crate::telemetry::metrics::MetricsText;
+
+/// Said where a request or role needs the bus and none is configured.
+const NO_BUS: &str = "search and popular tags need the bus: set kafka.brokers";
+
+/// All parts of a running node of the cluster mode.
+pub(crate) struct ClusterNode {
+    store: Arc<PostgresStore>,
+    operations: Arc<ClusterOperations>,
+    parts: ApiServices,
+}
+
+impl ClusterNode {
+    /// Starts the tasks of every cluster. A cluster that is down does not fail the start; the
+    /// others serve meanwhile.
+    pub(crate) async fn start(
+        config: &Config,
+        postgres: &PostgresConfig,
+        roles: Roles,
+        clock: Arc<dyn Clock>,
+        metrics: MetricsText,
+    ) -> Result<Self, CliError> {
+        if postgres.kafka.is_none() && roles != Roles::ALL && roles.needs_bus() {
+            return Err(CliError::usage(format!("--role {}: {NO_BUS}", roles.names())));
+        }
+        let bus = connect_bus(config, postgres).await?;
+        let breakers = Breakers::new(Arc::clone(&clock));
+        let sink: Arc<dyn OutboxSink> = match &bus {
+            Some(bus) => bus.outbox_sink(&breakers),
+            None => Arc::new(NullSink),
+        };
+        let store =
+            PostgresStore::open(store_options(config, postgres, roles, &clock, &breakers)?, sink)
+                .map_err(|e| CliError::new("the store does not open").with_source(e))?;
+        let cache = CacheLayer::start(config, postgres, roles, &store, &clock, &breakers)?;
+        let pipeline = match bus {
+            Some(bus) => {
+                let redis = cache.state.as_ref();
+                let (store, clock) = (&store, &clock);
+                let deps = PipelineDeps { config, postgres, roles, store, redis, clock };
+                Some(EventPipeline::start(&deps, bus).await?)
+            }
+            None => None,
+        };
+        let keys = config.signing_keys().map_err(CliError::new)?;
+        let cached_store = cache.store(&store);
+        let index = pipeline.as_ref().and_then(|pipeline| pipeline.index.clone());
+        let index = index.map(|index| GuardedIndex::new(index, &breakers, GuardOptions::default()));
+        let popular = pipeline.as_ref().and_then(|pipeline| pipeline.popular.clone());
+        let dead_letters = pipeline.as_ref().map(|pipeline| DeadLetters {
+            store: Arc::clone(&pipeline.dead_letter_store),
+            auto_replay: config.dead_letters.auto_replay,
+        });
+        let operations = Arc::new(ClusterOperations {
+            store: Arc::clone(&store),
+            cache,
+            index: index.clone(),
+            roles,
+            pipeline,
+            metrics,
+            started: Instant::now(),
+        });
+        let parts = ApiServices {
+            store: cached_store,
+            search: index.map(|index| index as _),
+            popular,
+            dead_letters,
+            serves_product: roles.api,
+            receipts: false,
+            breakers,
+            operations: Arc::clone(&operations) as _,
+            sealer: Sealer::new(&keys),
+            clock,
+            auth: config.auth().map_err(|e| CliError::config(&[e]))?,
+            domain_limits: config.limits,
+            limits: config.api_limits.clone(),
+        };
+        Ok(Self { store, operations, parts })
+    }
+
+    /// What the API is made from.
+    pub(crate) fn parts(&self) -> ApiServices {
+        self.parts.clone()
+    }
+
+    /// Stops the event pipeline, then the store. Requests must have ended before.
+    pub(crate) async fn stop(self) {
+        if let Some(pipeline) = &self.operations.pipeline {
+            pipeline.stop().await;
+        }
+        self.store.close().await;
+    }
+}
+
+/// The bus, if one is configured.
+#[cfg(feature = "kafka")]
+async fn connect_bus(
+    config: &Config,
+    postgres: &PostgresConfig,
+) -> Result<Option<Arc<dyn ClusterBus>>, CliError> {
+    match &postgres.kafka {
+        Some(kafka) => super::kafka::connect(config, postgres, kafka).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// No bus: [`Config::resolve`] refuses brokers in a build without the feature `kafka`.
+#[cfg(not(feature = "kafka"))]
+#[expect(clippy::unused_async, reason = "the same signature as with the feature")]
+async fn connect_bus(
+    _config: &Config,
+    postgres: &PostgresConfig,
+) -> Result<Option<Arc<dyn ClusterBus>>, CliError> {
+    match &postgres.kafka {
+        Some(_) => Err(CliError::config(&[crate::config::WITHOUT_KAFKA.to_owned()])),
+        None => Ok(None),
+    }
+}
+
+fn store_options(
+    config: &Config,
+    postgres: &PostgresConfig,
+    roles: Roles,
+    clock: &Arc<dyn Clock>,
+    breakers: &Arc<Breakers>,
+) -> Result<PostgresOptions, CliError> {
+    let clusters = postgres.clusters.iter().map(|c| ClusterOptions {
+        name: c.scope.clone(),
+        scope: c.scope.clone(),
+        shards: c.shards.clone(),
+        patroni: c.patroni.clone(),
+        moved_from: c.epoch_floor,
+    });
+    Ok(PostgresOptions {
+        clusters: clusters.collect(),
+        map_version: postgres.shard_map_version,
+        etcd: postgres.etcd.clone(),
+        database: postgres.database.clone(),
+        user: postgres.user.clone(),
+        password: postgres.password().map_err(CliError::new)?,
+        tls: postgres.tls().map_err(CliError::new)?,
+        limits: config.limits,
+        clock: Arc::clone(clock),
+        node: node_name(),
+        lanes: postgres.writer_connections,
+        outbox_bytes: postgres.outbox_max_bytes,
+        relay: roles.relay,
+        hold: postgres.primary_wait,
+        breakers: Arc::clone(breakers),
+        read_concurrency: postgres.read_concurrency,
+        reads_per_second: postgres.reads_per_second,
+        tenant_weights: TenantWeights::new(config.tenant_weights.clone()),
+    })
+}
+
+struct ClusterOperations {
+    store: Arc<PostgresStore>,
+    cache: CacheLayer,
+    index: Option<Arc<GuardedIndex>>,
+    roles: Roles,
+    /// `None` without a bus.
+    pipeline: Option<EventPipeline>,
+    metrics: MetricsText,
+    started: Instant,
+}
+
+impl ClusterOperations {
+    fn consumers(&self) -> Result<&Consumers, OperationsError> {
+        let pipeline = self.pipeline.as_ref();
+        pipeline
+            .map(|pipeline| &pipeline.consumers)
+            .ok_or_else(|| OperationsError::Failed(NO_BUS.to_owned()))
+    }
+}
+
+/// What a cluster cannot do, or does with a weaker promise: (feature, reason).
+fn degraded(cluster: ClusterStatus) -> Vec<(String, String)> {
+    let problem = cluster.problem.map(|problem| (format!("writes of {}", cluster.name), problem));
+    let warnings = cluster
+        .warnings
+        .into_iter()
+        .map(|warning| (format!("installation of {}", cluster.name), warning));
+    problem.into_iter().chain(warnings).collect()
+}
+
+/// The state of a limiter of database reads.
+fn read_limit_status((name, snapshot): (String, LimiterSnapshot)) -> LimitStatus {
+    LimitStatus {
+        name,
+        limit: snapshot.limit as u64,
+        in_flight: snapshot.in_flight as u64,
+        shed: snapshot.shed.sheddable + snapshot.shed.degradable + snapshot.shed.critical,
+    }
+}
+
+/// The state of the search index's bulkhead.
+fn index_limit_status(index: &GuardedIndex) -> LimitStatus {
+    let snapshot = index.snapshot();
+    LimitStatus {
+        name: "index".to_owned(),
+        limit: snapshot.limit as u64,
+        in_flight: snapshot.in_flight as u64,
+        shed: snapshot.shed,
+    }
+}
+
+#[async_trait]
+impl Operations for ClusterOperations {
+    async fn readiness(&self) -> Vec<Readiness> {
+        let problem = |c: ClusterStatus| Some(format!("{}: {}", c.name, c.problem?));
+        let problems: Vec<String> = self
+            .store
+            .status()
+            .into_iter()
+            .filter(|c| c.primary.is_none())
+            .filter_map(problem)
+            .collect();
+        let store = Readiness {
+            part: "store",
+            problem: (!problems.is_empty()).then(|| problems.join("; ")),
+        };
+        let consumers = self.pipeline.iter().flat_map(|pipeline| pipeline.consumers.readiness());
+        std::iter::once(store).chain(consumers).collect()
+    }
+
+    fn degraded(&self) -> Vec<(String, String)> {
+        self.store.status().into_iter().flat_map(degraded).chain(self.cache.degraded()).collect()
+    }
+
+    async fn status(&self) -> StatusReport {
+        let epochs =
+            self.store.status().into_iter().map(|c| format!("{}={}", c.name, c.epoch.unwrap_or(0)));
+        let mut report = StatusReport {
+            mode: "postgres".to_owned(),
+            roles: self.roles.names(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            epoch: epochs.collect::<Vec<_>>().join(","),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            degraded: self.degraded(),
+            limits: self.store.limits().into_iter().map(read_limit_status).collect(),
+            ..StatusReport::default()
+        };
+        if let Some(pipeline) = &self.pipeline {
+            pipeline.consumers.report(&mut report).await;
+        }
+        report.limits.extend(self.index.iter().map(|index| index_limit_status(index)));
+        report
+    }
+
+    async fn reindex(&self) -> Result<u64, OperationsError> {
+        self.consumers()?.reindex().await
+    }
+
+    async fn recount(&self, repair: bool) -> Result<RecountReport, OperationsError> {
+        self.consumers()?.recount(repair).await
+    }
+
+    fn allow_storm(&self, group: &str) -> Result<(), OperationsError> {
+        self.consumers()?.allow_storm(group)
+    }
+
+    fn metrics(&self) -> String {
+        (self.metrics)()
+    }
+}
