@@ -31,7 +31,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Format, lints, arrows between crates, licences, file rules, docs.
-    Check,
+    Check(check::CheckOptions),
     /// Install what the tests need and run them all; ends with `N passed, N failed`.
     Test(test::TestOptions),
     /// The real cluster on this machine: etcd, PostgreSQL under Patroni, Redis, Kafka, OpenSearch.
@@ -42,7 +42,7 @@ enum Command {
 
 fn main() -> std::process::ExitCode {
     let result = match Cli::parse().command {
-        Command::Check => check::check(),
+        Command::Check(options) => check::check(&options),
         // Its last line is the totals: nothing may follow them.
         Command::Test(options) if test::test(&options) => Ok(()),
         Command::Test(_) => return std::process::ExitCode::FAILURE,

@@ -72,8 +72,8 @@ pub(crate) struct CachedAnswer {
     pub(crate) number: u64,
     /// Some tags may be missing, or counts too low.
     pub(crate) approximate: bool,
-    /// The tenant's spellings were not available: canonical names stand for them. Such an answer is
-    /// never cached.
+    /// The tenant's spellings were not available: canonical names stand for them. Such an answer
+    /// is never cached.
     pub(crate) canonical_spellings: bool,
     /// The source itself gave a stale result. Such an answer is never cached.
     pub(crate) stale: bool,

@@ -45,7 +45,8 @@ pub(crate) struct ApiRequest {
     pub(crate) caller: Arc<Caller>,
     pub(crate) deadline: Instant,
     request_id: HeaderValue,
-    /// In a mutex only because a body is not `Sync`, which a handler's borrow of its request needs.
+    /// In a mutex only because a body is not `Sync`, which a handler's borrow of its request
+    /// needs.
     body: Mutex<Body>,
 }
 

@@ -44,8 +44,8 @@ pub struct CacheOptions {
     pub stale_if_error: Duration,
     /// How long a read waits for the store before a stale entry answers instead.
     pub stale_after: Duration,
-    /// How long the last writes of a user are remembered, in whole seconds. Must be longer than any
-    /// cache entry can lag.
+    /// How long the last writes of a user are remembered, in whole seconds. Must be longer than
+    /// any cache entry can lag.
     pub positions_ttl: Duration,
 }
 

@@ -52,7 +52,8 @@ struct State {
 /// Collects the lookups of all callers.
 pub(crate) struct PositionBatcher {
     redis: Arc<Redis>,
-    /// How long Redis keeps a position. A Redis that has held positions for less does not hold all.
+    /// How long Redis keeps a position. A Redis that has held positions for less does not hold
+    /// all.
     pub(crate) ttl: Duration,
     state: Mutex<State>,
     renewing: AtomicBool,

@@ -23,8 +23,8 @@ pub struct KafkaOptions {
     pub security: Security,
     /// Name of this process in dead letters.
     pub member: String,
-    /// The clusters whose shards feed each partition: a partition is complete as far as the slowest
-    /// of them.
+    /// The clusters whose shards feed each partition: a partition is complete as far as the
+    /// slowest of them.
     pub clusters: BTreeMap<Partition, BTreeSet<ClusterName>>,
     /// Groups in which this process is the only member, each with the suffix that names it: it
     /// reads every partition and shares no work with other processes.

@@ -2,8 +2,8 @@
 //! Kafka events are in binary mode (attributes in headers `ce_*`, the data as the value).
 //!
 //! The type carries the major version. Decoding ignores unknown fields, so that a newer producer
-//! may add some, and refuses an unknown major version. A golden file and `docs/reference/event.schema.json`
-//! pin the format.
+//! may add some, and refuses an unknown major version. A golden file and
+//! `docs/reference/event.schema.json` pin the format.
 
 use std::borrow::Cow;
 

@@ -1,5 +1,5 @@
-//! Metrics of this crate. The consumer runtime publisher_epochs the lag and the records of the consumer group
-//! `analytics`.
+//! Metrics of this crate. The consumer runtime publisher_epochs the lag and the records of the
+//! consumer group `analytics`.
 
 use tagfast_resilience::{MetricDef, MetricKind};
 

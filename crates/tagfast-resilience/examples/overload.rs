@@ -1,7 +1,8 @@
-//! Draws an overload with and without each mechanism, and prints the table of docs/concepts/degradation.md.
+//! Draws an overload with and without each mechanism, and prints the table of
+//! docs/concepts/degradation.md.
 //!
-//! `cargo run -p tagfast-resilience --release --example overload -- docs/measured/overload-simulation.svg
-//! [seeds]`
+//! `cargo run -p tagfast-resilience --release --example overload --
+//! docs/measured/overload-simulation.svg [seeds]`
 
 #![expect(clippy::print_stdout, reason = "a program that prints a table")]
 

@@ -57,8 +57,8 @@ pub struct LimiterOptions {
     /// Minimum length of a window. Too long: slow to shrink when it matters; too short: noise
     /// decides.
     pub window: Duration,
-    /// Minimum samples of a window. Too many: decisions come late with few calls; too few: one slow
-    /// call decides.
+    /// Minimum samples of a window. Too many: decisions come late with few calls; too few: one
+    /// slow call decides.
     pub min_samples: u32,
     /// Cost of one additional unit (a key of a batch) relative to a call without any: a sample is
     /// latency / (1 + this x units). Too low: large batches look like queueing and the limit
@@ -178,8 +178,8 @@ struct Inner {
     /// Fractional, so that small steps add up.
     limit: f64,
     in_flight: usize,
-    /// Maximum calls in flight in this window. The number at its end says little, because the calls
-    /// of one batch end together.
+    /// Maximum calls in flight in this window. The number at its end says little, because the
+    /// calls of one batch end together.
     busiest: usize,
     samples: Vec<f64>,
     taken: usize,

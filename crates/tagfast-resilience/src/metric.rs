@@ -1,10 +1,10 @@
 //! Definitions of metrics, and the only way to record one.
 //!
 //! Each crate lists its metrics as [`MetricDef`] constants; the program registers them and makes
-//! `docs/reference/metrics.md` from them. [`counter!`](crate::counter), [`gauge!`](crate::gauge) and
-//! [`histogram!`](crate::histogram) take such a constant and check, when the code is compiled, that
-//! kind and label names are those of the definition. A metric that is emitted but not documented,
-//! or documented with other labels, does not compile.
+//! `docs/reference/metrics.md` from them. [`counter!`](crate::counter), [`gauge!`](crate::gauge)
+//! and [`histogram!`](crate::histogram) take such a constant and check, when the code is compiled,
+//! that kind and label names are those of the definition. A metric that is emitted but not
+//! documented, or documented with other labels, does not compile.
 //!
 //! # How it fails
 //! A label value outside its closed set panics in debug builds and is recorded as it is in release

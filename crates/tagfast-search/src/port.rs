@@ -37,7 +37,8 @@ pub struct SortKey {
 /// A search. The tenant is not part of it: the index adds the tenant filter itself.
 #[derive(Debug, Clone)]
 pub struct SearchRequest {
-    /// Query text in the language of `docs/reference/query-language.md`; `None` matches every content.
+    /// Query text in the language of `docs/reference/query-language.md`; `None` matches every
+    /// content.
     pub query: Option<String>,
     /// Restricts the hits to this type; `None` allows every type.
     pub content_type: Option<ContentType>,

@@ -22,8 +22,8 @@ pub struct ClusterOptions {
     pub shards: String,
     /// REST URLs of its Patronis, to find nodes while etcd does not answer.
     pub patroni: Vec<String>,
-    /// The epoch's ordinal of the cluster that a shard was moved from: ours must be larger. `None`:
-    /// no shard was moved here.
+    /// The epoch's ordinal of the cluster that a shard was moved from: ours must be larger.
+    /// `None`: no shard was moved here.
     pub moved_from: Option<EpochOrdinal>,
 }
 
@@ -42,7 +42,8 @@ pub struct PostgresOptions {
     pub user: String,
     /// Its password.
     pub password: String,
-    /// TLS to the nodes; `None`: plain connections, on which anyone who can listen reads documents.
+    /// TLS to the nodes; `None`: plain connections, on which anyone who can listen reads
+    /// documents.
     pub tls: Option<Tls>,
     /// The limits of documents.
     pub limits: Limits,
@@ -65,8 +66,8 @@ pub struct PostgresOptions {
     /// `postgres/<cluster>/replica`.
     pub breakers: Arc<Breakers>,
     /// The largest number of concurrent read queries on one node, each of up to 16 contents; below
-    /// it the limit adapts to the node's latency. Too high: many processes together overload a node
-    /// before their limits have adapted; too low: a fast node is not used.
+    /// it the limit adapts to the node's latency. Too high: many processes together overload a
+    /// node before their limits have adapted; too low: a fast node is not used.
     pub read_concurrency: usize,
     /// The largest number of read queries a second on one node; 0: no such limit. Too low: reads
     /// are refused that the node would carry.

@@ -166,11 +166,9 @@ pub trait TagWriter: Send + Sync {
     /// - [`StoreError::Refused`]: a rule was broken; nothing happened.
     /// - [`StoreError::NotInThisMode`]: the durability is not supported; nothing happened.
     /// - [`StoreError::Overloaded`]: the write queue, the tenant's share of it or the outbox is
-    ///   full;
-    ///   nothing happened.
+    ///   full; nothing happened.
     /// - [`StoreError::Deadline`]: the deadline passed, in the queue (nothing happened) or during
-    ///   the
-    ///   commit (`outcome_unknown`).
+    ///   the commit (`outcome_unknown`).
     /// - [`StoreError::DiskFull`]: nothing happened.
     /// - [`StoreError::Unavailable`]: no primary, or the commit failed; see `outcome_unknown`.
     /// - [`StoreError::Damaged`]: the stored document cannot be decoded; nothing happened.

@@ -1,11 +1,11 @@
 //! Delivers dead-letter notices to a webhook: signed, retried, one at a time.
 //!
-//! A notice is a JSON document posted to the URL. `Tagfast-Signature: t=<unix seconds>,v1=<hex>` holds
-//! the HMAC-SHA256 of `<t>.<body>` with the secret, so that the receiver can verify the sender and
-//! the time; `Tagfast-Delivery` is the same in each attempt. Redirects are not followed.
+//! A notice is a JSON document posted to the URL. `Tagfast-Signature: t=<unix seconds>,v1=<hex>`
+//! holds the HMAC-SHA256 of `<t>.<body>` with the secret, so that the receiver can verify the
+//! sender and the time; `Tagfast-Delivery` is the same in each attempt. Redirects are not followed.
 //!
-//! How it fails: a notice that is not answered with 2xx within five seconds is sent again, five times
-//! in about five minutes, then given up; the next change sends a new notice.
+//! How it fails: a notice that is not answered with 2xx within five seconds is sent again, five
+//! times in about five minutes, then given up; the next change sends a new notice.
 
 use std::error::Error;
 use std::fmt;

@@ -1,5 +1,5 @@
-//! `cargo xtask bench`: every figure of docs/measured/performance.md beside its baseline, measured in the
-//! same run.
+//! `cargo xtask bench`: every figure of docs/measured/performance.md beside its baseline, measured
+//! in the same run.
 //!
 //! Absolute numbers say more about the machine than about the program, so each figure is measured
 //! in turns with a baseline that pays for the same things (A B A B, the median of each): a bare
@@ -28,8 +28,8 @@ use crate::run::{cargo, root, run, stage, target_dir};
 
 #[derive(clap::Args)]
 pub(crate) struct BenchOptions {
-    /// Short runs: shows that everything works, the figures mean little and docs/measured/performance.md
-    /// stays as it is.
+    /// Short runs: shows that everything works, the figures mean little and
+    /// docs/measured/performance.md stays as it is.
     #[arg(long)]
     quick: bool,
     /// Only the figures of HTTP, import, memory and start.

@@ -50,6 +50,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     (
         "tagfast-search",
+        // Sharding and the store are for its conformance suite only.
         &[
             "tagfast-domain",
             "tagfast-sharding",
@@ -58,15 +59,22 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tagfast-events",
         ],
     ),
-    ("tagfast-events-kafka", &["tagfast-domain", "tagfast-sharding", "tagfast-events"]),
+    ("tagfast-search-tantivy", SEARCH_ENGINE),
+    ("tagfast-search-opensearch", SEARCH_ENGINE),
     (
-        "tagfast-popular",
+        "tagfast-events-kafka",
+        &["tagfast-domain", "tagfast-sharding", "tagfast-resilience", "tagfast-events"],
+    ),
+    ("tagfast-popular", &["tagfast-domain", "tagfast-resilience"]),
+    (
+        "tagfast-popular-counts",
         &[
             "tagfast-domain",
             "tagfast-sharding",
             "tagfast-resilience",
             "tagfast-store",
             "tagfast-events",
+            "tagfast-popular",
             "tagfast-redis",
         ],
     ),
@@ -82,6 +90,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tagfast-popular",
         ],
     ),
+    ("tagfast-client", &["tagfast-domain", "tagfast-resilience"]),
     (
         "tagfast",
         &[
@@ -95,41 +104,66 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tagfast-events",
             "tagfast-events-kafka",
             "tagfast-search",
+            "tagfast-search-tantivy",
+            "tagfast-search-opensearch",
             "tagfast-popular",
+            "tagfast-popular-counts",
             "tagfast-redis",
             "tagfast-cache",
             "tagfast-api",
+            "tagfast-client",
         ],
     ),
     ("tagfast-testkit", &[]),
     ("xtask", &["tagfast-testkit"]),
 ];
 
+/// What an engine of the search port may use.
+const SEARCH_ENGINE: &[&str] = &[
+    "tagfast-domain",
+    "tagfast-sharding",
+    "tagfast-resilience",
+    "tagfast-store",
+    "tagfast-events",
+    "tagfast-search",
+];
+
 /// Dependencies that only these crates may use, and why.
 pub(super) const RESERVED: &[(&str, &[&str], &str)] = &[
     (
         "rusqlite",
-        &["tagfast-store-embedded", "tagfast-popular"],
+        &["tagfast-store-embedded", "tagfast-popular-counts"],
         "SQL stays behind the store and the counts",
     ),
     ("tokio-postgres", &["tagfast-store-postgres"], "PostgreSQL stays behind its store"),
-    ("tantivy", &["tagfast-search"], "the index engine stays behind its port"),
-    ("axum", &["tagfast-api", "tagfast"], "HTTP stays in the API and the program"),
-    ("hyper", &["tagfast-api", "tagfast"], "HTTP stays in the API and the program"),
+    ("tantivy", &["tagfast-search-tantivy"], "the engine stays behind the port"),
+    ("axum", &["tagfast-api", "tagfast"], "serving HTTP stays in the API and the program"),
+    ("hyper", &["tagfast-api", "tagfast"], "serving HTTP stays in the API and the program"),
     (
         "reqwest",
-        &["tagfast-api", "tagfast", "tagfast-store-postgres", "tagfast-search"],
+        &[
+            "tagfast-api",
+            "tagfast",
+            "tagfast-client",
+            "tagfast-store-postgres",
+            "tagfast-search-opensearch",
+        ],
         "only the edges speak HTTP",
     ),
     (
         "redis",
-        &["tagfast-redis", "tagfast-cache", "tagfast-popular"],
+        &["tagfast-redis", "tagfast-cache", "tagfast-popular-counts"],
         "Redis stays behind the cache and the counts",
     ),
-    ("quick_cache", &["tagfast-cache"], "the cache's inside"),
+    ("quick_cache", &["tagfast-cache"], "the inside of the local cache"),
     ("rdkafka", &["tagfast-events-kafka"], "Kafka stays behind the bus"),
     ("jsonwebtoken", &["tagfast-api", "tagfast"], "authentication is the API's"),
-    ("clap", &["tagfast", "xtask"], "only programs have a command line"),
+    ("pulldown-cmark", &["tagfast-api"], "it renders the reference page"),
+    (
+        "clap",
+        &["tagfast", "tagfast-client", "xtask"],
+        "only programs and the client's commands have a command line",
+    ),
     ("toml", &["tagfast"], "only the program reads configuration"),
 ];
 

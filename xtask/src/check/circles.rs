@@ -1,9 +1,9 @@
 //! Import circles between the modules of a crate.
 //!
 //! A file that imports from a file which imports from it cannot be read alone. The check reads each
-//! crate's sources, follows `mod`, draws an arrow for each path that leads into another file (through
-//! re-exports to the file that defines the item), and refuses every strongly connected component.
-//! Unit tests are left out: they look at their own module from inside.
+//! crate's sources, follows `mod`, draws an arrow for each path that leads into another file
+//! (through re-exports to the file that defines the item), and refuses every strongly connected
+//! component. Unit tests are left out: they look at their own module from inside.
 //!
 //! # How it fails
 //! Paths are resolved by name, without types: a method call draws no arrow, and what a macro
@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use proc_macro2::{TokenStream, TokenTree};
 use syn::visit::Visit;
 
 use crate::run::root;
@@ -28,6 +29,8 @@ struct Module {
     imports: BTreeMap<String, Vec<String>>,
     /// Paths that the file names, each with the inline modules around it.
     paths: BTreeSet<Vec<String>>,
+    /// Macros of the file that can be named as items of the crate's root.
+    macros: BTreeSet<String>,
 }
 
 pub(crate) fn check() -> Result<()> {
@@ -70,6 +73,7 @@ impl Modules {
             parent,
             imports: reader.imports,
             paths: reader.paths,
+            macros: reader.macros,
             ..Module::default()
         });
         for name in reader.modules {
@@ -117,7 +121,8 @@ impl Modules {
         {
             return self.resolve(at, import, depth - 1);
         }
-        Some(at)
+        let exports = |module: &Module| module.macros.contains(name);
+        if at == 0 { self.0.iter().position(exports).or(Some(0)) } else { Some(at) }
     }
 
     fn arrows(&self) -> Vec<BTreeSet<usize>> {
@@ -181,6 +186,7 @@ struct Reader {
     modules: Vec<String>,
     imports: BTreeMap<String, Vec<String>>,
     paths: BTreeSet<Vec<String>>,
+    macros: BTreeSet<String>,
     /// Inline modules around the present place: their `super` is this file.
     inline: usize,
 }
@@ -269,21 +275,49 @@ impl<'a> Visit<'a> for Reader {
         syn::visit::visit_path(self, path);
     }
 
-    /// Arguments of macros are tokens, not syntax: paths from the crate's root are found all the same.
+    fn visit_item_macro(&mut self, item: &'a syn::ItemMacro) {
+        if let Some(name) = &item.ident
+            && item.attrs.iter().any(|attribute| attribute.path().is_ident("macro_export"))
+        {
+            self.macros.insert(name.to_string());
+        }
+        syn::visit::visit_item_macro(self, item);
+    }
+
+    /// Arguments of macros are tokens, not syntax: paths from the crate's root are found all the
+    /// same.
     fn visit_macro(&mut self, item: &'a syn::Macro) {
-        let text = item.tokens.to_string();
-        let words: Vec<&str> = text.split_whitespace().collect();
+        self.tokens(item.tokens.clone());
+        syn::visit::visit_macro(self, item);
+    }
+}
+
+impl Reader {
+    fn tokens(&mut self, tokens: TokenStream) {
+        let mut words: Vec<String> = Vec::new();
+        for token in tokens {
+            match token {
+                TokenTree::Group(group) => {
+                    words.push(String::new());
+                    self.tokens(group.stream());
+                }
+                TokenTree::Ident(ident) => words.push(ident.to_string()),
+                TokenTree::Punct(punct) => words.push(punct.to_string()),
+                TokenTree::Literal(_) => words.push(String::new()),
+            }
+        }
         // `$crate` stands for the crate that uses the macro.
         let is_root = |at: &usize| words[*at] == "crate" && (*at == 0 || words[*at - 1] != "$");
         for start in (0..words.len()).filter(is_root) {
             let mut path = vec!["crate".to_owned()];
-            let mut rest = words[start + 1..].chunks_exact(2);
-            while let Some(["::", name]) = rest.next() {
-                path.push((*name).to_owned());
+            for step in words[start + 1..].chunks_exact(3) {
+                if step[0] != ":" || step[1] != ":" {
+                    break;
+                }
+                path.push(step[2].clone());
             }
             self.path(path);
         }
-        syn::visit::visit_macro(self, item);
     }
 }
 
@@ -334,6 +368,16 @@ mod tests {
             ("a.rs", "pub struct A; #[cfg(test)] mod tests { use crate::B; use super::*; }"),
             ("b/mod.rs", "mod c; pub use c::C; pub struct B(crate::A, C);"),
             ("b/c.rs", "use crate::A; pub struct C(A);"),
+        ]);
+        assert_eq!(found, Vec::<String>::new());
+    }
+
+    #[test]
+    fn exported_macros_and_texts_draw_no_arrow_to_the_root() {
+        let found = circles(&[
+            ("lib.rs", "mod a; mod b; pub use b::B;"),
+            ("a.rs", "#[macro_export] macro_rules! m { () => { $crate::B } }"),
+            ("b.rs", "pub struct B; fn f() { crate::m!(); println!(\"a crate :: B\") }"),
         ]);
         assert_eq!(found, Vec::<String>::new());
     }

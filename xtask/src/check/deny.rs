@@ -89,10 +89,12 @@ impl Graph {
 
 #[cfg(test)]
 mod tests {
+    use super::root;
+
     #[test]
     fn deny_toml_is_made_from_the_tables() {
         if std::env::var_os("UPDATE_GOLDEN").is_some() {
-            let path = crate::run::root().join("deny.toml");
+            let path = root().join("deny.toml");
             std::fs::write(path, super::render().expect("a file")).expect("it is written");
         }
         super::check().expect("deny.toml is the rendered one");

@@ -9,37 +9,59 @@ mod promises;
 mod sources;
 mod words;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::features;
 use crate::run::{cargo, run, stage};
 
-pub(crate) fn check() -> Result<()> {
-    stage("format", || run(cargo().args(["fmt", "--all", "--check"])))?;
-    stage("sources", sources::check)?;
-    stage("words", words::check)?;
-    stage("promises and their tests", promises::check)?;
-    stage("names in the docs", names::check)?;
-    stage("arrows between crates", arrows::check)?;
-    stage("circles of imports", circles::check)?;
-    stage("licences and bans", licences::check)?;
-    stage("deny.toml", deny::check)?;
-    stage("lints", || {
-        run(cargo().args([
-            "clippy",
-            "--workspace",
-            "--all-targets",
-            "--features",
-            &features::tests(true),
-            "--quiet",
-            "--",
-            "-D",
-            "warnings",
-        ]))
-    })?;
-    stage("docs", || {
-        run(cargo()
-            .args(["doc", "--workspace", "--no-deps", "--quiet"])
-            .env("RUSTDOCFLAGS", "-D warnings"))
-    })
+#[derive(clap::Args)]
+pub(crate) struct CheckOptions {
+    /// Only what needs no compiler; takes seconds.
+    #[arg(long)]
+    sources_only: bool,
+}
+
+type Stage = (&'static str, fn() -> Result<()>);
+
+const SOURCE_STAGES: &[Stage] = &[
+    ("format", format),
+    ("sources", sources::check),
+    ("words", words::check),
+    ("promises and their tests", promises::check),
+    ("names in the docs", names::check),
+    ("arrows between crates", arrows::check),
+    ("circles of imports", circles::check),
+    ("licences and bans", licences::check),
+    ("deny.toml", deny::check),
+];
+
+const COMPILER_STAGES: &[Stage] = &[("lints", lints), ("docs", docs)];
+
+/// Runs every stage, also behind one that fails, so that all that is wrong is shown at once.
+pub(crate) fn check(options: &CheckOptions) -> Result<()> {
+    let compiler = if options.sources_only { &[] } else { COMPILER_STAGES };
+    let mut failed = Vec::new();
+    for (name, work) in SOURCE_STAGES.iter().chain(compiler) {
+        if let Err(error) = stage(name, work) {
+            eprintln!("{error:#}");
+            failed.push(*name);
+        }
+    }
+    if failed.is_empty() { Ok(()) } else { bail!("failed: {}", failed.join(", ")) }
+}
+
+fn format() -> Result<()> {
+    run(cargo().args(["fmt", "--all", "--check"]))
+}
+
+fn lints() -> Result<()> {
+    run(cargo()
+        .args(["clippy", "--workspace", "--all-targets", "--features", &features::tests(true)])
+        .args(["--quiet", "--", "-D", "warnings"]))
+}
+
+fn docs() -> Result<()> {
+    run(cargo()
+        .args(["doc", "--workspace", "--no-deps", "--quiet"])
+        .env("RUSTDOCFLAGS", "-D warnings"))
 }

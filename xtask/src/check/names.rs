@@ -1,7 +1,7 @@
 //! Names in the docs must exist: metrics, configuration keys, problem codes' routes, source files.
 //!
-//! The references that are made from the code (`docs/reference`) say which exist. A page that names a
-//! metric or a key that was renamed fails here, not in front of an operator.
+//! The references that are made from the code (`docs/reference`) say which exist. A page that names
+//! a metric or a key that was renamed fails here, not in front of an operator.
 
 use std::collections::BTreeSet;
 

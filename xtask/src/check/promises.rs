@@ -1,7 +1,8 @@
 //! Every test that `docs/promises.md` names must exist, and so must every file.
 //!
 //! The page maps a promise to the code that enforces it and to the tests that would fail without
-//! it. A test is written as `` `path/to/file.rs::name_of_the_test` ``, a file as `` `path/to/file.rs` ``.
+//! it. A test is written as `` `path/to/file.rs::name_of_the_test` ``, a file as ``
+//! `path/to/file.rs` ``.
 
 use anyhow::{Result, bail};
 

@@ -19,16 +19,17 @@ const MACHINE_PATHS: &[&str] = &["/root/", "/work/", "/farm/"];
 /// and tools are free.
 const ONE_WAY: &[(&str, &str)] = &[
     ("tokio::spawn(", "tagfast_resilience::task: a task has an owner, who joins it at shutdown"),
-    ("spawn_blocking(", "tagfast_resilience::task::blocking"),
+    ("task::spawn_blocking(", "tagfast_resilience::task::blocking"),
     ("PoisonError", "parking_lot, whose locks are not poisoned"),
     ("std::sync::Mutex", "parking_lot::Mutex"),
     ("std::sync::RwLock", "parking_lot::RwLock"),
     ("metrics::counter!", "tagfast_resilience::counter! with a MetricDef"),
     ("metrics::gauge!", "tagfast_resilience::gauge! with a MetricDef"),
     ("metrics::histogram!", "tagfast_resilience::histogram! with a MetricDef"),
-    ("%error,", "%ErrorChain(&error), which prints the causes too"),
-    ("%error)", "%ErrorChain(&error), which prints the causes too"),
 ];
+
+/// How many lines above its use an error may have been turned into an [`ErrorChain`] under its name.
+const ERROR_CHAIN_LINES: usize = 12;
 
 /// Where the one way itself is, and code that is not part of the service.
 const ONE_WAY_EXEMPT: &[&str] =
@@ -115,8 +116,18 @@ fn check_service(path: &str, code: &str, wrong: &mut Vec<String>) {
             wrong.push(format!("{path}:{}: {}: use {instead}", number + 1, line.trim()));
         }
     }
+    let lines: Vec<&str> = code.lines().collect();
+    for (at, line) in lines.iter().enumerate() {
+        let above = &lines[at.saturating_sub(ERROR_CHAIN_LINES)..at];
+        if ["%error,", "%error)"].iter().any(|field| line.contains(field))
+            && !above.iter().any(|line| line.contains("ErrorChain("))
+        {
+            let line = line.trim();
+            wrong.push(format!("{path}:{}: {line}: use %ErrorChain(&error)", at + 1));
+        }
+    }
     let program = ["crates/tagfast/", "crates/tagfast-client/"].iter().any(|p| path.starts_with(p));
-    if !program && !path.contains("/conformance/") && code.contains("env::var") {
+    if !program && code.contains("env::var") {
         wrong.push(format!("{path} reads the environment: only the program does, and hands it on"));
     }
 }
@@ -124,7 +135,7 @@ fn check_service(path: &str, code: &str, wrong: &mut Vec<String>) {
 /// A source file without its tests.
 fn code<'a>(path: &str, text: &'a str) -> &'a str {
     let tests = ["/tests.rs", "_tests.rs", "/testing.rs"].iter().any(|end| path.ends_with(end))
-        || path.contains("/testing/")
+        || ["/testing/", "/conformance/"].iter().any(|folder| path.contains(folder))
         || path.contains("/tests/");
     if tests { "" } else { text.split("#[cfg(test)]").next().unwrap_or_default() }
 }

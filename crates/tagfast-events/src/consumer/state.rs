@@ -18,8 +18,8 @@ pub struct RuntimeOptions {
     pub batch: usize,
     /// How often the consumer lets an idle sink advance.
     pub idle: Duration,
-    /// Retries of a failing record. Too many: a broken record holds its key back for long. Too few:
-    /// a hiccup parks it.
+    /// Retries of a failing record. Too many: a broken record holds its key back for long. Too
+    /// few: a hiccup parks it.
     pub retry: Backoff,
     /// Longest pause between two attempts while the sink itself fails.
     pub pause_cap: Duration,

@@ -56,7 +56,8 @@ pub struct Transition {
     pub to: DeadLetterState,
     /// Whether the acting job has the dead letter afterwards; otherwise no job has it.
     pub joins_job: bool,
-    /// Whether it counts as a failed replay and attempt, with a new failure time, code and message.
+    /// Whether it counts as a failed replay and attempt, with a new failure time, code and
+    /// message.
     pub counts_failure: bool,
 }
 

@@ -28,8 +28,8 @@ pub(crate) const BREAKER_IGNORED: MetricDef = MetricDef {
 /// When a breaker opens and for how long.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BreakerOptions {
-    /// Minimum calls in the window before their shares count. Too high: the breaker opens late; too
-    /// low: one failed call opens it.
+    /// Minimum calls in the window before their shares count. Too high: the breaker opens late;
+    /// too low: one failed call opens it.
     pub min_calls: u32,
     /// The breaker opens when at least this share of calls failed; 0: with the first failure.
     pub failed_share: f64,

@@ -19,8 +19,8 @@ pub(crate) struct BudgetOptions {
     /// Retries deposited per success. Too high: retries keep an overloaded dependency down; too
     /// low: callers see short faults.
     pub(crate) deposited: f64,
-    /// Capacity of the bucket. Too high: a burst of retries after a quiet time; too low: one broken
-    /// connection that many calls share fails most of them.
+    /// Capacity of the bucket. Too high: a burst of retries after a quiet time; too low: one
+    /// broken connection that many calls share fails most of them.
     pub(crate) max: u32,
 }
 

@@ -9,8 +9,8 @@ use tagfast_testkit::stack::{NodeInfo, Stack, host};
 pub(crate) struct Measured {
     /// Operations a second.
     pub(crate) per_second: f64,
-    /// CPU of PostgreSQL an operation, in microseconds: for writes on the primary, for views on all
-    /// nodes.
+    /// CPU of PostgreSQL an operation, in microseconds: for writes on the primary, for views on
+    /// all nodes.
     pub(crate) server_us: f64,
     pub(crate) p50_ms: f64,
     pub(crate) p99_ms: f64,

@@ -108,8 +108,8 @@ struct ActiveRelay {
     /// When the last row was found.
     found_at: Instant,
     rotation: Rotation,
-    /// Pairs of xmax and our clock before the snapshot: once xmin passes xmax, everything committed
-    /// before that time is published.
+    /// Pairs of xmax and our clock before the snapshot: once xmin passes xmax, everything
+    /// committed before that time is published.
     pending_heartbeats: VecDeque<(u64, UnixMillis)>,
     /// Drain requests and the xid that xmin must pass; `None`: that of the next snapshot.
     draining: Vec<(Option<u64>, DrainRequest)>,

@@ -33,8 +33,8 @@ pub(crate) struct Rotation {
     /// The outbox table that is written.
     active_table: i32,
     rotated_at: Instant,
-    /// The table written before is drained once every transaction below this xid has ended; `None`:
-    /// it is drained and truncated.
+    /// The table written before is drained once every transaction below this xid has ended;
+    /// `None`: it is drained and truncated.
     drained_at: Option<u64>,
 }
 

@@ -15,8 +15,8 @@ pub(crate) struct FreshnessRequirement {
     pub(crate) position: Option<Position>,
     /// A version of the document; `None`: any.
     pub(crate) version: Option<Version>,
-    /// It comes from a token, so it was promised to this client: an answer that does not keep it is
-    /// marked.
+    /// It comes from a token, so it was promised to this client: an answer that does not keep it
+    /// is marked.
     pub(crate) promised: bool,
 }
 

@@ -1,4 +1,5 @@
-//! The index is killed under load and comes back: dead letters, and how fast the backlog is indexed.
+//! The index is killed under load and comes back: dead letters, and how fast the backlog is
+//! indexed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

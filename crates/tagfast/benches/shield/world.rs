@@ -37,7 +37,8 @@ pub(crate) struct World {
     stack: Stack,
     /// The node with all roles that carries the load; its link to Redis can fail.
     pub(crate) server: ServerProcess,
-    /// A node with its own link to Redis; clients write through one node and read through the other.
+    /// A node with its own link to Redis; clients write through one node and read through the
+    /// other.
     second: ServerProcess,
     stampedes: u64,
     pub(crate) notes: Vec<String>,

@@ -1,7 +1,7 @@
 //! Continues the trace of a write in the consumers that apply its event.
 //!
-//! The event carries the `traceparent` of its newest write. While a batch is applied there is one span
-//! per sampled event, as long as the batch takes. Without trace export, sinks are not wrapped.
+//! The event carries the `traceparent` of its newest write. While a batch is applied there is one
+//! span per sampled event, as long as the batch takes. Without trace export, sinks are not wrapped.
 
 use std::sync::Arc;
 
