@@ -316,7 +316,10 @@ impl Reader {
                 }
                 path.push(step[2].clone());
             }
-            self.path(path);
+            // `pub(crate)` is no path.
+            if path.len() > 1 {
+                self.path(path);
+            }
         }
     }
 }

@@ -74,7 +74,9 @@ fn is_crate(name: &str) -> bool {
 }
 
 fn is_key(key: &str) -> bool {
-    !key.is_empty() && key.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+    !key.is_empty()
+        && !["rs", "md", "json"].contains(&key)
+        && key.chars().all(|c| c.is_ascii_lowercase() || c == '_')
 }
 
 fn is_source(name: &str) -> bool {

@@ -30,7 +30,7 @@ async fn stored(id: &str) -> Result<Entry, EntryDecodeError> {
 async fn large_versions_are_ordered() {
     let _exclusive = exclusive_servers().await;
     let fixture = Fixture::start(CacheOptions { l1_bytes: 0, ..CacheOptions::default() }).await;
-    let rounds = if std::env::var("TAGFAST_FULL").is_ok_and(|v| v == "1") { 10_000 } else { 300 };
+    let rounds = if cfg!(feature = "full") { 10_000 } else { 300 };
     for n in 0..rounds {
         let low = (1u64 << 53) + 2 * n;
         let id = format!("c{n}");

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use tagfast_domain::*;
 
-/// Cases of a property: a few hundred, 20 times as many with `TAGFAST_FULL=1`.
+/// Cases of a property: a few hundred, 20 times as many with the feature `full`.
 pub(crate) fn cases(count: u32) -> ProptestConfig {
-    let full = std::env::var("TAGFAST_FULL").is_ok_and(|v| v == "1");
+    let full = cfg!(feature = "full");
     ProptestConfig {
         cases: if full { count * 20 } else { count },
         failure_persistence: None,

@@ -102,7 +102,7 @@ async fn one_run(seed: u64) {
 
 #[tokio::test(start_paused = true)]
 async fn random_faults_end_equal_to_the_model() {
-    let runs = if std::env::var_os("TAGFAST_FULL").is_some() { 2000 } else { 60 };
+    let runs = if cfg!(feature = "full") { 2000 } else { 60 };
     for seed in 0..runs {
         one_run(seed).await;
     }

@@ -337,9 +337,9 @@ fn steps() -> impl Strategy<Value = Vec<Move>> {
     proptest::collection::vec(one, 1..200)
 }
 
-/// 10^4 schedules, 10^6 with `TAGFAST_FULL=1`.
+/// 10^4 schedules, 10^6 with the feature `full`.
 fn schedules() -> u32 {
-    if std::env::var_os("TAGFAST_FULL").is_some_and(|v| v == "1") { 1_000_000 } else { 10_000 }
+    if cfg!(feature = "full") { 1_000_000 } else { 10_000 }
 }
 
 /// A call starts. Half-open, a free probe is issued at once, and no probe is waited for longer than

@@ -4,14 +4,14 @@ use crate::simulation::{ALL, BACK, LOST, NONE, Parts, Plan, Run, run, run_all};
 
 /// Whether the large counts are requested.
 fn full() -> bool {
-    std::env::var_os("TAGFAST_FULL").is_some_and(|v| v == "1")
+    cfg!(feature = "full")
 }
 
 fn plan(parts: Parts, seed: u64, seconds: f64, scale: usize) -> Plan {
     Plan { parts, seed, seconds, scale }
 }
 
-/// The scale of the runs: half, or full with `TAGFAST_FULL=1`.
+/// The scale of the runs: half, or full with the feature `full`.
 fn scale() -> usize {
     if full() { 1 } else { 2 }
 }
@@ -24,7 +24,7 @@ fn tell(run: &Run) -> String {
     parts.collect::<Vec<_>>().join(" ")
 }
 
-/// The service stays up and recovers: 10 seeds, or full scale and 50 seeds with `TAGFAST_FULL=1`.
+/// The service stays up and recovers: 10 seeds, or full scale and 50 seeds with the feature `full`.
 #[test]
 fn as_shipped_it_is_back_within_ten_seconds_and_the_database_never_has_too_much() {
     let seeds = if full() { 50 } else { 10 };

@@ -6,7 +6,7 @@ use crate::support::Engine;
 
 /// Number of random queries: `default`, or 10,000 in a full run.
 fn queries(default: usize) -> usize {
-    if std::env::var_os("TAGFAST_FULL").is_some() { 10_000 } else { default }
+    if cfg!(feature = "full") { 10_000 } else { default }
 }
 
 macro_rules! promises {

@@ -15,7 +15,7 @@ use tagfast_search_tantivy::TantivyOptions;
 use crate::support::{EPOCH, Engine, options, positions};
 
 fn full() -> bool {
-    std::env::var_os("TAGFAST_FULL").is_some()
+    cfg!(feature = "full")
 }
 
 #[tokio::test]

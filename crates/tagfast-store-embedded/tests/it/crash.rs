@@ -32,7 +32,7 @@ async fn a_torn_log_loses_nothing_acknowledged_and_keeps_documents_and_events_to
     let end = wal_length(&fixture.beside("crashed"));
     assert!(safe > 0 && end > safe, "both parts are in the log");
 
-    let cuts: u64 = if std::env::var("TAGFAST_FULL").is_ok_and(|v| v == "1") { 200 } else { 12 };
+    let cuts: u64 = if cfg!(feature = "full") { 200 } else { 12 };
     let mut seen = Vec::new();
     for cut in 0..=cuts {
         let dir = fixture.beside(&format!("cut {cut}"));

@@ -2,7 +2,7 @@
 
 use tagfast_domain::{Refusal, Version};
 
-use super::StoreHarness;
+use super::harness::StoreHarness;
 use super::support::{Fixture, chain, refusal, scaled};
 use crate::{Consistency, ReadOptions};
 

@@ -2,7 +2,7 @@
 
 use tagfast_domain::{Refusal, Version};
 
-use super::StoreHarness;
+use super::harness::StoreHarness;
 use super::support::{Fixture, refusal, scaled, together};
 
 /// A write under the current version is applied.

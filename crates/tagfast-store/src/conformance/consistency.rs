@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tagfast_domain::{EpochId, Version};
 use tagfast_sharding::ContentHash;
 
-use super::StoreHarness;
+use super::harness::StoreHarness;
 use super::support::{Fixture, chain, scaled, together, wait_for};
 use crate::{Consistency, ConsistencyToken, Position};
 

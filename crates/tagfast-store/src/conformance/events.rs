@@ -2,7 +2,7 @@
 
 use tagfast_domain::{ContentKey, Epoch, EpochOrdinal};
 
-use super::StoreHarness;
+use super::harness::StoreHarness;
 use super::history::History;
 use super::support::{Fixture, refusal, scaled, together, user, versions, wait_for};
 use super::tags::odd_keys;

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use tagfast_domain::{ContentKey, TagName, TaggingsEvent, Version, WriteId};
 
-use super::StoreHarness;
+use super::harness::StoreHarness;
 use super::support::Fixture;
 use crate::{StoreError, WriteAnswer, WriteRequest};
 

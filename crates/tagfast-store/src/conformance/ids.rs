@@ -3,7 +3,7 @@
 use tagfast_domain::limits::{RECENT_WRITES, WRITE_ID_MEMORY_MS};
 use tagfast_domain::{Operation, Refusal};
 
-use super::StoreHarness;
+use super::harness::StoreHarness;
 use super::history::History;
 use super::support::{Fixture, chain, names, refusal, same_answer, scaled, tags, together};
 use crate::{WriteAnswer, WriteRequest};

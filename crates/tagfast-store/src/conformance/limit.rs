@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use tagfast_domain::Refusal;
 
-use super::StoreHarness;
+use super::harness::StoreHarness;
 use super::history::History;
 use super::support::{Fixture, refusal, scaled, together};
 

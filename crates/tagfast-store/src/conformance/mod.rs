@@ -7,7 +7,7 @@
 //! ```
 //!
 //! which expands to one `#[test]` per promise. Every promise uses a tenant of its own, so a harness
-//! may share one database. Counts are moderate; with `TAGFAST_FULL=1` in the environment they are
+//! may share one database. Counts are moderate; with the feature `full` they are
 //! 20 times as large. Random choices come from one seed, which a failing test prints;
 //! `TAGFAST_SEED=n` sets it.
 //!
@@ -17,6 +17,7 @@ mod batch;
 mod conditional;
 mod consistency;
 mod events;
+mod harness;
 mod history;
 mod ids;
 mod limit;
@@ -26,60 +27,8 @@ mod shards;
 mod support;
 mod tags;
 
+pub use harness::{StoreHarness, run};
 pub use shards::scan_states;
-
-use std::sync::Arc;
-use std::time::Duration;
-
-use async_trait::async_trait;
-use tagfast_domain::{Limits, TaggingsEvent, TenantId, UnixMillis};
-use tagfast_resilience::Clock;
-
-use crate::SharedStore;
-
-/// The interface of an adapter's test. One harness serves one promise; dropping it cleans up.
-#[async_trait]
-pub trait StoreHarness: Send + Sync {
-    /// The store: a new one, or one shared with other harnesses (each promise has its own tenant).
-    /// Called once per harness.
-    async fn open(&self) -> SharedStore;
-
-    /// Ends the store as a process restart would, and reopens it over the same data. The suite does
-    /// not use the previous store afterwards. `None`: the adapter keeps nothing over a restart.
-    async fn reopen(&self) -> Option<SharedStore>;
-
-    /// All events published for a tenant since the harness was created, complete up to this call:
-    /// it contains the event of each write that was answered before. Per content in publication
-    /// order; events of an earlier call come first and unchanged. A bus of several partitions has
-    /// no other common order.
-    async fn events(&self, tenant: &TenantId) -> Vec<TaggingsEvent>;
-
-    /// The watermark: every event committed before this moment (Unix ms) is published.
-    async fn complete_through(&self) -> UnixMillis;
-
-    /// The store's clock.
-    fn clock(&self) -> Arc<dyn Clock>;
-
-    /// Advances that clock by `ms` milliseconds; false: it is a real clock that cannot be moved.
-    fn advance(&self, ms: i64) -> bool;
-
-    /// The limits the store was opened with.
-    fn limits(&self) -> Limits;
-}
-
-/// Runs one promise on a multi-threaded runtime; a promise fails that does not end in 2 minutes (20
-/// with `TAGFAST_FULL=1`).
-pub fn run(promise: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(4)
-        .enable_all()
-        .build()
-        .expect("a runtime can be made");
-    let bound = Duration::from_secs(if support::full() { 1200 } else { 120 });
-    runtime
-        .block_on(async { tokio::time::timeout(bound, promise).await })
-        .expect("the promise ends in time");
-}
 
 macro_rules! promises {
     ($d:tt $($module:ident: $($name:ident),+;)+) => {

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tagfast_domain::{ContentKey, Operation, Refusal, TagName, Version};
 
-use super::StoreHarness;
+use super::harness::StoreHarness;
 use super::history::History;
 use super::support::{
     Fixture, Random, names, refusal, same_answer, scaled, seed, tags, together, user,

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tagfast_domain::{ContentKey, Document, TenantId, Version};
 use tagfast_sharding::LogicalShard;
 
-use super::StoreHarness;
+use super::harness::StoreHarness;
 use super::support::{Fixture, chain, scaled};
 use super::tags::odd_keys;
 

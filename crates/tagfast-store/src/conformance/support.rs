@@ -9,16 +9,11 @@ use tagfast_domain::{
     Write, WriteId,
 };
 
-use super::StoreHarness;
+use super::harness::{StoreHarness, full};
 use crate::{
     Consistency, ConsistencyToken, Durability, ReadOptions, SharedStore, StoreError, View,
     WriteAnswer, WriteRequest,
 };
-
-/// Whether the large counts are requested.
-pub(super) fn full() -> bool {
-    std::env::var("TAGFAST_FULL").is_ok_and(|v| v == "1")
-}
 
 /// A count, 20 times as large on request.
 pub(super) fn scaled(count: usize) -> usize {

@@ -2,7 +2,7 @@
 
 use tagfast_domain::{ContentKey, Operation, Origin, Tag, Version};
 
-use super::StoreHarness;
+use super::harness::StoreHarness;
 use super::support::{Fixture, chain, refusal, scaled, tags, user};
 use crate::{Durability, StoreError, Verdict};
 

@@ -1,3 +1,5 @@
+//! The table of keys is complete, documented and read.
+
 use std::path::Path;
 
 use super::*;
