@@ -13,7 +13,7 @@ mod retry_budget;
 #[path = "../tests/it/simulation.rs"]
 mod simulation;
 
-use simulation::{ALL, BACK, BUCKETS, LOST, NONE, Parts, Plan, Run, run_all};
+use simulation::{ALL, BUCKETS, LOST_AT, NONE, Parts, Plan, RESTORED_AT, Run, run_all};
 
 /// 45 s after the return of the cache, and one more.
 const SECONDS: f64 = 61.0;
@@ -89,7 +89,7 @@ fn frame(
     ticks: &[(f64, String)],
 ) -> std::fmt::Result {
     let (bottom, right) = (top + height, WIDTH - RIGHT);
-    let (from, to) = (x(LOST), x(BACK));
+    let (from, to) = (x(LOST_AT), x(RESTORED_AT));
     writeln!(svg, r#"<text x="{LEFT}" y="{:.1}" class="title">{title}</text>"#, top - 26.0)?;
     writeln!(
         svg,
@@ -197,9 +197,9 @@ text {{ fill: #e5e7eb }}
 fn row(curve: &Curve, runs: &[Run]) -> String {
     let least = |of: &dyn Fn(&Run) -> f64| runs.iter().map(of).fold(f64::INFINITY, f64::min);
     let peak = -least(&|run| -run.peak());
-    let outage = least(&|run| run.goodput(LOST, BACK));
-    let after = least(&|run| run.goodput(BACK + 10.0, BACK + 20.0));
-    let end = least(&|run| run.goodput(BACK + 40.0, BACK + 45.0));
+    let outage = least(&|run| run.goodput(LOST_AT, RESTORED_AT));
+    let after = least(&|run| run.goodput(RESTORED_AT + 10.0, RESTORED_AT + 20.0));
+    let end = least(&|run| run.goodput(RESTORED_AT + 40.0, RESTORED_AT + 45.0));
     let never = runs.iter().any(|run| run.recovery().is_none());
     let recovery = -least(&|run| -run.recovery().unwrap_or_default());
     let recovery = if never { "never".to_owned() } else { format!("{recovery:.0} s") };

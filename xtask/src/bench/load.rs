@@ -41,9 +41,9 @@ impl Load<'_> {
         command.args(["--server-pid", &self.server.pid().to_string()]).args(&self.args);
         let output =
             command.stderr(Stdio::piped()).output().context("cannot start the load generator")?;
-        let said = || String::from_utf8_lossy(&output.stderr).into_owned();
+        let stderr = || String::from_utf8_lossy(&output.stderr).into_owned();
         let report: Value = serde_json::from_slice(&output.stdout)
-            .with_context(|| format!("the load generator said no JSON: {}", said()))?;
+            .with_context(|| format!("the load generator printed no JSON: {}", stderr()))?;
         let failed = report["failed"].as_u64().unwrap_or(0);
         let requests = report["requests"].as_u64().unwrap_or(0);
         // A figure with errors in it measures the errors.

@@ -132,8 +132,8 @@ async fn an_expired_entry_answers_marked_as_stale_while_the_store_does_not() {
     let fixture = Fixture::new();
     fixture.node.write(add(&key("a"), "ui", "ana")).await.expect("a write");
     fixture.age(10).await;
-    for mood in [FaultMode::Overloaded, FaultMode::Hangs] {
-        fixture.backend.set_fault(mood);
+    for fault in [FaultMode::Overloaded, FaultMode::Hangs] {
+        fixture.backend.set_fault(fault);
         let began = tokio::time::Instant::now();
         let view = fixture.plain("a").await;
         assert!(

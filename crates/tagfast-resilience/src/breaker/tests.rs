@@ -293,7 +293,7 @@ fn a_probe_that_hangs_opens_it_again() {
 }
 
 #[test]
-fn it_is_held_by_hand_until_somebody_lets_go() {
+fn it_is_held_by_hand_until_an_operator_releases_it() {
     let fixture = Fixture::new(BreakerOptions::default());
     fixture.breaker.force(Some(true));
     assert!(fixture.breaker.acquire().is_err());
@@ -365,8 +365,8 @@ fn begin(fixture: &Fixture, held: &mut Vec<Permit>) -> Result<(), TestCaseError>
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: schedules(), ..ProptestConfig::default() })]
-    /// Whichever calls are cancelled, no permit is lost: once calls end and time passes, the breaker
-    /// closes.
+    /// Whichever calls are cancelled, no permit is lost: once calls end and time passes, the
+    /// breaker closes.
     #[test]
     fn no_schedule_holds_it_open_forever(steps in steps()) {
         let fixture = Fixture::new(BreakerOptions { min_calls: 5, stalled_calls: 5, ..BreakerOptions::default() });

@@ -431,7 +431,8 @@ async fn a_place_goes_past_who_was_cancelled() {
 type Beginning = std::pin::Pin<Box<dyn Future<Output = Result<InFlight, LimitExceeded>>>>;
 
 proptest! {
-    /// Whichever callers wait and are cancelled: the limit holds, and in the end every slot is free.
+    /// Whichever callers wait and are cancelled: the limit holds, and at the end every slot is
+    /// free.
     #[test]
     fn no_order_of_those_who_wait_loses_a_place(
         moves in proptest::collection::vec((0u8..6, any::<usize>()), 1..200), limit in 1usize..5,

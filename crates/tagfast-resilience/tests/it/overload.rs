@@ -1,6 +1,6 @@
 //! The cache is lost at full load and returns empty.
 
-use crate::simulation::{ALL, BACK, LOST, NONE, Parts, Plan, Run, run, run_all};
+use crate::simulation::{ALL, LOST_AT, NONE, Parts, Plan, RESTORED_AT, Run, run, run_all};
 
 /// Whether the large counts are requested.
 fn full() -> bool {
@@ -18,7 +18,7 @@ fn scale() -> usize {
 
 /// The figures of a run, for messages.
 fn tell(run: &Run) -> String {
-    let seconds = (LOST as usize - 1..run.seconds()).map(|at| at as f64);
+    let seconds = (LOST_AT as usize - 1..run.seconds()).map(|at| at as f64);
     let parts = seconds
         .map(|at| format!("{at}:{:.3}/{:.2}", run.goodput(at, at + 1.0), run.load(at, at + 1.0)));
     parts.collect::<Vec<_>>().join(" ")
@@ -30,7 +30,7 @@ fn as_shipped_it_is_back_within_ten_seconds_and_the_database_never_has_too_much(
     let seeds = if full() { 50 } else { 10 };
     let plans: Vec<_> = (1..=seeds).map(|seed| plan(ALL, seed, 28.0, scale())).collect();
     for (seed, run) in (1..).zip(run_all(&plans)) {
-        assert!(run.goodput(1.0, LOST) > 0.999, "seed {seed}: {}", tell(&run));
+        assert!(run.goodput(1.0, LOST_AT) > 0.999, "seed {seed}: {}", tell(&run));
         assert!(
             run.recovery().is_some_and(|seconds| seconds <= 10.0),
             "seed {seed}: {}",
@@ -38,7 +38,7 @@ fn as_shipped_it_is_back_within_ten_seconds_and_the_database_never_has_too_much(
         );
         assert!(run.peak() <= 1.2, "seed {seed}: {} of the capacity: {}", run.peak(), tell(&run));
         assert!(
-            run.goodput(LOST, BACK) > 0.6,
+            run.goodput(LOST_AT, RESTORED_AT) > 0.6,
             "seed {seed}: what can be answered is: {}",
             tell(&run)
         );
@@ -53,9 +53,9 @@ fn without_limiter_breaker_and_single_flight_it_never_recovers() {
     let batches = Parts { batching: true, budget: true, ..NONE };
     let plans = [plan(NONE, 1, 61.0, scale), plan(batches, 1, 61.0, scale)];
     for (run, load) in run_all(&plans).into_iter().zip([20.0, 2.0]) {
-        assert!(run.goodput(1.0, LOST) > 0.99, "{}", tell(&run));
+        assert!(run.goodput(1.0, LOST_AT) > 0.99, "{}", tell(&run));
         assert_eq!(run.recovery(), None, "{}", tell(&run));
-        assert!(run.goodput(BACK + 10.0, BACK + 45.0) < 0.02, "{}", tell(&run));
+        assert!(run.goodput(RESTORED_AT + 10.0, RESTORED_AT + 45.0) < 0.02, "{}", tell(&run));
         assert!(run.peak() > load, "{}: {}", run.peak(), tell(&run));
     }
 }
@@ -75,7 +75,7 @@ fn each_part_does_its_share() {
     let [limiter, batching, single_flight, both, all] = &runs[..] else { panic!("five runs") };
     assert!(limiter.peak() > 1.5, "the limiter bounds what the database gets: {}", tell(limiter));
     assert!(
-        limiter.goodput(LOST, BACK) < all.goodput(LOST, BACK),
+        limiter.goodput(LOST_AT, RESTORED_AT) < all.goodput(LOST_AT, RESTORED_AT),
         "and so keeps it answering: {}",
         tell(limiter)
     );
@@ -85,7 +85,7 @@ fn each_part_does_its_share() {
         tell(batching)
     );
     assert!(
-        single_flight.goodput(LOST, BACK) < all.goodput(LOST, BACK),
+        single_flight.goodput(LOST_AT, RESTORED_AT) < all.goodput(LOST_AT, RESTORED_AT),
         "one load answers many: {}",
         tell(single_flight)
     );

@@ -50,8 +50,8 @@ const MISSES: f64 = 0.01;
 const BATCH: usize = 16;
 const LINGER: Duration = Duration::from_millis(1);
 /// When the cache is lost and when it returns empty, in seconds.
-pub(crate) const LOST: f64 = 5.0;
-pub(crate) const BACK: f64 = 15.0;
+pub(crate) const LOST_AT: f64 = 5.0;
+pub(crate) const RESTORED_AT: f64 = 15.0;
 /// Recorded buckets per second.
 pub(crate) const BUCKETS: usize = 10;
 
@@ -128,21 +128,21 @@ impl Run {
     /// Recovery time in seconds: from the return of the cache until the goodput of every second is
     /// at least 99 % of that before; `None`: not within this run.
     pub(crate) fn recovery(&self) -> Option<f64> {
-        let before = self.goodput(1.0, LOST);
+        let before = self.goodput(1.0, LOST_AT);
         let end = self.seconds();
-        let bad = (BACK as usize..end)
+        let bad = (RESTORED_AT as usize..end)
             .rev()
             .find(|at| self.goodput(*at as f64, *at as f64 + 1.0) < 0.99 * before);
         match bad {
             None => Some(0.0),
-            Some(at) if at + 1 < end => Some(at as f64 + 1.0 - BACK),
+            Some(at) if at + 1 < end => Some(at as f64 + 1.0 - RESTORED_AT),
             Some(_) => None,
         }
     }
 
     /// Peak load of a second, relative to the database's capacity, from 100 ms after the loss.
     pub(crate) fn peak(&self) -> f64 {
-        let from = (LOST * BUCKETS as f64) as usize + 1;
+        let from = (LOST_AT * BUCKETS as f64) as usize + 1;
         (from..=self.buckets.len() - BUCKETS)
             .map(|at| at as f64 / BUCKETS as f64)
             .map(|at| self.load(at, at + 1.0))
@@ -355,11 +355,11 @@ impl Simulation {
 
     fn trigger(&self, ms: u64) {
         let mut cache = self.cache.lock();
-        if ms == (LOST * 1000.0) as u64 {
+        if ms == (LOST_AT * 1000.0) as u64 {
             cache.up = false;
             cache.present.fill(false);
         }
-        if ms == (BACK * 1000.0) as u64 {
+        if ms == (RESTORED_AT * 1000.0) as u64 {
             cache.up = true;
         }
     }

@@ -63,13 +63,13 @@ impl Fixture {
         ContentKey::parse(self.tenant.as_str(), "test.doc", id).expect("a content")
     }
 
-    /// A write by the user `somebody` with a new id.
+    /// A write by the user `someone` with a new id.
     pub(super) fn request(&self, key: &ContentKey, operation: Operation) -> WriteRequest {
         WriteRequest {
             write: Write {
                 id: fresh_id(),
                 key: key.clone(),
-                user: user("somebody"),
+                user: user("someone"),
                 operation,
                 if_match: None,
             },

@@ -145,7 +145,7 @@ pub async fn an_import_keeps_who_and_when(h: &dyn StoreHarness) {
         ("long-gone", 946_684_800_123, "Old Tag")
     );
     let new = view.tags.iter().find(|t| t.name.as_str() == "new").expect("the other tag is there");
-    assert_eq!(new.user.as_str(), "somebody");
+    assert_eq!(new.user.as_str(), "someone");
 }
 
 /// The answer lists exactly what this write added and removed, and the version it made.

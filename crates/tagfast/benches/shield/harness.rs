@@ -33,7 +33,7 @@ struct Parsed {
     bench: BenchArgs,
 }
 
-pub(crate) struct World {
+pub(crate) struct Harness {
     stack: Stack,
     /// The node with all roles that carries the load; its link to Redis can fail.
     pub(crate) server: ServerProcess,
@@ -46,7 +46,7 @@ pub(crate) struct World {
     _dir: tempfile::TempDir,
 }
 
-impl World {
+impl Harness {
     pub(crate) fn start(capacity: u64) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let options = StackOptions {
