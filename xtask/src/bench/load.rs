@@ -9,7 +9,7 @@ use tagfast_testkit::ServerProcess;
 use super::figure::median;
 use super::setup::Setup;
 
-/// A server under measurement and what it is asked for.
+/// A server under measurement and the load it gets.
 pub(crate) struct Load<'a> {
     pub(crate) server: &'a ServerProcess,
     pub(crate) args: Vec<String>,
@@ -59,7 +59,7 @@ fn number(report: &Value, pointer: &str) -> f64 {
 }
 
 /// Runs the loads in turns (A B A B A B) and takes the median of each figure of each load.
-pub(crate) fn in_turns<const N: usize>(
+pub(crate) fn measure_alternately<const N: usize>(
     setup: &Setup,
     loads: [&Load<'_>; N],
 ) -> Result<[Measured; N]> {

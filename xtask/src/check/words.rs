@@ -30,6 +30,17 @@ const OLD_WORDS: &[(&str, &str)] = &[
     ("level1", "local cache (L1)"),
     ("intake", "ingest"),
     ("silences", "unresponsive servers"),
+    ("anybody", "the actor's name"),
+    ("everybody", "all callers, all nodes"),
+    ("weather", "recheck, retry"),
+    ("hasty", "a timeout by its subject"),
+    ("troubled", "degraded"),
+    ("lull", "idle time"),
+    ("beaten", "last heartbeat"),
+    ("frontier", "watermark"),
+    ("board", "leaderboard"),
+    ("shelf", "cache"),
+    ("unhex", "hex::decode"),
 ];
 
 /// Names of other libraries that contain such a word.

@@ -95,7 +95,7 @@ async fn dead_letters(options: &KafkaOptions, count: usize) -> Vec<TopicRecord> 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn poison_is_parked_untouched_and_the_rest_goes_on() {
     let (options, bus, _quiet) = support::fresh().await;
-    let sink = MemorySink::judging("indexer", |record| {
+    let sink = MemorySink::with_verdicts("indexer", |record| {
         if record.event.key.content.content_id.as_str() == "refused" {
             return RecordVerdict::Poison {
                 code: "mapping",

@@ -337,15 +337,15 @@ pub async fn dead_letters_are_due_a_few_times(harness: &dyn DeadLetterStoreHarne
     let policy = AutoReplayPolicy { first_ms: 1000, factor: 10, times: 2 };
     let mut poison = dead_letter("due", 1);
     poison.class = FailureClass::Poison;
-    let patient = dead_letter("due", 0);
-    harness.park(&[patient.clone(), poison]).await;
+    let retryable = dead_letter("due", 0);
+    harness.park(&[retryable.clone(), poison]).await;
     let store = harness.store().await;
     let due = |at| DeadLetterFilter { due: Some(Due { at, policy }), ..of("due") };
     let counts = |at: UnixMillis| {
         let (store, filter) = (Arc::clone(&store), due(at));
         async move { ids(store.as_ref(), &filter).await.len() }
     };
-    let failed_at = patient.last_failed_at;
+    let failed_at = retryable.last_failed_at;
     assert_eq!((counts(failed_at + 999).await, counts(failed_at + 1000).await), (0, 1));
     for (n, at) in [(1, NOW + 9000), (2, NOW + 9000)] {
         store.create_job(&new_job(&format!("due{n}"), false), &due(i64::MAX)).await.expect("a job");
@@ -361,7 +361,7 @@ pub async fn dead_letters_are_due_a_few_times(harness: &dyn DeadLetterStoreHarne
     let indexer = open.iter().find(|of| of.group == ConsumerGroup::INDEXER).expect("the group");
     assert_eq!(
         (indexer.open, indexer.needs_attention, indexer.oldest),
-        (2, 2, Some(patient.first_failed_at))
+        (2, 2, Some(retryable.first_failed_at))
     );
     let analytics = open.iter().find(|of| of.group == ConsumerGroup::ANALYTICS).expect("the group");
     assert_eq!(

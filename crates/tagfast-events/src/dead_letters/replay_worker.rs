@@ -142,7 +142,7 @@ impl Worker {
         let chunk = usize::try_from(rate / CHUNKS_PER_SECOND)
             .unwrap_or(REPLAY_BATCH_MAX)
             .clamp(1, REPLAY_BATCH_MAX);
-        let mut judged = false;
+        let mut progressed = false;
         for dead_letters in dead_letters.chunks(chunk) {
             let started = Instant::now();
             let records =
@@ -162,12 +162,12 @@ impl Worker {
                 }
                 results.push(ReplayResult { id: stored.dead_letter.id(), outcome });
             }
-            judged |= !results.is_empty();
+            progressed |= !results.is_empty();
             self.store.complete(job, &results, now).await?;
             let at_rate = Duration::from_secs_f64(dead_letters.len() as f64 / f64::from(rate));
             tokio::time::sleep_until(started + at_rate).await;
         }
-        Ok(judged)
+        Ok(progressed)
     }
 
     /// Counts contents whose open dead letters hold a newer state than the sink.

@@ -86,7 +86,7 @@ impl Sink for Newest {
     async fn apply(&self, records: &[SinkRecord]) -> Result<Vec<RecordVerdict>, SinkError> {
         let mut versions = self.versions();
         let refuses = self.refuses.load(Ordering::Relaxed);
-        let judge = |record: &SinkRecord| {
+        let verdict_of = |record: &SinkRecord| {
             if refuses {
                 return RecordVerdict::Poison { code: "refused", message: "not today".to_owned() };
             }
@@ -97,7 +97,7 @@ impl Sink for Newest {
             *known = record.event.version;
             RecordVerdict::Applied
         };
-        Ok(records.iter().map(judge).collect())
+        Ok(records.iter().map(verdict_of).collect())
     }
 
     async fn flush(&self) -> Result<(), SinkError> {

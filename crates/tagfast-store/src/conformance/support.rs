@@ -194,7 +194,7 @@ pub(super) async fn wait_for<T>(what: &str, mut condition: impl AsyncFnMut() -> 
 }
 
 /// Runs all tasks concurrently and returns their results in order; a panic in one is a panic here.
-pub(super) async fn together<T: Send + 'static>(
+pub(super) async fn run_concurrently<T: Send + 'static>(
     tasks: impl IntoIterator<Item = impl Future<Output = T> + Send + 'static>,
 ) -> Vec<T> {
     let start = Arc::new(tokio::sync::Notify::new());

@@ -24,10 +24,10 @@ use tagfast_store_postgres::PostgresDeadLetters;
 use crate::{Harness, PARTITIONS, example, pause};
 
 /// Shards without contents: an index built from them is empty.
-struct Nothing(Epoch);
+struct EmptyScanner(Epoch);
 
 #[async_trait]
-impl ShardScanner for Nothing {
+impl ShardScanner for EmptyScanner {
     async fn scan(
         &self,
         _: LogicalShard,
@@ -91,7 +91,7 @@ pub(crate) async fn run(harness: &Harness, count: u64) -> Vec<Value> {
     );
 
     let epoch = harness.store.epoch().await.expect("an epoch");
-    let index = harness.index("bench-replay", Arc::new(Nothing(epoch)));
+    let index = harness.index("bench-replay", Arc::new(EmptyScanner(epoch)));
     index
         .rebuild(&harness.bus.ends().await.expect("the ends"), harness.bus.epoch(), &|_| {})
         .await

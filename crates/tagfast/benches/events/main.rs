@@ -3,8 +3,8 @@
 //! search finds it.
 //!
 //! `cargo bench -p tagfast --bench events [-- --events N --seconds N --dead-letters N
-//! --outage SECONDS --only PART]`, PART one of `cluster`, `dead_letters`, `embedded`. Servers and clients share the
-//! processors.
+//! --outage SECONDS --only PART]`, PART one of `cluster`, `dead_letters`, `embedded`. Servers and
+//! clients share the processors.
 #![expect(clippy::print_stdout, reason = "a benchmark speaks to its terminal")]
 
 mod dead_letters;
@@ -40,14 +40,14 @@ use tagfast_testkit::stack::{Stack, StackInfo, StackOptions};
 const PARTITIONS: u16 = 8;
 const BASELINE: &str = "bench.baseline";
 
-/// Kafka behind a gate: while it is closed, events wait in the outbox.
-struct Gate {
+/// Kafka that can be closed: meanwhile, events wait in the outbox.
+struct PausableSink {
     open: AtomicBool,
     kafka: KafkaOutbox,
 }
 
 #[async_trait]
-impl OutboxSink for Gate {
+impl OutboxSink for PausableSink {
     async fn begin_epoch(&self, cluster: &str, epoch: &EpochRecord) -> Result<(), PublishError> {
         self.kafka.begin_epoch(cluster, epoch).await
     }
@@ -60,7 +60,7 @@ impl OutboxSink for Gate {
         hi: u64,
     ) -> Result<(), PublishError> {
         if !self.open.load(Ordering::SeqCst) {
-            return Err(PublishError::new("the gate is closed".to_owned()));
+            return Err(PublishError::new("the sink is closed".to_owned()));
         }
         self.kafka.publish(cluster, epoch, rows, hi).await
     }
@@ -244,7 +244,7 @@ async fn bus(brokers: &str) -> Arc<KafkaBus> {
     bus
 }
 
-async fn store(info: &StackInfo, gate: &Arc<Gate>) -> Arc<PostgresStore> {
+async fn store(info: &StackInfo, pausable_sink: &Arc<PausableSink>) -> Arc<PostgresStore> {
     let options = PostgresOptions {
         clusters: vec![ClusterOptions {
             name: "c0".to_owned(),
@@ -271,7 +271,7 @@ async fn store(info: &StackInfo, gate: &Arc<Gate>) -> Arc<PostgresStore> {
         reads_per_second: 0,
         tenant_weights: tagfast_store::fair_queue::TenantWeights::default(),
     };
-    let store = PostgresStore::open(options, Arc::clone(gate) as _).expect("it opens");
+    let store = PostgresStore::open(options, Arc::clone(pausable_sink) as _).expect("it opens");
     assert!(store.wait_until_ready(Duration::from_secs(30)).await, "{:?}", store.status());
     store
 }
@@ -290,7 +290,7 @@ struct Harness {
     brokers: String,
     url: String,
     bus: Arc<KafkaBus>,
-    gate: Arc<Gate>,
+    pausable_sink: Arc<PausableSink>,
     store: Arc<PostgresStore>,
     clock: Arc<dyn Clock>,
 }
@@ -312,12 +312,12 @@ impl Harness {
         let url = info.opensearch.as_ref().expect("OpenSearch").url.clone();
         let bus = bus(&brokers).await;
         let breakers = Breakers::new(Arc::new(SystemClock));
-        let gate = Arc::new(Gate {
+        let pausable_sink = Arc::new(PausableSink {
             open: AtomicBool::new(false),
             kafka: KafkaOutbox::new(bus.publisher(), &breakers),
         });
-        let store = store(&info, &gate).await;
-        Self { stack, brokers, url, bus, gate, store, clock: Arc::new(SystemClock) }
+        let store = store(&info, &pausable_sink).await;
+        Self { stack, brokers, url, bus, pausable_sink, store, clock: Arc::new(SystemClock) }
     }
 
     fn index(&self, alias: &str, scanner: Arc<dyn ShardScanner>) -> Arc<OpenSearchIndex> {
@@ -359,7 +359,7 @@ async fn cluster(harness: &mut Harness, outage: u64) -> Vec<serde_json::Value> {
         .await
         .expect("an empty index");
 
-    println!("writing {events} contents while the relay's gate is closed");
+    println!("writing {events} contents while the relay's sink is closed");
     for first in (0..events).step_by(2000) {
         let batch =
             (first..(first + 2000).min(events)).map(|n| request(key(n), "some-tag", u128::from(n)));
@@ -375,7 +375,7 @@ async fn cluster(harness: &mut Harness, outage: u64) -> Vec<serde_json::Value> {
         tokio::task::spawn_blocking(move || producer_loop(&to, &messages)).await.expect("no panic");
     })
     .await;
-    harness.gate.open.store(true, Ordering::SeqCst);
+    harness.pausable_sink.open.store(true, Ordering::SeqCst);
     let relay = timed(events, store.drained()).await;
     let mut figures = vec![figure(
         "relay and Kafka, a backlog, writers stopped",

@@ -11,7 +11,7 @@ use serde_json::Value;
 use tagfast_client::args::{BenchArgs, ClientArgs};
 use tagfast_client::http::Client;
 use tagfast_client::load::Connection;
-use tagfast_testkit::sentinel::ask;
+use tagfast_testkit::sentinel::query;
 use tagfast_testkit::stack::{Fault, Stack, StackOptions};
 use tagfast_testkit::{ReadYourWritesClients, ServerOptions, ServerProcess, wait_for_condition};
 use tokio::sync::{Barrier, Semaphore};
@@ -236,12 +236,13 @@ impl Harness {
 
     /// Sends a command to the cache Redis itself, not through its link.
     pub(crate) fn cache_redis(&mut self, words: &[&str]) {
-        ask(self.stack.info().redis.as_ref().expect("Redis").direct, words).expect("it does");
+        query(self.stack.info().redis.as_ref().expect("Redis").direct, words).expect("it does");
     }
 
     /// Sends a command to the state Redis itself, not through its link.
     pub(crate) fn state_redis(&mut self, words: &[&str]) {
-        ask(self.stack.info().state_redis.as_ref().expect("Redis").direct, words).expect("it does");
+        query(self.stack.info().state_redis.as_ref().expect("Redis").direct, words)
+            .expect("it does");
     }
 
     /// All clients request one uncached content at once; returns how many were answered, and the

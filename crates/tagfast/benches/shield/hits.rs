@@ -105,7 +105,7 @@ pub(crate) fn measure(harness: &Harness) {
         figures[0].1.push((hello_cpu() - cpu) * 1e6 / done as f64);
         for (n, (_, request)) in kinds.iter().enumerate() {
             // The local cache holds it before the measurement.
-            turn_once(address, request);
+            measure_once(address, request);
             let cpu = || usage(Some(harness.server.pid())).expect("it runs").cpu_seconds;
             let before = cpu();
             let (rate, done) = measure_round(address, request);
@@ -135,7 +135,7 @@ pub(crate) fn measure(harness: &Harness) {
         .for_each(|l| println!("{l}"));
 }
 
-fn turn_once(address: SocketAddr, request: &[u8]) {
+fn measure_once(address: SocketAddr, request: &[u8]) {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let mut connection = Connection::new(address);

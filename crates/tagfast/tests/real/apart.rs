@@ -129,7 +129,7 @@ fn each_role_in_a_process_of_its_own() {
     stack.fault(Fault::Freeze, "state-redis").expect("frozen");
     stack.fault(Fault::Kill, "state-redis").expect("killed");
     writer.goes_on();
-    wait_for_condition("the board is stale", TEST_TIMEOUT, || {
+    wait_for_condition("the leaderboard is stale", TEST_TIMEOUT, || {
         let meta = client.get(popular).expect(200).json()["meta"].clone();
         let marked = meta["stale"] == true && meta["degraded"][0]["feature"] == "popular";
         if marked { Ok(()) } else { Err(meta.to_string()) }

@@ -152,8 +152,8 @@ pub(crate) fn agree(client: &mut Client) {
         if answer.status != 200 {
             return Err(answer.text());
         }
-        let board = answer.json();
-        let counted: BTreeMap<&str, u64> = board["tags"]
+        let leaderboard = answer.json();
+        let counted: BTreeMap<&str, u64> = leaderboard["tags"]
             .as_array()
             .expect("tags")
             .iter()

@@ -146,7 +146,7 @@ fn a_cluster_that_is_down_stops_its_own_contents_only() {
 }
 
 /// The answer of a query sent to the node itself, not through its proxy.
-fn ask(stack: &Stack, node: &NodeInfo, query: &str) -> String {
+fn query_node(stack: &Stack, node: &NodeInfo, query: &str) -> String {
     String::from_utf8(psql(stack, node, query).output().expect("psql runs").stdout)
         .expect("text")
         .trim()
@@ -199,7 +199,7 @@ fn a_node_that_sleeps_between_commit_and_answer_acknowledges_nothing_old() {
     let waits = |event: &str| format!("SELECT count(*) FROM pg_stat_activity WHERE {event}");
     let seen = |what: &str, query: &str| {
         wait_for_condition(what, TEST_TIMEOUT, || {
-            let found = ask(&stack, &old, query);
+            let found = query_node(&stack, &old, query);
             if found == "1" { Ok(()) } else { Err(found) }
         });
     };
@@ -229,7 +229,7 @@ fn a_node_that_sleeps_between_commit_and_answer_acknowledges_nothing_old() {
     // A write that it acknowledges now is on the present primary, once.
     let answer = write.join().expect("no panic").expect(200).json();
     assert_eq!(answer["changed"], true, "{answer}");
-    assert_eq!(ask(&stack, &new, holds), "1");
+    assert_eq!(query_node(&stack, &new, holds), "1");
     let view = client.get("/v1/content/jira.issue/OPS-1/tags").expect(200).json();
     assert_eq!(view["tags"].as_array().map(Vec::len), Some(2), "{view}");
     let metrics = client.get("/metrics").expect(200).text();

@@ -125,7 +125,7 @@ fn an_answer_says_what_the_caches_did() {
     });
     let mut writer = servers[1].client();
     let written = version(&writer.put(&format!("{path}/new")).expect(200).json());
-    wait_for_condition("the other node hears of it", Duration::from_secs(3), || {
+    wait_for_condition("the other node sees the write", Duration::from_secs(3), || {
         let (body, status) = view(0);
         if version(&body) == written { Ok(()) } else { Err(format!("{status}: {body}")) }
     });

@@ -245,9 +245,9 @@ impl BusConsumer for MemoryConsumer {
     async fn watermarks(&self) -> Result<BTreeMap<Partition, Vec<Watermark>>, BusError> {
         let state = self.bus.state();
         let complete_through = self.bus.clock.now_ms();
-        let frontier =
+        let watermark =
             |p| (p, vec![Watermark { next: MemoryBus::next(&state, p), complete_through }]);
-        Ok(self.next.keys().copied().map(frontier).collect())
+        Ok(self.next.keys().copied().map(watermark).collect())
     }
 }
 
