@@ -32,7 +32,7 @@ async fn topics_that_are_there_are_used() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_broker_that_is_away_is_told_in_time() {
+async fn a_broker_that_is_away_is_reported_in_time() {
     let (mut options, _, _quiet) = support::fresh().await;
     let unused = free_ports(std::net::Ipv4Addr::LOCALHOST.into(), 1).expect("a port")[0];
     options.brokers = vec![unused.to_string()];

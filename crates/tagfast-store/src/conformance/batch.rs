@@ -14,7 +14,7 @@ fn strong() -> ReadOptions<'static> {
 const LARGEST: usize = 500;
 
 /// Item `n` of the answer is about item `n` of the request.
-pub async fn a_batch_answers_in_the_order_asked(h: &dyn StoreHarness) {
+pub async fn a_batch_answers_in_request_order(h: &dyn StoreHarness) {
     let fixture = Fixture::new(h).await;
     for size in [0, 1, 2, scaled(250).min(LARGEST)] {
         let keys: Vec<_> = (0..size).map(|n| fixture.key(&format!("{size}/{n}"))).collect();
@@ -107,7 +107,7 @@ pub async fn a_failing_item_leaves_the_others(h: &dyn StoreHarness) {
 
 /// View `n` is the view of key `n`: unknown contents are empty, a content requested twice is
 /// returned twice.
-pub async fn views_come_in_the_order_asked(h: &dyn StoreHarness) {
+pub async fn views_come_in_request_order(h: &dyn StoreHarness) {
     let fixture = Fixture::new(h).await;
     let written: Vec<_> = (0..40).map(|n| fixture.key(&format!("page {n}"))).collect();
     for (n, key) in written.iter().enumerate() {

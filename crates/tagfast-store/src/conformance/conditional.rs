@@ -22,7 +22,7 @@ pub async fn a_matching_version_is_written(h: &dyn StoreHarness) {
 }
 
 /// A write under a different version is refused with the current version and has no effect.
-pub async fn another_version_is_refused_and_told(h: &dyn StoreHarness) {
+pub async fn another_version_is_refused_and_reported(h: &dyn StoreHarness) {
     let fixture = Fixture::new(h).await;
     let key = fixture.key("page");
     let old = fixture.add(&key, &["a"]).await.version;

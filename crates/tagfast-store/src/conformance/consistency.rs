@@ -78,7 +78,7 @@ pub async fn a_client_reads_its_own_writes(h: &dyn StoreHarness) {
 }
 
 /// A token that this history cannot satisfy is answered, and `degraded` names the session.
-pub async fn a_token_of_an_unknown_epoch_is_told(h: &dyn StoreHarness) {
+pub async fn a_token_of_an_unknown_epoch_is_reported(h: &dyn StoreHarness) {
     let fixture = Fixture::new(h).await;
     let key = fixture.key("page");
     fixture.add(&key, &["a"]).await;

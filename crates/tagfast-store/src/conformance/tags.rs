@@ -288,7 +288,7 @@ pub(super) fn odd_keys(fixture: &Fixture) -> Vec<ContentKey> {
 }
 
 /// Contents whose ids look alike, or like syntax, never share tags.
-pub async fn odd_contents_are_told_apart(h: &dyn StoreHarness) {
+pub async fn odd_contents_stay_distinct(h: &dyn StoreHarness) {
     let fixture = Fixture::new(h).await;
     let keys = odd_keys(&fixture);
     for (n, key) in keys.iter().enumerate() {
