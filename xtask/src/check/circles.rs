@@ -149,12 +149,12 @@ impl Modules {
             reached
         };
         let reached: Vec<BTreeSet<usize>> = (0..self.0.len()).map(reach).collect();
-        let mut told = BTreeSet::new();
+        let mut reported = BTreeSet::new();
         let mut lines = Vec::new();
         for id in 0..self.0.len() {
             let circle: BTreeSet<usize> =
                 reached[id].iter().copied().filter(|to| reached[*to].contains(&id)).collect();
-            if circle.len() < 2 || !told.insert(circle.clone()) {
+            if circle.len() < 2 || !reported.insert(circle.clone()) {
                 continue;
             }
             let name = |id: usize| {

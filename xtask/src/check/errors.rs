@@ -1,4 +1,5 @@
-//! `Display` of our errors must not print the source: whoever prints the chain would print it twice.
+//! `Display` of our errors must not print the source: a log line prints the whole chain and would
+//! print it twice.
 //!
 //! The check reads every `#[error("...")]` of thiserror and refuses a placeholder that names the
 //! field marked `#[source]` or `#[from]`.

@@ -11,7 +11,7 @@ pub(crate) struct Model {
 }
 
 impl Model {
-    pub(crate) fn see(&mut self, event: &TaggingsEvent) {
+    pub(crate) fn observe(&mut self, event: &TaggingsEvent) {
         if self.states.get(&event.key).is_none_or(|known| known.version < event.version) {
             self.states.insert(event.key.clone(), event.clone());
         }

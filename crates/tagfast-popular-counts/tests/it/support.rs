@@ -147,7 +147,7 @@ impl Counting {
     /// Writes to the shards only.
     pub(crate) fn write(&self, events: &[TaggingsEvent]) {
         let mut model = self.shards.0.lock();
-        events.iter().for_each(|e| model.see(e));
+        events.iter().for_each(|e| model.observe(e));
     }
 
     /// Delivers events to the counts.

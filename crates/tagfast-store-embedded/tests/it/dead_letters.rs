@@ -50,10 +50,10 @@ impl DeadLetterStoreHarness for Harness {
         self.reopened().dead_letters()
     }
 
-    async fn park(&self, letters: &[DeadLetter]) {
+    async fn park(&self, dead_letters: &[DeadLetter]) {
         let bus = self.reopened().bus();
-        for letter in letters {
-            bus.park(letter).await.expect("parked");
+        for dead_letter in dead_letters {
+            bus.park(dead_letter).await.expect("parked");
         }
     }
 }
@@ -86,7 +86,7 @@ impl Sink for Newest {
     async fn apply(&self, records: &[SinkRecord]) -> Result<Vec<RecordVerdict>, SinkError> {
         let mut versions = self.versions();
         let refuses = self.refuses.load(Ordering::Relaxed);
-        let judge = |record: &SinkRecord| {
+        let verdict_of = |record: &SinkRecord| {
             if refuses {
                 return RecordVerdict::Poison { code: "refused", message: "not today".to_owned() };
             }
@@ -97,7 +97,7 @@ impl Sink for Newest {
             *known = record.event.version;
             RecordVerdict::Applied
         };
-        Ok(records.iter().map(judge).collect())
+        Ok(records.iter().map(verdict_of).collect())
     }
 
     async fn flush(&self) -> Result<(), SinkError> {
@@ -183,62 +183,66 @@ impl ReplayFixture {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_replay_changes_nothing() {
     let fixture = Fixture::new();
-    let world = ReplayFixture::new(&fixture, 600).await;
-    let all = world.sink.versions().clone();
+    let replays = ReplayFixture::new(&fixture, 600).await;
+    let all = replays.sink.versions().clone();
     // Every third content is as if it had never been applied.
     let lost: Vec<ContentKey> = all.keys().step_by(3).cloned().collect();
-    world.sink.versions().retain(|key, _| !lost.contains(key));
-    let (worker, other) = (world.replay_worker(), world.replay_worker());
-    let (missing, there) = (lost.len() as u64, (world.contents - lost.len()) as u64);
+    replays.sink.versions().retain(|key, _| !lost.contains(key));
+    let (worker, other) = (replays.replay_worker(), replays.replay_worker());
+    let (missing, there) = (lost.len() as u64, (replays.contents - lost.len()) as u64);
 
-    let dry = world.replay("dry", true).await;
+    let dry = replays.replay("dry", true).await;
     assert_eq!(
-        (dry.letters, dry.applied, dry.superseded, dry.failed),
+        (dry.dead_letters, dry.applied, dry.superseded, dry.failed),
         (missing + there, missing, there, 0)
     );
-    assert_eq!(world.sink.versions().len() as u64, there, "a dry run applies nothing");
+    assert_eq!(replays.sink.versions().len() as u64, there, "a dry run applies nothing");
 
-    let first = world.replay("first", false).await;
+    let first = replays.replay("first", false).await;
     // A dead letter that one worker applied is superseded for the other.
     assert_eq!(first.applied + first.superseded, missing + there);
     assert!(first.applied <= missing && first.failed == 0, "{first:?}");
-    assert_eq!(*world.sink.versions(), all);
+    assert_eq!(*replays.sink.versions(), all);
 
-    let second = world.replay("second", false).await;
-    assert_eq!((second.letters, second.closed), (0, missing + there));
-    assert_eq!(*world.sink.versions(), all);
-    let open =
-        world.store.dead_letters().open_counts(AutoReplayPolicy::default()).await.expect("counts");
+    let second = replays.replay("second", false).await;
+    assert_eq!((second.dead_letters, second.closed), (0, missing + there));
+    assert_eq!(*replays.sink.versions(), all);
+    let open = replays
+        .store
+        .dead_letters()
+        .open_counts(AutoReplayPolicy::default())
+        .await
+        .expect("counts");
     assert_eq!(open.iter().map(|of| of.open).sum::<u64>(), 0);
     worker.stop().await;
     other.stop().await;
-    world.consumer.stop().await;
+    replays.consumer.stop().await;
 }
 
 /// A dead letter that fails again stays open with its new failure; a later replay may succeed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_letter_that_fails_again_stays_open() {
     let fixture = Fixture::new();
-    let world = ReplayFixture::new(&fixture, 20).await;
-    let all = std::mem::take(&mut *world.sink.versions());
-    let worker = world.replay_worker();
-    world.sink.refuses.store(true, Ordering::Relaxed);
-    assert_eq!(world.replay("refused", false).await.failed, 20);
-    let page = world
+    let replays = ReplayFixture::new(&fixture, 20).await;
+    let all = std::mem::take(&mut *replays.sink.versions());
+    let worker = replays.replay_worker();
+    replays.sink.refuses.store(true, Ordering::Relaxed);
+    assert_eq!(replays.replay("refused", false).await.failed, 20);
+    let page = replays
         .store
         .dead_letters()
         .list(&DeadLetterFilter::default(), None, 100)
         .await
         .expect("a page");
-    let said: BTreeSet<_> = page
-        .letters
+    let outcomes: BTreeSet<_> = page
+        .dead_letters
         .iter()
-        .map(|l| (l.state, l.replays, l.letter.attempts, l.letter.code.as_str()))
+        .map(|l| (l.state, l.replays, l.dead_letter.attempts, l.dead_letter.code.as_str()))
         .collect();
-    assert_eq!(said, BTreeSet::from([(DeadLetterState::Open, 1, 5, "refused")]));
-    world.sink.refuses.store(false, Ordering::Relaxed);
-    assert_eq!(world.replay("taken", false).await.applied, 20);
-    assert_eq!(*world.sink.versions(), all);
+    assert_eq!(outcomes, BTreeSet::from([(DeadLetterState::Open, 1, 5, "refused")]));
+    replays.sink.refuses.store(false, Ordering::Relaxed);
+    assert_eq!(replays.replay("taken", false).await.applied, 20);
+    assert_eq!(*replays.sink.versions(), all);
     worker.stop().await;
-    world.consumer.stop().await;
+    replays.consumer.stop().await;
 }

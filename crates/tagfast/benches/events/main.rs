@@ -2,9 +2,9 @@
 //! bare producer loop, the indexer beside a bare bulk loader, and how long a write takes until a
 //! search finds it.
 //!
-//! `cargo bench -p tagfast --bench events [-- --events N --seconds N --letters N --outage SECONDS
-//! --only PART]`, PART one of `cluster`, `letters`, `embedded`. Servers and clients share the
-//! processors.
+//! `cargo bench -p tagfast --bench events [-- --events N --seconds N --dead-letters N
+//! --outage SECONDS --only PART]`, PART one of `cluster`, `dead_letters`, `embedded`. Servers and
+//! clients share the processors.
 #![expect(clippy::print_stdout, reason = "a benchmark speaks to its terminal")]
 
 mod dead_letters;
@@ -40,14 +40,14 @@ use tagfast_testkit::stack::{Stack, StackInfo, StackOptions};
 const PARTITIONS: u16 = 8;
 const BASELINE: &str = "bench.baseline";
 
-/// Kafka behind a gate: while it is closed, events wait in the outbox.
-struct Gate {
+/// Kafka that can be closed: meanwhile, events wait in the outbox.
+struct PausableSink {
     open: AtomicBool,
     kafka: KafkaOutbox,
 }
 
 #[async_trait]
-impl OutboxSink for Gate {
+impl OutboxSink for PausableSink {
     async fn begin_epoch(&self, cluster: &str, epoch: &EpochRecord) -> Result<(), PublishError> {
         self.kafka.begin_epoch(cluster, epoch).await
     }
@@ -60,7 +60,7 @@ impl OutboxSink for Gate {
         hi: u64,
     ) -> Result<(), PublishError> {
         if !self.open.load(Ordering::SeqCst) {
-            return Err(PublishError::new("the gate is closed".to_owned()));
+            return Err(PublishError::new("the sink is closed".to_owned()));
         }
         self.kafka.publish(cluster, epoch, rows, hi).await
     }
@@ -244,7 +244,7 @@ async fn bus(brokers: &str) -> Arc<KafkaBus> {
     bus
 }
 
-async fn store(info: &StackInfo, gate: &Arc<Gate>) -> Arc<PostgresStore> {
+async fn store(info: &StackInfo, pausable_sink: &Arc<PausableSink>) -> Arc<PostgresStore> {
     let options = PostgresOptions {
         clusters: vec![ClusterOptions {
             name: "c0".to_owned(),
@@ -271,7 +271,7 @@ async fn store(info: &StackInfo, gate: &Arc<Gate>) -> Arc<PostgresStore> {
         reads_per_second: 0,
         tenant_weights: tagfast_store::fair_queue::TenantWeights::default(),
     };
-    let store = PostgresStore::open(options, Arc::clone(gate) as _).expect("it opens");
+    let store = PostgresStore::open(options, Arc::clone(pausable_sink) as _).expect("it opens");
     assert!(store.wait_until_ready(Duration::from_secs(30)).await, "{:?}", store.status());
     store
 }
@@ -281,21 +281,21 @@ async fn make_topic(brokers: &str) {
         ClientConfig::new().set("bootstrap.servers", brokers).create().expect("a client");
     let copies = rdkafka::admin::TopicReplication::Fixed(1);
     let topic = rdkafka::admin::NewTopic::new(BASELINE, i32::from(PARTITIONS), copies);
-    admin.create_topics([&topic], &rdkafka::admin::AdminOptions::new()).await.expect("asked");
+    admin.create_topics([&topic], &rdkafka::admin::AdminOptions::new()).await.expect("a reply");
 }
 
 /// The parts that run on the real stack.
-struct World {
+struct Harness {
     stack: Stack,
     brokers: String,
     url: String,
     bus: Arc<KafkaBus>,
-    gate: Arc<Gate>,
+    pausable_sink: Arc<PausableSink>,
     store: Arc<PostgresStore>,
     clock: Arc<dyn Clock>,
 }
 
-impl World {
+impl Harness {
     async fn up() -> Self {
         let dir = tempfile::tempdir().expect("a folder").keep();
         let options = StackOptions {
@@ -312,12 +312,12 @@ impl World {
         let url = info.opensearch.as_ref().expect("OpenSearch").url.clone();
         let bus = bus(&brokers).await;
         let breakers = Breakers::new(Arc::new(SystemClock));
-        let gate = Arc::new(Gate {
+        let pausable_sink = Arc::new(PausableSink {
             open: AtomicBool::new(false),
             kafka: KafkaOutbox::new(bus.publisher(), &breakers),
         });
-        let store = store(&info, &gate).await;
-        Self { stack, brokers, url, bus, gate, store, clock: Arc::new(SystemClock) }
+        let store = store(&info, &pausable_sink).await;
+        Self { stack, brokers, url, bus, pausable_sink, store, clock: Arc::new(SystemClock) }
     }
 
     fn index(&self, alias: &str, scanner: Arc<dyn ShardScanner>) -> Arc<OpenSearchIndex> {
@@ -331,34 +331,35 @@ impl World {
 async fn main() {
     let only = std::env::args().skip_while(|a| a != "--only").nth(1);
     let wanted = |part: &str| only.as_deref().is_none_or(|only| only == part);
-    let (letters, outage) = (argument("--letters", 100_000), argument("--outage", 60));
+    let (dead_letters, outage) = (argument("--dead-letters", 100_000), argument("--outage", 60));
     let mut figures = Vec::new();
     if wanted("embedded") {
         figures.extend(embedded::run(argument("--embedded", 600_000)).await);
     }
-    if wanted("cluster") || wanted("letters") {
-        let mut world = World::up().await;
+    if wanted("cluster") || wanted("dead_letters") {
+        let mut harness = Harness::up().await;
         if wanted("cluster") {
-            figures.extend(cluster(&mut world, outage).await);
+            figures.extend(cluster(&mut harness, outage).await);
         }
-        if wanted("letters") {
-            figures.extend(dead_letters::run(&world, letters).await);
+        if wanted("dead_letters") {
+            figures.extend(dead_letters::run(&harness, dead_letters).await);
         }
     }
     println!("{}", json!({"figures": figures}));
 }
 
-async fn cluster(world: &mut World, outage: u64) -> Vec<serde_json::Value> {
+async fn cluster(harness: &mut Harness, outage: u64) -> Vec<serde_json::Value> {
     let (events, seconds) = (argument("--events", 200_000), argument("--seconds", 60));
-    let (bus, store, url) = (Arc::clone(&world.bus), Arc::clone(&world.store), world.url.clone());
-    let index = world.index("tagfast-content", Arc::clone(&store) as Arc<dyn ShardScanner>);
+    let (bus, store, url) =
+        (Arc::clone(&harness.bus), Arc::clone(&harness.store), harness.url.clone());
+    let index = harness.index("tagfast-content", Arc::clone(&store) as Arc<dyn ShardScanner>);
     // Before there are contents to copy.
     index
         .rebuild(&bus.ends().await.expect("the ends"), bus.epoch(), &|_| {})
         .await
         .expect("an empty index");
 
-    println!("writing {events} contents while the relay's gate is closed");
+    println!("writing {events} contents while the relay's sink is closed");
     for first in (0..events).step_by(2000) {
         let batch =
             (first..(first + 2000).min(events)).map(|n| request(key(n), "some-tag", u128::from(n)));
@@ -368,13 +369,13 @@ async fn cluster(world: &mut World, outage: u64) -> Vec<serde_json::Value> {
     }
     let messages: Vec<_> =
         (0..events).map(|n| envelope::encode_binary(&example(n), "c0", 1)).collect();
-    make_topic(&world.brokers).await;
-    let to = world.brokers.clone();
+    make_topic(&harness.brokers).await;
+    let to = harness.brokers.clone();
     let base = timed(events, async {
         tokio::task::spawn_blocking(move || producer_loop(&to, &messages)).await.expect("no panic");
     })
     .await;
-    world.gate.open.store(true, Ordering::SeqCst);
+    harness.pausable_sink.open.store(true, Ordering::SeqCst);
     let relay = timed(events, store.drained()).await;
     let mut figures = vec![figure(
         "relay and Kafka, a backlog, writers stopped",
@@ -390,7 +391,8 @@ async fn cluster(world: &mut World, outage: u64) -> Vec<serde_json::Value> {
     let versioned = timed(documents, bulk_loader(&url, documents, true)).await;
     println!("the bare bulk loader with versions: {:.0}/s, without: {:.0}/s", versioned.0, base.0);
     let (from, sink) = (Arc::clone(&bus) as Arc<dyn Bus>, Arc::clone(&index) as Arc<dyn Sink>);
-    let consumer = Consumer::spawn(from, sink, RuntimeOptions::default(), Arc::clone(&world.clock));
+    let consumer =
+        Consumer::spawn(from, sink, RuntimeOptions::default(), Arc::clone(&harness.clock));
     // Joining a group takes the broker's time, three seconds for the first member: the rate begins
     // with the first record.
     while consumer.status().applied == 0 {
@@ -415,7 +417,7 @@ async fn cluster(world: &mut World, outage: u64) -> Vec<serde_json::Value> {
     }
     figures.push(searchable(&store, &index, seconds).await);
     if outage > 0 {
-        figures.extend(outage::run(world, &consumer, &index, outage).await);
+        figures.extend(outage::run(harness, &consumer, &index, outage).await);
     }
     assert_eq!(consumer.status().parked, 0, "nothing is a record's fault");
     consumer.stop().await;

@@ -106,12 +106,12 @@ pub(crate) fn event_of(key: &ContentKey, version: u64, emit: u64) -> TaggingsEve
     }
 }
 
-type Judge = Box<dyn Fn(&SinkRecord) -> RecordVerdict + Send + Sync>;
+type VerdictFn = Box<dyn Fn(&SinkRecord) -> RecordVerdict + Send + Sync>;
 
 /// Keeps the newest version of each content; the bus keeps its positions.
 pub(crate) struct MemorySink {
     group: ConsumerGroup,
-    judge: Judge,
+    verdict_of: VerdictFn,
     pub(crate) newest: Mutex<BTreeMap<String, u64>>,
     pub(crate) applied: AtomicU64,
     pub(crate) rebuilds: AtomicU64,
@@ -120,16 +120,16 @@ pub(crate) struct MemorySink {
 
 impl MemorySink {
     pub(crate) fn new(group: &'static str) -> Arc<Self> {
-        Self::judging(group, |_| RecordVerdict::Applied)
+        Self::with_verdicts(group, |_| RecordVerdict::Applied)
     }
 
-    pub(crate) fn judging(
+    pub(crate) fn with_verdicts(
         group: &'static str,
-        judge: impl Fn(&SinkRecord) -> RecordVerdict + Send + Sync + 'static,
+        verdict_of: impl Fn(&SinkRecord) -> RecordVerdict + Send + Sync + 'static,
     ) -> Arc<Self> {
         Arc::new(Self {
             group: ConsumerGroup(group),
-            judge: Box::new(judge),
+            verdict_of: Box::new(verdict_of),
             newest: Mutex::default(),
             applied: AtomicU64::new(0),
             rebuilds: AtomicU64::new(0),
@@ -157,7 +157,7 @@ impl Sink for MemorySink {
         Ok(records
             .iter()
             .map(|record| {
-                let verdict = (self.judge)(record);
+                let verdict = (self.verdict_of)(record);
                 if verdict != RecordVerdict::Applied {
                     return verdict;
                 }
