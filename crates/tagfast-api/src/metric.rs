@@ -1,6 +1,6 @@
 //! The metrics of this crate and the values of their labels.
 
-use tagfast_resilience::{LabelDef, MetricDef, MetricKind, label_enum};
+use tagfast_resilience::{define_metrics, label_enum};
 
 label_enum! {
     /// Why a request was refused before its handler ran: the reason of
@@ -51,87 +51,45 @@ label_enum! {
     }
 }
 
-pub(crate) const HTTP_REQUESTS: MetricDef = MetricDef {
-    name: "tagfast_http_requests_total",
-    kind: MetricKind::Counter,
-    labels: &[
-        LabelDef::bounded("route", "routes of the API"),
-        LabelDef::bounded("method", "HTTP methods that a route has, else other"),
-        LabelDef::bounded("status", "HTTP statuses that the service answers, else other"),
-    ],
-    help: "Requests answered. Worry when the share of 5xx other than 501 grows.",
-};
+define_metrics! {
+    /// The metrics of this crate.
+    pub const METRICS;
 
-pub(crate) const HTTP_REQUEST_SECONDS: MetricDef = MetricDef {
-    name: "tagfast_http_request_seconds",
-    kind: MetricKind::Histogram,
-    labels: &[LabelDef::bounded("route", "routes of the API")],
-    help: "Time from the head of a request to the head of its answer, in seconds.",
-};
+    /// Requests answered. Worry when the share of 5xx other than 501 grows.
+    pub(crate) counter HTTP_REQUESTS = "tagfast_http_requests_total" {
+        route in "routes of the API",
+        method in "HTTP methods that a route has, else other",
+        status in "HTTP statuses that the service answers, else other",
+    };
 
-pub(crate) const HTTP_REQUESTS_IN_FLIGHT: MetricDef = MetricDef {
-    name: "tagfast_http_requests_in_flight",
-    kind: MetricKind::Gauge,
-    labels: &[],
-    help: "Requests in flight.",
-};
+    /// Time from the head of a request to the head of its answer, in seconds.
+    pub(crate) histogram HTTP_REQUEST_SECONDS = "tagfast_http_request_seconds" {
+        route in "routes of the API",
+    };
 
-pub(crate) const HTTP_CONNECTIONS: MetricDef = MetricDef {
-    name: "tagfast_http_connections",
-    kind: MetricKind::Gauge,
-    labels: &[],
-    help: "Open connections. At the limit new ones wait in the kernel's queue.",
-};
+    /// Requests in flight.
+    pub(crate) gauge HTTP_REQUESTS_IN_FLIGHT = "tagfast_http_requests_in_flight";
 
-pub(crate) const HTTP_PANICS: MetricDef = MetricDef {
-    name: "tagfast_http_panics_total",
-    kind: MetricKind::Counter,
-    labels: &[],
-    help: "Handlers that panicked; each is a bug.",
-};
+    /// Open connections. At the limit new ones wait in the kernel's queue.
+    pub(crate) gauge HTTP_CONNECTIONS = "tagfast_http_connections";
 
-pub(crate) const AUTH_FAILURES: MetricDef = MetricDef {
-    name: "tagfast_auth_failures_total",
-    kind: MetricKind::Counter,
-    labels: &[LabelDef::of::<AuthFailure>("reason")],
-    help: "Requests refused with 401 or 403, and 503 while no key set is loaded, by reason.",
-};
+    /// Handlers that panicked; each is a bug.
+    pub(crate) counter HTTP_PANICS = "tagfast_http_panics_total";
 
-pub(crate) const RATE_LIMITED: MetricDef = MetricDef {
-    name: "tagfast_rate_limited_total",
-    kind: MetricKind::Counter,
-    labels: &[],
-    help: "Requests refused with 429.",
-};
+    /// Requests refused with 401 or 403, and 503 while no key set is loaded, by reason.
+    pub(crate) counter AUTH_FAILURES = "tagfast_auth_failures_total" { reason: AuthFailure };
 
-pub(crate) const DEGRADED_ANSWERS: MetricDef = MetricDef {
-    name: "tagfast_degraded_answers_total",
-    kind: MetricKind::Counter,
-    labels: &[
-        LabelDef::of::<Feature>("feature"),
-        LabelDef::of::<DegradedOutcome>("outcome"),
-        LabelDef::bounded("reason", "reasons in docs/concepts/degradation.md"),
-    ],
-    help: "Features without a fresh answer: the last good one was given (last_good), the feature \
-           was omitted (features_limited), or the client accepted neither (refused).",
-};
+    /// Requests refused with 429.
+    pub(crate) counter RATE_LIMITED = "tagfast_rate_limited_total";
 
-pub(crate) const LAST_GOOD_BYTES: MetricDef = MetricDef {
-    name: "tagfast_last_good_bytes",
-    kind: MetricKind::Gauge,
-    labels: &[],
-    help: "Memory of the last good answers, kept for when a feature fails; at most 64 MiB.",
-};
+    /// Features without a fresh answer: the last good one was given (last_good), the feature was
+    /// omitted (features_limited), or the client accepted neither (refused).
+    pub(crate) counter DEGRADED_ANSWERS = "tagfast_degraded_answers_total" {
+        feature: Feature,
+        outcome: DegradedOutcome,
+        reason in "reasons in docs/concepts/degradation.md",
+    };
 
-/// The metrics of this crate.
-pub const METRICS: &[MetricDef] = &[
-    HTTP_REQUESTS,
-    HTTP_REQUEST_SECONDS,
-    HTTP_REQUESTS_IN_FLIGHT,
-    HTTP_CONNECTIONS,
-    HTTP_PANICS,
-    AUTH_FAILURES,
-    RATE_LIMITED,
-    DEGRADED_ANSWERS,
-    LAST_GOOD_BYTES,
-];
+    /// Memory of the last good answers, kept for when a feature fails; at most 64 MiB.
+    pub(crate) gauge LAST_GOOD_BYTES = "tagfast_last_good_bytes";
+}

@@ -1,8 +1,6 @@
 //! Metrics of this crate: definitions and how each is recorded.
 
-use tagfast_resilience::{
-    Bounded, LabelDef, LabelEnum, MetricDef, MetricKind, counter, gauge, label_enum,
-};
+use tagfast_resilience::{Bounded, LabelEnum, counter, define_metrics, gauge, label_enum};
 
 use crate::bus::{ConsumerGroup, FailureClass, Partition};
 
@@ -34,105 +32,67 @@ impl LabelEnum for FailureClass {
     }
 }
 
-const GROUP: LabelDef = LabelDef::bounded("group", "consumer groups");
+/// What bounds the label `group`.
+const GROUPS: &str = "consumer groups";
 
-const CONSUMER_LAG_SECONDS: MetricDef = MetricDef {
-    name: "tagfast_consumer_lag_seconds",
-    kind: MetricKind::Gauge,
-    labels: &[GROUP, LabelDef::bounded("partition", "partitions of the bus")],
-    help: "Seconds from commit to durable and visible. Above 5 s for a minute: the consumer \
-           is too slow or paused.",
-};
-const CONSUMER_RECORDS: MetricDef = MetricDef {
-    name: "tagfast_consumer_records_total",
-    kind: MetricKind::Counter,
-    labels: &[GROUP, LabelDef::of::<RecordOutcome>("outcome")],
-    help: "Records by outcome: applied, superseded by a newer state, dropped (a replaced \
-           epoch published them) or retried.",
-};
-const CONSUMER_PAUSES: MetricDef = MetricDef {
-    name: "tagfast_consumer_pauses_total",
-    kind: MetricKind::Counter,
-    labels: &[GROUP],
-    help: "Waits because the sink or the bus failed as a whole.",
-};
-const CONSUMER_BREAKER_OPEN: MetricDef = MetricDef {
-    name: "tagfast_consumer_breaker_open",
-    kind: MetricKind::Gauge,
-    labels: &[GROUP],
-    help: "1 while the breaker between the consumer and its sink is open or probing.",
-};
-const DEAD_LETTERS_OPEN: MetricDef = MetricDef {
-    name: "tagfast_dead_letters_open",
-    kind: MetricKind::Gauge,
-    labels: &[GROUP],
-    help: "Open dead letters: neither replayed nor discarded. Reported by the leading \
-           process.",
-};
-const DEAD_LETTERS_NEEDS_ATTENTION: MetricDef = MetricDef {
-    name: "tagfast_dead_letters_needs_attention",
-    kind: MetricKind::Gauge,
-    labels: &[GROUP],
-    help: "Open dead letters that are no longer replayed automatically. Above 0: `tagfast \
-           dead-letters list`.",
-};
-const DEAD_LETTER_OLDEST_SECONDS: MetricDef = MetricDef {
-    name: "tagfast_dead_letter_oldest_seconds",
-    kind: MetricKind::Gauge,
-    labels: &[GROUP],
-    help: "Age of the oldest open dead letter in seconds; 0 without one. Kafka keeps dead \
-           letters for 14 days.",
-};
-const DEAD_LETTER_REPLAYS: MetricDef = MetricDef {
-    name: "tagfast_dead_letter_replays_total",
-    kind: MetricKind::Counter,
-    labels: &[GROUP, LabelDef::of::<ReplayLabel>("outcome")],
-    help: "Dead letters replayed: applied, superseded or failed again.",
-};
-const STALE_KEYS: MetricDef = MetricDef {
-    name: "tagfast_stale_keys",
-    kind: MetricKind::Gauge,
-    labels: &[GROUP],
-    help: "Contents of this process's partitions whose newest state is in a dead letter: \
-           answers about them are out of date.",
-};
-const DEAD_LETTER_STORM: MetricDef = MetricDef {
-    name: "tagfast_dead_letter_storm",
-    kind: MetricKind::Gauge,
-    labels: &[GROUP],
-    help: "1 while so many records fail that no more are parked and their partitions wait. \
-           `tagfast status` names the reason; check the newest release and the group's \
-           sink.",
-};
-const DEAD_LETTER_WRITE_FAILURES: MetricDef = MetricDef {
-    name: "tagfast_dead_letter_write_failures_total",
-    kind: MetricKind::Counter,
-    labels: &[GROUP],
-    help: "Dead letters that could not be written: the group's position waits at their \
-           records. Does the dead-letter topic exist?",
-};
-const DEAD_LETTERS: MetricDef = MetricDef {
-    name: "tagfast_dead_letters_total",
-    kind: MetricKind::Counter,
-    labels: &[GROUP, LabelDef::of::<FailureClass>("class")],
-    help: "Records parked: poison or exhausted. Any increase needs attention.",
-};
+define_metrics! {
+    /// All of them.
+    pub const METRICS;
 
-/// All of them.
-pub const METRICS: &[MetricDef] = &[
-    CONSUMER_LAG_SECONDS,
-    CONSUMER_RECORDS,
-    CONSUMER_PAUSES,
-    CONSUMER_BREAKER_OPEN,
-    DEAD_LETTERS_OPEN,
-    DEAD_LETTERS_NEEDS_ATTENTION,
-    DEAD_LETTER_OLDEST_SECONDS,
-    DEAD_LETTER_REPLAYS,
-    STALE_KEYS,
-    DEAD_LETTER_STORM,
-    DEAD_LETTER_WRITE_FAILURES,
-    DEAD_LETTERS,
-];
+    /// Seconds from commit to durable and visible. Above 5 s for a minute: the consumer is too slow
+    /// or paused.
+    gauge CONSUMER_LAG_SECONDS = "tagfast_consumer_lag_seconds" {
+        group in GROUPS,
+        partition in "partitions of the bus",
+    };
+
+    /// Records by outcome: applied, superseded by a newer state, dropped (a replaced epoch
+    /// published them) or retried.
+    counter CONSUMER_RECORDS = "tagfast_consumer_records_total" {
+        group in GROUPS,
+        outcome: RecordOutcome,
+    };
+
+    /// Waits because the sink or the bus failed as a whole.
+    counter CONSUMER_PAUSES = "tagfast_consumer_pauses_total" { group in GROUPS };
+
+    /// 1 while the breaker between the consumer and its sink is open or probing.
+    gauge CONSUMER_BREAKER_OPEN = "tagfast_consumer_breaker_open" { group in GROUPS };
+
+    /// Open dead letters: neither replayed nor discarded. Reported by the leading process.
+    gauge DEAD_LETTERS_OPEN = "tagfast_dead_letters_open" { group in GROUPS };
+
+    /// Open dead letters that are no longer replayed automatically. Above 0: `tagfast dead-letters
+    /// list`.
+    gauge DEAD_LETTERS_NEEDS_ATTENTION = "tagfast_dead_letters_needs_attention" { group in GROUPS };
+
+    /// Age of the oldest open dead letter in seconds; 0 without one. Kafka keeps dead letters for
+    /// 14 days.
+    gauge DEAD_LETTER_OLDEST_SECONDS = "tagfast_dead_letter_oldest_seconds" { group in GROUPS };
+
+    /// Dead letters replayed: applied, superseded or failed again.
+    counter DEAD_LETTER_REPLAYS = "tagfast_dead_letter_replays_total" {
+        group in GROUPS,
+        outcome: ReplayLabel,
+    };
+
+    /// Contents of this process's partitions whose newest state is in a dead letter: answers about
+    /// them are out of date.
+    gauge STALE_KEYS = "tagfast_stale_keys" { group in GROUPS };
+
+    /// 1 while so many records fail that no more are parked and their partitions wait. `tagfast
+    /// status` names the reason; check the newest release and the group's sink.
+    gauge DEAD_LETTER_STORM = "tagfast_dead_letter_storm" { group in GROUPS };
+
+    /// Dead letters that could not be written: the group's position waits at their records. Does
+    /// the dead-letter topic exist?
+    counter DEAD_LETTER_WRITE_FAILURES = "tagfast_dead_letter_write_failures_total" {
+        group in GROUPS,
+    };
+
+    /// Records parked: poison or exhausted. Any increase needs attention.
+    counter DEAD_LETTERS = "tagfast_dead_letters_total" { group in GROUPS, class: FailureClass };
+}
 
 fn group_label(group: ConsumerGroup) -> Bounded<&'static str> {
     Bounded(group.0)

@@ -1,15 +1,13 @@
-//! Metrics of this crate. The consumer runtime publisher_epochs the lag and the records of the
+//! Metrics of this crate. The consumer runtime records the lag and the records of the
 //! consumer group `analytics`.
 
-use tagfast_resilience::{MetricDef, MetricKind};
+use tagfast_resilience::define_metrics;
 
-pub(crate) const LEADERBOARDS_UP: MetricDef = MetricDef {
-    name: "tagfast_popular_leaderboards_up",
-    kind: MetricKind::Gauge,
-    labels: &[],
-    help: "1 while this process can write the leaderboards in the state Redis. 0: popular tags \
-           keep the age they have.",
-};
+define_metrics! {
+    /// Metrics of this crate.
+    pub const METRICS;
 
-/// Metrics of this crate.
-pub const METRICS: &[MetricDef] = &[LEADERBOARDS_UP];
+    /// 1 while this process can write the leaderboards in the state Redis. 0: popular tags keep the
+    /// age they have.
+    pub(crate) gauge LEADERBOARDS_UP = "tagfast_popular_leaderboards_up";
+}

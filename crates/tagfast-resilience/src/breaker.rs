@@ -30,10 +30,12 @@ use crate::counter;
 use crate::jitter::seeded_rng;
 use crate::metric::Bounded;
 
+mod metric;
 mod types;
 
-pub(crate) use types::BREAKER_IGNORED;
-use types::IgnoredReason;
+pub use metric::METRICS;
+use metric::{BREAKER_IGNORED, IgnoredReason};
+pub(crate) use metric::{BREAKER_OPEN, BREAKER_TRANSITIONS};
 pub use types::{BreakerOptions, BreakerSnapshot, BreakerState, Refused, Transition};
 
 /// Buckets of the sliding window, one per second.

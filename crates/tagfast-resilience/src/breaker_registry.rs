@@ -12,35 +12,15 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use crate::breaker::{
-    BREAKER_IGNORED, Breaker, BreakerOptions, BreakerSnapshot, BreakerState, Transition,
+    BREAKER_OPEN, BREAKER_TRANSITIONS, Breaker, BreakerOptions, BreakerSnapshot, BreakerState,
+    Transition,
 };
 use crate::clock::Clock;
-use crate::metric::{Bounded, LabelDef, MetricDef, MetricKind};
+use crate::metric::Bounded;
 use crate::{counter, gauge};
 
 /// Transitions kept in memory.
 const EVENTS_KEPT: usize = 200;
-
-const BREAKER_OPEN: MetricDef = MetricDef {
-    name: "tagfast_breaker_open",
-    kind: MetricKind::Gauge,
-    labels: &[LabelDef::bounded("breaker", "breakers of the process")],
-    help: "1 while calls are refused, 0.5 while a few probes pass. Above 0 for minutes: the dependency needs help.",
-};
-
-const BREAKER_TRANSITIONS: MetricDef = MetricDef {
-    name: "tagfast_breaker_transitions_total",
-    kind: MetricKind::Counter,
-    labels: &[
-        LabelDef::bounded("breaker", "breakers of the process"),
-        LabelDef::of::<BreakerState>("to"),
-        LabelDef::bounded("reason", "trip and recovery conditions"),
-    ],
-    help: "State transitions. Many per minute: the dependency fails partly, or the limits are too narrow.",
-};
-
-/// Metrics of breakers.
-pub const METRICS: &[MetricDef] = &[BREAKER_OPEN, BREAKER_TRANSITIONS, BREAKER_IGNORED];
 
 /// A transition and its time.
 #[derive(Debug, Clone, PartialEq, Eq)]

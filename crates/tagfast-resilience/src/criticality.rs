@@ -1,27 +1,22 @@
 //! Criticality: the order in which load is shed when not every request can be answered.
 
-/// The criticality of a request. Ordered: smaller values are shed earlier.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub enum Criticality {
-    /// Optional: popular tags, suggestions, related tags, facets.
-    Sheddable,
-    /// May be late or incomplete: search, batches.
-    Degradable,
-    /// The core of the service: views and writes.
-    #[default]
-    Critical,
+use crate::label_enum;
+
+label_enum! {
+    /// The criticality of a request. Ordered: smaller values are shed earlier.
+    #[derive(PartialOrd, Ord, Hash, Default)]
+    pub enum Criticality {
+        /// Optional: popular tags, suggestions, related tags, facets.
+        Sheddable = "sheddable",
+        /// May be late or incomplete: search, batches.
+        Degradable = "degradable",
+        /// The core of the service: views and writes.
+        #[default]
+        Critical = "critical",
+    }
 }
 
 impl Criticality {
-    /// The stable value in metrics and logs.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Sheddable => "sheddable",
-            Self::Degradable => "degradable",
-            Self::Critical => "critical",
-        }
-    }
-
     /// The share of a limit that calls of this criticality may use.
     pub fn share(self) -> f64 {
         match self {

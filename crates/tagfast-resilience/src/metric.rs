@@ -1,10 +1,11 @@
 //! Definitions of metrics, and the only way to record one.
 //!
-//! Each crate lists its metrics as [`MetricDef`] constants; the program registers them and makes
-//! `docs/reference/metrics.md` from them. [`counter!`](crate::counter), [`gauge!`](crate::gauge)
-//! and [`histogram!`](crate::histogram) take such a constant and check, when the code is compiled,
-//! that kind and label names are those of the definition. A metric that is emitted but not
-//! documented, or documented with other labels, does not compile.
+//! Each crate defines its metrics with [`define_metrics!`](crate::define_metrics), which makes a
+//! [`MetricDef`] constant of each and the list of them all; the program registers the lists and
+//! makes `docs/reference/metrics.md` from them. [`counter!`](crate::counter),
+//! [`gauge!`](crate::gauge) and [`histogram!`](crate::histogram) take such a constant and check,
+//! when the code is compiled, that kind and label names are those of the definition. A metric that
+//! is emitted but not documented, or documented with other labels, does not compile.
 //!
 //! # How it fails
 //! A label value outside its closed set panics in debug builds and is recorded as it is in release
@@ -156,6 +157,74 @@ macro_rules! label_enum {
     };
 }
 
+/// Defines metrics and the list of them. The doc comment of a metric is its help text.
+///
+/// A label takes its values from an enum (`source: ReadSource`, made by
+/// [`label_enum!`](crate::label_enum)) or is bounded by what a text names (`cluster in "clusters of
+/// the shard map"`).
+///
+/// ```text
+/// define_metrics! {
+///     /// The metrics of this crate.
+///     pub const METRICS;
+///
+///     /// Views by where they came from.
+///     pub(crate) counter READS = "tagfast_cache_reads_total" { source: ReadSource };
+///
+///     /// Approximate size of the local cache (L1).
+///     pub(crate) gauge L1_BYTES = "tagfast_cache_l1_bytes";
+/// }
+/// ```
+#[macro_export]
+macro_rules! define_metrics {
+    (
+        $(#[$list_meta:meta])* $list_vis:vis const $list:ident;
+        $(
+            $(#[doc = $help:literal])+
+            $vis:vis $kind:ident $def:ident = $name:literal
+            $({ $($label:ident $(: $enum:ident)? $(in $bound:expr)?),+ $(,)? })?;
+        )+
+    ) => {
+        $(#[$list_meta])*
+        $list_vis const $list: &[$crate::MetricDef] = &[$($def),+];
+
+        $(
+            $(#[doc = $help])+
+            $vis const $def: $crate::MetricDef = $crate::MetricDef {
+                name: $name,
+                kind: $crate::__metric_kind!($kind),
+                labels: &[$($($crate::__label!($label $(: $enum)? $(in $bound)?)),+)?],
+                help: concat!($($help),+).trim_ascii(),
+            };
+        )+
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __metric_kind {
+    (counter) => {
+        $crate::MetricKind::Counter
+    };
+    (gauge) => {
+        $crate::MetricKind::Gauge
+    };
+    (histogram) => {
+        $crate::MetricKind::Histogram
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __label {
+    ($label:ident : $enum:ident) => {
+        $crate::LabelDef::of::<$enum>(stringify!($label))
+    };
+    ($label:ident in $bound:expr) => {
+        $crate::LabelDef::bounded(stringify!($label), $bound)
+    };
+}
+
 /// The counter that a [`MetricDef`] constant defines: `counter!(READS, "source" => source)`.
 #[macro_export]
 macro_rules! counter {
@@ -225,21 +294,28 @@ mod tests {
         pub(super) enum Source { Cache = "cache", Store = "store" }
     }
 
-    const READS: MetricDef = MetricDef {
-        name: "tagfast_test_reads_total",
-        kind: MetricKind::Counter,
-        labels: &[
-            LabelDef::of::<Source>("source"),
-            LabelDef::bounded("cluster", "clusters of the shard map"),
-        ],
-        help: "Reads of this test.",
-    };
-    const WAITING: MetricDef = MetricDef {
-        name: "tagfast_test_waiting",
-        kind: MetricKind::Gauge,
-        labels: &[],
-        help: "Callers that wait.",
-    };
+    define_metrics! {
+        /// The metrics of this test.
+        const METRICS;
+
+        /// Reads of this test, whose help
+        /// takes two lines.
+        counter READS = "tagfast_test_reads_total" {
+            source: Source,
+            cluster in "clusters of the shard map",
+        };
+
+        /// Callers that wait.
+        gauge WAITING = "tagfast_test_waiting";
+    }
+
+    #[test]
+    fn definitions_make_the_list_and_their_docs_make_the_help() {
+        assert_eq!(METRICS, [READS, WAITING]);
+        assert_eq!(READS.help, "Reads of this test, whose help takes two lines.");
+        assert_eq!(READS.labels[1].values, LabelValues::BoundedBy("clusters of the shard map"));
+        assert_eq!((WAITING.kind, WAITING.labels), (MetricKind::Gauge, &[][..]));
+    }
 
     #[test]
     fn label_sets_come_from_the_enum() {

@@ -1,21 +1,15 @@
-//! Metrics that only this engine publisher_epochs.
+//! Metrics that only this engine records.
 
-use tagfast_resilience::{MetricDef, MetricKind};
+use tagfast_resilience::define_metrics;
 
-pub(crate) const DOCUMENTS: MetricDef = MetricDef {
-    name: "tagfast_search_documents",
-    kind: MetricKind::Gauge,
-    labels: &[],
-    help: "Contents in the index, with those whose last tag went in the last 30 days.",
-};
+define_metrics! {
+    /// Metrics of this crate, beside those of `tagfast-search`.
+    pub const METRICS;
 
-pub(crate) const SEGMENTS: MetricDef = MetricDef {
-    name: "tagfast_search_segments",
-    kind: MetricKind::Gauge,
-    labels: &[],
-    help: "Segments of the index; every search visits each. Above 30 for minutes: merging does \
-           not keep up.",
-};
+    /// Contents in the index, with those whose last tag went in the last 30 days.
+    pub(crate) gauge DOCUMENTS = "tagfast_search_documents";
 
-/// Metrics of this crate, beside those of `tagfast-search`.
-pub const METRICS: &[MetricDef] = &[DOCUMENTS, SEGMENTS];
+    /// Segments of the index; every search visits each. Above 30 for minutes: merging does not keep
+    /// up.
+    pub(crate) gauge SEGMENTS = "tagfast_search_segments";
+}

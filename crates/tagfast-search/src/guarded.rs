@@ -18,8 +18,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tagfast_domain::{TagName, TenantId, UnixMillis};
 use tagfast_resilience::{
-    Bounded, Breaker, BreakerOptions, Breakers, Criticality, LabelEnum, counter, gauge,
-    jittered_retry_after,
+    Breaker, BreakerOptions, Breakers, Criticality, LabelEnum, counter, gauge, jittered_retry_after,
 };
 
 use crate::metrics::{GuardRefusal, IN_FLIGHT, SHED_TOTAL};
@@ -120,8 +119,7 @@ impl GuardedIndex {
         refusal: GuardRefusal,
         retry_after: Duration,
     ) -> SearchError {
-        let class = Bounded(criticality.as_str());
-        counter!(SHED_TOTAL, "criticality" => class, "reason" => refusal).increment(1);
+        counter!(SHED_TOTAL, "criticality" => criticality, "reason" => refusal).increment(1);
         SearchError::Refused { reason: refusal.as_str(), retry_after }
     }
 

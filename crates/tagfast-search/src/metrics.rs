@@ -1,6 +1,6 @@
-//! Metrics of the guard, and those that every engine publisher_epochs the same way.
+//! Metrics of the guard, and those that every engine records the same way.
 
-use tagfast_resilience::{LabelDef, LabelValues, MetricDef, MetricKind, counter, label_enum};
+use tagfast_resilience::{Criticality, counter, define_metrics, label_enum};
 
 use crate::port::SearchError;
 
@@ -26,65 +26,32 @@ label_enum! {
     }
 }
 
-/// From commit to visible in search, in seconds.
-pub const LAG_SECONDS: MetricDef = MetricDef {
-    name: "tagfast_search_lag_seconds",
-    kind: MetricKind::Gauge,
-    labels: &[],
-    help: "From commit to visible to a search. Above 5 s for a minute: search is behind.",
-};
+define_metrics! {
+    /// Metrics that do not depend on the engine.
+    pub const METRICS;
 
-/// Duration of a commit or refresh, in seconds.
-pub const COMMIT_SECONDS: MetricDef = MetricDef {
-    name: "tagfast_search_commit_seconds",
-    kind: MetricKind::Histogram,
-    labels: &[],
-    help: "Time to commit and show a batch of changes.",
-};
+    /// From commit to visible to a search. Above 5 s for a minute: search is behind.
+    pub gauge LAG_SECONDS = "tagfast_search_lag_seconds";
 
-/// Searches by outcome.
-pub const QUERIES_TOTAL: MetricDef = MetricDef {
-    name: "tagfast_search_queries_total",
-    kind: MetricKind::Counter,
-    labels: &[LabelDef::of::<QueryOutcome>("outcome")],
-    help: "Searches: answered, refused (the query breaks a rule) or unavailable (there is no index \
-           to ask).",
-};
+    /// Time to commit and show a batch of changes.
+    pub histogram COMMIT_SECONDS = "tagfast_search_commit_seconds";
 
-/// Completed rebuilds.
-pub const REBUILDS_TOTAL: MetricDef = MetricDef {
-    name: "tagfast_search_rebuilds_total",
-    kind: MetricKind::Counter,
-    labels: &[],
-    help: "Rebuilds of the index that were completed.",
-};
+    /// Searches: answered, refused (the query breaks a rule) or unavailable (there is no index to
+    /// ask).
+    pub counter QUERIES_TOTAL = "tagfast_search_queries_total" { outcome: QueryOutcome };
 
-/// Calls in flight behind the guard.
-pub const IN_FLIGHT: MetricDef = MetricDef {
-    name: "tagfast_search_in_flight",
-    kind: MetricKind::Gauge,
-    labels: &[],
-    help: "Calls to the index that have not ended. At the limit of 32 everything further is \
-           refused.",
-};
+    /// Rebuilds of the index that were completed.
+    pub counter REBUILDS_TOTAL = "tagfast_search_rebuilds_total";
 
-/// Calls that the guard shed.
-pub const SHED_TOTAL: MetricDef = MetricDef {
-    name: "tagfast_search_shed_total",
-    kind: MetricKind::Counter,
-    labels: &[
-        LabelDef {
-            name: "criticality",
-            values: LabelValues::Closed(&["sheddable", "degradable", "critical"]),
-        },
-        LabelDef::of::<GuardRefusal>("reason"),
-    ],
-    help: "Calls to the index that were not made: overloaded (too many at once) or breaker_open.",
-};
+    /// Calls to the index that have not ended. At the limit of 32 everything further is refused.
+    pub gauge IN_FLIGHT = "tagfast_search_in_flight";
 
-/// Metrics that do not depend on the engine.
-pub const METRICS: &[MetricDef] =
-    &[LAG_SECONDS, COMMIT_SECONDS, QUERIES_TOTAL, REBUILDS_TOTAL, IN_FLIGHT, SHED_TOTAL];
+    /// Calls to the index that were not made: overloaded (too many at once) or breaker_open.
+    pub counter SHED_TOTAL = "tagfast_search_shed_total" {
+        criticality: Criticality,
+        reason: GuardRefusal,
+    };
+}
 
 /// Counts a search by its outcome. Engines call it once per search.
 pub fn count_query<T>(result: &Result<T, SearchError>) {

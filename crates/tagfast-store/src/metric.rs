@@ -1,7 +1,6 @@
 //! Metrics that every store records, with the values of their labels.
 
-use tagfast_resilience::label_enum;
-use tagfast_resilience::metric::{LabelDef, MetricDef, MetricKind};
+use tagfast_resilience::{define_metrics, label_enum};
 
 label_enum! {
     /// Why a write was refused before it was applied.
@@ -35,38 +34,23 @@ label_enum! {
     }
 }
 
-/// Writes per group commit.
-pub const STORE_BATCH_WRITES: MetricDef = MetricDef {
-    name: "tagfast_store_batch_writes",
-    kind: MetricKind::Histogram,
-    labels: &[],
-    help: "Writes per group commit. Near its maximum (512) for long: the disk is the bottleneck.",
-};
+define_metrics! {
+    /// Metrics of this crate.
+    pub const METRICS;
 
-/// Duration of group commits.
-pub const STORE_COMMIT_SECONDS: MetricDef = MetricDef {
-    name: "tagfast_store_commit_seconds",
-    kind: MetricKind::Histogram,
-    labels: &[],
-    help: "Duration of a group commit, including its fsync.",
-};
+    /// Writes per group commit. Near its maximum (512) for long: the disk is the bottleneck.
+    pub histogram STORE_BATCH_WRITES = "tagfast_store_batch_writes";
 
-/// Refused writes.
-pub const STORE_REFUSED: MetricDef = MetricDef {
-    name: "tagfast_store_refused_total",
-    kind: MetricKind::Counter,
-    labels: &[LabelDef::of::<RefusalReason>("reason")],
-    help: "Writes refused before they were applied. `outbox_full` and `no_primary` occur in clusters only.",
-};
+    /// Duration of a group commit, including its fsync.
+    pub histogram STORE_COMMIT_SECONDS = "tagfast_store_commit_seconds";
 
-/// Failed group commits.
-pub const STORE_COMMIT_FAILURES: MetricDef = MetricDef {
-    name: "tagfast_store_commit_failures_total",
-    kind: MetricKind::Counter,
-    labels: &[LabelDef::of::<CommitFailureReason>("reason")],
-    help: "Group commits that failed. Embedded: `disk_full`, `io` or `damaged`; any increase needs an operator. Cluster: `unknown` or `aborted`.",
-};
+    /// Writes refused before they were applied. `outbox_full` and `no_primary` occur in clusters
+    /// only.
+    pub counter STORE_REFUSED = "tagfast_store_refused_total" { reason: RefusalReason };
 
-/// Metrics of this crate.
-pub const METRICS: &[MetricDef] =
-    &[STORE_BATCH_WRITES, STORE_COMMIT_SECONDS, STORE_REFUSED, STORE_COMMIT_FAILURES];
+    /// Group commits that failed. Embedded: `disk_full`, `io` or `damaged`; any increase needs an
+    /// operator. Cluster: `unknown` or `aborted`.
+    pub counter STORE_COMMIT_FAILURES = "tagfast_store_commit_failures_total" {
+        reason: CommitFailureReason,
+    };
+}

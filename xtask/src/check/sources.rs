@@ -23,6 +23,7 @@ const ONE_WAY: &[(&str, &str)] = &[
     ("PoisonError", "parking_lot, whose locks are not poisoned"),
     ("std::sync::Mutex", "parking_lot::Mutex"),
     ("std::sync::RwLock", "parking_lot::RwLock"),
+    ("MetricDef {", "tagfast_resilience::define_metrics!, which lists the metric too"),
     ("metrics::counter!", "tagfast_resilience::counter! with a MetricDef"),
     ("metrics::gauge!", "tagfast_resilience::gauge! with a MetricDef"),
     ("metrics::histogram!", "tagfast_resilience::histogram! with a MetricDef"),

@@ -3,27 +3,7 @@
 use std::time::Duration;
 
 use crate::label_enum;
-use crate::metric::{LabelDef, LabelEnum, MetricDef, MetricKind};
-
-label_enum! {
-    /// Why a result was ignored.
-    pub(crate) enum IgnoredReason {
-        /// The caller was cancelled before the call ended.
-        Cancelled = "cancelled",
-        /// The breaker had changed its state since the call started.
-        Late = "late",
-    }
-}
-
-pub(crate) const BREAKER_IGNORED: MetricDef = MetricDef {
-    name: "tagfast_breaker_ignored_total",
-    kind: MetricKind::Counter,
-    labels: &[
-        LabelDef::bounded("breaker", "breakers of the process"),
-        LabelDef::of::<IgnoredReason>("why"),
-    ],
-    help: "Results that a breaker ignored: `cancelled` by their caller, or `late` (they came after a state change). Many cancelled: callers give up before the dependency answers.",
-};
+use crate::metric::LabelEnum;
 
 /// When a breaker opens and for how long.
 #[derive(Debug, Clone, Copy, PartialEq)]

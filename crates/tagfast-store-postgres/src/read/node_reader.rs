@@ -24,8 +24,8 @@ use parking_lot::{Mutex, MutexGuard};
 use tagfast_domain::TenantId;
 use tagfast_resilience::task::{BackgroundTask, StopSignal, TaskTracker};
 use tagfast_resilience::{
-    Bounded, Criticality, ErrorChain, InFlight, Limiter, LimiterOptions, LimiterSnapshot, Permit,
-    counter, histogram, jittered_retry_after,
+    Criticality, ErrorChain, InFlight, Limiter, LimiterOptions, LimiterSnapshot, Permit, counter,
+    histogram, jittered_retry_after,
 };
 use tagfast_store::fair_queue::TenantWeights;
 use tokio::sync::{Notify, oneshot};
@@ -200,7 +200,7 @@ impl ReaderState {
     /// Counts a read that is shed; the error for its caller.
     fn shed(&self, queue: &mut ReadQueue, criticality: Criticality) -> NodeReadError {
         queue.shed[rank(criticality)] += 1;
-        counter!(READS_SHED, "criticality" => Bounded(criticality.as_str())).increment(1);
+        counter!(READS_SHED, "criticality" => criticality).increment(1);
         NodeReadError::Overloaded(jittered_retry_after())
     }
 

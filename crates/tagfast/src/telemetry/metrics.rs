@@ -9,7 +9,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tagfast_client::error::CliError;
 use tagfast_resilience::task::{BackgroundTask, StopSignal};
-use tagfast_resilience::{LabelDef, LabelValues, MetricDef, MetricKind, label_enum};
+use tagfast_resilience::{
+    LabelDef, LabelValues, MetricDef, MetricKind, define_metrics, label_enum,
+};
 
 use super::process;
 
@@ -37,13 +39,15 @@ label_enum! {
     }
 }
 
-/// Messages to the webhook.
-pub(crate) const WEBHOOK_MESSAGES: MetricDef = MetricDef {
-    name: "tagfast_webhook_messages_total",
-    kind: MetricKind::Counter,
-    labels: &[LabelDef::of::<WebhookOutcome>("outcome")],
-    help: "Messages about dead letters that need attention.",
-};
+define_metrics! {
+    /// Metrics of the webhook.
+    const WEBHOOK_METRICS;
+
+    /// Messages about dead letters that need attention.
+    pub(crate) counter WEBHOOK_MESSAGES = "tagfast_webhook_messages_total" {
+        outcome: WebhookOutcome,
+    };
+}
 
 /// Every metric of the program: one list per crate, under the crate's name.
 pub(crate) fn all() -> Vec<(&'static str, &'static [MetricDef])> {
@@ -58,8 +62,8 @@ pub(crate) fn all() -> Vec<(&'static str, &'static [MetricDef])> {
         ("Popular tags", tagfast_popular_counts::METRICS),
         ("Cache", tagfast_cache::METRICS),
         ("Redis", tagfast_redis::METRICS),
-        ("Breakers", tagfast_resilience::breaker_registry::METRICS),
-        ("Webhook", &[WEBHOOK_MESSAGES]),
+        ("Breakers", tagfast_resilience::breaker::METRICS),
+        ("Webhook", WEBHOOK_METRICS),
         ("Process", process::METRICS),
     ]
 }
