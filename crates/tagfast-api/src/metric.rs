@@ -6,18 +6,10 @@ label_enum! {
     /// Why a request was refused before its handler ran: the reason of
     /// `tagfast_auth_failures_total`.
     pub(crate) enum AuthFailure {
-        Missing = "missing",
-        Malformed = "malformed",
-        Critical = "critical",
-        Algorithm = "algorithm",
-        UnknownKey = "unknown_key",
-        Signature = "signature",
-        Audience = "audience",
-        Issuer = "issuer",
-        Claims = "claims",
-        Expired = "expired",
-        NotYetValid = "not_yet_valid",
-        MissingScope = "missing_scope",
+        Missing = "missing", Malformed = "malformed", Critical = "critical",
+        Algorithm = "algorithm", UnknownKey = "unknown_key", Signature = "signature",
+        Audience = "audience", Issuer = "issuer", Claims = "claims", Expired = "expired",
+        NotYetValid = "not_yet_valid", MissingScope = "missing_scope",
         KeysUnavailable = "keys_unavailable",
     }
 }
@@ -25,12 +17,8 @@ label_enum! {
 label_enum! {
     /// An optional part of answers.
     pub(crate) enum Feature {
-        Popular = "popular",
-        Suggestions = "suggestions",
-        Count = "count",
-        Related = "related",
-        Facets = "facets",
-        Total = "total",
+        Popular = "popular", Suggestions = "suggestions", Count = "count", Related = "related",
+        Facets = "facets", Total = "total",
     }
 }
 

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use metrics::Counter;
-use tagfast_domain::{ContentKey, Epoch, TenantId};
+use tagfast_domain::Epoch;
 use tagfast_redis::Redis;
 use tagfast_resilience::task::{BackgroundTask, StopSignal, TaskTracker};
 use tagfast_resilience::{Clock, Criticality, SingleFlight, counter, gauge, jittered};
 use tagfast_sharding::LogicalShard;
 use tagfast_store::{
-    History, Receipt, ReceiptReader, ScanPage, ShardScanner, SharedStore, StoreError, Verdict, View,
+    History, Receipt, ReceiptReader, ScanPage, ScanRequest, ShardScanner, SharedStore, StoreError,
+    Verdict, View,
 };
 use tokio::sync::Semaphore;
 
@@ -277,14 +278,8 @@ async fn report_size(local_cache: Arc<LocalCache>, stop: StopSignal) {
 
 #[async_trait]
 impl ShardScanner for CachedStore {
-    async fn scan(
-        &self,
-        shard: LogicalShard,
-        tenant: Option<&TenantId>,
-        after: Option<&ContentKey>,
-        limit: usize,
-    ) -> Result<ScanPage, StoreError> {
-        self.store.scan(shard, tenant, after, limit).await
+    async fn scan(&self, request: ScanRequest<'_>) -> Result<ScanPage, StoreError> {
+        self.store.scan(request).await
     }
 
     async fn epoch(&self) -> Result<Epoch, StoreError> {

@@ -9,19 +9,14 @@ label_enum! {
 label_enum! {
     /// Why an entry could not answer.
     pub(crate) enum Unproven {
-        Expired = "expired",
-        Diverged = "diverged",
-        UnknownEpoch = "unknown_epoch",
+        Expired = "expired", Diverged = "diverged", UnknownEpoch = "unknown_epoch",
         TooOld = "too_old",
     }
 }
 label_enum! {
     /// Result of a fill of the cache Redis.
     pub(crate) enum FillResult {
-        Set = "set",
-        Kept = "kept",
-        Failed = "failed",
-        Dropped = "dropped",
+        Set = "set", Kept = "kept", Failed = "failed", Dropped = "dropped",
     }
 }
 label_enum! {

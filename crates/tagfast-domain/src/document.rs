@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::{TagName, UnixMillis, UserId, Version, WriteId};
+use crate::{Tag, TagName, UnixMillis, UserId, Version, WriteId};
 
 /// A tag on a content, or the tombstone of a removed tag (`present` is false).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +22,13 @@ pub struct Tagging {
     pub decided_at: Version,
     /// False for a tombstone.
     pub present: bool,
+}
+
+impl Tagging {
+    /// A tag that is present.
+    pub fn of(tag: Tag, user: UserId, at: UnixMillis, decided_at: Version) -> Self {
+        Self { name: tag.name, display: tag.display, user, at, decided_at, present: true }
+    }
 }
 
 /// The tags a write added and removed, stored with its id so that a retry gets the same answer.

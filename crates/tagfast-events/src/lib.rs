@@ -30,4 +30,4 @@ pub use dead_letters::{
 pub use envelope::{EnvelopeError, decode, decode_record, encode};
 pub use error::BoxError;
 pub use metric::METRICS;
-pub use sink::{RecordVerdict, Sink, SinkError, SinkRecord, Start, VisibleThrough};
+pub use sink::{RebuildRequest, RecordVerdict, Sink, SinkError, SinkRecord, Start, VisibleThrough};

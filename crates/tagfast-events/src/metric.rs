@@ -7,19 +7,14 @@ use crate::bus::{ConsumerGroup, FailureClass, Partition};
 label_enum! {
     /// Outcome of a record, as a label.
     pub(crate) enum RecordOutcome {
-        Applied = "applied",
-        Superseded = "superseded",
-        Dropped = "dropped",
-        Retried = "retried",
+        Applied = "applied", Superseded = "superseded", Dropped = "dropped", Retried = "retried",
     }
 }
 
 label_enum! {
     /// Outcome of a replayed dead letter, as a label.
     pub(crate) enum ReplayLabel {
-        Applied = "applied",
-        Superseded = "superseded",
-        Failed = "failed",
+        Applied = "applied", Superseded = "superseded", Failed = "failed",
     }
 }
 

@@ -46,6 +46,24 @@ pub enum RecordVerdict {
     },
 }
 
+/// What a rebuild of a sink copies.
+#[derive(Clone, Copy)]
+pub struct RebuildRequest<'a> {
+    /// The partitions to rebuild, each with the position that it has after the rebuild.
+    pub from: &'a Positions,
+    /// The epoch whose state is copied.
+    pub epoch: EpochId,
+    /// Called with the number of contents copied so far.
+    pub progress: &'a (dyn Fn(u64) + Send + Sync),
+}
+
+impl<'a> RebuildRequest<'a> {
+    /// A rebuild whose progress nothing follows.
+    pub fn new(from: &'a Positions, epoch: EpochId) -> Self {
+        Self { from, epoch, progress: &|_| {} }
+    }
+}
+
 /// The whole sink failed: a systemic error. No record is to blame, and no attempt is counted.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
@@ -172,20 +190,15 @@ pub trait Sink: Send + Sync {
     /// The state is not known to be durable.
     async fn advance(&self, positions: &Positions) -> Result<Positions, SinkError>;
 
-    /// Discards the state of the partitions in `from` and copies all their contents from the
-    /// shards, at least as new as the records below `from`, while the old state goes on serving;
-    /// `from` becomes the position. Calls `progress` with the number of contents copied. A sink
-    /// that cannot be rebuilt in parts rebuilds everything.
+    /// Discards the state of the partitions in `request.from` and copies all their contents from
+    /// the shards, at least as new as the records below `from`, while the old state goes on
+    /// serving; `from` becomes the position. A sink that cannot be rebuilt in parts rebuilds
+    /// everything.
     ///
     /// # Errors
     ///
     /// The copy did not complete; the old state goes on serving.
-    async fn rebuild(
-        &self,
-        from: &Positions,
-        epoch: EpochId,
-        progress: &(dyn Fn(u64) + Send + Sync),
-    ) -> Result<(), SinkError>;
+    async fn rebuild(&self, request: RebuildRequest<'_>) -> Result<(), SinkError>;
 
     /// The consumer reports how far the durable state is visible: the age that the sink shows.
     fn visible(&self, visible: &VisibleThrough) {

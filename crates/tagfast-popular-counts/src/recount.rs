@@ -17,6 +17,7 @@ use tagfast_domain::{ContentKey, Document, Tagging, Version};
 use tagfast_popular::{PopularError, RecountReport, Window};
 use tagfast_resilience::{ErrorChain, task};
 use tagfast_sharding::{ContentHash, LogicalShard};
+use tagfast_store::ScanRequest;
 
 use crate::counts::{PopularCounts, SCAN_PAGE_MAX};
 use crate::files::{Files, stored_key, written_at};
@@ -193,7 +194,7 @@ async fn compare_shard(
     loop {
         let page = counts
             .scanner
-            .scan(shard, None, after.as_ref(), SCAN_PAGE_MAX)
+            .scan(ScanRequest::of_all(shard, after.as_ref(), SCAN_PAGE_MAX))
             .await
             .map_err(unavailable)?;
         *contents += page.items.len() as u64;
@@ -356,7 +357,12 @@ async fn content_exists(counts: &PopularCounts, key: &ContentKey) -> Result<bool
         let shard = LogicalShard::of(key);
         let page = counts
             .scanner
-            .scan(shard, Some(&key.tenant), after.as_ref(), SCAN_PAGE_MAX)
+            .scan(ScanRequest {
+                shard,
+                tenant: Some(&key.tenant),
+                after: after.as_ref(),
+                limit: SCAN_PAGE_MAX,
+            })
             .await
             .map_err(unavailable)?;
         if page.items.iter().any(|(k, _)| k == key) {

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use tagfast_domain::{ContentKey, EpochId, Version};
 use tagfast_events::{
-    ConsumerGroup, Partition, Positions, RecordVerdict, Sink, SinkError, SinkRecord, Start,
-    VisibleThrough,
+    ConsumerGroup, Partition, Positions, RebuildRequest, RecordVerdict, Sink, SinkError,
+    SinkRecord, Start, VisibleThrough,
 };
 use tagfast_resilience::{ErrorChain, generation, task};
 use tagfast_sharding::LogicalShard;
+use tagfast_store::ScanRequest;
 
 use crate::counts::{PopularCounts, SCAN_PAGE_MAX};
 use crate::files::{Files, stored_key};
@@ -55,7 +56,7 @@ impl PopularCounts {
             loop {
                 let page = self
                     .scanner
-                    .scan(shard, None, after.as_ref(), SCAN_PAGE_MAX)
+                    .scan(ScanRequest::of_all(shard, after.as_ref(), SCAN_PAGE_MAX))
                     .await
                     .map_err(systemic)?;
                 copied += page.items.len() as u64;
@@ -75,12 +76,8 @@ impl PopularCounts {
     }
 
     /// Rebuilds some partitions in their current files; meanwhile the leaderboards in Redis answer.
-    async fn rebuild_in_place(
-        &self,
-        from: &Positions,
-        epoch: EpochId,
-        progress: &(dyn Fn(u64) + Send + Sync),
-    ) -> Result<(), SinkError> {
+    async fn rebuild_in_place(&self, request: RebuildRequest<'_>) -> Result<(), SinkError> {
+        let RebuildRequest { from, epoch, progress } = request;
         let (files, now) = (self.files(), self.clock.now_ms());
         let (target, partitions) = (Arc::clone(&files), from.keys().copied().collect::<Vec<_>>());
         blocking(move || {
@@ -291,15 +288,11 @@ impl Sink for PopularCounts {
         }
     }
 
-    async fn rebuild(
-        &self,
-        from: &Positions,
-        epoch: EpochId,
-        progress: &(dyn Fn(u64) + Send + Sync),
-    ) -> Result<(), SinkError> {
+    async fn rebuild(&self, request: RebuildRequest<'_>) -> Result<(), SinkError> {
         if self.owned.is_some() {
-            return self.rebuild_in_place(from, epoch, progress).await;
+            return self.rebuild_in_place(request).await;
         }
+        let RebuildRequest { from, epoch, progress } = request;
         let (root, now, partitions) = (self.dir.clone(), self.clock.now_ms(), from.len());
         let (path, files) = blocking(move || {
             let path = generation::create(&root)

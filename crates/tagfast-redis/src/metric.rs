@@ -7,10 +7,7 @@ use crate::role::RedisRole;
 label_enum! {
     /// Result of a call.
     pub(crate) enum CallResult {
-        Ok = "ok",
-        Refused = "refused",
-        Failed = "failed",
-        Rejected = "rejected",
+        Ok = "ok", Refused = "refused", Failed = "failed", Rejected = "rejected",
     }
 }
 

@@ -10,7 +10,9 @@ use tagfast_resilience::Clock;
 use tagfast_resilience::task::{StopSignal, TaskTracker};
 use tagfast_search::metrics::count_query;
 use tagfast_search::query::parse;
-use tagfast_search::{SearchError, SearchIndex, SearchPage, SearchRequest};
+use tagfast_search::{
+    RelatedTags, SearchError, SearchIndex, SearchPage, SearchRequest, SearchResult,
+};
 use tagfast_store::ShardScanner;
 
 use crate::client::{Client, OpenSearchOptions};
@@ -104,22 +106,11 @@ impl OpenSearchIndex {
 
 #[async_trait]
 impl SearchIndex for OpenSearchIndex {
-    async fn search(
-        &self,
-        tenant: &TenantId,
-        request: &SearchRequest,
-    ) -> Result<SearchPage, SearchError> {
-        let result = self.answer(tenant, request).await;
-        count_query(&result);
-        result
+    async fn search(&self, tenant: &TenantId, request: &SearchRequest) -> SearchResult<SearchPage> {
+        count_query(self.answer(tenant, request).await)
     }
 
-    async fn related(
-        &self,
-        tenant: &TenantId,
-        tag: &TagName,
-        limit: usize,
-    ) -> Result<Vec<(TagName, u64)>, SearchError> {
+    async fn related(&self, tenant: &TenantId, tag: &TagName, limit: usize) -> RelatedTags {
         let body = query::related(tenant, tag, limit);
         let response = self.client.search(&body).await.map_err(unavailable)?;
         Ok(query::facets(&response).map_err(unavailable)?.0)

@@ -13,8 +13,8 @@ use reqwest::Method;
 use serde_json::json;
 use tagfast_domain::{Content, ContentId, ContentKey, ContentType, EpochId, TenantId, Version};
 use tagfast_events::{
-    ConsumerGroup, Partition, Positions, RecordVerdict, Sink, SinkError, SinkRecord, Start,
-    VisibleThrough,
+    ConsumerGroup, Partition, Positions, RebuildRequest, RecordVerdict, Sink, SinkError,
+    SinkRecord, Start, VisibleThrough,
 };
 use tagfast_resilience::{ErrorChain, counter, gauge, histogram};
 use tagfast_search::indexed_state::{
@@ -22,6 +22,7 @@ use tagfast_search::indexed_state::{
 };
 use tagfast_search::metrics::{COMMIT_SECONDS, LAG_SECONDS, REBUILDS_TOTAL};
 use tagfast_sharding::LogicalShard;
+use tagfast_store::ScanRequest;
 use tokio::time::Instant;
 
 use crate::engine::OpenSearchIndex;
@@ -116,7 +117,7 @@ impl OpenSearchIndex {
                 }
                 let page = self
                     .scanner
-                    .scan(shard, None, after.as_ref(), REBUILD_PAGE_MAX)
+                    .scan(ScanRequest::of_all(shard, after.as_ref(), REBUILD_PAGE_MAX))
                     .await
                     .map_err(systemic)?;
                 let states: Vec<IndexedState<'_>> = page
@@ -270,16 +271,11 @@ impl Sink for OpenSearchIndex {
         gauge!(LAG_SECONDS).set((self.clock.now_ms() - at).max(0) as f64 / 1000.0);
     }
 
-    async fn rebuild(
-        &self,
-        _: &Positions,
-        _: EpochId,
-        progress: &(dyn Fn(u64) + Send + Sync),
-    ) -> Result<(), SinkError> {
+    async fn rebuild(&self, request: RebuildRequest<'_>) -> Result<(), SinkError> {
         let mut lock = RebuildLock::acquire(&self.client, &self.owner, self.clock.now_ms())
             .await
             .map_err(systemic)?;
-        let built = self.build(&mut lock, progress).await;
+        let built = self.build(&mut lock, request.progress).await;
         lock.release(&self.client).await;
         built?;
         *self.progress.lock() = WriteProgress::default();

@@ -13,14 +13,13 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use fastrand::Rng;
 use serde_json::json;
-use tagfast_domain::{ContentKey, Epoch, EpochId, EpochOrdinal, TagName, TenantId};
-use tagfast_events::{BusPosition, Partition, Positions, Sink, SinkRecord};
+use tagfast_domain::{Epoch, EpochId, EpochOrdinal, TagName, TenantId};
+use tagfast_events::{BusPosition, Partition, Positions, RebuildRequest, Sink, SinkRecord};
 use tagfast_resilience::{Clock, SystemClock};
 use tagfast_search::conformance::event;
 use tagfast_search::{SearchIndex, SearchRequest, Sort};
 use tagfast_search_tantivy::{TantivyIndex, TantivyOptions};
-use tagfast_sharding::LogicalShard;
-use tagfast_store::{ScanPage, ShardScanner, StoreError};
+use tagfast_store::{ScanPage, ScanRequest, ShardScanner, StoreError};
 
 const EPOCH: EpochId = EpochId([1; 16]);
 const TENANT: &str = "debian";
@@ -32,13 +31,7 @@ struct NoShards;
 
 #[async_trait]
 impl ShardScanner for NoShards {
-    async fn scan(
-        &self,
-        _: LogicalShard,
-        _: Option<&TenantId>,
-        _: Option<&ContentKey>,
-        _: usize,
-    ) -> Result<ScanPage, StoreError> {
+    async fn scan(&self, _: ScanRequest<'_>) -> Result<ScanPage, StoreError> {
         Ok(ScanPage::default())
     }
 
@@ -109,7 +102,7 @@ fn main() {
     .expect("the index opens");
     let mut figures = Vec::new();
     runtime().block_on(async {
-        index.rebuild(&positions(0), EPOCH, &|_| {}).await.expect("an empty index");
+        index.rebuild(RebuildRequest::new(&positions(0), EPOCH)).await.expect("an empty index");
         figures.push(fill(&index, &samples).await);
     });
     let tenant = TenantId::parse(TENANT).expect("a tenant");

@@ -10,7 +10,9 @@ use tagfast_domain::{TagName, TenantId, UnixMillis};
 use tagfast_resilience::{Clock, ErrorChain, generation, task};
 use tagfast_search::metrics::count_query;
 use tagfast_search::query::{self, Query};
-use tagfast_search::{SearchError, SearchIndex, SearchPage, SearchRequest};
+use tagfast_search::{
+    RelatedTags, SearchError, SearchIndex, SearchPage, SearchRequest, SearchResult,
+};
 use tagfast_store::ShardScanner;
 
 use crate::error::unavailable;
@@ -133,22 +135,11 @@ impl TantivyIndex {
 
 #[async_trait]
 impl SearchIndex for TantivyIndex {
-    async fn search(
-        &self,
-        tenant: &TenantId,
-        request: &SearchRequest,
-    ) -> Result<SearchPage, SearchError> {
-        let result = self.answer(tenant, request).await;
-        count_query(&result);
-        result
+    async fn search(&self, tenant: &TenantId, request: &SearchRequest) -> SearchResult<SearchPage> {
+        count_query(self.answer(tenant, request).await)
     }
 
-    async fn related(
-        &self,
-        tenant: &TenantId,
-        tag: &TagName,
-        limit: usize,
-    ) -> Result<Vec<(TagName, u64)>, SearchError> {
+    async fn related(&self, tenant: &TenantId, tag: &TagName, limit: usize) -> RelatedTags {
         let snapshot = self.snapshot()?;
         let plan = QueryPlan::of_tag(&snapshot, tenant, tag)?;
         let facets = run(snapshot, plan).await?.facets.unwrap_or_default();

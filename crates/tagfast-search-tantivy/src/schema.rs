@@ -26,8 +26,8 @@ pub(crate) struct Fields {
     pub(crate) tenant: Field,
     /// `tenant 0 type`, only on contents with tags.
     pub(crate) content_type: Field,
-    pub(crate) updated_at: Field,
-    pub(crate) version: Field,
+    updated_at: Field,
+    version: Field,
     /// Commit time of a tombstone (Unix ms), by which the sweep finds expired ones.
     pub(crate) gone_at: Field,
     /// Encoded hit.

@@ -7,13 +7,14 @@ use std::sync::atomic::Ordering;
 use async_trait::async_trait;
 use tagfast_domain::{ContentKey, Document, EpochId, UnixMillis, Version};
 use tagfast_events::{
-    ConsumerGroup, Partition, Positions, RecordVerdict, Sink, SinkError, SinkRecord, Start,
-    VisibleThrough,
+    ConsumerGroup, Partition, Positions, RebuildRequest, RecordVerdict, Sink, SinkError,
+    SinkRecord, Start, VisibleThrough,
 };
 use tagfast_resilience::{ErrorChain, counter, gauge, generation, task};
 use tagfast_search::indexed_state::{CONSUMER_GROUP, IndexedState, REBUILD_PAGE_MAX};
 use tagfast_search::metrics::{LAG_SECONDS, REBUILDS_TOTAL};
 use tagfast_sharding::LogicalShard;
+use tagfast_store::ScanRequest;
 
 use crate::engine::TantivyIndex;
 use crate::error::{systemic, systemic_message};
@@ -70,7 +71,7 @@ impl TantivyIndex {
             loop {
                 let page = self
                     .scanner
-                    .scan(shard, None, after.as_ref(), REBUILD_PAGE_MAX)
+                    .scan(ScanRequest::of_all(shard, after.as_ref(), REBUILD_PAGE_MAX))
                     .await
                     .map_err(systemic)?;
                 copied += page.items.len() as u64;
@@ -165,12 +166,8 @@ impl Sink for TantivyIndex {
         gauge!(LAG_SECONDS).set((self.clock.now_ms() - at).max(0) as f64 / 1000.0);
     }
 
-    async fn rebuild(
-        &self,
-        from: &Positions,
-        epoch: EpochId,
-        progress: &(dyn Fn(u64) + Send + Sync),
-    ) -> Result<(), SinkError> {
+    async fn rebuild(&self, request: RebuildRequest<'_>) -> Result<(), SinkError> {
+        let RebuildRequest { from, epoch, progress } = request;
         let (root, options, epoch) = (self.dir.clone(), self.options.clone(), epoch.to_string());
         let (mut builder, state) = blocking(move || {
             let dir = generation::create(&root).map_err(systemic)?;

@@ -22,7 +22,7 @@ use tagfast_resilience::{
 };
 
 use crate::metrics::{GuardRefusal, IN_FLIGHT, SHED_TOTAL};
-use crate::port::{SearchError, SearchIndex, SearchPage, SearchRequest};
+use crate::port::{RelatedTags, SearchError, SearchIndex, SearchPage, SearchRequest, SearchResult};
 
 /// The breaker counts a call that takes longer as slow.
 const SLOW_AFTER: Duration = Duration::from_millis(500);
@@ -179,20 +179,11 @@ impl GuardedIndex {
 
 #[async_trait]
 impl SearchIndex for GuardedIndex {
-    async fn search(
-        &self,
-        tenant: &TenantId,
-        request: &SearchRequest,
-    ) -> Result<SearchPage, SearchError> {
+    async fn search(&self, tenant: &TenantId, request: &SearchRequest) -> SearchResult<SearchPage> {
         self.call(request.criticality, self.inner.search(tenant, request)).await
     }
 
-    async fn related(
-        &self,
-        tenant: &TenantId,
-        tag: &TagName,
-        limit: usize,
-    ) -> Result<Vec<(TagName, u64)>, SearchError> {
+    async fn related(&self, tenant: &TenantId, tag: &TagName, limit: usize) -> RelatedTags {
         self.call(Criticality::Sheddable, self.inner.related(tenant, tag, limit)).await
     }
 

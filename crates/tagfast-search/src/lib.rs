@@ -16,5 +16,8 @@ pub mod query;
 pub use guarded::{GuardOptions, GuardSnapshot, GuardedIndex};
 pub use indexed_state::IndexedState;
 pub use metrics::METRICS;
-pub use port::{Hit, SearchError, SearchIndex, SearchPage, SearchRequest, Sort, SortKey, Total};
+pub use port::{
+    Hit, RelatedTags, SearchError, SearchIndex, SearchPage, SearchRequest, SearchResult, Sort,
+    SortKey, Total,
+};
 pub use query::{Query, caret};

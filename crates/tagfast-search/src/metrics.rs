@@ -2,7 +2,7 @@
 
 use tagfast_resilience::{Criticality, counter, define_metrics, label_enum};
 
-use crate::port::SearchError;
+use crate::port::{SearchError, SearchResult};
 
 label_enum! {
     /// How a search ended.
@@ -53,9 +53,9 @@ define_metrics! {
     };
 }
 
-/// Counts a search by its outcome. Engines call it once per search.
-pub fn count_query<T>(result: &Result<T, SearchError>) {
-    let outcome = match result {
+/// Counts a search by its outcome and returns its result. Engines call it once per search.
+pub fn count_query<T>(result: SearchResult<T>) -> SearchResult<T> {
+    let outcome = match &result {
         Ok(_) => QueryOutcome::Answered,
         Err(SearchError::Unavailable(_) | SearchError::Refused { .. }) => QueryOutcome::Unavailable,
         Err(
@@ -65,4 +65,5 @@ pub fn count_query<T>(result: &Result<T, SearchError>) {
         ) => QueryOutcome::Refused,
     };
     counter!(QUERIES_TOTAL, "outcome" => outcome).increment(1);
+    result
 }

@@ -143,6 +143,12 @@ pub enum SearchError {
     },
 }
 
+/// What a call to the index returns.
+pub type SearchResult<T> = Result<T, SearchError>;
+
+/// Tags with the number of contents that have them.
+pub type RelatedTags = SearchResult<Vec<(TagName, u64)>>;
+
 /// A search index.
 #[async_trait]
 pub trait SearchIndex: Send + Sync {
@@ -153,11 +159,7 @@ pub trait SearchIndex: Send + Sync {
     /// [`SearchError::Syntax`], [`SearchError::Limit`] and [`SearchError::PrefixTooBroad`] blame
     /// the query. [`SearchError::Unavailable`] and [`SearchError::Refused`] blame the index or its
     /// load; the same query may succeed later. An index must never return an empty page instead.
-    async fn search(
-        &self,
-        tenant: &TenantId,
-        request: &SearchRequest,
-    ) -> Result<SearchPage, SearchError>;
+    async fn search(&self, tenant: &TenantId, request: &SearchRequest) -> SearchResult<SearchPage>;
 
     /// Returns the tags that occur together with `tag`, most frequent first, without `tag` itself.
     /// Sheddable.
@@ -165,12 +167,7 @@ pub trait SearchIndex: Send + Sync {
     /// # Errors
     ///
     /// [`SearchError::Unavailable`] and [`SearchError::Refused`], as for [`SearchIndex::search`].
-    async fn related(
-        &self,
-        tenant: &TenantId,
-        tag: &TagName,
-        limit: usize,
-    ) -> Result<Vec<(TagName, u64)>, SearchError>;
+    async fn related(&self, tenant: &TenantId, tag: &TagName, limit: usize) -> RelatedTags;
 
     /// Every write committed before this time (Unix ms) can be found.
     fn as_of(&self) -> UnixMillis;

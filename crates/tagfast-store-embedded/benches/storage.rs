@@ -18,7 +18,7 @@ use rusqlite::Connection;
 use serde_json::json;
 use tagfast_domain::{ContentKey, Limits, Operation, Tag, UserId, Write, WriteId};
 use tagfast_resilience::SystemClock;
-use tagfast_store::{Durability, ReadOptions, TagReader, TagWriter, WriteRequest};
+use tagfast_store::{ReadOptions, TagReader, TagWriter, WriteRequest};
 use tagfast_store_embedded::{EmbeddedStore, OpenOptions};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -97,13 +97,7 @@ fn request(key: ContentKey, add: Vec<Tag>, remove: Vec<Tag>) -> Result<WriteRequ
         operation,
         if_match: None,
     };
-    Ok(WriteRequest {
-        write,
-        fresh: true,
-        durability: Durability::Local,
-        deadline: None,
-        traceparent: None,
-    })
+    Ok(WriteRequest { fresh: true, ..WriteRequest::local(write) })
 }
 
 fn tag(n: u64) -> Result<Tag, Failure> {
@@ -170,6 +164,23 @@ fn println(line: &serde_json::Value) {
     let _ = writeln!(out, "{line}");
 }
 
+type ReaderThread = std::thread::JoinHandle<Result<(u64, Vec<u32>), Failure>>;
+
+/// What the threads measured together.
+fn joined(
+    threads: Vec<ReaderThread>,
+    started: Instant,
+    cpu_before: Duration,
+) -> Result<Measured, Failure> {
+    let (mut ops, mut micros) = (0, Vec::new());
+    for thread in threads {
+        let (n, m) = thread.join().map_err(|_| "a reader panicked")??;
+        ops += n;
+        micros.extend(m);
+    }
+    Ok(Measured { ops, wall: started.elapsed(), cpu: cpu().saturating_sub(cpu_before), micros })
+}
+
 /// Views on two threads, each on random contents among the first `hot`.
 fn views(store: &Arc<EmbeddedStore>, options: &Options, hot: u64) -> Result<Measured, Failure> {
     let (started, cpu_before) = (Instant::now(), cpu());
@@ -208,13 +219,7 @@ fn views(store: &Arc<EmbeddedStore>, options: &Options, hot: u64) -> Result<Meas
             })
         })
         .collect();
-    let (mut ops, mut micros) = (0, Vec::new());
-    for thread in threads {
-        let (n, m) = thread.join().map_err(|_| "a reader panicked")??;
-        ops += n;
-        micros.extend(m);
-    }
-    Ok(Measured { ops, wall: started.elapsed(), cpu: cpu().saturating_sub(cpu_before), micros })
+    joined(threads, started, cpu_before)
 }
 
 /// Single-tag writes; each caller waits for its answer, and alternately adds and removes a tag.
@@ -324,13 +329,7 @@ fn plain_views(options: &Options, dir: &Path) -> Result<Measured, Failure> {
             })
         })
         .collect();
-    let (mut ops, mut micros) = (0, Vec::new());
-    for thread in threads {
-        let (n, m) = thread.join().map_err(|_| "a reader panicked")??;
-        ops += n;
-        micros.extend(m);
-    }
-    Ok(Measured { ops, wall: started.elapsed(), cpu: cpu().saturating_sub(cpu_before), micros })
+    joined(threads, started, cpu_before)
 }
 
 fn bytes(dir: &Path) -> Result<u64, Failure> {

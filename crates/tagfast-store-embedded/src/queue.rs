@@ -15,9 +15,9 @@ use parking_lot::{Condvar, Mutex};
 use rusqlite::Connection;
 use tagfast_domain::{Operation, TenantId, Write};
 use tagfast_events::{BusPosition, ConsumerGroup};
-use tagfast_resilience::{counter, jittered_retry_after};
-use tagfast_store::fair_queue::{FairQueue, QueueFull, Queued};
-use tagfast_store::metric::{RefusalReason, STORE_REFUSED};
+use tagfast_resilience::jittered_retry_after;
+use tagfast_store::fair_queue::{FairQueue, Queued};
+use tagfast_store::metric::count_queue_full;
 use tagfast_store::{StoreError, WriteAnswer, WriteRequest};
 use tokio::sync::oneshot;
 
@@ -165,19 +165,10 @@ impl Queue {
             };
             return Err(error);
         }
-        state.writes.push(job).map_err(|(why, _)| {
-            let (queue, reason) = match why {
-                QueueFull::Full => ("write", RefusalReason::QueueFull),
-                QueueFull::TenantShare => {
-                    ("tenant's share of the write", RefusalReason::TenantShare)
-                }
-            };
-            counter!(STORE_REFUSED, "reason" => reason).increment(1);
-            StoreError::Overloaded {
-                queue,
-                limit: QUEUE_UNITS,
-                retry_after: jittered_retry_after(),
-            }
+        state.writes.push(job).map_err(|(why, _)| StoreError::Overloaded {
+            queue: count_queue_full(why),
+            limit: QUEUE_UNITS,
+            retry_after: jittered_retry_after(),
         })?;
         if state.writes.len() == 1 {
             self.arrived.notify_one();
@@ -308,29 +299,24 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use tagfast_domain::{ContentKey, Limits, Tag, UserId, WriteId};
-    use tagfast_store::Durability;
 
     type Answer = oneshot::Receiver<Result<WriteAnswer, StoreError>>;
 
     fn job(tenant: &str, id: &str, tags: usize) -> (WriteJob, Answer) {
         let tags = (0..tags).map(|n| Tag::parse(&format!("t{n}")).expect("a tag")).collect();
-        let write = Write {
-            id: WriteId([0; 16]),
-            key: ContentKey::parse(tenant, "doc", id).expect("a content"),
-            user: UserId::parse("u").expect("a user"),
-            operation: Operation::patch(tags, Vec::new(), &Limits::default()).expect("a patch"),
-            if_match: None,
-        };
-        let request = WriteRequest {
-            write,
-            fresh: false,
-            durability: Durability::Local,
-            deadline: None,
-            traceparent: None,
-        };
+        let key = ContentKey::parse(tenant, "doc", id).expect("a content");
+        job_of(WriteId([0; 16]), key, tags)
+    }
+
+    /// A write that adds `tags`, and its answer.
+    pub(crate) fn job_of(id: WriteId, key: ContentKey, tags: Vec<Tag>) -> (WriteJob, Answer) {
+        let user = UserId::parse("u").expect("a user");
+        let operation = Operation::patch(tags, Vec::new(), &Limits::default()).expect("a patch");
+        let write = Write { id, key, user, operation, if_match: None };
+        let request = WriteRequest::local(write);
         let (reply, answer) = oneshot::channel();
         (WriteJob { request, race: None, reply }, answer)
     }

@@ -7,14 +7,14 @@ use std::thread::JoinHandle;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use rusqlite::{Connection, params};
-use tagfast_domain::{ContentKey, Document, DomainError, Epoch, EpochId, TenantId, Version, codec};
+use tagfast_domain::{ContentKey, Document, DomainError, Epoch, EpochId, Version, codec};
 use tagfast_events::{Bus, DeadLetterStore};
 use tagfast_resilience::{Clock, ErrorChain, jittered_retry_after, task};
 use tagfast_sharding::{ContentHash, LogicalShard};
 use tagfast_store::{
     CacheUse, ConsistencyToken, Degraded, Durability, History, Position, ReadOptions, Receipt,
-    ReceiptReader, ScanPage, ShardScanner, Source, StoreError, TagReader, TagWriter, Verdict, View,
-    WriteAnswer, WriteRequest, stored_key,
+    ReceiptReader, ScanPage, ScanRequest, ShardScanner, Source, StoreError, TagReader, TagWriter,
+    Verdict, View, WriteAnswer, WriteRequest, stored_key,
 };
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
@@ -420,13 +420,8 @@ impl TagWriter for EmbeddedStore {
 
 #[async_trait]
 impl ShardScanner for EmbeddedStore {
-    async fn scan(
-        &self,
-        shard: LogicalShard,
-        tenant: Option<&TenantId>,
-        after: Option<&ContentKey>,
-        limit: usize,
-    ) -> Result<ScanPage, StoreError> {
+    async fn scan(&self, request: ScanRequest<'_>) -> Result<ScanPage, StoreError> {
+        let ScanRequest { shard, tenant, after, limit } = request;
         let prefix = tenant.map_or_else(Vec::new, |t| [t.as_str().as_bytes(), &[0]].concat());
         let start = match after {
             Some(key) => stored_key(shard, &key.to_bytes()),

@@ -41,6 +41,6 @@ pub use cluster::etcd::EtcdError;
 pub use dead_letters::PostgresDeadLetters;
 pub use metric::METRICS;
 pub use options::{ClusterOptions, PostgresOptions};
-pub use outbox::sink::{EndedEpoch, NullSink, OutboxRow, OutboxSink, PublishError};
+pub use outbox::sink::{EndedEpoch, NullSink, OutboxBatch, OutboxRow, OutboxSink, PublishError};
 pub use store::{ClusterStatus, OpenError, PostgresStore};
 pub use tls::{Tls, TlsError};

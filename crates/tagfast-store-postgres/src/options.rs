@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tagfast_domain::{EpochOrdinal, Limits};
-use tagfast_resilience::{Backoff, BreakerOptions, Breakers, Clock};
+use tagfast_resilience::{Backoff, BreakerOptions, Breakers, Clock, SystemClock};
 use tagfast_store::fair_queue::TenantWeights;
 
 use crate::tls::Tls;
@@ -25,6 +25,20 @@ pub struct ClusterOptions {
     /// The epoch's ordinal of the cluster that a shard was moved from: ours must be larger.
     /// `None`: no shard was moved here.
     pub moved_from: Option<EpochOrdinal>,
+}
+
+impl ClusterOptions {
+    /// A cluster that is named like its scope, whose nodes etcd knows, and to which no shard was
+    /// moved.
+    pub fn new(scope: &str, shards: &str) -> Self {
+        Self {
+            name: scope.to_owned(),
+            scope: scope.to_owned(),
+            shards: shards.to_owned(),
+            patroni: Vec::new(),
+            moved_from: None,
+        }
+    }
 }
 
 /// Everything the store needs.
@@ -74,6 +88,39 @@ pub struct PostgresOptions {
     pub reads_per_second: u32,
     /// The tenants' shares of the queues of reads and writes.
     pub tenant_weights: TenantWeights,
+}
+
+impl PostgresOptions {
+    /// Options of a process that publishes the outbox, with the defaults of the configuration.
+    pub fn new(
+        clusters: Vec<ClusterOptions>,
+        etcd: Vec<String>,
+        database: String,
+        user: String,
+        password: String,
+    ) -> Self {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        Self {
+            clusters,
+            map_version: 1,
+            etcd,
+            database,
+            user,
+            password,
+            tls: None,
+            limits: Limits::default(),
+            breakers: Breakers::new(Arc::clone(&clock)),
+            clock,
+            node: "tagfast".to_owned(),
+            lanes: 2,
+            outbox_bytes: 64 << 30,
+            relay: true,
+            hold: Duration::from_secs(10),
+            read_concurrency: 16,
+            reads_per_second: 0,
+            tenant_weights: TenantWeights::default(),
+        }
+    }
 }
 
 /// Timeouts, intervals and limits.

@@ -12,7 +12,7 @@ use futures_util::future::join;
 use tagfast_domain::{ContentKey, Epoch, TenantId, codec};
 use tagfast_resilience::ErrorChain;
 use tagfast_sharding::LogicalShard;
-use tagfast_store::{ScanPage, ShardScanner, StoreError, stored_key};
+use tagfast_store::{ScanPage, ScanRequest, ShardScanner, StoreError, stored_key};
 use tokio::time::Instant;
 use tokio_postgres::types::ToSql;
 
@@ -31,13 +31,8 @@ const RECONNECT_DELAY: Duration = Duration::from_millis(100);
 
 #[async_trait]
 impl ShardScanner for PostgresStore {
-    async fn scan(
-        &self,
-        shard: LogicalShard,
-        tenant: Option<&TenantId>,
-        after: Option<&ContentKey>,
-        limit: usize,
-    ) -> Result<ScanPage, StoreError> {
+    async fn scan(&self, request: ScanRequest<'_>) -> Result<ScanPage, StoreError> {
+        let ScanRequest { shard, tenant, after, limit } = request;
         let handle = self.cluster(shard);
         let until = Instant::now() + PAGE_TIMEOUT;
         let (low, high) = key_range(shard, tenant, after);

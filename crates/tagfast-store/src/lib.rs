@@ -25,8 +25,8 @@ pub use error::StoreError;
 pub use local_writes::{LocalWrites, RequiredVersion};
 pub use options::{Consistency, Durability, ReadOptions};
 pub use ports::{
-    CacheUse, Degraded, History, ReceiptReader, ScanPage, ShardScanner, SharedStore, Source,
-    TagReader, TagStore, TagWriter, Verdict, View, WriteAnswer, WriteRequest,
+    CacheUse, Degraded, History, ReceiptReader, ScanPage, ScanRequest, ShardScanner, SharedStore,
+    Source, TagReader, TagStore, TagWriter, Verdict, View, WriteAnswer, WriteRequest,
 };
 pub use seal::{SealError, SealKind, Sealer};
 pub use token::{ConsistencyToken, Position, Receipt};

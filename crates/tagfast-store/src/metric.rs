@@ -1,6 +1,8 @@
 //! Metrics that every store records, with the values of their labels.
 
-use tagfast_resilience::{define_metrics, label_enum};
+use tagfast_resilience::{counter, define_metrics, label_enum};
+
+use crate::fair_queue::QueueFull;
 
 label_enum! {
     /// Why a write was refused before it was applied.
@@ -53,4 +55,14 @@ define_metrics! {
     pub counter STORE_COMMIT_FAILURES = "tagfast_store_commit_failures_total" {
         reason: CommitFailureReason,
     };
+}
+
+/// Counts a write that a full queue refused; returns what is full, for the caller of the write.
+pub fn count_queue_full(full: QueueFull) -> &'static str {
+    let (what, reason) = match full {
+        QueueFull::Full => ("write", RefusalReason::QueueFull),
+        QueueFull::TenantShare => ("tenant's share of the write", RefusalReason::TenantShare),
+    };
+    counter!(STORE_REFUSED, "reason" => reason).increment(1);
+    what
 }

@@ -105,6 +105,15 @@ pub struct WriteRequest {
     pub traceparent: Option<String>,
 }
 
+impl WriteRequest {
+    /// A write that may be a retry, must only survive on its node, and has neither a deadline nor a
+    /// trace.
+    pub fn local(write: Write) -> Self {
+        let durability = Durability::Local;
+        Self { write, fresh: false, durability, deadline: None, traceparent: None }
+    }
+}
+
 /// An acknowledged write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WriteAnswer {
@@ -145,6 +154,7 @@ pub trait TagReader: Send + Sync {
     async fn view(&self, key: &ContentKey, options: &ReadOptions<'_>) -> Result<View, StoreError>;
 
     /// The views of several contents, in request order. A failing shard fails only its own items.
+    /// By default they are read one after the other.
     ///
     /// # Errors
     ///
@@ -153,7 +163,13 @@ pub trait TagReader: Send + Sync {
         &self,
         keys: &[ContentKey],
         options: &ReadOptions<'_>,
-    ) -> Vec<Result<View, StoreError>>;
+    ) -> Vec<Result<View, StoreError>> {
+        let mut views = Vec::with_capacity(keys.len());
+        for key in keys {
+            views.push(self.view(key, options).await);
+        }
+        views
+    }
 }
 
 /// Writes tags.
@@ -196,24 +212,37 @@ pub struct ScanPage {
     pub next: Option<ContentKey>,
 }
 
+/// What one page of a scan holds.
+#[derive(Debug, Clone, Copy)]
+pub struct ScanRequest<'a> {
+    /// The shard that is scanned.
+    pub shard: LogicalShard,
+    /// Only the contents of this tenant; `None`: of all tenants.
+    pub tenant: Option<&'a TenantId>,
+    /// Only the contents after this key; `None`: from the start of the shard.
+    pub after: Option<&'a ContentKey>,
+    /// Maximum contents of the page.
+    pub limit: usize,
+}
+
+impl<'a> ScanRequest<'a> {
+    /// Contents of all tenants.
+    pub fn of_all(shard: LogicalShard, after: Option<&'a ContentKey>, limit: usize) -> Self {
+        Self { shard, tenant: None, after, limit }
+    }
+}
+
 /// Scans whole shards: for export, rebuild and recount.
 #[async_trait]
 pub trait ShardScanner: Send + Sync {
-    /// Up to `limit` contents of a shard after `after` (`None`: from its start), in key order; with
-    /// `tenant`, only that tenant's. A content that exists during the whole scan is returned; each
-    /// page is consistent in itself.
+    /// The contents that `request` names, in key order. A content that exists during the whole scan
+    /// is returned; each page is consistent in itself.
     ///
     /// # Errors
     ///
     /// [`StoreError::Unavailable`], [`StoreError::Deadline`] with a known outcome,
     /// [`StoreError::Damaged`] and [`StoreError::Internal`]; a page is never partial.
-    async fn scan(
-        &self,
-        shard: LogicalShard,
-        tenant: Option<&TenantId>,
-        after: Option<&ContentKey>,
-        limit: usize,
-    ) -> Result<ScanPage, StoreError>;
+    async fn scan(&self, request: ScanRequest<'_>) -> Result<ScanPage, StoreError>;
 
     /// The epoch this store writes in.
     ///

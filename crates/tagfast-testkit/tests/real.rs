@@ -53,12 +53,7 @@ fn a_cluster_comes_up_fails_over_and_leaves_nothing() {
 #[test]
 fn kafka_opensearch_and_redis_come_up_behind_the_proxy() {
     let dir = tempfile::tempdir().expect("a folder");
-    let options = StackOptions {
-        redis: true,
-        kafka: true,
-        opensearch: true,
-        ..StackOptions::clusters_only(0, dir.path())
-    };
+    let options = StackOptions::complete(0, dir.path());
     let stack = Stack::up(&options, &|_| ()).expect("it comes up");
     assert_eq!(stack.problems(), Vec::<String>::new());
     let url = stack.info().opensearch.as_ref().expect("it is part of the stack").url.clone();

@@ -14,15 +14,15 @@ use tagfast_api::{
     router, serve,
 };
 use tagfast_domain::{
-    ContentKey, Epoch, EpochId, EpochOrdinal, Limits, Operation, TagName, Tagging, TenantId,
-    UserId, Version,
+    ContentKey, Epoch, EpochId, EpochOrdinal, Limits, Operation, TagName, Tagging, UserId, Version,
 };
 use tagfast_popular::RecountReport;
 use tagfast_resilience::{Breakers, Clock, SystemClock};
 use tagfast_sharding::LogicalShard;
 use tagfast_store::{
-    CacheUse, Position, ReadOptions, Receipt, ReceiptReader, ScanPage, Sealer, ShardScanner,
-    Source, StoreError, TagReader, TagWriter, Verdict, View, WriteAnswer, WriteRequest,
+    CacheUse, Position, ReadOptions, Receipt, ReceiptReader, ScanPage, ScanRequest, Sealer,
+    ShardScanner, Source, StoreError, TagReader, TagWriter, Verdict, View, WriteAnswer,
+    WriteRequest,
 };
 
 /// The options of the command line.
@@ -95,18 +95,6 @@ impl TagReader for NoopStore {
             cache: CacheUse::Bypass,
         })
     }
-
-    async fn view_many(
-        &self,
-        keys: &[ContentKey],
-        options: &ReadOptions<'_>,
-    ) -> Vec<Result<View, StoreError>> {
-        let mut views = Vec::with_capacity(keys.len());
-        for key in keys {
-            views.push(self.view(key, options).await);
-        }
-        views
-    }
 }
 
 #[async_trait]
@@ -124,14 +112,8 @@ impl TagWriter for NoopStore {
 }
 
 #[async_trait]
-impl ShardScanner for NoopStore {
-    async fn scan(
-        &self,
-        _shard: LogicalShard,
-        _tenant: Option<&TenantId>,
-        _after: Option<&ContentKey>,
-        _limit: usize,
-    ) -> Result<ScanPage, StoreError> {
+impl ShardScanner for EmptyScanner {
+    async fn scan(&self, _: ScanRequest<'_>) -> Result<ScanPage, StoreError> {
         Ok(ScanPage::default())
     }
 

@@ -11,6 +11,8 @@ mod commands;
 pub mod config;
 mod consumers;
 mod demo;
+#[cfg(test)]
+mod golden;
 mod node;
 #[cfg(feature = "kafka")]
 pub mod outbox;

@@ -16,7 +16,7 @@ use tagfast_events::BusError;
 use tagfast_events_kafka::{EpochFate, Publisher};
 use tagfast_failover::EpochRecord;
 use tagfast_resilience::{Breaker, BreakerOptions, Breakers};
-use tagfast_store_postgres::{EndedEpoch, OutboxRow, OutboxSink, PublishError};
+use tagfast_store_postgres::{EndedEpoch, OutboxBatch, OutboxSink, PublishError};
 
 /// Publishes outbox rows.
 pub struct KafkaOutbox {
@@ -83,13 +83,8 @@ impl OutboxSink for KafkaOutbox {
         self.guarded(self.publisher.marker(cluster, epoch.ordinal, epoch.minted_at)).await
     }
 
-    async fn publish(
-        &self,
-        cluster: &str,
-        epoch: &EpochRecord,
-        rows: &[OutboxRow],
-        hi: u64,
-    ) -> Result<(), PublishError> {
+    async fn publish(&self, batch: OutboxBatch<'_>) -> Result<(), PublishError> {
+        let OutboxBatch { cluster, epoch, rows, hi } = batch;
         let mut events = Vec::with_capacity(rows.len());
         for row in rows {
             let undecodable = |source| UndecodableRow { xid: row.xid, n: row.n, source };

@@ -30,7 +30,7 @@ fn hello(setup: &Setup, service: &ServerProcess, token: &str, path: &str) -> Res
         bail!("{path}: {}", answer.text());
     }
     let bytes = answer.body.len().to_string();
-    Ok(ServerOptions::other(setup.examples.join("hello")).arg("--body-bytes").arg(bytes).start())
+    Ok(ServerOptions::other(setup.example("hello")).arg("--body-bytes").arg(bytes).start())
 }
 
 fn words(words: &[&str]) -> Vec<String> {
@@ -145,7 +145,7 @@ pub(crate) fn figures(setup: &Setup) -> Result<Vec<Figure>> {
     let ok = figure.ratio().is_some_and(|r| r >= 0.5);
     figures.push(figure.target(">= 0.5x of hello", ok));
 
-    let nothing = ServerOptions::other(setup.examples.join("noop_store_server")).start();
+    let nothing = ServerOptions::other(setup.example("noop_store_server")).start();
     let args = with(&["--mix", "tag=1", "--connections", "256"]);
     let own = Load { server: &service, args: args.clone() };
     let measured = measure_alternately(setup, [&own, &Load { server: &nothing, args }])?;

@@ -58,7 +58,6 @@ pub(crate) fn bench(options: &BenchOptions) -> Result<()> {
     let setup = Setup {
         quick: options.quick,
         program: release.join("tagfast"),
-        examples: release.join("examples"),
         sample: root().join("demo").join("debtags.ndjson.gz"),
         scratch: scratch.clone(),
     };

@@ -38,26 +38,11 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tagfast-events",
         ],
     ),
-    (
-        "tagfast-store-embedded",
-        &[
-            "tagfast-domain",
-            "tagfast-sharding",
-            "tagfast-resilience",
-            "tagfast-store",
-            "tagfast-events",
-        ],
-    ),
+    ("tagfast-store-embedded", STORE_AND_EVENTS),
     (
         "tagfast-search",
         // Sharding and the store are for its conformance suite only.
-        &[
-            "tagfast-domain",
-            "tagfast-sharding",
-            "tagfast-resilience",
-            "tagfast-store",
-            "tagfast-events",
-        ],
+        STORE_AND_EVENTS,
     ),
     ("tagfast-search-tantivy", SEARCH_ENGINE),
     ("tagfast-search-opensearch", SEARCH_ENGINE),
@@ -116,6 +101,15 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("tagfast-testkit", &[]),
     ("xtask", &["tagfast-testkit"]),
+];
+
+/// The ports of stores and events, and what is below them.
+const STORE_AND_EVENTS: &[&str] = &[
+    "tagfast-domain",
+    "tagfast-sharding",
+    "tagfast-resilience",
+    "tagfast-store",
+    "tagfast-events",
 ];
 
 /// What an engine of the search port may use.

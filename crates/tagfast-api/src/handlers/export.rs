@@ -16,7 +16,7 @@ use serde::{Deserialize, Deserializer};
 use tagfast_domain::{ContentKey, TenantId};
 use tagfast_resilience::ErrorChain;
 use tagfast_sharding::LogicalShard;
-use tagfast_store::{ScanPage, SharedStore, StoreError};
+use tagfast_store::{ScanPage, ScanRequest, SharedStore, StoreError};
 use utoipa::IntoParams;
 
 use crate::headers;
@@ -145,8 +145,12 @@ impl ExportStream {
     /// The next chunk that is not empty; `None` at the end.
     async fn next(&mut self) -> Result<Option<Bytes>, StoreError> {
         while let Some(shard) = self.shards.last().copied() {
-            let scan =
-                self.store.scan(shard, Some(&self.tenant), self.after.as_ref(), SCAN_PAGE_CONTENTS);
+            let scan = self.store.scan(ScanRequest {
+                shard,
+                tenant: Some(&self.tenant),
+                after: self.after.as_ref(),
+                limit: SCAN_PAGE_CONTENTS,
+            });
             let page = scan.await?;
             let lines = encode_lines(&page);
             self.after = page.next;

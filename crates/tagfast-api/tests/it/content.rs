@@ -149,19 +149,12 @@ async fn entity_tags_spare_the_body_and_guard_the_write() {
     let weak = fixture.get(TAGS).header("if-none-match", &format!("\"1\", W/{tag}")).send().await;
     assert_eq!(weak.status, 304);
 
-    let replaced = fixture
-        .request("PUT", TAGS)
-        .header("if-match", &tag)
-        .json(r#"{"tags": ["b"]}"#)
-        .send()
-        .await;
+    let replace = async |tags: &str| {
+        fixture.request("PUT", TAGS).header("if-match", &tag).json(tags).send().await
+    };
+    let replaced = replace(r#"{"tags": ["b"]}"#).await;
     let newer = replaced.ok()["version"].clone();
-    let stale = fixture
-        .request("PUT", TAGS)
-        .header("if-match", &tag)
-        .json(r#"{"tags": ["c"]}"#)
-        .send()
-        .await;
+    let stale = replace(r#"{"tags": ["c"]}"#).await;
     let problem = stale.problem("version_mismatch");
     assert_eq!(problem["current_version"], newer);
     assert_eq!(fixture.get(TAGS).header("if-none-match", &tag).send().await.status, 200);

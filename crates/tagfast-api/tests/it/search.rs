@@ -110,19 +110,14 @@ async fn a_cursor_belongs_to_its_query_and_day() {
     let page = fixture.get("/v1/search?q=critical&limit=2").send().await.ok();
     let cursor = page["next_cursor"].as_str().unwrap().to_owned();
     fixture.get(&format!("/v1/search?q=critical&limit=3&cursor={cursor}")).send().await.ok();
+    let next = async |query: &str| {
+        fixture.get(&format!("/v1/search?{query}&cursor={cursor}")).send().await
+    };
     for other in ["q=ui-kit", "q=critical&sort=id", "q=critical&type=a"] {
-        fixture
-            .get(&format!("/v1/search?{other}&cursor={cursor}"))
-            .send()
-            .await
-            .problem("bad_cursor");
+        next(other).await.problem("bad_cursor");
     }
     fixture.clock.advance(86_400_001);
-    fixture
-        .get(&format!("/v1/search?q=critical&cursor={cursor}"))
-        .send()
-        .await
-        .problem("bad_cursor");
+    next("q=critical").await.problem("bad_cursor");
 }
 
 #[tokio::test]

@@ -7,16 +7,16 @@ use async_trait::async_trait;
 use parking_lot::{Mutex, MutexGuard};
 use tagfast_cache::{CacheDependencies, CacheOptions, CachedStore};
 use tagfast_domain::{
-    ContentKey, Epoch, EpochId, EpochOrdinal, Operation, Tag, TagName, Tagging, TenantId, UserId,
-    Version, Write, WriteId,
+    ContentKey, Epoch, EpochId, EpochOrdinal, Operation, Tag, TagName, Tagging, UserId, Version,
+    Write, WriteId,
 };
 use tagfast_redis::{Redis, keys};
 use tagfast_resilience::{Clock, ManualClock};
 use tagfast_sharding::LogicalShard;
 use tagfast_store::{
-    CacheUse, Degraded, Durability, History, Position, ReadOptions, Receipt, ReceiptReader,
-    ScanPage, ShardScanner, SharedStore, Source, StoreError, TagReader, TagWriter, Verdict, View,
-    WriteAnswer, WriteRequest,
+    CacheUse, Degraded, History, Position, ReadOptions, Receipt, ReceiptReader, ScanPage,
+    ScanRequest, ShardScanner, SharedStore, Source, StoreError, TagReader, TagWriter, Verdict,
+    View, WriteAnswer, WriteRequest,
 };
 use tokio::sync::Notify;
 
@@ -49,17 +49,14 @@ pub(crate) fn add(key: &ContentKey, tag: &str, by: &str) -> WriteRequest {
     let mut id = [0; 16];
     getrandom::fill(&mut id).expect("random bytes");
     WriteRequest {
-        write: Write {
+        fresh: true,
+        ..WriteRequest::local(Write {
             id: WriteId(id),
             key: key.clone(),
             user: user(by),
             operation,
             if_match: None,
-        },
-        fresh: true,
-        durability: Durability::Local,
-        deadline: None,
-        traceparent: None,
+        })
     }
 }
 
@@ -216,18 +213,6 @@ impl TagReader for FakeStore {
             }
         }
     }
-
-    async fn view_many(
-        &self,
-        keys: &[ContentKey],
-        options: &ReadOptions<'_>,
-    ) -> Vec<Result<View, StoreError>> {
-        let mut all = Vec::new();
-        for key in keys {
-            all.push(self.view(key, options).await);
-        }
-        all
-    }
 }
 
 #[async_trait]
@@ -295,13 +280,7 @@ impl TagWriter for FakeStore {
 
 #[async_trait]
 impl ShardScanner for FakeStore {
-    async fn scan(
-        &self,
-        _: LogicalShard,
-        _: Option<&TenantId>,
-        _: Option<&ContentKey>,
-        _: usize,
-    ) -> Result<ScanPage, StoreError> {
+    async fn scan(&self, _: ScanRequest<'_>) -> Result<ScanPage, StoreError> {
         Ok(ScanPage::default())
     }
 

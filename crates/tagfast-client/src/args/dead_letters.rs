@@ -33,6 +33,19 @@ pub struct DeadLetterFilterArgs {
     pub until: Option<String>,
 }
 
+/// Names the dead letters that a command changes.
+#[derive(Debug, Clone, Default, Args)]
+pub struct DeadLetterSelectionArgs {
+    /// Ids of dead letters.
+    pub ids: Vec<String>,
+    /// Selection of dead letters.
+    #[command(flatten)]
+    pub filter: DeadLetterFilterArgs,
+    /// Every open dead letter; needed when no condition is given.
+    #[arg(long)]
+    pub all: bool,
+}
+
 /// `dead-letters list`
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
@@ -79,14 +92,9 @@ pub enum DeadLettersCommand {
                   Exit code 3 when a dead letter failed again. Ctrl-C ends the waiting, not the \
                   replay.")]
     Replay {
-        /// Ids of dead letters.
-        ids: Vec<String>,
-        /// Selection of dead letters.
+        /// The dead letters.
         #[command(flatten)]
-        filter: DeadLetterFilterArgs,
-        /// Every open dead letter; needed when no condition is given.
-        #[arg(long)]
-        all: bool,
+        selection: DeadLetterSelectionArgs,
         /// Only count how many would be applied and how many are superseded.
         #[arg(long)]
         dry_run: bool,
@@ -101,14 +109,9 @@ pub enum DeadLettersCommand {
     #[command(after_help = "Example:\n  \
                   tagfast dead-letters discard indexer/3/1207 --reason 'test data'")]
     Discard {
-        /// Ids of dead letters.
-        ids: Vec<String>,
-        /// Selection of dead letters.
+        /// The dead letters.
         #[command(flatten)]
-        filter: DeadLetterFilterArgs,
-        /// Every open dead letter; needed when no condition is given.
-        #[arg(long)]
-        all: bool,
+        selection: DeadLetterSelectionArgs,
         /// Reason, for the audit log.
         #[arg(long)]
         reason: String,

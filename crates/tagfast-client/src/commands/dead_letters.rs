@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::args::{DeadLetterFilterArgs, DeadLettersCommand, ListDeadLettersArgs};
+use crate::args::{
+    DeadLetterFilterArgs, DeadLetterSelectionArgs, DeadLettersCommand, ListDeadLettersArgs,
+};
 use crate::error::{CliError, CommandResult, Exit};
 use crate::http::{Client, encode};
 use crate::json::{list, number, text};
@@ -19,16 +21,17 @@ pub(super) async fn run(command: &DeadLettersCommand, terminal: &Terminal) -> Co
     match command {
         DeadLettersCommand::List(args) => list_page(args, terminal).await,
         DeadLettersCommand::Show { id, client } => show(&Client::new(client)?, id, terminal).await,
-        DeadLettersCommand::Replay { ids, filter, all, dry_run, rate, client } => {
-            let mut body =
-                json!({"filter": filter_body(ids, filter), "all": all, "dry_run": dry_run});
+        DeadLettersCommand::Replay { selection, dry_run, rate, client } => {
+            let mut body = selection_body(selection);
+            body["dry_run"] = json!(dry_run);
             if let Some(rate) = rate {
                 body["rate"] = json!(rate);
             }
             replay(&Client::new(client)?, &body, terminal).await
         }
-        DeadLettersCommand::Discard { ids, filter, all, reason, client } => {
-            let body = json!({"filter": filter_body(ids, filter), "all": all, "reason": reason});
+        DeadLettersCommand::Discard { selection, reason, client } => {
+            let mut body = selection_body(selection);
+            body["reason"] = json!(reason);
             let answer = Client::new(client)?.post("/v1/dead-letters:discard", &body, None).await?;
             let shown = format!("{} dead letters were discarded", number(&answer, "discarded"));
             render_answer(&answer, shown, terminal)
@@ -81,6 +84,12 @@ fn conditions(filter: &DeadLetterFilterArgs) -> impl Iterator<Item = (&'static s
         ("until", &filter.until),
     ];
     all.into_iter().filter_map(|(name, value)| Some((name, value.as_ref()?)))
+}
+
+/// The part of a request that names the dead letters.
+fn selection_body(selection: &DeadLetterSelectionArgs) -> Value {
+    let DeadLetterSelectionArgs { ids, filter, all } = selection;
+    json!({"filter": filter_body(ids, filter), "all": all})
 }
 
 fn filter_body(ids: &[String], filter: &DeadLetterFilterArgs) -> Value {

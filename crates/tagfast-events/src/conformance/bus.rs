@@ -56,6 +56,11 @@ struct Reader {
 }
 
 impl Reader {
+    /// Reads from the group's committed position; the group and the contents are named `name`.
+    async fn of(harness: &dyn BusHarness, name: &'static str) -> Self {
+        Self::begin(&harness.bus().await, ConsumerGroup(name), name, &Positions::new()).await
+    }
+
     async fn begin(
         bus: &Arc<dyn Bus>,
         group: ConsumerGroup,
@@ -126,9 +131,7 @@ impl Reader {
 pub async fn events_of_a_content_keep_their_order(harness: &dyn BusHarness) {
     let all = contents("order", 20, 10);
     harness.publish(&all).await;
-    let mut reader =
-        Reader::begin(&harness.bus().await, ConsumerGroup("order"), "order", &Positions::new())
-            .await;
+    let mut reader = Reader::of(harness, "order").await;
     reader.read(all.len()).await;
     assert_eq!(reader.keys(), counted(&all), "each event once");
     let mut by_key: BTreeMap<&ContentKey, Vec<(Partition, Version)>> = BTreeMap::new();
@@ -155,9 +158,7 @@ pub async fn what_was_not_committed_comes_again(harness: &dyn BusHarness) {
     let all = contents("again", 10, 5);
     harness.publish(&all).await;
     for _ in 0..2 {
-        let mut reader =
-            Reader::begin(&harness.bus().await, ConsumerGroup("again"), "again", &Positions::new())
-                .await;
+        let mut reader = Reader::of(harness, "again").await;
         reader.read(all.len()).await;
         assert_eq!(reader.keys(), counted(&all));
         // Dropped without a close, like a process that dies.
@@ -168,13 +169,7 @@ pub async fn what_was_not_committed_comes_again(harness: &dyn BusHarness) {
 pub async fn what_was_committed_does_not_come_again(harness: &dyn BusHarness) {
     let first = contents("committed", 10, 5);
     harness.publish(&first).await;
-    let mut reader = Reader::begin(
-        &harness.bus().await,
-        ConsumerGroup("committed"),
-        "committed",
-        &Positions::new(),
-    )
-    .await;
+    let mut reader = Reader::of(harness, "committed").await;
     reader.read(first.len()).await;
     let positions = reader.positions.clone();
     reader.consumer.commit(&positions).await.expect("a commit");
@@ -182,13 +177,7 @@ pub async fn what_was_committed_does_not_come_again(harness: &dyn BusHarness) {
     drop(reader);
     let second: Vec<ContentKey> = (100..110).map(|n| content("committed", n)).collect();
     harness.publish(&second).await;
-    let mut reader = Reader::begin(
-        &harness.bus().await,
-        ConsumerGroup("committed"),
-        "committed",
-        &Positions::new(),
-    )
-    .await;
+    let mut reader = Reader::of(harness, "committed").await;
     reader.read(second.len()).await;
     reader.nothing_more().await;
     assert_eq!(reader.keys(), counted(&second));
@@ -200,9 +189,7 @@ pub async fn what_was_committed_does_not_come_again(harness: &dyn BusHarness) {
 pub async fn a_given_position_decides(harness: &dyn BusHarness) {
     let all = contents("given", 10, 4);
     harness.publish(&all).await;
-    let mut reader =
-        Reader::begin(&harness.bus().await, ConsumerGroup("given"), "given", &Positions::new())
-            .await;
+    let mut reader = Reader::of(harness, "given").await;
     reader.read(all.len()).await;
     let ends = reader.positions.clone();
     reader.consumer.commit(&ends).await.expect("a commit");
@@ -235,9 +222,7 @@ pub async fn groups_do_not_share(harness: &dyn BusHarness) {
 pub async fn a_paused_partition_is_silent_and_keeps_its_records(harness: &dyn BusHarness) {
     let first = contents("paused", 30, 2);
     harness.publish(&first).await;
-    let mut reader =
-        Reader::begin(&harness.bus().await, ConsumerGroup("paused"), "paused", &Positions::new())
-            .await;
+    let mut reader = Reader::of(harness, "paused").await;
     reader.read(first.len()).await;
     let held = reader.seen[0].0.partition;
     reader.consumer.set_paused(held, true);
@@ -261,9 +246,7 @@ pub async fn a_paused_partition_is_silent_and_keeps_its_records(harness: &dyn Bu
 pub async fn a_dropped_poll_loses_nothing(harness: &dyn BusHarness) {
     let all = contents("dropped", 40, 5);
     harness.publish(&all).await;
-    let mut reader =
-        Reader::begin(&harness.bus().await, ConsumerGroup("dropped"), "dropped", &Positions::new())
-            .await;
+    let mut reader = Reader::of(harness, "dropped").await;
     let end = Instant::now() + TEST_TIMEOUT;
     let mut n = 0;
     while reader.seen.len() < all.len() {
@@ -282,8 +265,7 @@ pub async fn a_dropped_poll_loses_nothing(harness: &dyn BusHarness) {
 
 /// The watermark of a partition without events follows the clock.
 pub async fn an_idle_partition_tells_the_truth(harness: &dyn BusHarness) {
-    let mut reader =
-        Reader::begin(&harness.bus().await, ConsumerGroup("idle"), "idle", &Positions::new()).await;
+    let mut reader = Reader::of(harness, "idle").await;
     let (requested, end) = (harness.now(), Instant::now() + TEST_TIMEOUT);
     let partitions = harness.bus().await.partitions();
     loop {

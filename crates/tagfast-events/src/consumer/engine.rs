@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use tagfast_domain::UnixMillis;
-use tagfast_resilience::task::StopSignal;
-use tagfast_resilience::{Clock, ErrorChain};
+use tagfast_resilience::ErrorChain;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -15,14 +14,13 @@ use super::parking::{FailureReason, Parking};
 use super::progress::Progress;
 use super::replay::replay;
 use super::retry_queue::{PendingRecord, RetryQueue};
-use super::state::{ConsumerState, Request, RuntimeOptions, SharedState, StopRequested};
+use super::state::{ConsumerState, Request, StopRequested};
 use crate::bus::{
-    Bus, BusConsumer, BusError, BusRecord, FailureClass, Partition, PollResult, Positions,
-    RecordKind,
+    BusConsumer, BusError, BusRecord, FailureClass, Partition, PollResult, Positions, RecordKind,
 };
 use crate::envelope;
 use crate::metric::{self, RecordOutcome};
-use crate::sink::{RecordVerdict, Sink, SinkRecord, Start};
+use crate::sink::{RebuildRequest, RecordVerdict, SinkRecord, Start};
 
 /// Why a rebuild starts when the bus no longer has the next record.
 const FELL_BEHIND: &str = "the group fell behind what the bus retained";
@@ -46,17 +44,9 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    pub(super) fn new(
-        bus: Arc<dyn Bus>,
-        sink: Arc<dyn Sink>,
-        options: RuntimeOptions,
-        clock: Arc<dyn Clock>,
-        shared: Arc<SharedState>,
-        stop: StopSignal,
-        requests: mpsc::Receiver<Request>,
-    ) -> Self {
+    pub(super) fn new(context: Context, requests: mpsc::Receiver<Request>) -> Self {
         Self {
-            context: Context::new(bus, sink, options, clock, shared, stop),
+            context,
             requests,
             retries: RetryQueue::default(),
             parking: Parking::default(),
@@ -207,7 +197,7 @@ impl Engine {
             // A stop must not wait for a long copy; the half-built state is discarded.
             let result = tokio::select! {
                 () = self.context.stop.cancelled() => return Err(StopRequested),
-                result = sink.rebuild(&from, bus.epoch(), &report) => result,
+                result = sink.rebuild(RebuildRequest { from: &from, epoch: bus.epoch(), progress: &report }) => result,
             };
             match result {
                 Ok(()) => break,

@@ -7,6 +7,7 @@ use tagfast_resilience::Clock;
 use tagfast_resilience::task::{BackgroundTask, StopSignal};
 use tokio::sync::{mpsc, oneshot};
 
+use super::context::Context;
 use super::engine::Engine;
 use super::state::{
     ConsumerSnapshot, ReplayOutcome, ReplayRequest, Request, RuntimeOptions, SharedState,
@@ -40,7 +41,8 @@ impl Consumer {
         let group = sink.group();
         let state = Arc::clone(&shared);
         let task = BackgroundTask::spawn("consumer", async move |stop: StopSignal| {
-            Engine::new(bus, sink, options, clock, state, stop, requests).run().await;
+            let context = Context::new(bus, sink, options, clock, state, stop);
+            Engine::new(context, requests).run().await;
         });
         Self { group, shared, requests: sender, task }
     }

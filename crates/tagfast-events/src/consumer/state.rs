@@ -113,7 +113,7 @@ pub enum ReplayOutcome {
 pub(crate) struct SharedState {
     pub(super) state: Mutex<ConsumerState>,
     /// Everything committed before this time (Unix ms) is visible.
-    pub(super) visible: AtomicU64,
+    visible: AtomicU64,
     pub(super) parked: AtomicU64,
     pub(super) applied: AtomicU64,
     pub(super) rebuilt: AtomicU64,

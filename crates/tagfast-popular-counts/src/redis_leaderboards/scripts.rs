@@ -1,11 +1,22 @@
 //! Lua scripts of the publisher. Each checks the claim of the partition first (fencing) and changes
 //! everything in one step. The order of windows is that of `Window::ALL`.
 
-/// Stores counts of a partition, marks the tags and their tenants as dirty.
-pub(super) const PUSH_SCRIPT: &str = "
+/// A script that changes nothing unless the caller still holds the claim of the partition.
+macro_rules! fenced {
+    ($script:literal) => {
+        concat!(
+            "
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return redis.error_reply('FENCED another process owns it')
-end
+end",
+            $script
+        )
+    };
+}
+
+/// Stores counts of a partition, marks the tags and their tenants as dirty.
+pub(super) const PUSH_SCRIPT: &str = fenced!(
+    "
 local p = ARGV[2]
 local windows = {'all', '1h', '24h', '7d'}
 for i = 3, #ARGV, 7 do
@@ -18,35 +29,32 @@ for i = 3, #ARGV, 7 do
   redis.call('SADD', 'tf:pt:' .. merge_partition, tenant)
   redis.call('SADD', 'tf:pp:' .. p, tenant)
 end
-return 1";
+return 1"
+);
 
 /// Stores the time through which a partition is pushed or merged.
-pub(super) const STAMP_SCRIPT: &str = "
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then
-  return redis.error_reply('FENCED another process owns it')
-end
+pub(super) const STAMP_SCRIPT: &str = fenced!(
+    "
 redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
-return 1";
+return 1"
+);
 
 /// Takes the dirty tags of a tenant for a merge; the tags of an interrupted merge come first.
 /// Returns 0 if there are none.
-pub(super) const TAKE_DIRTY_SCRIPT: &str = "
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then
-  return redis.error_reply('FENCED another process owns it')
-end
+pub(super) const TAKE_DIRTY_SCRIPT: &str = fenced!(
+    "
 if redis.call('EXISTS', KEYS[3]) == 1 then return 1 end
 if redis.call('EXISTS', KEYS[2]) == 1 then
   redis.call('RENAME', KEYS[2], KEYS[3])
   return 1
 end
 redis.call('SREM', KEYS[4], ARGV[2])
-return 0";
+return 0"
+);
 
 /// Stores merged counts and displays on the leaderboards of a tenant.
-pub(super) const MERGE_SCRIPT: &str = "
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then
-  return redis.error_reply('FENCED another process owns it')
-end
+pub(super) const MERGE_SCRIPT: &str = fenced!(
+    "
 local tenant = ARGV[2]
 local windows = {'all', '1h', '24h', '7d'}
 for i = 3, #ARGV, 6 do
@@ -61,4 +69,5 @@ for i = 3, #ARGV, 6 do
 end
 local now = redis.call('TIME')
 redis.call('SET', 'tf:pv:' .. tenant, now[1] .. '.' .. now[2])
-return 1";
+return 1"
+);

@@ -2,7 +2,7 @@
 
 use fastrand::Rng;
 use tagfast_domain::{EpochId, TagName};
-use tagfast_events::{Sink, Start};
+use tagfast_events::{RebuildRequest, Sink, Start};
 use tagfast_popular::{PopularTags, Window};
 use tagfast_resilience::Clock;
 
@@ -181,7 +181,7 @@ async fn a_different_epoch_is_rebuilt_from_the_shards() {
     counting.write(&[event("e", "1", 5, START, &[("kept", START)])]);
     let other = EpochId([8; 16]);
     assert!(matches!(counting.counts.start(other, &[]).await, Ok(Start::Rebuild(_))));
-    counting.counts.rebuild(&positions(50), other, &|_| {}).await.expect("rebuilds");
+    counting.counts.rebuild(RebuildRequest::new(&positions(50), other)).await.expect("rebuilds");
     let start = counting.counts.start(other, &[]).await;
     assert!(matches!(start, Ok(Start::From(from)) if from == positions(50)));
     counting.assert_equals_the_model("e").await;
@@ -212,7 +212,7 @@ async fn a_position_survives_and_a_damaged_file_is_rebuilt() {
         reopened.counts.popular(&tenant, Window::All, 5).await.is_err(),
         "missing counts are not an empty leaderboard"
     );
-    reopened.counts.rebuild(&positions(7), EPOCH, &|_| {}).await.expect("rebuilds");
+    reopened.counts.rebuild(RebuildRequest::new(&positions(7), EPOCH)).await.expect("rebuilds");
     reopened.assert_equals_the_model("p").await;
 }
 

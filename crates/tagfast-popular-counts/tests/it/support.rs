@@ -5,16 +5,18 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use tagfast_domain::{
-    ContentKey, Epoch, EpochId, EpochOrdinal, Tag, Tagging, TaggingsEvent, TenantId, UnixMillis,
-    UserId, Version,
+    ContentKey, Epoch, EpochId, EpochOrdinal, Tag, Tagging, TaggingsEvent, UnixMillis, UserId,
+    Version,
 };
-use tagfast_events::{BusPosition, Partition, Positions, Sink, SinkRecord, Start, VisibleThrough};
+use tagfast_events::{
+    BusPosition, Partition, Positions, RebuildRequest, Sink, SinkRecord, Start, VisibleThrough,
+};
 use tagfast_popular::{PopularTags, Window};
 use tagfast_popular_counts::PopularCounts;
 use tagfast_resilience::{Clock, ManualClock};
 use tagfast_sharding::LogicalShard;
 use tagfast_store::conformance::scan_states;
-use tagfast_store::{ScanPage, ShardScanner, StoreError};
+use tagfast_store::{ScanPage, ScanRequest, ShardScanner, StoreError};
 
 use crate::model::Model;
 
@@ -29,15 +31,9 @@ pub(crate) struct Shards(pub(crate) Mutex<Model>);
 
 #[async_trait]
 impl ShardScanner for Shards {
-    async fn scan(
-        &self,
-        shard: LogicalShard,
-        tenant: Option<&TenantId>,
-        after: Option<&ContentKey>,
-        limit: usize,
-    ) -> Result<ScanPage, StoreError> {
+    async fn scan(&self, request: ScanRequest<'_>) -> Result<ScanPage, StoreError> {
         let model = self.0.lock();
-        Ok(scan_states(model.states(), shard, tenant, after, limit))
+        Ok(scan_states(model.states(), request))
     }
 
     async fn epoch(&self) -> Result<Epoch, StoreError> {
@@ -65,14 +61,12 @@ pub(crate) fn event(
     for (text, added_at) in tags {
         let tag = Tag::parse(text).expect("a valid tag");
         if !taggings.iter().any(|t| t.name == tag.name) {
-            taggings.push(Tagging {
-                name: tag.name,
-                display: tag.display,
-                user: UserId::parse("u").expect("a valid user"),
-                at: *added_at,
-                decided_at: Version::NONE,
-                present: true,
-            });
+            taggings.push(Tagging::of(
+                tag,
+                UserId::parse("u").expect("a valid user"),
+                *added_at,
+                Version::NONE,
+            ));
         }
     }
     taggings.sort_by(|a, b| a.name.cmp(&b.name));
@@ -120,7 +114,7 @@ impl Counting {
             matches!(counting.counts.start(EPOCH, &[]).await, Ok(Start::Rebuild(_))),
             "a new directory is rebuilt"
         );
-        counting.counts.rebuild(&positions(1), EPOCH, &|_| {}).await.expect("rebuilds");
+        counting.counts.rebuild(RebuildRequest::new(&positions(1), EPOCH)).await.expect("rebuilds");
         counting
     }
 

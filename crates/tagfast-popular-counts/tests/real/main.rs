@@ -14,7 +14,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use tagfast_domain::{TaggingsEvent, TenantId};
 use tagfast_events::{
-    BusPosition, Partition, Positions, PublisherEpochs, Sink, Start, VisibleThrough,
+    BusPosition, Partition, Positions, PublisherEpochs, RebuildRequest, Sink, Start, VisibleThrough,
 };
 use tagfast_popular::{PopularTags, Window};
 use tagfast_popular_counts::{LeaderboardPublisher, PopularCounts, RedisLeaderboards};
@@ -104,7 +104,7 @@ impl Owner {
             .map(|p| (*p, BusPosition { next: 1, publisher_epochs: PublisherEpochs::embedded(1) }))
             .collect();
         if !missing.is_empty() {
-            self.counts.rebuild(&missing, EPOCH, &|_| {}).await.expect("it is counted");
+            self.counts.rebuild(RebuildRequest::new(&missing, EPOCH)).await.expect("it is counted");
         }
         self.observe(&partitions);
     }

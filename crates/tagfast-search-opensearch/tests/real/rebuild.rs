@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tagfast_domain::TenantId;
-use tagfast_events::Sink;
+use tagfast_events::{RebuildRequest, Sink};
 use tagfast_search::SearchIndex;
 use tagfast_search::conformance::{NOW, event, request};
 
@@ -30,7 +30,9 @@ async fn a_rebuild_includes_concurrent_writes() {
     assert_eq!(engine.index.documents().await.expect("a count"), 1600);
     let rebuilder = engine.reopen();
     let rebuilding =
-        tokio::spawn(async move { rebuilder.rebuild(&positions(1), EPOCH, &|_| {}).await });
+        tokio::spawn(
+            async move { rebuilder.rebuild(RebuildRequest::new(&positions(1), EPOCH)).await },
+        );
     let mut round = 0;
     while !rebuilding.is_finished() {
         round += 1;
@@ -100,7 +102,7 @@ async fn concurrent_rebuilds_take_turns() {
         tokio::spawn(async move {
             let mut waits = 0;
             // As the consumer runtime does: retry after a failure of the sink.
-            while let Err(error) = index.rebuild(&positions(1), EPOCH, &|_| {}).await {
+            while let Err(error) = index.rebuild(RebuildRequest::new(&positions(1), EPOCH)).await {
                 assert!(error.message.contains("another process rebuilds"), "{error}");
                 waits += 1;
                 tokio::time::sleep(Duration::from_millis(200)).await;

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tagfast_domain::{EpochId, TaggingsEvent};
-use tagfast_events::{BusPosition, Partition, Positions, PublisherEpochs, Sink, SinkRecord, Start};
+use tagfast_events::{
+    BusPosition, Partition, Positions, PublisherEpochs, RebuildRequest, Sink, SinkRecord, Start,
+};
 use tagfast_resilience::{Clock, ManualClock};
 use tagfast_search::SearchIndex;
 use tagfast_search::conformance::{MemoryShards, NOW, SearchHarness};
@@ -87,7 +89,7 @@ impl Engine {
             index.start(EPOCH, &[]).await.expect("it starts"),
             Start::Rebuild("there is no index yet")
         );
-        index.rebuild(&positions(1), EPOCH, &|_| {}).await.expect("an empty index");
+        index.rebuild(RebuildRequest::new(&positions(1), EPOCH)).await.expect("an empty index");
         assert_eq!(index.start(EPOCH, &[]).await.expect("it starts"), Start::Committed);
         Self { index, shards, options, clock, offset: AtomicU64::new(1), _server: None }
     }

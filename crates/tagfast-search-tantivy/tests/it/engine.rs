@@ -7,7 +7,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use parking_lot::Mutex;
 use tagfast_domain::EpochId;
-use tagfast_events::{RecordVerdict, Sink, Start};
+use tagfast_events::{RebuildRequest, RecordVerdict, Sink, Start};
 use tagfast_search::conformance::{self as suite, NOW, SearchHarness, event, request};
 use tagfast_search::{SearchError, SearchIndex, Total};
 use tagfast_search_tantivy::TantivyOptions;
@@ -126,7 +126,7 @@ async fn a_different_epoch_requests_a_rebuild_while_the_old_index_answers() {
         engine.index.search(&tenant, &request("x")).await.expect("still answers").hits.len(),
         1
     );
-    engine.index.rebuild(&positions(1), other, &|_| {}).await.expect("rebuilds");
+    engine.index.rebuild(RebuildRequest::new(&positions(1), other)).await.expect("rebuilds");
     assert!(matches!(engine.index.start(other, &[]).await, Ok(Start::From(_))));
     assert_eq!(engine.index.search(&tenant, &request("x")).await.expect("answers").hits.len(), 1);
     assert_eq!(engine.index.documents().await.expect("counts"), 1);
@@ -342,9 +342,10 @@ async fn a_rebuild_equals_the_shards_and_searches_go_on() {
     let reached = Mutex::new(Vec::new());
     let progress = |n| reached.lock().push(n);
     let from = positions(77);
-    let (rebuilt, found) = tokio::join!(engine.index.rebuild(&from, EPOCH, &progress), async {
-        engine.index.search(&tenant, &request("old")).await.map(|p| p.hits.len())
-    });
+    let (rebuilt, found) = tokio::join!(
+        engine.index.rebuild(RebuildRequest { from: &from, epoch: EPOCH, progress: &progress }),
+        async { engine.index.search(&tenant, &request("old")).await.map(|p| p.hits.len()) }
+    );
     rebuilt.expect("the rebuild ends");
     assert_eq!(found.expect("the old generation serves"), 1);
     assert!(reached.lock().windows(2).all(|w| w[0] <= w[1]));
@@ -382,7 +383,7 @@ async fn an_abandoned_rebuild_leaves_the_old_generation_and_nothing_else() {
     tokio::select! {
         biased;
         _ = copying => {}
-        _ = engine.index.rebuild(&from, EPOCH, &progress) => panic!("the first page comes first"),
+        _ = engine.index.rebuild(RebuildRequest { from: &from, epoch: EPOCH, progress: &progress }) => panic!("the first page comes first"),
     }
     assert_eq!(engine.generation(), before);
     engine.apply(&[event("ab", "t", "2", 1, NOW, &["x"])]).await;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use tagfast_domain::{EpochId, TaggingsEvent};
-use tagfast_events::{BusPosition, Partition, Positions, Sink, SinkRecord, Start};
+use tagfast_events::{BusPosition, Partition, Positions, RebuildRequest, Sink, SinkRecord, Start};
 use tagfast_resilience::ManualClock;
 use tagfast_search::SearchIndex;
 use tagfast_search::conformance::{MemoryShards, NOW, SearchHarness};
@@ -83,7 +83,7 @@ impl Engine {
             Start::Rebuild(reason) => {
                 let next = *self.offset.lock();
                 self.index
-                    .rebuild(&positions(next), EPOCH, &|_| {})
+                    .rebuild(RebuildRequest::new(&positions(next), EPOCH))
                     .await
                     .expect("the rebuild ends");
                 Some(reason)

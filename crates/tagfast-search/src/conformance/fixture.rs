@@ -41,25 +41,12 @@ pub fn event(
         .map(|t| {
             let tag = Tag::parse(t).expect("the suite's tags are valid");
             let user = UserId::parse("alice").expect("a valid user");
-            Tagging {
-                name: tag.name,
-                display: tag.display,
-                user,
-                at,
-                decided_at: version,
-                present: true,
-            }
+            Tagging::of(tag, user, at, version)
         })
         .collect();
     taggings.sort_by(|a, b| a.name.cmp(&b.name));
-    TaggingsEvent {
-        key,
-        version,
-        at,
-        publisher_epoch: EpochOrdinal(1),
-        tags: taggings,
-        changes: Vec::new(),
-    }
+    let publisher_epoch = EpochOrdinal(1);
+    TaggingsEvent { key, version, at, publisher_epoch, tags: taggings, changes: Vec::new() }
 }
 
 /// Builds a request for the first page; an empty query matches everything.

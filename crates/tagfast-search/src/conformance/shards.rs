@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use tagfast_domain::{ContentKey, Epoch, EpochId, EpochOrdinal, TaggingsEvent, TenantId};
-use tagfast_sharding::LogicalShard;
+use tagfast_domain::{ContentKey, Epoch, EpochId, EpochOrdinal, TaggingsEvent};
 use tagfast_store::conformance::scan_states;
-use tagfast_store::{ScanPage, ShardScanner, StoreError};
+use tagfast_store::{ScanPage, ScanRequest, ShardScanner, StoreError};
 
 use super::fixture::NOW;
 
@@ -33,15 +32,9 @@ impl MemoryShards {
 
 #[async_trait]
 impl ShardScanner for MemoryShards {
-    async fn scan(
-        &self,
-        shard: LogicalShard,
-        tenant: Option<&TenantId>,
-        after: Option<&ContentKey>,
-        limit: usize,
-    ) -> Result<ScanPage, StoreError> {
+    async fn scan(&self, request: ScanRequest<'_>) -> Result<ScanPage, StoreError> {
         let shards = self.0.lock();
-        Ok(scan_states(shards.iter(), shard, tenant, after, limit))
+        Ok(scan_states(shards.iter(), request))
     }
 
     async fn epoch(&self) -> Result<Epoch, StoreError> {

@@ -11,7 +11,8 @@ use tagfast_domain::{TagName, TenantId, UnixMillis};
 use tagfast_resilience::{Breaker, BreakerState, Criticality};
 use tagfast_search::conformance::request;
 use tagfast_search::{
-    GuardOptions, GuardedIndex, SearchError, SearchIndex, SearchPage, SearchRequest, Total,
+    GuardOptions, GuardedIndex, RelatedTags, SearchError, SearchIndex, SearchPage, SearchRequest,
+    Total,
 };
 use tokio::time::{Instant, sleep};
 
@@ -49,12 +50,7 @@ impl SearchIndex for FakeIndex {
         self.answer(empty).await
     }
 
-    async fn related(
-        &self,
-        _: &TenantId,
-        _: &TagName,
-        _: usize,
-    ) -> Result<Vec<(TagName, u64)>, SearchError> {
+    async fn related(&self, _: &TenantId, _: &TagName, _: usize) -> RelatedTags {
         self.answer(Vec::new()).await
     }
 

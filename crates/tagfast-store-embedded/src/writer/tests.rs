@@ -2,14 +2,14 @@
 
 use std::sync::atomic::AtomicU64;
 
-use tagfast_domain::{ContentKey, Operation, Tag, UserId, Version, Write, WriteId};
+use tagfast_domain::{ContentKey, Tag, Version, WriteId};
 use tagfast_resilience::ManualClock;
-use tagfast_store::{Durability, WriteRequest};
 use tokio::sync::oneshot;
 
 use super::*;
 use crate::directory::{self, Directory, OpenOptions};
 use crate::queue::Queue;
+use crate::queue::tests::job_of;
 use crate::retention::ExpireBytes;
 
 type Waiting = oneshot::Receiver<Result<WriteAnswer, StoreError>>;
@@ -45,22 +45,7 @@ fn key(id: &str) -> ContentKey {
 
 fn job(id: u128, content: &str, tags: usize) -> (WriteJob, Waiting) {
     let tags = (0..tags).map(|n| Tag::parse(&format!("{id:x}-{n:050}")).expect("a tag")).collect();
-    let write = Write {
-        id: WriteId(id.to_be_bytes()),
-        key: key(content),
-        user: UserId::parse("u").expect("a user"),
-        operation: Operation::patch(tags, Vec::new(), &Limits::default()).expect("a patch"),
-        if_match: None,
-    };
-    let request = WriteRequest {
-        write,
-        fresh: false,
-        durability: Durability::Local,
-        deadline: None,
-        traceparent: None,
-    };
-    let (reply, answer) = oneshot::channel();
-    (WriteJob { request, race: None, reply }, answer)
+    job_of(WriteId(id.to_be_bytes()), key(content), tags)
 }
 
 impl Fixture {

@@ -11,8 +11,8 @@ use tagfast_domain::{ContentKey, EpochId, Version};
 use tagfast_events::conformance::dead_letters::{DeadLetterStoreHarness, exhausted};
 use tagfast_events::{
     AutoReplayPolicy, Consumer, ConsumerGroup, DeadLetter, DeadLetterFilter, DeadLetterState,
-    DeadLetterStore, NewReplayJob, Partition, Positions, RecordVerdict, ReplayJob, ReplayWorker,
-    RuntimeOptions, Sink, SinkError, SinkRecord, Start,
+    DeadLetterStore, NewReplayJob, Partition, Positions, RebuildRequest, RecordVerdict, ReplayJob,
+    ReplayWorker, RuntimeOptions, Sink, SinkError, SinkRecord, Start,
 };
 use tagfast_resilience::SystemClock;
 use tagfast_store_embedded::EmbeddedStore;
@@ -113,12 +113,7 @@ impl Sink for Newest {
         Ok(positions.clone())
     }
 
-    async fn rebuild(
-        &self,
-        _: &Positions,
-        _: EpochId,
-        _: &(dyn Fn(u64) + Send + Sync),
-    ) -> Result<(), SinkError> {
+    async fn rebuild(&self, _: RebuildRequest<'_>) -> Result<(), SinkError> {
         Ok(())
     }
 

@@ -19,14 +19,7 @@ fn document(version: u64) -> Document {
     let version = Version::from_packed(version).expect("a version");
     let tag = tagfast_domain::Tag::parse("Kept Tag").expect("a tag");
     let user = UserId::parse("someone").expect("a user");
-    let tagging = Tagging {
-        name: tag.name,
-        display: tag.display,
-        user,
-        at: NOW,
-        decided_at: version,
-        present: true,
-    };
+    let tagging = Tagging::of(tag, user, NOW, version);
     Document { version, taggings: vec![tagging], ..Document::default() }
 }
 

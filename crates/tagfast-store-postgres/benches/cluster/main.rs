@@ -13,10 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tagfast_domain::{ContentKey, Limits, Operation, Tag, UserId, Write, WriteId};
-use tagfast_resilience::SystemClock;
-use tagfast_store::{
-    ConsistencyToken, Durability, ReadOptions, TagReader, TagWriter, WriteRequest,
-};
+use tagfast_store::{ConsistencyToken, ReadOptions, TagReader, TagWriter, WriteRequest};
 use tagfast_store_postgres::{ClusterOptions, NullSink, PostgresOptions, PostgresStore};
 use tagfast_testkit::stack::{NodeInfo, Stack, StackOptions};
 
@@ -87,9 +84,9 @@ impl Row {
             base.per_second,
             own.server_us,
             base.server_us,
-            own.p50_ms,
-            own.p99_ms,
-            base.p50_ms,
+            own.latency_ms[0],
+            own.latency_ms[1],
+            base.latency_ms[0],
             if target.is_empty() {
                 "-"
             } else if reached {
@@ -101,14 +98,14 @@ impl Row {
         let baseline = if let Workload::Views(_) = self.workload {
             "pgbench -S -M prepared -c 16".to_owned()
         } else {
-            format!("pgbench, 2 inserts, 64 clients, {:.1} ms on average", base.p50_ms)
+            format!("pgbench, 2 inserts, 64 clients, {:.1} ms on average", base.latency_ms[0])
         };
         let unit = if tags > 1.0 { format!("contents/s of {tags} tags") } else { "/s".to_owned() };
         serde_json::json!({
             "what": self.name, "value": own.per_second, "unit": unit, "baseline": baseline,
             "baseline_value": base.per_second,
             "cpu_us": own.server_us, "baseline_cpu_us": base.server_us,
-            "latency_us": [own.p50_ms * 1000.0, own.p99_ms * 1000.0, own.p999_ms * 1000.0],
+            "latency_us": own.latency_ms.map(|ms| ms * 1000.0),
             "target": (!target.is_empty()).then_some(&target),
             "ok": (!target.is_empty()).then_some(reached),
         })
@@ -342,30 +339,15 @@ fn median(mut all: Vec<Measured>) -> Measured {
 async fn open(stack: &Stack, lanes: usize) -> Arc<PostgresStore> {
     let info = stack.info();
     let options = PostgresOptions {
-        clusters: vec![ClusterOptions {
-            name: "c0".to_owned(),
-            scope: "c0".to_owned(),
-            shards: "0-63".to_owned(),
-            patroni: Vec::new(),
-            moved_from: None,
-        }],
-        map_version: 1,
-        etcd: info.etcd.iter().map(|e| e.url.clone()).collect(),
-        database: info.database.name.clone(),
-        user: info.database.user.clone(),
-        password: std::fs::read_to_string(&info.database.password_file).expect("the password"),
-        tls: None,
-        limits: Limits::default(),
-        clock: Arc::new(SystemClock),
         node: "bench".to_owned(),
         lanes,
-        outbox_bytes: 64 << 30,
-        relay: true,
-        hold: Duration::from_secs(10),
-        breakers: tagfast_resilience::Breakers::new(Arc::new(tagfast_resilience::SystemClock)),
-        read_concurrency: 16,
-        reads_per_second: 0,
-        tenant_weights: tagfast_store::fair_queue::TenantWeights::default(),
+        ..PostgresOptions::new(
+            vec![ClusterOptions::new("c0", "0-63")],
+            info.etcd.iter().map(|e| e.url.clone()).collect(),
+            info.database.name.clone(),
+            info.database.user.clone(),
+            std::fs::read_to_string(&info.database.password_file).expect("the password"),
+        )
     };
     let store = PostgresStore::open(options, Arc::new(NullSink)).expect("it opens");
     assert!(store.wait_until_ready(Duration::from_secs(30)).await, "{:?}", store.status());
@@ -380,13 +362,7 @@ fn write_of(n: u64, operation: Operation, id: u128) -> WriteRequest {
     let user = UserId::parse("bench").expect("a user");
     let write =
         Write { id: WriteId(id.to_be_bytes()), key: key(n), user, operation, if_match: None };
-    WriteRequest {
-        write,
-        fresh: true,
-        durability: Durability::Local,
-        deadline: None,
-        traceparent: None,
-    }
+    WriteRequest { fresh: true, ..WriteRequest::local(write) }
 }
 
 fn tag(n: u64) -> Tag {
@@ -503,6 +479,6 @@ async fn measure<F: Future<Output = ()> + Send + 'static>(
     }
     took.sort();
     let at = |share: usize| took[(took.len() - 1) * share / 1000].as_secs_f64() * 1000.0;
-    let (p50_ms, p99_ms, p999_ms) = (at(500), at(990), at(999));
-    Measured { per_second: count / seconds, server_us: cpu * 1e6 / count, p50_ms, p99_ms, p999_ms }
+    let latency_ms = [at(500), at(990), at(999)];
+    Measured { per_second: count / seconds, server_us: cpu * 1e6 / count, latency_ms }
 }

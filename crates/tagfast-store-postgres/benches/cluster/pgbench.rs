@@ -12,9 +12,8 @@ pub(crate) struct Measured {
     /// CPU of PostgreSQL an operation, in microseconds: for writes on the primary, for views on
     /// all nodes.
     pub(crate) server_us: f64,
-    pub(crate) p50_ms: f64,
-    pub(crate) p99_ms: f64,
-    pub(crate) p999_ms: f64,
+    /// Percentiles of the latency, in milliseconds: the 50th, the 99th and the 99.9th.
+    pub(crate) latency_ms: [f64; 3],
 }
 
 /// CPU time of all processes of these data directories, with the sessions that ended.
@@ -115,9 +114,7 @@ impl Pgbench {
         Measured {
             per_second,
             server_us: cpu * 1e6 / count,
-            p50_ms: average,
-            p99_ms: f64::NAN,
-            p999_ms: f64::NAN,
+            latency_ms: [average, f64::NAN, f64::NAN],
         }
     }
 }

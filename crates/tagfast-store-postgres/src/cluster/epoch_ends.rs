@@ -66,11 +66,16 @@ fn ends_of_ancestors(history: &[EpochRecord], current: &EpochRecord) -> HashMap<
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use tagfast_domain::EpochOrdinal;
 
-    fn epoch(n: u8, parent: Option<u8>, timeline: u32, fork_lsn: Option<u64>) -> EpochRecord {
+    pub(crate) fn epoch(
+        n: u8,
+        parent: Option<u8>,
+        timeline: u32,
+        fork_lsn: Option<u64>,
+    ) -> EpochRecord {
         EpochRecord {
             id: EpochId([n; 16]),
             ordinal: EpochOrdinal(u64::from(n)),

@@ -183,21 +183,7 @@ impl Cluster {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tagfast_domain::EpochOrdinal;
-
-    fn epoch(n: u8, parent: Option<u8>, timeline: u32, fork_lsn: Option<u64>) -> EpochRecord {
-        EpochRecord {
-            id: EpochId([n; 16]),
-            ordinal: EpochOrdinal(u64::from(n)),
-            term: u64::from(n),
-            member: "n".to_owned(),
-            timeline,
-            fork_lsn,
-            parent_id: parent.map(|p| EpochId([p; 16])),
-            minted_at: 0,
-            minted_by: "a".to_owned(),
-        }
-    }
+    use crate::cluster::epoch_ends::tests::epoch;
 
     #[test]
     fn an_unknown_epoch_is_not_a_lost_one() {

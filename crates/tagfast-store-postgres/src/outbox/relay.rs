@@ -29,7 +29,7 @@ use crate::locks::ACTIVE_RELAY;
 use crate::metric::{RECONCILED_CONTENTS, RELAY_FAILURES, RELAY_PUBLISHED};
 use crate::options::{limit, reconnect_delay};
 use crate::outbox::rotation::Rotation;
-use crate::outbox::sink::{EndedEpoch, OutboxRow, OutboxSink, PublishError};
+use crate::outbox::sink::{EndedEpoch, OutboxBatch, OutboxRow, OutboxSink, PublishError};
 use crate::sql::{EPOCH_CHECK_WITH_SNAPSHOT, FLUSH_LSN};
 use crate::write::rewrite::rewrite_in_epoch;
 use crate::write::session::WriteSession;
@@ -309,7 +309,8 @@ impl Relay {
         let hi = hi.get::<_, i64>(0).cast_unsigned();
         if let Some(last) = rows.last() {
             let cursor = Cursor { xid: last.xid, n: last.n };
-            let published = self.sink.publish(&self.cluster.name, epoch, &rows, hi);
+            let batch = OutboxBatch { cluster: &self.cluster.name, epoch, rows: &rows, hi };
+            let published = self.sink.publish(batch);
             with_keepalive(server, published).await??;
             counter!(RELAY_PUBLISHED, "cluster" => self.label()).increment(rows.len() as u64);
             active.cursor = cursor;

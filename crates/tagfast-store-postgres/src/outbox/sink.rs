@@ -55,6 +55,19 @@ impl PublishError {
     }
 }
 
+/// Outbox rows of one cluster that a relay publishes together.
+#[derive(Debug, Clone, Copy)]
+pub struct OutboxBatch<'a> {
+    /// Name of the cluster.
+    pub cluster: &'a str,
+    /// The epoch in which the relay publishes.
+    pub epoch: &'a EpochRecord,
+    /// The rows, in the order of their commits.
+    pub rows: &'a [OutboxRow],
+    /// A log position at or after the commit of each row.
+    pub hi: u64,
+}
+
 /// Where a relay publishes.
 #[async_trait]
 pub trait OutboxSink: Send + Sync {
@@ -66,19 +79,13 @@ pub trait OutboxSink: Send + Sync {
     /// The sink is not available; the relay calls again.
     async fn begin_epoch(&self, cluster: &str, epoch: &EpochRecord) -> Result<(), PublishError>;
 
-    /// Takes rows in their order, all of them. The log position `hi` is at or after the commit of
-    /// each. Returns when the sink has them durably.
+    /// Takes the rows of a batch in their order, all of them. Returns when the sink has them
+    /// durably.
     ///
     /// # Errors
     ///
     /// The sink is not available, or a row cannot be decoded; the relay offers all rows again.
-    async fn publish(
-        &self,
-        cluster: &str,
-        epoch: &EpochRecord,
-        rows: &[OutboxRow],
-        hi: u64,
-    ) -> Result<(), PublishError>;
+    async fn publish(&self, batch: OutboxBatch<'_>) -> Result<(), PublishError>;
 
     /// The contents that may have diverged: something was published about them that the history of
     /// `epoch` may lack, given the epochs before it. Called after [`OutboxSink::begin_epoch`],
@@ -95,7 +102,7 @@ pub trait OutboxSink: Send + Sync {
     ) -> Result<Vec<ContentKey>, PublishError>;
 
     /// Every event that was committed before `at` (Unix ms) is published; `hi` as in
-    /// [`OutboxSink::publish`].
+    /// [`OutboxBatch`].
     async fn complete_through(&self, cluster: &str, epoch: &EpochRecord, at: UnixMillis, hi: u64);
 }
 
@@ -109,13 +116,7 @@ impl OutboxSink for NullSink {
         Ok(())
     }
 
-    async fn publish(
-        &self,
-        _: &str,
-        _: &EpochRecord,
-        _: &[OutboxRow],
-        _: u64,
-    ) -> Result<(), PublishError> {
+    async fn publish(&self, _: OutboxBatch<'_>) -> Result<(), PublishError> {
         Ok(())
     }
 

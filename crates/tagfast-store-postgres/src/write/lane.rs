@@ -11,8 +11,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tagfast_domain::TenantId;
 use tagfast_resilience::counter;
-use tagfast_store::fair_queue::{FairQueue, QueueFull, Queued, TenantWeights};
-use tagfast_store::metric::{RefusalReason, STORE_REFUSED};
+use tagfast_store::fair_queue::{FairQueue, Queued, TenantWeights};
+use tagfast_store::metric::{RefusalReason, STORE_REFUSED, count_queue_full};
 use tagfast_store::{StoreError, WriteAnswer, WriteRequest};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
@@ -95,16 +95,10 @@ impl Lane {
             return Err(unavailable("the store is shutting down", false));
         }
         let write = QueuedWrite { request, reply, until, in_doubt: false };
-        queue.fresh.push(write).map_err(|(why, _)| {
-            let (full, reason) = match why {
-                QueueFull::Full => ("write", RefusalReason::QueueFull),
-                QueueFull::TenantShare => {
-                    ("tenant's share of the write", RefusalReason::TenantShare)
-                }
-            };
-            counter!(STORE_REFUSED, "reason" => reason).increment(1);
-            overloaded(full, limit::LANE_QUEUE_MAX)
-        })?;
+        queue
+            .fresh
+            .push(write)
+            .map_err(|(why, _)| overloaded(count_queue_full(why), limit::LANE_QUEUE_MAX))?;
         drop(queue);
         self.arrived.notify_one();
         self.filled.notify_one();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tagfast_domain::{ContentKey, Limits, Operation, Tag, TagName, UserId, Write, WriteId};
 use tagfast_sharding::{ContentHash, LogicalShard};
 use tagfast_store::{
-    Consistency, ConsistencyToken, Durability, ReadOptions, StoreError, TagReader, TagWriter, View,
+    Consistency, ConsistencyToken, ReadOptions, StoreError, TagReader, TagWriter, View,
     WriteRequest,
 };
 use tagfast_store_postgres::PostgresStore;
@@ -63,21 +63,8 @@ impl Load {
         let mut tasks = Vec::new();
         for (s, store) in stores.iter().enumerate() {
             for (cluster, answers) in answers.iter().enumerate() {
-                for client in 0..clients {
-                    let client = Client {
-                        number: client + s as u32 * clients,
-                        store: Arc::clone(store),
-                        answers: Arc::clone(answers),
-                        cluster,
-                        run: run.to_owned(),
-                        began,
-                        token: ConsistencyToken::default(),
-                    };
-                    tasks.push(tokio::spawn(client.work(Arc::clone(&stop))));
-                }
-                // Readers that do not wait for a writer.
-                let reader = Client {
-                    number: 1000 + s as u32,
+                let client = |number| Client {
+                    number,
                     store: Arc::clone(store),
                     answers: Arc::clone(answers),
                     cluster,
@@ -85,6 +72,12 @@ impl Load {
                     began,
                     token: ConsistencyToken::default(),
                 };
+                for n in 0..clients {
+                    let writer = client(n + s as u32 * clients);
+                    tasks.push(tokio::spawn(writer.work(Arc::clone(&stop))));
+                }
+                // Readers that do not wait for a writer.
+                let reader = client(1000 + s as u32);
                 tasks.push(tokio::spawn(reader.watch(Arc::clone(&stop))));
             }
         }
@@ -283,13 +276,7 @@ impl Client {
         let operation = Operation::patch(adds, removes, &Limits::default()).expect("a patch");
         let user = UserId::parse("load").expect("a user");
         let write = Write { id, key: key.clone(), user, operation, if_match: None };
-        let request = WriteRequest {
-            write,
-            fresh: false,
-            durability: Durability::Local,
-            deadline: None,
-            traceparent: None,
-        };
+        let request = WriteRequest::local(write);
         let mut call = WriteCall {
             client: self.number,
             content: key.to_string(),

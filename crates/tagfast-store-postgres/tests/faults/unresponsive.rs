@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use tagfast_events::{ConsumerGroup, DeadLetterStore};
 use tagfast_resilience::{Clock, SystemClock};
 use tagfast_sharding::LogicalShard;
-use tagfast_store::{Consistency, ReadOptions, ShardScanner, StoreError, TagReader, TagWriter};
+use tagfast_store::{
+    Consistency, ReadOptions, ScanRequest, ShardScanner, StoreError, TagReader, TagWriter,
+};
 use tagfast_store_postgres::{NullSink, PostgresDeadLetters, PostgresStore};
 use tagfast_testkit::stack::Fault;
 
@@ -60,7 +62,7 @@ async fn every_request_to_unresponsive_nodes_ends() {
     for consistency in [Consistency::Session, Consistency::Strong, Consistency::Eventual] {
         view(&store, consistency, None).await.expect("read");
     }
-    store.scan(shard, None, None, 10).await.expect("scanned");
+    store.scan(ScanRequest::of_all(shard, None, 10)).await.expect("scanned");
     dead_letters.ingested_through(ConsumerGroup::INDEXER).await.expect("read");
     store.drained().await;
 
@@ -84,7 +86,7 @@ async fn every_request_to_unresponsive_nodes_ends() {
         timed("a write", 5 * SECOND + SECOND, put(&store, &key, "other")),
         timed("a write with a deadline", SECOND + Duration::from_millis(200), store.write(soon)),
         // The timeout of a page, the attempt that is running then, and the connection before it.
-        timed("a page of a scan", 18 * SECOND, store.scan(shard, None, None, 10)),
+        timed("a page of a scan", 18 * SECOND, store.scan(ScanRequest::of_all(shard, None, 10))),
         timed(
             "the dead-letter store",
             6 * SECOND,

@@ -10,7 +10,7 @@ use tagfast_domain::{ContentKey, UnixMillis};
 use tagfast_failover::EpochRecord;
 use tagfast_resilience::{Clock, SystemClock};
 use tagfast_store::StoreError;
-use tagfast_store_postgres::{EndedEpoch, OutboxRow, OutboxSink, PublishError};
+use tagfast_store_postgres::{EndedEpoch, OutboxBatch, OutboxSink, PublishError};
 use tagfast_testkit::wait_for_condition_async;
 
 use crate::support::{self, RecordingSink};
@@ -30,18 +30,12 @@ impl OutboxSink for RefusingSink {
         self.recorded.begin_epoch(cluster, epoch).await
     }
 
-    async fn publish(
-        &self,
-        cluster: &str,
-        epoch: &EpochRecord,
-        rows: &[OutboxRow],
-        hi: u64,
-    ) -> Result<(), PublishError> {
+    async fn publish(&self, batch: OutboxBatch<'_>) -> Result<(), PublishError> {
         if self.refuses.load(Ordering::SeqCst) {
             self.refused.fetch_add(1, Ordering::SeqCst);
             return Err(PublishError::new("the bus is away"));
         }
-        self.recorded.publish(cluster, epoch, rows, hi).await
+        self.recorded.publish(batch).await
     }
 
     async fn diverged_contents(
@@ -102,13 +96,7 @@ impl OutboxSink for BlockingSink {
         Ok(())
     }
 
-    async fn publish(
-        &self,
-        _: &str,
-        _: &EpochRecord,
-        _: &[OutboxRow],
-        _: u64,
-    ) -> Result<(), PublishError> {
+    async fn publish(&self, _: OutboxBatch<'_>) -> Result<(), PublishError> {
         self.reached.store(true, Ordering::SeqCst);
         let mut blocks = self.blocks.lock().expect("no panic under the lock");
         while *blocks {

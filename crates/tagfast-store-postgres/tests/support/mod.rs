@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tagfast_domain::{ContentKey, Limits, TaggingsEvent, UnixMillis};
+use tagfast_domain::{ContentKey, TaggingsEvent, UnixMillis};
 use tagfast_failover::EpochRecord;
 use tagfast_redis::{Redis, RedisRole};
 use tagfast_resilience::{Breakers, Clock, SystemClock};
 use tagfast_store_postgres::{
-    ClusterOptions, EndedEpoch, OutboxRow, OutboxSink, PostgresOptions, PostgresStore, PublishError,
+    ClusterOptions, EndedEpoch, OutboxBatch, OutboxRow, OutboxSink, PostgresOptions, PostgresStore,
+    PublishError,
 };
 use tagfast_testkit::stack::{SharedStack, Stack, StackOptions};
 
@@ -62,13 +63,8 @@ impl OutboxSink for RecordingSink {
         Ok(())
     }
 
-    async fn publish(
-        &self,
-        cluster: &str,
-        _: &EpochRecord,
-        rows: &[OutboxRow],
-        _: u64,
-    ) -> Result<(), PublishError> {
+    async fn publish(&self, batch: OutboxBatch<'_>) -> Result<(), PublishError> {
+        let OutboxBatch { cluster, rows, .. } = batch;
         let named = rows.iter().map(|row| (cluster.to_owned(), row.clone()));
         self.rows.lock().expect("no panic under the lock").extend(named);
         Ok(())
@@ -118,24 +114,16 @@ pub(crate) async fn options(clock: Arc<dyn Clock>) -> PostgresOptions {
         })
         .collect();
     PostgresOptions {
-        clusters,
-        map_version: 1,
-        etcd: info.etcd.iter().map(|e| e.url.clone()).collect(),
-        database,
-        user: info.database.user,
-        password,
-        tls: None,
-        limits: Limits::default(),
         clock,
         node: "test".to_owned(),
-        lanes: 2,
         outbox_bytes: 4 << 30,
-        relay: true,
-        hold: Duration::from_secs(10),
-        breakers: tagfast_resilience::Breakers::new(Arc::new(tagfast_resilience::SystemClock)),
-        read_concurrency: 16,
-        reads_per_second: 0,
-        tenant_weights: tagfast_store::fair_queue::TenantWeights::default(),
+        ..PostgresOptions::new(
+            clusters,
+            info.etcd.iter().map(|e| e.url.clone()).collect(),
+            database,
+            info.database.user,
+            password,
+        )
     }
 }
 

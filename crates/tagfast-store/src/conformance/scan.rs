@@ -10,6 +10,7 @@ use tagfast_sharding::LogicalShard;
 use super::harness::StoreHarness;
 use super::support::{Fixture, chain, scaled};
 use super::tags::odd_keys;
+use crate::ScanRequest;
 
 /// Scans one shard, and checks order, shard and paging.
 async fn walk(
@@ -21,7 +22,8 @@ async fn walk(
     let mut found: Vec<(ContentKey, Document)> = Vec::new();
     let mut after = None;
     loop {
-        let page = fixture.store.scan(shard, tenant, after.as_ref(), limit).await;
+        let page =
+            fixture.store.scan(ScanRequest { shard, tenant, after: after.as_ref(), limit }).await;
         let page =
             page.unwrap_or_else(|e| panic!("shard {shard:?} must be scanned, but: {}", chain(&e)));
         assert!(page.items.len() <= limit, "a page has at most {limit} contents");

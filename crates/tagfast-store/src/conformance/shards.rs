@@ -1,19 +1,17 @@
 //! A shard scan over states in memory, for tests of consumers that rebuild from the shards.
 
-use tagfast_domain::{ContentKey, Document, Effect, RecentWrite, TaggingsEvent, TenantId, WriteId};
+use tagfast_domain::{ContentKey, Document, Effect, RecentWrite, TaggingsEvent, WriteId};
 use tagfast_sharding::LogicalShard;
 
-use crate::ScanPage;
+use crate::{ScanPage, ScanRequest};
 
-/// The page that a scan with these arguments returns; `states` holds the newest event of every
+/// The page that a scan with this request returns; `states` holds the newest event of every
 /// content in key order.
 pub fn scan_states<'a>(
     states: impl Iterator<Item = (&'a ContentKey, &'a TaggingsEvent)>,
-    shard: LogicalShard,
-    tenant: Option<&TenantId>,
-    after: Option<&ContentKey>,
-    limit: usize,
+    request: ScanRequest<'_>,
 ) -> ScanPage {
+    let ScanRequest { shard, tenant, after, limit } = request;
     let mut page = ScanPage::default();
     let wanted = states.filter(|(key, _)| {
         LogicalShard::of(key) == shard

@@ -21,8 +21,8 @@ use super::faults::{BrokenPromise, CallFaults};
 use crate::write_batch::{CommitPosition, ItemResult, SlotCommit};
 use crate::{
     CacheUse, CommitContext, Consistency, Degraded, Durability, History, Position, ReadOptions,
-    Receipt, ReceiptReader, ScanPage, ShardScanner, Source, StoreError, TagReader, TagWriter,
-    Verdict, View, WriteAnswer, WriteBatch, WriteRequest, stored_key,
+    Receipt, ReceiptReader, ScanPage, ScanRequest, ShardScanner, Source, StoreError, TagReader,
+    TagWriter, Verdict, View, WriteAnswer, WriteBatch, WriteRequest, stored_key,
 };
 
 /// Ordinal of the first epoch, Unix ms.
@@ -332,18 +332,6 @@ impl TagReader for MemoryStore {
         self.faults.enter(options.deadline).await?;
         self.faults.shape(options, view)
     }
-
-    async fn view_many(
-        &self,
-        keys: &[ContentKey],
-        options: &ReadOptions<'_>,
-    ) -> Vec<Result<View, StoreError>> {
-        let mut views = Vec::with_capacity(keys.len());
-        for key in keys {
-            views.push(self.view(key, options).await);
-        }
-        views
-    }
 }
 
 #[async_trait]
@@ -375,13 +363,8 @@ impl TagWriter for MemoryStore {
 
 #[async_trait]
 impl ShardScanner for MemoryStore {
-    async fn scan(
-        &self,
-        shard: LogicalShard,
-        tenant: Option<&TenantId>,
-        after: Option<&ContentKey>,
-        limit: usize,
-    ) -> Result<ScanPage, StoreError> {
+    async fn scan(&self, request: ScanRequest<'_>) -> Result<ScanPage, StoreError> {
+        let ScanRequest { shard, tenant, after, limit } = request;
         self.faults.enter(None).await?;
         let tenant = tenant.filter(|_| !self.breaks(BrokenPromise::ScanMixesTenants));
         let after = after.map(ContentKey::to_bytes).unwrap_or_default();

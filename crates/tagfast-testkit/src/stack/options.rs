@@ -43,6 +43,12 @@ impl StackOptions {
         }
     }
 
+    /// PostgreSQL clusters with Redis, Kafka and OpenSearch, owned by this process.
+    pub fn complete(clusters: u8, dir: impl Into<PathBuf>) -> Self {
+        let clusters = Self::clusters_only(clusters, dir);
+        Self { redis: true, kafka: true, opensearch: true, ..clusters }
+    }
+
     /// What must be installed for this stack.
     pub fn needs(&self) -> Needs {
         Needs {

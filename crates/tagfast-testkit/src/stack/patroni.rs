@@ -14,9 +14,9 @@ use crate::http::Client;
 /// Passwords of a stack.
 #[derive(Debug, Clone)]
 pub(super) struct Passwords {
-    pub(super) superuser: String,
+    superuser: String,
     pub(super) replication: String,
-    pub(super) rewind: String,
+    rewind: String,
     pub(super) service: String,
     /// Half of the key that signs tokens.
     pub(super) signing: String,

@@ -8,17 +8,17 @@ use async_trait::async_trait;
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::{Value, json};
-use tagfast_domain::{ContentKey, Epoch, TenantId};
+use tagfast_domain::Epoch;
 use tagfast_events::conformance::dead_letters::exhausted;
 use tagfast_events::dead_letters::REPLAY_RATE_MAX;
 use tagfast_events::{
     Bus, BusRecord, ClusterName, Consumer, ConsumerGroup, DeadLetter, DeadLetterFilter,
-    DeadLetterStore, NewReplayJob, Partition, RecordKind, ReplayWorker, RuntimeOptions, Sink,
-    envelope,
+    DeadLetterStore, NewReplayJob, Partition, RebuildRequest, RecordKind, ReplayWorker,
+    RuntimeOptions, Sink, envelope,
 };
 use tagfast_search_opensearch::OpenSearchIndex;
 use tagfast_sharding::LogicalShard;
-use tagfast_store::{ScanPage, ShardScanner, StoreError};
+use tagfast_store::{ScanPage, ScanRequest, ShardScanner, StoreError};
 use tagfast_store_postgres::PostgresDeadLetters;
 
 use crate::{Harness, PARTITIONS, example, pause};
@@ -28,13 +28,7 @@ struct EmptyScanner(Epoch);
 
 #[async_trait]
 impl ShardScanner for EmptyScanner {
-    async fn scan(
-        &self,
-        _: LogicalShard,
-        _: Option<&TenantId>,
-        _: Option<&ContentKey>,
-        _: usize,
-    ) -> Result<ScanPage, StoreError> {
+    async fn scan(&self, _: ScanRequest<'_>) -> Result<ScanPage, StoreError> {
         Ok(ScanPage::default())
     }
 
@@ -93,7 +87,7 @@ pub(crate) async fn run(harness: &Harness, count: u64) -> Vec<Value> {
     let epoch = harness.store.epoch().await.expect("an epoch");
     let index = harness.index("bench-replay", Arc::new(EmptyScanner(epoch)));
     index
-        .rebuild(&harness.bus.ends().await.expect("the ends"), harness.bus.epoch(), &|_| {})
+        .rebuild(RebuildRequest::new(&world.bus.ends().await.expect("the ends"), world.bus.epoch()))
         .await
         .expect("an empty index");
     let (bus, sink) =

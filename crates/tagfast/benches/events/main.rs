@@ -25,15 +25,16 @@ use tagfast_domain::{
     ContentKey, EpochOrdinal, Limits, Operation, Tag, Tagging, TaggingsEvent, TenantId, UnixMillis,
     UserId, Version, Write, WriteId,
 };
-use tagfast_events::{Bus, Consumer, Partition, RuntimeOptions, Sink, envelope};
+use tagfast_events::{Bus, Consumer, Partition, RebuildRequest, RuntimeOptions, Sink, envelope};
 use tagfast_events_kafka::{KafkaBus, KafkaOptions, Security};
 use tagfast_failover::EpochRecord;
 use tagfast_resilience::{Breakers, Clock, SystemClock};
 use tagfast_search::{SearchIndex, SearchRequest, Sort};
 use tagfast_search_opensearch::{OpenSearchIndex, OpenSearchOptions};
-use tagfast_store::{Durability, ShardScanner, TagWriter, WriteRequest};
+use tagfast_store::{ShardScanner, TagWriter, WriteRequest};
 use tagfast_store_postgres::{
-    ClusterOptions, EndedEpoch, OutboxRow, OutboxSink, PostgresOptions, PostgresStore, PublishError,
+    ClusterOptions, EndedEpoch, OutboxBatch, OutboxSink, PostgresOptions, PostgresStore,
+    PublishError,
 };
 use tagfast_testkit::stack::{Stack, StackInfo, StackOptions};
 
@@ -52,17 +53,11 @@ impl OutboxSink for PausableSink {
         self.kafka.begin_epoch(cluster, epoch).await
     }
 
-    async fn publish(
-        &self,
-        cluster: &str,
-        epoch: &EpochRecord,
-        rows: &[OutboxRow],
-        hi: u64,
-    ) -> Result<(), PublishError> {
+    async fn publish(&self, batch: OutboxBatch<'_>) -> Result<(), PublishError> {
         if !self.open.load(Ordering::SeqCst) {
             return Err(PublishError::new("the sink is closed".to_owned()));
         }
-        self.kafka.publish(cluster, epoch, rows, hi).await
+        self.kafka.publish(batch).await
     }
 
     async fn diverged_contents(
@@ -88,13 +83,7 @@ fn request(key: ContentKey, tag: &str, id: u128) -> WriteRequest {
     let tags = vec![Tag::parse(tag).expect("a tag")];
     let operation = Operation::patch(tags, Vec::new(), &Limits::default()).expect("a patch");
     let write = Write { id: WriteId(id.to_be_bytes()), key, user, operation, if_match: None };
-    WriteRequest {
-        write,
-        fresh: true,
-        durability: Durability::Local,
-        deadline: None,
-        traceparent: None,
-    }
+    WriteRequest { fresh: true, ..WriteRequest::local(write) }
 }
 
 /// Processor time of this process, in microseconds.
@@ -146,14 +135,7 @@ fn example(n: u64) -> TaggingsEvent {
     let (tag, at) = (Tag::parse("some-tag").expect("a tag"), SystemClock.now_ms());
     let user = UserId::parse("bench").expect("a user");
     let version = Version::from_packed(n + 1).expect("fits");
-    let tagging = Tagging {
-        name: tag.name,
-        display: tag.display,
-        user,
-        at,
-        decided_at: version,
-        present: true,
-    };
+    let tagging = Tagging::of(tag, user, at, version);
     TaggingsEvent {
         key: key(n),
         version,
@@ -246,30 +228,14 @@ async fn bus(brokers: &str) -> Arc<KafkaBus> {
 
 async fn store(info: &StackInfo, pausable_sink: &Arc<PausableSink>) -> Arc<PostgresStore> {
     let options = PostgresOptions {
-        clusters: vec![ClusterOptions {
-            name: "c0".to_owned(),
-            scope: "c0".to_owned(),
-            shards: "0-63".to_owned(),
-            patroni: Vec::new(),
-            moved_from: None,
-        }],
-        map_version: 1,
-        etcd: info.etcd.iter().map(|e| e.url.clone()).collect(),
-        database: info.database.name.clone(),
-        user: info.database.user.clone(),
-        password: std::fs::read_to_string(&info.database.password_file).expect("the password"),
-        tls: None,
-        limits: Limits::default(),
-        clock: Arc::new(SystemClock),
         node: "bench".to_owned(),
-        lanes: 2,
-        outbox_bytes: 64 << 30,
-        relay: true,
-        hold: Duration::from_secs(10),
-        breakers: tagfast_resilience::Breakers::new(Arc::new(tagfast_resilience::SystemClock)),
-        read_concurrency: 16,
-        reads_per_second: 0,
-        tenant_weights: tagfast_store::fair_queue::TenantWeights::default(),
+        ..PostgresOptions::new(
+            vec![ClusterOptions::new("c0", "0-63")],
+            info.etcd.iter().map(|e| e.url.clone()).collect(),
+            info.database.name.clone(),
+            info.database.user.clone(),
+            std::fs::read_to_string(&info.database.password_file).expect("the password"),
+        )
     };
     let store = PostgresStore::open(options, Arc::clone(pausable_sink) as _).expect("it opens");
     assert!(store.wait_until_ready(Duration::from_secs(30)).await, "{:?}", store.status());
@@ -355,7 +321,7 @@ async fn cluster(harness: &mut Harness, outage: u64) -> Vec<serde_json::Value> {
     let index = harness.index("tagfast-content", Arc::clone(&store) as Arc<dyn ShardScanner>);
     // Before there are contents to copy.
     index
-        .rebuild(&bus.ends().await.expect("the ends"), bus.epoch(), &|_| {})
+        .rebuild(RebuildRequest::new(&bus.ends().await.expect("the ends"), bus.epoch()))
         .await
         .expect("an empty index");
 

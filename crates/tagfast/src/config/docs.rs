@@ -162,14 +162,6 @@ mod tests {
 
     #[test]
     fn the_page_in_docs_is_this_reference() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/configuration.md");
-        if std::env::var_os("UPDATE_GOLDEN").is_some() {
-            std::fs::write(path, markdown()).unwrap();
-        }
-        let page = std::fs::read_to_string(path).unwrap();
-        assert!(
-            page == markdown(),
-            "docs/reference/configuration.md is old: run this test with UPDATE_GOLDEN=1 and look at the difference"
-        );
+        crate::golden::assert_page("configuration.md", &markdown());
     }
 }

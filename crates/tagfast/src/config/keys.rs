@@ -38,22 +38,31 @@ macro_rules! typed_key {
     };
 }
 
+macro_rules! key {
+    ($section:ident $key:ident $kind:ident ($($range:tt)*) $scope:ident $default:literal
+        $read_as:literal $doc:literal $wrong:literal) => {
+        Key {
+            section: stringify!($section),
+            name: stringify!($key),
+            kind: kind!($kind $($range)*),
+            default: $default,
+            scope: Scope::$scope,
+            read_as: $read_as,
+            doc: $doc,
+            wrong: $wrong,
+        }
+    };
+}
+
 macro_rules! config_keys {
     ($( $section:ident $const:ident $type:ident $section_doc:literal {
         $( $key:ident $kind:ident $(($($range:tt)*))? $scope:ident = $default:literal,
             $read_as:literal, $doc:literal, $wrong:literal; )+
     } )+) => {
         /// Every key, in the order of the documentation.
-        pub const KEYS: &[Key] = &[ $( $( Key {
-            section: stringify!($section),
-            name: stringify!($key),
-            kind: kind!($kind $($($range)*)?),
-            default: $default,
-            scope: Scope::$scope,
-            read_as: $read_as,
-            doc: $doc,
-            wrong: $wrong,
-        }, )+ )+ ];
+        pub const KEYS: &[Key] = &[ $( $(
+            key!($section $key $kind ($($($range)*)?) $scope $default $read_as $doc $wrong),
+        )+ )+ ];
 
         /// Every section with its subject.
         pub const SECTIONS: &[(&str, &str)] = &[ $( (stringify!($section), $section_doc), )+ ];
@@ -63,16 +72,9 @@ macro_rules! config_keys {
             pub(super) struct $type { $( pub(super) $key: typed_key!($kind), )+ }
 
             #[doc = $section_doc]
-            pub(super) const $const: $type = $type { $( $key: typed_key!($kind)(Key {
-                section: stringify!($section),
-                name: stringify!($key),
-                kind: kind!($kind $($($range)*)?),
-                default: $default,
-                scope: Scope::$scope,
-                read_as: $read_as,
-                doc: $doc,
-                wrong: $wrong,
-            }), )+ };
+            pub(super) const $const: $type = $type { $( $key: typed_key!($kind)(
+                key!($section $key $kind ($($($range)*)?) $scope $default $read_as $doc $wrong)
+            ), )+ };
         )+
     };
 }

@@ -4,6 +4,8 @@
 //! keys finds every fault.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::key::{ChoiceKey, FlagKey, FractionKey, Key, Kind, ListKey, NumberKey, TextKey};
@@ -117,9 +119,20 @@ impl<'a> Values<'a> {
         let Kind::Number(min, max) = key.kind else { return 0 };
         let read =
             |value: Option<toml::Value>| value?.as_integer().map(|number| number.max(0) as u64);
+        self.within(key, min..=max, read)
+    }
+
+    /// What `read` makes of the key's value, or the default when it is not in the range.
+    fn within<T: Copy + PartialOrd + Display>(
+        &mut self,
+        key: &Key,
+        range: RangeInclusive<T>,
+        read: impl Fn(Option<toml::Value>) -> Option<T>,
+    ) -> T {
+        let (min, max) = (*range.start(), *range.end());
         let fallback = read(default(key)).unwrap_or(min);
         let number = read(self.value(key)).unwrap_or(fallback);
-        if (min..=max).contains(&number) {
+        if range.contains(&number) {
             return number;
         }
         self.refuse(format!("{} is {number}; it must be {min} to {max}", key.path()));
@@ -153,13 +166,7 @@ impl<'a> Values<'a> {
             let value = value?;
             value.as_float().or_else(|| value.as_integer().map(|number| number as f64))
         };
-        let fallback = read(default(key)).unwrap_or(min);
-        let number = read(self.value(key)).unwrap_or(fallback);
-        if (min..=max).contains(&number) {
-            return number;
-        }
-        self.refuse(format!("{} is {number}; it must be {min} to {max}", key.path()));
-        fallback
+        self.within(key, min..=max, read)
     }
 
     /// A flag; unset = false.

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tagfast_domain::{ContentKey, EpochId, Version};
 use tagfast_events::{
-    ConsumerGroup, Partition, Positions, RecordVerdict, Sink, SinkError, SinkRecord, Start,
-    VisibleThrough,
+    ConsumerGroup, Partition, Positions, RebuildRequest, RecordVerdict, Sink, SinkError,
+    SinkRecord, Start, VisibleThrough,
 };
 
 use super::trace;
@@ -61,13 +61,8 @@ impl Sink for TracedSink {
         self.0.advance(positions).await
     }
 
-    async fn rebuild(
-        &self,
-        from: &Positions,
-        epoch: EpochId,
-        progress: &(dyn Fn(u64) + Send + Sync),
-    ) -> Result<(), SinkError> {
-        self.0.rebuild(from, epoch, progress).await
+    async fn rebuild(&self, request: RebuildRequest<'_>) -> Result<(), SinkError> {
+        self.0.rebuild(request).await
     }
 
     fn visible(&self, visible: &VisibleThrough) {

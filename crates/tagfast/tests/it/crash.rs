@@ -121,23 +121,19 @@ fn no_acknowledged_write_is_lost_by_kill_9() {
 fn a_write_that_was_repeated_after_kill_9_happened_once() {
     let dir = tempfile::tempdir().unwrap();
     let path = tag_path("crash", "repeat", "once");
+    let repeatable = |client: &mut Client| {
+        let key = [("idempotency-key", "k1")];
+        client.request("PUT", &path, &key, None).unwrap().expect(200).json()
+    };
     let mut running = server(dir.path()).start();
     let mut client = running.client();
-    let first = client
-        .request("PUT", &path, &[("idempotency-key", "k1")], None)
-        .unwrap()
-        .expect(200)
-        .json();
+    let first = repeatable(&mut client);
     client.delete(&path).expect(200);
     running.kill();
 
     let running = server(dir.path()).start();
     let mut client = running.client();
-    let again = client
-        .request("PUT", &path, &[("idempotency-key", "k1")], None)
-        .unwrap()
-        .expect(200)
-        .json();
+    let again = repeatable(&mut client);
     assert_eq!(
         (&again["repeated"], &again["version"]),
         (&true.into(), &first["version"]),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tagfast_testkit::{Client, wait_for_condition};
 
-use crate::support::{command, encode, names, output_text, server, tag_path, tags_path};
+use crate::support::{command, encode, names, output_text, server, tag_path, tags_path, texts};
 
 const PACKAGES: u64 = 29_795;
 const TAGGINGS: u64 = 109_908;
@@ -30,12 +30,7 @@ fn sample() -> Vec<(String, BTreeSet<String>)> {
     text.lines()
         .map(|line| {
             let line: Value = serde_json::from_str(line).unwrap();
-            let tags = line["tags"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .map(|t| t.as_str().unwrap().to_owned())
-                .collect();
+            let tags = texts(&line["tags"]);
             (line["id"].as_str().unwrap().to_owned(), tags)
         })
         .collect()

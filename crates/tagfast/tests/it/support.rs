@@ -96,6 +96,11 @@ pub(crate) fn stored(client: &mut Client) -> Contents {
     contents
 }
 
+/// The texts of a JSON array.
+pub(crate) fn texts<T: FromIterator<String>>(array: &Value) -> T {
+    array.as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_owned()).collect()
+}
+
 /// All contents that a query finds, page by page.
 pub(crate) fn found(client: &mut Client, query: &str) -> Contents {
     let mut contents = Contents::new();
@@ -107,12 +112,7 @@ pub(crate) fn found(client: &mut Client, query: &str) -> Contents {
             .json();
         for hit in page["hits"].as_array().unwrap() {
             let key = format!("{}/{}", hit["type"].as_str().unwrap(), hit["id"].as_str().unwrap());
-            let tags = hit["tags"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .map(|t| t.as_str().unwrap().to_owned())
-                .collect();
+            let tags = texts(&hit["tags"]);
             assert!(contents.insert(key, tags).is_none(), "a content is found twice: {hit}");
         }
         match page["next_cursor"].as_str() {

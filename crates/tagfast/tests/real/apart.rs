@@ -63,12 +63,7 @@ fn found_after(client: &mut Client, tag: &str) -> Duration {
 fn each_role_in_a_process_of_its_own() {
     let _lock = bus_lock();
     let dir = tempfile::tempdir().expect("a folder");
-    let options = StackOptions {
-        kafka: true,
-        opensearch: true,
-        redis: true,
-        ..StackOptions::clusters_only(1, dir.path())
-    };
+    let options = StackOptions::complete(1, dir.path());
     let mut stack = Stack::up(&options, &|_| ()).expect("the stack comes up");
     let api = role(&stack, "api", "api");
     let mut relay = role(&stack, "relay", "relay-1");

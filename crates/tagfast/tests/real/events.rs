@@ -177,12 +177,7 @@ fn dead_letters(client: &mut Client) -> u64 {
 fn index_and_counts_agree_with_the_shards_whatever_dies() {
     let _lock = bus_lock();
     let dir = tempfile::tempdir().expect("a folder");
-    let options = StackOptions {
-        kafka: true,
-        opensearch: true,
-        redis: true,
-        ..StackOptions::clusters_only(2, dir.path())
-    };
+    let options = StackOptions::complete(2, dir.path());
     let mut stack = Stack::up(&options, &|_| ()).expect("the stack comes up");
     let mut server = serve(&stack);
     let mut client = server.client().with_timeout(TEST_TIMEOUT);

@@ -18,7 +18,8 @@ use tagfast_popular::{
 };
 use tagfast_resilience::{Clock, Criticality};
 use tagfast_search::{
-    Hit, SearchError, SearchIndex, SearchPage, SearchRequest, Sort, SortKey, Total,
+    Hit, RelatedTags, SearchError, SearchIndex, SearchPage, SearchRequest, SearchResult, Sort,
+    SortKey, Total,
 };
 
 use super::store::MemoryStore;
@@ -71,11 +72,7 @@ impl FakeSearch {
 
 #[async_trait]
 impl SearchIndex for FakeSearch {
-    async fn search(
-        &self,
-        tenant: &TenantId,
-        request: &SearchRequest,
-    ) -> Result<SearchPage, SearchError> {
+    async fn search(&self, tenant: &TenantId, request: &SearchRequest) -> SearchResult<SearchPage> {
         *self.last.lock().unwrap() = Some(request.clone());
         self.check()?;
         if request.criticality == Criticality::Sheddable {
@@ -126,12 +123,7 @@ impl SearchIndex for FakeSearch {
         })
     }
 
-    async fn related(
-        &self,
-        tenant: &TenantId,
-        tag: &TagName,
-        limit: usize,
-    ) -> Result<Vec<(TagName, u64)>, SearchError> {
+    async fn related(&self, tenant: &TenantId, tag: &TagName, limit: usize) -> RelatedTags {
         self.check()?;
         self.check_sheddable().await?;
         let mut counts: BTreeMap<TagName, u64> = BTreeMap::new();

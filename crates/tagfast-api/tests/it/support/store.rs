@@ -14,8 +14,9 @@ use tagfast_domain::{
 use tagfast_resilience::{Clock, Criticality, ManualClock};
 use tagfast_sharding::LogicalShard;
 use tagfast_store::{
-    CacheUse, Durability, Position, ReadOptions, Receipt, ReceiptReader, ScanPage, ShardScanner,
-    Source, StoreError, TagReader, TagWriter, Verdict, View, WriteAnswer, WriteRequest,
+    CacheUse, Durability, Position, ReadOptions, Receipt, ReceiptReader, ScanPage, ScanRequest,
+    ShardScanner, Source, StoreError, TagReader, TagWriter, Verdict, View, WriteAnswer,
+    WriteRequest,
 };
 
 pub(crate) const EPOCH: Epoch =
@@ -160,18 +161,6 @@ impl TagReader for MemoryStore {
         }
         Ok(view)
     }
-
-    async fn view_many(
-        &self,
-        keys: &[ContentKey],
-        options: &ReadOptions<'_>,
-    ) -> Vec<Result<View, StoreError>> {
-        let mut all = Vec::new();
-        for key in keys {
-            all.push(self.view(key, options).await);
-        }
-        all
-    }
 }
 
 #[async_trait]
@@ -196,13 +185,8 @@ impl TagWriter for MemoryStore {
 
 #[async_trait]
 impl ShardScanner for MemoryStore {
-    async fn scan(
-        &self,
-        shard: LogicalShard,
-        tenant: Option<&TenantId>,
-        after: Option<&ContentKey>,
-        limit: usize,
-    ) -> Result<ScanPage, StoreError> {
+    async fn scan(&self, request: ScanRequest<'_>) -> Result<ScanPage, StoreError> {
+        let ScanRequest { shard, tenant, after, limit } = request;
         self.check().await?;
         let all = self.documents.lock().unwrap();
         let fits = |key: &ContentKey| {

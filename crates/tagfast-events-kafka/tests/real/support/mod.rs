@@ -10,8 +10,8 @@ use tagfast_domain::{
     ContentKey, EpochId, EpochOrdinal, Tag, Tagging, TaggingsEvent, UnixMillis, UserId, Version,
 };
 use tagfast_events::{
-    Bus, Consumer, ConsumerGroup, Partition, Positions, RecordVerdict, RuntimeOptions, Sink,
-    SinkError, SinkRecord, Start, VisibleThrough,
+    Bus, Consumer, ConsumerGroup, Partition, Positions, RebuildRequest, RecordVerdict,
+    RuntimeOptions, Sink, SinkError, SinkRecord, Start, VisibleThrough,
 };
 use tagfast_events_kafka::{KafkaBus, KafkaOptions, Security};
 use tagfast_resilience::{Clock, SystemClock, task};
@@ -88,14 +88,7 @@ pub(crate) fn event_of(key: &ContentKey, version: u64, emit: u64) -> TaggingsEve
     let version = Version::from_packed(version).expect("fits");
     let (tag, user, at) =
         (Tag::parse("Tested").expect("a tag"), UserId::parse("ann").expect("a user"), now());
-    let tagging = Tagging {
-        name: tag.name,
-        display: tag.display,
-        user,
-        at,
-        decided_at: version,
-        present: true,
-    };
+    let tagging = Tagging::of(tag, user, at, version);
     TaggingsEvent {
         key: key.clone(),
         version,
@@ -186,12 +179,7 @@ impl Sink for MemorySink {
         Ok(positions.clone())
     }
 
-    async fn rebuild(
-        &self,
-        _: &Positions,
-        _: EpochId,
-        _: &(dyn Fn(u64) + Send + Sync),
-    ) -> Result<(), SinkError> {
+    async fn rebuild(&self, _: RebuildRequest<'_>) -> Result<(), SinkError> {
         self.rebuilds.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }

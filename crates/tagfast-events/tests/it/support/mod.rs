@@ -11,8 +11,8 @@ use tagfast_domain::{
 };
 use tagfast_events::{
     Bus, BusConsumer, BusError, BusPosition, BusRecord, Consumer, ConsumerGroup, DeadLetter,
-    Partition, PollResult, Positions, RecordKind, RecordVerdict, RuntimeOptions, Sink, SinkError,
-    SinkRecord, Start, VisibleThrough, Watermark, encode,
+    Partition, PollResult, Positions, RebuildRequest, RecordKind, RecordVerdict, RuntimeOptions,
+    Sink, SinkError, SinkRecord, Start, VisibleThrough, Watermark, encode,
 };
 use tagfast_resilience::Clock;
 use tokio::sync::watch;
@@ -388,12 +388,8 @@ impl Sink for ScriptedSink {
         }
     }
 
-    async fn rebuild(
-        &self,
-        from: &Positions,
-        _epoch: EpochId,
-        progress: &(dyn Fn(u64) + Send + Sync),
-    ) -> Result<(), SinkError> {
+    async fn rebuild(&self, request: RebuildRequest<'_>) -> Result<(), SinkError> {
+        let RebuildRequest { from, progress, .. } = request;
         let mut state = self.state();
         Self::check(&state)?;
         progress(42);
