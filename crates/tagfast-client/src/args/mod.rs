@@ -13,7 +13,9 @@ mod transfer;
 pub use command::ClientCommand;
 pub use connection::ClientArgs;
 pub use content::{ApplyArgs, ViewArgs};
-pub use dead_letters::{DeadLetterFilterArgs, DeadLettersCommand, ListDeadLettersArgs};
+pub use dead_letters::{
+    DeadLetterFilterArgs, DeadLetterSelectionArgs, DeadLettersCommand, ListDeadLettersArgs,
+};
 pub use duration::duration;
 pub use load::BenchArgs;
 pub use operations::{

@@ -106,7 +106,7 @@ impl Build<'_> {
         let say = |what: &str| {
             (self.progress)(&format!("{:5.1} s  {what}", started.elapsed().as_secs_f64()))
         };
-        let passwords = passwords()?;
+        let passwords = Passwords::random()?;
         let (run_as, base, tools) = (self.run_as, self.base, self.tools);
         // Kafka and OpenSearch start slowly, so they start beside the clusters.
         let (java, rest) = std::thread::scope(|scope| -> Result<_> {
@@ -275,20 +275,4 @@ fn write_secret(path: &Path, text: &str) -> Result<()> {
     let mut file =
         options.open(path).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(std::io::Write::write_all(&mut file, text.as_bytes())?)
-}
-
-/// Random passwords from the kernel.
-fn passwords() -> Result<Passwords> {
-    let word = || -> Result<String> {
-        let mut bytes = [0; 16];
-        std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
-        Ok(hex::encode(bytes))
-    };
-    Ok(Passwords {
-        superuser: word()?,
-        replication: word()?,
-        rewind: word()?,
-        service: word()?,
-        signing: word()?,
-    })
 }

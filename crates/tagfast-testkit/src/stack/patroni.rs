@@ -22,6 +22,24 @@ pub(super) struct Passwords {
     pub(super) signing: String,
 }
 
+impl Passwords {
+    /// Random passwords from the kernel.
+    pub(super) fn random() -> Result<Self> {
+        let word = || -> Result<String> {
+            let mut bytes = [0; 16];
+            std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
+            Ok(hex::encode(bytes))
+        };
+        Ok(Self {
+            superuser: word()?,
+            replication: word()?,
+            rewind: word()?,
+            service: word()?,
+            signing: word()?,
+        })
+    }
+}
+
 /// Inputs of a node's configuration.
 pub(super) struct NodePlan<'a> {
     pub(super) scope: &'a str,
