@@ -112,7 +112,7 @@ impl TagWriter for NoopStore {
 }
 
 #[async_trait]
-impl ShardScanner for EmptyScanner {
+impl ShardScanner for NoopStore {
     async fn scan(&self, _: ScanRequest<'_>) -> Result<ScanPage, StoreError> {
         Ok(ScanPage::default())
     }

@@ -87,7 +87,10 @@ pub(crate) async fn run(harness: &Harness, count: u64) -> Vec<Value> {
     let epoch = harness.store.epoch().await.expect("an epoch");
     let index = harness.index("bench-replay", Arc::new(EmptyScanner(epoch)));
     index
-        .rebuild(RebuildRequest::new(&world.bus.ends().await.expect("the ends"), world.bus.epoch()))
+        .rebuild(RebuildRequest::new(
+            &harness.bus.ends().await.expect("the ends"),
+            harness.bus.epoch(),
+        ))
         .await
         .expect("an empty index");
     let (bus, sink) =
