@@ -316,7 +316,7 @@ pub(crate) mod tests {
         let user = UserId::parse("u").expect("a user");
         let operation = Operation::patch(tags, Vec::new(), &Limits::default()).expect("a patch");
         let write = Write { id, key, user, operation, if_match: None };
-        let request = WriteRequest::local(write);
+        let request = WriteRequest::new(write);
         let (reply, answer) = oneshot::channel();
         (WriteJob { request, race: None, reply }, answer)
     }

@@ -106,11 +106,16 @@ pub struct WriteRequest {
 }
 
 impl WriteRequest {
-    /// A write that may be a retry, must only survive on its node, and has neither a deadline nor a
-    /// trace.
-    pub fn local(write: Write) -> Self {
-        let durability = Durability::Local;
-        Self { write, fresh: false, durability, deadline: None, traceparent: None }
+    /// A write that may have been attempted before, acknowledged as [`Durability::Local`], without
+    /// a deadline and without a trace.
+    pub fn new(write: Write) -> Self {
+        Self {
+            write,
+            fresh: false,
+            durability: Durability::Local,
+            deadline: None,
+            traceparent: None,
+        }
     }
 }
 

@@ -85,7 +85,7 @@ fn request(line: Line, limits: &Limits) -> Result<WriteRequest, tagfast_domain::
         operation: Operation::patch(add, Vec::new(), limits)?,
         if_match: None,
     };
-    Ok(WriteRequest::local(write))
+    Ok(WriteRequest::new(write))
 }
 
 /// Writes a batch and retries the writes that a full queue refused.

@@ -50,7 +50,7 @@ pub(crate) fn add(key: &ContentKey, tag: &str, by: &str) -> WriteRequest {
     getrandom::fill(&mut id).expect("random bytes");
     WriteRequest {
         fresh: true,
-        ..WriteRequest::local(Write {
+        ..WriteRequest::new(Write {
             id: WriteId(id),
             key: key.clone(),
             user: user(by),

@@ -66,7 +66,7 @@ async fn write(store: &EmbeddedStore, n: u128) -> u64 {
         operation: operation.expect("a patch"),
         if_match: None,
     };
-    let request = WriteRequest::local(write);
+    let request = WriteRequest::new(write);
     store.write(request).await.expect("written").receipt.position.lsn
 }
 

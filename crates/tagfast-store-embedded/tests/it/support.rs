@@ -83,7 +83,7 @@ pub(crate) fn patch(key: &ContentKey, add: &[&str], remove: &[&str]) -> WriteReq
     let remove = remove.iter().map(|t| TagName::parse(t).expect("a tag")).collect();
     let operation = Operation::patch(add, remove, &Default::default()).expect("a patch");
     let user = UserId::parse("someone").expect("a user");
-    WriteRequest::local(Write { id: fresh_id(), key: key.clone(), user, operation, if_match: None })
+    WriteRequest::new(Write { id: fresh_id(), key: key.clone(), user, operation, if_match: None })
 }
 
 pub(crate) async fn write(store: &EmbeddedStore, request: WriteRequest) -> WriteAnswer {

@@ -276,7 +276,7 @@ impl Client {
         let operation = Operation::patch(adds, removes, &Limits::default()).expect("a patch");
         let user = UserId::parse("load").expect("a user");
         let write = Write { id, key: key.clone(), user, operation, if_match: None };
-        let request = WriteRequest::local(write);
+        let request = WriteRequest::new(write);
         let mut call = WriteCall {
             client: self.number,
             content: key.to_string(),

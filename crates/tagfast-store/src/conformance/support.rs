@@ -65,7 +65,7 @@ impl Fixture {
 
     /// A write by the user `someone` with a new id.
     pub(super) fn request(&self, key: &ContentKey, operation: Operation) -> WriteRequest {
-        WriteRequest::local(Write {
+        WriteRequest::new(Write {
             id: fresh_id(),
             key: key.clone(),
             user: user("someone"),

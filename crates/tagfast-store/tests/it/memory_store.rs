@@ -21,7 +21,7 @@ fn add(id: u8, tag: &str) -> WriteRequest {
     let tags = vec![Tag::parse(tag).expect("a tag")];
     WriteRequest {
         fresh: true,
-        ..WriteRequest::local(Write {
+        ..WriteRequest::new(Write {
             id: WriteId([id; 16]),
             key: key(),
             user: UserId::parse("ann").expect("a user"),

@@ -30,7 +30,7 @@ fn tag(n: u8) -> Tag {
 }
 
 fn request(id: u16, content: u8, operation: Operation) -> WriteRequest {
-    WriteRequest::local(Write {
+    WriteRequest::new(Write {
         id: WriteId(u128::from(id).to_be_bytes()),
         key: key(content),
         user: UserId::parse("ann").expect("a user"),

@@ -243,7 +243,7 @@ mod tests {
         let user = UserId::parse("ana").unwrap();
         let write =
             Write { id: WriteId([1; 16]), key: key.clone(), user, operation, if_match: None };
-        let request = WriteRequest::local(write);
+        let request = WriteRequest::new(write);
         assert!(embedded.store().write(request).await.unwrap().changed);
         assert_eq!(embedded.operations.recount(false).await.unwrap().drifted_contents, 0);
         assert_eq!(embedded.operations.reindex().await.unwrap(), 1);
