@@ -191,13 +191,14 @@ impl CachedStore {
         })
     }
 
-    /// Ends the background tasks and waits for them and for fills in flight. Reads and writes still
+    /// Ends the background tasks and waits for them, for loads and for fills in flight. Reads and writes still
     /// work; the local cache falls out of sync and no longer answers.
     pub async fn stop(&self) {
         for task in &self.background {
             // A panic was logged when the task was joined.
             let _ = task.stop().await;
         }
+        self.loads.wait_until_idle().await;
         self.tasks.close();
         self.tasks.wait().await;
         if let Some(positions) = &self.positions {

@@ -16,7 +16,7 @@ use tagfast_search::metrics::{LAG_SECONDS, REBUILDS_TOTAL};
 use tagfast_sharding::LogicalShard;
 
 use crate::engine::TantivyIndex;
-use crate::error::{systemic, systemic_message};
+use crate::error::systemic;
 use crate::index_writer::IndexWriterState;
 
 /// A generation under construction; dropping it removes its directory unless it is finished.
@@ -49,7 +49,7 @@ impl TantivyIndex {
         let (writer, snapshot) = (Arc::clone(&self.writer), Arc::clone(&self.snapshot));
         blocking(move || {
             let mut guard = writer.lock();
-            let state = guard.as_mut().ok_or_else(|| systemic_message("there is no index yet"))?;
+            let state = guard.as_mut().ok_or_else(|| systemic("there is no index yet"))?;
             let result = state.attempt(work).map_err(systemic)?;
             *snapshot.write() = Some(state.snapshot());
             Ok(result)

@@ -27,9 +27,9 @@ async fn start(limits: ApiLimits) -> Running {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
-    let router = fixture.router.clone();
+    let (router, tasks) = (fixture.router.clone(), fixture.tasks.clone());
     let task = tokio::spawn(async move {
-        tagfast_api::serve(listener, router, limits, async { drop(stopped.await) }).await
+        tagfast_api::serve(listener, router, limits, &tasks, async { drop(stopped.await) }).await
     });
     Running { fixture, address, stop: Some(stop), task }
 }

@@ -1,8 +1,20 @@
 //! Lua scripts of the publisher. Each checks the claim of the partition first (fencing) and changes
-//! everything in one step. The order of windows is that of `Window::ALL`.
+//! everything in one step. The order of windows is that of `Window::ALL`; [`keys::expand`] puts the
+//! prefixes of the keys in.
+
+use std::sync::LazyLock;
+
+use redis::Script;
+use tagfast_redis::keys;
+
+fn script(text: &str) -> Script {
+    Script::new(&keys::expand(text))
+}
 
 /// Stores counts of a partition, marks the tags and their tenants as dirty.
-pub(super) const PUSH_SCRIPT: &str = "
+pub(super) static PUSH_SCRIPT: LazyLock<Script> = LazyLock::new(|| {
+    script(
+        "
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return redis.error_reply('FENCED another process owns it')
 end
@@ -11,26 +23,35 @@ local windows = {'all', '1h', '24h', '7d'}
 for i = 3, #ARGV, 7 do
   local tenant, tag, merge_partition = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   for w = 1, 4 do
-    local key, value = 'tf:pc:' .. p .. ':' .. tenant .. ':' .. windows[w], ARGV[i + 2 + w]
+    local key = '$partition_counts' .. p .. ':' .. tenant .. ':' .. windows[w]
+    local value = ARGV[i + 2 + w]
     if value == '' then redis.call('HDEL', key, tag) else redis.call('HSET', key, tag, value) end
   end
-  redis.call('SADD', 'tf:pd:' .. tenant, tag)
-  redis.call('SADD', 'tf:pt:' .. merge_partition, tenant)
-  redis.call('SADD', 'tf:pp:' .. p, tenant)
+  redis.call('SADD', '$dirty_tags' .. tenant, tag)
+  redis.call('SADD', '$tenants_to_merge' .. merge_partition, tenant)
+  redis.call('SADD', '$partition_tenants' .. p, tenant)
 end
-return 1";
+return 1",
+    )
+});
 
 /// Stores the time through which a partition is pushed or merged.
-pub(super) const STAMP_SCRIPT: &str = "
+pub(super) static STAMP_SCRIPT: LazyLock<Script> = LazyLock::new(|| {
+    script(
+        "
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return redis.error_reply('FENCED another process owns it')
 end
 redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
-return 1";
+return 1",
+    )
+});
 
 /// Takes the dirty tags of a tenant for a merge; the tags of an interrupted merge come first.
 /// Returns 0 if there are none.
-pub(super) const TAKE_DIRTY_SCRIPT: &str = "
+pub(super) static TAKE_DIRTY_SCRIPT: LazyLock<Script> = LazyLock::new(|| {
+    script(
+        "
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return redis.error_reply('FENCED another process owns it')
 end
@@ -40,10 +61,14 @@ if redis.call('EXISTS', KEYS[2]) == 1 then
   return 1
 end
 redis.call('SREM', KEYS[4], ARGV[2])
-return 0";
+return 0",
+    )
+});
 
 /// Stores merged counts and displays on the leaderboards of a tenant.
-pub(super) const MERGE_SCRIPT: &str = "
+pub(super) static MERGE_SCRIPT: LazyLock<Script> = LazyLock::new(|| {
+    script(
+        "
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return redis.error_reply('FENCED another process owns it')
 end
@@ -52,13 +77,15 @@ local windows = {'all', '1h', '24h', '7d'}
 for i = 3, #ARGV, 6 do
   local tag = ARGV[i]
   for w = 1, 4 do
-    local key, sum = 'tf:pl:' .. tenant .. ':' .. windows[w], ARGV[i + w]
+    local key, sum = '$leaderboard' .. tenant .. ':' .. windows[w], ARGV[i + w]
     if sum == '0' then redis.call('ZREM', key, tag) else redis.call('ZADD', key, sum, tag) end
   end
-  if ARGV[i + 1] == '0' then redis.call('HDEL', 'tf:pn:' .. tenant, tag)
-  else redis.call('HSET', 'tf:pn:' .. tenant, tag, ARGV[i + 5]) end
-  redis.call('SREM', 'tf:pm:' .. tenant, tag)
+  if ARGV[i + 1] == '0' then redis.call('HDEL', '$display_names' .. tenant, tag)
+  else redis.call('HSET', '$display_names' .. tenant, tag, ARGV[i + 5]) end
+  redis.call('SREM', '$merging_tags' .. tenant, tag)
 end
 local now = redis.call('TIME')
-redis.call('SET', 'tf:pv:' .. tenant, now[1] .. '.' .. now[2])
-return 1";
+redis.call('SET', '$leaderboard_version' .. tenant, now[1] .. '.' .. now[2])
+return 1",
+    )
+});

@@ -15,7 +15,7 @@ use serde_json::Value;
 pub(crate) use tagfast_api::{ApiLimits, ApiServices, AuthConfig, DeadLetters};
 use tagfast_domain::Limits;
 use tagfast_events::AutoReplayPolicy;
-use tagfast_resilience::{Breakers, ManualClock};
+use tagfast_resilience::{Breakers, ManualClock, TaskGroup};
 use tagfast_store::Sealer;
 use tower::ServiceExt;
 
@@ -28,6 +28,7 @@ pub(crate) const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
 /// The API with handles on all its services.
 pub(crate) struct Fixture {
     pub(crate) router: axum::Router,
+    pub(crate) tasks: TaskGroup,
     pub(crate) store: Arc<MemoryStore>,
     pub(crate) search: Arc<FakeSearch>,
     pub(crate) popular: Arc<FakePopular>,
@@ -139,9 +140,11 @@ pub(crate) fn build(
         auth,
         domain_limits: Limits::default(),
         limits,
+        tasks: ApiServices::task_group(),
     };
     change(&mut services);
     Fixture {
+        tasks: services.tasks.clone(),
         router: tagfast_api::router(services),
         store,
         search,

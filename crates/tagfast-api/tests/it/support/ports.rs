@@ -443,7 +443,7 @@ impl Operations for FakeOperations {
         if group == "indexer" {
             Ok(())
         } else {
-            Err(OperationsError::Failed(format!("no group {group:?} runs here")))
+            Err(OperationsError::Failed(format!("no group {group:?} runs here").into()))
         }
     }
 
