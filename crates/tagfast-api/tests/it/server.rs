@@ -71,6 +71,18 @@ async fn answer_head(stream: &mut TcpStream) -> String {
 }
 
 #[tokio::test]
+async fn a_stop_ends_the_work_that_outlives_its_request() {
+    let limits = ApiLimits { drain_timeout: Duration::from_millis(300), ..ApiLimits::default() };
+    let server = start(limits).await;
+    let tasks = server.fixture.tasks.clone();
+    let short = tasks.spawn(tokio::time::sleep(Duration::from_millis(50)));
+    let hangs = tasks.spawn(std::future::pending::<()>());
+    server.finish().await;
+    assert!(tasks.is_empty());
+    assert_eq!((short.await.unwrap(), hangs.await.unwrap()), (Some(()), None));
+}
+
+#[tokio::test]
 async fn requests_are_served_over_one_connection() {
     let server = start(ApiLimits::default()).await;
     let mut stream = server.connect().await;

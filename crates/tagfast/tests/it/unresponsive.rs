@@ -113,4 +113,6 @@ fn every_call_ends_though_every_server_is_silent() {
     let began = Instant::now();
     server.stop();
     assert!(began.elapsed() < Duration::from_secs(30), "it stops: {:?}", began.elapsed());
+    let log = server.log();
+    assert!(!log.contains("a task still runs"), "{log}");
 }
