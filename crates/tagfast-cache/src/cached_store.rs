@@ -191,8 +191,8 @@ impl CachedStore {
         })
     }
 
-    /// Ends the background tasks and waits for them, for loads and for fills in flight. Reads and writes still
-    /// work; the local cache falls out of sync and no longer answers.
+    /// Ends the background tasks and waits for them, for loads and for fills in flight. Reads and
+    /// writes still work; the local cache falls out of sync and no longer answers.
     pub async fn stop(&self) {
         for task in &self.background {
             // A panic was logged when the task was joined.

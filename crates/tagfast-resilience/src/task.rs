@@ -140,11 +140,11 @@ impl TaskGroup {
         self.tasks.is_empty()
     }
 
-    /// Waits until all tasks have ended, at most for `patience`; then drops those that still run
+    /// Waits until all tasks have ended, at most for `timeout`; then drops those that still run
     /// and waits until they are gone. A task that is started later ends at once.
-    pub async fn stop(&self, patience: Duration) {
+    pub async fn stop(&self, timeout: Duration) {
         self.tasks.close();
-        if tokio::time::timeout(patience, self.tasks.wait()).await.is_err() {
+        if tokio::time::timeout(timeout, self.tasks.wait()).await.is_err() {
             let (group, tasks) = (self.name, self.len());
             tracing::warn!(group, tasks, "tasks did not end in time; they are dropped");
         }

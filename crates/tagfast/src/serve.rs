@@ -1,8 +1,8 @@
 //! `tagfast serve`: a server process from its configuration to its last log line.
 //!
 //! Shutdown is a protocol: stop accepting, finish the requests in flight, stop the consumers, close
-//! the store, flush the traces. Each step joins its tasks; the log names a task that still runs. A second signal ends the process at once, which loses no
-//! acknowledged write.
+//! the store, flush the traces. Each step joins its tasks; the log names a task that still runs. A
+//! second signal ends the process at once, which loses no acknowledged write.
 //!
 //! How it fails: a configuration that cannot be run, an address that is in use and a store that
 //! does not open end the process with a message and a hint.

@@ -18,7 +18,7 @@ fn answer(as_of: UnixMillis) -> CachedAnswer {
 }
 
 fn down() -> FeatureError {
-    PopularError::Unavailable("down".to_owned()).into()
+    PopularError::unavailable("down").into()
 }
 
 async fn request_feature_within(
