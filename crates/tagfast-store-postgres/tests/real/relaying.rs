@@ -1,11 +1,12 @@
 //! Relays on real clusters: a failing sink loses nothing, a relay that stands still is replaced,
 //! tables are truncated.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::{Condvar, Mutex};
 use tagfast_domain::{ContentKey, UnixMillis};
 use tagfast_failover::EpochRecord;
 use tagfast_resilience::{Clock, SystemClock};
@@ -110,9 +111,9 @@ impl OutboxSink for BlockingSink {
         _: u64,
     ) -> Result<(), PublishError> {
         self.reached.store(true, Ordering::SeqCst);
-        let mut blocks = self.blocks.lock().expect("no panic under the lock");
+        let mut blocks = self.blocks.lock();
         while *blocks {
-            blocks = self.released.wait(blocks).expect("no panic under the lock");
+            self.released.wait(&mut blocks);
         }
         Ok(())
     }
@@ -134,7 +135,7 @@ async fn a_relay_that_stands_still_is_replaced() {
     let options = support::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
     let key = key_of(0, "standing");
     let blocking = Arc::new(BlockingSink::default());
-    *blocking.blocks.lock().expect("no panic under the lock") = true;
+    *blocking.blocks.lock() = true;
     // A node on one thread: while its sink blocks, the whole node stands still, as under SIGSTOP.
     let (node_options, node_sink, node_key) = (options.clone(), Arc::clone(&blocking), key.clone());
     let node = std::thread::spawn(move || {
@@ -178,7 +179,7 @@ async fn a_relay_that_stands_still_is_replaced() {
         },
     )
     .await;
-    *blocking.blocks.lock().expect("no panic under the lock") = false;
+    *blocking.blocks.lock() = false;
     blocking.released.notify_all();
     node.join().expect("the first node goes on");
 }
@@ -212,7 +213,7 @@ async fn diverged_contents_are_written_again() {
     let (never, lost) = (key_of(0, "never there"), key_of(1, "also lost"));
     let diverged =
         [("c0", &never), ("c1", &lost)].map(|(cluster, key)| (cluster.to_owned(), key.clone()));
-    *sink.diverged.lock().expect("no panic under the lock") = diverged.to_vec();
+    *sink.diverged.lock() = diverged.to_vec();
     let store = support::open(options, Arc::clone(&sink) as _).await;
     wait_for_condition_async("both are published as empty", Duration::from_secs(20), || async {
         let events = sink.events();

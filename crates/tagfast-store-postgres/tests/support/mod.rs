@@ -1,10 +1,11 @@
 //! Support of the tests on real servers: one stack for the binary, a database for each test.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::{Mutex, MutexGuard};
 use tagfast_domain::{ContentKey, Limits, TaggingsEvent, UnixMillis};
 use tagfast_failover::EpochRecord;
 use tagfast_redis::{Redis, RedisRole};
@@ -48,7 +49,7 @@ pub(crate) struct RecordingSink {
 impl RecordingSink {
     /// The published events, each once: a relay may send rows again.
     pub(crate) fn events(&self) -> Vec<TaggingsEvent> {
-        let rows = self.rows.lock().expect("no panic under the lock");
+        let rows = self.rows.lock();
         let mut seen = std::collections::BTreeSet::new();
         let fresh = rows.iter().filter(|(cluster, row)| seen.insert((cluster, row.xid, row.n)));
         fresh.map(|(_, row)| row.decode().expect("an event")).collect()
@@ -58,7 +59,7 @@ impl RecordingSink {
 #[async_trait]
 impl OutboxSink for RecordingSink {
     async fn begin_epoch(&self, _: &str, epoch: &EpochRecord) -> Result<(), PublishError> {
-        self.epochs.lock().expect("no panic under the lock").push(epoch.ordinal.0);
+        self.epochs.lock().push(epoch.ordinal.0);
         Ok(())
     }
 
@@ -70,7 +71,7 @@ impl OutboxSink for RecordingSink {
         _: u64,
     ) -> Result<(), PublishError> {
         let named = rows.iter().map(|row| (cluster.to_owned(), row.clone()));
-        self.rows.lock().expect("no panic under the lock").extend(named);
+        self.rows.lock().extend(named);
         Ok(())
     }
 
@@ -80,12 +81,12 @@ impl OutboxSink for RecordingSink {
         _: &EpochRecord,
         _: &[EndedEpoch],
     ) -> Result<Vec<ContentKey>, PublishError> {
-        let diverged = self.diverged.lock().expect("no panic under the lock");
+        let diverged = self.diverged.lock();
         Ok(diverged.iter().filter(|(of, _)| of == cluster).map(|(_, key)| key.clone()).collect())
     }
 
     async fn complete_through(&self, cluster: &str, _: &EpochRecord, at: UnixMillis, _: u64) {
-        self.through.lock().expect("no panic under the lock").insert(cluster.to_owned(), at);
+        self.through.lock().insert(cluster.to_owned(), at);
     }
 }
 
