@@ -9,9 +9,7 @@ use tagfast_redis::{Redis, keys};
 use tagfast_resilience::{Clock, ManualClock};
 use tagfast_sharding::LogicalShard;
 use tagfast_store::testing::MemoryStore;
-use tagfast_store::{
-    Degraded, Durability, History, ReadOptions, SharedStore, StoreError, View, WriteRequest,
-};
+use tagfast_store::{Degraded, History, ReadOptions, SharedStore, StoreError, View, WriteRequest};
 
 pub(crate) const NOW: i64 = 1_800_000_000_000;
 
@@ -42,17 +40,14 @@ pub(crate) fn add(key: &ContentKey, tag: &str, by: &str) -> WriteRequest {
     let mut id = [0; 16];
     getrandom::fill(&mut id).expect("random bytes");
     WriteRequest {
-        write: Write {
+        fresh: true,
+        ..WriteRequest::new(Write {
             id: WriteId(id),
             key: key.clone(),
             user: user(by),
             operation,
             if_match: None,
-        },
-        fresh: true,
-        durability: Durability::Local,
-        deadline: None,
-        traceparent: None,
+        })
     }
 }
 

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tagfast_domain::{ContentKey, Limits, Operation, Tag, TagName, UserId, Write, WriteId};
 use tagfast_sharding::{ContentHash, LogicalShard};
 use tagfast_store::{
-    Consistency, ConsistencyToken, Durability, ReadOptions, StoreError, TagReader, TagWriter, View,
+    Consistency, ConsistencyToken, ReadOptions, StoreError, TagReader, TagWriter, View,
     WriteRequest,
 };
 use tagfast_store_postgres::PostgresStore;
@@ -283,13 +283,7 @@ impl Client {
         let operation = Operation::patch(adds, removes, &Limits::default()).expect("a patch");
         let user = UserId::parse("load").expect("a user");
         let write = Write { id, key: key.clone(), user, operation, if_match: None };
-        let request = WriteRequest {
-            write,
-            fresh: false,
-            durability: Durability::Local,
-            deadline: None,
-            traceparent: None,
-        };
+        let request = WriteRequest::new(write);
         let mut call = WriteCall {
             client: self.number,
             content: key.to_string(),

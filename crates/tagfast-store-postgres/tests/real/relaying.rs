@@ -2,7 +2,7 @@
 //! tables are truncated.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,73 +11,32 @@ use tagfast_domain::{ContentKey, UnixMillis};
 use tagfast_failover::EpochRecord;
 use tagfast_resilience::{Clock, SystemClock};
 use tagfast_store::StoreError;
+use tagfast_store_postgres::testing::{GatedSink, RecordingSink};
 use tagfast_store_postgres::{EndedEpoch, OutboxRow, OutboxSink, PublishError};
 use tagfast_testkit::wait_for_condition_async;
 
-use crate::support::{self, RecordingSink};
+use crate::support;
 use crate::writes::{key_of, put};
-
-/// A sink that refuses on request.
-#[derive(Default)]
-struct RefusingSink {
-    refuses: AtomicBool,
-    refused: AtomicU32,
-    recorded: RecordingSink,
-}
-
-#[async_trait]
-impl OutboxSink for RefusingSink {
-    async fn begin_epoch(&self, cluster: &str, epoch: &EpochRecord) -> Result<(), PublishError> {
-        self.recorded.begin_epoch(cluster, epoch).await
-    }
-
-    async fn publish(
-        &self,
-        cluster: &str,
-        epoch: &EpochRecord,
-        rows: &[OutboxRow],
-        hi: u64,
-    ) -> Result<(), PublishError> {
-        if self.refuses.load(Ordering::SeqCst) {
-            self.refused.fetch_add(1, Ordering::SeqCst);
-            return Err(PublishError::new("the bus is away"));
-        }
-        self.recorded.publish(cluster, epoch, rows, hi).await
-    }
-
-    async fn diverged_contents(
-        &self,
-        _: &str,
-        _: &EpochRecord,
-        _: &[EndedEpoch],
-    ) -> Result<Vec<ContentKey>, PublishError> {
-        Ok(Vec::new())
-    }
-
-    async fn complete_through(&self, cluster: &str, epoch: &EpochRecord, at: UnixMillis, hi: u64) {
-        self.recorded.complete_through(cluster, epoch, at, hi).await;
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sink_that_fails_gets_everything_in_the_end() {
-    let sink = Arc::new(RefusingSink::default());
+    let sink = Arc::new(GatedSink::new(RecordingSink::default()));
     let options = support::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
     let store = support::open(options, Arc::clone(&sink) as _).await;
     let key = key_of(0, "failing");
     put(&store, &key, "before").await.expect("written");
-    sink.refuses.store(true, Ordering::SeqCst);
+    sink.close();
     for n in 0..50 {
         put(&store, &key, &format!("t{n}")).await.expect("writes do not wait for the bus");
     }
     wait_for_condition_async("the relay retries", Duration::from_secs(10), || async {
-        let refused = sink.refused.load(Ordering::SeqCst);
+        let refused = sink.refused();
         if refused >= 3 { Ok(()) } else { Err(refused) }
     })
     .await;
-    sink.refuses.store(false, Ordering::SeqCst);
+    sink.open();
     store.drained().await;
-    let events = sink.recorded.events();
+    let events = sink.inner().events();
     let versions: Vec<_> = events.iter().filter(|e| e.key == key).map(|e| e.version).collect();
     assert!(versions.windows(2).all(|w| w[0] < w[1]), "in the order of versions: {versions:?}");
     let added: usize = events
@@ -213,7 +172,7 @@ async fn diverged_contents_are_written_again() {
     let (never, lost) = (key_of(0, "never there"), key_of(1, "also lost"));
     let diverged =
         [("c0", &never), ("c1", &lost)].map(|(cluster, key)| (cluster.to_owned(), key.clone()));
-    *sink.diverged.lock() = diverged.to_vec();
+    sink.set_diverged(diverged.to_vec());
     let store = support::open(options, Arc::clone(&sink) as _).await;
     wait_for_condition_async("both are published as empty", Duration::from_secs(20), || async {
         let events = sink.events();
@@ -232,8 +191,8 @@ async fn diverged_contents_are_written_again() {
 async fn the_outbox_has_a_bound() {
     let options = support::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
     let options = tagfast_store_postgres::PostgresOptions { outbox_bytes: 2 << 20, ..options };
-    let sink = Arc::new(RefusingSink::default());
-    sink.refuses.store(true, Ordering::SeqCst);
+    let sink = Arc::new(GatedSink::new(RecordingSink::default()));
+    sink.close();
     let store = support::open(options, Arc::clone(&sink) as _).await;
     let mut n = 0;
     let refused = wait_for_condition_async("a refusal", Duration::from_secs(60), || {
@@ -254,7 +213,7 @@ async fn the_outbox_has_a_bound() {
     );
     // Each cluster has its own outbox.
     put(&store, &key_of(1, "elsewhere"), "x").await.expect("taken");
-    sink.refuses.store(false, Ordering::SeqCst);
+    sink.open();
     wait_for_condition_async("writes go on", Duration::from_secs(60), || async {
         put(&store, &key_of(0, "bound after"), "x").await.map(drop).map_err(|e| e.to_string())
     })

@@ -9,9 +9,10 @@ use tagfast_domain::{Limits, TaggingsEvent, TenantId, UnixMillis};
 use tagfast_resilience::{Clock, ManualClock};
 use tagfast_store::SharedStore;
 use tagfast_store::conformance::StoreHarness;
+use tagfast_store_postgres::testing::RecordingSink;
 use tagfast_store_postgres::{PostgresOptions, PostgresStore};
 
-use crate::support::{self, RecordingSink};
+use crate::support;
 
 struct Harness {
     /// Behind L1 and both Redis servers, as the program has it.
@@ -73,7 +74,7 @@ impl StoreHarness for Harness {
 
     async fn complete_through(&self) -> UnixMillis {
         // What both clusters have reached; 0 until each has sent a heartbeat.
-        let through = self.sink.through.lock();
+        let through = self.sink.through();
         if through.len() < self.options.clusters.len() {
             0
         } else {

@@ -8,8 +8,8 @@ use tagfast_resilience::ManualClock;
 use tagfast_sharding::LogicalShard;
 use tagfast_store::testing::MemoryStore;
 use tagfast_store::{
-    Durability, History, ReadOptions, ReceiptReader, ShardScanner, StoreError, TagReader,
-    TagWriter, Verdict, WriteRequest,
+    History, ReadOptions, ReceiptReader, ShardScanner, StoreError, TagReader, TagWriter, Verdict,
+    WriteRequest,
 };
 use tokio::time::Instant;
 
@@ -20,17 +20,14 @@ fn key() -> ContentKey {
 fn add(id: u8, tag: &str) -> WriteRequest {
     let tags = vec![Tag::parse(tag).expect("a tag")];
     WriteRequest {
-        write: Write {
+        fresh: true,
+        ..WriteRequest::new(Write {
             id: WriteId([id; 16]),
             key: key(),
             user: UserId::parse("ann").expect("a user"),
             operation: Operation::patch(tags, Vec::new(), &Limits::default()).expect("a patch"),
             if_match: None,
-        },
-        fresh: true,
-        durability: Durability::Local,
-        deadline: None,
-        traceparent: None,
+        })
     }
 }
 
