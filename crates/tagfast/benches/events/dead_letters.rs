@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::{Value, json};
-use tagfast_domain::TenantId;
 use tagfast_events::conformance::dead_letters::exhausted;
 use tagfast_events::dead_letters::REPLAY_RATE_MAX;
 use tagfast_events::{
