@@ -17,13 +17,13 @@ pub(crate) struct StackCommand {
 }
 
 #[derive(clap::Args)]
-struct Place {
+struct StackDir {
     /// Where `stack.json` and `tagfast.toml` are; one stack a folder [default: target/stack]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }
 
-impl Place {
+impl StackDir {
     fn dir(&self) -> PathBuf {
         self.dir.clone().unwrap_or_else(|| target_dir().join("stack"))
     }
@@ -41,7 +41,7 @@ enum Action {
     /// Install what is missing and start everything; does nothing when it runs.
     Up {
         #[command(flatten)]
-        place: Place,
+        place: StackDir,
         /// PostgreSQL clusters; each is a primary with its replicas.
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
         clusters: u8,
@@ -61,12 +61,12 @@ enum Action {
     /// End every process and remove every trace.
     Down {
         #[command(flatten)]
-        place: Place,
+        place: StackDir,
     },
     /// Show what runs, its roles and what is wrong.
     Status {
         #[command(flatten)]
-        place: Place,
+        place: StackDir,
         /// As JSON.
         #[arg(long)]
         json: bool,
@@ -78,7 +78,7 @@ enum Action {
     /// cluster (c0: its primary now), etcd, redis, state-redis, kafka or opensearch.
     Fault {
         #[command(flatten)]
-        place: Place,
+        place: StackDir,
         /// What to do.
         kind: Fault,
         /// To whom.

@@ -198,14 +198,14 @@ mod tests {
         // Contents of the same shard.
         let hash = |n: u64| ContentHash(n * 64);
         for n in 0..15 {
-            token.see(hash(n), Version::from_packed(n + 1).unwrap(), at(2, n, n));
+            token.observe(hash(n), Version::from_packed(n + 1).unwrap(), at(2, n, n));
         }
         assert!(FreshnessRequirement::from_token(&token, hash(99)).is_unconstrained());
         assert_eq!(
             FreshnessRequirement::from_token(&token, hash(3)).version,
             Some(Version::from_packed(4).unwrap())
         );
-        token.see(hash(15), Version::from_packed(1).unwrap(), at(2, 15, 15));
+        token.observe(hash(15), Version::from_packed(1).unwrap(), at(2, 15, 15));
         assert_eq!(
             FreshnessRequirement::from_token(&token, hash(99)),
             FreshnessRequirement { version: None, floor: Some(at(2, 15, 15)) }

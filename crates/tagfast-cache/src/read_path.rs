@@ -185,7 +185,7 @@ impl CachedStore {
     }
 
     /// Answers one content. With `known`, the requirement is settled; without, the user's session
-    /// positions are looked up while Redis is asked for the view.
+    /// positions are looked up while the view is read from Redis.
     async fn answer(
         &self,
         read: &ReadContext<'_>,

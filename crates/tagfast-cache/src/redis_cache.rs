@@ -30,7 +30,7 @@ const REDIS_TTL: Duration = Duration::from_secs(3600);
 ///
 /// KEYS: entry, sequence of the stripe. ARGV: entry, TTL in ms, channel, name for a new generation,
 /// content key, `write` or `read`.
-const FILL: &str = "
+const FILL_LUA: &str = "
 local old = redis.call('GETRANGE', KEYS[1], 0, 39)
 local result = 'set'
 local publish = ARGV[6] == 'write'
@@ -50,12 +50,12 @@ end
 return result";
 
 /// Deletes an entry if it still begins with these bytes.
-const DELETE: &str = "
+const DELETE_LUA: &str = "
 if redis.call('GETRANGE', KEYS[1], 0, #ARGV[1] - 1) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
 return 0";
 
-static FILL_SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(FILL));
-static DELETE_SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(DELETE));
+static FILL_SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(FILL_LUA));
+static DELETE_SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(DELETE_LUA));
 
 /// What caused a fill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -31,7 +31,7 @@ const CONTENTS_PER_USER_MAX: usize = 64;
 ///
 /// KEYS: positions of the user, generation. ARGV: TTL in ms, maximum number of contents, then five
 /// for each write: content, version, shard, epoch, "xid lsn".
-const RECORD: &str = "
+const RECORD_LUA: &str = "
 local key, max = KEYS[1], tonumber(ARGV[2])
 for i = 3, #ARGV, 5 do
   local content, version, shard, epoch, at = ARGV[i], ARGV[i + 1], 'f' .. ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
@@ -58,7 +58,7 @@ end
 redis.call('PEXPIRE', key, ARGV[1])
 return redis.call('GET', KEYS[2]) or ''";
 
-static RECORD_SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(RECORD));
+static RECORD_SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(RECORD_LUA));
 
 /// A write of a user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -130,7 +130,7 @@ impl Bus for KafkaBus {
         Ok(ends)
     }
 
-    async fn park(&self, letter: &DeadLetter) -> Result<(), BusError> {
-        dead_letters::park(&self.options, &self.producer, letter).await
+    async fn park(&self, dead_letter: &DeadLetter) -> Result<(), BusError> {
+        dead_letters::park(&self.options, &self.producer, dead_letter).await
     }
 }

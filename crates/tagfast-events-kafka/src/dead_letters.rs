@@ -15,15 +15,15 @@
 //! | `__connect.errors.exception.class.name` | error code | `event_undecodable` |
 //! | `__connect.errors.exception.message` | text, at most 1,000 characters | `not JSON` |
 //! | `__connect.errors.exception.stacktrace` | `code: message` | `event_undecodable: not JSON` |
-//! | `tagfast.dlq.letter_id` | `group/partition/offset` | `indexer/17/4711` |
+//! | `tagfast.dlq.id` | `group/partition/offset` | `indexer/17/4711` |
 //! | `tagfast.dlq.class` | `poison` or `exhausted` | `poison` |
 //! | `tagfast.dlq.attempts` | integer | `4` |
 //! | `tagfast.dlq.first_failed_at` | RFC 3339, UTC | `2026-11-30T03:00:00.000Z` |
 //! | `tagfast.dlq.last_failed_at` | RFC 3339, UTC | `2026-11-30T03:00:05.000Z` |
 //!
 //! How reading fails: while a broker is unreachable the caller reads again. A record that a
-//! different program wrote into the topic becomes a dead letter with the code `foreign_letter`;
-//! nothing is skipped.
+//! different program wrote into the topic becomes a dead letter with the code
+//! `foreign_dead_letter`; nothing is skipped.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -45,9 +45,9 @@ use crate::record::{self, delivered, encode_headers, enqueue};
 const HEADER_PREFIXES: [&str; 2] = ["__connect.errors.", "tagfast.dlq."];
 
 /// The headers of a dead letter: those of the record, then the added ones.
-fn dead_letter_headers(options: &KafkaOptions, letter: &DeadLetter) -> Vec<(String, Vec<u8>)> {
-    let record = &letter.record;
-    let stage = match letter.code.as_str() {
+fn dead_letter_headers(options: &KafkaOptions, dead_letter: &DeadLetter) -> Vec<(String, Vec<u8>)> {
+    let record = &dead_letter.record;
+    let stage = match dead_letter.code.as_str() {
         "event_undecodable" | "event_type_unknown" | "event_key_mismatch" => "VALUE_CONVERTER",
         _ => "TASK_PUT",
     };
@@ -55,18 +55,21 @@ fn dead_letter_headers(options: &KafkaOptions, letter: &DeadLetter) -> Vec<(Stri
         ("__connect.errors.topic", options.topic.clone()),
         ("__connect.errors.partition", record.partition.0.to_string()),
         ("__connect.errors.offset", record.offset.to_string()),
-        ("__connect.errors.connector.name", letter.group.0.to_owned()),
+        ("__connect.errors.connector.name", dead_letter.group.0.to_owned()),
         ("__connect.errors.task.id", options.member.clone()),
         ("__connect.errors.stage", stage.to_owned()),
-        ("__connect.errors.class.name", format!("tagfast.{}", letter.group.0)),
-        ("__connect.errors.exception.class.name", letter.code.clone()),
-        ("__connect.errors.exception.message", letter.message.clone()),
-        ("__connect.errors.exception.stacktrace", format!("{}: {}", letter.code, letter.message)),
-        ("tagfast.dlq.letter_id", letter.id()),
-        ("tagfast.dlq.class", letter.class.as_str().to_owned()),
-        ("tagfast.dlq.attempts", letter.attempts.to_string()),
-        ("tagfast.dlq.first_failed_at", rfc3339(letter.first_failed_at)),
-        ("tagfast.dlq.last_failed_at", rfc3339(letter.last_failed_at)),
+        ("__connect.errors.class.name", format!("tagfast.{}", dead_letter.group.0)),
+        ("__connect.errors.exception.class.name", dead_letter.code.clone()),
+        ("__connect.errors.exception.message", dead_letter.message.clone()),
+        (
+            "__connect.errors.exception.stacktrace",
+            format!("{}: {}", dead_letter.code, dead_letter.message),
+        ),
+        ("tagfast.dlq.id", dead_letter.id()),
+        ("tagfast.dlq.class", dead_letter.class.as_str().to_owned()),
+        ("tagfast.dlq.attempts", dead_letter.attempts.to_string()),
+        ("tagfast.dlq.first_failed_at", rfc3339(dead_letter.first_failed_at)),
+        ("tagfast.dlq.last_failed_at", rfc3339(dead_letter.last_failed_at)),
     ];
     let added = added.into_iter().map(|(name, value)| (name.to_owned(), value.into_bytes()));
     record.headers.iter().cloned().chain(added).collect()
@@ -76,11 +79,11 @@ fn dead_letter_headers(options: &KafkaOptions, letter: &DeadLetter) -> Vec<(Stri
 pub(crate) async fn park(
     options: &KafkaOptions,
     producer: &FutureProducer,
-    letter: &DeadLetter,
+    dead_letter: &DeadLetter,
 ) -> Result<(), BusError> {
-    let record = &letter.record;
-    let headers = encode_headers(&dead_letter_headers(options, letter));
-    let topic = options.dead_letter_topic(letter.group.0);
+    let record = &dead_letter.record;
+    let headers = encode_headers(&dead_letter_headers(options, dead_letter));
+    let topic = options.dead_letter_topic(dead_letter.group.0);
     let partition = i32::from(record.partition.0);
     let delivery =
         enqueue(producer, &topic, partition, &record.key, &record.payload, headers).await?;
@@ -107,7 +110,9 @@ fn decode(group: ConsumerGroup, record: BusRecord) -> DeadLetter {
         class: text("tagfast.dlq.class")
             .and_then(FailureClass::named)
             .unwrap_or(FailureClass::Poison),
-        code: text("__connect.errors.exception.class.name").unwrap_or("foreign_letter").to_owned(),
+        code: text("__connect.errors.exception.class.name")
+            .unwrap_or("foreign_dead_letter")
+            .to_owned(),
         message: text("__connect.errors.exception.message")
             .unwrap_or("not written by this service")
             .to_owned(),

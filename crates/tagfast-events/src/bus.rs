@@ -301,7 +301,7 @@ pub trait Bus: Send + Sync {
     /// # Errors
     ///
     /// [`BusError::Unavailable`] if the dead letter is not known to be durable.
-    async fn park(&self, letter: &DeadLetter) -> Result<(), BusError>;
+    async fn park(&self, dead_letter: &DeadLetter) -> Result<(), BusError>;
 }
 
 /// A member of a consumer group.

@@ -1,9 +1,9 @@
 //! When a commit may be acknowledged: epochs, leadership proofs and the acknowledgement gate as
 //! pure state machines.
 //!
-//! Facts go in (what etcd answered and when it was asked, what the members answered, when a commit
-//! returned), decisions come out. There is no I/O, no clock and no runtime here, so a test can run
-//! every rule against the schedules that break a simpler one.
+//! Facts go in (what etcd answered and when the request was sent, what the members answered, when
+//! a commit returned), decisions come out. There is no I/O, no clock and no runtime here, so a
+//! test can run every rule against the schedules that break a simpler one.
 //!
 //! How it fails: towards not acknowledging. A fact that is missing, late or of a different leader
 //! term never permits an acknowledgement; the write's outcome is then unknown, and the writer

@@ -86,7 +86,7 @@ impl OwnedPartitions {
     }
 
     /// Notes how far the partitions count.
-    pub(crate) fn see(&self, visible: &VisibleThrough) {
+    pub(crate) fn observe(&self, visible: &VisibleThrough) {
         let mut owned = self.lock();
         for (partition, at) in &visible.partitions {
             if let Some(owned) = owned.get_mut(partition) {
@@ -161,7 +161,7 @@ mod tests {
         let owned = OwnedPartitions::default();
         owned.begin(&[Partition(1), Partition(2)]);
         assert_eq!(owned.take_pushes(), []);
-        owned.see(&visible(2, 7));
+        owned.observe(&visible(2, 7));
         let pushes = owned.take_pushes();
         assert_eq!(
             (pushes.len(), pushes[0].partition, pushes[0].all_dirty),
@@ -173,7 +173,7 @@ mod tests {
     fn a_failed_push_is_requeued() {
         let owned = OwnedPartitions::default();
         owned.begin(&[Partition(1)]);
-        owned.see(&visible(1, 7));
+        owned.observe(&visible(1, 7));
         owned.take_pushes();
         owned.claimed(Partition(1), "c");
         owned.mark_dirty(Partition(1), tag("a"));

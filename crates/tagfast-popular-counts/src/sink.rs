@@ -276,7 +276,7 @@ impl Sink for PopularCounts {
 
     fn visible(&self, visible: &VisibleThrough) {
         if let Some(owned) = &self.owned {
-            owned.see(visible);
+            owned.observe(visible);
         }
         if let Some(at) = visible.oldest() {
             self.visible_through(at);

@@ -13,7 +13,7 @@ mod retry_budget;
 #[path = "../tests/it/simulation.rs"]
 mod simulation;
 
-use simulation::{ALL, BACK, BUCKETS, LOST, NONE, Parts, Plan, Run, run_all};
+use simulation::{ALL, BUCKETS, LOST_AT, NONE, Plan, Protections, RESTORED_AT, Run, run_all};
 
 /// 45 s after the return of the cache, and one more.
 const SECONDS: f64 = 61.0;
@@ -28,25 +28,25 @@ const HEIGHT: f64 = 716.0;
 const LOAD_AXIS_MIN: f64 = 0.03;
 const LOAD_AXIS_MAX: f64 = 40.0;
 
-/// A curve: its name, the parts, colour and dashes.
+/// A curve: its name, the protections, colour and dashes.
 struct Curve {
     name: &'static str,
-    parts: Parts,
+    protections: Protections,
     colour: &'static str,
     dash: &'static str,
 }
 
 fn curves() -> [Curve; 7] {
-    let curve = |name, parts, colour, dash| Curve { name, parts, colour, dash };
+    let curve = |name, protections, colour, dash| Curve { name, protections, colour, dash };
     [
         curve("as shipped", ALL, "#16a34a", ""),
-        curve("without limiter", Parts { limiter: false, ..ALL }, "#dc2626", ""),
-        curve("without single-flight", Parts { single_flight: false, ..ALL }, "#9333ea", ""),
-        curve("without batching", Parts { batching: false, ..ALL }, "#d97706", ""),
-        curve("without retry budget", Parts { budget: false, ..ALL }, "#2563eb", ""),
+        curve("without limiter", Protections { limiter: false, ..ALL }, "#dc2626", ""),
+        curve("without single-flight", Protections { single_flight: false, ..ALL }, "#9333ea", ""),
+        curve("without batching", Protections { batching: false, ..ALL }, "#d97706", ""),
+        curve("without retry budget", Protections { budget: false, ..ALL }, "#2563eb", ""),
         curve(
             "batching and budget only",
-            Parts { batching: true, budget: true, ..NONE },
+            Protections { batching: true, budget: true, ..NONE },
             "#db2777",
             "7 4",
         ),
@@ -89,7 +89,7 @@ fn frame(
     ticks: &[(f64, String)],
 ) -> std::fmt::Result {
     let (bottom, right) = (top + height, WIDTH - RIGHT);
-    let (from, to) = (x(LOST), x(BACK));
+    let (from, to) = (x(LOST_AT), x(RESTORED_AT));
     writeln!(svg, r#"<text x="{LEFT}" y="{:.1}" class="title">{title}</text>"#, top - 26.0)?;
     writeln!(
         svg,
@@ -195,13 +195,14 @@ text {{ fill: #e5e7eb }}
 
 /// A row of the table: the worst of the runs of one curve.
 fn row(curve: &Curve, runs: &[Run]) -> String {
-    let least = |of: &dyn Fn(&Run) -> f64| runs.iter().map(of).fold(f64::INFINITY, f64::min);
-    let peak = -least(&|run| -run.peak());
-    let outage = least(&|run| run.goodput(LOST, BACK));
-    let after = least(&|run| run.goodput(BACK + 10.0, BACK + 20.0));
-    let end = least(&|run| run.goodput(BACK + 40.0, BACK + 45.0));
+    let min_over_runs =
+        |of: &dyn Fn(&Run) -> f64| runs.iter().map(of).fold(f64::INFINITY, f64::min);
+    let peak = -min_over_runs(&|run| -run.peak());
+    let outage = min_over_runs(&|run| run.goodput(LOST_AT, RESTORED_AT));
+    let after = min_over_runs(&|run| run.goodput(RESTORED_AT + 10.0, RESTORED_AT + 20.0));
+    let end = min_over_runs(&|run| run.goodput(RESTORED_AT + 40.0, RESTORED_AT + 45.0));
     let never = runs.iter().any(|run| run.recovery().is_none());
-    let recovery = -least(&|run| -run.recovery().unwrap_or_default());
+    let recovery = -min_over_runs(&|run| -run.recovery().unwrap_or_default());
     let recovery = if never { "never".to_owned() } else { format!("{recovery:.0} s") };
     let percent = |share: f64| format!("{:.0} %", (share * 100.0).floor());
     format!(
@@ -219,7 +220,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let seeds: u64 = args.next().map_or(Ok(5), |seeds| seeds.parse())?;
     let (mut drawn, mut rows) = (Vec::new(), Vec::new());
     for curve in curves() {
-        let plan = |seed| Plan { parts: curve.parts, seed, seconds: SECONDS, scale: 1 };
+        let plan = |seed| Plan { protections: curve.protections, seed, seconds: SECONDS, scale: 1 };
         let plans: Vec<_> = (1..=seeds.max(1)).map(plan).collect();
         let mut runs = run_all(&plans);
         rows.push(row(&curve, &runs));

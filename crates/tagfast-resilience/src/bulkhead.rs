@@ -82,9 +82,9 @@ pub struct BulkheadPermit {
 }
 
 /// Counts a waiting caller while it lives.
-struct Waiting<'a>(&'a AtomicUsize);
+struct WaitingGuard<'a>(&'a AtomicUsize);
 
-impl Drop for Waiting<'_> {
+impl Drop for WaitingGuard<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
@@ -115,7 +115,7 @@ impl Bulkhead {
         if self.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, longer).is_err() {
             return Err(BulkheadFull::Queue { name: Arc::clone(&self.name), max, queue });
         }
-        let _waiting = Waiting(&self.waiting);
+        let _waiting = WaitingGuard(&self.waiting);
         match tokio::time::timeout(wait, Arc::clone(&self.permits).acquire_owned()).await {
             Ok(Ok(permit)) => Ok(BulkheadPermit { _permit: permit }),
             // The semaphore is never closed; if it were, there would be no permit either.

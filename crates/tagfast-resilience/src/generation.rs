@@ -1,4 +1,5 @@
-//! Generations of derived data: a new folder is built aside and activated in one step.
+//! Generations of derived data: a new folder is built beside the current one and activated in one
+//! step.
 //!
 //! Data that can be rebuilt is built into a new folder while the old one serves. The file `CURRENT`
 //! names the active folder; renaming it is the switch, so a crash leaves either the old or the new

@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_stopped_task_ends_and_its_panic_is_told_once() {
+    async fn a_stopped_task_ends_and_its_panic_is_reported_once() {
         let ended = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&ended);
         let task = BackgroundTask::spawn("test", async move |stop: StopSignal| {
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_dropped_task_is_asked_to_end() {
+    async fn a_dropped_task_gets_its_stop_signal() {
         let (ended, end) = tokio::sync::oneshot::channel();
         drop(BackgroundTask::spawn("test", async move |stop: StopSignal| {
             stop.cancelled().await;

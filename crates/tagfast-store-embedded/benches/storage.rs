@@ -234,9 +234,9 @@ async fn writes(
                             request(key(n)?, vec![tag(t)?], Vec::new())?
                         }
                     };
-                    let asked = Instant::now();
+                    let sent = Instant::now();
                     store.write(request).await?;
-                    micros.push(u32::try_from(asked.elapsed().as_micros()).unwrap_or(u32::MAX));
+                    micros.push(u32::try_from(sent.elapsed().as_micros()).unwrap_or(u32::MAX));
                 }
                 Ok::<_, Failure>(micros)
             })
@@ -268,14 +268,14 @@ fn plain(options: &Options, dir: &Path) -> Result<Measured, Failure> {
     let mut micros = Vec::new();
     let mut random = fastrand::Rng::with_seed(7);
     while started.elapsed().as_secs_f64() < options.seconds {
-        let asked = Instant::now();
+        let sent = Instant::now();
         let row = (
             format!("package-{}", random.u64(..options.contents)),
             format!("implemented-in::{}", micros.len()),
         );
         conn.prepare_cached("INSERT INTO tagging VALUES (?1, ?2, 'alice', 1800000000000)")?
             .execute(row)?;
-        micros.push(u32::try_from(asked.elapsed().as_micros()).unwrap_or(u32::MAX));
+        micros.push(u32::try_from(sent.elapsed().as_micros()).unwrap_or(u32::MAX));
     }
     Ok(Measured {
         ops: micros.len() as u64,

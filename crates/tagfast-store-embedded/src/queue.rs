@@ -42,7 +42,7 @@ enum WriteClaim {
 }
 
 /// The race between the writer that takes a write and the caller whose deadline passes. Exactly one
-/// wins, so a caller is never told "it did not happen" about a write that is in a batch.
+/// wins, so a caller never gets the answer "it did not happen" for a write that is in a batch.
 #[derive(Debug, Clone)]
 pub(crate) struct DeadlineRace(Arc<AtomicU8>);
 
@@ -56,7 +56,7 @@ impl DeadlineRace {
         self.0.compare_exchange(queued, claim, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    /// Called by the writer; false: the caller gave up and was told that nothing happened.
+    /// Called by the writer; false: the caller gave up with the answer that nothing happened.
     pub(crate) fn take(&self) -> bool {
         self.win(WriteClaim::Taken)
     }

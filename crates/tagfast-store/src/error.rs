@@ -79,7 +79,7 @@ fn refusal_text(refusal: &Refusal) -> String {
 /// An error shared by several callers.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
-struct Shared(Arc<StoreError>);
+struct SharedError(Arc<StoreError>);
 
 impl StoreError {
     /// The same error for another caller that waited for the same work.
@@ -103,7 +103,7 @@ impl StoreError {
             Self::Damaged { what, source } => {
                 Self::Damaged { what: what.clone(), source: source.clone() }
             }
-            Self::Internal(_) => Self::Internal(Box::new(Shared(Arc::clone(self)))),
+            Self::Internal(_) => Self::Internal(Box::new(SharedError(Arc::clone(self)))),
         }
     }
 

@@ -50,7 +50,7 @@ pub struct Degraded {
 /// The part of the caches in an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CacheUse {
-    /// No cache was asked.
+    /// No cache was read.
     #[default]
     Bypass,
     /// This cache layer answered.
@@ -272,7 +272,7 @@ pub trait ReceiptReader: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`StoreError::Unavailable`] or [`StoreError::Deadline`] while the cluster cannot be asked,
+    /// [`StoreError::Unavailable`] or [`StoreError::Deadline`] while the cluster cannot be reached,
     /// [`StoreError::Internal`] for a bug.
     async fn verdict(&self, receipt: &Receipt) -> Result<Verdict, StoreError>;
 }

@@ -36,7 +36,7 @@ pub struct ConsistencyToken {
 
 impl ConsistencyToken {
     /// Adds one more answer.
-    pub fn see(&mut self, content: ContentHash, version: Version, position: Position) {
+    pub fn observe(&mut self, content: ContentHash, version: Version, position: Position) {
         let seen =
             self.pairs.iter().position(|(c, _)| *c == content).map(|i| self.pairs.remove(i).1);
         self.pairs.push((content, seen.map_or(version, |v| v.max(version))));

@@ -38,7 +38,7 @@ pub fn free_address() -> SocketAddr {
 ///
 /// # Errors
 /// The server does not answer, or answers with an error.
-pub fn ask(at: SocketAddr, command: &[&str]) -> Result<String, String> {
+pub fn query(at: SocketAddr, command: &[&str]) -> Result<String, String> {
     let send = || -> std::io::Result<Result<String, String>> {
         let mut stream = TcpStream::connect_timeout(&at, COMMAND_TIMEOUT)?;
         stream.set_read_timeout(Some(COMMAND_TIMEOUT))?;
@@ -124,7 +124,7 @@ impl RedisServer {
     }
 
     fn wait_until_it_answers(&self) {
-        wait_for_condition("the server answers", STATE_TIMEOUT, || self.ask(&["PING"]));
+        wait_for_condition("the server answers", STATE_TIMEOUT, || self.query(&["PING"]));
     }
 
     /// Address on which the server listens.
@@ -141,8 +141,8 @@ impl RedisServer {
     ///
     /// # Errors
     /// As [`ask`].
-    pub fn ask(&self, command: &[&str]) -> Result<String, String> {
-        ask(self.address, command)
+    pub fn query(&self, command: &[&str]) -> Result<String, String> {
+        query(self.address, command)
     }
 
     /// Executes a command.
@@ -150,16 +150,16 @@ impl RedisServer {
     /// # Panics
     /// The server refuses it or does not answer.
     pub fn command(&self, command: &[&str]) -> String {
-        self.ask(command).unwrap_or_else(|error| panic!("{command:?}: {error}"))
+        self.query(command).unwrap_or_else(|error| panic!("{command:?}: {error}"))
     }
 
     /// Whether the server reports that it is a replica.
     pub fn is_replica(&self) -> Result<bool, String> {
-        Ok(self.ask(&["INFO", "replication"])?.contains("role:slave"))
+        Ok(self.query(&["INFO", "replication"])?.contains("role:slave"))
     }
 
     fn offset(&self, name: &str) -> Result<String, String> {
-        let info = self.ask(&["INFO", "replication"])?;
+        let info = self.query(&["INFO", "replication"])?;
         let value = info.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'));
         value.map(str::to_owned).ok_or(info.clone())
     }
@@ -263,7 +263,7 @@ impl SentinelSetup {
             &[&["--replicaof", &of], args.as_slice()].concat(),
         );
         wait_for_condition("the replica follows", STATE_TIMEOUT, || {
-            let info = primary.ask(&["INFO", "replication"])?;
+            let info = primary.query(&["INFO", "replication"])?;
             if info.contains("state=online") { Ok(()) } else { Err(info) }
         });
         let file = dir.path().join("sentinel.conf");
@@ -275,7 +275,7 @@ impl SentinelSetup {
         let file = file.to_str().expect("a path");
         let sentinel = RedisServer::start(dir.path().join("sentinel"), &[file, "--sentinel"]);
         wait_for_condition("Sentinel knows the replica", STATE_TIMEOUT, || {
-            let known = sentinel.ask(&["SENTINEL", "replicas", PRIMARY_NAME])?;
+            let known = sentinel.query(&["SENTINEL", "replicas", PRIMARY_NAME])?;
             if known.contains(&replica.address.to_string()) { Ok(()) } else { Err(known) }
         });
         Self { primary, replica, sentinel, _dir: dir }

@@ -36,13 +36,13 @@ struct Args {
     tags: u32,
 }
 
-struct Nothing {
+struct NoopStore {
     epoch: Epoch,
     writes: AtomicU64,
     tags: Vec<Tagging>,
 }
 
-impl Nothing {
+impl NoopStore {
     fn position(&self) -> Position {
         let writes = self.writes.load(Ordering::Relaxed);
         Position { epoch: self.epoch.id, xid: writes, lsn: writes }
@@ -77,7 +77,7 @@ impl Nothing {
 }
 
 #[async_trait]
-impl TagReader for Nothing {
+impl TagReader for NoopStore {
     async fn view(
         &self,
         _key: &ContentKey,
@@ -110,7 +110,7 @@ impl TagReader for Nothing {
 }
 
 #[async_trait]
-impl TagWriter for Nothing {
+impl TagWriter for NoopStore {
     async fn write(&self, request: WriteRequest) -> Result<WriteAnswer, StoreError> {
         Ok(self.answer(&request))
     }
@@ -124,7 +124,7 @@ impl TagWriter for Nothing {
 }
 
 #[async_trait]
-impl ShardScanner for Nothing {
+impl ShardScanner for NoopStore {
     async fn scan(
         &self,
         _shard: LogicalShard,
@@ -141,7 +141,7 @@ impl ShardScanner for Nothing {
 }
 
 #[async_trait]
-impl ReceiptReader for Nothing {
+impl ReceiptReader for NoopStore {
     async fn verdict(&self, _receipt: &Receipt) -> Result<Verdict, StoreError> {
         Ok(Verdict::Unknown("expired"))
     }
@@ -184,7 +184,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let version = epoch.first_version();
     let tags = (0..args.tags).map(|n| tagging(n, version)).collect::<Result<_, _>>()?;
     let parts = ApiServices {
-        store: Arc::new(Nothing { epoch, writes: AtomicU64::new(0), tags }),
+        store: Arc::new(NoopStore { epoch, writes: AtomicU64::new(0), tags }),
         search: None,
         popular: None,
         dead_letters: None,

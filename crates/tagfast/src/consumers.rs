@@ -18,7 +18,7 @@ use tagfast_search::SearchIndex;
 use crate::telemetry::traced_sink::TracedSink;
 
 /// The status of a group during a dead-letter storm.
-const STORM: &str = "dead_letter_storm: so many records fail that they cannot be to blame; their \
+const STORM_REASON: &str = "dead_letter_storm: so many records fail that they cannot be to blame; their \
     partitions wait. Check the newest release and the group's sink, or let the dead letters be \
     written: tagfast dead-letters allow-storm";
 /// How long the status waits for one of its parts: an operator asks for it when parts do not work.
@@ -174,7 +174,7 @@ impl Consumers {
                 report.degraded.push((feature.to_owned(), state.as_str().to_owned()));
             }
             if storm {
-                report.degraded.push((feature.to_owned(), STORM.to_owned()));
+                report.degraded.push((feature.to_owned(), STORM_REASON.to_owned()));
             }
             report.consumers.push(consumer_status(supervised, &open));
         }

@@ -28,7 +28,7 @@ const WRITE_ATTEMPTS_MAX: u32 = 20;
 
 /// Size of a loaded sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Loaded {
+pub(crate) struct LoadSummary {
     /// Contents.
     pub(crate) contents: u64,
     /// Taggings.
@@ -52,13 +52,13 @@ pub(crate) async fn load_once(
     data_dir: &Path,
     limits: &Limits,
     terminal: &Terminal,
-) -> Result<Option<Loaded>, CliError> {
+) -> Result<Option<LoadSummary>, CliError> {
     let marker = data_dir.join(MARKER_FILE);
     if marker.exists() {
         return Ok(None);
     }
     let progress = Progress::new(terminal, "loading the demo data", Some(CONTENTS));
-    let mut loaded = Loaded::default();
+    let mut loaded = LoadSummary::default();
     let mut batch = Vec::with_capacity(WRITE_BATCH);
     for line in BufReader::new(flate2::read::GzDecoder::new(SAMPLE)).lines() {
         let line: Line = serde_json::from_str(&line?)?;

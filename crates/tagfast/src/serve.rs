@@ -162,7 +162,7 @@ impl Server<'_> {
                 return Ok(false);
             }
         };
-        if let Some(demo::Loaded { contents, taggings }) = loaded {
+        if let Some(demo::LoadSummary { contents, taggings }) = loaded {
             tracing::info!(contents, taggings, "demo data loaded");
         }
         let base = format!("http://{}", endpoint.listener.local_addr()?);

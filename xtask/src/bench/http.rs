@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use tagfast_testkit::{ServerOptions, ServerProcess};
 
 use super::figure::Figure;
-use super::load::{Load, Measured, in_turns};
+use super::load::{Load, Measured, measure_alternately};
 use super::setup::Setup;
 
 const QUERY: &str = "role::program AND interface::commandline";
@@ -88,7 +88,7 @@ pub(crate) fn figures(setup: &Setup) -> Result<Vec<Figure>> {
         server: &service,
         args: with(&["--mix", "view=1", "--connections", CONNECTIONS, "--ids-from", &sample]),
     };
-    let measured = in_turns(setup, [&own, &Load { server: &base, args: bare.clone() }])?;
+    let measured = measure_alternately(setup, [&own, &Load { server: &base, args: bare.clone() }])?;
     let figure = beside("view of an item's tags", "bare axum hello, same body size", measured);
     let ok =
         figure.cpu_ratio().is_some_and(|r| r <= 2.5) && figure.ratio().is_some_and(|r| r >= 0.4);
@@ -113,7 +113,8 @@ pub(crate) fn figures(setup: &Setup) -> Result<Vec<Figure>> {
             args.push("--facets".to_owned());
         }
         let mut own = Load { server: &service, args };
-        let measured = in_turns(setup, [&own, &Load { server: &base, args: bare.clone() }])?;
+        let measured =
+            measure_alternately(setup, [&own, &Load { server: &base, args: bare.clone() }])?;
         let what = format!(
             "AND of 2 tags over debtags, 20 hits, facets {}",
             if facets { "on" } else { "off" }
@@ -125,7 +126,7 @@ pub(crate) fn figures(setup: &Setup) -> Result<Vec<Figure>> {
 
         let half = (measured[0].per_second / 2.0).max(1.0).round();
         own.args.extend(["--rate".to_owned(), half.to_string()]);
-        let [calm] = in_turns(setup, [&own])?;
+        let [calm] = measure_alternately(setup, [&own])?;
         let p99 = calm.latency_us[1] / 1000.0;
         let mut figure =
             Figure::new(format!("the same at half load ({half}/s, open loop), p99"), p99, "ms");
@@ -139,7 +140,7 @@ pub(crate) fn figures(setup: &Setup) -> Result<Vec<Figure>> {
         server: &service,
         args: with(&["--mix", "popular=1", "--limit", "20", "--connections", CONNECTIONS]),
     };
-    let measured = in_turns(setup, [&own, &Load { server: &base, args: bare }])?;
+    let measured = measure_alternately(setup, [&own, &Load { server: &base, args: bare }])?;
     let figure = beside("popular top 20", "bare axum hello, same body size", measured);
     let ok = figure.ratio().is_some_and(|r| r >= 0.5);
     figures.push(figure.target(">= 0.5x of hello", ok));
@@ -147,7 +148,7 @@ pub(crate) fn figures(setup: &Setup) -> Result<Vec<Figure>> {
     let nothing = ServerOptions::other(setup.examples.join("noop_store_server")).start();
     let args = with(&["--mix", "tag=1", "--connections", "256"]);
     let own = Load { server: &service, args: args.clone() };
-    let measured = in_turns(setup, [&own, &Load { server: &nothing, args }])?;
+    let measured = measure_alternately(setup, [&own, &Load { server: &nothing, args }])?;
     let figure = beside(
         "single-tag writes, durable, 256 connections",
         "the same HTTP layer over a store that keeps nothing",

@@ -9,7 +9,7 @@ use tagfast_testkit::ServerProcess;
 use super::figure::median;
 use super::setup::Setup;
 
-/// A server under measurement and what it is asked for.
+/// A server under measurement and the load it gets.
 pub(crate) struct Load<'a> {
     pub(crate) server: &'a ServerProcess,
     pub(crate) args: Vec<String>,
@@ -41,9 +41,9 @@ impl Load<'_> {
         command.args(["--server-pid", &self.server.pid().to_string()]).args(&self.args);
         let output =
             command.stderr(Stdio::piped()).output().context("cannot start the load generator")?;
-        let said = || String::from_utf8_lossy(&output.stderr).into_owned();
+        let stderr = || String::from_utf8_lossy(&output.stderr).into_owned();
         let report: Value = serde_json::from_slice(&output.stdout)
-            .with_context(|| format!("the load generator said no JSON: {}", said()))?;
+            .with_context(|| format!("the load generator printed no JSON: {}", stderr()))?;
         let failed = report["failed"].as_u64().unwrap_or(0);
         let requests = report["requests"].as_u64().unwrap_or(0);
         // A figure with errors in it measures the errors.
@@ -59,7 +59,7 @@ fn number(report: &Value, pointer: &str) -> f64 {
 }
 
 /// Runs the loads in turns (A B A B A B) and takes the median of each figure of each load.
-pub(crate) fn in_turns<const N: usize>(
+pub(crate) fn measure_alternately<const N: usize>(
     setup: &Setup,
     loads: [&Load<'_>; N],
 ) -> Result<[Measured; N]> {

@@ -148,7 +148,7 @@ fn events(options: &BenchOptions) -> Result<Vec<Figure>> {
             "5000",
             "--seconds",
             "3",
-            "--letters",
+            "--dead-letters",
             "2000",
             "--outage",
             "0",

@@ -149,12 +149,12 @@ impl Modules {
             reached
         };
         let reached: Vec<BTreeSet<usize>> = (0..self.0.len()).map(reach).collect();
-        let mut told = BTreeSet::new();
+        let mut reported = BTreeSet::new();
         let mut lines = Vec::new();
         for id in 0..self.0.len() {
             let circle: BTreeSet<usize> =
                 reached[id].iter().copied().filter(|to| reached[*to].contains(&id)).collect();
-            if circle.len() < 2 || !told.insert(circle.clone()) {
+            if circle.len() < 2 || !reported.insert(circle.clone()) {
                 continue;
             }
             let name = |id: usize| {
@@ -235,7 +235,7 @@ impl Reader {
     }
 }
 
-fn is_test(attributes: &[syn::Attribute]) -> bool {
+pub(super) fn is_test(attributes: &[syn::Attribute]) -> bool {
     attributes.iter().any(|attribute| {
         attribute.path().is_ident("cfg")
             && attribute.meta.require_list().is_ok_and(|l| l.tokens.to_string().starts_with("test"))

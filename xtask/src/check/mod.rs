@@ -3,6 +3,7 @@
 mod arrows;
 mod circles;
 mod deny;
+mod errors;
 mod licences;
 mod names;
 mod promises;
@@ -31,6 +32,7 @@ const SOURCE_STAGES: &[Stage] = &[
     ("names in the docs", names::check),
     ("arrows between crates", arrows::check),
     ("circles of imports", circles::check),
+    ("messages of errors", errors::check),
     ("licences and bans", licences::check),
     ("deny.toml", deny::check),
 ];

@@ -12,7 +12,7 @@ use crate::run::root;
 
 pub(crate) fn check() -> Result<()> {
     let read = |page: &str| std::fs::read_to_string(root().join("docs/reference").join(page));
-    let known = Known {
+    let known = KnownNames {
         metrics: words(&read("metrics.md")?, "`tagfast_", "`"),
         keys: words(&read("configuration.md")?, "### `", "`"),
     };
@@ -23,14 +23,14 @@ pub(crate) fn check() -> Result<()> {
     if wrong.is_empty() { Ok(()) } else { bail!("{}", wrong.join("\n")) }
 }
 
-struct Known {
+struct KnownNames {
     /// Names of metrics without their prefix `tagfast_`.
     metrics: BTreeSet<String>,
     /// Configuration keys, `section.key`.
     keys: BTreeSet<String>,
 }
 
-impl Known {
+impl KnownNames {
     fn check_page(&self, file: &TextFile, wrong: &mut Vec<String>) {
         let sections: BTreeSet<&str> =
             self.keys.iter().filter_map(|key| key.split('.').next()).collect();
@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn unknown_metrics_and_keys_are_found() {
-        let known = Known {
+        let known = KnownNames {
             metrics: words("| `tagfast_reads_total` |", "`tagfast_", "`"),
             keys: words("### `store.primary_wait_ms`\n", "### `", "`"),
         };

@@ -28,7 +28,8 @@ const ONE_WAY: &[(&str, &str)] = &[
     ("metrics::histogram!", "tagfast_resilience::histogram! with a MetricDef"),
 ];
 
-/// How many lines above its use an error may have been turned into an [`ErrorChain`] under its name.
+/// How many lines above its use an error may have been turned into an [`ErrorChain`] under its
+/// name.
 const ERROR_CHAIN_LINES: usize = 12;
 
 /// Where the one way itself is, and code that is not part of the service.

@@ -74,7 +74,7 @@ pub(crate) async fn batch_get(Read(mut request, _): Read) -> Result<Response, Pr
                     BatchItem::failed(&item.0.content_type, &item.0.id, problem.body(&trace))
                 }
                 Ok((key, view)) => {
-                    token.see(ContentHash::of(key), view.version, view.position);
+                    token.observe(ContentHash::of(key), view.version, view.position);
                     BatchItem::done(ViewBody {
                         content: (&key.content).into(),
                         tags: Taggings(&view.tags),

@@ -57,7 +57,7 @@ pub(crate) async fn view(Read(request, _): Read) -> Result<Response, Problem> {
         })
     };
     let mut token = read.token.unwrap_or_default();
-    token.see(ContentHash::of(&key), view.version, view.position);
+    token.observe(ContentHash::of(&key), view.version, view.position);
     let out = response.headers_mut();
     out.insert(header::ETAG, etag(view.version));
     out.insert(header::CACHE_CONTROL, headers::cache_control(degraded));
@@ -193,7 +193,7 @@ pub(super) fn write_body<'a>(
 
 /// Adds a write to what the client has seen.
 pub(super) fn observe_write(token: &mut ConsistencyToken, key: &ContentKey, answer: &WriteAnswer) {
-    token.see(ContentHash::of(key), answer.version, answer.receipt.position);
+    token.observe(ContentHash::of(key), answer.version, answer.receipt.position);
 }
 
 fn etag(version: Version) -> HeaderValue {

@@ -52,12 +52,12 @@ async fn audit(
     request: &ApiRequest,
     action: &str,
     detail: String,
-    letters: u64,
+    dead_letters: u64,
 ) -> Result<(), Problem> {
     let at = request.now();
-    let by = format!("{}/{}", request.tenant(), request.caller.user);
-    tracing::info!(by, action, detail, dead_letters = letters, "dead letters");
-    let entry = AuditEntry { at, by, action: action.to_owned(), detail, letters };
+    let actor = format!("{}/{}", request.tenant(), request.caller.user);
+    tracing::info!(actor, action, detail, dead_letters, "dead letters");
+    let entry = AuditEntry { at, actor, action: action.to_owned(), detail, dead_letters };
     Ok(dead_letter_store(request)?.audit(&entry).await?)
 }
 
@@ -209,7 +209,7 @@ pub(crate) async fn list(Read(request, params): Read<ListParams>) -> Result<Resp
     let page = store.list(&filter, after.as_ref(), limit).await?;
     let body = |stored| DeadLetterBody::new(stored, *auto_replay);
     Ok(json(&DeadLettersBody {
-        items: page.letters.iter().map(body).collect(),
+        items: page.dead_letters.iter().map(body).collect(),
         next_cursor: page.next.as_ref().map(|next| seal_cursor(&request, next)),
     }))
 }
@@ -236,7 +236,7 @@ pub(crate) async fn show(Read(request, _): Read) -> Result<Response, Problem> {
     };
     let DeadLetters { store, auto_replay } = dead_letters(&request)?;
     let mut page = store.list(&filter, None, 1).await?;
-    let stored = page.letters.pop().ok_or_else(|| {
+    let stored = page.dead_letters.pop().ok_or_else(|| {
         not_found("there is no such dead letter, or it belongs to a different tenant")
     })?;
     audit(&request, "show", format!("id={id}"), 1).await?;
@@ -271,7 +271,7 @@ pub(crate) async fn replay(Admin(mut request, _): Admin) -> Result<Response, Pro
     let job = NewReplayJob { id, dry_run: body.dry_run, rate, at: request.now() };
     let started = dead_letter_store(&request)?.create_job(&job, &filter).await?;
     let action = if job.dry_run { "dry_run" } else { "replay" };
-    audit(&request, action, format!("job={} {filter}", job.id), started.letters).await?;
+    audit(&request, action, format!("job={} {filter}", job.id), started.dead_letters).await?;
     Ok(json(&ReplayJobBody::from(started)))
 }
 

@@ -184,8 +184,8 @@ pub(crate) struct DeadLetterBody {
 impl DeadLetterBody {
     /// The body of a stored dead letter; `auto_replay` says when it is replayed automatically.
     pub(crate) fn new(stored: &StoredDeadLetter, auto_replay: AutoReplayPolicy) -> Self {
-        let letter = &stored.letter;
-        let (tenant, content_type, content_id) = match content_of(&letter.record.key) {
+        let dead_letter = &stored.dead_letter;
+        let (tenant, content_type, content_id) = match content_of(&dead_letter.record.key) {
             Some(key) => (
                 Some(key.tenant.to_string()),
                 Some(key.content.content_type.to_string()),
@@ -193,22 +193,26 @@ impl DeadLetterBody {
             ),
             None => (None, None, None),
         };
-        let due = auto_replay.next_replay_at(letter.class, stored.replays, letter.last_failed_at);
+        let due = auto_replay.next_replay_at(
+            dead_letter.class,
+            stored.replays,
+            dead_letter.last_failed_at,
+        );
         Self {
-            id: letter.id(),
-            group: letter.group.0.to_owned(),
+            id: dead_letter.id(),
+            group: dead_letter.group.0.to_owned(),
             state: stored.state.as_str(),
-            class: letter.class.as_str(),
-            code: letter.code.clone(),
-            message: letter.message.clone(),
-            attempts: letter.attempts,
+            class: dead_letter.class.as_str(),
+            code: dead_letter.code.clone(),
+            message: dead_letter.message.clone(),
+            attempts: dead_letter.attempts,
             replays: stored.replays,
             tenant,
             content_type,
             content_id,
-            version: letter.record.version.packed().to_string(),
-            first_failed_at: Rfc3339(letter.first_failed_at),
-            last_failed_at: Rfc3339(letter.last_failed_at),
+            version: dead_letter.record.version.packed().to_string(),
+            first_failed_at: Rfc3339(dead_letter.first_failed_at),
+            last_failed_at: Rfc3339(dead_letter.last_failed_at),
             next_replay_at: due.filter(|_| stored.state == DeadLetterState::Open).map(Rfc3339),
             reason: stored.reason.clone(),
         }
@@ -263,7 +267,7 @@ pub(crate) struct DeadLetterDetailBody {
 impl DeadLetterDetailBody {
     /// As [`DeadLetterBody::new`], with the record.
     pub(crate) fn new(stored: &StoredDeadLetter, auto_replay: AutoReplayPolicy) -> Self {
-        let record = &stored.letter.record;
+        let record = &stored.dead_letter.record;
         Self {
             dead_letter: DeadLetterBody::new(stored, auto_replay),
             partition: record.partition.0,
@@ -334,23 +338,23 @@ pub(crate) struct AuditEntryBody {
     #[schema(value_type = String)]
     at: Rfc3339,
     /// Tenant and user, or `service`.
-    by: String,
+    actor: String,
     /// `replay`, `dry_run`, `discard`, `show` or `allow_storm`.
     action: String,
     /// Which dead letters, and why.
     detail: String,
     /// The number of dead letters.
-    letters: u64,
+    dead_letters: u64,
 }
 
 impl From<AuditEntry> for AuditEntryBody {
     fn from(entry: AuditEntry) -> Self {
         Self {
             at: Rfc3339(entry.at),
-            by: entry.by,
+            actor: entry.actor,
             action: entry.action,
             detail: entry.detail,
-            letters: entry.letters,
+            dead_letters: entry.dead_letters,
         }
     }
 }

@@ -16,7 +16,7 @@ pub(crate) struct ReplayJobBody {
     #[schema(value_type = String)]
     created_at: Rfc3339,
     /// Dead letters of the job: the open ones that its filter matched.
-    letters: u64,
+    dead_letters: u64,
     /// Matched dead letters that were no longer open.
     closed: u64,
     /// Matched dead letters that belong to a different replay job.
@@ -41,7 +41,7 @@ impl From<ReplayJob> for ReplayJobBody {
             dry_run: job.dry_run,
             rate: job.rate,
             created_at: Rfc3339(job.at),
-            letters: job.letters,
+            dead_letters: job.dead_letters,
             closed: job.closed,
             busy: job.busy,
             applied: job.applied,

@@ -90,7 +90,7 @@ async fn a_storm_is_allowed_with_a_reason() {
     ask(&format!(r#"{{"group": "indexer", "reason": "{}"}}"#, "x".repeat(1001)))
         .await
         .problem("too_long");
-    ask(r#"{"group": "nobody", "reason": "x"}"#).await.problem("wrong_type");
+    ask(r#"{"group": "unknown", "reason": "x"}"#).await.problem("wrong_type");
     ask(r#"{"group": "analytics", "reason": "x"}"#).await.problem("operation_failed");
     assert_eq!(
         fixture.dead_letters.audit_log.lock()[0].detail,

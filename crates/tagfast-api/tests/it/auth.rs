@@ -40,7 +40,7 @@ fn file_fixture(path: &std::path::Path, hs256: bool) -> Fixture {
 }
 
 #[tokio::test]
-async fn without_authentication_everybody_is_anonymous() {
+async fn without_authentication_every_caller_is_anonymous() {
     let fixture = fixture_with(AuthConfig::None, ApiLimits::default());
     fixture.get("/v1/status").send().await.ok();
     fixture.get("/v1/status").bearer("nonsense").send().await.ok();

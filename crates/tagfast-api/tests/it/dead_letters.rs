@@ -23,15 +23,15 @@ pub(crate) fn stored(tenant: &str, offset: u64) -> StoredDeadLetter {
         headers: vec![("raw".to_owned(), vec![0xff, 0xfe])],
         payload: b"{\"a\":1}".to_vec(),
     };
-    let mut letter = exhausted(record, NOW);
-    letter.last_failed_at = NOW + i64::try_from(offset).unwrap();
-    StoredDeadLetter { letter, state: DeadLetterState::Open, reason: None, replays: 1 }
+    let mut dead_letter = exhausted(record, NOW);
+    dead_letter.last_failed_at = NOW + i64::try_from(offset).unwrap();
+    StoredDeadLetter { dead_letter, state: DeadLetterState::Open, reason: None, replays: 1 }
 }
 
 pub(crate) fn with_dead_letters(fixture: Fixture) -> Fixture {
     let mut dead_letters: Vec<_> = (1..=3).map(|n| stored("acme", n)).collect();
     dead_letters.push(stored("umbra", 4));
-    dead_letters[2].letter.class = FailureClass::Poison;
+    dead_letters[2].dead_letter.class = FailureClass::Poison;
     *fixture.dead_letters.stored.lock() = dead_letters;
     fixture
 }
@@ -70,7 +70,7 @@ async fn an_admin_pages_through_the_dead_letters_of_all_tenants() {
     assert_eq!(ids(&get("/v1/dead-letters?tenant=umbra").await), ["indexer/3/4"]);
     assert_eq!(ids(&get("/v1/dead-letters?state=discarded").await), Vec::<&str>::new());
     assert_eq!(ids(&get("/v1/dead-letters?group=analytics&state=all").await), Vec::<&str>::new());
-    for bad in ["state=shut", "class=x", "group=nobody", "from=yesterday", "limit=501"] {
+    for bad in ["state=shut", "class=x", "group=unknown", "from=yesterday", "limit=501"] {
         let answer = fixture.get(&format!("/v1/dead-letters?{bad}")).bearer(&admin).send().await;
         answer.problem("bad_parameter");
     }
@@ -116,7 +116,7 @@ async fn a_dead_letter_is_shown_with_its_record_and_that_is_audited() {
     fixture.get("/v1/dead-letters/indexer%2F3%2F9").send().await.problem("dead_letter_not_found");
     let log = fixture.get("/v1/dead-letters/audit").send().await.ok();
     assert_eq!(log["items"][0]["action"], "show");
-    assert_eq!(log["items"][0]["by"], "default/anonymous");
+    assert_eq!(log["items"][0]["actor"], "default/anonymous");
 }
 
 #[tokio::test]
@@ -129,7 +129,7 @@ async fn a_replay_of_everything_needs_confirmation() {
     replay(r#"{"filter": {"ids": []}}"#).await.problem("confirmation_required");
     replay(r#"{"all": true, "rate": 0}"#).await.problem("rate_out_of_range");
     replay(r#"{"all": true, "rate": 20001}"#).await.problem("rate_out_of_range");
-    replay(r#"{"filter": {"group": "nobody"}}"#).await.problem("wrong_type");
+    replay(r#"{"filter": {"group": "unknown"}}"#).await.problem("wrong_type");
     replay(r#"{"filter": {"from": "soon"}}"#).await.problem("bad_time");
     let many = json!({"filter": {"ids": vec!["indexer/3/1"; 501]}}).to_string();
     assert_eq!(replay(&many).await.problem("too_long")["limit"], "filter_ids");
@@ -137,16 +137,20 @@ async fn a_replay_of_everything_needs_confirmation() {
 
     let begun = replay(r#"{"filter": {"tenant": "acme"}, "dry_run": true}"#).await.ok();
     assert_eq!(
-        (&begun["letters"], &begun["left"], &begun["rate"]),
+        (&begun["dead_letters"], &begun["left"], &begun["rate"]),
         (&json!(3), &json!(3), &json!(500))
     );
     let id = begun["id"].as_str().unwrap();
     assert_eq!(fixture.get(&format!("/v1/jobs/{id}")).send().await.ok(), begun);
     fixture.get("/v1/jobs/none").send().await.problem("dead_letter_not_found");
-    assert_eq!(replay(r#"{"all": true}"#).await.ok()["letters"], 4);
+    assert_eq!(replay(r#"{"all": true}"#).await.ok()["dead_letters"], 4);
     let log = fixture.get("/v1/dead-letters/audit?limit=2").send().await.ok();
-    let actions: Vec<_> =
-        log["items"].as_array().unwrap().iter().map(|a| (&a["action"], &a["letters"])).collect();
+    let actions: Vec<_> = log["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|a| (&a["action"], &a["dead_letters"]))
+        .collect();
     assert_eq!(actions, [(&json!("replay"), &json!(4)), (&json!("dry_run"), &json!(3))]);
 }
 

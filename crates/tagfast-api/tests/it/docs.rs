@@ -172,10 +172,10 @@ async fn every_example_answers_what_the_page_says() {
     for Section { method, path, html } in sections(&page) {
         let command = unescaped(between(&html, "<pre class=\"example\">", "</pre>"));
         let answer = run(&fixture_for_examples().await, &command, &method).await;
-        let said = between(&html, "<p class=\"answer\">Answers ", ".</p>");
-        let (status, media_type) = match said.split_once(' ') {
+        let promised = between(&html, "<p class=\"answer\">Answers ", ".</p>");
+        let (status, media_type) = match promised.split_once(' ') {
             Some((status, code)) => (status, Some(between(code, "<code>", "</code>"))),
-            None => (said, None),
+            None => (promised, None),
         };
         let body = String::from_utf8_lossy(&answer.body);
         assert_eq!(answer.status.as_str(), status, "{method} {path}: {command}\n{body}");

@@ -182,8 +182,8 @@ async fn suggestions_popular_and_one_tag() {
         (&json!("ui-kit"), &json!("UI Kit"), &json!(1))
     );
     assert_eq!(one["related"], json!([{"tag": "critical", "count": 1}]));
-    let unused = fixture.get("/v1/tags/Nobody").send().await.ok();
-    assert_eq!((&unused["count"], &unused["display"]), (&json!(0), &json!("nobody")));
+    let unused = fixture.get("/v1/tags/Unused").send().await.ok();
+    assert_eq!((&unused["count"], &unused["display"]), (&json!(0), &json!("unused")));
     fixture.tag("a/0", "popular").await.ok();
     assert_eq!(fixture.get("/v1/tags/%70opular").send().await.ok()["tag"], "popular");
 }

@@ -50,7 +50,7 @@ impl Fixture {
 
 fn token_of(id: &str, view: &View) -> ConsistencyToken {
     let mut token = ConsistencyToken::default();
-    token.see(ContentHash::of(&key(id)), view.version, view.position);
+    token.observe(ContentHash::of(&key(id)), view.version, view.position);
     token
 }
 
@@ -111,7 +111,7 @@ async fn a_read_that_began_before_a_write_does_not_answer_its_writer() {
     // Through another node: this one receives no invalidation.
     let answer = fixture.backend.write(add(&key("a"), "new", "ana")).await.expect("a write");
     let mut token = ConsistencyToken::default();
-    token.see(ContentHash::of(&key("a")), answer.version, answer.receipt.position);
+    token.observe(ContentHash::of(&key("a")), answer.version, answer.receipt.position);
     let writer = {
         let node = Arc::clone(&fixture.node);
         tokio::spawn(async move {
@@ -164,7 +164,7 @@ async fn a_stale_answer_is_refused_to_a_client_that_must_see_more() {
         async |options: ReadOptions<'_>| fixture.view("a", &options).await.map(|view| view.stale);
     let (old, new) = (token_of("a", &seen), {
         let mut token = ConsistencyToken::default();
-        token.see(ContentHash::of(&key("a")), newer.version, newer.receipt.position);
+        token.observe(ContentHash::of(&key("a")), newer.version, newer.receipt.position);
         token
     });
     let of = |token| ReadOptions { token: Some(token), ..ReadOptions::default() };
@@ -262,7 +262,7 @@ async fn a_token_is_refused_rather_than_answered_with_an_older_view() {
     let view = fixture.plain("a").await;
     assert_eq!((view.version < written.version, view.degraded.len()), (true, 1), "{view:?}");
     let mut token = ConsistencyToken::default();
-    token.see(ContentHash::of(&key("a")), written.version, written.receipt.position);
+    token.observe(ContentHash::of(&key("a")), written.version, written.receipt.position);
     let with_token = ReadOptions { token: Some(&token), ..ReadOptions::default() };
     let refused = fixture.view("a", &with_token).await;
     assert!(matches!(refused, Err(StoreError::Overloaded { .. })), "{refused:?}");

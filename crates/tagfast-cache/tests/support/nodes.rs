@@ -235,6 +235,6 @@ pub(crate) fn short_positions() -> CacheOptions {
 
 pub(crate) fn token_of(content: &ContentKey, answer: &WriteAnswer) -> ConsistencyToken {
     let mut token = ConsistencyToken::default();
-    token.see(ContentHash::of(content), answer.version, answer.receipt.position);
+    token.observe(ContentHash::of(content), answer.version, answer.receipt.position);
     token
 }

@@ -36,7 +36,7 @@ pub(super) async fn run(command: &DeadLettersCommand, terminal: &Terminal) -> Co
         DeadLettersCommand::Audit { limit, client } => {
             let path = format!("/v1/dead-letters/audit?limit={limit}");
             let answer = Client::new(client)?.get(&path).await?;
-            let columns = ["at", "by", "action", "letters", "detail"];
+            let columns = ["at", "actor", "action", "dead_letters", "detail"];
             let rows: Vec<Vec<String>> = list(&answer, "items")
                 .iter()
                 .map(|entry| columns.map(|name| text(entry, name)).to_vec())
@@ -156,9 +156,9 @@ async fn show(client: &Client, id: &str, terminal: &Terminal) -> CommandResult {
 async fn replay(client: &Client, body: &Value, terminal: &Terminal) -> CommandResult {
     let mut job = client.post("/v1/dead-letters:replay", body, None).await?;
     let id = text(&job, "id");
-    let progress = Progress::new(terminal, "dead letters", Some(number(&job, "letters")));
+    let progress = Progress::new(terminal, "dead letters", Some(number(&job, "dead_letters")));
     while number(&job, "left") > 0 {
-        progress.set(number(&job, "letters") - number(&job, "left"));
+        progress.set(number(&job, "dead_letters") - number(&job, "left"));
         tokio::time::sleep(PROGRESS_INTERVAL).await;
         match client.get(&format!("/v1/jobs/{}", encode(&id))).await {
             Ok(now) => job = now,
@@ -168,7 +168,7 @@ async fn replay(client: &Client, body: &Value, terminal: &Terminal) -> CommandRe
             Err(error) => return Err(error.into()),
         }
     }
-    progress.set(number(&job, "letters"));
+    progress.set(number(&job, "dead_letters"));
     progress.finish();
     render_answer(&job, replay_text(&job), terminal)?;
     // The failed ones stay open; the list names their reasons.
@@ -181,7 +181,7 @@ fn replay_text(job: &Value) -> String {
         if job.get("dry_run").and_then(Value::as_bool) == Some(true) { "would be " } else { "" };
     let mut text = format!(
         "{} dead letters: {} {would}applied, {} superseded by newer states",
-        count("letters"),
+        count("dead_letters"),
         count("applied"),
         count("superseded")
     );
@@ -205,14 +205,14 @@ mod tests {
     #[test]
     fn a_replay_is_summarised() {
         let job = json!({
-            "letters": 5, "applied": 1, "superseded": 2, "failed": 1, "dropped": 1, "closed": 0,
+            "dead_letters": 5, "applied": 1, "superseded": 2, "failed": 1, "dropped": 1, "closed": 0,
             "busy": 0,
         });
         let text = replay_text(&job);
         let start = "5 dead letters: 1 applied, 2 superseded by newer states, 1 failed again";
         assert!(text.starts_with(start), "{text}");
         assert!(text.ends_with("1 discarded meanwhile"), "{text}");
-        let dry = json!({"letters": 1, "applied": 1, "superseded": 0, "dry_run": true});
+        let dry = json!({"dead_letters": 1, "applied": 1, "superseded": 0, "dry_run": true});
         assert_eq!(
             replay_text(&dry),
             "1 dead letters: 1 would be applied, 0 superseded by newer states"

@@ -132,14 +132,14 @@ fn target(url: &str) -> Result<(String, SocketAddr), CliError> {
 }
 
 /// Usage at the beginning and the end of the measured period.
-struct Watched {
+struct CpuUsage {
     server: (Option<Usage>, Option<Usage>),
     own: (Option<Usage>, Option<Usage>),
 }
 
 /// Sleeps through the plan, shows progress, and samples the processes where the measured period
 /// begins and ends.
-async fn watch(args: &BenchArgs, plan: Plan, terminal: &Terminal) -> Watched {
+async fn watch(args: &BenchArgs, plan: Plan, terminal: &Terminal) -> CpuUsage {
     let sample = || (args.server_pid.and_then(|pid| usage(Some(pid))), usage(None));
     let whole = plan.end - plan.start;
     let progress = Progress::new(
@@ -166,7 +166,7 @@ async fn watch(args: &BenchArgs, plan: Plan, terminal: &Terminal) -> Watched {
     }
     let last = sample();
     progress.finish();
-    Watched { server: (first.0, last.0), own: (first.1, last.1) }
+    CpuUsage { server: (first.0, last.0), own: (first.1, last.1) }
 }
 
 fn worker(

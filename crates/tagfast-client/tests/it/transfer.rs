@@ -33,7 +33,7 @@ struct FakeServer {
     requests: usize,
     /// Lines after which an export breaks off.
     break_after: usize,
-    /// Requests after which the importer is told to stop; `None` = never.
+    /// Requests after which the test stops the importer; `None` = never.
     stop_after: Option<(usize, watch::Sender<bool>)>,
 }
 

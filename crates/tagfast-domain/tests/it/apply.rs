@@ -41,7 +41,7 @@ impl Fixture {
         outcome
     }
 
-    fn written(&mut self, write: &Write) -> (Version, Effect) {
+    fn apply_written(&mut self, write: &Write) -> (Version, Effect) {
         match self.apply(write) {
             Outcome::Written { version, effect, .. } => (version, effect),
             other
@@ -63,9 +63,9 @@ fn names(names: &[TagName]) -> Vec<&str> {
 #[test]
 fn adds_and_removes_say_what_they_did() {
     let mut fixture = Fixture::new();
-    let (v1, effect) = fixture.written(&patch(1, &["b", "a"], &[]));
+    let (v1, effect) = fixture.apply_written(&patch(1, &["b", "a"], &[]));
     assert_eq!((v1, names(&effect.added)), (fixture.epoch.first_version(), vec!["b", "a"]));
-    let (v2, effect) = fixture.written(&patch(2, &["c", "a"], &["b", "z"]));
+    let (v2, effect) = fixture.apply_written(&patch(2, &["c", "a"], &["b", "z"]));
     assert_eq!((names(&effect.added), names(&effect.removed)), (vec!["c"], vec!["b"]));
     assert_eq!(v2.packed(), v1.packed() + 1);
     assert_eq!(live(&fixture.doc), ["a", "c"]);
@@ -80,8 +80,8 @@ fn adds_and_removes_say_what_they_did() {
 #[test]
 fn a_no_op_is_free_in_its_epoch_and_stamped_once_in_the_next() {
     let mut fixture = Fixture::new();
-    let (v1, _) = fixture.written(&patch(1, &["a", "b"], &[]));
-    fixture.written(&patch(2, &[], &["b"]));
+    let (v1, _) = fixture.apply_written(&patch(1, &["a", "b"], &[]));
+    fixture.apply_written(&patch(2, &[], &["b"]));
     let before = fixture.doc.clone();
     for w in [patch(3, &["a"], &[]), patch(4, &[], &["b"]), patch(5, &["a"], &["b"])] {
         assert_eq!(fixture.apply(&w), Outcome::Unchanged { version: before.version });
@@ -89,15 +89,15 @@ fn a_no_op_is_free_in_its_epoch_and_stamped_once_in_the_next() {
     assert_eq!(fixture.doc, before, "a free no-op leaves the document alone");
 
     fixture.epoch = epoch(50);
-    let (v3, effect) = fixture.written(&patch(6, &["a"], &[]));
+    let (v3, effect) = fixture.apply_written(&patch(6, &["a"], &[]));
     assert_eq!((effect, v3), (Effect::default(), fixture.epoch.first_version()));
     assert_eq!(
         (fixture.decided_at("a"), fixture.decided_at("b")),
         (Some(v3), before.taggings.iter().find(|t| !t.present).map(|t| t.decided_at))
     );
     assert!(v3 > v1);
-    let (v4, _) = fixture.written(&patch(7, &[], &["b"]));
-    let (v5, _) = fixture.written(&patch(8, &[], &["never-there"]));
+    let (v4, _) = fixture.apply_written(&patch(7, &[], &["b"]));
+    let (v5, _) = fixture.apply_written(&patch(8, &[], &["never-there"]));
     assert_eq!(
         (fixture.decided_at("b"), fixture.decided_at("never-there")),
         (Some(v4), Some(v5)),
@@ -118,9 +118,9 @@ fn a_no_op_is_free_in_its_epoch_and_stamped_once_in_the_next() {
 #[test]
 fn a_replace_decides_every_tagging() {
     let mut fixture = Fixture::new();
-    fixture.written(&patch(1, &["a", "b"], &[]));
-    fixture.written(&patch(2, &[], &["gone"]));
-    let (v, effect) = fixture.written(&replace(3, &["c", "b"]));
+    fixture.apply_written(&patch(1, &["a", "b"], &[]));
+    fixture.apply_written(&patch(2, &[], &["gone"]));
+    let (v, effect) = fixture.apply_written(&replace(3, &["c", "b"]));
     assert_eq!((names(&effect.added), names(&effect.removed)), (vec!["c"], vec!["a"]));
     assert_eq!((fixture.doc.absent_since, fixture.doc.last_conditional), (v, Version::NONE));
     assert!(
@@ -130,7 +130,7 @@ fn a_replace_decides_every_tagging() {
     assert_eq!(fixture.apply(&replace(4, &["b", "c"])), Outcome::Unchanged { version: v });
 
     fixture.epoch = epoch(9);
-    let (v, effect) = fixture.written(&replace(5, &["b", "c"]));
+    let (v, effect) = fixture.apply_written(&replace(5, &["b", "c"]));
     assert_eq!(
         (effect, fixture.doc.absent_since),
         (Effect::default(), v),
@@ -147,7 +147,7 @@ fn a_replace_decides_every_tagging() {
 #[test]
 fn a_conditional_write_decides_every_tagging() {
     let mut fixture = Fixture::new();
-    let (seen, _) = fixture.written(&patch(1, &["a", "b", "c"], &["gone"]));
+    let (seen, _) = fixture.apply_written(&patch(1, &["a", "b", "c"], &["gone"]));
     let conditional = |n, expected, w: Write| Write { id: id(n), if_match: Some(expected), ..w };
     let stale = Version::from_packed(seen.packed() - 1).expect("a version");
     let before = fixture.doc.clone();
@@ -156,7 +156,7 @@ fn a_conditional_write_decides_every_tagging() {
         (refused, &fixture.doc),
         (Outcome::Refused(Refusal::VersionMismatch { current: seen }), &before)
     );
-    let (v, effect) = fixture.written(&conditional(3, seen, patch(0, &["d"], &["a"])));
+    let (v, effect) = fixture.apply_written(&conditional(3, seen, patch(0, &["d"], &["a"])));
     assert_eq!((names(&effect.added), names(&effect.removed)), (vec!["d"], vec!["a"]));
     assert_eq!((fixture.doc.absent_since, fixture.doc.last_conditional), (v, v));
     assert!(fixture.doc.taggings.iter().all(|t| t.decided_at == v && t.present));
@@ -164,7 +164,7 @@ fn a_conditional_write_decides_every_tagging() {
 
     let mut fresh = Fixture::new();
     let first = conditional(1, Version::NONE, replace(0, &["a"]));
-    fresh.written(&first);
+    fresh.apply_written(&first);
     let second = conditional(2, Version::NONE, replace(0, &["b"]));
     let current = fresh.doc.version;
     assert_eq!(fresh.apply(&second), Outcome::Refused(Refusal::VersionMismatch { current }));
@@ -174,19 +174,19 @@ fn a_conditional_write_decides_every_tagging() {
 fn the_limit_counts_what_would_be_there() {
     let mut fixture = Fixture::new();
     fixture.limits = LIMITS;
-    fixture.written(&patch(1, &["a", "b", "c", "d", "e"], &[]));
+    fixture.apply_written(&patch(1, &["a", "b", "c", "d", "e"], &[]));
     let before = fixture.doc.clone();
     let refused = fixture.apply(&patch(2, &["f", "g"], &[]));
     assert_eq!(refused, Outcome::Refused(Refusal::TooManyTags { allowed: 6, given: 7 }));
     assert_eq!(fixture.doc, before);
-    fixture.written(&patch(3, &["f", "g"], &["a"]));
+    fixture.apply_written(&patch(3, &["f", "g"], &["a"]));
     assert_eq!(fixture.doc.live().count(), 6);
     fixture.limits.tags_per_content = 4;
     assert_eq!(
         fixture.apply(&patch(4, &["h"], &["b"])),
         Outcome::Refused(Refusal::TooManyTags { allowed: 4, given: 6 })
     );
-    fixture.written(&patch(5, &[], &["b"]));
+    fixture.apply_written(&patch(5, &[], &["b"]));
     assert_eq!(
         fixture.doc.live().count(),
         5,
@@ -197,18 +197,18 @@ fn the_limit_counts_what_would_be_there() {
 #[test]
 fn who_and_when_are_the_first_adders() {
     let mut fixture = Fixture::new();
-    fixture.written(&patch(1, &["Needs Review"], &[]));
+    fixture.apply_written(&patch(1, &["Needs Review"], &[]));
     fixture.now += 1000;
     let ben = UserId::parse("ben").expect("a user");
-    fixture.written(&Write { user: ben.clone(), ..patch(2, &["NEEDS-REVIEW", "x"], &[]) });
+    fixture.apply_written(&Write { user: ben.clone(), ..patch(2, &["NEEDS-REVIEW", "x"], &[]) });
     let seen: Vec<_> = fixture.doc.live().map(|t| (&*t.display, t.user.as_str(), t.at)).collect();
     assert_eq!(seen, [("Needs Review", "ann", T0), ("x", "ben", T0 + 1000)]);
-    fixture.written(&Write { user: ben.clone(), ..patch(3, &[], &["x"]) });
+    fixture.apply_written(&Write { user: ben.clone(), ..patch(3, &[], &["x"]) });
     let grave = fixture.doc.taggings.iter().find(|t| !t.present).expect("a tombstone");
     assert_eq!((grave.user.as_str(), grave.at), ("ben", T0 + 1000));
     let mut imported = tag("Old");
     imported.origin = Some(Origin { by: ben, at: 5 });
-    fixture.written(&write(
+    fixture.apply_written(&write(
         4,
         Operation::patch(vec![imported], vec![], &fixture.limits).expect("a patch"),
     ));
@@ -219,15 +219,15 @@ fn who_and_when_are_the_first_adders() {
 #[test]
 fn old_tombstones_go_and_raise_absent_since() {
     let mut fixture = Fixture::new();
-    fixture.written(&patch(1, &["a"], &["x"]));
-    let (second, _) = fixture.written(&patch(2, &[], &["y"]));
+    fixture.apply_written(&patch(1, &["a"], &["x"]));
+    let (second, _) = fixture.apply_written(&patch(2, &[], &["y"]));
     fixture.now += TOMBSTONE_AGE_MS;
-    fixture.written(&patch(3, &["b"], &[]));
+    fixture.apply_written(&patch(3, &["b"], &[]));
     assert_eq!(fixture.doc.taggings.len(), 4, "ten minutes are not over");
     assert_eq!(fixture.doc.absent_since, Version::NONE);
-    let (fourth, _) = fixture.written(&patch(4, &[], &["z"]));
+    let (fourth, _) = fixture.apply_written(&patch(4, &[], &["z"]));
     fixture.now += 1;
-    let (fifth, _) = fixture.written(&patch(5, &["c"], &[]));
+    let (fifth, _) = fixture.apply_written(&patch(5, &["c"], &[]));
     assert_eq!(
         fixture.doc.absent_since, second,
         "absent_since is the newest decision that was dropped"
@@ -245,8 +245,8 @@ fn tombstones_are_bounded() {
     let mut versions = Vec::new();
     for n in 0..TOMBSTONES as u64 + 10 {
         let tag = format!("t{n}");
-        fixture.written(&patch(2 * n, &[&tag], &[]));
-        versions.push(fixture.written(&patch(2 * n + 1, &[], &[&tag])).0);
+        fixture.apply_written(&patch(2 * n, &[&tag], &[]));
+        versions.push(fixture.apply_written(&patch(2 * n + 1, &[], &[&tag])).0);
         assert!(fixture.doc.taggings.len() <= TOMBSTONES);
     }
     assert_eq!(fixture.doc.taggings.len(), TOMBSTONES);
@@ -259,12 +259,12 @@ fn an_id_is_known_for_ten_minutes_behind_any_number_of_writes() {
     let mut answers = Vec::new();
     for n in 0..5 * RECENT_WRITES as u64 {
         let w = patch(n, &[&format!("t{n}")], &[]);
-        answers.push((fixture.written(&w), w));
+        answers.push((fixture.apply_written(&w), w));
         assert!(fixture.doc.recent.len() <= RECENT_WRITES);
         fixture.now += 1000;
     }
     fixture.now += WRITE_ID_MEMORY_MS - 1000 - answers.len() as i64 * 1000;
-    fixture.written(&patch(1000, &["later"], &[]));
+    fixture.apply_written(&patch(1000, &["later"], &[]));
     let before = fixture.doc.clone();
     for ((version, effect), w) in &answers {
         let repeated = Outcome::Repeated { version: *version, effect: effect.clone() };
@@ -279,11 +279,11 @@ fn an_id_is_known_for_ten_minutes_behind_any_number_of_writes() {
 fn forgetting_is_bounded_too() {
     let mut fixture = Fixture::new();
     for n in 0..3 * RECENT_WRITES as u64 {
-        fixture.written(&patch(n, &[&format!("t{n}")], &[]));
+        fixture.apply_written(&patch(n, &[&format!("t{n}")], &[]));
     }
     assert_eq!(fixture.doc.overflow_until, T0 + WRITE_ID_MEMORY_MS);
     fixture.now += WRITE_ID_MEMORY_MS;
-    fixture.written(&patch(100, &["later"], &[]));
+    fixture.apply_written(&patch(100, &["later"], &[]));
     assert_eq!(fixture.doc.overflow_until, 0, "the store need not look any more");
     assert_eq!(fixture.doc.recent.len(), 1, "old ids leave the document");
 }
@@ -292,12 +292,12 @@ fn forgetting_is_bounded_too() {
 fn a_clock_that_steps_back_forgets_nothing() {
     let mut fixture = Fixture::new();
     for n in 0..RECENT_WRITES as u64 + 1 {
-        fixture.written(&patch(n, &[&format!("t{n}")], &[]));
+        fixture.apply_written(&patch(n, &[&format!("t{n}")], &[]));
     }
     let until = fixture.doc.overflow_until;
     fixture.now -= 3_600_000;
     for n in 100..100 + 2 * RECENT_WRITES as u64 {
-        fixture.written(&patch(n, &[&format!("t{n}")], &[]));
+        fixture.apply_written(&patch(n, &[&format!("t{n}")], &[]));
     }
     assert!(fixture.doc.overflow_until >= until);
     assert!(matches!(fixture.apply(&patch(0, &["t0"], &[])), Outcome::Repeated { .. }));

@@ -38,8 +38,8 @@ fn canonical_names_are_frozen() {
     assert!(lines > 190, "{lines} golden lines");
 }
 
-/// A checksum over every code point, alone and after a letter: it changes when a dependency's
-/// tables change.
+/// A checksum over every code point, alone and after an `a`: it changes when a dependency's tables
+/// change.
 #[test]
 fn the_tables_of_all_code_points_are_frozen() {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;

@@ -31,14 +31,14 @@ struct Relay {
 impl Relay {
     fn start(publisher: tagfast_events_kafka::Publisher) -> Self {
         let acknowledged = Arc::new(AtomicU64::new(0));
-        let told = Arc::clone(&acknowledged);
+        let reported = Arc::clone(&acknowledged);
         let task = TaskTracker::new().spawn(async move {
             for version in 1.. {
                 let events: Vec<_> = (0..50).map(|n| event(&format!("c{n}"), version, 1)).collect();
                 while publisher.publish(CLUSTER, &events, 0).await.is_err() {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
-                told.store(version, Ordering::SeqCst);
+                reported.store(version, Ordering::SeqCst);
                 publisher.heartbeat(CLUSTER, EpochOrdinal(1), support::now(), 0).await;
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }

@@ -54,11 +54,11 @@ impl TopicRecord {
     }
 }
 
-async fn letters(options: &KafkaOptions, count: usize) -> Vec<TopicRecord> {
+async fn dead_letters(options: &KafkaOptions, count: usize) -> Vec<TopicRecord> {
     let topic = options.dead_letter_topic("indexer");
     task::blocking(move || {
         let reader: BaseConsumer =
-            client().set("group.id", "letters-reader").create().expect("a reader");
+            client().set("group.id", "dead-letters-reader").create().expect("a reader");
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(&topic, 0, Offset::Beginning).expect("an offset");
         reader.assign(&list).expect("assigned");
@@ -95,7 +95,7 @@ async fn letters(options: &KafkaOptions, count: usize) -> Vec<TopicRecord> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn poison_is_parked_untouched_and_the_rest_goes_on() {
     let (options, bus, _quiet) = support::fresh().await;
-    let sink = MemorySink::judging(ConsumerGroup::INDEXER, |record| {
+    let sink = MemorySink::with_verdicts(ConsumerGroup::INDEXER, |record| {
         if record.event.key.content.content_id.as_str() == "refused" {
             return RecordVerdict::Poison {
                 code: "mapping",
@@ -122,7 +122,7 @@ async fn poison_is_parked_untouched_and_the_rest_goes_on() {
         if good && parked == 4 { Ok(()) } else { Err(format!("{good}, {parked} parked")) }
     })
     .await;
-    let found = letters(&options, 3).await;
+    let found = dead_letters(&options, 3).await;
     assert_eq!(
         (found[0].key.as_slice(), found[0].payload.as_slice()),
         (b"any/key".as_slice(), garbage.as_slice())
@@ -135,23 +135,28 @@ async fn poison_is_parked_untouched_and_the_rest_goes_on() {
     assert_eq!(found[1].header("__connect.errors.partition"), "0");
     assert_eq!(found[1].header("__connect.errors.stage"), "VALUE_CONVERTER");
     assert_eq!(found[1].header("tagfast.dlq.class"), "poison");
-    assert!(found[1].header("tagfast.dlq.letter_id").starts_with("indexer/0/"));
+    assert!(found[1].header("tagfast.dlq.id").starts_with("indexer/0/"));
     consumer.stop().await;
 
     // As a reader of the topic has them: the records as they were, and where they were.
     let mut reader =
         bus.dead_letter_reader(ConsumerGroup::INDEXER, BTreeMap::new()).expect("a reader");
-    let mut read = read_letters(&mut reader, 4).await;
-    read.sort_by_key(|letter| letter.code.clone());
-    let codes: Vec<_> =
-        read.iter().map(|letter| (letter.code.as_str(), letter.class, letter.attempts)).collect();
+    let mut read = read_dead_letters(&mut reader, 4).await;
+    read.sort_by_key(|dead_letter| dead_letter.code.clone());
+    let codes: Vec<_> = read
+        .iter()
+        .map(|dead_letter| (dead_letter.code.as_str(), dead_letter.class, dead_letter.attempts))
+        .collect();
     let poison = FailureClass::Poison;
     let undecodable = ("event_undecodable", poison, 1);
     assert_eq!(
         codes,
         [("event_type_unknown", poison, 1), undecodable, undecodable, ("mapping", poison, 1)]
     );
-    let any = read.iter().find(|letter| letter.record.key == b"any/key").expect("the first one");
+    let any = read
+        .iter()
+        .find(|dead_letter| dead_letter.record.key == b"any/key")
+        .expect("the first one");
     assert_eq!((any.record.payload.as_slice(), any.record.partition.0), (garbage.as_slice(), 0));
     let headers = [("traceparent", "00-1-2-03"), ("x", "y")]
         .map(|(n, v)| (n.to_owned(), v.as_bytes().to_vec()));
@@ -164,29 +169,29 @@ async fn poison_is_parked_untouched_and_the_rest_goes_on() {
     produce_to(&options.dead_letter_topic("indexer"), "who/knows", b"what", &[]).await;
     let mut later =
         bus.dead_letter_reader(ConsumerGroup::INDEXER, reader.offsets().clone()).expect("a reader");
-    let foreign = read_letters(&mut later, 1).await.remove(0);
+    let foreign = read_dead_letters(&mut later, 1).await.remove(0);
     assert_eq!(
         (foreign.code.as_str(), foreign.record.payload.as_slice()),
-        ("foreign_letter", b"what".as_slice())
+        ("foreign_dead_letter", b"what".as_slice())
     );
 }
 
-async fn read_letters(reader: &mut KafkaDeadLetterReader, count: usize) -> Vec<DeadLetter> {
-    let (mut letters, until) = (Vec::new(), Instant::now() + TEST_TIMEOUT);
-    while letters.len() < count {
-        assert!(Instant::now() < until, "{} of {count} dead letters", letters.len());
-        letters.extend(reader.read(100, Duration::from_millis(200)).await.expect("read"));
+async fn read_dead_letters(reader: &mut KafkaDeadLetterReader, count: usize) -> Vec<DeadLetter> {
+    let (mut dead_letters, until) = (Vec::new(), Instant::now() + TEST_TIMEOUT);
+    while dead_letters.len() < count {
+        assert!(Instant::now() < until, "{} of {count} dead letters", dead_letters.len());
+        dead_letters.extend(reader.read(100, Duration::from_millis(200)).await.expect("read"));
     }
-    letters
+    dead_letters
 }
 
 /// The position does not pass a record whose dead letter could not be written.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_letter_that_cannot_be_written_stops_the_position() {
+async fn a_dead_letter_that_cannot_be_written_stops_the_position() {
     let (options, bus, _quiet) = support::fresh().await;
     let admin: AdminClient<DefaultClientContext> = client().create().expect("a client");
     let topic = options.dead_letter_topic("indexer");
-    for result in admin.delete_topics(&[&topic], &AdminOptions::new()).await.expect("asked") {
+    for result in admin.delete_topics(&[&topic], &AdminOptions::new()).await.expect("a reply") {
         result.expect("deleted");
     }
     let sink = MemorySink::new(ConsumerGroup::INDEXER);
@@ -210,7 +215,7 @@ async fn a_letter_that_cannot_be_written_stops_the_position() {
     let consumer = consume(&bus, &sink);
     let mut reader =
         bus.dead_letter_reader(ConsumerGroup::INDEXER, BTreeMap::new()).expect("a reader");
-    assert_eq!(read_letters(&mut reader, 1).await[0].record.payload, b"garbage");
+    assert_eq!(read_dead_letters(&mut reader, 1).await[0].record.payload, b"garbage");
     wait_for_condition_async("the good one", TEST_TIMEOUT, || async {
         if version_of(&sink, "a") == Some(1) { Ok(()) } else { Err("not there") }
     })

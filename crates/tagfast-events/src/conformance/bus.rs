@@ -284,7 +284,7 @@ pub async fn a_dropped_poll_loses_nothing(harness: &dyn BusHarness) {
 pub async fn an_idle_partition_tells_the_truth(harness: &dyn BusHarness) {
     let mut reader =
         Reader::begin(&harness.bus().await, ConsumerGroup("idle"), "idle", &Positions::new()).await;
-    let (asked, end) = (harness.now(), Instant::now() + TEST_TIMEOUT);
+    let (requested, end) = (harness.now(), Instant::now() + TEST_TIMEOUT);
     let partitions = harness.bus().await.partitions();
     loop {
         assert!(Instant::now() < end, "the watermarks follow the clock");
@@ -295,7 +295,8 @@ pub async fn an_idle_partition_tells_the_truth(harness: &dyn BusHarness) {
         let passed = |p: &Partition| {
             let done = positions.get(p).map_or(0, |at| at.next);
             watermarks.get(p).is_some_and(|all| {
-                all.iter().any(|f| f.complete_through >= asked && (f.next <= done || f.next <= 1))
+                all.iter()
+                    .any(|f| f.complete_through >= requested && (f.next <= done || f.next <= 1))
             })
         };
         // In embedded mode a watermark is the end: a consumer that has read to it has everything.

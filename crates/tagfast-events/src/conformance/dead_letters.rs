@@ -21,14 +21,14 @@ pub trait DeadLetterStoreHarness: Send + Sync {
     /// The store as a newly started process sees it. Empty at first.
     async fn store(&self) -> Arc<dyn DeadLetterStore>;
     /// Parks dead letters as the service does; returns when the store has them.
-    async fn park(&self, letters: &[DeadLetter]);
+    async fn park(&self, dead_letters: &[DeadLetter]);
 }
 
 const NOW: UnixMillis = 1_800_000_000_000;
 const PARTITIONS: [Partition; 2] = [Partition(0), Partition(1)];
 
 /// Dead letter `n` of a tenant: page `n`, at offset `n + 1`, in partition 0 or 1.
-fn letter(tenant: &str, n: u64) -> DeadLetter {
+fn dead_letter(tenant: &str, n: u64) -> DeadLetter {
     let key = ContentKey::parse(tenant, "page", &format!("p{n}")).expect("a valid key");
     let at = NOW + i64::try_from(n).expect("a small number");
     let record = BusRecord {
@@ -60,8 +60,8 @@ pub fn exhausted(record: BusRecord, first_failed_at: UnixMillis) -> DeadLetter {
     }
 }
 
-fn letters(tenant: &str, count: u64) -> Vec<DeadLetter> {
-    (0..count).map(|n| letter(tenant, n)).collect()
+fn dead_letters(tenant: &str, count: u64) -> Vec<DeadLetter> {
+    (0..count).map(|n| dead_letter(tenant, n)).collect()
 }
 
 fn of(tenant: &str) -> DeadLetterFilter {
@@ -80,8 +80,8 @@ async fn all(
     let (mut found, mut after) = (Vec::new(), None);
     loop {
         let page = store.list(filter, after.as_ref(), limit).await.expect("a page");
-        assert!(page.letters.len() <= limit);
-        found.extend(page.letters);
+        assert!(page.dead_letters.len() <= limit);
+        found.extend(page.dead_letters);
         after = page.next;
         if after.is_none() {
             return found;
@@ -90,14 +90,14 @@ async fn all(
 }
 
 async fn ids(store: &dyn DeadLetterStore, filter: &DeadLetterFilter) -> BTreeSet<String> {
-    all(store, filter, 100).await.iter().map(|stored| stored.letter.id()).collect()
+    all(store, filter, 100).await.iter().map(|stored| stored.dead_letter.id()).collect()
 }
 
 async fn states(store: &dyn DeadLetterStore, tenant: &str) -> Vec<(u64, DeadLetterState)> {
     let mut states: Vec<_> = all(store, &of(tenant), 100)
         .await
         .iter()
-        .map(|s| (s.letter.record.offset, s.state))
+        .map(|s| (s.dead_letter.record.offset, s.state))
         .collect();
     states.sort_by_key(|(offset, _)| *offset);
     states
@@ -113,12 +113,12 @@ async fn work(
         .await
         .expect("an answer")
         .expect("dead letters");
-    let (job, letters) = taken;
-    let results: Vec<ReplayResult> = letters
+    let (job, dead_letters) = taken;
+    let results: Vec<ReplayResult> = dead_letters
         .iter()
         .map(|stored| ReplayResult {
-            id: stored.letter.id(),
-            outcome: outcome(stored.letter.record.offset),
+            id: stored.dead_letter.id(),
+            outcome: outcome(stored.dead_letter.record.offset),
         })
         .collect();
     store.complete(&job, &results, NOW + 9000).await.expect("completed");
@@ -131,13 +131,17 @@ fn failed() -> ReplayOutcome {
 
 /// A record parked several times is one dead letter, stored unchanged.
 pub async fn a_dead_letter_is_stored_once_and_unchanged(harness: &dyn DeadLetterStoreHarness) {
-    let parked = letter("once", 0);
+    let parked = dead_letter("once", 0);
     for _ in 0..3 {
         harness.park(std::slice::from_ref(&parked)).await;
     }
     let found = all(harness.store().await.as_ref(), &of("once"), 10).await;
-    let stored =
-        StoredDeadLetter { letter: parked, state: DeadLetterState::Open, reason: None, replays: 0 };
+    let stored = StoredDeadLetter {
+        dead_letter: parked,
+        state: DeadLetterState::Open,
+        reason: None,
+        replays: 0,
+    };
     assert_eq!(found, [stored]);
 }
 
@@ -145,26 +149,28 @@ pub async fn a_dead_letter_is_stored_once_and_unchanged(harness: &dyn DeadLetter
 pub async fn a_dead_letter_without_a_content_belongs_to_no_tenant(
     harness: &dyn DeadLetterStoreHarness,
 ) {
-    let mut garbage = letter("unowned", 0);
+    let mut garbage = dead_letter("unowned", 0);
     garbage.record.key = vec![0xff, 0xfe, 0];
     garbage.class = FailureClass::Poison;
     harness.park(std::slice::from_ref(&garbage)).await;
     let store = harness.store().await;
     assert_eq!(all(store.as_ref(), &of("unowned"), 10).await, []);
     let found = all(store.as_ref(), &DeadLetterFilter::default(), 10).await;
-    assert_eq!(found.iter().map(|s| &s.letter).collect::<Vec<_>>(), [&garbage]);
+    assert_eq!(found.iter().map(|s| &s.dead_letter).collect::<Vec<_>>(), [&garbage]);
 }
 
 /// Every condition of a filter finds its dead letters and no others.
 pub async fn dead_letters_are_found_by_each_condition(harness: &dyn DeadLetterStoreHarness) {
-    let mut odd = letter("found", 1);
+    let mut odd = dead_letter("found", 1);
     odd.class = FailureClass::Poison;
     odd.code = "event_undecodable".to_owned();
     odd.group = ConsumerGroup::ANALYTICS;
     odd.record.key = ContentKey::parse("found", "issue", "PROJ-1").expect("a key").to_bytes();
-    let mut other = letter("other", 2);
+    let mut other = dead_letter("other", 2);
     other.record.offset = 30;
-    harness.park(&[letter("found", 0), odd.clone(), letter("found", 3), other.clone()]).await;
+    harness
+        .park(&[dead_letter("found", 0), odd.clone(), dead_letter("found", 3), other.clone()])
+        .await;
     let store = harness.store().await;
     let none = DeadLetterFilter::default();
     let (odd, other) = (odd.id(), other.id());
@@ -199,13 +205,15 @@ pub async fn dead_letters_are_found_by_each_condition(harness: &dyn DeadLetterSt
 
 /// Pages list every dead letter once, newest failures first, also where many failed at once.
 pub async fn pages_list_every_dead_letter_once(harness: &dyn DeadLetterStoreHarness) {
-    let mut parked = letters("pages", 250);
-    parked.iter_mut().for_each(|letter| {
-        letter.last_failed_at = NOW + i64::try_from(letter.record.offset / 60).unwrap_or(0)
+    let mut parked = dead_letters("pages", 250);
+    parked.iter_mut().for_each(|dead_letter| {
+        dead_letter.last_failed_at =
+            NOW + i64::try_from(dead_letter.record.offset / 60).unwrap_or(0)
     });
     harness.park(&parked).await;
     let found = all(harness.store().await.as_ref(), &of("pages"), 70).await;
-    let order: Vec<_> = found.iter().map(|s| (s.letter.last_failed_at, s.letter.id())).collect();
+    let order: Vec<_> =
+        found.iter().map(|s| (s.dead_letter.last_failed_at, s.dead_letter.id())).collect();
     assert!(order.is_sorted_by(|a, b| a > b), "newest first");
     assert_eq!(order.len(), 250);
 }
@@ -214,12 +222,12 @@ pub async fn pages_list_every_dead_letter_once(harness: &dyn DeadLetterStoreHarn
 pub async fn a_job_ends_with_the_outcomes_of_its_dead_letters(
     harness: &dyn DeadLetterStoreHarness,
 ) {
-    harness.park(&letters("job", 4)).await;
+    harness.park(&dead_letters("job", 4)).await;
     let store = harness.store().await;
     let begun = store.create_job(&new_job("j1", false), &of("job")).await.expect("a job");
-    assert_eq!((begun.letters, begun.closed, begun.busy, begun.left()), (4, 0, 0, 4));
+    assert_eq!((begun.dead_letters, begun.closed, begun.busy, begun.left()), (4, 0, 0, 4));
     let second = store.create_job(&new_job("j2", false), &of("job")).await.expect("a job");
-    assert_eq!((second.letters, second.busy, second.left()), (0, 4, 0));
+    assert_eq!((second.dead_letters, second.busy, second.left()), (0, 4, 0));
 
     let (_, results) = work(store.as_ref(), |offset| match offset {
         1 => ReplayOutcome::Applied,
@@ -246,7 +254,7 @@ pub async fn a_job_ends_with_the_outcomes_of_its_dead_letters(
         .await
         .expect("an answer")
         .expect("a dead letter");
-    assert_eq!(taken.1.iter().map(|s| s.letter.record.offset).collect::<Vec<_>>(), [4]);
+    assert_eq!(taken.1.iter().map(|s| s.dead_letter.record.offset).collect::<Vec<_>>(), [4]);
     assert_eq!(
         store.take_batch(ConsumerGroup::ANALYTICS, &PARTITIONS, 100).await.expect("an answer"),
         None
@@ -257,13 +265,13 @@ pub async fn a_job_ends_with_the_outcomes_of_its_dead_letters(
         "it is in partition 1"
     );
     let third = store.create_job(&new_job("j3", false), &of("job")).await.expect("a job");
-    assert_eq!((third.letters, third.closed, third.busy), (1, 2, 1));
+    assert_eq!((third.dead_letters, third.closed, third.busy), (1, 2, 1));
     assert_eq!(store.job("none").await.expect("an answer"), None);
 }
 
 /// Completing twice counts once, also when two processes replayed the same dead letters.
 pub async fn what_was_completed_stays_completed(harness: &dyn DeadLetterStoreHarness) {
-    harness.park(&letters("twice", 3)).await;
+    harness.park(&dead_letters("twice", 3)).await;
     let store = harness.store().await;
     store.create_job(&new_job("t", false), &of("twice")).await.expect("a job");
     let (job, results) = work(store.as_ref(), |_| ReplayOutcome::Applied).await;
@@ -285,7 +293,7 @@ pub async fn what_was_completed_stays_completed(harness: &dyn DeadLetterStoreHar
 
 /// A dry run counts and changes nothing; afterwards the dead letters can be replayed.
 pub async fn a_dry_run_changes_no_dead_letter(harness: &dyn DeadLetterStoreHarness) {
-    harness.park(&letters("dry", 3)).await;
+    harness.park(&dead_letters("dry", 3)).await;
     let store = harness.store().await;
     let before = all(store.as_ref(), &of("dry"), 100).await;
     store.create_job(&new_job("d", true), &of("dry")).await.expect("a job");
@@ -294,15 +302,19 @@ pub async fn a_dry_run_changes_no_dead_letter(harness: &dyn DeadLetterStoreHarne
     let job = store.job("d").await.expect("an answer").expect("the job");
     assert_eq!((job.applied, job.failed, job.left(), job.dry_run), (2, 1, 0, true));
     assert_eq!(all(store.as_ref(), &of("dry"), 100).await, before);
-    assert_eq!(store.create_job(&new_job("e", false), &of("dry")).await.expect("a job").letters, 3);
+    assert_eq!(
+        store.create_job(&new_job("e", false), &of("dry")).await.expect("a job").dead_letters,
+        3
+    );
 }
 
 /// Discarded dead letters keep the reason, leave their job, and are not replayed.
 pub async fn discarded_dead_letters_keep_the_reason(harness: &dyn DeadLetterStoreHarness) {
-    harness.park(&letters("gone", 3)).await;
+    harness.park(&dead_letters("gone", 3)).await;
     let store = harness.store().await;
     store.create_job(&new_job("g", false), &of("gone")).await.expect("a job");
-    let one = DeadLetterFilter { ids: vec![letter("gone", 1).id()], ..DeadLetterFilter::default() };
+    let one =
+        DeadLetterFilter { ids: vec![dead_letter("gone", 1).id()], ..DeadLetterFilter::default() };
     assert_eq!(store.discard(&one, "test data", NOW + 1).await.expect("discarded"), 1);
     assert_eq!(store.discard(&one, "again", NOW + 2).await.expect("nothing left"), 0);
     let job = store.job("g").await.expect("an answer").expect("the job");
@@ -316,24 +328,24 @@ pub async fn discarded_dead_letters_keep_the_reason(harness: &dyn DeadLetterStor
     )
     .await;
     let reasons: Vec<_> =
-        discarded.iter().map(|s| (s.letter.record.offset, s.reason.as_deref())).collect();
+        discarded.iter().map(|s| (s.dead_letter.record.offset, s.reason.as_deref())).collect();
     assert_eq!(reasons, [(2, Some("test data"))]);
 }
 
 /// Dead letters are due after their cool-down, a few times; poison never is.
 pub async fn dead_letters_are_due_a_few_times(harness: &dyn DeadLetterStoreHarness) {
     let policy = AutoReplayPolicy { first_ms: 1000, factor: 10, times: 2 };
-    let mut poison = letter("due", 1);
+    let mut poison = dead_letter("due", 1);
     poison.class = FailureClass::Poison;
-    let patient = letter("due", 0);
-    harness.park(&[patient.clone(), poison]).await;
+    let retryable = dead_letter("due", 0);
+    harness.park(&[retryable.clone(), poison]).await;
     let store = harness.store().await;
     let due = |at| DeadLetterFilter { due: Some(Due { at, policy }), ..of("due") };
     let counts = |at: UnixMillis| {
         let (store, filter) = (Arc::clone(&store), due(at));
         async move { ids(store.as_ref(), &filter).await.len() }
     };
-    let failed_at = patient.last_failed_at;
+    let failed_at = retryable.last_failed_at;
     assert_eq!((counts(failed_at + 999).await, counts(failed_at + 1000).await), (0, 1));
     for (n, at) in [(1, NOW + 9000), (2, NOW + 9000)] {
         store.create_job(&new_job(&format!("due{n}"), false), &due(i64::MAX)).await.expect("a job");
@@ -349,7 +361,7 @@ pub async fn dead_letters_are_due_a_few_times(harness: &dyn DeadLetterStoreHarne
     let indexer = open.iter().find(|of| of.group == ConsumerGroup::INDEXER).expect("the group");
     assert_eq!(
         (indexer.open, indexer.needs_attention, indexer.oldest),
-        (2, 2, Some(patient.first_failed_at))
+        (2, 2, Some(retryable.first_failed_at))
     );
     let analytics = open.iter().find(|of| of.group == ConsumerGroup::ANALYTICS).expect("the group");
     assert_eq!(
@@ -366,25 +378,26 @@ pub async fn the_audit_log_is_newest_first(harness: &dyn DeadLetterStoreHarness)
         let action = format!("act{n}");
         let entry = AuditEntry {
             at: NOW + n,
-            by: "acme/ana".to_owned(),
+            actor: "acme/ana".to_owned(),
             action,
             detail: "why".to_owned(),
-            letters: 4,
+            dead_letters: 4,
         };
         store.audit(&entry).await.expect("stored");
     }
     let entries = harness.store().await.audit_log(None, 2).await.expect("entries");
     assert_eq!(entries.iter().map(|a| a.action.as_str()).collect::<Vec<_>>(), ["act2", "act1"]);
-    assert_eq!((entries[0].by.as_str(), entries[0].letters), ("acme/ana", 4));
+    assert_eq!((entries[0].actor.as_str(), entries[0].dead_letters), ("acme/ana", 4));
     let older = store.audit_log(Some(entries[1].at), 10).await.expect("entries");
     assert_eq!(older.iter().map(|a| a.action.as_str()).collect::<Vec<_>>(), ["act0"]);
 }
 
 /// Closed dead letters are purged after their retention; open ones never are.
 pub async fn only_closed_dead_letters_are_purged(harness: &dyn DeadLetterStoreHarness) {
-    harness.park(&letters("old", 2)).await;
+    harness.park(&dead_letters("old", 2)).await;
     let store = harness.store().await;
-    let one = DeadLetterFilter { ids: vec![letter("old", 0).id()], ..DeadLetterFilter::default() };
+    let one =
+        DeadLetterFilter { ids: vec![dead_letter("old", 0).id()], ..DeadLetterFilter::default() };
     store.discard(&one, "old", NOW).await.expect("discarded");
     store.purge_closed_before(NOW).await.expect("nothing is old enough");
     assert_eq!(states(store.as_ref(), "old").await.len(), 2);

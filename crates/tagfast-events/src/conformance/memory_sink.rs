@@ -13,12 +13,12 @@ use crate::{
     VisibleThrough,
 };
 
-type Judge = Box<dyn Fn(&SinkRecord) -> RecordVerdict + Send + Sync>;
+type VerdictFn = Box<dyn Fn(&SinkRecord) -> RecordVerdict + Send + Sync>;
 
 /// Keeps the newest version of each content; the bus keeps its positions.
 pub struct MemorySink {
     group: ConsumerGroup,
-    judge: Judge,
+    verdict_of: VerdictFn,
     newest: Mutex<BTreeMap<ContentKey, Version>>,
     applied: AtomicU64,
     rebuilds: AtomicU64,
@@ -34,18 +34,18 @@ impl std::fmt::Debug for MemorySink {
 impl MemorySink {
     /// A sink that takes every record.
     pub fn new(group: ConsumerGroup) -> Arc<Self> {
-        Self::judging(group, |_| RecordVerdict::Applied)
+        Self::with_verdicts(group, |_| RecordVerdict::Applied)
     }
 
-    /// A sink that takes the records for which `judge` returns [`RecordVerdict::Applied`], and
+    /// A sink that takes the records for which `verdict_of` returns [`RecordVerdict::Applied`], and
     /// returns its verdict for the others.
-    pub fn judging(
+    pub fn with_verdicts(
         group: ConsumerGroup,
-        judge: impl Fn(&SinkRecord) -> RecordVerdict + Send + Sync + 'static,
+        verdict_of: impl Fn(&SinkRecord) -> RecordVerdict + Send + Sync + 'static,
     ) -> Arc<Self> {
         Arc::new(Self {
             group,
-            judge: Box::new(judge),
+            verdict_of: Box::new(verdict_of),
             newest: Mutex::default(),
             applied: AtomicU64::new(0),
             rebuilds: AtomicU64::new(0),
@@ -87,7 +87,7 @@ impl Sink for MemorySink {
     async fn apply(&self, records: &[SinkRecord]) -> Result<Vec<RecordVerdict>, SinkError> {
         let mut newest = self.newest();
         let apply = |record: &SinkRecord| {
-            let verdict = (self.judge)(record);
+            let verdict = (self.verdict_of)(record);
             if verdict != RecordVerdict::Applied {
                 return verdict;
             }

@@ -109,7 +109,7 @@ impl Context {
         self.shared.set(ConsumerState::Paused);
         let backoff =
             Backoff { retries: u32::MAX, base: PAUSE_BASE, factor: 2, cap: self.options.pause_cap };
-        // A jitter of one half is the nominal delay: one consumer has no crowd to spread.
+        // A jitter of one half is the nominal delay; a single consumer needs no spread.
         let delay = backoff.delay(attempt, 0.5).unwrap_or(self.options.pause_cap);
         self.wait(delay).await
     }

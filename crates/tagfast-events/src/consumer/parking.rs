@@ -238,7 +238,7 @@ async fn write(context: &mut Context, unwritten: UnwrittenDeadLetter) -> Result<
         "parking a record"
     );
     let last_failed_at = context.clock.now_ms();
-    let letter = DeadLetter {
+    let dead_letter = DeadLetter {
         group,
         class,
         code,
@@ -250,7 +250,7 @@ async fn write(context: &mut Context, unwritten: UnwrittenDeadLetter) -> Result<
     };
     let bus = Arc::clone(&context.bus);
     let mut attempt = 0;
-    while let Err(error) = bus.park(&letter).await {
+    while let Err(error) = bus.park(&dead_letter).await {
         metric::dead_letter_write_failed(group);
         context.pause(&error, attempt).await?;
         attempt += 1;

@@ -39,12 +39,12 @@ pub(super) async fn replay(
         }
     }
     let (places, records): (Vec<usize>, Vec<SinkRecord>) = newest.into_values().unzip();
-    let judged = if dry_run {
+    let applied = if dry_run {
         predict(context, &records).await?
     } else {
         apply_durably(context, records).await?
     };
-    for (place, outcome) in places.into_iter().zip(judged) {
+    for (place, outcome) in places.into_iter().zip(applied) {
         outcomes[place] = outcome;
     }
     // The caller may have gone: applied records stay applied.

@@ -80,7 +80,7 @@ pub trait IngestTarget: Send + Sync {
     async fn ingest(
         &self,
         group: ConsumerGroup,
-        letters: &[DeadLetter],
+        dead_letters: &[DeadLetter],
         offsets: &ReadOffsets,
     ) -> Result<(), DeadLetterStoreError>;
 }
@@ -154,12 +154,12 @@ impl GroupIngest {
         let from = self.target.ingested_through(self.group).await.map_err(IngestError::Store)?;
         let mut reader = self.source.reader(self.group, from).await.map_err(IngestError::Read)?;
         while *self.leads.borrow() {
-            let letters = reader
+            let dead_letters = reader
                 .read(INGEST_BATCH_MAX, INGEST_POLL_TIMEOUT)
                 .await
                 .map_err(IngestError::Read)?;
-            if !letters.is_empty() {
-                let stored = self.target.ingest(self.group, &letters, reader.offsets()).await;
+            if !dead_letters.is_empty() {
+                let stored = self.target.ingest(self.group, &dead_letters, reader.offsets()).await;
                 stored.map_err(IngestError::Store)?;
             }
             self.outage.recovered();

@@ -62,7 +62,7 @@ impl FromStr for DeadLetterState {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredDeadLetter {
     /// The dead letter.
-    pub letter: DeadLetter,
+    pub dead_letter: DeadLetter,
     /// Its state.
     pub state: DeadLetterState,
     /// Why it was discarded; `None` in other states.
@@ -199,7 +199,7 @@ pub struct DeadLetterCursor {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DeadLetterPage {
     /// The dead letters.
-    pub letters: Vec<StoredDeadLetter>,
+    pub dead_letters: Vec<StoredDeadLetter>,
     /// Where the next page begins; `None` on the last page.
     pub next: Option<DeadLetterCursor>,
 }
@@ -207,15 +207,15 @@ pub struct DeadLetterPage {
 impl DeadLetterPage {
     /// Makes a page from up to `limit + 1` dead letters: the extra one shows that a next page
     /// exists.
-    pub fn of(mut letters: Vec<StoredDeadLetter>, limit: usize) -> Self {
-        let more = letters.len() > limit;
-        letters.truncate(limit);
-        let last = letters.last().filter(|_| more);
+    pub fn of(mut dead_letters: Vec<StoredDeadLetter>, limit: usize) -> Self {
+        let more = dead_letters.len() > limit;
+        dead_letters.truncate(limit);
+        let last = dead_letters.last().filter(|_| more);
         let next = last.map(|stored| DeadLetterCursor {
-            at: stored.letter.last_failed_at,
-            id: stored.letter.id(),
+            at: stored.dead_letter.last_failed_at,
+            id: stored.dead_letter.id(),
         });
-        Self { letters, next }
+        Self { dead_letters, next }
     }
 }
 
@@ -244,7 +244,7 @@ pub struct ReplayJob {
     /// When it was requested, Unix ms.
     pub at: UnixMillis,
     /// Dead letters assigned to it.
-    pub letters: u64,
+    pub dead_letters: u64,
     /// Dead letters of the filter that were no longer open.
     pub closed: u64,
     /// Dead letters of the filter that a different job had.
@@ -262,7 +262,8 @@ pub struct ReplayJob {
 impl ReplayJob {
     /// Dead letters without an outcome.
     pub fn left(&self) -> u64 {
-        self.letters.saturating_sub(self.applied + self.superseded + self.failed + self.dropped)
+        self.dead_letters
+            .saturating_sub(self.applied + self.superseded + self.failed + self.dropped)
     }
 }
 
@@ -294,13 +295,13 @@ pub struct AuditEntry {
     /// When, Unix ms.
     pub at: UnixMillis,
     /// The actor: `tenant/user`, or `service` for automatic replays.
-    pub by: String,
+    pub actor: String,
     /// `replay`, `dry_run`, `discard`, `show` or `allow_storm`.
     pub action: String,
     /// The filter and the reason.
     pub detail: String,
     /// Number of dead letters.
-    pub letters: u64,
+    pub dead_letters: u64,
 }
 
 impl fmt::Display for DeadLetterFilter {

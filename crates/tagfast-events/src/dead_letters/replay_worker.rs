@@ -122,7 +122,7 @@ impl Worker {
         let taken = self.store.take_batch(group, &partitions, REPLAY_BATCH_MAX).await?;
         let worked = match taken {
             None => false,
-            Some((job, letters)) => self.replay(&job, letters).await?,
+            Some((job, dead_letters)) => self.replay(&job, dead_letters).await?,
         };
         if self.counted_at.is_none_or(|at| at.elapsed() >= STALE_COUNT_INTERVAL) {
             self.counted_at = Some(Instant::now());
@@ -135,21 +135,22 @@ impl Worker {
     async fn replay(
         &self,
         job: &ReplayJob,
-        letters: Vec<StoredDeadLetter>,
+        dead_letters: Vec<StoredDeadLetter>,
     ) -> Result<bool, RoundEnd> {
         let group = self.consumer.group();
         let rate = job.rate.max(1);
         let chunk = usize::try_from(rate / CHUNKS_PER_SECOND)
             .unwrap_or(REPLAY_BATCH_MAX)
             .clamp(1, REPLAY_BATCH_MAX);
-        let mut judged = false;
-        for letters in letters.chunks(chunk) {
+        let mut progressed = false;
+        for dead_letters in dead_letters.chunks(chunk) {
             let started = Instant::now();
-            let records = letters.iter().map(|stored| stored.letter.record.clone()).collect();
+            let records =
+                dead_letters.iter().map(|stored| stored.dead_letter.record.clone()).collect();
             let outcomes = self.consumer.replay(records, job.dry_run).await?;
             let now = self.clock.now_ms();
-            let mut results = Vec::with_capacity(letters.len());
-            for (stored, outcome) in letters.iter().zip(outcomes) {
+            let mut results = Vec::with_capacity(dead_letters.len());
+            for (stored, outcome) in dead_letters.iter().zip(outcomes) {
                 let label = match &outcome {
                     ReplayOutcome::NotHere => continue,
                     ReplayOutcome::Applied => ReplayLabel::Applied,
@@ -159,14 +160,14 @@ impl Worker {
                 if !job.dry_run {
                     metric::replayed(group, label);
                 }
-                results.push(ReplayResult { id: stored.letter.id(), outcome });
+                results.push(ReplayResult { id: stored.dead_letter.id(), outcome });
             }
-            judged |= !results.is_empty();
+            progressed |= !results.is_empty();
             self.store.complete(job, &results, now).await?;
-            let at_rate = Duration::from_secs_f64(letters.len() as f64 / f64::from(rate));
+            let at_rate = Duration::from_secs_f64(dead_letters.len() as f64 / f64::from(rate));
             tokio::time::sleep_until(started + at_rate).await;
         }
-        Ok(judged)
+        Ok(progressed)
     }
 
     /// Counts contents whose open dead letters hold a newer state than the sink.
@@ -180,7 +181,7 @@ impl Worker {
         for _ in 0..STALE_COUNT_PAGES_MAX {
             let page = self.store.list(&filter, after.as_ref(), DEAD_LETTERS_PAGE_MAX).await?;
             let records: Vec<_> =
-                page.letters.into_iter().map(|stored| stored.letter.record).collect();
+                page.dead_letters.into_iter().map(|stored| stored.dead_letter.record).collect();
             let outcomes = self.consumer.replay(records.clone(), true).await?;
             // A record that cannot be decoded may be newer than the sink's state: it counts.
             let counts = |outcome: &ReplayOutcome| match outcome {

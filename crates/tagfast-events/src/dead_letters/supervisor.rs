@@ -48,7 +48,7 @@ pub struct SupervisorOptions {
 /// What operators were notified of last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct NotifiedState {
-    letters: u64,
+    dead_letters: u64,
     /// `None` before the first notice.
     at: Option<Instant>,
 }
@@ -154,7 +154,7 @@ impl Supervisor {
             ..DeadLetterFilter::default()
         };
         // Dead letters of a running job match too; the new job then gets none.
-        if self.store.list(&filter, None, 1).await?.letters.is_empty() {
+        if self.store.list(&filter, None, 1).await?.dead_letters.is_empty() {
             return Ok(());
         }
         let job = NewReplayJob {
@@ -163,14 +163,14 @@ impl Supervisor {
             rate: REPLAY_RATE_DEFAULT,
             at: now,
         };
-        let letters = self.store.create_job(&job, &filter).await?.letters;
-        if letters == 0 {
+        let dead_letters = self.store.create_job(&job, &filter).await?.dead_letters;
+        if dead_letters == 0 {
             return Ok(());
         }
-        tracing::info!(job = job.id, letters, "replaying dead letters after their cool-down");
+        tracing::info!(job = job.id, dead_letters, "replaying dead letters after their cool-down");
         let detail = format!("job={} {filter}", job.id);
-        let (by, action) = ("service".to_owned(), "replay".to_owned());
-        self.store.audit(&AuditEntry { at: now, by, action, detail, letters }).await
+        let (actor, action) = ("service".to_owned(), "replay".to_owned());
+        self.store.audit(&AuditEntry { at: now, actor, action, detail, dead_letters }).await
     }
 
     /// Notifies operators when more dead letters need attention than they know of, and when none
@@ -181,25 +181,25 @@ impl Supervisor {
         open: &[GroupDeadLetters],
         now: UnixMillis,
     ) -> Result<(), DeadLetterStoreError> {
-        let letters: u64 = open.iter().map(|of| of.needs_attention).sum();
+        let dead_letters: u64 = open.iter().map(|of| of.needs_attention).sum();
         let interval = notifier.min_interval();
         let early = self.notified.at.is_some_and(|at| at.elapsed() < interval);
-        let news = if letters == 0 {
-            self.notified.letters > 0
+        let news = if dead_letters == 0 {
+            self.notified.dead_letters > 0
         } else {
-            letters > self.notified.letters && !early
+            dead_letters > self.notified.dead_letters && !early
         };
         if !news {
             // Fewer than notified: the next increase is news again.
-            self.notified.letters = self.notified.letters.min(letters);
+            self.notified.dead_letters = self.notified.dead_letters.min(dead_letters);
             return Ok(());
         }
         let mut groups = Vec::new();
         for of in open.iter().filter(|of| of.needs_attention > 0) {
             groups.push(self.summarize(of).await?);
         }
-        if notifier.notify(&DeadLetterNotice { at: now, letters, groups }) {
-            self.notified = NotifiedState { letters, at: Some(Instant::now()) };
+        if notifier.notify(&DeadLetterNotice { at: now, dead_letters, groups }) {
+            self.notified = NotifiedState { dead_letters, at: Some(Instant::now()) };
         }
         Ok(())
     }
@@ -214,16 +214,16 @@ impl Supervisor {
         let page = self.store.list(&filter, None, DEAD_LETTERS_PAGE_MAX).await?;
         let mut codes: BTreeMap<String, u64> = BTreeMap::new();
         let mut examples = Vec::new();
-        for stored in &page.letters {
-            let letter = &stored.letter;
-            if self.policy.needs_attention(letter.class, stored.replays) {
-                *codes.entry(letter.code.clone()).or_default() += 1;
+        for stored in &page.dead_letters {
+            let dead_letter = &stored.dead_letter;
+            if self.policy.needs_attention(dead_letter.class, stored.replays) {
+                *codes.entry(dead_letter.code.clone()).or_default() += 1;
                 if examples.len() < NOTICE_EXAMPLES_MAX {
-                    examples.push(letter.id());
+                    examples.push(dead_letter.id());
                 }
             }
         }
-        let (group, letters, oldest) = (of.group, of.needs_attention, of.oldest);
-        Ok(GroupNotice { group, letters, oldest, codes, examples })
+        let (group, dead_letters, oldest) = (of.group, of.needs_attention, of.oldest);
+        Ok(GroupNotice { group, dead_letters, oldest, codes, examples })
     }
 }

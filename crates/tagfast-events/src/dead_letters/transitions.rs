@@ -22,7 +22,7 @@ use crate::consumer::state::ReplayOutcome;
 pub enum Action {
     /// A replay job takes it.
     Assign,
-    /// A dry run judged it: it leaves the job unchanged.
+    /// A dry run predicted its outcome: it leaves the job unchanged.
     Unassign,
     /// A replay applied it.
     Apply,
@@ -117,7 +117,7 @@ impl Action {
     }
 }
 
-/// The counter of a replay job that a judged dead letter adds to.
+/// The counter of a replay job that the outcome of a dead letter adds to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum JobCounter {
     /// Applied; in a dry run it would be.

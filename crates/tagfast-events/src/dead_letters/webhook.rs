@@ -24,7 +24,7 @@ pub struct DeadLetterNotice {
     /// When it was made, Unix ms.
     pub at: UnixMillis,
     /// Dead letters that need attention; 0: resolved.
-    pub letters: u64,
+    pub dead_letters: u64,
     /// The groups that have some.
     pub groups: Vec<GroupNotice>,
 }
@@ -35,7 +35,7 @@ pub struct GroupNotice {
     /// The consumer group.
     pub group: ConsumerGroup,
     /// How many need attention.
-    pub letters: u64,
+    pub dead_letters: u64,
     /// First failure of the oldest open one, Unix ms; `None` if unknown.
     pub oldest: Option<UnixMillis>,
     /// Error codes of the newest page and how often each occurs there.
@@ -47,7 +47,7 @@ pub struct GroupNotice {
 impl DeadLetterNotice {
     /// The JSON document of the notice.
     pub fn to_json(&self) -> Value {
-        let kind = if self.letters == 0 {
+        let kind = if self.dead_letters == 0 {
             "tagfast.dead_letters.resolved"
         } else {
             "tagfast.dead_letters.stay"
@@ -55,7 +55,7 @@ impl DeadLetterNotice {
         let group = |of: &GroupNotice| {
             json!({
                 "group": of.group.0,
-                "letters": of.letters,
+                "dead_letters": of.dead_letters,
                 "oldest": of.oldest.map(rfc3339),
                 "codes": of.codes,
                 "examples": of.examples,
@@ -64,7 +64,7 @@ impl DeadLetterNotice {
         json!({
             "type": kind,
             "at": rfc3339(self.at),
-            "letters": self.letters,
+            "dead_letters": self.dead_letters,
             "groups": self.groups.iter().map(group).collect::<Vec<_>>(),
         })
     }

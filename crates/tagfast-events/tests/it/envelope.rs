@@ -73,8 +73,8 @@ fn the_golden_record_is_read_and_written() {
     }
     assert_eq!(text, std::fs::read_to_string(path).expect("the golden file is there"));
     let attributes = Attributes::of(&message.headers);
-    let told = (attributes.kind, &*attributes.cluster, attributes.hi, attributes.at);
-    assert_eq!(told, (RecordKind::Event, "c0", Some(4711), Some(example().at)));
+    let decoded = (attributes.kind, &*attributes.cluster, attributes.hi, attributes.at);
+    assert_eq!(decoded, (RecordKind::Event, "c0", Some(4711), Some(example().at)));
     let record = BusRecord {
         kind: attributes.kind,
         partition: Partition(0),

@@ -35,11 +35,12 @@ async fn poison_is_parked_at_once_untouched() {
         bus.state().committed.values().any(|p| p.next == 5)
     })
     .await;
-    let parked = bus.state().letters.clone();
-    let letters: Vec<_> = parked.values().map(|l| (l.code.as_str(), l.class, l.attempts)).collect();
+    let parked = bus.state().dead_letters.clone();
+    let dead_letters: Vec<_> =
+        parked.values().map(|l| (l.code.as_str(), l.class, l.attempts)).collect();
     let poison = FailureClass::Poison;
     assert_eq!(
-        letters,
+        dead_letters,
         [
             ("event_type_unknown", poison, 1),
             ("event_key_mismatch", poison, 1),
@@ -57,7 +58,8 @@ async fn a_failing_record_is_tried_four_times_with_growing_delays() {
     let (bus, sink) = (MemoryBus::new(1, &clock), ScriptedSink::new(|_, _| failed()));
     bus.publish(&event("a", 1, 1));
     let consumer = spawn(&bus, &sink, &clock);
-    until("the dead letter", Duration::from_secs(30), || !bus.state().letters.is_empty()).await;
+    until("the dead letter", Duration::from_secs(30), || !bus.state().dead_letters.is_empty())
+        .await;
     let times: Vec<_> = sink.state().offered.iter().map(|(_, _, at)| *at).collect();
     let delays: Vec<u128> = times.windows(2).map(|w| (w[1] - w[0]).as_millis()).collect();
     assert_eq!(delays.len(), 3, "one attempt and three retries");
@@ -65,12 +67,12 @@ async fn a_failing_record_is_tried_four_times_with_growing_delays() {
         // Half to one and a half of the nominal delay, plus a step of the loop.
         assert!((nominal / 2..=nominal * 3 / 2 + 60).contains(delay), "{delays:?}");
     }
-    let letter = bus.state().letters.values().next().cloned().expect("a dead letter");
+    let dead_letter = bus.state().dead_letters.values().next().cloned().expect("a dead letter");
     assert_eq!(
-        (letter.class, letter.attempts, letter.code.as_str()),
+        (dead_letter.class, dead_letter.attempts, dead_letter.code.as_str()),
         (FailureClass::Exhausted, 4, "flaky")
     );
-    assert!(letter.first_failed_at < letter.last_failed_at);
+    assert!(dead_letter.first_failed_at < dead_letter.last_failed_at);
     consumer.stop().await;
 }
 
@@ -98,7 +100,7 @@ async fn a_newer_version_supersedes_a_waiting_one() {
     .await;
     let versions: Vec<u64> = sink.state().offered.iter().map(|(_, v, _)| v.packed()).collect();
     assert!(versions.is_sorted(), "{versions:?}");
-    assert!(bus.state().letters.is_empty(), "the superseded one is not parked");
+    assert!(bus.state().dead_letters.is_empty(), "the superseded one is not parked");
     consumer.stop().await;
 }
 
@@ -118,7 +120,7 @@ async fn an_outage_is_not_poison() {
     until("ten minutes", Duration::from_secs(601), || consumer.status().lag_seconds > 600.0).await;
     sink.state().down = false;
     until("drained", Duration::from_secs(10), || sink.state().applied.len() == 2000).await;
-    assert!(bus.state().letters.is_empty());
+    assert!(bus.state().dead_letters.is_empty());
     until("running again", Duration::from_secs(1), || {
         consumer.status().state == ConsumerState::Running
     })
@@ -144,7 +146,7 @@ async fn a_canary_goes_before_records() {
     assert!(sink.state().offered.is_empty(), "no record was offered while canaries failed");
     sink.state().canary_dies = false;
     until("applied", Duration::from_secs(10), || sink.state().applied.len() == 1).await;
-    assert!(bus.state().letters.is_empty());
+    assert!(bus.state().dead_letters.is_empty());
     consumer.stop().await;
 }
 
@@ -162,7 +164,7 @@ async fn the_position_waits_for_the_dead_letter() {
         .await;
     assert!(bus.state().committed.values().all(|p| p.next <= 1), "{:?}", bus.state().committed);
     bus.state().refuse_park = false;
-    until("parked", Duration::from_secs(20), || bus.state().letters.len() == 1).await;
+    until("parked", Duration::from_secs(20), || bus.state().dead_letters.len() == 1).await;
     until("the position", Duration::from_secs(1), || {
         bus.state().committed.values().any(|p| p.next == 2)
     })
@@ -219,8 +221,8 @@ async fn a_storm_is_stopped_and_ends_by_itself() {
     let consumer = spawn(&bus, &sink, &clock);
     until("the alarm", Duration::from_secs(15), || consumer.status().storm).await;
     until("a minute", Duration::from_secs(70), || consumer.status().lag_seconds > 60.0).await;
-    let letters = bus.state().letters.len();
-    assert!(letters <= 100, "{letters} dead letters");
+    let dead_letters = bus.state().dead_letters.len();
+    assert!(dead_letters <= 100, "{dead_letters} dead letters");
     let committed = bus.state().committed.clone();
     assert!(
         committed.values().map(|p| p.next).sum::<u64>() < 1000,
@@ -228,16 +230,16 @@ async fn a_storm_is_stopped_and_ends_by_itself() {
     );
     broken.store(false, Ordering::SeqCst);
     until("everything else is applied", Duration::from_secs(15), || {
-        sink.state().applied.len() == 1000 - letters
+        sink.state().applied.len() == 1000 - dead_letters
     })
     .await;
     until("the storm is over", Duration::from_secs(5), || !consumer.status().storm).await;
     bus.publish(&event("later", 1, 1));
     until("records flow again", Duration::from_secs(5), || {
-        sink.state().applied.len() == 1001 - letters
+        sink.state().applied.len() == 1001 - dead_letters
     })
     .await;
-    assert_eq!(bus.state().letters.len(), letters);
+    assert_eq!(bus.state().dead_letters.len(), dead_letters);
     consumer.stop().await;
 }
 
@@ -254,9 +256,10 @@ async fn a_storm_can_be_allowed() {
     }
     let consumer = spawn(&bus, &sink, &clock);
     until("the alarm", Duration::from_secs(15), || consumer.status().storm).await;
-    assert!(bus.state().letters.len() <= 100);
+    assert!(bus.state().dead_letters.len() <= 100);
     consumer.allow_storm();
-    until("all dead letters", Duration::from_secs(15), || bus.state().letters.len() == 200).await;
+    until("all dead letters", Duration::from_secs(15), || bus.state().dead_letters.len() == 200)
+        .await;
     until("it is over", Duration::from_secs(5), || !consumer.status().storm).await;
     consumer.stop().await;
 }

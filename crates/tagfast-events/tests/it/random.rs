@@ -80,11 +80,11 @@ async fn one_run(seed: u64) {
     })
     .await;
     consumer.stop().await;
-    let letters = bus.state().letters.clone();
-    for letter in letters.values() {
+    let dead_letters = bus.state().dead_letters.clone();
+    for dead_letter in dead_letters.values() {
         assert!(
-            is_poison(letter.record.version.packed()),
-            "seed {seed}: only poison is parked, {letter:?}"
+            is_poison(dead_letter.record.version.packed()),
+            "seed {seed}: only poison is parked, {dead_letter:?}"
         );
     }
     let state = sink.state();

@@ -133,6 +133,6 @@ async fn a_slow_key_does_not_stop_the_others() {
         bus.state().committed.values().any(|p| p.next == 502)
     })
     .await;
-    assert!(bus.state().letters.is_empty());
+    assert!(bus.state().dead_letters.is_empty());
     consumer.stop().await;
 }

@@ -107,10 +107,10 @@ impl Owner {
         if !missing.is_empty() {
             self.counts.rebuild(&missing, EPOCH, &|_| {}).await.expect("it is counted");
         }
-        self.see(&partitions);
+        self.observe(&partitions);
     }
 
-    fn see(&self, partitions: &[Partition]) {
+    fn observe(&self, partitions: &[Partition]) {
         let partitions: BTreeMap<_, _> =
             partitions.iter().map(|p| (*p, self.clock.now_ms())).collect();
         self.counts.visible(&VisibleThrough { partitions, complete: true });

@@ -27,7 +27,7 @@ impl Fixture {
         Self { now, breaker, transitions }
     }
 
-    fn pass(&self, ms: u64) {
+    fn advance(&self, ms: u64) {
         self.now.fetch_add(ms, Ordering::Relaxed);
     }
 
@@ -80,14 +80,14 @@ fn a_million_successes_do_not_hide_what_fails_now() {
     for n in 0..1_000_000 {
         assert!(fixture.call(true));
         if n % 1000 == 0 {
-            fixture.pass(10);
+            fixture.advance(10);
         }
     }
     let mut failing = 0;
     while fixture.breaker.state() == BreakerState::Closed {
         fixture.call(failing % 2 == 0);
         failing += 1;
-        fixture.pass(10);
+        fixture.advance(10);
         assert!(failing < 1100, "half of all calls have failed for ten seconds");
     }
 }
@@ -96,7 +96,7 @@ fn a_million_successes_do_not_hide_what_fails_now() {
 fn slow_calls_open_it_too() {
     let fixture = Fixture::new(BreakerOptions::default());
     let permits: Vec<_> = (0..20).map(|_| fixture.breaker.acquire().unwrap()).collect();
-    fixture.pass(500);
+    fixture.advance(500);
     permits.into_iter().for_each(Permit::ok);
     assert_eq!(fixture.transitions(), [(BreakerState::Open, "slow_calls")]);
 }
@@ -109,11 +109,11 @@ fn swallowed_calls_are_noticed() {
         ..BreakerOptions::default()
     });
     assert!(fixture.call(true));
-    fixture.pass(20);
+    fixture.advance(20);
     let swallowed: Vec<_> = (0..20).map(|_| fixture.breaker.acquire().unwrap()).collect();
-    fixture.pass(250);
+    fixture.advance(250);
     assert!(fixture.breaker.acquire().is_ok(), "the slot they began in has not passed yet");
-    fixture.pass(20);
+    fixture.advance(20);
     assert!(fixture.breaker.acquire().is_err());
     assert_eq!(fixture.transitions(), [(BreakerState::Open, "stall")]);
     drop(swallowed);
@@ -122,7 +122,7 @@ fn swallowed_calls_are_noticed() {
 #[test]
 fn it_closes_in_growing_steps() {
     let fixture = Fixture::opened(BreakerOptions::default());
-    fixture.pass(500);
+    fixture.advance(500);
     for step in PROBE_STEPS {
         let permits: Vec<_> = (0..step).map(|_| fixture.breaker.acquire().unwrap()).collect();
         assert!(permits.iter().all(Permit::is_probe));
@@ -145,14 +145,14 @@ fn open_times_double_up_to_a_cap_and_restart_after_a_good_time() {
         let open = refused.retry_after.as_millis();
         assert!((nominal / 2 - 1..=nominal).contains(&open), "{n}: {open} of {nominal}");
         last = open;
-        fixture.pass(u64::try_from(open).unwrap() + 1);
+        fixture.advance(u64::try_from(open).unwrap() + 1);
         assert!(fixture.call(false), "one probe");
     }
     assert!(last >= 5000);
-    fixture.pass(10_000);
+    fixture.advance(10_000);
     (0..31).for_each(|_| assert!(fixture.call(true)));
     assert_eq!(fixture.breaker.state(), BreakerState::Closed);
-    fixture.pass(30_000);
+    fixture.advance(30_000);
     (0..20).for_each(|_| assert!(fixture.call(false)));
     assert!(fixture.breaker.acquire().unwrap_err().retry_after <= Duration::from_millis(500));
 }
@@ -189,7 +189,7 @@ fn late_results_change_nothing() {
     (0..20).for_each(|_| assert!(fixture.call(false)));
     assert_eq!(fixture.breaker.state(), BreakerState::Open);
     come_late(&fixture, for_open);
-    fixture.pass(500);
+    fixture.advance(500);
     let probe = fixture.breaker.acquire().unwrap();
     come_late(&fixture, for_half);
     assert_eq!(fixture.breaker.state(), BreakerState::HalfOpen);
@@ -209,7 +209,7 @@ fn it_does_not_say_open_when_the_open_time_is_over() {
     let fixture = Fixture::opened(BreakerOptions::default());
     let snapshot = fixture.breaker.snapshot();
     assert_eq!((snapshot.state, snapshot.reason), (BreakerState::Open, "failures"));
-    fixture.pass(500);
+    fixture.advance(500);
     let snapshot = fixture.breaker.snapshot();
     assert_eq!((snapshot.state, snapshot.reason), (BreakerState::HalfOpen, "open_time_over"));
     assert_eq!(
@@ -217,7 +217,7 @@ fn it_does_not_say_open_when_the_open_time_is_over() {
         [(BreakerState::HalfOpen, "open_time_over")],
         "and each transition is reported once"
     );
-    fixture.pass(1_000_000);
+    fixture.advance(1_000_000);
     assert_eq!(
         fixture.breaker.state(),
         BreakerState::HalfOpen,
@@ -235,7 +235,7 @@ fn a_snapshot_notices_stalled_calls_without_a_new_call() {
         ..BreakerOptions::default()
     });
     let _swallowed: Vec<_> = (0..20).map(|_| fixture.breaker.acquire().unwrap()).collect();
-    fixture.pass(270);
+    fixture.advance(270);
     assert_eq!(fixture.breaker.state(), BreakerState::Open);
     assert_eq!(fixture.transitions(), [(BreakerState::Open, "stall")]);
 }
@@ -243,12 +243,12 @@ fn a_snapshot_notices_stalled_calls_without_a_new_call() {
 #[test]
 fn a_step_of_cancelled_probes_is_repeated() {
     let fixture = Fixture::opened(BreakerOptions::default());
-    fixture.pass(500);
+    fixture.advance(500);
     for step in PROBE_STEPS {
         for _ in 0..3 {
             let probes: Vec<_> = (0..step).map(|_| fixture.breaker.acquire().unwrap()).collect();
             assert!(fixture.breaker.acquire().is_err());
-            fixture.pass(1900);
+            fixture.advance(1900);
             drop(probes);
             assert_eq!(fixture.breaker.state(), BreakerState::HalfOpen, "neither way");
         }
@@ -262,7 +262,7 @@ fn a_step_of_cancelled_probes_is_repeated() {
 fn of_a_later_step_one_in_five_may_fail() {
     for (bad, state) in [(3, BreakerState::Closed), (4, BreakerState::Open)] {
         let fixture = Fixture::opened(BreakerOptions::default());
-        fixture.pass(500);
+        fixture.advance(500);
         (0..15).for_each(|_| assert!(fixture.call(true)));
         (0..16).for_each(|n| assert!(fixture.call(n >= bad), "{n}"));
         assert_eq!(fixture.breaker.state(), state, "{bad} of 16");
@@ -275,7 +275,7 @@ fn held_closed_for_long_it_remembers_nothing_of_its_calls() {
     fixture.breaker.force(Some(false));
     for _ in 0..1000 {
         assert!(fixture.call(true));
-        fixture.pass(10);
+        fixture.advance(10);
     }
     assert!(fixture.breaker.inner.lock().unfinished.is_empty());
 }
@@ -283,9 +283,9 @@ fn held_closed_for_long_it_remembers_nothing_of_its_calls() {
 #[test]
 fn a_probe_that_hangs_opens_it_again() {
     let fixture = Fixture::opened(BreakerOptions::default());
-    fixture.pass(500);
+    fixture.advance(500);
     let hangs = fixture.breaker.acquire().unwrap();
-    fixture.pass(2001);
+    fixture.advance(2001);
     assert!(fixture.breaker.acquire().is_err());
     assert_eq!(fixture.transitions().last(), Some(&(BreakerState::Open, "probe_takes_too_long")));
     hangs.ok();
@@ -293,11 +293,11 @@ fn a_probe_that_hangs_opens_it_again() {
 }
 
 #[test]
-fn it_is_held_by_hand_until_somebody_lets_go() {
+fn it_is_held_by_hand_until_an_operator_releases_it() {
     let fixture = Fixture::new(BreakerOptions::default());
     fixture.breaker.force(Some(true));
     assert!(fixture.breaker.acquire().is_err());
-    fixture.pass(100_000);
+    fixture.advance(100_000);
     fixture.breaker.reset("another node");
     assert!(fixture.breaker.acquire().is_err());
     fixture.breaker.force(Some(false));
@@ -365,8 +365,8 @@ fn begin(fixture: &Fixture, held: &mut Vec<Permit>) -> Result<(), TestCaseError>
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: schedules(), ..ProptestConfig::default() })]
-    /// Whichever calls are cancelled, no permit is lost: once calls end and time passes, the breaker
-    /// closes.
+    /// Whichever calls are cancelled, no permit is lost: once calls end and time passes, the
+    /// breaker closes.
     #[test]
     fn no_schedule_holds_it_open_forever(steps in steps()) {
         let fixture = Fixture::new(BreakerOptions { min_calls: 5, stalled_calls: 5, ..BreakerOptions::default() });
@@ -377,21 +377,21 @@ proptest! {
                 Move::Ok(n) if !held.is_empty() => held.swap_remove(n % held.len()).ok(),
                 Move::Fail(n) if !held.is_empty() => held.swap_remove(n % held.len()).failed(),
                 Move::Cancel(n) if !held.is_empty() => drop(held.swap_remove(n % held.len())),
-                Move::Pass(ms) => fixture.pass(ms),
+                Move::Pass(ms) => fixture.advance(ms),
                 Move::Ok(_) | Move::Fail(_) | Move::Cancel(_) => {}
             }
         }
         // Half-open it never refuses for longer than four slow calls take; open, never for longer
         // than the cap.
-        fixture.pass(2001);
+        fixture.advance(2001);
         let _ = fixture.breaker.acquire();
-        fixture.pass(10_001);
+        fixture.advance(10_001);
         drop(held);
         let mut calls = 0;
         while fixture.breaker.state() != BreakerState::Closed {
             // Earlier failures may still count in the current step: it may open once more.
             if !fixture.call(true) {
-                fixture.pass(10_001);
+                fixture.advance(10_001);
             }
             calls += 1;
             prop_assert!(calls <= 2 * 31 + 1, "it does not close: {:?}", fixture.breaker);

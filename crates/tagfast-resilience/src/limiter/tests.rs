@@ -22,7 +22,7 @@ impl Fixture {
         Self { now, limiter }
     }
 
-    fn pass(&self, us: u64) {
+    fn advance(&self, us: u64) {
         self.now.fetch_add(us, Ordering::Relaxed);
     }
 
@@ -31,7 +31,7 @@ impl Fixture {
         let calls: Vec<_> =
             std::iter::from_fn(|| self.limiter.try_begin(Criticality::Critical).ok()).collect();
         assert!(!calls.is_empty());
-        self.pass(us);
+        self.advance(us);
         calls.into_iter().for_each(|call| call.ended(units, true));
     }
 
@@ -65,7 +65,7 @@ fn it_does_not_grow_unused() {
     let fixture = Fixture::new(LimiterOptions::default());
     for _ in 0..1000 {
         let call = fixture.limiter.try_begin(Criticality::Critical).unwrap();
-        fixture.pass(5000);
+        fixture.advance(5000);
         call.ended(0, true);
     }
     assert_eq!(fixture.limit(), 16, "one of sixteen is not half");
@@ -76,9 +76,9 @@ fn a_window_needs_its_time_and_its_samples() {
     let fixture = Fixture::new(LimiterOptions { start: 9, ..LimiterOptions::default() });
     fixture.round(1000, 0);
     assert_eq!(fixture.limiter.snapshot().baseline, None, "nine samples");
-    fixture.pass(200_000);
+    fixture.advance(200_000);
     let one = fixture.limiter.try_begin(Criticality::Critical).unwrap();
-    fixture.pass(1000);
+    fixture.advance(1000);
     one.ended(0, true);
     assert!((fixture.baseline() - 0.001).abs() < 1e-9, "ten samples and 200 ms");
     fixture.round(2000, 0);
@@ -179,7 +179,7 @@ fn fast_failures_say_nothing_and_slow_ones_do() {
     let before = fixture.limiter.snapshot();
     for _ in 0..1000 {
         let call = fixture.limiter.try_begin(Criticality::Critical).unwrap();
-        fixture.pass(500);
+        fixture.advance(500);
         call.ended(0, false);
     }
     assert_eq!(
@@ -190,7 +190,7 @@ fn fast_failures_say_nothing_and_slow_ones_do() {
     for _ in 0..100 {
         let calls: Vec<_> =
             (0..4).map(|_| fixture.limiter.try_begin(Criticality::Critical).unwrap()).collect();
-        fixture.pass(50_000);
+        fixture.advance(50_000);
         calls.into_iter().for_each(|call| call.ended(0, false));
     }
     assert_eq!(fixture.limit(), 4, "calls that were given up after a time are slow ones");
@@ -246,7 +246,7 @@ fn the_rate_is_a_net_under_a_wrong_baseline() {
                 refused += 1;
             }
         }
-        fixture.pass(100);
+        fixture.advance(100);
     }
     assert!((10_000..=10_101).contains(&begun), "{begun} in ten seconds");
     assert_eq!(begun + refused, 100_000);
@@ -254,7 +254,7 @@ fn the_rate_is_a_net_under_a_wrong_baseline() {
         fixture.limiter.try_begin(Criticality::Sheddable).is_err(),
         "it needs half of the bucket"
     );
-    fixture.pass(60_000);
+    fixture.advance(60_000);
     assert!(fixture.limiter.try_begin(Criticality::Sheddable).is_ok());
 }
 
@@ -325,7 +325,7 @@ proptest! {
                 }
                 Move::Ended(n, units, good) if !held.is_empty() => held.swap_remove(n % held.len()).ended(units, good),
                 Move::Drop(n) if !held.is_empty() => drop(held.swap_remove(n % held.len())),
-                Move::Pass(us) => fixture.pass(us),
+                Move::Pass(us) => fixture.advance(us),
                 Move::Ended(..) | Move::Drop(_) => {}
             }
             let now = fixture.limiter.snapshot();
@@ -431,7 +431,8 @@ async fn a_place_goes_past_who_was_cancelled() {
 type Beginning = std::pin::Pin<Box<dyn Future<Output = Result<InFlight, LimitExceeded>>>>;
 
 proptest! {
-    /// Whichever callers wait and are cancelled: the limit holds, and in the end every slot is free.
+    /// Whichever callers wait and are cancelled: the limit holds, and at the end every slot is
+    /// free.
     #[test]
     fn no_order_of_those_who_wait_loses_a_place(
         moves in proptest::collection::vec((0u8..6, any::<usize>()), 1..200), limit in 1usize..5,

@@ -50,14 +50,14 @@ const MISSES: f64 = 0.01;
 const BATCH: usize = 16;
 const LINGER: Duration = Duration::from_millis(1);
 /// When the cache is lost and when it returns empty, in seconds.
-pub(crate) const LOST: f64 = 5.0;
-pub(crate) const BACK: f64 = 15.0;
+pub(crate) const LOST_AT: f64 = 5.0;
+pub(crate) const RESTORED_AT: f64 = 15.0;
 /// Recorded buckets per second.
 pub(crate) const BUCKETS: usize = 10;
 
 /// The mechanisms that are enabled.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Parts {
+pub(crate) struct Protections {
     pub(crate) limiter: bool,
     pub(crate) breaker: bool,
     pub(crate) single_flight: bool,
@@ -66,16 +66,21 @@ pub(crate) struct Parts {
 }
 
 /// As shipped, with clients that have a retry budget.
-pub(crate) const ALL: Parts =
-    Parts { limiter: true, breaker: true, single_flight: true, batching: true, budget: true };
+pub(crate) const ALL: Protections =
+    Protections { limiter: true, breaker: true, single_flight: true, batching: true, budget: true };
 /// Timeouts and retries only.
-pub(crate) const NONE: Parts =
-    Parts { limiter: false, breaker: false, single_flight: false, batching: false, budget: false };
+pub(crate) const NONE: Protections = Protections {
+    limiter: false,
+    breaker: false,
+    single_flight: false,
+    batching: false,
+    budget: false,
+};
 
 /// The plan of a run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Plan {
-    pub(crate) parts: Parts,
+    pub(crate) protections: Protections,
     pub(crate) seed: u64,
     /// Length of the run in virtual time.
     pub(crate) seconds: f64,
@@ -128,21 +133,21 @@ impl Run {
     /// Recovery time in seconds: from the return of the cache until the goodput of every second is
     /// at least 99 % of that before; `None`: not within this run.
     pub(crate) fn recovery(&self) -> Option<f64> {
-        let before = self.goodput(1.0, LOST);
+        let before = self.goodput(1.0, LOST_AT);
         let end = self.seconds();
-        let bad = (BACK as usize..end)
+        let bad = (RESTORED_AT as usize..end)
             .rev()
             .find(|at| self.goodput(*at as f64, *at as f64 + 1.0) < 0.99 * before);
         match bad {
             None => Some(0.0),
-            Some(at) if at + 1 < end => Some(at as f64 + 1.0 - BACK),
+            Some(at) if at + 1 < end => Some(at as f64 + 1.0 - RESTORED_AT),
             Some(_) => None,
         }
     }
 
     /// Peak load of a second, relative to the database's capacity, from 100 ms after the loss.
     pub(crate) fn peak(&self) -> f64 {
-        let from = (LOST * BUCKETS as f64) as usize + 1;
+        let from = (LOST_AT * BUCKETS as f64) as usize + 1;
         (from..=self.buckets.len() - BUCKETS)
             .map(|at| at as f64 / BUCKETS as f64)
             .map(|at| self.load(at, at + 1.0))
@@ -204,7 +209,7 @@ impl Simulation {
             }
             let random = self.rng.lock().f64();
             let Some(delay) = RETRIES.delay(attempt, random) else { return };
-            if self.plan.parts.budget && !self.budget.try_withdraw() {
+            if self.plan.protections.budget && !self.budget.try_withdraw() {
                 return;
             }
             sleep(delay).await;
@@ -216,7 +221,7 @@ impl Simulation {
 
     /// A cache miss, answered by the service; `false` when it was refused or failed.
     async fn serve(self: &Arc<Self>, key: usize) -> bool {
-        if !self.plan.parts.single_flight {
+        if !self.plan.protections.single_flight {
             return Arc::clone(self).load(key).await;
         }
         self.flights
@@ -226,8 +231,11 @@ impl Simulation {
     }
 
     async fn load(self: Arc<Self>, key: usize) -> bool {
-        let loaded =
-            if self.plan.parts.batching { self.batched(key).await } else { self.query(|| 1).await };
+        let loaded = if self.plan.protections.batching {
+            self.batched(key).await
+        } else {
+            self.query(|| 1).await
+        };
         let mut cache = self.cache.lock();
         if loaded && cache.up {
             cache.present[key] = true;
@@ -276,12 +284,12 @@ impl Simulation {
     /// A query for all keys collected when breaker and limiter admit it; `false` when they refuse
     /// or the query timed out. A caller that gives up does not end the query.
     async fn query(self: &Arc<Self>, keys: impl FnOnce() -> usize) -> bool {
-        let permit = match self.plan.parts.breaker.then(|| self.breaker.acquire()) {
+        let permit = match self.plan.protections.breaker.then(|| self.breaker.acquire()) {
             Some(Err(_)) => return false,
             Some(Ok(permit)) => Some(permit),
             None => None,
         };
-        let in_flight = if self.plan.parts.limiter {
+        let in_flight = if self.plan.protections.limiter {
             match self.limiter.begin(Criticality::Critical).await {
                 Ok(in_flight) => Some(in_flight),
                 Err(_) => return false,
@@ -303,7 +311,7 @@ impl Simulation {
             } else {
                 work.await;
                 // Late, but read: the result still fills the cache.
-                let _ = sender.send(simulation.plan.parts.single_flight);
+                let _ = sender.send(simulation.plan.protections.single_flight);
             }
             if let Some(in_flight) = in_flight {
                 in_flight.ended(keys, in_time);
@@ -355,11 +363,11 @@ impl Simulation {
 
     fn trigger(&self, ms: u64) {
         let mut cache = self.cache.lock();
-        if ms == (LOST * 1000.0) as u64 {
+        if ms == (LOST_AT * 1000.0) as u64 {
             cache.up = false;
             cache.present.fill(false);
         }
-        if ms == (BACK * 1000.0) as u64 {
+        if ms == (RESTORED_AT * 1000.0) as u64 {
             cache.up = true;
         }
     }

@@ -19,8 +19,8 @@ pub(super) const JOB_COLUMNS: &str =
     "id, dry_run, rate, at, dead_letters, closed, busy, applied, superseded, failed, dropped";
 
 /// Parks a dead letter; an existing one stays as it is.
-pub(crate) fn insert(conn: &Connection, letter: &DeadLetter) -> rusqlite::Result<()> {
-    let record = &letter.record;
+pub(crate) fn insert(conn: &Connection, dead_letter: &DeadLetter) -> rusqlite::Result<()> {
+    let record = &dead_letter.record;
     let content = content_of(&record.key);
     let headers: Vec<(&str, String)> = record
         .headers
@@ -37,8 +37,8 @@ pub(crate) fn insert(conn: &Connection, letter: &DeadLetter) -> rusqlite::Result
              ?17, ?18)",
     )?
     .execute(params![
-        letter.id(),
-        letter.group.0,
+        dead_letter.id(),
+        dead_letter.group.0,
         record.offset.cast_signed(),
         record.key,
         record.version.packed().cast_signed(),
@@ -46,12 +46,12 @@ pub(crate) fn insert(conn: &Connection, letter: &DeadLetter) -> rusqlite::Result
         record.publisher_epoch.0.cast_signed(),
         record.payload,
         headers,
-        letter.class.as_str(),
-        letter.code,
-        letter.message,
-        letter.attempts,
-        letter.first_failed_at,
-        letter.last_failed_at,
+        dead_letter.class.as_str(),
+        dead_letter.code,
+        dead_letter.message,
+        dead_letter.attempts,
+        dead_letter.first_failed_at,
+        dead_letter.last_failed_at,
         content.as_ref().map(|key| key.tenant.as_str()),
         content.as_ref().map(|key| key.content.content_type.as_str()),
         content.as_ref().map(|key| key.content.content_id.as_str()),
@@ -93,7 +93,7 @@ pub(super) fn stored(row: &Row<'_>, partition: Partition) -> rusqlite::Result<St
         headers: headers(&word(7)?).ok_or_else(|| invalid_column(7))?,
         payload: row.get(6)?,
     };
-    let letter = DeadLetter {
+    let dead_letter = DeadLetter {
         group: ConsumerGroup::named(&word(0)?).ok_or_else(|| invalid_column(0))?,
         record,
         class: FailureClass::named(&word(8)?).ok_or_else(|| invalid_column(8))?,
@@ -104,7 +104,7 @@ pub(super) fn stored(row: &Row<'_>, partition: Partition) -> rusqlite::Result<St
         last_failed_at: row.get(16)?,
     };
     Ok(StoredDeadLetter {
-        letter,
+        dead_letter,
         replays: row.get(12)?,
         state: word(13)?.parse().map_err(|_| invalid_column(13))?,
         reason: row.get(14)?,
@@ -119,7 +119,7 @@ pub(super) fn job_of(row: &Row<'_>) -> rusqlite::Result<ReplayJob> {
         dry_run: row.get(1)?,
         rate: row.get(2)?,
         at: row.get(3)?,
-        letters: number(4)?,
+        dead_letters: number(4)?,
         closed: number(5)?,
         busy: number(6)?,
         applied: number(7)?,

@@ -215,7 +215,7 @@ impl EmbeddedDeadLetters {
 /// Sums the parts of one job; `None` without a part.
 fn sum_parts(jobs: impl IntoIterator<Item = ReplayJob>) -> Option<ReplayJob> {
     jobs.into_iter().reduce(|a, b| ReplayJob {
-        letters: a.letters + b.letters,
+        dead_letters: a.dead_letters + b.dead_letters,
         closed: a.closed + b.closed,
         busy: a.busy + b.busy,
         applied: a.applied + b.applied,
@@ -239,11 +239,11 @@ impl DeadLetterStore for EmbeddedDeadLetters {
         let lists = self
             .read(None, move |conn, p| list(conn, p, &filter, after.as_ref(), limit + 1))
             .await?;
-        let mut letters: Vec<StoredDeadLetter> = lists.into_iter().flatten().collect();
-        letters.sort_by_cached_key(|stored| {
-            std::cmp::Reverse((stored.letter.last_failed_at, stored.letter.id()))
+        let mut dead_letters: Vec<StoredDeadLetter> = lists.into_iter().flatten().collect();
+        dead_letters.sort_by_cached_key(|stored| {
+            std::cmp::Reverse((stored.dead_letter.last_failed_at, stored.dead_letter.id()))
         });
-        Ok(DeadLetterPage::of(letters, limit))
+        Ok(DeadLetterPage::of(dead_letters, limit))
     }
 
     async fn open_counts(
@@ -321,10 +321,10 @@ impl DeadLetterStore for EmbeddedDeadLetters {
         jobs.sort_by(|(a, _), (b, _)| (a.at, &a.id).cmp(&(b.at, &b.id)));
         let Some((first, _)) = jobs.first() else { return Ok(None) };
         let id = first.id.clone();
-        let (parts, letters): (Vec<ReplayJob>, Vec<Vec<StoredDeadLetter>>) =
+        let (parts, dead_letters): (Vec<ReplayJob>, Vec<Vec<StoredDeadLetter>>) =
             jobs.into_iter().filter(|(job, _)| job.id == id).unzip();
-        let letters = letters.into_iter().flatten().take(limit).collect();
-        Ok(sum_parts(parts).map(|job| (job, letters)))
+        let dead_letters = dead_letters.into_iter().flatten().take(limit).collect();
+        Ok(sum_parts(parts).map(|job| (job, dead_letters)))
     }
 
     async fn complete(
@@ -362,9 +362,9 @@ impl DeadLetterStore for EmbeddedDeadLetters {
     async fn audit(&self, entry: &AuditEntry) -> Result<(), DeadLetterStoreError> {
         let entry = entry.clone();
         let append = move |conn: &Connection| {
-            let AuditEntry { at, by, action, detail, letters } = &entry;
-            let letters = letters.cast_signed();
-            let values: [&dyn ToSql; 5] = [at, by, action, detail, &letters];
+            let AuditEntry { at, actor, action, detail, dead_letters } = &entry;
+            let dead_letters = dead_letters.cast_signed();
+            let values: [&dyn ToSql; 5] = [at, actor, action, detail, &dead_letters];
             conn.prepare_cached(
                 "INSERT INTO dead_letter_audit (at, actor, action, detail, dead_letters)
                  VALUES (?1, ?2, ?3, ?4, ?5)",
@@ -389,13 +389,13 @@ impl DeadLetterStore for EmbeddedDeadLetters {
                      WHERE at < ?1 ORDER BY at DESC, id DESC LIMIT ?2",
                 )?;
                 let rows = select.query_map(params![before.unwrap_or(i64::MAX), limit], |row| {
-                    let letters = row.get::<_, i64>(4)?.unsigned_abs();
+                    let dead_letters = row.get::<_, i64>(4)?.unsigned_abs();
                     Ok(AuditEntry {
                         at: row.get(0)?,
-                        by: row.get(1)?,
+                        actor: row.get(1)?,
                         action: row.get(2)?,
                         detail: row.get(3)?,
-                        letters,
+                        dead_letters,
                     })
                 })?;
                 rows.collect::<Result<Vec<_>, _>>()
@@ -411,8 +411,8 @@ impl DeadLetterStore for EmbeddedDeadLetters {
 
     async fn purge_closed_before(&self, before: UnixMillis) -> Result<(), DeadLetterStoreError> {
         let purge = move |conn: &Connection| {
-            let letters = "DELETE FROM dead_letter WHERE state <> 'open' AND closed_at < ?1";
-            conn.execute(letters, [before])?;
+            let dead_letters = "DELETE FROM dead_letter WHERE state <> 'open' AND closed_at < ?1";
+            conn.execute(dead_letters, [before])?;
             let jobs = "DELETE FROM replay_job WHERE at < ?1 AND id NOT IN
                             (SELECT job FROM dead_letter WHERE job IS NOT NULL)";
             conn.execute(jobs, [before])?;

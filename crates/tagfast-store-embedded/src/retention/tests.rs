@@ -171,7 +171,7 @@ async fn a_group_too_far_behind_is_expired_and_holds_nothing_back() {
 }
 
 #[tokio::test]
-async fn a_running_consumer_whose_records_are_gone_is_told() {
+async fn a_running_consumer_whose_records_are_gone_gets_an_error() {
     let f = Fixture::new();
     let store = f.open();
     for n in 0..5 {

@@ -30,7 +30,7 @@ fn restored(fixture: &Fixture, from: &str, to: &str) -> Arc<EmbeddedStore> {
 
 fn token_of(key: &tagfast_domain::ContentKey, answer: &WriteAnswer) -> ConsistencyToken {
     let mut token = ConsistencyToken::default();
-    token.see(ContentHash::of(key), answer.version, answer.receipt.position);
+    token.observe(ContentHash::of(key), answer.version, answer.receipt.position);
     token
 }
 
@@ -94,7 +94,7 @@ async fn a_restore_begins_a_new_epoch_and_tells_what_came_after_the_backup() {
     // The answer's own token ends it.
     let seen = store.view(&page, &ReadOptions::default()).await.expect("readable");
     let mut token = token_of(&other, &lost);
-    token.see(ContentHash::of(&page), seen.version, seen.position);
+    token.observe(ContentHash::of(&page), seen.version, seen.position);
     assert_eq!(degraded(&store, &page, &token).await, []);
 
     // Versions and positions never come twice, also not those that were lost.

@@ -100,7 +100,7 @@ async fn a_waiting_consumer_is_woken_by_the_commit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_frontier_of_an_idle_partition_is_now() {
+async fn the_watermark_of_an_idle_partition_is_now() {
     let fixture = Fixture::new();
     let store = fixture.open();
     let bus = store.bus();

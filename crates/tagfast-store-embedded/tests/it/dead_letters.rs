@@ -51,10 +51,10 @@ impl DeadLetterStoreHarness for Harness {
         self.reopened().dead_letters()
     }
 
-    async fn park(&self, letters: &[DeadLetter]) {
+    async fn park(&self, dead_letters: &[DeadLetter]) {
         let bus = self.reopened().bus();
-        for letter in letters {
-            bus.park(letter).await.expect("parked");
+        for dead_letter in dead_letters {
+            bus.park(dead_letter).await.expect("parked");
         }
     }
 }
@@ -79,7 +79,7 @@ impl ReplayFixture {
             write(&store, add(key, &["a"])).await;
         }
         let refuses = Arc::new(AtomicBool::new(false));
-        let sink = MemorySink::judging(ConsumerGroup::INDEXER, {
+        let sink = MemorySink::with_verdicts(ConsumerGroup::INDEXER, {
             let refuses = Arc::clone(&refuses);
             move |_| match refuses.load(Ordering::Relaxed) {
                 true => RecordVerdict::Poison { code: "refused", message: "not today".to_owned() },
@@ -126,62 +126,66 @@ impl ReplayFixture {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_replay_changes_nothing() {
     let fixture = Fixture::new();
-    let world = ReplayFixture::new(&fixture, 600).await;
-    let all = world.sink.newest().clone();
+    let replays = ReplayFixture::new(&fixture, 600).await;
+    let all = replays.sink.newest().clone();
     // Every third content is as if it had never been applied.
     let lost: Vec<ContentKey> = all.keys().step_by(3).cloned().collect();
-    world.sink.newest().retain(|key, _| !lost.contains(key));
-    let (worker, other) = (world.replay_worker(), world.replay_worker());
-    let (missing, there) = (lost.len() as u64, (world.contents - lost.len()) as u64);
+    replays.sink.newest().retain(|key, _| !lost.contains(key));
+    let (worker, other) = (replays.replay_worker(), replays.replay_worker());
+    let (missing, there) = (lost.len() as u64, (replays.contents - lost.len()) as u64);
 
-    let dry = world.replay("dry", true).await;
+    let dry = replays.replay("dry", true).await;
     assert_eq!(
-        (dry.letters, dry.applied, dry.superseded, dry.failed),
+        (dry.dead_letters, dry.applied, dry.superseded, dry.failed),
         (missing + there, missing, there, 0)
     );
-    assert_eq!(world.sink.newest().len() as u64, there, "a dry run applies nothing");
+    assert_eq!(replays.sink.newest().len() as u64, there, "a dry run applies nothing");
 
-    let first = world.replay("first", false).await;
+    let first = replays.replay("first", false).await;
     // A dead letter that one worker applied is superseded for the other.
     assert_eq!(first.applied + first.superseded, missing + there);
     assert!(first.applied <= missing && first.failed == 0, "{first:?}");
-    assert_eq!(*world.sink.newest(), all);
+    assert_eq!(*replays.sink.newest(), all);
 
-    let second = world.replay("second", false).await;
-    assert_eq!((second.letters, second.closed), (0, missing + there));
-    assert_eq!(*world.sink.newest(), all);
-    let open =
-        world.store.dead_letters().open_counts(AutoReplayPolicy::default()).await.expect("counts");
+    let second = replays.replay("second", false).await;
+    assert_eq!((second.dead_letters, second.closed), (0, missing + there));
+    assert_eq!(*replays.sink.newest(), all);
+    let open = replays
+        .store
+        .dead_letters()
+        .open_counts(AutoReplayPolicy::default())
+        .await
+        .expect("counts");
     assert_eq!(open.iter().map(|of| of.open).sum::<u64>(), 0);
     worker.stop().await;
     other.stop().await;
-    world.consumer.stop().await;
+    replays.consumer.stop().await;
 }
 
 /// A dead letter that fails again stays open with its new failure; a later replay may succeed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_letter_that_fails_again_stays_open() {
     let fixture = Fixture::new();
-    let world = ReplayFixture::new(&fixture, 20).await;
-    let all = std::mem::take(&mut *world.sink.newest());
-    let worker = world.replay_worker();
-    world.refuses.store(true, Ordering::Relaxed);
-    assert_eq!(world.replay("refused", false).await.failed, 20);
-    let page = world
+    let replays = ReplayFixture::new(&fixture, 20).await;
+    let all = std::mem::take(&mut *replays.sink.newest());
+    let worker = replays.replay_worker();
+    replays.refuses.store(true, Ordering::Relaxed);
+    assert_eq!(replays.replay("refused", false).await.failed, 20);
+    let page = replays
         .store
         .dead_letters()
         .list(&DeadLetterFilter::default(), None, 100)
         .await
         .expect("a page");
-    let said: BTreeSet<_> = page
-        .letters
+    let outcomes: BTreeSet<_> = page
+        .dead_letters
         .iter()
-        .map(|l| (l.state, l.replays, l.letter.attempts, l.letter.code.as_str()))
+        .map(|l| (l.state, l.replays, l.dead_letter.attempts, l.dead_letter.code.as_str()))
         .collect();
-    assert_eq!(said, BTreeSet::from([(DeadLetterState::Open, 1, 5, "refused")]));
-    world.refuses.store(false, Ordering::Relaxed);
-    assert_eq!(world.replay("taken", false).await.applied, 20);
-    assert_eq!(*world.sink.newest(), all);
+    assert_eq!(outcomes, BTreeSet::from([(DeadLetterState::Open, 1, 5, "refused")]));
+    replays.refuses.store(false, Ordering::Relaxed);
+    assert_eq!(replays.replay("taken", false).await.applied, 20);
+    assert_eq!(*replays.sink.newest(), all);
     worker.stop().await;
-    world.consumer.stop().await;
+    replays.consumer.stop().await;
 }

@@ -31,7 +31,7 @@ fn damage(path: &Path, from: u64, bytes: usize) {
 }
 
 #[tokio::test]
-async fn a_second_opener_is_told_the_pid_and_the_directory_is_private() {
+async fn a_second_opener_gets_the_pid_and_the_directory_is_private() {
     let fixture = Fixture::new();
     let store = fixture.open();
     let error = fixture.refused();

@@ -18,7 +18,7 @@ const V3: &str = include_str!("v3.sql");
 fn document(version: u64) -> Document {
     let version = Version::from_packed(version).expect("a version");
     let tag = tagfast_domain::Tag::parse("Kept Tag").expect("a tag");
-    let user = UserId::parse("somebody").expect("a user");
+    let user = UserId::parse("someone").expect("a user");
     let tagging = Tagging {
         name: tag.name,
         display: tag.display,
@@ -74,9 +74,12 @@ async fn a_directory_of_version_1_opens_with_all_that_is_in_it() {
         id_prefix: Some("page".to_owned()),
         ..DeadLetterFilter::default()
     };
-    let parked = store.dead_letters().list(&filter, None, 10).await.expect("a page").letters;
+    let parked = store.dead_letters().list(&filter, None, 10).await.expect("a page").dead_letters;
     assert_eq!(
-        parked.iter().map(|l| (l.letter.code.as_str(), l.letter.attempts)).collect::<Vec<_>>(),
+        parked
+            .iter()
+            .map(|l| (l.dead_letter.code.as_str(), l.dead_letter.attempts))
+            .collect::<Vec<_>>(),
         [("code", 1)]
     );
     let answer = write(&store, add(&page, &["new"])).await;

@@ -76,7 +76,7 @@ impl StoreHarness for Harness {
     async fn complete_through(&self) -> UnixMillis {
         let bus = self.store().bus();
         let consumer: Box<dyn BusConsumer> =
-            begin_at(bus.as_ref(), ConsumerGroup("test-frontier"), &Positions::new())
+            begin_at(bus.as_ref(), ConsumerGroup("test-watermark"), &Positions::new())
                 .await
                 .expect("a consumer");
         let watermarks = consumer.watermarks().await.expect("watermarks");

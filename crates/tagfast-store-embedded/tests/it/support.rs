@@ -82,7 +82,7 @@ pub(crate) fn patch(key: &ContentKey, add: &[&str], remove: &[&str]) -> WriteReq
     let add = add.iter().map(|t| Tag::parse(t).expect("a tag")).collect();
     let remove = remove.iter().map(|t| TagName::parse(t).expect("a tag")).collect();
     let operation = Operation::patch(add, remove, &Default::default()).expect("a patch");
-    let user = UserId::parse("somebody").expect("a user");
+    let user = UserId::parse("someone").expect("a user");
     WriteRequest::new(Write { id: fresh_id(), key: key.clone(), user, operation, if_match: None })
 }
 

@@ -76,7 +76,7 @@ async fn a_write_whose_deadline_passed_in_the_queue_never_happens() {
             }
             Err(StoreError::Deadline { outcome_unknown: false, .. }) => {
                 late += 1;
-                assert!(!there, "it was said not to have happened");
+                assert!(!there, "the write was reported as not done");
             }
             Err(StoreError::Deadline { outcome_unknown: true, .. }) => {}
             Err(other) => panic!("only deadlines: {other}"),

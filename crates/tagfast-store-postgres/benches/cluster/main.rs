@@ -441,7 +441,7 @@ async fn views(fixture: &Fixture, callers: u64) -> Measured {
     let store = Arc::clone(fixture.store(2));
     let seen = store.view(&key(0), &ReadOptions::default()).await.expect("a view");
     let mut token = ConsistencyToken::default();
-    token.see(tagfast_sharding::ContentHash::of(&key(0)), seen.version, seen.position);
+    token.observe(tagfast_sharding::ContentHash::of(&key(0)), seen.version, seen.position);
     let token = Arc::new(token);
     measure(fixture.seconds, &fixture.all_nodes(), callers, 1, move |caller, round| {
         let (store, token) = (Arc::clone(&store), Arc::clone(&token));

@@ -1,6 +1,6 @@
 //! Probes of a cluster's members: the leadership proof that is left while etcd does not answer.
 //!
-//! Every half second all members are asked whether they are in recovery, and the primary whether it
+//! Every half second every member reports whether it is in recovery, and the primary whether it
 //! still passes the epoch check. The watcher does not wait for it, nor it for the watcher.
 //!
 //! How it fails: a member that does not answer within [`limit::MEMBER_PROBE_TIMEOUT`] breaks the

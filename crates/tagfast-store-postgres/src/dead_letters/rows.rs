@@ -48,7 +48,7 @@ pub(super) fn stored(row: &Row) -> Result<StoredDeadLetter, DeadLetterStoreError
         payload: row.get(8),
     };
     let count = |column: usize| u32::try_from(row.get::<_, i32>(column)).unwrap_or(0);
-    let letter = DeadLetter {
+    let dead_letter = DeadLetter {
         group: ConsumerGroup::named(row.get(0)).ok_or_else(|| damaged("group"))?,
         record,
         class: FailureClass::named(row.get(10)).ok_or_else(|| damaged("class"))?,
@@ -59,7 +59,7 @@ pub(super) fn stored(row: &Row) -> Result<StoredDeadLetter, DeadLetterStoreError
         last_failed_at: row.get(18),
     };
     let state: DeadLetterState = row.get::<_, &str>(15).parse().map_err(|_| damaged("state"))?;
-    Ok(StoredDeadLetter { letter, state, reason: row.get(16), replays: count(14) })
+    Ok(StoredDeadLetter { dead_letter, state, reason: row.get(16), replays: count(14) })
 }
 
 /// The replay job of a row of [`JOB_COLUMNS`].
@@ -70,7 +70,7 @@ pub(super) fn job_of(row: &Row) -> ReplayJob {
         dry_run: row.get(1),
         rate: u32::try_from(row.get::<_, i32>(2)).unwrap_or(1),
         at: row.get(3),
-        letters: number(4),
+        dead_letters: number(4),
         closed: number(5),
         busy: number(6),
         applied: number(7),
@@ -81,9 +81,9 @@ pub(super) fn job_of(row: &Row) -> ReplayJob {
 }
 
 /// One array per column of dead letters, for a statement that inserts all of them.
-pub(super) fn column_arrays(letters: &[DeadLetter]) -> SqlValues {
-    let headers = |letter: &DeadLetter| {
-        let named = letter
+pub(super) fn column_arrays(dead_letters: &[DeadLetter]) -> SqlValues {
+    let headers = |dead_letter: &DeadLetter| {
+        let named = dead_letter
             .record
             .headers
             .iter()
@@ -91,10 +91,11 @@ pub(super) fn column_arrays(letters: &[DeadLetter]) -> SqlValues {
         // Names and base64 always serialise.
         serde_json::to_string(&named.collect::<Vec<_>>()).unwrap_or_else(|_| "[]".to_owned())
     };
-    let content: Vec<_> = letters.iter().map(|letter| content_of(&letter.record.key)).collect();
+    let content: Vec<_> =
+        dead_letters.iter().map(|dead_letter| content_of(&dead_letter.record.key)).collect();
     macro_rules! column {
         ($of:expr) => {
-            Box::new(letters.iter().map($of).collect::<Vec<_>>())
+            Box::new(dead_letters.iter().map($of).collect::<Vec<_>>())
         };
     }
     macro_rules! content_column {

@@ -17,11 +17,11 @@ use super::sql::{SqlValues, as_params, assignments, bind, condition, guard, with
 pub(super) async fn ingest(
     client: &mut Client,
     group: ConsumerGroup,
-    letters: &[DeadLetter],
+    dead_letters: &[DeadLetter],
     offsets: &BTreeMap<Partition, u64>,
 ) -> Result<(), Error> {
     let tx = client.transaction().await?;
-    if !letters.is_empty() {
+    if !dead_letters.is_empty() {
         let insert = "INSERT INTO tagfast_control.dead_letter (id, grp, part, pos, key, ver, at,
                 cluster, emit, payload, headers, class, code, message, attempts, first_failed_at,
                 last_failed_at, tenant, content_type, content_id)
@@ -30,7 +30,7 @@ pub(super) async fn ingest(
                 $12::text[], $13::text[], $14::text[], $15::int[], $16::bigint[], $17::bigint[],
                 $18::text[], $19::text[], $20::text[])
             ON CONFLICT (id) DO NOTHING";
-        tx.execute(insert, &as_params(&column_arrays(letters))).await?;
+        tx.execute(insert, &as_params(&column_arrays(dead_letters))).await?;
     }
     let (parts, next): (Vec<i32>, Vec<i64>) = offsets
         .iter()
@@ -188,9 +188,9 @@ pub(super) async fn take_batch(
          WHERE job = $1 AND grp = $2 AND part = ANY($3) AND state = 'open'
          ORDER BY pos, part LIMIT $4"
     );
-    let letters =
+    let dead_letters =
         client.query(&select, &[&job.get::<_, &str>(0), &group.0, &partitions, &limit]).await?;
-    Ok(Some((job, letters)))
+    Ok(Some((job, dead_letters)))
 }
 
 /// Deletes closed dead letters, finished jobs and audit entries older than a time.

@@ -86,10 +86,10 @@ impl PostgresDeadLetters {
     pub async fn ingest(
         &self,
         group: ConsumerGroup,
-        letters: &[DeadLetter],
+        dead_letters: &[DeadLetter],
         offsets: &BTreeMap<Partition, u64>,
     ) -> Result<(), DeadLetterStoreError> {
-        run!(self, "ingesting dead letters", ingest(group, letters, offsets))
+        run!(self, "ingesting dead letters", ingest(group, dead_letters, offsets))
     }
 }
 
@@ -105,10 +105,10 @@ impl IngestTarget for PostgresDeadLetters {
     async fn ingest(
         &self,
         group: ConsumerGroup,
-        letters: &[DeadLetter],
+        dead_letters: &[DeadLetter],
         offsets: &ReadOffsets,
     ) -> Result<(), DeadLetterStoreError> {
-        Self::ingest(self, group, letters, offsets).await
+        Self::ingest(self, group, dead_letters, offsets).await
     }
 }
 
@@ -188,8 +188,8 @@ impl DeadLetterStore for PostgresDeadLetters {
         let limit = row_limit(limit);
         let taken =
             run!(self, "taking dead letters of a job", take_batch(group, &partitions, limit))?;
-        let Some((job, letters)) = taken else { return Ok(None) };
-        Ok(Some((job_of(&job), letters.iter().map(stored).collect::<Result<_, _>>()?)))
+        let Some((job, dead_letters)) = taken else { return Ok(None) };
+        Ok(Some((job_of(&job), dead_letters.iter().map(stored).collect::<Result<_, _>>()?)))
     }
 
     async fn complete(
@@ -216,10 +216,10 @@ impl DeadLetterStore for PostgresDeadLetters {
             (at, actor, action, detail, dead_letters) VALUES ($1, $2, $3, $4, $5)";
         let values: SqlValues = vec![
             Box::new(entry.at),
-            Box::new(without_nul(&entry.by)),
+            Box::new(without_nul(&entry.actor)),
             Box::new(entry.action.clone()),
             Box::new(without_nul(&entry.detail)),
-            Box::new(entry.letters.cast_signed()),
+            Box::new(entry.dead_letters.cast_signed()),
         ];
         self.query(sql, &values).await.map(drop)
     }
@@ -237,10 +237,10 @@ impl DeadLetterStore for PostgresDeadLetters {
         let found = self.query(sql, &vec![Box::new(before), Box::new(limit)]).await?;
         let entry = |row: &Row| AuditEntry {
             at: row.get(0),
-            by: row.get(1),
+            actor: row.get(1),
             action: row.get(2),
             detail: row.get(3),
-            letters: row.get::<_, i64>(4).unsigned_abs(),
+            dead_letters: row.get::<_, i64>(4).unsigned_abs(),
         };
         Ok(found.iter().map(entry).collect())
     }

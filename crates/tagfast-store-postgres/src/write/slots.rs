@@ -132,7 +132,7 @@ async fn select_documents(
 }
 
 /// What a batch wrote.
-pub(crate) struct Written {
+pub(crate) struct WrittenSlots {
     /// When the writing statement was sent.
     pub(crate) sent: BootTime,
     position: CommitPosition,
@@ -140,7 +140,7 @@ pub(crate) struct Written {
     lost: HashSet<usize>,
 }
 
-impl Written {
+impl WrittenSlots {
     /// Whether a different node changed a document in between.
     pub(crate) fn lost_race(&self) -> bool {
         !self.lost.is_empty()
@@ -199,7 +199,7 @@ pub(crate) async fn write_slots(
     batch: &mut WriteBatch<'_>,
     context: &GroupContext<'_>,
     began: BootTime,
-) -> Result<Written, GroupCommitError> {
+) -> Result<WrittenSlots, GroupCommitError> {
     let mut columns = Columns::default();
     let mut places = Vec::new();
     for (n, slot) in batch.changed_slots_mut() {
@@ -262,7 +262,7 @@ pub(crate) async fn write_slots(
     }
     // Everything that the commit wrote lies before `after_lsn`.
     let position = Position { epoch: context.commit.epoch.id, xid, lsn: after_lsn };
-    Ok(Written { sent, position: CommitPosition { inside_lsn, position, xmin }, lost })
+    Ok(WrittenSlots { sent, position: CommitPosition { inside_lsn, position, xmin }, lost })
 }
 
 /// Nothing to write: the answers still vouch for a state, so the epoch is checked and the position
@@ -271,7 +271,7 @@ async fn check_only(
     session: &WriteSession,
     context: &GroupContext<'_>,
     began: BootTime,
-) -> Result<Written, GroupCommitError> {
+) -> Result<WrittenSlots, GroupCommitError> {
     let client = &session.connection.client;
     let id = context.epoch_id();
     let check: [&(dyn ToSql + Sync); 1] = [&id];
@@ -293,5 +293,5 @@ async fn check_only(
     let lsn = row.get::<_, i64>(0).cast_unsigned();
     let position = Position { epoch: context.commit.epoch.id, xid: 0, lsn };
     let position = CommitPosition { inside_lsn: lsn, position, xmin: 0 };
-    Ok(Written { sent: began, position, lost: HashSet::new() })
+    Ok(WrittenSlots { sent: began, position, lost: HashSet::new() })
 }

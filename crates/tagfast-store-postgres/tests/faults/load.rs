@@ -303,7 +303,11 @@ impl Client {
             let mut answers = self.answers.lock();
             match answer {
                 Ok(answer) => {
-                    self.token.see(ContentHash::of(key), answer.version, answer.receipt.position);
+                    self.token.observe(
+                        ContentHash::of(key),
+                        answer.version,
+                        answer.receipt.position,
+                    );
                     call.outcome = Outcome::Acknowledged;
                     call.changed = answer.changed;
                     call.version = answer.version.packed();
@@ -352,6 +356,6 @@ impl Client {
             marked,
         };
         answers.history.reads.push(call);
-        self.token.see(ContentHash::of(key), view.version, view.position);
+        self.token.observe(ContentHash::of(key), view.version, view.position);
     }
 }

@@ -44,7 +44,7 @@ pub(crate) async fn all_whole() {
             stack.fault(fault, node).expect("the fault ends");
         }
         for cluster in ["c0", "c1"] {
-            stack.wait_until_healthy(cluster, 90 * SECOND).expect("whole again");
+            stack.wait_until_healthy(cluster, 90 * SECOND).expect("healthy again");
         }
     })
     .await;
@@ -66,8 +66,8 @@ pub(crate) async fn primary() -> NodeInfo {
     on_stack(|stack| stack.primary("c0").expect("a primary")).await
 }
 
-pub(crate) async fn whole() {
-    on_stack(|stack| stack.wait_until_healthy("c0", 120 * SECOND).expect("whole again")).await;
+pub(crate) async fn wait_all_healthy() {
+    on_stack(|stack| stack.wait_until_healthy("c0", 120 * SECOND).expect("healthy again")).await;
 }
 
 /// A running scenario.
@@ -184,7 +184,7 @@ async fn kill_once() -> (Duration, Duration) {
     let went_on = term + scenario.load.acknowledged_after(0, term, 30 * SECOND).await;
     if support::full() {
         // The old primary comes back, is rewound, and serves reads again.
-        whole().await;
+        wait_all_healthy().await;
     }
     let results =
         scenario.end((since, went_on), &[(since.saturating_sub(UNREPLICATED), went_on)]).await;
@@ -354,7 +354,7 @@ mod full {
         scenario.load.acknowledged_after(0, since + 35 * SECOND, 60 * SECOND).await;
         fault(Fault::Thaw, &old).await;
         scenario.load.acknowledged_after(0, scenario.load.now() + 5 * SECOND, 30 * SECOND).await;
-        whole().await;
+        wait_all_healthy().await;
         scenario
             .end((since, went_on), &[(since.saturating_sub(UNREPLICATED), frozen + SECOND)])
             .await;
@@ -372,7 +372,7 @@ mod full {
         let term = scenario.load.next_term(0, since, 60 * SECOND).await;
         let went_on = term + scenario.load.acknowledged_after(0, term, 30 * SECOND).await;
         fault(Fault::Heal, &old).await;
-        whole().await;
+        wait_all_healthy().await;
         scenario.end((since, went_on), &[(since.saturating_sub(UNREPLICATED), cut + SECOND)]).await;
     }
 
@@ -392,7 +392,7 @@ mod full {
         for replica in &replicas {
             fault(Fault::Restart, replica).await;
         }
-        whole().await;
+        wait_all_healthy().await;
         scenario.end((since, dead + 5 * SECOND), &[]).await.nothing_lost_nothing_refused();
     }
 
@@ -428,7 +428,7 @@ mod full {
         for node in NODES.into_iter().filter(|n| *n != old) {
             fault(Fault::Restart, node).await;
         }
-        whole().await;
+        wait_all_healthy().await;
         let results = scenario.end((free, went_on), &[]).await;
         assert_eq!(results.clusters[0].verdict.lost, 0);
     }
@@ -460,7 +460,7 @@ mod full {
             if known.iter().any(|n| n == replica) { Ok(()) } else { Err(format!("{known:?}")) }
         })
         .await;
-        whole().await;
+        wait_all_healthy().await;
         let back = scenario.load.now();
         scenario.load.acknowledged_after(0, back + 2 * SECOND, 30 * SECOND).await;
         scenario.end((since, back), &[]).await.nothing_lost_nothing_refused();

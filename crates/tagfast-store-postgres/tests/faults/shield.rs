@@ -40,7 +40,7 @@ impl Fixture {
     }
 
     /// Contents that this process has written: a session reads them on the primary.
-    async fn written(&self, cluster: usize, many: usize) -> Vec<ContentKey> {
+    async fn write_keys(&self, cluster: usize, many: usize) -> Vec<ContentKey> {
         let keys: Vec<ContentKey> =
             (0..many).map(|n| key_of(cluster, &format!("own-{n}"))).collect();
         for key in &keys {
@@ -170,7 +170,7 @@ const DETECTION_TIME: Duration = Duration::from_millis(250 + 50);
 async fn a_frozen_primary_opens_its_breaker_and_no_other() {
     let _turn = ONE_AT_A_TIME.lock().await;
     let fixture = Fixture::new(|_| {}).await;
-    let (own, other) = (fixture.written(0, 100).await, fixture.written(1, 100).await);
+    let (own, other) = (fixture.write_keys(0, 100).await, fixture.write_keys(1, 100).await);
     let began = Instant::now();
     let calls = Calls::start(&fixture.store, own, MS, Consistency::Session);
     let others = Calls::start(&fixture.store, other, 5 * MS, Consistency::Session);
@@ -254,7 +254,7 @@ async fn callers_that_give_up_do_not_make_room() {
     const CONCURRENCY_MAX: i64 = 6;
     let _turn = ONE_AT_A_TIME.lock().await;
     let fixture = Fixture::new(|options| options.read_concurrency = CONCURRENCY_MAX as usize).await;
-    let keys = fixture.written(0, 50).await;
+    let keys = fixture.write_keys(0, 50).await;
     // The breaker is forced closed: the limit must hold without it.
     fixture.breakers.get("postgres/c0/primary").expect("it exists").force(Some(false));
     let (watcher, driver) = support::session(0, &fixture.options.database).await;
@@ -315,7 +315,7 @@ async fn callers_that_give_up_do_not_make_room() {
 async fn one_slow_replica_is_not_waited_for() {
     let _turn = ONE_AT_A_TIME.lock().await;
     let fixture = Fixture::new(|_| {}).await;
-    let keys = fixture.written(0, 100).await;
+    let keys = fixture.write_keys(0, 100).await;
     let calls = Calls::start(&fixture.store, keys, 2 * MS, Consistency::Eventual);
     calls.warm(500).await;
     let primary = primary().await.name;
@@ -346,7 +346,7 @@ async fn one_slow_replica_is_not_waited_for() {
 async fn all_nodes_slow_open_both_breakers_until_they_are_well() {
     let _turn = ONE_AT_A_TIME.lock().await;
     let fixture = Fixture::new(|_| {}).await;
-    let keys = fixture.written(0, 100).await;
+    let keys = fixture.write_keys(0, 100).await;
     // Reads of both roles: a half-open breaker needs calls to probe with.
     let of_primary = Calls::start(&fixture.store, keys.clone(), 8 * MS, Consistency::Session);
     let calls = Calls::start(&fixture.store, keys, 8 * MS, Consistency::Eventual);
@@ -416,7 +416,7 @@ async fn all_nodes_slow_open_both_breakers_until_they_are_well() {
 async fn while_the_primarys_breaker_is_open_writes_are_held_and_reads_go_elsewhere() {
     let _turn = ONE_AT_A_TIME.lock().await;
     let fixture = Fixture::new(|options| options.hold = 5 * SECOND).await;
-    let key = fixture.written(0, 1).await.remove(0);
+    let key = fixture.write_keys(0, 1).await.remove(0);
     let breaker = fixture.breakers.get("postgres/c0/primary").expect("it exists");
     breaker.force(Some(true));
     let writing = put(&fixture.store, &key, "held");
@@ -453,7 +453,7 @@ async fn while_the_primarys_breaker_is_open_writes_are_held_and_reads_go_elsewhe
 async fn a_new_epoch_closes_the_primarys_breaker() {
     let _turn = ONE_AT_A_TIME.lock().await;
     let fixture = Fixture::new(|_| {}).await;
-    let key = fixture.written(0, 1).await.remove(0);
+    let key = fixture.write_keys(0, 1).await.remove(0);
     fault(Fault::Switchover, "c0").await;
     wait_for_condition_async("the breaker is reset", 30 * SECOND, || async {
         let reset = |e: &tagfast_resilience::BreakerEvent| {
@@ -472,7 +472,7 @@ async fn a_storm_is_answered_or_refused_and_the_nodes_do_not_notice() {
     const PER_SECOND: u32 = 100;
     let _turn = ONE_AT_A_TIME.lock().await;
     let fixture = Fixture::new(|options| options.reads_per_second = PER_SECOND).await;
-    let keys = Arc::new(fixture.written(0, 200).await);
+    let keys = Arc::new(fixture.write_keys(0, 200).await);
     let queries = || {
         let of = |look: tagfast_resilience::LimiterSnapshot| {
             look.begun.sheddable + look.begun.degradable + look.begun.critical

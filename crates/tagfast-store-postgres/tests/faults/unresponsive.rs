@@ -52,7 +52,7 @@ async fn every_request_to_unresponsive_nodes_ends() {
     let mut options = support::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
     options.hold = 2 * SECOND;
     let store = support::open(options, Arc::new(NullSink)).await;
-    let letters = PostgresDeadLetters::new(Arc::clone(&store));
+    let dead_letters = PostgresDeadLetters::new(Arc::clone(&store));
     let key = key_of(0, "unresponsive");
     let shard = LogicalShard::of(&key);
     // Opens every connection.
@@ -61,7 +61,7 @@ async fn every_request_to_unresponsive_nodes_ends() {
         view(&store, consistency, None).await.expect("read");
     }
     store.scan(shard, None, None, 10).await.expect("scanned");
-    letters.ingested_through(ConsumerGroup::INDEXER).await.expect("read");
+    dead_letters.ingested_through(ConsumerGroup::INDEXER).await.expect("read");
     store.drained().await;
 
     for node in NODES {
@@ -88,12 +88,12 @@ async fn every_request_to_unresponsive_nodes_ends() {
         timed(
             "the dead-letter store",
             6 * SECOND,
-            letters.ingested_through(ConsumerGroup::INDEXER)
+            dead_letters.ingested_through(ConsumerGroup::INDEXER)
         ),
     );
     let again = tokio::join!(
         // Its connection is gone, and a new one is not answered.
-        timed("the dead-letter store, once more", 4 * SECOND, letters.try_lead()),
+        timed("the dead-letter store, once more", 4 * SECOND, dead_letters.try_lead()),
         timed("a write, once more", 3 * SECOND, put(&store, &key, "another")),
     );
     for node in NODES {

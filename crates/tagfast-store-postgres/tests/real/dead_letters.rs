@@ -27,11 +27,14 @@ impl DeadLetterStoreHarness for Harness {
         Arc::new(PostgresDeadLetters::new(Arc::clone(&self.0)))
     }
 
-    async fn park(&self, letters: &[DeadLetter]) {
+    async fn park(&self, dead_letters: &[DeadLetter]) {
         let store = PostgresDeadLetters::new(Arc::clone(&self.0));
         for group in ConsumerGroup::ALL {
-            let of_group: Vec<DeadLetter> =
-                letters.iter().filter(|letter| letter.group == group).cloned().collect();
+            let of_group: Vec<DeadLetter> = dead_letters
+                .iter()
+                .filter(|dead_letter| dead_letter.group == group)
+                .cloned()
+                .collect();
             store.ingest(group, &of_group, &BTreeMap::new()).await.expect("ingested");
         }
     }

@@ -14,7 +14,7 @@ fn strong() -> ReadOptions<'static> {
 const LARGEST: usize = 500;
 
 /// Item `n` of the answer is about item `n` of the request.
-pub async fn a_batch_answers_in_the_order_asked(h: &dyn StoreHarness) {
+pub async fn a_batch_answers_in_request_order(h: &dyn StoreHarness) {
     let fixture = Fixture::new(h).await;
     for size in [0, 1, 2, scaled(250).min(LARGEST)] {
         let keys: Vec<_> = (0..size).map(|n| fixture.key(&format!("{size}/{n}"))).collect();
@@ -107,24 +107,24 @@ pub async fn a_failing_item_leaves_the_others(h: &dyn StoreHarness) {
 
 /// View `n` is the view of key `n`: unknown contents are empty, a content requested twice is
 /// returned twice.
-pub async fn views_come_in_the_order_asked(h: &dyn StoreHarness) {
+pub async fn views_come_in_request_order(h: &dyn StoreHarness) {
     let fixture = Fixture::new(h).await;
     let written: Vec<_> = (0..40).map(|n| fixture.key(&format!("page {n}"))).collect();
     for (n, key) in written.iter().enumerate() {
         fixture.add(key, &[&format!("t{n}")]).await;
     }
-    let asked: Vec<_> = (0..scaled(100).min(LARGEST))
+    let requested: Vec<_> = (0..scaled(100).min(LARGEST))
         .map(|n| match n % 3 {
             0 => (n * 7 % 40, written[n * 7 % 40].clone()),
             1 => (n % 5, written[n % 5].clone()),
             _ => (usize::MAX, fixture.key(&format!("never tagged {n}"))),
         })
         .collect();
-    let keys: Vec<_> = asked.iter().map(|(_, key)| key.clone()).collect();
+    let keys: Vec<_> = requested.iter().map(|(_, key)| key.clone()).collect();
     assert!(fixture.store.view_many(&[], &strong()).await.is_empty());
     let views = fixture.store.view_many(&keys, &strong()).await;
     assert_eq!(views.len(), keys.len(), "as many views as keys");
-    for ((n, key), view) in asked.iter().zip(views) {
+    for ((n, key), view) in requested.iter().zip(views) {
         let view = view.unwrap_or_else(|e| panic!("{key} must be readable, but: {}", chain(&e)));
         let seen: Vec<_> = view.tags.iter().map(|t| t.name.to_string()).collect();
         let expected = if *n == usize::MAX { vec![] } else { vec![format!("t{n}")] };

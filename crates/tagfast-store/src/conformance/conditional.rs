@@ -3,7 +3,7 @@
 use tagfast_domain::{Refusal, Version};
 
 use super::harness::StoreHarness;
-use super::support::{Fixture, refusal, scaled, together};
+use super::support::{Fixture, refusal, run_concurrently, scaled};
 
 /// A write under the current version is applied.
 pub async fn a_matching_version_is_written(h: &dyn StoreHarness) {
@@ -22,7 +22,7 @@ pub async fn a_matching_version_is_written(h: &dyn StoreHarness) {
 }
 
 /// A write under a different version is refused with the current version and has no effect.
-pub async fn another_version_is_refused_and_told(h: &dyn StoreHarness) {
+pub async fn another_version_is_refused_and_reported(h: &dyn StoreHarness) {
     let fixture = Fixture::new(h).await;
     let key = fixture.key("page");
     let old = fixture.add(&key, &["a"]).await.version;
@@ -78,7 +78,7 @@ pub async fn one_of_many_conditional_writers_wins(h: &dyn StoreHarness) {
                 async move { fixture.store.write(request).await.map(|answer| (name, answer)) }
             });
             let (won, lost): (Vec<_>, Vec<_>) =
-                together(writers).await.into_iter().partition(Result::is_ok);
+                run_concurrently(writers).await.into_iter().partition(Result::is_ok);
             let won: Vec<_> = won.into_iter().filter_map(Result::ok).collect();
             assert_eq!(won.len(), 1, "exactly one of 16 writers that saw {seen} wins: {won:?}");
             let (name, answer) = &won[0];

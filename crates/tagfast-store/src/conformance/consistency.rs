@@ -7,7 +7,7 @@ use tagfast_domain::{EpochId, Version};
 use tagfast_sharding::ContentHash;
 
 use super::harness::StoreHarness;
-use super::support::{Fixture, chain, scaled, together, wait_for};
+use super::support::{Fixture, chain, run_concurrently, scaled, wait_for};
 use crate::{Consistency, ConsistencyToken, Position};
 
 /// Every consistency eventually shows a write; on a settled store, session and strong reads need
@@ -52,7 +52,7 @@ pub async fn a_client_reads_its_own_writes(h: &dyn StoreHarness) {
                     fixture.patch(&key, &[&tag], &[])
                 };
                 let answer = fixture.write(request).await;
-                token.see(hash, answer.version, answer.receipt.position);
+                token.observe(hash, answer.version, answer.receipt.position);
                 let view = fixture.try_view(&key, Consistency::Session, Some(&token)).await;
                 let view = view
                     .unwrap_or_else(|e| panic!("a session read must answer, but: {}", chain(&e)));
@@ -70,22 +70,22 @@ pub async fn a_client_reads_its_own_writes(h: &dyn StoreHarness) {
                     n % 3 != 2,
                     "{key}: the client's own tag {tag} after its write {n}"
                 );
-                token.see(hash, view.version, view.position);
+                token.observe(hash, view.version, view.position);
             }
         }
     });
-    together(clients).await;
+    run_concurrently(clients).await;
 }
 
 /// A token that this history cannot satisfy is answered, and `degraded` names the session.
-pub async fn a_token_of_an_unknown_epoch_is_told(h: &dyn StoreHarness) {
+pub async fn a_token_of_an_unknown_epoch_is_reported(h: &dyn StoreHarness) {
     let fixture = Fixture::new(h).await;
     let key = fixture.key("page");
     fixture.add(&key, &["a"]).await;
     let epoch = EpochId([0xEE; 16]);
     let mut token = ConsistencyToken::default();
     let far = Version::from_packed(i64::MAX as u64).expect("a version");
-    token.see(ContentHash::of(&key), far, Position { epoch, xid: 1 << 40, lsn: 1 << 40 });
+    token.observe(ContentHash::of(&key), far, Position { epoch, xid: 1 << 40, lsn: 1 << 40 });
     let view = fixture.try_view(&key, Consistency::Session, Some(&token)).await;
     let view = view.unwrap_or_else(|e| panic!("an unknown token is no error, but: {}", chain(&e)));
     assert_eq!(view.tags.len(), 1, "the answer is what there is");
@@ -122,7 +122,7 @@ pub async fn a_reader_never_goes_back(h: &dyn StoreHarness) {
                         view.version
                     );
                     last = view.version;
-                    token.see(ContentHash::of(&key), view.version, view.position);
+                    token.observe(ContentHash::of(&key), view.version, view.position);
                     reads += 1;
                     // A store in memory never waits: without this a failed test could not end the
                     // task.

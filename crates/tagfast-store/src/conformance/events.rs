@@ -4,7 +4,7 @@ use tagfast_domain::{ContentKey, Epoch, EpochOrdinal};
 
 use super::harness::StoreHarness;
 use super::history::History;
-use super::support::{Fixture, refusal, scaled, together, user, versions, wait_for};
+use super::support::{Fixture, refusal, run_concurrently, scaled, user, versions, wait_for};
 use super::tags::odd_keys;
 
 /// The event of a write carries the full set of tags as the view shows it, and the changes.
@@ -159,7 +159,7 @@ pub async fn events_are_in_version_order(h: &dyn StoreHarness) {
             }
         }
     });
-    together(writers).await;
+    run_concurrently(writers).await;
     history.check(&fixture, h).await;
 }
 

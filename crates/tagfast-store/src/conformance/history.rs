@@ -192,15 +192,15 @@ fn check_ids(attempts: &[Attempt], events: &[TaggingsEvent]) {
             );
         }
     }
-    let mut asked: HashMap<(ContentKey, WriteId), Vec<&Attempt>> = HashMap::new();
+    let mut requested: HashMap<(ContentKey, WriteId), Vec<&Attempt>> = HashMap::new();
     for attempt in attempts {
         let write = &attempt.request.write;
-        asked.entry((write.key.clone(), write.id)).or_default().push(attempt);
+        requested.entry((write.key.clone(), write.id)).or_default().push(attempt);
     }
     for (id, change) in &published {
         // Writes of the test's preparation are not in the history; those in it must have been able
         // to happen.
-        let Some(attempts) = asked.get(id) else { continue };
+        let Some(attempts) = requested.get(id) else { continue };
         assert!(
             attempts.iter().any(|a| !matches!(a.result, AttemptResult::NotDone)),
             "{}: write {} was refused each time and published all the same: {change:?}",
@@ -215,7 +215,7 @@ fn check_ids(attempts: &[Attempt], events: &[TaggingsEvent]) {
             change.user
         );
     }
-    for (id, attempts) in &asked {
+    for (id, attempts) in &requested {
         let change = published.get(id);
         for attempt in attempts {
             let AttemptResult::Answer(answer) = &attempt.result else { continue };

@@ -5,7 +5,7 @@ use tagfast_domain::{Operation, Refusal};
 
 use super::harness::StoreHarness;
 use super::history::History;
-use super::support::{Fixture, chain, names, refusal, same_answer, scaled, tags, together};
+use super::support::{Fixture, chain, names, refusal, run_concurrently, same_answer, scaled, tags};
 use crate::{WriteAnswer, WriteRequest};
 
 async fn retry(fixture: &Fixture, request: &WriteRequest, first: &WriteAnswer, when: &str) {
@@ -198,7 +198,7 @@ pub async fn concurrent_retries_have_one_effect(h: &dyn StoreHarness) {
                 std::iter::repeat_n(request, 5)
             })
             .collect();
-        let answers = together(requests.into_iter().map(|request| {
+        let answers = run_concurrently(requests.into_iter().map(|request| {
             let (fixture, history) = (fixture.clone(), history.clone());
             async move { (request.write.id, history.write(&fixture, request).await.ok()) }
         }))

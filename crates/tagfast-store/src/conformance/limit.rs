@@ -6,7 +6,7 @@ use tagfast_domain::Refusal;
 
 use super::harness::StoreHarness;
 use super::history::History;
-use super::support::{Fixture, refusal, scaled, together};
+use super::support::{Fixture, refusal, run_concurrently, scaled};
 
 fn numbered(range: std::ops::Range<usize>) -> Vec<String> {
     range.map(|n| format!("t{n:04}")).collect()
@@ -63,7 +63,7 @@ pub async fn the_limit_is_exact_under_concurrency(h: &dyn StoreHarness) {
             }
         });
         let (won, lost): (Vec<_>, Vec<_>) =
-            together(racers).await.into_iter().partition(Result::is_ok);
+            run_concurrently(racers).await.into_iter().partition(Result::is_ok);
         for outcome in lost {
             assert_eq!(refusal(outcome), Refusal::TooManyTags { allowed: limit, given: limit + 1 });
         }
@@ -94,7 +94,7 @@ pub async fn racing_spellings_make_one_tagging(h: &dyn StoreHarness) {
             let (fixture, key) = (fixture.clone(), key.clone());
             async move { fixture.add(&key, &[spellings[n % spellings.len()]]).await }
         });
-        let answers = together(racers).await;
+        let answers = run_concurrently(racers).await;
         let adders: Vec<_> = answers.iter().filter(|a| a.changed).collect();
         assert_eq!(adders.len(), 1, "one of the racers added the tag: {adders:?}");
         let view = fixture.view(&key).await;

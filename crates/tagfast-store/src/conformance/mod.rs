@@ -70,14 +70,14 @@ promises! { $
         a_patch_is_atomic,
         a_replace_makes_the_set_exact,
         versions_go_on_after_the_last_tag_is_gone,
-        odd_contents_are_told_apart,
+        odd_contents_stay_distinct,
         tenants_are_isolated,
         a_receipt_is_kept,
         a_refused_durability_has_no_effect,
         everything_survives_a_restart;
     conditional:
         a_matching_version_is_written,
-        another_version_is_refused_and_told,
+        another_version_is_refused_and_reported,
         never_written_is_a_version,
         one_of_many_conditional_writers_wins;
     ids:
@@ -93,14 +93,14 @@ promises! { $
         the_limit_is_exact_under_concurrency,
         racing_spellings_make_one_tagging;
     batch:
-        a_batch_answers_in_the_order_asked,
+        a_batch_answers_in_request_order,
         a_batch_keeps_the_order_within_a_content,
         a_failing_item_leaves_the_others,
-        views_come_in_the_order_asked;
+        views_come_in_request_order;
     consistency:
         every_consistency_reads_a_settled_write,
         a_client_reads_its_own_writes,
-        a_token_of_an_unknown_epoch_is_told,
+        a_token_of_an_unknown_epoch_is_reported,
         a_reader_never_goes_back,
         a_passed_deadline_does_not_lie;
     events:

@@ -11,7 +11,7 @@ use tagfast_domain::{ContentKey, Operation, Refusal, TagName, Version};
 use super::harness::StoreHarness;
 use super::history::History;
 use super::support::{
-    Fixture, Random, names, refusal, same_answer, scaled, seed, tags, together, user,
+    Fixture, Random, names, refusal, run_concurrently, same_answer, scaled, seed, tags, user,
 };
 use super::tags::odd_keys;
 use crate::{Consistency, WriteAnswer, WriteRequest};
@@ -248,7 +248,7 @@ pub async fn concurrent_operations_leave_a_true_history(h: &dyn StoreHarness) {
             }
         }
     });
-    together(clients).await;
+    run_concurrently(clients).await;
     history.check(&fixture, h).await;
     let published: usize = fixture.events(h).await.iter().map(|e| e.changes.len()).sum();
     assert!(published > 12 * 5, "seed {seed}: the clients really wrote ({published} changes)");

@@ -63,12 +63,12 @@ impl Fixture {
         ContentKey::parse(self.tenant.as_str(), "test.doc", id).expect("a content")
     }
 
-    /// A write by the user `somebody` with a new id.
+    /// A write by the user `someone` with a new id.
     pub(super) fn request(&self, key: &ContentKey, operation: Operation) -> WriteRequest {
         WriteRequest::new(Write {
             id: fresh_id(),
             key: key.clone(),
-            user: user("somebody"),
+            user: user("someone"),
             operation,
             if_match: None,
         })
@@ -188,7 +188,7 @@ pub(super) async fn wait_for<T>(what: &str, mut condition: impl AsyncFnMut() -> 
 }
 
 /// Runs all tasks concurrently and returns their results in order; a panic in one is a panic here.
-pub(super) async fn together<T: Send + 'static>(
+pub(super) async fn run_concurrently<T: Send + 'static>(
     tasks: impl IntoIterator<Item = impl Future<Output = T> + Send + 'static>,
 ) -> Vec<T> {
     let start = Arc::new(tokio::sync::Notify::new());

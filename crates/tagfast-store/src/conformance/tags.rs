@@ -145,7 +145,7 @@ pub async fn an_import_keeps_who_and_when(h: &dyn StoreHarness) {
         ("long-gone", 946_684_800_123, "Old Tag")
     );
     let new = view.tags.iter().find(|t| t.name.as_str() == "new").expect("the other tag is there");
-    assert_eq!(new.user.as_str(), "somebody");
+    assert_eq!(new.user.as_str(), "someone");
 }
 
 /// The answer lists exactly what this write added and removed, and the version it made.
@@ -288,7 +288,7 @@ pub(super) fn odd_keys(fixture: &Fixture) -> Vec<ContentKey> {
 }
 
 /// Contents whose ids look alike, or like syntax, never share tags.
-pub async fn odd_contents_are_told_apart(h: &dyn StoreHarness) {
+pub async fn odd_contents_stay_distinct(h: &dyn StoreHarness) {
     let fixture = Fixture::new(h).await;
     let keys = odd_keys(&fixture);
     for (n, key) in keys.iter().enumerate() {

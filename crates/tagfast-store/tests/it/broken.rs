@@ -63,7 +63,7 @@ found! {
         racing_spellings_make_one_tagging says "one of the racers",
         random_operations_match_the_model says "seed ";
     ignored_conditions_are_found: IgnoresConditions =>
-        another_version_is_refused_and_told says "must be refused",
+        another_version_is_refused_and_reported says "must be refused",
         never_written_is_a_version says "must be refused",
         one_of_many_conditional_writers_wins says "exactly one of 16";
     a_write_lost_at_a_restart_is_found: LosesTheLastWriteAtRestart =>
@@ -74,7 +74,7 @@ found! {
         the_adders_spelling_is_kept says "the time of the add is kept",
         every_write_is_published_as_the_full_set says "the event is the new state";
     a_trusted_foreign_token_is_found: TrustsEveryToken =>
-        a_token_of_an_unknown_epoch_is_told says "is said so";
+        a_token_of_an_unknown_epoch_is_reported says "is said so";
     a_scan_that_skips_is_found: ScanSkips =>
         a_scan_returns_every_content_once says "every content of the tenant",
         a_scan_misses_nothing_while_others_write says "is missing";
@@ -83,7 +83,7 @@ found! {
     a_standing_heartbeat_is_found: HeartbeatStops =>
         the_heartbeat_moves_on_an_idle_store says "waited";
     unordered_batch_answers_are_found: BatchAnswersUnordered =>
-        a_batch_answers_in_the_order_asked says "is about item";
+        a_batch_answers_in_request_order says "is about item";
     forgotten_receipts_are_found: ForgetsReceipts =>
         a_receipt_is_kept says "after a restart";
 }

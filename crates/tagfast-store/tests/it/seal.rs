@@ -46,11 +46,11 @@ fn another_purpose_cannot_open_it() {
     let acme = tenant("acme");
     for made in KINDS {
         let sealed = sealer(1).seal(made, &acme, b"body");
-        for asked in KINDS {
-            let opened = sealer(1).open(asked, &acme, &sealed);
+        for wanted in KINDS {
+            let opened = sealer(1).open(wanted, &acme, &sealed);
             assert_eq!(
                 opened,
-                if made == asked { Ok(b"body".to_vec()) } else { Err(SealError::WrongKind) }
+                if made == wanted { Ok(b"body".to_vec()) } else { Err(SealError::WrongKind) }
             );
         }
     }

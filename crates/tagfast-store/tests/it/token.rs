@@ -24,7 +24,7 @@ fn shard(number: u8) -> LogicalShard {
 #[test]
 fn a_sealed_token_is_frozen() {
     let mut token = ConsistencyToken::default();
-    token.see(ContentHash(0x0102_0304_0506_0708), version(9), position(0xEE, 77));
+    token.observe(ContentHash(0x0102_0304_0506_0708), version(9), position(0xEE, 77));
     let sealed = token.seal(&sealer(1), &tenant("acme"));
     assert_eq!(
         sealed,
@@ -59,7 +59,7 @@ fn a_sealed_receipt_is_frozen() {
 fn the_newest_sixteen_contents_are_kept() {
     let mut token = ConsistencyToken::default();
     for n in 0..20 {
-        token.see(ContentHash(n), version(100 + n), position(1, n + 1));
+        token.observe(ContentHash(n), version(100 + n), position(1, n + 1));
     }
     assert_eq!(token.pairs.len(), TOKEN_PAIRS);
     assert_eq!(
@@ -72,8 +72,8 @@ fn the_newest_sixteen_contents_are_kept() {
         "the floor of its shard covers a content that was pushed out"
     );
     // Seen again: it moves to the newest end and is not pushed out next.
-    token.see(ContentHash(4), version(104), position(1, 50));
-    token.see(ContentHash(99), version(1), position(1, 51));
+    token.observe(ContentHash(4), version(104), position(1, 50));
+    token.observe(ContentHash(99), version(1), position(1, 51));
     assert!(
         token.version_of(ContentHash(4)).is_some() && token.version_of(ContentHash(5)).is_none()
     );
@@ -83,11 +83,11 @@ fn the_newest_sixteen_contents_are_kept() {
 fn what_was_seen_never_shrinks_within_an_epoch() {
     let mut token = ConsistencyToken::default();
     let content = ContentHash(64);
-    token.see(content, version(10), position(1, 100));
-    token.see(content, version(7), position(1, 90));
+    token.observe(content, version(10), position(1, 100));
+    token.observe(content, version(7), position(1, 90));
     assert_eq!(token.version_of(content), Some(version(10)), "an older answer takes nothing back");
     assert_eq!(token.floors[&shard(0)], position(1, 100));
-    token.see(content, version(11), position(2, 3));
+    token.observe(content, version(11), position(2, 3));
     assert_eq!(
         token.floors[&shard(0)],
         position(2, 3),
@@ -101,7 +101,7 @@ fn the_largest_token_fits_a_header() {
     let mut token = ConsistencyToken::default();
     for n in 0..64 {
         let at = Position { epoch: EpochId([0xFF; 16]), xid: u64::MAX, lsn: u64::MAX };
-        token.see(ContentHash(u64::MAX - n), version(i64::MAX as u64), at);
+        token.observe(ContentHash(u64::MAX - n), version(i64::MAX as u64), at);
     }
     assert_eq!((token.pairs.len(), token.floors.len()), (16, 64));
     let longest = tenant(&"t".repeat(64));
@@ -153,7 +153,7 @@ proptest! {
     fn tokens_round_trip(seen in prop::collection::vec((any::<u64>(), 0..=i64::MAX as u64, any_position()), 0..90)) {
         let mut token = ConsistencyToken::default();
         for (content, packed, at) in seen {
-            token.see(ContentHash(content), version(packed), at);
+            token.observe(ContentHash(content), version(packed), at);
             prop_assert!(token.version_of(ContentHash(content)) >= Some(version(packed)));
             prop_assert!(token.floors.contains_key(&LogicalShard::of_hash(ContentHash(content))));
         }

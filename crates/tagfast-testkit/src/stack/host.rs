@@ -51,8 +51,8 @@ impl Process {
     }
 }
 
-/// State letter and start time of a process. The second field, its name, may contain blanks and
-/// parentheses.
+/// State (one character) and start time of a process. The second field, its name, may contain
+/// blanks and parentheses.
 fn stat(pid: u32) -> Option<(char, u64)> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let rest = text.get(text.rfind(')')? + 2..)?;

@@ -389,7 +389,7 @@ mod tests {
         stream
     }
 
-    fn ask(stream: &TcpStream) -> std::io::Result<Vec<u8>> {
+    fn ping(stream: &TcpStream) -> std::io::Result<Vec<u8>> {
         let (mut writing, mut reading) = (stream, stream);
         writing.write_all(b"ping")?;
         let mut answer = [0; 4];
@@ -400,7 +400,7 @@ mod tests {
     #[test]
     fn it_passes_bytes_both_ways() {
         let (address, _) = echo();
-        assert_eq!(ask(&client(address, 5000)).expect("an answer"), b"ping");
+        assert_eq!(ping(&client(address, 5000)).expect("an answer"), b"ping");
     }
 
     #[test]
@@ -408,12 +408,12 @@ mod tests {
         for mode in [Mode::Cut, Mode::Hang] {
             let (address, control) = echo();
             let stream = client(address, 200);
-            ask(&stream).expect("an answer");
+            ping(&stream).expect("an answer");
             control.set("echo", mode).expect("cut");
-            let error = ask(&stream).expect_err("no answer comes");
+            let error = ping(&stream).expect_err("no answer comes");
             assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{error}");
             let late = client(address, 200);
-            assert!(ask(&late).is_err(), "{mode:?}: a new connection gets no answer either");
+            assert!(ping(&late).is_err(), "{mode:?}: a new connection gets no answer either");
             control.set("echo", Mode::Pass).expect("healed");
             stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
             let mut answer = [0; 4];
@@ -426,14 +426,14 @@ mod tests {
     fn a_reset_ends_old_and_new_connections() {
         let (address, control) = echo();
         let stream = client(address, 5000);
-        ask(&stream).expect("an answer");
+        ping(&stream).expect("an answer");
         control.set("echo", Mode::Reset).expect("reset");
         // A reader sees the reset itself, not an end of the stream.
         let error = (&stream).read(&mut [0; 4]).expect_err("no regular close");
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
-        assert!(TcpStream::connect(address).and_then(|s| ask(&s)).is_err());
+        assert!(TcpStream::connect(address).and_then(|s| ping(&s)).is_err());
         control.set("echo", Mode::Pass).expect("healed");
-        assert!(ask(&client(address, 5000)).is_ok());
+        assert!(ping(&client(address, 5000)).is_ok());
     }
 
     #[test]
@@ -447,7 +447,7 @@ mod tests {
             }
         });
         control.set("echo", Mode::Pass).expect("healed");
-        assert_eq!(ask(&client(address, 5000)).expect("it answers immediately"), b"ping");
+        assert_eq!(ping(&client(address, 5000)).expect("it answers immediately"), b"ping");
     }
 
     #[test]
@@ -455,10 +455,10 @@ mod tests {
         let (address, control) = echo();
         control.set("echo", Mode::Slow { ms: 100 }).expect("slow");
         let started = std::time::Instant::now();
-        ask(&client(address, 5000)).expect("an answer");
+        ping(&client(address, 5000)).expect("an answer");
         assert!(started.elapsed() >= Duration::from_millis(200), "each direction waits");
         control.set("echo", Mode::Garbage).expect("garbage");
-        assert_ne!(ask(&client(address, 5000)).expect("bytes"), b"ping");
+        assert_ne!(ping(&client(address, 5000)).expect("bytes"), b"ping");
         assert!(control.set("unknown", Mode::Cut).is_err());
     }
 }

@@ -19,9 +19,9 @@ use tagfast_sharding::LogicalShard;
 use tagfast_store::testing::MemoryStore;
 use tagfast_store_postgres::PostgresDeadLetters;
 
-use crate::{PARTITIONS, World, example, pause};
+use crate::{Harness, PARTITIONS, example, pause};
 
-fn letter(n: u64) -> DeadLetter {
+fn dead_letter(n: u64) -> DeadLetter {
     let event = example(n);
     let record = BusRecord {
         kind: RecordKind::Event,
@@ -35,24 +35,27 @@ fn letter(n: u64) -> DeadLetter {
         headers: Vec::new(),
         payload: envelope::encode(&event),
     };
-    let mut letter = exhausted(record, event.at);
-    letter.last_failed_at += (n / 10) as i64;
-    letter
+    let mut dead_letter = exhausted(record, event.at);
+    dead_letter.last_failed_at += (n / 10) as i64;
+    dead_letter
 }
 
-pub(crate) async fn run(world: &World, count: u64) -> Vec<Value> {
-    let book = Arc::new(PostgresDeadLetters::new(Arc::clone(&world.store)));
-    println!("parking {count} letters");
+pub(crate) async fn run(harness: &Harness, count: u64) -> Vec<Value> {
+    let store = Arc::new(PostgresDeadLetters::new(Arc::clone(&harness.store)));
+    println!("parking {count} dead letters");
     for first in (0..count).step_by(1000) {
-        let letters: Vec<_> = (first..(first + 1000).min(count)).map(letter).collect();
-        book.ingest(ConsumerGroup::INDEXER, &letters, &BTreeMap::new()).await.expect("taken in");
+        let dead_letters: Vec<_> = (first..(first + 1000).min(count)).map(dead_letter).collect();
+        store
+            .ingest(ConsumerGroup::INDEXER, &dead_letters, &BTreeMap::new())
+            .await
+            .expect("ingested");
     }
     let (mut worst, mut pages, mut after) = (Duration::ZERO, 0, None);
     let filter =
         DeadLetterFilter { tenant: Some("bench".to_owned()), ..DeadLetterFilter::default() };
     loop {
         let began = Instant::now();
-        let page = book.list(&filter, after.as_ref(), 100).await.expect("a page");
+        let page = store.list(&filter, after.as_ref(), 100).await.expect("a page");
         (worst, pages) = (worst.max(began.elapsed()), pages + 1);
         after = page.next;
         if after.is_none() {
@@ -61,36 +64,37 @@ pub(crate) async fn run(world: &World, count: u64) -> Vec<Value> {
     }
     let ms = worst.as_secs_f64() * 1000.0;
     println!(
-        "{pages} pages of {count} letters: the slowest took {ms:.1} ms; <= 200: {}",
-        said(ms <= 200.0)
+        "{pages} pages of {count} dead letters: the slowest took {ms:.1} ms; <= 200: {}",
+        verdict(ms <= 200.0)
     );
 
-    let shards = MemoryStore::new(Arc::clone(&world.clock));
-    let index = world.index("bench-replay", shards);
+    let shards = MemoryStore::new(Arc::clone(&harness.clock));
+    let index = harness.index("bench-replay", shards);
     index
-        .rebuild(&world.bus.ends().await.expect("the ends"), world.bus.epoch(), &|_| {})
+        .rebuild(&harness.bus.ends().await.expect("the ends"), harness.bus.epoch(), &|_| {})
         .await
         .expect("an empty index");
-    let (bus, sink) = (Arc::clone(&world.bus) as Arc<dyn Bus>, Arc::clone(&index) as Arc<dyn Sink>);
+    let (bus, sink) =
+        (Arc::clone(&harness.bus) as Arc<dyn Bus>, Arc::clone(&index) as Arc<dyn Sink>);
     let consumer =
-        Arc::new(Consumer::spawn(bus, sink, RuntimeOptions::default(), Arc::clone(&world.clock)));
+        Arc::new(Consumer::spawn(bus, sink, RuntimeOptions::default(), Arc::clone(&harness.clock)));
     while !consumer.status().caught_up {
         pause(50).await;
     }
-    let shared = Arc::clone(&book) as Arc<dyn DeadLetterStore>;
+    let shared = Arc::clone(&store) as Arc<dyn DeadLetterStore>;
     let replay_worker =
-        ReplayWorker::spawn(shared, Arc::clone(&consumer), Arc::clone(&world.clock));
+        ReplayWorker::spawn(shared, Arc::clone(&consumer), Arc::clone(&harness.clock));
     let began = Instant::now();
     let job = NewReplayJob {
         id: "bench".to_owned(),
         dry_run: false,
         rate: REPLAY_RATE_MAX,
-        at: world.clock.now_ms(),
+        at: harness.clock.now_ms(),
     };
-    let begun = book.create_job(&job, &filter).await.expect("a job");
-    assert_eq!(begun.letters, count);
+    let begun = store.create_job(&job, &filter).await.expect("a job");
+    assert_eq!(begun.dead_letters, count);
     let ended = loop {
-        let job = book.job("bench").await.expect("a look").expect("the job");
+        let job = store.job("bench").await.expect("a read").expect("the job");
         if job.left() == 0 {
             break job;
         }
@@ -98,17 +102,18 @@ pub(crate) async fn run(world: &World, count: u64) -> Vec<Value> {
     };
     let rate = count as f64 / began.elapsed().as_secs_f64();
     println!(
-        "{count} letters replayed ({} applied, {} superseded): {rate:.0}/s; >= 5000/s: {}",
+        "{count} dead letters replayed ({} applied, {} superseded): {rate:.0}/s; >= 5000/s: {}",
         ended.applied,
         ended.superseded,
-        said(rate >= 5000.0)
+        verdict(rate >= 5000.0)
     );
     replay_worker.stop().await;
-    let (with, without) = (blocked(world, &index, true).await, blocked(world, &index, false).await);
+    let (with, without) =
+        (blocked(harness, &index, true).await, blocked(harness, &index, false).await);
     println!(
         "a record behind a poison record of its partition is indexed after {with:.0} ms at most, {without:.0} ms without one; \
          <= 1000: {}",
-        said(with <= 1000.0)
+        verdict(with <= 1000.0)
     );
     consumer.stop().await;
     vec![
@@ -123,10 +128,12 @@ pub(crate) async fn run(world: &World, count: u64) -> Vec<Value> {
 
 /// Longest time that a record takes into the index, in milliseconds, with or without an undecodable
 /// record before it.
-async fn blocked(world: &World, index: &OpenSearchIndex, poison: bool) -> f64 {
-    let producer: BaseProducer =
-        ClientConfig::new().set("bootstrap.servers", &world.brokers).create().expect("a producer");
-    let (publisher, mut worst) = (world.bus.publisher(), 0.0f64);
+async fn blocked(harness: &Harness, index: &OpenSearchIndex, poison: bool) -> f64 {
+    let producer: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", &harness.brokers)
+        .create()
+        .expect("a producer");
+    let (publisher, mut worst) = (harness.bus.publisher(), 0.0f64);
     for n in 0..20 {
         let event = example(10_000_000 + n + if poison { 1000 } else { 0 });
         let partition = i32::from(LogicalShard::of(&event.key).number()) % i32::from(PARTITIONS);
@@ -149,6 +156,6 @@ async fn blocked(world: &World, index: &OpenSearchIndex, poison: bool) -> f64 {
     worst
 }
 
-fn said(ok: bool) -> &'static str {
+fn verdict(ok: bool) -> &'static str {
     if ok { "reached" } else { "MISSED" }
 }

@@ -101,7 +101,7 @@ pub(crate) async fn run(backlog: u64) -> Vec<Value> {
     let keeps_up = rate >= 0.98 * (PACE * TAGS) as f64 && worst <= 5.0;
     println!(
         "{rate:.0} taggings/s, consumers at most {worst:.2} s behind; 50000/s, <= 5 s: {}",
-        said(keeps_up)
+        verdict(keeps_up)
     );
 
     // The consumer is stopped while writers go on: as many events as this rate makes in a minute or
@@ -134,7 +134,7 @@ pub(crate) async fn run(backlog: u64) -> Vec<Value> {
         let rate = backlog as f64 / began.elapsed().as_secs_f64();
         println!(
             "{group} drains {backlog} events at {rate:.0}/s; >= 10000/s: {}",
-            said(rate >= 10_000.0)
+            verdict(rate >= 10_000.0)
         );
         figures.push(
             json!({"what": format!("embedded {group} drains a backlog of {backlog}"), "value": rate, "unit": "/s",
@@ -146,6 +146,6 @@ pub(crate) async fn run(backlog: u64) -> Vec<Value> {
     figures
 }
 
-fn said(ok: bool) -> &'static str {
+fn verdict(ok: bool) -> &'static str {
     if ok { "reached" } else { "MISSED" }
 }

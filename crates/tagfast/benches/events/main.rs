@@ -2,9 +2,9 @@
 //! bare producer loop, the indexer beside a bare bulk loader, and how long a write takes until a
 //! search finds it.
 //!
-//! `cargo bench -p tagfast --bench events [-- --events N --seconds N --letters N --outage SECONDS
-//! --only PART]`, PART one of `cluster`, `letters`, `embedded`. Servers and clients share the
-//! processors.
+//! `cargo bench -p tagfast --bench events [-- --events N --seconds N --dead-letters N
+//! --outage SECONDS --only PART]`, PART one of `cluster`, `dead_letters`, `embedded`. Servers and
+//! clients share the processors.
 #![expect(clippy::print_stdout, reason = "a benchmark speaks to its terminal")]
 
 mod dead_letters;
@@ -233,11 +233,11 @@ async fn make_topic(brokers: &str) {
         ClientConfig::new().set("bootstrap.servers", brokers).create().expect("a client");
     let copies = rdkafka::admin::TopicReplication::Fixed(1);
     let topic = rdkafka::admin::NewTopic::new(BASELINE, i32::from(PARTITIONS), copies);
-    admin.create_topics([&topic], &rdkafka::admin::AdminOptions::new()).await.expect("asked");
+    admin.create_topics([&topic], &rdkafka::admin::AdminOptions::new()).await.expect("a reply");
 }
 
 /// The parts that run on the real stack.
-struct World {
+struct Harness {
     stack: Stack,
     brokers: String,
     url: String,
@@ -248,7 +248,7 @@ struct World {
     clock: Arc<dyn Clock>,
 }
 
-impl World {
+impl Harness {
     async fn up() -> Self {
         let dir = tempfile::tempdir().expect("a folder").keep();
         let options = StackOptions {
@@ -282,34 +282,35 @@ impl World {
 async fn main() {
     let only = std::env::args().skip_while(|a| a != "--only").nth(1);
     let wanted = |part: &str| only.as_deref().is_none_or(|only| only == part);
-    let (letters, outage) = (argument("--letters", 100_000), argument("--outage", 60));
+    let (dead_letters, outage) = (argument("--dead-letters", 100_000), argument("--outage", 60));
     let mut figures = Vec::new();
     if wanted("embedded") {
         figures.extend(embedded::run(argument("--embedded", 600_000)).await);
     }
-    if wanted("cluster") || wanted("letters") {
-        let mut world = World::up().await;
+    if wanted("cluster") || wanted("dead_letters") {
+        let mut harness = Harness::up().await;
         if wanted("cluster") {
-            figures.extend(cluster(&mut world, outage).await);
+            figures.extend(cluster(&mut harness, outage).await);
         }
-        if wanted("letters") {
-            figures.extend(dead_letters::run(&world, letters).await);
+        if wanted("dead_letters") {
+            figures.extend(dead_letters::run(&harness, dead_letters).await);
         }
     }
     println!("{}", json!({"figures": figures}));
 }
 
-async fn cluster(world: &mut World, outage: u64) -> Vec<serde_json::Value> {
+async fn cluster(harness: &mut Harness, outage: u64) -> Vec<serde_json::Value> {
     let (events, seconds) = (argument("--events", 200_000), argument("--seconds", 60));
-    let (bus, store, url) = (Arc::clone(&world.bus), Arc::clone(&world.store), world.url.clone());
-    let index = world.index("tagfast-content", Arc::clone(&store) as Arc<dyn ShardScanner>);
+    let (bus, store, url) =
+        (Arc::clone(&harness.bus), Arc::clone(&harness.store), harness.url.clone());
+    let index = harness.index("tagfast-content", Arc::clone(&store) as Arc<dyn ShardScanner>);
     // Before there are contents to copy.
     index
         .rebuild(&bus.ends().await.expect("the ends"), bus.epoch(), &|_| {})
         .await
         .expect("an empty index");
 
-    println!("writing {events} contents while the relay's gate is closed");
+    println!("writing {events} contents while the relay's sink is closed");
     for first in (0..events).step_by(2000) {
         let batch =
             (first..(first + 2000).min(events)).map(|n| request(key(n), "some-tag", u128::from(n)));
@@ -319,13 +320,13 @@ async fn cluster(world: &mut World, outage: u64) -> Vec<serde_json::Value> {
     }
     let messages: Vec<_> =
         (0..events).map(|n| envelope::encode_binary(&example(n), "c0", 1)).collect();
-    make_topic(&world.brokers).await;
-    let to = world.brokers.clone();
+    make_topic(&harness.brokers).await;
+    let to = harness.brokers.clone();
     let base = timed(events, async {
         tokio::task::spawn_blocking(move || producer_loop(&to, &messages)).await.expect("no panic");
     })
     .await;
-    world.gate.open();
+    harness.gate.open();
     let relay = timed(events, store.drained()).await;
     let mut figures = vec![figure(
         "relay and Kafka, a backlog, writers stopped",
@@ -341,7 +342,8 @@ async fn cluster(world: &mut World, outage: u64) -> Vec<serde_json::Value> {
     let versioned = timed(documents, bulk_loader(&url, documents, true)).await;
     println!("the bare bulk loader with versions: {:.0}/s, without: {:.0}/s", versioned.0, base.0);
     let (from, sink) = (Arc::clone(&bus) as Arc<dyn Bus>, Arc::clone(&index) as Arc<dyn Sink>);
-    let consumer = Consumer::spawn(from, sink, RuntimeOptions::default(), Arc::clone(&world.clock));
+    let consumer =
+        Consumer::spawn(from, sink, RuntimeOptions::default(), Arc::clone(&harness.clock));
     // Joining a group takes the broker's time, three seconds for the first member: the rate begins
     // with the first record.
     while consumer.status().applied == 0 {
@@ -366,7 +368,7 @@ async fn cluster(world: &mut World, outage: u64) -> Vec<serde_json::Value> {
     }
     figures.push(searchable(&store, &index, seconds).await);
     if outage > 0 {
-        figures.extend(outage::run(world, &consumer, &index, outage).await);
+        figures.extend(outage::run(harness, &consumer, &index, outage).await);
     }
     assert_eq!(consumer.status().parked, 0, "nothing is a record's fault");
     consumer.stop().await;

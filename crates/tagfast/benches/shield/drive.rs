@@ -19,9 +19,9 @@ use tagfast_testkit::Client;
 const CONNECTIONS: u64 = 256;
 /// Longest wait of a client; a client that retries waits shorter.
 const TIMEOUT: Duration = Duration::from_secs(2);
-const IMPATIENT: Duration = Duration::from_millis(500);
+const SHORT_TIMEOUT: Duration = Duration::from_millis(500);
 /// Seconds after the fault's end that count as recovery.
-const BACK: u64 = 10;
+const RECOVERY_SECONDS: u64 = 10;
 
 /// A phase of the run, relative to the fault.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -104,7 +104,7 @@ impl Timeline {
         match second {
             s if s < length => Some(Phase::Before),
             s if s < 2 * length => Some(Phase::During),
-            s if s >= 2 * length + BACK.min(length / 2) => Some(Phase::After),
+            s if s >= 2 * length + RECOVERY_SECONDS.min(length / 2) => Some(Phase::After),
             _ => None,
         }
     }
@@ -291,12 +291,12 @@ fn generate(driver: Driver, start: Instant) -> [BTreeMap<u64, Second>; 2] {
                 {
                     request.clone_from(hot);
                 }
-                let patience = if driver.retries > 0 { IMPATIENT } else { TIMEOUT };
+                let timeout = if driver.retries > 0 { SHORT_TIMEOUT } else { TIMEOUT };
                 let (mut attempts, mut answer) = (0, None);
                 while answer.is_none() && attempts <= u64::from(driver.retries) {
                     attempts += 1;
                     let answered =
-                        tokio::time::timeout(patience, connection.exchange(&request)).await;
+                        tokio::time::timeout(timeout, connection.exchange(&request)).await;
                     if answered.is_err() {
                         connection.abandon();
                     }

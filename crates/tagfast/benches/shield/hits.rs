@@ -9,24 +9,27 @@ use axum::routing::get;
 use tagfast_client::load::Connection;
 use tagfast_client::process_usage::usage;
 
-use crate::world::World;
+use crate::harness::Harness;
 
 /// Requests of one turn.
-const TURN: Duration = Duration::from_secs(4);
-const TURNS: usize = 5;
+const ROUND_TIME: Duration = Duration::from_secs(4);
+const ROUNDS: usize = 5;
 const CONNECTIONS: usize = 64;
 /// The name of its threads.
-const HELLO: &str = "bare-axum";
+const BARE_SERVER_THREADS: &str = "bare-axum";
 
 /// The bare server, on a runtime like the program's: its address.
 fn hello(body: &'static str) -> SocketAddr {
-    let (tell, told) = std::sync::mpsc::channel();
+    let (address_sender, address_receiver) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
-        let runtime = runtime.enable_all().thread_name(HELLO).build().expect("a runtime");
+        let runtime =
+            runtime.enable_all().thread_name(BARE_SERVER_THREADS).build().expect("a runtime");
         runtime.block_on(async {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-            tell.send(listener.local_addr().expect("an address")).expect("the benchmark waits");
+            address_sender
+                .send(listener.local_addr().expect("an address"))
+                .expect("the benchmark waits");
             let answer =
                 move || async move { ([(header::CONTENT_TYPE, "application/json")], body) };
             axum::serve(listener, axum::Router::new().route("/", get(answer)))
@@ -34,7 +37,7 @@ fn hello(body: &'static str) -> SocketAddr {
                 .expect("it serves");
         });
     });
-    told.recv().expect("it started")
+    address_receiver.recv().expect("it started")
 }
 
 /// Processor time of the bare server's threads, in seconds.
@@ -45,14 +48,14 @@ fn hello_cpu() -> f64 {
         let (name, rest) = stat.rsplit_once(") ")?;
         let fields: Vec<&str> = rest.split(' ').collect();
         let ticks = fields[11].parse::<f64>().ok()? + fields[12].parse::<f64>().ok()?;
-        name.ends_with(HELLO).then_some(ticks / 100.0)
+        name.ends_with(BARE_SERVER_THREADS).then_some(ticks / 100.0)
     };
     tasks.filter_map(of).sum()
 }
 
 /// Sends the same request from all connections in a closed loop; returns requests per second, and
 /// their number.
-fn turn(address: SocketAddr, request: &[u8]) -> (f64, u64) {
+fn measure_round(address: SocketAddr, request: &[u8]) -> (f64, u64) {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let began = Instant::now();
@@ -60,7 +63,7 @@ fn turn(address: SocketAddr, request: &[u8]) -> (f64, u64) {
         let loops = (0..CONNECTIONS).map(|_| async {
             let mut connection = Connection::new(address);
             let mut done = 0u64;
-            while began.elapsed() < TURN {
+            while began.elapsed() < ROUND_TIME {
                 let answer = connection.exchange(request).await.expect("an answer");
                 assert_eq!(answer.status, 200);
                 done += 1;
@@ -77,9 +80,9 @@ fn median(mut all: Vec<f64>) -> f64 {
     all[all.len() / 2]
 }
 
-pub(crate) fn measure(world: &World) {
-    let address = world.address();
-    let mut client = world.server.client();
+pub(crate) fn measure(harness: &Harness) {
+    let address = harness.address();
+    let mut client = harness.server.client();
     let path = "/v1/content/test.doc/d1/tags";
     let answer = client.get(path).expect(200);
     let token = answer.header("consistency-token").expect("a token").to_owned();
@@ -95,17 +98,17 @@ pub(crate) fn measure(world: &World) {
     ];
     let hello = head("", "/", bare);
     let mut figures: Vec<(Vec<f64>, Vec<f64>)> = vec![Default::default(); kinds.len() + 1];
-    for _ in 0..TURNS {
+    for _ in 0..ROUNDS {
         let cpu = hello_cpu();
-        let (rate, done) = turn(bare, &hello);
+        let (rate, done) = measure_round(bare, &hello);
         figures[0].0.push(rate);
         figures[0].1.push((hello_cpu() - cpu) * 1e6 / done as f64);
         for (n, (_, request)) in kinds.iter().enumerate() {
             // The local cache holds it before the measurement.
-            turn_once(address, request);
-            let cpu = || usage(Some(world.server.pid())).expect("it runs").cpu_seconds;
+            measure_once(address, request);
+            let cpu = || usage(Some(harness.server.pid())).expect("it runs").cpu_seconds;
             let before = cpu();
-            let (rate, done) = turn(address, request);
+            let (rate, done) = measure_round(address, request);
             figures[n + 1].0.push(rate);
             figures[n + 1].1.push((cpu() - before) * 1e6 / done as f64);
         }
@@ -125,14 +128,14 @@ pub(crate) fn measure(world: &World) {
             serde_json::json!({"hit": name, "rate": rate, "cpu_us": cpu, "ratio": cpu / bare_cpu})
         );
     }
-    let metrics = world.server.client().get("/metrics").text();
+    let metrics = harness.server.client().get("/metrics").text();
     metrics
         .lines()
         .filter(|l| l.starts_with("tagfast_cache_reads_total"))
         .for_each(|l| println!("{l}"));
 }
 
-fn turn_once(address: SocketAddr, request: &[u8]) {
+fn measure_once(address: SocketAddr, request: &[u8]) {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let mut connection = Connection::new(address);

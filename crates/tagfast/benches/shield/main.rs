@@ -17,10 +17,10 @@
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 mod drive;
+mod harness;
 mod hits;
 mod plot;
 mod scenarios;
-mod world;
 
 use std::path::PathBuf;
 
@@ -28,11 +28,11 @@ use serde_json::json;
 use tagfast_testkit::ReadYourWritesReport;
 
 use drive::{Phase, Timeline};
+use harness::Harness;
 use scenarios::{SCENARIOS, Scenario};
-use world::World;
 
 /// Time between two repeated actions of a scenario.
-const AGAIN: u64 = 2;
+const REPEAT_INTERVAL_SECONDS: u64 = 2;
 
 /// The options of the command line.
 struct Options {
@@ -81,9 +81,9 @@ fn main() {
         .for_each(|name| assert!(known(name), "{name} is not known; --list names them"));
     let wanted =
         |name: &str| options.only.is_empty() || options.only.iter().any(|only| only == name);
-    let mut world = World::start(options.capacity);
+    let mut harness = Harness::start(options.capacity);
     if wanted("hits") {
-        hits::measure(&world);
+        hits::measure(&harness);
     }
     let scenarios: Vec<&Scenario> = SCENARIOS.iter().filter(|s| wanted(s.name)).collect();
     if scenarios.is_empty() {
@@ -91,11 +91,11 @@ fn main() {
     }
     if wanted("stampede") {
         // Before the load starts, so that its own statements can be counted.
-        world.stampede("Consistency: eventual\r\n");
-        world.stampede("");
-        world.notes.drain(..).for_each(|note| println!("without a load: {note}"));
+        harness.stampede("Consistency: eventual\r\n");
+        harness.stampede("");
+        harness.notes.drain(..).for_each(|note| println!("without a load: {note}"));
     }
-    let carried = world.carried();
+    let carried = harness.carried();
     // A view that no cache answers costs several times the processor time, and the database works
     // on the same processors.
     let rate = carried * options.share / 100;
@@ -103,10 +103,10 @@ fn main() {
     let capacity = options.capacity * 3;
     let (mut table, mut missed) = (Vec::new(), 0);
     for scenario in scenarios {
-        let (timeline, own) = run(&mut world, scenario, rate, options.seconds);
+        let (timeline, own) = run(&mut harness, scenario, rate, options.seconds);
         report(scenario, &timeline, rate, capacity);
         table.push(row(scenario, &timeline, &own, capacity));
-        world.notes.drain(..).for_each(|note| println!("{note}"));
+        harness.notes.drain(..).for_each(|note| println!("{note}"));
         own.violations.iter().take(3).for_each(|violation| println!("MISSED: {violation}"));
         missed += own.violations.len();
         if let Some(dir) = &options.svg {
@@ -125,26 +125,26 @@ fn main() {
 }
 
 fn run(
-    world: &mut World,
+    harness: &mut Harness,
     scenario: &Scenario,
     rate: u64,
     seconds: u64,
 ) -> (Timeline, ReadYourWritesReport) {
-    world.warm(rate);
-    let own = world.own_writes();
-    let load = world.load(rate, seconds, Some(scenario));
+    harness.warm(rate);
+    let own = harness.own_writes();
+    let load = harness.load(rate, seconds, Some(scenario));
     load.until(seconds);
-    world.begin(scenario.faults);
-    (scenario.begin)(world);
-    if let Some(again) = scenario.again {
-        while load.second() + (AGAIN as f64) < (seconds * 2) as f64 {
-            load.until(load.second() as u64 + AGAIN);
-            again(world);
+    harness.begin(scenario.faults);
+    (scenario.begin)(harness);
+    if let Some(repeat) = scenario.repeat {
+        while load.second() + (REPEAT_INTERVAL_SECONDS as f64) < (seconds * 2) as f64 {
+            load.until(load.second() as u64 + REPEAT_INTERVAL_SECONDS);
+            repeat(harness);
         }
     }
     load.until(seconds * 2);
-    world.end(scenario.faults);
-    (scenario.end)(world);
+    harness.end(scenario.faults);
+    (scenario.end)(harness);
     let timeline = load.finish();
     (timeline, own.stop())
 }

@@ -14,7 +14,7 @@ type Line<'a> = (&'a str, &'a str, Vec<(f64, f64)>);
 
 struct Graph<'a> {
     title: &'a str,
-    most: f64,
+    max: f64,
     lines: Vec<Line<'a>>,
     limit: Option<(f64, &'a str)>,
 }
@@ -27,8 +27,8 @@ pub(crate) fn svg(what: &str, timeline: &Timeline, capacity: u64) -> String {
         timeline.seconds[n].iter().map(|(s, second)| (*s as f64 + 0.5, value(second))).collect()
     };
     let statements = timeline.by_second();
-    let most = |lines: &[&Vec<(f64, f64)>], least: f64| {
-        lines.iter().flat_map(|line| line.iter()).fold(least, |most, (_, y)| most.max(*y)) * 1.05
+    let max_of = |lines: &[&Vec<(f64, f64)>], min: f64| {
+        lines.iter().flat_map(|line| line.iter()).fold(min, |max, (_, y)| max.max(*y)) * 1.05
     };
     let (p99, shed99) = (line(0, &|s| s.at(0.99)), line(1, &|s| s.at(0.99)));
     let answered = line(0, &|s| s.answered_share() * 100.0);
@@ -36,19 +36,19 @@ pub(crate) fn svg(what: &str, timeline: &Timeline, capacity: u64) -> String {
     let graphs = [
         Graph {
             title: "views, %",
-            most: 105.0,
+            max: 105.0,
             lines: vec![("answered", "#2a9d63", answered), ("stale and marked", "#d08a1d", stale)],
             limit: None,
         },
         Graph {
             title: "p99, ms",
-            most: most(&[&p99, &shed99], 10.0),
+            max: max_of(&[&p99, &shed99], 10.0),
             lines: vec![("views", "#3577c9", p99), ("popular, suggestions", "#9a5bc0", shed99)],
             limit: None,
         },
         Graph {
             title: "read statements a second, all nodes",
-            most: most(&[&statements], capacity as f64 * 1.3),
+            max: max_of(&[&statements], capacity as f64 * 1.3),
             lines: vec![("statements", "#c9483b", statements)],
             limit: Some((capacity as f64, "configured capacity")),
         },
@@ -61,7 +61,7 @@ pub(crate) fn svg(what: &str, timeline: &Timeline, capacity: u64) -> String {
     let x = |second: f64| LEFT + (WIDTH - LEFT - 16.0) * second / end;
     for (n, graph) in graphs.iter().enumerate() {
         let top = 40.0 + n as f64 * (GRAPH + GAP);
-        let y = |value: f64| top + GRAPH - GRAPH * (value / graph.most).clamp(0.0, 1.0);
+        let y = |value: f64| top + GRAPH - GRAPH * (value / graph.max).clamp(0.0, 1.0);
         let (from, to) = (x(timeline.fault_at as f64), x(2.0 * timeline.fault_at as f64));
         let _ = writeln!(
             out,
@@ -72,7 +72,7 @@ pub(crate) fn svg(what: &str, timeline: &Timeline, capacity: u64) -> String {
             WIDTH - 16.0
         );
         for part in [0.0, 0.5, 1.0] {
-            let value = graph.most * part;
+            let value = graph.max * part;
             let _ = writeln!(
                 out,
                 "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",

@@ -2,7 +2,7 @@
 
 use tagfast_testkit::stack::Fault;
 
-use crate::world::World;
+use crate::harness::Harness;
 
 /// A fault that begins and ends while the load goes on.
 pub(crate) struct Scenario {
@@ -12,9 +12,9 @@ pub(crate) struct Scenario {
     /// whole cluster.
     pub(crate) faults: &'static [(&'static str, Fault)],
     /// Further actions at the beginning, repeatedly while it lasts, and at the end.
-    pub(crate) begin: fn(&mut World),
-    pub(crate) again: Option<fn(&mut World)>,
-    pub(crate) end: fn(&mut World),
+    pub(crate) begin: fn(&mut Harness),
+    pub(crate) repeat: Option<fn(&mut Harness)>,
+    pub(crate) end: fn(&mut Harness),
     /// Whether half of all views are of one content while it lasts.
     pub(crate) hot: bool,
     /// Immediate retries of clients that give up after half a second.
@@ -26,7 +26,7 @@ const CALM: Scenario = Scenario {
     what: "",
     faults: &[],
     begin: |_| (),
-    again: None,
+    repeat: None,
     end: |_| (),
     hot: false,
     retries: 0,
@@ -60,7 +60,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "flushed",
         what: "the cache Redis is emptied every two seconds",
         begin: |w| w.cache_redis(&["FLUSHALL"]),
-        again: Some(|w| w.cache_redis(&["FLUSHALL"])),
+        repeat: Some(|w| w.cache_redis(&["FLUSHALL"])),
         ..CALM
     },
     Scenario {
@@ -120,10 +120,10 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         ..CALM
     },
     Scenario {
-        name: "deaf",
+        name: "invalidations-cut",
         what: "connections of messages are cut every two seconds, those of data live",
         begin: |w| w.cache_redis(&["CLIENT", "KILL", "TYPE", "PUBSUB"]),
-        again: Some(|w| w.cache_redis(&["CLIENT", "KILL", "TYPE", "PUBSUB"])),
+        repeat: Some(|w| w.cache_redis(&["CLIENT", "KILL", "TYPE", "PUBSUB"])),
         ..CALM
     },
     Scenario {

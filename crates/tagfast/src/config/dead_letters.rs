@@ -1,5 +1,5 @@
 //! The part of a configuration that says what happens to dead letters: automatic replays, and the
-//! webhook that is told of those that need attention.
+//! webhook that receives notices of those that need attention.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,7 +18,7 @@ pub struct DeadLettersConfig {
     pub webhook: Option<WebhookConfig>,
 }
 
-/// The webhook that is told of dead letters that need attention.
+/// The webhook that receives notices of dead letters that need attention.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WebhookConfig {
     /// URL that takes the messages.

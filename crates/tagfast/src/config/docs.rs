@@ -4,6 +4,9 @@ use super::key::Scope;
 use super::keys::{KEYS, SECTIONS};
 use super::values::{Source, Sources};
 
+/// Widest line of the reference, in characters.
+const LINE_CHARS_MAX: usize = 100;
+
 /// The reference of all keys as Markdown: the content of `docs/reference/configuration.md`.
 pub fn markdown() -> String {
     let mut out = String::from(
@@ -18,7 +21,7 @@ pub fn markdown() -> String {
          `tagfast config print` shows the effective one with the source of each value.\n",
     );
     for (section, about) in SECTIONS {
-        out.push_str(&format!("\n## [{section}]\n\n{about}\n"));
+        out.push_str(&format!("\n## [{section}]\n\n{}\n", wrapped(about)));
         for key in KEYS.iter().filter(|k| k.section == *section) {
             let default = if key.default.is_empty() {
                 "not set".to_owned()
@@ -32,17 +35,40 @@ pub fn markdown() -> String {
                     " Only with `store.kind = \"postgres\"`; no effect in embedded mode."
                 }
             };
-            out.push_str(&format!(
-                "\n### `{}`\n\n{}, default {default}; in the environment `{}`.{scope}\n\n{}\n\n{}\n",
-                key.path(),
+            let facts = format!(
+                "{}, default {default}; in the environment `{}`.{scope}",
                 key.kind.describe(),
                 key.env_name(),
-                key.doc,
-                key.wrong,
+            );
+            out.push_str(&format!(
+                "\n### `{}`\n\n{}\n\n{}\n\n{}\n",
+                key.path(),
+                wrapped(&facts),
+                wrapped(key.doc),
+                wrapped(key.wrong),
             ));
         }
     }
     out
+}
+
+/// A paragraph in lines of at most [`LINE_CHARS_MAX`]; a longer word stays whole.
+fn wrapped(paragraph: &str) -> String {
+    let (mut text, mut width) = (String::new(), 0);
+    for word in paragraph.split_whitespace() {
+        let chars = word.chars().count();
+        if width > 0 && width + 1 + chars > LINE_CHARS_MAX {
+            text.push('\n');
+            width = 0;
+        }
+        if width > 0 {
+            text.push(' ');
+            width += 1;
+        }
+        text.push_str(word);
+        width += chars;
+    }
+    text
 }
 
 /// The effective configuration as TOML, each value with its source as a comment.

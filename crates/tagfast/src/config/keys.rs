@@ -329,7 +329,7 @@ config_keys! {
             "Too high: operators learn late of dead letters that stay. Too low: operators are \
              called for faults that would have passed.";
         webhook_url Text Both = "", "webhook.url",
-            "URL that is told of dead letters that need attention: `https://`, or `http://` of \
+            "URL that receives notices of dead letters that need attention: `https://`, or `http://` of \
              this machine. One signed message for all of them, retried.",
             "Unset: only metrics and alert rules report them.";
         webhook_secret_file Text Both = "", "webhook.secret()",

@@ -49,7 +49,7 @@ impl EmbeddedNode {
                 .await
                 .map_err(|e| CliError::new("opening the data directory failed").with_source(e))??
         };
-        let Opened { store, index, popular, keys } = opened;
+        let OpenedData { store, index, popular, keys } = opened;
         let bus = store.bus();
         let dead_letter_store = store.dead_letters();
         let options = supervisor_options(&config.dead_letters)?;
@@ -117,14 +117,14 @@ impl EmbeddedNode {
     }
 }
 
-struct Opened {
+struct OpenedData {
     store: Arc<EmbeddedStore>,
     index: Arc<TantivyIndex>,
     popular: Arc<PopularCounts>,
     keys: Vec<[u8; 32]>,
 }
 
-fn open(config: &Config, clock: &Arc<dyn Clock>) -> Result<Opened, CliError> {
+fn open(config: &Config, clock: &Arc<dyn Clock>) -> Result<OpenedData, CliError> {
     let dir = config.data_dir.as_path();
     let mut options = OpenOptions::new(dir.to_owned(), Arc::clone(clock));
     options.limits = config.limits;
@@ -141,7 +141,7 @@ fn open(config: &Config, clock: &Arc<dyn Clock>) -> Result<Opened, CliError> {
     .map_err(|e| CliError::new("cannot open the search index").with_source(e))?;
     let popular = PopularCounts::open(dir.join("popular"), scanner, Arc::clone(clock))
         .map_err(|e| CliError::new("cannot open the counts").with_source(e))?;
-    Ok(Opened { store, index, popular, keys })
+    Ok(OpenedData { store, index, popular, keys })
 }
 
 fn open_failure(dir: &Path, error: OpenError) -> CliError {

@@ -132,8 +132,8 @@ pub(crate) fn markdown() -> String {
     let mut out = String::from(
         "# Metrics\n\n\
          <!-- Made by `tagfast debug metrics-docs` from the METRICS lists of the crates. -->\n\n\
-         `GET /metrics` answers in Prometheus' text format. Every label has a bounded set of values; tenants, users,\n\
-         contents and tags are never labels.\n",
+         `GET /metrics` answers in Prometheus' text format. Every label has a bounded set of\n\
+         values; tenants, users, contents and tags are never labels.\n",
     );
     for (group, defs) in all() {
         out.push_str(&format!(
@@ -197,12 +197,12 @@ mod tests {
     fn alert_rules_ask_for_metrics_that_exist() {
         let rules = include_str!("../../../../deploy/prometheus/alerts.yml");
         let word = |c: char| !(c.is_ascii_lowercase() || c == '_');
-        let asked: BTreeSet<&str> =
+        let queried: BTreeSet<&str> =
             rules.split(word).filter(|w| w.starts_with("tagfast_")).collect();
         let known: BTreeSet<&str> =
             all().iter().flat_map(|(_, defs)| defs.iter()).map(|d| d.name).collect();
-        assert!(asked.len() > 8, "{asked:?}");
-        assert_eq!(asked.difference(&known).collect::<Vec<_>>(), Vec::<&&str>::new());
+        assert!(queried.len() > 8, "{queried:?}");
+        assert_eq!(queried.difference(&known).collect::<Vec<_>>(), Vec::<&&str>::new());
     }
 
     #[test]

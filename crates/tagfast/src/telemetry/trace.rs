@@ -108,7 +108,7 @@ pub(crate) fn applied(
         otel.kind = "consumer",
         tagfast.content = %content,
     );
-    let parent = TraceContextPropagator::new().extract(&One(traceparent));
+    let parent = TraceContextPropagator::new().extract(&TraceparentExtractor(traceparent));
     let _ = span.set_parent(parent);
     Some(span)
 }
@@ -130,7 +130,8 @@ pub(crate) async fn span(mut request: Request, next: Next) -> Response {
     let _ = span.set_parent(parent);
     let context = span.context();
     if context.span().span_context().is_sampled() {
-        TraceContextPropagator::new().inject_context(&context, &mut Written(request.headers_mut()));
+        TraceContextPropagator::new()
+            .inject_context(&context, &mut HeaderInjector(request.headers_mut()));
     }
     let recorded = span.clone();
     let response = next.run(request).instrument(span).await;
@@ -146,9 +147,9 @@ fn route(request: &Request) -> &str {
 }
 
 /// A `traceparent` that came with an event.
-struct One<'a>(&'a str);
+struct TraceparentExtractor<'a>(&'a str);
 
-impl Extractor for One<'_> {
+impl Extractor for TraceparentExtractor<'_> {
     fn get(&self, key: &str) -> Option<&str> {
         (key == "traceparent").then_some(self.0)
     }
@@ -158,9 +159,9 @@ impl Extractor for One<'_> {
     }
 }
 
-struct Written<'a>(&'a mut http::HeaderMap);
+struct HeaderInjector<'a>(&'a mut http::HeaderMap);
 
-impl Injector for Written<'_> {
+impl Injector for HeaderInjector<'_> {
     fn set(&mut self, key: &str, value: String) {
         // This propagator writes letters and digits only.
         if let (Ok(name), Ok(value)) =

@@ -66,12 +66,12 @@ impl Receiver {
 
     /// The first message with this content: one that was sent while dead letters were still parked
     /// may name fewer.
-    fn wait_for(&self, kind: &str, letters: u64) -> Message {
+    fn wait_for(&self, kind: &str, dead_letters: u64) -> Message {
         wait_for_condition(kind, TEST_TIMEOUT, || {
             let messages = self.messages.lock();
             let matches = |message: &&Message| {
                 let body: Value = serde_json::from_str(&message.body).unwrap();
-                body["type"] == kind && body["letters"] == letters
+                body["type"] == kind && body["dead_letters"] == dead_letters
             };
             // The first attempt was refused: only accepted messages count.
             messages.iter().skip(1).find(matches).cloned().ok_or_else(|| format!("{messages:?}"))
@@ -127,7 +127,8 @@ fn dead_letters_are_found_replayed_discarded_and_reported() {
         .start();
     running.wait_until_ready();
     let url = running.url();
-    let letters = |args: &[&str]| tagfast(&[&["dead-letters"], args, &["--url", &url]].concat());
+    let dead_letters =
+        |args: &[&str]| tagfast(&[&["dead-letters"], args, &["--url", &url]].concat());
     let list = |args: &[&str]| {
         tagfast_json(&[&["dead-letters", "list", "--json", "--url", &url], args].concat())
     };
@@ -141,10 +142,13 @@ fn dead_letters_are_found_replayed_discarded_and_reported() {
     });
     assert_eq!(list(&["--group", "indexer"])["items"].as_array().unwrap().len(), 2);
     let unreadable = list(&["--code", "event_undecodable", "--group", "analytics"]);
-    let letter = &unreadable["items"][0];
-    assert_eq!((&letter["class"], &letter["content_id"]), (&json!("poison"), &json!("spoilt-0")));
-    let id = letter["id"].as_str().unwrap();
-    let shown = output_text(&letters(&["show", id]));
+    let dead_letter = &unreadable["items"][0];
+    assert_eq!(
+        (&dead_letter["class"], &dead_letter["content_id"]),
+        (&json!("poison"), &json!("spoilt-0"))
+    );
+    let id = dead_letter["id"].as_str().unwrap();
+    let shown = output_text(&dead_letters(&["show", id]));
     assert!(shown.contains("garbage") && shown.contains("event_undecodable"), "{shown}");
 
     // One message names all of them; the failed attempt was retried.
@@ -165,18 +169,18 @@ fn dead_letters_are_found_replayed_discarded_and_reported() {
     assert_eq!(hex, expected);
 
     // An action on all must be confirmed; an undecodable event fails again and stays.
-    let refused = letters(&["replay"]);
+    let refused = dead_letters(&["replay"]);
     assert!(
         refused.status.code() == Some(1) && output_text(&refused).contains("confirmation_required"),
         "{refused:?}"
     );
-    let dry = letters(&["replay", "--all", "--dry-run"]);
+    let dry = dead_letters(&["replay", "--all", "--dry-run"]);
     assert!(
         dry.status.code() == Some(3)
             && output_text(&dry).contains("4 dead letters: 0 would be applied"),
         "{dry:?}"
     );
-    let replayed = letters(&["replay", id]);
+    let replayed = dead_letters(&["replay", id]);
     assert!(
         replayed.status.code() == Some(3) && output_text(&replayed).contains("1 failed again"),
         "{replayed:?}"
@@ -191,7 +195,7 @@ fn dead_letters_are_found_replayed_discarded_and_reported() {
         open["items"].as_array().unwrap().len()
     );
 
-    let discarded = letters(&["discard", "--all", "--reason", "a test wrote them"]);
+    let discarded = dead_letters(&["discard", "--all", "--reason", "a test wrote them"]);
     assert!(
         discarded.status.success() && output_text(&discarded).contains("4 dead letters"),
         "{discarded:?}"
@@ -199,13 +203,13 @@ fn dead_letters_are_found_replayed_discarded_and_reported() {
     assert_eq!(list(&[])["items"], json!([]));
     assert_eq!(list(&["--state", "discarded"])["items"][0]["reason"], "a test wrote them");
     let acts = tagfast_json(&["dead-letters", "audit", "--json", "--url", &url]);
-    let said: Vec<_> = acts["items"]
+    let actions: Vec<_> = acts["items"]
         .as_array()
         .unwrap()
         .iter()
         .map(|act| act["action"].as_str().unwrap())
         .collect();
-    assert_eq!(said, ["discard", "replay", "dry_run", "show"]);
+    assert_eq!(actions, ["discard", "replay", "dry_run", "show"]);
     receiver.wait_for("tagfast.dead_letters.resolved", 0);
     let status = tagfast_json(&["status", "--json", "--url", &url]);
     assert!(

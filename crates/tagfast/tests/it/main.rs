@@ -11,9 +11,9 @@ mod golden;
 mod lifecycle;
 mod main_job;
 mod races;
-#[cfg(feature = "kafka")]
-mod silence;
 mod support;
 mod tenants;
 mod traces;
 mod transfer;
+#[cfg(feature = "kafka")]
+mod unresponsive;

@@ -86,10 +86,10 @@ fn the_demo_is_loaded_once_and_everything_agrees_with_the_file() {
     );
     let libraries = having(&|t| has(t, "devel::library"));
     wait_for_condition("the counts follow", Duration::from_secs(60), || {
-        let board = client.get("/v1/tags/popular?window=all&limit=1").expect(200).json();
+        let leaderboard = client.get("/v1/tags/popular?window=all&limit=1").expect(200).json();
         let expected =
             json!([{"tag": "devel::library", "display": "devel::library", "count": libraries}]);
-        if board["tags"] == expected { Ok(()) } else { Err(board.to_string()) }
+        if leaderboard["tags"] == expected { Ok(()) } else { Err(leaderboard.to_string()) }
     });
     let hour = client.get("/v1/tags/popular?window=1h&limit=1").expect(200).json();
     assert_eq!(

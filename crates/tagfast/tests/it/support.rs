@@ -124,8 +124,8 @@ pub(crate) fn found(client: &mut Client, query: &str) -> Contents {
 
 /// The counts of all tags.
 pub(crate) fn popular(client: &mut Client) -> BTreeMap<String, u64> {
-    let board = client.get("/v1/tags/popular?window=all&limit=1000").expect(200).json();
-    let tags = board["tags"].as_array().unwrap();
+    let leaderboard = client.get("/v1/tags/popular?window=all&limit=1000").expect(200).json();
+    let tags = leaderboard["tags"].as_array().unwrap();
     tags.iter()
         .map(|t| (t["tag"].as_str().unwrap().to_owned(), t["count"].as_u64().unwrap()))
         .collect()
@@ -149,7 +149,7 @@ pub(crate) fn wait_until_converged(client: &mut Client) -> Contents {
         if found == truth { Ok(()) } else { Err(difference(&found, &truth)) }
     });
     let counts = counted(&truth);
-    assert!(counts.len() <= 1000, "{} tags are more than a board shows", counts.len());
+    assert!(counts.len() <= 1000, "{} tags are more than a leaderboard shows", counts.len());
     wait_for_condition("the counts follow the store", CONVERGENCE, || {
         let found = popular(client);
         if found == counts { Ok(()) } else { Err(difference(&found, &counts)) }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tagfast_testkit::stack::{Fault, Stack, StackOptions};
 use tagfast_testkit::{Client, ServerOptions, ServerProcess, wait_for_condition};
 
-use crate::events::{Writer, agree, no_drift, turn};
+use crate::events::{Writer, agree, bus_lock, no_drift};
 use crate::{TEST_TIMEOUT, full, wait_until_ready};
 
 fn role(stack: &Stack, role: &str, place: &str) -> ServerProcess {
@@ -38,9 +38,9 @@ fn poison(stack: &Stack, payloads: &[&[u8]]) {
     producer.flush(TEST_TIMEOUT).expect("it is written");
 }
 
-fn letters(client: &mut Client, query: &str) -> Vec<Value> {
+fn dead_letters(client: &mut Client, query: &str) -> Vec<Value> {
     let page = client.get(&format!("/v1/dead-letters?{query}")).expect(200).json();
-    page["items"].as_array().expect("letters").clone()
+    page["items"].as_array().expect("dead letters").clone()
 }
 
 /// Waits until a new tag is found; returns how long that took.
@@ -61,7 +61,7 @@ fn found_after(client: &mut Client, tag: &str) -> Duration {
 
 #[test]
 fn each_role_in_a_process_of_its_own() {
-    let _turn = turn();
+    let _lock = bus_lock();
     let dir = tempfile::tempdir().expect("a folder");
     let options = StackOptions {
         kafka: true,
@@ -129,10 +129,10 @@ fn each_role_in_a_process_of_its_own() {
     stack.fault(Fault::Freeze, "state-redis").expect("frozen");
     stack.fault(Fault::Kill, "state-redis").expect("killed");
     writer.goes_on();
-    wait_for_condition("the board is stale", TEST_TIMEOUT, || {
+    wait_for_condition("the leaderboard is stale", TEST_TIMEOUT, || {
         let meta = client.get(popular).expect(200).json()["meta"].clone();
-        let said = meta["stale"] == true && meta["degraded"][0]["feature"] == "popular";
-        if said { Ok(()) } else { Err(meta.to_string()) }
+        let marked = meta["stale"] == true && meta["degraded"][0]["feature"] == "popular";
+        if marked { Ok(()) } else { Err(meta.to_string()) }
     });
     stack.fault(Fault::Restart, "state-redis").expect("started again");
     writer.end();
@@ -144,11 +144,13 @@ fn each_role_in_a_process_of_its_own() {
     let large = vec![b'x'; 900_000];
     poison(&stack, &[b"\xff\xfe", b"{}", unknown, &large]);
     let open = wait_for_condition("both groups park all", TEST_TIMEOUT, || {
-        let open = letters(&mut client, "limit=100");
-        if open.len() == 8 { Ok(open) } else { Err(format!("{} letters", open.len())) }
+        let open = dead_letters(&mut client, "limit=100");
+        if open.len() == 8 { Ok(open) } else { Err(format!("{} dead letters", open.len())) }
     });
     assert!(
-        open.iter().all(|letter| letter["class"] == "poison" && letter["tenant"] == "default"),
+        open.iter()
+            .all(|dead_letter| dead_letter["class"] == "poison"
+                && dead_letter["tenant"] == "default"),
         "{open:?}"
     );
     let id = open[0]["id"].as_str().expect("an id").replace('/', "%2F");
@@ -157,7 +159,7 @@ fn each_role_in_a_process_of_its_own() {
         .post("/v1/dead-letters:replay", &json!({"filter": {"group": "indexer"}}))
         .expect(200)
         .json();
-    assert_eq!(job["letters"], 4, "{job}");
+    assert_eq!(job["dead_letters"], 4, "{job}");
     let path = format!("/v1/jobs/{}", job["id"].as_str().expect("an id"));
     let ended = wait_for_condition("the replay", TEST_TIMEOUT, || {
         let job = client.get(&path).expect(200).json();
@@ -169,7 +171,7 @@ fn each_role_in_a_process_of_its_own() {
         client.post("/v1/dead-letters:discard", &gone).expect(200).json(),
         json!({"discarded": 8})
     );
-    assert_eq!(letters(&mut client, "state=open"), Vec::<Value>::new());
+    assert_eq!(dead_letters(&mut client, "state=open"), Vec::<Value>::new());
     agree(&mut client);
     no_drift(&mut other.client().with_timeout(TEST_TIMEOUT));
 

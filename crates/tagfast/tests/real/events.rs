@@ -16,7 +16,7 @@ use crate::{TEST_TIMEOUT, serve, wait_until_ready};
 /// One of these tests at a time, beside one of the others.
 static ONE_BUS: Mutex<()> = Mutex::new(());
 
-pub(crate) fn turn() -> MutexGuard<'static, ()> {
+pub(crate) fn bus_lock() -> MutexGuard<'static, ()> {
     ONE_BUS.lock()
 }
 
@@ -152,8 +152,8 @@ pub(crate) fn agree(client: &mut Client) {
         if answer.status != 200 {
             return Err(answer.text());
         }
-        let board = answer.json();
-        let counted: BTreeMap<&str, u64> = board["tags"]
+        let leaderboard = answer.json();
+        let counted: BTreeMap<&str, u64> = leaderboard["tags"]
             .as_array()
             .expect("tags")
             .iter()
@@ -175,7 +175,7 @@ fn dead_letters(client: &mut Client) -> u64 {
 
 #[test]
 fn index_and_counts_agree_with_the_shards_whatever_dies() {
-    let _turn = turn();
+    let _lock = bus_lock();
     let dir = tempfile::tempdir().expect("a folder");
     let options = StackOptions {
         kafka: true,
@@ -297,7 +297,7 @@ fn index_and_counts_agree_with_the_shards_whatever_dies() {
 /// A topic with a different number of partitions is refused, with what to do.
 #[test]
 fn a_foreign_topic_is_refused_at_the_start() {
-    let _turn = turn();
+    let _lock = bus_lock();
     let dir = tempfile::tempdir().expect("a folder");
     let options = StackOptions { kafka: true, ..StackOptions::clusters_only(1, dir.path()) };
     let stack = Stack::up(&options, &|_| ()).expect("the stack comes up");
@@ -310,6 +310,6 @@ fn a_foreign_topic_is_refused_at_the_start() {
         .env("TAGFAST__STORE__DATA_DIR", config.with_file_name("data"))
         .output()
         .expect("it runs");
-    let said = String::from_utf8_lossy(&run.stderr);
-    assert!(!run.status.success() && said.contains("set kafka.partitions to 8"), "{said}");
+    let stderr = String::from_utf8_lossy(&run.stderr);
+    assert!(!run.status.success() && stderr.contains("set kafka.partitions to 8"), "{stderr}");
 }

@@ -48,7 +48,7 @@ fn ids() -> impl Iterator<Item = String> {
 
 #[test]
 fn a_cluster_that_is_down_stops_its_own_contents_only() {
-    let _turn = ONE_STACK.lock();
+    let _lock = ONE_STACK.lock();
     let dir = tempfile::tempdir().expect("a folder");
     let mut stack = Stack::up(&StackOptions::clusters_only(2, dir.path()), &|_| ())
         .expect("the stack comes up");
@@ -64,9 +64,9 @@ fn a_cluster_that_is_down_stops_its_own_contents_only() {
     assert_eq!(client.get("/v1/search?q=first").expect(501).json()["code"], "not_in_this_mode");
     assert_eq!(client.get("/v1/tags/popular").expect(501).json()["code"], "not_in_this_mode");
     let mut replicated = server.client();
-    let asked =
+    let answered =
         replicated.request("PUT", "/v1/content/a/1/tags/x", &[("durability", "replicated")], None);
-    assert_eq!(asked.expect("an answer").expect(501).json()["code"], "not_in_this_mode");
+    assert_eq!(answered.expect("an answer").expect(501).json()["code"], "not_in_this_mode");
 
     let written = client.put("/v1/content/jira.issue/OPS-1/tags/first").expect(200);
     let receipt = written.json()["receipt"].as_str().expect("a receipt").to_owned();
@@ -77,13 +77,13 @@ fn a_cluster_that_is_down_stops_its_own_contents_only() {
     let token = written.header("consistency-token").expect("a token").to_owned();
     let forged = token.replace(|c: char| c.is_ascii_digit(), "x");
     for bad in [&token[..token.len() / 2], &forged, "AAAA", ""] {
-        let asked = client.request(
+        let answered = client.request(
             "GET",
             "/v1/content/jira.issue/OPS-1/tags",
             &[("consistency-token", bad)],
             None,
         );
-        assert_eq!(asked.expect("an answer").expect(400).json()["code"], "bad_token", "{bad:?}");
+        assert_eq!(answered.expect("an answer").expect(400).json()["code"], "bad_token", "{bad:?}");
     }
     let metrics = client.get("/metrics").expect(200).text();
     for name in [
@@ -146,7 +146,7 @@ fn a_cluster_that_is_down_stops_its_own_contents_only() {
 }
 
 /// The answer of a query sent to the node itself, not through its proxy.
-fn ask(stack: &Stack, node: &NodeInfo, query: &str) -> String {
+fn query_node(stack: &Stack, node: &NodeInfo, query: &str) -> String {
     String::from_utf8(psql(stack, node, query).output().expect("psql runs").stdout)
         .expect("text")
         .trim()
@@ -180,7 +180,7 @@ fn psql(stack: &Stack, node: &NodeInfo, query: &str) -> Command {
 /// up.
 #[test]
 fn a_node_that_sleeps_between_commit_and_answer_acknowledges_nothing_old() {
-    let _turn = ONE_STACK.lock();
+    let _lock = ONE_STACK.lock();
     let dir = tempfile::tempdir().expect("a folder");
     let mut stack = Stack::up(&StackOptions::clusters_only(1, dir.path()), &|_| ())
         .expect("the stack comes up");
@@ -199,7 +199,7 @@ fn a_node_that_sleeps_between_commit_and_answer_acknowledges_nothing_old() {
     let waits = |event: &str| format!("SELECT count(*) FROM pg_stat_activity WHERE {event}");
     let seen = |what: &str, query: &str| {
         wait_for_condition(what, TEST_TIMEOUT, || {
-            let found = ask(&stack, &old, query);
+            let found = query_node(&stack, &old, query);
             if found == "1" { Ok(()) } else { Err(found) }
         });
     };
@@ -229,7 +229,7 @@ fn a_node_that_sleeps_between_commit_and_answer_acknowledges_nothing_old() {
     // A write that it acknowledges now is on the present primary, once.
     let answer = write.join().expect("no panic").expect(200).json();
     assert_eq!(answer["changed"], true, "{answer}");
-    assert_eq!(ask(&stack, &new, holds), "1");
+    assert_eq!(query_node(&stack, &new, holds), "1");
     let view = client.get("/v1/content/jira.issue/OPS-1/tags").expect(200).json();
     assert_eq!(view["tags"].as_array().map(Vec::len), Some(2), "{view}");
     let metrics = client.get("/metrics").expect(200).text();

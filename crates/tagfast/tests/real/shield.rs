@@ -28,21 +28,21 @@ fn version(body: &Value) -> u64 {
 #[test]
 #[expect(clippy::print_stdout, reason = "how many were checked is a figure")]
 fn no_user_misses_their_own_write_whatever_happens_to_the_caches() {
-    let _turn = ONE_STACK.lock();
+    let _lock = ONE_STACK.lock();
     let dir = tempfile::tempdir().expect("a folder");
     let options = StackOptions { redis: true, ..StackOptions::clusters_only(1, dir.path()) };
     let mut stack = Stack::up(&options, &|_| ()).expect("the stack comes up");
     let servers = [node(&stack, "a"), node(&stack, "b")];
     servers.iter().for_each(|server| wait_until_ready(&mut server.client()));
     // The large number of reads takes longer than any other wait.
-    let (clients, count, patience) =
+    let (clients, count, timeout) =
         if full() { (16, 60_000, TEST_TIMEOUT * 60) } else { (4, 150, TEST_TIMEOUT) };
     let clients = ReadYourWritesClients::start(
         [servers[0].address(), servers[1].address()],
         clients,
         TEST_TIMEOUT,
     );
-    let more = |count| clients.wait_for_reads(count, patience);
+    let more = |count| clients.wait_for_reads(count, timeout);
     more(count);
     let primary = stack.primary("c0").expect("a primary").name;
     let replica = stack.replica("c0").expect("a replica").name;
@@ -72,12 +72,12 @@ fn no_user_misses_their_own_write_whatever_happens_to_the_caches() {
     more(count);
     // A strong read is confirmed by the primary or refused, never guessed.
     let mut strict = servers[0].client();
-    let asked =
+    let answered =
         strict.request("GET", "/v1/content/test.own/w0-0/tags", &[("consistency", "strong")], None);
     assert!(
-        matches!(asked.as_ref().expect("an answer").status, 200 | 503),
+        matches!(answered.as_ref().expect("an answer").status, 200 | 503),
         "{}",
-        asked.expect("an answer").text()
+        answered.expect("an answer").text()
     );
     for target in ["redis", "state-redis", replica.as_str()] {
         stack.fault(Fault::Heal, target).expect("its end");
@@ -104,7 +104,7 @@ fn no_user_misses_their_own_write_whatever_happens_to_the_caches() {
 /// A write through one node is soon visible through the other; a cache that was emptied refills.
 #[test]
 fn an_answer_says_what_the_caches_did() {
-    let _turn = ONE_STACK.lock();
+    let _lock = ONE_STACK.lock();
     let dir = tempfile::tempdir().expect("a folder");
     let options = StackOptions { redis: true, ..StackOptions::clusters_only(1, dir.path()) };
     let mut stack = Stack::up(&options, &|_| ()).expect("the stack comes up");
@@ -125,7 +125,7 @@ fn an_answer_says_what_the_caches_did() {
     });
     let mut writer = servers[1].client();
     let written = version(&writer.put(&format!("{path}/new")).expect(200).json());
-    wait_for_condition("the other node hears of it", Duration::from_secs(3), || {
+    wait_for_condition("the other node sees the write", Duration::from_secs(3), || {
         let (body, status) = view(0);
         if version(&body) == written { Ok(()) } else { Err(format!("{status}: {body}")) }
     });
@@ -162,13 +162,13 @@ fn an_answer_says_what_the_caches_did() {
         }
     });
     let mut strict = servers[0].client();
-    let asked = strict.request(
+    let answered = strict.request(
         "GET",
         path,
         &[("consistency", "eventual"), ("cache-control", "no-cache")],
         None,
     );
-    let refused = asked.expect("an answer");
+    let refused = answered.expect("an answer");
     assert!(
         matches!(refused.status, 503 | 504) && refused.header("retry-after").is_some(),
         "{}",

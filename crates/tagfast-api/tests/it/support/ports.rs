@@ -265,12 +265,12 @@ impl FakeDeadLetterStore {
 
     fn matching(&self, filter: &DeadLetterFilter) -> Vec<StoredDeadLetter> {
         let fits = |stored: &&StoredDeadLetter| {
-            let letter = &stored.letter;
-            let tenant = content_of(&letter.record.key).map(|key| key.tenant.to_string());
-            (filter.ids.is_empty() || filter.ids.contains(&letter.id()))
-                && filter.group.is_none_or(|group| group == letter.group)
+            let dead_letter = &stored.dead_letter;
+            let tenant = content_of(&dead_letter.record.key).map(|key| key.tenant.to_string());
+            (filter.ids.is_empty() || filter.ids.contains(&dead_letter.id()))
+                && filter.group.is_none_or(|group| group == dead_letter.group)
                 && filter.state.is_none_or(|state| state == stored.state)
-                && filter.class.is_none_or(|class| class == letter.class)
+                && filter.class.is_none_or(|class| class == dead_letter.class)
                 && filter.tenant.as_ref().is_none_or(|wanted| tenant.as_ref() == Some(wanted))
         };
         self.stored.lock().iter().filter(fits).cloned().collect()
@@ -286,12 +286,15 @@ impl DeadLetterStore for FakeDeadLetterStore {
         limit: usize,
     ) -> Result<DeadLetterPage, DeadLetterStoreError> {
         self.check()?;
-        let mut letters = self.matching(filter);
-        letters.sort_by_key(|s| std::cmp::Reverse((s.letter.last_failed_at, s.letter.id())));
-        letters.retain(|s| {
-            after.is_none_or(|a| (s.letter.last_failed_at, s.letter.id()) < (a.at, a.id.clone()))
+        let mut dead_letters = self.matching(filter);
+        dead_letters
+            .sort_by_key(|s| std::cmp::Reverse((s.dead_letter.last_failed_at, s.dead_letter.id())));
+        dead_letters.retain(|s| {
+            after.is_none_or(|a| {
+                (s.dead_letter.last_failed_at, s.dead_letter.id()) < (a.at, a.id.clone())
+            })
         });
-        Ok(DeadLetterPage::of(letters, limit))
+        Ok(DeadLetterPage::of(dead_letters, limit))
     }
 
     async fn open_counts(
@@ -307,7 +310,7 @@ impl DeadLetterStore for FakeDeadLetterStore {
         filter: &DeadLetterFilter,
     ) -> Result<ReplayJob, DeadLetterStoreError> {
         self.check()?;
-        let letters =
+        let dead_letters =
             self.matching(filter).iter().filter(|s| s.state == DeadLetterState::Open).count()
                 as u64;
         let job = ReplayJob {
@@ -315,7 +318,7 @@ impl DeadLetterStore for FakeDeadLetterStore {
             dry_run: job.dry_run,
             rate: job.rate,
             at: job.at,
-            letters,
+            dead_letters,
             ..ReplayJob::default()
         };
         self.jobs.lock().push(job.clone());
@@ -352,10 +355,11 @@ impl DeadLetterStore for FakeDeadLetterStore {
         _: UnixMillis,
     ) -> Result<u64, DeadLetterStoreError> {
         self.check()?;
-        let wanted: Vec<String> = self.matching(filter).iter().map(|s| s.letter.id()).collect();
+        let wanted: Vec<String> =
+            self.matching(filter).iter().map(|s| s.dead_letter.id()).collect();
         let mut discarded = 0;
         for stored in self.stored.lock().iter_mut() {
-            if stored.state == DeadLetterState::Open && wanted.contains(&stored.letter.id()) {
+            if stored.state == DeadLetterState::Open && wanted.contains(&stored.dead_letter.id()) {
                 (stored.state, stored.reason) =
                     (DeadLetterState::Discarded, Some(reason.to_owned()));
                 discarded += 1;

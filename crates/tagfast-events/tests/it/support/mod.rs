@@ -50,7 +50,7 @@ pub(crate) struct MemoryBus {
 pub(crate) struct BusState {
     pub(crate) records: BTreeMap<Partition, Vec<BusRecord>>,
     pub(crate) retained: BTreeMap<Partition, u64>,
-    pub(crate) letters: BTreeMap<String, DeadLetter>,
+    pub(crate) dead_letters: BTreeMap<String, DeadLetter>,
     pub(crate) committed: Positions,
     /// Changes of the assignment that the next polls return.
     pub(crate) changes: VecDeque<PollResult>,
@@ -142,12 +142,12 @@ impl Bus for MemoryBus {
         Ok(self.partitions().into_iter().map(end).collect())
     }
 
-    async fn park(&self, letter: &DeadLetter) -> Result<(), BusError> {
+    async fn park(&self, dead_letter: &DeadLetter) -> Result<(), BusError> {
         let mut state = self.state();
         if state.refuse_park {
             return Err(BusError::unavailable("parking is refused".to_owned()));
         }
-        state.letters.insert(letter.id(), letter.clone());
+        state.dead_letters.insert(dead_letter.id(), dead_letter.clone());
         Ok(())
     }
 }
@@ -245,9 +245,9 @@ impl BusConsumer for MemoryConsumer {
     async fn watermarks(&self) -> Result<BTreeMap<Partition, Vec<Watermark>>, BusError> {
         let state = self.bus.state();
         let complete_through = self.bus.clock.now_ms();
-        let frontier =
+        let watermark =
             |p| (p, vec![Watermark { next: MemoryBus::next(&state, p), complete_through }]);
-        Ok(self.next.keys().copied().map(frontier).collect())
+        Ok(self.next.keys().copied().map(watermark).collect())
     }
 }
 

@@ -11,7 +11,7 @@ use serde_json::Value;
 use tagfast_client::args::{BenchArgs, ClientArgs};
 use tagfast_client::http::Client;
 use tagfast_client::load::Connection;
-use tagfast_testkit::sentinel::ask;
+use tagfast_testkit::sentinel::query;
 use tagfast_testkit::stack::{Fault, Stack, StackOptions};
 use tagfast_testkit::{ReadYourWritesClients, ServerOptions, ServerProcess, wait_for_condition};
 use tokio::sync::{Barrier, Semaphore};
@@ -33,7 +33,7 @@ struct Parsed {
     bench: BenchArgs,
 }
 
-pub(crate) struct World {
+pub(crate) struct Harness {
     stack: Stack,
     /// The node with all roles that carries the load; its link to Redis can fail.
     pub(crate) server: ServerProcess,
@@ -46,7 +46,7 @@ pub(crate) struct World {
     _dir: tempfile::TempDir,
 }
 
-impl World {
+impl Harness {
     pub(crate) fn start(capacity: u64) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let options = StackOptions {
@@ -236,12 +236,13 @@ impl World {
 
     /// Sends a command to the cache Redis itself, not through its link.
     pub(crate) fn cache_redis(&mut self, words: &[&str]) {
-        ask(self.stack.info().redis.as_ref().expect("Redis").direct, words).expect("it does");
+        query(self.stack.info().redis.as_ref().expect("Redis").direct, words).expect("it does");
     }
 
     /// Sends a command to the state Redis itself, not through its link.
     pub(crate) fn state_redis(&mut self, words: &[&str]) {
-        ask(self.stack.info().state_redis.as_ref().expect("Redis").direct, words).expect("it does");
+        query(self.stack.info().state_redis.as_ref().expect("Redis").direct, words)
+            .expect("it does");
     }
 
     /// All clients request one uncached content at once; returns how many were answered, and the
