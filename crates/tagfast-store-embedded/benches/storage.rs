@@ -18,7 +18,7 @@ use rusqlite::Connection;
 use serde_json::json;
 use tagfast_domain::{ContentKey, Limits, Operation, Tag, UserId, Write, WriteId};
 use tagfast_resilience::SystemClock;
-use tagfast_store::{Durability, ReadOptions, TagReader, TagWriter, WriteRequest};
+use tagfast_store::{ReadOptions, TagReader, TagWriter, WriteRequest};
 use tagfast_store_embedded::{EmbeddedStore, OpenOptions};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -97,13 +97,7 @@ fn request(key: ContentKey, add: Vec<Tag>, remove: Vec<Tag>) -> Result<WriteRequ
         operation,
         if_match: None,
     };
-    Ok(WriteRequest {
-        write,
-        fresh: true,
-        durability: Durability::Local,
-        deadline: None,
-        traceparent: None,
-    })
+    Ok(WriteRequest { fresh: true, ..WriteRequest::new(write) })
 }
 
 fn tag(n: u64) -> Result<Tag, Failure> {

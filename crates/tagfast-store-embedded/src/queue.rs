@@ -311,7 +311,6 @@ impl State {
 mod tests {
     use super::*;
     use tagfast_domain::{ContentKey, Limits, Tag, UserId, WriteId};
-    use tagfast_store::Durability;
 
     type Answer = oneshot::Receiver<Result<WriteAnswer, StoreError>>;
 
@@ -324,13 +323,7 @@ mod tests {
             operation: Operation::patch(tags, Vec::new(), &Limits::default()).expect("a patch"),
             if_match: None,
         };
-        let request = WriteRequest {
-            write,
-            fresh: false,
-            durability: Durability::Local,
-            deadline: None,
-            traceparent: None,
-        };
+        let request = WriteRequest::new(write);
         let (reply, answer) = oneshot::channel();
         (WriteJob { request, race: None, reply }, answer)
     }

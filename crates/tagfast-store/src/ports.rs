@@ -105,6 +105,20 @@ pub struct WriteRequest {
     pub traceparent: Option<String>,
 }
 
+impl WriteRequest {
+    /// A write that may have been attempted before, acknowledged as [`Durability::Local`], without
+    /// a deadline and without a trace.
+    pub fn new(write: Write) -> Self {
+        Self {
+            write,
+            fresh: false,
+            durability: Durability::Local,
+            deadline: None,
+            traceparent: None,
+        }
+    }
+}
+
 /// An acknowledged write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WriteAnswer {

@@ -13,7 +13,7 @@ use tagfast_client::error::CliError;
 use tagfast_client::progress::Progress;
 use tagfast_client::terminal::Terminal;
 use tagfast_domain::{ContentKey, Limits, Operation, Tag, TenantId, UserId, Write, WriteId};
-use tagfast_store::{Durability, SharedStore, StoreError, WriteRequest};
+use tagfast_store::{SharedStore, StoreError, WriteRequest};
 
 /// The sample's lines, gzipped NDJSON; see demo/README.md for where they come from.
 static SAMPLE: &[u8] = include_bytes!("../../../demo/debtags.ndjson.gz");
@@ -85,13 +85,7 @@ fn request(line: Line, limits: &Limits) -> Result<WriteRequest, tagfast_domain::
         operation: Operation::patch(add, Vec::new(), limits)?,
         if_match: None,
     };
-    Ok(WriteRequest {
-        write,
-        fresh: false,
-        durability: Durability::Local,
-        deadline: None,
-        traceparent: None,
-    })
+    Ok(WriteRequest::new(write))
 }
 
 /// Writes a batch and retries the writes that a full queue refused.

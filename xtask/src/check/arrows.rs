@@ -48,17 +48,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tagfast-events",
         ],
     ),
-    (
-        "tagfast-search",
-        // Sharding and the store are for its conformance suite only.
-        &[
-            "tagfast-domain",
-            "tagfast-sharding",
-            "tagfast-resilience",
-            "tagfast-store",
-            "tagfast-events",
-        ],
-    ),
+    ("tagfast-search", &["tagfast-domain", "tagfast-resilience", "tagfast-events"]),
     ("tagfast-search-tantivy", SEARCH_ENGINE),
     ("tagfast-search-opensearch", SEARCH_ENGINE),
     (

@@ -7,7 +7,7 @@ use tagfast_domain::{ContentKey, Operation, Tag, UserId, Write, WriteId};
 use tagfast_events::bus::begin_at;
 use tagfast_events::{BusError, BusPosition, ConsumerGroup, Positions};
 use tagfast_resilience::ManualClock;
-use tagfast_store::{Durability, TagWriter, WriteRequest};
+use tagfast_store::{TagWriter, WriteRequest};
 
 use super::*;
 use crate::queue::Queue;
@@ -66,13 +66,7 @@ async fn write(store: &EmbeddedStore, n: u128) -> u64 {
         operation: operation.expect("a patch"),
         if_match: None,
     };
-    let request = WriteRequest {
-        write,
-        fresh: false,
-        durability: Durability::Local,
-        deadline: None,
-        traceparent: None,
-    };
+    let request = WriteRequest::new(write);
     store.write(request).await.expect("written").receipt.position.lsn
 }
 

@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicU64;
 
 use tagfast_domain::{ContentKey, Operation, Tag, UserId, Version, Write, WriteId};
 use tagfast_resilience::ManualClock;
-use tagfast_store::{Durability, WriteRequest};
+use tagfast_store::WriteRequest;
 use tokio::sync::oneshot;
 
 use super::*;
@@ -52,13 +52,7 @@ fn job(id: u128, content: &str, tags: usize) -> (WriteJob, Waiting) {
         operation: Operation::patch(tags, Vec::new(), &Limits::default()).expect("a patch"),
         if_match: None,
     };
-    let request = WriteRequest {
-        write,
-        fresh: false,
-        durability: Durability::Local,
-        deadline: None,
-        traceparent: None,
-    };
+    let request = WriteRequest::new(write);
     let (reply, answer) = oneshot::channel();
     (WriteJob { request, race: None, reply }, answer)
 }

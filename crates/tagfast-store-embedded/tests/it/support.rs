@@ -8,9 +8,7 @@ use tagfast_domain::{ContentKey, Operation, Tag, TagName, TaggingsEvent, UserId,
 use tagfast_events::bus::begin_at;
 use tagfast_events::{Bus, BusRecord, ConsumerGroup, Positions, decode};
 use tagfast_resilience::ManualClock;
-use tagfast_store::{
-    Durability, ReadOptions, TagReader, TagWriter, View, WriteAnswer, WriteRequest,
-};
+use tagfast_store::{ReadOptions, TagReader, TagWriter, View, WriteAnswer, WriteRequest};
 use tagfast_store_embedded::{EmbeddedStore, OpenError, OpenOptions};
 use tempfile::TempDir;
 
@@ -85,13 +83,7 @@ pub(crate) fn patch(key: &ContentKey, add: &[&str], remove: &[&str]) -> WriteReq
     let remove = remove.iter().map(|t| TagName::parse(t).expect("a tag")).collect();
     let operation = Operation::patch(add, remove, &Default::default()).expect("a patch");
     let user = UserId::parse("someone").expect("a user");
-    WriteRequest {
-        write: Write { id: fresh_id(), key: key.clone(), user, operation, if_match: None },
-        fresh: false,
-        durability: Durability::Local,
-        deadline: None,
-        traceparent: None,
-    }
+    WriteRequest::new(Write { id: fresh_id(), key: key.clone(), user, operation, if_match: None })
 }
 
 pub(crate) async fn write(store: &EmbeddedStore, request: WriteRequest) -> WriteAnswer {

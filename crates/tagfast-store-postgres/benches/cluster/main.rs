@@ -14,9 +14,7 @@ use std::time::{Duration, Instant};
 
 use tagfast_domain::{ContentKey, Limits, Operation, Tag, UserId, Write, WriteId};
 use tagfast_resilience::SystemClock;
-use tagfast_store::{
-    ConsistencyToken, Durability, ReadOptions, TagReader, TagWriter, WriteRequest,
-};
+use tagfast_store::{ConsistencyToken, ReadOptions, TagReader, TagWriter, WriteRequest};
 use tagfast_store_postgres::{ClusterOptions, NullSink, PostgresOptions, PostgresStore};
 use tagfast_testkit::stack::{NodeInfo, Stack, StackOptions};
 
@@ -380,13 +378,7 @@ fn write_of(n: u64, operation: Operation, id: u128) -> WriteRequest {
     let user = UserId::parse("bench").expect("a user");
     let write =
         Write { id: WriteId(id.to_be_bytes()), key: key(n), user, operation, if_match: None };
-    WriteRequest {
-        write,
-        fresh: true,
-        durability: Durability::Local,
-        deadline: None,
-        traceparent: None,
-    }
+    WriteRequest { fresh: true, ..WriteRequest::new(write) }
 }
 
 fn tag(n: u64) -> Tag {

@@ -1,14 +1,15 @@
 //! Clients that record every answer, and the check of that history.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tagfast_domain::{ContentKey, Limits, Operation, Tag, TagName, UserId, Write, WriteId};
 use tagfast_sharding::{ContentHash, LogicalShard};
 use tagfast_store::{
-    Consistency, ConsistencyToken, Durability, ReadOptions, StoreError, TagReader, TagWriter, View,
+    Consistency, ConsistencyToken, ReadOptions, StoreError, TagReader, TagWriter, View,
     WriteRequest,
 };
 use tagfast_store_postgres::PostgresStore;
@@ -110,7 +111,7 @@ impl Load {
         within: Duration,
     ) -> Duration {
         tagfast_testkit::wait_for_condition_async("an acknowledgement", within, || async {
-            let answers = self.answers[cluster].lock().expect("no panic under the lock");
+            let answers = self.answers[cluster].lock();
             let acknowledged = answers.history.writes.iter().rev().take(500);
             let after = acknowledged
                 .filter(|w| w.outcome == Outcome::Acknowledged && w.ended > since)
@@ -146,8 +147,7 @@ impl Load {
         }
         let mut checked = Vec::new();
         for (cluster, (answers, terms)) in self.answers.iter().zip(self.terms).enumerate() {
-            let mut answers =
-                std::mem::take(&mut *answers.lock().expect("no panic under the lock"));
+            let mut answers = std::mem::take(&mut *answers.lock());
             let (seen, ordinals) = terms.end().await;
             answers.history.epochs =
                 seen.iter().map(|(id, at)| EpochStart { id: *id, seen_at: *at }).collect();
@@ -264,7 +264,7 @@ impl Client {
 
     fn content(&self, name: &str) -> ContentKey {
         let key = content(self.cluster, &format!("{}-{name}", self.run));
-        let mut answers = self.answers.lock().expect("no panic under the lock");
+        let mut answers = self.answers.lock();
         answers.contents.entry(key.to_string()).or_insert_with(|| key.clone());
         key
     }
@@ -283,13 +283,7 @@ impl Client {
         let operation = Operation::patch(adds, removes, &Limits::default()).expect("a patch");
         let user = UserId::parse("load").expect("a user");
         let write = Write { id, key: key.clone(), user, operation, if_match: None };
-        let request = WriteRequest {
-            write,
-            fresh: false,
-            durability: Durability::Local,
-            deadline: None,
-            traceparent: None,
-        };
+        let request = WriteRequest::new(write);
         let mut call = WriteCall {
             client: self.number,
             content: key.to_string(),
@@ -306,7 +300,7 @@ impl Client {
         loop {
             let answer = self.store.write(request.clone()).await;
             call.ended = self.began.elapsed();
-            let mut answers = self.answers.lock().expect("no panic under the lock");
+            let mut answers = self.answers.lock();
             match answer {
                 Ok(answer) => {
                     self.token.observe(
@@ -344,7 +338,7 @@ impl Client {
         let began = self.began.elapsed();
         let read = self.store.view(key, &options).await;
         let ended = self.began.elapsed();
-        let mut answers = self.answers.lock().expect("no panic under the lock");
+        let mut answers = self.answers.lock();
         let view = match read {
             Ok(view) => view,
             Err(error) => return answers.failed_reads.push(error.to_string()),

@@ -2,7 +2,7 @@
 
 use tagfast_domain::{ContentKey, Limits, Operation, Tag, UserId, Write, WriteId};
 use tagfast_sharding::LogicalShard;
-use tagfast_store::{Durability, StoreError, TagWriter, WriteAnswer, WriteRequest};
+use tagfast_store::{StoreError, TagWriter, WriteAnswer, WriteRequest};
 use tagfast_store_postgres::PostgresStore;
 
 /// A content of this cluster: each of the two has half of the shards.
@@ -27,13 +27,7 @@ pub(crate) fn request(key: &ContentKey, tag: &str) -> WriteRequest {
         operation: operation.expect("a patch"),
         if_match: None,
     };
-    WriteRequest {
-        write,
-        fresh: true,
-        durability: Durability::Local,
-        deadline: None,
-        traceparent: None,
-    }
+    WriteRequest { fresh: true, ..WriteRequest::new(write) }
 }
 
 /// Adds a tag.

@@ -11,8 +11,8 @@ use tagfast_domain::{
 
 use super::harness::{StoreHarness, full};
 use crate::{
-    Consistency, ConsistencyToken, Durability, ReadOptions, SharedStore, StoreError, View,
-    WriteAnswer, WriteRequest,
+    Consistency, ConsistencyToken, ReadOptions, SharedStore, StoreError, View, WriteAnswer,
+    WriteRequest,
 };
 
 /// A count, 20 times as large on request.
@@ -65,19 +65,13 @@ impl Fixture {
 
     /// A write by the user `someone` with a new id.
     pub(super) fn request(&self, key: &ContentKey, operation: Operation) -> WriteRequest {
-        WriteRequest {
-            write: Write {
-                id: fresh_id(),
-                key: key.clone(),
-                user: user("someone"),
-                operation,
-                if_match: None,
-            },
-            fresh: false,
-            durability: Durability::Local,
-            deadline: None,
-            traceparent: None,
-        }
+        WriteRequest::new(Write {
+            id: fresh_id(),
+            key: key.clone(),
+            user: user("someone"),
+            operation,
+            if_match: None,
+        })
     }
 
     /// A request to add tags and remove others.

@@ -11,8 +11,7 @@ use tagfast_domain::{
 use tagfast_sharding::LogicalShard;
 use tagfast_store::write_batch::{CommitPosition, ItemResult, SlotCommit};
 use tagfast_store::{
-    CommitContext, Durability, Position, StoreError, WriteAnswer, WriteBatch, WriteRequest,
-    stored_key,
+    CommitContext, Position, StoreError, WriteAnswer, WriteBatch, WriteRequest, stored_key,
 };
 
 const LIMITS: Limits = Limits { tags_per_content: 4 };
@@ -31,19 +30,13 @@ fn tag(n: u8) -> Tag {
 }
 
 fn request(id: u16, content: u8, operation: Operation) -> WriteRequest {
-    WriteRequest {
-        write: Write {
-            id: WriteId(u128::from(id).to_be_bytes()),
-            key: key(content),
-            user: UserId::parse("ann").expect("a user"),
-            operation,
-            if_match: None,
-        },
-        fresh: false,
-        durability: Durability::Local,
-        deadline: None,
-        traceparent: None,
-    }
+    WriteRequest::new(Write {
+        id: WriteId(u128::from(id).to_be_bytes()),
+        key: key(content),
+        user: UserId::parse("ann").expect("a user"),
+        operation,
+        if_match: None,
+    })
 }
 
 fn add(id: u16, content: u8, added: u8) -> WriteRequest {

@@ -10,7 +10,7 @@ use tagfast_events::{Bus, Consumer, RuntimeOptions, Sink};
 use tagfast_popular_counts::PopularCounts;
 use tagfast_resilience::{Clock, SystemClock};
 use tagfast_search_tantivy::{TantivyIndex, TantivyOptions};
-use tagfast_store::{Durability, ShardScanner, TagWriter, WriteRequest};
+use tagfast_store::{ShardScanner, TagWriter, WriteRequest};
 use tagfast_store_embedded::{EmbeddedStore, OpenOptions};
 
 use crate::pause;
@@ -30,13 +30,7 @@ fn request(n: u64) -> WriteRequest {
     let user = UserId::parse("bench").expect("a user");
     let write =
         Write { id: WriteId(u128::from(n).to_be_bytes()), key, user, operation, if_match: None };
-    WriteRequest {
-        write,
-        fresh: true,
-        durability: Durability::Local,
-        deadline: None,
-        traceparent: None,
-    }
+    WriteRequest { fresh: true, ..WriteRequest::new(write) }
 }
 
 async fn write(store: &Arc<EmbeddedStore>, next: &AtomicU64, count: u64) {

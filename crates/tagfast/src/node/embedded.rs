@@ -203,7 +203,7 @@ mod tests {
     use tagfast_domain::{ContentKey, Operation, Tag, UserId, Write, WriteId};
     use tagfast_resilience::SystemClock;
     use tagfast_search::SearchRequest;
-    use tagfast_store::{Durability, WriteRequest};
+    use tagfast_store::WriteRequest;
     use tagfast_testkit::wait_for_condition_async;
 
     use super::*;
@@ -244,13 +244,7 @@ mod tests {
         let user = UserId::parse("ana").unwrap();
         let write =
             Write { id: WriteId([1; 16]), key: key.clone(), user, operation, if_match: None };
-        let request = WriteRequest {
-            write,
-            fresh: false,
-            durability: Durability::Local,
-            deadline: None,
-            traceparent: None,
-        };
+        let request = WriteRequest::new(write);
         assert!(embedded.store().write(request).await.unwrap().changed);
         assert_eq!(embedded.operations.recount(false).await.unwrap().drifted_contents, 0);
         assert_eq!(embedded.operations.reindex().await.unwrap(), 1);
