@@ -210,15 +210,15 @@ impl Server<'_> {
 async fn bind(config: &Config) -> Result<TcpListener, CliError> {
     let address = config.listen;
     TcpListener::bind(address).await.map_err(|e| {
-        let hint = match e.kind() {
-            std::io::ErrorKind::AddrInUse => Some(
+        let hint = if e.kind() == std::io::ErrorKind::AddrInUse {
+            Some(
                 "another program (a second tagfast?) listens there; --listen 127.0.0.1:0 takes a \
                  free port",
-            ),
-            std::io::ErrorKind::PermissionDenied => {
-                Some("ports below 1024 need privileges; choose a higher one with --listen")
-            }
-            _ => None,
+            )
+        } else if e.kind() == std::io::ErrorKind::PermissionDenied {
+            Some("ports below 1024 need privileges; choose a higher one with --listen")
+        } else {
+            None
         };
         let error = CliError::new(format!("cannot listen on {address}")).with_source(e);
         match hint {
