@@ -24,7 +24,7 @@ use tagfast_resilience::{Clock, counter, jittered_retry_after};
 use crate::jwks::KeySet;
 use crate::metric::{AUTH_FAILURES, AuthFailure};
 use crate::problem::{Code, Problem};
-use crate::services::AuthConfig;
+use crate::services::{ApiServices, AuthConfig, JwksSource};
 
 /// Longest bearer token that is parsed, in bytes.
 const TOKEN_BYTES_MAX: usize = 8192;
@@ -125,8 +125,9 @@ impl Default for Scopes {
 }
 
 impl Authenticator {
-    pub(crate) fn new(config: &AuthConfig, clock: &Arc<dyn Clock>) -> Self {
-        match config {
+    pub(crate) fn new(services: &ApiServices) -> Self {
+        let key_set = |source: &JwksSource| KeySet::new(source.clone(), services.tasks.clone());
+        match &services.auth {
             AuthConfig::None => Self::Off(Arc::new(Caller {
                 tenant: TenantId::default_tenant(),
                 user: UserId::from_stored("anonymous"),
@@ -135,11 +136,11 @@ impl Authenticator {
             AuthConfig::Jwt { hs256_secret, jwks, audience, issuer, leeway } => {
                 Self::Jwt(Box::new(JwtVerifier {
                     secret: hs256_secret.as_deref().map(DecodingKey::from_secret),
-                    keys: jwks.as_ref().map(|source| KeySet::new(source.clone())),
+                    keys: jwks.as_ref().map(key_set),
                     audience: audience.clone(),
                     issuer: issuer.clone(),
                     leeway: *leeway,
-                    clock: Arc::clone(clock),
+                    clock: Arc::clone(&services.clock),
                     verified: (0..CACHE_STRIPES).map(|_| Mutex::default()).collect(),
                 }))
             }

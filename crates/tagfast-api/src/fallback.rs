@@ -19,7 +19,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tagfast_domain::{TenantId, UnixMillis};
 use tagfast_popular::PopularError;
-use tagfast_resilience::task::TaskTracker;
+use tagfast_resilience::task::TaskGroup;
 use tagfast_resilience::{Bounded, LabelEnum, counter, jittered_retry_after};
 use tagfast_search::SearchError;
 use tokio::sync::Semaphore;
@@ -238,18 +238,18 @@ pub(crate) struct FeatureFallback {
     /// One permit per late result in the background.
     late_completions: Arc<Semaphore>,
     /// The tasks of late results; each ends after [`COMPLETION_TIMEOUT`].
-    tasks: TaskTracker,
+    tasks: TaskGroup,
     /// The largest age of a last good answer that the service gives.
     max_stale: Duration,
 }
 
 impl FeatureFallback {
-    pub(crate) fn new(max_stale: Duration) -> Arc<Self> {
+    pub(crate) fn new(max_stale: Duration, tasks: TaskGroup) -> Arc<Self> {
         Arc::new(Self {
             last_good: LastGoodCache::new(),
             health: std::array::from_fn(|_| FeatureHealth::new()),
             late_completions: Arc::new(Semaphore::new(LATE_COMPLETIONS_MAX)),
-            tasks: TaskTracker::new(),
+            tasks,
             max_stale,
         })
     }

@@ -16,7 +16,7 @@ use jsonwebtoken::{Algorithm, DecodingKey};
 use parking_lot::RwLock;
 use serde::Deserialize;
 use tagfast_resilience::OutageLog;
-use tagfast_resilience::task::{TaskTracker, blocking};
+use tagfast_resilience::task::{TaskGroup, blocking};
 use tokio::time::Instant;
 
 use crate::services::JwksSource;
@@ -108,7 +108,7 @@ pub(crate) struct KeySet {
     /// Held while one refresh runs.
     refreshing: tokio::sync::Mutex<RefreshState>,
     /// The periodic refreshes; each ends with the timeout of its fetch.
-    tasks: TaskTracker,
+    tasks: TaskGroup,
     outage: OutageLog,
 }
 
@@ -121,7 +121,7 @@ struct RefreshState {
 }
 
 impl KeySet {
-    pub(crate) fn new(source: JwksSource) -> Arc<Self> {
+    pub(crate) fn new(source: JwksSource, tasks: TaskGroup) -> Arc<Self> {
         Arc::new(Self {
             source,
             start: Instant::now(),
@@ -129,7 +129,7 @@ impl KeySet {
             generation: AtomicU64::new(0),
             due_ms: AtomicU64::new(0),
             refreshing: tokio::sync::Mutex::default(),
-            tasks: TaskTracker::new(),
+            tasks,
             outage: OutageLog::new("loading the key set"),
         })
     }

@@ -2,8 +2,8 @@
 //!
 //! A client that does not send the head of a request within `header_timeout` is disconnected. The
 //! number of connections is bounded; further ones wait in the kernel's queue. On shutdown the
-//! listener closes first, idle connections at once, busy ones after their answer, and all of them
-//! after `drain_timeout`.
+//! listener closes first, idle connections at once, busy ones after their answer, then the tasks
+//! that outlive their requests end; what still runs after `drain_timeout` is dropped.
 
 use std::io;
 use std::pin::pin;
@@ -14,10 +14,10 @@ use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use tagfast_resilience::task::TaskTracker;
-use tagfast_resilience::{ErrorChain, gauge};
+use tagfast_resilience::{ErrorChain, TaskGroup, gauge};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::metric::HTTP_CONNECTIONS;
 use crate::services::ApiLimits;
@@ -28,7 +28,9 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Pause after a failed accept, so that a lasting failure does not spin.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 
-/// Serves until `shutdown` completes, then finishes the requests in flight.
+/// Serves until `shutdown` completes, then finishes the requests in flight and stops `tasks`, which
+/// is [`ApiServices::tasks`](crate::ApiServices::tasks). Returns at most `drain_timeout` after
+/// `shutdown`; no connection and no task of the API runs then.
 ///
 /// # Errors
 ///
@@ -37,6 +39,7 @@ pub async fn serve(
     listener: TcpListener,
     router: Router,
     limits: ApiLimits,
+    tasks: &TaskGroup,
     shutdown: impl Future<Output = ()> + Send,
 ) -> io::Result<()> {
     let mut http = hyper::server::conn::http1::Builder::new();
@@ -45,7 +48,7 @@ pub async fn serve(
         .max_buf_size(HEAD_BYTES_MAX)
         .keep_alive(true);
     let graceful = GracefulShutdown::new();
-    let connections = TaskTracker::new();
+    let connections = TaskGroup::new("http connection");
     let permits = Arc::new(Semaphore::new(limits.connections.max(1)));
     let open = gauge!(HTTP_CONNECTIONS);
     let mut shutdown = pin!(shutdown);
@@ -91,15 +94,13 @@ pub async fn serve(
     }
 
     drop(listener);
-    connections.close();
+    let deadline = Instant::now() + limits.drain_timeout;
     let busy = graceful.count();
     tracing::info!(connections = busy, "the listener is closed; finishing the requests in flight");
-    let drained = async {
-        graceful.shutdown().await;
-        connections.wait().await;
-    };
-    if tokio::time::timeout(limits.drain_timeout, drained).await.is_err() {
+    if tokio::time::timeout_at(deadline, graceful.shutdown()).await.is_err() {
         tracing::warn!("some connections did not finish within the drain timeout");
     }
+    connections.stop(deadline.saturating_duration_since(Instant::now())).await;
+    tasks.stop(deadline.saturating_duration_since(Instant::now())).await;
     Ok(())
 }

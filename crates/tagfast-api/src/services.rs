@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use tagfast_domain::Limits;
 use tagfast_events::{AutoReplayPolicy, DeadLetterStore};
 use tagfast_popular::{PopularTags, RecountReport};
-use tagfast_resilience::{Breakers, Clock};
+use tagfast_resilience::{BoxError, Breakers, Clock, TaskGroup};
 use tagfast_search::SearchIndex;
 use tagfast_store::{Sealer, SharedStore};
 
@@ -153,9 +153,9 @@ pub enum OperationsError {
     /// The same operation is in progress.
     #[error("{0} is already running")]
     AlreadyRunning(&'static str),
-    /// The operation failed, with the reason.
-    #[error("{0}")]
-    Failed(String),
+    /// The operation failed.
+    #[error("the operation failed")]
+    Failed(#[source] BoxError),
 }
 
 /// Operations that span several parts; the composition root implements them.
@@ -233,4 +233,13 @@ pub struct ApiServices {
     pub domain_limits: Limits,
     /// Limits of the HTTP layer.
     pub limits: ApiLimits,
+    /// Work that outlives the request that started it; [`crate::serve`] ends it.
+    pub tasks: TaskGroup,
+}
+
+impl ApiServices {
+    /// A new group for [`ApiServices::tasks`].
+    pub fn task_group() -> TaskGroup {
+        TaskGroup::new("api")
+    }
 }

@@ -2,13 +2,11 @@
 
 use std::sync::{Arc, LazyLock};
 
-use bytes::Bytes;
-use tagfast_resilience::task::TaskTracker;
-
 use crate::auth::Authenticator;
 use crate::fallback::FeatureFallback;
 use crate::rate_limit::RateLimiter;
 use crate::services::ApiServices;
+use bytes::Bytes;
 
 /// The shared state of the handlers.
 pub(crate) struct ApiState {
@@ -17,8 +15,6 @@ pub(crate) struct ApiState {
     /// `None`: no rate limit is configured.
     pub(crate) rate_limiter: Option<RateLimiter>,
     pub(crate) fallback: Arc<FeatureFallback>,
-    /// Tasks that outlive the request that started them.
-    pub(crate) tasks: TaskTracker,
     openapi: LazyLock<Bytes>,
 }
 
@@ -26,11 +22,10 @@ impl ApiState {
     /// `openapi` renders the OpenAPI document; it runs at the first request for it.
     pub(crate) fn new(services: ApiServices, openapi: fn() -> Bytes) -> Arc<Self> {
         Arc::new(Self {
-            auth: Authenticator::new(&services.auth, &services.clock),
+            auth: Authenticator::new(&services),
             rate_limiter: RateLimiter::new(&services.limits),
-            fallback: FeatureFallback::new(services.limits.max_stale),
+            fallback: FeatureFallback::new(services.limits.max_stale, services.tasks.clone()),
             services,
-            tasks: TaskTracker::new(),
             openapi: LazyLock::new(openapi),
         })
     }

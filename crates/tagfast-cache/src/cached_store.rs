@@ -12,8 +12,8 @@ use tagfast_resilience::task::{BackgroundTask, StopSignal, TaskTracker};
 use tagfast_resilience::{Clock, Criticality, SingleFlight, counter, gauge, jittered};
 use tagfast_sharding::LogicalShard;
 use tagfast_store::{
-    History, Receipt, ReceiptReader, ScanPage, ScanRequest, ShardScanner, SharedStore, StoreError,
-    Verdict, View,
+    History, LocalWrites, Receipt, ReceiptReader, RequiredVersion, ScanPage, ScanRequest,
+    ShardScanner, SharedStore, StoreError, Verdict, View,
 };
 use tokio::sync::Semaphore;
 
@@ -21,7 +21,6 @@ use crate::entry::Entry;
 use crate::freshness::{Lineage, lineage};
 use crate::invalidation::subscribe_invalidations;
 use crate::local_cache::LocalCache;
-use crate::local_writes::LocalWrites;
 use crate::metric::{AnsweredBy, FILLS, FillResult, L1_BYTES, READS};
 use crate::redis_cache::{FillOrigin, RedisCache};
 use crate::session_positions::SessionPositions;
@@ -144,7 +143,7 @@ pub struct CachedStore {
     pub(crate) local_cache: Option<Arc<LocalCache>>,
     pub(crate) redis_cache: Option<Arc<RedisCache>>,
     pub(crate) positions: Option<SessionPositions>,
-    pub(crate) local_writes: LocalWrites,
+    pub(crate) local_writes: LocalWrites<RequiredVersion>,
     pub(crate) loads: Arc<SingleFlight<LoadKey, LoadResult>>,
     pub(crate) answers: AnswerCounters,
     /// Short tasks beside the requests that started them: fills and deletions in Redis.
@@ -181,7 +180,7 @@ impl CachedStore {
             local_cache,
             redis_cache,
             positions: positions.map(|redis| SessionPositions::new(redis, options.positions_ttl)),
-            local_writes: LocalWrites::new(options.positions_ttl),
+            local_writes: LocalWrites::new(Some(options.positions_ttl)),
             loads: SingleFlight::new(),
             answers: AnswerCounters::new(),
             tasks: TaskTracker::new(),
@@ -192,13 +191,14 @@ impl CachedStore {
         })
     }
 
-    /// Ends the background tasks and waits for them and for fills in flight. Reads and writes still
-    /// work; the local cache falls out of sync and no longer answers.
+    /// Ends the background tasks and waits for them, for loads and for fills in flight. Reads and
+    /// writes still work; the local cache falls out of sync and no longer answers.
     pub async fn stop(&self) {
         for task in &self.background {
             // A panic was logged when the task was joined.
             let _ = task.stop().await;
         }
+        self.loads.wait_until_idle().await;
         self.tasks.close();
         self.tasks.wait().await;
         if let Some(positions) = &self.positions {

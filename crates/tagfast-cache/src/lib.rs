@@ -18,7 +18,6 @@ mod entry;
 mod freshness;
 mod invalidation;
 mod local_cache;
-mod local_writes;
 mod metric;
 mod position_batcher;
 mod position_fields;

@@ -28,7 +28,8 @@ use tagfast_domain::{ContentKey, UserId};
 use tagfast_resilience::{ErrorChain, counter, jittered_retry_after};
 use tagfast_sharding::{ContentHash, LogicalShard};
 use tagfast_store::{
-    CacheUse, Consistency, ConsistencyToken, Degraded, ReadOptions, StoreError, TagReader, View,
+    CacheUse, Consistency, ConsistencyToken, Degraded, ReadOptions, RequiredVersion, StoreError,
+    TagReader, View,
 };
 use tokio::time::Instant;
 
@@ -36,7 +37,6 @@ use crate::cached_store::{CachedStore, LoadKey, LoadKind, LoadResult};
 use crate::entry::Entry;
 use crate::freshness::{FreshnessRequirement, Lineage, lineage};
 use crate::local_cache::CacheLookup;
-use crate::local_writes::RequiredVersion;
 use crate::metric::{POSITIONS_UNKNOWN, RequestKind, UNPROVEN, Unproven};
 
 /// Timeout of a read whose caller set no deadline.
@@ -131,7 +131,7 @@ impl CachedStore {
                 return false;
             }
         }
-        let shows_local_writes = match self.local_writes.required(read.hash) {
+        let shows_local_writes = match self.local_writes.get(read.hash) {
             None => true,
             Some(RequiredVersion::AtLeast(version)) => entry.version >= version,
             Some(RequiredVersion::OutcomeUnknown) => false,

@@ -6,17 +6,16 @@
 //! with it, and it expires at its TTL. When the positions cannot be stored, the answer is marked
 //! with `session: position_not_stored`.
 //!
-//! [`LocalWrites`]: crate::local_writes::LocalWrites
+//! [`LocalWrites`]: tagfast_store::LocalWrites
 
 use async_trait::async_trait;
 use futures_util::future::{join, join_all};
 use tagfast_domain::{ContentKey, TenantId, UserId};
 use tagfast_resilience::{ErrorChain, counter};
 use tagfast_sharding::{ContentHash, LogicalShard};
-use tagfast_store::{Degraded, StoreError, TagWriter, WriteAnswer, WriteRequest};
+use tagfast_store::{Degraded, RequiredVersion, StoreError, TagWriter, WriteAnswer, WriteRequest};
 
 use crate::cached_store::CachedStore;
-use crate::local_writes::RequiredVersion;
 use crate::metric::{FILLS, FillResult, POSITIONS_UNKNOWN, RequestKind};
 use crate::redis_cache::FillOrigin;
 use crate::session_positions::PositionRecord;

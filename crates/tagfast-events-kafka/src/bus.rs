@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -13,6 +14,7 @@ use tagfast_events::{
     Bus, BusConsumer, BusError, BusPosition, ConsumerGroup, DeadLetter, Partition, Positions,
     PublisherEpochs,
 };
+use tagfast_resilience::task::TaskTracker;
 
 use crate::client;
 use crate::consumer::KafkaConsumer;
@@ -20,6 +22,9 @@ use crate::dead_letters::{self, KafkaDeadLetterReader};
 use crate::options::{KafkaOptions, METADATA_TIMEOUT};
 use crate::publisher::Publisher;
 use crate::topics::{self, TopicError};
+
+/// How long group members may take to leave their groups at shutdown.
+const THREADS_END_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The bus on Kafka.
 pub struct KafkaBus {
@@ -30,6 +35,8 @@ pub struct KafkaBus {
     /// The newest publisher epochs that any consumer of this process saw: a rebuild begins with
     /// them.
     seen: Arc<Mutex<BTreeMap<Partition, PublisherEpochs>>>,
+    /// The threads that poll the clients of group members.
+    threads: TaskTracker,
 }
 
 impl KafkaBus {
@@ -55,7 +62,18 @@ impl KafkaBus {
             producer,
             metadata_client: Arc::new(metadata_client),
             seen: Arc::default(),
+            threads: TaskTracker::new(),
         }))
+    }
+
+    /// Waits until the group members, which must be closed, have ended their threads and left
+    /// their groups; at most 5 s.
+    pub async fn stop(&self) {
+        self.threads.close();
+        if tokio::time::timeout(THREADS_END_TIMEOUT, self.threads.wait()).await.is_err() {
+            let threads = self.threads.len();
+            tracing::warn!(threads, "some Kafka clients did not end in time");
+        }
     }
 
     /// Creates missing topics and checks existing ones.
@@ -112,7 +130,7 @@ impl Bus for KafkaBus {
 
     async fn consumer(&self, group: ConsumerGroup) -> Result<Box<dyn BusConsumer>, BusError> {
         let seen = Arc::clone(&self.seen);
-        let consumer = KafkaConsumer::join(&self.options, group, seen);
+        let consumer = KafkaConsumer::join(&self.options, group, seen, &self.threads);
         Ok(Box::new(consumer.map_err(BusError::unavailable)?))
     }
 

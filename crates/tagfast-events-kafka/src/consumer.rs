@@ -20,6 +20,7 @@ use tagfast_events::{
     PollResult, Positions, PublisherEpochs, RecordKind, Watermark,
 };
 use tagfast_resilience::ErrorChain;
+use tagfast_resilience::task::TaskTracker;
 use tokio::time::Instant;
 
 use crate::client;
@@ -55,8 +56,9 @@ impl KafkaConsumer {
         options: &KafkaOptions,
         group: ConsumerGroup,
         seen: Arc<Mutex<BTreeMap<Partition, PublisherEpochs>>>,
+        threads: &TaskTracker,
     ) -> KafkaResult<Self> {
-        let (member, state) = group_member::join(options, group)?;
+        let (member, state) = group_member::join(options, group, threads)?;
         Ok(Self {
             state,
             member,

@@ -23,6 +23,7 @@ use tagfast_events::{
     BusError, BusRecord, ConsumerGroup, Partition, PollResult, Positions, PublisherEpochs,
 };
 use tagfast_resilience::ErrorChain;
+use tagfast_resilience::task::TaskTracker;
 use tokio::sync::Notify;
 
 use crate::client;
@@ -150,10 +151,12 @@ impl ConsumerContext for RebalanceContext {
     }
 }
 
-/// Joins a group and starts the polling thread, which ends once the state is closing.
+/// Joins a group and starts the polling thread, which ends once the state is closing. `threads`
+/// counts the thread until it has let go of the client.
 pub(crate) fn join(
     options: &KafkaOptions,
     group: ConsumerGroup,
+    threads: &TaskTracker,
 ) -> KafkaResult<(Arc<GroupMember>, Arc<MemberState>)> {
     let state = Arc::new(MemberState {
         topic: options.topic.clone(),
@@ -168,9 +171,14 @@ pub(crate) fn join(
     member.subscribe(&[&options.topic])?;
     let member = Arc::new(member);
     let (polled, shared) = (Arc::clone(&member), Arc::clone(&state));
+    let running = threads.token();
     std::thread::Builder::new()
         .name(format!("kafka-{}", group.0))
-        .spawn(move || poll_until_closing(&polled, &shared))
+        .spawn(move || {
+            poll_until_closing(&polled, &shared);
+            drop(polled);
+            drop(running);
+        })
         .map_err(|e| KafkaError::ClientCreation(e.to_string()))?;
     Ok((member, state))
 }

@@ -9,7 +9,7 @@ use parking_lot::{Mutex, RwLock};
 use tagfast_domain::UnixMillis;
 use tagfast_events::{Partition, Positions};
 use tagfast_popular::{LeaderboardCache, PopularError};
-use tagfast_resilience::{Clock, ErrorChain, generation};
+use tagfast_resilience::{Clock, generation};
 use tagfast_sharding::LogicalShard;
 use tagfast_store::ShardScanner;
 
@@ -48,10 +48,6 @@ pub struct PopularCounts {
     pub(crate) owned: Option<OwnedPartitions>,
 }
 
-fn unavailable(error: impl std::error::Error + 'static) -> PopularError {
-    PopularError::Unavailable(ErrorChain(&error).to_string())
-}
-
 impl PopularCounts {
     /// Opens the counts of a process that counts all partitions. The consumer rebuilds missing or
     /// damaged files.
@@ -64,7 +60,7 @@ impl PopularCounts {
         scanner: Arc<dyn ShardScanner>,
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Self>, PopularError> {
-        std::fs::create_dir_all(&dir).map_err(unavailable)?;
+        std::fs::create_dir_all(&dir).map_err(PopularError::unavailable)?;
         let files = Files::open_usable(&dir, clock.now_ms()).unwrap_or_else(Files::none);
         Ok(Self::new(dir, files, None, scanner, clock))
     }
@@ -82,15 +78,15 @@ impl PopularCounts {
         scanner: Arc<dyn ShardScanner>,
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Self>, PopularError> {
-        std::fs::create_dir_all(&dir).map_err(unavailable)?;
+        std::fs::create_dir_all(&dir).map_err(PopularError::unavailable)?;
         let (now, wanted) = (clock.now_ms(), usize::from(partitions));
         let usable = Files::open_usable(&dir, now).filter(|files| files.all().len() == wanted);
         let files = match usable {
             Some(files) => files,
             None => {
-                let path = generation::create(&dir).map_err(unavailable)?;
-                let files = Files::open(&path, wanted, now).map_err(unavailable)?;
-                generation::switch(&dir, &path).map_err(unavailable)?;
+                let path = generation::create(&dir).map_err(PopularError::unavailable)?;
+                let files = Files::open(&path, wanted, now).map_err(PopularError::unavailable)?;
+                generation::switch(&dir, &path).map_err(PopularError::unavailable)?;
                 files
             }
         };

@@ -57,7 +57,7 @@ impl PopularCounts {
         tenant: &TenantId,
     ) -> Result<(Arc<LeaderboardSnapshot>, UnixMillis), PopularError> {
         if self.files().all().is_empty() {
-            return Err(PopularError::Unavailable("the counts are being built".to_owned()));
+            return Err(PopularError::unavailable("the counts are being built"));
         }
         let current = Arc::clone(&self.files);
         let read = move |tenant: &TenantId| {

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use tagfast_domain::{ContentKey, Document, Tagging, Version};
 use tagfast_popular::{PopularError, RecountReport, Window};
-use tagfast_resilience::{ErrorChain, task};
+use tagfast_resilience::task;
 use tagfast_sharding::{ContentHash, LogicalShard};
 use tagfast_store::ScanRequest;
 
@@ -28,14 +28,13 @@ const REPORT_ROWS_MAX: usize = 1000;
 /// How long the counts of a shard may take to catch up.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(10);
 
-fn unavailable(error: impl std::error::Error + 'static) -> PopularError {
-    PopularError::Unavailable(ErrorChain(&error).to_string())
-}
-
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> rusqlite::Result<T> + Send + 'static,
 ) -> Result<T, PopularError> {
-    task::blocking(work).await.map_err(unavailable)?.map_err(unavailable)
+    task::blocking(work)
+        .await
+        .map_err(PopularError::unavailable)?
+        .map_err(PopularError::unavailable)
 }
 
 /// How a content of a shard compares with its counted state.
@@ -104,7 +103,7 @@ pub(crate) async fn recount(
     let _one_at_a_time = counts.recounting.lock().await;
     let files = counts.files();
     if files.all().is_empty() {
-        return Err(PopularError::Unavailable("the counts are being built".to_owned()));
+        return Err(PopularError::unavailable("the counts are being built"));
     }
     let mut report = RecountReport { repaired: repair, ..RecountReport::default() };
     let mut drift = Drift::default();
@@ -170,9 +169,7 @@ async fn wait_for_counts(
     let target = counts.clock.now_ms();
     while counts.visible.load(Ordering::Acquire) < target {
         if tokio::time::Instant::now() >= deadline {
-            return Err(PopularError::Unavailable(
-                "the counts do not catch up with the shards".to_owned(),
-            ));
+            return Err(PopularError::unavailable("the counts do not catch up with the shards"));
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -196,7 +193,7 @@ async fn compare_shard(
             .scanner
             .scan(ScanRequest::of_all(shard, after.as_ref(), SCAN_PAGE_MAX))
             .await
-            .map_err(unavailable)?;
+            .map_err(PopularError::unavailable)?;
         *contents += page.items.len() as u64;
         let items: Vec<_> = page
             .items
@@ -364,7 +361,7 @@ async fn content_exists(counts: &PopularCounts, key: &ContentKey) -> Result<bool
                 limit: SCAN_PAGE_MAX,
             })
             .await
-            .map_err(unavailable)?;
+            .map_err(PopularError::unavailable)?;
         if page.items.iter().any(|(k, _)| k == key) {
             return Ok(true);
         }

@@ -10,7 +10,7 @@ use tagfast_events::{
     ConsumerGroup, Partition, Positions, RebuildRequest, RecordVerdict, Sink, SinkError,
     SinkRecord, Start, VisibleThrough,
 };
-use tagfast_resilience::{ErrorChain, generation, task};
+use tagfast_resilience::{BoxError, generation, task};
 use tagfast_sharding::LogicalShard;
 use tagfast_store::ScanRequest;
 
@@ -31,9 +31,8 @@ const POSITION_INTERVAL: Duration = Duration::from_millis(200);
 const EXPIRE_INTERVAL_MS: i64 = 60_000;
 
 /// The sink failed as a whole; no record is to blame.
-fn systemic(error: impl std::error::Error + 'static) -> SinkError {
-    let message = ErrorChain(&error);
-    SinkError::new("popular_store", message.to_string())
+fn systemic(error: impl Into<BoxError>) -> SinkError {
+    SinkError::caused_by("popular_store", "the files of the counts cannot be used", error)
 }
 
 async fn blocking<T: Send + 'static>(
@@ -324,6 +323,7 @@ impl Sink for PopularCounts {
     }
 
     async fn close(&self) -> Result<(), SinkError> {
+        self.leaderboards.wait_until_idle().await;
         let files = self.files();
         blocking(move || files.all().iter().try_for_each(PartitionFile::checkpoint)).await
     }

@@ -95,6 +95,12 @@ impl LeaderboardCache {
         })
     }
 
+    /// Waits at shutdown until no snapshot is being read.
+    pub async fn wait_until_idle(&self) {
+        self.reads.close();
+        self.reads.wait().await;
+    }
+
     /// Notes that every write committed before `at` (Unix ms) is counted.
     pub fn visible_through(&self, at: UnixMillis) {
         self.visible.fetch_max(at, Ordering::AcqRel);
@@ -128,7 +134,7 @@ impl LeaderboardCache {
     ) -> Result<CachedSnapshot, PopularError>
     where
         R: FnOnce(&TenantId) -> Result<LeaderboardSnapshot, E> + Send + 'static,
-        E: Error + Send + 'static,
+        E: Error + Send + Sync + 'static,
     {
         let Lookup { cached, refresh, expired } = self.look_up(tenant);
         if let Some(cached) = &cached
@@ -145,7 +151,7 @@ impl LeaderboardCache {
             // A tenant without requests for a long time would get a snapshot of that age, so this
             // request waits. If reading fails, the old snapshot still answers.
             Some(cached) => Ok(fresh.await.ok().and_then(Result::ok).unwrap_or(cached)),
-            None => fresh.await.map_err(|error| PopularError::Unavailable(error.to_string()))?,
+            None => fresh.await.map_err(PopularError::unavailable)?,
         }
     }
 
@@ -183,7 +189,7 @@ impl LeaderboardCache {
         Lookup { cached, refresh, expired }
     }
 
-    fn refresh<E: Error + 'static>(
+    fn refresh<E: Error + Send + Sync + 'static>(
         &self,
         tenant: &TenantId,
         read: impl FnOnce(&TenantId) -> Result<LeaderboardSnapshot, E>,
@@ -212,15 +218,20 @@ impl LeaderboardCache {
                 Ok((snapshot, as_of))
             }
             Err(error) => {
+                let mut hidden = false;
                 if let Some(slot) = slot {
                     slot.dirty = true;
                     slot.refreshing = false;
                     slot.read_at = Instant::now();
+                    hidden = slot.snapshot.is_some();
                 }
                 drop(slots);
-                let error = ErrorChain(&error);
-                tracing::warn!(%tenant, %error, "popular tags could not be read");
-                Err(PopularError::Unavailable(error.to_string()))
+                // An older snapshot answers, so the caller does not see the error.
+                if hidden {
+                    let error = ErrorChain(&error);
+                    tracing::warn!(%tenant, %error, "popular tags could not be read");
+                }
+                Err(PopularError::unavailable(error))
             }
         }
     }

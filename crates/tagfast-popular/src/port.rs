@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tagfast_domain::{TagName, TenantId, UnixMillis};
+use tagfast_resilience::BoxError;
 
 /// A window of time. The order is that of stored counts: column `n0` of a count is `All`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -111,8 +112,15 @@ pub enum PopularError {
     #[error("unknown window {0:?}: use 1h, 24h, 7d or all")]
     UnknownWindow(String),
     /// The counts cannot be read now.
-    #[error("popular tags are unavailable: {0}")]
-    Unavailable(String),
+    #[error("popular tags are unavailable")]
+    Unavailable(#[source] BoxError),
+}
+
+impl PopularError {
+    /// The counts cannot be read now because of `source`, an error or a sentence.
+    pub fn unavailable(source: impl Into<BoxError>) -> Self {
+        Self::Unavailable(source.into())
+    }
 }
 
 /// Popular tags of a tenant.

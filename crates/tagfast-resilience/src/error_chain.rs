@@ -3,6 +3,9 @@
 use std::error::Error;
 use std::fmt;
 
+/// An error of any type, kept as the `source` of an error that several causes can have.
+pub type BoxError = Box<dyn Error + Send + Sync>;
+
 /// Displays an error and its sources, outermost first: `cannot read the key: connection refused`.
 ///
 /// Our errors do not print their source; some of other crates do. A source whose text ends what was

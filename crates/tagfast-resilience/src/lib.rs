@@ -40,7 +40,7 @@ pub use breaker_registry::{BreakerEvent, Breakers};
 pub use bulkhead::{Bulkhead, BulkheadFull, BulkheadOptions, BulkheadPermit, BulkheadSnapshot};
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use criticality::Criticality;
-pub use error_chain::ErrorChain;
+pub use error_chain::{BoxError, ErrorChain};
 pub use jitter::{jittered, jittered_retry_after};
 pub use limiter::{
     ByCriticality, InFlight, LimitExceeded, Limiter, LimiterOptions, LimiterSnapshot, ShedReason,
@@ -48,4 +48,4 @@ pub use limiter::{
 pub use metric::{Bounded, LabelDef, LabelEnum, LabelValues, MetricDef, MetricKind};
 pub use outage_log::OutageLog;
 pub use single_flight::{LeaderLost, SharedResult, SingleFlight};
-pub use task::{BackgroundTask, StopSignal};
+pub use task::{BackgroundTask, StopSignal, TaskGroup};

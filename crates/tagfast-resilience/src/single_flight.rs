@@ -68,6 +68,8 @@ struct Inner<K, V> {
 /// Work in progress, by key.
 pub struct SingleFlight<K, V> {
     inner: Mutex<Inner<K, V>>,
+    /// The work in progress.
+    tasks: TaskTracker,
 }
 
 impl<K, V> std::fmt::Debug for SingleFlight<K, V> {
@@ -120,7 +122,14 @@ impl<K: Eq + Hash, V: Clone> Drop for FlightGuard<K, V> {
 impl<K: Eq + Hash + Clone + Send + 'static, V: Clone + Send + Sync + 'static> SingleFlight<K, V> {
     /// No work in progress.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { inner: Mutex::new(Inner { newest: HashMap::new() }) })
+        let inner = Mutex::new(Inner { newest: HashMap::new() });
+        Arc::new(Self { inner, tasks: TaskTracker::new() })
+    }
+
+    /// Waits at shutdown until no work is in progress. Work that starts meanwhile is waited for.
+    pub async fn wait_until_idle(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 
     /// Joins the work of `key` that started at or after `not_before` (`None`: any), else starts
@@ -139,10 +148,8 @@ impl<K: Eq + Hash + Clone + Send + 'static, V: Clone + Send + Sync + 'static> Si
         let collapsed = started.is_none();
         if let Some(guard) = started {
             let work = work();
-            // Detached on purpose: the work answers its callers through the guard.
-            drop(
-                TaskTracker::new().spawn(async move { guard.finish(work.await) }.in_current_span()),
-            );
+            // The work answers its callers through the guard.
+            self.tasks.spawn(async move { guard.finish(work.await) }.in_current_span());
         }
         flight.wait().await.map(|value| SharedResult { value, collapsed })
     }

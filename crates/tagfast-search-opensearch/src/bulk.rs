@@ -9,7 +9,7 @@ use tagfast_events::{RecordVerdict, SinkError};
 use tagfast_search::IndexedState;
 
 use crate::client::Client;
-use crate::error::{RequestError, systemic, systemic_message};
+use crate::error::{RequestError, systemic};
 
 /// Maximum number of documents in a write request.
 const WRITE_BATCH_MAX: usize = 500;
@@ -90,7 +90,7 @@ fn verdict(item: &Value) -> Result<RecordVerdict, SinkError> {
         // A missing or read-only index, or anything else: no record is to blame.
         other => {
             let message = format!("an item was answered {other:?}: {kind}: {reason}");
-            return Err(systemic_message(message));
+            return Err(systemic(message));
         }
     })
 }
@@ -162,15 +162,14 @@ pub(crate) async fn versions(
     let response =
         client.write(Method::POST, &path, Some(&json!({"ids": ids}))).await.map_err(systemic)?;
     let docs = response["docs"].as_array().filter(|docs| docs.len() == keys.len());
-    let docs =
-        docs.ok_or_else(|| systemic_message("OpenSearch answers fewer documents than requested"))?;
+    let docs = docs.ok_or_else(|| systemic("OpenSearch answers fewer documents than requested"))?;
     docs.iter()
         .map(|doc| match (doc["found"].as_bool(), doc["_version"].as_u64()) {
             (Some(true), Some(version)) => {
                 Version::from_packed(version).map(Some).map_err(systemic)
             }
             (Some(false), _) => Ok(None),
-            _ => Err(systemic_message(format!("a document was answered {}", doc["error"]))),
+            _ => Err(systemic(format!("a document was answered {}", doc["error"]))),
         })
         .collect()
 }
@@ -196,12 +195,11 @@ async fn write_batch(
         Err(error) => return Err(systemic(error)),
     };
     let items = response["items"].as_array().filter(|items| items.len() == states.len());
-    let items =
-        items.ok_or_else(|| systemic_message("OpenSearch answers fewer items than requested"))?;
+    let items = items.ok_or_else(|| systemic("OpenSearch answers fewer items than requested"))?;
     let verdicts = items.iter().map(verdict).collect::<Result<Vec<_>, _>>()?;
     // An index that refuses every document is overloaded as a whole.
     if verdicts.iter().all(|v| matches!(v, RecordVerdict::Failed { .. })) {
-        return Err(systemic_message("the index is overloaded: it refuses every document"));
+        return Err(systemic("the index is overloaded: it refuses every document"));
     }
     Ok(verdicts)
 }

@@ -1,11 +1,8 @@
 //! Why a request to OpenSearch has no usable response, and what that means to the ports.
 
-use std::error::Error;
-use std::fmt::Display;
-
 use reqwest::StatusCode;
 use tagfast_events::SinkError;
-use tagfast_resilience::{ErrorChain, jittered_retry_after};
+use tagfast_resilience::{BoxError, ErrorChain, jittered_retry_after};
 use tagfast_search::SearchError;
 
 /// Why a request has no usable response.
@@ -61,14 +58,9 @@ pub enum OpenSearchError {
     Foreign(String),
 }
 
-/// The sink failed as a whole; no record is to blame.
-pub(crate) fn systemic(error: impl Error + 'static) -> SinkError {
-    systemic_message(ErrorChain(&error))
-}
-
-/// As [`systemic`], with a message for operators.
-pub(crate) fn systemic_message(message: impl Display) -> SinkError {
-    SinkError::new("search_index", message.to_string())
+/// The sink failed as a whole, because of an error or a sentence; no record is to blame.
+pub(crate) fn systemic(cause: impl Into<BoxError>) -> SinkError {
+    SinkError::caused_by("search_index", "the search index cannot be used", cause)
 }
 
 /// Maps a failed request of a search.
@@ -82,6 +74,6 @@ pub(crate) fn unavailable(error: RequestError) -> SearchError {
         Some(429) => refused("overloaded"),
         // The server rejects this search alone and answers others.
         Some(400 | 413) => refused("rejected"),
-        Some(_) | None => SearchError::Unavailable(ErrorChain(&error).to_string()),
+        Some(_) | None => SearchError::unavailable(error),
     }
 }

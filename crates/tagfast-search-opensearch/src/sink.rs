@@ -26,7 +26,7 @@ use tagfast_store::ScanRequest;
 use tokio::time::Instant;
 
 use crate::engine::OpenSearchIndex;
-use crate::error::{systemic, systemic_message};
+use crate::error::systemic;
 use crate::rebuild_lock::RebuildLock;
 use crate::write_progress::{LOCK_CACHE_TTL, WriteProgress};
 use crate::{bulk, index};
@@ -132,7 +132,7 @@ impl OpenSearchIndex {
                     match verdict {
                         RecordVerdict::Applied | RecordVerdict::Superseded => {}
                         RecordVerdict::Failed { message, .. } => {
-                            return Err(systemic_message(message));
+                            return Err(systemic(message.as_str()));
                         }
                         RecordVerdict::Poison { message, .. } => {
                             tracing::error!(
@@ -225,9 +225,9 @@ impl Sink for OpenSearchIndex {
         match bulk::write(&self.client, &self.client.options.alias, &[state]).await?.first() {
             Some(RecordVerdict::Applied | RecordVerdict::Superseded) => Ok(()),
             Some(RecordVerdict::Poison { message, .. } | RecordVerdict::Failed { message, .. }) => {
-                Err(systemic_message(message))
+                Err(systemic(message.as_str()))
             }
-            None => Err(systemic_message("the canary has no verdict")),
+            None => Err(systemic("the canary has no verdict")),
         }
     }
 

@@ -10,35 +10,20 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
 use fastrand::Rng;
 use serde_json::json;
-use tagfast_domain::{Epoch, EpochId, EpochOrdinal, TagName, TenantId};
+use tagfast_domain::{EpochId, TagName, TenantId};
 use tagfast_events::{BusPosition, Partition, Positions, RebuildRequest, Sink, SinkRecord};
 use tagfast_resilience::{Clock, SystemClock};
 use tagfast_search::conformance::event;
 use tagfast_search::{SearchIndex, SearchRequest, Sort};
 use tagfast_search_tantivy::{TantivyIndex, TantivyOptions};
-use tagfast_store::{ScanPage, ScanRequest, ShardScanner, StoreError};
+use tagfast_store::testing::MemoryStore;
 
 const EPOCH: EpochId = EpochId([1; 16]);
 const TENANT: &str = "debian";
 const RUN_DURATION: Duration = Duration::from_secs(4);
 const THREADS: usize = 2;
-
-/// Shards without contents: every state arrives as an event.
-struct NoShards;
-
-#[async_trait]
-impl ShardScanner for NoShards {
-    async fn scan(&self, _: ScanRequest<'_>) -> Result<ScanPage, StoreError> {
-        Ok(ScanPage::default())
-    }
-
-    async fn epoch(&self) -> Result<Epoch, StoreError> {
-        Ok(Epoch { id: EPOCH, ordinal: EpochOrdinal(1) })
-    }
-}
 
 struct Sample {
     content_type: String,
@@ -96,7 +81,8 @@ fn main() {
     let index = TantivyIndex::open(
         dir.path().to_owned(),
         TantivyOptions::default(),
-        Arc::new(NoShards),
+        // Without contents: every state arrives as an event.
+        MemoryStore::new(Arc::<SystemClock>::clone(&clock)),
         clock,
     )
     .expect("the index opens");

@@ -86,8 +86,7 @@ impl TantivyIndex {
 
     fn snapshot(&self) -> Result<Arc<SearchSnapshot>, SearchError> {
         let snapshot = self.snapshot.read().clone();
-        snapshot
-            .ok_or_else(|| SearchError::Unavailable("the search index is being built".to_owned()))
+        snapshot.ok_or_else(|| SearchError::unavailable("the search index is being built"))
     }
 }
 

@@ -17,7 +17,7 @@ use tagfast_sharding::LogicalShard;
 use tagfast_store::ScanRequest;
 
 use crate::engine::TantivyIndex;
-use crate::error::{systemic, systemic_message};
+use crate::error::systemic;
 use crate::index_writer::IndexWriterState;
 
 /// A generation under construction; dropping it removes its directory unless it is finished.
@@ -50,7 +50,7 @@ impl TantivyIndex {
         let (writer, snapshot) = (Arc::clone(&self.writer), Arc::clone(&self.snapshot));
         blocking(move || {
             let mut guard = writer.lock();
-            let state = guard.as_mut().ok_or_else(|| systemic_message("there is no index yet"))?;
+            let state = guard.as_mut().ok_or_else(|| systemic("there is no index yet"))?;
             let result = state.attempt(work).map_err(systemic)?;
             *snapshot.write() = Some(state.snapshot());
             Ok(result)

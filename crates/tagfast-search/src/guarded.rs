@@ -152,10 +152,8 @@ impl GuardedIndex {
         match tokio::time::timeout(self.options.deadline, call).await {
             Err(_) => {
                 permit.failed();
-                Err(SearchError::Unavailable(format!(
-                    "no answer within {:?}",
-                    self.options.deadline
-                )))
+                let deadline = self.options.deadline;
+                Err(SearchError::unavailable(format!("no answer within {deadline:?}")))
             }
             Ok(Ok(answer)) => {
                 permit.ok();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tagfast_domain::{Content, ContentType, TagName, TenantId, UnixMillis, Version};
-use tagfast_resilience::Criticality;
+use tagfast_resilience::{BoxError, Criticality};
 
 /// Totals are exact up to this many contents unless [`SearchRequest::total_exact`] is set.
 pub const EXACT_TOTAL_MAX: u64 = 10_000;
@@ -130,8 +130,8 @@ pub enum SearchError {
         allowed: usize,
     },
     /// The index cannot answer now.
-    #[error("the search index is unavailable: {0}")]
-    Unavailable(String),
+    #[error("the search index is unavailable")]
+    Unavailable(#[source] BoxError),
     /// The call was not made, or the index rejected this call alone. Says nothing about the health
     /// of the index.
     #[error("the search index was not called: {reason}")]
@@ -148,6 +148,13 @@ pub type SearchResult<T> = Result<T, SearchError>;
 
 /// Tags with the number of contents that have them.
 pub type RelatedTags = SearchResult<Vec<(TagName, u64)>>;
+
+impl SearchError {
+    /// The index cannot answer now because of `source`, an error or a sentence.
+    pub fn unavailable(source: impl Into<BoxError>) -> Self {
+        Self::Unavailable(source.into())
+    }
+}
 
 /// A search index.
 #[async_trait]

@@ -32,6 +32,8 @@ mod scan;
 mod schema;
 mod sql;
 mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod tls;
 #[cfg(test)]
 mod unresponsive_tests;

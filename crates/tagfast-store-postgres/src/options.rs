@@ -142,6 +142,8 @@ pub(crate) mod limit {
     pub(crate) const READ_DEADLINE_DEFAULT: Duration = Duration::from_secs(5);
     /// One round trip of a group commit; the server cancels a little earlier.
     pub(crate) const COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
+    /// How long the writes in flight may take when the store closes: a commit and its proof.
+    pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(6);
     /// The server cancels all other statements after this time.
     pub(crate) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(4);
     /// A request to etcd or to a Patroni.

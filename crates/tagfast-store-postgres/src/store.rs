@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tagfast_domain::EpochId;
-use tagfast_resilience::task::{BackgroundTask, StopSignal, TaskTracker};
+use tagfast_resilience::task::{BackgroundTask, StopSignal, TaskGroup, TaskTracker};
 use tagfast_resilience::{Bulkhead, BulkheadOptions, Clock, LimiterSnapshot, counter};
 use tagfast_sharding::{ContentHash, LogicalShard, ShardMap, ShardMapError};
 use tagfast_store::metric::{RefusalReason, STORE_REFUSED};
@@ -22,7 +22,7 @@ use tagfast_store::{
     Verdict, WriteAnswer, WriteRequest,
 };
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::cluster::etcd::{Etcd, EtcdError, http_client};
 use crate::cluster::member_probes::probe_members;
@@ -102,8 +102,8 @@ pub struct PostgresStore {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) reading: ReaderOptions,
     outbox_bytes_max: u64,
-    /// Watchers, probes, relays and the like: they end when the store is dropped.
-    _tasks: Vec<BackgroundTask>,
+    /// Relays, watchers, probes and the like, in the order in which they were started.
+    tasks: Vec<BackgroundTask>,
     /// Lane workers, and the tasks that wait for proofs.
     lane_tasks: TaskTracker,
     /// Ends the lane tasks when the store is dropped.
@@ -253,6 +253,7 @@ impl PostgresStore {
             per_second: options.reads_per_second,
             wait: limit::READ_QUEUE_TIMEOUT,
             weights: options.tenant_weights.clone(),
+            queries: TaskGroup::new("node query"),
         };
         let Starting { connections, tasks, lane_tasks, stop_lanes, .. } = starting;
         Ok(Arc::new(Self {
@@ -262,17 +263,42 @@ impl PostgresStore {
             clock: Arc::clone(&options.clock),
             reading,
             outbox_bytes_max: options.outbox_bytes,
-            _tasks: tasks,
+            tasks,
             lane_tasks,
             stop_lanes,
         }))
     }
 
-    /// Answers the writes that wait and refuses new ones.
+    /// Answers the writes that wait and refuses new ones, then ends the reads, and last what writes
+    /// and reads need: watchers, probes and relays. Waits for all tasks; what a database holds up
+    /// for more than [`limit::CLOSE_TIMEOUT`] is dropped.
     pub async fn close(&self) {
         self.clusters.iter().flat_map(|c| &c.lanes).for_each(|lane| lane.close());
         self.lane_tasks.close();
-        self.lane_tasks.wait().await;
+        if timeout(limit::CLOSE_TIMEOUT, self.lane_tasks.wait()).await.is_err() {
+            tracing::warn!("some writes did not end in time; their callers get no answer");
+            self.stop_lanes.cancel();
+            self.lane_tasks.wait().await;
+        }
+        let readers = |c: &ClusterHandle| {
+            let (mut readers, mut strong) = (c.readers.lock(), c.strong_readers.lock());
+            readers.drain().chain(strong.drain()).map(|(_, reader)| reader).collect::<Vec<_>>()
+        };
+        let readers: Vec<NodeReader> = self.clusters.iter().flat_map(readers).collect();
+        for reader in &readers {
+            reader.stop().await;
+        }
+        self.reading.queries.stop(limit::READ_TIMEOUT).await;
+        for task in self.tasks.iter().rev() {
+            // Its panic is logged already.
+            let _ = task.stop().await;
+        }
+        for cluster in &self.clusters {
+            // A scan that still runs drops its connection when it ends.
+            if let Ok(mut connection) = cluster.scan_connection.try_lock() {
+                *connection = None;
+            }
+        }
     }
 
     /// Waits until this process's relays have published everything that was committed before the

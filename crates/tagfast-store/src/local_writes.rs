@@ -195,7 +195,7 @@ mod tests {
         assert_eq!(writes.get(content), None);
         writes.record(content, version(7));
         writes.record(content, version(5));
-        assert_eq!(writes.get(content), Some(version(7)), "answers arrive in any order");
+        assert_eq!(writes.get(content), Some(version(7)), "acknowledgements arrive in any order");
         tokio::time::advance(Duration::from_secs(29)).await;
         writes.record(content, RequiredVersion::OutcomeUnknown);
         writes.record(content, version(9));
@@ -212,12 +212,14 @@ mod tests {
         for n in 0..2 * LOCAL_WRITES_MAX as u64 {
             writes.record(ContentHash(n), version(1));
         }
-        assert!(writes.state.lock().entries.len() <= LOCAL_WRITES_MAX);
-        assert!(writes.state.lock().order.len() <= 2 * LOCAL_WRITES_MAX);
+        assert!(
+            writes.state.lock().entries.len() <= LOCAL_WRITES_MAX
+                && writes.state.lock().order.len() <= LOCAL_WRITES_MAX
+        );
         assert_eq!(writes.get(ContentHash(0)), None, "an evicted version is forgotten");
         tokio::time::advance(TTL + Duration::from_secs(1)).await;
         writes.record(ContentHash(0), version(1));
-        assert_eq!(writes.state.lock().entries.len(), 1);
+        assert_eq!(writes.state.lock().entries.len(), 1, "expired writes are removed");
     }
 
     #[test]

@@ -142,15 +142,15 @@ impl Operations for NoOperations {
     }
 
     async fn reindex(&self) -> Result<u64, OperationsError> {
-        Err(OperationsError::Failed("there is nothing to index".to_owned()))
+        Err(OperationsError::Failed("there is nothing to index".into()))
     }
 
     async fn recount(&self, _repair: bool) -> Result<RecountReport, OperationsError> {
-        Err(OperationsError::Failed("there is nothing to count".to_owned()))
+        Err(OperationsError::Failed("there is nothing to count".into()))
     }
 
     fn allow_storm(&self, _group: &str) -> Result<(), OperationsError> {
-        Err(OperationsError::Failed("there are no consumers".to_owned()))
+        Err(OperationsError::Failed("there are no consumers".into()))
     }
 
     fn metrics(&self) -> String {
@@ -179,10 +179,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         auth: AuthConfig::None,
         domain_limits: Limits::default(),
         limits: ApiLimits::default(),
+        tasks: ApiServices::task_group(),
     };
     let listener = tokio::net::TcpListener::bind(&args.listen).await?;
     writeln!(std::io::stderr(), "listening on http://{}", listener.local_addr()?)?;
-    serve(listener, router(parts), ApiLimits::default(), std::future::pending()).await?;
+    let tasks = parts.tasks.clone();
+    serve(listener, router(parts), ApiLimits::default(), &tasks, std::future::pending()).await?;
     Ok(())
 }
 

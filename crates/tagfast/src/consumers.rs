@@ -12,7 +12,7 @@ use tagfast_events::{
     GroupDeadLetters, RuntimeOptions, Sink, SupervisedConsumer,
 };
 use tagfast_popular::{PopularTags, RecountReport};
-use tagfast_resilience::{Clock, ErrorChain};
+use tagfast_resilience::{BoxError, Clock, ErrorChain};
 use tagfast_search::SearchIndex;
 
 use crate::telemetry::traced_sink::TracedSink;
@@ -100,12 +100,12 @@ fn consumer_status(supervised: &SupervisedConsumer, open: &[GroupDeadLetters]) -
     }
 }
 
-fn failed(error: &(dyn Error + 'static)) -> OperationsError {
-    OperationsError::Failed(ErrorChain(error).to_string())
+fn failed(error: impl Into<BoxError>) -> OperationsError {
+    OperationsError::Failed(error.into())
 }
 
 fn missing(what: &str) -> OperationsError {
-    OperationsError::Failed(format!("this process has no {what}"))
+    failed(format!("this process has no {what}"))
 }
 
 impl Consumers {
@@ -202,7 +202,7 @@ impl Consumers {
         let _running = Running::take(&self.reindexing, "reindex")?;
         // Records that it was ready, if it was: the old index goes on serving.
         let _ = supervised.readiness_problem();
-        supervised.consumer().rebuild().await.map_err(|error| failed(&error))
+        supervised.consumer().rebuild().await.map_err(failed)
     }
 
     /// Compares the counts with the shards; with `repair` corrects them.
@@ -215,7 +215,7 @@ impl Consumers {
         let _running = Running::take(&self.recounting, "recount")?;
         self.recounted.store(0, Ordering::Relaxed);
         let progress = |done| self.recounted.store(done, Ordering::Relaxed);
-        popular.recount(repair, &progress).await.map_err(|error| failed(&error))
+        popular.recount(repair, &progress).await.map_err(failed)
     }
 
     /// Lets a group write the dead letters of a storm.
@@ -228,10 +228,7 @@ impl Consumers {
         let (_, supervised) = found.ok_or_else(|| {
             let known: Vec<&str> =
                 self.all().map(|(_, supervised)| supervised.consumer().group().0).collect();
-            OperationsError::Failed(format!(
-                "no group {group:?} runs here; there are: {}",
-                known.join(", ")
-            ))
+            failed(format!("no group {group:?} runs here; there are: {}", known.join(", ")))
         })?;
         supervised.consumer().allow_storm();
         Ok(())

@@ -1,21 +1,22 @@
 //! `tagfast serve`: a server process from its configuration to its last log line.
 //!
 //! Shutdown is a protocol: stop accepting, finish the requests in flight, stop the consumers, close
-//! the store, flush the traces. A second signal ends the process at once, which loses no
-//! acknowledged write.
+//! the store, flush the traces. Each step joins its tasks; the log names a task that still runs. A
+//! second signal ends the process at once, which loses no acknowledged write.
 //!
 //! How it fails: a configuration that cannot be run, an address that is in use and a store that
 //! does not open end the process with a message and a hint.
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tagfast_api::ApiServices;
 use tagfast_client::error::{CliError, CommandResult, Exit};
 use tagfast_client::signal::stop_signal;
 use tagfast_client::terminal::Terminal;
 use tagfast_resilience::SystemClock;
+use tagfast_resilience::task::wait_until_ended;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -27,6 +28,9 @@ use crate::node::embedded::EmbeddedNode;
 use crate::node::roles::Roles;
 use crate::telemetry::metrics::{Metrics, MetricsText};
 use crate::telemetry::{self, trace};
+
+/// How long tasks may take to end after their owners: the connections to the databases close.
+const TASKS_END_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The configuration with the flags of the command line.
 ///
@@ -99,6 +103,9 @@ impl Server<'_> {
         };
         // Its panic is logged already.
         let _ = upkeep.stop().await;
+        for (task, count) in wait_until_ended(TASKS_END_TIMEOUT).await {
+            tracing::warn!(task, count, "a task still runs after the shutdown");
+        }
         if result.is_ok() {
             tracing::info!("stopped");
         }
@@ -175,6 +182,7 @@ impl Server<'_> {
     async fn listen(&self, parts: ApiServices, endpoint: Endpoint) -> Result<(), CliError> {
         let Endpoint { listener, started, mut stop } = endpoint;
         let address = listener.local_addr()?;
+        let tasks = parts.tasks.clone();
         let mut router = tagfast_api::router(parts);
         if self.traced {
             router = router.layer(axum::middleware::from_fn(trace::span));
@@ -193,7 +201,7 @@ impl Server<'_> {
         let stopped = async move {
             let _ = stop.wait_for(|stop| *stop).await;
         };
-        tagfast_api::serve(listener, router, self.config.api_limits.clone(), stopped)
+        tagfast_api::serve(listener, router, self.config.api_limits.clone(), &tasks, stopped)
             .await
             .map_err(|e| CliError::new(format!("serving {base} failed")).with_source(e))
     }
@@ -202,15 +210,15 @@ impl Server<'_> {
 async fn bind(config: &Config) -> Result<TcpListener, CliError> {
     let address = config.listen;
     TcpListener::bind(address).await.map_err(|e| {
-        let hint = match e.kind() {
-            std::io::ErrorKind::AddrInUse => Some(
+        let hint = if e.kind() == std::io::ErrorKind::AddrInUse {
+            Some(
                 "another program (a second tagfast?) listens there; --listen 127.0.0.1:0 takes a \
                  free port",
-            ),
-            std::io::ErrorKind::PermissionDenied => {
-                Some("ports below 1024 need privileges; choose a higher one with --listen")
-            }
-            _ => None,
+            )
+        } else if e.kind() == std::io::ErrorKind::PermissionDenied {
+            Some("ports below 1024 need privileges; choose a higher one with --listen")
+        } else {
+            None
         };
         let error = CliError::new(format!("cannot listen on {address}")).with_source(e);
         match hint {

@@ -12,6 +12,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use async_trait::async_trait;
 use hmac::{Hmac, KeyInit, Mac};
 use reqwest::StatusCode;
 use reqwest::redirect::Policy;
@@ -57,8 +58,7 @@ pub(crate) const DELIVERY_BACKOFF: Backoff =
 pub(crate) struct Webhook {
     messages: mpsc::Sender<Value>,
     min_interval: Duration,
-    /// Ends with its owner.
-    _task: BackgroundTask,
+    task: BackgroundTask,
 }
 
 impl Webhook {
@@ -77,7 +77,7 @@ impl Webhook {
                 () = deliver_all => {}
             }
         });
-        Self { messages, min_interval, _task: task }
+        Self { messages, min_interval, task }
     }
 
     /// Starts a sender as the notifier of the dead-letter supervisor.
@@ -86,6 +86,7 @@ impl Webhook {
     }
 }
 
+#[async_trait]
 impl DeadLetterNotifier for Webhook {
     fn min_interval(&self) -> Duration {
         self.min_interval
@@ -93,6 +94,11 @@ impl DeadLetterNotifier for Webhook {
 
     fn notify(&self, notice: &DeadLetterNotice) -> bool {
         self.messages.try_send(notice.to_json()).is_ok()
+    }
+
+    async fn stop(&self) {
+        // Its panic is logged already.
+        let _ = self.task.stop().await;
     }
 }
 

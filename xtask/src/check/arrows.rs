@@ -39,11 +39,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("tagfast-store-embedded", STORE_AND_EVENTS),
-    (
-        "tagfast-search",
-        // Sharding and the store are for its conformance suite only.
-        STORE_AND_EVENTS,
-    ),
+    ("tagfast-search", &["tagfast-domain", "tagfast-resilience", "tagfast-events"]),
     ("tagfast-search-tantivy", SEARCH_ENGINE),
     ("tagfast-search-opensearch", SEARCH_ENGINE),
     (

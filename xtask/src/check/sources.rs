@@ -19,6 +19,7 @@ const MACHINE_PATHS: &[&str] = &["/root/", "/work/", "/farm/"];
 /// and tools are free.
 const ONE_WAY: &[(&str, &str)] = &[
     ("tokio::spawn(", "tagfast_resilience::task: a task has an owner, who joins it at shutdown"),
+    ("std::thread::spawn(", "std::thread::Builder: a thread has a name, and its owner joins it"),
     ("task::spawn_blocking(", "tagfast_resilience::task::blocking"),
     ("PoisonError", "parking_lot, whose locks are not poisoned"),
     ("std::sync::Mutex", "parking_lot::Mutex"),

@@ -18,7 +18,7 @@ fn answer(as_of: UnixMillis) -> CachedAnswer {
 }
 
 fn down() -> FeatureError {
-    PopularError::Unavailable("down".to_owned()).into()
+    PopularError::unavailable("down").into()
 }
 
 async fn request_feature_within(
@@ -67,7 +67,7 @@ fn outcome(given: Result<FeatureAnswer, Problem>) -> &'static str {
 
 #[tokio::test(start_paused = true)]
 async fn the_last_good_answer_stands_in_while_it_is_young_enough() {
-    let fallback = FeatureFallback::new(Duration::from_secs(3600));
+    let fallback = FeatureFallback::new(Duration::from_secs(3600), TaskGroup::new("test"));
     assert_eq!(
         outcome(request_feature(&fallback, async { Err(down()) }).await),
         "omitted",
@@ -101,7 +101,7 @@ async fn the_last_good_answer_stands_in_while_it_is_young_enough() {
         "breaker_open"
     );
 
-    let strict = FeatureFallback::new(Duration::ZERO);
+    let strict = FeatureFallback::new(Duration::ZERO, TaskGroup::new("test"));
     assert_eq!(outcome(request_feature(&strict, async { Ok(answer(NOW - 1)) }).await), "fresh");
     assert_eq!(
         outcome(request_feature(&strict, async { Err(down()) }).await),
@@ -112,7 +112,7 @@ async fn the_last_good_answer_stands_in_while_it_is_young_enough() {
 
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_its_source_calls_stale_is_marked_and_not_cached() {
-    let fallback = FeatureFallback::new(Duration::from_secs(3600));
+    let fallback = FeatureFallback::new(Duration::from_secs(3600), TaskGroup::new("test"));
     let old = || async { Ok(CachedAnswer { stale: true, ..answer(NOW - 5000) }) };
     assert_eq!(outcome(request_feature(&fallback, old()).await), "unavailable");
     assert_eq!(fallback.degraded_features(), [("suggestions", "unavailable")]);
@@ -132,7 +132,7 @@ async fn an_answer_that_its_source_calls_stale_is_marked_and_not_cached() {
 
 #[tokio::test(start_paused = true)]
 async fn a_late_result_answers_the_next_request() {
-    let fallback = FeatureFallback::new(Duration::from_secs(3600));
+    let fallback = FeatureFallback::new(Duration::from_secs(3600), TaskGroup::new("test"));
     let began = Instant::now();
     assert_eq!(outcome(request_feature(&fallback, answer_after(700)).await), "omitted");
     assert_eq!(began.elapsed(), WAIT_NORMAL);
@@ -153,7 +153,7 @@ async fn a_late_result_answers_the_next_request() {
 
 #[tokio::test(start_paused = true)]
 async fn a_slow_feature_that_works_recovers() {
-    let fallback = FeatureFallback::new(Duration::from_secs(3600));
+    let fallback = FeatureFallback::new(Duration::from_secs(3600), TaskGroup::new("test"));
     assert_eq!(outcome(request_feature(&fallback, async { Err(down()) }).await), "omitted");
     // 100 ms are longer than the degraded wait, and no failure.
     for _ in 0..40 {
@@ -173,7 +173,7 @@ async fn a_slow_feature_that_works_recovers() {
 
 #[tokio::test(start_paused = true)]
 async fn few_callers_wait_for_a_feature_that_hangs() {
-    let fallback = FeatureFallback::new(Duration::from_secs(3600));
+    let fallback = FeatureFallback::new(Duration::from_secs(3600), TaskGroup::new("test"));
     for _ in 0..200 {
         assert_eq!(outcome(request_feature(&fallback, answer_after(2)).await), "fresh");
     }
@@ -201,7 +201,7 @@ async fn background_work_is_bounded_and_ends() {
             self.0.fetch_sub(1, Ordering::SeqCst);
         }
     }
-    let fallback = FeatureFallback::new(Duration::from_secs(3600));
+    let fallback = FeatureFallback::new(Duration::from_secs(3600), TaskGroup::new("test"));
     let alive = Arc::new(AtomicUsize::new(0));
     for _ in 0..100 {
         let alive = Alive(Arc::clone(&alive));
@@ -227,7 +227,7 @@ async fn background_work_is_bounded_and_ends() {
 
 #[tokio::test(start_paused = true)]
 async fn a_wrong_request_is_no_failure_of_the_feature() {
-    let fallback = FeatureFallback::new(Duration::from_secs(3600));
+    let fallback = FeatureFallback::new(Duration::from_secs(3600), TaskGroup::new("test"));
     let mistake =
         || async { Err(SearchError::Limit { limit: "query_terms", allowed: 1, given: 2 }.into()) };
     assert_eq!(request_feature(&fallback, mistake()).await.unwrap_err().code(), Code::QueryLimit);
@@ -237,7 +237,7 @@ async fn a_wrong_request_is_no_failure_of_the_feature() {
 
 #[tokio::test(start_paused = true)]
 async fn a_caller_that_refuses_the_fallback_waits() {
-    let fallback = FeatureFallback::new(Duration::from_secs(3600));
+    let fallback = FeatureFallback::new(Duration::from_secs(3600), TaskGroup::new("test"));
     assert_eq!(outcome(request_feature(&fallback, async { Err(down()) }).await), "omitted");
     assert_eq!(
         outcome(request_feature_within(&fallback, Some(0), answer_after(300)).await),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::response::Response;
-use tagfast_resilience::task::TaskTracker;
+use tagfast_resilience::task::TaskGroup;
 use tagfast_resilience::{BreakerState, ErrorChain};
 
 use crate::problem::{Code, Problem, not_in_this_mode};
@@ -76,7 +76,7 @@ pub(crate) async fn status(Admin(request, _): Admin) -> Result<Response, Problem
 pub(crate) async fn reindex(Admin(request, _): Admin) -> Result<Response, Problem> {
     let operations = Arc::clone(&request.services().operations);
     let contents =
-        detached(&request.state.tasks, async move { operations.reindex().await }).await??;
+        detached(&request.services().tasks, async move { operations.reindex().await }).await??;
     Ok(json(&ReindexBody { contents }))
 }
 
@@ -95,7 +95,7 @@ pub(crate) async fn recount(Admin(mut request, _): Admin) -> Result<Response, Pr
     let Recount { repair } = request.json().await?;
     let operations = Arc::clone(&request.services().operations);
     let recount = async move { operations.recount(repair).await };
-    let report = detached(&request.state.tasks, recount).await??;
+    let report = detached(&request.services().tasks, recount).await??;
     let rows = report
         .rows
         .into_iter()
@@ -119,11 +119,12 @@ pub(crate) async fn failovers(_: Admin) -> Problem {
 
 /// Runs work that must continue when the client disconnects.
 async fn detached<T: Send + 'static>(
-    tasks: &TaskTracker,
+    tasks: &TaskGroup,
     work: impl Future<Output = T> + Send + 'static,
 ) -> Result<T, Problem> {
-    tasks.spawn(work).await.map_err(|error| {
+    let result = tasks.spawn(work).await.map_err(|error| {
         tracing::error!(error = %ErrorChain(&error), "an operation panicked");
         Problem::new(Code::Internal, "the operation hit a bug; the log has the details")
-    })
+    })?;
+    result.ok_or_else(|| Problem::new(Code::OperationFailed, "the node stops"))
 }

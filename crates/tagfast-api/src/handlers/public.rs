@@ -6,12 +6,13 @@ use axum::extract::State;
 use axum::http::Uri;
 use axum::response::Response;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
+use tagfast_resilience::jittered_retry_after;
 
 use crate::docs;
 use crate::encoding::path_segment;
 use crate::headers::prefers_html;
 use crate::params::{NoParams, Params};
-use crate::problem::{Code, PROBLEM_CODES, Problem};
+use crate::problem::{Code, PROBLEM_CODES, Problem, retry_after_header};
 use crate::state::ApiState;
 use crate::wire::admin::PartProblemBody;
 use crate::wire::meta::DegradedBody;
@@ -90,7 +91,8 @@ pub(crate) async fn readyz(
     let mut response = json(&ReadyBody { ready, not_ready, degraded });
     if !ready {
         *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        let after = retry_after_header(jittered_retry_after());
+        response.headers_mut().insert(header::RETRY_AFTER, after);
     }
     Ok(response)
 }

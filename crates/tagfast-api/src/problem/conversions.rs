@@ -98,8 +98,8 @@ impl From<SearchError> for Problem {
             }
             SearchError::PrefixTooBroad { allowed, .. } => Self::new(Code::PrefixTooBroad, detail)
                 .limit("prefix_tags", allowed as u64, allowed as u64 + 1),
-            SearchError::Unavailable(reason) => {
-                tracing::warn!(reason, "search is unavailable");
+            SearchError::Unavailable(source) => {
+                tracing::warn!(error = %ErrorChain(source.as_ref()), "search is unavailable");
                 Self::new(Code::SearchUnavailable, "the search index cannot answer now")
                     .retry_after(jittered_retry_after())
             }
@@ -119,8 +119,9 @@ impl From<PopularError> for Problem {
     fn from(error: PopularError) -> Self {
         match error {
             PopularError::UnknownWindow(_) => Self::new(Code::BadParameter, error.to_string()),
-            PopularError::Unavailable(reason) => {
-                tracing::warn!(reason, "popular tags are unavailable");
+            PopularError::Unavailable(source) => {
+                let error = ErrorChain(source.as_ref());
+                tracing::warn!(%error, "popular tags are unavailable");
                 Self::new(Code::PopularUnavailable, "the counts of tags cannot be read now")
                     .retry_after(jittered_retry_after())
             }
@@ -138,11 +139,14 @@ impl From<DeadLetterStoreError> for Problem {
 
 impl From<OperationsError> for Problem {
     fn from(error: OperationsError) -> Self {
-        let code = match &error {
-            OperationsError::AlreadyRunning(_) => Code::AlreadyRunning,
-            OperationsError::Failed(_) => Code::OperationFailed,
-        };
-        Self::new(code, error.to_string())
+        match &error {
+            OperationsError::AlreadyRunning(_) => {
+                Self::new(Code::AlreadyRunning, error.to_string())
+            }
+            OperationsError::Failed(source) => {
+                Self::new(Code::OperationFailed, ErrorChain(source.as_ref()).to_string())
+            }
+        }
     }
 }
 

@@ -180,6 +180,12 @@ impl Problem {
     }
 }
 
+/// The value of `Retry-After`: whole seconds, rounded up, because an earlier retry would be refused
+/// again.
+pub(crate) fn retry_after_header(after: Duration) -> HeaderValue {
+    HeaderValue::from(after.as_millis().div_ceil(1000).max(1) as u64)
+}
+
 /// The middleware finds the problem among the extensions and writes the body.
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
@@ -187,9 +193,7 @@ impl IntoResponse for Problem {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = inner.code.status();
         if let Some(after) = inner.retry_after {
-            // Whole seconds, rounded up: an earlier retry would be refused again.
-            let seconds = after.as_millis().div_ceil(1000).max(1) as u64;
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            response.headers_mut().insert(header::RETRY_AFTER, retry_after_header(after));
         }
         for (name, value) in &inner.headers {
             response.headers_mut().insert(name.clone(), value.clone());

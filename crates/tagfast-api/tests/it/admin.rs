@@ -13,9 +13,11 @@ async fn health_readiness_and_metrics_need_no_token() {
         fixture.get("/readyz").send().await.ok(),
         json!({"ready": true, "not_ready": [], "degraded": []})
     );
-    *fixture.operations.not_ready.lock().unwrap() = Some("rebuilding, 40 % done".into());
+    *fixture.operations.not_ready.lock() = Some("rebuilding, 40 % done".into());
     let answer = fixture.get("/readyz").send().await;
-    assert_eq!((answer.status.as_u16(), answer.header("retry-after")), (503, "1"));
+    assert_eq!(answer.status.as_u16(), 503);
+    let retry_after: u64 = answer.header("retry-after").parse().unwrap();
+    assert!((1..=3).contains(&retry_after), "{retry_after}");
     assert_eq!(
         answer.json()["not_ready"],
         json!([{"part": "search", "problem": "rebuilding, 40 % done"}])
@@ -59,10 +61,9 @@ async fn status_reindex_and_recount() {
         false
     );
 
-    *fixture.operations.fault.lock().unwrap() = Some(|| OperationsError::AlreadyRunning("reindex"));
+    *fixture.operations.fault.lock() = Some(|| OperationsError::AlreadyRunning("reindex"));
     fixture.request("POST", "/v1/admin/reindex").send().await.problem("already_running");
-    *fixture.operations.fault.lock().unwrap() =
-        Some(|| OperationsError::Failed("the disk is full".into()));
+    *fixture.operations.fault.lock() = Some(|| OperationsError::Failed("the disk is full".into()));
     fixture
         .request("POST", "/v1/admin/recount")
         .json("{}")
@@ -94,7 +95,7 @@ async fn a_storm_is_allowed_with_a_reason() {
     ask(r#"{"group": "unknown", "reason": "x"}"#).await.problem("wrong_type");
     ask(r#"{"group": "analytics", "reason": "x"}"#).await.problem("operation_failed");
     assert_eq!(
-        fixture.dead_letters.audit_log.lock().unwrap()[0].detail,
+        fixture.dead_letters.audit_log.lock()[0].detail,
         "group=indexer: garbage by a load test"
     );
 }

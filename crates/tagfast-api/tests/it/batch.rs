@@ -68,7 +68,7 @@ async fn a_bad_item_fails_alone() {
     assert_eq!((&results[0]["ok"], &results[1]["ok"]), (&json!(false), &json!(true)));
     assert!(results[0]["problem"]["trace_id"].is_string());
 
-    fixture.store.fail_with(|| StoreError::Unavailable {
+    fixture.store.faults().fail_with(|| StoreError::Unavailable {
         reason: "the shard has no primary",
         outcome_unknown: false,
         retry_after: std::time::Duration::from_millis(1500),

@@ -32,7 +32,7 @@ pub(crate) fn with_dead_letters(fixture: Fixture) -> Fixture {
     let mut dead_letters: Vec<_> = (1..=3).map(|n| stored("acme", n)).collect();
     dead_letters.push(stored("umbra", 4));
     dead_letters[2].dead_letter.class = FailureClass::Poison;
-    *fixture.dead_letters.stored.lock().unwrap() = dead_letters;
+    *fixture.dead_letters.stored.lock() = dead_letters;
     fixture
 }
 
@@ -133,7 +133,7 @@ async fn a_replay_of_everything_needs_confirmation() {
     replay(r#"{"filter": {"from": "soon"}}"#).await.problem("bad_time");
     let many = json!({"filter": {"ids": vec!["indexer/3/1"; 501]}}).to_string();
     assert_eq!(replay(&many).await.problem("too_long")["limit"], "filter_ids");
-    assert!(fixture.dead_letters.jobs.lock().unwrap().is_empty(), "no job has started");
+    assert!(fixture.dead_letters.jobs.lock().is_empty(), "no job has started");
 
     let begun = replay(r#"{"filter": {"tenant": "acme"}, "dry_run": true}"#).await.ok();
     assert_eq!(

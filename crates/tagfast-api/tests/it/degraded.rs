@@ -21,12 +21,12 @@ async fn filled() -> Fixture {
 }
 
 fn popular_down(fixture: &Fixture, down: bool) {
-    *fixture.popular.fault.lock().unwrap() =
+    *fixture.popular.fault.lock() =
         down.then_some(|| PopularError::Unavailable("a secret place".into()));
 }
 
 fn sheddable_down(fixture: &Fixture) {
-    *fixture.search.limited.lock().unwrap() = Some(|| SearchError::Refused {
+    *fixture.search.limited.lock() = Some(|| SearchError::Refused {
         reason: "breaker_open",
         retry_after: Duration::from_secs(3),
     });
@@ -147,7 +147,7 @@ async fn hits_are_answered_without_facets_and_totals() {
     assert_eq!(body["total"], json!({"value": 2, "relation": "gte"}));
     fixture.get(uri).header("cache-control", "no-cache").send().await.problem("search_unavailable");
 
-    *fixture.search.limited.lock().unwrap() = None;
+    *fixture.search.limited.lock() = None;
     let good = fixture.get(uri).send().await.ok();
     assert_eq!((&good["meta"]["degraded"], &good["total"]["value"]), (&json!([]), &json!(5)));
     sheddable_down(&fixture);
@@ -160,7 +160,7 @@ async fn hits_are_answered_without_facets_and_totals() {
     assert_eq!(body["meta"]["age_ms"], 6500, "as old as its oldest part");
 
     // Hits are not optional.
-    *fixture.search.fault.lock().unwrap() = Some(|| SearchError::Unavailable("down".into()));
+    *fixture.search.fault.lock() = Some(|| SearchError::Unavailable("down".into()));
     fixture.get(uri).send().await.problem("search_unavailable");
 }
 

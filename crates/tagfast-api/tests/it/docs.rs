@@ -59,9 +59,9 @@ fn sections(page: &str) -> Vec<Section> {
 /// A fixture in which everything exists that the examples name.
 async fn fixture_for_examples() -> Fixture {
     let fixture = with_dead_letters(fixture());
-    fixture.dead_letters.stored.lock().unwrap().push(stored("default", 1207));
+    fixture.dead_letters.stored.lock().push(stored("default", 1207));
     let job = ReplayJob { id: JOB_ID.to_owned(), ..ReplayJob::default() };
-    fixture.dead_letters.jobs.lock().unwrap().push(job);
+    fixture.dead_letters.jobs.lock().push(job);
     fixture.breakers.make("index", BreakerOptions::default());
     fixture.tag("jira.issue/PROJ-1", "critical").await.ok();
     fixture

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use serde_json::json;
+use tagfast_domain::UserId;
 use tagfast_resilience::Criticality;
+use tagfast_store::testing::ReadCall;
 use tagfast_store::{CacheUse, Degraded, Source};
 
-use crate::support::store::ReadSeen;
 use crate::support::{ApiLimits, AuthConfig, fixture, fixture_with, jwt_fixture, keys};
 
 const TAGS: &str = "/v1/content/a/1/tags";
@@ -14,10 +15,13 @@ const TAGS: &str = "/v1/content/a/1/tags";
 #[tokio::test]
 async fn the_store_receives_the_reader_and_the_criticality() {
     let fixture = jwt_fixture();
-    let last_read = || fixture.store.last_read.lock().unwrap().clone().unwrap();
+    let last_read = || fixture.store.faults().last_read().unwrap();
     fixture.get(TAGS).bearer(&keys::user("acme")).send().await.ok();
-    let expect =
-        ReadSeen { user: Some("ada".into()), criticality: Criticality::Critical, max_stale: None };
+    let expect = ReadCall {
+        user: UserId::parse("ada").ok(),
+        criticality: Criticality::Critical,
+        max_stale: None,
+    };
     assert_eq!(last_read(), expect);
     let get = fixture.request("POST", "/v1/content:batchGet").bearer(&keys::user("acme"));
     let get =
@@ -26,7 +30,7 @@ async fn the_store_receives_the_reader_and_the_criticality() {
     let five = Some(Duration::from_secs(5));
     assert_eq!(
         last_read(),
-        ReadSeen { criticality: Criticality::Degradable, max_stale: five, ..expect }
+        ReadCall { criticality: Criticality::Degradable, max_stale: five, ..expect }
     );
 }
 
@@ -43,7 +47,7 @@ async fn a_client_says_how_stale_an_answer_may_be() {
         ("max-age=5", None),
     ] {
         fixture.get(TAGS).header("cache-control", value).send().await.ok();
-        let given = fixture.store.last_read.lock().unwrap().clone().unwrap().max_stale;
+        let given = fixture.store.faults().last_read().unwrap().max_stale;
         assert_eq!(given, expect.map(Duration::from_secs), "{value}");
     }
     let both = fixture
@@ -51,10 +55,7 @@ async fn a_client_says_how_stale_an_answer_may_be() {
         .header("cache-control", "max-stale=9")
         .header("cache-control", "max-stale=8");
     both.send().await.ok();
-    assert_eq!(
-        fixture.store.last_read.lock().unwrap().clone().unwrap().max_stale,
-        Some(Duration::from_secs(8))
-    );
+    assert_eq!(fixture.store.faults().last_read().unwrap().max_stale, Some(Duration::from_secs(8)));
     for uri in [TAGS, "/v1/search", "/v1/tags", "/v1/tags/popular", "/v1/tags/x"] {
         fixture
             .get(uri)
@@ -78,13 +79,14 @@ async fn a_stale_view_says_so_and_never_looks_fresh() {
     let same = again().await;
     assert_eq!((same.status.as_u16(), same.header("cache-control")), (304, "private, no-cache"));
 
-    *fixture.store.view_change.lock().unwrap() = Some(|view| {
+    fixture.store.faults().set_view_hook(Some(|_, view| {
         view.stale = true;
         view.as_of -= 90_000;
         view.source = Source::Cache;
         view.cache = CacheUse::Stale("redis");
         view.degraded = vec![Degraded { feature: "view", reason: "unavailable" }];
-    });
+        Ok(())
+    }));
     let stale = again().await;
     let body = stale.ok();
     assert_eq!((&body["meta"]["stale"], &body["meta"]["age_ms"]), (&json!(true), &json!(90_000)));
@@ -101,11 +103,12 @@ async fn a_stale_view_says_so_and_never_looks_fresh() {
     );
 
     // Proven current, although it was read long ago.
-    *fixture.store.view_change.lock().unwrap() = Some(|view| {
+    fixture.store.faults().set_view_hook(Some(|_, view| {
         view.as_of -= 90_000;
         view.source = Source::Cache;
         view.cache = CacheUse::Hit("l1");
-    });
+        Ok(())
+    }));
     let hit = fixture.get(TAGS).send().await;
     assert_eq!((&hit.ok()["meta"]["stale"], hit.header("age")), (&json!(false), "90"));
     assert_eq!(
@@ -113,7 +116,9 @@ async fn a_stale_view_says_so_and_never_looks_fresh() {
         ("tagfast; hit; detail=l1", "private, no-cache")
     );
     assert_eq!(again().await.status, 304);
-    *fixture.store.view_change.lock().unwrap() =
-        Some(|view| view.degraded = vec![Degraded { feature: "session", reason: "failover" }]);
+    fixture.store.faults().set_view_hook(Some(|_, view| {
+        view.degraded = vec![Degraded { feature: "session", reason: "failover" }];
+        Ok(())
+    }));
     assert_eq!(again().await.header("cache-control"), "no-store");
 }

@@ -193,7 +193,7 @@ async fn every_error_of_the_store_has_its_problem() {
         (|| StoreError::Internal("a secret detail".into()), "internal", true),
     ];
     for (fault, code, unknown) in faults {
-        fixture.store.fail_with(fault);
+        fixture.store.faults().fail_with(fault);
         let answer = fixture.tag("a/1", "x").await;
         let problem = answer.problem(code);
         assert_eq!(problem["outcome_unknown"] == true, unknown, "{problem}");
@@ -201,7 +201,7 @@ async fn every_error_of_the_store_has_its_problem() {
         fixture.get(TAGS).send().await.problem(code);
         fixture.get("/v1/export").send().await.problem(code);
     }
-    fixture.store.fail_with(|| StoreError::Overloaded {
+    fixture.store.faults().fail_with(|| StoreError::Overloaded {
         queue: "write",
         limit: 9,
         retry_after: Duration::from_millis(100),
@@ -211,14 +211,14 @@ async fn every_error_of_the_store_has_its_problem() {
         (answer.header("retry-after"), answer.json()["retry_after_ms"].as_u64()),
         ("1", Some(100))
     );
-    fixture.store.heal();
+    fixture.store.faults().heal();
     fixture.tag("a/1", "x").await.ok();
 }
 
 #[tokio::test]
 async fn a_panic_is_a_problem_and_the_service_goes_on() {
     let fixture = fixture();
-    fixture.store.panic.store(true, std::sync::atomic::Ordering::SeqCst);
+    fixture.store.faults().panic_once();
     let problem = fixture.get(TAGS).send().await.problem("internal");
     assert!(
         !problem.to_string().contains("on request"),
@@ -233,7 +233,7 @@ async fn a_store_that_hangs_is_a_deadline() {
         AuthConfig::None,
         ApiLimits { request_timeout: Duration::from_secs(3), ..ApiLimits::default() },
     );
-    fixture.store.hang.store(true, std::sync::atomic::Ordering::SeqCst);
+    fixture.store.faults().delay(Duration::from_secs(3600));
     let started = tokio::time::Instant::now();
     fixture.get(TAGS).send().await.problem("deadline");
     assert!(

@@ -44,7 +44,7 @@ async fn hits_total_facets_and_meta() {
 async fn parameters_reach_the_index() {
     let fixture = filled().await;
     fixture.get("/v1/search?q=a+AND+b%2B%2B&sort=id&limit=7&total=exact").send().await.ok();
-    let last = fixture.search.last.lock().unwrap().clone().unwrap();
+    let last = fixture.search.last.lock().clone().unwrap();
     assert_eq!(last.query.as_deref(), Some("a AND b++"));
     assert_eq!((last.sort, last.limit, last.total_exact, last.facets), (Sort::Id, 7, false, false));
     assert_eq!(last.criticality, Criticality::Degradable);
@@ -59,7 +59,7 @@ async fn parameters_reach_the_index() {
         (&exact["total"], &exact["meta"]["degraded"]),
         (&json!({"value": 6, "relation": "eq"}), &json!([]))
     );
-    let last = fixture.search.last.lock().unwrap().clone().unwrap();
+    let last = fixture.search.last.lock().clone().unwrap();
     assert_eq!((last.total_exact, last.criticality), (true, Criticality::Sheddable));
     for (uri, code) in [
         ("limit=0", "bad_parameter"),
@@ -123,7 +123,7 @@ async fn a_cursor_belongs_to_its_query_and_day() {
 #[tokio::test]
 async fn a_wrong_query_names_the_place() {
     let fixture = fixture();
-    *fixture.search.fault.lock().unwrap() = Some(|| SearchError::Syntax {
+    *fixture.search.fault.lock() = Some(|| SearchError::Syntax {
         position: 4,
         byte: 6,
         expected: "a tag".into(),
@@ -134,18 +134,17 @@ async fn a_wrong_query_names_the_place() {
         (&problem["position"], &problem["byte"], &problem["expected"]),
         (&json!(4), &json!(6), &json!("a tag"))
     );
-    *fixture.search.fault.lock().unwrap() =
+    *fixture.search.fault.lock() =
         Some(|| SearchError::Limit { limit: "terms", allowed: 64, given: 65 });
     let problem = fixture.get("/v1/search?q=x").send().await.problem("query_limit");
     assert_eq!(
         (&problem["limit"], &problem["allowed"], &problem["given"]),
         (&json!("terms"), &json!(64), &json!(65))
     );
-    *fixture.search.fault.lock().unwrap() =
+    *fixture.search.fault.lock() =
         Some(|| SearchError::PrefixTooBroad { prefix: "a".into(), allowed: 100 });
     fixture.get("/v1/search?q=x").send().await.problem("prefix_too_broad");
-    *fixture.search.fault.lock().unwrap() =
-        Some(|| SearchError::Unavailable("a secret path".into()));
+    *fixture.search.fault.lock() = Some(|| SearchError::Unavailable("a secret path".into()));
     let problem = fixture.get("/v1/search?q=x").send().await.problem("search_unavailable");
     assert!(!problem.to_string().contains("secret"), "details for the operator stay in the log");
 }

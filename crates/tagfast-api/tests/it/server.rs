@@ -1,7 +1,6 @@
 //! The accept loop on real sockets: slow clients, limits, draining.
 
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tagfast_api::{ApiLimits, AuthConfig};
@@ -27,9 +26,9 @@ async fn start(limits: ApiLimits) -> Running {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
-    let router = fixture.router.clone();
+    let (router, tasks) = (fixture.router.clone(), fixture.tasks.clone());
     let task = tokio::spawn(async move {
-        tagfast_api::serve(listener, router, limits, async { drop(stopped.await) }).await
+        tagfast_api::serve(listener, router, limits, &tasks, async { drop(stopped.await) }).await
     });
     Running { fixture, address, stop: Some(stop), task }
 }
@@ -68,6 +67,18 @@ async fn answer_head(stream: &mut TcpStream) -> String {
         bytes.push(byte);
     }
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[tokio::test]
+async fn a_stop_ends_the_work_that_outlives_its_request() {
+    let limits = ApiLimits { drain_timeout: Duration::from_millis(300), ..ApiLimits::default() };
+    let server = start(limits).await;
+    let tasks = server.fixture.tasks.clone();
+    let short = tasks.spawn(tokio::time::sleep(Duration::from_millis(50)));
+    let hangs = tasks.spawn(std::future::pending::<()>());
+    server.finish().await;
+    assert!(tasks.is_empty());
+    assert_eq!((short.await.unwrap(), hangs.await.unwrap()), (Some(()), None));
 }
 
 #[tokio::test]
@@ -133,7 +144,7 @@ async fn a_head_that_is_no_http_or_too_large_is_refused() {
 #[tokio::test]
 async fn requests_in_flight_are_finished_and_new_ones_are_refused() {
     let mut server = start(ApiLimits::default()).await;
-    server.fixture.store.hang.store(true, Ordering::SeqCst);
+    server.fixture.store.faults().pause();
     let mut busy = server.connect().await;
     // The body is not there yet: the request is in flight until it comes.
     busy.write_all(b"PATCH /v1/content/a/1/tags HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 14\r\nexpect: 100-continue\r\n\r\n")
@@ -156,7 +167,7 @@ async fn requests_in_flight_are_finished_and_new_ones_are_refused() {
     };
     tokio::time::timeout(TEST_TIMEOUT, refused).await.expect("the listener closes");
 
-    server.fixture.store.hang.store(false, Ordering::SeqCst);
+    server.fixture.store.faults().heal();
     busy.write_all(br#"{"add": ["x"]}"#).await.unwrap();
     let answer = until_closed(&mut busy).await;
     assert!(answer.contains("200 OK") && answer.contains("\"changed\":true"), "{answer}");
@@ -167,7 +178,7 @@ async fn requests_in_flight_are_finished_and_new_ones_are_refused() {
 async fn draining_has_an_end() {
     let limits = ApiLimits { drain_timeout: Duration::from_millis(100), ..ApiLimits::default() };
     let server = start(limits).await;
-    server.fixture.store.hang.store(true, Ordering::SeqCst);
+    server.fixture.store.faults().pause();
     let mut busy = server.connect().await;
     busy.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     assert!(answer_head(&mut busy).await.contains("200 OK"));

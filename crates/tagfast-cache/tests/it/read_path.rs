@@ -7,16 +7,17 @@ use futures_util::future::join_all;
 use tagfast_cache::{CacheOptions, CachedStore};
 use tagfast_resilience::ManualClock;
 use tagfast_sharding::ContentHash;
+use tagfast_store::testing::{CallFaults, MemoryStore};
 use tagfast_store::{
     CacheUse, Consistency, ConsistencyToken, ReadOptions, Source, StoreError, TagReader, TagWriter,
     View,
 };
 
-use crate::support::{FakeStore, FaultMode, NOW, add, key, node};
+use crate::support::{NOW, add, key, lag, memory_store, node, overloaded};
 
 struct Fixture {
     clock: Arc<ManualClock>,
-    backend: Arc<FakeStore>,
+    backend: Arc<MemoryStore>,
     node: Arc<CachedStore>,
 }
 
@@ -27,7 +28,7 @@ impl Fixture {
 
     fn with(options: CacheOptions) -> Self {
         let clock = Arc::new(ManualClock::new(NOW));
-        let backend = FakeStore::new(&clock);
+        let backend = memory_store(&clock);
         let node = node(&backend, &clock, None, None, options);
         Self { clock, backend, node }
     }
@@ -56,7 +57,7 @@ fn token_of(id: &str, view: &View) -> ConsistencyToken {
 #[tokio::test(start_paused = true)]
 async fn a_stampede_is_one_read_of_the_store() {
     let fixture = Fixture::new();
-    fixture.backend.set_fault(FaultMode::Hangs);
+    fixture.backend.faults().pause_reads();
     let readers: Vec<_> = (0..10_000)
         .map(|_| {
             let node = Arc::clone(&fixture.node);
@@ -65,13 +66,13 @@ async fn a_stampede_is_one_read_of_the_store() {
         .collect();
     // With paused time, sleeping means that every reader waits.
     tokio::time::sleep(Duration::from_millis(1)).await;
-    fixture.backend.set_fault(FaultMode::Healthy);
+    fixture.backend.faults().heal();
     let views: Vec<View> = join_all(readers)
         .await
         .into_iter()
         .map(|view| view.expect("no panic").expect("a view"))
         .collect();
-    assert_eq!(fixture.backend.reads(), 1);
+    assert_eq!(fixture.backend.faults().reads(), 1);
     let collapsed =
         views.iter().filter(|view| view.cache == CacheUse::Miss { collapsed: true }).count();
     assert_eq!(collapsed, 9_999);
@@ -81,7 +82,7 @@ async fn a_stampede_is_one_read_of_the_store() {
 #[tokio::test(start_paused = true)]
 async fn a_cancelled_reader_does_not_cancel_the_others() {
     let fixture = Fixture::new();
-    fixture.backend.set_fault(FaultMode::Hangs);
+    fixture.backend.faults().pause_reads();
     let first = {
         let node = Arc::clone(&fixture.node);
         tokio::spawn(async move { node.view(&key("hot"), &ReadOptions::default()).await.map(drop) })
@@ -93,15 +94,15 @@ async fn a_cancelled_reader_does_not_cancel_the_others() {
     };
     tokio::time::sleep(Duration::from_millis(1)).await;
     first.abort();
-    fixture.backend.set_fault(FaultMode::Healthy);
+    fixture.backend.faults().heal();
     assert!(second.await.expect("no panic").is_ok());
-    assert_eq!(fixture.backend.reads(), 1);
+    assert_eq!(fixture.backend.faults().reads(), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_read_that_began_before_a_write_does_not_answer_its_writer() {
     let fixture = Fixture::new();
-    fixture.backend.set_fault(FaultMode::Hangs);
+    fixture.backend.faults().pause_reads();
     let before = {
         let node = Arc::clone(&fixture.node);
         tokio::spawn(async move { node.view(&key("a"), &ReadOptions::default()).await })
@@ -119,7 +120,7 @@ async fn a_read_that_began_before_a_write_does_not_answer_its_writer() {
         })
     };
     tokio::time::sleep(Duration::from_millis(1)).await;
-    fixture.backend.set_fault(FaultMode::Healthy);
+    fixture.backend.faults().heal();
     assert!(
         before.await.expect("no panic").expect("a view").tags.is_empty(),
         "it was read before the write"
@@ -132,8 +133,11 @@ async fn an_expired_entry_answers_marked_as_stale_while_the_store_does_not() {
     let fixture = Fixture::new();
     fixture.node.write(add(&key("a"), "ui", "ana")).await.expect("a write");
     fixture.age(10).await;
-    for fault in [FaultMode::Overloaded, FaultMode::Hangs] {
-        fixture.backend.set_fault(fault);
+    let faults: [fn(&CallFaults); 2] =
+        [|faults| faults.fail_with(overloaded), |faults| faults.pause_reads()];
+    for fault in faults {
+        fixture.backend.faults().heal();
+        fault(fixture.backend.faults());
         let began = tokio::time::Instant::now();
         let view = fixture.plain("a").await;
         assert!(
@@ -143,7 +147,7 @@ async fn an_expired_entry_answers_marked_as_stale_while_the_store_does_not() {
         assert_eq!((view.as_of, view.tags.len()), (NOW, 1));
         assert!(began.elapsed() <= Duration::from_millis(400), "{:?}", began.elapsed());
     }
-    fixture.backend.set_fault(FaultMode::Healthy);
+    fixture.backend.faults().heal();
     assert!(!fixture.plain("a").await.stale);
 }
 
@@ -155,7 +159,7 @@ async fn a_stale_answer_is_refused_to_a_client_that_must_see_more() {
     // Through another node.
     let newer = fixture.backend.write(add(&key("a"), "api", "ana")).await.expect("a write");
     fixture.age(10).await;
-    fixture.backend.set_fault(FaultMode::Overloaded);
+    fixture.backend.faults().fail_with(overloaded);
     let stale =
         async |options: ReadOptions<'_>| fixture.view("a", &options).await.map(|view| view.stale);
     let (old, new) = (token_of("a", &seen), {
@@ -187,29 +191,29 @@ async fn a_slow_read_continues_after_its_caller_was_answered_and_fills_the_cache
     let fixture = Fixture::new();
     fixture.node.write(add(&key("a"), "ui", "ana")).await.expect("a write");
     fixture.age(10).await;
-    fixture.backend.set_fault(FaultMode::Hangs);
+    fixture.backend.faults().pause_reads();
     assert!(fixture.plain("a").await.stale);
-    let reads = fixture.backend.reads();
-    fixture.backend.set_fault(FaultMode::Healthy);
+    let reads = fixture.backend.faults().reads();
+    fixture.backend.faults().heal();
     tokio::time::sleep(Duration::from_millis(1)).await;
     assert_eq!(fixture.plain("a").await.cache, CacheUse::Hit("l1"));
-    assert_eq!(fixture.backend.reads(), reads);
+    assert_eq!(fixture.backend.faults().reads(), reads);
 }
 
 #[tokio::test(start_paused = true)]
 async fn writes_lost_by_a_failover_are_never_shown() {
     let fixture = Fixture::new();
     fixture.node.write(add(&key("kept"), "ui", "ana")).await.expect("a write");
-    let epoch_end = fixture.backend.lsn();
+    let epoch_end = fixture.backend.newest_position();
     fixture.node.write(add(&key("lost"), "ui", "ana")).await.expect("a write");
     assert_eq!(fixture.plain("lost").await.cache, CacheUse::Hit("l1"));
     fixture.backend.fail_over(epoch_end, &key("lost"));
-    let reads = fixture.backend.reads();
+    let reads = fixture.backend.faults().reads();
     assert_eq!(fixture.plain("kept").await.cache, CacheUse::Hit("l1"), "it belongs to the history");
-    assert_eq!(fixture.backend.reads(), reads);
-    fixture.backend.set_fault(FaultMode::Overloaded);
+    assert_eq!(fixture.backend.faults().reads(), reads);
+    fixture.backend.faults().fail_with(overloaded);
     assert!(fixture.view("lost", &ReadOptions::default()).await.is_err(), "not even as stale");
-    fixture.backend.set_fault(FaultMode::Healthy);
+    fixture.backend.faults().heal();
     assert!(fixture.plain("lost").await.tags.is_empty());
 }
 
@@ -218,7 +222,7 @@ async fn after_an_unknown_outcome_caches_do_not_answer_for_a_while() {
     let fixture = Fixture::new();
     fixture.node.write(add(&key("a"), "ui", "ana")).await.expect("a write");
     assert_eq!(fixture.plain("a").await.cache, CacheUse::Hit("l1"));
-    fixture.backend.lose_next_answer();
+    fixture.backend.faults().lose_next_answer();
     assert!(fixture.node.write(add(&key("a"), "api", "ana")).await.is_err());
     let view = fixture.plain("a").await;
     assert_eq!((view.tags.len(), view.cache), (2, CacheUse::Miss { collapsed: false }));
@@ -240,11 +244,11 @@ async fn soft_ttls_are_jittered_and_no_entry_answers_past_its_own() {
         fixture.node.write(add(&key(&n.to_string()), "ui", "ana")).await.expect("a write");
     }
     fixture.age(2).await;
-    let reads = fixture.backend.reads();
+    let reads = fixture.backend.faults().reads();
     for n in 0..200 {
         fixture.plain(&n.to_string()).await;
     }
-    let expired = fixture.backend.reads() - reads;
+    let expired = fixture.backend.faults().reads() - reads;
     assert!((1..=200).contains(&expired), "{expired}");
 }
 
@@ -254,7 +258,7 @@ async fn soft_ttls_are_jittered_and_no_entry_answers_past_its_own() {
 async fn a_token_is_refused_rather_than_answered_with_an_older_view() {
     let fixture = Fixture::with(CacheOptions { l1_bytes: 0, ..CacheOptions::default() });
     let written = fixture.node.write(add(&key("a"), "ui", "ana")).await.expect("a write");
-    fixture.backend.set_fault(FaultMode::Lags);
+    fixture.backend.faults().set_view_hook(Some(lag));
     let view = fixture.plain("a").await;
     assert_eq!((view.version < written.version, view.degraded.len()), (true, 1), "{view:?}");
     let mut token = ConsistencyToken::default();
@@ -262,6 +266,6 @@ async fn a_token_is_refused_rather_than_answered_with_an_older_view() {
     let with_token = ReadOptions { token: Some(&token), ..ReadOptions::default() };
     let refused = fixture.view("a", &with_token).await;
     assert!(matches!(refused, Err(StoreError::Overloaded { .. })), "{refused:?}");
-    fixture.backend.set_fault(FaultMode::Healthy);
+    fixture.backend.faults().heal();
     assert_eq!(fixture.view("a", &with_token).await.expect("a view").version, written.version);
 }

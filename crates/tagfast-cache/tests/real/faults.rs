@@ -105,11 +105,11 @@ async fn an_empty_redis_is_refilled_from_the_local_cache() {
         }
     })
     .await;
-    let reads = fixture.backend.reads();
+    let reads = fixture.backend.faults().reads();
     for id in &ids {
         assert_eq!(fixture.b.eventual(id).await.tags.len(), 1, "{id}");
     }
-    assert_eq!(fixture.backend.reads(), reads);
+    assert_eq!(fixture.backend.faults().reads(), reads);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -206,7 +206,7 @@ async fn a_lost_pubsub_connection_alone_is_noticed() {
     let fixture = Fixture::start(CacheOptions::default()).await;
     fixture.a.write("x", "ui", "ana").await;
     fixture.a.eventual("x").await;
-    let reads = fixture.backend.reads();
+    let reads = fixture.backend.faults().reads();
     command(RedisRole::Cache, redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("PUBSUB")).await;
     fixture.a.wait_in_sync().await;
     wait_for_condition_async("L1 answers", TEST_TIMEOUT, || async {
@@ -214,7 +214,11 @@ async fn a_lost_pubsub_connection_alone_is_noticed() {
         if view.cache == CacheUse::Hit("l1") { Ok(()) } else { Err(format!("{:?}", view.cache)) }
     })
     .await;
-    assert_eq!(fixture.backend.reads(), reads, "no invalidation was lost, so no entry expired");
+    assert_eq!(
+        fixture.backend.faults().reads(),
+        reads,
+        "no invalidation was lost, so no entry expired"
+    );
 }
 
 /// One invalidation is lost: the next one of its stripe expires that stripe and no other.

@@ -5,7 +5,7 @@ mod harness;
 #[path = "../support/nodes.rs"]
 mod nodes;
 #[path = "../support/mod.rs"]
-#[expect(dead_code, reason = "only tests without Redis lose an answer")]
+#[expect(dead_code, reason = "only tests without Redis have a store that lags")]
 mod support;
 
 mod faults;

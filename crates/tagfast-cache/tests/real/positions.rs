@@ -13,15 +13,15 @@ use tagfast_testkit::wait_for_condition_async;
 use crate::nodes::{
     Fixture, TEST_TIMEOUT, command, exclusive_servers, fault, short_positions, try_command,
 };
-use crate::support::{FaultMode, add, key, user, view_key};
+use crate::support::{add, key, overloaded, user, view_key};
 
 /// Waits until positions are known: a Redis with a new generation may have lost some.
 pub(crate) async fn wait_positions_known(fixture: &Fixture) {
     wait_for_condition_async("positions are known", TEST_TIMEOUT, || async {
-        let reads = fixture.backend.reads();
+        let reads = fixture.backend.faults().reads();
         fixture.b.plain("warm", "reader").await;
         fixture.b.plain("warm", "reader").await;
-        if fixture.backend.reads() == reads { Ok(()) } else { Err("they are unknown") }
+        if fixture.backend.faults().reads() == reads { Ok(()) } else { Err("they are unknown") }
     })
     .await;
 }
@@ -96,7 +96,7 @@ async fn without_positions_and_store_the_answer_is_marked() {
     fixture.a.write("x", "ui", "ana").await;
     fixture.b.plain("x", "bob").await;
     fixture.b.set_link(RedisRole::State, Mode::Hang).await;
-    fixture.backend.set_fault(FaultMode::Overloaded);
+    fixture.backend.faults().fail_with(overloaded);
     let view = fixture.b.plain("x", "bob").await;
     assert!(view.stale, "{view:?}");
     assert!(
@@ -157,7 +157,7 @@ async fn concurrent_lookups_share_round_trips() {
     command(RedisRole::State, redis::cmd("SET").arg(keys::positions("acme", "damaged")).arg("x"))
         .await;
     let (lookups, batches, reads) =
-        (executed("hmget").await, executed("time").await, fixture.backend.reads());
+        (executed("hmget").await, executed("time").await, fixture.backend.faults().reads());
     let views = (0..400).map(|n| {
         let store = std::sync::Arc::clone(&fixture.b.store);
         tokio::spawn(async move {
@@ -173,7 +173,7 @@ async fn concurrent_lookups_share_round_trips() {
     let lookups = executed("hmget").await - lookups;
     let batches = executed("time").await - batches;
     assert_eq!(
-        (lookups, fixture.backend.reads()),
+        (lookups, fixture.backend.faults().reads()),
         (400, reads + 1),
         "the store answers the damaged one"
     );
@@ -186,7 +186,7 @@ async fn a_cancelled_caller_does_not_cancel_its_batch() {
     let _exclusive = exclusive_servers().await;
     let fixture = warm_fixture().await;
     fixture.b.set_link(RedisRole::State, Mode::Slow { ms: 8 }).await;
-    let reads = fixture.backend.reads();
+    let reads = fixture.backend.faults().reads();
     let views: Vec<_> = (0..100)
         .map(|n| {
             let store = std::sync::Arc::clone(&fixture.b.store);
@@ -214,7 +214,7 @@ async fn a_cancelled_caller_does_not_cancel_its_batch() {
             .expect("a view");
         matches!(view.cache, CacheUse::Hit(_))
     });
-    assert_eq!((hits.count(), fixture.backend.reads()), (50, reads));
+    assert_eq!((hits.count(), fixture.backend.faults().reads()), (50, reads));
     fixture.b.set_link(RedisRole::State, Mode::Pass).await;
 }
 

@@ -2,6 +2,7 @@
 //! writes.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
@@ -50,10 +51,12 @@ pub(crate) async fn wait_uses(node: &Node, servers: [&RedisServer; 2]) {
 /// One node receives invalidations of the other one's writes, earlier than entries of L1 expire.
 async fn receives_invalidations(fixture: &Fixture, cache: &RedisServer, id: &str) {
     // The breaker closes in steps, and what is not written through publishes no invalidation.
+    let rounds = AtomicU64::new(0);
     wait_for_condition_async("writes are written through", TEST_TIMEOUT, || async {
+        let tag = format!("round{}", rounds.fetch_add(1, Ordering::SeqCst));
         for n in 0..40 {
             let id = format!("{id}-through{n}");
-            if fixture.a.write(&id, "ui", "ana").await.version.packed()
+            if fixture.a.write(&id, &tag, "ana").await.version.packed()
                 != stored_version(cache, &id)
             {
                 return Err(id);

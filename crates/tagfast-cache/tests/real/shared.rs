@@ -12,7 +12,7 @@ use tagfast_store::{CacheUse, Position, ReadOptions, TagReader};
 use tagfast_testkit::wait_for_condition_async;
 
 use crate::nodes::{Fixture, TEST_TIMEOUT, command, exclusive_servers, token_of, try_command};
-use crate::support::{FaultMode, NOW, key, version, view_key};
+use crate::support::{NOW, key, version, view_key};
 
 fn shard(id: &str) -> LogicalShard {
     LogicalShard::of(&key(id))
@@ -34,13 +34,13 @@ async fn large_versions_are_ordered() {
     for n in 0..rounds {
         let low = (1u64 << 53) + 2 * n;
         let id = format!("c{n}");
-        fixture.backend.set(&key(&id), if n % 2 == 0 { low } else { low + 1 });
+        fixture.backend.set_version(&key(&id), version(if n % 2 == 0 { low } else { low + 1 }));
         fixture.a.eventual(&id).await;
         wait_for_condition_async("it is filled", TEST_TIMEOUT, || async {
             stored(&id).await.map_err(|e| format!("{e:?}"))
         })
         .await;
-        fixture.backend.set(&key(&id), if n % 2 == 0 { low + 1 } else { low });
+        fixture.backend.set_version(&key(&id), version(if n % 2 == 0 { low + 1 } else { low }));
         // Past `soft_until`, so that the store is read and Redis is filled again.
         fixture.clock.advance(100_000);
         fixture.b.eventual(&id).await;
@@ -57,17 +57,17 @@ async fn large_versions_are_ordered() {
 async fn a_slow_readers_fill_is_refused() {
     let _exclusive = exclusive_servers().await;
     let fixture = Fixture::start(CacheOptions { l1_bytes: 0, ..CacheOptions::default() }).await;
-    fixture.backend.set_fault(FaultMode::Hangs);
+    fixture.backend.faults().pause_reads();
     let slow = {
         let store = Arc::clone(&fixture.a.store);
         tokio::spawn(async move { store.view(&key("x"), &ReadOptions::default()).await })
     };
     wait_for_condition_async("it is read", TEST_TIMEOUT, || async {
-        if fixture.backend.reads() == 1 { Ok(()) } else { Err("not yet") }
+        if fixture.backend.faults().reads() == 1 { Ok(()) } else { Err("not yet") }
     })
     .await;
     let written = fixture.b.write("x", "new", "ana").await;
-    fixture.backend.set_fault(FaultMode::Healthy);
+    fixture.backend.faults().heal();
     assert!(slow.await.expect("no panic").expect("a view").tags.is_empty());
     // Its fill has arrived once a later one has.
     fixture.a.eventual("other").await;
@@ -110,12 +110,12 @@ async fn a_write_is_seen_through_the_other_node() {
             began.elapsed()
         );
     }
-    let reads = fixture.backend.reads();
+    let reads = fixture.backend.faults().reads();
     for n in 0..50 {
         fixture.a.eventual(&format!("c{n}")).await;
     }
     assert_eq!(
-        fixture.backend.reads(),
+        fixture.backend.faults().reads(),
         reads,
         "contents that were written through are not read from the store"
     );
@@ -126,7 +126,7 @@ async fn a_write_is_seen_through_the_other_node() {
 async fn a_stampede_on_two_nodes_is_two_reads() {
     let _exclusive = exclusive_servers().await;
     let fixture = Fixture::start(CacheOptions::default()).await;
-    fixture.backend.set_fault(FaultMode::Hangs);
+    fixture.backend.faults().pause_reads();
     let readers: Vec<_> = (0..2000)
         .map(|n| {
             let store = Arc::clone(if n % 2 == 0 { &fixture.a.store } else { &fixture.b.store });
@@ -136,14 +136,14 @@ async fn a_stampede_on_two_nodes_is_two_reads() {
         })
         .collect();
     wait_for_condition_async("both nodes read", TEST_TIMEOUT, || async {
-        if fixture.backend.reads() == 2 { Ok(()) } else { Err("not yet") }
+        if fixture.backend.faults().reads() == 2 { Ok(()) } else { Err("not yet") }
     })
     .await;
-    fixture.backend.set_fault(FaultMode::Healthy);
+    fixture.backend.faults().heal();
     for reader in join_all(readers).await {
         reader.expect("no panic").expect("a view");
     }
-    assert_eq!(fixture.backend.reads(), 2);
+    assert_eq!(fixture.backend.faults().reads(), 2);
 }
 
 /// An entry that cannot be decoded is a miss: one of a newer program stays, a corrupted one is
@@ -178,7 +178,7 @@ async fn diverged_entries_are_deleted_and_the_others_stay() {
     for n in 0..300 {
         fixture.a.write(&format!("kept{n}"), "ui", "ana").await;
     }
-    let epoch_end = fixture.backend.lsn();
+    let epoch_end = fixture.backend.newest_position();
     fixture.b.write("lost", "ui", "ana").await;
     assert_eq!(fixture.a.eventual("lost").await.tags.len(), 1);
     fixture.backend.fail_over(epoch_end, &key("lost"));
@@ -190,11 +190,11 @@ async fn diverged_entries_are_deleted_and_the_others_stay() {
         if entry.tags.is_empty() { Ok(()) } else { Err(format!("{entry:?}")) }
     })
     .await;
-    let reads = fixture.backend.reads();
+    let reads = fixture.backend.faults().reads();
     for n in 0..300 {
         assert_eq!(fixture.b.eventual(&format!("kept{n}")).await.tags.len(), 1);
     }
-    assert_eq!(fixture.backend.reads(), reads, "entries before the epoch end answer");
+    assert_eq!(fixture.backend.faults().reads(), reads, "entries before the epoch end answer");
 }
 
 /// An entry with times far in the future, written by another program, neither answers forever nor
@@ -212,7 +212,7 @@ async fn an_older_version_from_the_future_is_replaced() {
         read_at: NOW + 1_000_000_000,
         soft_until: NOW + 1_000_000_000,
     };
-    fixture.backend.set(&key("x"), 1);
+    fixture.backend.set_version(&key("x"), version(1));
     command(RedisRole::Cache, redis::cmd("SET").arg(view_key("x")).arg(entry.encode())).await;
     let written = fixture.a.write("x", "ui", "ana").await;
     assert_eq!(fixture.b.eventual("x").await.version, written.version);

@@ -10,6 +10,7 @@ use tagfast_domain::ContentKey;
 use tagfast_redis::{Redis, RedisRole};
 use tagfast_resilience::{Breakers, ManualClock, SystemClock};
 use tagfast_sharding::ContentHash;
+use tagfast_store::testing::MemoryStore;
 use tagfast_store::{ConsistencyToken, ReadOptions, TagReader, TagWriter, View, WriteAnswer};
 use tagfast_testkit::sentinel::free_address;
 use tagfast_testkit::stack::proxy::{Link, Mode, Proxy, ProxyControl};
@@ -18,7 +19,7 @@ use tagfast_testkit::wait_for_condition_async;
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock};
 
 use crate::harness::{Harness, Layers};
-use crate::support::{FakeStore, NOW, add, key, node, user};
+use crate::support::{NOW, add, key, memory_store, node, user};
 
 pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 static STACK: SharedStack = SharedStack::new();
@@ -133,7 +134,7 @@ impl Node {
     /// A node that uses the cache Redis and the state Redis at these URLs.
     pub(crate) async fn start(
         urls: &[String; 2],
-        backend: &Arc<FakeStore>,
+        backend: &Arc<MemoryStore>,
         clock: &Arc<ManualClock>,
         options: CacheOptions,
     ) -> Self {
@@ -205,7 +206,7 @@ impl Node {
 /// Two nodes in front of one store.
 pub(crate) struct Fixture {
     pub(crate) clock: Arc<ManualClock>,
-    pub(crate) backend: Arc<FakeStore>,
+    pub(crate) backend: Arc<MemoryStore>,
     pub(crate) a: Node,
     pub(crate) b: Node,
 }
@@ -220,7 +221,7 @@ impl Fixture {
     /// Nodes that use the cache Redis and the state Redis at these URLs.
     pub(crate) async fn with(urls: &[String; 2], options: CacheOptions) -> Self {
         let clock = Arc::new(ManualClock::new(NOW));
-        let backend = FakeStore::new(&clock);
+        let backend = memory_store(&clock);
         let a = Node::start(urls, &backend, &clock, options).await;
         let b = Node::start(urls, &backend, &clock, options).await;
         Self { clock, backend, a, b }

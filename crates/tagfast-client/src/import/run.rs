@@ -82,6 +82,7 @@ pub async fn run(
         read,
     };
     let (chunks, mut incoming) = mpsc::channel(args.parallel as usize + 2);
+    // Not joined: it may wait for standard input. It ends with its channel or with the process.
     std::thread::Builder::new()
         .name("tagfast-import".to_owned())
         .spawn(move || pack(input, &options, &chunks))?;

@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tagfast_domain::EpochOrdinal;
+use tagfast_events::ConsumerGroup;
+use tagfast_events::conformance::MemorySink;
 use tagfast_resilience::task::{self, TaskTracker};
 use tagfast_testkit::stack::Fault;
 use tagfast_testkit::wait_for_condition_async;
 
-use crate::support::{self, CLUSTER, MemorySink, consume, event};
+use crate::support::{self, CLUSTER, consume, event, version_of};
 
 const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -66,12 +68,12 @@ impl Drop for Relay {
 async fn through(breaking: &[Fault], healing: &[Fault]) {
     let _alone = support::BROKER.write().await;
     let (_, bus) = support::unprotected().await;
-    let sink = MemorySink::new("indexer");
+    let sink = MemorySink::new(ConsumerGroup::INDEXER);
     let consumer = consume(&bus, &sink);
     let relay = Relay::start(bus.publisher());
     relay.goes_on().await;
     wait_for_condition_async("consuming", TEST_TIMEOUT, || async {
-        if sink.version("c1").is_some() { Ok(()) } else { Err("nothing came") }
+        if version_of(&sink, "c1").is_some() { Ok(()) } else { Err("nothing came") }
     })
     .await;
     for breaking in breaking {
@@ -94,7 +96,7 @@ async fn through(breaking: &[Fault], healing: &[Fault]) {
     let last = relay.acknowledged();
     wait_for_condition_async("everything acknowledged is applied", TEST_TIMEOUT, || async {
         let behind: Vec<u64> =
-            (0..50).filter(|n| sink.version(&format!("c{n}")) < Some(last)).collect();
+            (0..50).filter(|n| version_of(&sink, &format!("c{n}")) < Some(last)).collect();
         if behind.is_empty() { Ok(()) } else { Err(format!("{behind:?} are behind {last}")) }
     })
     .await;
@@ -104,7 +106,7 @@ async fn through(breaking: &[Fault], healing: &[Fault]) {
     })
     .await;
     assert_eq!(consumer.status().parked, 0, "no record is to blame for an outage");
-    assert_eq!(sink.rebuilds.load(Ordering::Relaxed), 0);
+    assert_eq!(sink.rebuilds(), 0);
     consumer.stop().await;
 }
 

@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use tagfast_events::ConsumerGroup;
+use tagfast_events::conformance::MemorySink;
 use tagfast_resilience::task::TaskTracker;
 use tagfast_testkit::wait_for_condition_async;
 
-use crate::support::{self, CLUSTER, MemorySink, consume, event};
+use crate::support::{self, CLUSTER, consume, event, version_of};
 
 const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -18,7 +20,7 @@ async fn members_come_and_go_and_nothing_is_lost() {
     const CONTENTS: u64 = 60;
     let (options, bus, _quiet) = support::fresh().await;
     // As an index: one for all members.
-    let sink = MemorySink::new("indexer");
+    let sink = MemorySink::new(ConsumerGroup::INDEXER);
     let publisher = Arc::new(bus.publisher());
     let writer = TaskTracker::new().spawn({
         let publisher = Arc::clone(&publisher);
@@ -34,9 +36,9 @@ async fn members_come_and_go_and_nothing_is_lost() {
     let steady = consume(&bus, &sink);
     for round in 0..6 {
         let member = consume(&support::bus(&options).await, &sink);
-        let applied = sink.applied.load(Ordering::Relaxed);
+        let applied = sink.applied();
         wait_for_condition_async("events flow", TEST_TIMEOUT, || async {
-            let more = sink.applied.load(Ordering::Relaxed) - applied;
+            let more = sink.applied() - applied;
             if more >= 2 * CONTENTS { Ok(()) } else { Err(format!("{more} applied")) }
         })
         .await;
@@ -49,7 +51,7 @@ async fn members_come_and_go_and_nothing_is_lost() {
     writer.await.expect("no panic");
     wait_for_condition_async("the newest state of every content", TEST_TIMEOUT, || async {
         let behind: Vec<u64> =
-            (0..CONTENTS).filter(|n| sink.version(&format!("c{n}")) != Some(80)).collect();
+            (0..CONTENTS).filter(|n| version_of(&sink, &format!("c{n}")) != Some(80)).collect();
         if behind.is_empty() { Ok(()) } else { Err(format!("{behind:?} are behind")) }
     })
     .await;
@@ -60,7 +62,8 @@ async fn members_come_and_go_and_nothing_is_lost() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_members_share_and_hand_over() {
     let (options, bus, _quiet) = support::fresh().await;
-    let (first, second) = (MemorySink::new("indexer"), MemorySink::new("indexer"));
+    let (first, second) =
+        (MemorySink::new(ConsumerGroup::INDEXER), MemorySink::new(ConsumerGroup::INDEXER));
     let publisher = bus.publisher();
     let one = consume(&bus, &first);
     let other = consume(&support::bus(&options).await, &second);
@@ -71,8 +74,9 @@ async fn two_members_share_and_hand_over() {
         publisher.publish(CLUSTER, &events, 0).await.expect("published");
         version
     };
-    let at =
-        |sink: &MemorySink, version| sink.newest.lock().values().filter(|v| **v == version).count();
+    let at = |sink: &MemorySink, version| {
+        sink.newest().values().filter(|v| v.packed() == version).count()
+    };
     wait_for_condition_async("both have their part", TEST_TIMEOUT, || async {
         let version = publish().await;
         tokio::time::sleep(Duration::from_millis(300)).await;

@@ -1,7 +1,6 @@
 //! Poison records, dead letters that cannot be written, replaced publisher epochs.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions};
@@ -11,13 +10,14 @@ use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tagfast_domain::EpochOrdinal;
+use tagfast_events::conformance::MemorySink;
 use tagfast_events::dead_letters::DeadLetterReader;
 use tagfast_events::{Bus, ConsumerGroup, DeadLetter, FailureClass, RecordVerdict, decode_record};
 use tagfast_events_kafka::{KafkaBus, KafkaDeadLetterReader, KafkaOptions};
 use tagfast_resilience::task;
 use tagfast_testkit::wait_for_condition_async;
 
-use crate::support::{self, CLUSTER, MemorySink, consume, event};
+use crate::support::{self, CLUSTER, consume, event, version_of};
 
 const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -95,7 +95,7 @@ async fn dead_letters(options: &KafkaOptions, count: usize) -> Vec<TopicRecord> 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn poison_is_parked_untouched_and_the_rest_goes_on() {
     let (options, bus, _quiet) = support::fresh().await;
-    let sink = MemorySink::with_verdicts("indexer", |record| {
+    let sink = MemorySink::with_verdicts(ConsumerGroup::INDEXER, |record| {
         if record.event.key.content.content_id.as_str() == "refused" {
             return RecordVerdict::Poison {
                 code: "mapping",
@@ -117,7 +117,7 @@ async fn poison_is_parked_untouched_and_the_rest_goes_on() {
         .await
         .expect("published");
     wait_for_condition_async("the good ones", TEST_TIMEOUT, || async {
-        let good = sink.version("before").is_some() && sink.version("after").is_some();
+        let good = version_of(&sink, "before").is_some() && version_of(&sink, "after").is_some();
         let parked = consumer.status().parked;
         if good && parked == 4 { Ok(()) } else { Err(format!("{good}, {parked} parked")) }
     })
@@ -194,7 +194,7 @@ async fn a_dead_letter_that_cannot_be_written_stops_the_position() {
     for result in admin.delete_topics(&[&topic], &AdminOptions::new()).await.expect("a reply") {
         result.expect("deleted");
     }
-    let sink = MemorySink::new("indexer");
+    let sink = MemorySink::new(ConsumerGroup::INDEXER);
     let consumer = consume(&bus, &sink);
     produce(&options, "k", b"garbage", &[]).await;
     bus.publisher().publish(CLUSTER, &[event("a", 1, 1)], 0).await.expect("published");
@@ -208,16 +208,16 @@ async fn a_dead_letter_that_cannot_be_written_stops_the_position() {
     })
     .await;
     consumer.stop().await;
-    assert_eq!(sink.rebuilds.load(Ordering::Relaxed), 0);
+    assert_eq!(sink.rebuilds(), 0);
     // The next one finds the record again, and a topic to park it in.
     let bus = support::bus(&options).await;
-    let sink = MemorySink::new("indexer");
+    let sink = MemorySink::new(ConsumerGroup::INDEXER);
     let consumer = consume(&bus, &sink);
     let mut reader =
         bus.dead_letter_reader(ConsumerGroup::INDEXER, BTreeMap::new()).expect("a reader");
     assert_eq!(read_dead_letters(&mut reader, 1).await[0].record.payload, b"garbage");
     wait_for_condition_async("the good one", TEST_TIMEOUT, || async {
-        if sink.version("a") == Some(1) { Ok(()) } else { Err("not there") }
+        if version_of(&sink, "a") == Some(1) { Ok(()) } else { Err("not there") }
     })
     .await;
     consumer.stop().await;
@@ -228,7 +228,7 @@ async fn a_dead_letter_that_cannot_be_written_stops_the_position() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_replaced_epoch_publishes_is_dropped() {
     let (options, bus, _quiet) = support::fresh().await;
-    let sink = MemorySink::new("indexer");
+    let sink = MemorySink::new(ConsumerGroup::INDEXER);
     let consumer = consume(&bus, &sink);
     let publisher = bus.publisher();
     publisher.publish(CLUSTER, &[event("a", 10, 5)], 0).await.expect("published");
@@ -241,7 +241,7 @@ async fn what_a_replaced_epoch_publishes_is_dropped() {
     publisher.publish(CLUSTER, &[event("a", 11, 6), event("b", 1, 6)], 0).await.expect("published");
     let came = async |sink: &MemorySink, id: &str, version| {
         wait_for_condition_async("the new epoch's", TEST_TIMEOUT, || async {
-            let known = sink.version(id);
+            let known = version_of(sink, id);
             if known >= Some(version) { Ok(()) } else { Err(format!("{id} is at {known:?}")) }
         })
         .await;
@@ -249,18 +249,18 @@ async fn what_a_replaced_epoch_publishes_is_dropped() {
     came(&sink, "a", 11).await;
     came(&sink, "b", 1).await;
     consumer.stop().await;
-    assert_eq!(sink.version("a"), Some(11));
-    assert!(sink.visible.load(Ordering::Relaxed) < tomorrow.unsigned_abs());
+    assert_eq!(version_of(&sink, "a"), Some(11));
+    assert!(sink.visible_through() < tomorrow);
     // The committed position carries the publisher epochs seen.
     let bus = KafkaBus::new(options).expect("the settings are fine");
-    let sink = MemorySink::new("indexer");
+    let sink = MemorySink::new(ConsumerGroup::INDEXER);
     let consumer = consume(&bus, &sink);
     publisher
         .publish(CLUSTER, &[event("a", 100, 5), event("a", 12, 6)], 0)
         .await
         .expect("published");
     came(&sink, "a", 12).await;
-    assert_eq!(sink.version("a"), Some(12), "the restarted consumer drops it, too");
+    assert_eq!(version_of(&sink, "a"), Some(12), "the restarted consumer drops it, too");
     consumer.stop().await;
 }
 
@@ -278,17 +278,17 @@ async fn who_is_behind_what_is_retained_is_rebuilt() {
         list.add_partition_offset(&options.topic, i32::from(partition.0), end).expect("an offset");
     }
     admin.delete_records(&list, &AdminOptions::new()).await.expect("deleted");
-    let sink = MemorySink::new("indexer");
+    let sink = MemorySink::new(ConsumerGroup::INDEXER);
     let consumer = consume(&bus, &sink);
     wait_for_condition_async("the rebuild", TEST_TIMEOUT, || async {
-        if sink.rebuilds.load(Ordering::Relaxed) == 1 { Ok(()) } else { Err("not rebuilt") }
+        if sink.rebuilds() == 1 { Ok(()) } else { Err("not rebuilt") }
     })
     .await;
     bus.publisher().publish(CLUSTER, &[event("new", 1, 1)], 0).await.expect("published");
     wait_for_condition_async("it goes on", TEST_TIMEOUT, || async {
-        sink.version("new").map(drop).ok_or("not there")
+        version_of(&sink, "new").map(drop).ok_or("not there")
     })
     .await;
-    assert_eq!(sink.rebuilds.load(Ordering::Relaxed), 1);
+    assert_eq!(sink.rebuilds(), 1);
     consumer.stop().await;
 }

@@ -67,7 +67,11 @@ struct Supervisor {
 }
 
 /// The running supervisor of a process.
-pub struct DeadLetterSupervisor(BackgroundTask);
+pub struct DeadLetterSupervisor {
+    task: BackgroundTask,
+    /// Stopped with the supervisor.
+    notifier: Option<Arc<dyn DeadLetterNotifier>>,
+}
 
 impl DeadLetterSupervisor {
     /// Starts looking after the dead letters of a store; publishes in `leads` whether this process
@@ -78,6 +82,7 @@ impl DeadLetterSupervisor {
         clock: Arc<dyn Clock>,
         leads: watch::Sender<bool>,
     ) -> Self {
+        let notifier = options.notifier.clone();
         let mut supervisor = Supervisor {
             store,
             policy: options.auto_replay,
@@ -88,25 +93,30 @@ impl DeadLetterSupervisor {
             purged_at: None,
             outage: OutageLog::new("looking after dead letters"),
         };
-        Self(BackgroundTask::spawn("dead-letter supervisor", async move |stop: StopSignal| {
-            loop {
-                tokio::select! {
-                    biased;
-                    () = stop.cancelled() => return,
-                    () = supervisor.round() => {}
+        let task =
+            BackgroundTask::spawn("dead-letter supervisor", async move |stop: StopSignal| {
+                loop {
+                    tokio::select! {
+                        biased;
+                        () = stop.cancelled() => return,
+                        () = supervisor.round() => {}
+                    }
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        () = tokio::time::sleep(POLL_INTERVAL) => {}
+                    }
                 }
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    () = tokio::time::sleep(POLL_INTERVAL) => {}
-                }
-            }
-        }))
+            });
+        Self { task, notifier }
     }
 
-    /// Ends.
+    /// Ends the supervisor, then its notifier, and waits for both.
     pub async fn stop(&self) {
         // `stop` has logged a panic; nothing is left to do about it.
-        let _ = self.0.stop().await;
+        let _ = self.task.stop().await;
+        if let Some(notifier) = &self.notifier {
+            notifier.stop().await;
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use serde_json::{Value, json};
 use tagfast_domain::UnixMillis;
 use tagfast_domain::time::rfc3339;
@@ -10,12 +11,16 @@ use tagfast_domain::time::rfc3339;
 use crate::bus::ConsumerGroup;
 
 /// Delivers notices, for example to a webhook.
+#[async_trait]
 pub trait DeadLetterNotifier: Send + Sync {
     /// Shortest time between two notices about growing numbers.
     fn min_interval(&self) -> Duration;
 
     /// Accepts a notice for delivery; returns false while an earlier one is being delivered.
     fn notify(&self, notice: &DeadLetterNotice) -> bool;
+
+    /// Ends the delivery; a notice that is not delivered yet is lost.
+    async fn stop(&self) {}
 }
 
 /// A notice: how many dead letters need attention.

@@ -7,22 +7,10 @@
 //! every write checks the claim of its partition, so a previous owner cannot overwrite newer counts
 //! with older ones.
 //!
-//! | key | value |
-//! |---|---|
-//! | `tf:gen` | identity of this Redis (`tagfast-redis`) |
-//! | `tf:po:P` | owner of partition P: a random claim |
-//! | `tf:pc:P:tenant:window` | hash tag -> count in partition P; of `all` with first spelling |
-//! | `tf:pp:P` | set of tenants with counts in partition P |
-//! | `tf:pa` | hash partition -> every write committed before this time (Unix ms) is pushed |
-//! | `tf:pd:tenant`, `tf:pm:tenant` | set of tags to merge, and of tags being merged |
-//! | `tf:pt:P` | set of tenants whose leaderboards the owner of P must merge |
-//! | `tf:pl:tenant:window` | sorted set tag -> count: the leaderboard |
-//! | `tf:pn:tenant` | hash tag -> display |
-//! | `tf:pv:tenant` | time of the last change; a counter would restart in an emptied Redis |
-//! | `tf:pw` | hash partition -> every write committed before this time (Unix ms) is merged |
+//! [`tagfast_redis::keys`] lists the keys.
 
 mod error;
-mod keys;
+mod merge_partition;
 mod publisher;
 mod reader;
 mod scripts;

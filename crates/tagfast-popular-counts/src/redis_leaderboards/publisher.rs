@@ -10,18 +10,18 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use redis::AsyncTypedCommands;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncTypedCommands, Script};
 use tagfast_domain::{TenantId, UnixMillis};
 use tagfast_events::Partition;
 use tagfast_popular::Window;
-use tagfast_redis::{Redis, random_name};
+use tagfast_redis::{Redis, keys, random_name};
 use tagfast_resilience::task::{self, BackgroundTask, StopSignal};
 use tagfast_resilience::{OutageLog, gauge};
 use tokio::time::MissedTickBehavior;
 
 use super::error::LeaderboardError;
-use super::keys;
+use super::merge_partition::merge_partition;
 use super::scripts::{MERGE_SCRIPT, PUSH_SCRIPT, STAMP_SCRIPT, TAKE_DIRTY_SCRIPT};
 use crate::counts::PopularCounts;
 use crate::metrics::LEADERBOARDS_UP;
@@ -135,7 +135,7 @@ impl Publisher {
         push: &PendingPush,
     ) -> Result<(), LeaderboardError> {
         let partition = push.partition;
-        let owner = keys::owner(partition);
+        let owner = keys::partition_claim(partition.0);
         let claim = match &push.claim {
             Some(claim) => claim.clone(),
             None => {
@@ -159,12 +159,12 @@ impl Publisher {
             );
             // Includes the tags that Redis holds and that are no longer counted: their count is 0.
             let tenants: BTreeSet<String> =
-                AsyncTypedCommands::smembers(connection, keys::counted_tenants(partition))
+                AsyncTypedCommands::smembers(connection, keys::partition_tenants(partition.0))
                     .await?
                     .into_iter()
                     .collect();
             for tenant in tenants {
-                let key = keys::counts(partition.0, &tenant, Window::All);
+                let key = keys::partition_counts(partition.0, &tenant, Window::All.as_str());
                 let there: Vec<String> = AsyncTypedCommands::hkeys(connection, &key).await?;
                 if let Ok(tenant) = tenant.parse::<TenantId>() {
                     tags.extend(there.into_iter().map(|tag| (tenant.clone(), tag)));
@@ -179,14 +179,13 @@ impl Publisher {
                 .map_or_else(|| Ok(Vec::new()), |file| file.counts(&tags))
         })
         .await?;
-        let script = Script::new(PUSH_SCRIPT);
         for batch in counted.chunks(PUSH_BATCH_MAX) {
-            let mut call = script.key(&owner);
+            let mut call = PUSH_SCRIPT.key(&owner);
             call.arg(&claim).arg(partition.0);
             for counts in batch {
                 call.arg(counts.tenant.as_str())
                     .arg(&counts.tag)
-                    .arg(keys::merge_partition(&counts.tenant, self.partitions).0);
+                    .arg(merge_partition(&counts.tenant, self.partitions).0);
                 for window in Window::ALL {
                     call.arg(encode_count(counts, window));
                 }
@@ -206,14 +205,13 @@ impl Publisher {
         // Read first: the leaderboards may lack counts that are pushed meanwhile.
         let pushed: HashMap<String, String> =
             AsyncTypedCommands::hgetall(connection, keys::PUSHED_THROUGH).await?;
-        let owner = keys::owner(partition);
-        let dirty_tenants = keys::dirty_tenants(partition);
+        let owner = keys::partition_claim(partition.0);
+        let dirty_tenants = keys::tenants_to_merge(partition.0);
         let tenants: BTreeSet<String> =
             AsyncTypedCommands::smembers(connection, &dirty_tenants).await?.into_iter().collect();
         for tenant in tenants {
             let (dirty, merging) = (keys::dirty_tags(&tenant), keys::merging_tags(&tenant));
-            let script = Script::new(TAKE_DIRTY_SCRIPT);
-            let mut call = script.key(&owner);
+            let mut call = TAKE_DIRTY_SCRIPT.key(&owner);
             call.key(&dirty).key(&merging).key(&dirty_tenants).arg(claim).arg(&tenant);
             if call.invoke_async::<i64>(connection).await? == 1 {
                 let tags: Vec<String> =
@@ -244,7 +242,9 @@ impl Publisher {
         let mut pipe = redis::pipe();
         for partition in 0..self.partitions {
             for window in Window::ALL {
-                pipe.cmd("HMGET").arg(keys::counts(partition, tenant, window)).arg(tags);
+                pipe.cmd("HMGET")
+                    .arg(keys::partition_counts(partition, tenant, window.as_str()))
+                    .arg(tags);
             }
         }
         let rows: Vec<Vec<Option<String>>> = pipe.query_async(connection).await?;
@@ -263,8 +263,7 @@ impl Publisher {
                 }
             }
         }
-        let script = Script::new(MERGE_SCRIPT);
-        let mut call = script.key(owner);
+        let mut call = MERGE_SCRIPT.key(owner);
         call.arg(claim).arg(tenant);
         for (tag, (counts, first)) in &sums {
             call.arg(*tag);
@@ -292,8 +291,7 @@ async fn stamp(
     partition: Partition,
     at: UnixMillis,
 ) -> Result<(), LeaderboardError> {
-    let script = Script::new(STAMP_SCRIPT);
-    let mut call = script.key(owner);
+    let mut call = STAMP_SCRIPT.key(owner);
     call.key(key).arg(claim).arg(partition.0).arg(at).invoke_async::<i64>(connection).await?;
     Ok(())
 }

@@ -19,11 +19,11 @@ use tagfast_popular::{
     Leaderboard, LeaderboardSnapshot, PopularError, PopularTags, RecountReport, Suggestions,
     TagCount, Window,
 };
-use tagfast_redis::Redis;
-use tagfast_resilience::{ErrorChain, task};
+use tagfast_redis::{Redis, keys};
+use tagfast_resilience::task;
 
 use super::error::LeaderboardError;
-use super::keys;
+use super::merge_partition::merge_partition;
 
 /// Minimum interval between reads of a tenant's leaderboards.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
@@ -104,9 +104,7 @@ impl RedisLeaderboards {
             Some(read) if fresh(read) => return Ok((read.clone(), false)),
             Some(read) if ejected => return Ok((read.clone(), true)),
             None if ejected => {
-                return Err(PopularError::Unavailable(
-                    "the state Redis does not answer".to_owned(),
-                ));
+                return Err(PopularError::unavailable("the state Redis does not answer"));
             }
             Some(_) | None => {}
         }
@@ -133,7 +131,7 @@ impl RedisLeaderboards {
                 self.slots.lock().failed_at = Some(Instant::now());
                 match known {
                     Some(read) => Ok((read, true)),
-                    None => Err(PopularError::Unavailable(ErrorChain(&error).to_string())),
+                    None => Err(PopularError::unavailable(error)),
                 }
             }
         }
@@ -147,10 +145,12 @@ impl RedisLeaderboards {
         let read_at = Instant::now();
         let mut connection = self.redis.connection()?;
         // `as_of` is read before the leaderboards, which can only be newer than it claims.
-        let partition = keys::merge_partition(tenant, self.partitions).0.to_string();
+        let partition = merge_partition(tenant, self.partitions).0.to_string();
         let through =
             AsyncTypedCommands::hget(&mut connection, keys::MERGED_THROUGH, partition).await?;
-        let changed_at = AsyncTypedCommands::get(&mut connection, keys::changed_at(tenant)).await?;
+        let changed_at =
+            AsyncTypedCommands::get(&mut connection, keys::leaderboard_version(tenant.as_str()))
+                .await?;
         // A Redis that was just emptied holds no time; `as_of` never goes back.
         let known_as_of = known.map_or(0, |read| read.as_of);
         let as_of = through.and_then(|at| at.parse().ok()).unwrap_or(0).max(known_as_of);
@@ -165,10 +165,10 @@ impl RedisLeaderboards {
                 Window::All => TYPEAHEAD_TAGS_MAX,
                 Window::Hour | Window::Day | Window::Week => LEADERBOARD_TAGS_MAX,
             };
-            let key = keys::leaderboard(tenant, window);
+            let key = keys::leaderboard(tenant.as_str(), window.as_str());
             pipe.cmd("ZREVRANGE").arg(key).arg(0).arg(max).arg("WITHSCORES");
         }
-        pipe.cmd("HGETALL").arg(keys::displays(tenant));
+        pipe.cmd("HGETALL").arg(keys::display_names(tenant.as_str()));
         type Scores = Vec<(String, f64)>;
         let (all, hour, day, week, displays): (
             Scores,
@@ -241,8 +241,8 @@ impl PopularTags for RedisLeaderboards {
         _: bool,
         _: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<RecountReport, PopularError> {
-        Err(PopularError::Unavailable(
-            "this process counts nothing; ask one with the role analytics".to_owned(),
+        Err(PopularError::unavailable(
+            "this process counts nothing; ask one with the role analytics",
         ))
     }
 }

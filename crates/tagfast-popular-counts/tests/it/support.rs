@@ -2,11 +2,8 @@
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
-use parking_lot::Mutex;
 use tagfast_domain::{
-    ContentKey, Epoch, EpochId, EpochOrdinal, Tag, Tagging, TaggingsEvent, UnixMillis, UserId,
-    Version,
+    ContentKey, EpochId, EpochOrdinal, Tag, Tagging, TaggingsEvent, UnixMillis, UserId, Version,
 };
 use tagfast_events::{
     BusPosition, Partition, Positions, RebuildRequest, Sink, SinkRecord, Start, VisibleThrough,
@@ -15,36 +12,20 @@ use tagfast_popular::{PopularTags, Window};
 use tagfast_popular_counts::PopularCounts;
 use tagfast_resilience::{Clock, ManualClock};
 use tagfast_sharding::LogicalShard;
-use tagfast_store::conformance::scan_states;
-use tagfast_store::{ScanPage, ScanRequest, ShardScanner, StoreError};
+use tagfast_store::ShardScanner;
+use tagfast_store::testing::MemoryStore;
 
-use crate::model::Model;
+use crate::model;
 
 pub(crate) const EPOCH: EpochId = EpochId([7; 16]);
 /// 2027-01-15T08:00:00Z, the beginning of a minute and of an hour.
 pub(crate) const START: UnixMillis = 1_800_000_000_000;
 pub(crate) const PARTITIONS: u16 = 8;
 
-/// The shards, served from the model of all writes.
-#[derive(Default)]
-pub(crate) struct Shards(pub(crate) Mutex<Model>);
-
-#[async_trait]
-impl ShardScanner for Shards {
-    async fn scan(&self, request: ScanRequest<'_>) -> Result<ScanPage, StoreError> {
-        let model = self.0.lock();
-        Ok(scan_states(model.states(), request))
-    }
-
-    async fn epoch(&self) -> Result<Epoch, StoreError> {
-        Ok(Epoch { id: EPOCH, ordinal: EpochOrdinal(START.unsigned_abs()) })
-    }
-}
-
 pub(crate) struct Counting {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) counts: Arc<PopularCounts>,
-    pub(crate) shards: Arc<Shards>,
+    pub(crate) shards: Arc<MemoryStore>,
     pub(crate) clock: Arc<ManualClock>,
 }
 
@@ -107,7 +88,8 @@ pub(crate) fn positions(next: u64) -> Positions {
 impl Counting {
     pub(crate) async fn new() -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let (shards, clock) = (Arc::new(Shards::default()), Arc::new(ManualClock::new(START)));
+        let clock = Arc::new(ManualClock::new(START));
+        let shards = MemoryStore::new(Arc::<ManualClock>::clone(&clock));
         let counts = open(&dir, &shards, &clock);
         let counting = Self { dir, counts, shards, clock };
         assert!(
@@ -140,8 +122,7 @@ impl Counting {
 
     /// Writes to the shards only.
     pub(crate) fn write(&self, events: &[TaggingsEvent]) {
-        let mut model = self.shards.0.lock();
-        events.iter().for_each(|e| model.observe(e));
+        events.iter().for_each(|e| self.shards.store_event(e));
     }
 
     /// Delivers events to the counts.
@@ -167,8 +148,9 @@ impl Counting {
     }
 
     pub(crate) async fn assert_equals_the_model(&self, tenant: &str) {
+        let id = tenant.parse().expect("a valid tenant");
         for window in Window::ALL {
-            let expected = self.shards.0.lock().leaderboard(tenant, window, self.now());
+            let expected = model::leaderboard(&self.shards, &id, window, self.now());
             assert_eq!(
                 self.leaderboard(tenant, window).await,
                 expected,
@@ -181,10 +163,10 @@ impl Counting {
 
 fn open(
     dir: &tempfile::TempDir,
-    shards: &Arc<Shards>,
+    shards: &Arc<MemoryStore>,
     clock: &Arc<ManualClock>,
 ) -> Arc<PopularCounts> {
-    let scanner: Arc<dyn ShardScanner> = Arc::<Shards>::clone(shards);
+    let scanner: Arc<dyn ShardScanner> = Arc::<MemoryStore>::clone(shards);
     PopularCounts::open(dir.path().to_owned(), scanner, Arc::<ManualClock>::clone(clock))
         .expect("opens")
 }

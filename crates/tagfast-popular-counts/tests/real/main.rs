@@ -21,11 +21,12 @@ use tagfast_popular_counts::{LeaderboardPublisher, PopularCounts, RedisLeaderboa
 use tagfast_redis::{Redis, RedisRole};
 use tagfast_resilience::{Breakers, Clock, ManualClock, SystemClock};
 use tagfast_store::ShardScanner;
+use tagfast_store::testing::MemoryStore;
 use tagfast_testkit::stack::{Fault, SharedStack, StackOptions};
 use tagfast_testkit::wait_for_condition_async;
 use tokio::sync::{Mutex, MutexGuard};
 
-use support::{EPOCH, PARTITIONS, START, Shards, event, records};
+use support::{EPOCH, PARTITIONS, START, event, records};
 
 const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 static STACK: SharedStack = SharedStack::new();
@@ -77,9 +78,9 @@ struct Owner {
 }
 
 impl Owner {
-    fn start(shards: &Arc<Shards>, clock: &Arc<ManualClock>) -> Self {
+    fn start(shards: &Arc<MemoryStore>, clock: &Arc<ManualClock>) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
-        let scanner: Arc<dyn ShardScanner> = Arc::<Shards>::clone(shards);
+        let scanner: Arc<dyn ShardScanner> = Arc::<MemoryStore>::clone(shards);
         let counts = PopularCounts::open_shared(
             dir.path().to_owned(),
             PARTITIONS,
@@ -123,7 +124,7 @@ impl Owner {
 }
 
 struct Fixture {
-    shards: Arc<Shards>,
+    shards: Arc<MemoryStore>,
     clock: Arc<ManualClock>,
     leaderboards: Arc<RedisLeaderboards>,
 }
@@ -132,12 +133,13 @@ impl Fixture {
     fn new() -> Self {
         let redis = redis();
         let leaderboards = RedisLeaderboards::new(redis, PARTITIONS);
-        Self { shards: Arc::default(), clock: Arc::new(ManualClock::new(START)), leaderboards }
+        let clock = Arc::new(ManualClock::new(START));
+        let shards = MemoryStore::new(Arc::<ManualClock>::clone(&clock));
+        Self { shards, clock, leaderboards }
     }
 
     fn write(&self, events: &[TaggingsEvent]) {
-        let mut model = self.shards.0.lock();
-        events.iter().for_each(|event| model.observe(event));
+        events.iter().for_each(|event| self.shards.store_event(event));
     }
 
     async fn leaderboard(
@@ -161,11 +163,8 @@ impl Fixture {
                 &format!("{} of {tenant}", window.as_str()),
                 TEST_TIMEOUT,
                 || async {
-                    let expected = self.shards.0.lock().leaderboard(
-                        tenant.as_str(),
-                        window,
-                        self.clock.now_ms(),
-                    );
+                    let now = self.clock.now_ms();
+                    let expected = model::leaderboard(&self.shards, &tenant, window, now);
                     let (found, stale) = self.leaderboard(&tenant, window).await?;
                     if found == expected && !stale {
                         Ok(())

@@ -19,7 +19,7 @@ async fn a_rebuild_includes_concurrent_writes() {
         let events: Vec<_> = (0..400)
             .map(|n| event("acme", "t", &format!("{}", chunk * 400 + n), 1, NOW, &["old", "all"]))
             .collect();
-        events.iter().for_each(|e| engine.shards.put(e));
+        events.iter().for_each(|e| engine.shards.store_event(e));
         // The rebuild finds the first chunk in the shards; the index never had it.
         if chunk > 0 {
             engine.index.apply(&engine.records(&events)).await.expect("applied");
@@ -48,7 +48,7 @@ async fn a_rebuild_includes_concurrent_writes() {
                 )
             })
             .collect();
-        events.iter().for_each(|e| engine.shards.put(e));
+        events.iter().for_each(|e| engine.shards.store_event(e));
         engine.index.apply(&engine.records(&events)).await.expect("applied");
         engine
             .index
@@ -61,9 +61,11 @@ async fn a_rebuild_includes_concurrent_writes() {
     engine.until_visible().await;
     let mut wanted: Vec<(String, u64)> = engine
         .shards
-        .all()
+        .documents(&acme)
         .iter()
-        .map(|e| (e.key.content.content_id.as_str().to_owned(), e.version.packed()))
+        .map(|(key, document)| {
+            (key.content.content_id.as_str().to_owned(), document.version.packed())
+        })
         .collect();
     let mut found = Vec::new();
     let mut page = request("all");
@@ -96,7 +98,7 @@ async fn concurrent_rebuilds_take_turns() {
     let engine = Engine::new().await;
     let events: Vec<_> =
         (0..3000).map(|n| event("acme", "t", &n.to_string(), 1, NOW, &["all"])).collect();
-    events.iter().for_each(|e| engine.shards.put(e));
+    events.iter().for_each(|e| engine.shards.store_event(e));
     let rebuilds = (0..3).map(|_| {
         let index = engine.reopen();
         tokio::spawn(async move {

@@ -1,19 +1,21 @@
 //! One server for the test binary, and an index of its own for each test.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, MutexGuard, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::MutexGuard;
 use tagfast_domain::{EpochId, TaggingsEvent};
 use tagfast_events::{
     BusPosition, Partition, Positions, PublisherEpochs, RebuildRequest, Sink, SinkRecord, Start,
 };
 use tagfast_resilience::{Clock, ManualClock};
 use tagfast_search::SearchIndex;
-use tagfast_search::conformance::{MemoryShards, NOW, SearchHarness};
+use tagfast_search::conformance::{NOW, SearchHarness};
 use tagfast_search_opensearch::{OpenSearchIndex, OpenSearchOptions};
 use tagfast_store::ShardScanner;
+use tagfast_store::testing::MemoryStore;
 use tagfast_testkit::stack::{SharedStack, Stack, StackOptions};
 use tagfast_testkit::wait_for_condition_async;
 use tokio::sync::{RwLock, RwLockReadGuard};
@@ -43,7 +45,7 @@ pub(crate) static SERVER: RwLock<()> = RwLock::const_new(());
 
 pub(crate) struct Engine {
     pub(crate) index: Arc<OpenSearchIndex>,
-    pub(crate) shards: Arc<MemoryShards>,
+    pub(crate) shards: Arc<MemoryStore>,
     pub(crate) options: OpenSearchOptions,
     clock: Arc<ManualClock>,
     offset: AtomicU64,
@@ -65,7 +67,7 @@ pub(crate) fn positions(next: u64) -> Positions {
 
 pub(crate) fn open(
     options: &OpenSearchOptions,
-    shards: &Arc<MemoryShards>,
+    shards: &Arc<MemoryStore>,
     clock: &Arc<ManualClock>,
 ) -> Arc<OpenSearchIndex> {
     let (scanner, clock) =
@@ -82,8 +84,8 @@ impl Engine {
 
     /// An empty index whose server another test may break meanwhile.
     pub(crate) async fn unprotected() -> Self {
-        let (options, shards, clock) =
-            (options().await, Arc::default(), Arc::new(ManualClock::new(NOW)));
+        let (options, clock) = (options().await, Arc::new(ManualClock::new(NOW)));
+        let shards = MemoryStore::new(Arc::clone(&clock) as Arc<dyn Clock>);
         let index = open(&options, &shards, &clock);
         assert_eq!(
             index.start(EPOCH, &[]).await.expect("it starts"),
@@ -125,7 +127,7 @@ impl SearchHarness for Engine {
     }
 
     async fn apply(&self, events: &[TaggingsEvent]) {
-        events.iter().for_each(|e| self.shards.put(e));
+        events.iter().for_each(|e| self.shards.store_event(e));
         // The runtime passes at most one record per key.
         let mut keys = std::collections::BTreeMap::new();
         events.iter().for_each(|e| {

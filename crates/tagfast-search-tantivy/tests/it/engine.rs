@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use parking_lot::Mutex;
-use tagfast_domain::EpochId;
+use tagfast_domain::{Document, EpochId};
 use tagfast_events::{RebuildRequest, RecordVerdict, Sink, Start};
 use tagfast_search::conformance::{self as suite, NOW, SearchHarness, event, request};
 use tagfast_search::{SearchError, SearchIndex, Total};
@@ -77,7 +77,7 @@ async fn a_crash_at_any_step_loses_nothing() {
         let id = format!("c{}", rng.u64(..8));
         let tags = [["a", "b"], ["b", "c"], ["c", "d"]][rng.u64(..3) as usize];
         let e = event("crash", "t", &id, round + 1, round as i64, &tags);
-        engine.shards.put(&e);
+        engine.shards.store_event(&e);
         log.extend(engine.records(std::slice::from_ref(&e)));
         let applied = rng.u64(..4) > 0;
         if applied {
@@ -331,7 +331,7 @@ async fn a_rebuild_equals_the_shards_and_searches_go_on() {
         let id = rng.u64(..2_200).to_string();
         let tags: &[&str] =
             if rng.u64(..9) == 0 { &[] } else { &["all", ["even", "odd"][(n % 2) as usize]] };
-        engine.shards.put(&event("r", "t", &id, n + 1, NOW + n as i64, tags));
+        engine.shards.store_event(&event("r", "t", &id, n + 1, NOW + n as i64, tags));
     }
     engine.apply(&[event("r", "t", "0", 9_999, NOW, &["all", "old"])]).await;
     engine.visible().await;
@@ -350,17 +350,18 @@ async fn a_rebuild_equals_the_shards_and_searches_go_on() {
     assert_eq!(found.expect("the old generation serves"), 1);
     assert!(reached.lock().windows(2).all(|w| w[0] <= w[1]));
     assert_ne!(engine.generation(), before, "the old generation is removed");
-    let events = engine.shards.all();
+    let documents = engine.shards.documents(&tenant);
     for tag in ["all", "even", "odd", "old", "waiting", "gone"] {
-        let expected =
-            events.iter().filter(|e| e.tags.iter().any(|t| t.name.as_str() == tag)).count() as u64;
+        let has_tag = |document: &Document| document.live().any(|t| t.name.as_str() == tag);
+        let expected = documents.iter().filter(|(_, document)| has_tag(document)).count() as u64;
         let page = engine.index.search(&tenant, &request(tag)).await.expect("answers");
         assert_eq!(page.total, Total::Exactly(expected), "{tag}");
     }
     assert_eq!(engine.index.start(EPOCH, &[]).await.expect("starts"), Start::From(from));
     // The rebuild copied a tombstone: older states stay out.
-    let gone = events.iter().find(|e| e.tags.is_empty()).expect("some contents have no tags");
-    let late = event("r", "t", gone.key.content.content_id.as_str(), 1, NOW, &["all"]);
+    let mut gone = documents.iter().filter(|(_, document)| document.live().next().is_none());
+    let (gone, _) = gone.next().expect("some contents have no tags");
+    let late = event("r", "t", gone.content.content_id.as_str(), 1, NOW, &["all"]);
     let verdicts = engine.index.apply(&engine.records(&[late])).await.expect("applies");
     assert_eq!(verdicts, [RecordVerdict::Superseded]);
 }

@@ -10,16 +10,17 @@ use tagfast_domain::{EpochId, TaggingsEvent};
 use tagfast_events::{BusPosition, Partition, Positions, RebuildRequest, Sink, SinkRecord, Start};
 use tagfast_resilience::ManualClock;
 use tagfast_search::SearchIndex;
-use tagfast_search::conformance::{MemoryShards, NOW, SearchHarness};
+use tagfast_search::conformance::{NOW, SearchHarness};
 use tagfast_search_tantivy::{TantivyIndex, TantivyOptions};
 use tagfast_store::ShardScanner;
+use tagfast_store::testing::MemoryStore;
 
 pub(crate) const EPOCH: EpochId = EpochId([7; 16]);
 
 pub(crate) struct Engine {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) index: Arc<TantivyIndex>,
-    pub(crate) shards: Arc<MemoryShards>,
+    pub(crate) shards: Arc<MemoryStore>,
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) offset: Mutex<u64>,
     options: TantivyOptions,
@@ -48,7 +49,8 @@ impl Engine {
 
     pub(crate) async fn with(options: TantivyOptions) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let (shards, clock) = (Arc::new(MemoryShards::default()), Arc::new(ManualClock::new(NOW)));
+        let clock = Arc::new(ManualClock::new(NOW));
+        let shards = MemoryStore::new(Arc::<ManualClock>::clone(&clock));
         let index = open(dir.path().to_owned(), &options, &shards, &clock);
         let engine = Self { dir, index, shards, clock, offset: Mutex::new(1), options };
         engine.rebuild_if_requested().await;
@@ -110,10 +112,10 @@ impl Engine {
 fn open(
     dir: PathBuf,
     options: &TantivyOptions,
-    shards: &Arc<MemoryShards>,
+    shards: &Arc<MemoryStore>,
     clock: &Arc<ManualClock>,
 ) -> Arc<TantivyIndex> {
-    let scanner: Arc<dyn ShardScanner> = Arc::<MemoryShards>::clone(shards);
+    let scanner: Arc<dyn ShardScanner> = Arc::<MemoryStore>::clone(shards);
     TantivyIndex::open(dir, options.clone(), scanner, Arc::<ManualClock>::clone(clock))
         .expect("the index opens")
 }
@@ -125,7 +127,7 @@ impl SearchHarness for Engine {
     }
 
     async fn apply(&self, events: &[TaggingsEvent]) {
-        events.iter().for_each(|e| self.shards.put(e));
+        events.iter().for_each(|e| self.shards.store_event(e));
         let records = self.records(events);
         self.index.apply(&records).await.expect("the sink applies");
     }

@@ -6,7 +6,6 @@
 
 mod fixture;
 mod promises;
-mod shards;
 
 pub use fixture::{NOW, SearchHarness, event, request};
 pub use promises::{
@@ -15,4 +14,3 @@ pub use promises::{
     newest_version_wins_in_every_order, random_queries_equal_the_model, tenants_are_isolated,
     unmoved_contents_are_paged_once_under_writes,
 };
-pub use shards::MemoryShards;

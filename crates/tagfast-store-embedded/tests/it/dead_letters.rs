@@ -1,18 +1,19 @@
 //! The dead-letter store conformance suite, with a restart before every call; and replays.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use parking_lot::{Mutex, MutexGuard};
-use tagfast_domain::{ContentKey, EpochId, Version};
+use parking_lot::Mutex;
+use tagfast_domain::ContentKey;
+use tagfast_events::conformance::MemorySink;
 use tagfast_events::conformance::dead_letters::{DeadLetterStoreHarness, exhausted};
 use tagfast_events::{
     AutoReplayPolicy, Consumer, ConsumerGroup, DeadLetter, DeadLetterFilter, DeadLetterState,
-    DeadLetterStore, NewReplayJob, Partition, Positions, RebuildRequest, RecordVerdict, ReplayJob,
-    ReplayWorker, RuntimeOptions, Sink, SinkError, SinkRecord, Start,
+    DeadLetterStore, NewReplayJob, Positions, RecordVerdict, ReplayJob, ReplayWorker,
+    RuntimeOptions,
 };
 use tagfast_resilience::SystemClock;
 use tagfast_store_embedded::EmbeddedStore;
@@ -60,72 +61,12 @@ impl DeadLetterStoreHarness for Harness {
 
 tagfast_events::dead_letter_store_suite! { Harness::new() }
 
-/// Keeps the newest version of each content; tests remove some.
-#[derive(Default)]
-struct Newest {
-    versions: Mutex<BTreeMap<ContentKey, Version>>,
-    refuses: AtomicBool,
-}
-
-impl Newest {
-    fn versions(&self) -> MutexGuard<'_, BTreeMap<ContentKey, Version>> {
-        self.versions.lock()
-    }
-}
-
-#[async_trait]
-impl Sink for Newest {
-    fn group(&self) -> ConsumerGroup {
-        ConsumerGroup::INDEXER
-    }
-
-    async fn start(&self, _: EpochId, _: &[Partition]) -> Result<Start, SinkError> {
-        Ok(Start::Committed)
-    }
-
-    async fn apply(&self, records: &[SinkRecord]) -> Result<Vec<RecordVerdict>, SinkError> {
-        let mut versions = self.versions();
-        let refuses = self.refuses.load(Ordering::Relaxed);
-        let verdict_of = |record: &SinkRecord| {
-            if refuses {
-                return RecordVerdict::Poison { code: "refused", message: "not today".to_owned() };
-            }
-            let known = versions.entry(record.event.key.clone()).or_default();
-            if *known >= record.event.version {
-                return RecordVerdict::Superseded;
-            }
-            *known = record.event.version;
-            RecordVerdict::Applied
-        };
-        Ok(records.iter().map(verdict_of).collect())
-    }
-
-    async fn flush(&self) -> Result<(), SinkError> {
-        Ok(())
-    }
-
-    async fn versions(&self, keys: &[ContentKey]) -> Result<Vec<Option<Version>>, SinkError> {
-        let versions = self.versions();
-        Ok(keys.iter().map(|key| versions.get(key).copied()).collect())
-    }
-
-    async fn advance(&self, positions: &Positions) -> Result<Positions, SinkError> {
-        Ok(positions.clone())
-    }
-
-    async fn rebuild(&self, _: RebuildRequest<'_>) -> Result<(), SinkError> {
-        Ok(())
-    }
-
-    async fn close(&self) -> Result<(), SinkError> {
-        Ok(())
-    }
-}
-
 /// A store with a dead letter of each of its contents, and a consumer that has applied all of them.
 struct ReplayFixture {
     store: Arc<EmbeddedStore>,
-    sink: Arc<Newest>,
+    sink: Arc<MemorySink>,
+    /// While it is set, the sink refuses every record.
+    refuses: Arc<AtomicBool>,
     consumer: Arc<Consumer>,
     contents: usize,
 }
@@ -137,7 +78,14 @@ impl ReplayFixture {
         for key in &keys {
             write(&store, add(key, &["a"])).await;
         }
-        let sink = Arc::new(Newest::default());
+        let refuses = Arc::new(AtomicBool::new(false));
+        let sink = MemorySink::with_verdicts(ConsumerGroup::INDEXER, {
+            let refuses = Arc::clone(&refuses);
+            move |_| match refuses.load(Ordering::Relaxed) {
+                true => RecordVerdict::Poison { code: "refused", message: "not today".to_owned() },
+                false => RecordVerdict::Applied,
+            }
+        });
         let bus = store.bus();
         for record in records(&bus, ConsumerGroup("reader"), &Positions::new()).await {
             bus.park(&exhausted(record, NOW)).await.expect("parked");
@@ -146,11 +94,11 @@ impl ReplayFixture {
         let consumer =
             Consumer::spawn(bus, Arc::clone(&sink) as _, RuntimeOptions::default(), clock);
         wait_for_condition_async("the consumer", TEST_TIMEOUT, || async {
-            let known = sink.versions().len();
+            let known = sink.newest().len();
             if known == contents { Ok(()) } else { Err(format!("{known} of {contents}")) }
         })
         .await;
-        Self { store, sink, consumer: Arc::new(consumer), contents }
+        Self { store, sink, refuses, consumer: Arc::new(consumer), contents }
     }
 
     fn replay_worker(&self) -> ReplayWorker {
@@ -179,10 +127,10 @@ impl ReplayFixture {
 async fn a_second_replay_changes_nothing() {
     let fixture = Fixture::new();
     let replays = ReplayFixture::new(&fixture, 600).await;
-    let all = replays.sink.versions().clone();
+    let all = replays.sink.newest().clone();
     // Every third content is as if it had never been applied.
     let lost: Vec<ContentKey> = all.keys().step_by(3).cloned().collect();
-    replays.sink.versions().retain(|key, _| !lost.contains(key));
+    replays.sink.newest().retain(|key, _| !lost.contains(key));
     let (worker, other) = (replays.replay_worker(), replays.replay_worker());
     let (missing, there) = (lost.len() as u64, (replays.contents - lost.len()) as u64);
 
@@ -191,17 +139,17 @@ async fn a_second_replay_changes_nothing() {
         (dry.dead_letters, dry.applied, dry.superseded, dry.failed),
         (missing + there, missing, there, 0)
     );
-    assert_eq!(replays.sink.versions().len() as u64, there, "a dry run applies nothing");
+    assert_eq!(replays.sink.newest().len() as u64, there, "a dry run applies nothing");
 
     let first = replays.replay("first", false).await;
     // A dead letter that one worker applied is superseded for the other.
     assert_eq!(first.applied + first.superseded, missing + there);
     assert!(first.applied <= missing && first.failed == 0, "{first:?}");
-    assert_eq!(*replays.sink.versions(), all);
+    assert_eq!(*replays.sink.newest(), all);
 
     let second = replays.replay("second", false).await;
     assert_eq!((second.dead_letters, second.closed), (0, missing + there));
-    assert_eq!(*replays.sink.versions(), all);
+    assert_eq!(*replays.sink.newest(), all);
     let open = replays
         .store
         .dead_letters()
@@ -219,9 +167,9 @@ async fn a_second_replay_changes_nothing() {
 async fn a_dead_letter_that_fails_again_stays_open() {
     let fixture = Fixture::new();
     let replays = ReplayFixture::new(&fixture, 20).await;
-    let all = std::mem::take(&mut *replays.sink.versions());
+    let all = std::mem::take(&mut *replays.sink.newest());
     let worker = replays.replay_worker();
-    replays.sink.refuses.store(true, Ordering::Relaxed);
+    replays.refuses.store(true, Ordering::Relaxed);
     assert_eq!(replays.replay("refused", false).await.failed, 20);
     let page = replays
         .store
@@ -235,9 +183,9 @@ async fn a_dead_letter_that_fails_again_stays_open() {
         .map(|l| (l.state, l.replays, l.dead_letter.attempts, l.dead_letter.code.as_str()))
         .collect();
     assert_eq!(outcomes, BTreeSet::from([(DeadLetterState::Open, 1, 5, "refused")]));
-    replays.sink.refuses.store(false, Ordering::Relaxed);
+    replays.refuses.store(false, Ordering::Relaxed);
     assert_eq!(replays.replay("taken", false).await.applied, 20);
-    assert_eq!(*replays.sink.versions(), all);
+    assert_eq!(*replays.sink.newest(), all);
     worker.stop().await;
     replays.consumer.stop().await;
 }

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 use tagfast_domain::TenantId;
-use tagfast_resilience::task::{BackgroundTask, StopSignal, TaskTracker};
+use tagfast_resilience::task::{BackgroundTask, StopSignal, TaskGroup};
 use tagfast_resilience::{
     Criticality, ErrorChain, InFlight, Limiter, LimiterOptions, LimiterSnapshot, Permit, counter,
     histogram, jittered_retry_after,
@@ -49,6 +49,8 @@ pub(crate) struct ReaderOptions {
     /// How long a critical read waits for the limiter.
     pub(crate) wait: Duration,
     pub(crate) weights: TenantWeights,
+    /// Owns the queries of all readers.
+    pub(crate) queries: TaskGroup,
 }
 
 /// A read of one document from a node.
@@ -75,14 +77,12 @@ struct ReaderState {
     queue: Mutex<ReadQueue>,
     /// Wakes the dispatcher: a read was queued, or a query has ended.
     wake: Notify,
-    /// Owns the queries.
-    queries: TaskTracker,
 }
 
 struct NodeReaderHandle {
     state: Arc<ReaderState>,
-    /// Dropped with the last copy of the reader.
-    _dispatcher: BackgroundTask,
+    /// Ends with [`NodeReader::stop`] or with the last copy of the reader.
+    dispatcher: BackgroundTask,
 }
 
 /// The reader of a node. Its tasks end with its last copy.
@@ -114,13 +114,19 @@ impl NodeReader {
             limiter: Limiter::new(limits, Arc::new(move || began.elapsed())),
             queue: Mutex::new(queue),
             wake: Notify::new(),
-            queries: TaskTracker::new(),
         });
         let dispatch = Arc::clone(&state).dispatch();
-        let _dispatcher = BackgroundTask::spawn("node reader", |stop: StopSignal| async move {
+        let dispatcher = BackgroundTask::spawn("node reader", |stop: StopSignal| async move {
             stop.run_until_cancelled(dispatch).await;
         });
-        Self(Arc::new(NodeReaderHandle { state, _dispatcher }))
+        Self(Arc::new(NodeReaderHandle { state, dispatcher }))
+    }
+
+    /// Ends the dispatcher: no query starts any more.
+    pub(crate) async fn stop(&self) {
+        // Its panic is logged already.
+        let _ = self.0.dispatcher.stop().await;
+        self.state().queue().idle.clear();
     }
 
     fn state(&self) -> &Arc<ReaderState> {
@@ -324,7 +330,7 @@ impl ReaderState {
                 Ok(in_flight) => {
                     let reads = self.take();
                     if !reads.is_empty() {
-                        self.queries.spawn(Arc::clone(&self).query(in_flight, reads));
+                        self.options.queries.spawn(Arc::clone(&self).query(in_flight, reads));
                     }
                 }
                 Err(_) => {

@@ -1,10 +1,11 @@
 //! Clients that record every answer, and the check of that history.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tagfast_domain::{ContentKey, Limits, Operation, Tag, TagName, UserId, Write, WriteId};
 use tagfast_sharding::{ContentHash, LogicalShard};
 use tagfast_store::{
@@ -103,7 +104,7 @@ impl Load {
         within: Duration,
     ) -> Duration {
         tagfast_testkit::wait_for_condition_async("an acknowledgement", within, || async {
-            let answers = self.answers[cluster].lock().expect("no panic under the lock");
+            let answers = self.answers[cluster].lock();
             let acknowledged = answers.history.writes.iter().rev().take(500);
             let after = acknowledged
                 .filter(|w| w.outcome == Outcome::Acknowledged && w.ended > since)
@@ -139,8 +140,7 @@ impl Load {
         }
         let mut checked = Vec::new();
         for (cluster, (answers, terms)) in self.answers.iter().zip(self.terms).enumerate() {
-            let mut answers =
-                std::mem::take(&mut *answers.lock().expect("no panic under the lock"));
+            let mut answers = std::mem::take(&mut *answers.lock());
             let (seen, ordinals) = terms.end().await;
             answers.history.epochs =
                 seen.iter().map(|(id, at)| EpochStart { id: *id, seen_at: *at }).collect();
@@ -257,7 +257,7 @@ impl Client {
 
     fn content(&self, name: &str) -> ContentKey {
         let key = content(self.cluster, &format!("{}-{name}", self.run));
-        let mut answers = self.answers.lock().expect("no panic under the lock");
+        let mut answers = self.answers.lock();
         answers.contents.entry(key.to_string()).or_insert_with(|| key.clone());
         key
     }
@@ -293,7 +293,7 @@ impl Client {
         loop {
             let answer = self.store.write(request.clone()).await;
             call.ended = self.began.elapsed();
-            let mut answers = self.answers.lock().expect("no panic under the lock");
+            let mut answers = self.answers.lock();
             match answer {
                 Ok(answer) => {
                     self.token.observe(
@@ -331,7 +331,7 @@ impl Client {
         let began = self.began.elapsed();
         let read = self.store.view(key, &options).await;
         let ended = self.began.elapsed();
-        let mut answers = self.answers.lock().expect("no panic under the lock");
+        let mut answers = self.answers.lock();
         let view = match read {
             Ok(view) => view,
             Err(error) => return answers.failed_reads.push(error.to_string()),

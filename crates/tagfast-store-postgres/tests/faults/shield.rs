@@ -1,10 +1,11 @@
 //! Breakers and limits on real servers: what they protect, and what they do not touch.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tagfast_domain::ContentKey;
 use tagfast_resilience::{BreakerState, Breakers, Clock, Criticality, SystemClock};
 use tagfast_store::{Consistency, ReadOptions, Source, StoreError, TagReader};
@@ -122,7 +123,7 @@ impl Calls {
                         ended: now_ms(),
                         source: answer.as_ref().ok().map(|view| view.source),
                     };
-                    calls.lock().expect("no panic under the lock").push(call);
+                    calls.lock().push(call);
                 });
                 while under_way.try_join_next().is_some() {}
             }
@@ -136,7 +137,7 @@ impl Calls {
     /// Waits until this many were answered.
     async fn warm(&self, answered: usize) {
         wait_for_condition_async("answers", 20 * SECOND, || async {
-            let made = self.made.lock().expect("no panic under the lock");
+            let made = self.made.lock();
             let good = made.iter().filter(|call| call.source.is_some()).count();
             if good >= answered { Ok(()) } else { Err(format!("{good}")) }
         })
@@ -146,7 +147,7 @@ impl Calls {
     async fn end(self) -> Vec<Call> {
         self.stop.store(true, Ordering::SeqCst);
         self.task.await.expect("no panic");
-        std::mem::take(&mut self.made.lock().expect("no panic under the lock"))
+        std::mem::take(&mut self.made.lock())
     }
 }
 

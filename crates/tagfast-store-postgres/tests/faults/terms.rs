@@ -1,12 +1,13 @@
 //! The leader terms of a cluster, polled from etcd beside the load.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::support;
@@ -33,7 +34,7 @@ impl Terms {
                     && let Some(term) =
                         found["kvs"][0]["create_revision"].as_str().and_then(|r| r.parse().ok())
                 {
-                    let mut noted = noted.lock().expect("no panic under the lock");
+                    let mut noted = noted.lock();
                     if noted.last().is_none_or(|(known, _)| *known != term) {
                         noted.push((term, began.elapsed()));
                     }
@@ -46,12 +47,7 @@ impl Terms {
 
     /// When a term was first seen after `since`.
     pub(crate) fn seen_after(&self, since: Duration) -> Option<Duration> {
-        self.seen
-            .lock()
-            .expect("no panic under the lock")
-            .iter()
-            .map(|(_, at)| *at)
-            .find(|at| *at > since)
+        self.seen.lock().iter().map(|(_, at)| *at).find(|at| *at > since)
     }
 
     /// The terms in their order, by the ids of their epochs, and the ordinals of all epochs. A term
@@ -71,7 +67,7 @@ impl Terms {
             by_term.insert(epoch["term"].as_u64().expect("a revision"), id);
             ordinals.insert(id, epoch["ordinal"].as_u64().expect("an ordinal"));
         }
-        let seen = std::mem::take(&mut *self.seen.lock().expect("no panic under the lock"));
+        let seen = std::mem::take(&mut *self.seen.lock());
         (
             seen.into_iter()
                 .map(|(term, at)| (by_term.get(&term).copied().unwrap_or(0), at))

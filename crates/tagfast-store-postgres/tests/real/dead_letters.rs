@@ -7,9 +7,10 @@ use async_trait::async_trait;
 use tagfast_events::conformance::dead_letters::DeadLetterStoreHarness;
 use tagfast_events::{ConsumerGroup, DeadLetter, DeadLetterStore, Partition};
 use tagfast_resilience::SystemClock;
+use tagfast_store_postgres::testing::RecordingSink;
 use tagfast_store_postgres::{PostgresDeadLetters, PostgresStore};
 
-use crate::support::{self, RecordingSink};
+use crate::support;
 
 struct Harness(Arc<PostgresStore>);
 

@@ -1,76 +1,42 @@
 //! Relays on real clusters: a failing sink loses nothing, a relay that stands still is replaced,
 //! tables are truncated.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::{Condvar, Mutex};
 use tagfast_domain::{ContentKey, UnixMillis};
 use tagfast_failover::EpochRecord;
 use tagfast_resilience::{Clock, SystemClock};
 use tagfast_store::StoreError;
+use tagfast_store_postgres::testing::{GatedSink, RecordingSink};
 use tagfast_store_postgres::{EndedEpoch, OutboxBatch, OutboxSink, PublishError};
 use tagfast_testkit::wait_for_condition_async;
 
-use crate::support::{self, RecordingSink};
+use crate::support;
 use crate::writes::{key_of, put};
-
-/// A sink that refuses on request.
-#[derive(Default)]
-struct RefusingSink {
-    refuses: AtomicBool,
-    refused: AtomicU32,
-    recorded: RecordingSink,
-}
-
-#[async_trait]
-impl OutboxSink for RefusingSink {
-    async fn begin_epoch(&self, cluster: &str, epoch: &EpochRecord) -> Result<(), PublishError> {
-        self.recorded.begin_epoch(cluster, epoch).await
-    }
-
-    async fn publish(&self, batch: OutboxBatch<'_>) -> Result<(), PublishError> {
-        if self.refuses.load(Ordering::SeqCst) {
-            self.refused.fetch_add(1, Ordering::SeqCst);
-            return Err(PublishError::new("the bus is away"));
-        }
-        self.recorded.publish(batch).await
-    }
-
-    async fn diverged_contents(
-        &self,
-        _: &str,
-        _: &EpochRecord,
-        _: &[EndedEpoch],
-    ) -> Result<Vec<ContentKey>, PublishError> {
-        Ok(Vec::new())
-    }
-
-    async fn complete_through(&self, cluster: &str, epoch: &EpochRecord, at: UnixMillis, hi: u64) {
-        self.recorded.complete_through(cluster, epoch, at, hi).await;
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sink_that_fails_gets_everything_in_the_end() {
-    let sink = Arc::new(RefusingSink::default());
+    let sink = Arc::new(GatedSink::new(RecordingSink::default()));
     let options = support::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
     let store = support::open(options, Arc::clone(&sink) as _).await;
     let key = key_of(0, "failing");
     put(&store, &key, "before").await.expect("written");
-    sink.refuses.store(true, Ordering::SeqCst);
+    sink.close();
     for n in 0..50 {
         put(&store, &key, &format!("t{n}")).await.expect("writes do not wait for the bus");
     }
     wait_for_condition_async("the relay retries", Duration::from_secs(10), || async {
-        let refused = sink.refused.load(Ordering::SeqCst);
+        let refused = sink.refused();
         if refused >= 3 { Ok(()) } else { Err(refused) }
     })
     .await;
-    sink.refuses.store(false, Ordering::SeqCst);
+    sink.open();
     store.drained().await;
-    let events = sink.recorded.events();
+    let events = sink.inner().events();
     let versions: Vec<_> = events.iter().filter(|e| e.key == key).map(|e| e.version).collect();
     assert!(versions.windows(2).all(|w| w[0] < w[1]), "in the order of versions: {versions:?}");
     let added: usize = events
@@ -98,9 +64,9 @@ impl OutboxSink for BlockingSink {
 
     async fn publish(&self, _: OutboxBatch<'_>) -> Result<(), PublishError> {
         self.reached.store(true, Ordering::SeqCst);
-        let mut blocks = self.blocks.lock().expect("no panic under the lock");
+        let mut blocks = self.blocks.lock();
         while *blocks {
-            blocks = self.released.wait(blocks).expect("no panic under the lock");
+            self.released.wait(&mut blocks);
         }
         Ok(())
     }
@@ -122,7 +88,7 @@ async fn a_relay_that_stands_still_is_replaced() {
     let options = support::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
     let key = key_of(0, "standing");
     let blocking = Arc::new(BlockingSink::default());
-    *blocking.blocks.lock().expect("no panic under the lock") = true;
+    *blocking.blocks.lock() = true;
     // A node on one thread: while its sink blocks, the whole node stands still, as under SIGSTOP.
     let (node_options, node_sink, node_key) = (options.clone(), Arc::clone(&blocking), key.clone());
     let node = std::thread::spawn(move || {
@@ -166,7 +132,7 @@ async fn a_relay_that_stands_still_is_replaced() {
         },
     )
     .await;
-    *blocking.blocks.lock().expect("no panic under the lock") = false;
+    *blocking.blocks.lock() = false;
     blocking.released.notify_all();
     node.join().expect("the first node goes on");
 }
@@ -200,7 +166,7 @@ async fn diverged_contents_are_written_again() {
     let (never, lost) = (key_of(0, "never there"), key_of(1, "also lost"));
     let diverged =
         [("c0", &never), ("c1", &lost)].map(|(cluster, key)| (cluster.to_owned(), key.clone()));
-    *sink.diverged.lock().expect("no panic under the lock") = diverged.to_vec();
+    sink.set_diverged(diverged.to_vec());
     let store = support::open(options, Arc::clone(&sink) as _).await;
     wait_for_condition_async("both are published as empty", Duration::from_secs(20), || async {
         let events = sink.events();
@@ -219,8 +185,8 @@ async fn diverged_contents_are_written_again() {
 async fn the_outbox_has_a_bound() {
     let options = support::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
     let options = tagfast_store_postgres::PostgresOptions { outbox_bytes: 2 << 20, ..options };
-    let sink = Arc::new(RefusingSink::default());
-    sink.refuses.store(true, Ordering::SeqCst);
+    let sink = Arc::new(GatedSink::new(RecordingSink::default()));
+    sink.close();
     let store = support::open(options, Arc::clone(&sink) as _).await;
     let mut n = 0;
     let refused = wait_for_condition_async("a refusal", Duration::from_secs(60), || {
@@ -241,7 +207,7 @@ async fn the_outbox_has_a_bound() {
     );
     // Each cluster has its own outbox.
     put(&store, &key_of(1, "elsewhere"), "x").await.expect("taken");
-    sink.refuses.store(false, Ordering::SeqCst);
+    sink.open();
     wait_for_condition_async("writes go on", Duration::from_secs(60), || async {
         put(&store, &key_of(0, "bound after"), "x").await.map(drop).map_err(|e| e.to_string())
     })

@@ -1,16 +1,18 @@
 //! The conformance suite of stores, on the store alone and behind the caches.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use tagfast_cache::{CacheDependencies, CacheOptions, CachedStore};
 use tagfast_domain::{Limits, TaggingsEvent, TenantId, UnixMillis};
 use tagfast_resilience::{Clock, ManualClock};
 use tagfast_store::SharedStore;
 use tagfast_store::conformance::StoreHarness;
+use tagfast_store_postgres::testing::RecordingSink;
 use tagfast_store_postgres::{PostgresOptions, PostgresStore};
 
-use crate::support::{self, RecordingSink};
+use crate::support;
 
 struct Harness {
     /// Behind L1 and both Redis servers, as the program has it.
@@ -32,7 +34,7 @@ impl Harness {
 
     async fn opened(&self) -> SharedStore {
         let store = support::open(self.options.clone(), Arc::clone(&self.sink) as _).await;
-        *self.store.lock().expect("no panic under the lock") = Some(Arc::clone(&store));
+        *self.store.lock() = Some(Arc::clone(&store));
         if !self.behind_caches {
             return store;
         }
@@ -48,7 +50,7 @@ impl Harness {
     }
 
     fn current(&self) -> Arc<PostgresStore> {
-        self.store.lock().expect("no panic under the lock").clone().expect("an open store")
+        self.store.lock().clone().expect("an open store")
     }
 }
 
@@ -59,8 +61,7 @@ impl StoreHarness for Harness {
     }
 
     async fn reopen(&self) -> Option<SharedStore> {
-        let store =
-            self.store.lock().expect("no panic under the lock").take().expect("an open store");
+        let store = self.store.lock().take().expect("an open store");
         store.close().await;
         drop(store);
         Some(self.opened().await)
@@ -73,7 +74,7 @@ impl StoreHarness for Harness {
 
     async fn complete_through(&self) -> UnixMillis {
         // What both clusters have reached; 0 until each has sent a heartbeat.
-        let through = self.sink.through.lock().expect("no panic under the lock");
+        let through = self.sink.through();
         if through.len() < self.options.clusters.len() {
             0
         } else {

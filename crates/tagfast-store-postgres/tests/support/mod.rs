@@ -1,18 +1,13 @@
 //! Support of the tests on real servers: one stack for the binary, a database for each test.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use tagfast_domain::{ContentKey, TaggingsEvent, UnixMillis};
-use tagfast_failover::EpochRecord;
+use parking_lot::MutexGuard;
 use tagfast_redis::{Redis, RedisRole};
 use tagfast_resilience::{Breakers, Clock, SystemClock};
-use tagfast_store_postgres::{
-    ClusterOptions, EndedEpoch, OutboxBatch, OutboxRow, OutboxSink, PostgresOptions, PostgresStore,
-    PublishError,
-};
+use tagfast_store_postgres::{ClusterOptions, OutboxSink, PostgresOptions, PostgresStore};
 use tagfast_testkit::stack::{SharedStack, Stack, StackOptions};
 
 /// Clusters of the stack: a fault of one must not affect the other.
@@ -33,56 +28,6 @@ pub(crate) fn stack() -> MutexGuard<'static, Stack> {
 pub(crate) fn etcd() -> &'static str {
     static URL: OnceLock<String> = OnceLock::new();
     URL.get_or_init(|| stack().info().etcd[0].url.clone())
-}
-
-/// A sink that records everything.
-#[derive(Default)]
-pub(crate) struct RecordingSink {
-    /// With the cluster: transaction ids are unique within a cluster only.
-    pub(crate) rows: Mutex<Vec<(String, OutboxRow)>>,
-    pub(crate) epochs: Mutex<Vec<u64>>,
-    /// The contents that the sink reports as diverged, with their cluster.
-    pub(crate) diverged: Mutex<Vec<(String, ContentKey)>>,
-    pub(crate) through: Mutex<std::collections::BTreeMap<String, UnixMillis>>,
-}
-
-impl RecordingSink {
-    /// The published events, each once: a relay may send rows again.
-    pub(crate) fn events(&self) -> Vec<TaggingsEvent> {
-        let rows = self.rows.lock().expect("no panic under the lock");
-        let mut seen = std::collections::BTreeSet::new();
-        let fresh = rows.iter().filter(|(cluster, row)| seen.insert((cluster, row.xid, row.n)));
-        fresh.map(|(_, row)| row.decode().expect("an event")).collect()
-    }
-}
-
-#[async_trait]
-impl OutboxSink for RecordingSink {
-    async fn begin_epoch(&self, _: &str, epoch: &EpochRecord) -> Result<(), PublishError> {
-        self.epochs.lock().expect("no panic under the lock").push(epoch.ordinal.0);
-        Ok(())
-    }
-
-    async fn publish(&self, batch: OutboxBatch<'_>) -> Result<(), PublishError> {
-        let OutboxBatch { cluster, rows, .. } = batch;
-        let named = rows.iter().map(|row| (cluster.to_owned(), row.clone()));
-        self.rows.lock().expect("no panic under the lock").extend(named);
-        Ok(())
-    }
-
-    async fn diverged_contents(
-        &self,
-        cluster: &str,
-        _: &EpochRecord,
-        _: &[EndedEpoch],
-    ) -> Result<Vec<ContentKey>, PublishError> {
-        let diverged = self.diverged.lock().expect("no panic under the lock");
-        Ok(diverged.iter().filter(|(of, _)| of == cluster).map(|(_, key)| key.clone()).collect())
-    }
-
-    async fn complete_through(&self, cluster: &str, _: &EpochRecord, at: UnixMillis, _: u64) {
-        self.through.lock().expect("no panic under the lock").insert(cluster.to_owned(), at);
-    }
 }
 
 /// Options for the shared stack and a new database.

@@ -23,12 +23,10 @@ mod ids;
 mod limit;
 mod model;
 mod scan;
-mod shards;
 mod support;
 mod tags;
 
 pub use harness::{StoreHarness, run};
-pub use shards::scan_states;
 
 macro_rules! promises {
     ($d:tt $($module:ident: $($name:ident),+;)+) => {

@@ -66,6 +66,23 @@ pub struct ReadCall {
     pub max_stale: Option<Duration>,
 }
 
+/// Which calls wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Paused {
+    None,
+    Reads,
+    All,
+}
+
+/// Which port a call belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CallKind {
+    /// A view.
+    Read,
+    /// Any other call.
+    Other,
+}
+
 type Failure = fn() -> StoreError;
 type ViewHook = fn(&ReadOptions<'_>, &mut View) -> Result<(), StoreError>;
 
@@ -86,7 +103,7 @@ pub struct CallFaults {
     reads: AtomicU64,
     writes: AtomicU64,
     script: Mutex<Script>,
-    paused: watch::Sender<bool>,
+    paused: watch::Sender<Paused>,
 }
 
 impl Default for CallFaults {
@@ -95,7 +112,7 @@ impl Default for CallFaults {
             reads: AtomicU64::new(0),
             writes: AtomicU64::new(0),
             script: Mutex::default(),
-            paused: watch::Sender::new(false),
+            paused: watch::Sender::new(Paused::None),
         }
     }
 }
@@ -121,7 +138,7 @@ impl CallFaults {
         self.script.lock().view_hook = hook;
     }
 
-    /// Every call takes this long.
+    /// Every call takes this long, whatever its deadline.
     pub fn delay(&self, delay: Duration) {
         self.script.lock().delay = delay;
     }
@@ -129,7 +146,12 @@ impl CallFaults {
     /// Calls wait until [`CallFaults::heal`] or their deadline. A paused view is of the time of its
     /// call.
     pub fn pause(&self) {
-        self.paused.send_replace(true);
+        self.paused.send_replace(Paused::All);
+    }
+
+    /// As [`CallFaults::pause`], but only views wait.
+    pub fn pause_reads(&self) {
+        self.paused.send_replace(Paused::Reads);
     }
 
     /// The next call panics.
@@ -147,7 +169,7 @@ impl CallFaults {
         let mut script = self.script.lock();
         (script.failure, script.view_hook, script.delay) = (None, None, Duration::ZERO);
         drop(script);
-        self.paused.send_replace(false);
+        self.paused.send_replace(Paused::None);
     }
 
     /// The last write; `None`: there was none.
@@ -175,7 +197,11 @@ impl CallFaults {
     }
 
     /// Applies the faults that every call has.
-    pub(super) async fn enter(&self, deadline: Option<Instant>) -> Result<(), StoreError> {
+    pub(super) async fn enter(
+        &self,
+        kind: CallKind,
+        deadline: Option<Instant>,
+    ) -> Result<(), StoreError> {
         let (failure, delay, panics) = {
             let mut script = self.script.lock();
             (script.failure, script.delay, std::mem::take(&mut script.panics))
@@ -185,7 +211,11 @@ impl CallFaults {
             tokio::time::sleep(delay).await;
         }
         let mut paused = self.paused.subscribe();
-        let resumed = paused.wait_for(|paused| !*paused);
+        let resumed = paused.wait_for(|paused| match paused {
+            Paused::None => true,
+            Paused::Reads => kind != CallKind::Read,
+            Paused::All => false,
+        });
         let late = || StoreError::Deadline { waiting_for: "the test", outcome_unknown: false };
         match deadline {
             Some(deadline) => {

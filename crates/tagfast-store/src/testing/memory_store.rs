@@ -11,13 +11,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use tagfast_domain::{
-    ContentKey, Document, Epoch, EpochId, EpochOrdinal, Limits, Operation, RecentWrite, Tag,
-    TagName, TaggingsEvent, TenantId, Version, WriteId, codec,
+    ContentKey, Document, Effect, Epoch, EpochId, EpochOrdinal, Limits, Operation, RecentWrite,
+    Tag, TagName, TaggingsEvent, TenantId, Version, WriteId, codec,
 };
 use tagfast_resilience::Clock;
 use tagfast_sharding::{ContentHash, LogicalShard};
 
-use super::faults::{BrokenPromise, CallFaults};
+use super::faults::{BrokenPromise, CallFaults, CallKind};
 use crate::write_batch::{CommitPosition, ItemResult, SlotCommit};
 use crate::{
     CacheUse, CommitContext, Consistency, Degraded, Durability, History, Position, ReadOptions,
@@ -143,14 +143,43 @@ impl MemoryStore {
         self.state.lock().events.clone()
     }
 
-    /// All documents of a tenant that have live tags, in key order.
-    pub fn live_documents(&self, tenant: &TenantId) -> Vec<(ContentKey, Document)> {
+    /// All documents of a tenant, in key order.
+    pub fn documents(&self, tenant: &TenantId) -> Vec<(ContentKey, Document)> {
         let state = self.state.lock();
         let all = state.documents.keys().map(|bytes| {
             (ContentKey::from_bytes(bytes).expect("own bytes"), state.document(bytes))
         });
-        all.filter(|(key, document)| key.tenant == *tenant && document.live().next().is_some())
-            .collect()
+        all.filter(|(key, _)| key.tenant == *tenant).collect()
+    }
+
+    /// All documents of a tenant that have live tags, in key order.
+    pub fn live_documents(&self, tenant: &TenantId) -> Vec<(ContentKey, Document)> {
+        let mut documents = self.documents(tenant);
+        documents.retain(|(_, document)| document.live().next().is_some());
+        documents
+    }
+
+    /// Stores the state that an event carries, unless the content has this version or a newer one:
+    /// what a consumer finds that rebuilds from the shards. No event is published.
+    pub fn store_event(&self, event: &TaggingsEvent) {
+        let write = RecentWrite {
+            id: WriteId([0; 16]),
+            fingerprint: 0,
+            version: event.version,
+            at: event.at,
+            effect: Effect::default(),
+        };
+        let document = Document {
+            version: event.version,
+            taggings: event.tags.clone(),
+            recent: vec![write],
+            ..Document::default()
+        };
+        let key = event.key.to_bytes();
+        let mut state = self.state.lock();
+        if state.document(&key).version < event.version {
+            state.documents.insert(key, codec::encode(&document));
+        }
     }
 
     /// Replaces a content by one without tags that has this version.
@@ -329,7 +358,7 @@ impl TagReader for MemoryStore {
     async fn view(&self, key: &ContentKey, options: &ReadOptions<'_>) -> Result<View, StoreError> {
         self.faults.record_read(options);
         let view = self.read(key, options);
-        self.faults.enter(options.deadline).await?;
+        self.faults.enter(CallKind::Read, options.deadline).await?;
         self.faults.shape(options, view)
     }
 }
@@ -338,7 +367,7 @@ impl TagReader for MemoryStore {
 impl TagWriter for MemoryStore {
     async fn write(&self, request: WriteRequest) -> Result<WriteAnswer, StoreError> {
         self.faults.record_write(&request);
-        self.faults.enter(request.deadline).await?;
+        self.faults.enter(CallKind::Other, request.deadline).await?;
         let answer = self.apply(request).await?;
         if self.faults.takes_answer() {
             return Err(StoreError::Deadline { waiting_for: "the test", outcome_unknown: true });
@@ -365,7 +394,7 @@ impl TagWriter for MemoryStore {
 impl ShardScanner for MemoryStore {
     async fn scan(&self, request: ScanRequest<'_>) -> Result<ScanPage, StoreError> {
         let ScanRequest { shard, tenant, after, limit } = request;
-        self.faults.enter(None).await?;
+        self.faults.enter(CallKind::Other, None).await?;
         let tenant = tenant.filter(|_| !self.breaks(BrokenPromise::ScanMixesTenants));
         let after = after.map(ContentKey::to_bytes).unwrap_or_default();
         let state = self.state.lock();
@@ -394,7 +423,7 @@ impl ShardScanner for MemoryStore {
 #[async_trait]
 impl ReceiptReader for MemoryStore {
     async fn verdict(&self, receipt: &Receipt) -> Result<Verdict, StoreError> {
-        self.faults.enter(None).await?;
+        self.faults.enter(CallKind::Other, None).await?;
         let state = self.state.lock();
         let position = receipt.position;
         let end = state.epoch_end(position.epoch);

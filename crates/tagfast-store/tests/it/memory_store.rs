@@ -8,8 +8,8 @@ use tagfast_resilience::ManualClock;
 use tagfast_sharding::LogicalShard;
 use tagfast_store::testing::MemoryStore;
 use tagfast_store::{
-    History, ReadOptions, ReceiptReader, ShardScanner, StoreError, TagReader, TagWriter, Verdict,
-    WriteRequest,
+    History, ReadOptions, ReceiptReader, ScanRequest, ShardScanner, StoreError, TagReader,
+    TagWriter, Verdict, WriteRequest,
 };
 use tokio::time::Instant;
 
@@ -101,4 +101,41 @@ async fn a_failover_loses_what_lies_past_the_epoch_end() {
     assert!(store.live_documents(&key().tenant).is_empty());
     let next = store.write(add(3, "c")).await.expect("written");
     assert!(next.version > lost.version, "versions increase across epochs");
+}
+
+#[tokio::test(start_paused = true)]
+async fn writes_go_on_while_reads_are_paused() {
+    let store = store();
+    store.faults().pause_reads();
+    let before = tokio::spawn({
+        let store = Arc::clone(&store);
+        async move { store.view(&key(), &ReadOptions::default()).await }
+    });
+    tokio::task::yield_now().await;
+    let written = store.write(add(1, "a")).await.expect("written");
+    store.faults().heal();
+    assert_eq!(before.await.expect("no panic").expect("a view").version, Version::NONE);
+    let after = store.view(&key(), &ReadOptions::default()).await.expect("a view");
+    assert_eq!(after.version, written.version);
+}
+
+#[tokio::test]
+async fn an_event_stores_its_state_unless_a_newer_one_is_stored() {
+    let (source, store) = (store(), store());
+    for (id, tag) in [(1, "a"), (2, "b")] {
+        source.write(add(id, tag)).await.expect("written");
+    }
+    let events = source.events();
+    events.iter().rev().for_each(|event| store.store_event(event));
+    let documents = store.documents(&key().tenant);
+    let [(content, document)] = documents.as_slice() else { panic!("{documents:?}") };
+    assert_eq!((content, document.version), (&key(), events[1].version));
+    assert_eq!((&document.taggings, document.recent[0].at), (&events[1].tags, events[1].at));
+    assert_eq!(store.live_documents(&key().tenant), documents);
+    let page = store
+        .scan(ScanRequest { shard: LogicalShard::of(&key()), tenant: None, after: None, limit: 10 })
+        .await
+        .expect("a page");
+    assert_eq!(page.items, documents);
+    assert!(store.events().is_empty(), "no event is published");
 }

@@ -1,6 +1,8 @@
 //! One stack for all tests of a binary.
 
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::OnceLock;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::options::StackOptions;
 use super::running::Stack;
@@ -28,6 +30,6 @@ impl SharedStack {
             let options = options(StackOptions::clusters_only(0, dir.path()));
             (Mutex::new(Stack::up(&options, &|_| ()).expect("the stack comes up")), dir)
         });
-        stack.lock().unwrap_or_else(PoisonError::into_inner)
+        stack.lock()
     }
 }

@@ -4,11 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::{Value, json};
-use tagfast_domain::Epoch;
 use tagfast_events::conformance::dead_letters::exhausted;
 use tagfast_events::dead_letters::REPLAY_RATE_MAX;
 use tagfast_events::{
@@ -18,24 +16,10 @@ use tagfast_events::{
 };
 use tagfast_search_opensearch::OpenSearchIndex;
 use tagfast_sharding::LogicalShard;
-use tagfast_store::{ScanPage, ScanRequest, ShardScanner, StoreError};
+use tagfast_store::testing::MemoryStore;
 use tagfast_store_postgres::PostgresDeadLetters;
 
 use crate::{Harness, PARTITIONS, example, pause};
-
-/// Shards without contents: an index built from them is empty.
-struct EmptyScanner(Epoch);
-
-#[async_trait]
-impl ShardScanner for EmptyScanner {
-    async fn scan(&self, _: ScanRequest<'_>) -> Result<ScanPage, StoreError> {
-        Ok(ScanPage::default())
-    }
-
-    async fn epoch(&self) -> Result<Epoch, StoreError> {
-        Ok(self.0)
-    }
-}
 
 fn dead_letter(n: u64) -> DeadLetter {
     let event = example(n);
@@ -84,8 +68,8 @@ pub(crate) async fn run(harness: &Harness, count: u64) -> Vec<Value> {
         verdict(ms <= 200.0)
     );
 
-    let epoch = harness.store.epoch().await.expect("an epoch");
-    let index = harness.index("bench-replay", Arc::new(EmptyScanner(epoch)));
+    let shards = MemoryStore::new(Arc::clone(&harness.clock));
+    let index = harness.index("bench-replay", shards);
     index
         .rebuild(RebuildRequest::new(
             &harness.bus.ends().await.expect("the ends"),

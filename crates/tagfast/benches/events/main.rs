@@ -16,63 +16,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::json;
 use tagfast::outbox::KafkaOutbox;
 use tagfast_domain::{
-    ContentKey, EpochOrdinal, Limits, Operation, Tag, Tagging, TaggingsEvent, TenantId, UnixMillis,
-    UserId, Version, Write, WriteId,
+    ContentKey, EpochOrdinal, Limits, Operation, Tag, Tagging, TaggingsEvent, TenantId, UserId,
+    Version, Write, WriteId,
 };
 use tagfast_events::{Bus, Consumer, Partition, RebuildRequest, RuntimeOptions, Sink, envelope};
 use tagfast_events_kafka::{KafkaBus, KafkaOptions, Security};
-use tagfast_failover::EpochRecord;
 use tagfast_resilience::{Breakers, Clock, SystemClock};
 use tagfast_search::{SearchIndex, SearchRequest, Sort};
 use tagfast_search_opensearch::{OpenSearchIndex, OpenSearchOptions};
 use tagfast_store::{ShardScanner, TagWriter, WriteRequest};
-use tagfast_store_postgres::{
-    ClusterOptions, EndedEpoch, OutboxBatch, OutboxSink, PostgresOptions, PostgresStore,
-    PublishError,
-};
+use tagfast_store_postgres::testing::GatedSink;
+use tagfast_store_postgres::{ClusterOptions, PostgresOptions, PostgresStore};
 use tagfast_testkit::stack::{Stack, StackInfo, StackOptions};
 
 const PARTITIONS: u16 = 8;
 const BASELINE: &str = "bench.baseline";
-
-/// Kafka that can be closed: meanwhile, events wait in the outbox.
-struct PausableSink {
-    open: AtomicBool,
-    kafka: KafkaOutbox,
-}
-
-#[async_trait]
-impl OutboxSink for PausableSink {
-    async fn begin_epoch(&self, cluster: &str, epoch: &EpochRecord) -> Result<(), PublishError> {
-        self.kafka.begin_epoch(cluster, epoch).await
-    }
-
-    async fn publish(&self, batch: OutboxBatch<'_>) -> Result<(), PublishError> {
-        if !self.open.load(Ordering::SeqCst) {
-            return Err(PublishError::new("the sink is closed".to_owned()));
-        }
-        self.kafka.publish(batch).await
-    }
-
-    async fn diverged_contents(
-        &self,
-        cluster: &str,
-        epoch: &EpochRecord,
-        past: &[EndedEpoch],
-    ) -> Result<Vec<ContentKey>, PublishError> {
-        self.kafka.diverged_contents(cluster, epoch, past).await
-    }
-
-    async fn complete_through(&self, cluster: &str, epoch: &EpochRecord, at: UnixMillis, hi: u64) {
-        self.kafka.complete_through(cluster, epoch, at, hi).await;
-    }
-}
 
 fn key(n: u64) -> ContentKey {
     ContentKey::parse("bench", "page", &format!("content-{n}")).expect("a content")
@@ -226,7 +189,7 @@ async fn bus(brokers: &str) -> Arc<KafkaBus> {
     bus
 }
 
-async fn store(info: &StackInfo, pausable_sink: &Arc<PausableSink>) -> Arc<PostgresStore> {
+async fn store(info: &StackInfo, gate: &Arc<GatedSink<KafkaOutbox>>) -> Arc<PostgresStore> {
     let options = PostgresOptions {
         node: "bench".to_owned(),
         ..PostgresOptions::new(
@@ -237,7 +200,7 @@ async fn store(info: &StackInfo, pausable_sink: &Arc<PausableSink>) -> Arc<Postg
             std::fs::read_to_string(&info.database.password_file).expect("the password"),
         )
     };
-    let store = PostgresStore::open(options, Arc::clone(pausable_sink) as _).expect("it opens");
+    let store = PostgresStore::open(options, Arc::clone(gate) as _).expect("it opens");
     assert!(store.wait_until_ready(Duration::from_secs(30)).await, "{:?}", store.status());
     store
 }
@@ -256,7 +219,8 @@ struct Harness {
     brokers: String,
     url: String,
     bus: Arc<KafkaBus>,
-    pausable_sink: Arc<PausableSink>,
+    /// While it is closed, events wait in the outbox.
+    gate: Arc<GatedSink<KafkaOutbox>>,
     store: Arc<PostgresStore>,
     clock: Arc<dyn Clock>,
 }
@@ -278,12 +242,10 @@ impl Harness {
         let url = info.opensearch.as_ref().expect("OpenSearch").url.clone();
         let bus = bus(&brokers).await;
         let breakers = Breakers::new(Arc::new(SystemClock));
-        let pausable_sink = Arc::new(PausableSink {
-            open: AtomicBool::new(false),
-            kafka: KafkaOutbox::new(bus.publisher(), &breakers),
-        });
-        let store = store(&info, &pausable_sink).await;
-        Self { stack, brokers, url, bus, pausable_sink, store, clock: Arc::new(SystemClock) }
+        let gate = Arc::new(GatedSink::new(KafkaOutbox::new(bus.publisher(), &breakers)));
+        gate.close();
+        let store = store(&info, &gate).await;
+        Self { stack, brokers, url, bus, gate, store, clock: Arc::new(SystemClock) }
     }
 
     fn index(&self, alias: &str, scanner: Arc<dyn ShardScanner>) -> Arc<OpenSearchIndex> {
@@ -341,7 +303,7 @@ async fn cluster(harness: &mut Harness, outage: u64) -> Vec<serde_json::Value> {
         tokio::task::spawn_blocking(move || producer_loop(&to, &messages)).await.expect("no panic");
     })
     .await;
-    harness.pausable_sink.open.store(true, Ordering::SeqCst);
+    harness.gate.open();
     let relay = timed(events, store.drained()).await;
     let mut figures = vec![figure(
         "relay and Kafka, a backlog, writers stopped",

@@ -254,7 +254,6 @@ fn api_limits(values: &mut Values<'_>) -> ApiLimits {
         requests_per_second: rate,
         burst: if burst == 0 { rate } else { burst },
         max_stale: values.seconds(&CACHE.stale_if_error_seconds),
-        ..ApiLimits::default()
     }
 }
 

@@ -20,6 +20,8 @@ use crate::config::{Config, PostgresConfig};
 pub(crate) struct CacheLayer {
     /// The Redis of session positions and leaderboards; `None` if none is configured.
     pub(crate) state: Option<Arc<Redis>>,
+    /// The Redis of cached views; `None` if none is configured or the process serves no API.
+    views: Option<Arc<Redis>>,
     cached: Option<Arc<CachedStore>>,
 }
 
@@ -42,12 +44,13 @@ impl CacheLayer {
         };
         let state = redis("state.redis_url", &postgres.state_redis, RedisRole::State)?;
         if !roles.api {
-            return Ok(Self { state, cached: None });
+            return Ok(Self { state, views: None, cached: None });
         }
+        let views = redis("cache.redis_url", &config.cache.redis_url, RedisRole::Cache)?;
         let parts = CacheDependencies {
             store: Arc::clone(store) as SharedStore,
             history: Arc::clone(store) as _,
-            views: redis("cache.redis_url", &config.cache.redis_url, RedisRole::Cache)?,
+            views: views.clone(),
             positions: state.clone(),
             clock: Arc::clone(clock),
         };
@@ -58,7 +61,17 @@ impl CacheLayer {
             ..CacheOptions::default()
         };
         let cached = CachedStore::start(parts, options);
-        Ok(Self { state, cached: Some(cached) })
+        Ok(Self { state, views, cached: Some(cached) })
+    }
+
+    /// Ends the caches, then the connections to the Redis servers, and waits for their tasks.
+    pub(crate) async fn stop(&self) {
+        if let Some(cached) = &self.cached {
+            cached.stop().await;
+        }
+        for redis in self.views.iter().chain(&self.state) {
+            redis.stop().await;
+        }
     }
 
     /// The store as the API sees it: behind the caches if there are any.

@@ -3,8 +3,8 @@
 //!
 //! Without Kafka the outbox is drained into nothing, and search and popular tags answer
 //! `not_in_this_mode`. A server that is unreachable when the process starts is waited for in the
-//! background; a configuration that can never work is refused at once. The consumers close before
-//! the store.
+//! background; a configuration that can never work is refused at once. The consumers close first,
+//! then the caches, then the store; a server that hangs holds the shutdown up for a bounded time.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -27,6 +27,7 @@ use super::cache::CacheLayer;
 use super::events::{ClusterBus, EventPipeline, PipelineDeps};
 use super::identity::node_name;
 use super::roles::Roles;
+use super::shutdown::bounded;
 use crate::config::{Config, PostgresConfig};
 use crate::consumers::Consumers;
 use crate::telemetry::metrics::MetricsText;
@@ -105,6 +106,7 @@ impl ClusterNode {
             auth: config.auth().map_err(|e| CliError::config(&[e]))?,
             domain_limits: config.limits,
             limits: config.api_limits.clone(),
+            tasks: ApiServices::task_group(),
         };
         Ok(Self { store, operations, parts })
     }
@@ -114,12 +116,14 @@ impl ClusterNode {
         self.parts.clone()
     }
 
-    /// Stops the event pipeline, then the store. Requests must have ended before.
+    /// Stops the event pipeline, then the caches, then the store with its relays and watchers.
+    /// Requests must have ended before. A step whose dependency hangs ends after a bounded time.
     pub(crate) async fn stop(self) {
         if let Some(pipeline) = &self.operations.pipeline {
-            pipeline.stop().await;
+            bounded("event pipeline", pipeline.stop()).await;
         }
-        self.store.close().await;
+        bounded("caches", self.operations.cache.stop()).await;
+        bounded("store", self.store.close()).await;
     }
 }
 
@@ -200,7 +204,7 @@ impl ClusterOperations {
         let pipeline = self.pipeline.as_ref();
         pipeline
             .map(|pipeline| &pipeline.consumers)
-            .ok_or_else(|| OperationsError::Failed(NO_BUS.to_owned()))
+            .ok_or_else(|| OperationsError::Failed(NO_BUS.into()))
     }
 }
 

@@ -89,6 +89,7 @@ impl EmbeddedNode {
             auth: config.auth().map_err(|e| CliError::config(&[e]))?,
             domain_limits: config.limits,
             limits: config.api_limits.clone(),
+            tasks: ApiServices::task_group(),
         };
         Ok(Self { store, operations, parts })
     }

@@ -121,6 +121,7 @@ impl ClusterBus for KafkaEvents {
             // Its panic is logged already.
             let _ = check.stop().await;
         }
+        self.bus.stop().await;
     }
 }
 

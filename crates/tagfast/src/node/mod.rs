@@ -13,3 +13,4 @@ mod identity;
 #[cfg(feature = "kafka")]
 mod kafka;
 pub(crate) mod roles;
+mod shutdown;

@@ -63,6 +63,21 @@ fn a_clean_stop_leaves_nothing_to_repeat() {
 }
 
 #[test]
+fn a_stopped_server_leaves_no_task_running() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut running = server(dir.path()).start();
+    running.wait_until_ready();
+    let mut client = running.client();
+    client.put("/v1/content/note/n/tags/a").expect(200);
+    client.get("/v1/search?q=a&facets=true").expect(200);
+    client.get("/v1/tags/popular").expect(200);
+    running.stop();
+    let log = running.log();
+    assert!(log.contains("stopped"), "{log}");
+    assert!(!log.contains("a task still runs"), "{log}");
+}
+
+#[test]
 fn a_frozen_server_goes_on_where_it_was() {
     let dir = tempfile::tempdir().unwrap();
     let running = server(dir.path()).start();

@@ -39,7 +39,7 @@ fn every_call_ends_though_every_server_is_silent() {
     let (key, password) = (path("key", &"ab".repeat(32)), path("password", "secret"));
     let config = format!(
         "[server]\nsigning_key_file = [{key:?}]\n[store]\nkind = \"postgres\"\nclusters = [\"c0=0-63\"]\n\
-         etcd = [\"http://{}\"]\npatroni = [\"c0=http://{}\"]\npassword_file = {password:?}\nhold_ms = 2000\n\
+         etcd = [\"http://{}\"]\npatroni = [\"c0=http://{}\"]\npassword_file = {password:?}\nprimary_wait_ms = 2000\n\
          [cache]\nredis_url = \"redis://{}\"\n[state]\nredis_url = \"redis://{}\"\n[kafka]\nbrokers = [\"{}\"]\n\
          [search]\nopensearch_url = \"http://{}\"\n",
         silent(),
@@ -113,4 +113,6 @@ fn every_call_ends_though_every_server_is_silent() {
     let began = Instant::now();
     server.stop();
     assert!(began.elapsed() < Duration::from_secs(30), "it stops: {:?}", began.elapsed());
+    let log = server.log();
+    assert!(!log.contains("a task still runs"), "{log}");
 }

@@ -3,7 +3,6 @@
 
 pub(crate) mod keys;
 pub(crate) mod ports;
-pub(crate) mod store;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,12 +14,12 @@ use serde_json::Value;
 pub(crate) use tagfast_api::{ApiLimits, ApiServices, AuthConfig, DeadLetters};
 use tagfast_domain::Limits;
 use tagfast_events::AutoReplayPolicy;
-use tagfast_resilience::{Breakers, ManualClock};
+use tagfast_resilience::{Breakers, ManualClock, TaskGroup};
 use tagfast_store::Sealer;
+use tagfast_store::testing::MemoryStore;
 use tower::ServiceExt;
 
 use ports::{FakeDeadLetterStore, FakeOperations, FakePopular, FakeSearch};
-use store::MemoryStore;
 
 pub(crate) const NOW: i64 = 1_767_225_600_000;
 pub(crate) const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
@@ -28,6 +27,7 @@ pub(crate) const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
 /// The API with handles on all its services.
 pub(crate) struct Fixture {
     pub(crate) router: axum::Router,
+    pub(crate) tasks: TaskGroup,
     pub(crate) store: Arc<MemoryStore>,
     pub(crate) search: Arc<FakeSearch>,
     pub(crate) popular: Arc<FakePopular>,
@@ -116,9 +116,9 @@ pub(crate) fn build(
     change: impl FnOnce(&mut ApiServices),
 ) -> Fixture {
     let clock = Arc::new(ManualClock::new(NOW));
-    let store = MemoryStore::new(Arc::clone(&clock));
-    let search = FakeSearch::new(Arc::clone(&store));
-    let popular = FakePopular::new(Arc::clone(&store));
+    let store = MemoryStore::new(Arc::<ManualClock>::clone(&clock));
+    let search = FakeSearch::new(Arc::clone(&store), Arc::clone(&clock));
+    let popular = FakePopular::new(Arc::clone(&store), Arc::clone(&clock));
     let operations = Arc::new(FakeOperations::default());
     let dead_letters = Arc::new(FakeDeadLetterStore::default());
     let breakers = Breakers::new(clock.clone());
@@ -139,9 +139,11 @@ pub(crate) fn build(
         auth,
         domain_limits: Limits::default(),
         limits,
+        tasks: ApiServices::task_group(),
     };
     change(&mut services);
     Fixture {
+        tasks: services.tasks.clone(),
         router: tagfast_api::router(services),
         store,
         search,

@@ -1,10 +1,11 @@
 //! Fakes of search, popular tags, dead letters and operations, over the store in memory.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use tagfast_api::{LimitStatus, Operations, OperationsError, Readiness, StatusReport};
 use tagfast_domain::{TagName, TenantId, UnixMillis};
 use tagfast_events::dead_letters::content_of;
@@ -16,17 +17,16 @@ use tagfast_events::{
 use tagfast_popular::{
     Leaderboard, PopularError, PopularTags, RecountReport, Suggestions, TagCount, Window,
 };
-use tagfast_resilience::{Clock, Criticality};
+use tagfast_resilience::{Clock, Criticality, ManualClock};
 use tagfast_search::{
-    Hit, RelatedTags, SearchError, SearchIndex, SearchPage, SearchRequest, SearchResult, Sort,
-    SortKey, Total,
+    Hit, RelatedTags, SearchError, SearchIndex, SearchPage, SearchRequest, Sort, SortKey, Total,
 };
-
-use super::store::MemoryStore;
+use tagfast_store::testing::MemoryStore;
 
 /// A search that finds the contents that carry every word of the query.
 pub(crate) struct FakeSearch {
     store: Arc<MemoryStore>,
+    clock: Arc<ManualClock>,
     pub(crate) fault: Mutex<Option<fn() -> SearchError>>,
     pub(crate) last: Mutex<Option<SearchRequest>>,
     /// Sheddable requests fail with this.
@@ -40,9 +40,10 @@ pub(crate) struct FakeSearch {
 }
 
 impl FakeSearch {
-    pub(crate) fn new(store: Arc<MemoryStore>) -> Arc<Self> {
+    pub(crate) fn new(store: Arc<MemoryStore>, clock: Arc<ManualClock>) -> Arc<Self> {
         Arc::new(Self {
             store,
+            clock,
             fault: Mutex::new(None),
             last: Mutex::default(),
             limited: Mutex::new(None),
@@ -56,14 +57,14 @@ impl FakeSearch {
         if self.hang.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
-        match *self.limited.lock().unwrap() {
+        match *self.limited.lock() {
             Some(fault) => Err(fault()),
             None => Ok(()),
         }
     }
 
     fn check(&self) -> Result<(), SearchError> {
-        match *self.fault.lock().unwrap() {
+        match *self.fault.lock() {
             Some(fault) => Err(fault()),
             None => Ok(()),
         }
@@ -72,8 +73,12 @@ impl FakeSearch {
 
 #[async_trait]
 impl SearchIndex for FakeSearch {
-    async fn search(&self, tenant: &TenantId, request: &SearchRequest) -> SearchResult<SearchPage> {
-        *self.last.lock().unwrap() = Some(request.clone());
+    async fn search(
+        &self,
+        tenant: &TenantId,
+        request: &SearchRequest,
+    ) -> Result<SearchPage, SearchError> {
+        *self.last.lock() = Some(request.clone());
         self.check()?;
         if request.criticality == Criticality::Sheddable {
             self.check_sheddable().await?;
@@ -82,7 +87,7 @@ impl SearchIndex for FakeSearch {
         let words: Vec<&str> = query.split_whitespace().collect();
         let mut hits: Vec<Hit> = self
             .store
-            .of(tenant)
+            .live_documents(tenant)
             .into_iter()
             .map(|(key, doc)| Hit {
                 content: key.content.clone(),
@@ -127,7 +132,7 @@ impl SearchIndex for FakeSearch {
         self.check()?;
         self.check_sheddable().await?;
         let mut counts: BTreeMap<TagName, u64> = BTreeMap::new();
-        for (_, doc) in self.store.of(tenant) {
+        for (_, doc) in self.store.live_documents(tenant) {
             if doc.live().any(|t| t.name == *tag) {
                 doc.live()
                     .filter(|t| t.name != *tag)
@@ -138,7 +143,7 @@ impl SearchIndex for FakeSearch {
     }
 
     fn as_of(&self) -> UnixMillis {
-        self.store.clock.now_ms() - self.lag_ms.load(Ordering::SeqCst)
+        self.clock.now_ms() - self.lag_ms.load(Ordering::SeqCst)
     }
 
     async fn documents(&self) -> Result<u64, SearchError> {
@@ -149,21 +154,22 @@ impl SearchIndex for FakeSearch {
 /// Popular tags that count the store's taggings in every call.
 pub(crate) struct FakePopular {
     store: Arc<MemoryStore>,
+    clock: Arc<ManualClock>,
     pub(crate) fault: Mutex<Option<fn() -> PopularError>>,
     pub(crate) stale: AtomicBool,
 }
 
 impl FakePopular {
-    pub(crate) fn new(store: Arc<MemoryStore>) -> Arc<Self> {
-        Arc::new(Self { store, fault: Mutex::new(None), stale: AtomicBool::new(false) })
+    pub(crate) fn new(store: Arc<MemoryStore>, clock: Arc<ManualClock>) -> Arc<Self> {
+        Arc::new(Self { store, clock, fault: Mutex::new(None), stale: AtomicBool::new(false) })
     }
 
     fn counts(&self, tenant: &TenantId) -> Result<Vec<TagCount>, PopularError> {
-        if let Some(fault) = *self.fault.lock().unwrap() {
+        if let Some(fault) = *self.fault.lock() {
             return Err(fault());
         }
         let mut counts: BTreeMap<TagName, TagCount> = BTreeMap::new();
-        for (_, doc) in self.store.of(tenant) {
+        for (_, doc) in self.store.live_documents(tenant) {
             for t in doc.live() {
                 let fresh =
                     || TagCount { tag: t.name.clone(), display: t.display.clone(), count: 0 };
@@ -187,7 +193,7 @@ impl PopularTags for FakePopular {
         let tags = self.counts(tenant)?.into_iter().take(limit).collect();
         Ok(Leaderboard {
             tags,
-            as_of: self.store.clock.now_ms() - 1000,
+            as_of: self.clock.now_ms() - 1000,
             stale: self.stale.load(Ordering::Relaxed),
         })
     }
@@ -201,7 +207,7 @@ impl PopularTags for FakePopular {
         let all = self.counts(tenant)?;
         let tags =
             all.into_iter().filter(|t| t.tag.as_str().starts_with(prefix)).take(limit).collect();
-        let (as_of, stale) = (self.store.clock.now_ms() - 1000, self.stale.load(Ordering::Relaxed));
+        let (as_of, stale) = (self.clock.now_ms() - 1000, self.stale.load(Ordering::Relaxed));
         Ok(Suggestions { tags, approximate: false, as_of, stale })
     }
 
@@ -262,7 +268,7 @@ impl FakeDeadLetterStore {
                 && filter.class.is_none_or(|class| class == dead_letter.class)
                 && filter.tenant.as_ref().is_none_or(|wanted| tenant.as_ref() == Some(wanted))
         };
-        self.stored.lock().unwrap().iter().filter(fits).cloned().collect()
+        self.stored.lock().iter().filter(fits).cloned().collect()
     }
 }
 
@@ -310,13 +316,13 @@ impl DeadLetterStore for FakeDeadLetterStore {
             dead_letters,
             ..ReplayJob::default()
         };
-        self.jobs.lock().unwrap().push(job.clone());
+        self.jobs.lock().push(job.clone());
         Ok(job)
     }
 
     async fn job(&self, id: &str) -> Result<Option<ReplayJob>, DeadLetterStoreError> {
         self.check()?;
-        Ok(self.jobs.lock().unwrap().iter().find(|job| job.id == id).cloned())
+        Ok(self.jobs.lock().iter().find(|job| job.id == id).cloned())
     }
 
     async fn take_batch(
@@ -347,7 +353,7 @@ impl DeadLetterStore for FakeDeadLetterStore {
         let wanted: Vec<String> =
             self.matching(filter).iter().map(|s| s.dead_letter.id()).collect();
         let mut discarded = 0;
-        for stored in self.stored.lock().unwrap().iter_mut() {
+        for stored in self.stored.lock().iter_mut() {
             if stored.state == DeadLetterState::Open && wanted.contains(&stored.dead_letter.id()) {
                 (stored.state, stored.reason) =
                     (DeadLetterState::Discarded, Some(reason.to_owned()));
@@ -359,7 +365,7 @@ impl DeadLetterStore for FakeDeadLetterStore {
 
     async fn audit(&self, act: &AuditEntry) -> Result<(), DeadLetterStoreError> {
         self.check()?;
-        self.audit_log.lock().unwrap().insert(0, act.clone());
+        self.audit_log.lock().insert(0, act.clone());
         Ok(())
     }
 
@@ -369,7 +375,7 @@ impl DeadLetterStore for FakeDeadLetterStore {
         limit: usize,
     ) -> Result<Vec<AuditEntry>, DeadLetterStoreError> {
         self.check()?;
-        Ok(self.audit_log.lock().unwrap().iter().take(limit).cloned().collect())
+        Ok(self.audit_log.lock().iter().take(limit).cloned().collect())
     }
 
     async fn try_lead(&self) -> Result<bool, DeadLetterStoreError> {
@@ -393,7 +399,7 @@ impl Operations for FakeOperations {
     async fn readiness(&self) -> Vec<Readiness> {
         vec![
             Readiness { part: "store", problem: None },
-            Readiness { part: "search", problem: self.not_ready.lock().unwrap().clone() },
+            Readiness { part: "search", problem: self.not_ready.lock().clone() },
         ]
     }
 
@@ -411,14 +417,14 @@ impl Operations for FakeOperations {
     }
 
     async fn reindex(&self) -> Result<u64, OperationsError> {
-        match *self.fault.lock().unwrap() {
+        match *self.fault.lock() {
             Some(fault) => Err(fault()),
             None => Ok(3),
         }
     }
 
     async fn recount(&self, repair: bool) -> Result<RecountReport, OperationsError> {
-        if let Some(fault) = *self.fault.lock().unwrap() {
+        if let Some(fault) = *self.fault.lock() {
             return Err(fault());
         }
         let row = |tenant: &str| (tenant.to_owned(), "x".to_owned(), 1, 2);
@@ -435,7 +441,7 @@ impl Operations for FakeOperations {
         if group == "indexer" {
             Ok(())
         } else {
-            Err(OperationsError::Failed(format!("no group {group:?} runs here")))
+            Err(OperationsError::Failed(format!("no group {group:?} runs here").into()))
         }
     }
 

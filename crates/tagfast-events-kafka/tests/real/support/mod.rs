@@ -1,18 +1,15 @@
 //! One broker for the binary, separate topics for each test.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, MutexGuard, OnceLock};
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use async_trait::async_trait;
-use parking_lot::Mutex;
+use parking_lot::MutexGuard;
 use tagfast_domain::{
-    ContentKey, EpochId, EpochOrdinal, Tag, Tagging, TaggingsEvent, UnixMillis, UserId, Version,
+    ContentKey, EpochOrdinal, Tag, Tagging, TaggingsEvent, UnixMillis, UserId, Version,
 };
-use tagfast_events::{
-    Bus, Consumer, ConsumerGroup, Partition, Positions, RebuildRequest, RecordVerdict,
-    RuntimeOptions, Sink, SinkError, SinkRecord, Start, VisibleThrough,
-};
+use tagfast_events::conformance::MemorySink;
+use tagfast_events::{Bus, Consumer, Partition, RuntimeOptions, Sink};
 use tagfast_events_kafka::{KafkaBus, KafkaOptions, Security};
 use tagfast_resilience::{Clock, SystemClock, task};
 use tagfast_testkit::stack::{SharedStack, Stack, StackOptions};
@@ -99,100 +96,10 @@ pub(crate) fn event_of(key: &ContentKey, version: u64, emit: u64) -> TaggingsEve
     }
 }
 
-type VerdictFn = Box<dyn Fn(&SinkRecord) -> RecordVerdict + Send + Sync>;
-
-/// Keeps the newest version of each content; the bus keeps its positions.
-pub(crate) struct MemorySink {
-    group: ConsumerGroup,
-    verdict_of: VerdictFn,
-    pub(crate) newest: Mutex<BTreeMap<String, u64>>,
-    pub(crate) applied: AtomicU64,
-    pub(crate) rebuilds: AtomicU64,
-    pub(crate) visible: AtomicU64,
-}
-
-impl MemorySink {
-    pub(crate) fn new(group: &'static str) -> Arc<Self> {
-        Self::with_verdicts(group, |_| RecordVerdict::Applied)
-    }
-
-    pub(crate) fn with_verdicts(
-        group: &'static str,
-        verdict_of: impl Fn(&SinkRecord) -> RecordVerdict + Send + Sync + 'static,
-    ) -> Arc<Self> {
-        Arc::new(Self {
-            group: ConsumerGroup(group),
-            verdict_of: Box::new(verdict_of),
-            newest: Mutex::default(),
-            applied: AtomicU64::new(0),
-            rebuilds: AtomicU64::new(0),
-            visible: AtomicU64::new(0),
-        })
-    }
-
-    pub(crate) fn version(&self, id: &str) -> Option<u64> {
-        self.newest.lock().get(&format!("acme/page/{id}")).copied()
-    }
-}
-
-#[async_trait]
-impl Sink for MemorySink {
-    fn group(&self) -> ConsumerGroup {
-        self.group
-    }
-
-    async fn start(&self, _: EpochId, _: &[Partition]) -> Result<Start, SinkError> {
-        Ok(Start::Committed)
-    }
-
-    async fn apply(&self, records: &[SinkRecord]) -> Result<Vec<RecordVerdict>, SinkError> {
-        let mut newest = self.newest.lock();
-        Ok(records
-            .iter()
-            .map(|record| {
-                let verdict = (self.verdict_of)(record);
-                if verdict != RecordVerdict::Applied {
-                    return verdict;
-                }
-                let known = newest.entry(record.event.key.to_string()).or_default();
-                if *known >= record.event.version.packed() {
-                    return RecordVerdict::Superseded;
-                }
-                *known = record.event.version.packed();
-                self.applied.fetch_add(1, Ordering::Relaxed);
-                RecordVerdict::Applied
-            })
-            .collect())
-    }
-
-    async fn flush(&self) -> Result<(), SinkError> {
-        Ok(())
-    }
-
-    async fn versions(&self, keys: &[ContentKey]) -> Result<Vec<Option<Version>>, SinkError> {
-        let newest = self.newest.lock();
-        let version = |key: &ContentKey| Version::from_packed(*newest.get(&key.to_string())?).ok();
-        Ok(keys.iter().map(version).collect())
-    }
-
-    async fn advance(&self, positions: &Positions) -> Result<Positions, SinkError> {
-        Ok(positions.clone())
-    }
-
-    async fn rebuild(&self, _: RebuildRequest<'_>) -> Result<(), SinkError> {
-        self.rebuilds.fetch_add(1, Ordering::Relaxed);
-        Ok(())
-    }
-
-    fn visible(&self, visible: &VisibleThrough) {
-        if let Some(at) = visible.oldest() {
-            self.visible.store(at.unsigned_abs(), Ordering::Relaxed);
-        }
-    }
-
-    async fn close(&self) -> Result<(), SinkError> {
-        Ok(())
-    }
+/// The newest version that a sink has of a page.
+pub(crate) fn version_of(sink: &MemorySink, id: &str) -> Option<u64> {
+    let key = ContentKey::parse("acme", "page", id).expect("a valid key");
+    sink.newest().get(&key).map(|version| version.packed())
 }
 
 pub(crate) fn consume(bus: &Arc<KafkaBus>, sink: &Arc<MemorySink>) -> Consumer {
