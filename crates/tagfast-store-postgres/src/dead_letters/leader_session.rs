@@ -1,5 +1,5 @@
-//! The connection to the primary through which dead letters are read and changed. Its session's
-//! advisory lock elects the leader.
+//! The connection to the primary through which dead letters are read and changed, and the leader
+//! election of the replayers: the process whose session holds the advisory lock leads.
 //!
 //! How it fails: a connection that failed is dropped, and the lock with it; the next call opens a
 //! new one. PostgreSQL ends the session of a process that stands still, so that a different process

@@ -7,11 +7,11 @@
 //! idle. Only critical reads wait for the limiter, fair between tenants, and not for long; all
 //! others are shed at once.
 //!
-//! A node that failed, or that let a caller wait too long, is ejected for two seconds; after that
-//! one read probes it. This chooses among the nodes of a role. Whether the role is read at all is
-//! its breaker's decision: the permit of a read travels with it and records the result of its
-//! query, whether its caller still waits or not. While a different node of the role is healthy, a
-//! failure is not the role's and the breaker learns nothing.
+//! A node that failed, or that let a caller wait too long, is ejected for two seconds (outlier
+//! ejection); after that one read probes it. This chooses among the nodes of a role. Whether the
+//! role is read at all is its breaker's decision: the permit of a read travels with it and records
+//! the result of its query, whether its caller still waits or not. While a different node of the
+//! role is healthy, a failure is not the role's and the breaker learns nothing.
 //!
 //! How it fails: every caller of a failed query gets an error, and reads from a different node or
 //! gives up; the connection is dropped.

@@ -166,7 +166,10 @@ fn the_readme_s_curl_lines_work_as_printed() {
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md")).unwrap();
     let curls: Vec<&str> = readme.lines().filter(|l| l.starts_with("curl ")).collect();
     assert_eq!(curls.len(), 5, "the README promises five lines");
-    for line in curls {
+    // What the README shows as the answer of its second line.
+    let shown = readme.split("```json").nth(1).and_then(|rest| rest.split("```").next());
+    let mut shown: Value = serde_json::from_str(shown.expect("an answer")).expect("JSON");
+    for (number, line) in curls.into_iter().enumerate() {
         assert!(line.contains("127.0.0.1:7070"), "{line}");
         let line = line.replacen("curl ", "curl --silent --show-error --fail ", 1);
         let line = line.replace("127.0.0.1:7070", &running.address().to_string());
@@ -174,6 +177,13 @@ fn the_readme_s_curl_lines_work_as_printed() {
         assert!(output.status.success(), "{line}: {}", output_text(&output));
         let body: Value = serde_json::from_slice(&output.stdout)
             .unwrap_or_else(|e| panic!("{line}: {e}: {output:?}"));
+        if number == 1 {
+            for differs in ["version", "receipt"] {
+                assert!(shown[differs].is_string(), "{shown}");
+                shown[differs] = body[differs].clone();
+            }
+            assert_eq!(body, shown, "{line}");
+        }
         let empty = ["hits", "tags", "added"]
             .iter()
             .any(|f| body[*f].as_array().is_some_and(Vec::is_empty));
