@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tagfast_domain::TenantId;
 use tagfast_events::{RecordVerdict, Sink};
+use tagfast_resilience::ErrorChain;
 use tagfast_search::conformance::{NOW, event, request};
 use tagfast_search::{SearchError, SearchIndex};
 use tagfast_search_opensearch::OpenSearchOptions;
@@ -131,7 +132,8 @@ async fn a_server_that_refuses_everything_is_systemic() {
     for status in [429, 503, 502, 500] {
         proxy.set(FaultMode::Refuses(status));
         let error = index.apply(&records).await.expect_err("no record is to blame");
-        assert!(error.message.contains(&status.to_string()), "{error}");
+        let chain = ErrorChain(&error).to_string();
+        assert!(chain.contains(&status.to_string()), "{chain}");
         index.canary().await.expect_err("the canary fails as well");
         let searched = index.search(&acme, &request("x")).await;
         let expected = match status {

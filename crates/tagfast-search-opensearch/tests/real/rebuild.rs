@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tagfast_domain::TenantId;
 use tagfast_events::{RebuildRequest, Sink};
+use tagfast_resilience::ErrorChain;
 use tagfast_search::SearchIndex;
 use tagfast_search::conformance::{NOW, event, request};
 
@@ -105,7 +106,8 @@ async fn concurrent_rebuilds_take_turns() {
             let mut waits = 0;
             // As the consumer runtime does: retry after a failure of the sink.
             while let Err(error) = index.rebuild(RebuildRequest::new(&positions(1), EPOCH)).await {
-                assert!(error.message.contains("another process rebuilds"), "{error}");
+                let chain = ErrorChain(&error).to_string();
+                assert!(chain.contains("another process rebuilds"), "{chain}");
                 waits += 1;
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
