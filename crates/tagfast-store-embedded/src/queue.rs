@@ -7,11 +7,10 @@
 //! ended, every waiting and later caller gets [`StoreError::Unavailable`].
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
 use rusqlite::Connection;
 use tagfast_domain::{Operation, TenantId, Write};
 use tagfast_events::{BusPosition, ConsumerGroup};
@@ -129,6 +128,15 @@ impl Default for Queue {
     }
 }
 
+impl Queue {
+    /// The standard library's lock, not parking_lot's: that one wakes the writer so soon that it
+    /// finds 1.9 writes a commit instead of 2.9, which costs a fifth more processor time a write
+    /// (measured, 64 connections).
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 fn units(write: &Write) -> usize {
     let tags = match &write.operation {
         Operation::Patch { add, remove } => add.len() + remove.len(),
@@ -156,7 +164,7 @@ impl Queue {
     /// [`StoreError::Overloaded`] when it does not fit, [`StoreError::Unavailable`] after
     /// [`Queue::close`]; nothing happened.
     pub(crate) fn push(&self, job: WriteJob) -> Result<(), StoreError> {
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         if state.closed {
             let error = StoreError::Unavailable {
                 reason: "the store is shutting down",
@@ -199,7 +207,7 @@ impl Queue {
             result
         });
         {
-            let mut state = self.state.lock();
+            let mut state = self.lock();
             if !state.closed {
                 state.tasks.push(task);
                 self.arrived.notify_one();
@@ -216,7 +224,7 @@ impl Queue {
     /// Sets the offset of a group; it is written with the next batch or after the writer's delay.
     /// An offset that was already written is not written again, so an idle consumer costs nothing.
     pub(crate) fn set_offset(&self, group: ConsumerGroup, position: BusPosition) {
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         if state.offsets_taken.get(&group) == Some(&position) && !state.offsets.contains_key(&group)
         {
             return;
@@ -230,14 +238,14 @@ impl Queue {
 
     /// The last offset that was set for a group since the file was opened; `None`: none was.
     pub(crate) fn offset(&self, group: ConsumerGroup) -> Option<BusPosition> {
-        let state = self.state.lock();
+        let state = self.lock();
         state.offsets.get(&group).or_else(|| state.offsets_taken.get(&group)).cloned()
     }
 
     /// Marks the offsets of a failed transaction as unwritten, so that the consumer's next call
     /// writes them.
     pub(crate) fn offsets_failed(&self, offsets: &BTreeMap<ConsumerGroup, BusPosition>) {
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         offsets.keys().for_each(|group| {
             state.offsets_taken.remove(group);
         });
@@ -245,13 +253,13 @@ impl Queue {
 
     /// Refuses new writes; queued work is still done.
     pub(crate) fn close(&self) {
-        self.state.lock().closed = true;
+        self.lock().closed = true;
         self.arrived.notify_one();
     }
 
     /// Fails all waiting callers because the writer has ended.
     pub(crate) fn abandon(&self) {
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         state.closed = true;
         let dropped = (state.writes.take(usize::MAX, usize::MAX), std::mem::take(&mut state.tasks));
         drop(state);
@@ -260,14 +268,14 @@ impl Queue {
 
     /// Number of queued writes.
     pub(crate) fn waiting(&self) -> usize {
-        self.state.lock().writes.len()
+        self.lock().writes.len()
     }
 
     /// Waits for work for at most `idle`, then takes it: at most `max` writes, without waiting for
     /// more.
     pub(crate) fn take(&self, max: usize, idle: Duration, offsets_delay: Duration) -> Batch {
         let end = Instant::now() + idle;
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         loop {
             let now = Instant::now();
             let offsets_due = state.offsets_since.map(|since| since + offsets_delay);
@@ -282,7 +290,9 @@ impl Queue {
             if until <= now {
                 return Batch::default();
             }
-            self.arrived.wait_until(&mut state, until);
+            let left = until.saturating_duration_since(Instant::now());
+            state =
+                self.arrived.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }

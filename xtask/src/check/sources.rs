@@ -35,8 +35,13 @@ const ONE_WAY: &[(&str, &str)] = &[
 const ERROR_CHAIN_LINES: usize = 12;
 
 /// Where the one way itself is, and code that is not part of the service.
-const ONE_WAY_EXEMPT: &[&str] =
-    &["crates/tagfast-resilience/", "crates/tagfast-testkit/", "xtask/"];
+const ONE_WAY_EXEMPT: &[&str] = &[
+    "crates/tagfast-resilience/",
+    "crates/tagfast-testkit/",
+    "xtask/",
+    // Its lock decides how many writes a commit holds; the file says why.
+    "crates/tagfast-store-embedded/src/queue.rs",
+];
 
 pub(crate) fn check() -> Result<()> {
     let mut wrong = Vec::new();
