@@ -1,5 +1,5 @@
-//! A bounded queue with weighted fairness by tenant: the data structure only, without waiting. It is
-//! where backpressure begins.
+//! A bounded queue with weighted fairness by tenant: the data structure only, without waiting.
+//! Backpressure begins here.
 //!
 //! A batch visits the waiting tenants round-robin and takes as many items from each as its weight
 //! (default 1), so a flooding tenant delays the others by at most its share. A tenant may hold as
