@@ -279,7 +279,7 @@ impl Redis {
         }
     }
 
-    /// Makes a call with this timeout, at most [`COMMAND_TIMEOUT`], behind the breaker.
+    /// Makes a call with this timeout, at most `COMMAND_TIMEOUT`, behind the breaker.
     ///
     /// # Errors
     /// Any [`RedisError`].

@@ -271,7 +271,7 @@ impl PostgresStore {
 
     /// Answers the writes that wait and refuses new ones, then ends the reads, and last what writes
     /// and reads need: watchers, probes and relays. Waits for all tasks; what a database holds up
-    /// for more than [`limit::CLOSE_TIMEOUT`] is dropped.
+    /// for more than `limit::CLOSE_TIMEOUT` is dropped.
     pub async fn close(&self) {
         self.clusters.iter().flat_map(|c| &c.lanes).for_each(|lane| lane.close());
         self.lane_tasks.close();

@@ -137,10 +137,10 @@ impl RedisServer {
         format!("redis://{}", self.address)
     }
 
-    /// Sends a command; see [`ask`].
+    /// Sends a command; see [`query`].
     ///
     /// # Errors
-    /// As [`ask`].
+    /// As [`query`].
     pub fn query(&self, command: &[&str]) -> Result<String, String> {
         query(self.address, command)
     }

@@ -30,7 +30,7 @@ const ONE_WAY: &[(&str, &str)] = &[
     ("metrics::histogram!", "tagfast_resilience::histogram! with a MetricDef"),
 ];
 
-/// How many lines above its use an error may have been turned into an [`ErrorChain`] under its
+/// How many lines above its use an error may have been turned into an `ErrorChain` under its
 /// name.
 const ERROR_CHAIN_LINES: usize = 12;
 
