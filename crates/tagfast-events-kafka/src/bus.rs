@@ -142,7 +142,7 @@ impl Bus for KafkaBus {
             let (client, topic) = (Arc::clone(&self.metadata_client), self.options.topic.clone());
             let number = i32::from(partition.0);
             let fetch = move || client.fetch_watermarks(&topic, number, METADATA_TIMEOUT);
-            let (_, high) = client::blocking(fetch).await?;
+            let (_, high) = client::blocking(move || client::request(fetch)).await?;
             ends.insert(partition, BusPosition { next: high.unsigned_abs(), publisher_epochs });
         }
         Ok(ends)

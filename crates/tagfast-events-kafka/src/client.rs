@@ -1,11 +1,22 @@
 //! Settings of the Kafka clients, and calls to them that block.
 
-use rdkafka::ClientConfig;
-use rdkafka::error::KafkaResult;
-use tagfast_events::{BusError, ConsumerGroup};
-use tagfast_resilience::task;
+use std::time::{Duration, Instant};
 
-use crate::options::KafkaOptions;
+use rdkafka::ClientConfig;
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::types::RDKafkaErrorCode as Code;
+use tagfast_events::{BusError, ConsumerGroup};
+use tagfast_resilience::{Backoff, task};
+
+use crate::options::{KafkaOptions, METADATA_TIMEOUT};
+
+/// Delays between the attempts of [`request`]; [`METADATA_TIMEOUT`] ends them.
+const REQUEST_BACKOFF: Backoff = Backoff {
+    retries: u32::MAX,
+    base: Duration::from_millis(20),
+    factor: 2,
+    cap: Duration::from_millis(500),
+};
 
 /// Runs a call that waits for a broker on the blocking pool.
 ///
@@ -16,6 +27,46 @@ pub(crate) async fn blocking<T: Send + 'static>(
     call: impl FnOnce() -> KafkaResult<T> + Send + 'static,
 ) -> Result<T, BusError> {
     task::blocking(call).await.map_err(BusError::unavailable)?.map_err(BusError::unavailable)
+}
+
+/// Repeats a request that changes nothing while its answer only says that leaders or coordinators
+/// are being elected, for at most [`METADATA_TIMEOUT`]: a broker knows a new topic, or a new leader,
+/// a moment before it serves it. Blocks.
+///
+/// # Errors
+///
+/// The last answer; any other error at once.
+pub(crate) fn request<T>(mut call: impl FnMut() -> KafkaResult<T>) -> KafkaResult<T> {
+    let end = Instant::now() + METADATA_TIMEOUT;
+    let mut attempt = 0;
+    loop {
+        let error = match call() {
+            Err(error) if is_transient(&error) => error,
+            answer => return answer,
+        };
+        let delay = REQUEST_BACKOFF.delay(attempt, fastrand::f64());
+        match delay.filter(|delay| Instant::now() + *delay < end) {
+            Some(delay) => std::thread::sleep(delay),
+            None => return Err(error),
+        }
+        attempt += 1;
+    }
+}
+
+/// Whether Kafka's protocol asks a client to repeat the request with fresh metadata.
+fn is_transient(error: &KafkaError) -> bool {
+    error.rdkafka_error_code().is_some_and(|code| {
+        matches!(
+            code,
+            Code::LeaderNotAvailable
+                | Code::NotLeaderForPartition
+                | Code::ReplicaNotAvailable
+                | Code::UnknownTopicOrPartition
+                | Code::CoordinatorLoadInProgress
+                | Code::CoordinatorNotAvailable
+                | Code::NotCoordinator
+        )
+    })
 }
 
 /// Settings that all clients share.
@@ -94,4 +145,40 @@ pub(crate) fn reader(options: &KafkaOptions, group: &str) -> ClientConfig {
         .set("enable.auto.commit", "false")
         .set("auto.offset.reset", "earliest");
     config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A request whose first `failures` answers are this code.
+    fn answered(code: Code, failures: usize) -> (KafkaResult<()>, usize) {
+        let mut calls = 0;
+        let answer = request(|| {
+            calls += 1;
+            if calls <= failures { Err(KafkaError::MetadataFetch(code)) } else { Ok(()) }
+        });
+        (answer, calls)
+    }
+
+    #[test]
+    fn a_request_outlives_an_election() {
+        for code in [
+            Code::LeaderNotAvailable,
+            Code::NotLeaderForPartition,
+            Code::UnknownTopicOrPartition,
+            Code::CoordinatorLoadInProgress,
+        ] {
+            let (answer, calls) = answered(code, 3);
+            assert!(answer.is_ok(), "{code}: {answer:?}");
+            assert_eq!(calls, 4, "{code}");
+        }
+    }
+
+    #[test]
+    fn an_error_that_stays_is_told_at_once() {
+        for code in [Code::TopicAuthorizationFailed, Code::AllBrokersDown, Code::InvalidTopic] {
+            assert!(matches!(answered(code, usize::MAX), (Err(_), 1)), "{code}");
+        }
+    }
 }

@@ -142,7 +142,9 @@ impl KafkaConsumer {
         let numbers: Vec<i32> = partitions.iter().map(|p| i32::from(p.0)).collect();
         let list = self
             .call(move |member, state| {
-                member.committed_offsets(state.list(numbers), METADATA_TIMEOUT)
+                client::request(|| {
+                    member.committed_offsets(state.list(numbers.clone()), METADATA_TIMEOUT)
+                })
             })
             .await?;
         let mut committed = Positions::new();
@@ -205,7 +207,9 @@ impl BusConsumer for KafkaConsumer {
             let number = i32::from(partition.0);
             let (low, high) = self
                 .call(move |member, state| {
-                    member.fetch_watermarks(&state.topic, number, METADATA_TIMEOUT)
+                    client::request(|| {
+                        member.fetch_watermarks(&state.topic, number, METADATA_TIMEOUT)
+                    })
                 })
                 .await
                 .map(|(low, high)| (low.unsigned_abs(), high.unsigned_abs()))?;

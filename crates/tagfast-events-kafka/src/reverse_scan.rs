@@ -82,7 +82,8 @@ pub(crate) fn diverged_contents(
     let mut diverged = BTreeSet::new();
     for partition in partitions {
         let number = i32::from(partition.0);
-        let (low, mut end) = reader.fetch_watermarks(&options.topic, number, METADATA_TIMEOUT)?;
+        let (low, mut end) =
+            client::request(|| reader.fetch_watermarks(&options.topic, number, METADATA_TIMEOUT))?;
         let mut done = false;
         while !done && end > low {
             let begin = (end - SCAN_BATCH).max(low);

@@ -1,5 +1,6 @@
 //! Creates missing topics and checks existing ones.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
@@ -60,15 +61,28 @@ fn failure(error: KafkaError, action: &str) -> TopicError {
     })
 }
 
-/// All topics of the brokers with their number of partitions.
-async fn existing(metadata_client: &Arc<BaseConsumer>) -> Result<Vec<(String, usize)>, TopicError> {
+/// Those of the wanted topics that exist, with their number of partitions.
+async fn existing(
+    metadata_client: &Arc<BaseConsumer>,
+    wanted: &[(String, &str)],
+) -> Result<Vec<(String, usize)>, TopicError> {
     let client = Arc::clone(metadata_client);
+    let names: BTreeSet<String> = wanted.iter().map(|(name, _)| name.clone()).collect();
     let action = "to list topics";
-    let metadata = task::blocking(move || client.fetch_metadata(None, METADATA_TIMEOUT))
+    let list = move || {
+        let metadata = client.fetch_metadata(None, METADATA_TIMEOUT)?;
+        let ours = metadata.topics().iter().filter(|topic| names.contains(topic.name()));
+        ours.map(|topic| match topic.error() {
+            // A topic that is being created is listed before its partitions are.
+            Some(code) => Err(KafkaError::MetadataFetch(code.into())),
+            None => Ok((topic.name().to_owned(), topic.partitions().len())),
+        })
+        .collect()
+    };
+    task::blocking(move || client::request(list))
         .await
         .map_err(|e| TopicError::Unavailable { action: action.to_owned(), source: e.into() })?
-        .map_err(|e| failure(e, action))?;
-    Ok(metadata.topics().iter().map(|t| (t.name().to_owned(), t.partitions().len())).collect())
+        .map_err(|e| failure(e, action))
 }
 
 /// Creates missing topics and checks the number of partitions of all.
@@ -82,17 +96,16 @@ pub(crate) async fn check(
         .iter()
         .map(|group| (options.dead_letter_topic(group.0), DEAD_LETTER_RETENTION_MS));
     let wanted: Vec<(String, &str)> = std::iter::once(events).chain(dead_letters).collect();
-    let mut known = existing(metadata_client).await?;
+    let mut known = existing(metadata_client, &wanted).await?;
     let missing: Vec<&(String, &str)> =
         wanted.iter().filter(|(name, _)| !known.iter().any(|(known, _)| known == name)).collect();
     if !missing.is_empty() {
         create(options, &missing).await?;
         // A different process may have created them first, with a different layout.
-        known = existing(metadata_client).await?;
+        known = existing(metadata_client, &wanted).await?;
     }
     for (name, count) in known {
-        let ours = wanted.iter().any(|(wanted, _)| *wanted == name);
-        if ours && count != partitions {
+        if count != partitions {
             return Err(TopicError::Unusable(format!(
                 "topic {name} has {count} partitions, but kafka.partitions = {partitions}: \
                  set kafka.partitions to {count}, or start with a new topic (changing the number \
