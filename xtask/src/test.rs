@@ -75,6 +75,10 @@ fn stages(options: &TestOptions, totals: &mut Totals) -> Result<()> {
     stage("build", || {
         run(cargo().args(["test", "--workspace", "--no-run"]).args(options.build()))
     })?;
+    // The first command of the README builds without features; the tests have some.
+    stage("build without features", || {
+        run(cargo().args(["test", "--workspace", "--no-run", "--bin", "tagfast"]))
+    })?;
     totals.add(stage("tests", || cargo_test(options))?);
     if contract {
         totals.add(stage("alert rules", alerts::check)?);
