@@ -1,9 +1,9 @@
 //! `tagfast export`: streams all contents into a file or to stdout.
 //!
-//! A file is written beside its final name and renamed when it is complete. After a broken stream
-//! the export resumes behind the last whole line: no line is written twice or in part.
+//! A regular file is replaced when the export is complete, anything else is written through (see
+//! [`crate::output`]). After a broken stream the export resumes behind the last whole line: no line
+//! is written twice or in part.
 
-use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,10 +14,12 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use tagfast_resilience::Backoff;
+use tagfast_resilience::task::blocking;
 
 use crate::args::ExportArgs;
 use crate::error::{CliError, CommandResult, Exit};
 use crate::http::{Client, ClientError, RequestOptions, encode, problem_of};
+use crate::output::{OutputFile, is_stdout};
 use crate::progress::Progress;
 use crate::terminal::Terminal;
 
@@ -31,46 +33,51 @@ const RETRY_BACKOFF: Backoff = Backoff {
 /// Upper limit of one stream.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// Size of the buffer before a file, in bytes.
+const WRITE_BUFFER_BYTES: usize = 64 * 1024;
+
 enum Target {
     Stdout(Terminal),
-    File { out: BufWriter<File>, part: PathBuf, path: PathBuf },
-    Gzip { out: GzEncoder<BufWriter<File>>, part: PathBuf, path: PathBuf },
+    File { out: BufWriter<OutputFile>, path: PathBuf },
+    Gzip { out: GzEncoder<BufWriter<OutputFile>>, path: PathBuf },
 }
 
 impl Target {
-    fn open(file: &str, terminal: &Terminal) -> Result<Self, CliError> {
-        if file == "-" {
+    /// Opens the file; waits for the reader of a pipe.
+    async fn open(file: &str, terminal: &Terminal) -> Result<Self, CliError> {
+        let path = PathBuf::from(file);
+        if file == "-" || is_stdout(&path) {
             return Ok(Self::Stdout(terminal.clone()));
         }
-        let (path, part) = (PathBuf::from(file), PathBuf::from(format!("{file}.part")));
-        let out = File::create(&part).map_err(|e| write_failed(&part, e))?;
-        let out = BufWriter::new(out);
+        let named = path.clone();
+        let opened = blocking(move || OutputFile::open(&named)).await;
+        let opened = opened.map_err(|e| CliError::new("the file was not opened").with_source(e))?;
+        let out = opened.map_err(|e| write_failed(&path, e))?;
+        let out = BufWriter::with_capacity(WRITE_BUFFER_BYTES, out);
         if path.extension().is_some_and(|e| e == "gz") {
-            return Ok(Self::Gzip { out: GzEncoder::new(out, Compression::default()), part, path });
+            return Ok(Self::Gzip { out: GzEncoder::new(out, Compression::default()), path });
         }
-        Ok(Self::File { out, part, path })
+        Ok(Self::File { out, path })
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), CliError> {
         match self {
             Self::Stdout(terminal) => Ok(terminal.bytes(bytes)?),
-            Self::File { out, part, .. } => out.write_all(bytes).map_err(|e| write_failed(part, e)),
-            Self::Gzip { out, part, .. } => out.write_all(bytes).map_err(|e| write_failed(part, e)),
+            Self::File { out, path } => out.write_all(bytes).map_err(|e| write_failed(path, e)),
+            Self::Gzip { out, path } => out.write_all(bytes).map_err(|e| write_failed(path, e)),
         }
     }
 
-    fn finish(self) -> Result<(), CliError> {
-        let (out, part, path) = match self {
-            Self::Stdout(_) => return Ok(()),
-            Self::File { out, part, path } => (out, part, path),
-            Self::Gzip { out, part, path } => {
-                (out.finish().map_err(|e| write_failed(&part, e))?, part, path)
-            }
+    /// Completes the file. Returns whether there is one: nothing may follow the lines on stdout.
+    fn finish(self) -> Result<bool, CliError> {
+        let (out, path) = match self {
+            Self::Stdout(_) => return Ok(false),
+            Self::File { out, path } => (out, path),
+            Self::Gzip { out, path } => (out.finish().map_err(|e| write_failed(&path, e))?, path),
         };
-        let file = out.into_inner().map_err(|e| write_failed(&part, e.into_error()))?;
-        file.sync_all()
-            .and_then(|()| std::fs::rename(&part, &path))
-            .map_err(|e| write_failed(&part, e))
+        let file = out.into_inner().map_err(|e| write_failed(&path, e.into_error()))?;
+        file.finish().map_err(|e| write_failed(&path, e))?;
+        Ok(true)
     }
 }
 
@@ -84,7 +91,7 @@ fn write_failed(path: &Path, error: std::io::Error) -> CliError {
 /// The file cannot be written, or the server refuses, or no retry is left.
 pub async fn run(args: &ExportArgs, terminal: &Terminal) -> CommandResult {
     let client = Client::new(&args.client)?;
-    let mut target = Target::open(&args.file, terminal)?;
+    let mut target = Target::open(&args.file, terminal).await?;
     let progress = Progress::new(terminal, "export", None);
     let mut download = Download::default();
     let mut failures = 0;
@@ -106,8 +113,7 @@ pub async fn run(args: &ExportArgs, terminal: &Terminal) -> CommandResult {
         }
     }
     progress.finish();
-    target.finish()?;
-    if args.file != "-" {
+    if target.finish()? {
         if terminal.json {
             terminal.value(&json!({"contents": download.lines, "file": args.file}))?;
         } else {
@@ -200,17 +206,17 @@ mod tests {
         assert!(download.write_lines(b"{\"x\":1}\n", &mut target).is_err());
     }
 
-    #[test]
-    fn a_file_appears_only_when_it_is_complete() {
+    #[tokio::test]
+    async fn a_file_appears_only_when_it_is_complete() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out.ndjson.gz");
         let (terminal, _) = Terminal::memory(false);
-        let mut target = Target::open(path.to_str().unwrap(), &terminal).unwrap();
+        let mut target = Target::open(path.to_str().unwrap(), &terminal).await.unwrap();
         target.write(b"line\n").unwrap();
         assert!(!path.exists());
-        target.finish().unwrap();
+        assert!(target.finish().unwrap());
         let mut text = String::new();
-        let file = flate2::read::GzDecoder::new(File::open(&path).unwrap());
+        let file = flate2::read::GzDecoder::new(std::fs::File::open(&path).unwrap());
         std::io::Read::read_to_string(&mut { file }, &mut text).unwrap();
         assert_eq!(text, "line\n");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);

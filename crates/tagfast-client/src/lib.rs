@@ -7,6 +7,7 @@
 //! | [`commands`] | what each client command does |
 //! | [`http`] | the HTTP client: one call in, JSON or a typed error out |
 //! | [`import`], [`export`] | NDJSON in and out, resumable |
+//! | [`output`] | files that a user named: atomic, or written through |
 //! | [`load`] | the load generator of `tagfast bench` |
 //! | [`error`], [`terminal`], [`progress`] | exit codes, error chains, results and notes |
 //! | [`runtime`], [`signal`] | the runtime of a command, and Ctrl-C |
@@ -23,6 +24,7 @@ pub mod import;
 mod input;
 mod json;
 pub mod load;
+pub mod output;
 pub mod process_usage;
 pub mod progress;
 pub mod runtime;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use tagfast_api::ApiServices;
 use tagfast_client::error::{CliError, CommandResult, Exit};
+use tagfast_client::output::write_file;
 use tagfast_client::signal::stop_signal;
 use tagfast_client::terminal::Terminal;
 use tagfast_resilience::SystemClock;
@@ -228,12 +229,9 @@ async fn bind(config: &Config) -> Result<TcpListener, CliError> {
     })
 }
 
-/// Writes the port beside `path` and renames it, so that a reader that waits for the file finds a
-/// whole number.
+/// Writes the port, so that a reader that waits for the file finds a whole number.
 fn write_port(path: &Path, port: u16) -> Result<(), CliError> {
-    let mut part = path.as_os_str().to_owned();
-    part.push(".part");
-    std::fs::write(&part, format!("{port}\n")).and_then(|()| std::fs::rename(&part, path)).map_err(
-        |e| CliError::new(format!("cannot write the port to {}", path.display())).with_source(e),
-    )
+    write_file(path, format!("{port}\n").as_bytes()).map_err(|e| {
+        CliError::new(format!("cannot write the port to {}", path.display())).with_source(e)
+    })
 }

@@ -51,7 +51,9 @@ pub struct ImportArgs {
 #[command(after_help = "Examples:\n  \
                   tagfast export tags.ndjson\n  \
                   tagfast export tags.ndjson.gz\n  \
-                  tagfast export - | wc -l")]
+                  tagfast export - | wc -l\n\n\
+                  A regular file is replaced when the export is complete; its owner and mode \
+                  stay. A link stays, and a pipe or device is written through.")]
 pub struct ExportArgs {
     /// File to write, gzipped if it ends in .gz; - writes to stdout.
     pub file: String,

@@ -15,5 +15,6 @@ mod support;
 mod tenants;
 mod traces;
 mod transfer;
+mod transfer_files;
 #[cfg(feature = "kafka")]
 mod unresponsive;
