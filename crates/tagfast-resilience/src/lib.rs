@@ -13,7 +13,8 @@
 //! an overload with them, including clients with deadlines and a retry budget.
 //!
 //! Besides: background tasks ([`task`]), outage logging ([`OutageLog`]), error chains
-//! ([`ErrorChain`]), metric definitions ([`metric`]), generations of derived data ([`generation`]).
+//! ([`ErrorChain`]), metric definitions ([`metric`]), generations of derived data ([`generation`]),
+//! secrets that no output shows ([`secret`]), and files of one owner ([`private_files`]).
 //! Code that waits uses tokio's time (paused in tests); decisions take an injected
 //! [`Now`](breaker::Now); code that needs the wall time takes a [`Clock`].
 
@@ -29,6 +30,8 @@ mod jitter;
 pub mod limiter;
 pub mod metric;
 mod outage_log;
+pub mod private_files;
+pub mod secret;
 pub mod single_flight;
 pub mod task;
 
@@ -47,5 +50,6 @@ pub use limiter::{
 };
 pub use metric::{Bounded, LabelDef, LabelEnum, LabelValues, MetricDef, MetricKind};
 pub use outage_log::OutageLog;
+pub use secret::{Address, Secret};
 pub use single_flight::{LeaderLost, SharedResult, SingleFlight};
 pub use task::{BackgroundTask, StopSignal, TaskGroup};

@@ -1,42 +1,65 @@
-//! Online backup and restore.
+//! Online backup, its check, and restore.
 //!
 //! A backup copies each file from one read snapshot while a server may keep writing; it takes no
-//! lock. The manifest is written last: a backup without it was interrupted and is refused. A
-//! restore begins a new epoch: the positions in the manifest become the ends of the past epochs, so
-//! receipts and tokens issued after the backup are recognised. The search index and the counts are
-//! not in a backup; they are rebuilt, because they belong to a different epoch.
+//! lock. The manifest is written last, with the SHA-256 of every file: a backup without it was
+//! interrupted and is refused. A restore compares every byte of the backup with the manifest before
+//! it makes anything, and again while it copies; then it begins a new epoch: the positions in the
+//! manifest become the ends of the past epochs, so receipts and tokens issued after the backup are
+//! recognised. The search index and the counts are not in a backup; they are rebuilt, because they
+//! belong to a different epoch.
 //!
-//! How it fails: with an [`OpenError`]; an interrupted backup or restore is never served.
+//! How it fails: with an [`OpenError`]. What a failed backup or restore made is removed; an
+//! interrupted one is never used.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
 use rusqlite::backup::{Backup, StepResult};
-use tagfast_resilience::Clock;
+use tagfast_domain::Epoch;
+use tagfast_resilience::{Clock, private_files};
 
+use crate::backup_check::{self, ByteProgress, Unfinished, bad, sum, sum_of};
+use crate::backup_fault::BackupFault;
 use crate::directory::{
-    self, DirectoryLock, OpenError, create_dir, file_path, io, sqlite, sync_dir,
+    self, DirectoryLock, OpenError, file_path, io, make_private, sqlite, store_file_name, sync_dir,
 };
-use crate::manifest::{self, Manifest};
+use crate::manifest::{self, BackupFile, KEY_NAME, Manifest};
 use crate::schema;
 
-/// Small files of a data directory that are copied as they are.
-const EXTRA_FILES: &[&str] = &["token.key"];
 /// Pages copied between two progress reports: 4 MB.
 const PAGES_PER_STEP: i32 = 1024;
 
-/// The result of a backup or restore.
+/// What a backup holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackupReport {
-    /// Files copied.
+    /// Store files.
     pub files: usize,
-    /// Bytes copied.
+    /// Bytes of all files, in a restored data directory of its store files.
     pub bytes: u64,
+    /// When the backup began, Unix ms.
+    pub created_at: i64,
+    /// Whether the signing key of tokens, receipts and cursors is in it.
+    pub signing_key: bool,
+    /// Whether every byte was compared with the manifest; false for a backup of an earlier version,
+    /// whose manifest has no checksums.
+    pub checksums: bool,
+    /// Whether other users could use the directory that was filled, which was empty; they no longer
+    /// can.
+    pub made_private: bool,
 }
 
-fn damaged(file: &Path, detail: impl Into<String>) -> OpenError {
-    OpenError::Damaged { file: file.to_owned(), detail: detail.into() }
+impl BackupReport {
+    fn of(manifest: &Manifest, bytes: u64, made_private: bool) -> Self {
+        Self {
+            files: manifest.store_files().count(),
+            bytes,
+            created_at: manifest.created_at,
+            signing_key: manifest.files.iter().any(|file| file.name == KEY_NAME),
+            checksums: manifest.has_checksums(),
+            made_private,
+        }
+    }
 }
 
 fn refuse_used(dir: &Path) -> Result<(), OpenError> {
@@ -48,175 +71,199 @@ fn refuse_used(dir: &Path) -> Result<(), OpenError> {
     if used { Err(OpenError::NotEmpty { dir: dir.to_owned() }) } else { Ok(()) }
 }
 
-/// Progress over several files: pages done, total pages.
-struct BackupProgress<'a> {
-    report: &'a dyn Fn(u64, u64),
-    done: u64,
-    total: u64,
-}
-
-impl BackupProgress<'_> {
-    fn of<'a>(
-        files: &[std::path::PathBuf],
-        report: &'a dyn Fn(u64, u64),
-    ) -> Result<BackupProgress<'a>, OpenError> {
-        let mut total = 0;
-        for file in files {
-            total +=
-                pages(&schema::open_reader(file, 1 << 20).map_err(sqlite("open", file))?, file)?;
-        }
-        report(0, total);
-        Ok(BackupProgress { report, done: 0, total })
+/// The number of files and the epoch of a data directory.
+fn describe(data_dir: &Path) -> Result<(usize, Epoch), OpenError> {
+    let first = file_path(data_dir, 0);
+    let damaged =
+        |detail: &str| OpenError::Damaged { file: first.clone(), detail: detail.to_owned() };
+    if !first.is_file() {
+        return Err(damaged("there is no such file: not a data directory"));
     }
-
-    fn at(&self, done_in_file: u64) {
-        // Files may grow while they are copied.
-        let done = self.done + done_in_file;
-        (self.report)(done, self.total.max(done));
-    }
-}
-
-fn pages(conn: &Connection, file: &Path) -> Result<u64, OpenError> {
-    let pages: i64 = conn
-        .pragma_query_value(None, "page_count", |row| row.get(0))
-        .map_err(sqlite("read", file))?;
-    Ok(pages.unsigned_abs())
+    let conn = schema::open_reader(&first, 1 << 20).map_err(sqlite("open", &first))?;
+    let files = schema::meta(&conn, "files").map_err(sqlite("read", &first))?;
+    let files = files.and_then(|n| n.parse().ok());
+    let epoch = directory::newest(&conn).map_err(sqlite("read", &first))?;
+    Ok((
+        files.ok_or_else(|| damaged("its number of files is missing"))?,
+        epoch.ok_or_else(|| damaged("its epoch is missing"))?,
+    ))
 }
 
 /// Copies the data directory into `target`, which must be absent or empty; a server may be running.
-/// `progress` receives (pages done, total pages).
+/// `progress` receives (bytes done, bytes in all); each byte is copied, then read again.
 ///
 /// # Errors
 ///
-/// [`OpenError::NotEmpty`], [`OpenError::Damaged`], or the error of the operating system or SQLite.
+/// [`OpenError::NotEmpty`], [`OpenError::Damaged`], [`OpenError::NotPrivate`], or the error of the
+/// operating system or SQLite.
 pub fn backup(
     data_dir: &Path,
     target: &Path,
     clock: &dyn Clock,
     progress: &dyn Fn(u64, u64),
 ) -> Result<BackupReport, OpenError> {
-    let first = file_path(data_dir, 0);
-    if !first.is_file() {
-        return Err(damaged(&first, "there is no such file: not a data directory"));
-    }
-    refuse_used(target)?;
-    create_dir(target)?;
     let created_at = clock.now_ms();
-    let (files, epoch) = {
-        let conn = schema::open_reader(&first, 1 << 20).map_err(sqlite("open", &first))?;
-        let files = schema::meta(&conn, "files")
-            .map_err(sqlite("read", &first))?
-            .and_then(|n| n.parse().ok());
-        let epoch = directory::newest(&conn).map_err(sqlite("read", &first))?;
-        let files: usize =
-            files.ok_or_else(|| damaged(&first, "its number of files is missing"))?;
-        (files, epoch.ok_or_else(|| damaged(&first, "its epoch is missing"))?)
-    };
-    let sources: Vec<_> = (0..files).map(|n| file_path(data_dir, n)).collect();
-    let mut pages = BackupProgress::of(&sources, progress)?;
-    let (mut positions, mut bytes) = (Vec::new(), 0);
+    let (files, epoch) = describe(data_dir)?;
+    refuse_used(target)?;
+    let made_dir = !target.exists();
+    let made_private = make_private(target)?;
+    let unfinished = Unfinished::new(target, files, made_dir);
+    let mut progress = ByteProgress::new(progress);
+    let sources: Vec<PathBuf> = (0..files).map(|n| file_path(data_dir, n)).collect();
+    for from in &sources {
+        let source = schema::open_reader(from, 1 << 20).map_err(sqlite("open", from))?;
+        progress.expect(2 * database_bytes(&source, from)?);
+    }
+    let mut manifest = Manifest { created_at, files: Vec::new() };
     for (n, from) in sources.iter().enumerate() {
         let to = file_path(target, n);
-        copy(from, &to, &mut pages)?;
+        copy_database(from, &to, &mut progress)?;
+        // A copy of damaged pages would be of no use later.
+        directory::quick_check(&to).map_err(|e| of_source(e, from))?;
+        let sum = Some(sum_of(&to, &mut progress)?);
         // Read from the copy: exactly the snapshot's position.
         let copied = schema::open_reader(&to, 1 << 20).map_err(sqlite("open", &to))?;
-        positions.push(schema::last_position(&copied).map_err(sqlite("read", &to))?);
-        bytes += sync_file(&to)?;
+        let position = Some(schema::last_position(&copied).map_err(sqlite("read", &to))?);
+        manifest.files.push(BackupFile { name: store_file_name(n), sum, position });
+        sync_file(&to)?;
     }
-    copy_extra_files(data_dir, target)?;
+    let key = data_dir.join(KEY_NAME);
+    if key.try_exists().map_err(io("look at", &key))? {
+        let sum = Some(copy_file(&key, &target.join(KEY_NAME), &mut progress)?);
+        manifest.files.push(BackupFile { name: KEY_NAME.to_owned(), sum, position: None });
+    }
     sync_dir(target)?;
-    Manifest::new(created_at, epoch, positions).write(target)?;
+    manifest::write(target, &manifest, epoch)?;
     sync_dir(target)?;
-    Ok(BackupReport { files, bytes })
+    unfinished.keep();
+    let bytes = manifest.files.iter().filter_map(|file| file.sum).map(|sum| sum.bytes).sum();
+    Ok(BackupReport::of(&manifest, bytes, made_private))
 }
 
-/// Restores a backup into `data_dir`, which must be absent or empty, and begins a new epoch.
+/// Damage of a copy is damage of what was copied.
+fn of_source(error: OpenError, from: &Path) -> OpenError {
+    match error {
+        OpenError::Damaged { detail, .. } => OpenError::Damaged { file: from.to_owned(), detail },
+        other => other,
+    }
+}
+
+/// Compares every file of a backup with its manifest. `progress` receives (bytes done, bytes in
+/// all).
 ///
 /// # Errors
 ///
-/// [`OpenError::NotABackup`], [`OpenError::NotEmpty`], [`OpenError::Newer`],
-/// [`OpenError::Damaged`], or the error of the operating system or SQLite.
+/// [`OpenError::NotABackup`], [`OpenError::BadBackup`], or the error of the operating system or
+/// SQLite.
+pub fn verify(backup_dir: &Path, progress: &dyn Fn(u64, u64)) -> Result<BackupReport, OpenError> {
+    let manifest = backup_check::check(backup_dir, &mut ByteProgress::new(progress))?;
+    let mut bytes = 0;
+    for file in &manifest.files {
+        let path = backup_dir.join(&file.name);
+        bytes += std::fs::metadata(&path).map_err(io("look at", &path))?.len();
+    }
+    Ok(BackupReport::of(&manifest, bytes, false))
+}
+
+/// Restores a backup into `data_dir`, which must be absent or empty, and begins a new epoch.
+/// `progress` receives (bytes done, bytes in all); each byte is checked, then copied.
+///
+/// # Errors
+///
+/// [`OpenError::NotABackup`] and [`OpenError::BadBackup`] before anything is made;
+/// [`OpenError::NotEmpty`], [`OpenError::NotPrivate`], or the error of the operating system or
+/// SQLite.
 pub fn restore(
     backup_dir: &Path,
     data_dir: &Path,
     clock: &dyn Clock,
     progress: &dyn Fn(u64, u64),
 ) -> Result<BackupReport, OpenError> {
-    let manifest = Manifest::read(backup_dir)?;
-    let files = manifest.positions.len();
-    let sources: Vec<_> = (0..files).map(|n| file_path(backup_dir, n)).collect();
-    for (file, position) in sources.iter().zip(&manifest.positions) {
-        verify(file, *position)?;
-    }
+    let mut progress = ByteProgress::new(progress);
+    let manifest = backup_check::check(backup_dir, &mut progress)?;
     refuse_used(data_dir)?;
-    create_dir(data_dir)?;
+    let made_dir = !data_dir.exists();
+    let made_private = make_private(data_dir)?;
+    let positions: Vec<u64> = manifest.store_files().map(|(_, position)| position).collect();
+    let unfinished = Unfinished::new(data_dir, positions.len(), made_dir);
     let lock = DirectoryLock::take(data_dir)?;
-    copy_extra_files(backup_dir, data_dir)?;
-    let mut pages = BackupProgress::of(&sources, progress)?;
+    for file in &manifest.files {
+        progress.expect(file.sum.map_or(0, |sum| sum.bytes));
+    }
     let mut bytes = 0;
-    // The first file is restored last: a directory without it is refused, so an interrupted restore
-    // is never served.
-    for (n, from) in sources.iter().enumerate().rev() {
-        let to = file_path(data_dir, n);
+    // The key first, the first store file last: a directory without that is refused, so an
+    // interrupted restore is never served.
+    for (n, file) in manifest.files.iter().enumerate().rev() {
+        let (from, to) = (backup_dir.join(&file.name), data_dir.join(&file.name));
         let part = to.with_extension("part");
-        copy(from, &part, &mut pages)?;
-        let mut conn = Connection::open(&part).map_err(sqlite("open", &part))?;
-        // The backup may have an older schema version.
-        schema::migrate(&mut conn, schema::MIGRATIONS).map_err(sqlite("migrate", &part))?;
-        // Group positions belong to sinks of the old epoch.
-        conn.execute("DELETE FROM bus_offset", []).map_err(sqlite("prepare", &part))?;
-        schema::set_meta(&conn, "clean", "1").map_err(sqlite("prepare", &part))?;
-        if n == 0 {
-            directory::mint(&conn, clock.now_ms(), &manifest.positions)
-                .map_err(sqlite("begin an epoch in", &part))?;
+        let copied = copy_file(&from, &part, &mut progress)?;
+        if file.sum.is_some_and(|listed| listed != copied) {
+            // It was changed after it was checked.
+            return Err(bad(backup_dir, &file.name, BackupFault::Checksum));
         }
-        conn.close().map_err(|(_, e)| e).map_err(sqlite("close", &part))?;
-        bytes += sync_file(&part)?;
+        if file.position.is_some() {
+            let now = clock.now_ms();
+            let epoch_ends = (n == 0).then_some(positions.as_slice());
+            prepare(&part, now, epoch_ends)?;
+            bytes += sync_file(&part)?;
+        }
         std::fs::rename(&part, &to).map_err(io("rename to", &to))?;
         sync_dir(data_dir)?;
     }
     drop(lock);
-    Ok(BackupReport { files, bytes })
+    unfinished.keep();
+    Ok(BackupReport::of(&manifest, bytes, made_private))
 }
 
-/// Checks that a backup file is intact, of a known version, and the one named in the manifest.
-fn verify(file: &Path, position: u64) -> Result<(), OpenError> {
-    if !file.is_file() {
-        return Err(damaged(file, "the file is missing"));
+/// Makes a copied store file ready to be served; the first one begins an epoch after those that
+/// ended at `epoch_ends`.
+fn prepare(path: &Path, now: i64, epoch_ends: Option<&[u64]>) -> Result<(), OpenError> {
+    let mut conn = Connection::open(path).map_err(sqlite("open", path))?;
+    // The backup may have an older schema version.
+    schema::migrate(&mut conn, schema::MIGRATIONS).map_err(sqlite("migrate", path))?;
+    // Group positions belong to sinks of the old epoch.
+    conn.execute("DELETE FROM bus_offset", []).map_err(sqlite("prepare", path))?;
+    schema::set_meta(&conn, "clean", "1").map_err(sqlite("prepare", path))?;
+    if let Some(ends) = epoch_ends {
+        directory::mint(&conn, now, ends).map_err(sqlite("begin an epoch in", path))?;
     }
-    directory::quick_check(file)?;
-    let conn = schema::open_reader(file, 1 << 20).map_err(sqlite("open", file))?;
-    let found = schema::version(&conn).map_err(sqlite("read", file))?;
-    if found > schema::VERSION {
-        return Err(OpenError::Newer { file: file.to_owned(), found, known: schema::VERSION });
-    }
-    let found_position = schema::last_position(&conn).map_err(sqlite("read", file))?;
-    if found_position != position {
-        return Err(damaged(
-            file,
-            format!("its position is {found_position}, {} says {position}", manifest::NAME),
-        ));
-    }
-    Ok(())
+    conn.close().map_err(|(_, e)| e).map_err(sqlite("close", path))
+}
+
+fn page_bytes(conn: &Connection, file: &Path) -> Result<u64, OpenError> {
+    let bytes: i64 = conn
+        .pragma_query_value(None, "page_size", |row| row.get(0))
+        .map_err(sqlite("read", file))?;
+    Ok(bytes.unsigned_abs())
+}
+
+fn database_bytes(conn: &Connection, file: &Path) -> Result<u64, OpenError> {
+    let pages: i64 = conn
+        .pragma_query_value(None, "page_count", |row| row.get(0))
+        .map_err(sqlite("read", file))?;
+    Ok(pages.unsigned_abs() * page_bytes(conn, file)?)
 }
 
 /// Copies a database from one read snapshot.
-fn copy(from: &Path, to: &Path, pages: &mut BackupProgress<'_>) -> Result<(), OpenError> {
+fn copy_database(from: &Path, to: &Path, progress: &mut ByteProgress<'_>) -> Result<(), OpenError> {
     let source = schema::open_reader(from, 1 << 20).map_err(sqlite("open", from))?;
     // An open read transaction pins the snapshot; otherwise every commit of the server would
     // restart the copy.
     source.execute_batch("BEGIN; SELECT count(*) FROM meta;").map_err(sqlite("read", from))?;
+    let page_bytes = page_bytes(&source, from)?;
+    private_files::create_file(to).map_err(io("create", to))?;
     let mut target = Connection::open(to).map_err(sqlite("create", to))?;
     {
         let backup = Backup::new(&source, &mut target).map_err(sqlite("copy", from))?;
         loop {
             let step = backup.step(PAGES_PER_STEP).map_err(sqlite("copy", from))?;
             let p = backup.progress();
-            pages.at((p.pagecount - p.remaining).unsigned_abs().into());
+            let copied = u64::from((p.pagecount - p.remaining).unsigned_abs()) * page_bytes;
             if matches!(step, StepResult::Done) {
-                pages.done += u64::from(p.pagecount.unsigned_abs());
+                progress.advance(copied);
                 break;
             }
+            progress.show(copied);
             if !matches!(step, StepResult::More) {
                 // Busy: the server is about to release its lock.
                 std::thread::yield_now();
@@ -228,16 +275,17 @@ fn copy(from: &Path, to: &Path, pages: &mut BackupProgress<'_>) -> Result<(), Op
     target.close().map_err(|(_, e)| e).map_err(sqlite("close", to))
 }
 
-fn copy_extra_files(from_dir: &Path, to_dir: &Path) -> Result<(), OpenError> {
-    for name in EXTRA_FILES {
-        let (from, to) = (from_dir.join(name), to_dir.join(name));
-        if from.is_file() {
-            // Permissions are copied too: a key stays private.
-            std::fs::copy(&from, &to).map_err(io("copy to", &to))?;
-            sync_file(&to)?;
-        }
-    }
-    Ok(())
+/// Copies a file durably; the copy is its owner's alone.
+fn copy_file(
+    from: &Path,
+    to: &Path,
+    progress: &mut ByteProgress<'_>,
+) -> Result<manifest::ContentSum, OpenError> {
+    let mut source = File::open(from).map_err(io("open", from))?;
+    let mut target = private_files::create_file(to).map_err(io("create", to))?;
+    let copied = sum(&mut source, &mut target, progress).map_err(io("copy to", to))?;
+    target.sync_all().map_err(io("sync", to))?;
+    Ok(copied)
 }
 
 fn sync_file(path: &Path) -> Result<u64, OpenError> {

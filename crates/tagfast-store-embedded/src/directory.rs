@@ -9,13 +9,16 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, params};
 use tagfast_domain::{Epoch, EpochId, EpochOrdinal, Limits, UnixMillis};
 use tagfast_resilience::Clock;
+use tagfast_resilience::private_files::{self, NotPrivate};
 
+use crate::backup_fault::BackupFaults;
 use crate::schema;
 
 /// Number of files of a new data directory: their fsyncs overlap while batches stay above 10
@@ -23,6 +26,10 @@ use crate::schema;
 pub const DEFAULT_FILES: u8 = 8;
 /// Maximum number of files of a data directory.
 pub(crate) const FILES_MAX: usize = 64;
+/// Names in a data directory besides the store files.
+const OWN_NAMES: &[&str] =
+    &[LOCK_NAME, "cluster.lock", "demo-loaded", "token.key", "token.key.part", "popular", "search"];
+const LOCK_NAME: &str = "lock";
 
 /// Options of opening a store.
 #[derive(Clone)]
@@ -99,6 +106,18 @@ pub enum OpenError {
         /// The directory.
         dir: PathBuf,
     },
+    /// Files of a backup are missing, changed, or not its own.
+    #[error("the backup {} cannot be used", .dir.display())]
+    BadBackup {
+        /// The directory of the backup.
+        dir: PathBuf,
+        /// What is wrong with which file.
+        #[source]
+        faults: BackupFaults,
+    },
+    /// Other users may use a file of the data directory.
+    #[error("the data directory is not private")]
+    NotPrivate(#[from] NotPrivate),
     /// The operating system returned an error.
     #[error("cannot {doing} {}", .path.display())]
     Io {
@@ -144,7 +163,17 @@ pub(crate) fn sqlite(
 
 /// The path of a store file.
 pub(crate) fn file_path(dir: &Path, index: usize) -> PathBuf {
-    dir.join(format!("store-{index}.sqlite"))
+    dir.join(store_file_name(index))
+}
+
+/// The name of a store file.
+pub(crate) fn store_file_name(index: usize) -> String {
+    format!("store-{index}.sqlite")
+}
+
+/// Whether a name in a data directory is one of this program's files, or of what it derives.
+fn is_ours(name: &str) -> bool {
+    name.starts_with("store-") || OWN_NAMES.contains(&name)
 }
 
 /// The lock of a directory, held until this is dropped.
@@ -154,12 +183,13 @@ pub(crate) struct DirectoryLock {
 
 impl DirectoryLock {
     pub(crate) fn take(dir: &Path) -> Result<Self, OpenError> {
-        let path = dir.join("lock");
+        let path = dir.join(LOCK_NAME);
         let mut file = File::options()
             .create(true)
             .truncate(false)
             .read(true)
             .write(true)
+            .mode(0o600)
             .open(&path)
             .map_err(io("open the lock file", &path))?;
         match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
@@ -198,7 +228,7 @@ pub(crate) struct Directory {
 /// Opens or creates a data directory.
 pub(crate) fn open(options: &OpenOptions) -> Result<Directory, OpenError> {
     let dir = &options.data_dir;
-    create_dir(dir)?;
+    make_private(dir)?;
     let lock = DirectoryLock::take(dir)?;
     let first = file_path(dir, 0);
     check_first(dir, &first)?;
@@ -248,9 +278,52 @@ pub(crate) fn open(options: &OpenOptions) -> Result<Directory, OpenError> {
     Ok(Directory { lock, epoch, epoch_ends, writers })
 }
 
-pub(crate) fn create_dir(dir: &Path) -> Result<(), OpenError> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io("create", dir))
+/// Creates a data directory if there is none; one that other users may use is made private. Returns
+/// whether one was.
+///
+/// # Errors
+///
+/// [`OpenError::NotPrivate`], or the error of the operating system.
+pub fn make_private(dir: &Path) -> Result<bool, OpenError> {
+    private_files::create_dir(dir).map_err(io("create", dir))?;
+    let narrowed = private_files::narrow(dir, is_ours)?;
+    if let Some(first) = narrowed.first() {
+        tracing::warn!(
+            dir = %dir.display(),
+            paths = narrowed.len(),
+            first = %first.display(),
+            "other users could use the data directory; it is its owner's alone now"
+        );
+    }
+    Ok(!narrowed.is_empty())
+}
+
+/// Whether [`make_private`] would succeed for a directory that exists; changes nothing.
+///
+/// # Errors
+///
+/// [`OpenError::NotPrivate`], or the error of the operating system.
+pub fn check_private(dir: &Path) -> Result<(), OpenError> {
+    use std::os::unix::fs::MetadataExt as _;
+    let meta = std::fs::metadata(dir).map_err(io("look at", dir))?;
+    if meta.mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    let names = std::fs::read_dir(dir).map_err(io("look into", dir))?.filter_map(Result::ok);
+    let names: Vec<_> = names.map(|entry| entry.file_name()).collect();
+    let used = !names.is_empty() && !names.iter().any(|n| n.to_str().is_some_and(is_ours));
+    let user = rustix::process::geteuid();
+    let foreign = !user.is_root() && meta.uid() != user.as_raw();
+    if meta.mode() & 0o1000 == 0 && !used && !foreign {
+        return Ok(());
+    }
+    let why = if foreign { "it belongs to a different user" } else { "it is used otherwise too" };
+    Err(NotPrivate {
+        path: dir.to_owned(),
+        mode: meta.mode() & 0o7777,
+        source: std::io::Error::other(why),
+    }
+    .into())
 }
 
 pub(crate) fn sync_dir(dir: &Path) -> Result<(), OpenError> {
@@ -292,6 +365,10 @@ fn log_migration(dir: &Path, found_versions: &[i64]) {
 /// connection and the schema version that was found; 0: the file is new.
 fn prepare_file(path: &Path, cache_bytes: usize) -> Result<(Connection, i64), OpenError> {
     let before = std::fs::metadata(path).map(|m| m.len()).unwrap_or(0);
+    if before == 0 && !path.exists() {
+        // SQLite would make it readable by others, and gives its log the mode of the file.
+        private_files::create_file(path).map_err(io("create", path))?;
+    }
     let mut conn = schema::open_writer(path, cache_bytes).map_err(sqlite("open", path))?;
     let damaged = |detail: String| OpenError::Damaged { file: path.to_owned(), detail };
     let application: i32 = conn

@@ -10,6 +10,8 @@
 //! first.
 
 pub mod backup;
+mod backup_check;
+mod backup_fault;
 mod bus;
 mod dead_letters;
 mod directory;
@@ -26,9 +28,10 @@ mod schema;
 mod store;
 mod writer;
 
+pub use backup_fault::{BackupFault, BackupFaults};
 pub use bus::EmbeddedBus;
 pub use dead_letters::EmbeddedDeadLetters;
-pub use directory::{DEFAULT_FILES, OpenError, OpenOptions};
+pub use directory::{DEFAULT_FILES, OpenError, OpenOptions, check_private, make_private};
 pub use inspect::debug_dump;
 pub use metric::METRICS;
 pub use store::EmbeddedStore;

@@ -22,15 +22,15 @@ mod webhook;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use tagfast_client::error::report;
 use tagfast_client::terminal::Terminal;
 
-use crate::cli::Cli;
-
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    // Before any file is made: whatever a library makes is its owner's alone.
+    let wider = rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+    rustix::process::umask(wider | rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+    let cli = match cli::parse() {
         Ok(cli) => cli,
         Err(error) => {
             // Help and versions go to stdout with 0, everything else to stderr with 2: clap knows

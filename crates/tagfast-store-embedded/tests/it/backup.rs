@@ -209,14 +209,14 @@ async fn used_targets_and_broken_backups_are_refused() {
         .expect("mixed");
     let error = refused("one", "new");
     assert!(
-        chain(&error).contains(&file) && chain(&error).contains("manifest.json"),
+        chain(&error).contains(&file) && chain(&error).contains("manifest"),
         "{}",
         chain(&error)
     );
     // A truncated file.
     std::fs::write(fixture.beside("one").join(&file), &whole[..whole.len() / 2])
         .expect("truncated");
-    assert!(matches!(refused("one", "new"), OpenError::Damaged { .. }));
+    assert!(matches!(refused("one", "new"), OpenError::BadBackup { .. }));
     assert!(!fixture.beside("new").exists(), "nothing is begun before everything was checked");
     // An interrupted backup.
     std::fs::remove_file(fixture.beside("two").join("manifest.json")).expect("removed");

@@ -1,6 +1,7 @@
 //! Tests of the embedded store through its public API.
 
 mod backup;
+mod backup_check;
 mod bus;
 mod crash;
 mod dead_letters;

@@ -1,6 +1,6 @@
 //! The command line of the program: the client's commands and the program's own.
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches as _, Parser, Subcommand};
 use tagfast_client::args::{BenchArgs, ClientCommand};
 
 use super::local::{ConfigCommand, DebugCommand, TokenCommand};
@@ -39,7 +39,7 @@ pub(crate) enum Command {
     /// A command that talks to a running server.
     #[command(flatten)]
     Client(ClientCommand),
-    /// Copy the data directory, also of a running server.
+    /// Copy the data directory, also of a running server, or verify a copy.
     Backup(BackupArgs),
     /// Create a data directory from a backup.
     Restore(RestoreArgs),
@@ -65,6 +65,26 @@ pub(crate) enum Command {
     },
     /// Measure a running server.
     Bench(BenchArgs),
+}
+
+/// Parses the command line of this process. An environment variable that is empty or blank counts
+/// as not set.
+///
+/// # Errors
+/// What is wrong with it, or the text that it asks for.
+pub(crate) fn parse() -> Result<Cli, clap::Error> {
+    let matches = without_empty_variables(command()).try_get_matches()?;
+    Cli::from_arg_matches(&matches)
+}
+
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty = |arg: &clap::Arg| {
+        let value = arg.get_env().and_then(std::env::var_os);
+        value.is_some_and(|value| value.to_string_lossy().trim().is_empty())
+    };
+    command
+        .mut_args(|arg| if is_empty(&arg) { arg.env(None::<&'static str>) } else { arg })
+        .mut_subcommands(without_empty_variables)
 }
 
 /// The clap description, for completions and tests.

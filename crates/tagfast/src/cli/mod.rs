@@ -4,8 +4,8 @@ mod command_line;
 mod local;
 mod server;
 
-pub(crate) use command_line::{Cli, Command, command};
+pub(crate) use command_line::{Command, command, parse};
 pub(crate) use local::{
     ConfigCommand, ConfigFile, DebugCommand, DecodeArgs, TokenCommand, TokenIssueArgs,
 };
-pub(crate) use server::{BackupArgs, RestoreArgs, Role, ServeArgs};
+pub(crate) use server::{BackupArgs, BackupCommand, RestoreArgs, Role, ServeArgs, VerifyArgs};

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 
 /// A role of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -55,25 +55,55 @@ pub(crate) struct ServeArgs {
 
 /// `backup`
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  \
-                  tagfast backup /var/backups/tagfast-monday --data-dir ./tagfast-data\n\n\
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "Examples:\n  \
+                  tagfast backup /var/backups/tagfast-monday --data-dir ./tagfast-data\n  \
+                  tagfast backup verify /var/backups/tagfast-monday\n\n\
                   The server may be running: each file is copied as of one moment. The search \
-                  index and the counts are not copied; a restore rebuilds them.")]
+                  index and the counts are not copied; a restore rebuilds them. To back up into a \
+                  directory called verify, write ./verify."
+)]
 pub(crate) struct BackupArgs {
+    /// `verify`
+    #[command(subcommand)]
+    pub command: Option<BackupCommand>,
     /// Directory to create; it must not exist or be empty.
-    pub dir: PathBuf,
+    #[arg(required = true)]
+    pub dir: Option<PathBuf>,
     /// The data directory to copy.
     #[arg(long, value_name = "DIR", default_value = "./tagfast-data")]
     pub data_dir: PathBuf,
+}
+
+/// What else can be done with a backup.
+#[derive(Debug, Subcommand)]
+pub(crate) enum BackupCommand {
+    /// Compare every byte of a backup with its checksums; changes nothing.
+    Verify(VerifyArgs),
+}
+
+/// `backup verify`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  \
+                  tagfast backup verify /var/backups/tagfast-monday\n\n\
+                  Exit codes: 0 the backup is what was saved, 1 it is not (every wrong file is \
+                  named), 2 wrong usage, 3 a backup of an earlier version without checksums: its \
+                  databases are whole, its content cannot be compared.")]
+pub(crate) struct VerifyArgs {
+    /// Directory of the backup.
+    pub dir: PathBuf,
 }
 
 /// `restore`
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  \
                   tagfast restore /var/backups/tagfast-monday --data-dir ./tagfast-data\n\n\
-                  A restored directory begins a new epoch: receipts of writes after the backup \
-                  answer `unknown`, and the search index and the counts are rebuilt at the next \
-                  start.")]
+                  Every byte of the backup is compared with its checksums before anything is \
+                  made. A restored directory begins a new epoch: receipts of writes after the \
+                  backup answer `unknown`, and the search index and the counts are rebuilt at the \
+                  next start.")]
 pub(crate) struct RestoreArgs {
     /// Directory of the backup.
     pub dir: PathBuf,

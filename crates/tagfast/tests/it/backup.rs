@@ -112,3 +112,62 @@ fn an_interrupted_backup_is_not_restored() {
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");
     assert!(output_text(&refused).contains("store-4.sqlite"), "{refused:?}");
 }
+
+#[test]
+fn a_backup_is_verified_byte_for_byte_from_the_command_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, saved, back) =
+        (dir.path().join("data"), dir.path().join("saved"), dir.path().join("back"));
+    let [data_arg, saved_arg, back_arg] = [&data, &saved, &back].map(|p| p.to_str().unwrap());
+    let mut running = server(&data).start();
+    put(&mut running.client(), "page", "urgent");
+    let made = tagfast_json(&["backup", saved_arg, "--data-dir", data_arg, "--json"]);
+    running.stop();
+    assert_eq!((&made["signing_key"], &made["checksums"]), (&true.into(), &true.into()), "{made}");
+    let verified = tagfast_json(&["backup", "verify", saved_arg, "--json"]);
+    assert_eq!(verified, made);
+    let missing = tagfast(&["backup", "verify", back_arg]);
+    assert_eq!(missing.status.code(), Some(1), "{missing:?}");
+    assert_eq!(tagfast(&["backup", "verify"]).status.code(), Some(2));
+    assert_eq!(tagfast(&["backup"]).status.code(), Some(2));
+
+    // One byte of a tag.
+    let file = (0..8)
+        .map(|n| saved.join(format!("store-{n}.sqlite")))
+        .find(|path| std::fs::read(path).unwrap().windows(6).any(|bytes| bytes == b"urgent"))
+        .unwrap();
+    let whole = std::fs::read(&file).unwrap();
+    let mut changed = whole.clone();
+    let at = whole.windows(6).position(|bytes| bytes == b"urgent").unwrap();
+    changed[at] = b'a';
+    std::fs::write(&file, &changed).unwrap();
+    let name = file.file_name().unwrap().to_str().unwrap();
+    for call in [
+        &["backup", "verify", saved_arg][..],
+        &["backup", "verify", saved_arg, "--json"],
+        &["restore", saved_arg, "--data-dir", back_arg],
+    ] {
+        let refused = tagfast(call);
+        assert_eq!(refused.status.code(), Some(1), "{call:?}: {refused:?}");
+        assert!(output_text(&refused).contains(name), "{call:?}: {refused:?}");
+    }
+    assert!(!back.exists(), "nothing is made");
+    std::fs::write(&file, &whole).unwrap();
+
+    // A backup without a signing key says so, each time.
+    std::fs::remove_file(data.join("token.key")).unwrap();
+    let without = dir.path().join("without");
+    let without_arg = without.to_str().unwrap();
+    for call in [
+        &["backup", without_arg, "--data-dir", data_arg][..],
+        &["backup", "verify", without_arg],
+        &["restore", without_arg, "--data-dir", back_arg],
+    ] {
+        let done = tagfast(call);
+        assert_eq!(done.status.code(), Some(0), "{call:?}: {done:?}");
+        assert!(output_text(&done).contains("no signing key"), "{call:?}: {done:?}");
+    }
+    let mut running = server(&back).start();
+    assert!(running.log().contains("the signing key token.key is missing"), "{}", running.log());
+    running.stop();
+}
