@@ -11,11 +11,15 @@ use std::ops::Bound;
 use tagfast_domain::{TagName, TenantId};
 use tagfast_search::port::{EXACT_TOTAL_MAX, FACETS_MAX, PAGE_HITS_MAX, PREFIX_TAGS_MAX};
 use tagfast_search::{Hit, Query, SearchError, SearchPage, SearchRequest, Sort, SortKey, Total};
+use tantivy::postings::TermInfo;
 use tantivy::query::{
     BooleanQuery, EmptyQuery, EnableScoring, Occur, Query as TantivyQuery, TermQuery,
 };
 use tantivy::schema::{Field, IndexRecordOption, Value};
-use tantivy::{DocAddress, DocId, SegmentReader, TantivyDocument, Term};
+use tantivy::{
+    DocAddress, DocId, DocSet, InvertedIndexReader, SegmentReader, TERMINATED, TantivyDocument,
+    Term,
+};
 
 use crate::error::unavailable;
 use crate::schema::{decode_hit, scoped};
@@ -175,6 +179,13 @@ impl Builder<'_> {
             let index = reader.inverted_index(self.snapshot.fields.tag).map_err(unavailable)?;
             let mut stream = index.terms().range().ge(&start).into_stream().map_err(unavailable)?;
             while stream.advance() && stream.key().starts_with(&start) {
+                // The dictionary keeps the terms of deleted documents until their segment is
+                // merged: a tag that no content has must not count.
+                if terms.contains(stream.key())
+                    || !has_live_document(reader, &index, stream.value()).map_err(unavailable)?
+                {
+                    continue;
+                }
                 terms.insert(stream.key().to_vec());
                 if terms.len() > PREFIX_TAGS_MAX {
                     return Err(SearchError::PrefixTooBroad {
@@ -409,14 +420,13 @@ pub(crate) fn indexed_version(
     snapshot: &SearchSnapshot,
     key: &str,
 ) -> tantivy::Result<Option<u64>> {
-    use tantivy::DocSet;
     let term = snapshot.fields.key_term(key);
     for (_, reader, columns) in snapshot.segments_with_columns() {
         let index = reader.inverted_index(snapshot.fields.key)?;
         let Some(mut postings) = index.read_postings(&term, IndexRecordOption::Basic)? else {
             continue;
         };
-        while postings.doc() != tantivy::TERMINATED {
+        while postings.doc() != TERMINATED {
             let doc = postings.doc();
             if is_alive(reader, doc) {
                 return Ok(columns.version.first(doc));
@@ -425,6 +435,23 @@ pub(crate) fn indexed_version(
         }
     }
     Ok(None)
+}
+
+/// Whether a document with this term is not deleted.
+fn has_live_document(
+    reader: &SegmentReader,
+    index: &InvertedIndexReader,
+    term: &TermInfo,
+) -> tantivy::Result<bool> {
+    let Some(alive) = reader.alive_bitset() else { return Ok(true) };
+    let mut postings = index.read_postings_from_terminfo(term, IndexRecordOption::Basic)?;
+    while postings.doc() != TERMINATED {
+        if alive.is_alive(postings.doc()) {
+            return Ok(true);
+        }
+        postings.advance();
+    }
+    Ok(false)
 }
 
 fn is_alive(reader: &SegmentReader, doc: DocId) -> bool {

@@ -63,6 +63,11 @@ async fn tenants_are_isolated() {
 }
 
 #[tokio::test]
+async fn removed_tags_count_nowhere() {
+    suite::removed_tags_count_nowhere(&Engine::new().await).await;
+}
+
+#[tokio::test]
 async fn hits_show_the_state() {
     suite::hits_show_the_state(&Engine::new().await).await;
 }

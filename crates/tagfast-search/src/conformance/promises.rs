@@ -6,7 +6,9 @@ use fastrand::Rng;
 use tagfast_domain::{ContentKey, TagName, TenantId};
 
 use super::fixture::{NOW, SearchHarness, event, request};
-use crate::port::{Hit, SearchError, SearchPage, SearchRequest, Sort, SortKey, Total};
+use crate::port::{
+    Hit, PREFIX_TAGS_MAX, SearchError, SearchPage, SearchRequest, Sort, SortKey, Total,
+};
 use crate::query::{self, Query};
 
 fn tenant(name: &str) -> TenantId {
@@ -346,6 +348,63 @@ pub async fn tenants_are_isolated(h: &dyn SearchHarness, queries: usize) {
             .as_str()
             != "only")
     );
+}
+
+/// Tags that no content has any more count nowhere: not for the limit of a prefix, not in facets,
+/// totals or related tags.
+pub async fn removed_tags_count_nowhere(h: &dyn SearchHarness) {
+    const PER_CONTENT: usize = 100;
+    let of = "removed";
+    let tag = |word: &str, n: usize| format!("{word}-{n:04}");
+    let contents = PREFIX_TAGS_MAX / PER_CONTENT + 1;
+    let state = |n: usize, version: u64, word: Option<&str>| {
+        let own = (n * PER_CONTENT..(n + 1) * PER_CONTENT).take_while(|at| *at < PREFIX_TAGS_MAX);
+        let mut tags: Vec<String> =
+            word.map(|word| own.map(|at| tag(word, at)).collect()).unwrap_or_default();
+        tags.push("kept".to_owned());
+        let tags: Vec<&str> = tags.iter().map(String::as_str).collect();
+        event(of, "t", &format!("c{n:03}"), version, NOW + version as i64, &tags)
+    };
+    // Two words with a common beginning, one after the other: together they are over the limit.
+    for (version, word) in [(1, "old-a"), (2, "old-b"), (3, "old-c")] {
+        let mut events: Vec<_> = (0..contents).map(|n| state(n, version, Some(word))).collect();
+        // Never changes, so that no engine can drop the others with their whole segment.
+        events.push(event(of, "t", &format!("unchanged-{version}"), 1, NOW, &["kept"]));
+        h.apply(&events).await;
+        h.visible().await;
+    }
+    let mut live = request("old*");
+    live.facets = true;
+    let page = search(h, of, &live).await;
+    assert_eq!(page.total, Total::Exactly(contents as u64), "only the live tags of old* count");
+    let facets = page.facets.expect("the request asks for facets");
+    let is_live = |name: &TagName| name.as_str() == "kept" || name.as_str().starts_with("old-c");
+    assert!(facets.iter().all(|(name, _)| is_live(name)), "{facets:?}");
+    let kept = TagName::from_canonical("kept");
+    let related = h.index().related(&tenant(of), &kept, 50).await.expect("an answer");
+    assert!(!related.is_empty() && related.iter().all(|(name, _)| is_live(name)), "{related:?}");
+
+    // One live tag more than the limit is refused, and allowed again when it is removed.
+    h.apply(&[event(of, "t", "more", 1, NOW, &["old-d"])]).await;
+    h.visible().await;
+    let refused = h.index().search(&tenant(of), &live).await;
+    assert!(matches!(refused, Err(SearchError::PrefixTooBroad { .. })), "{refused:?}");
+    h.apply(&[event(of, "t", "more", 2, NOW + 1, &[])]).await;
+    h.visible().await;
+    assert_eq!(search(h, of, &live).await.total, Total::Exactly(contents as u64));
+
+    let events: Vec<_> = (0..contents).map(|n| state(n, 4, None)).collect();
+    h.apply(&events).await;
+    h.visible().await;
+    for query in ["old*", "old-c*", "old-a-0000 OR old-c-0000"] {
+        let mut wanted = request(query);
+        wanted.facets = true;
+        let page = search(h, of, &wanted).await;
+        assert_eq!((page.total, page.hits.len()), (Total::Exactly(0), 0), "{query}");
+        assert_eq!(page.facets, Some(Vec::new()), "{query}");
+    }
+    let related = h.index().related(&tenant(of), &kept, 50).await.expect("an answer");
+    assert_eq!(related, [], "nothing occurs together with it any more");
 }
 
 /// A hit carries the indexed state.
