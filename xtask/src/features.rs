@@ -7,6 +7,7 @@ pub(crate) const KAFKA: &str = "tagfast/kafka";
 const FULL_CRATES: &[&str] = &[
     "tagfast",
     "tagfast-cache",
+    "tagfast-client",
     "tagfast-domain",
     "tagfast-events",
     "tagfast-popular-counts",

@@ -19,6 +19,7 @@ pub mod args;
 pub mod commands;
 pub mod error;
 pub mod export;
+mod gzip;
 pub mod http;
 pub mod import;
 mod input;

@@ -16,14 +16,16 @@ use super::connection::ClientArgs;
                   tagfast import tags.ndjson.gz\n  \
                   zcat tags.ndjson.gz | tagfast import -\n  \
                   tagfast import tags.ndjson --wait --json\n\n\
-                  Each line is applied whole or not at all. Bad lines are reported by number and \
-                  skipped (exit code 3). An interrupted import resumes where it stopped when it \
-                  is started again."
+                  Each line is applied whole or not at all, the lines of one content in the order \
+                  of the file. Bad lines are reported by number and skipped (exit code 3). An \
+                  interrupted import resumes where it stopped when it is started again; stdin and \
+                  pipes need --state for that. If the input breaks off, what was read is \
+                  imported first (exit code 1)."
 )]
 pub struct ImportArgs {
-    /// NDJSON file, also gzipped; - reads from stdin.
+    /// NDJSON file or pipe, also gzipped; - reads from stdin.
     pub file: String,
-    /// Checkpoint file of the import (default: FILE.tagfast-import; none for stdin).
+    /// Checkpoint file of the import (default: FILE.tagfast-import; none for stdin and pipes).
     #[arg(long, value_name = "FILE")]
     pub state: Option<PathBuf>,
     /// Start over although a checkpoint of an interrupted import exists.

@@ -23,7 +23,12 @@ pub fn run(command: &ClientCommand, terminal: &Terminal) -> CommandResult {
         ClientCommand::Suggest(args) => block_on(search::suggest(args, terminal)),
         // An interrupted import stores a checkpoint, so it waits for the signal itself.
         ClientCommand::Import(args) => {
-            runtime()?.block_on(async { import::run(args, terminal, stop_signal()?).await })
+            let runtime = runtime()?;
+            let result =
+                runtime.block_on(async { import::run(args, terminal, stop_signal()?).await });
+            // A thread that waits for the writer of a pipe must not keep the process alive.
+            runtime.shutdown_background();
+            result
         }
         ClientCommand::Export(args) => block_on(export::run(args, terminal)),
         ClientCommand::Recount(args) => block_on(operations::recount(args, terminal)),

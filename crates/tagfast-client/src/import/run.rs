@@ -3,30 +3,30 @@
 //!
 //! An import that fails or is interrupted stores a checkpoint; the same command resumes there.
 
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use serde_json::{Value, json};
+use tagfast_resilience::task::blocking;
 use tokio::sync::{mpsc, watch};
 
-use super::checkpoint::{self, AckTracker, Checkpoint, FileFingerprint};
-use super::reader::{PackOptions, ReadChunk, pack};
-use super::upload::{SendSummary, Uploader};
+use super::checkpoint::{self, Checkpoint};
+use super::keeper::Keeper;
+use super::ledger::{BadLine, Done, Ledger, SendSummary, Totals};
+use super::order::BatchQueue;
+use super::reader::{PackOptions, ReadChunk, Segment, pack};
+use super::upload::Uploader;
 use crate::args::ImportArgs;
 use crate::error::{CliError, CommandResult, Exit};
 use crate::http::Client;
-use crate::input::open_counted;
+use crate::input::{self, Input};
 use crate::progress::Progress;
 use crate::terminal::{Terminal, visible};
 
-/// Upper limit of bad lines listed by `--json`.
-const BAD_LINES_MAX: usize = 10_000;
-/// Shortest time between two stored checkpoints.
-const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
+/// Upper limit of the lines that are read and not answered, in bytes. Lower: fewer requests in
+/// flight when a few contents hold up the others. Higher: memory.
+const UNANSWERED_BYTES_MAX: usize = 32 << 20;
 /// How long requests in flight may take to end after an interruption.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long `--wait` waits for the search index.
@@ -37,13 +37,19 @@ const SEARCHABLE_POLL_INTERVAL: Duration = Duration::from_millis(10);
 struct ImportRun<'a> {
     terminal: &'a Terminal,
     progress: Progress,
-    /// Where checkpoints are stored; `None` = nowhere.
-    checkpoint_path: Option<PathBuf>,
-    checkpoint: Checkpoint,
-    saved_at: Instant,
-    acks: AckTracker,
-    total: SendSummary,
-    bad_lines: Vec<Value>,
+    parallel: usize,
+    keeper: Keeper,
+    queue: BatchQueue,
+    ledger: Ledger,
+    /// What earlier runs had done.
+    before: Totals,
+    /// The line after which this run goes on; 0 = it started with the first one.
+    resumed_after: u64,
+    /// The input does not begin with the lines that earlier runs had done.
+    changed: bool,
+    retries: u64,
+    /// Bytes of the input read so far.
+    bytes: u64,
     started: Instant,
 }
 
@@ -62,177 +68,198 @@ pub async fn run(
         run: uuid::Uuid::now_v7().simple().to_string(),
         url: client.base().to_owned(),
         tenant: client.tenant(),
-        file: FileFingerprint::of(&args.file)?,
-        line: 0,
-        bad: 0,
+        done: Done::default(),
     };
-    let size = fresh.file.as_ref().map(|f| f.size);
-    let checkpoint_path = checkpoint::path_for(&args.file, args.state.as_deref());
-    let checkpoint = checkpoint::load(checkpoint_path.as_deref(), args.restart, fresh)?;
-    if checkpoint.line > 0 {
-        terminal.note(format_args!("going on after line {}", checkpoint.line));
+    let file = args.file.clone();
+    // A pipe is opened when its writer comes.
+    let opened = tokio::select! {
+        opened = blocking(move || input::open(&file)) => opened,
+        _ = stop.wait_for(|stop| *stop) => return Err(CliError::new("interrupted")),
+    };
+    let input = opened.map_err(|e| CliError::new("the input was not opened").with_source(e))??;
+    let kept = checkpoint::file_for(&args.file, &input, args.state.as_deref());
+    let checkpoint = match &kept {
+        Some(kept) => checkpoint::load(&kept.path, args.restart, fresh)?,
+        None => fresh,
+    };
+    let done = checkpoint.done.clone();
+    let keeper = Keeper::start(kept, checkpoint, terminal)?;
+    if done.line > 0 {
+        terminal.note(format_args!("going on after line {}", done.line));
     }
 
-    let read = Arc::new(AtomicU64::new(0));
-    let input = open_counted(&args.file, &read)?;
-    let options = PackOptions {
-        skip: checkpoint.line,
-        lines_max: args.batch as usize,
-        tenant: client.tenant(),
-        read,
-    };
-    let (chunks, mut incoming) = mpsc::channel(args.parallel as usize + 2);
-    // Not joined: it may wait for standard input. It ends with its channel or with the process.
-    std::thread::Builder::new()
-        .name("tagfast-import".to_owned())
-        .spawn(move || pack(input, &options, &chunks))?;
-
-    let uploader = Uploader::new(client.clone(), &checkpoint.run, args.retries);
+    let uploader = Uploader::new(client.clone(), keeper.run(), args.retries);
     let mut import = ImportRun {
         terminal,
-        progress: Progress::new(terminal, "import", size),
-        checkpoint_path,
-        acks: AckTracker::after(checkpoint.line),
-        checkpoint,
-        saved_at: Instant::now(),
-        total: SendSummary::default(),
-        bad_lines: Vec::new(),
+        progress: Progress::new(terminal, "import", input.size.filter(|size| *size > 0)),
+        parallel: args.parallel as usize,
+        keeper,
+        queue: BatchQueue::default(),
+        before: done.totals,
+        resumed_after: done.line,
+        ledger: Ledger::after(done.clone()),
+        changed: false,
+        retries: 0,
+        bytes: 0,
         started: Instant::now(),
     };
-    let ended = import.pump(&uploader, &mut incoming, args.parallel as usize, &mut stop).await;
+    let options = PackOptions { done, lines_max: args.batch as usize, tenant: client.tenant() };
+    let mut incoming = read_in_a_thread(input, options)?;
+    let ended = import.pump(&uploader, &mut incoming, &mut stop).await;
     import.progress.finish();
+    import.retries = uploader.retries();
     if let Err(error) = ended {
-        import.save()?;
-        let line = import.acks.line();
-        let next = match &import.checkpoint_path {
-            Some(_) => format!(
-                "everything up to line {line} is done; start the same command again to go on there"
-            ),
-            None => {
-                format!("everything up to line {line} is done; importing lines twice is harmless")
-            }
-        };
-        return Err(error.more_hint(&next));
+        if import.changed {
+            return Err(error);
+        }
+        let hint = import.keeper.hint_after_failure(import.ledger.done(), terminal);
+        return Err(error.more_hint(&hint));
     }
     let seconds = import.started.elapsed().as_secs_f64();
-    if let Some(path) = &import.checkpoint_path {
-        checkpoint::remove(path)?;
-    }
+    import.keeper.remove(terminal);
     let searchable =
         if args.wait { Some(until_searchable(&client, terminal).await?) } else { None };
     import.summary(seconds, searchable)
 }
 
+/// Packs the input in a thread that is not joined: it may wait for a pipe. It ends with its channel
+/// or with the process.
+fn read_in_a_thread(
+    input: Input,
+    options: PackOptions,
+) -> Result<mpsc::Receiver<ReadChunk>, CliError> {
+    let (chunks, incoming) = mpsc::channel(1);
+    std::thread::Builder::new()
+        .name("tagfast-import".to_owned())
+        .spawn(move || pack(input, &options, &chunks))?;
+    Ok(incoming)
+}
+
 impl ImportRun<'_> {
-    /// Moves everything from the reader to the server. After an error it still waits for the
-    /// requests in flight, up to [`DRAIN_TIMEOUT`].
+    /// Moves everything from the reader to the server. When the input breaks off, what was read is
+    /// still sent; after any other failure only the requests in flight are waited for, up to
+    /// [`DRAIN_TIMEOUT`].
     async fn pump(
         &mut self,
         uploader: &Uploader,
         incoming: &mut mpsc::Receiver<ReadChunk>,
-        parallel: usize,
         stop: &mut watch::Receiver<bool>,
     ) -> Result<(), CliError> {
         let mut in_flight = FuturesUnordered::new();
-        let mut sequence = 0u64;
         let mut reading = true;
+        let mut broken: Option<CliError> = None;
         let mut failed: Option<CliError> = None;
         let mut drain_until: Option<tokio::time::Instant> = None;
-        while reading || !in_flight.is_empty() {
+        loop {
+            while failed.is_none()
+                && in_flight.len() < self.parallel
+                && let Some((id, batch)) = self.queue.take()
+            {
+                let (segment, bytes) = (batch.segment, batch.bytes());
+                in_flight
+                    .push(async move { (id, segment, bytes, uploader.send(batch.entries).await) });
+            }
+            let ended = !reading && self.queue.is_empty();
+            if in_flight.is_empty() && (ended || failed.is_some()) {
+                break;
+            }
             tokio::select! {
                 biased;
-                Ok(_) = stop.wait_for(|stop| *stop), if reading => {
-                    reading = false;
+                Ok(_) = stop.wait_for(|stop| *stop), if failed.is_none() && !ended => {
                     drain_until = Some(tokio::time::Instant::now() + DRAIN_TIMEOUT);
-                    failed.get_or_insert_with(|| CliError::new("interrupted"));
+                    failed = Some(CliError::new("interrupted"));
                 }
                 () = until(drain_until), if drain_until.is_some() => break,
-                Some((number, through, bytes, result)) = in_flight.next() => match result {
-                    Ok(sent) => self.add(number, through, bytes, sent)?,
-                    Err(error) => {
-                        reading = false;
-                        drain_until.get_or_insert(tokio::time::Instant::now() + DRAIN_TIMEOUT);
-                        failed.get_or_insert(error);
+                Some((id, segment, bytes, result)) = in_flight.next() => {
+                    self.queue.finish(id, bytes);
+                    match result {
+                        Ok(sent) => self.add(segment, sent),
+                        Err(error) => {
+                            drain_until
+                                .get_or_insert(tokio::time::Instant::now() + DRAIN_TIMEOUT);
+                            failed.get_or_insert(error);
+                        }
                     }
                 },
-                chunk = incoming.recv(), if reading && in_flight.len() < parallel => match chunk {
-                    Some(ReadChunk::Batch { entries, through, bytes }) => {
-                        let (uploader, number) = (uploader.clone(), sequence);
-                        sequence += 1;
-                        in_flight.push(async move {
-                            (number, through, bytes, uploader.send(entries).await)
-                        });
+                chunk = incoming.recv(), if reading && failed.is_none() && self.has_room() => {
+                    match chunk {
+                        Some(ReadChunk::Segment(segment)) => self.open(segment),
+                        Some(ReadChunk::Changed) => {
+                            reading = false;
+                            self.changed = true;
+                            failed = Some(self.keeper.changed(self.resumed_after));
+                        }
+                        Some(ReadChunk::Broken { after, source }) => {
+                            reading = false;
+                            let message =
+                                format!("the input cannot be read: after line {after}");
+                            broken = Some(CliError::new(message).with_source(source));
+                        }
+                        None => reading = false,
                     }
-                    Some(ReadChunk::Bad { line, reason }) => self.bad(line, &reason),
-                    Some(ReadChunk::Broken { after, source }) => {
-                        reading = false;
-                        failed.get_or_insert_with(|| {
-                            let message = format!("the input cannot be read: after line {after}");
-                            CliError::new(message).with_source(source)
-                        });
-                    }
-                    None => reading = false,
                 },
             }
         }
-        failed.map_or(Ok(()), Err)
+        failed.or(broken).map_or(Ok(()), Err)
     }
 
-    /// Adds up an answered batch.
-    fn add(
-        &mut self,
-        number: u64,
-        through: u64,
-        bytes: u64,
-        sent: SendSummary,
-    ) -> Result<(), CliError> {
-        self.total.contents += sent.contents;
-        self.total.taggings += sent.taggings;
-        self.total.added += sent.added;
-        self.total.retries += sent.retries;
-        for (line, reason) in &sent.bad {
-            self.bad(*line, reason);
+    /// Whether more may be read.
+    fn has_room(&self) -> bool {
+        self.ledger.open_segments() <= self.parallel && self.queue.bytes() < UNANSWERED_BYTES_MAX
+    }
+
+    /// Takes what was read.
+    fn open(&mut self, segment: Segment) {
+        let Segment { batches, bad, blank, through, digest, bytes } = segment;
+        self.report(&bad);
+        self.bytes = bytes;
+        let number = self.ledger.open(through, digest, batches.len(), blank, bad);
+        for mut batch in batches {
+            batch.segment = number;
+            self.queue.push(batch);
         }
-        self.acks.acknowledge(number, through);
-        let rate = self.total.taggings as f64 / self.started.elapsed().as_secs_f64().max(1e-3);
+        self.keeper.save_if_due(self.ledger.done(), self.terminal);
+    }
+
+    /// Takes the answers to a batch.
+    fn add(&mut self, segment: u64, sent: SendSummary) {
+        self.report(&sent.bad);
+        self.ledger.settle(segment, sent);
+        let so_far = self.ledger.so_far();
+        let rate =
+            self.taggings_of_this_run() as f64 / self.started.elapsed().as_secs_f64().max(1e-3);
         let message = format!(
             "import {} contents, {} taggings, {rate:.0}/s",
-            self.total.contents, self.total.taggings
+            so_far.contents, so_far.taggings
         );
-        self.progress.set_with(bytes, &message);
-        if self.saved_at.elapsed() >= CHECKPOINT_INTERVAL {
-            self.save()?;
-        }
-        Ok(())
+        self.progress.set_with(self.bytes, &message);
+        self.keeper.save_if_due(self.ledger.done(), self.terminal);
     }
 
-    fn bad(&mut self, line: u64, reason: &str) {
-        self.checkpoint.bad += 1;
-        let reason = visible(reason);
-        if self.bad_lines.len() < BAD_LINES_MAX {
-            self.bad_lines.push(json!({"line": line, "reason": reason}));
+    fn report(&self, bad_lines: &[BadLine]) {
+        for BadLine { line, reason } in bad_lines {
+            self.progress.note(self.terminal, &format!("line {line}: {}", visible(reason)));
         }
-        self.progress.note(self.terminal, &format!("line {line}: {reason}"));
     }
 
-    fn save(&mut self) -> Result<(), CliError> {
-        self.saved_at = Instant::now();
-        self.checkpoint.line = self.acks.line();
-        match &self.checkpoint_path {
-            Some(path) => checkpoint::save(path, &self.checkpoint),
-            None => Ok(()),
-        }
+    fn taggings_of_this_run(&self) -> u64 {
+        self.ledger.so_far().taggings.saturating_sub(self.before.taggings)
     }
 
     fn summary(&self, seconds: f64, searchable: Option<Duration>) -> CommandResult {
-        let SendSummary { contents, taggings, added, retries, .. } = self.total;
-        let bad = self.checkpoint.bad;
-        let rate = taggings as f64 / seconds.max(1e-9);
+        let Done { line, totals, bad_lines, .. } = self.ledger.done();
+        let Totals { contents, taggings, added, bad, blank } = *totals;
+        let rate = self.taggings_of_this_run() as f64 / seconds.max(1e-9);
         if self.terminal.json {
+            let bad_lines: Vec<Value> = bad_lines
+                .iter()
+                .map(|b| json!({"line": b.line, "reason": visible(&b.reason)}))
+                .collect();
             self.terminal.value(&json!({
-                "contents": contents, "taggings": taggings, "added": added, "bad": bad,
-                "bad_lines": self.bad_lines, "retries": retries, "seconds": seconds,
-                "taggings_per_second": rate,
+                "lines": line, "contents": contents, "taggings": taggings, "added": added,
+                "bad": bad, "blank": blank, "bad_lines": bad_lines,
+                "resumed_after_line": Some(self.resumed_after).filter(|line| *line > 0),
+                "retries": self.retries, "seconds": seconds, "taggings_per_second": rate,
                 "searchable_after_seconds": searchable.map(|d| d.as_secs_f64()),
             }))?;
         } else {
@@ -240,9 +267,13 @@ impl ImportRun<'_> {
                 .map(|d| format!("; searchable {:.2} s later", d.as_secs_f64()))
                 .unwrap_or_default();
             let wrong = if bad > 0 { format!("; {bad} bad lines skipped") } else { String::new() };
+            let resumed = match self.resumed_after {
+                0 => String::new(),
+                line => format!("; the first {line} lines in earlier runs"),
+            };
             self.terminal.line(format_args!(
                 "{contents} contents, {taggings} taggings ({added} new) in {seconds:.2} s, \
-                 {rate:.0} taggings/s{after}{wrong}"
+                 {rate:.0} taggings/s{after}{wrong}{resumed}"
             ))?;
         }
         Ok(if bad > 0 { Exit::Partly } else { Exit::Done })

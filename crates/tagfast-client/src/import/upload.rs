@@ -1,6 +1,8 @@
 //! Uploads batches: retries what can succeed later, halves a batch that the server refuses as a
 //! whole, and reports the lines that stay bad.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use reqwest::Method;
@@ -8,6 +10,7 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use tagfast_resilience::Backoff;
 
+use super::ledger::{BadLine, SendSummary};
 use super::reader::ImportEntry;
 use crate::error::CliError;
 use crate::http::{Client, ClientError, Problem, RequestOptions, problem_of};
@@ -15,27 +18,14 @@ use crate::http::{Client, ClientError, Problem, RequestOptions, problem_of};
 /// Hexadecimal digits of a body's hash in its idempotency key.
 const KEY_HASH_DIGITS: usize = 32;
 
-/// What became of a batch.
-#[derive(Debug, Default)]
-pub(super) struct SendSummary {
-    /// Contents written.
-    pub(super) contents: u64,
-    /// Taggings acknowledged.
-    pub(super) taggings: u64,
-    /// Taggings that were new.
-    pub(super) added: u64,
-    /// Numbers of the lines that the server refused, with its reasons.
-    pub(super) bad: Vec<(u64, String)>,
-    /// Attempts beyond the first of each request.
-    pub(super) retries: u64,
-}
-
 /// Uploads the batches of one import.
 #[derive(Clone)]
 pub(super) struct Uploader {
     client: Client,
     run: String,
     backoff: Backoff,
+    /// Attempts beyond the first of each request, of all batches.
+    retries: Arc<AtomicU64>,
 }
 
 #[derive(Deserialize)]
@@ -61,7 +51,12 @@ impl Uploader {
             factor: 2,
             cap: Duration::from_secs(10),
         };
-        Self { client, run: run.to_owned(), backoff }
+        Self { client, run: run.to_owned(), backoff, retries: Arc::default() }
+    }
+
+    /// Attempts beyond the first of each request so far.
+    pub(super) fn retries(&self) -> u64 {
+        self.retries.load(Ordering::Relaxed)
     }
 
     /// Sends the lines until each is acknowledged or finally refused.
@@ -75,10 +70,10 @@ impl Uploader {
             if entries.is_empty() {
                 continue;
             }
-            match self.send_until_answered(&entries, &mut sent.retries).await? {
+            match self.send_until_answered(&entries).await? {
                 Outcome::Answered(results) => count(&mut sent, &entries, &results),
                 Outcome::Refused(problem) => match entries.as_slice() {
-                    [one] => sent.bad.push((one.line, reason(&problem))),
+                    [one] => sent.bad.push(BadLine { line: one.line, reason: reason(&problem) }),
                     _ => {
                         let (first, second) = entries.split_at(entries.len() / 2);
                         todo.push(second.to_vec());
@@ -92,15 +87,14 @@ impl Uploader {
     }
 
     /// Sends one body until it is answered. Every attempt carries the same idempotency key, so that
-    /// repeating an attempt whose answer was lost has no second effect.
-    async fn send_until_answered(
-        &self,
-        entries: &[ImportEntry],
-        retries: &mut u64,
-    ) -> Result<Outcome, CliError> {
+    /// repeating an attempt whose answer was lost has no second effect. An import that resumes
+    /// makes the same bodies of the same lines, with the same keys. The first line is a part of
+    /// the key: equal lines elsewhere in the file are writes of their own.
+    async fn send_until_answered(&self, entries: &[ImportEntry]) -> Result<Outcome, CliError> {
         let body = body(entries);
-        let key =
-            format!("{}-{}", self.run, &hex::encode(Sha256::digest(&body))[..KEY_HASH_DIGITS]);
+        let first = entries.first().map_or(0, |e| e.line);
+        let hash = &hex::encode(Sha256::digest(&body))[..KEY_HASH_DIGITS];
+        let key = format!("{}-{first}-{hash}", self.run);
         for attempt in 0.. {
             let error = match self.attempt(body.clone(), &key).await {
                 Ok(results) if results.len() == entries.len() => match first_retryable(&results) {
@@ -120,7 +114,7 @@ impl Uploader {
             let delay =
                 self.backoff.delay(attempt, fastrand::f64()).filter(|_| error.is_retryable());
             let Some(delay) = delay else { return Err(error.into()) };
-            *retries += 1;
+            self.retries.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(delay.max(error.retry_after().unwrap_or_default())).await;
         }
         Err(CliError::new("no attempts are left"))
@@ -183,7 +177,7 @@ fn count(sent: &mut SendSummary, entries: &[ImportEntry], results: &[ItemResult]
         } else {
             let problem =
                 result.problem.as_ref().map(|p| Problem::from_json(0, p)).unwrap_or_default();
-            sent.bad.push((entry.line, reason(&problem)));
+            sent.bad.push(BadLine { line: entry.line, reason: reason(&problem) });
         }
     }
 }
@@ -202,7 +196,8 @@ mod tests {
     use super::*;
 
     fn entry(line: u64) -> ImportEntry {
-        ImportEntry { line, item: format!("{{\"id\":{line}}}").into_bytes(), tags: 2 }
+        let item = format!("{{\"id\":{line}}}").into_bytes();
+        ImportEntry { line, item, tags: 2, content: line }
     }
 
     #[test]
@@ -220,7 +215,8 @@ mod tests {
         let mut sent = SendSummary::default();
         count(&mut sent, &[entry(8), entry(9)], &results.results);
         assert_eq!((sent.contents, sent.taggings, sent.added), (1, 2, 1));
-        assert_eq!(sent.bad, [(9, "tag is empty (empty)".to_owned())]);
+        let reason = "tag is empty (empty)".to_owned();
+        assert_eq!(sent.bad, [BadLine { line: 9, reason }]);
         assert!(first_retryable(&results.results).is_none());
     }
 

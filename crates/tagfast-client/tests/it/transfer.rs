@@ -1,173 +1,16 @@
 //! Import and export against a server that fails in a scripted way.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::Arc;
 
-use axum::Router;
-use axum::body::{Body, Bytes};
-use axum::extract::{Query, State};
-use axum::http::{HeaderMap, StatusCode};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use parking_lot::Mutex;
-use serde_json::{Value, json};
-use tagfast_client::args::{ClientArgs, ExportArgs, ImportArgs};
+use serde_json::Value;
+use tagfast_client::args::ExportArgs;
 use tagfast_client::error::Exit;
 use tagfast_client::terminal::Terminal;
 use tagfast_client::{export, import};
-use tagfast_resilience::task::TaskTracker;
 use tokio::sync::watch;
 
-#[derive(Default)]
-struct FakeServer {
-    /// Statuses to answer before any request is accepted.
-    first: Vec<u16>,
-    /// Upper limit of a body in bytes.
-    body_bytes: usize,
-    /// Idempotency keys with their bodies.
-    keys: HashMap<String, Bytes>,
-    /// Tags by content id.
-    contents: BTreeMap<String, BTreeSet<String>>,
-    /// Requests received.
-    requests: usize,
-    /// Lines after which an export breaks off.
-    break_after: usize,
-    /// Requests after which the test stops the importer; `None` = never.
-    stop_after: Option<(usize, watch::Sender<bool>)>,
-}
-
-type SharedServer = Arc<Mutex<FakeServer>>;
-
-fn problem(status: u16, code: &str) -> Response {
-    let detail = format!("{code} happened");
-    let body = json!({"status": status, "code": code, "detail": detail, "retry_after_ms": 1});
-    (StatusCode::from_u16(status).unwrap(), body.to_string()).into_response()
-}
-
-fn text_of(value: &Value) -> String {
-    value.as_str().unwrap().to_owned()
-}
-
-async fn tag(State(fake): State<SharedServer>, headers: HeaderMap, body: Bytes) -> Response {
-    let mut fake = fake.lock();
-    fake.requests += 1;
-    if let Some((after, stop)) = &fake.stop_after
-        && fake.requests >= *after
-    {
-        stop.send_replace(true);
-    }
-    if let Some(status) = fake.first.pop() {
-        return problem(status, "not_now");
-    }
-    if body.len() > fake.body_bytes {
-        return problem(413, "body_too_large");
-    }
-    let key = headers["idempotency-key"].to_str().unwrap().to_owned();
-    let before = fake.keys.entry(key).or_insert_with(|| body.clone());
-    assert_eq!(*before, body, "one key for two bodies");
-    let request: Value = serde_json::from_slice(&body).unwrap();
-    let results: Vec<Value> = request["items"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|item| {
-            let tags: BTreeSet<String> =
-                item["add"].as_array().unwrap().iter().map(text_of).collect();
-            if tags.contains("<") {
-                let problem =
-                    json!({"status": 422, "code": "forbidden_character", "detail": "no <"});
-                return json!({"ok": false, "problem": problem});
-            }
-            let added: Vec<&String> = tags.iter().collect();
-            let result = json!({"ok": true, "added": added});
-            fake.contents.entry(item["id"].as_str().unwrap().to_owned()).or_default().extend(tags);
-            result
-        })
-        .collect();
-    json!({"results": results}).to_string().into_response()
-}
-
-async fn lines(
-    State(fake): State<SharedServer>,
-    Query(query): Query<HashMap<String, String>>,
-) -> Response {
-    let mut fake = fake.lock();
-    fake.requests += 1;
-    let after = query.get("after").map(|a| a.strip_prefix("t/").unwrap().to_owned());
-    let all: Vec<String> = fake
-        .contents
-        .keys()
-        .filter(|id| after.as_ref().is_none_or(|a| *id > a))
-        .map(|id| format!("{}\n", json!({"type": "t", "id": id, "tags": []})))
-        .collect();
-    let whole: usize = all.iter().take(fake.break_after).map(String::len).sum();
-    let text = all.concat();
-    if fake.break_after < all.len() {
-        // Half a line, then an error of the stream.
-        let part = Bytes::copy_from_slice(&text.as_bytes()[..whole + 5]);
-        let pieces = futures_util::stream::unfold(Some(part), |part| async move {
-            match part {
-                Some(part) => Some((Ok(part), None)),
-                None => {
-                    // Lets the server flush before the error ends the connection.
-                    tokio::task::yield_now().await;
-                    Some((Err(std::io::Error::other("gone")), None))
-                }
-            }
-        });
-        return Body::from_stream(pieces).into_response();
-    }
-    text.into_response()
-}
-
-async fn server(fake: FakeServer) -> (SharedServer, ClientArgs) {
-    let fake = Arc::new(Mutex::new(fake));
-    let router = Router::new()
-        .route("/v1/content:batchTag", post(tag))
-        .route("/v1/export", get(lines))
-        .with_state(Arc::clone(&fake));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    TaskTracker::new().spawn(async move { axum::serve(listener, router).await });
-    (fake, ClientArgs { url, token: None, timeout: 10 })
-}
-
-fn working() -> FakeServer {
-    FakeServer { body_bytes: 1 << 20, break_after: usize::MAX, ..FakeServer::default() }
-}
-
-fn input(dir: &Path, lines: u32, bad: &[(u32, &str)]) -> String {
-    let text: String = (1..=lines)
-        .map(|n| match bad.iter().find(|(line, _)| *line == n) {
-            Some((_, text)) => format!("{text}\n"),
-            None => format!("{{\"type\":\"t\",\"id\":\"{n:05}\",\"tags\":[\"a\",\"b\"]}}\n"),
-        })
-        .collect();
-    let path = dir.join("in.ndjson");
-    std::fs::write(&path, text).unwrap();
-    path.to_str().unwrap().to_owned()
-}
-
-fn args(file: String, client: ClientArgs) -> ImportArgs {
-    ImportArgs {
-        file,
-        state: None,
-        restart: false,
-        wait: false,
-        batch: 10,
-        parallel: 3,
-        retries: 5,
-        client,
-    }
-}
-
-fn never() -> watch::Receiver<bool> {
-    // The sender lives forever: dropping it would end the wait for a stop.
-    let (sender, receiver) = watch::channel(false);
-    std::mem::forget(sender);
-    receiver
-}
+use crate::support::{FakeServer, args, input, never, server, working};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_good_line_is_written_and_every_bad_one_reported() {
@@ -237,10 +80,11 @@ async fn an_interrupted_import_resumes_where_it_stopped() {
     let checkpoint = format!("{file}.tagfast-import");
     let stored: Value =
         serde_json::from_str(&std::fs::read_to_string(&checkpoint).unwrap()).unwrap();
-    let line = stored["line"].as_u64().unwrap();
+    let line = stored["done"]["line"].as_u64().unwrap();
     let before = {
         let mut fake = fake.lock();
         fake.stop_after = None;
+        fake.answers.clear();
         std::mem::take(&mut fake.contents).len() as u64
     };
     assert!((40..400).contains(&line), "{line}");

@@ -79,15 +79,16 @@ fn a_killed_import_resumes_where_it_stopped() {
         }
         let text = std::fs::read(&checkpoint).map_err(|e| e.to_string())?;
         let stored: Value = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
-        stored["line"].as_u64().filter(|l| *l > 0).ok_or_else(|| stored.to_string())
+        stored["done"]["line"].as_u64().filter(|l| *l > 0).ok_or_else(|| stored.to_string())
     });
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(resume_line < LINES, "the import was complete already");
 
     let report = tagfast_json(&["import", file_arg, "--url", &url, "--json", "--wait"]);
-    let contents = report["contents"].as_u64().unwrap();
-    assert!(contents <= LINES - resume_line, "the import started over: {report}");
+    let resumed_after = report["resumed_after_line"].as_u64().unwrap_or(0);
+    assert!(resumed_after >= resume_line, "the import started over: {report}");
+    assert_eq!((&report["contents"], &report["lines"]), (&json!(LINES), &json!(LINES)));
     assert!(!checkpoint.exists(), "the checkpoint stays although the import is complete");
     let mut client = running.client();
     assert_eq!(stored(&mut client).len() as u64, LINES);

@@ -1,17 +1,18 @@
-//! Export to whatever a path can name: files, pipes, devices, links, descriptors.
+//! Import from and export to whatever a path can name: files, pipes, devices, links, descriptors,
+//! folders that cannot be written.
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{command, output_text, server, tag_path, tagfast};
+use crate::support::{command, output_text, server, stored, tag_path, tagfast};
 
 const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// Lines of an input; its beginning is longer than any buffer of a reader that looks ahead.
@@ -19,7 +20,10 @@ const LINES: usize = 500;
 
 /// Runs a script of bash in which `$T` is the program, `$U` the server and `$1` a path.
 fn bash(script: &str, url: &str, path: &Path) -> Output {
-    let mut bash = Command::new("bash");
+    run_bash(Command::new("bash"), script, url, path)
+}
+
+fn run_bash(mut bash: Command, script: &str, url: &str, path: &Path) -> Output {
     bash.args(["-euc", script, "bash"]).arg(path);
     bash.env("T", env!("CARGO_BIN_EXE_tagfast")).env("U", url);
     for (name, _) in
@@ -39,9 +43,69 @@ fn lines(content_type: &str, count: usize) -> String {
         .collect()
 }
 
+fn gzip(text: &str) -> Vec<u8> {
+    let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    out.write_all(text.as_bytes()).unwrap();
+    out.finish().unwrap()
+}
+
 fn entries(dir: &Path) -> BTreeSet<String> {
     let names = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name());
     names.map(|name| name.into_string().unwrap()).collect()
+}
+
+/// Ways to hand an input over, and whether an interrupted import could go on.
+const INPUTS: &[(&str, &str, bool)] = &[
+    ("file", r#""$T" import "$1" --url "$U" --json"#, true),
+    ("stdin", r#""$T" import - --url "$U" --json < "$1""#, false),
+    ("pipe", r#"cat "$1" | "$T" import - --url "$U" --json"#, false),
+    ("dev-stdin", r#""$T" import /dev/stdin --url "$U" --json < "$1""#, false),
+    ("dev-stdin-pipe", r#"cat "$1" | "$T" import /dev/stdin --url "$U" --json"#, false),
+    ("substitution", r#""$T" import <(cat "$1") --url "$U" --json"#, false),
+    ("descriptor", r#""$T" import /dev/fd/7 --url "$U" --json 7< "$1""#, false),
+    (
+        "fifo",
+        r#"mkfifo "$1.fifo"; cat "$1" > "$1.fifo" & "$T" import "$1.fifo" --url "$U" --json"#,
+        false,
+    ),
+    (
+        "first-byte-alone",
+        r#"{ head -c1 "$1"; tail -c+2 "$1"; } | "$T" import - --url "$U" --json"#,
+        false,
+    ),
+    ("link", r#"ln -s "$1" "$1.link"; "$T" import "$1.link" --url "$U" --json"#, true),
+];
+
+#[test]
+fn every_line_is_imported_whatever_the_input_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = server(&dir.path().join("data")).start();
+    let url = running.url();
+    let mut client = running.client();
+    for (name, script, lasting) in INPUTS {
+        for zipped in [false, true] {
+            let content_type = format!("{name}{}", if zipped { ".gz" } else { "" });
+            let folder = dir.path().join(&content_type);
+            std::fs::create_dir(&folder).unwrap();
+            let file = folder.join("in");
+            let text = lines(&content_type, LINES);
+            assert!(text.len() > 100_000, "longer than a pipe and a read-ahead");
+            std::fs::write(&file, if zipped { gzip(&text) } else { text.into_bytes() }).unwrap();
+            let output = bash(script, &url, &file);
+            assert!(output.status.success(), "{content_type}: {}", output_text(&output));
+            let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!(report["contents"], LINES, "{content_type}: {report}");
+            let said = String::from_utf8_lossy(&output.stderr).contains("no file of its own");
+            assert_eq!(said, !lasting, "{content_type}: {}", output_text(&output));
+            let left: BTreeSet<String> =
+                entries(&folder).into_iter().filter(|n| n.contains("tagfast-import")).collect();
+            assert_eq!(left, BTreeSet::new(), "{content_type}: a checkpoint stays");
+        }
+    }
+    let contents = stored(&mut client).len();
+    assert_eq!(contents, INPUTS.len() * 2 * LINES);
+    let unreadable = tagfast(&["import", "/proc/self/mem", "--url", &url]);
+    assert_eq!(unreadable.status.code(), Some(1), "{unreadable:?}");
 }
 
 /// Ways to name a target; each leaves the lines in `$1.copy`.
@@ -178,6 +242,44 @@ fn an_export_that_ends_early_leaves_the_old_file_and_nothing_else() {
         }
         assert_eq!(std::fs::read_to_string(&path).ok().as_deref(), old);
     }
+}
+
+/// Runs a script of bash with a folder of its own on a disk of `bytes`, in a mount namespace.
+fn on_a_disk(bytes: u64, script: &str, url: &str, folder: &Path) -> Output {
+    let mut unshare = Command::new("unshare");
+    if !rustix::process::geteuid().is_root() {
+        unshare.args(["--user", "--map-root-user"]);
+    }
+    unshare.args(["--mount", "bash"]);
+    let script = format!("mount -t tmpfs -o size={bytes} tmpfs \"$1\"; {script}");
+    run_bash(unshare, &script, url, folder)
+}
+
+#[test]
+fn an_import_from_where_nothing_can_be_written_is_done_and_says_so_at_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = server(&dir.path().join("data")).start();
+    let url = running.url();
+    let source: PathBuf = dir.path().join("source");
+    std::fs::write(&source, lines("note", LINES)).unwrap();
+    let source = source.to_str().unwrap();
+    let folder = dir.path().join("folder");
+    std::fs::create_dir(&folder).unwrap();
+    let import = r#""$T" import "$1/in" --url "$U" --json --batch 20"#;
+    for (what, before) in [
+        ("a disk that is read-only", r#"mount -o remount,ro "$1""#),
+        ("a disk that is full", r#"cat /dev/zero > "$1/ballast" || true"#),
+    ] {
+        let script = format!("cp {source} \"$1/in\"; {before}; {import}");
+        let output = on_a_disk(1 << 20, &script, &url, &folder);
+        assert!(output.status.success(), "{what}: {}", output_text(&output));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["contents"], LINES, "{what}: {report}");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let notes: Vec<&str> = said.lines().filter(|l| l.starts_with("note:")).collect();
+        assert!(notes.len() == 1 && notes[0].contains("no checkpoint can be kept"), "{said}");
+    }
+    assert_eq!(stored(&mut running.client()).len(), LINES);
 }
 
 #[test]
