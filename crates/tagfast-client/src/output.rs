@@ -10,9 +10,11 @@
 //! waits in a file of the same folder, which is removed when this process gives up; only a process
 //! that is killed leaves it behind (`.NAME.XXXXXX.part`).
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{Error, ErrorKind, Result, Write};
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, fchown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -27,6 +29,9 @@ const NEW_FILE_MODE: u32 = 0o666;
 const PRIVATE_MODE: u32 = 0o600;
 /// The bits of a mode that are kept.
 const MODE_BITS: u32 = 0o7777;
+/// Longest beginning of a file's name that the name of its new content repeats, in bytes: a name has
+/// at most 255.
+const PART_NAME_BYTES_MAX: usize = 200;
 /// Longest chain of symbolic links that is followed.
 const LINKS_MAX: usize = 40;
 
@@ -111,9 +116,13 @@ impl OutputFile {
         if old.file_type().is_socket() {
             return Ok(Self(Sink::Through(Box::new(UnixStream::connect(path)?))));
         }
+        if !old.is_file() {
+            let through = OpenOptions::new().write(true).open(path)?;
+            return Ok(Self(Sink::Through(Box::new(through))));
+        }
         // Opened without changing anything: a file that must not be written is refused here.
         let through = OpenOptions::new().append(true).open(path)?;
-        if !old.is_file() || names_descriptor(path) {
+        if names_descriptor(path) {
             return Ok(Self(Sink::Through(Box::new(through))));
         }
         replacement(path.canonicalize()?, &old)
@@ -129,8 +138,10 @@ impl OutputFile {
             Sink::Replace { part, path } => {
                 part.as_file().sync_all()?;
                 part.persist(&path).map_err(|e| e.error)?;
-                match File::open(folder_of(&path))?.sync_all() {
-                    // Some file systems keep no log of folders.
+                // The file is replaced: a folder that must not be read is no reason to say otherwise.
+                let Ok(folder) = File::open(folder_of(&path)) else { return Ok(()) };
+                match folder.sync_all() {
+                    // Some file systems cannot flush a folder.
                     Err(e) if e.kind() != ErrorKind::InvalidInput => Err(e),
                     Ok(()) | Err(_) => Ok(()),
                 }
@@ -185,8 +196,10 @@ fn replacement(path: PathBuf, old: &Metadata) -> Result<OutputFile> {
 }
 
 fn part_beside(path: &Path, mode: u32) -> Result<NamedTempFile> {
-    let mut prefix = std::ffi::OsString::from(".");
-    prefix.push(path.file_name().unwrap_or_default());
+    let name = path.file_name().unwrap_or_default().as_bytes();
+    let name = OsStr::from_bytes(&name[..name.len().min(PART_NAME_BYTES_MAX)]);
+    let mut prefix = OsString::from(".");
+    prefix.push(name);
     prefix.push(".");
     tempfile::Builder::new()
         .prefix(&prefix)
@@ -257,6 +270,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         File::create(dir.path().join("by others")).unwrap();
         write_file(&dir.path().join("ours"), b"x").unwrap();
+        write_file(&dir.path().join("n".repeat(255)), b"x").unwrap();
         assert_eq!(mode(&dir.path().join("ours")), mode(&dir.path().join("by others")));
     }
 

@@ -100,6 +100,35 @@ fn a_killed_import_resumes_where_it_stopped() {
     );
 }
 
+#[test]
+fn the_first_line_of_a_content_decides_whatever_is_in_flight() {
+    const CONTENTS: usize = 20;
+    let dir = tempfile::tempdir().unwrap();
+    let running = server(&dir.path().join("data")).start();
+    let file = dir.path().join("in.ndjson");
+    // Each line writes the same tag in a spelling of its own.
+    let spellings = ["critical", "CRITICAL", "Critical", "cRITICAL", "CRITical", "critICAL"];
+    let line = |content: usize, n: usize| {
+        let spelling = spellings[(content + n) % spellings.len()];
+        json!({"type": "note", "id": content.to_string(), "tags": [spelling]}).to_string()
+    };
+    let lines: Vec<String> = (0..spellings.len())
+        .flat_map(|n| (0..CONTENTS).map(move |content| (content, n)))
+        .map(|(content, n)| line(content, n))
+        .collect();
+    std::fs::write(&file, lines.join("\n")).unwrap();
+    let mut args = vec!["import", file.to_str().unwrap(), "--json", "--batch", "3"];
+    let url = running.url();
+    args.extend(["--parallel", "32", "--url", &url]);
+    let report = tagfast_json(&args);
+    assert_eq!((&report["lines"], &report["added"]), (&json!(lines.len()), &json!(CONTENTS)));
+    let mut client = running.client();
+    for content in 0..CONTENTS {
+        let view = client.get(&tags_path("note", &content.to_string())).expect(200).json();
+        assert_eq!(view["tags"][0]["display"], spellings[content % spellings.len()], "{view}");
+    }
+}
+
 /// Ids and tags that break naive URLs, files and terminals.
 const ODD: &[(&str, &str)] = &[
     ("a/b/c", "implemented-in::c++"),

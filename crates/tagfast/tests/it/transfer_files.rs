@@ -174,6 +174,13 @@ fn every_line_arrives_whatever_the_target_is_and_nothing_is_replaced_but_files()
     }
     assert!(null.is_symlink());
 
+    let folder = dir.path().join("full");
+    std::fs::create_dir(&folder).unwrap();
+    let script = r#"echo old > "$1/out"; cat /dev/zero > "$1/ballast" 2> /dev/null || true
+        if "$T" export "$1/out" --url "$U"; then exit 9; fi; cat "$1/out"; ls -A "$1""#;
+    let output = on_a_disk(1 << 20, script, &url, &folder);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "old\nballast\nout\n", "{output:?}");
+
     // A new file gets what the umask leaves, an old one keeps its owner and mode.
     let new = dir.path().join("new");
     let script = r#"umask 027; "$T" export "$1" --url "$U""#;
