@@ -135,7 +135,7 @@ impl Authenticator {
             })),
             AuthConfig::Jwt { hs256_secret, jwks, audience, issuer, leeway } => {
                 Self::Jwt(Box::new(JwtVerifier {
-                    secret: hs256_secret.as_deref().map(DecodingKey::from_secret),
+                    secret: hs256_secret.as_ref().map(|s| DecodingKey::from_secret(s.expose())),
                     keys: jwks.as_ref().map(key_set),
                     audience: audience.clone(),
                     issuer: issuer.clone(),

@@ -8,6 +8,8 @@ use std::time::Duration;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
+use tagfast_resilience::Secret;
+use tagfast_resilience::secret::redacted;
 
 use crate::args::ClientArgs;
 use crate::error::CliError;
@@ -199,8 +201,10 @@ pub struct RequestOptions<'a> {
 #[derive(Debug, Clone)]
 pub struct Client {
     http: reqwest::Client,
-    base: String,
-    token: Option<String>,
+    base: Secret,
+    /// The server's URL without its user and password.
+    shown: String,
+    token: Option<Secret>,
 }
 
 impl Client {
@@ -211,7 +215,7 @@ impl Client {
     pub fn new(args: &ClientArgs) -> Result<Self, CliError> {
         let base = args.url.trim_end_matches('/').to_owned();
         if !base.starts_with("http://") && !base.starts_with("https://") {
-            return Err(CliError::usage(format!("{base:?} is not a URL"))
+            return Err(CliError::usage(format!("{:?} is not a URL", redacted(&base)))
                 .hint("write it with http:// or https://, for example http://127.0.0.1:7070"));
         }
         let timeout = Duration::from_secs(args.timeout);
@@ -222,19 +226,21 @@ impl Client {
             .user_agent(concat!("tagfast/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|e| CliError::new("cannot make an HTTP client").with_source(e))?;
-        Ok(Self { http, base, token: args.token.clone().filter(|t| !t.is_empty()) })
+        let token = args.token.clone().filter(|token| !token.is_empty()).map(Secret::new);
+        Ok(Self { http, shown: redacted(&base), base: Secret::new(base), token })
     }
 
-    /// The server's URL, without a slash at its end.
+    /// The server's URL as it may be shown and kept: without a slash at its end, and without a
+    /// user and password.
     pub fn base(&self) -> &str {
-        &self.base
+        &self.shown
     }
 
     /// The tenant in the token, or the server's default without a token; `None` if the token cannot
     /// be read.
     pub fn tenant(&self) -> Option<String> {
         let Some(token) = &self.token else { return Some("default".to_owned()) };
-        tenant_of(token)
+        tenant_of(token.expose())
     }
 
     /// Sends a request and returns the answer whatever its status.
@@ -247,9 +253,9 @@ impl Client {
         path: &str,
         options: RequestOptions<'_>,
     ) -> Result<reqwest::Response, ClientError> {
-        let mut request = self.http.request(method, format!("{}{path}", self.base));
+        let mut request = self.http.request(method, format!("{}{path}", self.base.expose()));
         if let Some(token) = &self.token {
-            request = request.bearer_auth(token);
+            request = request.bearer_auth(token.expose());
         }
         for (name, value) in options.headers {
             request = request.header(name, value);
@@ -308,13 +314,13 @@ impl Client {
     /// Classifies an error of the HTTP library.
     pub(crate) fn classify(&self, error: reqwest::Error) -> ClientError {
         if error.is_connect() {
-            ClientError::Connect { url: self.base.clone(), source: ConnectError(error) }
+            ClientError::Connect { url: self.shown.clone(), source: ConnectError(error) }
         } else if error.is_timeout() {
             ClientError::Timeout
         } else if error.is_builder() {
-            ClientError::InvalidRequest(error)
+            ClientError::InvalidRequest(error.without_url())
         } else {
-            ClientError::Interrupted(error)
+            ClientError::Interrupted(error.without_url())
         }
     }
 }

@@ -30,8 +30,8 @@ pub(crate) async fn blocking<T: Send + 'static>(
 }
 
 /// Repeats a request that changes nothing while its answer only says that leaders or coordinators
-/// are being elected, for at most [`METADATA_TIMEOUT`]: a broker knows a new topic, or a new leader,
-/// a moment before it serves it. Blocks.
+/// are being elected, for at most [`METADATA_TIMEOUT`]: a broker knows a new topic, or a new
+/// leader, a moment before it serves it. Blocks.
 ///
 /// # Errors
 ///
@@ -94,7 +94,7 @@ pub(crate) fn base(options: &KafkaOptions) -> ClientConfig {
     }
     if let Some(sasl) = &options.security.sasl {
         config.set("sasl.mechanism", sasl.mechanism.as_str());
-        config.set("sasl.username", &sasl.user).set("sasl.password", &sasl.password);
+        config.set("sasl.username", &sasl.user).set("sasl.password", sasl.password.expose());
     }
     config
 }

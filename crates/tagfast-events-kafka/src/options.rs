@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tagfast_events::{ClusterName, Partition};
+use tagfast_resilience::Secret;
 
 /// How long a metadata request to a broker may take.
 pub(crate) const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
@@ -59,23 +60,14 @@ pub struct Security {
 }
 
 /// SASL credentials.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Sasl {
     /// The SASL mechanism.
     pub mechanism: SaslMechanism,
     /// The user name.
     pub user: String,
     /// The password.
-    pub password: String,
-}
-
-impl std::fmt::Debug for Sasl {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sasl")
-            .field("mechanism", &self.mechanism)
-            .field("user", &self.user)
-            .finish_non_exhaustive()
-    }
+    pub password: Secret,
 }
 
 /// A SASL mechanism.

@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-/// The bits of a mode that let a group or everybody in.
+/// The bits of a mode that let a group or all users in.
 const OTHERS: u32 = 0o077;
 /// The bit of a directory in which each user may remove only files of their own.
 const STICKY: u32 = 0o1000;
@@ -56,7 +56,7 @@ pub fn readable_by_others(path: &Path) -> Option<u32> {
 
 /// Takes the rights of all others away from a directory, from the entries in it that `is_ours`
 /// names, and from everything below those. Returns the paths that were wider. Symbolic links in it
-/// are not followed. A directory that is there for everybody is never narrowed: one with the sticky
+/// are not followed. A directory that is there for all users is never narrowed: one with the sticky
 /// bit, such as `/tmp`, and one with entries none of which is ours.
 ///
 /// # Errors
@@ -151,7 +151,7 @@ mod tests {
             }
         }
         assert_eq!((mode(&outside), mode(&foreign)), (0o644, 0o644));
-        // A directory for everybody is refused, not narrowed.
+        // A directory for all users is refused, not narrowed.
         for (wide, ours) in [(0o1777, true), (0o755, false)] {
             set(&data, wide);
             let refused = narrow(&data, |name| ours && name == "search").expect_err("not ours");

@@ -1,7 +1,7 @@
 //! Secrets, and addresses that may hold one: no output shows them.
 //!
-//! A [`Secret`] is printed as `***` and cannot be serialised; whoever needs its value says so with
-//! [`Secret::expose`]. An [`Address`] is printed without its user, password and query values.
+//! A [`Secret`] is printed as `***` and cannot be serialised; the code that needs its value says so
+//! with [`Secret::expose`]. An [`Address`] is printed without its user, password and query values.
 //! [`scrubbed`] does the same for every URL in a text that a library wrote.
 //!
 //! How it fails: towards hiding too much. What cannot be told apart from a secret is hidden: all

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use tagfast_resilience::Address;
 
 use crate::error::RequestError;
 
@@ -14,11 +15,14 @@ const SEARCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Timeout of a batch of documents, a refresh or a change of the index.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Longest reason of a rejection that is repeated, in characters.
+const REASON_CHARS_MAX: usize = 300;
+
 /// Address and layout of the index.
 #[derive(Debug, Clone)]
 pub struct OpenSearchOptions {
     /// URL of the server, for example `http://127.0.0.1:9200`; may contain a user and password.
-    pub url: String,
+    pub url: Address,
     /// Alias through which the index is read and written; indices are named after it.
     pub alias: String,
     /// Number of shards of a new index. Too few: one server holds too much. Too many: every search
@@ -29,7 +33,7 @@ pub struct OpenSearchOptions {
 /// HTTP client of one OpenSearch server.
 pub(crate) struct Client {
     http: reqwest::Client,
-    url: String,
+    url: Address,
     pub(crate) options: OpenSearchOptions,
 }
 
@@ -40,7 +44,7 @@ impl Client {
             .tcp_nodelay(true)
             .no_proxy()
             .build()?;
-        Ok(Self { http, url: options.url.trim_end_matches('/').to_owned(), options })
+        Ok(Self { http, url: Address::new(options.url.expose().trim_end_matches('/')), options })
     }
 
     /// Alias of the index that a rebuild fills.
@@ -56,7 +60,7 @@ impl Client {
         timeout: Duration,
     ) -> Result<Value, RequestError> {
         let mut request =
-            self.http.request(method, format!("{}/{path}", self.url)).timeout(timeout);
+            self.http.request(method, format!("{}/{path}", self.url.expose())).timeout(timeout);
         if let Some((kind, bytes)) = body {
             request = request.header("content-type", kind).body(bytes);
         }
@@ -68,8 +72,9 @@ impl Client {
             let error = &reason["error"];
             let text = |v: &Value| v.as_str().map(str::to_owned);
             let known = text(&error["reason"]).or_else(|| text(error));
-            let reason = known
-                .unwrap_or_else(|| String::from_utf8_lossy(&bytes).chars().take(300).collect());
+            // Of a different server nothing is repeated: it may echo the request's password.
+            let reason = known.unwrap_or_else(|| "the answer is not OpenSearch's".to_owned());
+            let reason: String = reason.chars().take(REASON_CHARS_MAX).collect();
             let kind = text(&error["type"]).map(|kind| format!("{kind}: ")).unwrap_or_default();
             return Err(RequestError::Rejected { status, reason: format!("{kind}{reason}") });
         }

@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use tagfast_resilience::Secret;
 use tagfast_resilience::task::{BackgroundTask, StopSignal};
 use tokio::time::timeout;
 use tokio_postgres::config::SslMode;
@@ -82,7 +83,7 @@ pub(crate) struct Connection {
 pub(crate) struct ConnectionFactory {
     database: String,
     user: String,
-    password: String,
+    password: Secret,
     tls: Option<MakeRustlsConnect>,
 }
 
@@ -128,7 +129,7 @@ impl ConnectionFactory {
             .port(port.parse().map_err(|_| bad())?)
             .dbname(&self.database)
             .user(&self.user)
-            .password(&self.password)
+            .password(self.password.expose())
             .application_name(format!("tagfast-{name}"))
             .connect_timeout(limit::CONNECT_TIMEOUT)
             .tcp_user_timeout(limit::COMMIT_TIMEOUT)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tagfast_domain::{EpochOrdinal, Limits};
-use tagfast_resilience::{Backoff, BreakerOptions, Breakers, Clock, SystemClock};
+use tagfast_resilience::{Address, Backoff, BreakerOptions, Breakers, Clock, Secret, SystemClock};
 use tagfast_store::fair_queue::TenantWeights;
 
 use crate::tls::Tls;
@@ -21,7 +21,7 @@ pub struct ClusterOptions {
     /// The logical shards it holds, for example `0-31,40`.
     pub shards: String,
     /// REST URLs of its Patronis, to find nodes while etcd does not answer.
-    pub patroni: Vec<String>,
+    pub patroni: Vec<Address>,
     /// The epoch's ordinal of the cluster that a shard was moved from: ours must be larger.
     /// `None`: no shard was moved here.
     pub moved_from: Option<EpochOrdinal>,
@@ -49,13 +49,13 @@ pub struct PostgresOptions {
     /// The version of the shard map; a larger one replaces a smaller one.
     pub map_version: u64,
     /// etcd's client URLs.
-    pub etcd: Vec<String>,
+    pub etcd: Vec<Address>,
     /// The database on every cluster.
     pub database: String,
     /// The role on every cluster; it needs `pg_monitor`.
     pub user: String,
     /// Its password.
-    pub password: String,
+    pub password: Secret,
     /// TLS to the nodes; `None`: plain connections, on which anyone who can listen reads
     /// documents.
     pub tls: Option<Tls>,
@@ -103,10 +103,10 @@ impl PostgresOptions {
         Self {
             clusters,
             map_version: 1,
-            etcd,
+            etcd: etcd.into_iter().map(Address::new).collect(),
             database,
             user,
-            password,
+            password: Secret::new(password),
             tls: None,
             limits: Limits::default(),
             breakers: Breakers::new(Arc::clone(&clock)),

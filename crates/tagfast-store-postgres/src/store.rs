@@ -14,7 +14,7 @@ use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tagfast_domain::EpochId;
 use tagfast_resilience::task::{BackgroundTask, StopSignal, TaskGroup, TaskTracker};
-use tagfast_resilience::{Bulkhead, BulkheadOptions, Clock, LimiterSnapshot, counter};
+use tagfast_resilience::{Address, Bulkhead, BulkheadOptions, Clock, LimiterSnapshot, counter};
 use tagfast_sharding::{ContentHash, LogicalShard, ShardMap, ShardMapError};
 use tagfast_store::metric::{RefusalReason, STORE_REFUSED};
 use tagfast_store::{
@@ -208,7 +208,7 @@ impl Starting<'_> {
 
 /// Lists the nodes that Patroni knows, unless etcd has answered before: replicas can be read
 /// without etcd.
-async fn discover_topology(cluster: Arc<Cluster>, http: reqwest::Client, urls: Vec<String>) {
+async fn discover_topology(cluster: Arc<Cluster>, http: reqwest::Client, urls: Vec<Address>) {
     let nodes = discover_nodes(&http, &urls).await;
     cluster.topology.send_if_modified(|topology| {
         let unknown = topology.primary.is_none() && topology.replicas.is_empty();

@@ -44,6 +44,15 @@ pub enum TlsError {
 }
 
 impl Tls {
+    /// Whether the authorities' certificates can be used.
+    ///
+    /// # Errors
+    ///
+    /// Why they cannot.
+    pub fn check(&self) -> Result<(), TlsError> {
+        self.connector().map(drop)
+    }
+
     pub(crate) fn connector(&self) -> Result<MakeRustlsConnect, TlsError> {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(&self.authorities) {

@@ -54,7 +54,7 @@ fn connections() -> ConnectionFactory {
         etcd: Vec::new(),
         database: "tagfast".to_owned(),
         user: "tagfast".to_owned(),
-        password: "secret".to_owned(),
+        password: tagfast_resilience::Secret::new("secret".to_owned()),
         tls: None,
         limits: Limits::default(),
         clock: Arc::new(SystemClock),
@@ -74,7 +74,7 @@ fn connections() -> ConnectionFactory {
 #[tokio::test(start_paused = true)]
 async fn requests_to_an_unresponsive_etcd_or_patroni_end() {
     let servers = [BlackHole::new(), BlackHole::new(), BlackHole::new()];
-    let urls = servers.each_ref().map(BlackHole::url);
+    let urls = servers.each_ref().map(|server| tagfast_resilience::Address::new(server.url()));
     let etcd = Etcd::new(&urls).expect("a client");
     let epoch = EpochRecord {
         id: EpochId([1; 16]),

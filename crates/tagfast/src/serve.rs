@@ -22,7 +22,9 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::cli::ServeArgs;
-use crate::config::{AuthMode, Config, Override, PostgresConfig, Sources, env, load};
+use crate::config::{
+    AuthMode, Config, Override, PostgresConfig, Sources, env, load, machine_notes, without_effect,
+};
 use crate::demo;
 use crate::node::cluster::ClusterNode;
 use crate::node::embedded::EmbeddedNode;
@@ -47,7 +49,7 @@ pub(crate) fn configuration(args: &ServeArgs) -> Result<(Config, Sources), CliEr
 /// Runs the server until a signal ends it.
 pub(crate) fn run(args: &ServeArgs, terminal: &Terminal) -> CommandResult {
     let roles = Roles::of(&args.role);
-    let (config, _) = configuration(args)?;
+    let (config, sources) = configuration(args)?;
     if config.postgres.is_none() && roles != Roles::ALL {
         return Err(CliError::usage(format!(
             "--role {}: embedded mode runs all roles in one process",
@@ -61,6 +63,12 @@ pub(crate) fn run(args: &ServeArgs, terminal: &Terminal) -> CommandResult {
     }
     let runtime = runtime.enable_all().thread_name("tagfast-worker").build()?;
     let traces = runtime.block_on(async { telemetry::start(&config.log, &config.telemetry) })?;
+    for note in machine_notes(&config) {
+        tracing::warn!("{note}");
+    }
+    for key in without_effect(&sources) {
+        tracing::warn!("{key} has no effect beside the other keys");
+    }
     let metrics = Metrics::install()?;
     let server = Server { args, config: &config, traced: traces.is_some(), terminal };
     let result = runtime.block_on(server.run(roles, &metrics));

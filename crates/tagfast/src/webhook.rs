@@ -20,7 +20,7 @@ use serde_json::Value;
 use sha2::Sha256;
 use tagfast_events::dead_letters::{DeadLetterNotice, DeadLetterNotifier};
 use tagfast_resilience::task::{BackgroundTask, StopSignal};
-use tagfast_resilience::{Backoff, ErrorChain, counter};
+use tagfast_resilience::{Backoff, ErrorChain, Secret, counter};
 use tokio::sync::mpsc;
 
 use crate::telemetry::metrics::{WEBHOOK_MESSAGES, WebhookOutcome};
@@ -29,25 +29,16 @@ use crate::telemetry::metrics::{WEBHOOK_MESSAGES, WebhookOutcome};
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where notices go.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub(crate) struct WebhookOptions {
-    /// `https://`, or `http://` of this machine.
-    pub url: String,
+    /// `https://`, or `http://` of this machine. Often it is its own password.
+    pub url: Secret,
     /// Key of the signature; `None`: unsigned.
-    pub secret: Option<Vec<u8>>,
+    pub secret: Option<Secret>,
     /// Shortest time between two notices about growing numbers.
     pub min_interval: Duration,
     /// Delays between the attempts of one delivery.
     pub retry: Backoff,
-}
-
-impl fmt::Debug for WebhookOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The URL of a webhook often is its password.
-        f.debug_struct("WebhookOptions")
-            .field("min_interval", &self.min_interval)
-            .finish_non_exhaustive()
-    }
 }
 
 /// The attempts of a running service.
@@ -142,11 +133,12 @@ async fn attempt(
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let at = now.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(0));
     let mut request = client
-        .post(&options.url)
+        .post(options.url.expose())
         .header("content-type", "application/json")
         .header("tagfast-delivery", id)
         .body(body.to_owned());
-    if let Some(signature) = options.secret.as_ref().and_then(|secret| signature(secret, at, body))
+    if let Some(signature) =
+        options.secret.as_ref().and_then(|s| signature(s.expose().as_bytes(), at, body))
     {
         request = request.header("tagfast-signature", signature);
     }

@@ -7,6 +7,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tagfast_api::{ApiLimits, AuthConfig, JwksSource};
+use tagfast_resilience::Secret;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::keys::{self, claims, ec, ed, forged};
@@ -30,7 +31,7 @@ fn with(change: impl FnOnce(&mut Value)) -> String {
 
 fn file_fixture(path: &std::path::Path, hs256: bool) -> Fixture {
     let auth = AuthConfig::Jwt {
-        hs256_secret: hs256.then(|| SECRET.to_vec()),
+        hs256_secret: hs256.then(|| Secret::new(SECRET.to_vec())),
         jwks: Some(JwksSource::File(path.to_owned())),
         audience: None,
         issuer: None,
@@ -208,7 +209,7 @@ async fn every_kind_of_key_works() {
 #[tokio::test]
 async fn audience_and_issuer_are_checked_when_configured() {
     let auth = AuthConfig::Jwt {
-        hs256_secret: Some(SECRET.to_vec()),
+        hs256_secret: Some(Secret::new(SECRET.to_vec())),
         jwks: None,
         audience: Some("tagfast".into()),
         issuer: Some("https://id.example".into()),

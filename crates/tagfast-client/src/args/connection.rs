@@ -9,11 +9,12 @@ pub struct ClientArgs {
     #[arg(
         long,
         env = "TAGFAST_URL",
+        hide_env_values = true,
         default_value = "http://127.0.0.1:7070",
         help_heading = "Server"
     )]
     pub url: String,
-    /// Bearer token.
+    /// Bearer token. Other users of the machine can read command lines: prefer TAGFAST_TOKEN.
     #[arg(long, env = "TAGFAST_TOKEN", hide_env_values = true, help_heading = "Server")]
     pub token: Option<String>,
     /// Seconds to wait for an answer.

@@ -8,10 +8,10 @@ use super::connection::ClientArgs;
 #[derive(Debug, Clone, Default, Args)]
 pub struct DeadLetterFilterArgs {
     /// Of this consumer group: indexer or analytics.
-    #[arg(long)]
+    #[arg(long, value_parser = ["indexer", "analytics"])]
     pub group: Option<String>,
     /// Failure class: poison (it can never be applied) or exhausted (its retries were used up).
-    #[arg(long)]
+    #[arg(long, value_parser = ["poison", "exhausted"])]
     pub class: Option<String>,
     /// With this error code.
     #[arg(long)]
@@ -56,7 +56,11 @@ pub struct ListDeadLettersArgs {
     #[command(flatten)]
     pub filter: DeadLetterFilterArgs,
     /// State: open, replayed, superseded, discarded or all.
-    #[arg(long, default_value = "open")]
+    #[arg(
+        long,
+        default_value = "open",
+        value_parser = ["open", "replayed", "superseded", "discarded", "all"]
+    )]
     pub state: String,
     /// Dead letters per page.
     #[arg(long, default_value_t = 50)]
@@ -135,6 +139,7 @@ pub enum DeadLettersCommand {
                   tagfast dead-letters allow-storm indexer --reason 'a load test wrote garbage'")]
     AllowStorm {
         /// The consumer group.
+        #[arg(value_parser = ["indexer", "analytics"])]
         group: String,
         /// Why the records are at fault, for the audit log.
         #[arg(long)]

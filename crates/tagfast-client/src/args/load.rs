@@ -23,7 +23,12 @@ use super::duration::duration;
                   omission).")]
 pub struct BenchArgs {
     /// URL of the server, http only.
-    #[arg(long, env = "TAGFAST_URL", default_value = "http://127.0.0.1:7070")]
+    #[arg(
+        long,
+        env = "TAGFAST_URL",
+        hide_env_values = true,
+        default_value = "http://127.0.0.1:7070"
+    )]
     pub url: String,
     /// Bearer token.
     #[arg(long, env = "TAGFAST_TOKEN", hide_env_values = true)]

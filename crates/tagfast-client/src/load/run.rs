@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
+use tagfast_resilience::secret::redacted;
 
 use super::connection::{Answer, Connection};
 use super::report::{Counts, Report};
@@ -115,10 +116,14 @@ pub fn run(args: &BenchArgs, terminal: &Terminal) -> CommandResult {
 /// Host and address of an `http://` URL.
 fn target(url: &str) -> Result<(String, SocketAddr), CliError> {
     use std::net::ToSocketAddrs as _;
-    let bad =
-        || CliError::usage(format!("--url {url}: the generator speaks http://HOST:PORT only"));
+    let bad = || {
+        CliError::usage(format!(
+            "--url {}: the generator speaks http://HOST:PORT only",
+            redacted(url)
+        ))
+    };
     let host = url.strip_prefix("http://").ok_or_else(bad)?.trim_end_matches('/');
-    if host.is_empty() || host.contains('/') {
+    if host.is_empty() || host.contains(['/', '@']) {
         return Err(bad());
     }
     let with_port = if host.rsplit_once(':').is_some_and(|(_, p)| p.parse::<u16>().is_ok()) {

@@ -114,7 +114,7 @@ async fn refresh(engine: &Engine) {
 async fn proxied() -> (Engine, Proxy, Arc<tagfast_search_opensearch::OpenSearchIndex>) {
     let engine = Engine::new().await;
     let (proxy, url) = Proxy::start().await;
-    let options = OpenSearchOptions { url, ..engine.options.clone() };
+    let options = OpenSearchOptions { url: url.into(), ..engine.options.clone() };
     let index = support::open(
         &options,
         &engine.shards,

@@ -9,17 +9,30 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tagfast_domain::{EpochId, EpochOrdinal};
 use tagfast_failover::{EpochRecord, LeaderKey, LeaseAnswer, MintCondition};
+use tagfast_resilience::Address;
 
 use crate::boot_clock::boot_time;
 use crate::cluster::topology::Node;
 use crate::options::limit;
 
+/// Longest message of etcd that is repeated, in characters.
+const REFUSAL_CHARS_MAX: usize = 300;
+
 /// Why a request to etcd failed.
 #[derive(Debug, thiserror::Error)]
 pub enum EtcdError {
-    /// No URL answered, or the client cannot be built.
-    #[error("etcd does not answer")]
-    Unreachable(#[from] reqwest::Error),
+    /// No URL answered.
+    #[error("etcd at {url} does not answer")]
+    Unreachable {
+        /// The URL that was tried last.
+        url: Address,
+        /// The client's error.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// The client cannot be built, or an answer ended early.
+    #[error("the HTTP client of etcd failed")]
+    Client(#[source] reqwest::Error),
     /// etcd answered with an error.
     #[error("etcd refused: {0}")]
     Refused(String),
@@ -29,6 +42,22 @@ pub enum EtcdError {
     /// `store.etcd` is empty.
     #[error("no etcd URL is configured")]
     NoUrl,
+}
+
+impl From<reqwest::Error> for EtcdError {
+    fn from(error: reqwest::Error) -> Self {
+        // The URL may hold a password.
+        Self::Client(error.without_url())
+    }
+}
+
+/// What etcd said when it refused a request: its own words only, because a different server may
+/// repeat the request with its password.
+fn refusal(status: reqwest::StatusCode, body: &str) -> EtcdError {
+    let body: Value = serde_json::from_str(body).unwrap_or_default();
+    let words = body["error"].as_str().or_else(|| body["message"].as_str());
+    let words = words.map(|words| words.chars().take(REFUSAL_CHARS_MAX).collect::<String>());
+    EtcdError::Refused(words.unwrap_or_else(|| format!("it answered {status}")))
 }
 
 /// What etcd holds about a cluster.
@@ -51,7 +80,7 @@ pub(crate) struct ClusterState {
 #[derive(Clone)]
 pub(crate) struct Etcd {
     http: reqwest::Client,
-    urls: Vec<String>,
+    urls: Vec<Address>,
 }
 
 /// An epoch as JSON in etcd.
@@ -156,18 +185,24 @@ pub(crate) fn http_client() -> Result<reqwest::Client, EtcdError> {
 }
 
 impl Etcd {
-    pub(crate) fn new(urls: &[String]) -> Result<Self, EtcdError> {
-        let urls = urls.iter().map(|u| u.trim_end_matches('/').to_owned()).collect();
+    pub(crate) fn new(urls: &[Address]) -> Result<Self, EtcdError> {
+        let urls = urls.iter().map(|u| Address::new(u.expose().trim_end_matches('/'))).collect();
         Ok(Self { http: http_client()?, urls })
     }
 
     async fn call(&self, path: &str, body: &Value) -> Result<Value, EtcdError> {
         let mut failure = EtcdError::NoUrl;
         for url in &self.urls {
-            match self.http.post(format!("{url}{path}")).json(body).send().await {
+            match self.http.post(format!("{}{path}", url.expose())).json(body).send().await {
                 Ok(answer) if answer.status().is_success() => return Ok(answer.json().await?),
-                Ok(answer) => failure = EtcdError::Refused(answer.text().await.unwrap_or_default()),
-                Err(error) => failure = error.into(),
+                Ok(answer) => {
+                    let status = answer.status();
+                    failure = refusal(status, &answer.text().await.unwrap_or_default());
+                }
+                Err(error) => {
+                    let source = error.without_url();
+                    failure = EtcdError::Unreachable { url: url.clone(), source };
+                }
             }
         }
         Err(failure)

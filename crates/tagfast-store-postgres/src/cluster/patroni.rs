@@ -4,14 +4,17 @@
 //! How it fails: a URL that does not answer within [`limit::ETCD_TIMEOUT`] is skipped; if none
 //! answers, no node is found.
 
+use tagfast_resilience::Address;
+
 use crate::cluster::topology::Node;
 #[cfg(doc)]
 use crate::options::limit;
 
 /// The members of a cluster, as the first Patroni that answers lists them.
-pub(crate) async fn discover_nodes(http: &reqwest::Client, urls: &[String]) -> Vec<Node> {
+pub(crate) async fn discover_nodes(http: &reqwest::Client, urls: &[Address]) -> Vec<Node> {
     for url in urls {
-        let Ok(answer) = http.get(format!("{}/cluster", url.trim_end_matches('/'))).send().await
+        let Ok(answer) =
+            http.get(format!("{}/cluster", url.expose().trim_end_matches('/'))).send().await
         else {
             continue;
         };

@@ -54,7 +54,7 @@ pub(crate) async fn options(clock: Arc<dyn Clock>) -> PostgresOptions {
             name: c.name.clone(),
             scope: c.scope.clone(),
             shards: shards.to_owned(),
-            patroni: c.nodes.iter().map(|n| n.patroni.clone()).collect(),
+            patroni: c.nodes.iter().map(|n| n.patroni.clone().into()).collect(),
             moved_from: None,
         })
         .collect();

@@ -7,22 +7,22 @@ use tagfast_client::error::{CliError, CommandResult, Exit};
 use tagfast_client::terminal::Terminal;
 
 use crate::cli::ConfigFile;
-use crate::config::{Config, docs, env, gather, load, without_effect};
+use crate::config::{Config, docs, env, gather, load, machine_notes, without_effect};
 
 /// `config check`
 pub(super) fn check(file: &ConfigFile, terminal: &Terminal) -> CommandResult {
     let (config, sources) =
         load(file.config.as_deref(), &env::of_process(), &[]).map_err(|e| CliError::config(&e))?;
-    let errors = config.check_files();
-    if !errors.is_empty() {
-        return Err(CliError::config(&errors));
-    }
+    let notes = machine_notes(&config);
     let without_effect = without_effect(&sources);
     if terminal.json {
-        terminal.value(&json!({"ok": true, "without_effect": without_effect}))?;
+        terminal.value(&json!({"ok": true, "without_effect": without_effect, "notes": notes}))?;
     } else {
         for path in &without_effect {
-            terminal.note(format_args!("note: {path} has no effect in embedded mode"));
+            terminal.note(format_args!("note: {path} has no effect beside the other keys"));
+        }
+        for note in &notes {
+            terminal.note(format_args!("note: {note}"));
         }
         terminal.line("the configuration is usable")?;
     }
@@ -78,6 +78,6 @@ mod tests {
         std::fs::write(&path, "[kafka]\npartitions = 8\n").unwrap();
         let (terminal, captured) = Terminal::memory(false);
         assert_eq!(check(&ConfigFile { config: Some(path) }, &terminal).unwrap(), Exit::Done);
-        assert!(captured.err().contains("kafka.partitions has no effect in embedded mode"));
+        assert!(captured.err().contains("kafka.partitions has no effect"));
     }
 }

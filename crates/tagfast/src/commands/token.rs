@@ -10,6 +10,7 @@ use tagfast_domain::{TenantId, UserId};
 
 use crate::cli::TokenIssueArgs;
 use crate::config::secrets::read_secret;
+use crate::config::values::use_one_of;
 
 /// The scopes of the API.
 const SCOPES: &[&str] = &["tags:read", "tags:write", "admin"];
@@ -40,8 +41,8 @@ fn claims(args: &TokenIssueArgs, now: u64) -> Result<Value, CliError> {
         UserId::parse(&args.user).map_err(|e| CliError::usage(e.to_string()).with_source(e))?;
     if let Some(scope) = args.scope.split_whitespace().find(|s| !SCOPES.contains(s)) {
         return Err(CliError::usage(format!(
-            "unknown scope {scope:?}; the scopes are {}",
-            SCOPES.join(", ")
+            "unknown scope {scope:?}; {}",
+            use_one_of(scope, SCOPES)
         )));
     }
     let mut claims = json!({

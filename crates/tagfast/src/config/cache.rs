@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tagfast_domain::TenantId;
+use tagfast_resilience::Address;
 use tagfast_store::fair_queue::TenantWeights;
 
 use super::keys::{CACHE, LIMITS};
@@ -17,7 +18,7 @@ const WEIGHT_MAX: u8 = TenantWeights::WEIGHT_MAX;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheConfig {
     /// The Redis of cached views; `None` = every process caches views for itself.
-    pub redis_url: Option<String>,
+    pub redis_url: Option<Address>,
     /// Memory of this process for its local cache (L1), in bytes; 0 = no local cache.
     pub local_max_bytes: u64,
     /// How long a cached view is served before it is refreshed.
@@ -28,7 +29,7 @@ pub struct CacheConfig {
 
 pub(super) fn cache(values: &mut Values<'_>) -> CacheConfig {
     CacheConfig {
-        redis_url: values.text(&CACHE.redis_url),
+        redis_url: values.text(&CACHE.redis_url).map(Address::new),
         local_max_bytes: values.number(&CACHE.local_max_bytes),
         soft_ttl: values.seconds(&CACHE.soft_ttl_seconds),
         stale_if_error: values.seconds(&CACHE.stale_if_error_seconds),
@@ -85,7 +86,7 @@ mod tests {
              stale_if_error_seconds = 0\nsoft_ttl_seconds = 5",
         );
         assert_eq!(errors, Vec::<String>::new());
-        assert_eq!(cache.redis_url.as_deref(), Some("redis://r:6379"));
+        assert_eq!(cache.redis_url.as_ref().map(Address::expose), Some("redis://r:6379"));
         assert_eq!(
             (cache.local_max_bytes, cache.soft_ttl.as_secs(), cache.stale_if_error.as_secs()),
             (0, 5, 0)

@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tagfast_events::AutoReplayPolicy;
+use tagfast_resilience::Secret;
 
 use super::keys::DEAD_LETTERS;
+use super::secrets::read_line;
 use super::values::Values;
 
 /// Dead letters.
@@ -22,7 +24,7 @@ pub struct DeadLettersConfig {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WebhookConfig {
     /// URL that takes the messages.
-    pub url: String,
+    pub url: Secret,
     /// Shortest time between two messages about growing trouble.
     pub interval_min: Duration,
     /// File with the secret that signs the messages; `None` = unsigned.
@@ -34,12 +36,9 @@ impl WebhookConfig {
     ///
     /// # Errors
     /// The file cannot be read or is empty.
-    pub fn secret(&self) -> Result<Option<Vec<u8>>, String> {
-        let Some(file) = &self.secret_file else { return Ok(None) };
-        let place = format!("dead_letters.webhook_secret_file {}", file.display());
-        let text = std::fs::read_to_string(file).map_err(|e| format!("{place}: {e}"))?;
-        let secret = text.trim_end_matches(['\r', '\n']).as_bytes().to_vec();
-        if secret.is_empty() { Err(format!("{place} is empty")) } else { Ok(Some(secret)) }
+    pub fn secret(&self) -> Result<Option<Secret>, String> {
+        let file = self.secret_file.as_deref();
+        file.map(|file| read_line("dead_letters.webhook_secret_file", file)).transpose()
     }
 }
 
@@ -76,7 +75,7 @@ pub(super) fn dead_letters(values: &mut Values<'_>) -> DeadLettersConfig {
             times: values.small(&DEAD_LETTERS.auto_replay_max),
             ..AutoReplayPolicy::default()
         },
-        webhook: url.map(|url| WebhookConfig { url, interval_min, secret_file }),
+        webhook: url.map(|url| WebhookConfig { url: Secret::new(url), interval_min, secret_file }),
     }
 }
 
@@ -105,7 +104,7 @@ mod tests {
             "http://[::1]:80/",
         ] {
             let (config, errors) = resolve_text(&format!("webhook_url = \"{url}\""));
-            assert_eq!((config.webhook.unwrap().url.as_str(), errors), (url, Vec::new()));
+            assert_eq!((config.webhook.unwrap().url.expose().as_str(), errors), (url, Vec::new()));
         }
         for url in [
             "http://hooks.example/s3cret",

@@ -16,8 +16,15 @@ pub fn markdown() -> String {
          environment as `TAGFAST__SECTION__KEY`; flags of the command line win over the\n\
          environment, the environment over the file. Unknown keys are refused, in the file and in\n\
          the environment; a key that had a different name in an earlier version is refused with\n\
-         its new name. Secrets are only read from files.\n\n\
-         `tagfast config check --config F` checks a configuration without starting anything,\n\
+         its new name. An environment variable that is empty or blank counts as not set, for every\n\
+         key and for `TAGFAST_CONFIG`, `TAGFAST_URL` and `TAGFAST_TOKEN`; an empty text in the file\n\
+         or after a flag is refused.\n\n\
+         Passwords, keys and secrets are read from files, or stand in URLs; no output shows them:\n\
+         users, passwords and query values of URLs, and the path of a webhook, are printed as\n\
+         `***`. A file with a secret should have mode 0600: one that other users can read is used\n\
+         with a warning, because mounted secrets of containers cannot be narrower.\n\n\
+         `tagfast config check --config F` finds what `tagfast serve` would refuse, files and\n\
+         certificates among it, without starting anything,\n\
          `tagfast config print` shows the effective one with the source of each value.\n",
     );
     for (section, about) in SECTIONS {
@@ -82,7 +89,7 @@ pub fn effective(sources: &Sources) -> String {
         for key in KEYS.iter().filter(|k| k.section == *section) {
             match sources.effective(key) {
                 Some((value, source)) => {
-                    let value = if key.may_hold_secret() { redacted(value) } else { value };
+                    let value = key.shown_value(value);
                     out.push_str(&format!("{} = {value} # {source}\n", key.name));
                 }
                 None => out.push_str(&format!("# {} is not set\n", key.name)),
@@ -100,7 +107,7 @@ pub fn effective_json(sources: &Sources) -> serde_json::Value {
         for key in KEYS.iter().filter(|k| k.section == *section) {
             let (value, source) = match sources.effective(key) {
                 Some((value, source)) => {
-                    let value = if key.may_hold_secret() { redacted(value) } else { value };
+                    let value = key.shown_value(value);
                     (serde_json::to_value(value).unwrap_or_default(), source)
                 }
                 None => (serde_json::Value::Null, Source::Default),
@@ -113,16 +120,6 @@ pub fn effective_json(sources: &Sources) -> serde_json::Value {
         out.insert((*section).to_owned(), table.into());
     }
     out.into()
-}
-
-/// A URL without its password.
-fn redacted(value: toml::Value) -> toml::Value {
-    let Some(url) = value.as_str() else { return value };
-    let Some((scheme, rest)) = url.split_once("://") else { return value };
-    match rest.rsplit_once('@') {
-        Some((_, host)) => toml::Value::String(format!("{scheme}://***@{host}")),
-        None => value,
-    }
 }
 
 #[cfg(test)]

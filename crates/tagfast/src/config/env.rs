@@ -2,7 +2,7 @@
 //!
 //! The environment comes in as a map, so that tests need not change the process. A variable with
 //! our prefix that names no key is refused: a misspelt limit that silently has no effect would be
-//! found during an outage.
+//! found during an outage. A variable of a key that is empty or blank counts as not set.
 
 use std::collections::BTreeMap;
 
@@ -33,12 +33,17 @@ pub fn parse(
             errors.push(renamed::env_message(section, key_name).unwrap_or_else(|| unknown(name)));
             continue;
         };
+        // One rule for all keys: an empty variable is as good as none.
+        if text.trim().is_empty() {
+            continue;
+        }
         match value(key.kind, text) {
             Ok(value) => set.push((key, name.clone(), value)),
             Err(given) => {
                 errors.push(format!(
-                    "environment variable {name}: expected a {}, got {given:?}",
-                    key.kind.as_str()
+                    "environment variable {name}: expected a {}, got {:?}",
+                    key.kind.as_str(),
+                    key.shown(&given)
                 ));
             }
         }
@@ -63,7 +68,9 @@ pub fn value(kind: Kind, text: &str) -> Result<toml::Value, String> {
     let trimmed = text.trim();
     let given = || text.to_owned();
     match kind {
-        Kind::Text | Kind::Choice(_) => Ok(toml::Value::String(text.to_owned())),
+        Kind::Text | Kind::Choice(_) | Kind::Address | Kind::Webhook => {
+            Ok(toml::Value::String(text.to_owned()))
+        }
         Kind::Number(..) => {
             let number: i64 = trimmed.replace('_', "").parse().map_err(|_| given())?;
             if number < 0 { Err(given()) } else { Ok(toml::Value::Integer(number)) }
@@ -73,7 +80,7 @@ pub fn value(kind: Kind, text: &str) -> Result<toml::Value, String> {
             if number.is_finite() { Ok(toml::Value::Float(number)) } else { Err(given()) }
         }
         Kind::Flag => trimmed.parse().map(toml::Value::Boolean).map_err(|_| given()),
-        Kind::List => {
+        Kind::List | Kind::Addresses => {
             let items = trimmed.split(',').map(str::trim).filter(|s| !s.is_empty());
             Ok(toml::Value::Array(items.map(|s| toml::Value::String(s.to_owned())).collect()))
         }
@@ -123,6 +130,18 @@ mod tests {
         assert!(
             errors.iter().any(|e| e.contains("TAGFAST__KAFKA__TLS") && e.contains("true or false"))
         );
+    }
+
+    #[test]
+    fn an_empty_variable_counts_as_not_set_for_every_key() {
+        for key in KEYS {
+            for empty in ["", " ", "\t\n"] {
+                let found = parse(&map(&[(&key.env_name(), empty)]));
+                assert!(found.0.is_empty() && found.1.is_empty(), "{}: {found:?}", key.path());
+            }
+        }
+        let (_, errors) = parse(&map(&[("TAGFAST__SERVER__LISTEM", "")]));
+        assert_eq!(errors.len(), 1, "a name that is no key is refused all the same");
     }
 
     #[test]

@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
+use tagfast_resilience::{Address, Secret};
+
 use super::keys::{KAFKA, SEARCH};
+use super::secrets::read_line;
 use super::values::{Values, is_http_url};
 
 /// Kafka.
@@ -46,12 +49,9 @@ impl SaslConfig {
     /// Reads the password from its file.
     ///
     /// # Errors
-    /// The file cannot be read.
-    pub fn password(&self) -> Result<String, String> {
-        let text = std::fs::read_to_string(&self.password_file).map_err(|e| {
-            format!("kafka.sasl_password_file {}: {e}", self.password_file.display())
-        })?;
-        Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+    /// The file cannot be read, or is empty.
+    pub fn password(&self) -> Result<Secret, String> {
+        read_line("kafka.sasl_password_file", &self.password_file)
     }
 }
 
@@ -59,7 +59,7 @@ impl SaslConfig {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OpenSearchConfig {
     /// URL of the server.
-    pub url: String,
+    pub url: Address,
     /// Shards of a new index.
     pub shards: u32,
 }
@@ -77,7 +77,17 @@ pub(super) fn require_kafka(values: &mut Values<'_>, has_kafka: bool) {
 }
 
 fn sasl(values: &mut Values<'_>) -> Option<SaslConfig> {
-    let mechanism = match values.choice(&KAFKA.sasl_mechanism)? {
+    let given = [&KAFKA.sasl_user, &KAFKA.sasl_password_file];
+    let Some(mechanism) = values.choice(&KAFKA.sasl_mechanism) else {
+        if given.iter().any(|key| values.text(key).is_some()) {
+            values.refuse(
+                "kafka.sasl_user and kafka.sasl_password_file need kafka.sasl_mechanism: without \
+                 it the brokers are asked without them",
+            );
+        }
+        return None;
+    };
+    let mechanism = match mechanism {
         "SCRAM-SHA-512" => SaslMechanism::ScramSha512,
         "SCRAM-SHA-256" => SaslMechanism::ScramSha256,
         _ => SaslMechanism::Plain,
@@ -97,9 +107,11 @@ pub(super) fn kafka(values: &mut Values<'_>) -> Option<KafkaConfig> {
         return None;
     }
     for broker in &brokers {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._-[]:".contains(c);
+        let is_host = |host: &str| !host.is_empty() && host.chars().all(plain);
         if broker
             .rsplit_once(':')
-            .is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err())
+            .is_none_or(|(host, port)| !is_host(host) || port.parse::<u16>().is_err())
         {
             values.refuse(format!("kafka.brokers holds {broker:?}; write it as host:port"));
         }
@@ -117,13 +129,13 @@ pub(super) fn kafka(values: &mut Values<'_>) -> Option<KafkaConfig> {
 pub(super) fn opensearch(values: &mut Values<'_>) -> Option<OpenSearchConfig> {
     let url = values.text(&SEARCH.opensearch_url)?;
     if !is_http_url(&url) {
-        values.refuse("search.opensearch_url must begin with http:// or https://");
+        values.refuse("search.opensearch_url must be a URL with http:// or https://");
     }
     if values.list(&KAFKA.brokers).is_empty() {
         values
             .refuse("search.opensearch_url needs kafka.brokers: the index is fed through the bus");
     }
-    Some(OpenSearchConfig { url, shards: values.small(&SEARCH.opensearch_shards) })
+    Some(OpenSearchConfig { url: url.into(), shards: values.small(&SEARCH.opensearch_shards) })
 }
 
 #[cfg(test)]

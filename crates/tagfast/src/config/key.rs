@@ -1,5 +1,7 @@
 //! What a configuration key is: its type, range, default and prose.
 
+use tagfast_resilience::secret::{origin, redacted};
+
 /// Type and range of a key.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Kind {
@@ -15,24 +17,30 @@ pub enum Kind {
     Flag,
     /// A list of strings; in the environment separated by commas.
     List,
+    /// An address (URL, `host:port`), or a file in its place; may hold a password or a key.
+    Address,
+    /// A list of addresses; in the environment separated by commas.
+    Addresses,
+    /// A URL whose path may be a secret too.
+    Webhook,
 }
 
 impl Kind {
     /// The type in error messages.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Text | Self::Choice(_) => "text",
+            Self::Text | Self::Choice(_) | Self::Address | Self::Webhook => "text",
             Self::Number(..) => "whole number",
             Self::Fraction(..) => "number",
             Self::Flag => "true or false",
-            Self::List => "list of texts",
+            Self::List | Self::Addresses => "list of texts",
         }
     }
 
     /// The type and the range in the documentation.
     pub fn describe(self) -> String {
         match self {
-            Self::Text => "Text".to_owned(),
+            Self::Text | Self::Address | Self::Webhook => "Text".to_owned(),
             Self::Choice(words) => {
                 let words: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
                 format!("One of {}", words.join(", "))
@@ -40,18 +48,20 @@ impl Kind {
             Self::Number(min, max) => format!("Whole number from {min} to {max}"),
             Self::Fraction(min, max) => format!("Number from {min} to {max}"),
             Self::Flag => "`true` or `false`".to_owned(),
-            Self::List => "List of texts (in the environment separated by commas)".to_owned(),
+            Self::List | Self::Addresses => {
+                "List of texts (in the environment separated by commas)".to_owned()
+            }
         }
     }
 
     /// Whether `value` has this type. Ranges and choices are checked later, with all other faults.
     pub fn admits(self, value: &toml::Value) -> bool {
         match self {
-            Self::Text | Self::Choice(_) => value.is_str(),
+            Self::Text | Self::Choice(_) | Self::Address | Self::Webhook => value.is_str(),
             Self::Number(..) => value.as_integer().is_some_and(|number| number >= 0),
             Self::Fraction(..) => value.is_float() || value.is_integer(),
             Self::Flag => value.is_bool(),
-            Self::List => {
+            Self::List | Self::Addresses => {
                 value.as_array().is_some_and(|items| items.iter().all(toml::Value::is_str))
             }
         }
@@ -102,9 +112,34 @@ impl Key {
         env_name(self.section, self.name)
     }
 
-    /// Whether its value may hold a password (connection URLs).
+    /// Whether its value may hold a password or a key, so that it is only shown [`Key::shown`].
     pub fn may_hold_secret(&self) -> bool {
-        self.name.ends_with("_url")
+        matches!(self.kind, Kind::Address | Kind::Addresses | Kind::Webhook)
+    }
+
+    /// A text of its value as it may be shown.
+    pub fn shown(&self, text: &str) -> String {
+        match self.kind {
+            Kind::Webhook => origin(text),
+            Kind::Address | Kind::Addresses => redacted(text),
+            Kind::Text
+            | Kind::Choice(_)
+            | Kind::Number(..)
+            | Kind::Fraction(..)
+            | Kind::Flag
+            | Kind::List => text.to_owned(),
+        }
+    }
+
+    /// Its value as it may be shown.
+    pub fn shown_value(&self, value: toml::Value) -> toml::Value {
+        match value {
+            toml::Value::String(text) => toml::Value::String(self.shown(&text)),
+            toml::Value::Array(items) => {
+                toml::Value::Array(items.into_iter().map(|item| self.shown_value(item)).collect())
+            }
+            other => other,
+        }
     }
 }
 

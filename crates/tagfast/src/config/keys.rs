@@ -12,6 +12,9 @@ macro_rules! kind {
     (Text) => { Kind::Text };
     (Flag) => { Kind::Flag };
     (List) => { Kind::List };
+    (Address) => { Kind::Address };
+    (Addresses) => { Kind::Addresses };
+    (Webhook) => { Kind::Webhook };
     (Choice $first:literal $(| $word:literal)*) => { Kind::Choice(&[$first $(, $word)*]) };
     (Number $min:literal ..= $max:literal) => { Kind::Number($min, $max) };
     (Fraction $min:literal ..= $max:literal) => { Kind::Fraction($min, $max) };
@@ -26,6 +29,15 @@ macro_rules! typed_key {
     };
     (List) => {
         ListKey
+    };
+    (Address) => {
+        TextKey
+    };
+    (Addresses) => {
+        ListKey
+    };
+    (Webhook) => {
+        TextKey
     };
     (Choice) => {
         ChoiceKey
@@ -133,7 +145,7 @@ config_keys! {
             "File with the secret of HS256 tokens, at least 32 bytes; whitespace around it is cut \
              off.",
             "Anyone who reads the file can make tokens of any tenant: mode 0600.";
-        jwks Text Both = "", "config.auth()",
+        jwks Address Both = "", "config.auth()",
             "Keys of RS256, ES256 and EdDSA tokens: a file (read again when it changes) or an \
              `https://` URL (fetched again for an unknown key id).",
             "Anyone who controls the URL can make tokens of any tenant.";
@@ -178,11 +190,11 @@ config_keys! {
              for example `c0=0-31`, `c1=32-63`.",
             "A map with gaps or overlaps is refused; a wrong one sends contents to a cluster that \
              does not have them.";
-        etcd List Cluster = "", "postgres.etcd",
+        etcd Addresses Cluster = "", "postgres.etcd",
             "etcd's client URLs. The service must be able to read `/service/` and to write \
              `/tagfast/`.",
             "Without write access no epoch can be made and the clusters take no writes.";
-        patroni List Cluster = "", "c.patroni",
+        patroni Addresses Cluster = "", "c.patroni",
             "Patroni's REST addresses, each `SCOPE=URL`; they find replicas when etcd does not \
              answer at the start.",
             "Without them a start while etcd is down serves no reads.";
@@ -251,7 +263,7 @@ config_keys! {
              large store go to the disk more often.";
     }
     cache CACHE CacheKeys "The caches in front of the databases." {
-        redis_url Text Cluster = "", "config.cache.redis_url",
+        redis_url Address Cluster = "", "config.cache.redis_url",
             "The Redis of cached views: `redis://[user:password@]host:port`, or \
              `redis+sentinel://[user:password@]host:port,host:port/name` for the primary that \
              Sentinels name. Unset: every process caches views for itself.",
@@ -276,7 +288,7 @@ config_keys! {
              answer without a part.";
     }
     state STATE StateKeys "Session positions and leaderboards of a cluster." {
-        redis_url Text Cluster = "", "postgres.state_redis",
+        redis_url Address Cluster = "", "postgres.state_redis",
             "The Redis of session positions and leaderboards, written as `cache.redis_url`.",
             "With a `maxmemory-policy` other than `noeviction` it would forget silently and is not \
              used. Behind Sentinel without `min-replicas-to-write 1`, a server that is cut off \
@@ -284,7 +296,7 @@ config_keys! {
     }
     kafka KAFKA KafkaKeys
         "The event bus of a cluster. Needs a build with `--features kafka`." {
-        brokers List Cluster = "", "kafka.brokers",
+        brokers Addresses Cluster = "", "kafka.brokers",
             "Bootstrap servers, `host:port`.",
             "With only one of several, a start fails while that one is down.";
         partitions Number(1..=64) Cluster = "64", "kafka.partitions",
@@ -310,7 +322,7 @@ config_keys! {
             "A file that other users can read gives them the events.";
     }
     search SEARCH SearchKeys "The search index of a cluster." {
-        opensearch_url Text Cluster = "", "search.url",
+        opensearch_url Address Cluster = "", "search.url",
             "The OpenSearch server, `http://host:port`.",
             "The index of a different installation answers with its contents.";
         opensearch_shards Number(1..=1024) Cluster = "8", "search.shards",
@@ -330,7 +342,7 @@ config_keys! {
              applied, it needs attention.",
             "Too high: operators learn late of dead letters that stay. Too low: operators are \
              called for faults that would have passed.";
-        webhook_url Text Both = "", "webhook.url",
+        webhook_url Webhook Both = "", "webhook.url",
             "URL that receives notices of dead letters that need attention: `https://`, or `http://` of \
              this machine. One signed message for all of them, retried.",
             "Unset: only metrics and alert rules report them.";
@@ -345,15 +357,16 @@ config_keys! {
     }
     log LOG LogKeys "Logs, on stderr." {
         level Text Both = "\"info\"", "log.level",
-            "`error`, `warn`, `info`, `debug`, `trace`, or a filter such as \
-             `info,tagfast_api=debug`.",
+            "`off`, `error`, `warn`, `info`, `debug` or `trace`; or one of them and other levels \
+             for parts of the program, such as `info,tagfast_api=debug`. A list without a level \
+             of its own leaves everything else at `info`.",
             "`debug` and below cost time per request; `error` hides the warnings before a failure.";
         format Choice("auto" | "text" | "json") Both = "\"auto\"", "log.format",
             "`text`, `json`, or `auto`: text on a terminal, JSON otherwise.",
             "Log collectors cannot parse text reliably.";
     }
     telemetry TELEMETRY TelemetryKeys "Traces." {
-        otlp_endpoint Text Both = "", "telemetry.otlp_endpoint",
+        otlp_endpoint Address Both = "", "telemetry.otlp_endpoint",
             "OTLP endpoint over HTTP for traces, for example `http://127.0.0.1:4318`; unset = no \
              traces.",
             "An endpoint that does not answer costs memory for the spans that wait; they are \

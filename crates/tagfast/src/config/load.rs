@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::check::machine_faults;
 use super::settings::Config;
 use super::sources::{Override, gather};
 use super::values::Sources;
 
-/// Reads the file (if any), joins environment and flags, and checks the result.
+/// Reads the file (if any), joins environment and flags, and checks the result and what it names on
+/// this machine: `serve` and `config check` both refuse what this refuses.
 ///
 /// # Errors
 /// Every fault, one text each.
@@ -25,5 +27,6 @@ pub fn load(
     };
     let sources = gather(file.zip(text.as_deref()), env, flags)?;
     let config = Config::resolve(&sources)?;
-    Ok((config, sources))
+    let faults = machine_faults(&config);
+    if faults.is_empty() { Ok((config, sources)) } else { Err(faults) }
 }

@@ -2,10 +2,12 @@
 //! then what can be run ([`settings`]). Every key is one row of [`keys`].
 //!
 //! How it fails: unknown keys are refused with a suggestion, old names with the new one, and every
-//! fault is reported at once. A start that fails clearly is better than a limit that silently has
+//! fault is reported at once; what only this machine can show, such as missing files, comes after
+//! that ([`machine_faults`]). A start that fails clearly is better than a limit that silently has
 //! no effect.
 
 pub mod cache;
+mod check;
 pub mod dead_letters;
 pub mod docs;
 pub mod env;
@@ -13,6 +15,7 @@ pub mod events;
 pub mod key;
 pub mod keys;
 pub mod load;
+mod log_filter;
 pub mod postgres;
 mod renamed;
 pub mod secrets;
@@ -21,6 +24,7 @@ pub mod sources;
 pub mod values;
 
 pub use cache::CacheConfig;
+pub use check::{machine_faults, machine_notes};
 pub use dead_letters::DeadLettersConfig;
 pub use events::{KafkaConfig, OpenSearchConfig, SaslConfig, SaslMechanism, WITHOUT_KAFKA};
 pub use load::load;

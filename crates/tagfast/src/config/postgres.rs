@@ -1,14 +1,16 @@
 //! The part of a configuration that names PostgreSQL clusters.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tagfast_domain::EpochOrdinal;
+use tagfast_resilience::{Address, ErrorChain, Secret};
 use tagfast_sharding::ShardMap;
 use tagfast_store_postgres::Tls;
 
 use super::events::{KafkaConfig, OpenSearchConfig, kafka, opensearch};
 use super::keys::{SERVER, STATE, STORE};
+use super::secrets::read_line;
 use super::values::{Values, is_http_url};
 
 /// One cluster.
@@ -19,7 +21,7 @@ pub struct ClusterConfig {
     /// The logical shards that it holds, for example `0-31`.
     pub shards: String,
     /// The REST addresses of its Patroni members.
-    pub patroni: Vec<String>,
+    pub patroni: Vec<Address>,
     /// The ordinal above which its epochs must lie; `None` = it took over no shards.
     pub epoch_floor: Option<EpochOrdinal>,
 }
@@ -41,7 +43,7 @@ pub struct PostgresConfig {
     /// The clusters, in the order of the shard map.
     pub clusters: Vec<ClusterConfig>,
     /// etcd's client URLs.
-    pub etcd: Vec<String>,
+    pub etcd: Vec<Address>,
     /// The database on every cluster.
     pub database: String,
     /// The role.
@@ -59,7 +61,7 @@ pub struct PostgresConfig {
     /// Upper bound of read statements per second to one database node; 0 = none.
     pub reads_per_second: u32,
     /// The state Redis; `None` = every process counts everything for itself.
-    pub state_redis: Option<String>,
+    pub state_redis: Option<Address>,
     /// Disk space of each cluster's outbox, in bytes.
     pub outbox_max_bytes: u64,
     /// How long a write waits for a primary.
@@ -76,25 +78,32 @@ impl PostgresConfig {
     /// Reads the role's password from its file.
     ///
     /// # Errors
-    /// The file cannot be read.
-    pub fn password(&self) -> Result<String, String> {
-        let text = std::fs::read_to_string(&self.password_file)
-            .map_err(|e| format!("store.password_file {}: {e}", self.password_file.display()))?;
-        Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+    /// The file cannot be read, or is empty.
+    pub fn password(&self) -> Result<Secret, String> {
+        read_line("store.password_file", &self.password_file)
     }
 
     /// Reads the authorities' certificates; `None` without TLS.
     ///
     /// # Errors
-    /// The file cannot be read.
+    /// The file cannot be read, or holds no usable certificate.
     pub fn tls(&self) -> Result<Option<Tls>, String> {
         if self.tls == TlsMode::Off {
             return Ok(None);
         }
-        let authorities = std::fs::read(&self.tls_ca_file)
-            .map_err(|e| format!("store.tls_ca_file {}: {e}", self.tls_ca_file.display()))?;
-        Ok(Some(Tls { authorities, names: self.tls == TlsMode::VerifyFull }))
+        let mut tls = authorities("store.tls_ca_file", &self.tls_ca_file)?;
+        tls.names = self.tls == TlsMode::VerifyFull;
+        Ok(Some(tls))
     }
+}
+
+/// The certificates of a file, if they can be used; of the errors, `key` names the file.
+pub(super) fn authorities(key: &str, file: &Path) -> Result<Tls, String> {
+    let place = || format!("{key} {}", file.display());
+    let authorities = std::fs::read(file).map_err(|e| format!("{}: {e}", place()))?;
+    let tls = Tls { authorities, names: false };
+    tls.check().map_err(|e| format!("{}: {}", place(), ErrorChain(&e)))?;
+    Ok(tls)
 }
 
 /// Splits `SCOPE=REST`, an item of a list.
@@ -146,7 +155,7 @@ fn clusters(values: &mut Values<'_>) -> Vec<ClusterConfig> {
     let patroni = values.list(&STORE.patroni);
     let about = ("store.patroni", "c0=http://127.0.0.1:8008");
     for_each_cluster(&mut clusters, &patroni, about, values, |cluster, url| {
-        cluster.patroni.push(url.to_owned());
+        cluster.patroni.push(Address::new(url));
         is_http_url(url)
     });
     let floors = values.list(&STORE.epoch_floors);
@@ -181,7 +190,8 @@ fn tls(values: &mut Values<'_>) -> (TlsMode, PathBuf) {
 pub(super) fn postgres(values: &mut Values<'_>) -> PostgresConfig {
     let clusters = clusters(values);
     let etcd = values.list(&STORE.etcd);
-    if etcd.is_empty() || !etcd.iter().all(|url| is_http_url(url)) {
+    let etcd: Vec<Address> = etcd.into_iter().map(Address::new).collect();
+    if etcd.is_empty() || !etcd.iter().all(|url| is_http_url(url.expose())) {
         values
             .refuse("store.etcd needs etcd's client URLs, for example [\"http://127.0.0.1:2379\"]");
     }
@@ -207,7 +217,7 @@ pub(super) fn postgres(values: &mut Values<'_>) -> PostgresConfig {
         writer_connections: values.size(&STORE.writer_connections),
         read_concurrency: values.size(&STORE.read_concurrency),
         reads_per_second: values.small(&STORE.reads_per_second),
-        state_redis: values.text(&STATE.redis_url),
+        state_redis: values.text(&STATE.redis_url).map(Address::new),
         outbox_max_bytes: values.number(&STORE.outbox_max_bytes),
         primary_wait: values.millis(&STORE.primary_wait_ms),
         shard_map_version: values.number(&STORE.shard_map_version),
@@ -243,7 +253,7 @@ mod tests {
         );
         assert_eq!(errors, Vec::<String>::new());
         assert_eq!(config.clusters[0].epoch_floor, Some(EpochOrdinal(17)));
-        assert_eq!(config.clusters[1].patroni, ["http://h:8008"]);
+        assert_eq!(config.clusters[1].patroni, [Address::new("http://h:8008")]);
         assert_eq!(
             (config.tls, config.tls_ca_file),
             (TlsMode::VerifyFull, PathBuf::from("ca.pem"))

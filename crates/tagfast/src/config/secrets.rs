@@ -4,8 +4,9 @@
 //! crash while a key is made leaves no half key, because it is written beside and renamed.
 
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+
+use tagfast_resilience::{Secret, private_files};
 
 /// Shortest secret of HS256 tokens, in bytes.
 const SECRET_BYTES_MIN: usize = 32;
@@ -28,6 +29,21 @@ pub fn read_secret(path: &Path) -> Result<Vec<u8>, String> {
     Ok(secret)
 }
 
+/// Reads a password or secret: a text in one file, without the end of its line. `key` names the
+/// file in errors.
+///
+/// # Errors
+/// The file cannot be read, or is empty.
+pub(super) fn read_line(key: &str, path: &Path) -> Result<Secret, String> {
+    let place = format!("{key} {}", path.display());
+    let text = std::fs::read_to_string(path).map_err(|e| format!("{place}: {e}"))?;
+    let secret = text.trim_end_matches(['\r', '\n']);
+    if secret.is_empty() {
+        return Err(format!("{place} is empty"));
+    }
+    Ok(Secret::new(secret.to_owned()))
+}
+
 /// Reads a signing key.
 pub(super) fn read_key(path: &Path) -> Result<[u8; 32], String> {
     let text = std::fs::read_to_string(path)
@@ -45,16 +61,11 @@ pub(super) fn make_key(path: &Path) -> Result<(), String> {
     let mut key = [0u8; 32];
     getrandom::fill(&mut key).map_err(|e| format!("cannot make a signing key: {e}"))?;
     if let Some(dir) = path.parent() {
-        std::fs::create_dir_all(dir).map_err(fail)?;
+        private_files::create_dir(dir).map_err(fail)?;
     }
     let part = path.with_extension("key.part");
     let _ = std::fs::remove_file(&part);
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&part)
-        .map_err(fail)?;
+    let mut file = private_files::create_file(&part).map_err(fail)?;
     writeln!(file, "{}", hex::encode(key)).and_then(|()| file.sync_all()).map_err(fail)?;
     std::fs::rename(&part, path).map_err(fail)
 }

@@ -1,8 +1,8 @@
 //! The second stage of the configuration: checked, typed, in the units that the parts take.
 //!
 //! Nothing is opened here, so that `config check` can check a configuration on any machine.
-//! [`Config::auth`] and [`Config::signing_keys`] read secrets when a server starts (and in `config
-//! check`).
+//! [`Config::auth`] and [`Config::signing_keys`] read secrets when a server starts; what this
+//! machine lacks is found before that ([`super::machine_faults`]).
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -11,12 +11,14 @@ use std::time::Duration;
 
 use tagfast_api::{ApiLimits, AuthConfig, JwksSource};
 use tagfast_domain::{Limits, TenantId};
+use tagfast_resilience::{Address, Secret};
 
 use super::cache::{CacheConfig, cache, tenant_weights};
 use super::dead_letters::{DeadLettersConfig, dead_letters};
 use super::events;
-use super::key::{Key, Scope, TextKey};
+use super::key::{ChoiceKey, Key, Scope, TextKey};
 use super::keys::{AUTH, CACHE, KEYS, LIMITS, LOG, SERVER, STATE, STORE, TELEMETRY};
+use super::log_filter;
 use super::postgres::{PostgresConfig, postgres};
 use super::secrets::{make_key, read_key, read_secret};
 use super::values::{Sources, Values, is_http_url};
@@ -54,7 +56,7 @@ pub struct LogConfig {
 #[derive(Debug, Clone, PartialEq)]
 pub struct TelemetryConfig {
     /// The OTLP endpoint; `None` = no traces.
-    pub otlp_endpoint: Option<String>,
+    pub otlp_endpoint: Option<Address>,
     /// Share of root spans that are kept, 0 to 1.
     pub trace_ratio: f64,
     /// The service's name in traces.
@@ -90,9 +92,10 @@ pub struct Config {
     pub log: LogConfig,
     /// Traces.
     pub telemetry: TelemetryConfig,
-    signing_key_files: Vec<PathBuf>,
-    hs256_secret_file: Option<PathBuf>,
-    jwks: Option<JwksSource>,
+    pub(super) signing_key_files: Vec<PathBuf>,
+    pub(super) hs256_secret_file: Option<PathBuf>,
+    /// Its URL may hold a key.
+    pub(super) jwks: Secret<Option<JwksSource>>,
     audience: Option<String>,
     issuer: Option<String>,
     leeway: Duration,
@@ -106,6 +109,7 @@ impl Config {
     pub fn resolve(sources: &Sources) -> Result<Self, Vec<String>> {
         let mut values = Values::new(sources);
         events::require_kafka(&mut values, cfg!(feature = "kafka"));
+        values.check_all();
         let config = Self::build(&mut values);
         let errors = values.into_errors();
         if errors.is_empty() { Ok(config) } else { Err(errors) }
@@ -134,13 +138,13 @@ impl Config {
             telemetry: telemetry(values),
             signing_key_files: paths(values.list(&SERVER.signing_key_file)),
             hs256_secret_file: values.text(&AUTH.hs256_secret_file).map(PathBuf::from),
-            jwks: values.text(&AUTH.jwks).map(|place| {
+            jwks: Secret::new(values.text(&AUTH.jwks).map(|place| {
                 if is_http_url(&place) {
                     JwksSource::Url(place)
                 } else {
                     JwksSource::File(place.into())
                 }
-            }),
+            })),
             audience: values.text(&AUTH.audience),
             issuer: values.text(&AUTH.issuer),
             leeway: values.seconds(&AUTH.leeway_seconds),
@@ -155,8 +159,11 @@ impl Config {
         match self.auth_mode {
             AuthMode::None => Ok(AuthConfig::None),
             AuthMode::Jwt => Ok(AuthConfig::Jwt {
-                hs256_secret: self.hs256_secret_file.as_deref().map(read_secret).transpose()?,
-                jwks: self.jwks.clone(),
+                hs256_secret: match self.hs256_secret_file.as_deref() {
+                    Some(file) => Some(Secret::new(read_secret(file)?)),
+                    None => None,
+                },
+                jwks: self.jwks.expose().clone(),
                 audience: self.audience.clone(),
                 issuer: self.issuer.clone(),
                 leeway: self.leeway,
@@ -171,7 +178,7 @@ impl Config {
     /// A file cannot be read, or holds no key.
     pub fn signing_keys(&self) -> Result<Vec<[u8; 32]>, String> {
         if self.signing_key_files.is_empty() {
-            let path = self.data_dir.join("token.key");
+            let path = self.default_signing_key();
             if !path.exists() {
                 make_key(&path)?;
             }
@@ -180,25 +187,28 @@ impl Config {
         self.signing_key_files.iter().map(|p| read_key(p)).collect()
     }
 
-    /// The faults that only this machine can show: files that are missing or hold something else.
-    pub fn check_files(&self) -> Vec<String> {
-        let password = self.postgres.as_ref().and_then(|p| p.password().err());
-        let tls = self.postgres.as_ref().and_then(|p| p.tls().err());
-        let keys = self.signing_key_files.iter().filter_map(|p| read_key(p).err());
-        let auth = self.auth().err();
-        let jwks = match &self.jwks {
-            Some(JwksSource::File(path)) if !path.is_file() => {
-                Some(format!("auth.jwks: {} is not a file", path.display()))
-            }
-            Some(JwksSource::File(_) | JwksSource::Url(_)) | None => None,
-        };
-        keys.chain(password).chain(tls).chain(auth).chain(jwks).collect()
+    /// Whether [`Config::signing_keys`] will make a key.
+    pub fn lacks_signing_key(&self) -> bool {
+        self.signing_key_files.is_empty() && !self.default_signing_key().exists()
+    }
+
+    /// The signing key of a data directory.
+    pub(super) fn default_signing_key(&self) -> PathBuf {
+        self.data_dir.join("token.key")
     }
 }
 
-/// The keys that are set but have no effect in embedded mode.
+/// The keys that are set but have no effect beside the others.
 pub fn without_effect(sources: &Sources) -> Vec<String> {
-    let idle = |key: &&Key| key.scope == Scope::Cluster && sources.is_set(key);
+    let is = |key: &ChoiceKey, word: &str| {
+        sources.effective(&key.0).is_some_and(|(value, _)| value.as_str() == Some(word))
+    };
+    let (embedded, open) = (is(&STORE.kind, "embedded"), is(&AUTH.mode, "none"));
+    let ChoiceKey(mode) = AUTH.mode;
+    let idle = |key: &&Key| {
+        let of_auth = open && key.section == mode.section && key.name != mode.name;
+        sources.is_set(key) && (of_auth || (embedded && key.scope == Scope::Cluster))
+    };
     KEYS.iter().filter(idle).map(Key::path).collect()
 }
 
@@ -259,9 +269,10 @@ fn api_limits(values: &mut Values<'_>) -> ApiLimits {
 
 fn log(values: &mut Values<'_>) -> LogConfig {
     let level = values.text(&LOG.level).unwrap_or_default();
-    if let Err(e) = tracing_subscriber::EnvFilter::try_new(&level) {
-        values.refuse(format!("log.level is {level:?}: {e}"));
-    }
+    let level = log_filter::checked(&level).unwrap_or_else(|error| {
+        values.refuse(format!("log.level is {level:?}: {error}"));
+        level
+    });
     let format = match values.choice(&LOG.format) {
         Some("text") => LogFormat::Text,
         Some("json") => LogFormat::Json,
@@ -271,11 +282,9 @@ fn log(values: &mut Values<'_>) -> LogConfig {
 }
 
 fn telemetry(values: &mut Values<'_>) -> TelemetryConfig {
-    let otlp_endpoint = values.text(&TELEMETRY.otlp_endpoint);
-    if let Some(url) = otlp_endpoint.as_ref().filter(|url| !is_http_url(url)) {
-        values.refuse(format!(
-            "telemetry.otlp_endpoint is {url:?}; it must begin with http:// or https://"
-        ));
+    let otlp_endpoint = values.text(&TELEMETRY.otlp_endpoint).map(Address::new);
+    if otlp_endpoint.as_ref().is_some_and(|url| !is_http_url(url.expose())) {
+        values.refuse("telemetry.otlp_endpoint must be a URL with http:// or https://");
     }
     TelemetryConfig {
         otlp_endpoint,
@@ -396,7 +405,8 @@ mod tests {
         .unwrap();
         assert!(config.auth().unwrap_err().contains("at least 32"));
         assert!(config.signing_keys().unwrap_err().contains("64 hexadecimal digits"));
-        assert_eq!(config.check_files().len(), 2);
+        let faults = crate::config::machine_faults(&config);
+        assert_eq!(faults.len(), 2, "{faults:?}");
         std::fs::write(&secret, format!("{}\n", "s".repeat(32))).unwrap();
         assert!(config.auth().is_ok());
     }

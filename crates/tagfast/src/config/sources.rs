@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use tagfast_resilience::secret::scrubbed;
+
 use super::env;
 use super::key::Key;
 use super::keys::{KEYS, SECTIONS, SERVER, STORE, find, suggest};
@@ -53,13 +55,20 @@ pub fn gather(
     }
     for Override { key, flag, value } in flags {
         match env::value(key.kind, value) {
+            Ok(_) if value.trim().is_empty() => {
+                errors.push(format!("{flag} is empty; leave it out to use the default"));
+            }
             Ok(value) => sources.set(key, value, Source::Flag((*flag).to_owned())),
             Err(given) => {
                 errors.push(format!("{flag}: expected a {}, got {given:?}", key.kind.as_str()))
             }
         }
     }
-    if errors.is_empty() { Ok(sources) } else { Err(errors) }
+    if errors.is_empty() {
+        return Ok(sources);
+    }
+    // The name of an unknown key may be a URL that lost its own.
+    Err(errors.iter().map(|error| scrubbed(error).into_owned()).collect())
 }
 
 fn read_file(path: &Path, text: &str, sources: &mut Sources, errors: &mut Vec<String>) {
@@ -98,18 +107,31 @@ fn read_file(path: &Path, text: &str, sources: &mut Sources, errors: &mut Vec<St
             let Some(value) = values.get(key.section).and_then(|s| s.get(key.name)) else {
                 continue;
             };
-            if key.kind.admits(value) {
+            if holds_empty(value) {
+                errors.push(format!(
+                    "{}: {} is empty; remove it to use the default",
+                    at(spanned.span()),
+                    key.path()
+                ));
+            } else if key.kind.admits(value) {
                 sources.set(key, value.clone(), Source::File);
             } else {
                 errors.push(format!(
-                    "{}: {}: expected a {}, got {value}",
+                    "{}: {}: expected a {}, got {}",
                     at(spanned.span()),
                     key.path(),
-                    key.kind.as_str()
+                    key.kind.as_str(),
+                    key.shown_value(value.clone())
                 ));
             }
         }
     }
+}
+
+/// Whether a value is an empty text, or has one in its list.
+fn holds_empty(value: &toml::Value) -> bool {
+    let is_empty = |value: &toml::Value| value.as_str().is_some_and(|text| text.trim().is_empty());
+    is_empty(value) || value.as_array().is_some_and(|items| items.iter().any(is_empty))
 }
 
 fn unknown_section(section: &str) -> String {

@@ -9,6 +9,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::key::{ChoiceKey, FlagKey, FractionKey, Key, Kind, ListKey, NumberKey, TextKey};
+use super::keys::{KEYS, suggest};
 
 /// Where a value comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +61,26 @@ impl Sources {
     }
 }
 
+impl Sources {
+    /// A message in which each value that may hold a secret is as it may be shown.
+    fn without_secrets(&self, message: &str) -> String {
+        let mut message = message.to_owned();
+        for key in KEYS.iter().filter(|key| key.may_hold_secret()) {
+            let Some((value, _)) = self.set.get(&(key.section, key.name)) else { continue };
+            let items = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+            for text in items.iter().filter_map(toml::Value::as_str) {
+                let shown = key.shown(text);
+                if shown != text {
+                    message = message.replace(text, &shown);
+                    let quoted = |text: &str| format!("{text:?}").trim_matches('"').to_owned();
+                    message = message.replace(&quoted(text), &quoted(&shown));
+                }
+            }
+        }
+        message
+    }
+}
+
 /// The default of a key; `None` if it has none.
 fn default(key: &Key) -> Option<toml::Value> {
     let table: toml::Table = format!("v = {}", key.default).parse().ok()?;
@@ -77,9 +98,12 @@ impl<'a> Values<'a> {
         Self { sources, errors: Vec::new() }
     }
 
-    /// Adds a fault.
+    /// Adds a fault. A value that may hold a secret is only repeated as it may be shown.
     pub(super) fn refuse(&mut self, error: impl Into<String>) {
-        self.errors.push(error.into());
+        let error = self.sources.without_secrets(&error.into());
+        if !self.errors.contains(&error) {
+            self.errors.push(error);
+        }
     }
 
     /// All faults so far.
@@ -97,7 +121,24 @@ impl<'a> Values<'a> {
         value.as_str().filter(|text| !text.is_empty()).map(str::to_owned)
     }
 
-    /// One of the key's texts; `None` if it is unset, empty or none of them.
+    /// Checks closed sets and ranges of all keys, also of those that have no effect in this mode.
+    pub(super) fn check_all(&mut self) {
+        for key in KEYS {
+            match key.kind {
+                Kind::Choice(_) => drop(self.choice(&ChoiceKey(*key))),
+                Kind::Number(..) => drop(self.number(&NumberKey(*key))),
+                Kind::Fraction(..) => drop(self.fraction(&FractionKey(*key))),
+                Kind::Text
+                | Kind::Flag
+                | Kind::List
+                | Kind::Address
+                | Kind::Addresses
+                | Kind::Webhook => {}
+            }
+        }
+    }
+
+    /// One of the key's texts; `None` if it is unset or none of them.
     pub(super) fn choice(&mut self, ChoiceKey(key): &ChoiceKey) -> Option<&'static str> {
         let Kind::Choice(words) = key.kind else { return None };
         let read = |value: Option<toml::Value>| {
@@ -108,8 +149,7 @@ impl<'a> Values<'a> {
         let text = read(self.value(key))?;
         let word = word_of(&text);
         if word.is_none() {
-            let words: Vec<String> = words.iter().map(|word| format!("{word:?}")).collect();
-            self.refuse(format!("{} is {text:?}; use {}", key.path(), one_of(&words)));
+            self.refuse(format!("{} is {text:?}; {}", key.path(), use_one_of(&text, words)));
         }
         word.or_else(|| word_of(&read(default(key))?))
     }
@@ -182,6 +222,28 @@ impl<'a> Values<'a> {
     }
 }
 
+/// Which words there are, and the one that was probably meant.
+pub(crate) fn use_one_of(given: &str, words: &[&str]) -> String {
+    let quoted: Vec<String> = words.iter().map(|word| format!("{word:?}")).collect();
+    match nearest(given, words.iter().copied()) {
+        Some(near) => format!("did you mean {near:?}? Use {}", one_of(&quoted)),
+        None => format!("use {}", one_of(&quoted)),
+    }
+}
+
+/// The word that was probably meant, whatever its case.
+pub(super) fn nearest<'a>(
+    given: &str,
+    words: impl Iterator<Item = &'a str> + Clone,
+) -> Option<&'a str> {
+    let given = given.trim().to_lowercase();
+    let lower: Vec<String> = words.clone().map(str::to_lowercase).collect();
+    let begins = || lower.iter().find(|word| given.len() > 1 && word.starts_with(&given));
+    let near = suggest(&given, lower.iter().map(String::as_str));
+    let near = near.or_else(|| begins().map(String::as_str))?;
+    words.clone().find(|word| word.to_lowercase() == near)
+}
+
 /// `a, b or c`.
 fn one_of(words: &[String]) -> String {
     match words {
@@ -191,7 +253,8 @@ fn one_of(words: &[String]) -> String {
     }
 }
 
-/// Whether a text is an `http://` or `https://` URL.
+/// Whether a text is an `http://` or `https://` URL with a host.
 pub(super) fn is_http_url(text: &str) -> bool {
-    text.starts_with("http://") || text.starts_with("https://")
+    let begins = text.starts_with("http://") || text.starts_with("https://");
+    begins && reqwest::Url::parse(text).is_ok_and(|url| url.has_host())
 }

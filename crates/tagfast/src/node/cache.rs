@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tagfast_cache::{CacheDependencies, CacheOptions, CachedStore};
 use tagfast_client::error::CliError;
 use tagfast_redis::{Redis, RedisRole};
-use tagfast_resilience::{Breakers, Clock};
+use tagfast_resilience::{Address, Breakers, Clock};
 use tagfast_store::SharedStore;
 use tagfast_store_postgres::PostgresStore;
 
@@ -36,9 +36,9 @@ impl CacheLayer {
         clock: &Arc<dyn Clock>,
         breakers: &Arc<Breakers>,
     ) -> Result<Self, CliError> {
-        let redis = |key: &str, url: &Option<String>, role| match url {
+        let redis = |key: &str, url: &Option<Address>, role| match url {
             None => Ok(None),
-            Some(url) => Redis::start(url, role, breakers)
+            Some(url) => Redis::start(url.expose(), role, breakers)
                 .map(Some)
                 .map_err(|e| CliError::new(key).with_source(e)),
         };

@@ -130,7 +130,15 @@ fn open(config: &Config, clock: &Arc<dyn Clock>) -> Result<OpenedData, CliError>
     let mut options = OpenOptions::new(dir.to_owned(), Arc::clone(clock));
     options.limits = config.limits;
     options.cache_bytes = config.page_cache_bytes;
+    let is_new = !dir.join("store-0.sqlite").exists();
     let store = EmbeddedStore::open(options).map_err(|e| open_failure(dir, e))?;
+    if !is_new && config.lacks_signing_key() {
+        tracing::warn!(
+            dir = %dir.display(),
+            "the signing key token.key is missing; a new one is made, with which tokens, receipts \
+             and cursors from before cannot be read"
+        );
+    }
     let keys = config.signing_keys().map_err(CliError::new)?;
     let scanner = Arc::clone(&store) as Arc<dyn ShardScanner>;
     let index = TantivyIndex::open(

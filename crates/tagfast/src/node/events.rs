@@ -185,7 +185,7 @@ impl PipelineDeps<'_> {
                 tracing::warn!(error = %ErrorChain(&error), "search is unavailable until OpenSearch answers")
             }
             Err(_) => {
-                tracing::warn!(url = search.url, "search is unavailable until OpenSearch answers")
+                tracing::warn!(url = %search.url, "search is unavailable until OpenSearch answers")
             }
         }
         Ok(index)
@@ -207,7 +207,9 @@ fn lock_data_dir(dir: &Path) -> Result<File, CliError> {
     let failed = |e: std::io::Error| {
         CliError::new(format!("cannot use the data directory {}: {e}", dir.display()))
     };
-    std::fs::create_dir_all(dir).map_err(failed)?;
+    tagfast_store_embedded::make_private(dir).map_err(|e| {
+        CliError::new(format!("cannot use the data directory {}", dir.display())).with_source(e)
+    })?;
     let file = File::create(dir.join("cluster.lock")).map_err(failed)?;
     file.try_lock().map_err(|_| {
         CliError::new(format!("another process uses the data directory {}", dir.display()))

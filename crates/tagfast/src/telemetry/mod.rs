@@ -3,21 +3,38 @@
 //! Logs go to stderr: text on a terminal, JSON otherwise. Metrics are rendered by `/metrics`
 //! itself; no second listener. Traces are off unless an OTLP endpoint is configured. None of them
 //! can stop the service: a log that cannot be written and a collector that does not answer are
-//! ignored.
+//! ignored. No secret of a URL reaches a log, whichever library writes it.
 
 pub(crate) mod metrics;
 pub(crate) mod process;
 pub(crate) mod trace;
 pub(crate) mod traced_sink;
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 
 use tagfast_client::error::CliError;
+use tagfast_resilience::secret::scrubbed;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer, fmt};
 
 use crate::config::{LogConfig, LogFormat, TelemetryConfig};
+
+/// stderr, without what may be secret in URLs: libraries log the addresses that they were given.
+struct ScrubbedStderr;
+
+impl Write for ScrubbedStderr {
+    /// Takes a whole event at once, as the layer of logs writes it.
+    fn write(&mut self, event: &[u8]) -> std::io::Result<usize> {
+        let text = String::from_utf8_lossy(event);
+        std::io::stderr().lock().write_all(scrubbed(&text).as_bytes())?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
+    }
+}
 
 /// Starts logging, and tracing if it is configured. A process may call this once, and must do so
 /// within a tokio runtime, which the exporter uses.
@@ -36,7 +53,7 @@ pub(crate) fn start(
         LogFormat::Text => true,
         LogFormat::Json => false,
     };
-    let lines = fmt::layer().with_writer(std::io::stderr);
+    let lines = fmt::layer().with_writer(|| ScrubbedStderr);
     let lines = if text {
         lines.with_ansi(terminal).with_target(false).boxed()
     } else {

@@ -12,6 +12,8 @@ use async_trait::async_trait;
 use axum::extract::Request;
 use axum::middleware::Next;
 use axum::response::Response;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator as _};
 use opentelemetry::trace::{TraceContextExt as _, TracerProvider as _};
 use opentelemetry_http::{Bytes, HttpClient, HttpError};
@@ -19,9 +21,10 @@ use opentelemetry_otlp::{WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+use percent_encoding::percent_decode_str;
 use tagfast_client::error::CliError;
 use tagfast_domain::ContentKey;
-use tagfast_resilience::ErrorChain;
+use tagfast_resilience::{Address, ErrorChain};
 use tracing::Instrument as _;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::Layer;
@@ -47,15 +50,19 @@ impl Traces {
         let failed = |e: Box<dyn std::error::Error + Send + Sync>| {
             CliError::new(format!("cannot export traces to {endpoint}")).with_source(e)
         };
+        let Target { url, headers } = Target::of(endpoint).ok_or_else(|| {
+            CliError::usage(format!("telemetry.otlp_endpoint {endpoint} is no URL"))
+        })?;
         let http = reqwest::Client::builder()
             .timeout(EXPORT_TIMEOUT)
+            .default_headers(headers)
             .build()
             .map_err(|e| failed(e.into()))?;
         let handle = tokio::runtime::Handle::current();
         let exporter = opentelemetry_otlp::SpanExporter::builder()
             .with_http()
             .with_http_client(OnRuntime { handle, http })
-            .with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/')))
+            .with_endpoint(url)
             .with_timeout(EXPORT_TIMEOUT)
             .build()
             .map_err(|e| failed(e.into()))?;
@@ -184,6 +191,34 @@ impl Extractor for Headers<'_> {
     }
 }
 
+/// Where traces are sent, with the user and password of the endpoint as a header.
+struct Target {
+    url: String,
+    headers: http::HeaderMap,
+}
+
+impl Target {
+    /// `None`: the endpoint is no URL.
+    fn of(endpoint: &Address) -> Option<Self> {
+        let mut url = reqwest::Url::parse(endpoint.expose()).ok()?;
+        let mut headers = http::HeaderMap::new();
+        if !url.username().is_empty() || url.password().is_some() {
+            let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+            let user = decoded(url.username());
+            let login = format!("{user}:{}", decoded(url.password().unwrap_or_default()));
+            let mut value =
+                http::HeaderValue::try_from(format!("Basic {}", STANDARD.encode(login))).ok()?;
+            value.set_sensitive(true);
+            headers.insert(http::header::AUTHORIZATION, value);
+            url.set_username("").ok()?;
+            url.set_password(None).ok()?;
+        }
+        let path = format!("{}/v1/traces", url.path().trim_end_matches('/'));
+        url.set_path(&path);
+        Some(Self { url: url.into(), headers })
+    }
+}
+
 /// An HTTP client whose calls run on our runtime, whichever thread makes them.
 #[derive(Debug, Clone)]
 struct OnRuntime {
@@ -207,6 +242,7 @@ impl HttpClient for OnRuntime {
             *answer.status_mut() = status;
             Ok::<_, reqwest::Error>(answer)
         };
-        Ok(self.handle.spawn(call).await??)
+        // The URL may hold a key.
+        Ok(self.handle.spawn(call).await?.map_err(reqwest::Error::without_url)?)
     }
 }

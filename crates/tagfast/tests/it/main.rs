@@ -3,6 +3,7 @@
 
 mod backup;
 mod commands;
+mod configuration;
 mod crash;
 mod damage;
 mod dead_letters;
@@ -11,6 +12,7 @@ mod golden;
 mod lifecycle;
 mod main_job;
 mod races;
+mod secrets;
 mod support;
 mod tenants;
 mod traces;

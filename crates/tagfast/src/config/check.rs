@@ -1,0 +1,115 @@
+//! What only the machine can show of a configuration: files that are missing or hold something
+//! else, a data directory that cannot be used, an address of a different machine.
+//!
+//! `serve` and `config check` both begin with it, so that they agree. It changes nothing.
+//!
+//! How it fails: every fault is found at once, and names its key.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+
+use jsonwebtoken::DecodingKey;
+use jsonwebtoken::jwk::Jwk;
+use tagfast_api::JwksSource;
+use tagfast_resilience::{ErrorChain, private_files};
+
+use super::postgres::authorities;
+use super::secrets::read_key;
+use super::settings::Config;
+
+/// What this machine lacks for a configuration, one text each.
+pub fn machine_faults(config: &Config) -> Vec<String> {
+    let mut faults: Vec<String> =
+        config.signing_key_files.iter().filter_map(|file| read_key(file).err()).collect();
+    let own_key = config.default_signing_key();
+    if config.signing_key_files.is_empty() && own_key.exists() {
+        faults.extend(read_key(&own_key).err());
+    }
+    faults.extend(config.auth().err());
+    if let Some(JwksSource::File(file)) = config.jwks.expose()
+        && let Err(why) = check_key_set(file)
+    {
+        faults.push(format!("auth.jwks {}: {why}", file.display()));
+    }
+    let webhook = config.dead_letters.webhook.as_ref();
+    faults.extend(webhook.and_then(|webhook| webhook.secret().err()));
+    if let Some(postgres) = &config.postgres {
+        faults.extend(postgres.password().err());
+        faults.extend(postgres.tls().err());
+        if let Some(kafka) = &postgres.kafka {
+            let file = kafka.tls_ca_file.as_deref();
+            faults.extend(file.and_then(|file| authorities("kafka.tls_ca_file", file).err()));
+            faults.extend(kafka.sasl.as_ref().and_then(|sasl| sasl.password().err()));
+        }
+    }
+    faults.extend(check_data_dir(&config.data_dir).err());
+    // Port 0: a server that runs already holds the other one.
+    if let Err(error) = TcpListener::bind((config.listen.ip(), 0)) {
+        faults.push(format!("server.listen is {}: {error}", config.listen));
+    }
+    faults
+}
+
+/// Files with secrets that other users can read. They are used all the same: the mounted secrets of
+/// containers cannot be narrower.
+pub fn machine_notes(config: &Config) -> Vec<String> {
+    let postgres = config.postgres.as_ref();
+    let sasl = postgres.and_then(|p| p.kafka.as_ref()).and_then(|kafka| kafka.sasl.as_ref());
+    let webhook = config.dead_letters.webhook.as_ref();
+    let files = [
+        ("auth.hs256_secret_file", config.hs256_secret_file.as_ref()),
+        ("store.password_file", postgres.map(|postgres| &postgres.password_file)),
+        ("kafka.sasl_password_file", sasl.map(|sasl| &sasl.password_file)),
+        ("dead_letters.webhook_secret_file", webhook.and_then(|w| w.secret_file.as_ref())),
+    ];
+    let keys = config.signing_key_files.iter().map(|file| ("server.signing_key_file", Some(file)));
+    let note = |(key, file): (&str, Option<&PathBuf>)| {
+        let file = file?;
+        let mode = private_files::readable_by_others(file)?;
+        let file = file.display();
+        Some(format!(
+            "{key} {file} has mode {mode:04o}: other users can read the secret; run `chmod 600`"
+        ))
+    };
+    files.into_iter().chain(keys).filter_map(note).collect()
+}
+
+/// Whether a file is a key set with a key that can verify tokens.
+fn check_key_set(file: &Path) -> Result<(), String> {
+    if !file.is_file() {
+        return Err("there is no such file".to_owned());
+    }
+    let bytes = std::fs::read(file).map_err(|e| e.to_string())?;
+    let set: serde_json::Value =
+        serde_json::from_slice(&bytes).map_err(|e| format!("it is not a JSON Web Key Set: {e}"))?;
+    let Some(keys) = set["keys"].as_array() else {
+        return Err("it is not a JSON Web Key Set: it has no list \"keys\"".to_owned());
+    };
+    let usable = |key: &serde_json::Value| {
+        let jwk: Option<Jwk> = serde_json::from_value(key.clone()).ok();
+        key["kty"] != "oct" && jwk.is_some_and(|jwk| DecodingKey::from_jwk(&jwk).is_ok())
+    };
+    if keys.iter().any(usable) {
+        return Ok(());
+    }
+    Err(format!("none of its {} keys can verify tokens", keys.len()))
+}
+
+/// Whether a directory can be used as the data directory, or be made.
+fn check_data_dir(dir: &Path) -> Result<(), String> {
+    let place = || format!("store.data_dir {}", dir.display());
+    let absolute = std::path::absolute(dir).map_err(|e| format!("{}: {e}", place()))?;
+    let there = absolute.ancestors().find(|path| path.symlink_metadata().is_ok());
+    let there = there.unwrap_or(Path::new("/"));
+    if !there.is_dir() {
+        return Err(format!("{}: {} is not a directory", place(), there.display()));
+    }
+    let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+    rustix::fs::access(there, access)
+        .map_err(|e| format!("{}: {} cannot be written: {e}", place(), there.display()))?;
+    if there == absolute {
+        tagfast_store_embedded::check_private(dir)
+            .map_err(|e| format!("{}: {}", place(), ErrorChain(&e)))?;
+    }
+    Ok(())
+}
