@@ -17,6 +17,7 @@ mod gzip;
 mod handlers;
 mod headers;
 mod jwks;
+mod key_bindings;
 mod last_good;
 mod metric;
 mod middleware;

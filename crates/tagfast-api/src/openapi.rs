@@ -147,7 +147,11 @@ fn complete_operation(path: &str, method: &str, operation: &mut Operation) {
     if writes {
         parameters.push(RefOr::T(header(
             "Idempotency-Key",
-            "Makes a retry harmless for at least ten minutes.",
+            "Makes a retry harmless: for at least ten minutes the same request with the same key \
+             gets the first answer, whatever it was (also 412 and 422), and does nothing. A key \
+             belongs to its tenant and user, and to the call, the contents, `If-Match` and the \
+             set of tags that it came with first; with others it is refused with 422 \
+             `idempotency_key_reused`.",
             text().pattern(Some("^[!-~]{1,255}$")).min_length(Some(1)).max_length(Some(255)),
         )));
         parameters.push(RefOr::T(header(

@@ -15,7 +15,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use tagfast_domain::{
-    Content, ContentId, ContentKey, ContentType, TenantId, UnixMillis, Version, WriteId,
+    Call, Content, ContentId, ContentKey, ContentType, TenantId, UnixMillis, Version, WriteId,
 };
 use tagfast_resilience::{Criticality, counter};
 use tagfast_store::{Consistency, ConsistencyToken, Durability, ReadOptions};
@@ -218,8 +218,27 @@ impl ApiRequest {
         HeaderValue::try_from(token.seal(&self.services().sealer, self.tenant())).ok()
     }
 
-    /// The id of write number `item` of this request: derived from the idempotency key, random
-    /// without one.
+    /// Refuses an idempotency key that came first with a different call or different contents.
+    /// Called when the request is known to be valid, so that a mistake in it does not use up the
+    /// key.
+    pub(crate) fn bind_key<'a>(
+        &self,
+        idempotency_key: Option<&str>,
+        call: Call,
+        contents: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<(), Problem> {
+        let Some(key) = idempotency_key else { return Ok(()) };
+        // No item of a batch has this number.
+        let key = WriteId::derived(self.tenant(), &self.caller.user, key, u32::MAX);
+        if self.state.key_bindings.bind(key, call, contents, self.now()) {
+            return Ok(());
+        }
+        let detail = "the key came with a different call or different contents before";
+        Err(Problem::new(Code::IdempotencyKeyReused, detail))
+    }
+
+    /// The id of write number `item` of this request on one content: derived from the idempotency
+    /// key, random without one.
     pub(crate) fn write_id(&self, idempotency_key: Option<&str>, item: u32) -> WriteId {
         match idempotency_key {
             Some(key) => WriteId::derived(self.tenant(), &self.caller.user, key, item),

@@ -46,7 +46,7 @@ fn document(tags: u64) -> Document {
             &mut doc,
             &write(n, &format!("some-tag-{n}")),
             None,
-            &ApplyContext { epoch: &epoch, now, limits: &limits },
+            &ApplyContext { epoch: &epoch, now, limits: &limits, call: None },
         );
     }
     doc
@@ -67,7 +67,8 @@ fn main() {
         let epoch = Epoch { id: EpochId([1; 16]), ordinal: EpochOrdinal(1_800_000_000_000) };
         let limits = Limits { tags_per_content: 200 };
         let next = write(1000, "one-more");
-        let context = ApplyContext { epoch: &epoch, now: 1_800_000_900_000, limits: &limits };
+        let now = 1_800_000_900_000;
+        let context = ApplyContext { epoch: &epoch, now, limits: &limits, call: None };
         measure(&format!("clone and apply, {tags} tags"), || {
             apply(&mut doc.clone(), &next, None, &context)
         });

@@ -1,17 +1,19 @@
-//! The one function that changes a document. Every store calls it and nothing else does.
+//! The one function that changes a document, and the memory of writes that changed nothing. Every
+//! store calls them and nothing else does.
 //!
 //! The rules behind each branch (stamping of no-ops, conditional writes that decide every tagging,
 //! pruning that raises `absent_since`) exist so that a repair after a failover can merge two
 //! histories; see the invariants in ARCHITECTURE.md. `apply` is atomic: a refused write leaves the
-//! document unchanged.
+//! document unchanged. A write with an idempotency key that made no version is remembered in the
+//! document all the same ([`remember`]): its retry must not be decided again by a later state.
 
 use crate::limits::{RECENT_WRITES, TOMBSTONE_AGE_MS, TOMBSTONES, WRITE_ID_MEMORY_MS};
 use crate::{
-    Document, Effect, Epoch, Limits, Operation, RecentWrite, Tag, TagName, Tagging, UnixMillis,
-    Version, Write,
+    Call, Document, Effect, Epoch, Limits, Operation, RecentWrite, RecordedOutcome, Tag, TagName,
+    Tagging, UnixMillis, Version, Write,
 };
 
-/// The environment of [`apply`]: epoch, time and limits.
+/// The environment of [`apply`]: epoch, time, limits and the call.
 #[derive(Debug, Clone, Copy)]
 pub struct ApplyContext<'a> {
     /// The epoch the write commits in.
@@ -20,6 +22,9 @@ pub struct ApplyContext<'a> {
     pub now: UnixMillis,
     /// The limits in force.
     pub limits: &'a Limits,
+    /// The call that brought the write, if it has an idempotency key: the key is bound to it.
+    /// `None`: the write has an id of its own.
+    pub call: Option<Call>,
 }
 
 /// The result of applying one write.
@@ -35,20 +40,22 @@ pub enum Outcome {
         /// its `applied` table.
         evicted: Vec<RecentWrite>,
     },
-    /// Nothing changed; the store must not write.
+    /// Nothing changed; the store must not write anything but what [`remember`] recorded.
     Unchanged {
         /// The document's current version.
         version: Version,
     },
-    /// The write id was applied before; the caller gets the first answer again.
+    /// The write id is known; the caller gets the first answer again.
     Repeated {
-        /// The version that the first attempt made.
+        /// The version that the first attempt made, or found when it changed nothing.
         version: Version,
         /// What the first attempt changed.
         effect: Effect,
     },
     /// The write was refused; the document is unchanged.
     Refused(Refusal),
+    /// The write id is known, and its first attempt was refused for this reason.
+    RefusedAgain(Refusal),
 }
 
 /// Why a write was refused.
@@ -79,12 +86,8 @@ pub fn apply(
     prior: Option<&RecentWrite>,
     ctx: &ApplyContext<'_>,
 ) -> Outcome {
-    let fingerprint = write.operation.fingerprint(write.if_match);
     if let Some(before) = doc.recent_write(write.id).or(prior) {
-        if before.fingerprint != fingerprint {
-            return Outcome::Refused(Refusal::WriteIdReused);
-        }
-        return Outcome::Repeated { version: before.version, effect: before.effect.clone() };
+        return answer_again(before, write, ctx);
     }
     if let Some(expected) = write.if_match
         && expected != doc.version
@@ -108,8 +111,54 @@ pub fn apply(
     apply_operation(doc, write, version, ctx.now);
     doc.version = version;
     prune(doc, ctx.now);
-    let evicted = record_write(doc, write, fingerprint, &effect, ctx.now);
+    let evicted = record(doc, write, RecordedOutcome::Written, effect.clone(), ctx);
     Outcome::Written { version, effect, evicted }
+}
+
+/// Records the outcome that [`apply`] decided for a write with an idempotency key, if the write
+/// made no version: the document changes, its version does not. The store must persist the
+/// document without an event, guarded against every other change of it, and the returned write ids
+/// as those of [`Outcome::Written`]. `None`: there is nothing to remember.
+pub fn remember(
+    doc: &mut Document,
+    write: &Write,
+    outcome: &Outcome,
+    ctx: &ApplyContext<'_>,
+) -> Option<Vec<RecentWrite>> {
+    ctx.call?;
+    let recorded = match *outcome {
+        Outcome::Unchanged { .. } => RecordedOutcome::Unchanged,
+        Outcome::Refused(Refusal::VersionMismatch { .. }) => RecordedOutcome::VersionMismatch,
+        Outcome::Refused(Refusal::TooManyTags { allowed, given }) => {
+            RecordedOutcome::TooManyTags { allowed, given }
+        }
+        Outcome::Written { .. }
+        | Outcome::Repeated { .. }
+        | Outcome::RefusedAgain(_)
+        | Outcome::Refused(Refusal::WriteIdReused) => return None,
+    };
+    Some(record(doc, write, recorded, Effect::default(), ctx))
+}
+
+/// The first answer of a write id, if it comes with the same request again.
+fn answer_again(before: &RecentWrite, write: &Write, ctx: &ApplyContext<'_>) -> Outcome {
+    let fingerprint = |call| write.operation.fingerprint(write.if_match, call);
+    // Without a call: a record of a program that did not bind keys to calls.
+    if before.fingerprint != fingerprint(ctx.call) && before.fingerprint != fingerprint(None) {
+        return Outcome::Refused(Refusal::WriteIdReused);
+    }
+    let version = before.version;
+    match before.outcome {
+        RecordedOutcome::Written | RecordedOutcome::Unchanged => {
+            Outcome::Repeated { version, effect: before.effect.clone() }
+        }
+        RecordedOutcome::VersionMismatch => {
+            Outcome::RefusedAgain(Refusal::VersionMismatch { current: version })
+        }
+        RecordedOutcome::TooManyTags { allowed, given } => {
+            Outcome::RefusedAgain(Refusal::TooManyTags { allowed, given })
+        }
+    }
 }
 
 fn effect_of(doc: &Document, operation: &Operation) -> Effect {
@@ -227,23 +276,31 @@ fn prune(doc: &mut Document, now: UnixMillis) {
     }
 }
 
-fn record_write(
+/// Adds a write to the recent ones, and evicts the expired and the excess ones, oldest first. The
+/// newest write that made a version stays: it tells when the document was committed.
+fn record(
     doc: &mut Document,
     write: &Write,
-    fingerprint: u64,
-    effect: &Effect,
-    now: UnixMillis,
+    outcome: RecordedOutcome,
+    effect: Effect,
+    ctx: &ApplyContext<'_>,
 ) -> Vec<RecentWrite> {
-    doc.recent.retain(|w| now.saturating_sub(w.at) < WRITE_ID_MEMORY_MS);
-    doc.recent.push(RecentWrite {
-        id: write.id,
-        fingerprint,
-        version: doc.version,
-        at: now,
-        effect: effect.clone(),
-    });
-    let excess = doc.recent.len().saturating_sub(RECENT_WRITES);
-    let evicted: Vec<RecentWrite> = doc.recent.drain(..excess).collect();
+    let now = ctx.now;
+    let fingerprint = write.operation.fingerprint(write.if_match, ctx.call);
+    let version = doc.version;
+    doc.recent.push(RecentWrite { id: write.id, fingerprint, version, at: now, effect, outcome });
+    let newest_written = doc
+        .recent
+        .iter()
+        .rposition(|w| w.outcome == RecordedOutcome::Written)
+        .map(|n| doc.recent[n].id);
+    let is_kept = |w: &RecentWrite| Some(w.id) == newest_written;
+    doc.recent.retain(|w| now.saturating_sub(w.at) < WRITE_ID_MEMORY_MS || is_kept(w));
+    let mut evicted = Vec::new();
+    while doc.recent.len() > RECENT_WRITES {
+        let oldest = doc.recent.iter().position(|w| !is_kept(w)).unwrap_or(0);
+        evicted.push(doc.recent.remove(oldest));
+    }
     // The maximum, not the last: after the clock stepped back, earlier ids must not be forgotten
     // too soon.
     if let Some(newest) = evicted.iter().map(|w| w.at).max() {

@@ -8,20 +8,31 @@
 //! version and from its newest time, and each user once in a table, because they repeat in every
 //! tagging.
 //!
+//! Format 2 is format 1 with the outcome of each remembered write. It is written only for a
+//! document that remembers a write that made no version, so that every other document stays
+//! readable by a program that knows format 1 alone.
+//!
 //! How it fails: decoding returns [`DomainError::Undecodable`] for truncated, overlong or unordered
 //! input; it never panics and never allocates more than the input justifies.
 
 use std::sync::Arc;
 
 use crate::{
-    Change, ContentKey, Document, DomainError, Effect, EpochOrdinal, RecentWrite, TagName, Tagging,
-    TaggingsEvent, UnixMillis, UserId, Version, WriteId,
+    Change, ContentKey, Document, DomainError, Effect, EpochOrdinal, RecentWrite, RecordedOutcome,
+    TagName, Tagging, TaggingsEvent, UnixMillis, UserId, Version, WriteId,
 };
 
-/// The format of documents that this program writes.
+/// The format of documents whose remembered writes all made a version.
 pub const FORMAT: u8 = 1;
+/// The format of documents that remember a write that made no version.
+pub const FORMAT_WITH_OUTCOMES: u8 = 2;
 /// The format of events that this program writes.
 pub const EVENT_FORMAT: u8 = 1;
+
+const WRITTEN: u8 = 0;
+const UNCHANGED: u8 = 1;
+const VERSION_MISMATCH: u8 = 2;
+const TOO_MANY_TAGS: u8 = 3;
 
 const PRESENT: u8 = 1;
 const OWN_DISPLAY: u8 = 2;
@@ -38,7 +49,8 @@ pub fn encode(doc: &Document) -> Vec<u8> {
     // Never negative in a document made by `apply`. Wrapping here and in `decode` keeps every other
     // document lossless too.
     let before = |v: Version| version.wrapping_sub(v.packed());
-    out.push(FORMAT);
+    let has_outcomes = doc.recent.iter().any(|w| w.outcome != RecordedOutcome::Written);
+    out.push(if has_outcomes { FORMAT_WITH_OUTCOMES } else { FORMAT });
     varint(&mut out, version);
     varint(&mut out, before(doc.absent_since));
     varint(&mut out, before(doc.last_conditional));
@@ -53,8 +65,24 @@ pub fn encode(doc: &Document) -> Vec<u8> {
         varint(&mut out, before(w.version));
         varint(&mut out, newest.abs_diff(w.at));
         put_effect(&mut out, &w.effect);
+        if has_outcomes {
+            put_outcome(&mut out, w.outcome);
+        }
     }
     out
+}
+
+fn put_outcome(out: &mut Vec<u8>, outcome: RecordedOutcome) {
+    match outcome {
+        RecordedOutcome::Written => out.push(WRITTEN),
+        RecordedOutcome::Unchanged => out.push(UNCHANGED),
+        RecordedOutcome::VersionMismatch => out.push(VERSION_MISMATCH),
+        RecordedOutcome::TooManyTags { allowed, given } => {
+            out.push(TOO_MANY_TAGS);
+            varint(out, allowed as u64);
+            varint(out, given as u64);
+        }
+    }
 }
 
 fn put_taggings(
@@ -127,10 +155,14 @@ pub fn decode_event(key: ContentKey, bytes: &[u8]) -> Result<TaggingsEvent, Doma
     Reader { rest: bytes }.event(key).map_err(bad)
 }
 
-/// Encodes an effect, for a store's `applied` table.
-pub fn encode_effect(effect: &Effect) -> Vec<u8> {
+/// Encodes the effect and the outcome of a past write, for a store's `applied` table. The outcome
+/// of a write that made a version is left out: these rows are as they always were.
+pub fn encode_result(write: &RecentWrite) -> Vec<u8> {
     let mut out = Vec::new();
-    put_effect(&mut out, effect);
+    put_effect(&mut out, &write.effect);
+    if write.outcome != RecordedOutcome::Written {
+        put_outcome(&mut out, write.outcome);
+    }
     out
 }
 
@@ -141,14 +173,13 @@ fn put_effect(out: &mut Vec<u8>, effect: &Effect) {
     }
 }
 
-/// Decodes an effect.
+/// Decodes what [`encode_result`] encoded.
 ///
 /// # Errors
 ///
 /// [`DomainError::Undecodable`] for truncated or overlong input.
-pub fn decode_effect(bytes: &[u8]) -> Result<Effect, DomainError> {
-    let mut r = Reader { rest: bytes };
-    r.effect(&[]).and_then(|effect| r.end().map(|()| effect)).map_err(bad)
+pub fn decode_result(bytes: &[u8]) -> Result<(Effect, RecordedOutcome), DomainError> {
+    Reader { rest: bytes }.result().map_err(bad)
 }
 
 /// Decodes a document.
@@ -196,9 +227,11 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn document(mut self) -> Read<Document> {
-        if self.byte()? != FORMAT {
-            return Err("unknown format byte; a newer program wrote it");
-        }
+        let has_outcomes = match self.byte()? {
+            FORMAT => false,
+            FORMAT_WITH_OUTCOMES => true,
+            _ => return Err("unknown format byte; a newer program wrote it"),
+        };
         let version = stored_version(self.varint()?)?;
         let absent_since = self.version_before(version)?;
         let last_conditional = self.version_before(version)?;
@@ -206,7 +239,7 @@ impl<'a> Reader<'a> {
         let overflow_until = self.signed()?;
         let users = self.list(UserId::from_stored)?;
         let taggings = self.taggings(version, newest, &users)?;
-        let recent = self.recent(version, newest, &taggings)?;
+        let recent = self.recent(version, newest, &taggings, has_outcomes)?;
         self.end()?;
         Ok(Document { version, absent_since, last_conditional, overflow_until, taggings, recent })
     }
@@ -273,6 +306,7 @@ impl<'a> Reader<'a> {
         version: Version,
         newest: UnixMillis,
         taggings: &[Tagging],
+        has_outcomes: bool,
     ) -> Read<Vec<RecentWrite>> {
         let count = self.count()?;
         let mut recent = Vec::with_capacity(count.min(RESERVED_ITEMS_MAX));
@@ -281,15 +315,32 @@ impl<'a> Reader<'a> {
             let fingerprint = u64::from_le_bytes(self.array()?);
             let written = self.version_before(version)?;
             let at = self.time_before(newest)?;
-            recent.push(RecentWrite {
-                id,
-                fingerprint,
-                version: written,
-                at,
-                effect: self.effect(taggings)?,
-            });
+            let effect = self.effect(taggings)?;
+            let outcome = if has_outcomes { self.outcome()? } else { RecordedOutcome::Written };
+            recent.push(RecentWrite { id, fingerprint, version: written, at, effect, outcome });
         }
         Ok(recent)
+    }
+
+    fn outcome(&mut self) -> Read<RecordedOutcome> {
+        Ok(match self.byte()? {
+            WRITTEN => RecordedOutcome::Written,
+            UNCHANGED => RecordedOutcome::Unchanged,
+            VERSION_MISMATCH => RecordedOutcome::VersionMismatch,
+            TOO_MANY_TAGS => {
+                let (allowed, given) = (self.number()?, self.number()?);
+                RecordedOutcome::TooManyTags { allowed, given }
+            }
+            _ => return Err("unknown outcome"),
+        })
+    }
+
+    fn result(mut self) -> Read<(Effect, RecordedOutcome)> {
+        let effect = self.effect(&[])?;
+        let is_written = self.rest.is_empty();
+        let outcome = if is_written { RecordedOutcome::Written } else { self.outcome()? };
+        self.end()?;
+        Ok((effect, outcome))
     }
 
     fn byte(&mut self) -> Read<u8> {
@@ -323,6 +374,10 @@ impl<'a> Reader<'a> {
             }
         }
         Err("varint too long")
+    }
+
+    fn number(&mut self) -> Read<usize> {
+        usize::try_from(self.varint()?).map_err(|_| "number")
     }
 
     fn signed(&mut self) -> Read<i64> {

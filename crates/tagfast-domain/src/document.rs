@@ -40,6 +40,24 @@ pub struct Effect {
     pub removed: Vec<TagName>,
 }
 
+/// How a past write ended: what a retry of it is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecordedOutcome {
+    /// It made a version.
+    Written,
+    /// It changed nothing and made no version.
+    Unchanged,
+    /// `If-Match` named a version other than [`RecentWrite::version`].
+    VersionMismatch,
+    /// The content would have had more tags than the limit.
+    TooManyTags {
+        /// The limit.
+        allowed: usize,
+        /// The number of tags the content would have had.
+        given: usize,
+    },
+}
+
 /// A past write of a content, kept to make retries idempotent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecentWrite {
@@ -47,12 +65,14 @@ pub struct RecentWrite {
     pub id: WriteId,
     /// [`crate::Operation::fingerprint`] of its operation.
     pub fingerprint: u64,
-    /// The version it made.
+    /// The version it made; when it made none, the version that decided its outcome.
     pub version: Version,
-    /// When it was applied, Unix ms.
+    /// When it was decided, Unix ms.
     pub at: UnixMillis,
     /// The tags it added and removed.
     pub effect: Effect,
+    /// How it ended.
+    pub outcome: RecordedOutcome,
 }
 
 /// The state of one content. The default is a content that was never written.

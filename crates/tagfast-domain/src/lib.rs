@@ -1,8 +1,8 @@
 //! Tags, content, limits, versions, documents and events as pure types.
 //!
 //! Everything here is a pure function of its arguments: no tokio, no I/O, no clock, no randomness.
-//! Every store shares [`document::Document`] and the one function [`apply::apply`] that changes it,
-//! so two stores can never disagree about the meaning of a write.
+//! Every store shares [`document::Document`] and the one module [`apply`](mod@apply) that changes
+//! it, so two stores can never disagree about the meaning of a write.
 //!
 //! How it fails: with a [`DomainError`] that names the limit, its value and the given value. A
 //! value of a domain type has passed its rules; code downstream must not check them again.
@@ -19,12 +19,12 @@ pub mod time;
 pub mod version;
 pub mod write;
 
-pub use apply::{ApplyContext, Outcome, Refusal, apply};
+pub use apply::{ApplyContext, Outcome, Refusal, apply, remember};
 pub use content::{Content, ContentId, ContentKey, ContentType, TenantId, UserId};
-pub use document::{Document, Effect, RecentWrite, Tagging};
+pub use document::{Document, Effect, RecentWrite, RecordedOutcome, Tagging};
 pub use error::DomainError;
 pub use event::{Change, TaggingsEvent};
 pub use limits::Limits;
 pub use tag::{Origin, Tag, TagName, UNICODE_VERSION};
 pub use version::{Epoch, EpochId, EpochOrdinal, UnixMillis, Version};
-pub use write::{Operation, Write, WriteId};
+pub use write::{Call, Operation, Write, WriteId};

@@ -2,16 +2,18 @@
 //!
 //! Pure arithmetic on the proleptic Gregorian calendar; nothing here reads a clock.
 
-use crate::{Document, UnixMillis};
+use crate::{Document, RecentWrite, RecordedOutcome, UnixMillis};
 
 /// 0001-01-01 to 9999-12-31 in Unix ms: the range that RFC 3339 can express.
 const RFC3339_RANGE_MS: std::ops::RangeInclusive<i64> = -62_135_596_800_000..=253_402_300_799_999;
 
-/// The commit time of a document's newest state, Unix ms: the time of its newest remembered write,
-/// or of its newest tagging once all write ids have expired; 0 for a content never written.
+/// The commit time of a document's newest state, Unix ms: the time of the newest remembered write
+/// that made a version, or of the newest tagging when none is remembered; 0 for a content never
+/// written.
 pub fn commit_time(document: &Document) -> UnixMillis {
     let newest_tagging = || document.taggings.iter().map(|t| t.at).max();
-    document.recent.last().map(|w| w.at).or_else(newest_tagging).unwrap_or(0)
+    let made = |w: &&RecentWrite| w.outcome == RecordedOutcome::Written;
+    document.recent.iter().rev().find(made).map(|w| w.at).or_else(newest_tagging).unwrap_or(0)
 }
 
 /// `2026-01-31T23:59:59.123Z`. Times outside of years 1 to 9999 are clamped to that range.
@@ -165,14 +167,19 @@ mod tests {
         };
         document.taggings = vec![at(7), at(5)];
         assert_eq!(commit_time(&document), 7);
-        document.recent.push(crate::RecentWrite {
+        let write = |at, outcome| RecentWrite {
             id: crate::WriteId([0; 16]),
             fingerprint: 0,
             version: crate::Version::NONE,
-            at: 6,
+            at,
             effect: crate::Effect::default(),
-        });
+            outcome,
+        };
+        document.recent.push(write(6, RecordedOutcome::Written));
         assert_eq!(commit_time(&document), 6);
+        document.recent.push(write(9, RecordedOutcome::Unchanged));
+        document.recent.push(write(9, RecordedOutcome::VersionMismatch));
+        assert_eq!(commit_time(&document), 6, "a write that changed nothing is no commit");
     }
 
     #[test]

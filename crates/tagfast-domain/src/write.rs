@@ -9,8 +9,9 @@ use crate::{ContentKey, DomainError, Limits, Tag, TagName, TenantId, UserId, Ver
 pub struct WriteId(pub [u8; 16]);
 
 impl WriteId {
-    /// The id of item `item` of a request with an `Idempotency-Key`: the first 16 bytes of
-    /// SHA-256(tenant, user, key, item), so it is the same for every retry and on every node.
+    /// The id of write number `item` of a request with an `Idempotency-Key` on one content: the
+    /// first 16 bytes of SHA-256(tenant, user, key, item), so it is the same for every retry and on
+    /// every node. On different contents it names different writes.
     pub fn derived(tenant: &TenantId, user: &UserId, key: &str, item: u32) -> Self {
         let mut hash = Sha256::new();
         for part in [tenant.as_str(), user.as_str(), key] {
@@ -27,6 +28,35 @@ impl WriteId {
 impl std::fmt::Display for WriteId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&hex::encode(self.0))
+    }
+}
+
+/// The call of a write with an idempotency key. The same key in a different call is a different
+/// request, also where the effect is the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Call {
+    /// Adds one tag.
+    AddTag,
+    /// Removes one tag.
+    RemoveTag,
+    /// Adds and removes several tags.
+    Patch,
+    /// Replaces the set.
+    Replace,
+    /// One item of a batch.
+    BatchItem,
+}
+
+impl Call {
+    /// The byte of a call in a fingerprint. Never reused.
+    fn code(self) -> u8 {
+        match self {
+            Self::AddTag => b'a',
+            Self::RemoveTag => b'r',
+            Self::Patch => b'p',
+            Self::Replace => b's',
+            Self::BatchItem => b'b',
+        }
     }
 }
 
@@ -85,25 +115,42 @@ impl Operation {
         Ok(Self::Replace { tags })
     }
 
-    /// A 64-bit hash of the operation and its condition: distinguishes a retry from a reused
-    /// idempotency key.
-    pub fn fingerprint(&self, if_match: Option<Version>) -> u64 {
+    /// A 64-bit hash of the request: distinguishes a retry from a reused idempotency key. With a
+    /// call it covers the call, the condition, the canonical names as sets, and the users that an
+    /// import names; spellings, the order of the tags and the times of an import may differ.
+    /// Without one (a write with an id of its own) it covers the condition and the names in order.
+    pub fn fingerprint(&self, if_match: Option<Version>, call: Option<Call>) -> u64 {
         let mut hash = Sha256::new();
         let mut text = |kind: u8, s: &str| {
             hash.update([kind]);
             hash.update((s.len() as u32).to_be_bytes());
             hash.update(s.as_bytes());
         };
-        match self {
-            Self::Patch { add, remove } => {
-                add.iter().for_each(|t| text(b'+', t.name.as_str()));
-                remove.iter().for_each(|n| text(b'-', n.as_str()));
-            }
-            Self::Replace { tags } => {
-                text(b'=', "");
-                tags.iter().for_each(|t| text(b'=', t.name.as_str()));
+        let mut added: Vec<&Tag> = match self {
+            Self::Patch { add, .. } => add.iter().collect(),
+            Self::Replace { tags } => tags.iter().collect(),
+        };
+        let mut removed: Vec<&TagName> = match self {
+            Self::Patch { remove, .. } => remove.iter().collect(),
+            Self::Replace { .. } => Vec::new(),
+        };
+        if let Some(call) = call {
+            text(b'!', "");
+            text(call.code(), "");
+            added.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+            removed.sort_unstable();
+        }
+        let kind = if matches!(self, Self::Replace { .. }) { b'=' } else { b'+' };
+        if kind == b'=' {
+            text(kind, "");
+        }
+        for tag in added {
+            text(kind, tag.name.as_str());
+            if let (Some(origin), Some(_)) = (&tag.origin, call) {
+                text(b'@', origin.by.as_str());
             }
         }
+        removed.iter().for_each(|n| text(b'-', n.as_str()));
         if let Some(version) = if_match {
             text(b'?', &version.to_string());
         }

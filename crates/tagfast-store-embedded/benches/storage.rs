@@ -97,7 +97,7 @@ fn request(key: ContentKey, add: Vec<Tag>, remove: Vec<Tag>) -> Result<WriteRequ
         operation,
         if_match: None,
     };
-    Ok(WriteRequest { fresh: true, ..WriteRequest::new(write) })
+    Ok(WriteRequest { keyed: None, ..WriteRequest::new(write) })
 }
 
 fn tag(n: u64) -> Result<Tag, Failure> {

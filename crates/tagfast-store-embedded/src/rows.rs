@@ -30,34 +30,31 @@ pub(crate) fn prior(
     )?;
     let row = select
         .query_row(params![stored_key, id.0.as_slice(), now - limits::WRITE_ID_MEMORY_MS], |row| {
-            let effect = codec::decode_effect(row.get_ref(1)?.as_blob()?);
-            Ok((row.get::<_, i64>(0)?, effect, row.get::<_, i64>(2)?, row.get::<_, i64>(3)?))
+            let result = codec::decode_result(row.get_ref(1)?.as_blob()?);
+            Ok((row.get::<_, i64>(0)?, result, row.get::<_, i64>(2)?, row.get::<_, i64>(3)?))
         })
         .optional()?;
-    row.map(|(fingerprint, effect, version, at)| {
+    row.map(|(fingerprint, result, version, at)| {
         let bad = |e: DomainError| {
             rusqlite::Error::FromSqlConversionFailure(1, rusqlite::types::Type::Blob, Box::new(e))
         };
         let version = Version::from_packed(version.unsigned_abs()).map_err(bad)?;
+        let (effect, outcome) = result.map_err(bad)?;
         // The fingerprint is a 64-bit hash in SQLite's signed integer.
-        Ok(RecentWrite {
-            id,
-            fingerprint: fingerprint.cast_unsigned(),
-            version,
-            at,
-            effect: effect.map_err(bad)?,
-        })
+        let fingerprint = fingerprint.cast_unsigned();
+        Ok(RecentWrite { id, fingerprint, version, at, effect, outcome })
     })
     .transpose()
 }
 
-/// Writes a changed document, its evicted write ids and its event. Returns the event's position.
+/// Writes a document, its evicted write ids and, if it has a new version, its event. Returns the
+/// event's position; `None`: there is no event.
 pub(crate) fn store(
     conn: &Connection,
     slot: &mut Slot,
     publisher_epoch: EpochOrdinal,
     now: UnixMillis,
-) -> rusqlite::Result<u64> {
+) -> rusqlite::Result<Option<u64>> {
     let version = slot.document.version;
     conn.prepare_cached(
         "INSERT INTO content (k, ver, doc) VALUES (?1, ?2, ?3)
@@ -76,12 +73,12 @@ pub(crate) fn store(
             slot.stored_key,
             w.id.0.as_slice(),
             w.fingerprint.cast_signed(),
-            codec::encode_effect(&w.effect),
+            codec::encode_result(&w),
             w.version.packed().cast_signed(),
             w.at
         ])?;
     }
-    let event = slot.take_event(now, publisher_epoch);
+    let Some(event) = slot.take_event(now, publisher_epoch) else { return Ok(None) };
     let mut insert = conn.prepare_cached(
         "INSERT INTO bus_event (stripe, key, ver, at, emit, payload) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
     )?;
@@ -93,7 +90,7 @@ pub(crate) fn store(
         publisher_epoch.0.cast_signed(),
         tagfast_events::encode(&event)
     ])?;
-    Ok(position.unsigned_abs())
+    Ok(Some(position.unsigned_abs()))
 }
 
 /// Writes the offsets of consumer groups.

@@ -68,6 +68,9 @@ ALTER TABLE letter_act RENAME TO dead_letter_audit;
 ALTER TABLE dead_letter_audit RENAME COLUMN n TO id;
 ALTER TABLE dead_letter_audit RENAME COLUMN by TO actor;
 ALTER TABLE dead_letter_audit RENAME COLUMN letters TO dead_letters;
+","
+-- No table changes. Documents may have format 2 from here on, which an older program cannot read: the version
+-- makes it refuse the file.
 "];
 
 /// The schema version that this program writes.

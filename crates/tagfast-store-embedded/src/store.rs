@@ -471,10 +471,11 @@ fn scan_rows(
     end: &[u8],
     limit: usize,
 ) -> rusqlite::Result<Vec<ScannedRow>> {
+    // Version 0: never written, but a refused write is remembered.
     let sql = if exclusive {
-        "SELECT k, doc FROM content WHERE k > ?1 AND k < ?2 ORDER BY k LIMIT ?3"
+        "SELECT k, doc FROM content WHERE k > ?1 AND k < ?2 AND ver > 0 ORDER BY k LIMIT ?3"
     } else {
-        "SELECT k, doc FROM content WHERE k >= ?1 AND k < ?2 ORDER BY k LIMIT ?3"
+        "SELECT k, doc FROM content WHERE k >= ?1 AND k < ?2 AND ver > 0 ORDER BY k LIMIT ?3"
     };
     let mut select = conn.prepare_cached(sql)?;
     select

@@ -1,9 +1,10 @@
 //! The writer of a file: one thread that applies queued writes in group commits.
 //!
 //! A batch loads every touched document once, folds its writes in order ([`WriteBatch`]), writes
-//! each changed document with ONE event, and commits with one fsync. A refused write disturbs no
-//! other. When the transaction fails nothing of it happened, and every caller gets that error; only
-//! a failed COMMIT leaves the outcome unknown.
+//! each changed document with ONE event, and commits with one fsync. A document in which only an
+//! outcome was remembered is written without an event. A refused write disturbs no other. When the
+//! transaction fails nothing of it happened, and every caller gets that error; only a failed COMMIT
+//! leaves the outcome unknown.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -235,10 +236,13 @@ impl Writer {
         let mut newest = self.file.newest.load(Ordering::Acquire);
         let mut events = 0;
         let mut positions = vec![newest; batch.slot_count()];
-        for (n, slot) in batch.changed_slots_mut() {
-            newest = rows::store(&self.conn, slot, self.epoch.ordinal, now)?;
+        for (n, slot) in batch.slots_to_store_mut() {
+            // Without an event: a write that changed nothing was remembered.
+            if let Some(position) = rows::store(&self.conn, slot, self.epoch.ordinal, now)? {
+                newest = position;
+                events += 1;
+            }
             positions[n] = newest;
-            events += 1;
         }
         // An unchanged content stands at the newest position before its place in the batch.
         for n in 1..positions.len() {
@@ -283,7 +287,7 @@ impl Writer {
                 }
                 batch.load(&write.key, stored, document);
             }
-            let prior = match batch.needs_prior(write).filter(|_| !job.request.fresh) {
+            let prior = match batch.needs_prior(write).filter(|_| job.request.keyed.is_some()) {
                 Some(slot) => rows::prior(&self.conn, &slot.stored_key, write.id, now)?,
                 None => None,
             };

@@ -22,7 +22,8 @@ use crate::refusal::unavailable;
 use crate::sql::EPOCH_CHECK;
 use crate::store::PostgresStore;
 
-const SELECT_PAGE: &str = "SELECT k, doc FROM content WHERE k > $1 AND k < $2 ORDER BY k LIMIT $3";
+const SELECT_PAGE: &str =
+    "SELECT k, doc FROM content WHERE k > $1 AND k < $2 AND ver > 0 ORDER BY k LIMIT $3";
 
 /// How long a page is retried.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tagfast_domain::{
-    ContentKey, Document, Epoch, EpochId, TagName, Tagging, TenantId, UnixMillis, Version, Write,
+    Call, ContentKey, Document, Epoch, EpochId, TagName, Tagging, TenantId, UnixMillis, Version,
+    Write,
 };
 use tagfast_sharding::LogicalShard;
 
@@ -93,9 +94,11 @@ pub struct View {
 pub struct WriteRequest {
     /// The write.
     pub write: Write,
-    /// The write id was generated for this call, so no earlier attempt exists and the store may
-    /// skip the lookup of past writes.
-    pub fresh: bool,
+    /// The call whose idempotency key the write's id was derived from: every outcome is remembered,
+    /// also when nothing changed. `None`: the id was generated for this request, so no earlier
+    /// attempt exists; the store may skip the lookup of past writes, and a write that changes
+    /// nothing costs no commit.
+    pub keyed: Option<Call>,
     /// What the write must survive before it is acknowledged.
     pub durability: Durability,
     /// When the caller stops waiting; `None`: no deadline. A write still queued then is dropped,
@@ -106,12 +109,12 @@ pub struct WriteRequest {
 }
 
 impl WriteRequest {
-    /// A write that may have been attempted before, acknowledged as [`Durability::Local`], without
-    /// a deadline and without a trace.
+    /// A write that may have been attempted before in the same call, acknowledged as
+    /// [`Durability::Local`], without a deadline and without a trace.
     pub fn new(write: Write) -> Self {
         Self {
             write,
-            fresh: false,
+            keyed: Some(Call::Patch),
             durability: Durability::Local,
             deadline: None,
             traceparent: None,
@@ -131,7 +134,7 @@ pub struct WriteAnswer {
     pub added: Vec<TagName>,
     /// Canonical names removed.
     pub removed: Vec<TagName>,
-    /// The write id was applied before; this is the first answer again.
+    /// The write id is known; this is the first answer again.
     pub repeated: bool,
     /// Identifies the write in later queries.
     pub receipt: Receipt,
@@ -184,7 +187,8 @@ pub trait TagWriter: Send + Sync {
     ///
     /// # Errors
     ///
-    /// - [`StoreError::Refused`]: a rule was broken; nothing happened.
+    /// - [`StoreError::Refused`]: a rule was broken; nothing happened. A retry of a keyed write
+    ///   gets the same refusal.
     /// - [`StoreError::NotInThisMode`]: the durability is not supported; nothing happened.
     /// - [`StoreError::Overloaded`]: the write queue, the tenant's share of it or the outbox is
     ///   full; nothing happened.

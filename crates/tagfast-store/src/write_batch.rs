@@ -3,9 +3,14 @@
 //!
 //! A group commit runs in four steps. The store loads each touched document once
 //! ([`WriteBatch::load`]), folds the requests in order ([`WriteBatch::apply`]), persists the
-//! changed slots in one transaction ([`WriteBatch::changed_slots_mut`]), and passes the positions
+//! slots to store in one transaction ([`WriteBatch::slots_to_store_mut`]), and passes the positions
 //! that the commit returned to [`WriteBatch::finish`], which completes the answers. The fold is
 //! pure: it reads no clock, no connection and no document that the store did not load.
+//!
+//! A slot is stored for one of two reasons. Its document has a new version: then an event belongs
+//! to it. Or a keyed write that changed nothing was remembered in it: then the version is the old
+//! one and there is no event. A version alone is therefore no guard of an optimistic commit: the
+//! store must also notice that the document was stored again under the same version.
 //!
 //! An answer carries [`WriteAnswer::view`] if and only if the write made a new version. That
 //! includes a stamp (a no-op confirmed in a new epoch): it changes no tag, but a cache that kept
@@ -21,7 +26,7 @@ use std::sync::Arc;
 
 use tagfast_domain::{
     ApplyContext, Change, ContentKey, Document, DomainError, Effect, Epoch, EpochOrdinal, Limits,
-    Outcome, RecentWrite, TaggingsEvent, UnixMillis, Version, Write, apply,
+    Outcome, RecentWrite, Refusal, TaggingsEvent, UnixMillis, Version, Write, apply, remember,
 };
 use tagfast_sharding::LogicalShard;
 
@@ -56,25 +61,42 @@ pub struct Slot {
     pub key: ContentKey,
     /// Its storage key, see [`stored_key`].
     pub stored_key: Vec<u8>,
-    /// The version that was loaded: the guard of an optimistic commit.
+    /// The version that was loaded: with the revision, the guard of an optimistic commit.
     pub loaded_version: Version,
+    /// How often the stored row was written, as it was loaded; 0 for a new row, and in a store
+    /// whose transactions exclude each other.
+    pub loaded_revision: u64,
     /// The document, with the batch's writes applied.
     pub document: Document,
     /// Write ids that the document evicted; the store must insert them into its `applied` table.
     pub evicted: Vec<RecentWrite>,
     changes: Vec<Change>,
+    /// A write that made no version was remembered in the document.
+    has_remembered: bool,
 }
 
 impl Slot {
-    fn new(key: ContentKey, stored_key: Vec<u8>, document: Document) -> Self {
-        let loaded_version = document.version;
-        let (evicted, changes) = (Vec::new(), Vec::new());
-        Self { key, stored_key, loaded_version, document, evicted, changes }
+    fn new(key: ContentKey, stored_key: Vec<u8>, document: Document, loaded_revision: u64) -> Self {
+        Self {
+            key,
+            stored_key,
+            loaded_version: document.version,
+            loaded_revision,
+            document,
+            evicted: Vec::new(),
+            changes: Vec::new(),
+            has_remembered: false,
+        }
     }
 
     /// Whether the document has a new version and must be stored together with an event.
     pub fn is_changed(&self) -> bool {
         self.document.version != self.loaded_version
+    }
+
+    /// Whether the document must be stored, with or without an event.
+    pub fn must_be_stored(&self) -> bool {
+        self.is_changed() || self.has_remembered
     }
 
     /// Gives the document a version of `epoch` although no tag changes, unless it has one already.
@@ -84,16 +106,21 @@ impl Slot {
         }
     }
 
-    /// The event of this commit. Takes the list of changes, so it must be called once per commit.
-    pub fn take_event(&mut self, now: UnixMillis, publisher_epoch: EpochOrdinal) -> TaggingsEvent {
-        TaggingsEvent {
+    /// The event of this commit; `None` when the document has no new version. Takes the list of
+    /// changes, so it must be called once per commit.
+    pub fn take_event(
+        &mut self,
+        now: UnixMillis,
+        publisher_epoch: EpochOrdinal,
+    ) -> Option<TaggingsEvent> {
+        self.is_changed().then(|| TaggingsEvent {
             key: self.key.clone(),
             version: self.document.version,
             at: now,
             publisher_epoch,
             tags: self.document.live().cloned().collect(),
             changes: std::mem::take(&mut self.changes),
-        }
+        })
     }
 
     fn shard(&self) -> LogicalShard {
@@ -132,7 +159,8 @@ pub struct CommitPosition {
 pub enum SlotCommit {
     /// The slot was committed, or had nothing to commit.
     Committed(CommitPosition),
-    /// The stored version was no longer `loaded_version`: nothing of this slot was written.
+    /// The stored version or revision was no longer the loaded one: nothing of this slot was
+    /// written.
     LostRace,
 }
 
@@ -194,11 +222,23 @@ impl<'a> WriteBatch<'a> {
         stored_key: Vec<u8>,
         document: Result<Document, DomainError>,
     ) {
+        self.load_revision(key, stored_key, 0, document);
+    }
+
+    /// [`WriteBatch::load`] for a store that counts how often each row was written.
+    pub fn load_revision(
+        &mut self,
+        key: &'a ContentKey,
+        stored_key: Vec<u8>,
+        revision: u64,
+        document: Result<Document, DomainError>,
+    ) {
         if self.is_loaded(key) {
             return;
         }
         self.index.insert(key, self.slots.len());
-        self.slots.push(document.map(|document| Slot::new(key.clone(), stored_key, document)));
+        let slot = |document| Slot::new(key.clone(), stored_key, document, revision);
+        self.slots.push(document.map(slot));
     }
 
     /// The slot of `write` when the store must look up the write's id in its `applied` table before
@@ -237,10 +277,10 @@ impl<'a> WriteBatch<'a> {
         self.slots.iter_mut().enumerate().filter_map(|(n, slot)| Some((n, slot.as_mut().ok()?)))
     }
 
-    /// The slots that must be written, with their numbers, in load order.
-    pub fn changed_slots_mut(&mut self) -> impl Iterator<Item = (usize, &mut Slot)> {
+    /// The slots that must be stored, with their numbers, in load order.
+    pub fn slots_to_store_mut(&mut self) -> impl Iterator<Item = (usize, &mut Slot)> {
         self.slots.iter_mut().enumerate().filter_map(|(n, slot)| match slot {
-            Ok(slot) if slot.is_changed() => Some((n, slot)),
+            Ok(slot) if slot.must_be_stored() => Some((n, slot)),
             Ok(_) | Err(_) => None,
         })
     }
@@ -288,10 +328,21 @@ fn apply_to(
     let write = &request.write;
     let evicted = slot.evicted.iter().find(|evicted| evicted.id == write.id).cloned();
     let prior = evicted.as_ref().or(prior);
-    let domain = ApplyContext { epoch: context.epoch, now: context.now, limits: context.limits };
+    let domain = ApplyContext {
+        epoch: context.epoch,
+        now: context.now,
+        limits: context.limits,
+        call: request.keyed,
+    };
+    let outcome = apply(&mut slot.document, write, prior, &domain);
+    if let Some(evicted) = remember(&mut slot.document, write, &outcome, &domain) {
+        slot.has_remembered = true;
+        slot.evicted.extend(evicted);
+    }
+    let refused = |refusal: Refusal| (Err(StoreError::Refused(refusal)), false);
     let mut made_version = false;
-    let (version, effect, repeated) = match apply(&mut slot.document, write, prior, &domain) {
-        Outcome::Refused(refusal) => return (Err(StoreError::Refused(refusal)), false),
+    let (version, effect, repeated) = match outcome {
+        Outcome::Refused(refusal) | Outcome::RefusedAgain(refusal) => return refused(refusal),
         Outcome::Unchanged { version } => (version, Effect::default(), false),
         Outcome::Repeated { version, effect } => (version, effect, true),
         Outcome::Written { version, effect, evicted } => {

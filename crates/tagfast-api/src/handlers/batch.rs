@@ -1,9 +1,11 @@
 //! Many contents in one request; each item succeeds or fails alone.
 
+use std::collections::HashMap;
+
 use axum::response::Response;
 use http::header;
 use tagfast_domain::time::parse_rfc3339;
-use tagfast_domain::{ContentKey, Operation, Origin, Tag, TagName, UnixMillis, UserId};
+use tagfast_domain::{Call, ContentKey, Operation, Origin, Tag, TagName, UnixMillis, UserId};
 use tagfast_resilience::Criticality;
 use tagfast_sharding::ContentHash;
 use tagfast_store::{ConsistencyToken, View, WriteAnswer, WriteRequest};
@@ -119,18 +121,23 @@ pub(crate) async fn batch_tag(Write(mut request, _): Write) -> Result<Response, 
         return Err(headers::bad(&header::IF_MATCH, "a batch takes no condition"));
     }
 
+    let mut contents: Vec<(&str, &str)> =
+        batch.items.iter().map(|i| (i.0.content_type.as_str(), i.0.id.as_str())).collect();
+    contents.sort_unstable();
+    request.bind_key(write_headers.idempotency_key, Call::BatchItem, contents)?;
+
+    let mut occurrences = HashMap::new();
     let parsed: Vec<Result<tagfast_domain::Write, Problem>> = batch
         .items
         .iter()
-        .enumerate()
-        .map(|(n, item)| parse_item(&request, &write_headers, n, &item.0))
+        .map(|item| parse_item(&request, &write_headers, &mut occurrences, &item.0))
         .collect();
     let writes: Vec<WriteRequest> = parsed
         .iter()
         .filter_map(|w| w.as_ref().ok())
         .map(|write| WriteRequest {
             write: write.clone(),
-            fresh: write_headers.idempotency_key.is_none(),
+            keyed: write_headers.idempotency_key.map(|_| Call::BatchItem),
             durability: write_headers.durability,
             deadline: Some(request.deadline),
             traceparent: write_headers.traceparent.clone(),
@@ -187,15 +194,20 @@ fn imports(item: &TagItem) -> bool {
 fn parse_item(
     request: &ApiRequest,
     headers: &WriteHeaders<'_>,
-    n: usize,
+    occurrences: &mut HashMap<ContentKey, u32>,
     item: &TagItem,
 ) -> Result<tagfast_domain::Write, Problem> {
     let key = request.content_key(&item.content_type, &item.id)?;
+    // Items are counted per content: a key that comes to a content again, alone or at another place
+    // of a batch, is the same id there, so the store knows it.
+    let occurrence = occurrences.entry(key.clone()).or_default();
+    let id = request.write_id(headers.idempotency_key, *occurrence);
+    *occurrence += 1;
     let now = request.now();
     let add = item.add.iter().map(|t| parse_tag(t, request, now)).collect::<Result<Vec<_>, _>>()?;
     let remove = item.remove.iter().map(|t| TagName::parse(t)).collect::<Result<Vec<_>, _>>()?;
     Ok(tagfast_domain::Write {
-        id: request.write_id(headers.idempotency_key, n as u32),
+        id,
         key,
         user: request.caller.user.clone(),
         operation: Operation::patch(add, remove, &request.services().domain_limits)?,

@@ -2,7 +2,7 @@
 
 use axum::response::Response;
 use http::{HeaderValue, StatusCode, header};
-use tagfast_domain::{ContentKey, Operation, Tag, TagName, Version};
+use tagfast_domain::{Call, ContentKey, Operation, Tag, TagName, Version};
 use tagfast_resilience::Criticality;
 use tagfast_sharding::ContentHash;
 use tagfast_store::{ConsistencyToken, WriteAnswer, WriteRequest};
@@ -83,7 +83,7 @@ pub(crate) async fn add_tag(Write(request, _): Write) -> Result<Response, Proble
     let key = ContentPath::key(&request)?;
     let tag = TagPath::tag(&request, 6)?;
     let operation = Operation::patch(vec![tag], Vec::new(), &request.services().domain_limits)?;
-    write(&request, key, operation).await
+    write(&request, Call::AddTag, key, operation).await
 }
 
 /// Removes one tag
@@ -100,7 +100,7 @@ pub(crate) async fn remove_tag(Write(request, _): Write) -> Result<Response, Pro
     let key = ContentPath::key(&request)?;
     let tag = TagPath::name(&request, 6)?;
     let operation = Operation::patch(Vec::new(), vec![tag], &request.services().domain_limits)?;
-    write(&request, key, operation).await
+    write(&request, Call::RemoveTag, key, operation).await
 }
 
 /// Adds and removes tags in one write
@@ -120,7 +120,7 @@ pub(crate) async fn patch_tags(Write(mut request, _): Write) -> Result<Response,
     let add = body.add.iter().map(|t| Tag::parse(t)).collect::<Result<_, _>>()?;
     let remove = body.remove.iter().map(|t| TagName::parse(t)).collect::<Result<_, _>>()?;
     let operation = Operation::patch(add, remove, &request.services().domain_limits)?;
-    write(&request, key, operation).await
+    write(&request, Call::Patch, key, operation).await
 }
 
 /// Replaces the set of tags
@@ -139,15 +139,18 @@ pub(crate) async fn replace_tags(Write(mut request, _): Write) -> Result<Respons
     let body: ReplaceTags = request.json().await?;
     let tags = body.tags.iter().map(|t| Tag::parse(t)).collect::<Result<_, _>>()?;
     let operation = Operation::replace(tags, &request.services().domain_limits)?;
-    write(&request, key, operation).await
+    write(&request, Call::Replace, key, operation).await
 }
 
 async fn write(
     request: &ApiRequest,
+    call: Call,
     key: ContentKey,
     operation: Operation,
 ) -> Result<Response, Problem> {
     let headers = request.write_headers()?;
+    let content = (key.content.content_type.as_str(), key.content.content_id.as_str());
+    request.bind_key(headers.idempotency_key, call, [content])?;
     let write = WriteRequest {
         write: tagfast_domain::Write {
             id: request.write_id(headers.idempotency_key, 0),
@@ -156,7 +159,7 @@ async fn write(
             operation,
             if_match: headers.if_match,
         },
-        fresh: headers.idempotency_key.is_none(),
+        keyed: headers.idempotency_key.map(|_| call),
         durability: headers.durability,
         deadline: Some(request.deadline),
         traceparent: headers.traceparent,

@@ -149,10 +149,11 @@ codes! {
     TooManyTags = "too_many_tags" 422 "The content would have too many tags"
         "After the write the content would exceed the limit `tags_per_content`; nothing was \
          changed."
-        "Remove tags first.";
+        "Remove tags first, and use a new `Idempotency-Key`: the old one gets this answer again.";
     IdempotencyKeyReused = "idempotency_key_reused" 422
         "The idempotency key was used for a different write"
-        "The same `Idempotency-Key` came with a different operation within the last ten minutes."
+        "The same `Idempotency-Key` came with a different call, content or operation within the \
+         last ten minutes."
         "Use a new key for a new operation.";
     BatchTooLarge = "batch_too_large" 422 "The batch has too many items"
         "The batch exceeds the limit `batch_items`."

@@ -12,6 +12,7 @@ mod freshness;
 mod limits;
 mod openapi;
 mod problems;
+mod retries;
 mod search;
 mod server;
 mod support;

@@ -40,7 +40,7 @@ pub(crate) fn add(key: &ContentKey, tag: &str, by: &str) -> WriteRequest {
     let mut id = [0; 16];
     getrandom::fill(&mut id).expect("random bytes");
     WriteRequest {
-        fresh: true,
+        keyed: None,
         ..WriteRequest::new(Write {
             id: WriteId(id),
             key: key.clone(),

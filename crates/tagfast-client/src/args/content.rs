@@ -42,7 +42,7 @@ pub struct ApplyArgs {
     /// Print the receipt instead of what changed.
     #[arg(long)]
     pub receipt: bool,
-    /// Key of this write: repeating it with the same key has no second effect.
+    /// Key of this write: repeating it with the same key gets the first answer and does nothing.
     #[arg(long)]
     pub idempotency_key: Option<String>,
     /// The server and the caller.

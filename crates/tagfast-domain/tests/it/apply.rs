@@ -16,6 +16,7 @@ struct Fixture {
     epoch: Epoch,
     now: UnixMillis,
     limits: Limits,
+    call: Option<Call>,
     applied: HashMap<WriteId, RecentWrite>,
 }
 
@@ -26,6 +27,7 @@ impl Fixture {
             epoch: epoch(0),
             now: T0,
             limits: Limits::default(),
+            call: None,
             applied: HashMap::new(),
         }
     }
@@ -33,21 +35,29 @@ impl Fixture {
     fn apply(&mut self, write: &Write) -> Outcome {
         let prior =
             self.applied.get(&write.id).filter(|_| self.doc.overflow_until > self.now).cloned();
-        let context = ApplyContext { epoch: &self.epoch, now: self.now, limits: &self.limits };
+        let context = ApplyContext {
+            epoch: &self.epoch,
+            now: self.now,
+            limits: &self.limits,
+            call: self.call,
+        };
         let outcome = apply(&mut self.doc, write, prior.as_ref(), &context);
-        if let Outcome::Written { evicted, .. } = &outcome {
-            self.applied.extend(evicted.iter().map(|w| (w.id, w.clone())));
-        }
+        let evicted = if let Outcome::Written { evicted, .. } = &outcome {
+            evicted.clone()
+        } else {
+            remember(&mut self.doc, write, &outcome, &context).unwrap_or_default()
+        };
+        self.applied.extend(evicted.into_iter().map(|w| (w.id, w)));
         outcome
     }
 
     fn apply_written(&mut self, write: &Write) -> (Version, Effect) {
         match self.apply(write) {
             Outcome::Written { version, effect, .. } => (version, effect),
-            other
-            @ (Outcome::Unchanged { .. } | Outcome::Repeated { .. } | Outcome::Refused(_)) => {
-                panic!("{write:?} must be written: {other:?}")
-            }
+            other @ (Outcome::Unchanged { .. }
+            | Outcome::Repeated { .. }
+            | Outcome::Refused(_)
+            | Outcome::RefusedAgain(_)) => panic!("{write:?} must be written: {other:?}"),
         }
     }
 
@@ -276,6 +286,68 @@ fn an_id_is_known_for_ten_minutes_behind_any_number_of_writes() {
 }
 
 #[test]
+fn every_outcome_of_a_keyed_write_is_remembered_and_makes_no_version() {
+    let mut fixture = Fixture::new();
+    fixture.limits = LIMITS;
+    fixture.call = Some(Call::Patch);
+    fixture.apply_written(&patch(1, &["a", "b", "c", "d", "e", "f"], &[]));
+    let version = fixture.doc.version;
+    let next = Version::from_packed(version.packed() + 1).expect("a version");
+    let unchanged = patch(2, &["a"], &[]);
+    let mismatch = Write { if_match: Some(next), ..patch(3, &["z"], &["a"]) };
+    let too_many = patch(4, &["z"], &[]);
+    let refusals = [
+        Refusal::VersionMismatch { current: version },
+        Refusal::TooManyTags { allowed: 6, given: 7 },
+    ];
+    assert_eq!(fixture.apply(&unchanged), Outcome::Unchanged { version });
+    assert_eq!(fixture.apply(&mismatch), Outcome::Refused(refusals[0]));
+    assert_eq!(fixture.apply(&too_many), Outcome::Refused(refusals[1]));
+    assert_eq!(fixture.doc.version, version, "remembering makes no version");
+    assert_eq!(time::commit_time(&fixture.doc), T0);
+
+    // After this each of them would be decided otherwise.
+    fixture.apply_written(&patch(5, &[], &["a", "b"]));
+    for n in 0..2 * RECENT_WRITES as u64 {
+        fixture.now += 1000;
+        let before = fixture.doc.clone();
+        assert_eq!(
+            fixture.apply(&unchanged),
+            Outcome::Repeated { version, effect: Effect::default() }
+        );
+        assert_eq!(fixture.apply(&mismatch), Outcome::RefusedAgain(refusals[0]));
+        assert_eq!(fixture.apply(&too_many), Outcome::RefusedAgain(refusals[1]));
+        assert_eq!(fixture.doc, before, "a retry does nothing");
+        // Nothing changes, and the ids above leave the document.
+        fixture.apply(&patch(100 + n, &["c"], &[]));
+        assert!(fixture.doc.recent.len() <= RECENT_WRITES);
+    }
+    assert_eq!(time::commit_time(&fixture.doc), T0, "the newest commit stays known");
+    fixture.call = Some(Call::AddTag);
+    let reused = Outcome::Refused(Refusal::WriteIdReused);
+    assert_eq!(fixture.apply(&unchanged), reused, "the key is bound to its call");
+}
+
+#[test]
+fn a_write_without_a_key_leaves_no_trace_when_it_changes_nothing() {
+    let mut fixture = Fixture::new();
+    fixture.apply_written(&patch(1, &["a"], &[]));
+    let before = fixture.doc.clone();
+    fixture.apply(&patch(2, &["a"], &[]));
+    fixture.apply(&Write { if_match: Some(Version::NONE), ..patch(3, &["z"], &[]) });
+    assert_eq!(fixture.doc, before);
+}
+
+#[test]
+fn a_key_that_was_remembered_without_its_call_is_known() {
+    let mut fixture = Fixture::new();
+    let write = patch(1, &["b", "a"], &["c"]);
+    let (version, effect) = fixture.apply_written(&write);
+    fixture.call = Some(Call::BatchItem);
+    assert_eq!(fixture.apply(&write), Outcome::Repeated { version, effect });
+}
+
+#[test]
 fn forgetting_is_bounded_too() {
     let mut fixture = Fixture::new();
     for n in 0..3 * RECENT_WRITES as u64 {
@@ -387,7 +459,7 @@ proptest! {
                     prop_assert_eq!(*version, before.version);
                     prop_assert_eq!(&fixture.doc, &before);
                 }
-                (Outcome::Refused(_) | Outcome::Repeated { .. }, None) => prop_assert_eq!(&fixture.doc, &before),
+                (Outcome::Refused(_) | Outcome::RefusedAgain(_) | Outcome::Repeated { .. }, None) => prop_assert_eq!(&fixture.doc, &before),
             }
             let doc = &fixture.doc;
             prop_assert!(doc.live().count() <= LIMITS.tags_per_content);

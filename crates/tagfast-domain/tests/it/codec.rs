@@ -2,7 +2,8 @@
 
 use proptest::prelude::*;
 use tagfast_domain::codec::{
-    EVENT_FORMAT, FORMAT, decode, decode_effect, decode_event, encode, encode_effect, encode_event,
+    EVENT_FORMAT, FORMAT, FORMAT_WITH_OUTCOMES, decode, decode_event, decode_result, encode,
+    encode_event, encode_result,
 };
 use tagfast_domain::*;
 
@@ -41,6 +42,7 @@ fn golden() -> Document {
                     added: vec![name("日本語"), name("never-stored")],
                     removed: vec![],
                 },
+                outcome: RecordedOutcome::Written,
             },
             RecentWrite {
                 id: WriteId([0xFF; 16]),
@@ -48,6 +50,7 @@ fn golden() -> Document {
                 version: version(9),
                 at: T0,
                 effect: Effect { added: vec![], removed: vec![name("gone")] },
+                outcome: RecordedOutcome::Written,
             },
         ],
     }
@@ -61,6 +64,58 @@ fn format_1_is_frozen() {
     assert_eq!(decode(stored).expect("a document of format 1"), golden());
     assert_eq!(FORMAT, 1, "a new format needs its own golden file and keeps this one");
     assert_eq!(encode(&golden()), stored);
+}
+
+/// The golden document with a remembered write of every outcome.
+fn golden_with_outcomes() -> Document {
+    let mut document = golden();
+    let write = |n, outcome| RecentWrite {
+        id: id(n),
+        fingerprint: n,
+        version: document.version,
+        at: T0 - 1,
+        effect: Effect::default(),
+        outcome,
+    };
+    let writes = [
+        write(10, RecordedOutcome::Unchanged),
+        write(11, RecordedOutcome::VersionMismatch),
+        write(12, RecordedOutcome::TooManyTags { allowed: 100, given: 1000 }),
+    ];
+    document.recent.extend(writes);
+    document
+}
+
+/// Format 2, byte for byte.
+#[test]
+fn format_2_is_frozen() {
+    let stored = include_bytes!("../golden/document-2.bin");
+    assert_eq!(stored[0], 2);
+    assert_eq!(decode(stored).expect("a document of format 2"), golden_with_outcomes());
+    assert_eq!(FORMAT_WITH_OUTCOMES, 2, "a new format needs its own golden file");
+    assert_eq!(encode(&golden_with_outcomes()), stored);
+    for len in 0..stored.len() {
+        assert!(decode(&stored[..len]).is_err(), "truncated to {len} bytes");
+    }
+}
+
+/// Rows of the `applied` table, byte for byte.
+#[test]
+fn the_results_of_evicted_writes_are_frozen() {
+    let bytes: Vec<String> =
+        golden_with_outcomes().recent.iter().map(|w| hex(&encode_result(w))).collect();
+    let frozen = [
+        "0209e697a5e69cace8aa9e0c6e657665722d73746f72656400",
+        "000104676f6e65",
+        "000001",
+        "000002",
+        "00000364e807",
+    ];
+    assert_eq!(bytes, frozen);
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// An event with everything an event can hold.
@@ -127,7 +182,7 @@ fn an_empty_document_is_a_few_bytes() {
 #[test]
 fn other_formats_are_refused() {
     let mut bytes = encode(&golden());
-    for format in (0..=255).filter(|f| *f != FORMAT) {
+    for format in (0..=255).filter(|f| ![FORMAT, FORMAT_WITH_OUTCOMES].contains(f)) {
         bytes[0] = format;
         let error = decode(&bytes).expect_err("an unknown format");
         assert!(error.to_string().contains("format"), "{error}");
@@ -173,9 +228,10 @@ proptest! {
     }
 
     #[test]
-    fn every_effect_round_trips(doc in any_document()) {
+    fn every_result_round_trips(doc in any_document()) {
         for write in &doc.recent {
-            prop_assert_eq!(decode_effect(&encode_effect(&write.effect)), Ok(write.effect.clone()));
+            let result = (write.effect.clone(), write.outcome);
+            prop_assert_eq!(decode_result(&encode_result(write)), Ok(result));
         }
     }
 
@@ -207,7 +263,7 @@ proptest! {
             *first = FORMAT;
         }
         let _ = decode(&bytes);
-        let _ = decode_effect(&bytes);
+        let _ = decode_result(&bytes);
         let _ = decode_event(ContentKey::parse("acme", "t", "1").expect("a content"), &bytes);
     }
 

@@ -93,6 +93,16 @@ fn any_effect() -> impl Strategy<Value = Effect> {
     (names(), names()).prop_map(|(added, removed)| Effect { added, removed })
 }
 
+fn any_outcome() -> impl Strategy<Value = RecordedOutcome> {
+    prop_oneof![
+        3 => Just(RecordedOutcome::Written),
+        1 => Just(RecordedOutcome::Unchanged),
+        1 => Just(RecordedOutcome::VersionMismatch),
+        1 => any::<(usize, usize)>()
+            .prop_map(|(allowed, given)| RecordedOutcome::TooManyTags { allowed, given }),
+    ]
+}
+
 /// Any document that the types allow, not only documents made by `apply`.
 pub(crate) fn any_document() -> impl Strategy<Value = Document> {
     (0..=i64::MAX as u64).prop_flat_map(|newest| {
@@ -106,8 +116,8 @@ pub(crate) fn any_document() -> impl Strategy<Value = Document> {
             any::<bool>(),
         );
         let taggings = prop::collection::btree_map(any_text(), tagging, 0..12);
-        let write =
-            (any::<[u8; 16]>(), any::<u64>(), any_version(newest), any::<i64>(), any_effect());
+        let answer = (any_effect(), any_outcome());
+        let write = (any::<[u8; 16]>(), any::<u64>(), any_version(newest), any::<i64>(), answer);
         let recent = prop::collection::vec(write, 0..9);
         (any_version(newest), any_version(newest), any::<i64>(), taggings, recent).prop_map(
             move |(absent_since, last_conditional, overflow_until, taggings, recent)| Document {
@@ -132,12 +142,13 @@ pub(crate) fn any_document() -> impl Strategy<Value = Document> {
                     .collect(),
                 recent: recent
                     .into_iter()
-                    .map(|(id, fingerprint, version, at, effect)| RecentWrite {
+                    .map(|(id, fingerprint, version, at, (effect, outcome))| RecentWrite {
                         id: WriteId(id),
                         fingerprint,
                         version,
                         at,
                         effect,
+                        outcome,
                     })
                     .collect(),
             },

@@ -105,7 +105,7 @@ fn operations_collapse_duplicates_and_refuse_nonsense() {
 
 #[test]
 fn fingerprints_tell_operations_apart_and_not_spellings() {
-    let of = |w: Write| w.operation.fingerprint(w.if_match);
+    let of = |w: Write| w.operation.fingerprint(w.if_match, Some(Call::Patch));
     let different = [
         of(patch(0, &["a"], &[])),
         of(patch(0, &[], &["a"])),
@@ -114,7 +114,10 @@ fn fingerprints_tell_operations_apart_and_not_spellings() {
         of(patch(0, &["ab"], &[])),
         of(replace(0, &["a"])),
         of(replace(0, &[])),
-        replace(0, &["a"]).operation.fingerprint(Some(Version::NONE)),
+        replace(0, &["a"]).operation.fingerprint(Some(Version::NONE), Some(Call::Patch)),
+        patch(0, &["a"], &[]).operation.fingerprint(None, Some(Call::AddTag)),
+        patch(0, &["a"], &[]).operation.fingerprint(None, Some(Call::BatchItem)),
+        patch(0, &["a"], &[]).operation.fingerprint(None, None),
     ];
     for (n, a) in different.iter().enumerate() {
         assert!(!different[n + 1..].contains(a), "operation {n}");
@@ -125,10 +128,14 @@ fn fingerprints_tell_operations_apart_and_not_spellings() {
         "a retry may spell otherwise"
     );
     assert_eq!(
-        of(patch(0, &["a"], &[])),
-        2_688_525_454_187_327_844,
-        "stored with each write id: frozen"
+        of(patch(0, &["b", "a"], &["d", "c"])),
+        of(patch(0, &["a", "b", "A"], &["c", "d"])),
+        "a set has no order"
     );
+    assert_eq!(of(replace(0, &["a", "b"])), of(replace(0, &["b", "a"])));
+    let frozen = |call| patch(0, &["a"], &[]).operation.fingerprint(None, call);
+    assert_eq!(frozen(None), 2_688_525_454_187_327_844, "stored with each write id");
+    assert_eq!(frozen(Some(Call::Patch)), 1_198_242_618_208_485_295, "stored with each write id");
 }
 
 proptest! {

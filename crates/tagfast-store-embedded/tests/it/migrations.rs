@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use rusqlite::{Connection, params};
-use tagfast_domain::{ContentKey, Document, EpochId, Tagging, UserId, Version, codec};
+use tagfast_domain::{
+    ContentKey, Document, Effect, EpochId, RecentWrite, RecordedOutcome, Tagging, UserId, Version,
+    codec,
+};
 use tagfast_events::DeadLetterFilter;
 use tagfast_sharding::LogicalShard;
 use tagfast_store::History;
@@ -14,6 +17,7 @@ use crate::support::{Fixture, NOW, add, key, view, write};
 const V1: &str = include_str!("v1.sql");
 const V2: &str = include_str!("v2.sql");
 const V3: &str = include_str!("v3.sql");
+const V4: &str = include_str!("v4.sql");
 
 fn document(version: u64) -> Document {
     let version = Version::from_packed(version).expect("a version");
@@ -118,6 +122,59 @@ async fn a_directory_of_version_2_keeps_its_epoch_ends_and_dead_letters() {
     assert_eq!(text(audit), "1 ann 3");
 }
 
+/// A directory of version 3: the ids that its documents and its table remember are known, and what
+/// is new is remembered beside them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_of_version_3_knows_its_write_ids() {
+    let fixture = Fixture::new();
+    let page = key("t", "page");
+    std::fs::create_dir(fixture.dir()).expect("a directory");
+    let conn = Connection::open(fixture.dir().join("store-0.sqlite")).expect("a file");
+    for sql in [V1, V2, V3] {
+        conn.execute_batch(sql).expect("an older version");
+    }
+    conn.execute_batch(
+        "INSERT INTO meta VALUES ('clean', '1'), ('files', '1'), ('created', '1');
+         INSERT INTO epoch VALUES (1, x'07070707070707070707070707070707', 1, NULL);",
+    )
+    .expect("rows");
+    let requests = [add(&page, &["in the document"]), add(&page, &["in the table"])];
+    let [in_document, in_table] = requests.each_ref().map(|request| RecentWrite {
+        id: request.write.id,
+        // Before version 4 a key was not bound to its call.
+        fingerprint: request.write.operation.fingerprint(None, None),
+        version: Version::from_packed(40).expect("a version"),
+        at: NOW,
+        effect: Effect::default(),
+        outcome: RecordedOutcome::Written,
+    });
+    let mut stored = document(41);
+    stored.overflow_until = NOW + 600_000;
+    stored.recent = vec![in_document];
+    let bytes = codec::encode(&stored);
+    assert_eq!(bytes[0], 1, "the format of version 3");
+    let k = stored_key(&page);
+    conn.execute("INSERT INTO content VALUES (?1, 41, ?2)", params![k, bytes]).expect("a document");
+    conn.execute(
+        "INSERT INTO applied VALUES (?1, ?2, ?3, x'0000', 40, ?4)",
+        params![k, in_table.id.0.as_slice(), in_table.fingerprint.cast_signed(), NOW],
+    )
+    .expect("an evicted id");
+    drop(conn);
+    let store =
+        EmbeddedStore::open(OpenOptions::new(fixture.dir(), Arc::clone(&fixture.clock) as _))
+            .expect("it opens");
+    let unchanged = add(&page, &["Kept Tag"]);
+    let mut first = Vec::new();
+    for request in requests.iter().chain([&unchanged]) {
+        first.push(write(&store, request.clone()).await);
+    }
+    assert_eq!(first.iter().map(|a| a.repeated).collect::<Vec<_>>(), [true, true, false]);
+    assert_eq!(view(&store, &page).await.tags.len(), 1, "no retry had an effect");
+    let again = write(&store, unchanged).await;
+    assert_eq!((again.repeated, again.version), (true, first[2].version));
+}
+
 /// A new file has exactly the schema of its version: an edited migration would make two different
 /// schemas of one version.
 #[tokio::test(flavor = "multi_thread")]
@@ -136,6 +193,7 @@ async fn a_new_file_has_the_schema_of_its_version() {
     golden.execute_batch(V1).expect("version 1");
     golden.execute_batch(V2).expect("version 2");
     golden.execute_batch(V3).expect("version 3");
+    golden.execute_batch(V4).expect("version 4");
     let pragma = |c: &Connection, name: &str| -> i64 {
         c.pragma_query_value(None, name, |r| r.get(0)).expect("a number")
     };

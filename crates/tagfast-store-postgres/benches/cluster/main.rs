@@ -362,7 +362,7 @@ fn write_of(n: u64, operation: Operation, id: u128) -> WriteRequest {
     let user = UserId::parse("bench").expect("a user");
     let write =
         Write { id: WriteId(id.to_be_bytes()), key: key(n), user, operation, if_match: None };
-    WriteRequest { fresh: true, ..WriteRequest::new(write) }
+    WriteRequest { keyed: None, ..WriteRequest::new(write) }
 }
 
 fn tag(n: u64) -> Tag {

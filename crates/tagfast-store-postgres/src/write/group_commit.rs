@@ -93,14 +93,15 @@ async fn read_prior_writes(
     for row in rows {
         let (at, version): (i64, i64) = (row.get(5), row.get(4));
         let id: Option<[u8; 16]> = row.get::<_, Vec<u8>>(1).try_into().ok();
-        let effect = codec::decode_effect(row.get::<_, &[u8]>(3)).ok();
+        let result = codec::decode_result(row.get::<_, &[u8]>(3)).ok();
         let version = Version::from_packed(version.unsigned_abs()).ok();
-        if let (Some(id), Some(effect), Some(version), true) =
-            (id, effect, version, at > now - domain_limits::WRITE_ID_MEMORY_MS)
+        if let (Some(id), Some((effect, outcome)), Some(version), true) =
+            (id, result, version, at > now - domain_limits::WRITE_ID_MEMORY_MS)
         {
             let id = WriteId(id);
             let fingerprint = row.get::<_, i64>(2).cast_unsigned();
-            prior.insert((row.get(0), id), RecentWrite { id, fingerprint, version, at, effect });
+            let write = RecentWrite { id, fingerprint, version, at, effect, outcome };
+            prior.insert((row.get(0), id), write);
         }
     }
     Ok(prior)

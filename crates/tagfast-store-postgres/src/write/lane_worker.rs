@@ -161,7 +161,7 @@ impl LaneWorker {
             .iter()
             .map(|write| BatchItem {
                 request: &write.request,
-                seen_before: write.in_doubt || !write.request.fresh,
+                seen_before: write.in_doubt || write.request.keyed.is_some(),
             })
             .collect();
         match group_commit::run(&mut session, &batch, &context).await {

@@ -9,7 +9,7 @@ use crate::connect::{Connection, PgError, within};
 use crate::options::limit;
 use crate::sql::{EPOCH_CHECK, FLUSH_LSN, epoch_check};
 
-const SELECT_DOCUMENTS: &str = "SELECT k, doc FROM content WHERE k = ANY($1)";
+const SELECT_DOCUMENTS: &str = "SELECT k, doc, rev FROM content WHERE k = ANY($1)";
 const SELECT_PRIOR_WRITES: &str = "
 SELECT a.k, a.wid, a.fingerprint, a.effect, a.ver, a.at
 FROM unnest($1::bytea[], $2::bytea[]) x(k, wid)
@@ -24,27 +24,31 @@ const LOCK_LANE: &str = "SELECT pg_advisory_xact_lock($1, $2)";
 const ROTATED_TABLES: usize = 3;
 
 /// Writes documents, events and evicted ids in one statement, which is the transaction. The epoch
-/// is checked before its first row. `IS TRUE` keeps the look-up of written keys a hash: as a join
-/// it would compare every id with every key.
+/// is checked before its first row. A document without an event has its old version: a write that
+/// changed nothing is remembered in it, and only the revision tells others. `IS TRUE` keeps the
+/// look-up of written keys a hash: as a join it would compare every id with every key.
 fn write_statement(outbox: usize, applied: usize) -> String {
     format!(
         "WITH i AS MATERIALIZED (
-    SELECT * FROM unnest($1::bytea[], $2::bigint[], $3::bigint[], $4::bytea[], $5::bytea[])
-             WITH ORDINALITY x(k, old_ver, ver, doc, event, n) WHERE {epoch_check} = 1),
-u AS (UPDATE content t SET ver = i.ver, doc = i.doc FROM i WHERE t.k = i.k AND t.ver = i.old_ver
-      RETURNING t.k, i.n, i.event),
-c AS (INSERT INTO content SELECT k, ver, doc FROM i WHERE old_ver = 0 ON CONFLICT DO NOTHING
-      RETURNING k),
+    SELECT * FROM unnest($1::bytea[], $2::bigint[], $3::bigint[], $4::bytea[], $5::bytea[],
+                         $13::bigint[])
+             WITH ORDINALITY x(k, old_ver, ver, doc, event, old_rev, n) WHERE {epoch_check} = 1),
+u AS (UPDATE content t SET ver = i.ver, doc = i.doc, rev = i.old_rev + 1 FROM i
+      WHERE t.k = i.k AND t.ver = i.old_ver AND t.rev = i.old_rev RETURNING t.k, i.n, i.event),
+c AS (INSERT INTO content (k, ver, doc, rev) SELECT k, ver, doc, 1 FROM i
+      WHERE old_ver = 0 AND old_rev = 0 ON CONFLICT DO NOTHING RETURNING k),
 a AS (INSERT INTO applied_{applied} SELECT p.* FROM
       unnest($6::bytea[], $7::bytea[], $8::bigint[], $9::bytea[], $10::bigint[], $11::bigint[])
       p(k, wid, fingerprint, effect, ver, at)
-      WHERE (p.k IN (SELECT k FROM u UNION ALL SELECT k FROM c)) IS TRUE)
-INSERT INTO outbox_{outbox} (n, k, event)
-SELECT n, k, event FROM u UNION ALL SELECT i.n, i.k, i.event FROM i JOIN c USING (k)
-RETURNING n, (SELECT pg_current_xact_id()::text::bigint),
+      WHERE (p.k IN (SELECT k FROM u UNION ALL SELECT k FROM c)) IS TRUE),
+w AS (SELECT n, k, event FROM u UNION ALL SELECT i.n, i.k, i.event FROM i JOIN c USING (k)),
+o AS (INSERT INTO outbox_{outbox} (n, k, event) SELECT n, k, event FROM w
+      WHERE event IS NOT NULL)
+SELECT n::int, (SELECT pg_current_xact_id()::text::bigint),
           (SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint),
           (SELECT outbox FROM rotation), (SELECT applied FROM rotation),
-          (SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint)",
+          (SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint)
+FROM w",
         epoch_check = epoch_check!("$12")
     )
 }
@@ -112,8 +116,8 @@ impl WriteSession {
         &self.write[self.outbox]
     }
 
-    /// Follows the rotation, which every written row reports. A batch that still wrote the table
-    /// before does no harm: a table is truncated two rotations later.
+    /// Follows the rotation, which every row of the answer reports. A batch that still wrote the
+    /// table before does no harm: a table is truncated two rotations later.
     pub(crate) async fn follow_rotation(
         &mut self,
         row: &tokio_postgres::Row,

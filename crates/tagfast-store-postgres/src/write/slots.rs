@@ -84,17 +84,21 @@ pub(crate) async fn load_documents<'a>(
     keys.dedup_by(|a, b| a.0 == b.0);
     let stored: Vec<&[u8]> = keys.iter().map(|(bytes, _)| bytes.as_slice()).collect();
     let rows = select_documents(session, &stored, context).await?;
-    let mut documents: HashMap<Vec<u8>, Result<Document, DomainError>> = rows
+    let mut documents: HashMap<Vec<u8>, (u64, Result<Document, DomainError>)> = rows
         .into_iter()
-        .map(|row| (row.get::<_, Vec<u8>>(0), codec::decode(row.get::<_, &[u8]>(1))))
+        .map(|row| {
+            let revision = row.get::<_, i64>(2).cast_unsigned();
+            (row.get(0), (revision, codec::decode(row.get::<_, &[u8]>(1))))
+        })
         .collect();
     for (stored, key) in keys {
-        let document = documents.remove(&stored).unwrap_or_else(|| Ok(Document::default()));
+        let (revision, document) =
+            documents.remove(&stored).unwrap_or_else(|| (0, Ok(Document::default())));
         if let Err(error) = &document {
             let error = ErrorChain(error);
             tracing::error!(content = %key, %error, "a stored document is damaged");
         }
-        batch.load(key, stored, document);
+        batch.load_revision(key, stored, revision, document);
     }
     Ok(())
 }
@@ -136,7 +140,7 @@ pub(crate) struct WrittenSlots {
     /// When the writing statement was sent.
     pub(crate) sent: BootTime,
     position: CommitPosition,
-    /// The slots that changed and whose stored version was a different one.
+    /// The slots that were to be stored and whose stored version or revision was a different one.
     lost: HashSet<usize>,
 }
 
@@ -165,7 +169,8 @@ struct Columns {
     old: Vec<i64>,
     ver: Vec<i64>,
     doc: Vec<Vec<u8>>,
-    event: Vec<Vec<u8>>,
+    event: Vec<Option<Vec<u8>>>,
+    old_rev: Vec<i64>,
     a_k: Vec<Vec<u8>>,
     a_wid: Vec<Vec<u8>>,
     a_fingerprint: Vec<i64>,
@@ -181,19 +186,21 @@ impl Columns {
         self.old.push(slot.loaded_version.packed().cast_signed());
         self.ver.push(slot.document.version.packed().cast_signed());
         self.doc.push(codec::encode(&slot.document));
-        self.event.push(codec::encode_event(&event));
+        self.event.push(event.as_ref().map(codec::encode_event));
+        self.old_rev.push(slot.loaded_revision.cast_signed());
         for w in &slot.evicted {
             self.a_k.push(slot.stored_key.clone());
             self.a_wid.push(w.id.0.to_vec());
             self.a_fingerprint.push(w.fingerprint.cast_signed());
-            self.a_effect.push(codec::encode_effect(&w.effect));
+            self.a_effect.push(codec::encode_result(w));
             self.a_ver.push(w.version.packed().cast_signed());
             self.a_at.push(w.at);
         }
     }
 }
 
-/// Writes the slots that changed and commits. Without any, it only checks that the epoch goes on.
+/// Writes the slots that must be stored and commits. Without any, it only checks that the epoch
+/// goes on.
 pub(crate) async fn write_slots(
     session: &mut WriteSession,
     batch: &mut WriteBatch<'_>,
@@ -202,7 +209,7 @@ pub(crate) async fn write_slots(
 ) -> Result<WrittenSlots, GroupCommitError> {
     let mut columns = Columns::default();
     let mut places = Vec::new();
-    for (n, slot) in batch.changed_slots_mut() {
+    for (n, slot) in batch.slots_to_store_mut() {
         places.push(n);
         columns.push(slot, &context.commit);
     }
@@ -212,7 +219,7 @@ pub(crate) async fn write_slots(
     let client = &session.connection.client;
     let id = context.epoch_id();
     let c = &columns;
-    let parameters: [&(dyn ToSql + Sync); 12] = [
+    let parameters: [&(dyn ToSql + Sync); 13] = [
         &c.k,
         &c.old,
         &c.ver,
@@ -225,6 +232,7 @@ pub(crate) async fn write_slots(
         &c.a_ver,
         &c.a_at,
         &id,
+        &c.old_rev,
     ];
     let sent = boot_time();
     let all = async {

@@ -6,6 +6,7 @@ mod installation;
 mod migration;
 mod proofs;
 mod relaying;
+mod retries;
 mod suite;
 #[path = "../support/mod.rs"]
 #[expect(dead_code, reason = "the fault tests use other parts")]

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use tagfast_domain::{Document, Version, codec};
 use tagfast_resilience::SystemClock;
+use tagfast_sharding::LogicalShard;
 use tagfast_store::TagReader;
 use tagfast_store_postgres::NullSink;
 
@@ -29,12 +31,25 @@ async fn an_older_schema_is_migrated_in_place() {
     for statements in VERSION_2 {
         support::execute(0, &database, statements).await;
     }
-    let store = support::open(options, Arc::new(NullSink)).await;
     let key = key_of(0, "migrated");
+    let stored = tagfast_store::stored_key(LogicalShard::of(&key), &key.to_bytes());
+    let version = Version::from_packed(41).expect("a version");
+    let tag = tagfast_domain::Tag::parse("kept").expect("a tag");
+    let user = tagfast_domain::UserId::parse("user").expect("a user");
+    let taggings = vec![tagfast_domain::Tagging::of(tag, user, 1, version)];
+    let document = Document { version, taggings, ..Document::default() };
+    let row = format!(
+        "INSERT INTO content VALUES ('\\x{}', 41, '\\x{}')",
+        hex::encode(stored),
+        hex::encode(codec::encode(&document))
+    );
+    support::execute(0, &database, &row).await;
+    let store = support::open(options, Arc::new(NullSink)).await;
     put(&store, &key, "tag").await.expect("the migrated cluster takes writes");
-    assert_eq!(store.view(&key, &Default::default()).await.expect("read").tags.len(), 1);
+    assert_eq!(store.view(&key, &Default::default()).await.expect("read").tags.len(), 2);
     for (query, expected) in [
-        ("SELECT version FROM tagfast_schema", 3),
+        ("SELECT version FROM tagfast_schema", 4),
+        ("SELECT rev::int FROM content", 1),
         ("SELECT term::int FROM epoch WHERE ordinal = 1", 77),
         ("SELECT count(*)::int FROM rotation", 1),
         (

@@ -27,7 +27,7 @@ pub(crate) fn request(key: &ContentKey, tag: &str) -> WriteRequest {
         operation: operation.expect("a patch"),
         if_match: None,
     };
-    WriteRequest { fresh: true, ..WriteRequest::new(write) }
+    WriteRequest { keyed: None, ..WriteRequest::new(write) }
 }
 
 /// Adds a tag.

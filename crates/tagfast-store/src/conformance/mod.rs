@@ -22,6 +22,7 @@ mod history;
 mod ids;
 mod limit;
 mod model;
+mod outcomes;
 mod scan;
 mod support;
 mod tags;
@@ -88,6 +89,12 @@ promises! { $
         a_reused_id_with_another_operation_is_refused,
         an_id_belongs_to_one_content,
         concurrent_retries_have_one_effect;
+    outcomes:
+        every_outcome_is_answered_again,
+        a_known_id_in_another_call_is_refused,
+        a_refused_content_is_not_scanned,
+        random_retries_get_their_first_answer,
+        racing_retries_get_one_answer;
     limit:
         the_limit_is_exact,
         the_limit_is_exact_under_concurrency,

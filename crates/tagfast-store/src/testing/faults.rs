@@ -23,6 +23,8 @@ pub enum BrokenPromise {
     PublishesNoOps,
     /// A retry is applied like a new write.
     AppliesRetries,
+    /// The outcome of a write that changed nothing is not remembered.
+    ForgetsNoOps,
     /// Write ids that a document evicts are not kept.
     ForgetsEvictedIds,
     /// Evicted write ids are kept without their content.

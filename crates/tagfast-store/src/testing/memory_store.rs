@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tagfast_domain::{
     ContentKey, Document, Effect, Epoch, EpochId, EpochOrdinal, Limits, Operation, RecentWrite,
-    Tag, TagName, TaggingsEvent, TenantId, Version, WriteId, codec,
+    RecordedOutcome, Tag, TagName, TaggingsEvent, TenantId, Version, WriteId, codec,
 };
 use tagfast_resilience::Clock;
 use tagfast_sharding::{ContentHash, LogicalShard};
@@ -143,13 +143,13 @@ impl MemoryStore {
         self.state.lock().events.clone()
     }
 
-    /// All documents of a tenant, in key order.
+    /// All written documents of a tenant, in key order.
     pub fn documents(&self, tenant: &TenantId) -> Vec<(ContentKey, Document)> {
         let state = self.state.lock();
         let all = state.documents.keys().map(|bytes| {
             (ContentKey::from_bytes(bytes).expect("own bytes"), state.document(bytes))
         });
-        all.filter(|(key, _)| key.tenant == *tenant).collect()
+        all.filter(|(key, doc)| key.tenant == *tenant && doc.version > Version::NONE).collect()
     }
 
     /// All documents of a tenant that have live tags, in key order.
@@ -168,6 +168,7 @@ impl MemoryStore {
             version: event.version,
             at: event.at,
             effect: Effect::default(),
+            outcome: RecordedOutcome::Written,
         };
         let document = Document {
             version: event.version,
@@ -260,19 +261,23 @@ impl MemoryStore {
             .and_then(|_| state.applied.get(&self.applied_key(key, request.write.id)));
         batch.apply(request, prior);
         let mut is_changed = false;
-        for (_, slot) in batch.changed_slots_mut() {
-            is_changed = true;
+        for (_, slot) in batch.slots_to_store_mut() {
+            if !slot.is_changed() && self.breaks(BrokenPromise::ForgetsNoOps) {
+                continue;
+            }
             if !self.breaks(BrokenPromise::ForgetsEvictedIds) {
                 for write in slot.evicted.drain(..) {
                     state.applied.insert(self.applied_key(key, write.id), write);
                 }
             }
-            state.position += 1;
             let stored = codec::encode(&slot.document);
-            if let Some(before) = state.documents.insert(key.to_vec(), stored) {
-                state.before.insert(key.to_vec(), before);
+            let before = state.documents.insert(key.to_vec(), stored);
+            if let Some(event) = slot.take_event(now, epoch.ordinal) {
+                is_changed = true;
+                state.position += 1;
+                state.before.extend(before.map(|before| (key.to_vec(), before)));
+                self.publish(state, event);
             }
-            self.publish(state, slot.take_event(now, epoch.ordinal));
         }
         let position = state.position();
         let commit = CommitPosition { inside_lsn: position.lsn, position, xmin: position.xid + 1 };
@@ -403,6 +408,7 @@ impl ShardScanner for MemoryStore {
             .range::<[u8], _>((Bound::Excluded(after.as_slice()), Bound::Unbounded))
             .filter(|(key, _)| LogicalShard::of_hash(ContentHash::of_bytes(key)) == shard)
             .map(|(key, _)| (ContentKey::from_bytes(key).expect("own bytes"), state.document(key)))
+            .filter(|(_, document)| document.version > Version::NONE)
             .filter(|(key, _)| tenant.is_none_or(|t| *t == key.tenant))
             .take(limit + 1)
             .collect();

@@ -44,9 +44,14 @@ found! {
         a_repeated_write_gets_its_first_answer says "the retry of",
         concurrent_retries_have_one_effect says "one answer",
         random_operations_match_the_model says "retry of";
+    forgotten_no_ops_are_found: ForgetsNoOps =>
+        every_outcome_is_answered_again says "the first result",
+        a_known_id_in_another_call_is_refused says "must be refused",
+        random_retries_get_their_first_answer says "the first result";
     forgotten_ids_are_found: ForgetsEvictedIds =>
         an_id_is_remembered_behind_many_others says "behind many later writes",
-        an_id_is_remembered_for_ten_minutes says "after nine minutes";
+        an_id_is_remembered_for_ten_minutes says "after nine minutes",
+        every_outcome_is_answered_again says "behind many later writes";
     ids_of_the_wrong_content_are_found: ConfusesContentsOfIds =>
         an_id_belongs_to_one_content says "behind many later writes of each content";
     one_tag_too_many_is_found: ExceedsTheLimit =>

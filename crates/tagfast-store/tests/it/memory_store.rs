@@ -20,7 +20,7 @@ fn key() -> ContentKey {
 fn add(id: u8, tag: &str) -> WriteRequest {
     let tags = vec![Tag::parse(tag).expect("a tag")];
     WriteRequest {
-        fresh: true,
+        keyed: None,
         ..WriteRequest::new(Write {
             id: WriteId([id; 16]),
             key: key(),

@@ -30,7 +30,7 @@ fn request(n: u64) -> WriteRequest {
     let user = UserId::parse("bench").expect("a user");
     let write =
         Write { id: WriteId(u128::from(n).to_be_bytes()), key, user, operation, if_match: None };
-    WriteRequest { fresh: true, ..WriteRequest::new(write) }
+    WriteRequest { keyed: None, ..WriteRequest::new(write) }
 }
 
 async fn write(store: &Arc<EmbeddedStore>, next: &AtomicU64, count: u64) {

@@ -46,7 +46,7 @@ fn request(key: ContentKey, tag: &str, id: u128) -> WriteRequest {
     let tags = vec![Tag::parse(tag).expect("a tag")];
     let operation = Operation::patch(tags, Vec::new(), &Limits::default()).expect("a patch");
     let write = Write { id: WriteId(id.to_be_bytes()), key, user, operation, if_match: None };
-    WriteRequest { fresh: true, ..WriteRequest::new(write) }
+    WriteRequest { keyed: None, ..WriteRequest::new(write) }
 }
 
 /// Processor time of this process, in microseconds.

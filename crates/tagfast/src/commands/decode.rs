@@ -5,7 +5,7 @@ use std::io::Read as _;
 use serde_json::{Value, json};
 use tagfast_client::error::{CliError, CommandResult, Exit};
 use tagfast_client::terminal::Terminal;
-use tagfast_domain::{ContentKey, Document, time::rfc3339};
+use tagfast_domain::{ContentKey, Document, RecordedOutcome, time::rfc3339};
 
 use crate::cli::DecodeArgs;
 
@@ -67,6 +67,7 @@ fn describe(document: &Document, bytes: &[u8]) -> Value {
         .map(|w| {
             json!({"write_id": w.id.to_string(), "fingerprint": format!("{:016x}", w.fingerprint),
                    "version": w.version.to_string(), "at": rfc3339(w.at),
+                   "outcome": outcome_word(w.outcome),
                    "added": names(&w.effect.added), "removed": names(&w.effect.removed)})
         })
         .collect();
@@ -80,6 +81,15 @@ fn describe(document: &Document, bytes: &[u8]) -> Value {
         "taggings": taggings,
         "recent_writes": recent,
     })
+}
+
+fn outcome_word(outcome: RecordedOutcome) -> &'static str {
+    match outcome {
+        RecordedOutcome::Written => "written",
+        RecordedOutcome::Unchanged => "unchanged",
+        RecordedOutcome::VersionMismatch => "version_mismatch",
+        RecordedOutcome::TooManyTags { .. } => "too_many_tags",
+    }
 }
 
 /// Decodes pairs of hexadecimal digits; blanks between them are skipped.
