@@ -27,9 +27,6 @@ use tagfast_client::terminal::Terminal;
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    // Before any file is made: whatever a library makes is its owner's alone.
-    let wider = rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
-    rustix::process::umask(wider | rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let cli = match cli::parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -39,6 +36,12 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
+    if cli.command.makes_store_files() {
+        // Before any file is made: whatever a library makes is its owner's alone.
+        let others = rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO;
+        let narrowed = rustix::process::umask(others);
+        rustix::process::umask(narrowed | others);
+    }
     let terminal = Terminal::process(cli.json);
     let result = commands::run(&cli.command, &terminal);
     ExitCode::from(report(result, &terminal, advice) as u8)

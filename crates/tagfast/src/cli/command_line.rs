@@ -67,6 +67,23 @@ pub(crate) enum Command {
     Bench(BenchArgs),
 }
 
+impl Command {
+    /// Whether the command makes files of a store, which are for their owner alone. What a client
+    /// command writes into a file that the user named has the mode that the user's umask gives it.
+    pub(crate) fn makes_store_files(&self) -> bool {
+        match self {
+            Self::Serve(_) | Self::Backup(_) | Self::Restore(_) => true,
+            Self::Client(_)
+            | Self::Debug(_)
+            | Self::Token(_)
+            | Self::Config(_)
+            | Self::Openapi
+            | Self::Completions { .. }
+            | Self::Bench(_) => false,
+        }
+    }
+}
+
 /// Parses the command line of this process. An environment variable that is empty or blank counts
 /// as not set.
 ///
