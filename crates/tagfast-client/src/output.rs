@@ -1,14 +1,14 @@
 //! Files that a user named.
 //!
 //! A regular file is replaced when everything is written: a reader finds the old content or the
-//! whole new one, never a part, and after an error the old one. Owner and mode stay; a new file gets
-//! what the umask leaves; a symbolic link stays, and the file that it leads to is replaced. Whatever
-//! is not a regular file (a pipe, a device, an open descriptor) is written through: it is never
-//! replaced.
+//! whole new one, never a part, and after an error the old one. Owner and mode stay; a new file
+//! gets what the umask leaves; a symbolic link stays, and the file that it leads to is replaced.
+//! Whatever is not a regular file (a pipe, a device, an open descriptor) is written through: it is
+//! never replaced.
 //!
-//! It fails before anything is written when the file may not be written or replaced. The new content
-//! waits in a file of the same folder, which is removed when this process gives up; only a process
-//! that is killed leaves it behind (`.NAME.XXXXXX.part`).
+//! It fails before anything is written when the file may not be written or replaced. The new
+//! content waits in a file of the same folder, which is removed when this process gives up; only a
+//! process that is killed leaves it behind (`.NAME.XXXXXX.part`).
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata, OpenOptions, Permissions};
@@ -29,8 +29,8 @@ const NEW_FILE_MODE: u32 = 0o666;
 const PRIVATE_MODE: u32 = 0o600;
 /// The bits of a mode that are kept.
 const MODE_BITS: u32 = 0o7777;
-/// Longest beginning of a file's name that the name of its new content repeats, in bytes: a name has
-/// at most 255.
+/// Longest beginning of a file's name that the name of its new content repeats, in bytes: a name
+/// has at most 255.
 const PART_NAME_BYTES_MAX: usize = 200;
 /// Longest chain of symbolic links that is followed.
 const LINKS_MAX: usize = 40;
@@ -138,7 +138,7 @@ impl OutputFile {
             Sink::Replace { part, path } => {
                 part.as_file().sync_all()?;
                 part.persist(&path).map_err(|e| e.error)?;
-                // The file is replaced: a folder that must not be read is no reason to say otherwise.
+                // The file is replaced, also if its folder must not be read.
                 let Ok(folder) = File::open(folder_of(&path)) else { return Ok(()) };
                 match folder.sync_all() {
                     // Some file systems cannot flush a folder.
