@@ -7,6 +7,7 @@
 //! document unchanged. A write with an idempotency key that made no version is remembered in the
 //! document all the same ([`remember`]): its retry must not be decided again by a later state.
 
+use crate::former;
 use crate::limits::{RECENT_WRITES, TOMBSTONE_AGE_MS, TOMBSTONES, WRITE_ID_MEMORY_MS};
 use crate::{
     Call, Document, Effect, Epoch, Limits, Operation, RecentWrite, RecordedOutcome, Tag, TagName,
@@ -95,6 +96,7 @@ pub fn apply(
         return Outcome::Refused(Refusal::VersionMismatch { current: doc.version });
     }
 
+    let write = &*former::resolve(doc, write);
     let effect = effect_of(doc, &write.operation);
     let live = doc.live().count() + effect.added.len() - effect.removed.len();
     if live > ctx.limits.tags_per_content && !effect.added.is_empty() {

@@ -10,6 +10,14 @@ pub enum DomainError {
         /// The kind of value, as the docs name it ("tag", "content id", ...).
         what: &'static str,
     },
+    /// Text of which nothing is left without its invisible characters.
+    #[error("{what} is empty: it has only invisible characters ({characters})")]
+    OnlyInvisible {
+        /// The kind of value.
+        what: &'static str,
+        /// The first of the characters, as `U+XXXX`.
+        characters: String,
+    },
     /// More characters (Unicode scalar values) than allowed.
     #[error("{what} has {given} characters; at most {allowed} are allowed")]
     TooManyCharacters {
@@ -71,7 +79,7 @@ impl DomainError {
     /// The stable error code in API responses.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Empty { .. } => "empty",
+            Self::Empty { .. } | Self::OnlyInvisible { .. } => "empty",
             Self::TooManyCharacters { .. } | Self::TooManyBytes { .. } => "too_long",
             Self::ForbiddenCharacter { .. } => "forbidden_character",
             Self::ReservedTenant(_) => "reserved_tenant",
@@ -96,6 +104,7 @@ impl DomainError {
                 Some(("tags_per_write", *allowed as u64, *given as u64))
             }
             Self::Empty { .. }
+            | Self::OnlyInvisible { .. }
             | Self::ForbiddenCharacter { .. }
             | Self::ReservedTenant(_)
             | Self::AddedAndRemoved(_)

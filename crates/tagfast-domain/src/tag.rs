@@ -1,10 +1,15 @@
 //! Tag identity: two inputs with one canonical name are one tag.
 //!
-//! Canonical form, in order: NFKC, full case fold, NFKC, trim, whitespace runs to `-`; repeated
-//! until it no longer changes (folding can produce a sequence that composes again), so that
-//! canonicalisation is idempotent. Forbidden characters are checked afterwards. The tables are
-//! those of [`UNICODE_VERSION`]; golden vectors fail when a dependency's tables change, because a
-//! changed canonical form would split or merge stored tags.
+//! Canonical form, in order: NFKC, full case fold, NFKC, drop what is invisible and means nothing
+//! ([`crate::invisible`]), trim, whitespace runs to `-`; repeated until it no longer changes
+//! (folding and dropping can produce a sequence that composes again), so that canonicalisation is
+//! idempotent. Forbidden characters are checked afterwards. The tables are those of
+//! [`UNICODE_VERSION`]; golden vectors fail when a dependency's tables change, because a changed
+//! canonical form would split or merge stored tags.
+//!
+//! A former name is a canonical name that an earlier release made and stored, when invisible
+//! characters were kept. It is never made again, never rewritten, and remains readable, searchable
+//! and removable: [`TagName::lookup`] names it, [`TagName::identity`] says which tag it is today.
 
 use std::sync::Arc;
 
@@ -13,6 +18,7 @@ use icu_normalizer::{ComposingNormalizerBorrowed, DecomposingNormalizerBorrowed}
 use icu_properties::{CodePointMapData, props::GeneralCategory};
 
 use crate::content::{forbidden, text_newtype};
+use crate::invisible::{self, Form};
 use crate::limits::{TAG_BYTES, TAG_CHARACTERS};
 use crate::{DomainError, UnixMillis, UserId};
 
@@ -21,7 +27,9 @@ pub const UNICODE_VERSION: &str = "18.0.0";
 
 /// More rounds than any assigned sequence needs; a sequence that still changes after them is
 /// refused.
-const FOLD_ROUNDS_MAX: usize = 4;
+const FOLD_ROUNDS_MAX: usize = 8;
+/// Characters that an error about an invisible tag names at most.
+const NAMED_CHARACTERS_MAX: usize = 4;
 
 text_newtype! {
     /// The canonical name of a tag: its identity.
@@ -55,7 +63,37 @@ impl TagName {
         if is_canonical_ascii(input) {
             return Ok(Self(input.into()));
         }
-        canonical(input).map(|name| Self(name.into()))
+        canonical(input, Rules::Current).map(|name| Self(name.into()))
+    }
+
+    /// The name under which a spelling is looked up: its former name where that differs from the
+    /// canonical one, so that a tag of an earlier release is found by exactly its own name. A
+    /// former name must be resolved against what is stored, by [`TagName::identity`] where it is
+    /// not found; it must never be stored.
+    ///
+    /// # Errors
+    ///
+    /// As [`TagName::parse`], for a spelling that never was a tag.
+    pub fn lookup(input: &str) -> Result<Self, DomainError> {
+        let name = Self::parse(input);
+        if !invisible::has_special(input) {
+            return name;
+        }
+        match canonical(input, Rules::Former) {
+            Ok(former) if !name.as_ref().is_ok_and(|n| *n.0 == *former) => Ok(Self(former.into())),
+            Ok(_) | Err(_) => name,
+        }
+    }
+
+    /// The name that this name has today: another one for a former name, `None` for a former name
+    /// that is no tag any more.
+    pub fn identity(&self) -> Option<Self> {
+        if invisible::has_special(&self.0) { Self::parse(&self.0).ok() } else { Some(self.clone()) }
+    }
+
+    /// Whether the name is a former one: [`TagName::identity`] differs from it.
+    pub fn is_former(&self) -> bool {
+        invisible::has_special(&self.0) && self.identity().as_ref() != Some(self)
     }
 
     /// A name that is already canonical, as a store holds it. Must not be used for external input.
@@ -72,7 +110,11 @@ impl Tag {
             // Canonical names are NFC without blanks: the spelling is the name.
             return Ok(Self { display: Arc::clone(&name.0), name, origin: None });
         }
-        let display = display(input);
+        let mut display = display(input);
+        if invisible::has_special(input) && TagName::parse(&display).as_ref() != Ok(&name) {
+            // A joiner between compatibility forms means something after NFKC only.
+            display = name.0.to_string();
+        }
         check(&display)?;
         if *display == *name.0 {
             return Ok(Self { display: Arc::clone(&name.0), name, origin: None });
@@ -92,22 +134,32 @@ fn is_canonical_ascii(input: &str) -> bool {
 }
 
 fn display(input: &str) -> String {
-    let nfc = if input.is_ascii() {
-        std::borrow::Cow::Borrowed(input)
-    } else {
-        ComposingNormalizerBorrowed::new_nfc().normalize(input)
-    };
-    let mut out = String::with_capacity(nfc.len());
-    for word in nfc.split_whitespace() {
-        if !out.is_empty() {
-            out.push(' ');
-        }
-        out.push_str(word);
+    if input.is_ascii() {
+        return joined(input, ' ');
     }
-    out
+    let nfc = ComposingNormalizerBorrowed::new_nfc();
+    let mut shown = nfc.normalize(input).into_owned();
+    // What was dropped may have kept its neighbours from composing.
+    for _ in 0..FOLD_ROUNDS_MAX {
+        let next = nfc.normalize(&invisible::visible(&shown, Form::Display)).into_owned();
+        if next == shown {
+            break;
+        }
+        shown = next;
+    }
+    joined(&shown, ' ')
 }
 
-fn canonical(input: &str) -> Result<String, DomainError> {
+/// Which canonical form is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rules {
+    /// Today's.
+    Current,
+    /// That of earlier releases: invisible characters are part of the name.
+    Former,
+}
+
+fn canonical(input: &str, rules: Rules) -> Result<String, DomainError> {
     // Bounds the work: no longer input has a canonical form within the limits.
     if input.len() > TAG_BYTES * 8 {
         return Err(DomainError::TooManyBytes {
@@ -116,11 +168,14 @@ fn canonical(input: &str) -> Result<String, DomainError> {
             given: input.len(),
         });
     }
-    let mut name =
-        if input.is_ascii() { hyphenate(&input.to_ascii_lowercase()) } else { round(input) };
+    let mut name = if input.is_ascii() {
+        joined(&input.to_ascii_lowercase(), '-')
+    } else {
+        round(input, rules)
+    };
     if !name.is_ascii() {
         for n in 0.. {
-            let next = round(&name);
+            let next = round(&name, rules);
             if next == name {
                 break;
             }
@@ -133,21 +188,49 @@ fn canonical(input: &str) -> Result<String, DomainError> {
             name = next;
         }
     }
+    if name.is_empty() && invisible::has_special(input) {
+        return Err(only_invisible(input));
+    }
+    if rules == Rules::Current
+        && let Some((c, reason)) = name.chars().find_map(|c| Some((c, invisible::why_unseen(c)?)))
+    {
+        return Err(forbidden("tag", c, reason));
+    }
     check(&name)?;
     Ok(name)
 }
 
-fn round(s: &str) -> String {
-    let nfkc = ComposingNormalizerBorrowed::new_nfkc();
-    let folded = CaseMapper::new().fold_string(&nfkc.normalize(s)).into_owned();
-    hyphenate(&nfkc.normalize(&folded))
+fn only_invisible(input: &str) -> DomainError {
+    let mut codes: Vec<String> = Vec::new();
+    for c in input.chars().filter(|c| !c.is_ascii_whitespace()) {
+        let code = format!("U+{:04X}", u32::from(c));
+        if !codes.contains(&code) {
+            codes.push(code);
+        }
+    }
+    if codes.len() > NAMED_CHARACTERS_MAX {
+        codes.truncate(NAMED_CHARACTERS_MAX);
+        codes.push("...".to_owned());
+    }
+    DomainError::OnlyInvisible { what: "tag", characters: codes.join(" ") }
 }
 
-fn hyphenate(s: &str) -> String {
+fn round(s: &str, rules: Rules) -> String {
+    let nfkc = ComposingNormalizerBorrowed::new_nfkc();
+    let folded = CaseMapper::new().fold_string(&nfkc.normalize(s)).into_owned();
+    let normal = nfkc.normalize(&folded);
+    match rules {
+        Rules::Current => joined(&invisible::visible(&normal, Form::Name), '-'),
+        Rules::Former => joined(&normal, '-'),
+    }
+}
+
+/// The words of a text, with one character between them.
+fn joined(s: &str, between: char) -> String {
     let mut out = String::with_capacity(s.len());
     for word in s.split_whitespace() {
         if !out.is_empty() {
-            out.push('-');
+            out.push(between);
         }
         out.push_str(word);
     }
@@ -180,7 +263,7 @@ fn check_character(c: char) -> Result<(), DomainError> {
     let refuse = |reason| Err(forbidden("tag", c, reason));
     match c {
         '<' | '>' | '"' | '\\' | ',' => return refuse("one of < > \" \\ ,"),
-        '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}' => return refuse("bidi override"),
+        c if invisible::is_bidi_override(c) => return refuse("bidi override"),
         c if c.is_control() => return refuse("control character"),
         c if c.is_ascii() => return Ok(()),
         _ => {}

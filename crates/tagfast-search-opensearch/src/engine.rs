@@ -9,7 +9,7 @@ use tagfast_domain::{TagName, TenantId, UnixMillis};
 use tagfast_resilience::Clock;
 use tagfast_resilience::task::{StopSignal, TaskTracker};
 use tagfast_search::metrics::count_query;
-use tagfast_search::query::parse;
+use tagfast_search::query::{Query, parse};
 use tagfast_search::{
     RelatedTags, SearchError, SearchIndex, SearchPage, SearchRequest, SearchResult,
 };
@@ -91,6 +91,7 @@ impl OpenSearchIndex {
         request: &SearchRequest,
     ) -> Result<SearchPage, SearchError> {
         let parsed = request.query.as_deref().map(parse).transpose()?.flatten();
+        let parsed = parsed.map(Query::with_former_names);
         // `as_of` is read before the search, so the index can only be newer than it claims.
         let as_of = self.as_of();
         if let Some(parsed) = &parsed {

@@ -112,6 +112,7 @@ impl TantivyIndex {
         request: &SearchRequest,
     ) -> Result<SearchPage, SearchError> {
         let query = request.query.as_deref().map(query::parse).transpose()?.flatten();
+        let query = query.map(Query::with_former_names);
         // `as_of` is read before the snapshot, so the snapshot can only be newer than it claims.
         let as_of = self.as_of();
         let snapshot = self.snapshot()?;

@@ -7,6 +7,7 @@
 
 #[cfg(feature = "conformance")]
 pub mod conformance;
+mod former_names;
 mod guarded;
 pub mod indexed_state;
 pub mod metrics;

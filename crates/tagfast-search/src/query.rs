@@ -12,7 +12,7 @@
 
 use std::fmt::{self, Write as _};
 
-use tagfast_domain::{ContentType, TagName};
+use tagfast_domain::{ContentType, DomainError, TagName};
 use unicode_width::UnicodeWidthChar;
 
 use crate::port::SearchError;
@@ -31,7 +31,7 @@ pub const QUERY_PREFIXES_MAX: usize = 4;
 /// A query as a tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Query {
-    /// Contents with this tag.
+    /// Contents with this tag. The name may be a former one: see [`Query::with_former_names`].
     Tag(TagName),
     /// Contents with a tag whose canonical name begins with this text.
     Prefix(String),
@@ -256,7 +256,7 @@ fn bare<'a>(
 ) -> Result<(Kind, &'a str), SearchError> {
     if let Some(rest) = after.strip_prefix('*') {
         expect_term_end(text, rest, text.len() - rest.len())?;
-        let prefix = tag(text, byte, word)?;
+        let prefix = TagName::parse(word).map_err(|e| no_tag(text, byte, &e))?;
         let given = prefix.as_str().chars().count();
         if given < PREFIX_CHARS_MIN {
             let expected = format!("at least {PREFIX_CHARS_MIN} characters before '*'");
@@ -290,7 +290,11 @@ fn bare<'a>(
 }
 
 fn tag(text: &str, byte: usize, value: &str) -> Result<TagName, SearchError> {
-    TagName::parse(value).map_err(|e| syntax(text, byte, "a valid tag", &e.to_string()))
+    TagName::lookup(value).map_err(|e| no_tag(text, byte, &e))
+}
+
+fn no_tag(text: &str, byte: usize, error: &DomainError) -> SearchError {
+    syntax(text, byte, "a valid tag", &error.to_string())
 }
 
 impl Parser<'_> {

@@ -130,7 +130,11 @@ pub(crate) async fn batch_tag(Write(mut request, _): Write) -> Result<Response, 
     let parsed: Vec<Result<tagfast_domain::Write, Problem>> = batch
         .items
         .iter()
-        .map(|item| parse_item(&request, &write_headers, &mut occurrences, &item.0))
+        .map(|item| {
+            let write = parse_item(&request, &write_headers, &mut occurrences, &item.0)?;
+            write.check_new_data()?;
+            Ok(write)
+        })
         .collect();
     let writes: Vec<WriteRequest> = parsed
         .iter()
@@ -205,7 +209,7 @@ fn parse_item(
     *occurrence += 1;
     let now = request.now();
     let add = item.add.iter().map(|t| parse_tag(t, request, now)).collect::<Result<Vec<_>, _>>()?;
-    let remove = item.remove.iter().map(|t| TagName::parse(t)).collect::<Result<Vec<_>, _>>()?;
+    let remove = item.remove.iter().map(|t| TagName::lookup(t)).collect::<Result<Vec<_>, _>>()?;
     Ok(tagfast_domain::Write {
         id,
         key,

@@ -118,7 +118,7 @@ pub(crate) async fn patch_tags(Write(mut request, _): Write) -> Result<Response,
     let key = ContentPath::key(&request)?;
     let body: PatchTags = request.json().await?;
     let add = body.add.iter().map(|t| Tag::parse(t)).collect::<Result<_, _>>()?;
-    let remove = body.remove.iter().map(|t| TagName::parse(t)).collect::<Result<_, _>>()?;
+    let remove = body.remove.iter().map(|t| TagName::lookup(t)).collect::<Result<_, _>>()?;
     let operation = Operation::patch(add, remove, &request.services().domain_limits)?;
     write(&request, Call::Patch, key, operation).await
 }
@@ -164,6 +164,7 @@ async fn write(
         deadline: Some(request.deadline),
         traceparent: headers.traceparent,
     };
+    write.write.check_new_data()?;
     let answer = request.services().store.write(write).await?;
     let mut response = json(&write_body(request, &key, &answer));
     let mut token = headers.read.token.unwrap_or_default();

@@ -59,9 +59,9 @@ impl TagPath<'_> {
         Ok(Tag::parse(&path.tag)?)
     }
 
-    /// The canonical name of the tag, from this segment of the path.
+    /// The name to look the tag up under, from this segment of the path; it may be a former one.
     pub(super) fn name(request: &ApiRequest, segment: usize) -> Result<TagName, Problem> {
         let path = TagPath { tag: request.path_segment(segment)? };
-        Ok(TagName::parse(&path.tag)?)
+        Ok(TagName::lookup(&path.tag)?)
     }
 }

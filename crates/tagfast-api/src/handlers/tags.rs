@@ -168,18 +168,15 @@ pub(crate) async fn popular_tags(
     responses((status = 200, description = "The tag", body = TagBody<'static>))
 )]
 pub(crate) async fn one_tag(Read(request, _): Read) -> Result<Response, Problem> {
-    let name = TagPath::name(&request, 3)?;
-    let (popular, tenant, tag) =
-        (Arc::clone(popular_tags_port(&request)?), request.tenant().clone(), name.clone());
-    let clock = Arc::clone(&request.services().clock);
-    let key = FeatureKey::Count(name.clone());
-    let count = request_feature(&request, Feature::Count, key, async move {
-        let as_of = clock.now_ms();
-        let found = popular.count(&tenant, &tag).await?;
-        Ok(CachedAnswer { tags: found.into_iter().collect(), as_of, ..CachedAnswer::default() })
-    });
-    let (count, related) = tokio::join!(count, related_tags(&request, &name));
-    let ((count, now), related) = (count?, related?);
+    let mut name = TagPath::name(&request, 3)?;
+    let ((count, now), related) = tag_in_use(&request, &name).await?;
+    let unused = count.result().is_some_and(|answer| answer.tags.is_empty());
+    let ((count, now), related) = if unused && name.is_former() {
+        name = TagName::parse(name.as_str())?;
+        tag_in_use(&request, &name).await?
+    } else {
+        ((count, now), related)
+    };
     let mut meta = feature_meta(Feature::Count, &count, now);
     let mut is_last_good = count.is_last_good();
     match &related {
@@ -203,6 +200,24 @@ pub(crate) async fn one_tag(Read(request, _): Read) -> Result<Response, Problem>
         meta,
     };
     Ok(derived_response(body, cache_use(is_last_good), now))
+}
+
+/// The count of a name with the time of its answer, and its related tags.
+async fn tag_in_use(
+    request: &ApiRequest,
+    name: &TagName,
+) -> Result<((FeatureAnswer, UnixMillis), Option<FeatureAnswer>), Problem> {
+    let (popular, tenant, tag) =
+        (Arc::clone(popular_tags_port(request)?), request.tenant().clone(), name.clone());
+    let clock = Arc::clone(&request.services().clock);
+    let key = FeatureKey::Count(name.clone());
+    let count = request_feature(request, Feature::Count, key, async move {
+        let as_of = clock.now_ms();
+        let found = popular.count(&tenant, &tag).await?;
+        Ok(CachedAnswer { tags: found.into_iter().collect(), as_of, ..CachedAnswer::default() })
+    });
+    let (count, related) = tokio::join!(count, related_tags(request, name));
+    Ok((count?, related?))
 }
 
 /// The tags that occur together with a tag; `None`: this mode has no search index.

@@ -15,7 +15,7 @@ use crate::services::OperationsError;
 impl From<DomainError> for Problem {
     fn from(error: DomainError) -> Self {
         let code = match &error {
-            DomainError::Empty { .. } => Code::Empty,
+            DomainError::Empty { .. } | DomainError::OnlyInvisible { .. } => Code::Empty,
             DomainError::TooManyCharacters { .. } | DomainError::TooManyBytes { .. } => {
                 Code::TooLong
             }

@@ -9,6 +9,7 @@ mod dead_letters;
 mod degraded;
 mod docs;
 mod freshness;
+mod identity;
 mod limits;
 mod openapi;
 mod problems;

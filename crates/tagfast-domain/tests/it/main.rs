@@ -3,6 +3,8 @@
 
 mod apply;
 mod codec;
+mod former;
+mod invisible;
 mod support;
 mod tag;
 mod values;

@@ -24,6 +24,7 @@ promises! {
     newest_version_wins_in_every_order => newest_version_wins_in_every_order();
     a_late_event_does_not_resurrect => a_late_event_does_not_resurrect();
     every_spelling_finds_the_same => every_spelling_finds_the_same();
+    a_former_name_is_found => a_former_name_is_found();
     random_queries_equal_the_model => random_queries_equal_the_model(queries(150));
     errors_have_the_parsers_positions => errors_have_the_parsers_positions();
     equal_timestamps_are_paged_once => equal_timestamps_are_paged_once(10_001);

@@ -34,6 +34,11 @@ async fn every_spelling_finds_the_same() {
 }
 
 #[tokio::test]
+async fn a_former_name_is_found() {
+    suite::a_former_name_is_found(&Engine::new().await).await;
+}
+
+#[tokio::test]
 async fn random_queries_equal_the_model() {
     suite::random_queries_equal_the_model(
         &Engine::new().await,

@@ -111,6 +111,26 @@ pub async fn every_spelling_finds_the_same(h: &dyn SearchHarness) {
     }
 }
 
+/// A name that an earlier release stored with an invisible character is found by that spelling,
+/// together with the tag that it is today.
+pub async fn a_former_name_is_found(h: &dyn SearchHarness) {
+    let mut former = event("former", "t", "former", 1, 1, &["critical", "old"]);
+    former.tags[0].name = TagName::from_canonical("crit\u{200B}ical");
+    let today = event("former", "t", "today", 1, 2, &["Crit\u{200B}ical", "new"]);
+    h.apply(&[former, today]).await;
+    h.visible().await;
+    let set = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<BTreeSet<String>>();
+    for (query, found) in [
+        ("crit\u{200B}ical", set(&["former", "today"])),
+        ("\"CRIT\u{200B}ICAL\" old", set(&["former"])),
+        ("critical", set(&["today"])),
+        ("criti\u{AD}cal", set(&["today"])),
+        ("old AND NOT crit\u{200B}ical", set(&[])),
+    ] {
+        assert_eq!(ids(h, "former", query).await, found, "{query:?}");
+    }
+}
+
 fn matches(query: &Query, content_type: &str, tags: &BTreeSet<String>) -> bool {
     match query {
         Query::Tag(name) => tags.contains(name.as_str()),

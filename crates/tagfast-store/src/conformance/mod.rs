@@ -65,6 +65,7 @@ promises! { $
         an_added_tag_is_seen,
         a_removed_tag_is_gone,
         every_spelling_is_one_tag,
+        a_former_name_is_kept_and_removed,
         the_adders_spelling_is_kept,
         an_import_keeps_who_and_when,
         a_write_answer_says_what_changed,

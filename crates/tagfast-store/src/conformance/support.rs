@@ -142,11 +142,11 @@ pub(super) fn tags(spellings: &[&str]) -> Vec<Tag> {
         .collect()
 }
 
-/// Names from spellings.
+/// Names from spellings, as a removal names them.
 pub(super) fn names(spellings: &[&str]) -> Vec<TagName> {
     spellings
         .iter()
-        .map(|s| TagName::parse(s).unwrap_or_else(|e| panic!("{s:?} is a tag: {e}")))
+        .map(|s| TagName::lookup(s).unwrap_or_else(|e| panic!("{s:?} is a tag: {e}")))
         .collect()
 }
 

@@ -1,6 +1,6 @@
 //! Adding, removing, viewing: what one client sees of one content.
 
-use tagfast_domain::{ContentKey, Operation, Origin, Tag, Version};
+use tagfast_domain::{ContentKey, Operation, Origin, Tag, TagName, Version};
 
 use super::harness::StoreHarness;
 use super::support::{Fixture, chain, refusal, scaled, tags, user};
@@ -54,6 +54,32 @@ pub async fn a_removed_tag_is_gone(h: &dyn StoreHarness) {
         ["api", "db", "ui", "zz"],
         "a removed tag can be added again"
     );
+}
+
+/// A tagging that an earlier release stored under a name with invisible characters is shown as it
+/// is, confirmed by an add, kept by a replace, and removed by any spelling.
+pub async fn a_former_name_is_kept_and_removed(h: &dyn StoreHarness) {
+    const FORMER: &str = "crit\u{200B}ical";
+    let fixture = Fixture::new(h).await;
+    for (n, spelling) in [FORMER, "Critical", "criti\u{AD}cal"].into_iter().enumerate() {
+        let key = fixture.key(&format!("former {n}"));
+        let mut old = fixture.patch(&key, &["critical", "ui"], &[]);
+        if let Operation::Patch { add, .. } = &mut old.write.operation {
+            add[0].name = TagName::from_canonical(FORMER);
+        }
+        fixture.write(old).await;
+        assert_eq!(fixture.tags(&key).await, [FORMER, "ui"], "a stored name is shown as it is");
+        let again = fixture.add(&key, &[spelling]).await;
+        assert!(!again.changed, "{spelling:?} is there already: {again:?}");
+        let replaced = fixture.write(fixture.replace(&key, &[spelling])).await;
+        assert_eq!(replaced.removed.len(), 1, "a set keeps the stored name: {replaced:?}");
+        assert_eq!(fixture.tags(&key).await, [FORMER]);
+        let removed = fixture.remove(&key, &[spelling]).await;
+        assert_eq!(removed.removed, [TagName::from_canonical(FORMER)], "{spelling:?}");
+        assert!(fixture.tags(&key).await.is_empty());
+        fixture.add(&key, &[spelling]).await;
+        assert_eq!(fixture.tags(&key).await, ["critical"], "a former name is never made again");
+    }
 }
 
 /// Two spellings with one canonical name are one tag: in adds, removes and replaces.
