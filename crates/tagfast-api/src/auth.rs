@@ -12,6 +12,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{HeaderMap, HeaderValue, header};
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
@@ -19,6 +21,7 @@ use parking_lot::{Mutex, MutexGuard};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tagfast_domain::{TenantId, UserId};
+use tagfast_json::Strict;
 use tagfast_resilience::{Clock, counter, jittered_retry_after};
 
 use crate::jwks::KeySet;
@@ -232,9 +235,11 @@ impl JwtVerifier {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(TokenRejected(AuthFailure::Malformed, "the token is too long"));
         }
-        let header = jsonwebtoken::decode_header(token).map_err(|_| {
-            TokenRejected(AuthFailure::Malformed, "the token is not a JWT of a known algorithm")
-        })?;
+        let header = jsonwebtoken::decode_header(token).ok().filter(|_| has_strict_header(token));
+        let header = header.ok_or(TokenRejected(
+            AuthFailure::Malformed,
+            "the token is not a JWT of a known algorithm",
+        ))?;
         if header.crit.is_some() {
             return Err(TokenRejected(AuthFailure::Critical, "the token has critical extensions"));
         }
@@ -326,7 +331,8 @@ impl JwtVerifier {
             }
             _ => TokenRejected(AuthFailure::Malformed, "the token cannot be read"),
         };
-        jsonwebtoken::decode::<Claims>(token, key, &rules).map(|data| data.claims).map_err(rejected)
+        let decoded = jsonwebtoken::decode::<Strict<Claims>>(token, key, &rules);
+        decoded.map(|data| data.claims.0).map_err(rejected)
     }
 
     fn accept(&self, claims: &Claims, now: i64) -> Result<(Caller, i64, i64), TokenRejected> {
@@ -353,6 +359,15 @@ impl JwtVerifier {
         };
         Ok((Caller { tenant, user, scopes }, from, until))
     }
+}
+
+/// Whether a token's header is an object that gives each key once; its library also reads arrays.
+fn has_strict_header(token: &str) -> bool {
+    let part = token.split('.').next().unwrap_or_default();
+    let object = |bytes: Vec<u8>| {
+        tagfast_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&bytes).is_ok()
+    };
+    URL_SAFE_NO_PAD.decode(part).is_ok_and(object)
 }
 
 /// The bearer token; `None` when there is none.

@@ -8,8 +8,6 @@
 
 use std::borrow::Cow;
 
-use serde::{Deserialize, Deserializer};
-
 use crate::problem::{Code, Problem};
 
 /// Decodes one path segment.
@@ -46,26 +44,6 @@ fn decode(raw: &str, plus_is_blank: bool) -> Option<Cow<'_, str>> {
 
 fn hex_digit(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).map(|d| d as u8)
-}
-
-/// A value that must be a JSON object: derived deserializers of structs also accept arrays, which
-/// no schema of this API allows.
-pub(crate) struct Object<T>(pub(crate) T);
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Map<T>(std::marker::PhantomData<T>);
-        impl<'de, T: Deserialize<'de>> serde::de::Visitor<'de> for Map<T> {
-            type Value = T;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object")
-            }
-            fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
-                T::deserialize(serde::de::value::MapAccessDeserializer::new(map))
-            }
-        }
-        deserializer.deserialize_map(Map(std::marker::PhantomData)).map(Object)
-    }
 }
 
 #[cfg(test)]

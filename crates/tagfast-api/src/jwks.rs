@@ -61,11 +61,11 @@ impl Keys {
         struct Set {
             keys: Vec<serde_json::Value>,
         }
-        let set: Set = serde_json::from_slice(bytes)?;
+        let set: Set = tagfast_json::from_slice(bytes)?;
         Ok(Self(
             set.keys
                 .into_iter()
-                .filter_map(|k| Key::new(serde_json::from_value(k).ok()?))
+                .filter_map(|k| Key::new(tagfast_json::from_value(k).ok()?))
                 .collect(),
         ))
     }

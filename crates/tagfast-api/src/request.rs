@@ -22,7 +22,7 @@ use tagfast_store::{Consistency, ConsistencyToken, Durability, ReadOptions};
 use tokio::time::Instant;
 
 use crate::auth::{Caller, Scope};
-use crate::encoding::{self, Object};
+use crate::encoding;
 use crate::headers;
 use crate::metric::{AUTH_FAILURES, AuthFailure};
 use crate::params::{NoParams, Params};
@@ -171,8 +171,7 @@ impl ApiRequest {
             Ok(Err(_)) => return Err(Problem::new(Code::BadJson, "the body ended early")),
             Ok(Ok(collected)) => collected.to_bytes(),
         };
-        let parsed: Result<Object<T>, _> = serde_json::from_slice(&bytes);
-        parsed.map(|object| object.0).map_err(|_| json_problem::<Object<T>>(&bytes))
+        tagfast_json::from_slice(&bytes).map_err(|error| json_problem::<T>(&bytes, &error))
     }
 
     /// The largest age of a stale answer that the client accepts; `None`: up to the service's own
@@ -310,27 +309,20 @@ fn check_json_type(headers: &HeaderMap) -> Result<(), Problem> {
     Err(Problem::new(Code::UnsupportedMediaType, detail))
 }
 
-/// Parses a refused body once more, slowly, to name the place of the error.
-fn json_problem<T: DeserializeOwned>(bytes: &[u8]) -> Problem {
-    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    match serde_path_to_error::deserialize::<_, T>(&mut deserializer) {
-        Err(error) => {
-            let path = error.path().to_string();
-            let inner = error.into_inner();
-            let text = inner.to_string();
-            let code = match inner.classify() {
-                serde_json::error::Category::Data if text.contains("unknown field") => {
-                    Code::UnknownField
-                }
-                serde_json::error::Category::Data => Code::WrongType,
-                serde_json::error::Category::Syntax
-                | serde_json::error::Category::Eof
-                | serde_json::error::Category::Io => Code::BadJson,
-            };
-            let place =
-                if path == "." { "the body".to_owned() } else { format!("the body at {path}") };
-            Problem::new(code, format!("{place}: {text}"))
-        }
-        Ok(_) => Problem::new(Code::BadJson, "the body has text after its JSON document"),
+/// The problem of a refused body: parses it once more, slowly, to name the place of the error.
+fn json_problem<T: DeserializeOwned>(bytes: &[u8], error: &tagfast_json::Error) -> Problem {
+    let path = tagfast_json::place_of_error::<T>(bytes);
+    let text = error.to_string();
+    let code = match error.classify() {
+        serde_json::error::Category::Data if text.contains("unknown field") => Code::UnknownField,
+        serde_json::error::Category::Data => Code::WrongType,
+        serde_json::error::Category::Syntax
+        | serde_json::error::Category::Eof
+        | serde_json::error::Category::Io => Code::BadJson,
+    };
+    match path.as_deref() {
+        None => Problem::new(Code::BadJson, "the body has text after its JSON document"),
+        Some(".") => Problem::new(code, format!("the body: {text}")),
+        Some(path) => Problem::new(code, format!("the body at {path}: {text}")),
     }
 }

@@ -171,7 +171,7 @@ impl Download {
         let Some(end) = self.tail.iter().rposition(|b| *b == b'\n') else { return Ok(()) };
         let whole = &self.tail[..=end];
         let last = whole[..end].rsplit(|b| *b == b'\n').next().unwrap_or_default();
-        let value: Value = serde_json::from_slice(last)?;
+        let value: Value = tagfast_json::from_slice(last)?;
         let text = |name: &str| value.get(name).and_then(Value::as_str);
         let (Some(content_type), Some(id)) = (text("type"), text("id")) else {
             return Err(CliError::new("a line of the export has no type or id"));

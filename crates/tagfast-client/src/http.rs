@@ -284,7 +284,7 @@ impl Client {
             return Err(problem_of(response).await);
         }
         let body = response.bytes().await.map_err(|e| self.classify(e))?;
-        serde_json::from_slice(&body)
+        tagfast_json::from_slice(&body)
             .map_err(|source| ClientError::NotJson { context: "the answer is not JSON", source })
     }
 
@@ -334,7 +334,7 @@ pub(crate) async fn problem_of(response: reqwest::Response) -> ClientError {
         .and_then(|v| v.to_str().ok())
         .and_then(|v| v.parse().ok());
     let body = response.bytes().await.unwrap_or_default();
-    let mut problem = match serde_json::from_slice::<Value>(&body) {
+    let mut problem = match tagfast_json::from_slice::<Value>(&body) {
         Ok(value) => Problem::from_json(status.as_u16(), &value),
         Err(_) => Problem { status: status.as_u16(), ..Problem::default() },
     };
@@ -355,7 +355,7 @@ fn tenant_of(token: &str) -> Option<String> {
     use base64::Engine as _;
     let payload = token.split('.').nth(1)?;
     let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(payload).ok()?;
-    let claims: Value = serde_json::from_slice(&bytes).ok()?;
+    let claims: Value = tagfast_json::from_slice(&bytes).ok()?;
     claims.get("tenant")?.as_str().map(str::to_owned)
 }
 

@@ -332,7 +332,7 @@ pub fn decode_record(record: &BusRecord) -> Result<TaggingsEvent, EnvelopeError>
         return Err(EnvelopeError::UnknownType(event_type.to_owned()));
     }
     let bad = |e: &dyn std::fmt::Display| EnvelopeError::Undecodable(e.to_string());
-    let data: Data<'_> = serde_json::from_slice(&record.payload).map_err(|e| bad(&e))?;
+    let data: Data<'_> = tagfast_json::from_slice(&record.payload).map_err(|e| bad(&e))?;
     let time = header(&record.headers, "ce_time").unwrap_or_default();
     event(&data, time).map_err(|e| bad(&e))
 }
@@ -368,7 +368,7 @@ fn is_key(key: &[u8], of: &ContentKey) -> bool {
 /// The bytes are no event of this major version.
 pub fn decode(bytes: &[u8]) -> Result<TaggingsEvent, EnvelopeError> {
     let bad = |e: &dyn std::fmt::Display| EnvelopeError::Undecodable(e.to_string());
-    let envelope: Envelope<'_> = match serde_json::from_slice(bytes) {
+    let envelope: Envelope<'_> = match tagfast_json::from_slice(bytes) {
         Ok(envelope) => envelope,
         // A record of a different major version need not have our fields: its type decides which
         // error it is.
@@ -386,7 +386,7 @@ fn unknown_type(bytes: &[u8]) -> Option<EnvelopeError> {
         #[serde(rename = "type")]
         event_type: String,
     }
-    let typed: TypeOnly = serde_json::from_slice(bytes).ok()?;
+    let typed: TypeOnly = tagfast_json::from_slice(bytes).ok()?;
     (typed.event_type != EVENT_TYPE).then_some(EnvelopeError::UnknownType(typed.event_type))
 }
 

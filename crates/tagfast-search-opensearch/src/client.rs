@@ -68,7 +68,7 @@ impl Client {
         let status = response.status();
         let bytes = response.bytes().await?;
         if !status.is_success() {
-            let reason: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+            let reason: Value = tagfast_json::from_slice(&bytes).unwrap_or_default();
             let error = &reason["error"];
             let text = |v: &Value| v.as_str().map(str::to_owned);
             let known = text(&error["reason"]).or_else(|| text(error));
@@ -81,7 +81,7 @@ impl Client {
         if bytes.is_empty() {
             return Ok(Value::Null);
         }
-        serde_json::from_slice(&bytes).map_err(|e| RequestError::BadResponse(e.to_string()))
+        tagfast_json::from_slice(&bytes).map_err(|e| RequestError::BadResponse(e.to_string()))
     }
 
     /// Reads with the timeout of searches.

@@ -92,7 +92,7 @@ impl IndexWriterState {
         let payload = index
             .load_metas()?
             .payload
-            .and_then(|p| serde_json::from_str::<CommitPayload>(&p).ok());
+            .and_then(|p| tagfast_json::from_str::<CommitPayload>(&p).ok());
         let Some(payload) = payload.filter(|p| p.format == FORMAT_VERSION) else {
             return Err(TantivyError::SchemaError("the index has a different format".to_owned()));
         };

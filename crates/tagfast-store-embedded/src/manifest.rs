@@ -164,15 +164,15 @@ impl Manifest {
         if bytes.len() as u64 > BYTES_MAX {
             return Err(BackupFault::Manifest("it is too long"));
         }
-        let value: Value = serde_json::from_slice(bytes).map_err(malformed)?;
+        let value: Value = tagfast_json::from_slice(bytes).map_err(malformed)?;
         if !value.is_object() {
             return Err(BackupFault::Manifest("it is no object"));
         }
         let manifest = match value["format"].as_u64() {
-            Some(1) => Self::of_format_1(serde_json::from_value(value).map_err(malformed)?)?,
+            Some(1) => Self::of_format_1(tagfast_json::from_value(value).map_err(malformed)?)?,
             Some(2) => {
                 // From the text: a value would hide that a name occurs twice.
-                Self::of_format_2(serde_json::from_slice(bytes).map_err(malformed)?, bytes)?
+                Self::of_format_2(tagfast_json::from_slice(bytes).map_err(malformed)?, bytes)?
             }
             Some(found) if found > u64::from(FORMAT) => {
                 return Err(BackupFault::Format { found, known: FORMAT });

@@ -61,7 +61,7 @@ pub(crate) async fn load_once(
     let mut loaded = LoadSummary::default();
     let mut batch = Vec::with_capacity(WRITE_BATCH);
     for line in BufReader::new(flate2::read::GzDecoder::new(SAMPLE)).lines() {
-        let line: Line = serde_json::from_str(&line?)?;
+        let line: Line = tagfast_json::from_str(&line?)?;
         loaded.taggings += line.tags.len() as u64;
         batch.push(request(line, limits).map_err(|e| CliError::new("demo data").with_source(e))?);
         if batch.len() == WRITE_BATCH {

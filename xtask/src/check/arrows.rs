@@ -11,10 +11,15 @@ use crate::run::{cargo, output};
 /// Each crate and the workspace crates it may use.
 const ARROWS: &[(&str, &[&str])] = &[
     ("tagfast-domain", &[]),
+    // The one reader of JSON, below all that read some.
+    ("tagfast-json", &[]),
     ("tagfast-sharding", &["tagfast-domain"]),
     ("tagfast-resilience", &[]),
     ("tagfast-store", &["tagfast-domain", "tagfast-sharding", "tagfast-resilience"]),
-    ("tagfast-events", &["tagfast-domain", "tagfast-sharding", "tagfast-resilience"]),
+    (
+        "tagfast-events",
+        &["tagfast-domain", "tagfast-json", "tagfast-sharding", "tagfast-resilience"],
+    ),
     ("tagfast-failover", &["tagfast-domain"]),
     ("tagfast-redis", &["tagfast-resilience"]),
     (
@@ -30,6 +35,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "tagfast-store-postgres",
         &[
+            "tagfast-json",
             "tagfast-domain",
             "tagfast-sharding",
             "tagfast-failover",
@@ -62,6 +68,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "tagfast-api",
         &[
+            "tagfast-json",
             "tagfast-domain",
             "tagfast-sharding",
             "tagfast-resilience",
@@ -71,10 +78,11 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tagfast-popular",
         ],
     ),
-    ("tagfast-client", &["tagfast-domain", "tagfast-resilience"]),
+    ("tagfast-client", &["tagfast-domain", "tagfast-json", "tagfast-resilience"]),
     (
         "tagfast",
         &[
+            "tagfast-json",
             "tagfast-domain",
             "tagfast-sharding",
             "tagfast-resilience",
@@ -101,6 +109,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 
 /// The ports of stores and events, and what is below them.
 const STORE_AND_EVENTS: &[&str] = &[
+    "tagfast-json",
     "tagfast-domain",
     "tagfast-sharding",
     "tagfast-resilience",
@@ -110,6 +119,7 @@ const STORE_AND_EVENTS: &[&str] = &[
 
 /// What an engine of the search port may use.
 const SEARCH_ENGINE: &[&str] = &[
+    "tagfast-json",
     "tagfast-domain",
     "tagfast-sharding",
     "tagfast-resilience",

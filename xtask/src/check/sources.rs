@@ -24,6 +24,9 @@ const ONE_WAY: &[(&str, &str)] = &[
     ("PoisonError", "parking_lot, whose locks are not poisoned"),
     ("std::sync::Mutex", "parking_lot::Mutex"),
     ("std::sync::RwLock", "parking_lot::RwLock"),
+    ("serde_json::from_", "tagfast_json: an array never stands for an object"),
+    ("serde_json::Deserializer", "tagfast_json: an array never stands for an object"),
+    (".json::<", "tagfast_json: an array never stands for an object"),
     ("MetricDef {", "tagfast_resilience::define_metrics!, which lists the metric too"),
     ("metrics::counter!", "tagfast_resilience::counter! with a MetricDef"),
     ("metrics::gauge!", "tagfast_resilience::gauge! with a MetricDef"),
@@ -36,6 +39,7 @@ const ERROR_CHAIN_LINES: usize = 12;
 
 /// Where the one way itself is, and code that is not part of the service.
 const ONE_WAY_EXEMPT: &[&str] = &[
+    "crates/tagfast-json/",
     "crates/tagfast-resilience/",
     "crates/tagfast-testkit/",
     "xtask/",

@@ -33,7 +33,7 @@ impl Call<'_> {
 
 /// The page of all calls; `openapi` is the OpenAPI document as JSON.
 pub(crate) fn reference_page(openapi: &[u8]) -> String {
-    let api: Value = serde_json::from_slice(openapi).unwrap_or_default();
+    let api: Value = tagfast_json::from_slice(openapi).unwrap_or_default();
     let title = text(&api["info"]["title"]);
     let mut out = format!(
         "<h1>{} {}</h1>{}<p>Machine-readable: <a href=\"/openapi.json\">/openapi.json</a>. \

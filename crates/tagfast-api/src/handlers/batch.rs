@@ -6,13 +6,13 @@ use axum::response::Response;
 use http::header;
 use tagfast_domain::time::parse_rfc3339;
 use tagfast_domain::{Call, ContentKey, Operation, Origin, Tag, TagName, UnixMillis, UserId};
+use tagfast_json::Strict;
 use tagfast_resilience::Criticality;
 use tagfast_sharding::ContentHash;
 use tagfast_store::{ConsistencyToken, View, WriteAnswer, WriteRequest};
 
 use super::content::{observe_write, write_body};
 use crate::auth::Scope;
-use crate::encoding::Object;
 use crate::headers::{self, CONSISTENCY_TOKEN};
 use crate::problem::{Code, Problem};
 use crate::request::{ApiRequest, Read, Write, WriteHeaders};
@@ -47,7 +47,7 @@ pub(crate) async fn batch_get(Read(mut request, _): Read) -> Result<Response, Pr
     check_size(&request, batch.items.len())?;
 
     let parsed: Vec<Result<ContentKey, Problem>> =
-        batch.items.iter().map(|i| request.content_key(&i.0.content_type, &i.0.id)).collect();
+        batch.items.iter().map(|i| request.content_key(&i.content_type, &i.id)).collect();
     let keys: Vec<ContentKey> = parsed.iter().filter_map(|k| k.as_ref().ok()).cloned().collect();
     let options = read.options(Criticality::Degradable);
     let views = request.services().store.view_many(&keys, &options).await;
@@ -73,7 +73,7 @@ pub(crate) async fn batch_get(Read(mut request, _): Read) -> Result<Response, Pr
             .zip(&batch.items)
             .map(|(result, item)| match result {
                 Err(problem) => {
-                    BatchItem::failed(&item.0.content_type, &item.0.id, problem.body(&trace))
+                    BatchItem::failed(&item.content_type, &item.id, problem.body(&trace))
                 }
                 Ok((key, view)) => {
                     token.observe(ContentHash::of(key), view.version, view.position);
@@ -113,7 +113,7 @@ pub(crate) async fn batch_get(Read(mut request, _): Read) -> Result<Response, Pr
 pub(crate) async fn batch_tag(Write(mut request, _): Write) -> Result<Response, Problem> {
     let batch: BatchTag = request.json().await?;
     check_size(&request, batch.items.len())?;
-    if batch.items.iter().any(|item| imports(&item.0)) {
+    if batch.items.iter().any(|item| imports(item)) {
         request.require(Scope::Admin)?;
     }
     let write_headers = request.write_headers()?;
@@ -131,7 +131,7 @@ pub(crate) async fn batch_tag(Write(mut request, _): Write) -> Result<Response, 
         .items
         .iter()
         .map(|item| {
-            let write = parse_item(&request, &write_headers, &mut occurrences, &item.0)?;
+            let write = parse_item(&request, &write_headers, &mut occurrences, item)?;
             write.check_new_data()?;
             Ok(write)
         })
@@ -168,7 +168,7 @@ pub(crate) async fn batch_tag(Write(mut request, _): Write) -> Result<Response, 
             .zip(&batch.items)
             .map(|(result, item)| match result {
                 Err(problem) => {
-                    BatchItem::failed(&item.0.content_type, &item.0.id, problem.body(&trace))
+                    BatchItem::failed(&item.content_type, &item.id, problem.body(&trace))
                 }
                 Ok((key, answer)) => {
                     observe_write(&mut token, key, answer);
@@ -222,7 +222,7 @@ fn parse_item(
 fn parse_tag(input: &TagInput, request: &ApiRequest, now: UnixMillis) -> Result<Tag, Problem> {
     match input {
         TagInput::Plain(spelling) => Ok(Tag::parse(spelling)?),
-        TagInput::Imported(Object(imported)) => {
+        TagInput::Imported(Strict(imported)) => {
             let mut tag = Tag::parse(&imported.tag)?;
             if imported.by.is_none() && imported.at.is_none() {
                 return Ok(tag);

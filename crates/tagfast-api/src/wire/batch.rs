@@ -1,9 +1,9 @@
 //! Bodies of batches.
 
 use serde::{Deserialize, Serialize};
+use tagfast_json::Strict;
 use utoipa::ToSchema;
 
-use crate::encoding::Object;
 use crate::problem::ProblemBody;
 
 /// The result of one item: the fields of a single call, or a problem.
@@ -74,8 +74,8 @@ pub(crate) struct BatchBody<'a, T> {
 ]}))]
 pub(crate) struct BatchGet {
     /// The contents; the same one may come twice.
-    #[schema(value_type = Vec<ContentItem>, min_items = 0, max_items = 500)]
-    pub(crate) items: Vec<Object<ContentItem>>,
+    #[schema(min_items = 0, max_items = 500)]
+    pub(crate) items: Vec<ContentItem>,
 }
 
 /// A content of a batch.
@@ -96,8 +96,8 @@ pub(crate) struct ContentItem {
 ]}))]
 pub(crate) struct BatchTag {
     /// The writes; the same content may come twice, its writes are then applied in order.
-    #[schema(value_type = Vec<TagItem>, min_items = 0, max_items = 500)]
-    pub(crate) items: Vec<Object<TagItem>>,
+    #[schema(min_items = 0, max_items = 500)]
+    pub(crate) items: Vec<TagItem>,
 }
 
 /// One write of a batch.
@@ -122,7 +122,7 @@ pub(crate) struct TagItem {
 pub(crate) enum TagInput {
     Plain(String),
     #[schema(value_type = ImportedTag)]
-    Imported(Object<ImportedTag>),
+    Imported(Strict<ImportedTag>),
 }
 
 /// A tag with its origin.

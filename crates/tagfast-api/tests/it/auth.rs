@@ -29,7 +29,7 @@ fn with(change: impl FnOnce(&mut Value)) -> String {
     keys::hs256(&all)
 }
 
-fn file_fixture(path: &std::path::Path, hs256: bool) -> Fixture {
+pub(crate) fn file_fixture(path: &std::path::Path, hs256: bool) -> Fixture {
     let auth = AuthConfig::Jwt {
         hs256_secret: hs256.then(|| Secret::new(SECRET.to_vec())),
         jwks: Some(JwksSource::File(path.to_owned())),

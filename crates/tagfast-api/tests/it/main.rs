@@ -16,5 +16,6 @@ mod problems;
 mod retries;
 mod search;
 mod server;
+mod strict;
 mod support;
 mod tenants;

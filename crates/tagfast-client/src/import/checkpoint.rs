@@ -76,7 +76,7 @@ pub(super) fn load(path: &Path, restart: bool, fresh: Checkpoint) -> Result<Chec
         CliError::new(message).hint(REFUSED_HINT)
     };
     let stored: Checkpoint =
-        serde_json::from_slice(&text).map_err(|e| refuse("it cannot be read").with_source(e))?;
+        tagfast_json::from_slice(&text).map_err(|e| refuse("it cannot be read").with_source(e))?;
     if stored.url != fresh.url || stored.tenant != fresh.tenant {
         return Err(refuse(&format!(
             "it went to {} (tenant {})",
@@ -146,8 +146,12 @@ mod tests {
             let error = load(&path, false, other).unwrap_err();
             assert!(error.hint.unwrap().contains("--restart"));
         }
-        std::fs::write(&path, "{").unwrap();
-        assert!(load(&path, false, fresh()).is_err());
+        let text = serde_json::to_string(&stored).unwrap();
+        let arrays = tagfast_json::testing::arrays_for_objects(&text);
+        for damaged in arrays.iter().map(String::as_str).chain(["{"]) {
+            std::fs::write(&path, damaged).unwrap();
+            assert!(load(&path, false, fresh()).is_err(), "{damaged}");
+        }
         remove(&path).unwrap();
         remove(&path).unwrap();
     }

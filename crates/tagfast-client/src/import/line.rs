@@ -7,6 +7,7 @@
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use serde::{Deserialize, Serialize};
+use tagfast_json::Strict;
 
 /// Longest line in bytes: ten times a line with 100 tags of 256 bytes.
 pub(super) const LINE_BYTES_MAX: usize = 1 << 20;
@@ -26,7 +27,7 @@ struct Line {
 #[serde(untagged, expecting = "a tag is a string or an object with tag, by and at")]
 enum LineTag {
     Plain(String),
-    Imported(ImportedTag),
+    Imported(Strict<ImportedTag>),
 }
 
 #[derive(Deserialize, Serialize)]
@@ -65,7 +66,7 @@ pub(super) struct ParsedLine {
 /// # Errors
 /// What is wrong with the line, for the user.
 pub(super) fn parse(line: &[u8], tenant: Option<&str>) -> Result<ParsedLine, String> {
-    let parsed: Line = serde_json::from_slice(line).map_err(|e| without_position(&e))?;
+    let parsed: Line = tagfast_json::from_slice(line).map_err(|e| without_position(&e))?;
     if let (Some(given), Some(ours)) = (parsed.tenant.as_deref(), tenant)
         && given != ours
     {
@@ -98,6 +99,7 @@ fn without_position(error: &serde_json::Error) -> String {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use tagfast_json::testing::{arrays_for_objects, repeated_keys};
 
     use super::*;
 
@@ -132,6 +134,24 @@ mod tests {
             assert!(reason.contains(word), "{line}: {reason}");
             assert!(!reason.contains("at line"), "{reason}");
         }
+    }
+
+    #[test]
+    fn an_array_is_neither_a_line_nor_a_tag() {
+        let tag = r#"{"tag":"ui","by":"ana","at":"2026-01-01T00:00:00Z"}"#;
+        let line = format!(r#"{{"type":"a","id":"1","tags":["u",{tag}],"tenant":"default"}}"#);
+        assert!(item(&line).is_ok());
+        for damaged in arrays_for_objects(&line).into_iter().chain(repeated_keys(&line)) {
+            let reason = item(&damaged).unwrap_err();
+            let clear = [
+                "expected an object",
+                "a tag is a string or an object",
+                "duplicate field",
+                "given twice",
+            ];
+            assert!(clear.iter().any(|words| reason.contains(words)), "{damaged}: {reason}");
+        }
+        assert!(item(r#"{"type":"a","id":"1","tags":[["ui","critical"]]}"#).is_err());
     }
 
     #[test]

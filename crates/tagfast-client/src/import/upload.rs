@@ -131,7 +131,7 @@ impl Uploader {
             return Err(problem_of(response).await);
         }
         let bytes = response.bytes().await.map_err(|e| self.client.classify(e))?;
-        let answer: Answer = serde_json::from_slice(&bytes).map_err(|source| {
+        let answer: Answer = tagfast_json::from_slice(&bytes).map_err(|source| {
             ClientError::NotJson { context: "the answer to a batch cannot be read", source }
         })?;
         Ok(answer.results)

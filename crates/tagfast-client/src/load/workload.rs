@@ -293,7 +293,7 @@ fn read_contents(file: &str) -> Result<(Vec<Content>, Vec<Vec<String>>), CliErro
         if line.trim().is_empty() {
             continue;
         }
-        let line: Line = serde_json::from_str(&line)
+        let line: Line = tagfast_json::from_str(&line)
             .map_err(|e| CliError::usage(format!("{file}, line {}", number + 1)).with_source(e))?;
         let name = |t: &Value| t.as_str().or_else(|| t.get("tag")?.as_str()).map(str::to_owned);
         tags.push(line.tags.iter().filter_map(name).collect());

@@ -8,6 +8,7 @@ use tagfast_events::envelope::{Attributes, encode_binary};
 use tagfast_events::{
     BusRecord, EnvelopeError, Partition, RecordKind, decode, decode_record, encode,
 };
+use tagfast_json::testing::{arrays_for_objects, repeated_keys};
 
 const GOLDEN: &str = include_str!("../golden/event.json");
 const SCHEMA: &str = include_str!("../../../../docs/reference/event.schema.json");
@@ -92,6 +93,11 @@ fn the_golden_record_is_read_and_written() {
         (example().version, example().publisher_epoch)
     );
     assert_eq!(decode_record(&record), Ok(example()));
+    let data = std::str::from_utf8(&record.payload).expect("data is text");
+    for damaged in arrays_for_objects(data).into_iter().chain(repeated_keys(data)) {
+        let damaged = BusRecord { payload: damaged.into_bytes(), ..record.clone() };
+        assert!(matches!(decode_record(&damaged), Err(EnvelopeError::Undecodable(_))));
+    }
     let mut newer = record.clone();
     newer
         .headers
@@ -128,6 +134,15 @@ fn the_schema_describes_the_event() {
         }
     }
     compare(&schema, &golden, "");
+}
+
+#[test]
+fn an_array_is_no_event_and_no_part_of_one() {
+    for damaged in arrays_for_objects(GOLDEN).into_iter().chain(repeated_keys(GOLDEN)) {
+        let error = decode(damaged.as_bytes()).expect_err(&damaged).to_string();
+        let clear = error.contains("expected an object") || error.contains("duplicate field");
+        assert!(clear, "{damaged}: {error}");
+    }
 }
 
 #[test]

@@ -72,7 +72,7 @@ fn headers(text: &str) -> Option<Vec<(String, Vec<u8>)>> {
     if text == "{}" {
         return Some(Vec::new());
     }
-    let named: Vec<(String, String)> = serde_json::from_str(text).ok()?;
+    let named: Vec<(String, String)> = tagfast_json::from_str(text).ok()?;
     named.into_iter().map(|(name, value)| Some((name, STANDARD.decode(value).ok()?))).collect()
 }
 

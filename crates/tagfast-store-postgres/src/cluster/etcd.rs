@@ -54,7 +54,7 @@ impl From<reqwest::Error> for EtcdError {
 /// What etcd said when it refused a request: its own words only, because a different server may
 /// repeat the request with its password.
 fn refusal(status: reqwest::StatusCode, body: &str) -> EtcdError {
-    let body: Value = serde_json::from_str(body).unwrap_or_default();
+    let body: Value = tagfast_json::from_str(body).unwrap_or_default();
     let words = body["error"].as_str().or_else(|| body["message"].as_str());
     let words = words.map(|words| words.chars().take(REFUSAL_CHARS_MAX).collect::<String>());
     EtcdError::Refused(words.unwrap_or_else(|| format!("it answered {status}")))
@@ -121,7 +121,7 @@ fn to_json(epoch: &EpochRecord) -> String {
 
 fn from_json(text: &[u8]) -> Result<EpochRecord, EtcdError> {
     let stored: StoredEpoch =
-        serde_json::from_slice(text).map_err(|_| EtcdError::Unreadable("the epoch"))?;
+        tagfast_json::from_slice(text).map_err(|_| EtcdError::Unreadable("the epoch"))?;
     let id = |text: &str| parse_id(text).ok_or(EtcdError::Unreadable("the epoch's id"));
     Ok(EpochRecord {
         id: id(&stored.id)?,
@@ -194,7 +194,11 @@ impl Etcd {
         let mut failure = EtcdError::NoUrl;
         for url in &self.urls {
             match self.http.post(format!("{}{path}", url.expose())).json(body).send().await {
-                Ok(answer) if answer.status().is_success() => return Ok(answer.json().await?),
+                Ok(answer) if answer.status().is_success() => {
+                    let bytes = answer.bytes().await?;
+                    return tagfast_json::from_slice(&bytes)
+                        .map_err(|_| EtcdError::Unreadable("an answer"));
+                }
                 Ok(answer) => {
                     let status = answer.status();
                     failure = refusal(status, &answer.text().await.unwrap_or_default());
@@ -223,8 +227,9 @@ impl Etcd {
         let service = self.prefix(&format!("/service/{scope}/")).await?;
         let named =
             |name: &str| service.iter().find(|e| e.key == format!("/service/{scope}/{name}"));
-        let config: Value =
-            named("config").and_then(|e| serde_json::from_slice(&e.value).ok()).unwrap_or_default();
+        let config: Value = named("config")
+            .and_then(|e| tagfast_json::from_slice(&e.value).ok())
+            .unwrap_or_default();
         let paused = config["pause"].as_bool().unwrap_or(false);
         let leader = named("leader").map(|e| {
             let member = String::from_utf8_lossy(&e.value).into_owned();
@@ -252,7 +257,7 @@ impl Etcd {
         let members_prefix = format!("/service/{scope}/members/");
         let members = service.iter().filter_map(|e| {
             let name = e.key.strip_prefix(&members_prefix)?.to_owned();
-            let value: Value = serde_json::from_slice(&e.value).ok()?;
+            let value: Value = tagfast_json::from_slice(&e.value).ok()?;
             let address =
                 value["conn_url"].as_str()?.strip_prefix("postgres://")?.split('/').next()?;
             Some(Node { name, address: address.rsplit('@').next()?.to_owned() })
@@ -322,6 +327,10 @@ mod tests {
             minted_by: "api-1".to_owned(),
         };
         assert_eq!(from_json(to_json(&epoch).as_bytes()).expect("readable"), epoch);
+        let text = to_json(&epoch);
+        for array in tagfast_json::testing::arrays_for_objects(&text) {
+            assert!(from_json(array.as_bytes()).is_err(), "{array}");
+        }
         assert!(from_json(b"{}").is_err());
         assert_eq!(parse_id("zz"), None);
         // An epoch that an earlier build minted is read, too.

@@ -18,7 +18,8 @@ pub(crate) async fn discover_nodes(http: &reqwest::Client, urls: &[Address]) -> 
         else {
             continue;
         };
-        let Ok(value) = answer.json::<serde_json::Value>().await else { continue };
+        let Ok(bytes) = answer.bytes().await else { continue };
+        let Ok(value) = tagfast_json::from_slice::<serde_json::Value>(&bytes) else { continue };
         let nodes = value["members"].as_array().into_iter().flatten().filter_map(|m| {
             let (host, port) = (m["host"].as_str()?, m["port"].as_u64()?);
             Some(Node { name: m["name"].as_str()?.to_owned(), address: format!("{host}:{port}") })

@@ -28,7 +28,7 @@ pub(super) fn damaged(what: &'static str) -> DeadLetterStoreError {
 pub(super) fn stored(row: &Row) -> Result<StoredDeadLetter, DeadLetterStoreError> {
     let number = |column: usize| row.get::<_, i64>(column).cast_unsigned();
     let headers: Vec<(String, String)> =
-        serde_json::from_str(row.get(9)).map_err(|_| damaged("headers"))?;
+        tagfast_json::from_str(row.get(9)).map_err(|_| damaged("headers"))?;
     let decode = |(name, value): (String, String)| {
         let value = STANDARD.decode(value);
         value.map(|value| (name, value)).map_err(|_| damaged("headers"))

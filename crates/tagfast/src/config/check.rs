@@ -81,12 +81,12 @@ fn check_key_set(file: &Path) -> Result<(), String> {
     }
     let bytes = std::fs::read(file).map_err(|e| e.to_string())?;
     let set: serde_json::Value =
-        serde_json::from_slice(&bytes).map_err(|e| format!("it is not a JSON Web Key Set: {e}"))?;
+        tagfast_json::from_slice(&bytes).map_err(|e| format!("it is not a JSON Web Key Set: {e}"))?;
     let Some(keys) = set["keys"].as_array() else {
         return Err("it is not a JSON Web Key Set: it has no list \"keys\"".to_owned());
     };
     let usable = |key: &serde_json::Value| {
-        let jwk: Option<Jwk> = serde_json::from_value(key.clone()).ok();
+        let jwk: Option<Jwk> = tagfast_json::from_value(key.clone()).ok();
         key["kty"] != "oct" && jwk.is_some_and(|jwk| DecodingKey::from_jwk(&jwk).is_ok())
     };
     if keys.iter().any(usable) {
