@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
 
 /// An error of any type, kept as the `source` of an error that several causes can have.
 pub type BoxError = Box<dyn Error + Send + Sync>;
@@ -29,6 +30,29 @@ impl fmt::Display for ErrorChain<'_> {
     }
 }
 
+/// One error for several callers: those that shared the work that failed.
+#[derive(Debug, Clone)]
+pub struct SharedError(Arc<dyn Error + Send + Sync>);
+
+impl SharedError {
+    /// Shares an error or a sentence.
+    pub fn new(error: impl Into<BoxError>) -> Self {
+        Self(Arc::from(error.into()))
+    }
+}
+
+impl fmt::Display for SharedError {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(out)
+    }
+}
+
+impl Error for SharedError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.source()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -51,5 +75,7 @@ mod tests {
         assert_eq!(ErrorChain(&Failed::Typed(Refused)).to_string(), line);
         assert_eq!(ErrorChain(&Failed::PrintsItsSource(Refused)).to_string(), line);
         assert_eq!(ErrorChain(&Refused).to_string(), "connection refused");
+        let shared = SharedError::new(Failed::Typed(Refused));
+        assert_eq!(ErrorChain(&shared.clone()).to_string(), line);
     }
 }

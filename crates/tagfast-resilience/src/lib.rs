@@ -43,7 +43,7 @@ pub use breaker_registry::{BreakerEvent, Breakers};
 pub use bulkhead::{Bulkhead, BulkheadFull, BulkheadOptions, BulkheadPermit, BulkheadSnapshot};
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use criticality::Criticality;
-pub use error_chain::{BoxError, ErrorChain};
+pub use error_chain::{BoxError, ErrorChain, SharedError};
 pub use jitter::{jittered, jittered_retry_after};
 pub use limiter::{
     ByCriticality, InFlight, LimitExceeded, Limiter, LimiterOptions, LimiterSnapshot, ShedReason,

@@ -165,6 +165,22 @@ where
     TaskTracker::new().spawn_blocking(work).await
 }
 
+/// Runs `work` on the pool of threads that may block, for as long as somebody waits for it: when
+/// the returned future is dropped, `work` gets its [`StopSignal`]. Work that takes longer than a
+/// few milliseconds must look at it in its loops and return early.
+///
+/// # Errors
+/// The work panicked, or the runtime is shutting down.
+pub async fn blocking_while_wanted<T, F>(work: F) -> Result<T, JoinError>
+where
+    T: Send + 'static,
+    F: FnOnce(&StopSignal) -> T + Send + 'static,
+{
+    let stop = StopSignal::new();
+    let _stops_when_dropped = stop.clone().drop_guard();
+    blocking(move || work(&stop)).await
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -236,5 +252,24 @@ mod tests {
     async fn blocking_work_returns_its_value_or_its_panic() {
         assert_eq!(blocking(|| 7).await.unwrap(), 7);
         assert!(blocking(|| panic!("on purpose")).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn blocking_work_that_nobody_waits_for_is_told_to_stop() {
+        assert_eq!(blocking_while_wanted(|stop| stop.is_cancelled()).await.ok(), Some(false));
+        let (began, begun) = tokio::sync::oneshot::channel();
+        let (ended, end) = tokio::sync::oneshot::channel();
+        let work = blocking_while_wanted(move |stop| {
+            let _ = began.send(());
+            while !stop.is_cancelled() {
+                std::thread::yield_now();
+            }
+            let _ = ended.send(());
+        });
+        tokio::select! {
+            _ = work => panic!("it ends only when it is stopped"),
+            _ = begun => {}
+        }
+        tokio::time::timeout(Duration::from_secs(10), end).await.unwrap().unwrap();
     }
 }
