@@ -1,16 +1,17 @@
-//! Cursors of search: where a page ended, sealed for the tenant and bound to the query and its
-//! order.
+//! Cursors of search and of the list of all tags: where a page ended, sealed for the tenant and
+//! bound to the query and its order, or to the type of a list.
 //!
 //! How it fails: a cursor that does not fit is `bad_cursor`; the client starts again without one.
 
 use sha2::{Digest, Sha256};
-use tagfast_domain::{Content, ContentId, ContentType, TenantId};
+use tagfast_domain::{Content, ContentId, ContentType, TagName, TenantId};
 use tagfast_search::{SearchRequest, Sort, SortKey};
 use tagfast_store::{SealKind, Sealer};
 
 use crate::problem::{Code, Problem};
 
 const CURSOR_FORMAT: u8 = 1;
+const TAG_CURSOR_FORMAT: u8 = 2;
 /// A cursor is valid for a day.
 const CURSOR_TTL_MS: i64 = 86_400_000;
 
@@ -61,17 +62,76 @@ pub(crate) fn open(
     sealed: &str,
     now: i64,
 ) -> Result<SortKey, Problem> {
-    let bad = |reason: &str| Problem::new(Code::BadCursor, format!("cursor: {reason}"));
     let body =
         sealer.open(SealKind::SearchCursor, tenant, sealed).map_err(|e| bad(&e.to_string()))?;
-    let parsed = parse(&body).ok_or_else(|| bad("it is not one that this service made"))?;
+    let parsed = parse(&body).ok_or_else(|| bad(FOREIGN))?;
     if parsed.fingerprint != fingerprint(request) {
         return Err(bad("it belongs to a different query, type or order"));
     }
     if parsed.valid_until_ms < now {
-        return Err(bad("it is older than a day"));
+        return Err(bad(EXPIRED));
     }
     Ok(parsed.key)
+}
+
+const FOREIGN: &str = "it is not one that this service made";
+const EXPIRED: &str = "it is older than a day";
+
+fn bad(reason: &str) -> Problem {
+    Problem::new(Code::BadCursor, format!("cursor: {reason}"))
+}
+
+/// Identifies the list of all tags of a type.
+fn list_fingerprint(content_type: Option<&ContentType>) -> [u8; 8] {
+    let mut hash = Sha256::new();
+    hash.update(b"tags");
+    hash.update([u8::from(content_type.is_some())]);
+    hash.update(content_type.map(ContentType::as_str).unwrap_or_default());
+    let digest = hash.finalize();
+    std::array::from_fn(|i| digest[i])
+}
+
+/// Seals the tag after which the next page of a list starts. `now` is the present time, Unix ms.
+pub(crate) fn seal_tag(
+    sealer: &Sealer,
+    tenant: &TenantId,
+    content_type: Option<&ContentType>,
+    next: &TagName,
+    now: i64,
+) -> String {
+    let mut body = vec![TAG_CURSOR_FORMAT];
+    body.extend_from_slice(&list_fingerprint(content_type));
+    body.extend_from_slice(&now.saturating_add(CURSOR_TTL_MS).to_be_bytes());
+    body.extend_from_slice(next.as_str().as_bytes());
+    sealer.seal(SealKind::SearchCursor, tenant, &body)
+}
+
+/// Opens a cursor that was sealed for the list of the same tenant and type.
+pub(crate) fn open_tag(
+    sealer: &Sealer,
+    tenant: &TenantId,
+    content_type: Option<&ContentType>,
+    sealed: &str,
+    now: i64,
+) -> Result<TagName, Problem> {
+    let body =
+        sealer.open(SealKind::SearchCursor, tenant, sealed).map_err(|e| bad(&e.to_string()))?;
+    let parsed = || {
+        let (format, rest) = body.split_first()?;
+        let (fingerprint, rest) = rest.split_first_chunk::<8>()?;
+        let (until, rest) = rest.split_first_chunk::<8>()?;
+        let name = std::str::from_utf8(rest).ok()?;
+        let is_one = *format == TAG_CURSOR_FORMAT && !name.is_empty();
+        is_one.then(|| (*fingerprint, i64::from_be_bytes(*until), TagName::from_canonical(name)))
+    };
+    let (fingerprint, valid_until_ms, name) = parsed().ok_or_else(|| bad(FOREIGN))?;
+    if fingerprint != list_fingerprint(content_type) {
+        return Err(bad("it belongs to the list of a different type"));
+    }
+    if valid_until_ms < now {
+        return Err(bad(EXPIRED));
+    }
+    Ok(name)
 }
 
 struct Parsed {
@@ -140,6 +200,26 @@ mod tests {
         assert_eq!(open(&a, &request("x", Sort::Id), 1000), Err(Code::BadCursor));
     }
 
+    #[test]
+    fn a_cursor_of_a_list_fits_its_tenant_type_and_day_only() {
+        let sealer = Sealer::new(&[[7; 32]]);
+        let (a, b) = (TenantId::parse("a").unwrap(), TenantId::parse("b").unwrap());
+        let page = ContentType::parse("page").unwrap();
+        let name = TagName::parse("한글 x").unwrap();
+        let cursor = seal_tag(&sealer, &a, Some(&page), &name, 1000);
+        let open = |t, of: Option<&ContentType>, now| {
+            open_tag(&sealer, t, of, &cursor, now).map_err(|p| p.code())
+        };
+        assert_eq!(open(&a, Some(&page), 1000 + CURSOR_TTL_MS), Ok(name));
+        assert_eq!(open(&a, Some(&page), 1001 + CURSOR_TTL_MS), Err(Code::BadCursor));
+        assert_eq!(open(&b, Some(&page), 1000), Err(Code::BadCursor));
+        assert_eq!(open(&a, None, 1000), Err(Code::BadCursor));
+        let of_search = seal(&sealer, &a, &request("x", Sort::Id), &sort_key(), 1000);
+        assert!(open_tag(&sealer, &a, None, &of_search, 1000).is_err());
+        let wanted = request("x", Sort::Updated);
+        assert!(super::open(&sealer, &a, &wanted, &cursor, 1000).is_err());
+    }
+
     proptest! {
         #[test]
         fn no_text_panics(
@@ -151,6 +231,8 @@ mod tests {
             let _ = open(&sealer, &tenant, &request("x", Sort::Id), &text, 0);
             let sealed = sealer.seal(SealKind::SearchCursor, &tenant, &body);
             let _ = open(&sealer, &tenant, &request("x", Sort::Id), &sealed, 0);
+            let _ = open_tag(&sealer, &tenant, None, &text, 0);
+            let _ = open_tag(&sealer, &tenant, None, &sealed, 0);
         }
     }
 }

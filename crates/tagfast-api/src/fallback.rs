@@ -7,10 +7,15 @@
 //! in `meta`. A late result is completed in the background: it becomes the last good answer and
 //! shows whether the feature works again.
 //!
+//! All requests of a tenant for the same thing share one call, which is dropped when the last of
+//! them has left and nothing completes it in the background. A call has an end of its own
+//! ([`call_timeout`]), so that one that hangs does not hold the requests that come later.
+//!
 //! How it fails: an answer lacks a feature and names it (`features_limited`). Only a client that
 //! refuses stale and partial answers (`Cache-Control: no-cache`) gets an error, after the normal
 //! wait.
 
+use std::collections::HashSet;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -20,16 +25,16 @@ use parking_lot::Mutex;
 use tagfast_domain::{TenantId, UnixMillis};
 use tagfast_popular::PopularError;
 use tagfast_resilience::task::TaskGroup;
-use tagfast_resilience::{Bounded, LabelEnum, counter, jittered_retry_after};
+use tagfast_resilience::{Bounded, LabelEnum, SingleFlight, counter, jittered_retry_after};
 use tagfast_search::SearchError;
-use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::last_good::{CachedAnswer, FeatureKey, LastGoodCache};
 use crate::metric::{DEGRADED_ANSWERS, DegradedOutcome, Feature};
 use crate::problem::{Code, Problem};
 use crate::time::age;
-use crate::wire::meta::{Meta, STALE_AFTER_MS};
+use crate::wire::meta::{Meta, STALE_AFTER};
 
 /// How long a request waits for a feature that works.
 const WAIT_NORMAL: Duration = Duration::from_millis(500);
@@ -42,12 +47,13 @@ const FAILURE_COOLDOWN: Duration = Duration::from_secs(3);
 const SLOW_CALLERS_MAX: usize = 8;
 /// A wait of more than this many times the usual duration is slow.
 const SLOW_FACTOR: u32 = 4;
-/// How long a late result may take in the background.
+/// A late result that takes longer than this is a failure of the feature.
 const COMPLETION_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the ranking of a tenant with very many tags may take when it is not in memory. Too
+/// short: it is dropped and begun again for ever.
+const RANKING_TIMEOUT: Duration = Duration::from_secs(20);
 /// Late results that may be in progress in the background.
 const LATE_COMPLETIONS_MAX: usize = 64;
-/// An index or a count that is older than this is stale.
-const STALE_AFTER: Duration = Duration::from_millis(STALE_AFTER_MS as u64);
 /// Weight of one sample in the moving average of the duration: 1 in this many.
 const AVERAGE_SAMPLES: u64 = 16;
 
@@ -55,6 +61,14 @@ const AVERAGE_SAMPLES: u64 = 16;
 const TOO_SLOW: &str = "too_slow";
 /// The reason of a feature that cannot be reached.
 const UNAVAILABLE: &str = "unavailable";
+
+/// When a call that several requests share ends at the latest.
+fn call_timeout(feature: Feature) -> Duration {
+    match feature {
+        Feature::Popular | Feature::Suggestions => RANKING_TIMEOUT,
+        Feature::Count | Feature::Related | Feature::Facets | Feature::Total => COMPLETION_TIMEOUT,
+    }
+}
 
 fn unavailable(feature: Feature, detail: String) -> Problem {
     let code = match feature {
@@ -65,11 +79,17 @@ fn unavailable(feature: Feature, detail: String) -> Problem {
 }
 
 /// Why a feature has no result.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct FeatureError {
     /// The stable reason; `None`: the request is wrong, the feature did not fail.
     reason: Option<&'static str>,
     problem: Problem,
+}
+
+impl From<FeatureError> for Problem {
+    fn from(error: FeatureError) -> Self {
+        error.problem
+    }
 }
 
 impl From<SearchError> for FeatureError {
@@ -195,7 +215,7 @@ impl FeatureHealth {
             .clamp(WAIT_DEGRADED, WAIT_NORMAL)
     }
 
-    fn record(&self, took: Duration, result: &Result<CachedAnswer, FeatureError>) {
+    fn record(&self, took: Duration, result: &FeatureResult) {
         match result {
             Ok(answer) if answer.stale => self.record_failure(UNAVAILABLE),
             Ok(_) if took >= WAIT_NORMAL => self.record_failure(TOO_SLOW),
@@ -229,15 +249,38 @@ impl Drop for SlowCaller<'_> {
     }
 }
 
-type FeatureFuture = Pin<Box<dyn Future<Output = Result<CachedAnswer, FeatureError>> + Send>>;
+/// What the requests that share a call get.
+type FeatureResult = Result<Arc<CachedAnswer>, FeatureError>;
+
+type FeatureFuture = Pin<Box<dyn Future<Output = FeatureResult> + Send>>;
+
+/// What requests must have in common to share a call.
+type CallKey = (TenantId, FeatureKey);
+
+/// Completes a call in the background; no second one completes the same call meanwhile.
+struct LateCompletion {
+    fallback: Arc<FeatureFallback>,
+    key: CallKey,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for LateCompletion {
+    fn drop(&mut self) {
+        self.fallback.late_calls.lock().remove(&self.key);
+    }
+}
 
 /// Runs the calls to optional features and falls back to their last good answers.
 pub(crate) struct FeatureFallback {
     last_good: LastGoodCache,
     health: [FeatureHealth; Feature::ALL.len()],
+    /// The calls in progress.
+    calls: Arc<SingleFlight<CallKey, FeatureResult>>,
+    /// The calls that are completed in the background.
+    late_calls: Mutex<HashSet<CallKey>>,
     /// One permit per late result in the background.
     late_completions: Arc<Semaphore>,
-    /// The tasks of late results; each ends after [`COMPLETION_TIMEOUT`].
+    /// The tasks of late results; each ends with its call.
     tasks: TaskGroup,
     /// The largest age of a last good answer that the service gives.
     max_stale: Duration,
@@ -248,6 +291,8 @@ impl FeatureFallback {
         Arc::new(Self {
             last_good: LastGoodCache::new(),
             health: std::array::from_fn(|_| FeatureHealth::new()),
+            calls: SingleFlight::new(),
+            late_calls: Mutex::default(),
             late_completions: Arc::new(Semaphore::new(LATE_COMPLETIONS_MAX)),
             tasks,
             max_stale,
@@ -266,7 +311,38 @@ impl FeatureFallback {
         Feature::ALL.into_iter().filter_map(recent).collect()
     }
 
-    /// The result of `call` if it comes in time, else the fallback.
+    /// The result of a call that is shared with all requests of the tenant for the same thing; it
+    /// is dropped when the last of them leaves.
+    pub(crate) fn share(
+        &self,
+        tenant: &TenantId,
+        feature: Feature,
+        key: FeatureKey,
+        call: impl Future<Output = Result<CachedAnswer, FeatureError>> + Send + 'static,
+    ) -> impl Future<Output = FeatureResult> + Send + 'static {
+        let (calls, key) = (Arc::clone(&self.calls), (tenant.clone(), key));
+        let late = move || FeatureError {
+            reason: Some(TOO_SLOW),
+            problem: unavailable(feature, format!("{} did not come in time", feature.as_str())),
+        };
+        let work = async move {
+            let result = timeout(call_timeout(feature), call).await;
+            result.unwrap_or_else(|_| Err(late())).map(Arc::new)
+        };
+        async move {
+            match calls.run_while_wanted(key, || work).await {
+                Ok(shared) => shared.value,
+                Err(lost) => {
+                    tracing::error!(error = %lost, "an optional feature has a bug");
+                    let problem = unavailable(feature, "the service hit a bug".to_owned());
+                    Err(FeatureError { reason: Some(UNAVAILABLE), problem })
+                }
+            }
+        }
+    }
+
+    /// The result of `call` if it comes in time, else the fallback. Requests for the same thing
+    /// share one call.
     ///
     /// # Errors
     ///
@@ -278,6 +354,7 @@ impl FeatureFallback {
     ) -> Result<FeatureAnswer, Problem> {
         let feature = request.feature;
         let began = Instant::now();
+        let call = self.share(request.tenant, feature, request.key.clone(), call);
         let mut call: FeatureFuture = Box::pin(call);
         let Some(result) = self.wait(&request, began, &mut call).await else {
             self.complete_in_background(&request, began, call);
@@ -290,7 +367,7 @@ impl FeatureFallback {
             Ok(answer) if answer.stale => {
                 let problem =
                     unavailable(feature, format!("{} cannot be read now", feature.as_str()));
-                self.fall_back(&request, Some(Arc::new(answer)), UNAVAILABLE, problem)
+                self.fall_back(&request, Some(answer), UNAVAILABLE, problem)
             }
             Ok(answer) => {
                 let old = age(request.now, answer.as_of);
@@ -299,7 +376,6 @@ impl FeatureFallback {
                     let problem = unavailable(feature, detail);
                     return self.fall_back(&request, None, "lagging", problem);
                 }
-                let answer = Arc::new(answer);
                 self.last_good.put(request.tenant, &request.key, &answer);
                 Ok(FeatureAnswer::Fresh(answer))
             }
@@ -316,7 +392,7 @@ impl FeatureFallback {
         request: &FeatureRequest<'_>,
         began: Instant,
         call: &mut FeatureFuture,
-    ) -> Option<Result<CachedAnswer, FeatureError>> {
+    ) -> Option<FeatureResult> {
         let health = self.health(request.feature);
         // A caller that refuses the fallback always waits the normal time.
         let may_fall_back = !request.refuses_fallback();
@@ -343,26 +419,35 @@ impl FeatureFallback {
     }
 
     /// Completes a late call: its result is the last good answer of the next request and tells
-    /// whether the feature works. Without a free permit the call is dropped.
+    /// whether the feature works. Without a free permit the call is dropped, unless other requests
+    /// wait for it.
     fn complete_in_background(
         self: &Arc<Self>,
         request: &FeatureRequest<'_>,
         began: Instant,
-        call: FeatureFuture,
+        mut call: FeatureFuture,
     ) {
+        let key = (request.tenant.clone(), request.key.clone());
         let Ok(permit) = Arc::clone(&self.late_completions).try_acquire_owned() else { return };
-        let (this, tenant, feature, key) =
-            (Arc::clone(self), request.tenant.clone(), request.feature, request.key.clone());
+        if !self.late_calls.lock().insert(key.clone()) {
+            // The same call is completed already.
+            return;
+        }
+        let late = LateCompletion { fallback: Arc::clone(self), key, _permit: permit };
+        let feature = request.feature;
         self.tasks.spawn(async move {
-            let _permit = permit;
-            match timeout_at(began + COMPLETION_TIMEOUT, call).await {
-                Err(_) => this.health(feature).record_failure(TOO_SLOW),
-                Ok(result) => {
-                    this.health(feature).record(began.elapsed(), &result);
-                    if let Ok(answer) = result {
-                        this.last_good.put(&tenant, &key, &Arc::new(answer));
-                    }
+            let (this, (tenant, key)) = (&late.fallback, &late.key);
+            let result = match timeout_at(began + COMPLETION_TIMEOUT, &mut call).await {
+                Ok(result) => result,
+                Err(_) => {
+                    this.health(feature).record_failure(TOO_SLOW);
+                    // Has an end of its own.
+                    call.await
                 }
+            };
+            this.health(feature).record(began.elapsed(), &result);
+            if let Ok(answer) = result {
+                this.last_good.put(tenant, key, &answer);
             }
         });
     }

@@ -37,8 +37,10 @@ const TAG_OVERHEAD_BYTES: usize = 48;
 pub(crate) enum FeatureKey {
     /// The most used tags of a window, and how many.
     Popular(Window, usize),
-    /// Tags with a prefix, and how many.
-    Suggestions(String, usize),
+    /// Completions of a text among the tags of a type, and how many.
+    Suggestions(String, usize, Option<ContentType>),
+    /// All tags of a type after a tag, and how many.
+    List(Option<TagName>, usize, Option<ContentType>),
     /// How many contents carry a tag.
     Count(TagName),
     /// The tags that occur together with a tag.
@@ -49,15 +51,21 @@ pub(crate) enum FeatureKey {
     Total(Option<String>, Option<ContentType>),
 }
 
+fn type_bytes(content_type: &Option<ContentType>) -> usize {
+    content_type.as_ref().map_or(0, |name| name.as_str().len())
+}
+
 impl FeatureKey {
     fn bytes(&self) -> usize {
         match self {
             Self::Popular(..) => 0,
-            Self::Suggestions(prefix, _) => prefix.len(),
+            Self::Suggestions(typed, _, content_type) => typed.len() + type_bytes(content_type),
+            Self::List(after, _, content_type) => {
+                after.as_ref().map_or(0, |tag| tag.as_str().len()) + type_bytes(content_type)
+            }
             Self::Count(tag) | Self::Related(tag) => tag.as_str().len(),
             Self::Facets(query, content_type) | Self::Total(query, content_type) => {
-                query.as_ref().map_or(0, String::len)
-                    + content_type.as_ref().map_or(0, |t| t.as_str().len())
+                query.as_ref().map_or(0, String::len) + type_bytes(content_type)
             }
         }
     }
@@ -68,6 +76,8 @@ impl FeatureKey {
 pub(crate) struct CachedAnswer {
     /// Tags with their counts, in the order of the answer.
     pub(crate) tags: Vec<TagCount>,
+    /// Of a list: the tag after which the next page begins; `None` on the last page.
+    pub(crate) next: Option<TagName>,
     /// Of a total: the number of contents.
     pub(crate) number: u64,
     /// Some tags may be missing, or counts too low.
@@ -220,7 +230,7 @@ mod tests {
     }
 
     fn prefix(n: usize) -> FeatureKey {
-        FeatureKey::Suggestions(format!("p{n:03}"), 10)
+        FeatureKey::Suggestions(format!("p{n:03}"), 10, None)
     }
 
     #[test]

@@ -41,7 +41,7 @@ fn product_routes() -> Vec<(Access, Routes)> {
         (Caller, routes!(batch::batch_get)),
         (Caller, routes!(batch::batch_tag)),
         (Caller, routes!(search::search)),
-        (Caller, routes!(tags::suggest)),
+        (Caller, routes!(tags::tags)),
         (Caller, routes!(tags::popular_tags)),
         (Caller, routes!(tags::one_tag)),
         (Caller, routes!(export::export)),

@@ -8,6 +8,7 @@
 
 mod counts;
 mod files;
+mod merged_tags;
 pub mod metrics;
 mod owned_partitions;
 mod partition_file;

@@ -1,9 +1,10 @@
-//! Leaderboards of one tenant, as an immutable snapshot, and the cache of these snapshots.
+//! The cache of leaderboard snapshots.
 //!
 //! The cache reads a snapshot on the first request for a tenant, and reads it again at most once a
-//! second (less often when merging is expensive) after the tenant's counts changed. Until then the
-//! old snapshot answers and says how old it is. Only the most recently requested tenants keep one,
-//! so memory is bounded.
+//! second (less often when reading is expensive) after the tenant's counts changed. Until then the
+//! old snapshot answers and says how old it is. All callers that need a tenant's first snapshot
+//! share one read, which ends when the last of them leaves; few tenants are read at once, and only
+//! the most recently requested ones keep a snapshot, so memory is bounded.
 //!
 //! How it fails: if reading fails, the old snapshot answers; without an old one the request fails
 //! as unavailable.
@@ -15,32 +16,23 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tagfast_domain::{TagName, TenantId, UnixMillis};
-use tagfast_resilience::ErrorChain;
-use tagfast_resilience::task::TaskTracker;
+use tagfast_domain::{TenantId, UnixMillis};
+use tagfast_resilience::task::{self, StopSignal};
+use tagfast_resilience::{ErrorChain, SharedError, SingleFlight};
+use tokio::sync::Semaphore;
 
-use crate::port::{PopularError, TagCount, Window};
+use crate::leaderboard_snapshot::LeaderboardSnapshot;
+pub use crate::leaderboard_snapshot::{LEADERBOARD_TAGS_MAX, TYPEAHEAD_TAGS_MAX};
+use crate::port::PopularError;
 
-/// Maximum number of tags on a leaderboard.
-pub const LEADERBOARD_TAGS_MAX: usize = 1000;
-/// Maximum number of a tenant's tags that typeahead knows.
-pub const TYPEAHEAD_TAGS_MAX: usize = 100_000;
 /// Maximum number of tenants with a cached snapshot.
 const TENANTS_MAX: usize = 1000;
+/// Maximum memory of all cached snapshots, in bytes. The newest one stays even if it is larger.
+const SNAPSHOT_BYTES_MAX: usize = 256 << 20;
+/// Snapshots that are read at once. More would take memory and disk from requests.
+const READS_MAX: usize = 2;
 /// Minimum age of a snapshot before it is read again.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Leaderboards and typeahead of one tenant at one moment.
-#[derive(Default)]
-pub struct LeaderboardSnapshot {
-    leaderboards: HashMap<Window, Vec<TagCount>>,
-    /// All tags, most used first.
-    ranked: Vec<TagCount>,
-    by_name: HashMap<TagName, usize>,
-    /// (canonical or lower-case display form, index in `ranked`), sorted by form.
-    forms: Vec<(String, usize)>,
-    approximate: bool,
-}
 
 /// The cached snapshot of a tenant.
 struct SnapshotSlot {
@@ -49,13 +41,10 @@ struct SnapshotSlot {
     as_of: UnixMillis,
     /// Whether counts changed since reading the snapshot began.
     dirty: bool,
-    refreshing: bool,
-    /// When the snapshot was complete.
+    /// When the snapshot was complete, or reading it failed.
     read_at: Instant,
     /// How long reading took.
     cost: Duration,
-    /// When reading began: of two concurrent reads, the later one stays.
-    read_from: Instant,
     /// Number of the last request, for eviction.
     last_request: u64,
 }
@@ -66,23 +55,29 @@ struct SnapshotSlots {
     requests: u64,
 }
 
+/// A snapshot and the time (Unix ms) before which every write is in it.
 type CachedSnapshot = (Arc<LeaderboardSnapshot>, UnixMillis);
 
 /// What the cache knows when a request arrives.
-struct Lookup {
-    cached: Option<CachedSnapshot>,
-    /// Whether this request must read a new snapshot.
-    refresh: bool,
-    /// Whether the cached snapshot is too old to answer before the new one is read.
-    expired: bool,
+enum Lookup {
+    /// This snapshot is new enough.
+    Fresh(CachedSnapshot),
+    /// This snapshot answers, and a new one is due.
+    Due(CachedSnapshot),
+    /// A tenant without requests for a long time would get a snapshot of that age: this one answers
+    /// only if reading a new one fails.
+    Expired(CachedSnapshot),
+    /// There is no snapshot.
+    Missing,
 }
 
 /// Snapshots of the most recently requested tenants.
 pub struct LeaderboardCache {
     slots: Mutex<SnapshotSlots>,
     visible: AtomicI64,
-    /// Reads of snapshots.
-    reads: TaskTracker,
+    /// Reads of snapshots: one for each tenant.
+    reads: Arc<SingleFlight<TenantId, Result<CachedSnapshot, SharedError>>>,
+    permits: Semaphore,
 }
 
 impl LeaderboardCache {
@@ -91,19 +86,24 @@ impl LeaderboardCache {
         Arc::new(Self {
             slots: Mutex::default(),
             visible: AtomicI64::new(0),
-            reads: TaskTracker::new(),
+            reads: SingleFlight::new(),
+            permits: Semaphore::new(READS_MAX),
         })
     }
 
     /// Waits at shutdown until no snapshot is being read.
     pub async fn wait_until_idle(&self) {
-        self.reads.close();
-        self.reads.wait().await;
+        self.reads.wait_until_idle().await;
     }
 
     /// Notes that every write committed before `at` (Unix ms) is counted.
     pub fn visible_through(&self, at: UnixMillis) {
         self.visible.fetch_max(at, Ordering::AcqRel);
+    }
+
+    /// Every write committed before this time (Unix ms) is counted.
+    pub fn visible(&self) -> UnixMillis {
+        self.visible.load(Ordering::Acquire)
     }
 
     /// Notes that counts of these tenants changed.
@@ -122,7 +122,8 @@ impl LeaderboardCache {
     }
 
     /// Returns the tenant's snapshot and the time (Unix ms) before which every write is in it.
-    /// `read` reads a snapshot; it runs on the blocking pool.
+    /// `read` reads a snapshot; it runs on the blocking pool and must end soon after its
+    /// [`StopSignal`], with any result.
     ///
     /// # Errors
     ///
@@ -133,25 +134,26 @@ impl LeaderboardCache {
         read: R,
     ) -> Result<CachedSnapshot, PopularError>
     where
-        R: FnOnce(&TenantId) -> Result<LeaderboardSnapshot, E> + Send + 'static,
+        R: FnOnce(&TenantId, &StopSignal) -> Result<LeaderboardSnapshot, E> + Send + 'static,
         E: Error + Send + Sync + 'static,
     {
-        let Lookup { cached, refresh, expired } = self.look_up(tenant);
-        if let Some(cached) = &cached
-            && !refresh
-        {
-            return Ok(cached.clone());
-        }
-        // If another caller reads the first snapshot, it is read twice: rare and harmless.
         let (cache, of_tenant) = (Arc::clone(self), tenant.clone());
-        let fresh = self.reads.spawn_blocking(move || cache.refresh(&of_tenant, read));
-        match cached {
-            // The next request gets the new snapshot.
-            Some(cached) if !expired => Ok(cached),
-            // A tenant without requests for a long time would get a snapshot of that age, so this
-            // request waits. If reading fails, the old snapshot still answers.
-            Some(cached) => Ok(fresh.await.ok().and_then(Result::ok).unwrap_or(cached)),
-            None => fresh.await.map_err(PopularError::unavailable)?,
+        let refresh = move || async move { cache.refresh(&of_tenant, read).await };
+        let last_resort = match self.look_up(tenant) {
+            Lookup::Fresh(cached) => return Ok(cached),
+            Lookup::Due(cached) => {
+                // The next request gets the new snapshot.
+                self.reads.start(tenant.clone(), refresh);
+                return Ok(cached);
+            }
+            Lookup::Expired(cached) => Some(cached),
+            Lookup::Missing => None,
+        };
+        match self.reads.run_while_wanted(tenant.clone(), refresh).await {
+            Ok(shared) => {
+                shared.value.or_else(|error| last_resort.ok_or(error)).map_err(Into::into)
+            }
+            Err(lost) => last_resort.ok_or_else(|| PopularError::unavailable(lost)),
         }
     }
 
@@ -159,61 +161,80 @@ impl LeaderboardCache {
         let mut slots = self.slots.lock();
         slots.requests += 1;
         let requests = slots.requests;
-        let visible = self.visible.load(Ordering::Acquire);
+        let visible = self.visible();
         let Some(slot) = slots.tenants.get_mut(tenant) else {
-            slots.evict_oldest();
+            slots.make_room();
+            // Exists before reading begins, so that changes meanwhile are noted.
             let slot = SnapshotSlot {
                 snapshot: None,
                 as_of: 0,
                 dirty: true,
-                refreshing: true,
                 read_at: Instant::now(),
                 cost: Duration::ZERO,
-                read_from: Instant::now(),
                 last_request: requests,
             };
             slots.tenants.insert(tenant.clone(), slot);
-            return Lookup { cached: None, refresh: true, expired: true };
+            return Lookup::Missing;
         };
         slot.last_request = requests;
+        let Some(snapshot) = &slot.snapshot else { return Lookup::Missing };
         if !slot.dirty {
             // No count changed since the snapshot was read: it is as new as the counts.
             slot.as_of = slot.as_of.max(visible);
         }
-        let interval = REFRESH_INTERVAL.max(slot.cost * 10);
-        let due = slot.read_at.elapsed() >= interval;
-        let expired = slot.read_at.elapsed() >= interval * 2;
-        let refresh = slot.dirty && due && !slot.refreshing;
-        slot.refreshing |= refresh;
-        let cached = slot.snapshot.as_ref().map(|s| (Arc::clone(s), slot.as_of));
-        Lookup { cached, refresh, expired }
+        let cached = (Arc::clone(snapshot), slot.as_of);
+        let (interval, age) = (REFRESH_INTERVAL.max(slot.cost * 10), slot.read_at.elapsed());
+        match (slot.dirty, age) {
+            (true, age) if age >= interval * 2 => Lookup::Expired(cached),
+            (true, age) if age >= interval => Lookup::Due(cached),
+            (true | false, _) => Lookup::Fresh(cached),
+        }
     }
 
-    fn refresh<E: Error + Send + Sync + 'static>(
+    async fn refresh<R, E>(
+        self: Arc<Self>,
+        tenant: &TenantId,
+        read: R,
+    ) -> Result<CachedSnapshot, SharedError>
+    where
+        R: FnOnce(&TenantId, &StopSignal) -> Result<LeaderboardSnapshot, E> + Send + 'static,
+        E: Error + Send + Sync + 'static,
+    {
+        let _permit = self.permits.acquire().await.map_err(SharedError::new)?;
+        let (cache, of_tenant) = (Arc::clone(&self), tenant.clone());
+        let work = move |stop: &StopSignal| cache.read(&of_tenant, stop, read);
+        task::blocking_while_wanted(work).await.map_err(SharedError::new)?
+    }
+
+    fn read<E: Error + Send + Sync + 'static>(
         &self,
         tenant: &TenantId,
-        read: impl FnOnce(&TenantId) -> Result<LeaderboardSnapshot, E>,
-    ) -> Result<CachedSnapshot, PopularError> {
+        stop: &StopSignal,
+        read: impl FnOnce(&TenantId, &StopSignal) -> Result<LeaderboardSnapshot, E>,
+    ) -> Result<CachedSnapshot, SharedError> {
         let started = Instant::now();
-        let as_of = self.visible.load(Ordering::Acquire);
+        let as_of = self.visible();
         if let Some(slot) = self.slots.lock().tenants.get_mut(tenant) {
             // Cleared before the read: a change during the read marks the slot again.
             slot.dirty = false;
         }
-        let read = read(tenant);
+        let read = read(tenant, stop);
         let mut slots = self.slots.lock();
         let slot = slots.tenants.get_mut(tenant);
+        if stop.is_cancelled() {
+            // Nobody waits any more, and the snapshot may be incomplete.
+            slot.into_iter().for_each(|slot| slot.dirty = true);
+            return Err(SharedError::new("nobody waits for the snapshot any more"));
+        }
         match read {
             Ok(snapshot) => {
                 let snapshot = Arc::new(snapshot);
-                if let Some(slot) = slot.filter(|s| s.snapshot.is_none() || s.read_from <= started)
-                {
-                    slot.read_from = started;
+                if let Some(slot) = slot {
                     slot.snapshot = Some(Arc::clone(&snapshot));
                     slot.as_of = as_of;
                     slot.read_at = Instant::now();
                     slot.cost = started.elapsed();
-                    slot.refreshing = false;
+                    slots.evict_beyond(SNAPSHOT_BYTES_MAX, tenant);
                 }
                 Ok((snapshot, as_of))
             }
@@ -221,7 +242,6 @@ impl LeaderboardCache {
                 let mut hidden = false;
                 if let Some(slot) = slot {
                     slot.dirty = true;
-                    slot.refreshing = false;
                     slot.read_at = Instant::now();
                     hidden = slot.snapshot.is_some();
                 }
@@ -231,120 +251,49 @@ impl LeaderboardCache {
                     let error = ErrorChain(&error);
                     tracing::warn!(%tenant, %error, "popular tags could not be read");
                 }
-                Err(PopularError::unavailable(error))
+                Err(SharedError::new(error))
             }
         }
     }
 }
 
 impl SnapshotSlots {
-    fn evict_oldest(&mut self) {
+    fn oldest(&self) -> Option<TenantId> {
+        self.tenants.iter().min_by_key(|(_, s)| s.last_request).map(|(t, _)| t.clone())
+    }
+
+    fn make_room(&mut self) {
         if self.tenants.len() >= TENANTS_MAX
-            && let Some(oldest) =
-                self.tenants.iter().min_by_key(|(_, s)| s.last_request).map(|(t, _)| t.clone())
+            && let Some(oldest) = self.oldest()
         {
             self.tenants.remove(&oldest);
         }
     }
-}
 
-impl LeaderboardSnapshot {
-    /// Ranks tags by their counts, which are in the order of [`Window::ALL`]. Each item is a
-    /// canonical name, its display (`None` if unknown) and its counts.
-    pub fn rank(tags: impl Iterator<Item = (String, Option<String>, [u64; 4])>) -> Self {
-        let mut rows: Vec<(TagName, Arc<str>, [u64; 4])> = tags
-            .map(|(tag, display, counts)| {
-                let name = TagName::from_canonical(&tag);
-                let display = match display {
-                    Some(display) if display != tag => display.into(),
-                    Some(_) | None => name.shared(),
-                };
-                (name, display, counts)
-            })
+    /// Removes the snapshots that were not requested for longest, until the others fit; `newest`
+    /// stays.
+    fn evict_beyond(&mut self, max_bytes: usize, newest: &TenantId) {
+        let bytes = |slot: &SnapshotSlot| slot.snapshot.as_ref().map_or(0, |s| s.bytes());
+        let mut sum: usize = self.tenants.values().map(bytes).sum();
+        if sum <= max_bytes {
+            return;
+        }
+        let mut by_request: Vec<(u64, usize, TenantId)> = self
+            .tenants
+            .iter()
+            .filter(|(tenant, slot)| *tenant != newest && slot.snapshot.is_some())
+            .map(|(tenant, slot)| (slot.last_request, bytes(slot), tenant.clone()))
             .collect();
-        let mut leaderboards = HashMap::new();
-        let mut ranked = Vec::new();
-        for window in Window::ALL {
-            let n = window.index();
-            rows.sort_unstable_by(|a, b| b.2[n].cmp(&a.2[n]).then_with(|| a.0.cmp(&b.0)));
-            let used = rows.iter().take_while(|r| r.2[n] > 0);
-            let list = |(tag, display, counts): &(TagName, Arc<str>, [u64; 4])| TagCount {
-                tag: tag.clone(),
-                display: Arc::clone(display),
-                count: counts[n],
-            };
-            leaderboards
-                .insert(window, used.clone().take(LEADERBOARD_TAGS_MAX).map(list).collect());
-            if window == Window::All {
-                ranked = used.map(list).collect();
+        by_request.sort_unstable();
+        for (_, freed, tenant) in by_request {
+            if sum <= max_bytes {
+                return;
             }
+            self.tenants.remove(&tenant);
+            sum -= freed;
         }
-        let approximate = ranked.len() > TYPEAHEAD_TAGS_MAX;
-        let mut forms = Vec::with_capacity(ranked.len());
-        for (n, tag) in ranked.iter().take(TYPEAHEAD_TAGS_MAX).enumerate() {
-            forms.push((tag.tag.as_str().to_owned(), n));
-            let shown = tag.display.to_lowercase();
-            if shown != tag.tag.as_str() {
-                forms.push((shown, n));
-            }
-        }
-        forms.sort_unstable();
-        let by_name = ranked.iter().enumerate().map(|(n, t)| (t.tag.clone(), n)).collect();
-        Self { leaderboards, ranked, by_name, forms, approximate }
-    }
-
-    /// Whether typeahead may miss rarely used tags.
-    pub fn is_approximate(&self) -> bool {
-        self.approximate
-    }
-
-    /// The most used tags of a window, at most [`LEADERBOARD_TAGS_MAX`].
-    pub fn leaderboard(&self, window: Window, limit: usize) -> Vec<TagCount> {
-        self.leaderboards
-            .get(&window)
-            .map_or_else(Vec::new, |b| b.iter().take(limit).cloned().collect())
-    }
-
-    /// Count of a tag over all time; `None` if no content carries it.
-    pub fn count(&self, tag: &TagName) -> Option<&TagCount> {
-        self.by_name.get(tag).and_then(|n| self.ranked.get(*n))
-    }
-
-    /// Displays of tags in the same order; the canonical name for an unknown tag.
-    pub fn displays(&self, tags: &[TagName]) -> Vec<Arc<str>> {
-        let display = |tag: &TagName| {
-            self.count(tag).map_or_else(|| tag.shared(), |count| Arc::clone(&count.display))
-        };
-        tags.iter().map(display).collect()
-    }
-
-    /// Tags with a form that begins with the typed text, most used first.
-    pub fn suggest(&self, typed: &str, limit: usize) -> Vec<TagCount> {
-        let prefixes = prefixes(typed);
-        if prefixes.iter().any(String::is_empty) {
-            return self.ranked.iter().take(limit).cloned().collect();
-        }
-        let mut indices = BTreeSet::new();
-        for prefix in prefixes {
-            let start = self.forms.partition_point(|(form, _)| form.as_str() < prefix.as_str());
-            let matching = self.forms[start..]
-                .iter()
-                .take_while(|(form, _)| form.starts_with(prefix.as_str()));
-            // `ranked` is ordered by use: a smaller index is a more used tag.
-            indices.extend(matching.map(|(_, n)| *n));
-        }
-        indices.into_iter().take(limit).filter_map(|n| self.ranked.get(n)).cloned().collect()
     }
 }
 
-/// Forms that the typed text may begin. The text need not be a complete tag; it may end in a blank
-/// or be empty.
-fn prefixes(typed: &str) -> Vec<String> {
-    let mut prefixes = vec![typed.trim_start().to_lowercase()];
-    if let Ok(canonical) = TagName::parse(typed)
-        && canonical.as_str() != prefixes[0]
-    {
-        prefixes.push(canonical.as_str().to_owned());
-    }
-    prefixes
-}
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tagfast_domain::{TagName, TenantId, UnixMillis};
-use tagfast_resilience::BoxError;
+use tagfast_resilience::{BoxError, SharedError};
+
+use crate::completion::MatchPlace;
 
 /// A window of time. The order is that of stored counts: column `n0` of a count is `All`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -77,11 +79,34 @@ pub struct Leaderboard {
     pub stale: bool,
 }
 
+/// A page of all tags of a tenant that contents carry, in the order of canonical names (bytes of
+/// UTF-8). Every tag that contents carry during the whole walk is on exactly one page, whatever is
+/// written meanwhile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TagPage {
+    /// The tags with their counts over all time.
+    pub tags: Vec<TagCount>,
+    /// The last name that the page has looked at: the next page begins after it. `None` on the last
+    /// page.
+    pub next: Option<TagName>,
+    /// Every write committed before this time (Unix ms) is counted.
+    pub as_of: UnixMillis,
+}
+
+/// A tag that a typed text may become.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Suggestion {
+    /// The tag with its count over all time.
+    pub tag: TagCount,
+    /// Where in the tag the text is.
+    pub place: MatchPlace,
+}
+
 /// Tags that complete a typed text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Suggestions {
-    /// Matching tags, most used first.
-    pub tags: Vec<TagCount>,
+    /// Matching tags: by the place of the match, then most used first.
+    pub tags: Vec<Suggestion>,
     /// Whether rarely used tags may be missing.
     pub approximate: bool,
     /// Every write committed before this time (Unix ms) is counted.
@@ -123,6 +148,12 @@ impl PopularError {
     }
 }
 
+impl From<SharedError> for PopularError {
+    fn from(error: SharedError) -> Self {
+        Self::unavailable(error)
+    }
+}
+
 /// Popular tags of a tenant.
 #[async_trait]
 pub trait PopularTags: Send + Sync {
@@ -139,8 +170,9 @@ pub trait PopularTags: Send + Sync {
         limit: usize,
     ) -> Result<Leaderboard, PopularError>;
 
-    /// Returns tags whose canonical name or display begins with `prefix`, most used first. The
-    /// implementation canonicalises the prefix.
+    /// Returns tags whose canonical name or display begins with `typed` or has it inside, by the
+    /// place of the match, then most used first. The implementation canonicalises the text; without
+    /// any text every tag fits.
     ///
     /// # Errors
     ///
@@ -148,9 +180,24 @@ pub trait PopularTags: Send + Sync {
     async fn suggest(
         &self,
         tenant: &TenantId,
-        prefix: &str,
+        typed: &str,
         limit: usize,
     ) -> Result<Suggestions, PopularError>;
+
+    /// Lists the tags that contents carry, in the order of canonical names, after `after` (`None`:
+    /// from the first one), at most `limit`. Costs work in proportion to `limit`, however many tags
+    /// there are.
+    ///
+    /// # Errors
+    ///
+    /// [`PopularError::Unavailable`] if no counts can be read now. There is no stale page: a walk
+    /// must not miss tags.
+    async fn list(
+        &self,
+        tenant: &TenantId,
+        after: Option<&TagName>,
+        limit: usize,
+    ) -> Result<TagPage, PopularError>;
 
     /// Returns the count of a tag over all time and its display; `None` if no content carries it.
     ///

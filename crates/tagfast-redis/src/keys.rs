@@ -16,6 +16,7 @@
 //! | `tf:pt:P` | set | none | owners of partitions | owner of P | tenants whose leaderboards P's owner must merge |
 //! | `tf:pl:tenant:window` | sorted set | none | owner of the leaderboards | API nodes | the leaderboard: tag by count |
 //! | `tf:pn:tenant` | hash | none | owner of the leaderboards | API nodes | tag -> first spelling |
+//! | `tf:px:tenant` | sorted set | none | owner of the leaderboards | API nodes | every tag that contents carry, by name |
 //! | `tf:pv:tenant` | string | none | owner of the leaderboards | API nodes | server time of the last merge |
 //! | `tf:pw` | hash | none | owners of leaderboards | API nodes | P -> Unix ms through which its leaderboards are merged |
 //!
@@ -44,9 +45,10 @@ const TENANTS_TO_MERGE: &str = "tf:pt:";
 const LEADERBOARD: &str = "tf:pl:";
 const DISPLAY_NAMES: &str = "tf:pn:";
 const LEADERBOARD_VERSION: &str = "tf:pv:";
+const TAG_NAMES: &str = "tf:px:";
 
 /// Placeholders of [`expand`]. A name that begins with another one stands before it.
-const PLACEHOLDERS: [(&str, &str); 8] = [
+const PLACEHOLDERS: [(&str, &str); 9] = [
     ("$partition_counts", PARTITION_COUNTS),
     ("$partition_tenants", PARTITION_TENANTS),
     ("$dirty_tags", DIRTY_TAGS),
@@ -55,6 +57,7 @@ const PLACEHOLDERS: [(&str, &str); 8] = [
     ("$leaderboard_version", LEADERBOARD_VERSION),
     ("$leaderboard", LEADERBOARD),
     ("$display_names", DISPLAY_NAMES),
+    ("$tag_names", TAG_NAMES),
 ];
 
 /// The cached view of a content. `content` is the encoded key: tenant, type and id, separated by
@@ -123,6 +126,11 @@ pub fn leaderboard(tenant: &str, window: &str) -> String {
 /// The first spelling of each tag on a tenant's leaderboards.
 pub fn display_names(tenant: &str) -> String {
     format!("{DISPLAY_NAMES}{tenant}")
+}
+
+/// All tags of a tenant with the same score, so that they are in the order of their names.
+pub fn tag_names(tenant: &str) -> String {
+    format!("{TAG_NAMES}{tenant}")
 }
 
 /// The server time at which a tenant's leaderboards changed last.

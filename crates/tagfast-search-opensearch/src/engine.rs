@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use tagfast_domain::{TagName, TenantId, UnixMillis};
+use tagfast_domain::{ContentType, TagName, TenantId, UnixMillis};
 use tagfast_resilience::Clock;
 use tagfast_resilience::task::{StopSignal, TaskTracker};
 use tagfast_search::metrics::count_query;
 use tagfast_search::query::{Query, parse};
 use tagfast_search::{
-    RelatedTags, SearchError, SearchIndex, SearchPage, SearchRequest, SearchResult,
+    Query, RelatedTags, SearchError, SearchIndex, SearchPage, SearchRequest, SearchResult,
 };
 use tagfast_store::ShardScanner;
 
@@ -115,6 +115,20 @@ impl SearchIndex for OpenSearchIndex {
         let body = query::related(tenant, tag, limit);
         let response = self.client.search(&body).await.map_err(unavailable)?;
         Ok(query::facets(&response).map_err(unavailable)?.0)
+    }
+
+    async fn counts(
+        &self,
+        tenant: &TenantId,
+        content_type: Option<&ContentType>,
+        terms: &[Query],
+    ) -> SearchResult<Vec<u64>> {
+        if terms.is_empty() {
+            return Ok(Vec::new());
+        }
+        let body = query::counts(tenant, content_type, terms);
+        let response = self.client.search(&body).await.map_err(unavailable)?;
+        query::read_counts(&response, terms.len()).map_err(unavailable)
     }
 
     fn as_of(&self) -> UnixMillis {

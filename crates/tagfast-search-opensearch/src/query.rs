@@ -1,7 +1,7 @@
 //! Request bodies in OpenSearch's query language, and pages from its responses.
 
 use serde_json::{Value, json};
-use tagfast_domain::{ContentKey, TagName, TenantId, Version};
+use tagfast_domain::{ContentKey, ContentType, TagName, TenantId, Version};
 use tagfast_search::port::{EXACT_TOTAL_MAX, FACETS_MAX, PAGE_HITS_MAX, PREFIX_TAGS_MAX};
 use tagfast_search::{Hit, Query, SearchError, SearchPage, SearchRequest, Sort, SortKey, Total};
 
@@ -74,6 +74,31 @@ pub(crate) fn related(tenant: &TenantId, tag: &TagName, limit: usize) -> Value {
     counts["terms"]["exclude"] = json!([tag.as_str()]);
     let with_tag = scoped(tenant, [clause(&Query::Tag(tag.clone()))]);
     json!({"size": 0, "query": with_tag, "aggs": {"tags": counts}})
+}
+
+/// Builds the request that counts the contents of each term.
+pub(crate) fn counts(
+    tenant: &TenantId,
+    content_type: Option<&ContentType>,
+    terms: &[Query],
+) -> Value {
+    let of_type = content_type.cloned().map(|name| clause(&Query::Type(name)));
+    let filters: Vec<Value> = terms.iter().map(clause).collect();
+    json!({
+        "size": 0,
+        "query": scoped(tenant, of_type),
+        "aggs": {"terms": {"filters": {"filters": filters}}},
+    })
+}
+
+/// Reads the counts of a response to [`counts`].
+pub(crate) fn read_counts(response: &Value, terms: usize) -> Result<Vec<u64>, RequestError> {
+    let buckets = response["aggregations"]["terms"]["buckets"].as_array();
+    let count = |bucket: &Value| bucket["doc_count"].as_u64();
+    let counts: Option<Vec<u64>> = buckets.and_then(|all| all.iter().map(count).collect());
+    counts
+        .filter(|counts| counts.len() == terms)
+        .ok_or_else(|| RequestError::BadResponse("no counts of terms".to_owned()))
 }
 
 fn prefixes<'a>(query: &'a Query, found: &mut Vec<&'a str>) {

@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use async_trait::async_trait;
 use parking_lot::{Mutex, RwLock};
-use tagfast_domain::{TagName, TenantId, UnixMillis};
-use tagfast_resilience::{Clock, ErrorChain, generation, task};
+use tagfast_domain::{ContentType, TagName, TenantId, UnixMillis};
+use tagfast_resilience::task::{self, StopSignal};
+use tagfast_resilience::{Clock, ErrorChain, generation};
 use tagfast_search::metrics::count_query;
 use tagfast_search::query::{self, Query};
 use tagfast_search::{
@@ -90,19 +91,19 @@ impl TantivyIndex {
     }
 }
 
-/// Runs `work` on the blocking pool.
+/// Runs `work` on the blocking pool; it is told to stop when its caller leaves.
 async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, SearchError> + Send + 'static,
+    work: impl FnOnce(&StopSignal) -> Result<T, SearchError> + Send + 'static,
 ) -> Result<T, SearchError> {
-    task::blocking(work).await.map_err(unavailable)?
+    task::blocking_while_wanted(work).await.map_err(unavailable)?
 }
 
 /// Runs a short plan on the current worker, a long one on the blocking pool.
 async fn run(snapshot: Arc<SearchSnapshot>, plan: QueryPlan) -> Result<SearchPage, SearchError> {
     if plan.postings() <= INLINE_POSTINGS_MAX {
-        return query_plan::execute(&snapshot, &plan).map_err(unavailable);
+        return query_plan::execute(&snapshot, &plan, &StopSignal::new()).map_err(unavailable);
     }
-    blocking(move || query_plan::execute(&snapshot, &plan).map_err(unavailable)).await
+    blocking(move |stop| query_plan::execute(&snapshot, &plan, stop).map_err(unavailable)).await
 }
 
 impl TantivyIndex {
@@ -119,13 +120,14 @@ impl TantivyIndex {
         let mut page = if query.as_ref().is_some_and(Query::has_prefix) {
             // Expanding a prefix takes longer than most searches.
             let (tenant, request) = (tenant.clone(), request.clone());
-            blocking(move || {
-                let plan = QueryPlan::new(&snapshot, &tenant, &request, query.as_ref())?;
-                query_plan::execute(&snapshot, &plan).map_err(unavailable)
+            blocking(move |stop| {
+                let plan = QueryPlan::new(&snapshot, &tenant, &request, query.as_ref(), stop)?;
+                query_plan::execute(&snapshot, &plan, stop).map_err(unavailable)
             })
             .await?
         } else {
-            let plan = QueryPlan::new(&snapshot, tenant, request, query.as_ref())?;
+            let plan =
+                QueryPlan::new(&snapshot, tenant, request, query.as_ref(), &StopSignal::new())?;
             run(snapshot, plan).await?
         };
         page.as_of = as_of;
@@ -146,12 +148,26 @@ impl SearchIndex for TantivyIndex {
         Ok(facets.into_iter().filter(|(name, _)| name != tag).take(limit).collect())
     }
 
+    async fn counts(
+        &self,
+        tenant: &TenantId,
+        content_type: Option<&ContentType>,
+        terms: &[Query],
+    ) -> SearchResult<Vec<u64>> {
+        let (snapshot, tenant) = (self.snapshot()?, tenant.clone());
+        let (content_type, terms) = (content_type.cloned(), terms.to_vec());
+        blocking(move |stop| {
+            query_plan::counts(&snapshot, &tenant, content_type.as_ref(), &terms, stop)
+        })
+        .await
+    }
+
     fn as_of(&self) -> UnixMillis {
         self.visible.load(Ordering::Acquire)
     }
 
     async fn documents(&self) -> Result<u64, SearchError> {
         let snapshot = self.snapshot()?;
-        blocking(move || query_plan::count_live(&snapshot).map_err(unavailable)).await
+        blocking(move |_| query_plan::count_live(&snapshot).map_err(unavailable)).await
     }
 }

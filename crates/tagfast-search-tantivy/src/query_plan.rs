@@ -8,7 +8,8 @@ use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap};
 use std::ops::Bound;
 
-use tagfast_domain::{TagName, TenantId};
+use tagfast_domain::{ContentType, TagName, TenantId};
+use tagfast_resilience::task::StopSignal;
 use tagfast_search::port::{EXACT_TOTAL_MAX, FACETS_MAX, PAGE_HITS_MAX, PREFIX_TAGS_MAX};
 use tagfast_search::{Hit, Query, SearchError, SearchPage, SearchRequest, Sort, SortKey, Total};
 use tantivy::postings::TermInfo;
@@ -47,8 +48,9 @@ impl QueryPlan {
         tenant: &TenantId,
         request: &SearchRequest,
         query: Option<&Query>,
+        stop: &StopSignal,
     ) -> Result<Self, SearchError> {
-        let builder = Builder { snapshot, tenant };
+        let builder = Builder { snapshot, tenant, stop };
         let mut parts = Vec::new();
         let mut postings = u64::MAX;
         if let Some(query) = query {
@@ -89,7 +91,7 @@ impl QueryPlan {
         tenant: &TenantId,
         tag: &TagName,
     ) -> Result<Self, SearchError> {
-        let (query, postings) = Builder { snapshot, tenant }
+        let (query, postings) = Builder { snapshot, tenant, stop: &StopSignal::new() }
             .term(snapshot.fields.tag, &scoped(tenant, tag.as_str()))?;
         Ok(Self {
             query,
@@ -112,6 +114,8 @@ impl QueryPlan {
 struct Builder<'a> {
     snapshot: &'a SearchSnapshot,
     tenant: &'a TenantId,
+    /// Ends the expansion of prefixes early.
+    stop: &'a StopSignal,
 }
 
 /// A query of tantivy and its estimated number of postings.
@@ -178,7 +182,8 @@ impl Builder<'_> {
         for reader in self.snapshot.searcher.segment_readers() {
             let index = reader.inverted_index(self.snapshot.fields.tag).map_err(unavailable)?;
             let mut stream = index.terms().range().ge(&start).into_stream().map_err(unavailable)?;
-            while stream.advance() && stream.key().starts_with(&start) {
+            while !self.stop.is_cancelled() && stream.advance() && stream.key().starts_with(&start)
+            {
                 // The dictionary keeps the terms of deleted documents until their segment is
                 // merged: a tag that no content has must not count.
                 if terms.contains(stream.key())
@@ -269,8 +274,43 @@ impl Facets {
     }
 }
 
-/// Runs a plan.
-pub(crate) fn execute(snapshot: &SearchSnapshot, plan: &QueryPlan) -> tantivy::Result<SearchPage> {
+/// Counts the live contents that match each term.
+pub(crate) fn counts(
+    snapshot: &SearchSnapshot,
+    tenant: &TenantId,
+    content_type: Option<&ContentType>,
+    terms: &[Query],
+    stop: &StopSignal,
+) -> Result<Vec<u64>, SearchError> {
+    let builder = Builder { snapshot, tenant, stop };
+    let count = |term: &Query| {
+        let of_type = content_type.cloned().map(Query::Type);
+        let all: Vec<Query> = std::iter::once(term.clone()).chain(of_type).collect();
+        let (query, _) = builder.and(&all)?;
+        let enabled = EnableScoring::disabled_from_searcher(&snapshot.searcher);
+        let weight = query.weight(enabled).map_err(unavailable)?;
+        let mut count = 0;
+        for (_, reader, _) in snapshot.segments_with_columns() {
+            weight
+                .for_each_no_score(reader, &mut |docs| {
+                    // What is left is cheap to skip.
+                    if !stop.is_cancelled() {
+                        count += docs.iter().filter(|doc| is_alive(reader, **doc)).count() as u64;
+                    }
+                })
+                .map_err(unavailable)?;
+        }
+        Ok(count)
+    };
+    terms.iter().take_while(|_| !stop.is_cancelled()).map(count).collect()
+}
+
+/// Runs a plan; incomplete after the stop signal.
+pub(crate) fn execute(
+    snapshot: &SearchSnapshot,
+    plan: &QueryPlan,
+    stop: &StopSignal,
+) -> tantivy::Result<SearchPage> {
     let weight = plan.query.weight(EnableScoring::disabled_from_searcher(&snapshot.searcher))?;
     let mut facets = plan.facets.map(|_| {
         let known = snapshot.tag_count;
@@ -286,6 +326,8 @@ pub(crate) fn execute(snapshot: &SearchSnapshot, plan: &QueryPlan) -> tantivy::R
         let mut top_hits = TopHits::new(plan, columns)?;
         let alive = reader.alive_bitset();
         weight.for_each_no_score(reader, &mut |docs| {
+            // Nobody waits any more: what is left is cheap to skip.
+            let docs = if stop.is_cancelled() { &[] } else { docs };
             for doc in docs {
                 if alive.is_some_and(|a| !a.is_alive(*doc)) {
                     continue;

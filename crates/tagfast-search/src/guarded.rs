@@ -16,13 +16,14 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tagfast_domain::{TagName, TenantId, UnixMillis};
+use tagfast_domain::{ContentType, TagName, TenantId, UnixMillis};
 use tagfast_resilience::{
     Breaker, BreakerOptions, Breakers, Criticality, LabelEnum, counter, gauge, jittered_retry_after,
 };
 
 use crate::metrics::{GuardRefusal, IN_FLIGHT, SHED_TOTAL};
 use crate::port::{RelatedTags, SearchError, SearchIndex, SearchPage, SearchRequest, SearchResult};
+use crate::query::Query;
 
 /// The breaker counts a call that takes longer as slow.
 const SLOW_AFTER: Duration = Duration::from_millis(500);
@@ -183,6 +184,16 @@ impl SearchIndex for GuardedIndex {
 
     async fn related(&self, tenant: &TenantId, tag: &TagName, limit: usize) -> RelatedTags {
         self.call(Criticality::Sheddable, self.inner.related(tenant, tag, limit)).await
+    }
+
+    async fn counts(
+        &self,
+        tenant: &TenantId,
+        content_type: Option<&ContentType>,
+        terms: &[Query],
+    ) -> SearchResult<Vec<u64>> {
+        let counts = self.inner.counts(tenant, content_type, terms);
+        self.call(Criticality::Sheddable, counts).await
     }
 
     fn as_of(&self) -> UnixMillis {

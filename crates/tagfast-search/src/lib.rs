@@ -9,12 +9,14 @@
 pub mod conformance;
 mod former_names;
 mod guarded;
+pub mod hints;
 pub mod indexed_state;
 pub mod metrics;
 pub mod port;
 pub mod query;
 
 pub use guarded::{GuardOptions, GuardSnapshot, GuardedIndex};
+pub use hints::{Hint, HintCode};
 pub use indexed_state::IndexedState;
 pub use metrics::METRICS;
 pub use port::{

@@ -6,12 +6,16 @@ use async_trait::async_trait;
 use tagfast_domain::{Content, ContentType, TagName, TenantId, UnixMillis, Version};
 use tagfast_resilience::{BoxError, Criticality};
 
+use crate::query::Query;
+
 /// Totals are exact up to this many contents unless [`SearchRequest::total_exact`] is set.
 pub const EXACT_TOTAL_MAX: u64 = 10_000;
 /// Maximum number of tags in the facets of a page.
 pub const FACETS_MAX: usize = 50;
 /// Maximum number of tags that one prefix may match.
 pub const PREFIX_TAGS_MAX: usize = 1024;
+/// Maximum number of terms that one call of [`SearchIndex::counts`] counts.
+pub const COUNTED_TERMS_MAX: usize = 500;
 /// Maximum number of hits on a page.
 pub const PAGE_HITS_MAX: usize = 200;
 
@@ -175,6 +179,20 @@ pub trait SearchIndex: Send + Sync {
     ///
     /// [`SearchError::Unavailable`] and [`SearchError::Refused`], as for [`SearchIndex::search`].
     async fn related(&self, tenant: &TenantId, tag: &TagName, limit: usize) -> RelatedTags;
+
+    /// Counts the contents that match each of `terms`, in the same order; with `content_type` only
+    /// contents of this type. At most [`COUNTED_TERMS_MAX`] terms; sheddable.
+    ///
+    /// # Errors
+    ///
+    /// [`SearchError::PrefixTooBroad`], [`SearchError::Unavailable`] and [`SearchError::Refused`],
+    /// as for [`SearchIndex::search`].
+    async fn counts(
+        &self,
+        tenant: &TenantId,
+        content_type: Option<&ContentType>,
+        terms: &[Query],
+    ) -> SearchResult<Vec<u64>>;
 
     /// Every write committed before this time (Unix ms) can be found.
     fn as_of(&self) -> UnixMillis;

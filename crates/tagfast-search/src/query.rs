@@ -8,9 +8,10 @@
 //! ```
 //!
 //! How it fails: every error carries its position, in characters and in bytes, and what the parser
-//! expected there. The parser never guesses.
+//! expected there. The parser never guesses. A query that is right but probably not what its author
+//! meant is the business of [`crate::hints`].
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 
 use tagfast_domain::{ContentType, DomainError, TagName};
 use unicode_width::UnicodeWidthChar;
@@ -57,17 +58,6 @@ impl Query {
     }
 }
 
-/// Replaces a character that would end a bare word by its full-width form, which canonicalises to
-/// the narrow one. Needed because a prefix cannot be quoted.
-fn to_full_width(c: char) -> char {
-    match c {
-        '(' => '\u{FF08}',
-        ')' => '\u{FF09}',
-        '*' => '\u{FF0A}',
-        c => c,
-    }
-}
-
 /// Writes the canonical text of a query; parsing it gives the same tree.
 impl fmt::Display for Query {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -86,10 +76,10 @@ impl fmt::Display for Query {
             Self::Tag(name) => {
                 write!(f, "\"{}\"", name.as_str().replace('\\', "\\\\").replace('"', "\\\""))
             }
-            Self::Prefix(prefix) => {
-                prefix.chars().try_for_each(|c| f.write_char(to_full_width(c)))?;
-                f.write_char('*')
+            Self::Prefix(prefix) if prefix.chars().all(is_bare) && type_field(prefix).is_none() => {
+                write!(f, "{prefix}*")
             }
+            Self::Prefix(prefix) => write!(f, "\"{prefix}\"*"),
             Self::Type(content_type) => write!(f, "type:{content_type}"),
             Self::And(parts) => list(f, parts, "AND"),
             Self::Or(parts) => list(f, parts, "OR"),
@@ -104,7 +94,7 @@ impl fmt::Display for Query {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Kind {
+pub(crate) enum Kind {
     Open,
     Close,
     And,
@@ -116,9 +106,11 @@ enum Kind {
 }
 
 #[derive(Debug, Clone)]
-struct Token {
-    kind: Kind,
-    byte: usize,
+pub(crate) struct Token {
+    pub(crate) kind: Kind,
+    /// Where it begins and ends in the text of the query.
+    pub(crate) byte: usize,
+    pub(crate) end: usize,
 }
 
 struct Parser<'a> {
@@ -182,7 +174,7 @@ fn is_bare(c: char) -> bool {
     !c.is_whitespace() && !matches!(c, '(' | ')' | '"' | '*')
 }
 
-fn tokens(text: &str) -> Result<Vec<Token>, SearchError> {
+pub(crate) fn tokens(text: &str) -> Result<Vec<Token>, SearchError> {
     let mut tokens = Vec::new();
     let mut rest = text;
     let offset = |rest: &str| text.len() - rest.len();
@@ -199,9 +191,14 @@ fn tokens(text: &str) -> Result<Vec<Token>, SearchError> {
             }
             '"' => {
                 let (value, after) = quoted(text, rest, byte)?;
-                rest = after;
+                let written = &text[byte + 1..offset(after) - 1];
+                rest = after.strip_prefix('*').unwrap_or(after);
                 expect_term_end(text, rest, offset(rest))?;
-                Kind::Tag(tag(text, byte, &value)?)
+                if rest.len() < after.len() {
+                    prefix(text, byte, &tag(text, byte + 1, written, &value, TagName::parse)?)?
+                } else {
+                    Kind::Tag(tag(text, byte + 1, written, &value, TagName::lookup)?)
+                }
             }
             '*' => return Err(syntax(text, byte, "a tag before '*'", "a lone '*'")),
             _ => {
@@ -212,7 +209,7 @@ fn tokens(text: &str) -> Result<Vec<Token>, SearchError> {
                 kind
             }
         };
-        tokens.push(Token { kind, byte });
+        tokens.push(Token { kind, byte, end: offset(rest) });
     }
     Ok(tokens)
 }
@@ -254,47 +251,120 @@ fn bare<'a>(
     after: &'a str,
     byte: usize,
 ) -> Result<(Kind, &'a str), SearchError> {
+    if let Some(field) = type_field(word) {
+        return content_type(text, after, byte, field);
+    }
     if let Some(rest) = after.strip_prefix('*') {
         expect_term_end(text, rest, text.len() - rest.len())?;
-        let prefix = TagName::parse(word).map_err(|e| no_tag(text, byte, &e))?;
-        let given = prefix.as_str().chars().count();
-        if given < PREFIX_CHARS_MIN {
-            let expected = format!("at least {PREFIX_CHARS_MIN} characters before '*'");
-            return Err(syntax(text, byte, expected, "a short prefix"));
-        }
-        return Ok((Kind::Prefix(prefix.as_str().to_owned()), rest));
+        let name = tag(text, byte, word, word, TagName::parse)?;
+        return Ok((prefix(text, byte, &name)?, rest));
     }
     let kind = match word {
         "AND" => Kind::And,
         "OR" => Kind::Or,
         "NOT" => Kind::Not,
-        _ => match word.strip_prefix("type:") {
-            // The quoted form of a field: `type:"jira.issue"`.
-            Some("") if after.starts_with('"') => {
-                let (value, rest) = quoted(text, after, byte + word.len())?;
-                expect_term_end(text, rest, text.len() - rest.len())?;
-                let content_type = ContentType::parse(&value).map_err(|e| {
-                    syntax(text, byte + word.len(), "a content type", &e.to_string())
-                })?;
-                return Ok((Kind::Type(content_type), rest));
-            }
-            Some(name) if ContentType::parse(name).is_ok() => Kind::Type(
-                ContentType::parse(name)
-                    .map_err(|e| syntax(text, byte, "a content type", &e.to_string()))?,
-            ),
-            Some(_) | None => Kind::Tag(tag(text, byte, word)?),
-        },
+        _ => Kind::Tag(tag(text, byte, word, word, TagName::lookup)?),
     };
     expect_term_end(text, after, text.len() - after.len())?;
     Ok((kind, after))
 }
 
-fn tag(text: &str, byte: usize, value: &str) -> Result<TagName, SearchError> {
-    TagName::lookup(value).map_err(|e| no_tag(text, byte, &e))
+fn prefix(text: &str, byte: usize, name: &TagName) -> Result<Kind, SearchError> {
+    if name.as_str().chars().count() < PREFIX_CHARS_MIN {
+        let expected = format!("at least {PREFIX_CHARS_MIN} characters before '*'");
+        return Err(syntax(text, byte, expected, "a short prefix"));
+    }
+    Ok(Kind::Prefix(name.as_str().to_owned()))
 }
 
-fn no_tag(text: &str, byte: usize, error: &DomainError) -> SearchError {
-    syntax(text, byte, "a valid tag", &error.to_string())
+/// Splits a word that means the field `type:` into the name with its colon and the rest, however
+/// the name and the colon are written; `None` for any other word, also for a tag like `type::bug`.
+fn type_field(word: &str) -> Option<(&str, &str)> {
+    let is_colon = |c: char| matches!(c, ':' | '\u{FF1A}' | '\u{FE55}');
+    let at = word.find(is_colon)?;
+    let is_type = TagName::parse(&word[..at]).is_ok_and(|name| name.as_str() == "type");
+    let end = at + word[at..].chars().next().map_or(0, char::len_utf8);
+    (is_type && !word[end..].starts_with(is_colon)).then(|| word.split_at(end))
+}
+
+/// Reads the content type after `type:`, bare or in quotes.
+fn content_type<'a>(
+    text: &str,
+    after: &'a str,
+    byte: usize,
+    (field, name): (&str, &str),
+) -> Result<(Kind, &'a str), SearchError> {
+    if field != "type:" {
+        let expected = "the field 'type:' in small letters; in quotes it is a tag";
+        return Err(syntax(text, byte, expected, &format!("{field:?}")));
+    }
+    let start = byte + field.len();
+    if name.is_empty() && after.starts_with('"') {
+        let (value, rest) = quoted(text, after, start)?;
+        let content_type = parse_type(text, start + 1, &value)?;
+        if rest.starts_with('*') {
+            return Err(type_prefix(text, text.len() - rest.len()));
+        }
+        expect_term_end(text, rest, text.len() - rest.len())?;
+        return Ok((Kind::Type(content_type), rest));
+    }
+    if after.starts_with('*') {
+        return Err(type_prefix(text, start + name.len()));
+    }
+    let content_type = parse_type(text, start, name)?;
+    expect_term_end(text, after, text.len() - after.len())?;
+    Ok((Kind::Type(content_type), after))
+}
+
+fn type_prefix(text: &str, byte: usize) -> SearchError {
+    syntax(text, byte, "a whole content type; several are joined with OR", "'*'")
+}
+
+fn parse_type(text: &str, byte: usize, name: &str) -> Result<ContentType, SearchError> {
+    const LETTERS: &str = "a content type of a-z, 0-9, '.', '_' and '-'";
+    ContentType::parse(name).map_err(|error| {
+        if name.is_empty() {
+            let expected = "a content type right after 'type:', as in type:jira.issue";
+            return syntax(text, byte, expected, "nothing");
+        }
+        let is_wrong = |c: &char| ContentType::parse(c.encode_utf8(&mut [0; 4])).is_err();
+        let Some((at, wrong)) = name.char_indices().find(|(_, c)| is_wrong(c)) else {
+            return syntax(text, byte, LETTERS, &error.to_string());
+        };
+        let expected = match ContentType::parse(&name.to_lowercase()) {
+            Ok(lower) => format!("small letters, as in type:{lower}"),
+            Err(_) => format!("{LETTERS}; in quotes the whole word is a tag"),
+        };
+        syntax(text, byte + at, expected, &format!("{wrong:?}"))
+    })
+}
+
+/// Canonicalises a tag. `written` is its text in the query, from `byte` on; an error names the
+/// character that was typed, not what it canonicalises to.
+/// `read` is [`TagName::lookup`], or [`TagName::parse`] where a name of an earlier release cannot
+/// stand.
+fn tag(
+    text: &str,
+    byte: usize,
+    written: &str,
+    value: &str,
+    read: fn(&str) -> Result<TagName, DomainError>,
+) -> Result<TagName, SearchError> {
+    read(value).map_err(|error| {
+        let refused = |c: char| match TagName::parse(c.encode_utf8(&mut [0; 4])) {
+            Err(DomainError::ForbiddenCharacter { reason, .. }) => Some((c, reason)),
+            Err(_) | Ok(_) => None,
+        };
+        let is_one = matches!(error, DomainError::ForbiddenCharacter { .. });
+        let typed = written.char_indices().filter(|_| is_one);
+        match typed.into_iter().find_map(|(at, c)| refused(c).map(|refused| (at, refused))) {
+            Some((at, (c, reason))) => {
+                let found = format!("{c:?} (U+{:04X}), not allowed in a tag ({reason}),", c as u32);
+                syntax(text, byte + at, "a valid tag", &found)
+            }
+            None => syntax(text, byte, "a valid tag", &error.to_string()),
+        }
+    })
 }
 
 impl Parser<'_> {

@@ -3,6 +3,7 @@
 use std::future::pending;
 
 use futures_util::future::join_all;
+use tagfast_domain::TagName;
 use tokio::time::sleep;
 
 use super::*;
@@ -26,17 +27,11 @@ async fn request_feature_within(
     max_stale: Option<u64>,
     work: impl Future<Output = Result<CachedAnswer, FeatureError>> + Send + 'static,
 ) -> Result<FeatureAnswer, Problem> {
-    let key = FeatureKey::Suggestions("a".to_owned(), 20);
+    let key = FeatureKey::Count(TagName::parse("a").unwrap());
     let max_stale = max_stale.map(Duration::from_secs);
     fallback
         .call(
-            FeatureRequest {
-                tenant: &acme(),
-                feature: Feature::Suggestions,
-                key,
-                max_stale,
-                now: NOW,
-            },
+            FeatureRequest { tenant: &acme(), feature: Feature::Count, key, max_stale, now: NOW },
             work,
         )
         .await
@@ -115,7 +110,7 @@ async fn an_answer_that_its_source_calls_stale_is_marked_and_not_cached() {
     let fallback = FeatureFallback::new(Duration::from_secs(3600), TaskGroup::new("test"));
     let old = || async { Ok(CachedAnswer { stale: true, ..answer(NOW - 5000) }) };
     assert_eq!(outcome(request_feature(&fallback, old()).await), "unavailable");
-    assert_eq!(fallback.degraded_features(), [("suggestions", "unavailable")]);
+    assert_eq!(fallback.degraded_features(), [("count", "unavailable")]);
     assert_eq!(
         outcome(request_feature(&fallback, async { Err(down()) }).await),
         "omitted",
@@ -246,4 +241,117 @@ async fn a_caller_that_refuses_the_fallback_waits() {
     let began = Instant::now();
     assert!(request_feature_within(&fallback, Some(0), pending()).await.is_err());
     assert_eq!(began.elapsed(), WAIT_NORMAL);
+}
+
+/// Counts how often it was started, and tells when it was dropped.
+fn counted(
+    runs: &Arc<AtomicUsize>,
+    alive: &Arc<AtomicUsize>,
+    ms: u64,
+) -> impl Future<Output = Result<CachedAnswer, FeatureError>> + Send + 'static {
+    struct Alive(Arc<AtomicUsize>);
+    impl Drop for Alive {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+    let (runs, alive) = (Arc::clone(runs), Arc::clone(alive));
+    async move {
+        runs.fetch_add(1, Ordering::SeqCst);
+        alive.fetch_add(1, Ordering::SeqCst);
+        let _alive = Alive(alive);
+        answer_after(ms).await
+    }
+}
+
+/// Every feature: a hundred requests at the same time are one call, and a different thing is not.
+#[tokio::test(start_paused = true)]
+async fn requests_for_the_same_thing_share_one_call() {
+    let tag = TagName::parse("a").unwrap();
+    for (feature, key) in [
+        (Feature::Popular, FeatureKey::Popular(tagfast_popular::Window::All, 20)),
+        (Feature::Suggestions, FeatureKey::Suggestions("a".to_owned(), 20, None)),
+        (Feature::Suggestions, FeatureKey::List(None, 20, None)),
+        (Feature::Count, FeatureKey::Count(tag.clone())),
+        (Feature::Related, FeatureKey::Related(tag.clone())),
+        (Feature::Facets, FeatureKey::Facets(None, None)),
+        (Feature::Total, FeatureKey::Total(None, None)),
+    ] {
+        let fallback = FeatureFallback::new(Duration::from_secs(3600), TaskGroup::new("test"));
+        let (runs, alive) = <(Arc<AtomicUsize>, Arc<AtomicUsize>)>::default();
+        let other = TenantId::parse("other").unwrap();
+        let calls = join_all((0..100).map(|n| {
+            let (call, key) = (counted(&runs, &alive, 20), key.clone());
+            let tenant = if n % 2 == 0 { acme() } else { other.clone() };
+            let fallback = &fallback;
+            async move {
+                let tenant = &tenant;
+                let request = FeatureRequest { tenant, feature, key, max_stale: None, now: NOW };
+                outcome(fallback.call(request, call).await)
+            }
+        }));
+        assert!(calls.await.iter().all(|given| *given == "fresh"));
+        assert_eq!(runs.load(Ordering::SeqCst), 2, "{feature:?}: one for each tenant");
+        assert_eq!(alive.load(Ordering::SeqCst), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_ends_with_its_last_request() {
+    let fallback = FeatureFallback::new(Duration::from_secs(3600), TaskGroup::new("test"));
+    let (runs, alive) = <(Arc<AtomicUsize>, Arc<AtomicUsize>)>::default();
+    let clients: Vec<_> = (0..20)
+        .map(|_| {
+            let (fallback, call) = (Arc::clone(&fallback), counted(&runs, &alive, 400));
+            tokio::spawn(async move { request_feature(&fallback, call).await.map(|_| ()) })
+        })
+        .collect();
+    sleep(Duration::from_millis(20)).await;
+    assert_eq!((runs.load(Ordering::SeqCst), alive.load(Ordering::SeqCst)), (1, 1));
+    // The connections break.
+    for client in &clients[1..] {
+        client.abort();
+    }
+    sleep(Duration::from_millis(1)).await;
+    assert_eq!(alive.load(Ordering::SeqCst), 1, "one still waits");
+    clients[0].abort();
+    sleep(Duration::from_millis(1)).await;
+    assert_eq!(alive.load(Ordering::SeqCst), 0);
+}
+
+/// A call that hangs does not hold the requests that come after it, however many come.
+#[tokio::test(start_paused = true)]
+async fn a_call_that_hangs_is_replaced() {
+    let fallback = FeatureFallback::new(Duration::from_secs(3600), TaskGroup::new("test"));
+    assert_eq!(outcome(request_feature(&fallback, pending()).await), "omitted");
+    let began = Instant::now();
+    loop {
+        let given = outcome(request_feature(&fallback, answer_after(1)).await);
+        if given == "fresh" {
+            break;
+        }
+        assert!(began.elapsed() <= COMPLETION_TIMEOUT, "{given}");
+    }
+    assert!(fallback.late_calls.lock().len() <= 1);
+}
+
+/// A ranking that takes longer than requests wait is there for a later request.
+#[tokio::test(start_paused = true)]
+async fn a_slow_ranking_is_completed_once() {
+    let fallback = FeatureFallback::new(Duration::from_secs(3600), TaskGroup::new("test"));
+    let (runs, alive) = <(Arc<AtomicUsize>, Arc<AtomicUsize>)>::default();
+    let began = Instant::now();
+    loop {
+        let (feature, now) = (Feature::Popular, NOW);
+        let key = FeatureKey::Popular(tagfast_popular::Window::All, 20);
+        let (tenant, max_stale) = (&acme(), None);
+        let request = FeatureRequest { tenant, feature, key, max_stale, now };
+        let call = counted(&runs, &alive, 9000);
+        if outcome(fallback.call(request, call).await) != "omitted" {
+            break;
+        }
+        assert!(began.elapsed() < RANKING_TIMEOUT);
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(runs.load(Ordering::SeqCst), 1);
 }

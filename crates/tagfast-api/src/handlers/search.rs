@@ -10,6 +10,7 @@ use serde::Deserialize;
 use tagfast_domain::{ContentType, TagName, TenantId, UnixMillis};
 use tagfast_popular::{PopularTags, TagCount};
 use tagfast_resilience::{Criticality, jittered_retry_after};
+use tagfast_search::hints::hints;
 use tagfast_search::{SearchIndex, SearchRequest, Sort, Total};
 use tagfast_store::Source;
 use utoipa::IntoParams;
@@ -25,7 +26,7 @@ use crate::request::{ApiRequest, Read};
 use crate::time::{Rfc3339, age};
 use crate::wire::content::Names;
 use crate::wire::meta::{Meta, STALE_AFTER_MS};
-use crate::wire::search::{HitBody, SearchBody, TotalBody};
+use crate::wire::search::{HintBody, HitBody, SearchBody, TotalBody};
 
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -127,6 +128,14 @@ pub(crate) async fn search(Read(request, params): Read<SearchParams>) -> Result<
             (value, relation) = (total.number, "eq");
         }
     }
+    // Later pages are those of a query that finds something.
+    let hints = match query.after {
+        Some(_) => Vec::new(),
+        None => {
+            let found_nothing = page.total == Total::Exactly(0);
+            hints(index.as_ref(), request.tenant(), &query, found_nothing).await
+        }
+    };
     let next_cursor = page
         .next
         .as_ref()
@@ -145,6 +154,7 @@ pub(crate) async fn search(Read(request, params): Read<SearchParams>) -> Result<
         total: TotalBody { value, relation },
         facets: facets.as_ref().map(tag_rows),
         next_cursor,
+        hints: hints.into_iter().map(HintBody::from).collect(),
         meta,
     };
     Ok(derived_response(body, cache_use(is_last_good), now))
@@ -246,6 +256,6 @@ async fn displays(
     popular.displays(tenant, names).await.ok().filter(|displays| displays.len() == names.len())
 }
 
-fn search_index(request: &ApiRequest) -> Result<&Arc<dyn SearchIndex>, Problem> {
+pub(super) fn search_index(request: &ApiRequest) -> Result<&Arc<dyn SearchIndex>, Problem> {
     request.services().search.as_ref().ok_or_else(|| not_in_this_mode("search"))
 }

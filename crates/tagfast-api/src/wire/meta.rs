@@ -1,5 +1,7 @@
 //! How an answer came about: its source, its age, and what it lacks.
 
+use std::time::Duration;
+
 use serde::Serialize;
 use tagfast_domain::UnixMillis;
 use tagfast_store::{Degraded, Source, View};
@@ -9,6 +11,8 @@ use crate::time::{Rfc3339, age};
 
 /// An index or a count that is older than this is stale, in milliseconds.
 pub(crate) const STALE_AFTER_MS: i64 = 30_000;
+/// The same as a duration.
+pub(crate) const STALE_AFTER: Duration = Duration::from_millis(STALE_AFTER_MS as u64);
 
 /// How an answer came about.
 #[derive(Serialize, ToSchema)]

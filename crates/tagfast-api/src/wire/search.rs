@@ -1,6 +1,7 @@
 //! Bodies of searches.
 
 use serde::Serialize;
+use tagfast_search::{Hint, HintCode};
 use utoipa::ToSchema;
 
 use super::content::Names;
@@ -20,7 +21,52 @@ pub(crate) struct SearchBody<'a> {
     /// Where the next page starts; `null` on the last one.
     #[schema(required = true)]
     pub(crate) next_cursor: Option<String>,
+    /// Why the query probably does not find what was meant; only when there is a reason, at most
+    /// 10, on the first page.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    pub(crate) hints: Vec<HintBody>,
     pub(crate) meta: Meta,
+}
+
+/// Why a query probably does not find what was meant.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Hint)]
+pub(crate) struct HintBody {
+    pub(crate) code: HintCodeBody,
+    /// A sentence for people.
+    pub(crate) message: String,
+}
+
+/// The kind of a hint.
+#[derive(Clone, Copy, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[schema(as = HintCode)]
+pub(crate) enum HintCodeBody {
+    OperatorWord,
+    OperatorSymbol,
+    LookAlike,
+    UnknownField,
+    Wildcard,
+    QuotedSyntax,
+    Contradiction,
+    UnusedTerm,
+}
+
+impl From<Hint> for HintBody {
+    fn from(hint: Hint) -> Self {
+        let code = match hint.code {
+            HintCode::OperatorWord => HintCodeBody::OperatorWord,
+            HintCode::OperatorSymbol => HintCodeBody::OperatorSymbol,
+            HintCode::LookAlike => HintCodeBody::LookAlike,
+            HintCode::UnknownField => HintCodeBody::UnknownField,
+            HintCode::Wildcard => HintCodeBody::Wildcard,
+            HintCode::QuotedSyntax => HintCodeBody::QuotedSyntax,
+            HintCode::Contradiction => HintCodeBody::Contradiction,
+            HintCode::UnusedTerm => HintCodeBody::UnusedTerm,
+        };
+        Self { code, message: hint.message }
+    }
 }
 
 impl Derived for SearchBody<'_> {
@@ -52,4 +98,17 @@ pub(crate) struct TotalBody {
     /// `eq`: exactly; `gte`: at least.
     #[schema(value_type = String, pattern = "^(eq|gte)$")]
     pub(crate) relation: &'static str,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_on_the_wire_are_those_of_the_language() {
+        for code in HintCode::ALL {
+            let body = HintBody::from(Hint { code: *code, message: String::new() });
+            assert_eq!(serde_json::to_value(body.code).unwrap(), code.as_str());
+        }
+    }
 }

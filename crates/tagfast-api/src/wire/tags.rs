@@ -1,4 +1,4 @@
-//! Bodies about tags: rankings, suggestions, one tag.
+//! Bodies about tags: rankings, pages of tags, one tag.
 
 use serde::Serialize;
 use tagfast_popular::TagCount;
@@ -31,11 +31,14 @@ pub(crate) struct PopularBody<'a> {
     pub(crate) meta: Meta,
 }
 
-/// Suggestions for a prefix.
+/// A page of all tags, or the completions of a text.
 #[derive(Serialize, ToSchema)]
-#[schema(as = Suggestions)]
-pub(crate) struct SuggestBody<'a> {
+#[schema(as = TagPage)]
+pub(crate) struct TagPageBody<'a> {
     pub(crate) tags: Vec<TagUseBody<'a>>,
+    /// Where the next page of all tags starts; `null` on the last one and for completions.
+    #[schema(required = true)]
+    pub(crate) next_cursor: Option<String>,
     pub(crate) meta: Meta,
 }
 
@@ -69,4 +72,4 @@ macro_rules! derived {
         }
     )*};
 }
-derived!(PopularBody SuggestBody TagBody);
+derived!(PopularBody TagPageBody TagBody);

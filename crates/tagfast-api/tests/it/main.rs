@@ -18,4 +18,5 @@ mod search;
 mod server;
 mod strict;
 mod support;
+mod tags;
 mod tenants;

@@ -93,14 +93,25 @@ pub struct PopularArgs {
 
 /// `suggest`
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  \
-                  tagfast suggest role:")]
+#[command(after_help = "Examples:\n  \
+                  tagfast suggest role:\n  \
+                  tagfast suggest commandline --type debian.package\n  \
+                  tagfast suggest --all | wc -l")]
 pub struct SuggestArgs {
-    /// The beginning of a tag.
-    pub prefix: String,
+    /// The beginning of a tag, or of a word inside; without it all tags are listed by name.
+    pub prefix: Option<String>,
+    /// Only tags of contents of this type.
+    #[arg(long = "type", value_name = "TYPE")]
+    pub content_type: Option<String>,
     /// How many tags.
     #[arg(long, default_value_t = 10)]
     pub limit: u32,
+    /// Continue the list of all tags after the page that gave this cursor.
+    #[arg(long, conflicts_with_all = ["all", "prefix"])]
+    pub cursor: Option<String>,
+    /// List every tag.
+    #[arg(long, conflicts_with_all = ["prefix", "limit"])]
+    pub all: bool,
     /// The server and the caller.
     #[command(flatten)]
     pub client: ClientArgs,

@@ -12,6 +12,9 @@ use crate::terminal::{Terminal, table};
 /// Hits per request of `--all`: the upper limit of the API.
 const PAGE_HITS_MAX: u32 = 100;
 
+/// Tags per request of `--all`: the upper limit of the API.
+const LISTED_TAGS_MAX: u32 = 1000;
+
 /// `search`
 pub(super) async fn search(args: &SearchArgs, terminal: &Terminal) -> CommandResult {
     let client = Client::new(&args.client)?;
@@ -91,6 +94,7 @@ fn show(
         terminal
             .note(format_args!("{}{total} found", if is_lower_bound { "at least " } else { "" }));
         note_gaps(page, terminal);
+        note_hints(page, terminal);
         if let Some(facets) = page.get("facets").and_then(Value::as_array) {
             terminal.line("")?;
             terminal.line(counts(facets))?;
@@ -100,6 +104,13 @@ fn show(
         terminal.note(format_args!("more with: --cursor {cursor}"));
     }
     Ok(())
+}
+
+/// Why the query probably does not find what was meant.
+fn note_hints(page: &Value, terminal: &Terminal) {
+    for hint in json::list(page, "hints") {
+        terminal.note(format_args!("hint: {}", text(hint, "message")));
+    }
 }
 
 /// Tags with their counts, as a table.
@@ -138,8 +149,59 @@ pub(super) async fn popular(args: &PopularArgs, terminal: &Terminal) -> CommandR
 /// `suggest`
 pub(super) async fn suggest(args: &SuggestArgs, terminal: &Terminal) -> CommandResult {
     let client = Client::new(&args.client)?;
-    let path = format!("/v1/tags?prefix={}&limit={}", encode(&args.prefix), args.limit);
-    tags(&client, &path, "no tag begins like that", terminal).await
+    let mut path =
+        format!("/v1/tags?limit={}", if args.all { LISTED_TAGS_MAX } else { args.limit });
+    if let Some(content_type) = &args.content_type {
+        path.push_str(&format!("&type={}", encode(content_type)));
+    }
+    match &args.prefix {
+        Some(prefix) => {
+            path.push_str(&format!("&prefix={}", encode(prefix)));
+            tags(&client, &path, "no tag begins like that", terminal).await
+        }
+        None => all_tags(&client, &path, args, terminal).await,
+    }
+}
+
+/// Lists all tags: one page, or with `--all` every page.
+async fn all_tags(
+    client: &Client,
+    base: &str,
+    args: &SuggestArgs,
+    terminal: &Terminal,
+) -> CommandResult {
+    let mut cursor = args.cursor.clone();
+    let mut shown = 0;
+    loop {
+        let at = cursor.map(|cursor| format!("&cursor={}", encode(&cursor))).unwrap_or_default();
+        let page = client.get(&format!("{base}{at}")).await?;
+        let tags = json::list(&page, "tags");
+        shown += tags.len();
+        if terminal.json && !args.all {
+            terminal.value(&page)?;
+            return Ok(Exit::Done);
+        }
+        if terminal.json {
+            // Lines, so that the reader of a pipe can begin before the last page.
+            tags.iter().try_for_each(|tag| terminal.line(tag))?;
+        } else if !tags.is_empty() {
+            terminal.line(counts(tags))?;
+        }
+        cursor = page.get("next_cursor").and_then(Value::as_str).map(str::to_owned);
+        match &cursor {
+            Some(cursor) if !args.all => {
+                terminal.note(format_args!("more with: --cursor {cursor}"));
+                return Ok(Exit::Done);
+            }
+            Some(_) => {}
+            None => {
+                if shown == 0 && !terminal.json {
+                    terminal.note("no tags");
+                }
+                return Ok(Exit::Done);
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -74,8 +74,13 @@ for i = 3, #ARGV, 6 do
     local key, sum = '$leaderboard' .. tenant .. ':' .. windows[w], ARGV[i + w]
     if sum == '0' then redis.call('ZREM', key, tag) else redis.call('ZADD', key, sum, tag) end
   end
-  if ARGV[i + 1] == '0' then redis.call('HDEL', '$display_names' .. tenant, tag)
-  else redis.call('HSET', '$display_names' .. tenant, tag, ARGV[i + 5]) end
+  if ARGV[i + 1] == '0' then
+    redis.call('HDEL', '$display_names' .. tenant, tag)
+    redis.call('ZREM', '$tag_names' .. tenant, tag)
+  else
+    redis.call('HSET', '$display_names' .. tenant, tag, ARGV[i + 5])
+    redis.call('ZADD', '$tag_names' .. tenant, 0, tag)
+  end
   redis.call('SREM', '$merging_tags' .. tenant, tag)
 end
 local now = redis.call('TIME')

@@ -156,7 +156,7 @@ async fn typeahead_finds_canonical_and_display_forms_by_use() {
     let tenant = "s".parse().expect("valid");
     let suggest = async |prefix: &str| -> Vec<String> {
         let found = counting.counts.suggest(&tenant, prefix, 20).await.expect("answers");
-        found.tags.iter().map(|t| t.display.to_string()).collect()
+        found.tags.iter().map(|t| t.tag.display.to_string()).collect()
     };
     assert_eq!(suggest("MACH").await, ["machinery", "Machine Learning"]);
     assert_eq!(suggest("machine l").await, ["Machine Learning"], "the display form");

@@ -2,6 +2,7 @@
 //! tenants.
 
 mod counting;
+mod many_tags;
 mod model;
 mod recounting;
 mod support;

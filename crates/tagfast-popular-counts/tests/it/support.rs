@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use tagfast_domain::{
-    ContentKey, EpochId, EpochOrdinal, Tag, Tagging, TaggingsEvent, UnixMillis, UserId, Version,
+    ContentKey, EpochId, EpochOrdinal, Tag, Tagging, TaggingsEvent, TenantId, UnixMillis, UserId,
+    Version,
 };
 use tagfast_events::{
     BusPosition, Partition, Positions, RebuildRequest, Sink, SinkRecord, Start, VisibleThrough,
 };
-use tagfast_popular::{PopularTags, Window};
+use tagfast_popular::{PopularTags, TagCount, Window};
 use tagfast_popular_counts::PopularCounts;
 use tagfast_resilience::{Clock, ManualClock};
 use tagfast_sharding::LogicalShard;
@@ -157,6 +158,35 @@ impl Counting {
                 "{} of {tenant}",
                 window.as_str()
             );
+        }
+        let mut expected = model::leaderboard(&self.shards, &id, Window::All, self.now());
+        expected.sort();
+        assert_eq!(all_tags(&*self.counts, &id, 3).await, expected, "all tags of {tenant}");
+    }
+
+    /// The SQLite files of the counts.
+    pub(crate) fn databases(&self) -> Vec<std::path::PathBuf> {
+        let current = tagfast_resilience::generation::current(self.dir.path());
+        let current = current.expect("a generation");
+        (0..PARTITIONS).map(|n| current.join(format!("popular-{n}.sqlite"))).collect()
+    }
+}
+
+/// Lists all tags in pages: (tag, display, count).
+pub(crate) async fn all_tags(
+    counts: &dyn PopularTags,
+    tenant: &TenantId,
+    limit: usize,
+) -> Vec<(String, String, u64)> {
+    let (mut all, mut after) = (Vec::new(), None);
+    loop {
+        let page = counts.list(tenant, after.as_ref(), limit).await.expect("a page");
+        assert!(page.tags.len() <= limit, "{page:?}");
+        let row = |t: &TagCount| (t.tag.as_str().to_owned(), t.display.to_string(), t.count);
+        all.extend(page.tags.iter().map(row));
+        after = page.next;
+        if after.is_none() {
+            return all;
         }
     }
 }

@@ -155,7 +155,28 @@ impl Fixture {
         Ok((leaderboard.tags.iter().map(row).collect(), leaderboard.stale))
     }
 
-    /// Waits until the leaderboards equal the model and are fresh.
+    /// Whether the pages of all tags equal the model.
+    async fn lists_all_tags(&self, tenant: &TenantId) -> Result<(), String> {
+        let now = self.clock.now_ms();
+        let mut expected = model::leaderboard(&self.shards, tenant, Window::All, now);
+        expected.sort();
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let page = self.leaderboards.list(tenant, after.as_ref(), 5).await;
+            let page = page.map_err(|e| e.to_string())?;
+            let row = |t: &tagfast_popular::TagCount| {
+                (t.tag.as_str().to_owned(), t.display.to_string(), t.count)
+            };
+            found.extend(page.tags.iter().map(row));
+            after = page.next;
+            if after.is_none() {
+                break;
+            }
+        }
+        if found == expected { Ok(()) } else { Err(format!("{found:?}, not {expected:?}")) }
+    }
+
+    /// Waits until the leaderboards and the list of all tags equal the model and are fresh.
     async fn agrees(&self, tenant: &str) {
         let tenant: TenantId = tenant.parse().expect("a tenant");
         for window in Window::ALL {
@@ -166,11 +187,10 @@ impl Fixture {
                     let now = self.clock.now_ms();
                     let expected = model::leaderboard(&self.shards, &tenant, window, now);
                     let (found, stale) = self.leaderboard(&tenant, window).await?;
-                    if found == expected && !stale {
-                        Ok(())
-                    } else {
-                        Err(format!("{found:?}, not {expected:?}"))
+                    if found != expected || stale {
+                        return Err(format!("{found:?}, not {expected:?}"));
                     }
+                    self.lists_all_tags(&tenant).await
                 },
             )
             .await;

@@ -32,5 +32,6 @@ promises! {
         => unmoved_contents_are_paged_once_under_writes();
     tenants_are_isolated => tenants_are_isolated(queries(60));
     removed_tags_count_nowhere => removed_tags_count_nowhere();
+    counts_of_terms_equal_the_model => counts_of_terms_equal_the_model();
     hits_show_the_state => hits_show_the_state();
 }

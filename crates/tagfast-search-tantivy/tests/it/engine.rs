@@ -73,6 +73,11 @@ async fn removed_tags_count_nowhere() {
 }
 
 #[tokio::test]
+async fn counts_of_terms_equal_the_model() {
+    suite::counts_of_terms_equal_the_model(&Engine::new().await).await;
+}
+
+#[tokio::test]
 async fn hits_show_the_state() {
     suite::hits_show_the_state(&Engine::new().await).await;
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fastrand::Rng;
-use tagfast_domain::{ContentKey, TagName, TenantId};
+use tagfast_domain::{ContentKey, ContentType, TagName, TenantId};
 
 use super::fixture::{NOW, SearchHarness, event, request};
 use crate::port::{
@@ -368,6 +368,32 @@ pub async fn tenants_are_isolated(h: &dyn SearchHarness, queries: usize) {
             .as_str()
             != "only")
     );
+}
+
+/// Counts of terms, of all contents or of one type, equal those that a naive evaluation finds.
+pub async fn counts_of_terms_equal_the_model(h: &dyn SearchHarness) {
+    let mut rng = Rng::with_seed(12);
+    let of = "counts";
+    let model = random_contents(h, of, 150, &mut rng).await;
+    h.apply(&[event(of, "page", "gone", 900, NOW, &["alpha"])]).await;
+    h.visible().await;
+    h.apply(&[event(of, "page", "gone", 901, NOW, &[])]).await;
+    h.visible().await;
+    let terms: Vec<Query> = (0..40).map(|_| random_query(&mut rng, 0)).collect();
+    for content_type in [None, Some("page"), Some("issue"), Some("unknown")] {
+        let of_type: Option<ContentType> = content_type.map(|t| t.parse().expect("a valid type"));
+        let counts = h.index().counts(&tenant(of), of_type.as_ref(), &terms).await;
+        let expected = terms.iter().map(|term| {
+            let matching = model.iter().filter(|((t, _), tags)| {
+                content_type.is_none_or(|wanted| wanted == t) && matches(term, t, tags)
+            });
+            matching.count() as u64
+        });
+        assert_eq!(counts.expect("an answer"), expected.collect::<Vec<_>>(), "{content_type:?}");
+    }
+    assert_eq!(h.index().counts(&tenant(of), None, &[]).await.expect("an answer"), [] as [u64; 0]);
+    let other = h.index().counts(&tenant("counts-of-nobody"), None, &terms).await;
+    assert_eq!(other.expect("an answer"), vec![0; terms.len()]);
 }
 
 /// Tags that no content has any more count nowhere: not for the limit of a prefix, not in facets,

@@ -7,12 +7,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use parking_lot::Mutex;
-use tagfast_domain::{TagName, TenantId, UnixMillis};
+use tagfast_domain::{ContentType, TagName, TenantId, UnixMillis};
 use tagfast_resilience::{Breaker, BreakerState, Criticality};
 use tagfast_search::conformance::request;
 use tagfast_search::{
-    GuardOptions, GuardedIndex, RelatedTags, SearchError, SearchIndex, SearchPage, SearchRequest,
-    Total,
+    GuardOptions, GuardedIndex, Query, RelatedTags, SearchError, SearchIndex, SearchPage,
+    SearchRequest, Total,
 };
 use tokio::time::{Instant, sleep};
 
@@ -52,6 +52,15 @@ impl SearchIndex for FakeIndex {
 
     async fn related(&self, _: &TenantId, _: &TagName, _: usize) -> RelatedTags {
         self.answer(Vec::new()).await
+    }
+
+    async fn counts(
+        &self,
+        _: &TenantId,
+        _: Option<&ContentType>,
+        terms: &[Query],
+    ) -> Result<Vec<u64>, SearchError> {
+        self.answer(vec![0; terms.len()]).await
     }
 
     fn as_of(&self) -> UnixMillis {

@@ -32,6 +32,10 @@ fn precedence_and_blanks() {
         ("lang::ru*", "lang::ru*"),
         ("日本語 c++", "\"日本語\" AND \"c++\""),
         ("(a)(b)", "\"a\" AND \"b\""),
+        ("type::bug", "\"type::bug\""),
+        ("\"type:x\"*", "\"type:x\"*"),
+        ("\"a (b\"*", "\"a-(b\"*"),
+        ("\"lang::ru\"*", "lang::ru*"),
     ] {
         assert_eq!(tree(text), canonical, "{text}");
     }
@@ -50,7 +54,27 @@ fn errors_have_golden_positions() {
         ("x a*", 2, 2, "at least 2 characters before '*'"),
         ("ab*c", 3, 3, "a blank, a parenthesis or the end of the query"),
         ("a\"b\"", 1, 1, "a blank, a parenthesis or the end of the query"),
-        ("ok a<b", 3, 3, "a valid tag"),
+        ("ok a<b", 4, 4, "a valid tag"),
+        ("a \"b\\\"", 6, 6, "a closing '\"'"),
+        ("\"a\"* \"b\"", 0, 0, "at least 2 characters before '*'"),
+        ("\"ab\"*c", 5, 5, "a blank, a parenthesis or the end of the query"),
+        ("ui, api", 2, 2, "a valid tag"),
+        ("日本，語", 2, 6, "a valid tag"),
+        ("a \"日 ＜\"", 5, 7, "a valid tag"),
+        ("ui type:", 8, 8, "a content type right after 'type:', as in type:jira.issue"),
+        ("type: jira", 5, 5, "a content type right after 'type:', as in type:jira.issue"),
+        ("type:(jira)", 5, 5, "a content type right after 'type:', as in type:jira.issue"),
+        ("type:\"\"", 6, 6, "a content type right after 'type:', as in type:jira.issue"),
+        ("type:*", 5, 5, "a whole content type; several are joined with OR"),
+        ("type:x*", 6, 6, "a whole content type; several are joined with OR"),
+        ("type:\"x\"*", 8, 8, "a whole content type; several are joined with OR"),
+        ("type:JIRA", 5, 5, "small letters, as in type:jira"),
+        ("type:jira.Issue", 10, 10, "small letters, as in type:jira.issue"),
+        ("type:\"JIRA\"", 6, 6, "small letters, as in type:jira"),
+        ("TYPE:x", 0, 0, "the field 'type:' in small letters; in quotes it is a tag"),
+        ("ui Type:\"x\"", 3, 3, "the field 'type:' in small letters; in quotes it is a tag"),
+        ("ｔｙｐｅ:x", 0, 0, "the field 'type:' in small letters; in quotes it is a tag"),
+        ("type：x", 0, 0, "the field 'type:' in small letters; in quotes it is a tag"),
         ("\"a\\x\"", 2, 2, "\\\" or \\\\"),
         ("a NOT", 5, 5, "a tag, type:, NOT or '('"),
     ] {
@@ -59,6 +83,41 @@ fn errors_have_golden_positions() {
                 assert_eq!((p, b, e.as_str()), (position, byte, expected), "{text}");
             }
             other => panic!("{text}: {other:?}"),
+        }
+    }
+}
+
+/// The error names the character that was typed, not the one that it means.
+#[test]
+fn a_refused_character_is_named_as_it_was_typed() {
+    for forbidden in ['，', '﹐', '＜', '＞', '＂', '＼', '<', '\u{202E}', '\u{0007}'] {
+        for (before, after) in [("", ""), ("ui ", " api"), ("日本", "語"), ("(a OR b", ")")] {
+            let text = format!("{before}{forbidden}{after}");
+            let Err(SearchError::Syntax { position, message, .. }) = parse(&text) else {
+                panic!("{text:?} is refused");
+            };
+            assert_eq!(position, before.chars().count(), "{message}");
+            let code = format!("U+{:04X}", forbidden as u32);
+            assert!(message.contains(&code), "{text:?}: {message}");
+        }
+    }
+}
+
+/// Every word that means the field `type:` is a type or an error, never silently a tag.
+#[test]
+fn no_spelling_of_the_type_field_is_a_tag() {
+    for field in ["type", "TYPE", "Type", "tYpE", "ｔｙｐｅ", "ＴＹＰＥ"] {
+        for colon in [":", "：", "﹕"] {
+            for value in ["", "x", "X", "x*", "*", "\"x\"", "\"X\"", "a/b", "日本", "x?", "x,y"] {
+                let text = format!("{field}{colon}{value}");
+                match parse(&text) {
+                    Ok(Some(Query::Type(name))) => {
+                        assert_eq!((field, colon, name.as_str()), ("type", ":", "x"), "{text}")
+                    }
+                    Ok(other) => panic!("{text}: {other:?}"),
+                    Err(error) => assert!(!error.to_string().is_empty()),
+                }
+            }
         }
     }
 }

@@ -44,6 +44,13 @@ fn the_main_job_works_from_the_command_line() {
         if popular["tags"][0]["tag"] == "critical" { Ok(()) } else { Err(popular.to_string()) }
     });
     assert_eq!(json(&["suggest", "cri"])["tags"][0]["tag"], "critical");
+    assert_eq!(json(&["suggest", "tical", "--type", "jira.issue"])["tags"][0]["count"], 1);
+    let all = json(&["suggest"]);
+    assert_eq!(all["tags"][0]["tag"], "critical", "{all}");
+    assert!(all["next_cursor"].is_null(), "{all}");
+    let nothing = tagfast(&["search", "critical and ui", "--url", &url]);
+    let notes = String::from_utf8_lossy(&nothing.stderr);
+    assert!(notes.contains("hint: \"and\" is a tag here"), "{notes}");
     assert_eq!(json(&["status"])["mode"], "embedded");
     assert_eq!(json(&["recount"])["drifted_contents"], 0);
     assert_eq!(json(&["reindex"])["contents"], 1);

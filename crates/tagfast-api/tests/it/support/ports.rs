@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use tagfast_api::{LimitStatus, Operations, OperationsError, Readiness, StatusReport};
-use tagfast_domain::{TagName, TenantId, UnixMillis};
+use tagfast_domain::{ContentType, TagName, TenantId, UnixMillis};
 use tagfast_events::dead_letters::content_of;
 use tagfast_events::{
     AuditEntry, AutoReplayPolicy, ConsumerGroup, DeadLetterCursor, DeadLetterFilter,
@@ -15,11 +15,13 @@ use tagfast_events::{
     NewReplayJob, Partition, ReplayJob, ReplayResult, StoredDeadLetter,
 };
 use tagfast_popular::{
-    Leaderboard, PopularError, PopularTags, RecountReport, Suggestions, TagCount, Window,
+    Leaderboard, MatchPlace, PopularError, PopularTags, RecountReport, Suggestion, Suggestions,
+    TagCount, TagPage, Window,
 };
 use tagfast_resilience::{Clock, Criticality, ManualClock};
 use tagfast_search::{
-    Hit, RelatedTags, SearchError, SearchIndex, SearchPage, SearchRequest, Sort, SortKey, Total,
+    Hit, Query, RelatedTags, SearchError, SearchIndex, SearchPage, SearchRequest, SearchResult,
+    Sort, SortKey, Total,
 };
 use tagfast_store::testing::MemoryStore;
 
@@ -142,6 +144,30 @@ impl SearchIndex for FakeSearch {
         Ok(counts.into_iter().take(limit).collect())
     }
 
+    async fn counts(
+        &self,
+        tenant: &TenantId,
+        content_type: Option<&ContentType>,
+        terms: &[Query],
+    ) -> SearchResult<Vec<u64>> {
+        self.check()?;
+        self.check_sheddable().await?;
+        let documents = self.store.live_documents(tenant);
+        let count = |term: &Query| {
+            let of_type = documents
+                .iter()
+                .filter(|(key, _)| content_type.is_none_or(|t| *t == key.content.content_type));
+            let matching = of_type.filter(|(key, doc)| match term {
+                Query::Tag(name) => doc.live().any(|t| t.name == *name),
+                Query::Type(name) => *name == key.content.content_type,
+                Query::Prefix(prefix) => doc.live().any(|t| t.name.as_str().starts_with(prefix)),
+                Query::And(_) | Query::Or(_) | Query::Not(_) => false,
+            });
+            matching.count() as u64
+        };
+        Ok(terms.iter().map(count).collect())
+    }
+
     fn as_of(&self) -> UnixMillis {
         self.clock.now_ms() - self.lag_ms.load(Ordering::SeqCst)
     }
@@ -205,10 +231,33 @@ impl PopularTags for FakePopular {
         limit: usize,
     ) -> Result<Suggestions, PopularError> {
         let all = self.counts(tenant)?;
-        let tags =
-            all.into_iter().filter(|t| t.tag.as_str().starts_with(prefix)).take(limit).collect();
+        let place = |name: &str| match name.find(prefix)? {
+            0 => Some(MatchPlace::Start),
+            _ => Some(MatchPlace::Inside),
+        };
+        let placed = all
+            .into_iter()
+            .filter_map(|tag| Some(Suggestion { place: place(tag.tag.as_str())?, tag }));
+        let mut tags: Vec<Suggestion> = placed.collect();
+        tags.sort_by_key(|found| found.place);
+        tags.truncate(limit);
         let (as_of, stale) = (self.clock.now_ms() - 1000, self.stale.load(Ordering::Relaxed));
         Ok(Suggestions { tags, approximate: false, as_of, stale })
+    }
+
+    async fn list(
+        &self,
+        tenant: &TenantId,
+        after: Option<&TagName>,
+        limit: usize,
+    ) -> Result<TagPage, PopularError> {
+        let mut all = self.counts(tenant)?;
+        all.sort_by(|a, b| a.tag.cmp(&b.tag));
+        all.retain(|t| after.is_none_or(|after| t.tag > *after));
+        let more = all.len() > limit;
+        all.truncate(limit);
+        let next = all.last().filter(|_| more).map(|t| t.tag.clone());
+        Ok(TagPage { tags: all, next, as_of: self.clock.now_ms() - 1000 })
     }
 
     async fn count(
