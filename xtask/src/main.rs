@@ -10,6 +10,7 @@
 mod alerts;
 mod bench;
 mod check;
+mod clients_test;
 mod features;
 mod files;
 mod run;
@@ -34,6 +35,13 @@ enum Command {
     Check(check::CheckOptions),
     /// Install what the tests need and run them all; ends with `N passed, N failed`.
     Test(test::TestOptions),
+    /// Generate clients from the API's document and call a server with them: a part of `test`.
+    /// Takes the program as it is built.
+    Clients {
+        /// Go too.
+        #[arg(long)]
+        full: bool,
+    },
     /// The real cluster on this machine: etcd, PostgreSQL under Patroni, Redis, Kafka, OpenSearch.
     Stack(stack::StackCommand),
     /// Measure every figure of docs/measured/performance.md beside its baseline.
@@ -46,6 +54,7 @@ fn main() -> std::process::ExitCode {
         // Its last line is the totals: nothing may follow them.
         Command::Test(options) if test::test(&options) => Ok(()),
         Command::Test(_) => return std::process::ExitCode::FAILURE,
+        Command::Clients { full } => clients_test::alone(full),
         Command::Bench(options) => bench::bench(&options),
         Command::Stack(command) => stack::stack(command),
     };

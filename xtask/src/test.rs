@@ -10,7 +10,7 @@ use tagfast_testkit::stack::{Needs, install, install_libraries};
 
 use crate::run::{cargo, run, stage};
 use crate::totals::Totals;
-use crate::{alerts, features, schema_test, tools};
+use crate::{alerts, clients_test, features, schema_test, tools};
 
 #[derive(clap::Args)]
 pub(crate) struct TestOptions {
@@ -63,6 +63,11 @@ fn stages(options: &TestOptions, totals: &mut Totals) -> Result<()> {
     if contract {
         stage("install promtool", alerts::promtool)?;
     }
+    let generators = if contract {
+        Some(stage("install client generators", || clients_test::install(options.full))?)
+    } else {
+        None
+    };
     stage("install libraries", || install_libraries(&|line| println!("{line}")))?;
     stage("format", || run(cargo().args(["fmt", "--all", "--check"])))?;
     if !options.fast {
@@ -87,6 +92,9 @@ fn stages(options: &TestOptions, totals: &mut Totals) -> Result<()> {
         totals.add(stage("contract test of the HTTP API", || {
             schema_test::run(&schemathesis, options.full)
         })?);
+    }
+    if let Some(generators) = generators {
+        totals.add(stage("generated clients", || clients_test::test(&generators))?);
     }
     Ok(())
 }

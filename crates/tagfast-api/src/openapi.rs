@@ -2,7 +2,10 @@
 //! all of them.
 //!
 //! Code adds problems, security and the common headers to every operation, so that no handler's
-//! description can forget one.
+//! description can forget one, and gives all schemas the shapes that clients are generated from
+//! (`shapes`).
+
+mod shapes;
 
 use utoipa::PartialSchema;
 use utoipa::openapi::content::ContentBuilder;
@@ -13,11 +16,13 @@ use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::tag::TagBuilder;
 use utoipa::openapi::{
-    ComponentsBuilder, InfoBuilder, LicenseBuilder, OpenApi, Ref, RefOr, Required,
+    ComponentsBuilder, InfoBuilder, LicenseBuilder, OpenApi, Ref, RefOr, Required, ServerBuilder,
 };
 
 use crate::problem::{PROBLEM_CODES, ProblemBody};
 
+/// The licence as an SPDX expression.
+const LICENCE: &str = "MIT OR Apache-2.0";
 /// Error statuses that every operation may answer.
 const STATUSES_ANY: &[u16] = &[400, 404, 405, 408, 414, 422, 500, 503, 504];
 /// Error statuses of operations that require a caller.
@@ -38,12 +43,23 @@ pub(crate) fn complete(mut api: OpenApi) -> OpenApi {
             "Tag content, see your tags at once, search by tags, and rank the most used ones.\n\n\
              Errors are `application/problem+json` with a stable `code`; `/docs/problems/{code}` \
              explains each. Answers may gain fields but never lose or rename them; unknown fields \
-             in requests are refused. `admin` includes the scopes `tags:read` and `tags:write`. \
+             in requests are refused. An `enum` is closed: a further value would be a new version of \
+             the API. Words of a set that may grow (problem codes, reasons, features) are strings. \
+             A field that is not required is absent when there is nothing to say, never `null`; \
+             every list has `next_cursor`, which is `null` on the last page. `admin` includes the scopes `tags:read` and `tags:write`. \
              Rate limits (when configured) count per tenant and user and are shown as \
              `RateLimit-Limit`, `RateLimit-Remaining` and `RateLimit-Reset` (seconds).",
         ))
-        .license(Some(LicenseBuilder::new().name("MIT OR Apache-2.0").build()))
+        .license(Some(
+            LicenseBuilder::new().name(LICENCE).identifier(Some(LICENCE)).build(),
+        ))
         .build();
+    api.servers = Some(vec![
+        ServerBuilder::new()
+            .url("/")
+            .description(Some("The server that answers this document"))
+            .build(),
+    ]);
     api.tags = Some(
         [
             ("content", "Tags of contents: read your own writes"),
@@ -55,7 +71,7 @@ pub(crate) fn complete(mut api: OpenApi) -> OpenApi {
         .to_vec(),
     );
     let mut components = api.components.take().unwrap_or_else(|| ComponentsBuilder::new().build());
-    components.schemas.insert("Problem".to_owned(), ProblemBody::schema());
+    components.schemas.insert("Problem".to_owned(), problem_schema());
     components.add_security_scheme(
         "bearer",
         SecurityScheme::Http(
@@ -73,6 +89,7 @@ pub(crate) fn complete(mut api: OpenApi) -> OpenApi {
     for (path, item) in &mut api.paths.paths {
         for_each_operation(item, |method, operation| complete_operation(path, method, operation));
     }
+    shapes::normalise(&mut api);
     api
 }
 
@@ -115,13 +132,15 @@ fn complete_operation(path: &str, method: &str, operation: &mut Operation) {
             .entry(status.to_string())
             .or_insert_with(|| RefOr::T(problem(status)));
     }
-    if !open {
-        // Bearer or nothing: the service may run without authentication.
-        operation.security = Some(vec![
+    // Bearer or nothing: the service may run without authentication.
+    operation.security = Some(if open {
+        Vec::new()
+    } else {
+        vec![
             SecurityRequirement::new::<_, [&str; 0], &str>("bearer", []),
             SecurityRequirement::default(),
-        ]);
-    }
+        ]
+    });
     let parameters = operation.parameters.get_or_insert_with(Vec::new);
     if content {
         parameters.push(RefOr::T(header(
@@ -214,6 +233,18 @@ fn add_header(response: &mut Response, name: &str, description: &str) {
     let header =
         HeaderBuilder::new().schema(Some(text().build())).description(Some(description)).build();
     response.headers.insert(name.to_owned(), RefOr::T(header));
+}
+
+/// The schema of a problem document. Its codes are listed as examples: a client must take codes
+/// that it does not know.
+fn problem_schema() -> RefOr<Schema> {
+    let mut schema = ProblemBody::schema();
+    if let RefOr::T(Schema::Object(body)) = &mut schema
+        && let Some(RefOr::T(Schema::Object(code))) = body.properties.get_mut("code")
+    {
+        code.examples = PROBLEM_CODES.iter().map(|row| row.code.into()).collect();
+    }
+    schema
 }
 
 /// The response of an error status: its problem codes.

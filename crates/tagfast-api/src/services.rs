@@ -12,6 +12,9 @@ use tagfast_resilience::{BoxError, Breakers, Clock, Secret, TaskGroup};
 use tagfast_search::SearchIndex;
 use tagfast_store::{Sealer, SharedStore};
 
+use crate::wire::dead_letters::GroupName;
+use crate::wire::words::ConsumerStateName;
+
 /// Limits of the HTTP layer. An error names the limit that the request exceeds; all are documented
 /// in `docs/reference/limits.md`.
 #[derive(Debug, Clone)]
@@ -137,9 +140,11 @@ pub struct LimitStatus {
 /// The status of one consumer group.
 #[derive(Debug, Clone, Default, serde::Serialize, utoipa::ToSchema)]
 pub struct ConsumerStatus {
-    /// `indexer` or `analytics`.
+    /// The consumer group.
+    #[schema(value_type = GroupName)]
     pub group: String,
-    /// `running`, `paused`, `rebuilding`, `stopped`.
+    /// What it is doing.
+    #[schema(value_type = ConsumerStateName)]
     pub state: String,
     /// Seconds from commit to applied and visible.
     pub lag_seconds: f64,

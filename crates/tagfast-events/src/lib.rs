@@ -23,9 +23,9 @@ pub use consumer::{
     SupervisedConsumer,
 };
 pub use dead_letters::{
-    AuditEntry, AutoReplayPolicy, DeadLetterCursor, DeadLetterFilter, DeadLetterPage,
-    DeadLetterState, DeadLetterStore, DeadLetterStoreError, Due, GroupDeadLetters, NewReplayJob,
-    ReplayJob, ReplayResult, ReplayWorker, StoredDeadLetter,
+    AuditCursor, AuditEntry, AuditPage, AutoReplayPolicy, DeadLetterCursor, DeadLetterFilter,
+    DeadLetterPage, DeadLetterState, DeadLetterStore, DeadLetterStoreError, Due, GroupDeadLetters,
+    NewReplayJob, ReplayJob, ReplayResult, ReplayWorker, StoredDeadLetter,
 };
 pub use envelope::{EnvelopeError, decode, decode_record, encode};
 pub use error::BoxError;

@@ -4,14 +4,19 @@
 use std::borrow::Cow;
 use std::fmt::Write;
 
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde_json::Value;
 
 use super::outline::resolve;
 
 /// Where the examples expect the service: the default of `server.listen`.
 const BASE_URL: &str = "http://127.0.0.1:7070";
-/// The status of a call that documents no success: the mode lacks the feature.
+/// The status of a call that is reserved (`x-reserved`): no mode has the feature yet.
 const NOT_IN_THIS_MODE: &str = "501";
+
+/// What a path segment must not contain as it is; the other characters of the examples are their
+/// own.
+const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'%').add(b'/').add(b'?');
 
 /// An example of a call.
 pub(super) struct Example {
@@ -47,6 +52,7 @@ impl Example {
         }
         let responses = operation["responses"].as_object();
         let status = responses
+            .filter(|_| operation["x-reserved"] != true)
             .and_then(|all| all.keys().find(|status| status.starts_with('2')))
             .map_or(NOT_IN_THIS_MODE, String::as_str);
         let content = operation["responses"][status]["content"].as_object();
@@ -63,7 +69,8 @@ fn example_path(path: &str, operation: &Value) -> String {
             && let (Some(name), Some(example)) =
                 (parameter["name"].as_str(), parameter["example"].as_str())
         {
-            out = out.replace(&format!("{{{name}}}"), example);
+            let segment = utf8_percent_encode(example, ENCODED).to_string();
+            out = out.replace(&format!("{{{name}}}"), &segment);
         }
     }
     out
@@ -112,7 +119,7 @@ mod tests {
     fn a_command_has_the_examples_of_path_query_and_body() {
         let api = json!({"components": {"schemas": {"B": {"example": {"reason": "it's a test"}}}}});
         let operation = json!({
-            "parameters": [{"in": "path", "name": "id", "example": "a%2F1"}],
+            "parameters": [{"in": "path", "name": "id", "example": "a/1"}],
             "requestBody": {"content": {"application/json": {
                 "schema": {"$ref": "#/components/schemas/B"},
             }}},
@@ -137,7 +144,8 @@ mod tests {
             "curl -G http://127.0.0.1:7070/v1/search \\\n  --data-urlencode 'q=a AND b' \\\n  \
              --data-urlencode limit=20"
         );
-        let none = Example::new(&api, "get", "/v1/failovers", &json!({"responses": {}}));
+        let reserved = json!({"x-reserved": true, "responses": {"200": {"content": {}}}});
+        let none = Example::new(&api, "get", "/v1/failovers", &reserved);
         assert_eq!((none.status.as_str(), none.media_type), ("501", None));
     }
 }

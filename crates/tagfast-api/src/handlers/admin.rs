@@ -9,7 +9,8 @@ use tagfast_resilience::{BreakerState, ErrorChain};
 use crate::problem::{Code, Problem, not_in_this_mode};
 use crate::request::Admin;
 use crate::wire::admin::{
-    DriftBody, PartProblemBody, Recount, RecountBody, ReindexBody, RunningBody, StatusBody,
+    DriftBody, FailoversBody, PartProblemBody, Recount, RecountBody, ReindexBody, RunningBody,
+    StatusBody,
 };
 use crate::wire::breakers::{BreakerBody, BreakerEventBody};
 use crate::wire::meta::DegradedBody;
@@ -22,6 +23,7 @@ const BREAKER_EVENTS_MAX: usize = 20;
 #[utoipa::path(
     get,
     path = "/v1/status",
+    operation_id = "getStatus",
     tag = "operations",
     responses((status = 200, description = "The status", body = StatusBody))
 )]
@@ -70,6 +72,7 @@ pub(crate) async fn status(Admin(request, _): Admin) -> Result<Response, Problem
 #[utoipa::path(
     post,
     path = "/v1/admin/reindex",
+    operation_id = "rebuildIndex",
     tag = "operations",
     responses((status = 200, description = "The rebuild is done", body = ReindexBody))
 )]
@@ -87,6 +90,7 @@ pub(crate) async fn reindex(Admin(request, _): Admin) -> Result<Response, Proble
 #[utoipa::path(
     post,
     path = "/v1/admin/recount",
+    operation_id = "recountTags",
     tag = "operations",
     request_body = Recount,
     responses((status = 200, description = "The drift", body = RecountBody))
@@ -111,8 +115,17 @@ pub(crate) async fn recount(Admin(mut request, _): Admin) -> Result<Response, Pr
     }))
 }
 
-/// Failovers with the verdict of each write that was not simply kept
-#[utoipa::path(get, path = "/v1/failovers", tag = "operations", responses())]
+/// Failovers of the clusters
+///
+/// Reserved: every mode answers 501 `not_in_this_mode`, because none records failovers yet.
+#[utoipa::path(
+    get,
+    path = "/v1/failovers",
+    operation_id = "listFailovers",
+    extensions(("x-reserved" = json!(true))),
+    tag = "operations",
+    responses((status = 200, description = "The failovers, newest first", body = FailoversBody))
+)]
 pub(crate) async fn failovers(_: Admin) -> Problem {
     not_in_this_mode("failovers")
 }

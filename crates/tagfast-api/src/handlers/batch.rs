@@ -34,6 +34,7 @@ const SHOWN_TIME_CHARS_MAX: usize = 80;
 #[utoipa::path(
     post,
     path = "/v1/content:batchGet",
+    operation_id = "batchGetContents",
     tag = "content",
     request_body = BatchGet,
     responses((
@@ -103,6 +104,7 @@ pub(crate) async fn batch_get(Read(mut request, _): Read) -> Result<Response, Pr
 #[utoipa::path(
     post,
     path = "/v1/content:batchTag",
+    operation_id = "batchTagContents",
     tag = "content",
     request_body = BatchTag,
     responses((

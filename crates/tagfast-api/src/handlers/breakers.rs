@@ -7,7 +7,7 @@ use axum::response::Response;
 use crate::problem::{Code, Problem};
 use crate::request::Admin;
 use crate::wire::breakers::{
-    BreakerBody, BreakerEventBody, BreakersBody, ForceBreaker, ForcedBody,
+    AppliesTo, BreakerBody, BreakerEventBody, BreakersBody, ForceBreaker, ForcedBody,
 };
 use crate::wire::reason::check_reason;
 use crate::wire::response::json;
@@ -18,6 +18,7 @@ use crate::wire::response::json;
 #[utoipa::path(
     get,
     path = "/v1/breakers",
+    operation_id = "listBreakers",
     tag = "operations",
     responses((status = 200, description = "The breakers", body = BreakersBody))
 )]
@@ -37,6 +38,7 @@ pub(crate) async fn list(Admin(request, _): Admin) -> Result<Response, Problem> 
 #[utoipa::path(
     post,
     path = "/v1/breakers",
+    operation_id = "setBreaker",
     tag = "operations",
     request_body = ForceBreaker,
     responses((status = 200, description = "The breaker's new state", body = ForcedBody))
@@ -58,5 +60,5 @@ pub(crate) async fn force(Admin(mut request, _): Admin) -> Result<Response, Prob
     );
     breaker.force(command.state.forced_open());
     let breaker = Arc::clone(&breaker).snapshot().into();
-    Ok(json(&ForcedBody { breaker, applies_to: "process" }))
+    Ok(json(&ForcedBody { breaker, applies_to: AppliesTo::Process }))
 }

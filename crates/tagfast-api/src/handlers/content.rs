@@ -26,6 +26,7 @@ use crate::wire::response::json;
 #[utoipa::path(
     get,
     path = "/v1/content/{type}/{id}/tags",
+    operation_id = "getContentTags",
     tag = "content",
     params(ContentPath),
     responses(
@@ -75,6 +76,7 @@ pub(crate) async fn view(Read(request, _): Read) -> Result<Response, Problem> {
 #[utoipa::path(
     put,
     path = "/v1/content/{type}/{id}/tags/{tag}",
+    operation_id = "addContentTag",
     tag = "content",
     params(ContentPath, TagPath),
     responses((status = 200, description = "The effect of the write", body = WriteBody<'static>))
@@ -92,6 +94,7 @@ pub(crate) async fn add_tag(Write(request, _): Write) -> Result<Response, Proble
 #[utoipa::path(
     delete,
     path = "/v1/content/{type}/{id}/tags/{tag}",
+    operation_id = "removeContentTag",
     tag = "content",
     params(ContentPath, TagPath),
     responses((status = 200, description = "The effect of the write", body = WriteBody<'static>))
@@ -109,6 +112,7 @@ pub(crate) async fn remove_tag(Write(request, _): Write) -> Result<Response, Pro
 #[utoipa::path(
     patch,
     path = "/v1/content/{type}/{id}/tags",
+    operation_id = "changeContentTags",
     tag = "content",
     params(ContentPath),
     request_body = PatchTags,
@@ -129,6 +133,7 @@ pub(crate) async fn patch_tags(Write(mut request, _): Write) -> Result<Response,
 #[utoipa::path(
     put,
     path = "/v1/content/{type}/{id}/tags",
+    operation_id = "replaceContentTags",
     tag = "content",
     params(ContentPath),
     request_body = ReplaceTags,

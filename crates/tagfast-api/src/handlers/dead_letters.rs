@@ -8,13 +8,14 @@ use std::sync::Arc;
 
 use axum::response::Response;
 use serde::Deserialize;
+use tagfast_domain::UnixMillis;
 use tagfast_events::dead_letters::{REPLAY_RATE_DEFAULT, REPLAY_RATE_MAX};
 use tagfast_events::{
-    AuditEntry, ConsumerGroup, DeadLetterCursor, DeadLetterFilter, DeadLetterState,
+    AuditCursor, AuditEntry, ConsumerGroup, DeadLetterCursor, DeadLetterFilter, DeadLetterState,
     DeadLetterStore, FailureClass, NewReplayJob,
 };
 use tagfast_store::SealKind;
-use utoipa::IntoParams;
+use utoipa::{IntoParams, ToSchema};
 
 use crate::auth::Scope;
 use crate::params::{PageItems, Timestamp};
@@ -22,8 +23,9 @@ use crate::problem::{Code, Problem, not_in_this_mode};
 use crate::request::{Admin, ApiRequest, Read};
 use crate::services::DeadLetters;
 use crate::wire::dead_letters::{
-    AllowStorm, AuditEntryBody, AuditLogBody, ClassName, DeadLetterBody, DeadLetterDetailBody,
-    DeadLettersBody, DiscardDeadLetters, DiscardedBody, GroupName, ReplayDeadLetters, StormBody,
+    ActionName, AllowStorm, AuditEntryBody, AuditLogBody, ClassName, DeadLetterBody,
+    DeadLetterDetailBody, DeadLettersBody, DiscardDeadLetters, DiscardedBody, GroupName,
+    ReplayDeadLetters, StormBody,
 };
 use crate::wire::jobs::ReplayJobBody;
 use crate::wire::reason::check_reason;
@@ -31,6 +33,8 @@ use crate::wire::response::json;
 
 /// How long an allowed storm lasts, in seconds; the consumer enforces it.
 const STORM_ALLOWED_SECONDS: u32 = 60;
+/// First byte of what follows the time in a cursor of the audit log: no byte of UTF-8.
+const AUDIT_CURSOR: u8 = 0xFF;
 
 fn dead_letters(request: &ApiRequest) -> Result<&DeadLetters, Problem> {
     request.services().dead_letters.as_ref().ok_or_else(|| not_in_this_mode("dead letters"))
@@ -50,11 +54,12 @@ pub(super) fn not_found(detail: &'static str) -> Problem {
 /// Records an intervention of the caller in the log and in the audit log.
 async fn audit(
     request: &ApiRequest,
-    action: &str,
+    action: ActionName,
     detail: String,
     dead_letters: u64,
 ) -> Result<(), Problem> {
     let at = request.now();
+    let action = action.as_str();
     let actor = format!("{}/{}", request.tenant(), request.caller.user);
     tracing::info!(actor, action, detail, dead_letters, "dead letters");
     let entry = AuditEntry { at, actor, action: action.to_owned(), detail, dead_letters };
@@ -66,28 +71,13 @@ async fn audit(
 #[into_params(parameter_in = Query)]
 pub(crate) struct ListParams {
     /// The consumer group.
-    #[param(
-        value_type = Option<String>,
-        required = false,
-        pattern = "^(indexer|analytics)$",
-        example = "indexer"
-    )]
+    #[param(value_type = GroupName, inline, required = false, example = "indexer")]
     group: Option<GroupName>,
     /// Their state; without it the open ones.
-    #[param(
-        value_type = Option<String>,
-        required = false,
-        pattern = "^(open|replayed|superseded|discarded|all)$",
-        example = "open"
-    )]
+    #[param(value_type = StateParam, inline, required = false, example = "open")]
     state: Option<StateParam>,
     /// Why they were parked.
-    #[param(
-        value_type = Option<String>,
-        required = false,
-        pattern = "^(poison|exhausted)$",
-        example = "poison"
-    )]
+    #[param(value_type = ClassName, inline, required = false, example = "poison")]
     class: Option<ClassName>,
     /// The error code.
     #[param(required = false)]
@@ -129,7 +119,7 @@ pub(crate) struct ListParams {
     cursor: Option<String>,
 }
 
-#[derive(Clone, Copy, Deserialize)]
+#[derive(Clone, Copy, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum StateParam {
     Open,
@@ -164,19 +154,36 @@ fn visible_tenant(request: &ApiRequest, wanted: Option<String>) -> Result<Option
     Ok(Some(own.to_owned()))
 }
 
-fn open_cursor(request: &ApiRequest, sealed: &str) -> Result<DeadLetterCursor, Problem> {
-    let bad =
-        || Problem::new(Code::BadCursor, "cursor: it is not one that this service issued to you");
-    let sealer = &request.services().sealer;
-    let body = sealer.open(SealKind::ListCursor, request.tenant(), sealed).map_err(|_| bad())?;
-    let (at, id) = body.split_first_chunk::<8>().ok_or_else(bad)?;
-    let id = String::from_utf8(id.to_vec()).map_err(|_| bad())?;
-    Ok(DeadLetterCursor { at: i64::from_be_bytes(*at), id })
+fn bad_cursor() -> Problem {
+    Problem::new(Code::BadCursor, "cursor: it is not one that this service issued to you")
 }
 
-fn seal_cursor(request: &ApiRequest, cursor: &DeadLetterCursor) -> String {
-    let body = [cursor.at.to_be_bytes().as_slice(), cursor.id.as_bytes()].concat();
+/// Opens a cursor: a time (Unix ms) and what follows it in the list's order.
+fn open_cursor(request: &ApiRequest, sealed: &str) -> Result<(UnixMillis, Vec<u8>), Problem> {
+    let sealer = &request.services().sealer;
+    let body = sealer.open(SealKind::ListCursor, request.tenant(), sealed);
+    let body = body.map_err(|_| bad_cursor())?;
+    let (at, rest) = body.split_first_chunk::<8>().ok_or_else(bad_cursor)?;
+    Ok((i64::from_be_bytes(*at), rest.to_vec()))
+}
+
+fn seal_cursor(request: &ApiRequest, at: UnixMillis, rest: &[u8]) -> String {
+    let body = [at.to_be_bytes().as_slice(), rest].concat();
     request.services().sealer.seal(SealKind::ListCursor, request.tenant(), &body)
+}
+
+/// The cursor of a list of dead letters: its second part is the id.
+fn list_position(request: &ApiRequest, sealed: &str) -> Result<DeadLetterCursor, Problem> {
+    let (at, id) = open_cursor(request, sealed)?;
+    Ok(DeadLetterCursor { at, id: String::from_utf8(id).map_err(|_| bad_cursor())? })
+}
+
+/// The cursor of the audit log: its second part begins with a byte that no dead letter's id begins
+/// with, so that neither list takes the cursor of the other.
+fn audit_position(request: &ApiRequest, sealed: &str) -> Result<AuditCursor, Problem> {
+    let (at, rest) = open_cursor(request, sealed)?;
+    let id = rest.strip_prefix(&[AUDIT_CURSOR]).and_then(|id| id.try_into().ok());
+    Ok(AuditCursor { at, id: i64::from_be_bytes(id.ok_or_else(bad_cursor)?) })
 }
 
 /// Events that a consumer could not apply
@@ -185,6 +192,7 @@ fn seal_cursor(request: &ApiRequest, cursor: &DeadLetterCursor) -> String {
 #[utoipa::path(
     get,
     path = "/v1/dead-letters",
+    operation_id = "listDeadLetters",
     tag = "operations",
     params(ListParams),
     responses((status = 200, description = "A page of dead letters", body = DeadLettersBody))
@@ -192,7 +200,7 @@ fn seal_cursor(request: &ApiRequest, cursor: &DeadLetterCursor) -> String {
 pub(crate) async fn list(Read(request, params): Read<ListParams>) -> Result<Response, Problem> {
     let DeadLetters { store, auto_replay } = dead_letters(&request)?;
     let limit = params.limit.checked()?;
-    let after = params.cursor.map(|sealed| open_cursor(&request, &sealed)).transpose()?;
+    let after = params.cursor.map(|sealed| list_position(&request, &sealed)).transpose()?;
     let filter = DeadLetterFilter {
         ids: Vec::new(),
         group: params.group.map(ConsumerGroup::from),
@@ -210,7 +218,10 @@ pub(crate) async fn list(Read(request, params): Read<ListParams>) -> Result<Resp
     let body = |stored| DeadLetterBody::new(stored, *auto_replay);
     Ok(json(&DeadLettersBody {
         items: page.dead_letters.iter().map(body).collect(),
-        next_cursor: page.next.as_ref().map(|next| seal_cursor(&request, next)),
+        next_cursor: page
+            .next
+            .as_ref()
+            .map(|next| seal_cursor(&request, next.at, next.id.as_bytes())),
     }))
 }
 
@@ -218,12 +229,13 @@ pub(crate) async fn list(Read(request, params): Read<ListParams>) -> Result<Resp
 #[utoipa::path(
     get,
     path = "/v1/dead-letters/{id}",
+    operation_id = "getDeadLetter",
     tag = "operations",
     params((
         "id" = String, Path,
-        description = "The dead letter's id, with its slashes encoded.",
-        pattern = "^[a-z]+%2F[0-9]+%2F[0-9]+$", min_length = 1, max_length = 64,
-        example = "indexer%2F3%2F1207",
+        description = "The dead letter's id, percent-encoded as one path segment (`/` is `%2F`).",
+        pattern = "^[a-z]+/[0-9]+/[0-9]+$", min_length = 1, max_length = 64,
+        example = "indexer/3/1207",
     )),
     responses((status = 200, description = "The dead letter", body = DeadLetterDetailBody))
 )]
@@ -239,7 +251,7 @@ pub(crate) async fn show(Read(request, _): Read) -> Result<Response, Problem> {
     let stored = page.dead_letters.pop().ok_or_else(|| {
         not_found("there is no such dead letter, or it belongs to a different tenant")
     })?;
-    audit(&request, "show", format!("id={id}"), 1).await?;
+    audit(&request, ActionName::Show, format!("id={id}"), 1).await?;
     Ok(json(&DeadLetterDetailBody::new(&stored, *auto_replay)))
 }
 
@@ -251,6 +263,7 @@ pub(crate) async fn show(Read(request, _): Read) -> Result<Response, Problem> {
 #[utoipa::path(
     post,
     path = "/v1/dead-letters:replay",
+    operation_id = "replayDeadLetters",
     tag = "operations",
     request_body = ReplayDeadLetters,
     responses((status = 200, description = "The replay job has started", body = ReplayJobBody))
@@ -270,7 +283,7 @@ pub(crate) async fn replay(Admin(mut request, _): Admin) -> Result<Response, Pro
     let id = uuid::Uuid::now_v7().to_string();
     let job = NewReplayJob { id, dry_run: body.dry_run, rate, at: request.now() };
     let started = dead_letter_store(&request)?.create_job(&job, &filter).await?;
-    let action = if job.dry_run { "dry_run" } else { "replay" };
+    let action = if job.dry_run { ActionName::DryRun } else { ActionName::Replay };
     audit(&request, action, format!("job={} {filter}", job.id), started.dead_letters).await?;
     Ok(json(&ReplayJobBody::from(started)))
 }
@@ -281,6 +294,7 @@ pub(crate) async fn replay(Admin(mut request, _): Admin) -> Result<Response, Pro
 #[utoipa::path(
     post,
     path = "/v1/dead-letters:discard",
+    operation_id = "discardDeadLetters",
     tag = "operations",
     request_body = DiscardDeadLetters,
     responses((status = 200, description = "They are closed", body = DiscardedBody))
@@ -292,7 +306,7 @@ pub(crate) async fn discard(Admin(mut request, _): Admin) -> Result<Response, Pr
     let filter = body.filter.resolve(body.all)?;
     let store = dead_letter_store(&request)?;
     let discarded = store.discard(&filter, &body.reason, request.now()).await?;
-    audit(&request, "discard", format!("{filter}: {}", body.reason), discarded).await?;
+    audit(&request, ActionName::Discard, format!("{filter}: {}", body.reason), discarded).await?;
     Ok(json(&DiscardedBody { discarded }))
 }
 
@@ -314,6 +328,9 @@ pub(crate) struct AuditLogParams {
         value_type = Option<u32>, required = false, minimum = 1, maximum = 500, example = 50
     )]
     limit: PageItems<50, 500>,
+    /// `next_cursor` of the previous page; `before` is then not looked at.
+    #[param(required = false)]
+    cursor: Option<String>,
 }
 
 /// The audit log of dead letters
@@ -322,6 +339,7 @@ pub(crate) struct AuditLogParams {
 #[utoipa::path(
     get,
     path = "/v1/dead-letters/audit",
+    operation_id = "listDeadLetterAudit",
     tag = "operations",
     params(AuditLogParams),
     responses((status = 200, description = "The entries", body = AuditLogBody))
@@ -329,9 +347,22 @@ pub(crate) struct AuditLogParams {
 pub(crate) async fn audit_log(
     Admin(request, params): Admin<AuditLogParams>,
 ) -> Result<Response, Problem> {
-    let before = params.before.map(|before| before.0);
-    let entries = dead_letter_store(&request)?.audit_log(before, params.limit.checked()?).await?;
-    Ok(json(&AuditLogBody { items: entries.into_iter().map(AuditEntryBody::from).collect() }))
+    let store = dead_letter_store(&request)?;
+    let limit = params.limit.checked()?;
+    let after = match (&params.cursor, params.before) {
+        (Some(sealed), _) => audit_position(&request, sealed)?,
+        (None, Some(before)) => AuditCursor::before(before.0),
+        (None, None) => AuditCursor::NEWEST,
+    };
+    let page = store.audit_log(after, limit).await?;
+    let sealed = |next: AuditCursor| {
+        let rest = [[AUDIT_CURSOR].as_slice(), &next.id.to_be_bytes()].concat();
+        seal_cursor(&request, next.at, &rest)
+    };
+    Ok(json(&AuditLogBody {
+        items: page.entries.into_iter().map(AuditEntryBody::from).collect(),
+        next_cursor: page.next.map(sealed),
+    }))
 }
 
 /// Lets a consumer park records during a storm
@@ -342,6 +373,7 @@ pub(crate) async fn audit_log(
 #[utoipa::path(
     post,
     path = "/v1/dead-letters:allow-storm",
+    operation_id = "allowDeadLetterStorm",
     tag = "operations",
     request_body = AllowStorm,
     responses((status = 200, description = "The consumer parks records again", body = StormBody))
@@ -353,7 +385,7 @@ pub(crate) async fn allow_storm(Admin(mut request, _): Admin) -> Result<Response
     request.services().operations.allow_storm(name)?;
     tracing::warn!(group = name, reason, "an operator allows a storm of dead letters");
     if request.services().dead_letters.is_some() {
-        audit(&request, "allow_storm", format!("group={name}: {reason}"), 0).await?;
+        audit(&request, ActionName::AllowStorm, format!("group={name}: {reason}"), 0).await?;
     }
     Ok(json(&StormBody { group, allowed_seconds: STORM_ALLOWED_SECONDS }))
 }

@@ -23,7 +23,7 @@ use crate::headers;
 use crate::params::{bad_parameter, parse_text, whole_number};
 use crate::problem::Problem;
 use crate::request::{ApiRequest, Read};
-use crate::wire::export::ExportLine;
+use crate::wire::export::{ExportLine, ExportLines};
 use crate::wire::response::with_type;
 
 /// Contents per page of the scan: at most a few hundred kilobytes, so that memory stays small.
@@ -58,10 +58,11 @@ fn shard<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<LogicalSha
 #[utoipa::path(
     get,
     path = "/v1/export",
+    operation_id = "exportContents",
     tag = "operations",
     params(ExportParams),
     responses((
-        status = 200, description = "Lines of JSON", body = ExportLine<'static>,
+        status = 200, description = "Lines of JSON", body = ExportLines,
         content_type = "application/x-ndjson",
     ))
 )]

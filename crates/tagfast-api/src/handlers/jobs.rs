@@ -12,6 +12,7 @@ use crate::wire::response::json;
 #[utoipa::path(
     get,
     path = "/v1/jobs/{id}",
+    operation_id = "getJob",
     tag = "operations",
     params((
         "id" = String, Path,

@@ -16,7 +16,9 @@ use crate::problem::{Code, PROBLEM_CODES, Problem, retry_after_header};
 use crate::state::ApiState;
 use crate::wire::admin::PartProblemBody;
 use crate::wire::meta::DegradedBody;
-use crate::wire::public::{HealthBody, IndexBody, IndexLinks, ReadyBody};
+use crate::wire::public::{
+    HealthBody, HealthStatus, IndexBody, IndexLinks, ReadyBody, ServiceName,
+};
 use crate::wire::response::{json, with_type};
 
 const HTML: &str = "text/html; charset=utf-8";
@@ -27,6 +29,7 @@ const HTML: &str = "text/html; charset=utf-8";
 #[utoipa::path(
     get,
     path = "/",
+    operation_id = "getIndex",
     tag = "open",
     responses(
         (status = 200, description = "The index", body = IndexBody),
@@ -41,7 +44,7 @@ pub(crate) async fn index(_: Params<NoParams>, headers: HeaderMap) -> Result<Res
         response
     } else {
         json(&IndexBody {
-            name: "tagfast",
+            name: ServiceName::Tagfast,
             version: env!("CARGO_PKG_VERSION"),
             links: IndexLinks {
                 docs: "/docs",
@@ -61,11 +64,12 @@ pub(crate) async fn index(_: Params<NoParams>, headers: HeaderMap) -> Result<Res
 #[utoipa::path(
     get,
     path = "/healthz",
+    operation_id = "getHealth",
     tag = "open",
     responses((status = 200, description = "The process answers", body = HealthBody))
 )]
 pub(crate) async fn healthz(_: Params<NoParams>) -> Result<Response, Problem> {
-    Ok(json(&HealthBody { status: "ok" }))
+    Ok(json(&HealthBody { status: HealthStatus::Ok }))
 }
 
 /// Whether the service can do its work
@@ -74,6 +78,7 @@ pub(crate) async fn healthz(_: Params<NoParams>) -> Result<Response, Problem> {
 #[utoipa::path(
     get,
     path = "/readyz",
+    operation_id = "getReadiness",
     tag = "open",
     responses(
         (status = 200, description = "Every part is ready", body = ReadyBody),
@@ -101,6 +106,7 @@ pub(crate) async fn readyz(
 #[utoipa::path(
     get,
     path = "/metrics",
+    operation_id = "getMetrics",
     tag = "open",
     responses((
         status = 200, description = "The metrics", body = String, content_type = "text/plain",
@@ -118,8 +124,9 @@ pub(crate) async fn metrics(
 #[utoipa::path(
     get,
     path = "/openapi.json",
+    operation_id = "getOpenapi",
     tag = "open",
-    responses((status = 200, description = "OpenAPI 3.1", body = serde_json::Value))
+    responses((status = 200, description = "OpenAPI 3.1", body = Object))
 )]
 pub(crate) async fn openapi_json(
     _: Params<NoParams>,
@@ -132,6 +139,7 @@ pub(crate) async fn openapi_json(
 #[utoipa::path(
     get,
     path = "/docs",
+    operation_id = "getDocs",
     tag = "open",
     responses((
         status = 200, description = "The calls with examples", body = String,
@@ -149,6 +157,7 @@ pub(crate) async fn docs_page(
 #[utoipa::path(
     get,
     path = "/docs/problems/{code}",
+    operation_id = "getProblemPage",
     tag = "open",
     params((
         "code" = String, Path, description = "A problem's `code`", pattern = "^[a-z_]+$",

@@ -14,6 +14,7 @@ use crate::wire::response::json;
 #[utoipa::path(
     get,
     path = "/v1/receipts/{token}",
+    operation_id = "getReceipt",
     tag = "operations",
     params((
         "token" = String, Path,
@@ -37,7 +38,7 @@ pub(crate) async fn receipt(Read(request, _): Read) -> Result<Response, Problem>
         Verdict::Kept | Verdict::Repaired | Verdict::Lost => None,
     };
     Ok(json(&VerdictBody {
-        verdict: verdict.as_str(),
+        verdict: verdict.into(),
         reason,
         write_id: receipt.write_id.to_string(),
         shard: receipt.shard.number(),

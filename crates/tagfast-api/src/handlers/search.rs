@@ -13,7 +13,7 @@ use tagfast_resilience::{Criticality, jittered_retry_after};
 use tagfast_search::hints::hints;
 use tagfast_search::{SearchIndex, SearchRequest, Sort, Total};
 use tagfast_store::Source;
-use utoipa::IntoParams;
+use utoipa::{IntoParams, ToSchema};
 
 use super::derived::{cache_use, derived_response, request_feature, tag_rows};
 use crate::cursor;
@@ -26,7 +26,7 @@ use crate::request::{ApiRequest, Read};
 use crate::time::{Rfc3339, age};
 use crate::wire::content::Names;
 use crate::wire::meta::{Meta, STALE_AFTER_MS};
-use crate::wire::search::{HintBody, HitBody, SearchBody, TotalBody};
+use crate::wire::search::{HintBody, HitBody, RelationName, SearchBody, TotalBody};
 
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -41,12 +41,7 @@ pub(crate) struct SearchParams {
     #[param(required = false, pattern = "^[a-z0-9._-]{1,64}$", min_length = 1, max_length = 64)]
     content_type: Option<String>,
     /// `updated`: newest first; `id`: by type and id.
-    #[param(
-        value_type = Option<String>,
-        required = false,
-        pattern = "^(updated|id)$",
-        example = "updated"
-    )]
+    #[param(value_type = SortParam, inline, required = false, example = "updated")]
     sort: Option<SortParam>,
     /// Largest number of hits.
     #[serde(default)]
@@ -62,20 +57,18 @@ pub(crate) struct SearchParams {
     #[param(value_type = Option<bool>, required = false)]
     facets: bool,
     /// `exact`: count beyond 10,000.
-    #[param(
-        value_type = Option<String>, required = false, pattern = "^exact$", example = "exact"
-    )]
+    #[param(value_type = TotalParam, inline, required = false, example = "exact")]
     total: Option<TotalParam>,
 }
 
-#[derive(Clone, Copy, Deserialize)]
+#[derive(Clone, Copy, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum SortParam {
     Updated,
     Id,
 }
 
-#[derive(Clone, Copy, Deserialize)]
+#[derive(Clone, Copy, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum TotalParam {
     Exact,
@@ -85,6 +78,7 @@ enum TotalParam {
 #[utoipa::path(
     get,
     path = "/v1/search",
+    operation_id = "searchContents",
     tag = "find",
     params(SearchParams),
     responses((status = 200, description = "A page of hits", body = SearchBody<'static>))
@@ -113,19 +107,19 @@ pub(crate) async fn search(Read(request, params): Read<SearchParams>) -> Result<
 
     let mut meta = Meta::new(Source::Index, page.as_of, now);
     let (mut value, mut relation) = match page.total {
-        Total::Exactly(n) => (n, "eq"),
-        Total::AtLeast(n) => (n, "gte"),
+        Total::Exactly(n) => (n, RelationName::Eq),
+        Total::AtLeast(n) => (n, RelationName::Gte),
     };
     let mut is_last_good = facets.as_ref().is_some_and(FeatureAnswer::is_last_good);
     if let Some(facets) = &facets {
         facets.annotate(Feature::Facets, &mut meta, now);
     }
-    if query.total_exact && relation == "gte" {
+    if query.total_exact && relation == RelationName::Gte {
         let total = exact_total(&request, index, &query).await?;
         total.annotate(Feature::Total, &mut meta, now);
         is_last_good |= total.is_last_good();
         if let Some(total) = total.result() {
-            (value, relation) = (total.number, "eq");
+            (value, relation) = (total.number, RelationName::Eq);
         }
     }
     // Later pages are those of a query that finds something.

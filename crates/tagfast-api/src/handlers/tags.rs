@@ -27,7 +27,7 @@ use crate::problem::{Code, Problem, not_in_this_mode};
 use crate::request::{ApiRequest, Read};
 use crate::time::age;
 use crate::wire::meta::{Meta, STALE_AFTER};
-use crate::wire::tags::{PopularBody, RelatedBody, TagBody, TagPageBody, TagUseBody};
+use crate::wire::tags::{PopularBody, RelatedBody, TagBody, TagPageBody, TagUseBody, WindowName};
 
 /// Longest prefix in bytes.
 const PREFIX_BYTES_MAX: usize = 256;
@@ -70,6 +70,7 @@ pub(crate) struct TagsParams {
 #[utoipa::path(
     get,
     path = "/v1/tags",
+    operation_id = "listTags",
     tag = "find",
     params(TagsParams),
     responses((status = 200, description = "A page of tags", body = TagPageBody<'static>))
@@ -212,13 +213,8 @@ async fn list(
 #[into_params(parameter_in = Query)]
 pub(crate) struct PopularParams {
     /// `1h`, `24h`, `7d`: taggings added within this time; `all`: every tagging that exists.
-    #[param(
-        value_type = Option<String>,
-        required = false,
-        pattern = "^(1h|24h|7d|all)$",
-        example = "24h"
-    )]
-    window: Option<WindowParam>,
+    #[param(value_type = WindowName, inline, required = false, example = "24h")]
+    window: Option<WindowName>,
     /// Largest number of tags.
     #[serde(default)]
     #[param(
@@ -227,33 +223,11 @@ pub(crate) struct PopularParams {
     limit: PageItems<20, 1000>,
 }
 
-#[derive(Clone, Copy, Deserialize)]
-enum WindowParam {
-    #[serde(rename = "1h")]
-    Hour,
-    #[serde(rename = "24h")]
-    Day,
-    #[serde(rename = "7d")]
-    Week,
-    #[serde(rename = "all")]
-    All,
-}
-
-impl From<WindowParam> for Window {
-    fn from(window: WindowParam) -> Self {
-        match window {
-            WindowParam::Hour => Self::Hour,
-            WindowParam::Day => Self::Day,
-            WindowParam::Week => Self::Week,
-            WindowParam::All => Self::All,
-        }
-    }
-}
-
 /// The most used tags of a window
 #[utoipa::path(
     get,
     path = "/v1/tags/popular",
+    operation_id = "getPopularTags",
     tag = "find",
     params(PopularParams),
     responses((status = 200, description = "A ranking", body = PopularBody<'static>))
@@ -261,7 +235,8 @@ impl From<WindowParam> for Window {
 pub(crate) async fn popular_tags(
     Read(request, params): Read<PopularParams>,
 ) -> Result<Response, Problem> {
-    let window = params.window.map_or(Window::All, Window::from);
+    let name = params.window.unwrap_or(WindowName::All);
+    let window = Window::from(name);
     let limit = params.limit.checked()?;
     let (popular, tenant) = (Arc::clone(popular_tags_port(&request)?), request.tenant().clone());
     let key = FeatureKey::Popular(window, limit);
@@ -276,7 +251,7 @@ pub(crate) async fn popular_tags(
     })
     .await?;
     let meta = feature_meta(Feature::Popular, &answer, now);
-    let body = PopularBody { window: window.as_str(), tags: tag_rows(&answer), meta };
+    let body = PopularBody { window: name, tags: tag_rows(&answer), meta };
     Ok(derived_response(body, cache_use(answer.is_last_good()), now))
 }
 
@@ -287,6 +262,7 @@ pub(crate) async fn popular_tags(
 #[utoipa::path(
     get,
     path = "/v1/tags/{tag}",
+    operation_id = "getTag",
     tag = "find",
     params(TagPath),
     responses((status = 200, description = "The tag", body = TagBody<'static>))

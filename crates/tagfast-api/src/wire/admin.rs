@@ -5,13 +5,16 @@ use utoipa::ToSchema;
 
 use super::breakers::{BreakerBody, BreakerEventBody};
 use super::meta::DegradedBody;
+use super::words::{ModeName, OperationName};
 use crate::services::{ConsumerStatus, LimitStatus, Readiness};
+use crate::time::Rfc3339;
 
 /// The status of the service.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Status)]
 pub(crate) struct StatusBody {
-    /// `embedded` or `postgres`.
+    /// Where contents are kept.
+    #[schema(value_type = ModeName)]
     pub(crate) mode: String,
     /// Roles of this process: `all`, or a comma-separated list.
     pub(crate) roles: String,
@@ -42,10 +45,33 @@ pub(crate) struct StatusBody {
 #[derive(Serialize, ToSchema)]
 #[schema(as = Running)]
 pub(crate) struct RunningBody {
-    /// `reindex` or `recount`.
+    #[schema(value_type = OperationName)]
     pub(crate) operation: String,
     /// Contents done.
     pub(crate) contents: u64,
+}
+
+/// The failovers of the clusters.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Failovers)]
+pub(crate) struct FailoversBody {
+    items: Vec<FailoverBody>,
+    /// Where the next page starts; `null` on the last one.
+    #[schema(required = true)]
+    next_cursor: Option<String>,
+}
+
+/// A failover: a cluster has a new epoch.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Failover)]
+struct FailoverBody {
+    /// The cluster, as the shard map names it.
+    cluster: String,
+    /// The epoch that began.
+    epoch: String,
+    /// When it began.
+    #[schema(value_type = String, format = DateTime)]
+    at: Rfc3339,
 }
 
 /// A part that is not ready, and why.

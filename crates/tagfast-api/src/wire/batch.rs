@@ -4,9 +4,10 @@ use serde::{Deserialize, Serialize};
 use tagfast_json::Strict;
 use utoipa::ToSchema;
 
+use super::constant::Fixed;
 use crate::problem::ProblemBody;
 
-/// The result of one item: the fields of a single call, or a problem.
+/// The result of one item: the fields of a single call, or a problem; `ok` tells which.
 #[derive(Serialize, ToSchema)]
 #[schema(as = BatchItem)]
 #[serde(untagged)]
@@ -20,8 +21,8 @@ pub(crate) enum BatchItem<'a, T> {
 #[derive(Serialize, ToSchema)]
 #[schema(as = DoneItem)]
 pub(crate) struct DoneItem<T> {
-    /// `true`.
-    ok: bool,
+    #[schema(inline)]
+    ok: Fixed<true>,
     #[serde(flatten)]
     value: T,
 }
@@ -30,8 +31,8 @@ pub(crate) struct DoneItem<T> {
 #[derive(Serialize, ToSchema)]
 #[schema(as = FailedItem)]
 pub(crate) struct FailedItem<'a> {
-    /// `false`.
-    ok: bool,
+    #[schema(inline)]
+    ok: Fixed<false>,
     /// The content as it was given.
     content: RawContent<'a>,
     problem: ProblemBody<'a>,
@@ -47,12 +48,12 @@ pub(crate) struct RawContent<'a> {
 
 impl<'a, T> BatchItem<'a, T> {
     pub(crate) fn done(value: T) -> Self {
-        Self::Done(DoneItem { ok: true, value })
+        Self::Done(DoneItem { ok: Fixed, value })
     }
 
     pub(crate) fn failed(content_type: &'a str, id: &'a str, problem: ProblemBody<'a>) -> Self {
         Self::Failed(Box::new(FailedItem {
-            ok: false,
+            ok: Fixed,
             content: RawContent { content_type, id },
             problem,
         }))

@@ -1,10 +1,38 @@
 //! Bodies of circuit breakers.
 
 use serde::{Deserialize, Serialize};
-use tagfast_resilience::{BreakerEvent, BreakerSnapshot};
+use tagfast_resilience::{BreakerEvent, BreakerSnapshot, BreakerState};
 use utoipa::ToSchema;
 
 use crate::time::Rfc3339;
+
+/// The state of a circuit breaker.
+#[derive(Clone, Copy, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum BreakerStateName {
+    /// Calls pass.
+    Closed,
+    /// No call passes.
+    Open,
+    /// A few calls probe.
+    HalfOpen,
+    /// An operator holds it open.
+    ForcedOpen,
+    /// An operator holds it closed.
+    ForcedClosed,
+}
+
+impl From<BreakerState> for BreakerStateName {
+    fn from(state: BreakerState) -> Self {
+        match state {
+            BreakerState::Closed => Self::Closed,
+            BreakerState::Open => Self::Open,
+            BreakerState::HalfOpen => Self::HalfOpen,
+            BreakerState::ForcedOpen => Self::ForcedOpen,
+            BreakerState::ForcedClosed => Self::ForcedClosed,
+        }
+    }
+}
 
 /// The calls of the last ten seconds.
 #[derive(Serialize, ToSchema)]
@@ -26,8 +54,7 @@ pub(crate) struct BreakerBody {
     name: String,
     /// `closed` (calls pass), `open` (no call passes), `half_open` (a few calls probe),
     /// `forced_open`, `forced_closed` (by an operator).
-    #[schema(value_type = String, pattern = "^(closed|open|half_open|forced_open|forced_closed)$")]
-    state: &'static str,
+    state: BreakerStateName,
     /// Why it has this state, a stable word; `start` before any change.
     #[schema(value_type = String)]
     reason: &'static str,
@@ -42,7 +69,7 @@ impl From<BreakerSnapshot> for BreakerBody {
     fn from(snapshot: BreakerSnapshot) -> Self {
         Self {
             name: snapshot.name,
-            state: snapshot.state.as_str(),
+            state: snapshot.state.into(),
             reason: snapshot.reason,
             since_ms: u64::try_from(snapshot.since.as_millis()).unwrap_or(u64::MAX),
             generation: snapshot.generation,
@@ -59,11 +86,9 @@ pub(crate) struct BreakerEventBody {
     at: Rfc3339,
     name: String,
     /// The state before.
-    #[schema(value_type = String)]
-    from: &'static str,
+    from: BreakerStateName,
     /// The state after.
-    #[schema(value_type = String)]
-    to: &'static str,
+    to: BreakerStateName,
     /// Why, a stable word; `by_hand` when an operator did it.
     #[schema(value_type = String)]
     reason: &'static str,
@@ -75,8 +100,8 @@ impl From<BreakerEvent> for BreakerEventBody {
         Self {
             at: Rfc3339(event.at),
             name: change.name,
-            from: change.from.as_str(),
-            to: change.to.as_str(),
+            from: change.from.into(),
+            to: change.to.into(),
             reason: change.reason,
         }
     }
@@ -144,7 +169,14 @@ pub(crate) struct ForceBreaker {
 pub(crate) struct ForcedBody {
     #[serde(flatten)]
     pub(crate) breaker: BreakerBody,
-    /// `process`: the breakers of other processes did not change.
-    #[schema(value_type = String, pattern = "^process$")]
-    pub(crate) applies_to: &'static str,
+    /// The breakers of other processes did not change.
+    pub(crate) applies_to: AppliesTo,
+}
+
+/// What a forced state applies to.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum AppliesTo {
+    /// The process that answered.
+    Process,
 }

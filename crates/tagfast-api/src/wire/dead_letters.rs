@@ -44,6 +44,69 @@ pub(crate) enum ClassName {
     Exhausted,
 }
 
+impl From<FailureClass> for ClassName {
+    fn from(class: FailureClass) -> Self {
+        match class {
+            FailureClass::Poison => Self::Poison,
+            FailureClass::Exhausted => Self::Exhausted,
+        }
+    }
+}
+
+/// The state of a dead letter.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum StateName {
+    /// Neither replayed nor given up.
+    Open,
+    /// A replay applied it.
+    Replayed,
+    /// A newer state of its content was applied first.
+    Superseded,
+    /// An operator gave it up.
+    Discarded,
+}
+
+impl From<DeadLetterState> for StateName {
+    fn from(state: DeadLetterState) -> Self {
+        match state {
+            DeadLetterState::Open => Self::Open,
+            DeadLetterState::Replayed => Self::Replayed,
+            DeadLetterState::Superseded => Self::Superseded,
+            DeadLetterState::Discarded => Self::Discarded,
+        }
+    }
+}
+
+/// What was done with dead letters.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ActionName {
+    /// A replay job was started.
+    Replay,
+    /// A replay was tried without applying anything.
+    DryRun,
+    /// Dead letters were given up.
+    Discard,
+    /// A dead letter was shown with its record.
+    Show,
+    /// A consumer was allowed to park records during a storm.
+    AllowStorm,
+}
+
+impl ActionName {
+    /// The word in the audit log.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Replay => "replay",
+            Self::DryRun => "dry_run",
+            Self::Discard => "discard",
+            Self::Show => "show",
+            Self::AllowStorm => "allow_storm",
+        }
+    }
+}
+
 impl From<ClassName> for FailureClass {
     fn from(class: ClassName) -> Self {
         match class {
@@ -136,7 +199,8 @@ impl FilterBody {
 #[schema(as = DeadLetters)]
 pub(crate) struct DeadLettersBody {
     pub(crate) items: Vec<DeadLetterBody>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Where the next page starts; `null` on the last one.
+    #[schema(required = true)]
     pub(crate) next_cursor: Option<String>,
 }
 
@@ -146,11 +210,12 @@ pub(crate) struct DeadLettersBody {
 pub(crate) struct DeadLetterBody {
     /// `group/partition/offset` of the record.
     id: String,
-    group: String,
-    /// `open`, `replayed`, `superseded` or `discarded`.
-    state: &'static str,
-    /// `poison` or `exhausted`.
-    class: &'static str,
+    /// The consumer group that could not apply it.
+    #[schema(value_type = GroupName)]
+    group: &'static str,
+    state: StateName,
+    /// Why it was parked.
+    class: ClassName,
     /// A stable error code.
     code: String,
     /// What happened.
@@ -168,13 +233,13 @@ pub(crate) struct DeadLetterBody {
     content_id: Option<String>,
     /// The version of the state in the record; `0` if the record has none.
     version: String,
-    #[schema(value_type = String)]
+    #[schema(value_type = String, format = DateTime)]
     first_failed_at: Rfc3339,
-    #[schema(value_type = String)]
+    #[schema(value_type = String, format = DateTime)]
     last_failed_at: Rfc3339,
     /// Time of the next automatic replay; missing: there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<String>, format = DateTime)]
     next_replay_at: Option<Rfc3339>,
     /// Why it was discarded.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -200,9 +265,9 @@ impl DeadLetterBody {
         );
         Self {
             id: dead_letter.id(),
-            group: dead_letter.group.0.to_owned(),
-            state: stored.state.as_str(),
-            class: dead_letter.class.as_str(),
+            group: dead_letter.group.0,
+            state: stored.state.into(),
+            class: dead_letter.class.into(),
             code: dead_letter.code.clone(),
             message: dead_letter.message.clone(),
             attempts: dead_letter.attempts,
@@ -321,6 +386,7 @@ pub(crate) struct DiscardDeadLetters {
     #[serde(default)]
     pub(crate) all: bool,
     /// Why; 1 to 1,000 characters.
+    #[schema(min_length = 1, max_length = 1000, pattern = "\\S")]
     pub(crate) reason: String,
 }
 
@@ -335,11 +401,11 @@ pub(crate) struct DiscardedBody {
 #[derive(Serialize, ToSchema)]
 #[schema(as = AuditEntry)]
 pub(crate) struct AuditEntryBody {
-    #[schema(value_type = String)]
+    #[schema(value_type = String, format = DateTime)]
     at: Rfc3339,
     /// Tenant and user, or `service`.
     actor: String,
-    /// `replay`, `dry_run`, `discard`, `show` or `allow_storm`.
+    #[schema(value_type = ActionName)]
     action: String,
     /// Which dead letters, and why.
     detail: String,
@@ -364,6 +430,9 @@ impl From<AuditEntry> for AuditEntryBody {
 #[schema(as = AuditLog)]
 pub(crate) struct AuditLogBody {
     pub(crate) items: Vec<AuditEntryBody>,
+    /// Where the next page starts; `null` on the last one.
+    #[schema(required = true)]
+    pub(crate) next_cursor: Option<String>,
 }
 
 /// The consumer group whose storm to allow, and why.
@@ -378,6 +447,7 @@ pub(crate) struct AllowStorm {
     pub(crate) group: GroupName,
     /// Why the records themselves are at fault and not the index or the counts; 1 to 1,000
     /// characters.
+    #[schema(min_length = 1, max_length = 1000, pattern = "\\S")]
     pub(crate) reason: String,
 }
 

@@ -2,9 +2,33 @@
 
 use serde::Serialize;
 use tagfast_domain::{ContentKey, Tagging};
-use utoipa::ToSchema;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
+use utoipa::openapi::{Ref, RefOr};
+use utoipa::{PartialSchema, ToSchema};
 
 use crate::time::Rfc3339;
+
+/// The body of the export: a text of lines. OpenAPI 3.1 has no words for a sequence of documents,
+/// so the schema of one line is the content schema of the text.
+pub(crate) struct ExportLines;
+
+impl PartialSchema for ExportLines {
+    fn schema() -> RefOr<Schema> {
+        let text = ObjectBuilder::new()
+            .schema_type(SchemaType::new(Type::String))
+            .description(Some("Each line ends with a line feed and is an `ExportLine` as JSON."))
+            .content_media_type("application/x-ndjson")
+            .content_schema(Some(Ref::from_schema_name("ExportLine")));
+        RefOr::T(Schema::Object(text.build()))
+    }
+}
+
+impl ToSchema for ExportLines {
+    fn schemas(all: &mut Vec<(String, RefOr<Schema>)>) {
+        all.push((ExportLine::name().into_owned(), ExportLine::schema()));
+        ExportLine::schemas(all);
+    }
+}
 
 /// A content with its tags: one line of the export.
 #[derive(Serialize, ToSchema)]

@@ -13,7 +13,7 @@ pub(crate) struct ReplayJobBody {
     id: String,
     dry_run: bool,
     rate: u32,
-    #[schema(value_type = String)]
+    #[schema(value_type = String, format = DateTime)]
     created_at: Rfc3339,
     /// Dead letters of the job: the open ones that its filter matched.
     dead_letters: u64,

@@ -14,12 +14,39 @@ pub(crate) const STALE_AFTER_MS: i64 = 30_000;
 /// The same as a duration.
 pub(crate) const STALE_AFTER: Duration = Duration::from_millis(STALE_AFTER_MS as u64);
 
+/// The source of an answer.
+#[derive(Clone, Copy, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum SourceName {
+    /// A cache.
+    Cache,
+    /// The primary; in embedded mode the files.
+    Primary,
+    /// A replica that was proven fresh enough.
+    Replica,
+    /// The search index.
+    Index,
+    /// A last good answer in memory.
+    Snapshot,
+}
+
+impl From<Source> for SourceName {
+    fn from(source: Source) -> Self {
+        match source {
+            Source::Cache => Self::Cache,
+            Source::Primary => Self::Primary,
+            Source::Replica => Self::Replica,
+            Source::Index => Self::Index,
+            Source::Snapshot => Self::Snapshot,
+        }
+    }
+}
+
 /// How an answer came about.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Meta {
-    /// The source of the answer: `cache`, `primary`, `replica`, `index` or `snapshot`.
-    #[schema(value_type = String, pattern = "^(cache|primary|replica|index|snapshot)$")]
-    source: &'static str,
+    /// The source of the answer.
+    source: SourceName,
     /// Everything committed before this time is in the answer.
     #[schema(value_type = String, format = DateTime)]
     as_of: Rfc3339,
@@ -57,7 +84,7 @@ impl Meta {
     /// The meta of an answer from `source` that has everything committed before `as_of`.
     pub(crate) fn new(source: Source, as_of: UnixMillis, now: UnixMillis) -> Self {
         Self {
-            source: source.as_str(),
+            source: source.into(),
             as_of: Rfc3339(as_of),
             age_ms: age(now, as_of).as_millis() as u64,
             stale: now.saturating_sub(as_of) > STALE_AFTER_MS,

@@ -4,6 +4,7 @@
 pub(crate) mod admin;
 pub(crate) mod batch;
 pub(crate) mod breakers;
+pub(crate) mod constant;
 pub(crate) mod content;
 pub(crate) mod dead_letters;
 pub(crate) mod export;
@@ -15,3 +16,4 @@ pub(crate) mod receipts;
 pub(crate) mod response;
 pub(crate) mod search;
 pub(crate) mod tags;
+pub(crate) mod words;

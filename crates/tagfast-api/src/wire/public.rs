@@ -10,9 +10,7 @@ use super::meta::DegradedBody;
 #[derive(Serialize, ToSchema)]
 #[schema(as = Index)]
 pub(crate) struct IndexBody {
-    /// `tagfast`.
-    #[schema(value_type = String, pattern = "^tagfast$")]
-    pub(crate) name: &'static str,
+    pub(crate) name: ServiceName,
     /// The program's version.
     #[schema(value_type = String)]
     pub(crate) version: &'static str,
@@ -47,8 +45,21 @@ pub(crate) struct IndexLinks {
 #[derive(Serialize, ToSchema)]
 #[schema(as = Health)]
 pub(crate) struct HealthBody {
-    #[schema(value_type = String, pattern = "^ok$")]
-    pub(crate) status: &'static str,
+    pub(crate) status: HealthStatus,
+}
+
+/// The name of the service.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ServiceName {
+    Tagfast,
+}
+
+/// The health of a process that answers.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum HealthStatus {
+    Ok,
 }
 
 /// Whether the service can do its work.

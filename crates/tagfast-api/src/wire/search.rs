@@ -95,9 +95,17 @@ pub(crate) struct HitBody<'a> {
 #[schema(as = Total)]
 pub(crate) struct TotalBody {
     pub(crate) value: u64,
-    /// `eq`: exactly; `gte`: at least.
-    #[schema(value_type = String, pattern = "^(eq|gte)$")]
-    pub(crate) relation: &'static str,
+    pub(crate) relation: RelationName,
+}
+
+/// How a total is to be read.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum RelationName {
+    /// Exactly.
+    Eq,
+    /// At least.
+    Gte,
 }
 
 #[cfg(test)]

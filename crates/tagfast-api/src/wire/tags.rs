@@ -1,7 +1,7 @@
 //! Bodies about tags: rankings, pages of tags, one tag.
 
-use serde::Serialize;
-use tagfast_popular::TagCount;
+use serde::{Deserialize, Serialize};
+use tagfast_popular::{TagCount, Window};
 use utoipa::ToSchema;
 
 use super::meta::{Derived, Meta};
@@ -21,12 +21,35 @@ impl<'a> From<&'a TagCount> for TagUseBody<'a> {
     }
 }
 
+/// A window of time.
+#[derive(Clone, Copy, Serialize, Deserialize, ToSchema)]
+pub(crate) enum WindowName {
+    #[serde(rename = "1h")]
+    Hour,
+    #[serde(rename = "24h")]
+    Day,
+    #[serde(rename = "7d")]
+    Week,
+    #[serde(rename = "all")]
+    All,
+}
+
+impl From<WindowName> for Window {
+    fn from(window: WindowName) -> Self {
+        match window {
+            WindowName::Hour => Self::Hour,
+            WindowName::Day => Self::Day,
+            WindowName::Week => Self::Week,
+            WindowName::All => Self::All,
+        }
+    }
+}
+
 /// A ranking of tags.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Popular)]
 pub(crate) struct PopularBody<'a> {
-    #[schema(value_type = String, pattern = "^(1h|24h|7d|all)$")]
-    pub(crate) window: &'static str,
+    pub(crate) window: WindowName,
     pub(crate) tags: Vec<TagUseBody<'a>>,
     pub(crate) meta: Meta,
 }

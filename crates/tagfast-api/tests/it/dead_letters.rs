@@ -65,7 +65,7 @@ async fn an_admin_pages_through_the_dead_letters_of_all_tenants() {
     let next = page["next_cursor"].as_str().unwrap();
     let rest = get(&format!("/v1/dead-letters?limit=3&cursor={next}")).await;
     assert_eq!(ids(&rest), ["indexer/3/1"]);
-    assert!(rest.get("next_cursor").is_none());
+    assert_eq!(rest.get("next_cursor"), Some(&serde_json::Value::Null));
     assert_eq!(ids(&get("/v1/dead-letters?class=poison").await), ["indexer/3/3"]);
     assert_eq!(ids(&get("/v1/dead-letters?tenant=umbra").await), ["indexer/3/4"]);
     assert_eq!(ids(&get("/v1/dead-letters?state=discarded").await), Vec::<&str>::new());

@@ -12,6 +12,7 @@ mod freshness;
 mod identity;
 mod limits;
 mod openapi;
+mod openapi_shapes;
 mod problems;
 mod retries;
 mod search;

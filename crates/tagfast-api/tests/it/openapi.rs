@@ -91,8 +91,8 @@ fn request_bodies_refuse_unknown_fields() {
     }
 }
 
-/// Resolves what a schema says, far enough to check an answer: types, required fields, items,
-/// alternatives.
+/// Resolves what a schema says, far enough to check an answer: types, words, constants, required
+/// fields, items, alternatives.
 fn check(api: &Value, schema: &Value, value: &Value, at: &str) {
     if let Some(name) = schema["$ref"].as_str().and_then(|r| r.rsplit('/').next()) {
         let target = &api["components"]["schemas"][name];
@@ -112,6 +112,9 @@ fn check(api: &Value, schema: &Value, value: &Value, at: &str) {
                     .iter()
                     .flat_map(|p| p["required"].as_array().into_iter().flatten())
                     .all(|name| value.get(name.as_str().unwrap()).is_some())
+                && parts.iter().flat_map(|p| p["properties"].as_object()).flatten().all(
+                    |(name, field)| field.get("const").is_none_or(|c| value.get(name) == Some(c)),
+                )
         };
         let option = options
             .iter()
@@ -134,6 +137,14 @@ fn check(api: &Value, schema: &Value, value: &Value, at: &str) {
         None => vec![schema["type"].as_str().unwrap_or(kind)],
     };
     assert!(allowed.contains(&kind), "{at}: {kind} is not one of {allowed:?}");
+    if let Some(words) = schema["enum"].as_array() {
+        assert!(words.contains(value), "{at}: {value} is not one of {words:?}");
+    }
+    assert!(
+        schema.get("const").is_none_or(|constant| constant == value),
+        "{at}: {value} is not {}",
+        schema["const"]
+    );
     for name in schema["required"].as_array().into_iter().flatten() {
         assert!(value.get(name.as_str().unwrap()).is_some(), "{at}: lacks {name}: {value}");
     }

@@ -11,8 +11,8 @@ use crate::bus::{
 };
 use crate::consumer::ReplayOutcome;
 use crate::dead_letters::{
-    AuditEntry, AutoReplayPolicy, DeadLetterFilter, DeadLetterState, DeadLetterStore, Due,
-    NewReplayJob, ReplayJob, ReplayResult, StoredDeadLetter,
+    AuditCursor, AuditEntry, AuditPage, AutoReplayPolicy, DeadLetterFilter, DeadLetterState,
+    DeadLetterStore, Due, NewReplayJob, ReplayJob, ReplayResult, StoredDeadLetter,
 };
 
 /// How the suite drives a store.
@@ -371,13 +371,14 @@ pub async fn dead_letters_are_due_a_few_times(harness: &dyn DeadLetterStoreHarne
     );
 }
 
-/// The audit log lists the newest entries first, with their actors.
+/// The audit log lists the newest entries first, with their actors; its pages neither repeat nor
+/// skip an entry, also when several are of the same millisecond.
 pub async fn the_audit_log_is_newest_first(harness: &dyn DeadLetterStoreHarness) {
     let store = harness.store().await;
-    for n in 0..3 {
+    for (n, at) in [NOW, NOW + 1, NOW + 1, NOW + 1, NOW + 2].into_iter().enumerate() {
         let action = format!("act{n}");
         let entry = AuditEntry {
-            at: NOW + n,
+            at,
             actor: "acme/ana".to_owned(),
             action,
             detail: "why".to_owned(),
@@ -385,11 +386,25 @@ pub async fn the_audit_log_is_newest_first(harness: &dyn DeadLetterStoreHarness)
         };
         store.audit(&entry).await.expect("stored");
     }
-    let entries = harness.store().await.audit_log(None, 2).await.expect("entries");
-    assert_eq!(entries.iter().map(|a| a.action.as_str()).collect::<Vec<_>>(), ["act2", "act1"]);
-    assert_eq!((entries[0].actor.as_str(), entries[0].dead_letters), ("acme/ana", 4));
-    let older = store.audit_log(Some(entries[1].at), 10).await.expect("entries");
-    assert_eq!(older.iter().map(|a| a.action.as_str()).collect::<Vec<_>>(), ["act0"]);
+    let store = harness.store().await;
+    let actions = |page: &AuditPage| {
+        page.entries.iter().map(|entry| entry.action.clone()).collect::<Vec<_>>()
+    };
+    for limit in 1..=6 {
+        let (mut after, mut seen) = (Some(AuditCursor::NEWEST), Vec::new());
+        while let Some(position) = after {
+            let page = store.audit_log(position, limit).await.expect("a page");
+            assert_eq!(
+                (page.entries[0].actor.as_str(), page.entries[0].dead_letters),
+                ("acme/ana", 4)
+            );
+            seen.extend(actions(&page));
+            after = page.next;
+        }
+        assert_eq!(seen, ["act4", "act3", "act2", "act1", "act0"], "{limit} a page");
+    }
+    let older = store.audit_log(AuditCursor::before(NOW + 1), 10).await.expect("entries");
+    assert_eq!((actions(&older), older.next), (vec!["act0".to_owned()], None));
 }
 
 /// Closed dead letters are purged after their retention; open ones never are.

@@ -32,10 +32,10 @@ mod webhook;
 
 pub use ingest::{DeadLetterIngest, DeadLetterReader, DeadLetterSource, IngestTarget, ReadOffsets};
 pub use model::{
-    AuditEntry, Criterion, DEAD_LETTERS_PAGE_MAX, DeadLetterCursor, DeadLetterFilter,
-    DeadLetterPage, DeadLetterState, Due, FILTER_IDS_MAX, FilterField, GroupDeadLetters,
-    NewReplayJob, REPLAY_RATE_DEFAULT, REPLAY_RATE_MAX, ReplayJob, ReplayResult, StoredDeadLetter,
-    UnknownState, content_of,
+    AuditCursor, AuditEntry, AuditPage, Criterion, DEAD_LETTERS_PAGE_MAX, DeadLetterCursor,
+    DeadLetterFilter, DeadLetterPage, DeadLetterState, Due, FILTER_IDS_MAX, FilterField,
+    GroupDeadLetters, NewReplayJob, REPLAY_RATE_DEFAULT, REPLAY_RATE_MAX, ReplayJob, ReplayResult,
+    StoredDeadLetter, UnknownState, content_of,
 };
 pub use policy::AutoReplayPolicy;
 pub use replay_worker::ReplayWorker;

@@ -304,6 +304,47 @@ pub struct AuditEntry {
     pub dead_letters: u64,
 }
 
+/// Position behind an entry of the audit log: newest first, then by the order of storing,
+/// descending.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AuditCursor {
+    /// Time of the last entry of the page before, Unix ms.
+    pub at: UnixMillis,
+    /// The store's number of that entry.
+    pub id: i64,
+}
+
+impl AuditCursor {
+    /// The newest entry.
+    pub const NEWEST: Self = Self { at: i64::MAX, id: i64::MAX };
+
+    /// The newest entry before a time (Unix ms).
+    pub fn before(at: UnixMillis) -> Self {
+        Self { at, id: i64::MIN }
+    }
+}
+
+/// A page of the audit log.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AuditPage {
+    /// The entries, newest first.
+    pub entries: Vec<AuditEntry>,
+    /// Where the next page begins; `None` on the last page.
+    pub next: Option<AuditCursor>,
+}
+
+impl AuditPage {
+    /// Makes a page from up to `limit + 1` entries with their numbers: the extra one shows that a
+    /// next page exists.
+    pub fn of(mut numbered: Vec<(i64, AuditEntry)>, limit: usize) -> Self {
+        let more = numbered.len() > limit;
+        numbered.truncate(limit);
+        let last = numbered.last().filter(|_| more);
+        let next = last.map(|(id, entry)| AuditCursor { at: entry.at, id: *id });
+        Self { entries: numbered.into_iter().map(|(_, entry)| entry).collect(), next }
+    }
+}
+
 impl fmt::Display for DeadLetterFilter {
     /// For the audit log: only the conditions that are set.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

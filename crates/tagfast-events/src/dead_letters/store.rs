@@ -4,8 +4,8 @@ use async_trait::async_trait;
 use tagfast_domain::UnixMillis;
 
 use super::model::{
-    AuditEntry, DeadLetterCursor, DeadLetterFilter, DeadLetterPage, GroupDeadLetters, NewReplayJob,
-    ReplayJob, ReplayResult, StoredDeadLetter,
+    AuditCursor, AuditEntry, AuditPage, DeadLetterCursor, DeadLetterFilter, DeadLetterPage,
+    GroupDeadLetters, NewReplayJob, ReplayJob, ReplayResult, StoredDeadLetter,
 };
 use super::policy::AutoReplayPolicy;
 use crate::bus::{ConsumerGroup, Partition};
@@ -123,17 +123,16 @@ pub trait DeadLetterStore: Send + Sync {
     /// `Unavailable`.
     async fn audit(&self, entry: &AuditEntry) -> Result<(), DeadLetterStoreError>;
 
-    /// The audit log, newest first, at most `limit` entries before a time (Unix ms); `None` starts
-    /// at the newest.
+    /// The audit log behind a position, newest first, at most `limit` entries.
     ///
     /// # Errors
     ///
     /// `Unavailable`.
     async fn audit_log(
         &self,
-        before: Option<UnixMillis>,
+        after: AuditCursor,
         limit: usize,
-    ) -> Result<Vec<AuditEntry>, DeadLetterStoreError>;
+    ) -> Result<AuditPage, DeadLetterStoreError>;
 
     /// Leader election: whether this process is the leader, which replays automatically and sends
     /// notifications. Correctness must not depend on there being one leader only.

@@ -16,9 +16,9 @@ use tagfast_domain::UnixMillis;
 use tagfast_events::dead_letters::DEAD_LETTERS_PAGE_MAX;
 use tagfast_events::dead_letters::transitions::{Action, JobCounter};
 use tagfast_events::{
-    AuditEntry, AutoReplayPolicy, ConsumerGroup, DeadLetterCursor, DeadLetterFilter,
-    DeadLetterPage, DeadLetterStore, DeadLetterStoreError, GroupDeadLetters, NewReplayJob,
-    Partition, ReplayJob, ReplayOutcome, ReplayResult, StoredDeadLetter,
+    AuditCursor, AuditEntry, AuditPage, AutoReplayPolicy, ConsumerGroup, DeadLetterCursor,
+    DeadLetterFilter, DeadLetterPage, DeadLetterStore, DeadLetterStoreError, GroupDeadLetters,
+    NewReplayJob, Partition, ReplayJob, ReplayOutcome, ReplayResult, StoredDeadLetter,
 };
 use tagfast_resilience::task;
 
@@ -378,30 +378,32 @@ impl DeadLetterStore for EmbeddedDeadLetters {
 
     async fn audit_log(
         &self,
-        before: Option<UnixMillis>,
+        after: AuditCursor,
         limit: usize,
-    ) -> Result<Vec<AuditEntry>, DeadLetterStoreError> {
-        let limit = limit.clamp(1, DEAD_LETTERS_PAGE_MAX) as i64;
-        let entries = self
+    ) -> Result<AuditPage, DeadLetterStoreError> {
+        let limit = limit.clamp(1, DEAD_LETTERS_PAGE_MAX);
+        let numbered = self
             .read(Some(vec![AUDIT_FILE]), move |conn, _| {
                 let mut select = conn.prepare_cached(
-                    "SELECT at, actor, action, detail, dead_letters FROM dead_letter_audit
-                     WHERE at < ?1 ORDER BY at DESC, id DESC LIMIT ?2",
+                    "SELECT at, actor, action, detail, dead_letters, id FROM dead_letter_audit
+                     WHERE (at, id) < (?1, ?2) ORDER BY at DESC, id DESC LIMIT ?3",
                 )?;
-                let rows = select.query_map(params![before.unwrap_or(i64::MAX), limit], |row| {
+                let more = limit as i64 + 1;
+                let rows = select.query_map(params![after.at, after.id, more], |row| {
                     let dead_letters = row.get::<_, i64>(4)?.unsigned_abs();
-                    Ok(AuditEntry {
+                    let entry = AuditEntry {
                         at: row.get(0)?,
                         actor: row.get(1)?,
                         action: row.get(2)?,
                         detail: row.get(3)?,
                         dead_letters,
-                    })
+                    };
+                    Ok((row.get(5)?, entry))
                 })?;
                 rows.collect::<Result<Vec<_>, _>>()
             })
             .await?;
-        Ok(entries.into_iter().flatten().collect())
+        Ok(AuditPage::of(numbered.into_iter().flatten().collect(), limit))
     }
 
     /// The only process of an embedded store always leads.

@@ -15,9 +15,9 @@ use async_trait::async_trait;
 use tagfast_domain::UnixMillis;
 use tagfast_events::dead_letters::{DEAD_LETTERS_PAGE_MAX, IngestTarget, ReadOffsets};
 use tagfast_events::{
-    AuditEntry, AutoReplayPolicy, ConsumerGroup, DeadLetter, DeadLetterCursor, DeadLetterFilter,
-    DeadLetterPage, DeadLetterStore, DeadLetterStoreError, GroupDeadLetters, NewReplayJob,
-    Partition, ReplayJob, ReplayResult, StoredDeadLetter,
+    AuditCursor, AuditEntry, AuditPage, AutoReplayPolicy, ConsumerGroup, DeadLetter,
+    DeadLetterCursor, DeadLetterFilter, DeadLetterPage, DeadLetterStore, DeadLetterStoreError,
+    GroupDeadLetters, NewReplayJob, Partition, ReplayJob, ReplayResult, StoredDeadLetter,
 };
 use tokio_postgres::Row;
 
@@ -226,23 +226,27 @@ impl DeadLetterStore for PostgresDeadLetters {
 
     async fn audit_log(
         &self,
-        before: Option<UnixMillis>,
+        after: AuditCursor,
         limit: usize,
-    ) -> Result<Vec<AuditEntry>, DeadLetterStoreError> {
-        let sql = "SELECT at, actor, action, detail, dead_letters
-            FROM tagfast_control.dead_letter_audit WHERE at < $1
-            ORDER BY at DESC, id DESC LIMIT $2";
-        let limit = row_limit(limit.clamp(1, DEAD_LETTERS_PAGE_MAX));
-        let before = before.unwrap_or(i64::MAX);
-        let found = self.query(sql, &vec![Box::new(before), Box::new(limit)]).await?;
-        let entry = |row: &Row| AuditEntry {
-            at: row.get(0),
-            actor: row.get(1),
-            action: row.get(2),
-            detail: row.get(3),
-            dead_letters: row.get::<_, i64>(4).unsigned_abs(),
+    ) -> Result<AuditPage, DeadLetterStoreError> {
+        let sql = "SELECT at, actor, action, detail, dead_letters, id
+            FROM tagfast_control.dead_letter_audit WHERE (at, id) < ($1, $2)
+            ORDER BY at DESC, id DESC LIMIT $3";
+        let limit = limit.clamp(1, DEAD_LETTERS_PAGE_MAX);
+        let values: SqlValues =
+            vec![Box::new(after.at), Box::new(after.id), Box::new(row_limit(limit + 1))];
+        let found = self.query(sql, &values).await?;
+        let numbered = |row: &Row| {
+            let entry = AuditEntry {
+                at: row.get(0),
+                actor: row.get(1),
+                action: row.get(2),
+                detail: row.get(3),
+                dead_letters: row.get::<_, i64>(4).unsigned_abs(),
+            };
+            (row.get(5), entry)
         };
-        Ok(found.iter().map(entry).collect())
+        Ok(AuditPage::of(found.iter().map(numbered).collect(), limit))
     }
 
     async fn try_lead(&self) -> Result<bool, DeadLetterStoreError> {

@@ -10,9 +10,9 @@ use tagfast_api::{LimitStatus, Operations, OperationsError, Readiness, StatusRep
 use tagfast_domain::{ContentType, TagName, TenantId, UnixMillis};
 use tagfast_events::dead_letters::content_of;
 use tagfast_events::{
-    AuditEntry, AutoReplayPolicy, ConsumerGroup, DeadLetterCursor, DeadLetterFilter,
-    DeadLetterPage, DeadLetterState, DeadLetterStore, DeadLetterStoreError, GroupDeadLetters,
-    NewReplayJob, Partition, ReplayJob, ReplayResult, StoredDeadLetter,
+    AuditCursor, AuditEntry, AuditPage, AutoReplayPolicy, ConsumerGroup, DeadLetterCursor,
+    DeadLetterFilter, DeadLetterPage, DeadLetterState, DeadLetterStore, DeadLetterStoreError,
+    GroupDeadLetters, NewReplayJob, Partition, ReplayJob, ReplayResult, StoredDeadLetter,
 };
 use tagfast_popular::{
     Leaderboard, MatchPlace, PopularError, PopularTags, RecountReport, Suggestion, Suggestions,
@@ -420,11 +420,15 @@ impl DeadLetterStore for FakeDeadLetterStore {
 
     async fn audit_log(
         &self,
-        _: Option<UnixMillis>,
+        after: AuditCursor,
         limit: usize,
-    ) -> Result<Vec<AuditEntry>, DeadLetterStoreError> {
+    ) -> Result<AuditPage, DeadLetterStoreError> {
         self.check()?;
-        Ok(self.audit_log.lock().iter().take(limit).cloned().collect())
+        let log = self.audit_log.lock();
+        let numbered = log.iter().enumerate().map(|(n, entry)| ((log.len() - n) as i64, entry));
+        let behind = numbered.filter(|(id, entry)| (entry.at, *id) < (after.at, after.id));
+        let page = behind.take(limit + 1).map(|(id, entry)| (id, entry.clone())).collect();
+        Ok(AuditPage::of(page, limit))
     }
 
     async fn try_lead(&self) -> Result<bool, DeadLetterStoreError> {
