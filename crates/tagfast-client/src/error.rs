@@ -1,11 +1,15 @@
 //! How a command ends: an exit code, and on failure a message, its causes and a hint.
 //!
-//! `Display` prints the message alone; [`report`] prints the whole cause chain, once.
+//! `Display` prints the message alone; [`report`] prints the whole cause chain, once. With `--json`
+//! it prints one line of JSON instead, the last one on stderr:
+//! `{"error": {"code", "message", "hint", "exit_code"}}`. stdout has results only.
 
 use std::error::Error;
 
+use serde_json::json;
 use tagfast_resilience::ErrorChain;
 
+use crate::advice;
 use crate::terminal::Terminal;
 
 /// Exit codes; stable, scripts depend on them.
@@ -36,20 +40,14 @@ pub struct CliError {
     pub message: String,
     /// What to do about it; `None` = nothing beyond the advice for the problem code.
     pub hint: Option<String>,
-    problem_code: Option<String>,
+    code: Option<String>,
     source: Option<Box<dyn Error + Send + Sync>>,
 }
 
 impl CliError {
     /// The command failed.
     pub fn new(message: impl Into<String>) -> Self {
-        Self {
-            exit: Exit::Failed,
-            message: message.into(),
-            hint: None,
-            problem_code: None,
-            source: None,
-        }
+        Self { exit: Exit::Failed, message: message.into(), hint: None, code: None, source: None }
     }
 
     /// The command line or the configuration asks for something impossible.
@@ -87,16 +85,19 @@ impl CliError {
         self
     }
 
-    /// Names the problem code of the server's answer, so that [`report`] finds the advice for it.
+    /// Names the problem code of the server's answer, so that [`report`] finds the advice for it,
+    /// or what kept the server from answering.
     #[must_use]
-    pub(crate) fn with_problem_code(mut self, code: String) -> Self {
-        self.problem_code = Some(code).filter(|code| !code.is_empty());
+    pub(crate) fn with_code(mut self, code: impl Into<String>) -> Self {
+        self.code = Some(code.into()).filter(|code| !code.is_empty());
         self
     }
 
-    /// The problem code of the server's answer; `None` if no server refused the command.
-    pub fn problem_code(&self) -> Option<&str> {
-        self.problem_code.as_deref()
+    /// What went wrong, as a stable word: the problem code of the server's answer, `unreachable`,
+    /// `no_answer` or `not_tagfast`; else `usage` or `failed`, by the exit code.
+    pub fn code(&self) -> &str {
+        let by_exit = if self.exit == Exit::Usage { "usage" } else { "failed" };
+        self.code.as_deref().unwrap_or(by_exit)
     }
 
     /// The message with its whole cause chain.
@@ -134,26 +135,40 @@ impl From<serde_json::Error> for CliError {
     }
 }
 
-/// Prints an error with its causes and what to do about it, and returns the exit code. `advice`
-/// maps the problem code of a server's answer to what to do, printed before the error's own hint.
+/// Prints an error with its causes and what to do about it, and returns the exit code. The advice
+/// for the problem code of a server's answer comes before the error's own hint: in the words of the
+/// command line, or else by `of_api`, unless that speaks of HTTP.
 pub fn report(
     result: CommandResult,
     terminal: &Terminal,
-    advice: impl FnOnce(&str) -> Option<&'static str>,
+    of_api: impl FnOnce(&str) -> Option<&'static str>,
 ) -> Exit {
     let error = match result {
         Ok(exit) => return exit,
         Err(error) => error,
     };
-    if !error.message.is_empty() {
-        terminal.note(format_args!("error: {}", ErrorChain(&error)));
-    }
-    let advice = error.problem_code.as_deref().and_then(advice);
+    let advice = error.code.as_deref().and_then(|code| advice::of(code, of_api));
     let hints: Vec<&str> = advice.into_iter().chain(error.hint.as_deref()).collect();
-    if !hints.is_empty() {
-        terminal.note(format_args!("hint: {}", hints.join(HINT_LINE)));
+    if error.message.is_empty() {
+        return error.exit;
+    }
+    let message = error.full_message();
+    if terminal.json {
+        let hint = (!hints.is_empty()).then(|| hints.join("\n").replace(HINT_LINE, "\n"));
+        terminal.note(json_error(error.code(), &message, hint.as_deref(), error.exit));
+    } else {
+        terminal.error(&message);
+        if !hints.is_empty() {
+            terminal.hint(&hints.join(HINT_LINE));
+        }
     }
     error.exit
+}
+
+/// The line of JSON that stands for an error.
+pub fn json_error(code: &str, message: &str, hint: Option<&str>, exit: Exit) -> String {
+    let error = json!({"code": code, "message": message, "hint": hint, "exit_code": exit as u8});
+    json!({"error": error}).to_string()
 }
 
 #[cfg(test)]
@@ -175,14 +190,37 @@ mod tests {
     #[test]
     fn the_advice_for_a_problem_code_comes_before_the_hint() {
         let (terminal, captured) = Terminal::memory(false);
-        let advice = |code: &str| (code == "overloaded").then_some("come back later");
-        let error = || CliError::new("no").with_problem_code("overloaded".to_owned());
+        let advice = |code: &str| (code == "new_code").then_some("come back later");
+        let error = || CliError::new("no").with_code("new_code");
         report(Err(error()), &terminal, advice);
         report(Err(error().more_hint("resume")), &terminal, advice);
         assert_eq!(
             captured.err(),
             "error: no\nhint: come back later\nerror: no\nhint: come back later\n      resume\n"
         );
+    }
+
+    #[test]
+    fn with_json_an_error_is_a_line_of_json() {
+        let (terminal, captured) = Terminal::memory(true);
+        let cause = std::io::Error::other("two\nlines");
+        let error = CliError::new("no").with_source(cause).hint("a").more_hint("b");
+        report(Err(error), &terminal, |_| None);
+        report(Err(CliError::usage("bad")), &terminal, |_| None);
+        report(Err(CliError::new("no").with_code("overloaded")), &terminal, |_| None);
+        let lines: Vec<serde_json::Value> =
+            captured.err().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(
+            lines[0]["error"],
+            json!({"code": "failed", "message": "no: two\nlines", "hint": "a\nb",
+                "exit_code": 1})
+        );
+        assert_eq!(
+            lines[1]["error"],
+            json!({"code": "usage", "message": "bad", "hint": null, "exit_code": 2})
+        );
+        assert_eq!(lines[2]["error"]["code"], "overloaded");
+        assert_eq!(captured.out(), "");
     }
 
     #[test]

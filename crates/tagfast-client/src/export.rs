@@ -44,9 +44,9 @@ enum Target {
 
 impl Target {
     /// Opens the file; waits for the reader of a pipe.
-    async fn open(file: &str, terminal: &Terminal) -> Result<Self, CliError> {
-        let path = PathBuf::from(file);
-        if file == "-" || is_stdout(&path) {
+    async fn open(path: &Path, terminal: &Terminal) -> Result<Self, CliError> {
+        let path = path.to_owned();
+        if path.as_os_str() == "-" || is_stdout(&path) {
             return Ok(Self::Stdout(terminal.clone()));
         }
         let named = path.clone();
@@ -114,10 +114,12 @@ pub async fn run(args: &ExportArgs, terminal: &Terminal) -> CommandResult {
     }
     progress.finish();
     if target.finish()? {
+        // JSON is text: a name that is no UTF-8 has replacement characters there.
+        let file = args.file.display();
         if terminal.json {
-            terminal.value(&json!({"contents": download.lines, "file": args.file}))?;
+            terminal.value(&json!({"contents": download.lines, "file": file.to_string()}))?;
         } else {
-            terminal.line(format_args!("{} contents written to {}", download.lines, args.file))?;
+            terminal.line(format_args!("{} contents written to {file}", download.lines))?;
         }
     }
     Ok(Exit::Done)
@@ -211,7 +213,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out.ndjson.gz");
         let (terminal, _) = Terminal::memory(false);
-        let mut target = Target::open(path.to_str().unwrap(), &terminal).await.unwrap();
+        let mut target = Target::open(&path, &terminal).await.unwrap();
         target.write(b"line\n").unwrap();
         assert!(!path.exists());
         assert!(target.finish().unwrap());

@@ -11,8 +11,11 @@ use serde_json::Value;
 use tagfast_resilience::Secret;
 use tagfast_resilience::secret::redacted;
 
+use crate::advice::in_words_of_the_command;
 use crate::args::ClientArgs;
 use crate::error::CliError;
+use crate::proxy::Via;
+use crate::terminal::width;
 
 /// Characters that a path segment or a query value may hold: the unreserved ones of RFC 3986.
 const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -41,6 +44,8 @@ pub struct Problem {
     pub retry_after: Option<Duration>,
     /// Id of the request in the server's log; `None` = the server did not say.
     pub trace_id: Option<String>,
+    /// The proxy that may have answered in the server's place; `None` = the server answered.
+    pub(crate) via: Option<Via>,
 }
 
 impl Problem {
@@ -52,11 +57,15 @@ impl Problem {
         Self {
             status: number("status").and_then(|s| u16::try_from(s).ok()).unwrap_or(status),
             code: text("code").unwrap_or_default(),
-            detail: text("detail").or_else(|| text("title")).unwrap_or_default(),
+            detail: text("detail")
+                .or_else(|| text("title"))
+                .map(|detail| in_words_of_the_command(&detail))
+                .unwrap_or_default(),
             position: number("position").and_then(|p| usize::try_from(p).ok()),
             expected: text("expected"),
             retry_after: number("retry_after_ms").map(Duration::from_millis),
             trace_id: text("trace_id"),
+            via: None,
         }
     }
 
@@ -100,10 +109,12 @@ impl std::error::Error for ConnectError {}
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// No connection.
-    #[error("cannot reach {url}")]
+    #[error("cannot reach {url}{}", .via.as_ref().map(|v| format!(" {v}")).unwrap_or_default())]
     Connect {
         /// The server.
         url: String,
+        /// The proxy in between; `None` = none.
+        via: Option<Via>,
         /// The cause.
         #[source]
         source: ConnectError,
@@ -166,23 +177,32 @@ impl From<ClientError> for CliError {
     fn from(error: ClientError) -> Self {
         let failure = Self::new(error.to_string());
         match error {
-            ClientError::Connect { source, .. } => failure.with_source(source).hint(
-                "is the server running? start it with: tagfast serve \
-                 (another address: --url or TAGFAST_URL)",
-            ),
-            ClientError::Interrupted(source) => failure.with_source(source).hint(MAY_BE_DONE),
-            ClientError::Timeout | ClientError::Truncated => failure.hint(MAY_BE_DONE),
+            ClientError::Connect { source, via, .. } => {
+                let hint = via.map_or_else(|| NOT_RUNNING.to_owned(), |via| via.hint());
+                failure.with_source(source).with_code("unreachable").hint(hint)
+            }
+            ClientError::Interrupted(source) => {
+                failure.with_source(source).with_code("no_answer").hint(MAY_BE_DONE)
+            }
+            ClientError::Timeout | ClientError::Truncated => {
+                failure.with_code("no_answer").hint(MAY_BE_DONE)
+            }
             ClientError::InvalidRequest(source) => failure.with_source(source).hint(WRONG_SERVER),
-            ClientError::NotJson { source, .. } => failure.with_source(source).hint(WRONG_SERVER),
-            ClientError::UnexpectedAnswer(_) => failure.hint(WRONG_SERVER),
-            ClientError::Problem(problem) if problem.status == 401 => failure.hint(
-                "give a token with --token or TAGFAST_TOKEN; make one with: tagfast token issue",
-            ),
-            ClientError::Problem(problem) => failure.with_problem_code(problem.code),
+            ClientError::NotJson { source, .. } => {
+                failure.with_source(source).with_code("not_tagfast").hint(WRONG_SERVER)
+            }
+            ClientError::UnexpectedAnswer(_) => failure.with_code("not_tagfast").hint(WRONG_SERVER),
+            ClientError::Problem(problem) if problem.code.is_empty() => {
+                let hint = problem.via.map_or_else(|| WRONG_SERVER.to_owned(), |via| via.hint());
+                failure.with_code("not_tagfast").hint(hint)
+            }
+            ClientError::Problem(problem) => failure.with_code(problem.code),
         }
     }
 }
 
+const NOT_RUNNING: &str = "is the server running? start it with: tagfast serve \
+                           (another address: --url or TAGFAST_URL)";
 const MAY_BE_DONE: &str = "the request may have been done; repeating it is safe";
 const WRONG_SERVER: &str = "is --url the address of a tagfast server?";
 
@@ -314,7 +334,8 @@ impl Client {
     /// Classifies an error of the HTTP library.
     pub(crate) fn classify(&self, error: reqwest::Error) -> ClientError {
         if error.is_connect() {
-            ClientError::Connect { url: self.shown.clone(), source: ConnectError(error) }
+            let via = Via::of(self.base.expose());
+            ClientError::Connect { url: self.shown.clone(), via, source: ConnectError(error) }
         } else if error.is_timeout() {
             ClientError::Timeout
         } else if error.is_builder() {
@@ -333,13 +354,20 @@ pub(crate) async fn problem_of(response: reqwest::Response) -> ClientError {
         .get("retry-after")
         .and_then(|v| v.to_str().ok())
         .and_then(|v| v.parse().ok());
+    let via = Via::of(response.url().as_str());
     let body = response.bytes().await.unwrap_or_default();
     let mut problem = match tagfast_json::from_slice::<Value>(&body) {
         Ok(value) => Problem::from_json(status.as_u16(), &value),
         Err(_) => Problem { status: status.as_u16(), ..Problem::default() },
     };
+    if problem.code.is_empty() {
+        problem.via = via;
+    }
     if problem.detail.is_empty() {
-        problem.detail = describe(status);
+        problem.detail = match &problem.via {
+            Some(via) => format!("{status} was answered {via}"),
+            None => describe(status),
+        };
     }
     problem.retry_after = problem.retry_after.or(header.map(Duration::from_secs));
     ClientError::Problem(Box::new(problem))
@@ -359,10 +387,11 @@ fn tenant_of(token: &str) -> Option<String> {
     claims.get("tenant")?.as_str().map(str::to_owned)
 }
 
-/// A query with a caret below its character `position`.
+/// A query with a caret below its character `position`, where a terminal shows it.
 pub(crate) fn caret(query: &str, position: usize) -> String {
     let shown: String = query.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    format!("  {shown}\n  {}^", " ".repeat(position.min(shown.chars().count())))
+    let before: String = shown.chars().take(position).collect();
+    format!("  {shown}\n  {}^", " ".repeat(width(&before)))
 }
 
 #[cfg(test)]
@@ -376,7 +405,9 @@ mod tests {
 
     #[test]
     fn the_caret_points_at_the_character() {
-        assert_eq!(caret("日本 AND", 6), "  日本 AND\n        ^");
+        assert_eq!(caret("日本 AND", 6), "  日本 AND\n          ^");
+        assert_eq!(caret("e\u{301} AND", 6), "  e\u{301} AND\n       ^");
+        assert_eq!(caret("👩‍👩‍👧‍👦 (", 8), "  👩‍👩‍👧‍👦 (\n     ^");
         assert_eq!(caret("a", 99), "  a\n   ^");
     }
 
@@ -388,10 +419,10 @@ mod tests {
         let error = CliError::from(ClientError::Problem(Box::new(Problem::from_json(501, &body))));
         assert_eq!(error.exit, crate::error::Exit::Failed);
         assert!(error.message.contains("failovers are not here (not_in_this_mode)"));
-        assert_eq!(error.problem_code(), Some("not_in_this_mode"));
-        let unauthorized = Problem { status: 401, ..Problem::default() };
-        let error = CliError::from(ClientError::Problem(Box::new(unauthorized)));
-        assert!(error.hint.is_some());
+        assert_eq!(error.code(), "not_in_this_mode");
+        let foreign = Problem { status: 502, ..Problem::default() };
+        let error = CliError::from(ClientError::Problem(Box::new(foreign)));
+        assert_eq!((error.code(), error.hint.as_deref()), ("not_tagfast", Some(WRONG_SERVER)));
     }
 
     #[test]

@@ -40,30 +40,29 @@ pub(crate) struct Input {
 ///
 /// # Errors
 /// The file cannot be opened or read.
-pub(crate) fn open(file: &str) -> Result<Input, CliError> {
-    if STDIN_NAMES.contains(&file) {
+pub(crate) fn open(file: &Path) -> Result<Input, CliError> {
+    if STDIN_NAMES.iter().any(|name| file.as_os_str() == *name) {
         return from_source(Box::new(std::io::stdin()), None)
             .map_err(|e| CliError::new("cannot read stdin").with_source(e));
     }
     let opened = File::open(file)
-        .map_err(|e| CliError::new(format!("cannot open {file}")).with_source(e))?;
+        .map_err(|e| CliError::new(format!("cannot open {}", file.display())).with_source(e))?;
     let size = opened.metadata().ok().filter(std::fs::Metadata::is_file).map(|m| m.len());
     from_source(Box::new(opened), size)
-        .map_err(|e| CliError::new(format!("cannot read {file}")).with_source(e))
+        .map_err(|e| CliError::new(format!("cannot read {}", file.display())).with_source(e))
 }
 
 /// As [`open`], the text alone.
 ///
 /// # Errors
 /// As [`open`].
-pub(crate) fn open_lines(file: &str) -> Result<Box<dyn BufRead + Send>, CliError> {
+pub(crate) fn open_lines(file: &Path) -> Result<Box<dyn BufRead + Send>, CliError> {
     open(file).map(|input| input.lines)
 }
 
 /// The file beside which something about the input may be kept: only a regular file that a path of
 /// the file system names can be found again.
-pub(crate) fn lasting_path(file: &str, input: &Input) -> Option<PathBuf> {
-    let path = Path::new(file);
+pub(crate) fn lasting_path(path: &Path, input: &Input) -> Option<PathBuf> {
     let lasting = input.size.is_some() && !names_descriptor(path);
     lasting.then(|| path.to_owned())
 }
@@ -175,10 +174,10 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("in");
         std::fs::write(&path, "x").unwrap();
-        let file = path.to_str().unwrap();
-        assert_eq!(lasting_path(file, &open(file).unwrap()), Some(path.clone()));
-        assert_eq!(lasting_path("/dev/null", &open("/dev/null").unwrap()), None);
-        assert_eq!(lasting_path("/dev/fd/63", &open(file).unwrap()), None);
-        assert!(open(dir.path().to_str().unwrap()).is_err(), "a folder holds no lines");
+        assert_eq!(lasting_path(&path, &open(&path).unwrap()), Some(path.clone()));
+        let null = Path::new("/dev/null");
+        assert_eq!(lasting_path(null, &open(null).unwrap()), None);
+        assert_eq!(lasting_path(Path::new("/dev/fd/63"), &open(&path).unwrap()), None);
+        assert!(open(dir.path()).is_err(), "a folder holds no lines");
     }
 }

@@ -11,7 +11,9 @@ use crate::terminal::Terminal;
 /// Shortest time between two plain lines.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(1);
 /// Template of a bar with a known total.
-const BAR_TEMPLATE: &str = "{msg} [{wide_bar:.cyan/dim}] {percent}% eta {eta}";
+const BAR_TEMPLATE: &str = "{msg} [{wide_bar}] {percent}% eta {eta}";
+/// The same in colours.
+const BAR_TEMPLATE_COLOR: &str = "{msg} [{wide_bar:.cyan/dim}] {percent}% eta {eta}";
 
 /// The progress of one piece of work.
 pub struct Progress {
@@ -19,7 +21,10 @@ pub struct Progress {
 }
 
 enum View {
-    Bar(ProgressBar),
+    Bar {
+        bar: ProgressBar,
+        color: bool,
+    },
     Plain {
         terminal: Terminal,
         what: String,
@@ -44,19 +49,19 @@ impl Progress {
             };
         }
         let bar = match total {
-            Some(total) => ProgressBar::new(total).with_style(style(BAR_TEMPLATE)),
+            Some(total) => ProgressBar::new(total).with_style(bar_style(terminal.err_color)),
             None => ProgressBar::new_spinner()
                 .with_style(style("{spinner} {msg} {human_pos} {elapsed}")),
         };
         bar.set_message(what.to_owned());
         bar.enable_steady_tick(Duration::from_millis(200));
-        Self { view: View::Bar(bar) }
+        Self { view: View::Bar { bar, color: terminal.err_color } }
     }
 
     /// Shows that `done` items are done in all.
     pub fn set(&self, done: u64) {
         match &self.view {
-            View::Bar(bar) => bar.set_position(done),
+            View::Bar { bar, .. } => bar.set_position(done),
             View::Plain { terminal, what, total, started, last } => {
                 let Some(mut last) = last.try_lock() else { return };
                 if last.elapsed() < PLAIN_INTERVAL {
@@ -72,7 +77,7 @@ impl Progress {
     /// Shows that `done` of the total is done; `message` replaces the name.
     pub fn set_with(&self, done: u64, message: &str) {
         match &self.view {
-            View::Bar(bar) => {
+            View::Bar { bar, .. } => {
                 bar.set_message(message.to_owned());
                 bar.set_position(done);
             }
@@ -91,9 +96,9 @@ impl Progress {
     /// Sets the total once it is known.
     pub fn set_total(&mut self, now_known: u64) {
         match &mut self.view {
-            View::Bar(bar) => {
+            View::Bar { bar, color } => {
                 if bar.length().is_none() {
-                    bar.set_style(style(BAR_TEMPLATE));
+                    bar.set_style(bar_style(*color));
                 }
                 bar.set_length(now_known);
             }
@@ -105,14 +110,14 @@ impl Progress {
     /// Writes a note without breaking the display.
     pub fn note(&self, terminal: &Terminal, text: &str) {
         match &self.view {
-            View::Bar(bar) => bar.suspend(|| terminal.note(text)),
+            View::Bar { bar, .. } => bar.suspend(|| terminal.note(text)),
             View::Plain { .. } | View::Silent => terminal.note(text),
         }
     }
 
     /// Ends the display.
     pub fn finish(&self) {
-        if let View::Bar(bar) = &self.view {
+        if let View::Bar { bar, .. } = &self.view {
             bar.finish_and_clear();
         }
     }
@@ -122,6 +127,11 @@ impl Drop for Progress {
     fn drop(&mut self) {
         self.finish();
     }
+}
+
+/// How a bar with a known total looks.
+fn bar_style(color: bool) -> ProgressStyle {
+    style(if color { BAR_TEMPLATE_COLOR } else { BAR_TEMPLATE })
 }
 
 fn style(template: &str) -> ProgressStyle {

@@ -20,20 +20,28 @@ mod serve;
 mod telemetry;
 mod webhook;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
+use tagfast_client::color::ColorChoice;
 use tagfast_client::error::report;
 use tagfast_client::terminal::Terminal;
 
+use crate::cli::report_usage;
+
+/// The description of the command line, for tests that go through all commands.
+pub fn command_line() -> clap::Command {
+    cli::command()
+}
+
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let cli = match cli::parse() {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let cli = match cli::parse(&arguments) {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and versions go to stdout with 0, everything else to stderr with 2: clap knows
-            // which.
-            let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+            let color = ColorChoice::of_command_line(arguments.iter().skip(1).cloned());
+            return ExitCode::from(report_usage(&error, &arguments, color));
         }
     };
     if cli.command.makes_store_files() {
@@ -42,7 +50,7 @@ pub fn main() -> ExitCode {
         let narrowed = rustix::process::umask(others);
         rustix::process::umask(narrowed | others);
     }
-    let terminal = Terminal::process(cli.json);
+    let terminal = Terminal::process(cli.json, cli.color);
     let result = commands::run(&cli.command, &terminal);
     ExitCode::from(report(result, &terminal, advice) as u8)
 }

@@ -43,7 +43,13 @@ pub(crate) fn configuration(args: &ServeArgs) -> Result<(Config, Sources), CliEr
     let data_dir = args.data_dir.as_ref().map(|d| d.to_string_lossy().into_owned());
     let listen = args.listen.clone().map(Override::listen);
     let flags: Vec<Override> = listen.into_iter().chain(data_dir.map(Override::data_dir)).collect();
-    load(args.config.as_deref(), &env::of_process(), &flags).map_err(|e| CliError::config(&e))
+    let (mut config, sources) = load(args.config.as_deref(), &env::of_process(), &flags)
+        .map_err(|e| CliError::config(&e))?;
+    // A path need not be UTF-8, as the values of the configuration are.
+    if let Some(data_dir) = &args.data_dir {
+        config.data_dir.clone_from(data_dir);
+    }
+    Ok((config, sources))
 }
 
 /// Runs the server until a signal ends it.
@@ -62,7 +68,8 @@ pub(crate) fn run(args: &ServeArgs, terminal: &Terminal) -> CommandResult {
         runtime.worker_threads(threads);
     }
     let runtime = runtime.enable_all().thread_name("tagfast-worker").build()?;
-    let traces = runtime.block_on(async { telemetry::start(&config.log, &config.telemetry) })?;
+    let traces =
+        runtime.block_on(async { telemetry::start(&config.log, &config.telemetry, terminal) })?;
     for note in machine_notes(&config) {
         tracing::warn!("{note}");
     }

@@ -79,8 +79,9 @@ pub(crate) fn figures(setup: &Setup) -> Result<Vec<Figure>> {
     );
     let sample = setup.sample.display().to_string();
     let mix = "view=60,tag=20,search=10,popular=5,suggest=5";
-    let args =
-        ["--mix", mix, "--connections", "256", "--ids-from", &sample].map(str::to_owned).to_vec();
+    let args = ["--mix", mix, "--write", "--connections", "256", "--ids-from", &sample]
+        .map(str::to_owned)
+        .to_vec();
     let report = Load { server: &server, args }.run(setup)?;
     let loaded = report["server_rss_bytes"].as_f64().unwrap_or_default() / MB;
     figures.push(

@@ -146,7 +146,7 @@ pub(crate) fn figures(setup: &Setup) -> Result<Vec<Figure>> {
     figures.push(figure.target(">= 0.5x of hello", ok));
 
     let nothing = ServerOptions::other(setup.example("noop_store_server")).start();
-    let args = with(&["--mix", "tag=1", "--connections", "256"]);
+    let args = with(&["--mix", "tag=1", "--write", "--connections", "256"]);
     let own = Load { server: &service, args: args.clone() };
     let measured = measure_alternately(setup, [&own, &Load { server: &nothing, args }])?;
     let figure = beside(

@@ -65,7 +65,8 @@ pub(crate) fn figures(setup: &Setup) -> Result<Vec<Figure>> {
         Figure::new(format!("idle node with {clusters} clusters: memory"), memory, "MB")
             .target("<= 200 MB", memory <= 200.0),
     );
-    let args = ["--mix", "view=80,tag=20", "--connections", "256"].map(str::to_owned).to_vec();
+    let args =
+        ["--mix", "view=80,tag=20", "--write", "--connections", "256"].map(str::to_owned).to_vec();
     Load { server: &server, args }.run(setup)?;
     let memory = resident(&server)? / 1e6;
     figures.push(

@@ -4,11 +4,14 @@ use clap::{Args, Subcommand};
 
 use super::connection::ClientArgs;
 
+/// The consumer groups.
+const GROUPS: [&str; 2] = ["indexer", "analytics"];
+
 /// Selects dead letters; every given condition must hold.
 #[derive(Debug, Clone, Default, Args)]
 pub struct DeadLetterFilterArgs {
-    /// Of this consumer group: indexer or analytics.
-    #[arg(long, value_parser = ["indexer", "analytics"])]
+    /// Of this consumer group.
+    #[arg(long, value_parser = GROUPS)]
     pub group: Option<String>,
     /// Failure class: poison (it can never be applied) or exhausted (its retries were used up).
     #[arg(long, value_parser = ["poison", "exhausted"])]
@@ -55,15 +58,15 @@ pub struct ListDeadLettersArgs {
     /// Selection of dead letters.
     #[command(flatten)]
     pub filter: DeadLetterFilterArgs,
-    /// State: open, replayed, superseded, discarded or all.
+    /// State of the dead letters.
     #[arg(
         long,
         default_value = "open",
         value_parser = ["open", "replayed", "superseded", "discarded", "all"]
     )]
     pub state: String,
-    /// Dead letters per page.
-    #[arg(long, default_value_t = 50)]
+    /// Dead letters per page, 1 to 500.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=500))]
     pub limit: u32,
     /// Continue after the page that gave this cursor.
     #[arg(long)]
@@ -103,7 +106,7 @@ pub enum DeadLettersCommand {
         #[arg(long)]
         dry_run: bool,
         /// Dead letters per second in each process, 1 to 20000 [default: 500].
-        #[arg(long)]
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..=20_000))]
         rate: Option<u32>,
         /// The server and the caller.
         #[command(flatten)]
@@ -127,9 +130,12 @@ pub enum DeadLettersCommand {
     #[command(after_help = "Example:\n  \
                   tagfast dead-letters audit --limit 20")]
     Audit {
-        /// Number of entries, newest first.
-        #[arg(long, default_value_t = 50)]
+        /// Number of entries, newest first, 1 to 500.
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=500))]
         limit: u32,
+        /// Continue after the page that gave this cursor.
+        #[arg(long)]
+        cursor: Option<String>,
         /// The server and the caller.
         #[command(flatten)]
         client: ClientArgs,
@@ -139,7 +145,7 @@ pub enum DeadLettersCommand {
                   tagfast dead-letters allow-storm indexer --reason 'a load test wrote garbage'")]
     AllowStorm {
         /// The consumer group.
-        #[arg(value_parser = ["indexer", "analytics"])]
+        #[arg(value_parser = GROUPS)]
         group: String,
         /// Why the records are at fault, for the audit log.
         #[arg(long)]

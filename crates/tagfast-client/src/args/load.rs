@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueHint};
 
 use super::duration::duration;
 
@@ -12,7 +12,7 @@ use super::duration::duration;
 #[command(after_help = "Examples:\n  \
                   tagfast bench --connections 64 --duration 10s                  maximum \
                   throughput\n  \
-                  tagfast bench --rate 5000 --mix view=90,tag=10                 latency at a \
+                  tagfast bench --rate 5000 --mix view=90,tag=10 --write         latency at a \
                   fixed rate\n  \
                   tagfast bench --mix search=1 --query 'role::program AND \
                   interface::commandline'\n  \
@@ -45,16 +45,20 @@ pub struct BenchArgs {
     /// How long to run before measuring.
     #[arg(long, default_value = "2s", value_parser = duration)]
     pub warmup: Duration,
-    /// Weights of view, tag, search, popular, suggest, batch_view and batch_tag; every tag request
-    /// changes something.
-    #[arg(long, default_value = "view=90,tag=10", conflicts_with = "path")]
-    pub mix: String,
+    /// Weights of view, tag, search, popular, suggest, batch_view and batch_tag [default: view, or
+    /// view=90,tag=10 with --write]; every tag request changes something.
+    #[arg(long, conflicts_with = "path")]
+    pub mix: Option<String>,
+    /// Allow tag and batch_tag, which change tags of the server. What they wrote is removed at the
+    /// end, also after Ctrl-C.
+    #[arg(long, conflicts_with = "path")]
+    pub write: bool,
     /// GET this path only.
     #[arg(long)]
     pub path: Option<String>,
     /// Contents to use, as an NDJSON file (also .gz) in the import's format; synthetic ones
     /// without it.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub ids_from: Option<PathBuf>,
     /// Number of synthetic contents.
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
@@ -83,4 +87,12 @@ pub struct BenchArgs {
     /// How long an answer may take before it counts as failed.
     #[arg(long, default_value = "10s", value_parser = duration)]
     pub timeout: Duration,
+}
+
+impl BenchArgs {
+    /// The mix of requests; without `--write` nothing is written.
+    pub fn mix(&self) -> &str {
+        let default = if self.write { "view=90,tag=10" } else { "view" };
+        self.mix.as_deref().unwrap_or(default)
+    }
 }

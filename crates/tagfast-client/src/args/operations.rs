@@ -1,6 +1,8 @@
 //! The commands of operators: `recount`, `reindex`, `status`, `failovers`, `receipts`, `breakers`.
 
-use clap::{Args, Subcommand};
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueHint};
 
 use super::connection::ClientArgs;
 
@@ -73,7 +75,8 @@ pub enum ReceiptsCommand {
                   Exit code 3 when a receipt is unknown or not readable.")]
     Check {
         /// One receipt a line; - reads from stdin.
-        file: String,
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: PathBuf,
         /// The server and the caller.
         #[command(flatten)]
         client: ClientArgs,

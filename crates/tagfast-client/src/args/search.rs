@@ -28,8 +28,8 @@ pub struct SearchArgs {
     /// Order of the hits.
     #[arg(long, value_enum)]
     pub sort: Option<SortArg>,
-    /// Hits per page.
-    #[arg(long)]
+    /// Hits per page, 1 to 100.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub limit: Option<u32>,
     /// Continue after the page that gave this cursor.
     #[arg(long, conflicts_with = "all")]
@@ -83,8 +83,8 @@ pub struct PopularArgs {
     /// Period that counts.
     #[arg(long, value_enum, default_value = "all")]
     pub window: WindowArg,
-    /// How many tags.
-    #[arg(long, default_value_t = 20)]
+    /// How many tags, 1 to 1000.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub limit: u32,
     /// The server and the caller.
     #[command(flatten)]
@@ -103,8 +103,8 @@ pub struct SuggestArgs {
     /// Only tags of contents of this type.
     #[arg(long = "type", value_name = "TYPE")]
     pub content_type: Option<String>,
-    /// How many tags.
-    #[arg(long, default_value_t = 10)]
+    /// How many tags, 1 to 100.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub limit: u32,
     /// Continue the list of all tags after the page that gave this cursor.
     #[arg(long, conflicts_with_all = ["all", "prefix"])]

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueHint};
 
 use super::connection::ClientArgs;
 
@@ -24,9 +24,10 @@ use super::connection::ClientArgs;
 )]
 pub struct ImportArgs {
     /// NDJSON file or pipe, also gzipped; - reads from stdin.
-    pub file: String,
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
     /// Checkpoint file of the import (default: FILE.tagfast-import; none for stdin and pipes).
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub state: Option<PathBuf>,
     /// Start over although a checkpoint of an interrupted import exists.
     #[arg(long)]
@@ -58,7 +59,8 @@ pub struct ImportArgs {
                   stay. A link stays, and a pipe or device is written through.")]
 pub struct ExportArgs {
     /// File to write, gzipped if it ends in .gz; - writes to stdout.
-    pub file: String,
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
     /// The server and the caller.
     #[command(flatten)]
     pub client: ClientArgs,

@@ -7,7 +7,7 @@ use crate::args::{BreakersCommand, ClientArgs};
 use crate::error::{CommandResult, Exit};
 use crate::http::Client;
 use crate::json::{self, number, text};
-use crate::terminal::{Terminal, table, visible};
+use crate::terminal::{Terminal, visible};
 
 /// Number of changes listed.
 const EVENTS_SHOWN: usize = 10;
@@ -20,7 +20,7 @@ pub(super) async fn run(command: &BreakersCommand, terminal: &Terminal) -> Comma
             if terminal.json {
                 terminal.value(&listed)?;
             } else {
-                terminal.line(list_text(&listed))?;
+                terminal.line(list_text(&listed, terminal))?;
             }
             Ok(Exit::Done)
         }
@@ -60,7 +60,7 @@ async fn set(
 }
 
 /// The breakers and their last changes, for people.
-fn list_text(listed: &Value) -> String {
+fn list_text(listed: &Value, terminal: &Terminal) -> String {
     let items = json::list(listed, "items");
     if items.is_empty() {
         return "this process has no circuit breakers".to_owned();
@@ -80,7 +80,8 @@ fn list_text(listed: &Value) -> String {
             ),
         ]
     };
-    let mut out = table(&items.iter().map(row).collect::<Vec<_>>());
+    let headings = ["breaker", "state", "since", "calls"];
+    let mut out = terminal.table_text(&headings, &items.iter().map(row).collect::<Vec<_>>());
     for event in json::list(listed, "events").iter().take(EVENTS_SHOWN) {
         out.push_str(&format!("\n{}  {}", event_text(event), text(event, "name")));
     }
@@ -93,6 +94,7 @@ mod tests {
 
     #[test]
     fn the_list_shows_states_windows_and_changes() {
+        let (terminal, _) = Terminal::memory(false);
         let listed = json!({
             "items": [{"name": "index", "state": "open", "reason": "failures", "since_ms": 2500,
                 "generation": 1, "window": {"ok": 1, "failed": 2, "slow": 3}}],
@@ -100,10 +102,13 @@ mod tests {
                 "to": "open", "reason": "failures"}],
         });
         assert_eq!(
-            list_text(&listed),
+            list_text(&listed, &terminal),
             "index  open  for 2 s (failures)  1 ok, 2 failed, 3 slow in 10 s\n\
              2026-01-01T00:00:00.000Z  closed -> open (failures)  index"
         );
-        assert_eq!(list_text(&json!({"items": []})), "this process has no circuit breakers");
+        assert_eq!(
+            list_text(&json!({"items": []}), &terminal),
+            "this process has no circuit breakers"
+        );
     }
 }

@@ -8,7 +8,7 @@ use crate::args::{ApplyArgs, ViewArgs};
 use crate::error::{CliError, CommandResult, Exit};
 use crate::http::{Client, ClientError, Problem, RequestOptions, encode};
 use crate::json::{self, text, texts};
-use crate::terminal::{Terminal, table};
+use crate::terminal::Terminal;
 
 /// The difference between `tag` and `untag`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +70,7 @@ pub(super) async fn view(args: &ViewArgs, terminal: &Terminal) -> CommandResult 
         .iter()
         .map(|t| ["tag", "display", "added_by", "added_at"].map(|name| text(t, name)).to_vec())
         .collect();
-    terminal.line(table(&rows))?;
+    terminal.table(&["tag", "display", "added by", "added at"], &rows)?;
     Ok(Exit::Done)
 }
 

@@ -22,7 +22,7 @@ pub(super) async fn run(command: &DeadLettersCommand, terminal: &Terminal) -> Co
         DeadLettersCommand::List(args) => list_page(args, terminal).await,
         DeadLettersCommand::Show { id, client } => show(&Client::new(client)?, id, terminal).await,
         DeadLettersCommand::Replay { selection, dry_run, rate, client } => {
-            let mut body = selection_body(selection);
+            let mut body = selection_body(selection)?;
             body["dry_run"] = json!(dry_run);
             if let Some(rate) = rate {
                 body["rate"] = json!(rate);
@@ -30,23 +30,33 @@ pub(super) async fn run(command: &DeadLettersCommand, terminal: &Terminal) -> Co
             replay(&Client::new(client)?, &body, terminal).await
         }
         DeadLettersCommand::Discard { selection, reason, client } => {
-            let mut body = selection_body(selection);
+            let mut body = selection_body(selection)?;
             body["reason"] = json!(reason);
             let answer = Client::new(client)?.post("/v1/dead-letters:discard", &body, None).await?;
             let shown = format!("{} dead letters were discarded", number(&answer, "discarded"));
             render_answer(&answer, shown, terminal)
         }
-        DeadLettersCommand::Audit { limit, client } => {
-            let path = format!("/v1/dead-letters/audit?limit={limit}");
+        DeadLettersCommand::Audit { limit, cursor, client } => {
+            let mut path = format!("/v1/dead-letters/audit?limit={limit}");
+            if let Some(cursor) = cursor {
+                path.push_str(&format!("&cursor={}", encode(cursor)));
+            }
             let answer = Client::new(client)?.get(&path).await?;
             let columns = ["at", "actor", "action", "dead_letters", "detail"];
+            let headings = columns.map(|name| name.replace('_', " "));
+            let headings = headings.each_ref().map(String::as_str);
             let rows: Vec<Vec<String>> = list(&answer, "items")
                 .iter()
                 .map(|entry| columns.map(|name| text(entry, name)).to_vec())
                 .collect();
-            let shown =
-                if rows.is_empty() { "nothing was done yet".to_owned() } else { table(&rows) };
-            render_answer(&answer, shown, terminal)
+            let shown = if rows.is_empty() {
+                "nothing was done yet".to_owned()
+            } else {
+                terminal.table_text(&headings, &rows)
+            };
+            render_answer(&answer, shown, terminal)?;
+            note_more(&answer, terminal);
+            Ok(Exit::Done)
         }
         DeadLettersCommand::AllowStorm { group, reason, client } => {
             let body = json!({"group": group, "reason": reason});
@@ -86,10 +96,15 @@ fn conditions(filter: &DeadLetterFilterArgs) -> impl Iterator<Item = (&'static s
     all.into_iter().filter_map(|(name, value)| Some((name, value.as_ref()?)))
 }
 
-/// The part of a request that names the dead letters.
-fn selection_body(selection: &DeadLetterSelectionArgs) -> Value {
+/// The part of a request that names the dead letters. The server refuses a selection of all of
+/// them by accident too; here it is told in the words of the command line.
+fn selection_body(selection: &DeadLetterSelectionArgs) -> Result<Value, CliError> {
     let DeadLetterSelectionArgs { ids, filter, all } = selection;
-    json!({"filter": filter_body(ids, filter), "all": all})
+    if ids.is_empty() && conditions(filter).next().is_none() && !all {
+        return Err(CliError::usage("no dead letter is named: every open one would be meant")
+            .hint("give ids, a condition such as --group, or --all for every open one"));
+    }
+    Ok(json!({"filter": filter_body(ids, filter), "all": all}))
 }
 
 fn filter_body(ids: &[String], filter: &DeadLetterFilterArgs) -> Value {
@@ -128,14 +143,23 @@ async fn list_page(args: &ListDeadLettersArgs, terminal: &Terminal) -> CommandRe
             ]
         })
         .collect();
-    let shown =
-        if rows.is_empty() { format!("no dead letters are {}", args.state) } else { table(&rows) };
+    let headings = ["id", "state", "class", "code", "last failed at", "content"];
+    let shown = if rows.is_empty() {
+        format!("no dead letters are {}", args.state)
+    } else {
+        terminal.table_text(&headings, &rows)
+    };
     render_answer(&answer, shown, terminal)?;
+    note_more(&answer, terminal);
+    Ok(Exit::Done)
+}
+
+/// Says how to get the next page of a list.
+fn note_more(answer: &Value, terminal: &Terminal) {
     if let Some(next) = answer.get("next_cursor").and_then(Value::as_str).filter(|_| !terminal.json)
     {
         terminal.note(format_args!("there are more: --cursor {next}"));
     }
-    Ok(Exit::Done)
 }
 
 /// `dead-letters show`

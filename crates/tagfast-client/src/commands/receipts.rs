@@ -1,5 +1,7 @@
 //! `receipts check`: prints the verdict of each receipt in a file.
 
+use std::path::Path;
+
 use futures_util::{StreamExt as _, stream};
 use serde_json::{Value, json};
 
@@ -13,18 +15,19 @@ use crate::terminal::{Terminal, table};
 const PARALLEL_REQUESTS: usize = 16;
 
 /// Checks every receipt of a file, one a line; blank lines and lines that begin with # are skipped.
-pub(super) async fn check(file: &str, args: &ClientArgs, terminal: &Terminal) -> CommandResult {
+pub(super) async fn check(file: &Path, args: &ClientArgs, terminal: &Terminal) -> CommandResult {
     let client = Client::new(args)?;
+    let name = file.display();
     let mut receipts = Vec::new();
     for (index, line) in std::io::BufRead::lines(open_lines(file)?).enumerate() {
-        let line = line.map_err(|e| CliError::new(format!("cannot read {file}")).with_source(e))?;
+        let line = line.map_err(|e| CliError::new(format!("cannot read {name}")).with_source(e))?;
         let receipt = line.trim();
         if !receipt.is_empty() && !receipt.starts_with('#') {
             receipts.push((index + 1, receipt.to_owned()));
         }
     }
     if receipts.is_empty() {
-        return Err(CliError::new(format!("{file} holds no receipt"))
+        return Err(CliError::new(format!("{name} holds no receipt"))
             .hint("get one with: tagfast tag TYPE ID TAG --receipt >> receipts.txt"));
     }
     let client = &client;

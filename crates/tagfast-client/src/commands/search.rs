@@ -85,7 +85,9 @@ fn show(
         .iter()
         .map(|hit| vec![text(hit, "type"), text(hit, "id"), texts(hit, "tags").join(" ")])
         .collect();
-    if !rows.is_empty() {
+    if !rows.is_empty() && first {
+        terminal.table(&["type", "id", "tags"], &rows)?;
+    } else if !rows.is_empty() {
         terminal.line(table(&rows))?;
     }
     if first {
@@ -97,7 +99,7 @@ fn show(
         note_hints(page, terminal);
         if let Some(facets) = page.get("facets").and_then(Value::as_array) {
             terminal.line("")?;
-            terminal.line(counts(facets))?;
+            show_counts(facets, terminal)?;
         }
     }
     if let Some(cursor) = cursor.filter(|_| !args.all) {
@@ -113,13 +115,13 @@ fn note_hints(page: &Value, terminal: &Terminal) {
     }
 }
 
-/// Tags with their counts, as a table.
-fn counts(tags: &[Value]) -> String {
+/// Shows tags with their counts.
+fn show_counts(tags: &[Value], terminal: &Terminal) -> std::io::Result<()> {
     let rows: Vec<Vec<String>> = tags
         .iter()
         .map(|t| vec![format!("{:>8}", number(t, "count")), text(t, "tag"), text(t, "display")])
         .collect();
-    table(&rows)
+    terminal.table(&["   count", "tag", "display"], &rows)
 }
 
 /// Fetches and shows tags with their counts; `nothing` is the note if there are none.
@@ -134,7 +136,7 @@ async fn tags(client: &Client, path: &str, nothing: &str, terminal: &Terminal) -
         // A part that was left out is not empty.
         [] if is_left_out(&answer) => {}
         [] => terminal.note(nothing),
-        tags => terminal.line(counts(tags))?,
+        tags => show_counts(tags, terminal)?,
     }
     Ok(Exit::Done)
 }
@@ -227,6 +229,10 @@ mod tests {
     #[test]
     fn counts_are_a_table() {
         let tags = serde_json::json!([{"tag": "a", "display": "A", "count": 12}]);
-        assert_eq!(counts(tags.as_array().unwrap()), "      12  a  A");
+        let (mut terminal, captured) = Terminal::memory(false);
+        show_counts(tags.as_array().unwrap(), &terminal).unwrap();
+        terminal.screen = true;
+        show_counts(tags.as_array().unwrap(), &terminal).unwrap();
+        assert_eq!(captured.out(), "      12  a  A\n   COUNT  TAG  DISPLAY\n      12  a    A\n");
     }
 }

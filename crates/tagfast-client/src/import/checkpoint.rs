@@ -44,7 +44,7 @@ pub(super) struct CheckpointFile {
 
 /// The checkpoint's file: the given one, or one beside the input; `None` = the input is no regular
 /// file, so nothing can be kept beside it.
-pub(super) fn file_for(file: &str, input: &Input, given: Option<&Path>) -> Option<CheckpointFile> {
+pub(super) fn file_for(file: &Path, input: &Input, given: Option<&Path>) -> Option<CheckpointFile> {
     if let Some(path) = given {
         return Some(CheckpointFile { path: path.to_owned(), named: true });
     }

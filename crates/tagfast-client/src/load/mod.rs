@@ -6,8 +6,10 @@
 //! | `workload` | the mix of calls, contents and queries, and the bytes of each request |
 //! | `distributions` | the Zipf distribution |
 //! | `connection` | a minimal HTTP/1.1 client |
+//! | `cleanup` | removes what the measurement wrote |
 //! | `report` | latencies, statuses and failures |
 
+mod cleanup;
 mod connection;
 mod distributions;
 mod report;

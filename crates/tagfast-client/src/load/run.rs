@@ -5,16 +5,23 @@
 //! thread by default, its own HTTP client, requests written into one buffer. In the open loop the
 //! due times are handed out in order to whichever connection is free; a stalled server therefore
 //! delays the following requests too, and their waiting counts.
+//!
+//! SIGINT and SIGTERM end a measurement early: its requests in flight get a second to be answered,
+//! what it wrote is removed, and it reports what it measured. A second signal ends the process at
+//! once; the tags that it wrote then stay.
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use tagfast_resilience::secret::redacted;
+use tokio_util::sync::CancellationToken;
 
+use super::cleanup::remove_written;
 use super::connection::{Answer, Connection};
 use super::report::{Counts, Report};
 use super::workload::{RequestKind, Workload};
@@ -24,6 +31,7 @@ use crate::http::Client;
 use crate::process_usage::{Usage, usage};
 use crate::progress::Progress;
 use crate::runtime::runtime;
+use crate::signal::stop_signal;
 use crate::terminal::Terminal;
 
 /// Resolution of timers: a request may be sent this long before it is due, and then counts from its
@@ -36,6 +44,10 @@ const ERROR_PAUSE: Duration = Duration::from_millis(10);
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// Timeout of the preparing requests, in seconds.
 const PREPARE_TIMEOUT_SECONDS: u64 = 10;
+
+/// How long a request in flight may still take after a signal: when it is answered, it is known
+/// what it did.
+const STOP_GRACE: Duration = Duration::from_secs(1);
 
 /// The times of a measurement.
 #[derive(Debug, Clone, Copy)]
@@ -59,7 +71,8 @@ pub fn run(args: &BenchArgs, terminal: &Terminal) -> CommandResult {
         token: args.token.clone(),
         timeout: PREPARE_TIMEOUT_SECONDS,
     })?;
-    let workload = Arc::new(runtime()?.block_on(Workload::prepare(args, &host, &client))?);
+    let runtime = runtime()?;
+    let workload = Arc::new(runtime.block_on(Workload::prepare(args, &host, &client))?);
     if let Some(pid) = args.server_pid
         && usage(Some(pid)).is_none()
     {
@@ -71,40 +84,75 @@ pub fn run(args: &BenchArgs, terminal: &Terminal) -> CommandResult {
     let measure_from = start + args.warmup;
     let plan =
         Plan { start, measure_from, end: measure_from + args.duration, timeout: args.timeout, gap };
+    let stop = CancellationToken::new();
     let workers: Vec<_> = (0..threads)
         .map(|n| {
-            let workload = Arc::clone(&workload);
+            let (workload, stop) = (Arc::clone(&workload), stop.clone());
             let connections =
                 args.connections / threads + u32::from(n < args.connections % threads);
             let seed = args.seed.wrapping_add(u64::from(n) << 32);
             std::thread::Builder::new()
                 .name(format!("tagfast-bench-{n}"))
-                .spawn(move || worker(address, connections, seed, &workload, plan))
+                .spawn(move || worker(address, connections, seed, &workload, plan, &stop))
         })
         .collect::<Result<_, _>>()?;
-    let watched = runtime()?.block_on(watch(args, plan, terminal));
+    let watched = runtime.block_on(watch(args, plan, terminal, &stop));
+    let counted = counts_of(workers);
+    let cleaned = runtime.block_on(async {
+        let written = workload.written();
+        if written.is_empty() {
+            return Ok(());
+        }
+        let contents = remove_written(&client, written, workload.tag_prefix()).await?;
+        if !terminal.json {
+            terminal.note(format_args!("the tags written to {contents} contents are removed"));
+        }
+        Ok(())
+    });
+    let (watched, counts) = (watched?, counted?);
+    show(args, terminal, &watched, counts, &host).and_then(|exit| cleaned.map(|()| exit))
+}
+
+/// Joins the threads and adds what they counted.
+fn counts_of(workers: Vec<JoinHandle<Result<Counts, CliError>>>) -> Result<Counts, CliError> {
     let mut counts = Counts::default();
-    for worker in workers {
-        let of_thread =
-            worker.join().map_err(|_| CliError::new("a thread of the generator failed"))??;
-        counts.add(of_thread);
+    // All of them, so that none writes any more when one has failed.
+    let joined: Vec<_> = workers.into_iter().map(JoinHandle::join).collect();
+    for worker in joined {
+        let failed = |_| CliError::new("a thread of the generator failed");
+        counts.add(worker.map_err(failed)??);
     }
+    Ok(counts)
+}
+
+/// Writes the report.
+fn show(
+    args: &BenchArgs,
+    terminal: &Terminal,
+    watched: &Watched,
+    counts: Counts,
+    host: &str,
+) -> CommandResult {
     let cpu = |from: Option<Usage>, to: Option<Usage>| Some(to?.cpu_seconds - from?.cpu_seconds);
     let report = Report {
         mode: args
             .rate
             .map_or_else(|| "closed loop".to_owned(), |rate| format!("open loop, {rate}/s")),
         connections: args.connections,
-        seconds: args.duration.as_secs_f64(),
+        seconds: watched.measured.as_secs_f64(),
         server_cpu: cpu(watched.server.0, watched.server.1),
         server_rss: watched.server.1.map(|u| u.resident_bytes),
         own_cpu: cpu(watched.own.0, watched.own.1),
         counts,
     };
-    if terminal.json {
+    let nothing_measured = watched.measured.is_zero();
+    if terminal.json && !nothing_measured {
         terminal.value(&report.json())?;
-    } else {
+    } else if !nothing_measured {
         terminal.line(report.text())?;
+    }
+    if watched.interrupted {
+        return Err(CliError::new("interrupted"));
     }
     if report.counts.completed == 0 {
         let hint = "is the server running? start it with: tagfast serve --demo";
@@ -136,15 +184,26 @@ fn target(url: &str) -> Result<(String, SocketAddr), CliError> {
     Ok((host.to_owned(), addresses.next().ok_or_else(unresolved)?))
 }
 
-/// Usage at the beginning and the end of the measured period.
-struct CpuUsage {
+/// What the watching saw: the usage at the beginning and the end of the measured period.
+struct Watched {
     server: (Option<Usage>, Option<Usage>),
     own: (Option<Usage>, Option<Usage>),
+    /// Length of the measured period.
+    measured: Duration,
+    /// A signal ended it.
+    interrupted: bool,
 }
 
 /// Sleeps through the plan, shows progress, and samples the processes where the measured period
-/// begins and ends.
-async fn watch(args: &BenchArgs, plan: Plan, terminal: &Terminal) -> CpuUsage {
+/// begins and ends. A signal ends the measurement through `stop`.
+async fn watch(
+    args: &BenchArgs,
+    plan: Plan,
+    terminal: &Terminal,
+    stop: &CancellationToken,
+) -> Result<Watched, CliError> {
+    // The threads must not run on when this fails.
+    let mut signal = stop_signal().inspect_err(|_| stop.cancel())?;
     let sample = || (args.server_pid.and_then(|pid| usage(Some(pid))), usage(None));
     let whole = plan.end - plan.start;
     let progress = Progress::new(
@@ -167,11 +226,23 @@ async fn watch(args: &BenchArgs, plan: Plan, terminal: &Terminal) -> CpuUsage {
         let phase = if measuring { "measuring" } else { "warming up" };
         progress.set_with(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX), phase);
         let next = if measuring { plan.end } else { plan.measure_from };
-        tokio::time::sleep((next - now).min(PROGRESS_INTERVAL)).await;
+        tokio::select! {
+            () = tokio::time::sleep((next - now).min(PROGRESS_INTERVAL)) => {}
+            _ = signal.wait_for(|stop| *stop) => {
+                stop.cancel();
+                progress.note(terminal, "stopping; a second signal leaves what was written");
+                break;
+            }
+        }
     }
     let last = sample();
     progress.finish();
-    CpuUsage { server: (first.0, last.0), own: (first.1, last.1) }
+    Ok(Watched {
+        server: (first.0, last.0),
+        own: (first.1, last.1),
+        measured: Instant::now().min(plan.end).saturating_duration_since(plan.measure_from),
+        interrupted: stop.is_cancelled(),
+    })
 }
 
 fn worker(
@@ -180,6 +251,7 @@ fn worker(
     seed: u64,
     workload: &Arc<Workload>,
     plan: Plan,
+    stop: &CancellationToken,
 ) -> Result<Counts, CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let counts = Rc::new(RefCell::new(Counts::default()));
@@ -187,11 +259,12 @@ fn worker(
     let local = tokio::task::LocalSet::new();
     for n in 0..connections {
         let (workload, counts, next) = (Arc::clone(workload), Rc::clone(&counts), Rc::clone(&next));
+        let stop = stop.clone();
         let rng =
             Rng::with_seed(seed.wrapping_add(u64::from(n).wrapping_mul(0x2545_f491_4f6c_dd1d)));
         local.spawn_local(async move {
             let connection = Connection::new(address);
-            let mut loop_ = Loop { connection, rng, workload, counts, plan };
+            let mut loop_ = Loop { connection, rng, workload, counts, plan, stop };
             match plan.gap {
                 Some(gap) => loop_.open(gap, &next).await,
                 None => loop_.closed().await,
@@ -202,7 +275,7 @@ fn worker(
     let mut counts = Rc::into_inner(counts)
         .ok_or_else(|| CliError::new("a task outlived its thread"))?
         .into_inner();
-    if let Some(gap) = plan.gap {
+    if let Some(gap) = plan.gap.filter(|_| !stop.is_cancelled()) {
         // Requests that were due before the end and that no connection took.
         let due = ((plan.end - plan.start).as_nanos() / gap.as_nanos().max(1)) as u64;
         counts.unsent = due.saturating_sub(next.get());
@@ -216,13 +289,14 @@ struct Loop {
     workload: Arc<Workload>,
     counts: Rc<RefCell<Counts>>,
     plan: Plan,
+    stop: CancellationToken,
 }
 
 impl Loop {
     /// Sends one request after the other until the end.
     async fn closed(&mut self) {
         let mut request = Vec::with_capacity(512);
-        while Instant::now() < self.plan.end {
+        while Instant::now() < self.plan.end && !self.stop.is_cancelled() {
             self.one(None, &mut request).await;
         }
     }
@@ -241,7 +315,13 @@ impl Loop {
             }
             next.set(number + 1);
             if due > Instant::now() + TIMER_TOLERANCE {
-                tokio::time::sleep_until((due - TIMER_TOLERANCE).into()).await;
+                tokio::select! {
+                    () = tokio::time::sleep_until((due - TIMER_TOLERANCE).into()) => {}
+                    () = self.stop.cancelled() => return,
+                }
+            }
+            if self.stop.is_cancelled() {
+                return;
             }
             self.one(Some(due), &mut request).await;
         }
@@ -252,8 +332,17 @@ impl Loop {
         let kind = self.workload.next(&mut self.rng, request);
         let sent = Instant::now();
         let from = due.map_or(sent, |due| due.min(sent));
-        let answered =
-            tokio::time::timeout(self.plan.timeout, self.connection.exchange(request)).await;
+        let stop = &self.stop;
+        let stopped = async move {
+            stop.cancelled().await;
+            tokio::time::sleep(STOP_GRACE).await;
+        };
+        let answered = tokio::select! {
+            biased;
+            answered = self.connection.exchange(request) => Ok(answered),
+            () = tokio::time::sleep(self.plan.timeout) => Err(()),
+            () = stopped => Err(()),
+        };
         let done = Instant::now();
         let refused = matches!(answered, Ok(Err(_)));
         if answered.is_err() {
@@ -356,7 +445,7 @@ mod tests {
         let start = Instant::now();
         let end = start + Duration::from_millis(800);
         let plan = Plan { start, measure_from: start, end, timeout, gap };
-        worker(address, 1, 1, &workload, plan).unwrap()
+        worker(address, 1, 1, &workload, plan, &CancellationToken::new()).unwrap()
     }
 
     #[derive(clap::Parser)]

@@ -2,6 +2,7 @@
 //! each request.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use fastrand::Rng;
@@ -57,6 +58,19 @@ impl RequestKind {
         Self::BatchView,
         Self::BatchTag,
     ];
+
+    /// Whether the requests change tags.
+    fn writes(self) -> bool {
+        match self {
+            Self::Tag | Self::BatchTag => true,
+            Self::View
+            | Self::Search
+            | Self::Popular
+            | Self::Suggest
+            | Self::BatchView
+            | Self::Path => false,
+        }
+    }
 
     /// Name in `--mix` and in the report.
     pub fn as_str(self) -> &'static str {
@@ -119,6 +133,16 @@ pub struct Workload {
     path: String,
     /// `Host` and `Authorization` lines, copied into each head.
     headers: Vec<u8>,
+    /// What the names of the tags that this run writes begin with.
+    tag_prefix: String,
+}
+
+/// A content that this run wrote.
+pub(super) struct Written {
+    pub(super) content_type: String,
+    pub(super) id: String,
+    /// Number of tags that were written: those with the numbers 0 to `tags - 1`.
+    pub(super) tags: u32,
 }
 
 impl Workload {
@@ -130,12 +154,17 @@ impl Workload {
     pub async fn prepare(args: &BenchArgs, host: &str, client: &Client) -> Result<Self, CliError> {
         let mix = match &args.path {
             Some(_) => vec![(RequestKind::Path, 1)],
-            None => parse_mix(&args.mix)?,
+            None => parse_mix(args.mix())?,
         };
+        if let Some((kind, _)) = mix.iter().find(|(kind, _)| kind.writes() && !args.write) {
+            let kind = kind.as_str();
+            return Err(CliError::usage(format!("--mix: {kind} changes tags of the server"))
+                .hint("allow it with --write; what it wrote is removed at the end"));
+        }
         let has = |kinds: &[RequestKind]| mix.iter().any(|(k, _)| kinds.contains(k));
         let mut rng = Rng::with_seed(args.seed);
         let (contents, mut tags) = match &args.ids_from {
-            Some(file) => read_contents(&file.to_string_lossy())?,
+            Some(file) => read_contents(file)?,
             None => (synthetic(args.contents), Vec::new()),
         };
         if tags.is_empty()
@@ -177,7 +206,27 @@ impl Workload {
             mix,
             contents,
             searches,
+            // Not from the seed: two runs with one seed write different tags.
+            tag_prefix: format!("bench-{:08x}-", fastrand::u32(..)),
         })
+    }
+
+    /// What the names of the tags that this run writes begin with.
+    pub(super) fn tag_prefix(&self) -> &str {
+        &self.tag_prefix
+    }
+
+    /// The contents that this run wrote.
+    pub(super) fn written(&self) -> Vec<Written> {
+        let written = |content: &Content| {
+            let changes = content.changes.load(Ordering::Relaxed);
+            (changes > 0).then(|| Written {
+                content_type: decode(&content.content_type),
+                id: decode(&content.id),
+                tags: changes.div_ceil(2).min(TAGS_PER_CONTENT),
+            })
+        };
+        self.contents.iter().filter_map(written).collect()
     }
 
     /// Writes the next request into `request`, and returns its kind.
@@ -207,8 +256,8 @@ impl Workload {
                 self.head(
                     request,
                     format_args!(
-                        "{method} /v1/content/{}/{}/tags/bench-{tag}",
-                        c.content_type, c.id
+                        "{method} /v1/content/{}/{}/tags/{}{tag}",
+                        c.content_type, c.id, self.tag_prefix
                     ),
                 );
                 request.extend_from_slice(b"Content-Length: 0\r\n\r\n");
@@ -225,7 +274,7 @@ impl Workload {
             RequestKind::BatchTag => self.batch(request, rng, "batchTag", |c| {
                 let (method, tag) = change(c);
                 let field = if method == "PUT" { "add" } else { "remove" };
-                format!(",\"{field}\":[\"bench-{tag}\"]")
+                format!(",\"{field}\":[\"{}{tag}\"]", self.tag_prefix)
             }),
         }
         kind
@@ -252,9 +301,6 @@ impl Workload {
         let items: Vec<String> = (0..BATCH_ITEMS)
             .map(|_| {
                 let c = &self.contents[self.zipf.pick(rng)];
-                let decode = |s: &str| {
-                    percent_encoding::percent_decode_str(s).decode_utf8_lossy().into_owned()
-                };
                 let (content_type, id) =
                     (Value::from(decode(&c.content_type)), Value::from(decode(&c.id)));
                 format!("{{\"type\":{content_type},\"id\":{id}{}}}", more(c))
@@ -268,6 +314,11 @@ impl Workload {
             body.len()
         );
     }
+}
+
+/// What [`encode`] encoded.
+fn decode(text: &str) -> String {
+    percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
 /// Method and tag number of the next change of a content.
@@ -286,9 +337,10 @@ fn synthetic(count: u32) -> Vec<Content> {
 }
 
 /// The contents of an NDJSON file, encoded for a path, and the tags of each.
-fn read_contents(file: &str) -> Result<(Vec<Content>, Vec<Vec<String>>), CliError> {
+fn read_contents(path: &Path) -> Result<(Vec<Content>, Vec<Vec<String>>), CliError> {
+    let file = path.display();
     let (mut contents, mut tags) = (Vec::new(), Vec::new());
-    for (number, line) in std::io::BufRead::lines(open_lines(file)?).enumerate() {
+    for (number, line) in std::io::BufRead::lines(open_lines(path)?).enumerate() {
         let line = line?;
         if line.trim().is_empty() {
             continue;
@@ -377,6 +429,7 @@ mod tests {
             popular: "/v1/tags/popular".to_owned(),
             path: "/hello".to_owned(),
             headers: b"Host: h\r\n".to_vec(),
+            tag_prefix: "bench-1-".to_owned(),
         }
     }
 
@@ -407,6 +460,27 @@ mod tests {
         let content = &synthetic(1)[0];
         let changes: Vec<_> = (0..4).map(|_| change(content)).collect();
         assert_eq!(changes, [("PUT", 0), ("DELETE", 0), ("PUT", 1), ("DELETE", 1)]);
+    }
+
+    #[test]
+    fn what_was_written_is_known() {
+        let (workload, mut rng, mut request) = (workload("tag"), Rng::with_seed(1), Vec::new());
+        assert!(workload.written().is_empty());
+        let mut named = std::collections::HashSet::new();
+        for _ in 0..2_000 {
+            workload.next(&mut rng, &mut request);
+            let path = String::from_utf8_lossy(&request);
+            named.insert(path.split(' ').nth(1).unwrap().to_owned());
+        }
+        let written: std::collections::HashSet<String> = workload
+            .written()
+            .iter()
+            .flat_map(|w| {
+                let path = format!("/v1/content/{}/{}/tags/bench-1-", w.content_type, w.id);
+                (0..w.tags).map(move |n| format!("{path}{n}"))
+            })
+            .collect();
+        assert_eq!(written, named);
     }
 
     #[test]

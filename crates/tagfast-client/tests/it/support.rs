@@ -1,7 +1,7 @@
 //! A server that fails in a scripted or random way, and what an import of a test needs.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -204,9 +204,9 @@ pub(crate) fn input(dir: &Path, lines: u32, bad: &[(u32, &str)]) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-pub(crate) fn args(file: String, client: ClientArgs) -> ImportArgs {
+pub(crate) fn args(file: impl Into<PathBuf>, client: ClientArgs) -> ImportArgs {
     ImportArgs {
-        file,
+        file: file.into(),
         state: None,
         restart: false,
         wait: false,

@@ -121,7 +121,7 @@ async fn an_export_that_breaks_off_resumes_after_the_last_whole_line() {
     let (fake, client) = server(FakeServer { contents, break_after: 30, ..working() }).await;
     let file = dir.path().join("out.ndjson");
     let (terminal, _) = Terminal::memory(false);
-    let args = ExportArgs { file: file.to_str().unwrap().to_owned(), client };
+    let args = ExportArgs { file: file.clone(), client };
     assert_eq!(export::run(&args, &terminal).await.unwrap(), Exit::Done);
     let text = std::fs::read_to_string(&file).unwrap();
     let ids: Vec<String> = text

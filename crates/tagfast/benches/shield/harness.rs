@@ -132,6 +132,7 @@ impl Harness {
             &url,
             "--mix",
             mix,
+            "--write",
             "--ids-from",
             ids,
             "--zipf",
@@ -159,6 +160,7 @@ impl Harness {
                     &self.server.url(),
                     "--mix",
                     MIX,
+                    "--write",
                     "--zipf",
                     "0.9",
                 ])

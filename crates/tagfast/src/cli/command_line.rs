@@ -1,7 +1,10 @@
 //! The command line of the program: the client's commands and the program's own.
 
+use std::ffi::OsString;
+
 use clap::{CommandFactory, FromArgMatches as _, Parser, Subcommand};
 use tagfast_client::args::{BenchArgs, ClientCommand};
+use tagfast_client::color::ColorChoice;
 
 use super::local::{ConfigCommand, DebugCommand, TokenCommand};
 use super::server::{BackupArgs, RestoreArgs, ServeArgs};
@@ -22,9 +25,13 @@ use super::server::{BackupArgs, RestoreArgs, ServeArgs};
                   failed were listed)."
 )]
 pub(crate) struct Cli {
-    /// Print results as JSON.
+    /// Print results as JSON, and an error as one line of JSON on stderr.
     #[arg(long, global = true)]
     pub json: bool,
+
+    /// Colour the output.
+    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value = "auto")]
+    pub color: ColorChoice,
 
     /// The command.
     #[command(subcommand)]
@@ -84,13 +91,13 @@ impl Command {
     }
 }
 
-/// Parses the command line of this process. An environment variable that is empty or blank counts
+/// Parses a command line. An environment variable that is empty or blank counts
 /// as not set.
 ///
 /// # Errors
 /// What is wrong with it, or the text that it asks for.
-pub(crate) fn parse() -> Result<Cli, clap::Error> {
-    let matches = without_empty_variables(command()).try_get_matches()?;
+pub(crate) fn parse(arguments: &[OsString]) -> Result<Cli, clap::Error> {
+    let matches = without_empty_variables(command()).try_get_matches_from(arguments)?;
     Cli::from_arg_matches(&matches)
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueHint};
 use tagfast_client::args::duration;
 
 /// `debug`
@@ -24,13 +24,13 @@ pub(crate) enum DebugCommand {
                   --data-dir needs a data directory that no server uses.")]
 pub(crate) struct DecodeArgs {
     /// File with the document's bytes; - reads from stdin.
-    #[arg(conflicts_with_all = ["hex", "content"])]
-    pub file: Option<String>,
+    #[arg(conflicts_with_all = ["hex", "content"], value_hint = ValueHint::FilePath)]
+    pub file: Option<PathBuf>,
     /// The bytes as hexadecimal digits.
     #[arg(long, conflicts_with = "content")]
     pub hex: Option<String>,
     /// Read from this data directory.
-    #[arg(long, value_name = "DIR", requires = "content")]
+    #[arg(long, value_name = "DIR", requires = "content", value_hint = ValueHint::DirPath)]
     pub data_dir: Option<PathBuf>,
     /// Type and id of the content.
     #[arg(long, num_args = 2, value_names = ["TYPE", "ID"], requires = "data_dir")]
@@ -57,7 +57,7 @@ pub(crate) enum TokenCommand {
                   'tags:read admin' --ttl 1h")]
 pub(crate) struct TokenIssueArgs {
     /// File with the server's `auth.hs256_secret_file`.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub secret_file: PathBuf,
     /// Tenant.
     #[arg(long)]
@@ -83,7 +83,12 @@ pub(crate) struct TokenIssueArgs {
 #[derive(Debug, Args)]
 pub(crate) struct ConfigFile {
     /// Configuration file (TOML).
-    #[arg(long, value_name = "FILE", env = "TAGFAST_CONFIG")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "TAGFAST_CONFIG",
+        value_hint = ValueHint::FilePath
+    )]
     pub config: Option<PathBuf>,
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum, ValueHint};
 
 /// A role of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -34,13 +34,18 @@ pub(crate) enum Role {
                   second one ends at once.")]
 pub(crate) struct ServeArgs {
     /// Configuration file (TOML).
-    #[arg(long, value_name = "FILE", env = "TAGFAST_CONFIG")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "TAGFAST_CONFIG",
+        value_hint = ValueHint::FilePath
+    )]
     pub config: Option<PathBuf>,
     /// Address and port [default: 127.0.0.1:7070].
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub listen: Option<String>,
     /// Data directory [default: ./tagfast-data].
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub data_dir: Option<PathBuf>,
     /// Roles of this process; embedded mode runs all of them in one process.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "all")]
@@ -49,7 +54,7 @@ pub(crate) struct ServeArgs {
     #[arg(long)]
     pub demo: bool,
     /// Write the port to this file once the server listens.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub port_file: Option<PathBuf>,
 }
 
@@ -70,10 +75,15 @@ pub(crate) struct BackupArgs {
     #[command(subcommand)]
     pub command: Option<BackupCommand>,
     /// Directory to create; it must not exist or be empty.
-    #[arg(required = true)]
+    #[arg(required = true, value_hint = ValueHint::DirPath)]
     pub dir: Option<PathBuf>,
     /// The data directory to copy.
-    #[arg(long, value_name = "DIR", default_value = "./tagfast-data")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "./tagfast-data",
+        value_hint = ValueHint::DirPath
+    )]
     pub data_dir: PathBuf,
 }
 
@@ -106,8 +116,14 @@ pub(crate) struct VerifyArgs {
                   next start.")]
 pub(crate) struct RestoreArgs {
     /// Directory of the backup.
+    #[arg(value_hint = ValueHint::DirPath)]
     pub dir: PathBuf,
     /// The data directory to create; it must not exist or be empty.
-    #[arg(long, value_name = "DIR", default_value = "./tagfast-data")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "./tagfast-data",
+        value_hint = ValueHint::DirPath
+    )]
     pub data_dir: PathBuf,
 }

@@ -29,8 +29,8 @@ pub(super) fn decode(args: &DecodeArgs, terminal: &Terminal) -> CommandResult {
     }
     let bytes = match (&args.hex, &args.file) {
         (Some(hex), _) => decode_hex(hex)?,
-        (None, Some(file)) if file != "-" => std::fs::read(file)
-            .map_err(|e| CliError::new(format!("cannot read {file}")).with_source(e))?,
+        (None, Some(file)) if file.as_os_str() != "-" => std::fs::read(file)
+            .map_err(|e| CliError::new(format!("cannot read {}", file.display())).with_source(e))?,
         (None, Some(_)) => {
             let mut bytes = Vec::new();
             std::io::stdin().read_to_end(&mut bytes)?;

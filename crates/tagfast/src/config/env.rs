@@ -37,6 +37,12 @@ pub fn parse(
         if text.trim().is_empty() {
             continue;
         }
+        // What was not UTF-8 came in with this character in its place: another path, or another
+        // password.
+        if text.contains(char::REPLACEMENT_CHARACTER) {
+            errors.push(format!("environment variable {name}: the value is not UTF-8"));
+            continue;
+        }
         match value(key.kind, text) {
             Ok(value) => set.push((key, name.clone(), value)),
             Err(given) => {

@@ -10,9 +10,10 @@ pub(crate) mod process;
 pub(crate) mod trace;
 pub(crate) mod traced_sink;
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 
 use tagfast_client::error::CliError;
+use tagfast_client::terminal::Terminal;
 use tagfast_resilience::secret::scrubbed;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -44,18 +45,18 @@ impl Write for ScrubbedStderr {
 pub(crate) fn start(
     log: &LogConfig,
     telemetry: &TelemetryConfig,
+    terminal: &Terminal,
 ) -> Result<Option<trace::Traces>, CliError> {
     let filter = EnvFilter::try_new(&log.level)
         .map_err(|e| CliError::usage(format!("log.level {:?}", log.level)).with_source(e))?;
-    let terminal = std::io::stderr().is_terminal();
     let text = match log.format {
-        LogFormat::Auto => terminal,
+        LogFormat::Auto => terminal.bars,
         LogFormat::Text => true,
         LogFormat::Json => false,
     };
     let lines = fmt::layer().with_writer(|| ScrubbedStderr);
     let lines = if text {
-        lines.with_ansi(terminal).with_target(false).boxed()
+        lines.with_ansi(terminal.err_color).with_target(false).boxed()
     } else {
         lines.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed()
     };

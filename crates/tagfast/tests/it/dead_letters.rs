@@ -171,7 +171,7 @@ fn dead_letters_are_found_replayed_discarded_and_reported() {
     // An action on all must be confirmed; an undecodable event fails again and stays.
     let refused = dead_letters(&["replay"]);
     assert!(
-        refused.status.code() == Some(1) && output_text(&refused).contains("confirmation_required"),
+        refused.status.code() == Some(2) && output_text(&refused).contains("--all"),
         "{refused:?}"
     );
     let dry = dead_letters(&["replay", "--all", "--dry-run"]);

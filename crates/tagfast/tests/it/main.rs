@@ -2,6 +2,8 @@
 //! faults it must survive.
 
 mod backup;
+mod bench;
+mod command_line;
 mod commands;
 mod configuration;
 mod crash;
