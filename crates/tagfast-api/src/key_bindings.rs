@@ -5,9 +5,9 @@
 //! different contents is refused before anything is written. It is an aid to find mistakes of
 //! clients; that a retry does nothing is promised by the store alone.
 //!
-//! Memory is bounded to [`KEY_BINDINGS_MAX`] keys, about 10 MB. How it fails: beyond that the oldest
-//! keys are forgotten early, and every key at a restart. A process does not know the keys that came
-//! to a different one.
+//! Memory is bounded to [`KEY_BINDINGS_MAX`] keys, about 10 MB. How it fails: beyond that the
+//! oldest keys are forgotten early, and every key at a restart. A process does not know the keys
+//! that came to a different one.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};

@@ -131,7 +131,7 @@ async fn a_refused_add_stays_refused_when_there_is_room_later() {
         first_answer_again(&fixture, &id, &calls(&id)[n], &id, &room).await;
         let answer = calls(&id)[n].send(&fixture, Some(&format!("new-{n}"))).await.json();
         let item = if answer["results"].is_array() { &answer["results"][0] } else { &answer };
-        assert_eq!(item["added"], json!(["here"]), "a new key is decided anew: {answer}");
+        assert_eq!(item["added"], json!(["here"]), "a new key is a new write: {answer}");
     }
 }
 

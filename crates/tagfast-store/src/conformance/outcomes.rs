@@ -1,5 +1,5 @@
-//! Every outcome of a keyed write is remembered: a retry gets the first result, whatever happened to
-//! the content since, and does nothing.
+//! Every outcome of a keyed write is remembered: a retry gets the first result, whatever happened
+//! to the content since, and does nothing.
 //!
 //! The cases are chosen so that a store which decides a retry again decides it otherwise.
 
