@@ -142,9 +142,10 @@ pub fn backup(
 
 /// Damage of a copy is damage of what was copied.
 fn of_source(error: OpenError, from: &Path) -> OpenError {
-    match error {
-        OpenError::Damaged { detail, .. } => OpenError::Damaged { file: from.to_owned(), detail },
-        other => other,
+    if let OpenError::Damaged { detail, .. } = error {
+        OpenError::Damaged { file: from.to_owned(), detail }
+    } else {
+        error
     }
 }
 

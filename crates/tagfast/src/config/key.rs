@@ -133,13 +133,14 @@ impl Key {
 
     /// Its value as it may be shown.
     pub fn shown_value(&self, value: toml::Value) -> toml::Value {
-        match value {
-            toml::Value::String(text) => toml::Value::String(self.shown(&text)),
-            toml::Value::Array(items) => {
-                toml::Value::Array(items.into_iter().map(|item| self.shown_value(item)).collect())
-            }
-            other => other,
+        if let Some(text) = value.as_str() {
+            return toml::Value::String(self.shown(text));
         }
+        if let Some(items) = value.as_array() {
+            let shown = items.iter().map(|item| self.shown_value(item.clone()));
+            return toml::Value::Array(shown.collect());
+        }
+        value
     }
 }
 

@@ -306,6 +306,6 @@ fn check_and_serve_agree_on_the_files_of_a_cluster() {
     }
 }
 
-/// A certificate of an authority that signs for nobody.
+/// A certificate of an authority with which nothing is signed.
 #[cfg(feature = "kafka")]
 const CERTIFICATE: &str = include_str!("ca.pem");

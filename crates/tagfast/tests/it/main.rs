@@ -14,6 +14,7 @@ mod golden;
 mod lifecycle;
 mod main_job;
 mod races;
+#[cfg(feature = "kafka")]
 mod secrets;
 mod support;
 mod tenants;

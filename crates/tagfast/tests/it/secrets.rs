@@ -321,19 +321,16 @@ fn serve_in_front_of(stranger: Stranger) {
     assert!(MARKS[..1].iter().all(|mark| cmdline.contains(mark)), "secrets were planted");
 }
 
-#[cfg(feature = "kafka")]
 #[test]
 fn a_server_in_front_of_absent_servers_shows_no_secret() {
     serve_in_front_of(Stranger::Absent);
 }
 
-#[cfg(feature = "kafka")]
 #[test]
 fn a_server_in_front_of_silent_servers_shows_no_secret() {
     serve_in_front_of(Stranger::Silent);
 }
 
-#[cfg(feature = "kafka")]
 #[test]
 fn a_server_in_front_of_echoing_servers_shows_no_secret() {
     serve_in_front_of(Stranger::Echo);
@@ -386,7 +383,7 @@ fn whatever_the_server_makes_is_its_owners_alone_and_wider_modes_are_narrowed() 
     let log = running.log();
     assert!(log.contains("other users could use the data directory"), "{log}");
     running.stop();
-    // A directory that is there for everybody is refused and stays as it is.
+    // A directory that is there for all users is refused and stays as it is.
     let shared = dir.path().join("shared");
     std::fs::create_dir(&shared).unwrap();
     std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o1777)).unwrap();
