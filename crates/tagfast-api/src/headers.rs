@@ -3,12 +3,17 @@
 //! Request headers are checked strictly: a value that is not understood is an error, because a
 //! condition or a promise that is silently ignored is worse than a refusal.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
+use sha2::{Digest as _, Sha256};
 use tagfast_domain::Version;
 use tagfast_store::{CacheUse, Consistency, Durability};
 
+use crate::docs::STYLE;
 use crate::problem::{Code, Problem};
 
 pub(crate) static CONSISTENCY: HeaderName = HeaderName::from_static("consistency");
@@ -17,10 +22,35 @@ pub(crate) static DURABILITY: HeaderName = HeaderName::from_static("durability")
 pub(crate) static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 pub(crate) static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 pub(crate) static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+static CROSS_ORIGIN_RESOURCE_POLICY: HeaderName =
+    HeaderName::from_static("cross-origin-resource-policy");
 pub(crate) static CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// Longest idempotency key in bytes.
 const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
+
+/// What browsers may do with a page: show its own style, load nothing, run nothing, send nothing,
+/// and never inside of another page.
+static PAGE_POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
+    let style = STANDARD.encode(Sha256::digest(STYLE));
+    let policy = format!(
+        "default-src 'none'; style-src 'sha256-{style}'; base-uri 'none'; form-action 'none'; \
+         frame-ancestors 'none'"
+    );
+    HeaderValue::try_from(policy).unwrap_or(HeaderValue::from_static("default-src 'none'"))
+});
+
+/// Adds what keeps browsers from guessing media types and other sites from embedding the answer;
+/// with `is_page` also what protects a page that people look at.
+pub(crate) fn protect(headers: &mut HeaderMap, is_page: bool) {
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(&CROSS_ORIGIN_RESOURCE_POLICY, HeaderValue::from_static("same-origin"));
+    if is_page {
+        headers.insert(header::CONTENT_SECURITY_POLICY, PAGE_POLICY.clone());
+        headers.insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
+        headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    }
+}
 
 /// A problem about the value of a header.
 pub(crate) fn bad(name: &HeaderName, reason: &str) -> Problem {

@@ -9,6 +9,9 @@
 //! `handlers/<resource>.rs` has the handlers and `wire/<resource>.rs` the bodies beside them.
 
 mod auth;
+mod body;
+mod byte_budget;
+mod connection_io;
 mod cursor;
 mod docs;
 mod encoding;
@@ -31,8 +34,10 @@ mod server;
 pub mod services;
 mod state;
 mod time;
+mod web_guard;
 mod wire;
 
+pub use byte_budget::ByteBudget;
 pub use metric::METRICS;
 pub use problem::{PROBLEM_CODES, ProblemCode};
 pub use router::{openapi, router};
@@ -41,3 +46,4 @@ pub use services::{
     ApiLimits, ApiServices, AuthConfig, ConsumerStatus, DeadLetters, JwksSource, LimitStatus,
     Operations, OperationsError, Readiness, StatusReport,
 };
+pub use web_guard::AllowedHosts;

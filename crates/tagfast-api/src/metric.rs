@@ -39,6 +39,38 @@ label_enum! {
     }
 }
 
+label_enum! {
+    /// What holds bytes in memory.
+    pub(crate) enum Held {
+        /// A request body.
+        Request = "request",
+        /// An answer.
+        Answer = "answer",
+    }
+}
+
+label_enum! {
+    /// What a client stopped to take or to send.
+    pub(crate) enum Stall {
+        /// It accepts nothing of its answer.
+        Answer = "answer",
+        /// It sends nothing of its request body.
+        Request = "request",
+    }
+}
+
+label_enum! {
+    /// What shows that a request comes from a web page of a different site.
+    pub(crate) enum Foreign {
+        /// It names a host that is not one of the service.
+        Host = "host",
+        /// Its `Origin`.
+        Origin = "origin",
+        /// Its `Sec-Fetch-Site`.
+        FetchSite = "fetch_site",
+    }
+}
+
 define_metrics! {
     /// The metrics of this crate.
     pub const METRICS;
@@ -60,6 +92,27 @@ define_metrics! {
 
     /// Open connections. At the limit new ones wait in the kernel's queue.
     pub(crate) gauge HTTP_CONNECTIONS = "tagfast_http_connections";
+
+    /// Attempts to accept a connection that failed, at most 20 a second: the process has no file
+    /// left for it.
+    pub(crate) counter HTTP_ACCEPT_FAILURES = "tagfast_http_accept_failures_total";
+
+    /// Bytes that request bodies and answers hold in memory, of `server.max_in_flight_bytes`. Near
+    /// three quarters of it: large requests are refused.
+    pub(crate) gauge HTTP_BYTES_IN_FLIGHT = "tagfast_http_in_flight_bytes";
+
+    /// Requests refused with 503 because the bytes in flight reached `server.max_in_flight_bytes`:
+    /// while their body was read (request), or instead of their answer (answer).
+    pub(crate) counter HTTP_BYTES_REFUSED = "tagfast_http_in_flight_refused_total" { what: Held };
+
+    /// Connections closed because the client made no progress: it accepted nothing of its answer
+    /// within `server.write_timeout_ms`, or sent nothing of its request body.
+    pub(crate) counter HTTP_STALLED = "tagfast_http_stalled_connections_total" { what: Stall };
+
+    /// Requests refused because they name a host that is not one of the service (host), or because
+    /// a web page of a different origin asks for a change (origin, fetch_site). A name of your own:
+    /// set `server.allowed_hosts`.
+    pub(crate) counter HTTP_FOREIGN = "tagfast_http_foreign_total" { what: Foreign };
 
     /// Handlers that panicked; each is a bug.
     pub(crate) counter HTTP_PANICS = "tagfast_http_panics_total";

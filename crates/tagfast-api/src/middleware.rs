@@ -1,5 +1,5 @@
-//! The one middleware of every route: limits, authentication, rate limit, deadline, panics, problem
-//! bodies, gzip, metrics and the request id.
+//! The one middleware of every route: limits, host and origin, authentication, rate limit,
+//! deadline, panics, problem bodies, gzip, metrics and the request id.
 //!
 //! It is one pass instead of a stack of layers, because a view of a content costs little more than
 //! the layers would.
@@ -14,7 +14,7 @@ use std::sync::{Arc, LazyLock, OnceLock};
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
@@ -24,9 +24,12 @@ use tagfast_resilience::{Bounded, counter, gauge, histogram};
 use tokio::time::Instant;
 use tower_service::Service;
 
+use crate::body::{self, AnswerBytes};
 use crate::gzip;
 use crate::headers::{self, REQUEST_ID};
-use crate::metric::{HTTP_PANICS, HTTP_REQUEST_SECONDS, HTTP_REQUESTS, HTTP_REQUESTS_IN_FLIGHT};
+use crate::metric::{
+    HTTP_PANICS, HTTP_REQUEST_SECONDS, HTTP_REQUESTS, HTTP_REQUESTS_IN_FLIGHT, Held,
+};
 use crate::problem::{Code, Problem};
 use crate::rate_limit::Admission;
 use crate::request::RequestContext;
@@ -155,6 +158,24 @@ where
         }
     };
 
+    // The answer of a change must be given: the change has happened. A batch of views has taken its
+    // bytes while it was made.
+    let mut held = response.extensions_mut().remove::<AnswerBytes>();
+    if held.is_none()
+        && let Some(size) = response.body().size_hint().exact().filter(|size| *size > 0)
+    {
+        let mut bytes = route.state.services.byte_budget.holder(Held::Answer);
+        let grown = if matches!(method, Method::GET | Method::HEAD) {
+            bytes.grow(size as usize)
+        } else {
+            bytes.grow_always(size as usize);
+            Ok(())
+        };
+        match grown {
+            Ok(()) => held = Some(AnswerBytes(Arc::new(bytes))),
+            Err(problem) => response = problem.into_response(),
+        }
+    }
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {
         write_problem(&mut response, &problem, trace);
     }
@@ -162,13 +183,20 @@ where
         admission.write(response.headers_mut());
     }
     response.headers_mut().insert(REQUEST_ID.clone(), id.clone());
-    let response = gzip::compress(response, gzip && method != Method::HEAD).await;
+    headers::protect(response.headers_mut(), route.access == Access::Public);
+    let mut response = gzip::compress(response, gzip && method != Method::HEAD).await;
+    if let Some(mut held) = held {
+        if let Some(size) = response.body().size_hint().exact() {
+            held.shrink_to(size as usize);
+        }
+        response = response.map(|body| body::holding(body, held));
+    }
     route.meters.answered(&method, response.status(), started.elapsed());
     response
 }
 
-/// The checks before the handler: length of the URL, authentication, rate limit. `None`: the route
-/// is public, or no rate limit is configured.
+/// The checks before the handler: length of the URL, host and origin, authentication, rate limit.
+/// `None`: the route is public, or no rate limit is configured.
 async fn authorize(
     route: &Route,
     request: &mut Request,
@@ -187,6 +215,7 @@ async fn authorize(
             url_bytes as u64,
         ));
     }
+    state.services.allowed_hosts.check(request.method(), request.uri(), request.headers())?;
     if route.access == Access::Public {
         return Ok(None);
     }
@@ -239,9 +268,9 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
 }
 
 const METHODS: [&str; 7] = ["GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "other"];
-const STATUSES: [u16; 26] = [
-    200, 304, 400, 401, 403, 404, 405, 408, 409, 412, 413, 414, 415, 422, 429, 431, 500, 501, 503,
-    504, 507, 201, 202, 204, 206, 0,
+const STATUSES: [u16; 27] = [
+    200, 304, 400, 401, 403, 404, 405, 408, 409, 412, 413, 414, 415, 421, 422, 429, 431, 500, 501,
+    503, 504, 507, 201, 202, 204, 206, 0,
 ];
 
 /// Metric handles of one route, each looked up once.

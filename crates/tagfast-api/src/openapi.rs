@@ -24,11 +24,14 @@ use crate::problem::{PROBLEM_CODES, ProblemBody};
 /// The licence as an SPDX expression.
 const LICENCE: &str = "MIT OR Apache-2.0";
 /// Error statuses that every operation may answer.
-const STATUSES_ANY: &[u16] = &[400, 404, 405, 408, 414, 422, 500, 503, 504];
+const STATUSES_ANY: &[u16] = &[400, 404, 405, 408, 414, 421, 422, 500, 503, 504];
 /// Error statuses of operations that require a caller.
 const STATUSES_AUTHENTICATED: &[u16] = &[401, 403, 429, 501];
 /// Error statuses of operations with a request body.
-const STATUSES_WITH_BODY: &[u16] = &[413, 415];
+const STATUSES_WITH_BODY: &[u16] = &[413];
+/// Error statuses of operations that change something: a body must be JSON, and a page of a
+/// different site may not ask for it.
+const STATUSES_CHANGE: &[u16] = &[403, 415];
 /// Error statuses of operations that write tags.
 const STATUSES_WRITE: &[u16] = &[412, 507];
 /// Error statuses of long operations of an admin.
@@ -118,6 +121,9 @@ fn complete_operation(path: &str, method: &str, operation: &mut Operation) {
     }
     if operation.request_body.is_some() {
         statuses.extend_from_slice(STATUSES_WITH_BODY);
+    }
+    if method != "get" {
+        statuses.extend_from_slice(STATUSES_CHANGE);
     }
     if writes {
         statuses.extend_from_slice(STATUSES_WRITE);

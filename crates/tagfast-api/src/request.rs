@@ -10,8 +10,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};
-use http::{HeaderMap, HeaderValue, header, request::Parts};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http::{HeaderMap, HeaderValue, Method, header, request::Parts};
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use tagfast_domain::{
@@ -22,6 +21,8 @@ use tagfast_store::{Consistency, ConsistencyToken, Durability, ReadOptions};
 use tokio::time::Instant;
 
 use crate::auth::{Caller, Scope};
+use crate::body::{self, BodyError, RequestBody};
+use crate::byte_budget::HeldBytes;
 use crate::encoding;
 use crate::headers;
 use crate::metric::{AUTH_FAILURES, AuthFailure};
@@ -48,6 +49,8 @@ pub(crate) struct ApiRequest {
     /// In a mutex only because a body is not `Sync`, which a handler's borrow of its request
     /// needs.
     body: Mutex<Body>,
+    /// The bytes of the body, until the request ends; `None`: the body was not read.
+    held: Option<HeldBytes>,
 }
 
 /// A request that may read, and its query parameters.
@@ -89,8 +92,13 @@ impl ApiRequest {
             deadline: context.deadline,
             request_id: context.request_id,
             body: Mutex::new(body),
+            held: None,
         };
         request.require(scope)?;
+        // Also without a body: a form of a web page can send any POST, but never as JSON.
+        if request.head.method == Method::POST || has_body(&request.head) {
+            check_json_type(&request.head.headers)?;
+        }
         Ok(request)
     }
 
@@ -155,23 +163,38 @@ impl ApiRequest {
     /// The body as JSON.
     pub(crate) async fn json<T: DeserializeOwned>(&mut self) -> Result<T, Problem> {
         check_json_type(&self.head.headers)?;
+        parse(&self.body().await?)
+    }
+
+    /// The body as JSON; `None` if it is empty.
+    pub(crate) async fn json_or_nothing<T: DeserializeOwned>(
+        &mut self,
+    ) -> Result<Option<T>, Problem> {
+        let bytes = self.body().await?;
+        if bytes.is_empty() { Ok(None) } else { parse(&bytes).map(Some) }
+    }
+
+    async fn body(&mut self) -> Result<Vec<u8>, Problem> {
         let allowed = self.services().limits.body_bytes;
         if let Some(given) = content_length(&self.head.headers).filter(|n| *n > allowed as u64) {
             return Err(too_large(allowed, given));
         }
-        let body = Limited::new(std::mem::take(self.body.get_mut()), allowed).collect();
-        let bytes = match tokio::time::timeout_at(self.deadline, body).await {
-            Err(_) => {
-                let problem = Problem::new(Code::RequestTimeout, "the body did not arrive in time");
-                return Err(problem.header(header::CONNECTION, HeaderValue::from_static("close")));
-            }
-            Ok(Err(error)) if error.is::<LengthLimitError>() => {
-                return Err(too_large(allowed, allowed as u64 + 1));
-            }
-            Ok(Err(_)) => return Err(Problem::new(Code::BadJson, "the body ended early")),
-            Ok(Ok(collected)) => collected.to_bytes(),
-        };
-        tagfast_json::from_slice(&bytes).map_err(|error| json_problem::<T>(&bytes, &error))
+        let body = std::mem::take(self.body.get_mut());
+        let budget = &self.services().byte_budget;
+        let RequestBody { bytes, held } =
+            match body::read(body, allowed, self.deadline, budget).await {
+                Ok(read) => read,
+                Err(BodyError::TooLarge) => return Err(too_large(allowed, allowed as u64 + 1)),
+                Err(BodyError::Refused(problem)) => {
+                    let close = HeaderValue::from_static("close");
+                    return Err(problem.header(header::CONNECTION, close));
+                }
+                Err(BodyError::Broken) => {
+                    return Err(Problem::new(Code::BadJson, "the body ended early"));
+                }
+            };
+        self.held = Some(held);
+        Ok(bytes)
     }
 
     /// The largest age of a stale answer that the client accepts; `None`: up to the service's own
@@ -293,6 +316,14 @@ fn too_large(allowed: usize, given: u64) -> Problem {
         .header(header::CONNECTION, HeaderValue::from_static("close"))
 }
 
+/// Whether a request other than a read has a body.
+fn has_body(head: &Parts) -> bool {
+    let reads = matches!(head.method, Method::GET | Method::HEAD);
+    let declared = head.headers.contains_key(header::TRANSFER_ENCODING)
+        || content_length(&head.headers).is_some_and(|length| length > 0);
+    declared && !reads
+}
+
 fn check_json_type(headers: &HeaderMap) -> Result<(), Problem> {
     let given = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let essence = given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
@@ -307,6 +338,10 @@ fn check_json_type(headers: &HeaderMap) -> Result<(), Problem> {
         format!("{given:?} is not JSON")
     };
     Err(Problem::new(Code::UnsupportedMediaType, detail))
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    tagfast_json::from_slice(bytes).map_err(|error| json_problem::<T>(bytes, &error))
 }
 
 /// The problem of a refused body: parses it once more, slowly, to name the place of the error.

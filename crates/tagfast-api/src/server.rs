@@ -1,9 +1,10 @@
 //! The accept loop: HTTP/1.1 on a listener, with the protections that `axum::serve` lacks.
 //!
-//! A client that does not send the head of a request within `header_timeout` is disconnected. The
-//! number of connections is bounded; further ones wait in the kernel's queue. On shutdown the
-//! listener closes first, idle connections at once, busy ones after their answer, then the tasks
-//! that outlive their requests end; what still runs after `drain_timeout` is dropped.
+//! A client that does not send the head of a request within `header_timeout`, or accepts nothing of
+//! its answer within `write_timeout`, is disconnected. The number of connections is bounded; further
+//! ones wait in the kernel's queue. On shutdown the listener closes first, idle connections at once,
+//! busy ones after their answer, then the tasks that outlive their requests end; what still runs
+//! after `drain_timeout` is dropped.
 
 use std::io;
 use std::pin::pin;
@@ -14,12 +15,14 @@ use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use tagfast_resilience::{ErrorChain, TaskGroup, gauge};
+use tagfast_resilience::{ErrorChain, OutageLog, TaskGroup, counter, gauge};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use crate::metric::HTTP_CONNECTIONS;
+use crate::byte_budget::ByteBudget;
+use crate::connection_io::ConnectionIo;
+use crate::metric::{HTTP_ACCEPT_FAILURES, HTTP_CONNECTIONS};
 use crate::services::ApiLimits;
 
 /// Largest head of a request in bytes: a URL, a consistency token and a bearer token fit with room
@@ -29,8 +32,9 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 
 /// Serves until `shutdown` completes, then finishes the requests in flight and stops `tasks`, which
-/// is [`ApiServices::tasks`](crate::ApiServices::tasks). Returns at most `drain_timeout` after
-/// `shutdown`; no connection and no task of the API runs then.
+/// is [`ApiServices::tasks`](crate::ApiServices::tasks); `budget` is
+/// [`ApiServices::byte_budget`](crate::ApiServices::byte_budget). Returns at most `drain_timeout`
+/// after `shutdown`; no connection and no task of the API runs then.
 ///
 /// # Errors
 ///
@@ -40,6 +44,7 @@ pub async fn serve(
     router: Router,
     limits: ApiLimits,
     tasks: &TaskGroup,
+    budget: &ByteBudget,
     shutdown: impl Future<Output = ()> + Send,
 ) -> io::Result<()> {
     let mut http = hyper::server::conn::http1::Builder::new();
@@ -51,6 +56,7 @@ pub async fn serve(
     let connections = TaskGroup::new("http connection");
     let permits = Arc::new(Semaphore::new(limits.connections.max(1)));
     let open = gauge!(HTTP_CONNECTIONS);
+    let accept_log = OutageLog::new("accepting connections");
     let mut shutdown = pin!(shutdown);
 
     loop {
@@ -67,21 +73,23 @@ pub async fn serve(
                 Err(error) => {
                     // Out of file descriptors, or the connection broke before it was accepted:
                     // neither ends the service.
-                    tracing::warn!(error = %ErrorChain(&error), "a connection cannot be accepted");
+                    counter!(HTTP_ACCEPT_FAILURES).increment(1);
+                    accept_log.failed(&error);
                     tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                     continue;
                 }
             },
         };
+        accept_log.recovered();
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(
                 error = %ErrorChain(&error),
                 "TCP_NODELAY cannot be set on a connection"
             );
         }
-        let connection = graceful.watch(
-            http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone())),
-        );
+        let io = ConnectionIo::new(TokioIo::new(stream), limits.write_timeout, budget.clone());
+        let connection =
+            graceful.watch(http.serve_connection(io, TowerToHyperService::new(router.clone())));
         open.increment(1.0);
         let open = open.clone();
         connections.spawn(async move {

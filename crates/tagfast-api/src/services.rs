@@ -12,6 +12,8 @@ use tagfast_resilience::{BoxError, Breakers, Clock, Secret, TaskGroup};
 use tagfast_search::SearchIndex;
 use tagfast_store::{Sealer, SharedStore};
 
+use crate::byte_budget::ByteBudget;
+use crate::web_guard::AllowedHosts;
 use crate::wire::dead_letters::GroupName;
 use crate::wire::words::ConsumerStateName;
 
@@ -29,6 +31,10 @@ pub struct ApiLimits {
     pub request_timeout: Duration,
     /// Time for a client to send the head of a request.
     pub header_timeout: Duration,
+    /// How long an answer may wait for its client to accept some of it.
+    pub write_timeout: Duration,
+    /// Bytes that request bodies and answers may hold in memory, over all connections.
+    pub in_flight_bytes: u64,
     /// Largest number of open connections.
     pub connections: usize,
     /// Requests per second for each (tenant, user); 0 = unlimited.
@@ -51,6 +57,8 @@ impl Default for ApiLimits {
             batch_items: 500,
             request_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(10),
+            write_timeout: Duration::from_secs(20),
+            in_flight_bytes: 128 << 20,
             connections: 10_000,
             requests_per_second: 0,
             burst: 0,
@@ -238,6 +246,12 @@ pub struct ApiServices {
     pub domain_limits: Limits,
     /// Limits of the HTTP layer.
     pub limits: ApiLimits,
+    /// What the machine does not allow: (feature, reason). Shown with the degraded features.
+    pub machine_limits: Vec<(String, String)>,
+    /// The names by which the service may be called.
+    pub allowed_hosts: AllowedHosts,
+    /// What request bodies and answers hold in memory; of [`ApiLimits::in_flight_bytes`].
+    pub byte_budget: ByteBudget,
     /// Work that outlives the request that started it; [`crate::serve`] ends it.
     pub tasks: TaskGroup,
 }

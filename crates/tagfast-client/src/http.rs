@@ -273,6 +273,8 @@ impl Client {
         path: &str,
         options: RequestOptions<'_>,
     ) -> Result<reqwest::Response, ClientError> {
+        // The server demands JSON of every POST, also without a body.
+        let is_post = method == Method::POST;
         let mut request = self.http.request(method, format!("{}{path}", self.base.expose()));
         if let Some(token) = &self.token {
             request = request.bearer_auth(token.expose());
@@ -280,8 +282,11 @@ impl Client {
         for (name, value) in options.headers {
             request = request.header(name, value);
         }
+        if options.body.is_some() || is_post {
+            request = request.header("content-type", "application/json");
+        }
         if let Some(body) = options.body {
-            request = request.header("content-type", "application/json").body(body);
+            request = request.body(body);
         }
         if let Some(timeout) = options.timeout {
             request = request.timeout(timeout);

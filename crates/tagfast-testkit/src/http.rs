@@ -95,10 +95,12 @@ impl Client {
         for (name, value) in headers {
             text.push_str(&format!("{name}: {value}\r\n"));
         }
+        if (body.is_some() || method == "POST")
+            && !headers.iter().any(|(n, _)| n.eq_ignore_ascii_case("content-type"))
+        {
+            text.push_str("content-type: application/json\r\n");
+        }
         if let Some(body) = body {
-            if !headers.iter().any(|(n, _)| n.eq_ignore_ascii_case("content-type")) {
-                text.push_str("content-type: application/json\r\n");
-            }
             text.push_str(&format!("content-length: {}\r\n", body.len()));
         }
         text.push_str("\r\n");

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use clap::Parser;
 use tagfast_api::{
-    ApiLimits, ApiServices, AuthConfig, Operations, OperationsError, Readiness, StatusReport,
-    router, serve,
+    AllowedHosts, ApiLimits, ApiServices, AuthConfig, ByteBudget, Operations, OperationsError,
+    Readiness, StatusReport, router, serve,
 };
 use tagfast_domain::{
     ContentKey, Epoch, EpochId, EpochOrdinal, Limits, Operation, TagName, Tagging, UserId, Version,
@@ -179,12 +179,16 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         auth: AuthConfig::None,
         domain_limits: Limits::default(),
         limits: ApiLimits::default(),
+        allowed_hosts: AllowedHosts::new([], true)?,
+        machine_limits: Vec::new(),
+        byte_budget: ByteBudget::new(ApiLimits::default().in_flight_bytes),
         tasks: ApiServices::task_group(),
     };
     let listener = tokio::net::TcpListener::bind(&args.listen).await?;
     writeln!(std::io::stderr(), "listening on http://{}", listener.local_addr()?)?;
-    let tasks = parts.tasks.clone();
-    serve(listener, router(parts), ApiLimits::default(), &tasks, std::future::pending()).await?;
+    let (tasks, budget) = (parts.tasks.clone(), parts.byte_budget.clone());
+    let limits = ApiLimits::default();
+    serve(listener, router(parts), limits, &tasks, &budget, std::future::pending()).await?;
     Ok(())
 }
 

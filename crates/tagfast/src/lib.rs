@@ -13,6 +13,7 @@ mod consumers;
 mod demo;
 #[cfg(test)]
 mod golden;
+mod machine;
 mod node;
 #[cfg(feature = "kafka")]
 pub mod outbox;

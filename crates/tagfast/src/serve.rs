@@ -26,6 +26,7 @@ use crate::config::{
     AuthMode, Config, Override, PostgresConfig, Sources, env, load, machine_notes, without_effect,
 };
 use crate::demo;
+use crate::machine::{self, MachineLimits};
 use crate::node::cluster::ClusterNode;
 use crate::node::embedded::EmbeddedNode;
 use crate::node::roles::Roles;
@@ -55,7 +56,7 @@ pub(crate) fn configuration(args: &ServeArgs) -> Result<(Config, Sources), CliEr
 /// Runs the server until a signal ends it.
 pub(crate) fn run(args: &ServeArgs, terminal: &Terminal) -> CommandResult {
     let roles = Roles::of(&args.role);
-    let (config, sources) = configuration(args)?;
+    let (mut config, sources) = configuration(args)?;
     if config.postgres.is_none() && roles != Roles::ALL {
         return Err(CliError::usage(format!(
             "--role {}: embedded mode runs all roles in one process",
@@ -77,7 +78,9 @@ pub(crate) fn run(args: &ServeArgs, terminal: &Terminal) -> CommandResult {
         tracing::warn!("{key} has no effect beside the other keys");
     }
     let metrics = Metrics::install()?;
-    let server = Server { args, config: &config, traced: traces.is_some(), terminal };
+    let machine_limits = machine::fit_connections(&mut config.api_limits.connections);
+    let traced = traces.is_some();
+    let server = Server { args, config: &config, machine_limits, traced, terminal };
     let result = runtime.block_on(server.run(roles, &metrics));
     // While the runtime still runs: the exporter's calls need it.
     if let Some(traces) = traces {
@@ -90,6 +93,7 @@ pub(crate) fn run(args: &ServeArgs, terminal: &Terminal) -> CommandResult {
 struct Server<'a> {
     args: &'a ServeArgs,
     config: &'a Config,
+    machine_limits: MachineLimits,
     /// Whether traces are exported.
     traced: bool,
     terminal: &'a Terminal,
@@ -106,7 +110,8 @@ impl Server<'_> {
     async fn run(&self, roles: Roles, metrics: &Metrics) -> CommandResult {
         let started = Instant::now();
         let stop = stop_signal()?;
-        let listener = bind(self.config).await?;
+        let listener = bind(self.config)?;
+        metrics.watch_listener(listener.local_addr()?);
         let endpoint = Endpoint { listener, started, stop };
         let upkeep = metrics.start_upkeep();
         let text: MetricsText = {
@@ -195,10 +200,11 @@ impl Server<'_> {
     }
 
     /// Serves until a signal asks to stop and the requests in flight have ended.
-    async fn listen(&self, parts: ApiServices, endpoint: Endpoint) -> Result<(), CliError> {
+    async fn listen(&self, mut parts: ApiServices, endpoint: Endpoint) -> Result<(), CliError> {
         let Endpoint { listener, started, mut stop } = endpoint;
         let address = listener.local_addr()?;
-        let tasks = parts.tasks.clone();
+        let (tasks, budget) = (parts.tasks.clone(), parts.byte_budget.clone());
+        parts.machine_limits.clone_from(&self.machine_limits);
         let mut router = tagfast_api::router(parts);
         if self.traced {
             router = router.layer(axum::middleware::from_fn(trace::span));
@@ -217,15 +223,16 @@ impl Server<'_> {
         let stopped = async move {
             let _ = stop.wait_for(|stop| *stop).await;
         };
-        tagfast_api::serve(listener, router, self.config.api_limits.clone(), &tasks, stopped)
+        let limits = self.config.api_limits.clone();
+        tagfast_api::serve(listener, router, limits, &tasks, &budget, stopped)
             .await
             .map_err(|e| CliError::new(format!("serving {base} failed")).with_source(e))
     }
 }
 
-async fn bind(config: &Config) -> Result<TcpListener, CliError> {
+fn bind(config: &Config) -> Result<TcpListener, CliError> {
     let address = config.listen;
-    TcpListener::bind(address).await.map_err(|e| {
+    machine::listen(address).map_err(|e| {
         let hint = if e.kind() == std::io::ErrorKind::AddrInUse {
             Some(
                 "another program (a second tagfast?) listens there; --listen 127.0.0.1:0 takes a \

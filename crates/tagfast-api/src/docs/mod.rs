@@ -15,5 +15,6 @@ mod outline;
 mod problems;
 mod reference;
 
+pub(crate) use html::STYLE;
 pub(crate) use problems::problem_page;
 pub(crate) use reference::reference_page;

@@ -9,8 +9,8 @@ use tagfast_resilience::{BreakerState, ErrorChain};
 use crate::problem::{Code, Problem, not_in_this_mode};
 use crate::request::Admin;
 use crate::wire::admin::{
-    DriftBody, FailoversBody, PartProblemBody, Recount, RecountBody, ReindexBody, RunningBody,
-    StatusBody,
+    DriftBody, FailoversBody, PartProblemBody, Recount, RecountBody, Reindex, ReindexBody,
+    RunningBody, StatusBody,
 };
 use crate::wire::breakers::{BreakerBody, BreakerEventBody};
 use crate::wire::meta::DegradedBody;
@@ -31,7 +31,9 @@ pub(crate) async fn status(Admin(request, _): Admin) -> Result<Response, Problem
     let operations = &request.services().operations;
     let report = operations.status().await;
     let readiness = operations.readiness().await;
-    let mut degraded: Vec<_> = report.degraded.into_iter().map(DegradedBody::from).collect();
+    let machine_limits = request.services().machine_limits.iter().cloned();
+    let degraded = report.degraded.into_iter().chain(machine_limits);
+    let mut degraded: Vec<_> = degraded.map(DegradedBody::from).collect();
     let features = request.state.fallback.degraded_features().into_iter();
     degraded
         .extend(features.map(|(feature, reason)| (feature.to_owned(), reason.to_owned()).into()));
@@ -74,9 +76,11 @@ pub(crate) async fn status(Admin(request, _): Admin) -> Result<Response, Problem
     path = "/v1/admin/reindex",
     operation_id = "rebuildIndex",
     tag = "operations",
+    request_body = Reindex,
     responses((status = 200, description = "The rebuild is done", body = ReindexBody))
 )]
-pub(crate) async fn reindex(Admin(request, _): Admin) -> Result<Response, Problem> {
+pub(crate) async fn reindex(Admin(mut request, _): Admin) -> Result<Response, Problem> {
+    let _: Option<Reindex> = request.json_or_nothing().await?;
     let operations = Arc::clone(&request.services().operations);
     let contents =
         detached(&request.services().tasks, async move { operations.reindex().await }).await??;

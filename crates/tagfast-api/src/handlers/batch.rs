@@ -1,36 +1,53 @@
 //! Many contents in one request; each item succeeds or fails alone.
+//!
+//! A content that a batch names more than once is read and rendered once. Large contents are read a
+//! few at a time, and what is rendered counts as bytes in flight as it grows: a batch whose answer
+//! finds no room is refused with 503 `overloaded` before it holds more.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use axum::response::Response;
+use bytes::Bytes;
 use http::header;
+use serde::Serialize;
 use tagfast_domain::time::parse_rfc3339;
 use tagfast_domain::{Call, ContentKey, Operation, Origin, Tag, TagName, UnixMillis, UserId};
 use tagfast_json::Strict;
-use tagfast_resilience::Criticality;
+use tagfast_resilience::{Criticality, ErrorChain};
 use tagfast_sharding::ContentHash;
-use tagfast_store::{ConsistencyToken, View, WriteAnswer, WriteRequest};
+use tagfast_store::{ConsistencyToken, StoreError, View, WriteAnswer, WriteRequest};
 
 use super::content::{observe_write, write_body};
 use crate::auth::Scope;
+use crate::body::{AnswerBytes, Rope};
+use crate::byte_budget::HeldBytes;
 use crate::headers::{self, CONSISTENCY_TOKEN};
+use crate::metric::Held;
 use crate::problem::{Code, Problem};
 use crate::request::{ApiRequest, Read, Write, WriteHeaders};
 use crate::wire::batch::{BatchBody, BatchGet, BatchItem, BatchTag, TagInput, TagItem};
 use crate::wire::content::{Taggings, VersionText, ViewBody, WriteBody};
 use crate::wire::meta::Meta;
-use crate::wire::response::json;
+use crate::wire::response::{json, with_type};
 
 /// How far the time of an imported tag may lie in the future, in milliseconds: clocks of two
 /// machines differ.
 const CLOCK_SKEW_MAX_MS: i64 = 300_000;
+/// Contents that a batch reads first, in one call of the store: their size is not known yet.
+const FIRST_SLICE_CONTENTS: usize = 32;
+/// Fewest contents that a batch reads in one call of the store.
+const SLICE_CONTENTS_MIN: usize = 8;
+/// What a batch reads in one call of the store after the first, in bytes of the answer, if the
+/// contents are as large as those before: the memory of a batch beside its answer.
+const SLICE_BYTES: usize = 512 * 1024;
 /// Longest part of a bad time that the error repeats, in characters.
 const SHOWN_TIME_CHARS_MAX: usize = 80;
 
 /// The tags of up to 500 contents
 ///
 /// One result per item, in the order of the items. An item that cannot be read has a problem; the
-/// others are not affected.
+/// others are not affected. A content that is named twice is read once.
 #[utoipa::path(
     post,
     path = "/v1/content:batchGet",
@@ -47,53 +64,157 @@ pub(crate) async fn batch_get(Read(mut request, _): Read) -> Result<Response, Pr
     let batch: BatchGet = request.json().await?;
     check_size(&request, batch.items.len())?;
 
-    let parsed: Vec<Result<ContentKey, Problem>> =
-        batch.items.iter().map(|i| request.content_key(&i.content_type, &i.id)).collect();
-    let keys: Vec<ContentKey> = parsed.iter().filter_map(|k| k.as_ref().ok()).cloned().collect();
+    let (contents, places) = distinct(&request, &batch);
     let options = read.options(Criticality::Degradable);
-    let views = request.services().store.view_many(&keys, &options).await;
-    let mut views = keys.iter().zip(views);
-    let results: Vec<Result<(&ContentKey, View), Problem>> = parsed
-        .iter()
-        .map(|parsed| match parsed {
-            Err(problem) => Err(problem.clone()),
-            Ok(_) => match views.next() {
-                Some((key, Ok(view))) => Ok((key, view)),
-                Some((_, Err(error))) => Err(error.into()),
-                None => Err(no_answer()),
-            },
-        })
-        .collect();
-
-    let mut token = read.token.unwrap_or_default();
-    let now = request.now();
-    let trace = request.trace_id();
-    let body = BatchBody {
-        results: results
-            .iter()
-            .zip(&batch.items)
-            .map(|(result, item)| match result {
-                Err(problem) => {
-                    BatchItem::failed(&item.content_type, &item.id, problem.body(&trace))
-                }
-                Ok((key, view)) => {
-                    token.observe(ContentHash::of(key), view.version, view.position);
-                    BatchItem::done(ViewBody {
-                        content: (&key.content).into(),
-                        tags: Taggings(&view.tags),
-                        version: VersionText(view.version),
-                        meta: Meta::of_view(view, now),
-                    })
-                }
-            })
-            .collect(),
-    };
-    let mut response = json(&body);
-    let degraded =
-        results.iter().flatten().any(|(_, view)| view.stale || !view.degraded.is_empty());
+    let mut token = read.token.clone().unwrap_or_default();
+    let mut views = RenderedViews::new(&request);
+    let mut slice = FIRST_SLICE_CONTENTS;
+    while views.items.len() < contents.len() {
+        let left = &contents[views.items.len()..];
+        let keys = &left[..slice.min(left.len())];
+        let read = request.services().store.view_many(keys, &options).await;
+        let bytes = views.render(keys, read, &mut token)?;
+        slice = next_slice(keys.len(), bytes);
+    }
+    let (mut response, degraded) = views.answer(&batch, &places);
     response.headers_mut().insert(header::CACHE_CONTROL, headers::cache_control(degraded));
     insert_token(&mut response, &request, &token);
     Ok(response)
+}
+
+/// The contents of a batch, each once, and for each item the place of its content among them.
+fn distinct(
+    request: &ApiRequest,
+    batch: &BatchGet,
+) -> (Vec<ContentKey>, Vec<Result<usize, Problem>>) {
+    let mut known: HashMap<ContentKey, usize> = HashMap::new();
+    let mut contents = Vec::new();
+    let places = batch.items.iter().map(|item| {
+        let key = request.content_key(&item.content_type, &item.id)?;
+        Ok(*known.entry(key).or_insert_with_key(|key| {
+            contents.push(key.clone());
+            contents.len() - 1
+        }))
+    });
+    let places = places.collect();
+    (contents, places)
+}
+
+/// How many contents are read next, when `bytes` is the size of the last `contents` ones.
+fn next_slice(contents: usize, bytes: usize) -> usize {
+    let each = bytes.div_ceil(contents.max(1)).max(1);
+    (SLICE_BYTES / each).max(SLICE_CONTENTS_MIN)
+}
+
+/// The views of a batch, each rendered once; an item begins with the comma that separates it from
+/// the one before.
+struct RenderedViews {
+    items: Vec<Bytes>,
+    held: HeldBytes,
+    trace: String,
+    now: UnixMillis,
+    /// Whether one of the views is stale or lacks a guarantee.
+    degraded: bool,
+}
+
+impl RenderedViews {
+    fn new(request: &ApiRequest) -> Self {
+        Self {
+            items: Vec::new(),
+            held: request.services().byte_budget.holder(Held::Answer),
+            trace: request.trace_id(),
+            now: request.now(),
+            degraded: false,
+        }
+    }
+
+    /// Renders the views of some contents; their size in bytes.
+    fn render(
+        &mut self,
+        keys: &[ContentKey],
+        views: Vec<Result<View, StoreError>>,
+        token: &mut ConsistencyToken,
+    ) -> Result<usize, Problem> {
+        let mut views = views.into_iter();
+        let (mut out, mut ends) = (Vec::new(), Vec::with_capacity(keys.len()));
+        for key in keys {
+            let view = match views.next() {
+                Some(view) => view.map_err(Problem::from),
+                None => Err(no_answer()),
+            };
+            match &view {
+                Err(problem) => {
+                    let content = &key.content;
+                    let (kind, id) = (content.content_type.as_str(), content.content_id.as_str());
+                    let body = problem.body(&self.trace);
+                    write_item(&mut out, &BatchItem::<ViewBody<'_>>::failed(kind, id, body));
+                }
+                Ok(view) => {
+                    token.observe(ContentHash::of(key), view.version, view.position);
+                    self.degraded |= view.stale || !view.degraded.is_empty();
+                    let body = ViewBody {
+                        content: (&key.content).into(),
+                        tags: Taggings(&view.tags),
+                        version: VersionText(view.version),
+                        meta: Meta::of_view(view, self.now),
+                    };
+                    write_item(&mut out, &BatchItem::done(body));
+                }
+            }
+            ends.push(out.len());
+        }
+        out.shrink_to_fit();
+        self.held.grow(out.capacity())?;
+        let (out, mut begin) = (Bytes::from(out), 0);
+        self.items.extend(ends.into_iter().map(|end| {
+            let item = out.slice(begin..end);
+            begin = end;
+            item
+        }));
+        Ok(out.len())
+    }
+
+    /// The answer, and whether it is degraded.
+    fn answer(self, batch: &BatchGet, places: &[Result<usize, Problem>]) -> (Response, bool) {
+        let mut body = Rope::default();
+        body.push_copy(b"{\"results\":[");
+        let mut bad_bytes = 0;
+        for (n, (place, item)) in places.iter().zip(&batch.items).enumerate() {
+            let item = match place {
+                Ok(place) => self.items[*place].clone(),
+                Err(problem) => {
+                    let (kind, id) = (&item.content_type, &item.id);
+                    let body = problem.body(&self.trace);
+                    let mut bad = Vec::new();
+                    write_item(&mut bad, &BatchItem::<ViewBody<'_>>::failed(kind, id, body));
+                    bad_bytes += bad.len();
+                    bad.into()
+                }
+            };
+            // The first item follows nothing.
+            body.push(&item.slice(usize::from(n == 0)..));
+        }
+        body.push_copy(b"]}");
+        let mut held = self.held;
+        // Both are bounded by the request: small parts by the number of its items, what is wrong
+        // with it by its own bytes.
+        held.grow_always(body.copied_bytes() + bad_bytes);
+        let mut response = with_type(body.into_body(), "application/json");
+        response.extensions_mut().insert(AnswerBytes(Arc::new(held)));
+        (response, self.degraded)
+    }
+}
+
+/// Appends a comma and an item.
+fn write_item<T: Serialize>(out: &mut Vec<u8>, item: &BatchItem<'_, T>) {
+    out.push(b',');
+    let begin = out.len();
+    // Writing to memory fails only for a map whose keys are not text, which no item has.
+    if let Err(error) = serde_json::to_writer(&mut *out, item) {
+        tracing::error!(error = %ErrorChain(&error), "an item cannot be written as JSON");
+        out.truncate(begin);
+        out.extend_from_slice(b"null");
+    }
 }
 
 /// Up to 500 writes
@@ -113,9 +234,9 @@ pub(crate) async fn batch_get(Read(mut request, _): Read) -> Result<Response, Pr
     ))
 )]
 pub(crate) async fn batch_tag(Write(mut request, _): Write) -> Result<Response, Problem> {
-    let batch: BatchTag = request.json().await?;
+    let mut batch: BatchTag = request.json().await?;
     check_size(&request, batch.items.len())?;
-    if batch.items.iter().any(|item| imports(item)) {
+    if batch.items.iter().any(imports) {
         request.require(Scope::Admin)?;
     }
     let write_headers = request.write_headers()?;
@@ -124,16 +245,19 @@ pub(crate) async fn batch_tag(Write(mut request, _): Write) -> Result<Response, 
     }
 
     let mut contents: Vec<(&str, &str)> =
-        batch.items.iter().map(|i| (i.0.content_type.as_str(), i.0.id.as_str())).collect();
+        batch.items.iter().map(|i| (i.content_type.as_str(), i.id.as_str())).collect();
     contents.sort_unstable();
     request.bind_key(write_headers.idempotency_key, Call::BatchItem, contents)?;
 
     let mut occurrences = HashMap::new();
     let parsed: Vec<Result<tagfast_domain::Write, Problem>> = batch
         .items
-        .iter()
+        .iter_mut()
         .map(|item| {
-            let write = parse_item(&request, &write_headers, &mut occurrences, item)?;
+            let parsed = parse_item(&request, &write_headers, &mut occurrences, item);
+            // A body of empty tags takes many times its bytes: not while the writes wait.
+            (item.add, item.remove) = (Vec::new(), Vec::new());
+            let write = parsed?;
             write.check_new_data()?;
             Ok(write)
         })

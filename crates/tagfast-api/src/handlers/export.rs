@@ -1,9 +1,14 @@
 //! All contents of a tenant as a stream of JSON lines.
 //!
+//! A page is read when the client has taken the one before. Its lines count as bytes in flight.
+//!
 //! How it fails: an error before the first line is a problem document; a later one breaks the
-//! stream off, and the client resumes with `after`.
+//! stream off, and the client resumes with `after`. A page for which there is no room among the
+//! bytes in flight waits, the first one is refused with 503 `overloaded`.
 
 use std::io::Write;
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
@@ -19,15 +24,25 @@ use tagfast_sharding::LogicalShard;
 use tagfast_store::{ScanPage, ScanRequest, SharedStore, StoreError};
 use utoipa::IntoParams;
 
+use crate::body::{AnswerBytes, held_bytes};
+use crate::byte_budget::{ByteBudget, HeldBytes};
 use crate::headers;
+use crate::metric::Held;
 use crate::params::{bad_parameter, parse_text, whole_number};
 use crate::problem::Problem;
 use crate::request::{ApiRequest, Read};
 use crate::wire::export::{ExportLine, ExportLines};
 use crate::wire::response::with_type;
 
-/// Contents per page of the scan: at most a few hundred kilobytes, so that memory stays small.
-const SCAN_PAGE_CONTENTS: usize = 500;
+/// Contents of the first page of the scan: their size is not known yet.
+const FIRST_PAGE_CONTENTS: usize = 32;
+/// Most contents of a page.
+const PAGE_CONTENTS_MAX: usize = 500;
+/// Bytes of the lines of a page, if its contents are as large as those before: what an export
+/// whose client does not read holds in memory.
+const PAGE_BYTES: usize = 512 * 1024;
+/// How often a page that waits for room among the bytes in flight looks for it.
+const ROOM_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// First size of the buffer for the lines of a page, in bytes per content.
 const LINE_CAPACITY_BYTES: usize = 160;
 
@@ -74,18 +89,23 @@ pub(crate) async fn export(Read(request, params): Read<ExportParams>) -> Result<
         tenant: request.tenant().clone(),
         shards,
         after,
+        page_contents: FIRST_PAGE_CONTENTS,
+        budget: request.services().byte_budget.clone(),
         encoder: gzip.then(|| GzEncoder::new(Vec::new(), Compression::fast())),
         done: false,
     };
     // The first page is read before the answer starts, so that an error can still be a problem
     // document.
-    let first = export.next().await?;
+    let mut held = export.budget.holder(Held::Answer);
+    held.grow(PAGE_BYTES)?;
+    let first = export.next(held).await?;
     let chunks = stream::unfold((Some(export), first), |(export, ready)| async move {
         let mut export = export?;
         if let Some(chunk) = ready {
             return Some((Ok(chunk), (Some(export), None)));
         }
-        match export.next().await {
+        let held = export.room().await;
+        match export.next(held).await {
             Ok(Some(chunk)) => Some((Ok(chunk), (Some(export), None))),
             Ok(None) => None,
             Err(error) => {
@@ -137,30 +157,45 @@ struct ExportStream {
     shards: Vec<LogicalShard>,
     /// The content after which the next page starts; `None`: at the shard's beginning.
     after: Option<ContentKey>,
+    page_contents: usize,
+    budget: ByteBudget,
     /// `None`: the answer is not compressed.
     encoder: Option<GzEncoder<Vec<u8>>>,
     done: bool,
 }
 
 impl ExportStream {
+    /// Waits for the bytes of a page: others give theirs back when they are read, or when their
+    /// connection is closed for making no progress.
+    async fn room(&self) -> HeldBytes {
+        let mut held = self.budget.holder(Held::Answer);
+        while held.grow(PAGE_BYTES).is_err() {
+            tokio::time::sleep(ROOM_RETRY_INTERVAL).await;
+        }
+        held
+    }
+
     /// The next chunk that is not empty; `None` at the end.
-    async fn next(&mut self) -> Result<Option<Bytes>, StoreError> {
+    async fn next(&mut self, mut held: HeldBytes) -> Result<Option<Bytes>, StoreError> {
         while let Some(shard) = self.shards.last().copied() {
             let scan = self.store.scan(ScanRequest {
                 shard,
                 tenant: Some(&self.tenant),
                 after: self.after.as_ref(),
-                limit: SCAN_PAGE_CONTENTS,
+                limit: self.page_contents,
             });
             let page = scan.await?;
             let lines = encode_lines(&page);
+            self.page_contents = page_contents(page.items.len(), lines.len());
             self.after = page.next;
             if self.after.is_none() {
                 self.shards.pop();
             }
             let chunk = self.compress(lines);
             if !chunk.is_empty() {
-                return Ok(Some(chunk));
+                held.grow_always(chunk.len());
+                held.shrink_to(chunk.len());
+                return Ok(Some(held_bytes(chunk, AnswerBytes(Arc::new(held)))));
             }
         }
         if std::mem::replace(&mut self.done, true) {
@@ -184,6 +219,12 @@ impl ExportStream {
             }
         }
     }
+}
+
+/// How many contents the next page has, when the last one had `contents` with lines of `bytes`.
+fn page_contents(contents: usize, bytes: usize) -> usize {
+    let each = bytes.div_ceil(contents.max(1)).max(1);
+    (PAGE_BYTES / each).clamp(1, PAGE_CONTENTS_MAX)
 }
 
 /// One line per content that has tags.

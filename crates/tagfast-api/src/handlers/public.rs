@@ -91,7 +91,9 @@ pub(crate) async fn readyz(
 ) -> Result<Response, Problem> {
     let operations = &state.services.operations;
     let not_ready = PartProblemBody::not_ready(operations.readiness().await);
-    let degraded = operations.degraded().into_iter().map(DegradedBody::from).collect();
+    let degraded = operations.degraded().into_iter();
+    let degraded = degraded.chain(state.services.machine_limits.clone());
+    let degraded = degraded.map(DegradedBody::from).collect();
     let ready = not_ready.is_empty();
     let mut response = json(&ReadyBody { ready, not_ready, degraded });
     if !ready {

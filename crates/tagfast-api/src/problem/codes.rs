@@ -88,6 +88,11 @@ codes! {
     MissingScope = "missing_scope" 403 "The token does not allow this"
         "The token lacks the scope that this call requires."
         "Request a token with the scope that the detail names.";
+    CrossSite = "cross_site" 403 "A web page of a different site asks for a change"
+        "The request would change something, and its `Origin` or `Sec-Fetch-Site` says that a web \
+         page of a different origin sent it."
+        "Change tags from a page of this service, from a program, or from a name in \
+         `server.allowed_hosts`.";
     NotFound = "not_found" 404 "No such route"
         "The path is not one of the API's routes."
         "Compare the path with `/openapi.json`; encode a slash inside an id or tag as `%2F`.";
@@ -118,8 +123,13 @@ codes! {
         "Path and query together exceed the limit `url_bytes`."
         "Shorten the query.";
     UnsupportedMediaType = "unsupported_media_type" 415 "The body is not declared as JSON"
-        "The call takes a body of type `application/json`."
+        "The call takes a body of type `application/json`; a POST must declare it also when its \
+         body is empty."
         "Send `Content-Type: application/json`.";
+    HostNotAllowed = "host_not_allowed" 421 "The host is not one of this service"
+        "The request names a host other than a loopback address, `localhost`, or a name in \
+         `server.allowed_hosts`."
+        "Call the service by one of its names; an operator adds names to `server.allowed_hosts`.";
     Empty = "empty" 422 "A value is empty"
         "A tag, content type, content id, user or reason is empty, also after blanks are trimmed."
         "Send at least one character.";
@@ -158,6 +168,10 @@ codes! {
     BatchTooLarge = "batch_too_large" 422 "The batch has too many items"
         "The batch exceeds the limit `batch_items`."
         "Split the batch.";
+    AnswerTooLarge = "answer_too_large" 422 "The answer would be too large"
+        "The answer alone would hold more memory than three quarters of the limit \
+         `in_flight_bytes`."
+        "Ask for fewer contents or a shorter page in one request.";
     BadTime = "bad_time" 422 "A time is not acceptable"
         "A time is not RFC 3339, or `at` is not between 1970 and now."
         "Correct it, for example `2026-01-31T12:00:00Z`.";
@@ -189,7 +203,8 @@ codes! {
         "The feature belongs to a different way of running the service."
         "Do without it, or run the service with the part that has it.";
     Overloaded = "overloaded" 503 "The service is overloaded"
-        "A queue is full; nothing was done."
+        "A queue is full, or requests and answers in flight hold all the memory that they may \
+         (limit `in_flight_bytes`); nothing was done."
         "Wait as long as `Retry-After` says, then send the same request.";
     Unavailable = "unavailable" 503 "The store is not available"
         "The store cannot serve this content now. With `outcome_unknown` a write may have been \

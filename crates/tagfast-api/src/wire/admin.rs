@@ -51,6 +51,12 @@ pub(crate) struct RunningBody {
     pub(crate) contents: u64,
 }
 
+/// A rebuild of the search index has no settings.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({}))]
+pub(crate) struct Reindex {}
+
 /// The failovers of the clusters.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Failovers)]

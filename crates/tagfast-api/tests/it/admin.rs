@@ -50,7 +50,7 @@ async fn status_reindex_and_recount() {
     );
     assert_eq!((&status["breakers"], &status["breaker_events"]), (&json!([]), &json!([])));
     assert_eq!(
-        fixture.request("POST", "/v1/admin/reindex").send().await.ok(),
+        fixture.request("POST", "/v1/admin/reindex").json("{}").send().await.ok(),
         json!({"contents": 3})
     );
     let found =
@@ -62,7 +62,7 @@ async fn status_reindex_and_recount() {
     );
 
     *fixture.operations.fault.lock() = Some(|| OperationsError::AlreadyRunning("reindex"));
-    fixture.request("POST", "/v1/admin/reindex").send().await.problem("already_running");
+    fixture.request("POST", "/v1/admin/reindex").json("{}").send().await.problem("already_running");
     *fixture.operations.fault.lock() = Some(|| OperationsError::Failed("the disk is full".into()));
     fixture
         .request("POST", "/v1/admin/recount")

@@ -97,6 +97,13 @@ config_keys! {
             "Address and port of the HTTP server. Port 0 takes a free one, which the log names.",
             "An address that other machines can reach needs `auth.mode = \"jwt\"`; without it the \
              server does not start.";
+        allowed_hosts List Both = "", "config.allowed_hosts",
+            "Names by which clients call the server, each `HOST` (any port) or `HOST:PORT`. \
+             Loopback addresses, `localhost` and the address in `server.listen` always count. A \
+             request that names a different host is refused with 421 `host_not_allowed`; with \
+             `auth.mode = \"jwt\"` only if this is set. A web page of these names may change tags.",
+            "A name that other people control lets their web pages read and write everything while \
+             `auth.mode` is `none`. A missing one: clients that use it are refused.";
         signing_key_file List Both = "", "config.signing_keys()",
             "Files with the keys of consistency tokens, receipts and cursors: 64 hexadecimal \
              digits each. The first key signs, all are accepted. Embedded default: `token.key` in \
@@ -130,6 +137,19 @@ config_keys! {
             "How long a client may take to send the head of a request, in milliseconds.",
             "Too high: slow clients occupy connections. Too low: clients behind slow links are cut \
              off.";
+        write_timeout_ms Number(100..=3_600_000) Both = "20000", "limits.write_timeout",
+            "How long an answer may wait for its client to accept 16 KiB of it or what is left, in \
+             milliseconds; then the connection is closed. It is 2 s while more than half of \
+             `server.max_in_flight_bytes` is in use.",
+            "Too high: clients that do not read their answers keep them in memory. Too low: \
+             clients behind slow links are cut off.";
+        max_in_flight_bytes Number(4096..=1_099_511_627_776) Both = "134217728",
+            "limits.in_flight_bytes",
+            "Bytes that request bodies and answers may hold in memory over all connections. Beyond \
+             it requests are refused with 503 `overloaded`; a quarter is reserved for those of at \
+             most 256 KiB. At least four times `server.max_body_bytes`.",
+            "Too high: clients that send and do not read can fill the memory. Too low: large \
+             batches and exports are refused although there is memory for them.";
         drain_timeout_ms Number(1..=3_600_000) Both = "10000", "limits.drain_timeout",
             "How long requests in flight may take to finish after a stop signal, in milliseconds.",
             "Too high: a stop takes long. Too low: requests are cut off, and their clients do not \

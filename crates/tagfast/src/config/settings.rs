@@ -9,7 +9,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tagfast_api::{ApiLimits, AuthConfig, JwksSource};
+use tagfast_api::{AllowedHosts, ApiLimits, AuthConfig, JwksSource};
 use tagfast_domain::{Limits, TenantId};
 use tagfast_resilience::{Address, Secret};
 
@@ -22,6 +22,9 @@ use super::log_filter;
 use super::postgres::{PostgresConfig, postgres};
 use super::secrets::{make_key, read_key, read_secret};
 use super::values::{Sources, Values, is_http_url};
+
+/// Largest request bodies that the bytes in flight must have room for.
+const BODIES_IN_FLIGHT_MIN: u64 = 4;
 
 /// The form of logs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +71,8 @@ pub struct TelemetryConfig {
 pub struct Config {
     /// Address and port of the HTTP server.
     pub listen: SocketAddr,
+    /// The names by which clients may call the server.
+    pub allowed_hosts: AllowedHosts,
     /// Worker threads; `None` = one per processor.
     pub worker_threads: Option<usize>,
     /// Limits of the HTTP layer.
@@ -124,6 +129,7 @@ impl Config {
         let worker_threads = Some(values.size(&SERVER.worker_threads)).filter(|n| *n > 0);
         Self {
             listen,
+            allowed_hosts: allowed_hosts(values, listen, auth_mode),
             worker_threads,
             api_limits: api_limits(values),
             limits: Limits { tags_per_content: values.size(&LIMITS.tags_per_content) },
@@ -232,6 +238,21 @@ fn listen(values: &mut Values<'_>) -> SocketAddr {
     })
 }
 
+fn allowed_hosts(values: &mut Values<'_>, listen: SocketAddr, auth: AuthMode) -> AllowedHosts {
+    let names = values.list(&SERVER.allowed_hosts);
+    let any = auth == AuthMode::Jwt && names.is_empty();
+    match AllowedHosts::new(names.iter().map(String::as_str), any) {
+        Ok(hosts) => hosts.with_listener(listen.ip()),
+        Err(bad) => {
+            values.refuse(format!(
+                "server.allowed_hosts has {bad:?}; write a host or host:port, for example \
+                 tags.example.com"
+            ));
+            AllowedHosts::default()
+        }
+    }
+}
+
 fn auth_mode(values: &mut Values<'_>, listen: SocketAddr) -> AuthMode {
     if values.choice(&AUTH.mode) == Some("jwt") {
         let secret = values.text(&AUTH.hs256_secret_file);
@@ -251,6 +272,14 @@ fn auth_mode(values: &mut Values<'_>, listen: SocketAddr) -> AuthMode {
 }
 
 fn api_limits(values: &mut Values<'_>) -> ApiLimits {
+    let (body, in_flight) =
+        (values.number(&SERVER.max_body_bytes), values.number(&SERVER.max_in_flight_bytes));
+    if in_flight / BODIES_IN_FLIGHT_MIN < body {
+        values.refuse(format!(
+            "server.max_in_flight_bytes is {in_flight}; it must be at least \
+             {BODIES_IN_FLIGHT_MIN} times server.max_body_bytes ({body})"
+        ));
+    }
     let rate = values.small(&LIMITS.requests_per_second);
     let burst = values.small(&LIMITS.burst);
     ApiLimits {
@@ -260,6 +289,8 @@ fn api_limits(values: &mut Values<'_>) -> ApiLimits {
         connections: values.size(&SERVER.max_connections),
         request_timeout: values.millis(&SERVER.request_timeout_ms),
         header_timeout: values.millis(&SERVER.header_timeout_ms),
+        write_timeout: values.millis(&SERVER.write_timeout_ms),
+        in_flight_bytes: in_flight,
         drain_timeout: values.millis(&SERVER.drain_timeout_ms),
         requests_per_second: rate,
         burst: if burst == 0 { rate } else { burst },
@@ -354,6 +385,17 @@ mod tests {
             )
             .is_ok()
         );
+    }
+
+    #[test]
+    fn names_are_hosts_and_bodies_fit_the_bytes_in_flight() {
+        let errors = resolve("[server]\nallowed_hosts = [\"http://x\"]").unwrap_err();
+        assert!(errors[0].contains("server.allowed_hosts"), "{errors:?}");
+        resolve("[server]\nallowed_hosts = [\"tags.example.com\", \"x:80\", \"[::1]:7\"]").unwrap();
+        let errors = resolve("[server]\nmax_body_bytes = 67108864").unwrap_err();
+        assert!(errors[0].contains("server.max_in_flight_bytes"), "{errors:?}");
+        let text = "[server]\nmax_body_bytes = 67108864\nmax_in_flight_bytes = 268435456";
+        assert_eq!(resolve(text).unwrap().api_limits.in_flight_bytes, 256 << 20);
     }
 
     #[test]

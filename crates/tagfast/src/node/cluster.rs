@@ -11,7 +11,8 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use tagfast_api::{
-    ApiServices, DeadLetters, LimitStatus, Operations, OperationsError, Readiness, StatusReport,
+    ApiServices, ByteBudget, DeadLetters, LimitStatus, Operations, OperationsError, Readiness,
+    StatusReport,
 };
 use tagfast_client::error::CliError;
 use tagfast_popular::RecountReport;
@@ -106,6 +107,9 @@ impl ClusterNode {
             auth: config.auth().map_err(|e| CliError::config(&[e]))?,
             domain_limits: config.limits,
             limits: config.api_limits.clone(),
+            allowed_hosts: config.allowed_hosts.clone(),
+            machine_limits: Vec::new(),
+            byte_budget: ByteBudget::new(config.api_limits.in_flight_bytes),
             tasks: ApiServices::task_group(),
         };
         Ok(Self { store, operations, parts })

@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
-use tagfast_api::{ApiServices, DeadLetters, Operations, OperationsError, Readiness, StatusReport};
+use tagfast_api::{
+    ApiServices, ByteBudget, DeadLetters, Operations, OperationsError, Readiness, StatusReport,
+};
 use tagfast_client::error::CliError;
 use tagfast_events::dead_letters::DeadLetterSupervisor;
 use tagfast_popular::RecountReport;
@@ -89,6 +91,9 @@ impl EmbeddedNode {
             auth: config.auth().map_err(|e| CliError::config(&[e]))?,
             domain_limits: config.limits,
             limits: config.api_limits.clone(),
+            allowed_hosts: config.allowed_hosts.clone(),
+            machine_limits: Vec::new(),
+            byte_budget: ByteBudget::new(config.api_limits.in_flight_bytes),
             tasks: ApiServices::task_group(),
         };
         Ok(Self { store, operations, parts })

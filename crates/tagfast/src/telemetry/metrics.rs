@@ -3,7 +3,8 @@
 //! A metric is recorded only through its definition (see [`tagfast_resilience::metric`]), so that a
 //! metric that is not listed here, or has different labels, does not compile.
 
-use std::sync::Arc;
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
@@ -13,7 +14,8 @@ use tagfast_resilience::{
     LabelDef, LabelValues, MetricDef, MetricKind, define_metrics, label_enum,
 };
 
-use super::process;
+use super::listen_queue::ListenQueue;
+use super::{listen_queue, process};
 
 /// Bucket bounds of durations, in seconds: 100 us to 10 s, about two steps for a doubling near the
 /// targets.
@@ -64,6 +66,7 @@ pub(crate) fn all() -> Vec<(&'static str, &'static [MetricDef])> {
         ("Redis", tagfast_redis::METRICS),
         ("Breakers", tagfast_resilience::breaker::METRICS),
         ("Webhook", WEBHOOK_METRICS),
+        ("Queue of connections", listen_queue::METRICS),
         ("Process", process::METRICS),
     ]
 }
@@ -76,6 +79,8 @@ pub(crate) type MetricsText = Arc<dyn Fn() -> String + Send + Sync>;
 pub(crate) struct Metrics {
     handle: PrometheusHandle,
     started: f64,
+    /// Empty until the server listens.
+    listen_queue: Arc<OnceLock<ListenQueue>>,
 }
 
 impl Metrics {
@@ -106,12 +111,20 @@ impl Metrics {
             }
         }
         let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
-        Ok(Self { handle, started })
+        Ok(Self { handle, started, listen_queue: Arc::default() })
+    }
+
+    /// Adds the metrics of the queue in front of a listener. Once a process.
+    pub(crate) fn watch_listener(&self, address: SocketAddr) {
+        self.listen_queue.get_or_init(|| ListenQueue::new(address));
     }
 
     /// The text of `/metrics`.
     pub(crate) fn render(&self) -> String {
         process::record(self.started);
+        if let Some(queue) = self.listen_queue.get() {
+            queue.record();
+        }
         self.handle.render()
     }
 

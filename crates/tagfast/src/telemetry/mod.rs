@@ -5,6 +5,7 @@
 //! can stop the service: a log that cannot be written and a collector that does not answer are
 //! ignored. No secret of a URL reaches a log, whichever library writes it.
 
+pub(crate) mod listen_queue;
 pub(crate) mod metrics;
 pub(crate) mod process;
 pub(crate) mod trace;

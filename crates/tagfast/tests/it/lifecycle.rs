@@ -19,7 +19,7 @@ fn sigterm_finishes_what_is_in_flight() {
     slow.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     write!(
         slow,
-        "PATCH /v1/content/note/slow/tags HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+        "PATCH /v1/content/note/slow/tags HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
          expect: 100-continue\r\ncontent-length: {}\r\n\r\n",
         body.len()
     )

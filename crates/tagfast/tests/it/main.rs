@@ -1,11 +1,13 @@
 //! End-to-end tests of the running program: over HTTP, through its command line, and through the
 //! faults it must survive.
 
+mod abuse;
 mod backup;
 mod bench;
 mod command_line;
 mod commands;
 mod configuration;
+mod connections;
 mod crash;
 mod damage;
 mod dead_letters;

@@ -11,6 +11,7 @@ use axum::body::Body;
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use serde_json::Value;
+use tagfast_api::{AllowedHosts, ByteBudget};
 pub(crate) use tagfast_api::{ApiLimits, ApiServices, AuthConfig, DeadLetters};
 use tagfast_domain::Limits;
 use tagfast_events::AutoReplayPolicy;
@@ -28,6 +29,7 @@ pub(crate) const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
 pub(crate) struct Fixture {
     pub(crate) router: axum::Router,
     pub(crate) tasks: TaskGroup,
+    pub(crate) byte_budget: ByteBudget,
     pub(crate) store: Arc<MemoryStore>,
     pub(crate) search: Arc<FakeSearch>,
     pub(crate) popular: Arc<FakePopular>,
@@ -75,7 +77,7 @@ impl Answer {
             );
             assert!(body["retry_after_ms"].as_u64().is_some());
         }
-        if row.status == 401 || row.status == 403 {
+        if row.status == 401 || row.code == "missing_scope" {
             assert!(self.header("www-authenticate").starts_with("Bearer"));
         }
         body
@@ -86,6 +88,11 @@ impl Answer {
         assert_eq!(self.status, 200, "{}", String::from_utf8_lossy(&self.body));
         self.json()
     }
+}
+
+/// One segment of a path.
+pub(crate) fn encoded(text: &str) -> String {
+    percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
 }
 
 pub(crate) fn fixture() -> Fixture {
@@ -122,6 +129,7 @@ pub(crate) fn build(
     let operations = Arc::new(FakeOperations::default());
     let dead_letters = Arc::new(FakeDeadLetterStore::default());
     let breakers = Breakers::new(clock.clone());
+    let any_host = !matches!(auth, AuthConfig::None);
     let mut services = ApiServices {
         store: store.clone(),
         search: Some(search.clone()),
@@ -138,11 +146,15 @@ pub(crate) fn build(
         clock: clock.clone(),
         auth,
         domain_limits: Limits::default(),
+        allowed_hosts: AllowedHosts::new([], any_host).unwrap(),
+        machine_limits: Vec::new(),
+        byte_budget: ByteBudget::new(limits.in_flight_bytes),
         limits,
         tasks: ApiServices::task_group(),
     };
     change(&mut services);
     Fixture {
+        byte_budget: services.byte_budget.clone(),
         tasks: services.tasks.clone(),
         router: tagfast_api::router(services),
         store,
@@ -210,6 +222,11 @@ impl RequestUnderTest<'_> {
     pub(crate) fn raw(mut self, content_type: &str, body: &[u8]) -> Self {
         body.clone_into(&mut self.body);
         self.header("content-type", content_type)
+    }
+
+    pub(crate) fn raw_without_type(mut self, body: &[u8]) -> Self {
+        body.clone_into(&mut self.body);
+        self
     }
 
     pub(crate) async fn send(self) -> Answer {
