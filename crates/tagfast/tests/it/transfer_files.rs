@@ -209,14 +209,14 @@ fn stalled_server() -> (String, mpsc::Receiver<()>) {
     std::thread::spawn(move || {
         let (mut connection, _) = listener.accept().unwrap();
         let mut request = [0; 4096];
-        let _ = connection.read(&mut request).unwrap();
+        assert!(connection.read(&mut request).unwrap() > 0);
         let line = "{\"type\":\"t\",\"id\":\"1\",\"tags\":[]}\n";
         let head = "HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\n\
                     transfer-encoding: chunked\r\n\r\n";
         write!(connection, "{head}{:x}\r\n{line}\r\n", line.len()).unwrap();
         sent.send(()).unwrap();
         // Until the client goes away.
-        let _ = connection.read(&mut request);
+        assert_eq!(connection.read(&mut request).unwrap_or(0), 0);
     });
     (url, begun)
 }
