@@ -73,7 +73,8 @@ fn characters() -> impl Iterator<Item = char> {
             | '\u{20000}'..='\u{3FFFF}' | '\u{12000}'..='\u{143FF}' | '\u{A000}'..='\u{A4CF}')
             && !BLANKS.contains(&c)
     };
-    let taken = move |c: &char| cfg!(feature = "full") || !uniform(*c) || *c as u32 % 53 == 0;
+    let taken =
+        move |c: &char| cfg!(feature = "full") || !uniform(*c) || (*c as u32).is_multiple_of(53);
     ('\0'..=char::MAX).filter(taken).filter(|c| is_assigned(*c))
 }
 
