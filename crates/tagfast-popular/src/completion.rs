@@ -15,7 +15,7 @@ use memchr::memmem::Finder;
 use tagfast_domain::TagName;
 
 /// A shorter text completes only the beginning of tags, in ASCII characters: nearly every tag has
-/// each letter inside. One character of another script is a word often enough.
+/// each character inside. One character of another script is a word often enough.
 const INSIDE_CHARS_MIN: usize = 2;
 /// Ends each form in the text that is searched for matches inside; no tag contains it.
 const END_OF_FORM: char = '\n';
@@ -150,7 +150,7 @@ const TRAILING: [&str; 28] = [
     "ㄹㅌ", "ㄹㅍ", "ㄹㅎ", "ㅁ", "ㅂ", "ㅂㅅ", "ㅅ", "ㅆ", "ㅇ", "ㅈ", "ㅊ", "ㅋ", "ㅌ", "ㅍ",
     "ㅎ",
 ];
-/// Letters of the block Hangul Compatibility Jamo that take several keys, with these keys.
+/// Characters of the block Hangul Compatibility Jamo that take several keys, with these keys.
 const CLUSTERS: [(char, &str); 18] = [
     ('ㄳ', "ㄱㅅ"),
     ('ㄵ', "ㄴㅈ"),
@@ -172,7 +172,7 @@ const CLUSTERS: [(char, &str); 18] = [
     ('ㅢ', "ㅡㅣ"),
 ];
 
-/// Replaces each Hangul syllable and letter by the keys that are pressed for it on the usual
+/// Replaces each Hangul syllable and jamo by the keys that are pressed for it on the usual
 /// keyboard (two-set), so that everything that is on the screen while a word is typed begins the
 /// word. Other text stays as it is.
 fn pressed_keys(text: &str) -> String {
@@ -231,7 +231,11 @@ mod tests {
         assert_eq!(completed(&["interface::commandline"], "commandline")[0].1, Word);
         assert_eq!(found(&["interface::commandline"], "interface::c").len(), 1);
         assert_eq!(found(&["interface::commandline"], "::c").len(), 1);
-        assert_eq!(found(&["a::b", "ab"], "b"), Vec::<String>::new(), "one letter is too common");
+        assert_eq!(
+            found(&["a::b", "ab"], "b"),
+            Vec::<String>::new(),
+            "one character is too common"
+        );
         assert_eq!(found(&["日本語"], "語"), ["日本語"]);
         // A better place further right counts, in every form.
         assert_eq!(completed(&["buildui::ui"], "ui")[0].1, Word);

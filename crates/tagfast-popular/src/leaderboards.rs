@@ -222,9 +222,9 @@ impl LeaderboardCache {
         let mut slots = self.slots.lock();
         let slot = slots.tenants.get_mut(tenant);
         if stop.is_cancelled() {
-            // Nobody waits any more, and the snapshot may be incomplete.
+            // No caller waits any more, and the snapshot may be incomplete.
             slot.into_iter().for_each(|slot| slot.dirty = true);
-            return Err(SharedError::new("nobody waits for the snapshot any more"));
+            return Err(SharedError::new("no caller waits for the snapshot any more"));
         }
         match read {
             Ok(snapshot) => {

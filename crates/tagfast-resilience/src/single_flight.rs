@@ -7,7 +7,7 @@
 //!
 //! What happens when all callers have left is the callers' choice: [`SingleFlight::run`] and
 //! [`SingleFlight::start`] let the work end, because its result is kept somewhere;
-//! [`SingleFlight::run_while_wanted`] drops it, because nobody would look at the result.
+//! [`SingleFlight::run_while_wanted`] drops it, because no caller would look at the result.
 //!
 //! How it fails: work that never ends holds all its callers; give the work a deadline inside and
 //! each caller its own outside. Work that panics, or that the runtime cuts off at shutdown, returns
@@ -155,7 +155,7 @@ impl<K: Eq + Hash, V> Drop for Caller<K, V> {
         if !was_last || self.flight.kept.load(Ordering::Relaxed) {
             return;
         }
-        // From here on nobody can join it.
+        // From here on no caller can join it.
         let given_up = inner.remove(&self.key, &self.flight);
         drop(inner);
         drop(given_up);

@@ -165,7 +165,7 @@ where
     TaskTracker::new().spawn_blocking(work).await
 }
 
-/// Runs `work` on the pool of threads that may block, for as long as somebody waits for it: when
+/// Runs `work` on the pool of threads that may block, for as long as a caller waits for it: when
 /// the returned future is dropped, `work` gets its [`StopSignal`]. Work that takes longer than a
 /// few milliseconds must look at it in its loops and return early.
 ///
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn blocking_work_that_nobody_waits_for_is_told_to_stop() {
+    async fn blocking_work_without_a_caller_is_told_to_stop() {
         assert_eq!(blocking_while_wanted(|stop| stop.is_cancelled()).await.ok(), Some(false));
         let (began, begun) = tokio::sync::oneshot::channel();
         let (ended, end) = tokio::sync::oneshot::channel();

@@ -326,7 +326,7 @@ pub(crate) fn execute(
         let mut top_hits = TopHits::new(plan, columns)?;
         let alive = reader.alive_bitset();
         weight.for_each_no_score(reader, &mut |docs| {
-            // Nobody waits any more: what is left is cheap to skip.
+            // No caller waits any more: what is left is cheap to skip.
             let docs = if stop.is_cancelled() { &[] } else { docs };
             for doc in docs {
                 if alive.is_some_and(|a| !a.is_alive(*doc)) {

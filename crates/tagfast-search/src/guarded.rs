@@ -21,8 +21,9 @@ use tagfast_resilience::{
     Breaker, BreakerOptions, Breakers, Criticality, LabelEnum, counter, gauge, jittered_retry_after,
 };
 
+use crate::error::SearchError;
 use crate::metrics::{GuardRefusal, IN_FLIGHT, SHED_TOTAL};
-use crate::port::{RelatedTags, SearchError, SearchIndex, SearchPage, SearchRequest, SearchResult};
+use crate::port::{RelatedTags, SearchIndex, SearchPage, SearchRequest, SearchResult};
 use crate::query::Query;
 
 /// The breaker counts a call that takes longer as slow.

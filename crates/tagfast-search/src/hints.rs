@@ -1,7 +1,7 @@
 //! Hints: why a query probably does not find what its author meant.
 //!
 //! A query that is right by the grammar may still find nothing because of how it is written: `and`
-//! in small letters is a tag, `status:open` too. Such words may be tags that contents have, so they
+//! in lower case is a tag, `status:open` too. Such words may be tags that contents have, so they
 //! are no errors. A hint is given for a word that no content has, and for every suspicious word
 //! when the whole query finds nothing: no query finds nothing silently.
 //!
@@ -194,7 +194,7 @@ fn wildcard(word: &str) -> Option<Hint> {
 }
 
 fn unknown_field(word: &str) -> Option<Hint> {
-    let at = word.find(|c| matches!(c, ':' | '=' | '\u{FF1A}' | '\u{FF1D}'))?;
+    let at = word.find([':', '=', '\u{FF1A}', '\u{FF1D}'])?;
     let separator = word[at..].chars().next()?;
     let after = &word[at + separator.len_utf8()..];
     // `role::program` is how tags are grouped.
@@ -264,7 +264,7 @@ fn contradiction(query: &Query, of_type: Option<&ContentType>) -> Option<Hint> {
     };
     let types = parts.iter().filter_map(|part| match part {
         Query::Type(name) => Some(name),
-        _ => None,
+        Query::Tag(_) | Query::Prefix(_) | Query::And(_) | Query::Or(_) | Query::Not(_) => None,
     });
     let mut types: Vec<&ContentType> = types.chain(of_type).collect();
     types.dedup();

@@ -7,6 +7,7 @@
 
 #[cfg(feature = "conformance")]
 pub mod conformance;
+mod error;
 mod former_names;
 mod guarded;
 pub mod hints;
@@ -15,12 +16,12 @@ pub mod metrics;
 pub mod port;
 pub mod query;
 
+pub use error::SearchError;
 pub use guarded::{GuardOptions, GuardSnapshot, GuardedIndex};
 pub use hints::{Hint, HintCode};
 pub use indexed_state::IndexedState;
 pub use metrics::METRICS;
 pub use port::{
-    Hit, RelatedTags, SearchError, SearchIndex, SearchPage, SearchRequest, SearchResult, Sort,
-    SortKey, Total,
+    Hit, RelatedTags, SearchIndex, SearchPage, SearchRequest, SearchResult, Sort, SortKey, Total,
 };
 pub use query::{Query, caret};

@@ -2,7 +2,8 @@
 
 use tagfast_resilience::{Criticality, counter, define_metrics, label_enum};
 
-use crate::port::{SearchError, SearchResult};
+use crate::error::SearchError;
+use crate::port::SearchResult;
 
 label_enum! {
     /// How a search ended.

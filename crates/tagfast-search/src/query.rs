@@ -16,7 +16,7 @@ use std::fmt;
 use tagfast_domain::{ContentType, DomainError, TagName};
 use unicode_width::UnicodeWidthChar;
 
-use crate::port::SearchError;
+use crate::error::SearchError;
 
 /// Maximum length of a query in bytes.
 pub const QUERY_BYTES_MAX: usize = 2048;
@@ -295,7 +295,7 @@ fn content_type<'a>(
     (field, name): (&str, &str),
 ) -> Result<(Kind, &'a str), SearchError> {
     if field != "type:" {
-        let expected = "the field 'type:' in small letters; in quotes it is a tag";
+        let expected = "the field 'type:' in lower case; in quotes it is a tag";
         return Err(syntax(text, byte, expected, &format!("{field:?}")));
     }
     let start = byte + field.len();
@@ -321,7 +321,7 @@ fn type_prefix(text: &str, byte: usize) -> SearchError {
 }
 
 fn parse_type(text: &str, byte: usize, name: &str) -> Result<ContentType, SearchError> {
-    const LETTERS: &str = "a content type of a-z, 0-9, '.', '_' and '-'";
+    const CHARACTERS: &str = "a content type of a-z, 0-9, '.', '_' and '-'";
     ContentType::parse(name).map_err(|error| {
         if name.is_empty() {
             let expected = "a content type right after 'type:', as in type:jira.issue";
@@ -329,11 +329,11 @@ fn parse_type(text: &str, byte: usize, name: &str) -> Result<ContentType, Search
         }
         let is_wrong = |c: &char| ContentType::parse(c.encode_utf8(&mut [0; 4])).is_err();
         let Some((at, wrong)) = name.char_indices().find(|(_, c)| is_wrong(c)) else {
-            return syntax(text, byte, LETTERS, &error.to_string());
+            return syntax(text, byte, CHARACTERS, &error.to_string());
         };
         let expected = match ContentType::parse(&name.to_lowercase()) {
-            Ok(lower) => format!("small letters, as in type:{lower}"),
-            Err(_) => format!("{LETTERS}; in quotes the whole word is a tag"),
+            Ok(lower) => format!("lower case, as in type:{lower}"),
+            Err(_) => format!("{CHARACTERS}; in quotes the whole word is a tag"),
         };
         syntax(text, byte + at, expected, &format!("{wrong:?}"))
     })

@@ -198,6 +198,15 @@ async fn list(
     let page = source.list(after, limit);
     let fallback = &request.state.fallback;
     let page = fallback.share(request.tenant(), Feature::Suggestions, key, page).await?;
+    let old = age(now, page.as_of);
+    if old > STALE_AFTER && max_stale.is_some_and(|oldest| old > oldest) {
+        let detail = format!(
+            "the counts of tags lag by {} s, which is more than Cache-Control allows",
+            old.as_secs()
+        );
+        let problem = Problem::new(Code::PopularUnavailable, detail);
+        return Err(problem.retry_after(jittered_retry_after()));
+    }
     let next_cursor = page
         .next
         .as_ref()

@@ -92,7 +92,7 @@ async fn a_page_costs_what_it_names_and_a_computation_ends_with_its_callers() {
     assert_eq!(&*shown[0], "Planted tag 00000007");
     assert!(!done.load(Ordering::SeqCst), "reading so many tags takes longer than a page");
     cold.abort();
-    // Closing waits for the computation, which nobody wants any more.
+    // Closing waits for the computation, which no caller wants any more.
     let began = Instant::now();
     tokio::time::timeout(SOON, tagfast_events::Sink::close(&*counting.counts))
         .await

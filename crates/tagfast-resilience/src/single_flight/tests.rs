@@ -242,7 +242,7 @@ async fn wanted_work_is_shared_and_dropped_with_its_last_caller() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn wanted_work_that_somebody_keeps_ends_without_callers() {
+async fn wanted_work_that_is_kept_ends_without_callers() {
     for keep_with_start in [true, false] {
         let (flights, runs) = (SingleFlight::<u32, usize>::new(), Arc::new(AtomicUsize::new(0)));
         let (of, counted) = (Arc::clone(&flights), Arc::clone(&runs));
@@ -262,7 +262,7 @@ async fn wanted_work_that_somebody_keeps_ends_without_callers() {
     }
 }
 
-/// Callers come and go while work ends or is given up: nobody hangs, nobody gets a foreign result.
+/// Callers come and go while work ends or is given up: no caller hangs or gets a foreign result.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn callers_that_join_while_the_last_one_leaves_are_answered() {
     let flights = SingleFlight::<usize, usize>::new();

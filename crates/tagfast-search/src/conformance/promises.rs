@@ -6,9 +6,8 @@ use fastrand::Rng;
 use tagfast_domain::{ContentKey, ContentType, TagName, TenantId};
 
 use super::fixture::{NOW, SearchHarness, event, request};
-use crate::port::{
-    Hit, PREFIX_TAGS_MAX, SearchError, SearchPage, SearchRequest, Sort, SortKey, Total,
-};
+use crate::error::SearchError;
+use crate::port::{Hit, PREFIX_TAGS_MAX, SearchPage, SearchRequest, Sort, SortKey, Total};
 use crate::query::{self, Query};
 
 fn tenant(name: &str) -> TenantId {
@@ -392,7 +391,7 @@ pub async fn counts_of_terms_equal_the_model(h: &dyn SearchHarness) {
         assert_eq!(counts.expect("an answer"), expected.collect::<Vec<_>>(), "{content_type:?}");
     }
     assert_eq!(h.index().counts(&tenant(of), None, &[]).await.expect("an answer"), [] as [u64; 0]);
-    let other = h.index().counts(&tenant("counts-of-nobody"), None, &terms).await;
+    let other = h.index().counts(&tenant("counts-of-none"), None, &terms).await;
     assert_eq!(other.expect("an answer"), vec![0; terms.len()]);
 }
 
