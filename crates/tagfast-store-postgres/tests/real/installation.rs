@@ -73,7 +73,7 @@ async fn a_scope_that_no_patroni_has_is_reported() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_password_is_reported() {
     let mut options = options().await;
-    options.password = "wrong".to_owned();
+    options.password = tagfast_resilience::Secret::new("wrong".to_owned());
     let store = PostgresStore::open(options, Arc::new(NullSink))
         .expect("a wrong installation does not fail startup");
     wait_for_condition_async("both clusters report it", TEST_TIMEOUT, || async {
@@ -89,7 +89,7 @@ async fn a_wrong_password_is_reported() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_etcd_that_does_not_answer_is_reported() {
     let mut options = options().await;
-    options.etcd = vec!["http://127.0.0.1:9".to_owned()];
+    options.etcd = vec!["http://127.0.0.1:9".to_owned().into()];
     let store = PostgresStore::open(options, Arc::new(NullSink))
         .expect("a wrong installation does not fail startup");
     wait_for_condition_async(

@@ -94,7 +94,7 @@ fn a_misspelt_word_of_a_closed_set_is_refused_by_both_in_every_mode() {
         }
         refused(dir.path(), &quoted(""), &[], &[&key.path(), "empty"]);
         let env = (key.env_name(), "zebra");
-        refused(dir.path(), "", &[env], &[&words[0].to_owned()]);
+        refused(dir.path(), "", &[env], &[words[0]]);
     }
     assert!(sets >= 6, "{sets} closed sets");
 }
