@@ -36,6 +36,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
 /// # Errors
 ///
 /// The last answer; any other error at once.
+#[expect(clippy::disallowed_methods, reason = "the calls block a thread of the blocking pool")]
 pub(crate) fn request<T>(mut call: impl FnMut() -> KafkaResult<T>) -> KafkaResult<T> {
     let end = Instant::now() + METADATA_TIMEOUT;
     let mut attempt = 0;
