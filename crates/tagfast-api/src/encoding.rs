@@ -46,6 +46,12 @@ fn hex_digit(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).map(|d| d as u8)
 }
 
+/// Whether a text is a token of RFC 9110: the name of a header, a directive or a media type.
+pub(crate) fn is_token(text: &str) -> bool {
+    let legal = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    !text.is_empty() && text.bytes().all(legal)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

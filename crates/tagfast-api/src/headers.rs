@@ -10,11 +10,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use sha2::{Digest as _, Sha256};
-use tagfast_domain::Version;
-use tagfast_store::{CacheUse, Consistency, Durability};
+use tagfast_domain::{IfMatch, Refusal, Version};
+use tagfast_store::{CacheUse, Consistency, Durability, StoreError};
 
 use crate::docs::STYLE;
-use crate::problem::{Code, Problem};
+use crate::encoding::is_token;
+use crate::entity_tags::EntityTags;
+use crate::problem::{Problem, bad_header as bad};
 
 pub(crate) static CONSISTENCY: HeaderName = HeaderName::from_static("consistency");
 pub(crate) static CONSISTENCY_TOKEN: HeaderName = HeaderName::from_static("consistency-token");
@@ -28,6 +30,13 @@ pub(crate) static CACHE_STATUS: HeaderName = HeaderName::from_static("cache-stat
 
 /// Longest idempotency key in bytes.
 const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
+/// Most consistency tokens of one request. Too low: a client with more requests in flight has to
+/// drop tokens. Too high: one request makes the service check many.
+const CONSISTENCY_TOKENS_MAX: usize = 16;
+/// Largest sum of their lengths, in bytes: ten of the longest ones, half of a request's head.
+const CONSISTENCY_TOKEN_BYTES_MAX: usize = 32 * 1024;
+/// Why a value that is no text is refused.
+const NOT_ASCII: &str = "it has characters that are not visible ASCII";
 
 /// What browsers may do with a page: show its own style, load nothing, run nothing, send nothing,
 /// and never inside of another page.
@@ -52,22 +61,11 @@ pub(crate) fn protect(headers: &mut HeaderMap, is_page: bool) {
     }
 }
 
-/// A problem about the value of a header.
-pub(crate) fn bad(name: &HeaderName, reason: &str) -> Problem {
-    Problem::new(Code::BadHeader, format!("header {name}: {reason}"))
-}
-
-/// The value of a header that must come at most once; `None` when it is absent.
-pub(crate) fn one<'a>(
-    headers: &'a HeaderMap,
-    name: &HeaderName,
-) -> Result<Option<&'a str>, Problem> {
-    let mut values = headers.get_all(name).iter();
-    let Some(value) = values.next() else { return Ok(None) };
-    if values.next().is_some() {
-        return Err(bad(name, "it is given more than once"));
-    }
-    value.to_str().map(Some).map_err(|_| bad(name, "it has characters that are not visible ASCII"))
+/// The value of a header that comes at most once, which the middleware ensures;
+/// `None` when it is absent.
+fn one<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Problem> {
+    let value = headers.get(name).map(HeaderValue::to_str).transpose();
+    value.map_err(|_| bad(name, NOT_ASCII))
 }
 
 /// The consistency that the read asks for; `session` when the header is absent.
@@ -106,58 +104,65 @@ pub(crate) fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Probl
     Ok(Some(key))
 }
 
-/// The version that the content must still have for the write to apply: one strong entity tag as a
-/// read gave it (`"0"` = never tagged). `None`: no condition; `*` is none either, because every
-/// content has a state.
-pub(crate) fn if_match(headers: &HeaderMap) -> Result<Option<Version>, Problem> {
+/// The versions of which the content must have one for the write to apply; `None`: no condition.
+/// `*` is none either, because every content has a representation.
+pub(crate) fn if_match(headers: &HeaderMap) -> Result<Option<IfMatch>, Problem> {
     if headers.contains_key(header::IF_NONE_MATCH) {
         return Err(bad(
             &header::IF_NONE_MATCH,
             "a write takes If-Match only; If-Match: \"0\" means never tagged",
         ));
     }
-    let Some(tag) = one(headers, &header::IF_MATCH)? else { return Ok(None) };
-    match tag.trim() {
-        "*" => Ok(None),
-        weak if weak.starts_with("W/") => {
-            Err(bad(&header::IF_MATCH, "weak entity tags never match"))
-        }
-        tag => version_of(tag).map(Some).ok_or_else(|| {
-            bad(
-                &header::IF_MATCH,
-                "it must be one entity tag as a read gave it, for example \"123\"",
-            )
-        }),
-    }
+    let tags = EntityTags::parse(headers, &header::IF_MATCH)?;
+    Ok(tags.as_ref().and_then(EntityTags::strong).map(IfMatch::any_of))
 }
 
-/// Whether the client already has this version of the content.
-pub(crate) fn client_has_version(headers: &HeaderMap, version: Version) -> Result<bool, Problem> {
-    let mut has = false;
-    for value in headers.get_all(header::IF_NONE_MATCH) {
-        let text = value
-            .to_str()
-            .map_err(|_| bad(&header::IF_NONE_MATCH, "it must be a list of entity tags"))?;
-        for tag in text.split(',').map(str::trim) {
-            // If-None-Match compares weakly; a tag that is not a version never matches.
-            has |= tag == "*" || version_of(tag.strip_prefix("W/").unwrap_or(tag)) == Some(version);
-        }
+/// Whether the client already has this version of the content, which it gets only if `If-Match`
+/// holds.
+pub(crate) fn client_has_version(headers: &HeaderMap, current: Version) -> Result<bool, Problem> {
+    let wanted = EntityTags::parse(headers, &header::IF_MATCH)?;
+    let known = EntityTags::parse(headers, &header::IF_NONE_MATCH)?;
+    if wanted.as_ref().and_then(EntityTags::strong).is_some_and(|all| !all.contains(&current)) {
+        return Err(StoreError::Refused(Refusal::VersionMismatch { current }).into());
     }
-    Ok(has)
+    Ok(known.is_some_and(|known| known.match_weakly(current)))
 }
 
-/// The version in a strong entity tag; `None` when the tag is not one of this service.
-fn version_of(tag: &str) -> Option<Version> {
-    let digits = tag.strip_prefix('"')?.strip_suffix('"')?;
-    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
+/// The sealed consistency tokens of all lines, as they are; empty when the header is absent.
+pub(crate) fn consistency_tokens(headers: &HeaderMap) -> Result<Vec<&str>, Problem> {
+    let name = &CONSISTENCY_TOKEN;
+    let mut tokens = Vec::new();
+    for value in headers.get_all(name) {
+        let text = value.to_str().map_err(|_| bad(name, NOT_ASCII))?;
+        tokens
+            .extend(text.split(',').map(|t| t.trim_matches([' ', '\t'])).filter(|t| !t.is_empty()));
     }
-    digits.parse().ok()
+    let (given, bytes) = (tokens.len(), tokens.iter().map(|token| token.len()).sum::<usize>());
+    if given > CONSISTENCY_TOKENS_MAX {
+        let reason = format!("it has more than {CONSISTENCY_TOKENS_MAX} tokens");
+        let (allowed, given) = (CONSISTENCY_TOKENS_MAX as u64, given as u64);
+        return Err(bad(name, &reason).limit("consistency_tokens", allowed, given));
+    }
+    if bytes > CONSISTENCY_TOKEN_BYTES_MAX {
+        let reason = format!("its tokens have more than {CONSISTENCY_TOKEN_BYTES_MAX} bytes");
+        let (allowed, given) = (CONSISTENCY_TOKEN_BYTES_MAX as u64, bytes as u64);
+        return Err(bad(name, &reason).limit("consistency_token_bytes", allowed, given));
+    }
+    if tokens.is_empty() && headers.contains_key(name) {
+        return Err(bad(name, "it has no token; without a token, omit the header"));
+    }
+    Ok(tokens)
 }
 
-/// A valid W3C `traceparent`; an invalid one is ignored, as its specification requires.
+/// The value of a header that is ignored when it is repeated.
+pub(crate) fn lone<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
+    let mut values = headers.get_all(name).iter();
+    values.next().filter(|_| values.next().is_none())
+}
+
+/// A valid W3C `traceparent`; an invalid or repeated one is ignored, as its specification requires.
 pub(crate) fn traceparent(headers: &HeaderMap) -> Option<&str> {
-    let value = headers.get(&TRACEPARENT)?.to_str().ok()?;
+    let value = lone(headers, &TRACEPARENT)?.to_str().ok()?;
     let b = value.as_bytes();
     let hex = |from: usize, to: usize| {
         b.get(from..to)
@@ -240,16 +245,13 @@ pub(crate) fn max_stale(
     let bad = |reason| bad(&header::CACHE_CONTROL, reason);
     let mut strictest: Option<Duration> = None;
     for value in headers.get_all(header::CACHE_CONTROL) {
-        let text =
-            value.to_str().map_err(|_| bad("it has characters that are not visible ASCII"))?;
+        let text = value.to_str().map_err(|_| bad(NOT_ASCII))?;
         for element in elements(text).ok_or_else(|| bad("a quote is not closed"))? {
             let (name, argument) = match element.split_once('=') {
                 Some((name, argument)) => (name, Some(argument)),
                 None => (element, None),
             };
-            if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
-                || name.is_empty()
-            {
+            if !is_token(name) {
                 return Err(bad("it must be a list of directives"));
             }
             let given =
@@ -337,6 +339,7 @@ fn quality(headers: &HeaderMap, kind: &str, subtype: &str) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::problem::Code;
     use proptest::prelude::*;
 
     fn with(name: &HeaderName, value: &str) -> HeaderMap {
@@ -346,40 +349,33 @@ mod tests {
     }
 
     #[test]
-    fn if_match_takes_one_strong_tag() {
-        let parse = |v| if_match(&with(&header::IF_MATCH, v));
-        assert_eq!(parse("\"12\"").unwrap(), Some(Version::from_packed(12).unwrap()));
-        assert_eq!(parse("*").unwrap(), None);
-        for bad in [
-            "W/\"12\"",
-            "12",
-            "\"12\", \"13\"",
-            "\"x\"",
-            "\"-1\"",
-            "\"\"",
-            "\"99999999999999999999\"",
+    fn tokens_of_all_lines_are_one_list_within_its_limits() {
+        let of = |lines: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append(CONSISTENCY_TOKEN.clone(), HeaderValue::from_str(line).unwrap());
+            }
+            let tokens = consistency_tokens(&headers).map(|all| all.join(" "));
+            tokens.map_err(|problem| serde_json::to_value(problem.body("t")).unwrap())
+        };
+        for (lines, expect) in [
+            (&[][..], ""),
+            (&["a"], "a"),
+            (&["a", "b"], "a b"),
+            (&["a,b , c\t", ",, d"], "a b c d"),
         ] {
-            assert_eq!(parse(bad).unwrap_err().code(), Code::BadHeader, "{bad}");
+            assert_eq!(of(lines).unwrap(), expect, "{lines:?}");
         }
-    }
-
-    #[test]
-    fn if_none_match_compares_weakly_in_a_list() {
-        let version = Version::from_packed(7).unwrap();
-        for (value, expect) in [
-            ("\"7\"", true),
-            ("W/\"7\"", true),
-            ("\"1\", \"7\"", true),
-            ("*", true),
-            ("\"8\"", false),
-            ("7", false),
-        ] {
-            assert_eq!(
-                client_has_version(&with(&header::IF_NONE_MATCH, value), version).unwrap(),
-                expect,
-                "{value}"
-            );
+        assert_eq!(of(&[" ,"]).unwrap_err()["code"], "bad_header");
+        let most = ["a"; CONSISTENCY_TOKENS_MAX];
+        assert!(of(&most).is_ok() && of(&[&most.join(",")]).is_ok());
+        let more = [&most[..], &["a"]].concat();
+        for lines in [&more[..], &[&more.join(",")]] {
+            assert_eq!(of(lines).unwrap_err()["limit"], "consistency_tokens");
         }
+        let long = "a".repeat(CONSISTENCY_TOKEN_BYTES_MAX / 2);
+        assert!(of(&[&long, &long]).is_ok());
+        assert_eq!(of(&[&long, &long, "a"]).unwrap_err()["limit"], "consistency_token_bytes");
     }
 
     #[test]
@@ -511,6 +507,7 @@ mod tests {
                 let _ = (consistency(&headers), durability(&headers));
                 let _ = (idempotency_key(&headers).is_ok(), if_match(&headers).is_ok());
                 let _ = client_has_version(&headers, Version::NONE).is_ok();
+                let _ = consistency_tokens(&headers).is_ok();
                 let _ = (traceparent(&headers), accepts_gzip(&headers), prefers_html(&headers));
                 let allowed = Duration::from_secs(60);
                 let given = max_stale(&headers, allowed).ok().flatten();

@@ -1,9 +1,8 @@
 //! The HTTP API: wire types, handlers by resource, problem+json, OpenAPI. Sees ports only.
 //!
 //! Every answer that is not a success is `application/problem+json` with a stable code, whichever
-//! part made it: a handler, the router, the body reader or a limit. Only a head that the HTTP
-//! library refuses before a request exists (not HTTP, or larger than 64 KiB) is answered without a
-//! body.
+//! part made it: a handler, the router, the body reader or a limit, and also when the HTTP library
+//! refuses a head before a request exists (`connection.rs`).
 //!
 //! Reading order: [`router`] lists the routes, `middleware.rs` is what every request passes,
 //! `handlers/<resource>.rs` has the handlers and `wire/<resource>.rs` the bodies beside them.
@@ -11,13 +10,18 @@
 mod auth;
 mod body;
 mod byte_budget;
+mod claims;
+mod connection;
 mod connection_io;
 mod cursor;
 mod docs;
 mod encoding;
+mod entity_tags;
 mod fallback;
 mod gzip;
 mod handlers;
+mod head;
+mod header_rules;
 mod headers;
 mod jwks;
 mod key_bindings;
@@ -28,6 +32,7 @@ mod openapi;
 mod params;
 pub mod problem;
 mod rate_limit;
+mod refusal;
 mod request;
 mod router;
 mod server;
@@ -39,11 +44,12 @@ mod wire;
 
 pub use byte_budget::ByteBudget;
 pub use metric::METRICS;
+pub use jwks::usable_keys;
 pub use problem::{PROBLEM_CODES, ProblemCode};
 pub use router::{openapi, router};
 pub use server::serve;
 pub use services::{
-    ApiLimits, ApiServices, AuthConfig, ConsumerStatus, DeadLetters, JwksSource, LimitStatus,
-    Operations, OperationsError, Readiness, StatusReport,
+    ApiLimits, ApiServices, AuthConfig, ConsumerStatus, DeadLetters, JwksSource, JwksSourceError,
+    LimitStatus, Operations, OperationsError, Readiness, StatusReport,
 };
 pub use web_guard::AllowedHosts;

@@ -15,6 +15,17 @@ label_enum! {
 }
 
 label_enum! {
+    /// What a refresh of the key set did.
+    pub(crate) enum JwksRefresh {
+        /// Other keys are in force now.
+        Changed = "changed",
+        Unchanged = "unchanged",
+        /// The known keys stay in force.
+        Failed = "failed",
+    }
+}
+
+label_enum! {
     /// An optional part of answers.
     pub(crate) enum Feature {
         Popular = "popular", Suggestions = "suggestions", Count = "count", Related = "related",
@@ -119,6 +130,13 @@ define_metrics! {
 
     /// Requests refused with 401 or 403, and 503 while no key set is loaded, by reason.
     pub(crate) counter AUTH_FAILURES = "tagfast_auth_failures_total" { reason: AuthFailure };
+
+    /// Refreshes of the key set that verifies tokens. Worry when `failed` grows: a key that was
+    /// withdrawn is still accepted, and a new one is not.
+    pub(crate) counter JWKS_REFRESHES = "tagfast_jwks_refreshes_total" { outcome: JwksRefresh };
+
+    /// Keys that verify tokens, of the key set in force.
+    pub(crate) gauge JWKS_KEYS = "tagfast_jwks_keys";
 
     /// Requests refused with 429.
     pub(crate) counter RATE_LIMITED = "tagfast_rate_limited_total";

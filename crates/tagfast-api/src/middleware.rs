@@ -26,6 +26,7 @@ use tower_service::Service;
 
 use crate::body::{self, AnswerBytes};
 use crate::gzip;
+use crate::header_rules;
 use crate::headers::{self, REQUEST_ID};
 use crate::metric::{
     HTTP_PANICS, HTTP_REQUEST_SECONDS, HTTP_REQUESTS, HTTP_REQUESTS_IN_FLIGHT, Held,
@@ -195,8 +196,8 @@ where
     response
 }
 
-/// The checks before the handler: length of the URL, host and origin, authentication, rate limit.
-/// `None`: the route is public, or no rate limit is configured.
+/// The checks before the handler: length of the URL, headers, host and origin, authentication, rate
+/// limit. `None`: the route is public, or no rate limit is configured.
 async fn authorize(
     route: &Route,
     request: &mut Request,
@@ -215,6 +216,10 @@ async fn authorize(
             url_bytes as u64,
         ));
     }
+    if let Some(header_rules::WireFault(problem)) = request.extensions_mut().remove() {
+        return Err(problem);
+    }
+    header_rules::check(request.headers(), request.body().is_end_stream())?;
     state.services.allowed_hosts.check(request.method(), request.uri(), request.headers())?;
     if route.access == Access::Public {
         return Ok(None);
@@ -243,7 +248,7 @@ fn write_problem(response: &mut Response, problem: &Problem, trace: &str) {
 }
 
 /// The client's request id if it is a short plain word, else a new one.
-fn request_id(headers: &HeaderMap) -> HeaderValue {
+pub(crate) fn request_id(headers: &HeaderMap) -> HeaderValue {
     static SERIES: LazyLock<u64> = LazyLock::new(|| uuid::Uuid::now_v7().as_u64_pair().1);
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let is_plain = |v: &&HeaderValue| {
@@ -252,7 +257,7 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
             && b.len() <= REQUEST_ID_BYTES_MAX
             && b.iter().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.' | b':'))
     };
-    if let Some(given) = headers.get(&REQUEST_ID).filter(is_plain) {
+    if let Some(given) = headers::lone(headers, &REQUEST_ID).filter(is_plain) {
         return given.clone();
     }
     // A random series mixed with a counter: unique per process without a system call per request.
@@ -268,9 +273,9 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
 }
 
 const METHODS: [&str; 7] = ["GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "other"];
-const STATUSES: [u16; 27] = [
+const STATUSES: [u16; 28] = [
     200, 304, 400, 401, 403, 404, 405, 408, 409, 412, 413, 414, 415, 421, 422, 429, 431, 500, 501,
-    503, 504, 507, 201, 202, 204, 206, 0,
+    503, 504, 505, 507, 201, 202, 204, 206, 0,
 ];
 
 /// Metric handles of one route, each looked up once.

@@ -14,7 +14,7 @@ use http::{HeaderMap, HeaderValue, Method, header, request::Parts};
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use tagfast_domain::{
-    Call, Content, ContentId, ContentKey, ContentType, TenantId, UnixMillis, Version, WriteId,
+    Call, Content, ContentId, ContentKey, ContentType, IfMatch, TenantId, UnixMillis, WriteId,
 };
 use tagfast_resilience::{Criticality, counter};
 use tagfast_store::{Consistency, ConsistencyToken, Durability, ReadOptions};
@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use crate::auth::{Caller, Scope};
 use crate::body::{self, BodyError, RequestBody};
 use crate::byte_budget::HeldBytes;
-use crate::encoding;
+use crate::encoding::{self, is_token};
 use crate::headers;
 use crate::metric::{AUTH_FAILURES, AuthFailure};
 use crate::params::{NoParams, Params};
@@ -112,7 +112,7 @@ impl ApiRequest {
             format!("Bearer error=\"insufficient_scope\", scope=\"{}\"", scope.as_str());
         let problem = Problem::new(
             Code::MissingScope,
-            format!("the token lacks the scope {}", scope.as_str()),
+            format!("the token lacks the scope {} in the claim scope", scope.as_str()),
         );
         Err(match HeaderValue::try_from(challenge) {
             Ok(value) => problem.header(header::WWW_AUTHENTICATE, value),
@@ -190,7 +190,8 @@ impl ApiRequest {
                     return Err(problem.header(header::CONNECTION, close));
                 }
                 Err(BodyError::Broken) => {
-                    return Err(Problem::new(Code::BadJson, "the body ended early"));
+                    let detail = "the body ended early, or its chunks are malformed";
+                    return Err(Problem::new(Code::BadRequest, detail));
                 }
             };
         self.held = Some(held);
@@ -207,12 +208,7 @@ impl ApiRequest {
     pub(crate) fn read_headers(&self) -> Result<ReadHeaders, Problem> {
         let max_stale = self.max_stale()?;
         let consistency = headers::consistency(&self.head.headers)?;
-        let token = headers::one(&self.head.headers, &headers::CONSISTENCY_TOKEN)?
-            .map(|sealed| {
-                ConsistencyToken::open(&self.services().sealer, self.tenant(), sealed)
-                    .map_err(|e| Problem::new(Code::BadToken, format!("consistency token: {e}")))
-            })
-            .transpose()?;
+        let token = self.consistency_token()?;
         Ok(ReadHeaders {
             caller: Arc::clone(&self.caller),
             consistency,
@@ -220,6 +216,27 @@ impl ApiRequest {
             deadline: self.deadline,
             max_stale,
         })
+    }
+
+    /// What all consistency tokens of the request together have seen; `None`: it has none.
+    fn consistency_token(&self) -> Result<Option<ConsistencyToken>, Problem> {
+        let mut merged: Option<ConsistencyToken> = None;
+        let sealed = headers::consistency_tokens(&self.head.headers)?;
+        for (n, text) in sealed.iter().enumerate() {
+            let token = ConsistencyToken::open(&self.services().sealer, self.tenant(), text);
+            let token = token.map_err(|error| {
+                let which = match sealed.len() {
+                    1 => String::new(),
+                    all => format!(" {} of {all}", n + 1),
+                };
+                Problem::new(Code::BadToken, format!("consistency token{which}: {error}"))
+            })?;
+            match &mut merged {
+                Some(merged) => merged.merge(&token, &*self.services().store),
+                None => merged = Some(token),
+            }
+        }
+        Ok(merged)
     }
 
     /// The headers that all writes of this request share.
@@ -300,7 +317,7 @@ pub(crate) struct WriteHeaders<'a> {
     pub(crate) idempotency_key: Option<&'a str>,
     pub(crate) durability: Durability,
     /// `None`: the write has no condition.
-    pub(crate) if_match: Option<Version>,
+    pub(crate) if_match: Option<IfMatch>,
     /// `None`: the client sent no valid one.
     pub(crate) traceparent: Option<String>,
     pub(crate) read: ReadHeaders,
@@ -327,9 +344,8 @@ fn has_body(head: &Parts) -> bool {
 fn check_json_type(headers: &HeaderMap) -> Result<(), Problem> {
     let given = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let essence = given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    if essence == "application/json"
-        || (essence.starts_with("application/") && essence.ends_with("+json"))
-    {
+    let subtype = essence.strip_prefix("application/").filter(|name| is_token(name));
+    if subtype.is_some_and(|name| name == "json" || name.ends_with("+json")) {
         return Ok(());
     }
     let detail = if given.is_empty() {

@@ -1,10 +1,10 @@
 //! The accept loop: HTTP/1.1 on a listener, with the protections that `axum::serve` lacks.
 //!
-//! A client that does not send the head of a request within `header_timeout`, or accepts nothing of
-//! its answer within `write_timeout`, is disconnected. The number of connections is bounded; further
-//! ones wait in the kernel's queue. On shutdown the listener closes first, idle connections at once,
-//! busy ones after their answer, then the tasks that outlive their requests end; what still runs
-//! after `drain_timeout` is dropped.
+//! A client that does not send the head of a request within `header_timeout` is answered 408 if it
+//! has begun one, and disconnected; so is one that accepts nothing of its answer within
+//! `write_timeout`. The number of connections is bounded; further ones wait in the kernel's queue.
+//! On shutdown the listener closes first, idle connections at once, busy ones after their answer,
+//! then the tasks that outlive their requests end; what still runs after `drain_timeout` is dropped.
 
 use std::io;
 use std::pin::pin;
@@ -14,20 +14,18 @@ use std::time::Duration;
 use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use tagfast_resilience::{ErrorChain, OutageLog, TaskGroup, counter, gauge};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::byte_budget::ByteBudget;
+use crate::connection::wire;
 use crate::connection_io::ConnectionIo;
+use crate::head::{HEAD_BYTES_MAX, HEADERS_MAX};
 use crate::metric::{HTTP_ACCEPT_FAILURES, HTTP_CONNECTIONS};
 use crate::services::ApiLimits;
 
-/// Largest head of a request in bytes: a URL, a consistency token and a bearer token fit with room
-/// to spare.
-const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Pause after a failed accept, so that a lasting failure does not spin.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 
@@ -51,6 +49,8 @@ pub async fn serve(
     http.timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)
         .max_buf_size(HEAD_BYTES_MAX)
+        .max_header_size(HEAD_BYTES_MAX)
+        .max_headers(HEADERS_MAX)
         .keep_alive(true);
     let graceful = GracefulShutdown::new();
     let connections = TaskGroup::new("http connection");
@@ -87,9 +87,9 @@ pub async fn serve(
                 "TCP_NODELAY cannot be set on a connection"
             );
         }
+        let (stream, service) = wire(stream, router.clone());
         let io = ConnectionIo::new(TokioIo::new(stream), limits.write_timeout, budget.clone());
-        let connection =
-            graceful.watch(http.serve_connection(io, TowerToHyperService::new(router.clone())));
+        let connection = graceful.watch(http.serve_connection(io, service));
         open.increment(1.0);
         let open = open.clone();
         connections.spawn(async move {

@@ -71,10 +71,45 @@ impl Default for ApiLimits {
 /// Where the keys of asymmetric tokens come from.
 #[derive(Debug, Clone)]
 pub enum JwksSource {
-    /// A file, read again when it changes.
+    /// A file; no token is verified with what it held more than a second ago.
     File(PathBuf),
-    /// A URL, fetched again on an unknown key id (at most every 30 s) and every 10 minutes.
+    /// A URL, fetched at least every 10 minutes, and on an unknown key id at most every 30 s.
     Url(String),
+}
+
+/// Why a text is no source of keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum JwksSourceError {
+    /// Plain HTTP to a different machine.
+    #[error(
+        "http:// is accepted for loopback addresses alone, because anyone on the way could replace \
+         the keys; use https:// or a file"
+    )]
+    PlainHttp,
+    /// A URL of another scheme, or none at all.
+    #[error("it is neither the path of a file nor a URL with https://")]
+    UnknownScheme,
+}
+
+impl std::str::FromStr for JwksSource {
+    type Err = JwksSourceError;
+
+    fn from_str(text: &str) -> Result<Self, JwksSourceError> {
+        if !text.contains("://") {
+            return Ok(Self::File(text.into()));
+        }
+        let url: http::Uri = text.parse().map_err(|_| JwksSourceError::UnknownScheme)?;
+        let host = url.host().unwrap_or_default();
+        let address = host.trim_start_matches('[').trim_end_matches(']');
+        let is_loopback = host.eq_ignore_ascii_case("localhost")
+            || address.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        match url.scheme_str() {
+            Some("https") if !host.is_empty() => Ok(Self::Url(text.to_owned())),
+            Some("http") if is_loopback => Ok(Self::Url(text.to_owned())),
+            Some("http") => Err(JwksSourceError::PlainHttp),
+            Some(_) | None => Err(JwksSourceError::UnknownScheme),
+        }
+    }
 }
 
 /// How callers are authenticated.

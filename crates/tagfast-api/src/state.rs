@@ -33,6 +33,12 @@ impl ApiState {
         })
     }
 
+    /// What is degraded in the API itself: (feature, reason).
+    pub(crate) fn degraded(&self) -> Option<(String, String)> {
+        let outdated = self.auth.has_outdated_keys();
+        outdated.then(|| ("auth".to_owned(), "unavailable".to_owned()))
+    }
+
     /// The OpenAPI document as JSON.
     pub(crate) fn openapi_json(&self) -> &Bytes {
         &self.openapi

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use metrics::Counter;
-use tagfast_domain::Epoch;
+use tagfast_domain::{Epoch, EpochId};
 use tagfast_redis::Redis;
 use tagfast_resilience::task::{BackgroundTask, StopSignal, TaskTracker};
 use tagfast_resilience::{Clock, Criticality, SingleFlight, counter, gauge, jittered};
@@ -284,6 +284,16 @@ impl ShardScanner for CachedStore {
 
     async fn epoch(&self) -> Result<Epoch, StoreError> {
         self.store.epoch().await
+    }
+}
+
+impl History for CachedStore {
+    fn current(&self, shard: LogicalShard) -> Option<EpochId> {
+        self.history.current(shard)
+    }
+
+    fn epoch_end(&self, shard: LogicalShard, epoch: EpochId) -> Option<u64> {
+        self.history.epoch_end(shard, epoch)
     }
 }
 

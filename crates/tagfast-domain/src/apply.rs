@@ -69,7 +69,7 @@ pub enum Refusal {
         /// The number of tags the content would have.
         given: usize,
     },
-    /// `If-Match` named a version that is not the content's current one.
+    /// `If-Match` names no version that is the content's current one.
     VersionMismatch {
         /// The content's current version.
         current: Version,
@@ -90,8 +90,8 @@ pub fn apply(
     if let Some(before) = doc.recent_write(write.id).or(prior) {
         return answer_again(before, write, ctx);
     }
-    if let Some(expected) = write.if_match
-        && expected != doc.version
+    if let Some(condition) = &write.if_match
+        && !condition.holds(doc.version)
     {
         return Outcome::Refused(Refusal::VersionMismatch { current: doc.version });
     }

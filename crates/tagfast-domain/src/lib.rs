@@ -14,6 +14,7 @@ pub mod document;
 pub mod error;
 pub mod event;
 mod former;
+pub mod if_match;
 mod invisible;
 pub mod limits;
 mod new_data;
@@ -27,6 +28,7 @@ pub use content::{Content, ContentId, ContentKey, ContentType, TenantId, UserId}
 pub use document::{Document, Effect, RecentWrite, RecordedOutcome, Tagging};
 pub use error::DomainError;
 pub use event::{Change, TaggingsEvent};
+pub use if_match::IfMatch;
 pub use limits::Limits;
 pub use tag::{Origin, Tag, TagName, UNICODE_VERSION};
 pub use version::{Epoch, EpochId, EpochOrdinal, UnixMillis, Version};

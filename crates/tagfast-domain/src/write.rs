@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-use crate::{ContentKey, DomainError, Limits, Tag, TagName, TenantId, UserId, Version};
+use crate::{ContentKey, DomainError, IfMatch, Limits, Tag, TagName, TenantId, UserId};
 
 /// The idempotency id of a write: a retry after a lost response has no second effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -119,7 +119,7 @@ impl Operation {
     /// call it covers the call, the condition, the canonical names as sets, and the users that an
     /// import names; spellings, the order of the tags and the times of an import may differ.
     /// Without one (a write with an id of its own) it covers the condition and the names in order.
-    pub fn fingerprint(&self, if_match: Option<Version>, call: Option<Call>) -> u64 {
+    pub fn fingerprint(&self, if_match: Option<&IfMatch>, call: Option<Call>) -> u64 {
         let mut hash = Sha256::new();
         let mut text = |kind: u8, s: &str| {
             hash.update([kind]);
@@ -151,8 +151,11 @@ impl Operation {
             }
         }
         removed.iter().for_each(|n| text(b'-', n.as_str()));
-        if let Some(version) = if_match {
-            text(b'?', &version.to_string());
+        if let Some(condition) = if_match {
+            condition.versions().iter().for_each(|v| text(b'?', &v.to_string()));
+            if condition.versions().is_empty() {
+                text(b'?', "");
+            }
         }
         let digest = hash.finalize();
         digest.iter().take(8).fold(0, |n, b| (n << 8) | u64::from(*b))
@@ -190,7 +193,7 @@ pub struct Write {
     pub user: UserId,
     /// The change.
     pub operation: Operation,
-    /// The version the content must have, else the write is refused; [`Version::NONE`] = never
-    /// written. `None`: unconditional.
-    pub if_match: Option<Version>,
+    /// The versions of which the content must have one, else the write is refused. `None`:
+    /// unconditional.
+    pub if_match: Option<IfMatch>,
 }

@@ -11,6 +11,7 @@
 pub mod conformance;
 pub mod error;
 pub mod fair_queue;
+pub mod history;
 pub mod local_writes;
 pub mod metric;
 pub mod options;
@@ -22,11 +23,12 @@ pub mod token;
 pub mod write_batch;
 
 pub use error::StoreError;
+pub use history::History;
 pub use local_writes::{LocalWrites, RequiredVersion};
 pub use options::{Consistency, Durability, ReadOptions};
 pub use ports::{
-    CacheUse, Degraded, History, ReceiptReader, ScanPage, ScanRequest, ShardScanner, SharedStore,
-    Source, TagReader, TagStore, TagWriter, Verdict, View, WriteAnswer, WriteRequest,
+    CacheUse, Degraded, ReceiptReader, ScanPage, ScanRequest, ShardScanner, SharedStore, Source,
+    TagReader, TagStore, TagWriter, Verdict, View, WriteAnswer, WriteRequest,
 };
 pub use seal::{SealError, SealKind, Sealer};
 pub use token::{ConsistencyToken, Position, Receipt};

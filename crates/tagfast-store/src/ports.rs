@@ -9,7 +9,7 @@ use tagfast_domain::{
 };
 use tagfast_sharding::LogicalShard;
 
-use crate::{Durability, Position, ReadOptions, Receipt, StoreError};
+use crate::{Durability, History, Position, ReadOptions, Receipt, StoreError};
 
 /// The source of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -301,20 +301,9 @@ pub trait ReceiptReader: Send + Sync {
     async fn verdict(&self, receipt: &Receipt) -> Result<Verdict, StoreError>;
 }
 
-/// The epochs of a store's history. Asked for every cache entry, so it must answer from memory.
-pub trait History: Send + Sync {
-    /// The current epoch of a shard; `None` while it is unknown.
-    fn current(&self, shard: LogicalShard) -> Option<EpochId>;
-
-    /// The epoch end: the log position up to which `epoch` is part of the current history of a
-    /// shard. `u64::MAX`: all of it (the current epoch); 0: nothing. `None`: this process does not
-    /// know the epoch; it may be a newer one.
-    fn epoch_end(&self, shard: LogicalShard, epoch: EpochId) -> Option<u64>;
-}
-
 /// A complete store: all ports.
-pub trait TagStore: TagReader + TagWriter + ShardScanner + ReceiptReader {}
-impl<T: TagReader + TagWriter + ShardScanner + ReceiptReader + ?Sized> TagStore for T {}
+pub trait TagStore: TagReader + TagWriter + ShardScanner + ReceiptReader + History {}
+impl<T: TagReader + TagWriter + ShardScanner + ReceiptReader + History + ?Sized> TagStore for T {}
 
 /// A shared store.
 pub type SharedStore = Arc<dyn TagStore>;

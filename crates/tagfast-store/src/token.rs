@@ -9,10 +9,14 @@ use std::collections::BTreeMap;
 use tagfast_domain::{EpochId, TenantId, Version, WriteId};
 use tagfast_sharding::{ContentHash, LogicalShard};
 
-use crate::{SealError, SealKind, Sealer};
+use crate::{History, SealError, SealKind, Sealer};
 
 /// Maximum (content, version) pairs in a token; an older pair is covered by its shard's floor.
 pub const TOKEN_PAIRS: usize = 16;
+
+/// Fills a merged token that must count as full. No content has this hash, with all certainty that
+/// 64 bits give.
+const NO_CONTENT: ContentHash = ContentHash(0);
 
 /// A store's log position. Within one epoch, larger is later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +53,46 @@ impl ConsistencyToken {
         }
         // Either may be newer: a position that covers both maxima covers both positions.
         (floor.xid, floor.lsn) = (floor.xid.max(position.xid), floor.lsn.max(position.lsn));
+    }
+
+    /// Adds what a different token of the same client has seen, so that what satisfies the result
+    /// satisfies both. `history` says which of two epochs demands more.
+    ///
+    /// The newest contents of both stay. The floor of its shard stands for a content that is pushed
+    /// out, and for one that a full token may have pushed out, because that one may have seen a
+    /// newer version than the other.
+    pub fn merge<H: History + ?Sized>(&mut self, other: &Self, history: &H) {
+        // By the distance from the newest end, so that neither pushes out all of the other.
+        let mut seen: Vec<(usize, ContentHash, Version)> = Vec::new();
+        for pairs in [&self.pairs, &other.pairs] {
+            for (age, (content, version)) in pairs.iter().rev().enumerate() {
+                match seen.iter_mut().find(|(_, known, _)| known == content) {
+                    Some(known) => (known.0, known.2) = (known.0.min(age), known.2.max(*version)),
+                    None => seen.push((age, *content, *version)),
+                }
+            }
+        }
+        let is_full = |token: &Self| token.pairs.len() >= TOKEN_PAIRS;
+        let is_exact =
+            |token: &Self, content| !is_full(token) || token.version_of(content).is_some();
+        let must_be_full = is_full(self) || is_full(other) || seen.len() > TOKEN_PAIRS;
+        seen.retain(|(_, content, _)| is_exact(self, *content) && is_exact(other, *content));
+        seen.sort_by_key(|(age, ..)| std::cmp::Reverse(*age));
+        seen.drain(..seen.len().saturating_sub(TOKEN_PAIRS));
+        // Floors count in a full token alone: pairs of no content, the next to be pushed out.
+        let missing = if must_be_full { TOKEN_PAIRS - seen.len() } else { 0 };
+        let filler = std::iter::repeat_n((NO_CONTENT, Version::NONE), missing);
+        let kept = seen.into_iter().map(|(_, content, version)| (content, version));
+        self.pairs = filler.chain(kept).collect();
+
+        for (shard, theirs) in &other.floors {
+            let floor = self.floors.entry(*shard).or_insert(*theirs);
+            if floor.epoch == theirs.epoch {
+                (floor.xid, floor.lsn) = (floor.xid.max(theirs.xid), floor.lsn.max(theirs.lsn));
+            } else if demand(history, *shard, theirs) > demand(history, *shard, floor) {
+                *floor = *theirs;
+            }
+        }
     }
 
     /// The version this client has seen of a content; `None`: only the floor is known.
@@ -96,6 +140,21 @@ impl ConsistencyToken {
             token.floors.insert(shard, take_position(&mut rest)?);
         }
         (rest.is_empty() && token.pairs.len() <= TOKEN_PAIRS).then_some(token)
+    }
+}
+
+/// How much a floor demands of a reader of its shard, compared with floors of other epochs. What
+/// satisfies the higher one satisfies the lower one, because only the current epoch and what is
+/// beyond it can still be missed.
+fn demand<H: History + ?Sized>(history: &H, shard: LogicalShard, floor: &Position) -> u8 {
+    match history.epoch_end(shard, floor.epoch) {
+        // Perhaps a newer epoch, which this process is still to learn of.
+        None => 3,
+        // Lost by a failover or restore: read where it is newest, and reported.
+        Some(end) if floor.lsn > end => 2,
+        Some(_) if history.current(shard) == Some(floor.epoch) => 1,
+        // Every snapshot of the current epoch has it.
+        Some(_) => 0,
     }
 }
 

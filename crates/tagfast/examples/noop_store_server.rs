@@ -20,8 +20,8 @@ use tagfast_popular::RecountReport;
 use tagfast_resilience::{Breakers, Clock, SystemClock};
 use tagfast_sharding::LogicalShard;
 use tagfast_store::{
-    CacheUse, Position, ReadOptions, Receipt, ReceiptReader, ScanPage, ScanRequest, Sealer,
-    ShardScanner, Source, StoreError, TagReader, TagWriter, Verdict, View, WriteAnswer,
+    CacheUse, History, Position, ReadOptions, Receipt, ReceiptReader, ScanPage, ScanRequest,
+    Sealer, ShardScanner, Source, StoreError, TagReader, TagWriter, Verdict, View, WriteAnswer,
     WriteRequest,
 };
 
@@ -126,6 +126,16 @@ impl ShardScanner for NoopStore {
 impl ReceiptReader for NoopStore {
     async fn verdict(&self, _receipt: &Receipt) -> Result<Verdict, StoreError> {
         Ok(Verdict::Unknown("expired"))
+    }
+}
+
+impl History for NoopStore {
+    fn current(&self, _: LogicalShard) -> Option<EpochId> {
+        Some(self.epoch.id)
+    }
+
+    fn epoch_end(&self, _: LogicalShard, epoch: EpochId) -> Option<u64> {
+        (epoch == self.epoch.id).then_some(u64::MAX)
     }
 }
 

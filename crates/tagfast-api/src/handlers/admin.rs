@@ -31,9 +31,13 @@ pub(crate) async fn status(Admin(request, _): Admin) -> Result<Response, Problem
     let operations = &request.services().operations;
     let report = operations.status().await;
     let readiness = operations.readiness().await;
-    let machine_limits = request.services().machine_limits.iter().cloned();
-    let degraded = report.degraded.into_iter().chain(machine_limits);
-    let mut degraded: Vec<_> = degraded.map(DegradedBody::from).collect();
+    let mut degraded: Vec<_> = report
+        .degraded
+        .into_iter()
+        .chain(request.services().machine_limits.iter().cloned())
+        .chain(request.state.degraded())
+        .map(DegradedBody::from)
+        .collect();
     let features = request.state.fallback.degraded_features().into_iter();
     degraded
         .extend(features.map(|(feature, reason)| (feature.to_owned(), reason.to_owned()).into()));

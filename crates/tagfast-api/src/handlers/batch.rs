@@ -19,12 +19,13 @@ use tagfast_sharding::ContentHash;
 use tagfast_store::{ConsistencyToken, StoreError, View, WriteAnswer, WriteRequest};
 
 use super::content::{observe_write, write_body};
+use super::paths::check_reachable;
 use crate::auth::Scope;
 use crate::body::{AnswerBytes, Rope};
 use crate::byte_budget::HeldBytes;
 use crate::headers::{self, CONSISTENCY_TOKEN};
 use crate::metric::Held;
-use crate::problem::{Code, Problem};
+use crate::problem::{Code, Problem, bad_header};
 use crate::request::{ApiRequest, Read, Write, WriteHeaders};
 use crate::wire::batch::{BatchBody, BatchGet, BatchItem, BatchTag, TagInput, TagItem};
 use crate::wire::content::{Taggings, VersionText, ViewBody, WriteBody};
@@ -241,7 +242,7 @@ pub(crate) async fn batch_tag(Write(mut request, _): Write) -> Result<Response, 
     }
     let write_headers = request.write_headers()?;
     if write_headers.if_match.is_some() {
-        return Err(headers::bad(&header::IF_MATCH, "a batch takes no condition"));
+        return Err(bad_header(&header::IF_MATCH, "a batch takes no condition"));
     }
 
     let mut contents: Vec<(&str, &str)> =
@@ -333,14 +334,17 @@ fn parse_item(
     let occurrence = occurrences.entry(key.clone()).or_default();
     let id = request.write_id(headers.idempotency_key, *occurrence);
     *occurrence += 1;
+    let limits = &request.services().domain_limits;
     let now = request.now();
     let add = item.add.iter().map(|t| parse_tag(t, request, now)).collect::<Result<Vec<_>, _>>()?;
     let remove = item.remove.iter().map(|t| TagName::lookup(t)).collect::<Result<Vec<_>, _>>()?;
+    let operation = Operation::patch(add, remove, limits)?;
+    check_reachable(&key, &operation)?;
     Ok(tagfast_domain::Write {
         id,
         key,
         user: request.caller.user.clone(),
-        operation: Operation::patch(add, remove, &request.services().domain_limits)?,
+        operation,
         if_match: None,
     })
 }

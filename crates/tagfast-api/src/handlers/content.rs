@@ -7,7 +7,7 @@ use tagfast_resilience::Criticality;
 use tagfast_sharding::ContentHash;
 use tagfast_store::{ConsistencyToken, WriteAnswer, WriteRequest};
 
-use super::paths::{ContentPath, TagPath};
+use super::paths::{ContentPath, TagPath, check_reachable};
 use crate::headers::{self, CACHE_STATUS, CONSISTENCY_TOKEN};
 use crate::problem::Problem;
 use crate::request::{ApiRequest, Read, Write};
@@ -22,7 +22,7 @@ use crate::wire::response::json;
 ///
 /// A content that was never tagged has an empty list. The `ETag` names the version, not the bytes:
 /// send it back in `If-None-Match` to be answered 304 while nothing changed, or in `If-Match` of a
-/// write. An answer that is stale or degraded is never 304.
+/// write. `*` matches every content. An answer that is stale or degraded is never 304.
 #[utoipa::path(
     get,
     path = "/v1/content/{type}/{id}/tags",
@@ -153,6 +153,7 @@ async fn write(
     key: ContentKey,
     operation: Operation,
 ) -> Result<Response, Problem> {
+    check_reachable(&key, &operation)?;
     let headers = request.write_headers()?;
     let content = (key.content.content_type.as_str(), key.content.content_id.as_str());
     request.bind_key(headers.idempotency_key, call, [content])?;

@@ -2,10 +2,10 @@
 
 use std::borrow::Cow;
 
-use tagfast_domain::{ContentKey, Tag, TagName};
+use tagfast_domain::{ContentKey, Operation, Tag, TagName};
 use utoipa::IntoParams;
 
-use crate::problem::Problem;
+use crate::problem::{Code, Problem};
 use crate::request::ApiRequest;
 
 /// The content of a `/v1/content/{type}/{id}/...` path.
@@ -63,5 +63,32 @@ impl TagPath<'_> {
     pub(super) fn name(request: &ApiRequest, segment: usize) -> Result<TagName, Problem> {
         let path = TagPath { tag: request.path_segment(segment)? };
         Ok(TagName::lookup(&path.tag)?)
+    }
+}
+
+/// Refuses to give a tag to a content that no URL can name, or a tag that none can name: URL
+/// libraries remove the segments `.` and `..`, also encoded. Older data with such names can still
+/// be read and removed.
+pub(super) fn check_reachable(key: &ContentKey, operation: &Operation) -> Result<(), Problem> {
+    let added = match operation {
+        Operation::Patch { add, .. } => add,
+        Operation::Replace { tags } => tags,
+    };
+    if added.is_empty() {
+        return Ok(());
+    }
+    let content = &key.content;
+    let tags = added.iter().flat_map(|tag| [tag.name.as_str(), tag.display.trim()]);
+    let names = [
+        ("content type", content.content_type.as_str()),
+        ("content id", content.content_id.as_str()),
+    ];
+    let unreachable = |(_, name): &(&str, &str)| matches!(*name, "." | "..");
+    match names.into_iter().chain(tags.map(|name| ("tag", name))).find(unreachable) {
+        Some((what, name)) => {
+            let detail = format!("the {what} {name:?} cannot be a segment of a URL");
+            Err(Problem::new(Code::DotSegment, detail))
+        }
+        None => Ok(()),
     }
 }

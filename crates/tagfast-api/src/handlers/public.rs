@@ -1,4 +1,6 @@
 //! Calls that need no caller: index, health, readiness, metrics, documentation.
+//!
+//! They ignore a query: probes and browsers add one to get past caches.
 
 use std::sync::Arc;
 
@@ -11,7 +13,6 @@ use tagfast_resilience::jittered_retry_after;
 use crate::docs;
 use crate::encoding::path_segment;
 use crate::headers::prefers_html;
-use crate::params::{NoParams, Params};
 use crate::problem::{Code, PROBLEM_CODES, Problem, retry_after_header};
 use crate::state::ApiState;
 use crate::wire::admin::PartProblemBody;
@@ -36,7 +37,7 @@ const HTML: &str = "text/html; charset=utf-8";
         (status = 303, description = "For browsers: see `/docs`"),
     )
 )]
-pub(crate) async fn index(_: Params<NoParams>, headers: HeaderMap) -> Result<Response, Problem> {
+pub(crate) async fn index(headers: HeaderMap) -> Result<Response, Problem> {
     let mut response = if prefers_html(&headers) {
         let mut response = Response::default();
         *response.status_mut() = StatusCode::SEE_OTHER;
@@ -68,7 +69,7 @@ pub(crate) async fn index(_: Params<NoParams>, headers: HeaderMap) -> Result<Res
     tag = "open",
     responses((status = 200, description = "The process answers", body = HealthBody))
 )]
-pub(crate) async fn healthz(_: Params<NoParams>) -> Result<Response, Problem> {
+pub(crate) async fn healthz() -> Result<Response, Problem> {
     Ok(json(&HealthBody { status: HealthStatus::Ok }))
 }
 
@@ -85,14 +86,11 @@ pub(crate) async fn healthz(_: Params<NoParams>) -> Result<Response, Problem> {
         (status = 503, description = "At least one part is not ready", body = ReadyBody),
     )
 )]
-pub(crate) async fn readyz(
-    _: Params<NoParams>,
-    State(state): State<Arc<ApiState>>,
-) -> Result<Response, Problem> {
+pub(crate) async fn readyz(State(state): State<Arc<ApiState>>) -> Result<Response, Problem> {
     let operations = &state.services.operations;
     let not_ready = PartProblemBody::not_ready(operations.readiness().await);
     let degraded = operations.degraded().into_iter();
-    let degraded = degraded.chain(state.services.machine_limits.clone());
+    let degraded = degraded.chain(state.services.machine_limits.clone()).chain(state.degraded());
     let degraded = degraded.map(DegradedBody::from).collect();
     let ready = not_ready.is_empty();
     let mut response = json(&ReadyBody { ready, not_ready, degraded });
@@ -114,10 +112,7 @@ pub(crate) async fn readyz(
         status = 200, description = "The metrics", body = String, content_type = "text/plain",
     ))
 )]
-pub(crate) async fn metrics(
-    _: Params<NoParams>,
-    State(state): State<Arc<ApiState>>,
-) -> Result<Response, Problem> {
+pub(crate) async fn metrics(State(state): State<Arc<ApiState>>) -> Result<Response, Problem> {
     let metrics = state.services.operations.metrics();
     Ok(with_type(metrics, "text/plain; version=0.0.4; charset=utf-8"))
 }
@@ -130,10 +125,7 @@ pub(crate) async fn metrics(
     tag = "open",
     responses((status = 200, description = "OpenAPI 3.1", body = Object))
 )]
-pub(crate) async fn openapi_json(
-    _: Params<NoParams>,
-    State(state): State<Arc<ApiState>>,
-) -> Result<Response, Problem> {
+pub(crate) async fn openapi_json(State(state): State<Arc<ApiState>>) -> Result<Response, Problem> {
     Ok(with_type(state.openapi_json().clone(), "application/json"))
 }
 
@@ -148,10 +140,7 @@ pub(crate) async fn openapi_json(
         content_type = "text/html",
     ))
 )]
-pub(crate) async fn docs_page(
-    _: Params<NoParams>,
-    State(state): State<Arc<ApiState>>,
-) -> Result<Response, Problem> {
+pub(crate) async fn docs_page(State(state): State<Arc<ApiState>>) -> Result<Response, Problem> {
     Ok(with_type(docs::reference_page(state.openapi_json()), HTML))
 }
 
@@ -169,7 +158,7 @@ pub(crate) async fn docs_page(
         status = 200, description = "The meaning", body = String, content_type = "text/html",
     ))
 )]
-pub(crate) async fn problem_page(_: Params<NoParams>, uri: Uri) -> Result<Response, Problem> {
+pub(crate) async fn problem_page(uri: Uri) -> Result<Response, Problem> {
     let code = path_segment(uri.path().split('/').nth(3).unwrap_or_default())?;
     let row = PROBLEM_CODES.iter().find(|row| row.code == code);
     let row = row.ok_or_else(|| Problem::new(Code::NotFound, "there is no such problem code"))?;

@@ -64,8 +64,12 @@ codes! {
     UnknownParameter = "unknown_parameter" 400 "Unknown query parameter"
         "The call does not know this query parameter."
         "Remove it or correct its spelling; the detail lists the known ones.";
+    BadRequest = "bad_request" 400 "The request is not HTTP/1.1"
+        "What was sent is not a request of HTTP/1.1: its first line, a header or the framing of \
+         its body is malformed, or it is a different protocol."
+        "Use an HTTP library, and `http://` for a port without TLS.";
     BadHeader = "bad_header" 400 "A header has a bad value"
-        "A request header that this call reads has a value that it does not accept."
+        "A request header has a value that the call does not accept, or comes twice and may not."
         "Correct the header; the detail says what is accepted.";
     BadToken = "bad_token" 400 "The token was not issued by this service"
         "A consistency token or receipt is damaged, belongs to a different tenant, or was issued \
@@ -107,7 +111,7 @@ codes! {
         "The route exists but not with this method; `Allow` lists the methods it has."
         "Use one of the methods in `Allow`.";
     RequestTimeout = "request_timeout" 408 "The request did not arrive in time"
-        "The body was not received within the request timeout."
+        "The head or the body was not received in time."
         "Send it again, faster or in smaller parts.";
     AlreadyRunning = "already_running" 409 "The operation is already running"
         "A reindex or recount is in progress; a second one would only slow both down."
@@ -120,12 +124,13 @@ codes! {
         "The request body exceeds the limit `body_bytes`."
         "Send less in one request.";
     UrlTooLong = "url_too_long" 414 "The URL is too long"
-        "Path and query together exceed the limit `url_bytes`."
+        "Path and query together exceed the limit `url_bytes`, or the first line alone the limit \
+         `head_bytes`."
         "Shorten the query.";
     UnsupportedMediaType = "unsupported_media_type" 415 "The body is not declared as JSON"
-        "The call takes a body of type `application/json`; a POST must declare it also when its \
-         body is empty."
-        "Send `Content-Type: application/json`.";
+        "The call takes a body of type `application/json` without a `Content-Encoding`; a POST must \
+         declare it also when its body is empty."
+        "Send `Content-Type: application/json` and the body as it is.";
     HostNotAllowed = "host_not_allowed" 421 "The host is not one of this service"
         "The request names a host other than a loopback address, `localhost`, or a name in \
          `server.allowed_hosts`."
@@ -141,6 +146,10 @@ codes! {
         "A tag, content type, content id or user contains a character that its rule forbids; the \
          detail names it."
         "Remove the character.";
+    DotSegment = "dot_segment" 422 "A name cannot be part of a URL"
+        "A write gives a tag to a content, or a tag, that is named `.` or `..`: URL libraries \
+         remove such path segments, so that their clients could never reach it."
+        "Use a different name. What already has such a name can be read and removed.";
     ReservedTenant = "reserved_tenant" 422 "The tenant's name is reserved"
         "The tenant's name begins with an underscore; such names are reserved for the service."
         "Use a different name.";
@@ -187,6 +196,9 @@ codes! {
     RateOutOfRange = "rate_out_of_range" 422 "The rate is out of range"
         "The rate of a replay exceeds the limit `replay_rate` or is 0."
         "Choose a rate from 1 to the limit.";
+    HeadTooLarge = "head_too_large" 431 "The head of the request is too large"
+        "The head has more bytes or more headers than the limit that `limit` names."
+        "Send fewer or shorter headers.";
     RateLimited = "rate_limited" 429 "Too many requests"
         "This user of this tenant sent more requests than the configured rate."
         "Wait as long as `Retry-After` says.";
@@ -199,6 +211,9 @@ codes! {
     OperationFailed = "operation_failed" 500 "The operation failed"
         "A reindex or recount ended with an error; the data that serves requests is unchanged."
         "Read the detail and the log, then start it again.";
+    TransferCoding = "transfer_coding" 501 "The transfer coding is not supported"
+        "The request has a `Transfer-Encoding` other than `chunked`."
+        "Send the body with a `Content-Length` or `chunked` alone.";
     NotInThisMode = "not_in_this_mode" 501 "Not available in this mode"
         "The feature belongs to a different way of running the service."
         "Do without it, or run the service with the part that has it.";
@@ -223,6 +238,9 @@ codes! {
     KeysUnavailable = "keys_unavailable" 503 "The keys that verify tokens are not available"
         "No key set has been loaded yet, so no token can be verified."
         "Wait as long as `Retry-After` says; an operator checks `auth.jwks`.";
+    HttpVersion = "http_version" 505 "The version of HTTP is not supported"
+        "The request is of a version other than HTTP/1.1 and HTTP/1.0; HTTP/2 needs a proxy."
+        "Use HTTP/1.1.";
     Deadline = "deadline" 504 "The deadline passed"
         "The request could not be finished in time. With `outcome_unknown` a write may have been \
          applied."

@@ -203,6 +203,11 @@ impl IntoResponse for Problem {
     }
 }
 
+/// The problem of a header whose value is not accepted.
+pub(crate) fn bad_header(name: &HeaderName, reason: &str) -> Problem {
+    Problem::new(Code::BadHeader, format!("header {name}: {reason}"))
+}
+
 /// The problem of a call whose part is not wired in.
 pub(crate) fn not_in_this_mode(what: &'static str) -> Problem {
     Problem::new(Code::NotInThisMode, format!("{what} is not available in this mode"))

@@ -12,4 +12,4 @@ mod document;
 
 pub use codes::{Code, PROBLEM_CODES, ProblemCode};
 pub use document::Problem;
-pub(crate) use document::{ProblemBody, not_in_this_mode, retry_after_header};
+pub(crate) use document::{ProblemBody, bad_header, not_in_this_mode, retry_after_header};

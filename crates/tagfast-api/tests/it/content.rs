@@ -89,7 +89,7 @@ async fn odd_ids_and_tags_survive_the_url() {
         "שלום عالم",
         "a b",
         "?x=1&y#z",
-        "..",
+        "...",
         "a%20b",
         ";:@&=$!*'()",
     ];
@@ -171,7 +171,7 @@ async fn entity_tags_spare_the_body_and_guard_the_write() {
         .send()
         .await;
     any.ok();
-    for bad in ["W/\"1\"", "x", "\"1\", \"2\""] {
+    for bad in ["x", "\"1", "*, \"1\"", ""] {
         let refused = fixture
             .request("PUT", TAGS)
             .header("if-match", bad)

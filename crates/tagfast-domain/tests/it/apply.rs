@@ -158,7 +158,8 @@ fn a_replace_decides_every_tagging() {
 fn a_conditional_write_decides_every_tagging() {
     let mut fixture = Fixture::new();
     let (seen, _) = fixture.apply_written(&patch(1, &["a", "b", "c"], &["gone"]));
-    let conditional = |n, expected, w: Write| Write { id: id(n), if_match: Some(expected), ..w };
+    let conditional =
+        |n, expected: Version, w: Write| Write { id: id(n), if_match: Some(expected.into()), ..w };
     let stale = Version::from_packed(seen.packed() - 1).expect("a version");
     let before = fixture.doc.clone();
     let refused = fixture.apply(&conditional(2, stale, patch(0, &["x"], &[])));
@@ -417,9 +418,9 @@ proptest! {
             }
             let mut next = write(n as u64, step.operation);
             if step.conditional < 20 {
-                next.if_match = Some(fixture.doc.version);
+                next.if_match = Some(fixture.doc.version.into());
             } else if step.conditional < 25 {
-                next.if_match = Some(Version::NONE);
+                next.if_match = Some(Version::NONE.into());
             }
             let mut known = None;
             if let Some(back) = step.reuse.filter(|_| !done.is_empty()) {

@@ -105,7 +105,7 @@ fn operations_collapse_duplicates_and_refuse_nonsense() {
 
 #[test]
 fn fingerprints_tell_operations_apart_and_not_spellings() {
-    let of = |w: Write| w.operation.fingerprint(w.if_match, Some(Call::Patch));
+    let of = |w: Write| w.operation.fingerprint(w.if_match.as_ref(), Some(Call::Patch));
     let different = [
         of(patch(0, &["a"], &[])),
         of(patch(0, &[], &["a"])),
@@ -114,7 +114,7 @@ fn fingerprints_tell_operations_apart_and_not_spellings() {
         of(patch(0, &["ab"], &[])),
         of(replace(0, &["a"])),
         of(replace(0, &[])),
-        replace(0, &["a"]).operation.fingerprint(Some(Version::NONE), Some(Call::Patch)),
+        replace(0, &["a"]).operation.fingerprint(Some(&Version::NONE.into()), Some(Call::Patch)),
         patch(0, &["a"], &[]).operation.fingerprint(None, Some(Call::AddTag)),
         patch(0, &["a"], &[]).operation.fingerprint(None, Some(Call::BatchItem)),
         patch(0, &["a"], &[]).operation.fingerprint(None, None),

@@ -69,7 +69,7 @@ pub async fn a_failing_item_leaves_the_others(h: &dyn StoreHarness) {
     let fixture = Fixture::new(h).await;
     let (page, other) = (fixture.key("page"), fixture.key("other"));
     let mut mismatch = fixture.replace(&page, &["never"]);
-    mismatch.write.if_match = Some(Version::from_packed(7).expect("a version"));
+    mismatch.write.if_match = Some(Version::from_packed(7).expect("a version").into());
     let first = fixture.patch(&page, &["a"], &[]);
     let mut reused = fixture.patch(&page, &["reused"], &[]);
     reused.write.id = first.write.id;

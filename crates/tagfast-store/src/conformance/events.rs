@@ -95,7 +95,7 @@ pub async fn a_refused_write_publishes_nothing(h: &dyn StoreHarness) {
     let answer = fixture.write(first.clone()).await;
     refusal(fixture.store.write(fixture.patch(&key, &["more"], &[])).await);
     let mut mismatch = fixture.replace(&key, &["x"]);
-    mismatch.write.if_match = Some(tagfast_domain::Version::NONE);
+    mismatch.write.if_match = Some(tagfast_domain::Version::NONE.into());
     refusal(fixture.store.write(mismatch).await);
     let mut reused = fixture.replace(&key, &["x"]);
     reused.write.id = first.write.id;

@@ -41,7 +41,7 @@ pub async fn a_repeated_write_gets_its_first_answer(h: &dyn StoreHarness) {
     let replace = fixture.replace(&key, &["x"]);
     let replaced = fixture.write(replace.clone()).await;
     let mut conditional = fixture.replace(&key, &["y"]);
-    conditional.write.if_match = Some(replaced.version);
+    conditional.write.if_match = Some(replaced.version.into());
     let matched = fixture.write(conditional.clone()).await;
     retry(&fixture, &replace, &replaced, "after a conditional write").await;
     retry(&fixture, &conditional, &matched, "though its version is not the current one any more")
@@ -136,7 +136,7 @@ pub async fn a_reused_id_with_another_operation_is_refused(h: &dyn StoreHarness)
             );
         }
         let mut conditional = first.clone();
-        conditional.write.if_match = Some(answer.version);
+        conditional.write.if_match = Some(answer.version.into());
         assert_eq!(
             refusal(fixture.store.write(conditional).await),
             Refusal::WriteIdReused,

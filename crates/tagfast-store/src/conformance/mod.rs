@@ -81,6 +81,7 @@ promises! { $
         a_matching_version_is_written,
         another_version_is_refused_and_reported,
         never_written_is_a_version,
+        one_of_several_versions_is_enough,
         one_of_many_conditional_writers_wins;
     ids:
         a_repeated_write_gets_its_first_answer,

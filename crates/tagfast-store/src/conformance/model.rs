@@ -76,7 +76,7 @@ impl Content {
         request: &WriteRequest,
         limit: usize,
     ) -> Result<(Vec<TagName>, Vec<TagName>), Refusal> {
-        if request.write.if_match.is_some_and(|v| v != self.version) {
+        if request.write.if_match.as_ref().is_some_and(|c| !c.holds(self.version)) {
             return Err(Refusal::VersionMismatch { current: self.version });
         }
         let (add, remove): (Vec<TagName>, Vec<TagName>) = match &request.write.operation {
@@ -143,7 +143,7 @@ pub async fn random_operations_match_the_model(h: &dyn StoreHarness) {
             if random.chance(10) {
                 let wrong = Version::from_packed(random.next() >> 1).expect("63 bits");
                 request.write.if_match =
-                    Some(if random.chance(70) { content.version } else { wrong });
+                    Some(if random.chance(70) { content.version } else { wrong }.into());
             }
             match content.expected_answer(&request, fixture.limits.tags_per_content) {
                 Err(expected) => {
@@ -217,7 +217,7 @@ pub async fn concurrent_operations_leave_a_true_history(h: &dyn StoreHarness) {
                 let mut request = fixture.request(key, operation(&fixture, &mut random));
                 request.write.user = user(&format!("client-{client}"));
                 if random.chance(10) {
-                    request.write.if_match = seen.get(key).copied();
+                    request.write.if_match = seen.get(key).copied().map(Into::into);
                 }
                 if !sent.is_empty() && random.chance(15) {
                     request = random.pick(&sent).clone();

@@ -70,6 +70,7 @@ found! {
     ignored_conditions_are_found: IgnoresConditions =>
         another_version_is_refused_and_reported says "must be refused",
         never_written_is_a_version says "must be refused",
+        one_of_several_versions_is_enough says "must be refused",
         one_of_many_conditional_writers_wins says "exactly one of 16";
     a_write_lost_at_a_restart_is_found: LosesTheLastWriteAtRestart =>
         everything_survives_a_restart says "after a restart";

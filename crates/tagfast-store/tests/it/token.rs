@@ -5,7 +5,7 @@ use tagfast_domain::{EpochId, Version, WriteId};
 use tagfast_sharding::{ContentHash, LogicalShard};
 use tagfast_store::seal::SEALED_BYTES;
 use tagfast_store::token::TOKEN_PAIRS;
-use tagfast_store::{ConsistencyToken, Position, Receipt, SealError, SealKind};
+use tagfast_store::{ConsistencyToken, History, Position, Receipt, SealError, SealKind};
 
 use crate::seal::{sealer, tenant};
 
@@ -178,5 +178,88 @@ proptest! {
             let _ = ConsistencyToken::open(&sealer(3), &tenant("acme"), &sealed);
             let _ = Receipt::open(&sealer(3), &tenant("acme"), &sealed);
         }
+    }
+}
+
+/// Epoch 2 is current, epoch 1 ended at LSN 100; later ones are not known yet.
+struct TwoEpochs;
+
+impl History for TwoEpochs {
+    fn current(&self, _: LogicalShard) -> Option<EpochId> {
+        Some(EpochId([2; 16]))
+    }
+
+    fn epoch_end(&self, _: LogicalShard, epoch: EpochId) -> Option<u64> {
+        match epoch.0[0] {
+            2 => Some(u64::MAX),
+            1 => Some(100),
+            _ => None,
+        }
+    }
+}
+
+#[test]
+fn of_two_epochs_the_more_demanding_floor_stays() {
+    let of = |at: Position| {
+        let mut token = ConsistencyToken::default();
+        token.observe(ContentHash(0), version(1), at);
+        token
+    };
+    // From the least demanding to the most: kept by the current epoch, current, lost, unknown.
+    let ranks = [position(1, 100), position(2, 1), position(1, 101), position(3, 1)];
+    for (low, less) in ranks.iter().enumerate() {
+        for more in ranks.iter().skip(low + 1).filter(|more| more.epoch != less.epoch) {
+            for (first, second) in [(less, more), (more, less)] {
+                let mut merged = of(*first);
+                merged.merge(&of(*second), &TwoEpochs);
+                assert_eq!(merged.floors[&shard(0)], *more, "{first:?} and {second:?}");
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever two sessions have seen of one epoch, their merged token covers: by its version, or
+    /// by its shard's floor where the content was pushed out of a full token.
+    #[test]
+    fn a_merged_token_covers_what_each_has_seen(
+        one in prop::collection::vec((1u64..60, 1u64..999), 0..40),
+        other in prop::collection::vec((1u64..60, 1u64..999), 0..40),
+    ) {
+        // One session never goes back: what it sees later is not older.
+        let of = |seen: &[(u64, u64)]| {
+            let mut token = ConsistencyToken::default();
+            let mut seen = seen.to_vec();
+            seen.sort_by_key(|(_, lsn)| *lsn);
+            for (content, lsn) in seen {
+                token.observe(ContentHash(content), version(lsn), position(2, lsn));
+            }
+            token
+        };
+        let mut merged = of(&one);
+        merged.merge(&of(&other), &TwoEpochs);
+        prop_assert!(merged.pairs.len() <= TOKEN_PAIRS && merged.floors.len() <= 64);
+        for (content, lsn) in one.iter().chain(&other) {
+            let content = ContentHash(*content);
+            let floor = merged.floors[&LogicalShard::of_hash(content)];
+            prop_assert!(floor.lsn >= *lsn && floor.xid >= *lsn);
+            match merged.version_of(content) {
+                Some(seen) => prop_assert!(seen >= version(*lsn)),
+                None => prop_assert_eq!(merged.pairs.len(), TOKEN_PAIRS, "nothing was dropped early"),
+            }
+        }
+        let (one, other) = (of(&one), of(&other));
+        if one.pairs.len().max(other.pairs.len()) < TOKEN_PAIRS {
+            for (newest, _) in one.pairs.last().into_iter().chain(other.pairs.last()) {
+                prop_assert!(merged.version_of(*newest).is_some(), "the newest of each stays");
+            }
+        }
+        let sealed = merged.seal(&sealer(3), &tenant("acme"));
+        prop_assert!(sealed.len() <= SEALED_BYTES);
+        let same = merged.clone();
+        merged.merge(&same, &TwoEpochs);
+        prop_assert_eq!(merged, same, "what is known already changes nothing");
     }
 }

@@ -8,9 +8,7 @@
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
-use jsonwebtoken::DecodingKey;
-use jsonwebtoken::jwk::Jwk;
-use tagfast_api::JwksSource;
+use tagfast_api::{JwksSource, usable_keys};
 use tagfast_resilience::{ErrorChain, private_files};
 
 use super::postgres::authorities;
@@ -80,19 +78,11 @@ fn check_key_set(file: &Path) -> Result<(), String> {
         return Err("there is no such file".to_owned());
     }
     let bytes = std::fs::read(file).map_err(|e| e.to_string())?;
-    let set: serde_json::Value =
-        tagfast_json::from_slice(&bytes).map_err(|e| format!("it is not a JSON Web Key Set: {e}"))?;
-    let Some(keys) = set["keys"].as_array() else {
-        return Err("it is not a JSON Web Key Set: it has no list \"keys\"".to_owned());
-    };
-    let usable = |key: &serde_json::Value| {
-        let jwk: Option<Jwk> = tagfast_json::from_value(key.clone()).ok();
-        key["kty"] != "oct" && jwk.is_some_and(|jwk| DecodingKey::from_jwk(&jwk).is_ok())
-    };
-    if keys.iter().any(usable) {
-        return Ok(());
+    match usable_keys(&bytes) {
+        Ok(0) => Err("none of its keys can verify tokens".to_owned()),
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!("it is not a JSON Web Key Set: {error}")),
     }
-    Err(format!("none of its {} keys can verify tokens", keys.len()))
 }
 
 /// Whether a directory can be used as the data directory, or be made.

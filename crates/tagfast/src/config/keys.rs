@@ -166,9 +166,14 @@ config_keys! {
              off.",
             "Anyone who reads the file can make tokens of any tenant: mode 0600.";
         jwks Address Both = "", "config.auth()",
-            "Keys of RS256, ES256 and EdDSA tokens: a file (read again when it changes) or an \
-             `https://` URL (fetched again for an unknown key id).",
-            "Anyone who controls the URL can make tokens of any tenant.";
+            "Keys of RS256, ES256 and EdDSA tokens, as a JSON Web Key Set of at most 1 MiB: a file \
+             or an `https://` URL (`http://` on loopback addresses alone). A key that a file no \
+             longer has is refused after a second, one that a URL no longer has after ten \
+             minutes; for an unknown key id a URL is fetched again, at most every 30 s. A set that \
+             cannot be loaded within 5 s, or that has no usable key, replaces nothing: the known \
+             keys stay in force, and `/readyz` and `tagfast status` name `auth` as degraded.",
+            "Anyone who controls the URL can make tokens of any tenant. To withdraw the only key, \
+             put a new one into its place.";
         audience Text Both = "", "config.auth()",
             "Required `aud` claim.",
             "Unset: tokens made for other services of the same issuer are accepted.";

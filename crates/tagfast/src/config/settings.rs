@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tagfast_api::{AllowedHosts, ApiLimits, AuthConfig, JwksSource};
 use tagfast_domain::{Limits, TenantId};
+use tagfast_resilience::secret::redacted;
 use tagfast_resilience::{Address, Secret};
 
 use super::cache::{CacheConfig, cache, tenant_weights};
@@ -144,13 +145,7 @@ impl Config {
             telemetry: telemetry(values),
             signing_key_files: paths(values.list(&SERVER.signing_key_file)),
             hs256_secret_file: values.text(&AUTH.hs256_secret_file).map(PathBuf::from),
-            jwks: Secret::new(values.text(&AUTH.jwks).map(|place| {
-                if is_http_url(&place) {
-                    JwksSource::Url(place)
-                } else {
-                    JwksSource::File(place.into())
-                }
-            })),
+            jwks: Secret::new(jwks(values)),
             audience: values.text(&AUTH.audience),
             issuer: values.text(&AUTH.issuer),
             leeway: values.seconds(&AUTH.leeway_seconds),
@@ -249,6 +244,17 @@ fn allowed_hosts(values: &mut Values<'_>, listen: SocketAddr, auth: AuthMode) ->
                  tags.example.com"
             ));
             AllowedHosts::default()
+        }
+    }
+}
+
+fn jwks(values: &mut Values<'_>) -> Option<JwksSource> {
+    let place = values.text(&AUTH.jwks)?;
+    match place.parse() {
+        Ok(source) => Some(source),
+        Err(error) => {
+            values.refuse(format!("auth.jwks is {}: {error}", redacted(&place)));
+            None
         }
     }
 }
@@ -396,6 +402,21 @@ mod tests {
         assert!(errors[0].contains("server.max_in_flight_bytes"), "{errors:?}");
         let text = "[server]\nmax_body_bytes = 67108864\nmax_in_flight_bytes = 268435456";
         assert_eq!(resolve(text).unwrap().api_limits.in_flight_bytes, 256 << 20);
+    }
+
+    #[test]
+    fn keys_over_plain_http_are_refused_except_from_loopback() {
+        let with = |place: &str| resolve(&format!("[auth]\nmode = \"jwt\"\njwks = \"{place}\""));
+        for place in ["http://id.example/keys", "HTTP://10.0.0.1/keys", "ftp://id.example/keys"] {
+            let errors = with(place).unwrap_err();
+            assert!(
+                errors[0].contains("auth.jwks") && errors[0].contains("https://"),
+                "{errors:?}"
+            );
+        }
+        for place in ["https://id.example/keys", "http://127.0.0.1:9/keys", "keys.json"] {
+            assert!(with(place).is_ok(), "{place}");
+        }
     }
 
     #[test]
