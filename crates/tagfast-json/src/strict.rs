@@ -212,7 +212,7 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for StrictItems<A> {
 /// The entries of an object.
 struct Entries<A> {
     map: A,
-    /// The keys so far; `None`: whoever reads looks at them itself.
+    /// The keys so far; `None`: the visitor looks at them itself.
     keys: Option<HashSet<String>>,
 }
 
