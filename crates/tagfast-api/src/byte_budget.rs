@@ -4,7 +4,7 @@
 //! A holder takes bytes before it allocates them and gives them back when they are dropped: a
 //! request body with its request, an answer when its last byte is written or its connection ends.
 //! A quarter of the budget is reserved for holders of at most [`SMALL_BYTES_MAX`], so that a few
-//! large answers that nobody reads do not keep the ordinary calls out.
+//! large answers that no client reads do not keep the ordinary calls out.
 //!
 //! How it fails: a holder that gets no bytes is refused with 503 `overloaded`; nothing waits. The
 //! answer of a change is counted and never refused, because the change has happened.

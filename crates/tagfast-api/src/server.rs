@@ -4,7 +4,8 @@
 //! has begun one, and disconnected; so is one that accepts nothing of its answer within
 //! `write_timeout`. The number of connections is bounded; further ones wait in the kernel's queue.
 //! On shutdown the listener closes first, idle connections at once, busy ones after their answer,
-//! then the tasks that outlive their requests end; what still runs after `drain_timeout` is dropped.
+//! then the tasks that outlive their requests end; what still runs after `drain_timeout` is
+//! dropped.
 
 use std::io;
 use std::pin::pin;

@@ -1,9 +1,9 @@
 //! What keeps web pages of other sites away: the names by which the service may be called, and who
 //! may change something from a browser.
 //!
-//! Without authentication the network position of a caller is all that he proves, and every page in
-//! a browser on this machine has it too. Two rules take it away from such pages: a request must name
-//! a host of this service (a page whose name was rebound to this address names its own), and a
+//! Without authentication the network position of a caller is all that he proves, and every page
+//! in a browser on this machine has it too. Two rules take it away from such pages: a request must
+//! name a host of this service (a page whose name was rebound to this address names its own), and a
 //! change must not come from a page of a different origin. With tokens neither is needed, because a
 //! browser adds no token by itself; the names are then checked only if some are configured.
 //!

@@ -144,7 +144,7 @@ pub fn remember(
 
 /// The first answer of a write id, if it comes with the same request again.
 fn answer_again(before: &RecentWrite, write: &Write, ctx: &ApplyContext<'_>) -> Outcome {
-    let fingerprint = |call| write.operation.fingerprint(write.if_match, call);
+    let fingerprint = |call| write.operation.fingerprint(write.if_match.as_ref(), call);
     // Without a call: a record of a program that did not bind keys to calls.
     if before.fingerprint != fingerprint(ctx.call) && before.fingerprint != fingerprint(None) {
         return Outcome::Refused(Refusal::WriteIdReused);
@@ -288,7 +288,7 @@ fn record(
     ctx: &ApplyContext<'_>,
 ) -> Vec<RecentWrite> {
     let now = ctx.now;
-    let fingerprint = write.operation.fingerprint(write.if_match, ctx.call);
+    let fingerprint = write.operation.fingerprint(write.if_match.as_ref(), ctx.call);
     let version = doc.version;
     doc.recent.push(RecentWrite { id: write.id, fingerprint, version, at: now, effect, outcome });
     let newest_written = doc

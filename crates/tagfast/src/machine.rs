@@ -2,8 +2,8 @@
 //!
 //! The soft limit of open files is raised to the hard one, and the server accepts no more
 //! connections than that leaves room for: beyond it a connection would be accepted only to fail
-//! when a file is to be opened for it. What is less than configured is logged at the start and named
-//! in `/readyz` and `/v1/status`.
+//! when a file is to be opened for it. What is less than configured is logged at the start and
+//! named in `/readyz` and `/v1/status`.
 
 use std::io;
 use std::net::SocketAddr;
@@ -39,8 +39,8 @@ pub(crate) fn fit_connections(connections: &mut usize) -> MachineLimits {
     vec![(FEATURE.to_owned(), reason)]
 }
 
-/// How many connections of at most `wanted` fit a limit of open files. Half of a small limit is left
-/// to the store.
+/// How many connections of at most `wanted` fit a limit of open files. Half of a small limit is
+/// left to the store.
 fn fitting_connections(wanted: usize, files: u64) -> usize {
     let room = files.saturating_sub(OTHER_FILES.min(files / 2)).max(1);
     usize::try_from(room).map_or(wanted, |room| room.min(wanted))
@@ -64,8 +64,8 @@ fn open_files() -> u64 {
     }
 }
 
-/// Listens on an address, with a queue of [`LISTEN_BACKLOG`] connections that wait to be accepted if
-/// the kernel allows it.
+/// Listens on an address, with a queue of [`LISTEN_BACKLOG`] connections that wait to be accepted
+/// if the kernel allows it.
 pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     // A restart must not wait for connections of the process before.

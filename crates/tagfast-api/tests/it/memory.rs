@@ -1,5 +1,5 @@
 //! What requests and answers hold in memory: bodies in pieces, contents that repeat, answers that
-//! nobody reads.
+//! no client reads.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

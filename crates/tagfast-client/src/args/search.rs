@@ -103,8 +103,8 @@ pub struct SuggestArgs {
     /// Only tags of contents of this type.
     #[arg(long = "type", value_name = "TYPE")]
     pub content_type: Option<String>,
-    /// How many tags, 1 to 100.
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100))]
+    /// How many tags, 1 to 1,000.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub limit: u32,
     /// Continue the list of all tags after the page that gave this cursor.
     #[arg(long, conflicts_with_all = ["all", "prefix"])]

@@ -1,4 +1,4 @@
-//! Clients that take up memory on purpose, on raw sockets: answers that nobody reads, bodies in
+//! Clients that take up memory on purpose, on raw sockets: answers that no client reads, bodies in
 //! pieces, connections that go on and on.
 
 use std::io::{Read, Write};
