@@ -5,7 +5,7 @@
 //! space, word joiner, byte order mark, variation selectors, direction marks, Hangul fillers, tag
 //! characters, ...), and layout controls of two scripts. They stay where they change what is seen:
 //!
-//! - ZWNJ after a virama and before a letter, and between letters that would join without it
+//! - ZWNJ after a virama and before an alphabetic one, and between two that would join without it
 //!   (`ContextJ` of RFC 5892);
 //! - ZWJ after a virama, between a RA and a virama (Bengali and its neighbours tell ya-phalaa from
 //!   reph by it), and between emoji;
@@ -202,7 +202,7 @@ impl Seen {
     fn divider_means(&self, last: char, next: Option<char>) -> bool {
         let Some(next) = next.filter(|_| self.divider) else { return false };
         let before = self.out.chars().rev().find(|c| joining(*c) != JoiningType::Transparent);
-        is_virama(last) && is_letter(next)
+        is_virama(last) && is_alphabetic(next)
             || before.is_some_and(|c| joins(c, JoiningType::LeftJoining))
                 && joins(next, JoiningType::RightJoining)
     }
@@ -226,7 +226,7 @@ fn selects_form(base: char, selector: char, next: Option<char>) -> bool {
                 && (!base.is_ascii() || next == Some(KEYCAP))
         }
         '\u{180B}'..='\u{180F}' => {
-            CodePointMapData::<Script>::new().get(base) == Script::Mongolian && is_letter(base)
+            CodePointMapData::<Script>::new().get(base) == Script::Mongolian && is_alphabetic(base)
         }
         _ => CodePointSetData::new::<Ideographic>().contains(base),
     }
@@ -246,8 +246,9 @@ fn is_virama(c: char) -> bool {
     CodePointMapData::<CanonicalCombiningClass>::new().get(c) == CanonicalCombiningClass::Virama
 }
 
-fn is_letter(c: char) -> bool {
-    GeneralCategoryGroup::Letter.contains(category(c))
+fn is_alphabetic(c: char) -> bool {
+    let character = category(c);
+    GeneralCategoryGroup::Letter.contains(character)
 }
 
 fn category(c: char) -> GeneralCategory {
@@ -258,7 +259,7 @@ fn joining(c: char) -> JoiningType {
     CodePointMapData::<JoiningType>::new().get(c)
 }
 
-/// Whether a letter joins on this side.
+/// Whether a character joins on this side.
 fn joins(c: char, side: JoiningType) -> bool {
     let of = joining(c);
     of == JoiningType::DualJoining || of == side

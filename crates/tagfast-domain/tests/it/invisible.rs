@@ -211,7 +211,7 @@ fn spellings_that_look_alike_are_one_tag() {
             ],
             None,
         ),
-        // Behind a letter that does not join, ZWNJ shows nothing.
+        // Behind a character that does not join, ZWNJ shows nothing.
         (
             vec![
                 "\u{6A9}\u{627}\u{631}\u{647}\u{627}",
