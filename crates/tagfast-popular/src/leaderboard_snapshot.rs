@@ -167,11 +167,11 @@ impl LeaderboardSnapshot {
 
     /// The most used tags of a window, at most [`LEADERBOARD_TAGS_MAX`].
     pub fn leaderboard(&self, window: Window, limit: usize) -> Vec<TagCount> {
-        let board = match window.index().checked_sub(1) {
+        let ranking = match window.index().checked_sub(1) {
             None => &self.ranked,
             Some(expiring) => &self.expiring[expiring],
         };
-        board.iter().take(limit.min(LEADERBOARD_TAGS_MAX)).cloned().collect()
+        ranking.iter().take(limit.min(LEADERBOARD_TAGS_MAX)).cloned().collect()
     }
 
     /// Count of a tag over all time; `None` if no content carries it, or if it is not among the

@@ -51,8 +51,8 @@ async fn a_hundred_requests_for_a_cold_leaderboard_cost_one_computation() {
         let (counts, tenant) = (Arc::clone(&counting.counts), tenant.clone());
         callers.spawn(async move {
             if n % 2 == 0 {
-                let board = counts.popular(&tenant, Window::All, 20).await.expect("answers");
-                return board.tags.iter().all(|tag| tag.count == u64::from(PARTITIONS));
+                let ranking = counts.popular(&tenant, Window::All, 20).await.expect("answers");
+                return ranking.tags.iter().all(|tag| tag.count == u64::from(PARTITIONS));
             }
             let found = counts.suggest(&tenant, "planted-tag-0000000", 20).await.expect("answers");
             found.tags.len() == 10
@@ -75,9 +75,9 @@ async fn a_page_costs_what_it_names_and_a_computation_ends_with_its_callers() {
         let (counts, tenant, done) =
             (Arc::clone(&counting.counts), tenant.clone(), Arc::clone(&done));
         tokio::spawn(async move {
-            let board = counts.popular(&tenant, Window::All, 5).await;
+            let ranking = counts.popular(&tenant, Window::All, 5).await;
             done.store(true, Ordering::SeqCst);
-            board.map(|_| ())
+            ranking.map(|_| ())
         })
     };
     let page = counting.counts.list(&tenant, None, 50).await.expect("a page");

@@ -1,3 +1,5 @@
+//! Rankings that many callers want at once, errors, and the bounds of the cache.
+
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use tagfast_resilience::BoxError;

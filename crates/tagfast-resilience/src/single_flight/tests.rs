@@ -1,3 +1,5 @@
+//! Callers that share work, leave it, and need newer work, mostly in virtual time.
+
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
