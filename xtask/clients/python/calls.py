@@ -79,6 +79,7 @@ from tagfast_client.models import (
     ReceiptVerdict,
     Recount,
     RecountResult,
+    Reindex,
     ReindexResult,
     ReplaceTags,
     ReplayDeadLetters,
@@ -215,7 +216,8 @@ def operating(receipt: str) -> None:
     else:
         assert ok(ReceiptVerdict, verdict).verdict is VerdictName.KEPT
     problem(call(list_failovers.sync_detailed, client=CLIENT), "not_in_this_mode")
-    assert ok(ReindexResult, call(rebuild_index.sync_detailed, client=CLIENT)).contents >= 1
+    rebuilt = call(rebuild_index.sync_detailed, client=CLIENT, body=Reindex())
+    assert ok(ReindexResult, rebuilt).contents >= 1
     recount = call(recount_tags.sync_detailed, client=CLIENT, body=Recount(repair=False))
     assert not ok(RecountResult, recount).repaired
     breakers = ok(Breakers, call(list_breakers.sync_detailed, client=CLIENT))

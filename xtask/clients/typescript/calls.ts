@@ -131,7 +131,7 @@ async function operating(receipt: string): Promise<void> {
   const verdict = await client.GET("/v1/receipts/{token}", { params: { path: { token: receipt } } });
   check(verdict.response.status === 501 || ok(verdict).verdict === "kept", "the write is kept");
   problem(await client.GET("/v1/failovers"), "not_in_this_mode");
-  check(ok(await client.POST("/v1/admin/reindex")).contents >= 1, "contents are indexed");
+  check(ok(await client.POST("/v1/admin/reindex", { body: {} })).contents >= 1, "contents are indexed");
   const recount = await client.POST("/v1/admin/recount", { body: { repair: false } });
   check(!ok(recount).repaired, "nothing is repaired");
   const breakers = ok(await client.GET("/v1/breakers"));

@@ -221,9 +221,7 @@ fn a_list_always_has_its_next_cursor() {
         if has_cursor {
             paged.insert(id);
         }
-        // Tags without a cursor are completions, which have no pages.
-        let is_list =
-            ["list", "search"].iter().any(|verb| id.starts_with(verb)) && id != "listTags";
+        let is_list = ["list", "search"].iter().any(|verb| id.starts_with(verb));
         if !is_list && !has_cursor {
             continue;
         }
