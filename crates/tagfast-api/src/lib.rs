@@ -43,8 +43,8 @@ mod web_guard;
 mod wire;
 
 pub use byte_budget::ByteBudget;
-pub use metric::METRICS;
 pub use jwks::usable_keys;
+pub use metric::METRICS;
 pub use problem::{PROBLEM_CODES, ProblemCode};
 pub use router::{openapi, router};
 pub use server::serve;

@@ -9,7 +9,7 @@ use tagfast_domain::{ContentType, TagName, TenantId, UnixMillis};
 use tagfast_resilience::Clock;
 use tagfast_resilience::task::{StopSignal, TaskTracker};
 use tagfast_search::metrics::count_query;
-use tagfast_search::query::{Query, parse};
+use tagfast_search::query::parse;
 use tagfast_search::{
     Query, RelatedTags, SearchError, SearchIndex, SearchPage, SearchRequest, SearchResult,
 };

@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tagfast_domain::{
-    Call, ContentKey, Document, Epoch, EpochId, TagName, Tagging, TenantId, UnixMillis, Version,
-    Write,
+    Call, ContentKey, Document, Epoch, TagName, Tagging, TenantId, UnixMillis, Version, Write,
 };
 use tagfast_sharding::LogicalShard;
 

@@ -10,6 +10,7 @@ use jsonwebtoken::crypto::sign;
 use jsonwebtoken::{Algorithm, EncodingKey};
 use serde_json::{Value, json};
 use tagfast_api::{ApiLimits, AuthConfig, JwksSource, JwksSourceError};
+use tagfast_resilience::Secret;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -23,7 +24,7 @@ const OVER_A_SECOND: Duration = Duration::from_millis(1001);
 
 fn fixture_of(source: JwksSource) -> Fixture {
     let auth = AuthConfig::Jwt {
-        hs256_secret: Some(SECRET.to_vec()),
+        hs256_secret: Some(Secret::new(SECRET.to_vec())),
         jwks: Some(source),
         audience: None,
         issuer: None,
@@ -282,7 +283,7 @@ fn keys_come_over_https_or_loopback_alone() {
 
 fn strict_fixture() -> Fixture {
     let auth = AuthConfig::Jwt {
-        hs256_secret: Some(SECRET.to_vec()),
+        hs256_secret: Some(Secret::new(SECRET.to_vec())),
         jwks: None,
         audience: Some("tagfast".into()),
         issuer: Some("https://id.example".into()),

@@ -313,7 +313,7 @@ fn the_problem_codes_are_listed_but_not_closed() {
     assert_eq!(listed, all);
 }
 
-/// A generated class has a variable for each field and one for itself, in small letters.
+/// A generated class has a variable for each field and one for itself, in lower case.
 #[test]
 fn no_schema_has_a_field_of_its_own_name() {
     let api = document();

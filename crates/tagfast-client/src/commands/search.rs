@@ -187,7 +187,7 @@ async fn all_tags(
             // Lines, so that the reader of a pipe can begin before the last page.
             tags.iter().try_for_each(|tag| terminal.line(tag))?;
         } else if !tags.is_empty() {
-            terminal.line(counts(tags))?;
+            show_counts(tags, terminal)?;
         }
         cursor = page.get("next_cursor").and_then(Value::as_str).map(str::to_owned);
         match &cursor {

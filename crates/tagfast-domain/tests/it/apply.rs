@@ -295,7 +295,7 @@ fn every_outcome_of_a_keyed_write_is_remembered_and_makes_no_version() {
     let version = fixture.doc.version;
     let next = Version::from_packed(version.packed() + 1).expect("a version");
     let unchanged = patch(2, &["a"], &[]);
-    let mismatch = Write { if_match: Some(next), ..patch(3, &["z"], &["a"]) };
+    let mismatch = Write { if_match: Some(next.into()), ..patch(3, &["z"], &["a"]) };
     let too_many = patch(4, &["z"], &[]);
     let refusals = [
         Refusal::VersionMismatch { current: version },
@@ -335,7 +335,7 @@ fn a_write_without_a_key_leaves_no_trace_when_it_changes_nothing() {
     fixture.apply_written(&patch(1, &["a"], &[]));
     let before = fixture.doc.clone();
     fixture.apply(&patch(2, &["a"], &[]));
-    fixture.apply(&Write { if_match: Some(Version::NONE), ..patch(3, &["z"], &[]) });
+    fixture.apply(&Write { if_match: Some(Version::NONE.into()), ..patch(3, &["z"], &[]) });
     assert_eq!(fixture.doc, before);
 }
 

@@ -35,7 +35,7 @@ fn applied(names: &[&str], write: &Write) -> (Vec<String>, Outcome) {
     let mut doc = document(names);
     let stored = codec::encode(&doc);
     assert_eq!(codec::decode(&stored).as_ref(), Ok(&doc), "stored names are decoded as they are");
-    let ctx = ApplyContext { epoch: &epoch(0), now: T0, limits: &LIMITS };
+    let ctx = ApplyContext { epoch: &epoch(0), now: T0, limits: &LIMITS, call: None };
     let outcome = apply(&mut doc, write, None, &ctx);
     (live(&doc).into_iter().map(str::to_owned).collect(), outcome)
 }

@@ -60,7 +60,7 @@ async fn two_nodes_tell_one_result_whatever_it_is() {
         let version = put(&nodes[0], &key, "here").await.expect("written").version;
         let next = Version::from_packed(version.packed() + 1).expect("a version");
         let mut mismatch = keyed(&key, add("z"));
-        mismatch.write.if_match = Some(next);
+        mismatch.write.if_match = Some(next.into());
         let requests = [keyed(&key, add("here")), keyed(&key, remove("here")), mismatch];
         let send = |node: usize, request: &WriteRequest| {
             let (node, request) = (Arc::clone(&nodes[node]), request.clone());

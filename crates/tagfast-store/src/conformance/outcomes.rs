@@ -101,7 +101,7 @@ async fn cases(fixture: &Fixture) -> Vec<Case> {
         let next = Version::from_packed(current.packed() + 1).expect("a version");
         cases.push(Case {
             what: format!("{call:?}: another version, which the content has later"),
-            request: request(&key, Some(next)),
+            request: request(&key, Some(next.into())),
             later: vec![fixture.patch(&key, &["urgent"], &[])],
             key,
         });
@@ -109,7 +109,7 @@ async fn cases(fixture: &Fixture) -> Vec<Case> {
         let key = fixture.key(&format!("not there yet, {call:?}"));
         cases.push(Case {
             what: format!("{call:?}: another version of a content that does not exist yet"),
-            request: request(&key, Some(first_version)),
+            request: request(&key, Some(first_version.into())),
             later: vec![fixture.patch(&key, &["urgent", "gone"], &[])],
             key,
         });
@@ -227,7 +227,7 @@ pub async fn a_refused_content_is_not_scanned(h: &dyn StoreHarness) {
     let (refused, written) = (fixture.key("refused"), fixture.key("written"));
     let version = fixture.add(&written, &["a"]).await.version;
     let mut request = fixture.patch(&refused, &["a"], &[]);
-    request.write.if_match = Some(version);
+    request.write.if_match = Some(version.into());
     let first = refusal(fixture.store.write(request.clone()).await);
     assert_eq!(first, Refusal::VersionMismatch { current: Version::NONE });
     let mut found = Vec::new();
@@ -286,7 +286,7 @@ pub async fn random_retries_get_their_first_answer(h: &dyn StoreHarness) {
         if random.chance(30) {
             let current = fixture.view(&request.write.key).await.version.packed();
             let guess = current + random.below(3) as u64;
-            request.write.if_match = Version::from_packed(guess).ok();
+            request.write.if_match = Version::from_packed(guess).ok().map(Into::into);
         }
         let first = send(&fixture, &request).await;
         done.push((request, first));

@@ -1,5 +1,5 @@
-//! Help, and errors of the command line itself: what clap says, in our colours, and as JSON when the
-//! command line asks for that.
+//! Help, and errors of the command line itself: what clap says, in our colours, and as JSON when
+//! the command line asks for that.
 
 use std::ffi::OsString;
 use std::io::{IsTerminal as _, Write as _};
