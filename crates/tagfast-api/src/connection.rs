@@ -80,7 +80,8 @@ impl Received {
         self.body_bytes -= of_body as u64;
         if !self.is_lost {
             let room = HEAD_BYTES_MAX.saturating_sub(self.bytes.len());
-            self.bytes.extend(chunk[of_body..].iter().take(room));
+            let head = &chunk[of_body..];
+            self.bytes.extend_from_slice(&head[..head.len().min(room)]);
         }
     }
 

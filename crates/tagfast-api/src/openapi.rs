@@ -33,9 +33,12 @@ const STATUSES_WITH_BODY: &[u16] = &[413];
 /// different site may not ask for it.
 const STATUSES_CHANGE: &[u16] = &[403, 415];
 /// Error statuses of operations that write tags.
-const STATUSES_WRITE: &[u16] = &[412, 507];
+const STATUSES_WRITE: &[u16] = &[507];
 /// Error statuses of long operations of an admin.
 const STATUSES_ADMIN_JOB: &[u16] = &[409];
+
+/// `*`, or a list of entity tags.
+const ENTITY_TAGS: &str = "^(\\*|(W/)?\"[!#-~]{0,40}\"(, ?(W/)?\"[!#-~]{0,40}\"){0,99})$";
 
 /// Completes the document that was collected from the handlers.
 pub(crate) fn complete(mut api: OpenApi) -> OpenApi {
@@ -128,6 +131,9 @@ fn complete_operation(path: &str, method: &str, operation: &mut Operation) {
     if writes {
         statuses.extend_from_slice(STATUSES_WRITE);
     }
+    if content && !path.contains(':') {
+        statuses.push(412);
+    }
     if path.starts_with("/v1/admin/") {
         statuses.extend_from_slice(STATUSES_ADMIN_JOB);
     }
@@ -156,8 +162,11 @@ fn complete_operation(path: &str, method: &str, operation: &mut Operation) {
         )));
         parameters.push(RefOr::T(header(
             "Consistency-Token",
-            "What this client has seen: the `Consistency-Token` of its last answer.",
-            text().pattern(Some("^[A-Za-z0-9_-]+$")).max_length(Some(4096)),
+            "What this client has seen: the `Consistency-Token` of its last answer; of several \
+             answers to requests at the same time those of all, separated by commas, up to 16.",
+            text()
+                .pattern(Some("^[A-Za-z0-9_-]+(, ?[A-Za-z0-9_-]+){0,15}$"))
+                .max_length(Some(32_768)),
         )));
     }
     if (content || find) && !writes {
@@ -185,19 +194,21 @@ fn complete_operation(path: &str, method: &str, operation: &mut Operation) {
              cluster.",
             text().enum_values(Some(["local", "replicated"])),
         )));
-        if !path.contains(':') {
-            parameters.push(RefOr::T(header(
-                "If-Match",
-                "Write only while the content has this version: one strong entity tag; `\"0\"` \
-                 means never tagged.",
-                text().pattern(Some("^(\\*|\"[0-9]{1,19}\")$")),
-            )));
-        }
-    } else if content && method == "get" {
+    }
+    if content && !path.contains(':') {
+        parameters.push(RefOr::T(header(
+            "If-Match",
+            "Only while the content has one of these versions, else 412: entity tags, up to 100. \
+             `\"0\"` means never tagged; weak ones never match, and `*` always does.",
+            text().pattern(Some(ENTITY_TAGS)),
+        )));
+    }
+    if content && method == "get" {
         parameters.push(RefOr::T(header(
             "If-None-Match",
-            "Entity tags of the versions that the client has.",
-            text().pattern(Some("^[ -~]*$")),
+            "Entity tags of the versions that the client has, weak or strong, up to 100; `*` \
+             means any.",
+            text().pattern(Some(ENTITY_TAGS)),
         )));
     }
     if parameters.is_empty() {

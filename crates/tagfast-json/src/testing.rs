@@ -126,13 +126,15 @@ impl Node {
 fn damaged(document: &str, damage: Damage) -> Vec<String> {
     let node: Node =
         serde_json::from_str(document).unwrap_or_else(|e| panic!("{document} is no JSON: {e}"));
-    (0..node.objects())
-        .map(|n| {
-            let mut out = String::with_capacity(document.len());
-            node.write(&mut out, &mut n.clone(), damage);
-            out
-        })
-        .collect()
+    let mut whole = String::with_capacity(document.len());
+    node.write(&mut whole, &mut usize::MAX.clone(), damage);
+    let written = |n: usize| {
+        let mut out = String::with_capacity(document.len());
+        node.write(&mut out, &mut n.clone(), damage);
+        out
+    };
+    // An object without a key has none to give twice.
+    (0..node.objects()).map(written).filter(|out| *out != whole).collect()
 }
 
 /// The document once for each of its objects, with the array of the object's values, in their

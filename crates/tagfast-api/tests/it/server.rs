@@ -3,13 +3,13 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tagfast_api::{ApiLimits, AuthConfig};
+use tagfast_api::{AllowedHosts, ApiLimits, AuthConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::support::{Fixture, fixture_with};
+use crate::support::{Fixture, build};
 
 /// Longer than any step here takes; only a failing test waits for it.
 const TEST_TIMEOUT: Duration = Duration::from_secs(20);
@@ -22,7 +22,10 @@ pub(crate) struct Running {
 }
 
 pub(crate) async fn start(limits: ApiLimits) -> Running {
-    let fixture = fixture_with(AuthConfig::None, limits.clone());
+    // What is sent here is about connections: the name of the host does not matter.
+    let fixture = build(AuthConfig::None, limits.clone(), |services| {
+        services.allowed_hosts = AllowedHosts::new([], true).unwrap();
+    });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = oneshot::channel::<()>();

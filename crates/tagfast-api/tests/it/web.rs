@@ -6,7 +6,9 @@ use http::Method;
 use serde_json::Value;
 use tagfast_api::AllowedHosts;
 
-use crate::support::{Answer, ApiLimits, AuthConfig, Fixture, build, fixture, jwt_fixture, keys};
+use crate::support::{
+    Answer, ApiLimits, AuthConfig, Fixture, build, encoded, fixture, jwt_fixture, keys,
+};
 
 /// A method and a path of the document, with examples for its parameters.
 struct Route {
@@ -39,7 +41,7 @@ fn routes() -> Vec<Route> {
             for p in operation["parameters"].as_array().into_iter().flatten() {
                 if p["in"] == "path" {
                     let name = format!("{{{}}}", p["name"].as_str().unwrap());
-                    path = path.replace(&name, p["example"].as_str().unwrap());
+                    path = path.replace(&name, &encoded(p["example"].as_str().unwrap()));
                 }
             }
             routes.push(Route { method: method.to_uppercase(), path });

@@ -103,6 +103,7 @@ pub(crate) enum BackupCommand {
                   databases are whole, its content cannot be compared.")]
 pub(crate) struct VerifyArgs {
     /// Directory of the backup.
+    #[arg(value_hint = ValueHint::DirPath)]
     pub dir: PathBuf,
 }
 

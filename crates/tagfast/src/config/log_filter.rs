@@ -19,6 +19,7 @@ const PARTS: &[&str] = &[
     "tagfast_events",
     "tagfast_events_kafka",
     "tagfast_failover",
+    "tagfast_json",
     "tagfast_popular",
     "tagfast_popular_counts",
     "tagfast_redis",

@@ -76,7 +76,7 @@ fn a_cluster_that_is_down_stops_its_own_contents_only() {
     );
     let token = written.header("consistency-token").expect("a token").to_owned();
     let forged = token.replace(|c: char| c.is_ascii_digit(), "x");
-    for bad in [&token[..token.len() / 2], &forged, "AAAA", ""] {
+    for bad in [&token[..token.len() / 2], &forged, "AAAA"] {
         let answered = client.request(
             "GET",
             "/v1/content/jira.issue/OPS-1/tags",
