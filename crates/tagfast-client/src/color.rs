@@ -64,7 +64,8 @@ mod tests {
 
     #[test]
     fn the_flag_decides_then_the_environment_then_the_terminal() {
-        let cases: &[(ColorChoice, bool, &[(&str, &str)], bool)] = &[
+        type Environment = &'static [(&'static str, &'static str)];
+        let cases: [(ColorChoice, bool, Environment, bool); 11] = [
             (ColorChoice::Auto, true, &[], true),
             (ColorChoice::Auto, false, &[], false),
             (ColorChoice::Auto, true, &[("NO_COLOR", "1")], false),
@@ -81,8 +82,8 @@ mod tests {
             let variable = |name: &str| {
                 environment.iter().find(|(n, _)| *n == name).map(|(_, value)| value.into())
             };
-            let is_on = choice.is_on_with(*is_terminal, variable);
-            assert_eq!(is_on, *expect, "{choice:?} {is_terminal} {environment:?}");
+            let is_on = choice.is_on_with(is_terminal, variable);
+            assert_eq!(is_on, expect, "{choice:?} {is_terminal} {environment:?}");
         }
     }
 

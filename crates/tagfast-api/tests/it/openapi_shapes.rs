@@ -67,7 +67,7 @@ fn walk<'a>(value: &'a Value, at: &str, look: &mut impl FnMut(&str, &'a Value)) 
         Value::Array(list) => {
             list.iter().enumerate().for_each(|(n, inner)| walk(inner, &format!("{at}/{n}"), look));
         }
-        _ => {}
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
 
