@@ -1,7 +1,7 @@
 //! Tag identity: two inputs with one canonical name are one tag.
 //!
 //! Canonical form, in order: NFKC, full case fold, NFKC, drop what is invisible and means nothing
-//! ([`crate::invisible`]), trim, whitespace runs to `-`; repeated until it no longer changes
+//! (`invisible.rs`), trim, whitespace runs to `-`; repeated until it no longer changes
 //! (folding and dropping can produce a sequence that composes again), so that canonicalisation is
 //! idempotent. Forbidden characters are checked afterwards. The tables are those of
 //! [`UNICODE_VERSION`]; golden vectors fail when a dependency's tables change, because a changed

@@ -122,10 +122,10 @@ impl Stack {
         let signal =
             |processes: &[Process], signal| processes.iter().for_each(|p| p.signal(signal));
         match fault {
-            Fault::Kill => postmaster(node)?.signal(Signal::KILL),
-            Fault::KillPatroni => node.process().signal(Signal::KILL),
+            Fault::Kill => postmaster(node)?.kill()?,
+            Fault::KillPatroni => node.process().kill()?,
             Fault::KillNode => {
-                node.process().signal(Signal::KILL);
+                node.process().kill()?;
                 host::kill_all_in(&node.data_dir)?;
             }
             Fault::Freeze => {
@@ -192,7 +192,7 @@ impl Stack {
             .or_else(|| kafka.map(|k| Process { pid: k.pid, started: k.started }))
             .with_context(|| format!("{target} is not part of this stack"))?;
         match fault {
-            Fault::Kill => process.signal(Signal::KILL),
+            Fault::Kill => process.kill()?,
             Fault::Freeze => process.signal(Signal::STOP),
             Fault::Thaw => process.signal(Signal::CONT),
             Fault::Cut

@@ -49,6 +49,18 @@ impl Process {
             let _ = kill_process(pid, signal);
         }
     }
+
+    /// Kills the process and waits until it has ended, so that what is started next in its place
+    /// does not meet it.
+    ///
+    /// # Errors
+    /// It has not ended after 10 s.
+    pub fn kill(self) -> Result<()> {
+        self.signal(Signal::KILL);
+        wait_until("the killed process to end", Duration::from_secs(10), || {
+            if self.is_alive() { bail!("process {} is running", self.pid) } else { Ok(()) }
+        })
+    }
 }
 
 /// State (one character) and start time of a process. The second field, its name, may contain
