@@ -105,7 +105,8 @@ impl Client {
         }
         text.push_str("\r\n");
         text.push_str(body.unwrap_or_default());
-        let mut connection = match self.connection.take() {
+        // A server closes a connection that is idle for too long.
+        let mut connection = match self.connection.take().filter(is_open) {
             Some(connection) => connection,
             None => self.connect()?,
         };
@@ -172,6 +173,14 @@ impl Client {
             Err(error) => panic!("{method} {path}: {error}"),
         }
     }
+}
+
+/// Whether the server has not closed the connection since its last answer.
+fn is_open(connection: &BufReader<TcpStream>) -> bool {
+    let stream = connection.get_ref();
+    let peeked = stream.set_nonblocking(true).and_then(|()| stream.peek(&mut [0]));
+    let waits = peeked.is_err_and(|e| e.kind() == ErrorKind::WouldBlock);
+    stream.set_nonblocking(false).is_ok() && waits
 }
 
 fn bad(what: &str) -> Error {
@@ -248,6 +257,29 @@ mod tests {
         let chunked =
             parse("HTTP/1.1 207 X\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2;x=y\r\nde\r\n0\r\n\r\n").unwrap();
         assert_eq!((chunked.status, chunked.text()), (207, "abcde".to_owned()));
+    }
+
+    #[test]
+    fn a_connection_that_the_server_has_closed_is_replaced() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = Client::new(listener.local_addr().unwrap());
+        let (closed, is_closed) = std::sync::mpsc::channel();
+        let server = std::thread::spawn(move || {
+            for _ in 0..2 {
+                let (stream, _) = listener.accept().unwrap();
+                let mut reader = BufReader::new(stream);
+                while !line(&mut reader).unwrap().is_empty() {}
+                let mut stream = reader.into_inner();
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
+                drop(stream);
+                closed.send(()).unwrap();
+            }
+        });
+        for _ in 0..2 {
+            client.get("/").expect(200);
+            is_closed.recv().unwrap();
+        }
+        server.join().unwrap();
     }
 
     #[test]
