@@ -111,5 +111,12 @@ fn a_process_without_a_free_file_does_not_spin_and_recovers() {
         let log = server.log();
         if log.contains("accepting connections works again") { Ok(()) } else { Err(log) }
     });
-    assert!(server.log().matches("accepting connections fails").count() == 1, "{}", server.log());
+    // A file that the server closes meanwhile ends one outage, and the next one begins: each is
+    // told once, not each of its failures.
+    let log = server.log();
+    let (begun, ended) = (
+        log.matches("accepting connections fails").count(),
+        log.matches("accepting connections works again").count(),
+    );
+    assert!(begun <= ended + 1, "{log}");
 }
