@@ -172,13 +172,36 @@ fn impatient() -> ApiLimits {
     ApiLimits { header_timeout: soon, request_timeout: soon, ..ApiLimits::default() }
 }
 
+/// Servers for refusals: one that is soon out of time, for those that are about time, and one that
+/// a slow machine does not run into.
+struct Servers {
+    impatient: Running,
+    patient: Running,
+}
+
+impl Servers {
+    async fn start() -> Self {
+        let patient = start(ApiLimits::default()).await;
+        Self { impatient: start(impatient()).await, patient }
+    }
+
+    fn of(&self, status: u16) -> &Running {
+        if status == 408 { &self.impatient } else { &self.patient }
+    }
+
+    async fn finish(self) {
+        self.impatient.finish().await;
+        self.patient.finish().await;
+    }
+}
+
 #[tokio::test]
 async fn whatever_a_socket_sends_is_refused_with_a_problem_document() {
-    let server = start(impatient()).await;
+    let servers = Servers::start().await;
     let cases = refusals();
     let all = cases.iter().map(async |(sent, status, code, words)| {
         let shown = String::from_utf8_lossy(&sent[..sent.len().min(80)]);
-        let answers = exchange(&server, &[sent]).await;
+        let answers = exchange(servers.of(*status), &[sent]).await;
         let [answer] = answers.as_slice() else {
             panic!("{shown:?} had {} answers", answers.len());
         };
@@ -189,14 +212,14 @@ async fn whatever_a_socket_sends_is_refused_with_a_problem_document() {
         assert!(answer.head.contains("connection: close\r\n"), "{shown:?}: {}", answer.head);
     });
     futures_util::future::join_all(all).await;
-    server.finish().await;
+    servers.finish().await;
 }
 
 /// The same in single bytes, and behind requests that were answered before: pipelined, one after
 /// the other, and with bodies.
 #[tokio::test]
 async fn a_refusal_does_not_depend_on_how_it_arrives() {
-    let server = start(impatient()).await;
+    let servers = Servers::start().await;
     let get = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n".as_slice();
     let post = b"POST /v1/content:batchGet HTTP/1.1\r\nhost: x\r\n\
         content-type: application/json\r\ncontent-length: 12\r\n\r\n{\"items\":[]}";
@@ -212,7 +235,7 @@ async fn a_refusal_does_not_depend_on_how_it_arrives() {
             (&[&behind[..]], 1),
             (&[&post[..], sent], 1),
         ] {
-            let answers = exchange(&server, pieces).await;
+            let answers = exchange(servers.of(*status), pieces).await;
             let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
             let expect: Vec<u16> = std::iter::repeat_n(200, before).chain([*status]).collect();
             assert_eq!(statuses, expect, "{shown:?} in {} pieces", pieces.len());
@@ -220,7 +243,7 @@ async fn a_refusal_does_not_depend_on_how_it_arrives() {
         }
     });
     futures_util::future::join_all(all).await;
-    server.finish().await;
+    servers.finish().await;
 }
 
 #[tokio::test]
