@@ -33,10 +33,11 @@ impl ApiState {
         })
     }
 
-    /// What is degraded in the API itself: (feature, reason).
-    pub(crate) fn degraded(&self) -> Option<(String, String)> {
+    /// What is degraded in the API itself, and what the machine limits: (feature, reason).
+    pub(crate) fn degraded(&self) -> impl Iterator<Item = (String, String)> {
         let outdated = self.auth.has_outdated_keys();
-        outdated.then(|| ("auth".to_owned(), "unavailable".to_owned()))
+        let auth = outdated.then(|| ("auth".to_owned(), "unavailable".to_owned()));
+        self.services.machine_limits.iter().cloned().chain(auth)
     }
 
     /// The OpenAPI document as JSON.

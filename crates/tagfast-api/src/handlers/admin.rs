@@ -34,7 +34,6 @@ pub(crate) async fn status(Admin(request, _): Admin) -> Result<Response, Problem
     let mut degraded: Vec<_> = report
         .degraded
         .into_iter()
-        .chain(request.services().machine_limits.iter().cloned())
         .chain(request.state.degraded())
         .map(DegradedBody::from)
         .collect();

@@ -89,8 +89,7 @@ pub(crate) async fn healthz() -> Result<Response, Problem> {
 pub(crate) async fn readyz(State(state): State<Arc<ApiState>>) -> Result<Response, Problem> {
     let operations = &state.services.operations;
     let not_ready = PartProblemBody::not_ready(operations.readiness().await);
-    let degraded = operations.degraded().into_iter();
-    let degraded = degraded.chain(state.services.machine_limits.clone()).chain(state.degraded());
+    let degraded = operations.degraded().into_iter().chain(state.degraded());
     let degraded = degraded.map(DegradedBody::from).collect();
     let ready = not_ready.is_empty();
     let mut response = json(&ReadyBody { ready, not_ready, degraded });
