@@ -7,7 +7,7 @@
 
 use crate::content::forbidden;
 use crate::invisible::is_bidi_control;
-use crate::{DomainError, Operation, Write};
+use crate::{DomainError, Write};
 
 impl Write {
     /// Checks what the write would add.
@@ -17,10 +17,7 @@ impl Write {
     /// [`DomainError::ForbiddenCharacter`] if it adds a tag and its content id, its user or the
     /// user of an imported tag has a control of the direction of text.
     pub fn check_new_data(&self) -> Result<(), DomainError> {
-        let added = match &self.operation {
-            Operation::Patch { add, .. } => add,
-            Operation::Replace { tags } => tags,
-        };
+        let added = self.operation.added();
         if added.is_empty() {
             return Ok(());
         }

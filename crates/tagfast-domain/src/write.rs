@@ -115,6 +115,14 @@ impl Operation {
         Ok(Self::Replace { tags })
     }
 
+    /// The tags that the write adds, or keeps, in the order given.
+    pub fn added(&self) -> &[Tag] {
+        match self {
+            Self::Patch { add, .. } => add,
+            Self::Replace { tags } => tags,
+        }
+    }
+
     /// A 64-bit hash of the request: distinguishes a retry from a reused idempotency key. With a
     /// call it covers the call, the condition, the canonical names as sets, and the users that an
     /// import names; spellings, the order of the tags and the times of an import may differ.
@@ -126,10 +134,7 @@ impl Operation {
             hash.update((s.len() as u32).to_be_bytes());
             hash.update(s.as_bytes());
         };
-        let mut added: Vec<&Tag> = match self {
-            Self::Patch { add, .. } => add.iter().collect(),
-            Self::Replace { tags } => tags.iter().collect(),
-        };
+        let mut added: Vec<&Tag> = self.added().iter().collect();
         let mut removed: Vec<&TagName> = match self {
             Self::Patch { remove, .. } => remove.iter().collect(),
             Self::Replace { .. } => Vec::new(),

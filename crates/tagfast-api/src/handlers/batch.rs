@@ -19,7 +19,7 @@ use tagfast_sharding::ContentHash;
 use tagfast_store::{ConsistencyToken, StoreError, View, WriteAnswer, WriteRequest};
 
 use super::content::{observe_write, write_body};
-use super::paths::check_reachable;
+use super::paths::check_new_data;
 use crate::auth::Scope;
 use crate::body::{AnswerBytes, Rope};
 use crate::byte_budget::HeldBytes;
@@ -245,10 +245,12 @@ pub(crate) async fn batch_tag(Write(mut request, _): Write) -> Result<Response, 
         return Err(bad_header(&header::IF_MATCH, "a batch takes no condition"));
     }
 
-    let mut contents: Vec<(&str, &str)> =
-        batch.items.iter().map(|i| (i.content_type.as_str(), i.id.as_str())).collect();
-    contents.sort_unstable();
-    request.bind_key(write_headers.idempotency_key, Call::BatchItem, contents)?;
+    if write_headers.idempotency_key.is_some() {
+        let mut contents: Vec<(&str, &str)> =
+            batch.items.iter().map(|i| (i.content_type.as_str(), i.id.as_str())).collect();
+        contents.sort_unstable();
+        request.bind_key(write_headers.idempotency_key, Call::BatchItem, contents)?;
+    }
 
     let mut occurrences = HashMap::new();
     let parsed: Vec<Result<tagfast_domain::Write, Problem>> = batch
@@ -258,9 +260,7 @@ pub(crate) async fn batch_tag(Write(mut request, _): Write) -> Result<Response, 
             let parsed = parse_item(&request, &write_headers, &mut occurrences, item);
             // A body of empty tags takes many times its bytes: not while the writes wait.
             (item.add, item.remove) = (Vec::new(), Vec::new());
-            let write = parsed?;
-            write.check_new_data()?;
-            Ok(write)
+            parsed
         })
         .collect();
     let writes: Vec<WriteRequest> = parsed
@@ -338,15 +338,15 @@ fn parse_item(
     let now = request.now();
     let add = item.add.iter().map(|t| parse_tag(t, request, now)).collect::<Result<Vec<_>, _>>()?;
     let remove = item.remove.iter().map(|t| TagName::lookup(t)).collect::<Result<Vec<_>, _>>()?;
-    let operation = Operation::patch(add, remove, limits)?;
-    check_reachable(&key, &operation)?;
-    Ok(tagfast_domain::Write {
+    let write = tagfast_domain::Write {
         id,
         key,
         user: request.caller.user.clone(),
-        operation,
+        operation: Operation::patch(add, remove, limits)?,
         if_match: None,
-    })
+    };
+    check_new_data(&write)?;
+    Ok(write)
 }
 
 fn parse_tag(input: &TagInput, request: &ApiRequest, now: UnixMillis) -> Result<Tag, Problem> {

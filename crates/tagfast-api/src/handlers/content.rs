@@ -7,7 +7,7 @@ use tagfast_resilience::Criticality;
 use tagfast_sharding::ContentHash;
 use tagfast_store::{ConsistencyToken, WriteAnswer, WriteRequest};
 
-use super::paths::{ContentPath, TagPath, check_reachable};
+use super::paths::{ContentPath, TagPath, check_new_data};
 use crate::headers::{self, CACHE_STATUS, CONSISTENCY_TOKEN};
 use crate::problem::Problem;
 use crate::request::{ApiRequest, Read, Write};
@@ -153,24 +153,24 @@ async fn write(
     key: ContentKey,
     operation: Operation,
 ) -> Result<Response, Problem> {
-    check_reachable(&key, &operation)?;
     let headers = request.write_headers()?;
+    let write = tagfast_domain::Write {
+        id: request.write_id(headers.idempotency_key, 0),
+        key: key.clone(),
+        user: request.caller.user.clone(),
+        operation,
+        if_match: headers.if_match,
+    };
+    check_new_data(&write)?;
     let content = (key.content.content_type.as_str(), key.content.content_id.as_str());
     request.bind_key(headers.idempotency_key, call, [content])?;
     let write = WriteRequest {
-        write: tagfast_domain::Write {
-            id: request.write_id(headers.idempotency_key, 0),
-            key: key.clone(),
-            user: request.caller.user.clone(),
-            operation,
-            if_match: headers.if_match,
-        },
+        write,
         keyed: headers.idempotency_key.map(|_| call),
         durability: headers.durability,
         deadline: Some(request.deadline),
         traceparent: headers.traceparent,
     };
-    write.write.check_new_data()?;
     let answer = request.services().store.write(write).await?;
     let mut response = json(&write_body(request, &key, &answer));
     let mut token = headers.read.token.unwrap_or_default();

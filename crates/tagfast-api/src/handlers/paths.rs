@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use tagfast_domain::{ContentKey, Operation, Tag, TagName};
+use tagfast_domain::{ContentKey, Tag, TagName, Write};
 use utoipa::IntoParams;
 
 use crate::problem::{Code, Problem};
@@ -66,18 +66,22 @@ impl TagPath<'_> {
     }
 }
 
+/// Refuses what older data may have and new data must not. Called before the key of the request is
+/// bound, so that a mistake does not use it up.
+pub(super) fn check_new_data(write: &Write) -> Result<(), Problem> {
+    check_reachable(write)?;
+    Ok(write.check_new_data()?)
+}
+
 /// Refuses to give a tag to a content that no URL can name, or a tag that none can name: URL
 /// libraries remove the segments `.` and `..`, also encoded. Older data with such names can still
 /// be read and removed.
-pub(super) fn check_reachable(key: &ContentKey, operation: &Operation) -> Result<(), Problem> {
-    let added = match operation {
-        Operation::Patch { add, .. } => add,
-        Operation::Replace { tags } => tags,
-    };
+fn check_reachable(write: &Write) -> Result<(), Problem> {
+    let added = write.operation.added();
     if added.is_empty() {
         return Ok(());
     }
-    let content = &key.content;
+    let content = &write.key.content;
     let tags = added.iter().flat_map(|tag| [tag.name.as_str(), tag.display.trim()]);
     let names = [
         ("content type", content.content_type.as_str()),

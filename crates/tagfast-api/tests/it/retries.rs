@@ -215,6 +215,12 @@ async fn an_invalid_request_does_not_use_up_its_key() {
     let bad = json!({"tags": ["a,b"]});
     let answer = Call::new("PUT", TAGS, Some(bad)).send(&fixture, Some("k")).await;
     assert!(answer.status.is_client_error());
+    // What only new data must not have: a control of the direction of text, a segment of dots.
+    for (id, code) in [("%E2%80%AEx", "forbidden_character"), ("%2E%2E", "dot_segment")] {
+        let path = format!("/v1/content/t/{id}/tags/x");
+        let answer = fixture.request("PUT", &path).header("idempotency-key", "k").send().await;
+        answer.problem(code);
+    }
     fixture
         .request("PUT", "/v1/content/t/1/tags/x")
         .header("idempotency-key", "k")
