@@ -10,7 +10,7 @@ use tagfast_domain::{Epoch, EpochId};
 use tagfast_redis::Redis;
 use tagfast_resilience::task::{BackgroundTask, StopSignal, TaskTracker};
 use tagfast_resilience::{Clock, Criticality, SingleFlight, counter, gauge, jittered};
-use tagfast_sharding::LogicalShard;
+use tagfast_sharding::{ContentHash, LogicalShard};
 use tagfast_store::{
     History, LocalWrites, Receipt, ReceiptReader, RequiredVersion, ScanPage, ScanRequest,
     ShardScanner, SharedStore, StoreError, Verdict, View,
@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 use crate::entry::Entry;
 use crate::freshness::{Lineage, lineage};
 use crate::invalidation::subscribe_invalidations;
-use crate::local_cache::LocalCache;
+use crate::local_cache::{FillLease, LocalCache};
 use crate::metric::{AnsweredBy, FILLS, FillResult, L1_BYTES, READS};
 use crate::redis_cache::{FillOrigin, RedisCache};
 use crate::session_positions::SessionPositions;
@@ -36,9 +36,9 @@ pub struct CacheOptions {
     /// Memory of the local cache (L1) in bytes; 0 disables it. Too high: the process runs out of
     /// memory; too low: hot views come from Redis.
     pub l1_bytes: u64,
-    /// How long an entry answers as fresh, +-20 %; an entry without tags half as long. Too high:
-    /// readers without a token lag that long when an invalidation and a write-through were lost;
-    /// too low: more reads reach the database.
+    /// How old an entry that answers as fresh may be, +-20 %; one without tags half as old. Too
+    /// high: readers without a token lag that long when an invalidation and a write-through were
+    /// lost; too low: more reads reach the database.
     pub soft_ttl: Duration,
     /// Maximum age of an entry that answers while the store cannot; zero disables stale answers.
     pub stale_if_error: Duration,
@@ -56,8 +56,7 @@ impl Default for CacheOptions {
             soft_ttl: Duration::from_secs(60),
             stale_if_error: Duration::from_secs(3600),
             stale_after: Duration::from_millis(400),
-            // Entries answer as fresh for up to 72 s, and one may be filled from a replica that is
-            // some seconds behind.
+            // Entries that answer as fresh are up to 72 s old.
             positions_ttl: Duration::from_secs(75),
         }
     }
@@ -239,8 +238,24 @@ impl CachedStore {
         let soft_ttl = self.options.soft_ttl;
         let ttl = jittered(if view.tags.is_empty() { soft_ttl / 2 } else { soft_ttl });
         let now = self.clock.now_ms();
-        let soft_until = now.saturating_add(i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX));
+        // Not from now on: a replica may have been read that is some seconds behind.
+        let ttl = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
+        let soft_until = view.as_of.min(now).saturating_add(ttl);
         Some(Arc::new(Entry::of(view, now, soft_until)))
+    }
+
+    /// Puts an entry into the local cache, for as long as it is fresh.
+    pub(crate) fn fill_local(
+        &self,
+        local: &LocalCache,
+        key: &[u8],
+        hash: ContentHash,
+        entry: Arc<Entry>,
+        lease: FillLease,
+    ) {
+        if let Some(ttl) = entry.fresh_for(self.clock.now_ms()) {
+            local.put(key, hash, entry, lease, ttl);
+        }
     }
 
     /// Writes an entry that was read to Redis, in the background.

@@ -20,6 +20,8 @@
 //! How it fails: an unknown format is a miss, because a newer program version may share the Redis.
 //! A wrong checksum and tags that cannot be decoded are misses and are counted.
 
+use std::time::Duration;
+
 use tagfast_domain::{Document, EpochId, Tagging, UnixMillis, Version, codec};
 use tagfast_store::{CacheUse, Position, Source, View};
 use xxhash_rust::xxh3::Xxh3;
@@ -44,8 +46,8 @@ pub struct Entry {
     pub position: Position,
     /// The entry shows all writes of transactions with a smaller id; 0 when unknown.
     pub xmin: u64,
-    /// The entry is at least as new as this time, Unix ms. For an idle replica that may be long
-    /// before `read_at`.
+    /// The entry is proven to be at least as new as this time, Unix ms: its age counts from here,
+    /// not from `read_at`, which is later when a replica was read that was behind.
     pub as_of: UnixMillis,
     /// Time at which it was read from the store, Unix ms.
     pub read_at: UnixMillis,
@@ -97,6 +99,17 @@ impl Entry {
     /// version read later.
     pub(crate) fn is_newer_than(&self, other: &Self) -> bool {
         (self.version, self.read_at) > (other.version, other.read_at)
+    }
+
+    /// Its age in milliseconds.
+    pub(crate) fn age_ms(&self, now: UnixMillis) -> u64 {
+        now.saturating_sub(self.as_of).max(0).unsigned_abs()
+    }
+
+    /// How much longer it answers as fresh; `None`: not any more.
+    pub(crate) fn fresh_for(&self, now: UnixMillis) -> Option<Duration> {
+        let left = self.soft_until.saturating_sub(now);
+        (left > 0).then(|| Duration::from_millis(left.unsigned_abs()))
     }
 
     /// Approximate memory use in bytes.

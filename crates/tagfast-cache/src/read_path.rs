@@ -13,9 +13,10 @@
 //! caller reads once more, together with all callers that arrived meanwhile.
 //!
 //! How it fails: when the store fails or takes longer than [`stale_after`], an entry that is not
-//! fresh but meets the client's requirement answers, marked as stale. Without such an entry the
-//! store's error is returned. While session positions are unknown, answers that may miss the user's
-//! writes are marked with `session: position_unavailable`.
+//! fresh but meets the client's requirement answers, marked as stale; so does one that is newer
+//! than the stale view that the store has. Without such an entry the store's error is returned.
+//! While session positions are unknown, answers that may miss the user's writes are marked with
+//! `session: position_unavailable`.
 //!
 //! [`stale_after`]: crate::CacheOptions::stale_after
 
@@ -229,18 +230,17 @@ impl CachedStore {
             return Ok(view);
         }
         if let Some(entry) = redis_entry {
-            let fresh_ms = entry.soft_until.saturating_sub(self.clock.now_ms());
+            let is_fresh = entry.fresh_for(self.clock.now_ms()).is_some();
             match &requirement {
-                Some(requirement) if fresh_ms > 0 && self.meets(read, requirement, &entry) => {
+                Some(requirement) if is_fresh && self.meets(read, requirement, &entry) => {
                     if let (Some(local), Some(lease)) = (&self.local_cache, lease) {
-                        let ttl = Duration::from_millis(fresh_ms.unsigned_abs());
-                        local.put(&read.key, read.hash, Arc::clone(&entry), lease, ttl);
+                        self.fill_local(local, &read.key, read.hash, Arc::clone(&entry), lease);
                     }
                     self.answers.redis.increment(1);
                     return Ok(entry.view(CacheUse::Hit("redis")));
                 }
                 Some(_) | None => {
-                    if fresh_ms <= 0 {
+                    if !is_fresh {
                         count_unproven(Unproven::Expired);
                     }
                     if stale_candidate.as_ref().is_none_or(|(other, _)| entry.is_newer_than(other))
@@ -279,16 +279,18 @@ impl CachedStore {
                 .unwrap_or_else(|_| Err(store_timeout())),
         };
         match (loaded, stale) {
-            // A client that accepts no stale view does not get one that may lack something either.
-            (Ok(view), _)
-                if read.options.max_stale == Some(Duration::ZERO) && !view.degraded.is_empty() =>
+            // Of two stale views the newer one.
+            (Ok(view), Some(cached))
+                if view.stale && (cached.version, cached.as_of) > (view.version, view.as_of) =>
             {
-                Err(StoreError::Unavailable {
-                    reason: "only a view that may be old is available",
-                    outcome_unknown: false,
-                    retry_after: jittered_retry_after(),
-                })
+                self.answers.stale.increment(1);
+                Ok(cached)
             }
+            (Ok(view), _) if !self.is_accepted(read, &view) => Err(StoreError::Unavailable {
+                reason: "only a view that may be old is available",
+                outcome_unknown: false,
+                retry_after: jittered_retry_after(),
+            }),
             (Ok(mut view), _) => {
                 // The newest state was required and a replica answered.
                 if requirement.is_none()
@@ -308,6 +310,17 @@ impl CachedStore {
         }
     }
 
+    /// Whether the client accepts the age of a view of the store. One that accepts no stale view
+    /// does not get one that may lack something either.
+    fn is_accepted(&self, read: &ReadContext<'_>, view: &View) -> bool {
+        let Some(max) = read.options.max_stale else { return true };
+        if max.is_zero() {
+            return !view.stale && view.degraded.is_empty();
+        }
+        let age_ms = self.clock.now_ms().saturating_sub(view.as_of).max(0).unsigned_abs();
+        !view.stale || u128::from(age_ms) <= max.as_millis()
+    }
+
     /// The stale answer of an entry; `None` when it is too old for the service or the client, or
     /// does not meet the requirement.
     fn stale_view(
@@ -319,7 +332,7 @@ impl CachedStore {
     ) -> Option<View> {
         let age_max =
             self.options.stale_if_error.min(read.options.max_stale.unwrap_or(Duration::MAX));
-        let age_ms = self.clock.now_ms().saturating_sub(entry.read_at).max(0).unsigned_abs();
+        let age_ms = entry.age_ms(self.clock.now_ms());
         if age_max.is_zero() || u128::from(age_ms) > age_max.as_millis() {
             return None;
         }
@@ -457,7 +470,7 @@ impl CachedStore {
             let view = this.store.view(&content, &options).await.map_err(Arc::new)?;
             if let Some(entry) = this.entry(&view, shard) {
                 if let (Some(local), Some(lease)) = (&this.local_cache, lease) {
-                    local.put(&key, hash, Arc::clone(&entry), lease, this.options.soft_ttl);
+                    this.fill_local(local, &key, hash, Arc::clone(&entry), lease);
                 }
                 this.fill_in_background(&key, shard, &entry);
             }

@@ -63,7 +63,7 @@ impl CachedStore {
         };
         match (filled, &self.local_cache, lease) {
             (Ok(()), Some(local), Some(lease)) => {
-                local.put(&bytes, hash, entry, lease, self.options.soft_ttl)
+                self.fill_local(local, &bytes, hash, entry, lease);
             }
             // Redis may hold an older version now; `local_writes` keeps this node from using it.
             (Err(error), local, _) => {

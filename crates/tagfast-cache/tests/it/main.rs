@@ -6,6 +6,7 @@ mod harness;
 #[expect(dead_code, reason = "only tests with Redis set versions")]
 mod support;
 
+mod ages;
 mod read_path;
 
 /// No cache: the decorator alone.

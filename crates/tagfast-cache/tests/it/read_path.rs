@@ -15,10 +15,10 @@ use tagfast_store::{
 
 use crate::support::{NOW, add, key, lag, memory_store, node, overloaded};
 
-struct Fixture {
+pub(crate) struct Fixture {
     clock: Arc<ManualClock>,
-    backend: Arc<MemoryStore>,
-    node: Arc<CachedStore>,
+    pub(crate) backend: Arc<MemoryStore>,
+    pub(crate) node: Arc<CachedStore>,
 }
 
 impl Fixture {
@@ -26,23 +26,27 @@ impl Fixture {
         Self::with(CacheOptions::default())
     }
 
-    fn with(options: CacheOptions) -> Self {
+    pub(crate) fn with(options: CacheOptions) -> Self {
         let clock = Arc::new(ManualClock::new(NOW));
         let backend = memory_store(&clock);
         let node = node(&backend, &clock, None, None, options);
         Self { clock, backend, node }
     }
 
-    async fn view(&self, id: &str, options: &ReadOptions<'_>) -> Result<View, StoreError> {
+    pub(crate) async fn view(
+        &self,
+        id: &str,
+        options: &ReadOptions<'_>,
+    ) -> Result<View, StoreError> {
         self.node.view(&key(id), options).await
     }
 
-    async fn plain(&self, id: &str) -> View {
+    pub(crate) async fn plain(&self, id: &str) -> View {
         self.view(id, &ReadOptions::default()).await.expect("a view")
     }
 
     /// Lets time pass until entries of the local cache have expired.
-    async fn age(&self, seconds: u64) {
+    pub(crate) async fn age(&self, seconds: u64) {
         tokio::time::advance(Duration::from_secs(seconds)).await;
         self.clock.advance(seconds as i64 * 1000);
     }
