@@ -63,6 +63,19 @@ define_metrics! {
         node in MEMBERS,
     };
 
+    /// How old the newest replica is: everything acknowledged longer ago is proven to be on it. It
+    /// grows while there is no primary. More than `store.replica_max_age_ms`: all views that no
+    /// cache answers go to the primary.
+    pub(crate) gauge REPLICA_AGE_NEWEST = "tagfast_replica_age_newest_seconds" {
+        cluster in CLUSTERS,
+    };
+
+    /// How old the oldest replica is, in the same way; `tagfast status` names each that is older
+    /// than `store.replica_max_age_ms`, and why.
+    pub(crate) gauge REPLICA_AGE_OLDEST = "tagfast_replica_age_oldest_seconds" {
+        cluster in CLUSTERS,
+    };
+
     /// Weaknesses of the installation of this cluster; `tagfast status` names each and what to do.
     pub(crate) gauge INSTALLATION_WARNINGS = "tagfast_installation_warnings" {
         cluster in CLUSTERS,

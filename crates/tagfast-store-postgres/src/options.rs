@@ -86,6 +86,11 @@ pub struct PostgresOptions {
     /// The largest number of read queries a second on one node; 0: no such limit. Too low: reads
     /// are refused that the node would carry.
     pub reads_per_second: u32,
+    /// How old a replica may be: one that is not proven to show everything acknowledged before this
+    /// time is not read while the primary answers, and what it answers is marked as stale. Too low:
+    /// replicas are idle while they replay a burst; too high: `eventual` views are that old,
+    /// unmarked.
+    pub replica_age_max: Duration,
     /// The tenants' shares of the queues of reads and writes.
     pub tenant_weights: TenantWeights,
 }
@@ -118,6 +123,7 @@ impl PostgresOptions {
             hold: Duration::from_secs(10),
             read_concurrency: 16,
             reads_per_second: 0,
+            replica_age_max: Duration::from_secs(3),
             tenant_weights: TenantWeights::default(),
         }
     }

@@ -62,11 +62,14 @@ pub(crate) const EPOCH_CHECK_WITH_SNAPSHOT: &str = concat!(
 /// The log position up to which everything is flushed to the primary's disk.
 pub(crate) const FLUSH_LSN: &str = "SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint";
 
-/// Whether a server is in recovery, the timeline it writes (0 in recovery), and its newest epoch.
+/// Whether a server is in recovery, the timeline it writes (0 in recovery), its newest epoch, and
+/// the log position up to which everything is flushed (`NULL` in recovery).
 pub(crate) const PRIMARY_FACTS: &str = concat!(
     "SELECT r.recovery, CASE WHEN r.recovery THEN 0 ELSE ",
     current_timeline!(),
-    " END, e.id, e.ordinal, e.timeline FROM (SELECT pg_is_in_recovery() AS recovery) r
+    " END, e.id, e.ordinal, e.timeline,
+       CASE WHEN NOT r.recovery THEN (pg_current_wal_flush_lsn() - '0/0')::bigint END
+FROM (SELECT pg_is_in_recovery() AS recovery) r
 LEFT JOIN LATERAL ",
     newest_epoch!(),
     " e ON true"
@@ -85,6 +88,11 @@ pub(crate) fn connection_facts(row: &Row) -> ConnectionFacts {
         timeline: row.get::<_, i32>(1).cast_unsigned(),
         newest_row,
     }
+}
+
+/// The flushed position in a row of [`PRIMARY_FACTS`]; `None`: the server is in recovery.
+pub(crate) fn flush_position(row: &Row) -> Option<u64> {
+    row.get::<_, Option<i64>>(5).map(i64::cast_unsigned)
 }
 
 #[cfg(test)]

@@ -92,6 +92,8 @@ pub struct ClusterStatus {
     pub problem: Option<String>,
     /// What weakens a promise on it, and what to do.
     pub warnings: Vec<String>,
+    /// The replicas that are older than `store.replica_max_age_ms`, each a sentence with its age.
+    pub replicas_behind: Vec<String>,
 }
 
 /// The store.
@@ -139,8 +141,9 @@ impl Starting<'_> {
     /// Starts the tasks of a cluster.
     fn cluster(&mut self, index: usize, wanted: &ClusterOptions) -> ClusterHandle {
         let options = self.options;
-        let cluster =
-            Arc::new(Cluster::new(index as u16, &wanted.name, &wanted.scope, &options.breakers));
+        let names = (wanted.name.as_str(), wanted.scope.as_str());
+        let (age_max, breakers) = (options.replica_age_max, &options.breakers);
+        let cluster = Arc::new(Cluster::new(index as u16, names, age_max, breakers));
         let (http, patroni) = (self.http.clone(), wanted.patroni.clone());
         let discovery = discover_topology(Arc::clone(&cluster), http, patroni);
         self.tasks.push(spawn("discovery", discovery));
@@ -331,6 +334,7 @@ impl PostgresStore {
                 epoch: topology.primary.as_ref().map(|(epoch, _)| epoch.ordinal.0),
                 problem: topology.problem.clone(),
                 warnings: topology.warnings.clone(),
+                replicas_behind: handle.cluster.replicas_behind(),
             }
         };
         self.clusters.iter().map(status).collect()

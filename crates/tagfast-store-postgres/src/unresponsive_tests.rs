@@ -66,6 +66,7 @@ fn connections() -> ConnectionFactory {
         breakers: Breakers::new(Arc::new(SystemClock)),
         read_concurrency: 16,
         reads_per_second: 0,
+        replica_age_max: Duration::from_secs(3),
         tenant_weights: TenantWeights::default(),
     })
     .expect("no TLS to set up")

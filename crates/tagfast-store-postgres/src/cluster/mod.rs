@@ -5,14 +5,21 @@
 //! | [`topology`] | which nodes there are, which one takes writes, what may be acknowledged |
 //! | [`epoch_ends`] | how much of each epoch is part of the current history |
 //! | [`watcher`] | polls etcd, mints epochs, proves leadership by the lease |
-//! | [`member_probes`] | proves leadership by the members while etcd does not answer |
+//! | [`member_probes`] | proves leadership by the members while etcd does not answer, and the age of replicas |
 //! | [`preflight`] | what weakens a promise on this installation; how far replicas lag |
+//! | [`primary_positions`] | when the primary had which log position |
+//! | [`replica_states`] | how old each replica is, proven by its position |
 //! | [`etcd`], [`patroni`] | the clients of etcd and of Patroni's REST API |
 
 pub(crate) mod epoch_ends;
 pub(crate) mod etcd;
 pub(crate) mod member_probes;
+pub(crate) mod node;
 pub(crate) mod patroni;
 pub(crate) mod preflight;
+pub(crate) mod primary_positions;
+#[cfg(test)]
+mod replica_model;
+pub(crate) mod replica_states;
 pub(crate) mod topology;
 pub(crate) mod watcher;

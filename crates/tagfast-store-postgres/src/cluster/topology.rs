@@ -9,27 +9,24 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
-use tagfast_domain::{Epoch, EpochId};
-use tagfast_failover::{AckGate, Commit, Decision, EpochRecord};
+use tagfast_domain::{Epoch, EpochId, UnixMillis};
+use tagfast_failover::{AckGate, BootTime, Commit, Decision, EpochRecord};
 use tagfast_resilience::{Bounded, Breaker, Breakers, counter};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::boot_clock::boot_time;
 use crate::cluster::epoch_ends::EpochEnds;
+pub(crate) use crate::cluster::node::Node;
+use crate::cluster::primary_positions::{PrimaryPositions, SAMPLE_INTERVAL_MIN};
+use crate::cluster::replica_states::{
+    CurrentEpoch, LogFacts, ProbeAnswer, ReplicaAge, ReplicaStates, age,
+};
 use crate::metric::PRIMARY_FAILURES;
 use crate::options::breaker_options;
-
-/// A node of a cluster.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Node {
-    /// Its name in Patroni.
-    pub(crate) name: String,
-    /// `host:port` of its PostgreSQL.
-    pub(crate) address: String,
-}
 
 /// The cluster as of the last poll.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -44,6 +41,32 @@ pub(crate) struct Topology {
     pub(crate) warnings: Vec<String>,
 }
 
+/// The current history: where earlier epochs ended, and what proves how old a server is. Changed as
+/// a whole, so that no position of one history is compared with those of a different one.
+#[derive(Default)]
+struct KnownHistory {
+    ends: EpochEnds,
+    /// Of the current epoch.
+    timeline: u32,
+    minted_at: UnixMillis,
+    positions: PrimaryPositions,
+}
+
+impl KnownHistory {
+    fn current(&self) -> CurrentEpoch {
+        self.ends.current.map(|epoch| (epoch, self.timeline))
+    }
+}
+
+/// How much of the history a server in recovery shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Proven {
+    /// Everything up to this log position.
+    pub(crate) position: u64,
+    /// Everything that was acknowledged before this time; `None`: that is not proven.
+    pub(crate) through: Option<BootTime>,
+}
+
 /// The state of one cluster.
 pub(crate) struct Cluster {
     pub(crate) index: u16,
@@ -54,8 +77,13 @@ pub(crate) struct Cluster {
     /// Counts proofs and changes of the epoch.
     proofs: watch::Sender<u64>,
     ack_gate: Mutex<AckGate>,
-    epoch_ends: RwLock<EpochEnds>,
+    history: RwLock<KnownHistory>,
     history_known: AtomicBool,
+    /// When the newest position of the primary was taken, in ms since the machine's start.
+    sampled_at: AtomicU64,
+    replica_states: RwLock<ReplicaStates>,
+    /// See [`crate::PostgresOptions::replica_age_max`].
+    pub(crate) replica_age_max: Duration,
     /// What the outbox tables take on disk, in bytes, as of the last poll.
     pub(crate) outbox_bytes: AtomicU64,
     /// Makes the watcher poll now.
@@ -69,7 +97,12 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    pub(crate) fn new(index: u16, name: &str, scope: &str, breakers: &Arc<Breakers>) -> Self {
+    pub(crate) fn new(
+        index: u16,
+        (name, scope): (&str, &str),
+        replica_age_max: Duration,
+        breakers: &Arc<Breakers>,
+    ) -> Self {
         let breaker = |role| breakers.make(&format!("postgres/{name}/{role}"), breaker_options());
         let starting =
             Topology { problem: Some("not polled yet".to_owned()), ..Topology::default() };
@@ -80,8 +113,11 @@ impl Cluster {
             topology: watch::channel(Arc::new(starting)).0,
             proofs: watch::channel(0).0,
             ack_gate: Mutex::default(),
-            epoch_ends: RwLock::default(),
+            history: RwLock::default(),
             history_known: AtomicBool::new(false),
+            sampled_at: AtomicU64::new(0),
+            replica_states: RwLock::default(),
+            replica_age_max,
             outbox_bytes: AtomicU64::new(0),
             refresh: Notify::new(),
             committed: Notify::new(),
@@ -111,7 +147,15 @@ impl Cluster {
 
     /// Replaces the table of epoch ends; `None`: the history could not be read.
     pub(crate) fn set_epoch_ends(&self, history: Option<&[EpochRecord]>, current: &EpochRecord) {
-        *self.epoch_ends.write() = EpochEnds::new(history, current);
+        let ends = EpochEnds::new(history, current);
+        let mut known = self.history.write();
+        if known.ends.current != Some(current.id) {
+            known.positions.clear();
+            self.sampled_at.store(0, Ordering::Relaxed);
+        }
+        (known.ends, known.timeline) = (ends, current.timeline);
+        known.minted_at = current.minted_at;
+        drop(known);
         self.history_known.store(history.is_some(), Ordering::Relaxed);
     }
 
@@ -122,22 +166,103 @@ impl Cluster {
 
     /// The ordinal and the end of every earlier epoch.
     pub(crate) fn past_epoch_ends(&self) -> Vec<(u64, u64)> {
-        self.epoch_ends.read().past.clone()
+        self.history.read().ends.past.clone()
     }
 
     /// The epoch that [`Cluster::epoch_end_of`] is relative to; `None`: no epoch is known.
     pub(crate) fn history_epoch(&self) -> Option<EpochId> {
-        self.epoch_ends.read().current
+        self.history.read().ends.current
     }
 
     /// The end of an epoch: `u64::MAX` for the current one; `None`: the epoch is unknown.
     pub(crate) fn epoch_end_of(&self, epoch: EpochId) -> Option<u64> {
-        self.epoch_ends.read().of(epoch)
+        self.history.read().ends.of(epoch)
     }
 
     /// The end of an epoch; 0 for an unknown one.
     pub(crate) fn epoch_end(&self, epoch: EpochId) -> u64 {
         self.epoch_end_of(epoch).unwrap_or(0)
+    }
+
+    /// Records a log position of the primary, up to which everything was flushed at some moment
+    /// between `asked.sent` and `asked.returned`. The primary must be proven for this question,
+    /// like for a commit.
+    pub(crate) fn record_primary_position(&self, asked: &Commit, position: u64) {
+        let sent_ms = u64::try_from(asked.sent.0.as_millis()).unwrap_or(u64::MAX);
+        let next = self.sampled_at.load(Ordering::Relaxed);
+        if sent_ms < next.saturating_add(SAMPLE_INTERVAL_MIN.as_millis() as u64) {
+            return;
+        }
+        let mut known = self.history.write();
+        if known.ends.current == Some(asked.epoch) {
+            self.sampled_at.store(sent_ms, Ordering::Relaxed);
+            known.positions.record(asked.sent, position);
+        }
+    }
+
+    /// Takes the answers of a round of probes; see [`ReplicaStates::record`].
+    pub(crate) fn record_replicas(&self, answers: &[(&Node, ProbeAnswer)], has_primary: bool) {
+        let mut states = self.replica_states.write();
+        let known = self.history.read();
+        let prove = |position| known.positions.proven_through(position);
+        states.record(answers, has_primary, known.current(), boot_time(), prove);
+    }
+
+    /// What a server in recovery is proven to show; `None`: it shows what is not part of the
+    /// history, or that cannot be told.
+    pub(crate) fn proven(&self, address: &str, log: &LogFacts) -> Option<Proven> {
+        let states = self.replica_states.read();
+        let known = self.history.read();
+        let position = states.position(address, log, known.current())?;
+        Some(Proven { position, through: known.positions.proven_through(position) })
+    }
+
+    /// When the current epoch was minted, in Unix ms: a server with its row shows everything that
+    /// was acknowledged before. `None`: `epoch` is a different one.
+    pub(crate) fn minted_at(&self, epoch: EpochId) -> Option<UnixMillis> {
+        let known = self.history.read();
+        (known.ends.current == Some(epoch)).then_some(known.minted_at)
+    }
+
+    /// Whether a time is not longer ago than a replica may be behind.
+    pub(crate) fn is_recent(&self, through: Option<BootTime>) -> bool {
+        through.is_some_and(|through| age(through, boot_time()) <= self.replica_age_max)
+    }
+
+    /// Whether leadership was proven lately, or this process has not had the time for it: without a
+    /// proof no position of the primary is recorded.
+    pub(crate) fn is_provable(&self) -> bool {
+        let newest = self.history.read().positions.newest();
+        newest.is_none() || self.is_recent(newest)
+    }
+
+    /// Of these nodes the replicas that are proven to be recent.
+    pub(crate) fn recent_replicas<'a>(
+        &self,
+        nodes: impl Iterator<Item = &'a Node>,
+    ) -> Vec<&'a Node> {
+        let (states, now) = (self.replica_states.read(), boot_time());
+        nodes.filter(|node| states.is_current(&node.address, self.replica_age_max, now)).collect()
+    }
+
+    /// The nodes with the newest replica first; equally old ones keep their order.
+    pub(crate) fn newest_first<'a>(&self, mut nodes: Vec<&'a Node>) -> Vec<&'a Node> {
+        let states = self.replica_states.read();
+        nodes.sort_by_cached_key(|node| std::cmp::Reverse(states.rank(&node.address)));
+        nodes
+    }
+
+    /// How old each replica is.
+    pub(crate) fn replica_ages(&self) -> Vec<ReplicaAge> {
+        self.replica_states.read().ages(boot_time())
+    }
+
+    /// The replicas that are older than they may be, each a sentence for people.
+    pub(crate) fn replicas_behind(&self) -> Vec<String> {
+        let has_primary = self.topology.borrow().primary.is_some();
+        let ages = self.replica_ages();
+        let behind = ages.iter().filter(|replica| replica.age > self.replica_age_max);
+        behind.map(|replica| replica.text(&self.name, has_primary)).collect()
     }
 
     /// Waits until a commit may be acknowledged. False: not before `until`, or never; the write
@@ -188,7 +313,7 @@ mod tests {
     #[test]
     fn an_unknown_epoch_is_not_a_lost_one() {
         let breakers = Breakers::new(Arc::new(tagfast_resilience::SystemClock));
-        let cluster = Cluster::new(0, "c0", "c0", &breakers);
+        let cluster = Cluster::new(0, ("c0", "c0"), Duration::from_secs(3), &breakers);
         let of = |n| cluster.epoch_end_of(EpochId([n; 16]));
         assert_eq!((cluster.history_epoch(), of(1)), (None, None));
         // The second was lost whole: the third continues the first.

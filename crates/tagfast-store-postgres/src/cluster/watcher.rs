@@ -16,8 +16,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tagfast_domain::{EpochId, EpochOrdinal};
 use tagfast_failover::{
-    ConnectionFacts, EpochRecord, MintDecision, MintFacts, PrimaryFacts, WriteEligibility,
-    check_eligibility, mint,
+    Commit, ConnectionFacts, Decision, EpochRecord, MintDecision, MintFacts, PrimaryFacts,
+    WriteEligibility, check_eligibility, mint,
 };
 use tagfast_resilience::{Bounded, Clock, ErrorChain, OutageLog, counter, gauge, histogram};
 use tokio::time::{Instant, timeout};
@@ -34,7 +34,7 @@ use crate::metric::{
 };
 use crate::options::limit;
 use crate::schema;
-use crate::sql::{PRIMARY_FACTS, connection_facts};
+use crate::sql::{PRIMARY_FACTS, connection_facts, flush_position};
 
 /// The shortest time between two polls, however often a refresh is requested.
 const POLL_INTERVAL_MIN: Duration = Duration::from_millis(20);
@@ -185,9 +185,11 @@ impl Watcher {
         if !leader.migrated {
             schema::migrate(server).await.map_err(|e| ErrorChain(&e).to_string())?;
         }
-        let facts = server.client.query_one(PRIMARY_FACTS, &[]);
-        let facts = within("reading the epoch", limit::READ_TIMEOUT, facts).await;
-        let facts = connection_facts(&facts.map_err(unusable)?);
+        let sent = boot_time();
+        let row = server.client.query_one(PRIMARY_FACTS, &[]);
+        let row = within("reading the epoch", limit::READ_TIMEOUT, row).await.map_err(unusable)?;
+        let returned = boot_time();
+        let facts = connection_facts(&row);
         let epoch = self.current_epoch(state, server, &facts).await?;
         leader.migrated = true;
         match check_eligibility(&facts, &epoch) {
@@ -198,6 +200,11 @@ impl Watcher {
             WriteEligibility::Ineligible(why) => return Err(why.to_owned()),
         }
         self.adopt_epoch(&epoch).await;
+        let asked = Commit { epoch: epoch.id, sent, returned };
+        let decision = self.cluster.ack_gate().decide(&asked, boot_time());
+        if let (Decision::Acknowledge, Some(position)) = (decision, flush_position(&row)) {
+            self.cluster.record_primary_position(&asked, position);
+        }
         let known = Arc::clone(&self.cluster.topology.borrow());
         let replicas = state.members.iter().filter(|m| m.name != member.name).cloned().collect();
         let primary = Some((Arc::new(epoch), member.clone()));

@@ -6,6 +6,7 @@ use tagfast_domain::Version;
 use tagfast_sharding::{ContentHash, LogicalShard};
 use tagfast_store::{Consistency, LocalWrites, Position, ReadOptions};
 
+use crate::cluster::replica_states::LogFacts;
 use crate::cluster::topology::Cluster;
 use crate::read::group_read::SnapshotFacts;
 
@@ -55,16 +56,8 @@ impl FreshnessRequirement {
     }
 }
 
-/// Whether a replica is of the current history, or was read before anything was lost. One that
-/// already follows a later timeline is neither until its epoch is known: its log positions count
-/// records that are not ours.
-pub(crate) fn is_of_history(cluster: &Cluster, facts: &SnapshotFacts) -> bool {
-    let Some((id, _)) = facts.epoch else { return false };
-    let of_epoch = match cluster.epoch_and_timeline() {
-        None => true,
-        Some((current, timeline)) => {
-            current == id && (facts.timeline == 0 || facts.timeline == timeline)
-        }
-    };
-    facts.in_recovery && (of_epoch || facts.covered <= cluster.epoch_end(id))
+/// What a server in recovery reports of its log around a read.
+pub(crate) fn log_facts(facts: &SnapshotFacts) -> LogFacts {
+    let epoch = facts.epoch.map(|(id, _)| id);
+    LogFacts { replayed: facts.covered, receiving: facts.timeline, epoch }
 }

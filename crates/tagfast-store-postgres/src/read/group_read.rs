@@ -23,9 +23,7 @@ use crate::sql::{current_timeline, newest_epoch};
 const SNAPSHOT_FACTS: &str = "
 SELECT r.recovery,
        CASE WHEN r.recovery THEN pg_last_wal_replay_lsn() - '0/0'
-            ELSE pg_current_wal_flush_lsn() - '0/0' END::bigint,
-       (extract(epoch FROM CASE WHEN r.recovery THEN pg_last_xact_replay_timestamp()
-                                ELSE clock_timestamp() END) * 1000)::bigint
+            ELSE pg_current_wal_flush_lsn() - '0/0' END::bigint
 FROM (SELECT pg_is_in_recovery() AS recovery) r";
 
 /// The documents, and a row with what their snapshot shows: position and xids of the same
@@ -58,9 +56,6 @@ pub(crate) struct SnapshotFacts {
     pub(crate) timeline: u32,
     /// The newest epoch in its table, and the epoch's timeline; `None`: the table is empty.
     pub(crate) epoch: Option<(EpochId, u32)>,
-    /// The answer is at least as new as this time of the server's clock, in Unix ms; `None`: a
-    /// replica that has replayed no transaction yet.
-    pub(crate) as_of: Option<i64>,
     /// No write beyond this log position was visible.
     pub(crate) seen: u64,
     /// Every transaction below had ended, and its writes were visible.
@@ -117,7 +112,6 @@ impl ReadSession {
         let mut facts = SnapshotFacts {
             in_recovery: before.get(0),
             covered: before.get::<_, i64>(1).cast_unsigned(),
-            as_of: before.get(2),
             timeline: 0,
             epoch: None,
             seen: 0,
@@ -140,5 +134,17 @@ impl ReadSession {
             facts.epoch = id.map(|id| (id, row.get::<_, i32>(7).cast_unsigned()));
         }
         Ok((documents, facts))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_clock_of_a_database_node_is_asked() {
+        for sql in [SNAPSHOT_FACTS, SELECT_DOCUMENTS] {
+            assert!(!["timestamp", "now(", "clock"].iter().any(|w| sql.contains(w)), "{sql}");
+        }
     }
 }

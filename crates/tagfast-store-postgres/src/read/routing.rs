@@ -1,8 +1,12 @@
 //! Routing of reads: which node is read, and whether its answer is fresh enough.
 //!
 //! A replica first, where it is likely to be fresh enough; then the primary, whose answer is proven
-//! like a commit; then whatever a replica of this history has, marked. Each role is read under its
-//! breaker; an open one costs nothing but the look-up.
+//! like a commit; then whatever a replica of this history has, the newest first, marked. Each role
+//! is read under its breaker; an open one costs nothing but the look-up.
+//!
+//! How old the answer of a replica is follows from its log position, which says when the primary
+//! had no more ([`Cluster::proven`](crate::cluster::topology::Cluster::proven)). A replica that is
+//! older than `replica_age_max`, or not proven to be younger, is not read while the primary answers.
 //!
 //! How it fails: a replica that fails or is slow is ejected for two seconds. An overloaded node is
 //! no reason to load all others: at most one replica and the primary are read then, and if both
@@ -15,7 +19,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use tagfast_domain::{ContentKey, Document, EpochId, TenantId, UnixMillis, codec};
-use tagfast_failover::{Commit, EpochRecord};
+use tagfast_failover::{BootTime, Commit, EpochRecord};
 use tagfast_resilience::{BulkheadFull, Criticality, Permit};
 use tagfast_sharding::{ContentHash, LogicalShard};
 use tagfast_store::{
@@ -24,9 +28,10 @@ use tagfast_store::{
 };
 use tokio::time::Instant;
 
-use crate::cluster::topology::{Node, Topology};
+use crate::boot_clock::boot_time;
+use crate::cluster::topology::{Node, Proven, Topology};
 use crate::options::limit;
-use crate::read::freshness::{FreshnessRequirement, is_of_history};
+use crate::read::freshness::{FreshnessRequirement, log_facts};
 use crate::read::node_reader::{NodeRead, NodeReader, ReaderOptions};
 use crate::read::read_queue::{NodeReadError, NodeReadResult};
 use crate::refusal::{overloaded, unavailable};
@@ -38,12 +43,18 @@ const READERS_MAX: usize = 16;
 /// The names of the limits in [`StoreError::Overloaded`].
 const NODE_READS: &str = "reads of a database node";
 
+/// The feature that an answer without a promised write lacks.
+const SESSION: &str = "session";
 /// A replica answered for a primary that cannot be read.
-const FAILOVER: Degraded = Degraded { feature: "session", reason: "failover" };
+const FAILOVER: Degraded = Degraded { feature: SESSION, reason: "failover" };
 /// The token's position is unknown to the current history.
-const TOKEN_UNKNOWN: Degraded = Degraded { feature: "session", reason: "token_unknown" };
+const TOKEN_UNKNOWN: Degraded = Degraded { feature: SESSION, reason: "token_unknown" };
 /// A replica answered for a primary that is overloaded.
-const OVERLOADED: Degraded = Degraded { feature: "session", reason: "overloaded" };
+const OVERLOADED: Degraded = Degraded { feature: SESSION, reason: "overloaded" };
+/// The replica that answered is older than a replica may be.
+const REPLICA_BEHIND: Degraded = Degraded { feature: "replica", reason: "behind" };
+/// How old the replica that answered is, is not known.
+const REPLICA_UNPROVEN: Degraded = Degraded { feature: "replica", reason: "unproven" };
 
 /// What reading from a role came to.
 enum NodeOutcome {
@@ -52,6 +63,35 @@ enum NodeOutcome {
     Overloaded(Duration),
     /// No node answered, or none whose answer can be used.
     NoAnswer,
+}
+
+impl NodeOutcome {
+    /// The first answer of two, else the first refusal.
+    fn or(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::NoAnswer, other) => other,
+            (Self::Overloaded(_), answer @ Self::Answered(_)) => answer,
+            (this, _) => this,
+        }
+    }
+}
+
+/// The role that was read.
+enum ReadFrom {
+    Primary,
+    /// And what it is proven to show; `None`: that cannot be told.
+    Replica(Option<Proven>),
+}
+
+/// Whether the answer may lack what the client must see.
+fn lacks_session(view: &View) -> bool {
+    view.degraded.iter().any(|degraded| degraded.feature == SESSION)
+}
+
+/// What is proven of the answer of a replica.
+fn proven_of(plan: &ReadPlan<'_>, node: &Node, (_, facts): &NodeReadResult) -> Option<Proven> {
+    let log = log_facts(facts);
+    plan.handle.cluster.proven(&node.address, &log).filter(|_| facts.in_recovery)
 }
 
 /// What is read, for which caller, and what the answer must cover.
@@ -161,6 +201,7 @@ impl PostgresStore {
         let commit = Commit { epoch: epoch.id, sent: facts.sent, returned: facts.returned };
         let until = plan.until.min(Instant::now() + timeout);
         if handle.cluster.may_acknowledge(&commit, until).await {
+            handle.cluster.record_primary_position(&commit, facts.covered);
             Ok((document, facts))
         } else {
             Err(NodeReadError::Failed)
@@ -200,7 +241,7 @@ impl PostgresStore {
         let ReadPlan { handle, requirement, .. } = plan;
         // No client was given a position that the primary itself has not reached.
         let ahead = plan.floor.is_some_and(|floor| floor > found.1.seen);
-        NodeOutcome::Answered(self.view_of(found, Source::Primary, plan).map(|mut answer| {
+        NodeOutcome::Answered(self.view_of(found, ReadFrom::Primary, plan).map(|mut answer| {
             let kept = plan.floor.is_some() && !ahead && plan.has_version(&answer);
             if requirement.promised && !kept {
                 let known = !ahead
@@ -211,30 +252,39 @@ impl PostgresStore {
         }))
     }
 
-    /// The replica to read, and whether no other one is healthy: the first that is healthy or due
-    /// for a probe. While the role's breaker probes (`probes`), the one that is due next is read,
-    /// too.
-    fn choose_replica(&self, plan: &ReadPlan<'_>, probes: bool) -> Option<(NodeReader, bool)> {
-        let readers: Vec<NodeReader> =
-            plan.replicas().map(|node| self.reader(plan.handle, node, false)).collect();
-        if let Some(n) = readers.iter().position(NodeReader::try_probe) {
+    /// Of these replicas the one to read, and whether no other one is healthy: the first that is
+    /// healthy or due for a probe. While the role's breaker probes (`probes`), the one that is due
+    /// next is read, too.
+    fn choose_replica<'a>(
+        &self,
+        plan: &ReadPlan<'_>,
+        replicas: &[&'a Node],
+        probes: bool,
+    ) -> Option<(&'a Node, NodeReader, bool)> {
+        let readers: Vec<(&Node, NodeReader)> =
+            replicas.iter().map(|node| (*node, self.reader(plan.handle, node, false))).collect();
+        if let Some(n) = readers.iter().position(|(_, reader)| reader.try_probe()) {
             let others = readers.iter().enumerate().filter(|(other, _)| *other != n);
-            let only_healthy = !others.into_iter().any(|(_, reader)| reader.is_healthy());
-            return Some((readers[n].clone(), only_healthy));
+            let only_healthy = !others.into_iter().any(|(_, (_, reader))| reader.is_healthy());
+            return Some((readers[n].0, readers[n].1.clone(), only_healthy));
         }
-        let next = readers.iter().min_by_key(|reader| reader.ejected_until());
-        next.filter(|_| probes).map(|reader| (reader.clone(), true))
+        let next = readers.iter().min_by_key(|(_, reader)| reader.ejected_until());
+        next.filter(|_| probes).map(|(node, reader)| (*node, reader.clone(), true))
     }
 
     /// A replica's answer if it is fresh enough; as an error, the answer of one that is not.
     async fn view_replica(&self, plan: &ReadPlan<'_>) -> Result<NodeOutcome, View> {
-        if plan.topology.replicas.is_empty() {
+        let cluster = &plan.handle.cluster;
+        let recent = cluster.recent_replicas(plan.replicas());
+        if recent.is_empty() {
             return Ok(NodeOutcome::NoAnswer);
         }
-        let Ok(permit) = plan.handle.cluster.replica_breaker.acquire() else {
+        let Ok(permit) = cluster.replica_breaker.acquire() else {
             return Ok(NodeOutcome::NoAnswer);
         };
-        let Some((reader, only_healthy)) = self.choose_replica(plan, permit.is_probe()) else {
+        let Some((node, reader, only_healthy)) =
+            self.choose_replica(plan, &recent, permit.is_probe())
+        else {
             // All of them are ejected: the role does not work.
             permit.failed();
             return Ok(NodeOutcome::NoAnswer);
@@ -249,14 +299,14 @@ impl PostgresStore {
                 return Ok(NodeOutcome::NoAnswer);
             }
         };
-        if !is_of_history(&plan.handle.cluster, &found.1) {
-            return Ok(NodeOutcome::NoAnswer);
-        }
-        let covered = plan.floor.is_some_and(|floor| found.1.covered >= floor);
-        match self.view_of(found, Source::Replica, plan) {
+        let Some(proven) = proven_of(plan, node, &found) else { return Ok(NodeOutcome::NoAnswer) };
+        let covered = plan.floor.is_some_and(|floor| proven.position >= floor);
+        match self.view_of(found, ReadFrom::Replica(Some(proven)), plan) {
             Err(damaged) => Ok(NodeOutcome::Answered(Err(damaged))),
             Ok(answer)
-                if (covered || plan.requirement.version.is_some()) && plan.has_version(&answer) =>
+                if !answer.stale
+                    && (covered || plan.requirement.version.is_some())
+                    && plan.has_version(&answer) =>
             {
                 Ok(NodeOutcome::Answered(Ok(answer)))
             }
@@ -264,8 +314,9 @@ impl PostgresStore {
         }
     }
 
-    /// Without a primary: whatever a replica of this history has, marked with `reason` where it may
-    /// lack a write. At most `max` replicas are read, healthy ones first.
+    /// Without a primary: whatever a replica of this history has, the newest first, marked with
+    /// `reason` where it may lack a write. At most `max` replicas are read, healthy ones first. One
+    /// that is not of this history, as far as is known, answers only if no other one does.
     async fn view_any_replica(
         &self,
         plan: &ReadPlan<'_>,
@@ -273,38 +324,45 @@ impl PostgresStore {
         reason: Degraded,
     ) -> NodeOutcome {
         let former = plan.topology.primary.as_ref().map(|(_, node)| node);
-        let readers =
-            plan.replicas().chain(former).map(|node| self.reader(plan.handle, node, false));
-        let (mut readers, ejected): (Vec<_>, Vec<_>) = readers.partition(NodeReader::is_healthy);
+        let nodes: Vec<&Node> = plan.replicas().chain(former).collect();
+        let nodes = plan.handle.cluster.newest_first(nodes);
+        let readers = nodes.iter().map(|node| (*node, self.reader(plan.handle, node, false)));
+        let (mut readers, ejected): (Vec<_>, Vec<_>) =
+            readers.partition(|(_, reader)| reader.is_healthy());
         readers.extend(ejected);
-        for (n, reader) in readers.iter().enumerate().take(max) {
-            let Ok(permit) = plan.handle.cluster.replica_breaker.acquire() else {
-                return NodeOutcome::NoAnswer;
-            };
-            let only_healthy = !readers.iter().skip(n + 1).any(NodeReader::is_healthy);
+        let mut last_resort = NodeOutcome::NoAnswer;
+        for (n, (node, reader)) in readers.iter().enumerate().take(max) {
+            let Ok(permit) = plan.handle.cluster.replica_breaker.acquire() else { break };
+            let only_healthy = !readers.iter().skip(n + 1).any(|(_, reader)| reader.is_healthy());
             let read = plan.node_read(permit, only_healthy, limit::READ_TIMEOUT);
             let found = match reader.read(read).await {
                 Ok(found) => found,
                 Err(NodeReadError::Overloaded(retry_after)) => {
-                    return NodeOutcome::Overloaded(retry_after);
+                    last_resort = last_resort.or(NodeOutcome::Overloaded(retry_after));
+                    break;
                 }
                 Err(NodeReadError::Failed | NodeReadError::DeadlineExceeded) => continue,
             };
             if !found.1.in_recovery {
                 continue;
             }
-            let covered = is_of_history(&plan.handle.cluster, &found.1)
-                && plan.floor.is_some_and(|floor| found.1.covered >= floor);
-            let answer = self.view_of(found, Source::Replica, plan).map(|mut answer| {
+            let proven = proven_of(plan, node, &found);
+            let covered = proven
+                .is_some_and(|proven| plan.floor.is_some_and(|floor| proven.position >= floor));
+            let answer = self.view_of(found, ReadFrom::Replica(proven), plan);
+            let answer = NodeOutcome::Answered(answer.map(|mut answer| {
                 let kept = covered && plan.has_version(&answer) && !plan.primary_first;
                 if !kept && plan.consistency == Consistency::Session {
                     answer.degraded.push(reason);
                 }
                 answer
-            });
-            return NodeOutcome::Answered(answer);
+            }));
+            if proven.is_some() {
+                return answer;
+            }
+            last_resort = last_resort.or(answer);
         }
-        NodeOutcome::NoAnswer
+        last_resort
     }
 
     /// Reads from the nodes one after the other, the likeliest first. `accepts_stale`: the caller
@@ -328,6 +386,16 @@ impl PostgresStore {
             }
         }
         let replica_overloaded = overloaded.is_some();
+        // While nobody proves that the primary leads, every replica grows old, and the primary's
+        // answer would be waited for in vain.
+        if replica_first && accepts_stale && !plan.handle.cluster.is_provable() {
+            match self.view_any_replica(plan, usize::MAX, FAILOVER).await {
+                NodeOutcome::Answered(Ok(answer)) if !lacks_session(&answer) => {
+                    return NodeOutcome::Answered(Ok(answer));
+                }
+                NodeOutcome::Answered(_) | NodeOutcome::Overloaded(_) | NodeOutcome::NoAnswer => {}
+            }
+        }
         match self.view_primary(plan, limit::READ_TIMEOUT).await {
             NodeOutcome::Answered(answer) => return NodeOutcome::Answered(answer),
             NodeOutcome::Overloaded(retry_after) => overloaded = Some(retry_after),
@@ -357,7 +425,7 @@ impl PostgresStore {
     fn view_of(
         &self,
         (bytes, facts): NodeReadResult,
-        source: Source,
+        from: ReadFrom,
         plan: &ReadPlan<'_>,
     ) -> Result<View, StoreError> {
         let document = match bytes.as_deref().map(codec::decode) {
@@ -370,19 +438,58 @@ impl PostgresStore {
                 });
             }
         };
-        let known = facts.epoch.map(|(id, _)| id).or(plan.epoch.map(|e| e.id));
-        let epoch = known.unwrap_or(EpochId([0; 16]));
+        let cluster = &plan.handle.cluster;
+        let shown = facts.epoch.map(|(id, _)| id);
+        let epoch = shown.or(plan.epoch.map(|e| e.id)).unwrap_or(EpochId([0; 16]));
+        let (source, as_of, mark) = match from {
+            ReadFrom::Primary => (Source::Primary, plan.began, None),
+            ReadFrom::Replica(proven) => {
+                let through = proven.and_then(|proven| proven.through);
+                let as_of = match through {
+                    Some(through) => self.unix_time(through),
+                    // Of what was acknowledged before the epoch was minted nothing is missing.
+                    None => shown.and_then(|id| cluster.minted_at(id)).unwrap_or(0),
+                };
+                let mark = match through {
+                    _ if cluster.is_recent(through) => None,
+                    Some(_) => Some(REPLICA_BEHIND),
+                    None => Some(REPLICA_UNPROVEN),
+                };
+                (Source::Replica, as_of, mark)
+            }
+        };
         Ok(View {
             version: document.version,
             tags: document.live().cloned().collect(),
             position: Position { epoch, xid: facts.xmax.saturating_sub(1), lsn: facts.seen },
             source,
-            as_of: if source == Source::Primary { plan.began } else { facts.as_of.unwrap_or(0) },
-            degraded: Vec::new(),
+            as_of,
+            degraded: mark.into_iter().collect(),
             xmin: facts.xmin,
-            stale: false,
+            stale: mark.is_some(),
             cache: CacheUse::Bypass,
         })
+    }
+
+    /// Refuses a stale view that is older than the caller accepts. Who sent a token and accepts no
+    /// stale view gets one that covers the token all the same: it shows what was promised.
+    fn within_max_stale(&self, view: View, options: &ReadOptions<'_>) -> Result<View, StoreError> {
+        let covered = options.token.is_some() && !lacks_session(&view);
+        let age = self.clock.now_ms().saturating_sub(view.as_of).max(0).unsigned_abs();
+        match options.max_stale {
+            Some(max) if max.is_zero() && covered => Ok(view),
+            Some(max) if view.stale && u128::from(age) > max.as_millis() => {
+                Err(unavailable("only a view that is too old is available", false))
+            }
+            Some(_) | None => Ok(view),
+        }
+    }
+
+    /// A time since this machine's start as Unix ms: as long ago as it is, whatever the wall clock
+    /// showed then.
+    fn unix_time(&self, time: BootTime) -> UnixMillis {
+        let ago = boot_time().0.saturating_sub(time.0);
+        self.clock.now_ms().saturating_sub(i64::try_from(ago.as_millis()).unwrap_or(i64::MAX))
     }
 }
 
@@ -428,7 +535,9 @@ impl TagReader for PostgresStore {
                 until,
             };
             match self.read_nodes(&plan, options.max_stale != Some(Duration::ZERO)).await {
-                NodeOutcome::Answered(answer) => return answer,
+                NodeOutcome::Answered(answer) => {
+                    return answer.and_then(|view| self.within_max_stale(view, options));
+                }
                 NodeOutcome::Overloaded(retry_after) => {
                     let limit = self.reading.concurrency;
                     return Err(StoreError::Overloaded { queue: NODE_READS, limit, retry_after });

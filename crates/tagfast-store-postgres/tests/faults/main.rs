@@ -2,6 +2,8 @@
 //! time.
 
 mod load;
+mod replica_ages;
+mod replica_faults;
 mod scenarios;
 mod shield;
 #[path = "../support/mod.rs"]

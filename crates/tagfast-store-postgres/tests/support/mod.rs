@@ -78,7 +78,8 @@ async fn create_database(address: &str, user: &str, password: &str, database: &s
     driver.abort();
 }
 
-async fn connect(
+/// A session of a role on a node.
+pub(crate) async fn connect(
     address: &str,
     user: &str,
     password: &str,

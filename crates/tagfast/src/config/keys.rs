@@ -261,6 +261,12 @@ config_keys! {
              0 = no fixed bound, only the measured one.",
             "Too high: without effect when a cache is lost. Too low: reads are refused, or \
              answered stale, although the database is idle.";
+        replica_max_age_ms Number(1000..=3_600_000) Cluster = "3000", "postgres.replica_age_max",
+            "How old a replica may be, in milliseconds: one that is not proven to show everything \
+             acknowledged before this time is not read while the primary answers, and what it \
+             answers is marked as stale.",
+            "Too high: `eventual` views are that old without a mark. Too low: a replica that \
+             replays a burst sends its reads to the primary.";
         outbox_max_bytes Number(1_048_576..=1_125_899_906_842_624) Cluster = "4294967296",
             "postgres.outbox_max_bytes",
             "Disk space on each cluster for events that wait for the bus, in bytes; a cluster \

@@ -60,6 +60,8 @@ pub struct PostgresConfig {
     pub read_concurrency: usize,
     /// Upper bound of read statements per second to one database node; 0 = none.
     pub reads_per_second: u32,
+    /// How old a replica may be.
+    pub replica_age_max: Duration,
     /// The state Redis; `None` = every process counts everything for itself.
     pub state_redis: Option<Address>,
     /// Disk space of each cluster's outbox, in bytes.
@@ -217,6 +219,7 @@ pub(super) fn postgres(values: &mut Values<'_>) -> PostgresConfig {
         writer_connections: values.size(&STORE.writer_connections),
         read_concurrency: values.size(&STORE.read_concurrency),
         reads_per_second: values.small(&STORE.reads_per_second),
+        replica_age_max: values.millis(&STORE.replica_max_age_ms),
         state_redis: values.text(&STATE.redis_url).map(Address::new),
         outbox_max_bytes: values.number(&STORE.outbox_max_bytes),
         primary_wait: values.millis(&STORE.primary_wait_ms),
@@ -274,6 +277,7 @@ mod tests {
             ("clusters = [\"a=0-63\"]\nwriter_connections = 99", "store.writer_connections"),
             ("clusters = [\"a=0-63\"]\nread_concurrency = 0", "store.read_concurrency"),
             ("clusters = [\"a=0-63\"]\nreads_per_second = 99999999", "store.reads_per_second"),
+            ("clusters = [\"a=0-63\"]\nreplica_max_age_ms = 999", "store.replica_max_age_ms"),
         ] {
             let (_, errors) = resolve_text(store);
             assert!(errors.iter().any(|e| e.contains(word)), "{store}: {errors:?}");

@@ -188,6 +188,7 @@ fn store_options(
         breakers: Arc::clone(breakers),
         read_concurrency: postgres.read_concurrency,
         reads_per_second: postgres.reads_per_second,
+        replica_age_max: postgres.replica_age_max,
         tenant_weights: TenantWeights::new(config.tenant_weights.clone()),
     })
 }
@@ -219,7 +220,9 @@ fn degraded(cluster: ClusterStatus) -> Vec<(String, String)> {
         .warnings
         .into_iter()
         .map(|warning| (format!("installation of {}", cluster.name), warning));
-    problem.into_iter().chain(warnings).collect()
+    let replicas = cluster.replicas_behind.into_iter();
+    let replicas = replicas.map(|replica| (format!("reads of {}", cluster.name), replica));
+    problem.into_iter().chain(replicas).chain(warnings).collect()
 }
 
 /// The state of a limiter of database reads.
