@@ -154,7 +154,7 @@ impl Model {
                 self.servers[n].primary = false;
                 self.restart(n);
             }
-            // Rewound or copied anew, from whatever server.
+            // Rewound or copied again, from whatever server.
             92..96 if n != leader && n != other => {
                 let from = self.servers[other].clone();
                 let kept = self.random.usize(..=from.log.len());
@@ -176,7 +176,8 @@ impl Model {
         }
     }
 
-    /// The connections from and to it end; the next probe is missed, as it takes longer than a round.
+    /// The connections from and to it end; the next probe is missed, as a restart takes longer than
+    /// a round.
     fn restart(&mut self, n: usize) {
         let to_it = self.servers.iter_mut().filter(|server| server.upstream == Some(n));
         to_it.for_each(|server| server.upstream = None);
@@ -213,7 +214,7 @@ impl Model {
         server.timeline = server.timeline.max(from.timeline);
     }
 
-    /// A promotion; with an epoch it is a failover, without one somebody did it by hand.
+    /// A promotion; with an epoch it is a failover, without one an operator did it by hand.
     fn promote(&mut self, n: usize, with_epoch: bool) {
         let server = &mut self.servers[n];
         server.timeline = server.timeline.max(server.history_file).max(1) + 1;
@@ -275,7 +276,7 @@ impl Model {
             let Some(through) = self.positions.proven_through(position) else { continue };
             let missing = self.acknowledged.iter().find(|(when, commit, epoch)| {
                 let record = Record::Commit(*commit);
-                // What a failover lost may come back with a later one; nobody knows of that yet.
+                // What a failover lost may come back with a later one, which is not known yet.
                 let later = *epoch > self.known && newest.contains(&record);
                 u128::from(*when) < through.0.as_millis()
                     && (history.contains(&record) || later)

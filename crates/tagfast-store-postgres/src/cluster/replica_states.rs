@@ -75,7 +75,7 @@ impl Branch {
             Self::Unknown | Self::Verified { .. } if log.receiving == timeline => {
                 Some(log.replayed)
             }
-            // Without a walreceiver nobody says which timeline the rest is of.
+            // Without a walreceiver the timeline of the rest is not known.
             Self::Verified { epoch: verified, position }
                 if verified == epoch && log.receiving == 0 =>
             {
@@ -147,7 +147,7 @@ impl ReplicaState {
         prove: impl Fn(u64) -> Option<BootTime>,
     ) {
         let facts = match answer {
-            // What it had shown, it has; the rest is to be proven anew.
+            // What it had shown, it has; the rest is to be proven again.
             ProbeAnswer::None => {
                 (self.branch, self.finding) = (Branch::Unknown, Finding::NoAnswer);
                 return;

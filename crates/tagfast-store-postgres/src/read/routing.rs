@@ -6,7 +6,8 @@
 //!
 //! How old the answer of a replica is follows from its log position, which says when the primary
 //! had no more ([`Cluster::proven`](crate::cluster::topology::Cluster::proven)). A replica that is
-//! older than `replica_age_max`, or not proven to be younger, is not read while the primary answers.
+//! older than `replica_age_max`, or not proven to be younger, is not read while the primary
+//! answers.
 //!
 //! How it fails: a replica that fails or is slow is ejected for two seconds. An overloaded node is
 //! no reason to load all others: at most one replica and the primary are read then, and if both
@@ -386,7 +387,7 @@ impl PostgresStore {
             }
         }
         let replica_overloaded = overloaded.is_some();
-        // While nobody proves that the primary leads, every replica grows old, and the primary's
+        // While no proof says that the primary leads, every replica grows old, and the primary's
         // answer would be waited for in vain.
         if replica_first && accepts_stale && !plan.handle.cluster.is_provable() {
             match self.view_any_replica(plan, usize::MAX, FAILOVER).await {

@@ -358,7 +358,7 @@ async fn a_replica_on_a_dead_timeline_is_named_and_never_believed() {
 }
 
 /// etcd and one replica stand still: nothing proves that the primary leads, so that nothing proves
-/// how old the other replica is. Its answers are marked, and nobody waits for the primary's.
+/// how old the other replica is. Its answers are marked, and no caller waits for the primary's.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_leadership_is_not_proven_replicas_answer_at_once_and_marked() {
     if !support::full() {
