@@ -50,6 +50,6 @@ pub use router::{openapi, router};
 pub use server::serve;
 pub use services::{
     ApiLimits, ApiServices, AuthConfig, ConsumerStatus, DeadLetters, JwksSource, JwksSourceError,
-    LimitStatus, Operations, OperationsError, Readiness, StatusReport,
+    LimitStatus, Operations, OperationsError, Readiness, RunningOperation, StatusReport,
 };
 pub use web_guard::AllowedHosts;

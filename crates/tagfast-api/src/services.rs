@@ -161,10 +161,21 @@ pub struct StatusReport {
     pub indexed_contents: u64,
     /// Degraded features: (feature, reason).
     pub degraded: Vec<(String, String)>,
-    /// Long operations in progress: (`reindex` or `recount`, contents done).
-    pub running: Vec<(String, u64)>,
+    /// Long operations in progress.
+    pub running: Vec<RunningOperation>,
     /// Concurrency limits with their current use.
     pub limits: Vec<LimitStatus>,
+}
+
+/// A long operation in progress.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct RunningOperation {
+    /// `reindex` or `recount`.
+    pub operation: String,
+    /// Contents done.
+    pub contents: u64,
+    /// About how many there are; `None`: not known.
+    pub total: Option<u64>,
 }
 
 /// A concurrency limit on calls to one dependency.

@@ -109,7 +109,8 @@ pub(crate) fn set_meta(conn: &Connection, key: &str, value: &str) -> rusqlite::R
     Ok(())
 }
 
-fn read_starts(conn: &Connection) -> rusqlite::Result<Option<WindowStarts>> {
+/// The window starts of a file; `None` if it has none.
+pub(crate) fn read_starts(conn: &Connection) -> rusqlite::Result<Option<WindowStarts>> {
     Ok(meta(conn, "lows")?.and_then(|text| {
         let starts: Vec<i64> = text.split(',').filter_map(|n| n.parse().ok()).collect();
         starts.try_into().ok().map(WindowStarts)
@@ -522,28 +523,6 @@ pub(crate) fn recompute(tx: &Transaction<'_>) -> rusqlite::Result<()> {
     drop(rows);
     drop(states);
     deltas.flush(tx)
-}
-
-/// Computes the true sums from the states: (tenant, window index, tag) -> n.
-pub(crate) fn expected_counts(
-    conn: &Connection,
-) -> rusqlite::Result<BTreeMap<(String, usize, String), i64>> {
-    let starts = read_starts(conn)?.unwrap_or(WindowStarts::UNBOUNDED);
-    let mut expected = BTreeMap::new();
-    let mut states = conn.prepare("SELECT k, state FROM pop_state")?;
-    let mut rows = states.query([])?;
-    while let Some(row) = rows.next()? {
-        let k: Vec<u8> = row.get(0)?;
-        let Some(tenant) = tenant_of(&k) else { continue };
-        for tagging in decode_tags(row.get_ref(1)?.as_blob()?)? {
-            for window in starts.windows(tagging.at) {
-                let tag = tagging.name.as_str().to_owned();
-                let key = (tenant.as_str().to_owned(), window.index(), tag);
-                *expected.entry(key).or_default() += 1;
-            }
-        }
-    }
-    Ok(expected)
 }
 
 /// Tenant of a stored key (shard byte, then content key); `None` if the key is malformed.

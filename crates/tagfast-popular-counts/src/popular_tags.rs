@@ -9,8 +9,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tagfast_domain::{TagName, TenantId, UnixMillis};
 use tagfast_popular::{
-    Leaderboard, LeaderboardSnapshot, PopularError, PopularTags, RecountReport, SnapshotBuilder,
-    Suggestions, TagCount, TagPage, Window,
+    Leaderboard, LeaderboardSnapshot, PopularError, PopularTags, RecountProgress, RecountReport,
+    SnapshotBuilder, Suggestions, TagCount, TagPage, Window,
 };
 use tagfast_resilience::task::{self, StopSignal};
 
@@ -157,7 +157,7 @@ impl PopularTags for PopularCounts {
     async fn recount(
         &self,
         repair: bool,
-        progress: &(dyn Fn(u64) + Send + Sync),
+        progress: &(dyn Fn(RecountProgress) + Send + Sync),
     ) -> Result<RecountReport, PopularError> {
         recount(self, repair, progress).await
     }

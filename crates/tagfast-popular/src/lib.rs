@@ -14,6 +14,6 @@ pub use completion::MatchPlace;
 pub use leaderboard_snapshot::{LeaderboardSnapshot, SnapshotBuilder};
 pub use leaderboards::LeaderboardCache;
 pub use port::{
-    Leaderboard, PopularError, PopularTags, RecountReport, Suggestion, Suggestions, TagCount,
-    TagPage, Window,
+    Leaderboard, PopularError, PopularTags, RecountProgress, RecountReport, Suggestion,
+    Suggestions, TagCount, TagPage, Window,
 };

@@ -115,6 +115,15 @@ pub struct Suggestions {
     pub stale: bool,
 }
 
+/// How far a recount is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RecountProgress {
+    /// Contents compared so far.
+    pub done: u64,
+    /// About how many there are.
+    pub total: u64,
+}
+
 /// Result of a recount.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize)]
 pub struct RecountReport {
@@ -222,7 +231,8 @@ pub trait PopularTags: Send + Sync {
     ) -> Result<Vec<Arc<str>>, PopularError>;
 
     /// Compares the counts with the shards while writes go on; with `repair`, corrects what
-    /// drifted. Reports the number of contents compared so far to `progress`.
+    /// drifted. Reports to `progress` how far it is. A recount that is dropped ends; what it has
+    /// repaired by then is right.
     ///
     /// # Errors
     ///
@@ -231,6 +241,6 @@ pub trait PopularTags: Send + Sync {
     async fn recount(
         &self,
         repair: bool,
-        progress: &(dyn Fn(u64) + Send + Sync),
+        progress: &(dyn Fn(RecountProgress) + Send + Sync),
     ) -> Result<RecountReport, PopularError>;
 }

@@ -2,16 +2,17 @@
 
 use std::error::Error;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tagfast_api::services::ConsumerStatus;
+use parking_lot::Mutex;
+use tagfast_api::services::{ConsumerStatus, RunningOperation};
 use tagfast_api::{OperationsError, Readiness, StatusReport};
 use tagfast_events::{
     AutoReplayPolicy, Bus, ConsumerDependencies, ConsumerSnapshot, ConsumerState, DeadLetterStore,
     GroupDeadLetters, RuntimeOptions, Sink, SupervisedConsumer,
 };
-use tagfast_popular::{PopularTags, RecountReport};
+use tagfast_popular::{PopularTags, RecountProgress, RecountReport};
 use tagfast_resilience::{BoxError, Clock, ErrorChain};
 use tagfast_search::SearchIndex;
 
@@ -76,7 +77,7 @@ pub(crate) struct Consumers {
     analytics: Option<(SupervisedConsumer, Arc<dyn PopularTags>)>,
     reindexing: AtomicBool,
     recounting: AtomicBool,
-    recounted: AtomicU64,
+    recounted: Mutex<RecountProgress>,
 }
 
 /// The answer of a part, or why there is none within [`STATUS_TIMEOUT`].
@@ -137,7 +138,7 @@ impl Consumers {
             analytics: popular,
             reindexing: AtomicBool::new(false),
             recounting: AtomicBool::new(false),
-            recounted: AtomicU64::new(0),
+            recounted: Mutex::default(),
         }
     }
 
@@ -181,14 +182,23 @@ impl Consumers {
         if let Some((supervised, _)) = &self.indexer
             && self.reindexing.load(Ordering::Acquire)
         {
-            report.running.push(("reindex".to_owned(), supervised.consumer().status().rebuilt));
+            report.running.push(RunningOperation {
+                operation: "reindex".to_owned(),
+                contents: supervised.consumer().status().rebuilt,
+                total: None,
+            });
         }
         report.indexed_contents = documents.unwrap_or_else(|error| {
             report.degraded.push(("search".to_owned(), error));
             0
         });
         if self.recounting.load(Ordering::Acquire) {
-            report.running.push(("recount".to_owned(), self.recounted.load(Ordering::Relaxed)));
+            let RecountProgress { done, total } = *self.recounted.lock();
+            report.running.push(RunningOperation {
+                operation: "recount".to_owned(),
+                contents: done,
+                total: Some(total),
+            });
         }
     }
 
@@ -213,8 +223,8 @@ impl Consumers {
     pub(crate) async fn recount(&self, repair: bool) -> Result<RecountReport, OperationsError> {
         let (_, popular) = self.analytics.as_ref().ok_or_else(|| missing("counts"))?;
         let _running = Running::take(&self.recounting, "recount")?;
-        self.recounted.store(0, Ordering::Relaxed);
-        let progress = |done| self.recounted.store(done, Ordering::Relaxed);
+        *self.recounted.lock() = RecountProgress::default();
+        let progress = |progress| *self.recounted.lock() = progress;
         popular.recount(repair, &progress).await.map_err(failed)
     }
 

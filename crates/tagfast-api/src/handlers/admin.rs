@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use axum::response::Response;
-use tagfast_resilience::task::TaskGroup;
+use tagfast_resilience::task::{StopSignal, TaskGroup};
 use tagfast_resilience::{BreakerState, ErrorChain};
 
 use crate::problem::{Code, Problem, not_in_this_mode};
 use crate::request::Admin;
+use crate::services::OperationsError;
 use crate::wire::admin::{
     DriftBody, FailoversBody, PartProblemBody, Recount, RecountBody, Reindex, ReindexBody,
     RunningBody, StatusBody,
@@ -55,7 +56,11 @@ pub(crate) async fn status(Admin(request, _): Admin) -> Result<Response, Problem
         running: report
             .running
             .into_iter()
-            .map(|(operation, contents)| RunningBody { operation, contents })
+            .map(|running| RunningBody {
+                operation: running.operation,
+                contents: running.contents,
+                total: running.total,
+            })
             .collect(),
         not_ready: PartProblemBody::not_ready(readiness),
         breakers: not_closed.map(BreakerBody::from).collect(),
@@ -93,7 +98,8 @@ pub(crate) async fn reindex(Admin(mut request, _): Admin) -> Result<Response, Pr
 /// Compares the popular counts with the shards
 ///
 /// Writes continue meanwhile. The rows of the drift are those of the caller's tenant only; the sums
-/// are of all tenants.
+/// are of all tenants. The recount ends when the client disconnects; what it has repaired by then
+/// is right.
 #[utoipa::path(
     post,
     path = "/v1/admin/recount",
@@ -105,7 +111,13 @@ pub(crate) async fn reindex(Admin(mut request, _): Admin) -> Result<Response, Pr
 pub(crate) async fn recount(Admin(mut request, _): Admin) -> Result<Response, Problem> {
     let Recount { repair } = request.json().await?;
     let operations = Arc::clone(&request.services().operations);
-    let recount = async move { operations.recount(repair).await };
+    // The report is for the client alone, and nothing is half repaired.
+    let disconnected = StopSignal::new();
+    let _ends_with_the_call = disconnected.clone().drop_guard();
+    let recount = async move {
+        let report = disconnected.run_until_cancelled(operations.recount(repair)).await;
+        report.unwrap_or_else(|| Err(OperationsError::Failed("the client has gone".into())))
+    };
     let report = detached(&request.services().tasks, recount).await??;
     let rows = report
         .rows
@@ -137,7 +149,7 @@ pub(crate) async fn failovers(_: Admin) -> Problem {
     not_in_this_mode("failovers")
 }
 
-/// Runs work that must continue when the client disconnects.
+/// Runs work that continues when the client disconnects, and ends with the node.
 async fn detached<T: Send + 'static>(
     tasks: &TaskGroup,
     work: impl Future<Output = T> + Send + 'static,

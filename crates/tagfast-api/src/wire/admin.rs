@@ -49,6 +49,9 @@ pub(crate) struct RunningBody {
     pub(crate) operation: String,
     /// Contents done.
     pub(crate) contents: u64,
+    /// About how many there are; missing when that is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) total: Option<u64>,
 }
 
 /// A rebuild of the search index has no settings.

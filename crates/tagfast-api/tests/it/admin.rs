@@ -1,5 +1,9 @@
 //! Health, readiness, status, repair, and what only a cluster has.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
 use serde_json::json;
 use tagfast_api::OperationsError;
 
@@ -41,7 +45,7 @@ async fn status_reindex_and_recount() {
     let status = fixture.get("/v1/status").send().await.ok();
     assert_eq!(status["mode"], "embedded");
     assert_eq!(status["degraded"], json!([{"feature": "facets", "reason": "slow"}]));
-    assert_eq!(status["running"], json!([{"operation": "reindex", "contents": 7}]));
+    assert_eq!(status["running"], json!([{"operation": "reindex", "contents": 7, "total": 9}]));
     assert_eq!(status["not_ready"], json!([]));
     assert_eq!(
         status["limits"],
@@ -69,6 +73,28 @@ async fn status_reindex_and_recount() {
         .send()
         .await
         .problem("operation_failed");
+}
+
+/// A recount is for the one who reads its report; a rebuild is for all.
+#[tokio::test]
+async fn a_recount_ends_when_its_client_has_gone() {
+    let fixture = fixture();
+    fixture.operations.recount_hangs.store(true, Ordering::SeqCst);
+    let recounts = async |wanted: usize| {
+        let reached = async {
+            while Arc::strong_count(&fixture.operations.recounts) - 1 != wanted {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), reached).await.expect("it begins, and ends");
+    };
+    let call = fixture.request("POST", "/v1/admin/recount").json("{}").send();
+    tokio::select! {
+        _ = call => panic!("it does not end"),
+        () = recounts(1) => {}
+    }
+    // The call was dropped, as that of a client that disconnects.
+    recounts(0).await;
 }
 
 #[tokio::test]

@@ -10,7 +10,8 @@ use super::connection::ClientArgs;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
                   tagfast recount\n  \
-                  tagfast recount --repair")]
+                  tagfast recount --repair\n\n\
+                  Ctrl-C ends the recount on the server, too.")]
 pub struct RecountArgs {
     /// Repair the counts that drifted.
     #[arg(long)]

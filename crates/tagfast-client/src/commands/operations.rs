@@ -33,9 +33,9 @@ async fn long_call(
             answer = &mut call => return Ok(answer?),
             _ = tick.tick() => {
                 let Ok(status) = client.get("/v1/status").await else { continue };
-                if let Some(done) = contents_done(&status, operation) {
-                    let total = status.get("indexed_contents").and_then(Value::as_u64);
-                    if let Some(total) = total.filter(|total| *total >= done) {
+                if let Some((done, total)) = progress_of(&status, operation) {
+                    let indexed = status.get("indexed_contents").and_then(Value::as_u64);
+                    if let Some(total) = total.or(indexed).filter(|total| *total >= done) {
                         progress.set_total(total);
                     }
                     progress.set(done);
@@ -45,10 +45,13 @@ async fn long_call(
     }
 }
 
-/// Contents that a running operation has done; `None` = it does not run.
-fn contents_done(status: &Value, operation: &str) -> Option<u64> {
+/// Contents that a running operation has done, and of how many if it says so; `None` = it does not
+/// run.
+fn progress_of(status: &Value, operation: &str) -> Option<(u64, Option<u64>)> {
     let mut running = json::list(status, "running").iter();
-    running.find(|r| text(r, "operation") == operation)?.get("contents")?.as_u64()
+    let running = running.find(|r| text(r, "operation") == operation)?;
+    let done = running.get("contents")?.as_u64()?;
+    Some((done, running.get("total").and_then(Value::as_u64)))
 }
 
 /// `reindex`
@@ -118,6 +121,16 @@ pub(super) async fn failovers(args: &FailoversArgs, terminal: &Terminal) -> Comm
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_progress_of_an_operation_has_its_own_total() {
+        let status = json!({"indexed_contents": 9, "running": [
+            {"operation": "reindex", "contents": 3},
+            {"operation": "recount", "contents": 5, "total": 7}]});
+        assert_eq!(progress_of(&status, "reindex"), Some((3, None)));
+        assert_eq!(progress_of(&status, "recount"), Some((5, Some(7))));
+        assert_eq!(progress_of(&json!({"running": []}), "recount"), None);
+    }
 
     #[test]
     fn recounts_list_the_drift() {

@@ -20,8 +20,8 @@ use redis::aio::MultiplexedConnection;
 use tagfast_domain::{TagName, TenantId, UnixMillis};
 use tagfast_popular::leaderboards::{LEADERBOARD_TAGS_MAX, TYPEAHEAD_TAGS_MAX};
 use tagfast_popular::{
-    Leaderboard, LeaderboardSnapshot, PopularError, PopularTags, RecountReport, SnapshotBuilder,
-    Suggestions, TagCount, TagPage, Window,
+    Leaderboard, LeaderboardSnapshot, PopularError, PopularTags, RecountProgress, RecountReport,
+    SnapshotBuilder, Suggestions, TagCount, TagPage, Window,
 };
 use tagfast_redis::{Redis, keys};
 use tagfast_resilience::task::{self, StopSignal};
@@ -395,7 +395,7 @@ impl PopularTags for RedisLeaderboards {
     async fn recount(
         &self,
         _: bool,
-        _: &(dyn Fn(u64) + Send + Sync),
+        _: &(dyn Fn(RecountProgress) + Send + Sync),
     ) -> Result<RecountReport, PopularError> {
         Err(PopularError::unavailable(
             "this process counts nothing; ask one with the role analytics",

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use tagfast_api::{LimitStatus, Operations, OperationsError, Readiness, StatusReport};
+use tagfast_api::{
+    LimitStatus, Operations, OperationsError, Readiness, RunningOperation, StatusReport,
+};
 use tagfast_domain::{ContentType, TagName, TenantId, UnixMillis};
 use tagfast_events::dead_letters::content_of;
 use tagfast_events::{
@@ -15,8 +17,8 @@ use tagfast_events::{
     GroupDeadLetters, NewReplayJob, Partition, ReplayJob, ReplayResult, StoredDeadLetter,
 };
 use tagfast_popular::{
-    Leaderboard, MatchPlace, PopularError, PopularTags, RecountReport, Suggestion, Suggestions,
-    TagCount, TagPage, Window,
+    Leaderboard, MatchPlace, PopularError, PopularTags, RecountProgress, RecountReport, Suggestion,
+    Suggestions, TagCount, TagPage, Window,
 };
 use tagfast_resilience::{Clock, Criticality, ManualClock};
 use tagfast_search::{
@@ -283,7 +285,7 @@ impl PopularTags for FakePopular {
     async fn recount(
         &self,
         _: bool,
-        _: &(dyn Fn(u64) + Send + Sync),
+        _: &(dyn Fn(RecountProgress) + Send + Sync),
     ) -> Result<RecountReport, PopularError> {
         Ok(RecountReport::default())
     }
@@ -445,6 +447,10 @@ impl DeadLetterStore for FakeDeadLetterStore {
 pub(crate) struct FakeOperations {
     pub(crate) not_ready: Mutex<Option<String>>,
     pub(crate) fault: Mutex<Option<fn() -> OperationsError>>,
+    /// A recount does not end by itself while this is set.
+    pub(crate) recount_hangs: AtomicBool,
+    /// Recounts under way.
+    pub(crate) recounts: Arc<()>,
 }
 
 #[async_trait]
@@ -462,7 +468,11 @@ impl Operations for FakeOperations {
             roles: "all".into(),
             version: "0.0.0".into(),
             epoch: "09".into(),
-            running: vec![("reindex".into(), 7)],
+            running: vec![RunningOperation {
+                operation: "reindex".into(),
+                contents: 7,
+                total: Some(9),
+            }],
             degraded: vec![("facets".into(), "slow".into())],
             limits: vec![LimitStatus { name: "index".into(), limit: 32, in_flight: 1, shed: 5 }],
             ..StatusReport::default()
@@ -479,6 +489,10 @@ impl Operations for FakeOperations {
     async fn recount(&self, repair: bool) -> Result<RecountReport, OperationsError> {
         if let Some(fault) = *self.fault.lock() {
             return Err(fault());
+        }
+        let _running = Arc::clone(&self.recounts);
+        if self.recount_hangs.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
         }
         let row = |tenant: &str| (tenant.to_owned(), "x".to_owned(), 1, 2);
         Ok(RecountReport {
