@@ -52,12 +52,9 @@ pub(crate) use {current_timeline, epoch_check, epoch_matches, newest_epoch};
 /// The epoch check as a statement of its own; `$1` is the epoch's id.
 pub(crate) const EPOCH_CHECK: &str = concat!("SELECT ", epoch_check!("$1"));
 
-/// The epoch check together with the snapshot's xmin and xmax; `$1` is the epoch's id.
-pub(crate) const EPOCH_CHECK_WITH_SNAPSHOT: &str = concat!(
-    "SELECT 1 / (count(*))::int, pg_snapshot_xmin(pg_current_snapshot())::text::bigint,
-       pg_snapshot_xmax(pg_current_snapshot())::text::bigint ",
-    epoch_matches!("$1")
-);
+/// The epoch check together with its snapshot, as text; `$1` is the epoch's id.
+pub(crate) const EPOCH_CHECK_WITH_SNAPSHOT: &str =
+    concat!("SELECT 1 / (count(*))::int, pg_current_snapshot()::text ", epoch_matches!("$1"));
 
 /// The log position up to which everything is flushed to the primary's disk.
 pub(crate) const FLUSH_LSN: &str = "SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint";

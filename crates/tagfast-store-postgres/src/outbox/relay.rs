@@ -3,24 +3,27 @@
 //! One relay of a cluster is active at a time: its session holds an advisory lock on the primary,
 //! so that a different one takes over when its process or its primary dies, and within seconds when
 //! its process stands still. It reads rows whose transactions have all ended (`xid` below the
-//! snapshot's xmin), in the order (xid, n), which is the order of versions for each content; it
-//! moves its cursor only after the sink acknowledged.
+//! [horizon](crate::outbox::horizon)), in the order (xid, n), which is the order of versions for
+//! each content; it moves its cursor only after the sink acknowledged.
 //!
 //! How it fails: at least once. A sink that fails is offered the same rows again; a relay that dies
 //! before its cursor was stored sends rows again; after a change of the epoch all rows that are
 //! still there are sent again behind a marker, and contents of which the replaced primary published
-//! a lost write are written again.
+//! a lost write are written again. A long transaction of a different database delays it for a
+//! moment; one of this database holds it until the transaction ends, and
+//! [`long_transactions`](crate::cluster::long_transactions) names it.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join3;
+use futures_util::future::{join, try_join3};
 use tagfast_domain::{ContentKey, Epoch, EpochOrdinal, UnixMillis};
 use tagfast_failover::EpochRecord;
 use tagfast_resilience::{Bounded, Clock, OutageLog, counter};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
 
 use crate::cluster::topology::{Cluster, Node};
@@ -28,6 +31,7 @@ use crate::connect::{Connection, ConnectionFactory, PgError, within};
 use crate::locks::ACTIVE_RELAY;
 use crate::metric::{RECONCILED_CONTENTS, RELAY_FAILURES, RELAY_PUBLISHED};
 use crate::options::{limit, reconnect_delay};
+use crate::outbox::horizon::{HorizonTracker, SELECT_FOREIGN, Snapshot};
 use crate::outbox::rotation::Rotation;
 use crate::outbox::sink::{EndedEpoch, OutboxBatch, OutboxRow, OutboxSink, PublishError};
 use crate::sql::{EPOCH_CHECK_WITH_SNAPSHOT, FLUSH_LSN};
@@ -47,6 +51,9 @@ const IDLE_AFTER: Duration = Duration::from_secs(1);
 const TAKEOVER_INTERVAL: Duration = Duration::from_millis(500);
 /// Between two writes of the cursor.
 const STORE_CURSOR_INTERVAL: Duration = Duration::from_millis(200);
+/// Heartbeats that wait for the horizon. With more, a horizon that was held for long would release
+/// heartbeats that no consumer needs; with fewer, they would be further apart than its steps.
+const PENDING_HEARTBEATS_MAX: usize = 1024;
 /// How often the session is used while the sink works.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a relay waits for a primary before it looks at the topology again.
@@ -66,7 +73,7 @@ SELECT o.xid::text::bigint, o.n, o.k, o.event FROM (
     SELECT xid, n, k, event FROM outbox_0 UNION ALL
     SELECT xid, n, k, event FROM outbox_1 UNION ALL
     SELECT xid, n, k, event FROM outbox_2) o
-WHERE (o.xid, o.n) > ($1::text::xid8, $2) AND o.xid < pg_snapshot_xmin(pg_current_snapshot())
+WHERE (o.xid, o.n) > ($1::text::xid8, $2) AND o.xid < $4::text::xid8
 ORDER BY o.xid, o.n LIMIT $3";
 const SELECT_RECONCILED: &str = "SELECT ordinal FROM epoch WHERE reconciled_at IS NOT NULL";
 const SET_RECONCILED: &str = "UPDATE epoch SET reconciled_at = clock_timestamp() WHERE id = $1";
@@ -77,6 +84,8 @@ enum RelayError {
     Postgres(#[from] PgError),
     #[error("the outbox cannot be published")]
     Sink(#[from] PublishError),
+    #[error("PostgreSQL's snapshot cannot be read: {0:?}")]
+    Snapshot(String),
     #[error("the epoch has ended")]
     EpochEnded,
 }
@@ -99,8 +108,17 @@ pub(crate) struct Relay {
     pub(crate) drain_requests: mpsc::Receiver<DrainRequest>,
 }
 
+/// The statements of a poll.
+struct PollStatements {
+    check: Statement,
+    select_rows: Statement,
+    flush_lsn: Statement,
+}
+
 /// What an active relay keeps between polls.
 struct ActiveRelay {
+    statements: PollStatements,
+    horizon: HorizonTracker,
     cursor: Cursor,
     /// The cursor in the database.
     stored: Cursor,
@@ -108,10 +126,10 @@ struct ActiveRelay {
     /// When the last row was found.
     found_at: Instant,
     rotation: Rotation,
-    /// Pairs of xmax and our clock before the snapshot: once xmin passes xmax, everything
+    /// Pairs of xmax and our clock before the snapshot: once the horizon passes xmax, everything
     /// committed before that time is published.
     pending_heartbeats: VecDeque<(u64, UnixMillis)>,
-    /// Drain requests and the xid that xmin must pass; `None`: that of the next snapshot.
+    /// Drain requests and the xid that the horizon must pass; `None`: that of the next snapshot.
     draining: Vec<(Option<u64>, DrainRequest)>,
 }
 
@@ -209,6 +227,13 @@ impl Relay {
             }
         };
         let rotation = Rotation::read(server).await?;
+        let prepared = try_join3(
+            server.client.prepare(EPOCH_CHECK_WITH_SNAPSHOT),
+            server.client.prepare(SELECT_ROWS),
+            server.client.prepare(FLUSH_LSN),
+        );
+        let (check, select_rows, flush_lsn) =
+            within("preparing", limit::COMMIT_TIMEOUT, prepared).await?;
         tracing::info!(
             cluster = self.cluster.name,
             xid = cursor.xid,
@@ -216,6 +241,8 @@ impl Relay {
         );
         let now = Instant::now();
         Ok(ActiveRelay {
+            statements: PollStatements { check, select_rows, flush_lsn },
+            horizon: HorizonTracker::default(),
             cursor,
             stored: cursor,
             stored_at: now,
@@ -280,23 +307,28 @@ impl Relay {
     ) -> Result<usize, RelayError> {
         let now = self.clock.now_ms();
         let client = &server.client;
-        let (id, xid): (&[u8], String) = (&epoch.id.0, active.cursor.xid.to_string());
-        let (check, read): ([&(dyn ToSql + Sync); 1], [&(dyn ToSql + Sync); 3]) =
-            ([&id], [&xid, &active.cursor.n, &POLL_ROWS_MAX]);
-        // The snapshot of the check is older than that of the rows: transactions that had ended in
-        // the former are in the latter. The flush position is read after the rows.
+        let id: &[u8] = &epoch.id.0;
+        let check: [&(dyn ToSql + Sync); 1] = [&id];
+        let check = client.query_one(&active.statements.check, &check);
+        let check = within("checking the epoch", limit::COMMIT_TIMEOUT, check).await?;
+        let text: &str = check.get(1);
+        let snapshot =
+            Snapshot::parse(text).ok_or_else(|| RelayError::Snapshot(text.to_owned()))?;
+        let xmax = snapshot.xmax;
+        let horizon = find_horizon(server, &mut active.horizon, snapshot).await?;
+        // Transactions below the horizon had ended in the snapshot above, so the later one of this
+        // statement has their rows. The flush position is read after the rows.
+        let (xid, below) = (active.cursor.xid.to_string(), horizon.to_string());
+        let read: [&(dyn ToSql + Sync); 4] = [&xid, &active.cursor.n, &POLL_ROWS_MAX, &below];
         let all = async {
-            let (check, rows, hi) = join3(
-                client.query_one(EPOCH_CHECK_WITH_SNAPSHOT, &check),
-                client.query(SELECT_ROWS, &read),
-                client.query_one(FLUSH_LSN, &[]),
+            let (rows, hi) = join(
+                client.query(&active.statements.select_rows, &read),
+                client.query_one(&active.statements.flush_lsn, &[]),
             )
             .await;
-            Ok((check?, rows?, hi?))
+            Ok((rows?, hi?))
         };
-        let (check, rows, hi) = within("polling the outbox", limit::COMMIT_TIMEOUT, all).await?;
-        let (xmin, xmax) =
-            (check.get::<_, i64>(1).cast_unsigned(), check.get::<_, i64>(2).cast_unsigned());
+        let (rows, hi) = within("polling the outbox", limit::COMMIT_TIMEOUT, all).await?;
         let rows: Vec<OutboxRow> = rows
             .into_iter()
             .map(|row| OutboxRow {
@@ -318,43 +350,71 @@ impl Relay {
         if active.cursor != active.stored && active.stored_at.elapsed() > STORE_CURSOR_INTERVAL {
             store_cursor(server, epoch, active).await?;
         }
-        active.pending_heartbeats.push_back((xmax, now));
+        await_heartbeat(&mut active.pending_heartbeats, xmax, now);
         for (xid, _) in active.draining.iter_mut().filter(|(xid, _)| xid.is_none()) {
             *xid = Some(xmax);
         }
-        // A full poll may have left rows behind whose transactions had ended below xmin.
+        // A full poll may have left rows behind below the horizon.
         if rows.len() < POLL_ROWS_MAX as usize {
-            self.complete(server, epoch, active, xmin, hi).await?;
+            self.complete(server, epoch, active, horizon, hi).await?;
         }
         Ok(rows.len())
     }
 
-    /// Every row of a transaction below `xmin` is published: sends heartbeats, truncates a drained
-    /// table, answers drain requests.
+    /// Every row of a transaction below the horizon is published: sends heartbeats, truncates a
+    /// drained table, answers drain requests.
     async fn complete(
         &self,
         server: &Connection,
         epoch: &EpochRecord,
         active: &mut ActiveRelay,
-        xmin: u64,
+        horizon: u64,
         hi: u64,
     ) -> Result<(), PgError> {
         let mut through = None;
-        while active.pending_heartbeats.front().is_some_and(|(xid, _)| *xid <= xmin) {
+        while active.pending_heartbeats.front().is_some_and(|(xid, _)| *xid <= horizon) {
             through = active.pending_heartbeats.pop_front().map(|(_, at)| at);
         }
         if let Some(at) = through {
             self.sink.complete_through(&self.cluster.name, epoch, at, hi).await;
         }
         let Cursor { xid, n } = active.cursor;
-        active.rotation.truncate_drained(server, xmin, (xid, n)).await?;
-        let passed = |(xid, _): &(Option<u64>, DrainRequest)| xid.is_some_and(|xid| xid <= xmin);
+        active.rotation.truncate_drained(server, horizon, (xid, n)).await?;
+        let passed = |(xid, _): &(Option<u64>, DrainRequest)| xid.is_some_and(|xid| xid <= horizon);
         for (_, reply) in active.draining.extract_if(.., |request| passed(request)) {
             // The caller may be gone.
             let _ = reply.send(());
         }
         Ok(())
     }
+}
+
+/// Notes that everything committed before `at` is published once the horizon has passed `xmax`.
+fn await_heartbeat(pending: &mut VecDeque<(u64, UnixMillis)>, xmax: u64, at: UnixMillis) {
+    let full = pending.len() >= PENDING_HEARTBEATS_MAX;
+    match pending.back_mut() {
+        // A later time with the same xmax promises more; at the limit only the newest one moves.
+        Some(last) if last.0 == xmax => last.1 = at,
+        Some(last) if full => *last = (xmax, at),
+        Some(_) | None => pending.push_back((xmax, at)),
+    }
+}
+
+/// The horizon of a snapshot that was taken on this session. While the same transaction holds it
+/// back, the sessions are looked at.
+async fn find_horizon(
+    server: &Connection,
+    tracker: &mut HorizonTracker,
+    snapshot: Snapshot,
+) -> Result<u64, PgError> {
+    let horizon = tracker.observe(snapshot, Instant::now());
+    if !tracker.look_is_due(Instant::now()) {
+        return Ok(horizon);
+    }
+    let shown = server.client.query(SELECT_FOREIGN, &[]);
+    let shown = within("looking at the sessions", limit::COMMIT_TIMEOUT, shown).await?;
+    let shown = shown.iter().filter_map(|row| u32::try_from(row.get::<_, i64>(0)).ok());
+    Ok(tracker.prove(shown, Instant::now()))
 }
 
 async fn store_cursor(

@@ -65,15 +65,15 @@ impl Rotation {
         run_unless_locked(server, "truncating old write ids", TRUNCATE_WRITE_IDS).await
     }
 
-    /// Truncates the drained table; `xmin`: every transaction below has ended and is published, and
-    /// `(xid, n)` is the last row that was.
+    /// Truncates the drained table; every transaction below the horizon has ended and is published,
+    /// and `(xid, n)` is the last row that was.
     pub(crate) async fn truncate_drained(
         &mut self,
         server: &Connection,
-        xmin: u64,
+        horizon: u64,
         (xid, n): (u64, i32),
     ) -> Result<(), PgError> {
-        if self.drained_at.is_none_or(|drained_at| drained_at > xmin) {
+        if self.drained_at.is_none_or(|drained_at| drained_at > horizon) {
             return Ok(());
         }
         // Draining => Empty
