@@ -54,6 +54,9 @@ enum Action {
         /// Parts to leave out.
         #[arg(long, value_delimiter = ',')]
         without: Vec<Part>,
+        /// Patroni's synchronous_mode: it names a synchronous standby while one streams.
+        #[arg(long)]
+        synchronous: bool,
         /// PostgreSQL's shared_buffers.
         #[arg(long, default_value = "64MB")]
         shared_buffers: String,
@@ -94,7 +97,7 @@ enum Action {
 
 pub(crate) fn stack(command: StackCommand) -> Result<()> {
     match command.action {
-        Action::Up { place, clusters, replicas, netns, without, shared_buffers } => {
+        Action::Up { place, clusters, replicas, netns, without, synchronous, shared_buffers } => {
             let with = |part| !without.contains(&part);
             let options = StackOptions {
                 clusters,
@@ -103,6 +106,7 @@ pub(crate) fn stack(command: StackCommand) -> Result<()> {
                 kafka: with(Part::Kafka),
                 opensearch: with(Part::Opensearch),
                 netns,
+                synchronous,
                 shared_buffers,
                 dir: place.dir(),
                 owned: false,

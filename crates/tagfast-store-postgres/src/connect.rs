@@ -5,17 +5,21 @@
 //!
 //! How it fails: a connection that failed is dropped, never repaired; its owner opens a new one.
 
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tagfast_resilience::Secret;
 use tagfast_resilience::task::{BackgroundTask, StopSignal};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_postgres::config::SslMode;
-use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres::error::{Severity, SqlState};
+use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use crate::options::{PostgresOptions, limit};
+use crate::options::{PostgresOptions, SynchronousCommit, limit};
 use crate::tls::TlsError;
 
 /// Why a request to PostgreSQL failed.
@@ -27,6 +31,9 @@ pub(crate) enum PgError {
     Timeout(&'static str, Duration),
     #[error("the address `{0}` cannot be used")]
     Address(String),
+    /// PostgreSQL says so with a warning, and that the commit was successful.
+    #[error("the wait for the synchronous standby was cancelled")]
+    StandbyWaitCancelled,
 }
 
 /// What failed and what an operator can do; the source says the rest.
@@ -60,7 +67,7 @@ impl PgError {
     pub(crate) fn code(&self) -> Option<&str> {
         match self {
             Self::Postgres(error) => error.code().map(SqlState::code),
-            Self::Timeout(..) | Self::Address(_) => None,
+            Self::Timeout(..) | Self::Address(_) | Self::StandbyWaitCancelled => None,
         }
     }
 
@@ -74,8 +81,20 @@ impl PgError {
 /// An open connection; it closes when its owner drops it.
 pub(crate) struct Connection {
     pub(crate) client: Client,
+    /// What its commits wait for.
+    pub(crate) synchronous_commit: SynchronousCommit,
+    /// Warnings that the server has sent; each is counted before the statement that it belongs to
+    /// has its result.
+    warnings: Arc<AtomicU64>,
     /// Moves bytes between the client and the socket.
     _driver: BackgroundTask,
+}
+
+impl Connection {
+    /// How many warnings the server has sent so far.
+    pub(crate) fn warnings(&self) -> u64 {
+        self.warnings.load(Ordering::Acquire)
+    }
 }
 
 /// Opens connections: database, role, TLS and settings are the same for all.
@@ -85,6 +104,7 @@ pub(crate) struct ConnectionFactory {
     user: String,
     password: Secret,
     tls: Option<MakeRustlsConnect>,
+    synchronous_commit: SynchronousCommit,
 }
 
 impl ConnectionFactory {
@@ -94,6 +114,7 @@ impl ConnectionFactory {
             user: options.user.clone(),
             password: options.password.clone(),
             tls: options.tls.as_ref().map(crate::tls::Tls::connector).transpose()?,
+            synchronous_commit: options.synchronous_commit,
         })
     }
 
@@ -103,7 +124,31 @@ impl ConnectionFactory {
 
     /// Opens a connection to `host:port`. `name` is shown in `pg_stat_activity`.
     pub(crate) async fn open(&self, address: &str, name: &str) -> Result<Connection, PgError> {
-        self.open_with(address, name, limit::STATEMENT_TIMEOUT).await
+        self.open_with(address, name, limit::STATEMENT_TIMEOUT, SynchronousCommit::Local).await
+    }
+
+    /// Opens a connection whose commits are acknowledged to callers.
+    pub(crate) async fn open_to_write(&self, address: &str) -> Result<Connection, PgError> {
+        let timeout = limit::STATEMENT_TIMEOUT;
+        self.open_with(address, "write", timeout, self.synchronous_commit).await
+    }
+
+    /// What the commits of writes wait for.
+    pub(crate) fn synchronous_commit(&self) -> SynchronousCommit {
+        self.synchronous_commit
+    }
+
+    /// Cancels what a connection that was given up still does on the server, as far as the server
+    /// can be reached.
+    pub(crate) async fn cancel(&self, connection: &Connection) -> Result<(), PgError> {
+        let token = connection.client.cancel_token();
+        let what = "cancelling a commit";
+        match &self.tls {
+            None => within(what, limit::CONNECT_TIMEOUT, token.cancel_query(NoTls)).await,
+            Some(tls) => {
+                within(what, limit::CONNECT_TIMEOUT, token.cancel_query(tls.clone())).await
+            }
+        }
     }
 
     /// Opens a connection whose statements the server cancels before a reader gives up.
@@ -112,7 +157,8 @@ impl ConnectionFactory {
         address: &str,
         name: &str,
     ) -> Result<Connection, PgError> {
-        self.open_with(address, name, limit::READ_STATEMENT_TIMEOUT).await
+        let timeout = limit::READ_STATEMENT_TIMEOUT;
+        self.open_with(address, name, timeout, SynchronousCommit::Local).await
     }
 
     async fn open_with(
@@ -120,6 +166,7 @@ impl ConnectionFactory {
         address: &str,
         name: &str,
         statement_timeout: Duration,
+        synchronous_commit: SynchronousCommit,
     ) -> Result<Connection, PgError> {
         let bad = || PgError::Address(address.to_owned());
         let (host, port) = address.rsplit_once(':').ok_or_else(bad)?;
@@ -139,33 +186,56 @@ impl ConnectionFactory {
             // a flush would be worthless.
             .options(format!(
                 "-c jit=off -c enable_seqscan=off -c plan_cache_mode=force_generic_plan \
-                 -c synchronous_commit=local -c idle_in_transaction_session_timeout=1000 \
+                 -c synchronous_commit={} -c idle_in_transaction_session_timeout=1000 \
                  -c lock_timeout=3000 -c statement_timeout={}",
+                synchronous_commit.as_str(),
                 statement_timeout.as_millis()
             ));
+        let warnings = Arc::new(AtomicU64::new(0));
         let timed_out = |_| PgError::Timeout("connecting", limit::CONNECT_TIMEOUT);
         let (client, _driver) = match &self.tls {
             None => {
                 let opened = timeout(limit::CONNECT_TIMEOUT, config.connect(NoTls)).await;
                 let (client, connection) = opened.map_err(timed_out)??;
-                (client, drive(connection))
+                (client, drive(connection, Arc::clone(&warnings)))
             }
             Some(tls) => {
                 config.ssl_mode(SslMode::Require);
                 let opened = timeout(limit::CONNECT_TIMEOUT, config.connect(tls.clone())).await;
                 let (client, connection) = opened.map_err(timed_out)??;
-                (client, drive(connection))
+                (client, drive(connection, Arc::clone(&warnings)))
             }
         };
-        Ok(Connection { client, _driver })
+        Ok(Connection { client, synchronous_commit, warnings, _driver })
     }
 }
 
 /// Starts the task of a connection. The client's callers get the error that ended the connection;
 /// the driver has none to add.
-fn drive<T>(connection: impl Future<Output = T> + Send + 'static) -> BackgroundTask {
+fn drive<S, T>(
+    mut connection: tokio_postgres::Connection<S, T>,
+    warnings: Arc<AtomicU64>,
+) -> BackgroundTask
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let messages = async move {
+        while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
+            if let AsyncMessage::Notice(notice) = message
+                && notice.parsed_severity() == Some(Severity::Warning)
+            {
+                warnings.fetch_add(1, Ordering::Release);
+                tracing::warn!(
+                    code = notice.code().code(),
+                    "PostgreSQL warns: {}",
+                    notice.message()
+                );
+            }
+        }
+    };
     BackgroundTask::spawn("PostgreSQL connection", |stop: StopSignal| async move {
-        drop(stop.run_until_cancelled(connection).await);
+        stop.run_until_cancelled(messages).await;
     })
 }
 

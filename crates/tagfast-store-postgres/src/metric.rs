@@ -105,6 +105,10 @@ define_metrics! {
     /// `store.outbox_max_bytes` writes are refused.
     pub(crate) gauge OUTBOX_BYTES = "tagfast_outbox_bytes" { cluster in CLUSTERS };
 
+    /// Age of the oldest transaction that holds the relay; 0: none does. Search and popular tags
+    /// get no newer meanwhile, and the outbox grows: `tagfast status` names it.
+    pub(crate) gauge RELAY_HELD = "tagfast_relay_held_seconds" { cluster in CLUSTERS };
+
     /// Outbox rows that the sink acknowledged.
     pub(crate) counter RELAY_PUBLISHED = "tagfast_relay_published_total" { cluster in CLUSTERS };
 

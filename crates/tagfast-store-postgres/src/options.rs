@@ -41,6 +41,26 @@ impl ClusterOptions {
     }
 }
 
+/// What a commit waits for before it is acknowledged; PostgreSQL's `synchronous_commit`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SynchronousCommit {
+    /// The flush to the primary's disk.
+    #[default]
+    Local,
+    /// Also the flush to the disks of the synchronous standbys, where the cluster has any.
+    On,
+}
+
+impl SynchronousCommit {
+    /// As PostgreSQL and the configuration write it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::On => "on",
+        }
+    }
+}
+
 /// Everything the store needs.
 #[derive(Clone)]
 pub struct PostgresOptions {
@@ -59,6 +79,10 @@ pub struct PostgresOptions {
     /// TLS to the nodes; `None`: plain connections, on which anyone who can listen reads
     /// documents.
     pub tls: Option<Tls>,
+    /// What a commit of a write waits for. `Local`: a failover can lose acknowledged writes, also
+    /// where Patroni has synchronous standbys. `On`: while no standby confirms, no write is
+    /// acknowledged.
+    pub synchronous_commit: SynchronousCommit,
     /// The limits of documents.
     pub limits: Limits,
     /// The clock of documents and events.
@@ -113,6 +137,7 @@ impl PostgresOptions {
             user,
             password: Secret::new(password),
             tls: None,
+            synchronous_commit: SynchronousCommit::default(),
             limits: Limits::default(),
             breakers: Breakers::new(Arc::clone(&clock)),
             clock,

@@ -8,22 +8,15 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::future::join;
 use tagfast_domain::{ContentKey, Epoch, TenantId, codec};
 use tagfast_resilience::ErrorChain;
 use tagfast_sharding::LogicalShard;
 use tagfast_store::{ScanPage, ScanRequest, ShardScanner, StoreError, stored_key};
 use tokio::time::Instant;
-use tokio_postgres::types::ToSql;
 
-use crate::connect::within;
-use crate::options::limit;
 use crate::refusal::unavailable;
-use crate::sql::EPOCH_CHECK;
+use crate::scan_session::ScanSession;
 use crate::store::PostgresStore;
-
-const SELECT_PAGE: &str =
-    "SELECT k, doc FROM content WHERE k > $1 AND k < $2 AND ver > 0 ORDER BY k LIMIT $3";
 
 /// How long a page is retried.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -38,19 +31,17 @@ impl ShardScanner for PostgresStore {
         let until = Instant::now() + PAGE_TIMEOUT;
         let (low, high) = key_range(shard, tenant, after);
         let rows = i64::try_from(limit.saturating_add(1)).unwrap_or(i64::MAX);
-        let mut connection = handle.scan_connection.lock().await;
-        loop {
+        let mut session = handle.scan_session.lock().await;
+        let rows = loop {
             let Some((epoch, node)) = handle.cluster.primary(until).await else {
                 return Err(unavailable("the cluster has no primary", false));
             };
-            if connection
-                .as_ref()
-                .is_none_or(|(address, c)| *address != node.address || c.client.is_closed())
+            if session.as_ref().is_none_or(|(address, s)| *address != node.address || s.is_closed())
             {
-                let opened = self.connections.open(&node.address, "scan").await;
-                *connection = opened.ok().map(|c| (node.address.clone(), c));
+                let opened = ScanSession::open(&self.connections, &node.address).await;
+                *session = opened.ok().map(|s| (node.address.clone(), s));
             }
-            let Some((_, server)) = connection.as_ref() else {
+            let Some((_, server)) = session.as_ref() else {
                 handle.cluster.report_failure();
                 if Instant::now() >= until {
                     return Err(unavailable("the primary is not reached", false));
@@ -58,31 +49,22 @@ impl ShardScanner for PostgresStore {
                 tokio::time::sleep(RECONNECT_DELAY).await;
                 continue;
             };
-            let id: &[u8] = &epoch.id.0;
-            let (check, page): ([&(dyn ToSql + Sync); 1], [&(dyn ToSql + Sync); 3]) =
-                ([&id], [&low, &high, &rows]);
-            let all = async {
-                let (check, rows) = join(
-                    server.client.query_one(EPOCH_CHECK, &check),
-                    server.client.query(SELECT_PAGE, &page),
-                )
-                .await;
-                check?;
-                rows
-            };
-            match within("a scan", limit::COMMIT_TIMEOUT, all).await {
-                Ok(rows) => return page_of(&rows, limit),
+            match server.page(&epoch.id.0, (&low, &high), rows).await {
+                Ok(rows) => break rows,
                 Err(error) => {
                     let (cluster, error) = (&handle.cluster.name, ErrorChain(&error));
                     tracing::warn!(cluster, %error, "a page of a scan failed");
-                    *connection = None;
+                    *session = None;
                     handle.cluster.report_failure();
                     if Instant::now() >= until {
                         return Err(unavailable("the primary does not answer a scan", false));
                     }
                 }
             }
-        }
+        };
+        // The next page is read while this one is decoded.
+        drop(session);
+        page_of(&rows, limit)
     }
 
     async fn epoch(&self) -> Result<Epoch, StoreError> {

@@ -29,12 +29,13 @@ use crate::cluster::member_probes::probe_members;
 use crate::cluster::patroni::discover_nodes;
 use crate::cluster::topology::{Cluster, Topology};
 use crate::cluster::watcher::Watcher;
-use crate::connect::{Connection, ConnectionFactory};
+use crate::connect::ConnectionFactory;
 use crate::options::{ClusterOptions, PostgresOptions, limit};
 use crate::outbox::relay::{DrainRequest, Relay};
 use crate::outbox::sink::OutboxSink;
 use crate::read::node_reader::{NodeReader, ReaderOptions};
 use crate::refusal::{overloaded, unavailable};
+use crate::scan_session::ScanSession;
 use crate::tls::TlsError;
 use crate::write::lane::{Lane, WriteResult, expire_late};
 use crate::write::lane_worker::LaneWorker;
@@ -72,8 +73,8 @@ pub(crate) struct ClusterHandle {
     pub(crate) strong_readers: Mutex<HashMap<String, NodeReader>>,
     pub(crate) strong_reads: Arc<Bulkhead>,
     pub(crate) local_writes: LocalWrites<Position>,
-    /// The connection of scans and its address; `None`: it is opened by the next page.
-    pub(crate) scan_connection: tokio::sync::Mutex<Option<(String, Connection)>>,
+    /// The session of scans and its address; `None`: it is opened by the next page.
+    pub(crate) scan_session: tokio::sync::Mutex<Option<(String, ScanSession)>>,
     drain_requests: mpsc::Sender<DrainRequest>,
 }
 
@@ -94,6 +95,9 @@ pub struct ClusterStatus {
     pub warnings: Vec<String>,
     /// The replicas that are older than `store.replica_max_age_ms`, each a sentence with its age.
     pub replicas_behind: Vec<String>,
+    /// Long transactions that hold the relay, at most three: search and popular tags get no newer
+    /// while they last.
+    pub long_transactions: Vec<String>,
 }
 
 /// The store.
@@ -183,7 +187,7 @@ impl Starting<'_> {
             strong_readers: Mutex::default(),
             strong_reads: Bulkhead::new("strong reads", strong_reads),
             local_writes: LocalWrites::new(None),
-            scan_connection: tokio::sync::Mutex::new(None),
+            scan_session: tokio::sync::Mutex::new(None),
             drain_requests,
         }
     }
@@ -298,8 +302,8 @@ impl PostgresStore {
         }
         for cluster in &self.clusters {
             // A scan that still runs drops its connection when it ends.
-            if let Ok(mut connection) = cluster.scan_connection.try_lock() {
-                *connection = None;
+            if let Ok(mut session) = cluster.scan_session.try_lock() {
+                *session = None;
             }
         }
     }
@@ -335,6 +339,7 @@ impl PostgresStore {
                 problem: topology.problem.clone(),
                 warnings: topology.warnings.clone(),
                 replicas_behind: handle.cluster.replicas_behind(),
+                long_transactions: handle.cluster.long_transactions.texts(),
             }
         };
         self.clusters.iter().map(status).collect()

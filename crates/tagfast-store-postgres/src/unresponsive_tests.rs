@@ -56,6 +56,7 @@ fn connections() -> ConnectionFactory {
         user: "tagfast".to_owned(),
         password: tagfast_resilience::Secret::new("secret".to_owned()),
         tls: None,
+        synchronous_commit: crate::options::SynchronousCommit::Local,
         limits: Limits::default(),
         clock: Arc::new(SystemClock),
         node: "test".to_owned(),

@@ -72,6 +72,8 @@ pub(crate) struct ClusterState {
     pub(crate) members: Vec<Node>,
     pub(crate) check_timeline: bool,
     pub(crate) paused: bool,
+    /// Whether Patroni names synchronous standbys.
+    pub(crate) synchronous_mode: bool,
     /// Whether Patroni has written any key below the scope.
     pub(crate) scope_exists: bool,
 }
@@ -142,6 +144,12 @@ fn epoch_key(scope: &str) -> String {
 
 fn history_key(scope: &str, ordinal: EpochOrdinal) -> String {
     format!("/tagfast/v1/{scope}/epochs/{:016}", ordinal.0)
+}
+
+/// Patroni takes a boolean, `on`, or `quorum`.
+fn synchronous_mode(config: &Value) -> bool {
+    let mode = &config["synchronous_mode"];
+    mode.as_bool().or_else(|| mode.as_str().map(|mode| mode != "off")).unwrap_or(false)
 }
 
 fn number(value: &Value) -> u64 {
@@ -269,6 +277,7 @@ impl Etcd {
             members: members.collect(),
             check_timeline: config["check_timeline"].as_bool().unwrap_or(false),
             paused,
+            synchronous_mode: synchronous_mode(&config),
             scope_exists: !service.is_empty(),
         })
     }
@@ -312,6 +321,14 @@ impl Etcd {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_way_to_write_synchronous_mode_is_read() {
+        let of = |mode: Value| synchronous_mode(&json!({"synchronous_mode": mode}));
+        assert!(of(json!(true)) && of(json!("on")) && of(json!("quorum")));
+        assert!(!of(json!(false)) && !of(json!("off")) && !of(Value::Null));
+        assert!(!synchronous_mode(&Value::Null));
+    }
 
     #[test]
     fn an_epoch_survives_json() {

@@ -5,6 +5,7 @@
 //! | [`topology`] | which nodes there are, which one takes writes, what may be acknowledged |
 //! | [`epoch_ends`] | how much of each epoch is part of the current history |
 //! | [`watcher`] | polls etcd, mints epochs, proves leadership by the lease |
+//! | [`long_transactions`] | who holds the relay |
 //! | [`member_probes`] | proves leadership by the members while etcd does not answer, and the age of replicas |
 //! | [`preflight`] | what weakens a promise on this installation; how far replicas lag |
 //! | [`primary_positions`] | when the primary had which log position |
@@ -13,6 +14,7 @@
 
 pub(crate) mod epoch_ends;
 pub(crate) mod etcd;
+pub(crate) mod long_transactions;
 pub(crate) mod member_probes;
 pub(crate) mod node;
 pub(crate) mod patroni;

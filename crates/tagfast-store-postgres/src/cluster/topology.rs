@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use crate::boot_clock::boot_time;
 use crate::cluster::epoch_ends::EpochEnds;
+use crate::cluster::long_transactions::LongTransactions;
 pub(crate) use crate::cluster::node::Node;
 use crate::cluster::primary_positions::{PrimaryPositions, SAMPLE_INTERVAL_MIN};
 use crate::cluster::replica_states::{
@@ -86,6 +87,8 @@ pub(crate) struct Cluster {
     pub(crate) replica_age_max: Duration,
     /// What the outbox tables take on disk, in bytes, as of the last poll.
     pub(crate) outbox_bytes: AtomicU64,
+    /// Those that hold the relay, as of the last poll.
+    pub(crate) long_transactions: LongTransactions,
     /// Makes the watcher poll now.
     pub(crate) refresh: Notify,
     /// Wakes this node's relay after a commit of this node.
@@ -119,6 +122,7 @@ impl Cluster {
             replica_states: RwLock::default(),
             replica_age_max,
             outbox_bytes: AtomicU64::new(0),
+            long_transactions: LongTransactions::default(),
             refresh: Notify::new(),
             committed: Notify::new(),
             primary_breaker: breaker("primary"),

@@ -212,7 +212,10 @@ impl Watcher {
         let topology = Topology { primary, replicas, problem: None, warnings };
         // The primary first, then what is less urgent.
         self.publish(topology.clone());
-        let warnings = preflight::check(&self.cluster, server, state).await.map_err(unusable)?;
+        let warnings =
+            preflight::check(&self.cluster, server, state, self.connections.synchronous_commit())
+                .await
+                .map_err(unusable)?;
         for warning in warnings.iter().filter(|w| !known.warnings.contains(w)) {
             tracing::warn!(
                 cluster = self.cluster.name,

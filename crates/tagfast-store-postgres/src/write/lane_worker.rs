@@ -186,7 +186,15 @@ impl LaneWorker {
             // The session is dropped: after an aborted transaction only a new one is clean.
             Err(failure) => {
                 let keep = failure.is_of_the_batch();
-                record_failure(permit, &failure.error);
+                if failure.waited_for_standby {
+                    // The primary is not to blame. Its session would wait on, and hold its rows.
+                    if let Err(error) = self.connections.cancel(&session.connection).await {
+                        let error = ErrorChain(&error);
+                        tracing::warn!(%error, "the wait for the standby cannot be cancelled");
+                    }
+                } else {
+                    record_failure(permit, &failure.error);
+                }
                 self.retry(writes, &failure);
                 if !keep {
                     self.back_off(progress).await;
@@ -196,7 +204,7 @@ impl LaneWorker {
     }
 
     async fn open(&self, address: &str) -> Result<WriteSession, PgError> {
-        WriteSession::new(self.connections.open(address, "write").await?).await
+        WriteSession::new(self.connections.open_to_write(address).await?).await
     }
 
     /// Reports the failure and waits before the next attempt.

@@ -2,7 +2,7 @@
 //!
 //! How it fails: a statement that cannot be prepared fails the connection; its owner opens another.
 
-use futures_util::future::{try_join, try_join3};
+use futures_util::future::try_join3;
 use tokio_postgres::Statement;
 
 use crate::connect::{Connection, PgError, within};
@@ -18,6 +18,8 @@ CROSS JOIN LATERAL (SELECT * FROM applied_0 t WHERE t.wid = x.wid AND t.k = x.k 
                     SELECT * FROM applied_2 t WHERE t.wid = x.wid AND t.k = x.k) a
 ORDER BY a.at";
 const SELECT_APPLIED_TABLE: &str = "SELECT applied FROM rotation";
+const EPOCH_CHECK_AND_COMMIT: &str =
+    concat!("SELECT ", epoch_check!("$1"), ", pg_logical_emit_message(true, 'tagfast', '')::text");
 const LOCK_LANE: &str = "SELECT pg_advisory_xact_lock($1, $2)";
 
 /// Tables in each rotation: of the outbox, and of evicted write ids.
@@ -57,6 +59,8 @@ FROM w",
 pub(crate) struct WriteSession {
     pub(crate) connection: Connection,
     pub(crate) epoch_check: Statement,
+    /// Commits something, so that it waits for a synchronous standby.
+    pub(crate) epoch_check_and_commit: Statement,
     pub(crate) select_documents: Statement,
     pub(crate) select_prior_writes: Statement,
     pub(crate) lock_lane: Statement,
@@ -81,14 +85,20 @@ impl WriteSession {
         );
         let (epoch_check, select_documents, select_prior_writes) =
             within("preparing", bound, statements).await?;
-        let statements = try_join(client.prepare(LOCK_LANE), client.prepare(FLUSH_LSN));
-        let (lock_lane, flush_lsn) = within("preparing", bound, statements).await?;
+        let statements = try_join3(
+            client.prepare(LOCK_LANE),
+            client.prepare(FLUSH_LSN),
+            client.prepare(EPOCH_CHECK_AND_COMMIT),
+        );
+        let (lock_lane, flush_lsn, epoch_check_and_commit) =
+            within("preparing", bound, statements).await?;
         let applied = client.query_one(SELECT_APPLIED_TABLE, &[]);
         let applied = within("reading the rotation", bound, applied).await?.get::<_, i32>(0);
         let applied = usize::try_from(applied).unwrap_or(0) % ROTATED_TABLES;
         let write = Self::prepare_writes(&connection, applied).await?;
         Ok(Self {
             epoch_check,
+            epoch_check_and_commit,
             select_documents,
             select_prior_writes,
             lock_lane,

@@ -22,7 +22,7 @@ use tokio_postgres::types::ToSql;
 use crate::boot_clock::boot_time;
 use crate::connect::{PgError, within};
 use crate::locks::LANE_CLASS;
-use crate::options::limit;
+use crate::options::{SynchronousCommit, limit};
 use crate::write::session::WriteSession;
 
 /// What a batch is committed with.
@@ -44,19 +44,28 @@ pub(crate) struct GroupCommitError {
     pub(crate) error: PgError,
     /// COMMIT had been sent: the writes may be durable.
     pub(crate) outcome_unknown: bool,
+    /// A commit that waits for a synchronous standby took too long.
+    pub(crate) waited_for_standby: bool,
 }
 
 impl GroupCommitError {
     /// A failure before anything was committed.
     pub(crate) fn before_commit(error: PgError) -> Self {
-        Self { error, outcome_unknown: false }
+        Self { error, outcome_unknown: false, waited_for_standby: false }
     }
 
     /// A failure of the statement that commits. A database error came from before the commit, which
     /// then rolled back; anything else may have hit the commit.
     fn during_commit(error: PgError) -> Self {
         let outcome_unknown = error.code().is_none_or(|code| code.starts_with("57P"));
-        Self { error, outcome_unknown }
+        Self { error, outcome_unknown, waited_for_standby: false }
+    }
+
+    /// Marks a failure of a session whose commits wait for a standby.
+    fn with_standby(mut self, synchronous_commit: SynchronousCommit) -> Self {
+        self.waited_for_standby = synchronous_commit == SynchronousCommit::On
+            && matches!(self.error, PgError::Timeout(..) | PgError::StandbyWaitCancelled);
+        self
     }
 
     /// Whether the batch was at fault, not the server: the next batch need not wait.
@@ -234,7 +243,8 @@ pub(crate) async fn write_slots(
         &id,
         &c.old_rev,
     ];
-    let sent = boot_time();
+    let (sent, warnings) = (boot_time(), session.connection.warnings());
+    let synchronous_commit = session.connection.synchronous_commit;
     let all = async {
         let write = client.query(session.write_statement(), &parameters);
         let after = client.query_one(&session.flush_lsn, &[]);
@@ -248,13 +258,16 @@ pub(crate) async fn write_slots(
     };
     let (written, commit, after) = within("a group commit", limit::COMMIT_TIMEOUT, all)
         .await
-        .map_err(GroupCommitError::during_commit)?;
+        .map_err(|error| GroupCommitError::during_commit(error).with_standby(synchronous_commit))?;
     let unknown = |error: tokio_postgres::Error| GroupCommitError {
         error: error.into(),
         outcome_unknown: true,
+        waited_for_standby: false,
     };
     commit.map_err(unknown)?;
     let after_lsn = after.map_err(unknown)?.get::<_, i64>(0).cast_unsigned();
+    standby_confirmed(session, warnings)
+        .map_err(|error| GroupCommitError::during_commit(error).with_standby(synchronous_commit))?;
     let place = |row: &Row| places.get(usize::try_from(row.get::<_, i32>(0) - 1).ok()?).copied();
     let kept: HashSet<usize> = written.iter().filter_map(place).collect();
     let lost = places.iter().copied().filter(|n| !kept.contains(n)).collect();
@@ -273,6 +286,18 @@ pub(crate) async fn write_slots(
     Ok(WrittenSlots { sent, position: CommitPosition { inside_lsn, position, xmin }, lost })
 }
 
+/// A commit whose wait for its standby was cancelled succeeds with a warning. `before`: the
+/// warnings before it was sent.
+fn standby_confirmed(session: &WriteSession, before: u64) -> Result<(), PgError> {
+    let connection = &session.connection;
+    match connection.synchronous_commit {
+        SynchronousCommit::On if connection.warnings() != before => {
+            Err(PgError::StandbyWaitCancelled)
+        }
+        SynchronousCommit::On | SynchronousCommit::Local => Ok(()),
+    }
+}
+
 /// Nothing to write: the answers still vouch for a state, so the epoch is checked and the position
 /// read. The documents were read before the check, which fails if an epoch began in between.
 async fn check_only(
@@ -283,21 +308,29 @@ async fn check_only(
     let client = &session.connection.client;
     let id = context.epoch_id();
     let check: [&(dyn ToSql + Sync); 1] = [&id];
+    let warnings = session.connection.warnings();
+    let synchronous_commit = session.connection.synchronous_commit;
+    // The state may be one that no standby has confirmed: a commit behind it waits until one has.
+    let (statement, end) = match synchronous_commit {
+        SynchronousCommit::Local => (&session.epoch_check, "ROLLBACK"),
+        SynchronousCommit::On => (&session.epoch_check_and_commit, "COMMIT"),
+    };
     let all = async {
-        let (check, after) = join(
-            client.query_one(&session.epoch_check, &check),
-            client.query_one(&session.flush_lsn, &[]),
-        )
-        .await;
-        if context.lane_lock.is_some() {
-            client.batch_execute("ROLLBACK").await?;
+        let check = client.query_one(statement, &check);
+        let after = client.query_one(&session.flush_lsn, &[]);
+        if context.lane_lock.is_none() {
+            let (check, after) = join(check, after).await;
+            check?;
+            return after;
         }
+        let (check, end, after) = join3(check, client.batch_execute(end), after).await;
         check?;
+        end?;
         after
     };
-    let row = within("checking the epoch", limit::COMMIT_TIMEOUT, all)
-        .await
-        .map_err(GroupCommitError::before_commit)?;
+    let failed = |error| GroupCommitError::before_commit(error).with_standby(synchronous_commit);
+    let row = within("checking the epoch", limit::COMMIT_TIMEOUT, all).await.map_err(failed)?;
+    standby_confirmed(session, warnings).map_err(failed)?;
     let lsn = row.get::<_, i64>(0).cast_unsigned();
     let position = Position { epoch: context.commit.epoch.id, xid: 0, lsn };
     let position = CommitPosition { inside_lsn: lsn, position, xmin: 0 };

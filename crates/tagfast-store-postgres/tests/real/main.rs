@@ -3,6 +3,7 @@
 
 mod dead_letters;
 mod installation;
+mod long_transactions;
 mod migration;
 mod proofs;
 mod relaying;
@@ -11,4 +12,5 @@ mod suite;
 #[path = "../support/mod.rs"]
 #[expect(dead_code, reason = "the fault tests use other parts")]
 mod support;
+mod synchronous;
 mod writes;

@@ -225,6 +225,7 @@ impl Build<'_> {
                     ),
                     etcd: etcd[0],
                     shared_buffers: &self.options.shared_buffers,
+                    synchronous: self.options.synchronous,
                     passwords,
                     tls: &self.base.join("tls"),
                     dir: &node.dir,

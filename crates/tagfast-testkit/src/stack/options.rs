@@ -19,6 +19,8 @@ pub struct StackOptions {
     pub opensearch: bool,
     /// A network namespace for each PostgreSQL node; needs root.
     pub netns: bool,
+    /// Patroni's `synchronous_mode`: it names a synchronous standby while one streams.
+    pub synchronous: bool,
     /// PostgreSQL's `shared_buffers`.
     pub shared_buffers: String,
     /// Folder for `stack.json` and `tagfast.toml`.
@@ -37,6 +39,7 @@ impl StackOptions {
             kafka: false,
             opensearch: false,
             netns: false,
+            synchronous: false,
             shared_buffers: "32MB".to_owned(),
             dir: dir.into(),
             owned: true,

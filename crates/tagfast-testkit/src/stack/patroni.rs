@@ -49,6 +49,7 @@ pub(super) struct NodePlan<'a> {
     pub(super) rest: (SocketAddr, SocketAddr),
     pub(super) etcd: SocketAddr,
     pub(super) shared_buffers: &'a str,
+    pub(super) synchronous: bool,
     pub(super) passwords: &'a Passwords,
     /// Folder of the servers' certificate and key.
     pub(super) tls: &'a Path,
@@ -89,7 +90,7 @@ impl NodePlan<'_> {
         let login = |user: &str, password: &str| serde_json::json!({"username": user, "password": password});
         let parameters = serde_json::json!({
             "shared_buffers": self.shared_buffers, "max_connections": 100, "max_wal_senders": 6,
-            "max_replication_slots": 6, "max_worker_processes": 4, "wal_keep_size": "64MB",
+            "max_replication_slots": 6, "max_prepared_transactions": 8, "max_worker_processes": 4, "wal_keep_size": "64MB",
             "min_wal_size": "64MB", "max_wal_size": "1GB", "checkpoint_timeout": "15min",
             "wal_compression": "lz4", "wal_log_hints": "on", "hot_standby": "on",
             "autovacuum_max_workers": 1, "jit": "off", "password_encryption": "scram-sha-256",
@@ -108,7 +109,7 @@ impl NodePlan<'_> {
             "bootstrap": {
                 "dcs": {
                     "ttl": 20, "loop_wait": 1, "retry_timeout": 3, "maximum_lag_on_failover": 67_108_864,
-                    "primary_start_timeout": 0, "failsafe_mode": true, "check_timeline": true,
+                    "synchronous_mode": self.synchronous, "primary_start_timeout": 0, "failsafe_mode": true, "check_timeline": true,
                     "postgresql": {"use_pg_rewind": true, "use_slots": true, "parameters": parameters},
                 },
                 "initdb": [{"encoding": "UTF8"}, {"locale": "C"}, {"auth-host": "scram-sha-256"},

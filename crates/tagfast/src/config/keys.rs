@@ -273,6 +273,14 @@ config_keys! {
              beyond it refuses writes with 503 `overloaded`.",
             "Too high: a long outage of the bus fills the databases' disks. Too low: a short one \
              stops writes.";
+        synchronous_commit Choice("local" | "on") Cluster = "\"local\"",
+            "postgres.synchronous_commit",
+            "What a write waits for before it is acknowledged, as PostgreSQL's setting: `local`, \
+             the primary's disk; `on`, also the disks of the synchronous standbys that Patroni's \
+             `synchronous_mode` names.",
+            "With `local`, a failover can lose acknowledged writes, also in a cluster with \
+             synchronous standbys. With `on`, a write takes the way to the standby and back \
+             longer, and none is acknowledged while Patroni names a standby that does not answer.";
         primary_wait_ms Number(0..=600_000) Cluster = "10000", "postgres.primary_wait",
             "How long a write waits for a primary, in milliseconds.",
             "Too high: requests pile up while a cluster is down. Too low: users see every \

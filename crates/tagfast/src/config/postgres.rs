@@ -6,7 +6,7 @@ use std::time::Duration;
 use tagfast_domain::EpochOrdinal;
 use tagfast_resilience::{Address, ErrorChain, Secret};
 use tagfast_sharding::ShardMap;
-use tagfast_store_postgres::Tls;
+use tagfast_store_postgres::{SynchronousCommit, Tls};
 
 use super::events::{KafkaConfig, OpenSearchConfig, kafka, opensearch};
 use super::keys::{SERVER, STATE, STORE};
@@ -66,6 +66,8 @@ pub struct PostgresConfig {
     pub state_redis: Option<Address>,
     /// Disk space of each cluster's outbox, in bytes.
     pub outbox_max_bytes: u64,
+    /// What a write waits for before it is acknowledged.
+    pub synchronous_commit: SynchronousCommit,
     /// How long a write waits for a primary.
     pub primary_wait: Duration,
     /// Orders shard maps.
@@ -222,6 +224,10 @@ pub(super) fn postgres(values: &mut Values<'_>) -> PostgresConfig {
         replica_age_max: values.millis(&STORE.replica_max_age_ms),
         state_redis: values.text(&STATE.redis_url).map(Address::new),
         outbox_max_bytes: values.number(&STORE.outbox_max_bytes),
+        synchronous_commit: match values.choice(&STORE.synchronous_commit) {
+            Some("on") => SynchronousCommit::On,
+            Some(_) | None => SynchronousCommit::Local,
+        },
         primary_wait: values.millis(&STORE.primary_wait_ms),
         shard_map_version: values.number(&STORE.shard_map_version),
         kafka: kafka(values),

@@ -183,6 +183,7 @@ fn store_options(
         node: node_name(),
         lanes: postgres.writer_connections,
         outbox_bytes: postgres.outbox_max_bytes,
+        synchronous_commit: postgres.synchronous_commit,
         relay: roles.relay,
         hold: postgres.primary_wait,
         breakers: Arc::clone(breakers),
@@ -222,7 +223,11 @@ fn degraded(cluster: ClusterStatus) -> Vec<(String, String)> {
         .map(|warning| (format!("installation of {}", cluster.name), warning));
     let replicas = cluster.replicas_behind.into_iter();
     let replicas = replicas.map(|replica| (format!("reads of {}", cluster.name), replica));
-    problem.into_iter().chain(replicas).chain(warnings).collect()
+    let relay = cluster
+        .long_transactions
+        .into_iter()
+        .map(|transaction| (format!("relay of {}", cluster.name), transaction));
+    problem.into_iter().chain(replicas).chain(warnings).chain(relay).collect()
 }
 
 /// The state of a limiter of database reads.
