@@ -105,6 +105,7 @@ pub(crate) fn stack(command: StackCommand) -> Result<()> {
                 redis: with(Part::Redis),
                 kafka: with(Part::Kafka),
                 opensearch: with(Part::Opensearch),
+                auth: false,
                 netns,
                 synchronous,
                 shared_buffers,

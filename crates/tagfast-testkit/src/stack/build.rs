@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use super::auth::{self, AuthInfo, write_secret};
 use super::host::{Process, RunAs, free_ports, wait_until};
 use super::info::{ClusterInfo, DatabaseInfo, KafkaInfo, NodeInfo, ServerInfo, StackInfo};
 use super::install::{Progress, Tools};
@@ -13,7 +14,7 @@ use super::netns::Network;
 use super::options::StackOptions;
 use super::patroni::{self, NodePlan, Passwords};
 use super::proxy::{Link, Proxy};
-use super::{servers, tls};
+use super::{gate, servers, tls};
 
 /// Starts the fault proxy of a stack, given the stack's folder: in this process, or as a process
 /// that outlives it.
@@ -92,11 +93,17 @@ impl Build<'_> {
             None => None,
         };
         let kafka = options.kafka.then(|| free_ports(ip, 2)).transpose()?;
+        let kafka_admin = (options.auth && options.kafka).then(|| free_ports(ip, 1)).transpose()?;
+        let kafka_admin = kafka_admin.map(|ports| ports[0]);
         let kafka_known = kafka.as_ref().map(|direct| link("kafka", direct[0])).transpose()?;
         let opensearch = options.opensearch.then(|| free_ports(ip, 2)).transpose()?;
         let opensearch_direct = opensearch.as_ref().map(|direct| direct[0]);
-        let opensearch_known =
-            opensearch.as_ref().map(|direct| link("opensearch", direct[0])).transpose()?;
+        let gate_at = match opensearch_direct.filter(|_| options.auth) {
+            Some(_) => Some(free_ports(ip, 1)?[0]),
+            None => None,
+        };
+        let opensearch_known = gate_at.or(opensearch_direct);
+        let opensearch_known = opensearch_known.map(|to| link("opensearch", to)).transpose()?;
         let etcd_known = link("etcd", etcd[0])?;
         let control = free_ports(ip, 1)?[0];
         start_proxy(self.base, control, links)?;
@@ -107,6 +114,17 @@ impl Build<'_> {
             (self.progress)(&format!("{:5.1} s  {what}", started.elapsed().as_secs_f64()))
         };
         let passwords = Passwords::random()?;
+        let auth = options.auth.then(|| AuthInfo {
+            etcd_root: passwords.etcd_root.clone(),
+            service: passwords.service.clone(),
+            kafka_admin,
+            kafka_libs: self.tools.kafka().join("libs"),
+            gate: gate_at,
+        });
+        if let Some((at, to)) = gate_at.zip(opensearch_direct) {
+            gate::start_gate(at, to, &passwords.service)?;
+        }
+        let kafka_auth = kafka_admin.map(|admin| (admin, passwords.service.as_str()));
         let (run_as, base, tools) = (self.run_as, self.base, self.tools);
         // Kafka and OpenSearch start slowly, so they start beside the clusters.
         let (java, rest) = std::thread::scope(|scope| -> Result<_> {
@@ -119,12 +137,14 @@ impl Build<'_> {
                 let kafka = kafka
                     .zip(kafka_known)
                     .map(|(at, known)| {
-                        servers::kafka(tools, run_as, &base.join("kafka"), [at[0], at[1], known], 8)
+                        let (dir, at) = (base.join("kafka"), [at[0], at[1], known]);
+                        servers::kafka(tools, run_as, &dir, at, 8, kafka_auth)
                     })
                     .transpose()?;
                 Ok((kafka, opensearch))
             });
-            let rest = self.start_light(etcd, &redis, &mut clusters, &passwords, &say);
+            let rest =
+                self.start_light(etcd, &redis, &mut clusters, &passwords, auth.as_ref(), &say);
             let java = brokers.join().map_err(|_| anyhow::anyhow!("a starting thread panicked"))?;
             Ok((java?, rest?))
         })?;
@@ -182,8 +202,14 @@ impl Build<'_> {
                 password_file,
                 tls_ca_file: dir.join("ca.pem"),
             },
+            auth,
             ready: true,
         };
+        if info.auth.is_some() {
+            for file in info.optional_password_files() {
+                write_secret(&file, &passwords.service)?;
+            }
+        }
         std::fs::copy(self.base.join("tls/ca.pem"), &info.database.tls_ca_file)
             .context("cannot copy ca.pem")?;
         write_secret(&dir.join("signing.key"), &passwords.signing.repeat(2))?;
@@ -198,12 +224,20 @@ impl Build<'_> {
         redis: &Option<Vec<SocketAddr>>,
         clusters: &mut [Vec<Node>],
         passwords: &Passwords,
+        auth: Option<&AuthInfo>,
         say: &dyn Fn(&str),
     ) -> Result<(Option<Process>, Option<[Process; 2]>)> {
+        let password = auth.map(|auth| auth.service.as_str());
         let redis = match redis {
             Some(at) => Some([
-                servers::redis(self.run_as, &self.base.join("redis"), at[0], true)?,
-                servers::redis(self.run_as, &self.base.join("state-redis"), at[1], false)?,
+                servers::redis(self.run_as, &self.base.join("redis"), at[0], true, password)?,
+                servers::redis(
+                    self.run_as,
+                    &self.base.join("state-redis"),
+                    at[1],
+                    false,
+                    password,
+                )?,
             ]),
             None => None,
         };
@@ -212,6 +246,9 @@ impl Build<'_> {
         }
         // Patroni uses etcd directly: a fault of the etcd link affects the service only.
         let process = servers::etcd(self.run_as, &self.base.join("etcd"), etcd[0], etcd[1])?;
+        if let Some(auth) = auth {
+            auth::enable_etcd(etcd[0], auth)?;
+        }
         say("etcd answers");
         for (c, nodes) in clusters.iter_mut().enumerate() {
             for node in nodes {
@@ -224,6 +261,7 @@ impl Build<'_> {
                         node.info.patroni.trim_start_matches("http://").parse()?,
                     ),
                     etcd: etcd[0],
+                    etcd_login: auth.map(auth::patroni_login),
                     shared_buffers: &self.options.shared_buffers,
                     synchronous: self.options.synchronous,
                     passwords,
@@ -267,13 +305,4 @@ fn is_healthy(nodes: &[Node]) -> Result<bool> {
     let Ok(members) = patroni::members(nodes[0].info.direct_patroni) else { return Ok(false) };
     let streaming = members.iter().filter(|m| m.state == "streaming").count();
     Ok(members.iter().any(patroni::Member::is_primary) && streaming + 1 == nodes.len())
-}
-
-/// Writes a file that only its owner can read, from its creation on.
-fn write_secret(path: &Path, text: &str) -> Result<()> {
-    let mut options = std::fs::File::options();
-    std::os::unix::fs::OpenOptionsExt::mode(options.write(true).create(true).truncate(true), 0o600);
-    let mut file =
-        options.open(path).with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(std::io::Write::write_all(&mut file, text.as_bytes())?)
 }

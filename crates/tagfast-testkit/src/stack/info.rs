@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use super::auth::{AuthInfo, Secured, USER};
 use super::host::Process;
 
 /// The description of a running stack.
@@ -31,6 +32,9 @@ pub struct StackInfo {
     pub base: PathBuf,
     /// Role and database of the service, and the file with the role's password.
     pub database: DatabaseInfo,
+    /// How servers authenticate; `None`: only PostgreSQL does.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub auth: Option<AuthInfo>,
     /// Whether every server was started. With `false` only `down` makes sense.
     pub ready: bool,
 }
@@ -157,6 +161,7 @@ impl StackInfo {
                 password_file: file("postgres-password"),
                 tls_ca_file: file("ca.pem"),
             },
+            auth: None,
             ready: false,
         }
     }
@@ -169,6 +174,40 @@ impl StackInfo {
     /// The node of this name.
     pub fn node(&self, name: &str) -> Option<&NodeInfo> {
         self.clusters.iter().flat_map(|c| &c.nodes).find(|n| n.name == name)
+    }
+
+    /// The file in which the service finds its password.
+    pub fn password_file(&self, secured: Secured) -> PathBuf {
+        self.config.with_file_name(secured.file_name())
+    }
+
+    /// The files of passwords that only some servers ask for.
+    pub(super) fn optional_password_files(&self) -> impl Iterator<Item = PathBuf> {
+        Secured::OPTIONAL.into_iter().map(|secured| self.password_file(secured))
+    }
+
+    /// The part of the service's configuration with users and password files.
+    fn login_keys(&self) -> Vec<(&'static str, &'static str, String)> {
+        let file = |secured| format!("{:?}", self.password_file(secured));
+        let user = format!("{USER:?}");
+        let mut keys = vec![
+            ("store", "etcd_user", user.clone()),
+            ("store", "etcd_password_file", file(Secured::Etcd)),
+        ];
+        if self.redis.is_some() {
+            keys.push(("cache", "redis_password_file", file(Secured::Redis)));
+            keys.push(("state", "redis_password_file", file(Secured::StateRedis)));
+        }
+        if self.kafka.is_some() {
+            keys.push(("kafka", "sasl_mechanism", "\"SCRAM-SHA-256\"".to_owned()));
+            keys.push(("kafka", "sasl_user", user.clone()));
+            keys.push(("kafka", "sasl_password_file", file(Secured::Kafka)));
+        }
+        if self.opensearch.is_some() {
+            keys.push(("search", "opensearch_user", user));
+            keys.push(("search", "opensearch_password_file", file(Secured::OpenSearch)));
+        }
+        keys
     }
 
     /// Configuration of the service for this stack.
@@ -203,9 +242,19 @@ impl StackInfo {
             list(clusters.collect()),
             list(patroni.collect()),
         );
+        let with_users = self.auth.as_ref().map_or_else(Vec::new, |_| self.login_keys());
+        let of_section = |name: &str| {
+            with_users
+                .iter()
+                .filter(|(section, ..)| *section == name)
+                .map(|(_, key, value)| format!("{key} = {value}\n"))
+                .collect::<String>()
+        };
+        text.push_str(&of_section("store"));
         let mut section = |name: &str, key: &str, value: String| {
             if !value.is_empty() && value != "\"\"" && value != "[]" {
                 text.push_str(&format!("\n[{name}]\n{key} = {value}\n"));
+                text.push_str(&of_section(name));
             }
         };
         section("cache", "redis_url", format!("{:?}", url(&self.redis)));

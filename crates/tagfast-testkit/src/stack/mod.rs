@@ -10,9 +10,11 @@
 //! How it fails: a server that does not come up is named with the path of its log, and what was
 //! started before it is ended.
 
+mod auth;
 mod build;
 mod cleanup;
 pub mod fault;
+mod gate;
 pub mod host;
 pub mod info;
 pub mod install;
@@ -20,11 +22,13 @@ mod netns;
 mod options;
 pub mod patroni;
 pub mod proxy;
+mod rotate;
 mod running;
 mod servers;
 mod shared;
 mod tls;
 
+pub use self::auth::Secured;
 pub use self::build::{StartProxy, proxy_here};
 pub use self::fault::Fault;
 pub use self::info::{ClusterInfo, NodeInfo, ServerInfo, StackInfo};

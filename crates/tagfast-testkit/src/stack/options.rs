@@ -17,6 +17,9 @@ pub struct StackOptions {
     pub kafka: bool,
     /// An OpenSearch node.
     pub opensearch: bool,
+    /// Whether etcd, Redis, Kafka and OpenSearch ask for a user or a password; PostgreSQL always
+    /// does. Only in a stack that this process owns.
+    pub auth: bool,
     /// A network namespace for each PostgreSQL node; needs root.
     pub netns: bool,
     /// Patroni's `synchronous_mode`: it names a synchronous standby while one streams.
@@ -38,6 +41,7 @@ impl StackOptions {
             redis: false,
             kafka: false,
             opensearch: false,
+            auth: false,
             netns: false,
             synchronous: false,
             shared_buffers: "32MB".to_owned(),

@@ -20,6 +20,8 @@ pub(super) struct Passwords {
     pub(super) service: String,
     /// Half of the key that signs tokens.
     pub(super) signing: String,
+    /// Of etcd's administrator.
+    pub(super) etcd_root: String,
 }
 
 impl Passwords {
@@ -36,6 +38,7 @@ impl Passwords {
             rewind: word()?,
             service: word()?,
             signing: word()?,
+            etcd_root: word()?,
         })
     }
 }
@@ -48,6 +51,8 @@ pub(super) struct NodePlan<'a> {
     pub(super) postgres: (SocketAddr, SocketAddr),
     pub(super) rest: (SocketAddr, SocketAddr),
     pub(super) etcd: SocketAddr,
+    /// User and password in etcd; `None`: it asks for none.
+    pub(super) etcd_login: Option<(&'a str, &'a str)>,
     pub(super) shared_buffers: &'a str,
     pub(super) synchronous: bool,
     pub(super) passwords: &'a Passwords,
@@ -88,6 +93,10 @@ impl NodePlan<'_> {
     fn config(&self) -> Value {
         let dir = self.dir.display().to_string();
         let login = |user: &str, password: &str| serde_json::json!({"username": user, "password": password});
+        let mut etcd = serde_json::json!({"host": self.etcd.to_string()});
+        if let Some((user, password)) = self.etcd_login {
+            (etcd["username"], etcd["password"]) = (user.into(), password.into());
+        }
         let parameters = serde_json::json!({
             "shared_buffers": self.shared_buffers, "max_connections": 100, "max_wal_senders": 6,
             "max_replication_slots": 6, "max_prepared_transactions": 8, "max_worker_processes": 4, "wal_keep_size": "64MB",
@@ -104,7 +113,7 @@ impl NodePlan<'_> {
             "scope": self.scope,
             "name": self.name,
             "restapi": {"listen": self.rest.0.to_string(), "connect_address": self.rest.1.to_string()},
-            "etcd3": {"host": self.etcd.to_string()},
+            "etcd3": etcd,
             "watchdog": {"mode": "off"},
             "bootstrap": {
                 "dcs": {

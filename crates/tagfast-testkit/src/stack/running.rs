@@ -98,6 +98,9 @@ impl Stack {
         for file in ["stack.json", "tagfast.toml", "postgres-password", "signing.key", "ca.pem"] {
             let _ = std::fs::remove_file(self.dir.join(file));
         }
+        for file in self.info.optional_password_files() {
+            let _ = std::fs::remove_file(file);
+        }
         Ok(())
     }
 

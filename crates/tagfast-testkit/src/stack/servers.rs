@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use super::auth::USER;
 use super::host::{Process, RunAs, find_program, run, wait_until};
 use super::install::Tools;
 use crate::http::Client;
@@ -40,18 +41,20 @@ pub(super) fn etcd(
     Ok(process)
 }
 
-/// Starts a Redis. With `evicts` a full server evicts keys with a TTL, else it refuses writes.
+/// Starts a Redis. With `evicts` a full server evicts keys with a TTL, else it refuses writes. It
+/// asks for a password if there is one.
 pub(super) fn redis(
     run_as: RunAs,
     dir: &Path,
     listen: SocketAddr,
     evicts: bool,
+    password: Option<&str>,
 ) -> Result<Process> {
     run_as.make_dir(dir)?;
     let program = find_program("redis-server").context("redis-server is not installed")?;
     let (ip, port) = (listen.ip().to_string(), listen.port().to_string());
     let policy = if evicts { "volatile-lru" } else { "noeviction" };
-    let args = strings([
+    let mut args = strings([
         "--bind",
         &ip,
         "--port",
@@ -67,12 +70,18 @@ pub(super) fn redis(
         "--maxmemory-policy",
         policy,
     ]);
+    if let Some(password) = password {
+        args.extend(strings(["--requirepass", password]));
+    }
     let process = run_as.start("redis", dir, None, &program, &args)?;
     wait_until("Redis's start", Duration::from_secs(10), || {
         std::net::TcpStream::connect(listen).context("Redis does not listen")
     })?;
     Ok(process)
 }
+
+/// A broker's listener that asks for nothing, and the service's password at the other one.
+pub(super) type KafkaAuth<'a> = (SocketAddr, &'a str);
 
 /// Starts a Kafka broker (KRaft) that clients reach at `advertised`.
 pub(super) fn kafka(
@@ -81,13 +90,28 @@ pub(super) fn kafka(
     dir: &Path,
     [listen, controller, advertised]: [SocketAddr; 3],
     partitions: u16,
+    auth: Option<KafkaAuth<'_>>,
 ) -> Result<Process> {
     run_as.make_dir(dir)?;
     let config = dir.join("server.properties");
+    let clients = match auth {
+        None => format!(
+            "listeners=PLAINTEXT://{listen},CONTROLLER://{controller}\n\
+             advertised.listeners=PLAINTEXT://{advertised}\n\
+             listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT\n"
+        ),
+        Some((admin, _)) => format!(
+            "listeners=SASL_PLAINTEXT://{listen},PLAINTEXT://{admin},CONTROLLER://{controller}\n\
+             advertised.listeners=SASL_PLAINTEXT://{advertised},PLAINTEXT://{admin}\n\
+             inter.broker.listener.name=PLAINTEXT\nsasl.enabled.mechanisms=SCRAM-SHA-256\n\
+             listener.security.protocol.map=SASL_PLAINTEXT:SASL_PLAINTEXT,PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT\n\
+             listener.name.sasl_plaintext.scram-sha-256.sasl.jaas.config=\
+             org.apache.kafka.common.security.scram.ScramLoginModule required;\n"
+        ),
+    };
     let text = format!(
         "process.roles=broker,controller\nnode.id=1\ncontroller.quorum.bootstrap.servers={controller}\n\
-         listeners=PLAINTEXT://{listen},CONTROLLER://{controller}\nadvertised.listeners=PLAINTEXT://{advertised}\n\
-         controller.listener.names=CONTROLLER\nlistener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT\n\
+         {clients}controller.listener.names=CONTROLLER\n\
          log.dirs={}\nnum.partitions={partitions}\noffsets.topic.replication.factor=1\noffsets.topic.num.partitions=8\n\
          transaction.state.log.replication.factor=1\ntransaction.state.log.min.isr=1\n\
          group.initial.rebalance.delay.ms=0\nauto.create.topics.enable=false\n",
@@ -106,7 +130,13 @@ pub(super) fn kafka(
     };
     let printed = tool(&["random-uuid"])?;
     let id = printed.lines().last().unwrap_or_default().trim().to_owned();
-    tool(&["format", "--standalone", "-t", &id, "-c", &config.display().to_string()])?;
+    let config = config.display().to_string();
+    let mut format = vec!["format", "--standalone", "-t", &id, "-c", &config];
+    let user = auth.map(|(_, password)| format!("SCRAM-SHA-256=[name={USER},password={password}]"));
+    if let Some(user) = &user {
+        format.extend(["--add-scram", user]);
+    }
+    tool(&format)?;
     let args = strings([
         "-Xms256m",
         "-Xmx384m",
