@@ -2,8 +2,8 @@
 //!
 //! The kind of key fixes the algorithm, the token never does: HS256 with the secret, RS256, ES256
 //! or EdDSA with a key of the key set. Every other algorithm, `none` and critical header extensions
-//! are refused. Verified tokens are cached by their SHA-256 until they expire or the key set
-//! changes, because verifying a signature costs more than answering the request.
+//! are refused. Verified tokens are cached by their SHA-256 until they expire or a key changes,
+//! because verifying a signature costs more than answering the request.
 //!
 //! How it fails: a bad token is 401 and names the claim or part that is wrong; while no key set has
 //! been loaded, tokens that need one are 503 (`keys_unavailable`), because the token may be good.
@@ -19,7 +19,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, crypto};
 use parking_lot::{Mutex, MutexGuard};
 use sha2::{Digest, Sha256};
 use tagfast_domain::{TenantId, UserId};
-use tagfast_resilience::{Clock, counter, jittered_retry_after};
+use tagfast_resilience::{Clock, Credential, Secret, counter, jittered_retry_after};
 
 use crate::claims::{Claims, Demands, Identity, TokenRejected};
 use crate::jwks::KeySet;
@@ -77,7 +77,7 @@ pub(crate) enum Authenticator {
 
 /// Verifies bearer JWTs.
 pub(crate) struct JwtVerifier {
-    secret: Option<DecodingKey>,
+    secret: Option<Credential<Secret<Vec<u8>>>>,
     keys: Option<Arc<KeySet>>,
     audience: Option<String>,
     issuer: Option<String>,
@@ -94,7 +94,7 @@ struct VerifiedToken {
     from_ms: i64,
     /// Valid before this time, Unix ms.
     until_ms: i64,
-    /// The key set's generation that verified it.
+    /// The generation of the keys that verified it.
     generation: u64,
 }
 
@@ -109,7 +109,7 @@ impl Authenticator {
             })),
             AuthConfig::Jwt { hs256_secret, jwks, audience, issuer, leeway } => {
                 Self::Jwt(Box::new(JwtVerifier {
-                    secret: hs256_secret.as_ref().map(|s| DecodingKey::from_secret(s.expose())),
+                    secret: hs256_secret.clone(),
                     keys: jwks.as_ref().map(key_set),
                     audience: audience.clone(),
                     issuer: issuer.clone(),
@@ -182,8 +182,10 @@ impl JwtVerifier {
         }
     }
 
+    /// Changes whenever a key does: both parts only grow.
     fn generation(&self) -> u64 {
-        self.keys.as_ref().map_or(0, |k| k.generation())
+        let secret = self.secret.as_ref().map_or(0, Credential::number);
+        self.keys.as_ref().map_or(0, |k| k.generation()) + secret
     }
 
     fn stripe(&self, hash: &[u8; 32]) -> MutexGuard<'_, HashMap<[u8; 32], VerifiedToken>> {
@@ -223,7 +225,10 @@ impl JwtVerifier {
             return Err(TokenRejected(AuthFailure::Critical, "the token has critical extensions"));
         }
         let claims = match (header.alg, &self.secret, &self.keys) {
-            (Algorithm::HS256, Some(secret), _) => Self::check(token, Algorithm::HS256, secret)?,
+            (Algorithm::HS256, Some(secret), _) => {
+                let secret = DecodingKey::from_secret(secret.newest().value.expose());
+                Self::check(token, Algorithm::HS256, &secret)?
+            }
             (alg @ (Algorithm::RS256 | Algorithm::ES256 | Algorithm::EdDSA), _, Some(keys)) => {
                 self.check_with_set(token, alg, header.kid.as_deref(), keys).await?
             }

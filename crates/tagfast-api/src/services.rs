@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use tagfast_domain::Limits;
 use tagfast_events::{AutoReplayPolicy, DeadLetterStore};
 use tagfast_popular::{PopularTags, RecountReport};
-use tagfast_resilience::{BoxError, Breakers, Clock, Secret, TaskGroup};
+use tagfast_resilience::{BoxError, Breakers, Clock, Credential, Secret, TaskGroup};
 use tagfast_search::SearchIndex;
 use tagfast_store::{Sealer, SharedStore};
 
@@ -121,7 +121,7 @@ pub enum AuthConfig {
     /// Bearer JWTs.
     Jwt {
         /// Secret of HS256 tokens, at least 32 bytes; `None` refuses HS256.
-        hs256_secret: Option<Secret<Vec<u8>>>,
+        hs256_secret: Option<Credential<Secret<Vec<u8>>>>,
         /// Keys of RS256, ES256 and EdDSA tokens; `None` refuses these algorithms.
         jwks: Option<JwksSource>,
         /// Required `aud`; `None` accepts any audience.

@@ -7,20 +7,21 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::producer::FutureProducer;
 use tagfast_domain::EpochId;
 use tagfast_events::dead_letters::{DeadLetterReader, DeadLetterSource, ReadOffsets};
 use tagfast_events::{
     Bus, BusConsumer, BusError, BusPosition, ConsumerGroup, DeadLetter, Partition, Positions,
     PublisherEpochs,
 };
-use tagfast_resilience::task::TaskTracker;
+use tagfast_resilience::task::{BackgroundTask, TaskTracker};
 
 use crate::client;
 use crate::consumer::KafkaConsumer;
 use crate::dead_letters::{self, KafkaDeadLetterReader};
 use crate::options::{KafkaOptions, METADATA_TIMEOUT};
+use crate::producers::Producers;
 use crate::publisher::Publisher;
+use crate::rotation::follow_changes;
 use crate::topics::{self, TopicError};
 
 /// How long group members may take to leave their groups at shutdown.
@@ -29,9 +30,11 @@ const THREADS_END_TIMEOUT: Duration = Duration::from_secs(5);
 /// The bus on Kafka.
 pub struct KafkaBus {
     options: Arc<KafkaOptions>,
-    producer: FutureProducer,
-    /// For requests that need no group.
-    metadata_client: Arc<BaseConsumer>,
+    producers: Arc<Producers>,
+    /// For requests that need no group, with the generation of its credentials.
+    metadata_client: Mutex<(u64, Arc<BaseConsumer>)>,
+    /// Brings changed credentials into force; `None`: none can change.
+    rotation: Option<BackgroundTask>,
     /// The newest publisher epochs that any consumer of this process saw: a rebuild begins with
     /// them.
     seen: Arc<Mutex<BTreeMap<Partition, PublisherEpochs>>>,
@@ -55,12 +58,20 @@ impl KafkaBus {
         let invalid = |e: rdkafka::error::KafkaError| {
             TopicError::Unusable(format!("the Kafka client refuses its settings: {e}"))
         };
-        let producer = client::producer(&options).create().map_err(invalid)?;
+        let options = Arc::new(options);
+        let producers = Producers::new(Arc::clone(&options)).map_err(invalid)?;
         let metadata_client = client::base(&options).create().map_err(invalid)?;
+        let rotation = options.security.can_change().then(|| {
+            let (options, producers) = (Arc::clone(&options), Arc::clone(&producers));
+            BackgroundTask::spawn("Kafka credentials", |stop| {
+                follow_changes(options, producers, stop)
+            })
+        });
         Ok(Arc::new(Self {
-            options: Arc::new(options),
-            producer,
-            metadata_client: Arc::new(metadata_client),
+            options,
+            producers,
+            metadata_client: Mutex::new((0, Arc::new(metadata_client))),
+            rotation,
             seen: Arc::default(),
             threads: TaskTracker::new(),
         }))
@@ -69,6 +80,10 @@ impl KafkaBus {
     /// Waits until the group members, which must be closed, have ended their threads and left
     /// their groups; at most 5 s.
     pub async fn stop(&self) {
+        if let Some(rotation) = &self.rotation {
+            // A panic was logged when the task was joined.
+            let _ = rotation.stop().await;
+        }
         self.threads.close();
         if tokio::time::timeout(THREADS_END_TIMEOUT, self.threads.wait()).await.is_err() {
             let threads = self.threads.len();
@@ -82,12 +97,24 @@ impl KafkaBus {
     ///
     /// See [`TopicError`].
     pub async fn check_topics(&self) -> Result<(), TopicError> {
-        topics::check(&self.options, &self.metadata_client).await
+        topics::check(&self.options, &self.metadata_client()).await
+    }
+
+    /// The client for requests that need no group, with the credentials in force.
+    fn metadata_client(&self) -> Arc<BaseConsumer> {
+        let mut current = self.metadata_client.lock();
+        let generation = self.options.security.generation();
+        if current.0 != generation
+            && let Ok(client) = client::base(&self.options).create()
+        {
+            *current = (generation, Arc::new(client));
+        }
+        Arc::clone(&current.1)
     }
 
     /// A publisher for the relays of this process.
     pub fn publisher(&self) -> Publisher {
-        Publisher::new(Arc::clone(&self.options), self.producer.clone())
+        Publisher::new(Arc::clone(&self.options), Arc::clone(&self.producers))
     }
 
     /// Reads a group's dead letters at these offsets; a partition that is missing, or whose offset
@@ -101,7 +128,7 @@ impl KafkaBus {
         group: ConsumerGroup,
         from: ReadOffsets,
     ) -> Result<KafkaDeadLetterReader, BusError> {
-        KafkaDeadLetterReader::open(&self.options, group, from)
+        KafkaDeadLetterReader::open(Arc::clone(&self.options), group, from)
     }
 }
 
@@ -130,7 +157,8 @@ impl Bus for KafkaBus {
 
     async fn consumer(&self, group: ConsumerGroup) -> Result<Box<dyn BusConsumer>, BusError> {
         let seen = Arc::clone(&self.seen);
-        let consumer = KafkaConsumer::join(&self.options, group, seen, &self.threads);
+        let options = Arc::clone(&self.options);
+        let consumer = KafkaConsumer::join(options, group, seen, self.threads.clone());
         Ok(Box::new(consumer.map_err(BusError::unavailable)?))
     }
 
@@ -139,7 +167,7 @@ impl Bus for KafkaBus {
         for partition in self.partitions() {
             // The epochs first: those seen later only make a consumer drop more.
             let publisher_epochs = self.seen.lock().get(&partition).cloned().unwrap_or_default();
-            let (client, topic) = (Arc::clone(&self.metadata_client), self.options.topic.clone());
+            let (client, topic) = (self.metadata_client(), self.options.topic.clone());
             let number = i32::from(partition.0);
             let fetch = move || client.fetch_watermarks(&topic, number, METADATA_TIMEOUT);
             let (_, high) = client::blocking(move || client::request(fetch)).await?;
@@ -149,6 +177,6 @@ impl Bus for KafkaBus {
     }
 
     async fn park(&self, dead_letter: &DeadLetter) -> Result<(), BusError> {
-        dead_letters::park(&self.options, &self.producer, dead_letter).await
+        dead_letters::park(&self.options, &self.producers.get().await, dead_letter).await
     }
 }

@@ -9,6 +9,7 @@ use tagfast_events::{BusError, ConsumerGroup};
 use tagfast_resilience::{Backoff, task};
 
 use crate::options::{KafkaOptions, METADATA_TIMEOUT};
+use crate::security::ClientCredentials;
 
 /// Delays between the attempts of [`request`]; [`METADATA_TIMEOUT`] ends them.
 const REQUEST_BACKOFF: Backoff = Backoff {
@@ -70,8 +71,13 @@ fn is_transient(error: &KafkaError) -> bool {
     })
 }
 
-/// Settings that all clients share.
+/// Settings that all clients share, with the credentials in force.
 pub(crate) fn base(options: &KafkaOptions) -> ClientConfig {
+    base_with(options, &options.security.in_force())
+}
+
+/// Settings that all clients share, with these credentials.
+pub(crate) fn base_with(options: &KafkaOptions, credentials: &ClientCredentials) -> ClientConfig {
     let mut config = ClientConfig::new();
     config
         .set("bootstrap.servers", options.brokers.join(","))
@@ -90,12 +96,14 @@ pub(crate) fn base(options: &KafkaOptions) -> ClientConfig {
         (true, true) => "sasl_ssl",
     };
     config.set("security.protocol", protocol);
-    if let Some(file) = &options.security.ca_file {
-        config.set("ssl.ca.location", file.to_string_lossy());
+    if let Some(authorities) = &credentials.authorities {
+        config.set("ssl.ca.pem", String::from_utf8_lossy(&authorities.value));
     }
-    if let Some(sasl) = &options.security.sasl {
+    if let Some((sasl, password)) =
+        options.security.sasl.as_ref().zip(credentials.password.as_ref())
+    {
         config.set("sasl.mechanism", sasl.mechanism.as_str());
-        config.set("sasl.username", &sasl.user).set("sasl.password", sasl.password.expose());
+        config.set("sasl.username", &sasl.user).set("sasl.password", password.value.expose());
     }
     config
 }

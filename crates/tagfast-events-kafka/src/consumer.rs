@@ -1,7 +1,8 @@
 //! A member of a consumer group, as the consumer runtime sees it.
 //!
 //! Positions are committed once a second, before a partition is released, and at the end. Work
-//! since the last commit is delivered again.
+//! since the last commit is delivered again. When other credentials come into force the member
+//! releases its partitions, leaves the group and joins it again with them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -40,6 +41,10 @@ struct HeartbeatTracker {
 
 /// A member of a group.
 pub(crate) struct KafkaConsumer {
+    options: Arc<KafkaOptions>,
+    threads: TaskTracker,
+    /// Of the credentials of this member.
+    generation: u64,
     state: Arc<MemberState>,
     member: Arc<GroupMember>,
     clusters: BTreeMap<Partition, BTreeSet<ClusterName>>,
@@ -53,22 +58,64 @@ pub(crate) struct KafkaConsumer {
 
 impl KafkaConsumer {
     pub(crate) fn join(
-        options: &KafkaOptions,
+        options: Arc<KafkaOptions>,
         group: ConsumerGroup,
         seen: Arc<Mutex<BTreeMap<Partition, PublisherEpochs>>>,
-        threads: &TaskTracker,
+        threads: TaskTracker,
     ) -> KafkaResult<Self> {
-        let (member, state) = group_member::join(options, group, threads)?;
+        let generation = options.security.generation();
+        let (member, state) = group_member::join(&options, group, &threads)?;
         Ok(Self {
+            clusters: options.clusters.clone(),
+            options,
+            threads,
+            generation,
             state,
             member,
-            clusters: options.clusters.clone(),
             heartbeats: BTreeMap::new(),
             seen,
             positions: Positions::new(),
             committed: Positions::new(),
             committed_at: Instant::now(),
         })
+    }
+
+    /// Replaces the member if other credentials are in force. The partitions of the old one come
+    /// back first, as if the group had taken them.
+    fn renew(&mut self) -> Result<Option<PollResult>, BusError> {
+        let generation = self.options.security.generation();
+        if generation == self.generation {
+            return Ok(None);
+        }
+        let reading: Vec<Partition> = {
+            let mut buffer = self.state.buffer();
+            buffer.records.clear();
+            while let Some(change) = buffer.changes.pop_front() {
+                // What was assigned and is not read yet is assigned again.
+                if !matches!(change, PollResult::Assigned(_)) {
+                    return Ok(Some(change));
+                }
+            }
+            std::mem::take(&mut buffer.reading).into_keys().map(|n| Partition(n as u16)).collect()
+        };
+        if !reading.is_empty() {
+            // A member that brokers refuse can commit nothing: that would only take time.
+            let refused = self.state.refused.load(Ordering::Acquire);
+            let change = if refused { PollResult::Lost } else { PollResult::Revoked };
+            return Ok(Some(change(reading)));
+        }
+        let group = self.state.group;
+        let joined = group_member::join(&self.options, group, &self.threads);
+        let (member, state) = joined.map_err(BusError::unavailable)?;
+        // The polling thread drops the old client, which leaves the group.
+        drop(std::mem::replace(&mut self.member, member));
+        std::mem::replace(&mut self.state, state).closing.store(true, Ordering::Release);
+        self.generation = generation;
+        self.heartbeats.clear();
+        self.positions.clear();
+        self.committed.clear();
+        tracing::info!(group = group.0, "the member joins again with the changed credentials");
+        Ok(None)
     }
 
     /// Runs a call that waits for a broker on the blocking pool.
@@ -168,6 +215,9 @@ impl KafkaConsumer {
 impl BusConsumer for KafkaConsumer {
     async fn poll(&mut self, max: usize, wait: Duration) -> Result<PollResult, BusError> {
         let end = Instant::now() + wait;
+        if let Some(change) = self.renew()? {
+            return Ok(change);
+        }
         loop {
             {
                 let mut buffer = self.state.buffer();

@@ -130,6 +130,9 @@ fn decode(group: ConsumerGroup, record: BusRecord) -> DeadLetter {
 
 /// Reads the dead letters of a group, oldest first.
 pub struct KafkaDeadLetterReader {
+    options: Arc<KafkaOptions>,
+    /// Of the reader's credentials.
+    generation: u64,
     reader: Arc<BaseConsumer>,
     group: ConsumerGroup,
     offsets: ReadOffsets,
@@ -137,11 +140,12 @@ pub struct KafkaDeadLetterReader {
 
 impl KafkaDeadLetterReader {
     pub(crate) fn open(
-        options: &KafkaOptions,
+        options: Arc<KafkaOptions>,
         group: ConsumerGroup,
         offsets: ReadOffsets,
     ) -> Result<Self, BusError> {
-        let mut config = client::reader(options, "replayer");
+        let generation = options.security.generation();
+        let mut config = client::reader(&options, "replayer");
         config.set("fetch.wait.max.ms", "100");
         let open = || -> KafkaResult<BaseConsumer> {
             let reader: BaseConsumer = config.create()?;
@@ -157,13 +161,17 @@ impl KafkaDeadLetterReader {
             Ok(reader)
         };
         let reader = Arc::new(open().map_err(BusError::unavailable)?);
-        Ok(Self { reader, group, offsets })
+        Ok(Self { options, generation, reader, group, offsets })
     }
 }
 
 #[async_trait]
 impl DeadLetterReader for KafkaDeadLetterReader {
     async fn read(&mut self, max: usize, wait: Duration) -> Result<Vec<DeadLetter>, BusError> {
+        if self.generation != self.options.security.generation() {
+            let (options, offsets) = (Arc::clone(&self.options), self.offsets.clone());
+            *self = Self::open(options, self.group, offsets)?;
+        }
         let reader = Arc::clone(&self.reader);
         let records = client::blocking(move || poll(&reader, max, wait)).await?;
         for record in &records {

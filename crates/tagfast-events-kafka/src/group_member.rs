@@ -64,6 +64,8 @@ pub(crate) struct MemberState {
     pub(crate) closing: AtomicBool,
     /// An asynchronous commit failed.
     pub(crate) commit_failed: AtomicBool,
+    /// A broker refused this member's credentials.
+    pub(crate) refused: AtomicBool,
 }
 
 impl MemberState {
@@ -94,7 +96,15 @@ impl MemberState {
 /// Receives changes of the assignment.
 pub(crate) struct RebalanceContext(Arc<MemberState>);
 
-impl ClientContext for RebalanceContext {}
+impl ClientContext for RebalanceContext {
+    fn error(&self, error: KafkaError, reason: &str) {
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Authentication) {
+            self.0.refused.store(true, Ordering::Release);
+        }
+        let (group, error) = (self.0.group.0, ErrorChain(&error));
+        tracing::debug!(group, %error, reason, "the client reports an error");
+    }
+}
 
 impl ConsumerContext for RebalanceContext {
     fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
@@ -165,6 +175,7 @@ pub(crate) fn join(
         ready: Notify::new(),
         closing: AtomicBool::new(false),
         commit_failed: AtomicBool::new(false),
+        refused: AtomicBool::new(false),
     });
     let context = RebalanceContext(Arc::clone(&state));
     let member: GroupMember = client::member(options, group).create_with_context(context)?;

@@ -1,11 +1,11 @@
 //! How the bus is reached and laid out.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use tagfast_events::{ClusterName, Partition};
-use tagfast_resilience::Secret;
+
+use crate::security::Security;
 
 /// How long a metadata request to a broker may take.
 pub(crate) const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
@@ -45,49 +45,5 @@ impl KafkaOptions {
     /// The topic of a group's dead letters.
     pub fn dead_letter_topic(&self, group: &str) -> String {
         format!("{}.{group}.dlq", self.topic)
-    }
-}
-
-/// TLS and authentication.
-#[derive(Debug, Clone, Default)]
-pub struct Security {
-    /// Whether connections use TLS; without it events can be read on the network.
-    pub tls: bool,
-    /// The authority that signed the brokers' certificates; `None`: the system's.
-    pub ca_file: Option<PathBuf>,
-    /// Credentials; `None`: no authentication.
-    pub sasl: Option<Sasl>,
-}
-
-/// SASL credentials.
-#[derive(Debug, Clone)]
-pub struct Sasl {
-    /// The SASL mechanism.
-    pub mechanism: SaslMechanism,
-    /// The user name.
-    pub user: String,
-    /// The password.
-    pub password: Secret,
-}
-
-/// A SASL mechanism.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SaslMechanism {
-    /// The password in clear text: only with TLS.
-    Plain,
-    /// SCRAM with SHA-256.
-    ScramSha256,
-    /// SCRAM with SHA-512.
-    ScramSha512,
-}
-
-impl SaslMechanism {
-    /// Kafka's name.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Plain => "PLAIN",
-            Self::ScramSha256 => "SCRAM-SHA-256",
-            Self::ScramSha512 => "SCRAM-SHA-512",
-        }
     }
 }

@@ -18,6 +18,7 @@ use tagfast_sharding::LogicalShard;
 
 use crate::client;
 use crate::options::KafkaOptions;
+use crate::producers::Producers;
 use crate::record::{delivered, encode_headers, enqueue};
 use crate::reverse_scan::{self, EpochFate};
 
@@ -27,14 +28,14 @@ const HEARTBEAT_INTERVAL_MS: i64 = 1000;
 /// Publishes events of clusters.
 pub struct Publisher {
     options: Arc<KafkaOptions>,
-    producer: FutureProducer,
+    producers: Arc<Producers>,
     /// Commit time (Unix ms) of each cluster's last heartbeat.
     last_heartbeat: Mutex<BTreeMap<String, UnixMillis>>,
 }
 
 impl Publisher {
-    pub(crate) fn new(options: Arc<KafkaOptions>, producer: FutureProducer) -> Self {
-        Self { options, producer, last_heartbeat: Mutex::default() }
+    pub(crate) fn new(options: Arc<KafkaOptions>, producers: Arc<Producers>) -> Self {
+        Self { options, producers, last_heartbeat: Mutex::default() }
     }
 
     fn partition(&self, event: &TaggingsEvent) -> i32 {
@@ -54,22 +55,24 @@ impl Publisher {
         message: &Message,
     ) -> Result<Vec<DeliveryFuture>, BusError> {
         let mut deliveries = Vec::new();
+        let producer = self.producers.get().await;
         for partition in self.partitions_of(cluster) {
             let key = format!("_{}/{cluster}", partition.0);
-            deliveries.push(self.send(i32::from(partition.0), key.as_bytes(), message).await?);
+            let sent = self.send(&producer, i32::from(partition.0), key.as_bytes(), message);
+            deliveries.push(sent.await?);
         }
         Ok(deliveries)
     }
 
     async fn send(
         &self,
+        producer: &FutureProducer,
         partition: i32,
         key: &[u8],
         message: &Message,
     ) -> Result<DeliveryFuture, BusError> {
         let headers = encode_headers(&message.headers);
-        let (producer, topic) = (&self.producer, &self.options.topic);
-        enqueue(producer, topic, partition, key, &message.payload, headers).await
+        enqueue(producer, &self.options.topic, partition, key, &message.payload, headers).await
     }
 
     /// Publishes in every partition of a cluster that an epoch begins; returns when the brokers
@@ -102,10 +105,11 @@ impl Publisher {
         hi: u64,
     ) -> Result<(), BusError> {
         let mut deliveries = Vec::with_capacity(events.len());
+        let producer = self.producers.get().await;
         for event in events {
             let message = envelope::encode_binary(event, cluster, hi);
             let (partition, key) = (self.partition(event), event.key.to_string());
-            deliveries.push(self.send(partition, key.as_bytes(), &message).await?);
+            deliveries.push(self.send(&producer, partition, key.as_bytes(), &message).await?);
         }
         try_join_all(deliveries.into_iter().map(delivered)).await.map(drop)
     }

@@ -1,7 +1,9 @@
 //! One Redis: its connection, its breaker and the task that keeps it connected.
 //!
 //! How it fails: a call without a connection fails at once; a call that times out drops the
-//! connection, since an answer that arrives late would only queue up behind the next call.
+//! connection, since an answer that arrives late would only queue up behind the next call. A server
+//! whose settings become unusable while it is connected is left within [`SERVER_CHECK_INTERVAL`]
+//! and used again when they are right. A password that it refuses is followed by the one before.
 
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -10,15 +12,16 @@ use metrics::Counter;
 use parking_lot::{Mutex, RwLock};
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, RedisResult,
-    ServerErrorKind,
+    AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, ErrorKind, RedisResult, ServerErrorKind,
 };
 use tagfast_resilience::task::{BackgroundTask, StopSignal};
 use tagfast_resilience::{
-    Backoff, Breaker, BreakerOptions, Breakers, ErrorChain, Permit, counter, gauge,
+    Backoff, Breaker, BreakerOptions, Breakers, ErrorChain, Permit, Secret, counter, gauge,
 };
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
+use crate::credentials::{self, RedisOptions, log_in, with_password};
 use crate::discovery::discover;
 use crate::endpoint::{Endpoint, InvalidUrl};
 use crate::error::RedisError;
@@ -32,6 +35,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const COMMAND_TIMEOUT: Duration = Duration::from_millis(500);
 /// Interval between two health checks of an established connection.
 const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Interval between two checks that the server still accepts the password: the connection stays
+/// open when it is changed.
+const PASSWORD_CHECK_INTERVAL: Duration = Duration::from_secs(3);
+/// Interval between two checks of a connected server's settings.
+const SERVER_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// Requests that may be in flight on the connection.
 const PIPELINE_REQUESTS_MAX: usize = 4096;
 /// Delays between attempts to connect.
@@ -80,12 +88,16 @@ struct CheckedConnection {
     run_id: String,
     address: ConnectionAddr,
     warning: Option<String>,
+    password: Option<Secret>,
 }
 
 /// A client of one Redis.
 pub struct Redis {
     role: RedisRole,
     endpoint: Endpoint,
+    options: RedisOptions,
+    /// The password that the server accepted last; `None`: none of a file was.
+    accepted_password: Mutex<Option<Secret>>,
     breaker: Arc<Breaker>,
     calls: CallCounters,
     slot: RwLock<Option<ConnectionSlot>>,
@@ -137,25 +149,40 @@ fn classify(error: &redis::RedisError) -> ErrorClass {
 }
 
 impl Redis {
-    /// Starts to connect in the background. Needs a tokio runtime.
+    /// Starts to connect in the background, with the password of the URL. Needs a tokio runtime.
     ///
     /// # Errors
-    /// The URL is invalid. A server that cannot be reached is not an error: see
-    /// [`Redis::problem`].
+    /// As of [`Redis::start_with`].
     pub fn start(
         url: &str,
         role: RedisRole,
         breakers: &Arc<Breakers>,
     ) -> Result<Arc<Self>, InvalidUrl> {
-        let options = BreakerOptions {
+        Self::start_with(RedisOptions::new(url), role, breakers)
+    }
+
+    /// Starts to connect in the background. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// The URL is invalid. A server that cannot be reached is not an error: see
+    /// [`Redis::problem`].
+    pub fn start_with(
+        options: RedisOptions,
+        role: RedisRole,
+        breakers: &Arc<Breakers>,
+    ) -> Result<Arc<Self>, InvalidUrl> {
+        let endpoint = Endpoint::parse(options.url.expose())?;
+        let breaker = BreakerOptions {
             slow_after: Duration::from_millis(25),
             open_cap: Duration::from_secs(2),
             ..BreakerOptions::default()
         };
         let redis = Arc::new(Self {
             role,
-            endpoint: Endpoint::parse(url)?,
-            breaker: breakers.make(&format!("redis/{role}"), options),
+            endpoint,
+            options,
+            accepted_password: Mutex::default(),
+            breaker: breakers.make(&format!("redis/{role}"), breaker),
             calls: CallCounters::new(role),
             slot: RwLock::new(None),
             problem: Mutex::new(Some("it is not connected yet".to_owned())),
@@ -203,7 +230,11 @@ impl Redis {
     /// # Errors
     /// No Sentinel names a primary.
     pub async fn discover(&self) -> Result<ConnectionInfo, RedisError> {
-        discover(&self.endpoint).await.map_err(|reason| self.unavailable(reason))
+        let found = discover(&self.endpoint, &self.options).await;
+        let info = found.map_err(|reason| self.unavailable(reason))?;
+        let accepted = self.accepted_password.lock().clone();
+        let newest = || Some(self.options.password.as_ref()?.newest().value);
+        Ok(with_password(&info, accepted.or_else(newest).as_ref()))
     }
 
     /// Waits until the server is connected; `false` when it was not within `timeout`.
@@ -372,7 +403,7 @@ impl Redis {
 
     /// Whether Sentinel names a different server by now. `false` when no Sentinel answers.
     async fn is_replaced(&self, address: &ConnectionAddr) -> bool {
-        discover(&self.endpoint).await.is_ok_and(|now| now.addr() != address)
+        discover(&self.endpoint, &self.options).await.is_ok_and(|now| now.addr() != address)
     }
 
     /// Checks that connection `number` answers and still leads to the primary; drops it otherwise.
@@ -392,29 +423,62 @@ impl Redis {
         }
     }
 
+    /// Checks that the server of connection `number` still accepts the password. A refused one
+    /// leaves the connection as it is.
+    async fn check_password(&self, number: u64) {
+        let Some(password) = &self.options.password else { return };
+        let slot = self.slot().ok().filter(|slot| slot.number == number);
+        let Some(ConnectionSlot { mut connection, address, .. }) = slot else { return };
+        let check = credentials::check(&mut connection, self.endpoint.user(), password, &address);
+        // A server that does not answer says nothing about the password.
+        if let Ok(Some(accepted)) = tokio::time::timeout(COMMAND_TIMEOUT, check).await {
+            *self.accepted_password.lock() = Some(accepted);
+        }
+    }
+
+    /// Checks the settings of the server of connection `number`; leaves it if they have become
+    /// unusable.
+    async fn check_server(&self, number: u64) {
+        let slot = self.slot().ok().filter(|slot| slot.number == number);
+        let Some(mut connection) = slot.map(|slot| slot.connection) else { return };
+        let check = server_check::check(&mut connection, self.role);
+        // A server that does not answer is left by the health check.
+        let Ok(Ok(checked)) = tokio::time::timeout(COMMAND_TIMEOUT, check).await else { return };
+        match checked {
+            ServerCheck::Usable { warning, .. } => self.set_warning(warning),
+            ServerCheck::Unusable(problem) => {
+                tracing::warn!(redis = %self.role, problem, "Redis cannot be used any more");
+                self.drop_connection(number, &problem);
+            }
+        }
+    }
+
+    fn set_warning(&self, warning: Option<String>) {
+        let mut known = self.warning.lock();
+        if let Some(warning) = warning.as_ref().filter(|_| *known != warning) {
+            tracing::warn!(redis = %self.role, warning, "Redis is not set up well");
+        }
+        *known = warning;
+    }
+
     /// Connects and checks the server.
     ///
     /// # Errors
     /// Why the server cannot be used, as [`Redis::problem`] shows it.
     async fn connect(&self) -> Result<CheckedConnection, String> {
-        let info = discover(&self.endpoint).await?;
+        let info = discover(&self.endpoint, &self.options).await?;
         let address = info.addr().clone();
-        let client = Client::open(info).map_err(|error| error.to_string())?;
         let config = AsyncConnectionConfig::new()
             .set_response_timeout(Some(COMMAND_TIMEOUT))
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_pipeline_buffer_size(PIPELINE_REQUESTS_MAX);
-        let opened = client.get_multiplexed_async_connection_with_config(&config).await;
-        let mut connection = opened.map_err(|error| {
-            if error.kind() == ErrorKind::AuthenticationFailed {
-                format!("it refuses the password or user: {error}")
-            } else {
-                error.to_string()
-            }
-        })?;
+        let (mut connection, password) =
+            log_in(&info, self.options.password.as_ref(), &config).await?;
         let checked = server_check::check(&mut connection, self.role).await;
         let checked = checked.map_err(|error| match error.code() {
-            Some("NOAUTH") => "it wants a password, and none is configured".to_owned(),
+            Some("NOAUTH") => {
+                "authentication: it wants a password, and none is configured".to_owned()
+            }
             Some(_) | None => error.to_string(),
         })?;
         match checked {
@@ -430,19 +494,17 @@ impl Redis {
                         .await
                         .map_err(|error| error.to_string())?;
                 }
-                Ok(CheckedConnection { connection, run_id, address, warning })
+                Ok(CheckedConnection { connection, run_id, address, warning, password })
             }
         }
     }
 
     /// Puts a checked connection into use.
     fn install(&self, checked: CheckedConnection, number: u64) {
-        let CheckedConnection { connection, run_id, address, warning } = checked;
+        let CheckedConnection { connection, run_id, address, warning, password } = checked;
         tracing::info!(redis = %self.role, run_id, "connected to Redis");
-        if let Some(warning) = &warning {
-            tracing::warn!(redis = %self.role, warning, "Redis is not set up well");
-        }
-        *self.warning.lock() = warning;
+        self.set_warning(warning);
+        *self.accepted_password.lock() = password;
         let slot = ConnectionSlot { connection, run_id: run_id.into(), address, number };
         *self.slot.write() = Some(slot);
         *self.problem.lock() = None;
@@ -462,10 +524,19 @@ async fn keep_connected(redis: Weak<Redis>, wake: Arc<Notify>) {
                 (number, attempt) = (number + 1, 0);
                 this.install(checked, number);
                 drop(this);
+                let (mut password_checked, mut server_checked) = (Instant::now(), Instant::now());
                 // Also without any call: `problem` must not show a dead connection as healthy.
                 while tokio::time::timeout(HEALTH_CHECK_INTERVAL, wake.notified()).await.is_err() {
                     let Some(this) = redis.upgrade() else { return };
                     this.check_health(number).await;
+                    if password_checked.elapsed() >= PASSWORD_CHECK_INTERVAL {
+                        this.check_password(number).await;
+                        password_checked = Instant::now();
+                    }
+                    if server_checked.elapsed() >= SERVER_CHECK_INTERVAL {
+                        this.check_server(number).await;
+                        server_checked = Instant::now();
+                    }
                 }
             }
             Err(problem) => {

@@ -26,12 +26,18 @@ pub enum Endpoint {
         /// Name under which the Sentinels know the primary.
         name: String,
         /// User, password and database of the primary; its address is replaced by the discovered
-        /// one. Sentinels are queried without a password.
+        /// one. The Sentinels' user and password are not here.
         server: ConnectionInfo,
     },
 }
 
 impl Endpoint {
+    /// The user at the server; `None`: the default user.
+    pub(crate) fn user(&self) -> Option<&str> {
+        let (Self::Server(server) | Self::Sentinels { server, .. }) = self;
+        server.redis_settings().username()
+    }
+
     /// Parses a `redis://`, `unix://`, `redis+unix://` or `redis+sentinel://` URL.
     ///
     /// # Errors

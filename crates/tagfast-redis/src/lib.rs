@@ -11,6 +11,7 @@
 //! is never written to: the task discovers the primary again.
 
 mod connection;
+mod credentials;
 mod discovery;
 mod endpoint;
 mod error;
@@ -20,6 +21,7 @@ mod role;
 mod server_check;
 
 pub use connection::Redis;
+pub use credentials::RedisOptions;
 pub use endpoint::{Endpoint, InvalidUrl};
 pub use error::RedisError;
 pub use metric::METRICS;

@@ -14,7 +14,8 @@
 //!
 //! Besides: background tasks ([`task`]), outage logging ([`OutageLog`]), error chains
 //! ([`ErrorChain`]), metric definitions ([`metric`]), generations of derived data ([`generation`]),
-//! secrets that no output shows ([`secret`]), and files of one owner ([`private_files`]).
+//! secrets that no output shows ([`secret`]), credentials that change while the process runs
+//! ([`credential`]), and files of one owner ([`private_files`]).
 //! Code that waits uses tokio's time (paused in tests); decisions take an injected
 //! [`Now`](breaker::Now); code that needs the wall time takes a [`Clock`].
 
@@ -23,6 +24,7 @@ pub mod breaker;
 pub mod breaker_registry;
 pub mod bulkhead;
 pub mod clock;
+pub mod credential;
 pub mod criticality;
 mod error_chain;
 pub mod generation;
@@ -42,6 +44,7 @@ pub use breaker::{
 pub use breaker_registry::{BreakerEvent, Breakers};
 pub use bulkhead::{Bulkhead, BulkheadFull, BulkheadOptions, BulkheadPermit, BulkheadSnapshot};
 pub use clock::{Clock, ManualClock, SystemClock};
+pub use credential::{Credential, CredentialVersion};
 pub use criticality::Criticality;
 pub use error_chain::{BoxError, ErrorChain, SharedError};
 pub use jitter::{jittered, jittered_retry_after};

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use reqwest::Method;
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use tagfast_resilience::Address;
+use tagfast_resilience::{Address, Credential};
 
 use crate::error::RequestError;
 
@@ -15,19 +15,42 @@ const SEARCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Timeout of a batch of documents, a refresh or a change of the index.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// The server's name where it refuses a password.
+const SERVER: &str = "OpenSearch";
 /// Longest reason of a rejection that is repeated, in characters.
 const REASON_CHARS_MAX: usize = 300;
+
+/// A user of OpenSearch.
+#[derive(Debug, Clone)]
+pub struct OpenSearchLogin {
+    /// The user name.
+    pub user: String,
+    /// The password; a changed one is used by the next request.
+    pub password: Credential,
+}
 
 /// Address and layout of the index.
 #[derive(Debug, Clone)]
 pub struct OpenSearchOptions {
     /// URL of the server, for example `http://127.0.0.1:9200`; may contain a user and password.
     pub url: Address,
+    /// User and password in place of the URL's; `None`: the URL's, if it has some.
+    pub login: Option<OpenSearchLogin>,
     /// Alias through which the index is read and written; indices are named after it.
     pub alias: String,
     /// Number of shards of a new index. Too few: one server holds too much. Too many: every search
     /// visits all of them.
     pub shards: u32,
+}
+
+/// A URL without its user and password.
+fn without_user(url: &str) -> String {
+    let Ok(mut parsed) = reqwest::Url::parse(url) else { return url.to_owned() };
+    let cleared = parsed.set_username("").and_then(|()| parsed.set_password(None));
+    match cleared {
+        Ok(()) => parsed.as_str().trim_end_matches('/').to_owned(),
+        Err(()) => url.to_owned(),
+    }
 }
 
 /// HTTP client of one OpenSearch server.
@@ -44,12 +67,53 @@ impl Client {
             .tcp_nodelay(true)
             .no_proxy()
             .build()?;
-        Ok(Self { http, url: Address::new(options.url.expose().trim_end_matches('/')), options })
+        let url = options.url.expose().trim_end_matches('/');
+        let url = match &options.login {
+            // The login is in place of the URL's.
+            Some(_) => without_user(url),
+            None => url.to_owned(),
+        };
+        Ok(Self { http, url: Address::new(url), options })
     }
 
     /// Alias of the index that a rebuild fills.
     pub(crate) fn next_alias(&self) -> String {
         format!("{}-next", self.options.alias)
+    }
+
+    /// The answer to a request with the newest password, or with the one before it if the server
+    /// has not changed yet.
+    async fn answer(
+        &self,
+        method: Method,
+        path: &str,
+        mut body: Option<(&'static str, Vec<u8>)>,
+        timeout: Duration,
+    ) -> Result<reqwest::Response, RequestError> {
+        let login = self.options.login.as_ref();
+        let mut tried = login.map_or_else(Vec::new, |login| login.password.to_try());
+        loop {
+            let version = (!tried.is_empty()).then(|| tried.remove(0));
+            let sent = if tried.is_empty() { body.take() } else { body.clone() };
+            let url = format!("{}/{path}", self.url.expose());
+            let mut request = self.http.request(method.clone(), url).timeout(timeout);
+            if let Some((kind, bytes)) = sent {
+                request = request.header("content-type", kind).body(bytes);
+            }
+            let Some((login, version)) = login.zip(version) else {
+                return Ok(request.send().await?);
+            };
+            let request = request.basic_auth(&login.user, Some(version.value.expose()));
+            let response = request.send().await?;
+            if response.status() != StatusCode::UNAUTHORIZED {
+                login.password.accepted(SERVER, version.number);
+                return Ok(response);
+            }
+            login.password.refused(SERVER, version.number);
+            if tried.is_empty() {
+                return Ok(response);
+            }
+        }
     }
 
     async fn send(
@@ -59,12 +123,7 @@ impl Client {
         body: Option<(&'static str, Vec<u8>)>,
         timeout: Duration,
     ) -> Result<Value, RequestError> {
-        let mut request =
-            self.http.request(method, format!("{}/{path}", self.url.expose())).timeout(timeout);
-        if let Some((kind, bytes)) = body {
-            request = request.header("content-type", kind).body(bytes);
-        }
-        let response = request.send().await?;
+        let response = self.answer(method, path, body, timeout).await?;
         let status = response.status();
         let bytes = response.bytes().await?;
         if !status.is_success() {

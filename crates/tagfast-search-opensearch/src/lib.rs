@@ -22,7 +22,7 @@ mod shared_progress;
 mod sink;
 mod write_progress;
 
-pub use client::OpenSearchOptions;
+pub use client::{OpenSearchLogin, OpenSearchOptions};
 pub use engine::OpenSearchIndex;
 pub use error::{OpenSearchError, RequestError};
 pub use shared_progress::SharedProgress;

@@ -3,24 +3,24 @@
 //! Each connection belongs to one task at a time (a lane, a query, a watcher), so there is no pool
 //! to exhaust: the queue or the limiter in front of the task bounds the work.
 //!
-//! How it fails: a connection that failed is dropped, never repaired; its owner opens a new one.
+//! How it fails: a connection that failed is dropped, never repaired; its owner opens a new one. A
+//! password that a node refuses is followed by the one before it, because file and node do not
+//! change in the same moment; a node that refuses both is named (`authentication`).
 
-use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tagfast_resilience::Secret;
+use tagfast_resilience::Credential;
 use tagfast_resilience::task::{BackgroundTask, StopSignal};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::{Severity, SqlState};
 use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
-use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::options::{PostgresOptions, SynchronousCommit, limit};
-use crate::tls::TlsError;
+use crate::tls::{TlsConnector, TlsError};
 
 /// Why a request to PostgreSQL failed.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +47,9 @@ fn describe(error: &tokio_postgres::Error) -> String {
 /// What an operator can do about an error that does not pass without one.
 fn advice(code: &str) -> &'static str {
     match code {
-        "28P01" | "28000" => "; look at store.user, store.password_file and pg_hba.conf",
+        "28P01" | "28000" => {
+            " (authentication); look at store.user, store.password_file and pg_hba.conf"
+        }
         "3D000" => "; create the database named by store.database, owned by store.user",
         "42501" => {
             "; the role of store.user must own the database and have pg_monitor and EXECUTE on \
@@ -102,8 +104,8 @@ impl Connection {
 pub(crate) struct ConnectionFactory {
     database: String,
     user: String,
-    password: Secret,
-    tls: Option<MakeRustlsConnect>,
+    password: Credential,
+    tls: Option<Arc<TlsConnector>>,
     synchronous_commit: SynchronousCommit,
 }
 
@@ -113,7 +115,7 @@ impl ConnectionFactory {
             database: options.database.clone(),
             user: options.user.clone(),
             password: options.password.clone(),
-            tls: options.tls.as_ref().map(crate::tls::Tls::connector).transpose()?,
+            tls: options.tls.as_ref().map(TlsConnector::new).transpose()?.map(Arc::new),
             synchronous_commit: options.synchronous_commit,
         })
     }
@@ -176,7 +178,6 @@ impl ConnectionFactory {
             .port(port.parse().map_err(|_| bad())?)
             .dbname(&self.database)
             .user(&self.user)
-            .password(self.password.expose())
             .application_name(format!("tagfast-{name}"))
             .connect_timeout(limit::CONNECT_TIMEOUT)
             .tcp_user_timeout(limit::COMMIT_TIMEOUT)
@@ -191,18 +192,55 @@ impl ConnectionFactory {
                 synchronous_commit.as_str(),
                 statement_timeout.as_millis()
             ));
-        let warnings = Arc::new(AtomicU64::new(0));
+        let opened = timeout(
+            limit::CONNECT_TIMEOUT,
+            self.log_in(address, config, synchronous_commit),
+        );
         let timed_out = |_| PgError::Timeout("connecting", limit::CONNECT_TIMEOUT);
+        opened.await.map_err(timed_out)?
+    }
+
+    /// Connects with the newest password, or with the one before it if the node has not changed
+    /// yet.
+    async fn log_in(
+        &self,
+        address: &str,
+        mut config: Config,
+        synchronous_commit: SynchronousCommit,
+    ) -> Result<Connection, PgError> {
+        let mut refused = None;
+        for password in self.password.to_try() {
+            config.password(password.value.expose());
+            match self.connect(&mut config, synchronous_commit).await {
+                Ok(connection) => {
+                    self.password.accepted(address, password.number);
+                    return Ok(connection);
+                }
+                Err(error) if error.code() == Some(&SqlState::INVALID_PASSWORD) => {
+                    self.password.refused(address, password.number);
+                    refused.get_or_insert(error);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        // There is always a password to try.
+        refused.map_or(Err(PgError::Address(address.to_owned())), |error| Err(error.into()))
+    }
+
+    async fn connect(
+        &self,
+        config: &mut Config,
+        synchronous_commit: SynchronousCommit,
+    ) -> Result<Connection, tokio_postgres::Error> {
+        let warnings = Arc::new(AtomicU64::new(0));
         let (client, _driver) = match &self.tls {
             None => {
-                let opened = timeout(limit::CONNECT_TIMEOUT, config.connect(NoTls)).await;
-                let (client, connection) = opened.map_err(timed_out)??;
+                let (client, connection) = config.connect(NoTls).await?;
                 (client, drive(connection, Arc::clone(&warnings)))
             }
             Some(tls) => {
-                config.ssl_mode(SslMode::Require);
-                let opened = timeout(limit::CONNECT_TIMEOUT, config.connect(tls.clone())).await;
-                let (client, connection) = opened.map_err(timed_out)??;
+                let (client, connection) =
+                    config.ssl_mode(SslMode::Require).connect(tls.get()).await?;
                 (client, drive(connection, Arc::clone(&warnings)))
             }
         };

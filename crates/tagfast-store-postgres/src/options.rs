@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tagfast_domain::{EpochOrdinal, Limits};
-use tagfast_resilience::{Address, Backoff, BreakerOptions, Breakers, Clock, Secret, SystemClock};
+use tagfast_resilience::{
+    Address, Backoff, BreakerOptions, Breakers, Clock, Credential, Secret, SystemClock,
+};
 use tagfast_store::fair_queue::TenantWeights;
 
 use crate::tls::Tls;
@@ -61,6 +63,16 @@ impl SynchronousCommit {
     }
 }
 
+/// A user of etcd. Its role must be able to read the prefix `/service/` and to read and write the
+/// prefix `/tagfast/v1/`.
+#[derive(Debug, Clone)]
+pub struct EtcdLogin {
+    /// The user name.
+    pub user: String,
+    /// Its password; a changed one is used by the next authentication.
+    pub password: Credential,
+}
+
 /// Everything the store needs.
 #[derive(Clone)]
 pub struct PostgresOptions {
@@ -70,12 +82,14 @@ pub struct PostgresOptions {
     pub map_version: u64,
     /// etcd's client URLs.
     pub etcd: Vec<Address>,
+    /// Who this process is in etcd; `None`: etcd asks for no user.
+    pub etcd_login: Option<EtcdLogin>,
     /// The database on every cluster.
     pub database: String,
     /// The role on every cluster; it needs `pg_monitor`.
     pub user: String,
-    /// Its password.
-    pub password: Secret,
+    /// Its password; a changed one is used by the next connection.
+    pub password: Credential,
     /// TLS to the nodes; `None`: plain connections, on which anyone who can listen reads
     /// documents.
     pub tls: Option<Tls>,
@@ -133,9 +147,10 @@ impl PostgresOptions {
             clusters,
             map_version: 1,
             etcd: etcd.into_iter().map(Address::new).collect(),
+            etcd_login: None,
             database,
             user,
-            password: Secret::new(password),
+            password: Secret::new(password).into(),
             tls: None,
             synchronous_commit: SynchronousCommit::default(),
             limits: Limits::default(),
@@ -179,6 +194,13 @@ pub(crate) mod limit {
     pub(crate) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(4);
     /// A request to etcd or to a Patroni.
     pub(crate) const ETCD_TIMEOUT: Duration = Duration::from_millis(500);
+    /// Between two attempts to authenticate at etcd that refused; each costs etcd about 0.1 s of a
+    /// processor (bcrypt).
+    pub(crate) const ETCD_LOGIN_RETRY_INTERVAL: Duration = Duration::from_secs(2);
+    /// An authentication at etcd, which takes a processor of etcd much longer than other requests.
+    pub(crate) const ETCD_LOGIN_TIMEOUT: Duration = Duration::from_secs(2);
+    /// Between two checks that the primary and etcd accept the newest passwords.
+    pub(crate) const PASSWORD_CHECK_INTERVAL: Duration = Duration::from_secs(2);
     /// Between two polls of the leader key.
     pub(crate) const POLL_INTERVAL: Duration = Duration::from_secs(1);
     /// A probe of one member.

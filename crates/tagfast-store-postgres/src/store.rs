@@ -26,6 +26,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::cluster::etcd::{Etcd, EtcdError, http_client};
 use crate::cluster::member_probes::probe_members;
+use crate::cluster::password_check::check_password;
 use crate::cluster::patroni::discover_nodes;
 use crate::cluster::topology::{Cluster, Topology};
 use crate::cluster::watcher::Watcher;
@@ -163,6 +164,9 @@ impl Starting<'_> {
         self.tasks.push(spawn("watcher", watcher.run()));
         let probes = probe_members(Arc::clone(&cluster), self.connections.clone());
         self.tasks.push(spawn("member probes", probes));
+        let connections = self.connections.clone();
+        let check = check_password(Arc::clone(&cluster), connections, self.etcd.clone());
+        self.tasks.push(spawn("password check", check));
         let lanes = (0..options.lanes).map(|n| self.lane(n as i32, &cluster)).collect();
         let (drain_requests, requests) = mpsc::channel(DRAIN_REQUESTS_MAX);
         if options.relay {
@@ -244,7 +248,7 @@ impl PostgresStore {
         }
         let mut starting = Starting {
             options: &options,
-            etcd: Etcd::new(&options.etcd)?,
+            etcd: Etcd::new(&options.etcd, options.etcd_login.clone())?,
             http: http_client()?,
             connections: ConnectionFactory::new(&options)?,
             sink,

@@ -52,9 +52,10 @@ fn connections() -> ConnectionFactory {
         clusters: Vec::new(),
         map_version: 1,
         etcd: Vec::new(),
+        etcd_login: None,
         database: "tagfast".to_owned(),
         user: "tagfast".to_owned(),
-        password: tagfast_resilience::Secret::new("secret".to_owned()),
+        password: tagfast_resilience::Secret::new("secret".to_owned()).into(),
         tls: None,
         synchronous_commit: crate::options::SynchronousCommit::Local,
         limits: Limits::default(),
@@ -77,7 +78,7 @@ fn connections() -> ConnectionFactory {
 async fn requests_to_an_unresponsive_etcd_or_patroni_end() {
     let servers = [BlackHole::new(), BlackHole::new(), BlackHole::new()];
     let urls = servers.each_ref().map(|server| tagfast_resilience::Address::new(server.url()));
-    let etcd = Etcd::new(&urls).expect("a client");
+    let etcd = Etcd::new(&urls, None).expect("a client");
     let epoch = EpochRecord {
         id: EpochId([1; 16]),
         ordinal: EpochOrdinal(1),

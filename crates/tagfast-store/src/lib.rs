@@ -30,6 +30,6 @@ pub use ports::{
     CacheUse, Degraded, ReceiptReader, ScanPage, ScanRequest, ShardScanner, SharedStore, Source,
     TagReader, TagStore, TagWriter, Verdict, View, WriteAnswer, WriteRequest,
 };
-pub use seal::{SealError, SealKind, Sealer};
+pub use seal::{SealError, SealKeys, SealKind, Sealer};
 pub use token::{ConsistencyToken, Position, Receipt};
 pub use write_batch::{CommitContext, WriteBatch, stored_key};

@@ -7,11 +7,15 @@
 //!
 //! How it fails: [`Sealer::open`] returns a [`SealError`]; the comparison takes constant time.
 
+use std::sync::Arc;
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit, Mac};
+use parking_lot::RwLock;
 use sha2::Sha256;
 use tagfast_domain::TenantId;
+use tagfast_resilience::{Credential, CredentialVersion};
 
 const MAC_BYTES: usize = 16;
 
@@ -49,31 +53,68 @@ pub enum SealError {
     WrongMac,
 }
 
-/// Seals and opens strings.
+/// Keys of 32 bytes each; the first one signs.
+pub type SealKeys = Vec<[u8; 32]>;
+
+/// Seals and opens strings. Clones are the same sealer.
 #[derive(Clone)]
 pub struct Sealer {
-    keys: Vec<Hmac<Sha256>>,
+    keys: Credential<SealKeys>,
+    macs: Arc<RwLock<Macs>>,
+}
+
+/// The keys of one version of the credential, ready for use.
+struct Macs {
+    version: u64,
+    keys: Arc<[Hmac<Sha256>]>,
 }
 
 impl std::fmt::Debug for Sealer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sealer").field("keys", &self.keys.len()).finish()
+        f.debug_struct("Sealer").field("keys", &self.macs.read().keys.len()).finish()
+    }
+}
+
+impl Macs {
+    fn new(keys: CredentialVersion<SealKeys>) -> Self {
+        assert!(!keys.value.is_empty(), "a sealer needs a key");
+        let mac =
+            |key: &[u8; 32]| Hmac::new_from_slice(key).expect("HMAC takes keys of any length");
+        Self { version: keys.number, keys: keys.value.iter().map(mac).collect() }
     }
 }
 
 impl Sealer {
-    /// A sealer with keys of 32 bytes; the first one signs.
+    /// A sealer with these keys.
     ///
     /// # Panics
     ///
     /// With an empty list, which the configuration refuses.
     pub fn new(keys: &[[u8; 32]]) -> Self {
-        assert!(!keys.is_empty(), "a sealer needs a key");
-        let keys = keys
-            .iter()
-            .map(|k| Hmac::new_from_slice(k).expect("HMAC takes keys of any length"))
-            .collect();
-        Self { keys }
+        Self::of(keys.to_vec().into())
+    }
+
+    /// A sealer with keys that may change while the process runs.
+    ///
+    /// # Panics
+    ///
+    /// With an empty list, which the configuration refuses.
+    pub fn of(keys: Credential<SealKeys>) -> Self {
+        let macs = Arc::new(RwLock::new(Macs::new(keys.newest())));
+        Self { keys, macs }
+    }
+
+    /// The keys in force.
+    fn macs(&self) -> Arc<[Hmac<Sha256>]> {
+        {
+            let macs = self.macs.read();
+            if macs.version == self.keys.number() {
+                return Arc::clone(&macs.keys);
+            }
+        }
+        let mut macs = self.macs.write();
+        *macs = Macs::new(self.keys.newest());
+        Arc::clone(&macs.keys)
     }
 
     fn mac(key: &Hmac<Sha256>, kind: SealKind, tenant: &TenantId, body: &[u8]) -> Hmac<Sha256> {
@@ -89,7 +130,7 @@ impl Sealer {
         let mut bytes = Vec::with_capacity(1 + body.len() + MAC_BYTES);
         bytes.push(kind as u8);
         bytes.extend_from_slice(body);
-        let mac = Self::mac(&self.keys[0], kind, tenant, body).finalize().into_bytes();
+        let mac = Self::mac(&self.macs()[0], kind, tenant, body).finalize().into_bytes();
         bytes.extend_from_slice(&mac[..MAC_BYTES]);
         URL_SAFE_NO_PAD.encode(bytes)
     }
@@ -118,6 +159,6 @@ impl Sealer {
         let (body, given) = rest.split_at(split);
         // Constant time: the duration must not tell how much of a guess was right.
         let fits = |key| Self::mac(key, kind, tenant, body).verify_truncated_left(given).is_ok();
-        if self.keys.iter().any(fits) { Ok(body.to_vec()) } else { Err(SealError::WrongMac) }
+        if self.macs().iter().any(fits) { Ok(body.to_vec()) } else { Err(SealError::WrongMac) }
     }
 }

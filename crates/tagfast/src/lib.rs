@@ -10,6 +10,7 @@ mod commands;
 // Public, so that settings which only builds with the feature `kafka` read are no dead code.
 pub mod config;
 mod consumers;
+mod credentials;
 mod demo;
 #[cfg(test)]
 mod golden;

@@ -20,7 +20,7 @@ use serde_json::Value;
 use sha2::Sha256;
 use tagfast_events::dead_letters::{DeadLetterNotice, DeadLetterNotifier};
 use tagfast_resilience::task::{BackgroundTask, StopSignal};
-use tagfast_resilience::{Backoff, ErrorChain, Secret, counter};
+use tagfast_resilience::{Backoff, Credential, ErrorChain, Secret, counter};
 use tokio::sync::mpsc;
 
 use crate::telemetry::metrics::{WEBHOOK_MESSAGES, WebhookOutcome};
@@ -33,8 +33,8 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct WebhookOptions {
     /// `https://`, or `http://` of this machine. Often it is its own password.
     pub url: Secret,
-    /// Key of the signature; `None`: unsigned.
-    pub secret: Option<Secret>,
+    /// Key of the signature; a changed one signs the next attempt. `None`: unsigned.
+    pub secret: Option<Credential>,
     /// Shortest time between two notices about growing numbers.
     pub min_interval: Duration,
     /// Delays between the attempts of one delivery.
@@ -137,9 +137,8 @@ async fn attempt(
         .header("content-type", "application/json")
         .header("tagfast-delivery", id)
         .body(body.to_owned());
-    if let Some(signature) =
-        options.secret.as_ref().and_then(|s| signature(s.expose().as_bytes(), at, body))
-    {
+    let secret = options.secret.as_ref().map(|secret| secret.newest().value);
+    if let Some(signature) = secret.and_then(|s| signature(s.expose().as_bytes(), at, body)) {
         request = request.header("tagfast-signature", signature);
     }
     // The URL may hold a secret: no log contains it.

@@ -30,7 +30,7 @@ fn with(change: impl FnOnce(&mut Value)) -> String {
 
 pub(crate) fn file_fixture(path: &std::path::Path, hs256: bool) -> Fixture {
     let auth = AuthConfig::Jwt {
-        hs256_secret: hs256.then(|| Secret::new(SECRET.to_vec())),
+        hs256_secret: hs256.then(|| Secret::new(SECRET.to_vec()).into()),
         jwks: Some(JwksSource::File(path.to_owned())),
         audience: None,
         issuer: None,
@@ -209,7 +209,7 @@ async fn every_kind_of_key_works() {
 #[tokio::test]
 async fn audience_and_issuer_are_checked_when_configured() {
     let auth = AuthConfig::Jwt {
-        hs256_secret: Some(Secret::new(SECRET.to_vec())),
+        hs256_secret: Some(Secret::new(SECRET.to_vec()).into()),
         jwks: None,
         audience: Some("tagfast".into()),
         issuer: Some("https://id.example".into()),

@@ -24,7 +24,7 @@ const OVER_A_SECOND: Duration = Duration::from_millis(1001);
 
 fn fixture_of(source: JwksSource) -> Fixture {
     let auth = AuthConfig::Jwt {
-        hs256_secret: Some(Secret::new(SECRET.to_vec())),
+        hs256_secret: Some(Secret::new(SECRET.to_vec()).into()),
         jwks: Some(source),
         audience: None,
         issuer: None,
@@ -283,7 +283,7 @@ fn keys_come_over_https_or_loopback_alone() {
 
 fn strict_fixture() -> Fixture {
     let auth = AuthConfig::Jwt {
-        hs256_secret: Some(Secret::new(SECRET.to_vec())),
+        hs256_secret: Some(Secret::new(SECRET.to_vec()).into()),
         jwks: None,
         audience: Some("tagfast".into()),
         issuer: Some("https://id.example".into()),

@@ -55,7 +55,7 @@ pub(crate) struct Engine {
 pub(crate) async fn options() -> OpenSearchOptions {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let alias = format!("test{}-content", NEXT.fetch_add(1, Ordering::Relaxed));
-    OpenSearchOptions { url: url().await.into(), alias, shards: 2 }
+    OpenSearchOptions { url: url().await.into(), login: None, alias, shards: 2 }
 }
 
 pub(crate) fn positions(next: u64) -> Positions {

@@ -1,20 +1,40 @@
 //! etcd over its JSON gateway: the leader key, its lease, the members, our epoch keys.
 //!
-//! How it fails: every call has a timeout; after a failure the next URL is tried. Nothing is cached
-//! here.
+//! An etcd that asks for a user gets a token with each call. A token is valid for minutes, and ends
+//! when somebody changes a user or role; a call that is refused for its token gets a new one and is
+//! sent again, once. Nothing else is cached. The age of a lease counts from before the first
+//! attempt, so that a renewal never makes a proof look newer than it is.
+//!
+//! How it fails: every call has a timeout; after a failure the next URL is tried. A password that
+//! etcd refuses is offered every two seconds at most, because each offer costs etcd much.
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use reqwest::header::AUTHORIZATION;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tagfast_domain::{EpochId, EpochOrdinal};
 use tagfast_failover::{EpochRecord, LeaderKey, LeaseAnswer, MintCondition};
-use tagfast_resilience::Address;
+use tagfast_resilience::{Address, CredentialVersion, Secret};
+use tokio::time::Instant;
 
 use crate::boot_clock::boot_time;
 use crate::cluster::topology::Node;
-use crate::options::limit;
+use crate::options::{EtcdLogin, limit};
 
+/// What etcd says to a call without a token, with one that has expired, and with one from before a
+/// change of users or roles.
+const NO_USER: [&str; 3] =
+    ["user name is empty", "invalid auth token", "revision of auth store is old"];
+/// The server's name where it refuses a password.
+const SERVER: &str = "etcd";
+/// What etcd says to a wrong user or password.
+const WRONG_PASSWORD: &str = "invalid user ID or password";
+/// What etcd says when the user's role lacks a right.
+const DENIED: &str = "permission denied";
 /// Longest message of etcd that is repeated, in characters.
 const REFUSAL_CHARS_MAX: usize = 300;
 
@@ -36,6 +56,24 @@ pub enum EtcdError {
     /// etcd answered with an error.
     #[error("etcd refused: {0}")]
     Refused(String),
+    /// The call carried no valid token.
+    #[error(
+        "authentication: etcd asks for a user ({0}); set store.etcd_user and \
+         store.etcd_password_file"
+    )]
+    NoUser(String),
+    /// etcd does not know this user with this password.
+    #[error(
+        "authentication: etcd refuses user and password; look at store.etcd_user and \
+         store.etcd_password_file"
+    )]
+    WrongPassword,
+    /// The user's role lacks a right.
+    #[error(
+        "etcd denies it to this user ({0}); the role needs `read` on the prefix /service/ and \
+         `readwrite` on the prefix /tagfast/v1/"
+    )]
+    Denied(String),
     /// The answer is not what the protocol says.
     #[error("etcd's answer cannot be read: {0}")]
     Unreadable(&'static str),
@@ -57,7 +95,15 @@ fn refusal(status: reqwest::StatusCode, body: &str) -> EtcdError {
     let body: Value = tagfast_json::from_str(body).unwrap_or_default();
     let words = body["error"].as_str().or_else(|| body["message"].as_str());
     let words = words.map(|words| words.chars().take(REFUSAL_CHARS_MAX).collect::<String>());
-    EtcdError::Refused(words.unwrap_or_else(|| format!("it answered {status}")))
+    match words {
+        Some(words) if NO_USER.iter().any(|known| words.contains(known)) => {
+            EtcdError::NoUser(words)
+        }
+        Some(words) if words.contains(WRONG_PASSWORD) => EtcdError::WrongPassword,
+        Some(words) if words.contains(DENIED) => EtcdError::Denied(words),
+        Some(words) => EtcdError::Refused(words),
+        None => EtcdError::Refused(format!("it answered {status}")),
+    }
 }
 
 /// What etcd holds about a cluster.
@@ -83,6 +129,53 @@ pub(crate) struct ClusterState {
 pub(crate) struct Etcd {
     http: reqwest::Client,
     urls: Vec<Address>,
+    /// `None`: calls carry no token.
+    session: Option<Arc<Session>>,
+}
+
+/// Who this process is in etcd, and its token. All clusters share it.
+struct Session {
+    login: EtcdLogin,
+    /// Held while a token is asked for because there is none.
+    state: tokio::sync::Mutex<SessionState>,
+    /// Held while a changed password is offered.
+    following: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct SessionState {
+    /// `None`: none was asked for, or etcd refuses to give one.
+    token: Option<Token>,
+    /// Tokens so far.
+    tokens: u64,
+    /// When etcd refused the newest password, and its version; `None`: it did not.
+    refused: Option<(Instant, u64)>,
+}
+
+impl SessionState {
+    /// Takes a token that was given for this version of the password.
+    fn put(&mut self, text: Secret, version: u64) -> Token {
+        self.tokens += 1;
+        let token = Token { number: self.tokens, version, text };
+        self.token = Some(token.clone());
+        token
+    }
+
+    /// Whether etcd refused this version a moment ago.
+    fn was_refused(&self, number: u64) -> bool {
+        self.refused.is_some_and(|(at, refused)| {
+            refused == number && at.elapsed() < limit::ETCD_LOGIN_RETRY_INTERVAL
+        })
+    }
+}
+
+/// A token; a new one has a new number.
+#[derive(Clone)]
+struct Token {
+    number: u64,
+    /// Of the password that it was given for.
+    version: u64,
+    text: Secret,
 }
 
 /// An epoch as JSON in etcd.
@@ -193,15 +286,123 @@ pub(crate) fn http_client() -> Result<reqwest::Client, EtcdError> {
 }
 
 impl Etcd {
-    pub(crate) fn new(urls: &[Address]) -> Result<Self, EtcdError> {
+    pub(crate) fn new(urls: &[Address], login: Option<EtcdLogin>) -> Result<Self, EtcdError> {
         let urls = urls.iter().map(|u| Address::new(u.expose().trim_end_matches('/'))).collect();
-        Ok(Self { http: http_client()?, urls })
+        let session = login.map(|login| {
+            Arc::new(Session {
+                login,
+                state: tokio::sync::Mutex::default(),
+                following: tokio::sync::Mutex::default(),
+            })
+        });
+        Ok(Self { http: http_client()?, urls, session })
     }
 
+    /// Makes a call; with a new token if etcd wants one.
     async fn call(&self, path: &str, body: &Value) -> Result<Value, EtcdError> {
+        let Some(session) = &self.session else { return self.send(path, body, None).await };
+        let token = session.state.lock().await.token.clone();
+        match self.send(path, body, token.as_ref()).await {
+            Err(EtcdError::NoUser(_)) => {
+                let token =
+                    self.renew_token(session, token.map_or(0, |token| token.number)).await?;
+                self.send(path, body, Some(&token)).await
+            }
+            answered => answered,
+        }
+    }
+
+    /// A newer token than number `old`: the one that another call got meanwhile, or a new one.
+    async fn renew_token(&self, session: &Session, old: u64) -> Result<Token, EtcdError> {
+        let mut state = session.state.lock().await;
+        if let Some(token) = state.token.as_ref().filter(|token| token.number > old) {
+            return Ok(token.clone());
+        }
+        // A token that is not valid any more is not used again.
+        state.token = None;
+        let password = &session.login.password;
+        if state.was_refused(password.number()) {
+            return Err(EtcdError::WrongPassword);
+        }
+        for version in password.to_try() {
+            match self.log_in(&session.login, &version).await {
+                Err(EtcdError::WrongPassword) => {}
+                Ok(text) => return Ok(state.put(text, version.number)),
+                Err(error) => return Err(error),
+            }
+        }
+        state.refused = Some((Instant::now(), password.number()));
+        Err(EtcdError::WrongPassword)
+    }
+
+    /// Offers a password that has changed while the token of the former one is still valid, so that
+    /// a wrong one is known before it is needed. No call waits for it.
+    pub(crate) async fn follow_password(&self) {
+        let Some(session) = &self.session else { return };
+        let password = &session.login.password;
+        let known = session.state.lock().await.token.as_ref().map(|token| token.version);
+        let Some(known) = known.filter(|version| *version != password.number()) else { return };
+        // One of the clusters' tasks is enough.
+        let Ok(_only) = session.following.try_lock() else { return };
+        let newest = password.newest();
+        match self.log_in(&session.login, &newest).await {
+            Ok(text) => drop(session.state.lock().await.put(text, newest.number)),
+            Err(EtcdError::WrongPassword) => password.accepted(SERVER, known),
+            Err(error) => {
+                let error = tagfast_resilience::ErrorChain(&error);
+                tracing::debug!(%error, "etcd does not say whether it accepts the password");
+            }
+        }
+    }
+
+    /// The text of a token for this password.
+    async fn log_in(
+        &self,
+        login: &EtcdLogin,
+        version: &CredentialVersion<Secret>,
+    ) -> Result<Secret, EtcdError> {
+        let body = json!({"name": login.user, "password": version.value.expose()});
+        let timeout = limit::ETCD_LOGIN_TIMEOUT;
+        match self.send_within("/v3/auth/authenticate", &body, None, timeout).await {
+            Ok(answer) => {
+                let text = answer["token"].as_str().ok_or(EtcdError::Unreadable("a token"))?;
+                login.password.accepted(SERVER, version.number);
+                Ok(Secret::new(text.to_owned()))
+            }
+            Err(error) => {
+                if matches!(error, EtcdError::WrongPassword) {
+                    login.password.refused(SERVER, version.number);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn send(
+        &self,
+        path: &str,
+        body: &Value,
+        token: Option<&Token>,
+    ) -> Result<Value, EtcdError> {
+        self.send_within(path, body, token, limit::ETCD_TIMEOUT).await
+    }
+
+    /// Sends a request to the first URL that answers.
+    async fn send_within(
+        &self,
+        path: &str,
+        body: &Value,
+        token: Option<&Token>,
+        timeout: Duration,
+    ) -> Result<Value, EtcdError> {
         let mut failure = EtcdError::NoUrl;
         for url in &self.urls {
-            match self.http.post(format!("{}{path}", url.expose())).json(body).send().await {
+            let request = self.http.post(format!("{}{path}", url.expose()));
+            let mut request = request.timeout(timeout).json(body);
+            if let Some(token) = token {
+                request = request.header(AUTHORIZATION, token.text.expose());
+            }
+            match request.send().await {
                 Ok(answer) if answer.status().is_success() => {
                     let bytes = answer.bytes().await?;
                     return tagfast_json::from_slice(&bytes)
@@ -328,6 +529,28 @@ mod tests {
         assert!(of(json!(true)) && of(json!("on")) && of(json!("quorum")));
         assert!(!of(json!(false)) && !of(json!("off")) && !of(Value::Null));
         assert!(!synchronous_mode(&Value::Null));
+    }
+
+    #[test]
+    fn what_etcd_says_about_users_is_told_apart() {
+        let of = |words: &str| {
+            let body = json!({"error": words, "code": 3, "message": words}).to_string();
+            refusal(reqwest::StatusCode::BAD_REQUEST, &body)
+        };
+        for words in [
+            "etcdserver: user name is empty",
+            "etcdserver: invalid auth token",
+            "etcdserver: revision of auth store is old",
+        ] {
+            let error = of(words);
+            assert!(matches!(error, EtcdError::NoUser(_)), "{error}");
+            assert!(error.to_string().contains("store.etcd_user"), "{error}");
+        }
+        let error = of("etcdserver: authentication failed, invalid user ID or password");
+        assert!(matches!(error, EtcdError::WrongPassword), "{error}");
+        let error = of("etcdserver: permission denied");
+        assert!(error.to_string().contains("/tagfast/v1/"), "{error}");
+        assert!(matches!(of("etcdserver: no leader"), EtcdError::Refused(_)));
     }
 
     #[test]

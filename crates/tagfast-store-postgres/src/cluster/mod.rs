@@ -7,6 +7,7 @@
 //! | [`watcher`] | polls etcd, mints epochs, proves leadership by the lease |
 //! | [`long_transactions`] | who holds the relay |
 //! | [`member_probes`] | proves leadership by the members while etcd does not answer, and the age of replicas |
+//! | [`password_check`] | notices that a node no longer accepts the password |
 //! | [`preflight`] | what weakens a promise on this installation; how far replicas lag |
 //! | [`primary_positions`] | when the primary had which log position |
 //! | [`replica_states`] | how old each replica is, proven by its position |
@@ -17,6 +18,7 @@ pub(crate) mod etcd;
 pub(crate) mod long_transactions;
 pub(crate) mod member_probes;
 pub(crate) mod node;
+pub(crate) mod password_check;
 pub(crate) mod patroni;
 pub(crate) mod preflight;
 pub(crate) mod primary_positions;

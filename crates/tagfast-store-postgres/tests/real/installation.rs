@@ -121,7 +121,7 @@ async fn a_good_installation_has_no_warnings() {
 async fn connections_to_the_nodes_use_tls() {
     let mut options = options().await;
     let authorities = support::authority().await;
-    options.tls = Some(Tls { authorities: authorities.clone(), names: true });
+    options.tls = Some(Tls { authorities: authorities.into(), names: true });
     let store = support::open(options.clone(), Arc::new(NullSink)).await;
     let key = key_of(0, "encrypted");
     put(&store, &key, "tag").await.expect("written");
@@ -140,7 +140,7 @@ async fn connections_to_the_nodes_use_tls() {
 
     // A different authority: no node is trusted, whether names matter or not.
     for names in [true, false] {
-        options.tls = Some(Tls { authorities: support::unrelated_authority(), names });
+        options.tls = Some(Tls { authorities: support::unrelated_authority().into(), names });
         let store = PostgresStore::open(options.clone(), Arc::new(NullSink))
             .expect("a wrong installation does not fail startup");
         wait_for_condition_async("the certificate is refused", TEST_TIMEOUT, || async {

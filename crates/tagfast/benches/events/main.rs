@@ -249,8 +249,12 @@ impl Harness {
     }
 
     fn index(&self, alias: &str, scanner: Arc<dyn ShardScanner>) -> Arc<OpenSearchIndex> {
-        let options =
-            OpenSearchOptions { url: self.url.clone().into(), alias: alias.to_owned(), shards: 2 };
+        let options = OpenSearchOptions {
+            url: self.url.clone().into(),
+            login: None,
+            alias: alias.to_owned(),
+            shards: 2,
+        };
         OpenSearchIndex::new(options, scanner, Arc::clone(&self.clock)).expect("a client")
     }
 }

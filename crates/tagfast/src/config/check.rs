@@ -6,13 +6,15 @@
 //! How it fails: every fault is found at once, and names its key.
 
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tagfast_api::{JwksSource, usable_keys};
-use tagfast_resilience::{ErrorChain, private_files};
+use tagfast_resilience::{ErrorChain, Secret, private_files};
 
-use super::postgres::authorities;
-use super::secrets::read_key;
+use super::dead_letters::WebhookConfig;
+use super::events::SaslConfig;
+use super::login::{LoginConfig, PasswordFile};
+use super::secrets::{CredentialFile, read_key};
 use super::settings::Config;
 
 /// What this machine lacks for a configuration, one text each.
@@ -23,22 +25,19 @@ pub fn machine_faults(config: &Config) -> Vec<String> {
     if config.signing_key_files.is_empty() && own_key.exists() {
         faults.extend(read_key(&own_key).err());
     }
-    faults.extend(config.auth().err());
+    faults.extend(config.token_secret().and_then(|file| file.read().err()));
     if let Some(JwksSource::File(file)) = config.jwks.expose()
         && let Err(why) = check_key_set(file)
     {
         faults.push(format!("auth.jwks {}: {why}", file.display()));
     }
-    let webhook = config.dead_letters.webhook.as_ref();
-    faults.extend(webhook.and_then(|webhook| webhook.secret().err()));
+    faults.extend(passwords(config).iter().filter_map(|file| file.read().err()));
     if let Some(postgres) = &config.postgres {
-        faults.extend(postgres.password().err());
-        faults.extend(postgres.tls().err());
-        if let Some(kafka) = &postgres.kafka {
-            let file = kafka.tls_ca_file.as_deref();
-            faults.extend(file.and_then(|file| authorities("kafka.tls_ca_file", file).err()));
-            faults.extend(kafka.sasl.as_ref().and_then(|sasl| sasl.password().err()));
-        }
+        let authorities = [
+            postgres.tls_authorities(),
+            postgres.kafka.as_ref().and_then(|kafka| kafka.tls_authorities()),
+        ];
+        faults.extend(authorities.into_iter().flatten().filter_map(|file| file.read().err()));
     }
     faults.extend(check_data_dir(&config.data_dir).err());
     // Port 0: a server that runs already holds the other one.
@@ -51,25 +50,40 @@ pub fn machine_faults(config: &Config) -> Vec<String> {
 /// Files with secrets that other users can read. They are used all the same: the mounted secrets of
 /// containers cannot be narrower.
 pub fn machine_notes(config: &Config) -> Vec<String> {
-    let postgres = config.postgres.as_ref();
-    let sasl = postgres.and_then(|p| p.kafka.as_ref()).and_then(|kafka| kafka.sasl.as_ref());
-    let webhook = config.dead_letters.webhook.as_ref();
-    let files = [
-        ("auth.hs256_secret_file", config.hs256_secret_file.as_ref()),
-        ("store.password_file", postgres.map(|postgres| &postgres.password_file)),
-        ("kafka.sasl_password_file", sasl.map(|sasl| &sasl.password_file)),
-        ("dead_letters.webhook_secret_file", webhook.and_then(|w| w.secret_file.as_ref())),
-    ];
-    let keys = config.signing_key_files.iter().map(|file| ("server.signing_key_file", Some(file)));
-    let note = |(key, file): (&str, Option<&PathBuf>)| {
-        let file = file?;
-        let mode = private_files::readable_by_others(file)?;
-        let file = file.display();
-        Some(format!(
-            "{key} {file} has mode {mode:04o}: other users can read the secret; run `chmod 600`"
-        ))
-    };
-    files.into_iter().chain(keys).filter_map(note).collect()
+    let passwords = passwords(config);
+    let files = passwords.iter().map(|file| (&file.key, &file.secrets));
+    let token_secret = config.token_secret();
+    let files = files.chain(token_secret.iter().map(|file| (&file.key, &file.secrets)));
+    let files = files.flat_map(|(key, files)| files.iter().map(move |f| (key.as_str(), f)));
+    let keys = config.signing_key_files.iter().map(|file| ("server.signing_key_file", file));
+    files.chain(keys).filter_map(|(key, file)| readable_by_others(key, file)).collect()
+}
+
+/// Says that a file with a secret can be read by others; `None`: it cannot.
+pub(crate) fn readable_by_others(key: &str, file: &Path) -> Option<String> {
+    let mode = private_files::readable_by_others(file)?;
+    let file = file.display();
+    Some(format!(
+        "{key} {file} has mode {mode:04o}: other users can read the secret; run `chmod 600`"
+    ))
+}
+
+/// The files of all passwords and of the webhook's secret.
+fn passwords(config: &Config) -> Vec<CredentialFile<Secret>> {
+    let webhook = config.dead_letters.webhook.as_ref().and_then(WebhookConfig::secret);
+    let mut files: Vec<_> = webhook.into_iter().collect();
+    let Some(postgres) = &config.postgres else { return files };
+    files.push(postgres.password());
+    files.extend(postgres.etcd_login.as_ref().map(LoginConfig::password));
+    let index = postgres.opensearch.as_ref().and_then(|index| index.login.as_ref());
+    files.extend(index.map(LoginConfig::password));
+    for redis in config.cache.redis.iter().chain(&postgres.state_redis) {
+        let of_redis = redis.password.iter().chain(&redis.sentinel_password);
+        files.extend(of_redis.map(PasswordFile::password));
+    }
+    let sasl = postgres.kafka.as_ref().and_then(|kafka| kafka.sasl.as_ref());
+    files.extend(sasl.map(SaslConfig::password));
+    files
 }
 
 /// Whether a file is a key set with a key that can verify tokens.

@@ -8,7 +8,7 @@ use tagfast_events::AutoReplayPolicy;
 use tagfast_resilience::Secret;
 
 use super::keys::DEAD_LETTERS;
-use super::secrets::read_line;
+use super::secrets::CredentialFile;
 use super::values::Values;
 
 /// Dead letters.
@@ -32,13 +32,10 @@ pub struct WebhookConfig {
 }
 
 impl WebhookConfig {
-    /// Reads the secret from its file; `None` without a file.
-    ///
-    /// # Errors
-    /// The file cannot be read or is empty.
-    pub fn secret(&self) -> Result<Option<Secret>, String> {
-        let file = self.secret_file.as_deref();
-        file.map(|file| read_line("dead_letters.webhook_secret_file", file)).transpose()
+    /// The file of the secret; `None` = messages are not signed.
+    pub fn secret(&self) -> Option<CredentialFile<Secret>> {
+        let file = self.secret_file.as_deref()?;
+        Some(CredentialFile::password("dead_letters.webhook_secret_file", file))
     }
 }
 

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use tagfast_resilience::{Address, Secret};
 
 use super::keys::{KAFKA, SEARCH};
-use super::secrets::read_line;
+use super::login::{LoginConfig, login};
+use super::secrets::CredentialFile;
 use super::values::{Values, is_http_url};
 
 /// Kafka.
@@ -46,12 +47,17 @@ pub struct SaslConfig {
 }
 
 impl SaslConfig {
-    /// Reads the password from its file.
-    ///
-    /// # Errors
-    /// The file cannot be read, or is empty.
-    pub fn password(&self) -> Result<Secret, String> {
-        read_line("kafka.sasl_password_file", &self.password_file)
+    /// The file of the password.
+    pub fn password(&self) -> CredentialFile<Secret> {
+        CredentialFile::password("kafka.sasl_password_file", &self.password_file)
+    }
+}
+
+impl KafkaConfig {
+    /// The file of the authorities' certificates; `None` = the system's.
+    pub fn tls_authorities(&self) -> Option<CredentialFile<Vec<u8>>> {
+        let file = self.tls_ca_file.as_deref()?;
+        Some(CredentialFile::authorities("kafka.tls_ca_file", file))
     }
 }
 
@@ -60,6 +66,8 @@ impl SaslConfig {
 pub struct OpenSearchConfig {
     /// URL of the server.
     pub url: Address,
+    /// User and password; `None` = the URL's, if it has some.
+    pub login: Option<LoginConfig>,
     /// Shards of a new index.
     pub shards: u32,
 }
@@ -127,7 +135,13 @@ pub(super) fn kafka(values: &mut Values<'_>) -> Option<KafkaConfig> {
 
 /// The search index; `None` without a URL.
 pub(super) fn opensearch(values: &mut Values<'_>) -> Option<OpenSearchConfig> {
-    let url = values.text(&SEARCH.opensearch_url)?;
+    let login = login(values, &SEARCH.opensearch_user, &SEARCH.opensearch_password_file);
+    let Some(url) = values.text(&SEARCH.opensearch_url) else {
+        if login.is_some() {
+            values.refuse("search.opensearch_user needs search.opensearch_url");
+        }
+        return None;
+    };
     if !is_http_url(&url) {
         values.refuse("search.opensearch_url must be a URL with http:// or https://");
     }
@@ -135,7 +149,8 @@ pub(super) fn opensearch(values: &mut Values<'_>) -> Option<OpenSearchConfig> {
         values
             .refuse("search.opensearch_url needs kafka.brokers: the index is fed through the bus");
     }
-    Some(OpenSearchConfig { url: url.into(), shards: values.small(&SEARCH.opensearch_shards) })
+    let shards = values.small(&SEARCH.opensearch_shards);
+    Some(OpenSearchConfig { url: url.into(), login, shards })
 }
 
 #[cfg(test)]
@@ -197,6 +212,14 @@ mod tests {
             ("[kafka]\nbrokers = [\"k:1\"]\nsasl_mechanism = \"GSSAPI\"", "kafka.sasl_mechanism"),
             ("[kafka]\nbrokers = [\"k:1\"]\nsasl_mechanism = \"PLAIN\"", "kafka.sasl_user"),
             ("[search]\nopensearch_url = \"http://o\"", "kafka.brokers"),
+            (
+                "[search]\nopensearch_url = \"http://o\"\nopensearch_user = \"u\"",
+                "search.opensearch_password_file",
+            ),
+            (
+                "[search]\nopensearch_user = \"u\"\nopensearch_password_file = \"p\"",
+                "search.opensearch_url",
+            ),
             (
                 "[kafka]\nbrokers = [\"k:1\"]\n[search]\nopensearch_url = \"http://o\"\nopensearch_shards = 0",
                 "opensearch_shards",

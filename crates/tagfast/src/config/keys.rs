@@ -106,8 +106,9 @@ config_keys! {
              `auth.mode` is `none`. A missing one: clients that use it are refused.";
         signing_key_file List Both = "", "config.signing_keys()",
             "Files with the keys of consistency tokens, receipts and cursors: 64 hexadecimal \
-             digits each. The first key signs, all are accepted. Embedded default: `token.key` in \
-             the data directory, made at the first start.",
+             digits each. The first key signs, all are accepted; the files are read again when \
+             they change. Embedded default: `token.key` in the data directory, made at the first \
+             start.",
             "Removing a key makes the tokens, receipts and cursors that it signed worthless; with \
              a different file per node, each node refuses the tokens of the others.";
         worker_threads Number(0..=1024) Both = "0", "config.worker_threads",
@@ -156,16 +157,16 @@ config_keys! {
              know the outcome.";
     }
     auth AUTH AuthKeys "Who may call." {
-        mode Choice("none" | "jwt") Both = "\"none\"", "config.auth()",
+        mode Choice("none" | "jwt") Both = "\"none\"", "config.auth",
             "`none`: every caller is user `anonymous` of tenant `default` with every scope, \
              accepted on loopback addresses only. `jwt`: bearer tokens with the claims `tenant`, \
              `sub` and `scope`.",
             "`none` lets every local user read and write everything.";
-        hs256_secret_file Text Both = "", "config.auth()",
+        hs256_secret_file Text Both = "", "config.token_secret()",
             "File with the secret of HS256 tokens, at least 32 bytes; whitespace around it is cut \
-             off.",
+             off. It is read again when it changes; tokens of the former secret are refused then.",
             "Anyone who reads the file can make tokens of any tenant: mode 0600.";
-        jwks Address Both = "", "config.auth()",
+        jwks Address Both = "", "config.auth",
             "Keys of RS256, ES256 and EdDSA tokens, as a JSON Web Key Set of at most 1 MiB: a file \
              or an `https://` URL (`http://` on loopback addresses alone). A key that a file no \
              longer has is refused after a second, one that a URL no longer has after ten \
@@ -174,13 +175,13 @@ config_keys! {
              keys stay in force, and `/readyz` and `tagfast status` name `auth` as degraded.",
             "Anyone who controls the URL can make tokens of any tenant. To withdraw the only key, \
              put a new one into its place.";
-        audience Text Both = "", "config.auth()",
+        audience Text Both = "", "config.auth",
             "Required `aud` claim.",
             "Unset: tokens made for other services of the same issuer are accepted.";
-        issuer Text Both = "", "config.auth()",
+        issuer Text Both = "", "config.auth",
             "Required `iss` claim.",
             "Unset: every issuer whose key is in `auth.jwks` is accepted.";
-        leeway_seconds Number(0..=86_400) Both = "60", "config.auth()",
+        leeway_seconds Number(0..=86_400) Both = "60", "config.auth",
             "Clock skew allowed on `exp` and `nbf`, in seconds.",
             "Too high: expired tokens stay valid. Too low: tokens fail when clocks differ a \
              little.";
@@ -219,6 +220,15 @@ config_keys! {
             "etcd's client URLs. The service must be able to read `/service/` and to write \
              `/tagfast/`.",
             "Without write access no epoch can be made and the clusters take no writes.";
+        etcd_user Text Cluster = "", "postgres.etcd_login",
+            "The user in an etcd that asks for one (`etcdctl auth enable`); needs \
+             `store.etcd_password_file`. Its role needs `read` on the prefix `/service/` and \
+             `readwrite` on the prefix `/tagfast/v1/`.",
+            "Without it an etcd that asks for a user answers nothing: no leader is known, and the \
+             clusters take no writes.";
+        etcd_password_file Text Cluster = "", "postgres.etcd_login",
+            "File with the password of `store.etcd_user`; read again when it changes.",
+            "A file that other users can read lets them mint epochs, which stops writes.";
         patroni Addresses Cluster = "", "c.patroni",
             "Patroni's REST addresses, each `SCOPE=URL`; they find replicas when etcd does not \
              answer at the start.",
@@ -231,17 +241,17 @@ config_keys! {
             "Without these rights replicas cannot be proven fresh enough and forked timelines \
              cannot be read.";
         password_file Text Cluster = "", "postgres.password()",
-            "File with the role's password.",
+            "File with the role's password; read again when it changes.",
             "A file that other users can read gives them the database.";
-        tls Choice("off" | "verify-ca" | "verify-full") Cluster = "\"off\"", "postgres.tls()",
+        tls Choice("off" | "verify-ca" | "verify-full") Cluster = "\"off\"", "postgres.tls_names()",
             "TLS to PostgreSQL: `off`, `verify-ca` (a certificate of a known authority) or \
              `verify-full` (that also names the node's address).",
             "Off, anyone on the network path between the service and its databases can read every \
              document; `verify-full` refuses certificates without the addresses that Patroni \
              reports.";
-        tls_ca_file Text Cluster = "", "postgres.tls()",
+        tls_ca_file Text Cluster = "", "postgres.tls_authorities()",
             "File with the certificates (PEM) of the authorities that signed the servers' \
-             certificates.",
+             certificates; read again when it changes.",
             "With a wrong authority every server is refused and no cluster is reached.";
         epoch_floors List Cluster = "", "c.epoch_floor",
             "Clusters that took over shards from a different one, each `SCOPE=ORDINAL`: the \
@@ -302,12 +312,25 @@ config_keys! {
              large store go to the disk more often.";
     }
     cache CACHE CacheKeys "The caches in front of the databases." {
-        redis_url Address Cluster = "", "config.cache.redis_url",
+        redis_url Address Cluster = "", "config.cache.redis",
             "The Redis of cached views: `redis://[user:password@]host:port`, or \
              `redis+sentinel://[user:password@]host:port,host:port/name` for the primary that \
              Sentinels name. Unset: every process caches views for itself.",
             "Without `maxmemory` it fills the machine; with `allkeys-*` as `maxmemory-policy` it \
              is not used; with `noeviction` it keeps no views when full. Right is `volatile-lru`.";
+        redis_password_file Text Cluster = "", "redis.password",
+            "File with the password of `cache.redis_url`, in place of the URL's; read again when it \
+             changes. The user stays in the URL: `redis://user@host:port`.",
+            "A password in the URL cannot be changed without a restart; a file that other users \
+             can read gives them the cached views.";
+        sentinel_user Text Cluster = "", "redis.sentinel_user",
+            "The user of the Sentinels in `cache.redis_url`; unset = the default user.",
+            "A user that may not ask Sentinel for the address of the primary finds none.";
+        sentinel_password_file Text Cluster = "", "redis.sentinel_password",
+            "File with the Sentinels' password; read again when it changes. Unset: they ask for \
+             none.",
+            "Without it Sentinels that ask for a password name no primary, and this Redis is not \
+             used.";
         local_max_bytes Number(0..=1_099_511_627_776) Cluster = "67108864",
             "config.cache.local_max_bytes",
             "Memory of this process for its local cache (L1) of views, in bytes; 0 = no local \
@@ -332,6 +355,19 @@ config_keys! {
             "With a `maxmemory-policy` other than `noeviction` it would forget silently and is not \
              used. Behind Sentinel without `min-replicas-to-write 1`, a server that is cut off \
              takes positions that are lost.";
+        redis_password_file Text Cluster = "", "redis.password",
+            "File with the password of `state.redis_url`, in place of the URL's; read again when it \
+             changes. The user stays in the URL: `redis://user@host:port`.",
+            "A password in the URL cannot be changed without a restart; a file that other users \
+             can read gives them positions and leaderboards.";
+        sentinel_user Text Cluster = "", "redis.sentinel_user",
+            "The user of the Sentinels in `state.redis_url`; unset = the default user.",
+            "A user that may not ask Sentinel for the address of the primary finds none.";
+        sentinel_password_file Text Cluster = "", "redis.sentinel_password",
+            "File with the Sentinels' password; read again when it changes. Unset: they ask for \
+             none.",
+            "Without it Sentinels that ask for a password name no primary, and this Redis is not \
+             used.";
     }
     kafka KAFKA KafkaKeys
         "The event bus of a cluster. Needs a build with `--features kafka`." {
@@ -345,9 +381,9 @@ config_keys! {
         tls Flag Cluster = "false", "kafka.tls",
             "TLS to the brokers.",
             "Off, anyone on the network path can read every event.";
-        tls_ca_file Text Cluster = "", "kafka.tls_ca_file",
+        tls_ca_file Text Cluster = "", "kafka.tls_authorities()",
             "File with the certificates (PEM) of the authorities that signed the brokers' \
-             certificates; unset = the system's.",
+             certificates; read again when it changes; unset = the system's.",
             "With a wrong authority every broker is refused.";
         sasl_mechanism Choice("PLAIN" | "SCRAM-SHA-256" | "SCRAM-SHA-512") Cluster = "",
             "sasl.mechanism",
@@ -357,13 +393,21 @@ config_keys! {
             "SASL user name.",
             "Without the rights to the topics and groups of tagfast the start is refused.";
         sasl_password_file Text Cluster = "", "sasl.password()",
-            "File with the SASL password.",
+            "File with the SASL password; read again when it changes.",
             "A file that other users can read gives them the events.";
     }
     search SEARCH SearchKeys "The search index of a cluster." {
         opensearch_url Address Cluster = "", "search.url",
             "The OpenSearch server, `http://host:port`.",
             "The index of a different installation answers with its contents.";
+        opensearch_user Text Cluster = "", "search.login",
+            "The user in an OpenSearch that asks for one; needs `search.opensearch_password_file`. \
+             User and password in the URL are not used then.",
+            "Without the rights to the indices of tagfast nothing is indexed or found.";
+        opensearch_password_file Text Cluster = "", "search.login",
+            "File with the password of `search.opensearch_user`; read again when it changes.",
+            "A password in the URL cannot be changed without a restart; a file that other users \
+             can read gives them the index.";
         opensearch_shards Number(1..=1024) Cluster = "8", "search.shards",
             "Shards of a new index; an existing index keeps its own number until `tagfast \
              reindex`.",
@@ -386,7 +430,7 @@ config_keys! {
              this machine. One signed message for all of them, retried.",
             "Unset: only metrics and alert rules report them.";
         webhook_secret_file Text Both = "", "webhook.secret()",
-            "File whose text signs the messages (`Tagfast-Signature`).",
+            "File whose text signs the messages (`Tagfast-Signature`); read again when it changes.",
             "Unset: the receiver cannot verify the sender of a message.";
         webhook_interval_min_ms Number(1000..=86_400_000) Both = "900000",
             "webhook.interval_min",

@@ -1,16 +1,18 @@
 //! The part of a configuration that names PostgreSQL clusters.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tagfast_domain::EpochOrdinal;
-use tagfast_resilience::{Address, ErrorChain, Secret};
+use tagfast_resilience::{Address, Secret};
 use tagfast_sharding::ShardMap;
-use tagfast_store_postgres::{SynchronousCommit, Tls};
+use tagfast_store_postgres::SynchronousCommit;
 
+use super::cache::{RedisConfig, redis};
 use super::events::{KafkaConfig, OpenSearchConfig, kafka, opensearch};
 use super::keys::{SERVER, STATE, STORE};
-use super::secrets::read_line;
+use super::login::{LoginConfig, login};
+use super::secrets::CredentialFile;
 use super::values::{Values, is_http_url};
 
 /// One cluster.
@@ -44,6 +46,8 @@ pub struct PostgresConfig {
     pub clusters: Vec<ClusterConfig>,
     /// etcd's client URLs.
     pub etcd: Vec<Address>,
+    /// Who the service is in etcd; `None` = etcd asks for no user.
+    pub etcd_login: Option<LoginConfig>,
     /// The database on every cluster.
     pub database: String,
     /// The role.
@@ -63,7 +67,7 @@ pub struct PostgresConfig {
     /// How old a replica may be.
     pub replica_age_max: Duration,
     /// The state Redis; `None` = every process counts everything for itself.
-    pub state_redis: Option<Address>,
+    pub state_redis: Option<RedisConfig>,
     /// Disk space of each cluster's outbox, in bytes.
     pub outbox_max_bytes: u64,
     /// What a write waits for before it is acknowledged.
@@ -79,35 +83,21 @@ pub struct PostgresConfig {
 }
 
 impl PostgresConfig {
-    /// Reads the role's password from its file.
-    ///
-    /// # Errors
-    /// The file cannot be read, or is empty.
-    pub fn password(&self) -> Result<Secret, String> {
-        read_line("store.password_file", &self.password_file)
+    /// The file of the role's password.
+    pub fn password(&self) -> CredentialFile<Secret> {
+        CredentialFile::password("store.password_file", &self.password_file)
     }
 
-    /// Reads the authorities' certificates; `None` without TLS.
-    ///
-    /// # Errors
-    /// The file cannot be read, or holds no usable certificate.
-    pub fn tls(&self) -> Result<Option<Tls>, String> {
-        if self.tls == TlsMode::Off {
-            return Ok(None);
-        }
-        let mut tls = authorities("store.tls_ca_file", &self.tls_ca_file)?;
-        tls.names = self.tls == TlsMode::VerifyFull;
-        Ok(Some(tls))
+    /// The file of the authorities' certificates; `None` without TLS.
+    pub fn tls_authorities(&self) -> Option<CredentialFile<Vec<u8>>> {
+        (self.tls != TlsMode::Off)
+            .then(|| CredentialFile::authorities("store.tls_ca_file", &self.tls_ca_file))
     }
-}
 
-/// The certificates of a file, if they can be used; of the errors, `key` names the file.
-pub(super) fn authorities(key: &str, file: &Path) -> Result<Tls, String> {
-    let place = || format!("{key} {}", file.display());
-    let authorities = std::fs::read(file).map_err(|e| format!("{}: {e}", place()))?;
-    let tls = Tls { authorities, names: false };
-    tls.check().map_err(|e| format!("{}: {}", place(), ErrorChain(&e)))?;
-    Ok(tls)
+    /// Whether a server's certificate must name the node's address.
+    pub fn tls_names(&self) -> bool {
+        self.tls == TlsMode::VerifyFull
+    }
 }
 
 /// Splits `SCOPE=REST`, an item of a list.
@@ -213,6 +203,7 @@ pub(super) fn postgres(values: &mut Values<'_>) -> PostgresConfig {
     PostgresConfig {
         clusters,
         etcd,
+        etcd_login: login(values, &STORE.etcd_user, &STORE.etcd_password_file),
         database: values.text(&STORE.database).unwrap_or_default(),
         user: values.text(&STORE.user).unwrap_or_default(),
         password_file: password_file.unwrap_or_default(),
@@ -222,7 +213,12 @@ pub(super) fn postgres(values: &mut Values<'_>) -> PostgresConfig {
         read_concurrency: values.size(&STORE.read_concurrency),
         reads_per_second: values.small(&STORE.reads_per_second),
         replica_age_max: values.millis(&STORE.replica_max_age_ms),
-        state_redis: values.text(&STATE.redis_url).map(Address::new),
+        state_redis: redis(
+            values,
+            &STATE.redis_url,
+            &STATE.redis_password_file,
+            (&STATE.sentinel_user, &STATE.sentinel_password_file),
+        ),
         outbox_max_bytes: values.number(&STORE.outbox_max_bytes),
         synchronous_commit: match values.choice(&STORE.synchronous_commit) {
             Some("on") => SynchronousCommit::On,

@@ -1,15 +1,80 @@
-//! Secrets in files: signing keys and the secrets of tokens.
+//! Secrets in files: passwords, signing keys and the secrets of tokens.
 //!
 //! How it fails: a secret that is too short or malformed is refused with how to make a good one. A
 //! crash while a key is made leaves no half key, because it is written beside and renamed.
 
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use tagfast_resilience::{Secret, private_files};
+use tagfast_resilience::{ErrorChain, Secret, private_files};
+use tagfast_store_postgres::check_authorities;
 
 /// Shortest secret of HS256 tokens, in bytes.
 const SECRET_BYTES_MIN: usize = 32;
+
+/// Files whose content is a credential, and how they are read.
+#[derive(Clone)]
+pub struct CredentialFile<T> {
+    /// The configuration key that names the files.
+    pub key: String,
+    /// The files; a secret in them must not be readable by others.
+    pub secrets: Vec<PathBuf>,
+    read: Arc<dyn Fn() -> Result<T, String> + Send + Sync>,
+}
+
+impl<T> CredentialFile<T> {
+    fn new(
+        key: String,
+        secrets: Vec<PathBuf>,
+        read: impl Fn() -> Result<T, String> + Send + Sync + 'static,
+    ) -> Self {
+        Self { key, secrets, read: Arc::new(read) }
+    }
+
+    /// Reads the content.
+    ///
+    /// # Errors
+    /// A file cannot be read, or holds no such credential; the text names key and file.
+    pub fn read(&self) -> Result<T, String> {
+        (self.read)()
+    }
+}
+
+impl CredentialFile<Secret> {
+    /// A file with a password or a secret.
+    pub(super) fn password(key: impl Into<String>, file: &Path) -> Self {
+        let (key, path) = (key.into(), file.to_owned());
+        let name = key.clone();
+        Self::new(key, vec![file.to_owned()], move || read_line(&name, &path))
+    }
+}
+
+impl CredentialFile<Secret<Vec<u8>>> {
+    /// A file with the secret of HS256 tokens.
+    pub(super) fn token_secret(key: &str, file: &Path) -> Self {
+        let path = file.to_owned();
+        Self::new(key.to_owned(), vec![file.to_owned()], move || {
+            read_secret(&path).map(Secret::new)
+        })
+    }
+}
+
+impl CredentialFile<Vec<[u8; 32]>> {
+    /// Files with a signing key each.
+    pub(super) fn signing_keys(key: &str, files: Vec<PathBuf>) -> Self {
+        let paths = files.clone();
+        Self::new(key.to_owned(), files, move || paths.iter().map(|path| read_key(path)).collect())
+    }
+}
+
+impl CredentialFile<Vec<u8>> {
+    /// A file with the certificates of authorities; they are no secret.
+    pub(super) fn authorities(key: &str, file: &Path) -> Self {
+        let (name, path) = (key.to_owned(), file.to_owned());
+        Self::new(key.to_owned(), Vec::new(), move || read_authorities(&name, &path))
+    }
+}
 
 /// Reads the secret of HS256 tokens.
 ///
@@ -34,7 +99,7 @@ pub fn read_secret(path: &Path) -> Result<Vec<u8>, String> {
 ///
 /// # Errors
 /// The file cannot be read, or is empty.
-pub(super) fn read_line(key: &str, path: &Path) -> Result<Secret, String> {
+fn read_line(key: &str, path: &Path) -> Result<Secret, String> {
     let place = format!("{key} {}", path.display());
     let text = std::fs::read_to_string(path).map_err(|e| format!("{place}: {e}"))?;
     let secret = text.trim_end_matches(['\r', '\n']);
@@ -42,6 +107,14 @@ pub(super) fn read_line(key: &str, path: &Path) -> Result<Secret, String> {
         return Err(format!("{place} is empty"));
     }
     Ok(Secret::new(secret.to_owned()))
+}
+
+/// The certificates of a file, if they can be used; of the errors, `key` names the file.
+fn read_authorities(key: &str, file: &Path) -> Result<Vec<u8>, String> {
+    let place = || format!("{key} {}", file.display());
+    let authorities = std::fs::read(file).map_err(|e| format!("{}: {e}", place()))?;
+    check_authorities(&authorities).map_err(|e| format!("{}: {}", place(), ErrorChain(&e)))?;
+    Ok(authorities)
 }
 
 /// Reads a signing key.

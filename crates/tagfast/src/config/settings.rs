@@ -1,7 +1,7 @@
 //! The second stage of the configuration: checked, typed, in the units that the parts take.
 //!
 //! Nothing is opened here, so that `config check` can check a configuration on any machine.
-//! [`Config::auth`] and [`Config::signing_keys`] read secrets when a server starts; what this
+//! Secrets are read from the files that [`Config::token_secret`] and its siblings name; what this
 //! machine lacks is found before that ([`super::machine_faults`]).
 
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use tagfast_api::{AllowedHosts, ApiLimits, AuthConfig, JwksSource};
 use tagfast_domain::{Limits, TenantId};
 use tagfast_resilience::secret::redacted;
-use tagfast_resilience::{Address, Secret};
+use tagfast_resilience::{Address, Credential, Secret};
 
 use super::cache::{CacheConfig, cache, tenant_weights};
 use super::dead_letters::{DeadLettersConfig, dead_letters};
@@ -21,7 +21,7 @@ use super::key::{ChoiceKey, Key, Scope, TextKey};
 use super::keys::{AUTH, CACHE, KEYS, LIMITS, LOG, SERVER, STATE, STORE, TELEMETRY};
 use super::log_filter;
 use super::postgres::{PostgresConfig, postgres};
-use super::secrets::{make_key, read_key, read_secret};
+use super::secrets::{CredentialFile, make_key};
 use super::values::{Sources, Values, is_http_url};
 
 /// Largest request bodies that the bytes in flight must have room for.
@@ -152,40 +152,42 @@ impl Config {
         }
     }
 
-    /// How the API authenticates, with the secret read from its file.
-    ///
-    /// # Errors
-    /// The secret cannot be read or is too short.
-    pub fn auth(&self) -> Result<AuthConfig, String> {
+    /// The file of the secret of HS256 tokens; `None`: there is none, or no caller is asked for a
+    /// token.
+    pub fn token_secret(&self) -> Option<CredentialFile<Secret<Vec<u8>>>> {
+        let file = self.hs256_secret_file.as_deref().filter(|_| self.auth_mode == AuthMode::Jwt)?;
+        Some(CredentialFile::token_secret("auth.hs256_secret_file", file))
+    }
+
+    /// How the API authenticates; `secret` is the content of [`Config::token_secret`].
+    pub fn auth(&self, secret: Option<Credential<Secret<Vec<u8>>>>) -> AuthConfig {
         match self.auth_mode {
-            AuthMode::None => Ok(AuthConfig::None),
-            AuthMode::Jwt => Ok(AuthConfig::Jwt {
-                hs256_secret: match self.hs256_secret_file.as_deref() {
-                    Some(file) => Some(Secret::new(read_secret(file)?)),
-                    None => None,
-                },
+            AuthMode::None => AuthConfig::None,
+            AuthMode::Jwt => AuthConfig::Jwt {
+                hs256_secret: secret,
                 jwks: self.jwks.expose().clone(),
                 audience: self.audience.clone(),
                 issuer: self.issuer.clone(),
                 leeway: self.leeway,
-            }),
+            },
         }
     }
 
-    /// The keys of tokens and cursors; the first signs. Without configured files this is
-    /// `token.key` in the data directory, made if it is missing.
+    /// The files of the keys of tokens and cursors; the first signs. Without configured files this
+    /// is `token.key` in the data directory, made if it is missing.
     ///
     /// # Errors
-    /// A file cannot be read, or holds no key.
-    pub fn signing_keys(&self) -> Result<Vec<[u8; 32]>, String> {
-        if self.signing_key_files.is_empty() {
+    /// The key cannot be made.
+    pub fn signing_keys(&self) -> Result<CredentialFile<Vec<[u8; 32]>>, String> {
+        let mut files = self.signing_key_files.clone();
+        if files.is_empty() {
             let path = self.default_signing_key();
             if !path.exists() {
                 make_key(&path)?;
             }
-            return read_key(&path).map(|k| vec![k]);
+            files.push(path);
         }
-        self.signing_key_files.iter().map(|p| read_key(p)).collect()
+        Ok(CredentialFile::signing_keys("server.signing_key_file", files))
     }
 
     /// Whether [`Config::signing_keys`] will make a key.
@@ -448,8 +450,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let config =
             resolve(&format!("[store]\ndata_dir = {:?}", dir.path().join("data"))).unwrap();
-        let first = config.signing_keys().unwrap();
-        assert_eq!(first, config.signing_keys().unwrap());
+        let read = || config.signing_keys().unwrap().read().unwrap();
+        let first = read();
+        assert_eq!(first, read());
         assert_ne!(first[0], [0; 32]);
         let mode =
             std::fs::metadata(dir.path().join("data/token.key")).unwrap().permissions().mode();
@@ -466,11 +469,13 @@ mod tests {
             "[server]\nsigning_key_file = [{key:?}]\n[auth]\nmode = \"jwt\"\nhs256_secret_file = {secret:?}"
         ))
         .unwrap();
-        assert!(config.auth().unwrap_err().contains("at least 32"));
-        assert!(config.signing_keys().unwrap_err().contains("64 hexadecimal digits"));
+        let token_secret = || config.token_secret().unwrap().read();
+        assert!(token_secret().unwrap_err().contains("at least 32"));
+        let keys = config.signing_keys().unwrap().read();
+        assert!(keys.unwrap_err().contains("64 hexadecimal digits"));
         let faults = crate::config::machine_faults(&config);
         assert_eq!(faults.len(), 2, "{faults:?}");
         std::fs::write(&secret, format!("{}\n", "s".repeat(32))).unwrap();
-        assert!(config.auth().is_ok());
+        assert!(token_secret().is_ok());
     }
 }

@@ -8,13 +8,15 @@ use std::sync::Arc;
 
 use tagfast_cache::{CacheDependencies, CacheOptions, CachedStore};
 use tagfast_client::error::CliError;
-use tagfast_redis::{Redis, RedisRole};
-use tagfast_resilience::{Address, Breakers, Clock};
+use tagfast_redis::{Redis, RedisOptions, RedisRole};
+use tagfast_resilience::{Breakers, Clock};
 use tagfast_store::SharedStore;
 use tagfast_store_postgres::PostgresStore;
 
 use super::roles::Roles;
-use crate::config::{Config, PostgresConfig};
+use crate::config::login::PasswordFile;
+use crate::config::{Config, PostgresConfig, RedisConfig};
+use crate::credentials::CredentialFiles;
 
 /// The caches of one process.
 pub(crate) struct CacheLayer {
@@ -33,12 +35,12 @@ impl CacheLayer {
         postgres: &PostgresConfig,
         roles: Roles,
         store: &Arc<PostgresStore>,
-        clock: &Arc<dyn Clock>,
-        breakers: &Arc<Breakers>,
+        (clock, breakers): (&Arc<dyn Clock>, &Arc<Breakers>),
+        credentials: &CredentialFiles,
     ) -> Result<Self, CliError> {
-        let redis = |key: &str, url: &Option<Address>, role| match url {
+        let redis = |key: &str, redis: &Option<RedisConfig>, role| match redis {
             None => Ok(None),
-            Some(url) => Redis::start(url.expose(), role, breakers)
+            Some(redis) => Redis::start_with(options(redis, credentials)?, role, breakers)
                 .map(Some)
                 .map_err(|e| CliError::new(key).with_source(e)),
         };
@@ -46,7 +48,7 @@ impl CacheLayer {
         if !roles.api {
             return Ok(Self { state, views: None, cached: None });
         }
-        let views = redis("cache.redis_url", &config.cache.redis_url, RedisRole::Cache)?;
+        let views = redis("cache.redis_url", &config.cache.redis, RedisRole::Cache)?;
         let parts = CacheDependencies {
             store: Arc::clone(store) as SharedStore,
             history: Arc::clone(store) as _,
@@ -99,4 +101,16 @@ impl CacheLayer {
         }
         degraded
     }
+}
+
+/// How a Redis is reached; its passwords come from their files.
+fn options(redis: &RedisConfig, credentials: &CredentialFiles) -> Result<RedisOptions, CliError> {
+    let open =
+        |file: Option<&PasswordFile>| credentials.open_some(file.map(PasswordFile::password));
+    Ok(RedisOptions {
+        url: redis.url.clone(),
+        password: open(redis.password.as_ref())?,
+        sentinel_user: redis.sentinel_user.clone(),
+        sentinel_password: open(redis.sentinel_password.as_ref())?,
+    })
 }

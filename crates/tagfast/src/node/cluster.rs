@@ -21,7 +21,8 @@ use tagfast_search::{GuardOptions, GuardedIndex};
 use tagfast_store::Sealer;
 use tagfast_store::fair_queue::TenantWeights;
 use tagfast_store_postgres::{
-    ClusterOptions, ClusterStatus, NullSink, OutboxSink, PostgresOptions, PostgresStore,
+    ClusterOptions, ClusterStatus, EtcdLogin, NullSink, OutboxSink, PostgresOptions, PostgresStore,
+    Tls,
 };
 
 use super::cache::CacheLayer;
@@ -31,6 +32,7 @@ use super::roles::Roles;
 use super::shutdown::bounded;
 use crate::config::{Config, PostgresConfig};
 use crate::consumers::Consumers;
+use crate::credentials::CredentialFiles;
 use crate::telemetry::metrics::MetricsText;
 
 /// Said where a request or role needs the bus and none is configured.
@@ -56,26 +58,30 @@ impl ClusterNode {
         if postgres.kafka.is_none() && roles != Roles::ALL && roles.needs_bus() {
             return Err(CliError::usage(format!("--role {}: {NO_BUS}", roles.names())));
         }
-        let bus = connect_bus(config, postgres).await?;
+        let credentials = CredentialFiles::start();
+        let bus = connect_bus(config, postgres, &credentials).await?;
         let breakers = Breakers::new(Arc::clone(&clock));
         let sink: Arc<dyn OutboxSink> = match &bus {
             Some(bus) => bus.outbox_sink(&breakers),
             None => Arc::new(NullSink),
         };
-        let store =
-            PostgresStore::open(store_options(config, postgres, roles, &clock, &breakers)?, sink)
-                .map_err(|e| CliError::new("the store does not open").with_source(e))?;
-        let cache = CacheLayer::start(config, postgres, roles, &store, &clock, &breakers)?;
+        let options = store_options(config, postgres, roles, (&clock, &breakers), &credentials)?;
+        let store = PostgresStore::open(options, sink)
+            .map_err(|e| CliError::new("the store does not open").with_source(e))?;
+        let cache =
+            CacheLayer::start(config, postgres, roles, &store, (&clock, &breakers), &credentials)?;
         let pipeline = match bus {
             Some(bus) => {
                 let redis = cache.state.as_ref();
-                let (store, clock) = (&store, &clock);
-                let deps = PipelineDeps { config, postgres, roles, store, redis, clock };
+                let (store, clock, credentials) = (&store, &clock, &credentials);
+                let deps =
+                    PipelineDeps { config, postgres, roles, store, redis, clock, credentials };
                 Some(EventPipeline::start(&deps, bus).await?)
             }
             None => None,
         };
-        let keys = config.signing_keys().map_err(CliError::new)?;
+        let keys = credentials.open(config.signing_keys().map_err(CliError::new)?)?;
+        let auth = config.auth(credentials.open_some(config.token_secret())?);
         let cached_store = cache.store(&store);
         let index = pipeline.as_ref().and_then(|pipeline| pipeline.index.clone());
         let index = index.map(|index| GuardedIndex::new(index, &breakers, GuardOptions::default()));
@@ -90,6 +96,7 @@ impl ClusterNode {
             index: index.clone(),
             roles,
             pipeline,
+            credentials,
             metrics,
             started: Instant::now(),
         });
@@ -102,9 +109,9 @@ impl ClusterNode {
             receipts: false,
             breakers,
             operations: Arc::clone(&operations) as _,
-            sealer: Sealer::new(&keys),
+            sealer: Sealer::of(keys),
             clock,
-            auth: config.auth().map_err(|e| CliError::config(&[e]))?,
+            auth,
             domain_limits: config.limits,
             limits: config.api_limits.clone(),
             allowed_hosts: config.allowed_hosts.clone(),
@@ -128,6 +135,7 @@ impl ClusterNode {
         }
         bounded("caches", self.operations.cache.stop()).await;
         bounded("store", self.store.close()).await;
+        self.operations.credentials.stop().await;
     }
 }
 
@@ -136,9 +144,10 @@ impl ClusterNode {
 async fn connect_bus(
     config: &Config,
     postgres: &PostgresConfig,
+    credentials: &CredentialFiles,
 ) -> Result<Option<Arc<dyn ClusterBus>>, CliError> {
     match &postgres.kafka {
-        Some(kafka) => super::kafka::connect(config, postgres, kafka).await.map(Some),
+        Some(kafka) => super::kafka::connect(config, postgres, kafka, credentials).await.map(Some),
         None => Ok(None),
     }
 }
@@ -149,6 +158,7 @@ async fn connect_bus(
 async fn connect_bus(
     _config: &Config,
     postgres: &PostgresConfig,
+    _credentials: &CredentialFiles,
 ) -> Result<Option<Arc<dyn ClusterBus>>, CliError> {
     match &postgres.kafka {
         Some(_) => Err(CliError::config(&[crate::config::WITHOUT_KAFKA.to_owned()])),
@@ -160,8 +170,8 @@ fn store_options(
     config: &Config,
     postgres: &PostgresConfig,
     roles: Roles,
-    clock: &Arc<dyn Clock>,
-    breakers: &Arc<Breakers>,
+    (clock, breakers): (&Arc<dyn Clock>, &Arc<Breakers>),
+    credentials: &CredentialFiles,
 ) -> Result<PostgresOptions, CliError> {
     let clusters = postgres.clusters.iter().map(|c| ClusterOptions {
         name: c.scope.clone(),
@@ -174,10 +184,19 @@ fn store_options(
         clusters: clusters.collect(),
         map_version: postgres.shard_map_version,
         etcd: postgres.etcd.clone(),
+        etcd_login: match &postgres.etcd_login {
+            None => None,
+            Some(login) => Some(EtcdLogin {
+                user: login.user.clone(),
+                password: credentials.open(login.password())?,
+            }),
+        },
         database: postgres.database.clone(),
         user: postgres.user.clone(),
-        password: postgres.password().map_err(CliError::new)?,
-        tls: postgres.tls().map_err(CliError::new)?,
+        password: credentials.open(postgres.password())?,
+        tls: credentials
+            .open_some(postgres.tls_authorities())?
+            .map(|authorities| Tls { authorities, names: postgres.tls_names() }),
         limits: config.limits,
         clock: Arc::clone(clock),
         node: node_name(),
@@ -201,6 +220,7 @@ struct ClusterOperations {
     roles: Roles,
     /// `None` without a bus.
     pipeline: Option<EventPipeline>,
+    credentials: CredentialFiles,
     metrics: MetricsText,
     started: Instant,
 }
@@ -271,7 +291,8 @@ impl Operations for ClusterOperations {
     }
 
     fn degraded(&self) -> Vec<(String, String)> {
-        self.store.status().into_iter().flat_map(degraded).chain(self.cache.degraded()).collect()
+        let store = self.store.status().into_iter().flat_map(degraded);
+        store.chain(self.cache.degraded()).chain(self.credentials.degraded()).collect()
     }
 
     async fn status(&self) -> StatusReport {

@@ -6,17 +6,19 @@ use tagfast_client::error::CliError;
 use tagfast_events::dead_letters::SupervisorOptions;
 
 use crate::config::DeadLettersConfig;
+use crate::credentials::CredentialFiles;
 use crate::webhook::{DELIVERY_BACKOFF, Webhook, WebhookOptions};
 
 /// Makes the options; reads the webhook's secret from its file and starts the webhook's sender.
 pub(super) fn supervisor_options(
     dead_letters: &DeadLettersConfig,
+    credentials: &CredentialFiles,
 ) -> Result<SupervisorOptions, CliError> {
     let webhook = match &dead_letters.webhook {
         None => None,
         Some(webhook) => Some(WebhookOptions {
             url: webhook.url.clone(),
-            secret: webhook.secret().map_err(CliError::new)?,
+            secret: credentials.open_some(webhook.secret())?,
             min_interval: webhook.interval_min,
             retry: DELIVERY_BACKOFF,
         }),

@@ -21,14 +21,15 @@ use tagfast_popular_counts::PopularCounts;
 use tagfast_resilience::task::blocking;
 use tagfast_resilience::{Breakers, Clock, ErrorChain};
 use tagfast_search_tantivy::{TantivyIndex, TantivyOptions};
-use tagfast_store::{Sealer, ShardScanner, SharedStore};
+use tagfast_store::{SealKeys, Sealer, ShardScanner, SharedStore};
 use tagfast_store_embedded::{EmbeddedStore, OpenError, OpenOptions};
 use tokio::sync::watch;
 
 use super::dead_letters::supervisor_options;
 use super::roles::Roles;
-use crate::config::Config;
+use crate::config::{Config, CredentialFile};
 use crate::consumers::{ConsumerDeps, Consumers};
+use crate::credentials::CredentialFiles;
 use crate::telemetry::metrics::MetricsText;
 
 /// All parts of a running embedded service.
@@ -45,6 +46,7 @@ impl EmbeddedNode {
         clock: Arc<dyn Clock>,
         metrics: MetricsText,
     ) -> Result<Self, CliError> {
+        let credentials = CredentialFiles::start();
         let opened = {
             let (config, clock) = (config.clone(), Arc::clone(&clock));
             blocking(move || open(&config, &clock))
@@ -54,7 +56,7 @@ impl EmbeddedNode {
         let OpenedData { store, index, popular, keys } = opened;
         let bus = store.bus();
         let dead_letter_store = store.dead_letters();
-        let options = supervisor_options(&config.dead_letters)?;
+        let options = supervisor_options(&config.dead_letters, &credentials)?;
         let traced = config.telemetry.otlp_endpoint.is_some();
         let deps =
             ConsumerDeps { bus: &bus, dead_letters: &dead_letter_store, clock: &clock, traced };
@@ -67,10 +69,13 @@ impl EmbeddedNode {
             Arc::clone(&clock),
             leads,
         );
+        let keys = credentials.open(keys)?;
+        let auth = config.auth(credentials.open_some(config.token_secret())?);
         let operations = Arc::new(EmbeddedOperations {
             epoch: store.current_epoch().id.to_string(),
             consumers,
             dead_letters,
+            credentials,
             metrics,
             started: Instant::now(),
         });
@@ -86,9 +91,9 @@ impl EmbeddedNode {
             receipts: true,
             breakers: Breakers::new(Arc::clone(&clock)),
             operations: Arc::clone(&operations) as _,
-            sealer: Sealer::new(&keys),
+            sealer: Sealer::of(keys),
             clock,
-            auth: config.auth().map_err(|e| CliError::config(&[e]))?,
+            auth,
             domain_limits: config.limits,
             limits: config.api_limits.clone(),
             allowed_hosts: config.allowed_hosts.clone(),
@@ -113,6 +118,7 @@ impl EmbeddedNode {
     pub(crate) async fn stop(self) {
         self.operations.dead_letters.stop().await;
         self.operations.consumers.stop().await;
+        self.operations.credentials.stop().await;
         let store = self.store;
         if let Err(error) = blocking(move || store.close()).await {
             tracing::error!(
@@ -127,7 +133,7 @@ struct OpenedData {
     store: Arc<EmbeddedStore>,
     index: Arc<TantivyIndex>,
     popular: Arc<PopularCounts>,
-    keys: Vec<[u8; 32]>,
+    keys: CredentialFile<SealKeys>,
 }
 
 fn open(config: &Config, clock: &Arc<dyn Clock>) -> Result<OpenedData, CliError> {
@@ -166,6 +172,7 @@ struct EmbeddedOperations {
     epoch: String,
     consumers: Consumers,
     dead_letters: DeadLetterSupervisor,
+    credentials: CredentialFiles,
     metrics: MetricsText,
     started: Instant,
 }
@@ -178,6 +185,10 @@ impl Operations for EmbeddedOperations {
             .collect()
     }
 
+    fn degraded(&self) -> Vec<(String, String)> {
+        self.credentials.degraded()
+    }
+
     async fn status(&self) -> StatusReport {
         let mut report = StatusReport {
             mode: "embedded".to_owned(),
@@ -185,6 +196,7 @@ impl Operations for EmbeddedOperations {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             epoch: self.epoch.clone(),
             uptime_seconds: self.started.elapsed().as_secs(),
+            degraded: self.degraded(),
             ..StatusReport::default()
         };
         self.consumers.report(&mut report).await;

@@ -18,7 +18,7 @@ use tagfast_popular_counts::{LeaderboardPublisher, PopularCounts, RedisLeaderboa
 use tagfast_redis::Redis;
 use tagfast_resilience::{Breakers, Clock, ErrorChain};
 use tagfast_search_opensearch::{
-    OpenSearchError, OpenSearchIndex, OpenSearchOptions, SharedProgress,
+    OpenSearchError, OpenSearchIndex, OpenSearchLogin, OpenSearchOptions, SharedProgress,
 };
 use tagfast_store::ShardScanner;
 use tagfast_store_postgres::{OutboxSink, PostgresDeadLetters, PostgresStore};
@@ -28,6 +28,7 @@ use super::dead_letters::supervisor_options;
 use super::roles::Roles;
 use crate::config::{Config, OpenSearchConfig, PostgresConfig};
 use crate::consumers::{ConsumerDeps, Consumers};
+use crate::credentials::CredentialFiles;
 
 /// The alias of the search index.
 const SEARCH_ALIAS: &str = "tagfast-content";
@@ -82,6 +83,7 @@ pub(super) struct PipelineDeps<'a> {
     /// The state Redis; `None`: this process counts everything for itself.
     pub(super) redis: Option<&'a Arc<Redis>>,
     pub(super) clock: &'a Arc<dyn Clock>,
+    pub(super) credentials: &'a CredentialFiles,
 }
 
 impl EventPipeline {
@@ -114,7 +116,7 @@ impl EventPipeline {
         let stored = Arc::new(PostgresDeadLetters::new(Arc::clone(deps.store)));
         let dead_letter_store = Arc::clone(&stored) as Arc<dyn DeadLetterStore>;
         let dead_letters = if deps.roles.replayer {
-            let options = supervisor_options(&deps.config.dead_letters)?;
+            let options = supervisor_options(&deps.config.dead_letters, deps.credentials)?;
             let (leads, led) = watch::channel(false);
             bus.start_ingest(&stored, &led);
             Some(DeadLetterSupervisor::spawn(
@@ -171,6 +173,13 @@ impl PipelineDeps<'_> {
     ) -> Result<Arc<OpenSearchIndex>, CliError> {
         let options = OpenSearchOptions {
             url: search.url.clone(),
+            login: match &search.login {
+                None => None,
+                Some(login) => Some(OpenSearchLogin {
+                    user: login.user.clone(),
+                    password: self.credentials.open(login.password())?,
+                }),
+            },
             alias: SEARCH_ALIAS.to_owned(),
             shards: search.shards,
         };

@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use super::events::{ClusterBus, START_TIMEOUT};
 use super::identity::{host_name, node_name};
 use crate::config::{Config, KafkaConfig, PostgresConfig, SaslMechanism};
+use crate::credentials::CredentialFiles;
 use crate::outbox::KafkaOutbox;
 
 /// Name of the topic that carries the events.
@@ -44,13 +45,14 @@ pub(super) async fn connect(
     config: &Config,
     postgres: &PostgresConfig,
     kafka: &KafkaConfig,
+    credentials: &CredentialFiles,
 ) -> Result<Arc<dyn ClusterBus>, CliError> {
     let refused = |e: TopicError| CliError::new(e.to_string()).with_source(e);
     let bus = KafkaBus::new(KafkaOptions {
         brokers: kafka.brokers.clone(),
         topic: EVENT_TOPIC.to_owned(),
         partitions: kafka.partitions,
-        security: security(kafka)?,
+        security: security(kafka, credentials)?,
         member: node_name(),
         clusters: clusters_by_partition(postgres, kafka.partitions)?,
         // Without leaderboards that every process can read, each process counts everything.
@@ -125,8 +127,8 @@ impl ClusterBus for KafkaEvents {
     }
 }
 
-/// TLS and authentication towards the brokers; reads the password from its file.
-fn security(kafka: &KafkaConfig) -> Result<Security, CliError> {
+/// TLS and authentication towards the brokers; password and authorities come from their files.
+fn security(kafka: &KafkaConfig, credentials: &CredentialFiles) -> Result<Security, CliError> {
     let sasl = match &kafka.sasl {
         None => None,
         Some(sasl) => Some(Sasl {
@@ -136,10 +138,11 @@ fn security(kafka: &KafkaConfig) -> Result<Security, CliError> {
                 SaslMechanism::ScramSha512 => tagfast_events_kafka::SaslMechanism::ScramSha512,
             },
             user: sasl.user.clone(),
-            password: sasl.password().map_err(CliError::new)?,
+            password: credentials.open(sasl.password())?,
         }),
     };
-    Ok(Security { tls: kafka.tls, ca_file: kafka.tls_ca_file.clone(), sasl })
+    let authorities = credentials.open_some(kafka.tls_authorities())?;
+    Ok(Security::new(kafka.tls, authorities, sasl))
 }
 
 /// The clusters whose shards publish into each partition.

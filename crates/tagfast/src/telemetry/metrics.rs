@@ -51,6 +51,15 @@ define_metrics! {
     };
 }
 
+define_metrics! {
+    /// Metrics of the files of credentials.
+    const CREDENTIAL_METRICS;
+
+    /// Credentials whose file cannot be read, or whose newest content a server refuses;
+    /// `tagfast status` names them. More than 0 for longer than a rotation takes: look.
+    pub(crate) gauge CREDENTIALS_WITH_PROBLEM = "tagfast_credentials_with_problem";
+}
+
 /// Every metric of the program: one list per crate, under the crate's name.
 pub(crate) fn all() -> Vec<(&'static str, &'static [MetricDef])> {
     vec![
@@ -66,6 +75,7 @@ pub(crate) fn all() -> Vec<(&'static str, &'static [MetricDef])> {
         ("Redis", tagfast_redis::METRICS),
         ("Breakers", tagfast_resilience::breaker::METRICS),
         ("Webhook", WEBHOOK_METRICS),
+        ("Credentials", CREDENTIAL_METRICS),
         ("Queue of connections", listen_queue::METRICS),
         ("Process", process::METRICS),
     ]

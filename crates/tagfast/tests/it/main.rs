@@ -16,6 +16,7 @@ mod golden;
 mod lifecycle;
 mod main_job;
 mod races;
+mod rotation;
 #[cfg(feature = "kafka")]
 mod secrets;
 mod support;

@@ -26,13 +26,17 @@ const WITHOUT_SECRETS: &[&str] = &[
     "auth.issuer",
     "limits.tenant_weights",
     "store.clusters",
+    "store.etcd_user",
     "store.database",
     "store.user",
     "store.tls_ca_file",
     "store.epoch_floors",
     "store.data_dir",
+    "cache.sentinel_user",
+    "state.sentinel_user",
     "kafka.tls_ca_file",
     "kafka.sasl_user",
+    "search.opensearch_user",
     "log.level",
     "telemetry.service_name",
 ];
@@ -41,7 +45,13 @@ const WITHOUT_SECRETS: &[&str] = &[
 const SECRET_FILES: &[(&str, &str)] = &[
     ("server.signing_key_file", "7a7a706c616e7465647a7a000000000000000000000000000000000000000000"),
     ("auth.hs256_secret_file", "zzplantedzz-hs256-0123456789abcdefgh"),
+    ("store.etcd_password_file", "zzplantedzz-etcd"),
     ("store.password_file", "zzplantedzz-store"),
+    ("cache.redis_password_file", "zzplantedzz-cache"),
+    ("cache.sentinel_password_file", "zzplantedzz-cache-sentinel"),
+    ("state.redis_password_file", "zzplantedzz-state"),
+    ("state.sentinel_password_file", "zzplantedzz-state-sentinel"),
+    ("search.opensearch_password_file", "zzplantedzz-search"),
     ("kafka.sasl_password_file", "zzplantedzz-sasl"),
     ("dead_letters.webhook_secret_file", "zzplantedzz-webhook"),
 ];
@@ -135,7 +145,11 @@ fn configuration(dir: &Path, form: Form, address: impl Fn(&Key) -> SocketAddr) -
     for key in KEYS {
         let file = SECRET_FILES.iter().find(|(path, _)| *path == key.path());
         let value = if let Some((_, content)) = file {
-            let path = dir.join(key.name);
+            // Two sections have files of these names.
+            let path = match key.section {
+                "cache" | "state" => dir.join(format!("{}-{}", key.section, key.name)),
+                _ => dir.join(key.name),
+            };
             std::fs::write(&path, format!("{content}\n")).unwrap();
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
             path.to_str().unwrap().to_owned()
@@ -147,7 +161,9 @@ fn configuration(dir: &Path, form: Form, address: impl Fn(&Key) -> SocketAddr) -
                 "store.clusters" => "c0=0-63".to_owned(),
                 "auth.mode" => "jwt".to_owned(),
                 "kafka.sasl_mechanism" => "PLAIN".to_owned(),
-                "kafka.sasl_user" => "tagfast".to_owned(),
+                "kafka.sasl_user" | "store.etcd_user" | "search.opensearch_user" => {
+                    "tagfast".to_owned()
+                }
                 _ => continue,
             }
         };

@@ -115,7 +115,7 @@ fn index(client: &mut Client) -> Result<Contents, String> {
 }
 
 /// Index, counts and shards agree, in a process that does everything.
-fn all_agree(client: &mut Client) {
+pub(crate) fn all_agree(client: &mut Client) {
     agree(client);
     no_drift(client);
 }

@@ -3,6 +3,7 @@
 
 mod apart;
 mod events;
+mod rotation;
 mod shield;
 
 use std::process::{Command, Stdio};

@@ -105,7 +105,7 @@ pub(crate) fn jwt_fixture() -> Fixture {
 
 pub(crate) fn hs256() -> AuthConfig {
     AuthConfig::Jwt {
-        hs256_secret: Some(tagfast_resilience::Secret::new(SECRET.to_vec())),
+        hs256_secret: Some(tagfast_resilience::Secret::new(SECRET.to_vec()).into()),
         jwks: None,
         audience: None,
         issuer: None,
