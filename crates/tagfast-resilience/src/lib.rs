@@ -8,6 +8,7 @@
 //! | [`Limiter`] | how many calls the dependency carries now, and which are shed first ([`Criticality`]) |
 //! | [`SingleFlight`] | which callers may share one call |
 //! | [`Backoff`] | whether and when to retry |
+//! | [`FailureWatch`] | which share of calls fails lately, and why |
 //!
 //! Around a call they are applied in this order: bulkhead, breaker, limiter. `tests/it` simulates
 //! an overload with them, including clients with deadlines and a retry budget.
@@ -27,6 +28,7 @@ pub mod clock;
 pub mod credential;
 pub mod criticality;
 mod error_chain;
+pub mod failure_watch;
 pub mod generation;
 mod jitter;
 pub mod limiter;
@@ -47,6 +49,7 @@ pub use clock::{Clock, ManualClock, SystemClock};
 pub use credential::{Credential, CredentialVersion};
 pub use criticality::Criticality;
 pub use error_chain::{BoxError, ErrorChain, SharedError};
+pub use failure_watch::{CauseChange, FailureWatch, OngoingCause, OutcomeCounts, OutcomeTotals};
 pub use jitter::{jittered, jittered_retry_after};
 pub use limiter::{
     ByCriticality, InFlight, LimitExceeded, Limiter, LimiterOptions, LimiterSnapshot, ShedReason,
