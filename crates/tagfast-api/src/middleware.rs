@@ -39,6 +39,8 @@ use crate::state::ApiState;
 /// How long after the handler's deadline the middleware gives up: the store's own answer at the
 /// deadline says more.
 const TIMEOUT_GRACE: Duration = Duration::from_millis(250);
+/// The call below `/v1/content` whose POST changes nothing.
+const BATCH_GET: &str = "/v1/content:batchGet";
 /// Longest request id of a client that is kept, in bytes.
 const REQUEST_ID_BYTES_MAX: usize = 64;
 
@@ -58,6 +60,8 @@ pub(crate) struct RequestLayer(Arc<Route>);
 struct Route {
     state: Arc<ApiState>,
     access: Access,
+    /// Whether every method but GET and HEAD changes contents.
+    changes_contents: bool,
     meters: RouteMeters,
 }
 
@@ -65,7 +69,8 @@ impl RequestLayer {
     /// `route` is the path in metrics and traces.
     pub(crate) fn new(state: &Arc<ApiState>, route: &str, access: Access) -> Self {
         let meters = RouteMeters::new(route);
-        Self(Arc::new(Route { state: Arc::clone(state), access, meters }))
+        let changes_contents = route.starts_with("/v1/content") && route != BATCH_GET;
+        Self(Arc::new(Route { state: Arc::clone(state), access, changes_contents, meters }))
     }
 }
 
@@ -120,6 +125,7 @@ where
         headers::traceparent(request.headers()).and_then(|p| p.get(3..35)).map(str::to_owned);
     let trace = parent.as_deref().unwrap_or_else(|| id.to_str().unwrap_or_default());
     let gzip = headers::accepts_gzip(request.headers());
+    let writes = route.changes_contents && !matches!(method, Method::GET | Method::HEAD);
 
     let admitted = authorize(&route, &mut request, started, &id).await;
     let rate = admitted.as_ref().map_or(None, |admission| *admission);
@@ -150,11 +156,12 @@ where
                         "a handler panicked"
                     );
                     Problem::new(Code::Internal, "the request hit a bug; the log has the details")
+                        .may_be_written(writes)
                         .into_response()
                 }
-                Err(_elapsed) => {
-                    Problem::new(Code::Deadline, "the request timeout passed").into_response()
-                }
+                Err(_elapsed) => Problem::new(Code::Deadline, "the request timeout passed")
+                    .may_be_written(writes)
+                    .into_response(),
             }
         }
     };
@@ -178,6 +185,7 @@ where
         }
     }
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {
+        let problem = if writes { problem.of_write() } else { problem.of_read() };
         write_problem(&mut response, &problem, trace);
     }
     if let Some(admission) = rate {

@@ -140,7 +140,7 @@ impl RenderedViews {
         let (mut out, mut ends) = (Vec::new(), Vec::with_capacity(keys.len()));
         for key in keys {
             let view = match views.next() {
-                Some(view) => view.map_err(Problem::from),
+                Some(view) => view.map_err(|error| Problem::from(error).of_read()),
                 None => Err(no_answer()),
             };
             match &view {
@@ -281,8 +281,8 @@ pub(crate) async fn batch_tag(Write(mut request, _): Write) -> Result<Response, 
             Err(problem) => Err(problem.clone()),
             Ok(write) => match answers.next() {
                 Some(Ok(answer)) => Ok((&write.key, answer)),
-                Some(Err(error)) => Err(error.into()),
-                None => Err(no_answer()),
+                Some(Err(error)) => Err(Problem::from(error).of_write()),
+                None => Err(no_answer().may_be_written(true).of_write()),
             },
         })
         .collect();

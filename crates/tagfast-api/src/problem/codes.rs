@@ -222,8 +222,8 @@ codes! {
          (limit `in_flight_bytes`); nothing was done."
         "Wait as long as `Retry-After` says, then send the same request.";
     Unavailable = "unavailable" 503 "The store is not available"
-        "The store cannot serve this content now. With `outcome_unknown` a write may have been \
-         applied."
+        "The store cannot serve this content now; the detail names the cause. \
+         `outcome_unknown` says of a write whether it may have been applied."
         "Wait as long as `Retry-After` says; retry a write with the same `Idempotency-Key`.";
     SearchUnavailable = "search_unavailable" 503 "Search is not available"
         "The search index cannot answer now; tags of single contents can still be read and written."
@@ -242,8 +242,8 @@ codes! {
         "The request is of a version other than HTTP/1.1 and HTTP/1.0; HTTP/2 needs a proxy."
         "Use HTTP/1.1.";
     Deadline = "deadline" 504 "The deadline passed"
-        "The request could not be finished in time. With `outcome_unknown` a write may have been \
-         applied."
+        "The request could not be finished in time; the detail says what it waited for. \
+         `outcome_unknown` says of a write whether it may have been applied."
         "Retry with the same `Idempotency-Key`.";
     DiskFull = "disk_full" 507 "The disk is full"
         "The disk of the data directory is full; nothing was written. Reads continue."

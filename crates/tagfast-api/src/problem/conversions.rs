@@ -60,7 +60,7 @@ impl From<StoreError> for Problem {
         // The name of a damaged file is for the operator only; the log has it.
         let detail =
             if code == Code::Damaged { "stored data is damaged".to_owned() } else { detail };
-        let mut problem = Self::new(code, detail).outcome_unknown(unknown);
+        let mut problem = Self::new(code, detail).may_be_written(unknown);
         match &error {
             StoreError::Refused(Refusal::TooManyTags { allowed, given }) => {
                 problem = problem.limit("tags_per_content", *allowed as u64, *given as u64);

@@ -15,6 +15,12 @@ use utoipa::ToSchema;
 
 use super::codes::Code;
 
+/// Said of a write that may have been applied.
+const MAY_BE_WRITTEN: &str =
+    "the write may have been applied, retry it with the same Idempotency-Key";
+/// Said of a write that was not applied.
+const NOTHING_WRITTEN: &str = "this request has applied nothing";
+
 /// An error answer.
 #[derive(Debug, Clone)]
 pub struct Problem(Box<Inner>);
@@ -25,7 +31,8 @@ struct Inner {
     detail: Cow<'static, str>,
     limit: Option<ExceededLimit>,
     retry_after: Option<Duration>,
-    outcome_unknown: bool,
+    /// Whether the write may have happened; `None`: the request is no write, or it is plain.
+    outcome_unknown: Option<bool>,
     syntax: Option<SyntaxPlace>,
     current_version: Option<Version>,
     headers: Vec<(HeaderName, HeaderValue)>,
@@ -74,10 +81,10 @@ pub(crate) struct ProblemBody<'a> {
     /// Milliseconds after which the same request can succeed.
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_after_ms: Option<u64>,
-    /// The write may have been applied: retry it with the same `Idempotency-Key`.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    #[schema(required = false)]
-    outcome_unknown: bool,
+    /// Of a write that failed with a status from 500 on. `true`: it may have been applied; retry it
+    /// with the same `Idempotency-Key`. `false`: this request has applied nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outcome_unknown: Option<bool>,
     /// Of `query_syntax`: the place, in characters from 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     position: Option<u64>,
@@ -102,7 +109,7 @@ impl Problem {
             detail: detail.into(),
             limit: None,
             retry_after: None,
-            outcome_unknown: false,
+            outcome_unknown: None,
             syntax: None,
             current_version: None,
             headers: Vec::new(),
@@ -130,10 +137,26 @@ impl Problem {
         self
     }
 
-    /// Says whether a write may have been applied.
+    /// Says that a write may have been applied, if `unknown`.
     #[must_use]
-    pub(super) fn outcome_unknown(mut self, unknown: bool) -> Self {
-        self.0.outcome_unknown = unknown;
+    pub(crate) fn may_be_written(mut self, unknown: bool) -> Self {
+        self.0.outcome_unknown = unknown.then_some(true);
+        self
+    }
+
+    /// The problem as the answer to a write: one that the service is to blame for says whether the
+    /// write may have been applied, in the field and in words.
+    #[must_use]
+    pub(crate) fn of_write(mut self) -> Self {
+        if self.0.code.definition().status < 500 || self.0.code.definition().status == 501 {
+            return self;
+        }
+        let inner = &mut *self.0;
+        let unknown = *inner.outcome_unknown.get_or_insert(false);
+        let words = if unknown { MAY_BE_WRITTEN } else { NOTHING_WRITTEN };
+        if !inner.detail.ends_with(words) {
+            inner.detail = format!("{}; {words}", inner.detail).into();
+        }
         self
     }
 
@@ -148,6 +171,13 @@ impl Problem {
     #[must_use]
     pub(super) fn current_version(mut self, version: Version) -> Self {
         self.0.current_version = Some(version);
+        self
+    }
+
+    /// The problem as the answer to a call that changes nothing.
+    #[must_use]
+    pub(crate) fn of_read(mut self) -> Self {
+        self.0.outcome_unknown = None;
         self
     }
 

@@ -241,6 +241,95 @@ async fn a_store_that_hangs_is_a_deadline() {
     );
 }
 
+fn late(outcome_unknown: bool) -> StoreError {
+    StoreError::Deadline { waiting_for: "the writer", outcome_unknown }
+}
+
+fn gone(outcome_unknown: bool) -> StoreError {
+    let retry_after = Duration::from_secs(1);
+    StoreError::Unavailable { reason: "the primary is away", outcome_unknown, retry_after }
+}
+
+/// Every call that writes, with every error of the store: whether the write may have been applied
+/// is a field and a sentence. Calls that read have neither.
+#[tokio::test]
+async fn an_error_of_a_write_says_whether_it_may_have_been_applied() {
+    let fixture = fixture();
+    let faults: [(fn() -> StoreError, u16, bool); 8] = [
+        (|| late(true), 504, true),
+        (|| late(false), 504, false),
+        (|| gone(true), 503, true),
+        (|| gone(false), 503, false),
+        (
+            || StoreError::Overloaded {
+                queue: "write",
+                limit: 9,
+                retry_after: Duration::from_secs(1),
+            },
+            503,
+            false,
+        ),
+        (|| StoreError::DiskFull, 507, false),
+        (|| StoreError::Damaged { what: "a document".into(), source: None }, 500, false),
+        (|| StoreError::Internal("a bug".into()), 500, true),
+    ];
+    let item = json!({"items": [{"type": "a", "id": "1", "add": ["x"]}]}).to_string();
+    let writes = [
+        ("PUT", "/v1/content/a/1/tags/x", String::new()),
+        ("DELETE", "/v1/content/a/1/tags/x", String::new()),
+        ("PATCH", TAGS, json!({"add": ["x"]}).to_string()),
+        ("PUT", TAGS, json!({"tags": ["x"]}).to_string()),
+        ("POST", "/v1/content:batchTag", item),
+    ];
+    for (fault, status, unknown) in faults {
+        fixture.store.faults().fail_with(fault);
+        for (method, uri, body) in &writes {
+            let request = fixture.request(method, uri);
+            let request = if body.is_empty() { request } else { request.json(body) };
+            let answer = request.send().await;
+            let mut problem = answer.json();
+            if problem["results"].is_array() {
+                problem = problem["results"][0]["problem"].clone();
+            } else {
+                assert_eq!(answer.status, status, "{method} {uri}: {problem}");
+            }
+            assert_eq!(problem["status"], status, "{method} {uri}: {problem}");
+            assert_eq!(problem["outcome_unknown"], unknown, "{method} {uri}: {problem}");
+            let detail = problem["detail"].as_str().expect("a detail");
+            let words = if unknown { "may have been applied" } else { "has applied nothing" };
+            assert_eq!(detail.matches(words).count(), 1, "{method} {uri}: {detail}");
+        }
+        for uri in [TAGS, "/v1/export"] {
+            let problem = fixture.get(uri).send().await.json();
+            assert_eq!(problem["outcome_unknown"], json!(null), "{uri}: {problem}");
+            assert!(
+                !problem["detail"].as_str().expect("a detail").contains("applied"),
+                "{problem}"
+            );
+        }
+    }
+    // What the caller has to correct was not applied, which goes without saying.
+    fixture.store.faults().heal();
+    let answer = fixture.request("PUT", TAGS).json("{").send().await;
+    assert_eq!(answer.problem("bad_json")["outcome_unknown"], json!(null));
+}
+
+/// The store gives no answer at all, or panics: the write may have been applied.
+#[tokio::test(start_paused = true)]
+async fn a_write_without_an_answer_of_the_store_may_have_been_applied() {
+    let limits = ApiLimits { request_timeout: Duration::from_secs(3), ..ApiLimits::default() };
+    let fixture = fixture_with(AuthConfig::None, limits);
+    fixture.store.faults().delay(Duration::from_secs(3600));
+    let problem = fixture.tag("a/1", "x").await.problem("deadline");
+    assert_eq!(problem["outcome_unknown"], true, "{problem}");
+    let read = fixture.get(TAGS).send().await.problem("deadline");
+    assert_eq!(read["outcome_unknown"], json!(null), "{read}");
+    fixture.store.faults().heal();
+    fixture.store.faults().panic_once();
+    let problem = fixture.tag("a/1", "x").await.problem("internal");
+    assert_eq!(problem["outcome_unknown"], true, "{problem}");
+}
+
 #[tokio::test]
 async fn every_code_has_a_page() {
     let fixture = fixture();

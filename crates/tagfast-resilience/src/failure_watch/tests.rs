@@ -1,3 +1,5 @@
+//! A pure state machine, against its rules and against a naive model that forgets nothing.
+
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
