@@ -79,6 +79,13 @@ enum Action {
     /// KIND: kill, kill-patroni, kill-node, freeze, freeze-postgres, freeze-patroni, thaw, restart,
     /// cut, heal, slow, hang, reset, refuse, garbage, switchover. TARGET: a node (c0-n1), a
     /// cluster (c0: its primary now), etcd, redis, state-redis, kafka or opensearch.
+    ///
+    /// Inside a server that goes on answering, each ended by end-KIND: stop-walreceiver,
+    /// pause-replay, delay-replay (a node, or all replicas of a cluster), read-only, lock-tables
+    /// (a node, or the primary), rotate-password (postgres); alias-twice, alias-foreign,
+    /// close-index, block-index, empty-index, delete-index, recreate-index (opensearch);
+    /// delete-topic, recreate-topic, raise-partitions, delete-records (kafka); flush, save, rewind,
+    /// require-password (redis, state-redis); etcd-auth (etcd).
     Fault {
         #[command(flatten)]
         place: StackDir,

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use tagfast_testkit::stack::{Fault, Stack, StackOptions, host};
+use tagfast_testkit::stack::{
+    Fault, IndexFault, NodeInfo, PostgresFault, RedisFault, Stack, StackOptions, StateFault,
+    TopicFault, host,
+};
 use tagfast_testkit::wait_for_condition;
 
 #[test]
@@ -74,4 +77,201 @@ fn kafka_opensearch_and_redis_come_up_behind_the_proxy() {
         Vec::new(),
         "OpenSearch changes its working directory and is ended all the same"
     );
+}
+
+const SHOWS_WITHIN: Duration = Duration::from_secs(20);
+
+/// Waits until a query of a node has this answer.
+#[track_caller]
+fn shows(stack: &Stack, node: &NodeInfo, query: &str, wanted: &str) {
+    let what = format!("{query} of {}: {wanted}", node.name);
+    wait_for_condition(&what, SHOWS_WITHIN, || match stack.sql(node, query) {
+        Ok(found) if found == wanted => Ok(()),
+        Ok(found) => Err(found),
+        Err(error) => Err(format!("{error:#}")),
+    });
+}
+
+#[test]
+fn faults_inside_postgres_show_and_end() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut stack =
+        Stack::up(&StackOptions::clusters_only(1, dir.path()), &|_| ()).expect("it comes up");
+    let primary = stack.primary("c0").expect("a primary");
+    let replicas = stack.replicas("c0").expect("replicas");
+    stack.sql(&primary, "CREATE TABLE t (n int); ALTER TABLE t OWNER TO tagfast").expect("a table");
+    let count = "SELECT count(*) FROM t";
+    let mut rows = 0;
+    for fault in
+        [PostgresFault::StopWalReceiver, PostgresFault::PauseReplay, PostgresFault::DelayReplay]
+    {
+        for target in ["c0", replicas[0].name.as_str()] {
+            let fault = Fault::State(StateFault::Postgres(fault));
+            stack.fault(fault, target).expect("it begins");
+            stack.sql(&primary, "INSERT INTO t VALUES (1)").expect("a row");
+            rows += 1;
+            // The other replica has the row when the fault is of one node.
+            let (old, new) = (rows - 1, rows);
+            let of_second = if target == "c0" { old } else { new };
+            shows(&stack, &replicas[1], count, &of_second.to_string());
+            shows(&stack, &replicas[0], count, &old.to_string());
+            stack.fault(fault.end(), target).expect("it ends");
+            replicas.iter().for_each(|node| shows(&stack, node, count, &new.to_string()));
+        }
+    }
+    stack.wait_until_healthy("c0", Duration::from_secs(30)).expect("Patroni sees both stream");
+
+    let read_only = Fault::State(StateFault::Postgres(PostgresFault::ReadOnly));
+    let write = |stack: &Stack| {
+        let psql = service_psql(stack, &primary, "INSERT INTO t VALUES (1)");
+        String::from_utf8_lossy(&psql.stderr).into_owned()
+    };
+    assert_eq!(write(&stack), "");
+    stack.fault(read_only, "c0").expect("it begins");
+    assert!(write(&stack).contains("read-only transaction"), "{}", write(&stack));
+    stack.fault(read_only.end(), "c0").expect("it ends");
+    assert_eq!(write(&stack), "");
+
+    let locked = Fault::State(StateFault::Postgres(PostgresFault::LockTables));
+    stack.fault(locked, "c0").expect("it begins");
+    assert!(write(&stack).contains("lock timeout"), "{}", write(&stack));
+    stack.fault(locked.end(), "c0").expect("it ends");
+    assert_eq!(write(&stack), "");
+
+    let rotated = Fault::State(StateFault::Postgres(PostgresFault::RotatePassword));
+    stack.fault(rotated, "postgres").expect("it begins");
+    assert!(write(&stack).contains("password authentication failed"), "{}", write(&stack));
+    stack.fault(rotated.end(), "postgres").expect("it ends");
+    assert_eq!(write(&stack), "");
+
+    stack.fault(Fault::State(StateFault::EtcdAuth), "etcd").expect("it begins");
+    let etcd = stack.info().etcd[0].direct;
+    let range = r#"{"key": "L3NlcnZpY2Uv", "range_end": "L3NlcnZpY2Uw"}"#;
+    let ask = || {
+        let mut client = tagfast_testkit::Client::new(etcd);
+        client.request("POST", "/v3/kv/range", &[], Some(range)).expect("an answer").status
+    };
+    assert_ne!(ask(), 200, "etcd asks for a password");
+    stack.fault(Fault::EndState(StateFault::EtcdAuth), "etcd").expect("it ends");
+    assert_eq!(ask(), 200);
+    stack.wait_until_healthy("c0", Duration::from_secs(60)).expect("healthy again");
+    assert!(stack.fault(read_only, "redis").is_err());
+}
+
+/// A statement as the service sends it: with its role, and the password of its file.
+fn service_psql(stack: &Stack, node: &NodeInfo, query: &str) -> std::process::Output {
+    let database = &stack.info().database;
+    let password = std::fs::read_to_string(&database.password_file).expect("the password");
+    std::process::Command::new("psql")
+        .env("PGPASSWORD", password)
+        .env("PGOPTIONS", "-c lock_timeout=200")
+        .args(["-XAtq", "-U", &database.user, "-d", &database.name, "-c", query])
+        .args(["-h", &node.direct_postgres.ip().to_string()])
+        .args(["-p", &node.direct_postgres.port().to_string()])
+        .output()
+        .expect("psql runs")
+}
+
+#[test]
+fn faults_of_index_topic_and_redis_show_and_end() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut stack =
+        Stack::up(&StackOptions::complete(0, dir.path()), &|_| ()).expect("it comes up");
+    let opensearch = stack.info().opensearch.as_ref().expect("opensearch").direct;
+    let call = |method: &str, path: &str, body: Option<&str>| {
+        let mut client = tagfast_testkit::Client::new(opensearch);
+        let answer = client.request(method, path, &[], body).expect("an answer");
+        (answer.status, answer.json())
+    };
+    let alias = r#"{"settings": {"number_of_replicas": 0}, "aliases": {"tagfast-content": {}}}"#;
+    let make = || {
+        assert_eq!(call("PUT", "/tagfast-content-v1", Some(alias)).0, 200);
+        let put = "/tagfast-content-v1/_doc/1?refresh=true";
+        assert_eq!(call("PUT", put, Some(r#"{"n": 1}"#)).0, 201);
+    };
+    make();
+    let search = || {
+        let (status, answer) = call("GET", "/tagfast-content/_search", None);
+        (status, answer["hits"]["total"]["value"].as_u64())
+    };
+    let write = || call("PUT", "/tagfast-content/_doc/2?refresh=true", Some(r#"{"n": 2}"#)).0;
+    for (fault, found, written) in [
+        (IndexFault::AliasTwice, (200, Some(1)), 400),
+        (IndexFault::AliasForeign, (200, Some(0)), 201),
+        (IndexFault::Close, (400, None), 400),
+        (IndexFault::Block, (200, Some(1)), 403),
+    ] {
+        let fault = Fault::State(StateFault::Index(fault));
+        stack.fault(fault, "opensearch").expect("it begins");
+        assert_eq!((search(), write()), (found, written), "{fault:?}");
+        stack.fault(fault.end(), "opensearch").expect("it ends");
+        wait_for_condition("the document is found", SHOWS_WITHIN, || {
+            let found = search();
+            if found == (200, Some(1)) { Ok(()) } else { Err(format!("{found:?}")) }
+        });
+    }
+    for (fault, found) in [
+        (IndexFault::Recreate, (200, Some(0))),
+        (IndexFault::Empty, (200, Some(0))),
+        (IndexFault::Delete, (404, None)),
+    ] {
+        let fault = Fault::State(StateFault::Index(fault));
+        stack.fault(fault, "opensearch").expect("it begins");
+        assert_eq!(search(), found, "{fault:?}");
+        stack.fault(fault.end(), "opensearch").expect("it ends");
+        call("DELETE", "/tagfast-content-v1", None);
+        make();
+    }
+
+    // The topic: as the broker describes it to a client of its own.
+    let topic = |fault| Fault::State(StateFault::Topic(fault));
+    let recreate = topic(TopicFault::Recreate);
+    stack.fault(recreate, "kafka").expect("a topic that is not there is only created");
+    for fault in [TopicFault::Delete, TopicFault::RaisePartitions, TopicFault::DeleteRecords] {
+        stack.fault(topic(fault), "kafka").expect("it begins");
+        stack.fault(topic(fault).end(), "kafka").expect("it ends");
+    }
+    stack.fault(recreate, "kafka").expect("it begins");
+    stack.fault(recreate.end(), "kafka").expect("it ends");
+
+    for target in ["redis", "state-redis"] {
+        let fault = |fault| Fault::State(StateFault::Redis(fault));
+        let ask = |stack: &Stack, command: &str| {
+            let info = stack.info();
+            let server = if target == "redis" { &info.redis } else { &info.state_redis };
+            let server = server.as_ref().expect("a Redis").direct;
+            redis_answers(server, command).unwrap_or_else(|error| error.to_string())
+        };
+        assert_eq!(ask(&stack, "SET a old"), "+OK");
+        stack.fault(fault(RedisFault::Save), target).expect("kept");
+        assert_eq!(ask(&stack, "SET a new"), "+OK");
+        stack.fault(fault(RedisFault::Rewind), target).expect("rewound");
+        assert_eq!(ask(&stack, "GETRANGE a 0 -1"), "$3 old");
+        stack.fault(fault(RedisFault::Flush), target).expect("emptied");
+        assert_eq!(ask(&stack, "EXISTS a"), ":0");
+        stack.fault(fault(RedisFault::RequirePassword), target).expect("closed");
+        let refused = ask(&stack, "EXISTS a");
+        assert!(refused.starts_with("-NOAUTH"), "{refused}");
+        stack.fault(fault(RedisFault::RequirePassword).end(), target).expect("opened");
+        assert_eq!(ask(&stack, "EXISTS a"), ":0");
+        // Its copy is not what it comes back with after an ordinary fault.
+        stack.fault(Fault::Kill, target).expect("killed");
+        stack.fault(Fault::Restart, target).expect("started");
+        wait_for_condition("it is empty", SHOWS_WITHIN, || {
+            let answer = ask(&stack, "EXISTS a");
+            if answer == ":0" { Ok(()) } else { Err(answer) }
+        });
+    }
+    assert_eq!(stack.problems(), Vec::<String>::new());
+}
+
+/// The first line that a Redis answers; for a text also the second one.
+fn redis_answers(server: std::net::SocketAddr, command: &str) -> std::io::Result<String> {
+    use std::io::BufRead;
+    let mut stream = std::net::TcpStream::connect(server)?;
+    std::io::Write::write_all(&mut stream, format!("{command}\r\n").as_bytes())?;
+    let mut lines = std::io::BufReader::new(stream).lines();
+    let mut line = || lines.next().unwrap_or_else(|| Ok(String::new()));
+    let first = line()?;
+    if first.starts_with('$') { Ok(format!("{first} {}", line()?)) } else { Ok(first) }
 }

@@ -5,12 +5,11 @@
 //! wants SASL (SCRAM-SHA-256), and a gate in front of OpenSearch wants HTTP basic authentication,
 //! because the package of OpenSearch has no security plugin.
 
-use std::io::Write as _;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
@@ -106,13 +105,4 @@ pub(super) fn enable_etcd(etcd: SocketAddr, auth: &AuthInfo) -> Result<()> {
 /// Patroni's login in etcd.
 pub(super) fn patroni_login(auth: &AuthInfo) -> (&'static str, &str) {
     (ROOT, &auth.etcd_root)
-}
-
-/// Writes a file that only its owner can read, from its creation on.
-pub(super) fn write_secret(path: &Path, text: &str) -> Result<()> {
-    let mut options = std::fs::File::options();
-    std::os::unix::fs::OpenOptionsExt::mode(options.write(true).create(true).truncate(true), 0o600);
-    let mut file =
-        options.open(path).with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(file.write_all(text.as_bytes())?)
 }

@@ -6,14 +6,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::auth::{self, AuthInfo, write_secret};
+use super::auth::{self, AuthInfo};
 use super::host::{Process, RunAs, free_ports, wait_until};
-use super::info::{ClusterInfo, DatabaseInfo, KafkaInfo, NodeInfo, ServerInfo, StackInfo};
+use super::info::{
+    ClusterInfo, DatabaseInfo, KAFKA_PARTITIONS, KafkaInfo, NodeInfo, ServerInfo, StackInfo,
+};
 use super::install::{Progress, Tools};
 use super::netns::Network;
 use super::options::StackOptions;
 use super::patroni::{self, NodePlan, Passwords};
 use super::proxy::{Link, Proxy};
+use super::secret::write_secret;
 use super::{gate, servers, tls};
 
 /// Starts the fault proxy of a stack, given the stack's folder: in this process, or as a process
@@ -138,7 +141,7 @@ impl Build<'_> {
                     .zip(kafka_known)
                     .map(|(at, known)| {
                         let (dir, at) = (base.join("kafka"), [at[0], at[1], known]);
-                        servers::kafka(tools, run_as, &dir, at, 8, kafka_auth)
+                        servers::kafka(tools, run_as, &dir, at, KAFKA_PARTITIONS, kafka_auth)
                     })
                     .transpose()?;
                 Ok((kafka, opensearch))

@@ -7,10 +7,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 
+use super::change::Change;
 use super::host::{self, Process, processes_in, wait_until};
 use super::info::{NodeInfo, ServerInfo};
 use super::proxy::Mode;
 use super::running::Stack;
+use super::state_fault::StateFault;
 use super::{netns, patroni};
 
 /// A fault, or the end of one.
@@ -51,6 +53,10 @@ pub enum Fault {
     Garbage,
     /// A planned switchover of the primary; the target is a cluster.
     Switchover,
+    /// A fault inside a server that goes on answering.
+    State(StateFault),
+    /// The end of one.
+    EndState(StateFault),
 }
 
 impl Fault {
@@ -65,7 +71,8 @@ impl Fault {
             | Self::Reset
             | Self::Refuse
             | Self::Garbage => Self::Heal,
-            Self::Thaw | Self::Restart | Self::Heal | Self::Switchover => self,
+            Self::State(fault) => Self::EndState(fault),
+            Self::Thaw | Self::Restart | Self::Heal | Self::Switchover | Self::EndState(_) => self,
         }
     }
 }
@@ -91,10 +98,27 @@ impl FromStr for Fault {
             "refuse" => Self::Refuse,
             "garbage" => Self::Garbage,
             "switchover" => Self::Switchover,
-            other => bail!(
-                "no fault is named {other}; use kill, kill-patroni, kill-node, freeze, freeze-postgres, \
-                 freeze-patroni, thaw, restart, cut, heal, slow, hang, reset, refuse, garbage, switchover"
-            ),
+            other => {
+                let (end, name) = match other.strip_prefix("end-") {
+                    Some(name) => (true, name),
+                    None => (false, other),
+                };
+                match StateFault::of(name) {
+                    Some(fault) if end => Self::EndState(fault),
+                    Some(fault) => Self::State(fault),
+                    None => bail!(
+                        "no fault is named {other}; use kill, kill-patroni, kill-node, freeze, \
+                         freeze-postgres, freeze-patroni, thaw, restart, cut, heal, slow, hang, \
+                         reset, refuse, garbage, switchover, or one inside a server and end-KIND \
+                         to end it: {}",
+                        StateFault::ALL
+                            .iter()
+                            .map(|(name, _)| *name)
+                            .collect::<Vec<_>>()
+                            .join(", ")
+                    ),
+                }
+            }
         })
     }
 }
@@ -103,6 +127,12 @@ impl Stack {
     /// Injects a fault. The target is a node (`c0-n1`), a cluster (its current primary) or a server
     /// (`etcd`, `redis`, `state-redis`, `kafka`, `opensearch`).
     pub fn fault(&mut self, fault: Fault, target: &str) -> Result<()> {
+        if let Fault::State(fault) = fault {
+            return self.state_fault(fault, Change::Begin, target);
+        }
+        if let Fault::EndState(fault) = fault {
+            return self.state_fault(fault, Change::End, target);
+        }
         if fault == Fault::Switchover {
             let primary = self.primary(target)?;
             return patroni::switchover(primary.direct_patroni, &primary.name);
@@ -154,6 +184,7 @@ impl Stack {
             | Fault::Refuse
             | Fault::Garbage => self.set_links(&node.name, link_mode(fault))?,
             Fault::Switchover => bail!("the target of a switchover must be a cluster"),
+            Fault::State(_) | Fault::EndState(_) => bail!("a fault inside a server has no link"),
         }
         Ok(())
     }
@@ -177,7 +208,8 @@ impl Stack {
         self.info.write(&self.dir)
     }
 
-    fn fault_server(&mut self, fault: Fault, target: &str) -> Result<()> {
+    /// The process of a server of one process.
+    pub(super) fn server_process(&self, target: &str) -> Result<Process> {
         let server = match target {
             "etcd" => self.info.etcd.first(),
             "redis" => self.info.redis.as_ref(),
@@ -187,10 +219,14 @@ impl Stack {
             other => bail!("nothing is named {other}"),
         };
         let kafka = self.info.kafka.as_ref().filter(|_| target == "kafka");
-        let process = server
+        server
             .map(ServerInfo::process)
             .or_else(|| kafka.map(|k| Process { pid: k.pid, started: k.started }))
-            .with_context(|| format!("{target} is not part of this stack"))?;
+            .with_context(|| format!("{target} is not part of this stack"))
+    }
+
+    fn fault_server(&mut self, fault: Fault, target: &str) -> Result<()> {
+        let process = self.server_process(target)?;
         match fault {
             Fault::Kill => process.kill()?,
             Fault::Freeze => process.signal(Signal::STOP),
@@ -206,6 +242,8 @@ impl Stack {
             | Fault::KillNode
             | Fault::FreezePostgres
             | Fault::FreezePatroni
+            | Fault::State(_)
+            | Fault::EndState(_)
             | Fault::Switchover => {
                 bail!("the target of this fault must be a PostgreSQL node; {target} is not")
             }
@@ -215,7 +253,7 @@ impl Stack {
     }
 
     /// Restarts a killed server; its clients reconnect once it answers.
-    fn restart_server(&mut self, old: Process, target: &str) -> Result<()> {
+    pub(super) fn restart_server(&mut self, old: Process, target: &str) -> Result<()> {
         wait_until(&format!("{target} to be gone"), Duration::from_secs(5), || {
             if old.is_alive() { bail!("{target} is running") } else { Ok(()) }
         })?;
@@ -255,6 +293,8 @@ fn link_mode(fault: Fault) -> Mode {
         | Fault::Thaw
         | Fault::Restart
         | Fault::Heal
+        | Fault::State(_)
+        | Fault::EndState(_)
         | Fault::Switchover => Mode::Pass,
     }
 }
@@ -285,5 +325,20 @@ fn stop_all(node: &NodeInfo) -> Result<()> {
             return Ok(());
         }
         stopped = processes.len();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_word_begins_and_ends_its_fault() {
+        for (word, fault) in StateFault::ALL {
+            assert_eq!(word.parse::<Fault>().unwrap(), Fault::State(*fault));
+            assert_eq!(format!("end-{word}").parse::<Fault>().unwrap(), Fault::EndState(*fault));
+            assert_eq!(Fault::State(*fault).end(), Fault::EndState(*fault));
+        }
+        assert!("end-kill".parse::<Fault>().is_err());
     }
 }

@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 use super::auth::{AuthInfo, Secured, USER};
 use super::host::Process;
 
+/// Partitions of the topics of a stack.
+pub(super) const KAFKA_PARTITIONS: u16 = 8;
+
 /// The description of a running stack.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct StackInfo {
@@ -260,7 +263,8 @@ impl StackInfo {
         section("cache", "redis_url", format!("{:?}", url(&self.redis)));
         section("state", "redis_url", format!("{:?}", url(&self.state_redis)));
         // As many as the broker's topics have.
-        let partitions = if self.kafka.is_some() { "\npartitions = 8" } else { "" };
+        let partitions = format!("\npartitions = {KAFKA_PARTITIONS}");
+        let partitions = if self.kafka.is_some() { partitions } else { String::new() };
         section("kafka", "brokers", format!("[{brokers}]{partitions}"));
         section("search", "opensearch_url", format!("{:?}", url(&self.opensearch)));
         text

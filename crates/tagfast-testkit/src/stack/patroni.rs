@@ -7,8 +7,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::host::{Process, RunAs};
+use super::etcd_auth;
+use super::host::{Process, RunAs, wait_until};
+use super::info::NodeInfo;
 use super::install::{POSTGRES_BIN, Tools};
+use super::secret::random_word;
 use crate::http::Client;
 
 /// Passwords of a stack.
@@ -27,18 +30,13 @@ pub(super) struct Passwords {
 impl Passwords {
     /// Random passwords from the kernel.
     pub(super) fn random() -> Result<Self> {
-        let word = || -> Result<String> {
-            let mut bytes = [0; 16];
-            std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
-            Ok(hex::encode(bytes))
-        };
         Ok(Self {
-            superuser: word()?,
-            replication: word()?,
-            rewind: word()?,
-            service: word()?,
-            signing: word()?,
-            etcd_root: word()?,
+            superuser: random_word()?,
+            replication: random_word()?,
+            rewind: random_word()?,
+            service: random_word()?,
+            signing: random_word()?,
+            etcd_root: random_word()?,
         })
     }
 }
@@ -93,10 +91,12 @@ impl NodePlan<'_> {
     fn config(&self) -> Value {
         let dir = self.dir.display().to_string();
         let login = |user: &str, password: &str| serde_json::json!({"username": user, "password": password});
-        let mut etcd = serde_json::json!({"host": self.etcd.to_string()});
-        if let Some((user, password)) = self.etcd_login {
-            (etcd["username"], etcd["password"]) = (user.into(), password.into());
-        }
+        // While etcd has no users it does not ask for them.
+        let (user, password) =
+            self.etcd_login.unwrap_or((etcd_auth::USER, etcd_auth::PASSWORD));
+        let etcd = serde_json::json!({
+            "host": self.etcd.to_string(), "username": user, "password": password,
+        });
         let parameters = serde_json::json!({
             "shared_buffers": self.shared_buffers, "max_connections": 100, "max_wal_senders": 6,
             "max_replication_slots": 6, "max_prepared_transactions": 8, "max_worker_processes": 4, "wal_keep_size": "64MB",
@@ -206,6 +206,29 @@ fn get(rest: SocketAddr, path: &str) -> Result<Value> {
         bail!("Patroni at {rest} answered {} to {path}", answer.status);
     }
     Ok(answer.json())
+}
+
+/// Turns the maintenance mode of a cluster on or off; returns when every node has seen it.
+pub(super) fn set_maintenance(nodes: &[NodeInfo], on: bool) -> Result<()> {
+    let pause = if on { Value::Bool(true) } else { Value::Null };
+    let body = serde_json::json!({"pause": pause}).to_string();
+    wait_until("Patroni to take the maintenance mode", Duration::from_secs(30), || {
+        for node in nodes {
+            let mut client = Client::new(node.direct_patroni).with_timeout(Duration::from_secs(5));
+            let sent = client.request("PATCH", "/config", &[], Some(&body));
+            if sent.is_ok_and(|answer| answer.status == 200) {
+                return Ok(());
+            }
+        }
+        bail!("no Patroni took it")
+    })?;
+    for node in nodes {
+        wait_until("Patroni to see the maintenance mode", Duration::from_secs(30), || {
+            let seen = get(node.direct_patroni, "/patroni")?["pause"] == true;
+            if seen == on { Ok(()) } else { bail!("{} has not seen it", node.name) }
+        })?;
+    }
+    Ok(())
 }
 
 /// Makes the primary's Patroni hand over; returns when it has.
