@@ -26,7 +26,8 @@ pub(crate) struct TestOptions {
 }
 
 impl TestOptions {
-    /// What cargo builds. Tests with real servers are in binaries named `real` and `faults`.
+    /// What cargo builds. Tests with real servers are in binaries named `real`, `faults` and
+    /// `matrix`.
     fn build(&self) -> Vec<String> {
         let targets: &[&str] = if self.fast {
             &["--lib", "--bins", "--test", "it"]
