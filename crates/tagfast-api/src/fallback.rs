@@ -95,7 +95,7 @@ impl From<FeatureError> for Problem {
 impl From<SearchError> for FeatureError {
     fn from(error: SearchError) -> Self {
         let reason = match &error {
-            SearchError::Unavailable(_) => Some(UNAVAILABLE),
+            SearchError::Unavailable(_) | SearchError::Unusable(_) => Some(UNAVAILABLE),
             SearchError::Refused { reason, .. } => Some(*reason),
             SearchError::Syntax { .. }
             | SearchError::Limit { .. }

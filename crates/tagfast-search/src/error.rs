@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tagfast_resilience::BoxError;
 
+use crate::problem::IndexProblem;
+
 /// Why a search has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum SearchError {
@@ -40,6 +42,9 @@ pub enum SearchError {
     /// The index cannot answer now.
     #[error("the search index is unavailable")]
     Unavailable(#[source] BoxError),
+    /// The index is in a state in which it must not answer, however well its server works.
+    #[error("the search index cannot be used: {0}")]
+    Unusable(IndexProblem),
     /// The call was not made, or the index rejected this call alone. Says nothing about the health
     /// of the index.
     #[error("the search index was not called: {reason}")]

@@ -7,8 +7,8 @@
 //! failures: no answer, a late answer, an error. A query that breaks a rule, a shed call and a
 //! caller that leaves count neither way.
 //!
-//! How it fails: while the breaker is open, every search is refused with the time after which to
-//! retry. Until the deadline passes, a hanging index holds its permits, and further calls are
+//! How it fails: an index that is known to be unusable is not called, and its state is the answer.
+//! While the breaker is open, every search is refused with the time after which to retry. Until the deadline passes, a hanging index holds its permits, and further calls are
 //! refused as `overloaded`.
 
 use std::sync::Arc;
@@ -24,6 +24,7 @@ use tagfast_resilience::{
 use crate::error::SearchError;
 use crate::metrics::{GuardRefusal, IN_FLIGHT, SHED_TOTAL};
 use crate::port::{RelatedTags, SearchIndex, SearchPage, SearchRequest, SearchResult};
+use crate::problem::{IndexProblem, SearchEffect};
 use crate::query::Query;
 
 /// The breaker counts a call that takes longer as slow.
@@ -125,6 +126,12 @@ impl GuardedIndex {
         SearchError::Refused { reason: refusal.as_str(), retry_after }
     }
 
+    /// The known problem of the index, in place of an error that does not name it.
+    fn explained(&self, error: SearchError) -> SearchError {
+        let problem = self.inner.problem().filter(|p| p.searches != SearchEffect::Answered);
+        problem.map_or(error, SearchError::Unusable)
+    }
+
     fn acquire(&self, criticality: Criticality) -> Result<BulkheadPermit<'_>, SearchError> {
         let max = criticality.max_of(self.options.calls);
         let acquired = self.in_flight.fetch_update(Ordering::AcqRel, Ordering::Acquire, |calls| {
@@ -143,19 +150,26 @@ impl GuardedIndex {
         criticality: Criticality,
         call: impl Future<Output = Result<T, SearchError>> + Send,
     ) -> Result<T, SearchError> {
+        // A known state of the index is a better answer than an open breaker or a full bulkhead.
+        let problem = self.inner.problem();
+        if let Some(problem) = problem.filter(|p| p.searches == SearchEffect::Refused) {
+            return Err(SearchError::Unusable(problem));
+        }
         let _bulkhead = self.acquire(criticality)?;
         let permit = match self.breaker.acquire() {
             Ok(permit) => permit,
             Err(refused) => {
                 let refusal = GuardRefusal::BreakerOpen;
-                return Err(self.refuse(criticality, refusal, refused.retry_after));
+                let error = self.refuse(criticality, refusal, refused.retry_after);
+                return Err(self.explained(error));
             }
         };
         match tokio::time::timeout(self.options.deadline, call).await {
             Err(_) => {
                 permit.failed();
                 let deadline = self.options.deadline;
-                Err(SearchError::unavailable(format!("no answer within {deadline:?}")))
+                let error = SearchError::unavailable(format!("no answer within {deadline:?}"));
+                Err(self.explained(error))
             }
             Ok(Ok(answer)) => {
                 permit.ok();
@@ -163,10 +177,14 @@ impl GuardedIndex {
             }
             Ok(Err(error)) => {
                 match &error {
-                    SearchError::Unavailable(_) => permit.failed(),
-                    // The query is to blame, or the index shed the call: neither says anything
-                    // about the health of the index, so the permit counts neither way.
-                    SearchError::Syntax { .. }
+                    SearchError::Unavailable(_) => {
+                        permit.failed();
+                        return Err(self.explained(error));
+                    }
+                    // The query is to blame, the index shed the call, or its server works and the
+                    // index does not: the permit counts neither way.
+                    SearchError::Unusable(_)
+                    | SearchError::Syntax { .. }
                     | SearchError::Limit { .. }
                     | SearchError::PrefixTooBroad { .. }
                     | SearchError::Refused { .. } => drop(permit),
@@ -195,6 +213,10 @@ impl SearchIndex for GuardedIndex {
     ) -> SearchResult<Vec<u64>> {
         let counts = self.inner.counts(tenant, content_type, terms);
         self.call(Criticality::Sheddable, counts).await
+    }
+
+    fn problem(&self) -> Option<IndexProblem> {
+        self.inner.problem()
     }
 
     fn as_of(&self) -> UnixMillis {

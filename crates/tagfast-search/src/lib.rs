@@ -14,6 +14,7 @@ pub mod hints;
 pub mod indexed_state;
 pub mod metrics;
 pub mod port;
+mod problem;
 pub mod query;
 
 pub use error::SearchError;
@@ -24,4 +25,5 @@ pub use metrics::METRICS;
 pub use port::{
     Hit, RelatedTags, SearchIndex, SearchPage, SearchRequest, SearchResult, Sort, SortKey, Total,
 };
+pub use problem::{IndexProblem, SearchEffect};
 pub use query::{Query, caret};

@@ -44,6 +44,12 @@ define_metrics! {
     /// Rebuilds of the index that were completed.
     pub counter REBUILDS_TOTAL = "tagfast_search_rebuilds_total";
 
+    /// 1 while the index is in a state in which it cannot be written or asked. Above 0 for a minute:
+    /// `tagfast status` says what is wrong and what ends it.
+    pub gauge INDEX_PROBLEM = "tagfast_search_index_problem" {
+        problem in "states of the index server",
+    };
+
     /// Calls to the index that have not ended. At the limit of 32 everything further is refused.
     pub gauge IN_FLIGHT = "tagfast_search_in_flight";
 
@@ -58,7 +64,9 @@ define_metrics! {
 pub fn count_query<T>(result: SearchResult<T>) -> SearchResult<T> {
     let outcome = match &result {
         Ok(_) => QueryOutcome::Answered,
-        Err(SearchError::Unavailable(_) | SearchError::Refused { .. }) => QueryOutcome::Unavailable,
+        Err(
+            SearchError::Unavailable(_) | SearchError::Unusable(_) | SearchError::Refused { .. },
+        ) => QueryOutcome::Unavailable,
         Err(
             SearchError::Syntax { .. }
             | SearchError::Limit { .. }

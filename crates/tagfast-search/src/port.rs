@@ -5,6 +5,7 @@ use tagfast_domain::{Content, ContentType, TagName, TenantId, UnixMillis, Versio
 use tagfast_resilience::Criticality;
 
 use crate::error::SearchError;
+use crate::problem::IndexProblem;
 use crate::query::Query;
 
 /// Totals are exact up to this many contents unless [`SearchRequest::total_exact`] is set.
@@ -113,8 +114,9 @@ pub trait SearchIndex: Send + Sync {
     /// # Errors
     ///
     /// [`SearchError::Syntax`], [`SearchError::Limit`] and [`SearchError::PrefixTooBroad`] blame
-    /// the query. [`SearchError::Unavailable`] and [`SearchError::Refused`] blame the index or its
-    /// load; the same query may succeed later. An index must never return an empty page instead.
+    /// the query. [`SearchError::Unavailable`], [`SearchError::Unusable`] and
+    /// [`SearchError::Refused`] blame the index or its load; the same query may succeed later. An
+    /// index must never return an empty page instead.
     async fn search(&self, tenant: &TenantId, request: &SearchRequest) -> SearchResult<SearchPage>;
 
     /// Returns the tags that occur together with `tag`, most frequent first, without `tag` itself.
@@ -122,7 +124,8 @@ pub trait SearchIndex: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`SearchError::Unavailable`] and [`SearchError::Refused`], as for [`SearchIndex::search`].
+    /// [`SearchError::Unavailable`], [`SearchError::Unusable`] and [`SearchError::Refused`], as for
+    /// [`SearchIndex::search`].
     async fn related(&self, tenant: &TenantId, tag: &TagName, limit: usize) -> RelatedTags;
 
     /// Counts the contents that match each of `terms`, in the same order; with `content_type` only
@@ -130,14 +133,20 @@ pub trait SearchIndex: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`SearchError::PrefixTooBroad`], [`SearchError::Unavailable`] and [`SearchError::Refused`],
-    /// as for [`SearchIndex::search`].
+    /// [`SearchError::PrefixTooBroad`], [`SearchError::Unavailable`], [`SearchError::Unusable`] and
+    /// [`SearchError::Refused`], as for [`SearchIndex::search`].
     async fn counts(
         &self,
         tenant: &TenantId,
         content_type: Option<&ContentType>,
         terms: &[Query],
     ) -> SearchResult<Vec<u64>>;
+
+    /// What is wrong with the index, as far as this process knows; `None` if nothing is. Answers
+    /// from memory.
+    fn problem(&self) -> Option<IndexProblem> {
+        None
+    }
 
     /// Every write committed before this time (Unix ms) can be found.
     fn as_of(&self) -> UnixMillis;
@@ -146,6 +155,7 @@ pub trait SearchIndex: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`SearchError::Unavailable`] and [`SearchError::Refused`], as for [`SearchIndex::search`].
+    /// [`SearchError::Unavailable`], [`SearchError::Unusable`] and [`SearchError::Refused`], as for
+    /// [`SearchIndex::search`].
     async fn documents(&self) -> Result<u64, SearchError>;
 }

@@ -103,6 +103,10 @@ impl From<SearchError> for Problem {
                 Self::new(Code::SearchUnavailable, "the search index cannot answer now")
                     .retry_after(jittered_retry_after())
             }
+            SearchError::Unusable(problem) => {
+                tracing::debug!(code = problem.code, "the search index cannot be used");
+                Self::new(Code::SearchUnavailable, detail).retry_after(jittered_retry_after())
+            }
             SearchError::Refused { reason, retry_after } => {
                 tracing::debug!(reason, "the search index was not called");
                 Self::new(

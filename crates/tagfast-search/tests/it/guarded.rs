@@ -11,8 +11,8 @@ use tagfast_domain::{ContentType, TagName, TenantId, UnixMillis};
 use tagfast_resilience::{Breaker, BreakerState, Criticality};
 use tagfast_search::conformance::request;
 use tagfast_search::{
-    GuardOptions, GuardedIndex, Query, RelatedTags, SearchError, SearchIndex, SearchPage,
-    SearchRequest, Total,
+    GuardOptions, GuardedIndex, IndexProblem, Query, RelatedTags, SearchEffect, SearchError,
+    SearchIndex, SearchPage, SearchRequest, Total,
 };
 use tokio::time::{Instant, sleep};
 
@@ -21,6 +21,7 @@ struct FakeIndex {
     delay: Mutex<Duration>,
     error: Mutex<Option<fn() -> SearchError>>,
     calls: AtomicUsize,
+    problem: Mutex<Option<IndexProblem>>,
 }
 
 impl FakeIndex {
@@ -67,6 +68,10 @@ impl SearchIndex for FakeIndex {
         7
     }
 
+    fn problem(&self) -> Option<IndexProblem> {
+        self.problem.lock().clone()
+    }
+
     async fn documents(&self) -> Result<u64, SearchError> {
         self.answer(3).await
     }
@@ -82,7 +87,12 @@ struct Fixture {
 
 fn fixture(calls: usize) -> Fixture {
     let delay = Mutex::new(Duration::from_millis(10));
-    let fake = Arc::new(FakeIndex { delay, error: Mutex::new(None), calls: AtomicUsize::new(0) });
+    let fake = Arc::new(FakeIndex {
+        delay,
+        error: Mutex::new(None),
+        calls: AtomicUsize::new(0),
+        problem: Mutex::default(),
+    });
     let began = Instant::now();
     let transitions: Arc<Mutex<Vec<(BreakerState, &'static str)>>> = Arc::default();
     let on_transition = {
@@ -250,4 +260,36 @@ async fn a_caller_that_leaves_returns_its_permit_and_counts_neither_way() {
     }
     let breaker = fixture.breaker.snapshot();
     assert_eq!((fixture.guarded.snapshot().in_flight, breaker.ok, breaker.failed), (0, 0, 0));
+}
+
+/// A known problem is the answer: the index is not asked where it must not answer, an outage is
+/// explained, and what is answered all the same is not blamed.
+#[tokio::test(start_paused = true)]
+async fn a_known_problem_of_the_index_is_the_answer() {
+    let fixture = fixture(4);
+    let set = |searches| {
+        let (cause, remedy) = ("the index is closed".to_owned(), "open it".to_owned());
+        let problem = IndexProblem { code: "closed", cause, remedy, searches };
+        *fixture.fake.problem.lock() = Some(problem);
+    };
+    let cause = |result: Result<SearchPage, SearchError>| match result {
+        Err(error @ SearchError::Unusable(_)) => error.to_string(),
+        other => panic!("not unusable: {other:?}"),
+    };
+    set(SearchEffect::Refused);
+    let refused = cause(fixture.search(Criticality::Critical).await);
+    assert!(refused.contains("the index is closed"), "{refused}");
+    assert_eq!(fixture.calls(), 0, "it is not asked");
+    assert_eq!(fixture.breaker.snapshot().failed, 0);
+
+    fixture.fail(Some(|| SearchError::unavailable("away")));
+    set(SearchEffect::Failing);
+    for _ in 0..50 {
+        cause(fixture.search(Criticality::Critical).await);
+    }
+    assert_eq!(fixture.breaker.state(), BreakerState::Open, "an outage counts as one");
+    cause(fixture.search(Criticality::Critical).await);
+
+    set(SearchEffect::Answered);
+    assert_eq!(reason(fixture.search(Criticality::Critical).await), "breaker_open");
 }
