@@ -1,20 +1,40 @@
-//! Batches of documents and the verdict on each.
+//! Batches of documents and the outcome of each.
+//!
+//! How it fails: an error blames no record. A document counts as refused only if the same index
+//! took another one (the canary) after it.
+
+use std::time::Duration;
 
 use futures_util::future::try_join_all;
-use reqwest::Method;
+use reqwest::{Method, StatusCode};
 use serde::Serialize;
 use serde_json::{Value, json};
-use tagfast_domain::{ContentKey, UnixMillis, Version};
-use tagfast_events::{RecordVerdict, SinkError};
+use tagfast_domain::{Content, ContentId, ContentKey, ContentType, TenantId, UnixMillis, Version};
+use tagfast_events::SinkError;
+use tagfast_resilience::Backoff;
 use tagfast_search::IndexedState;
 
 use crate::client::Client;
 use crate::error::{RequestError, systemic};
+use crate::item_class::{ItemClass, classify_item};
 
 /// Maximum number of documents in a write request.
 const WRITE_BATCH_MAX: usize = 500;
+/// Maximum number of refused documents in a request that asks once more.
+const SUSPECTS_MAX: usize = 100;
 /// Maximum number of documents in a removal request.
 const REMOVE_BATCH_MAX: usize = 1000;
+
+/// Tenant of the canary.
+pub(crate) const CANARY_TENANT: &str = "_canary";
+/// Attempts with documents that an overloaded server refuses. Fewer: a short burst repeats a whole
+/// batch. More: the indexer says late that it waits.
+const OVERLOAD_BACKOFF: Backoff = Backoff {
+    retries: 3,
+    base: Duration::from_millis(100),
+    factor: 3,
+    cap: Duration::from_secs(1),
+};
 
 /// Document id of a content: at most 386 bytes by the domain's limits. OpenSearch would refuse a
 /// whole request that contains an id of more than 512 bytes.
@@ -71,41 +91,242 @@ fn lines(states: &[&IndexedState<'_>]) -> Vec<u8> {
     lines
 }
 
-fn verdict(item: &Value) -> Result<RecordVerdict, SinkError> {
-    let item = &item["index"];
-    let (kind, reason) = (
-        item["error"]["type"].as_str().unwrap_or(""),
-        item["error"]["reason"].as_str().unwrap_or(""),
-    );
-    Ok(match item["status"].as_u64() {
-        Some(200 | 201) => RecordVerdict::Applied,
-        // The index holds this version or a newer one.
-        Some(409) => RecordVerdict::Superseded,
-        Some(429 | 503) => {
-            RecordVerdict::Failed { code: "index_overloaded", message: format!("{kind}: {reason}") }
-        }
-        Some(400) => {
-            RecordVerdict::Poison { code: "index_refused", message: format!("{kind}: {reason}") }
-        }
-        // A missing or read-only index, or anything else: no record is to blame.
-        other => {
-            let message = format!("an item was answered {other:?}: {kind}: {reason}");
-            return Err(systemic(message));
-        }
+/// What the index did with a document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It was written.
+    Written,
+    /// The index holds this version or a newer one.
+    Superseded,
+    /// The index refuses it, and takes others; with OpenSearch's reason.
+    Refused(String),
+}
+
+/// An index and the alias through which it is written, so that no missing index is created.
+#[derive(Clone, Copy)]
+pub(crate) struct Destination<'a> {
+    pub(crate) client: &'a Client,
+    pub(crate) alias: &'a str,
+    /// Name of the index to which the alias must lead.
+    pub(crate) index: &'a str,
+    /// Present time, Unix ms: the version of canaries.
+    pub(crate) now: UnixMillis,
+}
+
+/// What one attempt to write a document gave.
+enum Attempt {
+    Ended(Outcome),
+    Overloaded(String),
+}
+
+/// What one request gave.
+enum Reply {
+    /// An attempt for each document, in order.
+    Items(Vec<Attempt>),
+    /// The server refuses the request as a whole, perhaps because of a document.
+    RefusedWhole(String),
+}
+
+fn canary_key() -> Result<ContentKey, SinkError> {
+    Ok(ContentKey {
+        tenant: TenantId::reserved(CANARY_TENANT),
+        content: Content {
+            content_type: ContentType::parse("canary").map_err(systemic)?,
+            content_id: ContentId::parse("1").map_err(systemic)?,
+        },
     })
 }
 
-/// Writes states to the index behind the alias `target`; returns one verdict per state, in order.
-pub(crate) async fn write(
-    client: &Client,
-    target: &str,
-    states: &[IndexedState<'_>],
-) -> Result<Vec<RecordVerdict>, SinkError> {
-    let all: Vec<&IndexedState<'_>> = states.iter().collect();
-    // Concurrently: no content is in two batches, and the server would idle while a request is
-    // built.
-    let batches = all.chunks(WRITE_BATCH_MAX).map(|batch| write_batch(client, target, batch));
-    Ok(try_join_all(batches).await?.concat())
+impl Destination<'_> {
+    /// Writes states; returns one outcome per state, in order.
+    ///
+    /// # Errors
+    ///
+    /// No record is to blame: nothing of the batch may be parked or passed over, and everything
+    /// may be written again.
+    pub(crate) async fn write(
+        &self,
+        states: &[IndexedState<'_>],
+    ) -> Result<Vec<Outcome>, SinkError> {
+        let all: Vec<&IndexedState<'_>> = states.iter().collect();
+        // Concurrently: no content is in two batches, and the server would idle while a request is
+        // built.
+        let batches = all.chunks(WRITE_BATCH_MAX).map(|batch| self.write_batch(batch));
+        let mut outcomes = try_join_all(batches).await?.concat();
+        let is_refused = |n: &usize| matches!(outcomes[*n], Outcome::Refused(_));
+        let suspects: Vec<usize> = (0..outcomes.len()).filter(is_refused).collect();
+        for batch in suspects.chunks(SUSPECTS_MAX) {
+            let states: Vec<&IndexedState<'_>> = batch.iter().map(|n| all[*n]).collect();
+            for (n, outcome) in batch.iter().zip(self.confirm(&states).await?) {
+                outcomes[*n] = outcome;
+            }
+        }
+        Ok(outcomes)
+    }
+
+    /// Writes a document that no query finds.
+    ///
+    /// # Errors
+    ///
+    /// The index does not take it: no record is to blame for what it refuses.
+    pub(crate) async fn write_canary(&self) -> Result<(), SinkError> {
+        let key = canary_key()?;
+        match self.request(&[&self.canary(&key)?]).await? {
+            Reply::Items(mut items) => takes_canary(items.pop()),
+            Reply::RefusedWhole(why) => Err(takes_nothing(&why)),
+        }
+    }
+
+    /// The canary: without tags, no query finds it and no count includes it.
+    fn canary<'a>(&self, key: &'a ContentKey) -> Result<IndexedState<'a>, SinkError> {
+        let version = Version::from_packed(self.now.max(0).unsigned_abs()).map_err(systemic)?;
+        Ok(IndexedState { key, version, updated_at: self.now, tags: Vec::new() })
+    }
+
+    /// Writes documents that were refused once more, each request with the canary before them: what
+    /// is refused beside a canary that is taken is refused for its own sake.
+    async fn confirm(&self, suspects: &[&IndexedState<'_>]) -> Result<Vec<Outcome>, SinkError> {
+        let key = canary_key()?;
+        let canary = self.canary(&key)?;
+        let all: Vec<&IndexedState<'_>> =
+            std::iter::once(&canary).chain(suspects.iter().copied()).collect();
+        let why = match self.request(&all).await? {
+            Reply::Items(items) => {
+                let mut items = items.into_iter();
+                takes_canary(items.next())?;
+                let outcome = |attempt| match attempt {
+                    Attempt::Ended(outcome) => Ok(outcome),
+                    Attempt::Overloaded(why) => Err(overloaded(&why)),
+                };
+                return items.map(outcome).collect();
+            }
+            Reply::RefusedWhole(why) => why,
+        };
+        // The server refuses whole requests: a canary before and after the document must do.
+        self.write_canary().await?;
+        if let [_] = suspects {
+            let Reply::RefusedWhole(_) = self.request(suspects).await? else {
+                return Err(systemic(format!("the server refuses now and then: {why}")));
+            };
+            self.write_canary().await?;
+            return Ok(vec![Outcome::Refused(why)]);
+        }
+        let (left, right) = suspects.split_at(suspects.len() / 2);
+        let mut outcomes = Box::pin(self.confirm(left)).await?;
+        outcomes.extend(Box::pin(self.confirm(right)).await?);
+        Ok(outcomes)
+    }
+
+    /// Writes a batch; repeats what an overloaded server refuses a few times.
+    async fn write_batch(&self, states: &[&IndexedState<'_>]) -> Result<Vec<Outcome>, SinkError> {
+        let mut outcomes: Vec<Option<Outcome>> = vec![None; states.len()];
+        let mut left: Vec<usize> = (0..states.len()).collect();
+        let mut attempt = 0;
+        loop {
+            let batch: Vec<&IndexedState<'_>> = left.iter().map(|n| states[*n]).collect();
+            let (mut again, mut why) = (Vec::new(), String::new());
+            for (n, answer) in left.iter().zip(self.halve_until_taken(&batch).await?) {
+                match answer {
+                    Attempt::Ended(outcome) => outcomes[*n] = Some(outcome),
+                    Attempt::Overloaded(reason) => {
+                        again.push(*n);
+                        why = reason;
+                    }
+                }
+            }
+            if again.is_empty() {
+                let all: Option<Vec<Outcome>> = outcomes.into_iter().collect();
+                return all.ok_or_else(|| systemic("a document has no outcome"));
+            }
+            // Nothing got through, or not enough of it: the indexer waits for longer.
+            let delay = OVERLOAD_BACKOFF.delay(attempt, fastrand::f64());
+            let Some(delay) = delay.filter(|_| again.len() < batch.len()) else {
+                return Err(overloaded(&why));
+            };
+            tokio::time::sleep(delay).await;
+            left = again;
+            attempt += 1;
+        }
+    }
+
+    /// Halves a request that is refused as a whole until the document to blame is alone.
+    async fn halve_until_taken(
+        &self,
+        states: &[&IndexedState<'_>],
+    ) -> Result<Vec<Attempt>, SinkError> {
+        let why = match self.request(states).await? {
+            Reply::Items(items) => return Ok(items),
+            Reply::RefusedWhole(why) => why,
+        };
+        if let [_] = states {
+            return Ok(vec![Attempt::Ended(Outcome::Refused(why))]);
+        }
+        // An index that takes no document at all is not asked for each of them.
+        self.write_canary().await?;
+        let (left, right) = states.split_at(states.len() / 2);
+        let mut attempts = Box::pin(self.halve_until_taken(left)).await?;
+        attempts.extend(Box::pin(self.halve_until_taken(right)).await?);
+        Ok(attempts)
+    }
+
+    async fn request(&self, states: &[&IndexedState<'_>]) -> Result<Reply, SinkError> {
+        let response = match self.client.bulk(self.alias, lines(states)).await {
+            Ok(response) => response,
+            Err(RequestError::Rejected { status, kind, reason })
+                if status == StatusCode::PAYLOAD_TOO_LARGE
+                    || classify_item(status.as_u16(), &kind) == ItemClass::Record =>
+            {
+                return Ok(Reply::RefusedWhole(reason));
+            }
+            Err(error) => return Err(systemic(error)),
+        };
+        let items = response["items"].as_array().filter(|items| items.len() == states.len());
+        let items =
+            items.ok_or_else(|| systemic("OpenSearch answers fewer items than requested"))?;
+        let attempts = items.iter().map(|item| self.read_item(&item["index"]));
+        Ok(Reply::Items(attempts.collect::<Result<_, _>>()?))
+    }
+
+    fn read_item(&self, item: &Value) -> Result<Attempt, SinkError> {
+        let text = |value: &Value| value.as_str().unwrap_or("").to_owned();
+        let (kind, reason) = (text(&item["error"]["type"]), text(&item["error"]["reason"]));
+        let status = item["status"].as_u64().and_then(|status| u16::try_from(status).ok());
+        let why = format!("{kind}: {reason}");
+        let class = status.map_or(ItemClass::Systemic, |status| classify_item(status, &kind));
+        let in_index = item["_index"] == self.index;
+        Ok(match class {
+            ItemClass::Overload => Attempt::Overloaded(why),
+            ItemClass::Written | ItemClass::Superseded | ItemClass::Record if !in_index => {
+                let (alias, other) = (self.alias, &item["_index"]);
+                let message = format!("{alias} leads to {other} instead of {}", self.index);
+                return Err(systemic(message));
+            }
+            ItemClass::Written => Attempt::Ended(Outcome::Written),
+            ItemClass::Superseded => Attempt::Ended(Outcome::Superseded),
+            ItemClass::Record => Attempt::Ended(Outcome::Refused(why)),
+            ItemClass::Systemic => {
+                let message = format!("a document was answered {}: {why}", item["status"]);
+                return Err(systemic(message));
+            }
+        })
+    }
+}
+
+fn takes_canary(canary: Option<Attempt>) -> Result<(), SinkError> {
+    match canary {
+        Some(Attempt::Ended(Outcome::Written | Outcome::Superseded)) => Ok(()),
+        Some(Attempt::Overloaded(why)) => Err(overloaded(&why)),
+        Some(Attempt::Ended(Outcome::Refused(why))) => Err(takes_nothing(&why)),
+        None => Err(systemic("the canary has no outcome")),
+    }
+}
+
+fn takes_nothing(why: &str) -> SinkError {
+    systemic(format!("the index takes no document: {why}"))
+}
+
+fn overloaded(why: &str) -> SinkError {
+    systemic(format!("the index is overloaded: {why}"))
 }
 
 /// Removes the documents that a query finds, except those written meanwhile; returns how many were
@@ -172,34 +393,4 @@ pub(crate) async fn versions(
             _ => Err(systemic(format!("a document was answered {}", doc["error"]))),
         })
         .collect()
-}
-
-/// Sends one request; halves a request that is refused as a whole until the state to blame is
-/// alone.
-async fn write_batch(
-    client: &Client,
-    target: &str,
-    states: &[&IndexedState<'_>],
-) -> Result<Vec<RecordVerdict>, SinkError> {
-    let response = match client.bulk(target, lines(states)).await {
-        Ok(response) => response,
-        Err(RequestError::Rejected { status, reason }) if matches!(status.as_u16(), 400 | 413) => {
-            if let [_] = states {
-                return Ok(vec![RecordVerdict::Poison { code: "index_refused", message: reason }]);
-            }
-            let (left, right) = states.split_at(states.len() / 2);
-            let mut verdicts = Box::pin(write_batch(client, target, left)).await?;
-            verdicts.extend(Box::pin(write_batch(client, target, right)).await?);
-            return Ok(verdicts);
-        }
-        Err(error) => return Err(systemic(error)),
-    };
-    let items = response["items"].as_array().filter(|items| items.len() == states.len());
-    let items = items.ok_or_else(|| systemic("OpenSearch answers fewer items than requested"))?;
-    let verdicts = items.iter().map(verdict).collect::<Result<Vec<_>, _>>()?;
-    // An index that refuses every document is overloaded as a whole.
-    if verdicts.iter().all(|v| matches!(v, RecordVerdict::Failed { .. })) {
-        return Err(systemic("the index is overloaded: it refuses every document"));
-    }
-    Ok(verdicts)
 }

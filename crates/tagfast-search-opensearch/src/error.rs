@@ -19,7 +19,9 @@ pub enum RequestError {
     Rejected {
         /// HTTP status.
         status: StatusCode,
-        /// Reason from the response body.
+        /// OpenSearch's word for the error; empty in an answer that is not OpenSearch's.
+        kind: String,
+        /// Word and reason from the response body.
         reason: String,
     },
     /// The response cannot be used.
@@ -47,15 +49,26 @@ impl From<reqwest::Error> for RequestError {
     }
 }
 
-/// Why the index cannot be used.
+/// The HTTP client cannot be made.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenSearchError {
-    /// The server does not answer now; it may later.
-    #[error("OpenSearch cannot be used now; look at search.opensearch_url")]
-    Unavailable(#[from] RequestError),
-    /// The index is not one of this service, or belongs to a newer version. An operator must act.
-    #[error("{0}")]
-    Foreign(String),
+#[error("the client of OpenSearch cannot be made; look at search.opensearch_url")]
+pub struct OpenSearchError(#[from] RequestError);
+
+/// Why `tagfast reindex` did nothing or did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum ReindexError {
+    /// This process rebuilds the index already.
+    #[error("this process rebuilds the index already; {copied} contents are copied")]
+    AlreadyRunning {
+        /// Contents copied so far.
+        copied: u64,
+    },
+    /// The index is in a state that a rebuild cannot end.
+    #[error("a rebuild cannot help: {0}")]
+    Impossible(String),
+    /// The rebuild failed; the old index, if there is one, serves on.
+    #[error("the rebuild failed")]
+    Failed(#[source] SinkError),
 }
 
 /// The sink failed as a whole, because of an error or a sentence; no record is to blame.

@@ -1,118 +1,135 @@
-//! Indices of the generations and their aliases.
+//! Indices of the generations and their aliases: what they must look like, creating, switching.
+//!
+//! Only an index that this service made is ever deleted: it has the name of a generation and says
+//! so in its mapping. A foreign index loses our alias, nothing else.
 
-use reqwest::{Method, StatusCode};
+use std::sync::LazyLock;
+
+use reqwest::Method;
 use serde_json::{Value, json};
+use tagfast_resilience::ErrorChain;
 
 use crate::client::Client;
-use crate::error::{OpenSearchError, RequestError};
+use crate::error::RequestError;
+use crate::facts::{Facts, IndexFacts, generation};
+use crate::index_state::{Expected, KnownIndex};
 
-/// Version of the documents and their meaning; `tagfast reindex` rebuilds an index of an older
-/// version.
-const FORMAT_VERSION: u64 = 1;
+/// Version of the documents, their meaning, and what an index says of itself. The indexer rebuilds
+/// an index of an older version without help.
+const FORMAT_VERSION: u64 = 2;
 
-fn definition(shards: u32) -> Value {
+/// The mapping without `_meta`.
+static MAPPING: LazyLock<Value> = LazyLock::new(|| {
     let keyword = json!({"type": "keyword"});
     json!({
-        // With the default interval, an index that gets no searches stops refreshing.
-        "settings": {"number_of_shards": shards, "refresh_interval": "5s"},
-        "mappings": {
-            "dynamic": "strict",
-            "_meta": {"tagfast": {"format": FORMAT_VERSION}},
-            "properties": {
-                "tenant": keyword, "type": keyword, "id": keyword, "tags": keyword,
-                "updated_at": {"type": "long"}, "ver": {"type": "long"},
-                "gone": {"type": "boolean"},
-            },
+        "dynamic": "strict",
+        "properties": {
+            "tenant": keyword, "type": keyword, "id": keyword, "tags": keyword,
+            "updated_at": {"type": "long"}, "ver": {"type": "long"},
+            "gone": {"type": "boolean"},
         },
+    })
+});
+
+/// What an index must be to be usable.
+pub(crate) fn expected(client: &Client) -> Expected<'_> {
+    Expected {
+        alias: &client.options.alias,
+        next_alias: client.next_alias(),
+        format: FORMAT_VERSION,
+        mapping: &MAPPING,
+    }
+}
+
+fn definition(client: &Client) -> Value {
+    let mut mapping = MAPPING.clone();
+    mapping["_meta"] = json!({"tagfast": {"format": FORMAT_VERSION}});
+    json!({
+        // With the default interval, an index that gets no searches stops refreshing.
+        "settings": {"number_of_shards": client.options.shards, "refresh_interval": "5s"},
+        "mappings": mapping,
+        "aliases": {client.next_alias(): {}},
     })
 }
 
-/// Names of the indices behind an alias.
-async fn indices_of(client: &Client, alias: &str) -> Result<Vec<String>, RequestError> {
-    match client.get_slow(&format!("_alias/{alias}")).await {
-        Ok(response) => {
-            Ok(response.as_object().map(|all| all.keys().cloned().collect()).unwrap_or_default())
+/// Creates the index of the next generation, which writers find through the `-next` alias; returns
+/// its name. What an interrupted rebuild left behind is deleted.
+pub(crate) async fn create_next(client: &Client, facts: &Facts) -> Result<String, RequestError> {
+    let (alias, next) = (client.options.alias.as_str(), client.next_alias());
+    for (left, index) in facts.behind(&next) {
+        if index.is_ours(left, alias) && !index.aliases.contains(alias) {
+            client.write(Method::DELETE, left, None).await?;
+        } else {
+            remove_alias(client, left, &next).await?;
         }
-        Err(error) if error.is(StatusCode::NOT_FOUND) => Ok(Vec::new()),
-        Err(error) => Err(error),
     }
-}
-
-/// Returns the served index; `None` if there is none yet.
-///
-/// # Errors
-///
-/// [`OpenSearchError::Foreign`] if the alias leads to an index that is not usable.
-pub(crate) async fn check(client: &Client) -> Result<Option<String>, OpenSearchError> {
-    let alias = &client.options.alias;
-    let mut served = indices_of(client, alias).await?;
-    let Some(index) = served.pop() else {
-        // An index of this name would block the alias.
-        return match client.get(&format!("{alias}/_mapping")).await {
-            Ok(_) => Err(OpenSearchError::Foreign(format!(
-                "{alias} is an index, not our alias: delete it or rename it"
-            ))),
-            Err(error) if error.is(StatusCode::NOT_FOUND) => Ok(None),
-            Err(error) => Err(error.into()),
-        };
-    };
-    if !served.is_empty() {
-        return Err(OpenSearchError::Foreign(format!(
-            "the alias {alias} leads to several indices: leave only one of {index}, {}",
-            served.join(", ")
-        )));
-    }
-    let mapping = client.get(&format!("{index}/_mapping")).await?;
-    let mapping = &mapping[&index]["mappings"];
-    match mapping["_meta"]["tagfast"]["format"].as_u64() {
-        Some(FORMAT_VERSION) if mapping["dynamic"] == "strict" => Ok(Some(index)),
-        Some(format) if format > FORMAT_VERSION => Err(OpenSearchError::Foreign(format!(
-            "index {index} is of format {format}, this program knows {FORMAT_VERSION}: run the \
-             newer program, or delete the index"
-        ))),
-        _ => Err(OpenSearchError::Foreign(format!(
-            "the alias {alias} leads to {index}, which is not an index of ours: remove the alias"
-        ))),
-    }
-}
-
-/// Creates the index of the next generation; writers find it through the `-next` alias.
-pub(crate) async fn create_next(client: &Client) -> Result<String, RequestError> {
-    let (alias, next) = (&client.options.alias, client.next_alias());
-    let all = client.get(&format!("_cat/indices/{alias}-v*?format=json&h=index")).await?;
-    let names: Vec<&str> = all
-        .as_array()
-        .map(|a| a.iter().filter_map(|i| i["index"].as_str()).collect())
-        .unwrap_or_default();
-    // An interrupted rebuild left its index behind: delete it and start over.
-    for left in indices_of(client, &next).await? {
-        client.write(Method::DELETE, &left, None).await?;
-    }
-    let number = |name: &str| name.strip_prefix(&format!("{alias}-v"))?.parse::<u64>().ok();
-    let latest = names.into_iter().filter_map(number).max().unwrap_or(0);
-    let name = format!("{alias}-v{}", latest + 1);
-    let mut definition = definition(client.options.shards);
-    definition["aliases"] = json!({next: {}});
-    client.write(Method::PUT, &name, Some(&definition)).await?;
+    let latest = facts.indices.keys().filter_map(|name| generation(name, alias)).max();
+    let number = latest.unwrap_or(0).checked_add(1).ok_or_else(|| {
+        RequestError::BadResponse(format!("{alias}-v{} is the last name", u32::MAX))
+    })?;
+    let name = format!("{alias}-v{number}");
+    client.write(Method::PUT, &name, Some(&definition(client))).await?;
     Ok(name)
 }
 
-/// Replaces the served index by the new one, atomically, and deletes the old one.
-pub(crate) async fn switch(client: &Client, name: &str) -> Result<(), RequestError> {
-    let (alias, next) = (&client.options.alias, client.next_alias());
-    let old = indices_of(client, alias).await?;
-    let mut actions: Vec<Value> =
-        old.iter().map(|old| json!({"remove": {"index": old, "alias": alias}})).collect();
-    actions.push(json!({"add": {"index": name, "alias": alias}}));
-    actions.push(json!({"remove": {"index": name, "alias": next}}));
+async fn remove_alias(client: &Client, index: &str, alias: &str) -> Result<(), RequestError> {
+    let action = json!({"actions": [{"remove": {"index": index, "alias": alias}}]});
+    client.write(Method::POST, "_aliases", Some(&action)).await.map(drop)
+}
+
+/// Notes in an index that it is filled to the end: what it must prove from now on.
+pub(crate) async fn mark_filled(
+    client: &Client,
+    name: &str,
+    index: &IndexFacts,
+) -> Result<(), RequestError> {
+    let lacks = || RequestError::BadResponse(format!("{name} has not all of its shards"));
+    let proof = index.proof_of_filling().ok_or_else(lacks)?;
+    let meta = json!({"_meta": {"tagfast": {"format": FORMAT_VERSION, "filled": proof}}});
+    client.write(Method::PUT, &format!("{name}/_mapping"), Some(&meta)).await.map(drop)
+}
+
+/// Replaces what is served by the new index, in one step; then deletes the old ones that are ours.
+/// A search that is under way in an old one is repeated by its process.
+pub(crate) async fn switch(
+    client: &Client,
+    facts: &Facts,
+    new: &KnownIndex,
+) -> Result<(), RequestError> {
+    let (alias, next) = (client.options.alias.as_str(), client.next_alias());
+    let (mut actions, mut old) = (Vec::new(), Vec::new());
+    for (name, index) in facts.indices.iter().filter(|(name, _)| **name != new.name) {
+        let is_served = index.aliases.contains(alias);
+        if is_served {
+            actions.push(json!({"remove": {"index": name, "alias": alias}}));
+        }
+        // Without an alias nothing reads it: what an interrupted rebuild or an operator left.
+        if index.is_ours(name, alias) && (is_served || index.aliases.is_empty()) {
+            old.push(name);
+            unblock(client, name, index).await?;
+        }
+    }
+    actions.push(json!({"add": {"index": new.name, "alias": alias}}));
+    actions.push(json!({"remove": {"index": new.name, "alias": next}}));
     client.write(Method::POST, "_aliases", Some(&json!({"actions": actions}))).await?;
-    for old in old {
-        client.write(Method::DELETE, &old, None).await?;
+    for name in old {
+        if let Err(error) = client.write(Method::DELETE, name, None).await {
+            let error = ErrorChain(&error);
+            tracing::warn!(%error, name, "a replaced index was not deleted; the next rebuild does it");
+        }
     }
     Ok(())
 }
 
-/// Whether a rebuild fills the next index.
-pub(crate) async fn is_rebuilding(client: &Client) -> Result<bool, RequestError> {
-    Ok(!indices_of(client, &client.next_alias()).await?.is_empty())
+/// Removes the blocks that forbid to move an alias or to delete the index, which is replaced.
+async fn unblock(client: &Client, name: &str, index: &IndexFacts) -> Result<(), RequestError> {
+    let blocks: serde_json::Map<String, Value> = ["read_only", "read_only_allow_delete"]
+        .into_iter()
+        .filter(|block| index.blocks.contains(*block))
+        .map(|block| (format!("index.blocks.{block}"), Value::Null))
+        .collect();
+    if blocks.is_empty() {
+        return Ok(());
+    }
+    client.write(Method::PUT, &format!("{name}/_settings"), Some(&blocks.into())).await.map(drop)
 }

@@ -5,8 +5,7 @@ use tagfast_domain::{ContentKey, ContentType, TagName, TenantId, Version};
 use tagfast_search::port::{EXACT_TOTAL_MAX, FACETS_MAX, PAGE_HITS_MAX, PREFIX_TAGS_MAX};
 use tagfast_search::{Hit, Query, SearchError, SearchPage, SearchRequest, Sort, SortKey, Total};
 
-use crate::client::Client;
-use crate::error::{RequestError, unavailable};
+use crate::error::RequestError;
 
 /// Number of tags that each shard reports for facets; with more distinct tags, counts may be too
 /// low.
@@ -101,13 +100,21 @@ pub(crate) fn read_counts(response: &Value, terms: usize) -> Result<Vec<u64>, Re
         .ok_or_else(|| RequestError::BadResponse("no counts of terms".to_owned()))
 }
 
-fn prefixes<'a>(query: &'a Query, found: &mut Vec<&'a str>) {
-    match query {
-        Query::Prefix(prefix) => found.push(prefix),
-        Query::Tag(_) | Query::Type(_) => {}
-        Query::And(parts) | Query::Or(parts) => parts.iter().for_each(|part| prefixes(part, found)),
-        Query::Not(part) => prefixes(part, found),
+/// The prefixes in a query.
+pub(crate) fn prefixes(query: &Query) -> Vec<&str> {
+    fn collect<'a>(query: &'a Query, found: &mut Vec<&'a str>) {
+        match query {
+            Query::Prefix(prefix) => found.push(prefix),
+            Query::Tag(_) | Query::Type(_) => {}
+            Query::And(parts) | Query::Or(parts) => {
+                parts.iter().for_each(|part| collect(part, found));
+            }
+            Query::Not(part) => collect(part, found),
+        }
     }
+    let mut found = Vec::new();
+    collect(query, &mut found);
+    found
 }
 
 /// Builds a Lucene regular expression that matches every tag with this prefix.
@@ -123,28 +130,20 @@ fn prefix_pattern(prefix: &str) -> String {
     pattern
 }
 
-/// Refuses prefixes that match too many tags of the tenant.
-pub(crate) async fn check_prefixes(
-    client: &Client,
-    tenant: &TenantId,
-    query: &Query,
-) -> Result<(), SearchError> {
-    let mut found = Vec::new();
-    prefixes(query, &mut found);
-    for prefix in found {
-        let mut counts = tag_counts(PREFIX_TAGS_MAX + 1);
-        counts["terms"]["include"] = json!(prefix_pattern(prefix));
-        let with_prefix = json!({"prefix": {"tags": prefix}});
-        let body =
-            json!({"size": 0, "query": scoped(tenant, [with_prefix]), "aggs": {"tags": counts}});
-        let response = client.search(&body).await.map_err(unavailable)?;
-        let tags = response["aggregations"]["tags"]["buckets"].as_array().map_or(0, Vec::len);
-        if tags > PREFIX_TAGS_MAX {
-            return Err(SearchError::PrefixTooBroad {
-                prefix: prefix.to_owned(),
-                allowed: PREFIX_TAGS_MAX,
-            });
-        }
+/// Builds the request for the tags of the tenant that have a prefix.
+pub(crate) fn tags_with_prefix(tenant: &TenantId, prefix: &str) -> Value {
+    let mut counts = tag_counts(PREFIX_TAGS_MAX + 1);
+    counts["terms"]["include"] = json!(prefix_pattern(prefix));
+    let with_prefix = json!({"prefix": {"tags": prefix}});
+    json!({"size": 0, "query": scoped(tenant, [with_prefix]), "aggs": {"tags": counts}})
+}
+
+/// Refuses a prefix that matches too many tags, by the response to [`tags_with_prefix`].
+pub(crate) fn check_prefix(prefix: &str, response: &Value) -> Result<(), SearchError> {
+    let tags = response["aggregations"]["tags"]["buckets"].as_array().map_or(0, Vec::len);
+    if tags > PREFIX_TAGS_MAX {
+        let prefix = prefix.to_owned();
+        return Err(SearchError::PrefixTooBroad { prefix, allowed: PREFIX_TAGS_MAX });
     }
     Ok(())
 }

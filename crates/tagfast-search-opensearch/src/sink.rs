@@ -6,45 +6,86 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use reqwest::Method;
 use serde_json::json;
-use tagfast_domain::{Content, ContentId, ContentKey, ContentType, EpochId, TenantId, Version};
+use tagfast_domain::{ContentKey, EpochId, Version};
 use tagfast_events::{
     ConsumerGroup, Partition, Positions, RebuildRequest, RecordVerdict, Sink, SinkError,
     SinkRecord, Start, VisibleThrough,
 };
-use tagfast_resilience::{ErrorChain, counter, gauge, histogram};
+use tagfast_resilience::{ErrorChain, gauge, histogram};
 use tagfast_search::indexed_state::{
     CONSUMER_GROUP, IndexedState, REBUILD_PAGE_MAX, TOMBSTONE_RETENTION_MS,
 };
-use tagfast_search::metrics::{COMMIT_SECONDS, LAG_SECONDS, REBUILDS_TOTAL};
-use tagfast_sharding::LogicalShard;
-use tagfast_store::ScanRequest;
+use tagfast_search::metrics::{COMMIT_SECONDS, LAG_SECONDS};
 use tokio::time::Instant;
 
+use crate::bulk::{self, Destination, Outcome};
 use crate::engine::OpenSearchIndex;
 use crate::error::systemic;
-use crate::rebuild_lock::RebuildLock;
-use crate::write_progress::{LOCK_CACHE_TTL, WriteProgress};
-use crate::{bulk, index};
-
-/// Interval at which a rebuild renews its lock.
-const LOCK_RENEW_INTERVAL: Duration = Duration::from_secs(5);
+use crate::index_state::KnownIndex;
+use crate::index_watch::{CheckTimeout, Usable};
+use crate::write_progress::WriteProgress;
 
 impl OpenSearchIndex {
-    /// Whether writes must go to the index of a running rebuild as well.
-    async fn is_rebuilding(&self) -> Result<bool, SinkError> {
-        let seen = self.progress.lock().rebuild_seen();
-        if let Some(rebuilding) = seen {
-            return Ok(rebuilding);
+    fn destination<'a>(&'a self, alias: &'a str, index: &'a KnownIndex) -> Destination<'a> {
+        let now = self.clock.now_ms();
+        Destination { client: &self.client, alias, index: &index.name, now }
+    }
+
+    /// Writes states to the index that a rebuild fills, if there is one.
+    async fn write_next(
+        &self,
+        usable: &Usable,
+        states: &[IndexedState<'_>],
+    ) -> Result<(), SinkError> {
+        let Some(next) = &usable.next else { return Ok(()) };
+        let alias = self.client.next_alias();
+        let Err(error) = self.destination(&alias, next).write(states).await else {
+            return Ok(());
+        };
+        // It may just have become the served one, or its rebuild has ended.
+        let now = self.watch.writable_now().await?;
+        if now.next.as_ref() == Some(next) { Err(error) } else { Ok(()) }
+    }
+
+    /// Writes states to the served index.
+    async fn write_served(
+        &self,
+        usable: &Usable,
+        states: &[IndexedState<'_>],
+    ) -> Result<Vec<RecordVerdict>, SinkError> {
+        let destination = self.destination(&self.client.options.alias, &usable.served);
+        let outcomes = match destination.write(states).await {
+            Ok(outcomes) => outcomes,
+            Err(error) => return Err(self.explained(error).await),
+        };
+        if outcomes.iter().any(|outcome| matches!(outcome, Outcome::Refused(_))) {
+            // The index that refuses a record must be the right one, before and after.
+            let now = self.watch.writable_now().await?;
+            if now.served != usable.served {
+                return Err(systemic("the index was replaced while it refused a record"));
+            }
         }
-        let requested_at = Instant::now();
-        let rebuilding = index::is_rebuilding(&self.client).await.map_err(systemic)?;
-        self.progress.lock().see_rebuild(requested_at, rebuilding);
-        Ok(rebuilding)
+        let verdict = |outcome| match outcome {
+            Outcome::Written => RecordVerdict::Applied,
+            Outcome::Superseded => RecordVerdict::Superseded,
+            Outcome::Refused(message) => RecordVerdict::Poison { code: "index_refused", message },
+        };
+        Ok(outcomes.into_iter().map(verdict).collect())
+    }
+
+    /// The state of the index if that is the cause of a failed write.
+    async fn explained(&self, error: SinkError) -> SinkError {
+        self.watch.suspect();
+        let state = self.watch.now(CheckTimeout::Short).await;
+        if !state.is_of_index() {
+            return error;
+        }
+        let problem = state.problem(&self.client.options.alias);
+        problem.map_or(error, |problem| systemic(problem.full_text()))
     }
 
     /// Runs `work` until it ends or the index is closed, which waits for it.
@@ -75,14 +116,16 @@ impl OpenSearchIndex {
 
     /// Starts to remove expired tombstones while writes go on. If it fails, the next day's sweep
     /// repeats it.
-    fn sweep_tombstones(&self) {
+    fn sweep_tombstones(&self, served: KnownIndex) {
         let oldest = self.clock.now_ms() - TOMBSTONE_RETENTION_MS;
         let client = Arc::clone(&self.client);
         self.spawn(async move {
-            let query = json!({"bool": {"filter": [
-                {"term": {"gone": true}}, {"range": {"updated_at": {"lt": oldest}}},
-            ]}});
-            match bulk::remove(&client, &client.options.alias, &query).await {
+            // An index without any document counts as emptied: the canary stays.
+            let query = json!({"bool": {
+                "filter": [{"term": {"gone": true}}, {"range": {"updated_at": {"lt": oldest}}}],
+                "must_not": [{"term": {"tenant": bulk::CANARY_TENANT}}],
+            }});
+            match bulk::remove(&client, &served.name, &query).await {
                 Ok(0) => {}
                 Ok(removed) => {
                     tracing::info!(removed, "expired tombstones were removed from the search index")
@@ -97,86 +140,6 @@ impl OpenSearchIndex {
             }
         });
     }
-
-    /// Copies every content of the shards into the index behind `alias`; reports the number copied
-    /// so far.
-    async fn copy(
-        &self,
-        alias: &str,
-        lock: &mut RebuildLock,
-        progress: &(dyn Fn(u64) + Send + Sync),
-    ) -> Result<(), SinkError> {
-        let now = self.clock.now_ms();
-        let (mut copied, mut renewed_at) = (0, Instant::now());
-        for shard in LogicalShard::all() {
-            let mut after = None;
-            loop {
-                if renewed_at.elapsed() > LOCK_RENEW_INTERVAL {
-                    lock.renew(&self.client, self.clock.now_ms()).await.map_err(systemic)?;
-                    renewed_at = Instant::now();
-                }
-                let page = self
-                    .scanner
-                    .scan(ScanRequest::of_all(shard, after.as_ref(), REBUILD_PAGE_MAX))
-                    .await
-                    .map_err(systemic)?;
-                let states: Vec<IndexedState<'_>> = page
-                    .items
-                    .iter()
-                    .map(|(key, document)| IndexedState::from_document(key, document))
-                    .filter(|state| !state.is_expired_tombstone(now))
-                    .collect();
-                for (verdict, state) in
-                    bulk::write(&self.client, alias, &states).await?.iter().zip(&states)
-                {
-                    match verdict {
-                        RecordVerdict::Applied | RecordVerdict::Superseded => {}
-                        RecordVerdict::Failed { message, .. } => {
-                            return Err(systemic(message.as_str()));
-                        }
-                        RecordVerdict::Poison { message, .. } => {
-                            tracing::error!(
-                                content = %state.key,
-                                message,
-                                "the index refuses a content of the shards"
-                            );
-                        }
-                    }
-                }
-                copied += page.items.len() as u64;
-                progress(copied);
-                after = page.next;
-                if after.is_none() {
-                    break;
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-impl OpenSearchIndex {
-    /// Creates the next index, fills it and makes it the served one.
-    async fn build(
-        &self,
-        lock: &mut RebuildLock,
-        progress: &(dyn Fn(u64) + Send + Sync),
-    ) -> Result<(), SinkError> {
-        let name = index::create_next(&self.client).await.map_err(systemic)?;
-        // Other indexers may not know of the next index yet. After this wait they write to both;
-        // what they wrote before is in the shards.
-        if index::check(&self.client).await.map_err(systemic)?.is_some() {
-            tokio::time::sleep(2 * LOCK_CACHE_TTL).await;
-        }
-        self.copy(&self.client.next_alias(), lock, progress).await?;
-        self.client
-            .write(Method::POST, &format!("{name}/_refresh"), None)
-            .await
-            .map_err(systemic)?;
-        // The lock is still held: no other process has created an index since.
-        lock.renew(&self.client, self.clock.now_ms()).await.map_err(systemic)?;
-        index::switch(&self.client, &name).await.map_err(systemic)
-    }
 }
 
 #[async_trait]
@@ -186,48 +149,31 @@ impl Sink for OpenSearchIndex {
     }
 
     async fn start(&self, _: EpochId, _: &[Partition]) -> Result<Start, SinkError> {
-        match index::check(&self.client).await.map_err(systemic)? {
-            Some(_) => Ok(Start::Committed),
-            None => Ok(Start::Rebuild("there is no index yet")),
+        self.indexes.store(true, Ordering::Relaxed);
+        let state = self.watch.now(CheckTimeout::Long).await;
+        if let Some(reason) = Self::reason_to_rebuild(&state) {
+            return Ok(Start::Rebuild(reason));
         }
+        self.watch.writable().await.map(|_| Start::Committed)
     }
 
     async fn apply(&self, records: &[SinkRecord]) -> Result<Vec<RecordVerdict>, SinkError> {
+        self.indexes.store(true, Ordering::Relaxed);
+        let usable = self.watch.writable().await?;
         let states: Vec<IndexedState<'_>> = records.iter().map(IndexedState::from_event).collect();
         // The next index first: a state in the served index is then in both.
-        if self.is_rebuilding().await? {
-            let next = self.client.next_alias();
-            let written = bulk::write(&self.client, &next, &states).await;
-            // The next index may just have become the served one.
-            if let Err(error) = written
-                && index::is_rebuilding(&self.client).await.map_err(systemic)?
-            {
-                return Err(error);
-            }
-        }
-        let verdicts = bulk::write(&self.client, &self.client.options.alias, &states).await?;
+        self.write_next(&usable, &states).await?;
+        let verdicts = self.write_served(&usable, &states).await?;
         self.progress.lock().wrote(records.len() as u64);
         Ok(verdicts)
     }
 
     async fn canary(&self) -> Result<(), SinkError> {
-        let key = ContentKey {
-            tenant: TenantId::reserved("_canary"),
-            content: Content {
-                content_type: ContentType::parse("canary").map_err(systemic)?,
-                content_id: ContentId::parse("1").map_err(systemic)?,
-            },
-        };
-        let now = self.clock.now_ms();
-        let version = Version::from_packed(now.max(0).unsigned_abs()).map_err(systemic)?;
-        // Without tags, no query finds it and no count includes it.
-        let state = IndexedState { key: &key, version, updated_at: now, tags: Vec::new() };
-        match bulk::write(&self.client, &self.client.options.alias, &[state]).await?.first() {
-            Some(RecordVerdict::Applied | RecordVerdict::Superseded) => Ok(()),
-            Some(RecordVerdict::Poison { message, .. } | RecordVerdict::Failed { message, .. }) => {
-                Err(systemic(message.as_str()))
-            }
-            None => Err(systemic("the canary has no verdict")),
+        let usable = self.watch.writable_now().await?;
+        let destination = self.destination(&self.client.options.alias, &usable.served);
+        match destination.write_canary().await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.explained(error).await),
         }
     }
 
@@ -237,6 +183,7 @@ impl Sink for OpenSearchIndex {
     }
 
     async fn versions(&self, keys: &[ContentKey]) -> Result<Vec<Option<Version>>, SinkError> {
+        self.watch.writable().await?;
         let mut known = Vec::with_capacity(keys.len());
         for batch in keys.chunks(REBUILD_PAGE_MAX) {
             known.extend(bulk::versions(&self.client, batch).await?);
@@ -245,6 +192,12 @@ impl Sink for OpenSearchIndex {
     }
 
     async fn advance(&self, positions: &Positions) -> Result<Positions, SinkError> {
+        // Before its partitions are assigned the consumer waits for nothing but them.
+        if positions.is_empty() {
+            return Ok(Positions::new());
+        }
+        // What the index does not hold any more is not visible, with or without new writes.
+        let usable = self.watch.writable().await?;
         let (refresh, sweep) = {
             let mut progress = self.progress.lock();
             (progress.start_refresh(positions)?, progress.start_sweep())
@@ -253,7 +206,7 @@ impl Sink for OpenSearchIndex {
             self.refresh(positions.clone());
         }
         if sweep {
-            self.sweep_tombstones();
+            self.sweep_tombstones(usable.served);
         }
         Ok(self.progress.lock().visible())
     }
@@ -272,14 +225,8 @@ impl Sink for OpenSearchIndex {
     }
 
     async fn rebuild(&self, request: RebuildRequest<'_>) -> Result<(), SinkError> {
-        let mut lock = RebuildLock::acquire(&self.client, &self.owner, self.clock.now_ms())
-            .await
-            .map_err(systemic)?;
-        let built = self.build(&mut lock, request.progress).await;
-        lock.release(&self.client).await;
-        built?;
+        self.rebuild_for_runtime(&request).await?;
         *self.progress.lock() = WriteProgress::default();
-        counter!(REBUILDS_TOTAL).increment(1);
         Ok(())
     }
 

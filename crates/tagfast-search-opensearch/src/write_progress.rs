@@ -13,9 +13,6 @@ const REFRESH_INTERVAL: Duration = Duration::from_millis(200);
 const BUSY_REFRESH_INTERVAL: Duration = Duration::from_secs(2);
 /// Written documents per second above which refreshes follow the longer interval.
 const BUSY_DOCS_PER_SECOND: f64 = 3000.0;
-/// How long a process may use what it read about a running rebuild. A rebuild waits for longer
-/// before it starts to copy.
-pub(crate) const LOCK_CACHE_TTL: Duration = Duration::from_secs(1);
 /// Interval between sweeps of expired tombstones.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(86_400);
 
@@ -34,8 +31,6 @@ pub(crate) struct WriteProgress {
     refreshed_at: Option<Instant>,
     /// Documents written since the last refresh started.
     written: u64,
-    /// When this process last read whether a rebuild runs, and the result.
-    rebuild_seen: Option<(Instant, bool)>,
     /// When the last sweep started; `None` before the first one.
     swept_at: Option<Instant>,
 }
@@ -98,18 +93,6 @@ impl WriteProgress {
             self.swept_at = Some(Instant::now());
         }
         due
-    }
-
-    /// Whether a rebuild runs; `None` if the last reading is too old.
-    pub(crate) fn rebuild_seen(&self) -> Option<bool> {
-        self.rebuild_seen
-            .filter(|(seen, _)| seen.elapsed() < LOCK_CACHE_TTL)
-            .map(|(_, rebuilding)| rebuilding)
-    }
-
-    /// Notes whether a rebuild runs, as requested at `requested_at`.
-    pub(crate) fn see_rebuild(&mut self, requested_at: Instant, rebuilding: bool) {
-        self.rebuild_seen = Some((requested_at, rebuilding));
     }
 
     /// Positions whose records are visible.

@@ -18,16 +18,6 @@ async fn fault(fault: Fault) {
         .expect("the fault");
 }
 
-/// Sends a request that only a test sends.
-async fn send(method: reqwest::Method, path: &str, body: Option<&str>) -> reqwest::Response {
-    let mut request =
-        reqwest::Client::new().request(method, format!("{}/{path}", support::url().await));
-    if let Some(body) = body {
-        request = request.header("content-type", "application/json").body(body.to_owned());
-    }
-    request.send().await.expect("an answer")
-}
-
 fn acme() -> TenantId {
     TenantId::parse("acme").expect("a tenant")
 }
@@ -110,46 +100,4 @@ async fn one_poison_record_does_not_affect_its_neighbours() {
     );
     engine.until_visible().await;
     assert_eq!(engine.index.documents().await.expect("a count"), 499);
-}
-
-/// A read-only index is a failure of the sink; no record is to blame.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_read_only_index_is_systemic() {
-    let engine = Engine::new().await;
-    let path = format!("{}/_settings", engine.options.alias);
-    let set = async |value: &str| {
-        let body = format!(r#"{{"index.blocks.write": {value}}}"#);
-        assert!(send(reqwest::Method::PUT, &path, Some(&body)).await.status().is_success());
-    };
-    set("true").await;
-    let records = engine.records(&[event("acme", "t", "1", 1, NOW, &["x"])]);
-    engine.index.apply(&records).await.expect_err("the sink is to blame");
-    set("null").await;
-    assert_eq!(engine.index.apply(&records).await.expect("it works"), [RecordVerdict::Applied]);
-}
-
-/// A foreign index is refused with advice for the operator.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_foreign_index_is_refused() {
-    let engine = Engine::new().await;
-    let options = support::options().await;
-    let foreign = support::open(
-        &options,
-        &engine.shards,
-        &std::sync::Arc::new(tagfast_resilience::ManualClock::new(NOW)),
-    );
-    assert!(send(reqwest::Method::PUT, &options.alias, Some("{}")).await.status().is_success());
-    let refused = foreign.check().await.expect_err("an index in the alias's place").to_string();
-    assert!(refused.contains("not our alias"), "{refused}");
-    assert!(send(reqwest::Method::DELETE, &options.alias, None).await.status().is_success());
-    let named = format!("{}-theirs", options.alias);
-    let newer = format!(
-        r#"{{"aliases": {{"{}": {{}}}}, "mappings": {{
-            "dynamic": "strict", "_meta": {{"tagfast": {{"format": 99}}}}
-        }}}}"#,
-        options.alias
-    );
-    assert!(send(reqwest::Method::PUT, &named, Some(&newer)).await.status().is_success());
-    let refused = foreign.check().await.expect_err("a newer format").to_string();
-    assert!(refused.contains("format 99") && refused.contains("newer program"), "{refused}");
 }

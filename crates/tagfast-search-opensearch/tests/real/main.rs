@@ -2,7 +2,9 @@
 
 mod engine;
 mod faults;
+mod items;
 mod overloaded;
 mod rebuild;
 mod shared_progress;
+mod states;
 mod support;

@@ -3,13 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tagfast_domain::TenantId;
+use async_trait::async_trait;
+use serde_json::json;
+use tagfast_domain::{Epoch, TenantId};
 use tagfast_events::{RebuildRequest, Sink};
-use tagfast_resilience::ErrorChain;
+use tagfast_resilience::{ErrorChain, ManualClock};
 use tagfast_search::SearchIndex;
 use tagfast_search::conformance::{NOW, event, request};
+use tagfast_search_opensearch::{OpenSearchIndex, ReindexError};
+use tagfast_store::testing::MemoryStore;
+use tagfast_store::{ScanPage, ScanRequest, ShardScanner, StoreError};
+use tokio::sync::Semaphore;
 
-use crate::support::{EPOCH, Engine, positions};
+use crate::support::{EPOCH, Engine, TEST_TIMEOUT, must, positions};
 
 /// One process rebuilds while another writes: the new index holds the newest state of every
 /// content, and no search fails meanwhile.
@@ -89,7 +95,7 @@ async fn a_rebuild_includes_concurrent_writes() {
     assert_eq!(found.len(), wanted.len());
     assert_eq!(found, wanted);
     let again: Arc<_> = engine.reopen();
-    again.check().await.expect("the new index is usable");
+    assert_eq!(again.check().await, None, "the new index is usable");
 }
 
 /// Processes that start a rebuild at the same time take turns, and each ends with a complete
@@ -123,7 +129,7 @@ async fn concurrent_rebuilds_take_turns() {
     }
     assert!(waited > 0, "the rebuilds overlapped");
     assert_eq!(engine.index.documents().await.expect("a count"), 3000);
-    engine.index.check().await.expect("one index is served");
+    assert_eq!(engine.index.check().await, None, "one index is served");
 }
 
 /// The sweep removes a tombstone only after its retention, and never a content with tags.
@@ -147,4 +153,113 @@ async fn only_expired_tombstones_are_swept() {
         if there == [false, true, true] { Ok(()) } else { Err(format!("{there:?}")) }
     })
     .await;
+}
+
+/// A scanner that stops before its first page until the test lets it go on.
+struct Gate {
+    shards: Arc<MemoryStore>,
+    reached: Semaphore,
+    open: Semaphore,
+}
+
+#[async_trait]
+impl ShardScanner for Gate {
+    async fn scan(&self, request: ScanRequest<'_>) -> Result<ScanPage, StoreError> {
+        self.reached.add_permits(1);
+        self.open.acquire().await.expect("never closed").forget();
+        self.open.add_permits(1);
+        self.shards.scan(request).await
+    }
+
+    async fn epoch(&self) -> Result<Epoch, StoreError> {
+        self.shards.epoch().await
+    }
+}
+
+/// Whatever an operator does to the index that is filled ends the rebuild, the old index serves on,
+/// and the next rebuild succeeds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rebuild_notices_what_is_done_to_its_index() {
+    for fault in ["deleted", "created again", "alias removed", "closed", "read-only", "altered"] {
+        let engine = Engine::new().await;
+        let events: Vec<_> =
+            (0..50).map(|n| event("acme", "t", &n.to_string(), 1, NOW, &["all"])).collect();
+        events.iter().for_each(|e| engine.shards.store_event(e));
+        engine.index.apply(&engine.records(&events)).await.expect("applied");
+        engine.until_visible().await;
+        let gate = Arc::new(Gate {
+            shards: Arc::clone(&engine.shards),
+            reached: Semaphore::new(0),
+            open: Semaphore::new(0),
+        });
+        let clock = Arc::new(ManualClock::new(NOW));
+        let index = OpenSearchIndex::new(engine.options.clone(), Arc::clone(&gate) as _, clock)
+            .expect("the client is made");
+        let rebuilding = {
+            let index = Arc::clone(&index);
+            tokio::spawn(async move { index.reindex().await })
+        };
+        gate.reached.acquire().await.expect("never closed").forget();
+        let next = format!("{}-next", engine.options.alias);
+        let answer = must("GET", &next, None).await;
+        let name = answer.as_object().and_then(|all| all.keys().next()).expect("an index");
+        let recreated = json!({
+            "aliases": {&next: {}}, "mappings": answer[name]["mappings"],
+        });
+        match fault {
+            "deleted" => drop(must("DELETE", name, None).await),
+            "created again" => {
+                must("DELETE", name, None).await;
+                must("PUT", name, Some(recreated)).await;
+            }
+            "alias removed" => {
+                let remove = json!({"actions": [{"remove": {"index": name, "alias": next}}]});
+                must("POST", "_aliases", Some(remove)).await;
+            }
+            "closed" => drop(must("POST", &format!("{name}/_close"), None).await),
+            "read-only" => {
+                let block = json!({"index.blocks.write": true});
+                must("PUT", &format!("{name}/_settings"), Some(block)).await;
+            }
+            "altered" => {
+                let dynamic = json!({"dynamic": "true"});
+                must("PUT", &format!("{name}/_mapping"), Some(dynamic)).await;
+            }
+            other => panic!("{other}"),
+        }
+        gate.open.add_permits(1);
+        let rebuilt = tokio::time::timeout(TEST_TIMEOUT, rebuilding).await.expect("it ends");
+        assert!(rebuilt.expect("no panic").is_err(), "{fault}");
+        let acme = TenantId::parse("acme").expect("a tenant");
+        let page = engine.index.search(&acme, &request("all")).await.expect("answered");
+        assert_eq!(page.hits.len(), 50, "{fault}");
+        assert_eq!(engine.index.reindex().await.expect(fault), 50);
+        let page = engine.index.search(&acme, &request("all")).await.expect("answered");
+        assert_eq!(page.hits.len(), 50, "{fault}");
+    }
+}
+
+/// A second rebuild of the same process is refused, and says how far the first one is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_process_rebuilds_once_at_a_time() {
+    let engine = Engine::new().await;
+    let gate = Arc::new(Gate {
+        shards: Arc::clone(&engine.shards),
+        reached: Semaphore::new(0),
+        open: Semaphore::new(0),
+    });
+    let clock = Arc::new(ManualClock::new(NOW));
+    let index = OpenSearchIndex::new(engine.options.clone(), Arc::clone(&gate) as _, clock)
+        .expect("the client is made");
+    let first = {
+        let index = Arc::clone(&index);
+        tokio::spawn(async move { index.reindex().await })
+    };
+    gate.reached.acquire().await.expect("never closed").forget();
+    let second = index.reindex().await;
+    assert!(matches!(second, Err(ReindexError::AlreadyRunning { copied: 0 })), "{second:?}");
+    assert_eq!(index.rebuilding(), Some(0));
+    gate.open.add_permits(1);
+    first.await.expect("no panic").expect("rebuilt");
+    assert_eq!(index.rebuilding(), None);
 }

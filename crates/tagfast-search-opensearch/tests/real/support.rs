@@ -1,11 +1,13 @@
 //! One server for the test binary, and an index of its own for each test.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::MutexGuard;
+use serde_json::Value;
 use tagfast_domain::{EpochId, TaggingsEvent};
 use tagfast_events::{
     BusPosition, Partition, Positions, PublisherEpochs, RebuildRequest, Sink, SinkRecord, Start,
@@ -23,6 +25,9 @@ use tokio::sync::{RwLock, RwLockReadGuard};
 pub(crate) const EPOCH: EpochId = EpochId([7; 16]);
 pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// A problem must be named within this time.
+pub(crate) const NAMED_WITHIN: Duration = Duration::from_secs(5);
+
 /// The stack, which the first test starts.
 pub(crate) fn stack() -> MutexGuard<'static, Stack> {
     static SHARED: SharedStack = SharedStack::new();
@@ -37,6 +42,66 @@ pub(crate) async fn url() -> String {
             .clone()
     };
     tokio::task::spawn_blocking(url).await.expect("the stack comes up")
+}
+
+/// Sends a request that only a test sends; returns status and body.
+pub(crate) async fn send(method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+    let method = reqwest::Method::from_bytes(method.as_bytes()).expect("a method");
+    let mut request = reqwest::Client::new().request(method, format!("{}/{path}", url().await));
+    if let Some(body) = body {
+        // A batch is a list of lines.
+        let lines = match body {
+            Value::Array(lines) => lines.iter().map(|line| format!("{line}\n")).collect(),
+            other => other.to_string(),
+        };
+        request = request.header("content-type", "application/json").body(lines);
+    }
+    let answer = request.send().await.expect("an answer");
+    let status = answer.status().as_u16();
+    (status, serde_json::from_slice(&answer.bytes().await.expect("a body")).unwrap_or_default())
+}
+
+/// Sends a request that must succeed.
+pub(crate) async fn must(method: &str, path: &str, body: Option<Value>) -> Value {
+    let (status, answer) = send(method, path, body).await;
+    assert!((200..300).contains(&status), "{method} {path}: {status} {answer}");
+    answer
+}
+
+/// The folder of an index's shards, and where they are while they are away.
+async fn shard_folders(index: &str) -> [PathBuf; 2] {
+    let nodes = must("GET", "_nodes/_local/stats/fs", None).await;
+    let node = nodes["nodes"].as_object().and_then(|all| all.values().next()).expect("a node");
+    let data = PathBuf::from(node["fs"]["data"][0]["path"].as_str().expect("a path"));
+    let settings = must("GET", &format!("{index}/_settings"), None).await;
+    let uuid = settings[index]["settings"]["index"]["uuid"].as_str().expect("a uuid").to_owned();
+    [data.join("indices").join(&uuid), data.join("away").join(uuid)]
+}
+
+async fn move_shards(index: &str, away: bool) {
+    let [here, there] = shard_folders(index).await;
+    std::fs::create_dir_all(&there).expect("a folder");
+    must("POST", &format!("{index}/_close"), None).await;
+    for shard in ["0", "1"] {
+        let (here, there) = (here.join(shard), there.join(shard));
+        let (from, to) = if away { (here, there) } else { (there, here) };
+        if from.exists() {
+            // A shard that was looked for in vain may have left an empty folder.
+            let _ = std::fs::remove_dir_all(&to);
+            std::fs::rename(from, to).expect("moved");
+        }
+    }
+    must("POST", &format!("{index}/_open?wait_for_active_shards=0"), None).await;
+}
+
+/// Moves the shards of an index out of the server's reach: it is red until they are back.
+pub(crate) async fn take_shards_away(index: &str) {
+    move_shards(index, true).await;
+}
+
+/// Moves the shards back.
+pub(crate) async fn bring_shards_back(index: &str) {
+    move_shards(index, false).await;
 }
 
 /// Tests that need a working server hold it for reading; a test that breaks the server holds it

@@ -17,7 +17,8 @@ use tagfast_api::{
 use tagfast_client::error::CliError;
 use tagfast_popular::RecountReport;
 use tagfast_resilience::{Breakers, Clock, LimiterSnapshot};
-use tagfast_search::{GuardOptions, GuardedIndex};
+use tagfast_search::{GuardOptions, GuardedIndex, SearchIndex};
+use tagfast_search_opensearch::{OpenSearchIndex, ReindexError};
 use tagfast_store::Sealer;
 use tagfast_store::fair_queue::TenantWeights;
 use tagfast_store_postgres::{
@@ -226,6 +227,10 @@ struct ClusterOperations {
 }
 
 impl ClusterOperations {
+    fn search_index(&self) -> Option<&OpenSearchIndex> {
+        self.pipeline.as_ref()?.index.as_deref()
+    }
+
     fn consumers(&self) -> Result<&Consumers, OperationsError> {
         let pipeline = self.pipeline.as_ref();
         pipeline
@@ -291,8 +296,11 @@ impl Operations for ClusterOperations {
     }
 
     fn degraded(&self) -> Vec<(String, String)> {
+        let index = self.index.iter().filter_map(|index| index.problem());
+        let index = index.map(|problem| ("search".to_owned(), problem.full_text()));
         let store = self.store.status().into_iter().flat_map(degraded);
-        store.chain(self.cache.degraded()).chain(self.credentials.degraded()).collect()
+        let parts = store.chain(self.cache.degraded()).chain(self.credentials.degraded());
+        parts.chain(index).collect()
     }
 
     async fn status(&self) -> StatusReport {
@@ -311,12 +319,22 @@ impl Operations for ClusterOperations {
         if let Some(pipeline) = &self.pipeline {
             pipeline.consumers.report(&mut report).await;
         }
+        let rebuilding = self.search_index().and_then(|index| index.rebuilding());
+        report.running.extend(rebuilding.map(|copied| ("reindex".to_owned(), copied)));
         report.limits.extend(self.index.iter().map(|index| index_limit_status(index)));
         report
     }
 
     async fn reindex(&self) -> Result<u64, OperationsError> {
-        self.consumers()?.reindex().await
+        match self.search_index().filter(|_| self.roles.indexer) {
+            Some(index) => index.reindex().await.map_err(|error| match error {
+                ReindexError::AlreadyRunning { .. } => OperationsError::AlreadyRunning("reindex"),
+                ReindexError::Impossible(_) | ReindexError::Failed(_) => {
+                    OperationsError::Failed(error.into())
+                }
+            }),
+            None => self.consumers()?.reindex().await,
+        }
     }
 
     async fn recount(&self, repair: bool) -> Result<RecountReport, OperationsError> {

@@ -1,8 +1,9 @@
 //! What a cluster node does with the event bus: the search index and the counts that follow it,
 //! and the tasks that handle dead letters.
 //!
-//! How it fails: an OpenSearch server that does not answer does not fail the start, a foreign
-//! index behind the alias does. A second process on the same data directory is refused.
+//! How it fails: an OpenSearch server that does not answer, and an index that cannot be used, do
+//! not fail the start: readiness and status name them, and search pauses. A second process on the
+//! same data directory is refused.
 
 use std::fs::File;
 use std::path::Path;
@@ -16,9 +17,10 @@ use tagfast_events::{Bus, DeadLetterStore};
 use tagfast_popular::PopularTags;
 use tagfast_popular_counts::{LeaderboardPublisher, PopularCounts, RedisLeaderboards};
 use tagfast_redis::Redis;
-use tagfast_resilience::{Breakers, Clock, ErrorChain};
+use tagfast_resilience::{Breakers, Clock};
 use tagfast_search_opensearch::{
-    OpenSearchError, OpenSearchIndex, OpenSearchLogin, OpenSearchOptions, SharedProgress,
+    IndexKeeper, OpenSearchError, OpenSearchIndex, OpenSearchLogin, OpenSearchOptions,
+    SharedProgress,
 };
 use tagfast_store::ShardScanner;
 use tagfast_store_postgres::{OutboxSink, PostgresDeadLetters, PostgresStore};
@@ -65,6 +67,8 @@ pub(super) struct EventPipeline {
     bus: Arc<dyn ClusterBus>,
     dead_letters: Option<DeadLetterSupervisor>,
     publishers: Publishers,
+    /// Checks the search index and rebuilds it when it is lost.
+    index_keeper: Option<IndexKeeper>,
     _data_dir_lock: File,
 }
 
@@ -95,12 +99,11 @@ impl EventPipeline {
     ) -> Result<Self, CliError> {
         let partitions = deps.postgres.kafka.as_ref().map_or(1, |kafka| kafka.partitions);
         let index = match &deps.postgres.opensearch {
-            Some(search) if deps.roles.api || deps.roles.indexer => {
-                Some(deps.open_index(search).await?)
-            }
+            Some(search) if deps.roles.api || deps.roles.indexer => Some(deps.open_index(search)?),
             Some(_) | None => None,
         };
         let progress = index.as_ref().map(|index| index.share_progress(partitions));
+        let index_keeper = index.as_ref().map(OpenSearchIndex::keep);
         let data_dir_lock = lock_data_dir(&deps.config.data_dir)?;
         let counts = if deps.roles.analytics { Some(deps.open_counts(partitions)?) } else { None };
         let leaderboards = counts.as_ref().zip(deps.redis).map(|(counts, redis)| {
@@ -145,6 +148,7 @@ impl EventPipeline {
             bus,
             dead_letters,
             publishers: Publishers { leaderboards, progress },
+            index_keeper,
             _data_dir_lock: data_dir_lock,
         })
     }
@@ -154,6 +158,9 @@ impl EventPipeline {
     pub(super) async fn stop(&self) {
         if let Some(dead_letters) = &self.dead_letters {
             dead_letters.stop().await;
+        }
+        if let Some(keeper) = &self.index_keeper {
+            keeper.stop().await;
         }
         self.consumers.stop().await;
         if let Some(leaderboards) = &self.publishers.leaderboards {
@@ -167,10 +174,7 @@ impl EventPipeline {
 }
 
 impl PipelineDeps<'_> {
-    async fn open_index(
-        &self,
-        search: &OpenSearchConfig,
-    ) -> Result<Arc<OpenSearchIndex>, CliError> {
+    fn open_index(&self, search: &OpenSearchConfig) -> Result<Arc<OpenSearchIndex>, CliError> {
         let options = OpenSearchOptions {
             url: search.url.clone(),
             login: match &search.login {
@@ -185,19 +189,7 @@ impl PipelineDeps<'_> {
         };
         let refused = |e: OpenSearchError| CliError::new(e.to_string()).with_source(e);
         let scanner = Arc::clone(self.store) as Arc<dyn ShardScanner>;
-        let index =
-            OpenSearchIndex::new(options, scanner, Arc::clone(self.clock)).map_err(refused)?;
-        match tokio::time::timeout(START_TIMEOUT, index.check()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error @ OpenSearchError::Foreign(_))) => return Err(refused(error)),
-            Ok(Err(error @ OpenSearchError::Unavailable(_))) => {
-                tracing::warn!(error = %ErrorChain(&error), "search is unavailable until OpenSearch answers")
-            }
-            Err(_) => {
-                tracing::warn!(url = %search.url, "search is unavailable until OpenSearch answers")
-            }
-        }
-        Ok(index)
+        OpenSearchIndex::new(options, scanner, Arc::clone(self.clock)).map_err(refused)
     }
 
     fn open_counts(&self, partitions: u16) -> Result<Arc<PopularCounts>, CliError> {

@@ -3,6 +3,7 @@
 
 mod apart;
 mod events;
+mod index;
 mod rotation;
 mod shield;
 
