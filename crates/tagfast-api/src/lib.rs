@@ -24,7 +24,6 @@ mod head;
 mod header_rules;
 mod headers;
 mod jwks;
-mod key_bindings;
 mod last_good;
 mod metric;
 mod middleware;

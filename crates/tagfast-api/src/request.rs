@@ -14,7 +14,8 @@ use http::{HeaderMap, HeaderValue, Method, header, request::Parts};
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use tagfast_domain::{
-    Call, Content, ContentId, ContentKey, ContentType, IfMatch, TenantId, UnixMillis, WriteId,
+    Call, Content, ContentId, ContentKey, ContentType, IdempotencyKey, IfMatch, TenantId,
+    UnixMillis, WriteId,
 };
 use tagfast_resilience::{Criticality, counter};
 use tagfast_store::{Consistency, ConsistencyToken, Durability, ReadOptions};
@@ -257,23 +258,17 @@ impl ApiRequest {
         HeaderValue::try_from(token.seal(&self.services().sealer, self.tenant())).ok()
     }
 
-    /// Refuses an idempotency key that came first with a different call or different contents.
-    /// Called when the request is known to be valid, so that a mistake in it does not use up the
-    /// key.
-    pub(crate) fn bind_key<'a>(
+    /// The idempotency key of this request, which the store binds to the call and the contents;
+    /// `None`: the client sent no key.
+    pub(crate) fn bound_key<'a>(
         &self,
         idempotency_key: Option<&str>,
         call: Call,
         contents: impl IntoIterator<Item = (&'a str, &'a str)>,
-    ) -> Result<(), Problem> {
-        let Some(key) = idempotency_key else { return Ok(()) };
-        // No item of a batch has this number.
-        let key = WriteId::derived(self.tenant(), &self.caller.user, key, u32::MAX);
-        if self.state.key_bindings.bind(key, call, contents, self.now()) {
-            return Ok(());
-        }
-        let detail = "the key came with a different call or different contents before";
-        Err(Problem::new(Code::IdempotencyKeyReused, detail))
+    ) -> Option<IdempotencyKey> {
+        let (tenant, user) = (self.tenant(), &self.caller.user);
+        let key = idempotency_key?;
+        Some(IdempotencyKey::of_request(tenant, user, key, call, contents))
     }
 
     /// The id of write number `item` of this request on one content: derived from the idempotency

@@ -4,7 +4,6 @@ use std::sync::{Arc, LazyLock};
 
 use crate::auth::Authenticator;
 use crate::fallback::FeatureFallback;
-use crate::key_bindings::KeyBindings;
 use crate::rate_limit::RateLimiter;
 use crate::services::ApiServices;
 use bytes::Bytes;
@@ -16,7 +15,6 @@ pub(crate) struct ApiState {
     /// `None`: no rate limit is configured.
     pub(crate) rate_limiter: Option<RateLimiter>,
     pub(crate) fallback: Arc<FeatureFallback>,
-    pub(crate) key_bindings: KeyBindings,
     openapi: LazyLock<Bytes>,
 }
 
@@ -27,7 +25,6 @@ impl ApiState {
             auth: Authenticator::new(&services),
             rate_limiter: RateLimiter::new(&services.limits),
             fallback: FeatureFallback::new(services.limits.max_stale, services.tasks.clone()),
-            key_bindings: KeyBindings::default(),
             services,
             openapi: LazyLock::new(openapi),
         })

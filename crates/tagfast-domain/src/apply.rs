@@ -76,6 +76,9 @@ pub enum Refusal {
     },
     /// The write id was already used for a different operation.
     WriteIdReused,
+    /// The idempotency key came first with a different request: a different call or different
+    /// contents. A store decides this, before [`apply`].
+    KeyReused,
 }
 
 /// Applies one write to a document. `prior` is the store's `applied` entry for the write's id; the
@@ -137,7 +140,7 @@ pub fn remember(
         Outcome::Written { .. }
         | Outcome::Repeated { .. }
         | Outcome::RefusedAgain(_)
-        | Outcome::Refused(Refusal::WriteIdReused) => return None,
+        | Outcome::Refused(Refusal::WriteIdReused | Refusal::KeyReused) => return None,
     };
     Some(record(doc, write, recorded, Effect::default(), ctx))
 }

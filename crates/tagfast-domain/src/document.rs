@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use crate::limits::WRITE_ID_MEMORY_MS;
 use crate::{Tag, TagName, UnixMillis, UserId, Version, WriteId};
 
 /// A tag on a content, or the tombstone of a removed tag (`present` is false).
@@ -97,6 +98,15 @@ impl Document {
     /// The tags that are present, sorted by canonical name.
     pub fn live(&self) -> impl Iterator<Item = &Tagging> {
         self.taggings.iter().filter(|t| t.present)
+    }
+
+    /// Whether the store may delete it: the content was never written, and every outcome that it
+    /// remembers has expired.
+    pub fn is_forgotten(&self, now: UnixMillis) -> bool {
+        let is_expired = |w: &RecentWrite| now.saturating_sub(w.at) >= WRITE_ID_MEMORY_MS;
+        self.version == Version::NONE
+            && self.overflow_until <= now
+            && self.recent.iter().all(is_expired)
     }
 
     /// The recent write with this id; `None` when the document does not hold it.

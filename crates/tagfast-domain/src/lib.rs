@@ -32,4 +32,4 @@ pub use if_match::IfMatch;
 pub use limits::Limits;
 pub use tag::{Origin, Tag, TagName, UNICODE_VERSION};
 pub use version::{Epoch, EpochId, EpochOrdinal, UnixMillis, Version};
-pub use write::{Call, Operation, Write, WriteId};
+pub use write::{Call, IdempotencyKey, Operation, Write, WriteId};

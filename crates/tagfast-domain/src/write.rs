@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-use crate::{ContentKey, DomainError, IfMatch, Limits, Tag, TagName, TenantId, UserId};
+use crate::{Content, ContentKey, DomainError, IfMatch, Limits, Tag, TagName, TenantId, UserId};
 
 /// The idempotency id of a write: a retry after a lost response has no second effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -58,6 +58,57 @@ impl Call {
             Self::BatchItem => b'b',
         }
     }
+}
+
+/// The idempotency key of a request, and the request that it names: the call and the contents. What
+/// the request does to each content is compared by [`Operation::fingerprint`].
+///
+/// Stores keep both hashes, so they must never change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdempotencyKey {
+    /// Names the key: a hash of tenant, user and key.
+    pub id: [u8; 16],
+    /// The call that it came with.
+    pub call: Call,
+    /// The first 64 bits of SHA-256 of the call and the sorted contents.
+    pub request: u64,
+}
+
+impl IdempotencyKey {
+    /// The key of a request on these contents (type and id), which may come in any order.
+    pub fn of_request<'a>(
+        tenant: &TenantId,
+        user: &UserId,
+        key: &str,
+        call: Call,
+        contents: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Self {
+        // No write of a request has this number.
+        let id = WriteId::derived(tenant, user, key, u32::MAX).0;
+        Self { id, call, request: request_hash(call, contents) }
+    }
+
+    /// A key of its own for a write of one content.
+    pub fn of_write(id: WriteId, call: Call, content: &Content) -> Self {
+        let content = (content.content_type.as_str(), content.content_id.as_str());
+        Self { id: id.0, call, request: request_hash(call, [content]) }
+    }
+}
+
+fn request_hash<'a>(call: Call, contents: impl IntoIterator<Item = (&'a str, &'a str)>) -> u64 {
+    let mut contents: Vec<(&str, &str)> = contents.into_iter().collect();
+    contents.sort_unstable();
+    let mut hash = Sha256::new();
+    hash.update([call.code()]);
+    for part in contents.into_iter().flat_map(|(content_type, id)| [content_type, id]) {
+        hash.update((part.len() as u32).to_be_bytes());
+        hash.update(part.as_bytes());
+    }
+    first_64_bits(&hash.finalize())
+}
+
+fn first_64_bits(digest: &[u8]) -> u64 {
+    digest.iter().take(8).fold(0, |n, b| (n << 8) | u64::from(*b))
 }
 
 /// A change of a content's tags, applied atomically. Build with [`Operation::patch`] or
@@ -162,8 +213,7 @@ impl Operation {
                 text(b'?', "");
             }
         }
-        let digest = hash.finalize();
-        digest.iter().take(8).fold(0, |n, b| (n << 8) | u64::from(*b))
+        first_64_bits(&hash.finalize())
     }
 }
 

@@ -7,7 +7,8 @@
 //! Options: `--contents N` (20,000), `--tags N` per content (5), `--seconds S` per measurement (3),
 //! `--callers N` (256), `--files N` (1 and 8), `--cache-mb N` (64), `--dir PATH` (a new directory
 //! below it; the system's default for temporary files), `--large` (2 million contents instead: size
-//! on disk, and the cost of views and writes with 20,000 hot contents and with all hot).
+//! on disk, and the cost of views and writes with 20,000 hot contents and with all hot), `--keyed`
+//! (instead: writes with an idempotency key beside writes without one, in turns).
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,6 +34,7 @@ struct Options {
     cache_bytes: usize,
     dir: PathBuf,
     large: bool,
+    keyed: bool,
 }
 
 impl Options {
@@ -46,6 +48,7 @@ impl Options {
             cache_bytes: 64 << 20,
             dir: std::env::temp_dir(),
             large: false,
+            keyed: false,
         };
         let mut args = std::env::args().skip(1);
         while let Some(arg) = args.next() {
@@ -59,6 +62,7 @@ impl Options {
                 "--cache-mb" => options.cache_bytes = value()?.parse::<usize>()? << 20,
                 "--dir" => options.dir = PathBuf::from(value()?),
                 "--large" => options.large = true,
+                "--keyed" => options.keyed = true,
                 // Given by cargo or by the caller; there is no other form.
                 "--json" | "--bench" => {}
                 other => return Err(format!("unknown option {other}").into()),
@@ -98,6 +102,11 @@ fn request(key: ContentKey, add: Vec<Tag>, remove: Vec<Tag>) -> Result<WriteRequ
         if_match: None,
     };
     Ok(WriteRequest { keyed: None, ..WriteRequest::new(write) })
+}
+
+/// The same write with an idempotency key.
+fn keyed(request: WriteRequest) -> WriteRequest {
+    WriteRequest::new(request.write)
 }
 
 fn tag(n: u64) -> Result<Tag, Failure> {
@@ -227,6 +236,7 @@ async fn writes(
     store: &Arc<EmbeddedStore>,
     options: &Options,
     hot: u64,
+    with_key: bool,
 ) -> Result<Measured, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     let (started, cpu_before) = (Instant::now(), cpu());
@@ -245,6 +255,7 @@ async fn writes(
                             request(key(n)?, vec![tag(t)?], Vec::new())?
                         }
                     };
+                    let request = if with_key { keyed(request) } else { request };
                     let sent = Instant::now();
                     store.write(request).await?;
                     micros.push(u32::try_from(sent.elapsed().as_micros()).unwrap_or(u32::MAX));
@@ -363,8 +374,8 @@ async fn usual(options: &Options, dir: &Path) -> Result<(), Failure> {
         load(&store, options).await?;
         // Once unmeasured: caches and the allocator settle.
         let short = Options { seconds: options.seconds / 4.0, ..options.clone() };
-        writes(&store, &short, options.contents).await?;
-        let rate = writes(&store, options, options.contents)
+        writes(&store, &short, options.contents, false).await?;
+        let rate = writes(&store, options, options.contents, false)
             .await?
             .print("writes_durable", json!({"files": files, "callers": options.callers}));
         rates.push(rate);
@@ -387,12 +398,43 @@ async fn usual(options: &Options, dir: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Turns of writes without and with a key.
+const TURNS: usize = 5;
+
+async fn keyed_writes(options: &Options, dir: &Path) -> Result<(), Failure> {
+    let store = open(options, dir, 8)?;
+    load(&store, options).await?;
+    writes(&store, options, options.contents, false).await?;
+    let mut cpu: [Vec<f64>; 2] = [Vec::new(), Vec::new()];
+    for _ in 0..TURNS {
+        for with_key in [false, true] {
+            let measured = writes(&store, options, options.contents, with_key).await?;
+            let micros = measured.cpu.as_secs_f64() * 1e6 / measured.ops.max(1) as f64;
+            cpu[usize::from(with_key)].push(micros);
+            let what = if with_key { "writes_with_key" } else { "writes_without_key" };
+            measured.print(what, json!({"callers": options.callers}));
+        }
+    }
+    let [without, with] = cpu.map(|mut all| {
+        all.sort_by(f64::total_cmp);
+        all[all.len() / 2]
+    });
+    println(&json!({
+        "what": "keyed",
+        "cpu_us_without_key": (without * 10.0).round() / 10.0,
+        "cpu_us_with_key": (with * 10.0).round() / 10.0,
+        "ratio": (with / without * 1000.0).round() / 1000.0,
+    }));
+    store.close();
+    Ok(())
+}
+
 async fn large(options: &Options, dir: &Path) -> Result<(), Failure> {
     const HOT: u64 = 20_000;
     let small = Options { contents: HOT, ..options.clone() };
     let store = open(&small, &dir.join("small"), 8)?;
     load(&store, &small).await?;
-    writes(&store, &small, HOT)
+    writes(&store, &small, HOT, false)
         .await?
         .print("writes_durable", json!({"contents": HOT, "hot": HOT}));
     views(&store, &small, HOT)?.print("views", json!({"contents": HOT, "hot": HOT}));
@@ -410,7 +452,7 @@ async fn large(options: &Options, dir: &Path) -> Result<(), Failure> {
         &json!({"what": "load", "taggings": taggings, "per_second": (taggings / seconds).round()}),
     );
     for hot in [HOT, contents] {
-        writes(&store, &many, hot)
+        writes(&store, &many, hot, false)
             .await?
             .print("writes_durable", json!({"contents": contents, "hot": hot}));
         views(&store, &many, hot)?.print("views", json!({"contents": contents, "hot": hot}));
@@ -432,7 +474,9 @@ fn main() -> Result<(), Failure> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
-        if options.large {
+        if options.keyed {
+            keyed_writes(&options, dir.path()).await
+        } else if options.large {
             large(&options, dir.path()).await
         } else {
             usual(&options, dir.path()).await

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use tagfast_store::KeyMemory;
+
 use crate::queue::Queue;
 use crate::reader::ReaderPool;
 
@@ -14,6 +16,8 @@ pub(crate) struct FileState {
     pub(crate) newest: AtomicU64,
     /// The oldest position that retention has not deleted.
     pub(crate) retained_from: AtomicU64,
+    /// What idempotency keys were used for in any file, as far as this process remembers.
+    pub(crate) keys: Arc<KeyMemory>,
 }
 
 /// One file: its shared state and its readers.

@@ -1,5 +1,6 @@
-//! Retention of a file: deletes expired write ids, and events that every consumer group read more
-//! than an hour ago.
+//! Retention of a file: deletes expired write ids and idempotency keys, rows of contents that were
+//! never written when all that they remember has expired, and events that every consumer group read
+//! more than an hour ago.
 //!
 //! Rows are deleted in small batches between group commits, so writers do not notice. A group that
 //! is too far behind no longer retains events: it is expired, its consumer gets an error and
@@ -12,12 +13,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, params};
-use tagfast_domain::{UnixMillis, limits};
+use tagfast_domain::{Document, UnixMillis, codec, limits};
 use tagfast_resilience::metric::{Bounded, metrics};
 use tagfast_resilience::{counter, gauge};
 
 use crate::file::FileState;
 use crate::metric::{BUS_DELETED, BUS_RETAINED_EVENTS};
+use crate::rows::key_slice;
 use crate::schema;
 
 /// Pause between two runs when there is nothing to delete.
@@ -26,6 +28,8 @@ pub(crate) const RETENTION_INTERVAL: Duration = Duration::from_secs(30);
 const READ_EVENTS_KEPT_MS: i64 = 3_600_000;
 /// Rows deleted in one transaction: 1,000 take about 3 ms.
 const DELETE_BATCH: i64 = 1000;
+/// Rows of contents that were never written, looked at in one run.
+const NEVER_WRITTEN_BATCH: usize = 100;
 /// A group this far behind is expired; a file without any group keeps its events this long, in ms
 /// (7 days).
 const EXPIRE_AGE_MS: i64 = 7 * 86_400_000;
@@ -38,6 +42,8 @@ pub(crate) struct ExpireBytes(pub(crate) i64);
 pub(crate) struct Retention {
     expire: ExpireBytes,
     expired: BTreeSet<String>,
+    /// The last content that the sweep of those never written looked at; empty: it begins.
+    swept_to: Vec<u8>,
     rows: metrics::Gauge,
     deleted: metrics::Counter,
 }
@@ -53,6 +59,7 @@ impl Retention {
         Self {
             expire,
             expired: BTreeSet::new(),
+            swept_to: Vec::new(),
             rows: gauge!(BUS_RETAINED_EVENTS, "file" => Bounded(file.to_string())),
             deleted: counter!(BUS_DELETED),
         }
@@ -70,12 +77,49 @@ impl Retention {
                 "DELETE FROM applied WHERE (k, wid) IN (SELECT k, wid FROM applied WHERE at <= ?1 LIMIT ?2)",
             )?
             .execute(params![now - limits::WRITE_ID_MEMORY_MS, DELETE_BATCH])?;
+        // What is deleted lies together: few pages change.
+        let keys = conn
+            .prepare_cached(
+                "DELETE FROM idempotency_key WHERE (slice, id) IN
+                 (SELECT slice, id FROM idempotency_key WHERE slice < ?1 ORDER BY slice, id LIMIT ?2)",
+            )?
+            .execute(params![key_slice(now) - 1, DELETE_BATCH])?;
+        let has_more_contents = self.sweep_never_written(conn, now)?;
         let events = self.delete_events(conn, file, now)?;
         let newest = file.newest.load(Ordering::Acquire);
         self.rows
             .set((newest + 1).saturating_sub(file.retained_from.load(Ordering::Acquire).max(1))
                 as f64);
-        Ok(ids as i64 == DELETE_BATCH || events as i64 == DELETE_BATCH)
+        let has_more = |deleted: usize| deleted as i64 == DELETE_BATCH;
+        Ok(has_more(ids) || has_more(keys) || has_more(events) || has_more_contents)
+    }
+
+    /// Deletes some rows that only remembered the refusals of a content which was never written.
+    fn sweep_never_written(
+        &mut self,
+        conn: &Connection,
+        now: UnixMillis,
+    ) -> rusqlite::Result<bool> {
+        let rows: Vec<(Vec<u8>, Option<Document>)> = conn
+            .prepare_cached(
+                "SELECT k, doc FROM content WHERE ver = 0 AND k > ?1 ORDER BY k LIMIT ?2",
+            )?
+            .query_map(params![self.swept_to, NEVER_WRITTEN_BATCH as i64], |row| {
+                Ok((row.get(0)?, codec::decode(row.get_ref(1)?.as_blob()?).ok()))
+            })?
+            .collect::<Result<_, _>>()?;
+        // A document that cannot be decoded stays: its reader reports it.
+        let is_forgotten = |(_, doc): &&(Vec<u8>, Option<Document>)| {
+            doc.as_ref().is_some_and(|doc| doc.is_forgotten(now))
+        };
+        let mut delete = conn.prepare_cached("DELETE FROM content WHERE k = ?1 AND ver = 0")?;
+        for (k, _) in rows.iter().filter(is_forgotten) {
+            delete.execute([k])?;
+        }
+        let has_more = rows.len() == NEVER_WRITTEN_BATCH;
+        self.swept_to =
+            rows.into_iter().next_back().filter(|_| has_more).map_or_else(Vec::new, |(k, _)| k);
+        Ok(has_more)
     }
 
     fn delete_events(

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use rusqlite::{Connection, OptionalExtension, params};
 use tagfast_domain::{
-    Document, DomainError, EpochOrdinal, RecentWrite, UnixMillis, Version, WriteId, codec, limits,
+    Document, DomainError, EpochOrdinal, IdempotencyKey, RecentWrite, UnixMillis, Version, WriteId,
+    codec, limits,
 };
 use tagfast_events::{BusPosition, ConsumerGroup};
 use tagfast_store::write_batch::Slot;
@@ -45,6 +46,57 @@ pub(crate) fn prior(
         Ok(RecentWrite { id, fingerprint, version, at, effect, outcome })
     })
     .transpose()
+}
+
+/// The slice of time, as long as a key is remembered, that a key is stored under: what is older
+/// than the slice before the current one is expired, and lies together.
+pub(crate) fn key_slice(now: UnixMillis) -> i64 {
+    now.div_euclid(limits::WRITE_ID_MEMORY_MS)
+}
+
+/// The request that an idempotency key is bound to: an unexpired earlier one, or its own, which is
+/// stored.
+pub(crate) fn bind_key(
+    conn: &Connection,
+    key: &IdempotencyKey,
+    now: UnixMillis,
+) -> rusqlite::Result<u64> {
+    let slice = key_slice(now);
+    let mut select =
+        conn.prepare_cached("SELECT request FROM idempotency_key WHERE slice = ?1 AND id = ?2")?;
+    let mut bound_in = |slice: i64| -> rusqlite::Result<Option<i64>> {
+        select.query_row(params![slice, key.id.as_slice()], |row| row.get(0)).optional()
+    };
+    // The hash of the request is 64 bits in SQLite's signed integer.
+    if let Some(bound) = bound_in(slice - 1)? {
+        return Ok(bound.cast_unsigned());
+    }
+    let inserted = conn
+        .prepare_cached(
+            "INSERT INTO idempotency_key (slice, id, request) VALUES (?1, ?2, ?3)
+             ON CONFLICT DO NOTHING",
+        )?
+        .execute(params![slice, key.id.as_slice(), key.request.cast_signed()])?;
+    match inserted {
+        0 => Ok(bound_in(slice)?.map_or(key.request, i64::cast_unsigned)),
+        _ => Ok(key.request),
+    }
+}
+
+/// Up to `max` unexpired keys with the requests that they are bound to, those of the newest slice
+/// first.
+pub(crate) fn bound_keys(
+    conn: &Connection,
+    now: UnixMillis,
+    max: usize,
+) -> rusqlite::Result<Vec<([u8; 16], u64)>> {
+    let mut select = conn.prepare_cached(
+        "SELECT id, request FROM idempotency_key WHERE slice >= ?1 ORDER BY slice DESC LIMIT ?2",
+    )?;
+    let rows = select.query_map(params![key_slice(now) - 1, max as i64], |row| {
+        Ok((row.get::<_, [u8; 16]>(0)?, row.get::<_, i64>(1)?.cast_unsigned()))
+    })?;
+    rows.collect()
 }
 
 /// Writes a document, its evicted write ids and, if it has a new version, its event. Returns the

@@ -71,6 +71,10 @@ ALTER TABLE dead_letter_audit RENAME COLUMN letters TO dead_letters;
 ","
 -- No table changes. Documents may have format 2 from here on, which an older program cannot read: the version
 -- makes it refuse the file.
+","
+CREATE TABLE idempotency_key (slice INTEGER NOT NULL, id BLOB NOT NULL, request INTEGER NOT NULL,
+                              PRIMARY KEY (slice, id)) WITHOUT ROWID;
+CREATE INDEX content_never_written ON content (k) WHERE ver = 0;
 "];
 
 /// The schema version that this program writes.

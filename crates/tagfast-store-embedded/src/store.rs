@@ -7,14 +7,15 @@ use std::thread::JoinHandle;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use rusqlite::{Connection, params};
-use tagfast_domain::{ContentKey, Document, DomainError, Epoch, EpochId, Version, codec};
+use tagfast_domain::{ContentKey, Document, DomainError, Epoch, EpochId, Refusal, Version, codec};
 use tagfast_events::{Bus, DeadLetterStore};
 use tagfast_resilience::{Clock, ErrorChain, jittered_retry_after, task};
 use tagfast_sharding::{ContentHash, LogicalShard};
+use tagfast_store::key_memory::KEY_MEMORY_MAX;
 use tagfast_store::{
-    CacheUse, ConsistencyToken, Degraded, Durability, History, Position, ReadOptions, Receipt,
-    ReceiptReader, ScanPage, ScanRequest, ShardScanner, Source, StoreError, TagReader, TagWriter,
-    Verdict, View, WriteAnswer, WriteRequest, stored_key,
+    CacheUse, ConsistencyToken, Degraded, Durability, History, KeyMemory, Position, ReadOptions,
+    Receipt, ReceiptReader, ScanPage, ScanRequest, ShardScanner, Source, StoreError, TagReader,
+    TagWriter, Verdict, View, WriteAnswer, WriteRequest, stored_key,
 };
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
@@ -46,6 +47,7 @@ pub struct EmbeddedStore {
     epoch_ends: Vec<(EpochId, Vec<u64>)>,
     clock: Arc<dyn Clock>,
     committed: watch::Sender<u64>,
+    keys: Arc<KeyMemory>,
     writers: Mutex<Vec<JoinHandle<()>>>,
     _lock: DirectoryLock,
 }
@@ -59,6 +61,7 @@ impl EmbeddedStore {
     pub fn open(options: OpenOptions) -> Result<Arc<Self>, OpenError> {
         let opened = directory::open(&options)?;
         let (committed, _) = watch::channel(0);
+        let keys = Arc::new(known_keys(&opened.writers, &options)?);
         let mut files = Vec::new();
         let mut writers = Vec::new();
         let readers =
@@ -66,8 +69,9 @@ impl EmbeddedStore {
         let readers_cache = options.cache_bytes * 3 / 4 / (opened.writers.len() * readers);
         for (index, conn) in opened.writers.into_iter().enumerate() {
             let path = directory::file_path(&options.data_dir, index);
-            let state =
-                Arc::new(file_state(index, &conn).map_err(directory::sqlite("read", &path))?);
+            let state = Arc::new(
+                file_state(index, &conn, &keys).map_err(directory::sqlite("read", &path))?,
+            );
             let views = (0..readers)
                 .map(|_| schema::open_reader(&path, readers_cache))
                 .collect::<Result<_, _>>()
@@ -96,6 +100,7 @@ impl EmbeddedStore {
             epoch_ends: opened.epoch_ends,
             clock: options.clock,
             committed,
+            keys,
             writers: Mutex::new(writers),
             _lock: opened.lock,
         }))
@@ -255,6 +260,11 @@ impl EmbeddedStore {
         if request.durability == Durability::Replicated {
             return Err(StoreError::NotInThisMode("durability replicated"));
         }
+        // A file does not know the keys of the others.
+        let now = self.clock.now_ms();
+        if request.keyed.is_some_and(|key| !self.keys.bind(&key, now)) {
+            return Err(StoreError::Refused(Refusal::KeyReused));
+        }
         let file = self.file_of(LogicalShard::of(&request.write.key));
         let (reply, answer) = oneshot::channel();
         let race = request.deadline.map(|deadline| (deadline, DeadlineRace::new()));
@@ -311,7 +321,25 @@ impl PendingWrite {
     }
 }
 
-fn file_state(index: usize, conn: &Connection) -> rusqlite::Result<FileState> {
+/// The unexpired keys of all files, as many as the memory holds.
+fn known_keys(files: &[Connection], options: &OpenOptions) -> Result<KeyMemory, OpenError> {
+    let (keys, now) = (KeyMemory::default(), options.clock.now_ms());
+    for (n, conn) in files.iter().enumerate() {
+        let path = directory::file_path(&options.data_dir, n);
+        let known = rows::bound_keys(conn, now, KEY_MEMORY_MAX / files.len())
+            .map_err(directory::sqlite("read", &path))?;
+        for (id, request) in known {
+            keys.load(id, request, now);
+        }
+    }
+    Ok(keys)
+}
+
+fn file_state(
+    index: usize,
+    conn: &Connection,
+    keys: &Arc<KeyMemory>,
+) -> rusqlite::Result<FileState> {
     let retained_from =
         schema::meta(conn, "retained_from")?.and_then(|v| v.parse().ok()).unwrap_or(0);
     Ok(FileState {
@@ -319,6 +347,7 @@ fn file_state(index: usize, conn: &Connection) -> rusqlite::Result<FileState> {
         queue: Queue::default(),
         newest: AtomicU64::new(schema::last_position(conn)?),
         retained_from: AtomicU64::new(retained_from),
+        keys: Arc::clone(keys),
     })
 }
 

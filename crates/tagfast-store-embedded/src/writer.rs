@@ -2,7 +2,8 @@
 //!
 //! A batch loads every touched document once, folds its writes in order ([`WriteBatch`]), writes
 //! each changed document with ONE event, and commits with one fsync. A document in which only an
-//! outcome was remembered is written without an event. A refused write disturbs no other. When the
+//! outcome was remembered is written without an event. The idempotency key of a write is bound to
+//! its request in the same transaction. A refused write disturbs no other. When the
 //! transaction fails nothing of it happened, and every caller gets that error; only a failed COMMIT
 //! leaves the outcome unknown.
 
@@ -286,6 +287,13 @@ impl Writer {
                     tracing::error!(content = %write.key, %error, "stored document is damaged");
                 }
                 batch.load(&write.key, stored, document);
+            }
+            if let Some(key) = batch.needs_key(&job.request) {
+                let bound = rows::bind_key(&self.conn, &key, now)?;
+                if bound != key.request {
+                    self.file.keys.correct(key.id, bound);
+                }
+                batch.bind_key(key.id, bound);
             }
             let prior = match batch.needs_prior(write).filter(|_| job.request.keyed.is_some()) {
                 Some(slot) => rows::prior(&self.conn, &slot.stored_key, write.id, now)?,

@@ -4,7 +4,7 @@
 //! How it fails: a cluster that is down does not fail startup; the store waits for it, and says in
 //! [`PostgresStore::status`] what is missing.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,14 +12,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use parking_lot::Mutex;
-use tagfast_domain::EpochId;
+use tagfast_domain::{EpochId, IdempotencyKey, Refusal};
 use tagfast_resilience::task::{BackgroundTask, StopSignal, TaskGroup, TaskTracker};
 use tagfast_resilience::{Address, Bulkhead, BulkheadOptions, Clock, LimiterSnapshot, counter};
 use tagfast_sharding::{ContentHash, LogicalShard, ShardMap, ShardMapError};
 use tagfast_store::metric::{RefusalReason, STORE_REFUSED};
 use tagfast_store::{
-    Durability, History, LocalWrites, Position, Receipt, ReceiptReader, StoreError, TagWriter,
-    Verdict, WriteAnswer, WriteRequest,
+    Durability, History, KeyMemory, LocalWrites, Position, Receipt, ReceiptReader, StoreError,
+    TagWriter, Verdict, WriteAnswer, WriteRequest,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
@@ -109,6 +109,8 @@ pub struct PostgresStore {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) reading: ReaderOptions,
     outbox_bytes_max: u64,
+    /// A cluster does not know the keys of the others.
+    keys: KeyMemory,
     /// Relays, watchers, probes and the like, in the order in which they were started.
     tasks: Vec<BackgroundTask>,
     /// Lane workers, and the tasks that wait for proofs.
@@ -274,6 +276,7 @@ impl PostgresStore {
             clock: Arc::clone(&options.clock),
             reading,
             outbox_bytes_max: options.outbox_bytes,
+            keys: KeyMemory::default(),
             tasks,
             lane_tasks,
             stop_lanes,
@@ -391,6 +394,10 @@ impl PostgresStore {
                 outcome_unknown: false,
             });
         }
+        let keyed = request.keyed;
+        if keyed.is_some_and(|key| !self.keys.bind(&key, self.clock.now_ms())) {
+            return Err(StoreError::Refused(Refusal::KeyReused));
+        }
         let hash = ContentHash::of(&request.write.key);
         let handle = self.cluster(LogicalShard::of_hash(hash));
         if handle.cluster.outbox_bytes.load(Ordering::Relaxed) >= self.outbox_bytes_max {
@@ -400,7 +407,32 @@ impl PostgresStore {
         }
         // Other bits than those that chose the shard: a cluster of one shard uses all lanes, too.
         let lane = &handle.lanes[(hash.0 >> 32) as usize % handle.lanes.len()];
-        Ok(PendingWrite { answer: lane.push(request)?, handle, hash, deadline })
+        let answer = lane.push(request)?;
+        Ok(PendingWrite { answer, handle, hash, deadline, keyed, keys: &self.keys })
+    }
+
+    /// Queues all of them before the first one is waited for.
+    async fn write_all(&self, requests: Vec<WriteRequest>) -> Vec<WriteResult> {
+        let queued: Vec<Result<PendingWrite<'_>, StoreError>> =
+            requests.into_iter().map(|r| self.enqueue(r)).collect();
+        join_all(queued.into_iter().map(async |pending| pending?.done().await)).await
+    }
+
+    /// The places of the requests that bind a key for others on their cluster: the first ones of
+    /// their keys where several have the same. Every lane would wait for the batch that binds the
+    /// key, so these go first.
+    fn leaders(&self, requests: &[WriteRequest]) -> HashSet<usize> {
+        let mut first = HashMap::new();
+        let mut leaders = HashSet::new();
+        for (n, request) in requests.iter().enumerate() {
+            let Some(key) = request.keyed else { continue };
+            let cluster = self.map.cluster_of(LogicalShard::of(&request.write.key));
+            let leader = *first.entry((cluster, key.id)).or_insert(n);
+            if leader != n {
+                leaders.insert(leader);
+            }
+        }
+        leaders
     }
 }
 
@@ -410,6 +442,8 @@ struct PendingWrite<'a> {
     handle: &'a ClusterHandle,
     hash: ContentHash,
     deadline: Option<Instant>,
+    keyed: Option<IdempotencyKey>,
+    keys: &'a KeyMemory,
 }
 
 impl PendingWrite<'_> {
@@ -432,6 +466,10 @@ impl PendingWrite<'_> {
         if let Ok(answer) = &result {
             self.handle.local_writes.record(self.hash, answer.receipt.position);
         }
+        // The cluster knew better.
+        if let (Err(StoreError::Refused(Refusal::KeyReused)), Some(key)) = (&result, self.keyed) {
+            self.keys.forget(key.id);
+        }
         result
     }
 }
@@ -446,10 +484,33 @@ impl TagWriter for PostgresStore {
         &self,
         requests: Vec<WriteRequest>,
     ) -> Vec<Result<WriteAnswer, StoreError>> {
-        // All of them are queued before the first one is waited for.
-        let queued: Vec<Result<PendingWrite<'_>, StoreError>> =
-            requests.into_iter().map(|r| self.enqueue(r)).collect();
-        join_all(queued.into_iter().map(async |pending| pending?.done().await)).await
+        let leaders = self.leaders(&requests);
+        if leaders.is_empty() {
+            return self.write_all(requests).await;
+        }
+        let mut results: Vec<Option<WriteResult>> = requests.iter().map(|_| None).collect();
+        let (first, mut rest): (Vec<_>, Vec<_>) =
+            requests.into_iter().enumerate().partition(|(n, _)| leaders.contains(n));
+        let mut reused = HashSet::new();
+        let (places, first): (Vec<usize>, Vec<WriteRequest>) = first.into_iter().unzip();
+        let keys: Vec<_> = first.iter().map(|request| request.keyed.map(|key| key.id)).collect();
+        let written = self.write_all(first).await;
+        for ((n, key), result) in places.into_iter().zip(keys).zip(written) {
+            if matches!(result, Err(StoreError::Refused(Refusal::KeyReused))) {
+                reused.extend(key);
+            }
+            results[n] = Some(result);
+        }
+        let is_reused =
+            |request: &WriteRequest| request.keyed.is_some_and(|key| reused.contains(&key.id));
+        for (n, _) in rest.extract_if(.., |(_, request)| is_reused(request)) {
+            results[n] = Some(Err(StoreError::Refused(Refusal::KeyReused)));
+        }
+        let (places, rest): (Vec<usize>, Vec<WriteRequest>) = rest.into_iter().unzip();
+        for (n, result) in places.into_iter().zip(self.write_all(rest).await) {
+            results[n] = Some(result);
+        }
+        results.into_iter().flatten().collect()
     }
 }
 

@@ -73,6 +73,9 @@ fn refusal_text(refusal: &Refusal) -> String {
         Refusal::WriteIdReused => {
             "the idempotency key was used for a different operation".to_owned()
         }
+        Refusal::KeyReused => {
+            "the idempotency key came with a different call or different contents before".to_owned()
+        }
     }
 }
 

@@ -12,6 +12,7 @@ pub mod conformance;
 pub mod error;
 pub mod fair_queue;
 pub mod history;
+pub mod key_memory;
 pub mod local_writes;
 pub mod metric;
 pub mod options;
@@ -24,6 +25,7 @@ pub mod write_batch;
 
 pub use error::StoreError;
 pub use history::History;
+pub use key_memory::KeyMemory;
 pub use local_writes::{LocalWrites, RequiredVersion};
 pub use options::{Consistency, Durability, ReadOptions};
 pub use ports::{

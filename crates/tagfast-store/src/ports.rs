@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tagfast_domain::{
-    Call, ContentKey, Document, Epoch, TagName, Tagging, TenantId, UnixMillis, Version, Write,
+    Call, ContentKey, Document, Epoch, IdempotencyKey, TagName, Tagging, TenantId, UnixMillis,
+    Version, Write,
 };
 use tagfast_sharding::LogicalShard;
 
@@ -93,11 +94,11 @@ pub struct View {
 pub struct WriteRequest {
     /// The write.
     pub write: Write,
-    /// The call whose idempotency key the write's id was derived from: every outcome is remembered,
-    /// also when nothing changed. `None`: the id was generated for this request, so no earlier
-    /// attempt exists; the store may skip the lookup of past writes, and a write that changes
-    /// nothing costs no commit.
-    pub keyed: Option<Call>,
+    /// The idempotency key that the write's id was derived from: every outcome is remembered, also
+    /// when nothing changed, and the key is bound to its request. `None`: the id was generated for
+    /// this request, so no earlier attempt exists; the store may skip the lookup of past writes,
+    /// and a write that changes nothing costs no commit.
+    pub keyed: Option<IdempotencyKey>,
     /// What the write must survive before it is acknowledged.
     pub durability: Durability,
     /// When the caller stops waiting; `None`: no deadline. A write still queued then is dropped,
@@ -112,8 +113,8 @@ impl WriteRequest {
     /// [`Durability::Local`], without a deadline and without a trace.
     pub fn new(write: Write) -> Self {
         Self {
+            keyed: Some(IdempotencyKey::of_write(write.id, Call::Patch, &write.key.content)),
             write,
-            keyed: Some(Call::Patch),
             durability: Durability::Local,
             deadline: None,
             traceparent: None,
@@ -187,7 +188,9 @@ pub trait TagWriter: Send + Sync {
     /// # Errors
     ///
     /// - [`StoreError::Refused`]: a rule was broken; nothing happened. A retry of a keyed write
-    ///   gets the same refusal.
+    ///   gets the same refusal. A key whose first decided write belonged to a different request is
+    ///   refused for at least [`WRITE_ID_MEMORY_MS`](tagfast_domain::limits::WRITE_ID_MEMORY_MS),
+    ///   wherever the same file or cluster holds both contents.
     /// - [`StoreError::NotInThisMode`]: the durability is not supported; nothing happened.
     /// - [`StoreError::Overloaded`]: the write queue, the tenant's share of it or the outbox is
     ///   full; nothing happened.

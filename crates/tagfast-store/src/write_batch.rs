@@ -17,6 +17,11 @@
 //! the older version would have to ask the store again. A repeated or unchanged write carries none:
 //! its content was not read for it, so the view could be older than the caller's own later writes.
 //!
+//! An idempotency key names one request. The store says which request a key is bound to
+//! ([`WriteBatch::bind_key`]); a write whose key is bound to a different one is refused before its
+//! document is looked at. Every write that is decided binds its key, also one that is refused by
+//! its content or changes nothing; what fails undecided need not.
+//!
 //! How it fails: a refused write leaves its document unchanged and disturbs no other write; a
 //! document that cannot be decoded fails the writes of its content only; a content whose stored
 //! version changed between load and commit answers [`ItemResult::Retry`] for all of its writes.
@@ -25,8 +30,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use tagfast_domain::{
-    ApplyContext, Change, ContentKey, Document, DomainError, Effect, Epoch, EpochOrdinal, Limits,
-    Outcome, RecentWrite, Refusal, TaggingsEvent, UnixMillis, Version, Write, apply, remember,
+    ApplyContext, Change, ContentKey, Document, DomainError, Effect, Epoch, EpochOrdinal,
+    IdempotencyKey, Limits, Outcome, RecentWrite, Refusal, TaggingsEvent, UnixMillis, Version,
+    Write, apply, remember,
 };
 use tagfast_sharding::LogicalShard;
 
@@ -175,7 +181,7 @@ pub enum ItemResult {
 
 /// A folded write, without the positions that only the commit knows.
 struct Folded {
-    /// `None` when the content was never loaded.
+    /// `None` when the document does not matter: it was never loaded, or the key was refused.
     slot: Option<usize>,
     result: Result<WriteAnswer, StoreError>,
     made_version: bool,
@@ -187,6 +193,8 @@ pub struct WriteBatch<'a> {
     index: HashMap<&'a ContentKey, usize>,
     slots: Vec<Result<Slot, DomainError>>,
     folded: Vec<Folded>,
+    /// The request that each key of the batch is bound to.
+    keys: HashMap<[u8; 16], u64>,
 }
 
 impl std::fmt::Debug for WriteBatch<'_> {
@@ -206,6 +214,7 @@ impl<'a> WriteBatch<'a> {
             index: HashMap::with_capacity(writes),
             slots: Vec::with_capacity(writes),
             folded: Vec::with_capacity(writes),
+            keys: HashMap::new(),
         }
     }
 
@@ -251,9 +260,27 @@ impl<'a> WriteBatch<'a> {
         may_be_in_table.then_some(slot)
     }
 
+    /// The key of `request` if the batch does not know yet which request it is bound to: the store
+    /// must look it up, and bind it, before [`WriteBatch::apply`]. `None`: there is no key, or it
+    /// is known.
+    pub fn needs_key(&self, request: &WriteRequest) -> Option<IdempotencyKey> {
+        request.keyed.filter(|key| !self.keys.contains_key(&key.id))
+    }
+
+    /// Tells the batch the request that a key is bound to. The first call for a key counts.
+    pub fn bind_key(&mut self, id: [u8; 16], request: u64) {
+        self.keys.entry(id).or_insert(request);
+    }
+
     /// Folds one write. `prior` is the unexpired `applied` entry of its id, `None` when there is
     /// none. Results keep the order of the calls.
     pub fn apply(&mut self, request: &WriteRequest, prior: Option<&RecentWrite>) {
+        let bound = request.keyed.and_then(|key| self.keys.get(&key.id));
+        if request.keyed.is_some_and(|key| bound.is_some_and(|bound| *bound != key.request)) {
+            let result = Err(StoreError::Refused(Refusal::KeyReused));
+            self.folded.push(Folded { slot: None, result, made_version: false });
+            return;
+        }
         let index = self.index.get(&request.write.key).copied();
         let slot = index.and_then(|index| self.slots.get_mut(index));
         let (result, made_version) = match slot {
@@ -283,6 +310,11 @@ impl<'a> WriteBatch<'a> {
             Ok(slot) if slot.must_be_stored() => Some((n, slot)),
             Ok(_) | Err(_) => None,
         })
+    }
+
+    /// The number of a content's slot; `None`: it was never loaded.
+    pub fn slot_number(&self, key: &ContentKey) -> Option<usize> {
+        self.index.get(key).copied()
     }
 
     /// Number of slots, readable or not.
@@ -332,7 +364,7 @@ fn apply_to(
         epoch: context.epoch,
         now: context.now,
         limits: context.limits,
-        call: request.keyed,
+        call: request.keyed.map(|key| key.call),
     };
     let outcome = apply(&mut slot.document, write, prior, &domain);
     if let Some(evicted) = remember(&mut slot.document, write, &outcome, &domain) {

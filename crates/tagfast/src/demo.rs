@@ -85,7 +85,8 @@ fn request(line: Line, limits: &Limits) -> Result<WriteRequest, tagfast_domain::
         operation: Operation::patch(add, Vec::new(), limits)?,
         if_match: None,
     };
-    Ok(WriteRequest::new(write))
+    // Its id is new: no key is to be remembered.
+    Ok(WriteRequest { keyed: None, ..WriteRequest::new(write) })
 }
 
 /// Writes a batch and retries the writes that a full queue refused.

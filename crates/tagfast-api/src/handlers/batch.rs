@@ -12,7 +12,9 @@ use bytes::Bytes;
 use http::header;
 use serde::Serialize;
 use tagfast_domain::time::parse_rfc3339;
-use tagfast_domain::{Call, ContentKey, Operation, Origin, Tag, TagName, UnixMillis, UserId};
+use tagfast_domain::{
+    Call, ContentKey, Operation, Origin, Refusal, Tag, TagName, UnixMillis, UserId,
+};
 use tagfast_json::Strict;
 use tagfast_resilience::{Criticality, ErrorChain};
 use tagfast_sharding::ContentHash;
@@ -245,13 +247,8 @@ pub(crate) async fn batch_tag(Write(mut request, _): Write) -> Result<Response, 
         return Err(bad_header(&header::IF_MATCH, "a batch takes no condition"));
     }
 
-    if write_headers.idempotency_key.is_some() {
-        let mut contents: Vec<(&str, &str)> =
-            batch.items.iter().map(|i| (i.content_type.as_str(), i.id.as_str())).collect();
-        contents.sort_unstable();
-        request.bind_key(write_headers.idempotency_key, Call::BatchItem, contents)?;
-    }
-
+    let contents = batch.items.iter().map(|i| (i.content_type.as_str(), i.id.as_str()));
+    let keyed = request.bound_key(write_headers.idempotency_key, Call::BatchItem, contents);
     let mut occurrences = HashMap::new();
     let parsed: Vec<Result<tagfast_domain::Write, Problem>> = batch
         .items
@@ -268,13 +265,21 @@ pub(crate) async fn batch_tag(Write(mut request, _): Write) -> Result<Response, 
         .filter_map(|w| w.as_ref().ok())
         .map(|write| WriteRequest {
             write: write.clone(),
-            keyed: write_headers.idempotency_key.map(|_| Call::BatchItem),
+            keyed,
             durability: write_headers.durability,
             deadline: Some(request.deadline),
             traceparent: write_headers.traceparent.clone(),
         })
         .collect();
-    let mut answers = request.services().store.write_many(writes).await.into_iter();
+    let answers = request.services().store.write_many(writes).await;
+    // The key of a different request: no item was looked at, so the request as a whole is refused.
+    let is_refused = |answer: &Result<WriteAnswer, StoreError>| {
+        matches!(answer, Err(StoreError::Refused(Refusal::KeyReused)))
+    };
+    if !answers.is_empty() && answers.iter().all(is_refused) {
+        return Err(StoreError::Refused(Refusal::KeyReused).into());
+    }
+    let mut answers = answers.into_iter();
     let results: Vec<Result<(&ContentKey, WriteAnswer), Problem>> = parsed
         .iter()
         .map(|parsed| match parsed {

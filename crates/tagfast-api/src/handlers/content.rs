@@ -163,10 +163,9 @@ async fn write(
     };
     check_new_data(&write)?;
     let content = (key.content.content_type.as_str(), key.content.content_id.as_str());
-    request.bind_key(headers.idempotency_key, call, [content])?;
     let write = WriteRequest {
         write,
-        keyed: headers.idempotency_key.map(|_| call),
+        keyed: request.bound_key(headers.idempotency_key, call, [content]),
         durability: headers.durability,
         deadline: Some(request.deadline),
         traceparent: headers.traceparent,

@@ -41,7 +41,9 @@ impl From<StoreError> for Problem {
         let code = match &error {
             StoreError::Refused(Refusal::TooManyTags { .. }) => Code::TooManyTags,
             StoreError::Refused(Refusal::VersionMismatch { .. }) => Code::VersionMismatch,
-            StoreError::Refused(Refusal::WriteIdReused) => Code::IdempotencyKeyReused,
+            StoreError::Refused(Refusal::WriteIdReused | Refusal::KeyReused) => {
+                Code::IdempotencyKeyReused
+            }
             StoreError::NotInThisMode(_) => Code::NotInThisMode,
             StoreError::Overloaded { .. } => Code::Overloaded,
             StoreError::Deadline { .. } => Code::Deadline,
@@ -71,7 +73,7 @@ impl From<StoreError> for Problem {
             StoreError::Overloaded { queue, limit, .. } => {
                 problem = problem.limit(queue, *limit as u64, *limit as u64 + 1);
             }
-            StoreError::Refused(Refusal::WriteIdReused)
+            StoreError::Refused(Refusal::WriteIdReused | Refusal::KeyReused)
             | StoreError::NotInThisMode(_)
             | StoreError::Deadline { .. }
             | StoreError::DiskFull

@@ -26,7 +26,8 @@ async fn store_former(fixture: &Fixture, id: &str, names: &[&str]) {
         operation: Operation::patch(tags.collect(), Vec::new(), &Limits::default()).unwrap(),
         if_match: None,
     };
-    fixture.store.write(WriteRequest::new(write)).await.unwrap();
+    let request = WriteRequest { keyed: None, ..WriteRequest::new(write) };
+    fixture.store.write(request).await.unwrap();
 }
 
 async fn names(fixture: &Fixture, path: &str) -> Vec<String> {

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Fixture, fixture};
+use crate::support::{Answer, ApiLimits, AuthConfig, Fixture, build, fixture};
 
 const TAGS: &str = "/v1/content/jira.issue/PROJ-1/tags";
 const BATCH: &str = "/v1/content:batchTag";
@@ -165,6 +165,38 @@ async fn a_key_belongs_to_its_call_and_contents() {
     for same in [json!(["b", "a"]), json!(["B", " A ", "b"])] {
         let again = put(json!({"tags": same})).send(&fixture, Some("set")).await.ok();
         assert_eq!(again["repeated"], true);
+    }
+}
+
+/// What one process bound, a different one over the same store knows, and one that is started
+/// later: every call, on every content, also as an item of a batch.
+#[tokio::test]
+async fn a_key_is_known_to_every_process_of_the_store() {
+    let first = fixture();
+    let process = || {
+        build(AuthConfig::None, ApiLimits::default(), |services| {
+            services.store = first.store.reopen();
+        })
+    };
+    let second = process();
+    for (n, call) in calls("one").iter().enumerate() {
+        call.send(&first, Some(&format!("k{n}"))).await.ok();
+    }
+    for (when, process) in [("a second process", second), ("a later process", process())] {
+        for (n, first) in calls("one").iter().enumerate() {
+            let key = format!("k{n}");
+            let others = calls("one")
+                .into_iter()
+                .chain(calls("two"))
+                .filter(|c| c.uri != first.uri || c.method != first.method || c.body != first.body);
+            for other in others {
+                other.send(&process, Some(&key)).await.problem("idempotency_key_reused");
+            }
+            let again = first.send(&process, Some(&key)).await.json();
+            let item = if again["results"].is_array() { &again["results"][0] } else { &again };
+            assert_eq!(item["repeated"], true, "{when}: {again}");
+        }
+        assert_eq!(tags(&process, "two").await.0, "0", "{when}: no refused request did anything");
     }
 }
 

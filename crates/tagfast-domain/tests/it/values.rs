@@ -82,6 +82,51 @@ fn derived_write_ids_are_frozen_and_differ() {
     }
 }
 
+/// Stores keep both hashes: they are frozen.
+#[test]
+fn an_idempotency_key_names_its_call_and_contents() {
+    let (acme, ann) =
+        (TenantId::parse("acme").expect("a tenant"), UserId::parse("ann").expect("a user"));
+    let of = |key: &str, call, contents: &[(&str, &str)]| {
+        IdempotencyKey::of_request(&acme, &ann, key, call, contents.iter().copied())
+    };
+    let first = of("key-1", Call::AddTag, &[("t", "1")]);
+    assert_eq!(hex::encode(first.id), "7b9f9963fc2db0045934477159c109ce");
+    assert_eq!(first.request, 0x34ad_dca1_0126_50e3);
+    let mut requests = std::collections::HashSet::from([first.request]);
+    for (call, contents) in [
+        (Call::RemoveTag, &[("t", "1")][..]),
+        (Call::Patch, &[("t", "1")]),
+        (Call::Replace, &[("t", "1")]),
+        (Call::BatchItem, &[("t", "1")]),
+        (Call::AddTag, &[("t", "2")]),
+        (Call::AddTag, &[("t1", "")]),
+        (Call::AddTag, &[]),
+        (Call::AddTag, &[("t", "1"), ("t", "1")]),
+        (Call::AddTag, &[("t", "1"), ("t", "2")]),
+    ] {
+        let key = of("key-1", call, contents);
+        assert_eq!(key.id, first.id);
+        assert!(requests.insert(key.request), "{call:?} {contents:?} is a request of its own");
+    }
+    let order = [("t", "2"), ("t", "1")];
+    assert_eq!(
+        of("key-1", Call::AddTag, &order).request,
+        of("key-1", Call::AddTag, &[order[1], order[0]]).request,
+        "the order does not matter"
+    );
+    let (bob, other) =
+        (UserId::parse("bob").expect("a user"), TenantId::parse("other").expect("a tenant"));
+    let of = |tenant, user, key: &str| {
+        IdempotencyKey::of_request(tenant, user, key, Call::AddTag, [("t", "1")])
+    };
+    for key in [of(&other, &ann, "key-1"), of(&acme, &bob, "key-1"), of(&acme, &ann, "key-2")] {
+        assert_ne!(key.id, first.id);
+        assert_eq!(key.request, first.request);
+    }
+    assert_ne!(WriteId(first.id), WriteId::derived(&acme, &ann, "key-1", 0), "no write has its id");
+}
+
 #[test]
 fn operations_collapse_duplicates_and_refuse_nonsense() {
     let limits = Limits { tags_per_content: 3 };

@@ -48,6 +48,7 @@ impl Fixture {
                 queue: Queue::default(),
                 newest,
                 retained_from: AtomicU64::new(0),
+                keys: Arc::default(),
             },
         )
     }
@@ -82,6 +83,73 @@ fn events(conn: &Connection) -> i64 {
 fn closed(store: Arc<EmbeddedStore>) {
     store.close();
     drop(store);
+}
+
+fn count(conn: &Connection, table: &str) -> i64 {
+    conn.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).expect("a count")
+}
+
+/// Keys of 20 minutes: those that may still come are kept, the others go in bounded work.
+#[tokio::test]
+async fn idempotency_keys_are_kept_for_ten_minutes_and_deleted_after_twenty() {
+    let f = Fixture::new();
+    let store = f.open();
+    for n in 0..5 {
+        write(&store, n).await;
+    }
+    closed(store);
+    let (conn, state) = f.file();
+    let mut retention = Retention::new(0, ExpireBytes(1 << 30));
+    retention.run(&conn, &state, NOW + limits::WRITE_ID_MEMORY_MS).expect("retention");
+    assert_eq!(count(&conn, "idempotency_key"), 5, "known for at least ten minutes");
+    let later = NOW + 2 * limits::WRITE_ID_MEMORY_MS;
+    for n in 0..DELETE_BATCH + 1 {
+        let insert = "INSERT INTO idempotency_key VALUES (?1, ?2, 0)";
+        conn.execute(insert, params![key_slice(NOW), n.to_be_bytes()]).expect("a key");
+        let insert = "INSERT INTO idempotency_key VALUES (?1, ?2, 0)";
+        conn.execute(insert, params![key_slice(later), n.to_be_bytes()]).expect("a key");
+    }
+    assert!(retention.run(&conn, &state, later).expect("retention"), "a part at a time");
+    assert_eq!(count(&conn, "idempotency_key"), 5 + DELETE_BATCH + 2);
+    while retention.run(&conn, &state, later).expect("retention") {}
+    assert_eq!(count(&conn, "idempotency_key"), DELETE_BATCH + 1, "the new ones stay");
+}
+
+/// A refusal of a content that was never written leaves a row, until the refusal is forgotten.
+#[tokio::test]
+async fn what_was_never_written_leaves_no_row_for_ever() {
+    let f = Fixture::new();
+    let store = f.open();
+    write(&store, 0).await;
+    let refuse = async |n: usize, id: u128| {
+        let write = Write {
+            id: WriteId(id.to_be_bytes()),
+            key: ContentKey::parse("t", "doc", &format!("refused {n}")).expect("a content"),
+            user: UserId::parse("u").expect("a user"),
+            operation: Operation::replace(vec![], &Default::default()).expect("a replace"),
+            if_match: Some(tagfast_domain::Version::from_packed(7).expect("a version").into()),
+        };
+        store.write(WriteRequest::new(write)).await.expect_err("it does not exist");
+    };
+    let many = NEVER_WRITTEN_BATCH + 20;
+    for n in 0..many {
+        refuse(n, 1000 + n as u128).await;
+    }
+    f.clock.advance(limits::WRITE_ID_MEMORY_MS / 2);
+    // More than a document holds: some are in the table beside it.
+    for id in 0..20 {
+        refuse(7, 2000 + id).await;
+    }
+    closed(store);
+    let (conn, state) = f.file();
+    let mut retention = Retention::new(0, ExpireBytes(1 << 30));
+    let mut sweep = |now| {
+        while retention.run(&conn, &state, now).expect("retention") {}
+        count(&conn, "content")
+    };
+    assert_eq!(sweep(NOW + limits::WRITE_ID_MEMORY_MS - 1), many as i64 + 1);
+    assert_eq!(sweep(NOW + limits::WRITE_ID_MEMORY_MS), 2, "a refusal of it was remembered later");
+    assert_eq!(sweep(NOW + limits::WRITE_ID_MEMORY_MS * 3 / 2), 1, "what was written stays");
 }
 
 #[tokio::test]

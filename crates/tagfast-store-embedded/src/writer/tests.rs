@@ -32,6 +32,7 @@ fn fixture() -> Fixture {
         queue: Queue::default(),
         newest: AtomicU64::new(0),
         retained_from: AtomicU64::new(0),
+        keys: Arc::default(),
     });
     let retention = Retention::new(0, ExpireBytes(2 << 30));
     let (committed, _) = watch::channel(0);
@@ -153,4 +154,24 @@ fn ids_pushed_out_of_a_document_are_still_known() {
     assert!(again.repeated && again.version == first.version && again.added == first.added);
     let other = f.run(vec![job(1, "page", 2)]).remove(0);
     assert!(matches!(other, Err(StoreError::Refused(tagfast_domain::Refusal::WriteIdReused))));
+}
+
+/// The process may have forgotten, or believe otherwise: the file knows, and corrects it.
+#[test]
+fn a_key_of_the_file_is_refused_and_the_memory_corrected() {
+    let mut f = fixture();
+    let (first, _first_waits) = job(1, "page", 1);
+    let (other, _other_waits) = job(1, "other", 1);
+    let [first, other] = [first, other].map(|job| job.request.keyed.expect("a key"));
+    f.run(vec![job(1, "page", 1)]).remove(0).expect("written");
+    let now = f.writer.clock.now_ms();
+    assert!(f.writer.file.keys.bind(&other, now), "a process that does not know the first");
+    let jobs = vec![job(1, "other", 1), job(2, "other", 1), job(1, "page", 1)];
+    let mut answers = f.run(jobs).into_iter();
+    let refused = answers.next().expect("an answer").expect_err("the key is bound");
+    assert!(matches!(refused, StoreError::Refused(tagfast_domain::Refusal::KeyReused)));
+    assert!(answers.next().expect("an answer").expect("written").changed, "it disturbs no other");
+    assert!(answers.next().expect("an answer").expect("answered").repeated);
+    assert!(f.writer.file.keys.bind(&first, now), "the file knew better");
+    assert_eq!(f.count("idempotency_key"), 2);
 }

@@ -6,6 +6,7 @@ mod bus;
 mod crash;
 mod dead_letters;
 mod directory;
+mod keys;
 mod migrations;
 mod suite;
 mod support;

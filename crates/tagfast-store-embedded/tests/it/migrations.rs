@@ -4,20 +4,21 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, params};
 use tagfast_domain::{
-    ContentKey, Document, Effect, EpochId, RecentWrite, RecordedOutcome, Tagging, UserId, Version,
-    codec,
+    ContentKey, Document, Effect, EpochId, RecentWrite, RecordedOutcome, Refusal, Tagging, UserId,
+    Version, codec,
 };
 use tagfast_events::DeadLetterFilter;
 use tagfast_sharding::LogicalShard;
-use tagfast_store::History;
+use tagfast_store::{History, StoreError, TagWriter};
 use tagfast_store_embedded::{EmbeddedStore, OpenOptions};
 
-use crate::support::{Fixture, NOW, add, key, view, write};
+use crate::support::{Fixture, NOW, add, key, reused, view, write};
 
 const V1: &str = include_str!("v1.sql");
 const V2: &str = include_str!("v2.sql");
 const V3: &str = include_str!("v3.sql");
 const V4: &str = include_str!("v4.sql");
+const V5: &str = include_str!("v5.sql");
 
 fn document(version: u64) -> Document {
     let version = Version::from_packed(version).expect("a version");
@@ -175,6 +176,52 @@ async fn a_directory_of_version_3_knows_its_write_ids() {
     assert_eq!((again.repeated, again.version), (true, first[2].version));
 }
 
+/// A directory of version 4: its retries are answered, and its keys are bound from now on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_of_version_4_answers_its_retries_and_binds_keys() {
+    let fixture = Fixture::new();
+    let (page, other) = (key("t", "page"), key("t", "other"));
+    std::fs::create_dir(fixture.dir()).expect("a directory");
+    let conn = Connection::open(fixture.dir().join("store-0.sqlite")).expect("a file");
+    for sql in [V1, V2, V3, V4] {
+        conn.execute_batch(sql).expect("an older version");
+    }
+    conn.execute_batch(
+        "INSERT INTO meta VALUES ('clean', '1'), ('files', '1'), ('created', '1');
+         INSERT INTO epoch VALUES (1, x'07070707070707070707070707070707', 1, NULL);",
+    )
+    .expect("rows");
+    let known = add(&page, &["x"]);
+    let mut stored = document(41);
+    stored.recent = vec![RecentWrite {
+        id: known.write.id,
+        fingerprint: known.write.operation.fingerprint(None, known.keyed.map(|key| key.call)),
+        version: Version::from_packed(41).expect("a version"),
+        at: NOW,
+        effect: Effect::default(),
+        outcome: RecordedOutcome::Unchanged,
+    }];
+    conn.execute(
+        "INSERT INTO content VALUES (?1, 41, ?2)",
+        params![stored_key(&page), codec::encode(&stored)],
+    )
+    .expect("a document");
+    // A content that was never written, whose refusal expired.
+    let refused = Document::default();
+    conn.execute(
+        "INSERT INTO content VALUES (?1, 0, ?2)",
+        params![stored_key(&key("t", "refused")), codec::encode(&refused)],
+    )
+    .expect("a row");
+    drop(conn);
+    let store =
+        EmbeddedStore::open(OpenOptions::new(fixture.dir(), Arc::clone(&fixture.clock) as _))
+            .expect("it opens");
+    assert!(write(&store, known.clone()).await.repeated, "the retry is known");
+    let error = store.write(reused(&known, &other)).await.expect_err("the key is bound now");
+    assert!(matches!(error, StoreError::Refused(Refusal::KeyReused)), "{error}");
+}
+
 /// A new file has exactly the schema of its version: an edited migration would make two different
 /// schemas of one version.
 #[tokio::test(flavor = "multi_thread")]
@@ -194,6 +241,7 @@ async fn a_new_file_has_the_schema_of_its_version() {
     golden.execute_batch(V2).expect("version 2");
     golden.execute_batch(V3).expect("version 3");
     golden.execute_batch(V4).expect("version 4");
+    golden.execute_batch(V5).expect("version 5");
     let pragma = |c: &Connection, name: &str| -> i64 {
         c.pragma_query_value(None, name, |r| r.get(0)).expect("a number")
     };

@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tagfast_domain::{ContentKey, Operation, Tag, TagName, TaggingsEvent, UserId, Write, WriteId};
+use tagfast_domain::{
+    Call, ContentKey, IdempotencyKey, Operation, Tag, TagName, TaggingsEvent, UserId, Write,
+    WriteId,
+};
 use tagfast_events::bus::begin_at;
 use tagfast_events::{Bus, BusRecord, ConsumerGroup, Positions, decode};
 use tagfast_resilience::ManualClock;
@@ -84,6 +87,16 @@ pub(crate) fn patch(key: &ContentKey, add: &[&str], remove: &[&str]) -> WriteReq
     let operation = Operation::patch(add, remove, &Default::default()).expect("a patch");
     let user = UserId::parse("someone").expect("a user");
     WriteRequest::new(Write { id: fresh_id(), key: key.clone(), user, operation, if_match: None })
+}
+
+/// The same key on a different content.
+pub(crate) fn reused(first: &WriteRequest, key: &ContentKey) -> WriteRequest {
+    let mut request = first.clone();
+    request.write.key = key.clone();
+    let id = first.keyed.expect("a key").id;
+    let own = IdempotencyKey::of_write(first.write.id, Call::Patch, &key.content);
+    request.keyed = Some(IdempotencyKey { id, ..own });
+    request
 }
 
 pub(crate) async fn write(store: &EmbeddedStore, request: WriteRequest) -> WriteAnswer {

@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tagfast_domain::{ContentKey, Limits, Operation, Tag, UserId, Write, WriteId};
+use tagfast_domain::{
+    Call, ContentKey, IdempotencyKey, Limits, Operation, Tag, UserId, Write, WriteId,
+};
 use tagfast_store::{ConsistencyToken, ReadOptions, TagReader, TagWriter, WriteRequest};
 use tagfast_store_postgres::{ClusterOptions, NullSink, PostgresOptions, PostgresStore};
 use tagfast_testkit::stack::{NodeInfo, Stack, StackOptions};
@@ -29,6 +31,8 @@ const ROUNDS: usize = 3;
 enum Workload {
     /// Callers, contents a call, tags a content, contents to choose from.
     Writes(u64, u64, u64, u64),
+    /// The same with idempotency keys, one a call.
+    KeyedWrites(u64, u64, u64, u64),
     /// Callers.
     Views(u64),
 }
@@ -65,8 +69,10 @@ impl Row {
     fn figure(self) -> serde_json::Value {
         let (own, base) = (median(self.own), median(self.base));
         let (ratio, cpu) = (own.per_second / base.per_second, own.server_us / base.server_us);
-        let tags =
-            if let Workload::Writes(_, _, tags, _) = self.workload { tags as f64 } else { 1.0 };
+        let tags = match self.workload {
+            Workload::Writes(_, _, tags, _) | Workload::KeyedWrites(_, _, tags, _) => tags as f64,
+            Workload::Views(_) => 1.0,
+        };
         let reached = self.ratio.is_none_or(|target| ratio >= target)
             && self.cpu.is_none_or(|target| cpu <= target)
             && self.rate.is_none_or(|target| own.per_second * tags >= target);
@@ -205,6 +211,10 @@ fn beside_pgbench(
             "single-tag writes, 256 callers, hot: each evicts an id",
             Workload::Writes(256, 1, 1, HOT_CONTENTS),
         ),
+        Row::new(
+            "single-tag writes with a key, 256 callers",
+            Workload::KeyedWrites(256, 1, 1, CONTENTS),
+        ),
         Row {
             ratio: Some(2.5),
             ..Row::new("single-tag writes, 64 callers", Workload::Writes(64, 1, 1, CONTENTS))
@@ -216,6 +226,10 @@ fn beside_pgbench(
                 Workload::Writes(8, 100, 1, CONTENTS),
             )
         },
+        Row::new(
+            "bulk with a key, 100 contents a batch, 8 callers",
+            Workload::KeyedWrites(8, 100, 1, CONTENTS),
+        ),
         Row {
             rate: Some(100_000.0),
             ..Row::new(
@@ -247,7 +261,10 @@ fn beside_pgbench(
 async fn measured(fixture: &Fixture, workload: Workload, lanes: usize, series: u64) -> Measured {
     match workload {
         Workload::Writes(callers, batch, tags, contents) => {
-            writes(fixture, lanes, [callers, batch, tags, contents], series).await
+            writes(fixture, lanes, [callers, batch, tags, contents], series, false).await
+        }
+        Workload::KeyedWrites(callers, batch, tags, contents) => {
+            writes(fixture, lanes, [callers, batch, tags, contents], series, true).await
         }
         Workload::Views(callers) => views(fixture, callers).await,
     }
@@ -377,6 +394,16 @@ fn request(n: u64, tags: impl Iterator<Item = u64>, remove: bool, id: u128) -> W
     write_of(n, Operation::patch(add, gone, &Limits::default()).expect("a patch"), id)
 }
 
+/// The write with a key that is shared by all writes of its call.
+fn keyed(request: WriteRequest, call: u128) -> WriteRequest {
+    // Keys of clients are spread over the index.
+    let id = call.wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835).to_be_bytes();
+    WriteRequest {
+        keyed: Some(IdempotencyKey { id, call: Call::BatchItem, request: 1 }),
+        ..request
+    }
+}
+
 /// Puts five tags on every content.
 async fn load(store: &PostgresStore, contents: std::ops::Range<u64>) {
     for first in contents.clone().step_by(1000) {
@@ -393,6 +420,7 @@ async fn writes(
     lanes: usize,
     [callers, batch, tags, contents]: [u64; 4],
     series: u64,
+    with_key: bool,
 ) -> Measured {
     let store = Arc::clone(fixture.store(lanes));
     let dirs = vec![fixture.primary.data_dir.clone()];
@@ -407,7 +435,8 @@ async fn writes(
                     | u128::from(caller) << 80
                     | u128::from(round) << 16
                     | u128::from(n);
-                request(content, first..first + tags, round % 2 == 1, id)
+                let request = request(content, first..first + tags, round % 2 == 1, id);
+                if with_key { keyed(request, id - u128::from(n)) } else { request }
             };
             if batch == 1 {
                 store.write(one(0)).await.expect("written");

@@ -185,7 +185,8 @@ impl Relay {
             if found == POLL_ROWS_MAX as usize {
                 continue;
             }
-            active.rotation.rotate_tables(&server).await?;
+            let now = self.clock.now_ms();
+            active.rotation.rotate_tables(&server, epoch.id, now).await?;
             tokio::time::sleep(POLL_INTERVAL).await;
             if active.found_at.elapsed() > IDLE_AFTER && active.draining.is_empty() {
                 let rest = IDLE_POLL_INTERVAL.saturating_sub(POLL_INTERVAL);

@@ -1,6 +1,7 @@
 //! One group commit: two round trips, an outcome for each write of the batch.
 //!
-//! The first round trip reads the documents; the fold that all stores share ([`WriteBatch`])
+//! The first round trip reads the documents, and what the idempotency keys of the batch are bound
+//! to; the fold that all stores share ([`WriteBatch`])
 //! applies the writes to them; the second round trip writes them in one statement that checks the
 //! epoch itself and is its own transaction. After a lost race the lane takes an advisory lock for a
 //! while, so that two nodes that write one content at a high rate take turns.
@@ -10,17 +11,19 @@
 
 use std::collections::HashMap;
 
+use futures_util::future::join;
 use tagfast_domain::{RecentWrite, UnixMillis, Version, WriteId, codec, limits as domain_limits};
 use tagfast_failover::Commit;
 use tagfast_store::write_batch::ItemResult;
 use tagfast_store::{WriteBatch, WriteRequest};
+use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
 use crate::boot_clock::boot_time;
 use crate::connect::{PgError, within};
 use crate::options::limit;
 use crate::write::session::WriteSession;
-use crate::write::slots::{GroupCommitError, GroupContext, load_documents, write_slots};
+use crate::write::slots::{GroupCommitError, GroupContext, NewKeys, load_documents, write_slots};
 
 /// A write of a batch.
 pub(crate) struct BatchItem<'a> {
@@ -51,20 +54,66 @@ pub(crate) async fn run(
     let began = boot_time();
     let mut batch = WriteBatch::new(context.commit, items.len());
     let contents = items.iter().map(|item| &item.request.write.key);
-    load_documents(session, &mut batch, contents, context).await.map_err(early)?;
+    let (loaded, keys) =
+        join(load_documents(session, &mut batch, contents, context), read_keys(session, items))
+            .await;
+    loaded.map_err(early)?;
+    if let Some(keys) = keys.map_err(early)? {
+        session.follow_applied(keys.table).await.map_err(early)?;
+        keys.bound.into_iter().for_each(|(id, request)| batch.bind_key(id, request));
+    }
     let prior = read_prior_writes(session, items, &batch, context.commit.now);
     let prior = prior.await.map_err(early)?;
+    let mut new_keys = NewKeys::default();
     for BatchItem { request, .. } in items {
+        if let Some(key) = batch.needs_key(request) {
+            batch.bind_key(key.id, key.request);
+            new_keys.bind(&key);
+        }
+        if let (Some(key), Some(n)) = (&request.keyed, batch.slot_number(&request.write.key)) {
+            new_keys.need(n, key);
+        }
         let known = batch
             .needs_prior(&request.write)
             .and_then(|slot| prior.get(&(slot.stored_key.clone(), request.write.id)));
         batch.apply(request, known);
     }
-    let written = write_slots(session, &mut batch, context, began).await?;
+    let written = write_slots(session, &mut batch, &new_keys, context, began).await?;
     let commit =
         Commit { epoch: context.commit.epoch.id, sent: written.sent, returned: boot_time() };
     let items = batch.finish(|n| written.slot_commit(n));
     Ok(CommitOutcome { items, commit, lost_race: written.lost_race() })
+}
+
+/// What the cluster knows of the idempotency keys of a batch.
+struct KnownKeys {
+    /// The table that new keys belong into.
+    table: i32,
+    /// Keys that are bound, with their requests.
+    bound: Vec<([u8; 16], u64)>,
+}
+
+/// Looks up which requests the keys of a batch are bound to. `None`: it has no keys.
+async fn read_keys(
+    session: &WriteSession,
+    items: &[BatchItem<'_>],
+) -> Result<Option<KnownKeys>, PgError> {
+    let keys = items.iter().filter_map(|item| item.request.keyed.as_ref());
+    let mut ids: Vec<&[u8]> = keys.map(|key| key.id.as_slice()).collect();
+    if ids.is_empty() {
+        return Ok(None);
+    }
+    ids.sort_unstable();
+    ids.dedup();
+    let parameters: [&(dyn ToSql + Sync); 1] = [&ids];
+    let rows = session.connection.client.query(&session.select_keys, &parameters);
+    let rows = within("reading idempotency keys", limit::COMMIT_TIMEOUT, rows).await?;
+    let bound = |row: &Row| {
+        let id: [u8; 16] = row.get::<_, Option<&[u8]>>(1)?.try_into().ok()?;
+        Some((id, row.get::<_, i64>(2).cast_unsigned()))
+    };
+    let Some(first) = rows.first() else { return Ok(None) };
+    Ok(Some(KnownKeys { table: first.get(0), bound: rows.iter().filter_map(bound).collect() }))
 }
 
 /// Looks up the ids that documents have evicted, where one may have. Read after the documents: an

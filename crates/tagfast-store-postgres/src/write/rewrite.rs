@@ -11,7 +11,7 @@ use tagfast_store::{CommitContext, WriteBatch};
 use crate::boot_clock::boot_time;
 use crate::options::limit;
 use crate::write::session::WriteSession;
-use crate::write::slots::{GroupCommitError, GroupContext, load_documents, write_slots};
+use crate::write::slots::{GroupCommitError, GroupContext, NewKeys, load_documents, write_slots};
 
 /// Rewrites contents, except those that were already written in this epoch.
 pub(crate) async fn rewrite_in_epoch(
@@ -33,7 +33,7 @@ pub(crate) async fn rewrite_in_epoch(
         for (_, slot) in batch.slots_mut() {
             slot.force_version(epoch);
         }
-        write_slots(session, &mut batch, &context, began).await?;
+        write_slots(session, &mut batch, &NewKeys::default(), &context, began).await?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 //!
 //! How it fails: a statement that cannot be prepared fails the connection; its owner opens another.
 
-use futures_util::future::try_join3;
+use futures_util::future::{try_join, try_join3, try_join4};
 use tokio_postgres::Statement;
 
 use crate::connect::{Connection, PgError, within};
@@ -17,27 +17,56 @@ CROSS JOIN LATERAL (SELECT * FROM applied_0 t WHERE t.wid = x.wid AND t.k = x.k 
                     SELECT * FROM applied_1 t WHERE t.wid = x.wid AND t.k = x.k UNION ALL
                     SELECT * FROM applied_2 t WHERE t.wid = x.wid AND t.k = x.k) a
 ORDER BY a.at";
+/// Without a key that is bound: one row with the table that is written.
+const SELECT_KEYS: &str = "
+SELECT r.applied, b.id, b.request FROM rotation r LEFT JOIN (
+    SELECT b.id, b.request FROM unnest($1::bytea[]) x(id)
+    CROSS JOIN LATERAL (SELECT * FROM idempotency_key_0 t WHERE t.id = x.id UNION ALL
+                        SELECT * FROM idempotency_key_1 t WHERE t.id = x.id UNION ALL
+                        SELECT * FROM idempotency_key_2 t WHERE t.id = x.id) b) b ON true";
 const SELECT_APPLIED_TABLE: &str = "SELECT applied FROM rotation";
 const EPOCH_CHECK_AND_COMMIT: &str =
     concat!("SELECT ", epoch_check!("$1"), ", pg_logical_emit_message(true, 'tagfast', '')::text");
 const LOCK_LANE: &str = "SELECT pg_advisory_xact_lock($1, $2)";
 
-/// Tables in each rotation: of the outbox, and of evicted write ids.
+/// Tables in each rotation: of the outbox, and of evicted write ids and idempotency keys.
 const ROTATED_TABLES: usize = 3;
 
 /// Writes documents, events and evicted ids in one statement, which is the transaction. The epoch
 /// is checked before its first row. A document without an event has its old version: a write that
-/// changed nothing is remembered in it, and only the revision tells others. `IS TRUE` keeps the
-/// look-up of written keys a hash: as a join it would compare every id with every key.
-fn write_statement(outbox: usize, applied: usize) -> String {
+/// changed nothing is remembered in it, and only the revision tells others; that of a new row is
+/// the transaction's id, which no row that was deleted had. `IS TRUE` keeps the look-up of written
+/// keys a hash: as a join it would compare every id with every key.
+///
+/// With `keys` it also binds idempotency keys, in order and before it locks a document, so that no
+/// two batches wait for each other. A key that a different batch bound in between, or that belongs
+/// into the next table by now, is not bound, and the documents that need it are not written.
+fn write_statement(outbox: usize, applied: usize, keys: bool) -> String {
+    let (bind, checked) = match keys {
+        false => (String::new(), "i"),
+        true => (
+            format!(
+                "b AS (INSERT INTO idempotency_key_{applied} (id, request)
+      SELECT id, request FROM unnest($14::bytea[], $15::bigint[]) x(id, request)
+      WHERE (SELECT count(*) FROM i) > 0 AND (SELECT applied FROM rotation) = {applied}
+      ON CONFLICT DO NOTHING RETURNING id),
+g AS MATERIALIZED (SELECT * FROM i WHERE n NOT IN
+      (SELECT n FROM unnest($16::bigint[], $17::bytea[]) x(n, id)
+       WHERE id NOT IN (SELECT id FROM b))),
+"
+            ),
+            "g",
+        ),
+    };
     format!(
         "WITH i AS MATERIALIZED (
     SELECT * FROM unnest($1::bytea[], $2::bigint[], $3::bigint[], $4::bytea[], $5::bytea[],
                          $13::bigint[])
              WITH ORDINALITY x(k, old_ver, ver, doc, event, old_rev, n) WHERE {epoch_check} = 1),
-u AS (UPDATE content t SET ver = i.ver, doc = i.doc, rev = i.old_rev + 1 FROM i
+{bind}u AS (UPDATE content t SET ver = i.ver, doc = i.doc, rev = i.old_rev + 1 FROM {checked} i
       WHERE t.k = i.k AND t.ver = i.old_ver AND t.rev = i.old_rev RETURNING t.k, i.n, i.event),
-c AS (INSERT INTO content (k, ver, doc, rev) SELECT k, ver, doc, 1 FROM i
+c AS (INSERT INTO content (k, ver, doc, rev)
+      SELECT k, ver, doc, pg_current_xact_id()::text::bigint FROM {checked} i
       WHERE old_ver = 0 AND old_rev = 0 ON CONFLICT DO NOTHING RETURNING k),
 a AS (INSERT INTO applied_{applied} SELECT p.* FROM
       unnest($6::bytea[], $7::bytea[], $8::bigint[], $9::bytea[], $10::bigint[], $11::bigint[])
@@ -63,13 +92,14 @@ pub(crate) struct WriteSession {
     pub(crate) epoch_check_and_commit: Statement,
     pub(crate) select_documents: Statement,
     pub(crate) select_prior_writes: Statement,
+    pub(crate) select_keys: Statement,
     pub(crate) lock_lane: Statement,
     pub(crate) flush_lsn: Statement,
-    /// By the outbox table that is written.
-    write: [Statement; ROTATED_TABLES],
+    /// By the outbox table that is written; first without, then with idempotency keys.
+    write: [[Statement; ROTATED_TABLES]; 2],
     /// The active outbox table, as of the last written row.
     outbox: usize,
-    /// The active table of evicted ids, as of the last written row.
+    /// The active table of evicted ids and of idempotency keys, as of the last row that told.
     applied: usize,
 }
 
@@ -85,12 +115,13 @@ impl WriteSession {
         );
         let (epoch_check, select_documents, select_prior_writes) =
             within("preparing", bound, statements).await?;
-        let statements = try_join3(
+        let statements = try_join4(
             client.prepare(LOCK_LANE),
             client.prepare(FLUSH_LSN),
             client.prepare(EPOCH_CHECK_AND_COMMIT),
+            client.prepare(SELECT_KEYS),
         );
-        let (lock_lane, flush_lsn, epoch_check_and_commit) =
+        let (lock_lane, flush_lsn, epoch_check_and_commit, select_keys) =
             within("preparing", bound, statements).await?;
         let applied = client.query_one(SELECT_APPLIED_TABLE, &[]);
         let applied = within("reading the rotation", bound, applied).await?.get::<_, i32>(0);
@@ -101,6 +132,7 @@ impl WriteSession {
             epoch_check_and_commit,
             select_documents,
             select_prior_writes,
+            select_keys,
             lock_lane,
             flush_lsn,
             write,
@@ -113,17 +145,21 @@ impl WriteSession {
     async fn prepare_writes(
         connection: &Connection,
         applied: usize,
-    ) -> Result<[Statement; ROTATED_TABLES], PgError> {
-        let client = &connection.client;
-        let [zero, one, two] = [0, 1, 2].map(|outbox| write_statement(outbox, applied));
-        let all = try_join3(client.prepare(&zero), client.prepare(&one), client.prepare(&two));
-        let (zero, one, two) = within("preparing", limit::CONNECT_TIMEOUT, all).await?;
-        Ok([zero, one, two])
+    ) -> Result<[[Statement; ROTATED_TABLES]; 2], PgError> {
+        let prepare = async |keys| {
+            let client = &connection.client;
+            let [zero, one, two] = [0, 1, 2].map(|outbox| write_statement(outbox, applied, keys));
+            let all = try_join3(client.prepare(&zero), client.prepare(&one), client.prepare(&two));
+            let (zero, one, two) = within("preparing", limit::CONNECT_TIMEOUT, all).await?;
+            Ok::<_, PgError>([zero, one, two])
+        };
+        let (plain, with_keys) = try_join(prepare(false), prepare(true)).await?;
+        Ok([plain, with_keys])
     }
 
-    /// The writing statement for the active outbox table.
-    pub(crate) fn write_statement(&self) -> &Statement {
-        &self.write[self.outbox]
+    /// The writing statement for the active outbox table, with or without idempotency keys.
+    pub(crate) fn write_statement(&self, keys: bool) -> &Statement {
+        &self.write[usize::from(keys)][self.outbox]
     }
 
     /// Follows the rotation, which every row of the answer reports. A batch that still wrote the
@@ -132,12 +168,16 @@ impl WriteSession {
         &mut self,
         row: &tokio_postgres::Row,
     ) -> Result<(), PgError> {
-        let table =
-            |column| usize::try_from(row.get::<_, i32>(column)).unwrap_or(0) % ROTATED_TABLES;
-        self.outbox = table(3);
-        if table(4) != self.applied {
-            self.write = Self::prepare_writes(&self.connection, table(4)).await?;
-            self.applied = table(4);
+        self.outbox = usize::try_from(row.get::<_, i32>(3)).unwrap_or(0) % ROTATED_TABLES;
+        self.follow_applied(row.get(4)).await
+    }
+
+    /// Follows the rotation of evicted write ids and idempotency keys.
+    pub(crate) async fn follow_applied(&mut self, table: i32) -> Result<(), PgError> {
+        let table = usize::try_from(table).unwrap_or(0) % ROTATED_TABLES;
+        if table != self.applied {
+            self.write = Self::prepare_writes(&self.connection, table).await?;
+            self.applied = table;
         }
         Ok(())
     }

@@ -1,16 +1,17 @@
 //! The documents of a batch: read in one round trip, written in the next one.
 //!
 //! The guard is the version: a document that changed in between is not written, and its writes are
-//! applied again. Nothing is locked while this process computes.
+//! applied again. So are those of a document whose idempotency keys could not be bound, because a
+//! different batch bound one of them in between. Nothing is locked while this process computes.
 //!
 //! How it fails: an error of the database means that nothing happened. A connection that ends
 //! leaves the outcome unknown. COMMIT of an aborted transaction succeeds as a rollback, so the
 //! verdict is "every result is good", never "COMMIT returned".
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use futures_util::future::{join, join3};
-use tagfast_domain::{ContentKey, Document, DomainError, codec};
+use tagfast_domain::{ContentKey, Document, DomainError, IdempotencyKey, codec};
 use tagfast_failover::BootTime;
 use tagfast_resilience::ErrorChain;
 use tagfast_sharding::{ContentHash, LogicalShard};
@@ -149,7 +150,8 @@ pub(crate) struct WrittenSlots {
     /// When the writing statement was sent.
     pub(crate) sent: BootTime,
     position: CommitPosition,
-    /// The slots that were to be stored and whose stored version or revision was a different one.
+    /// The slots that were to be stored and whose stored version or revision was a different one,
+    /// or whose keys could not be bound.
     lost: HashSet<usize>,
 }
 
@@ -168,6 +170,58 @@ impl WrittenSlots {
         } else {
             SlotCommit::Committed(self.position)
         }
+    }
+}
+
+/// The idempotency keys that a batch binds.
+#[derive(Default)]
+pub(crate) struct NewKeys {
+    requests: BTreeMap<[u8; 16], u64>,
+    /// Slots with the keys of their writes: a slot is written only if all of them are bound.
+    needed: BTreeSet<(usize, [u8; 16])>,
+}
+
+impl NewKeys {
+    /// Adds a key that nothing bound yet.
+    pub(crate) fn bind(&mut self, key: &IdempotencyKey) {
+        self.requests.insert(key.id, key.request);
+    }
+
+    /// A write of slot `n` came with this key.
+    pub(crate) fn need(&mut self, n: usize, key: &IdempotencyKey) {
+        if self.requests.get(&key.id) == Some(&key.request) {
+            self.needed.insert((n, key.id));
+        }
+    }
+}
+
+/// The columns of the writing statement that bind keys.
+#[derive(Default)]
+struct KeyColumns<'a> {
+    /// Sorted: two batches with the same keys wait for each other in one direction only.
+    ids: Vec<&'a [u8]>,
+    requests: Vec<i64>,
+    needed_n: Vec<i64>,
+    needed_ids: Vec<&'a [u8]>,
+}
+
+impl<'a> KeyColumns<'a> {
+    /// The keys of the slots that are written, which are those in `places`, in this order.
+    fn new(keys: &'a NewKeys, places: &[usize]) -> Self {
+        let mut columns = Self::default();
+        let mut bound = BTreeMap::new();
+        for (place, n) in places.iter().enumerate() {
+            for (_, id) in keys.needed.range((*n, [0; 16])..=(*n, [u8::MAX; 16])) {
+                columns.needed_n.push(place as i64 + 1);
+                columns.needed_ids.push(id);
+                bound.insert(id.as_slice(), keys.requests.get(id).copied().unwrap_or_default());
+            }
+        }
+        for (id, request) in bound {
+            columns.ids.push(id);
+            columns.requests.push(request.cast_signed());
+        }
+        columns
     }
 }
 
@@ -213,6 +267,7 @@ impl Columns {
 pub(crate) async fn write_slots(
     session: &mut WriteSession,
     batch: &mut WriteBatch<'_>,
+    keys: &NewKeys,
     context: &GroupContext<'_>,
     began: BootTime,
 ) -> Result<WrittenSlots, GroupCommitError> {
@@ -228,7 +283,8 @@ pub(crate) async fn write_slots(
     let client = &session.connection.client;
     let id = context.epoch_id();
     let c = &columns;
-    let parameters: [&(dyn ToSql + Sync); 13] = [
+    let keys = KeyColumns::new(keys, &places);
+    let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![
         &c.k,
         &c.old,
         &c.ver,
@@ -243,10 +299,16 @@ pub(crate) async fn write_slots(
         &id,
         &c.old_rev,
     ];
-    let (sent, warnings) = (boot_time(), session.connection.warnings());
     let synchronous_commit = session.connection.synchronous_commit;
+    let binds_keys = !keys.ids.is_empty();
+    if binds_keys {
+        let keys: [&(dyn ToSql + Sync); 4] =
+            [&keys.ids, &keys.requests, &keys.needed_n, &keys.needed_ids];
+        parameters.extend(keys);
+    }
+    let (sent, warnings) = (boot_time(), session.connection.warnings());
     let all = async {
-        let write = client.query(session.write_statement(), &parameters);
+        let write = client.query(session.write_statement(binds_keys), &parameters);
         let after = client.query_one(&session.flush_lsn, &[]);
         if context.lane_lock.is_none() {
             // The statement is its own transaction.

@@ -48,10 +48,11 @@ async fn an_older_schema_is_migrated_in_place() {
     put(&store, &key, "tag").await.expect("the migrated cluster takes writes");
     assert_eq!(store.view(&key, &Default::default()).await.expect("read").tags.len(), 2);
     for (query, expected) in [
-        ("SELECT version FROM tagfast_schema", 4),
+        ("SELECT version FROM tagfast_schema", 5),
         ("SELECT rev::int FROM content", 1),
         ("SELECT term::int FROM epoch WHERE ordinal = 1", 77),
         ("SELECT count(*)::int FROM rotation", 1),
+        ("SELECT count(*)::int FROM idempotency_key_0", 0),
         (
             "SELECT dead_letters::int FROM tagfast_control.dead_letter_audit WHERE actor = 'admin'",
             3,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tagfast_domain::{Call, ContentKey, EpochId, Limits, Operation, Tag};
+use tagfast_domain::{ContentKey, EpochId, Limits, Operation, Tag};
 use tagfast_resilience::{Clock, SystemClock};
 use tagfast_sharding::LogicalShard;
 use tagfast_store::{
@@ -184,8 +184,7 @@ async fn a_write_returns_the_view_that_it_left() {
     assert!(read.as_of >= left.as_of, "{} {}", read.as_of, left.as_of);
 
     // Nothing was written: no view is returned.
-    let retry = WriteRequest { keyed: Some(Call::Patch), ..first };
-    let again = store.write(retry).await.expect("repeated");
+    let again = store.write(WriteRequest::new(first.write)).await.expect("repeated");
     assert_eq!((again.repeated, again.view), (true, None));
     let unchanged = put(&store, &key, "two").await.expect("unchanged");
     assert_eq!((unchanged.changed, unchanged.view), (false, None));

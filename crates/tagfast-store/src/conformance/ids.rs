@@ -1,7 +1,7 @@
 //! Write ids: a retry after a lost answer has no second effect and gets the first answer.
 
 use tagfast_domain::limits::{RECENT_WRITES, WRITE_ID_MEMORY_MS};
-use tagfast_domain::{Operation, Refusal};
+use tagfast_domain::{Call, IdempotencyKey, Operation, Refusal};
 
 use super::harness::StoreHarness;
 use super::history::History;
@@ -152,8 +152,8 @@ pub async fn a_reused_id_with_another_operation_is_refused(h: &dyn StoreHarness)
     retry(&fixture, &first, &answer, "after refused reuses").await;
 }
 
-/// An id belongs to one content: on a different content it is a different write with its own
-/// answer.
+/// An id belongs to one content: on a different content of the same batch it is a different write
+/// with its own answer.
 pub async fn an_id_belongs_to_one_content(h: &dyn StoreHarness) {
     let fixture = Fixture::new(h).await;
     // Enough contents that some share a file, for any number of files.
@@ -166,7 +166,8 @@ pub async fn an_id_belongs_to_one_content(h: &dyn StoreHarness) {
     for answer in fixture.store.write_many(before.collect()).await {
         answer.unwrap_or_else(|e| panic!("an earlier write must happen, but: {}", chain(&e)));
     }
-    let first = fixture.patch(&keys[0], &["a"], &[]);
+    let mut first = fixture.patch(&keys[0], &["a"], &[]);
+    first.keyed = first.keyed.map(|key| IdempotencyKey { call: Call::BatchItem, ..key });
     let mut done = Vec::new();
     for key in &keys {
         let mut request = first.clone();

@@ -20,6 +20,7 @@ mod events;
 mod harness;
 mod history;
 mod ids;
+mod keys;
 mod limit;
 mod model;
 mod outcomes;
@@ -97,6 +98,12 @@ promises! { $
         a_refused_content_is_not_scanned,
         random_retries_get_their_first_answer,
         racing_retries_get_one_answer;
+    keys:
+        a_key_names_one_request,
+        a_key_names_one_request_for_ten_minutes,
+        a_key_of_a_batch_names_all_its_contents,
+        an_undecided_write_leaves_its_key_free,
+        racing_requests_share_no_key;
     limit:
         the_limit_is_exact,
         the_limit_is_exact_under_concurrency,

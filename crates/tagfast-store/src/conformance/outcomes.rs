@@ -4,7 +4,7 @@
 //! The cases are chosen so that a store which decides a retry again decides it otherwise.
 
 use tagfast_domain::limits::RECENT_WRITES;
-use tagfast_domain::{Call, ContentKey, Operation, Refusal, Version};
+use tagfast_domain::{Call, ContentKey, IdempotencyKey, Operation, Refusal, Version};
 
 use super::harness::StoreHarness;
 use super::history::History;
@@ -16,13 +16,13 @@ use tagfast_sharding::LogicalShard;
 
 /// What a caller is told.
 #[derive(Debug, Clone)]
-enum WriteResult {
+pub(super) enum WriteResult {
     Answered(WriteAnswer),
     Refused(Refusal),
 }
 
 impl WriteResult {
-    fn of(result: Result<WriteAnswer, StoreError>) -> Self {
+    pub(super) fn of(result: Result<WriteAnswer, StoreError>) -> Self {
         match result {
             Ok(answer) => Self::Answered(answer),
             Err(StoreError::Refused(refusal)) => Self::Refused(refusal),
@@ -43,27 +43,32 @@ impl WriteResult {
 }
 
 /// A write that makes no version, and later writes after which it would be decided otherwise.
-struct Case {
-    what: String,
-    key: ContentKey,
-    request: WriteRequest,
-    later: Vec<WriteRequest>,
+pub(super) struct Case {
+    pub(super) what: String,
+    pub(super) key: ContentKey,
+    pub(super) request: WriteRequest,
+    pub(super) later: Vec<WriteRequest>,
 }
 
 /// Sends a request as its call does.
-async fn send(fixture: &Fixture, request: &WriteRequest) -> WriteResult {
-    if request.keyed == Some(Call::BatchItem) {
+pub(super) async fn send(fixture: &Fixture, request: &WriteRequest) -> WriteResult {
+    if request.keyed.is_some_and(|key| key.call == Call::BatchItem) {
         let results = fixture.store.write_many(vec![request.clone()]).await;
         return WriteResult::of(results.into_iter().next().expect("a result per item"));
     }
     WriteResult::of(fixture.store.write(request.clone()).await)
 }
 
-const CALLS: [Call; 5] =
+/// The key of a request on its content alone.
+pub(super) fn key_of(request: &WriteRequest, call: Call) -> IdempotencyKey {
+    IdempotencyKey::of_write(request.write.id, call, &request.write.key.content)
+}
+
+pub(super) const CALLS: [Call; 5] =
     [Call::AddTag, Call::RemoveTag, Call::Patch, Call::Replace, Call::BatchItem];
 
 /// The operation of a call that adds `add`, or removes `remove`.
-fn operation(fixture: &Fixture, call: Call, add: &str, remove: &str) -> Operation {
+pub(super) fn operation(fixture: &Fixture, call: Call, add: &str, remove: &str) -> Operation {
     let (limits, add, remove) = (&fixture.limits, tags(&[add]), names(&[remove]));
     match call {
         Call::AddTag => Operation::patch(add, Vec::new(), limits),
@@ -74,14 +79,14 @@ fn operation(fixture: &Fixture, call: Call, add: &str, remove: &str) -> Operatio
     .expect("a valid operation")
 }
 
-async fn cases(fixture: &Fixture) -> Vec<Case> {
+pub(super) async fn cases(fixture: &Fixture) -> Vec<Case> {
     let mut cases = Vec::new();
     // The version of every content that is written once in this epoch.
     let first_version = fixture.add(&fixture.key("sibling"), &["a"]).await.version;
     for call in CALLS {
         let request = |key: &ContentKey, if_match| {
             let mut request = fixture.request(key, operation(fixture, call, "here", "gone"));
-            request.keyed = Some(call);
+            request.keyed = Some(key_of(&request, call));
             request.write.if_match = if_match;
             request
         };
@@ -145,7 +150,7 @@ async fn cases(fixture: &Fixture) -> Vec<Case> {
 }
 
 /// Sends a retry; it must be told the first result and leave the content as it is.
-async fn retry(fixture: &Fixture, case: &Case, first: &WriteResult, when: &str) {
+pub(super) async fn retry(fixture: &Fixture, case: &Case, first: &WriteResult, when: &str) {
     let before = fixture.view(&case.key).await;
     let again = send(fixture, &case.request).await;
     assert!(
@@ -207,8 +212,11 @@ pub async fn a_known_id_in_another_call_is_refused(h: &dyn StoreHarness) {
         for later in &case.later {
             fixture.write(later.clone()).await;
         }
-        for call in CALLS.into_iter().filter(|call| Some(*call) != case.request.keyed) {
-            let request = WriteRequest { keyed: Some(call), ..case.request.clone() };
+        // The document alone must tell them apart.
+        let key = case.request.keyed.expect("a key");
+        for call in CALLS.into_iter().filter(|call| *call != key.call) {
+            let keyed = Some(IdempotencyKey { call, ..key });
+            let request = WriteRequest { keyed, ..case.request.clone() };
             assert_eq!(
                 refusal(fixture.store.write(request).await),
                 Refusal::WriteIdReused,
@@ -254,7 +262,7 @@ fn random_request(fixture: &Fixture, random: &mut Random, keys: &[ContentKey]) -
     let call = *random.pick(&CALLS);
     let (add, remove) = (format!("t{}", random.below(4)), format!("u{}", random.below(4)));
     let mut request = fixture.request(&key, operation(fixture, call, &add, &remove));
-    request.keyed = Some(call);
+    request.keyed = Some(key_of(&request, call));
     request
 }
 

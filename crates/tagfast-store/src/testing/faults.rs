@@ -29,6 +29,10 @@ pub enum BrokenPromise {
     ForgetsEvictedIds,
     /// Evicted write ids are kept without their content.
     ConfusesContentsOfIds,
+    /// Nothing remembers which request an idempotency key came with.
+    ForgetsKeys,
+    /// A restart forgets which request an idempotency key came with.
+    ForgetsKeysAtRestart,
     /// One tag more than the limit is accepted.
     ExceedsTheLimit,
     /// A document is read and written under two separate locks.

@@ -12,7 +12,8 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tagfast_domain::{
     ContentKey, Document, Effect, Epoch, EpochId, EpochOrdinal, Limits, Operation, RecentWrite,
-    RecordedOutcome, Tag, TagName, TaggingsEvent, TenantId, Version, WriteId, codec,
+    RecordedOutcome, Tag, TagName, TaggingsEvent, TenantId, UnixMillis, Version, WriteId, codec,
+    limits,
 };
 use tagfast_resilience::Clock;
 use tagfast_sharding::{ContentHash, LogicalShard};
@@ -34,6 +35,8 @@ struct State {
     /// The states before the last writes, for stale reads.
     before: BTreeMap<Vec<u8>, Vec<u8>>,
     applied: HashMap<(Vec<u8>, WriteId), RecentWrite>,
+    /// By the id of an idempotency key: the request that it is bound to, and since when, Unix ms.
+    keys: HashMap<[u8; 16], (u64, UnixMillis)>,
     events: Vec<TaggingsEvent>,
     position: u64,
     /// Receipts below this position are forgotten.
@@ -110,6 +113,9 @@ impl MemoryStore {
         if self.breaks(BrokenPromise::LosesTheLastWriteAtRestart) {
             let lost = std::mem::take(&mut state.before);
             state.documents.extend(lost.into_iter().next_back());
+        }
+        if self.breaks(BrokenPromise::ForgetsKeysAtRestart) {
+            state.keys.clear();
         }
         if self.breaks(BrokenPromise::ForgetsReceipts) {
             state.receipts_from = state.position + 1;
@@ -259,6 +265,14 @@ impl MemoryStore {
         let prior = batch
             .needs_prior(&request.write)
             .and_then(|_| state.applied.get(&self.applied_key(key, request.write.id)));
+        let needed = batch.needs_key(request);
+        if let Some(key) = needed.filter(|_| !self.breaks(BrokenPromise::ForgetsKeys)) {
+            let bound = state.keys.entry(key.id).or_insert((key.request, now));
+            if now.saturating_sub(bound.1) >= limits::WRITE_ID_MEMORY_MS {
+                *bound = (key.request, now);
+            }
+            batch.bind_key(key.id, bound.0);
+        }
         batch.apply(request, prior);
         let mut is_changed = false;
         for (_, slot) in batch.slots_to_store_mut() {

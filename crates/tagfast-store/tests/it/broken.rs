@@ -54,6 +54,14 @@ found! {
         every_outcome_is_answered_again says "behind many later writes";
     ids_of_the_wrong_content_are_found: ConfusesContentsOfIds =>
         an_id_belongs_to_one_content says "behind many later writes of each content";
+    forgotten_keys_are_found: ForgetsKeys =>
+        a_key_names_one_request says "must be refused",
+        a_key_names_one_request_for_ten_minutes says "must be refused",
+        a_key_of_a_batch_names_all_its_contents says "must be refused",
+        racing_requests_share_no_key says "all sendings of one request";
+    keys_forgotten_at_a_restart_are_found: ForgetsKeysAtRestart =>
+        a_key_names_one_request says "must be refused",
+        a_key_of_a_batch_names_all_its_contents says "must be refused";
     one_tag_too_many_is_found: ExceedsTheLimit =>
         the_limit_is_exact says "must be refused",
         the_limit_is_exact_under_concurrency says "told they won|allowed: 101",

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use tagfast_domain::{
-    ApplyContext, Call, ContentKey, Document, DomainError, Epoch, EpochId, EpochOrdinal, Limits,
-    Operation, Outcome, RecentWrite, Tag, UserId, Version, Write, WriteId, apply, remember,
+    ApplyContext, ContentKey, Document, DomainError, Epoch, EpochId, EpochOrdinal, Limits,
+    Operation, Outcome, RecentWrite, Refusal, Tag, UserId, Version, Write, WriteId, apply,
+    remember,
 };
 use tagfast_sharding::LogicalShard;
 use tagfast_store::write_batch::{CommitPosition, ItemResult, SlotCommit};
@@ -173,8 +174,13 @@ fn request_of(step: &Step) -> Option<WriteRequest> {
         Operation::patch(added, removed, &LIMITS)
     };
     // Every fourth write has an id of its own.
-    let keyed = (!step.id.is_multiple_of(4)).then_some(Call::Patch);
-    Some(WriteRequest { keyed, ..request(step.id, step.content, operation.ok()?) })
+    let mut request = request(step.id, step.content, operation.ok()?);
+    request.keyed = request.keyed.filter(|_| !step.id.is_multiple_of(4));
+    // The key of every third request names all contents: that of a batch.
+    if let Some(key) = request.keyed.as_mut().filter(|_| step.id.is_multiple_of(3)) {
+        key.request = 0;
+    }
+    Some(request)
 }
 
 /// A store that applies one write at a time: documents and the `applied` table.
@@ -182,6 +188,7 @@ fn request_of(step: &Step) -> Option<WriteRequest> {
 struct Model {
     documents: HashMap<ContentKey, Document>,
     applied: HashMap<(ContentKey, WriteId), RecentWrite>,
+    keys: HashMap<[u8; 16], u64>,
 }
 
 impl Model {
@@ -192,9 +199,14 @@ impl Model {
 
     fn apply(&mut self, request: &WriteRequest, epoch: &Epoch, now: i64) -> Outcome {
         let write = &request.write;
+        if let Some(key) = request.keyed
+            && *self.keys.entry(key.id).or_insert(key.request) != key.request
+        {
+            return Outcome::Refused(Refusal::KeyReused);
+        }
         let prior = self.prior(write, now);
         let document = self.documents.entry(write.key.clone()).or_default();
-        let call = request.keyed;
+        let call = request.keyed.map(|key| key.call);
         let context = ApplyContext { epoch, now, limits: &LIMITS, call };
         let outcome = apply(document, write, prior.as_ref(), &context);
         let evicted = if let Outcome::Written { evicted, .. } = &outcome {
@@ -231,6 +243,10 @@ proptest! {
                     .needs_prior(&request.write)
                     .and_then(|slot| store.applied.get(&(slot.key.clone(), request.write.id)))
                     .cloned();
+                if let Some(key) = batch.needs_key(request) {
+                    let bound = *store.keys.entry(key.id).or_insert(key.request);
+                    batch.bind_key(key.id, bound);
+                }
                 batch.apply(request, prior.as_ref());
             }
             let mut published = 0;
@@ -276,6 +292,7 @@ proptest! {
             model.documents.retain(|_, document| *document != Document::default());
             prop_assert_eq!(&store.documents, &model.documents);
             prop_assert_eq!(&store.applied, &model.applied);
+            prop_assert_eq!(&store.keys, &model.keys);
         }
     }
 }
