@@ -7,6 +7,7 @@
 //! password that a node refuses is followed by the one before it, because file and node do not
 //! change in the same moment; a node that refuses both is named (`authentication`).
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -148,7 +149,7 @@ impl ConnectionFactory {
         match &self.tls {
             None => within(what, limit::CONNECT_TIMEOUT, token.cancel_query(NoTls)).await,
             Some(tls) => {
-                within(what, limit::CONNECT_TIMEOUT, token.cancel_query(tls.clone())).await
+                within(what, limit::CONNECT_TIMEOUT, token.cancel_query(tls.get())).await
             }
         }
     }
