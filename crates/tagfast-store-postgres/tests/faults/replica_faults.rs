@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use rustix::process::Signal;
+use tagfast_testkit::Client;
 use tagfast_testkit::stack::host::{Process, RunAs, processes_in};
 use tagfast_testkit::stack::{Fault, NodeInfo};
 use tagfast_testkit::wait_for_condition_async;
@@ -122,18 +123,39 @@ pub(crate) async fn superuser(node: &NodeInfo, statements: &[&str]) {
 
 /// Restarts a server in recovery, as it is.
 pub(crate) async fn demote(node: &NodeInfo) {
-    let data_dir = node.data_dir.clone();
+    let node = node.clone();
     let work = move || {
         let run_as = RunAs::for_servers().expect("a user for servers");
-        run_as.write(&data_dir.join("standby.signal"), "").expect("written");
-        let restarted = run_as
-            .command("/usr/lib/postgresql/15/bin/pg_ctl")
+        run_as.write(&node.data_dir.join("standby.signal"), "").expect("written");
+        let pg_ctl = "/usr/lib/postgresql/15/bin/pg_ctl";
+        let mut command = match &node.netns {
+            None => run_as.command(pg_ctl),
+            // To enter the namespace of its network needs root.
+            Some(netns) => {
+                let mut command = std::process::Command::new("ip");
+                command.args(["netns", "exec", netns, "runuser", "-u", "postgres", "--", pg_ctl]);
+                command
+            }
+        };
+        let restarted = command
             .current_dir("/")
             .args(["restart", "--wait", "--mode=fast", "--log=/dev/null", "--pgdata"])
-            .arg(&data_dir)
+            .arg(&node.data_dir)
             .status()
             .expect("pg_ctl runs");
         assert!(restarted.success(), "{restarted}");
+    };
+    tokio::task::spawn_blocking(work).await.expect("no panic");
+}
+
+/// Has the Patroni of a replica copy the primary again, as `patronictl reinit` does.
+pub(crate) async fn reinitialize(node: &NodeInfo) {
+    let patroni = node.direct_patroni;
+    let work = move || {
+        let mut client = Client::new(patroni).with_timeout(30 * SECOND);
+        let answer = client.request("POST", "/reinitialize", &[], Some("{\"force\": true}"));
+        let answer = answer.expect("Patroni answers");
+        assert_eq!(answer.status, 200, "{}", answer.text());
     };
     tokio::task::spawn_blocking(work).await.expect("no panic");
 }
