@@ -39,7 +39,7 @@ const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// open when it is changed.
 const PASSWORD_CHECK_INTERVAL: Duration = Duration::from_secs(3);
 /// Interval between two checks of a connected server's settings.
-const SERVER_CHECK_INTERVAL: Duration = Duration::from_secs(10);
+const SERVER_CHECK_INTERVAL: Duration = Duration::from_secs(4);
 /// Requests that may be in flight on the connection.
 const PIPELINE_REQUESTS_MAX: usize = 4096;
 /// Delays between attempts to connect.
