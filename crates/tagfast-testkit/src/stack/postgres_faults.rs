@@ -111,8 +111,8 @@ pub(super) fn change(
     }
 }
 
-/// Changes the replay of nodes of one cluster while its Patroni is in maintenance mode: otherwise it
-/// resumes replay within a second.
+/// Changes the replay of nodes of one cluster while its Patroni is in maintenance mode: otherwise
+/// it resumes replay within a second.
 fn in_maintenance(
     stack: &Stack,
     nodes: &[NodeInfo],

@@ -2,11 +2,11 @@
 //!
 //! The faults of [`super::fault`] break a process or a link, which a client notices. These break
 //! what a feed carries, and nothing fails at once. Each has an end that returns the server to
-//! health and waits until it is there. What a server has forgotten (an index, a topic's records, the
-//! keys of a Redis) stays forgotten: the service must fill it again.
+//! health and waits until it is there. What a server has forgotten (an index, a topic's records,
+//! the keys of a Redis) stays forgotten: the service must fill it again.
 //!
-//! How it fails: a fault that does not apply to its target, or an end that does not bring the server
-//! back in time, is an error that says which.
+//! How it fails: a fault that does not apply to its target, or an end that does not bring the
+//! server back in time, is an error that says which.
 
 use anyhow::{Result, ensure};
 

@@ -135,8 +135,8 @@ pub(crate) struct Cell {
     /// Before the fault, while all is well.
     pub(crate) before: &'static [Step],
     pub(crate) steps: &'static [Step],
-    /// What readiness or status must say: all words of one group in one entry. Empty: nothing has to
-    /// be said, because no answer may be older for it.
+    /// What readiness or status must say: all words of one group in one entry. Empty: nothing has
+    /// to be said, because no answer may be older for it.
     pub(crate) named: &'static [&'static [&'static str]],
     /// How soon, in seconds.
     pub(crate) named_within_s: u64,
@@ -464,7 +464,7 @@ pub(crate) const CELLS: &[Cell] = &[
         steps: &[index(IndexFault::Delete)],
         named: INDEX,
         healed_within_s: REBUILT_S,
-        quick: Some(2),
+        quick: Some(5),
         ..CELL
     },
     Cell {

@@ -29,7 +29,10 @@ fn tables() -> String {
         };
         let _ = writeln!(text, "| {} | {} | {bound} |", source.name(), source.call());
     }
-    text.push_str("\n| feed is | because | touches | named within | well again within | tested in |\n|---|---|---|---|---|---|\n");
+    text.push_str(
+        "\n| feed is | because | touches | named within | well again within | tested in |\n\
+         |---|---|---|---|---|---|\n",
+    );
     let mut rows: Vec<&Cell> = CELLS.iter().collect();
     rows.sort_by_key(|cell| cell.way);
     for cell in rows {

@@ -1,10 +1,13 @@
 //! Every source of answers while its feed breaks silently, on real servers: no answer is older than
 //! it says, readiness or status names the cause, and all is well again without help.
 //!
-//! A wave breaks one or several things that do not disturb each other ([`cells`]). Writers note what
-//! was acknowledged when ([`load`]); every source is asked several times a second ([`probes`]), and
-//! each answer is judged by one rule ([`judge`]). `docs/operate/what-is-noticed.md` has the table of
-//! cells and is checked against it.
+//! A wave breaks one or several things that do not disturb each other ([`cells`]). Writers note
+//! what was acknowledged when ([`load`]); every source is asked several times a second
+//! ([`probes`]), and each answer is judged by one rule ([`judge`]).
+//! `docs/operate/what-is-noticed.md` has the table of cells and is checked against it.
+//!
+//! How it fails: the results of all cells are the message. A cell whose servers do not come back is
+//! followed by a restart of the service, so that the next one is judged alone.
 
 mod cells;
 mod docs;

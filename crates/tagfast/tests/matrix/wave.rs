@@ -233,7 +233,10 @@ fn wait_until_healed(probes: &Probes, known: &BTreeSet<String>, results: &mut [C
     let wrong = probes.not_clean(known);
     let is_of = |cell: &Cell, text: &str| {
         let words = |group: &&[&str]| group.iter().all(|word| text.contains(word));
-        cell.sources.iter().any(|source| source.name() == text) || cell.named.iter().any(words)
+        // Related tags come from the index.
+        let related = text.starts_with("related:") && cell.sources.contains(&Source::Search);
+        let touched = cell.sources.iter().any(|source| source.name() == text);
+        touched || related || cell.named.iter().any(words)
     };
     let anyone = |text: &String| results.iter().any(|result| is_of(result.cell, text));
     let of_no_one: BTreeSet<&String> = wrong.iter().filter(|text| !anyone(text)).collect();
