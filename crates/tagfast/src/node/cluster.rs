@@ -12,6 +12,7 @@ use std::time::Instant;
 use async_trait::async_trait;
 use tagfast_api::{
     ApiServices, ByteBudget, DeadLetters, LimitStatus, Operations, OperationsError, Readiness,
+    RunningOperation,
     StatusReport,
 };
 use tagfast_client::error::CliError;
@@ -320,7 +321,11 @@ impl Operations for ClusterOperations {
             pipeline.consumers.report(&mut report).await;
         }
         let rebuilding = self.search_index().and_then(|index| index.rebuilding());
-        report.running.extend(rebuilding.map(|copied| ("reindex".to_owned(), copied)));
+        report.running.extend(rebuilding.map(|contents| RunningOperation {
+            operation: "reindex".to_owned(),
+            contents,
+            total: None,
+        }));
         report.limits.extend(self.index.iter().map(|index| index_limit_status(index)));
         report
     }
