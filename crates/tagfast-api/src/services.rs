@@ -8,7 +8,9 @@ use async_trait::async_trait;
 use tagfast_domain::Limits;
 use tagfast_events::{AutoReplayPolicy, DeadLetterStore};
 use tagfast_popular::{PopularTags, RecountReport};
-use tagfast_resilience::{BoxError, Breakers, Clock, Credential, Secret, TaskGroup};
+use tagfast_resilience::{
+    BoxError, Breakers, Clock, Credential, Secret, TaskGroup, is_loopback_host,
+};
 use tagfast_search::SearchIndex;
 use tagfast_store::{Sealer, SharedStore};
 
@@ -100,12 +102,9 @@ impl std::str::FromStr for JwksSource {
         }
         let url: http::Uri = text.parse().map_err(|_| JwksSourceError::UnknownScheme)?;
         let host = url.host().unwrap_or_default();
-        let address = host.trim_start_matches('[').trim_end_matches(']');
-        let is_loopback = host.eq_ignore_ascii_case("localhost")
-            || address.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
         match url.scheme_str() {
             Some("https") if !host.is_empty() => Ok(Self::Url(text.to_owned())),
-            Some("http") if is_loopback => Ok(Self::Url(text.to_owned())),
+            Some("http") if is_loopback_host(host) => Ok(Self::Url(text.to_owned())),
             Some("http") => Err(JwksSourceError::PlainHttp),
             Some(_) | None => Err(JwksSourceError::UnknownScheme),
         }

@@ -1,6 +1,6 @@
 //! The state that all handlers share: the services, and what the API keeps beside them.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use crate::auth::Authenticator;
 use crate::fallback::FeatureFallback;
@@ -16,6 +16,7 @@ pub(crate) struct ApiState {
     pub(crate) rate_limiter: Option<RateLimiter>,
     pub(crate) fallback: Arc<FeatureFallback>,
     openapi: LazyLock<Bytes>,
+    docs_page: OnceLock<Bytes>,
 }
 
 impl ApiState {
@@ -27,6 +28,7 @@ impl ApiState {
             fallback: FeatureFallback::new(services.limits.max_stale, services.tasks.clone()),
             services,
             openapi: LazyLock::new(openapi),
+            docs_page: OnceLock::new(),
         })
     }
 
@@ -40,5 +42,10 @@ impl ApiState {
     /// The OpenAPI document as JSON.
     pub(crate) fn openapi_json(&self) -> &Bytes {
         &self.openapi
+    }
+
+    /// The page of all calls; `render` runs at the first request for it.
+    pub(crate) fn docs_page(&self, render: fn(&[u8]) -> String) -> Bytes {
+        self.docs_page.get_or_init(|| render(&self.openapi).into()).clone()
     }
 }

@@ -13,7 +13,7 @@
 use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
-use tagfast_resilience::counter;
+use tagfast_resilience::{counter, is_loopback_host};
 
 use crate::metric::{Foreign, HTTP_FOREIGN};
 use crate::problem::{Code, Problem};
@@ -56,11 +56,6 @@ impl Authority {
             _ => return None,
         };
         Some(Self { host, port })
-    }
-
-    fn is_loopback(&self) -> bool {
-        let address = self.host.parse::<IpAddr>();
-        self.host == "localhost" || address.is_ok_and(|a| a.to_canonical().is_loopback())
     }
 }
 
@@ -124,7 +119,9 @@ impl AllowedHosts {
     fn check_host(&self, host: &[u8]) -> Result<(), Problem> {
         let named = std::str::from_utf8(host).ok().and_then(Authority::parse);
         let is_own = |host: &Authority| host.host.parse().ok().is_some_and(|a| self.own == Some(a));
-        if named.is_some_and(|host| host.is_loopback() || is_own(&host) || self.is_named(&host)) {
+        if named.is_some_and(|host| {
+            is_loopback_host(&host.host) || is_own(&host) || self.is_named(&host)
+        }) {
             return Ok(());
         }
         counter!(HTTP_FOREIGN, "what" => Foreign::Host).increment(1);

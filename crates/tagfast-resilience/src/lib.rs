@@ -16,7 +16,8 @@
 //! Besides: background tasks ([`task`]), outage logging ([`OutageLog`]), error chains
 //! ([`ErrorChain`]), metric definitions ([`metric`]), generations of derived data ([`generation`]),
 //! secrets that no output shows ([`secret`]), credentials that change while the process runs
-//! ([`credential`]), and files of one owner ([`private_files`]).
+//! ([`credential`]), files of one owner ([`private_files`]), and which hosts are this machine
+//! ([`is_loopback_host`]).
 //! Code that waits uses tokio's time (paused in tests); decisions take an injected
 //! [`Now`](breaker::Now); code that needs the wall time takes a [`Clock`].
 
@@ -32,6 +33,7 @@ pub mod failure_watch;
 pub mod generation;
 mod jitter;
 pub mod limiter;
+mod loopback;
 pub mod metric;
 mod outage_log;
 pub mod private_files;
@@ -54,6 +56,7 @@ pub use jitter::{jittered, jittered_retry_after};
 pub use limiter::{
     ByCriticality, InFlight, LimitExceeded, Limiter, LimiterOptions, LimiterSnapshot, ShedReason,
 };
+pub use loopback::is_loopback_host;
 pub use metric::{Bounded, LabelDef, LabelEnum, LabelValues, MetricDef, MetricKind};
 pub use outage_log::OutageLog;
 pub use secret::{Address, Secret};

@@ -140,7 +140,7 @@ pub(crate) async fn openapi_json(State(state): State<Arc<ApiState>>) -> Result<R
     ))
 )]
 pub(crate) async fn docs_page(State(state): State<Arc<ApiState>>) -> Result<Response, Problem> {
-    Ok(with_type(docs::reference_page(state.openapi_json()), HTML))
+    Ok(with_type(state.docs_page(docs::reference_page), HTML))
 }
 
 /// The meaning of a problem code

@@ -117,11 +117,13 @@ fn note_hints(page: &Value, terminal: &Terminal) {
 
 /// Shows tags with their counts.
 fn show_counts(tags: &[Value], terminal: &Terminal) -> std::io::Result<()> {
-    let rows: Vec<Vec<String>> = tags
-        .iter()
+    terminal.table(&["   count", "tag", "display"], &count_rows(tags))
+}
+
+fn count_rows(tags: &[Value]) -> Vec<Vec<String>> {
+    tags.iter()
         .map(|t| vec![format!("{:>8}", number(t, "count")), text(t, "tag"), text(t, "display")])
-        .collect();
-    terminal.table(&["   count", "tag", "display"], &rows)
+        .collect()
 }
 
 /// Fetches and shows tags with their counts; `nothing` is the note if there are none.
@@ -175,6 +177,7 @@ async fn all_tags(
     let mut cursor = args.cursor.clone();
     let mut shown = 0;
     loop {
+        let first = shown == 0;
         let at = cursor.map(|cursor| format!("&cursor={}", encode(&cursor))).unwrap_or_default();
         let page = client.get(&format!("{base}{at}")).await?;
         let tags = json::list(&page, "tags");
@@ -187,7 +190,11 @@ async fn all_tags(
             // Lines, so that the reader of a pipe can begin before the last page.
             tags.iter().try_for_each(|tag| terminal.line(tag))?;
         } else if !tags.is_empty() {
-            show_counts(tags, terminal)?;
+            match first {
+                true => show_counts(tags, terminal)?,
+                // The heading stands above the first page alone.
+                false => terminal.line(table(&count_rows(tags)))?,
+            }
         }
         cursor = page.get("next_cursor").and_then(Value::as_str).map(str::to_owned);
         match &cursor {

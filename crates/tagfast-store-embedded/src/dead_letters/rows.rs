@@ -128,3 +128,33 @@ pub(super) fn job_of(row: &Row<'_>) -> rusqlite::Result<ReplayJob> {
         dropped: number(10)?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damaged_headers_are_refused() {
+        let text = r#"[["ce_id","MQ=="],["ce_type","dA=="]]"#;
+        let read = [("ce_id".to_owned(), b"1".to_vec()), ("ce_type".to_owned(), b"t".to_vec())];
+        assert_eq!(headers(text).expect("readable"), read);
+        assert_eq!(headers("{}").expect("schema version 1"), []);
+        for part in 0..text.len() {
+            assert_eq!(headers(&text[..part]), None, "cut off after {part} bytes");
+        }
+        for damaged in [
+            r#"{"ce_id":"MQ=="}"#,
+            r#"[{"ce_id":"MQ=="}]"#,
+            r#"[["ce_id"]]"#,
+            r#"[["ce_id","MQ==","x"]]"#,
+            r#"["ce_id","MQ=="]"#,
+            r#"[["ce_id","not base64"]]"#,
+            r#"[["ce_id",1]]"#,
+            r#"[["ce_id",null]]"#,
+            "null",
+            "[[]]",
+        ] {
+            assert_eq!(headers(damaged), None, "{damaged}");
+        }
+    }
+}

@@ -24,15 +24,15 @@ pub(super) fn damaged(what: &'static str) -> DeadLetterStoreError {
     DeadLetterStoreError::Damaged(what)
 }
 
+/// Decodes stored headers.
+fn headers(text: &str) -> Option<Vec<(String, Vec<u8>)>> {
+    let named: Vec<(String, String)> = tagfast_json::from_str(text).ok()?;
+    named.into_iter().map(|(name, value)| Some((name, STANDARD.decode(value).ok()?))).collect()
+}
+
 /// The dead letter of a row of [`COLUMNS`].
 pub(super) fn stored(row: &Row) -> Result<StoredDeadLetter, DeadLetterStoreError> {
     let number = |column: usize| row.get::<_, i64>(column).cast_unsigned();
-    let headers: Vec<(String, String)> =
-        tagfast_json::from_str(row.get(9)).map_err(|_| damaged("headers"))?;
-    let decode = |(name, value): (String, String)| {
-        let value = STANDARD.decode(value);
-        value.map(|value| (name, value)).map_err(|_| damaged("headers"))
-    };
     let record = BusRecord {
         kind: RecordKind::Event,
         partition: Partition(
@@ -44,7 +44,7 @@ pub(super) fn stored(row: &Row) -> Result<StoredDeadLetter, DeadLetterStoreError
         at: row.get(5),
         cluster: row.get::<_, &str>(6).into(),
         publisher_epoch: EpochOrdinal(number(7)),
-        headers: headers.into_iter().map(decode).collect::<Result<_, _>>()?,
+        headers: headers(row.get(9)).ok_or_else(|| damaged("headers"))?,
         payload: row.get(8),
     };
     let count = |column: usize| u32::try_from(row.get::<_, i32>(column)).unwrap_or(0);
@@ -127,4 +127,33 @@ pub(super) fn column_arrays(dead_letters: &[DeadLetter]) -> SqlValues {
         content_column!(|key| key.content.content_type.as_str().to_owned()),
         content_column!(|key| key.content.content_id.as_str().to_owned()),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damaged_headers_are_refused() {
+        let text = r#"[["ce_id","MQ=="],["ce_type","dA=="]]"#;
+        let read = [("ce_id".to_owned(), b"1".to_vec()), ("ce_type".to_owned(), b"t".to_vec())];
+        assert_eq!(headers(text).expect("readable"), read);
+        for part in 0..text.len() {
+            assert_eq!(headers(&text[..part]), None, "cut off after {part} bytes");
+        }
+        for damaged in [
+            r#"{"ce_id":"MQ=="}"#,
+            r#"[{"ce_id":"MQ=="}]"#,
+            r#"[["ce_id"]]"#,
+            r#"[["ce_id","MQ==","x"]]"#,
+            r#"["ce_id","MQ=="]"#,
+            r#"[["ce_id","not base64"]]"#,
+            r#"[["ce_id",1]]"#,
+            r#"[["ce_id",null]]"#,
+            "null",
+            "[[]]",
+        ] {
+            assert_eq!(headers(damaged), None, "{damaged}");
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tagfast_events::AutoReplayPolicy;
-use tagfast_resilience::Secret;
+use tagfast_resilience::{Secret, is_loopback_host};
 
 use super::keys::DEAD_LETTERS;
 use super::secrets::CredentialFile;
@@ -44,10 +44,7 @@ fn is_safe(url: &str) -> bool {
     let Ok(url) = reqwest::Url::parse(url) else { return false };
     match (url.scheme(), url.host_str()) {
         ("https", Some(_)) => true,
-        ("http", Some(host)) => {
-            let host = host.trim_matches(['[', ']']);
-            host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
-        }
+        ("http", Some(host)) => is_loopback_host(host),
         _ => false,
     }
 }
