@@ -142,10 +142,7 @@ impl Client {
             let reason = if kind.is_empty() { reason } else { format!("{kind}: {reason}") };
             return Err(RequestError::Rejected { status, kind, reason });
         }
-        if bytes.is_empty() {
-            return Ok(Value::Null);
-        }
-        tagfast_json::from_slice(&bytes).map_err(|e| RequestError::BadResponse(e.to_string()))
+        answer_of(&bytes)
     }
 
     /// Reads with the timeout of searches.
@@ -204,4 +201,30 @@ fn whole(response: Value) -> Result<Value, RequestError> {
         return Err(RequestError::BadResponse(format!("not all shards answered: {shards}")));
     }
     Ok(response)
+}
+
+/// A good answer; without a body it is null.
+fn answer_of(bytes: &[u8]) -> Result<Value, RequestError> {
+    if bytes.is_empty() {
+        return Ok(Value::Null);
+    }
+    tagfast_json::from_slice(bytes).map_err(|e| RequestError::BadResponse(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_is_cut_off_or_says_two_things_is_bad() {
+        let text = r#"{"hits":{"total":{"value":1,"relation":"eq"},"hits":[{"_id":"a"}]}}"#;
+        assert_eq!(answer_of(text.as_bytes()).expect("readable")["hits"]["total"]["value"], 1);
+        assert_eq!(answer_of(b"").expect("no body"), Value::Null);
+        let cut = (1..text.len()).map(|part| text[..part].to_owned());
+        let damaged = tagfast_json::testing::repeated_keys(text).into_iter().chain(cut);
+        for damaged in damaged.chain(["<html>".to_owned(), format!("{text}{text}")]) {
+            let error = answer_of(damaged.as_bytes()).expect_err(&damaged);
+            assert!(matches!(error, RequestError::BadResponse(_)), "{damaged}: {error}");
+        }
+    }
 }

@@ -45,6 +45,13 @@ struct CommitPayload {
     positions: Vec<(u16, u64, u64)>,
 }
 
+impl CommitPayload {
+    /// `None`: it is damaged, or of a different format.
+    fn parse(text: &str) -> Option<Self> {
+        tagfast_json::from_str(text).ok().filter(|payload: &Self| payload.format == FORMAT_VERSION)
+    }
+}
+
 /// A state that is not committed yet.
 struct PendingState {
     version: u64,
@@ -89,11 +96,8 @@ impl IndexWriterState {
         if index.schema() != wanted {
             return Err(TantivyError::SchemaError("the index has a different schema".to_owned()));
         }
-        let payload = index
-            .load_metas()?
-            .payload
-            .and_then(|p| tagfast_json::from_str::<CommitPayload>(&p).ok());
-        let Some(payload) = payload.filter(|p| p.format == FORMAT_VERSION) else {
+        let payload = index.load_metas()?.payload;
+        let Some(payload) = payload.and_then(|text| CommitPayload::parse(&text)) else {
             return Err(TantivyError::SchemaError("the index has a different format".to_owned()));
         };
         let committed = payload.positions.iter().map(|(p, next, emit)| {
@@ -321,5 +325,40 @@ impl IndexWriterState {
             self.commit(&requested)?;
         }
         self.abandon()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A payload that could be read as a different one would resume at wrong positions: the index
+    /// is rebuilt.
+    #[test]
+    fn a_damaged_commit_payload_is_refused() {
+        let payload = CommitPayload {
+            format: FORMAT_VERSION,
+            epoch: "0123".to_owned(),
+            positions: vec![(0, 7, 9), (1, 8, 9)],
+        };
+        let text = serde_json::to_string(&payload).expect("JSON");
+        let read = CommitPayload::parse(&text).expect("readable");
+        assert_eq!((read.epoch, read.positions), (payload.epoch, payload.positions));
+        let cut = (0..text.len()).map(|part| text[..part].to_owned());
+        let damaged = tagfast_json::testing::arrays_for_objects(&text)
+            .into_iter()
+            .chain(tagfast_json::testing::repeated_keys(&text))
+            .chain(cut)
+            .chain([
+                text.replace("[0,7,9]", "[0,7]"),
+                text.replace("[0,7,9]", "{}"),
+                text.replace("[0,7,9]", "[0,7,-9]"),
+                text.replace("[0,7,9]", "[65536,7,9]"),
+                text.replacen(&FORMAT_VERSION.to_string(), "999", 1),
+                format!("{text}{text}"),
+            ]);
+        for damaged in damaged {
+            assert!(CommitPayload::parse(&damaged).is_none(), "{damaged}");
+        }
     }
 }
