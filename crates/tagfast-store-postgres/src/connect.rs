@@ -184,12 +184,13 @@ impl ConnectionFactory {
             .tcp_user_timeout(limit::COMMIT_TIMEOUT)
             .keepalives_idle(Duration::from_secs(5))
             // A plan with a sequential scan would be JIT-compiled in every execution; a session
-            // that holds locks while its process stands still is ended; an acknowledgement without
-            // a flush would be worthless.
+            // that holds locks while its process stands still is ended; a lock is waited for
+            // shorter than a new connection may take to prepare, so that its error is what is seen;
+            // an acknowledgement without a flush would be worthless.
             .options(format!(
                 "-c jit=off -c enable_seqscan=off -c plan_cache_mode=force_generic_plan \
                  -c synchronous_commit={} -c idle_in_transaction_session_timeout=1000 \
-                 -c lock_timeout=3000 -c statement_timeout={}",
+                 -c lock_timeout=2500 -c statement_timeout={}",
                 synchronous_commit.as_str(),
                 statement_timeout.as_millis()
             ));

@@ -9,6 +9,7 @@
 //! | folder | it holds |
 //! |---|---|
 //! | `cluster/` | what is known of a cluster, and the tasks that keep it current |
+//! | `health/` | how many calls fail lately, and why |
 //! | `write/` | lanes and group commit |
 //! | `read/` | routing of reads, batches, limits |
 //! | `outbox/` | committed events on their way to the bus |
@@ -22,6 +23,7 @@ mod boot_clock;
 mod cluster;
 mod connect;
 mod dead_letters;
+mod health;
 mod locks;
 pub mod metric;
 mod options;
@@ -42,6 +44,8 @@ mod write;
 
 pub use cluster::etcd::EtcdError;
 pub use dead_letters::PostgresDeadLetters;
+pub use health::calls::FailingCalls;
+pub use health::cause::{CallKind, FailureCause};
 pub use metric::METRICS;
 pub use options::{ClusterOptions, EtcdLogin, PostgresOptions, SynchronousCommit};
 pub use outbox::sink::{EndedEpoch, NullSink, OutboxBatch, OutboxRow, OutboxSink, PublishError};

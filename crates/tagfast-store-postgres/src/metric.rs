@@ -4,6 +4,8 @@
 
 use tagfast_resilience::{Criticality, define_metrics};
 
+use crate::health::cause::{CallKind, FailureCause};
+
 /// What bounds the label `cluster`.
 const CLUSTERS: &str = "clusters of the shard map";
 /// What bounds the label `node`.
@@ -15,6 +17,22 @@ define_metrics! {
 
     /// 1 while the cluster takes writes. 0 for longer than a failover (4 s): look at Patroni.
     pub(crate) gauge CLUSTER_HAS_PRIMARY = "tagfast_cluster_has_primary" { cluster in CLUSTERS };
+
+    /// Writes and reads of the cluster that failed, by cause; a write that is tried again counts
+    /// with each attempt.
+    pub(crate) counter CALLS_FAILED = "tagfast_calls_failed_total" {
+        cluster in CLUSTERS,
+        calls: CallKind,
+        cause: FailureCause,
+    };
+
+    /// 1 while most writes or reads of the cluster fail for this cause; `tagfast status` has its
+    /// words and what to do.
+    pub(crate) gauge CALLS_FAILING = "tagfast_calls_failing" {
+        cluster in CLUSTERS,
+        calls: CallKind,
+        cause: FailureCause,
+    };
 
     /// Connections to the primary that failed.
     pub(crate) counter PRIMARY_FAILURES = "tagfast_primary_failures_total" { cluster in CLUSTERS };

@@ -30,7 +30,9 @@ use crate::cluster::password_check::check_password;
 use crate::cluster::patroni::discover_nodes;
 use crate::cluster::topology::{Cluster, Topology};
 use crate::cluster::watcher::Watcher;
-use crate::connect::ConnectionFactory;
+use crate::connect::{Connection, ConnectionFactory};
+use crate::health::calls::FailingCalls;
+use crate::health::cause::FailureCause;
 use crate::options::{ClusterOptions, PostgresOptions, limit};
 use crate::outbox::relay::{DrainRequest, Relay};
 use crate::outbox::sink::OutboxSink;
@@ -38,7 +40,7 @@ use crate::read::node_reader::{NodeReader, ReaderOptions};
 use crate::refusal::{overloaded, unavailable};
 use crate::scan_session::ScanSession;
 use crate::tls::TlsError;
-use crate::write::lane::{Lane, WriteResult, expire_late};
+use crate::write::lane::{Lane, WriteResult, delay_cause, expire_late};
 use crate::write::lane_worker::LaneWorker;
 
 /// How long after its deadline a write that is being committed is waited for.
@@ -99,6 +101,10 @@ pub struct ClusterStatus {
     /// Long transactions that hold the relay, at most three: search and popular tags get no newer
     /// while they last.
     pub long_transactions: Vec<String>,
+    /// Which of its calls fail, and why; empty: most of the last seconds' calls succeed.
+    pub failing: Vec<FailingCalls>,
+    /// For how long etcd has not answered, and why; `None`: it does.
+    pub etcd_problem: Option<(Duration, String)>,
 }
 
 /// The store.
@@ -164,6 +170,8 @@ impl Starting<'_> {
             down_since: Mutex::default(),
         };
         self.tasks.push(spawn("watcher", watcher.run()));
+        let calls = Arc::clone(&cluster);
+        self.tasks.push(spawn("call health", async move { calls.health.watch().await }));
         let probes = probe_members(Arc::clone(&cluster), self.connections.clone());
         self.tasks.push(spawn("member probes", probes));
         let connections = self.connections.clone();
@@ -209,12 +217,14 @@ impl Starting<'_> {
             connections: self.connections.clone(),
             clock: Arc::clone(&options.clock),
             limits: options.limits,
+            canaries: options.canary_writes,
+            outbox_bytes_max: options.outbox_bytes,
             tasks: self.lane_tasks.clone(),
             stop: self.stop_lanes.clone(),
         };
         let stop = self.stop_lanes.clone();
         self.lane_tasks.spawn(async move { stop.run_until_cancelled(worker.run()).await });
-        self.tasks.push(spawn("late writes", expire_late(Arc::clone(&lane))));
+        self.tasks.push(spawn("late writes", expire_late(Arc::clone(&lane), Arc::clone(cluster))));
         lane
     }
 }
@@ -347,6 +357,8 @@ impl PostgresStore {
                 warnings: topology.warnings.clone(),
                 replicas_behind: handle.cluster.replicas_behind(),
                 long_transactions: handle.cluster.long_transactions.texts(),
+                failing: handle.cluster.health.failing(),
+                etcd_problem: handle.cluster.health.etcd_problem(),
             }
         };
         self.clusters.iter().map(status).collect()
@@ -402,12 +414,17 @@ impl PostgresStore {
         let handle = self.cluster(LogicalShard::of_hash(hash));
         if handle.cluster.outbox_bytes.load(Ordering::Relaxed) >= self.outbox_bytes_max {
             counter!(STORE_REFUSED, "reason" => RefusalReason::OutboxFull).increment(1);
+            handle.cluster.health.writes_failed(FailureCause::OutboxFull, 1);
             let limit = usize::try_from(self.outbox_bytes_max).unwrap_or(usize::MAX);
             return Err(overloaded("outbox", limit));
         }
         // Other bits than those that chose the shard: a cluster of one shard uses all lanes, too.
         let lane = &handle.lanes[(hash.0 >> 32) as usize % handle.lanes.len()];
-        let answer = lane.push(request)?;
+        let answer = lane.push(request).inspect_err(|error| {
+            if matches!(error, StoreError::Overloaded { .. }) {
+                handle.cluster.health.writes_failed(FailureCause::Overloaded, 1);
+            }
+        })?;
         Ok(PendingWrite { answer, handle, hash, deadline, keyed, keys: &self.keys })
     }
 
@@ -456,10 +473,13 @@ impl PendingWrite<'_> {
             Some(deadline) => {
                 match tokio::time::timeout_at(deadline + DEADLINE_GRACE, self.answer).await {
                     Ok(answer) => answer.map_err(|_| gone())?,
-                    Err(_) => Err(StoreError::Deadline {
-                        waiting_for: "the commit",
-                        outcome_unknown: true,
-                    }),
+                    Err(_) => {
+                        let cluster = &self.handle.cluster;
+                        let cause = delay_cause(cluster);
+                        cluster.health.writes_failed(cause, 1);
+                        let waiting_for = cause.waiting_for();
+                        Err(StoreError::Deadline { waiting_for, outcome_unknown: true })
+                    }
                 }
             }
         };

@@ -26,6 +26,7 @@ use crate::cluster::primary_positions::{PrimaryPositions, SAMPLE_INTERVAL_MIN};
 use crate::cluster::replica_states::{
     CurrentEpoch, LogFacts, ProbeAnswer, ReplicaAge, ReplicaStates, age,
 };
+use crate::health::calls::CallHealth;
 use crate::metric::PRIMARY_FAILURES;
 use crate::options::breaker_options;
 
@@ -97,6 +98,8 @@ pub(crate) struct Cluster {
     pub(crate) primary_breaker: Arc<Breaker>,
     /// Of reads on replicas.
     pub(crate) replica_breaker: Arc<Breaker>,
+    /// What calls experience.
+    pub(crate) health: CallHealth,
 }
 
 impl Cluster {
@@ -127,6 +130,7 @@ impl Cluster {
             committed: Notify::new(),
             primary_breaker: breaker("primary"),
             replica_breaker: breaker("replica"),
+            health: CallHealth::new(name),
         }
     }
 

@@ -84,13 +84,17 @@ impl Watcher {
             match self.etcd.read_state(&self.cluster.scope).await {
                 Ok(state) => {
                     etcd_outage.recovered();
-                    if let Err(problem) = self.poll(&state, &mut leader).await {
+                    self.cluster.health.note_etcd(None);
+                    let polled = self.poll(&state, &mut leader).await;
+                    self.cluster.health.note_poll_end();
+                    if let Err(problem) = polled {
                         leader.open = None;
                         self.publish_without_primary(&state, problem);
                     }
                 }
                 Err(error) => {
                     etcd_outage.failed(&error);
+                    self.cluster.health.note_etcd(Some(ErrorChain(&error).to_string()));
                     self.without_etcd(&error);
                 }
             }
@@ -161,6 +165,7 @@ impl Watcher {
             }
         }
         let unusable = |error: PgError| {
+            self.cluster.health.note_primary(&error);
             format!("the primary {} cannot be used: {}", member.name, ErrorChain(&error))
         };
         let open = leader

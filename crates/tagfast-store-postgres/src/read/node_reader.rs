@@ -31,6 +31,7 @@ use tagfast_store::fair_queue::TenantWeights;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use crate::cluster::topology::Cluster;
 use crate::connect::{ConnectionFactory, PgError};
 use crate::metric::{READ_BATCH_KEYS, READS_SHED};
 use crate::options::limit;
@@ -70,6 +71,7 @@ pub(crate) struct NodeRead<'a> {
 
 struct ReaderState {
     label: String,
+    cluster: Arc<Cluster>,
     connections: ConnectionFactory,
     address: String,
     options: ReaderOptions,
@@ -93,6 +95,7 @@ impl NodeReader {
     /// Starts the dispatcher.
     pub(crate) fn start(
         label: String,
+        cluster: Arc<Cluster>,
         connections: ConnectionFactory,
         address: String,
         options: ReaderOptions,
@@ -108,6 +111,7 @@ impl NodeReader {
         let queue = ReadQueue::new(options.concurrency, options.weights.clone());
         let state = Arc::new(ReaderState {
             label,
+            cluster,
             connections,
             address,
             options,
@@ -440,6 +444,7 @@ impl ReaderState {
             }
             Err(error) => {
                 tracing::warn!(reads = self.label, error = %ErrorChain(&error), "a query failed");
+                self.cluster.health.note_query_failure(&error);
                 self.queue().eject(Instant::now());
                 let of_role = !error.is_role_change();
                 for read in reads {

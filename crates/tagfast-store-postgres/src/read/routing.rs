@@ -30,7 +30,8 @@ use tagfast_store::{
 use tokio::time::Instant;
 
 use crate::boot_clock::boot_time;
-use crate::cluster::topology::{Node, Proven, Topology};
+use crate::cluster::topology::{Cluster, Node, Proven, Topology};
+use crate::health::cause::FailureCause;
 use crate::options::limit;
 use crate::read::freshness::{FreshnessRequirement, log_facts};
 use crate::read::node_reader::{NodeRead, NodeReader, ReaderOptions};
@@ -164,7 +165,8 @@ impl PostgresStore {
             node.name
         );
         let address = node.address.clone();
-        let reader = NodeReader::start(label, self.connections.clone(), address.clone(), options);
+        let (cluster, connections) = (Arc::clone(&handle.cluster), self.connections.clone());
+        let reader = NodeReader::start(label, cluster, connections, address.clone(), options);
         readers.insert(address, reader.clone());
         reader
     }
@@ -494,9 +496,13 @@ impl PostgresStore {
     }
 }
 
-#[async_trait]
-impl TagReader for PostgresStore {
-    async fn view(&self, key: &ContentKey, options: &ReadOptions<'_>) -> Result<View, StoreError> {
+impl PostgresStore {
+    /// Reads one content; the outcome is not counted.
+    async fn view_uncounted(
+        &self,
+        key: &ContentKey,
+        options: &ReadOptions<'_>,
+    ) -> Result<View, StoreError> {
         let bytes = key.to_bytes();
         let hash = ContentHash::of_bytes(&bytes);
         let shard = LogicalShard::of_hash(hash);
@@ -558,6 +564,14 @@ impl TagReader for PostgresStore {
             }
         }
     }
+}
+
+#[async_trait]
+impl TagReader for PostgresStore {
+    async fn view(&self, key: &ContentKey, options: &ReadOptions<'_>) -> Result<View, StoreError> {
+        let result = self.view_uncounted(key, options).await;
+        count_read(&self.cluster(LogicalShard::of(key)).cluster, result)
+    }
 
     async fn view_many(
         &self,
@@ -570,6 +584,44 @@ impl TagReader for PostgresStore {
             answers.extend(join_all(chunk.iter().map(|key| self.view(key, options))).await);
         }
         answers
+    }
+}
+
+/// Counts a read. One that got no answer says why, as far as its nodes told.
+fn count_read(cluster: &Cluster, result: Result<View, StoreError>) -> Result<View, StoreError> {
+    let cause = || {
+        let otherwise = match cluster.topology.borrow().primary {
+            None => cluster.health.without_primary(),
+            Some(_) => FailureCause::NoAnswer,
+        };
+        cluster.health.recent_read_failure().unwrap_or(otherwise)
+    };
+    match result {
+        Err(StoreError::Unavailable { outcome_unknown, retry_after, .. }) => {
+            let cause = cause();
+            cluster.health.read_failed(cause);
+            Err(StoreError::Unavailable { reason: cause.reason(), outcome_unknown, retry_after })
+        }
+        Err(StoreError::Deadline { outcome_unknown, .. }) => {
+            let cause = cause();
+            cluster.health.read_failed(cause);
+            Err(StoreError::Deadline { waiting_for: cause.waiting_for(), outcome_unknown })
+        }
+        Err(StoreError::Overloaded { .. }) => {
+            cluster.health.read_failed(FailureCause::Overloaded);
+            result
+        }
+        Ok(_)
+        | Err(
+            StoreError::Refused(_)
+            | StoreError::NotInThisMode(_)
+            | StoreError::DiskFull
+            | StoreError::Damaged { .. }
+            | StoreError::Internal(_),
+        ) => {
+            cluster.health.read_succeeded();
+            result
+        }
     }
 }
 

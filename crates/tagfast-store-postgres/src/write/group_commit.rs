@@ -23,7 +23,9 @@ use crate::boot_clock::boot_time;
 use crate::connect::{PgError, within};
 use crate::options::limit;
 use crate::write::session::WriteSession;
-use crate::write::slots::{GroupCommitError, GroupContext, NewKeys, load_documents, write_slots};
+use crate::write::slots::{
+    GroupCommitError, GroupContext, NewKeys, begin_canary, load_documents, write_slots,
+};
 
 /// A write of a batch.
 pub(crate) struct BatchItem<'a> {
@@ -44,7 +46,7 @@ pub(crate) struct CommitOutcome {
 /// Writes that documents no longer remember, by stored key and id.
 type PriorWrites = HashMap<(Vec<u8>, WriteId), RecentWrite>;
 
-/// Commits one batch. After an error the session must not be used again.
+/// Commits one batch, or a canary without items. After an error the session must not be used again.
 pub(crate) async fn run(
     session: &mut WriteSession,
     items: &[BatchItem<'_>],
@@ -52,6 +54,9 @@ pub(crate) async fn run(
 ) -> Result<CommitOutcome, GroupCommitError> {
     let early = GroupCommitError::before_commit;
     let began = boot_time();
+    if context.is_canary {
+        begin_canary(session, context).await.map_err(early)?;
+    }
     let mut batch = WriteBatch::new(context.commit, items.len());
     let contents = items.iter().map(|item| &item.request.write.key);
     let (loaded, keys) =

@@ -10,13 +10,15 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tagfast_domain::TenantId;
-use tagfast_resilience::counter;
+use tagfast_resilience::{BreakerState, counter};
 use tagfast_store::fair_queue::{FairQueue, Queued, TenantWeights};
 use tagfast_store::metric::{RefusalReason, STORE_REFUSED, count_queue_full};
 use tagfast_store::{StoreError, WriteAnswer, WriteRequest};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
+use crate::cluster::topology::Cluster;
+use crate::health::cause::FailureCause;
 use crate::options::limit;
 use crate::refusal::{overloaded, unavailable};
 
@@ -127,8 +129,9 @@ impl Lane {
         writes
     }
 
-    /// Answers the writes whose time is up; the others go on waiting.
-    pub(crate) fn expire(&self) {
+    /// Answers the writes whose time is up with what keeps them from being done; the others go on
+    /// waiting.
+    pub(crate) fn expire(&self, cluster: &Cluster) {
         let now = Instant::now();
         let mut queue = self.queue.lock();
         if queue.fresh.is_empty() && queue.retries.is_empty() {
@@ -140,15 +143,24 @@ impl Lane {
         queue.retries = stay;
         drop(queue);
         late.extend(gone);
+        if late.is_empty() {
+            return;
+        }
+        let cause = delay_cause(cluster);
+        cluster.health.writes_failed(cause, late.len());
         for write in late {
             let outcome_unknown = write.in_doubt;
             let error = match write.request.deadline {
                 Some(deadline) if deadline <= now => {
-                    StoreError::Deadline { waiting_for: "the cluster's primary", outcome_unknown }
+                    StoreError::Deadline { waiting_for: cause.waiting_for(), outcome_unknown }
                 }
-                _ => unavailable("the cluster has no primary", outcome_unknown),
+                _ => unavailable(cause.reason(), outcome_unknown),
             };
-            counter!(STORE_REFUSED, "reason" => RefusalReason::NoPrimary).increment(1);
+            let reason = match cause {
+                FailureCause::NoPrimary => RefusalReason::NoPrimary,
+                _ => RefusalReason::Deadline,
+            };
+            counter!(STORE_REFUSED, "reason" => reason).increment(1);
             drop(write.reply.send(Err(error)));
         }
     }
@@ -172,13 +184,27 @@ impl Lane {
     }
 }
 
+/// Why a write of a cluster was not done in time.
+pub(crate) fn delay_cause(cluster: &Cluster) -> FailureCause {
+    if cluster.topology.borrow().primary.is_none() {
+        return cluster.health.without_primary();
+    }
+    match cluster.health.recent_write_failure() {
+        Some(cause) => cause,
+        None if cluster.primary_breaker.snapshot().state != BreakerState::Closed => {
+            FailureCause::Slow
+        }
+        None => FailureCause::NoAnswer,
+    }
+}
+
 /// Answers late writes of a lane, also while its worker waits for a primary; until it is dropped.
-pub(crate) async fn expire_late(lane: Arc<Lane>) {
+pub(crate) async fn expire_late(lane: Arc<Lane>, cluster: Arc<Cluster>) {
     loop {
         if lane.len() == 0 {
             lane.filled.notified().await;
         }
         tokio::time::sleep(EXPIRY_INTERVAL).await;
-        lane.expire();
+        lane.expire(&cluster);
     }
 }

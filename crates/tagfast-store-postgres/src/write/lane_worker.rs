@@ -3,6 +3,11 @@
 //! The worker does not wait for proofs: a commit that needs one is handed to a task, and the next
 //! batch runs.
 //!
+//! A lane that has nothing to write for a second sends a canary: it goes the whole way of a write,
+//! with empty statements in the lane's session, and counts as a write. So what keeps writes from
+//! being done is noticed before the first one comes. A canary waits for a lock for half a second
+//! only. It writes nothing, so it does not notice a full disk.
+//!
 //! How it fails. No primary: writes wait, at most the hold time and never beyond their deadline,
 //! then their callers learn that nothing happened. The primary's breaker is open: they wait
 //! likewise, and one small batch at a time probes it. A connection that dies before COMMIT: the
@@ -11,24 +16,24 @@
 //! is unknown.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tagfast_domain::{Epoch, Limits};
-use tagfast_failover::{Decision, EpochRecord};
+use tagfast_failover::{Commit, Decision, EpochRecord};
 use tagfast_resilience::task::{StopSignal, TaskTracker};
-use tagfast_resilience::{
-    Bounded, Clock, ErrorChain, OutageLog, Permit, counter, gauge, histogram,
-};
+use tagfast_resilience::{Bounded, Clock, ErrorChain, Permit, counter, gauge, histogram};
 use tagfast_store::CommitContext;
 use tagfast_store::metric::{
     CommitFailureReason, STORE_BATCH_WRITES, STORE_COMMIT_FAILURES, STORE_COMMIT_SECONDS,
 };
 use tagfast_store::write_batch::ItemResult;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::boot_clock::boot_time;
 use crate::cluster::topology::Cluster;
 use crate::connect::{ConnectionFactory, PgError};
+use crate::health::cause::FailureCause;
 use crate::metric::{LANE_LOST_RACES, LANE_QUEUE, UNPROVEN_WRITES};
 use crate::options::{limit, reconnect_delay};
 use crate::sql::EPOCH_ENDED;
@@ -36,6 +41,19 @@ use crate::write::group_commit::{self, BatchItem, CommitOutcome};
 use crate::write::lane::{EXPIRY_INTERVAL, Lane, QueuedWrite, WriteResult};
 use crate::write::session::WriteSession;
 use crate::write::slots::{GroupCommitError, GroupContext};
+
+/// How long a lane has nothing to write before it sends a canary.
+const CANARY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A commit that is not proven after this time counts as failed, and may still be acknowledged.
+const PROOF_LATE_AFTER: Duration = Duration::from_secs(2);
+
+/// A group commit that has not returned after this time counts as failed, and may still succeed.
+/// Longer than the server waits for a lock, whose error says more.
+const COMMIT_LATE_AFTER: Duration = Duration::from_millis(3200);
+
+/// The same for a canary, whose statements the server cancels before.
+const CANARY_LATE_AFTER: Duration = Duration::from_millis(2500);
 
 /// How long a lane takes its advisory lock after it lost a race against a different node.
 const LOCK_AFTER_CONFLICT: Duration = Duration::from_secs(1);
@@ -47,10 +65,23 @@ pub(crate) struct LaneWorker {
     pub(crate) connections: ConnectionFactory,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) limits: Limits,
+    /// Whether the lane sends canaries while it has nothing to write.
+    pub(crate) canaries: bool,
+    /// The size of the outbox, in bytes, from which writes are refused.
+    pub(crate) outbox_bytes_max: u64,
     /// Owns the tasks that wait for proofs.
     pub(crate) tasks: TaskTracker,
     /// Ends them when the store is dropped.
     pub(crate) stop: StopSignal,
+}
+
+/// What a worker does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Work {
+    /// It commits the writes that wait.
+    Writes,
+    /// None waits: it goes the way of a write with nothing to write.
+    Canary,
 }
 
 /// What a worker keeps from batch to batch.
@@ -62,6 +93,8 @@ struct Progress {
     locked_until: Option<Instant>,
     /// Failures in a row.
     failures: u32,
+    /// When the lane last committed, sent a canary or failed to; `None`: it has not yet.
+    tried: Option<Instant>,
 }
 
 /// Tells the breaker about a failure, if it is one of the primary: a conflict with other writers,
@@ -81,7 +114,6 @@ impl LaneWorker {
     /// Runs until the lane is closed and empty.
     pub(crate) async fn run(self) {
         let mut progress = Progress::default();
-        let outage = OutageLog::of("connecting to the primary", self.cluster.name.clone());
         let depth = gauge!(LANE_QUEUE, "cluster" => self.label(),
             "lane" => Bounded(self.lane.number.to_string()));
         loop {
@@ -89,11 +121,21 @@ impl LaneWorker {
             if self.lane.is_finished() {
                 return;
             }
+            let mut work = Work::Writes;
             if self.lane.len() == 0 {
-                self.lane.arrived.notified().await;
-                continue;
+                let arrived = self.lane.arrived.notified();
+                let idle_until = progress.tried.unwrap_or_else(Instant::now) + CANARY_INTERVAL;
+                if !self.canaries {
+                    arrived.await;
+                    continue;
+                }
+                if timeout_at(idle_until, arrived).await.is_ok() {
+                    continue;
+                }
+                work = Work::Canary;
             }
-            self.run_batch(&mut progress, &outage).await;
+            self.run_batch(&mut progress, work).await;
+            progress.tried = Some(Instant::now());
         }
     }
 
@@ -101,13 +143,13 @@ impl LaneWorker {
         Bounded(self.cluster.name.clone())
     }
 
-    /// Commits one batch, once there is a primary and its breaker lets it through.
-    async fn run_batch(&self, progress: &mut Progress, outage: &OutageLog) {
+    /// Commits one batch, or a canary, once there is a primary and its breaker lets it through.
+    async fn run_batch(&self, progress: &mut Progress, work: Work) {
         // Writes stay in the queue until there is a primary to take them.
         let Some((epoch, node)) = self.cluster.primary(Instant::now() + EXPIRY_INTERVAL).await
         else {
             progress.session = None;
-            self.lane.expire();
+            self.lane.expire(&self.cluster);
             return;
         };
         // A primary that does not answer is probed now and then, by one batch; the other writes
@@ -115,7 +157,7 @@ impl LaneWorker {
         let permit = match self.cluster.primary_breaker.acquire() {
             Ok(permit) => permit,
             Err(refused) => {
-                self.lane.expire();
+                self.lane.expire(&self.cluster);
                 let delay = refused.retry_after.min(limit::BREAKER_RETRY_INTERVAL);
                 tokio::time::sleep(delay).await;
                 return;
@@ -127,23 +169,20 @@ impl LaneWorker {
         let (epoch, mut session) = match open {
             Some(open) => open,
             None => match self.open(&node.address).await {
-                Ok(session) => {
-                    outage.recovered();
-                    (epoch, session)
-                }
+                Ok(session) => (epoch, session),
                 Err(error) => {
                     record_failure(permit, &error);
-                    outage.failed(&error);
-                    self.lane.expire();
+                    self.cluster.health.writes_failed_with(&error, self.lane.len());
+                    self.lane.expire(&self.cluster);
                     self.back_off(progress).await;
                     return;
                 }
             },
         };
-        self.lane.expire();
+        self.lane.expire(&self.cluster);
         let max = if permit.is_probe() { limit::PROBE_BATCH_MAX } else { limit::COMMIT_BATCH_MAX };
         let writes = self.lane.take(max);
-        if writes.is_empty() {
+        if writes.is_empty() && work == Work::Writes {
             progress.session = Some((epoch, session));
             return;
         }
@@ -156,7 +195,8 @@ impl LaneWorker {
             limits: &self.limits,
             now: self.clock.now_ms(),
         };
-        let context = GroupContext { commit, lane_lock: locked.then_some(self.lane.number) };
+        let lane_lock = (locked && !writes.is_empty()).then_some(self.lane.number);
+        let context = GroupContext { commit, lane_lock, is_canary: writes.is_empty() };
         let batch: Vec<BatchItem<'_>> = writes
             .iter()
             .map(|write| BatchItem {
@@ -164,10 +204,19 @@ impl LaneWorker {
                 seen_before: write.in_doubt || write.request.keyed.is_some(),
             })
             .collect();
-        match group_commit::run(&mut session, &batch, &context).await {
+        match self.note_late(writes.len(), group_commit::run(&mut session, &batch, &context)).await
+        {
             Ok(outcome) => {
                 progress.failures = 0;
                 let took = began.elapsed();
+                if writes.is_empty() {
+                    // A slow canary delays no caller; slow writes tell the breaker.
+                    if took < limit::SLOW_CALL || permit.is_probe() {
+                        permit.ok();
+                    }
+                    progress.session = Some((epoch, session));
+                    return self.finish_canary(outcome.commit);
+                }
                 // A large batch takes its time; only a small one that is slow says something about
                 // the primary.
                 if took < limit::SLOW_CALL || writes.len() <= limit::PROBE_BATCH_MAX {
@@ -195,12 +244,46 @@ impl LaneWorker {
                 } else {
                     record_failure(permit, &failure.error);
                 }
+                self.cluster.health.writes_failed_with(&failure.error, writes.len());
                 self.retry(writes, &failure);
                 if !keep {
                     self.back_off(progress).await;
                 }
             }
         }
+    }
+
+    /// Counts the writes of a commit that does not return as failed, and goes on waiting.
+    async fn note_late<T>(&self, writes: usize, commit: impl Future<Output = T>) -> T {
+        let mut commit = std::pin::pin!(commit);
+        let late = if writes == 0 { CANARY_LATE_AFTER } else { COMMIT_LATE_AFTER };
+        match timeout(late, &mut commit).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                self.cluster.health.writes_failed(FailureCause::NoAnswer, writes.max(1));
+                commit.await
+            }
+        }
+    }
+
+    /// Has the commit of a canary proven, as that of a write.
+    fn finish_canary(&self, commit: Commit) {
+        let cluster = Arc::clone(&self.cluster);
+        if cluster.outbox_bytes.load(Ordering::Relaxed) >= self.outbox_bytes_max {
+            return cluster.health.writes_failed(FailureCause::OutboxFull, 1);
+        }
+        let until = Instant::now() + PROOF_LATE_AFTER;
+        self.spawn(async move {
+            match cluster.may_acknowledge(&commit, until).await {
+                true => cluster.health.writes_succeeded(1),
+                false => cluster.health.writes_failed(FailureCause::Unproven, 1),
+            }
+        });
+    }
+
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move { stop.run_until_cancelled(work).await });
     }
 
     async fn open(&self, address: &str) -> Result<WriteSession, PgError> {
@@ -216,8 +299,12 @@ impl LaneWorker {
 
     /// Queues the writes of a failed batch again.
     fn retry(&self, writes: Vec<QueuedWrite>, failure: &GroupCommitError) {
+        if writes.is_empty() {
+            return;
+        }
         let unknown = failure.outcome_unknown;
-        tracing::warn!(
+        // The begin and the end of what fails writes are logged as such.
+        tracing::debug!(
             cluster = self.cluster.name,
             error = %ErrorChain(&failure.error),
             unknown,
@@ -247,11 +334,19 @@ impl LaneWorker {
         let Some(until) = done.iter().map(|(write, _)| write.until).max() else { return };
         let commit = outcome.commit;
         if self.cluster.ack_gate().decide(&commit, boot_time()) == Decision::Acknowledge {
+            self.cluster.health.writes_succeeded(done.len());
             return answer(done);
         }
         let (lane, cluster) = (Arc::clone(&self.lane), Arc::clone(&self.cluster));
         let proof = async move {
-            if cluster.may_acknowledge(&commit, until).await {
+            let late = until.min(Instant::now() + PROOF_LATE_AFTER);
+            let mut proven = cluster.may_acknowledge(&commit, late).await;
+            if !proven {
+                cluster.health.writes_failed(FailureCause::Unproven, done.len());
+                proven = cluster.may_acknowledge(&commit, until).await;
+            }
+            if proven {
+                cluster.health.writes_succeeded(done.len());
                 return answer(done);
             }
             counter!(UNPROVEN_WRITES, "cluster" => Bounded(cluster.name.clone()))
@@ -260,7 +355,6 @@ impl LaneWorker {
                 done.into_iter().map(|(write, _)| QueuedWrite { in_doubt: true, ..write });
             lane.requeue(unproven.collect());
         };
-        let stop = self.stop.clone();
-        self.tasks.spawn(async move { stop.run_until_cancelled(proof).await });
+        self.spawn(proof);
     }
 }

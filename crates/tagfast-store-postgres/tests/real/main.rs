@@ -2,6 +2,7 @@
 //! this binary.
 
 mod dead_letters;
+mod health;
 mod installation;
 mod long_transactions;
 mod migration;

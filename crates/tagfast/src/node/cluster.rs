@@ -7,7 +7,7 @@
 //! then the caches, then the store; a server that hangs holds the shutdown up for a bounded time.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tagfast_api::{
@@ -17,14 +17,14 @@ use tagfast_api::{
 };
 use tagfast_client::error::CliError;
 use tagfast_popular::RecountReport;
-use tagfast_resilience::{Breakers, Clock, LimiterSnapshot};
+use tagfast_resilience::{Breakers, Clock, LabelEnum, LimiterSnapshot};
 use tagfast_search::{GuardOptions, GuardedIndex, SearchIndex};
 use tagfast_search_opensearch::{OpenSearchIndex, ReindexError};
 use tagfast_store::Sealer;
 use tagfast_store::fair_queue::TenantWeights;
 use tagfast_store_postgres::{
-    ClusterOptions, ClusterStatus, EtcdLogin, NullSink, OutboxSink, PostgresOptions, PostgresStore,
-    Tls,
+    ClusterOptions, ClusterStatus, EtcdLogin, FailingCalls, NullSink, OutboxSink, PostgresOptions,
+    PostgresStore, Tls,
 };
 
 use super::cache::CacheLayer;
@@ -36,6 +36,9 @@ use crate::config::{Config, PostgresConfig};
 use crate::consumers::Consumers;
 use crate::credentials::CredentialFiles;
 use crate::telemetry::metrics::MetricsText;
+
+/// How long etcd must not have answered before it is named: one poll may be late.
+const ETCD_PROBLEM_AFTER: Duration = Duration::from_secs(2);
 
 /// Said where a request or role needs the bus and none is configured.
 const NO_BUS: &str = "search and popular tags need the bus: set kafka.brokers";
@@ -206,6 +209,7 @@ fn store_options(
         outbox_bytes: postgres.outbox_max_bytes,
         synchronous_commit: postgres.synchronous_commit,
         relay: roles.relay,
+        canary_writes: roles.api,
         hold: postgres.primary_wait,
         breakers: Arc::clone(breakers),
         read_concurrency: postgres.read_concurrency,
@@ -240,20 +244,62 @@ impl ClusterOperations {
     }
 }
 
+/// What fails calls, for people: the cause, what to do, and the error's own words.
+fn failing_text(failing: &FailingCalls) -> String {
+    let FailingCalls { cause, lasts, share_percent, error, .. } = failing;
+    let mut text = format!(
+        "{}: {}; {} ({share_percent} % of the last calls fail, for {} s)",
+        cause.as_str(),
+        cause.sentence(),
+        cause.remedy(),
+        lasts.as_secs()
+    );
+    if !error.is_empty() {
+        text.push_str("; the last error: ");
+        text.push_str(error);
+    }
+    text
+}
+
+/// Why a cluster does not do its work, however many other clusters do; `None`: it does.
+fn outage(cluster: &ClusterStatus) -> Option<String> {
+    let name = &cluster.name;
+    let etcd = cluster.etcd_problem.iter().map(|(_, problem)| format!("etcd: {problem}"));
+    let mut causes: Vec<String> = match (&cluster.primary, &cluster.problem) {
+        (None, Some(problem)) => vec![problem.clone()],
+        (None, None) => vec!["the cluster has no primary".to_owned()],
+        (Some(_), _) => Vec::new(),
+    };
+    let failing = cluster.failing.iter().filter(|failing| failing.cause.is_outage());
+    causes.extend(
+        failing
+            .map(|failing| format!("{} fail: {}", failing.calls.as_str(), failing_text(failing))),
+    );
+    if causes.is_empty() {
+        return None;
+    }
+    causes.extend(etcd);
+    Some(format!("{name}: {}", causes.join("; ")))
+}
+
 /// What a cluster cannot do, or does with a weaker promise: (feature, reason).
 fn degraded(cluster: ClusterStatus) -> Vec<(String, String)> {
-    let problem = cluster.problem.map(|problem| (format!("writes of {}", cluster.name), problem));
-    let warnings = cluster
-        .warnings
-        .into_iter()
-        .map(|warning| (format!("installation of {}", cluster.name), warning));
+    let ClusterStatus { name, problem, warnings, failing, etcd_problem, .. } = cluster;
+    let problem = problem.map(|problem| (format!("writes of {name}"), problem));
+    let failing = failing
+        .iter()
+        .map(|failing| (format!("{} of {name}", failing.calls.as_str()), failing_text(failing)));
+    let etcd =
+        etcd_problem.filter(|(lasts, _)| *lasts >= ETCD_PROBLEM_AFTER).map(|(lasts, why)| {
+            (format!("etcd of {name}"), format!("{why} (for {} s)", lasts.as_secs()))
+        });
     let replicas = cluster.replicas_behind.into_iter();
-    let replicas = replicas.map(|replica| (format!("reads of {}", cluster.name), replica));
-    let relay = cluster
-        .long_transactions
-        .into_iter()
-        .map(|transaction| (format!("relay of {}", cluster.name), transaction));
-    problem.into_iter().chain(replicas).chain(warnings).chain(relay).collect()
+    let replicas = replicas.map(|replica| (format!("reads of {name}"), replica));
+    let warnings = warnings.into_iter().map(|text| (format!("installation of {name}"), text));
+    let relay = cluster.long_transactions.into_iter();
+    let relay = relay.map(|transaction| (format!("relay of {name}"), transaction));
+    let calls = problem.into_iter().chain(failing).chain(etcd);
+    calls.chain(replicas).chain(warnings).chain(relay).collect()
 }
 
 /// The state of a limiter of database reads.
@@ -280,14 +326,7 @@ fn index_limit_status(index: &GuardedIndex) -> LimitStatus {
 #[async_trait]
 impl Operations for ClusterOperations {
     async fn readiness(&self) -> Vec<Readiness> {
-        let problem = |c: ClusterStatus| Some(format!("{}: {}", c.name, c.problem?));
-        let problems: Vec<String> = self
-            .store
-            .status()
-            .into_iter()
-            .filter(|c| c.primary.is_none())
-            .filter_map(problem)
-            .collect();
+        let problems: Vec<String> = self.store.status().iter().filter_map(outage).collect();
         let store = Readiness {
             part: "store",
             problem: (!problems.is_empty()).then(|| problems.join("; ")),

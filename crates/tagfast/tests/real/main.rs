@@ -4,6 +4,7 @@
 mod apart;
 mod events;
 mod index;
+mod readiness;
 mod rotation;
 mod shield;
 
