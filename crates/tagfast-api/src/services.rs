@@ -199,8 +199,8 @@ pub struct ConsumerStatus {
     /// What it is doing.
     #[schema(value_type = ConsumerStateName)]
     pub state: String,
-    /// Seconds from commit to applied and visible.
-    pub lag_seconds: f64,
+    /// Seconds from commit to applied and visible; `null` before anything is proven.
+    pub lag_seconds: Option<f64>,
     /// Open dead letters.
     pub dead_letters: u64,
 }

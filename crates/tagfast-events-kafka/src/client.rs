@@ -88,7 +88,9 @@ pub(crate) fn base_with(options: &KafkaOptions, credentials: &ClientCredentials)
         .set("socket.timeout.ms", "10000")
         .set("socket.connection.setup.timeout.ms", "3000")
         .set("socket.keepalive.enable", "true")
-        .set("log.connection.close", "false");
+        .set("log.connection.close", "false")
+        // A topic that was made again is found within seconds.
+        .set("topic.metadata.refresh.interval.ms", "5000");
     let protocol = match (options.security.tls, options.security.sasl.is_some()) {
         (false, false) => "plaintext",
         (false, true) => "sasl_plaintext",

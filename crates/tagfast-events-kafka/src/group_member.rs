@@ -20,7 +20,8 @@ use rdkafka::message::Message;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
 use tagfast_events::{
-    BusError, BusRecord, ConsumerGroup, Partition, PollResult, Positions, PublisherEpochs,
+    BusError, BusPosition, BusRecord, ConsumerGroup, Partition, PollResult, Positions,
+    PublisherEpochs,
 };
 use tagfast_resilience::ErrorChain;
 use tagfast_resilience::task::TaskTracker;
@@ -87,10 +88,16 @@ impl MemberState {
         for (partition, position) in positions {
             let mut one = list.add_partition(&self.topic, i32::from(partition.0));
             one.set_offset(Offset::Offset(position.next.cast_signed()))?;
-            one.set_metadata(position.publisher_epochs.to_string());
+            one.set_metadata(metadata(position));
         }
         Ok(list)
     }
+}
+
+/// What is committed beside an offset: the publisher epochs seen below it, and the anchor.
+pub(crate) fn metadata(position: &BusPosition) -> String {
+    let epochs = &position.publisher_epochs;
+    position.anchor.map_or_else(|| epochs.to_string(), |anchor| format!("{epochs};{anchor}"))
 }
 
 /// Receives changes of the assignment.

@@ -6,14 +6,19 @@
 //!
 //! How it fails. While the brokers are unreachable, publishing, polling and parking fail for now
 //! ([`BusError::Unavailable`](tagfast_events::BusError::Unavailable)); nothing is skipped. A topic
-//! with a different number of partitions, or one that this user may not use, is refused with what
-//! to do.
+//! with a different number of partitions, one that is missing, or one that this user may not use,
+//! is refused with what to do, at the start and while the process runs. A topic that was made
+//! again is found out by the records that are not in it ([`tagfast_events::Anchor`]): nothing is
+//! skipped.
 
+mod anchor_reader;
 mod bus;
 mod client;
 mod consumer;
 mod dead_letters;
+mod feed;
 mod group_member;
+mod metadata_client;
 mod options;
 mod producers;
 mod publisher;
@@ -21,6 +26,7 @@ mod record;
 mod reverse_scan;
 mod rotation;
 mod security;
+mod topic_health;
 mod topics;
 
 pub use bus::KafkaBus;

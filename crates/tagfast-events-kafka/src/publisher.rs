@@ -21,6 +21,7 @@ use crate::options::KafkaOptions;
 use crate::producers::Producers;
 use crate::record::{delivered, encode_headers, enqueue};
 use crate::reverse_scan::{self, EpochFate};
+use crate::topic_health::TopicHealth;
 
 /// Between two heartbeats of a cluster, in milliseconds of commit time.
 const HEARTBEAT_INTERVAL_MS: i64 = 1000;
@@ -29,13 +30,18 @@ const HEARTBEAT_INTERVAL_MS: i64 = 1000;
 pub struct Publisher {
     options: Arc<KafkaOptions>,
     producers: Arc<Producers>,
+    topics: Arc<TopicHealth>,
     /// Commit time (Unix ms) of each cluster's last heartbeat.
     last_heartbeat: Mutex<BTreeMap<String, UnixMillis>>,
 }
 
 impl Publisher {
-    pub(crate) fn new(options: Arc<KafkaOptions>, producers: Arc<Producers>) -> Self {
-        Self { options, producers, last_heartbeat: Mutex::default() }
+    pub(crate) fn new(
+        options: Arc<KafkaOptions>,
+        producers: Arc<Producers>,
+        topics: Arc<TopicHealth>,
+    ) -> Self {
+        Self { options, producers, topics, last_heartbeat: Mutex::default() }
     }
 
     fn partition(&self, event: &TaggingsEvent) -> i32 {
@@ -71,6 +77,10 @@ impl Publisher {
         key: &[u8],
         message: &Message,
     ) -> Result<DeliveryFuture, BusError> {
+        // In a topic with a different layout the order of events would be lost.
+        if let Some(problem) = self.topics.unusable() {
+            return Err(BusError::unavailable(problem));
+        }
         let headers = encode_headers(&message.headers);
         enqueue(producer, &self.options.topic, partition, key, &message.payload, headers).await
     }

@@ -90,12 +90,7 @@ pub(crate) async fn check(
     options: &KafkaOptions,
     metadata_client: &Arc<BaseConsumer>,
 ) -> Result<(), TopicError> {
-    let partitions = usize::from(options.partitions);
-    let events = (options.topic.clone(), EVENT_RETENTION_MS);
-    let dead_letters = ConsumerGroup::ALL
-        .iter()
-        .map(|group| (options.dead_letter_topic(group.0), DEAD_LETTER_RETENTION_MS));
-    let wanted: Vec<(String, &str)> = std::iter::once(events).chain(dead_letters).collect();
+    let wanted = wanted(options);
     let mut known = existing(metadata_client, &wanted).await?;
     let missing: Vec<&(String, &str)> =
         wanted.iter().filter(|(name, _)| !known.iter().any(|(known, _)| known == name)).collect();
@@ -104,16 +99,52 @@ pub(crate) async fn check(
         // A different process may have created them first, with a different layout.
         known = existing(metadata_client, &wanted).await?;
     }
-    for (name, count) in known {
-        if count != partitions {
-            return Err(TopicError::Unusable(format!(
-                "topic {name} has {count} partitions, but kafka.partitions = {partitions}: \
-                 set kafka.partitions to {count}, or start with a new topic (changing the number \
-                 loses the order of events)"
-            )));
-        }
+    known.iter().try_for_each(|(name, count)| check_layout(name, *count, options.partitions))
+}
+
+/// Whether the topic of events, and those of dead letters, are there with their number of
+/// partitions. Changes nothing: a topic that somebody deleted while processes run is theirs to make
+/// again.
+pub(crate) async fn look(
+    options: &KafkaOptions,
+    metadata_client: &Arc<BaseConsumer>,
+) -> (Result<(), TopicError>, Result<(), TopicError>) {
+    let wanted = wanted(options);
+    let known = match existing(metadata_client, &wanted).await {
+        Ok(known) => known,
+        Err(error) => return (Err(error), Ok(())),
+    };
+    let partitions = options.partitions;
+    let state = |name: &String| match known.iter().find(|(known, _)| known == name) {
+        Some((name, count)) => check_layout(name, *count, partitions),
+        None => Err(TopicError::Unusable(format!(
+            "topic {name} does not exist any more: make it again with {partitions} partitions, or \
+             start a process anew, which makes missing topics"
+        ))),
+    };
+    let mut states = wanted.iter().map(|(name, _)| state(name));
+    let events = states.next().unwrap_or(Ok(()));
+    (events, states.collect())
+}
+
+/// The topics of the service, each with its retention.
+fn wanted(options: &KafkaOptions) -> Vec<(String, &'static str)> {
+    let events = (options.topic.clone(), EVENT_RETENTION_MS);
+    let dead_letters = ConsumerGroup::ALL
+        .iter()
+        .map(|group| (options.dead_letter_topic(group.0), DEAD_LETTER_RETENTION_MS));
+    std::iter::once(events).chain(dead_letters).collect()
+}
+
+fn check_layout(name: &str, count: usize, partitions: u16) -> Result<(), TopicError> {
+    if count == usize::from(partitions) {
+        return Ok(());
     }
-    Ok(())
+    Err(TopicError::Unusable(format!(
+        "topic {name} has {count} partitions, but kafka.partitions = {partitions}: \
+         set kafka.partitions to {count}, or start with a new topic (changing the number \
+         loses the order of events)"
+    )))
 }
 
 async fn create(options: &KafkaOptions, missing: &[&(String, &str)]) -> Result<(), TopicError> {

@@ -116,6 +116,70 @@ pub struct BusPosition {
     pub next: u64,
     /// The publisher epochs seen below `next`.
     pub publisher_epochs: PublisherEpochs,
+    /// What proves later that the partition is still the one in which `next` was reached; `None`
+    /// on a bus that proves it by [`Bus::epoch`] alone, and before anything was read.
+    pub anchor: Option<Anchor>,
+}
+
+/// A record that was read from a partition, and by which the partition is known again.
+///
+/// Offsets alone prove nothing: a partition that was deleted and made again, or whose broker came
+/// back with an older log, has the same offsets with different records in front of them. Its record
+/// at the anchor's offset is a different one, because every record names its commit time, version
+/// and epoch. As text: the offset, a colon, and the fingerprint in hexadecimal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Anchor {
+    /// Offset of the record.
+    pub offset: u64,
+    /// Hash of the record's key, headers and payload.
+    pub fingerprint: u64,
+}
+
+impl fmt::Display for Anchor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{:016x}", self.offset, self.fingerprint)
+    }
+}
+
+/// The text is not the format of [`Anchor`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not the offset and the fingerprint of a record")]
+pub struct InvalidAnchor;
+
+impl FromStr for Anchor {
+    type Err = InvalidAnchor;
+
+    fn from_str(text: &str) -> Result<Self, InvalidAnchor> {
+        let (offset, fingerprint) = text.split_once(':').ok_or(InvalidAnchor)?;
+        let offset = offset.parse().map_err(|_| InvalidAnchor)?;
+        let fingerprint = u64::from_str_radix(fingerprint, 16).map_err(|_| InvalidAnchor)?;
+        Ok(Self { offset, fingerprint })
+    }
+}
+
+/// Whether a partition is the one in which a position was reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Continuity {
+    /// It is.
+    Proven,
+    /// It is a different one, or records that were read are gone from its end.
+    Broken,
+    /// Nothing is left that could prove it.
+    Unknown,
+}
+
+/// What a partition of the bus holds, as a member sees it before it reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartitionFacts {
+    /// The first retained offset; 0 if no record was ever deleted.
+    pub first: u64,
+    /// The offset that the next published record gets, or less.
+    pub end: u64,
+    /// Where the group committed last; `None` if it has no commit.
+    pub committed: Option<BusPosition>,
+    /// Whether the partition is the one of the position in question: of the given one, else of the
+    /// committed one.
+    pub continuity: Continuity,
 }
 
 /// Positions of a group, per partition.
@@ -263,6 +327,15 @@ pub enum BusError {
         /// The partition.
         partition: Partition,
     },
+    /// A partition is not the one that was read until now: its topic was made again, or its log was
+    /// cut. What was read does not prove what it holds.
+    #[error("partition {partition:?} is not the one that group {group:?} has read until now")]
+    Replaced {
+        /// The group.
+        group: ConsumerGroup,
+        /// The partition.
+        partition: Partition,
+    },
 }
 
 impl BusError {
@@ -313,12 +386,25 @@ pub trait BusConsumer: Send {
     /// # Errors
     ///
     /// [`BusError::Unavailable`] while the bus cannot be read; [`BusError::Expired`] when the next
-    /// record is no longer retained.
+    /// record is no longer retained; [`BusError::Replaced`] when the partition is a different one.
     async fn poll(&mut self, max: usize, wait: Duration) -> Result<PollResult, BusError>;
+
+    /// What each of these assigned partitions holds. `positions` are those in question; a partition
+    /// that is missing there is judged by the group's commit. A partition about which nothing is
+    /// known is missing in the answer.
+    ///
+    /// # Errors
+    ///
+    /// [`BusError::Unavailable`] if the bus does not answer.
+    async fn inspect(
+        &mut self,
+        partitions: &[Partition],
+        positions: &Positions,
+    ) -> Result<BTreeMap<Partition, PartitionFacts>, BusError>;
 
     /// Starts reading assigned partitions at `positions` and returns where each begins. A partition
     /// missing in `positions` begins where the group committed last, else at its first retained
-    /// record.
+    /// record. A partition that is read already is started anew.
     ///
     /// # Errors
     ///
@@ -352,8 +438,21 @@ pub trait BusConsumer: Send {
     /// waiting for a session timeout.
     async fn close(&mut self);
 
+    /// The newest proven anchor of each partition that is read. A bus that proves its identity by
+    /// [`Bus::epoch`] alone has none.
+    fn anchors(&self) -> BTreeMap<Partition, Anchor> {
+        BTreeMap::new()
+    }
+
+    /// Why nothing newer can be proven about the partitions that are read, for operators: what is
+    /// missing, in which partitions, and what to do. `None` while proofs arrive.
+    fn feed_problem(&self) -> Option<String> {
+        None
+    }
+
     /// The known watermarks of each assigned partition, oldest first; the newest one at or below
-    /// the caller's position counts. A partition without a known watermark is missing.
+    /// the caller's position counts. A partition without a known watermark is missing. A watermark
+    /// is returned only once the partition is proven to be the one that was read before it.
     ///
     /// # Errors
     ///

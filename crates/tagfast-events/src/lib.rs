@@ -15,12 +15,13 @@ mod metric;
 pub mod sink;
 
 pub use bus::{
-    Bus, BusConsumer, BusError, BusPosition, BusRecord, ClusterName, ConsumerGroup, DeadLetter,
-    FailureClass, Partition, PollResult, Positions, PublisherEpochs, RecordKind, Watermark,
+    Anchor, Bus, BusConsumer, BusError, BusPosition, BusRecord, ClusterName, ConsumerGroup,
+    Continuity, DeadLetter, FailureClass, Partition, PartitionFacts, PollResult, Positions,
+    PublisherEpochs, RecordKind, Watermark,
 };
 pub use consumer::{
-    Consumer, ConsumerDependencies, ConsumerSnapshot, ConsumerState, ReplayOutcome, RuntimeOptions,
-    SupervisedConsumer,
+    Consumer, ConsumerDependencies, ConsumerProblem, ConsumerSnapshot, ConsumerState,
+    ReplayOutcome, RuntimeOptions, SupervisedConsumer,
 };
 pub use dead_letters::{
     AuditCursor, AuditEntry, AuditPage, AutoReplayPolicy, DeadLetterCursor, DeadLetterFilter,

@@ -41,6 +41,10 @@ define_metrics! {
         partition in "partitions of the bus",
     };
 
+    /// 1 while nothing newer can be proven about what the group feeds: its bus, its sink, or the
+    /// heartbeats of a cluster fail. `tagfast status` names the cause.
+    gauge CONSUMER_FEED_BROKEN = "tagfast_consumer_feed_broken" { group in GROUPS };
+
     /// Records by outcome: applied, superseded by a newer state, dropped (a replaced epoch
     /// published them) or retried.
     counter CONSUMER_RECORDS = "tagfast_consumer_records_total" {
@@ -97,6 +101,10 @@ pub(crate) fn lag(group: ConsumerGroup, partition: Partition, seconds: f64) {
     let partition = Bounded(partition.0.to_string());
     gauge!(CONSUMER_LAG_SECONDS, "group" => group_label(group), "partition" => partition)
         .set(seconds);
+}
+
+pub(crate) fn feed_broken(group: ConsumerGroup, broken: bool) {
+    gauge!(CONSUMER_FEED_BROKEN, "group" => group_label(group)).set(f64::from(u8::from(broken)));
 }
 
 pub(crate) fn records(group: ConsumerGroup, outcome: RecordOutcome, count: u64) {

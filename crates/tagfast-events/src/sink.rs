@@ -134,7 +134,9 @@ pub trait Sink: Send + Sync {
     /// The consumer group of this sink.
     fn group(&self) -> ConsumerGroup;
 
-    /// Returns where to begin with newly assigned partitions, given the identity of the bus.
+    /// Returns where to begin with partitions, given the identity of the bus. The consumer calls it
+    /// before it begins, or begins again, to read them: also after a rebuild. From now on they
+    /// belong to this process.
     ///
     /// # Errors
     ///
@@ -189,6 +191,12 @@ pub trait Sink: Send + Sync {
     ///
     /// The state is not known to be durable.
     async fn advance(&self, positions: &Positions) -> Result<Positions, SinkError>;
+
+    /// Whether [`Sink::rebuild`] can rebuild some partitions and keep the others. If not, all are
+    /// rebuilt, and this process leaves its group meanwhile.
+    fn rebuilds_in_parts(&self) -> bool {
+        false
+    }
 
     /// Discards the state of the partitions in `request.from` and copies all their contents from
     /// the shards, at least as new as the records below `from`, while the old state goes on

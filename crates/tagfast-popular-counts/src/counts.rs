@@ -136,9 +136,10 @@ impl PopularCounts {
         }
     }
 
-    /// Notes that every write committed before `at` (Unix ms) is counted.
+    /// Notes that every write committed before `at` (Unix ms) is counted. An earlier time than
+    /// before means that the one before said too much.
     pub(crate) fn visible_through(&self, at: UnixMillis) {
-        self.visible.fetch_max(at, std::sync::atomic::Ordering::AcqRel);
+        self.visible.store(at, std::sync::atomic::Ordering::Release);
         self.leaderboards.visible_through(at);
     }
 

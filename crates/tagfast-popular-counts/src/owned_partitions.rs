@@ -90,7 +90,7 @@ impl OwnedPartitions {
         let mut owned = self.lock();
         for (partition, at) in &visible.partitions {
             if let Some(owned) = owned.get_mut(partition) {
-                owned.visible = owned.visible.max(Some(*at));
+                owned.visible = Some(*at);
             }
         }
     }

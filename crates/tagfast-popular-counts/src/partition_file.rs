@@ -154,8 +154,11 @@ impl PartitionFile {
         }
         let next = meta(&conn, "pos")?.and_then(|v| v.parse().ok());
         let publisher_epochs = meta(&conn, "emit")?.and_then(|v| v.parse().ok());
+        let anchor = meta(&conn, "anchor")?.and_then(|v| v.parse().ok());
         Ok(meta(&conn, "epoch")?.zip(next).zip(publisher_epochs).map(
-            |((epoch, next), publisher_epochs)| (epoch, BusPosition { next, publisher_epochs }),
+            |((epoch, next), publisher_epochs)| {
+                (epoch, BusPosition { next, publisher_epochs, anchor })
+            },
         ))
     }
 
@@ -181,6 +184,7 @@ impl PartitionFile {
         }
         set_meta(&tx, "pos", &position.next.to_string())?;
         set_meta(&tx, "emit", &position.publisher_epochs.to_string())?;
+        set_meta(&tx, "anchor", &position.anchor.map(|a| a.to_string()).unwrap_or_default())?;
         tx.commit()
     }
 

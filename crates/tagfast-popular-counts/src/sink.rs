@@ -135,8 +135,10 @@ impl Sink for PopularCounts {
                         .map(PartitionFile::position)
                         .transpose()?
                         .flatten();
+                    // Of a partition that was empty there is no record to know it by.
                     if let Some((of, position)) = found
                         && of == epoch
+                        && position.next > 0
                     {
                         positions.insert(partition, position);
                     }
@@ -285,6 +287,10 @@ impl Sink for PopularCounts {
             let mut schedule = self.schedule.lock();
             schedule.written.retain(|partition, _| !partitions.contains(partition));
         }
+    }
+
+    fn rebuilds_in_parts(&self) -> bool {
+        self.owned.is_some()
     }
 
     async fn rebuild(&self, request: RebuildRequest<'_>) -> Result<(), SinkError> {

@@ -96,9 +96,10 @@ impl LeaderboardCache {
         self.reads.wait_until_idle().await;
     }
 
-    /// Notes that every write committed before `at` (Unix ms) is counted.
+    /// Notes that every write committed before `at` (Unix ms) is counted. An earlier time than
+    /// before means that the one before said too much.
     pub fn visible_through(&self, at: UnixMillis) {
-        self.visible.fetch_max(at, Ordering::AcqRel);
+        self.visible.store(at, Ordering::Release);
     }
 
     /// Every write committed before this time (Unix ms) is counted.

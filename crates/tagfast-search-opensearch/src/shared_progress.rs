@@ -17,8 +17,8 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tagfast_domain::UnixMillis;
 use tagfast_events::{Partition, VisibleThrough};
-use tagfast_resilience::OutageLog;
 use tagfast_resilience::task::{BackgroundTask, StopSignal};
+use tagfast_resilience::{ErrorChain, OutageLog};
 use tokio::time::MissedTickBehavior;
 
 use crate::bulk;
@@ -27,6 +27,8 @@ use crate::error::RequestError;
 
 /// Interval between two exchanges of progress.
 const SHARE_INTERVAL: Duration = Duration::from_secs(1);
+/// Age in ms above which a partition of the index is named.
+const PARTITION_AGE_MAX_MS: i64 = 5000;
 /// Age in ms after which the document of a process is removed.
 const PROCESS_TTL_MS: i64 = 86_400_000;
 /// Maximum number of processes whose documents are read.
@@ -39,6 +41,8 @@ pub(crate) struct ProgressTable {
     partitions: u16,
     own: VisibleThrough,
     others: BTreeMap<Partition, UnixMillis>,
+    /// What the last exchange found; `None` if nothing is wrong.
+    problem: Option<String>,
 }
 
 impl ProgressTable {
@@ -53,17 +57,45 @@ impl ProgressTable {
         if self.partitions == 0 {
             return self.own.oldest();
         }
+        self.oldest_partition().1
+    }
+
+    /// The partition with the oldest time, and that time; `None` if it is unknown.
+    fn oldest_partition(&self) -> (Partition, Option<UnixMillis>) {
         let visible_through = |n: u16| {
-            let (own, other) =
-                (self.own.partitions.get(&Partition(n)), self.others.get(&Partition(n)));
-            own.max(other).copied()
+            let partition = Partition(n);
+            let (own, other) = (self.own.partitions.get(&partition), self.others.get(&partition));
+            (partition, own.max(other).copied())
         };
-        (0..self.partitions).map(visible_through).collect::<Option<Vec<_>>>()?.into_iter().min()
+        let all = (0..self.partitions).map(visible_through);
+        all.min_by_key(|(_, at)| *at).unwrap_or((Partition(0), None))
+    }
+
+    /// Names the partition that holds the age of the whole index back, if it is old.
+    fn judge(&self, now: UnixMillis) -> Option<String> {
+        if self.partitions == 0 {
+            return None;
+        }
+        match self.oldest_partition() {
+            (Partition(n), None) => Some(format!(
+                "nothing is known about partition {n} of the index: no process with the role \
+                 indexer has it"
+            )),
+            (Partition(n), Some(at)) if now - at > PARTITION_AGE_MAX_MS => Some(format!(
+                "partition {n} of the index is as of {} s ago: look at the process with the role \
+                 indexer that has it, or at its feed",
+                (now - at) / 1000
+            )),
+            (_, Some(_)) => None,
+        }
     }
 }
 
 /// The running exchange of progress; dropping it ends the exchange.
-pub struct SharedProgress(BackgroundTask);
+pub struct SharedProgress {
+    task: BackgroundTask,
+    table: Arc<Mutex<ProgressTable>>,
+}
 
 impl SharedProgress {
     pub(crate) fn spawn(
@@ -75,7 +107,8 @@ impl SharedProgress {
         seen: impl Fn(UnixMillis) + Send + 'static,
     ) -> Self {
         table.lock().partitions = partitions;
-        Self(BackgroundTask::spawn("search progress", async move |stop: StopSignal| {
+        let shared = Arc::clone(&table);
+        let task = BackgroundTask::spawn("search progress", async move |stop: StopSignal| {
             let outage = OutageLog::new("sharing the progress of the search index");
             let mut index_exists = false;
             let mut due = tokio::time::interval(SHARE_INTERVAL);
@@ -86,27 +119,41 @@ impl SharedProgress {
                     () = stop.cancelled() => return,
                     _ = due.tick() => {}
                 }
-                match exchange(&client, &table, &owner, now(), &mut index_exists).await {
+                let failure = exchange(&client, &table, &owner, now(), &mut index_exists).await;
+                let failure = match failure {
                     Ok(()) => {
                         outage.recovered();
+                        None
                     }
                     Err(error) => {
                         index_exists = false;
                         outage.failed(&error);
+                        let error = ErrorChain(&error);
+                        Some(format!("the age of the index cannot be read: {error}"))
                     }
-                }
-                let oldest = table.lock().oldest();
+                };
+                let oldest = {
+                    let mut table = table.lock();
+                    table.problem = failure.or_else(|| table.judge(now()));
+                    table.oldest()
+                };
                 if let Some(oldest) = oldest {
                     seen(oldest);
                 }
             }
-        }))
+        });
+        Self { task, table: shared }
+    }
+
+    /// Why the age of the whole index does not go on; `None` while it does.
+    pub fn problem(&self) -> Option<String> {
+        self.table.lock().problem.clone()
     }
 
     /// Ends the exchange and waits for its task.
     pub async fn stop(&self) {
         // The task logs its own panic.
-        let _ = self.0.stop().await;
+        let _ = self.task.stop().await;
     }
 }
 
@@ -146,10 +193,13 @@ async fn exchange(
     let response = client.write(Method::POST, &format!("{index}/_search"), Some(&all)).await?;
     let mut others = BTreeMap::new();
     for hit in response["hits"]["hits"].as_array().into_iter().flatten() {
+        // Nothing can be visible beyond the time at which it was written down.
+        let written_at = hit["_source"]["at"].as_i64().unwrap_or(0);
         for (partition, at) in hit["_source"]["visible"].as_object().into_iter().flatten() {
             let (Ok(partition), Some(at)) = (partition.parse(), Value::as_i64(at)) else {
                 continue;
             };
+            let at = at.min(written_at);
             let known = others.entry(Partition(partition)).or_insert(at);
             *known = at.max(*known);
         }
@@ -174,6 +224,11 @@ mod tests {
         assert_eq!(table.oldest(), None, "the time of partition 2 is unknown");
         table.others = times(&[(0, 5), (1, 7), (2, 8)]);
         assert_eq!(table.oldest(), Some(7));
+        assert_eq!(table.judge(5000), None);
+        let old = table.judge(7 + 6000).expect("partition 1 is old");
+        assert!(old.contains("partition 1") && old.contains("6 s ago"), "{old}");
+        table.others.remove(&Partition(2));
+        assert!(table.judge(9).is_some_and(|text| text.contains("partition 2")));
         let alone = ProgressTable {
             own: VisibleThrough { partitions: times(&[(4, 9)]), complete: true },
             ..ProgressTable::default()

@@ -51,7 +51,11 @@ fn load() -> Vec<Sample> {
 fn positions(next: u64) -> Positions {
     Positions::from([(
         Partition(0),
-        BusPosition { next, publisher_epochs: tagfast_events::PublisherEpochs::embedded(1) },
+        BusPosition {
+            next,
+            publisher_epochs: tagfast_events::PublisherEpochs::embedded(1),
+            anchor: None,
+        },
     )])
 }
 

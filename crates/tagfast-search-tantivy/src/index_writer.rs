@@ -103,7 +103,11 @@ impl IndexWriterState {
         let committed = payload.positions.iter().map(|(p, next, emit)| {
             (
                 Partition(*p),
-                BusPosition { next: *next, publisher_epochs: PublisherEpochs::embedded(*emit) },
+                BusPosition {
+                    next: *next,
+                    publisher_epochs: PublisherEpochs::embedded(*emit),
+                    anchor: None,
+                },
             )
         });
         Self::new(index, fields, options, payload.epoch, committed.collect())

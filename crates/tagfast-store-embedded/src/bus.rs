@@ -16,8 +16,9 @@ use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension, params};
 use tagfast_domain::{Epoch, EpochId, EpochOrdinal, Version};
 use tagfast_events::{
-    Bus, BusConsumer, BusError, BusPosition, BusRecord, ClusterName, ConsumerGroup, DeadLetter,
-    Partition, PollResult, Positions, PublisherEpochs, RecordKind, Watermark,
+    Bus, BusConsumer, BusError, BusPosition, BusRecord, ClusterName, ConsumerGroup, Continuity,
+    DeadLetter, Partition, PartitionFacts, PollResult, Positions, PublisherEpochs, RecordKind,
+    Watermark,
 };
 use tagfast_resilience::{Clock, task};
 use tokio::sync::watch;
@@ -85,7 +86,7 @@ impl Bus for EmbeddedBus {
             .map(|(index, file)| {
                 let next = file.state.newest.load(Ordering::Acquire) + 1;
                 let publisher_epochs = PublisherEpochs::embedded(self.epoch.ordinal.0);
-                (partition(index), BusPosition { next, publisher_epochs })
+                (partition(index), BusPosition { next, publisher_epochs, anchor: None })
             })
             .collect())
     }
@@ -149,7 +150,7 @@ impl EmbeddedConsumer {
                     let publisher_epochs =
                         PublisherEpochs::embedded(row.get::<_, i64>(1)?.unsigned_abs());
                     let next = row.get::<_, i64>(0)?.unsigned_abs();
-                    Ok(BusPosition { next, publisher_epochs })
+                    Ok(BusPosition { next, publisher_epochs, anchor: None })
                 };
                 conn.prepare_cached("SELECT pos, emit FROM bus_offset WHERE grp = ?1")?
                     .query_row([group], row)
@@ -250,6 +251,28 @@ impl BusConsumer for EmbeddedConsumer {
         }
     }
 
+    /// One epoch is one history of these files: a sink that remembers a different one rebuilds, so
+    /// a position that gets here is of this history.
+    async fn inspect(
+        &mut self,
+        partitions: &[Partition],
+        _: &Positions,
+    ) -> Result<BTreeMap<Partition, PartitionFacts>, BusError> {
+        let mut facts = BTreeMap::new();
+        for partition in partitions {
+            let index = usize::from(partition.0);
+            let Some(file) = self.files.get(index) else { continue };
+            let retained = file.state.retained_from.load(Ordering::Acquire);
+            // Positions start at 1, so 0 and 1 are the same.
+            let first = if retained <= 1 { 0 } else { retained };
+            let end = file.state.newest.load(Ordering::Acquire) + 1;
+            let committed = self.committed_position(index).await?;
+            let continuity = Continuity::Proven;
+            facts.insert(*partition, PartitionFacts { first, end, committed, continuity });
+        }
+        Ok(facts)
+    }
+
     async fn start(
         &mut self,
         partitions: &[Partition],
@@ -274,6 +297,7 @@ impl BusConsumer for EmbeddedConsumer {
                         BusPosition {
                             next: retained,
                             publisher_epochs: PublisherEpochs::default(),
+                            anchor: None,
                         },
                     )
                 }

@@ -392,6 +392,7 @@ pub(crate) mod tests {
         let at = |next| BusPosition {
             next,
             publisher_epochs: tagfast_events::PublisherEpochs::embedded(1),
+            anchor: None,
         };
         queue.set_offset(group, at(5));
         assert_eq!(take(&queue, 1).offsets[&group], at(5));

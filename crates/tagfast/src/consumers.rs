@@ -8,9 +8,10 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tagfast_api::services::{ConsumerStatus, RunningOperation};
 use tagfast_api::{OperationsError, Readiness, StatusReport};
+use tagfast_domain::time::rfc3339;
 use tagfast_events::{
-    AutoReplayPolicy, Bus, ConsumerDependencies, ConsumerSnapshot, ConsumerState, DeadLetterStore,
-    GroupDeadLetters, RuntimeOptions, Sink, SupervisedConsumer,
+    AutoReplayPolicy, Bus, ConsumerDependencies, ConsumerProblem, ConsumerSnapshot, ConsumerState,
+    DeadLetterStore, GroupDeadLetters, RuntimeOptions, Sink, SupervisedConsumer,
 };
 use tagfast_popular::{PopularTags, RecountProgress, RecountReport};
 use tagfast_resilience::{BoxError, Clock, ErrorChain};
@@ -151,6 +152,15 @@ impl Consumers {
     pub(crate) fn readiness(&self) -> impl Iterator<Item = Readiness> {
         self.all()
             .map(|(part, supervised)| Readiness { part, problem: supervised.readiness_problem() })
+    }
+
+    /// Why what they feed does not get nearer to what is written: (feature, reason).
+    pub(crate) fn problems(&self) -> Vec<(String, String)> {
+        let problem = |(feature, supervised): (&str, &SupervisedConsumer)| {
+            let ConsumerProblem { since, text } = supervised.consumer().problem()?;
+            Some((feature.to_owned(), format!("since {}: {text}", rfc3339(since))))
+        };
+        self.all().filter_map(problem).collect()
     }
 
     /// Adds their state to a status report.

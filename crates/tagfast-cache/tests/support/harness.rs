@@ -108,6 +108,7 @@ impl StoreHarness for Harness {
                 let next = BusPosition {
                     next: record.offset + 1,
                     publisher_epochs: PublisherEpochs::embedded(record.publisher_epoch.0),
+                    anchor: None,
                 };
                 published.0.insert(record.partition, next);
                 published.1.push(decode(&record.payload).expect("an event"));

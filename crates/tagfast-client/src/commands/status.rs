@@ -78,8 +78,10 @@ fn since(breaker: &Value) -> String {
     }
 }
 
-fn lag(consumer: &Value) -> f64 {
-    consumer.get("lag_seconds").and_then(Value::as_f64).unwrap_or(0.0)
+/// The lag of a consumer; the server does not know it before the first proof.
+fn lag(consumer: &Value) -> String {
+    let lag = consumer.get("lag_seconds").and_then(Value::as_f64);
+    lag.map_or_else(|| "unknown".to_owned(), |lag| format!("{lag:.2} s"))
 }
 
 fn status_text(answer: &Value) -> String {
@@ -93,7 +95,7 @@ fn status_text(answer: &Value) -> String {
     ];
     for c in list(answer, "consumers") {
         let state = format!(
-            "{}, lag {:.2} s, {} dead letters",
+            "{}, lag {}, {} dead letters",
             text(c, "state"),
             lag(c),
             text(c, "dead_letters")
@@ -157,7 +159,7 @@ fn status_line(answer: &Value) -> String {
             text(l, "shed")
         )),
         several("consumers", &|c| format!(
-            "{} {} lag {:.2} s",
+            "{} {} lag {}",
             text(c, "group"),
             text(c, "state"),
             lag(c)

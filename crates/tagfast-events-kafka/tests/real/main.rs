@@ -3,6 +3,7 @@
 mod faults;
 mod groups;
 mod poison;
+mod replaced;
 mod suite;
 mod support;
 mod topics;

@@ -253,7 +253,7 @@ async fn what_a_replaced_epoch_publishes_is_dropped() {
     assert!(sink.visible_through() < tomorrow);
     // The committed position carries the publisher epochs seen.
     let bus = KafkaBus::new(options).expect("the settings are fine");
-    let sink = MemorySink::new(ConsumerGroup::INDEXER);
+    let sink = MemorySink::without_positions(ConsumerGroup::INDEXER);
     let consumer = consume(&bus, &sink);
     publisher
         .publish(CLUSTER, &[event("a", 100, 5), event("a", 12, 6)], 0)

@@ -12,8 +12,8 @@ use tagfast_domain::{ContentKey, TaggingsEvent, UnixMillis, Version};
 use tokio::time::Instant;
 
 use crate::bus::{
-    Bus, BusConsumer, BusPosition, BusRecord, ConsumerGroup, Partition, PollResult, Positions,
-    RecordKind, begin_at,
+    Bus, BusConsumer, BusPosition, BusRecord, ConsumerGroup, Continuity, Partition, PollResult,
+    Positions, RecordKind, begin_at,
 };
 use crate::envelope::decode_record;
 
@@ -305,6 +305,53 @@ pub async fn the_ends_are_behind_what_was_published(harness: &dyn BusHarness) {
     reader.consumer.close().await;
 }
 
+/// A committed position is proven, after a restart, to be of the partition in which it was reached,
+/// and lies in what the partition holds.
+pub async fn a_committed_position_is_known_again(harness: &dyn BusHarness) {
+    let all = contents("known", 20, 3);
+    harness.publish(&all).await;
+    let mut reader = Reader::of(harness, "known").await;
+    reader.read(all.len()).await;
+    let end = Instant::now() + TEST_TIMEOUT;
+    // The proof of the last record comes a moment after the record.
+    let anchored = loop {
+        assert!(Instant::now() < end, "what was read is proven");
+        reader.step(Duration::from_millis(50)).await;
+        let anchors = reader.consumer.anchors();
+        let seen: BTreeSet<Partition> = reader.seen.iter().map(|(r, _)| r.partition).collect();
+        if anchors.is_empty() || seen.iter().all(|partition| anchors.contains_key(partition)) {
+            break anchors;
+        }
+    };
+    let mut positions = reader.positions.clone();
+    for (partition, anchor) in anchored {
+        positions.entry(partition).or_default().anchor = Some(anchor);
+    }
+    reader.consumer.commit(&positions).await.expect("a commit");
+    reader.consumer.close().await;
+    drop(reader);
+    let group = ConsumerGroup("known");
+    let mut consumer = harness.bus().await.consumer(group).await.expect("a consumer");
+    let mut found = BTreeMap::new();
+    while !positions.keys().all(|partition| found.contains_key(partition)) {
+        assert!(Instant::now() < end, "the partitions are assigned: {found:?}");
+        let polled = consumer.poll(1, Duration::from_millis(200)).await.expect("a poll");
+        if let PollResult::Assigned(partitions) = polled {
+            let facts = consumer.inspect(&partitions, &Positions::new()).await.expect("facts");
+            consumer.start(&partitions, &Positions::new()).await.expect("a start");
+            found.extend(facts);
+        }
+    }
+    for (partition, position) in &positions {
+        let facts = &found[partition];
+        assert_eq!(facts.continuity, Continuity::Proven, "{partition:?}: {facts:?}");
+        let committed = facts.committed.as_ref().expect("a commit");
+        assert_eq!(committed.next, position.next, "{partition:?}");
+        assert!(facts.first <= position.next && position.next <= facts.end, "{facts:?}");
+    }
+    consumer.close().await;
+}
+
 /// Expands to one test per promise. The expression makes a
 /// [`BusHarness`](crate::conformance::bus::BusHarness); it is evaluated once per test, inside the
 /// runtime, and may await.
@@ -320,7 +367,8 @@ macro_rules! conformance_suite {
             a_paused_partition_is_silent_and_keeps_its_records,
             a_dropped_poll_loses_nothing,
             an_idle_partition_tells_the_truth,
-            the_ends_are_behind_what_was_published
+            the_ends_are_behind_what_was_published,
+            a_committed_position_is_known_again
         }
     };
     ($harness:expr => $($name:ident),+) => {

@@ -15,11 +15,14 @@ use crate::{
 
 type VerdictFn = Box<dyn Fn(&SinkRecord) -> RecordVerdict + Send + Sync>;
 
-/// Keeps the newest version of each content; the bus keeps its positions.
+/// Keeps the newest version of each content, and its positions; the first start of a partition
+/// reads it from its beginning.
 pub struct MemorySink {
     group: ConsumerGroup,
     verdict_of: VerdictFn,
     newest: Mutex<BTreeMap<ContentKey, Version>>,
+    /// `None` if the bus keeps them.
+    positions: Option<Mutex<Positions>>,
     applied: AtomicU64,
     rebuilds: AtomicU64,
     visible_through: AtomicI64,
@@ -47,10 +50,31 @@ impl MemorySink {
             group,
             verdict_of: Box::new(verdict_of),
             newest: Mutex::default(),
+            positions: Some(Mutex::default()),
             applied: AtomicU64::new(0),
             rebuilds: AtomicU64::new(0),
             visible_through: AtomicI64::new(0),
         })
+    }
+
+    /// A sink that takes every record and leaves its positions to the bus, as an index does.
+    pub fn without_positions(group: ConsumerGroup) -> Arc<Self> {
+        Arc::new(Self {
+            group,
+            verdict_of: Box::new(|_| RecordVerdict::Applied),
+            newest: Mutex::default(),
+            positions: None,
+            applied: AtomicU64::new(0),
+            rebuilds: AtomicU64::new(0),
+            visible_through: AtomicI64::new(0),
+        })
+    }
+
+    /// Keeps positions, if it keeps any.
+    fn keep(&self, positions: &Positions) {
+        if let Some(known) = &self.positions {
+            known.lock().extend(positions.iter().map(|(p, at)| (*p, at.clone())));
+        }
     }
 
     /// The newest version of each content. A test may remove some.
@@ -80,8 +104,11 @@ impl Sink for MemorySink {
         self.group
     }
 
-    async fn start(&self, _: EpochId, _: &[Partition]) -> Result<Start, SinkError> {
-        Ok(Start::Committed)
+    async fn start(&self, _: EpochId, partitions: &[Partition]) -> Result<Start, SinkError> {
+        let Some(known) = &self.positions else { return Ok(Start::Committed) };
+        let known = known.lock();
+        let position = |p: &Partition| (*p, known.get(p).cloned().unwrap_or_default());
+        Ok(Start::From(partitions.iter().map(position).collect()))
     }
 
     async fn apply(&self, records: &[SinkRecord]) -> Result<Vec<RecordVerdict>, SinkError> {
@@ -112,10 +139,16 @@ impl Sink for MemorySink {
     }
 
     async fn advance(&self, positions: &Positions) -> Result<Positions, SinkError> {
+        self.keep(positions);
         Ok(positions.clone())
     }
 
-    async fn rebuild(&self, _: RebuildRequest<'_>) -> Result<(), SinkError> {
+    fn rebuilds_in_parts(&self) -> bool {
+        true
+    }
+
+    async fn rebuild(&self, request: RebuildRequest<'_>) -> Result<(), SinkError> {
+        self.keep(request.from);
         self.rebuilds.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }

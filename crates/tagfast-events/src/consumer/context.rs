@@ -86,6 +86,7 @@ impl Context {
                     let group = self.group();
                     let error = ErrorChain(&error);
                     tracing::warn!(group = group.0, %error, "sink failed; the consumer waits");
+                    self.shared.set_problem(Some(format!("waiting for its sink: {error}")));
                     metric::paused(group);
                 }
             }
@@ -107,6 +108,7 @@ impl Context {
         );
         metric::paused(group);
         self.shared.set(ConsumerState::Paused);
+        self.shared.set_problem(Some(format!("waiting: {}", ErrorChain(error))));
         let backoff =
             Backoff { retries: u32::MAX, base: PAUSE_BASE, factor: 2, cap: self.options.pause_cap };
         // A jitter of one half is the nominal delay; a single consumer needs no spread.
@@ -132,6 +134,7 @@ impl Context {
     /// Publishes the lag of each partition and reports to the sink how far it is visible.
     pub(super) fn report(&self, visible: &BTreeMap<Partition, UnixMillis>) {
         let now = self.clock.now_ms();
+        metric::feed_broken(self.group(), self.shared.problem().is_some());
         for (partition, at) in visible {
             metric::lag(self.group(), *partition, (now - at).max(0) as f64 / 1000.0);
         }

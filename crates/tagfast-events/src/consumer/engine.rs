@@ -9,6 +9,7 @@ use tagfast_resilience::ErrorChain;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::begin::{Claim, Plan};
 use super::context::Context;
 use super::parking::{FailureReason, Parking};
 use super::progress::Progress;
@@ -22,8 +23,8 @@ use crate::envelope;
 use crate::metric::{self, RecordOutcome};
 use crate::sink::{RebuildRequest, RecordVerdict, SinkRecord, Start};
 
-/// Why a rebuild starts when the bus no longer has the next record.
-const FELL_BEHIND: &str = "the group fell behind what the bus retained";
+/// Attempts to begin after which the delay no longer grows.
+const BEGIN_BACKOFF_STEPS: u32 = 3;
 
 /// Why the loop starts a new generation.
 enum RestartReason {
@@ -37,8 +38,12 @@ pub(super) struct Engine {
     requests: mpsc::Receiver<Request>,
     retries: RetryQueue,
     parking: Parking,
-    /// Where a rebuilt sink reads on, for partitions that have not been assigned since.
+    /// Where a rebuilt sink reads on, for partitions that have not begun since.
     rebuilt_from: Positions,
+    /// Assigned partitions that have not begun.
+    unbegun: Vec<Partition>,
+    /// Attempts to begin them that failed.
+    begin_attempt: u32,
     /// When this generation began to consume, Unix ms.
     began_at: UnixMillis,
 }
@@ -51,6 +56,8 @@ impl Engine {
             retries: RetryQueue::default(),
             parking: Parking::default(),
             rebuilt_from: Positions::new(),
+            unbegun: Vec::new(),
+            begin_attempt: 0,
             began_at: UnixMillis::MAX,
         }
     }
@@ -73,9 +80,13 @@ impl Engine {
     async fn generation(&mut self, restart: RestartReason) -> Result<RestartReason, StopRequested> {
         self.retries = RetryQueue::default();
         self.context.sink.end(&self.context.progress.partitions());
+        // The sink was told of these, too.
+        self.context.sink.end(&self.unbegun);
         self.context.progress = Progress::default();
         self.context.shared.set_partitions(Vec::new());
         self.parking.clear();
+        self.unbegun.clear();
+        self.begin_attempt = 0;
         self.rebuilt_from = match restart {
             RestartReason::Rebuild(reason, reply) => self.rebuild(reason, None, reply).await?,
             RestartReason::Resume => Positions::new(),
@@ -102,54 +113,97 @@ impl Engine {
         ended
     }
 
-    /// Starts reading newly assigned partitions.
+    /// Begins the partitions that wait for it: newly assigned ones, those that a different member
+    /// had, those that were rebuilt, those that the bus has replaced. Every start, rebuild and
+    /// hand-over of a partition goes through here: the sink is told, [`Plan`] decides, and what
+    /// must be rebuilt is. While the bus does not answer they go on waiting.
     async fn begin(
         &mut self,
         consumer: &mut dyn BusConsumer,
-        partitions: &[Partition],
     ) -> Result<Option<RestartReason>, StopRequested> {
+        let partitions = self.unbegun.clone();
         // A fresh copy of the shards is at least as new as these positions.
-        let rebuilt: Positions =
-            partitions.iter().filter_map(|p| self.rebuilt_from.remove_entry(p)).collect();
-        let mut positions = Positions::new();
-        if rebuilt.len() < partitions.len() {
-            let (sink, epoch) = (Arc::clone(&self.context.sink), self.context.bus.epoch());
-            match self.context.retry_until_ok(|| sink.start(epoch, partitions)).await? {
-                Start::From(known) => {
-                    let lack = |p: &&Partition| !known.contains_key(p) && !rebuilt.contains_key(p);
-                    let missing: Vec<Partition> = partitions.iter().filter(lack).copied().collect();
-                    positions = known;
-                    if !missing.is_empty() {
-                        let reason = "the sink has no state of some partitions";
-                        positions.extend(self.rebuild(reason, Some(&missing), None).await?);
-                    }
-                }
-                Start::Committed => {}
-                Start::Rebuild(reason) => return Ok(Some(RestartReason::Rebuild(reason, None))),
-            }
-        }
-        positions.extend(rebuilt);
-        let mut attempt = 0;
+        let mut rebuilt: Positions = partitions
+            .iter()
+            .filter_map(|p| Some((*p, self.rebuilt_from.get(p)?.clone())))
+            .collect();
         let begun = loop {
-            match consumer.start(partitions, &positions).await {
-                Ok(begun) => break begun,
-                Err(BusError::Expired { .. }) => {
-                    return Ok(Some(RestartReason::Rebuild(FELL_BEHIND, None)));
+            let (sink, epoch) = (Arc::clone(&self.context.sink), self.context.bus.epoch());
+            let start = self.context.retry_until_ok(|| sink.start(epoch, &partitions)).await?;
+            let claims = match claims(start, &partitions, &rebuilt) {
+                Ok(claims) => claims,
+                Err(reason) => return Ok(Some(RestartReason::Rebuild(reason, None))),
+            };
+            let plan = match self.plan(consumer, &partitions, &claims).await {
+                Ok(plan) => plan,
+                Err(error) => return self.begin_later(&error).await.map(|()| None),
+            };
+            if let Some(reason) = plan.reason {
+                if !self.context.sink.rebuilds_in_parts() {
+                    return Ok(Some(RestartReason::Rebuild(reason, None)));
                 }
-                Err(error @ BusError::Unavailable(_)) => {
-                    self.context.pause(&error, attempt).await?;
-                }
+                let from = self.rebuild(reason, Some(&plan.rebuild), None).await?;
+                rebuilt.extend(from.clone());
+                self.rebuilt_from.extend(from);
+                continue;
             }
-            attempt += 1;
+            match consumer.start(&partitions, &plan.from).await {
+                Ok(begun) => break begun,
+                // It changed since it was inspected, or the bus does not answer.
+                Err(error) => return self.begin_later(&error).await.map(|()| None),
+            }
         };
+        self.rebuilt_from.retain(|partition, _| !partitions.contains(partition));
+        self.unbegun.clear();
+        self.begin_attempt = 0;
         self.context.progress.begin(begun);
         self.context.shared.set_partitions(self.context.progress.partitions());
         self.context.shared.set(ConsumerState::Running);
         Ok(None)
     }
 
+    /// Waits before the next attempt to begin. The assignment may change until then, and partitions
+    /// that have begun go on.
+    async fn begin_later(&mut self, error: &BusError) -> Result<(), StopRequested> {
+        self.context.pause(error, self.begin_attempt.min(BEGIN_BACKOFF_STEPS)).await?;
+        self.begin_attempt += 1;
+        Ok(())
+    }
+
+    /// What the bus says about the claims, and what follows.
+    async fn plan(
+        &self,
+        consumer: &mut dyn BusConsumer,
+        partitions: &[Partition],
+        claims: &BTreeMap<Partition, Claim>,
+    ) -> Result<Plan, BusError> {
+        let claimed = claims.iter().filter_map(|(p, claim)| Some((*p, claim.position()?.clone())));
+        let facts = consumer.inspect(partitions, &claimed.collect()).await?;
+        let plan = Plan::of(claims, &facts);
+        if plan.waiting.is_empty() {
+            return Ok(plan);
+        }
+        let waiting = &plan.waiting;
+        Err(BusError::unavailable(format!("the bus does not say what {waiting:?} hold")))
+    }
+
+    /// Lets every partition begin anew: the bus says that one of them is not what was read until
+    /// now.
+    async fn begin_again(&mut self, error: &BusError) -> Result<(), StopRequested> {
+        let partitions = self.context.progress.partitions();
+        if partitions.is_empty() {
+            return self.begin_later(error).await;
+        }
+        let group = self.context.group().0;
+        tracing::warn!(group, error = %ErrorChain(error), "the partitions begin anew");
+        self.end(&partitions);
+        self.unbegun.extend(partitions);
+        Ok(())
+    }
+
     /// Drops the state of partitions that move to a different member.
     fn end(&mut self, partitions: &[Partition]) {
+        self.unbegun.retain(|partition| !partitions.contains(partition));
         self.retries.end(partitions);
         self.context.sink.end(partitions);
         self.context.progress.end(partitions);
@@ -176,6 +230,7 @@ impl Engine {
             Arc::clone(&self.context.shared),
         );
         shared.set(ConsumerState::Rebuilding);
+        shared.set_problem(Some(format!("rebuilding from the shards: {reason}")));
         shared.caught_up.store(false, Ordering::Relaxed);
         // The ends first, the copy after: an event between the two is applied again, never missed.
         let mut attempt = 0;
@@ -218,6 +273,11 @@ impl Engine {
         &mut self,
         consumer: &mut dyn BusConsumer,
     ) -> Result<Option<RestartReason>, StopRequested> {
+        if !self.unbegun.is_empty()
+            && let Some(restart) = self.begin(consumer).await?
+        {
+            return Ok(Some(restart));
+        }
         let idle = self.context.options.idle;
         let wait = self
             .retries
@@ -241,7 +301,10 @@ impl Engine {
         };
         let records = match polled {
             Ok(PollResult::Records(records)) => records,
-            Ok(PollResult::Assigned(partitions)) => return self.begin(consumer, &partitions).await,
+            Ok(PollResult::Assigned(partitions)) => {
+                self.unbegun.extend(partitions);
+                return self.begin(consumer).await;
+            }
             Ok(PollResult::Revoked(partitions)) => {
                 self.advance(consumer).await?;
                 self.end(&partitions);
@@ -255,8 +318,8 @@ impl Engine {
                 self.end(&partitions);
                 return Ok(None);
             }
-            Err(BusError::Expired { .. }) => {
-                return Ok(Some(RestartReason::Rebuild(FELL_BEHIND, None)));
+            Err(error @ (BusError::Expired { .. } | BusError::Replaced { .. })) => {
+                return self.begin_again(&error).await.map(|()| None);
             }
             Err(error @ BusError::Unavailable(_)) => {
                 self.context.pause(&error, 3).await?;
@@ -429,6 +492,7 @@ impl Engine {
 
     /// Moves the position, commits it to the bus, measures the lag.
     async fn advance(&mut self, consumer: &mut dyn BusConsumer) -> Result<(), StopRequested> {
+        self.context.progress.set_anchors(consumer.anchors());
         let positions = self.context.progress.done(&self.lowest_unfinished());
         for (partition, ahead) in self.context.progress.ahead(&positions) {
             let paused = ahead > self.context.options.window || self.parking.holds(partition);
@@ -461,6 +525,9 @@ impl Engine {
                     self.context.shared.caught_up.store(true, Ordering::Relaxed);
                 }
                 self.context.report(&visible);
+                if self.unbegun.is_empty() {
+                    self.context.shared.set_problem(consumer.feed_problem());
+                }
             }
             Err(error) => {
                 let error = ErrorChain(&error);
@@ -469,6 +536,32 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// Who says how far the sink has applied each partition.
+///
+/// # Errors
+///
+/// Why the sink must be rebuilt as a whole.
+fn claims(
+    start: Start,
+    partitions: &[Partition],
+    rebuilt: &Positions,
+) -> Result<BTreeMap<Partition, Claim>, &'static str> {
+    let known = match start {
+        Start::From(known) => Some(known),
+        Start::Committed => None,
+        Start::Rebuild(reason) => return Err(reason),
+    };
+    let claim = |partition: &Partition| {
+        let claim = match (rebuilt.get(partition), &known) {
+            (Some(position), _) => Claim::Rebuilt(position.clone()),
+            (None, Some(known)) => Claim::Sink(known.get(partition).cloned()),
+            (None, None) => Claim::Committed,
+        };
+        (*partition, claim)
+    };
+    Ok(partitions.iter().map(claim).collect())
 }
 
 /// Spreads the retries of different records. The same record at the same attempt always gets the

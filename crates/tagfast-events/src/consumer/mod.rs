@@ -16,6 +16,7 @@
 //! |---|---|
 //! | `runtime` | the handle of a running consumer |
 //! | `supervisor` | a consumer with its replay worker, and when it is ready |
+//! | `begin` | where a partition begins, or why it is rebuilt |
 //! | `engine` | the loop: poll, decode, apply, advance |
 //! | `context` | what the loop's parts share: sink behind its breaker, progress, waiting |
 //! | `parking` | dead letters, and holding them back in a storm |
@@ -25,6 +26,7 @@
 //! | `progress` | read, done, durable, visible positions |
 //! | `state` | options, states, requests |
 
+mod begin;
 mod context;
 mod engine;
 mod parking;
@@ -37,5 +39,5 @@ pub(crate) mod state;
 mod supervisor;
 
 pub use runtime::{Consumer, ConsumerStopped};
-pub use state::{ConsumerSnapshot, ConsumerState, ReplayOutcome, RuntimeOptions};
+pub use state::{ConsumerProblem, ConsumerSnapshot, ConsumerState, ReplayOutcome, RuntimeOptions};
 pub use supervisor::{ConsumerDependencies, SupervisedConsumer};

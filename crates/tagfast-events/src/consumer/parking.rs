@@ -215,7 +215,7 @@ impl Parking {
         for (partition, held) in &self.held {
             let Some(first) = held.iter().min_by_key(|held| held.record.offset) else { continue };
             let publisher_epochs = first.publisher_epochs.clone();
-            let here = BusPosition { next: first.record.offset, publisher_epochs };
+            let here = BusPosition { next: first.record.offset, publisher_epochs, anchor: None };
             if positions.get(partition).is_none_or(|known| here.next < known.next) {
                 positions.insert(*partition, here);
             }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use tagfast_domain::{EpochOrdinal, UnixMillis};
 
 use crate::bus::{
-    BusPosition, BusRecord, ClusterName, Partition, Positions, PublisherEpochs, RecordKind,
+    Anchor, BusPosition, BusRecord, ClusterName, Partition, Positions, PublisherEpochs, RecordKind,
     Watermark,
 };
 
@@ -15,8 +15,8 @@ struct PartitionProgress {
     read: BusPosition,
     /// First offset that is not yet durable and visible.
     durable: u64,
-    /// Polled runs that are not yet durable, oldest first: (offset behind the run, commit time of
-    /// its first record in Unix ms).
+    /// Polled runs that are not yet durable, oldest first: (offset behind the run, oldest
+    /// commit time of its records in Unix ms).
     runs: VecDeque<(u64, UnixMillis)>,
     /// Everything committed before this time (Unix ms) is durable and visible; `None` if unknown.
     visible: Option<UnixMillis>,
@@ -79,6 +79,16 @@ impl Progress {
             .unwrap_or_default()
     }
 
+    /// Notes what proves the identity of each partition: the positions of
+    /// [`Progress::done`] carry it.
+    pub(crate) fn set_anchors(&mut self, anchors: BTreeMap<Partition, Anchor>) {
+        for (partition, anchor) in anchors {
+            if let Some(known) = self.partitions.get_mut(&partition) {
+                known.read.anchor = Some(anchor);
+            }
+        }
+    }
+
     /// Moves the read positions behind a polled batch.
     pub(crate) fn read(&mut self, records: &[BusRecord]) {
         for record in records {
@@ -90,8 +100,9 @@ impl Progress {
             match known.runs.back_mut() {
                 // One entry per 100 records is exact enough for a lag in milliseconds and keeps the
                 // memory small.
-                Some((end, _)) if record.offset + 1 > *end && record.offset % 100 != 0 => {
-                    *end = record.offset + 1
+                Some((end, at)) if record.offset + 1 > *end && record.offset % 100 != 0 => {
+                    *end = record.offset + 1;
+                    *at = record.at.min(*at);
                 }
                 _ => known.runs.push_back((record.offset + 1, record.at)),
             }
@@ -106,7 +117,8 @@ impl Progress {
             .iter()
             .map(|(p, known)| {
                 let held = unfinished.get(p).filter(|w| w.next < known.read.next);
-                (*p, held.cloned().unwrap_or_else(|| known.read.clone()))
+                let at = held.cloned().unwrap_or_else(|| known.read.clone());
+                (*p, BusPosition { anchor: known.read.anchor, ..at })
             })
             .collect()
     }
@@ -135,8 +147,9 @@ impl Progress {
         moved
     }
 
-    /// Computes per partition the commit time before which everything is visible. It never moves
-    /// back.
+    /// Computes per partition the commit time before which everything is visible. The newest
+    /// reached watermark decides, also one that is older than an earlier one: then a clock was put
+    /// back, and the earlier one said too much.
     pub(crate) fn visible(
         &mut self,
         durable: &Positions,
@@ -147,17 +160,14 @@ impl Progress {
             let next = durable.get(partition).map_or(0, |p| p.next);
             let reached = |w: &&Watermark| next >= w.next || w.next <= 1;
             let of_partition = watermarks.get(partition).map_or(&[][..], Vec::as_slice);
-            // The oldest record that is not durable was committed at this time; everything
-            // committed before it is done.
-            let before_the_first =
-                known.runs.front().map(|(_, at)| *at).filter(|_| !of_partition.is_empty());
-            let now = of_partition
-                .iter()
-                .rev()
-                .find(reached)
-                .map(|w| w.complete_through)
-                .or(before_the_first);
-            known.visible = now.max(known.visible);
+            // Everything committed before the oldest record that is not durable is done, as far as
+            // some watermark says that all of it was read: a different cluster may be far behind.
+            let oldest_undone = known.runs.iter().map(|(_, at)| *at).min();
+            let before_the_first = oldest_undone
+                .zip(of_partition.last())
+                .map(|(at, newest)| at.min(newest.complete_through));
+            let proven = of_partition.iter().rev().find(reached).map(|w| w.complete_through);
+            known.visible = proven.or_else(|| known.visible.max(before_the_first));
             if let Some(at) = known.visible {
                 visible.insert(*partition, at);
             }

@@ -109,7 +109,7 @@ impl RetryQueue {
         for delayed in self.delayed.values() {
             let record = &delayed.pending.record;
             let publisher_epochs = delayed.pending.publisher_epochs.clone();
-            let here = BusPosition { next: record.offset, publisher_epochs };
+            let here = BusPosition { next: record.offset, publisher_epochs, anchor: None };
             let known = oldest.entry(record.partition).or_insert_with(|| here.clone());
             if here.next < known.next {
                 *known = here;

@@ -10,7 +10,8 @@ use tokio::sync::{mpsc, oneshot};
 use super::context::Context;
 use super::engine::Engine;
 use super::state::{
-    ConsumerSnapshot, ReplayOutcome, ReplayRequest, Request, RuntimeOptions, SharedState,
+    ConsumerProblem, ConsumerSnapshot, ReplayOutcome, ReplayRequest, Request, RuntimeOptions,
+    SharedState,
 };
 use crate::bus::{Bus, BusRecord, ConsumerGroup, Partition};
 use crate::sink::Sink;
@@ -55,6 +56,11 @@ impl Consumer {
     /// Its observable state.
     pub fn status(&self) -> ConsumerSnapshot {
         self.shared.snapshot()
+    }
+
+    /// Why nothing newer becomes visible; `None` while all is well.
+    pub fn problem(&self) -> Option<ConsumerProblem> {
+        self.shared.problem()
     }
 
     /// Lets the dead letters of a storm be written for a minute: an operator has looked, and the

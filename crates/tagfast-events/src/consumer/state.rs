@@ -1,7 +1,7 @@
 //! Options and states of a consumer, and what its handle and its loop exchange.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -77,8 +77,9 @@ impl ConsumerState {
 pub struct ConsumerSnapshot {
     /// What it is doing.
     pub state: ConsumerState,
-    /// Seconds from commit to durable and visible, now.
-    pub lag_seconds: f64,
+    /// Seconds from commit to durable and visible, now; `None` before anything was proven about
+    /// every partition.
+    pub lag_seconds: Option<f64>,
     /// Records parked since it started.
     pub parked: u64,
     /// Whether it has applied everything on the bus once since its start or its last rebuild.
@@ -89,6 +90,15 @@ pub struct ConsumerSnapshot {
     pub rebuilt: u64,
     /// Whether a dead-letter storm holds parking back.
     pub storm: bool,
+}
+
+/// Why a consumer does not get nearer to what is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConsumerProblem {
+    /// Since when, Unix ms.
+    pub since: UnixMillis,
+    /// What is wrong, with partitions and clusters, and what to do.
+    pub text: String,
 }
 
 /// Outcome of replaying one dead letter.
@@ -109,11 +119,16 @@ pub enum ReplayOutcome {
     NotHere,
 }
 
+/// Stands for the time through which everything is visible before it is known.
+const NOTHING_PROVEN: UnixMillis = UnixMillis::MIN;
+
 /// State that a consumer's loop writes and its handle reads.
 pub(crate) struct SharedState {
     pub(super) state: Mutex<ConsumerState>,
-    /// Everything committed before this time (Unix ms) is visible.
-    visible: AtomicU64,
+    /// Everything committed before this time (Unix ms) is visible; [`NOTHING_PROVEN`] before the
+    /// first proof.
+    visible: AtomicI64,
+    problem: Mutex<Option<ConsumerProblem>>,
     pub(super) parked: AtomicU64,
     pub(super) applied: AtomicU64,
     pub(super) rebuilt: AtomicU64,
@@ -128,8 +143,8 @@ impl SharedState {
     pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
         Self {
             state: Mutex::new(ConsumerState::Starting),
-            // Before the first watermark the consumer claims nothing older than its start.
-            visible: AtomicU64::new(clock.now_ms().max(0).unsigned_abs()),
+            visible: AtomicI64::new(NOTHING_PROVEN),
+            problem: Mutex::default(),
             parked: AtomicU64::new(0),
             applied: AtomicU64::new(0),
             rebuilt: AtomicU64::new(0),
@@ -155,15 +170,29 @@ impl SharedState {
     }
 
     pub(super) fn set_visible(&self, at: UnixMillis) {
-        self.visible.store(at.unsigned_abs(), Ordering::Relaxed);
+        self.visible.store(at, Ordering::Relaxed);
+    }
+
+    /// Notes why nothing newer becomes visible; the time when it began is kept.
+    pub(super) fn set_problem(&self, text: Option<String>) {
+        let mut problem = self.problem.lock();
+        let since = problem.as_ref().map(|known| known.since);
+        *problem = text.map(|text| ConsumerProblem {
+            since: since.unwrap_or_else(|| self.clock.now_ms()),
+            text,
+        });
+    }
+
+    pub(super) fn problem(&self) -> Option<ConsumerProblem> {
+        self.problem.lock().clone()
     }
 
     pub(super) fn snapshot(&self) -> ConsumerSnapshot {
-        let visible = self.visible.load(Ordering::Relaxed) as i64;
-        let lag_ms = (self.clock.now_ms() - visible).max(0);
+        let visible = self.visible.load(Ordering::Relaxed);
+        let lag_ms = self.clock.now_ms().saturating_sub(visible).max(0);
         ConsumerSnapshot {
             state: *self.state.lock(),
-            lag_seconds: lag_ms as f64 / 1000.0,
+            lag_seconds: (visible != NOTHING_PROVEN).then_some(lag_ms as f64 / 1000.0),
             parked: self.parked.load(Ordering::Relaxed),
             caught_up: self.caught_up.load(Ordering::Relaxed),
             applied: self.applied.load(Ordering::Relaxed),

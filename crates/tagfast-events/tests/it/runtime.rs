@@ -74,17 +74,18 @@ async fn the_lag_is_true() {
     let consumer = spawn(&bus, &sink, &clock);
     until("idle for a minute", Duration::from_secs(61), || sink.state().visible > BASE + 60_000)
         .await;
-    assert!(consumer.status().lag_seconds < 0.2, "{}", consumer.status().lag_seconds);
+    let lag = consumer.status().lag_seconds;
+    assert!(lag.is_some_and(|lag| lag < 0.2), "{lag:?}");
     sink.state().down = true;
     bus.publish(&event("a", 1, 1));
     let stuck = sink.state().visible;
     until("stuck for ten seconds", Duration::from_secs(20), || {
-        consumer.status().lag_seconds > 10.0
+        consumer.status().lag_seconds > Some(10.0)
     })
     .await;
     assert!(sink.state().visible <= stuck + 100, "nothing became visible meanwhile");
     sink.state().down = false;
-    until("back", Duration::from_secs(20), || consumer.status().lag_seconds < 0.2).await;
+    until("back", Duration::from_secs(20), || consumer.status().lag_seconds < Some(0.2)).await;
     consumer.stop().await;
 }
 
@@ -134,5 +135,80 @@ async fn a_slow_key_does_not_stop_the_others() {
     })
     .await;
     assert!(bus.state().dead_letters.is_empty());
+    consumer.stop().await;
+}
+
+/// The topic is made again under a running consumer: the sink is rebuilt, keeps its partitions, and
+/// gets what is published from then on. The age that it shows goes on only with what was proven.
+#[tokio::test(start_paused = true)]
+async fn a_topic_that_was_made_again_is_rebuilt_and_goes_on() {
+    let clock = VirtualClock::new();
+    let (bus, sink) = (MemoryBus::new(2, &clock), ScriptedSink::willing());
+    (0..20).for_each(|n| {
+        bus.publish(&event(&format!("c{n}"), 1, 1));
+    });
+    let consumer = spawn(&bus, &sink, &clock);
+    until("caught up", Duration::from_secs(5), || consumer.status().caught_up).await;
+    let owned = sink.state().owned.clone();
+    assert_eq!(owned.len(), 2);
+    bus.state().recreate(true);
+    // As many as before, so that no offset is out of range.
+    (0..20).for_each(|n| {
+        bus.publish(&event(&format!("d{n}"), 1, 1));
+    });
+    until("rebuilt", Duration::from_secs(5), || sink.state().rebuilds == 1).await;
+    until("the partitions are its own", Duration::from_secs(5), || sink.state().owned == owned)
+        .await;
+    bus.publish(&event("after", 1, 1));
+    let after = event("after", 1, 1).key;
+    until("it goes on", Duration::from_secs(5), || sink.state().applied.contains_key(&after)).await;
+    until("no problem is left", Duration::from_secs(5), || consumer.problem().is_none()).await;
+    assert_eq!(sink.state().rebuilds, 1);
+    consumer.stop().await;
+}
+
+/// A topic that was made again while nobody read it, and is longer than the positions.
+#[tokio::test(start_paused = true)]
+async fn a_start_beyond_a_topic_that_was_made_again_is_a_rebuild() {
+    let clock = VirtualClock::new();
+    let (bus, sink) = (MemoryBus::new(1, &clock), ScriptedSink::willing());
+    (0..5).for_each(|n| {
+        bus.publish(&event(&format!("c{n}"), 1, 1));
+    });
+    let consumer = spawn(&bus, &sink, &clock);
+    until("caught up", Duration::from_secs(5), || consumer.status().caught_up).await;
+    consumer.stop().await;
+    bus.state().recreate(false);
+    (0..50).for_each(|n| {
+        bus.publish(&event(&format!("d{n}"), 1, 1));
+    });
+    let consumer = spawn(&bus, &sink, &clock);
+    until("rebuilt", Duration::from_secs(5), || sink.state().rebuilds == 1).await;
+    consumer.stop().await;
+}
+
+/// What the bus or the sink lacks is told with the time since when, and ends with its cause.
+#[tokio::test(start_paused = true)]
+async fn what_is_wrong_is_told_with_its_beginning() {
+    let clock = VirtualClock::new();
+    let (bus, sink) = (MemoryBus::new(1, &clock), ScriptedSink::willing());
+    bus.state().down = true;
+    let consumer = spawn(&bus, &sink, &clock);
+    assert_eq!(consumer.status().lag_seconds, None, "nothing is proven yet");
+    let told = |text: &str| consumer.problem().is_some_and(|problem| problem.text.contains(text));
+    until("the bus", Duration::from_secs(5), || told("the bus is down")).await;
+    let since = consumer.problem().expect("a problem").since;
+    assert!((BASE..BASE + 1000).contains(&since), "{since}");
+    assert_eq!(consumer.status().lag_seconds, None);
+    bus.state().down = false;
+    until("all is well", Duration::from_secs(10), || consumer.problem().is_none()).await;
+    bus.state().problem = Some("no heartbeat of cluster c1".to_owned());
+    until("the feed", Duration::from_secs(5), || told("cluster c1")).await;
+    bus.state().problem = None;
+    sink.state().down = true;
+    bus.publish(&event("a", 1, 1));
+    until("the sink", Duration::from_secs(5), || told("the sink is down")).await;
+    sink.state().down = false;
+    until("all is well again", Duration::from_secs(10), || consumer.problem().is_none()).await;
     consumer.stop().await;
 }

@@ -12,6 +12,7 @@
 mod error;
 mod merge_partition;
 mod publisher;
+mod publisher_health;
 mod reader;
 mod scripts;
 

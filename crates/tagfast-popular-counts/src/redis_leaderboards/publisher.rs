@@ -22,6 +22,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::error::LeaderboardError;
 use super::merge_partition::merge_partition;
+use super::publisher_health::PublisherHealth;
 use super::scripts::{MERGE_SCRIPT, PUSH_SCRIPT, STAMP_SCRIPT, TAKE_DIRTY_SCRIPT};
 use crate::counts::PopularCounts;
 use crate::metrics::LEADERBOARDS_UP;
@@ -37,7 +38,10 @@ const MERGE_BATCH_MAX: usize = 200;
 
 /// Keeps the leaderboards in the state Redis up to date with the counts of this process. Dropping
 /// it ends the publishing.
-pub struct LeaderboardPublisher(BackgroundTask);
+pub struct LeaderboardPublisher {
+    task: BackgroundTask,
+    health: Arc<PublisherHealth>,
+}
 
 struct Publisher {
     counts: Arc<PopularCounts>,
@@ -47,6 +51,7 @@ struct Publisher {
     /// Identity of the Redis that holds the claims; `None` before the first round.
     generation: Option<String>,
     outage: OutageLog,
+    health: Arc<PublisherHealth>,
 }
 
 impl LeaderboardPublisher {
@@ -54,8 +59,16 @@ impl LeaderboardPublisher {
     /// `partitions` is the number of the bus's partitions.
     pub fn spawn(counts: Arc<PopularCounts>, redis: Arc<Redis>, partitions: u16) -> Self {
         let outage = OutageLog::new("writing the leaderboards");
-        let mut publisher = Publisher { counts, redis, partitions, generation: None, outage };
-        Self(BackgroundTask::spawn("leaderboards", async move |stop: StopSignal| {
+        let health = Arc::new(PublisherHealth::new());
+        let mut publisher = Publisher {
+            counts,
+            redis,
+            partitions,
+            generation: None,
+            outage,
+            health: Arc::clone(&health),
+        };
+        let task = BackgroundTask::spawn("leaderboards", async move |stop: StopSignal| {
             let mut due = tokio::time::interval(PUSH_INTERVAL);
             due.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
@@ -66,13 +79,20 @@ impl LeaderboardPublisher {
                 }
                 publisher.round().await;
             }
-        }))
+        });
+        Self { task, health }
+    }
+
+    /// Why the leaderboards are not up to date with the counts of all processes; `None` while they
+    /// are.
+    pub fn problem(&self) -> Option<String> {
+        self.health.problem()
     }
 
     /// Ends the publishing and waits for its task.
     pub async fn stop(&self) {
         // The task logs its own panic.
-        let _ = self.0.stop().await;
+        let _ = self.task.stop().await;
     }
 }
 
@@ -81,10 +101,12 @@ impl Publisher {
         match self.publish().await {
             Ok(()) => {
                 gauge!(LEADERBOARDS_UP).set(1.0);
+                self.health.published();
                 self.outage.recovered();
             }
             Err(error) => {
                 gauge!(LEADERBOARDS_UP).set(0.0);
+                self.health.failed(&error);
                 self.redis.report_failure();
                 self.outage.failed(&error);
             }
@@ -117,14 +139,16 @@ impl Publisher {
                 }
             }
         }
+        let mut oldest = None;
         for partition in owned.partitions() {
             let Some(claim) = owned.claim(partition) else { continue };
             match self.merge(&mut connection, partition, &claim).await {
-                Ok(()) => {}
+                Ok(found) => oldest = Some(found),
                 Err(LeaderboardError::Fenced) => owned.unclaim(partition),
                 Err(error) => return Err(error),
             }
         }
+        self.health.note_oldest(oldest, counts.clock.now_ms());
         Ok(())
     }
 
@@ -195,13 +219,14 @@ impl Publisher {
         stamp(connection, &owner, &claim, keys::PUSHED_THROUGH, partition, push.visible).await
     }
 
-    /// Merges the leaderboards of the tenants whose merge partition is this one.
+    /// Merges the leaderboards of the tenants whose merge partition is this one. Returns the
+    /// partition with the oldest counts, as [`oldest_push`].
     async fn merge(
         &self,
         connection: &mut MultiplexedConnection,
         partition: Partition,
         claim: &str,
-    ) -> Result<(), LeaderboardError> {
+    ) -> Result<(Partition, Option<UnixMillis>), LeaderboardError> {
         // Read first: the leaderboards may lack counts that are pushed meanwhile.
         let pushed: HashMap<String, String> =
             AsyncTypedCommands::hgetall(connection, keys::PUSHED_THROUGH).await?;
@@ -221,14 +246,12 @@ impl Publisher {
                 }
             }
         }
-        let through: Vec<UnixMillis> = pushed.values().filter_map(|at| at.parse().ok()).collect();
-        match through.iter().min() {
-            Some(oldest) if through.len() == usize::from(self.partitions) => {
-                stamp(connection, &owner, claim, keys::MERGED_THROUGH, partition, *oldest).await
-            }
-            // A partition is not pushed yet: the leaderboards keep their age.
-            _ => Ok(()),
+        let oldest = oldest_push(&pushed, self.partitions);
+        // While a partition is not pushed yet, the leaderboards keep their age.
+        if let (_, Some(at)) = oldest {
+            stamp(connection, &owner, claim, keys::MERGED_THROUGH, partition, at).await?;
         }
+        Ok(oldest)
     }
 
     async fn merge_tags(
@@ -277,6 +300,18 @@ impl Publisher {
     }
 }
 
+/// The partition whose counts were pushed through the oldest time, and that time; `None` if one was
+/// never pushed. Partitions that the bus does not have (their number was a different one) count
+/// nothing.
+fn oldest_push(
+    pushed: &HashMap<String, String>,
+    partitions: u16,
+) -> (Partition, Option<UnixMillis>) {
+    let through = |n: u16| pushed.get(&n.to_string()).and_then(|at| at.parse().ok());
+    let all = (0..partitions).map(|n| (Partition(n), through(n)));
+    all.min_by_key(|(_, at)| *at).unwrap_or((Partition(0), None))
+}
+
 async fn read_counts<T: Send + 'static>(
     work: impl FnOnce() -> rusqlite::Result<T> + Send + 'static,
 ) -> Result<T, LeaderboardError> {
@@ -316,6 +351,17 @@ fn decode_count(value: &str) -> Option<(u64, First)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_partition_of_the_bus_and_no_other_decides_how_far_the_leaderboards_are() {
+        let mut pushed: HashMap<String, String> =
+            [("0", "70"), ("1", "50"), ("2", "60")].map(|(p, at)| (p.into(), at.into())).into();
+        assert_eq!(oldest_push(&pushed, 3), (Partition(1), Some(50)));
+        assert_eq!(oldest_push(&pushed, 4), (Partition(3), None), "never pushed");
+        // Left by a time when there were more partitions.
+        pushed.insert("3".to_owned(), "1".to_owned());
+        assert_eq!(oldest_push(&pushed, 3), (Partition(1), Some(50)));
+    }
 
     #[test]
     fn encoded_counts_are_decoded_unchanged() {

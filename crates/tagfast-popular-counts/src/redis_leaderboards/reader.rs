@@ -33,6 +33,9 @@ use super::merge_partition::merge_partition;
 
 /// Minimum interval between reads of a tenant's leaderboards.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
+/// How long an older state of Redis is not shown: its owners fill it again meanwhile. Longer only
+/// when a clock was put back, which makes newer states look older.
+const REFILL_TIME_MAX: Duration = Duration::from_secs(10);
 /// How long Redis is ejected after a failure: no request waits for it meanwhile.
 const EJECTION: Duration = Duration::from_secs(1);
 /// Maximum number of tenants with cached leaderboards.
@@ -52,6 +55,8 @@ struct CachedLeaderboards {
     changed_at: Option<String>,
     as_of: UnixMillis,
     read_at: Instant,
+    /// Since when Redis holds less than this; `None` if it does not.
+    ahead_since: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -182,16 +187,26 @@ impl LeaderboardReader {
         let read_at = Instant::now();
         let mut connection = self.redis.connection()?;
         // `as_of` is read before the leaderboards, which can only be newer than it claims.
-        let known_as_of = known.map_or(0, |read| read.as_of);
-        // A Redis that was just emptied holds no time; `as_of` never goes back.
-        let as_of = self.merged_through(&mut connection, tenant).await?.max(known_as_of);
+        let as_of = self.merged_through(&mut connection, tenant).await?;
         let changed_at =
             AsyncTypedCommands::get(&mut connection, keys::leaderboard_version(tenant.as_str()))
                 .await?;
-        if let Some(known) = known
-            && (known.changed_at == changed_at || changed_at.is_none())
-        {
-            return Ok(CachedLeaderboards { as_of, read_at, ..known.clone() });
+        if let Some(known) = known {
+            // A Redis that was emptied, or restored from an older copy, is filled again within
+            // seconds. Until then what was read before answers, and gets older.
+            let ahead_since = known.ahead_since.unwrap_or(read_at);
+            if as_of < known.as_of && read_at.duration_since(ahead_since) < REFILL_TIME_MAX {
+                let ahead_since = Some(ahead_since);
+                return Ok(CachedLeaderboards { read_at, ahead_since, ..known.clone() });
+            }
+            if known.changed_at == changed_at && as_of >= known.as_of {
+                return Ok(CachedLeaderboards {
+                    as_of,
+                    read_at,
+                    ahead_since: None,
+                    ..known.clone()
+                });
+            }
         }
         let mut pipe = redis::pipe();
         for window in Window::ALL {
@@ -211,7 +226,7 @@ impl LeaderboardReader {
             build_snapshot(&names, &displays, &scores, stop)
         });
         let snapshot = Arc::new(snapshot.await?);
-        Ok(CachedLeaderboards { snapshot, changed_at, as_of, read_at })
+        Ok(CachedLeaderboards { snapshot, changed_at, as_of, read_at, ahead_since: None })
     }
 
     /// Every write committed before this time (Unix ms) is on the tenant's leaderboards.

@@ -80,6 +80,7 @@ pub(crate) fn positions(next: u64) -> Positions {
                 BusPosition {
                     next,
                     publisher_epochs: tagfast_events::PublisherEpochs::embedded(1),
+                    anchor: None,
                 },
             )
         })

@@ -102,7 +102,16 @@ impl Owner {
         let missing: Positions = partitions
             .iter()
             .filter(|p| !known.contains_key(p))
-            .map(|p| (*p, BusPosition { next: 1, publisher_epochs: PublisherEpochs::embedded(1) }))
+            .map(|p| {
+                (
+                    *p,
+                    BusPosition {
+                        next: 1,
+                        publisher_epochs: PublisherEpochs::embedded(1),
+                        anchor: None,
+                    },
+                )
+            })
             .collect();
         if !missing.is_empty() {
             self.counts.rebuild(RebuildRequest::new(&missing, EPOCH)).await.expect("it is counted");

@@ -126,7 +126,7 @@ pub(crate) async fn options() -> OpenSearchOptions {
 pub(crate) fn positions(next: u64) -> Positions {
     Positions::from([(
         Partition(0),
-        BusPosition { next, publisher_epochs: PublisherEpochs::embedded(1) },
+        BusPosition { next, publisher_epochs: PublisherEpochs::embedded(1), anchor: None },
     )])
 }
 

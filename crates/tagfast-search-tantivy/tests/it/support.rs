@@ -38,7 +38,11 @@ pub(crate) fn options() -> TantivyOptions {
 pub(crate) fn positions(next: u64) -> Positions {
     Positions::from([(
         Partition(0),
-        BusPosition { next, publisher_epochs: tagfast_events::PublisherEpochs::embedded(1) },
+        BusPosition {
+            next,
+            publisher_epochs: tagfast_events::PublisherEpochs::embedded(1),
+            anchor: None,
+        },
     )])
 }
 

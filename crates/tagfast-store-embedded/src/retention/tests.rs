@@ -191,7 +191,11 @@ async fn positions_go_on_after_retention_emptied_the_table_and_a_restart() {
     let at = |next| {
         Positions::from([(
             tagfast_events::Partition(0),
-            BusPosition { next, publisher_epochs: tagfast_events::PublisherEpochs::embedded(0) },
+            BusPosition {
+                next,
+                publisher_epochs: tagfast_events::PublisherEpochs::embedded(0),
+                anchor: None,
+            },
         )])
     };
     let mut consumer = begin_at(store.bus().as_ref(), ConsumerGroup("indexer"), &at(6))

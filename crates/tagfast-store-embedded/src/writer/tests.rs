@@ -135,7 +135,11 @@ fn full_durability_is_back_after_offsets_alone() {
     assert_eq!(synchronous(&f), 2);
     let offsets = BTreeMap::from([(
         ConsumerGroup("g"),
-        BusPosition { next: 5, publisher_epochs: tagfast_events::PublisherEpochs::embedded(1) },
+        BusPosition {
+            next: 5,
+            publisher_epochs: tagfast_events::PublisherEpochs::embedded(1),
+            anchor: None,
+        },
     )]);
     f.writer.run_batch(Batch { offsets, ..Batch::default() });
     assert_eq!((synchronous(&f), f.count("bus_offset")), (2, 1));

@@ -21,6 +21,7 @@ fn after(records: &[BusRecord]) -> Positions {
             BusPosition {
                 next: r.offset + 1,
                 publisher_epochs: tagfast_events::PublisherEpochs::embedded(r.publisher_epoch.0),
+                anchor: None,
             },
         );
     }

@@ -66,6 +66,7 @@ impl StoreHarness for Harness {
                     publisher_epochs: tagfast_events::PublisherEpochs::embedded(
                         record.publisher_epoch.0,
                     ),
+                    anchor: None,
                 },
             );
             published.1.push(decode(&record.payload).expect("an event"));

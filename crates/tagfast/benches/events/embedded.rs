@@ -93,8 +93,8 @@ pub(crate) async fn run(backlog: u64) -> Vec<Value> {
     while began.elapsed() < Duration::from_secs(SECONDS) {
         ticks.tick().await;
         write(&store, &next, PACE / 20).await;
-        worst =
-            consumers.iter().map(|consumer| consumer.status().lag_seconds).fold(worst, f64::max);
+        let lags = consumers.iter().filter_map(|consumer| consumer.status().lag_seconds);
+        worst = lags.fold(worst, f64::max);
     }
     let written = next.load(Ordering::Relaxed) as f64;
     let rate = written * TAGS as f64 / began.elapsed().as_secs_f64();

@@ -34,7 +34,7 @@ pub(crate) async fn run(
     let (down, mut worst) = (Instant::now(), 0.0f64);
     while down.elapsed() < Duration::from_secs(seconds) {
         pause(1000).await;
-        let lag = consumer.status().lag_seconds;
+        let lag = consumer.status().lag_seconds.unwrap_or(f64::INFINITY);
         // Everything committed since it went down waits; the gauge is right to about a second.
         worst = worst.max((lag - down.elapsed().as_secs_f64()).abs());
     }
@@ -43,7 +43,7 @@ pub(crate) async fn run(
         pause(200).await;
     }
     let (back, before) = (Instant::now(), consumer.status().applied);
-    while consumer.status().lag_seconds > 2.0 {
+    while consumer.status().lag_seconds.is_none_or(|lag| lag > 2.0) {
         pause(50).await;
     }
     let (took, applied) =

@@ -338,9 +338,10 @@ impl Operations for ClusterOperations {
     fn degraded(&self) -> Vec<(String, String)> {
         let index = self.index.iter().filter_map(|index| index.problem());
         let index = index.map(|problem| ("search".to_owned(), problem.full_text()));
+        let feeds = self.pipeline.iter().flat_map(EventPipeline::problems);
         let store = self.store.status().into_iter().flat_map(degraded);
         let parts = store.chain(self.cache.degraded()).chain(self.credentials.degraded());
-        parts.chain(index).collect()
+        parts.chain(index).chain(feeds).collect()
     }
 
     async fn status(&self) -> StatusReport {

@@ -153,6 +153,17 @@ impl EventPipeline {
         })
     }
 
+    /// Why search or popular tags do not get nearer to what is written: (feature, reason).
+    pub(super) fn problems(&self) -> Vec<(String, String)> {
+        let leaderboards = self.publishers.leaderboards.as_ref();
+        let leaderboards = leaderboards.and_then(LeaderboardPublisher::problem);
+        let mut problems = self.consumers.problems();
+        problems.extend(leaderboards.map(|problem| ("popular".to_owned(), problem)));
+        let progress = self.publishers.progress.as_ref().and_then(SharedProgress::problem);
+        problems.extend(progress.map(|problem| ("search".to_owned(), problem)));
+        problems
+    }
+
     /// Stops the dead-letter tasks, then the consumers (which make their state durable), then what
     /// publishes their progress, and the bus last.
     pub(super) async fn stop(&self) {

@@ -1,7 +1,8 @@
 //! The event bus of a cluster on Kafka. Only builds with the feature `kafka` have it.
 //!
 //! How it fails: topics that this node may not use, or that have a different number of
-//! partitions, are refused at the start. A broker that does not answer does not fail the start:
+//! partitions, are refused at the start; while the node runs they are named, and neither written
+//! nor read. A broker that does not answer does not fail the start:
 //! events wait in the outbox, and the topics are checked in the background until they are right.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -77,6 +78,7 @@ pub(super) async fn connect(
             Some(check_topics_later(&bus))
         }
     };
+    bus.watch_topics();
     Ok(Arc::new(KafkaEvents { bus, topic_check, ingest: OnceLock::new() }))
 }
 

@@ -61,6 +61,10 @@ impl Sink for TracedSink {
         self.0.advance(positions).await
     }
 
+    fn rebuilds_in_parts(&self) -> bool {
+        self.0.rebuilds_in_parts()
+    }
+
     async fn rebuild(&self, request: RebuildRequest<'_>) -> Result<(), SinkError> {
         self.0.rebuild(request).await
     }

@@ -3,6 +3,7 @@
 
 mod apart;
 mod events;
+mod feeds;
 mod index;
 mod readiness;
 mod rotation;

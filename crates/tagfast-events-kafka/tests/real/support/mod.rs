@@ -3,8 +3,13 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use parking_lot::MutexGuard;
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use tagfast_domain::{
     ContentKey, EpochOrdinal, Tag, Tagging, TaggingsEvent, UnixMillis, UserId, Version,
 };
@@ -13,6 +18,7 @@ use tagfast_events::{Bus, Consumer, Partition, RuntimeOptions, Sink};
 use tagfast_events_kafka::{KafkaBus, KafkaOptions, Security};
 use tagfast_resilience::{Clock, SystemClock, task};
 use tagfast_testkit::stack::{SharedStack, Stack, StackOptions};
+use tagfast_testkit::wait_for_condition_async;
 use tokio::sync::{RwLock, RwLockReadGuard};
 
 pub(crate) const CLUSTER: &str = "c0";
@@ -53,6 +59,31 @@ pub(crate) async fn bus(options: &KafkaOptions) -> Arc<KafkaBus> {
     let bus = KafkaBus::new(options.clone()).expect("the settings are fine");
     bus.check_topics().await.expect("the topics are made");
     bus
+}
+
+/// A client of the broker that is not part of the bus.
+pub(crate) fn admin() -> AdminClient<DefaultClientContext> {
+    ClientConfig::new().set("bootstrap.servers", brokers().join(",")).create().expect("a client")
+}
+
+/// Deletes the topic of events; returns when the broker no longer lists it.
+pub(crate) async fn delete_topic(options: &KafkaOptions) {
+    let results = admin().delete_topics(&[&options.topic], &AdminOptions::new()).await;
+    results.expect("a reply").into_iter().for_each(|result| drop(result.expect("deleted")));
+    let topic = options.topic.clone();
+    wait_for_condition_async("the topic is gone", Duration::from_secs(30), || async {
+        let name = topic.clone();
+        let listed = task::blocking(move || {
+            let client: BaseConsumer = ClientConfig::new()
+                .set("bootstrap.servers", brokers().join(","))
+                .create()
+                .expect("a client");
+            let all = client.fetch_metadata(None, Duration::from_secs(5)).expect("metadata");
+            all.topics().iter().any(|known| known.name() == name)
+        });
+        if listed.await.expect("no panic") { Err("it is listed") } else { Ok(()) }
+    })
+    .await;
 }
 
 /// Tests that need a working broker hold it shared; tests that break the broker hold it alone.

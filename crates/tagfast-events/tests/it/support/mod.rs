@@ -10,9 +10,10 @@ use tagfast_domain::{
     ContentKey, EpochId, EpochOrdinal, TagName, Tagging, TaggingsEvent, UserId, Version,
 };
 use tagfast_events::{
-    Bus, BusConsumer, BusError, BusPosition, BusRecord, Consumer, ConsumerGroup, DeadLetter,
-    Partition, PollResult, Positions, RebuildRequest, RecordKind, RecordVerdict, RuntimeOptions,
-    Sink, SinkError, SinkRecord, Start, VisibleThrough, Watermark, encode,
+    Anchor, Bus, BusConsumer, BusError, BusPosition, BusRecord, Consumer, ConsumerGroup,
+    Continuity, DeadLetter, Partition, PartitionFacts, PollResult, Positions, RebuildRequest,
+    RecordKind, RecordVerdict, RuntimeOptions, Sink, SinkError, SinkRecord, Start, VisibleThrough,
+    Watermark, encode,
 };
 use tagfast_resilience::Clock;
 use tokio::sync::watch;
@@ -57,6 +58,40 @@ pub(crate) struct BusState {
     pub(crate) released: Vec<Partition>,
     pub(crate) refuse_park: bool,
     pub(crate) down: bool,
+    /// How often the topic was made again.
+    incarnation: u32,
+    /// Whether the next poll finds out that it was.
+    replaced: bool,
+    /// What the feed says is missing.
+    pub(crate) problem: Option<String>,
+}
+
+impl BusState {
+    /// The anchor at an offset; `None` if no record is there.
+    fn anchor(&self, partition: Partition, offset: u64) -> Option<Anchor> {
+        let record = self.records.get(&partition)?.iter().find(|r| r.offset == offset)?;
+        let fingerprint = record.version.packed() ^ u64::from(self.incarnation) << 32;
+        Some(Anchor { offset, fingerprint })
+    }
+
+    fn continuity(&self, partition: Partition, position: Option<&BusPosition>) -> Continuity {
+        match position.or_else(|| self.committed.get(&partition)).and_then(|p| p.anchor) {
+            None if self.incarnation == 0 => Continuity::Proven,
+            None => Continuity::Unknown,
+            Some(anchor) if self.anchor(partition, anchor.offset) == Some(anchor) => {
+                Continuity::Proven
+            }
+            Some(_) => Continuity::Broken,
+        }
+    }
+
+    /// The topic is deleted and made again; `seen`: a member finds out by its next poll.
+    pub(crate) fn recreate(&mut self, seen: bool) {
+        self.records.clear();
+        self.committed.clear();
+        self.incarnation += 1;
+        self.replaced = seen;
+    }
 }
 
 impl MemoryBus {
@@ -131,11 +166,14 @@ impl Bus for MemoryBus {
     async fn ends(&self) -> Result<Positions, BusError> {
         let state = self.state();
         let end = |p| {
+            let next = Self::next(&state, p);
+            let anchor = state.anchor(p, next - 1);
             (
                 p,
                 BusPosition {
-                    next: Self::next(&state, p),
+                    next,
                     publisher_epochs: tagfast_events::PublisherEpochs::embedded(0),
+                    anchor,
                 },
             )
         };
@@ -174,9 +212,13 @@ impl BusConsumer for MemoryConsumer {
             }
             self.wake.borrow_and_update();
             {
-                let state = self.bus.state();
+                let mut state = self.bus.state();
                 if state.down {
                     return Err(BusError::unavailable("the bus is down".to_owned()));
+                }
+                if std::mem::take(&mut state.replaced) {
+                    let partition = Partition(0);
+                    return Err(BusError::Replaced { group: self.group, partition });
                 }
                 let mut polled = Vec::new();
                 for (partition, next) in &mut self.next {
@@ -199,6 +241,37 @@ impl BusConsumer for MemoryConsumer {
                 return Ok(PollResult::Records(Vec::new()));
             }
         }
+    }
+
+    async fn inspect(
+        &mut self,
+        partitions: &[Partition],
+        positions: &Positions,
+    ) -> Result<BTreeMap<Partition, PartitionFacts>, BusError> {
+        let state = self.bus.state();
+        if state.down {
+            return Err(BusError::unavailable("the bus is down".to_owned()));
+        }
+        let facts = |partition: &Partition| {
+            let first = state.retained.get(partition).copied().unwrap_or(0);
+            let committed = state.committed.get(partition).cloned();
+            let end = MemoryBus::next(&state, *partition);
+            let continuity = state.continuity(*partition, positions.get(partition));
+            (*partition, PartitionFacts { first, end, committed, continuity })
+        };
+        Ok(partitions.iter().map(facts).collect())
+    }
+
+    fn anchors(&self) -> BTreeMap<Partition, Anchor> {
+        let state = self.bus.state();
+        let anchor = |(partition, next): (&Partition, &u64)| {
+            Some((*partition, state.anchor(*partition, next.checked_sub(1)?)?))
+        };
+        self.next.iter().filter_map(anchor).collect()
+    }
+
+    fn feed_problem(&self) -> Option<String> {
+        self.bus.state().problem.clone()
     }
 
     async fn start(
@@ -272,6 +345,8 @@ pub(crate) struct SinkState {
     pub(crate) down: bool,
     pub(crate) rebuilds: u32,
     pub(crate) closed: bool,
+    /// The partitions that belong to it: those that were started and not ended.
+    pub(crate) owned: BTreeSet<Partition>,
     pub(crate) visible: i64,
     pub(crate) canaries: u32,
     pub(crate) canary_dies: bool,
@@ -314,8 +389,9 @@ impl Sink for ScriptedSink {
     }
 
     async fn start(&self, _epoch: EpochId, partitions: &[Partition]) -> Result<Start, SinkError> {
-        let state = self.state();
+        let mut state = self.state();
         Self::check(&state)?;
+        state.owned.extend(partitions);
         let Some(mut positions) = state.positions.clone() else {
             return Ok(Start::Rebuild("empty"));
         };
@@ -350,6 +426,10 @@ impl Sink for ScriptedSink {
             verdicts.push(verdict);
         }
         Ok(verdicts)
+    }
+
+    fn end(&self, partitions: &[Partition]) {
+        self.state().owned.retain(|partition| !partitions.contains(partition));
     }
 
     async fn canary(&self) -> Result<(), SinkError> {
