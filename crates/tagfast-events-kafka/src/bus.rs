@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::Consumer;
 use tagfast_domain::EpochId;
 use tagfast_events::dead_letters::{DeadLetterReader, DeadLetterSource, ReadOffsets};
 use tagfast_events::{

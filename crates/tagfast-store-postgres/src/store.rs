@@ -30,7 +30,7 @@ use crate::cluster::password_check::check_password;
 use crate::cluster::patroni::discover_nodes;
 use crate::cluster::topology::{Cluster, Topology};
 use crate::cluster::watcher::Watcher;
-use crate::connect::{Connection, ConnectionFactory};
+use crate::connect::ConnectionFactory;
 use crate::health::calls::FailingCalls;
 use crate::health::cause::FailureCause;
 use crate::options::{ClusterOptions, PostgresOptions, limit};

@@ -87,6 +87,10 @@ causes! {
     Slow = "slow"
         "PostgreSQL answers so slowly that it is called only now and then"
         "the server or the network to it is overloaded; `tagfast breakers list` shows the breaker";
+    /// A commit waited for a synchronous standby in vain.
+    NoStandby = "no_standby"
+        "no synchronous standby confirms commits"
+        "start the replicas and look at pg_stat_replication on the primary";
     /// The connection cannot be opened, or ended.
     Unreachable = "unreachable"
         "PostgreSQL cannot be reached"
@@ -148,6 +152,7 @@ impl FailureCause {
         let Some(code) = error.code() else {
             return match error {
                 PgError::Timeout(..) => Self::NoAnswer,
+                PgError::StandbyWaitCancelled => Self::NoStandby,
                 PgError::Postgres(_) | PgError::Address(_) => Self::Unreachable,
             };
         };
@@ -246,5 +251,6 @@ mod tests {
         }
         let late = PgError::Timeout("connecting", std::time::Duration::from_secs(3));
         assert_eq!(FailureCause::of(&late), FailureCause::NoAnswer);
+        assert_eq!(FailureCause::of(&PgError::StandbyWaitCancelled), FailureCause::NoStandby);
     }
 }

@@ -241,10 +241,11 @@ impl LaneWorker {
                         let error = ErrorChain(&error);
                         tracing::warn!(%error, "the wait for the standby cannot be cancelled");
                     }
+                    self.cluster.health.writes_failed(FailureCause::NoStandby, writes.len());
                 } else {
                     record_failure(permit, &failure.error);
+                    self.cluster.health.writes_failed_with(&failure.error, writes.len());
                 }
-                self.cluster.health.writes_failed_with(&failure.error, writes.len());
                 self.retry(writes, &failure);
                 if !keep {
                     self.back_off(progress).await;

@@ -73,7 +73,7 @@ async fn a_scope_that_no_patroni_has_is_reported() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_password_is_reported() {
     let mut options = options().await;
-    options.password = tagfast_resilience::Secret::new("wrong".to_owned());
+    options.password = tagfast_resilience::Secret::new("wrong".to_owned()).into();
     let store = PostgresStore::open(options, Arc::new(NullSink))
         .expect("a wrong installation does not fail startup");
     wait_for_condition_async("both clusters report it", TEST_TIMEOUT, || async {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tagfast_domain::Call;
+use tagfast_domain::{Call, IdempotencyKey};
 use tagfast_store::{
     Consistency, ReadOptions, StoreError, TagReader, TagWriter, WriteAnswer, WriteRequest,
 };
@@ -122,7 +122,9 @@ async fn warns_of_nothing(store: &PostgresStore) {
 }
 
 fn keyed(name: &str, tag: &str) -> WriteRequest {
-    WriteRequest { keyed: Some(Call::Patch), ..request(&key_of(0, name), tag) }
+    let request = request(&key_of(0, name), tag);
+    let key = IdempotencyKey::of_write(request.write.id, Call::Patch, &request.write.key.content);
+    WriteRequest { keyed: Some(key), ..request }
 }
 
 fn is_unknown(answer: &Result<WriteAnswer, StoreError>) -> bool {
