@@ -1,5 +1,7 @@
 //! A Redis behind Sentinel whose primary hangs or dies.
 
+mod rotation;
+
 use std::sync::Arc;
 use std::time::Duration;
 

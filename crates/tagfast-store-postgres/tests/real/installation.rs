@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tagfast_resilience::{Clock, SystemClock};
+use tagfast_resilience::{Clock, Credential, Secret, SystemClock};
 use tagfast_store::TagReader;
 use tagfast_store_postgres::{NullSink, PostgresOptions, PostgresStore, Tls};
 use tagfast_testkit::wait_for_condition_async;
@@ -154,4 +154,44 @@ async fn connections_to_the_nodes_use_tls() {
         })
         .await;
     }
+}
+
+/// Authorities are read again: a store that trusts no node takes writes once the right authority is
+/// there, and trusts no new connection once it is gone, while its open connections go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn changed_authorities_are_trusted_without_a_restart() {
+    let mut options = options().await;
+    let authorities = Credential::new("store.tls_ca_file", support::unrelated_authority());
+    options.tls = Some(Tls { authorities: authorities.clone(), names: true });
+    let store = PostgresStore::open(options.clone(), Arc::new(NullSink)).expect("it opens");
+    wait_for_condition_async("the certificate is refused", TEST_TIMEOUT, || async {
+        let status = store.status();
+        let refused = status.iter().all(|c| c.primary.is_none() && c.problem.is_some());
+        if refused { Ok(()) } else { Err(format!("{status:?}")) }
+    })
+    .await;
+    authorities.replace(support::authority().await);
+    assert!(store.wait_until_ready(TEST_TIMEOUT).await, "{:?}", store.status());
+    let key = key_of(0, "rotated");
+    put(&store, &key, "tag").await.expect("written");
+    authorities.replace(support::unrelated_authority());
+    put(&store, &key, "more").await.expect("the open connection goes on");
+    let stranger = PostgresStore::open(options, Arc::new(NullSink)).expect("it opens");
+    assert!(!stranger.wait_until_ready(Duration::from_secs(2)).await, "it trusts no node");
+}
+
+/// A role's password is changed at the servers before and after its credential.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_password_is_followed_by_the_one_before() {
+    let mut options = options().await;
+    let password = Credential::new("store.password_file", options.password.newest().value);
+    options.password = password.clone();
+    let store = support::open(options.clone(), Arc::new(NullSink)).await;
+    password.replace(Secret::new("not yet".to_owned()));
+    let second = support::open(options, Arc::new(NullSink)).await;
+    let key = key_of(0, "former");
+    put(&second, &key, "tag").await.expect("written with the former password");
+    let problem = password.problem().expect("the newest one is refused");
+    assert!(problem.contains("authentication") && problem.contains("before"), "{problem}");
+    drop(store);
 }
