@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tagfast_redis::{Redis, RedisOptions, RedisRole};
 use tagfast_resilience::{Breakers, Credential, Secret, SystemClock};
