@@ -51,6 +51,17 @@ impl OpenSearchIndex {
         if now.next.as_ref() == Some(next) { Err(error) } else { Ok(()) }
     }
 
+    /// Writes states to both indices. The next one first: a state in the served index is then in
+    /// both.
+    async fn write_both(
+        &self,
+        usable: &Usable,
+        states: &[IndexedState<'_>],
+    ) -> Result<Vec<RecordVerdict>, SinkError> {
+        self.write_next(usable, states).await?;
+        self.write_served(usable, states).await
+    }
+
     /// Writes states to the served index.
     async fn write_served(
         &self,
@@ -161,9 +172,17 @@ impl Sink for OpenSearchIndex {
         self.indexes.store(true, Ordering::Relaxed);
         let usable = self.watch.writable().await?;
         let states: Vec<IndexedState<'_>> = records.iter().map(IndexedState::from_event).collect();
-        // The next index first: a state in the served index is then in both.
-        self.write_next(&usable, &states).await?;
-        let verdicts = self.write_served(&usable, &states).await?;
+        let verdicts = match self.write_both(&usable, &states).await {
+            Ok(verdicts) => verdicts,
+            Err(error) => {
+                // A rebuild may have replaced the index meanwhile.
+                let now = self.watch.writable_now().await?;
+                if now.served == usable.served {
+                    return Err(error);
+                }
+                self.write_both(&now, &states).await?
+            }
+        };
         self.progress.lock().wrote(records.len() as u64);
         Ok(verdicts)
     }

@@ -93,7 +93,7 @@ async fn a_wrong_index_blames_no_document() {
     must("POST", &format!("{index}/_close"), None).await;
     systemic(&engine.options.alias).await;
     must("POST", &format!("{index}/_open"), None).await;
-    support::take_shards_away(index).await;
+    support::delete_shards(index).await;
     // Both shards: whichever the document belongs to is missing.
     systemic(&engine.options.alias).await;
     must("DELETE", index, None).await;

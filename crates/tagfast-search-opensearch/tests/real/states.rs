@@ -15,9 +15,7 @@ use tagfast_search::{SearchEffect, SearchError, SearchIndex};
 use tagfast_search_opensearch::{OpenSearchIndex, ReindexError};
 use tagfast_testkit::wait_for_condition_async;
 
-use crate::support::{
-    Engine, NAMED_WITHIN, TEST_TIMEOUT, bring_shards_back, must, send, take_shards_away,
-};
+use crate::support::{Engine, NAMED_WITHIN, TEST_TIMEOUT, delete_shards, must, send};
 
 /// Contents before and during the state.
 const BEFORE: u32 = 5;
@@ -131,9 +129,9 @@ impl Fault {
             }
             Self::Closed => drop(must("POST", &format!("{index}/_close"), None).await),
             Self::Block(block) => at.set(json!({format!("index.blocks.{block}"): true})).await,
-            Self::Red => take_shards_away(index).await,
+            Self::Red => delete_shards(index).await,
             Self::ForcedEmptyShard => {
-                take_shards_away(index).await;
+                delete_shards(index).await;
                 let nodes = must("GET", "_nodes/_local/none", None).await;
                 let node = nodes["nodes"].as_object().and_then(|all| all.keys().next().cloned());
                 let command = |shard: u32| {
@@ -142,7 +140,12 @@ impl Fault {
                     }})
                 };
                 let commands = json!({"commands": [command(0), command(1)]});
-                must("POST", "_cluster/reroute", Some(commands)).await;
+                // The server first finds out that the shards are gone.
+                wait_for_condition_async("the shards are forced", TEST_TIMEOUT, || async {
+                    let forced = send("POST", "_cluster/reroute", Some(commands.clone())).await;
+                    if forced.0 == 200 { Ok(()) } else { Err(forced.1.to_string()) }
+                })
+                .await;
             }
             Self::DynamicMapping => at.map(json!({"dynamic": "true"})).await,
             Self::ChangedField => {
@@ -212,13 +215,13 @@ impl Fault {
             Self::NameTaken => drop(must("DELETE", alias, None).await),
             Self::Closed => drop(must("POST", &format!("{index}/_open"), None).await),
             Self::Block(block) => at.set(json!({format!("index.blocks.{block}"): null})).await,
-            Self::Red => bring_shards_back(index).await,
             Self::NewerFormat => {
                 at.map(json!({"_meta": at.definition["mappings"]["_meta"]})).await;
             }
             Self::Deleted
             | Self::EverythingDeleted
             | Self::AliasRemoved
+            | Self::Red
             | Self::ForcedEmptyShard
             | Self::DynamicMapping
             | Self::ChangedField
@@ -226,7 +229,7 @@ impl Fault {
             | Self::RecreatedWithItsMapping
             | Self::RecreatedWithoutMapping
             | Self::Emptied
-            | Self::OlderFormat => panic!("{self:?} is over by itself"),
+            | Self::OlderFormat => panic!("{self:?} is not undone"),
         }
     }
 
@@ -359,7 +362,7 @@ states! {
     fn the_disk_is_full() => Fault::Block("read_only_allow_delete"), [ByHand, Reindex];
     fn the_index_is_blocked_for_reads() => Fault::Block("read"), [ByHand, Reindex];
     fn the_metadata_is_blocked() => Fault::Block("metadata"), [ByHand];
-    fn the_index_is_red() => Fault::Red, [ByHand, Reindex];
+    fn the_index_is_red() => Fault::Red, [Reindex];
     fn a_shard_is_forced_to_be_empty() => Fault::ForcedEmptyShard, [Itself];
     fn the_mapping_becomes_dynamic() => Fault::DynamicMapping, [Itself];
     fn a_field_is_changed() => Fault::ChangedField, [Itself];

@@ -68,40 +68,19 @@ pub(crate) async fn must(method: &str, path: &str, body: Option<Value>) -> Value
     answer
 }
 
-/// The folder of an index's shards, and where they are while they are away.
-async fn shard_folders(index: &str) -> [PathBuf; 2] {
+/// Deletes the files of an index's shards: it is red from then on.
+pub(crate) async fn delete_shards(index: &str) {
     let nodes = must("GET", "_nodes/_local/stats/fs", None).await;
     let node = nodes["nodes"].as_object().and_then(|all| all.values().next()).expect("a node");
     let data = PathBuf::from(node["fs"]["data"][0]["path"].as_str().expect("a path"));
     let settings = must("GET", &format!("{index}/_settings"), None).await;
-    let uuid = settings[index]["settings"]["index"]["uuid"].as_str().expect("a uuid").to_owned();
-    [data.join("indices").join(&uuid), data.join("away").join(uuid)]
-}
-
-async fn move_shards(index: &str, away: bool) {
-    let [here, there] = shard_folders(index).await;
-    std::fs::create_dir_all(&there).expect("a folder");
+    let uuid = settings[index]["settings"]["index"]["uuid"].as_str().expect("a uuid");
     must("POST", &format!("{index}/_close"), None).await;
     for shard in ["0", "1"] {
-        let (here, there) = (here.join(shard), there.join(shard));
-        let (from, to) = if away { (here, there) } else { (there, here) };
-        if from.exists() {
-            // A shard that was looked for in vain may have left an empty folder.
-            let _ = std::fs::remove_dir_all(&to);
-            std::fs::rename(from, to).expect("moved");
-        }
+        let folder = data.join("indices").join(uuid).join(shard);
+        std::fs::remove_dir_all(folder).expect("removed");
     }
     must("POST", &format!("{index}/_open?wait_for_active_shards=0"), None).await;
-}
-
-/// Moves the shards of an index out of the server's reach: it is red until they are back.
-pub(crate) async fn take_shards_away(index: &str) {
-    move_shards(index, true).await;
-}
-
-/// Moves the shards back.
-pub(crate) async fn bring_shards_back(index: &str) {
-    move_shards(index, false).await;
 }
 
 /// Tests that need a working server hold it for reading; a test that breaks the server holds it
