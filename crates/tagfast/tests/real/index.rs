@@ -163,6 +163,11 @@ fn the_index_may_be_deleted_aliased_or_closed_and_nothing_is_lost() {
     }
     index_server.must("GET", &format!("/{THEIRS}"), None);
 
+    // A rebuild serves before it has returned its lock.
+    wait_for_condition("no rebuild runs", TEST_TIMEOUT, || {
+        let running = client.get("/v1/status").expect(200).json()["running"].clone();
+        if running == json!([]) { Ok(()) } else { Err(running.to_string()) }
+    });
     // A server that refuses or hangs: a rebuild fails with the cause.
     for (fault, cause) in [(Fault::Refuse, "cannot be reached"), (Fault::Hang, "does not answer")] {
         stack.fault(fault, "opensearch").expect("the fault");
