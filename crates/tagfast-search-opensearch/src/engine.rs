@@ -121,8 +121,8 @@ impl OpenSearchIndex {
     }
 
     /// Hits name their index, and every response the number of shards that it comes from. One that
-    /// finds nothing is that of an index that an operator emptied, unless a check that began after it
-    /// says otherwise.
+    /// finds nothing is that of an index that an operator emptied, unless a check that began after
+    /// it says otherwise.
     async fn ask_once(
         &self,
         known: Option<KnownIndex>,

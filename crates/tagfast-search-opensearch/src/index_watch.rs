@@ -191,15 +191,11 @@ impl IndexWatch {
     }
 
     fn usable(&self, state: &IndexState) -> Result<Usable, SinkError> {
-        match state {
-            IndexState::Usable { served, next } => {
-                Ok(Usable { served: served.clone(), next: next.clone() })
-            }
-            other => match other.problem(&self.client.options.alias) {
-                Some(problem) => Err(systemic(problem.full_text())),
-                None => Err(systemic("the state of the search index is unknown")),
-            },
+        if let IndexState::Usable { served, next } = state {
+            return Ok(Usable { served: served.clone(), next: next.clone() });
         }
+        let problem = state.problem(&self.client.options.alias);
+        Err(systemic(problem.map(|problem| problem.full_text()).unwrap_or_default()))
     }
 
     /// The index that a search may ask; `fresh`: as it is now. `None`: its server does not answer

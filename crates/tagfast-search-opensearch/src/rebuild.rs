@@ -1,12 +1,13 @@
 //! Rebuilding the index: for the indexer that needs it, for an operator, and without help when the
 //! index is gone or is not the one that was filled.
 //!
-//! A rebuild fills the next index while every indexer writes to both, proves that it was not changed
-//! it meanwhile, and makes it the served one. The positions of the bus need no change: what is
-//! below them was in the shards before the copy began.
+//! A rebuild fills the next index while every indexer writes to both, proves that it was not
+//! changed meanwhile, and makes it the served one. The positions of the bus need no change: what
+//! is below them was in the shards before the copy began.
 //!
-//! How it fails: an index that is changed or deleted from outside while it is filled ends the rebuild,
-//! which begins again. A second process waits for its turn and then finds the index usable.
+//! How it fails: an index that is changed or deleted from outside while it is filled ends the
+//! rebuild, which begins again. A second process waits for its turn and then finds the index
+//! usable.
 
 use std::convert::Infallible;
 use std::sync::Arc;

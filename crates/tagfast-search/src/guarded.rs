@@ -8,8 +8,9 @@
 //! caller that leaves count neither way.
 //!
 //! How it fails: an index that is known to be unusable is not called, and its state is the answer.
-//! While the breaker is open, every search is refused with the time after which to retry. Until the deadline passes, a hanging index holds its permits, and further calls are
-//! refused as `overloaded`.
+//! While the breaker is open, every search is refused with the time after which to retry. Until the
+//! deadline passes, a hanging index holds its permits, and further calls are refused as
+//! `overloaded`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

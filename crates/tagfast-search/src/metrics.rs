@@ -44,8 +44,8 @@ define_metrics! {
     /// Rebuilds of the index that were completed.
     pub counter REBUILDS_TOTAL = "tagfast_search_rebuilds_total";
 
-    /// 1 while the index is in a state in which it cannot be written or asked. Above 0 for a minute:
-    /// `tagfast status` says what is wrong and what ends it.
+    /// 1 while the index is in a state in which it cannot be written or asked. Above 0 for a
+    /// minute: `tagfast status` says what is wrong and what ends it.
     pub gauge INDEX_PROBLEM = "tagfast_search_index_problem" {
         problem in "states of the index server",
     };

@@ -58,7 +58,7 @@ enum Change {
     Close,
     Block(&'static str),
     LoseShard,
-    ChangeHistory,
+    LoseHistory,
     Rewind,
     Empty,
     AlterMapping,
@@ -79,7 +79,7 @@ const CHANGES: [Change; 18] = [
     Change::Block("read"),
     Change::Block("read_only_allow_delete"),
     Change::LoseShard,
-    Change::ChangeHistory,
+    Change::LoseHistory,
     Change::Rewind,
     Change::Empty,
     Change::AlterMapping,
@@ -101,7 +101,7 @@ impl Change {
             Self::Close => "closed",
             Self::Block(_) => "blocked",
             Self::LoseShard => "red",
-            Self::ChangeHistory => "history",
+            Self::LoseHistory => "history",
             Self::Rewind => "rewound",
             Self::Empty => "emptied",
             Self::AlterMapping | Self::SetPipeline => "altered",
@@ -118,9 +118,21 @@ impl Change {
                 facts.indices.insert("theirs".to_owned(), foreign(Some(ALIAS)));
             }
             Self::TakeName => drop(facts.indices.insert(ALIAS.to_owned(), foreign(None))),
-            of_index => {
+            Self::RemoveAlias
+            | Self::Close
+            | Self::Block(_)
+            | Self::LoseShard
+            | Self::LoseHistory
+            | Self::Rewind
+            | Self::Empty
+            | Self::AlterMapping
+            | Self::SetPipeline
+            | Self::Recreate
+            | Self::RecreateWithoutMapping
+            | Self::OlderFormat
+            | Self::NewerFormat => {
                 if let Some(index) = facts.indices.get_mut(name) {
-                    of_index.change(index);
+                    self.change(index);
                 }
             }
         }
@@ -137,7 +149,7 @@ impl Change {
             Self::Close => index.closed = true,
             Self::Block(block) => drop(index.blocks.insert(block.to_owned())),
             Self::LoseShard => drop(index.primaries.as_mut().and_then(|p| p.shards.pop_first())),
-            Self::ChangeHistory => shards(index, &|shard| shard.history.push('x')),
+            Self::LoseHistory => shards(index, &|shard| shard.history.push('x')),
             Self::Rewind => shards(index, &|shard| shard.newest_operation = 12),
             Self::Empty => index.primaries.iter_mut().for_each(|p| p.documents = 0),
             Self::AlterMapping => index.mapping["dynamic"] = json!("true"),

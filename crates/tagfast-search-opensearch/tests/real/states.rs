@@ -1,6 +1,6 @@
-//! What an operator may do to the index: each state pauses the indexer, is named within five seconds,
-//! and is over by itself, by hand or by a rebuild. Nothing is parked, nothing is lost, and no
-//! search pretends that all is well.
+//! What an operator may do to the index: each state pauses the indexer, is named within five
+//! seconds, and is over by itself, by hand or by a rebuild. Nothing is parked, nothing is lost, and
+//! no search pretends that all is well.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

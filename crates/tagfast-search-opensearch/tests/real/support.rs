@@ -50,9 +50,9 @@ pub(crate) async fn send(method: &str, path: &str, body: Option<Value>) -> (u16,
     let mut request = reqwest::Client::new().request(method, format!("{}/{path}", url().await));
     if let Some(body) = body {
         // A batch is a list of lines.
-        let lines = match body {
-            Value::Array(lines) => lines.iter().map(|line| format!("{line}\n")).collect(),
-            other => other.to_string(),
+        let lines = match body.as_array() {
+            Some(lines) => lines.iter().map(|line| format!("{line}\n")).collect(),
+            None => body.to_string(),
         };
         request = request.header("content-type", "application/json").body(lines);
     }
