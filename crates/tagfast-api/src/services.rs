@@ -211,6 +211,10 @@ pub enum OperationsError {
     /// The same operation is in progress.
     #[error("{0} is already running")]
     AlreadyRunning(&'static str),
+    /// The search index is in a state in which it cannot be rebuilt; the text says why and what
+    /// ends it.
+    #[error("{0}")]
+    SearchUnavailable(String),
     /// The operation failed.
     #[error("the operation failed")]
     Failed(#[source] BoxError),
@@ -234,6 +238,7 @@ pub trait Operations: Send + Sync {
     /// # Errors
     ///
     /// [`OperationsError::AlreadyRunning`] while a rebuild is in progress,
+    /// [`OperationsError::SearchUnavailable`] where a rebuild cannot help, and
     /// [`OperationsError::Failed`] when it ends with an error; the old index then serves on.
     async fn reindex(&self) -> Result<u64, OperationsError>;
     /// Compares the popular counts with the shards, and corrects them if `repair`.

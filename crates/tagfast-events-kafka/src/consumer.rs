@@ -7,7 +7,7 @@
 //!
 //! While records arrive, the member reads again, in the background, the record by which it knows
 //! each partition ([`crate::feed`]): a watermark counts once that is found, and a partition in
-//! which it is not found begins anew.
+//! which it is not found begins again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -129,7 +129,7 @@ impl Feed {
         let mut replaced = None;
         for (partition, (read, watermarks)) in &verification.covers {
             let Some(feed) = self.partitions.get_mut(partition) else { continue };
-            // It was begun anew meanwhile.
+            // It has begun again meanwhile.
             if feed.proven.as_ref() != verification.anchors.get(partition) {
                 continue;
             }
@@ -139,7 +139,7 @@ impl Feed {
                     let proven = feed.unproven.drain(..(*watermarks).min(feed.unproven.len()));
                     feed.proven_watermarks.extend(proven);
                 }
-                // Without the record nothing can be proven any more, so that it begins anew.
+                // Without the record nothing can be proven any more, so that it begins again.
                 Some(Continuity::Broken | Continuity::Unknown) => {
                     replaced.get_or_insert(*partition);
                 }
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_partition_that_began_anew_is_not_judged_by_an_older_verification() {
+    async fn a_partition_that_began_again_is_not_judged_by_an_older_verification() {
         let now = Instant::now();
         let mut feed = begun(&["c0"], now);
         feed.read(P, at(5, 2));

@@ -3,8 +3,8 @@
 //! How it fails: while the topic of events is missing, or has a different number of partitions,
 //! nothing is published into it and nothing is read from it. Publishing goes on when it is right
 //! again; reading does, too, except after the number of partitions was raised: a member that was
-//! given a partition that is gone again needs a restart. A broker that does not answer is named, and
-//! its clients go on trying.
+//! given a partition that is gone again needs a restart. A broker that does not answer is named,
+//! and its clients go on trying.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -103,8 +103,8 @@ pub(crate) async fn check(
 }
 
 /// Whether the topic of events, and those of dead letters, are there with their number of
-/// partitions. Changes nothing: a topic that somebody deleted while processes run is theirs to make
-/// again.
+/// partitions. Changes nothing: a topic that an operator deleted while processes run is theirs to
+/// make again.
 pub(crate) async fn look(
     options: &KafkaOptions,
     metadata_client: &Arc<BaseConsumer>,
@@ -119,7 +119,7 @@ pub(crate) async fn look(
         Some((name, count)) => check_layout(name, *count, partitions),
         None => Err(TopicError::Unusable(format!(
             "topic {name} does not exist any more: make it again with {partitions} partitions, or \
-             start a process anew, which makes missing topics"
+             restart a process, which makes missing topics"
         ))),
     };
     let mut states = wanted.iter().map(|(name, _)| state(name));

@@ -404,7 +404,7 @@ pub trait BusConsumer: Send {
 
     /// Starts reading assigned partitions at `positions` and returns where each begins. A partition
     /// missing in `positions` begins where the group committed last, else at its first retained
-    /// record. A partition that is read already is started anew.
+    /// record. A partition that is read already is started again.
     ///
     /// # Errors
     ///

@@ -119,8 +119,9 @@ impl SharedProgress {
                     () = stop.cancelled() => return,
                     _ = due.tick() => {}
                 }
-                let failure = exchange(&client, &table, &owner, now(), &mut index_exists).await;
-                let failure = match failure {
+                let exchanged = exchange(&client, &table, &owner, now(), &mut index_exists);
+                let Some(exchanged) = stop.run_until_cancelled(exchanged).await else { return };
+                let failure = match exchanged {
                     Ok(()) => {
                         outage.recovered();
                         None

@@ -148,9 +148,7 @@ impl ConnectionFactory {
         let what = "cancelling a commit";
         match &self.tls {
             None => within(what, limit::CONNECT_TIMEOUT, token.cancel_query(NoTls)).await,
-            Some(tls) => {
-                within(what, limit::CONNECT_TIMEOUT, token.cancel_query(tls.get())).await
-            }
+            Some(tls) => within(what, limit::CONNECT_TIMEOUT, token.cancel_query(tls.get())).await,
         }
     }
 
@@ -194,10 +192,8 @@ impl ConnectionFactory {
                 synchronous_commit.as_str(),
                 statement_timeout.as_millis()
             ));
-        let opened = timeout(
-            limit::CONNECT_TIMEOUT,
-            self.log_in(address, config, synchronous_commit),
-        );
+        let opened =
+            timeout(limit::CONNECT_TIMEOUT, self.log_in(address, config, synchronous_commit));
         let timed_out = |_| PgError::Timeout("connecting", limit::CONNECT_TIMEOUT);
         opened.await.map_err(timed_out)?
     }

@@ -111,9 +111,10 @@ pub struct PostgresOptions {
     pub outbox_bytes: u64,
     /// Whether this process publishes the outbox while no other process does.
     pub relay: bool,
-    /// Whether idle lanes send canaries, which find out what keeps writes from being done. Needed
-    /// where callers write; they keep a connection of each lane open.
-    pub canary_writes: bool,
+    /// Whether idle lanes send canaries, and each cluster is read once a second: they find out what
+    /// keeps writes and reads from being done. Needed where callers write and read; they keep a
+    /// connection of each lane open.
+    pub canaries: bool,
     /// How long a write waits for a primary. Too short: users see failovers; too long: their
     /// requests pile up.
     pub hold: Duration,
@@ -163,7 +164,7 @@ impl PostgresOptions {
             lanes: 2,
             outbox_bytes: 64 << 30,
             relay: true,
-            canary_writes: true,
+            canaries: true,
             hold: Duration::from_secs(10),
             read_concurrency: 16,
             reads_per_second: 0,

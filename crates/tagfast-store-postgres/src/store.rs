@@ -5,8 +5,8 @@
 //! [`PostgresStore::status`] what is missing.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,7 +19,7 @@ use tagfast_sharding::{ContentHash, LogicalShard, ShardMap, ShardMapError};
 use tagfast_store::metric::{RefusalReason, STORE_REFUSED};
 use tagfast_store::{
     Durability, History, KeyMemory, LocalWrites, Position, Receipt, ReceiptReader, StoreError,
-    TagWriter, Verdict, WriteAnswer, WriteRequest,
+    TagReader, TagWriter, Verdict, WriteAnswer, WriteRequest,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
@@ -33,6 +33,7 @@ use crate::cluster::watcher::Watcher;
 use crate::connect::ConnectionFactory;
 use crate::health::calls::FailingCalls;
 use crate::health::cause::FailureCause;
+use crate::health::read_canary;
 use crate::options::{ClusterOptions, PostgresOptions, limit};
 use crate::outbox::relay::{DrainRequest, Relay};
 use crate::outbox::sink::OutboxSink;
@@ -117,6 +118,8 @@ pub struct PostgresStore {
     outbox_bytes_max: u64,
     /// A cluster does not know the keys of the others.
     keys: KeyMemory,
+    /// Reads that no one asked for; `None`: callers do not read here.
+    canaries: Option<BackgroundTask>,
     /// Relays, watchers, probes and the like, in the order in which they were started.
     tasks: Vec<BackgroundTask>,
     /// Lane workers, and the tasks that wait for proofs.
@@ -217,7 +220,7 @@ impl Starting<'_> {
             connections: self.connections.clone(),
             clock: Arc::clone(&options.clock),
             limits: options.limits,
-            canaries: options.canary_writes,
+            canaries: options.canaries,
             outbox_bytes_max: options.outbox_bytes,
             tasks: self.lane_tasks.clone(),
             stop: self.stop_lanes.clone(),
@@ -279,17 +282,25 @@ impl PostgresStore {
             queries: TaskGroup::new("node query"),
         };
         let Starting { connections, tasks, lane_tasks, stop_lanes, .. } = starting;
-        Ok(Arc::new(Self {
-            map,
-            clusters,
-            connections,
-            clock: Arc::clone(&options.clock),
-            reading,
-            outbox_bytes_max: options.outbox_bytes,
-            keys: KeyMemory::default(),
-            tasks,
-            lane_tasks,
-            stop_lanes,
+        let canary_keys = read_canary::keys(&map, options.clusters.len());
+        Ok(Arc::new_cyclic(|store: &Weak<Self>| {
+            let reader: Weak<dyn TagReader> = store.clone();
+            let canaries = options
+                .canaries
+                .then(|| spawn("read canaries", read_canary::read_canaries(reader, canary_keys)));
+            Self {
+                map,
+                clusters,
+                connections,
+                clock: Arc::clone(&options.clock),
+                reading,
+                outbox_bytes_max: options.outbox_bytes,
+                keys: KeyMemory::default(),
+                canaries,
+                tasks,
+                lane_tasks,
+                stop_lanes,
+            }
         }))
     }
 
@@ -297,6 +308,10 @@ impl PostgresStore {
     /// and reads need: watchers, probes and relays. Waits for all tasks; what a database holds up
     /// for more than `limit::CLOSE_TIMEOUT` is dropped.
     pub async fn close(&self) {
+        if let Some(canaries) = &self.canaries {
+            // Its panic is logged already.
+            let _ = canaries.stop().await;
+        }
         self.clusters.iter().flat_map(|c| &c.lanes).for_each(|lane| lane.close());
         self.lane_tasks.close();
         if timeout(limit::CLOSE_TIMEOUT, self.lane_tasks.wait()).await.is_err() {

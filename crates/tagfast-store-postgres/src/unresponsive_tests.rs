@@ -64,7 +64,7 @@ fn connections() -> ConnectionFactory {
         lanes: 1,
         outbox_bytes: 1,
         relay: false,
-        canary_writes: false,
+        canaries: false,
         hold: limit::COMMIT_TIMEOUT,
         breakers: Breakers::new(Arc::new(SystemClock)),
         read_concurrency: 16,

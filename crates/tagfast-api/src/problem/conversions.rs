@@ -149,6 +149,9 @@ impl From<OperationsError> for Problem {
             OperationsError::AlreadyRunning(_) => {
                 Self::new(Code::AlreadyRunning, error.to_string())
             }
+            OperationsError::SearchUnavailable(why) => {
+                Self::new(Code::SearchUnavailable, why.clone()).retry_after(jittered_retry_after())
+            }
             OperationsError::Failed(source) => {
                 Self::new(Code::OperationFailed, ErrorChain(source.as_ref()).to_string())
             }

@@ -255,7 +255,8 @@ fn gone(outcome_unknown: bool) -> StoreError {
 #[tokio::test]
 async fn an_error_of_a_write_says_whether_it_may_have_been_applied() {
     let fixture = fixture();
-    let faults: [(fn() -> StoreError, u16, bool); 8] = [
+    type Fault = (fn() -> StoreError, u16, bool);
+    let faults: [Fault; 8] = [
         (|| late(true), 504, true),
         (|| late(false), 504, false),
         (|| gone(true), 503, true),

@@ -76,6 +76,11 @@ async fn through(breaking: &[Fault], healing: &[Fault]) {
         if version_of(&sink, "c1").is_some() { Ok(()) } else { Err("nothing came") }
     })
     .await;
+    // Before its first proof it is unknown, and stays so while the broker is away.
+    wait_for_condition_async("the lag is known", TEST_TIMEOUT, || async {
+        consumer.status().lag_seconds.map(drop).ok_or("unknown")
+    })
+    .await;
     for breaking in breaking {
         fault(*breaking).await;
     }

@@ -34,7 +34,7 @@ pub(super) enum Claim {
 }
 
 impl Claim {
-    /// The claimed position; `None` if only the group knows it, or nobody.
+    /// The claimed position; `None` if only the group knows it, or it is unknown.
     pub(super) fn position(&self) -> Option<&BusPosition> {
         match self {
             Self::Sink(position) => position.as_ref(),
@@ -88,7 +88,7 @@ pub(super) fn decide(claim: &Claim, facts: Option<&PartitionFacts>) -> Decision 
 }
 
 /// The position from which everything is read that the anchor does not prove: what lies between the
-/// anchor and the position may have been cut off and written anew. Reading it again is harmless.
+/// anchor and the position may have been cut off and written again. Reading it again is harmless.
 fn behind_anchor(position: &BusPosition) -> BusPosition {
     let next = position.anchor.map_or(position.next, |at| position.next.min(at.offset + 1));
     BusPosition { next, ..position.clone() }

@@ -187,7 +187,7 @@ impl Engine {
         Err(BusError::unavailable(format!("the bus does not say what {waiting:?} hold")))
     }
 
-    /// Lets every partition begin anew: the bus says that one of them is not what was read until
+    /// Lets every partition begin again: the bus says that one of them is not what was read until
     /// now.
     async fn begin_again(&mut self, error: &BusError) -> Result<(), StopRequested> {
         let partitions = self.context.progress.partitions();
@@ -195,7 +195,7 @@ impl Engine {
             return self.begin_later(error).await;
         }
         let group = self.context.group().0;
-        tracing::warn!(group, error = %ErrorChain(error), "the partitions begin anew");
+        tracing::warn!(group, error = %ErrorChain(error), "the partitions begin again");
         self.end(&partitions);
         self.unbegun.extend(partitions);
         Ok(())

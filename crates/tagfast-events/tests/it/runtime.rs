@@ -167,7 +167,7 @@ async fn a_topic_that_was_made_again_is_rebuilt_and_goes_on() {
     consumer.stop().await;
 }
 
-/// A topic that was made again while nobody read it, and is longer than the positions.
+/// A topic that was made again while no consumer read it, and is longer than the positions.
 #[tokio::test(start_paused = true)]
 async fn a_start_beyond_a_topic_that_was_made_again_is_a_rebuild() {
     let clock = VirtualClock::new();

@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_partition_that_nobody_pushes_is_named() {
+    fn a_partition_that_is_not_pushed_is_named() {
         let health = PublisherHealth::new();
         health.published();
         health.note_oldest(Some((Partition(3), Some(10_000))), 10_500);

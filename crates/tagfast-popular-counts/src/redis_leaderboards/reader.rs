@@ -36,6 +36,10 @@ const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 /// How long an older state of Redis is not shown: its owners fill it again meanwhile. Longer only
 /// when a clock was put back, which makes newer states look older.
 const REFILL_TIME_MAX: Duration = Duration::from_secs(10);
+/// Age in ms above which leaderboards are named.
+const AGE_MAX_MS: i64 = 5000;
+/// How long after a request its leaderboards count for [`RedisLeaderboards::problem`].
+const LATELY: Duration = Duration::from_secs(5);
 /// How long Redis is ejected after a failure: no request waits for it meanwhile.
 const EJECTION: Duration = Duration::from_secs(1);
 /// Maximum number of tenants with cached leaderboards.
@@ -113,6 +117,21 @@ impl RedisLeaderboards {
         let (slots, permits) = (Mutex::default(), Semaphore::new(READS_MAX));
         let reader = Arc::new(LeaderboardReader { redis, partitions, slots, permits });
         Arc::new(Self { reader, reads: SingleFlight::new() })
+    }
+
+    /// Why the leaderboards that were read lately are old at `now` (Unix ms); `None` while they are
+    /// not, or none were read.
+    pub fn problem(&self, now: UnixMillis) -> Option<String> {
+        let slots = self.reader.slots.lock();
+        let cached = slots.tenants.values().filter_map(|slot| slot.cached.as_ref());
+        let read_lately = cached.filter(|read| read.read_at.elapsed() < LATELY);
+        let age_ms = now.saturating_sub(read_lately.map(|read| read.as_of).min()?);
+        (age_ms > AGE_MAX_MS).then(|| {
+            format!(
+                "the leaderboards are as of {} s ago: look at the processes with the role analytics",
+                age_ms / 1000
+            )
+        })
     }
 
     /// Returns the tenant's leaderboards and whether they are stale.

@@ -339,7 +339,9 @@ macro_rules! states {
         $(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $test() {
-                for heal in [$(Heal::$heal),+] {
+                // Each state with one way out; with `full`, with all of them.
+                let ways = if cfg!(feature = "full") { usize::MAX } else { 1 };
+                for heal in [$(Heal::$heal),+].into_iter().take(ways) {
                     through($fault, heal).await;
                 }
             }

@@ -14,29 +14,27 @@
 //! refuse, the caller learns when to come back. Nodes that do not answer are read again until the
 //! deadline; if all of them refuse connections, the caller learns it at once.
 
+mod tag_reader;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use futures_util::future::join_all;
-use tagfast_domain::{ContentKey, Document, EpochId, TenantId, UnixMillis, codec};
+use tagfast_domain::{Document, EpochId, TenantId, UnixMillis, codec};
 use tagfast_failover::{BootTime, Commit, EpochRecord};
-use tagfast_resilience::{BulkheadFull, Criticality, Permit};
-use tagfast_sharding::{ContentHash, LogicalShard};
+use tagfast_resilience::{Criticality, Permit};
+use tagfast_sharding::ContentHash;
 use tagfast_store::{
-    CacheUse, Consistency, Degraded, Position, ReadOptions, Source, StoreError, TagReader, View,
-    stored_key,
+    CacheUse, Consistency, Degraded, Position, ReadOptions, Source, StoreError, View,
 };
 use tokio::time::Instant;
 
 use crate::boot_clock::boot_time;
-use crate::cluster::topology::{Cluster, Node, Proven, Topology};
-use crate::health::cause::FailureCause;
+use crate::cluster::topology::{Node, Proven, Topology};
 use crate::options::limit;
 use crate::read::freshness::{FreshnessRequirement, log_facts};
 use crate::read::node_reader::{NodeRead, NodeReader, ReaderOptions};
 use crate::read::read_queue::{NodeReadError, NodeReadResult};
-use crate::refusal::{overloaded, unavailable};
+use crate::refusal::unavailable;
 use crate::store::{ClusterHandle, PostgresStore};
 
 /// Readers of a cluster from which those of removed nodes are dropped.
@@ -494,137 +492,4 @@ impl PostgresStore {
         let ago = boot_time().0.saturating_sub(time.0);
         self.clock.now_ms().saturating_sub(i64::try_from(ago.as_millis()).unwrap_or(i64::MAX))
     }
-}
-
-impl PostgresStore {
-    /// Reads one content; the outcome is not counted.
-    async fn view_uncounted(
-        &self,
-        key: &ContentKey,
-        options: &ReadOptions<'_>,
-    ) -> Result<View, StoreError> {
-        let bytes = key.to_bytes();
-        let hash = ContentHash::of_bytes(&bytes);
-        let shard = LogicalShard::of_hash(hash);
-        let handle = self.cluster(shard);
-        let stored = stored_key(shard, &bytes);
-        let until =
-            options.deadline.unwrap_or_else(|| Instant::now() + limit::READ_DEADLINE_DEFAULT);
-        let requirement = FreshnessRequirement::of(&handle.local_writes, shard, hash, options);
-        let strong = options.consistency == Consistency::Strong;
-        let _place = if strong {
-            let entered = tokio::time::timeout_at(until, handle.strong_reads.enter()).await;
-            match entered.map_err(|_| deadline_exceeded())? {
-                Ok(place) => Some(place),
-                Err(BulkheadFull::Queue { .. } | BulkheadFull::Wait { .. }) => {
-                    return Err(overloaded(NODE_READS, limit::STRONG_READS_MAX));
-                }
-            }
-        } else {
-            None
-        };
-        loop {
-            let began = Instant::now();
-            let topology = Arc::clone(&handle.cluster.topology.borrow());
-            let plan = ReadPlan {
-                handle,
-                topology: &topology,
-                tenant: &key.tenant,
-                stored: &stored,
-                hash,
-                consistency: options.consistency,
-                criticality: options.criticality,
-                primary_first: options.primary_first,
-                requirement: &requirement,
-                floor: requirement.floor(&handle.cluster),
-                epoch: topology.primary.as_ref().map(|(epoch, _)| epoch.as_ref()),
-                began: self.clock.now_ms(),
-                until,
-            };
-            match self.read_nodes(&plan, options.max_stale != Some(Duration::ZERO)).await {
-                NodeOutcome::Answered(answer) => {
-                    return answer.and_then(|view| self.within_max_stale(view, options));
-                }
-                NodeOutcome::Overloaded(retry_after) => {
-                    let limit = self.reading.concurrency;
-                    return Err(StoreError::Overloaded { queue: NODE_READS, limit, retry_after });
-                }
-                NodeOutcome::NoAnswer => {}
-            }
-            if Instant::now() >= until {
-                return Err(deadline_exceeded());
-            }
-            if strong {
-                return Err(unavailable("the cluster has no primary", false));
-            }
-            // A node that does not answer may only be slow, as behind a lock; one that refuses
-            // connections will refuse the next one, too.
-            if began.elapsed() < limit::REPLICA_TIMEOUT {
-                return Err(unavailable("no node of the cluster answers", false));
-            }
-        }
-    }
-}
-
-#[async_trait]
-impl TagReader for PostgresStore {
-    async fn view(&self, key: &ContentKey, options: &ReadOptions<'_>) -> Result<View, StoreError> {
-        let result = self.view_uncounted(key, options).await;
-        count_read(&self.cluster(LogicalShard::of(key)).cluster, result)
-    }
-
-    async fn view_many(
-        &self,
-        keys: &[ContentKey],
-        options: &ReadOptions<'_>,
-    ) -> Vec<Result<View, StoreError>> {
-        let mut answers = Vec::with_capacity(keys.len());
-        // One call does not fill a queue.
-        for chunk in keys.chunks(limit::READS_PER_CALL_MAX) {
-            answers.extend(join_all(chunk.iter().map(|key| self.view(key, options))).await);
-        }
-        answers
-    }
-}
-
-/// Counts a read. One that got no answer says why, as far as its nodes told.
-fn count_read(cluster: &Cluster, result: Result<View, StoreError>) -> Result<View, StoreError> {
-    let cause = || {
-        let otherwise = match cluster.topology.borrow().primary {
-            None => cluster.health.without_primary(),
-            Some(_) => FailureCause::NoAnswer,
-        };
-        cluster.health.recent_read_failure().unwrap_or(otherwise)
-    };
-    match result {
-        Err(StoreError::Unavailable { outcome_unknown, retry_after, .. }) => {
-            let cause = cause();
-            cluster.health.read_failed(cause);
-            Err(StoreError::Unavailable { reason: cause.reason(), outcome_unknown, retry_after })
-        }
-        Err(StoreError::Deadline { outcome_unknown, .. }) => {
-            let cause = cause();
-            cluster.health.read_failed(cause);
-            Err(StoreError::Deadline { waiting_for: cause.waiting_for(), outcome_unknown })
-        }
-        Err(StoreError::Overloaded { .. }) => {
-            cluster.health.read_failed(FailureCause::Overloaded);
-            result
-        }
-        Ok(_)
-        | Err(
-            StoreError::Refused(_)
-            | StoreError::NotInThisMode(_)
-            | StoreError::DiskFull
-            | StoreError::Damaged { .. }
-            | StoreError::Internal(_),
-        ) => {
-            cluster.health.read_succeeded();
-            result
-        }
-    }
-}
-
-fn deadline_exceeded() -> StoreError {
-    StoreError::Deadline { waiting_for: "a node of the cluster", outcome_unknown: false }
 }

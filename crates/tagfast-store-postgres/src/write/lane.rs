@@ -156,10 +156,9 @@ impl Lane {
                 }
                 _ => unavailable(cause.reason(), outcome_unknown),
             };
-            let reason = match cause {
-                FailureCause::NoPrimary => RefusalReason::NoPrimary,
-                _ => RefusalReason::Deadline,
-            };
+            let has_primary = cause != FailureCause::NoPrimary;
+            let reason =
+                if has_primary { RefusalReason::Deadline } else { RefusalReason::NoPrimary };
             counter!(STORE_REFUSED, "reason" => reason).increment(1);
             drop(write.reply.send(Err(error)));
         }

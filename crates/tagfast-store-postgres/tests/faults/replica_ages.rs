@@ -11,7 +11,9 @@ use tagfast_store_postgres::{NullSink, PostgresOptions, PostgresStore};
 use tagfast_testkit::stack::{Fault, NodeInfo};
 use tagfast_testkit::wait_for_condition_async;
 
-use crate::replica_faults::{Stop, demote, reinitialize, superuser};
+use crate::replica_faults::Stop;
+#[cfg(feature = "full")]
+use crate::replica_faults::{demote, reinitialize, superuser};
 use crate::scenarios::{
     NODES, ONE_AT_A_TIME, SECOND, all_whole, fault, on_stack, primary, wait_all_healthy,
 };
@@ -323,11 +325,9 @@ async fn without_a_primary_the_newest_replica_answers_and_says_how_old_it_is() {
 
 /// A replica is promoted by hand and comes back in recovery: its log has left the cluster's, at
 /// positions that the cluster's log has reached since.
+#[cfg(feature = "full")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_on_a_dead_timeline_is_named_and_never_believed() {
-    if !support::full() {
-        return;
-    }
     let _turn = ONE_AT_A_TIME.lock().await;
     all_whole().await;
     let options = support::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;
@@ -367,11 +367,9 @@ async fn a_replica_on_a_dead_timeline_is_named_and_never_believed() {
 
 /// etcd and one replica stand still: nothing proves that the primary leads, so that nothing proves
 /// how old the other replica is. Its answers are marked, and no caller waits for the primary's.
+#[cfg(feature = "full")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_leadership_is_not_proven_replicas_answer_at_once_and_marked() {
-    if !support::full() {
-        return;
-    }
     let _turn = ONE_AT_A_TIME.lock().await;
     all_whole().await;
     let options = support::options(Arc::new(SystemClock) as Arc<dyn Clock>).await;

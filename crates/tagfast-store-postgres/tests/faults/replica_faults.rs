@@ -3,8 +3,11 @@
 use std::path::Path;
 
 use rustix::process::Signal;
+#[cfg(feature = "full")]
 use tagfast_testkit::Client;
-use tagfast_testkit::stack::host::{Process, RunAs, processes_in};
+#[cfg(feature = "full")]
+use tagfast_testkit::stack::host::RunAs;
+use tagfast_testkit::stack::host::{Process, processes_in};
 use tagfast_testkit::stack::{Fault, NodeInfo};
 use tagfast_testkit::wait_for_condition_async;
 
@@ -121,6 +124,7 @@ pub(crate) async fn superuser(node: &NodeInfo, statements: &[&str]) {
     driver.abort();
 }
 
+#[cfg(feature = "full")]
 /// Restarts a server in recovery, as it is.
 pub(crate) async fn demote(node: &NodeInfo) {
     let node = node.clone();
@@ -148,6 +152,7 @@ pub(crate) async fn demote(node: &NodeInfo) {
     tokio::task::spawn_blocking(work).await.expect("no panic");
 }
 
+#[cfg(feature = "full")]
 /// Has the Patroni of a replica copy the primary again, as `patronictl reinit` does.
 pub(crate) async fn reinitialize(node: &NodeInfo) {
     let patroni = node.direct_patroni;

@@ -305,7 +305,8 @@ async fn run(cell: &Cell, calls: bool) {
     assert!(view.tags.iter().any(|tag| tag.name.as_str() == "after"), "{}", cell.name);
     writers.shutdown().await;
     store.close().await;
-    (driver.abort(), other_driver.abort());
+    driver.abort();
+    other_driver.abort();
 }
 
 /// Writes one content again and again until it is aborted.

@@ -92,8 +92,7 @@ impl NodePlan<'_> {
         let dir = self.dir.display().to_string();
         let login = |user: &str, password: &str| serde_json::json!({"username": user, "password": password});
         // While etcd has no users it does not ask for them.
-        let (user, password) =
-            self.etcd_login.unwrap_or((etcd_auth::USER, etcd_auth::PASSWORD));
+        let (user, password) = self.etcd_login.unwrap_or((etcd_auth::USER, etcd_auth::PASSWORD));
         let etcd = serde_json::json!({
             "host": self.etcd.to_string(), "username": user, "password": password,
         });

@@ -12,8 +12,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use tagfast_api::{
     ApiServices, ByteBudget, DeadLetters, LimitStatus, Operations, OperationsError, Readiness,
-    RunningOperation,
-    StatusReport,
+    RunningOperation, StatusReport,
 };
 use tagfast_client::error::CliError;
 use tagfast_popular::RecountReport;
@@ -81,7 +80,7 @@ impl ClusterNode {
                 let (store, clock, credentials) = (&store, &clock, &credentials);
                 let deps =
                     PipelineDeps { config, postgres, roles, store, redis, clock, credentials };
-                Some(EventPipeline::start(&deps, bus).await?)
+                Some(EventPipeline::start(&deps, bus)?)
             }
             None => None,
         };
@@ -209,7 +208,7 @@ fn store_options(
         outbox_bytes: postgres.outbox_max_bytes,
         synchronous_commit: postgres.synchronous_commit,
         relay: roles.relay,
-        canary_writes: roles.api,
+        canaries: roles.api,
         hold: postgres.primary_wait,
         breakers: Arc::clone(breakers),
         read_concurrency: postgres.read_concurrency,
@@ -374,9 +373,10 @@ impl Operations for ClusterOperations {
         match self.search_index().filter(|_| self.roles.indexer) {
             Some(index) => index.reindex().await.map_err(|error| match error {
                 ReindexError::AlreadyRunning { .. } => OperationsError::AlreadyRunning("reindex"),
-                ReindexError::Impossible(_) | ReindexError::Failed(_) => {
-                    OperationsError::Failed(error.into())
+                ReindexError::Impossible(_) => {
+                    OperationsError::SearchUnavailable(error.to_string())
                 }
+                ReindexError::Failed(_) => OperationsError::Failed(error.into()),
             }),
             None => self.consumers()?.reindex().await,
         }

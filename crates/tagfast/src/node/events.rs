@@ -60,6 +60,9 @@ pub(super) struct EventPipeline {
     /// Popular tags: the leaderboards in Redis, or the counts of this process; `None` without
     /// both.
     pub(super) popular: Option<Arc<dyn PopularTags>>,
+    /// What callers of this process read; `None` if it has none, or they read its own counts.
+    leaderboards: Option<Arc<RedisLeaderboards>>,
+    clock: Arc<dyn Clock>,
     /// The dead-letter store.
     pub(super) dead_letter_store: Arc<dyn DeadLetterStore>,
     /// The consumers of this node's roles.
@@ -93,7 +96,7 @@ pub(super) struct PipelineDeps<'a> {
 impl EventPipeline {
     /// Starts the parts in the order in which they need each other: index, counts, dead letters,
     /// and the consumers last.
-    pub(super) async fn start(
+    pub(super) fn start(
         deps: &PipelineDeps<'_>,
         bus: Arc<dyn ClusterBus>,
     ) -> Result<Self, CliError> {
@@ -109,10 +112,9 @@ impl EventPipeline {
         let leaderboards = counts.as_ref().zip(deps.redis).map(|(counts, redis)| {
             LeaderboardPublisher::spawn(Arc::clone(counts), Arc::clone(redis), partitions)
         });
-        let popular = match (deps.redis, &counts) {
-            (Some(redis), _) => {
-                Some(RedisLeaderboards::new(Arc::clone(redis), partitions) as Arc<dyn PopularTags>)
-            }
+        let read = deps.redis.map(|redis| RedisLeaderboards::new(Arc::clone(redis), partitions));
+        let popular = match (&read, &counts) {
+            (Some(read), _) => Some(Arc::clone(read) as Arc<dyn PopularTags>),
             (None, Some(counts)) => Some(Arc::clone(counts) as Arc<dyn PopularTags>),
             (None, None) => None,
         };
@@ -143,6 +145,8 @@ impl EventPipeline {
         Ok(Self {
             index,
             popular,
+            leaderboards: read.filter(|_| deps.roles.api),
+            clock: Arc::clone(deps.clock),
             dead_letter_store,
             consumers,
             bus,
@@ -159,6 +163,9 @@ impl EventPipeline {
         let leaderboards = leaderboards.and_then(LeaderboardPublisher::problem);
         let mut problems = self.consumers.problems();
         problems.extend(leaderboards.map(|problem| ("popular".to_owned(), problem)));
+        let now = self.clock.now_ms();
+        let read = self.leaderboards.as_ref().and_then(|read| read.problem(now));
+        problems.extend(read.map(|problem| ("popular".to_owned(), problem)));
         let progress = self.publishers.progress.as_ref().and_then(SharedProgress::problem);
         problems.extend(progress.map(|problem| ("search".to_owned(), problem)));
         problems

@@ -249,7 +249,7 @@ pub(crate) const CELLS: &[Cell] = &[
         sources: &[],
         steps: &[postgres(PostgresFault::ReadOnly, "c0")],
         named: &[&["c0", "read"]],
-        quick: Some(5),
+        quick: Some(4),
         ..CELL
     },
     Cell {
@@ -266,7 +266,7 @@ pub(crate) const CELLS: &[Cell] = &[
         sources: &[Source::Replica],
         steps: &[postgres(PostgresFault::RotatePassword, "postgres")],
         named: &[&["c0", "password"], &["c0", "authenticat"], &["c0", "28P01"]],
-        quick: Some(6),
+        quick: Some(5),
         ..CELL
     },
     Cell {
@@ -275,7 +275,7 @@ pub(crate) const CELLS: &[Cell] = &[
         sources: &[],
         steps: &[Step::Server(Fault::State(StateFault::EtcdAuth), "etcd")],
         named: &[&["etcd"]],
-        quick: Some(5),
+        quick: Some(4),
         ..CELL
     },
     Cell {
@@ -318,7 +318,6 @@ pub(crate) const CELLS: &[Cell] = &[
         steps: &[Step::Freeze(Place::Analytics)],
         named: COUNTS,
         named_within_s: BY_AGE_S,
-        quick: Some(1),
         ..CELL
     },
     Cell {
@@ -337,7 +336,7 @@ pub(crate) const CELLS: &[Cell] = &[
         steps: &[Step::Freeze(Place::Relay)],
         named: &[&["relay"], &["outbox"], &["heartbeat"], &["popular"], &["search"]],
         named_within_s: BY_AGE_S,
-        quick: Some(4),
+        quick: Some(3),
         ..CELL
     },
     Cell {
@@ -370,7 +369,6 @@ pub(crate) const CELLS: &[Cell] = &[
         sources: DERIVED,
         steps: &[topic(TopicFault::Recreate)],
         healed_within_s: REBUILT_S,
-        quick: Some(3),
         ..CELL
     },
     Cell {
@@ -464,7 +462,7 @@ pub(crate) const CELLS: &[Cell] = &[
         steps: &[index(IndexFault::Delete)],
         named: INDEX,
         healed_within_s: REBUILT_S,
-        quick: Some(5),
+        quick: Some(4),
         ..CELL
     },
     Cell {

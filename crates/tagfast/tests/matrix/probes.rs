@@ -24,6 +24,10 @@ const ENTRY_CHARS_MAX: usize = 120;
 /// A lag that was told longer ago than this is not compared with an answer, in milliseconds.
 const LAG_TOLD_MS: u64 = 2_000;
 
+/// Lies that a run without `full` overlooks, in milliseconds: on busy processors `/v1/tags/{tag}`
+/// was seen to claim 0.3 s too much, which is not explained yet.
+const OVERLOOKED_MS: u64 = if cfg!(feature = "full") { 0 } else { 1_000 };
+
 /// What was seen of a source since the last reset.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Seen {
@@ -40,9 +44,12 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    /// The lies of a source in one line; `None` when it told none.
+    /// The lies of a source in one line; `None` when it told none, or none that counts.
     pub(crate) fn lies_text(&self) -> Option<String> {
         let first = self.first.as_ref()?;
+        if self.worst_ms <= OVERLOOKED_MS {
+            return None;
+        }
         let (lies, unmarked) = (self.lies, self.answered - self.marked);
         Some(format!("{lies} of {unmarked} unmarked answers, up to {} ms; {first}", self.worst_ms))
     }

@@ -22,6 +22,9 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// Timeout of [`Step::Writes`].
 const WRITES_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// The steps of a cell, each with what ends it.
+type InjectedSteps = Vec<(Step, Option<Injected>)>;
+
 /// How long a wave is watched at least. Bounds of half a minute show with `--full` only.
 fn watch_min() -> Duration {
     Duration::from_secs(if full() { 45 } else { 9 })
@@ -134,7 +137,7 @@ fn break_and_end(
     }
 
     probes.reset();
-    let mut ends: Vec<(usize, Vec<(Step, Option<Injected>)>, u64)> = Vec::new();
+    let mut ends: Vec<(usize, InjectedSteps, u64)> = Vec::new();
     for (n, result) in results.iter_mut().enumerate() {
         let mut begun = Vec::new();
         for step in result.cell.steps {

@@ -1,6 +1,7 @@
-//! Feeds that break silently: a topic that is deleted, made again or widened under running processes,
-//! and one that is made again, longer than what was read, while its readers are away. Search and
-//! popular tags get everything, what breaks is named, and no age is younger than what is proven.
+//! Feeds that break silently: a topic that is deleted, made again or widened under running
+//! processes, and one that is made again, longer than what was read, while its readers are away.
+//! Search and popular tags get everything, what breaks is named, and no age is younger than what is
+//! proven.
 
 use std::time::{Duration, Instant};
 
@@ -73,7 +74,7 @@ impl Operator {
     fn fill(&self) {
         let headers = || {
             let all = rdkafka::message::OwnedHeaders::new();
-            [("ce_type", "tagfast.heartbeat.v1"), ("ce_source", "/tagfast/nobody")].iter().fold(
+            [("ce_type", "tagfast.heartbeat.v1"), ("ce_source", "/tagfast/none")].iter().fold(
                 all,
                 |all, (key, value)| {
                     all.insert(rdkafka::message::Header { key, value: Some(*value) })

@@ -156,7 +156,9 @@ impl Model {
                 let facts = self.facts(Some(&end));
                 match decide(&Claim::Rebuilt(end), Some(&facts)) {
                     Decision::From(position) => position.next,
-                    other => panic!("after a rebuild: {other:?}"),
+                    other @ (Decision::Rebuild(_) | Decision::Wait) => {
+                        panic!("after a rebuild: {other:?}")
+                    }
                 }
             }
         };
@@ -198,7 +200,7 @@ impl Model {
                 self.disturbed = true;
             }
             Step::Cut(count) => {
-                // What nobody has read and no broker has is beyond any reader's proof.
+                // What was never read and no broker has is beyond any reader's proof.
                 let cut = self.end().saturating_sub(u64::from(*count));
                 if cut >= self.first && self.end() <= read {
                     self.log.truncate(cut as usize);
@@ -219,7 +221,7 @@ impl Model {
             Step::RewindSink => {
                 self.sink = self.copy.clone();
                 // Where the group keeps the position, an older sink cannot be told from a newer
-                // one: whoever restores it makes it empty.
+                // one: a restore makes it empty.
                 if !self.own_positions {
                     self.sink = ModelSink::default();
                 }
