@@ -101,6 +101,8 @@ fn faults_inside_postgres_show_and_end() {
     let replicas = stack.replicas("c0").expect("replicas");
     stack.sql(&primary, "CREATE TABLE t (n int); ALTER TABLE t OWNER TO tagfast").expect("a table");
     let count = "SELECT count(*) FROM t";
+    // A replica that is stopped before it has the table shows no count at all.
+    replicas.iter().for_each(|node| shows(&stack, node, count, "0"));
     let mut rows = 0;
     for fault in
         [PostgresFault::StopWalReceiver, PostgresFault::PauseReplay, PostgresFault::DelayReplay]

@@ -1,18 +1,15 @@
 //! Ways in which a replica stops to follow in silence, each with its end.
 
-use std::path::Path;
-
 use rustix::process::Signal;
-#[cfg(feature = "full")]
-use tagfast_testkit::Client;
 #[cfg(feature = "full")]
 use tagfast_testkit::stack::host::RunAs;
 use tagfast_testkit::stack::host::{Process, processes_in};
+#[cfg(feature = "full")]
+use tagfast_testkit::stack::patroni;
 use tagfast_testkit::stack::{Fault, NodeInfo};
 use tagfast_testkit::wait_for_condition_async;
 
 use crate::scenarios::{SECOND, fault, on_stack};
-use crate::support;
 
 /// A way to stop a replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,21 +108,18 @@ fn signal(processes: &[Process], signal: Signal) {
 
 /// Runs statements on a node as the superuser, each on its own.
 pub(crate) async fn superuser(node: &NodeInfo, statements: &[&str]) {
-    let file = node.data_dir.parent().unwrap_or(Path::new("/")).join("patroni.json");
-    let config = std::fs::read(file).expect("the configuration of the node");
-    let config: serde_json::Value = tagfast_json::from_slice(&config).expect("JSON");
-    let login = &config["postgresql"]["authentication"]["superuser"];
-    let password = login["password"].as_str().expect("a password");
-    let address = node.direct_postgres.to_string();
-    let (client, driver) = support::connect(&address, "postgres", password, "postgres").await;
-    for statement in statements {
-        client.batch_execute(statement).await.expect("it runs");
-    }
-    driver.abort();
+    let node = node.clone();
+    let statements: Vec<String> = statements.iter().map(|s| (*s).to_owned()).collect();
+    on_stack(move |stack| {
+        for statement in &statements {
+            stack.sql(&node, statement).expect("it runs");
+        }
+    })
+    .await;
 }
 
-#[cfg(feature = "full")]
 /// Restarts a server in recovery, as it is.
+#[cfg(feature = "full")]
 pub(crate) async fn demote(node: &NodeInfo) {
     let node = node.clone();
     let work = move || {
@@ -152,15 +146,10 @@ pub(crate) async fn demote(node: &NodeInfo) {
     tokio::task::spawn_blocking(work).await.expect("no panic");
 }
 
+/// Has the Patroni of a replica copy the primary again.
 #[cfg(feature = "full")]
-/// Has the Patroni of a replica copy the primary again, as `patronictl reinit` does.
 pub(crate) async fn reinitialize(node: &NodeInfo) {
-    let patroni = node.direct_patroni;
-    let work = move || {
-        let mut client = Client::new(patroni).with_timeout(30 * SECOND);
-        let answer = client.request("POST", "/reinitialize", &[], Some("{\"force\": true}"));
-        let answer = answer.expect("Patroni answers");
-        assert_eq!(answer.status, 200, "{}", answer.text());
-    };
+    let node = node.clone();
+    let work = move || patroni::reinitialize(&node).expect("it begins");
     tokio::task::spawn_blocking(work).await.expect("no panic");
 }

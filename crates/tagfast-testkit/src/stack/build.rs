@@ -17,7 +17,7 @@ use super::options::StackOptions;
 use super::patroni::{self, NodePlan, Passwords};
 use super::proxy::{Link, Proxy};
 use super::secret::write_secret;
-use super::{gate, servers, tls};
+use super::{etcd_auth, gate, servers, tls};
 
 /// Starts the fault proxy of a stack, given the stack's folder: in this process, or as a process
 /// that outlives it.
@@ -250,7 +250,7 @@ impl Build<'_> {
         // Patroni uses etcd directly: a fault of the etcd link affects the service only.
         let process = servers::etcd(self.run_as, &self.base.join("etcd"), etcd[0], etcd[1])?;
         if let Some(auth) = auth {
-            auth::enable_etcd(etcd[0], auth)?;
+            etcd_auth::enable_with_service(etcd[0], auth, auth::USER)?;
         }
         say("etcd answers");
         for (c, nodes) in clusters.iter_mut().enumerate() {
@@ -264,7 +264,7 @@ impl Build<'_> {
                         node.info.patroni.trim_start_matches("http://").parse()?,
                     ),
                     etcd: etcd[0],
-                    etcd_login: auth.map(auth::patroni_login),
+                    etcd_login: etcd_auth::patroni_login(auth),
                     shared_buffers: &self.options.shared_buffers,
                     synchronous: self.options.synchronous,
                     passwords,

@@ -7,7 +7,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::etcd_auth;
 use super::host::{Process, RunAs, wait_until};
 use super::info::NodeInfo;
 use super::install::{POSTGRES_BIN, Tools};
@@ -49,8 +48,8 @@ pub(super) struct NodePlan<'a> {
     pub(super) postgres: (SocketAddr, SocketAddr),
     pub(super) rest: (SocketAddr, SocketAddr),
     pub(super) etcd: SocketAddr,
-    /// User and password in etcd; `None`: it asks for none.
-    pub(super) etcd_login: Option<(&'a str, &'a str)>,
+    /// User and password in etcd, which does not ask for them while it has no users.
+    pub(super) etcd_login: (&'a str, &'a str),
     pub(super) shared_buffers: &'a str,
     pub(super) synchronous: bool,
     pub(super) passwords: &'a Passwords,
@@ -91,8 +90,7 @@ impl NodePlan<'_> {
     fn config(&self) -> Value {
         let dir = self.dir.display().to_string();
         let login = |user: &str, password: &str| serde_json::json!({"username": user, "password": password});
-        // While etcd has no users it does not ask for them.
-        let (user, password) = self.etcd_login.unwrap_or((etcd_auth::USER, etcd_auth::PASSWORD));
+        let (user, password) = self.etcd_login;
         let etcd = serde_json::json!({
             "host": self.etcd.to_string(), "username": user, "password": password,
         });
@@ -228,6 +226,17 @@ pub(super) fn set_maintenance(nodes: &[NodeInfo], on: bool) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// Has the Patroni of a replica copy the primary again, as `patronictl reinit` does; returns when
+/// it has begun. Asked again meanwhile, it begins again.
+///
+/// # Errors
+/// Patroni does not answer, or refuses.
+pub fn reinitialize(node: &NodeInfo) -> Result<()> {
+    let mut client = Client::new(node.direct_patroni).with_timeout(Duration::from_secs(30));
+    let answer = client.request("POST", "/reinitialize", &[], Some("{\"force\": true}"))?;
+    if answer.status == 200 { Ok(()) } else { bail!("Patroni refused: {}", answer.text()) }
 }
 
 /// Makes the primary's Patroni hand over; returns when it has.

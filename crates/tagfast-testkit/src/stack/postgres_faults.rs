@@ -1,7 +1,7 @@
 //! Faults inside PostgreSQL: a stream that stands still, a replay that waits, writes that are
 //! refused, a password that is another one.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
@@ -35,6 +35,9 @@ pub enum PostgresFault {
 
 /// How long a node may take to follow again.
 const HEAL_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long after a change of its configuration Patroni may write PostgreSQL's again, without what
+/// ALTER SYSTEM has set for recovery: two of its rounds.
+const PATRONI_REWRITES_WITHIN: Duration = Duration::from_secs(2);
 /// How long the locker of [`lock_tables`] holds its locks when they are not ended, in seconds.
 const LOCK_SECONDS_MAX: u32 = 600;
 /// `application_name` of the session that holds the locks.
@@ -198,8 +201,17 @@ fn apply_delay(stack: &Stack, node: &NodeInfo, change: Change) -> Result<()> {
         |value: &str| format!("SELECT current_setting('recovery_min_apply_delay') = '{value}'");
     match change {
         Change::Begin => {
-            reload("ALTER SYSTEM SET recovery_min_apply_delay = '3min'")?;
-            wait_for(stack, node, "replay is delayed", &shows("3min"))
+            let mut held = None;
+            wait_until(&format!("{}: replay is delayed", node.name), HEAL_TIMEOUT, || {
+                if stack.sql(node, &shows("3min"))? != "t" {
+                    held = None;
+                    reload("ALTER SYSTEM SET recovery_min_apply_delay = '3min'")?;
+                    bail!("it was not set");
+                }
+                let since = held.get_or_insert_with(Instant::now);
+                ensure!(since.elapsed() >= PATRONI_REWRITES_WITHIN, "Patroni may take it back");
+                Ok(())
+            })
         }
         Change::End => {
             reload("ALTER SYSTEM RESET recovery_min_apply_delay")?;

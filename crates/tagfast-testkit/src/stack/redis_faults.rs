@@ -30,7 +30,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Sends commands over one connection; each must be answered with `+...`, or with `:...` when it
 /// counts something.
-fn commands(server: SocketAddr, commands: &[&str]) -> Result<()> {
+pub(super) fn commands(server: SocketAddr, commands: &[&str]) -> Result<()> {
     let stream = TcpStream::connect(server).context("Redis does not listen")?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     let mut reader = BufReader::new(stream);
@@ -43,7 +43,7 @@ fn commands(server: SocketAddr, commands: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn address(info: &StackInfo, target: &str) -> Result<SocketAddr> {
+pub(super) fn address(info: &StackInfo, target: &str) -> Result<SocketAddr> {
     let server = if target == "redis" { &info.redis } else { &info.state_redis };
     Ok(server.as_ref().with_context(|| format!("{target} is not part of this stack"))?.direct)
 }

@@ -2,27 +2,21 @@
 //!
 //! How it fails: a change that a server refuses is an error with the server's words.
 
-use std::io::{BufRead, BufReader, Write as _};
-use std::net::TcpStream;
 use std::process::Command;
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use serde_json::json;
+use anyhow::{Context, Result};
 
-use super::auth::{AuthInfo, ROOT, Secured, USER};
-use super::gate;
+use super::auth::{AuthInfo, Secured, USER};
 use super::host::{find_program, run};
-use super::install::POSTGRES_BIN;
 use super::running::Stack;
-use crate::http::Client;
+use super::{etcd_auth, gate, redis_faults};
 
 impl Stack {
     /// Changes the service's password at a server; the file stays as it is. `old` is the one that
     /// the server knows.
     pub fn change_password(&self, secured: Secured, old: &str, new: &str) -> Result<()> {
         match secured {
-            Secured::Postgres => self.change_postgres_password(old, new),
+            Secured::Postgres => self.change_postgres_password(new),
             Secured::Etcd => self.change_etcd_password(new),
             Secured::Redis | Secured::StateRedis => self.change_redis_password(secured, old, new),
             Secured::Kafka => self.change_kafka_password(new),
@@ -37,51 +31,25 @@ impl Stack {
         self.info.auth.as_ref().context("the stack was started without authentication")
     }
 
-    fn change_postgres_password(&self, old: &str, new: &str) -> Result<()> {
+    fn change_postgres_password(&self, new: &str) -> Result<()> {
+        let role = &self.info.database.user;
         for cluster in &self.info.clusters {
-            let node = self.primary(&cluster.name)?.direct_postgres;
-            let database = &self.info.database;
-            run(Command::new(format!("{POSTGRES_BIN}/psql"))
-                .env("PGPASSWORD", old)
-                .args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-U", &database.user])
-                .args(["-h", &node.ip().to_string(), "-p", &node.port().to_string()])
-                .args(["-d", &database.name, "-c"])
-                .arg(format!("ALTER ROLE {} PASSWORD '{new}'", database.user)))?;
+            let primary = self.primary(&cluster.name)?;
+            self.sql(&primary, &format!("ALTER ROLE {role} PASSWORD '{new}'"))?;
         }
         Ok(())
     }
 
     fn change_etcd_password(&self, new: &str) -> Result<()> {
-        let auth = self.auth()?;
         let etcd = self.info.etcd.first().context("no etcd runs")?.direct;
-        let mut client = Client::new(etcd).with_timeout(Duration::from_secs(5));
-        let body = json!({"name": ROOT, "password": auth.etcd_root}).to_string();
-        let answer = client.request("POST", "/v3/auth/authenticate", &[], Some(&body))?;
-        let answer = answer.json();
-        let token = answer["token"].as_str().with_context(|| format!("no token: {answer}"))?;
-        let body = json!({"name": USER, "password": new}).to_string();
-        let token = [("authorization", token)];
-        let answer = client.request("POST", "/v3/auth/user/changepw", &token, Some(&body))?;
-        if answer.status == 200 { Ok(()) } else { bail!("etcd refused: {}", answer.text()) }
+        etcd_auth::change_password(etcd, self.auth()?, USER, new)
     }
 
     fn change_redis_password(&self, secured: Secured, old: &str, new: &str) -> Result<()> {
-        let server =
-            if secured == Secured::Redis { &self.info.redis } else { &self.info.state_redis };
-        let at = server.as_ref().context("no Redis runs")?.direct;
-        let mut stream = TcpStream::connect(at)?;
-        let mut answers = BufReader::new(stream.try_clone()?);
-        for words in [&["AUTH", old][..], &["CONFIG", "SET", "requirepass", new]] {
-            let mut text = format!("*{}\r\n", words.len());
-            words.iter().for_each(|w| text.push_str(&format!("${}\r\n{w}\r\n", w.len())));
-            stream.write_all(text.as_bytes())?;
-            let mut answer = String::new();
-            answers.read_line(&mut answer)?;
-            if !answer.starts_with("+OK") {
-                bail!("Redis answered {answer:?} to {}", words[0]);
-            }
-        }
-        Ok(())
+        let target = if secured == Secured::Redis { "redis" } else { "state-redis" };
+        let server = redis_faults::address(&self.info, target)?;
+        let change = format!("CONFIG SET requirepass {new}");
+        redis_faults::commands(server, &[&format!("AUTH {old}"), &change])
     }
 
     fn change_kafka_password(&self, new: &str) -> Result<()> {

@@ -9,12 +9,16 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tagfast_testkit::stack::patroni::reinitialize;
 use tagfast_testkit::stack::proxy::Mode;
-use tagfast_testkit::stack::{Fault, NodeInfo, Stack, StackOptions, StateFault};
+use tagfast_testkit::stack::{Fault, NodeInfo, PostgresFault, Stack, StackOptions, StateFault};
 use tagfast_testkit::{Client, ServerOptions, ServerProcess, wait_for_condition};
 
 use crate::{ONE_STACK, TEST_TIMEOUT, full, psql, wait_until_ready};
 
+/// `default_transaction_read_only`, set and reset.
+const READ_ONLY: Fault = Fault::State(StateFault::Postgres(PostgresFault::ReadOnly));
+const READ_WRITE: Fault = Fault::EndState(StateFault::Postgres(PostgresFault::ReadOnly));
 /// etcd asks for a user, and no more.
 const ETCD_AUTH: Fault = Fault::State(StateFault::EtcdAuth);
 const ETCD_OPEN: Fault = Fault::EndState(StateFault::EtcdAuth);
@@ -37,8 +41,8 @@ struct Cell {
 const CELLS: &[Cell] = &[
     Cell {
         name: "the server is set read-only",
-        inject: |_, primary| set(primary, "default_transaction_read_only = 'on'"),
-        heal: |_, primary| set(primary, "default_transaction_read_only = 'off'"),
+        inject: |stack, primary| stack.fault(READ_ONLY, &primary.name).expect("set"),
+        heal: |stack, primary| stack.fault(READ_WRITE, &primary.name).expect("set"),
         causes: &["read_only"],
         healed_within: NAMED_WITHIN,
         is_shared: false,
@@ -71,7 +75,7 @@ const CELLS: &[Cell] = &[
         inject: |stack, _| {
             pause(stack, true);
             let replica = stack.replica("c0").expect("a replica");
-            promote(&replica);
+            stack.sql(&replica, "SELECT pg_promote()").expect("promoted");
         },
         heal: |stack, primary| {
             pause(stack, false);
@@ -91,36 +95,11 @@ const CELLS: &[Cell] = &[
     },
 ];
 
-/// Sets a parameter as ALTER SYSTEM does, which the role of the service may not.
-fn set(node: &NodeInfo, line: &str) {
-    let file = node.data_dir.join("postgresql.auto.conf");
-    let name = line.split(' ').next().unwrap_or_default();
-    let text = std::fs::read_to_string(&file).expect("the file");
-    let others: Vec<&str> = text.lines().filter(|line| !line.starts_with(name)).collect();
-    std::fs::write(&file, format!("{}\n{line}\n", others.join("\n"))).expect("written");
-    let pid = std::fs::read_to_string(node.data_dir.join("postmaster.pid")).expect("it runs");
-    let pid = pid.lines().next().unwrap_or_default().trim();
-    run("kill", &["-HUP", pid]);
-}
-
-fn run(program: &str, arguments: &[&str]) {
-    let done = std::process::Command::new(program).args(arguments).output().expect("it runs");
-    assert!(done.status.success(), "{program}: {}", String::from_utf8_lossy(&done.stderr));
-}
-
 fn pause(stack: &Stack, paused: bool) {
     let node = &stack.info().clusters[0].nodes[0];
     let body = json!({"pause": if paused { json!(true) } else { Value::Null }}).to_string();
     let answer = Client::new(node.direct_patroni).send("PATCH", "/config", Some(&body));
     answer.expect(200);
-}
-
-fn promote(node: &NodeInfo) {
-    let owner = node.data_dir.display().to_string();
-    let user = std::process::Command::new("stat").args(["-c", "%U", &owner]).output();
-    let user = String::from_utf8(user.expect("stat runs").stdout).expect("text");
-    let promote = format!("/usr/lib/postgresql/15/bin/pg_ctl promote -D {owner}");
-    run("su", &["-s", "/bin/sh", user.trim(), "-c", &promote]);
 }
 
 /// Has Patroni copy the primary to each replica that does not stream: it does not mend a node that
@@ -137,9 +116,7 @@ fn copy_again(stack: &Stack, primary: &str) {
             }
             // Once: each time it would begin again.
             if !asked {
-                let answer =
-                    patroni.request("POST", "/reinitialize", &[], Some("{\"force\": true}"));
-                asked = answer.is_ok_and(|answer| answer.status == 200);
+                asked = reinitialize(node).is_ok();
             }
             Err(state.to_string())
         });
