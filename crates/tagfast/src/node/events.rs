@@ -8,7 +8,6 @@
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use tagfast_client::error::CliError;
@@ -34,8 +33,6 @@ use crate::credentials::CredentialFiles;
 
 /// The alias of the search index.
 const SEARCH_ALIAS: &str = "tagfast-content";
-/// How long a start waits for each server that may be unreachable.
-pub(super) const START_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The event bus of a cluster, as the node that opened it sees it.
 #[async_trait]

@@ -21,7 +21,7 @@ use tagfast_sharding::{LogicalShard, ShardMap};
 use tagfast_store_postgres::{OutboxSink, PostgresDeadLetters};
 use tokio::sync::watch;
 
-use super::events::{ClusterBus, START_TIMEOUT};
+use super::events::ClusterBus;
 use super::identity::{host_name, node_name};
 use crate::config::{Config, KafkaConfig, PostgresConfig, SaslMechanism};
 use crate::credentials::CredentialFiles;
@@ -29,6 +29,8 @@ use crate::outbox::KafkaOutbox;
 
 /// Name of the topic that carries the events.
 const EVENT_TOPIC: &str = "tagfast.taggings.v1";
+/// How long a start waits for brokers that may be unreachable.
+const START_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time between two checks of the topics while no broker has confirmed them.
 const BROKER_RETRY_INTERVAL: Duration = Duration::from_secs(2);
 
