@@ -16,6 +16,7 @@
 //! | `transitions` | which action is allowed in which state |
 //! | `policy` | when a dead letter is replayed automatically |
 //! | `store` | the store port |
+//! | `stored_headers` | the text in which stores keep headers |
 //! | `ingest` | copies dead letters from the bus into the store |
 //! | `replay_worker` | applies the dead letters of jobs |
 //! | `supervisor` | the elected leader: automatic replays, counts, retention, notifications |
@@ -26,6 +27,7 @@ pub(crate) mod model;
 pub(crate) mod policy;
 pub(crate) mod replay_worker;
 pub(crate) mod store;
+mod stored_headers;
 mod supervisor;
 pub mod transitions;
 mod webhook;
@@ -40,5 +42,6 @@ pub use model::{
 pub use policy::AutoReplayPolicy;
 pub use replay_worker::ReplayWorker;
 pub use store::{DeadLetterStore, DeadLetterStoreError};
+pub use stored_headers::{decode_headers, encode_headers};
 pub use supervisor::{DeadLetterSupervisor, SupervisorOptions};
 pub use webhook::{DeadLetterNotice, DeadLetterNotifier, GroupNotice};

@@ -1,11 +1,9 @@
 //! Rows of dead letters and replay jobs.
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use rusqlite::types::FromSqlError;
 use rusqlite::{Connection, Row, params};
 use tagfast_domain::{EpochOrdinal, Version};
-use tagfast_events::dead_letters::content_of;
+use tagfast_events::dead_letters::{content_of, decode_headers, encode_headers};
 use tagfast_events::{
     BusRecord, ClusterName, ConsumerGroup, DeadLetter, FailureClass, Partition, RecordKind,
     ReplayJob, StoredDeadLetter,
@@ -22,13 +20,8 @@ pub(super) const JOB_COLUMNS: &str =
 pub(crate) fn insert(conn: &Connection, dead_letter: &DeadLetter) -> rusqlite::Result<()> {
     let record = &dead_letter.record;
     let content = content_of(&record.key);
-    let headers: Vec<(&str, String)> = record
-        .headers
-        .iter()
-        .map(|(name, value)| (name.as_str(), STANDARD.encode(value)))
-        .collect();
-    let headers = serde_json::to_string(&headers)
-        .map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
+    let headers = record.headers.iter().map(|(name, value)| (name.clone(), value.as_slice()));
+    let headers = encode_headers(headers);
     conn.prepare_cached(
         "INSERT OR IGNORE INTO dead_letter (id, grp, pos, key, ver, at, emit, payload, headers,
              class, code, message, attempts, replays, state, first_failed_at, last_failed_at,
@@ -72,8 +65,7 @@ fn headers(text: &str) -> Option<Vec<(String, Vec<u8>)>> {
     if text == "{}" {
         return Some(Vec::new());
     }
-    let named: Vec<(String, String)> = tagfast_json::from_str(text).ok()?;
-    named.into_iter().map(|(name, value)| Some((name, STANDARD.decode(value).ok()?))).collect()
+    decode_headers(text)
 }
 
 /// The dead letter of a row of [`COLUMNS`].
@@ -134,27 +126,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn damaged_headers_are_refused() {
-        let text = r#"[["ce_id","MQ=="],["ce_type","dA=="]]"#;
-        let read = [("ce_id".to_owned(), b"1".to_vec()), ("ce_type".to_owned(), b"t".to_vec())];
-        assert_eq!(headers(text).expect("readable"), read);
+    fn headers_of_schema_version_1_are_none() {
         assert_eq!(headers("{}").expect("schema version 1"), []);
-        for part in 0..text.len() {
-            assert_eq!(headers(&text[..part]), None, "cut off after {part} bytes");
-        }
-        for damaged in [
-            r#"{"ce_id":"MQ=="}"#,
-            r#"[{"ce_id":"MQ=="}]"#,
-            r#"[["ce_id"]]"#,
-            r#"[["ce_id","MQ==","x"]]"#,
-            r#"["ce_id","MQ=="]"#,
-            r#"[["ce_id","not base64"]]"#,
-            r#"[["ce_id",1]]"#,
-            r#"[["ce_id",null]]"#,
-            "null",
-            "[[]]",
-        ] {
-            assert_eq!(headers(damaged), None, "{damaged}");
-        }
+        assert_eq!(headers(r#"[["ce_id","MQ=="]]"#).expect("readable").len(), 1);
+        assert_eq!(headers(r#"{"ce_id":"MQ=="}"#), None);
     }
 }

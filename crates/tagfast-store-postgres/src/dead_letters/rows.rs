@@ -1,9 +1,7 @@
 //! Rows of dead letters and replay jobs.
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use tagfast_domain::{EpochOrdinal, Version};
-use tagfast_events::dead_letters::content_of;
+use tagfast_events::dead_letters::{content_of, decode_headers, encode_headers};
 use tagfast_events::{
     BusRecord, ConsumerGroup, DeadLetter, DeadLetterState, DeadLetterStoreError, FailureClass,
     Partition, RecordKind, ReplayJob, StoredDeadLetter,
@@ -24,12 +22,6 @@ pub(super) fn damaged(what: &'static str) -> DeadLetterStoreError {
     DeadLetterStoreError::Damaged(what)
 }
 
-/// Decodes stored headers.
-fn headers(text: &str) -> Option<Vec<(String, Vec<u8>)>> {
-    let named: Vec<(String, String)> = tagfast_json::from_str(text).ok()?;
-    named.into_iter().map(|(name, value)| Some((name, STANDARD.decode(value).ok()?))).collect()
-}
-
 /// The dead letter of a row of [`COLUMNS`].
 pub(super) fn stored(row: &Row) -> Result<StoredDeadLetter, DeadLetterStoreError> {
     let number = |column: usize| row.get::<_, i64>(column).cast_unsigned();
@@ -44,7 +36,7 @@ pub(super) fn stored(row: &Row) -> Result<StoredDeadLetter, DeadLetterStoreError
         at: row.get(5),
         cluster: row.get::<_, &str>(6).into(),
         publisher_epoch: EpochOrdinal(number(7)),
-        headers: headers(row.get(9)).ok_or_else(|| damaged("headers"))?,
+        headers: decode_headers(row.get(9)).ok_or_else(|| damaged("headers"))?,
         payload: row.get(8),
     };
     let count = |column: usize| u32::try_from(row.get::<_, i32>(column)).unwrap_or(0);
@@ -83,13 +75,8 @@ pub(super) fn job_of(row: &Row) -> ReplayJob {
 /// One array per column of dead letters, for a statement that inserts all of them.
 pub(super) fn column_arrays(dead_letters: &[DeadLetter]) -> SqlValues {
     let headers = |dead_letter: &DeadLetter| {
-        let named = dead_letter
-            .record
-            .headers
-            .iter()
-            .map(|(name, value)| (without_nul(name), STANDARD.encode(value)));
-        // Names and base64 always serialise.
-        serde_json::to_string(&named.collect::<Vec<_>>()).unwrap_or_else(|_| "[]".to_owned())
+        let named = dead_letter.record.headers.iter();
+        encode_headers(named.map(|(name, value)| (without_nul(name), value.as_slice())))
     };
     let content: Vec<_> =
         dead_letters.iter().map(|dead_letter| content_of(&dead_letter.record.key)).collect();
@@ -127,33 +114,4 @@ pub(super) fn column_arrays(dead_letters: &[DeadLetter]) -> SqlValues {
         content_column!(|key| key.content.content_type.as_str().to_owned()),
         content_column!(|key| key.content.content_id.as_str().to_owned()),
     ]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn damaged_headers_are_refused() {
-        let text = r#"[["ce_id","MQ=="],["ce_type","dA=="]]"#;
-        let read = [("ce_id".to_owned(), b"1".to_vec()), ("ce_type".to_owned(), b"t".to_vec())];
-        assert_eq!(headers(text).expect("readable"), read);
-        for part in 0..text.len() {
-            assert_eq!(headers(&text[..part]), None, "cut off after {part} bytes");
-        }
-        for damaged in [
-            r#"{"ce_id":"MQ=="}"#,
-            r#"[{"ce_id":"MQ=="}]"#,
-            r#"[["ce_id"]]"#,
-            r#"[["ce_id","MQ==","x"]]"#,
-            r#"["ce_id","MQ=="]"#,
-            r#"[["ce_id","not base64"]]"#,
-            r#"[["ce_id",1]]"#,
-            r#"[["ce_id",null]]"#,
-            "null",
-            "[[]]",
-        ] {
-            assert_eq!(headers(damaged), None, "{damaged}");
-        }
-    }
 }
