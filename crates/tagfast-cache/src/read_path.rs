@@ -317,8 +317,7 @@ impl CachedStore {
         if max.is_zero() {
             return !view.stale && view.degraded.is_empty();
         }
-        let age_ms = self.clock.now_ms().saturating_sub(view.as_of).max(0).unsigned_abs();
-        !view.stale || u128::from(age_ms) <= max.as_millis()
+        !view.is_stale_beyond(max, self.clock.now_ms())
     }
 
     /// The stale answer of an entry; `None` when it is too old for the service or the client, or

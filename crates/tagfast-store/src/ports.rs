@@ -1,6 +1,7 @@
 //! The ports of a store: reads, writes, scans, receipts and history.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tagfast_domain::{
@@ -87,6 +88,14 @@ pub struct View {
     pub stale: bool,
     /// The part of the caches.
     pub cache: CacheUse,
+}
+
+impl View {
+    /// Whether it is stale, and older than `max` at `now`, Unix ms.
+    pub fn is_stale_beyond(&self, max: Duration, now: UnixMillis) -> bool {
+        let age_ms = now.saturating_sub(self.as_of).max(0).unsigned_abs();
+        self.stale && u128::from(age_ms) > max.as_millis()
+    }
 }
 
 /// A write with its transport options.

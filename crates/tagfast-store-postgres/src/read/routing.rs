@@ -476,10 +476,9 @@ impl PostgresStore {
     /// stale view gets one that covers the token all the same: it shows what was promised.
     fn within_max_stale(&self, view: View, options: &ReadOptions<'_>) -> Result<View, StoreError> {
         let covered = options.token.is_some() && !lacks_session(&view);
-        let age = self.clock.now_ms().saturating_sub(view.as_of).max(0).unsigned_abs();
         match options.max_stale {
             Some(max) if max.is_zero() && covered => Ok(view),
-            Some(max) if view.stale && u128::from(age) > max.as_millis() => {
+            Some(max) if view.is_stale_beyond(max, self.clock.now_ms()) => {
                 Err(unavailable("only a view that is too old is available", false))
             }
             Some(_) | None => Ok(view),
