@@ -24,8 +24,8 @@ use crate::options::KafkaOptions;
 use crate::producers::Producers;
 use crate::security::ClientCredentials;
 
-/// Between two looks at the files' contents.
-const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// Between two checks of the files' contents.
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 /// Between two trials of a content that is not in force, and between two checks that brokers
 /// still accept the one that is: open connections survive a change of a password.
 const TRIAL_INTERVAL: Duration = Duration::from_secs(2);
@@ -111,7 +111,7 @@ pub(crate) async fn follow_changes(
     let work = async {
         let mut tried = (ClientCredentials::default(), tokio::time::Instant::now());
         loop {
-            tokio::time::sleep(LOOK_INTERVAL).await;
+            tokio::time::sleep(CHECK_INTERVAL).await;
             let newest = security.newest();
             if tried.0 == newest && tried.1.elapsed() < TRIAL_INTERVAL {
                 continue;

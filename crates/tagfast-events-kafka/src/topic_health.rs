@@ -1,4 +1,4 @@
-//! Whether the topics are as this process needs them, looked at again while it runs.
+//! Whether the topics are as this process needs them, checked again while it runs.
 //!
 //! How it fails: while the topic of events is missing, or has a different number of partitions,
 //! nothing is published into it and nothing is read from it. Publishing goes on when it is right
@@ -17,8 +17,8 @@ use crate::metadata_client::MetadataClient;
 use crate::options::KafkaOptions;
 use crate::topics::{self, TopicError};
 
-/// Between two looks.
-const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// Between two checks.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What was last found about the topics.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -62,7 +62,7 @@ impl TopicHealth {
     }
 }
 
-/// Looks at the topics until the task is stopped or dropped.
+/// Checks the topics until the task is stopped or dropped.
 pub(crate) fn watch(
     health: Arc<TopicHealth>,
     options: Arc<KafkaOptions>,
@@ -74,13 +74,13 @@ pub(crate) fn watch(
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(LOOK_INTERVAL) => {}
+                () = tokio::time::sleep(CHECK_INTERVAL) => {}
             }
             let client = metadata_client.get();
             let found = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                found = topics::look(&options, &client) => found,
+                found = topics::check_existing(&options, &client) => found,
             };
             let (events, dead_letters) = &found;
             health.note(events, dead_letters);

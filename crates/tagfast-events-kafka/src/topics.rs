@@ -105,7 +105,7 @@ pub(crate) async fn check(
 /// Whether the topic of events, and those of dead letters, are there with their number of
 /// partitions. Changes nothing: a topic that an operator deleted while processes run is theirs to
 /// make again.
-pub(crate) async fn look(
+pub(crate) async fn check_existing(
     options: &KafkaOptions,
     metadata_client: &Arc<BaseConsumer>,
 ) -> (Result<(), TopicError>, Result<(), TopicError>) {

@@ -453,18 +453,18 @@ impl PostgresStore {
     /// The places of the requests that bind a key for others on their cluster: the first ones of
     /// their keys where several have the same. Every lane would wait for the batch that binds the
     /// key, so these go first.
-    fn leaders(&self, requests: &[WriteRequest]) -> HashSet<usize> {
+    fn key_binders(&self, requests: &[WriteRequest]) -> HashSet<usize> {
         let mut first = HashMap::new();
-        let mut leaders = HashSet::new();
+        let mut binders = HashSet::new();
         for (n, request) in requests.iter().enumerate() {
             let Some(key) = request.keyed else { continue };
             let cluster = self.map.cluster_of(LogicalShard::of(&request.write.key));
-            let leader = *first.entry((cluster, key.id)).or_insert(n);
-            if leader != n {
-                leaders.insert(leader);
+            let binder = *first.entry((cluster, key.id)).or_insert(n);
+            if binder != n {
+                binders.insert(binder);
             }
         }
-        leaders
+        binders
     }
 }
 
@@ -519,13 +519,13 @@ impl TagWriter for PostgresStore {
         &self,
         requests: Vec<WriteRequest>,
     ) -> Vec<Result<WriteAnswer, StoreError>> {
-        let leaders = self.leaders(&requests);
-        if leaders.is_empty() {
+        let binders = self.key_binders(&requests);
+        if binders.is_empty() {
             return self.write_all(requests).await;
         }
         let mut results: Vec<Option<WriteResult>> = requests.iter().map(|_| None).collect();
         let (first, mut rest): (Vec<_>, Vec<_>) =
-            requests.into_iter().enumerate().partition(|(n, _)| leaders.contains(n));
+            requests.into_iter().enumerate().partition(|(n, _)| binders.contains(n));
         let mut reused = HashSet::new();
         let (places, first): (Vec<usize>, Vec<WriteRequest>) = first.into_iter().unzip();
         let keys: Vec<_> = first.iter().map(|request| request.keyed.map(|key| key.id)).collect();

@@ -21,14 +21,14 @@ use crate::recount::sums::DriftRows;
 /// shard must have the content.
 pub(super) type Unsettled = HashMap<Vec<u8>, Option<Version>>;
 
-/// How often contents were looked at.
+/// How often contents were compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Look {
+pub(super) enum Pass {
     /// All contents of the page, for the first time.
     First,
-    /// Those that are unsettled, after the counts have caught up with the first look.
+    /// Those that are unsettled, after the counts have caught up with the first pass.
     Again,
-    /// Those that are still unsettled: the counts have caught up with the look before, too. One
+    /// Those that are still unsettled: the counts have caught up with the pass before, too. One
     /// time is not enough: how far the counts are may be read between a commit and its event.
     Last,
 }
@@ -53,7 +53,7 @@ impl Range {
     }
 }
 
-/// What a look at a page has found.
+/// What the comparison of a page has found.
 #[derive(Default)]
 pub(super) struct PageDrift {
     /// Contents whose counted state is wrong.
@@ -81,18 +81,18 @@ struct Wrong {
     version: Version,
 }
 
-/// A look at a page.
-pub(super) struct PageLook {
+/// The comparison of a page.
+pub(super) struct PageComparison {
     pub(super) range: Range,
     /// The contents of the shard, in key order.
     pub(super) items: Vec<(ContentKey, Document)>,
-    pub(super) look: Look,
-    /// What is looked at again; empty at the first look.
+    pub(super) pass: Pass,
+    /// What is compared again; empty in the first pass.
     pub(super) only: Unsettled,
     pub(super) repair: bool,
 }
 
-impl PageLook {
+impl PageComparison {
     /// Compares the page; repairs what is wrong, if it is to be repaired.
     pub(super) fn compare(mut self, files: &Files) -> rusqlite::Result<PageDrift> {
         let Some(file) = files.of_shard(self.range.shard) else { return Ok(PageDrift::default()) };
@@ -152,9 +152,9 @@ impl PageLook {
         found: &mut PageDrift,
         wrong: &mut Vec<Wrong>,
     ) -> rusqlite::Result<()> {
-        let first_seen = match self.look {
-            Look::First => None,
-            Look::Again | Look::Last => match self.only.get(&key) {
+        let first_seen = match self.pass {
+            Pass::First => None,
+            Pass::Again | Pass::Last => match self.only.get(&key) {
                 // It was settled before.
                 None => return Ok(()),
                 Some(first_seen) => *first_seen,
@@ -172,10 +172,10 @@ impl PageLook {
                 false
             }
             // It was written since its counted state was seen alone.
-            std::cmp::Ordering::Greater if self.look != Look::First && first_seen.is_none() => {
+            std::cmp::Ordering::Greater if self.pass != Pass::First && first_seen.is_none() => {
                 false
             }
-            std::cmp::Ordering::Greater if self.look == Look::Last => true,
+            std::cmp::Ordering::Greater if self.pass == Pass::Last => true,
             std::cmp::Ordering::Greater => {
                 found.unsettled.insert(key, Some(first_seen.unwrap_or(document.version)));
                 return Ok(());
@@ -198,7 +198,7 @@ impl PageLook {
         if state.tags.is_empty() {
             return Ok(());
         }
-        if self.look == Look::First {
+        if self.pass == Pass::First {
             found.unsettled.insert(state.key, None);
             return Ok(());
         }

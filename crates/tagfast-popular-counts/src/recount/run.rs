@@ -27,7 +27,7 @@ use tokio::time::Instant;
 
 use crate::counts::PopularCounts;
 use crate::files::Files;
-use crate::recount::page::{Look, PageDrift, PageLook, Range, Unsettled};
+use crate::recount::page::{PageComparison, PageDrift, Pass, Range, Unsettled};
 use crate::recount::sums::{DriftRows, compare_sums};
 
 /// Contents on a page.
@@ -164,14 +164,14 @@ impl Recount<'_> {
             let contents = page.items.len() as u64;
             let range = Range { shard, after, through: page.next.clone() };
             let (items, only) = (page.items, Unsettled::new());
-            let look = PageLook {
+            let comparison = PageComparison {
                 range: range.clone(),
                 items,
-                look: Look::First,
+                pass: Pass::First,
                 only,
                 repair: self.repair,
             };
-            let PageDrift { contents: drifted, rows, unsettled } = self.compare(look).await?;
+            let PageDrift { contents: drifted, rows, unsettled } = self.compare(comparison).await?;
             let (many, done) = {
                 let mut found = self.found.lock();
                 found.contents += contents;
@@ -189,32 +189,32 @@ impl Recount<'_> {
         }
     }
 
-    async fn compare(&self, look: PageLook) -> Result<PageDrift, PopularError> {
+    async fn compare(&self, comparison: PageComparison) -> Result<PageDrift, PopularError> {
         let files = Arc::clone(&self.files);
-        blocking(move || look.compare(&files)).await
+        blocking(move || comparison.compare(&files)).await
     }
 
-    /// Looks at contents again that were unsettled.
+    /// Compares contents again that were unsettled.
     async fn settle(&self, mut unsettled: Vec<(Range, Unsettled)>) -> Result<(), PopularError> {
-        for look in [Look::Again, Look::Last] {
+        for pass in [Pass::Again, Pass::Last] {
             if unsettled.is_empty() {
                 return Ok(());
             }
             self.wait_for_counts().await?;
             let mut left = Vec::new();
             for (range, only) in unsettled {
-                self.look_again(range, look, only, &mut left).await?;
+                self.compare_again(range, pass, only, &mut left).await?;
             }
             unsettled = left;
         }
         Ok(())
     }
 
-    /// Looks at a range again, which may have become longer than a page.
-    async fn look_again(
+    /// Compares a range again, which may have become longer than a page.
+    async fn compare_again(
         &self,
         range: Range,
-        look: Look,
+        pass: Pass,
         only: Unsettled,
         left: &mut Vec<(Range, Unsettled)>,
     ) -> Result<(), PopularError> {
@@ -231,8 +231,9 @@ impl Recount<'_> {
             }
             let range = Range { shard, after, through: through.clone() };
             let (items, only) = (page.items, only.clone());
-            let look = PageLook { range: range.clone(), items, look, only, repair: self.repair };
-            let PageDrift { contents, rows, unsettled } = self.compare(look).await?;
+            let repair = self.repair;
+            let comparison = PageComparison { range: range.clone(), items, pass, only, repair };
+            let PageDrift { contents, rows, unsettled } = self.compare(comparison).await?;
             {
                 let mut found = self.found.lock();
                 found.drifted_contents += contents;

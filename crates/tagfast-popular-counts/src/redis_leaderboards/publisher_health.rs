@@ -11,8 +11,8 @@ use super::error::LeaderboardError;
 
 /// Rounds begin once a second: after this time without one that succeeded, something hangs.
 const STUCK_AFTER: Duration = Duration::from_secs(4);
-/// Age in ms above which the counts of a partition are named.
-const PUSH_AGE_MAX_MS: i64 = 5000;
+/// Age in ms above which counts that were pushed, and the leaderboards made of them, are named.
+pub(super) const NAMED_AGE_MS: i64 = 5000;
 
 #[derive(Debug)]
 struct State {
@@ -52,7 +52,7 @@ impl PublisherHealth {
     ) {
         let text = oldest.and_then(|(Partition(number), through)| match through {
             None => Some(format!("the counts of partition {number} were never pushed")),
-            Some(at) if now - at > PUSH_AGE_MAX_MS => Some(format!(
+            Some(at) if now - at > NAMED_AGE_MS => Some(format!(
                 "the counts of partition {number} were pushed as of {} s ago: look at the process \
                  that owns it, or at its feed",
                 (now - at) / 1000

@@ -30,14 +30,13 @@ use tokio::sync::Semaphore;
 
 use super::error::LeaderboardError;
 use super::merge_partition::merge_partition;
+use super::publisher_health::NAMED_AGE_MS;
 
 /// Minimum interval between reads of a tenant's leaderboards.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 /// How long an older state of Redis is not shown: its owners fill it again meanwhile. Longer only
 /// when a clock was put back, which makes newer states look older.
 const REFILL_TIME_MAX: Duration = Duration::from_secs(10);
-/// Age in ms above which leaderboards are named.
-const AGE_MAX_MS: i64 = 5000;
 /// How long after a request its leaderboards count for [`RedisLeaderboards::problem`].
 const LATELY: Duration = Duration::from_secs(5);
 /// How long Redis is ejected after a failure: no request waits for it meanwhile.
@@ -126,7 +125,7 @@ impl RedisLeaderboards {
         let cached = slots.tenants.values().filter_map(|slot| slot.cached.as_ref());
         let read_lately = cached.filter(|read| read.read_at.elapsed() < LATELY);
         let age_ms = now.saturating_sub(read_lately.map(|read| read.as_of).min()?);
-        (age_ms > AGE_MAX_MS).then(|| {
+        (age_ms > NAMED_AGE_MS).then(|| {
             format!(
                 "the leaderboards are as of {} s ago: look at the processes with the role analytics",
                 age_ms / 1000

@@ -29,11 +29,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How long the same transaction holds the horizon before the sessions are looked at: most
+/// How long the same transaction holds the horizon before the sessions are checked: most
 /// transactions end sooner.
-const LOOK_AFTER: Duration = Duration::from_millis(100);
-/// Between two looks while the same transaction holds the horizon.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const SESSION_CHECK_DELAY: Duration = Duration::from_millis(100);
+/// Between two checks while the same transaction holds the horizon.
+const SESSION_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The lower 32 bits of the ids of running transactions of other databases.
 pub(crate) const SELECT_FOREIGN: &str = "
@@ -70,8 +70,8 @@ impl Snapshot {
 struct Holder {
     xid: u64,
     since: Instant,
-    /// When the sessions were looked at last; `None`: not since this one holds.
-    looked_at: Option<Instant>,
+    /// When the sessions were checked last; `None`: not since this one holds.
+    checked_at: Option<Instant>,
 }
 
 /// Follows the horizon on one connection.
@@ -94,20 +94,20 @@ impl HorizonTracker {
         self.horizon()
     }
 
-    /// Whether the sessions should be looked at, with [`SELECT_FOREIGN`].
-    pub(crate) fn look_is_due(&mut self, now: Instant) -> bool {
+    /// Whether the sessions should be checked, with [`SELECT_FOREIGN`].
+    pub(crate) fn session_check_is_due(&mut self, now: Instant) -> bool {
         let Some(holder) = &mut self.holder else { return false };
-        let due = match holder.looked_at {
-            None => now.duration_since(holder.since) >= LOOK_AFTER,
-            Some(at) => now.duration_since(at) >= LOOK_INTERVAL,
+        let due = match holder.checked_at {
+            None => now.duration_since(holder.since) >= SESSION_CHECK_DELAY,
+            Some(at) => now.duration_since(at) >= SESSION_CHECK_INTERVAL,
         };
         if due {
-            holder.looked_at = Some(now);
+            holder.checked_at = Some(now);
         }
         due
     }
 
-    /// Takes what a look has found. The statement must have begun after the newest snapshot was
+    /// Takes what a check has found. The statement must have begun after the newest snapshot was
     /// taken. Returns the horizon.
     pub(crate) fn prove(&mut self, shown: impl IntoIterator<Item = u32>, now: Instant) -> u64 {
         let shown: BTreeSet<u32> = shown.into_iter().collect();
@@ -130,7 +130,7 @@ impl HorizonTracker {
     fn update_holder(&mut self, now: Instant) {
         let oldest = self.oldest();
         if self.holder.map(|holder| holder.xid) != oldest {
-            self.holder = oldest.map(|xid| Holder { xid, since: now, looked_at: None });
+            self.holder = oldest.map(|xid| Holder { xid, since: now, checked_at: None });
         }
     }
 }

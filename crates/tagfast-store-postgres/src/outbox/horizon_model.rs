@@ -1,5 +1,6 @@
 //! The horizon against a model of PostgreSQL: generated schedules of sessions in several databases,
-//! with everything that happens between the statements of a poll, and inside of the look.
+//! with everything that happens between the statements of a poll, and inside of the check of the
+//! sessions.
 
 use std::time::Duration;
 
@@ -94,7 +95,7 @@ impl Server {
     /// One random step of one session.
     fn step(&mut self) {
         self.clock += 1;
-        // Often the same one, so that a session ends and another one begins within a look.
+        // Often the same one, so that a session ends and another one begins within a check.
         let slot = if self.rng.bool() { self.last_slot } else { self.rng.usize(..SLOTS) };
         self.last_slot = slot;
         let Some(mut session) = self.slots[slot].take() else {
@@ -151,7 +152,7 @@ impl Server {
 
     /// The view of sessions, read as PostgreSQL reads it: the database of a slot first, its id
     /// later.
-    fn look(&mut self, steps_between: usize) -> Vec<u32> {
+    fn check_sessions(&mut self, steps_between: usize) -> Vec<u32> {
         let mut shown = Vec::new();
         for slot in 0..SLOTS {
             let session = self.slots[slot].as_ref().filter(|session| session.visible);
@@ -177,9 +178,9 @@ impl Server {
     }
 }
 
-/// When the sessions are looked at.
+/// When the sessions are checked.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Look {
+enum SessionCheck {
     AfterTheSnapshot,
     /// Wrong: what is shown proves nothing about a later snapshot.
     BeforeTheSnapshot,
@@ -188,7 +189,7 @@ enum Look {
 
 struct Relay {
     tracker: HorizonTracker,
-    look: Look,
+    session_check: SessionCheck,
     now: Instant,
     cursor: (u64, i32),
     horizon: u64,
@@ -199,10 +200,10 @@ struct Relay {
 }
 
 impl Relay {
-    fn new(look: Look) -> Self {
+    fn new(session_check: SessionCheck) -> Self {
         Self {
             tracker: HorizonTracker::default(),
-            look,
+            session_check,
             now: Instant::now(),
             cursor: (0, -1),
             horizon: 0,
@@ -216,24 +217,24 @@ impl Relay {
     /// is broken.
     fn poll(&mut self, server: &mut Server, steps: usize) -> Result<(), &'static str> {
         self.now += Duration::from_millis(60);
-        let early = match self.look {
-            Look::BeforeTheSnapshot => server.look(steps),
-            Look::AfterTheSnapshot | Look::Never => Vec::new(),
+        let early = match self.session_check {
+            SessionCheck::BeforeTheSnapshot => server.check_sessions(steps),
+            SessionCheck::AfterTheSnapshot | SessionCheck::Never => Vec::new(),
         };
         server.some_steps(steps);
         let (at, snapshot) = (server.clock, server.snapshot());
         self.pending.push((snapshot.xmax, at));
         let mut horizon = self.tracker.observe(snapshot, self.now);
         server.some_steps(steps);
-        // A look that is not due proves as much.
-        if self.tracker.look_is_due(self.now) || server.rng.bool() {
-            match self.look {
-                Look::AfterTheSnapshot => {
-                    let shown = server.look(steps);
+        // A check that is not due proves as much.
+        if self.tracker.session_check_is_due(self.now) || server.rng.bool() {
+            match self.session_check {
+                SessionCheck::AfterTheSnapshot => {
+                    let shown = server.check_sessions(steps);
                     horizon = self.tracker.prove(shown, self.now);
                 }
-                Look::BeforeTheSnapshot => horizon = self.tracker.prove(early, self.now),
-                Look::Never => {}
+                SessionCheck::BeforeTheSnapshot => horizon = self.tracker.prove(early, self.now),
+                SessionCheck::Never => {}
             }
         }
         if horizon > server.limit() {
@@ -267,8 +268,8 @@ impl Relay {
     }
 }
 
-fn run(seed: u64, look: Look) -> Result<(), &'static str> {
-    let (mut server, mut relay) = (Server::new(seed), Relay::new(look));
+fn run(seed: u64, session_check: SessionCheck) -> Result<(), &'static str> {
+    let (mut server, mut relay) = (Server::new(seed), Relay::new(session_check));
     for _ in 0..POLLS {
         relay.poll(&mut server, 8)?;
     }
@@ -286,11 +287,13 @@ fn run(seed: u64, look: Look) -> Result<(), &'static str> {
         std::mem::take(&mut server.prepared).into_iter().partition(|t| t.database == 0);
     server.prepared = others;
     ours.into_iter().for_each(|t| server.end(t, true));
-    // A hold of a moment before the look, a second after one that proved nothing, and full polls.
+    // A hold of a moment before the check, a second after one that proved nothing, and full polls.
     for _ in 0..POLLS * 20 {
         relay.poll(&mut server, 0)?;
     }
-    if look == Look::AfterTheSnapshot && relay.horizon != server.latest_completed + 1 {
+    if session_check == SessionCheck::AfterTheSnapshot
+        && relay.horizon != server.latest_completed + 1
+    {
         return Err("transactions of other databases hold the horizon");
     }
     let mut committed: Vec<_> = server.committed.iter().map(|(row, _)| *row).collect();
@@ -305,15 +308,16 @@ fn run(seed: u64, look: Look) -> Result<(), &'static str> {
 #[test]
 fn no_schedule_breaks_the_order_or_misses_a_row() {
     for seed in 0..SEEDS {
-        assert_eq!(run(seed, Look::AfterTheSnapshot), Ok(()), "seed {seed}");
-        assert_eq!(run(seed, Look::Never), Ok(()), "seed {seed}, nothing is ever proven");
+        assert_eq!(run(seed, SessionCheck::AfterTheSnapshot), Ok(()), "seed {seed}");
+        assert_eq!(run(seed, SessionCheck::Never), Ok(()), "seed {seed}, nothing is ever proven");
     }
 }
 
-/// The order of snapshot and look is what the proof rests on, and the model can tell.
+/// The order of snapshot and check is what the proof rests on, and the model can tell.
 #[test]
 fn what_was_shown_before_the_snapshot_proves_nothing() {
-    let wrong = (0..SEEDS).filter(|seed| run(*seed, Look::BeforeTheSnapshot).is_err()).count();
+    let wrong =
+        (0..SEEDS).filter(|seed| run(*seed, SessionCheck::BeforeTheSnapshot).is_err()).count();
     assert!(wrong > 0, "no schedule shows it");
 }
 
@@ -328,18 +332,18 @@ fn a_snapshot_is_read_as_postgresql_writes_it() {
     }
 }
 
-/// A short transaction costs no look, a long one a look a second.
+/// A short transaction costs no check, a long one a check a second.
 #[test]
 fn only_a_transaction_that_stays_is_looked_for() {
     let (mut tracker, mut now) = (HorizonTracker::default(), Instant::now());
-    let mut looks = 0;
+    let mut checks = 0;
     for n in 0..300_u64 {
         // Transaction 7 stays from the 100th poll to the 200th one; others end within a poll.
         let xid = if (100..200).contains(&n) { 7 } else { 1_000 + n };
         let snapshot = Snapshot { xmax: 2_000, running: vec![xid] };
         assert_eq!(tracker.observe(snapshot, now), xid);
-        looks += u32::from(tracker.look_is_due(now));
+        checks += u32::from(tracker.session_check_is_due(now));
         now += Duration::from_millis(20);
     }
-    assert_eq!(looks, 2, "after 0.1 s and a second later");
+    assert_eq!(checks, 2, "after 0.1 s and a second later");
 }

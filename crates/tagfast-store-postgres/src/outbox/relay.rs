@@ -402,18 +402,18 @@ fn await_heartbeat(pending: &mut VecDeque<(u64, UnixMillis)>, xmax: u64, at: Uni
 }
 
 /// The horizon of a snapshot that was taken on this session. While the same transaction holds it
-/// back, the sessions are looked at.
+/// back, the sessions are checked.
 async fn find_horizon(
     server: &Connection,
     tracker: &mut HorizonTracker,
     snapshot: Snapshot,
 ) -> Result<u64, PgError> {
     let horizon = tracker.observe(snapshot, Instant::now());
-    if !tracker.look_is_due(Instant::now()) {
+    if !tracker.session_check_is_due(Instant::now()) {
         return Ok(horizon);
     }
     let shown = server.client.query(SELECT_FOREIGN, &[]);
-    let shown = within("looking at the sessions", limit::COMMIT_TIMEOUT, shown).await?;
+    let shown = within("checking the sessions", limit::COMMIT_TIMEOUT, shown).await?;
     let shown = shown.iter().filter_map(|row| u32::try_from(row.get::<_, i64>(0)).ok());
     Ok(tracker.prove(shown, Instant::now()))
 }
