@@ -37,12 +37,27 @@
 //! | a replaced primary lives | `a_connection_writes_only_where_row_and_timeline_agree_with_etcd` |
 
 pub mod ack_gate;
+pub mod acknowledger;
+pub mod closing;
+pub mod coverage;
 pub mod epoch;
+pub mod guard;
+pub mod journal;
 pub mod leadership;
+pub mod verdict;
 
 pub use ack_gate::{AckGate, Commit, Decision};
+pub use acknowledger::{AckDecision, Acknowledger, JournaledCommit};
+pub use closing::{Closing, closing};
+pub use coverage::{Coverage, ReplicaCount};
 pub use epoch::{
     ConnectionFacts, EpochRecord, EpochRow, LeaderKey, MintCondition, MintDecision, MintFacts,
     PrimaryFacts, WriteEligibility, check_eligibility, mint,
 };
+pub use guard::{GuardFacts, GuardOptions, GuardState, OnLag, guard};
+pub use journal::{
+    GroupId, IncompleteRange, Journal, JournaledContent, JournaledWrite, LogRange, RepairEntry,
+    RepairId,
+};
 pub use leadership::{BootTime, LeadershipProof, LeaseAnswer, MemberAnswer, ProbeRound};
+pub use verdict::{RecordedVerdict, VerdictFacts, WriteVerdict, verdict};

@@ -10,6 +10,7 @@
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod error;
+pub mod failovers;
 pub mod fair_queue;
 pub mod history;
 pub mod key_memory;
@@ -24,13 +25,18 @@ pub mod token;
 pub mod write_batch;
 
 pub use error::StoreError;
+pub use failovers::{
+    FailoverCursor, FailoverReader, FailoverReport, FailoverTimes, FailoverWrite,
+    FailoverWritesRequest, IncompleteLog, NodeRepair, VerdictCounts, VerdictKind,
+};
 pub use history::History;
 pub use key_memory::KeyMemory;
 pub use local_writes::{LocalWrites, RequiredVersion};
 pub use options::{Consistency, Durability, ReadOptions};
 pub use ports::{
-    CacheUse, Degraded, ReceiptReader, ScanPage, ScanRequest, ShardScanner, SharedStore, Source,
-    TagReader, TagStore, TagWriter, Verdict, View, WriteAnswer, WriteRequest,
+    CacheUse, Degraded, LostReason, ReceiptReader, ReplicaCount, ScanPage, ScanRequest,
+    ShardScanner, SharedStore, Source, TagReader, TagStore, TagWriter, Verdict, View, WriteAnswer,
+    WriteRequest,
 };
 pub use seal::{SealError, SealKeys, SealKind, Sealer};
 pub use token::{ConsistencyToken, Position, Receipt};

@@ -131,6 +131,15 @@ impl WriteRequest {
     }
 }
 
+/// How many replicas had a write when it was acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReplicaCount {
+    /// The streaming replicas that had it.
+    pub replicas: usize,
+    /// The replicas that streamed.
+    pub of: usize,
+}
+
 /// An acknowledged write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WriteAnswer {
@@ -150,6 +159,8 @@ pub struct WriteAnswer {
     /// The content after the commit; `None` when this write made no new version, or when the store
     /// does not return it. See [`crate::write_batch`].
     pub view: Option<Arc<View>>,
+    /// The replicas that had it when it was acknowledged; `None`: the store has no replicas.
+    pub replicated: Option<ReplicaCount>,
     /// Guarantees about later reads that were not kept; empty: all were.
     pub degraded: Vec<Degraded>,
 }
@@ -272,18 +283,44 @@ pub trait ShardScanner: Send + Sync {
     async fn epoch(&self) -> Result<Epoch, StoreError>;
 }
 
+/// Why a failover lost a write for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LostReason {
+    /// No process that knew of it was left to repair it.
+    Unreported,
+    /// The content had no room for its tag any more.
+    Limit,
+    /// A conditional write of the new history decided otherwise, or it was one itself.
+    Conflict,
+    /// It was reported after the repair was closed.
+    Late,
+}
+
+impl LostReason {
+    /// The stable value in responses.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unreported => "unreported",
+            Self::Limit => "limit",
+            Self::Conflict => "conflict",
+            Self::Late => "late",
+        }
+    }
+}
+
 /// The fate of a past write.
-///
-/// `Repaired` and `Lost` are reserved: no store returns them yet. They are part of the API's
-/// vocabulary (`kept`, `repaired`, `lost`, `unknown`), which clients must already accept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// The write is in the current history.
     Kept,
-    /// Reserved: the write was lost in a failover and merged back by a repair.
-    Repaired,
-    /// Reserved: the write was lost in a failover for good.
-    Lost,
+    /// The write was lost in a failover and merged back by a repair. With `is_superseded`, later
+    /// writes had decided everything that it decided: it counts as if it had come before them.
+    Repaired {
+        /// Later writes had decided everything that it decided.
+        is_superseded: bool,
+    },
+    /// The write was lost in a failover for good.
+    Lost(LostReason),
     /// The fate is unknown; the value is the reason: `pending`, `expired` or `restored`.
     Unknown(&'static str),
 }
@@ -293,9 +330,19 @@ impl Verdict {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Kept => "kept",
-            Self::Repaired => "repaired",
-            Self::Lost => "lost",
+            Self::Repaired { .. } => "repaired",
+            Self::Lost(_) => "lost",
             Self::Unknown(_) => "unknown",
+        }
+    }
+
+    /// The stable value of the reason; `None`: there is nothing to add.
+    pub fn reason(self) -> Option<&'static str> {
+        match self {
+            Self::Kept | Self::Repaired { is_superseded: false } => None,
+            Self::Repaired { is_superseded: true } => Some("superseded"),
+            Self::Lost(reason) => Some(reason.as_str()),
+            Self::Unknown(reason) => Some(reason),
         }
     }
 }
@@ -310,6 +357,20 @@ pub trait ReceiptReader: Send + Sync {
     /// [`StoreError::Unavailable`] or [`StoreError::Deadline`] while the cluster cannot be reached,
     /// [`StoreError::Internal`] for a bug.
     async fn verdict(&self, receipt: &Receipt) -> Result<Verdict, StoreError>;
+
+    /// The verdicts about several writes, in the order of the receipts. By default they are asked
+    /// for one after the other.
+    ///
+    /// # Errors
+    ///
+    /// Each item fails on its own, as [`ReceiptReader::verdict`].
+    async fn verdicts(&self, receipts: &[Receipt]) -> Vec<Result<Verdict, StoreError>> {
+        let mut verdicts = Vec::with_capacity(receipts.len());
+        for receipt in receipts {
+            verdicts.push(self.verdict(receipt).await);
+        }
+        verdicts
+    }
 }
 
 /// A complete store: all ports.

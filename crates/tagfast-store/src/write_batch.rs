@@ -406,6 +406,7 @@ fn apply_to(
             write_id: write.id,
         },
         view: None,
+        replicated: None,
         degraded: Vec::new(),
     };
     (Ok(answer), made_version)

@@ -71,6 +71,7 @@ impl NoopStore {
                 write_id: request.write.id,
             },
             view: None,
+            replicated: None,
             degraded: Vec::new(),
         }
     }

@@ -1,7 +1,7 @@
 //! Receipts of writes.
 
 use axum::response::Response;
-use tagfast_store::{Receipt, Verdict};
+use tagfast_store::Receipt;
 
 use crate::problem::{Code, Problem, not_in_this_mode};
 use crate::request::Read;
@@ -33,13 +33,9 @@ pub(crate) async fn receipt(Read(request, _): Read) -> Result<Response, Problem>
         return Err(not_in_this_mode("looking receipts up"));
     }
     let verdict = services.store.verdict(&receipt).await?;
-    let reason = match verdict {
-        Verdict::Unknown(reason) => Some(reason),
-        Verdict::Kept | Verdict::Repaired | Verdict::Lost => None,
-    };
     Ok(json(&VerdictBody {
         verdict: verdict.into(),
-        reason,
+        reason: verdict.reason(),
         write_id: receipt.write_id.to_string(),
         shard: receipt.shard.number(),
         epoch: receipt.position.epoch.to_string(),

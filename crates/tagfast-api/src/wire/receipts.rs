@@ -22,8 +22,8 @@ impl From<Verdict> for VerdictName {
     fn from(verdict: Verdict) -> Self {
         match verdict {
             Verdict::Kept => Self::Kept,
-            Verdict::Repaired => Self::Repaired,
-            Verdict::Lost => Self::Lost,
+            Verdict::Repaired { .. } => Self::Repaired,
+            Verdict::Lost(_) => Self::Lost,
             Verdict::Unknown(_) => Self::Unknown,
         }
     }

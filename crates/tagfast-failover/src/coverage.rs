@@ -1,0 +1,119 @@
+//! Which commits the replicas of a cluster have.
+//!
+//! A commit is covered by a replica when that replica has flushed its position, as the primary of
+//! the same epoch tells: a position that was read in a different epoch proves nothing, because two
+//! forks of a log have the same positions. What a replica has flushed it keeps, so one that
+//! vanishes still covers what it had.
+//!
+//! How it fails: pessimistically. Without an answer the positions stay as they are. A replica that
+//! has not streamed for [`ABSENT_AFTER`] no longer counts among "all", or one that is gone for good
+//! would keep the journal from ever shrinking; a promotion of that replica is not protected.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tagfast_domain::EpochId;
+
+use crate::leadership::BootTime;
+
+/// A member that has not streamed for this long does not count among "all".
+pub const ABSENT_AFTER: Duration = Duration::from_secs(600);
+
+#[derive(Debug, Clone, Copy)]
+struct Member {
+    /// `None`: it has not streamed in this epoch.
+    flushed: Option<u64>,
+    is_streaming: bool,
+    /// When it last streamed, or when the epoch began.
+    streamed: BootTime,
+}
+
+/// How many replicas have a commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReplicaCount {
+    /// The streaming replicas that have it.
+    pub replicas: usize,
+    /// The streaming replicas.
+    pub of: usize,
+}
+
+/// What the members of a cluster have flushed in one epoch.
+#[derive(Debug, Clone, Default)]
+pub struct Coverage {
+    /// `None`: no epoch is known.
+    epoch: Option<EpochId>,
+    members: BTreeMap<String, Member>,
+}
+
+impl Coverage {
+    /// Begins an epoch in which no member has flushed anything yet.
+    pub fn begin_epoch(&mut self, epoch: EpochId, now: BootTime) {
+        self.epoch = Some(epoch);
+        for member in self.members.values_mut() {
+            *member = Member { flushed: None, is_streaming: false, streamed: now };
+        }
+    }
+
+    /// Sets the members beside the primary: all that were ever seen, not only those that answer.
+    pub fn set_members(&mut self, names: &[String], now: BootTime) {
+        self.members.retain(|name, _| names.contains(name));
+        for name in names {
+            self.members.entry(name.clone()).or_insert(Member {
+                flushed: None,
+                is_streaming: false,
+                streamed: now,
+            });
+        }
+    }
+
+    /// Takes what the primary of `epoch` told about the replicas that stream from it: names and
+    /// flushed positions. Others than members, such as a base backup, are ignored.
+    pub fn record(&mut self, epoch: EpochId, streaming: &[(String, u64)], now: BootTime) {
+        if self.epoch != Some(epoch) {
+            return;
+        }
+        for (name, member) in &mut self.members {
+            let position = streaming.iter().find(|(streaming, _)| streaming == name);
+            member.is_streaming = position.is_some();
+            if let Some((_, flushed)) = position {
+                member.flushed = member.flushed.max(Some(*flushed));
+                member.streamed = now;
+            }
+        }
+    }
+
+    /// The position up to which at least one member has everything.
+    pub fn by_one(&self) -> u64 {
+        self.members.values().filter_map(|member| member.flushed).max().unwrap_or(0)
+    }
+
+    /// The position up to which every member has everything, those left out that have been absent
+    /// for long. Without members: 0, nothing is covered.
+    pub fn by_all(&self, now: BootTime) -> u64 {
+        let counts = |m: &&Member| now.0.saturating_sub(m.streamed.0) <= ABSENT_AFTER;
+        let flushed = |m: &Member| m.flushed.unwrap_or(0);
+        self.members.values().filter(counts).map(flushed).min().unwrap_or(0)
+    }
+
+    /// The members that stream now.
+    pub fn streaming(&self) -> usize {
+        self.members.values().filter(|member| member.is_streaming).count()
+    }
+
+    /// Whether there is any member beside the primary.
+    pub fn has_members(&self) -> bool {
+        !self.members.is_empty()
+    }
+
+    /// How many of the streaming replicas have a position.
+    pub fn count(&self, flushed: u64) -> ReplicaCount {
+        let streaming = || self.members.values().filter(|member| member.is_streaming);
+        let replicas = streaming().filter(|m| m.flushed.is_some_and(|f| f >= flushed)).count();
+        ReplicaCount { replicas, of: streaming().count() }
+    }
+
+    /// The members with what they have flushed in this epoch and whether they stream now, by name.
+    pub fn positions(&self) -> impl Iterator<Item = (&str, Option<u64>, bool)> {
+        self.members.iter().map(|(name, m)| (name.as_str(), m.flushed, m.is_streaming))
+    }
+}

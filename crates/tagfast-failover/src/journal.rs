@@ -1,0 +1,391 @@
+//! The journal: what one process has acknowledged on one cluster and what a failover could still
+//! lose.
+//!
+//! An entry is the newest document of a content with the ids of the writes that the document
+//! stands for. It holds the document, not the operations: the document also carries what a write
+//! stood on, for example the remove of a different process that has crashed since. Writes are kept
+//! in *groups*, one for each group commit, because the log position of a group is what replicas
+//! confirm. An entry is dropped when every replica has flushed its position, never by age.
+//!
+//! When an epoch begins, the entries of the epochs before are set apart: the repair joins them into
+//! the documents of the new primary, and puts them back with the position of the repair, because a
+//! second failover can lose the repair. New writes do not wait for it.
+//!
+//! How it fails: beyond its size the journal forgets its oldest group, and names the log range in
+//! which a repair may lack writes ([`Journal::incomplete`]). That is a loss which no report could
+//! list one by one.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use tagfast_domain::{EpochId, UnixMillis, Version, WriteId};
+
+use crate::leadership::BootTime;
+
+/// What an entry takes beside its document and key, in bytes.
+const ENTRY_OVERHEAD_BYTES: usize = 160;
+/// What a write takes, in bytes.
+const WRITE_OVERHEAD_BYTES: usize = 96;
+
+/// Where a transaction lies in the log of its epoch: its commit record is after `inside` and not
+/// after `flushed`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogRange {
+    /// The epoch whose log it is.
+    pub epoch: EpochId,
+    /// A position inside the transaction.
+    pub inside: u64,
+    /// A position at or after its commit record, flushed to the primary's disk.
+    pub flushed: u64,
+}
+
+/// A write that a process answers, or has answered, with success.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JournaledWrite {
+    /// Its id.
+    pub id: WriteId,
+    /// The version that it made, or found when it changed nothing.
+    pub version: Version,
+    /// When its transaction returned, in Unix ms.
+    pub at: UnixMillis,
+}
+
+/// The state of a content that a group commit stands for, with the writes of the group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JournaledContent {
+    /// The storage key of the content.
+    pub key: Arc<[u8]>,
+    /// The encoded document.
+    pub document: Arc<[u8]>,
+    /// The document's version.
+    pub version: Version,
+    /// The writes of the group on this content.
+    pub writes: Vec<JournaledWrite>,
+}
+
+/// Names a group in the journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GroupId {
+    epoch: EpochId,
+    number: u64,
+}
+
+impl GroupId {
+    /// Its place in the order in which groups were recorded.
+    pub fn number(self) -> u64 {
+        self.number
+    }
+}
+
+/// Names an entry that waits for a repair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RepairId(u64);
+
+/// An entry of an epoch that has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RepairEntry {
+    /// Its name, for [`Journal::put_back`].
+    pub id: RepairId,
+    /// The storage key of the content.
+    pub key: Arc<[u8]>,
+    /// The encoded document.
+    pub document: Arc<[u8]>,
+    /// The document's version.
+    pub version: Version,
+    /// Where the document was committed.
+    pub at: LogRange,
+    /// The writes that it stands for, each with its own position and whether it was acknowledged.
+    pub writes: Vec<(JournaledWrite, LogRange, bool)>,
+}
+
+/// A range of an epoch's log for which the journal has forgotten writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IncompleteRange {
+    /// The epoch.
+    pub epoch: EpochId,
+    /// From this position.
+    pub from: u64,
+    /// Up to this position.
+    pub to: u64,
+    /// How many writes.
+    pub writes: u64,
+}
+
+#[derive(Debug)]
+struct Group {
+    at: LogRange,
+    /// `None`: nobody was told of it yet.
+    acknowledged: Option<BootTime>,
+    writes: Vec<(Arc<[u8]>, JournaledWrite)>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    document: Arc<[u8]>,
+    version: Version,
+    /// Where the document was committed.
+    at: LogRange,
+    /// The newest group that vouches for it.
+    group: u64,
+}
+
+/// The journal of one process for one cluster.
+#[derive(Debug)]
+pub struct Journal {
+    bytes_max: usize,
+    bytes: usize,
+    /// Of groups and of repairs.
+    last_number: u64,
+    /// The epoch of the groups; `None`: none was adopted yet.
+    epoch: Option<EpochId>,
+    /// By their numbers, which is the order in which they were recorded.
+    groups: BTreeMap<u64, Group>,
+    /// The groups in the order of their positions.
+    by_position: BTreeSet<(u64, u64)>,
+    entries: HashMap<Arc<[u8]>, Entry>,
+    /// Acknowledged groups that no replica has, with the time of their acknowledgement.
+    exposed: BTreeMap<u64, BootTime>,
+    /// Entries of epochs that have ended and that were not repaired yet.
+    older: BTreeMap<RepairId, RepairEntry>,
+    incomplete: Vec<IncompleteRange>,
+}
+
+impl Journal {
+    /// An empty journal that holds at most `bytes_max` bytes.
+    pub fn new(bytes_max: usize) -> Self {
+        Self {
+            bytes_max,
+            bytes: 0,
+            last_number: 0,
+            epoch: None,
+            groups: BTreeMap::new(),
+            by_position: BTreeSet::new(),
+            entries: HashMap::new(),
+            exposed: BTreeMap::new(),
+            older: BTreeMap::new(),
+            incomplete: Vec::new(),
+        }
+    }
+
+    /// The epoch whose commits it records; `None`: none was adopted yet.
+    pub fn epoch(&self) -> Option<EpochId> {
+        self.epoch
+    }
+
+    /// What it holds, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// How many contents it holds, those that wait for a repair included.
+    pub fn contents(&self) -> usize {
+        self.entries.len() + self.older.len()
+    }
+
+    /// How many entries wait for a repair.
+    pub fn waiting_for_repair(&self) -> usize {
+        self.older.len()
+    }
+
+    /// The log ranges for which it has forgotten writes that a failover could still lose.
+    pub fn incomplete(&self) -> &[IncompleteRange] {
+        &self.incomplete
+    }
+
+    /// Records a group commit before anybody is told of it. `None`: it is not of the journal's
+    /// epoch, and nobody must be told.
+    pub fn record(&mut self, at: LogRange, contents: Vec<JournaledContent>) -> Option<GroupId> {
+        if self.epoch != Some(at.epoch) {
+            return None;
+        }
+        let number = self.insert_group(at, contents, None);
+        self.make_room(number);
+        Some(GroupId { epoch: at.epoch, number })
+    }
+
+    fn insert_group(
+        &mut self,
+        at: LogRange,
+        contents: Vec<JournaledContent>,
+        acknowledged: Option<BootTime>,
+    ) -> u64 {
+        self.last_number += 1;
+        let number = self.last_number;
+        let mut group = Group { at, acknowledged, writes: Vec::new() };
+        for content in contents {
+            self.bytes += content.writes.len() * WRITE_OVERHEAD_BYTES;
+            group.writes.extend(content.writes.iter().map(|w| (Arc::clone(&content.key), *w)));
+            self.put_entry(content, at, number);
+        }
+        self.groups.insert(number, group);
+        self.by_position.insert((at.flushed, number));
+        number
+    }
+
+    /// Keeps the newest document of a content, until the last group that vouches for it is gone.
+    fn put_entry(&mut self, content: JournaledContent, at: LogRange, group: u64) {
+        let JournaledContent { key, document, version, .. } = content;
+        match self.entries.get_mut(&key) {
+            // The newer document stands for these writes, too: a content's writes are serial.
+            Some(known) if known.version >= version => known.group = known.group.max(group),
+            Some(known) => {
+                self.bytes = self.bytes + document.len() - known.document.len();
+                *known = Entry { document, version, at, group };
+            }
+            None => {
+                self.bytes += key.len() + document.len() + ENTRY_OVERHEAD_BYTES;
+                self.entries.insert(key, Entry { document, version, at, group });
+            }
+        }
+    }
+
+    /// Notes that the callers of a group are told of it. `covered`: the position up to which a
+    /// replica has everything. False: its epoch has ended, and nobody must be told.
+    pub fn acknowledge(&mut self, id: GroupId, now: BootTime, covered: u64) -> bool {
+        if self.epoch != Some(id.epoch) {
+            return false;
+        }
+        // Otherwise all replicas have it already.
+        if let Some(group) = self.groups.get_mut(&id.number) {
+            group.acknowledged = group.acknowledged.or(Some(now));
+            if group.at.flushed > covered {
+                self.exposed.entry(id.number).or_insert(now);
+            }
+        }
+        true
+    }
+
+    /// Drops what all replicas have, and notes what one has. Both are positions in the log of the
+    /// journal's epoch.
+    pub fn cover(&mut self, epoch: EpochId, by_one: u64, by_all: u64) {
+        if self.epoch != Some(epoch) {
+            return;
+        }
+        self.exposed.retain(|number, _| {
+            self.groups.get(number).is_some_and(|group| group.at.flushed > by_one)
+        });
+        while let Some(&(flushed, number)) = self.by_position.first()
+            && flushed <= by_all
+        {
+            self.drop_group(number);
+        }
+        self.incomplete.retain(|range| range.epoch != epoch || range.to > by_all);
+    }
+
+    fn drop_group(&mut self, number: u64) -> Option<Group> {
+        let group = self.groups.remove(&number)?;
+        self.by_position.remove(&(group.at.flushed, number));
+        self.exposed.remove(&number);
+        self.bytes -= group.writes.len() * WRITE_OVERHEAD_BYTES;
+        for (key, _) in &group.writes {
+            if self.entries.get(key).is_some_and(|entry| entry.group == number)
+                && let Some(entry) = self.entries.remove(key)
+            {
+                self.bytes -= key.len() + entry.document.len() + ENTRY_OVERHEAD_BYTES;
+            }
+        }
+        Some(group)
+    }
+
+    /// Forgets the oldest groups beyond the size, never `newest`.
+    fn make_room(&mut self, newest: u64) {
+        while self.bytes > self.bytes_max {
+            let Some((&number, _)) = self.groups.first_key_value().filter(|(n, _)| **n != newest)
+            else {
+                return;
+            };
+            let Some(group) = self.drop_group(number) else { return };
+            let LogRange { epoch, inside, flushed } = group.at;
+            let writes = group.writes.len() as u64;
+            match self.incomplete.iter_mut().find(|range| range.epoch == epoch) {
+                Some(range) => {
+                    range.from = range.from.min(inside);
+                    range.to = range.to.max(flushed);
+                    range.writes += writes;
+                }
+                None => self.incomplete.push(IncompleteRange {
+                    epoch,
+                    from: inside,
+                    to: flushed,
+                    writes,
+                }),
+            }
+        }
+    }
+
+    /// The acknowledgement of the oldest group that no replica has; `None`: a replica has all.
+    pub fn oldest_exposed(&self) -> Option<BootTime> {
+        // Groups wait for their proofs in parallel: the first number need not be the oldest.
+        self.exposed.values().min().copied()
+    }
+
+    /// Whether nothing of it waits for replicas.
+    pub fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+    }
+
+    /// Begins an epoch: what was recorded before waits for a repair.
+    pub fn begin_epoch(&mut self, epoch: EpochId) {
+        if self.epoch == Some(epoch) {
+            return;
+        }
+        let mut writes: HashMap<Arc<[u8]>, Vec<(JournaledWrite, LogRange, bool)>> = HashMap::new();
+        for group in std::mem::take(&mut self.groups).into_values() {
+            for (key, write) in group.writes {
+                let acknowledged = group.acknowledged.is_some();
+                writes.entry(key).or_default().push((write, group.at, acknowledged));
+            }
+        }
+        for (key, Entry { document, version, at, .. }) in std::mem::take(&mut self.entries) {
+            self.last_number += 1;
+            let id = RepairId(self.last_number);
+            let writes = writes.remove(&key).unwrap_or_default();
+            self.older.insert(id, RepairEntry { id, key, document, version, at, writes });
+        }
+        self.by_position.clear();
+        self.exposed.clear();
+        self.epoch = Some(epoch);
+    }
+
+    /// Up to `max` entries that wait for a repair and come after `after`, in order.
+    pub fn repair_entries(&self, after: Option<RepairId>, max: usize) -> Vec<RepairEntry> {
+        let from = after.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
+        let entries = self.older.range((from, std::ops::Bound::Unbounded));
+        entries.take(max).map(|(_, entry)| entry.clone()).collect()
+    }
+
+    /// Puts entries that were joined, or found to be kept, back behind their new position, with the
+    /// document that is in the log there. False: that epoch has ended, too, and the entries still
+    /// wait for a repair.
+    pub fn put_back(
+        &mut self,
+        at: LogRange,
+        entries: Vec<(RepairId, JournaledContent)>,
+        now: BootTime,
+    ) -> bool {
+        if self.epoch != Some(at.epoch) {
+            return false;
+        }
+        let mut contents = Vec::with_capacity(entries.len());
+        for (id, content) in entries {
+            if let Some(old) = self.older.remove(&id) {
+                self.bytes -= old.key.len() + old.document.len() + ENTRY_OVERHEAD_BYTES;
+                self.bytes -= old.writes.len() * WRITE_OVERHEAD_BYTES;
+                contents.push(content);
+            }
+        }
+        // What is acknowledged already counts as exposed until a replica has the repair, but not
+        // from its old acknowledgement on: the guard bounds what this epoch can lose.
+        let number = self.insert_group(at, contents, Some(now));
+        self.exposed.insert(number, now);
+        true
+    }
+
+    /// Forgets an entry that can never be repaired: it is listed as lost.
+    pub fn give_up(&mut self, id: RepairId) {
+        if let Some(old) = self.older.remove(&id) {
+            self.bytes -= old.key.len() + old.document.len() + ENTRY_OVERHEAD_BYTES;
+            self.bytes -= old.writes.len() * WRITE_OVERHEAD_BYTES;
+        }
+    }
+}
