@@ -4,6 +4,11 @@
 //! it. The record at a known offset is as good a proof: a topic that was made again, or a log that
 //! was cut and grew again, has a different record there.
 //!
+//! All partitions are asked at once, for few bytes each. A broker answers with a whole batch for the
+//! first partition of a request only; of the others it leaves out a batch that is larger than the
+//! few bytes, without an error, for as long as it is asked that way. So what has not come after
+//! [`TOGETHER_TIMEOUT`] is read one partition at a time.
+//!
 //! How it fails: a broker that does not answer fails the call; nothing is concluded from that.
 
 use std::collections::BTreeMap;
@@ -25,9 +30,11 @@ use crate::record;
 
 /// How long one poll of the client waits.
 const POLL_TIMEOUT: Duration = Duration::from_millis(20);
-/// Bytes that one request may return of a partition: one batch is returned in any case, and more
-/// is not needed.
+/// Bytes that one request may return of a partition: a batch of a partition that is asked for alone
+/// is returned in any case, and more is not needed.
 const FETCH_BYTES_MAX: &str = "4096";
+/// How long partitions are read together before each is read alone.
+const TOGETHER_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// The anchor that a record makes.
 pub(crate) fn anchor_of(record: &BusRecord) -> Anchor {
@@ -102,25 +109,47 @@ impl AnchorReader {
     }
 
     fn read(&self, offsets: &BTreeMap<Partition, u64>) -> KafkaResult<BTreeMap<Partition, Found>> {
+        let mut found = BTreeMap::new();
         if offsets.is_empty() {
-            return Ok(BTreeMap::new());
-        }
-        let mut list = TopicPartitionList::new();
-        for (partition, offset) in offsets {
-            let at = Offset::Offset(offset.cast_signed());
-            list.add_partition_offset(&self.options.topic, i32::from(partition.0), at)?;
+            return Ok(found);
         }
         let mut current = self.reader.lock();
         let generation = self.options.security.generation();
         if current.0 != generation {
             *current = (generation, create_reader(&self.options)?);
         }
-        let reader = &current.1;
+        let end = Instant::now() + METADATA_TIMEOUT;
+        let together = (Instant::now() + TOGETHER_TIMEOUT).min(end);
+        // What is missing after it is read below.
+        let _ = self.read_some(&current.1, offsets, together, &mut found)?;
+        for (partition, offset) in offsets {
+            if !found.contains_key(partition) {
+                let alone = BTreeMap::from([(*partition, *offset)]);
+                let missing = self.read_some(&current.1, &alone, end, &mut found)?;
+                missing.map_or(Ok(()), Err)?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Reads what is at these offsets until `end`; returns why something is missing then.
+    fn read_some(
+        &self,
+        reader: &BaseConsumer,
+        offsets: &BTreeMap<Partition, u64>,
+        end: Instant,
+        found: &mut BTreeMap<Partition, Found>,
+    ) -> KafkaResult<Option<KafkaError>> {
+        let mut list = TopicPartitionList::new();
+        for (partition, offset) in offsets {
+            let at = Offset::Offset(offset.cast_signed());
+            list.add_partition_offset(&self.options.topic, i32::from(partition.0), at)?;
+        }
         reader.assign(&list)?;
-        let found = read_each(reader, offsets);
+        let missing = read_each(reader, offsets, end, found);
         // What was fetched beyond the records is dropped.
         reader.unassign()?;
-        found
+        Ok(missing)
     }
 }
 
@@ -134,16 +163,17 @@ fn create_reader(options: &KafkaOptions) -> KafkaResult<BaseConsumer> {
     config.create()
 }
 
+/// Reads until everything is found or `end` has come; returns why something is missing then.
 fn read_each(
     reader: &BaseConsumer,
     offsets: &BTreeMap<Partition, u64>,
-) -> KafkaResult<BTreeMap<Partition, Found>> {
-    let mut found = BTreeMap::new();
-    let end = Instant::now() + METADATA_TIMEOUT;
+    end: Instant,
+    found: &mut BTreeMap<Partition, Found>,
+) -> Option<KafkaError> {
     let mut last_error = KafkaError::MessageConsumption(Code::OperationTimedOut);
-    while found.len() < offsets.len() {
+    while offsets.keys().any(|partition| !found.contains_key(partition)) {
         if Instant::now() > end {
-            return Err(last_error);
+            return Some(last_error);
         }
         let (partition, what) = match reader.poll(POLL_TIMEOUT) {
             None => continue,
@@ -172,7 +202,7 @@ fn read_each(
         };
         found.entry(partition).or_insert(what);
     }
-    Ok(found)
+    None
 }
 
 #[cfg(test)]

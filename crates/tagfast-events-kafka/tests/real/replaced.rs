@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::admin::{AdminOptions, NewPartitions};
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tagfast_domain::EpochOrdinal;
 use tagfast_events::conformance::MemorySink;
 use tagfast_events::{Bus, Consumer, ConsumerGroup, Positions};
 use tagfast_events_kafka::{KafkaBus, KafkaOptions, Publisher};
-use tagfast_resilience::task::TaskTracker;
+use tagfast_resilience::task::{self, TaskTracker};
 use tagfast_testkit::wait_for_condition_async;
 
 use crate::support::{self, CLUSTER, admin, consume, delete_topic, event, version_of};
@@ -22,6 +23,8 @@ const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 const NAMED_WITHIN: Duration = Duration::from_secs(5);
 /// More records in each partition than any position of these tests.
 const FILLERS: u64 = 400;
+/// What a filler of a large batch holds.
+const FILLER: &str = "a record that is no event, and long enough that a few hundred are a lot";
 
 /// Publishes one event of each of some contents.
 async fn publish(publisher: &Publisher, name: &str, count: u64) {
@@ -97,8 +100,28 @@ async fn proven_until_now(sink: &MemorySink) {
     .await;
 }
 
+/// Fills every partition with one batch of records, so large that a broker would rather leave it out
+/// of an answer than send all of them.
+async fn fill_with_large_batches(options: &KafkaOptions) {
+    let topic = options.topic.clone();
+    let fill = move || {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", support::brokers().join(","));
+        // All of a partition in one batch, as it is.
+        config.set("linger.ms", "500").set("batch.size", "1000000").set("compression.type", "none");
+        let producer: BaseProducer = config.create().expect("a producer");
+        for n in 0..FILLERS * u64::from(support::PARTITIONS) {
+            let partition = (n % u64::from(support::PARTITIONS)) as i32;
+            let record = BaseRecord::to(&topic).partition(partition).key("filler").payload(FILLER);
+            producer.send(record).map_err(|(error, _)| error).expect("it is taken");
+        }
+        producer.flush(TEST_TIMEOUT).expect("it is written");
+    };
+    task::blocking(fill).await.expect("no panic");
+}
+
 /// A topic that was made again while the group was away, and is longer than the group's position.
-async fn made_again_while_away(sink: Arc<MemorySink>) {
+async fn made_again_while_away(sink: Arc<MemorySink>, are_large: bool) {
     let (options, bus, _quiet) = support::fresh().await;
     let consumer = consume(&bus, &sink);
     let heartbeats = Heartbeats::start(&bus, CLUSTER);
@@ -111,8 +134,12 @@ async fn made_again_while_away(sink: Arc<MemorySink>) {
     let known = sink.rebuilds();
     delete_topic(&options).await;
     let bus = support::bus(&options).await;
-    for _ in 0..FILLERS / 40 {
-        publish(&bus.publisher(), "filler", 40 * 8).await;
+    if are_large {
+        fill_with_large_batches(&options).await;
+    } else {
+        for _ in 0..FILLERS / 40 {
+            publish(&bus.publisher(), "filler", 40 * 8).await;
+        }
     }
     let consumer = consume(&bus, &sink);
     rebuilt(&sink, known).await;
@@ -123,12 +150,17 @@ async fn made_again_while_away(sink: Arc<MemorySink>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_topic_made_again_is_not_skipped_by_a_sink_with_positions() {
-    made_again_while_away(MemorySink::new(ConsumerGroup::ANALYTICS)).await;
+    made_again_while_away(MemorySink::new(ConsumerGroup::ANALYTICS), false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_made_again_with_large_batches_is_not_skipped() {
+    made_again_while_away(MemorySink::new(ConsumerGroup::ANALYTICS), true).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_topic_made_again_is_not_skipped_by_a_sink_whose_group_commits() {
-    made_again_while_away(MemorySink::without_positions(ConsumerGroup::INDEXER)).await;
+    made_again_while_away(MemorySink::without_positions(ConsumerGroup::INDEXER), false).await;
 }
 
 /// A topic that is deleted and made again under running consumers: named while it is away, rebuilt
