@@ -213,6 +213,13 @@ pub trait Sink: Send + Sync {
         let _ = visible;
     }
 
+    /// How far each partition is shown to users, given how far its state is durable (Unix ms): the
+    /// consumer's lag is measured against it. A partition of which nothing is shown yet is missing.
+    /// By default what is durable is shown.
+    fn shown(&self, durable: &BTreeMap<Partition, UnixMillis>) -> BTreeMap<Partition, UnixMillis> {
+        durable.clone()
+    }
+
     /// Makes everything durable; the last call before the process ends.
     ///
     /// # Errors

@@ -20,6 +20,9 @@ struct OwnedPartition {
     /// Every write committed before this time (Unix ms) is counted; `None` while the partition is
     /// rebuilt.
     visible: Option<UnixMillis>,
+    /// Every write committed before this time (Unix ms) is on the leaderboards that this process
+    /// merges; `None` before the first push.
+    shown: Option<UnixMillis>,
     /// Fencing token that proves ownership to the state Redis; `None` if this process must claim
     /// the partition first.
     claim: Option<String>,
@@ -111,6 +114,28 @@ impl OwnedPartitions {
         owned.iter_mut().filter_map(push).collect()
     }
 
+    /// Notes that these pushes are merged.
+    pub(crate) fn published(&self, pushes: &[PendingPush]) {
+        let mut owned = self.lock();
+        for push in pushes {
+            if let Some(owned) = owned.get_mut(&push.partition).filter(|o| o.claim.is_some()) {
+                owned.shown = Some(push.visible);
+            }
+        }
+    }
+
+    /// How far each partition is on the leaderboards, given how far it is counted.
+    pub(crate) fn shown(
+        &self,
+        counted: &BTreeMap<Partition, UnixMillis>,
+    ) -> BTreeMap<Partition, UnixMillis> {
+        let owned = self.lock();
+        let shown = |(partition, at): (&Partition, &UnixMillis)| {
+            Some((*partition, owned.get(partition)?.shown?.min(*at)))
+        };
+        counted.iter().filter_map(shown).collect()
+    }
+
     /// Requeues a push that failed.
     pub(crate) fn requeue_push(&self, push: &PendingPush) {
         if let Some(owned) = self.lock().get_mut(&push.partition) {
@@ -167,6 +192,32 @@ mod tests {
             (pushes.len(), pushes[0].partition, pushes[0].all_dirty),
             (1, Partition(2), true)
         );
+    }
+
+    #[test]
+    fn a_partition_is_shown_as_far_as_its_counts_are_published() {
+        let owned = OwnedPartitions::default();
+        owned.begin(&[Partition(1), Partition(2)]);
+        let counted = BTreeMap::from([(Partition(1), 9), (Partition(2), 5)]);
+        owned.observe(&VisibleThrough {
+            partitions: BTreeMap::from([(Partition(1), 7), (Partition(2), 6)]),
+            complete: true,
+        });
+        assert_eq!(owned.shown(&counted), BTreeMap::new(), "nothing is published");
+        let pushes = owned.take_pushes();
+        owned.claimed(Partition(1), "c");
+        owned.claimed(Partition(2), "c");
+        owned.published(&pushes[..1]);
+        assert_eq!(owned.shown(&counted), BTreeMap::from([(Partition(1), 7)]));
+        owned.published(&pushes);
+        let both = BTreeMap::from([(Partition(1), 7), (Partition(2), 5)]);
+        assert_eq!(owned.shown(&counted), both, "never more than is counted");
+        // A different process, or an emptied Redis, has the leaderboards.
+        owned.unclaim(Partition(1));
+        owned.published(&[PendingPush { visible: 8, ..pushes[0].clone() }]);
+        assert_eq!(owned.shown(&counted)[&Partition(1)], 7, "a push that was fenced off");
+        owned.end(&[Partition(1), Partition(2)]);
+        assert_eq!(owned.shown(&counted), BTreeMap::new());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use tagfast_domain::{ContentKey, EpochId, Version};
+use tagfast_domain::{ContentKey, EpochId, UnixMillis, Version};
 use tagfast_events::{
     ConsumerGroup, Partition, Positions, RebuildRequest, RecordVerdict, Sink, SinkError,
     SinkRecord, Start, VisibleThrough,
@@ -279,6 +279,10 @@ impl Sink for PopularCounts {
         if let Some(at) = visible.oldest() {
             self.visible_through(at);
         }
+    }
+
+    fn shown(&self, durable: &BTreeMap<Partition, UnixMillis>) -> BTreeMap<Partition, UnixMillis> {
+        self.owned.as_ref().map_or_else(|| durable.clone(), |owned| owned.shown(durable))
     }
 
     fn end(&self, partitions: &[Partition]) {

@@ -135,17 +135,20 @@ impl Context {
     pub(super) fn report(&self, visible: &BTreeMap<Partition, UnixMillis>) {
         let now = self.clock.now_ms();
         metric::feed_broken(self.group(), self.shared.problem().is_some());
-        for (partition, at) in visible {
-            metric::lag(self.group(), *partition, (now - at).max(0) as f64 / 1000.0);
-        }
         // A partition without a known time may hold anything: no age is shown before every assigned
         // partition has one.
-        let complete = visible.len() == self.progress.len() && !visible.is_empty();
-        let visible = VisibleThrough { partitions: visible.clone(), complete };
-        if let Some(oldest) = visible.oldest() {
+        let through = |partitions: BTreeMap<Partition, UnixMillis>| {
+            let complete = partitions.len() == self.progress.len() && !partitions.is_empty();
+            VisibleThrough { partitions, complete }
+        };
+        self.sink.visible(&through(visible.clone()));
+        let shown = through(self.sink.shown(visible));
+        for (partition, at) in &shown.partitions {
+            metric::lag(self.group(), *partition, (now - at).max(0) as f64 / 1000.0);
+        }
+        if let Some(oldest) = shown.oldest() {
             self.shared.set_visible(oldest);
         }
-        self.sink.visible(&visible);
     }
 }
 

@@ -149,6 +149,7 @@ impl Publisher {
             }
         }
         self.health.note_oldest(oldest, counts.clock.now_ms());
+        owned.published(&pushes);
         Ok(())
     }
 

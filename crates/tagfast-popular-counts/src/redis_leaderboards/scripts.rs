@@ -47,16 +47,16 @@ return 1",
     )
 });
 
-/// Takes the dirty tags of a tenant for a merge; the tags of an interrupted merge come first.
-/// Returns 0 if there are none.
+/// Takes the dirty tags of a tenant for a merge, those of an interrupted merge included: the time
+/// that is stamped after the merge covers all of them. Returns 0 if there are none.
 pub(super) static TAKE_DIRTY_SCRIPT: LazyLock<Script> = LazyLock::new(|| {
     fenced(
         "
-if redis.call('EXISTS', KEYS[3]) == 1 then return 1 end
 if redis.call('EXISTS', KEYS[2]) == 1 then
-  redis.call('RENAME', KEYS[2], KEYS[3])
-  return 1
+  redis.call('SUNIONSTORE', KEYS[3], KEYS[3], KEYS[2])
+  redis.call('DEL', KEYS[2])
 end
+if redis.call('EXISTS', KEYS[3]) == 1 then return 1 end
 redis.call('SREM', KEYS[4], ARGV[2])
 return 0",
     )

@@ -12,13 +12,14 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use fastrand::Rng;
+use redis::AsyncCommands as _;
 use tagfast_domain::{TaggingsEvent, TenantId};
 use tagfast_events::{
     BusPosition, Partition, Positions, PublisherEpochs, RebuildRequest, Sink, Start, VisibleThrough,
 };
 use tagfast_popular::{PopularTags, Window};
 use tagfast_popular_counts::{LeaderboardPublisher, PopularCounts, RedisLeaderboards};
-use tagfast_redis::{Redis, RedisRole};
+use tagfast_redis::{Redis, RedisRole, keys};
 use tagfast_resilience::{Breakers, Clock, ManualClock, SystemClock};
 use tagfast_store::ShardScanner;
 use tagfast_store::testing::MemoryStore;
@@ -327,6 +328,52 @@ async fn a_previous_owner_of_a_partition_is_fenced() {
     fixture.agrees("acme").await;
     old.publisher.stop().await;
     new.publisher.stop().await;
+}
+
+/// A merge was interrupted: its tags are taken again. The time that the leaderboards then claim
+/// must hold for the tags that were pushed since, too, and so must the consumer's lag.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_merge_after_an_interrupted_one_leaves_nothing_out() {
+    let _alone = alone().await;
+    let fixture = Fixture::new();
+    let owner = Owner::start(&fixture.shards, &fixture.clock);
+    let all: Vec<Partition> = (0..PARTITIONS).map(Partition).collect();
+    let counted = |at| all.iter().map(|p| (*p, at)).collect::<BTreeMap<_, _>>();
+    owner.assign(&(0..PARTITIONS).collect::<Vec<_>>()).await;
+    let client = redis::Client::open(url()).expect("a URL");
+    let mut redis = client.get_multiplexed_async_connection().await.expect("a connection");
+    for n in 1..=3u64 {
+        let tag = format!("tag-{n}");
+        // As a process leaves it that dies in the middle of a merge.
+        command(redis::cmd("SADD").arg(keys::merging_tags("acme")).arg("interrupted")).await;
+        owner.clock.advance(1000);
+        let now = owner.clock.now_ms();
+        let event = event("acme", "c", n, now, &[(tag.as_str(), now)]);
+        fixture.write(std::slice::from_ref(&event));
+        owner.deliver(&[event]).await;
+        owner.observe(&all);
+        wait_for_condition_async("the leaderboards claim to have it", TEST_TIMEOUT, || {
+            let mut redis = redis.clone();
+            async move {
+                let merged: Vec<i64> =
+                    redis.hvals(keys::MERGED_THROUGH).await.map_err(|e| e.to_string())?;
+                let claimed = merged.iter().max().copied().unwrap_or(0);
+                if claimed >= now { Ok(()) } else { Err(format!("{claimed}, not {now}")) }
+            }
+        })
+        .await;
+        let key = keys::leaderboard("acme", Window::All.as_str());
+        let count: Option<u64> = redis.zscore(key, &tag).await.expect("an answer");
+        assert_eq!(count, Some(1), "{tag} is missing");
+        // What is counted later is not shown before the next round.
+        wait_for_condition_async("the lag follows", TEST_TIMEOUT, || async {
+            let shown = owner.counts.shown(&counted(now + 500));
+            if shown == counted(now) { Ok(()) } else { Err(format!("{shown:?}")) }
+        })
+        .await;
+    }
+    fixture.agrees("acme").await;
+    owner.publisher.stop().await;
 }
 
 /// Redis is killed and comes back empty; it is frozen and comes back with its data.
