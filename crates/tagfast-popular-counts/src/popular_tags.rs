@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use tagfast_domain::{TagName, TenantId, UnixMillis};
 use tagfast_popular::{
     Leaderboard, LeaderboardSnapshot, PopularError, PopularTags, RecountProgress, RecountReport,
-    SnapshotBuilder, Suggestions, TagCount, TagPage, Window,
+    SnapshotBuilder, Suggestions, TagCount, TagPage, TagUse, Window,
 };
 use tagfast_resilience::task::{self, StopSignal};
 
@@ -131,14 +131,13 @@ impl PopularTags for PopularCounts {
         Ok(TagPage { tags, next, as_of })
     }
 
-    async fn count(
-        &self,
-        tenant: &TenantId,
-        tag: &TagName,
-    ) -> Result<Option<TagCount>, PopularError> {
+    async fn count(&self, tenant: &TenantId, tag: &TagName) -> Result<TagUse, PopularError> {
+        // Before the count, which can only be newer than it claims.
+        let as_of = self.leaderboards.visible();
         let (tenant, tags) = (tenant.clone(), [tag.clone()]);
         let found = self.read_files(move |files| counts_of(files, &tenant, &tags)).await?;
-        Ok(found.into_iter().find_map(|tag| tag.into_count()))
+        let tag = found.into_iter().find_map(|tag| tag.into_count());
+        Ok(TagUse { tag, as_of, stale: false })
     }
 
     async fn displays(

@@ -15,5 +15,5 @@ pub use leaderboard_snapshot::{LeaderboardSnapshot, SnapshotBuilder};
 pub use leaderboards::LeaderboardCache;
 pub use port::{
     Leaderboard, PopularError, PopularTags, RecountProgress, RecountReport, Suggestion,
-    Suggestions, TagCount, TagPage, Window,
+    Suggestions, TagCount, TagPage, TagUse, Window,
 };

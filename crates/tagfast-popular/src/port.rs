@@ -115,6 +115,17 @@ pub struct Suggestions {
     pub stale: bool,
 }
 
+/// How often a tag is used, over all time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TagUse {
+    /// Its count and display; `None`: no content carries it.
+    pub tag: Option<TagCount>,
+    /// Every write committed before this time (Unix ms) is counted.
+    pub as_of: UnixMillis,
+    /// As in [`Leaderboard::stale`].
+    pub stale: bool,
+}
+
 /// How far a recount is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RecountProgress {
@@ -208,16 +219,12 @@ pub trait PopularTags: Send + Sync {
         limit: usize,
     ) -> Result<TagPage, PopularError>;
 
-    /// Returns the count of a tag over all time and its display; `None` if no content carries it.
+    /// Returns the count of a tag over all time and its display.
     ///
     /// # Errors
     ///
     /// [`PopularError::Unavailable`] if no counts can be read.
-    async fn count(
-        &self,
-        tenant: &TenantId,
-        tag: &TagName,
-    ) -> Result<Option<TagCount>, PopularError>;
+    async fn count(&self, tenant: &TenantId, tag: &TagName) -> Result<TagUse, PopularError>;
 
     /// Returns the displays of tags in the same order; the canonical name for an unknown tag.
     ///

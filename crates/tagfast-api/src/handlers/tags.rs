@@ -318,12 +318,15 @@ async fn tag_in_use(
 ) -> Result<((FeatureAnswer, UnixMillis), Option<FeatureAnswer>), Problem> {
     let (popular, tenant, tag) =
         (Arc::clone(popular_tags_port(request)?), request.tenant().clone(), name.clone());
-    let clock = Arc::clone(&request.services().clock);
     let key = FeatureKey::Count(name.clone());
     let count = request_feature(request, Feature::Count, key, async move {
-        let as_of = clock.now_ms();
         let found = popular.count(&tenant, &tag).await?;
-        Ok(CachedAnswer { tags: found.into_iter().collect(), as_of, ..CachedAnswer::default() })
+        Ok(CachedAnswer {
+            tags: found.tag.into_iter().collect(),
+            stale: found.stale,
+            as_of: found.as_of,
+            ..CachedAnswer::default()
+        })
     });
     let (count, related) = tokio::join!(count, related_tags(request, name));
     Ok((count?, related?))

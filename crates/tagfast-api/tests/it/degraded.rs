@@ -243,3 +243,20 @@ async fn a_last_good_answer_belongs_to_one_tenant() {
     let own = fixture.get("/v1/tags/popular").bearer(&keys::user("umbra")).send().await;
     assert_eq!(own.ok()["tags"][0]["tag"], "x");
 }
+
+/// Every answer that shows counts is as stale as they are.
+#[tokio::test]
+async fn stale_counts_are_marked_wherever_they_are_shown() {
+    let fixture = filled().await;
+    for is_stale in [false, true] {
+        fixture.popular.stale.store(is_stale, Ordering::SeqCst);
+        for uri in ["/v1/tags/popular", "/v1/tags/critical", "/v1/tags?prefix=crit"] {
+            let body = fixture.get(uri).send().await.ok();
+            assert_eq!(body["meta"]["stale"], is_stale, "{uri}: {body}");
+            assert!(
+                body["meta"]["age_ms"].as_u64().is_some_and(|age| age >= 1000),
+                "{uri}: {body}"
+            );
+        }
+    }
+}

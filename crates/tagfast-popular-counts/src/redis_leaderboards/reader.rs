@@ -21,7 +21,7 @@ use tagfast_domain::{TagName, TenantId, UnixMillis};
 use tagfast_popular::leaderboards::{LEADERBOARD_TAGS_MAX, TYPEAHEAD_TAGS_MAX};
 use tagfast_popular::{
     Leaderboard, LeaderboardSnapshot, PopularError, PopularTags, RecountProgress, RecountReport,
-    SnapshotBuilder, Suggestions, TagCount, TagPage, Window,
+    SnapshotBuilder, Suggestions, TagCount, TagPage, TagUse, Window,
 };
 use tagfast_redis::{Redis, keys};
 use tagfast_resilience::task::{self, StopSignal};
@@ -387,21 +387,17 @@ impl PopularTags for RedisLeaderboards {
         page.map_err(|error| PopularError::unavailable(self.reader.failed(error)))
     }
 
-    async fn count(
-        &self,
-        tenant: &TenantId,
-        tag: &TagName,
-    ) -> Result<Option<TagCount>, PopularError> {
+    async fn count(&self, tenant: &TenantId, tag: &TagName) -> Result<TagUse, PopularError> {
         let (read, stale) = self.get(tenant).await?;
-        if let Some(found) = read.snapshot.count(tag) {
-            return Ok(Some(found.clone()));
+        let mut found = read.snapshot.count(tag).cloned();
+        if found.is_none() && read.snapshot.is_approximate() && !stale {
+            let counts = self.reader.counts_of(tenant, &[tag.as_str().to_owned()]).await;
+            let counts =
+                counts.map_err(|error| PopularError::unavailable(self.reader.failed(error)))?;
+            found = counts.into_iter().flatten().next();
         }
-        if stale || !read.snapshot.is_approximate() {
-            return Ok(None);
-        }
-        let found = self.reader.counts_of(tenant, &[tag.as_str().to_owned()]).await;
-        let found = found.map_err(|error| PopularError::unavailable(self.reader.failed(error)))?;
-        Ok(found.into_iter().flatten().next())
+        // What was read by name is not older than the leaderboards.
+        Ok(TagUse { tag: found, as_of: read.as_of, stale })
     }
 
     async fn displays(

@@ -165,10 +165,11 @@ async fn typeahead_finds_canonical_and_display_forms_by_use() {
     assert_eq!(suggest("mac").await.len(), 3, "full width is found by its canonical form");
     assert!(suggest("machet").await.is_empty(), "another tenant's tags are not suggested");
     let name = TagName::parse("MACHINERY").expect("valid");
-    let count = counting.counts.count(&tenant, &name).await.expect("answers").expect("counted");
+    let used = counting.counts.count(&tenant, &name).await.expect("answers");
+    let count = used.tag.expect("counted");
     assert_eq!((count.count, &*count.display), (2, "machinery"));
     let unknown = TagName::parse("unknown").expect("valid");
-    assert_eq!(counting.counts.count(&tenant, &unknown).await.expect("answers"), None);
+    assert_eq!(counting.counts.count(&tenant, &unknown).await.expect("answers").tag, None);
     let shown = counting.counts.displays(&tenant, &[name, unknown]).await.expect("answers");
     assert_eq!(shown.iter().map(|d| &**d).collect::<Vec<_>>(), ["machinery", "unknown"]);
 }
@@ -233,6 +234,9 @@ async fn leaderboards_are_as_new_as_the_visible_writes() {
         counting.counts.popular(&tenant, Window::All, 5).await.expect("answers").as_of,
         START
     );
+    let tag = TagName::parse("any").expect("valid");
+    let used = counting.counts.count(&tenant, &tag).await.expect("answers");
+    assert_eq!((used.tag, used.as_of), (None, START), "a count says how old it is, too");
     counting.visible_through(START + 500);
     assert_eq!(
         counting.counts.popular(&tenant, Window::All, 5).await.expect("answers").as_of,

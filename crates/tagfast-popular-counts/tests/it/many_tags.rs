@@ -86,7 +86,8 @@ async fn a_page_costs_what_it_names_and_a_computation_ends_with_its_callers() {
         (50, Some("planted-tag-00000049".to_owned()))
     );
     let tag = page.tags[7].tag.clone();
-    let count = counting.counts.count(&tenant, &tag).await.expect("answers").expect("counted");
+    let used = counting.counts.count(&tenant, &tag).await.expect("answers");
+    let count = used.tag.expect("counted");
     assert_eq!((count.count, &*count.display), (u64::from(PARTITIONS), "Planted tag 00000007"));
     let shown = counting.counts.displays(&tenant, &[tag]).await.expect("answers");
     assert_eq!(&*shown[0], "Planted tag 00000007");

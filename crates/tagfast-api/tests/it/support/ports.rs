@@ -18,7 +18,7 @@ use tagfast_events::{
 };
 use tagfast_popular::{
     Leaderboard, MatchPlace, PopularError, PopularTags, RecountProgress, RecountReport, Suggestion,
-    Suggestions, TagCount, TagPage, Window,
+    Suggestions, TagCount, TagPage, TagUse, Window,
 };
 use tagfast_resilience::{Clock, Criticality, ManualClock};
 use tagfast_search::{
@@ -262,12 +262,10 @@ impl PopularTags for FakePopular {
         Ok(TagPage { tags: all, next, as_of: self.clock.now_ms() - 1000 })
     }
 
-    async fn count(
-        &self,
-        tenant: &TenantId,
-        tag: &TagName,
-    ) -> Result<Option<TagCount>, PopularError> {
-        Ok(self.counts(tenant)?.into_iter().find(|t| t.tag == *tag))
+    async fn count(&self, tenant: &TenantId, tag: &TagName) -> Result<TagUse, PopularError> {
+        let tag = self.counts(tenant)?.into_iter().find(|t| t.tag == *tag);
+        let (as_of, stale) = (self.clock.now_ms() - 1000, self.stale.load(Ordering::Relaxed));
+        Ok(TagUse { tag, as_of, stale })
     }
 
     async fn displays(
