@@ -3,9 +3,10 @@
 //!
 //! The rules behind each branch (stamping of no-ops, conditional writes that decide every tagging,
 //! pruning that raises `absent_since`) exist so that a repair after a failover can merge two
-//! histories; see the invariants in ARCHITECTURE.md. `apply` is atomic: a refused write leaves the
-//! document unchanged. A write with an idempotency key that made no version is remembered in the
-//! document all the same ([`remember`]): its retry must not be decided again by a later state.
+//! histories ([`crate::join`](mod@crate::join)); see the invariants in ARCHITECTURE.md. `apply` is
+//! atomic: a refused write leaves the document unchanged. A write with an idempotency key that made
+//! no version is remembered in the document all the same ([`remember`]): its retry must not be
+//! decided again by a later state.
 
 use crate::former;
 use crate::limits::{RECENT_WRITES, TOMBSTONE_AGE_MS, TOMBSTONES, WRITE_ID_MEMORY_MS};
@@ -258,13 +259,13 @@ fn tombstone(doc: &mut Document, name: &TagName, write: &Write, version: Version
     }
 }
 
-fn find(doc: &Document, name: &TagName) -> Result<usize, usize> {
+pub(crate) fn find(doc: &Document, name: &TagName) -> Result<usize, usize> {
     doc.taggings.binary_search_by(|t| t.name.cmp(name))
 }
 
 /// Drops expired and excess tombstones, oldest decision first, and raises `absent_since` to the
 /// newest decision that was dropped.
-fn prune(doc: &mut Document, now: UnixMillis) {
+pub(crate) fn prune(doc: &mut Document, now: UnixMillis) {
     let mut tombstones: Vec<(Version, UnixMillis)> =
         doc.taggings.iter().filter(|t| !t.present).map(|t| (t.decided_at, t.at)).collect();
     tombstones.sort_unstable();
@@ -281,8 +282,8 @@ fn prune(doc: &mut Document, now: UnixMillis) {
     }
 }
 
-/// Adds a write to the recent ones, and evicts the expired and the excess ones, oldest first. The
-/// newest write that made a version stays: it tells when the document was committed.
+/// Adds a write to the recent ones, and evicts as [`evict`] does. The newest write that made a
+/// version stays: it tells when the document was committed.
 fn record(
     doc: &mut Document,
     write: &Write,
@@ -294,6 +295,12 @@ fn record(
     let fingerprint = write.operation.fingerprint(write.if_match.as_ref(), ctx.call);
     let version = doc.version;
     doc.recent.push(RecentWrite { id: write.id, fingerprint, version, at: now, effect, outcome });
+    evict(doc, now)
+}
+
+/// Evicts the expired and the excess of the recent writes, oldest first, but for the newest one
+/// that made a version. Returns the excess, which the store must keep in its `applied` table.
+pub(crate) fn evict(doc: &mut Document, now: UnixMillis) -> Vec<RecentWrite> {
     let newest_written = doc
         .recent
         .iter()

@@ -1,7 +1,7 @@
 //! One document per content: all its tags, tombstones and recent write ids.
 //!
-//! Only [`crate::apply()`] changes a document. A store reads and writes it whole, encoded by
-//! [`crate::codec`].
+//! Only [`crate::apply()`] changes a document, and after a failover [`crate::join()`]. A store
+//! reads and writes it whole, encoded by [`crate::codec`].
 
 use std::sync::Arc;
 

@@ -1,8 +1,9 @@
 //! Tags, content, limits, versions, documents and events as pure types.
 //!
 //! Everything here is a pure function of its arguments: no tokio, no I/O, no clock, no randomness.
-//! Every store shares [`document::Document`] and the one module [`apply`](mod@apply) that changes
-//! it, so two stores can never disagree about the meaning of a write.
+//! Every store shares [`document::Document`] and the two modules that change it,
+//! [`apply`](mod@apply) and, after a failover, [`join`](mod@join), so two stores can never disagree
+//! about the meaning of a write.
 //!
 //! How it fails: with a [`DomainError`] that names the limit, its value and the given value. A
 //! value of a domain type has passed its rules; code downstream must not check them again.
@@ -16,6 +17,7 @@ pub mod event;
 mod former;
 pub mod if_match;
 mod invisible;
+pub mod join;
 pub mod limits;
 mod new_data;
 pub mod tag;
@@ -29,6 +31,7 @@ pub use document::{Document, Effect, RecentWrite, RecordedOutcome, Tagging};
 pub use error::DomainError;
 pub use event::{Change, TaggingsEvent};
 pub use if_match::IfMatch;
+pub use join::{JoinContext, JoinFate, Joined, join};
 pub use limits::Limits;
 pub use tag::{Origin, Tag, TagName, UNICODE_VERSION};
 pub use version::{Epoch, EpochId, EpochOrdinal, UnixMillis, Version};

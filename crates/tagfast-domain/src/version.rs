@@ -80,6 +80,12 @@ impl Version {
     pub fn next(self, epoch: &Epoch) -> Self {
         Self(self.0 + 1).max(epoch.first_version())
     }
+
+    /// Whether both were made in the same epoch, and so in one log. More than four million versions
+    /// of a content in one epoch carry into the ordinal: then it says false.
+    pub(crate) fn is_of_epoch_of(self, other: Self) -> bool {
+        self.0 >> COUNTER_BITS == other.0 >> COUNTER_BITS
+    }
 }
 
 impl std::fmt::Display for Version {

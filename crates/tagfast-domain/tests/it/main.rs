@@ -5,6 +5,7 @@ mod apply;
 mod codec;
 mod former;
 mod invisible;
+mod join;
 mod support;
 mod tag;
 mod values;
