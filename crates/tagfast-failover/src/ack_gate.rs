@@ -38,6 +38,8 @@ pub enum Decision {
 pub struct AckGate {
     /// `None`: no epoch is known yet.
     proof: Option<LeadershipProof>,
+    /// How many members there are beside the primary; `None`: nobody has told.
+    members: Option<usize>,
 }
 
 impl AckGate {
@@ -57,12 +59,34 @@ impl AckGate {
         let later = self.epoch().is_none_or(|known| epoch.ordinal > known.ordinal);
         // Unproven(epoch n) => Unproven(epoch m), m > n: every proof of epoch n is dropped.
         if later {
-            self.proof = Some(LeadershipProof::new(epoch.clone()));
+            let mut proof = LeadershipProof::new(epoch.clone());
+            self.members.iter().for_each(|count| proof.set_members(*count));
+            self.proof = Some(proof);
         }
         later
     }
 
-    /// Records etcd's answer about the lease. False: the key is of a different leader term.
+    /// Sets how many other members were ever seen, see [`LeadershipProof::set_members`].
+    pub fn set_members(&mut self, count: usize) {
+        self.members = Some(count);
+        if let Some(proof) = &mut self.proof {
+            proof.set_members(count);
+        }
+    }
+
+    /// Records etcd's answer as of a revision, see [`LeadershipProof::record_look`]. False: the
+    /// term has ended, or no epoch is known.
+    pub fn record_look(&mut self, revision: u64, answer: &LeaseAnswer) -> bool {
+        self.proof.as_mut().is_some_and(|proof| proof.record_look(revision, answer))
+    }
+
+    /// Records that no node held the leader key as of a revision, see
+    /// [`LeadershipProof::record_vacancy`]. False: the term has ended, or no epoch is known.
+    pub fn record_vacancy(&mut self, revision: u64) -> bool {
+        self.proof.as_mut().is_some_and(|proof| proof.record_vacancy(revision))
+    }
+
+    /// Records etcd's answer about the lease. False: the term has ended, or no epoch is known.
     pub fn record_lease(&mut self, answer: &LeaseAnswer) -> bool {
         self.proof.as_mut().is_some_and(|proof| proof.record_lease(answer))
     }

@@ -54,8 +54,8 @@ pub struct Acknowledger {
     options: GuardOptions,
     /// When this process adopted the epoch.
     epoch_began: BootTime,
-    /// Since when groups wait for a replica.
-    waiting: BTreeMap<u64, BootTime>,
+    /// The positions of the groups that wait for a replica, and since when.
+    waiting: BTreeMap<u64, (u64, BootTime)>,
 }
 
 impl Acknowledger {
@@ -96,8 +96,8 @@ impl Acknowledger {
         &self.coverage
     }
 
-    /// Adopts the epoch in etcd, see [`AckGate::adopt_epoch`]. What was journaled before waits for a
-    /// repair from now on. True when the epoch changed.
+    /// Adopts the epoch in etcd, see [`AckGate::adopt_epoch`]. What was journaled before waits for
+    /// a repair from now on. True when the epoch changed.
     pub fn adopt_epoch(&mut self, epoch: &EpochRecord, now: BootTime) -> bool {
         let changed = self.gate.adopt_epoch(epoch);
         if changed {
@@ -109,7 +109,18 @@ impl Acknowledger {
         changed
     }
 
-    /// Records etcd's answer about the lease. False: the key is of a different leader term.
+    /// Records etcd's answer as of a revision, see [`AckGate::record_look`].
+    pub fn record_look(&mut self, revision: u64, answer: &LeaseAnswer) -> bool {
+        self.gate.record_look(revision, answer)
+    }
+
+    /// Records that no node held the leader key as of a revision, see
+    /// [`AckGate::record_vacancy`].
+    pub fn record_vacancy(&mut self, revision: u64) -> bool {
+        self.gate.record_vacancy(revision)
+    }
+
+    /// Records etcd's answer about the lease. False: the term has ended.
     pub fn record_lease(&mut self, answer: &LeaseAnswer) -> bool {
         self.gate.record_lease(answer)
     }
@@ -119,8 +130,10 @@ impl Acknowledger {
         self.gate.record_round(epoch, round);
     }
 
-    /// Sets the members beside the primary, see [`Coverage::set_members`].
+    /// Sets the members beside the primary: all that were ever seen, see [`Coverage::set_members`]
+    /// and [`AckGate::set_members`].
     pub fn set_members(&mut self, names: &[String], now: BootTime) {
+        self.gate.set_members(names.len());
         self.coverage.set_members(names, now);
     }
 
@@ -128,6 +141,8 @@ impl Acknowledger {
     /// it was asked.
     pub fn record_replicas(&mut self, epoch: EpochId, streaming: &[(String, u64)], now: BootTime) {
         self.coverage.record(epoch, streaming, now);
+        let covered = self.coverage.by_one();
+        self.waiting.retain(|_, (flushed, _)| *flushed > covered);
         self.journal.cover(epoch, self.coverage.by_one(), self.coverage.by_all(now));
     }
 
@@ -143,6 +158,9 @@ impl Acknowledger {
         at: LogRange,
         contents: Vec<JournaledContent>,
     ) -> Option<JournaledCommit> {
+        if commit.epoch != at.epoch {
+            return None;
+        }
         let group = self.journal.record(at, contents)?;
         Some(JournaledCommit { group, commit, flushed: at.flushed })
     }
@@ -156,7 +174,7 @@ impl Acknowledger {
         }
         let covered = self.coverage.by_one();
         if group.flushed > covered && self.guard_state(now) >= GuardState::Holding {
-            self.waiting.entry(group.group.number()).or_insert(now);
+            self.waiting.entry(group.group.number()).or_insert((group.flushed, now));
             return AckDecision::WaitForReplica;
         }
         self.waiting.remove(&group.group.number());
@@ -179,7 +197,7 @@ impl Acknowledger {
 
     /// What is done with writes now.
     pub fn guard_state(&self, now: BootTime) -> GuardState {
-        let oldest = self.waiting.values().min();
+        let oldest = self.waiting.values().map(|(_, since)| since).min();
         let facts = GuardFacts {
             exposure: self.exposure(now),
             waiting: oldest.map_or(Duration::ZERO, |at| now.0.saturating_sub(at.0)),

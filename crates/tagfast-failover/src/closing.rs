@@ -1,11 +1,12 @@
 //! When the repair of an epoch is closed: from then on its verdicts are final.
 //!
 //! Every process that may hold a journal is registered, and reports when it has repaired what it
-//! had. The repair is closed when all have reported, or after [`CLOSING_AFTER`]: an entry that comes
-//! later is refused and listed, never applied, so that a verdict `lost` stays true.
+//! had. The repair is closed when all have reported, or after [`CLOSING_AFTER`]: an entry that
+//! comes later is refused and listed, never applied, so that a verdict `lost` stays true.
 //!
 //! How it fails: a process that neither reports nor loses its registration delays the closing to
-//! its limit, and the report names it.
+//! its limit, and the report names it. That nobody is registered cannot be, because the process
+//! that decides is: then nothing is known, and the closing waits for its limit, too.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -30,7 +31,8 @@ pub fn closing(
     epoch_age: Duration,
 ) -> Closing {
     let missing: BTreeSet<String> = registered.difference(reported).cloned().collect();
-    if missing.is_empty() || epoch_age >= CLOSING_AFTER {
+    let have_all_reported = missing.is_empty() && !registered.is_empty();
+    if have_all_reported || epoch_age >= CLOSING_AFTER {
         Closing::Close(missing)
     } else {
         Closing::WaitFor(missing)

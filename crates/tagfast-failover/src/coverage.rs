@@ -42,6 +42,8 @@ pub struct ReplicaCount {
 pub struct Coverage {
     /// `None`: no epoch is known.
     epoch: Option<EpochId>,
+    /// Whether the members were ever told.
+    is_roster_known: bool,
     members: BTreeMap<String, Member>,
 }
 
@@ -56,6 +58,7 @@ impl Coverage {
 
     /// Sets the members beside the primary: all that were ever seen, not only those that answer.
     pub fn set_members(&mut self, names: &[String], now: BootTime) {
+        self.is_roster_known = true;
         self.members.retain(|name, _| names.contains(name));
         for name in names {
             self.members.entry(name.clone()).or_insert(Member {
@@ -73,11 +76,13 @@ impl Coverage {
             return;
         }
         for (name, member) in &mut self.members {
-            let position = streaming.iter().find(|(streaming, _)| streaming == name);
-            member.is_streaming = position.is_some();
-            if let Some((_, flushed)) = position {
-                member.flushed = member.flushed.max(Some(*flushed));
-                member.streamed = now;
+            // One that connects again is listed twice for a while.
+            let positions = streaming.iter().filter(|(streaming, _)| streaming == name);
+            let flushed = positions.map(|(_, flushed)| *flushed).max();
+            member.is_streaming = flushed.is_some();
+            if flushed.is_some() {
+                member.flushed = member.flushed.max(flushed);
+                member.streamed = member.streamed.max(now);
             }
         }
     }
@@ -100,9 +105,9 @@ impl Coverage {
         self.members.values().filter(|member| member.is_streaming).count()
     }
 
-    /// Whether there is any member beside the primary.
+    /// Whether there may be any member beside the primary: there is one, or nobody has told yet.
     pub fn has_members(&self) -> bool {
-        !self.members.is_empty()
+        !self.is_roster_known || !self.members.is_empty()
     }
 
     /// How many of the streaming replicas have a position.

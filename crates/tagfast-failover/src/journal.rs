@@ -13,15 +13,19 @@
 //!
 //! How it fails: beyond its size the journal forgets its oldest group, and names the log range in
 //! which a repair may lack writes ([`Journal::incomplete`]). That is a loss which no report could
-//! list one by one.
+//! list one by one. What it forgets stays exposed. Entries that wait for a repair are never
+//! forgotten: that is what they are kept for.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use tagfast_domain::{EpochId, UnixMillis, Version, WriteId};
 
+use crate::exposure::Exposure;
 use crate::leadership::BootTime;
 
+/// What a group takes beside its contents, in bytes.
+const GROUP_OVERHEAD_BYTES: usize = 160;
 /// What an entry takes beside its document and key, in bytes.
 const ENTRY_OVERHEAD_BYTES: usize = 160;
 /// What a write takes, in bytes.
@@ -68,6 +72,7 @@ pub struct JournaledContent {
 pub struct GroupId {
     epoch: EpochId,
     number: u64,
+    flushed: u64,
 }
 
 impl GroupId {
@@ -94,9 +99,12 @@ pub struct RepairEntry {
     pub version: Version,
     /// Where the document was committed.
     pub at: LogRange,
-    /// The writes that it stands for, each with its own position and whether it was acknowledged.
-    pub writes: Vec<(JournaledWrite, LogRange, bool)>,
+    /// The writes that it stands for.
+    pub writes: Vec<RepairWrite>,
 }
+
+/// A write of an epoch that has ended, with its own position and whether it was acknowledged.
+pub type RepairWrite = (JournaledWrite, LogRange, bool);
 
 /// A range of an epoch's log for which the journal has forgotten writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,9 +122,19 @@ pub struct IncompleteRange {
 #[derive(Debug)]
 struct Group {
     at: LogRange,
-    /// `None`: nobody was told of it yet.
-    acknowledged: Option<BootTime>,
-    writes: Vec<(Arc<[u8]>, JournaledWrite)>,
+    /// Whether the callers were told of it.
+    is_acknowledged: bool,
+    contents: Vec<(Arc<[u8]>, Vec<JournaledWrite>)>,
+}
+
+impl Group {
+    fn writes(&self) -> usize {
+        self.contents.iter().map(|(_, writes)| writes.len()).sum()
+    }
+
+    fn bytes(&self) -> usize {
+        GROUP_OVERHEAD_BYTES + self.writes() * WRITE_OVERHEAD_BYTES
+    }
 }
 
 #[derive(Debug)]
@@ -125,8 +143,24 @@ struct Entry {
     version: Version,
     /// Where the document was committed.
     at: LogRange,
-    /// The newest group that vouches for it.
-    group: u64,
+    /// How many groups vouch for it.
+    groups: usize,
+}
+
+impl Entry {
+    fn bytes(&self, key: &[u8]) -> usize {
+        entry_bytes(key, &self.document)
+    }
+}
+
+fn entry_bytes(key: &[u8], document: &[u8]) -> usize {
+    ENTRY_OVERHEAD_BYTES + key.len() + document.len()
+}
+
+impl RepairEntry {
+    fn bytes(&self) -> usize {
+        entry_bytes(&self.key, &self.document) + self.writes.len() * WRITE_OVERHEAD_BYTES
+    }
 }
 
 /// The journal of one process for one cluster.
@@ -143,8 +177,7 @@ pub struct Journal {
     /// The groups in the order of their positions.
     by_position: BTreeSet<(u64, u64)>,
     entries: HashMap<Arc<[u8]>, Entry>,
-    /// Acknowledged groups that no replica has, with the time of their acknowledgement.
-    exposed: BTreeMap<u64, BootTime>,
+    exposure: Exposure,
     /// Entries of epochs that have ended and that were not repaired yet.
     older: BTreeMap<RepairId, RepairEntry>,
     incomplete: Vec<IncompleteRange>,
@@ -161,7 +194,7 @@ impl Journal {
             groups: BTreeMap::new(),
             by_position: BTreeSet::new(),
             entries: HashMap::new(),
-            exposed: BTreeMap::new(),
+            exposure: Exposure::default(),
             older: BTreeMap::new(),
             incomplete: Vec::new(),
         }
@@ -198,43 +231,45 @@ impl Journal {
         if self.epoch != Some(at.epoch) {
             return None;
         }
-        let number = self.insert_group(at, contents, None);
+        let number = self.insert_group(at, contents, false);
         self.make_room(number);
-        Some(GroupId { epoch: at.epoch, number })
+        Some(GroupId { epoch: at.epoch, number, flushed: at.flushed })
     }
 
     fn insert_group(
         &mut self,
         at: LogRange,
         contents: Vec<JournaledContent>,
-        acknowledged: Option<BootTime>,
+        is_acknowledged: bool,
     ) -> u64 {
         self.last_number += 1;
         let number = self.last_number;
-        let mut group = Group { at, acknowledged, writes: Vec::new() };
-        for content in contents {
-            self.bytes += content.writes.len() * WRITE_OVERHEAD_BYTES;
-            group.writes.extend(content.writes.iter().map(|w| (Arc::clone(&content.key), *w)));
-            self.put_entry(content, at, number);
+        let mut group = Group { at, is_acknowledged, contents: Vec::with_capacity(contents.len()) };
+        for JournaledContent { key, document, version, writes } in contents {
+            self.put_entry(&key, document, version, at);
+            group.contents.push((key, writes));
         }
+        self.bytes += group.bytes();
         self.groups.insert(number, group);
         self.by_position.insert((at.flushed, number));
         number
     }
 
     /// Keeps the newest document of a content, until the last group that vouches for it is gone.
-    fn put_entry(&mut self, content: JournaledContent, at: LogRange, group: u64) {
-        let JournaledContent { key, document, version, .. } = content;
-        match self.entries.get_mut(&key) {
-            // The newer document stands for these writes, too: a content's writes are serial.
-            Some(known) if known.version >= version => known.group = known.group.max(group),
+    fn put_entry(&mut self, key: &Arc<[u8]>, document: Arc<[u8]>, version: Version, at: LogRange) {
+        match self.entries.get_mut(key) {
             Some(known) => {
-                self.bytes = self.bytes + document.len() - known.document.len();
-                *known = Entry { document, version, at, group };
+                known.groups += 1;
+                // A newer document stands for these writes, too: a content's writes are serial.
+                if known.version < version {
+                    self.bytes = self.bytes + document.len() - known.document.len();
+                    *known = Entry { document, version, at, groups: known.groups };
+                }
             }
             None => {
-                self.bytes += key.len() + document.len() + ENTRY_OVERHEAD_BYTES;
-                self.entries.insert(key, Entry { document, version, at, group });
+                let entry = Entry { document, version, at, groups: 1 };
+                self.bytes += entry.bytes(key);
+                self.entries.insert(Arc::clone(key), entry);
             }
         }
     }
@@ -245,12 +280,12 @@ impl Journal {
         if self.epoch != Some(id.epoch) {
             return false;
         }
-        // Otherwise all replicas have it already.
+        // Otherwise all replicas have it, or the journal had to forget it.
         if let Some(group) = self.groups.get_mut(&id.number) {
-            group.acknowledged = group.acknowledged.or(Some(now));
-            if group.at.flushed > covered {
-                self.exposed.entry(id.number).or_insert(now);
-            }
+            group.is_acknowledged = true;
+        }
+        if id.flushed > covered {
+            self.exposure.add(id.flushed, now);
         }
         true
     }
@@ -261,9 +296,7 @@ impl Journal {
         if self.epoch != Some(epoch) {
             return;
         }
-        self.exposed.retain(|number, _| {
-            self.groups.get(number).is_some_and(|group| group.at.flushed > by_one)
-        });
+        self.exposure.cover(by_one);
         while let Some(&(flushed, number)) = self.by_position.first()
             && flushed <= by_all
         {
@@ -275,13 +308,13 @@ impl Journal {
     fn drop_group(&mut self, number: u64) -> Option<Group> {
         let group = self.groups.remove(&number)?;
         self.by_position.remove(&(group.at.flushed, number));
-        self.exposed.remove(&number);
-        self.bytes -= group.writes.len() * WRITE_OVERHEAD_BYTES;
-        for (key, _) in &group.writes {
-            if self.entries.get(key).is_some_and(|entry| entry.group == number)
-                && let Some(entry) = self.entries.remove(key)
-            {
-                self.bytes -= key.len() + entry.document.len() + ENTRY_OVERHEAD_BYTES;
+        self.bytes -= group.bytes();
+        for (key, _) in &group.contents {
+            let Some(entry) = self.entries.get_mut(key) else { continue };
+            entry.groups -= 1;
+            if entry.groups == 0 {
+                self.bytes -= entry.bytes(key);
+                self.entries.remove(key);
             }
         }
         Some(group)
@@ -296,7 +329,7 @@ impl Journal {
             };
             let Some(group) = self.drop_group(number) else { return };
             let LogRange { epoch, inside, flushed } = group.at;
-            let writes = group.writes.len() as u64;
+            let writes = group.writes() as u64;
             match self.incomplete.iter_mut().find(|range| range.epoch == epoch) {
                 Some(range) => {
                     range.from = range.from.min(inside);
@@ -315,8 +348,7 @@ impl Journal {
 
     /// The acknowledgement of the oldest group that no replica has; `None`: a replica has all.
     pub fn oldest_exposed(&self) -> Option<BootTime> {
-        // Groups wait for their proofs in parallel: the first number need not be the oldest.
-        self.exposed.values().min().copied()
+        self.exposure.oldest()
     }
 
     /// Whether nothing of it waits for replicas.
@@ -329,11 +361,12 @@ impl Journal {
         if self.epoch == Some(epoch) {
             return;
         }
-        let mut writes: HashMap<Arc<[u8]>, Vec<(JournaledWrite, LogRange, bool)>> = HashMap::new();
+        let mut writes: HashMap<Arc<[u8]>, Vec<RepairWrite>> = HashMap::new();
         for group in std::mem::take(&mut self.groups).into_values() {
-            for (key, write) in group.writes {
-                let acknowledged = group.acknowledged.is_some();
-                writes.entry(key).or_default().push((write, group.at, acknowledged));
+            self.bytes -= GROUP_OVERHEAD_BYTES;
+            for (key, of_content) in group.contents {
+                let told = of_content.into_iter().map(|w| (w, group.at, group.is_acknowledged));
+                writes.entry(key).or_default().extend(told);
             }
         }
         for (key, Entry { document, version, at, .. }) in std::mem::take(&mut self.entries) {
@@ -343,7 +376,7 @@ impl Journal {
             self.older.insert(id, RepairEntry { id, key, document, version, at, writes });
         }
         self.by_position.clear();
-        self.exposed.clear();
+        self.exposure.clear();
         self.epoch = Some(epoch);
     }
 
@@ -368,24 +401,26 @@ impl Journal {
         }
         let mut contents = Vec::with_capacity(entries.len());
         for (id, content) in entries {
-            if let Some(old) = self.older.remove(&id) {
-                self.bytes -= old.key.len() + old.document.len() + ENTRY_OVERHEAD_BYTES;
-                self.bytes -= old.writes.len() * WRITE_OVERHEAD_BYTES;
+            if self.give_up(id) {
                 contents.push(content);
             }
         }
+        if contents.is_empty() {
+            return true;
+        }
         // What is acknowledged already counts as exposed until a replica has the repair, but not
         // from its old acknowledgement on: the guard bounds what this epoch can lose.
-        let number = self.insert_group(at, contents, Some(now));
-        self.exposed.insert(number, now);
+        self.exposure.add(at.flushed, now);
+        let number = self.insert_group(at, contents, true);
+        self.make_room(number);
         true
     }
 
-    /// Forgets an entry that can never be repaired: it is listed as lost.
-    pub fn give_up(&mut self, id: RepairId) {
-        if let Some(old) = self.older.remove(&id) {
-            self.bytes -= old.key.len() + old.document.len() + ENTRY_OVERHEAD_BYTES;
-            self.bytes -= old.writes.len() * WRITE_OVERHEAD_BYTES;
-        }
+    /// Forgets an entry that can never be repaired: it is listed as lost. False: none has this
+    /// name.
+    pub fn give_up(&mut self, id: RepairId) -> bool {
+        let Some(old) = self.older.remove(&id) else { return false };
+        self.bytes -= old.bytes();
+        true
     }
 }

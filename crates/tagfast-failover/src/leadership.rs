@@ -8,7 +8,12 @@
 //! **The member proof.** While etcd does not answer: every other member answers that it is in
 //! recovery and follows our timeline, in probe rounds at most a second apart since the last lease
 //! proof, the last one sent after the commit returned. "No member is primary now" alone would
-//! believe a member that was promoted, acknowledged, died and came back.
+//! believe a member that was promoted, acknowledged, died and came back. The members are all that
+//! were ever seen, not those that etcd lists now: keys of members expire. An empty list proves
+//! nothing.
+//!
+//! A look that shows a different term ends every proof at once and for good, because a term never
+//! returns. Looks overtake each other: one that is older than the newest that was used is dropped.
 //!
 //! Why not Patroni's `GET /primary`: it may be true up to the last moment of the lease, and on a
 //! stalled node even after it.
@@ -63,7 +68,7 @@ pub struct ProbeRound {
     pub sent: BootTime,
     /// Our primary still passes the epoch check.
     pub primary_checked: bool,
-    /// One answer for each other member in the last list from etcd; `None`: it did not answer.
+    /// One answer for each other member that was ever seen; `None`: it did not answer.
     pub members: Vec<Option<MemberAnswer>>,
 }
 
@@ -79,6 +84,12 @@ pub struct LeadershipProof {
     /// is broken.
     chain: Option<BootTime>,
     paused: bool,
+    /// How many other members there are; `None`: nobody has told.
+    members: Option<usize>,
+    /// The newest revision of etcd that was used.
+    revision: u64,
+    /// A look showed that the term is over.
+    has_ended: bool,
 }
 
 /// Whether leadership is proven for a commit.
@@ -93,7 +104,22 @@ pub enum ProofStatus {
 impl LeadershipProof {
     /// Nothing is proven yet.
     pub fn new(epoch: EpochRecord) -> Self {
-        Self { epoch, deadline: None, proven_at: None, chain: None, paused: false }
+        Self {
+            epoch,
+            deadline: None,
+            proven_at: None,
+            chain: None,
+            paused: false,
+            members: None,
+            revision: 0,
+            has_ended: false,
+        }
+    }
+
+    /// Sets how many other members were ever seen: a round proves nothing without an answer for
+    /// each of them.
+    pub fn set_members(&mut self, count: usize) {
+        self.members = Some(count);
     }
 
     /// The epoch that it is about.
@@ -106,12 +132,42 @@ impl LeadershipProof {
         self.deadline
     }
 
-    /// Records etcd's answer. False: the key is not of this term, so the epoch has ended.
+    /// Records etcd's answer as of a revision (`header.revision` of the read of the leader key). An
+    /// answer that is older than one that was used changes nothing. False: the term has ended.
+    pub fn record_look(&mut self, revision: u64, answer: &LeaseAnswer) -> bool {
+        if revision < self.revision {
+            return !self.has_ended;
+        }
+        self.revision = revision;
+        self.record_lease(answer)
+    }
+
+    /// Records that no node held the leader key as of a revision. False: the term has ended.
+    pub fn record_vacancy(&mut self, revision: u64) -> bool {
+        // Terms are named by revisions: an older look is of the time before this term.
+        if revision >= self.epoch.term {
+            self.end();
+        }
+        !self.has_ended
+    }
+
+    fn end(&mut self) {
+        self.has_ended = true;
+        self.deadline = None;
+        self.proven_at = None;
+        self.chain = None;
+    }
+
+    /// Records etcd's answer. False: the term has ended.
     pub fn record_lease(&mut self, answer: &LeaseAnswer) -> bool {
-        let ours = answer.leader.create_revision == self.epoch.term
-            && answer.leader.member == self.epoch.member;
-        if !ours {
-            return false;
+        let LeaderKey { create_revision, member } = &answer.leader;
+        let is_ours = *create_revision == self.epoch.term && *member == self.epoch.member;
+        // An earlier term is an answer that was overtaken.
+        if !is_ours && *create_revision >= self.epoch.term {
+            self.end();
+        }
+        if !is_ours || self.has_ended {
+            return !self.has_ended;
         }
         self.paused = answer.paused;
         let until = BootTime(
@@ -129,7 +185,10 @@ impl LeadershipProof {
     /// Records a round of probes. A failed or late one breaks the chain until etcd proves the term
     /// again.
     pub fn record_round(&mut self, round: &ProbeRound) {
+        let is_complete =
+            self.members.is_some_and(|count| count > 0 && round.members.len() >= count);
         let good = round.primary_checked
+            && is_complete
             && round.members.iter().all(|answer| {
                 answer.is_some_and(|a| {
                     a.in_recovery && a.received_timeline == Some(self.epoch.timeline)
@@ -190,8 +249,19 @@ mod tests {
         ProbeRound { sent: at(sent), primary_checked: true, members }
     }
 
+    fn member(in_recovery: bool, received_timeline: Option<u32>) -> Option<MemberAnswer> {
+        Some(MemberAnswer { in_recovery, received_timeline })
+    }
+
     fn follows(timeline: u32) -> Option<MemberAnswer> {
-        Some(MemberAnswer { in_recovery: true, received_timeline: Some(timeline) })
+        member(true, Some(timeline))
+    }
+
+    /// With two other members.
+    fn unproven() -> LeadershipProof {
+        let mut proof = LeadershipProof::new(epoch(7));
+        proof.set_members(2);
+        proof
     }
 
     fn proven(proof: &LeadershipProof, sent: u64, returned: u64, now: u64) -> bool {
@@ -246,7 +316,7 @@ mod tests {
 
     #[test]
     fn a_paused_patroni_makes_the_lease_worthless() {
-        let mut proof = LeadershipProof::new(epoch(7));
+        let mut proof = unproven();
         proof.record_lease(&LeaseAnswer { paused: true, ..lease(1000, 7, 19) });
         assert!(!proven(&proof, 1100, 1110, 1120));
         proof.record_round(&round(1500, vec![follows(1), follows(1)]));
@@ -255,7 +325,7 @@ mod tests {
 
     #[test]
     fn members_in_recovery_prove_it_while_etcd_does_not_answer() {
-        let mut proof = LeadershipProof::new(epoch(7));
+        let mut proof = unproven();
         proof.record_lease(&lease(0, 7, 2));
         for sent in (500..=30_000).step_by(500) {
             proof.record_round(&round(sent, vec![follows(1), follows(1)]));
@@ -269,7 +339,7 @@ mod tests {
 
     #[test]
     fn a_member_that_was_primary_in_between_breaks_the_chain() {
-        let mut proof = LeadershipProof::new(epoch(7));
+        let mut proof = unproven();
         proof.record_lease(&lease(0, 7, 2));
         proof.record_round(&round(800, vec![follows(1), follows(1)]));
         // R1 is promoted, acknowledges, dies (no answer), returns as a replica that looks as
@@ -285,27 +355,86 @@ mod tests {
 
     #[test]
     fn a_gap_that_hides_a_promotion_breaks_the_chain() {
-        let mut proof = LeadershipProof::new(epoch(7));
+        let mut proof = unproven();
         proof.record_lease(&lease(0, 7, 2));
-        proof.record_round(&round(800, vec![follows(1)]));
-        proof.record_round(&round(2801, vec![follows(1)]));
+        proof.record_round(&round(800, vec![follows(1), follows(1)]));
+        proof.record_round(&round(2801, vec![follows(1), follows(1)]));
         assert!(!proven(&proof, 2000, 2100, 2900));
     }
 
     #[test]
     fn a_member_on_a_different_timeline_or_a_failed_check_breaks_the_chain() {
         for bad in [
-            round(800, vec![follows(2)]),
-            round(800, vec![Some(MemberAnswer { in_recovery: false, received_timeline: Some(1) })]),
-            round(800, vec![Some(MemberAnswer { in_recovery: true, received_timeline: None })]),
-            ProbeRound { primary_checked: false, ..round(800, vec![follows(1)]) },
+            round(800, vec![follows(1), follows(2)]),
+            round(800, vec![follows(1), member(false, Some(1))]),
+            round(800, vec![follows(1), member(true, None)]),
+            ProbeRound { primary_checked: false, ..round(800, vec![follows(1), follows(1)]) },
         ] {
-            let mut proof = LeadershipProof::new(epoch(7));
+            let mut proof = unproven();
             proof.record_lease(&lease(0, 7, 1));
             proof.record_round(&bad);
-            proof.record_round(&round(1000, vec![follows(1)]));
+            proof.record_round(&round(1000, vec![follows(1), follows(1)]));
             assert!(!proven(&proof, 100, 200, 1100), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_round_proves_nothing_unless_every_member_that_was_ever_seen_answers() {
+        let answers = |count: usize| round(500, vec![follows(1); count]);
+        for (members, answered, is_proof) in [
+            (None, 0, false),
+            (None, 2, false),
+            (Some(0), 0, false),
+            (Some(2), 0, false),
+            (Some(2), 1, false),
+            (Some(2), 2, true),
+            (Some(1), 2, true),
+        ] {
+            let mut proof = LeadershipProof::new(epoch(7));
+            if let Some(count) = members {
+                proof.set_members(count);
+            }
+            proof.record_lease(&lease(0, 7, 1));
+            proof.record_round(&answers(answered));
+            assert_eq!(proven(&proof, 100, 200, 600), is_proof, "{members:?} {answered}");
+        }
+    }
+
+    #[test]
+    fn a_look_at_a_later_term_ends_every_proof_for_good() {
+        let ends: [fn(&mut LeadershipProof) -> bool; 3] = [
+            |proof| proof.record_look(9, &lease(1100, 9, 19)),
+            |proof| proof.record_vacancy(8),
+            |proof| {
+                let mut other = lease(1100, 7, 19);
+                other.leader.member = "r1".to_owned();
+                proof.record_look(9, &other)
+            },
+        ];
+        for end in ends {
+            let mut proof = unproven();
+            assert!(proof.record_look(7, &lease(1000, 7, 19)));
+            proof.record_round(&round(1050, vec![follows(1), follows(1)]));
+            assert!(proven(&proof, 1010, 1020, 1060));
+            assert!(!end(&mut proof));
+            assert!(!proven(&proof, 1010, 1020, 1200), "nothing of what was proven counts");
+            assert!(!proof.record_look(10, &lease(1300, 7, 19)), "a term never returns");
+            proof.record_round(&round(1350, vec![follows(1), follows(1)]));
+            assert!(!proven(&proof, 1310, 1320, 1400));
+        }
+    }
+
+    #[test]
+    fn a_look_that_was_overtaken_changes_nothing() {
+        let mut proof = LeadershipProof::new(epoch(7));
+        assert!(proof.record_look(20, &LeaseAnswer { paused: true, ..lease(1000, 7, 19) }));
+        assert!(proof.record_look(19, &lease(1001, 7, 19)), "asked later, answered earlier");
+        assert!(!proven(&proof, 1010, 1020, 1100), "Patroni is paused");
+        assert!(proof.record_look(21, &lease(1200, 7, 19)));
+        assert!(proof.record_look(6, &lease(900, 3, 19)), "the term before");
+        assert!(proof.record_lease(&lease(900, 3, 19)));
+        assert!(proof.record_vacancy(6), "the vacancy before this term");
+        assert!(proven(&proof, 1210, 1220, 1300));
     }
 
     proptest! {

@@ -41,6 +41,7 @@ pub mod acknowledger;
 pub mod closing;
 pub mod coverage;
 pub mod epoch;
+mod exposure;
 pub mod guard;
 pub mod journal;
 pub mod leadership;
@@ -57,7 +58,7 @@ pub use epoch::{
 pub use guard::{GuardFacts, GuardOptions, GuardState, OnLag, guard};
 pub use journal::{
     GroupId, IncompleteRange, Journal, JournaledContent, JournaledWrite, LogRange, RepairEntry,
-    RepairId,
+    RepairId, RepairWrite,
 };
 pub use leadership::{BootTime, LeadershipProof, LeaseAnswer, MemberAnswer, ProbeRound};
 pub use verdict::{RecordedVerdict, VerdictFacts, WriteVerdict, verdict};

@@ -1,0 +1,8 @@
+//! Tests of the state machines of a failover: each one against a simple reference, and all of them
+//! together in a simulated cluster.
+
+mod acknowledger;
+mod coverage;
+mod decisions;
+mod journal;
+mod support;
