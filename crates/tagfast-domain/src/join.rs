@@ -8,6 +8,9 @@
 //! the decisions a version of its own would make the second of two lost writes look older than the
 //! first. Two decisions of one version differ only where the limit dropped an add; absent wins.
 //!
+//! A conditional write decides every tagging by what it saw. Of two that did not see each other one
+//! is lost: the later one wins, unless the earlier one was brought back before.
+//!
 //! How it fails: it never does, but it may not bring back everything. Each write is told its
 //! [`JoinFate`]; those that are lost for good are [`JoinFate::Limit`] and [`JoinFate::Conflict`].
 //! Where a document no longer tells what a write decided, the fate is that of the whole document,
@@ -46,7 +49,8 @@ pub enum JoinFate {
     /// content remembers of removed tags.
     Limit,
     /// Lost for good: a conditional write (`If-Match`) of the current history did not see it, or
-    /// it is a conditional one and did not see a write of the current history.
+    /// it stands on a conditional one that did not see a write of the current history. Such a
+    /// document is not joined.
     Conflict,
 }
 
@@ -80,6 +84,13 @@ pub fn join(
     writes: &[(WriteId, Version)],
     ctx: &JoinContext<'_>,
 ) -> Joined {
+    if Histories::new(current, lost, &[]).is_unjoinable() {
+        let fates = writes.iter().map(|(id, _)| match current.recent_write(*id) {
+            Some(_) => (*id, JoinFate::Kept),
+            None => (*id, JoinFate::Conflict),
+        });
+        return Joined { fates: fates.collect(), ..Joined::default() };
+    }
     let merged = merge(current, lost, ctx);
     let is_known = |w: &RecentWrite| current.recent_write(w.id).is_some();
     let is_fresh = |w: &RecentWrite| ctx.now.saturating_sub(w.at) < WRITE_ID_MEMORY_MS;
@@ -279,15 +290,20 @@ impl<'a> Histories<'a> {
         names.into_iter().map(standing).chain(unlisted).collect()
     }
 
-    /// Whether a conditional write and this write, both told to have succeeded, did not see each
-    /// other. In one epoch each write has seen the ones before.
-    fn conflicts(&self, version: Version) -> bool {
+    /// Whether a conditional write of the current history did not see this write, and overrules it
+    /// all the same. In one epoch each write has seen the ones before.
+    fn is_overruled_unseen(&self, version: Version) -> bool {
         let overruling = self.current.last_conditional;
-        if overruling > version && !overruling.is_of_epoch_of(version) {
-            return true;
-        }
-        let is_conditional = version == self.lost.last_conditional && version != Version::NONE;
-        is_conditional && self.current.recent.iter().any(|w| self.did_not_see(w, version))
+        overruling > version && !overruling.is_of_epoch_of(version)
+    }
+
+    /// Whether the lost document stands on a conditional write that did not see an earlier write of
+    /// the current history, which an earlier join has brought. Its condition does not hold in this
+    /// history, and it would take back what the other client was told.
+    fn is_unjoinable(&self) -> bool {
+        let conditional = self.lost.last_conditional;
+        conditional > self.current.last_conditional
+            && self.current.recent.iter().any(|w| self.did_not_see(w, conditional))
     }
 
     /// Whether the lost document, at this version, has not seen a write of the current history: it
@@ -310,7 +326,7 @@ impl<'a> Histories<'a> {
             return JoinFate::Kept;
         }
         let record = self.lost.recent_write(id);
-        if self.conflicts(record.map_or(version, |w| w.version)) {
+        if self.is_overruled_unseen(record.map_or(version, |w| w.version)) {
             return JoinFate::Conflict;
         }
         let written = record.filter(|w| w.outcome == RecordedOutcome::Written);

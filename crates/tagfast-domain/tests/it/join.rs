@@ -308,10 +308,12 @@ fn run(mut history: History, steps: &[Step], first_id: u64) -> History {
 }
 
 /// Base with long gaps, so that tombstones were pruned; then forks of less than ten minutes: the
-/// epoch that goes on as a zombie, and two later ones. `conditional`: the share of such writes.
-fn any_forks(conditional: f64) -> impl Strategy<Value = (History, [History; 3])> {
-    let fork = || any_steps(8, 20_000, conditional);
-    (any_steps(16, 400_000, conditional), fork(), fork(), fork()).prop_map(
+/// epoch that goes on as a zombie, and two later ones. `conditional`: the share of such writes in
+/// the base and in each fork.
+fn any_forks(conditional: [f64; 4]) -> impl Strategy<Value = (History, [History; 3])> {
+    let [base, first, second, third] = conditional;
+    let fork = |share| any_steps(8, 20_000, share);
+    (any_steps(16, 400_000, base), fork(first), fork(second), fork(third)).prop_map(
         |(base, first, second, third)| {
             let base = run(History::new(), &base, 1000);
             let zombie = run(base.clone(), &first, 2000);
@@ -337,8 +339,12 @@ fn joined(into: &History, lost: &[&History]) -> History {
 proptest! {
     #![proptest_config(cases(300))]
 
+    /// A conditional write of a later epoch overrules by what it did not see: there the order
+    /// decides which of the two is lost, see below.
     #[test]
-    fn joins_commute_associate_and_repeat((_, [a, b, c]) in any_forks(0.2)) {
+    fn joins_commute_associate_and_repeat(
+        (_, [a, b, c]) in any_forks([0.2, 0.2, 0.0, 0.0])
+    ) {
         let taggings = |h: &History| {
             let (taggings, conditional, _) = decisions(&h.doc);
             (taggings, conditional)
@@ -354,7 +360,7 @@ proptest! {
     }
 
     #[test]
-    fn a_repeated_join_changes_nothing((_, [a, b, mut current]) in any_forks(0.2)) {
+    fn a_repeated_join_changes_nothing((_, [a, b, mut current]) in any_forks([0.2; 4])) {
         current.epoch = epoch(4);
         for lost in [&a, &b] {
             let evicted = current.join(&lost.doc, &[]).evicted;
@@ -373,7 +379,7 @@ proptest! {
     /// conditional write stands on what it saw, so it is left out of this one.
     #[test]
     fn unconditional_writes_end_as_if_they_had_come_one_after_the_other(
-        (_, forks) in any_forks(0.0)
+        (_, forks) in any_forks([0.0; 4])
     ) {
         let [a, b, c] = &forks;
         let mut writes: Vec<&(Version, Write)> = forks.iter().flat_map(|h| &h.written).collect();
@@ -396,7 +402,7 @@ proptest! {
 
     /// However the limit is, it is kept, what was there stays, and what was dropped stays away.
     #[test]
-    fn the_limit_holds((_, [a, b, mut current]) in any_forks(0.2), limit in 0..8usize) {
+    fn the_limit_holds((_, [a, b, mut current]) in any_forks([0.2; 4]), limit in 0..8usize) {
         current.epoch = epoch(4);
         current.limits.tags_per_content = limit;
         for _ in 0..2 {
@@ -427,7 +433,7 @@ proptest! {
     /// No two conditional writes of different histories on one version are both told that they
     /// are part of the current history.
     #[test]
-    fn one_version_satisfies_one_condition((base, [a, b, mut current]) in any_forks(0.5)) {
+    fn one_version_satisfies_one_condition((base, [a, b, mut current]) in any_forks([0.5; 4])) {
         current.epoch = epoch(4);
         let version = base.doc.version;
         let is_first = |h: &History| {
@@ -438,9 +444,9 @@ proptest! {
         let mut kept = usize::from(is_first(&current).is_some());
         for lost in [&a, &b] {
             let Some((id, v)) = is_first(lost) else { continue };
-            // Of a document that has later conditional writes only the last one is known as one.
-            prop_assume!(lost.doc.last_conditional == v);
             let joined = current.join(&lost.doc, &[(id, v)]);
+            let is_conflict = joined.fates[0].1 == JoinFate::Conflict;
+            prop_assert!(!is_conflict || joined.added.is_empty());
             kept += usize::from(joined.fates[0].1 != JoinFate::Conflict);
         }
         prop_assert!(kept <= 1);
