@@ -16,7 +16,7 @@ use tagfast_domain::EpochId;
 use crate::ack_gate::{AckGate, Commit, Decision};
 use crate::coverage::{Coverage, ReplicaCount};
 use crate::epoch::EpochRecord;
-use crate::guard::{GuardFacts, GuardOptions, GuardState, guard};
+use crate::guard::{EPOCH_SETTLE_TIME, GuardFacts, GuardOptions, GuardState, guard};
 use crate::journal::{GroupId, Journal, JournaledContent, LogRange};
 use crate::leadership::{BootTime, LeaseAnswer, ProbeRound};
 
@@ -141,9 +141,13 @@ impl Acknowledger {
     /// it was asked.
     pub fn record_replicas(&mut self, epoch: EpochId, streaming: &[(String, u64)], now: BootTime) {
         self.coverage.record(epoch, streaming, now);
-        let covered = self.coverage.by_one();
-        self.waiting.retain(|_, (flushed, _)| *flushed > covered);
-        self.journal.cover(epoch, self.coverage.by_one(), self.coverage.by_all(now));
+        // Without any other member no failover can lose anything.
+        let (by_one, by_all) = match self.coverage.has_members() {
+            true => (self.coverage.by_one(), self.coverage.by_all(now)),
+            false => (u64::MAX, u64::MAX),
+        };
+        self.waiting.retain(|_, (flushed, _)| *flushed > by_one);
+        self.journal.cover(epoch, by_one, by_all);
     }
 
     /// Decides about an answer that vouches for no write: a read of the primary, or a canary.
@@ -193,6 +197,11 @@ impl Acknowledger {
     pub fn exposure(&self, now: BootTime) -> Duration {
         let oldest = self.journal.oldest_exposed();
         oldest.map_or(Duration::ZERO, |at| now.0.saturating_sub(at.0))
+    }
+
+    /// Whether the epoch is so young that its replicas may still attach.
+    pub fn is_settling(&self, now: BootTime) -> bool {
+        now.0.saturating_sub(self.epoch_began.0) < EPOCH_SETTLE_TIME
     }
 
     /// What is done with writes now.

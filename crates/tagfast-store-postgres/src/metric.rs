@@ -119,6 +119,34 @@ define_metrics! {
     /// Writes whose commit could not be proven; they were retried with their ids.
     pub(crate) counter UNPROVEN_WRITES = "tagfast_unproven_writes_total" { cluster in CLUSTERS };
 
+    /// The age of the oldest acknowledged write that no replica has: what a failover could lose now.
+    /// 0: a replica has everything. Beyond `store.max_loss_ms` writes are held, unless
+    /// `store.on_lag` is `availability`.
+    pub(crate) gauge REPLICATION_EXPOSURE = "tagfast_replication_exposure_seconds" {
+        cluster in CLUSTERS,
+    };
+
+    /// What the guard of loss does with writes: 0 nothing, 1 throttles, 2 holds until a replica has
+    /// them, 3 refuses new ones.
+    pub(crate) gauge GUARD_STATE = "tagfast_guard_state" { cluster in CLUSTERS };
+
+    /// The log position up to which one replica at least has everything, in bytes of the current
+    /// epoch's log. 0: no replica has told one in this epoch.
+    pub(crate) gauge COVERED_POSITION = "tagfast_covered_position_bytes" { cluster in CLUSTERS };
+
+    /// What the journal of acknowledged writes that not every replica has takes in memory. At
+    /// `store.journal_max_bytes` it forgets the oldest.
+    pub(crate) gauge JOURNAL_BYTES = "tagfast_journal_bytes" { cluster in CLUSTERS };
+
+    /// Contents in that journal.
+    pub(crate) gauge JOURNAL_CONTENTS = "tagfast_journal_contents" { cluster in CLUSTERS };
+
+    /// Writes that were acknowledged beyond `store.max_loss_ms` because `store.on_lag` is
+    /// `availability`: a failover may have lost them.
+    pub(crate) counter ACKNOWLEDGED_BEYOND_BOUND = "tagfast_acknowledged_beyond_bound_total" {
+        cluster in CLUSTERS,
+    };
+
     /// Disk that unpublished events take, with those published a moment ago. At
     /// `store.outbox_max_bytes` writes are refused.
     pub(crate) gauge OUTBOX_BYTES = "tagfast_outbox_bytes" { cluster in CLUSTERS };

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tagfast_domain::{EpochOrdinal, Limits};
+use tagfast_failover::OnLag;
 use tagfast_resilience::{
     Address, Backoff, BreakerOptions, Breakers, Clock, Credential, Secret, SystemClock,
 };
@@ -63,6 +64,26 @@ impl SynchronousCommit {
     }
 }
 
+/// What `Durability: replicated` waits for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ReplicatedMeans {
+    /// All replicas that stream: the write survives the promotion of any of them.
+    #[default]
+    All,
+    /// One of them: the write survives the loss of the primary while that replica lives.
+    One,
+}
+
+impl ReplicatedMeans {
+    /// As the configuration writes it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::One => "one",
+        }
+    }
+}
+
 /// A user of etcd. Its role must be able to read the prefix `/service/` and to read and write the
 /// prefix `/tagfast/v1/`.
 #[derive(Debug, Clone)]
@@ -97,6 +118,17 @@ pub struct PostgresOptions {
     /// where Patroni has synchronous standbys. `On`: while no standby confirms, no write is
     /// acknowledged.
     pub synchronous_commit: SynchronousCommit,
+    /// The span of acknowledged writes that one failover may lose. Too low: a short stall of the
+    /// replicas holds writes; too high: a failover loses more, and has more to repair.
+    pub max_loss: Duration,
+    /// What happens to writes that no replica has in time.
+    pub on_lag: OnLag,
+    /// What `Durability: replicated` waits for.
+    pub replicated_means: ReplicatedMeans,
+    /// The size of a cluster's journal of acknowledged writes that not every replica has, in bytes.
+    /// Too low: a replica that is away for long makes the journal forget writes, and a failover can
+    /// lose them unlisted; too high: the same takes memory.
+    pub journal_bytes_max: usize,
     /// The limits of documents.
     pub limits: Limits,
     /// The clock of documents and events.
@@ -157,6 +189,10 @@ impl PostgresOptions {
             password: Secret::new(password).into(),
             tls: None,
             synchronous_commit: SynchronousCommit::default(),
+            max_loss: Duration::from_secs(1),
+            on_lag: OnLag::default(),
+            replicated_means: ReplicatedMeans::default(),
+            journal_bytes_max: 256 << 20,
             limits: Limits::default(),
             breakers: Breakers::new(Arc::clone(&clock)),
             clock,
@@ -210,6 +246,10 @@ pub(crate) mod limit {
     pub(crate) const POLL_INTERVAL: Duration = Duration::from_secs(1);
     /// A probe of one member.
     pub(crate) const MEMBER_PROBE_TIMEOUT: Duration = Duration::from_millis(400);
+    /// A question for the positions of the replicas.
+    pub(crate) const POSITIONS_TIMEOUT: Duration = Duration::from_millis(400);
+    /// Writes in a group commit while the guard of loss throttles.
+    pub(crate) const THROTTLED_BATCH_MAX: usize = 64;
     /// Between two rounds of member probes.
     pub(crate) const PROBE_ROUND_INTERVAL: Duration = Duration::from_millis(450);
     /// Writes in one group commit.

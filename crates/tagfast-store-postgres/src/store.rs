@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tagfast_domain::{EpochId, IdempotencyKey, Refusal};
+use tagfast_failover::{GuardOptions, GuardState};
 use tagfast_resilience::task::{BackgroundTask, StopSignal, TaskGroup, TaskTracker};
 use tagfast_resilience::{Address, Bulkhead, BulkheadOptions, Clock, LimiterSnapshot, counter};
 use tagfast_sharding::{ContentHash, LogicalShard, ShardMap, ShardMapError};
@@ -28,7 +29,8 @@ use crate::cluster::etcd::{Etcd, EtcdError, http_client};
 use crate::cluster::member_probes::probe_members;
 use crate::cluster::password_check::check_password;
 use crate::cluster::patroni::discover_nodes;
-use crate::cluster::topology::{Cluster, Topology};
+use crate::cluster::replica_positions::poll_positions;
+use crate::cluster::topology::{Cluster, ClusterBounds, Topology};
 use crate::cluster::watcher::Watcher;
 use crate::connect::ConnectionFactory;
 use crate::health::calls::FailingCalls;
@@ -38,7 +40,7 @@ use crate::options::{ClusterOptions, PostgresOptions, limit};
 use crate::outbox::relay::{DrainRequest, Relay};
 use crate::outbox::sink::OutboxSink;
 use crate::read::node_reader::{NodeReader, ReaderOptions};
-use crate::refusal::{overloaded, unavailable};
+use crate::refusal::{NO_REPLICA, NO_REPLICA_IN_TIME, overloaded, replication_lag, unavailable};
 use crate::scan_session::ScanSession;
 use crate::tls::TlsError;
 use crate::write::lane::{Lane, WriteResult, delay_cause, expire_late};
@@ -158,8 +160,12 @@ impl Starting<'_> {
     fn cluster(&mut self, index: usize, wanted: &ClusterOptions) -> ClusterHandle {
         let options = self.options;
         let names = (wanted.name.as_str(), wanted.scope.as_str());
-        let (age_max, breakers) = (options.replica_age_max, &options.breakers);
-        let cluster = Arc::new(Cluster::new(index as u16, names, age_max, breakers));
+        let bounds = ClusterBounds {
+            replica_age_max: options.replica_age_max,
+            guard: GuardOptions { max_loss: options.max_loss, on_lag: options.on_lag },
+            journal_bytes_max: options.journal_bytes_max,
+        };
+        let cluster = Arc::new(Cluster::new(index as u16, names, bounds, &options.breakers));
         let (http, patroni) = (self.http.clone(), wanted.patroni.clone());
         let discovery = discover_topology(Arc::clone(&cluster), http, patroni);
         self.tasks.push(spawn("discovery", discovery));
@@ -177,6 +183,8 @@ impl Starting<'_> {
         self.tasks.push(spawn("call health", async move { calls.health.watch().await }));
         let probes = probe_members(Arc::clone(&cluster), self.connections.clone());
         self.tasks.push(spawn("member probes", probes));
+        let positions = poll_positions(Arc::clone(&cluster), self.connections.clone());
+        self.tasks.push(spawn("replica positions", positions));
         let connections = self.connections.clone();
         let check = check_password(Arc::clone(&cluster), connections, self.etcd.clone());
         self.tasks.push(spawn("password check", check));
@@ -221,6 +229,7 @@ impl Starting<'_> {
             clock: Arc::clone(&options.clock),
             limits: options.limits,
             canaries: options.canaries,
+            replicated_means: options.replicated_means,
             outbox_bytes_max: options.outbox_bytes,
             tasks: self.lane_tasks.clone(),
             stop: self.stop_lanes.clone(),
@@ -411,9 +420,6 @@ impl PostgresStore {
     }
 
     fn enqueue(&self, request: WriteRequest) -> Result<PendingWrite<'_>, StoreError> {
-        if request.durability == Durability::Replicated {
-            return Err(StoreError::NotInThisMode("durability `replicated`"));
-        }
         let deadline = request.deadline;
         if deadline.is_some_and(|d| d <= Instant::now()) {
             return Err(StoreError::Deadline {
@@ -432,6 +438,18 @@ impl PostgresStore {
             handle.cluster.health.writes_failed(FailureCause::OutboxFull, 1);
             let limit = usize::try_from(self.outbox_bytes_max).unwrap_or(usize::MAX);
             return Err(overloaded("outbox", limit));
+        }
+        let guard = &handle.cluster.guard;
+        let lacks_replica = request.durability == Durability::Replicated && guard.has_no_replica();
+        let reason = match guard.state() {
+            GuardState::Refusing => Some(NO_REPLICA_IN_TIME),
+            _ if lacks_replica => Some(NO_REPLICA),
+            GuardState::Open | GuardState::Throttled | GuardState::Holding => None,
+        };
+        if let Some(reason) = reason {
+            counter!(STORE_REFUSED, "reason" => RefusalReason::ReplicationLag).increment(1);
+            handle.cluster.health.writes_failed(FailureCause::ReplicationLag, 1);
+            return Err(replication_lag(reason, false));
         }
         // Other bits than those that chose the shard: a cluster of one shard uses all lanes, too.
         let lane = &handle.lanes[(hash.0 >> 32) as usize % handle.lanes.len()];

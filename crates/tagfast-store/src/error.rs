@@ -50,6 +50,17 @@ pub enum StoreError {
         /// When the caller should retry.
         retry_after: Duration,
     },
+    /// Too few replicas have the newest writes: a failover could lose more than is allowed, or this
+    /// write asked for them. With `outcome_unknown` the write may have happened.
+    #[error("the replicas lag: {reason}")]
+    ReplicationLag {
+        /// The reason, a stable phrase.
+        reason: &'static str,
+        /// Whether the write may have happened.
+        outcome_unknown: bool,
+        /// When the caller should retry.
+        retry_after: Duration,
+    },
     /// Stored data cannot be read.
     #[error("stored data of {what} is damaged")]
     Damaged {
@@ -103,6 +114,11 @@ impl StoreError {
                 outcome_unknown: *outcome_unknown,
                 retry_after: *retry_after,
             },
+            Self::ReplicationLag { reason, outcome_unknown, retry_after } => Self::ReplicationLag {
+                reason,
+                outcome_unknown: *outcome_unknown,
+                retry_after: *retry_after,
+            },
             Self::Damaged { what, source } => {
                 Self::Damaged { what: what.clone(), source: source.clone() }
             }
@@ -116,7 +132,8 @@ impl StoreError {
             Self::Overloaded { .. }
             | Self::Deadline { .. }
             | Self::DiskFull
-            | Self::Unavailable { .. } => true,
+            | Self::Unavailable { .. }
+            | Self::ReplicationLag { .. } => true,
             Self::Refused(_)
             | Self::NotInThisMode(_)
             | Self::Damaged { .. }
@@ -128,9 +145,9 @@ impl StoreError {
     /// with a new one.
     pub fn is_outcome_unknown(&self) -> bool {
         match self {
-            Self::Deadline { outcome_unknown, .. } | Self::Unavailable { outcome_unknown, .. } => {
-                *outcome_unknown
-            }
+            Self::Deadline { outcome_unknown, .. }
+            | Self::Unavailable { outcome_unknown, .. }
+            | Self::ReplicationLag { outcome_unknown, .. } => *outcome_unknown,
             Self::Internal(_) => true,
             Self::Refused(_)
             | Self::NotInThisMode(_)
@@ -143,9 +160,9 @@ impl StoreError {
     /// When the caller should retry, jittered; `None` when a retry cannot help.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Overloaded { retry_after, .. } | Self::Unavailable { retry_after, .. } => {
-                Some(*retry_after)
-            }
+            Self::Overloaded { retry_after, .. }
+            | Self::Unavailable { retry_after, .. }
+            | Self::ReplicationLag { retry_after, .. } => Some(*retry_after),
             Self::Deadline { .. } => Some(jittered_retry_after()),
             Self::DiskFull => Some(DISK_FULL_RETRY_MIN + jittered_retry_after()),
             Self::Refused(_)

@@ -17,6 +17,8 @@ label_enum! {
         OutboxFull = "outbox_full",
         /// The cluster has no primary.
         NoPrimary = "no_primary",
+        /// The replicas lag, and a failover must not lose more.
+        ReplicationLag = "replication_lag",
     }
 }
 

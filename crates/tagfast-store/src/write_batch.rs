@@ -32,7 +32,7 @@ use std::sync::Arc;
 use tagfast_domain::{
     ApplyContext, Change, ContentKey, Document, DomainError, Effect, Epoch, EpochOrdinal,
     IdempotencyKey, Limits, Outcome, RecentWrite, Refusal, TaggingsEvent, UnixMillis, Version,
-    Write, apply, remember,
+    Write, WriteId, apply, remember,
 };
 use tagfast_sharding::LogicalShard;
 
@@ -315,6 +315,15 @@ impl<'a> WriteBatch<'a> {
     /// The number of a content's slot; `None`: it was never loaded.
     pub fn slot_number(&self, key: &ContentKey) -> Option<usize> {
         self.index.get(key).copied()
+    }
+
+    /// The writes so far that succeed if their slots are committed: the number of the slot, the
+    /// write's id, and the version that it made, or found when it changed nothing.
+    pub fn successes(&self) -> impl Iterator<Item = (usize, WriteId, Version)> {
+        self.folded.iter().filter_map(|folded| {
+            let answer = folded.result.as_ref().ok()?;
+            Some((folded.slot?, answer.receipt.write_id, answer.version))
+        })
     }
 
     /// Number of slots, readable or not.

@@ -111,7 +111,7 @@ mod tests {
         );
         assert_eq!(complaints("`tagfast_reads_total == 1`, `tagfast_domain`, `store.rs:1`"), 0);
         assert_eq!(complaints("`tagfast_read_total`"), 1);
-        assert_eq!(complaints("`store.max_loss_ms`"), 1);
+        assert_eq!(complaints("`store.max_lost_ms`"), 1);
         assert_eq!(complaints("`tagfast-domain/src/nothing.rs`"), 1);
     }
 }

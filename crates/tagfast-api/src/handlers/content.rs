@@ -196,6 +196,7 @@ pub(super) fn write_body<'a>(
         version: VersionText(answer.version),
         receipt: answer.receipt.seal(&request.services().sealer, request.tenant()),
         repeated: answer.repeated,
+        durability: answer.replicated.map(Into::into),
         degraded: answer.degraded.iter().map(Into::into).collect(),
     }
 }

@@ -225,6 +225,11 @@ codes! {
         "The store cannot serve this content now; the detail names the cause. \
          `outcome_unknown` says of a write whether it may have been applied."
         "Wait as long as `Retry-After` says; retry a write with the same `Idempotency-Key`.";
+    ReplicationLag = "replication_lag" 503 "The replicas lag too far behind"
+        "Too few replicas have the newest writes: a failover could lose more acknowledged ones \
+         than `store.max_loss_ms` allows, or the write asked for `Durability: replicated`; the \
+         detail says which. `outcome_unknown` says whether it may have been applied."
+        "Wait as long as `Retry-After` says; retry a write with the same `Idempotency-Key`.";
     SearchUnavailable = "search_unavailable" 503 "Search is not available"
         "The search index cannot answer now; tags of single contents can still be read and written."
         "Wait as long as `Retry-After` says.";

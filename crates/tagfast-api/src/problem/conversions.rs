@@ -49,6 +49,7 @@ impl From<StoreError> for Problem {
             StoreError::Deadline { .. } => Code::Deadline,
             StoreError::DiskFull => Code::DiskFull,
             StoreError::Unavailable { .. } => Code::Unavailable,
+            StoreError::ReplicationLag { .. } => Code::ReplicationLag,
             StoreError::Damaged { what, source } => {
                 tracing::error!(what, source = ?source, "stored data is damaged");
                 Code::Damaged
@@ -78,6 +79,7 @@ impl From<StoreError> for Problem {
             | StoreError::Deadline { .. }
             | StoreError::DiskFull
             | StoreError::Unavailable { .. }
+            | StoreError::ReplicationLag { .. }
             | StoreError::Damaged { .. }
             | StoreError::Internal(_) => {}
         }

@@ -3,6 +3,7 @@
 use serde::ser::SerializeSeq;
 use serde::{Deserialize, Serialize, Serializer};
 use tagfast_domain::{Content, TagName, Tagging, Version};
+use tagfast_store::ReplicaCount;
 use utoipa::ToSchema;
 
 use super::meta::{DegradedBody, Meta};
@@ -93,6 +94,23 @@ pub(crate) struct ViewBody<'a> {
     pub(crate) meta: Meta,
 }
 
+/// How many replicas had a write when it was acknowledged.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Durability)]
+pub(crate) struct DurabilityBody {
+    /// The streaming replicas that had it on their disks. With 0 the write is lost if the primary
+    /// is lost before one has it.
+    replicas: usize,
+    /// The replicas that streamed.
+    of: usize,
+}
+
+impl From<ReplicaCount> for DurabilityBody {
+    fn from(count: ReplicaCount) -> Self {
+        Self { replicas: count.replicas, of: count.of }
+    }
+}
+
 /// The effect of a write.
 #[derive(Serialize, ToSchema)]
 #[schema(as = WriteResult)]
@@ -115,6 +133,10 @@ pub(crate) struct WriteBody<'a> {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     #[schema(required = false)]
     pub(crate) repeated: bool,
+    /// The replicas that had the write when it was acknowledged; absent where there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false, nullable = false)]
+    pub(crate) durability: Option<DurabilityBody>,
     /// Promises about later reads that the service could not keep.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]

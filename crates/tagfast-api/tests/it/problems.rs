@@ -145,7 +145,7 @@ async fn values_that_break_a_rule_name_the_rule() {
 async fn every_error_of_the_store_has_its_problem() {
     type Fault = fn() -> StoreError;
     let fixture = fixture();
-    let faults: [(Fault, &str, bool); 10] = [
+    let faults: [(Fault, &str, bool); 11] = [
         (
             || StoreError::Refused(Refusal::TooManyTags { allowed: 1, given: 2 }),
             "too_many_tags",
@@ -182,6 +182,7 @@ async fn every_error_of_the_store_has_its_problem() {
             "unavailable",
             true,
         ),
+        (|| lags(true), "replication_lag", true),
         (
             || StoreError::Damaged {
                 what: "/srv/secret/store-1.sqlite".into(),
@@ -250,17 +251,24 @@ fn gone(outcome_unknown: bool) -> StoreError {
     StoreError::Unavailable { reason: "the primary is away", outcome_unknown, retry_after }
 }
 
+fn lags(outcome_unknown: bool) -> StoreError {
+    let retry_after = Duration::from_secs(2);
+    StoreError::ReplicationLag { reason: "no replica has it", outcome_unknown, retry_after }
+}
+
 /// Every call that writes, with every error of the store: whether the write may have been applied
 /// is a field and a sentence. Calls that read have neither.
 #[tokio::test]
 async fn an_error_of_a_write_says_whether_it_may_have_been_applied() {
     let fixture = fixture();
     type Fault = (fn() -> StoreError, u16, bool);
-    let faults: [Fault; 8] = [
+    let faults: [Fault; 10] = [
         (|| late(true), 504, true),
         (|| late(false), 504, false),
         (|| gone(true), 503, true),
         (|| gone(false), 503, false),
+        (|| lags(true), 503, true),
+        (|| lags(false), 503, false),
         (
             || StoreError::Overloaded {
                 queue: "write",

@@ -106,6 +106,38 @@ fn refusal(status: reqwest::StatusCode, body: &str) -> EtcdError {
     }
 }
 
+/// Every member of a cluster that was ever seen. Members are added when they are seen and removed by
+/// an operator only: Patroni's own keys expire, and a member without a key may still be promoted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Roster {
+    pub(crate) names: Vec<String>,
+    /// Of the key; 0: it does not exist.
+    mod_revision: u64,
+}
+
+impl Roster {
+    fn of(entry: Option<&KeyValue>) -> Option<Self> {
+        let Some(entry) = entry else { return Some(Self::default()) };
+        let names = tagfast_json::from_slice(&entry.value).ok()?;
+        Some(Self { names, mod_revision: entry.mod_revision })
+    }
+
+    /// A roster of these members that is in no etcd.
+    pub(crate) fn of_names(names: &[String]) -> Self {
+        Self { names: names.to_vec(), mod_revision: 0 }
+    }
+
+    /// The roster with these members; `None`: it has them all.
+    pub(crate) fn with(&self, members: &[Node]) -> Option<Self> {
+        let mut names = self.names.clone();
+        names.extend(members.iter().map(|member| member.name.clone()));
+        names.sort_unstable();
+        names.dedup();
+        let is_new = names.len() > self.names.len();
+        is_new.then_some(Self { names, mod_revision: self.mod_revision })
+    }
+}
+
 /// What etcd holds about a cluster.
 #[derive(Debug, Clone)]
 pub(crate) struct ClusterState {
@@ -116,6 +148,8 @@ pub(crate) struct ClusterState {
     /// The current epoch and its modification revision; `None`: none was minted yet.
     pub(crate) epoch: Option<(EpochRecord, u64)>,
     pub(crate) members: Vec<Node>,
+    /// Every member ever seen; `None`: what etcd has cannot be read.
+    pub(crate) roster: Option<Roster>,
     pub(crate) check_timeline: bool,
     pub(crate) paused: bool,
     /// Whether Patroni names synchronous standbys.
@@ -233,6 +267,10 @@ fn from_json(text: &[u8]) -> Result<EpochRecord, EtcdError> {
 
 fn epoch_key(scope: &str) -> String {
     format!("/tagfast/v1/{scope}/epoch")
+}
+
+fn roster_key(scope: &str) -> String {
+    format!("/tagfast/v1/{scope}/roster")
 }
 
 fn history_key(scope: &str, ordinal: EpochOrdinal) -> String {
@@ -463,6 +501,9 @@ impl Etcd {
             Some(entry) => Some((from_json(&entry.value)?, entry.mod_revision)),
             None => None,
         };
+        let key = roster_key(scope);
+        let entries = self.prefix(&key).await?;
+        let roster = Roster::of(entries.iter().find(|e| e.key == key));
         let members_prefix = format!("/service/{scope}/members/");
         let members = service.iter().filter_map(|e| {
             let name = e.key.strip_prefix(&members_prefix)?.to_owned();
@@ -476,6 +517,7 @@ impl Etcd {
             lease,
             epoch,
             members: members.collect(),
+            roster,
             check_timeline: config["check_timeline"].as_bool().unwrap_or(false),
             paused,
             synchronous_mode: synchronous_mode(&config),
@@ -487,6 +529,18 @@ impl Etcd {
     pub(crate) async fn history(&self, scope: &str) -> Result<Vec<EpochRecord>, EtcdError> {
         let entries = self.prefix(&format!("/tagfast/v1/{scope}/epochs/")).await?;
         entries.iter().map(|e| from_json(&e.value)).collect()
+    }
+
+    /// Replaces the roster if nobody else has done so since it was read. False: somebody has.
+    pub(crate) async fn put_roster(&self, scope: &str, roster: &Roster) -> Result<bool, EtcdError> {
+        let key = STANDARD.encode(roster_key(scope));
+        let body = json!({
+            "compare": [{"target": "MOD", "result": "EQUAL", "key": key,
+                         "mod_revision": roster.mod_revision.to_string()}],
+            "success": [{"request_put": {
+                "key": key, "value": STANDARD.encode(json!(roster.names).to_string())}}],
+        });
+        Ok(self.call("/v3/kv/txn", &body).await?["succeeded"].as_bool().unwrap_or(false))
     }
 
     /// Puts a new epoch if the condition holds. False: a different node was faster, or the leader
@@ -529,6 +583,31 @@ mod tests {
         assert!(of(json!(true)) && of(json!("on")) && of(json!("quorum")));
         assert!(!of(json!(false)) && !of(json!("off")) && !of(Value::Null));
         assert!(!synchronous_mode(&Value::Null));
+    }
+
+    #[test]
+    fn a_roster_only_grows() {
+        let node = |name: &str| Node { name: name.to_owned(), address: String::new() };
+        let entry = |value: &str| KeyValue {
+            key: roster_key("c0"),
+            value: value.as_bytes().to_vec(),
+            create_revision: 3,
+            mod_revision: 7,
+            lease: 0,
+        };
+        let fresh = Roster::of(None).expect("a cluster that was never seen");
+        let first = fresh.with(&[node("b"), node("a")]).expect("two are new");
+        assert_eq!(
+            (first.names.as_slice(), first.mod_revision),
+            (&["a", "b"].map(str::to_owned)[..], 0)
+        );
+        let known = Roster::of(Some(&entry(r#"["a","b"]"#))).expect("it can be read");
+        assert_eq!((known.with(&[node("a")]), known.with(&[])), (None, None), "a is enough");
+        let grown = known.with(&[node("c")]).expect("one is new");
+        assert_eq!((grown.names.join(" ").as_str(), grown.mod_revision), ("a b c", 7));
+        for damaged in ["", "{}", "[1]", "\"a\""] {
+            assert_eq!(Roster::of(Some(&entry(damaged))), None, "{damaged}");
+        }
     }
 
     #[test]

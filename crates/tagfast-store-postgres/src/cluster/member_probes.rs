@@ -135,9 +135,15 @@ pub(crate) async fn probe_members(cluster: Arc<Cluster>, connections: Connection
                 }
                 Some(_) | None => false,
             };
-            let members = probes.iter().skip(1).map(|probe| probe.answer).collect();
+            let answers: Vec<_> = nodes
+                .clone()
+                .zip(&probes)
+                .skip(1)
+                .map(|(n, p)| (n.name.as_str(), p.answer))
+                .collect();
+            let members = answers_of_roster(&cluster.roster(), &epoch.member, &answers);
             let round = ProbeRound { sent, primary_checked, members };
-            cluster.ack_gate().record_round(epoch.id, &round);
+            cluster.acknowledger().record_round(epoch.id, &round);
             cluster.notify_proof();
         }
         record_proven(&cluster, &mut unproven);
@@ -155,6 +161,21 @@ pub(crate) async fn probe_members(cluster: Arc<Cluster>, connections: Connection
         }
         tokio::time::sleep_until(began + limit::PROBE_ROUND_INTERVAL).await;
     }
+}
+
+/// The answers of every member beside the primary that was ever seen. One that etcd lists no more,
+/// or that was never found, did not answer; and an unknown roster proves nothing.
+fn answers_of_roster(
+    roster: &[String],
+    primary: &str,
+    answers: &[(&str, Option<MemberAnswer>)],
+) -> Vec<Option<MemberAnswer>> {
+    let answer_of = |name: &str| answers.iter().find(|(n, _)| *n == name).and_then(|(_, a)| *a);
+    let rostered = roster.iter().filter(|name| *name != primary).map(|name| answer_of(name));
+    // A member that is not in the roster yet may be promoted as well.
+    let new = answers.iter().filter(|(n, _)| !roster.iter().any(|known| known == n));
+    let members: Vec<_> = rostered.chain(new.map(|(_, answer)| *answer)).collect();
+    if members.is_empty() { vec![None] } else { members }
 }
 
 /// Probes one member, on its open connection or a new one.
@@ -211,7 +232,7 @@ async fn leads_epoch(session: &ProbeSession, epoch: &EpochRecord) -> Option<(Com
 /// Records the positions whose primary is proven by now.
 fn record_proven(cluster: &Cluster, unproven: &mut Vec<(Commit, u64)>) {
     unproven.retain(|(asked, position)| {
-        let decision = cluster.ack_gate().decide(asked, boot_time());
+        let decision = cluster.acknowledger().decide(asked, boot_time());
         match decision {
             Decision::Acknowledge => {
                 cluster.record_primary_position(asked, *position);
@@ -264,6 +285,24 @@ fn report_ages(cluster: &Cluster, log: &mut BehindLog) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_member_that_was_ever_seen_must_answer() {
+        let follows = Some(MemberAnswer { in_recovery: true, received_timeline: Some(1) });
+        let roster: Vec<String> = ["a", "b", "c"].map(str::to_owned).into();
+        let of = |roster: &[String], answers: &[(&str, Option<MemberAnswer>)]| {
+            answers_of_roster(roster, "a", answers)
+        };
+        assert_eq!(of(&roster, &[("b", follows), ("c", follows)]), [follows, follows]);
+        // Patroni's key of c has expired: it is listed nowhere, and may have been promoted.
+        assert_eq!(of(&roster, &[("b", follows)]), [follows, None]);
+        assert_eq!(of(&roster, &[("b", follows), ("c", None)]), [follows, None]);
+        // d was just added.
+        let joined = [("b", follows), ("c", follows), ("d", None)];
+        assert_eq!(of(&roster, &joined), [follows, follows, None]);
+        assert_eq!(of(&[], &[]), [None], "an unknown roster proves nothing");
+        assert_eq!(of(&roster[..1], &[]), [None], "nor does the primary alone");
+    }
 
     #[test]
     fn no_clock_of_a_database_node_is_asked() {

@@ -10,6 +10,7 @@
 //! | [`password_check`] | notices that a node no longer accepts the password |
 //! | [`preflight`] | what weakens a promise on this installation; how far replicas lag |
 //! | [`primary_positions`] | when the primary had which log position |
+//! | [`replica_positions`] | which commits the replicas have, and what the guard of loss makes of it |
 //! | [`replica_states`] | how old each replica is, proven by its position |
 //! | [`etcd`], [`patroni`] | the clients of etcd and of Patroni's REST API |
 
@@ -24,6 +25,7 @@ pub(crate) mod preflight;
 pub(crate) mod primary_positions;
 #[cfg(test)]
 mod replica_model;
+pub(crate) mod replica_positions;
 pub(crate) mod replica_states;
 pub(crate) mod topology;
 pub(crate) mod watcher;

@@ -41,6 +41,9 @@ FROM (SELECT) one LEFT JOIN (
            (extract(epoch FROM replay_lag) * 1000)::bigint AS lag
     FROM pg_stat_replication) s ON true";
 
+const UNREADABLE_ROSTER: &str = "the roster of members in etcd is not a JSON list of names: members \
+    that join are not remembered; write it again as docs/operate/runbooks/replication-lag.md says";
+
 /// A replication stream of the primary.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct ReplicationStream {
@@ -151,7 +154,10 @@ pub(crate) async fn check(
         synchronous_mode: state.synchronous_mode,
         synchronous_commit,
     };
-    let warnings = warnings(&settings, &replicas, configured);
+    let mut warnings = warnings(&settings, &replicas, configured);
+    if state.roster.is_none() {
+        warnings.push(UNREADABLE_ROSTER.to_owned());
+    }
     gauge!(INSTALLATION_WARNINGS, "cluster" => label()).set(warnings.len() as f64);
     Ok(warnings)
 }
@@ -204,8 +210,9 @@ fn warnings(settings: &PrimarySettings, replicas: &[&Node], configured: Configur
     );
     warn(
         !settings.reads_all_stats,
-        "the role of store.user lacks pg_monitor: a transaction of a different database holds the \
-         relay for as long as it lasts, and a long transaction is not named; GRANT pg_monitor",
+        "the role of store.user lacks pg_monitor: which writes the replicas have is unknown, so \
+         that writes are held; a transaction of a different database holds the relay for as long \
+         as it lasts, and a long transaction is not named; GRANT pg_monitor",
     );
     warn(
         settings.fsync == "off",
@@ -227,7 +234,8 @@ fn warnings(settings: &PrimarySettings, replicas: &[&Node], configured: Configur
         missing && !unknown.is_empty(),
         &format!(
             "a replica streams under the application_name {unknown:?}, which is no member's name: \
-             its lag is unknown; leave application_name in primary_conninfo to Patroni"
+             its lag is unknown and it covers no write; leave application_name in \
+             primary_conninfo to Patroni"
         ),
     );
     warnings

@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use tagfast_domain::{Epoch, EpochId, UnixMillis};
-use tagfast_failover::{AckGate, BootTime, Commit, Decision, EpochRecord};
+#[cfg(test)]
+use tagfast_failover::OnLag;
+use tagfast_failover::{Acknowledger, BootTime, Commit, Decision, EpochRecord, GuardOptions};
 use tagfast_resilience::{Bounded, Breaker, Breakers, counter};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -23,6 +25,7 @@ use crate::cluster::epoch_ends::EpochEnds;
 use crate::cluster::long_transactions::LongTransactions;
 pub(crate) use crate::cluster::node::Node;
 use crate::cluster::primary_positions::{PrimaryPositions, SAMPLE_INTERVAL_MIN};
+use crate::cluster::replica_positions::GuardSignal;
 use crate::cluster::replica_states::{
     CurrentEpoch, LogFacts, ProbeAnswer, ReplicaAge, ReplicaStates, age,
 };
@@ -69,6 +72,28 @@ pub(crate) struct Proven {
     pub(crate) through: Option<BootTime>,
 }
 
+/// What a cluster is held to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ClusterBounds {
+    /// See [`crate::PostgresOptions::replica_age_max`].
+    pub(crate) replica_age_max: Duration,
+    /// See [`crate::PostgresOptions::max_loss`] and [`crate::PostgresOptions::on_lag`].
+    pub(crate) guard: GuardOptions,
+    /// See [`crate::PostgresOptions::journal_bytes_max`].
+    pub(crate) journal_bytes_max: usize,
+}
+
+#[cfg(test)]
+impl Default for ClusterBounds {
+    fn default() -> Self {
+        Self {
+            replica_age_max: Duration::from_secs(3),
+            guard: GuardOptions { max_loss: Duration::from_secs(1), on_lag: OnLag::Hold },
+            journal_bytes_max: 1 << 20,
+        }
+    }
+}
+
 /// The state of one cluster.
 pub(crate) struct Cluster {
     pub(crate) index: u16,
@@ -78,7 +103,13 @@ pub(crate) struct Cluster {
     pub(crate) topology: watch::Sender<Arc<Topology>>,
     /// Counts proofs and changes of the epoch.
     proofs: watch::Sender<u64>,
-    ack_gate: Mutex<AckGate>,
+    acknowledger: Mutex<Acknowledger>,
+    /// What the guard of loss is asked to keep.
+    pub(crate) guard_options: GuardOptions,
+    /// What the guard of loss decided last.
+    pub(crate) guard: GuardSignal,
+    /// Every member ever seen; empty: not known.
+    roster: RwLock<Arc<[String]>>,
     history: RwLock<KnownHistory>,
     history_known: AtomicBool,
     /// When the newest position of the primary was taken, in ms since the machine's start.
@@ -106,7 +137,7 @@ impl Cluster {
     pub(crate) fn new(
         index: u16,
         (name, scope): (&str, &str),
-        replica_age_max: Duration,
+        bounds: ClusterBounds,
         breakers: &Arc<Breakers>,
     ) -> Self {
         let breaker = |role| breakers.make(&format!("postgres/{name}/{role}"), breaker_options());
@@ -118,12 +149,15 @@ impl Cluster {
             scope: scope.to_owned(),
             topology: watch::channel(Arc::new(starting)).0,
             proofs: watch::channel(0).0,
-            ack_gate: Mutex::default(),
+            guard_options: bounds.guard,
+            guard: GuardSignal::default(),
+            roster: RwLock::default(),
+            acknowledger: Mutex::new(Acknowledger::new(bounds.guard, bounds.journal_bytes_max)),
             history: RwLock::default(),
             history_known: AtomicBool::new(false),
             sampled_at: AtomicU64::new(0),
             replica_states: RwLock::default(),
-            replica_age_max,
+            replica_age_max: bounds.replica_age_max,
             outbox_bytes: AtomicU64::new(0),
             long_transactions: LongTransactions::default(),
             refresh: Notify::new(),
@@ -134,8 +168,10 @@ impl Cluster {
         }
     }
 
-    pub(crate) fn ack_gate(&self) -> MutexGuard<'_, AckGate> {
-        self.ack_gate.lock()
+    /// What may be acknowledged. Holding it is what separates acknowledgements from a repair: it is
+    /// never held across a call.
+    pub(crate) fn acknowledger(&self) -> MutexGuard<'_, Acknowledger> {
+        self.acknowledger.lock()
     }
 
     /// Lets everything that waits for a proof decide again.
@@ -143,14 +179,40 @@ impl Cluster {
         self.proofs.send_modify(|n| *n += 1);
     }
 
+    /// Changes whenever what waits for a proof may decide again.
+    pub(crate) fn subscribe_proofs(&self) -> watch::Receiver<u64> {
+        self.proofs.subscribe()
+    }
+
     /// The epoch this node is in; `None`: it has adopted none.
     pub(crate) fn epoch(&self) -> Option<Epoch> {
-        self.ack_gate().epoch().map(|e| Epoch { id: e.id, ordinal: e.ordinal })
+        self.acknowledger().epoch().map(|e| Epoch { id: e.id, ordinal: e.ordinal })
+    }
+
+    /// Every member ever seen, by name; empty: not known, which is not the same as none.
+    pub(crate) fn roster(&self) -> Arc<[String]> {
+        Arc::clone(&self.roster.read())
+    }
+
+    /// Takes the roster. It is known before an epoch is adopted, so that no acknowledgement of that
+    /// epoch lacks a member.
+    pub(crate) fn set_roster(&self, names: &[String]) {
+        if **self.roster.read() != *names {
+            *self.roster.write() = names.into();
+        }
+    }
+
+    /// Tells the acknowledgements which members an epoch's primary has beside it.
+    pub(crate) fn set_members(&self, acknowledger: &mut Acknowledger, epoch: &EpochRecord) {
+        let roster = self.roster();
+        let others = roster.iter().filter(|name| **name != epoch.member);
+        let others: Vec<String> = others.cloned().collect();
+        acknowledger.set_members(&others, boot_time());
     }
 
     /// The id of the epoch this node is in, and its timeline.
     pub(crate) fn epoch_and_timeline(&self) -> Option<(EpochId, u32)> {
-        self.ack_gate().epoch().map(|e| (e.id, e.timeline))
+        self.acknowledger().epoch().map(|e| (e.id, e.timeline))
     }
 
     /// Replaces the table of epoch ends; `None`: the history could not be read.
@@ -276,9 +338,9 @@ impl Cluster {
     /// Waits until a commit may be acknowledged. False: not before `until`, or never; the write
     /// must be retried with its id.
     pub(crate) async fn may_acknowledge(&self, commit: &Commit, until: Instant) -> bool {
-        let mut proofs = self.proofs.subscribe();
+        let mut proofs = self.subscribe_proofs();
         loop {
-            let decision = self.ack_gate().decide(commit, boot_time());
+            let decision = self.acknowledger().decide(commit, boot_time());
             match decision {
                 Decision::Acknowledge => return true,
                 Decision::Unknown => return false,
@@ -321,7 +383,7 @@ mod tests {
     #[test]
     fn an_unknown_epoch_is_not_a_lost_one() {
         let breakers = Breakers::new(Arc::new(tagfast_resilience::SystemClock));
-        let cluster = Cluster::new(0, ("c0", "c0"), Duration::from_secs(3), &breakers);
+        let cluster = Cluster::new(0, ("c0", "c0"), ClusterBounds::default(), &breakers);
         let of = |n| cluster.epoch_end_of(EpochId([n; 16]));
         assert_eq!((cluster.history_epoch(), of(1)), (None, None));
         // The second was lost whole: the third continues the first.

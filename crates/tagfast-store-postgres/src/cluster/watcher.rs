@@ -24,7 +24,7 @@ use tokio::time::{Instant, timeout};
 use tokio_postgres::types::ToSql;
 
 use crate::boot_clock::boot_time;
-use crate::cluster::etcd::{ClusterState, Etcd, EtcdError};
+use crate::cluster::etcd::{ClusterState, Etcd, EtcdError, Roster};
 use crate::cluster::preflight;
 use crate::cluster::topology::{Cluster, Node, Topology};
 use crate::connect::{Connection, ConnectionFactory, PgError, within};
@@ -99,7 +99,7 @@ impl Watcher {
                 }
             }
             let left =
-                self.cluster.ack_gate().deadline().map(|d| d.0.saturating_sub(boot_time().0));
+                self.cluster.acknowledger().deadline().map(|d| d.0.saturating_sub(boot_time().0));
             gauge!(LEADER_LEASE_LEFT, "cluster" => self.label())
                 .set(left.unwrap_or_default().as_secs_f64());
             let hurry = self.cluster.topology.borrow().primary.is_none();
@@ -147,6 +147,7 @@ impl Watcher {
                 self.cluster.scope
             ));
         }
+        self.follow_roster(state).await;
         let key = state.leader.as_ref().ok_or("no node holds the leader key")?;
         let member = state
             .members
@@ -159,7 +160,7 @@ impl Watcher {
         {
             self.adopt_epoch(epoch).await;
             if let Some(lease) = &state.lease
-                && self.cluster.ack_gate().record_lease(lease)
+                && self.cluster.acknowledger().record_lease(lease)
             {
                 self.cluster.notify_proof();
             }
@@ -206,7 +207,7 @@ impl Watcher {
         }
         self.adopt_epoch(&epoch).await;
         let asked = Commit { epoch: epoch.id, sent, returned };
-        let decision = self.cluster.ack_gate().decide(&asked, boot_time());
+        let decision = self.cluster.acknowledger().decide(&asked, boot_time());
         if let (Decision::Acknowledge, Some(position)) = (decision, flush_position(&row)) {
             self.cluster.record_primary_position(&asked, position);
         }
@@ -232,6 +233,29 @@ impl Watcher {
         Ok(())
     }
 
+    /// Adds the members that are seen to the roster, here and in etcd. One that cannot be read is
+    /// left as it is: what was read before counts, and the members that are seen now.
+    async fn follow_roster(&self, state: &ClusterState) {
+        let known = Roster::of_names(&self.cluster.roster());
+        let read = state.roster.as_ref().unwrap_or(&known);
+        let grown = read.with(&state.members);
+        self.cluster.set_roster(&grown.as_ref().unwrap_or(read).names);
+        if let (Some(grown), Some(_)) = (&grown, &state.roster) {
+            // Whoever was faster has added members as well: the next poll sees.
+            if let Err(error) = self.etcd.put_roster(&self.cluster.scope, grown).await {
+                tracing::warn!(
+                    cluster = self.cluster.name,
+                    error = %ErrorChain(&error),
+                    "the roster of members cannot be written"
+                );
+            }
+        }
+        let mut acknowledger = self.cluster.acknowledger();
+        if let Some(epoch) = acknowledger.epoch().cloned() {
+            self.cluster.set_members(&mut acknowledger, &epoch);
+        }
+    }
+
     /// The epoch of the leader term in `state`: the one in etcd, or a new one.
     async fn current_epoch(
         &self,
@@ -242,7 +266,7 @@ impl Watcher {
         let mut new_id = [0; 16];
         getrandom::fill(&mut new_id).map_err(|e| format!("no random bits: {e}"))?;
         let fork_lsn = read_fork(server, facts.timeline).await;
-        let known = self.cluster.ack_gate().epoch().map(|e| e.ordinal);
+        let known = self.cluster.acknowledger().epoch().map(|e| e.ordinal);
         let decision = mint(&MintFacts {
             leader: state.leader.as_ref(),
             current: state.epoch.as_ref().map(|(epoch, revision)| (epoch, *revision)),
@@ -308,9 +332,12 @@ impl Watcher {
             );
         }
         let (had_epoch, changed) = {
-            let mut gate = self.cluster.ack_gate();
-            let had_epoch = gate.epoch().is_some();
-            let changed = gate.adopt_epoch(epoch);
+            let mut acknowledger = self.cluster.acknowledger();
+            let had_epoch = acknowledger.epoch().is_some();
+            let changed = acknowledger.adopt_epoch(epoch, boot_time());
+            if changed {
+                self.cluster.set_members(&mut acknowledger, epoch);
+            }
             if changed || history.is_ok() {
                 self.cluster.set_epoch_ends(history.as_deref().ok(), epoch);
             }

@@ -91,6 +91,10 @@ causes! {
     NoStandby = "no_standby"
         "no synchronous standby confirms commits"
         "start the replicas and look at pg_stat_replication on the primary";
+    /// The guard of loss holds or refuses writes.
+    ReplicationLag = "replication_lag"
+        "no replica has the newest writes, and a failover could lose more of them than is allowed"
+        "docs/operate/runbooks/replication-lag.md";
     /// The connection cannot be opened, or ended.
     Unreachable = "unreachable"
         "PostgreSQL cannot be reached"

@@ -13,8 +13,8 @@ use std::collections::HashMap;
 
 use futures_util::future::join;
 use tagfast_domain::{RecentWrite, UnixMillis, Version, WriteId, codec, limits as domain_limits};
-use tagfast_failover::Commit;
-use tagfast_store::write_batch::ItemResult;
+use tagfast_failover::{Commit, JournaledContent, JournaledWrite, LogRange};
+use tagfast_store::write_batch::{ItemResult, Slot, SlotCommit};
 use tagfast_store::{WriteBatch, WriteRequest};
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
@@ -24,7 +24,8 @@ use crate::connect::{PgError, within};
 use crate::options::limit;
 use crate::write::session::WriteSession;
 use crate::write::slots::{
-    GroupCommitError, GroupContext, NewKeys, begin_canary, load_documents, write_slots,
+    GroupCommitError, GroupContext, NewKeys, WrittenSlots, begin_canary, load_documents,
+    write_slots,
 };
 
 /// A write of a batch.
@@ -39,6 +40,10 @@ pub(crate) struct CommitOutcome {
     /// In the order of the batch.
     pub(crate) items: Vec<ItemResult>,
     pub(crate) commit: Commit,
+    /// Where the commit lies in the log.
+    pub(crate) at: LogRange,
+    /// What its successful writes vouch for: the documents as they were seen.
+    pub(crate) contents: Vec<JournaledContent>,
     /// A different node changed a document in between.
     pub(crate) lost_race: bool,
 }
@@ -86,8 +91,33 @@ pub(crate) async fn run(
     let written = write_slots(session, &mut batch, &new_keys, context, began).await?;
     let commit =
         Commit { epoch: context.commit.epoch.id, sent: written.sent, returned: boot_time() };
+    let contents = contents_of(&batch, &written, context.commit.now);
     let items = batch.finish(|n| written.slot_commit(n));
-    Ok(CommitOutcome { items, commit, lost_race: written.lost_race() })
+    let (at, lost_race) = (written.log_range(), written.lost_race());
+    Ok(CommitOutcome { items, commit, at, contents, lost_race })
+}
+
+/// What the successful writes of a batch vouch for. A write that changed nothing and a repeated one
+/// vouch for the document as well: it may be lost with the process that wrote it.
+fn contents_of(
+    batch: &WriteBatch<'_>,
+    written: &WrittenSlots,
+    at: UnixMillis,
+) -> Vec<JournaledContent> {
+    let mut writes: HashMap<usize, Vec<JournaledWrite>> = HashMap::new();
+    for (n, id, version) in batch.successes() {
+        writes.entry(n).or_default().push(JournaledWrite { id, version, at });
+    }
+    let content = |(n, slot): (usize, &Slot)| match written.slot_commit(n) {
+        SlotCommit::Committed(_) => Some(JournaledContent {
+            writes: writes.remove(&n)?,
+            key: slot.stored_key.as_slice().into(),
+            document: written.document(n, slot),
+            version: slot.document.version,
+        }),
+        SlotCommit::LostRace => None,
+    };
+    batch.slots().filter_map(content).collect()
 }
 
 /// What the cluster knows of the idempotency keys of a batch.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tagfast_domain::TenantId;
+use tagfast_failover::GuardState;
 use tagfast_resilience::{BreakerState, counter};
 use tagfast_store::fair_queue::{FairQueue, Queued, TenantWeights};
 use tagfast_store::metric::{RefusalReason, STORE_REFUSED, count_queue_full};
@@ -20,7 +21,7 @@ use tokio::time::Instant;
 use crate::cluster::topology::Cluster;
 use crate::health::cause::FailureCause;
 use crate::options::limit;
-use crate::refusal::{overloaded, unavailable};
+use crate::refusal::{NO_REPLICA_IN_TIME, overloaded, replication_lag, unavailable};
 
 /// How often a lane answers writes whose time is up.
 pub(crate) const EXPIRY_INTERVAL: Duration = Duration::from_millis(50);
@@ -151,14 +152,19 @@ impl Lane {
         for write in late {
             let outcome_unknown = write.in_doubt;
             let error = match write.request.deadline {
+                _ if cause == FailureCause::ReplicationLag => {
+                    replication_lag(NO_REPLICA_IN_TIME, outcome_unknown)
+                }
                 Some(deadline) if deadline <= now => {
                     StoreError::Deadline { waiting_for: cause.waiting_for(), outcome_unknown }
                 }
                 _ => unavailable(cause.reason(), outcome_unknown),
             };
-            let has_primary = cause != FailureCause::NoPrimary;
-            let reason =
-                if has_primary { RefusalReason::Deadline } else { RefusalReason::NoPrimary };
+            let reason = match cause {
+                FailureCause::NoPrimary => RefusalReason::NoPrimary,
+                FailureCause::ReplicationLag => RefusalReason::ReplicationLag,
+                _ => RefusalReason::Deadline,
+            };
             counter!(STORE_REFUSED, "reason" => reason).increment(1);
             drop(write.reply.send(Err(error)));
         }
@@ -187,6 +193,9 @@ impl Lane {
 pub(crate) fn delay_cause(cluster: &Cluster) -> FailureCause {
     if cluster.topology.borrow().primary.is_none() {
         return cluster.health.without_primary();
+    }
+    if cluster.guard.state() >= GuardState::Holding {
+        return FailureCause::ReplicationLag;
     }
     match cluster.health.recent_write_failure() {
         Some(cause) => cause,

@@ -20,23 +20,25 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tagfast_domain::{Epoch, Limits};
-use tagfast_failover::{Commit, Decision, EpochRecord};
+use tagfast_failover::{AckDecision, Commit, EpochRecord, GuardState, ReplicaCount};
 use tagfast_resilience::task::{StopSignal, TaskTracker};
 use tagfast_resilience::{Bounded, Clock, ErrorChain, Permit, counter, gauge, histogram};
-use tagfast_store::CommitContext;
 use tagfast_store::metric::{
     CommitFailureReason, STORE_BATCH_WRITES, STORE_COMMIT_FAILURES, STORE_COMMIT_SECONDS,
 };
 use tagfast_store::write_batch::ItemResult;
+use tagfast_store::{CommitContext, Durability, WriteAnswer};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::boot_clock::boot_time;
 use crate::cluster::topology::Cluster;
 use crate::connect::{ConnectionFactory, PgError};
 use crate::health::cause::FailureCause;
-use crate::metric::{LANE_LOST_RACES, LANE_QUEUE, UNPROVEN_WRITES};
-use crate::options::{limit, reconnect_delay};
+use crate::metric::{ACKNOWLEDGED_BEYOND_BOUND, LANE_LOST_RACES, LANE_QUEUE, UNPROVEN_WRITES};
+use crate::options::{ReplicatedMeans, limit, reconnect_delay};
+use crate::refusal::{NO_REPLICA_IN_TIME, NOT_REPLICATED_IN_TIME, replication_lag};
 use crate::sql::EPOCH_ENDED;
+use crate::write::acknowledgement::{AckOutcome, CommittedGroup};
 use crate::write::group_commit::{self, BatchItem, CommitOutcome};
 use crate::write::lane::{EXPIRY_INTERVAL, Lane, QueuedWrite, WriteResult};
 use crate::write::session::WriteSession;
@@ -67,6 +69,8 @@ pub(crate) struct LaneWorker {
     pub(crate) limits: Limits,
     /// Whether the lane sends canaries while it has nothing to write.
     pub(crate) canaries: bool,
+    /// See [`crate::PostgresOptions::replicated_means`].
+    pub(crate) replicated_means: ReplicatedMeans,
     /// The size of the outbox, in bytes, from which writes are refused.
     pub(crate) outbox_bytes_max: u64,
     /// Owns the tasks that wait for proofs.
@@ -106,8 +110,14 @@ fn record_failure(permit: Permit, error: &PgError) {
     }
 }
 
-fn answer(done: Vec<(QueuedWrite, WriteResult)>) {
-    done.into_iter().for_each(|(write, result)| drop(write.reply.send(result)));
+/// Answers writes; `count`: how many replicas had their commit.
+fn answer(done: DoneWrites, count: Option<ReplicaCount>) {
+    let count =
+        count.map(|ReplicaCount { replicas, of }| tagfast_store::ReplicaCount { replicas, of });
+    for (write, result) in done {
+        let counted = |answer| WriteAnswer { replicated: count, ..answer };
+        drop(write.reply.send(result.map(counted)));
+    }
 }
 
 impl LaneWorker {
@@ -152,6 +162,7 @@ impl LaneWorker {
             self.lane.expire(&self.cluster);
             return;
         };
+        let Some(turn) = self.turn(work).await else { return self.lane.expire(&self.cluster) };
         // A primary that does not answer is probed now and then, by one batch; the other writes
         // wait meanwhile.
         let permit = match self.cluster.primary_breaker.acquire() {
@@ -180,7 +191,11 @@ impl LaneWorker {
             },
         };
         self.lane.expire(&self.cluster);
-        let max = if permit.is_probe() { limit::PROBE_BATCH_MAX } else { limit::COMMIT_BATCH_MAX };
+        let max = match (permit.is_probe(), &turn) {
+            (true, _) => limit::PROBE_BATCH_MAX,
+            (false, Some(_)) => limit::THROTTLED_BATCH_MAX,
+            (false, None) => limit::COMMIT_BATCH_MAX,
+        };
         let writes = self.lane.take(max);
         if writes.is_empty() && work == Work::Writes {
             progress.session = Some((epoch, session));
@@ -230,7 +245,7 @@ impl LaneWorker {
                 }
                 progress.session = Some((epoch, session));
                 self.cluster.committed.notify_one();
-                self.finish(writes, outcome);
+                self.finish(writes, outcome, turn);
             }
             // The session is dropped: after an aborted transaction only a new one is clean.
             Err(failure) => {
@@ -250,6 +265,27 @@ impl LaneWorker {
                 if !keep {
                     self.back_off(progress).await;
                 }
+            }
+        }
+    }
+
+    /// Waits for what the guard of loss demands before a commit: nothing, or while it throttles, that
+    /// no other commit of this process is on its way. `None`: not now.
+    async fn turn(&self, work: Work) -> Option<Option<OwnedSemaphorePermit>> {
+        match self.cluster.guard.state() {
+            GuardState::Open => Some(None),
+            GuardState::Throttled | GuardState::Holding if work == Work::Canary => Some(None),
+            GuardState::Throttled | GuardState::Holding => {
+                let turn = Arc::clone(&self.cluster.guard.turn).acquire_owned();
+                timeout(EXPIRY_INTERVAL, turn).await.ok()?.ok().map(Some)
+            }
+            // Writes wait in the queue: nothing of them has reached the database.
+            GuardState::Refusing => {
+                if work == Work::Canary {
+                    self.cluster.health.writes_failed(FailureCause::ReplicationLag, 1);
+                }
+                tokio::time::sleep(limit::BREAKER_RETRY_INTERVAL).await;
+                None
             }
         }
     }
@@ -321,8 +357,15 @@ impl LaneWorker {
         self.lane.requeue(writes.into_iter().map(doubtful).collect());
     }
 
-    /// Has the commit proven, then answers; requeues the writes that lost a race.
-    fn finish(&self, writes: Vec<QueuedWrite>, outcome: CommitOutcome) {
+    /// Journals the commit and has it proven, then answers; requeues the writes that lost a race.
+    /// `turn` ends when the commit is acknowledged.
+    fn finish(
+        &self,
+        writes: Vec<QueuedWrite>,
+        mut outcome: CommitOutcome,
+        turn: Option<OwnedSemaphorePermit>,
+    ) {
+        let group = CommittedGroup::record(&self.cluster, &mut outcome);
         let mut done = Vec::with_capacity(writes.len());
         let mut lost = Vec::new();
         for (write, item) in writes.into_iter().zip(outcome.items) {
@@ -333,29 +376,101 @@ impl LaneWorker {
         }
         self.lane.requeue(lost);
         let Some(until) = done.iter().map(|(write, _)| write.until).max() else { return };
-        let commit = outcome.commit;
-        if self.cluster.ack_gate().decide(&commit, boot_time()) == Decision::Acknowledge {
-            self.cluster.health.writes_succeeded(done.len());
-            return answer(done);
-        }
         let (lane, cluster) = (Arc::clone(&self.lane), Arc::clone(&self.cluster));
-        let proof = async move {
+        let Some(group) = group else { return retry_unproven(&lane, &cluster, done) };
+        let means = self.replicated_means;
+        if let (AckDecision::Acknowledge(_), count) = group.decide(&cluster) {
+            let replicated = answer_acknowledged(&cluster, done, count);
+            if !replicated.is_empty() {
+                self.spawn(answer_replicated(lane, cluster, group, replicated, means));
+            }
+            return;
+        }
+        self.spawn(async move {
             let late = until.min(Instant::now() + PROOF_LATE_AFTER);
-            let mut proven = cluster.may_acknowledge(&commit, late).await;
-            if !proven {
-                cluster.health.writes_failed(FailureCause::Unproven, done.len());
-                proven = cluster.may_acknowledge(&commit, until).await;
+            let mut waited = group.acknowledged(&cluster, late).await;
+            if let Some(cause) = waited.failure() {
+                cluster.health.writes_failed(cause, done.len());
+                waited = group.acknowledged(&cluster, until).await;
             }
-            if proven {
-                cluster.health.writes_succeeded(done.len());
-                return answer(done);
+            drop(turn);
+            match waited {
+                AckOutcome::Acknowledged(count) => {
+                    let replicated = answer_acknowledged(&cluster, done, count);
+                    answer_replicated(lane, cluster, group, replicated, means).await;
+                }
+                AckOutcome::Unproven => {
+                    group.stop_waiting(&cluster);
+                    retry_unproven(&lane, &cluster, done);
+                }
+                AckOutcome::Unreplicated => {
+                    group.stop_waiting(&cluster);
+                    answer_unreplicated(done, NO_REPLICA_IN_TIME);
+                }
             }
-            counter!(UNPROVEN_WRITES, "cluster" => Bounded(cluster.name.clone()))
-                .increment(done.len() as u64);
-            let unproven =
-                done.into_iter().map(|(write, _)| QueuedWrite { in_doubt: true, ..write });
-            lane.requeue(unproven.collect());
-        };
-        self.spawn(proof);
+        });
+    }
+}
+
+type DoneWrites = Vec<(QueuedWrite, WriteResult)>;
+
+/// Answers the writes of an acknowledged commit, except those that asked for replicas, which are
+/// returned. `count`: how many replicas had the commit.
+fn answer_acknowledged(
+    cluster: &Cluster,
+    mut done: DoneWrites,
+    count: Option<ReplicaCount>,
+) -> DoneWrites {
+    let asks = |(write, result): &mut (QueuedWrite, WriteResult)| {
+        write.request.durability == Durability::Replicated && result.is_ok()
+    };
+    let replicated: DoneWrites = done.extract_if(.., asks).collect();
+    let writes = done.iter().filter(|(_, result)| result.is_ok()).count();
+    if cluster.guard.is_beyond() && count.is_some_and(|count| count.replicas == 0) && writes > 0 {
+        counter!(ACKNOWLEDGED_BEYOND_BOUND, "cluster" => Bounded(cluster.name.clone()))
+            .increment(writes as u64);
+    }
+    if !done.is_empty() {
+        cluster.health.writes_succeeded(done.len());
+    }
+    answer(done, count);
+    replicated
+}
+
+/// Answers the writes of an acknowledged commit that asked for replicas, once these have it.
+async fn answer_replicated(
+    lane: Arc<Lane>,
+    cluster: Arc<Cluster>,
+    group: CommittedGroup,
+    done: DoneWrites,
+    means: ReplicatedMeans,
+) {
+    let Some(until) = done.iter().map(|(write, _)| write.until).max() else { return };
+    match group.replicated(&cluster, means, until).await {
+        AckOutcome::Acknowledged(count) => {
+            cluster.health.writes_succeeded(done.len());
+            answer(done, count);
+        }
+        AckOutcome::Unproven => retry_unproven(&lane, &cluster, done),
+        AckOutcome::Unreplicated => {
+            cluster.health.writes_failed(FailureCause::ReplicationLag, done.len());
+            answer_unreplicated(done, NOT_REPLICATED_IN_TIME);
+        }
+    }
+}
+
+/// Queues writes again whose commit could not be proven.
+fn retry_unproven(lane: &Lane, cluster: &Cluster, done: DoneWrites) {
+    counter!(UNPROVEN_WRITES, "cluster" => Bounded(cluster.name.clone()))
+        .increment(done.len() as u64);
+    let unproven = done.into_iter().map(|(write, _)| QueuedWrite { in_doubt: true, ..write });
+    lane.requeue(unproven.collect());
+}
+
+/// Answers the writes of a commit that no replica has in time. A refusal promised nothing and
+/// stands.
+fn answer_unreplicated(done: DoneWrites, reason: &'static str) {
+    for (write, result) in done {
+        drop(write.reply.send(result.and_then(|_| Err(replication_lag(reason, true)))));
     }
 }

@@ -9,10 +9,11 @@
 //! verdict is "every result is good", never "COMMIT returned".
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use futures_util::future::{join, join3};
 use tagfast_domain::{ContentKey, Document, DomainError, IdempotencyKey, codec};
-use tagfast_failover::BootTime;
+use tagfast_failover::{BootTime, LogRange};
 use tagfast_resilience::ErrorChain;
 use tagfast_sharding::{ContentHash, LogicalShard};
 use tagfast_store::write_batch::{CommitPosition, Slot, SlotCommit};
@@ -182,9 +183,23 @@ pub(crate) struct WrittenSlots {
     /// The slots that were to be stored and whose stored version or revision was a different one,
     /// or whose keys could not be bound.
     lost: HashSet<usize>,
+    /// The encoded documents of the slots that were to be stored, as they were sent.
+    documents: HashMap<usize, Arc<[u8]>>,
 }
 
 impl WrittenSlots {
+    /// Where the commit lies in the log.
+    pub(crate) fn log_range(&self) -> LogRange {
+        let CommitPosition { inside_lsn, position, .. } = self.position;
+        LogRange { epoch: position.epoch, inside: inside_lsn, flushed: position.lsn }
+    }
+
+    /// The encoded document of slot `n`, as it is stored.
+    pub(crate) fn document(&self, n: usize, slot: &Slot) -> Arc<[u8]> {
+        let stored = self.documents.get(&n).map(Arc::clone);
+        stored.unwrap_or_else(|| codec::encode(&slot.document).into())
+    }
+
     /// Whether a different node changed a document in between.
     pub(crate) fn lost_race(&self) -> bool {
         !self.lost.is_empty()
@@ -260,7 +275,7 @@ struct Columns {
     k: Vec<Vec<u8>>,
     old: Vec<i64>,
     ver: Vec<i64>,
-    doc: Vec<Vec<u8>>,
+    doc: Vec<Arc<[u8]>>,
     event: Vec<Option<Vec<u8>>>,
     old_rev: Vec<i64>,
     a_k: Vec<Vec<u8>>,
@@ -277,7 +292,7 @@ impl Columns {
         self.k.push(slot.stored_key.clone());
         self.old.push(slot.loaded_version.packed().cast_signed());
         self.ver.push(slot.document.version.packed().cast_signed());
-        self.doc.push(codec::encode(&slot.document));
+        self.doc.push(codec::encode(&slot.document).into());
         self.event.push(event.as_ref().map(codec::encode_event));
         self.old_rev.push(slot.loaded_revision.cast_signed());
         for w in &slot.evicted {
@@ -312,12 +327,13 @@ pub(crate) async fn write_slots(
     let client = &session.connection.client;
     let id = context.epoch_id();
     let c = &columns;
+    let documents: Vec<&[u8]> = c.doc.iter().map(|document| &**document).collect();
     let keys = KeyColumns::new(keys, &places);
     let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![
         &c.k,
         &c.old,
         &c.ver,
-        &c.doc,
+        &documents,
         &c.event,
         &c.a_k,
         &c.a_wid,
@@ -374,7 +390,9 @@ pub(crate) async fn write_slots(
     }
     // Everything that the commit wrote lies before `after_lsn`.
     let position = Position { epoch: context.commit.epoch.id, xid, lsn: after_lsn };
-    Ok(WrittenSlots { sent, position: CommitPosition { inside_lsn, position, xmin }, lost })
+    let position = CommitPosition { inside_lsn, position, xmin };
+    let documents = places.into_iter().zip(columns.doc).collect();
+    Ok(WrittenSlots { sent, position, lost, documents })
 }
 
 /// A commit whose wait for its standby was cancelled succeeds with a warning. `before`: the
@@ -425,5 +443,5 @@ async fn check_only(
     let lsn = row.get::<_, i64>(0).cast_unsigned();
     let position = Position { epoch: context.commit.epoch.id, xid: 0, lsn };
     let position = CommitPosition { inside_lsn: lsn, position, xmin: 0 };
-    Ok(WrittenSlots { sent: began, position, lost: HashSet::new() })
+    Ok(WrittenSlots { sent: began, position, lost: HashSet::new(), documents: HashMap::new() })
 }

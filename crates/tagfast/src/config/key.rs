@@ -112,6 +112,15 @@ impl Key {
         env_name(self.section, self.name)
     }
 
+    /// What goes wrong with a number that is too low, or too high; `None`: its documentation does
+    /// not tell them apart.
+    pub fn why_not(&self, is_too_low: bool) -> Option<&'static str> {
+        let (this, other) =
+            if is_too_low { ("Too low:", "Too high:") } else { ("Too high:", "Too low:") };
+        let text = &self.wrong[self.wrong.find(this)?..];
+        Some(text[..text.find(other).unwrap_or(text.len())].trim_end())
+    }
+
     /// Whether its value may hold a password or a key, so that it is only shown [`Key::shown`].
     pub fn may_hold_secret(&self) -> bool {
         matches!(self.kind, Kind::Address | Kind::Addresses | Kind::Webhook)

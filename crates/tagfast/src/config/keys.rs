@@ -291,6 +291,29 @@ config_keys! {
             "With `local`, a failover can lose acknowledged writes, also in a cluster with \
              synchronous standbys. With `on`, a write takes the way to the standby and back \
              longer, and none is acknowledged while Patroni names a standby that does not answer.";
+        max_loss_ms Number(200..=60_000) Cluster = "1000", "postgres.max_loss",
+            "The span of acknowledged writes that one failover may lose, in milliseconds. Near it \
+             writes are throttled; beyond it they wait for a replica, then they are refused with \
+             503 `replication_lag`.",
+            "Too high: a failover loses as much, and has more to repair. Too low: a short stall of \
+             both replicas holds writes; below 200 their ordinary lag would.";
+        on_lag Choice("hold" | "availability") Cluster = "\"hold\"", "postgres.on_lag",
+            "What happens to writes beyond `store.max_loss_ms`: `hold`, they wait for a replica, \
+             then they are refused; `availability`, they are acknowledged, and the answer says \
+             that no replica has them.",
+            "With `hold`, a cluster whose replicas are all away takes no writes. With \
+             `availability`, the loss of a failover has no bound.";
+        replicated_means Choice("all" | "one") Cluster = "\"all\"", "postgres.replicated_means",
+            "What `Durability: replicated` waits for: `all` replicas that stream, or `one`.",
+            "With `one`, a write can be lost when a different replica is promoted. With `all`, \
+             the slowest replica sets the time that such a write takes.";
+        journal_max_bytes Number(1_048_576..=1_099_511_627_776) Cluster = "268435456",
+            "postgres.journal_max_bytes",
+            "Memory for each cluster's journal of acknowledged writes that not every replica has, \
+             in bytes.",
+            "Too high: a replica that is away for long takes as much memory. Too low: the journal \
+             forgets writes, and what a failover loses of them is neither repaired nor listed one \
+             by one.";
         primary_wait_ms Number(0..=600_000) Cluster = "10000", "postgres.primary_wait",
             "How long a write waits for a primary, in milliseconds.",
             "Too high: requests pile up while a cluster is down. Too low: users see every \

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tagfast_domain::EpochOrdinal;
 use tagfast_resilience::{Address, Secret};
 use tagfast_sharding::ShardMap;
-use tagfast_store_postgres::SynchronousCommit;
+use tagfast_store_postgres::{OnLag, ReplicatedMeans, SynchronousCommit};
 
 use super::cache::{RedisConfig, redis};
 use super::events::{KafkaConfig, OpenSearchConfig, kafka, opensearch};
@@ -72,6 +72,14 @@ pub struct PostgresConfig {
     pub outbox_max_bytes: u64,
     /// What a write waits for before it is acknowledged.
     pub synchronous_commit: SynchronousCommit,
+    /// The span of acknowledged writes that one failover may lose.
+    pub max_loss: Duration,
+    /// What happens to writes beyond it.
+    pub on_lag: OnLag,
+    /// What `Durability: replicated` waits for.
+    pub replicated_means: ReplicatedMeans,
+    /// Memory of each cluster's journal, in bytes.
+    pub journal_max_bytes: usize,
     /// How long a write waits for a primary.
     pub primary_wait: Duration,
     /// Orders shard maps.
@@ -224,6 +232,16 @@ pub(super) fn postgres(values: &mut Values<'_>) -> PostgresConfig {
             Some("on") => SynchronousCommit::On,
             Some(_) | None => SynchronousCommit::Local,
         },
+        max_loss: values.millis(&STORE.max_loss_ms),
+        on_lag: match values.choice(&STORE.on_lag) {
+            Some("availability") => OnLag::Availability,
+            Some(_) | None => OnLag::Hold,
+        },
+        replicated_means: match values.choice(&STORE.replicated_means) {
+            Some("one") => ReplicatedMeans::One,
+            Some(_) | None => ReplicatedMeans::All,
+        },
+        journal_max_bytes: values.size(&STORE.journal_max_bytes),
         primary_wait: values.millis(&STORE.primary_wait_ms),
         shard_map_version: values.number(&STORE.shard_map_version),
         kafka: kafka(values),
@@ -266,6 +284,30 @@ mod tests {
     }
 
     #[test]
+    fn the_bound_of_loss_is_read_and_has_defaults() {
+        let of = |text: &str| {
+            let (config, errors) = resolve_text(&format!("clusters = [\"a=0-63\"]\n{text}"));
+            assert_eq!(errors, Vec::<String>::new(), "{text}");
+            (config.max_loss, config.on_lag, config.replicated_means, config.journal_max_bytes)
+        };
+        let second = Duration::from_secs(1);
+        assert_eq!(of(""), (second, OnLag::Hold, ReplicatedMeans::All, 256 << 20));
+        let changed = of("max_loss_ms = 200\non_lag = \"availability\"\n\
+                          replicated_means = \"one\"\njournal_max_bytes = 1048576");
+        assert_eq!(changed, (second / 5, OnLag::Availability, ReplicatedMeans::One, 1 << 20));
+    }
+
+    #[test]
+    fn a_bound_out_of_range_is_refused_with_why() {
+        for (value, why) in [(199, "Too low: a short stall"), (60_001, "Too high: a failover")] {
+            let (_, errors) =
+                resolve_text(&format!("clusters = [\"a=0-63\"]\nmax_loss_ms = {value}"));
+            let told = format!("store.max_loss_ms is {value}; it must be 200 to 60000. {why}");
+            assert!(matches!(&errors[..], [error] if error.starts_with(&told)), "{errors:?}");
+        }
+    }
+
+    #[test]
     fn each_fault_names_its_key() {
         for (store, word) in [
             ("clusters = [\"a=0-31\"]", "store.clusters"),
@@ -280,6 +322,11 @@ mod tests {
             ("clusters = [\"a=0-63\"]\nread_concurrency = 0", "store.read_concurrency"),
             ("clusters = [\"a=0-63\"]\nreads_per_second = 99999999", "store.reads_per_second"),
             ("clusters = [\"a=0-63\"]\nreplica_max_age_ms = 999", "store.replica_max_age_ms"),
+            ("clusters = [\"a=0-63\"]\nmax_loss_ms = 199", "store.max_loss_ms"),
+            ("clusters = [\"a=0-63\"]\nmax_loss_ms = 60001", "store.max_loss_ms"),
+            ("clusters = [\"a=0-63\"]\non_lag = \"lose\"", "store.on_lag"),
+            ("clusters = [\"a=0-63\"]\nreplicated_means = \"two\"", "store.replicated_means"),
+            ("clusters = [\"a=0-63\"]\njournal_max_bytes = 9", "store.journal_max_bytes"),
         ] {
             let (_, errors) = resolve_text(store);
             assert!(errors.iter().any(|e| e.contains(word)), "{store}: {errors:?}");

@@ -20,7 +20,6 @@ const OLD_KEYS: &[(&str, &str, Fate)] = &[
     ("store", "hold_ms", Renamed("store", "primary_wait_ms")),
     ("store", "map_version", Renamed("store", "shard_map_version")),
     ("store", "cache_bytes", Renamed("store", "page_cache_bytes")),
-    ("store", "max_loss_ms", Removed("no code read it; this version does not bound the loss")),
     ("cache", "l1_max_bytes", Renamed("cache", "local_max_bytes")),
     ("dead_letters", "replay_after_ms", Renamed("dead_letters", "auto_replay_delay_ms")),
     ("dead_letters", "replay_times", Renamed("dead_letters", "auto_replay_max")),
@@ -86,7 +85,7 @@ mod tests {
             "environment variable TAGFAST__STORE__HOLD_MS is now called \
              TAGFAST__STORE__PRIMARY_WAIT_MS"
         );
-        assert!(key_message("store", "max_loss_ms").unwrap().contains("gone"));
+        assert!(key_message("drills", "enabled").unwrap().contains("gone"));
         assert!(env_message("drills", "enabled").unwrap().contains("gone"));
         assert!(section_message("drills").unwrap().contains("drills.enabled is gone"));
         assert_eq!(key_message("server", "listen"), None);

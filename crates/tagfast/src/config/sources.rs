@@ -218,19 +218,13 @@ mod tests {
 
     #[test]
     fn an_old_name_is_refused_with_its_line_and_the_new_one() {
-        let errors = gather_text(
-            "[drills]\nenabled = true\n[store]\nlanes = 2\nmax_loss_ms = 1\n",
-            &[],
-            &[],
-        )
-        .unwrap_err();
+        let errors =
+            gather_text("[drills]\nenabled = true\n[store]\nlanes = 2\n", &[], &[]).unwrap_err();
         assert_eq!(
             errors,
             [
                 "t.toml:1: drills.enabled is gone (no code read it); leave it out",
                 "t.toml:4: store.lanes is now called store.writer_connections",
-                "t.toml:5: store.max_loss_ms is gone (no code read it; this version does not \
-                 bound the loss); leave it out",
             ]
         );
     }

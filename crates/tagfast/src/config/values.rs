@@ -175,7 +175,8 @@ impl<'a> Values<'a> {
         if range.contains(&number) {
             return number;
         }
-        self.refuse(format!("{} is {number}; it must be {min} to {max}", key.path()));
+        let why = key.why_not(number < min).map(|why| format!(". {why}")).unwrap_or_default();
+        self.refuse(format!("{} is {number}; it must be {min} to {max}{why}", key.path()));
         fallback
     }
 

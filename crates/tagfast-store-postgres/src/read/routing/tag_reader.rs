@@ -141,6 +141,7 @@ fn count_read(cluster: &Cluster, result: Result<View, StoreError>) -> Result<Vie
             StoreError::Refused(_)
             | StoreError::NotInThisMode(_)
             | StoreError::DiskFull
+            | StoreError::ReplicationLag { .. }
             | StoreError::Damaged { .. }
             | StoreError::Internal(_),
         ) => {

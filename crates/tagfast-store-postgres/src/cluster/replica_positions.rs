@@ -1,0 +1,275 @@
+//! Which commits the replicas have: asked on the primary, and what follows from it for new writes.
+//!
+//! One statement checks the epoch and lists what each replica that streams has flushed. It is sent
+//! every 50 ms while anything acknowledged waits for replicas, every 5 ms while a caller waits for
+//! one, and once a second otherwise. An answer counts only if the epoch check passes: a position in
+//! a different log proves nothing. Only members of the roster count, so neither a base backup nor a
+//! log archiver is a replica.
+//!
+//! After each answer, and after each missing one, the guard decides again. Its state is published
+//! as an atomic, so that no write takes the lock of the acknowledgements to learn of it.
+//!
+//! How it fails: pessimistically. A poll that fails leaves the old positions; then the exposure
+//! grows, and the guard throttles, holds and refuses. Without a primary nothing can be committed,
+//! and writes wait for one: the guard refuses nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tagfast_failover::guard::GUARD_MARGIN;
+use tagfast_failover::{EpochRecord, GuardOptions, GuardState, OnLag};
+use tagfast_resilience::{Bounded, gauge};
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::{Instant, sleep_until};
+use tokio_postgres::Statement;
+use tokio_postgres::types::ToSql;
+
+use crate::boot_clock::boot_time;
+use crate::cluster::topology::Cluster;
+use crate::connect::{Connection, ConnectionFactory, PgError, within};
+use crate::metric::{
+    COVERED_POSITION, GUARD_STATE, JOURNAL_BYTES, JOURNAL_CONTENTS, REPLICATION_EXPOSURE,
+};
+use crate::options::limit;
+use crate::sql::epoch_check;
+
+/// Between two polls while a caller waits for a replica.
+const POLL_INTERVAL_WAITING: Duration = Duration::from_millis(5);
+/// Between two polls while acknowledged writes wait for replicas.
+const POLL_INTERVAL_EXPOSED: Duration = Duration::from_millis(50);
+/// Between two polls while all replicas have everything.
+const POLL_INTERVAL_IDLE: Duration = Duration::from_secs(1);
+/// After a poll that failed.
+const POLL_INTERVAL_FAILED: Duration = Duration::from_millis(100);
+
+/// What each replica that streams has flushed; a position in the log of the epoch that is checked.
+const REPLICA_POSITIONS: &str = concat!(
+    "SELECT ",
+    epoch_check!("$1"),
+    ", s.application_name, (s.flush_lsn - '0/0')::bigint
+FROM (SELECT) one LEFT JOIN pg_stat_replication s
+    ON s.state = 'streaming' AND s.flush_lsn IS NOT NULL"
+);
+
+/// What the guard decided last, for those who must not wait for its lock.
+pub(crate) struct GuardSignal {
+    /// A [`GuardState`], by its number.
+    state: AtomicU8,
+    /// More may be lost than is allowed, and writes are acknowledged all the same.
+    is_beyond: AtomicBool,
+    /// No replica streams, and none is about to.
+    has_no_replica: AtomicBool,
+    /// Groups whose callers wait for a replica.
+    waiting: AtomicUsize,
+    /// Makes the poller ask now.
+    wanted: Notify,
+    /// Held by a group commit while writes are throttled, until it is acknowledged.
+    pub(crate) turn: Arc<Semaphore>,
+}
+
+impl Default for GuardSignal {
+    fn default() -> Self {
+        Self {
+            state: AtomicU8::new(0),
+            is_beyond: AtomicBool::new(false),
+            has_no_replica: AtomicBool::new(false),
+            waiting: AtomicUsize::new(0),
+            wanted: Notify::new(),
+            turn: Arc::new(Semaphore::new(1)),
+        }
+    }
+}
+
+impl GuardSignal {
+    /// What is done with writes, as of the last poll.
+    pub(crate) fn state(&self) -> GuardState {
+        match self.state.load(Ordering::Relaxed) {
+            0 => GuardState::Open,
+            1 => GuardState::Throttled,
+            2 => GuardState::Holding,
+            _ => GuardState::Refusing,
+        }
+    }
+
+    /// Whether more may be lost than is allowed, and writes are acknowledged all the same.
+    pub(crate) fn is_beyond(&self) -> bool {
+        self.is_beyond.load(Ordering::Relaxed)
+    }
+
+    /// Whether no replica streams, and none is about to.
+    pub(crate) fn has_no_replica(&self) -> bool {
+        self.has_no_replica.load(Ordering::Relaxed)
+    }
+
+    /// Asks for the positions soon: something was journaled.
+    pub(crate) fn want(&self) {
+        self.wanted.notify_one();
+    }
+
+    /// Asks for the positions at the shortest interval, until the result is dropped.
+    pub(crate) fn wait(&self) -> ReplicaWait<'_> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        self.wanted.notify_one();
+        ReplicaWait(self)
+    }
+
+    fn publish(&self, state: GuardState, is_beyond: bool, has_no_replica: bool) {
+        self.state.store(state as u8, Ordering::Relaxed);
+        self.is_beyond.store(is_beyond, Ordering::Relaxed);
+        self.has_no_replica.store(has_no_replica, Ordering::Relaxed);
+    }
+}
+
+/// A group that waits for a replica.
+pub(crate) struct ReplicaWait<'a>(&'a GuardSignal);
+
+impl Drop for ReplicaWait<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The poller's connection to the primary.
+struct PositionSession {
+    address: String,
+    connection: Connection,
+    replica_positions: Statement,
+}
+
+impl PositionSession {
+    async fn open(connections: &ConnectionFactory, address: &str) -> Result<Self, PgError> {
+        let connection = connections.open(address, "positions").await?;
+        let prepared = connection.client.prepare(REPLICA_POSITIONS);
+        let replica_positions = within("preparing", limit::CONNECT_TIMEOUT, prepared).await?;
+        Ok(Self { address: address.to_owned(), connection, replica_positions })
+    }
+
+    /// Names and flushed positions of the replicas that stream. An error: among others, the server
+    /// is not the primary of this epoch.
+    async fn read(&self, epoch: &EpochRecord) -> Result<Vec<(String, u64)>, PgError> {
+        let id = epoch.id.0.as_slice();
+        let parameters: [&(dyn ToSql + Sync); 1] = [&id];
+        let rows = self.connection.client.query(&self.replica_positions, &parameters);
+        let rows = within("reading the positions", limit::POSITIONS_TIMEOUT, rows).await?;
+        let position = |row: &tokio_postgres::Row| {
+            let name: Option<String> = row.get(1);
+            Some((name?, row.get::<_, Option<i64>>(2)?.cast_unsigned()))
+        };
+        Ok(rows.iter().filter_map(position).collect())
+    }
+}
+
+/// Polls the positions of a cluster's replicas, until the task is dropped.
+pub(crate) async fn poll_positions(cluster: Arc<Cluster>, connections: ConnectionFactory) {
+    let mut open: Option<PositionSession> = None;
+    let mut topologies = cluster.topology.subscribe();
+    loop {
+        let began = Instant::now();
+        let primary = topologies.borrow_and_update().primary.clone();
+        let mut pause = POLL_INTERVAL_IDLE;
+        if let Some((epoch, node)) = &primary {
+            let session = open.take().filter(|session| {
+                session.address == node.address && !session.connection.client.is_closed()
+            });
+            match poll(&cluster, &connections, session, (epoch, &node.address)).await {
+                Ok(session) => open = Some(session),
+                // The watcher and the lanes report what is wrong with the primary.
+                Err(error) => {
+                    tracing::debug!(cluster = cluster.name, %error, "no positions of replicas");
+                    pause = POLL_INTERVAL_FAILED;
+                }
+            }
+        } else {
+            open = None;
+        }
+        let has_journal = publish(&cluster, primary.is_some());
+        let guard = &cluster.guard;
+        let is_waiting = guard.waiting.load(Ordering::Relaxed) > 0;
+        if is_waiting || has_journal {
+            let interval = if is_waiting { POLL_INTERVAL_WAITING } else { POLL_INTERVAL_EXPOSED };
+            pause = if open.is_some() { interval } else { POLL_INTERVAL_FAILED };
+        }
+        if is_waiting {
+            cluster.notify_proof();
+        }
+        sleep_until(began + POLL_INTERVAL_WAITING.min(pause)).await;
+        tokio::select! {
+            () = sleep_until(began + pause) => {}
+            () = guard.wanted.notified() => {}
+            changed = topologies.changed() => if changed.is_err() { return }
+        }
+    }
+}
+
+/// Asks once, on the open session or a new one, and takes the answer.
+async fn poll(
+    cluster: &Cluster,
+    connections: &ConnectionFactory,
+    open: Option<PositionSession>,
+    (epoch, address): (&EpochRecord, &str),
+) -> Result<PositionSession, PgError> {
+    let session = match open {
+        Some(session) => session,
+        None => PositionSession::open(connections, address).await?,
+    };
+    let streaming = session.read(epoch).await?;
+    cluster.acknowledger().record_replicas(epoch.id, &streaming, boot_time());
+    Ok(session)
+}
+
+/// Lets the guard decide, and publishes what it decided. True: acknowledged writes wait for
+/// replicas.
+fn publish(cluster: &Cluster, has_primary: bool) -> bool {
+    let acknowledger = cluster.acknowledger();
+    let now = boot_time();
+    let exposure = acknowledger.exposure(now);
+    // Without a primary writes wait for one, whatever the guard thinks of the last one.
+    let state = if has_primary { acknowledger.guard_state(now) } else { GuardState::Open };
+    let GuardOptions { max_loss, on_lag } = cluster.guard_options;
+    let is_beyond = on_lag == OnLag::Availability
+        && acknowledger.coverage().has_members()
+        && exposure >= max_loss.saturating_sub(GUARD_MARGIN);
+    let (journal, coverage) = (acknowledger.journal(), acknowledger.coverage());
+    let (bytes, contents, has_journal) = (journal.bytes(), journal.contents(), !journal.is_empty());
+    let covered = coverage.by_one();
+    let may_attach = coverage.has_members() && acknowledger.is_settling(now);
+    let has_no_replica = has_primary && coverage.streaming() == 0 && !may_attach;
+    drop(acknowledger);
+    cluster.guard.publish(state, is_beyond, has_no_replica);
+    let label = || Bounded(cluster.name.clone());
+    gauge!(REPLICATION_EXPOSURE, "cluster" => label()).set(exposure.as_secs_f64());
+    gauge!(GUARD_STATE, "cluster" => label()).set(f64::from(state as u8));
+    gauge!(COVERED_POSITION, "cluster" => label()).set(covered as f64);
+    gauge!(JOURNAL_BYTES, "cluster" => label()).set(bytes as f64);
+    gauge!(JOURNAL_CONTENTS, "cluster" => label()).set(contents as f64);
+    has_journal
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guards_state_is_told_as_it_was_published() {
+        let signal = GuardSignal::default();
+        assert_eq!((signal.state(), signal.has_no_replica()), (GuardState::Open, false));
+        let states =
+            [GuardState::Open, GuardState::Throttled, GuardState::Holding, GuardState::Refusing];
+        for state in states {
+            signal.publish(state, state == GuardState::Throttled, true);
+            assert_eq!((signal.state(), signal.has_no_replica()), (state, true));
+            assert_eq!(signal.is_beyond(), state == GuardState::Throttled);
+        }
+    }
+
+    #[test]
+    fn a_wait_ends_with_its_owner() {
+        let signal = GuardSignal::default();
+        let (one, two) = (signal.wait(), signal.wait());
+        drop(one);
+        assert_eq!(signal.waiting.load(Ordering::Relaxed), 1);
+        drop(two);
+        assert_eq!(signal.waiting.load(Ordering::Relaxed), 0);
+    }
+}
