@@ -22,6 +22,7 @@ use tagfast_resilience::{Address, CredentialVersion, Secret};
 use tokio::time::Instant;
 
 use crate::boot_clock::boot_time;
+use crate::cluster::roster::Roster;
 use crate::cluster::topology::Node;
 use crate::options::{EtcdLogin, limit};
 
@@ -103,38 +104,6 @@ fn refusal(status: reqwest::StatusCode, body: &str) -> EtcdError {
         Some(words) if words.contains(DENIED) => EtcdError::Denied(words),
         Some(words) => EtcdError::Refused(words),
         None => EtcdError::Refused(format!("it answered {status}")),
-    }
-}
-
-/// Every member of a cluster that was ever seen. Members are added when they are seen and removed by
-/// an operator only: Patroni's own keys expire, and a member without a key may still be promoted.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Roster {
-    pub(crate) names: Vec<String>,
-    /// Of the key; 0: it does not exist.
-    mod_revision: u64,
-}
-
-impl Roster {
-    fn of(entry: Option<&KeyValue>) -> Option<Self> {
-        let Some(entry) = entry else { return Some(Self::default()) };
-        let names = tagfast_json::from_slice(&entry.value).ok()?;
-        Some(Self { names, mod_revision: entry.mod_revision })
-    }
-
-    /// A roster of these members that is in no etcd.
-    pub(crate) fn of_names(names: &[String]) -> Self {
-        Self { names: names.to_vec(), mod_revision: 0 }
-    }
-
-    /// The roster with these members; `None`: it has them all.
-    pub(crate) fn with(&self, members: &[Node]) -> Option<Self> {
-        let mut names = self.names.clone();
-        names.extend(members.iter().map(|member| member.name.clone()));
-        names.sort_unstable();
-        names.dedup();
-        let is_new = names.len() > self.names.len();
-        is_new.then_some(Self { names, mod_revision: self.mod_revision })
     }
 }
 
@@ -267,10 +236,6 @@ fn from_json(text: &[u8]) -> Result<EpochRecord, EtcdError> {
 
 fn epoch_key(scope: &str) -> String {
     format!("/tagfast/v1/{scope}/epoch")
-}
-
-fn roster_key(scope: &str) -> String {
-    format!("/tagfast/v1/{scope}/roster")
 }
 
 fn history_key(scope: &str, ordinal: EpochOrdinal) -> String {
@@ -501,9 +466,10 @@ impl Etcd {
             Some(entry) => Some((from_json(&entry.value)?, entry.mod_revision)),
             None => None,
         };
-        let key = roster_key(scope);
+        let key = Roster::key(scope);
         let entries = self.prefix(&key).await?;
-        let roster = Roster::of(entries.iter().find(|e| e.key == key));
+        let entry = entries.iter().find(|e| e.key == key);
+        let roster = Roster::read(entry.map(|e| (e.value.as_slice(), e.mod_revision)));
         let members_prefix = format!("/service/{scope}/members/");
         let members = service.iter().filter_map(|e| {
             let name = e.key.strip_prefix(&members_prefix)?.to_owned();
@@ -533,7 +499,7 @@ impl Etcd {
 
     /// Replaces the roster if nobody else has done so since it was read. False: somebody has.
     pub(crate) async fn put_roster(&self, scope: &str, roster: &Roster) -> Result<bool, EtcdError> {
-        let key = STANDARD.encode(roster_key(scope));
+        let key = STANDARD.encode(Roster::key(scope));
         let body = json!({
             "compare": [{"target": "MOD", "result": "EQUAL", "key": key,
                          "mod_revision": roster.mod_revision.to_string()}],
@@ -583,31 +549,6 @@ mod tests {
         assert!(of(json!(true)) && of(json!("on")) && of(json!("quorum")));
         assert!(!of(json!(false)) && !of(json!("off")) && !of(Value::Null));
         assert!(!synchronous_mode(&Value::Null));
-    }
-
-    #[test]
-    fn a_roster_only_grows() {
-        let node = |name: &str| Node { name: name.to_owned(), address: String::new() };
-        let entry = |value: &str| KeyValue {
-            key: roster_key("c0"),
-            value: value.as_bytes().to_vec(),
-            create_revision: 3,
-            mod_revision: 7,
-            lease: 0,
-        };
-        let fresh = Roster::of(None).expect("a cluster that was never seen");
-        let first = fresh.with(&[node("b"), node("a")]).expect("two are new");
-        assert_eq!(
-            (first.names.as_slice(), first.mod_revision),
-            (&["a", "b"].map(str::to_owned)[..], 0)
-        );
-        let known = Roster::of(Some(&entry(r#"["a","b"]"#))).expect("it can be read");
-        assert_eq!((known.with(&[node("a")]), known.with(&[])), (None, None), "a is enough");
-        let grown = known.with(&[node("c")]).expect("one is new");
-        assert_eq!((grown.names.join(" ").as_str(), grown.mod_revision), ("a b c", 7));
-        for damaged in ["", "{}", "[1]", "\"a\""] {
-            assert_eq!(Roster::of(Some(&entry(damaged))), None, "{damaged}");
-        }
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! | [`primary_positions`] | when the primary had which log position |
 //! | [`replica_positions`] | which commits the replicas have, and what the guard of loss makes of it |
 //! | [`replica_states`] | how old each replica is, proven by its position |
+//! | [`roster`] | every member that was ever seen |
 //! | [`etcd`], [`patroni`] | the clients of etcd and of Patroni's REST API |
 
 pub(crate) mod epoch_ends;
@@ -27,5 +28,6 @@ pub(crate) mod primary_positions;
 mod replica_model;
 pub(crate) mod replica_positions;
 pub(crate) mod replica_states;
+pub(crate) mod roster;
 pub(crate) mod topology;
 pub(crate) mod watcher;

@@ -17,13 +17,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use tagfast_domain::EpochId;
 use tagfast_failover::guard::GUARD_MARGIN;
 use tagfast_failover::{EpochRecord, GuardOptions, GuardState, OnLag};
 use tagfast_resilience::{Bounded, gauge};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep_until};
-use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
+use tokio_postgres::{Row, Statement};
 
 use crate::boot_clock::boot_time;
 use crate::cluster::topology::Cluster;
@@ -44,7 +45,7 @@ const POLL_INTERVAL_IDLE: Duration = Duration::from_secs(1);
 const POLL_INTERVAL_FAILED: Duration = Duration::from_millis(100);
 
 /// What each replica that streams has flushed; a position in the log of the epoch that is checked.
-const REPLICA_POSITIONS: &str = concat!(
+pub(crate) const REPLICA_POSITIONS: &str = concat!(
     "SELECT ",
     epoch_check!("$1"),
     ", s.application_name, (s.flush_lsn - '0/0')::bigint
@@ -144,20 +145,27 @@ impl PositionSession {
         let replica_positions = within("preparing", limit::CONNECT_TIMEOUT, prepared).await?;
         Ok(Self { address: address.to_owned(), connection, replica_positions })
     }
+}
 
-    /// Names and flushed positions of the replicas that stream. An error: among others, the server
-    /// is not the primary of this epoch.
-    async fn read(&self, epoch: &EpochRecord) -> Result<Vec<(String, u64)>, PgError> {
-        let id = epoch.id.0.as_slice();
-        let parameters: [&(dyn ToSql + Sync); 1] = [&id];
-        let rows = self.connection.client.query(&self.replica_positions, &parameters);
-        let rows = within("reading the positions", limit::POSITIONS_TIMEOUT, rows).await?;
-        let position = |row: &tokio_postgres::Row| {
-            let name: Option<String> = row.get(1);
-            Some((name?, row.get::<_, Option<i64>>(2)?.cast_unsigned()))
-        };
-        Ok(rows.iter().filter_map(position).collect())
-    }
+/// Asks the primary of an epoch for the positions of the replicas that stream, and takes the
+/// answer. An error: among others, the server is not the primary of this epoch.
+pub(crate) async fn read_positions(
+    cluster: &Cluster,
+    server: &Connection,
+    replica_positions: &Statement,
+    epoch: EpochId,
+) -> Result<(), PgError> {
+    let id = epoch.0.as_slice();
+    let parameters: [&(dyn ToSql + Sync); 1] = [&id];
+    let rows = server.client.query(replica_positions, &parameters);
+    let rows = within("reading the positions", limit::POSITIONS_TIMEOUT, rows).await?;
+    let position = |row: &Row| {
+        let name: Option<String> = row.get(1);
+        Some((name?, row.get::<_, Option<i64>>(2)?.cast_unsigned()))
+    };
+    let streaming: Vec<(String, u64)> = rows.iter().filter_map(position).collect();
+    cluster.acknowledger().record_replicas(epoch, &streaming, boot_time());
+    Ok(())
 }
 
 /// Polls the positions of a cluster's replicas, until the task is dropped.
@@ -172,7 +180,16 @@ pub(crate) async fn poll_positions(cluster: Arc<Cluster>, connections: Connectio
             let session = open.take().filter(|session| {
                 session.address == node.address && !session.connection.client.is_closed()
             });
-            match poll(&cluster, &connections, session, (epoch, &node.address)).await {
+            let polled = poll(&cluster, &connections, session, (epoch, &node.address));
+            let polled = tokio::select! {
+                polled = polled => polled,
+                // A primary that is gone is not waited for.
+                changed = topologies.changed() => match changed {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                },
+            };
+            match polled {
                 Ok(session) => open = Some(session),
                 // The watcher and the lanes report what is wrong with the primary.
                 Err(error) => {
@@ -213,8 +230,8 @@ async fn poll(
         Some(session) => session,
         None => PositionSession::open(connections, address).await?,
     };
-    let streaming = session.read(epoch).await?;
-    cluster.acknowledger().record_replicas(epoch.id, &streaming, boot_time());
+    let PositionSession { connection, replica_positions, .. } = &session;
+    read_positions(cluster, connection, replica_positions, epoch.id).await?;
     Ok(session)
 }
 

@@ -24,8 +24,9 @@ use tokio::time::{Instant, timeout};
 use tokio_postgres::types::ToSql;
 
 use crate::boot_clock::boot_time;
-use crate::cluster::etcd::{ClusterState, Etcd, EtcdError, Roster};
+use crate::cluster::etcd::{ClusterState, Etcd, EtcdError};
 use crate::cluster::preflight;
+use crate::cluster::roster::Roster;
 use crate::cluster::topology::{Cluster, Node, Topology};
 use crate::connect::{Connection, ConnectionFactory, PgError, within};
 use crate::metric::{

@@ -6,6 +6,9 @@
 //! [horizon](crate::outbox::horizon)), in the order (xid, n), which is the order of versions for
 //! each content; it moves its cursor only after the sink acknowledged.
 //!
+//! A row is published once a replica has it, or after half a second: what a dying primary had
+//! published and no replica has must be written again.
+//!
 //! How it fails: at least once. A sink that fails is offered the same rows again; a relay that dies
 //! before its cursor was stored sends rows again; after a change of the epoch all rows that are
 //! still there are sent again behind a marker, and contents of which the replaced primary published
@@ -17,7 +20,7 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::{join, try_join3};
+use futures_util::future::{join, try_join4};
 use tagfast_domain::{ContentKey, Epoch, EpochOrdinal, UnixMillis};
 use tagfast_failover::EpochRecord;
 use tagfast_resilience::{Bounded, Clock, OutageLog, counter};
@@ -26,6 +29,7 @@ use tokio::time::Instant;
 use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
 
+use crate::cluster::replica_positions::{REPLICA_POSITIONS, read_positions};
 use crate::cluster::topology::{Cluster, Node};
 use crate::connect::{Connection, ConnectionFactory, PgError, within};
 use crate::locks::ACTIVE_RELAY;
@@ -54,6 +58,11 @@ const STORE_CURSOR_INTERVAL: Duration = Duration::from_millis(200);
 /// Heartbeats that wait for the horizon. With more, a horizon that was held for long would release
 /// heartbeats that no consumer needs; with fewer, they would be further apart than its steps.
 const PENDING_HEARTBEATS_MAX: usize = 1024;
+/// How long rows wait for a replica that has them. Shorter: more that must be written again after a
+/// failover; longer: search gets no newer while the replicas are away.
+const REPLICA_WAIT_MAX: Duration = Duration::from_millis(500);
+/// Between two looks at the replicas meanwhile.
+const REPLICA_WAIT_INTERVAL: Duration = Duration::from_millis(5);
 /// How often the session is used while the sink works.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a relay waits for a primary before it looks at the topology again.
@@ -113,6 +122,7 @@ struct PollStatements {
     check: Statement,
     select_rows: Statement,
     flush_lsn: Statement,
+    replica_positions: Statement,
 }
 
 /// What an active relay keeps between polls.
@@ -131,6 +141,9 @@ struct ActiveRelay {
     pending_heartbeats: VecDeque<(u64, UnixMillis)>,
     /// Drain requests and the xid that the horizon must pass; `None`: that of the next snapshot.
     draining: Vec<(Option<u64>, DrainRequest)>,
+    /// Rows wait until a replica has them. False since the replicas were waited for in vain, until
+    /// one has caught up.
+    waits_for_replicas: bool,
 }
 
 impl Relay {
@@ -228,12 +241,13 @@ impl Relay {
             }
         };
         let rotation = Rotation::read(server).await?;
-        let prepared = try_join3(
+        let prepared = try_join4(
             server.client.prepare(EPOCH_CHECK_WITH_SNAPSHOT),
             server.client.prepare(SELECT_ROWS),
             server.client.prepare(FLUSH_LSN),
+            server.client.prepare(REPLICA_POSITIONS),
         );
-        let (check, select_rows, flush_lsn) =
+        let (check, select_rows, flush_lsn, replica_positions) =
             within("preparing", limit::COMMIT_TIMEOUT, prepared).await?;
         tracing::info!(
             cluster = self.cluster.name,
@@ -242,7 +256,7 @@ impl Relay {
         );
         let now = Instant::now();
         Ok(ActiveRelay {
-            statements: PollStatements { check, select_rows, flush_lsn },
+            statements: PollStatements { check, select_rows, flush_lsn, replica_positions },
             horizon: HorizonTracker::default(),
             cursor,
             stored: cursor,
@@ -251,6 +265,7 @@ impl Relay {
             rotation,
             pending_heartbeats: VecDeque::new(),
             draining: Vec::new(),
+            waits_for_replicas: true,
         })
     }
 
@@ -342,6 +357,7 @@ impl Relay {
         let hi = hi.get::<_, i64>(0).cast_unsigned();
         if let Some(last) = rows.last() {
             let cursor = Cursor { xid: last.xid, n: last.n };
+            self.wait_for_replica(server, epoch, active, hi).await?;
             let batch = OutboxBatch { cluster: &self.cluster.name, epoch, rows: &rows, hi };
             let published = self.sink.publish(batch);
             with_keepalive(server, published).await??;
@@ -360,6 +376,36 @@ impl Relay {
             self.complete(server, epoch, active, horizon, hi).await?;
         }
         Ok(rows.len())
+    }
+
+    /// Waits until a replica has everything up to `hi`, for a moment: what is published and lost
+    /// with the primary must be written again. It costs about the replication lag.
+    async fn wait_for_replica(
+        &self,
+        server: &Connection,
+        epoch: &EpochRecord,
+        active: &mut ActiveRelay,
+        hi: u64,
+    ) -> Result<(), PgError> {
+        let until = Instant::now() + REPLICA_WAIT_MAX;
+        loop {
+            let statement = &active.statements.replica_positions;
+            read_positions(&self.cluster, server, statement, epoch.id).await?;
+            let is_covered = {
+                let acknowledger = self.cluster.acknowledger();
+                let coverage = acknowledger.coverage();
+                !coverage.has_members() || coverage.by_one() >= hi
+            };
+            if is_covered {
+                active.waits_for_replicas = true;
+            } else if Instant::now() >= until {
+                active.waits_for_replicas = false;
+            }
+            if is_covered || !active.waits_for_replicas {
+                return Ok(());
+            }
+            tokio::time::sleep(REPLICA_WAIT_INTERVAL).await;
+        }
     }
 
     /// Every row of a transaction below the horizon is published: sends heartbeats, truncates a

@@ -66,20 +66,16 @@ impl CommittedGroup {
         group.map(Self::Journaled)
     }
 
-    /// Decides once. The count is `None` where there are no replicas.
+    /// Decides once, and counts the replicas that have the group; `None`: there are no replicas, or
+    /// nothing was written.
     pub(crate) fn decide(&self, cluster: &Cluster) -> (AckDecision, Option<ReplicaCount>) {
         let mut acknowledger = cluster.acknowledger();
         let now = boot_time();
         match self {
             Self::Journaled(group) => {
                 let decision = acknowledger.decide_group(group, now);
-                let count = match decision {
-                    AckDecision::Acknowledge(count) if acknowledger.coverage().has_members() => {
-                        Some(count)
-                    }
-                    _ => None,
-                };
-                (decision, count)
+                let has_members = acknowledger.coverage().has_members();
+                (decision, has_members.then(|| acknowledger.coverage().count(group.flushed)))
             }
             Self::OnlyRefusals(commit) => {
                 let decision = match acknowledger.decide(commit, now) {

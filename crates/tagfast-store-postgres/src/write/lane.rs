@@ -160,10 +160,12 @@ impl Lane {
                 }
                 _ => unavailable(cause.reason(), outcome_unknown),
             };
-            let reason = match cause {
-                FailureCause::NoPrimary => RefusalReason::NoPrimary,
-                FailureCause::ReplicationLag => RefusalReason::ReplicationLag,
-                _ => RefusalReason::Deadline,
+            let reason = if cause == FailureCause::NoPrimary {
+                RefusalReason::NoPrimary
+            } else if cause == FailureCause::ReplicationLag {
+                RefusalReason::ReplicationLag
+            } else {
+                RefusalReason::Deadline
             };
             counter!(STORE_REFUSED, "reason" => reason).increment(1);
             drop(write.reply.send(Err(error)));

@@ -4,6 +4,7 @@
 mod load;
 mod replica_ages;
 mod replica_faults;
+mod replication_lag;
 mod scenarios;
 mod shield;
 #[path = "../support/mod.rs"]

@@ -23,7 +23,7 @@ use crate::writes::{key_of, put};
 /// How old a replica may be by default: `store.replica_max_age_ms`.
 const AGE_MAX: Duration = Duration::from_secs(3);
 
-async fn replicas() -> Vec<NodeInfo> {
+pub(crate) async fn replicas() -> Vec<NodeInfo> {
     on_stack(|stack| {
         let primary = stack.primary("c0").expect("a primary").name;
         let nodes = stack.info().clusters[0].nodes.iter();

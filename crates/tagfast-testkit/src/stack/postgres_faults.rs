@@ -1,6 +1,7 @@
 //! Faults inside PostgreSQL: a stream that stands still, a replay that waits, writes that are
 //! refused, a password that is another one.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -54,23 +55,44 @@ impl Stack {
         Ok(run(command.args(["-c", query]))?.trim().to_owned())
     }
 
+    /// A command that receives a node's log into a folder, as an archiver does: it streams, and is
+    /// no replica.
+    ///
+    /// # Errors
+    /// The node's configuration cannot be read.
+    pub fn log_receiver(&self, node: &NodeInfo, into: &Path) -> Result<std::process::Command> {
+        let mut command = self.client("pg_receivewal", node, "pg_receivewal")?;
+        command.args(["--synchronous", "--no-loop", "-D"]).arg(into);
+        Ok(command)
+    }
+
     fn psql(&self, node: &NodeInfo, application: &str) -> Result<std::process::Command> {
+        let mut command = self.client("psql", node, application)?;
+        command.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-d", &self.info().database.name]);
+        Ok(command)
+    }
+
+    /// A client program of PostgreSQL that connects to a node as the superuser.
+    fn client(
+        &self,
+        program: &str,
+        node: &NodeInfo,
+        application: &str,
+    ) -> Result<std::process::Command> {
         let dir = node.data_dir.parent().context("the node has no folder")?;
         let config = std::fs::read_to_string(dir.join("patroni.json"))?;
         let config: serde_json::Value = serde_json::from_str(&config)?;
         let superuser = &config["postgresql"]["authentication"]["superuser"];
         let word = |name: &str| superuser[name].as_str().context("patroni.json has no superuser");
-        let mut command =
-            std::process::Command::new(std::path::Path::new(POSTGRES_BIN).join("psql"));
+        let mut command = std::process::Command::new(Path::new(POSTGRES_BIN).join(program));
         command
             .env("PGPASSWORD", word("password")?)
             .env("PGOPTIONS", "-c default_transaction_read_only=off")
             .env("PGCONNECT_TIMEOUT", "5")
             .env("PGAPPNAME", application)
-            .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-U", word("username")?, "-h"])
+            .args(["-U", word("username")?, "-h"])
             .arg(dir)
-            .args(["-p", &node.direct_postgres.port().to_string()])
-            .args(["-d", &self.info().database.name]);
+            .args(["-p", &node.direct_postgres.port().to_string()]);
         Ok(command)
     }
 
