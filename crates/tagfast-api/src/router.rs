@@ -14,7 +14,8 @@ use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
 use utoipa_axum::routes;
 
 use crate::handlers::{
-    admin, batch, breakers, content, dead_letters, export, jobs, public, receipts, search, tags,
+    admin, batch, breakers, clusters, content, dead_letters, export, failovers, jobs, public,
+    receipts, search, tags,
 };
 use crate::middleware::{Access, RequestLayer};
 use crate::openapi::complete;
@@ -46,6 +47,7 @@ fn product_routes() -> Vec<(Access, Routes)> {
         (Caller, routes!(tags::one_tag)),
         (Caller, routes!(export::export)),
         (Caller, routes!(receipts::receipt)),
+        (Caller, routes!(receipts::check)),
     ]
 }
 
@@ -56,7 +58,10 @@ fn operations_routes() -> Vec<(Access, Routes)> {
         (Caller, routes!(admin::status)),
         (Caller, routes!(admin::reindex)),
         (Caller, routes!(admin::recount)),
-        (Caller, routes!(admin::failovers)),
+        (Caller, routes!(clusters::list)),
+        (Caller, routes!(failovers::list)),
+        (Caller, routes!(failovers::show)),
+        (Caller, routes!(failovers::writes)),
         (Caller, routes!(breakers::list, breakers::force)),
         (Caller, routes!(dead_letters::list)),
         (Caller, routes!(dead_letters::audit_log)),

@@ -12,7 +12,7 @@ use tagfast_resilience::{
     BoxError, Breakers, Clock, Credential, Secret, TaskGroup, is_loopback_host,
 };
 use tagfast_search::SearchIndex;
-use tagfast_store::{Sealer, SharedStore};
+use tagfast_store::{ClusterReader, FailoverReader, Sealer, SharedStore};
 
 use crate::byte_budget::ByteBudget;
 use crate::web_guard::AllowedHosts;
@@ -282,6 +282,10 @@ pub struct ApiServices {
     pub serves_product: bool,
     /// Whether receipts can be looked up; if not they answer 501 `not_in_this_mode`.
     pub receipts: bool,
+    /// What failovers did; `None` answers 501 `not_in_this_mode`.
+    pub failovers: Option<Arc<dyn FailoverReader>>,
+    /// The state of the clusters; `None` answers 501 `not_in_this_mode`.
+    pub clusters: Option<Arc<dyn ClusterReader>>,
     /// The circuit breakers of this process.
     pub breakers: Arc<Breakers>,
     /// Operations.

@@ -317,4 +317,8 @@ impl ReceiptReader for CachedStore {
     async fn verdict(&self, receipt: &Receipt) -> Result<Verdict, StoreError> {
         self.store.verdict(receipt).await
     }
+
+    async fn verdicts(&self, receipts: &[Receipt]) -> Vec<Result<Verdict, StoreError>> {
+        self.store.verdicts(receipts).await
+    }
 }

@@ -8,8 +8,15 @@ use tagfast_domain::{ContentKey, EpochId, EpochOrdinal, TenantId, UnixMillis, Ve
 
 use crate::{StoreError, Verdict};
 
-/// Names a failover: its epoch's ordinal, larger for later ones.
-pub type FailoverCursor = EpochOrdinal;
+/// The place of a failover in the order of all clusters' failovers, larger for later ones. Ordinals
+/// alone do not order them: two clusters that lost one machine may mint in the same millisecond.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FailoverCursor {
+    /// The ordinal of the epoch that began.
+    pub ordinal: EpochOrdinal,
+    /// Its id.
+    pub epoch: EpochId,
+}
 
 /// When each phase of a failover was, in Unix ms; `None`: it was not seen, or is still to come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -104,6 +111,13 @@ pub struct FailoverReport {
     pub is_closed: bool,
 }
 
+impl FailoverReport {
+    /// Its place in the order of all failovers.
+    pub fn cursor(&self) -> FailoverCursor {
+        FailoverCursor { ordinal: self.ordinal, epoch: self.epoch }
+    }
+}
+
 /// An acknowledged write that a failover did not simply keep.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FailoverWrite {
@@ -148,7 +162,7 @@ pub enum VerdictKind {
 /// Reads what failovers did.
 #[async_trait]
 pub trait FailoverReader: Send + Sync {
-    /// The failovers of all clusters, newest first, those before `before` in that order.
+    /// The failovers of all clusters, newest first; with `before` only the earlier ones.
     ///
     /// # Errors
     ///
@@ -176,4 +190,11 @@ pub trait FailoverReader: Send + Sync {
         &self,
         request: &FailoverWritesRequest<'_>,
     ) -> Result<Vec<FailoverWrite>, StoreError>;
+}
+
+/// Learns what failovers did, to tell people.
+pub trait FailoverObserver: Send + Sync {
+    /// The repair after a failover is closed, by this process: no other one calls this for it. Must
+    /// not block.
+    fn repair_closed(&self, report: &FailoverReport);
 }

@@ -7,6 +7,7 @@
 //!
 //! How it fails: with a [`StoreError`] that says whether a retry can help and after how long.
 
+pub mod clusters;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod error;
@@ -24,9 +25,13 @@ pub mod testing;
 pub mod token;
 pub mod write_batch;
 
+pub use clusters::{
+    ClusterEpoch, ClusterGuard, ClusterMember, ClusterReader, ClusterReport, ClusterWarning,
+    FailingCallsReport, JournalReport, LaneReport, MemberRole, OutboxReport,
+};
 pub use error::StoreError;
 pub use failovers::{
-    FailoverCursor, FailoverReader, FailoverReport, FailoverTimes, FailoverWrite,
+    FailoverCursor, FailoverObserver, FailoverReader, FailoverReport, FailoverTimes, FailoverWrite,
     FailoverWritesRequest, IncompleteLog, NodeRepair, VerdictCounts, VerdictKind,
 };
 pub use history::History;

@@ -183,6 +183,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         dead_letters: None,
         serves_product: true,
         receipts: true,
+        failovers: None,
+        clusters: None,
         breakers: Breakers::new(Arc::new(SystemClock)),
         operations: Arc::new(NoOperations),
         sealer: Sealer::new(&[[7; 32]]),

@@ -36,15 +36,19 @@ from tagfast_client.api.open_ import (
 )
 from tagfast_client.api.operations import (
     allow_dead_letter_storm,
+    check_receipts,
     discard_dead_letters,
     export_contents,
     get_dead_letter,
+    get_failover,
     get_job,
     get_receipt,
     get_status,
     list_breakers,
+    list_clusters,
     list_dead_letter_audit,
     list_dead_letters,
+    list_failover_writes,
     list_failovers,
     rebuild_index,
     recount_tags,
@@ -61,17 +65,21 @@ from tagfast_client.models import (
     BatchTag,
     BreakerCommand,
     Breakers,
+    CheckedReceipts,
+    CheckReceipts,
     ContentItem,
     DeadLetterFilter,
     DeadLetters,
     DiscardDeadLetters,
     DiscardedDeadLetters,
     FailedItem,
+    FailedReceipt,
     ForceBreaker,
     GroupName,
     Health,
     ImportedTag,
     Index,
+    ListFailoverWritesVerdict,
     PatchTags,
     Popular,
     Problem,
@@ -215,7 +223,23 @@ def operating(receipt: str) -> None:
         problem(verdict, "not_in_this_mode")
     else:
         assert ok(ReceiptVerdict, verdict).verdict is VerdictName.KEPT
-    problem(call(list_failovers.sync_detailed, client=CLIENT), "not_in_this_mode")
+    many = CheckReceipts(receipts=[receipt, "no receipt"])
+    checked = call(check_receipts.sync_detailed, client=CLIENT, body=many)
+    if isinstance(checked, Problem):
+        problem(checked, "not_in_this_mode")
+    else:
+        first, second = ok(CheckedReceipts, checked).results
+        assert not isinstance(first, FailedReceipt) and first.verdict is VerdictName.KEPT, first
+        assert isinstance(second, FailedReceipt), second
+        assert second.problem.code == "bad_token"
+    epoch = "0" * 32
+    problem(call(list_failovers.sync_detailed, client=CLIENT, limit=1), "not_in_this_mode")
+    problem(call(get_failover.sync_detailed, epoch, client=CLIENT), "not_in_this_mode")
+    writes = call(
+        list_failover_writes.sync_detailed, epoch, client=CLIENT, verdict=ListFailoverWritesVerdict.LOST
+    )
+    problem(writes, "not_in_this_mode")
+    problem(call(list_clusters.sync_detailed, client=CLIENT), "not_in_this_mode")
     rebuilt = call(rebuild_index.sync_detailed, client=CLIENT, body=Reindex())
     assert ok(ReindexResult, rebuilt).contents >= 1
     recount = call(recount_tags.sync_detailed, client=CLIENT, body=Recount(repair=False))

@@ -130,7 +130,21 @@ async function operating(receipt: string): Promise<void> {
   check(status.mode === "embedded", "the mode is embedded");
   const verdict = await client.GET("/v1/receipts/{token}", { params: { path: { token: receipt } } });
   check(verdict.response.status === 501 || ok(verdict).verdict === "kept", "the write is kept");
+  const receipts = { body: { receipts: [receipt, "no receipt"] } };
+  const checked = await client.POST("/v1/receipts:check", receipts);
+  if (checked.response.ok) {
+    const [first, second] = ok(checked).results;
+    check(first?.ok === true && first.verdict === "kept", "the first receipt is kept");
+    check(second?.ok === false && second.problem.code === "bad_token", "the second one is none");
+  } else {
+    problem(checked, "not_in_this_mode");
+  }
+  const failover = { params: { path: { epoch: "0".repeat(32) } } };
+  const lost = { params: { ...failover.params, query: { verdict: "lost" as const, limit: 1 } } };
   problem(await client.GET("/v1/failovers"), "not_in_this_mode");
+  problem(await client.GET("/v1/failovers/{epoch}", failover), "not_in_this_mode");
+  problem(await client.GET("/v1/failovers/{epoch}/writes", lost), "not_in_this_mode");
+  problem(await client.GET("/v1/clusters"), "not_in_this_mode");
   check(ok(await client.POST("/v1/admin/reindex", { body: {} })).contents >= 1, "contents are indexed");
   const recount = await client.POST("/v1/admin/recount", { body: { repair: false } });
   check(!ok(recount).repaired, "nothing is repaired");

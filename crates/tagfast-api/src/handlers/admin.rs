@@ -1,4 +1,4 @@
-//! Operating the service: status, rebuilding the index, recounting popular tags, failovers.
+//! Operating the service: status, rebuilding the index, recounting popular tags.
 
 use std::sync::Arc;
 
@@ -6,12 +6,11 @@ use axum::response::Response;
 use tagfast_resilience::task::{StopSignal, TaskGroup};
 use tagfast_resilience::{BreakerState, ErrorChain};
 
-use crate::problem::{Code, Problem, not_in_this_mode};
+use crate::problem::{Code, Problem};
 use crate::request::Admin;
 use crate::services::OperationsError;
 use crate::wire::admin::{
-    DriftBody, FailoversBody, PartProblemBody, Recount, RecountBody, Reindex, ReindexBody,
-    RunningBody, StatusBody,
+    DriftBody, PartProblemBody, Recount, RecountBody, Reindex, ReindexBody, RunningBody, StatusBody,
 };
 use crate::wire::breakers::{BreakerBody, BreakerEventBody};
 use crate::wire::meta::DegradedBody;
@@ -132,21 +131,6 @@ pub(crate) async fn recount(Admin(mut request, _): Admin) -> Result<Response, Pr
         rows,
         repaired: report.repaired,
     }))
-}
-
-/// Failovers of the clusters
-///
-/// Reserved: every mode answers 501 `not_in_this_mode`, because none records failovers yet.
-#[utoipa::path(
-    get,
-    path = "/v1/failovers",
-    operation_id = "listFailovers",
-    extensions(("x-reserved" = json!(true))),
-    tag = "operations",
-    responses((status = 200, description = "The failovers, newest first", body = FailoversBody))
-)]
-pub(crate) async fn failovers(_: Admin) -> Problem {
-    not_in_this_mode("failovers")
 }
 
 /// Runs work that continues when the client disconnects, and ends with the node.

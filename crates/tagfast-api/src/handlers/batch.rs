@@ -380,7 +380,8 @@ fn import_time(text: &str, now: UnixMillis) -> Result<UnixMillis, Problem> {
     })
 }
 
-fn check_size(request: &ApiRequest, given: usize) -> Result<(), Problem> {
+/// Refuses more items than a batch may have.
+pub(super) fn check_size(request: &ApiRequest, given: usize) -> Result<(), Problem> {
     let allowed = request.services().limits.batch_items;
     if given <= allowed {
         return Ok(());
@@ -393,6 +394,7 @@ fn check_size(request: &ApiRequest, given: usize) -> Result<(), Problem> {
     ))
 }
 
-fn no_answer() -> Problem {
+/// The problem of an item that the store forgot.
+pub(super) fn no_answer() -> Problem {
     Problem::new(Code::Internal, "the store gave no answer for this item")
 }

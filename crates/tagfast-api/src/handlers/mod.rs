@@ -3,10 +3,12 @@
 pub(crate) mod admin;
 pub(crate) mod batch;
 pub(crate) mod breakers;
+pub(crate) mod clusters;
 pub(crate) mod content;
 pub(crate) mod dead_letters;
 mod derived;
 pub(crate) mod export;
+pub(crate) mod failovers;
 pub(crate) mod jobs;
 mod paths;
 pub(crate) mod public;

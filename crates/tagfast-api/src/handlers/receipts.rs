@@ -1,12 +1,28 @@
 //! Receipts of writes.
 
 use axum::response::Response;
-use tagfast_store::Receipt;
+use tagfast_store::{Receipt, StoreError, Verdict};
 
+use super::batch::{check_size, no_answer};
 use crate::problem::{Code, Problem, not_in_this_mode};
-use crate::request::Read;
-use crate::wire::receipts::VerdictBody;
+use crate::request::{ApiRequest, Read};
+use crate::wire::receipts::{CheckReceipts, CheckedReceipt, CheckedReceiptsBody, VerdictBody};
 use crate::wire::response::json;
+
+/// Opens a receipt of the caller's tenant.
+fn open(request: &ApiRequest, sealed: &str) -> Result<Receipt, Problem> {
+    Receipt::open(&request.services().sealer, request.tenant(), sealed)
+        .map_err(|e| Problem::new(Code::BadToken, format!("receipt: {e}")))
+}
+
+/// Refuses where lost writes are not detected: `kept` could be wrong.
+fn check_mode(request: &ApiRequest) -> Result<(), Problem> {
+    if request.services().receipts { Ok(()) } else { Err(not_in_this_mode("looking receipts up")) }
+}
+
+fn of_read(error: StoreError) -> Problem {
+    Problem::from(error).of_read()
+}
 
 /// The verdict on a write
 ///
@@ -25,19 +41,45 @@ use crate::wire::response::json;
     responses((status = 200, description = "The verdict", body = VerdictBody))
 )]
 pub(crate) async fn receipt(Read(request, _): Read) -> Result<Response, Problem> {
-    let services = request.services();
-    let receipt = Receipt::open(&services.sealer, request.tenant(), &request.path_segment(3)?)
-        .map_err(|e| Problem::new(Code::BadToken, format!("receipt: {e}")))?;
-    if !services.receipts {
-        // Lost writes are not detected in this mode: `kept` could be wrong.
-        return Err(not_in_this_mode("looking receipts up"));
-    }
-    let verdict = services.store.verdict(&receipt).await?;
-    Ok(json(&VerdictBody {
-        verdict: verdict.into(),
-        reason: verdict.reason(),
-        write_id: receipt.write_id.to_string(),
-        shard: receipt.shard.number(),
-        epoch: receipt.position.epoch.to_string(),
-    }))
+    let receipt = open(&request, &request.path_segment(3)?)?;
+    check_mode(&request)?;
+    let verdict = request.services().store.verdict(&receipt).await.map_err(of_read)?;
+    Ok(json(&VerdictBody::new(&receipt, verdict)))
+}
+
+/// The verdicts on up to 500 writes
+///
+/// One result per receipt, in the order of the receipts. A receipt that is damaged or belongs to a
+/// different tenant has a problem, and so has one whose cluster does not answer; the others are not
+/// affected.
+#[utoipa::path(
+    post,
+    path = "/v1/receipts:check",
+    operation_id = "checkReceipts",
+    tag = "operations",
+    request_body = CheckReceipts,
+    responses((
+        status = 200, description = "One result per receipt",
+        body = CheckedReceiptsBody<'static>,
+    ))
+)]
+pub(crate) async fn check(Read(mut request, _): Read) -> Result<Response, Problem> {
+    let batch: CheckReceipts = request.json().await?;
+    check_size(&request, batch.receipts.len())?;
+    check_mode(&request)?;
+    let opened: Vec<_> = batch.receipts.iter().map(|sealed| open(&request, sealed)).collect();
+    let receipts: Vec<Receipt> = opened.iter().flatten().copied().collect();
+    let mut verdicts = request.services().store.verdicts(&receipts).await.into_iter();
+    let checked = opened.into_iter().map(|opened| {
+        let receipt = opened?;
+        let verdict = verdicts.next().ok_or_else(no_answer)?.map_err(of_read)?;
+        Ok((receipt, verdict))
+    });
+    let checked: Vec<Result<(Receipt, Verdict), Problem>> = checked.collect();
+    let trace = request.trace_id();
+    let results = checked.iter().map(|checked| match checked {
+        Ok((receipt, verdict)) => CheckedReceipt::done(VerdictBody::new(receipt, *verdict)),
+        Err(problem) => CheckedReceipt::failed(problem.body(&trace)),
+    });
+    Ok(json(&CheckedReceiptsBody { results: results.collect() }))
 }

@@ -104,6 +104,9 @@ codes! {
         "No dead letter or replay job has this id, it was deleted after two weeks, or the dead \
          letter belongs to a different tenant."
         "List the dead letters with `/v1/dead-letters`; encode the slashes of an id as `%2F`.";
+    FailoverNotFound = "failover_not_found" 404 "No such failover"
+        "No failover of this service's clusters began an epoch with this id."
+        "List the failovers with `/v1/failovers`.";
     BreakerNotFound = "breaker_not_found" 404 "No such breaker"
         "The process that answered has no circuit breaker of this name."
         "List the breakers with `/v1/breakers`; each process has its own.";

@@ -7,7 +7,6 @@ use super::breakers::{BreakerBody, BreakerEventBody};
 use super::meta::DegradedBody;
 use super::words::{ModeName, OperationName};
 use crate::services::{ConsumerStatus, LimitStatus, Readiness};
-use crate::time::Rfc3339;
 
 /// The status of the service.
 #[derive(Serialize, ToSchema)]
@@ -59,29 +58,6 @@ pub(crate) struct RunningBody {
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({}))]
 pub(crate) struct Reindex {}
-
-/// The failovers of the clusters.
-#[derive(Serialize, ToSchema)]
-#[schema(as = Failovers)]
-pub(crate) struct FailoversBody {
-    items: Vec<FailoverBody>,
-    /// Where the next page starts; `null` on the last one.
-    #[schema(required = true)]
-    next_cursor: Option<String>,
-}
-
-/// A failover: a cluster has a new epoch.
-#[derive(Serialize, ToSchema)]
-#[schema(as = Failover)]
-struct FailoverBody {
-    /// The cluster, as the shard map names it.
-    cluster: String,
-    /// The epoch that began.
-    epoch: String,
-    /// When it began.
-    #[schema(value_type = String, format = DateTime)]
-    at: Rfc3339,
-}
 
 /// A part that is not ready, and why.
 #[derive(Serialize, ToSchema)]

@@ -46,9 +46,15 @@ pub(crate) struct RawContent<'a> {
     id: &'a str,
 }
 
+impl<T> DoneItem<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self { ok: Fixed, value }
+    }
+}
+
 impl<'a, T> BatchItem<'a, T> {
     pub(crate) fn done(value: T) -> Self {
-        Self::Done(DoneItem { ok: Fixed, value })
+        Self::Done(DoneItem::new(value))
     }
 
     pub(crate) fn failed(content_type: &'a str, id: &'a str, problem: ProblemBody<'a>) -> Self {

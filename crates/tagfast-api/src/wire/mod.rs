@@ -4,10 +4,12 @@
 pub(crate) mod admin;
 pub(crate) mod batch;
 pub(crate) mod breakers;
+pub(crate) mod clusters;
 pub(crate) mod constant;
 pub(crate) mod content;
 pub(crate) mod dead_letters;
 pub(crate) mod export;
+pub(crate) mod failovers;
 pub(crate) mod jobs;
 pub(crate) mod meta;
 pub(crate) mod public;

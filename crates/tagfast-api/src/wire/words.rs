@@ -1,4 +1,4 @@
-//! Closed sets of words that the composition root writes as text: they are here for the OpenAPI
+//! Closed sets of words that other crates write as text: they are here for the OpenAPI
 //! document alone.
 
 use utoipa::ToSchema;
@@ -40,4 +40,28 @@ pub(crate) enum ConsumerStateName {
     Paused,
     /// It has ended.
     Stopped,
+}
+
+/// What is done with writes to bound the loss of a failover.
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+#[expect(dead_code, reason = "the store writes the word; this lists the words")]
+pub(crate) enum GuardStateName {
+    /// They are acknowledged at once.
+    Open,
+    /// The same, in small groups.
+    Throttled,
+    /// A write is acknowledged only when a replica has it.
+    Holding,
+    /// New writes are refused before they reach the database.
+    Refusing,
+}
+
+/// Calls of a cluster that fail together.
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+#[expect(dead_code, reason = "the store writes the word; this lists the words")]
+pub(crate) enum CallKindName {
+    Writes,
+    Reads,
 }

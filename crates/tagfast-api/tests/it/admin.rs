@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 use tagfast_api::OperationsError;
 
-use crate::support::{fixture, jwt_fixture, keys};
+use crate::support::{fixture, jwt_fixture};
 
 #[tokio::test]
 async fn health_readiness_and_metrics_need_no_token() {
@@ -95,14 +95,6 @@ async fn a_recount_ends_when_its_client_has_gone() {
     }
     // The call was dropped, as that of a client that disconnects.
     recounts(0).await;
-}
-
-#[tokio::test]
-async fn what_only_a_cluster_has_is_501_for_an_admin() {
-    let fixture = jwt_fixture();
-    let admin = keys::hs256(&keys::claims("acme", "admin"));
-    fixture.get("/v1/failovers").bearer(&admin).send().await.problem("not_in_this_mode");
-    fixture.get("/v1/failovers").bearer(&keys::user("acme")).send().await.problem("missing_scope");
 }
 
 #[tokio::test]

@@ -293,18 +293,3 @@ async fn head_answers_like_get_without_a_body() {
     let head = fixture.request("HEAD", TAGS).send().await;
     assert_eq!((head.status.as_u16(), head.body.len(), head.header("etag")), (200, 0, "\"0\""));
 }
-
-#[tokio::test]
-async fn a_receipt_tells_the_verdict() {
-    let fixture = fixture();
-    let receipt = fixture.tag("a/1", "x").await.ok()["receipt"].as_str().unwrap().to_owned();
-    let verdict = fixture.get(&format!("/v1/receipts/{receipt}")).send().await.ok();
-    assert_eq!(verdict["verdict"], "kept");
-    assert!(verdict.get("reason").is_none());
-    assert_eq!(verdict["epoch"], "01".repeat(16));
-    for bad in ["x", "AAAA", &format!("{receipt}A")] {
-        fixture.get(&format!("/v1/receipts/{bad}")).send().await.problem("bad_token");
-    }
-    let consistency = fixture.tag("a/1", "y").await.header("consistency-token").to_owned();
-    fixture.get(&format!("/v1/receipts/{consistency}")).send().await.problem("bad_token");
-}

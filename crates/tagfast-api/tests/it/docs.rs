@@ -3,14 +3,19 @@
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
+use tagfast_domain::EpochId;
 use tagfast_events::ReplayJob;
 use tagfast_resilience::BreakerOptions;
+use tagfast_store::FailoverReport;
 
 use crate::dead_letters::{stored, with_dead_letters};
+use crate::support::clusters::report;
 use crate::support::{Answer, Fixture, fixture, jwt_fixture};
 
 /// The id in the example of `GET /v1/jobs/{id}`.
 const JOB_ID: &str = "0190a5c2-7a0b-7c3e-9d5f-2b6c1e8f4a70";
+/// The epoch in the examples of failovers.
+const EPOCH: &str = "9ec37e1a5c0b4f6d8a21d3e4f5061728";
 const BROWSER: &str = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
 
 async fn reference_page(fixture: &Fixture) -> String {
@@ -64,6 +69,9 @@ async fn fixture_for_examples() -> Fixture {
     fixture.dead_letters.jobs.lock().push(job);
     fixture.breakers.make("index", BreakerOptions::default());
     fixture.tag("jira.issue/PROJ-1", "critical").await.ok();
+    let epoch = hex::decode(EPOCH).unwrap().try_into().unwrap();
+    let failover = FailoverReport { epoch: EpochId(epoch), ..report("c0", 2, 100) };
+    fixture.failovers.reports.lock().push(failover);
     fixture
 }
 
@@ -162,7 +170,7 @@ async fn every_call_has_an_anchor_an_example_and_its_problem_codes() {
             }
         }
     }
-    assert_eq!(anchors.len(), 33);
+    assert_eq!(anchors.len(), 37);
 }
 
 #[tokio::test]

@@ -39,7 +39,7 @@ fn operations(api: &Value) -> Vec<(String, String, Value)> {
 fn every_operation_documents_the_common_problems() {
     let api = document();
     let all = operations(&api);
-    assert_eq!(all.len(), 33);
+    assert_eq!(all.len(), 37);
     for (method, path, operation) in all {
         let responses = operation["responses"].as_object().unwrap();
         for status in ["400", "404", "405", "408", "414", "422", "500", "503", "504"] {
@@ -86,6 +86,7 @@ fn request_bodies_refuse_unknown_fields() {
         "DeadLetterFilter",
         "AllowStorm",
         "ForceBreaker",
+        "CheckReceipts",
     ] {
         assert_eq!(api["components"]["schemas"][name]["additionalProperties"], false, "{name}");
     }
@@ -195,6 +196,7 @@ async fn answers_are_what_the_document_says() {
     let api = document();
     let fixture = crate::dead_letters::with_dead_letters(fixture());
     fixture.breakers.make("index", tagfast_resilience::BreakerOptions::default());
+    fixture.failovers.fill();
     let receipt = fixture.tag("a/1", "x").await.ok()["receipt"].as_str().unwrap().to_owned();
     fixture.tag("a/2", "x").await.ok();
     fixture.tag("a/2", "y").await.ok();
@@ -205,6 +207,9 @@ async fn answers_are_what_the_document_says() {
     let one = "/v1/content/{type}/{id}/tags/{tag}";
     let all = "/v1/content/{type}/{id}/tags";
     let receipts = format!("/v1/receipts/{receipt}");
+    let check = json!({"receipts": [receipt, "x"]}).to_string();
+    let failover = "/v1/failovers/02020202020202020202020202020202";
+    let failover_writes = format!("{failover}/writes");
     let calls: Vec<(&str, &str, &str, Option<&str>)> = vec![
         ("GET", all, "/v1/content/a/1/tags", None),
         ("GET", all, "/v1/content/A/1/tags", None),
@@ -229,7 +234,13 @@ async fn answers_are_what_the_document_says() {
         ("GET", "/v1/status", "/v1/status", None),
         ("POST", "/v1/admin/reindex", "/v1/admin/reindex", None),
         ("POST", "/v1/admin/recount", "/v1/admin/recount", Some("{}")),
+        ("POST", "/v1/receipts:check", "/v1/receipts:check", Some(&check)),
+        ("POST", "/v1/receipts:check", "/v1/receipts:check", Some("{}")),
         ("GET", "/v1/failovers", "/v1/failovers", None),
+        ("GET", "/v1/failovers/{epoch}", failover, None),
+        ("GET", "/v1/failovers/{epoch}", "/v1/failovers/none", None),
+        ("GET", "/v1/failovers/{epoch}/writes", &failover_writes, None),
+        ("GET", "/v1/clusters", "/v1/clusters", None),
         ("GET", "/v1/breakers", "/v1/breakers", None),
         (
             "POST",

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 /// What the calls of an operation id may begin with.
 const VERBS: &[&str] = &[
-    "add", "allow", "batchGet", "batchTag", "change", "discard", "export", "get", "list",
+    "add", "allow", "batchGet", "batchTag", "change", "check", "discard", "export", "get", "list",
     "rebuild", "recount", "remove", "replace", "replay", "search", "set",
 ];
 

@@ -35,6 +35,7 @@ async fn no_answer_shows_another_tenant_s_tags() {
         "/v1/export?shard=1",
         "/v1/status",
         "/v1/failovers",
+        "/v1/clusters",
         "/v1/breakers",
         "/v1/dead-letters",
     ] {

@@ -43,6 +43,8 @@ struct State {
     receipts_from: u64,
     /// The ends of the past epochs, oldest first.
     epoch_ends: Vec<u64>,
+    /// See [`MemoryStore::judge`].
+    verdicts: HashMap<WriteId, fn() -> Result<Verdict, StoreError>>,
 }
 
 impl State {
@@ -105,6 +107,11 @@ impl MemoryStore {
     ) -> Arc<Self> {
         let (limits, faults) = (Limits::default(), CallFaults::default());
         Arc::new(Self { state, clock, limits, broken, faults })
+    }
+
+    /// Makes this the verdict about a write.
+    pub fn judge(&self, write: WriteId, verdict: fn() -> Result<Verdict, StoreError>) {
+        self.state.lock().verdicts.insert(write, verdict);
     }
 
     /// The store after a restart, over the same data.
@@ -445,6 +452,9 @@ impl ReceiptReader for MemoryStore {
     async fn verdict(&self, receipt: &Receipt) -> Result<Verdict, StoreError> {
         self.faults.enter(CallKind::Other, None).await?;
         let state = self.state.lock();
+        if let Some(verdict) = state.verdicts.get(&receipt.write_id) {
+            return verdict();
+        }
         let position = receipt.position;
         let end = state.epoch_end(position.epoch);
         let is_kept = end.is_some_and(|end| position.lsn <= end.min(state.position))

@@ -111,6 +111,8 @@ impl ClusterNode {
             dead_letters,
             serves_product: roles.api,
             receipts: false,
+            failovers: None,
+            clusters: None,
             breakers,
             operations: Arc::clone(&operations) as _,
             sealer: Sealer::of(keys),

@@ -89,6 +89,8 @@ impl EmbeddedNode {
             }),
             serves_product: true,
             receipts: true,
+            failovers: None,
+            clusters: None,
             breakers: Breakers::new(Arc::clone(&clock)),
             operations: Arc::clone(&operations) as _,
             sealer: Sealer::of(keys),

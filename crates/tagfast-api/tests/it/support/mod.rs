@@ -1,6 +1,7 @@
 //! Support for the tests: the API over a store in memory, and a client that sends plain HTTP
 //! requests to it.
 
+pub(crate) mod clusters;
 pub(crate) mod keys;
 pub(crate) mod ports;
 
@@ -20,6 +21,7 @@ use tagfast_store::Sealer;
 use tagfast_store::testing::MemoryStore;
 use tower::ServiceExt;
 
+use clusters::{FakeClusters, FakeFailovers};
 use ports::{FakeDeadLetterStore, FakeOperations, FakePopular, FakeSearch};
 
 pub(crate) const NOW: i64 = 1_767_225_600_000;
@@ -35,6 +37,7 @@ pub(crate) struct Fixture {
     pub(crate) popular: Arc<FakePopular>,
     pub(crate) operations: Arc<FakeOperations>,
     pub(crate) dead_letters: Arc<FakeDeadLetterStore>,
+    pub(crate) failovers: Arc<FakeFailovers>,
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) breakers: Arc<Breakers>,
 }
@@ -128,6 +131,7 @@ pub(crate) fn build(
     let popular = FakePopular::new(Arc::clone(&store), Arc::clone(&clock));
     let operations = Arc::new(FakeOperations::default());
     let dead_letters = Arc::new(FakeDeadLetterStore::default());
+    let failovers = Arc::new(FakeFailovers::default());
     let breakers = Breakers::new(clock.clone());
     let any_host = !matches!(auth, AuthConfig::None);
     let mut services = ApiServices {
@@ -140,6 +144,8 @@ pub(crate) fn build(
         }),
         serves_product: true,
         receipts: true,
+        failovers: Some(failovers.clone()),
+        clusters: Some(Arc::new(FakeClusters)),
         breakers: Arc::clone(&breakers),
         operations: operations.clone(),
         sealer: Sealer::new(&[[7; 32]]),
@@ -162,6 +168,7 @@ pub(crate) fn build(
         popular,
         operations,
         dead_letters,
+        failovers,
         clock,
         breakers,
     }
