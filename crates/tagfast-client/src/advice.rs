@@ -12,6 +12,7 @@ const ADVICE: &[(&str, &str)] = &[
     ("not_found", "is --url the address of a tagfast server?"),
     ("method_not_allowed", "is --url the address of a tagfast server?"),
     ("dead_letter_not_found", "list them with: tagfast dead-letters list --state all"),
+    ("failover_not_found", "list them with: tagfast failovers"),
     (
         "breaker_not_found",
         "list them with: tagfast breakers list; each process has its own (--url)",

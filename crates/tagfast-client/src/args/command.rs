@@ -4,8 +4,9 @@ use clap::Subcommand;
 
 use super::content::{ApplyArgs, ViewArgs};
 use super::dead_letters::DeadLettersCommand;
+use super::failovers::FailoversArgs;
 use super::operations::{
-    BreakersCommand, FailoversArgs, ReceiptsCommand, RecountArgs, ReindexArgs, StatusArgs,
+    BreakersCommand, ClustersArgs, ReceiptsCommand, RecountArgs, ReindexArgs, StatusArgs,
 };
 use super::search::{PopularArgs, SearchArgs, SuggestArgs};
 use super::transfer::{ExportArgs, ImportArgs};
@@ -35,7 +36,9 @@ pub enum ClientCommand {
     Reindex(ReindexArgs),
     /// Show the state of a server.
     Status(StatusArgs),
-    /// List past failovers of the clusters.
+    /// Show the state of the clusters, the worst first.
+    Clusters(ClustersArgs),
+    /// Show past failovers of the clusters, and what they did to acknowledged writes.
     Failovers(FailoversArgs),
     /// Check what became of past writes.
     #[command(subcommand)]

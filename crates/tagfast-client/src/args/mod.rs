@@ -5,6 +5,7 @@ mod connection;
 mod content;
 mod dead_letters;
 mod duration;
+mod failovers;
 mod load;
 mod operations;
 mod search;
@@ -17,10 +18,11 @@ pub use dead_letters::{
     DeadLetterFilterArgs, DeadLetterSelectionArgs, DeadLettersCommand, ListDeadLettersArgs,
 };
 pub use duration::duration;
+pub use failovers::FailoversArgs;
 pub use load::BenchArgs;
 pub use operations::{
-    BreakersCommand, FailoversArgs, ReceiptsCommand, RecountArgs, ReindexArgs, SetBreakerArgs,
-    StatusArgs,
+    BreakersCommand, ClustersArgs, ReceiptsCommand, RecountArgs, ReindexArgs, SetBreakerArgs,
+    StatusArgs, WatchArgs,
 };
 pub use search::{PopularArgs, SearchArgs, SortArg, SuggestArgs, WindowArg};
 pub use transfer::{ExportArgs, ImportArgs};

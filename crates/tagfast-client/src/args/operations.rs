@@ -1,4 +1,4 @@
-//! The commands of operators: `recount`, `reindex`, `status`, `failovers`, `receipts`, `breakers`.
+//! The commands of operators: `recount`, `reindex`, `status`, `clusters`, `receipts`, `breakers`.
 
 use std::path::PathBuf;
 
@@ -38,6 +38,17 @@ pub struct ReindexArgs {
                   tagfast status --watch\n  \
                   tagfast status --watch --interval 5 >> status.log")]
 pub struct StatusArgs {
+    /// Whether it is repeated.
+    #[command(flatten)]
+    pub watch: WatchArgs,
+    /// The server and the caller.
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+/// Whether a command is repeated.
+#[derive(Debug, Args)]
+pub struct WatchArgs {
     /// Repeat until Ctrl-C: in place on a terminal, else one line each time.
     #[arg(long)]
     pub watch: bool,
@@ -50,17 +61,20 @@ pub struct StatusArgs {
         value_parser = clap::value_parser!(u64).range(1..=3600)
     )]
     pub interval: u64,
-    /// The server and the caller.
-    #[command(flatten)]
-    pub client: ClientArgs,
 }
 
-/// `failovers`
+/// `clusters`
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  \
-                  tagfast failovers --json\n\n\
-                  A server in embedded mode has no failovers and says so.")]
-pub struct FailoversArgs {
+#[command(after_help = "Examples:\n  \
+                  tagfast clusters\n  \
+                  tagfast clusters --watch\n  \
+                  tagfast clusters --json | jq '.items[].guard'\n\n\
+                  The worst cluster comes first, with what to do about it. It is what the process \
+                  at --url sees. A server in embedded mode has no clusters and says so.")]
+pub struct ClustersArgs {
+    /// Whether it is repeated.
+    #[command(flatten)]
+    pub watch: WatchArgs,
     /// The server and the caller.
     #[command(flatten)]
     pub client: ClientArgs,
@@ -69,11 +83,13 @@ pub struct FailoversArgs {
 /// `receipts`
 #[derive(Debug, Subcommand)]
 pub enum ReceiptsCommand {
-    /// Print the verdict of each receipt in a file: kept or unknown.
+    /// Print the verdict of each receipt in a file: kept, repaired, lost or unknown.
     #[command(after_help = "Examples:\n  \
                   tagfast tag jira.issue PROJ-1 ui --receipt >> receipts.txt\n  \
-                  tagfast receipts check receipts.txt\n\n\
-                  Exit code 3 when a receipt is unknown or not readable.")]
+                  tagfast receipts check receipts.txt\n  \
+                  zcat old.txt.gz | tagfast receipts check - --json\n\n\
+                  Exit code 3 when a write is lost, its verdict is unknown, or a receipt is not \
+                  readable.")]
     Check {
         /// One receipt a line; - reads from stdin.
         #[arg(value_hint = ValueHint::FilePath)]

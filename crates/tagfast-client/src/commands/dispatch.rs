@@ -1,7 +1,7 @@
 //! Runs a client command in a runtime of its own.
 
 use super::content::{self, Change};
-use super::{breakers, dead_letters, operations, receipts, search, status};
+use super::{breakers, clusters, dead_letters, failovers, operations, receipts, search, status};
 use crate::args::{ClientCommand, ReceiptsCommand};
 use crate::error::{CommandResult, Exit};
 use crate::runtime::{block_on, block_on_until, runtime};
@@ -34,11 +34,15 @@ pub fn run(command: &ClientCommand, terminal: &Terminal) -> CommandResult {
         ClientCommand::Recount(args) => block_on(operations::recount(args, terminal)),
         ClientCommand::Reindex(args) => block_on(operations::reindex(args, terminal)),
         // Only Ctrl-C ends the watching, so it is no failure.
-        ClientCommand::Status(args) if args.watch => {
+        ClientCommand::Status(args) if args.watch.watch => {
             block_on_until(status::status(args, terminal), || Ok(Exit::Done))
         }
         ClientCommand::Status(args) => block_on(status::status(args, terminal)),
-        ClientCommand::Failovers(args) => block_on(operations::failovers(args, terminal)),
+        ClientCommand::Clusters(args) if args.watch.watch => {
+            block_on_until(clusters::clusters(args, terminal), || Ok(Exit::Done))
+        }
+        ClientCommand::Clusters(args) => block_on(clusters::clusters(args, terminal)),
+        ClientCommand::Failovers(args) => block_on(failovers::failovers(args, terminal)),
         ClientCommand::Receipts(ReceiptsCommand::Check { file, client }) => {
             block_on(receipts::check(file, client, terminal))
         }

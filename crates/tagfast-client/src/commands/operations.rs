@@ -1,10 +1,10 @@
-//! Commands for operators: `reindex`, `recount` and `failovers`.
+//! Commands for operators: `reindex` and `recount`.
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::args::{FailoversArgs, RecountArgs, ReindexArgs};
+use crate::args::{RecountArgs, ReindexArgs};
 use crate::error::{CliError, CommandResult, Exit};
 use crate::http::Client;
 use crate::json::{self, number, text};
@@ -110,12 +110,6 @@ fn recount_text(answer: &Value, drifted: bool, repaired: bool) -> String {
         shown.push_str(&table(&rows));
     }
     shown
-}
-
-/// `failovers`
-pub(super) async fn failovers(args: &FailoversArgs, terminal: &Terminal) -> CommandResult {
-    terminal.value(&Client::new(&args.client)?.get("/v1/failovers").await?)?;
-    Ok(Exit::Done)
 }
 
 #[cfg(test)]

@@ -1,13 +1,10 @@
 //! `status`: shows the state of a server, once or repeatedly.
 
-use std::time::Duration;
-
 use serde_json::Value;
-use tagfast_domain::time::rfc3339;
-use tagfast_resilience::{Clock, SystemClock};
 
+use super::watch::{self, Shown};
 use crate::args::StatusArgs;
-use crate::error::{CliError, CommandResult, Exit};
+use crate::error::CommandResult;
 use crate::http::Client;
 use crate::json::{list, number, text};
 use crate::terminal::{Terminal, table};
@@ -17,55 +14,9 @@ const EVENTS_SHOWN: usize = 5;
 
 /// `status`. Watching ends with Ctrl-C.
 pub(super) async fn status(args: &StatusArgs, terminal: &Terminal) -> CommandResult {
-    let client = Client::new(&args.client)?;
-    if !args.watch {
-        let answer = client.get("/v1/status").await?;
-        if terminal.json {
-            terminal.value(&answer)?;
-        } else {
-            terminal.line(status_text(&answer))?;
-        }
-        return Ok(Exit::Done);
-    }
-    let in_place = terminal.screen && !terminal.json;
-    if in_place {
-        terminal.bytes(b"\x1b[2J")?;
-    }
-    let mut tick = tokio::time::interval(Duration::from_secs(args.interval));
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tick.tick().await;
-        let answer = client.get("/v1/status").await;
-        let at = rfc3339(SystemClock.now_ms());
-        match answer {
-            Ok(answer) if terminal.json => terminal.line(&answer)?,
-            Ok(answer) if in_place => {
-                terminal.bytes(frame(&format!("{at}\n{}", status_text(&answer))).as_bytes())?
-            }
-            Ok(answer) => terminal.line(format_args!("{at} {}", status_line(&answer)))?,
-            // Watching goes on while the server restarts.
-            Err(error) if error.is_retryable() => {
-                let message = CliError::from(error).full_message();
-                if in_place {
-                    terminal.bytes(frame(&format!("{at}\n{message}")).as_bytes())?;
-                } else {
-                    terminal.note(format_args!("{at} {message}"));
-                }
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-/// Text that overwrites the previous frame: no flicker, and no remains of a longer line.
-fn frame(text: &str) -> String {
-    let mut out = String::from("\x1b[H");
-    for line in text.lines() {
-        out.push_str(line);
-        out.push_str("\x1b[K\r\n");
-    }
-    out.push_str("\x1b[J");
-    out
+    let shown =
+        Shown { path: "/v1/status", text: |answer, _| status_text(answer), line: status_line };
+    watch::show(&Client::new(&args.client)?, &shown, &args.watch, terminal).await
 }
 
 /// How long a breaker has been in its state.
@@ -219,10 +170,5 @@ mod tests {
             status_line(&old),
             "up 1 s; degraded: none; breakers: none; limits: none; consumers: none; not ready: none"
         );
-    }
-
-    #[test]
-    fn a_frame_covers_the_previous_one() {
-        assert_eq!(frame("a\nb"), "\x1b[Ha\x1b[K\r\nb\x1b[K\r\n\x1b[J");
     }
 }
