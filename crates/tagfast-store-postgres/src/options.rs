@@ -10,6 +10,7 @@ use tagfast_failover::OnLag;
 use tagfast_resilience::{
     Address, Backoff, BreakerOptions, Breakers, Clock, Credential, Secret, SystemClock,
 };
+use tagfast_store::FailoverObserver;
 use tagfast_store::fair_queue::TenantWeights;
 
 use crate::tls::Tls;
@@ -167,6 +168,8 @@ pub struct PostgresOptions {
     pub replica_age_max: Duration,
     /// The tenants' shares of the queues of reads and writes.
     pub tenant_weights: TenantWeights,
+    /// Is told of each failover whose repair this process closes; `None`: nobody is.
+    pub failover_observer: Option<Arc<dyn FailoverObserver>>,
 }
 
 impl PostgresOptions {
@@ -206,6 +209,7 @@ impl PostgresOptions {
             reads_per_second: 0,
             replica_age_max: Duration::from_secs(3),
             tenant_weights: TenantWeights::default(),
+            failover_observer: None,
         }
     }
 }

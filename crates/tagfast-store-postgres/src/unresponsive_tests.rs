@@ -75,6 +75,7 @@ fn connections() -> ConnectionFactory {
         reads_per_second: 0,
         replica_age_max: Duration::from_secs(3),
         tenant_weights: TenantWeights::default(),
+        failover_observer: None,
     })
     .expect("no TLS to set up")
 }

@@ -12,6 +12,7 @@ pub mod config;
 mod consumers;
 mod credentials;
 mod demo;
+mod failover_notices;
 #[cfg(test)]
 mod golden;
 mod machine;

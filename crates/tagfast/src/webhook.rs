@@ -1,11 +1,12 @@
-//! Delivers dead-letter notices to a webhook: signed, retried, one at a time.
+//! Delivers notices to a webhook: signed, retried, one at a time.
 //!
 //! A notice is a JSON document posted to the URL. `Tagfast-Signature: t=<unix seconds>,v1=<hex>`
 //! holds the HMAC-SHA256 of `<t>.<body>` with the secret, so that the receiver can verify the
 //! sender and the time; `Tagfast-Delivery` is the same in each attempt. Redirects are not followed.
 //!
 //! How it fails: a notice that is not answered with 2xx within five seconds is sent again, five
-//! times in about five minutes, then given up; the next change sends a new notice.
+//! times in about five minutes, then given up. For dead letters the next change sends a new notice;
+//! a failover has one notice, which waits while those before it are tried.
 
 use std::error::Error;
 use std::fmt;
@@ -45,7 +46,7 @@ pub(crate) struct WebhookOptions {
 pub(crate) const DELIVERY_BACKOFF: Backoff =
     Backoff { retries: 5, base: Duration::from_secs(1), factor: 4, cap: Duration::from_secs(240) };
 
-/// A sender with space for one notice.
+/// A sender with space for some notices.
 pub(crate) struct Webhook {
     messages: mpsc::Sender<Value>,
     min_interval: Duration,
@@ -53,9 +54,9 @@ pub(crate) struct Webhook {
 }
 
 impl Webhook {
-    /// Starts a sender.
-    pub(crate) fn spawn(options: WebhookOptions) -> Self {
-        let (messages, mut queued) = mpsc::channel::<Value>(1);
+    /// Starts a sender in which at most `queue` notices wait.
+    pub(crate) fn spawn(options: WebhookOptions, queue: usize) -> Self {
+        let (messages, mut queued) = mpsc::channel::<Value>(queue);
         let min_interval = options.min_interval;
         let task = BackgroundTask::spawn("webhook", async move |stop: StopSignal| {
             let deliver_all = async {
@@ -71,9 +72,21 @@ impl Webhook {
         Self { messages, min_interval, task }
     }
 
-    /// Starts a sender as the notifier of the dead-letter supervisor.
+    /// Starts a sender as the notifier of the dead-letter supervisor, which keeps what has no place
+    /// and tells more the next time.
     pub(crate) fn notifier(options: WebhookOptions) -> Arc<dyn DeadLetterNotifier> {
-        Arc::new(Self::spawn(options))
+        Arc::new(Self::spawn(options, 1))
+    }
+
+    /// Queues a notice. False: there is no place for it.
+    pub(crate) fn send(&self, notice: Value) -> bool {
+        self.messages.try_send(notice).is_ok()
+    }
+
+    /// Ends the sender; what waits is not sent.
+    pub(crate) async fn stop(&self) {
+        // Its panic is logged already.
+        let _ = self.task.stop().await;
     }
 }
 
@@ -84,12 +97,11 @@ impl DeadLetterNotifier for Webhook {
     }
 
     fn notify(&self, notice: &DeadLetterNotice) -> bool {
-        self.messages.try_send(notice.to_json()).is_ok()
+        self.send(notice.to_json())
     }
 
     async fn stop(&self) {
-        // Its panic is logged already.
-        let _ = self.task.stop().await;
+        Self::stop(self).await;
     }
 }
 
@@ -160,7 +172,7 @@ async fn deliver(options: &WebhookOptions, message: &Value) {
         };
         let error = ErrorChain(&error).to_string();
         let Some(delay) = options.retry.delay(failed, 0.5) else {
-            tracing::error!(error, delivery = id, "a dead-letter notice is given up");
+            tracing::error!(error, delivery = id, "a notice is given up");
             counter!(WEBHOOK_MESSAGES, "outcome" => WebhookOutcome::GivenUp).increment(1);
             return;
         };

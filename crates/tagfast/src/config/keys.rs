@@ -449,8 +449,9 @@ config_keys! {
             "Too high: operators learn late of dead letters that stay. Too low: operators are \
              called for faults that would have passed.";
         webhook_url Webhook Both = "", "webhook.url",
-            "URL that receives notices of dead letters that need attention: `https://`, or `http://` of \
-             this machine. One signed message for all of them, retried.",
+            "URL that receives notices of dead letters that need attention, one signed message for \
+             all of them, and of failovers that lost acknowledged writes, one for each: \
+             `https://`, or `http://` of this machine. Retried.",
             "Unset: only metrics and alert rules report them.";
         webhook_secret_file Text Both = "", "webhook.secret()",
             "File whose text signs the messages (`Tagfast-Signature`); read again when it changes.",

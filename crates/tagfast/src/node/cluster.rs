@@ -27,6 +27,7 @@ use tagfast_store_postgres::{
 };
 
 use super::cache::CacheLayer;
+use super::dead_letters::webhook_options;
 use super::events::{ClusterBus, EventPipeline, PipelineDeps};
 use super::identity::node_name;
 use super::roles::Roles;
@@ -34,6 +35,7 @@ use super::shutdown::bounded;
 use crate::config::{Config, PostgresConfig};
 use crate::consumers::Consumers;
 use crate::credentials::CredentialFiles;
+use crate::failover_notices::FailoverNotices;
 use crate::telemetry::metrics::MetricsText;
 
 /// How long etcd must not have answered before it is named: one poll may be late.
@@ -46,6 +48,8 @@ const NO_BUS: &str = "search and popular tags need the bus: set kafka.brokers";
 pub(crate) struct ClusterNode {
     store: Arc<PostgresStore>,
     operations: Arc<ClusterOperations>,
+    /// `None`: no webhook is configured.
+    failover_notices: Option<Arc<FailoverNotices>>,
     parts: ApiServices,
 }
 
@@ -69,7 +73,12 @@ impl ClusterNode {
             Some(bus) => bus.outbox_sink(&breakers),
             None => Arc::new(NullSink),
         };
-        let options = store_options(config, postgres, roles, (&clock, &breakers), &credentials)?;
+        let webhook = webhook_options(&config.dead_letters, &credentials)?;
+        let failover_notices = webhook.map(|webhook| Arc::new(FailoverNotices::spawn(webhook)));
+        let options = PostgresOptions {
+            failover_observer: failover_notices.clone().map(|notices| notices as _),
+            ..store_options(config, postgres, roles, (&clock, &breakers), &credentials)?
+        };
         let store = PostgresStore::open(options, sink)
             .map_err(|e| CliError::new("the store does not open").with_source(e))?;
         let cache =
@@ -125,7 +134,7 @@ impl ClusterNode {
             byte_budget: ByteBudget::new(config.api_limits.in_flight_bytes),
             tasks: ApiServices::task_group(),
         };
-        Ok(Self { store, operations, parts })
+        Ok(Self { store, operations, failover_notices, parts })
     }
 
     /// What the API is made from.
@@ -133,7 +142,8 @@ impl ClusterNode {
         self.parts.clone()
     }
 
-    /// Stops the event pipeline, then the caches, then the store with its relays and watchers.
+    /// Stops the event pipeline, then the caches, then the store with its relays and watchers, then
+    /// the notices of failovers that it had.
     /// Requests must have ended before. A step whose dependency hangs ends after a bounded time.
     pub(crate) async fn stop(self) {
         if let Some(pipeline) = &self.operations.pipeline {
@@ -141,6 +151,9 @@ impl ClusterNode {
         }
         bounded("caches", self.operations.cache.stop()).await;
         bounded("store", self.store.close()).await;
+        if let Some(notices) = &self.failover_notices {
+            notices.stop().await;
+        }
         self.operations.credentials.stop().await;
     }
 }
@@ -221,6 +234,7 @@ fn store_options(
         reads_per_second: postgres.reads_per_second,
         replica_age_max: postgres.replica_age_max,
         tenant_weights: TenantWeights::new(config.tenant_weights.clone()),
+        failover_observer: None,
     })
 }
 

@@ -14,17 +14,22 @@ pub(super) fn supervisor_options(
     dead_letters: &DeadLettersConfig,
     credentials: &CredentialFiles,
 ) -> Result<SupervisorOptions, CliError> {
-    let webhook = match &dead_letters.webhook {
-        None => None,
-        Some(webhook) => Some(WebhookOptions {
-            url: webhook.url.clone(),
-            secret: credentials.open_some(webhook.secret())?,
-            min_interval: webhook.interval_min,
-            retry: DELIVERY_BACKOFF,
-        }),
-    };
     Ok(SupervisorOptions {
         auto_replay: dead_letters.auto_replay,
-        notifier: webhook.map(Webhook::notifier),
+        notifier: webhook_options(dead_letters, credentials)?.map(Webhook::notifier),
     })
+}
+
+/// Where notices go; `None`: no webhook is configured.
+pub(super) fn webhook_options(
+    dead_letters: &DeadLettersConfig,
+    credentials: &CredentialFiles,
+) -> Result<Option<WebhookOptions>, CliError> {
+    let Some(webhook) = &dead_letters.webhook else { return Ok(None) };
+    Ok(Some(WebhookOptions {
+        url: webhook.url.clone(),
+        secret: credentials.open_some(webhook.secret())?,
+        min_interval: webhook.interval_min,
+        retry: DELIVERY_BACKOFF,
+    }))
 }

@@ -45,7 +45,7 @@ define_metrics! {
     /// Metrics of the webhook.
     const WEBHOOK_METRICS;
 
-    /// Messages about dead letters that need attention.
+    /// Messages about dead letters that need attention, and about failovers that lost writes.
     pub(crate) counter WEBHOOK_MESSAGES = "tagfast_webhook_messages_total" {
         outcome: WebhookOutcome,
     };
