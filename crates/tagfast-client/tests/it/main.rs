@@ -1,5 +1,6 @@
-//! Import and export through the HTTP client.
+//! Import, export and the commands of operators through the HTTP client.
 
+mod operations;
 mod order;
 mod resume;
 mod support;
