@@ -210,6 +210,11 @@ impl Journal {
         self.bytes
     }
 
+    /// The most that it may hold, in bytes.
+    pub fn bytes_max(&self) -> usize {
+        self.bytes_max
+    }
+
     /// How many contents it holds, those that wait for a repair included.
     pub fn contents(&self) -> usize {
         self.entries.len() + self.older.len()

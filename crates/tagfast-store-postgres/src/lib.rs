@@ -21,6 +21,7 @@
 
 mod boot_clock;
 mod cluster;
+mod cluster_report;
 mod connect;
 mod dead_letters;
 mod health;

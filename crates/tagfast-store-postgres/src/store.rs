@@ -72,7 +72,7 @@ pub enum OpenError {
 /// One cluster and what the store keeps for it.
 pub(crate) struct ClusterHandle {
     pub(crate) cluster: Arc<Cluster>,
-    lanes: Vec<Arc<Lane>>,
+    pub(crate) lanes: Vec<Arc<Lane>>,
     /// By address.
     pub(crate) readers: Mutex<HashMap<String, NodeReader>>,
     /// Those of strong reads, which neither wait for the others nor delay them.
@@ -117,7 +117,7 @@ pub struct PostgresStore {
     pub(crate) connections: ConnectionFactory,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) reading: ReaderOptions,
-    outbox_bytes_max: u64,
+    pub(crate) outbox_bytes_max: u64,
     /// A cluster does not know the keys of the others.
     keys: KeyMemory,
     /// Reads that no one asked for; `None`: callers do not read here.

@@ -10,7 +10,6 @@
 //! watcher then reports the connection as failed.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::Ordering;
 
 use tagfast_resilience::{Bounded, gauge};
 use tokio_postgres::Row;
@@ -118,7 +117,7 @@ pub(crate) async fn check(
     let label = || Bounded(cluster.name.clone());
     if let Some(row) = rows.first() {
         let bytes = row.get::<_, i64>(7).unsigned_abs();
-        cluster.outbox_bytes.store(bytes, Ordering::Relaxed);
+        cluster.record_check(bytes);
         gauge!(OUTBOX_BYTES, "cluster" => label()).set(bytes as f64);
     }
     let primary = state.leader.as_ref().map_or("", |key| key.member.as_str());

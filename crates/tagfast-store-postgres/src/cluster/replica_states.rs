@@ -118,6 +118,8 @@ impl Finding {
 #[derive(Debug, Clone)]
 struct ReplicaState {
     node: Node,
+    /// When it last answered a probe; `None`: it has not.
+    answered: Option<BootTime>,
     /// The last time of which it was proven to show everything; before, when it was first known.
     since: BootTime,
     branch: Branch,
@@ -132,6 +134,7 @@ impl ReplicaState {
     fn new(node: Node, now: BootTime) -> Self {
         Self {
             node,
+            answered: None,
             since: now,
             branch: Branch::Unknown,
             position: None,
@@ -144,8 +147,12 @@ impl ReplicaState {
         &mut self,
         answer: &ProbeAnswer,
         current: CurrentEpoch,
+        now: BootTime,
         prove: impl Fn(u64) -> Option<BootTime>,
     ) {
+        if *answer != ProbeAnswer::None {
+            self.answered = Some(now);
+        }
         let facts = match answer {
             // What it had shown, it has; the rest is to be proven again.
             ProbeAnswer::None => {
@@ -188,6 +195,8 @@ pub(crate) struct ReplicaAge {
     pub(crate) name: String,
     /// How long ago it had everything; at least this long where that is not proven.
     pub(crate) age: Duration,
+    /// When it last answered a probe; `None`: it has not.
+    pub(crate) answered: Option<BootTime>,
     proven: bool,
     finding: Finding,
 }
@@ -195,7 +204,7 @@ pub(crate) struct ReplicaAge {
 impl ReplicaAge {
     /// A sentence for people.
     pub(crate) fn text(&self, cluster: &str, has_primary: bool) -> String {
-        let Self { name, age, proven, finding } = self;
+        let Self { name, age, proven, finding, .. } = self;
         let at_least = if *proven { "" } else { "at least " };
         let why = finding.text();
         let then = if has_primary {
@@ -248,7 +257,7 @@ impl ReplicaStates {
             }
             let known = known.unwrap_or(self.0.len().saturating_sub(1));
             if let Some(known) = self.0.get_mut(known).filter(|known| known.node == **node) {
-                known.record(answer, current, &prove);
+                known.record(answer, current, now, &prove);
             }
         }
     }
@@ -288,6 +297,7 @@ impl ReplicaStates {
         let of = |known: &ReplicaState| ReplicaAge {
             name: known.node.name.clone(),
             age: age(known.through.unwrap_or(known.since), now),
+            answered: known.answered,
             proven: known.through.is_some(),
             finding: known.finding,
         };

@@ -119,6 +119,8 @@ pub(crate) struct Cluster {
     pub(crate) replica_age_max: Duration,
     /// What the outbox tables take on disk, in bytes, as of the last poll.
     pub(crate) outbox_bytes: AtomicU64,
+    /// When the primary was last checked, in ms since the machine's start; 0: never.
+    checked_at: AtomicU64,
     /// Those that hold the relay, as of the last poll.
     pub(crate) long_transactions: LongTransactions,
     /// Makes the watcher poll now.
@@ -159,6 +161,7 @@ impl Cluster {
             replica_states: RwLock::default(),
             replica_age_max: bounds.replica_age_max,
             outbox_bytes: AtomicU64::new(0),
+            checked_at: AtomicU64::new(0),
             long_transactions: LongTransactions::default(),
             refresh: Notify::new(),
             committed: Notify::new(),
@@ -297,6 +300,24 @@ impl Cluster {
     /// Whether a time is not longer ago than a replica may be behind.
     pub(crate) fn is_recent(&self, through: Option<BootTime>) -> bool {
         through.is_some_and(|through| age(through, boot_time()) <= self.replica_age_max)
+    }
+
+    /// When the newest position of the primary was taken; `None`: there is none of this epoch.
+    pub(crate) fn sampled_at(&self) -> Option<BootTime> {
+        self.history.read().positions.newest()
+    }
+
+    /// The primary was checked now: what its installation lacks, and the size of its outbox.
+    pub(crate) fn record_check(&self, outbox_bytes: u64) {
+        self.outbox_bytes.store(outbox_bytes, Ordering::Relaxed);
+        let now = u64::try_from(boot_time().0.as_millis()).unwrap_or(u64::MAX);
+        self.checked_at.store(now, Ordering::Relaxed);
+    }
+
+    /// When the primary was last checked; `None`: it was not.
+    pub(crate) fn checked_at(&self) -> Option<BootTime> {
+        let at = self.checked_at.load(Ordering::Relaxed);
+        (at > 0).then_some(BootTime(Duration::from_millis(at)))
     }
 
     /// Whether leadership was proven lately, or this process has not had the time for it: without a

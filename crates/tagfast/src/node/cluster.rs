@@ -121,7 +121,7 @@ impl ClusterNode {
             serves_product: roles.api,
             receipts: false,
             failovers: None,
-            clusters: None,
+            clusters: Some(Arc::clone(&store) as _),
             breakers,
             operations: Arc::clone(&operations) as _,
             sealer: Sealer::of(keys),
