@@ -6,7 +6,8 @@
 //! decision of each tagging, with the version that it always had. So it is commutative, associative
 //! and idempotent: every process may repair what it holds, in any order, twice. A join that gave
 //! the decisions a version of its own would make the second of two lost writes look older than the
-//! first. Two decisions of one version differ only where the limit dropped an add; absent wins.
+//! first. Two decisions of one version differ only where the limit dropped an add: what the current
+//! history has made of it stands.
 //!
 //! A conditional write decides every tagging by what it saw. Of two that did not see each other one
 //! is lost: the later one wins, unless the earlier one was brought back before.
@@ -16,6 +17,7 @@
 //! Where a document no longer tells what a write decided, the fate is that of the whole document,
 //! and in doubt a write counts as lost rather than as repaired.
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
 use crate::apply::{evict, find, prune};
@@ -92,22 +94,25 @@ pub fn join(
         return Joined { fates: fates.collect(), ..Joined::default() };
     }
     let merged = merge(current, lost, ctx);
-    let is_known = |w: &RecentWrite| current.recent_write(w.id).is_some();
+    let histories = Histories::new(current, lost, &merged.dropped);
     let is_fresh = |w: &RecentWrite| ctx.now.saturating_sub(w.at) < WRITE_ID_MEMORY_MS;
-    let new: Vec<&RecentWrite> =
-        lost.recent.iter().filter(|w| is_fresh(w) && !is_known(w)).collect();
-    let fates = fates(&Histories::new(current, lost, &merged.dropped), writes, &new);
+    // The id of a conflict stays unknown: its retry must be decided, not answered with success.
+    let is_new = |w: &&RecentWrite| {
+        let is_conflict = || is_success(w) && histories.fate(w.id, w.version) == JoinFate::Conflict;
+        current.recent_write(w.id).is_none() && !is_conflict()
+    };
+    let new: Vec<RecentWrite> = lost.recent.iter().filter(is_new).cloned().collect();
+    let fates = histories.fates(writes, &new, is_fresh);
     let changed = merged.taggings != current.taggings
         || lost.absent_since > current.absent_since
         || lost.last_conditional > current.last_conditional
-        || !new.is_empty();
+        || new.iter().any(is_fresh);
     if !changed {
         return Joined { fates, ..Joined::default() };
     }
 
     let Effect { added, removed } = difference(&current.taggings, &merged.taggings);
-    let unknown: Vec<RecentWrite> = lost.recent.iter().filter(|w| !is_known(w)).cloned().collect();
-    current.recent.extend(unknown);
+    current.recent.extend(new);
     // Stable: writes that made no version stay in the order in which they were decided.
     current.recent.sort_by_key(|w| w.version);
     current.taggings = merged.taggings;
@@ -139,8 +144,7 @@ impl TagDecision {
     }
 
     fn overrules(self, other: Self) -> bool {
-        // Of the same version: the limit dropped the add, and it must stay dropped.
-        (self.decided_at, !self.present) > (other.decided_at, !other.present)
+        self.decided_at > other.decided_at
     }
 }
 
@@ -240,29 +244,32 @@ impl<'a> Histories<'a> {
     fn standing(&self, name: &TagName) -> Standing {
         let current = TagDecision::of(self.current, name);
         let lost = TagDecision::of(self.lost, name);
-        let was_dropped = lost.present
-            && !current.present
-            && (lost.decided_at == current.decided_at
-                || (lost.decided_at < current.decided_at
-                    && self.is_pruned
-                    && find(self.current, name).is_err()));
-        if was_dropped || self.dropped.contains(name) {
-            Standing::Dropped
-        } else if lost.overrules(current) {
-            Standing::Brought
-        } else if lost == current {
-            Standing::Contained
-        } else {
-            Standing::Overruled
+        // Of a repair that is lost itself.
+        let is_dropped_there = || {
+            let has_dropped =
+                |w: &RecentWrite| w.version == lost.decided_at && w.effect.added.contains(name);
+            !lost.present && self.lost.recent.iter().any(has_dropped)
+        };
+        let is_pruned = || self.is_pruned && find(self.current, name).is_err();
+        let is_missing = lost.present && !current.present;
+        match lost.decided_at.cmp(&current.decided_at) {
+            Ordering::Less if is_missing && is_pruned() => Standing::Dropped,
+            Ordering::Less => Standing::Overruled,
+            Ordering::Equal if is_missing => Standing::Dropped,
+            Ordering::Equal => Standing::Contained,
+            Ordering::Greater if is_dropped_there() || self.dropped.contains(name) => {
+                Standing::Dropped
+            }
+            Ordering::Greater => Standing::Brought,
         }
     }
 
     /// The standing of the taggings that the lost document does not list.
     fn unlisted(&self) -> Standing {
         match self.lost.absent_since.cmp(&self.current.absent_since) {
-            std::cmp::Ordering::Less => Standing::Overruled,
-            std::cmp::Ordering::Equal => Standing::Contained,
-            std::cmp::Ordering::Greater => Standing::Brought,
+            Ordering::Less => Standing::Overruled,
+            Ordering::Equal => Standing::Contained,
+            Ordering::Greater => Standing::Brought,
         }
     }
 
@@ -290,11 +297,13 @@ impl<'a> Histories<'a> {
         names.into_iter().map(standing).chain(unlisted).collect()
     }
 
-    /// Whether a conditional write of the current history did not see this write, and overrules it
-    /// all the same. In one epoch each write has seen the ones before.
-    fn is_overruled_unseen(&self, version: Version) -> bool {
-        let overruling = self.current.last_conditional;
-        overruling > version && !overruling.is_of_epoch_of(version)
+    /// Whether a conditional write did not see this write, and overrules it all the same: one of
+    /// the current history, or one of the lost document that does not remember this write. In one
+    /// epoch each write has seen the ones before.
+    fn is_overruled_unseen(&self, version: Version, is_remembered: bool) -> bool {
+        let lost = Some(self.lost.last_conditional).filter(|_| !is_remembered);
+        let overrules = |by: Version| by > version && !by.is_of_epoch_of(version);
+        lost.into_iter().chain([self.current.last_conditional]).any(overrules)
     }
 
     /// Whether the lost document stands on a conditional write that did not see an earlier write of
@@ -321,12 +330,25 @@ impl<'a> Histories<'a> {
             && newest.saturating_sub(write.at) < WRITE_ID_MEMORY_MS
     }
 
+    /// The fates of the writes that are asked about, and of the others that are new.
+    fn fates(
+        &self,
+        writes: &[(WriteId, Version)],
+        new: &[RecentWrite],
+        is_fresh: impl Fn(&RecentWrite) -> bool,
+    ) -> Vec<(WriteId, JoinFate)> {
+        let is_asked = |id: WriteId| writes.iter().any(|(asked, _)| *asked == id);
+        let others = new.iter().filter(|w| is_fresh(w) && is_success(w) && !is_asked(w.id));
+        let all = writes.iter().copied().chain(others.map(|w| (w.id, w.version)));
+        all.map(|(id, version)| (id, self.fate(id, version))).collect()
+    }
+
     fn fate(&self, id: WriteId, version: Version) -> JoinFate {
         if self.current.recent_write(id).is_some() {
             return JoinFate::Kept;
         }
         let record = self.lost.recent_write(id);
-        if self.is_overruled_unseen(record.map_or(version, |w| w.version)) {
+        if self.is_overruled_unseen(record.map_or(version, |w| w.version), record.is_some()) {
             return JoinFate::Conflict;
         }
         let written = record.filter(|w| w.outcome == RecordedOutcome::Written);
@@ -343,17 +365,9 @@ impl<'a> Histories<'a> {
     }
 }
 
-fn fates(
-    histories: &Histories<'_>,
-    writes: &[(WriteId, Version)],
-    new: &[&RecentWrite],
-) -> Vec<(WriteId, JoinFate)> {
-    let is_asked = |id: WriteId| writes.iter().any(|(asked, _)| *asked == id);
-    let is_success = |w: &RecentWrite| match w.outcome {
+fn is_success(write: &RecentWrite) -> bool {
+    match write.outcome {
         RecordedOutcome::Written | RecordedOutcome::Unchanged => true,
         RecordedOutcome::VersionMismatch | RecordedOutcome::TooManyTags { .. } => false,
-    };
-    let others = new.iter().filter(|w| is_success(w) && !is_asked(w.id));
-    let all = writes.iter().copied().chain(others.map(|w| (w.id, w.version)));
-    all.map(|(id, version)| (id, histories.fate(id, version))).collect()
+    }
 }

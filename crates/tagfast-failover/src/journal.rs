@@ -1,8 +1,10 @@
 //! The journal: what one process has acknowledged on one cluster and what a failover could still
 //! lose.
 //!
-//! An entry is the newest document of a content with the ids of the writes that the document
-//! stands for. It holds the document, not the operations: the document also carries what a write
+//! An entry is the newest acknowledged document of a content with the ids of the writes that the
+//! document stands for. A document that nobody was told of is kept until it is acknowledged, and
+//! forgotten when its epoch ends: a replaced primary may have committed it after the next epoch had
+//! acknowledged a write that it should have seen. It holds the document, not the operations: the document also carries what a write
 //! stood on, for example the remove of a different process that has crashed since. Writes are kept
 //! in *groups*, one for each group commit, because the log position of a group is what replicas
 //! confirm. An entry is dropped when every replica has flushed its position, never by age.
@@ -122,18 +124,31 @@ pub struct IncompleteRange {
 #[derive(Debug)]
 struct Group {
     at: LogRange,
-    /// Whether the callers were told of it.
     is_acknowledged: bool,
-    contents: Vec<(Arc<[u8]>, Vec<JournaledWrite>)>,
+    contents: Vec<GroupContent>,
+}
+
+#[derive(Debug)]
+struct GroupContent {
+    key: Arc<[u8]>,
+    /// `None`: it was acknowledged, and an entry has the document.
+    document: Option<(Arc<[u8]>, Version)>,
+    writes: Vec<JournaledWrite>,
 }
 
 impl Group {
     fn writes(&self) -> usize {
-        self.contents.iter().map(|(_, writes)| writes.len()).sum()
+        self.contents.iter().map(|content| content.writes.len()).sum()
     }
 
     fn bytes(&self) -> usize {
-        GROUP_OVERHEAD_BYTES + self.writes() * WRITE_OVERHEAD_BYTES
+        let of_document = |content: &GroupContent| {
+            let document = content.document.as_ref();
+            document.map_or(0, |(document, _)| entry_bytes(&content.key, document))
+        };
+        GROUP_OVERHEAD_BYTES
+            + self.writes() * WRITE_OVERHEAD_BYTES
+            + self.contents.iter().map(of_document).sum::<usize>()
     }
 }
 
@@ -236,28 +251,38 @@ impl Journal {
         if self.epoch != Some(at.epoch) {
             return None;
         }
-        let number = self.insert_group(at, contents, false);
+        let number = self.insert_group(at, contents);
         self.make_room(number);
         Some(GroupId { epoch: at.epoch, number, flushed: at.flushed })
     }
 
-    fn insert_group(
-        &mut self,
-        at: LogRange,
-        contents: Vec<JournaledContent>,
-        is_acknowledged: bool,
-    ) -> u64 {
+    fn insert_group(&mut self, at: LogRange, contents: Vec<JournaledContent>) -> u64 {
         self.last_number += 1;
         let number = self.last_number;
-        let mut group = Group { at, is_acknowledged, contents: Vec::with_capacity(contents.len()) };
-        for JournaledContent { key, document, version, writes } in contents {
-            self.put_entry(&key, document, version, at);
-            group.contents.push((key, writes));
-        }
+        let contents = contents.into_iter().map(|content| {
+            let JournaledContent { key, document, version, writes } = content;
+            GroupContent { key, document: Some((document, version)), writes }
+        });
+        let group = Group { at, is_acknowledged: false, contents: contents.collect() };
         self.bytes += group.bytes();
         self.groups.insert(number, group);
         self.by_position.insert((at.flushed, number));
         number
+    }
+
+    /// Makes the documents of a group the ones that a repair joins.
+    fn acknowledge_group(&mut self, number: u64) {
+        // Otherwise all replicas have it, or the journal had to forget it.
+        let Some(mut group) = self.groups.remove(&number) else { return };
+        self.bytes -= group.bytes();
+        group.is_acknowledged = true;
+        for GroupContent { key, document, .. } in &mut group.contents {
+            if let Some((document, version)) = document.take() {
+                self.put_entry(key, document, version, group.at);
+            }
+        }
+        self.bytes += group.bytes();
+        self.groups.insert(number, group);
     }
 
     /// Keeps the newest document of a content, until the last group that vouches for it is gone.
@@ -285,10 +310,7 @@ impl Journal {
         if self.epoch != Some(id.epoch) {
             return false;
         }
-        // Otherwise all replicas have it, or the journal had to forget it.
-        if let Some(group) = self.groups.get_mut(&id.number) {
-            group.is_acknowledged = true;
-        }
+        self.acknowledge_group(id.number);
         if id.flushed > covered {
             self.exposure.add(id.flushed, now);
         }
@@ -314,7 +336,7 @@ impl Journal {
         let group = self.groups.remove(&number)?;
         self.by_position.remove(&(group.at.flushed, number));
         self.bytes -= group.bytes();
-        for (key, _) in &group.contents {
+        for GroupContent { key, .. } in group.contents.iter().filter(|c| c.document.is_none()) {
             let Some(entry) = self.entries.get_mut(key) else { continue };
             entry.groups -= 1;
             if entry.groups == 0 {
@@ -368,10 +390,16 @@ impl Journal {
         }
         let mut writes: HashMap<Arc<[u8]>, Vec<RepairWrite>> = HashMap::new();
         for group in std::mem::take(&mut self.groups).into_values() {
+            if !group.is_acknowledged {
+                self.bytes -= group.bytes();
+                continue;
+            }
             self.bytes -= GROUP_OVERHEAD_BYTES;
-            for (key, of_content) in group.contents {
-                let told = of_content.into_iter().map(|w| (w, group.at, group.is_acknowledged));
-                writes.entry(key).or_default().extend(told);
+            for GroupContent { key, writes: told, .. } in group.contents {
+                writes
+                    .entry(key)
+                    .or_default()
+                    .extend(told.into_iter().map(|w| (w, group.at, true)));
             }
         }
         for (key, Entry { document, version, at, .. }) in std::mem::take(&mut self.entries) {
@@ -416,7 +444,8 @@ impl Journal {
         // What is acknowledged already counts as exposed until a replica has the repair, but not
         // from its old acknowledgement on: the guard bounds what this epoch can lose.
         self.exposure.add(at.flushed, now);
-        let number = self.insert_group(at, contents, true);
+        let number = self.insert_group(at, contents);
+        self.acknowledge_group(number);
         self.make_room(number);
         true
     }

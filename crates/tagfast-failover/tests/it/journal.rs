@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
-use tagfast_failover::{BootTime, GroupId, Journal, RepairEntry, RepairId};
+use tagfast_failover::{
+    BootTime, GroupId, Journal, JournaledContent, LogRange, RepairEntry, RepairId,
+};
 
 use crate::support::{at, cases, content, epoch_id, range, version, write_id};
 
@@ -13,6 +15,12 @@ fn journal_of_epoch(n: u64, bytes_max: usize) -> Journal {
     let mut journal = Journal::new(bytes_max);
     journal.begin_epoch(epoch_id(n));
     journal
+}
+
+/// Records a group of one content, and tells its callers.
+fn acknowledged(journal: &mut Journal, at_position: LogRange, content: JournaledContent) {
+    let group = journal.record(at_position, vec![content]).expect("the epoch");
+    assert!(journal.acknowledge(group, at(1), 0));
 }
 
 /// The versions of the entries that wait for a repair, by key, with the ids of their writes.
@@ -33,7 +41,7 @@ fn plain(entry: &RepairEntry) -> (String, u64, Vec<u64>) {
 #[test]
 fn an_entry_stays_until_every_replica_has_it() {
     let mut journal = journal_of_epoch(1, ROOMY);
-    journal.record(range(1, 100), vec![content("k", 1, &[1])]).expect("the epoch");
+    acknowledged(&mut journal, range(1, 100), content("k", 1, &[1]));
     journal.cover(epoch_id(1), 100, 99);
     assert_eq!(journal.contents(), 1);
     journal.begin_epoch(epoch_id(2));
@@ -44,7 +52,7 @@ fn an_entry_stays_until_every_replica_has_it() {
 #[test]
 fn a_position_of_a_different_epoch_drops_nothing() {
     let mut journal = journal_of_epoch(1, ROOMY);
-    journal.record(range(1, 100), vec![content("k", 1, &[1])]).expect("the epoch");
+    acknowledged(&mut journal, range(1, 100), content("k", 1, &[1]));
     journal.cover(epoch_id(2), 500, 500);
     assert_eq!(journal.contents(), 1);
     journal.begin_epoch(epoch_id(2));
@@ -57,7 +65,7 @@ fn a_position_of_a_different_epoch_drops_nothing() {
 #[test]
 fn a_repaired_entry_stays_behind_the_position_of_its_repair() {
     let mut journal = journal_of_epoch(1, ROOMY);
-    journal.record(range(1, 100), vec![content("k", 1, &[1])]).expect("the epoch");
+    acknowledged(&mut journal, range(1, 100), content("k", 1, &[1]));
     journal.begin_epoch(epoch_id(2));
     let entry = journal.repair_entries(None, 10).remove(0);
     assert!(journal.put_back(range(2, 50), vec![(entry.id, content("k", 7, &[1]))], at(10)));
@@ -75,7 +83,7 @@ fn a_repaired_entry_stays_behind_the_position_of_its_repair() {
 #[test]
 fn a_repair_of_an_epoch_that_has_ended_puts_nothing_back() {
     let mut journal = journal_of_epoch(1, ROOMY);
-    journal.record(range(1, 100), vec![content("k", 1, &[1])]).expect("the epoch");
+    acknowledged(&mut journal, range(1, 100), content("k", 1, &[1]));
     journal.begin_epoch(epoch_id(2));
     let entry = journal.repair_entries(None, 10).remove(0);
     journal.begin_epoch(epoch_id(3));
@@ -86,7 +94,7 @@ fn a_repair_of_an_epoch_that_has_ended_puts_nothing_back() {
 #[test]
 fn a_repaired_entry_without_writes_is_dropped_with_its_position_too() {
     let mut journal = journal_of_epoch(1, ROOMY);
-    journal.record(range(1, 100), vec![content("k", 1, &[1])]).expect("the epoch");
+    acknowledged(&mut journal, range(1, 100), content("k", 1, &[1]));
     journal.begin_epoch(epoch_id(2));
     let entry = journal.repair_entries(None, 10).remove(0);
     assert!(journal.put_back(range(2, 50), vec![(entry.id, content("k", 7, &[]))], at(10)));
@@ -94,12 +102,27 @@ fn a_repaired_entry_without_writes_is_dropped_with_its_position_too() {
     assert_eq!((journal.contents(), journal.bytes()), (0, 0));
 }
 
+/// A replaced primary commits after the next epoch has acknowledged.
+#[test]
+fn what_nobody_was_told_of_is_not_repaired() {
+    let mut journal = journal_of_epoch(1, ROOMY);
+    acknowledged(&mut journal, range(1, 10), content("k", 1, &[1]));
+    journal.record(range(1, 20), vec![content("k", 2, &[2])]).expect("the epoch");
+    journal.record(range(1, 30), vec![content("other", 3, &[3])]).expect("the epoch");
+    assert_eq!(journal.contents(), 1);
+    journal.begin_epoch(epoch_id(2));
+    assert_eq!(waiting(&journal), [("k".to_owned(), 1, vec![1])]);
+    let entry = journal.repair_entries(None, 1).remove(0);
+    assert!(journal.give_up(entry.id));
+    assert_eq!(journal.bytes(), 0);
+}
+
 /// Answers of parallel transactions arrive in any order.
 #[test]
 fn a_late_group_of_an_earlier_position_takes_no_document_away() {
     let mut journal = journal_of_epoch(1, ROOMY);
-    journal.record(range(1, 200), vec![content("k", 5, &[5])]).expect("the epoch");
-    journal.record(range(1, 100), vec![content("k", 4, &[4])]).expect("the epoch");
+    acknowledged(&mut journal, range(1, 200), content("k", 5, &[5]));
+    acknowledged(&mut journal, range(1, 100), content("k", 4, &[4]));
     journal.cover(epoch_id(1), 150, 150);
     journal.begin_epoch(epoch_id(2));
     assert_eq!(waiting(&journal), [("k".to_owned(), 5, vec![5])]);
@@ -133,10 +156,10 @@ fn what_the_journal_had_to_forget_stays_exposed_and_is_named() {
 #[test]
 fn entries_that_wait_for_a_repair_are_never_forgotten() {
     let mut journal = journal_of_epoch(1, 1000);
-    journal.record(range(1, 10), vec![content("old", 1, &[1])]).expect("the epoch");
+    acknowledged(&mut journal, range(1, 10), content("old", 1, &[1]));
     journal.begin_epoch(epoch_id(2));
     for n in 2..40 {
-        journal.record(range(2, n), vec![content(&format!("k{n}"), n, &[n])]).expect("the epoch");
+        acknowledged(&mut journal, range(2, n), content(&format!("k{n}"), n, &[n]));
     }
     assert!(!journal.incomplete().is_empty());
     assert_eq!(waiting(&journal), [("old".to_owned(), 1, vec![1])]);
@@ -147,7 +170,8 @@ fn only_the_epoch_that_is_known_is_recorded_and_acknowledged() {
     let mut journal = Journal::new(ROOMY);
     assert_eq!(journal.record(range(1, 1), vec![content("k", 1, &[1])]), None);
     journal.begin_epoch(epoch_id(1));
-    let group = journal.record(range(1, 1), vec![content("k", 1, &[1])]).expect("the epoch");
+    let contents = vec![content("k", 1, &[1])];
+    let group = journal.record(range(1, 1), contents).expect("the epoch");
     journal.begin_epoch(epoch_id(2));
     assert!(!journal.acknowledge(group, at(1), 0), "its repair may have looked already");
     assert_eq!(journal.record(range(1, 2), vec![content("k", 1, &[1])]), None);
@@ -201,19 +225,21 @@ struct ModelGroup {
 }
 
 impl Model {
-    fn add(&mut self, group: ModelGroup) {
-        for (key, version, _) in &group.contents {
-            let newest = self.newest.entry(*key).or_insert(*version);
-            *newest = (*newest).max(*version);
+    fn acknowledge(&mut self, place: Option<usize>) {
+        let Some(group) = self.groups.iter_mut().rfind(|g| g.place == place) else { return };
+        if !std::mem::replace(&mut group.is_acknowledged, true) {
+            for (key, version, _) in &group.contents {
+                let newest = self.newest.entry(*key).or_insert(*version);
+                *newest = (*newest).max(*version);
+            }
         }
-        self.groups.push(group);
     }
 
     fn cover(&mut self, by_one: u64, by_all: u64) {
         self.exposed.retain(|(flushed, _)| *flushed > by_one);
         self.groups.retain(|group| group.flushed > by_all);
-        let left: BTreeSet<u8> =
-            self.groups.iter().flat_map(|g| &g.contents).map(|(key, _, _)| *key).collect();
+        let told = self.groups.iter().filter(|g| g.is_acknowledged);
+        let left: BTreeSet<u8> = told.flat_map(|g| &g.contents).map(|(key, _, _)| *key).collect();
         self.newest.retain(|key, _| left.contains(key));
     }
 
@@ -221,9 +247,10 @@ impl Model {
         self.epoch += 1;
         for (key, version) in std::mem::take(&mut self.newest) {
             let of_key = |g: &ModelGroup| {
-                let contents = g.contents.iter().filter(|(k, _, _)| *k == key);
+                let is_it = |k: u8| k == key && g.is_acknowledged;
+                let contents = g.contents.iter().filter(|(k, _, _)| is_it(*k));
                 let ids: Vec<u64> = contents.flat_map(|(_, _, ids)| ids.clone()).collect();
-                ids.into_iter().map(|id| (id, g.is_acknowledged)).collect::<Vec<_>>()
+                ids.into_iter().map(|id| (id, true)).collect::<Vec<_>>()
             };
             self.older.push((key, version, self.groups.iter().flat_map(of_key).collect()));
         }
@@ -263,7 +290,8 @@ proptest! {
                     let group = journal.record(range(model.epoch, flushed), journaled);
                     let place = Some(recorded.len());
                     recorded.push((group.expect("the epoch"), model.epoch, flushed));
-                    model.add(ModelGroup { place, flushed, contents, is_acknowledged: false });
+                    let is_acknowledged = false;
+                    model.groups.push(ModelGroup { place, flushed, contents, is_acknowledged });
                 }
                 Step::Acknowledge(n, covered) => {
                     let Some(&(group, epoch, flushed)) = recorded.get(n) else { continue };
@@ -272,8 +300,7 @@ proptest! {
                     if !is_current {
                         continue;
                     }
-                    let group = model.groups.iter_mut().find(|g| g.place == Some(n));
-                    group.into_iter().for_each(|g| g.is_acknowledged = true);
+                    model.acknowledge(Some(n));
                     if flushed > covered {
                         model.exposed.push((flushed, now));
                     }
@@ -305,8 +332,9 @@ proptest! {
                     prop_assert!(journal.put_back(range(model.epoch, flushed), back, now));
                     if !contents.is_empty() {
                         model.exposed.push((flushed, now));
-                        let (place, is_acknowledged) = (None, true);
-                        model.add(ModelGroup { place, flushed, contents, is_acknowledged });
+                        let (place, is_acknowledged) = (None, false);
+                        model.groups.push(ModelGroup { place, flushed, contents, is_acknowledged });
+                        model.acknowledge(None);
                     }
                 }
                 Step::GiveUp(n) => {
@@ -355,7 +383,7 @@ proptest! {
         let mut journal = journal_of_epoch(1, bytes_max);
         for n in 1..=count {
             let key = format!("k{}", n % 11);
-            journal.record(range(1, n * 10), vec![content(&key, n, &[n])]).expect("the epoch");
+            acknowledged(&mut journal, range(1, n * 10), content(&key, n, &[n]));
             prop_assert!(journal.bytes() <= bytes_max || journal.contents() == 1);
         }
         journal.cover(epoch_id(1), covered, covered);
@@ -375,8 +403,7 @@ proptest! {
     fn entries_are_handed_out_once_each_in_pages(count in 0..30u64, page in 1..7usize) {
         let mut journal = journal_of_epoch(1, ROOMY);
         for n in 0..count {
-            let contents = vec![content(&format!("k{n}"), 1, &[n])];
-            journal.record(range(1, n), contents).expect("recorded");
+            acknowledged(&mut journal, range(1, n), content(&format!("k{n}"), 1, &[n]));
         }
         journal.begin_epoch(epoch_id(2));
         let (mut after, mut keys) = (None, BTreeSet::new());

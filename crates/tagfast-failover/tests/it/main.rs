@@ -5,4 +5,5 @@ mod acknowledger;
 mod coverage;
 mod decisions;
 mod journal;
+mod simulation;
 mod support;
