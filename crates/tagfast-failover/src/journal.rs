@@ -2,12 +2,14 @@
 //! lose.
 //!
 //! An entry is the newest acknowledged document of a content with the ids of the writes that the
-//! document stands for. A document that nobody was told of is kept until it is acknowledged, and
-//! forgotten when its epoch ends: a replaced primary may have committed it after the next epoch had
-//! acknowledged a write that it should have seen. It holds the document, not the operations: the document also carries what a write
-//! stood on, for example the remove of a different process that has crashed since. Writes are kept
-//! in *groups*, one for each group commit, because the log position of a group is what replicas
+//! document stands for. It holds the document, not the operations: the document also carries what a
+//! write stood on, for example the remove of a different process that has crashed since. Writes are
+//! kept in *groups*, one for each group commit, because the log position of a group is what replicas
 //! confirm. An entry is dropped when every replica has flushed its position, never by age.
+//!
+//! A document that nobody was told of is kept until it is acknowledged, and forgotten when its epoch
+//! ends: a replaced primary may have committed it after the next epoch had acknowledged a write that
+//! it should have seen.
 //!
 //! When an epoch begins, the entries of the epochs before are set apart: the repair joins them into
 //! the documents of the new primary, and puts them back with the position of the repair, because a
@@ -434,7 +436,7 @@ impl Journal {
         }
         let mut contents = Vec::with_capacity(entries.len());
         for (id, content) in entries {
-            if self.give_up(id) {
+            if self.take_older(id) {
                 contents.push(content);
             }
         }
@@ -450,9 +452,14 @@ impl Journal {
         true
     }
 
-    /// Forgets an entry that can never be repaired: it is listed as lost. False: none has this
-    /// name.
-    pub fn give_up(&mut self, id: RepairId) -> bool {
+    /// Forgets an entry that needs no repair any more: it is listed as lost, or nobody vouches for
+    /// it.
+    pub fn give_up(&mut self, id: RepairId) {
+        self.take_older(id);
+    }
+
+    /// False: none has this name.
+    fn take_older(&mut self, id: RepairId) -> bool {
         let Some(old) = self.older.remove(&id) else { return false };
         self.bytes -= old.bytes();
         true

@@ -35,6 +35,10 @@
 //! | a node mints after the term has ended | `a_late_node_cannot_mint_for_a_dead_term` |
 //! | a backend outlives its postmaster | `a_slow_commit_needs_a_proof_requested_after_it` |
 //! | a replaced primary lives | `a_connection_writes_only_where_row_and_timeline_agree_with_etcd` |
+//!
+//! The counterexamples of journal, repair and epochs (X1 to X14) run in a simulated cluster, each
+//! under the real rules and under the simpler one: `tests/it/simulation`. Those of the relay and
+//! its consumers (X15 to X20) are about other crates.
 
 pub mod ack_gate;
 pub mod acknowledger;

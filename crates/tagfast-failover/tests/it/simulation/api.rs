@@ -47,8 +47,8 @@ pub(super) struct ApiNode {
     known: Option<EpochOrdinal>,
     /// Epochs whose repair by this process has ended.
     pub(super) reported: BTreeSet<EpochOrdinal>,
-    /// The writes that it listed as too late.
-    pub(super) late: BTreeSet<Client>,
+    /// The writes that it listed as lost.
+    pub(super) listed: BTreeSet<Client>,
 }
 
 impl ApiNode {
@@ -61,7 +61,7 @@ impl ApiNode {
             seen: None,
             known: None,
             reported: BTreeSet::new(),
-            late: BTreeSet::new(),
+            listed: BTreeSet::new(),
         }
     }
 

@@ -127,7 +127,7 @@ impl Cluster {
             };
             let id = crate::support::write_id(n as u64);
             let node = self.api(receipt.api);
-            let is_listed = database.verdicts.contains_key(&id) || node.late.contains(&n);
+            let is_listed = database.verdicts.contains_key(&id) || node.listed.contains(&n);
             let part = match self.verdict(n, receipt, leader) {
                 WriteVerdict::Kept | WriteVerdict::Repaired => Part::Promised,
                 WriteVerdict::Lost if node.is_up && !is_listed => {

@@ -29,14 +29,15 @@ impl Cluster {
         let is_past_end = |at: &LogRange| at.flushed > end_of(at);
         if !is_past_end(&entry.at) && entry.writes.iter().all(|(_, at, _)| !is_past_end(at)) {
             let at = LogRange { epoch: epoch.id, ..entry.at };
-            self.put_back(api, at, &entry, entry.document.to_vec(), entry.version);
+            let told = writes_of(&entry);
+            self.put_back(api, at, &entry, entry.document.to_vec(), entry.version, told);
             return;
         }
         if database.closed.contains(&epoch.ordinal) {
             let late = entry.writes.iter().map(|(write, _, _)| client_of(write.id));
             let late: Vec<Client> = late.collect();
             let node = self.api_mut(api);
-            node.late.extend(late);
+            node.listed.extend(late);
             node.acknowledger.journal_mut().give_up(entry.id);
             return;
         }
@@ -72,9 +73,15 @@ impl Cluster {
         } else if rows_changed {
             self.append_row(db, &epoch, database);
         }
+        // What is listed as lost needs no repair again.
+        let is_lost = |write: &JournaledWrite| {
+            self.node(db).database().verdicts.get(&write.id) == Some(&RecordedVerdict::Lost)
+        };
+        let (lost, told): (Vec<_>, Vec<_>) = writes_of(&entry).into_iter().partition(is_lost);
+        self.api_mut(api).listed.extend(lost.iter().map(|write| client_of(write.id)));
         let flushed = self.node(db).end();
         let at = LogRange { epoch: epoch.id, inside: flushed - RECORD_BYTES + 1, flushed };
-        self.put_back(api, at, &entry, document, version);
+        self.put_back(api, at, &entry, document, version, told);
     }
 
     fn put_back(
@@ -84,15 +91,14 @@ impl Cluster {
         entry: &RepairEntry,
         document: Vec<u8>,
         version: Version,
+        writes: Vec<JournaledWrite>,
     ) {
         let (now, stays) = (self.boot_time(), self.rules.repaired_stays);
         let journal = self.api_mut(api).acknowledger.journal_mut();
-        if !stays {
+        if !stays || writes.is_empty() {
             journal.give_up(entry.id);
             return;
         }
-        let told = entry.writes.iter().filter(|(_, _, is_acknowledged)| *is_acknowledged);
-        let writes: Vec<JournaledWrite> = told.map(|(write, _, _)| *write).collect();
         let key = entry.key.clone();
         let content = JournaledContent { key, document: document.into(), version, writes };
         journal.put_back(at, vec![(entry.id, content)], now);
@@ -160,6 +166,10 @@ fn knows(document: &Document, id: WriteId) -> bool {
         RecordedOutcome::Written | RecordedOutcome::Unchanged => true,
         RecordedOutcome::VersionMismatch | RecordedOutcome::TooManyTags { .. } => false,
     })
+}
+
+fn writes_of(entry: &RepairEntry) -> Vec<JournaledWrite> {
+    entry.writes.iter().map(|(write, _, _)| *write).collect()
 }
 
 pub(super) fn client_of(id: WriteId) -> Client {
