@@ -190,7 +190,8 @@ fn complete_operation(path: &str, method: &str, operation: &mut Operation) {
         )));
         parameters.push(RefOr::T(header(
             "Durability",
-            "Where the write must be durable before it is acknowledged; `replicated` needs a \
+            "Where the write must be durable before it is acknowledged: `local`, on the primary; \
+             `replicated`, also on the replicas that stream, else 503 `replication_lag`. Needs a \
              cluster.",
             text().enum_values(Some(["local", "replicated"])),
         )));

@@ -119,7 +119,7 @@ define_metrics! {
     /// Writes whose commit could not be proven; they were retried with their ids.
     pub(crate) counter UNPROVEN_WRITES = "tagfast_unproven_writes_total" { cluster in CLUSTERS };
 
-    /// The age of the oldest acknowledged write that no replica has: what a failover could lose now.
+    /// The age of the oldest acknowledged write that no replica has: what a failover could lose.
     /// 0: a replica has everything. Beyond `store.max_loss_ms` writes are held, unless
     /// `store.on_lag` is `availability`.
     pub(crate) gauge REPLICATION_EXPOSURE = "tagfast_replication_exposure_seconds" {

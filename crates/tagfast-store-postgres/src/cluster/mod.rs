@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`topology`] | which nodes there are, which one takes writes, what may be acknowledged |
 //! | [`epoch_ends`] | how much of each epoch is part of the current history |
+//! | [`guard_signal`] | what the guard of loss decided last |
 //! | [`watcher`] | polls etcd, mints epochs, proves leadership by the lease |
 //! | [`long_transactions`] | who holds the relay |
 //! | [`member_probes`] | proves leadership by the members while etcd does not answer, and the age of replicas |
@@ -17,6 +18,7 @@
 
 pub(crate) mod epoch_ends;
 pub(crate) mod etcd;
+pub(crate) mod guard_signal;
 pub(crate) mod long_transactions;
 pub(crate) mod member_probes;
 pub(crate) mod node;

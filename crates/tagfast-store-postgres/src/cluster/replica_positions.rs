@@ -14,14 +14,12 @@
 //! and writes wait for one: the guard refuses nothing.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tagfast_domain::EpochId;
 use tagfast_failover::guard::GUARD_MARGIN;
 use tagfast_failover::{EpochRecord, GuardOptions, GuardState, OnLag};
-use tagfast_resilience::{Bounded, gauge};
-use tokio::sync::{Notify, Semaphore};
+use tagfast_resilience::{Bounded, ErrorChain, gauge};
 use tokio::time::{Instant, sleep_until};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
@@ -52,84 +50,6 @@ pub(crate) const REPLICA_POSITIONS: &str = concat!(
 FROM (SELECT) one LEFT JOIN pg_stat_replication s
     ON s.state = 'streaming' AND s.flush_lsn IS NOT NULL"
 );
-
-/// What the guard decided last, for those who must not wait for its lock.
-pub(crate) struct GuardSignal {
-    /// A [`GuardState`], by its number.
-    state: AtomicU8,
-    /// More may be lost than is allowed, and writes are acknowledged all the same.
-    is_beyond: AtomicBool,
-    /// No replica streams, and none is about to.
-    has_no_replica: AtomicBool,
-    /// Groups whose callers wait for a replica.
-    waiting: AtomicUsize,
-    /// Makes the poller ask now.
-    wanted: Notify,
-    /// Held by a group commit while writes are throttled, until it is acknowledged.
-    pub(crate) turn: Arc<Semaphore>,
-}
-
-impl Default for GuardSignal {
-    fn default() -> Self {
-        Self {
-            state: AtomicU8::new(0),
-            is_beyond: AtomicBool::new(false),
-            has_no_replica: AtomicBool::new(false),
-            waiting: AtomicUsize::new(0),
-            wanted: Notify::new(),
-            turn: Arc::new(Semaphore::new(1)),
-        }
-    }
-}
-
-impl GuardSignal {
-    /// What is done with writes, as of the last poll.
-    pub(crate) fn state(&self) -> GuardState {
-        match self.state.load(Ordering::Relaxed) {
-            0 => GuardState::Open,
-            1 => GuardState::Throttled,
-            2 => GuardState::Holding,
-            _ => GuardState::Refusing,
-        }
-    }
-
-    /// Whether more may be lost than is allowed, and writes are acknowledged all the same.
-    pub(crate) fn is_beyond(&self) -> bool {
-        self.is_beyond.load(Ordering::Relaxed)
-    }
-
-    /// Whether no replica streams, and none is about to.
-    pub(crate) fn has_no_replica(&self) -> bool {
-        self.has_no_replica.load(Ordering::Relaxed)
-    }
-
-    /// Asks for the positions soon: something was journaled.
-    pub(crate) fn want(&self) {
-        self.wanted.notify_one();
-    }
-
-    /// Asks for the positions at the shortest interval, until the result is dropped.
-    pub(crate) fn wait(&self) -> ReplicaWait<'_> {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        self.wanted.notify_one();
-        ReplicaWait(self)
-    }
-
-    fn publish(&self, state: GuardState, is_beyond: bool, has_no_replica: bool) {
-        self.state.store(state as u8, Ordering::Relaxed);
-        self.is_beyond.store(is_beyond, Ordering::Relaxed);
-        self.has_no_replica.store(has_no_replica, Ordering::Relaxed);
-    }
-}
-
-/// A group that waits for a replica.
-pub(crate) struct ReplicaWait<'a>(&'a GuardSignal);
-
-impl Drop for ReplicaWait<'_> {
-    fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
-    }
-}
 
 /// The poller's connection to the primary.
 struct PositionSession {
@@ -193,6 +113,7 @@ pub(crate) async fn poll_positions(cluster: Arc<Cluster>, connections: Connectio
                 Ok(session) => open = Some(session),
                 // The watcher and the lanes report what is wrong with the primary.
                 Err(error) => {
+                    let error = ErrorChain(&error);
                     tracing::debug!(cluster = cluster.name, %error, "no positions of replicas");
                     pause = POLL_INTERVAL_FAILED;
                 }
@@ -202,7 +123,7 @@ pub(crate) async fn poll_positions(cluster: Arc<Cluster>, connections: Connectio
         }
         let has_journal = publish(&cluster, primary.is_some());
         let guard = &cluster.guard;
-        let is_waiting = guard.waiting.load(Ordering::Relaxed) > 0;
+        let is_waiting = guard.is_waited_for();
         if is_waiting || has_journal {
             let interval = if is_waiting { POLL_INTERVAL_WAITING } else { POLL_INTERVAL_EXPOSED };
             pause = if open.is_some() { interval } else { POLL_INTERVAL_FAILED };
@@ -213,7 +134,7 @@ pub(crate) async fn poll_positions(cluster: Arc<Cluster>, connections: Connectio
         sleep_until(began + POLL_INTERVAL_WAITING.min(pause)).await;
         tokio::select! {
             () = sleep_until(began + pause) => {}
-            () = guard.wanted.notified() => {}
+            () = guard.wanted() => {}
             changed = topologies.changed() => if changed.is_err() { return }
         }
     }
@@ -261,32 +182,4 @@ fn publish(cluster: &Cluster, has_primary: bool) -> bool {
     gauge!(JOURNAL_BYTES, "cluster" => label()).set(bytes as f64);
     gauge!(JOURNAL_CONTENTS, "cluster" => label()).set(contents as f64);
     has_journal
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_guards_state_is_told_as_it_was_published() {
-        let signal = GuardSignal::default();
-        assert_eq!((signal.state(), signal.has_no_replica()), (GuardState::Open, false));
-        let states =
-            [GuardState::Open, GuardState::Throttled, GuardState::Holding, GuardState::Refusing];
-        for state in states {
-            signal.publish(state, state == GuardState::Throttled, true);
-            assert_eq!((signal.state(), signal.has_no_replica()), (state, true));
-            assert_eq!(signal.is_beyond(), state == GuardState::Throttled);
-        }
-    }
-
-    #[test]
-    fn a_wait_ends_with_its_owner() {
-        let signal = GuardSignal::default();
-        let (one, two) = (signal.wait(), signal.wait());
-        drop(one);
-        assert_eq!(signal.waiting.load(Ordering::Relaxed), 1);
-        drop(two);
-        assert_eq!(signal.waiting.load(Ordering::Relaxed), 0);
-    }
 }

@@ -22,10 +22,10 @@ use tokio::time::Instant;
 
 use crate::boot_clock::boot_time;
 use crate::cluster::epoch_ends::EpochEnds;
+use crate::cluster::guard_signal::GuardSignal;
 use crate::cluster::long_transactions::LongTransactions;
 pub(crate) use crate::cluster::node::Node;
 use crate::cluster::primary_positions::{PrimaryPositions, SAMPLE_INTERVAL_MIN};
-use crate::cluster::replica_positions::GuardSignal;
 use crate::cluster::replica_states::{
     CurrentEpoch, LogFacts, ProbeAnswer, ReplicaAge, ReplicaStates, age,
 };
@@ -398,8 +398,49 @@ impl Cluster {
 
 #[cfg(test)]
 mod tests {
+    use tagfast_domain::Version;
+    use tagfast_failover::{
+        AckDecision, GuardState, JournaledContent, LeaderKey, LeaseAnswer, LogRange,
+    };
+
     use super::*;
     use crate::cluster::epoch_ends::tests::epoch;
+
+    /// Under this roster, a minute after a write was acknowledged that no replica has:
+    /// what the guard does, and whether the journal still holds the write.
+    fn after_a_minute(roster: &[&str]) -> (GuardState, bool) {
+        let at = |ms| BootTime(Duration::from_millis(ms));
+        let breakers = Breakers::new(Arc::new(tagfast_resilience::SystemClock));
+        let cluster = Cluster::new(0, ("c0", "c0"), ClusterBounds::default(), &breakers);
+        cluster.set_roster(&roster.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+        let epoch = epoch(1, None, 1, None);
+        let mut acknowledger = cluster.acknowledger();
+        assert!(acknowledger.adopt_epoch(&epoch, at(0)));
+        cluster.set_members(&mut acknowledger, &epoch);
+        let leader = LeaderKey { create_revision: epoch.term, member: epoch.member.clone() };
+        let lease = LeaseAnswer { sent: at(0), leader, remaining_s: 20, paused: false };
+        assert!(acknowledger.record_lease(&lease));
+        let content = JournaledContent {
+            key: Arc::from(&b"k"[..]),
+            document: Arc::from(&b"d"[..]),
+            version: Version::NONE,
+            writes: Vec::new(),
+        };
+        let commit = Commit { epoch: epoch.id, sent: at(1), returned: at(2) };
+        let range = LogRange { epoch: epoch.id, inside: 90, flushed: 100 };
+        let group = acknowledger.record(commit, range, vec![content]).expect("its epoch goes on");
+        let decision = acknowledger.decide_group(&group, at(3));
+        assert!(matches!(decision, AckDecision::Acknowledge(_)), "{decision:?}");
+        acknowledger.record_replicas(epoch.id, &[("pg_receivewal".to_owned(), 100)], at(60_000));
+        (acknowledger.guard_state(at(60_000)), !acknowledger.journal().is_empty())
+    }
+
+    #[test]
+    fn a_cluster_without_other_members_is_never_held() {
+        let primary = epoch(1, None, 1, None).member;
+        assert_eq!(after_a_minute(&[&primary]), (GuardState::Open, false));
+        assert_eq!(after_a_minute(&[&primary, "away"]), (GuardState::Refusing, true));
+    }
 
     #[test]
     fn an_unknown_epoch_is_not_a_lost_one() {

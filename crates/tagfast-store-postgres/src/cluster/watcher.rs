@@ -242,7 +242,7 @@ impl Watcher {
         let grown = read.with(&state.members);
         self.cluster.set_roster(&grown.as_ref().unwrap_or(read).names);
         if let (Some(grown), Some(_)) = (&grown, &state.roster) {
-            // Whoever was faster has added members as well: the next poll sees.
+            // A process that was faster has added members as well: the next poll sees.
             if let Err(error) = self.etcd.put_roster(&self.cluster.scope, grown).await {
                 tracing::warn!(
                     cluster = self.cluster.name,

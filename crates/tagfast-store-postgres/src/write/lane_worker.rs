@@ -269,8 +269,8 @@ impl LaneWorker {
         }
     }
 
-    /// Waits for what the guard of loss demands before a commit: nothing, or while it throttles, that
-    /// no other commit of this process is on its way. `None`: not now.
+    /// Waits for what the guard of loss demands before a commit: nothing, or while it throttles,
+    /// that no other commit of this process is on its way. `None`: not now.
     async fn turn(&self, work: Work) -> Option<Option<OwnedSemaphorePermit>> {
         match self.cluster.guard.state() {
             GuardState::Open => Some(None),
