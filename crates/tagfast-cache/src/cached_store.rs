@@ -310,6 +310,10 @@ impl History for CachedStore {
     fn epoch_end(&self, shard: LogicalShard, epoch: EpochId) -> Option<u64> {
         self.history.epoch_end(shard, epoch)
     }
+
+    fn is_repair_open(&self, shard: LogicalShard) -> bool {
+        self.history.is_repair_open(shard)
+    }
 }
 
 #[async_trait]

@@ -29,8 +29,8 @@ use tagfast_domain::{ContentKey, UserId};
 use tagfast_resilience::{ErrorChain, counter, jittered_retry_after};
 use tagfast_sharding::{ContentHash, LogicalShard};
 use tagfast_store::{
-    CacheUse, Consistency, ConsistencyToken, Degraded, ReadOptions, RequiredVersion, StoreError,
-    TagReader, View,
+    CacheUse, Consistency, ConsistencyToken, Degraded, REPAIR_PENDING, ReadOptions,
+    RequiredVersion, StoreError, TagReader, View,
 };
 use tokio::time::Instant;
 
@@ -81,6 +81,19 @@ fn store_timeout() -> StoreError {
 }
 
 impl CachedStore {
+    /// Marks a view that may lack what a failover lost.
+    fn mark_repair(
+        &self,
+        read: &ReadContext<'_>,
+        answer: Result<View, StoreError>,
+    ) -> Result<View, StoreError> {
+        let mut view = answer?;
+        if self.history.is_repair_open(read.shard) {
+            view.degraded.push(REPAIR_PENDING);
+        }
+        Ok(view)
+    }
+
     /// The requirement that the request itself states; `None` when the user's session positions
     /// must be looked up.
     fn requirement_from_request(&self, read: &ReadContext<'_>) -> Option<FreshnessRequirement> {
@@ -466,7 +479,10 @@ impl CachedStore {
             {
                 return Ok(Arc::new(entry.view(CacheUse::Hit("l1"))));
             }
-            let view = this.store.view(&content, &options).await.map_err(Arc::new)?;
+            let mut view = this.store.view(&content, &options).await.map_err(Arc::new)?;
+            // It says nothing about this view. An answer is marked when it is given, from a cache
+            // or not, and what a repair brings back replaces the cached entry.
+            view.degraded.retain(|degraded| *degraded != REPAIR_PENDING);
             if let Some(entry) = this.entry(&view, shard) {
                 if let (Some(local), Some(lease)) = (&this.local_cache, lease) {
                     this.fill_local(local, &key, hash, Arc::clone(&entry), lease);
@@ -494,7 +510,8 @@ impl TagReader for CachedStore {
             return self.store.view(key, options).await;
         }
         let read = ReadContext::new(key, options);
-        self.answer(&read, self.requirement_from_request(&read).map(Some)).await
+        let answer = self.answer(&read, self.requirement_from_request(&read).map(Some)).await;
+        self.mark_repair(&read, answer)
     }
 
     async fn view_many(
@@ -515,7 +532,10 @@ impl TagReader for CachedStore {
                 self.requirements_from_positions(first.content, options.user, &hashes).await
             }
         };
-        let reads = reads.iter().zip(requirements);
-        join_all(reads.map(|(read, requirement)| self.answer(read, Some(requirement)))).await
+        let answers = reads.iter().zip(requirements).map(async |(read, requirement)| {
+            let answer = self.answer(read, Some(requirement)).await;
+            self.mark_repair(read, answer)
+        });
+        join_all(answers).await
     }
 }

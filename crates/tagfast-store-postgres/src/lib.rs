@@ -13,6 +13,7 @@
 //! | `write/` | lanes and group commit |
 //! | `read/` | routing of reads, batches, limits |
 //! | `outbox/` | committed events on their way to the bus |
+//! | `repair/` | what failovers lost comes back; verdicts and reports |
 //!
 //! How it fails. A primary dies: its writes wait, at most the hold time; its reads go to replicas,
 //! marked where a promise cannot be kept. A primary that may have been replaced: nothing that it
@@ -31,6 +32,7 @@ mod options;
 mod outbox;
 mod read;
 mod refusal;
+mod repair;
 mod scan;
 mod scan_session;
 mod schema;

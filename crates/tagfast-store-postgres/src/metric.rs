@@ -164,6 +164,21 @@ define_metrics! {
         cluster in CLUSTERS,
     };
 
+    /// Contents whose lost writes a repair brought back.
+    pub(crate) counter REPAIRED_CONTENTS = "tagfast_repaired_contents_total" {
+        cluster in CLUSTERS,
+    };
+
+    /// Acknowledged writes that this process could not bring back after a failover; each is listed
+    /// in the failover's report with its reason.
+    pub(crate) counter REPAIR_LOST_WRITES = "tagfast_repair_lost_writes_total" {
+        cluster in CLUSTERS,
+    };
+
+    /// 1 while reads may lack acknowledged writes of before a failover, and say so. For longer than
+    /// a minute: no relay closes the repair.
+    pub(crate) gauge REPAIR_OPEN = "tagfast_repair_open" { cluster in CLUSTERS };
+
     /// Polls of the relay that failed and were repeated.
     pub(crate) counter RELAY_FAILURES = "tagfast_relay_failures_total" { cluster in CLUSTERS };
 

@@ -22,6 +22,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0003_names.sql"),
     include_str!("../migrations/0004_revision.sql"),
     include_str!("../migrations/0005_idempotency_keys.sql"),
+    include_str!("../migrations/0006_repair.sql"),
 ];
 
 /// The oldest schema version that this program can use.

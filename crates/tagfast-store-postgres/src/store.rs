@@ -1,5 +1,5 @@
-//! The store: its clusters and their tasks, writes into lanes, history and receipts. Reads are in
-//! `read/routing.rs`, scans in `scan.rs`.
+//! The store: its clusters and their tasks, writes into lanes. Reads are in `read/`, scans in
+//! `scan.rs`, receipts and reports of failovers in `repair/`.
 //!
 //! How it fails: a cluster that is down does not fail startup; the store waits for it, and says in
 //! [`PostgresStore::status`] what is missing.
@@ -12,21 +12,22 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use parking_lot::Mutex;
-use tagfast_domain::{EpochId, IdempotencyKey, Refusal};
+use tagfast_domain::{IdempotencyKey, Refusal};
 use tagfast_failover::{GuardOptions, GuardState};
 use tagfast_resilience::task::{BackgroundTask, StopSignal, TaskGroup, TaskTracker};
 use tagfast_resilience::{Address, Bulkhead, BulkheadOptions, Clock, LimiterSnapshot, counter};
 use tagfast_sharding::{ContentHash, LogicalShard, ShardMap, ShardMapError};
 use tagfast_store::metric::{RefusalReason, STORE_REFUSED};
 use tagfast_store::{
-    Durability, History, KeyMemory, LocalWrites, Position, Receipt, ReceiptReader, StoreError,
-    TagReader, TagWriter, Verdict, WriteAnswer, WriteRequest,
+    Durability, KeyMemory, LocalWrites, Position, StoreError, TagReader, TagWriter, WriteAnswer,
+    WriteRequest,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
 use crate::cluster::etcd::{Etcd, EtcdError, http_client};
 use crate::cluster::member_probes::probe_members;
+use crate::cluster::node_registry::NodeRegistry;
 use crate::cluster::password_check::check_password;
 use crate::cluster::patroni::discover_nodes;
 use crate::cluster::replica_positions::poll_positions;
@@ -41,6 +42,8 @@ use crate::outbox::relay::{DrainRequest, Relay};
 use crate::outbox::sink::OutboxSink;
 use crate::read::node_reader::{NodeReader, ReaderOptions};
 use crate::refusal::{NO_REPLICA, NO_REPLICA_IN_TIME, overloaded, replication_lag, unavailable};
+use crate::repair::VerdictSession;
+use crate::repair::pass::Repairer;
 use crate::scan_session::ScanSession;
 use crate::tls::TlsError;
 use crate::write::lane::{Lane, WriteResult, delay_cause, expire_late};
@@ -81,6 +84,8 @@ pub(crate) struct ClusterHandle {
     pub(crate) local_writes: LocalWrites<Position>,
     /// The session of scans and its address; `None`: it is opened by the next page.
     pub(crate) scan_session: tokio::sync::Mutex<Option<(String, ScanSession)>>,
+    /// The session of verdicts and its address; `None`: it is opened by the next receipt.
+    pub(crate) verdict_session: tokio::sync::Mutex<Option<(String, Arc<VerdictSession>)>>,
     drain_requests: mpsc::Sender<DrainRequest>,
 }
 
@@ -116,6 +121,8 @@ pub struct PostgresStore {
     clusters: Vec<ClusterHandle>,
     pub(crate) connections: ConnectionFactory,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) etcd: Etcd,
+    pub(crate) registry: Arc<NodeRegistry>,
     pub(crate) reading: ReaderOptions,
     pub(crate) outbox_bytes_max: u64,
     /// A cluster does not know the keys of the others.
@@ -147,6 +154,7 @@ fn spawn(name: &'static str, work: impl Future<Output = ()> + Send + 'static) ->
 struct Starting<'a> {
     options: &'a PostgresOptions,
     etcd: Etcd,
+    registry: Arc<NodeRegistry>,
     http: reqwest::Client,
     connections: ConnectionFactory,
     sink: Arc<dyn OutboxSink>,
@@ -188,10 +196,21 @@ impl Starting<'_> {
         let connections = self.connections.clone();
         let check = check_password(Arc::clone(&cluster), connections, self.etcd.clone());
         self.tasks.push(spawn("password check", check));
+        let repairer = Repairer {
+            cluster: Arc::clone(&cluster),
+            connections: self.connections.clone(),
+            clock: Arc::clone(&options.clock),
+            etcd: self.etcd.clone(),
+            registry: Arc::clone(&self.registry),
+            limits: options.limits,
+        };
+        let closer = Arc::new(repairer.closer());
+        self.tasks.push(spawn("repair", repairer.run()));
         let lanes = (0..options.lanes).map(|n| self.lane(n as i32, &cluster)).collect();
         let (drain_requests, requests) = mpsc::channel(DRAIN_REQUESTS_MAX);
         if options.relay {
             let relay = Relay {
+                closer,
                 cluster: Arc::clone(&cluster),
                 connections: self.connections.clone(),
                 sink: Arc::clone(&self.sink),
@@ -213,6 +232,7 @@ impl Starting<'_> {
             strong_reads: Bulkhead::new("strong reads", strong_reads),
             local_writes: LocalWrites::new(None),
             scan_session: tokio::sync::Mutex::new(None),
+            verdict_session: tokio::sync::Mutex::new(None),
             drain_requests,
         }
     }
@@ -270,13 +290,17 @@ impl PostgresStore {
         if !(1..=16).contains(&options.lanes) {
             return Err(OpenError::Lanes(options.lanes));
         }
+        let etcd = Etcd::new(&options.etcd, options.etcd_login.clone())?;
+        let registry = NodeRegistry::new(etcd.clone(), Arc::clone(&options.clock), &options.node);
+        let registry = Arc::new(registry);
         let mut starting = Starting {
             options: &options,
-            etcd: Etcd::new(&options.etcd, options.etcd_login.clone())?,
+            etcd,
+            registry: Arc::clone(&registry),
             http: http_client()?,
             connections: ConnectionFactory::new(&options)?,
             sink,
-            tasks: Vec::new(),
+            tasks: vec![spawn("registration", Arc::clone(&registry).keep())],
             lane_tasks: TaskTracker::new(),
             stop_lanes: StopSignal::new(),
         };
@@ -290,7 +314,7 @@ impl PostgresStore {
             weights: options.tenant_weights.clone(),
             queries: TaskGroup::new("node query"),
         };
-        let Starting { connections, tasks, lane_tasks, stop_lanes, .. } = starting;
+        let Starting { connections, etcd, tasks, lane_tasks, stop_lanes, .. } = starting;
         let canary_keys = read_canary::keys(&map, options.clusters.len());
         Ok(Arc::new_cyclic(|store: &Weak<Self>| {
             let reader: Weak<dyn TagReader> = store.clone();
@@ -302,6 +326,8 @@ impl PostgresStore {
                 clusters,
                 connections,
                 clock: Arc::clone(&options.clock),
+                etcd,
+                registry,
                 reading,
                 outbox_bytes_max: options.outbox_bytes,
                 keys: KeyMemory::default(),
@@ -340,6 +366,10 @@ impl PostgresStore {
         for task in self.tasks.iter().rev() {
             // Its panic is logged already.
             let _ = task.stop().await;
+        }
+        // Otherwise a failover can lose what this process acknowledged, and must say so.
+        if self.clusters.iter().all(|c| c.cluster.acknowledger().journal().contents() == 0) {
+            self.registry.leave().await;
         }
         for cluster in &self.clusters {
             // A scan that still runs drops its connection when it ends.
@@ -564,26 +594,5 @@ impl TagWriter for PostgresStore {
             results[n] = Some(result);
         }
         results.into_iter().flatten().collect()
-    }
-}
-
-impl History for PostgresStore {
-    fn current(&self, shard: LogicalShard) -> Option<EpochId> {
-        self.cluster(shard).cluster.history_epoch()
-    }
-
-    fn epoch_end(&self, shard: LogicalShard, epoch: EpochId) -> Option<u64> {
-        self.cluster(shard).cluster.epoch_end_of(epoch)
-    }
-}
-
-#[async_trait]
-impl ReceiptReader for PostgresStore {
-    /// What lies before the end of its epoch is part of the current history, forever. Past it only
-    /// a repair of lost writes could tell, which does not exist yet.
-    async fn verdict(&self, receipt: &Receipt) -> Result<Verdict, StoreError> {
-        let cluster = &self.cluster(receipt.shard).cluster;
-        let kept = receipt.position.lsn <= cluster.epoch_end(receipt.position.epoch);
-        Ok(if kept { Verdict::Kept } else { Verdict::Unknown("pending") })
     }
 }

@@ -14,4 +14,10 @@ pub trait History: Send + Sync {
     /// shard. `u64::MAX`: all of it (the current epoch); 0: nothing. `None`: this process does not
     /// know the epoch; it may be a newer one.
     fn epoch_end(&self, shard: LogicalShard, epoch: EpochId) -> Option<u64>;
+
+    /// Whether views of a shard may lack acknowledged writes of before a failover, because their
+    /// repair is not closed. Such views are marked with [`REPAIR_PENDING`](crate::REPAIR_PENDING).
+    fn is_repair_open(&self, _shard: LogicalShard) -> bool {
+        false
+    }
 }

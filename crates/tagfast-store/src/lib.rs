@@ -39,9 +39,9 @@ pub use key_memory::KeyMemory;
 pub use local_writes::{LocalWrites, RequiredVersion};
 pub use options::{Consistency, Durability, ReadOptions};
 pub use ports::{
-    CacheUse, Degraded, LostReason, ReceiptReader, ReplicaCount, ScanPage, ScanRequest,
-    ShardScanner, SharedStore, Source, TagReader, TagStore, TagWriter, Verdict, View, WriteAnswer,
-    WriteRequest,
+    CacheUse, Degraded, LostReason, REPAIR_PENDING, ReceiptReader, ReplicaCount, ScanPage,
+    ScanRequest, ShardScanner, SharedStore, Source, TagReader, TagStore, TagWriter, Verdict, View,
+    WriteAnswer, WriteRequest,
 };
 pub use seal::{SealError, SealKeys, SealKind, Sealer};
 pub use token::{ConsistencyToken, Position, Receipt};

@@ -49,6 +49,9 @@ pub struct Degraded {
     pub reason: &'static str,
 }
 
+/// A failover may have lost writes that this answer should show; their repair is under way.
+pub const REPAIR_PENDING: Degraded = Degraded { feature: "repair", reason: "pending" };
+
 /// The part of the caches in an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CacheUse {

@@ -9,12 +9,12 @@
 
 use std::collections::HashMap;
 
-use tagfast_domain::EpochId;
+use tagfast_domain::{EpochId, EpochOrdinal};
 use tagfast_failover::EpochRecord;
 
 /// The ends of the epochs that this node knows. Replaced as a whole, so that no reader sees a new
 /// epoch with an old end.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct EpochEnds {
     /// `None`: no epoch was adopted yet.
     pub(crate) current: Option<EpochId>,
@@ -22,6 +22,8 @@ pub(crate) struct EpochEnds {
     by_id: HashMap<EpochId, u64>,
     /// Ordinals and ends of earlier epochs, also of those that are no ancestors.
     pub(crate) past: Vec<(u64, u64)>,
+    /// Of every epoch in the history.
+    ordinals: HashMap<EpochId, EpochOrdinal>,
 }
 
 impl EpochEnds {
@@ -34,7 +36,14 @@ impl EpochEnds {
         for epoch in earlier() {
             by_id.entry(epoch.id).or_insert(0);
         }
-        Self { current: Some(current.id), by_id, past }
+        let known = history.unwrap_or_default().iter().chain([current]);
+        let ordinals = known.map(|epoch| (epoch.id, epoch.ordinal)).collect();
+        Self { current: Some(current.id), by_id, past, ordinals }
+    }
+
+    /// The ordinal of an epoch; `None`: the epoch is unknown.
+    pub(crate) fn ordinal_of(&self, epoch: EpochId) -> Option<EpochOrdinal> {
+        self.ordinals.get(&epoch).copied()
     }
 
     /// The end of an epoch: `u64::MAX` for the current one; `None`: the epoch is unknown.
@@ -68,7 +77,6 @@ fn ends_of_ancestors(history: &[EpochRecord], current: &EpochRecord) -> HashMap<
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use tagfast_domain::EpochOrdinal;
 
     pub(crate) fn epoch(
         n: u8,

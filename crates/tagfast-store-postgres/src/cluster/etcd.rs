@@ -8,6 +8,8 @@
 //! How it fails: every call has a timeout; after a failure the next URL is tried. A password that
 //! etcd refuses is offered every two seconds at most, because each offer costs etcd much.
 
+pub(crate) mod repair_keys;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -197,7 +199,7 @@ struct StoredEpoch {
     minted_by: String,
 }
 
-fn parse_id(text: &str) -> Option<EpochId> {
+pub(crate) fn parse_id(text: &str) -> Option<EpochId> {
     let mut bytes = [0; 16];
     hex::decode_to_slice(text, &mut bytes).ok().map(|()| EpochId(bytes))
 }

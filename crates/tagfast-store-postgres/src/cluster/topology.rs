@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
-use tagfast_domain::{Epoch, EpochId, UnixMillis};
+use tagfast_domain::{Epoch, EpochId, EpochOrdinal, UnixMillis};
 #[cfg(test)]
 use tagfast_failover::OnLag;
 use tagfast_failover::{Acknowledger, BootTime, Commit, Decision, EpochRecord, GuardOptions};
@@ -26,6 +26,7 @@ use crate::cluster::guard_signal::GuardSignal;
 use crate::cluster::long_transactions::LongTransactions;
 pub(crate) use crate::cluster::node::Node;
 use crate::cluster::primary_positions::{PrimaryPositions, SAMPLE_INTERVAL_MIN};
+use crate::cluster::repair_window::RepairWindow;
 use crate::cluster::replica_states::{
     CurrentEpoch, LogFacts, ProbeAnswer, ReplicaAge, ReplicaStates, age,
 };
@@ -133,6 +134,8 @@ pub(crate) struct Cluster {
     pub(crate) replica_breaker: Arc<Breaker>,
     /// What calls experience.
     pub(crate) health: CallHealth,
+    /// Since when what was lost in a failover may be missing, and how the failover went.
+    pub(crate) repair: RepairWindow,
 }
 
 impl Cluster {
@@ -168,6 +171,7 @@ impl Cluster {
             primary_breaker: breaker("primary"),
             replica_breaker: breaker("replica"),
             health: CallHealth::new(name),
+            repair: RepairWindow::default(),
         }
     }
 
@@ -250,6 +254,16 @@ impl Cluster {
     /// The end of an epoch: `u64::MAX` for the current one; `None`: the epoch is unknown.
     pub(crate) fn epoch_end_of(&self, epoch: EpochId) -> Option<u64> {
         self.history.read().ends.of(epoch)
+    }
+
+    /// The ends of all epochs, as of one moment.
+    pub(crate) fn epoch_ends(&self) -> EpochEnds {
+        self.history.read().ends.clone()
+    }
+
+    /// The ordinal of an epoch; `None`: the epoch is unknown.
+    pub(crate) fn epoch_ordinal(&self, epoch: EpochId) -> Option<EpochOrdinal> {
+        self.history.read().ends.ordinal_of(epoch)
     }
 
     /// The end of an epoch; 0 for an unknown one.
@@ -392,6 +406,7 @@ impl Cluster {
     /// Reports that a connection of this epoch failed: the watcher polls at once.
     pub(crate) fn report_failure(&self) {
         counter!(PRIMARY_FAILURES, "cluster" => Bounded(self.name.clone())).increment(1);
+        self.repair.suspect(boot_time());
         self.refresh.notify_one();
     }
 }

@@ -34,6 +34,7 @@ use crate::metric::{
     LEADER_LEASE_LEFT, WRITE_HOLD,
 };
 use crate::options::limit;
+use crate::repair::pass::read_closed;
 use crate::schema;
 use crate::sql::{PRIMARY_FACTS, connection_facts, flush_position};
 
@@ -48,9 +49,13 @@ SELECT (split_part(line, E'\\t', 2)::pg_lsn - '0/0')::bigint
 FROM (SELECT regexp_split_to_table(trim(E'\\n ' from pg_read_file($1)), E'\\n') AS line) l
 WHERE line ~ '^[0-9]+\\t' ORDER BY split_part(line, E'\\t', 1)::int DESC LIMIT 1";
 
+/// In a database that has nothing yet there is nothing to repair.
 const INSERT_EPOCH: &str = "
-INSERT INTO epoch (ordinal, id, parent_id, term, timeline, fork_lsn, minted_at, minted_by)
-VALUES ($1, $2, $3, $4, $5, '0/0'::pg_lsn + $6::bigint, to_timestamp($7::bigint / 1000.0), $8)
+INSERT INTO epoch (ordinal, id, parent_id, term, timeline, fork_lsn, minted_at, minted_by,
+    repair_closed_at)
+VALUES ($1, $2, $3, $4, $5, '0/0'::pg_lsn + $6::bigint, to_timestamp($7::bigint / 1000.0), $8,
+    CASE WHEN NOT EXISTS (SELECT FROM epoch) AND NOT EXISTS (SELECT FROM content)
+         THEN clock_timestamp() END)
 ON CONFLICT DO NOTHING";
 
 /// Everything a watcher runs with.
@@ -189,6 +194,8 @@ impl Watcher {
         if recovery.await.map_err(unusable)?.get(0) {
             return Err(format!("{} holds the leader key and is still in recovery", member.name));
         }
+        let known = state.epoch.as_ref().filter(|(epoch, _)| epoch.term == key.create_revision);
+        self.cluster.repair.promote(known.map(|(epoch, _)| epoch.id), boot_time());
         if !leader.migrated {
             schema::migrate(server).await.map_err(|e| ErrorChain(&e).to_string())?;
         }
@@ -213,6 +220,12 @@ impl Watcher {
             self.cluster.record_primary_position(&asked, position);
         }
         let known = Arc::clone(&self.cluster.topology.borrow());
+        if known.primary.as_ref().is_none_or(|(before, _)| before.id != epoch.id) {
+            // Before the first read on it.
+            let is_closed = read_closed(server, epoch.id).await.map_err(unusable)?;
+            self.cluster.repair.set_closed(epoch.id, is_closed);
+        }
+        self.cluster.repair.settle(epoch.id);
         let replicas = state.members.iter().filter(|m| m.name != member.name).cloned().collect();
         let primary = Some((Arc::new(epoch), member.clone()));
         let warnings = known.warnings.clone();
@@ -350,6 +363,7 @@ impl Watcher {
             counter!(FAILOVERS, "cluster" => self.label()).increment(1);
         }
         if changed {
+            self.cluster.repair.begin(epoch.id, had_epoch);
             counter!(EPOCHS, "cluster" => self.label()).increment(1);
             gauge!(EPOCH_ORDINAL, "cluster" => self.label()).set(epoch.ordinal.0 as f64);
             // Commits of the older epoch that wait for a proof are unknown now.
@@ -392,6 +406,9 @@ impl Watcher {
     fn publish(&self, topology: Topology) {
         gauge!(CLUSTER_HAS_PRIMARY, "cluster" => self.label())
             .set(f64::from(u8::from(topology.primary.is_some())));
+        if topology.primary.is_none() {
+            self.cluster.repair.hold(boot_time());
+        }
         self.record_downtime(topology.primary.is_some());
         self.cluster.topology.send_if_modified(|known| {
             if **known == topology {

@@ -38,6 +38,7 @@ use crate::options::{limit, reconnect_delay};
 use crate::outbox::horizon::{HorizonTracker, SELECT_FOREIGN, Snapshot};
 use crate::outbox::rotation::Rotation;
 use crate::outbox::sink::{EndedEpoch, OutboxBatch, OutboxRow, OutboxSink, PublishError};
+use crate::repair::closer::Closer;
 use crate::sql::{EPOCH_CHECK_WITH_SNAPSHOT, FLUSH_LSN};
 use crate::write::rewrite::rewrite_in_epoch;
 use crate::write::session::WriteSession;
@@ -115,6 +116,8 @@ pub(crate) struct Relay {
     pub(crate) sink: Arc<dyn OutboxSink>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) drain_requests: mpsc::Receiver<DrainRequest>,
+    /// Closes the repair of each epoch that this relay has reconciled.
+    pub(crate) closer: Arc<Closer>,
 }
 
 /// The statements of a poll.
@@ -186,8 +189,23 @@ impl Relay {
             tokio::time::sleep(TAKEOVER_INTERVAL).await;
         }
         let mut active = self.resume(&server, epoch, node).await?;
+        let closer = Arc::clone(&self.closer);
+        tokio::select! {
+            ended = self.poll(&server, epoch, &mut active, outage) => ended,
+            never = closer.run(epoch, node) => match never {},
+        }
+    }
+
+    /// Polls until something fails.
+    async fn poll(
+        &mut self,
+        server: &Connection,
+        epoch: &EpochRecord,
+        active: &mut ActiveRelay,
+        outage: &OutageLog,
+    ) -> Result<(), RelayError> {
         loop {
-            let found = self.poll_once(&server, epoch, &mut active).await?;
+            let found = self.poll_once(server, epoch, active).await?;
             outage.recovered();
             while let Ok(reply) = self.drain_requests.try_recv() {
                 active.draining.push((None, reply));
@@ -199,7 +217,7 @@ impl Relay {
                 continue;
             }
             let now = self.clock.now_ms();
-            active.rotation.rotate_tables(&server, epoch.id, now).await?;
+            active.rotation.rotate_tables(server, epoch.id, now).await?;
             tokio::time::sleep(POLL_INTERVAL).await;
             if active.found_at.elapsed() > IDLE_AFTER && active.draining.is_empty() {
                 let rest = IDLE_POLL_INTERVAL.saturating_sub(POLL_INTERVAL);

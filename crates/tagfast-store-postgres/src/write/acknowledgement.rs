@@ -74,6 +74,9 @@ impl CommittedGroup {
         match self {
             Self::Journaled(group) => {
                 let decision = acknowledger.decide_group(group, now);
+                if matches!(decision, AckDecision::Acknowledge(_)) {
+                    cluster.repair.acknowledge(group.commit.epoch, now);
+                }
                 let has_members = acknowledger.coverage().has_members();
                 (decision, has_members.then(|| acknowledger.coverage().count(group.flushed)))
             }

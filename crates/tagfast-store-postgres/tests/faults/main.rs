@@ -2,6 +2,7 @@
 //! time.
 
 mod load;
+mod repair;
 mod replica_ages;
 mod replica_faults;
 mod replication_lag;

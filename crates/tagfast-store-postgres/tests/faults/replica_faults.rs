@@ -4,7 +4,6 @@ use rustix::process::Signal;
 #[cfg(feature = "full")]
 use tagfast_testkit::stack::host::RunAs;
 use tagfast_testkit::stack::host::{Process, processes_in};
-#[cfg(feature = "full")]
 use tagfast_testkit::stack::patroni;
 use tagfast_testkit::stack::{Fault, NodeInfo};
 use tagfast_testkit::wait_for_condition_async;
@@ -102,7 +101,7 @@ pub(crate) fn processes_of(node: &NodeInfo, word: &str) -> Vec<Process> {
     all
 }
 
-fn signal(processes: &[Process], signal: Signal) {
+pub(crate) fn signal(processes: &[Process], signal: Signal) {
     processes.iter().for_each(|process| process.signal(signal));
 }
 
@@ -147,7 +146,6 @@ pub(crate) async fn demote(node: &NodeInfo) {
 }
 
 /// Has the Patroni of a replica copy the primary again.
-#[cfg(feature = "full")]
 pub(crate) async fn reinitialize(node: &NodeInfo) {
     let node = node.clone();
     let work = move || patroni::reinitialize(&node).expect("it begins");

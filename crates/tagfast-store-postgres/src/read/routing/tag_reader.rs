@@ -10,7 +10,9 @@ use futures_util::future::join_all;
 use tagfast_domain::ContentKey;
 use tagfast_resilience::BulkheadFull;
 use tagfast_sharding::{ContentHash, LogicalShard};
-use tagfast_store::{Consistency, ReadOptions, StoreError, TagReader, View, stored_key};
+use tagfast_store::{
+    Consistency, History, REPAIR_PENDING, ReadOptions, StoreError, TagReader, View, stored_key,
+};
 use tokio::time::Instant;
 
 use super::{NODE_READS, NodeOutcome, ReadPlan};
@@ -95,7 +97,11 @@ impl TagReader for PostgresStore {
         let result = self.view_uncounted(key, options).await;
         let result = count_read(&self.cluster(LogicalShard::of(key)).cluster, result);
         // A view that is too old for this caller is no failure of the cluster.
-        result.and_then(|view| self.within_max_stale(view, options))
+        let mut view = result.and_then(|view| self.within_max_stale(view, options))?;
+        if self.is_repair_open(LogicalShard::of(key)) {
+            view.degraded.push(REPAIR_PENDING);
+        }
+        Ok(view)
     }
 
     async fn view_many(

@@ -1,0 +1,243 @@
+//! The keys of repairs in etcd: which processes may hold a journal, what each has repaired, and
+//! when a repair was closed.
+//!
+//! | key | value | kept |
+//! |---|---|---|
+//! | `/tagfast/v1/nodes/<process>` | [`StoredNode`] | while its lease lives |
+//! | `/tagfast/v1/<scope>/repairs/<ordinal>/<process>` | [`StoredRepair`] | for ever |
+//! | `/tagfast/v1/<scope>/closings/<ordinal>` | [`StoredClosing`] | for ever |
+//!
+//! How it fails: as every call to etcd. A value that cannot be read is an error that names its
+//! kind: a newer program may have written it.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tagfast_domain::{EpochOrdinal, UnixMillis};
+
+use super::{Etcd, EtcdError, KeyValue, number};
+
+/// Where processes register.
+const NODES_PREFIX: &str = "/tagfast/v1/nodes/";
+
+fn repairs_prefix(scope: &str, ordinal: EpochOrdinal) -> String {
+    format!("/tagfast/v1/{scope}/repairs/{:016}/", ordinal.0)
+}
+
+fn closing_key(scope: &str, ordinal: EpochOrdinal) -> String {
+    format!("/tagfast/v1/{scope}/closings/{:016}", ordinal.0)
+}
+
+/// A registered process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StoredNode {
+    /// When it registered, Unix ms.
+    pub(crate) registered_at: UnixMillis,
+    /// It ends, and every replica has what it acknowledged: nobody waits for its reports.
+    #[serde(default)]
+    pub(crate) is_leaving: bool,
+}
+
+/// How many writes had which verdict.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StoredCounts {
+    pub(crate) kept: u64,
+    pub(crate) repaired: u64,
+    pub(crate) lost: u64,
+    pub(crate) unknown: u64,
+}
+
+/// A log range for which a process had forgotten its writes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StoredIncomplete {
+    /// The epoch's id, in hexadecimal digits.
+    pub(crate) epoch: String,
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+    pub(crate) writes: u64,
+}
+
+/// When a process saw each phase of a failover, Unix ms.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StoredTimes {
+    pub(crate) suspected_at: Option<UnixMillis>,
+    pub(crate) held_at: Option<UnixMillis>,
+    pub(crate) promoted_at: Option<UnixMillis>,
+    pub(crate) first_acknowledged_at: Option<UnixMillis>,
+}
+
+/// What a process repaired in an epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StoredRepair {
+    pub(crate) counts: StoredCounts,
+    pub(crate) began_at: UnixMillis,
+    /// `None`: it goes on.
+    pub(crate) ended_at: Option<UnixMillis>,
+    pub(crate) incomplete: Vec<StoredIncomplete>,
+    pub(crate) times: StoredTimes,
+}
+
+/// That the repair of an epoch is closed, and every streaming replica has the closing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StoredClosing {
+    pub(crate) closed_at: UnixMillis,
+    /// Processes that were registered and had not reported.
+    pub(crate) missing: Vec<String>,
+}
+
+fn value_of<T: DeserializeOwned>(entry: &KeyValue, what: &'static str) -> Result<T, EtcdError> {
+    tagfast_json::from_slice(&entry.value).map_err(|_| EtcdError::Unreadable(what))
+}
+
+/// The values below a prefix, with the rest of their keys.
+fn below<T: DeserializeOwned>(
+    entries: &[KeyValue],
+    prefix: &str,
+    what: &'static str,
+) -> Result<Vec<(String, T)>, EtcdError> {
+    let named = |entry: &KeyValue| {
+        let name = entry.key.strip_prefix(prefix)?.to_owned();
+        Some(value_of(entry, what).map(|value| (name, value)))
+    };
+    entries.iter().filter_map(named).collect()
+}
+
+impl Etcd {
+    /// Asks for a lease of this time; returns its id.
+    pub(crate) async fn grant_lease(&self, ttl: Duration) -> Result<u64, EtcdError> {
+        let body = json!({"TTL": ttl.as_secs().to_string()});
+        match number(&self.call("/v3/lease/grant", &body).await?["ID"]) {
+            0 => Err(EtcdError::Unreadable("a lease")),
+            id => Ok(id),
+        }
+    }
+
+    /// Renews a lease. False: it has expired.
+    pub(crate) async fn keep_lease(&self, lease: u64) -> Result<bool, EtcdError> {
+        let answer = self.call("/v3/lease/keepalive", &json!({"ID": lease.to_string()})).await?;
+        Ok(number(&answer["result"]["TTL"]) > 0)
+    }
+
+    async fn put(&self, key: &str, value: &impl Serialize, lease: u64) -> Result<(), EtcdError> {
+        let body = json!({
+            "key": STANDARD.encode(key),
+            "value": STANDARD.encode(json!(value).to_string()),
+            "lease": lease.to_string(),
+        });
+        self.call("/v3/kv/put", &body).await.map(drop)
+    }
+
+    /// Registers a process while the lease lives.
+    pub(crate) async fn put_node(
+        &self,
+        process: &str,
+        node: &StoredNode,
+        lease: u64,
+    ) -> Result<(), EtcdError> {
+        self.put(&format!("{NODES_PREFIX}{process}"), node, lease).await
+    }
+
+    /// The processes that are registered now.
+    pub(crate) async fn nodes(&self) -> Result<Vec<(String, StoredNode)>, EtcdError> {
+        below(&self.prefix(NODES_PREFIX).await?, NODES_PREFIX, "a registration")
+    }
+
+    /// Reports what a process repaired in an epoch.
+    pub(crate) async fn put_repair(
+        &self,
+        (scope, ordinal): (&str, EpochOrdinal),
+        process: &str,
+        repair: &StoredRepair,
+    ) -> Result<(), EtcdError> {
+        let key = format!("{}{process}", repairs_prefix(scope, ordinal));
+        self.put(&key, repair, 0).await
+    }
+
+    /// What the processes have reported about an epoch, by their names.
+    pub(crate) async fn repairs(
+        &self,
+        scope: &str,
+        ordinal: EpochOrdinal,
+    ) -> Result<Vec<(String, StoredRepair)>, EtcdError> {
+        let prefix = repairs_prefix(scope, ordinal);
+        below(&self.prefix(&prefix).await?, &prefix, "a repair's report")
+    }
+
+    /// Reports that the repair of an epoch is closed.
+    pub(crate) async fn put_closing(
+        &self,
+        (scope, ordinal): (&str, EpochOrdinal),
+        closing: &StoredClosing,
+    ) -> Result<(), EtcdError> {
+        self.put(&closing_key(scope, ordinal), closing, 0).await
+    }
+
+    /// The closing of an epoch's repair; `None`: it is open.
+    pub(crate) async fn closing(
+        &self,
+        scope: &str,
+        ordinal: EpochOrdinal,
+    ) -> Result<Option<StoredClosing>, EtcdError> {
+        let key = closing_key(scope, ordinal);
+        let entries = self.prefix(&key).await?;
+        let entry = entries.iter().find(|entry| entry.key == key);
+        entry.map(|entry| value_of(entry, "a closing")).transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(key: &str, value: &str) -> KeyValue {
+        KeyValue {
+            key: key.to_owned(),
+            value: value.as_bytes().to_vec(),
+            create_revision: 1,
+            mod_revision: 1,
+            lease: 0,
+        }
+    }
+
+    #[test]
+    fn keys_are_in_the_order_of_ordinals() {
+        let of = |ordinal| closing_key("c0", EpochOrdinal(ordinal));
+        assert_eq!(of(7), "/tagfast/v1/c0/closings/0000000000000007");
+        assert!(of(9) < of(10) && of(999) < of(1_800_000_000_000));
+        assert!(repairs_prefix("c0", EpochOrdinal(7)).ends_with("/repairs/0000000000000007/"));
+    }
+
+    #[test]
+    fn a_report_survives_json_and_a_damaged_one_is_an_error() {
+        let repair = StoredRepair {
+            counts: StoredCounts { kept: 1, repaired: 2, lost: 3, unknown: 4 },
+            began_at: 5,
+            ended_at: None,
+            incomplete: vec![StoredIncomplete {
+                epoch: "ab".to_owned(),
+                from: 1,
+                to: 2,
+                writes: 3,
+            }],
+            times: StoredTimes { held_at: Some(6), ..StoredTimes::default() },
+        };
+        let text = json!(repair).to_string();
+        let found = below::<StoredRepair>(&[entry("p/a.1", &text)], "p/", "it").expect("readable");
+        assert_eq!(found, [("a.1".to_owned(), repair)]);
+        for array in tagfast_json::testing::arrays_for_objects(&text) {
+            let refused = below::<StoredRepair>(&[entry("p/a", &array)], "p/", "it");
+            assert!(matches!(refused, Err(EtcdError::Unreadable("it"))), "{array}");
+        }
+        assert!(below::<StoredClosing>(&[entry("p/a", "{}")], "p/", "it").is_err());
+    }
+
+    #[test]
+    fn a_registration_of_a_program_that_says_less_is_one_that_stays() {
+        let node: StoredNode = value_of(&entry("a", r#"{"registered_at":1}"#), "it").expect("one");
+        assert_eq!(node, StoredNode { registered_at: 1, is_leaving: false });
+    }
+}

@@ -1,0 +1,165 @@
+//! The time between a failover and the closing of its repair, as this process sees it: what it saw
+//! when, and whether reads may still lack acknowledged writes.
+//!
+//! How it fails: towards "may lack". A suspicion that turns out to be none is forgotten with the
+//! next poll that finds the primary in place.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+use tagfast_domain::EpochId;
+use tagfast_failover::BootTime;
+
+/// When this process saw the phases of a failover; `None`: it did not, or not yet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct PhaseTimes {
+    /// A call to the primary failed, or its leader key was gone.
+    pub(crate) suspected: Option<BootTime>,
+    /// There was no primary that writes could go to.
+    pub(crate) held: Option<BootTime>,
+    /// The leader of a new term was seen out of recovery.
+    pub(crate) promoted: Option<BootTime>,
+    /// The first write was acknowledged.
+    pub(crate) first_acknowledged: Option<BootTime>,
+}
+
+#[derive(Debug, Default)]
+struct Window {
+    /// `None`: none was adopted.
+    epoch: Option<EpochId>,
+    /// Of the failover that began `epoch`.
+    times: PhaseTimes,
+    /// Of the failover that may be under way.
+    next: PhaseTimes,
+}
+
+/// The window of one cluster.
+#[derive(Debug, Default)]
+pub(crate) struct RepairWindow {
+    window: Mutex<Window>,
+    /// Writes of earlier epochs may still be missing. Changed under the lock, and read without it:
+    /// every read asks.
+    is_open: AtomicBool,
+}
+
+impl RepairWindow {
+    /// Something of the primary failed.
+    pub(crate) fn suspect(&self, now: BootTime) {
+        self.window.lock().next.suspected.get_or_insert(now);
+    }
+
+    /// Writes wait for a primary.
+    pub(crate) fn hold(&self, now: BootTime) {
+        let mut window = self.window.lock();
+        window.next.suspected.get_or_insert(now);
+        window.next.held.get_or_insert(now);
+    }
+
+    /// The leader was seen out of recovery; `epoch`: that of its term, `None`: it has none yet.
+    pub(crate) fn promote(&self, epoch: Option<EpochId>, now: BootTime) {
+        let mut window = self.window.lock();
+        let is_known = window.epoch.is_some() && window.epoch == epoch;
+        let times = if is_known { &mut window.times } else { &mut window.next };
+        times.promoted.get_or_insert(now);
+    }
+
+    /// The primary of the current epoch is in place.
+    pub(crate) fn settle(&self, epoch: EpochId) {
+        let mut window = self.window.lock();
+        if window.epoch == Some(epoch) {
+            window.next = PhaseTimes::default();
+        }
+    }
+
+    /// An epoch was adopted. `after_another`: this process was in an earlier one, so it saw the
+    /// failover, and what it read before may be missing.
+    pub(crate) fn begin(&self, epoch: EpochId, after_another: bool) {
+        let mut window = self.window.lock();
+        let next = std::mem::take(&mut window.next);
+        window.times = if after_another { next } else { PhaseTimes::default() };
+        window.epoch = Some(epoch);
+        self.is_open.store(after_another, Ordering::Relaxed);
+    }
+
+    /// Whether the repair of an epoch is closed, as its primary says. False: what is read may lack
+    /// acknowledged writes.
+    pub(crate) fn set_closed(&self, epoch: EpochId, is_closed: bool) {
+        let window = self.window.lock();
+        if window.epoch == Some(epoch) {
+            self.is_open.store(!is_closed, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether reads may lack acknowledged writes of earlier epochs.
+    pub(crate) fn is_open(&self) -> bool {
+        self.is_open.load(Ordering::Relaxed)
+    }
+
+    /// A write was acknowledged.
+    pub(crate) fn acknowledge(&self, epoch: EpochId, now: BootTime) {
+        let mut window = self.window.lock();
+        if window.epoch == Some(epoch) {
+            window.times.first_acknowledged.get_or_insert(now);
+        }
+    }
+
+    /// The phases of the failover that began this epoch.
+    pub(crate) fn times(&self, epoch: EpochId) -> PhaseTimes {
+        let window = self.window.lock();
+        if window.epoch == Some(epoch) { window.times } else { PhaseTimes::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const ONE: EpochId = EpochId([1; 16]);
+    const TWO: EpochId = EpochId([2; 16]);
+
+    fn at(ms: u64) -> BootTime {
+        BootTime(Duration::from_millis(ms))
+    }
+
+    #[test]
+    fn the_phases_of_a_failover_belong_to_the_epoch_that_it_began() {
+        let window = RepairWindow::default();
+        window.begin(ONE, false);
+        assert!(!window.is_open(), "a process that starts has read nothing that could be missing");
+        // A call failed, and the primary was found in place.
+        window.suspect(at(1));
+        window.settle(ONE);
+        window.suspect(at(10));
+        window.suspect(at(11));
+        window.hold(at(12));
+        window.promote(None, at(13));
+        window.begin(TWO, true);
+        window.promote(Some(TWO), at(14));
+        window.acknowledge(ONE, at(15));
+        window.acknowledge(TWO, at(16));
+        window.acknowledge(TWO, at(17));
+        let expected = PhaseTimes {
+            suspected: Some(at(10)),
+            held: Some(at(12)),
+            promoted: Some(at(13)),
+            first_acknowledged: Some(at(16)),
+        };
+        assert_eq!(window.times(TWO), expected);
+        assert_eq!(window.times(ONE), PhaseTimes::default());
+    }
+
+    #[test]
+    fn an_older_epoch_closes_nothing() {
+        let window = RepairWindow::default();
+        window.begin(ONE, false);
+        window.set_closed(ONE, false);
+        assert!(window.is_open());
+        window.begin(TWO, true);
+        window.set_closed(ONE, true);
+        assert!(window.is_open());
+        window.set_closed(TWO, true);
+        assert!(!window.is_open());
+    }
+}

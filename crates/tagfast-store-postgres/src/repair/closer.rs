@@ -1,0 +1,302 @@
+//! The closing of repairs: from then on the verdicts about the writes of earlier epochs are final.
+//!
+//! It runs beside the active relay of a cluster, after that has reconciled the epoch. A repair is
+//! closed when every registered process has reported, or a minute after its epoch was minted. The
+//! closing counts once every streaming replica has it, so that a second failover does not open
+//! again what a client was told is final.
+//!
+//! Open => Closed (a row) => Final (replicas have the row) => Announced (etcd has the closing)
+//!
+//! How it fails: each step is repeated until it succeeds, by this relay or the next one. Without
+//! etcd nobody knows who has reported, so the repair stays open for a minute.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join;
+use tagfast_domain::UnixMillis;
+use tagfast_failover::closing::CLOSING_AFTER;
+use tagfast_failover::{Closing, EpochRecord, closing};
+use tagfast_resilience::{Clock, OutageLog};
+use tokio::time::Instant;
+use tokio_postgres::types::ToSql;
+
+use super::pass::pause_since;
+use crate::cluster::etcd::repair_keys::StoredClosing;
+use crate::cluster::etcd::{Etcd, EtcdError};
+use crate::cluster::node_registry::NodeRegistry;
+use crate::cluster::topology::{Cluster, Node};
+use crate::connect::{Connection, ConnectionFactory, PgError, within};
+use crate::options::limit;
+use crate::sql::{FLUSH_LSN, epoch_check};
+
+/// How long verdicts are remembered one by one.
+pub(super) const VERDICTS_REMEMBERED_MS: UnixMillis = 7 * 24 * 3600 * 1000;
+/// Between two sweeps of old verdicts.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
+/// Verdicts that one statement of a sweep forgets.
+const SWEEP_ROWS: i64 = 10_000;
+/// After a failure.
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
+
+const SELECT_STATE: &str = "
+SELECT (extract(epoch FROM repair_closed_at) * 1000)::bigint, verdicts_final_at IS NOT NULL
+FROM epoch WHERE id = $1";
+const SET_CLOSED: &str = concat!(
+    "UPDATE epoch SET repair_closed_at = clock_timestamp()
+WHERE id = $1 AND repair_closed_at IS NULL AND ",
+    epoch_check!("$1"),
+    " = 1"
+);
+/// Also of earlier epochs whose closing came with the same log.
+const SET_FINAL: &str = concat!(
+    "UPDATE epoch SET verdicts_final_at = clock_timestamp()
+WHERE repair_closed_at IS NOT NULL AND verdicts_final_at IS NULL AND ",
+    epoch_check!("$1"),
+    " = 1"
+);
+const SELECT_REPLICAS: &str = "
+SELECT application_name, (flush_lsn - '0/0')::bigint FROM pg_stat_replication
+WHERE state = 'streaming' AND flush_lsn IS NOT NULL";
+const FORGET_VERDICTS: &str = "
+DELETE FROM repair_log WHERE wid = ANY(ARRAY(
+    SELECT wid FROM repair_log WHERE at < to_timestamp($1::bigint / 1000.0) LIMIT $2))";
+
+/// Everything a closer runs with.
+pub(crate) struct Closer {
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) connections: ConnectionFactory,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) etcd: Etcd,
+    pub(crate) registry: Arc<NodeRegistry>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum CloseError {
+    #[error(transparent)]
+    Postgres(#[from] PgError),
+    #[error("etcd does not take the closing")]
+    Etcd(#[from] EtcdError),
+    #[error("the epoch has no row")]
+    NoRow,
+}
+
+/// Whether every streaming replica has a log position. `members`: the other members of the cluster;
+/// while none of them streams, any of them may be promoted without it.
+fn is_covered(position: u64, streaming: &[(String, u64)], members: &[String]) -> bool {
+    let mut replicas = streaming.iter().filter(|(name, _)| members.contains(name)).peekable();
+    members.is_empty()
+        || (replicas.peek().is_some() && replicas.all(|(_, flushed)| *flushed >= position))
+}
+
+impl Closer {
+    /// Closes the repair of an epoch, then forgets old verdicts now and then, until it is dropped.
+    pub(crate) async fn run(&self, epoch: &EpochRecord, node: &Node) -> Infallible {
+        let outage = OutageLog::of("closing a repair", self.cluster.name.clone());
+        let adopted = Instant::now();
+        let mut is_announced = false;
+        loop {
+            let done = async {
+                let server = self.connections.open(&node.address, "closing").await?;
+                if !is_announced {
+                    self.close(&server, epoch, adopted).await?;
+                    is_announced = true;
+                }
+                self.forget_old_verdicts(&server).await
+            };
+            match done.await {
+                Ok(()) => {
+                    outage.recovered();
+                    tokio::time::sleep(SWEEP_INTERVAL).await;
+                }
+                Err(error) => {
+                    outage.failed(&error);
+                    tokio::time::sleep(RETRY_INTERVAL).await;
+                }
+            }
+        }
+    }
+
+    async fn close(
+        &self,
+        server: &Connection,
+        epoch: &EpochRecord,
+        adopted: Instant,
+    ) -> Result<(), CloseError> {
+        let state = read_state(server, epoch).await?;
+        let missing = match state.closed_at {
+            Some(_) => self.missing(epoch, adopted).await?,
+            None => self.await_reports(epoch, adopted).await,
+        };
+        let position = set_closed(server, epoch).await?;
+        if !state.is_final {
+            self.await_coverage(server, position).await?;
+            execute(server, "making verdicts final", SET_FINAL, epoch).await?;
+            tracing::info!(
+                cluster = self.cluster.name,
+                epoch = epoch.ordinal.0,
+                missing = ?missing,
+                "the repair is closed: the verdicts about earlier epochs are final"
+            );
+        }
+        let closed_at = read_state(server, epoch).await?.closed_at.ok_or(CloseError::NoRow)?;
+        let key = (self.cluster.scope.as_str(), epoch.ordinal);
+        // What an earlier relay announced saw more of the processes that were there.
+        if self.etcd.closing(key.0, key.1).await?.is_none() {
+            let closing = StoredClosing { closed_at, missing: missing.into_iter().collect() };
+            self.etcd.put_closing(key, &closing).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the repair can be closed; returns the processes that have not reported.
+    async fn await_reports(&self, epoch: &EpochRecord, adopted: Instant) -> BTreeSet<String> {
+        let began = Instant::now();
+        loop {
+            let age = self.age(epoch, adopted);
+            let decided = match self.reporters(epoch).await {
+                Ok((registered, reported)) => {
+                    let seen = self.registry.seen_around(adopted);
+                    match closing(&registered, &reported, age) {
+                        Closing::Close(missing) => {
+                            let seen = seen.difference(&reported).cloned();
+                            Some(missing.into_iter().chain(seen).collect())
+                        }
+                        Closing::WaitFor(_) => None,
+                    }
+                }
+                // Nobody can be asked, and nothing is waited for any longer.
+                Err(_) if age >= CLOSING_AFTER => Some(self.registry.seen_around(adopted)),
+                Err(_) => None,
+            };
+            if let Some(missing) = decided {
+                return missing;
+            }
+            pause_since(began).await;
+        }
+    }
+
+    /// The larger of two ages: no clock that was set delays a closing beyond its limit.
+    fn age(&self, epoch: &EpochRecord, adopted: Instant) -> Duration {
+        let ms = self.clock.now_ms().saturating_sub(epoch.minted_at);
+        adopted.elapsed().max(Duration::from_millis(u64::try_from(ms).unwrap_or(0)))
+    }
+
+    /// The processes that are registered, and those whose repair of the epoch has ended.
+    async fn reporters(
+        &self,
+        epoch: &EpochRecord,
+    ) -> Result<(BTreeSet<String>, BTreeSet<String>), EtcdError> {
+        // The registrations first: who registers later has nothing of an earlier epoch.
+        let registered = self.registry.registered().await?;
+        let repairs = self.etcd.repairs(&self.cluster.scope, epoch.ordinal).await?;
+        let reported = repairs.into_iter().filter(|(_, repair)| repair.ended_at.is_some());
+        Ok((registered, reported.map(|(process, _)| process).collect()))
+    }
+
+    /// The processes that may have had a journal and have not reported.
+    async fn missing(
+        &self,
+        epoch: &EpochRecord,
+        adopted: Instant,
+    ) -> Result<BTreeSet<String>, EtcdError> {
+        let (registered, reported) = self.reporters(epoch).await?;
+        let known = self.registry.seen_around(adopted).into_iter().chain(registered);
+        Ok(known.filter(|process| !reported.contains(process)).collect())
+    }
+
+    async fn await_coverage(&self, server: &Connection, position: u64) -> Result<(), PgError> {
+        let began = Instant::now();
+        loop {
+            let rows = server.client.query(SELECT_REPLICAS, &[]);
+            let rows = within("reading the replicas", limit::READ_TIMEOUT, rows).await?;
+            let streaming: Vec<(String, u64)> =
+                rows.iter().map(|row| (row.get(0), row.get::<_, i64>(1).cast_unsigned())).collect();
+            let members = self.cluster.topology.borrow().replicas.clone();
+            let members: Vec<String> = members.into_iter().map(|node| node.name).collect();
+            if is_covered(position, &streaming, &members) {
+                return Ok(());
+            }
+            pause_since(began).await;
+        }
+    }
+
+    async fn forget_old_verdicts(&self, server: &Connection) -> Result<(), CloseError> {
+        let before = self.clock.now_ms().saturating_sub(VERDICTS_REMEMBERED_MS);
+        let parameters: [&(dyn ToSql + Sync); 2] = [&before, &SWEEP_ROWS];
+        loop {
+            let deleted = server.client.execute(FORGET_VERDICTS, &parameters);
+            let deleted = within("forgetting old verdicts", limit::COMMIT_TIMEOUT, deleted).await?;
+            if deleted < SWEEP_ROWS.unsigned_abs() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// How far the closing of an epoch is.
+struct ClosingState {
+    /// Unix ms; `None`: it is open.
+    closed_at: Option<UnixMillis>,
+    is_final: bool,
+}
+
+async fn read_state(server: &Connection, epoch: &EpochRecord) -> Result<ClosingState, CloseError> {
+    let id: &[u8] = &epoch.id.0;
+    let parameters: [&(dyn ToSql + Sync); 1] = [&id];
+    let row = server.client.query_opt(SELECT_STATE, &parameters);
+    let row = within("reading the closing", limit::READ_TIMEOUT, row).await?;
+    let row = row.ok_or(CloseError::NoRow)?;
+    Ok(ClosingState { closed_at: row.get(0), is_final: row.get(1) })
+}
+
+/// Closes the repair, unless it is; returns a log position that has it.
+async fn set_closed(server: &Connection, epoch: &EpochRecord) -> Result<u64, PgError> {
+    let id: &[u8] = &epoch.id.0;
+    let parameters: [&(dyn ToSql + Sync); 1] = [&id];
+    let all = async {
+        let (closed, position) = join(
+            server.client.execute(SET_CLOSED, &parameters),
+            server.client.query_one(FLUSH_LSN, &[]),
+        )
+        .await;
+        closed?;
+        position
+    };
+    let position = within("closing the repair", limit::COMMIT_TIMEOUT, all).await?;
+    Ok(position.get::<_, i64>(0).cast_unsigned())
+}
+
+async fn execute(
+    server: &Connection,
+    what: &'static str,
+    statement: &'static str,
+    epoch: &EpochRecord,
+) -> Result<u64, PgError> {
+    let id: &[u8] = &epoch.id.0;
+    let parameters: [&(dyn ToSql + Sync); 1] = [&id];
+    within(what, limit::COMMIT_TIMEOUT, server.client.execute(statement, &parameters)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_closing_counts_once_every_streaming_replica_has_it() {
+        let names = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+        let streaming = |flushed: &[(&str, u64)]| {
+            flushed.iter().map(|(name, at)| ((*name).to_owned(), *at)).collect::<Vec<_>>()
+        };
+        let members = names(&["r1", "r2"]);
+        assert!(is_covered(10, &streaming(&[("r1", 10), ("r2", 11)]), &members));
+        assert!(!is_covered(10, &streaming(&[("r1", 10), ("r2", 9)]), &members));
+        // The other one is away, and cannot be promoted while this one is ahead of it.
+        assert!(is_covered(10, &streaming(&[("r1", 10)]), &members));
+        assert!(!is_covered(10, &[], &members), "a replica that does not stream may be promoted");
+        assert!(!is_covered(10, &streaming(&[("backup", 99)]), &members));
+        assert!(is_covered(10, &[], &[]), "nothing can be promoted");
+    }
+}

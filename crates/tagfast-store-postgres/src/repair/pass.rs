@@ -1,0 +1,413 @@
+//! The repair of one cluster by this process: one pass an epoch over what the journal holds of
+//! epochs that have ended.
+//!
+//! What lies before the end of its epoch needs no look at the database. Everything else is joined
+//! into the documents of the new primary, several contents a transaction, at half the pace that the
+//! primary allows; new writes do not wait for it. Then the process reports, also when it had
+//! nothing to repair, so that the repair of the epoch can be closed.
+//!
+//! Waiting(epoch) => Repairing => Reporting => Open => Closed, and from each of them back to
+//! Waiting when a later epoch begins: what is not repaired by then is still in the journal.
+//!
+//! How it fails. A connection that ends: the chunk is repaired again, which finds by the write ids
+//! what was committed. A process that stood still: its epoch check fails, and if the repair was
+//! closed meanwhile its writes are listed as late, not applied. etcd does not answer: the repair
+//! goes on, and the report is sent when it does. A damaged document: it is left out, and named in
+//! the log.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tagfast_domain::{Epoch, EpochId, Limits, UnixMillis};
+use tagfast_failover::{BootTime, EpochRecord, JournaledContent, LogRange, RepairEntry, RepairId};
+use tagfast_resilience::{Bounded, Clock, ErrorChain, OutageLog, counter, gauge};
+use tagfast_store::failovers::VerdictCounts;
+use tokio::time::Instant;
+use tokio_postgres::types::ToSql;
+
+use super::chunk::{ChunkContext, RepairSession, add_counts, repair_chunk};
+use super::closer::Closer;
+use super::resolution::{acknowledged, is_kept};
+use crate::boot_clock::boot_time;
+use crate::cluster::etcd::Etcd;
+use crate::cluster::etcd::repair_keys::{
+    StoredCounts, StoredIncomplete, StoredRepair, StoredTimes,
+};
+use crate::cluster::node_registry::NodeRegistry;
+use crate::cluster::repair_window::PhaseTimes;
+use crate::cluster::topology::{Cluster, Node};
+use crate::connect::{Connection, ConnectionFactory, PgError, within};
+use crate::metric::{REPAIR_LOST_WRITES, REPAIR_OPEN, REPAIRED_CONTENTS};
+use crate::options::{limit, reconnect_delay};
+
+/// Contents in one transaction: 10,000 contents take some 80 of them.
+const CHUNK_CONTENTS_MAX: usize = 128;
+/// The longest pause between two transactions, each of which is followed by one of its own length.
+/// With it 10,000 contents are repaired within 5 s when a transaction takes 35 ms.
+const CHUNK_PAUSE_MAX: Duration = Duration::from_millis(25);
+/// Between two looks at what must come first: the history, an answer of etcd, the closing.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+/// The same when it takes long.
+const RETRY_INTERVAL_LATER: Duration = Duration::from_secs(1);
+/// When it takes long.
+const LATER_AFTER: Duration = Duration::from_secs(10);
+/// How long a repair waits for a primary before it looks at the topology again.
+const PRIMARY_WAIT: Duration = Duration::from_secs(3600);
+
+const SELECT_CLOSED: &str = "SELECT repair_closed_at IS NOT NULL FROM epoch WHERE id = $1";
+
+/// Whether the repair of an epoch is closed in this primary's history. An epoch without a row is
+/// not.
+pub(crate) async fn read_closed(server: &Connection, epoch: EpochId) -> Result<bool, PgError> {
+    let id: &[u8] = &epoch.0;
+    let parameters: [&(dyn ToSql + Sync); 1] = [&id];
+    let row = server.client.query_opt(SELECT_CLOSED, &parameters);
+    let row = within("reading the closing", limit::READ_TIMEOUT, row).await?;
+    Ok(row.is_some_and(|row| row.get(0)))
+}
+
+/// Everything the repair of a cluster runs with.
+pub(crate) struct Repairer {
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) connections: ConnectionFactory,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) etcd: Etcd,
+    pub(crate) registry: Arc<NodeRegistry>,
+    pub(crate) limits: Limits,
+}
+
+/// What was done in an epoch so far; it outlives connections.
+struct Progress {
+    epoch: EpochId,
+    began_at: UnixMillis,
+    counts: VerdictCounts,
+    contents: usize,
+}
+
+/// Why a pass does not go on.
+#[derive(Debug, thiserror::Error)]
+enum PassError {
+    #[error(transparent)]
+    Postgres(#[from] PgError),
+    #[error("a later epoch has begun")]
+    EpochEnded,
+}
+
+impl Repairer {
+    /// The closer of the same cluster.
+    pub(crate) fn closer(&self) -> Closer {
+        Closer {
+            cluster: Arc::clone(&self.cluster),
+            connections: self.connections.clone(),
+            clock: Arc::clone(&self.clock),
+            etcd: self.etcd.clone(),
+            registry: Arc::clone(&self.registry),
+        }
+    }
+
+    /// Repairs and reports, epoch after epoch, until the task is dropped.
+    pub(crate) async fn run(self) {
+        let outage = OutageLog::of("repairing what a failover lost", self.cluster.name.clone());
+        let mut topologies = self.cluster.topology.subscribe();
+        let mut progress: Option<Progress> = None;
+        let mut finished = None;
+        let mut failures = 0;
+        loop {
+            let primary = self.cluster.primary(Instant::now() + PRIMARY_WAIT).await;
+            let Some((epoch, node)) = primary else { continue };
+            if finished == Some(epoch.id) {
+                if topologies.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            topologies.mark_unchanged();
+            let progress = match &mut progress {
+                Some(known) if known.epoch == epoch.id => known,
+                other => other.insert(Progress {
+                    epoch: epoch.id,
+                    began_at: self.clock.now_ms(),
+                    counts: VerdictCounts::default(),
+                    contents: 0,
+                }),
+            };
+            match self.run_epoch(&epoch, &node, progress).await {
+                Ok(()) => {
+                    outage.recovered();
+                    (finished, failures) = (Some(epoch.id), 0);
+                }
+                // The primary of the next one is awaited.
+                Err(PassError::EpochEnded) => tokio::time::sleep(RETRY_INTERVAL).await,
+                Err(error) => {
+                    outage.failed(&error);
+                    tokio::time::sleep(reconnect_delay(failures)).await;
+                    failures = (failures + 1).min(5);
+                }
+            }
+        }
+    }
+
+    fn label(&self) -> Bounded<String> {
+        Bounded(self.cluster.name.clone())
+    }
+
+    /// An error when a later epoch has begun.
+    fn check_epoch(&self, epoch: &EpochRecord) -> Result<(), PassError> {
+        let current = self.cluster.epoch().is_some_and(|now| now.id == epoch.id);
+        if current { Ok(()) } else { Err(PassError::EpochEnded) }
+    }
+
+    async fn run_epoch(
+        &self,
+        epoch: &EpochRecord,
+        node: &Node,
+        progress: &mut Progress,
+    ) -> Result<(), PassError> {
+        // Without it nothing could be told to be kept.
+        while !self.cluster.knows_history() {
+            self.check_epoch(epoch)?;
+            tokio::time::sleep(RETRY_INTERVAL).await;
+        }
+        let connection = self.connections.open(&node.address, "repair").await?;
+        let mut session = RepairSession::new(connection).await?;
+        let was_closed = read_closed(session.connection(), epoch.id).await?;
+        self.repair(&mut session, epoch, progress).await?;
+        let is_new = progress.contents > 0 || progress.counts != VerdictCounts::default();
+        // Nobody waits for a process that begins after the closing and has nothing to tell.
+        if was_closed && !is_new {
+            self.note_closing(epoch, true);
+            return Ok(());
+        }
+        let ended_at = self.clock.now_ms();
+        if is_new {
+            let VerdictCounts { kept, repaired, lost, unknown } = progress.counts;
+            tracing::info!(
+                cluster = self.cluster.name,
+                epoch = epoch.ordinal.0,
+                kept,
+                repaired,
+                lost,
+                unknown,
+                took_ms = ended_at - progress.began_at,
+                "what failovers lost of this process's writes is repaired"
+            );
+        }
+        self.report(epoch, progress, ended_at).await?;
+        self.await_closing(session.connection(), epoch).await?;
+        drop(session);
+        // Once more: by now the first write of the epoch has been acknowledged.
+        self.report(epoch, progress, ended_at).await
+    }
+
+    /// Takes everything from the journal that is of an ended epoch.
+    async fn repair(
+        &self,
+        session: &mut RepairSession,
+        epoch: &EpochRecord,
+        progress: &mut Progress,
+    ) -> Result<(), PassError> {
+        let mut locks = false;
+        loop {
+            let mut after = None;
+            let mut lost_races = 0;
+            loop {
+                self.check_epoch(epoch)?;
+                let entries =
+                    self.cluster.acknowledger().journal().repair_entries(after, CHUNK_CONTENTS_MAX);
+                let Some(entries) = first_of_each_content(entries) else { break };
+                after = entries.last().map(|entry| entry.id);
+                let entries = self.put_back_kept(epoch, entries, progress)?;
+                if !entries.is_empty() {
+                    lost_races +=
+                        self.repair_entries(session, epoch, &entries, locks, progress).await?;
+                }
+            }
+            if lost_races == 0 {
+                return Ok(());
+            }
+            // Contents that are written all the time are locked in the next attempt.
+            locks = true;
+        }
+    }
+
+    /// Puts the entries back that the current history has; returns the others.
+    fn put_back_kept(
+        &self,
+        epoch: &EpochRecord,
+        entries: Vec<RepairEntry>,
+        progress: &mut Progress,
+    ) -> Result<Vec<RepairEntry>, PassError> {
+        let end_of = |id| self.cluster.epoch_end(id);
+        let (kept, others): (Vec<_>, Vec<_>) =
+            entries.into_iter().partition(|entry| is_kept(entry, end_of));
+        // Below its end a position of the earlier epoch is the same one in this epoch's log.
+        let position = |bound: fn(&LogRange) -> u64| kept.iter().map(move |e| bound(&e.at));
+        let (Some(inside), Some(flushed)) =
+            (position(|at| at.inside).min(), position(|at| at.flushed).max())
+        else {
+            return Ok(others);
+        };
+        let at = LogRange { epoch: epoch.id, inside, flushed };
+        let (mut put_back, mut done) = (Vec::new(), Vec::new());
+        for entry in kept {
+            let writes = acknowledged(&entry);
+            let unanswered = entry.writes.iter().filter(|(_, _, told)| !told).count();
+            progress.counts.kept += writes.len() as u64;
+            progress.counts.unknown += unanswered as u64;
+            let RepairEntry { id, key, document, version, .. } = entry;
+            match writes.is_empty() {
+                true => done.push(id),
+                false => put_back.push((id, JournaledContent { key, document, version, writes })),
+            }
+        }
+        self.update_journal(at, put_back, &done)?;
+        Ok(others)
+    }
+
+    fn update_journal(
+        &self,
+        at: LogRange,
+        put_back: Vec<(RepairId, JournaledContent)>,
+        done: &[RepairId],
+    ) -> Result<(), PassError> {
+        let mut acknowledger = self.cluster.acknowledger();
+        let journal = acknowledger.journal_mut();
+        if !put_back.is_empty() && !journal.put_back(at, put_back, boot_time()) {
+            return Err(PassError::EpochEnded);
+        }
+        for id in done {
+            journal.give_up(*id);
+        }
+        Ok(())
+    }
+
+    /// Repairs entries in one transaction; returns how many documents were changed in between.
+    async fn repair_entries(
+        &self,
+        session: &mut RepairSession,
+        epoch: &EpochRecord,
+        entries: &[RepairEntry],
+        locks: bool,
+        progress: &mut Progress,
+    ) -> Result<usize, PassError> {
+        let began = Instant::now();
+        let current = Epoch { id: epoch.id, ordinal: epoch.ordinal };
+        let context = ChunkContext {
+            cluster: &self.cluster,
+            epoch: &current,
+            limits: &self.limits,
+            now: self.clock.now_ms(),
+            locks,
+        };
+        let outcome = repair_chunk(session, entries, &context).await?;
+        self.update_journal(outcome.at, outcome.put_back, &outcome.done)?;
+        add_counts(&mut progress.counts, &outcome.counts);
+        progress.contents += outcome.written;
+        counter!(REPAIRED_CONTENTS, "cluster" => self.label()).increment(outcome.written as u64);
+        counter!(REPAIR_LOST_WRITES, "cluster" => self.label()).increment(outcome.counts.lost);
+        self.cluster.committed.notify_one();
+        tokio::time::sleep(began.elapsed().min(CHUNK_PAUSE_MAX)).await;
+        Ok(outcome.lost_races)
+    }
+
+    /// Puts the report into etcd, as soon as etcd answers.
+    async fn report(
+        &self,
+        epoch: &EpochRecord,
+        progress: &Progress,
+        ended_at: UnixMillis,
+    ) -> Result<(), PassError> {
+        let began = Instant::now();
+        let scope = (self.cluster.scope.as_str(), epoch.ordinal);
+        loop {
+            self.check_epoch(epoch)?;
+            let report = self.stored_report(epoch, progress, ended_at);
+            match self.etcd.put_repair(scope, &self.registry.process, &report).await {
+                Ok(()) => return Ok(()),
+                Err(error) => {
+                    let (cluster, error) = (&self.cluster.name, ErrorChain(&error));
+                    tracing::debug!(cluster, %error, "etcd takes no report yet");
+                }
+            }
+            pause_since(began).await;
+        }
+    }
+
+    fn stored_report(
+        &self,
+        epoch: &EpochRecord,
+        progress: &Progress,
+        ended_at: UnixMillis,
+    ) -> StoredRepair {
+        let VerdictCounts { kept, repaired, lost, unknown } = progress.counts;
+        let incomplete = self.cluster.acknowledger().journal().incomplete().to_vec();
+        // Of its own epoch nothing is lost yet, and what lies before an epoch's end is not.
+        let incomplete = incomplete.iter().filter(|range| {
+            range.epoch != epoch.id && range.to > self.cluster.epoch_end(range.epoch)
+        });
+        let incomplete = incomplete.map(|range| StoredIncomplete {
+            epoch: range.epoch.to_string(),
+            from: range.from,
+            to: range.to,
+            writes: range.writes,
+        });
+        StoredRepair {
+            counts: StoredCounts { kept, repaired, lost, unknown },
+            began_at: progress.began_at,
+            ended_at: Some(ended_at),
+            incomplete: incomplete.collect(),
+            times: self.stored_times(&self.cluster.repair.times(epoch.id)),
+        }
+    }
+
+    fn stored_times(&self, times: &PhaseTimes) -> StoredTimes {
+        let (now, now_ms) = (boot_time(), self.clock.now_ms());
+        let unix = |time: BootTime| {
+            let ago = now.0.saturating_sub(time.0).as_millis();
+            now_ms.saturating_sub(i64::try_from(ago).unwrap_or(i64::MAX))
+        };
+        StoredTimes {
+            suspected_at: times.suspected.map(unix),
+            held_at: times.held.map(unix),
+            promoted_at: times.promoted.map(unix),
+            first_acknowledged_at: times.first_acknowledged.map(unix),
+        }
+    }
+
+    /// Waits until the repair of the epoch is closed: from then on reads are whole again.
+    async fn await_closing(
+        &self,
+        server: &Connection,
+        epoch: &EpochRecord,
+    ) -> Result<(), PassError> {
+        let began = Instant::now();
+        while !read_closed(server, epoch.id).await? {
+            self.check_epoch(epoch)?;
+            self.note_closing(epoch, false);
+            pause_since(began).await;
+        }
+        self.note_closing(epoch, true);
+        Ok(())
+    }
+
+    fn note_closing(&self, epoch: &EpochRecord, is_closed: bool) {
+        self.cluster.repair.set_closed(epoch.id, is_closed);
+        gauge!(REPAIR_OPEN, "cluster" => self.label()).set(f64::from(u8::from(!is_closed)));
+    }
+}
+
+/// Pauses before the next attempt of something that began at this moment.
+pub(super) async fn pause_since(began: Instant) {
+    let late = began.elapsed() > LATER_AFTER;
+    tokio::time::sleep(if late { RETRY_INTERVAL_LATER } else { RETRY_INTERVAL }).await;
+}
+
+/// The entries up to the first content that comes a second time, because a transaction writes each
+/// document once; `None`: there are none.
+fn first_of_each_content(mut entries: Vec<RepairEntry>) -> Option<Vec<RepairEntry>> {
+    let mut seen = HashSet::new();
+    let second = entries.iter().position(|entry| !seen.insert(Arc::clone(&entry.key)));
+    entries.truncate(second.unwrap_or(entries.len()));
+    Some(entries).filter(|entries| !entries.is_empty())
+}
