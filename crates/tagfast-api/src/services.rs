@@ -280,8 +280,6 @@ pub struct ApiServices {
     /// Whether the process serves the product routes; a process with another role serves the
     /// operations routes only.
     pub serves_product: bool,
-    /// Whether receipts can be looked up; if not they answer 501 `not_in_this_mode`.
-    pub receipts: bool,
     /// What failovers did; `None` answers 501 `not_in_this_mode`.
     pub failovers: Option<Arc<dyn FailoverReader>>,
     /// The state of the clusters; `None` answers 501 `not_in_this_mode`.

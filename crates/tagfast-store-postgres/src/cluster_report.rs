@@ -136,6 +136,7 @@ fn report(
         queued: lane.len(),
         queued_max: limit::LANE_QUEUE_MAX,
     };
+    let epoch_is_known = epoch.is_some();
     ClusterReport {
         name: cluster.name.clone(),
         observed_at: moment.wall,
@@ -151,7 +152,7 @@ fn report(
             observed_at: cluster.checked_at().map(|at| moment.wall_time(at)),
         },
         journal,
-        is_repair_closed: None,
+        is_repair_closed: epoch_is_known.then(|| !cluster.repair.is_open()),
         long_transactions: cluster.long_transactions.texts(),
         failing: cluster.health.failing().iter().map(failing_calls).collect(),
         warnings: warnings(cluster, &topology.warnings, (&guard, &journal)),

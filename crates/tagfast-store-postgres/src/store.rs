@@ -204,7 +204,7 @@ impl Starting<'_> {
             registry: Arc::clone(&self.registry),
             limits: options.limits,
         };
-        let closer = Arc::new(repairer.closer());
+        let closer = Arc::new(repairer.closer(options.failover_observer.clone()));
         self.tasks.push(spawn("repair", repairer.run()));
         let lanes = (0..options.lanes).map(|n| self.lane(n as i32, &cluster)).collect();
         let (drain_requests, requests) = mpsc::channel(DRAIN_REQUESTS_MAX);

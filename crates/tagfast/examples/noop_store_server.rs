@@ -182,7 +182,6 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         popular: None,
         dead_letters: None,
         serves_product: true,
-        receipts: true,
         failovers: None,
         clusters: None,
         breakers: Breakers::new(Arc::new(SystemClock)),

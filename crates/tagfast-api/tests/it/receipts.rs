@@ -6,8 +6,7 @@ use serde_json::{Value, json};
 use tagfast_domain::TenantId;
 use tagfast_store::{LostReason, Receipt, Sealer, StoreError, Verdict};
 
-use crate::support::{ApiLimits, AuthConfig, Fixture, build, fixture, fixture_with, jwt_fixture};
-use crate::support::{hs256, keys};
+use crate::support::{ApiLimits, AuthConfig, Fixture, fixture, fixture_with, jwt_fixture, keys};
 
 const CHECK: &str = "/v1/receipts:check";
 
@@ -150,17 +149,4 @@ async fn a_batch_that_is_too_large_names_its_limit() {
     ] {
         fixture.request("POST", CHECK).json(bad).send().await.problem(code);
     }
-}
-
-#[tokio::test]
-async fn a_mode_that_does_not_detect_losses_answers_no_verdict() {
-    let fixture = build(hs256(), ApiLimits::default(), |services| services.receipts = false);
-    let user = keys::user("acme");
-    let written = fixture.request("PUT", "/v1/content/a/1/tags/x").bearer(&user).send().await;
-    let receipt = written.ok()["receipt"].as_str().unwrap().to_owned();
-    let one = fixture.get(&format!("/v1/receipts/{receipt}")).bearer(&user).send().await;
-    one.problem("not_in_this_mode");
-    let body = json!({"receipts": [receipt]}).to_string();
-    let many = fixture.request("POST", CHECK).bearer(&user).json(&body).send().await;
-    many.problem("not_in_this_mode");
 }

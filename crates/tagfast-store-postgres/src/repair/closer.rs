@@ -20,9 +20,11 @@ use tagfast_domain::UnixMillis;
 use tagfast_failover::closing::CLOSING_AFTER;
 use tagfast_failover::{Closing, EpochRecord, closing};
 use tagfast_resilience::{Clock, OutageLog};
+use tagfast_store::{FailoverObserver, FailoverReport};
 use tokio::time::Instant;
 use tokio_postgres::types::ToSql;
 
+use super::failovers::{node_of, report_of};
 use super::pass::pause_since;
 use crate::cluster::etcd::repair_keys::StoredClosing;
 use crate::cluster::etcd::{Etcd, EtcdError};
@@ -71,6 +73,8 @@ pub(crate) struct Closer {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) etcd: Etcd,
     pub(crate) registry: Arc<NodeRegistry>,
+    /// Is told of each failover whose repair is closed here; `None`: nobody is.
+    pub(crate) observer: Option<Arc<dyn FailoverObserver>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -146,9 +150,32 @@ impl Closer {
         // What an earlier relay announced saw more of the processes that were there.
         if self.etcd.closing(key.0, key.1).await?.is_none() {
             let closing = StoredClosing { closed_at, missing: missing.into_iter().collect() };
+            let told = match &self.observer {
+                Some(observer) => self.report(epoch, &closing).await?.map(|told| (observer, told)),
+                None => None,
+            };
             self.etcd.put_closing(key, &closing).await?;
+            if let Some((observer, report)) = told {
+                observer.repair_closed(&report);
+            }
         }
         Ok(())
+    }
+
+    /// The report of the failover that began an epoch; `None`: no failover did.
+    async fn report(
+        &self,
+        epoch: &EpochRecord,
+        closing: &StoredClosing,
+    ) -> Result<Option<FailoverReport>, EtcdError> {
+        let Some(parent) = epoch.parent_id else { return Ok(None) };
+        let scope = &self.cluster.scope;
+        let history = self.etcd.history(scope).await?;
+        let previous = history.iter().find(|other| other.id == parent);
+        let nodes = self.etcd.repairs(scope, epoch.ordinal).await?.into_iter().map(node_of);
+        let closing = Some(closing.clone());
+        let name = &self.cluster.name;
+        Ok(Some(report_of(name, epoch, previous, nodes.collect(), closing, Vec::new())))
     }
 
     /// Waits until the repair can be closed; returns the processes that have not reported.

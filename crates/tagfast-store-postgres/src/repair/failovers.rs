@@ -9,7 +9,7 @@
 
 use async_trait::async_trait;
 use futures_util::future::{try_join, try_join_all};
-use tagfast_domain::{ContentKey, EpochId, TenantId, Version, WriteId};
+use tagfast_domain::{ContentKey, EpochId, EpochOrdinal, TenantId, Version, WriteId};
 use tagfast_failover::EpochRecord;
 use tagfast_resilience::ErrorChain;
 use tagfast_store::StoreError;
@@ -67,7 +67,7 @@ fn write_of(row: &Row) -> Option<FailoverWrite> {
     })
 }
 
-fn node_of((node, stored): (String, StoredRepair)) -> NodeRepair {
+pub(super) fn node_of((node, stored): (String, StoredRepair)) -> NodeRepair {
     let StoredRepair { counts, began_at, ended_at, incomplete, times } = stored;
     let incomplete = incomplete.into_iter().filter_map(|range| {
         let epoch = parse_id(&range.epoch)?;
@@ -95,7 +95,7 @@ fn node_of((node, stored): (String, StoredRepair)) -> NodeRepair {
 }
 
 /// The report of the failover that began an epoch. `previous`: the epoch before it.
-fn report_of(
+pub(super) fn report_of(
     cluster: &str,
     epoch: &EpochRecord,
     previous: Option<&EpochRecord>,
@@ -188,7 +188,7 @@ impl PostgresStore {
     async fn list_writes(
         &self,
         handle: &ClusterHandle,
-        ordinal: FailoverCursor,
+        ordinal: EpochOrdinal,
         request: &FailoverWritesRequest<'_>,
     ) -> Result<Vec<FailoverWrite>, PgError> {
         let primary = handle.cluster.primary(Instant::now() + limit::READ_TIMEOUT).await;
@@ -212,7 +212,7 @@ impl PostgresStore {
     async fn cluster_of_epoch(
         &self,
         epoch: EpochId,
-    ) -> Result<Option<(&ClusterHandle, FailoverCursor)>, StoreError> {
+    ) -> Result<Option<(&ClusterHandle, EpochOrdinal)>, StoreError> {
         let known = self
             .clusters()
             .iter()
@@ -236,11 +236,11 @@ impl FailoverReader for PostgresStore {
     ) -> Result<Vec<FailoverReport>, StoreError> {
         let all = self.clusters().iter().map(|handle| self.failovers_of(handle));
         let mut all: Vec<_> = try_join_all(all).await?.into_iter().flatten().collect();
-        all.retain(|(_, epoch, _)| before.is_none_or(|before| epoch.ordinal < before));
-        all.sort_by_key(|(_, epoch, _)| std::cmp::Reverse(epoch.ordinal));
-        // Two clusters may have the same ordinal, and a cursor stands for both.
-        let last = limit.checked_sub(1).and_then(|n| all.get(n)).map(|(_, epoch, _)| epoch.ordinal);
-        all.retain(|(_, epoch, _)| limit > 0 && last.is_none_or(|last| epoch.ordinal >= last));
+        let place =
+            |epoch: &EpochRecord| FailoverCursor { ordinal: epoch.ordinal, epoch: epoch.id };
+        all.retain(|(_, epoch, _)| before.is_none_or(|before| place(epoch) < before));
+        all.sort_by_key(|(_, epoch, _)| std::cmp::Reverse(place(epoch)));
+        all.truncate(limit);
         let reports = all.iter().map(|(handle, epoch, previous)| {
             self.failover_report(handle, epoch, previous.as_ref())
         });

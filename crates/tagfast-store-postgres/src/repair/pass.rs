@@ -22,6 +22,7 @@ use std::time::Duration;
 use tagfast_domain::{Epoch, EpochId, Limits, UnixMillis};
 use tagfast_failover::{BootTime, EpochRecord, JournaledContent, LogRange, RepairEntry, RepairId};
 use tagfast_resilience::{Bounded, Clock, ErrorChain, OutageLog, counter, gauge};
+use tagfast_store::FailoverObserver;
 use tagfast_store::failovers::VerdictCounts;
 use tokio::time::Instant;
 use tokio_postgres::types::ToSql;
@@ -95,14 +96,15 @@ enum PassError {
 }
 
 impl Repairer {
-    /// The closer of the same cluster.
-    pub(crate) fn closer(&self) -> Closer {
+    /// The closer of the same cluster, which tells `observer` of what it closes.
+    pub(crate) fn closer(&self, observer: Option<Arc<dyn FailoverObserver>>) -> Closer {
         Closer {
             cluster: Arc::clone(&self.cluster),
             connections: self.connections.clone(),
             clock: Arc::clone(&self.clock),
             etcd: self.etcd.clone(),
             registry: Arc::clone(&self.registry),
+            observer,
         }
     }
 

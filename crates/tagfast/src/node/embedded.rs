@@ -88,7 +88,6 @@ impl EmbeddedNode {
                 auto_replay: config.dead_letters.auto_replay,
             }),
             serves_product: true,
-            receipts: true,
             failovers: None,
             clusters: None,
             breakers: Breakers::new(Arc::clone(&clock)),

@@ -143,7 +143,6 @@ pub(crate) fn build(
             auto_replay: AutoReplayPolicy::default(),
         }),
         serves_product: true,
-        receipts: true,
         failovers: Some(failovers.clone()),
         clusters: Some(Arc::new(FakeClusters)),
         breakers: Arc::clone(&breakers),
