@@ -10,6 +10,7 @@ const FULL_CRATES: &[&str] = &[
     "tagfast-client",
     "tagfast-domain",
     "tagfast-events",
+    "tagfast-failover",
     "tagfast-popular-counts",
     "tagfast-resilience",
     "tagfast-search-opensearch",

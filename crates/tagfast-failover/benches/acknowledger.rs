@@ -14,7 +14,7 @@ use tagfast_failover::{
 /// Contents that are written, so that some are written again while the journal holds them.
 const CONTENTS: u64 = 100_000;
 const DOCUMENT_BYTES: usize = 400;
-/// Microseconds between two polls of the replicas while somebody waits.
+/// Microseconds between two polls of the replicas while a group waits.
 const POLL_INTERVAL_US: u64 = 5_000;
 
 fn in_epoch(epoch: &EpochRecord) -> Acknowledger {

@@ -38,7 +38,7 @@ pub enum Decision {
 pub struct AckGate {
     /// `None`: no epoch is known yet.
     proof: Option<LeadershipProof>,
-    /// How many members there are beside the primary; `None`: nobody has told.
+    /// How many members there are beside the primary; `None`: not known yet.
     members: Option<usize>,
 }
 

@@ -5,7 +5,7 @@
 //! comes later is refused and listed, never applied, so that a verdict `lost` stays true.
 //!
 //! How it fails: a process that neither reports nor loses its registration delays the closing to
-//! its limit, and the report names it. That nobody is registered cannot be, because the process
+//! its limit, and the report names it. That no process is registered cannot be, because the one
 //! that decides is: then nothing is known, and the closing waits for its limit, too.
 
 use std::collections::BTreeSet;

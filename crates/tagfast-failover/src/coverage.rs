@@ -105,7 +105,7 @@ impl Coverage {
         self.members.values().filter(|member| member.is_streaming).count()
     }
 
-    /// Whether there may be any member beside the primary: there is one, or nobody has told yet.
+    /// Whether there may be any member beside the primary: there is one, or none was told yet.
     pub fn has_members(&self) -> bool {
         !self.is_roster_known || !self.members.is_empty()
     }

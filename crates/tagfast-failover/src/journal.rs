@@ -4,12 +4,12 @@
 //! An entry is the newest acknowledged document of a content with the ids of the writes that the
 //! document stands for. It holds the document, not the operations: the document also carries what a
 //! write stood on, for example the remove of a different process that has crashed since. Writes are
-//! kept in *groups*, one for each group commit, because the log position of a group is what replicas
-//! confirm. An entry is dropped when every replica has flushed its position, never by age.
+//! kept in *groups*, one for each group commit, because the log position of a group is what
+//! replicas confirm. An entry is dropped when every replica has flushed its position, never by age.
 //!
-//! A document that nobody was told of is kept until it is acknowledged, and forgotten when its epoch
-//! ends: a replaced primary may have committed it after the next epoch had acknowledged a write that
-//! it should have seen.
+//! A document of which no caller was told is kept until it is acknowledged, and forgotten when its
+//! epoch ends: a replaced primary may have committed it after the next epoch had acknowledged a
+//! write that it should have seen.
 //!
 //! When an epoch begins, the entries of the epochs before are set apart: the repair joins them into
 //! the documents of the new primary, and puts them back with the position of the repair, because a
@@ -247,8 +247,8 @@ impl Journal {
         &self.incomplete
     }
 
-    /// Records a group commit before anybody is told of it. `None`: it is not of the journal's
-    /// epoch, and nobody must be told.
+    /// Records a group commit before its callers are told of it. `None`: it is not of the
+    /// journal's epoch, and they must not be told.
     pub fn record(&mut self, at: LogRange, contents: Vec<JournaledContent>) -> Option<GroupId> {
         if self.epoch != Some(at.epoch) {
             return None;
@@ -307,7 +307,7 @@ impl Journal {
     }
 
     /// Notes that the callers of a group are told of it. `covered`: the position up to which a
-    /// replica has everything. False: its epoch has ended, and nobody must be told.
+    /// replica has everything. False: its epoch has ended, and they must not be told.
     pub fn acknowledge(&mut self, id: GroupId, now: BootTime, covered: u64) -> bool {
         if self.epoch != Some(id.epoch) {
             return false;
@@ -452,8 +452,8 @@ impl Journal {
         true
     }
 
-    /// Forgets an entry that needs no repair any more: it is listed as lost, or nobody vouches for
-    /// it.
+    /// Forgets an entry that needs no repair any more: it is listed as lost, or it stands
+    /// for no write.
     pub fn give_up(&mut self, id: RepairId) {
         self.take_older(id);
     }

@@ -84,7 +84,7 @@ pub struct LeadershipProof {
     /// is broken.
     chain: Option<BootTime>,
     paused: bool,
-    /// How many other members there are; `None`: nobody has told.
+    /// How many other members there are; `None`: not known yet.
     members: Option<usize>,
     /// The newest revision of etcd that was used.
     revision: u64,

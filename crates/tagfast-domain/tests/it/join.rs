@@ -228,7 +228,7 @@ fn a_decision_that_pruned_tombstones_overrule_is_not_repaired_silently() {
         current = current.with(&[patch(number, &[tag], &[]), patch(number + 1, &[], &[tag])]);
     }
     assert!(current.doc.absent_since > lost.doc.version);
-    assert_eq!(current.join_last(&lost), JoinFate::Limit, "nobody has removed b");
+    assert_eq!(current.join_last(&lost), JoinFate::Limit, "no write has removed b");
 }
 
 #[test]

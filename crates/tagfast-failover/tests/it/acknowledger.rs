@@ -35,7 +35,7 @@ fn replicas(node: &mut Acknowledger, r1: u64, r2: u64, now: BootTime) {
     node.record_replicas(epoch_id(1), &[("r1".to_owned(), r1), ("r2".to_owned(), r2)], now);
 }
 
-const NOBODY: AckDecision = AckDecision::Acknowledge(ReplicaCount { replicas: 0, of: 0 });
+const BY_NO_REPLICA: AckDecision = AckDecision::Acknowledge(ReplicaCount { replicas: 0, of: 0 });
 
 /// X2: a late acknowledgement after the process's own repair.
 #[test]
@@ -44,7 +44,7 @@ fn what_is_acknowledged_late_would_be_in_no_repair() {
     let late = record(&mut node, 10, 5);
     assert!(node.adopt_epoch(&epoch(2, "r1"), at(6)));
     assert!(node.record_lease(&lease(at(6), 2, "r1")));
-    assert_eq!(node.journal().waiting_for_repair(), 0, "nobody was told of it");
+    assert_eq!(node.journal().waiting_for_repair(), 0, "no caller was told of it");
     assert_eq!(node.decide_group(&late, at(7)), AckDecision::Unknown);
 }
 
@@ -85,7 +85,7 @@ fn the_guard_waits_for_a_replica_and_then_goes_on() {
 fn a_group_that_waited_in_vain_refuses_only_until_a_replica_is_back() {
     let mut node = in_epoch_1();
     let first = record(&mut node, 10, 12_000);
-    assert_eq!(node.decide_group(&first, at(12_000)), NOBODY);
+    assert_eq!(node.decide_group(&first, at(12_000)), BY_NO_REPLICA);
     replicas(&mut node, 5, 5, at(12_001));
     let second = record(&mut node, 20, 13_000);
     assert_eq!(node.decide_group(&second, at(13_000)), AckDecision::WaitForReplica);
@@ -104,7 +104,7 @@ fn without_a_roster_the_guard_counts_on_a_failover() {
     node.adopt_epoch(&epoch(1, "p"), at(0));
     node.record_lease(&lease(at(0), 1, "p"));
     let first = record(&mut node, 10, 12_000);
-    assert_eq!(node.decide_group(&first, at(12_000)), NOBODY);
+    assert_eq!(node.decide_group(&first, at(12_000)), BY_NO_REPLICA);
     assert_eq!(node.guard_state(at(13_000)), GuardState::Refusing);
     node.set_members(&[], at(13_000));
     assert_eq!(node.guard_state(at(13_000)), GuardState::Open, "there is no other member");

@@ -77,7 +77,7 @@ fn a_replica_that_is_gone_for_long_does_not_hold_the_journal() {
 }
 
 #[test]
-fn members_that_nobody_has_told_are_not_no_members() {
+fn members_that_are_not_known_yet_are_not_no_members() {
     let mut coverage = Coverage::default();
     assert!(coverage.has_members());
     coverage.set_members(&[], at(0));

@@ -104,7 +104,7 @@ fn a_repaired_entry_without_writes_is_dropped_with_its_position_too() {
 
 /// A replaced primary commits after the next epoch has acknowledged.
 #[test]
-fn what_nobody_was_told_of_is_not_repaired() {
+fn what_no_caller_was_told_of_is_not_repaired() {
     let mut journal = journal_of_epoch(1, ROOMY);
     acknowledged(&mut journal, range(1, 10), content("k", 1, &[1]));
     journal.record(range(1, 20), vec![content("k", 2, &[2])]).expect("the epoch");

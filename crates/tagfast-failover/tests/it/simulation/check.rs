@@ -14,7 +14,7 @@ use super::step::{Api, Client, Db, Step};
 enum Part {
     /// It must be in it.
     Promised,
-    /// It may be in it: nobody was told its outcome, or it is listed as lost.
+    /// It may be in it: no caller was told its outcome, or it is listed as lost.
     Possible,
     /// It may be in it with some of what it adds: it is listed as lost.
     Listed,
@@ -35,7 +35,7 @@ pub(super) fn check(
 }
 
 impl Cluster {
-    /// Whoever is left goes on until nothing is left to do.
+    /// The processes that are left go on until nothing is left to do.
     fn come_to_rest(&mut self) -> Result<(), String> {
         if self.leader().is_none() {
             for db in Db::ALL {

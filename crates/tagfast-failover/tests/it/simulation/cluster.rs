@@ -165,7 +165,7 @@ impl Cluster {
         NOW + self.now_ms as i64
     }
 
-    /// The wall clock of whoever mints: it stands still, so that ordinals count.
+    /// The wall clock of the process that mints: it stands still, so that ordinals count.
     pub(super) fn minting_clock(&self) -> UnixMillis {
         NOW
     }
@@ -278,7 +278,7 @@ impl Cluster {
 
     fn lose_key(&mut self) {
         if self.key.is_some() {
-            // Nobody can take the key before the lease has ended.
+            // No node can take the key before the lease has ended.
             self.now_ms += TTL_MS;
             self.drop_key();
         }

@@ -82,7 +82,7 @@ fn x4_a_free_key_is_no_proof() {
         vec![LoseKey, Promote(R1)],
         learn(A),
         write(0, A),
-        // B commits on the replaced primary, R1 dies, and nobody is primary.
+        // B commits on the replaced primary, R1 dies, and no node is primary.
         vec![Send(1, B), Commit(1), Crash(R1), Answer(1)],
     ]);
     let simpler = Rules { fence: Fence::NoOtherPrimary, ..REAL };
@@ -259,8 +259,8 @@ fn x14_a_repair_that_is_lost_is_repaired_again() {
     assert_eq!(wrong, "write 0 is lost, and its process has not listed it");
 }
 
-/// Found by the random schedules: what a replaced primary committed, and nobody was told of, must
-/// not be joined, because it may have been sent after the next epoch had acknowledged a write.
+/// Found by the random schedules: what a replaced primary committed, and no caller was told of,
+/// must not be joined, because it may have been sent after the next epoch had acknowledged a write.
 #[test]
 fn what_a_replaced_primary_committed_unheard_is_not_repaired() {
     let steps = schedule(&[
