@@ -1,6 +1,7 @@
 //! Faults of real servers under load. One stack of two clusters for all tests, which run one at a
 //! time.
 
+mod client;
 mod load;
 mod repair;
 mod replica_ages;

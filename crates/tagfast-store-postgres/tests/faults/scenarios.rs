@@ -118,7 +118,7 @@ impl Results {
     fn check(&self) {
         for (cluster, checked) in self.clusters.iter().enumerate() {
             let what = self.what;
-            assert_eq!(checked.verdict.faults, [], "{what}: the history of c{cluster}");
+            assert_eq!(checked.findings.violations, [], "{what}: the history of c{cluster}");
             assert_eq!(
                 checked.answers.failed_reads,
                 Vec::<String>::new(),
@@ -141,7 +141,7 @@ impl Results {
     fn nothing_lost_nothing_refused(&self) {
         let broken = &self.clusters[0];
         assert_eq!(
-            (broken.verdict.lost, &broken.answers.refused),
+            (broken.findings.counts.lost_in_allowed_periods, &broken.answers.refused),
             (0, &Vec::new()),
             "{}",
             self.what
@@ -163,7 +163,7 @@ impl Results {
             broken.largest_gap().as_secs_f64(),
             other.largest_gap().as_secs_f64(),
             broken.acknowledged(),
-            broken.verdict.lost,
+            broken.findings.counts.lost_in_allowed_periods,
             broken.answers.refused.len(),
             during.count(),
             ms(broken.read_p99(from, to)),
@@ -286,7 +286,7 @@ async fn the_primary_hangs() {
     let healed = scenario.load.now();
     let went_on = healed + scenario.load.acknowledged_after(0, healed, 30 * SECOND).await;
     let results = scenario.end((since, went_on), &[]).await;
-    assert_eq!(results.clusters[0].verdict.lost, 0);
+    assert_eq!(results.clusters[0].findings.counts.lost_in_allowed_periods, 0);
 }
 
 /// Other sessions take every free connection of the cluster, and one of them locks the `content`
@@ -430,7 +430,7 @@ mod full {
         }
         wait_all_healthy().await;
         let results = scenario.end((free, went_on), &[]).await;
-        assert_eq!(results.clusters[0].verdict.lost, 0);
+        assert_eq!(results.clusters[0].findings.counts.lost_in_allowed_periods, 0);
     }
 
     /// A replica is removed and comes back empty; no API node is restarted.

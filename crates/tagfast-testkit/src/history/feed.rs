@@ -1,11 +1,18 @@
-//! Checks what a consumer did with the events of a feed.
+//! I7, I8 and I9: what became of the events of the topic.
 //!
-//! Two rules. For each content, the version in the index must never decrease. An event with a
-//! smaller publisher epoch (`emit`: the ordinal of the epoch whose relay published it) than the
-//! largest one seen of its cluster in its partition must change nothing: a replaced primary
-//! published it.
+//! For each content, the version in the index must never decrease. An event with a smaller
+//! publisher epoch (`emit`: the ordinal of the epoch whose relay published it) than the largest one
+//! seen of its cluster in its partition must change nothing: a replaced primary published it. At
+//! rest the index has what the primaries have, and the topic has every row of the outboxes.
+//!
+//! How it fails: whether a consumer applied an event is what the recorder says; a recorder that
+//! cannot see it says `false`, and then only the end is checked.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt::{self, Display};
+
+use super::record::History;
+use super::violation::{Invariant, Violation};
 
 /// One event, in the order in which its partition was consumed.
 #[derive(Debug, Clone)]
@@ -24,98 +31,87 @@ pub struct FeedEvent {
     pub applied: bool,
 }
 
-/// A rule that the consumer violated.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum FeedFault {
-    /// The index had a newer version before (I8).
-    IndexWentBack {
-        /// Key of the content.
-        content: String,
-        /// Version in the index before.
-        from: u64,
-        /// Version in the index after.
-        to: u64,
-    },
-    /// An event of a replaced primary changed the index (I8).
-    StaleEmit {
-        /// Key of the content.
-        content: String,
-        /// Publisher epoch of the event.
-        emit: u64,
-        /// Largest publisher epoch seen before.
-        largest: u64,
-    },
+impl Display for FeedEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { partition, cluster, content, emit, version, applied } = self;
+        let done = if *applied { "applied" } else { "not applied" };
+        write!(
+            f,
+            "event of {cluster} in partition {partition}: {content} at version {version}, \
+             published in epoch {emit}, {done}"
+        )
+    }
 }
 
-/// All violations in how these events were consumed.
-pub fn check_feed(events: &[FeedEvent]) -> Vec<FeedFault> {
-    let mut largest: HashMap<(u32, &str), u64> = HashMap::new();
-    let mut indexed: HashMap<&str, u64> = HashMap::new();
-    let mut faults = Vec::new();
-    for event in events {
-        let seen = largest.entry((event.partition, &event.cluster)).or_insert(event.emit);
-        if event.emit < *seen && event.applied {
-            faults.push(FeedFault::StaleEmit {
-                content: event.content.clone(),
-                emit: event.emit,
-                largest: *seen,
-            });
+/// I8: the index never goes back, and no event of a replaced relay changes it.
+pub(super) fn index_goes_forward(history: &History) -> Vec<Violation> {
+    let mut largest: HashMap<(u32, &str), &FeedEvent> = HashMap::new();
+    let mut indexed: HashMap<&str, &FeedEvent> = HashMap::new();
+    let mut violations = Vec::new();
+    for event in &history.topic {
+        let seen = largest.entry((event.partition, &event.cluster)).or_insert(event);
+        if event.emit < seen.emit && event.applied {
+            let what = format!(
+                "an event of the replaced relay of epoch {} changed {}",
+                event.emit, event.content
+            );
+            let trace = [*seen as &dyn Display, event as &dyn Display];
+            violations.push(Violation::new(Invariant::IndexGoesForward, what, trace));
         }
-        *seen = event.emit.max(*seen);
-        if event.applied {
-            let before = indexed.insert(&event.content, event.version).unwrap_or(0);
-            if event.version < before {
-                let (content, to) = (event.content.clone(), event.version);
-                faults.push(FeedFault::IndexWentBack { content, from: before, to });
-            }
+        if event.emit > seen.emit {
+            *seen = event;
+        }
+        if event.applied
+            && let Some(before) = indexed.insert(&event.content, event)
+            && event.version < before.version
+        {
+            let what = format!(
+                "the index of {} went from version {} back to {}",
+                event.content, before.version, event.version
+            );
+            let trace = [before as &dyn Display, event as &dyn Display];
+            violations.push(Violation::new(Invariant::IndexGoesForward, what, trace));
         }
     }
-    faults
+    violations
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn event(content: &str, emit: u64, version: u64, applied: bool) -> FeedEvent {
-        let (cluster, content) = ("c0".to_owned(), content.to_owned());
-        FeedEvent { partition: 0, cluster, content, emit, version, applied }
+/// I7: at rest the index has the primary's state of every content that was ever published.
+pub(super) fn index_equals_primary(history: &History) -> Vec<Violation> {
+    let Some(index) = &history.index else { return Vec::new() };
+    let primary: BTreeMap<&str, (u64, &BTreeSet<String>)> =
+        history.finals.iter().map(|(c, f)| (c.as_str(), (f.version, &f.tags))).collect();
+    let published = history.topic.iter().map(|e| e.content.as_str());
+    let contents: BTreeSet<&str> =
+        published.chain(primary.keys().copied()).chain(index.keys().map(String::as_str)).collect();
+    let mut violations = Vec::new();
+    for content in contents {
+        let indexed = index.get(content).map(|(version, tags)| (*version, tags));
+        let stored = primary.get(content).copied();
+        if indexed != stored {
+            let what = format!("the index has a different state of {content} than its primary");
+            let (indexed, stored) = (format!("index: {indexed:?}"), format!("primary: {stored:?}"));
+            let last = history.topic.iter().rev().find(|e| e.content == content);
+            let trace = [&stored as &dyn Display, &indexed];
+            let trace = trace.into_iter().chain(last.map(|e| e as &dyn Display));
+            violations.push(Violation::new(Invariant::IndexEqualsPrimary, what, trace));
+        }
     }
+    violations
+}
 
-    #[test]
-    fn a_duplicate_and_an_ignored_old_event_are_accepted() {
-        let events = [
-            event("a", 1, 10, true),
-            event("a", 1, 10, true),
-            event("a", 2, 20, true),
-            event("a", 1, 30, false),
-            event("a", 2, 11, false),
-        ];
-        assert_eq!(check_feed(&events), []);
-    }
-
-    #[test]
-    fn an_index_that_goes_back_is_found() {
-        let events = [event("a", 1, 10, true), event("b", 1, 5, true), event("a", 1, 9, true)];
-        assert_eq!(
-            check_feed(&events),
-            [FeedFault::IndexWentBack { content: "a".to_owned(), from: 10, to: 9 }]
-        );
-    }
-
-    #[test]
-    fn an_event_of_a_replaced_primary_that_changes_something_is_found() {
-        let events = [event("a", 2, 10, true), event("b", 1, 90, true)];
-        assert_eq!(
-            check_feed(&events),
-            [FeedFault::StaleEmit { content: "b".to_owned(), emit: 1, largest: 2 }]
-        );
-    }
-
-    #[test]
-    fn publisher_epochs_are_compared_within_a_partition_and_cluster() {
-        let other = FeedEvent { cluster: "c1".to_owned(), ..event("b", 1, 10, true) };
-        let other_partition = FeedEvent { partition: 1, ..event("c", 1, 10, true) };
-        assert_eq!(check_feed(&[event("a", 2, 10, true), other, other_partition]), []);
-    }
+/// I9: every outbox row of the current history is in the topic.
+pub(super) fn outbox_is_published(history: &History) -> Vec<Violation> {
+    let published: HashSet<(&str, u64)> =
+        history.topic.iter().map(|e| (e.content.as_str(), e.version)).collect();
+    let rows = history.outbox.iter().flatten();
+    let missing = rows.filter(|(content, v)| !published.contains(&(content.as_str(), *v)));
+    let violation = |(content, version): &(String, u64)| {
+        let what = format!("version {version} of {content} was never published");
+        let writes = history.acknowledged();
+        let of_row = writes.filter(|w| w.content == *content && w.version == *version);
+        let trace = of_row.map(|w| w as &dyn Display);
+        Violation::new(Invariant::OutboxIsPublished, what, trace)
+    };
+    missing.map(violation).collect()
 }
