@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tagfast_domain::ContentKey;
+use tagfast_resilience::{Clock, SystemClock};
 use tagfast_store::{Consistency, ConsistencyToken, ReadOptions, TagReader};
 use tagfast_store_postgres::PostgresStore;
 use tagfast_testkit::history::{EpochSeen, FinalContent, Findings, Outcome};
+use tokio::runtime::Handle;
 
 use crate::client::{Answers, Client, names};
 use crate::terms::Terms;
@@ -19,44 +21,59 @@ pub(crate) const LIMIT: usize = 30;
 /// Clients at work.
 pub(crate) struct Load {
     began: Instant,
+    /// In Unix ms.
+    began_ms: i64,
     stop: Arc<AtomicBool>,
     answers: [Arc<Mutex<Answers>>; 2],
     tasks: Vec<tokio::task::JoinHandle<()>>,
     terms: [Terms; 2],
 }
 
+/// What clients do.
+#[derive(Debug, Clone)]
+pub(crate) struct Work<'a> {
+    /// Names contents, so that runs do not share any.
+    pub(crate) run: &'a str,
+    /// Writers of each cluster and process.
+    pub(crate) clients: u32,
+    /// How many clusters they write to.
+    pub(crate) clusters: usize,
+    /// Whether some writes ask to be replicated.
+    pub(crate) replicates: bool,
+}
+
 impl Load {
-    /// `clients` writers and a reader for each cluster and store. `run` names contents, so that
-    /// runs do not share any.
-    pub(crate) fn start(stores: &[Arc<PostgresStore>], run: &str, clients: u32) -> Self {
-        let began = Instant::now();
+    /// Starts the writers, and a reader for each cluster and process, on the processes' runtimes.
+    pub(crate) fn start(processes: &[(Arc<PostgresStore>, Handle)], work: &Work<'_>) -> Self {
+        let (began, began_ms) = (Instant::now(), SystemClock.now_ms());
         let stop = Arc::new(AtomicBool::new(false));
         let answers: [Arc<Mutex<Answers>>; 2] = [Arc::default(), Arc::default()];
         let mut tasks = Vec::new();
-        for (node, store) in (0..).zip(stores) {
-            for (cluster, answers) in answers.iter().enumerate() {
+        for (node, (store, runtime)) in (0..).zip(processes) {
+            for (cluster, answers) in answers.iter().enumerate().take(work.clusters) {
                 let client = |number| Client {
                     number,
                     node,
                     store: Arc::clone(store),
                     answers: Arc::clone(answers),
                     cluster,
-                    run: run.to_owned(),
+                    run: work.run.to_owned(),
                     began,
                     token: ConsistencyToken::default(),
-                    replicates: false,
+                    replicates: work.replicates,
                 };
-                for n in 0..clients {
-                    let writer = client(n + node * clients);
-                    tasks.push(tokio::spawn(writer.work(Arc::clone(&stop))));
+                for n in 0..work.clients {
+                    let writer = client(n + node * work.clients);
+                    tasks.push(runtime.spawn(writer.work(Arc::clone(&stop))));
                 }
                 // Readers that do not wait for a writer.
                 let reader = client(1000 + node);
-                tasks.push(tokio::spawn(reader.watch(Arc::clone(&stop))));
+                tasks.push(runtime.spawn(reader.watch(Arc::clone(&stop))));
             }
         }
         Self {
             began,
+            began_ms,
             stop,
             answers,
             tasks,
@@ -107,12 +124,22 @@ impl Load {
         store: &PostgresStore,
         may_lose: &[(Duration, Duration)],
     ) -> [Checked; 2] {
+        let mut clusters = self.collect(store).await.answers;
+        clusters[0].history.may_lose = may_lose.to_vec();
+        clusters.map(|answers| Checked { findings: answers.history.check(), answers })
+    }
+
+    /// Ends the clients and reads the epochs and the final state.
+    pub(crate) async fn collect(self, store: &PostgresStore) -> Collected {
         self.stop.store(true, Ordering::SeqCst);
         for task in self.tasks {
-            task.await.expect("no client panics");
+            if let Err(error) = task.await {
+                // Those of a process that vanished are gone with it.
+                assert!(error.is_cancelled(), "a client panicked: {error}");
+            }
         }
-        let mut checked = Vec::new();
-        for (cluster, (answers, terms)) in self.answers.iter().zip(self.terms).enumerate() {
+        let mut clusters = Vec::new();
+        for (answers, terms) in self.answers.iter().zip(self.terms) {
             let mut answers = std::mem::take(&mut *answers.lock());
             let (seen, ordinals) = terms.end().await;
             let ordinal = |id: u128| ordinals.get(&id).copied().unwrap_or(0);
@@ -125,18 +152,25 @@ impl Load {
             let history = &mut answers.history;
             history.epochs = seen.iter().map(epoch).collect();
             history.limit = LIMIT;
-            history.may_lose = if cluster == 0 { may_lose.to_vec() } else { Vec::new() };
             for write in &mut history.writes {
                 write.epoch.1 = ordinal(write.epoch.0);
             }
             for (name, key) in &answers.contents {
                 history.finals.insert(name.clone(), final_content(store, key).await);
             }
-            let findings = history.check();
-            checked.push(Checked { answers, findings });
+            clusters.push(answers);
         }
-        checked.try_into().unwrap_or_else(|_| unreachable!("two clusters"))
+        let answers = clusters.try_into().unwrap_or_else(|_| unreachable!("two clusters"));
+        Collected { answers, began: self.began, began_ms: self.began_ms }
     }
+}
+
+/// What the clients of both clusters recorded.
+pub(crate) struct Collected {
+    pub(crate) answers: [Answers; 2],
+    pub(crate) began: Instant,
+    /// In Unix ms.
+    pub(crate) began_ms: i64,
 }
 
 /// The state of a content on its primary.

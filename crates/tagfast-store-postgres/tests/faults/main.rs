@@ -2,7 +2,10 @@
 //! time.
 
 mod client;
+mod failover;
+mod judge;
 mod load;
+mod process;
 mod repair;
 mod replica_ages;
 mod replica_faults;

@@ -80,13 +80,13 @@ async fn names(store: &PostgresStore, key: &ContentKey) -> BTreeSet<String> {
 }
 
 /// The primary of the first cluster, whose stream stands still.
-struct FrozenPrimary {
+pub(crate) struct FrozenPrimary {
     node: NodeInfo,
     senders: Vec<Process>,
 }
 
 impl FrozenPrimary {
-    async fn freeze() -> Self {
+    pub(crate) async fn freeze() -> Self {
         let node = primary().await;
         let senders = processes_of(&node, "walsender");
         signal(&senders, Signal::STOP);
@@ -100,7 +100,7 @@ impl FrozenPrimary {
     }
 
     /// Kills the server. A sender that was woken would send what is to be lost.
-    async fn kill(self) {
+    pub(crate) async fn kill(self) {
         fault(Fault::Kill, &self.node.name).await;
         signal(&self.senders, Signal::KILL);
     }

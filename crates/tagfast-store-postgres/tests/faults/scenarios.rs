@@ -9,8 +9,9 @@ use std::time::Duration;
 use tagfast_resilience::{Clock, SystemClock};
 use tagfast_store_postgres::{NullSink, PostgresStore};
 use tagfast_testkit::stack::{Fault, NodeInfo, Stack};
+use tokio::runtime::Handle;
 
-use crate::load::{Checked, LIMIT, Load};
+use crate::load::{Checked, LIMIT, Load, Work};
 use crate::support;
 
 /// One scenario at a time: they break the same servers.
@@ -87,7 +88,10 @@ impl Scenario {
     /// Healthy clusters, two API nodes, clients at work for a second.
     async fn begin(what: &'static str) -> Self {
         let stores = two_stores().await;
-        let load = Load::start(&stores, &what.replace(' ', "-"), 4);
+        let processes = stores.each_ref().map(|store| (Arc::clone(store), Handle::current()));
+        let run = what.replace(' ', "-");
+        let work = Work { run: &run, clients: 4, clusters: 2, replicates: false };
+        let load = Load::start(&processes, &work);
         let scenario = Self { what, stores, load };
         scenario.goes_on().await;
         scenario.load.acknowledged_after(0, scenario.load.now() + SECOND, 10 * SECOND).await;

@@ -1,8 +1,8 @@
 //! What clients, watchers and consumers observed: the history that the checks judge.
 //!
 //! A recorder writes down what it saw and decides nothing. Times count from the start of the
-//! history; log positions are PostgreSQL's. How it fails: what was not recorded is not checked; each
-//! `Option` says which check it turns off.
+//! history; log positions are PostgreSQL's. How it fails: what was not recorded is not checked;
+//! each `Option` says which check it turns off.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -282,6 +282,12 @@ impl History {
 
     pub(super) fn epoch(&self, id: u128) -> Option<&EpochSeen> {
         self.epochs.iter().find(|e| e.id == id)
+    }
+
+    /// Whether the write's commit may lie on either side of the end of its epoch.
+    pub(super) fn is_across_end(&self, write: &WriteCall) -> bool {
+        let end = self.epoch(write.epoch.0).and_then(|e| e.end);
+        matches!((end, write.log), (Some(end), Some(log)) if log.inside < end && end < log.flushed)
     }
 
     /// Whether the write's commit lies beyond the end of its epoch.

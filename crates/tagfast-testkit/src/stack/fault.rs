@@ -10,10 +10,11 @@ use rustix::process::Signal;
 use super::change::Change;
 use super::host::{self, Process, processes_in, wait_until};
 use super::info::{NodeInfo, ServerInfo};
+use super::netns::{self, Unreachable};
+use super::patroni;
 use super::proxy::Mode;
 use super::running::Stack;
 use super::state_fault::StateFault;
-use super::{netns, patroni};
 
 /// A fault, or the end of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,6 +146,22 @@ impl Stack {
             Some(node) => self.fault_node(fault, &node),
             None => self.fault_server(fault, target),
         }
+    }
+
+    /// Lets packets of a node to some place vanish, or arrive again. A node's answers to an address
+    /// vanish as well, so nothing there reaches it.
+    ///
+    /// # Errors
+    /// The node is unknown or has no namespace of its own, or `ip` fails.
+    pub fn set_unreachable(
+        &self,
+        node: &str,
+        place: Unreachable,
+        is_unreachable: bool,
+    ) -> Result<()> {
+        let info = self.info.node(node).with_context(|| format!("no node is named {node}"))?;
+        let namespace = info.netns.as_deref().context("the stack has no network namespaces")?;
+        netns::set_unreachable(namespace, place, is_unreachable)
     }
 
     fn fault_node(&mut self, fault: Fault, node: &NodeInfo) -> Result<()> {

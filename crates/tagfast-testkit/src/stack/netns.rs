@@ -1,7 +1,7 @@
 //! A network namespace for every PostgreSQL node, all on one bridge, so that a network partition is
 //! a link that goes down.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -72,6 +72,37 @@ pub(super) fn link_of(namespace: &str) -> String {
 pub(super) fn set_link(namespace: &str, up: bool) -> Result<()> {
     let state = if up { "up" } else { "down" };
     run(Command::new("ip").args(["link", "set", &link_of(namespace), state])).map(drop)
+}
+
+/// Where a namespace's packets do not arrive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unreachable {
+    /// At this address.
+    Address(IpAddr),
+    /// At this port of an address.
+    Port(SocketAddr),
+}
+
+/// Lets packets from a namespace to some place vanish, or arrive again.
+pub(super) fn set_unreachable(
+    namespace: &str,
+    place: Unreachable,
+    is_unreachable: bool,
+) -> Result<()> {
+    let change = if is_unreachable { "add" } else { "del" };
+    let mut command = Command::new("ip");
+    command.args(["-n", namespace]);
+    match place {
+        Unreachable::Address(ip) => {
+            command.args(["route", change, "blackhole", &format!("{ip}/32")]);
+        }
+        Unreachable::Port(to) => {
+            let (ip, port) = (to.ip().to_string(), to.port().to_string());
+            command.args(["rule", change, "blackhole", "to", &ip, "ipproto", "tcp"]);
+            command.args(["dport", &port]);
+        }
+    }
+    run(&mut command).map(drop)
 }
 
 /// Removes the namespaces and links of a stack with this tag; ignores what is already gone.

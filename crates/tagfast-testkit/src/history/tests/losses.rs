@@ -87,6 +87,19 @@ fn a_loss_that_its_reporting_process_should_have_repaired_is_found() {
 }
 
 #[test]
+fn a_commit_across_the_end_of_an_epoch_may_stay_unknown() {
+    let unknown = WriteVerdict::Unknown("expired".to_owned());
+    let across = |inside| judged(write(0, &["a"], &[], 1), inside, unknown.clone());
+    let mut history = failover(vec![across(98)], (0, &[]));
+    violation(&history, Invariant::FinalVerdict);
+    // Its process is gone: nobody knows on which side of the end the commit is.
+    history.epochs[1].reported = [7].into();
+    no_violations(&history);
+    history.writes[0] = across(90);
+    violation(&history, Invariant::FinalVerdict);
+}
+
+#[test]
 fn a_write_that_the_reports_do_not_list_is_found() {
     let write = judged(write(0, &["a"], &[], 1), 110, WriteVerdict::Repaired);
     let mut history = failover(vec![write], (1000, &["a"]));
