@@ -7,8 +7,8 @@
 //!
 //! | invariants | module | idea |
 //! |---|---|---|
-//! | I1, I2 | `epochs` | what is given once is looked up; a watcher's time is the promotion's |
-//! | I3, I12, I13 | `serial_order`, `registers` | versions tell the order (Elle); no search (Knossos) |
+//! | I1, I2 | `epochs` | given once, looked up; a watcher's time is the promotion's |
+//! | I3, I12, I13 | `serial_order` | versions give the order (Elle); no search (Knossos) |
 //! | I4, I5, I6 | `verdicts` | each acknowledged element is accounted for (Jepsen: set-full) |
 //! | I7, I8, I9 | `feed` | largest value so far; sets of versions |
 //! | I10, I11 | `sessions` | a read must not be behind what its client, or its process, had seen |

@@ -148,8 +148,8 @@ impl<'a> ContentRegisters<'a> {
     }
 
     /// Whether the order of the versions explains that a tag is `present` at `version`, in a state
-    /// that was shown at `ended`. `may_count`: which writes that may be lost may count. The error is
-    /// the newest decision that must count; none: the tag must be absent.
+    /// that was shown at `ended`. `may_count`: which writes that may be lost may count. The error
+    /// is the newest decision that must count; none: the tag must be absent.
     pub(super) fn explain(
         &self,
         tag: &str,
