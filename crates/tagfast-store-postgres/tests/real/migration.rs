@@ -48,7 +48,8 @@ async fn an_older_schema_is_migrated_in_place() {
     put(&store, &key, "tag").await.expect("the migrated cluster takes writes");
     assert_eq!(store.view(&key, &Default::default()).await.expect("read").tags.len(), 2);
     for (query, expected) in [
-        ("SELECT version FROM tagfast_schema", 5),
+        ("SELECT version FROM tagfast_schema", 6),
+        ("SELECT count(*)::int FROM repair_log", 0),
         ("SELECT rev::int FROM content", 1),
         ("SELECT term::int FROM epoch WHERE ordinal = 1", 77),
         ("SELECT count(*)::int FROM rotation", 1),
