@@ -15,7 +15,7 @@ async fn receipt_of(fixture: &Fixture, content: &str) -> String {
 }
 
 /// Sets the verdict on the write of a receipt.
-fn judge(fixture: &Fixture, receipt: &str, verdict: fn() -> Result<Verdict, StoreError>) {
+fn judge(fixture: &Fixture, receipt: &str, verdict: Judged) {
     let sealer = Sealer::new(&[[7; 32]]);
     let receipt = Receipt::open(&sealer, &TenantId::parse("default").unwrap(), receipt).unwrap();
     fixture.store.judge(receipt.write_id, verdict);
@@ -27,8 +27,11 @@ async fn check(fixture: &Fixture, receipts: &[&str]) -> Vec<Value> {
     answer["results"].as_array().unwrap().clone()
 }
 
+/// What the store says of a write.
+type Judged = fn() -> Result<Verdict, StoreError>;
+
 /// Every verdict with its word and reason.
-const VERDICTS: &[(fn() -> Result<Verdict, StoreError>, &str, Option<&str>)] = &[
+const VERDICTS: &[(Judged, &str, Option<&str>)] = &[
     (|| Ok(Verdict::Kept), "kept", None),
     (|| Ok(Verdict::Repaired { is_superseded: false }), "repaired", None),
     (|| Ok(Verdict::Repaired { is_superseded: true }), "repaired", Some("superseded")),
