@@ -162,7 +162,9 @@ impl LaneWorker {
             self.lane.expire(&self.cluster);
             return;
         };
-        let Some(turn) = self.turn(work).await else { return self.lane.expire(&self.cluster) };
+        let Some(turn) = self.commit_permit(work).await else {
+            return self.lane.expire(&self.cluster);
+        };
         // A primary that does not answer is probed now and then, by one batch; the other writes
         // wait meanwhile.
         let permit = match self.cluster.primary_breaker.acquire() {
@@ -271,7 +273,7 @@ impl LaneWorker {
 
     /// Waits for what the guard of loss demands before a commit: nothing, or while it throttles,
     /// that no other commit of this process is on its way. `None`: not now.
-    async fn turn(&self, work: Work) -> Option<Option<OwnedSemaphorePermit>> {
+    async fn commit_permit(&self, work: Work) -> Option<Option<OwnedSemaphorePermit>> {
         match self.cluster.guard.state() {
             GuardState::Open => Some(None),
             GuardState::Throttled | GuardState::Holding if work == Work::Canary => Some(None),

@@ -17,8 +17,7 @@ use tagfast_testkit::stack::{Fault, NodeInfo, Unreachable};
 use crate::judge::judge;
 use crate::load::{LIMIT, Load, Work};
 use crate::process::ServiceProcess;
-use crate::repair::FrozenPrimary;
-use crate::replica_faults::{processes_of, signal};
+use crate::replica_faults::{FrozenPrimary, processes_of, signal};
 use crate::scenarios::{
     NODES, ONE_AT_A_TIME, SECOND, all_whole, fault, on_stack, primary, wait_all_healthy,
 };
@@ -136,7 +135,7 @@ const CELLS: &[Cell] = &[
     cell("cut off from etcd", Fate::Cut(CutOff::Etcd)),
     quick("both replicas frozen", Fate::ReplicasFrozen(Duration::from_secs(5))),
     cell("advanced replica lost", Fate::AdvancedReplicaLost(FROZEN)),
-    quick("killed twice, 1 s apart", Fate::KilledTwice(Duration::from_secs(1))),
+    cell("killed twice, 1 s apart", Fate::KilledTwice(Duration::from_secs(1))),
     cell("killed twice, 3 s apart", Fate::KilledTwice(Duration::from_secs(3))),
     cell("killed twice, 10 s apart", Fate::KilledTwice(Duration::from_secs(10))),
     cell("etcd frozen in the repair", Fate::EtcdFrozen(Duration::from_secs(5))),

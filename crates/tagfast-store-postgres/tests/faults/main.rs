@@ -7,6 +7,7 @@ mod judge;
 mod load;
 mod process;
 mod repair;
+mod repair_clients;
 mod replica_ages;
 mod replica_faults;
 mod replication_lag;

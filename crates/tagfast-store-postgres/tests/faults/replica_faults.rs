@@ -151,3 +151,30 @@ pub(crate) async fn reinitialize(node: &NodeInfo) {
     let work = move || patroni::reinitialize(&node).expect("it begins");
     tokio::task::spawn_blocking(work).await.expect("no panic");
 }
+
+/// The primary of the first cluster, whose stream stands still.
+pub(crate) struct FrozenPrimary {
+    node: NodeInfo,
+    senders: Vec<Process>,
+}
+
+impl FrozenPrimary {
+    pub(crate) async fn freeze() -> Self {
+        let node = primary().await;
+        let senders = processes_of(&node, "walsender");
+        signal(&senders, Signal::STOP);
+        Self { node, senders }
+    }
+
+    /// Freezes the senders that began since.
+    pub(crate) fn freeze_new(&mut self) {
+        self.senders = processes_of(&self.node, "walsender");
+        signal(&self.senders, Signal::STOP);
+    }
+
+    /// Kills the server. A sender that was woken would send what is to be lost.
+    pub(crate) async fn kill(self) {
+        fault(Fault::Kill, &self.node.name).await;
+        signal(&self.senders, Signal::KILL);
+    }
+}

@@ -1,0 +1,265 @@
+//! What the tests of the repair write with: clients that retry until they are answered, and
+//! processes of the service that can be made to stand still.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tagfast_domain::{ContentKey, IfMatch, Operation, Tag, TagName, UserId, Write, WriteId};
+use tagfast_resilience::{Breakers, Clock, SystemClock};
+use tagfast_store::failovers::{FailoverReader, FailoverReport};
+use tagfast_store::{
+    Consistency, History, ReadOptions, Receipt, ReceiptReader, TagReader, TagWriter, Verdict,
+    WriteAnswer, WriteRequest,
+};
+use tagfast_store_postgres::{NullSink, PostgresOptions, PostgresStore};
+use tagfast_testkit::wait_for_condition_async;
+
+use crate::scenarios::{SECOND, all_whole};
+use crate::support;
+use crate::writes::key_of;
+
+/// How long a client waits that was refused.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
+
+/// Options of processes on a database of their own, each with a name.
+pub(crate) async fn options() -> PostgresOptions {
+    all_whole().await;
+    support::options(Arc::new(SystemClock) as Arc<dyn Clock>).await
+}
+
+/// A process: two of them share no breakers.
+pub(crate) fn process(options: &PostgresOptions, name: &str) -> PostgresOptions {
+    let breakers = Breakers::new(Arc::new(SystemClock));
+    PostgresOptions { node: name.to_owned(), breakers, ..options.clone() }
+}
+
+pub(crate) fn write_of(
+    key: &ContentKey,
+    operation: Operation,
+    if_match: Option<IfMatch>,
+) -> WriteRequest {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id).expect("random bits");
+    let user = UserId::parse("user").expect("a user");
+    WriteRequest::new(Write { id: WriteId(id), key: key.clone(), user, operation, if_match })
+}
+
+pub(crate) fn tags(names: &[&str]) -> Vec<Tag> {
+    names.iter().map(|name| Tag::parse(name).expect("a tag")).collect()
+}
+
+pub(crate) fn patch(add: &[&str], remove: &[&str]) -> Operation {
+    let remove = remove.iter().map(|name| TagName::parse(name).expect("a tag")).collect();
+    Operation::patch(tags(add), remove, &Limits::default()).expect("a patch")
+}
+
+pub(crate) async fn acknowledge(store: &PostgresStore, request: WriteRequest) -> WriteAnswer {
+    store.write(request).await.expect("acknowledged")
+}
+
+pub(crate) async fn names(store: &PostgresStore, key: &ContentKey) -> BTreeSet<String> {
+    let options = ReadOptions { consistency: Consistency::Strong, ..ReadOptions::default() };
+    let view = store.view(key, &options).await.expect("a strong read");
+    view.tags.iter().map(|tag| tag.name.as_str().to_owned()).collect()
+}
+
+/// An acknowledged write of a client: whether its tag must be there in the end.
+pub(crate) struct Acknowledged {
+    pub(crate) key: ContentKey,
+    pub(crate) tag: String,
+    pub(crate) present: bool,
+    pub(crate) receipt: Receipt,
+}
+
+/// Writes as a client does that gets its answer in the end: it retries with the same id.
+pub(crate) async fn until_acknowledged(
+    store: &PostgresStore,
+    operation: Operation,
+    key: &ContentKey,
+) -> Receipt {
+    let request = write_of(key, operation, None);
+    loop {
+        match store.write(request.clone()).await {
+            Ok(WriteAnswer { receipt, .. }) => return receipt,
+            Err(_) => tokio::time::sleep(RETRY_AFTER).await,
+        }
+    }
+}
+
+/// Clients of one process that add tags, and remove every fourth one again.
+pub(crate) struct Clients {
+    stop: Arc<AtomicBool>,
+    answers: Arc<Mutex<Vec<Acknowledged>>>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Clients {
+    pub(crate) fn start(store: &Arc<PostgresStore>, run: &str) -> Self {
+        let (stop, answers) = (Arc::new(AtomicBool::new(false)), Arc::default());
+        let client = |n: usize| {
+            let (store, stop) = (Arc::clone(store), Arc::clone(&stop));
+            let answers: Arc<Mutex<Vec<Acknowledged>>> = Arc::clone(&answers);
+            let run = format!("{run}-{n}");
+            tokio::spawn(async move {
+                for round in 0_u32.. {
+                    let key = key_of(0, &format!("{run}-{}", round / 20));
+                    let tag = format!("t{round}");
+                    let changes = [(true, patch(&[&tag], &[])), (false, patch(&[], &[&tag]))];
+                    for (present, operation) in
+                        changes.into_iter().take(if round % 4 == 3 { 2 } else { 1 })
+                    {
+                        let (key, tag) = (key.clone(), tag.clone());
+                        let receipt = until_acknowledged(&store, operation, &key).await;
+                        answers.lock().push(Acknowledged { key, tag, present, receipt });
+                        if stop.load(Ordering::SeqCst) {
+                            return;
+                        }
+                    }
+                }
+            })
+        };
+        let tasks = (0..4).map(client).collect();
+        Self { stop, answers, tasks }
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.answers.lock().len()
+    }
+
+    /// Waits for as many more answers.
+    pub(crate) async fn answered(&self, more: usize) {
+        let before = self.count();
+        wait_for_condition_async("acknowledgements", 60 * SECOND, || async {
+            let count = self.count();
+            if count >= before + more { Ok(()) } else { Err(count) }
+        })
+        .await;
+    }
+
+    pub(crate) async fn finish(self) -> Vec<Acknowledged> {
+        self.stop.store(true, Ordering::SeqCst);
+        join_all(self.tasks).await.into_iter().for_each(|task| task.expect("no client panics"));
+        std::mem::take(&mut *self.answers.lock())
+    }
+
+    /// As when the process is killed: nobody hears of it again.
+    pub(crate) fn abort(self) -> Vec<Acknowledged> {
+        self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
+        std::mem::take(&mut *self.answers.lock())
+    }
+}
+
+/// Whether a write lies past the end of its epoch.
+pub(crate) fn is_past_end(store: &PostgresStore, receipt: &Receipt) -> bool {
+    let end = store.epoch_end(receipt.shard, receipt.position.epoch).unwrap_or(0);
+    receipt.position.lsn > end
+}
+
+/// The report of the newest failover of the first cluster, once its repair is closed.
+pub(crate) async fn closed_report(store: &PostgresStore, after: u64) -> FailoverReport {
+    wait_for_condition_async("the repair to be closed", 90 * SECOND, || async {
+        let reports = store.failovers(None, 20).await.map_err(|error| error.to_string())?;
+        let newest = reports.into_iter().find(|report| report.cluster == "c0");
+        let newest = newest.filter(|report| report.ordinal.0 > after);
+        match newest {
+            Some(report) if report.is_closed => Ok(report),
+            Some(report) => Err(format!("open: {report:?}")),
+            None => Err("no failover".to_owned()),
+        }
+    })
+    .await
+}
+
+/// Each acknowledged write is in the content or listed, and its receipt says so. Returns how many
+/// lay past the end of their epochs, and how many of them came back.
+pub(crate) async fn check(store: &PostgresStore, writes: &[Acknowledged]) -> (usize, usize) {
+    let receipts: Vec<Receipt> = writes.iter().map(|write| write.receipt).collect();
+    let mut verdicts = Vec::with_capacity(receipts.len());
+    for receipts in receipts.chunks(500) {
+        verdicts.extend(store.verdicts(receipts).await);
+    }
+    let (mut lost, mut repaired) = (0, 0);
+    // The last word about each tag: a client writes one after the other.
+    let mut last = std::collections::BTreeMap::new();
+    for (n, write) in writes.iter().enumerate() {
+        let verdict = verdicts[n].as_ref().expect("a verdict");
+        lost += usize::from(is_past_end(store, &write.receipt));
+        repaired += usize::from(matches!(verdict, Verdict::Repaired { .. }));
+        last.insert((write.key.clone(), write.tag.clone()), (write.present, *verdict));
+    }
+    for ((key, tag), (present, verdict)) in last {
+        let is_there = names(store, &key).await.contains(&tag);
+        match verdict {
+            Verdict::Kept | Verdict::Repaired { is_superseded: false } => {
+                assert_eq!(is_there, present, "{key} {tag}: {verdict:?}");
+            }
+            Verdict::Lost(_) => assert_ne!(is_there, present, "{key} {tag}: {verdict:?}"),
+            Verdict::Repaired { is_superseded: true } | Verdict::Unknown(_) => {
+                panic!("{key} {tag}: {verdict:?}")
+            }
+        }
+    }
+    (lost, repaired)
+}
+
+pub(crate) async fn epoch_of(store: &PostgresStore) -> u64 {
+    store.status()[0].epoch.expect("an epoch")
+}
+
+/// A process on a thread of its own, which can be made to stand still as a whole.
+pub(crate) struct Sleeper {
+    runtime: tokio::runtime::Handle,
+    pub(crate) store: Arc<PostgresStore>,
+    end: Option<tokio::sync::oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Sleeper {
+    pub(crate) async fn start(options: PostgresOptions) -> Self {
+        let (opened, open) = tokio::sync::oneshot::channel();
+        let (end, ended) = tokio::sync::oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = runtime.expect("a runtime");
+            let handle = runtime.handle().clone();
+            runtime.block_on(async move {
+                let store = support::open(options, Arc::new(NullSink)).await;
+                assert!(opened.send((handle, Arc::clone(&store))).is_ok(), "somebody waits");
+                // An error: the test has failed.
+                let _ = ended.await;
+                store.close().await;
+            });
+        });
+        let (runtime, store) = open.await.expect("it opens");
+        Self { runtime, store, end: Some(end), thread: Some(thread) }
+    }
+
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(Arc<PostgresStore>) -> futures_util::future::BoxFuture<'static, T>,
+    ) -> T {
+        self.runtime.spawn(work(Arc::clone(&self.store))).await.expect("no panic")
+    }
+
+    pub(crate) async fn acknowledge(&self, request: WriteRequest) -> WriteAnswer {
+        self.run(|store| Box::pin(async move { acknowledge(&store, request).await })).await
+    }
+
+    /// Stands still until the sender is used or dropped.
+    pub(crate) fn sleep(&self) -> std::sync::mpsc::Sender<()> {
+        let (wake, woken) = std::sync::mpsc::channel();
+        let asleep = async move { assert!(woken.recv().is_err(), "nothing is sent") };
+        self.runtime.spawn(asleep);
+        wake
+    }
+
+    pub(crate) fn end(mut self) {
+        drop(self.end.take());
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("no panic");
+        }
+    }
+}
