@@ -18,7 +18,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use reqwest::header::AUTHORIZATION;
 use serde_json::{Value, json};
-use tagfast_domain::{EpochId, EpochOrdinal};
+use tagfast_domain::EpochOrdinal;
 use tagfast_failover::{EpochRecord, LeaderKey, LeaseAnswer, MintCondition};
 use tagfast_resilience::{Address, CredentialVersion, Secret};
 use tokio::time::Instant;

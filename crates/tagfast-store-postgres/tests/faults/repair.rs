@@ -5,32 +5,25 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use futures_util::future::join_all;
-use parking_lot::Mutex;
-use rustix::process::Signal;
-use tagfast_domain::{
-    ContentKey, IfMatch, Limits, Operation, Tag, TagName, TenantId, UserId, Write, WriteId,
-};
-use tagfast_resilience::{Breakers, Clock, SystemClock};
+use tagfast_domain::{ContentKey, IfMatch, Limits, Operation, TenantId, WriteId};
 use tagfast_sharding::LogicalShard;
-use tagfast_store::failovers::{
-    FailoverReader, FailoverReport, FailoverWritesRequest, VerdictKind,
-};
+use tagfast_store::failovers::{FailoverReader, FailoverWritesRequest, VerdictKind};
 use tagfast_store::{
     Consistency, History, LostReason, REPAIR_PENDING, ReadOptions, Receipt, ReceiptReader,
-    TagReader, TagWriter, Verdict, WriteAnswer, WriteRequest,
+    TagReader, TagWriter, Verdict, WriteRequest,
 };
 use tagfast_store_postgres::testing::RecordingSink;
-use tagfast_store_postgres::{NullSink, PostgresOptions, PostgresStore};
-use tagfast_testkit::stack::host::Process;
-use tagfast_testkit::stack::{Fault, NodeInfo};
+use tagfast_store_postgres::{NullSink, PostgresOptions};
 use tagfast_testkit::wait_for_condition_async;
 
-use crate::replica_faults::{processes_of, reinitialize, signal};
-use crate::scenarios::{ONE_AT_A_TIME, SECOND, all_whole, fault, primary};
+use crate::repair_clients::{
+    Clients, Sleeper, acknowledge, check, closed_report, epoch_of, is_past_end, names, options,
+    patch, process, tags, write_of,
+};
+use crate::replica_faults::{FrozenPrimary, reinitialize};
+use crate::scenarios::{ONE_AT_A_TIME, SECOND};
 use crate::support;
 use crate::writes::key_of;
 

@@ -6,8 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use parking_lot::Mutex;
-use tagfast_domain::{ContentKey, IfMatch, Operation, Tag, TagName, UserId, Write, WriteId};
+use tagfast_domain::{
+    ContentKey, IfMatch, Limits, Operation, Tag, TagName, UserId, Write, WriteId,
+};
 use tagfast_resilience::{Breakers, Clock, SystemClock};
 use tagfast_store::failovers::{FailoverReader, FailoverReport};
 use tagfast_store::{

@@ -8,7 +8,7 @@ use tagfast_testkit::stack::patroni;
 use tagfast_testkit::stack::{Fault, NodeInfo};
 use tagfast_testkit::wait_for_condition_async;
 
-use crate::scenarios::{SECOND, fault, on_stack};
+use crate::scenarios::{SECOND, fault, on_stack, primary};
 
 /// A way to stop a replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,7 +154,7 @@ pub(crate) async fn reinitialize(node: &NodeInfo) {
 
 /// The primary of the first cluster, whose stream stands still.
 pub(crate) struct FrozenPrimary {
-    node: NodeInfo,
+    pub(crate) node: NodeInfo,
     senders: Vec<Process>,
 }
 
