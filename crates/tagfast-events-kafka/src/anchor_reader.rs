@@ -4,9 +4,9 @@
 //! it. The record at a known offset is as good a proof: a topic that was made again, or a log that
 //! was cut and grew again, has a different record there.
 //!
-//! All partitions are asked at once, for few bytes each. A broker answers with a whole batch for the
-//! first partition of a request only; of the others it leaves out a batch that is larger than the
-//! few bytes, without an error, for as long as it is asked that way. So what has not come after
+//! All partitions are asked at once, for few bytes each. A broker answers with a whole batch for
+//! the first partition of a request only; of the others it leaves out a batch that is larger than
+//! the few bytes, without an error, for as long as it is asked that way. So what has not come after
 //! [`TOGETHER_TIMEOUT`] is read one partition at a time.
 //!
 //! How it fails: a broker that does not answer fails the call; nothing is concluded from that.

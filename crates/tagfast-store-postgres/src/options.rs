@@ -168,7 +168,7 @@ pub struct PostgresOptions {
     pub replica_age_max: Duration,
     /// The tenants' shares of the queues of reads and writes.
     pub tenant_weights: TenantWeights,
-    /// Is told of each failover whose repair this process closes; `None`: nobody is.
+    /// Is told of each failover whose repair this process closes; `None`: no one is.
     pub failover_observer: Option<Arc<dyn FailoverObserver>>,
 }
 

@@ -44,7 +44,7 @@ pub struct VerdictCounts {
     pub repaired: u64,
     /// They were lost for good.
     pub lost: u64,
-    /// Nobody was told of them, or their verdict is not final.
+    /// No one was told of them, or their verdict is not final.
     pub unknown: u64,
 }
 

@@ -1,5 +1,5 @@
 //! Tells a webhook of each failover that lost acknowledged writes, or may have lost some that
-//! nobody can list.
+//! no one can list.
 //!
 //! The process that closes the repair sends the notice, so there is one. It goes where the notices
 //! of dead letters go, signed and retried like them.
@@ -131,7 +131,7 @@ mod tests {
             "unlisted": 0, "missing_nodes": [],
         });
         assert_eq!(notice(&lost), Some(expected));
-        // What nobody can list may be lost.
+        // What no one can list may be lost.
         let mut forgotten = report();
         let log = IncompleteLog { epoch: EpochId([9; 16]), from: 1, to: 2, writes: 5 };
         forgotten.nodes[0].incomplete = vec![log, log];

@@ -191,7 +191,7 @@ struct CountsBody {
     repaired: u64,
     /// They were lost for good.
     lost: u64,
-    /// Nobody was told of them, or their verdict is not final.
+    /// No one was told of them, or their verdict is not final.
     unknown: u64,
 }
 

@@ -10,7 +10,7 @@ use super::connection::ClientArgs;
                   tagfast failovers\n  \
                   tagfast failovers 9ec37e1a5c0b4f6d8a21d3e4f5061728\n  \
                   tagfast failovers 9ec37e1a5c0b4f6d8a21d3e4f5061728 --verdict lost --csv > lost.csv\n\n\
-                  Without the scope admin: the own tenant's writes, no counts and no names of \
+                  Without the scope admin: its own tenant's writes, no counts and no names of \
                   machines. A server in embedded mode has no failovers and says so.")]
 pub struct FailoversArgs {
     /// Show this failover and the writes that it did not simply keep [default: list all failovers].

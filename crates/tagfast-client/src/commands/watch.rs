@@ -1,5 +1,5 @@
-//! Shows an answer of the server once, or again and again until Ctrl-C: in place on a terminal, else
-//! a line each time.
+//! Shows an answer of the server once, or again and again until Ctrl-C: in place on a terminal,
+//! else a line each time.
 
 use std::time::Duration;
 

@@ -100,8 +100,8 @@ async fn proven_until_now(sink: &MemorySink) {
     .await;
 }
 
-/// Fills every partition with one batch of records, so large that a broker would rather leave it out
-/// of an answer than send all of them.
+/// Fills every partition with one batch of records, so large that a broker would rather leave it
+/// out of an answer than send all of them.
 async fn fill_with_large_batches(options: &KafkaOptions) {
     let topic = options.topic.clone();
     let fill = move || {

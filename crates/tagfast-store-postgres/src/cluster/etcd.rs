@@ -415,7 +415,10 @@ impl Etcd {
         };
         let key = epoch_key(scope);
         let epoch = match self.prefix(&key).await?.into_iter().find(|e| e.key == key) {
-            Some(entry) => Some((from_json(&entry.value)?, entry.mod_revision)),
+            Some(entry) => {
+                let epoch = from_json(&entry.value).map_err(EtcdError::Unreadable)?;
+                Some((epoch, entry.mod_revision))
+            }
             None => None,
         };
         let key = Roster::key(scope);
@@ -446,10 +449,10 @@ impl Etcd {
     /// The epochs of a cluster, oldest first.
     pub(crate) async fn history(&self, scope: &str) -> Result<Vec<EpochRecord>, EtcdError> {
         let entries = self.prefix(&format!("/tagfast/v1/{scope}/epochs/")).await?;
-        entries.iter().map(|e| from_json(&e.value)).collect()
+        entries.iter().map(|e| from_json(&e.value).map_err(EtcdError::Unreadable)).collect()
     }
 
-    /// Replaces the roster if nobody else has done so since it was read. False: somebody has.
+    /// Replaces the roster if no other process has done so since it was read. False: one has.
     pub(crate) async fn put_roster(&self, scope: &str, roster: &Roster) -> Result<bool, EtcdError> {
         let key = STANDARD.encode(Roster::key(scope));
         let body = json!({

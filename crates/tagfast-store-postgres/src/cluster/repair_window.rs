@@ -9,6 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 use tagfast_domain::EpochId;
 use tagfast_failover::BootTime;
+use tokio_postgres::types::ToSql;
+
+use crate::connect::{Connection, PgError, within};
+use crate::options::limit;
 
 /// When this process saw the phases of a failover; `None`: it did not, or not yet.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -108,6 +112,18 @@ impl RepairWindow {
         let window = self.window.lock();
         if window.epoch == Some(epoch) { window.times } else { PhaseTimes::default() }
     }
+}
+
+const SELECT_CLOSED: &str = "SELECT repair_closed_at IS NOT NULL FROM epoch WHERE id = $1";
+
+/// Whether the repair of an epoch is closed in this primary's history. An epoch without a row is
+/// not.
+pub(crate) async fn read_closed(server: &Connection, epoch: EpochId) -> Result<bool, PgError> {
+    let id: &[u8] = &epoch.0;
+    let parameters: [&(dyn ToSql + Sync); 1] = [&id];
+    let row = server.client.query_opt(SELECT_CLOSED, &parameters);
+    let row = within("reading the closing", limit::READ_TIMEOUT, row).await?;
+    Ok(row.is_some_and(|row| row.get(0)))
 }
 
 #[cfg(test)]

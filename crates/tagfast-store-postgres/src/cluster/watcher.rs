@@ -26,6 +26,7 @@ use tokio_postgres::types::ToSql;
 use crate::boot_clock::boot_time;
 use crate::cluster::etcd::{ClusterState, Etcd, EtcdError};
 use crate::cluster::preflight;
+use crate::cluster::repair_window::read_closed;
 use crate::cluster::roster::Roster;
 use crate::cluster::topology::{Cluster, Node, Topology};
 use crate::connect::{Connection, ConnectionFactory, PgError, within};
@@ -34,7 +35,6 @@ use crate::metric::{
     LEADER_LEASE_LEFT, WRITE_HOLD,
 };
 use crate::options::limit;
-use crate::repair::pass::read_closed;
 use crate::schema;
 use crate::sql::{PRIMARY_FACTS, connection_facts, flush_position};
 

@@ -23,7 +23,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
 
 use super::resolution::{KnownWrites, Resolution, VerdictRow, event_of, resolve};
-use super::verdicts::verdict_from_row;
+use super::verdict_rows::{add_counts, verdict_from_row};
 use crate::cluster::topology::Cluster;
 use crate::connect::{Connection, PgError, within};
 use crate::options::limit;
@@ -203,14 +203,6 @@ pub(crate) async fn repair_chunk(
         outcome.put_back.push((entry.id, content));
     }
     Ok(outcome)
-}
-
-/// Adds counts.
-pub(crate) fn add_counts(to: &mut VerdictCounts, more: &VerdictCounts) {
-    to.kept += more.kept;
-    to.repaired += more.repaired;
-    to.lost += more.lost;
-    to.unknown += more.unknown;
 }
 
 /// Begins the transaction and reads what the joins need.

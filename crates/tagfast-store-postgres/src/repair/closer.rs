@@ -8,7 +8,7 @@
 //! Open => Closed (a row) => Final (replicas have the row) => Announced (etcd has the closing)
 //!
 //! How it fails: each step is repeated until it succeeds, by this relay or the next one. Without
-//! etcd nobody knows who has reported, so the repair stays open for a minute.
+//! etcd no one knows who has reported, so the repair stays open for a minute.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -24,8 +24,8 @@ use tagfast_store::{FailoverObserver, FailoverReport};
 use tokio::time::Instant;
 use tokio_postgres::types::ToSql;
 
-use super::failovers::{node_of, report_of};
-use super::pass::pause_since;
+use super::report::{node_of, report_of};
+use super::verdict_rows::VERDICTS_REMEMBERED_MS;
 use crate::cluster::etcd::repair_keys::StoredClosing;
 use crate::cluster::etcd::{Etcd, EtcdError};
 use crate::cluster::node_registry::NodeRegistry;
@@ -34,14 +34,18 @@ use crate::connect::{Connection, ConnectionFactory, PgError, within};
 use crate::options::limit;
 use crate::sql::{FLUSH_LSN, epoch_check};
 
-/// How long verdicts are remembered one by one.
-pub(super) const VERDICTS_REMEMBERED_MS: UnixMillis = 7 * 24 * 3600 * 1000;
+/// Between two checks of what must come first: the history, an answer of etcd, the closing.
+pub(super) const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+/// The same when it takes long.
+const RETRY_INTERVAL_LATER: Duration = Duration::from_secs(1);
+/// When it takes long.
+const LATER_AFTER: Duration = Duration::from_secs(10);
 /// Between two sweeps of old verdicts.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
 /// Verdicts that one statement of a sweep forgets.
 const SWEEP_ROWS: i64 = 10_000;
 /// After a failure.
-const RETRY_INTERVAL: Duration = Duration::from_millis(500);
+const CLOSE_RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 const SELECT_STATE: &str = "
 SELECT (extract(epoch FROM repair_closed_at) * 1000)::bigint, verdicts_final_at IS NOT NULL
@@ -73,7 +77,7 @@ pub(crate) struct Closer {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) etcd: Etcd,
     pub(crate) registry: Arc<NodeRegistry>,
-    /// Is told of each failover whose repair is closed here; `None`: nobody is.
+    /// Is told of each failover whose repair is closed here; `None`: no one is.
     pub(crate) observer: Option<Arc<dyn FailoverObserver>>,
 }
 
@@ -117,7 +121,7 @@ impl Closer {
                 }
                 Err(error) => {
                     outage.failed(&error);
-                    tokio::time::sleep(RETRY_INTERVAL).await;
+                    tokio::time::sleep(CLOSE_RETRY_INTERVAL).await;
                 }
             }
         }
@@ -194,7 +198,7 @@ impl Closer {
                         Closing::WaitFor(_) => None,
                     }
                 }
-                // Nobody can be asked, and nothing is waited for any longer.
+                // No one can be asked, and nothing is waited for any longer.
                 Err(_) if age >= CLOSING_AFTER => Some(self.registry.seen_around(adopted)),
                 Err(_) => None,
             };
@@ -305,6 +309,12 @@ async fn execute(
     let id: &[u8] = &epoch.id.0;
     let parameters: [&(dyn ToSql + Sync); 1] = [&id];
     within(what, limit::COMMIT_TIMEOUT, server.client.execute(statement, &parameters)).await
+}
+
+/// Pauses before the next attempt of something that began at this moment.
+pub(super) async fn pause_since(began: Instant) {
+    let late = began.elapsed() > LATER_AFTER;
+    tokio::time::sleep(if late { RETRY_INTERVAL_LATER } else { RETRY_INTERVAL }).await;
 }
 
 #[cfg(test)]

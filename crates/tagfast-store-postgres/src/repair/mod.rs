@@ -1,5 +1,5 @@
 //! Repairs: what a failover lost of the writes that this process acknowledged comes back, and
-//! everybody can ask what became of each.
+//! all callers can ask what became of theirs.
 //!
 //! | module | it does |
 //! |---|---|
@@ -8,12 +8,18 @@
 //! | [`resolution`] | decides about one entry of the journal |
 //! | [`closer`] | closes the repair of an epoch, so that its verdicts are final; forgets old ones |
 //! | [`verdicts`] | answers receipts |
-//! | [`failovers`] | reports failovers, and lists the writes that were not simply kept |
+//! | [`verdict_session`], [`verdict_rows`] | their connection, and the rows of `repair_log` |
+//! | [`report`] | makes the report of a failover |
+//! | [`failovers`] | reads reports of failovers, and lists the writes that were not simply kept |
 
 pub(crate) mod chunk;
 pub(crate) mod closer;
 mod failovers;
 pub(crate) mod pass;
+mod report;
 mod resolution;
+mod verdict_rows;
+mod verdict_session;
 mod verdicts;
-pub(crate) use verdicts::VerdictSession;
+
+pub(crate) use verdict_session::VerdictSession;

@@ -25,48 +25,30 @@ use tagfast_resilience::{Bounded, Clock, ErrorChain, OutageLog, counter, gauge};
 use tagfast_store::FailoverObserver;
 use tagfast_store::failovers::VerdictCounts;
 use tokio::time::Instant;
-use tokio_postgres::types::ToSql;
 
-use super::chunk::{ChunkContext, RepairSession, add_counts, repair_chunk};
-use super::closer::Closer;
+use super::chunk::{ChunkContext, RepairSession, repair_chunk};
+use super::closer::{Closer, RETRY_INTERVAL, pause_since};
 use super::resolution::{acknowledged, is_kept};
+use super::verdict_rows::add_counts;
 use crate::boot_clock::boot_time;
 use crate::cluster::etcd::Etcd;
 use crate::cluster::etcd::repair_keys::{
     StoredCounts, StoredIncomplete, StoredRepair, StoredTimes,
 };
 use crate::cluster::node_registry::NodeRegistry;
-use crate::cluster::repair_window::PhaseTimes;
+use crate::cluster::repair_window::{PhaseTimes, read_closed};
 use crate::cluster::topology::{Cluster, Node};
-use crate::connect::{Connection, ConnectionFactory, PgError, within};
+use crate::connect::{Connection, ConnectionFactory, PgError};
 use crate::metric::{REPAIR_LOST_WRITES, REPAIR_OPEN, REPAIRED_CONTENTS};
-use crate::options::{limit, reconnect_delay};
+use crate::options::reconnect_delay;
 
 /// Contents in one transaction: 10,000 contents take some 80 of them.
 const CHUNK_CONTENTS_MAX: usize = 128;
 /// The longest pause between two transactions, each of which is followed by one of its own length.
 /// With it 10,000 contents are repaired within 5 s when a transaction takes 35 ms.
 const CHUNK_PAUSE_MAX: Duration = Duration::from_millis(25);
-/// Between two looks at what must come first: the history, an answer of etcd, the closing.
-const RETRY_INTERVAL: Duration = Duration::from_millis(100);
-/// The same when it takes long.
-const RETRY_INTERVAL_LATER: Duration = Duration::from_secs(1);
-/// When it takes long.
-const LATER_AFTER: Duration = Duration::from_secs(10);
 /// How long a repair waits for a primary before it looks at the topology again.
 const PRIMARY_WAIT: Duration = Duration::from_secs(3600);
-
-const SELECT_CLOSED: &str = "SELECT repair_closed_at IS NOT NULL FROM epoch WHERE id = $1";
-
-/// Whether the repair of an epoch is closed in this primary's history. An epoch without a row is
-/// not.
-pub(crate) async fn read_closed(server: &Connection, epoch: EpochId) -> Result<bool, PgError> {
-    let id: &[u8] = &epoch.0;
-    let parameters: [&(dyn ToSql + Sync); 1] = [&id];
-    let row = server.client.query_opt(SELECT_CLOSED, &parameters);
-    let row = within("reading the closing", limit::READ_TIMEOUT, row).await?;
-    Ok(row.is_some_and(|row| row.get(0)))
-}
 
 /// Everything the repair of a cluster runs with.
 pub(crate) struct Repairer {
@@ -176,7 +158,7 @@ impl Repairer {
         let was_closed = read_closed(session.connection(), epoch.id).await?;
         self.repair(&mut session, epoch, progress).await?;
         let is_new = progress.contents > 0 || progress.counts != VerdictCounts::default();
-        // Nobody waits for a process that begins after the closing and has nothing to tell.
+        // No one waits for a process that begins after the closing and has nothing to tell.
         if was_closed && !is_new {
             self.note_closing(epoch, true);
             return Ok(());
@@ -397,12 +379,6 @@ impl Repairer {
         self.cluster.repair.set_closed(epoch.id, is_closed);
         gauge!(REPAIR_OPEN, "cluster" => self.label()).set(f64::from(u8::from(!is_closed)));
     }
-}
-
-/// Pauses before the next attempt of something that began at this moment.
-pub(super) async fn pause_since(began: Instant) {
-    let late = began.elapsed() > LATER_AFTER;
-    tokio::time::sleep(if late { RETRY_INTERVAL_LATER } else { RETRY_INTERVAL }).await;
 }
 
 /// The entries up to the first content that comes a second time, because a transaction writes each

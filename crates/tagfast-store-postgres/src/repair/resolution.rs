@@ -181,7 +181,7 @@ pub(super) fn resolve(
             // A receipt past the end of its epoch must find it.
             Verdict::Kept => is_acknowledged && is_past_end,
             Verdict::Repaired { .. } => true,
-            // Nobody was told that it succeeded.
+            // No one was told that it succeeded.
             Verdict::Lost(_) => is_acknowledged,
             Verdict::Unknown(_) => false,
         };
@@ -246,7 +246,7 @@ fn take(names: &mut HashSet<&TagName>, of: &[TagName]) -> Vec<TagName> {
 }
 
 /// Who decided the first of these tags; `None`: there is none. A tag that is not listed any more
-/// was removed by whoever decided the newest of those that are.
+/// was removed by the user who decided the newest of those that are.
 fn user_of<'a>(
     document: &Document,
     mut names: impl Iterator<Item = &'a TagName>,
@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_told_of_a_loss_that_nobody_was_told_had_succeeded() {
+    fn a_loss_is_told_of_writes_that_were_told_to_have_succeeded() {
         let mut lost = Document::default();
         let writes = [add(&mut lost, 1, "a", &ONE), add(&mut lost, 2, "b", &ONE)];
         let entry = entry(&lost, END + 1, &[(writes[0], true), (writes[1], false)]);

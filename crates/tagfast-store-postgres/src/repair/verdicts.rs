@@ -19,78 +19,25 @@ use tagfast_failover::{Commit, EpochRecord, RecordedVerdict, VerdictFacts, Write
 use tagfast_resilience::ErrorChain;
 use tagfast_store::{LostReason, Receipt, ReceiptReader, StoreError, Verdict};
 use tokio::time::Instant;
-use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
 
-use super::closer::VERDICTS_REMEMBERED_MS;
+use super::verdict_rows::{VERDICTS_REMEMBERED_MS, verdict_from_row};
+use super::verdict_session::VerdictSession;
 use crate::boot_clock::boot_time;
 use crate::cluster::epoch_ends::EpochEnds;
 use crate::cluster::topology::Node;
-use crate::connect::{Connection, ConnectionFactory, PgError, within};
+use crate::connect::{PgError, within};
 use crate::options::limit;
 use crate::refusal::unavailable;
-use crate::sql::epoch_check;
 use crate::store::{ClusterHandle, PostgresStore};
 
 /// How long receipts wait for a primary and its proof.
 const PRIMARY_WAIT: Duration = Duration::from_secs(1);
 
-/// The verdict about a write whose epoch nobody knows, or of which nothing is remembered.
+/// The verdict about a write whose epoch no one knows, or of which nothing is remembered.
 const EXPIRED: Verdict = Verdict::Unknown("expired");
 /// A repair may still bring it back.
 const PENDING: Verdict = Verdict::Unknown("pending");
-
-const SELECT_WRITES: &str = concat!(
-    "SELECT x.n::int, r.verdict, r.reason,
-       EXISTS (SELECT FROM applied_0 t WHERE t.wid = x.wid UNION ALL
-               SELECT FROM applied_1 t WHERE t.wid = x.wid UNION ALL
-               SELECT FROM applied_2 t WHERE t.wid = x.wid)
-FROM unnest($1::bytea[]) WITH ORDINALITY x(wid, n) LEFT JOIN repair_log r ON r.wid = x.wid
-WHERE ",
-    epoch_check!("$2"),
-    " = 1"
-);
-/// The epochs whose repair is closed for good.
-const SELECT_CLOSINGS: &str = "
-SELECT ordinal, (extract(epoch FROM repair_closed_at) * 1000)::bigint FROM epoch
-WHERE verdicts_final_at IS NOT NULL ORDER BY ordinal";
-
-/// A recorded verdict; `None`: there is none, or a newer program wrote it.
-pub(super) fn verdict_from_row(verdict: Option<&str>, reason: Option<&str>) -> Option<Verdict> {
-    match (verdict?, reason) {
-        ("kept", _) => Some(Verdict::Kept),
-        ("repaired", reason) => {
-            Some(Verdict::Repaired { is_superseded: reason == Some("superseded") })
-        }
-        ("lost", reason) => {
-            let all =
-                [LostReason::Unreported, LostReason::Limit, LostReason::Conflict, LostReason::Late];
-            all.into_iter().find(|lost| reason == Some(lost.as_str())).map(Verdict::Lost)
-        }
-        _ => None,
-    }
-}
-
-/// A connection for verdicts, with its statements.
-pub(crate) struct VerdictSession {
-    connection: Connection,
-    select_writes: Statement,
-    select_closings: Statement,
-}
-
-impl VerdictSession {
-    async fn open(connections: &ConnectionFactory, address: &str) -> Result<Self, PgError> {
-        let connection = connections.open_to_read(address, "verdicts").await?;
-        let client = &connection.client;
-        let prepared = futures_util::future::try_join(
-            client.prepare(SELECT_WRITES),
-            client.prepare(SELECT_CLOSINGS),
-        );
-        let (select_writes, select_closings) =
-            within("preparing", limit::CONNECT_TIMEOUT, prepared).await?;
-        Ok(Self { connection, select_writes, select_closings })
-    }
-}
 
 /// What the primary knows of some writes.
 #[derive(Default)]
@@ -387,7 +334,7 @@ mod tests {
         let of = |now| decide(0, &receipt(1, 900, 910), &ends(), &closed(2, 5), now);
         assert_eq!(of(4 + VERDICTS_REMEMBERED_MS), Verdict::Lost(LostReason::Unreported));
         assert_eq!(of(5 + VERDICTS_REMEMBERED_MS), EXPIRED);
-        // Its commit may lie on either side of the end, and nobody remembers its id.
+        // Its commit may lie on either side of the end, and no one remembers its id.
         assert_eq!(decide(0, &receipt(1, 490, 510), &ends(), &closed(2, 5), 10), EXPIRED);
         // Of an epoch that etcd does not know.
         assert_eq!(decide(0, &receipt(9, 1, 2), &ends(), &closed(2, 5), 10), EXPIRED);

@@ -38,7 +38,7 @@ const CLIENTS: u32 = 4;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum CutOff {
     /// All, and the service.
-    Everybody,
+    AllOthers,
     /// The two replicas.
     Replicas,
     /// etcd.
@@ -52,7 +52,7 @@ impl CutOff {
         on_stack(move |stack| {
             let info = stack.info().clone();
             let places: Vec<Unreachable> = match self {
-                Self::Everybody => {
+                Self::AllOthers => {
                     let cut = if is_cut { Fault::Cut } else { Fault::Heal };
                     return stack.fault(cut, &node).expect("the link changes");
                 }
@@ -130,7 +130,7 @@ const CELLS: &[Cell] = &[
     cell("killed, frozen 3 s", Fate::Killed(Duration::from_secs(3))),
     quick("killed with a process", Fate::KilledWithProcess(FROZEN)),
     cell("killed, a process sleeps", Fate::KilledWhileProcessSleeps(FROZEN)),
-    cell("cut off from everybody", Fate::Cut(CutOff::Everybody)),
+    cell("cut off from all others", Fate::Cut(CutOff::AllOthers)),
     cell("cut off from replicas", Fate::Cut(CutOff::Replicas)),
     cell("cut off from etcd", Fate::Cut(CutOff::Etcd)),
     quick("both replicas frozen", Fate::ReplicasFrozen(Duration::from_secs(5))),
@@ -209,7 +209,7 @@ impl Drill {
                 let node = primary().await;
                 off.set(&node, true).await;
                 if off == CutOff::Replicas {
-                    // It stays the primary, and nobody has what it commits.
+                    // It stays the primary, and no one has what it commits.
                     tokio::time::sleep(5 * SECOND).await;
                 } else {
                     self.goes_on(since).await;

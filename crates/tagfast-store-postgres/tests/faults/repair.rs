@@ -1,4 +1,4 @@
-//! What a failover loses of acknowledged writes: it comes back, or everybody is told.
+//! What a failover loses of acknowledged writes: it comes back, or its callers are told.
 //!
 //! Replication is frozen in the senders of the primary a moment before the primary is killed, so
 //! that acknowledged writes are certain to be lost.
@@ -72,7 +72,7 @@ async fn lost_writes_come_back_and_those_of_a_dead_process_are_named() {
     );
     assert!(lost > 0, "the fault lost nothing");
     assert_eq!(repaired, lost, "each lost write was repaired, and no other one");
-    // What nobody is left to repair is gone, and its receipts say so.
+    // What no one is left to repair is gone, and its receipts say so.
     let past = of_dying.iter().filter(|write| is_past_end(&living, &write.receipt));
     let (mut gone, mut expired) = (0, 0);
     for write in past {
@@ -80,7 +80,10 @@ async fn lost_writes_come_back_and_those_of_a_dead_process_are_named() {
             Verdict::Lost(LostReason::Unreported) => gone += 1,
             // Its group commit lay across the end of the epoch.
             Verdict::Unknown("expired") => expired += 1,
-            other => panic!("{}: {other:?}", write.tag),
+            other @ (Verdict::Kept
+            | Verdict::Repaired { .. }
+            | Verdict::Lost(_)
+            | Verdict::Unknown(_)) => panic!("{}: {other:?}", write.tag),
         }
     }
     println!("of the process that died: {gone} lost, {expired} unknown");
@@ -162,7 +165,7 @@ async fn a_second_failover_right_after_loses_no_repair() {
         }
     })
     .await;
-    // Whoever follows it gets nothing of the repair.
+    // The process that follows it gets nothing of the repair.
     let mut frozen = FrozenPrimary::freeze().await;
     for _ in 0..10 {
         tokio::time::sleep(FROZEN / 10).await;
@@ -293,7 +296,7 @@ async fn writes_that_cannot_come_back_are_told_apart() {
     other.close().await;
 }
 
-/// A process sleeps until nobody waits for it any more.
+/// A process sleeps until no one waits for it any more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_comes_after_the_closing_is_listed_and_not_applied() {
     let _turn = ONE_AT_A_TIME.lock().await;

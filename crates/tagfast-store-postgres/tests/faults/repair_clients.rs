@@ -148,7 +148,7 @@ impl Clients {
         std::mem::take(&mut *self.answers.lock())
     }
 
-    /// As when the process is killed: nobody hears of it again.
+    /// As when the process is killed: no one hears of it again.
     pub(crate) fn abort(self) -> Vec<Acknowledged> {
         self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
         std::mem::take(&mut *self.answers.lock())
@@ -230,7 +230,7 @@ impl Sleeper {
             let handle = runtime.handle().clone();
             runtime.block_on(async move {
                 let store = support::open(options, Arc::new(NullSink)).await;
-                assert!(opened.send((handle, Arc::clone(&store))).is_ok(), "somebody waits");
+                assert!(opened.send((handle, Arc::clone(&store))).is_ok(), "a caller waits");
                 // An error: the test has failed.
                 let _ = ended.await;
                 store.close().await;

@@ -23,7 +23,7 @@ pub struct Counts {
     pub lost: BTreeMap<String, usize>,
     /// Tags whose last acknowledged write was lost in a period in which the test allows that.
     pub lost_in_allowed_periods: usize,
-    /// Acknowledged writes without a final verdict, of those that anybody asked about.
+    /// Acknowledged writes without a final verdict, of those that any reader asked about.
     pub undecided: usize,
     /// What each failover lost of each process, repaired or not.
     pub lost_spans: Vec<LostSpan>,

@@ -9,39 +9,10 @@
 //! cannot see it says `false`, and then only the end is checked.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::fmt::{self, Display};
+use std::fmt::Display;
 
-use super::record::History;
+use super::record::{FeedEvent, History};
 use super::violation::{Invariant, Violation};
-
-/// One event, in the order in which its partition was consumed.
-#[derive(Debug, Clone)]
-pub struct FeedEvent {
-    /// Number of the partition.
-    pub partition: u32,
-    /// Name of the cluster that the event comes from.
-    pub cluster: String,
-    /// Key of the content.
-    pub content: String,
-    /// Publisher epoch: the ordinal of the epoch whose relay published the event.
-    pub emit: u64,
-    /// Version of the content in the event.
-    pub version: u64,
-    /// Whether the consumer wrote this state to the index.
-    pub applied: bool,
-}
-
-impl Display for FeedEvent {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { partition, cluster, content, emit, version, applied } = self;
-        let done = if *applied { "applied" } else { "not applied" };
-        write!(
-            f,
-            "event of {cluster} in partition {partition}: {content} at version {version}, \
-             published in epoch {emit}, {done}"
-        )
-    }
-}
 
 /// I8: the index never goes back, and no event of a replaced relay changes it.
 pub(super) fn index_goes_forward(history: &History) -> Vec<Violation> {

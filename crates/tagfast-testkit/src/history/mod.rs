@@ -17,7 +17,7 @@
 //! tags of their content.
 //!
 //! Not checked: the commits themselves, as no client sees them, so a commit that no answer, read or
-//! event shows is invisible here; two faults that cancel each other out before anybody looks;
+//! event shows is invisible here; two faults that cancel each other out before any reader looks;
 //! writes with an unknown outcome, which may explain any later state; display names, users and
 //! times of taggings; whether a read without a token is recent.
 //!
@@ -38,11 +38,10 @@ mod verdicts;
 mod violation;
 
 pub use check::{Counts, Findings};
-pub use feed::FeedEvent;
 pub use outcome::Outcome;
 pub use record::{
-    EpochSeen, FinalContent, History, LogRange, ReadCall, Replicas, VerdictAnswer, WriteCall,
-    WriteVerdict,
+    EpochSeen, FeedEvent, FinalContent, History, LogRange, ReadCall, Replicas, VerdictAnswer,
+    WriteCall, WriteVerdict,
 };
 pub use verdicts::LostSpan;
 pub use violation::{Invariant, Violation};

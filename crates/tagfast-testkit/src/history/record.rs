@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
-use super::feed::FeedEvent;
 use super::outcome::Outcome;
 
 /// Where a write lies in the log of its epoch: its commit is after `inside` and not after
@@ -275,7 +274,7 @@ impl History {
         self.writes.iter().filter(|w| w.is_acknowledged())
     }
 
-    /// Whether anybody asked what became of the writes.
+    /// Whether any reader asked what became of the writes.
     pub(super) fn asks_for_verdicts(&self) -> bool {
         self.writes.iter().any(|w| !w.verdicts.is_empty())
     }
@@ -294,5 +293,34 @@ impl History {
     pub(super) fn is_diverged(&self, write: &WriteCall) -> bool {
         let end = self.epoch(write.epoch.0).and_then(|e| e.end);
         matches!((end, write.log), (Some(end), Some(log)) if log.inside >= end)
+    }
+}
+
+/// One event, in the order in which its partition was consumed.
+#[derive(Debug, Clone)]
+pub struct FeedEvent {
+    /// Number of the partition.
+    pub partition: u32,
+    /// Name of the cluster that the event comes from.
+    pub cluster: String,
+    /// Key of the content.
+    pub content: String,
+    /// Publisher epoch: the ordinal of the epoch whose relay published the event.
+    pub emit: u64,
+    /// Version of the content in the event.
+    pub version: u64,
+    /// Whether the consumer wrote this state to the index.
+    pub applied: bool,
+}
+
+impl fmt::Display for FeedEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { partition, cluster, content, emit, version, applied } = self;
+        let done = if *applied { "applied" } else { "not applied" };
+        write!(
+            f,
+            "event of {cluster} in partition {partition}: {content} at version {version}, \
+             published in epoch {emit}, {done}"
+        )
     }
 }

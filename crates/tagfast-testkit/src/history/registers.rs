@@ -204,7 +204,7 @@ impl<'a> Registers<'a> {
         self.contents.get(content).unwrap_or(&self.none)
     }
 
-    /// The contents that somebody may have written.
+    /// The contents that another process may have written.
     pub(super) fn contents(&self) -> impl Iterator<Item = (&'a str, &ContentRegisters<'a>)> {
         self.contents.iter().map(|(content, registers)| (*content, registers))
     }

@@ -4,7 +4,7 @@
 //! be missing. Here each write must have one verdict, always the same one after the closing, and
 //! the same one as in the report of the failover.
 //!
-//! How it fails: without a log position in its receipt nobody can say whether a failover lost a
+//! How it fails: without a log position in its receipt no one can say whether a failover lost a
 //! write that was repaired, so the bound of the loss is checked for writes with a position only.
 //! The time of an acknowledgement is the one at which its client had it.
 
@@ -19,7 +19,7 @@ use super::violation::{Invariant, Violation};
 /// The reason of a loss that no process of the service reported.
 const UNREPORTED: &str = "unreported";
 
-/// I4: one final verdict for every acknowledged write. Nothing is checked when nobody asked.
+/// I4: one final verdict for every acknowledged write. Nothing is checked when no one asked.
 pub(super) fn final_verdicts(history: &History) -> Vec<Violation> {
     if !history.asks_for_verdicts() {
         return Vec::new();

@@ -318,7 +318,6 @@ pub(crate) const CELLS: &[Cell] = &[
         steps: &[Step::Freeze(Place::Analytics)],
         named: COUNTS,
         named_within_s: BY_AGE_S,
-        quick: Some(1),
         ..CELL
     },
     Cell {

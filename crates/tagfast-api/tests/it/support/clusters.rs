@@ -161,7 +161,7 @@ fn member(name: &str, role: MemberRole) -> ClusterMember {
 
 impl ClusterReader for FakeClusters {
     fn clusters(&self) -> Vec<ClusterReport> {
-        let troubled = ClusterReport {
+        let degraded = ClusterReport {
             name: "c0".to_owned(),
             observed_at: NOW,
             epoch: Some(ClusterEpoch {
@@ -231,9 +231,9 @@ impl ClusterReader for FakeClusters {
             long_transactions: Vec::new(),
             failing: Vec::new(),
             warnings: Vec::new(),
-            outbox: OutboxReport { observed_at: None, ..troubled.outbox },
-            ..troubled.clone()
+            outbox: OutboxReport { observed_at: None, ..degraded.outbox },
+            ..degraded.clone()
         };
-        vec![troubled, unreached]
+        vec![degraded, unreached]
     }
 }

@@ -37,7 +37,7 @@ fn closing_key(scope: &str, ordinal: EpochOrdinal) -> String {
 pub(crate) struct StoredNode {
     /// When it registered, Unix ms.
     pub(crate) registered_at: UnixMillis,
-    /// It ends, and every replica has what it acknowledged: nobody waits for its reports.
+    /// It ends, and every replica has what it acknowledged: no one waits for its reports.
     #[serde(default)]
     pub(crate) is_leaving: bool,
 }

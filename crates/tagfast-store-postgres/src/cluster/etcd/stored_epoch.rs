@@ -1,13 +1,11 @@
 //! The form in which etcd keeps an epoch.
 //!
-//! How it fails: what cannot be read is an [`EtcdError::Unreadable`] that names the field.
+//! How it fails: what cannot be read is an error that names the field.
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tagfast_domain::{EpochId, EpochOrdinal};
 use tagfast_failover::EpochRecord;
-
-use super::EtcdError;
 
 /// An epoch as JSON in etcd.
 #[derive(Serialize, Deserialize)]
@@ -45,10 +43,9 @@ pub(super) fn to_json(epoch: &EpochRecord) -> String {
     json!(stored).to_string()
 }
 
-pub(super) fn from_json(text: &[u8]) -> Result<EpochRecord, EtcdError> {
-    let stored: StoredEpoch =
-        tagfast_json::from_slice(text).map_err(|_| EtcdError::Unreadable("the epoch"))?;
-    let id = |text: &str| parse_id(text).ok_or(EtcdError::Unreadable("the epoch's id"));
+pub(super) fn from_json(text: &[u8]) -> Result<EpochRecord, &'static str> {
+    let stored: StoredEpoch = tagfast_json::from_slice(text).map_err(|_| "the epoch")?;
+    let id = |text: &str| parse_id(text).ok_or("the epoch's id");
     Ok(EpochRecord {
         id: id(&stored.id)?,
         ordinal: EpochOrdinal(stored.ordinal),

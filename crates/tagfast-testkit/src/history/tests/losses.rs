@@ -92,7 +92,7 @@ fn a_commit_across_the_end_of_an_epoch_may_stay_unknown() {
     let across = |inside| judged(write(0, &["a"], &[], 1), inside, unknown.clone());
     let mut history = failover(vec![across(98)], (0, &[]));
     violation(&history, Invariant::FinalVerdict);
-    // Its process is gone: nobody knows on which side of the end the commit is.
+    // Its process is gone: no one knows on which side of the end the commit is.
     history.epochs[1].reported = [7].into();
     no_violations(&history);
     history.writes[0] = across(90);

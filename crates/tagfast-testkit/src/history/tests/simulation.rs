@@ -362,7 +362,7 @@ impl Simulation {
         let (begins_at, old) = (self.history.writes.len(), self.epoch().0);
         // Phantoms: what was published and is lost.
         let kept = self.state().outbox.len();
-        let phantoms: BTreeSet<String> = lost.last().map_or_else(BTreeSet::new, |s| {
+        let diverged: BTreeSet<String> = lost.last().map_or_else(BTreeSet::new, |s| {
             s.outbox[kept..self.published.max(kept)].iter().map(|row| row.0.clone()).collect()
         });
         self.published = 0;
@@ -375,7 +375,7 @@ impl Simulation {
         self.is_repairing = true;
         self.work(6);
         self.repair(&lost, crashed, (old, end), &base, begins_at);
-        for content in phantoms {
+        for content in diverged {
             let mut document = self.state().documents.get(&content).cloned().unwrap_or_default();
             document.version = self.next_version(&document);
             self.commit(&content, document);
