@@ -360,7 +360,7 @@ impl Simulation {
             self.next_node += 1;
         }
         let (begins_at, old) = (self.history.writes.len(), self.epoch().0);
-        // Phantoms: what was published and is lost.
+        // What was published and is lost has diverged.
         let kept = self.state().outbox.len();
         let diverged: BTreeSet<String> = lost.last().map_or_else(BTreeSet::new, |s| {
             s.outbox[kept..self.published.max(kept)].iter().map(|row| row.0.clone()).collect()
