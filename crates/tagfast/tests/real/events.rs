@@ -238,22 +238,25 @@ fn index_and_counts_agree_with_the_shards_whatever_dies() {
 
     // The process itself dies, and the next one goes on where it was.
     server.kill();
-    let server = serve(&stack);
+    let mut server = serve(&stack);
     let mut client = server.client().with_timeout(TEST_TIMEOUT);
     wait_until_ready(&mut client);
     client.put("/v1/content/page/3/tags/after").expect(200);
     all_agree(&mut client);
 
-    // A primary dies with writes that no replica has, but the index and the counts have them
-    // already: they drop them again.
+    // A primary dies with writes that no replica has, and with it the process that acknowledged
+    // them, so that none is left to repair them. The index and the counts have them already: they
+    // drop them again, and the receipts say which are lost.
     let primary = stack.primary("c0").expect("a primary").name;
     let replicas: Vec<&str> =
         ["c0-n0", "c0-n1", "c0-n2"].into_iter().filter(|n| *n != primary).collect();
     for replica in &replicas {
         stack.fault(Fault::KillNode, replica).expect("killed");
     }
+    let mut receipts = Vec::new();
     for id in LOST {
-        client.put(&format!("/v1/content/page/{id}/tags/lost")).expect(200);
+        let written = client.put(&format!("/v1/content/page/{id}/tags/lost")).expect(200).json();
+        receipts.push(written["receipt"].as_str().expect("a receipt").to_owned());
     }
     wait_for_condition("the index has them", TEST_TIMEOUT, || {
         let found = index(&mut client)?
@@ -263,9 +266,12 @@ fn index_and_counts_agree_with_the_shards_whatever_dies() {
         if found == LOST.count() { Ok(()) } else { Err(format!("{found}")) }
     });
     stack.fault(Fault::KillNode, &primary).expect("killed");
+    server.kill();
     for replica in &replicas {
         stack.fault(Fault::Restart, replica).expect("started again");
     }
+    let server = serve(&stack);
+    let mut client = server.client().with_timeout(TEST_TIMEOUT);
     wait_for_condition("c0 takes writes", TEST_TIMEOUT, || {
         let path = "/v1/content/page/0/tags/c0";
         let answers: Vec<u16> =
@@ -282,6 +288,17 @@ fn index_and_counts_agree_with_the_shards_whatever_dies() {
         .count();
     assert!(survived < LOST.count(), "those of c0 are gone");
     all_agree(&mut client);
+    wait_for_condition("the verdicts are final", TEST_TIMEOUT, || {
+        let asked = client.post("/v1/receipts:check", &serde_json::json!({"receipts": receipts}));
+        let all = asked.expect(200).json();
+        let has = |word| {
+            let results = all["results"].as_array().expect("results");
+            results.iter().filter(|result| result["verdict"] == word).count()
+        };
+        let told = (has("kept"), has("lost"));
+        let expected = (survived, LOST.count() - survived);
+        if told == expected { Ok(()) } else { Err(format!("{told:?}, not {expected:?}: {all}")) }
+    });
     stack.fault(Fault::Restart, &primary).expect("started again");
 
     // A rebuild while it serves.
