@@ -109,10 +109,16 @@ pub enum MintDecision {
 pub fn mint(facts: &MintFacts<'_>) -> MintDecision {
     let Some(leader) = facts.leader else { return MintDecision::Wait("no leader key") };
     let high_enough = |ordinal| facts.above.is_none_or(|above| ordinal > above);
-    // Epoch(term t) => Epoch(term t), unless a moved shard needs a larger ordinal
+    // Epoch(term t) => Epoch(term t), unless a moved shard needs a larger ordinal, or the leader was
+    // promoted again within its term: a node that is back before its key has expired takes the key
+    // as its own, and its server begins a timeline.
+    let is_promoted_again = |current: &EpochRecord| {
+        facts.primary.is_some_and(|p| !p.in_recovery && p.timeline > current.timeline)
+    };
     if let Some((current, _)) = facts.current
         && current.term == leader.create_revision
         && high_enough(current.ordinal)
+        && !is_promoted_again(current)
     {
         return MintDecision::Keep;
     }
@@ -317,6 +323,23 @@ mod tests {
         assert_eq!((next.term, next.timeline), (12, 1));
         assert!(next.ordinal > old.ordinal && next.id != old.id);
         assert_eq!(condition.epoch_mod_revision, 3);
+    }
+
+    #[test]
+    fn a_promotion_within_a_leader_term_begins_an_epoch() {
+        // The node was killed, and back before its key had expired: the same term, a later
+        // timeline. Without an epoch of its own no connection would be eligible for ever.
+        let (leader, old) = (leader(7, "p"), record(NOW as u64, 7, "p", 1));
+        let newest = Some(NOW as u64);
+        let (next, condition) =
+            minted(&facts(Some(&leader), Some((&old, 3)), Some(primary(2, newest))));
+        assert_eq!((next.term, next.timeline, next.parent_id), (7, 2, Some(old.id)));
+        assert!(next.ordinal > old.ordinal);
+        assert_eq!((condition.leader_create_revision, condition.epoch_mod_revision), (7, 3));
+        for timeline in [0, 1] {
+            let same = facts(Some(&leader), Some((&old, 3)), Some(primary(timeline, newest)));
+            assert_eq!(mint(&same), MintDecision::Keep, "an earlier timeline is no promotion");
+        }
     }
 
     #[test]

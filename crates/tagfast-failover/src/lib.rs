@@ -31,6 +31,7 @@
 //! | the `epoch` row dies with its primary | `an_ordinal_lost_with_its_row_is_not_minted_again` |
 //! | etcd is restored from a backup | `an_ordinal_that_only_the_table_has_is_not_minted_again` |
 //! | two failovers unnoticed | `a_node_that_slept_through_two_failovers_acknowledges_nothing_old` |
+//! | a promotion within a leader term | `a_promotion_within_a_leader_term_begins_an_epoch` |
 //! | the key is retaken, no promotion | `a_key_taken_again_without_a_promotion_is_a_new_term` |
 //! | a node mints after the term has ended | `a_late_node_cannot_mint_for_a_dead_term` |
 //! | a backend outlives its postmaster | `a_slow_commit_needs_a_proof_requested_after_it` |
