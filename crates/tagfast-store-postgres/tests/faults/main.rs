@@ -2,9 +2,12 @@
 //! time.
 
 mod client;
+#[cfg(feature = "full")]
 mod failover;
+#[cfg(feature = "full")]
 mod judge;
 mod load;
+#[cfg(feature = "full")]
 mod process;
 mod repair;
 mod repair_clients;
