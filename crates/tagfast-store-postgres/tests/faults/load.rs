@@ -168,8 +168,10 @@ impl Load {
 /// What the clients of both clusters recorded.
 pub(crate) struct Collected {
     pub(crate) answers: [Answers; 2],
+    #[cfg_attr(not(feature = "full"), expect(dead_code, reason = "for the cells of failovers"))]
     pub(crate) began: Instant,
     /// In Unix ms.
+    #[cfg_attr(not(feature = "full"), expect(dead_code, reason = "for the cells of failovers"))]
     pub(crate) began_ms: i64,
 }
 

@@ -22,7 +22,9 @@ use crate::repair_clients::{
     Clients, Sleeper, acknowledge, check, closed_report, epoch_of, is_past_end, names, options,
     patch, process, tags, write_of,
 };
-use crate::replica_faults::{FrozenPrimary, reinitialize};
+use crate::replica_faults::FrozenPrimary;
+#[cfg(feature = "full")]
+use crate::replica_faults::reinitialize;
 use crate::scenarios::{ONE_AT_A_TIME, SECOND};
 use crate::support;
 use crate::writes::key_of;

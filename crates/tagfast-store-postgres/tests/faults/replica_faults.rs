@@ -4,7 +4,6 @@ use rustix::process::Signal;
 #[cfg(feature = "full")]
 use tagfast_testkit::stack::host::RunAs;
 use tagfast_testkit::stack::host::{Process, processes_in};
-use tagfast_testkit::stack::patroni;
 use tagfast_testkit::stack::{Fault, NodeInfo};
 use tagfast_testkit::wait_for_condition_async;
 
@@ -146,9 +145,10 @@ pub(crate) async fn demote(node: &NodeInfo) {
 }
 
 /// Has the Patroni of a replica copy the primary again.
+#[cfg(feature = "full")]
 pub(crate) async fn reinitialize(node: &NodeInfo) {
     let node = node.clone();
-    let work = move || patroni::reinitialize(&node).expect("it begins");
+    let work = move || tagfast_testkit::stack::patroni::reinitialize(&node).expect("it begins");
     tokio::task::spawn_blocking(work).await.expect("no panic");
 }
 
