@@ -34,7 +34,7 @@ const POLL_TIMEOUT: Duration = Duration::from_millis(20);
 /// is returned in any case, and more is not needed.
 const FETCH_BYTES_MAX: &str = "4096";
 /// How long partitions are read together before each is read alone.
-const TOGETHER_TIMEOUT: Duration = Duration::from_millis(200);
+const TOGETHER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The anchor that a record makes.
 pub(crate) fn anchor_of(record: &BusRecord) -> Anchor {
@@ -78,7 +78,7 @@ impl AnchorReader {
     }
 
     /// The anchors at these offsets; partitions without a record there are missing. Blocks for at
-    /// most [`METADATA_TIMEOUT`].
+    /// most [`TOGETHER_TIMEOUT`] and [`METADATA_TIMEOUT`].
     pub(crate) fn anchors(
         &self,
         offsets: &BTreeMap<Partition, u64>,
@@ -90,7 +90,8 @@ impl AnchorReader {
         Ok(self.read(offsets)?.into_iter().filter_map(record).collect())
     }
 
-    /// Whether the partitions still hold these records. Blocks for at most [`METADATA_TIMEOUT`].
+    /// Whether the partitions still hold these records. Blocks for at most [`TOGETHER_TIMEOUT`] and
+    /// [`METADATA_TIMEOUT`].
     pub(crate) fn verify(
         &self,
         anchors: &BTreeMap<Partition, Anchor>,
@@ -118,10 +119,11 @@ impl AnchorReader {
         if current.0 != generation {
             *current = (generation, create_reader(&self.options)?);
         }
-        let end = Instant::now() + METADATA_TIMEOUT;
-        let together = (Instant::now() + TOGETHER_TIMEOUT).min(end);
         // What is missing after it is read below.
+        let together = Instant::now() + TOGETHER_TIMEOUT;
         let _ = self.read_some(&current.1, offsets, together, &mut found)?;
+        // Each assignment of the client takes a while, so that this is the exception.
+        let end = Instant::now() + METADATA_TIMEOUT;
         for (partition, offset) in offsets {
             if !found.contains_key(partition) {
                 let alone = BTreeMap::from([(*partition, *offset)]);
