@@ -2,7 +2,7 @@
 //! refused, a password that is another one.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
@@ -36,9 +36,10 @@ pub enum PostgresFault {
 
 /// How long a node may take to follow again.
 const HEAL_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long after a change of its configuration Patroni may write PostgreSQL's again, without what
-/// ALTER SYSTEM has set for recovery: two of its rounds.
-const PATRONI_REWRITES_WITHIN: Duration = Duration::from_secs(2);
+/// The file of a data folder that Patroni includes in PostgreSQL's configuration and leaves alone.
+const INCLUDED_CONFIG_FILE: &str = "postgresql.base.conf";
+/// The setting that lets replay wait behind each commit.
+const APPLY_DELAY_SETTING: &str = "recovery_min_apply_delay";
 /// How long the locker of [`lock_tables`] holds its locks when they are not ended, in seconds.
 const LOCK_SECONDS_MAX: u32 = 600;
 /// `application_name` of the session that holds the locks.
@@ -125,8 +126,10 @@ pub(super) fn change(
         PostgresFault::StopWalReceiver => {
             replicas()?.iter().try_for_each(|node| walreceiver(stack, node, change))
         }
-        PostgresFault::PauseReplay => in_maintenance(stack, &replicas()?, change, replay),
-        PostgresFault::DelayReplay => in_maintenance(stack, &replicas()?, change, apply_delay),
+        PostgresFault::PauseReplay => pause_replay(stack, &replicas()?, change),
+        PostgresFault::DelayReplay => {
+            replicas()?.iter().try_for_each(|node| apply_delay(stack, node, change))
+        }
         PostgresFault::ReadOnly => read_only(stack, &one()?, change),
         PostgresFault::LockTables => lock_tables(stack, &one()?, change),
         PostgresFault::RotatePassword => {
@@ -136,21 +139,16 @@ pub(super) fn change(
     }
 }
 
-/// Changes the replay of nodes of one cluster while its Patroni is in maintenance mode: otherwise
+/// Pauses the replay of nodes of one cluster while its Patroni is in maintenance mode: otherwise
 /// it resumes replay within a second.
-fn in_maintenance(
-    stack: &Stack,
-    nodes: &[NodeInfo],
-    change: Change,
-    with: fn(&Stack, &NodeInfo, Change) -> Result<()>,
-) -> Result<()> {
+fn pause_replay(stack: &Stack, nodes: &[NodeInfo], change: Change) -> Result<()> {
     let one = nodes.first().context("there is no node")?;
     let cluster = stack.info().clusters.iter().find(|c| c.nodes.iter().any(|n| n.name == one.name));
     let all = &cluster.context("the node has no cluster")?.nodes;
     if change == Change::Begin {
         patroni::set_maintenance(all, true)?;
     }
-    nodes.iter().try_for_each(|node| with(stack, node, change))?;
+    nodes.iter().try_for_each(|node| replay(stack, node, change))?;
     if change == Change::End {
         patroni::set_maintenance(all, false)?;
     }
@@ -214,29 +212,24 @@ fn replay(stack: &Stack, node: &NodeInfo, change: Change) -> Result<()> {
 }
 
 /// Lets replay wait behind each commit.
+///
+/// The setting stands in the file that Patroni includes: what ALTER SYSTEM sets for recovery it
+/// takes back as soon as it sees the file changed, in maintenance mode, too.
 fn apply_delay(stack: &Stack, node: &NodeInfo, change: Change) -> Result<()> {
-    let reload = |statement: &str| -> Result<()> {
-        stack.sql(node, statement)?;
-        stack.sql(node, "SELECT pg_reload_conf()").map(drop)
-    };
+    let path = node.data_dir.join(INCLUDED_CONFIG_FILE);
+    let text =
+        std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let others = text.lines().filter(|line| !line.starts_with(APPLY_DELAY_SETTING));
+    let delayed = format!("{APPLY_DELAY_SETTING} = '3min'");
+    let own = (change == Change::Begin).then_some(delayed.as_str());
+    let changed: String = others.chain(own).flat_map(|line| [line, "\n"]).collect();
+    std::fs::write(&path, changed).with_context(|| format!("write {}", path.display()))?;
+    stack.sql(node, "SELECT pg_reload_conf()")?;
     let shows =
-        |value: &str| format!("SELECT current_setting('recovery_min_apply_delay') = '{value}'");
+        |value: &str| format!("SELECT current_setting('{APPLY_DELAY_SETTING}') = '{value}'");
     match change {
-        Change::Begin => {
-            let mut held = None;
-            wait_until(&format!("{}: replay is delayed", node.name), HEAL_TIMEOUT, || {
-                if stack.sql(node, &shows("3min"))? != "t" {
-                    held = None;
-                    reload("ALTER SYSTEM SET recovery_min_apply_delay = '3min'")?;
-                    bail!("it was not set");
-                }
-                let since = held.get_or_insert_with(Instant::now);
-                ensure!(since.elapsed() >= PATRONI_REWRITES_WITHIN, "Patroni may take it back");
-                Ok(())
-            })
-        }
+        Change::Begin => wait_for(stack, node, "replay is delayed", &shows("3min")),
         Change::End => {
-            reload("ALTER SYSTEM RESET recovery_min_apply_delay")?;
             wait_for(stack, node, "replay is not delayed", &shows("0"))?;
             wait_for_stream(stack, node)
         }
