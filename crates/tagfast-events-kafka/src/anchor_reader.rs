@@ -121,37 +121,36 @@ impl AnchorReader {
         }
         // What is missing after it is read below.
         let together = Instant::now() + TOGETHER_TIMEOUT;
-        let _ = self.read_some(&current.1, offsets, together, &mut found)?;
+        let _ = self.read_some(&current.1, offsets, together, &mut found);
         // Each assignment of the client takes a while, so that this is the exception.
         let end = Instant::now() + METADATA_TIMEOUT;
         for (partition, offset) in offsets {
             if !found.contains_key(partition) {
                 let alone = BTreeMap::from([(*partition, *offset)]);
-                let missing = self.read_some(&current.1, &alone, end, &mut found)?;
-                missing.map_or(Ok(()), Err)?;
+                self.read_some(&current.1, &alone, end, &mut found)?;
             }
         }
         Ok(found)
     }
 
-    /// Reads what is at these offsets until `end`; returns why something is missing then.
+    /// Reads what is at these offsets. An error: something is missing at `end`.
     fn read_some(
         &self,
         reader: &BaseConsumer,
         offsets: &BTreeMap<Partition, u64>,
         end: Instant,
         found: &mut BTreeMap<Partition, Found>,
-    ) -> KafkaResult<Option<KafkaError>> {
+    ) -> KafkaResult<()> {
         let mut list = TopicPartitionList::new();
         for (partition, offset) in offsets {
             let at = Offset::Offset(offset.cast_signed());
             list.add_partition_offset(&self.options.topic, i32::from(partition.0), at)?;
         }
         reader.assign(&list)?;
-        let missing = read_each(reader, offsets, end, found);
+        let all = read_each(reader, offsets, end, found);
         // What was fetched beyond the records is dropped.
         reader.unassign()?;
-        Ok(missing)
+        all
     }
 }
 
@@ -165,17 +164,17 @@ fn create_reader(options: &KafkaOptions) -> KafkaResult<BaseConsumer> {
     config.create()
 }
 
-/// Reads until everything is found or `end` has come; returns why something is missing then.
+/// Reads until everything is found. An error: something is missing at `end`.
 fn read_each(
     reader: &BaseConsumer,
     offsets: &BTreeMap<Partition, u64>,
     end: Instant,
     found: &mut BTreeMap<Partition, Found>,
-) -> Option<KafkaError> {
+) -> KafkaResult<()> {
     let mut last_error = KafkaError::MessageConsumption(Code::OperationTimedOut);
     while offsets.keys().any(|partition| !found.contains_key(partition)) {
         if Instant::now() > end {
-            return Some(last_error);
+            return Err(last_error);
         }
         let (partition, what) = match reader.poll(POLL_TIMEOUT) {
             None => continue,
@@ -204,7 +203,7 @@ fn read_each(
         };
         found.entry(partition).or_insert(what);
     }
-    None
+    Ok(())
 }
 
 #[cfg(test)]

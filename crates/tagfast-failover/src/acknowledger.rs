@@ -23,9 +23,9 @@ use crate::leadership::{BootTime, LeaseAnswer, ProbeRound};
 /// What the callers of a group commit may be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AckDecision {
-    /// It is durable; so many of the streaming replicas had it at this moment. It counts as
-    /// acknowledged from now on.
-    Acknowledge(ReplicaCount),
+    /// It is durable; so many of the streaming replicas had it at this moment, `None`: the cluster
+    /// has none. It counts as acknowledged from now on.
+    Acknowledge(Option<ReplicaCount>),
     /// Not yet: get a proof that was requested after this moment, then decide again.
     ProofAfter(BootTime),
     /// Not yet: no replica has it, and more must not be exposed.
@@ -185,7 +185,8 @@ impl Acknowledger {
         if !self.journal.acknowledge(group.group, now, covered) {
             return AckDecision::Unknown;
         }
-        AckDecision::Acknowledge(self.coverage.count(group.flushed))
+        let has_members = self.coverage.has_members();
+        AckDecision::Acknowledge(has_members.then(|| self.coverage.count(group.flushed)))
     }
 
     /// The callers of a group do not wait any more.

@@ -37,6 +37,13 @@ pub struct ReplicaCount {
     pub of: usize,
 }
 
+impl ReplicaCount {
+    /// Whether all streaming replicas have it, at least one.
+    pub fn is_all(self) -> bool {
+        self.of > 0 && self.replicas == self.of
+    }
+}
+
 /// What the members of a cluster have flushed in one epoch.
 #[derive(Debug, Clone, Default)]
 pub struct Coverage {
@@ -117,8 +124,42 @@ impl Coverage {
         ReplicaCount { replicas, of: streaming().count() }
     }
 
+    /// Whether every streaming replica has a position. While none of them streams, any of them may
+    /// be promoted without it.
+    pub fn has_all(&self, flushed: u64) -> bool {
+        !self.has_members() || self.count(flushed).is_all()
+    }
+
     /// The members with what they have flushed in this epoch and whether they stream now, by name.
     pub fn positions(&self) -> impl Iterator<Item = (&str, Option<u64>, bool)> {
         self.members.iter().map(|(name, m)| (name.as_str(), m.flushed, m.is_streaming))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_is_safe_once_every_streaming_replica_has_it() {
+        let epoch = EpochId([1; 16]);
+        let of = |members: &[&str], streaming: &[(&str, u64)]| {
+            let mut coverage = Coverage::default();
+            coverage.begin_epoch(epoch, BootTime::default());
+            let names: Vec<String> = members.iter().map(|name| (*name).to_owned()).collect();
+            coverage.set_members(&names, BootTime::default());
+            let streaming: Vec<(String, u64)> =
+                streaming.iter().map(|(name, at)| ((*name).to_owned(), *at)).collect();
+            coverage.record(epoch, &streaming, BootTime::default());
+            coverage.has_all(10)
+        };
+        let members = ["r1", "r2"];
+        assert!(of(&members, &[("r1", 10), ("r2", 11)]));
+        assert!(!of(&members, &[("r1", 10), ("r2", 9)]));
+        // The other one is away, and cannot be promoted while this one is ahead of it.
+        assert!(of(&members, &[("r1", 10)]));
+        assert!(!of(&members, &[]), "a replica that does not stream may be promoted");
+        assert!(!of(&members, &[("backup", 99)]));
+        assert!(of(&[], &[]), "nothing can be promoted");
     }
 }

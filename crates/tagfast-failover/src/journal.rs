@@ -103,12 +103,9 @@ pub struct RepairEntry {
     pub version: Version,
     /// Where the document was committed.
     pub at: LogRange,
-    /// The writes that it stands for.
-    pub writes: Vec<RepairWrite>,
+    /// The acknowledged writes that it stands for, each with its own position.
+    pub writes: Vec<(JournaledWrite, LogRange)>,
 }
-
-/// A write of an epoch that has ended, with its own position and whether it was acknowledged.
-pub type RepairWrite = (JournaledWrite, LogRange, bool);
 
 /// A range of an epoch's log for which the journal has forgotten writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -390,7 +387,7 @@ impl Journal {
         if self.epoch == Some(epoch) {
             return;
         }
-        let mut writes: HashMap<Arc<[u8]>, Vec<RepairWrite>> = HashMap::new();
+        let mut writes: HashMap<Arc<[u8]>, Vec<(JournaledWrite, LogRange)>> = HashMap::new();
         for group in std::mem::take(&mut self.groups).into_values() {
             if !group.is_acknowledged {
                 self.bytes -= group.bytes();
@@ -398,10 +395,8 @@ impl Journal {
             }
             self.bytes -= GROUP_OVERHEAD_BYTES;
             for GroupContent { key, writes: told, .. } in group.contents {
-                writes
-                    .entry(key)
-                    .or_default()
-                    .extend(told.into_iter().map(|w| (w, group.at, true)));
+                let told = told.into_iter().map(|write| (write, group.at));
+                writes.entry(key).or_default().extend(told);
             }
         }
         for (key, Entry { document, version, at, .. }) in std::mem::take(&mut self.entries) {

@@ -63,7 +63,7 @@ pub use epoch::{
 pub use guard::{GuardFacts, GuardOptions, GuardState, OnLag, guard};
 pub use journal::{
     GroupId, IncompleteRange, Journal, JournaledContent, JournaledWrite, LogRange, RepairEntry,
-    RepairId, RepairWrite,
+    RepairId,
 };
 pub use leadership::{BootTime, LeadershipProof, LeaseAnswer, MemberAnswer, ProbeRound};
 pub use verdict::{RecordedVerdict, VerdictFacts, WriteVerdict, verdict};

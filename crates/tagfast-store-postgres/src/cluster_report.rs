@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tagfast_domain::UnixMillis;
 use tagfast_failover::{Acknowledger, BootTime, GuardState};
 use tagfast_resilience::LabelEnum;
 use tagfast_store::{
@@ -18,7 +17,7 @@ use tagfast_store::{
     FailingCallsReport, JournalReport, LaneReport, MemberRole, OutboxReport,
 };
 
-use crate::boot_clock::boot_time;
+use crate::boot_clock::{Moment, boot_time};
 use crate::cluster::node::Node;
 use crate::cluster::topology::Cluster;
 use crate::health::calls::FailingCalls;
@@ -38,21 +37,6 @@ impl ClusterReader for PostgresStore {
         let mut reports: Vec<ClusterReport> = self.clusters().iter().map(of).collect();
         reports.sort_by(|a, b| a.name.cmp(&b.name));
         reports
-    }
-}
-
-/// The present, on both clocks.
-#[derive(Debug, Clone, Copy)]
-struct Moment {
-    boot: BootTime,
-    wall: UnixMillis,
-}
-
-impl Moment {
-    /// A time of this machine's uptime, in Unix ms.
-    fn wall_time(self, at: BootTime) -> UnixMillis {
-        let ago = self.boot.0.saturating_sub(at.0).as_millis();
-        self.wall.saturating_sub(i64::try_from(ago).unwrap_or(i64::MAX))
     }
 }
 
@@ -255,7 +239,7 @@ mod tests {
     use crate::cluster::epoch_ends::tests::epoch;
     use crate::cluster::topology::{ClusterBounds, Topology};
 
-    const WALL: UnixMillis = 1_767_225_600_000;
+    const WALL: tagfast_domain::UnixMillis = 1_767_225_600_000;
 
     fn cluster() -> Cluster {
         let breakers = Breakers::new(Arc::new(SystemClock));

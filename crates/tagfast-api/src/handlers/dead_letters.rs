@@ -14,10 +14,9 @@ use tagfast_events::{
     AuditCursor, AuditEntry, ConsumerGroup, DeadLetterCursor, DeadLetterFilter, DeadLetterState,
     DeadLetterStore, FailureClass, NewReplayJob,
 };
-use tagfast_store::SealKind;
 use utoipa::{IntoParams, ToSchema};
 
-use crate::auth::Scope;
+use super::lists::{bad_cursor, open_cursor, seal_cursor, visible_tenant};
 use crate::params::{PageItems, Timestamp};
 use crate::problem::{Code, Problem, not_in_this_mode};
 use crate::request::{Admin, ApiRequest, Read};
@@ -142,46 +141,27 @@ impl StateParam {
     }
 }
 
-/// The tenant whose dead letters the caller may see; `None`: all tenants.
-fn visible_tenant(request: &ApiRequest, wanted: Option<String>) -> Result<Option<String>, Problem> {
-    let own = request.tenant().as_str();
-    if request.caller.may(Scope::Admin) {
-        return Ok(wanted);
-    }
-    if wanted.as_deref().is_some_and(|wanted| wanted != own) {
-        request.require(Scope::Admin)?;
-    }
-    Ok(Some(own.to_owned()))
-}
-
-fn bad_cursor() -> Problem {
-    Problem::new(Code::BadCursor, "cursor: it is not one that this service issued to you")
-}
-
 /// Opens a cursor: a time (Unix ms) and what follows it in the list's order.
-fn open_cursor(request: &ApiRequest, sealed: &str) -> Result<(UnixMillis, Vec<u8>), Problem> {
-    let sealer = &request.services().sealer;
-    let body = sealer.open(SealKind::ListCursor, request.tenant(), sealed);
-    let body = body.map_err(|_| bad_cursor())?;
-    let (at, rest) = body.split_first_chunk::<8>().ok_or_else(bad_cursor)?;
+fn open_place(request: &ApiRequest, sealed: &str) -> Result<(UnixMillis, Vec<u8>), Problem> {
+    let place = open_cursor(request, sealed)?;
+    let (at, rest) = place.split_first_chunk::<8>().ok_or_else(bad_cursor)?;
     Ok((i64::from_be_bytes(*at), rest.to_vec()))
 }
 
-fn seal_cursor(request: &ApiRequest, at: UnixMillis, rest: &[u8]) -> String {
-    let body = [at.to_be_bytes().as_slice(), rest].concat();
-    request.services().sealer.seal(SealKind::ListCursor, request.tenant(), &body)
+fn seal_place(request: &ApiRequest, at: UnixMillis, rest: &[u8]) -> String {
+    seal_cursor(request, &[at.to_be_bytes().as_slice(), rest].concat())
 }
 
 /// The cursor of a list of dead letters: its second part is the id.
 fn list_position(request: &ApiRequest, sealed: &str) -> Result<DeadLetterCursor, Problem> {
-    let (at, id) = open_cursor(request, sealed)?;
+    let (at, id) = open_place(request, sealed)?;
     Ok(DeadLetterCursor { at, id: String::from_utf8(id).map_err(|_| bad_cursor())? })
 }
 
 /// The cursor of the audit log: its second part begins with a byte that no dead letter's id begins
 /// with, so that neither list takes the cursor of the other.
 fn audit_position(request: &ApiRequest, sealed: &str) -> Result<AuditCursor, Problem> {
-    let (at, rest) = open_cursor(request, sealed)?;
+    let (at, rest) = open_place(request, sealed)?;
     let id = rest.strip_prefix(&[AUDIT_CURSOR]).and_then(|id| id.try_into().ok());
     Ok(AuditCursor { at, id: i64::from_be_bytes(id.ok_or_else(bad_cursor)?) })
 }
@@ -207,7 +187,7 @@ pub(crate) async fn list(Read(request, params): Read<ListParams>) -> Result<Resp
         state: params.state.unwrap_or(StateParam::Open).state(),
         class: params.class.map(FailureClass::from),
         code: params.code,
-        tenant: visible_tenant(&request, params.tenant)?,
+        tenant: visible_tenant(&request, request.tenant().as_str().to_owned(), params.tenant)?,
         content_type: params.content_type,
         id_prefix: params.id_prefix,
         from: params.from.map(|from| from.0),
@@ -221,7 +201,7 @@ pub(crate) async fn list(Read(request, params): Read<ListParams>) -> Result<Resp
         next_cursor: page
             .next
             .as_ref()
-            .map(|next| seal_cursor(&request, next.at, next.id.as_bytes())),
+            .map(|next| seal_place(&request, next.at, next.id.as_bytes())),
     }))
 }
 
@@ -243,7 +223,7 @@ pub(crate) async fn show(Read(request, _): Read) -> Result<Response, Problem> {
     let id = request.path_segment(3)?.into_owned();
     let filter = DeadLetterFilter {
         ids: vec![id.clone()],
-        tenant: visible_tenant(&request, None)?,
+        tenant: visible_tenant(&request, request.tenant().as_str().to_owned(), None)?,
         ..DeadLetterFilter::default()
     };
     let DeadLetters { store, auto_replay } = dead_letters(&request)?;
@@ -357,7 +337,7 @@ pub(crate) async fn audit_log(
     let page = store.audit_log(after, limit).await?;
     let sealed = |next: AuditCursor| {
         let rest = [[AUDIT_CURSOR].as_slice(), &next.id.to_be_bytes()].concat();
-        seal_cursor(&request, next.at, &rest)
+        seal_place(&request, next.at, &rest)
     };
     Ok(json(&AuditLogBody {
         items: page.entries.into_iter().map(AuditEntryBody::from).collect(),

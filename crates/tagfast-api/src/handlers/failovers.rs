@@ -9,11 +9,11 @@ use axum::response::Response;
 use serde::Deserialize;
 use tagfast_domain::{EpochId, EpochOrdinal, TenantId, WriteId};
 use tagfast_store::{
-    FailoverCursor, FailoverReader, FailoverReport, FailoverWritesRequest, SealKind, StoreError,
-    VerdictKind,
+    FailoverCursor, FailoverReader, FailoverReport, FailoverWritesRequest, StoreError, VerdictKind,
 };
 use utoipa::IntoParams;
 
+use super::lists::{bad_cursor, cut_page, open_cursor, seal_cursor, visible_tenant};
 use crate::auth::Scope;
 use crate::params::PageItems;
 use crate::problem::{Code, Problem, not_in_this_mode};
@@ -37,13 +37,8 @@ fn of_read(error: StoreError) -> Problem {
     Problem::from(error).of_read()
 }
 
-fn bad_cursor() -> Problem {
-    Problem::new(Code::BadCursor, "cursor: it is not one that this service issued to you")
-}
-
 fn seal(request: &ApiRequest, list: &[u8], place: &[u8]) -> String {
-    let body = [list, place].concat();
-    request.services().sealer.seal(SealKind::ListCursor, request.tenant(), &body)
+    seal_cursor(request, &[list, place].concat())
 }
 
 /// The place in a list that a cursor names.
@@ -52,9 +47,7 @@ fn open<const BYTES: usize>(
     list: &[u8],
     sealed: &str,
 ) -> Result<[u8; BYTES], Problem> {
-    let sealer = &request.services().sealer;
-    let body = sealer.open(SealKind::ListCursor, request.tenant(), sealed);
-    let body = body.map_err(|_| bad_cursor())?;
+    let body = open_cursor(request, sealed)?;
     let place = body.strip_prefix(list).and_then(|place| place.try_into().ok());
     place.ok_or_else(bad_cursor)
 }
@@ -132,9 +125,7 @@ pub(crate) async fn list(Read(request, params): Read<ListParams>) -> Result<Resp
     let before = params.cursor.map(|sealed| open_failover(&request, &sealed)).transpose()?;
     // One more than the page, to know whether it is the last one.
     let mut reports = reader.failovers(before, limit + 1).await.map_err(of_read)?;
-    let has_more = reports.len() > limit;
-    reports.truncate(limit);
-    let last = reports.last().filter(|_| has_more);
+    let last = cut_page(&mut reports, limit);
     let next_cursor = last.map(|last| seal_failover(&request, last.cursor()));
     let is_admin = request.caller.may(Scope::Admin);
     let items = reports.iter().map(|report| FailoverBody::new(report, is_admin)).collect();
@@ -186,21 +177,6 @@ pub(crate) struct WritesParams {
     cursor: Option<String>,
 }
 
-/// The tenant whose writes the caller may see; `None`: all tenants.
-fn visible_tenant(
-    request: &ApiRequest,
-    wanted: Option<String>,
-) -> Result<Option<TenantId>, Problem> {
-    let wanted = wanted.map(|wanted| TenantId::parse(&wanted)).transpose()?;
-    if request.caller.may(Scope::Admin) {
-        return Ok(wanted);
-    }
-    if wanted.is_some_and(|wanted| wanted != *request.tenant()) {
-        request.require(Scope::Admin)?;
-    }
-    Ok(Some(request.tenant().clone()))
-}
-
 /// The writes that a failover did not simply keep
 ///
 /// In the order of their ids; remembered for seven days. Without the scope `admin` only those of
@@ -226,7 +202,8 @@ fn visible_tenant(
 pub(crate) async fn writes(Read(request, params): Read<WritesParams>) -> Result<Response, Problem> {
     let reader = reader(&request)?;
     let limit = params.limit.checked()?;
-    let tenant = visible_tenant(&request, params.tenant)?;
+    let wanted = params.tenant.map(|wanted| TenantId::parse(&wanted)).transpose()?;
+    let tenant = visible_tenant(&request, request.tenant().clone(), wanted)?;
     let verdict = params.verdict.map(VerdictKind::from);
     let epoch = failover(&request).await?.epoch;
     let list = writes_list(epoch, verdict, tenant.as_ref());
@@ -240,9 +217,7 @@ pub(crate) async fn writes(Read(request, params): Read<WritesParams>) -> Result<
         limit: limit + 1,
     };
     let mut writes = reader.failover_writes(&wanted).await.map_err(of_read)?;
-    let has_more = writes.len() > limit;
-    writes.truncate(limit);
-    let last = writes.last().filter(|_| has_more);
+    let last = cut_page(&mut writes, limit);
     let next_cursor = last.map(|last| seal(&request, &list, &last.write_id.0));
     Ok(json(&FailoverWritesBody { items: writes.iter().map(Into::into).collect(), next_cursor }))
 }

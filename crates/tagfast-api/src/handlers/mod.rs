@@ -10,6 +10,7 @@ mod derived;
 pub(crate) mod export;
 pub(crate) mod failovers;
 pub(crate) mod jobs;
+mod lists;
 mod paths;
 pub(crate) mod public;
 pub(crate) mod receipts;

@@ -35,7 +35,8 @@ fn replicas(node: &mut Acknowledger, r1: u64, r2: u64, now: BootTime) {
     node.record_replicas(epoch_id(1), &[("r1".to_owned(), r1), ("r2".to_owned(), r2)], now);
 }
 
-const BY_NO_REPLICA: AckDecision = AckDecision::Acknowledge(ReplicaCount { replicas: 0, of: 0 });
+const BY_NO_REPLICA: AckDecision =
+    AckDecision::Acknowledge(Some(ReplicaCount { replicas: 0, of: 0 }));
 
 /// X2: a late acknowledgement after the process's own repair.
 #[test]
@@ -64,7 +65,7 @@ fn the_guard_waits_for_a_replica_and_then_goes_on() {
     let first = record(&mut node, 10, 2);
     assert_eq!(
         node.decide_group(&first, at(10)),
-        AckDecision::Acknowledge(ReplicaCount { replicas: 0, of: 2 })
+        AckDecision::Acknowledge(Some(ReplicaCount { replicas: 0, of: 2 }))
     );
     let second = record(&mut node, 20, 900);
     assert_eq!(node.guard_state(at(900)), GuardState::Throttled);
@@ -73,7 +74,7 @@ fn the_guard_waits_for_a_replica_and_then_goes_on() {
     replicas(&mut node, 20, 5, at(960));
     assert_eq!(
         node.decide_group(&second, at(961)),
-        AckDecision::Acknowledge(ReplicaCount { replicas: 1, of: 2 })
+        AckDecision::Acknowledge(Some(ReplicaCount { replicas: 1, of: 2 }))
     );
     assert_eq!(node.guard_state(at(961)), GuardState::Open);
     assert_eq!(node.journal().contents(), 2, "r2 has neither");

@@ -33,7 +33,7 @@ fn waiting(journal: &Journal) -> Vec<(String, u64, Vec<u64>)> {
 fn plain(entry: &RepairEntry) -> (String, u64, Vec<u64>) {
     let key = String::from_utf8_lossy(&entry.key).into_owned();
     let number = |n: &[u8; 16]| u128::from_be_bytes(*n) as u64;
-    let writes = entry.writes.iter().map(|(w, _, _)| number(&w.id.0)).collect();
+    let writes = entry.writes.iter().map(|(w, _)| number(&w.id.0)).collect();
     (key, entry.version.packed(), writes)
 }
 
@@ -210,11 +210,8 @@ struct Model {
     /// The newest version of each key that a group vouches for.
     newest: BTreeMap<u8, u64>,
     exposed: Vec<(u64, BootTime)>,
-    older: Vec<(u8, u64, ToldWrites)>,
+    older: Vec<(u8, u64, Vec<u64>)>,
 }
-
-/// Writes, and whether their callers were told.
-type ToldWrites = Vec<(u64, bool)>;
 
 struct ModelGroup {
     /// Its place among the recorded ones; `None`: it was put back.
@@ -249,8 +246,7 @@ impl Model {
             let of_key = |g: &ModelGroup| {
                 let is_it = |k: u8| k == key && g.is_acknowledged;
                 let contents = g.contents.iter().filter(|(k, _, _)| is_it(*k));
-                let ids: Vec<u64> = contents.flat_map(|(_, _, ids)| ids.clone()).collect();
-                ids.into_iter().map(|id| (id, true)).collect::<Vec<_>>()
+                contents.flat_map(|(_, _, ids)| ids.clone()).collect::<Vec<u64>>()
             };
             self.older.push((key, version, self.groups.iter().flat_map(of_key).collect()));
         }
@@ -323,7 +319,7 @@ proptest! {
                         let number = name[1..].parse().expect("a key");
                         let place = model.older.iter().position(|(k, v, all)| {
                             *k == number && *v == version
-                                && all.iter().map(|(id, _)| *id).collect::<Vec<_>>() == ids
+                                && *all == ids
                         });
                         model.older.remove(place.expect("the model has it"));
                         back.push((entry.id, content(&name, version + 100, &ids)));
@@ -340,9 +336,7 @@ proptest! {
                 Step::GiveUp(n) => {
                     let entries = journal.repair_entries(None, usize::MAX);
                     let Some(entry) = entries.get(n) else { continue };
-                    let (name, version, _) = plain(entry);
-                    let ids: Vec<(u64, bool)> =
-                        plain(entry).2.into_iter().zip(entry.writes.iter().map(|w| w.2)).collect();
+                    let (name, version, ids) = plain(entry);
                     let place = model.older.iter().position(|(k, v, all)| {
                         key(*k) == name && *v == version && *all == ids
                     });
@@ -355,11 +349,9 @@ proptest! {
             prop_assert_eq!(journal.is_empty(), model.groups.is_empty());
             let oldest = model.exposed.iter().map(|(_, at)| *at).min();
             prop_assert_eq!(journal.oldest_exposed(), oldest);
-            let mut held: Vec<_> = journal.repair_entries(None, usize::MAX).iter().map(|entry| {
-                let (name, version, ids) = plain(entry);
-                (name, version, ids.into_iter().zip(entry.writes.iter().map(|w| w.2)).collect())
-            }).collect();
-            let mut expected: Vec<(String, u64, ToldWrites)> =
+            let mut held: Vec<_> =
+                journal.repair_entries(None, usize::MAX).iter().map(plain).collect();
+            let mut expected: Vec<(String, u64, Vec<u64>)> =
                 model.older.iter().map(|(k, v, ids)| (key(*k), *v, ids.clone())).collect();
             held.sort();
             expected.sort();

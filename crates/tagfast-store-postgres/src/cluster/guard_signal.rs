@@ -23,7 +23,7 @@ pub(crate) struct GuardSignal {
     /// Makes the poller ask now.
     wanted: Notify,
     /// Held by a group commit while writes are throttled, until it is acknowledged.
-    pub(crate) turn: Arc<Semaphore>,
+    pub(crate) throttle: Arc<Semaphore>,
 }
 
 impl Default for GuardSignal {
@@ -34,7 +34,7 @@ impl Default for GuardSignal {
             has_no_replica: AtomicBool::new(false),
             waiting: AtomicUsize::new(0),
             wanted: Notify::new(),
-            turn: Arc::new(Semaphore::new(1)),
+            throttle: Arc::new(Semaphore::new(1)),
         }
     }
 }

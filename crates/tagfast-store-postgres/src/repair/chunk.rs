@@ -22,7 +22,7 @@ use tagfast_store::failovers::VerdictCounts;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
 
-use super::resolution::{KnownWrites, Resolution, VerdictRow, event_of, resolve};
+use super::resolution::{KnownWrites, Resolution, VerdictRow, event_of, resolve, writes_of};
 use super::verdict_rows::{add_counts, verdict_from_row};
 use crate::cluster::topology::Cluster;
 use crate::connect::{Connection, PgError, within};
@@ -171,7 +171,7 @@ pub(crate) async fn repair_chunk(
     for (entry, lost) in entries.iter().zip(lost) {
         let stored = stored_of(entry, loaded.documents.remove(&*entry.key));
         let (Some(lost), Some(stored)) = (lost, stored) else {
-            counts.unknown += super::resolution::acknowledged(entry).len() as u64;
+            counts.unknown += writes_of(entry).len() as u64;
             continue;
         };
         resolved.push(resolve_entry(entry, lost, stored, &loaded, context));

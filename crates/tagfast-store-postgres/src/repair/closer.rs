@@ -29,6 +29,7 @@ use super::verdict_rows::VERDICTS_REMEMBERED_MS;
 use crate::cluster::etcd::repair_keys::StoredClosing;
 use crate::cluster::etcd::{Etcd, EtcdError};
 use crate::cluster::node_registry::NodeRegistry;
+use crate::cluster::replica_positions::{REPLICA_POSITIONS, read_positions};
 use crate::cluster::topology::{Cluster, Node};
 use crate::connect::{Connection, ConnectionFactory, PgError, within};
 use crate::options::limit;
@@ -63,9 +64,6 @@ WHERE repair_closed_at IS NOT NULL AND verdicts_final_at IS NULL AND ",
     epoch_check!("$1"),
     " = 1"
 );
-const SELECT_REPLICAS: &str = "
-SELECT application_name, (flush_lsn - '0/0')::bigint FROM pg_stat_replication
-WHERE state = 'streaming' AND flush_lsn IS NOT NULL";
 const FORGET_VERDICTS: &str = "
 DELETE FROM repair_log WHERE wid = ANY(ARRAY(
     SELECT wid FROM repair_log WHERE at < to_timestamp($1::bigint / 1000.0) LIMIT $2))";
@@ -89,14 +87,6 @@ enum CloseError {
     Etcd(#[from] EtcdError),
     #[error("the epoch has no row")]
     NoRow,
-}
-
-/// Whether every streaming replica has a log position. `members`: the other members of the cluster;
-/// while none of them streams, any of them may be promoted without it.
-fn is_covered(position: u64, streaming: &[(String, u64)], members: &[String]) -> bool {
-    let mut replicas = streaming.iter().filter(|(name, _)| members.contains(name)).peekable();
-    members.is_empty()
-        || (replicas.peek().is_some() && replicas.all(|(_, flushed)| *flushed >= position))
 }
 
 impl Closer {
@@ -140,7 +130,7 @@ impl Closer {
         };
         let position = set_closed(server, epoch).await?;
         if !state.is_final {
-            self.await_coverage(server, position).await?;
+            self.await_coverage(server, epoch, position).await?;
             execute(server, "making verdicts final", SET_FINAL, epoch).await?;
             tracing::info!(
                 cluster = self.cluster.name,
@@ -238,16 +228,24 @@ impl Closer {
         Ok(known.filter(|process| !reported.contains(process)).collect())
     }
 
-    async fn await_coverage(&self, server: &Connection, position: u64) -> Result<(), PgError> {
+    async fn await_coverage(
+        &self,
+        server: &Connection,
+        epoch: &EpochRecord,
+        position: u64,
+    ) -> Result<(), PgError> {
         let began = Instant::now();
+        let prepared = server.client.prepare(REPLICA_POSITIONS);
+        let statement = within("preparing", limit::CONNECT_TIMEOUT, prepared).await?;
         loop {
-            let rows = server.client.query(SELECT_REPLICAS, &[]);
-            let rows = within("reading the replicas", limit::READ_TIMEOUT, rows).await?;
-            let streaming: Vec<(String, u64)> =
-                rows.iter().map(|row| (row.get(0), row.get::<_, i64>(1).cast_unsigned())).collect();
-            let members = self.cluster.topology.borrow().replicas.clone();
-            let members: Vec<String> = members.into_iter().map(|node| node.name).collect();
-            if is_covered(position, &streaming, &members) {
+            read_positions(&self.cluster, server, &statement, epoch.id).await?;
+            let has_all = {
+                let acknowledger = self.cluster.acknowledger();
+                // Positions of a later epoch say nothing about this log.
+                acknowledger.epoch().is_some_and(|current| current.id == epoch.id)
+                    && acknowledger.coverage().has_all(position)
+            };
+            if has_all {
                 return Ok(());
             }
             pause_since(began).await;
@@ -315,25 +313,4 @@ async fn execute(
 pub(super) async fn pause_since(began: Instant) {
     let late = began.elapsed() > LATER_AFTER;
     tokio::time::sleep(if late { RETRY_INTERVAL_LATER } else { RETRY_INTERVAL }).await;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_closing_counts_once_every_streaming_replica_has_it() {
-        let names = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
-        let streaming = |flushed: &[(&str, u64)]| {
-            flushed.iter().map(|(name, at)| ((*name).to_owned(), *at)).collect::<Vec<_>>()
-        };
-        let members = names(&["r1", "r2"]);
-        assert!(is_covered(10, &streaming(&[("r1", 10), ("r2", 11)]), &members));
-        assert!(!is_covered(10, &streaming(&[("r1", 10), ("r2", 9)]), &members));
-        // The other one is away, and cannot be promoted while this one is ahead of it.
-        assert!(is_covered(10, &streaming(&[("r1", 10)]), &members));
-        assert!(!is_covered(10, &[], &members), "a replica that does not stream may be promoted");
-        assert!(!is_covered(10, &streaming(&[("backup", 99)]), &members));
-        assert!(is_covered(10, &[], &[]), "nothing can be promoted");
-    }
 }

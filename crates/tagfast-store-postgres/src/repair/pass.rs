@@ -28,9 +28,9 @@ use tokio::time::Instant;
 
 use super::chunk::{ChunkContext, RepairSession, repair_chunk};
 use super::closer::{Closer, RETRY_INTERVAL, pause_since};
-use super::resolution::{acknowledged, is_kept};
+use super::resolution::{is_kept, writes_of};
 use super::verdict_rows::add_counts;
-use crate::boot_clock::boot_time;
+use crate::boot_clock::{Moment, boot_time};
 use crate::cluster::etcd::Etcd;
 use crate::cluster::etcd::repair_keys::{
     StoredCounts, StoredIncomplete, StoredRepair, StoredTimes,
@@ -233,19 +233,14 @@ impl Repairer {
             return Ok(others);
         };
         let at = LogRange { epoch: epoch.id, inside, flushed };
-        let (mut put_back, mut done) = (Vec::new(), Vec::new());
+        let mut put_back = Vec::new();
         for entry in kept {
-            let writes = acknowledged(&entry);
-            let unanswered = entry.writes.iter().filter(|(_, _, told)| !told).count();
+            let writes = writes_of(&entry);
             progress.counts.kept += writes.len() as u64;
-            progress.counts.unknown += unanswered as u64;
             let RepairEntry { id, key, document, version, .. } = entry;
-            match writes.is_empty() {
-                true => done.push(id),
-                false => put_back.push((id, JournaledContent { key, document, version, writes })),
-            }
+            put_back.push((id, JournaledContent { key, document, version, writes }));
         }
-        self.update_journal(at, put_back, &done)?;
+        self.update_journal(at, put_back, &[])?;
         Ok(others)
     }
 
@@ -346,11 +341,8 @@ impl Repairer {
     }
 
     fn stored_times(&self, times: &PhaseTimes) -> StoredTimes {
-        let (now, now_ms) = (boot_time(), self.clock.now_ms());
-        let unix = |time: BootTime| {
-            let ago = now.0.saturating_sub(time.0).as_millis();
-            now_ms.saturating_sub(i64::try_from(ago).unwrap_or(i64::MAX))
-        };
+        let now = Moment { boot: boot_time(), wall: self.clock.now_ms() };
+        let unix = |time: BootTime| now.wall_time(time);
         StoredTimes {
             suspected_at: times.suspected.map(unix),
             held_at: times.held.map(unix),

@@ -50,14 +50,13 @@ pub(super) struct Resolution {
 /// history. `end_of`: up to where an epoch is.
 pub(super) fn is_kept(entry: &RepairEntry, end_of: impl Fn(EpochId) -> u64) -> bool {
     let is_before_end = |at: &LogRange| at.flushed <= end_of(at.epoch);
-    is_before_end(&entry.at) && entry.writes.iter().all(|(_, at, _)| is_before_end(at))
+    is_before_end(&entry.at) && entry.writes.iter().all(|(_, at)| is_before_end(at))
 }
 
-/// The acknowledged writes of an entry, each id once.
-pub(super) fn acknowledged(entry: &RepairEntry) -> Vec<JournaledWrite> {
+/// The writes of an entry, each id once.
+pub(super) fn writes_of(entry: &RepairEntry) -> Vec<JournaledWrite> {
     let mut seen = HashSet::new();
-    let told = entry.writes.iter().filter(|(_, _, acknowledged)| *acknowledged);
-    told.map(|(write, _, _)| *write).filter(|write| seen.insert(write.id)).collect()
+    entry.writes.iter().map(|(write, _)| *write).filter(|write| seen.insert(write.id)).collect()
 }
 
 fn verdict_of(fate: JoinFate) -> Verdict {
@@ -85,7 +84,6 @@ fn count(counts: &mut VerdictCounts, verdict: Verdict) {
 struct AskedWrite {
     write: JournaledWrite,
     epoch: EpochId,
-    is_acknowledged: bool,
     /// A receipt may name a position that is not part of the current history.
     is_past_end: bool,
 }
@@ -93,20 +91,12 @@ struct AskedWrite {
 fn asked_writes(entry: &RepairEntry, end_of: impl Fn(EpochId) -> u64) -> Vec<AskedWrite> {
     let mut places: HashMap<WriteId, usize> = HashMap::new();
     let mut asked: Vec<AskedWrite> = Vec::with_capacity(entry.writes.len());
-    for (write, at, is_acknowledged) in &entry.writes {
+    for (write, at) in &entry.writes {
         let is_past_end = at.flushed > end_of(at.epoch);
         let place = *places.entry(write.id).or_insert(asked.len());
         match asked.get_mut(place) {
-            Some(known) => {
-                known.is_acknowledged |= is_acknowledged;
-                known.is_past_end |= is_past_end;
-            }
-            None => asked.push(AskedWrite {
-                write: *write,
-                epoch: at.epoch,
-                is_acknowledged: *is_acknowledged,
-                is_past_end,
-            }),
+            Some(known) => known.is_past_end |= is_past_end,
+            None => asked.push(AskedWrite { write: *write, epoch: at.epoch, is_past_end }),
         }
     }
     asked
@@ -164,25 +154,18 @@ pub(super) fn resolve(
             resolution.new_ids = new_ids;
         }
     }
-    for AskedWrite { write, epoch, is_acknowledged, is_past_end } in asked {
+    for AskedWrite { write, epoch, is_past_end } in asked {
         let recorded = known.recorded.get(&write.id);
         let fate = fates.get(&write.id).copied().unwrap_or(Verdict::Kept);
         let verdict = recorded.copied().unwrap_or(fate);
-        if is_acknowledged {
-            count(&mut resolution.counts, verdict);
-        } else {
-            resolution.counts.unknown += 1;
-        }
-        let is_lost = matches!(verdict, Verdict::Lost(_));
-        if is_acknowledged && !is_lost {
+        count(&mut resolution.counts, verdict);
+        if !matches!(verdict, Verdict::Lost(_)) {
             resolution.vouched.push(write);
         }
         let is_listed = match verdict {
             // A receipt past the end of its epoch must find it.
-            Verdict::Kept => is_acknowledged && is_past_end,
-            Verdict::Repaired { .. } => true,
-            // No one was told that it succeeded.
-            Verdict::Lost(_) => is_acknowledged,
+            Verdict::Kept => is_past_end,
+            Verdict::Repaired { .. } | Verdict::Lost(_) => true,
             Verdict::Unknown(_) => false,
         };
         if is_listed && recorded.is_none() {
@@ -379,7 +362,7 @@ mod tests {
         let mut entry = entry(&doc, END, &[(written, true)]);
         let unchanged = JournaledWrite { id: WriteId([2; 16]), ..written };
         let past = LogRange { epoch: ONE.id, inside: END + 5, flushed: END + 5 };
-        entry.writes.push((unchanged, past, true));
+        entry.writes.push((unchanged, past));
         assert!(!is_kept(&entry, end_of));
         let resolution = resolved(&entry, &mut doc.clone(), &KnownWrites::default(), false);
         assert_eq!(verdicts(&resolution), [(2, Verdict::Kept)]);

@@ -66,9 +66,8 @@ impl CommittedGroup {
         group.map(Self::Journaled)
     }
 
-    /// Decides once, and counts the replicas that have the group; `None`: there are no replicas, or
-    /// nothing was written.
-    pub(crate) fn decide(&self, cluster: &Cluster) -> (AckDecision, Option<ReplicaCount>) {
+    /// Decides once. A group that wrote nothing counts no replicas.
+    pub(crate) fn decide(&self, cluster: &Cluster) -> AckDecision {
         let mut acknowledger = cluster.acknowledger();
         let now = boot_time();
         match self {
@@ -77,19 +76,13 @@ impl CommittedGroup {
                 if matches!(decision, AckDecision::Acknowledge(_)) {
                     cluster.repair.acknowledge(group.commit.epoch, now);
                 }
-                let has_members = acknowledger.coverage().has_members();
-                (decision, has_members.then(|| acknowledger.coverage().count(group.flushed)))
+                decision
             }
-            Self::OnlyRefusals(commit) => {
-                let decision = match acknowledger.decide(commit, now) {
-                    Decision::Acknowledge => {
-                        AckDecision::Acknowledge(acknowledger.coverage().count(0))
-                    }
-                    Decision::ProofAfter(moment) => AckDecision::ProofAfter(moment),
-                    Decision::Unknown => AckDecision::Unknown,
-                };
-                (decision, None)
-            }
+            Self::OnlyRefusals(commit) => match acknowledger.decide(commit, now) {
+                Decision::Acknowledge => AckDecision::Acknowledge(None),
+                Decision::ProofAfter(moment) => AckDecision::ProofAfter(moment),
+                Decision::Unknown => AckDecision::Unknown,
+            },
         }
     }
 
@@ -99,9 +92,8 @@ impl CommittedGroup {
         let mut proofs = cluster.subscribe_proofs();
         let mut wait = None;
         loop {
-            let (decision, count) = self.decide(cluster);
-            let late = match decision {
-                AckDecision::Acknowledge(_) => return AckOutcome::Acknowledged(count),
+            let late = match self.decide(cluster) {
+                AckDecision::Acknowledge(count) => return AckOutcome::Acknowledged(count),
                 AckDecision::Unknown => return AckOutcome::Unproven,
                 AckDecision::ProofAfter(_) => {
                     cluster.refresh.notify_one();
@@ -140,7 +132,7 @@ impl CommittedGroup {
                 (decision, acknowledger.coverage().count(group.flushed))
             };
             let is_enough = match means {
-                ReplicatedMeans::All => count.of > 0 && count.replicas == count.of,
+                ReplicatedMeans::All => count.is_all(),
                 ReplicatedMeans::One => count.replicas > 0,
             };
             let late = match decision {

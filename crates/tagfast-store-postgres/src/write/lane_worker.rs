@@ -162,7 +162,7 @@ impl LaneWorker {
             self.lane.expire(&self.cluster);
             return;
         };
-        let Some(turn) = self.commit_permit(work).await else {
+        let Some(throttle) = self.throttle(work).await else {
             return self.lane.expire(&self.cluster);
         };
         // A primary that does not answer is probed now and then, by one batch; the other writes
@@ -193,7 +193,7 @@ impl LaneWorker {
             },
         };
         self.lane.expire(&self.cluster);
-        let max = match (permit.is_probe(), &turn) {
+        let max = match (permit.is_probe(), &throttle) {
             (true, _) => limit::PROBE_BATCH_MAX,
             (false, Some(_)) => limit::THROTTLED_BATCH_MAX,
             (false, None) => limit::COMMIT_BATCH_MAX,
@@ -247,7 +247,7 @@ impl LaneWorker {
                 }
                 progress.session = Some((epoch, session));
                 self.cluster.committed.notify_one();
-                self.finish(writes, outcome, turn);
+                self.finish(writes, outcome, throttle);
             }
             // The session is dropped: after an aborted transaction only a new one is clean.
             Err(failure) => {
@@ -273,13 +273,13 @@ impl LaneWorker {
 
     /// Waits for what the guard of loss demands before a commit: nothing, or while it throttles,
     /// that no other commit of this process is on its way. `None`: not now.
-    async fn commit_permit(&self, work: Work) -> Option<Option<OwnedSemaphorePermit>> {
+    async fn throttle(&self, work: Work) -> Option<Option<OwnedSemaphorePermit>> {
         match self.cluster.guard.state() {
             GuardState::Open => Some(None),
             GuardState::Throttled | GuardState::Holding if work == Work::Canary => Some(None),
             GuardState::Throttled | GuardState::Holding => {
-                let turn = Arc::clone(&self.cluster.guard.turn).acquire_owned();
-                timeout(EXPIRY_INTERVAL, turn).await.ok()?.ok().map(Some)
+                let throttle = Arc::clone(&self.cluster.guard.throttle).acquire_owned();
+                timeout(EXPIRY_INTERVAL, throttle).await.ok()?.ok().map(Some)
             }
             // Writes wait in the queue: nothing of them has reached the database.
             GuardState::Refusing => {
@@ -360,12 +360,12 @@ impl LaneWorker {
     }
 
     /// Journals the commit and has it proven, then answers; requeues the writes that lost a race.
-    /// `turn` ends when the commit is acknowledged.
+    /// `throttle` ends when the commit is acknowledged.
     fn finish(
         &self,
         writes: Vec<QueuedWrite>,
         mut outcome: CommitOutcome,
-        turn: Option<OwnedSemaphorePermit>,
+        throttle: Option<OwnedSemaphorePermit>,
     ) {
         let group = CommittedGroup::record(&self.cluster, &mut outcome);
         let mut done = Vec::with_capacity(writes.len());
@@ -381,7 +381,7 @@ impl LaneWorker {
         let (lane, cluster) = (Arc::clone(&self.lane), Arc::clone(&self.cluster));
         let Some(group) = group else { return retry_unproven(&lane, &cluster, done) };
         let means = self.replicated_means;
-        if let (AckDecision::Acknowledge(_), count) = group.decide(&cluster) {
+        if let AckDecision::Acknowledge(count) = group.decide(&cluster) {
             let replicated = answer_acknowledged(&cluster, done, count);
             if !replicated.is_empty() {
                 self.spawn(answer_replicated(lane, cluster, group, replicated, means));
@@ -395,7 +395,7 @@ impl LaneWorker {
                 cluster.health.writes_failed(cause, done.len());
                 waited = group.acknowledged(&cluster, until).await;
             }
-            drop(turn);
+            drop(throttle);
             match waited {
                 AckOutcome::Acknowledged(count) => {
                     let replicated = answer_acknowledged(&cluster, done, count);

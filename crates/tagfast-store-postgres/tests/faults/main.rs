@@ -7,7 +7,6 @@ mod failover;
 #[cfg(feature = "full")]
 mod judge;
 mod load;
-#[cfg(feature = "full")]
 mod process;
 mod repair;
 mod repair_clients;

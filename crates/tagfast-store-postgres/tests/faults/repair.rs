@@ -12,15 +12,16 @@ use tagfast_sharding::LogicalShard;
 use tagfast_store::failovers::{FailoverReader, FailoverWritesRequest, VerdictKind};
 use tagfast_store::{
     Consistency, History, LostReason, REPAIR_PENDING, ReadOptions, Receipt, ReceiptReader,
-    TagReader, TagWriter, Verdict, WriteRequest,
+    TagReader, TagWriter, Verdict,
 };
 use tagfast_store_postgres::testing::RecordingSink;
 use tagfast_store_postgres::{NullSink, PostgresOptions};
 use tagfast_testkit::wait_for_condition_async;
 
+use crate::process::ServiceProcess;
 use crate::repair_clients::{
-    Clients, Sleeper, acknowledge, check, closed_report, epoch_of, is_past_end, names, options,
-    patch, process, tags, write_of,
+    Clients, acknowledge, check, closed_report, epoch_of, is_past_end, names, options, patch,
+    process, tags, write_of,
 };
 use crate::replica_faults::FrozenPrimary;
 #[cfg(feature = "full")]
@@ -200,8 +201,8 @@ async fn writes_that_cannot_come_back_are_told_apart() {
     let mut options = options().await;
     options.limits.tags_per_content = LIMIT;
     let other = support::open(process(&options, "awake"), Arc::new(NullSink)).await;
-    let relayless = PostgresOptions { relay: false, ..process(&options, "sleepy") };
-    let sleeper = Sleeper::start(relayless).await;
+    let relayless = PostgresOptions { relay: false, ..options.clone() };
+    let sleeper = ServiceProcess::start(&relayless, "sleepy").await;
     let before = epoch_of(&other).await;
     let key = |name: &str| key_of(0, &format!("fate-{name}"));
     let all = ["limit", "conditional", "overruled", "replaced", "removed", "batch", "retried"];
@@ -237,14 +238,12 @@ async fn writes_that_cannot_come_back_are_told_apart() {
     ];
     let mut receipts = Vec::new();
     for request in lost {
-        receipts.push(sleeper.acknowledge(request).await.receipt);
+        receipts.push(acknowledge(sleeper.store(), request).await.receipt);
     }
-    let batch: Vec<WriteRequest> =
-        ["one", "two"].map(|tag| write_of(&key("batch"), patch(&[tag], &[]), None)).into();
-    let batch = batch.into_iter().take(1).collect::<Vec<_>>();
-    let batch = sleeper.run(|store| Box::pin(async move { store.write_many(batch).await })).await;
+    let batch = vec![write_of(&key("batch"), patch(&["one"], &[]), None)];
+    let batch = sleeper.store().write_many(batch).await;
     receipts.extend(batch.into_iter().map(|answer| answer.expect("acknowledged").receipt));
-    let wake = sleeper.sleep();
+    let wake = sleeper.freeze();
     frozen.kill().await;
     wait_for_condition_async("the next epoch", 60 * SECOND, || async {
         let status = other.status();
@@ -297,7 +296,7 @@ async fn writes_that_cannot_come_back_are_told_apart() {
     let node = report.nodes.iter().find(|node| node.node.starts_with("sleepy."));
     let node = node.unwrap_or_else(|| panic!("a report of the sleeper: {report:?}"));
     assert_eq!((node.counts.kept, node.counts.repaired, node.counts.lost), (1, 4, 2), "{report:?}");
-    sleeper.end();
+    sleeper.close().await;
     other.close().await;
 }
 
@@ -307,14 +306,15 @@ async fn what_comes_after_the_closing_is_listed_and_not_applied() {
     let _turn = ONE_AT_A_TIME.lock().await;
     let options = options().await;
     let other = support::open(process(&options, "awake"), Arc::new(NullSink)).await;
-    let relayless = PostgresOptions { relay: false, ..process(&options, "late") };
-    let sleeper = Sleeper::start(relayless).await;
+    let relayless = PostgresOptions { relay: false, ..options.clone() };
+    let sleeper = ServiceProcess::start(&relayless, "late").await;
     let before = epoch_of(&other).await;
     let key = key_of(0, "late");
     acknowledge(&other, write_of(&key, patch(&["old"], &[]), None)).await;
     let frozen = FrozenPrimary::freeze().await;
-    let receipt = sleeper.acknowledge(write_of(&key, patch(&["x"], &[]), None)).await.receipt;
-    let wake = sleeper.sleep();
+    let lost = write_of(&key, patch(&["x"], &[]), None);
+    let receipt = acknowledge(sleeper.store(), lost).await.receipt;
+    let wake = sleeper.freeze();
     frozen.kill().await;
     // Its registration ends after 10 s.
     let report = closed_report(&other, before).await;
@@ -331,7 +331,7 @@ async fn what_comes_after_the_closing_is_listed_and_not_applied() {
     assert_eq!((late.counts.lost, late.counts.repaired), (1, 0), "{late:?}");
     assert_eq!(other.verdict(&receipt).await.ok(), Some(Verdict::Lost(LostReason::Late)));
     assert_eq!(names(&other, &key).await, BTreeSet::from(["old".to_owned()]));
-    sleeper.end();
+    sleeper.close().await;
     other.close().await;
 }
 

@@ -1,5 +1,4 @@
-//! What the tests of the repair write with: clients that retry until they are answered, and
-//! processes of the service that can be made to stand still.
+//! What the tests of the repair write with: clients that retry until they are answered.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -17,7 +16,7 @@ use tagfast_store::{
     Consistency, History, ReadOptions, Receipt, ReceiptReader, TagReader, TagWriter, Verdict,
     WriteAnswer, WriteRequest,
 };
-use tagfast_store_postgres::{NullSink, PostgresOptions, PostgresStore};
+use tagfast_store_postgres::{PostgresOptions, PostgresStore};
 use tagfast_testkit::wait_for_condition_async;
 
 use crate::scenarios::{SECOND, all_whole};
@@ -210,59 +209,4 @@ pub(crate) async fn check(store: &PostgresStore, writes: &[Acknowledged]) -> (us
 
 pub(crate) async fn epoch_of(store: &PostgresStore) -> u64 {
     store.status()[0].epoch.expect("an epoch")
-}
-
-/// A process on a thread of its own, which can be made to stand still as a whole.
-pub(crate) struct Sleeper {
-    runtime: tokio::runtime::Handle,
-    pub(crate) store: Arc<PostgresStore>,
-    end: Option<tokio::sync::oneshot::Sender<()>>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Sleeper {
-    pub(crate) async fn start(options: PostgresOptions) -> Self {
-        let (opened, open) = tokio::sync::oneshot::channel();
-        let (end, ended) = tokio::sync::oneshot::channel();
-        let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let runtime = runtime.expect("a runtime");
-            let handle = runtime.handle().clone();
-            runtime.block_on(async move {
-                let store = support::open(options, Arc::new(NullSink)).await;
-                assert!(opened.send((handle, Arc::clone(&store))).is_ok(), "a caller waits");
-                // An error: the test has failed.
-                let _ = ended.await;
-                store.close().await;
-            });
-        });
-        let (runtime, store) = open.await.expect("it opens");
-        Self { runtime, store, end: Some(end), thread: Some(thread) }
-    }
-
-    pub(crate) async fn run<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(Arc<PostgresStore>) -> futures_util::future::BoxFuture<'static, T>,
-    ) -> T {
-        self.runtime.spawn(work(Arc::clone(&self.store))).await.expect("no panic")
-    }
-
-    pub(crate) async fn acknowledge(&self, request: WriteRequest) -> WriteAnswer {
-        self.run(|store| Box::pin(async move { acknowledge(&store, request).await })).await
-    }
-
-    /// Stands still until the sender is used or dropped.
-    pub(crate) fn sleep(&self) -> std::sync::mpsc::Sender<()> {
-        let (wake, woken) = std::sync::mpsc::channel();
-        let asleep = async move { assert!(woken.recv().is_err(), "nothing is sent") };
-        self.runtime.spawn(asleep);
-        wake
-    }
-
-    pub(crate) fn end(mut self) {
-        drop(self.end.take());
-        if let Some(thread) = self.thread.take() {
-            thread.join().expect("no panic");
-        }
-    }
 }

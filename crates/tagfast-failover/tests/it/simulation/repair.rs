@@ -27,14 +27,14 @@ impl Cluster {
         let mut database = (*node.database()).clone();
         let end_of = |at: &LogRange| self.end_of(at, &node);
         let is_past_end = |at: &LogRange| at.flushed > end_of(at);
-        if !is_past_end(&entry.at) && entry.writes.iter().all(|(_, at, _)| !is_past_end(at)) {
+        if !is_past_end(&entry.at) && entry.writes.iter().all(|(_, at)| !is_past_end(at)) {
             let at = LogRange { epoch: epoch.id, ..entry.at };
             let told = writes_of(&entry);
             self.put_back(api, at, &entry, entry.document.to_vec(), entry.version, told);
             return;
         }
         if database.closed.contains(&epoch.ordinal) {
-            let late = entry.writes.iter().map(|(write, _, _)| client_of(write.id));
+            let late = entry.writes.iter().map(|(write, _)| client_of(write.id));
             let late: Vec<Client> = late.collect();
             let node = self.api_mut(api);
             node.listed.extend(late);
@@ -46,8 +46,8 @@ impl Cluster {
         let asked: Vec<(WriteId, Version)> = entry
             .writes
             .iter()
-            .filter(|(_, at, _)| is_past_end(at))
-            .map(|(write, _, _)| (write.id, write.version))
+            .filter(|(_, at)| is_past_end(at))
+            .map(|(write, _)| (write.id, write.version))
             .collect();
         let before = database.document.clone();
         let current = Epoch { id: epoch.id, ordinal: epoch.ordinal };
@@ -169,7 +169,7 @@ fn knows(document: &Document, id: WriteId) -> bool {
 }
 
 fn writes_of(entry: &RepairEntry) -> Vec<JournaledWrite> {
-    entry.writes.iter().map(|(write, _, _)| *write).collect()
+    entry.writes.iter().map(|(write, _)| *write).collect()
 }
 
 pub(super) fn client_of(id: WriteId) -> Client {
