@@ -109,9 +109,9 @@ pub enum MintDecision {
 pub fn mint(facts: &MintFacts<'_>) -> MintDecision {
     let Some(leader) = facts.leader else { return MintDecision::Wait("no leader key") };
     let high_enough = |ordinal| facts.above.is_none_or(|above| ordinal > above);
-    // Epoch(term t) => Epoch(term t), unless a moved shard needs a larger ordinal, or the leader was
-    // promoted again within its term: a node that is back before its key has expired takes the key
-    // as its own, and its server begins a timeline.
+    // Epoch(term t) => Epoch(term t), unless a moved shard needs a larger ordinal, or the leader
+    // was promoted again within its term: a node that is back before its key has expired takes the
+    // key as its own, and its server begins a timeline.
     let is_promoted_again = |current: &EpochRecord| {
         facts.primary.is_some_and(|p| !p.in_recovery && p.timeline > current.timeline)
     };

@@ -1,8 +1,8 @@
 //! etcd over its JSON gateway: the leader key, its lease, the members, our epoch keys.
 //!
 //! An etcd that asks for a user gets a token with each call. A token is valid for minutes, and ends
-//! when somebody changes a user or role; a call that is refused for its token gets a new one and is
-//! sent again, once. Nothing else is cached. The age of a lease counts from before the first
+//! when a user or role changes; a call that is refused for its token gets a new one and is sent
+//! again, once. Nothing else is cached. The age of a lease counts from before the first
 //! attempt, so that a renewal never makes a proof look newer than it is.
 //!
 //! How it fails: every call has a timeout; after a failure the next URL is tried. A password that

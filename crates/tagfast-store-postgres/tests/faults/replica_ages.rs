@@ -140,8 +140,8 @@ impl Judge {
         let lacks = view.tags.is_empty() && view.as_of > written.acknowledged;
         let late = view.as_of - written.acknowledged;
         assert!(!lacks, "{what}: {key:?} was acknowledged {late} ms before `as_of`: {view:?}");
-        // The repair of a failover, which a process that has just begun still looks for, is a mark of
-        // its own: it says nothing about age.
+        // The repair of a failover, which a process that has just begun still looks for, is a mark
+        // of its own: it says nothing about age.
         let marked = view.degraded.iter().any(|mark| *mark != REPAIR_PENDING);
         assert_eq!(marked, view.stale, "{what}: {view:?}");
         let age = began - view.as_of;
