@@ -122,9 +122,11 @@ async fn lost_writes_come_back_and_those_of_a_dead_process_are_named() {
     assert!(ids.is_superset(&lost_ids), "{} listed, {} lost", ids.len(), lost_ids.len());
     assert_eq!(listed(None, Some(&other), None, 10).await, []);
     assert_eq!(listed(Some(VerdictKind::Lost), None, None, 10).await, []);
+    let of_kind: Vec<_> =
+        all.iter().filter(|w| matches!(w.verdict, Verdict::Repaired { .. })).take(1).collect();
     let page = listed(Some(VerdictKind::Repaired), None, None, 1).await;
-    assert_eq!(page, all[..1]);
-    assert_eq!(listed(None, None, Some(page[0].write_id), 1).await, all[1..2]);
+    assert_eq!(page.iter().collect::<Vec<_>>(), of_kind);
+    assert_eq!(listed(None, None, Some(all[0].write_id), 1).await, all[1..2]);
 
     // The bus has the state that the primary has.
     living.drained().await;

@@ -22,6 +22,8 @@ const SLACK: Duration = Duration::from_millis(100);
 const MS: Duration = Duration::from_millis(1);
 /// Why a read is refused while all that was lately heard of the nodes is that they were overloaded.
 const OVERLOADED: &str = "there are more calls than the cluster carries (overloaded)";
+/// Why a read is refused after nodes did not answer in time.
+const NO_ANSWER: &str = "PostgreSQL does not finish statements in time (no_answer)";
 
 struct Fixture {
     store: Arc<PostgresStore>,
@@ -523,10 +525,16 @@ async fn a_storm_is_answered_or_refused_and_the_nodes_do_not_notice() {
                 assert!(*version > 0, "an answer is the content");
                 *answered.entry(*criticality).or_default() += 1;
             }
-            // The second: all nodes were left out, by the breaker, for the same cause.
+            // The second: all nodes were left out, by a breaker, because they are overloaded or
+            // did not finish statements in time.
             Err(
                 StoreError::Overloaded { retry_after, .. }
-                | StoreError::Unavailable { reason: OVERLOADED, retry_after, .. },
+                | StoreError::Unavailable {
+                    reason: OVERLOADED | NO_ANSWER,
+                    outcome_unknown: false,
+                    retry_after,
+                    ..
+                },
             ) => {
                 assert!((SECOND..=3 * SECOND).contains(retry_after), "{retry_after:?}");
             }
