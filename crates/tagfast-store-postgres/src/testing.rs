@@ -1,4 +1,5 @@
-//! Test support: a sink that records what relays publish, and one that refuses on request.
+//! Test support: a sink that records what relays publish, one that refuses on request, and the
+//! switch with which a benchmark measures what journal and guard cost.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,7 +9,17 @@ use parking_lot::Mutex;
 use tagfast_domain::{ContentKey, TaggingsEvent, UnixMillis};
 use tagfast_failover::EpochRecord;
 
+use crate::PostgresStore;
 use crate::outbox::sink::{EndedEpoch, OutboxBatch, OutboxRow, OutboxSink, PublishError};
+
+impl PostgresStore {
+    /// Switches journal and guard of every cluster off, or on again, to measure what they cost. No
+    /// configuration reaches this: what a failover loses of the writes that are acknowledged
+    /// meanwhile is neither bounded nor repaired, and their receipts say `unreported`.
+    pub fn set_unguarded(&self, is_unguarded: bool) {
+        self.clusters().iter().for_each(|handle| handle.cluster.guard.set_off(is_unguarded));
+    }
+}
 
 /// A sink that records everything.
 #[derive(Debug, Default)]

@@ -77,9 +77,10 @@ pub(crate) fn bench(options: &BenchOptions) -> Result<()> {
         finish(Section::Embedded, &figures, options)?;
     }
     if !options.http_only {
-        let benches: [(&str, CrateBench); 3] = [
+        let benches: [(&str, CrateBench); 4] = [
             ("clusters beside pgbench", clusters),
             ("a cluster with 10 million taggings", large_cluster),
+            ("failovers", failovers),
             ("events beside bare loops", events),
         ];
         let mut figures = all_of(options, &benches, &mut failed);
@@ -138,6 +139,11 @@ fn large_cluster(options: &BenchOptions) -> Result<Vec<Figure>> {
         &["--large"]
     };
     printed(&crate_bench("tagfast-store-postgres", "cluster", short)?)
+}
+
+fn failovers(options: &BenchOptions) -> Result<Vec<Figure>> {
+    let short = if options.quick { &["--quick"][..] } else { &[] };
+    printed(&crate_bench("tagfast-store-postgres", "failover", short)?)
 }
 
 fn events(options: &BenchOptions) -> Result<Vec<Figure>> {

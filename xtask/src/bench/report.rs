@@ -130,7 +130,7 @@ pub(crate) fn write(section: Section, figures: &[Figure], quick: bool) -> Result
     if quick {
         return Ok(());
     }
-    let page = root().join("docs").join("performance.md");
+    let page = root().join("docs").join("measured").join("performance.md");
     let document = std::fs::read_to_string(&page)
         .with_context(|| format!("cannot read {}", page.display()))?;
     let [begin, end] = section.markers();

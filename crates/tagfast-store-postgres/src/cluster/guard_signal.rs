@@ -22,6 +22,8 @@ pub(crate) struct GuardSignal {
     waiting: AtomicUsize,
     /// Makes the poller ask now.
     wanted: Notify,
+    /// Nothing is journaled, so nothing is guarded; only benchmarks set it.
+    is_off: AtomicBool,
     /// Held by a group commit while writes are throttled, until it is acknowledged.
     pub(crate) throttle: Arc<Semaphore>,
 }
@@ -34,6 +36,7 @@ impl Default for GuardSignal {
             has_no_replica: AtomicBool::new(false),
             waiting: AtomicUsize::new(0),
             wanted: Notify::new(),
+            is_off: AtomicBool::new(false),
             throttle: Arc::new(Semaphore::new(1)),
         }
     }
@@ -58,6 +61,17 @@ impl GuardSignal {
     /// Whether no replica streams, and none is about to.
     pub(crate) fn has_no_replica(&self) -> bool {
         self.has_no_replica.load(Ordering::Relaxed)
+    }
+
+    /// Whether a benchmark has switched journal and guard off, to measure what they cost.
+    pub(crate) fn is_off(&self) -> bool {
+        self.is_off.load(Ordering::Relaxed)
+    }
+
+    /// Switches journal and guard off, or on again.
+    #[cfg(feature = "testing")]
+    pub(crate) fn set_off(&self, is_off: bool) {
+        self.is_off.store(is_off, Ordering::Relaxed);
     }
 
     /// Asks for the positions soon: something was journaled.

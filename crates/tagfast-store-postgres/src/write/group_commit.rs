@@ -91,7 +91,10 @@ pub(crate) async fn run(
     let written = write_slots(session, &mut batch, &new_keys, context, began).await?;
     let commit =
         Commit { epoch: context.commit.epoch.id, sent: written.sent, returned: boot_time() };
-    let contents = contents_of(&batch, &written, context.commit.now);
+    let contents = match context.journals {
+        true => contents_of(&batch, &written, context.commit.now),
+        false => Vec::new(),
+    };
     let items = batch.finish(|n| written.slot_commit(n));
     let (at, lost_race) = (written.log_range(), written.lost_race());
     Ok(CommitOutcome { items, commit, at, contents, lost_race })

@@ -213,7 +213,8 @@ impl LaneWorker {
             now: self.clock.now_ms(),
         };
         let lane_lock = (locked && !writes.is_empty()).then_some(self.lane.number);
-        let context = GroupContext { commit, lane_lock, is_canary: writes.is_empty() };
+        let journals = !self.cluster.guard.is_off();
+        let context = GroupContext { commit, lane_lock, is_canary: writes.is_empty(), journals };
         let batch: Vec<BatchItem<'_>> = writes
             .iter()
             .map(|write| BatchItem {

@@ -23,7 +23,7 @@ pub(crate) async fn rewrite_in_epoch(
 ) -> Result<(), GroupCommitError> {
     let limits = Limits::default();
     let commit = CommitContext { cluster, epoch, limits: &limits, now };
-    let context = GroupContext { commit, lane_lock: None, is_canary: false };
+    let context = GroupContext { commit, lane_lock: None, is_canary: false, journals: false };
     for contents in contents.chunks(limit::COMMIT_BATCH_MAX) {
         let began = boot_time();
         let mut batch = WriteBatch::new(commit, contents.len());

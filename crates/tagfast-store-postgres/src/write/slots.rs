@@ -38,6 +38,8 @@ pub(crate) struct GroupContext<'a> {
     pub(crate) lane_lock: Option<i32>,
     /// Nothing is to be written: the statements are sent with nothing in them.
     pub(crate) is_canary: bool,
+    /// Whether the documents are kept for the journal.
+    pub(crate) journals: bool,
 }
 
 impl GroupContext<'_> {

@@ -1,0 +1,100 @@
+//! Writes with journal and guard beside writes without them: one store, switched between rounds.
+
+use std::sync::Arc;
+
+use tagfast_store::Durability;
+use tagfast_store_postgres::PostgresStore;
+
+use crate::figure::{Figure, median, spread};
+use crate::fixture::Fixture;
+use crate::load::{CONTENTS, Offered, Window, measure, tag_contents};
+use crate::{Options, progress};
+
+/// Prepares the contents; returns how many writes a second are carried.
+pub(crate) fn carried(fixture: &Fixture, store: &Arc<PostgresStore>, options: &Options) -> f64 {
+    progress("contents and full load");
+    let dir = fixture.primary().data_dir;
+    fixture.runtime.block_on(async {
+        tag_contents(store, "content", CONTENTS).await;
+        let mut rates = Vec::new();
+        for _ in 0..3 {
+            rates.push(measure(store, Offered::ALL, options.window, &dir).await.per_second);
+        }
+        median(rates)
+    })
+}
+
+/// The rounds with and without.
+struct Rounds([Vec<Window>; 2]);
+
+impl Rounds {
+    fn ratios(&self, of: impl Fn(&Window) -> f64) -> Vec<f64> {
+        let [with, without] = &self.0;
+        with.iter().zip(without).map(|(with, without)| of(with) / of(without)).collect()
+    }
+
+    fn medians(&self, of: impl Fn(&Window) -> f64) -> [f64; 2] {
+        self.0.each_ref().map(|windows| median(windows.iter().map(&of)))
+    }
+
+    /// A ratio, beside what it is the ratio of.
+    fn figure(&self, what: &str, unit: &str, of: impl Fn(&Window) -> f64) -> Figure {
+        let ratios = self.ratios(&of);
+        let [with, without] = self.medians(&of);
+        let scatter = spread(ratios.iter().copied());
+        let text = format!("{with:.1} {unit} beside {without:.1}; rounds {scatter}");
+        Figure::new(what, median(ratios), "x").beside(text)
+    }
+}
+
+/// Measures in turns, each round beginning with the other one.
+fn rounds(fixture: &Fixture, store: &Arc<PostgresStore>, offered: Offered, n: &Options) -> Rounds {
+    let dir = fixture.primary().data_dir;
+    let mut rounds = Rounds([Vec::new(), Vec::new()]);
+    for round in 0..n.rounds {
+        for turn in 0..2 {
+            let is_without = (round + turn) % 2 == 1;
+            store.set_unguarded(is_without);
+            let window = fixture.runtime.block_on(measure(store, offered, n.window, &dir));
+            rounds.0[usize::from(is_without)].push(window);
+        }
+    }
+    store.set_unguarded(false);
+    rounds
+}
+
+pub(crate) fn figures(
+    fixture: &Fixture,
+    store: &Arc<PostgresStore>,
+    carried: f64,
+    options: &Options,
+) -> Vec<Figure> {
+    progress("journal and guard beside none, full load");
+    let full = rounds(fixture, store, Offered::ALL, options);
+    progress("journal and guard beside none, half load");
+    let rate = (carried / 2.0).round();
+    let half = Offered { rate: Some(rate), durability: Durability::Local };
+    let half = rounds(fixture, store, half, options);
+    let [with, without] = full.medians(|window| window.cpu.server_us);
+    let servers = format!("PostgreSQL {with:.1} beside {without:.1} us");
+    let [with, without] = full.medians(|window| window.cpu.process_us);
+    let parts = format!("{servers}, store and callers {with:.1} beside {without:.1} us");
+    let latency = |what: &str, of: fn(&Window) -> f64| {
+        let what = format!("{what} at {rate} writes/s, with journal and guard beside without");
+        half.figure(&what, "ms", of).at_most(1.1, "x")
+    };
+    let bytes = full.0[0].iter().map(|window| window.journal_bytes).max().unwrap_or(0) as f64;
+    let guarded = median(full.0[0].iter().map(|window| window.guarded)) * 100.0;
+    vec![
+        full.figure("writes, 256 callers, with journal and guard beside without", "/s", |window| {
+            window.per_second
+        })
+        .at_least(0.95, "x"),
+        full.figure(&format!("CPU for each of them ({parts})"), "us", |w| w.cpu.total_us())
+            .at_most(1.05, "x"),
+        latency("p50", |window| window.latency_ms[0]),
+        latency("p99", |window| window.latency_ms[1]),
+        Figure::new("the most that the journal held, 256 callers", bytes / 1e6, "MB")
+            .beside(format!("guard not open in {guarded:.0} % of the time")),
+    ]
+}
