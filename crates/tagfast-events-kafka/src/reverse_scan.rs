@@ -128,3 +128,6 @@ fn read_range(
     }
     Err(KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut))
 }
+
+#[cfg(test)]
+mod tests;

@@ -37,6 +37,7 @@ fn measure(writes_per_s: u64, lag: Duration, group_writes: u64) {
         member: "p".to_owned(),
         timeline: 1,
         fork_lsn: None,
+        timeline_history: None,
         parent_id: None,
         minted_at: 0,
         minted_by: "bench".to_owned(),

@@ -130,6 +130,7 @@ mod tests {
             member: member.to_owned(),
             timeline: u32::from(n),
             fork_lsn: None,
+            timeline_history: None,
             parent_id: None,
             minted_at: 0,
             minted_by: "a".to_owned(),

@@ -23,6 +23,15 @@ pub struct LeaderKey {
     pub member: String,
 }
 
+/// A line of a timeline's history: an earlier timeline, and the log position at which it was left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimelineSwitch {
+    /// The earlier timeline.
+    pub timeline: u32,
+    /// Where it was left.
+    pub at: u64,
+}
+
 /// An epoch as etcd keeps it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EpochRecord {
@@ -38,6 +47,9 @@ pub struct EpochRecord {
     pub timeline: u32,
     /// The log position at which this timeline left its parent; `None` on the first timeline.
     pub fork_lsn: Option<u64>,
+    /// The timelines before this one, in their order; `None`: it could not be read, or a program
+    /// minted the epoch that did not record it.
+    pub timeline_history: Option<Vec<TimelineSwitch>>,
     /// The epoch before; `None` for the first.
     pub parent_id: Option<EpochId>,
     /// When it was minted, in Unix ms.
@@ -47,14 +59,14 @@ pub struct EpochRecord {
 }
 
 /// What the leader's own PostgreSQL answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PrimaryFacts {
     /// Whether it is in recovery; if so, its promotion is under way.
     pub in_recovery: bool,
     /// The timeline it writes.
     pub timeline: u32,
-    /// The log position in the last line of the timeline's history; `None`: it has none.
-    pub fork_lsn: Option<u64>,
+    /// The timelines before it, in their order; `None`: they cannot be read.
+    pub timeline_history: Option<Vec<TimelineSwitch>>,
     /// The largest ordinal in its `epoch` table; `None`: the table is empty.
     pub newest_row: Option<EpochOrdinal>,
 }
@@ -113,7 +125,7 @@ pub fn mint(facts: &MintFacts<'_>) -> MintDecision {
     // was promoted again within its term: a node that is back before its key has expired takes the
     // key as its own, and its server begins a timeline.
     let is_promoted_again = |current: &EpochRecord| {
-        facts.primary.is_some_and(|p| !p.in_recovery && p.timeline > current.timeline)
+        facts.primary.as_ref().is_some_and(|p| !p.in_recovery && p.timeline > current.timeline)
     };
     if let Some((current, _)) = facts.current
         && current.term == leader.create_revision
@@ -122,7 +134,7 @@ pub fn mint(facts: &MintFacts<'_>) -> MintDecision {
     {
         return MintDecision::Keep;
     }
-    let Some(primary) = facts.primary else {
+    let Some(primary) = &facts.primary else {
         return MintDecision::Wait("the leader's PostgreSQL was not reached");
     };
     if primary.in_recovery {
@@ -152,7 +164,8 @@ pub fn mint(facts: &MintFacts<'_>) -> MintDecision {
         term: leader.create_revision,
         member: leader.member.clone(),
         timeline: primary.timeline,
-        fork_lsn: primary.fork_lsn,
+        fork_lsn: primary.timeline_history.iter().flatten().last().map(|switch| switch.at),
+        timeline_history: primary.timeline_history.clone(),
         parent_id: facts.current.map(|(epoch, _)| epoch.id),
         minted_at: facts.now,
         minted_by: facts.node.to_owned(),
@@ -237,6 +250,7 @@ mod tests {
             member: member.to_owned(),
             timeline,
             fork_lsn: None,
+            timeline_history: None,
             parent_id: None,
             minted_at: NOW,
             minted_by: "a".to_owned(),
@@ -247,7 +261,7 @@ mod tests {
         PrimaryFacts {
             in_recovery: false,
             timeline,
-            fork_lsn: None,
+            timeline_history: None,
             newest_row: newest.map(EpochOrdinal),
         }
     }

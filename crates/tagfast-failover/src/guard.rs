@@ -3,7 +3,8 @@
 //! The *exposure* is the age of the oldest acknowledged write that no replica has. Below half of
 //! the largest loss that is accepted the guard does nothing; then writes are throttled; then a
 //! commit is acknowledged only when a replica has it; and when that takes long, or no replica
-//! streams, new writes are refused before they reach the database.
+//! streams, new writes are refused before they reach the database, until a replica has what was
+//! acknowledged.
 //!
 //! How it fails: towards refusing. A poll of the replicas that fails leaves the old positions, so
 //! the exposure grows. The guard is no fence: a replaced primary whose replica still follows it is
@@ -87,7 +88,11 @@ pub fn guard(options: &GuardOptions, facts: &GuardFacts) -> GuardState {
         return GuardState::Throttled;
     }
     let settling = facts.epoch_age < EPOCH_SETTLE_TIME;
-    let hopeless = facts.streaming == 0 || facts.waiting > COVERAGE_WAIT_MAX;
+    // Whose callers were refused does not wait any more; its exposure still tells that a replica
+    // which is listed as streaming takes nothing.
+    let hopeless = facts.streaming == 0
+        || facts.waiting > COVERAGE_WAIT_MAX
+        || facts.exposure > options.max_loss + COVERAGE_WAIT_MAX;
     match options.on_lag {
         // Nothing waits; the throttle is all that is left of the bound.
         OnLag::Availability => GuardState::Throttled,

@@ -244,6 +244,34 @@ impl Journal {
         &self.incomplete
     }
 
+    /// The ranges of earlier epochs are in a report of the journal's epoch: forgets what lies past
+    /// the end of its epoch, which no failover can lose again. What lies before it is in the log
+    /// of this epoch at the same positions, and stays until every replica has it.
+    pub fn settle_incomplete(&mut self, end_of: impl Fn(EpochId) -> u64) {
+        let Some(current) = self.epoch else { return };
+        for mut range in std::mem::take(&mut self.incomplete) {
+            if range.epoch != current {
+                range.to = range.to.min(end_of(range.epoch));
+                range.epoch = current;
+            }
+            if range.from < range.to {
+                self.add_incomplete(range);
+            }
+        }
+    }
+
+    /// One range for each epoch.
+    fn add_incomplete(&mut self, more: IncompleteRange) {
+        match self.incomplete.iter_mut().find(|range| range.epoch == more.epoch) {
+            Some(range) => {
+                range.from = range.from.min(more.from);
+                range.to = range.to.max(more.to);
+                range.writes += more.writes;
+            }
+            None => self.incomplete.push(more),
+        }
+    }
+
     /// Records a group commit before its callers are told of it. `None`: it is not of the
     /// journal's epoch, and they must not be told.
     pub fn record(&mut self, at: LogRange, contents: Vec<JournaledContent>) -> Option<GroupId> {
@@ -356,19 +384,7 @@ impl Journal {
             let Some(group) = self.drop_group(number) else { return };
             let LogRange { epoch, inside, flushed } = group.at;
             let writes = group.writes() as u64;
-            match self.incomplete.iter_mut().find(|range| range.epoch == epoch) {
-                Some(range) => {
-                    range.from = range.from.min(inside);
-                    range.to = range.to.max(flushed);
-                    range.writes += writes;
-                }
-                None => self.incomplete.push(IncompleteRange {
-                    epoch,
-                    from: inside,
-                    to: flushed,
-                    writes,
-                }),
-            }
+            self.add_incomplete(IncompleteRange { epoch, from: inside, to: flushed, writes });
         }
     }
 

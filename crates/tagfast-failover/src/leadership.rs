@@ -234,6 +234,7 @@ mod tests {
             member: "p".to_owned(),
             timeline: 1,
             fork_lsn: None,
+            timeline_history: None,
             parent_id: None,
             minted_at: 0,
             minted_by: "a".to_owned(),

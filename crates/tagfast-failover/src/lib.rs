@@ -39,7 +39,9 @@
 //!
 //! The counterexamples of journal, repair and epochs (X1 to X14) run in a simulated cluster, each
 //! under the real rules and under the simpler one: `tests/it/simulation`. Those of the relay and
-//! its consumers (X15 to X20) are about other crates.
+//! its consumers (X15 to X20) are about other crates: X16 and X18 are tests of the relay
+//! (`tagfast-store-postgres/tests/real/counterexamples.rs`), X17b and X18 of the scan
+//! (`tagfast-events-kafka/src/reverse_scan/tests.rs`).
 
 pub mod ack_gate;
 pub mod acknowledger;
@@ -54,11 +56,11 @@ pub mod verdict;
 
 pub use ack_gate::{AckGate, Commit, Decision};
 pub use acknowledger::{AckDecision, Acknowledger, JournaledCommit};
-pub use closing::{Closing, closing};
+pub use closing::{Closing, closing, superseded};
 pub use coverage::{Coverage, ReplicaCount};
 pub use epoch::{
     ConnectionFacts, EpochRecord, EpochRow, LeaderKey, MintCondition, MintDecision, MintFacts,
-    PrimaryFacts, WriteEligibility, check_eligibility, mint,
+    PrimaryFacts, TimelineSwitch, WriteEligibility, check_eligibility, mint,
 };
 pub use guard::{GuardFacts, GuardOptions, GuardState, OnLag, guard};
 pub use journal::{

@@ -92,6 +92,7 @@ async fn requests_to_an_unresponsive_etcd_or_patroni_end() {
         member: "n".to_owned(),
         timeline: 1,
         fork_lsn: None,
+        timeline_history: None,
         parent_id: None,
         minted_at: 0,
         minted_by: "a".to_owned(),

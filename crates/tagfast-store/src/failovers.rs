@@ -109,6 +109,9 @@ pub struct FailoverReport {
     pub missing_nodes: Vec<String>,
     /// Whether verdicts about the epochs before are final.
     pub is_closed: bool,
+    /// The epoch of a later failover, whose repair ended this one's; `None`: it had an end of its
+    /// own, or is open.
+    pub superseded_by: Option<EpochId>,
 }
 
 impl FailoverReport {

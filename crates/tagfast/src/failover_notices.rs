@@ -116,6 +116,7 @@ mod tests {
             }],
             missing_nodes: Vec::new(),
             is_closed: true,
+            superseded_by: None,
         }
     }
 

@@ -48,6 +48,10 @@ pub(crate) struct FailoverBody<'a> {
     previous_epoch: Option<String>,
     /// Whether the repair is closed: verdicts on the writes of the epochs before are final.
     closed: bool,
+    /// The epoch of a later failover, whose repair ended this one's; missing: its own repair is
+    /// closed, or open.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    superseded_by: Option<String>,
     /// The earliest time of each phase that any process saw.
     times: TimesBody,
     durations: DurationsBody,
@@ -79,6 +83,7 @@ impl<'a> FailoverBody<'a> {
             fork_lsn: report.fork_lsn.map(Lsn),
             previous_epoch: report.previous.map(|epoch| epoch.to_string()),
             closed: report.is_closed,
+            superseded_by: report.superseded_by.map(|epoch| epoch.to_string()),
             times: report.times.into(),
             durations: report.times.into(),
             primary: is_admin.then_some(report.primary.as_str()),

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 
-use crate::support::clusters::report;
+use crate::support::clusters::{epoch, report};
 use crate::support::{ApiLimits, Fixture, build, fixture, hs256, jwt_fixture, keys};
 
 /// The epoch that has writes.
@@ -181,6 +181,16 @@ async fn without_admin_only_the_own_tenant_s_writes_are_shown_and_no_machines() 
 }
 
 #[tokio::test]
+async fn a_failover_that_another_one_followed_names_it() {
+    let fixture = fixture();
+    let mut superseded = report("c0", 2, 100);
+    superseded.superseded_by = Some(epoch(3));
+    *fixture.failovers.reports.lock() = vec![superseded];
+    let shown = fixture.get(&format!("/v1/failovers/{EPOCH}")).send().await.ok();
+    assert_eq!((&shown["closed"], &shown["superseded_by"]), (&json!(true), &json!("03".repeat(16))));
+}
+
+#[tokio::test]
 async fn what_is_not_over_has_no_time_yet() {
     let fixture = fixture();
     let mut pending = report("c0", 2, 100);
@@ -192,7 +202,7 @@ async fn what_is_not_over_has_no_time_yet() {
     *fixture.failovers.reports.lock() = vec![pending];
     let shown = fixture.get(&format!("/v1/failovers/{EPOCH}")).send().await.ok();
     assert_eq!(shown["closed"], false);
-    for absent in ["previous_epoch", "previous_primary", "fork_lsn"] {
+    for absent in ["previous_epoch", "previous_primary", "fork_lsn", "superseded_by"] {
         assert!(shown.get(absent).is_none(), "{absent}");
     }
     assert!(shown["times"].get("repair_closed_at").is_none());

@@ -204,6 +204,7 @@ fn primaries(failover: &Value) -> String {
 
 fn repair_text(failover: &Value) -> String {
     match failover.get("closed").and_then(Value::as_bool) {
+        Some(true) if !text(failover, "superseded_by").is_empty() => "superseded".to_owned(),
         Some(true) => "closed".to_owned(),
         Some(false) => "pending".to_owned(),
         None => String::new(),
@@ -326,6 +327,9 @@ mod tests {
                 "0a".repeat(16)
             )
         );
+        let mut superseded = report();
+        superseded["superseded_by"] = json!("0b".repeat(16));
+        assert_eq!(failover_row(&superseded)[5], "superseded");
         // What a caller without the scope `admin` gets.
         let short = json!({"at": "x", "cluster": "c0", "epoch": "e", "closed": false,
             "durations": {}});

@@ -99,6 +99,26 @@ fn a_group_that_waited_in_vain_refuses_only_until_a_replica_is_back() {
     assert_eq!(node.guard_state(at(16_550)), GuardState::Holding, "the old wait is over");
 }
 
+/// Replicas that hang are listed as streaming for a while.
+#[test]
+fn refusing_does_not_alternate_with_holding_while_replicas_hang() {
+    let mut node = in_epoch_1();
+    let first = record(&mut node, 10, 12_000);
+    assert_eq!(node.decide_group(&first, at(12_000)), BY_NO_REPLICA);
+    replicas(&mut node, 5, 5, at(12_001));
+    let second = record(&mut node, 20, 13_000);
+    assert_eq!(node.decide_group(&second, at(13_000)), AckDecision::WaitForReplica);
+    assert_eq!(node.guard_state(at(15_001)), GuardState::Refusing);
+    // Its callers are refused, and no other one waits.
+    node.stop_waiting(&second);
+    for now in (15_002..30_000).step_by(50) {
+        replicas(&mut node, 5, 5, at(now));
+        assert_eq!(node.guard_state(at(now)), GuardState::Refusing, "at {now} ms");
+    }
+    replicas(&mut node, 10, 5, at(30_000));
+    assert_eq!(node.guard_state(at(30_000)), GuardState::Open, "what was acknowledged is covered");
+}
+
 #[test]
 fn without_a_roster_the_guard_counts_on_a_failover() {
     let mut node = Acknowledger::new(OPTIONS, 1 << 20);

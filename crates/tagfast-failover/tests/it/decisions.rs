@@ -4,14 +4,15 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use tagfast_domain::EpochOrdinal;
 use tagfast_failover::closing::CLOSING_AFTER;
 use tagfast_failover::guard::{COVERAGE_WAIT_MAX, EPOCH_SETTLE_TIME, GUARD_MARGIN};
 use tagfast_failover::{
-    Closing, GuardFacts, GuardOptions, GuardState, OnLag, RecordedVerdict, VerdictFacts,
-    WriteVerdict, closing, guard, verdict,
+    Closing, EpochRecord, GuardFacts, GuardOptions, GuardState, OnLag, RecordedVerdict,
+    VerdictFacts, WriteVerdict, closing, guard, superseded, verdict,
 };
 
-use crate::support::cases;
+use crate::support::{cases, epoch, epoch_id};
 
 const HOLD: GuardOptions =
     GuardOptions { max_loss: Duration::from_millis(1000), on_lag: OnLag::Hold };
@@ -35,7 +36,8 @@ fn the_guard_grows_careful_with_the_exposure() {
         (500, GuardState::Throttled),
         (939, GuardState::Throttled),
         (940, GuardState::Holding),
-        (60_000, GuardState::Holding),
+        (3_000, GuardState::Holding),
+        (3_001, GuardState::Refusing),
     ] {
         assert_eq!(guard(&HOLD, &exposed(ms)), state, "{ms} ms");
     }
@@ -45,7 +47,9 @@ fn the_guard_grows_careful_with_the_exposure() {
 fn writes_are_refused_when_waiting_is_hopeless_but_not_in_a_young_epoch() {
     let long = GuardFacts { waiting: COVERAGE_WAIT_MAX + Duration::from_millis(1), ..exposed(950) };
     let alone = GuardFacts { streaming: 0, ..exposed(950) };
-    for facts in [long, alone] {
+    // Replicas that hang are listed as streaming, and who was refused does not wait any more.
+    let hanging = exposed(HOLD.max_loss.as_millis() as u64 + 2001);
+    for facts in [long, alone, hanging] {
         assert_eq!(guard(&HOLD, &facts), GuardState::Refusing);
         let young = GuardFacts { epoch_age: EPOCH_SETTLE_TIME - Duration::from_millis(1), ..facts };
         assert_eq!(guard(&HOLD, &young), GuardState::Holding);
@@ -58,6 +62,21 @@ fn writes_are_refused_when_waiting_is_hopeless_but_not_in_a_young_epoch() {
         guard(&HOLD, &GuardFacts { waiting: COVERAGE_WAIT_MAX, ..exposed(950) }),
         GuardState::Holding
     );
+}
+
+#[test]
+fn a_failover_ends_with_the_repair_of_a_later_one() {
+    let of =
+        |n, parent: Option<u64>| EpochRecord { parent_id: parent.map(epoch_id), ..epoch(n, "p") };
+    let history = [of(1, None), of(2, Some(1)), of(4, Some(3)), of(3, Some(2)), of(5, Some(4))];
+    let ended_with = |n, closed: &[u64]| -> Vec<u64> {
+        let closed = closed.iter().copied().map(EpochOrdinal).collect();
+        let ended = superseded(&history, EpochOrdinal(n), &closed);
+        ended.into_iter().map(|epoch| epoch.ordinal.0).collect()
+    };
+    assert_eq!(ended_with(4, &[]), [2, 3], "no failover began the first, and the fifth is later");
+    assert_eq!(ended_with(4, &[2]), [3]);
+    assert_eq!(ended_with(4, &[1, 2, 3]), [0; 0]);
 }
 
 fn set(names: &[&str]) -> BTreeSet<String> {

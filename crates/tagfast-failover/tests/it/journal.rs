@@ -154,6 +154,34 @@ fn what_the_journal_had_to_forget_stays_exposed_and_is_named() {
 }
 
 #[test]
+fn a_forgotten_range_that_was_reported_is_forgotten_past_the_end_of_its_epoch() {
+    let forgetful = || {
+        let mut journal = journal_of_epoch(1, 1000);
+        for n in 1..=40u64 {
+            let document = content(&format!("k{n}"), n, &[n]);
+            acknowledged(&mut journal, range(1, n * 10), document);
+        }
+        journal.begin_epoch(epoch_id(2));
+        journal
+    };
+    let mut journal = forgetful();
+    let [lost] = *journal.incomplete() else { panic!("{:?}", journal.incomplete()) };
+    assert!(lost.epoch == epoch_id(1) && lost.from < 200 && lost.to > 200, "{lost:?}");
+    // The epoch ended in the middle of it.
+    journal.settle_incomplete(|epoch| if epoch == epoch_id(1) { 200 } else { u64::MAX });
+    let [kept] = *journal.incomplete() else { panic!("{:?}", journal.incomplete()) };
+    assert_eq!((kept.epoch, kept.from, kept.to), (epoch_id(2), lost.from, 200));
+    journal.cover(epoch_id(2), 200, 199);
+    assert_eq!(journal.incomplete().len(), 1, "the next failover may lose it");
+    journal.cover(epoch_id(2), 200, 200);
+    assert_eq!(journal.incomplete(), []);
+
+    let mut journal = forgetful();
+    journal.settle_incomplete(|_| 0);
+    assert_eq!(journal.incomplete(), [], "nothing of its epoch is left to lose");
+}
+
+#[test]
 fn entries_that_wait_for_a_repair_are_never_forgotten() {
     let mut journal = journal_of_epoch(1, 1000);
     acknowledged(&mut journal, range(1, 10), content("old", 1, &[1]));

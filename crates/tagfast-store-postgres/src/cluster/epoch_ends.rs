@@ -1,8 +1,16 @@
 //! Epoch ends: up to which log position each epoch is part of the current history.
 //!
 //! A failover forks the log: what a replaced primary wrote past the fork is lost. The end of an
-//! epoch is the smallest fork on the way from it to the current epoch; everything up to it is
-//! part of the current history, forever. An epoch that is no ancestor ends at 0.
+//! epoch is the position up to which its log and the current one are the same. Each epoch has the
+//! history of its timeline, and two logs are the same up to the first difference of their
+//! histories. The order of the epochs would not tell: a promotion in which no epoch was minted lies
+//! between two of them, and a server that comes back from a dead timeline has nothing of the epoch
+//! before its own.
+//!
+//! Two servers that are promoted at the same position begin timelines of the same number, unless
+//! the second one has seen the first one's: then the later epoch's is the one that is alive. A
+//! promotion always begins a timeline, so epochs of one timeline with one member continue each
+//! other, and those with two members do not.
 //!
 //! How it fails: pessimistically. Without the history nothing is known of older epochs, and a fork
 //! that could not be read ends all of them at 0.
@@ -10,7 +18,7 @@
 use std::collections::HashMap;
 
 use tagfast_domain::{EpochId, EpochOrdinal};
-use tagfast_failover::EpochRecord;
+use tagfast_failover::{EpochRecord, TimelineSwitch};
 
 /// The ends of the epochs that this node knows. Replaced as a whole, so that no reader sees a new
 /// epoch with an old end.
@@ -24,12 +32,19 @@ pub(crate) struct EpochEnds {
     pub(crate) past: Vec<(u64, u64)>,
     /// Of every epoch in the history.
     ordinals: HashMap<EpochId, EpochOrdinal>,
+    /// The epoch before the current one, if nothing of it is part of the current history: a server
+    /// was promoted that had not followed it.
+    pub(crate) discarded: Option<EpochOrdinal>,
 }
 
 impl EpochEnds {
     /// The ends as of `current`; `None` for the history: it could not be read.
     pub(crate) fn new(history: Option<&[EpochRecord]>, current: &EpochRecord) -> Self {
-        let mut by_id = ends_of_ancestors(history.unwrap_or_default(), current);
+        let records = history.unwrap_or_default();
+        let mut by_id = match path_of(current) {
+            Some(path) => ends_on_path(records, current, &path),
+            None => ends_of_ancestors(records, current),
+        };
         let end = |epoch: &EpochRecord| by_id.get(&epoch.id).copied().unwrap_or(0);
         let earlier = || history.unwrap_or_default().iter().filter(|epoch| epoch.id != current.id);
         let past = earlier().map(|epoch| (epoch.ordinal.0, end(epoch))).collect();
@@ -38,7 +53,13 @@ impl EpochEnds {
         }
         let known = history.unwrap_or_default().iter().chain([current]);
         let ordinals = known.map(|epoch| (epoch.id, epoch.ordinal)).collect();
-        Self { current: Some(current.id), by_id, past, ordinals }
+        let last = earlier().filter(|e| e.ordinal < current.ordinal).max_by_key(|e| e.ordinal);
+        let is_discarded = |last: &&EpochRecord| match last.fork_lsn {
+            Some(fork) => by_id.get(&last.id).is_none_or(|end| *end <= fork),
+            None => last.timeline > current.timeline,
+        };
+        let discarded = last.filter(is_discarded).map(|last| last.ordinal);
+        Self { current: Some(current.id), by_id, past, ordinals, discarded }
     }
 
     /// The ordinal of an epoch; `None`: the epoch is unknown.
@@ -56,7 +77,60 @@ impl EpochEnds {
     }
 }
 
-/// Where each ancestor's log ends in the current history.
+/// The timelines of an epoch's log with the positions at which each was left, its own one last.
+/// `None`: it is unknown.
+fn path_of(epoch: &EpochRecord) -> Option<Vec<TimelineSwitch>> {
+    let before = match (&epoch.timeline_history, epoch.timeline) {
+        (Some(history), _) => history.clone(),
+        (None, 1) => Vec::new(),
+        (None, _) => return None,
+    };
+    let own = TimelineSwitch { timeline: epoch.timeline, at: u64::MAX };
+    Some(before.into_iter().chain([own]).collect())
+}
+
+/// Where each epoch's log ends in the current history, by the histories of timelines.
+fn ends_on_path(
+    history: &[EpochRecord],
+    current: &EpochRecord,
+    path: &[TimelineSwitch],
+) -> HashMap<EpochId, u64> {
+    let known = || history.iter().filter(|epoch| epoch.ordinal <= current.ordinal);
+    let end = |epoch: &EpochRecord| {
+        let is_of_same_fork = |other: &&EpochRecord| {
+            (other.timeline, other.fork_lsn) == (epoch.timeline, epoch.fork_lsn)
+        };
+        let newest = known().chain([current]).filter(is_of_same_fork).max_by_key(|e| e.ordinal);
+        let is_alive = newest.is_none_or(|newest| newest.member == epoch.member);
+        let Some(own) = path_of(epoch) else {
+            // A program minted it that did not record its history.
+            let left = path.iter().find(|switch| switch.timeline == epoch.timeline);
+            return left.filter(|_| is_alive).map_or(0, |switch| switch.at);
+        };
+        shared_end(&own, path, is_alive)
+    };
+    let ends = known().map(|epoch| (epoch.id, end(epoch)));
+    ends.chain([(current.id, u64::MAX)]).collect()
+}
+
+/// The position up to which two logs are the same. `is_alive`: the last timeline of `own` is the
+/// one that `current` knows under its number.
+fn shared_end(own: &[TimelineSwitch], current: &[TimelineSwitch], is_alive: bool) -> u64 {
+    let mut shared = 0;
+    for (n, (ours, theirs)) in own.iter().zip(current).enumerate() {
+        let is_last = n + 1 == own.len();
+        if ours.timeline != theirs.timeline || (is_last && !is_alive) {
+            return shared;
+        }
+        shared = ours.at.min(theirs.at);
+        if ours.at != theirs.at {
+            return shared;
+        }
+    }
+    shared
+}
+
+/// Where each ancestor's log ends in the current history, by the order of the epochs.
 fn ends_of_ancestors(history: &[EpochRecord], current: &EpochRecord) -> HashMap<EpochId, u64> {
     let by_id: HashMap<EpochId, &EpochRecord> = history.iter().map(|e| (e.id, e)).collect();
     let mut ends = HashMap::from([(current.id, u64::MAX)]);
@@ -91,6 +165,7 @@ pub(crate) mod tests {
             member: "n".to_owned(),
             timeline,
             fork_lsn,
+            timeline_history: None,
             parent_id: parent.map(|p| EpochId([p; 16])),
             minted_at: 0,
             minted_by: "a".to_owned(),
@@ -107,6 +182,96 @@ pub(crate) mod tests {
         let ends = ends_of_ancestors(&[one, two, three.clone()], &three);
         let of = |n| ends.get(&EpochId([n; 16])).copied().unwrap_or(0);
         assert_eq!((of(3), of(2), of(1), of(9)), (u64::MAX, 400, 400, 0));
+    }
+
+    /// The epoch `n` of a member, on the last of these timelines, each with the position at which
+    /// it began.
+    fn on(n: u8, member: &str, timelines: &[(u32, u64)]) -> EpochRecord {
+        let switches = timelines.windows(2);
+        let switches = switches.map(|two| TimelineSwitch { timeline: two[0].0, at: two[1].1 });
+        let (timeline, began) = timelines[timelines.len() - 1];
+        EpochRecord {
+            member: member.to_owned(),
+            timeline_history: Some(switches.collect()),
+            ..epoch(n, n.checked_sub(1), timeline, Some(began).filter(|_| timeline > 1))
+        }
+    }
+
+    fn ends_in(history: &[EpochRecord]) -> Vec<u64> {
+        let current = history.last().expect("an epoch");
+        let ends = EpochEnds::new(Some(history), current);
+        history.iter().map(|epoch| ends.of(epoch.id).expect("it is known")).collect()
+    }
+
+    #[test]
+    fn a_failover_ends_the_epochs_before_it_at_its_fork() {
+        let history = [
+            on(1, "a", &[(1, 0)]),
+            on(2, "b", &[(1, 0), (2, 500)]),
+            on(3, "b", &[(1, 0), (2, 500)]),
+        ];
+        assert_eq!(ends_in(&history[..2]), [500, u64::MAX]);
+        assert_eq!(ends_in(&history), [500, u64::MAX, u64::MAX], "it was started again in place");
+    }
+
+    /// The primary of the second term died before any process minted its epoch.
+    #[test]
+    fn a_promotion_without_an_epoch_ends_the_epoch_before_it() {
+        let history = [on(1, "a", &[(1, 0)]), on(2, "c", &[(1, 0), (2, 500), (3, 900)])];
+        assert_eq!(ends_in(&history), [500, u64::MAX], "the first log was left at 500, not at 900");
+    }
+
+    /// Both replicas had received the same when the primary died.
+    #[test]
+    fn two_servers_that_were_promoted_at_the_same_position_have_different_logs() {
+        let forked = [(1, 0), (2, 500)];
+        let mut history = vec![on(1, "a", &[(1, 0)]), on(2, "b", &forked), on(3, "c", &forked)];
+        assert_eq!(ends_in(&history), [500, 500, u64::MAX], "what b wrote is lost");
+        history.push(on(4, "a", &[(1, 0), (2, 500), (3, 700)]));
+        assert_eq!(ends_in(&history), [500, 500, 700, u64::MAX]);
+    }
+
+    /// Without Patroni's `check_timeline`.
+    #[test]
+    fn a_server_from_a_dead_timeline_has_nothing_of_the_epoch_before() {
+        let (first, second) = (on(1, "a", &[(1, 0)]), on(2, "b", &[(1, 0), (2, 500)]));
+        // The first primary had gone on up to 800, beside the second one.
+        let promoted = [first.clone(), second.clone(), on(3, "a", &[(1, 0), (2, 800)])];
+        assert_eq!(ends_in(&promoted), [800, 500, u64::MAX]);
+        let promoted = [first.clone(), second.clone(), on(3, "a", &[(1, 0), (3, 800)])];
+        assert_eq!(ends_in(&promoted), [800, 500, u64::MAX]);
+        // It took the key again without a promotion.
+        let taken_again = [first, second, on(3, "a", &[(1, 0)])];
+        assert_eq!(ends_in(&taken_again), [u64::MAX, 500, u64::MAX]);
+    }
+
+    #[test]
+    fn an_epoch_of_which_nothing_is_left_is_named() {
+        let discarded = |history: &[EpochRecord]| {
+            let current = history.last().expect("an epoch");
+            EpochEnds::new(Some(history), current).discarded.map(|ordinal| ordinal.0)
+        };
+        let (first, second) = (on(1, "a", &[(1, 0)]), on(2, "b", &[(1, 0), (2, 500)]));
+        assert_eq!(discarded(&[first.clone(), second.clone()]), None);
+        let followed = on(3, "c", &[(1, 0), (2, 500), (3, 501)]);
+        assert_eq!(discarded(&[first.clone(), second.clone(), followed]), None);
+        for dead in [
+            on(3, "a", &[(1, 0), (2, 800)]),
+            on(3, "a", &[(1, 0)]),
+            on(3, "c", &[(1, 0), (2, 500)]),
+        ] {
+            assert_eq!(discarded(&[first.clone(), second.clone(), dead]), Some(2));
+        }
+    }
+
+    #[test]
+    fn an_epoch_whose_history_was_not_recorded_ends_where_its_timeline_was_left() {
+        let old = |n, timeline, fork| epoch(n, n.checked_sub(1), timeline, fork);
+        let history =
+            [old(1, 1, None), old(2, 2, Some(500)), on(3, "c", &[(1, 0), (2, 500), (3, 800)])];
+        assert_eq!(ends_in(&history), [500, 800, u64::MAX]);
+        let history = [old(1, 1, None), old(2, 2, Some(500)), on(3, "c", &[(1, 0), (3, 400)])];
+        assert_eq!(ends_in(&history), [400, 0, u64::MAX]);
     }
 
     #[test]

@@ -11,6 +11,7 @@
 
 use std::collections::BTreeSet;
 
+use tagfast_domain::EpochOrdinal;
 use tagfast_resilience::{Bounded, gauge};
 use tokio_postgres::Row;
 
@@ -157,8 +158,19 @@ pub(crate) async fn check(
     if state.roster.is_none() {
         warnings.push(UNREADABLE_ROSTER.to_owned());
     }
+    warnings.extend(cluster.discarded_epoch().map(discarded_warning));
     gauge!(INSTALLATION_WARNINGS, "cluster" => label()).set(warnings.len() as f64);
     Ok(warnings)
+}
+
+fn discarded_warning(epoch: EpochOrdinal) -> String {
+    format!(
+        "the primary has nothing of epoch {}, the last one: a node that had not followed it was \
+         promoted, and what was written in that epoch is lost but for what the repair brings \
+         back; see `tagfast failovers`, and set Patroni's check_timeline with `patronictl \
+         edit-config`",
+        epoch.0
+    )
 }
 
 fn warnings(settings: &PrimarySettings, replicas: &[&Node], configured: Configured) -> Vec<String> {

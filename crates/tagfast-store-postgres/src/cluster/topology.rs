@@ -236,6 +236,11 @@ impl Cluster {
         self.history_known.store(history.is_some(), Ordering::Relaxed);
     }
 
+    /// The epoch before the current one, if the current primary has nothing of it.
+    pub(crate) fn discarded_epoch(&self) -> Option<EpochOrdinal> {
+        self.history.read().ends.discarded
+    }
+
     /// Whether the epochs before the current one are known.
     pub(crate) fn knows_history(&self) -> bool {
         self.history_known.load(Ordering::Relaxed)

@@ -17,10 +17,11 @@ use parking_lot::Mutex;
 use tagfast_domain::{EpochId, EpochOrdinal};
 use tagfast_failover::{
     Commit, ConnectionFacts, Decision, EpochRecord, MintDecision, MintFacts, PrimaryFacts,
-    WriteEligibility, check_eligibility, mint,
+    TimelineSwitch, WriteEligibility, check_eligibility, mint,
 };
 use tagfast_resilience::{Bounded, Clock, ErrorChain, OutageLog, counter, gauge, histogram};
 use tokio::time::{Instant, timeout};
+use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
 use crate::boot_clock::boot_time;
@@ -43,11 +44,11 @@ const POLL_INTERVAL_MIN: Duration = Duration::from_millis(20);
 /// Between two polls while there is no primary.
 const POLL_INTERVAL_WITHOUT_PRIMARY: Duration = Duration::from_millis(100);
 
-/// Where a timeline left its parent: the last line of its history file.
-const TIMELINE_FORK: &str = "
-SELECT (split_part(line, E'\\t', 2)::pg_lsn - '0/0')::bigint
+/// The lines of a timeline's history file.
+const TIMELINE_HISTORY: &str = "
+SELECT split_part(line, E'\\t', 1)::int, (split_part(line, E'\\t', 2)::pg_lsn - '0/0')::bigint
 FROM (SELECT regexp_split_to_table(trim(E'\\n ' from pg_read_file($1)), E'\\n') AS line) l
-WHERE line ~ '^[0-9]+\\t' ORDER BY split_part(line, E'\\t', 1)::int DESC LIMIT 1";
+WHERE line ~ '^[0-9]+\\t' ORDER BY 1";
 
 /// In a database that has nothing yet there is nothing to repair.
 const INSERT_EPOCH: &str = "
@@ -279,7 +280,7 @@ impl Watcher {
     ) -> Result<EpochRecord, String> {
         let mut new_id = [0; 16];
         getrandom::fill(&mut new_id).map_err(|e| format!("no random bits: {e}"))?;
-        let fork_lsn = read_fork(server, facts.timeline).await;
+        let timeline_history = read_timeline_history(server, facts.timeline).await;
         let known = self.cluster.acknowledger().epoch().map(|e| e.ordinal);
         let decision = mint(&MintFacts {
             leader: state.leader.as_ref(),
@@ -287,7 +288,7 @@ impl Watcher {
             primary: Some(PrimaryFacts {
                 in_recovery: facts.in_recovery,
                 timeline: facts.timeline,
-                fork_lsn,
+                timeline_history,
                 newest_row: facts.newest_row.map(|row| row.ordinal),
             }),
             known,
@@ -357,6 +358,15 @@ impl Watcher {
             }
             (had_epoch, changed)
         };
+        if changed && let Some(discarded) = self.cluster.discarded_epoch() {
+            tracing::error!(
+                cluster = self.cluster.name,
+                epoch = epoch.ordinal.0,
+                discarded = discarded.0,
+                "the new primary has nothing of the last epoch: what was written in it is lost but \
+                 for what the repair brings back"
+            );
+        }
         if had_epoch && changed {
             // The failures were those of a different node.
             self.cluster.primary_breaker.reset("new_epoch");
@@ -435,23 +445,29 @@ impl Watcher {
     }
 }
 
-/// The log position at which a timeline left its parent; `None`: it is the first one, or the
-/// position cannot be read.
-async fn read_fork(server: &Connection, timeline: u32) -> Option<u64> {
+/// The timelines before a timeline, each with the log position at which it was left; `None`: they
+/// cannot be read.
+async fn read_timeline_history(server: &Connection, timeline: u32) -> Option<Vec<TimelineSwitch>> {
     if timeline <= 1 {
-        return None;
+        return Some(Vec::new());
     }
     let file = format!("pg_wal/{timeline:08X}.history");
     let parameters: [&(dyn ToSql + Sync); 1] = [&file];
-    let row = server.client.query_one(TIMELINE_FORK, &parameters);
-    match within("reading the fork", limit::READ_TIMEOUT, row).await {
-        Ok(row) => Some(row.get::<_, i64>(0).cast_unsigned()),
+    let rows = server.client.query(TIMELINE_HISTORY, &parameters);
+    match within("reading the timeline's history", limit::READ_TIMEOUT, rows).await {
+        Ok(rows) => {
+            let switch = |row: &Row| TimelineSwitch {
+                timeline: row.get::<_, i32>(0).cast_unsigned(),
+                at: row.get::<_, i64>(1).cast_unsigned(),
+            };
+            Some(rows.iter().map(switch).collect())
+        }
         Err(error) => {
             // Without it all older epochs end at 0: pessimistic, never wrong.
             tracing::warn!(
                 error = %ErrorChain(&error),
                 timeline,
-                "the fork of the timeline cannot be read; grant pg_read_server_files"
+                "the history of the timeline cannot be read; grant pg_read_server_files"
             );
             None
         }

@@ -5,6 +5,9 @@
 //! closing counts once every streaming replica has it, so that a second failover does not open
 //! again what a client was told is final.
 //!
+//! A failover that another one followed before its repair was closed ends with the closing of the
+//! later one: it is superseded, and its report says so.
+//!
 //! Open => Closed (a row) => Final (replicas have the row) => Announced (etcd has the closing)
 //!
 //! How it fails: each step is repeated until it succeeds, by this relay or the next one. Without
@@ -18,7 +21,7 @@ use std::time::Duration;
 use futures_util::future::join;
 use tagfast_domain::UnixMillis;
 use tagfast_failover::closing::CLOSING_AFTER;
-use tagfast_failover::{Closing, EpochRecord, closing};
+use tagfast_failover::{Closing, EpochRecord, closing, superseded};
 use tagfast_resilience::{Clock, OutageLog};
 use tagfast_store::{FailoverObserver, FailoverReport};
 use tokio::time::Instant;
@@ -140,18 +143,44 @@ impl Closer {
             );
         }
         let closed_at = read_state(server, epoch).await?.closed_at.ok_or(CloseError::NoRow)?;
-        let key = (self.cluster.scope.as_str(), epoch.ordinal);
         // What an earlier relay announced saw more of the processes that were there.
-        if self.etcd.closing(key.0, key.1).await?.is_none() {
-            let closing = StoredClosing { closed_at, missing: missing.into_iter().collect() };
-            let told = match &self.observer {
-                Some(observer) => self.report(epoch, &closing).await?.map(|told| (observer, told)),
-                None => None,
-            };
-            self.etcd.put_closing(key, &closing).await?;
-            if let Some((observer, report)) = told {
-                observer.repair_closed(&report);
+        if self.etcd.closing(&self.cluster.scope, epoch.ordinal).await?.is_none() {
+            let missing = missing.into_iter().collect();
+            let closing = StoredClosing { closed_at, missing, superseded_by: None };
+            self.announce(epoch, closing).await?;
+        }
+        Ok(())
+    }
+
+    /// Announces the closing of an epoch's repair, after those of the failovers that end with it,
+    /// so that none is left out by a process that dies in between.
+    async fn announce(&self, epoch: &EpochRecord, closing: StoredClosing) -> Result<(), EtcdError> {
+        let scope = &self.cluster.scope;
+        let history = self.etcd.history(scope).await?;
+        let closed = self.etcd.closed_epochs(scope).await?;
+        let by = Some(epoch.id.to_string());
+        for earlier in superseded(&history, epoch.ordinal, &closed) {
+            let closing = StoredClosing { superseded_by: by.clone(), ..closing.clone() };
+            self.announce_one(&history, earlier, closing).await?;
+        }
+        self.announce_one(&history, epoch, closing).await
+    }
+
+    async fn announce_one(
+        &self,
+        history: &[EpochRecord],
+        epoch: &EpochRecord,
+        closing: StoredClosing,
+    ) -> Result<(), EtcdError> {
+        let told = match &self.observer {
+            Some(observer) => {
+                self.report(history, epoch, &closing).await?.map(|told| (observer, told))
             }
+            None => None,
+        };
+        self.etcd.put_closing((&self.cluster.scope, epoch.ordinal), &closing).await?;
+        if let Some((observer, report)) = told {
+            observer.repair_closed(&report);
         }
         Ok(())
     }
@@ -159,12 +188,12 @@ impl Closer {
     /// The report of the failover that began an epoch; `None`: no failover did.
     async fn report(
         &self,
+        history: &[EpochRecord],
         epoch: &EpochRecord,
         closing: &StoredClosing,
     ) -> Result<Option<FailoverReport>, EtcdError> {
         let Some(parent) = epoch.parent_id else { return Ok(None) };
         let scope = &self.cluster.scope;
-        let history = self.etcd.history(scope).await?;
         let previous = history.iter().find(|other| other.id == parent);
         let nodes = self.etcd.repairs(scope, epoch.ordinal).await?.into_iter().map(node_of);
         let closing = Some(closing.clone());

@@ -20,7 +20,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tagfast_domain::{Epoch, EpochId, Limits, UnixMillis};
-use tagfast_failover::{BootTime, EpochRecord, JournaledContent, LogRange, RepairEntry, RepairId};
+use tagfast_failover::{
+    BootTime, EpochRecord, IncompleteRange, JournaledContent, LogRange, RepairEntry, RepairId,
+};
 use tagfast_resilience::{Bounded, Clock, ErrorChain, OutageLog, counter, gauge};
 use tagfast_store::FailoverObserver;
 use tagfast_store::failovers::VerdictCounts;
@@ -157,7 +159,9 @@ impl Repairer {
         let mut session = RepairSession::new(connection).await?;
         let was_closed = read_closed(session.connection(), epoch.id).await?;
         self.repair(&mut session, epoch, progress).await?;
-        let is_new = progress.contents > 0 || progress.counts != VerdictCounts::default();
+        let is_incomplete = !self.incomplete_before(epoch).is_empty();
+        let is_new =
+            progress.contents > 0 || progress.counts != VerdictCounts::default() || is_incomplete;
         // No one waits for a process that begins after the closing and has nothing to tell.
         if was_closed && !is_new {
             self.note_closing(epoch, true);
@@ -181,7 +185,24 @@ impl Repairer {
         self.await_closing(session.connection(), epoch).await?;
         drop(session);
         // Once more: by now the first write of the epoch has been acknowledged.
-        self.report(epoch, progress, ended_at).await
+        self.report(epoch, progress, ended_at).await?;
+        let ends = self.cluster.epoch_ends();
+        let mut acknowledger = self.cluster.acknowledger();
+        // Ends in a later history would be told of it alone.
+        if ends.current == Some(epoch.id) && acknowledger.journal().epoch() == Some(epoch.id) {
+            acknowledger.journal_mut().settle_incomplete(|id| ends.of(id).unwrap_or(0));
+        }
+        Ok(())
+    }
+
+    /// The log ranges before this epoch for which writes were forgotten that it lacks.
+    fn incomplete_before(&self, epoch: &EpochRecord) -> Vec<IncompleteRange> {
+        let mut ranges = self.cluster.acknowledger().journal().incomplete().to_vec();
+        // Of its own epoch nothing is lost yet, and what lies before an epoch's end is not.
+        ranges.retain(|range| {
+            range.epoch != epoch.id && range.to > self.cluster.epoch_end(range.epoch)
+        });
+        ranges
     }
 
     /// Takes everything from the journal that is of an ended epoch.
@@ -320,12 +341,7 @@ impl Repairer {
         ended_at: UnixMillis,
     ) -> StoredRepair {
         let VerdictCounts { kept, repaired, lost, unknown } = progress.counts;
-        let incomplete = self.cluster.acknowledger().journal().incomplete().to_vec();
-        // Of its own epoch nothing is lost yet, and what lies before an epoch's end is not.
-        let incomplete = incomplete.iter().filter(|range| {
-            range.epoch != epoch.id && range.to > self.cluster.epoch_end(range.epoch)
-        });
-        let incomplete = incomplete.map(|range| StoredIncomplete {
+        let incomplete = self.incomplete_before(epoch).into_iter().map(|range| StoredIncomplete {
             epoch: range.epoch.to_string(),
             from: range.from,
             to: range.to,

@@ -61,6 +61,8 @@ pub(super) fn report_of(
     let mut counts = VerdictCounts::default();
     nodes.iter().for_each(|node| add_counts(&mut counts, &node.counts));
     let is_closed = closing.is_some();
+    let superseded_by = closing.as_ref().and_then(|closing| closing.superseded_by.as_deref());
+    let superseded_by = superseded_by.and_then(parse_id);
     FailoverReport {
         cluster: cluster.to_owned(),
         epoch: epoch.id,
@@ -81,6 +83,7 @@ pub(super) fn report_of(
             .collect(),
         nodes,
         is_closed,
+        superseded_by,
     }
 }
 
@@ -107,10 +110,20 @@ mod tests {
         let open = report_of("c0", &two, Some(&one), nodes(), None, vec!["a".into(), "x".into()]);
         assert_eq!((open.counts.repaired, open.times.held_at), (5, Some(10)));
         assert_eq!((open.is_closed, open.missing_nodes), (false, vec!["x".to_owned()]));
-        let closing = StoredClosing { closed_at: 7, missing: vec!["b".into(), "y".into()] };
-        let closed = report_of("c0", &two, Some(&one), nodes(), Some(closing), Vec::new());
+        let mut closing = StoredClosing {
+            closed_at: 7,
+            missing: vec!["b".into(), "y".into()],
+            superseded_by: None,
+        };
+        let of = |closing: &StoredClosing| {
+            report_of("c0", &two, Some(&one), nodes(), Some(closing.clone()), Vec::new())
+        };
+        let closed = of(&closing);
         // `b` reported late.
         assert_eq!((closed.is_closed, closed.missing_nodes), (true, vec!["y".to_owned()]));
-        assert_eq!(closed.times.repair_closed_at, Some(7));
+        assert_eq!((closed.times.repair_closed_at, closed.superseded_by), (Some(7), None));
+        let three = epoch(3, Some(2), 3, Some(600)).id;
+        closing.superseded_by = Some(three.to_string());
+        assert_eq!((of(&closing).is_closed, of(&closing).superseded_by), (true, Some(three)));
     }
 }

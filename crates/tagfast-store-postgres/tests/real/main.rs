@@ -1,6 +1,7 @@
 //! The store on real clusters of three PostgreSQL nodes under Patroni; one stack for all tests of
 //! this binary.
 
+mod counterexamples;
 mod dead_letters;
 mod health;
 mod installation;

@@ -128,6 +128,10 @@ impl NodePlan<'_> {
                 "bin_dir": POSTGRES_BIN,
                 "data_dir": self.data_dir(),
                 "pgpass": format!("{dir}/pgpass"),
+                // pg_rewind before PostgreSQL 16 fails on a primary that died before its first
+                // checkpoint: its control file still has the timeline before.
+                "remove_data_directory_on_rewind_failure": true,
+                "remove_data_directory_on_diverged_timelines": true,
                 "use_unix_socket": true,
                 "use_unix_socket_repl": true,
                 "parameters": {"unix_socket_directories": dir},

@@ -62,6 +62,7 @@ pub(crate) fn report(cluster: &str, n: u8, ordinal: u64) -> FailoverReport {
         }],
         missing_nodes: vec!["api-2".to_owned()],
         is_closed: true,
+        superseded_by: None,
     }
 }
 

@@ -391,7 +391,7 @@ impl Cluster {
         let facts = MintFacts {
             leader: Some(leader),
             current: seen.epoch.as_ref().map(|(epoch, revision)| (epoch, *revision)),
-            primary: seen.primary,
+            primary: seen.primary.clone(),
             known: self.api(api).known,
             above: None,
             now: self.minting_clock(),
@@ -402,7 +402,7 @@ impl Cluster {
             MintDecision::Keep => seen.epoch.as_ref().map(|(epoch, _)| epoch.clone()),
             MintDecision::Mint(mut record, condition) => {
                 if !self.rules.ordinal_from_etcd {
-                    let row = seen.primary.and_then(|primary| primary.newest_row);
+                    let row = seen.primary.as_ref().and_then(|primary| primary.newest_row);
                     record.ordinal = EpochOrdinal(row.map_or(0, |row| row.0 + 1));
                 }
                 let holds = self.key.as_ref().is_some_and(|key| {

@@ -67,7 +67,7 @@ impl Node {
         PrimaryFacts {
             in_recovery: !self.is_primary,
             timeline: self.timeline,
-            fork_lsn: None,
+            timeline_history: None,
             newest_row: self.database().newest_row.map(|row| row.ordinal),
         }
     }

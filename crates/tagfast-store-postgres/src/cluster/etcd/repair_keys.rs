@@ -10,6 +10,7 @@
 //! How it fails: as every call to etcd. A value that cannot be read is an error that names its
 //! kind: a newer program may have written it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -28,8 +29,12 @@ fn repairs_prefix(scope: &str, ordinal: EpochOrdinal) -> String {
     format!("/tagfast/v1/{scope}/repairs/{:016}/", ordinal.0)
 }
 
+fn closings_prefix(scope: &str) -> String {
+    format!("/tagfast/v1/{scope}/closings/")
+}
+
 fn closing_key(scope: &str, ordinal: EpochOrdinal) -> String {
-    format!("/tagfast/v1/{scope}/closings/{:016}", ordinal.0)
+    format!("{}{:016}", closings_prefix(scope), ordinal.0)
 }
 
 /// A registered process.
@@ -87,6 +92,10 @@ pub(crate) struct StoredClosing {
     pub(crate) closed_at: UnixMillis,
     /// Processes that were registered and had not reported.
     pub(crate) missing: Vec<String>,
+    /// The id of the later epoch whose repair ended this one's, in hexadecimal digits; `None`: its
+    /// own did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) superseded_by: Option<String>,
 }
 
 fn value_of<T: DeserializeOwned>(entry: &KeyValue, what: &'static str) -> Result<T, EtcdError> {
@@ -176,6 +185,17 @@ impl Etcd {
         self.put(&closing_key(scope, ordinal), closing, 0).await
     }
 
+    /// The epochs whose repairs are closed.
+    pub(crate) async fn closed_epochs(
+        &self,
+        scope: &str,
+    ) -> Result<BTreeSet<EpochOrdinal>, EtcdError> {
+        let prefix = closings_prefix(scope);
+        let entries = self.prefix(&prefix).await?;
+        let ordinal = |entry: &KeyValue| entry.key.strip_prefix(&prefix)?.parse().ok();
+        Ok(entries.iter().filter_map(ordinal).map(EpochOrdinal).collect())
+    }
+
     /// The closing of an epoch's repair; `None`: it is open.
     pub(crate) async fn closing(
         &self,
@@ -233,6 +253,9 @@ mod tests {
             assert!(matches!(refused, Err(EtcdError::Unreadable("it"))), "{array}");
         }
         assert!(below::<StoredClosing>(&[entry("p/a", "{}")], "p/", "it").is_err());
+        let plain = value_of(&entry("p/a", r#"{"closed_at":7,"missing":[]}"#), "it");
+        let closing = StoredClosing { closed_at: 7, missing: Vec::new(), superseded_by: None };
+        assert_eq!(plain.ok(), Some(closing), "as a program wrote it that knew no more");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tagfast_domain::{EpochId, EpochOrdinal};
-use tagfast_failover::EpochRecord;
+use tagfast_failover::{EpochRecord, TimelineSwitch};
 
 /// An epoch as JSON in etcd.
 #[derive(Serialize, Deserialize)]
@@ -18,6 +18,9 @@ struct StoredEpoch {
     member: String,
     timeline: u32,
     fork_lsn: Option<u64>,
+    /// Timelines, each with the position at which it was left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    timeline_history: Option<Vec<(u32, u64)>>,
     parent_id: Option<String>,
     minted_at: i64,
     minted_by: String,
@@ -29,6 +32,7 @@ pub(crate) fn parse_id(text: &str) -> Option<EpochId> {
 }
 
 pub(super) fn to_json(epoch: &EpochRecord) -> String {
+    let history = epoch.timeline_history.as_ref().map(|history| history.iter());
     let stored = StoredEpoch {
         id: epoch.id.to_string(),
         ordinal: epoch.ordinal.0,
@@ -36,6 +40,7 @@ pub(super) fn to_json(epoch: &EpochRecord) -> String {
         member: epoch.member.clone(),
         timeline: epoch.timeline,
         fork_lsn: epoch.fork_lsn,
+        timeline_history: history.map(|all| all.map(|s| (s.timeline, s.at)).collect()),
         parent_id: epoch.parent_id.map(|id| id.to_string()),
         minted_at: epoch.minted_at,
         minted_by: epoch.minted_by.clone(),
@@ -46,6 +51,7 @@ pub(super) fn to_json(epoch: &EpochRecord) -> String {
 pub(super) fn from_json(text: &[u8]) -> Result<EpochRecord, &'static str> {
     let stored: StoredEpoch = tagfast_json::from_slice(text).map_err(|_| "the epoch")?;
     let id = |text: &str| parse_id(text).ok_or("the epoch's id");
+    let switch = |(timeline, at)| TimelineSwitch { timeline, at };
     Ok(EpochRecord {
         id: id(&stored.id)?,
         ordinal: EpochOrdinal(stored.ordinal),
@@ -53,6 +59,7 @@ pub(super) fn from_json(text: &[u8]) -> Result<EpochRecord, &'static str> {
         member: stored.member,
         timeline: stored.timeline,
         fork_lsn: stored.fork_lsn,
+        timeline_history: stored.timeline_history.map(|all| all.into_iter().map(switch).collect()),
         parent_id: stored.parent_id.as_deref().map(id).transpose()?,
         minted_at: stored.minted_at,
         minted_by: stored.minted_by,
@@ -72,6 +79,10 @@ mod tests {
             member: "c0-n1".to_owned(),
             timeline: 3,
             fork_lsn: Some(0x42_DEE9_0000),
+            timeline_history: Some(vec![
+                TimelineSwitch { timeline: 1, at: 0x300 },
+                TimelineSwitch { timeline: 2, at: 0x42_DEE9_0000 },
+            ]),
             parent_id: Some(EpochId([7; 16])),
             minted_at: 1_800_000_000_001,
             minted_by: "api-1".to_owned(),
@@ -86,5 +97,8 @@ mod tests {
         // An epoch that an earlier build minted is read, too.
         let earlier = to_json(&epoch).replace("\"term\"", "\"reign\"");
         assert_eq!(from_json(earlier.as_bytes()).expect("readable"), epoch);
+        let short = EpochRecord { timeline_history: None, ..epoch };
+        assert!(!to_json(&short).contains("history"), "as a build wrote it that knew no more");
+        assert_eq!(from_json(to_json(&short).as_bytes()).expect("readable"), short);
     }
 }
