@@ -17,7 +17,8 @@ use crate::ack_gate::{AckGate, Commit, Decision};
 use crate::coverage::{Coverage, ReplicaCount};
 use crate::epoch::EpochRecord;
 use crate::guard::{EPOCH_SETTLE_TIME, GuardFacts, GuardOptions, GuardState, guard};
-use crate::journal::{GroupId, Journal, JournaledContent, LogRange};
+use crate::journal::{GroupId, Journal};
+use crate::journaled::{JournaledContent, LogRange};
 use crate::leadership::{BootTime, LeaseAnswer, ProbeRound};
 
 /// What the callers of a group commit may be told.

@@ -18,15 +18,23 @@
 //! How it fails: beyond its size the journal forgets its oldest group, and names the log range in
 //! which a repair may lack writes ([`Journal::incomplete`]). That is a loss which no report could
 //! list one by one. What it forgets stays exposed. Entries that wait for a repair are never
-//! forgotten: that is what they are kept for.
+//! forgotten: that is what they are kept for. Of what it could not read back at the start of the
+//! process the range is unknown, see [`IncompleteRange::is_unknown`].
+//!
+//! A copy on disk gets what was acknowledged ([`Journal::take_unsaved`]); a process that is started
+//! again begins with it ([`Journal::restore`]).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use tagfast_domain::{EpochId, UnixMillis, Version, WriteId};
+use tagfast_domain::{EpochId, Version};
 
 use crate::exposure::Exposure;
+use crate::journaled::{
+    AcknowledgedGroup, IncompleteRange, JournaledContent, JournaledWrite, LogRange, note_incomplete,
+};
 use crate::leadership::BootTime;
+use crate::unsaved::{Unsaved, UnsavedBatch};
 
 /// What a group takes beside its contents, in bytes.
 const GROUP_OVERHEAD_BYTES: usize = 160;
@@ -34,42 +42,6 @@ const GROUP_OVERHEAD_BYTES: usize = 160;
 const ENTRY_OVERHEAD_BYTES: usize = 160;
 /// What a write takes, in bytes.
 const WRITE_OVERHEAD_BYTES: usize = 96;
-
-/// Where a transaction lies in the log of its epoch: its commit record is after `inside` and not
-/// after `flushed`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LogRange {
-    /// The epoch whose log it is.
-    pub epoch: EpochId,
-    /// A position inside the transaction.
-    pub inside: u64,
-    /// A position at or after its commit record, flushed to the primary's disk.
-    pub flushed: u64,
-}
-
-/// A write that a process answers, or has answered, with success.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct JournaledWrite {
-    /// Its id.
-    pub id: WriteId,
-    /// The version that it made, or found when it changed nothing.
-    pub version: Version,
-    /// When its transaction returned, in Unix ms.
-    pub at: UnixMillis,
-}
-
-/// The state of a content that a group commit stands for, with the writes of the group.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct JournaledContent {
-    /// The storage key of the content.
-    pub key: Arc<[u8]>,
-    /// The encoded document.
-    pub document: Arc<[u8]>,
-    /// The document's version.
-    pub version: Version,
-    /// The writes of the group on this content.
-    pub writes: Vec<JournaledWrite>,
-}
 
 /// Names a group in the journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,19 +77,6 @@ pub struct RepairEntry {
     pub at: LogRange,
     /// The acknowledged writes that it stands for, each with its own position.
     pub writes: Vec<(JournaledWrite, LogRange)>,
-}
-
-/// A range of an epoch's log for which the journal has forgotten writes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct IncompleteRange {
-    /// The epoch.
-    pub epoch: EpochId,
-    /// From this position.
-    pub from: u64,
-    /// Up to this position.
-    pub to: u64,
-    /// How many writes.
-    pub writes: u64,
 }
 
 #[derive(Debug)]
@@ -195,6 +154,16 @@ pub struct Journal {
     /// Entries of epochs that have ended and that were not repaired yet.
     older: BTreeMap<RepairId, RepairEntry>,
     incomplete: Vec<IncompleteRange>,
+    /// The position of the newest group that all replicas have.
+    covered: u64,
+    /// `None`: there is no copy on disk.
+    unsaved: Option<Unsaved>,
+    /// Not everything could be read back, and no epoch has been adopted since.
+    has_unread: bool,
+    /// The epochs of what was read back.
+    restored: BTreeSet<EpochId>,
+    /// Epochs that were read back and are none of this cluster, since the last batch.
+    refused: Vec<EpochId>,
 }
 
 impl Journal {
@@ -211,6 +180,76 @@ impl Journal {
             exposure: Exposure::default(),
             older: BTreeMap::new(),
             incomplete: Vec::new(),
+            covered: 0,
+            unsaved: None,
+            has_unread: false,
+            restored: BTreeSet::new(),
+            refused: Vec::new(),
+        }
+    }
+
+    /// Begins with what an earlier process had acknowledged, each group with the time of its
+    /// acknowledgement, in the order of the files; from now on there is a copy on disk, for which
+    /// at most `unsaved_bytes_max` bytes are kept. `has_unread`: files could not be read.
+    pub fn restore(
+        &mut self,
+        groups: Vec<(AcknowledgedGroup, BootTime)>,
+        forgotten: &[IncompleteRange],
+        has_unread: bool,
+        unsaved_bytes_max: usize,
+    ) {
+        for (AcknowledgedGroup { at, contents }, acknowledged) in groups {
+            self.restored.insert(at.epoch);
+            // Whether it has ended is known when an epoch is adopted.
+            self.begin_epoch(at.epoch);
+            self.exposure.add(at.flushed, acknowledged);
+            let number = self.insert_group(at, contents);
+            self.acknowledge_group(number);
+            self.make_room(number);
+        }
+        forgotten.iter().for_each(|range| note_incomplete(&mut self.incomplete, *range));
+        self.has_unread = has_unread;
+        self.unsaved = Some(Unsaved::new(unsaved_bytes_max));
+    }
+
+    /// Takes what the copy on disk lacks; `None`: there is no copy.
+    pub fn take_unsaved(&mut self) -> Option<UnsavedBatch> {
+        let (groups, forgotten) = self.unsaved.as_mut()?.take();
+        let is_needed = |at: &LogRange| Some(at.epoch) != self.epoch || at.flushed > self.covered;
+        Some(UnsavedBatch {
+            groups: groups.into_iter().filter(|group| is_needed(&group.at)).collect(),
+            forgotten,
+            covered: self.epoch.map(|epoch| (epoch, self.covered)),
+            has_older: !self.older.is_empty(),
+            refused: std::mem::take(&mut self.refused),
+        })
+    }
+
+    /// Forgets entries that were read back and wait for a repair, of epochs that this cluster never
+    /// had: they are of a different cluster. Returns those epochs.
+    pub fn refuse_foreign(&mut self, is_known: impl Fn(EpochId) -> bool) -> Vec<EpochId> {
+        let is_foreign = |entry: &RepairEntry| {
+            self.restored.contains(&entry.at.epoch) && !is_known(entry.at.epoch)
+        };
+        let foreign: Vec<RepairEntry> =
+            self.older.extract_if(.., |_, entry| is_foreign(entry)).map(|(_, e)| e).collect();
+        let mut epochs = BTreeSet::new();
+        for entry in foreign {
+            self.bytes -= entry.bytes();
+            epochs.insert(entry.at.epoch);
+            let LogRange { epoch, inside, flushed } = entry.at;
+            let writes = entry.writes.len() as u64;
+            let range = IncompleteRange { epoch, from: inside, to: flushed, writes };
+            note_incomplete(&mut self.incomplete, range);
+        }
+        self.refused.extend(&epochs);
+        epochs.into_iter().collect()
+    }
+
+    /// Takes back what could not be saved.
+    pub fn put_back_unsaved(&mut self, batch: UnsavedBatch) {
+        if let Some(unsaved) = &mut self.unsaved {
+            unsaved.put_back(batch.groups, &batch.forgotten);
         }
     }
 
@@ -255,20 +294,8 @@ impl Journal {
                 range.epoch = current;
             }
             if range.from < range.to {
-                self.add_incomplete(range);
+                note_incomplete(&mut self.incomplete, range);
             }
-        }
-    }
-
-    /// One range for each epoch.
-    fn add_incomplete(&mut self, more: IncompleteRange) {
-        match self.incomplete.iter_mut().find(|range| range.epoch == more.epoch) {
-            Some(range) => {
-                range.from = range.from.min(more.from);
-                range.to = range.to.max(more.to);
-                range.writes += more.writes;
-            }
-            None => self.incomplete.push(more),
         }
     }
 
@@ -277,6 +304,11 @@ impl Journal {
     pub fn record(&mut self, at: LogRange, contents: Vec<JournaledContent>) -> Option<GroupId> {
         if self.epoch != Some(at.epoch) {
             return None;
+        }
+        // Everything that was acknowledged before this process began lies before its first group.
+        let unknown = self.incomplete.iter_mut().find(|r| r.epoch == at.epoch && r.is_unknown());
+        if let Some(range) = unknown {
+            range.to = at.flushed;
         }
         let number = self.insert_group(at, contents);
         self.make_room(number);
@@ -303,10 +335,22 @@ impl Journal {
         let Some(mut group) = self.groups.remove(&number) else { return };
         self.bytes -= group.bytes();
         group.is_acknowledged = true;
-        for GroupContent { key, document, .. } in &mut group.contents {
+        let mut saved = Vec::new();
+        for GroupContent { key, document, writes } in &mut group.contents {
             if let Some((document, version)) = document.take() {
+                if self.unsaved.is_some() {
+                    saved.push(JournaledContent {
+                        key: Arc::clone(key),
+                        document: Arc::clone(&document),
+                        version,
+                        writes: writes.clone(),
+                    });
+                }
                 self.put_entry(key, document, version, group.at);
             }
+        }
+        if let Some(unsaved) = self.unsaved.as_mut().filter(|_| !saved.is_empty()) {
+            unsaved.push(AcknowledgedGroup { at: group.at, contents: saved });
         }
         self.bytes += group.bytes();
         self.groups.insert(number, group);
@@ -354,6 +398,7 @@ impl Journal {
         while let Some(&(flushed, number)) = self.by_position.first()
             && flushed <= by_all
         {
+            self.covered = self.covered.max(flushed);
             self.drop_group(number);
         }
         self.incomplete.retain(|range| range.epoch != epoch || range.to > by_all);
@@ -384,7 +429,8 @@ impl Journal {
             let Some(group) = self.drop_group(number) else { return };
             let LogRange { epoch, inside, flushed } = group.at;
             let writes = group.writes() as u64;
-            self.add_incomplete(IncompleteRange { epoch, from: inside, to: flushed, writes });
+            let range = IncompleteRange { epoch, from: inside, to: flushed, writes };
+            note_incomplete(&mut self.incomplete, range);
         }
     }
 
@@ -400,6 +446,11 @@ impl Journal {
 
     /// Begins an epoch: what was recorded before waits for a repair.
     pub fn begin_epoch(&mut self, epoch: EpochId) {
+        if std::mem::take(&mut self.has_unread) {
+            // It may have been of this epoch or of an earlier one.
+            let unknown = [IncompleteRange::UNKNOWN_EPOCH, epoch].map(IncompleteRange::unknown);
+            unknown.into_iter().for_each(|range| note_incomplete(&mut self.incomplete, range));
+        }
         if self.epoch == Some(epoch) {
             return;
         }
@@ -423,6 +474,7 @@ impl Journal {
         }
         self.by_position.clear();
         self.exposure.clear();
+        self.covered = 0;
         self.epoch = Some(epoch);
     }
 

@@ -51,7 +51,11 @@ pub mod epoch;
 mod exposure;
 pub mod guard;
 pub mod journal;
+pub mod journal_record;
+pub mod journal_segments;
+pub mod journaled;
 pub mod leadership;
+mod unsaved;
 pub mod verdict;
 
 pub use ack_gate::{AckGate, Commit, Decision};
@@ -63,9 +67,15 @@ pub use epoch::{
     PrimaryFacts, TimelineSwitch, WriteEligibility, check_eligibility, mint,
 };
 pub use guard::{GuardFacts, GuardOptions, GuardState, OnLag, guard};
-pub use journal::{
-    GroupId, IncompleteRange, Journal, JournaledContent, JournaledWrite, LogRange, RepairEntry,
-    RepairId,
+pub use journal::{GroupId, Journal, RepairEntry, RepairId};
+pub use journal_record::{
+    DecodedFile, FileEnd, FileError, FileHeader, JOURNAL_FORMAT, JournalRecord, decode_file,
+    encode_group, encode_header, encode_record,
+};
+pub use journal_segments::{GivenUp, JournalSegments};
+pub use journaled::{
+    AcknowledgedGroup, IncompleteRange, JournaledContent, JournaledWrite, LogRange,
 };
 pub use leadership::{BootTime, LeadershipProof, LeaseAnswer, MemberAnswer, ProbeRound};
+pub use unsaved::UnsavedBatch;
 pub use verdict::{RecordedVerdict, VerdictFacts, WriteVerdict, verdict};

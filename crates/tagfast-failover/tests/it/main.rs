@@ -5,5 +5,6 @@ mod acknowledger;
 mod coverage;
 mod decisions;
 mod journal;
+mod journal_copy;
 mod simulation;
 mod support;
