@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, VecDeque};
 use tagfast_domain::EpochId;
 
 use crate::journal_record::JournalRecord;
-use crate::journaled::{AcknowledgedGroup, IncompleteRange};
+use crate::journaled::{AcknowledgedGroup, IncompleteRange, note_incomplete};
 
 /// The size of a segment, as a part of the size of all.
 const SEGMENT_PART: u64 = 8;
@@ -43,8 +43,10 @@ struct Segment {
 pub struct GivenUp {
     /// Its number.
     pub number: u64,
-    /// What is missing without it.
+    /// What is missing without it, and what it said is missing: one range an epoch.
     pub missing: Vec<IncompleteRange>,
+    /// How many writes are missing now that were not before.
+    pub writes: u64,
 }
 
 /// The segments of one cluster's journal.
@@ -120,7 +122,7 @@ impl JournalSegments {
             }
             JournalRecord::Forgotten(range) => {
                 if let Some(last) = self.segments.back_mut() {
-                    last.forgotten.push(*range);
+                    note_incomplete(&mut last.forgotten, *range);
                 }
             }
         }
@@ -135,6 +137,10 @@ impl JournalSegments {
         extent.inside = extent.inside.min(at.inside);
         extent.flushed = extent.flushed.max(at.flushed);
         extent.writes += writes;
+    }
+
+    fn is_needed(&self, range: &IncompleteRange) -> bool {
+        !self.is_covered(range.epoch, range.to)
     }
 
     /// Whether a position is covered, as the segments say.
@@ -197,8 +203,13 @@ impl JournalSegments {
             return None;
         }
         let oldest = self.segments.pop_front()?;
-        let missing = missing_without(&oldest, &self.covered).collect();
-        Some(GivenUp { number: oldest.number, missing })
+        let said = oldest.forgotten.iter().filter(|range| self.is_needed(range));
+        let said: u64 = said.map(|range| range.writes).sum();
+        let mut missing = Vec::new();
+        let ranges = missing_without(&oldest, &self.covered);
+        ranges.for_each(|range| note_incomplete(&mut missing, range));
+        let all: u64 = missing.iter().map(|range| range.writes).sum();
+        Some(GivenUp { number: oldest.number, missing, writes: all - said })
     }
 }
 

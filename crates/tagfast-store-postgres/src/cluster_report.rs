@@ -216,6 +216,7 @@ fn warnings(
         );
         warn("loss", text);
     }
+    cluster.copy_health.warnings().into_iter().for_each(|text| warn("journal", text));
     let etcd = cluster.health.etcd_problem().filter(|(lasts, _)| *lasts >= ETCD_WARNING_AFTER);
     if let Some((lasts, why)) = etcd {
         let text = format!(

@@ -10,6 +10,7 @@
 //! |---|---|
 //! | `cluster/` | what is known of a cluster, and the tasks that keep it current |
 //! | `health/` | how many calls fail lately, and why |
+//! | `journal_files/` | the copies of the journals on disk |
 //! | `write/` | lanes and group commit |
 //! | `read/` | routing of reads, batches, limits |
 //! | `outbox/` | committed events on their way to the bus |
@@ -23,9 +24,11 @@
 mod boot_clock;
 mod cluster;
 mod cluster_report;
+mod cluster_status;
 mod connect;
 mod dead_letters;
 mod health;
+mod journal_files;
 mod locks;
 pub mod metric;
 mod options;
@@ -46,12 +49,14 @@ mod unresponsive_tests;
 mod write;
 
 pub use cluster::etcd::EtcdError;
+pub use cluster_status::ClusterStatus;
 pub use dead_letters::PostgresDeadLetters;
 pub use health::calls::FailingCalls;
 pub use health::cause::{CallKind, FailureCause};
+pub use journal_files::{JournalFolderError, check_journal_dir};
 pub use metric::METRICS;
 pub use options::{ClusterOptions, EtcdLogin, PostgresOptions, ReplicatedMeans, SynchronousCommit};
 pub use outbox::sink::{EndedEpoch, NullSink, OutboxBatch, OutboxRow, OutboxSink, PublishError};
-pub use store::{ClusterStatus, OpenError, PostgresStore};
+pub use store::{OpenError, PostgresStore};
 pub use tagfast_failover::OnLag;
 pub use tls::{Tls, TlsError, check_authorities};

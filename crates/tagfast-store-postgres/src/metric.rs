@@ -141,6 +141,16 @@ define_metrics! {
     /// Contents in that journal.
     pub(crate) gauge JOURNAL_CONTENTS = "tagfast_journal_contents" { cluster in CLUSTERS };
 
+    /// What the copy of that journal takes on disk (`store.journal_dir`). At
+    /// `store.journal_max_bytes` the oldest of it is given up.
+    pub(crate) gauge JOURNAL_DISK_BYTES = "tagfast_journal_disk_bytes" { cluster in CLUSTERS };
+
+    /// Attempts to save the copy of the journal that the disk did not take; `tagfast clusters` has
+    /// the error. Writes go on.
+    pub(crate) counter JOURNAL_DISK_FAILURES = "tagfast_journal_disk_failures_total" {
+        cluster in CLUSTERS,
+    };
+
     /// Writes that were acknowledged beyond `store.max_loss_ms` because `store.on_lag` is
     /// `availability`: a failover may have lost them.
     pub(crate) counter ACKNOWLEDGED_BEYOND_BOUND = "tagfast_acknowledged_beyond_bound_total" {

@@ -2,6 +2,7 @@
 //!
 //! How it fails: it does not; [`crate::PostgresStore::open`] checks what can be wrong.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -130,6 +131,9 @@ pub struct PostgresOptions {
     /// Too low: a replica that is away for long makes the journal forget writes, and a failover can
     /// lose them unlisted; too high: the same takes memory.
     pub journal_bytes_max: usize,
+    /// The directory of the journals' copies on disk, of this process alone; `None`: there are no
+    /// copies, and what only this process knows of a failover's losses dies with it.
+    pub journal_dir: Option<PathBuf>,
     /// The limits of documents.
     pub limits: Limits,
     /// The clock of documents and events.
@@ -196,6 +200,7 @@ impl PostgresOptions {
             on_lag: OnLag::default(),
             replicated_means: ReplicatedMeans::default(),
             journal_bytes_max: 256 << 20,
+            journal_dir: None,
             limits: Limits::default(),
             breakers: Breakers::new(Arc::clone(&clock)),
             clock,

@@ -27,16 +27,18 @@ use tokio::time::{Instant, timeout};
 
 use crate::cluster::etcd::{Etcd, EtcdError, http_client};
 use crate::cluster::member_probes::probe_members;
-use crate::cluster::node_registry::NodeRegistry;
+use crate::cluster::node_registry::{NodeRegistry, new_process_name};
 use crate::cluster::password_check::check_password;
 use crate::cluster::patroni::discover_nodes;
 use crate::cluster::replica_positions::poll_positions;
 use crate::cluster::topology::{Cluster, ClusterBounds, Topology};
 use crate::cluster::watcher::Watcher;
 use crate::connect::ConnectionFactory;
-use crate::health::calls::FailingCalls;
 use crate::health::cause::FailureCause;
 use crate::health::read_canary;
+use crate::journal_files::JournalFolderError;
+use crate::journal_files::folder::JournalFolder;
+use crate::journal_files::keeper::start_copy;
 use crate::options::{ClusterOptions, PostgresOptions, limit};
 use crate::outbox::relay::{DrainRequest, Relay};
 use crate::outbox::sink::OutboxSink;
@@ -67,6 +69,9 @@ pub enum OpenError {
     /// TLS cannot be set up.
     #[error("TLS to PostgreSQL cannot be set up")]
     Tls(#[from] TlsError),
+    /// The directory of the journals' copies cannot be used.
+    #[error("the copy of the journal on disk cannot be kept")]
+    Journal(#[from] JournalFolderError),
     /// `store.writer_connections` is out of range.
     #[error("a cluster needs 1 to 16 writer lanes, not {0}")]
     Lanes(usize),
@@ -87,32 +92,6 @@ pub(crate) struct ClusterHandle {
     /// The session of verdicts and its address; `None`: it is opened by the next receipt.
     pub(crate) verdict_session: tokio::sync::Mutex<Option<(String, Arc<VerdictSession>)>>,
     drain_requests: mpsc::Sender<DrainRequest>,
-}
-
-/// The status of a cluster, for operators and for readiness.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ClusterStatus {
-    /// Its name.
-    pub name: String,
-    /// The member that takes writes; `None`: none does.
-    pub primary: Option<String>,
-    /// The other members.
-    pub replicas: Vec<String>,
-    /// The epoch's ordinal; `None`: there is no primary.
-    pub epoch: Option<u64>,
-    /// Why it takes no writes; `None`: it does.
-    pub problem: Option<String>,
-    /// What weakens a promise on it, and what to do.
-    pub warnings: Vec<String>,
-    /// The replicas that are older than `store.replica_max_age_ms`, each a sentence with its age.
-    pub replicas_behind: Vec<String>,
-    /// Long transactions that hold the relay, at most three: search and popular tags get no newer
-    /// while they last.
-    pub long_transactions: Vec<String>,
-    /// Which of its calls fail, and why; empty: most of the last seconds' calls succeed.
-    pub failing: Vec<FailingCalls>,
-    /// For how long etcd has not answered, and why; `None`: it does.
-    pub etcd_problem: Option<(Duration, String)>,
 }
 
 /// The store.
@@ -155,6 +134,8 @@ struct Starting<'a> {
     options: &'a PostgresOptions,
     etcd: Etcd,
     registry: Arc<NodeRegistry>,
+    /// `None`: no copies of the journals are kept.
+    folder: Option<Arc<JournalFolder>>,
     http: reqwest::Client,
     connections: ConnectionFactory,
     sink: Arc<dyn OutboxSink>,
@@ -165,7 +146,11 @@ struct Starting<'a> {
 
 impl Starting<'_> {
     /// Starts the tasks of a cluster.
-    fn cluster(&mut self, index: usize, wanted: &ClusterOptions) -> ClusterHandle {
+    fn cluster(
+        &mut self,
+        index: usize,
+        wanted: &ClusterOptions,
+    ) -> Result<ClusterHandle, OpenError> {
         let options = self.options;
         let names = (wanted.name.as_str(), wanted.scope.as_str());
         let bounds = ClusterBounds {
@@ -174,6 +159,10 @@ impl Starting<'_> {
             journal_bytes_max: options.journal_bytes_max,
         };
         let cluster = Arc::new(Cluster::new(index as u16, names, bounds, &options.breakers));
+        if let Some(folder) = &self.folder {
+            // Before anything adopts an epoch.
+            self.tasks.push(start_copy(folder, &cluster, options)?);
+        }
         let (http, patroni) = (self.http.clone(), wanted.patroni.clone());
         let discovery = discover_topology(Arc::clone(&cluster), http, patroni);
         self.tasks.push(spawn("discovery", discovery));
@@ -224,7 +213,7 @@ impl Starting<'_> {
             queue: limit::STRONG_READS_MAX,
             wait: limit::READ_TIMEOUT,
         };
-        ClusterHandle {
+        Ok(ClusterHandle {
             cluster,
             lanes,
             readers: Mutex::default(),
@@ -234,7 +223,7 @@ impl Starting<'_> {
             scan_session: tokio::sync::Mutex::new(None),
             verdict_session: tokio::sync::Mutex::new(None),
             drain_requests,
-        }
+        })
     }
 
     /// Starts a lane of a cluster.
@@ -275,12 +264,13 @@ async fn discover_topology(cluster: Arc<Cluster>, http: reqwest::Client, urls: V
 }
 
 impl PostgresStore {
-    /// Starts the tasks of every cluster. Returns at once: [`PostgresStore::status`] says what a
-    /// cluster lacks.
+    /// Reads the journals' copies, if there are any, and starts the tasks of every cluster. Does
+    /// not wait for a cluster: [`PostgresStore::status`] says what one lacks.
     ///
     /// # Errors
     ///
-    /// The options are wrong. A cluster that is down is no error.
+    /// The options are wrong, or the directory of the journals' copies cannot be used. A cluster
+    /// that is down is no error.
     pub fn open(
         options: PostgresOptions,
         sink: Arc<dyn OutboxSink>,
@@ -291,12 +281,18 @@ impl PostgresStore {
             return Err(OpenError::Lanes(options.lanes));
         }
         let etcd = Etcd::new(&options.etcd, options.etcd_login.clone())?;
-        let registry = NodeRegistry::new(etcd.clone(), Arc::clone(&options.clock), &options.node);
+        let folder = JournalFolder::open_some(options.journal_dir.as_deref(), &options.node)?;
+        let process = folder
+            .as_ref()
+            .map_or_else(|| new_process_name(&options.node), |folder| folder.process.clone());
+        let clock = Arc::clone(&options.clock);
+        let registry = NodeRegistry::new(etcd.clone(), clock, process, folder.is_some());
         let registry = Arc::new(registry);
         let mut starting = Starting {
             options: &options,
             etcd,
             registry: Arc::clone(&registry),
+            folder,
             http: http_client()?,
             connections: ConnectionFactory::new(&options)?,
             sink,
@@ -305,7 +301,8 @@ impl PostgresStore {
             stop_lanes: StopSignal::new(),
         };
         let clusters = options.clusters.iter().enumerate();
-        let clusters = clusters.map(|(n, wanted)| starting.cluster(n, wanted)).collect();
+        let clusters =
+            clusters.map(|(n, wanted)| starting.cluster(n, wanted)).collect::<Result<_, _>>()?;
         let reading = ReaderOptions {
             name: "read",
             concurrency: options.read_concurrency.max(1),
@@ -396,26 +393,6 @@ impl PostgresStore {
     /// The database on every cluster.
     pub fn database(&self) -> &str {
         self.connections.database()
-    }
-
-    /// The status of each cluster.
-    pub fn status(&self) -> Vec<ClusterStatus> {
-        let status = |handle: &ClusterHandle| {
-            let topology = Arc::clone(&handle.cluster.topology.borrow());
-            ClusterStatus {
-                name: handle.cluster.name.clone(),
-                primary: topology.primary.as_ref().map(|(_, node)| node.name.clone()),
-                replicas: topology.replicas.iter().map(|n| n.name.clone()).collect(),
-                epoch: topology.primary.as_ref().map(|(epoch, _)| epoch.ordinal.0),
-                problem: topology.problem.clone(),
-                warnings: topology.warnings.clone(),
-                replicas_behind: handle.cluster.replicas_behind(),
-                long_transactions: handle.cluster.long_transactions.texts(),
-                failing: handle.cluster.health.failing(),
-                etcd_problem: handle.cluster.health.etcd_problem(),
-            }
-        };
-        self.clusters.iter().map(status).collect()
     }
 
     /// The limiters of the nodes that were read, by name: `reads of c0/node`, `strong reads of

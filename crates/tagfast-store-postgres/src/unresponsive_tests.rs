@@ -62,6 +62,7 @@ fn connections() -> ConnectionFactory {
         on_lag: crate::OnLag::Hold,
         replicated_means: crate::ReplicatedMeans::All,
         journal_bytes_max: 1,
+        journal_dir: None,
         limits: Limits::default(),
         clock: Arc::new(SystemClock),
         node: "test".to_owned(),

@@ -158,7 +158,8 @@ pub struct FailingCallsReport {
 /// What weakens a promise on a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterWarning {
-    /// The part that it is about, a stable word: `etcd`, `installation`, `loss`.
+    /// The part that it is about, a stable word: `etcd`, `installation`, `journal`,
+    /// `loss`.
     pub part: &'static str,
     /// A sentence that says what to do.
     pub text: String,

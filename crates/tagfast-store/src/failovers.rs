@@ -48,7 +48,8 @@ pub struct VerdictCounts {
     pub unknown: u64,
 }
 
-/// A range of an ended epoch's log for which a process had forgotten its writes.
+/// A range of an ended epoch's log for which a process had forgotten its writes. Up to `u64::MAX`,
+/// without writes: a file could not be read, and what it held is not known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IncompleteLog {
     /// The epoch.

@@ -53,9 +53,11 @@ impl FailoverObserver for FailoverNotices {
 /// The notice of a failover; `None`: it lost nothing.
 fn notice(report: &FailoverReport) -> Option<Value> {
     let counts = &report.counts;
-    let incomplete: u64 =
-        report.nodes.iter().flat_map(|node| &node.incomplete).map(|log| log.writes).sum();
-    if counts.lost == 0 && incomplete == 0 && report.missing_nodes.is_empty() {
+    let incomplete = || report.nodes.iter().flat_map(|node| &node.incomplete);
+    // Also where it is not known how many writes it had.
+    let is_complete = incomplete().next().is_none();
+    let unlisted: u64 = incomplete().map(|log| log.writes).sum();
+    if counts.lost == 0 && is_complete && report.missing_nodes.is_empty() {
         return None;
     }
     Some(json!({
@@ -70,7 +72,7 @@ fn notice(report: &FailoverReport) -> Option<Value> {
         "repaired": counts.repaired,
         "lost": counts.lost,
         "unknown": counts.unknown,
-        "unlisted": incomplete,
+        "unlisted": unlisted,
         "missing_nodes": report.missing_nodes,
     }))
 }
@@ -137,6 +139,8 @@ mod tests {
         let log = IncompleteLog { epoch: EpochId([9; 16]), from: 1, to: 2, writes: 5 };
         forgotten.nodes[0].incomplete = vec![log, log];
         assert_eq!(notice(&forgotten).unwrap()["unlisted"], 10);
+        forgotten.nodes[0].incomplete = vec![IncompleteLog { writes: 0, to: u64::MAX, ..log }];
+        assert_eq!(notice(&forgotten).unwrap()["unlisted"], 0, "no one knows how many");
         let mut unreported = report();
         unreported.missing_nodes = vec!["api-2".to_owned()];
         assert_eq!(notice(&unreported).unwrap()["missing_nodes"], json!(["api-2"]));

@@ -150,7 +150,9 @@ impl<'a> From<&'a NodeRepair> for NodeRepairBody<'a> {
     }
 }
 
-/// A range of an epoch's log for which a process had forgotten its writes.
+/// A range of an epoch's log for which a process had forgotten its writes. What it could not read
+/// back from its copy of the journal has the range `0/0` to `FFFFFFFF/FFFFFFFF` and no writes:
+/// what it held is not known.
 #[derive(Serialize, ToSchema)]
 #[schema(as = IncompleteLog)]
 struct IncompleteLogBody {

@@ -11,6 +11,8 @@ use crate::terminal::{Terminal, table};
 
 /// Items in one request where all of a list are asked for.
 const ITEMS_PER_REQUEST: u32 = 500;
+/// Where a log range ends of which nothing is known.
+const UNKNOWN_LSN: &str = "FFFFFFFF/FFFFFFFF";
 
 /// The fields of a failover in CSV. The ones with a dot are in an object.
 const FAILOVER_FIELDS: &[&str] = &[
@@ -269,10 +271,11 @@ fn report_text(report: &Value, terminal: &Terminal) -> String {
             let field = |name| text(log, name);
             let (from, to, epoch) = (field("from_lsn"), field("to_lsn"), field("epoch"));
             let writes = field("writes");
-            let words = format!(
-                "{} forgot {writes} writes in {from} to {to} of {epoch}",
-                text(node, "node")
-            );
+            let node = text(node, "node");
+            let words = match to.as_str() {
+                UNKNOWN_LSN => format!("{node} could not read back what it had acknowledged"),
+                to => format!("{node} forgot {writes} writes in {from} to {to} of {epoch}"),
+            };
             put("incomplete", words);
         }
     }
@@ -313,7 +316,8 @@ mod tests {
             "missing_nodes": ["b-2"],
             "nodes": [{"node": "a-1", "began_at": "2026-01-01T00:00:02.100Z",
                 "counts": {"kept": 40, "repaired": 9, "lost": 1, "unknown": 0}, "times": {},
-                "incomplete": [{"epoch": "09", "from_lsn": "0/1", "to_lsn": "0/2", "writes": 5}]}],
+                "incomplete": [{"epoch": "09", "from_lsn": "0/1", "to_lsn": "0/2", "writes": 5},
+                    {"epoch": "00", "from_lsn": "0/0", "to_lsn": UNKNOWN_LSN, "writes": 0}]}],
         })
     }
 
@@ -347,6 +351,7 @@ mod tests {
             "epoch to closed repair  12.3 s",
             "did not report          b-2",
             "incomplete              a-1 forgot 5 writes in 0/1 to 0/2 of 09",
+            "incomplete              a-1 could not read back what it had acknowledged",
             "a-1  2026-01-01T00:00:02.100Z  it goes on  1 lost, 9 repaired, 40 kept",
         ] {
             assert!(shown.contains(words), "{words:?} in {shown}");

@@ -2,8 +2,10 @@
 //!
 //! Every process that may hold a journal is registered, so that the closing of a repair waits for
 //! it. A registration ends with its lease, so a process that died delays a closing by the lease at
-//! most. What was registered a while ago is remembered, so that a process that died together with a
-//! primary is named in the report of the failover, also when its lease ended before.
+//! most. One whose journal is also on disk is waited for longer, because it may be started again:
+//! it then registers and reports under the same name. What was registered a while ago is
+//! remembered, so that a process that died together with a primary is named in the report of the
+//! failover, also when its lease ended before.
 //!
 //! How it fails: while etcd does not answer the lease runs out, and the process is registered again
 //! with the first answer. A repair that is closed meanwhile refuses what this process still has,
@@ -14,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tagfast_failover::closing::CLOSING_AFTER;
 use tagfast_resilience::{Clock, OutageLog};
 use tokio::time::Instant;
 
@@ -22,6 +25,8 @@ use crate::cluster::etcd::{Etcd, EtcdError};
 
 /// How long a registration lives without its process.
 const REGISTRATION_TTL: Duration = Duration::from_secs(10);
+/// The same of a process that has a copy of its journal on disk: as long as a closing waits.
+const REGISTRATION_TTL_WITH_COPY: Duration = CLOSING_AFTER;
 /// Between two renewals: two may fail.
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(3);
 /// After a failure.
@@ -55,23 +60,30 @@ impl SeenNodes {
     }
 }
 
+/// A name for a process: that of its node and a random part, so that a process that was started
+/// again is not taken for the one before it.
+pub(crate) fn new_process_name(node: &str) -> String {
+    format!("{node}.{:08x}", fastrand::u32(..))
+}
+
 /// The registration of this process, and what it knows of the others.
 pub(crate) struct NodeRegistry {
     etcd: Etcd,
     clock: Arc<dyn Clock>,
-    /// The name of this process: that of its node and a random part, so that a process that was
-    /// started again is not taken for the one before it.
+    /// The name of this process.
     pub(crate) process: String,
+    /// It has a copy of its journal on disk, and the same name when it is started again.
+    pub(crate) has_copy: bool,
     seen: Mutex<SeenNodes>,
     /// `None`: it is to be asked for.
     lease: Mutex<Option<u64>>,
 }
 
 impl NodeRegistry {
-    /// Nothing is registered before [`NodeRegistry::keep`] runs.
-    pub(crate) fn new(etcd: Etcd, clock: Arc<dyn Clock>, node: &str) -> Self {
-        let process = format!("{node}.{:08x}", fastrand::u32(..));
-        Self { etcd, clock, process, seen: Mutex::default(), lease: Mutex::default() }
+    /// Nothing is registered before [`NodeRegistry::keep`] runs. `has_copy`: the process has a copy
+    /// of its journal on disk, and its name is that of the copy.
+    pub(crate) fn new(etcd: Etcd, clock: Arc<dyn Clock>, process: String, has_copy: bool) -> Self {
+        Self { etcd, clock, process, has_copy, seen: Mutex::default(), lease: Mutex::default() }
     }
 
     /// Keeps this process registered until it is dropped.
@@ -100,7 +112,8 @@ impl NodeRegistry {
         // Unregistered | Registered(lease expired) => Registered(new lease)
         if !lives {
             *self.lease.lock() = None;
-            let lease = self.etcd.grant_lease(REGISTRATION_TTL).await?;
+            let ttl = if self.has_copy { REGISTRATION_TTL_WITH_COPY } else { REGISTRATION_TTL };
+            let lease = self.etcd.grant_lease(ttl).await?;
             self.put(lease, false).await?;
             *self.lease.lock() = Some(lease);
         }

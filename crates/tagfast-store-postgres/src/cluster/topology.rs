@@ -31,6 +31,7 @@ use crate::cluster::replica_states::{
     CurrentEpoch, LogFacts, ProbeAnswer, ReplicaAge, ReplicaStates, age,
 };
 use crate::health::calls::CallHealth;
+use crate::journal_files::copy_health::CopyHealth;
 use crate::metric::PRIMARY_FAILURES;
 use crate::options::breaker_options;
 
@@ -136,6 +137,8 @@ pub(crate) struct Cluster {
     pub(crate) health: CallHealth,
     /// Since when what was lost in a failover may be missing, and how the failover went.
     pub(crate) repair: RepairWindow,
+    /// How the copy of the journal on disk fares.
+    pub(crate) copy_health: CopyHealth,
 }
 
 impl Cluster {
@@ -172,6 +175,7 @@ impl Cluster {
             replica_breaker: breaker("replica"),
             health: CallHealth::new(name),
             repair: RepairWindow::default(),
+            copy_health: CopyHealth::default(),
         }
     }
 

@@ -239,7 +239,8 @@ impl Closer {
         &self,
         epoch: &EpochRecord,
     ) -> Result<(BTreeSet<String>, BTreeSet<String>), EtcdError> {
-        // The registrations first: who registers later has nothing of an earlier epoch.
+        // The registrations first: who registers later has nothing of an earlier epoch, or was
+        // registered before and comes back with its copy on disk.
         let registered = self.registry.registered().await?;
         let repairs = self.etcd.repairs(&self.cluster.scope, epoch.ordinal).await?;
         let reported = repairs.into_iter().filter(|(_, repair)| repair.ended_at.is_some());

@@ -13,13 +13,14 @@
 //! what was committed. A process that stood still: its epoch check fails, and if the repair was
 //! closed meanwhile its writes are listed as late, not applied. etcd does not answer: the repair
 //! goes on, and the report is sent when it does. A damaged document: it is left out, and named in
-//! the log.
+//! the log. A process that was started again with a copy of its journal on disk: what it had
+//! reported stays in its report. A copy of a different cluster: its entries are refused, and named.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tagfast_domain::{Epoch, EpochId, Limits, UnixMillis};
+use tagfast_domain::{Epoch, EpochId, EpochOrdinal, Limits, UnixMillis};
 use tagfast_failover::{
     BootTime, EpochRecord, IncompleteRange, JournaledContent, LogRange, RepairEntry, RepairId,
 };
@@ -33,10 +34,10 @@ use super::closer::{Closer, RETRY_INTERVAL, pause_since};
 use super::resolution::{is_kept, writes_of};
 use super::verdict_rows::add_counts;
 use crate::boot_clock::{Moment, boot_time};
-use crate::cluster::etcd::Etcd;
 use crate::cluster::etcd::repair_keys::{
     StoredCounts, StoredIncomplete, StoredRepair, StoredTimes,
 };
+use crate::cluster::etcd::{Etcd, EtcdError};
 use crate::cluster::node_registry::NodeRegistry;
 use crate::cluster::repair_window::{PhaseTimes, read_closed};
 use crate::cluster::topology::{Cluster, Node};
@@ -212,6 +213,7 @@ impl Repairer {
         epoch: &EpochRecord,
         progress: &mut Progress,
     ) -> Result<(), PassError> {
+        self.refuse_foreign();
         let mut locks = false;
         loop {
             let mut after = None;
@@ -234,6 +236,25 @@ impl Repairer {
             // Contents that are written all the time are locked in the next attempt.
             locks = true;
         }
+    }
+
+    /// Refuses entries that were read back from disk and are of no epoch of this cluster.
+    fn refuse_foreign(&self) {
+        let is_known = |epoch| self.cluster.epoch_end_of(epoch).is_some();
+        let refused = self.cluster.acknowledger().journal_mut().refuse_foreign(is_known);
+        if refused.is_empty() {
+            return;
+        }
+        let epochs: Vec<String> = refused.iter().map(EpochId::to_string).collect();
+        tracing::error!(
+            cluster = self.cluster.name,
+            ?epochs,
+            "files of the journal are of epochs that this cluster never had: they are not repaired, \
+             and set aside"
+        );
+        let why = |epoch| format!("it is of epoch {epoch}, which this cluster never had");
+        let files: Vec<String> = epochs.iter().map(why).collect();
+        self.cluster.copy_health.note_set_aside(&files);
     }
 
     /// Puts the entries back that the current history has; returns the others.
@@ -323,7 +344,7 @@ impl Repairer {
         loop {
             self.check_epoch(epoch)?;
             let report = self.stored_report(epoch, progress, ended_at);
-            match self.etcd.put_repair(scope, &self.registry.process, &report).await {
+            match self.put_report(scope, report).await {
                 Ok(()) => return Ok(()),
                 Err(error) => {
                     let (cluster, error) = (&self.cluster.name, ErrorChain(&error));
@@ -332,6 +353,23 @@ impl Repairer {
             }
             pause_since(began).await;
         }
+    }
+
+    /// Adds to what an earlier process of this name has reported.
+    async fn put_report(
+        &self,
+        scope: (&str, EpochOrdinal),
+        report: StoredRepair,
+    ) -> Result<(), EtcdError> {
+        let process = &self.registry.process;
+        let report = match self.registry.has_copy {
+            false => report,
+            true => {
+                let earlier = self.etcd.repair(scope, process).await?;
+                earlier.iter().fold(report, StoredRepair::with_earlier)
+            }
+        };
+        self.etcd.put_repair(scope, process, &report).await
     }
 
     fn stored_report(

@@ -4,6 +4,7 @@
 mod client;
 #[cfg(feature = "full")]
 mod failover;
+mod journal_copy;
 #[cfg(feature = "full")]
 mod judge;
 mod load;

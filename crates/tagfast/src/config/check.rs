@@ -10,6 +10,7 @@ use std::path::Path;
 
 use tagfast_api::{JwksSource, usable_keys};
 use tagfast_resilience::{ErrorChain, Secret, private_files};
+use tagfast_store_postgres::check_journal_dir;
 
 use super::dead_letters::WebhookConfig;
 use super::events::SaslConfig;
@@ -38,6 +39,9 @@ pub fn machine_faults(config: &Config) -> Vec<String> {
             postgres.kafka.as_ref().and_then(|kafka| kafka.tls_authorities()),
         ];
         faults.extend(authorities.into_iter().flatten().filter_map(|file| file.read().err()));
+        let journal_dir = postgres.journal_dir.as_deref().map(check_journal_dir);
+        let fault = journal_dir.and_then(Result::err);
+        faults.extend(fault.map(|error| ErrorChain(&error).to_string()));
     }
     faults.extend(check_data_dir(&config.data_dir).err());
     // Port 0: a server that runs already holds the other one.

@@ -307,10 +307,17 @@ config_keys! {
             "What `Durability: replicated` waits for: `all` replicas that stream, or `one`.",
             "With `one`, a write can be lost when a different replica is promoted. With `all`, \
              the slowest replica sets the time that such a write takes.";
+        journal_dir Text Cluster = "", "postgres.journal_dir",
+            "Directory for a copy of the journals on disk, of one process alone; unset = no copy. A \
+             process that dies and is started again with it repairs what a failover lost of its \
+             acknowledged writes, but for those of the last 100 ms.",
+            "Without it, what a process acknowledged is lost if it dies with the primary, unless a \
+             replica has it. With it, the repair after a failover stays open for up to a minute \
+             while a process that died does not come back. On a slow disk the copy is older.";
         journal_max_bytes Number(1_048_576..=1_099_511_627_776) Cluster = "268435456",
             "postgres.journal_max_bytes",
             "Memory for each cluster's journal of acknowledged writes that not every replica has, \
-             in bytes.",
+             in bytes; its copy in `store.journal_dir` takes as much on disk.",
             "Too high: a replica that is away for long takes as much memory. Too low: the journal \
              forgets writes, and what a failover loses of them is neither repaired nor listed one \
              by one.";

@@ -78,7 +78,9 @@ pub struct PostgresConfig {
     pub on_lag: OnLag,
     /// What `Durability: replicated` waits for.
     pub replicated_means: ReplicatedMeans,
-    /// Memory of each cluster's journal, in bytes.
+    /// Directory for the copies of the journals; `None` = no copies.
+    pub journal_dir: Option<PathBuf>,
+    /// Memory of each cluster's journal, in bytes, and disk of its copy.
     pub journal_max_bytes: usize,
     /// How long a write waits for a primary.
     pub primary_wait: Duration,
@@ -241,6 +243,7 @@ pub(super) fn postgres(values: &mut Values<'_>) -> PostgresConfig {
             Some("one") => ReplicatedMeans::One,
             Some(_) | None => ReplicatedMeans::All,
         },
+        journal_dir: values.text(&STORE.journal_dir).map(PathBuf::from),
         journal_max_bytes: values.size(&STORE.journal_max_bytes),
         primary_wait: values.millis(&STORE.primary_wait_ms),
         shard_map_version: values.number(&STORE.shard_map_version),
@@ -295,6 +298,17 @@ mod tests {
         let changed = of("max_loss_ms = 200\non_lag = \"availability\"\n\
                           replicated_means = \"one\"\njournal_max_bytes = 1048576");
         assert_eq!(changed, (second / 5, OnLag::Availability, ReplicatedMeans::One, 1 << 20));
+    }
+
+    #[test]
+    fn the_journal_is_copied_only_where_a_directory_is_named() {
+        let of = |text: &str| {
+            let (config, errors) = resolve_text(&format!("clusters = [\"a=0-63\"]\n{text}"));
+            assert_eq!(errors, Vec::<String>::new(), "{text}");
+            config.journal_dir
+        };
+        assert_eq!(of(""), None);
+        assert_eq!(of("journal_dir = \"/x y\""), Some(PathBuf::from("/x y")));
     }
 
     #[test]

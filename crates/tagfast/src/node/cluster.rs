@@ -224,6 +224,8 @@ fn store_options(
         max_loss: postgres.max_loss,
         on_lag: postgres.on_lag,
         replicated_means: postgres.replicated_means,
+        // Only what answers writes has something to lose.
+        journal_dir: postgres.journal_dir.clone().filter(|_| roles.api),
         journal_bytes_max: postgres.journal_max_bytes,
         relay: roles.relay,
         canaries: roles.api,
@@ -314,10 +316,12 @@ fn degraded(cluster: ClusterStatus) -> Vec<(String, String)> {
     let replicas = cluster.replicas_behind.into_iter();
     let replicas = replicas.map(|replica| (format!("reads of {name}"), replica));
     let warnings = warnings.into_iter().map(|text| (format!("installation of {name}"), text));
+    let journal = cluster.journal_problems.into_iter();
+    let journal = journal.map(|text| (format!("journal of {name}"), text));
     let relay = cluster.long_transactions.into_iter();
     let relay = relay.map(|transaction| (format!("relay of {name}"), transaction));
     let calls = problem.into_iter().chain(failing).chain(etcd);
-    calls.chain(replicas).chain(warnings).chain(relay).collect()
+    calls.chain(replicas).chain(warnings).chain(journal).chain(relay).collect()
 }
 
 /// The state of a limiter of database reads.

@@ -32,6 +32,7 @@ const WITHOUT_SECRETS: &[&str] = &[
     "store.tls_ca_file",
     "store.epoch_floors",
     "store.data_dir",
+    "store.journal_dir",
     "cache.sentinel_user",
     "state.sentinel_user",
     "kafka.tls_ca_file",

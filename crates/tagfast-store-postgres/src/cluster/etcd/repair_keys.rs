@@ -86,6 +86,39 @@ pub(crate) struct StoredRepair {
     pub(crate) times: StoredTimes,
 }
 
+impl StoredRepair {
+    /// With what an earlier process of the same name has reported about the epoch. That one knew
+    /// all that the copy of its journal has, and more: each count is the larger one.
+    pub(crate) fn with_earlier(self, earlier: &Self) -> Self {
+        let (mine, other) = (self.counts, earlier.counts);
+        let is_new = |range: &&StoredIncomplete| {
+            self.incomplete.iter().all(|known| known.epoch != range.epoch)
+        };
+        let more: Vec<StoredIncomplete> =
+            earlier.incomplete.iter().filter(is_new).cloned().collect();
+        let first = |of: fn(&StoredTimes) -> Option<UnixMillis>| {
+            [&self.times, &earlier.times].into_iter().filter_map(of).min()
+        };
+        Self {
+            counts: StoredCounts {
+                kept: mine.kept.max(other.kept),
+                repaired: mine.repaired.max(other.repaired),
+                lost: mine.lost.max(other.lost),
+                unknown: mine.unknown.max(other.unknown),
+            },
+            began_at: self.began_at.min(earlier.began_at),
+            ended_at: self.ended_at.or(earlier.ended_at),
+            times: StoredTimes {
+                suspected_at: first(|times| times.suspected_at),
+                held_at: first(|times| times.held_at),
+                promoted_at: first(|times| times.promoted_at),
+                first_acknowledged_at: first(|times| times.first_acknowledged_at),
+            },
+            incomplete: [self.incomplete, more].concat(),
+        }
+    }
+}
+
 /// That the repair of an epoch is closed, and every streaming replica has the closing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct StoredClosing {
@@ -164,6 +197,18 @@ impl Etcd {
     ) -> Result<(), EtcdError> {
         let key = format!("{}{process}", repairs_prefix(scope, ordinal));
         self.put(&key, repair, 0).await
+    }
+
+    /// What a process of this name has reported about an epoch; `None`: nothing.
+    pub(crate) async fn repair(
+        &self,
+        (scope, ordinal): (&str, EpochOrdinal),
+        process: &str,
+    ) -> Result<Option<StoredRepair>, EtcdError> {
+        let key = format!("{}{process}", repairs_prefix(scope, ordinal));
+        let entries = self.prefix(&key).await?;
+        let entry = entries.iter().find(|entry| entry.key == key);
+        entry.map(|entry| value_of(entry, "a repair's report")).transpose()
     }
 
     /// What the processes have reported about an epoch, by their names.
@@ -256,6 +301,30 @@ mod tests {
         let plain = value_of(&entry("p/a", r#"{"closed_at":7,"missing":[]}"#), "it");
         let closing = StoredClosing { closed_at: 7, missing: Vec::new(), superseded_by: None };
         assert_eq!(plain.ok(), Some(closing), "as a program wrote it that knew no more");
+    }
+
+    /// The process repaired 100 writes, reported them, and was started again when most of them had
+    /// left the copy of its journal.
+    #[test]
+    fn a_second_report_of_a_process_keeps_what_the_first_one_told() {
+        let report = |repaired, began_at, held_at, epoch: &str| StoredRepair {
+            counts: StoredCounts { repaired, ..StoredCounts::default() },
+            began_at,
+            ended_at: Some(began_at + 1),
+            incomplete: vec![StoredIncomplete {
+                epoch: epoch.to_owned(),
+                from: 1,
+                to: 2,
+                writes: 3,
+            }],
+            times: StoredTimes { held_at, ..StoredTimes::default() },
+        };
+        let second = report(7, 50, None, "b").with_earlier(&report(100, 10, Some(4), "a"));
+        assert_eq!((second.counts.repaired, second.began_at, second.ended_at), (100, 10, Some(51)));
+        assert_eq!(second.times.held_at, Some(4));
+        let epochs: Vec<&str> = second.incomplete.iter().map(|r| r.epoch.as_str()).collect();
+        assert_eq!(epochs, ["b", "a"]);
+        assert_eq!(second.clone().with_earlier(&second), second, "a report that is sent again");
     }
 
     #[test]
