@@ -10,7 +10,7 @@
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::headers::{
-    CONSISTENCY, CONSISTENCY_TOKEN, DURABILITY, IDEMPOTENCY_KEY, REQUEST_ID, TRACEPARENT,
+    CONSISTENCY, CONSISTENCY_TOKEN, DURABILITY, IDEMPOTENCY_KEY, RECEIPT, REQUEST_ID, TRACEPARENT,
 };
 use crate::problem::{Code, Problem, bad_header as bad};
 
@@ -30,7 +30,7 @@ enum Repeated {
 }
 
 /// Every request header that the API reads.
-static HEADERS: [(&HeaderName, Repeated); 16] = [
+static HEADERS: [(&HeaderName, Repeated); 17] = [
     (&header::ACCEPT, Repeated::List),
     (&header::ACCEPT_ENCODING, Repeated::List),
     (&header::AUTHORIZATION, Repeated::Refused),
@@ -44,6 +44,7 @@ static HEADERS: [(&HeaderName, Repeated); 16] = [
     (&IDEMPOTENCY_KEY, Repeated::Refused),
     (&header::IF_MATCH, Repeated::List),
     (&header::IF_NONE_MATCH, Repeated::List),
+    (&RECEIPT, Repeated::List),
     (&TRACEPARENT, Repeated::Ignored),
     (&header::TRANSFER_ENCODING, Repeated::List),
     (&REQUEST_ID, Repeated::Ignored),

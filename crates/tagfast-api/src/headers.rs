@@ -20,6 +20,7 @@ use crate::problem::{Problem, bad_header as bad};
 
 pub(crate) static CONSISTENCY: HeaderName = HeaderName::from_static("consistency");
 pub(crate) static CONSISTENCY_TOKEN: HeaderName = HeaderName::from_static("consistency-token");
+pub(crate) static RECEIPT: HeaderName = HeaderName::from_static("receipt");
 pub(crate) static DURABILITY: HeaderName = HeaderName::from_static("durability");
 pub(crate) static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 pub(crate) static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -30,11 +31,11 @@ pub(crate) static CACHE_STATUS: HeaderName = HeaderName::from_static("cache-stat
 
 /// Longest idempotency key in bytes.
 const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
-/// Most consistency tokens of one request. Too low: a client with more requests in flight has to
-/// drop tokens. Too high: one request makes the service check many.
-const CONSISTENCY_TOKENS_MAX: usize = 16;
+/// Most consistency tokens, and most receipts, of one request. Too low: a client with more requests
+/// in flight has to drop some. Too high: one request makes the service check many.
+const SEALED_TEXTS_MAX: usize = 16;
 /// Largest sum of their lengths, in bytes: ten of the longest ones, half of a request's head.
-const CONSISTENCY_TOKEN_BYTES_MAX: usize = 32 * 1024;
+const SEALED_TEXT_BYTES_MAX: usize = 32 * 1024;
 /// Why a value that is no text is refused.
 const NOT_ASCII: &str = "it has characters that are not visible ASCII";
 
@@ -128,30 +129,62 @@ pub(crate) fn client_has_version(headers: &HeaderMap, current: Version) -> Resul
     Ok(known.is_some_and(|known| known.match_weakly(current)))
 }
 
+/// A header that is a list of sealed texts, with the names of its two limits.
+struct SealedList {
+    name: &'static HeaderName,
+    what: &'static str,
+    count_limit: &'static str,
+    bytes_limit: &'static str,
+}
+
+impl SealedList {
+    /// The texts of all lines, as they are; empty when the header is absent.
+    fn of<'a>(&self, headers: &'a HeaderMap) -> Result<Vec<&'a str>, Problem> {
+        let Self { name, what, count_limit, bytes_limit } = *self;
+        let mut all = Vec::new();
+        for value in headers.get_all(name) {
+            let text = value.to_str().map_err(|_| bad(name, NOT_ASCII))?;
+            let texts = text.split(',').map(|t| t.trim_matches([' ', '\t']));
+            all.extend(texts.filter(|t| !t.is_empty()));
+        }
+        let (given, bytes) = (all.len(), all.iter().map(|text| text.len()).sum::<usize>());
+        if given > SEALED_TEXTS_MAX {
+            let reason = format!("it has more than {SEALED_TEXTS_MAX} {what}s");
+            let (allowed, given) = (SEALED_TEXTS_MAX as u64, given as u64);
+            return Err(bad(name, &reason).limit(count_limit, allowed, given));
+        }
+        if bytes > SEALED_TEXT_BYTES_MAX {
+            let reason = format!("its {what}s have more than {SEALED_TEXT_BYTES_MAX} bytes");
+            let (allowed, given) = (SEALED_TEXT_BYTES_MAX as u64, bytes as u64);
+            return Err(bad(name, &reason).limit(bytes_limit, allowed, given));
+        }
+        if all.is_empty() && headers.contains_key(name) {
+            return Err(bad(name, &format!("it has no {what}; without one, omit the header")));
+        }
+        Ok(all)
+    }
+}
+
 /// The sealed consistency tokens of all lines, as they are; empty when the header is absent.
 pub(crate) fn consistency_tokens(headers: &HeaderMap) -> Result<Vec<&str>, Problem> {
-    let name = &CONSISTENCY_TOKEN;
-    let mut tokens = Vec::new();
-    for value in headers.get_all(name) {
-        let text = value.to_str().map_err(|_| bad(name, NOT_ASCII))?;
-        tokens
-            .extend(text.split(',').map(|t| t.trim_matches([' ', '\t'])).filter(|t| !t.is_empty()));
-    }
-    let (given, bytes) = (tokens.len(), tokens.iter().map(|token| token.len()).sum::<usize>());
-    if given > CONSISTENCY_TOKENS_MAX {
-        let reason = format!("it has more than {CONSISTENCY_TOKENS_MAX} tokens");
-        let (allowed, given) = (CONSISTENCY_TOKENS_MAX as u64, given as u64);
-        return Err(bad(name, &reason).limit("consistency_tokens", allowed, given));
-    }
-    if bytes > CONSISTENCY_TOKEN_BYTES_MAX {
-        let reason = format!("its tokens have more than {CONSISTENCY_TOKEN_BYTES_MAX} bytes");
-        let (allowed, given) = (CONSISTENCY_TOKEN_BYTES_MAX as u64, bytes as u64);
-        return Err(bad(name, &reason).limit("consistency_token_bytes", allowed, given));
-    }
-    if tokens.is_empty() && headers.contains_key(name) {
-        return Err(bad(name, "it has no token; without a token, omit the header"));
-    }
-    Ok(tokens)
+    let list = SealedList {
+        name: &CONSISTENCY_TOKEN,
+        what: "token",
+        count_limit: "consistency_tokens",
+        bytes_limit: "consistency_token_bytes",
+    };
+    list.of(headers)
+}
+
+/// The sealed receipts of all lines, as they are; empty when the header is absent.
+pub(crate) fn receipts(headers: &HeaderMap) -> Result<Vec<&str>, Problem> {
+    let list = SealedList {
+        name: &RECEIPT,
+        what: "receipt",
+        count_limit: "receipts",
+        bytes_limit: "receipt_bytes",
+    };
+    list.of(headers)
 }
 
 /// The value of a header that is ignored when it is repeated.
@@ -367,13 +400,13 @@ mod tests {
             assert_eq!(of(lines).unwrap(), expect, "{lines:?}");
         }
         assert_eq!(of(&[" ,"]).unwrap_err()["code"], "bad_header");
-        let most = ["a"; CONSISTENCY_TOKENS_MAX];
+        let most = ["a"; SEALED_TEXTS_MAX];
         assert!(of(&most).is_ok() && of(&[&most.join(",")]).is_ok());
         let more = [&most[..], &["a"]].concat();
         for lines in [&more[..], &[&more.join(",")]] {
             assert_eq!(of(lines).unwrap_err()["limit"], "consistency_tokens");
         }
-        let long = "a".repeat(CONSISTENCY_TOKEN_BYTES_MAX / 2);
+        let long = "a".repeat(SEALED_TEXT_BYTES_MAX / 2);
         assert!(of(&[&long, &long]).is_ok());
         assert_eq!(of(&[&long, &long, "a"]).unwrap_err()["limit"], "consistency_token_bytes");
     }
@@ -508,6 +541,7 @@ mod tests {
                 let _ = (idempotency_key(&headers).is_ok(), if_match(&headers).is_ok());
                 let _ = client_has_version(&headers, Version::NONE).is_ok();
                 let _ = consistency_tokens(&headers).is_ok();
+                let _ = receipts(&headers).is_ok();
                 let _ = (traceparent(&headers), accepts_gzip(&headers), prefers_html(&headers));
                 let allowed = Duration::from_secs(60);
                 let given = max_stale(&headers, allowed).ok().flatten();

@@ -36,6 +36,7 @@ mod request;
 mod router;
 mod server;
 pub mod services;
+mod session_writes;
 mod state;
 mod time;
 mod web_guard;

@@ -169,6 +169,17 @@ fn complete_operation(path: &str, method: &str, operation: &mut Operation) {
                 .max_length(Some(32_768)),
         )));
     }
+    if content && !writes {
+        parameters.push(RefOr::T(header(
+            "Receipt",
+            "Receipts of own writes, separated by commas, up to 16. If a failover has lost one of \
+             them, the answer is the primary's and says so: `meta.degraded` has `session`, \
+             `write_lost`.",
+            text()
+                .pattern(Some("^[A-Za-z0-9_-]+(, ?[A-Za-z0-9_-]+){0,15}$"))
+                .max_length(Some(32_768)),
+        )));
+    }
     if (content || find) && !writes {
         parameters.push(RefOr::T(header(
             "Cache-Control",

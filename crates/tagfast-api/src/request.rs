@@ -18,7 +18,7 @@ use tagfast_domain::{
     UnixMillis, WriteId,
 };
 use tagfast_resilience::{Criticality, counter};
-use tagfast_store::{Consistency, ConsistencyToken, Durability, ReadOptions};
+use tagfast_store::{Consistency, ConsistencyToken, Durability, ReadOptions, Receipt, SealError};
 use tokio::time::Instant;
 
 use crate::auth::{Caller, Scope};
@@ -210,10 +210,12 @@ impl ApiRequest {
         let max_stale = self.max_stale()?;
         let consistency = headers::consistency(&self.head.headers)?;
         let token = self.consistency_token()?;
+        let receipts = self.receipts()?;
         Ok(ReadHeaders {
             caller: Arc::clone(&self.caller),
             consistency,
             token,
+            receipts,
             deadline: self.deadline,
             max_stale,
         })
@@ -225,19 +227,24 @@ impl ApiRequest {
         let sealed = headers::consistency_tokens(&self.head.headers)?;
         for (n, text) in sealed.iter().enumerate() {
             let token = ConsistencyToken::open(&self.services().sealer, self.tenant(), text);
-            let token = token.map_err(|error| {
-                let which = match sealed.len() {
-                    1 => String::new(),
-                    all => format!(" {} of {all}", n + 1),
-                };
-                Problem::new(Code::BadToken, format!("consistency token{which}: {error}"))
-            })?;
+            let token =
+                token.map_err(|error| bad_token("consistency token", (n, sealed.len()), error))?;
             match &mut merged {
                 Some(merged) => merged.merge(&token, &*self.services().store),
                 None => merged = Some(token),
             }
         }
         Ok(merged)
+    }
+
+    /// The writes whose receipts came with the request.
+    fn receipts(&self) -> Result<Vec<Receipt>, Problem> {
+        let sealed = headers::receipts(&self.head.headers)?;
+        let open = |(n, text): (usize, &&str)| {
+            let receipt = Receipt::open(&self.services().sealer, self.tenant(), text);
+            receipt.map_err(|error| bad_token("receipt", (n, sealed.len()), error))
+        };
+        sealed.iter().enumerate().map(open).collect()
     }
 
     /// The headers that all writes of this request share.
@@ -287,6 +294,8 @@ pub(crate) struct ReadHeaders {
     consistency: Consistency,
     /// `None`: the client sent no token.
     pub(crate) token: Option<ConsistencyToken>,
+    /// Writes of which the client wants to hear if they were lost.
+    pub(crate) receipts: Vec<Receipt>,
     deadline: Instant,
     max_stale: Option<Duration>,
 }
@@ -316,6 +325,12 @@ pub(crate) struct WriteHeaders<'a> {
     /// `None`: the client sent no valid one.
     pub(crate) traceparent: Option<String>,
     pub(crate) read: ReadHeaders,
+}
+
+/// The problem of the sealed text number `n` of `all`.
+fn bad_token(what: &str, (n, all): (usize, usize), error: SealError) -> Problem {
+    let which = if all == 1 { String::new() } else { format!(" {} of {all}", n + 1) };
+    Problem::new(Code::BadToken, format!("{what}{which}: {error}"))
 }
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use futures_util::future::try_join_all;
 use parking_lot::Mutex;
 use rdkafka::producer::{DeliveryFuture, FutureProducer};
-use tagfast_domain::{ContentKey, EpochOrdinal, TaggingsEvent, UnixMillis};
+use tagfast_domain::{EpochOrdinal, TaggingsEvent, UnixMillis};
 use tagfast_events::envelope::{self, Message};
-use tagfast_events::{BusError, Partition};
+use tagfast_events::{BusError, DivergedContent, Partition};
 use tagfast_resilience::ErrorChain;
 use tagfast_sharding::LogicalShard;
 
@@ -114,17 +114,38 @@ impl Publisher {
         events: &[TaggingsEvent],
         hi: u64,
     ) -> Result<(), BusError> {
+        self.publish_with_documents(cluster, events, &BTreeMap::new(), hi).await
+    }
+
+    /// As [`Publisher::publish`], some of the events with the encoded documents of their contents,
+    /// by their place among `events`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Publisher::publish`].
+    pub async fn publish_with_documents(
+        &self,
+        cluster: &str,
+        events: &[TaggingsEvent],
+        documents: &BTreeMap<usize, &[u8]>,
+        hi: u64,
+    ) -> Result<(), BusError> {
         let mut deliveries = Vec::with_capacity(events.len());
         let producer = self.producers.get().await;
-        for event in events {
-            let message = envelope::encode_binary(event, cluster, hi);
+        for (n, event) in events.iter().enumerate() {
+            let mut message = envelope::encode_binary(event, cluster, hi);
+            if let Some(document) = documents.get(&n) {
+                message = message.with_document(document);
+            }
             let (partition, key) = (self.partition(event), event.key.to_string());
             deliveries.push(self.send(&producer, partition, key.as_bytes(), &message).await?);
         }
         try_join_all(deliveries.into_iter().map(delivered)).await.map(drop)
     }
 
-    /// Contents of a cluster of which a state was published that the current history may lack.
+    /// Contents of a cluster of which a state was published that the current history may lack, with
+    /// the documents that a repair may join. `minted_at`: when the epoch that begins was minted,
+    /// Unix ms.
     ///
     /// # Errors
     ///
@@ -132,12 +153,13 @@ impl Publisher {
     pub async fn diverged_contents(
         &self,
         cluster: &str,
+        minted_at: UnixMillis,
         fate: impl Fn(EpochOrdinal) -> EpochFate + Send + 'static,
-    ) -> Result<Vec<ContentKey>, BusError> {
+    ) -> Result<Vec<DivergedContent>, BusError> {
         let partitions: Vec<Partition> = self.partitions_of(cluster).collect();
         let (options, cluster) = (Arc::clone(&self.options), cluster.to_owned());
         client::blocking(move || {
-            reverse_scan::diverged_contents(&options, &cluster, &partitions, &fate)
+            reverse_scan::diverged_contents(&options, &cluster, &partitions, minted_at, &fate)
         })
         .await
     }

@@ -1,10 +1,9 @@
 //! Scans published records from the end backwards to find the contents that consumers may know in a
-//! state which the current history has lost.
+//! state which the current history has lost, and the documents that were published with it.
 //!
 //! How it fails: a broker that is unreachable fails the call; the caller starts it again, and it
 //! finds the same.
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -12,9 +11,12 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::Message;
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
-use tagfast_domain::{ContentKey, EpochOrdinal};
-use tagfast_events::envelope::Attributes;
-use tagfast_events::{BusRecord, Partition, RecordKind, decode_record};
+use tagfast_domain::{EpochOrdinal, UnixMillis};
+use tagfast_events::envelope::{self, Attributes};
+use tagfast_events::{
+    BusRecord, DivergedContent, DivergedContents, DivergedEvent, Partition, RecordKind,
+    decode_record,
+};
 
 use crate::client;
 use crate::options::{KafkaOptions, METADATA_TIMEOUT};
@@ -41,14 +43,19 @@ pub enum EpochFate {
     Current,
 }
 
-/// Examines one record; returns whether the scan of its partition may stop here.
+/// Examines one record, after those that lie behind it; returns whether the scan of its partition
+/// may stop here.
 fn examine(
-    record: BusRecord,
+    record: &BusRecord,
     cluster: &str,
     fate: &dyn Fn(EpochOrdinal) -> EpochFate,
-    diverged: &mut BTreeSet<ContentKey>,
+    diverged: &mut DivergedContents,
 ) -> bool {
-    if &*record.cluster != cluster || record.kind == RecordKind::Marker {
+    if &*record.cluster != cluster {
+        return false;
+    }
+    diverged.fence(record.publisher_epoch);
+    if record.kind == RecordKind::Marker {
         return false;
     }
     let EpochFate::Ended { epoch_end, reconciled } = fate(record.publisher_epoch) else {
@@ -62,9 +69,12 @@ fn examine(
     }
     // A record that cannot be decoded was never applied.
     if record.kind == RecordKind::Event
-        && let Ok(event) = decode_record(&record)
+        && let Ok(event) = decode_record(record)
     {
-        diverged.insert(event.key);
+        let document = envelope::document(&record.headers);
+        let (publisher_epoch, document) = (record.publisher_epoch, document.as_deref());
+        let found = DivergedEvent { publisher_epoch, hi, at: event.at, document };
+        diverged.add(event.key, &found);
     }
     false
 }
@@ -74,12 +84,13 @@ pub(crate) fn diverged_contents(
     options: &KafkaOptions,
     cluster: &str,
     partitions: &[Partition],
+    minted_at: UnixMillis,
     fate: &dyn Fn(EpochOrdinal) -> EpochFate,
-) -> KafkaResult<Vec<ContentKey>> {
+) -> KafkaResult<Vec<DivergedContent>> {
     let mut config = client::reader(options, "relay");
     config.set("enable.partition.eof", "true").set("fetch.wait.max.ms", "50");
     let reader: BaseConsumer = config.create()?;
-    let mut diverged = BTreeSet::new();
+    let mut diverged = DivergedContents::new(minted_at);
     for partition in partitions {
         let number = i32::from(partition.0);
         let (low, mut end) =
@@ -87,13 +98,14 @@ pub(crate) fn diverged_contents(
         let mut done = false;
         while !done && end > low {
             let begin = (end - SCAN_BATCH).max(low);
-            for record in read_range(&reader, &options.topic, number, begin, end)? {
+            for record in read_range(&reader, &options.topic, number, begin, end)?.iter().rev() {
                 done |= examine(record, cluster, fate, &mut diverged);
             }
             end = begin;
         }
+        diverged.end_partition();
     }
-    Ok(diverged.into_iter().collect())
+    Ok(diverged.into_contents(cluster))
 }
 
 /// Reads the records at offsets `begin..end` of a partition.

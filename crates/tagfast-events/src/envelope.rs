@@ -7,6 +7,8 @@
 
 use std::borrow::Cow;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use tagfast_domain::time::{parse_rfc3339, rfc3339};
 use tagfast_domain::{
@@ -224,6 +226,25 @@ fn attributes(
 /// A log position at or after the event's commit: after a failover it shows whether the current
 /// history may lack the event. It never decreases within an epoch.
 const HI_HEADER: &str = "ce_tagfasthi";
+
+/// The content's document as the publisher's primary had it, in base64: what no replica had yet is
+/// published with it, so that a repair can join it after a failover. Consumers ignore it.
+const DOCUMENT_HEADER: &str = "ce_tagfastdocument";
+
+impl Message {
+    /// Adds the encoded document of the event's content.
+    #[must_use]
+    pub fn with_document(mut self, document: &[u8]) -> Self {
+        self.headers.push((DOCUMENT_HEADER.to_owned(), STANDARD.encode(document).into_bytes()));
+        self
+    }
+}
+
+/// The encoded document in the headers of an event; `None`: it came without one, or with one that
+/// is no base64.
+pub fn document(headers: &[(String, Vec<u8>)]) -> Option<Vec<u8>> {
+    STANDARD.decode(header(headers, DOCUMENT_HEADER)?).ok()
+}
 
 /// Encodes an event of a cluster in binary mode. `hi` is a log position at or after its commit.
 pub fn encode_binary(event: &TaggingsEvent, cluster: &str, hi: u64) -> Message {

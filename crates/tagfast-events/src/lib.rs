@@ -9,6 +9,7 @@ pub mod bus;
 pub mod conformance;
 pub mod consumer;
 pub mod dead_letters;
+mod diverged;
 pub mod envelope;
 pub mod error;
 mod metric;
@@ -28,6 +29,7 @@ pub use dead_letters::{
     DeadLetterPage, DeadLetterState, DeadLetterStore, DeadLetterStoreError, Due, GroupDeadLetters,
     NewReplayJob, ReplayJob, ReplayResult, ReplayWorker, StoredDeadLetter,
 };
+pub use diverged::{DivergedContent, DivergedContents, DivergedEvent, PublishedDocument};
 pub use envelope::{EnvelopeError, decode, decode_record, encode};
 pub use error::BoxError;
 pub use metric::METRICS;

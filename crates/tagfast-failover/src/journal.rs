@@ -58,8 +58,8 @@ impl GroupId {
     }
 }
 
-/// Names an entry that waits for a repair.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// Names an entry that waits for a repair; the default is the name of none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RepairId(u64);
 
 /// An entry of an epoch that has ended.

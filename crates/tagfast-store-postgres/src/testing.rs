@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use tagfast_domain::{ContentKey, TaggingsEvent, UnixMillis};
+use tagfast_domain::{ContentKey, EpochOrdinal, TaggingsEvent, UnixMillis};
+use tagfast_events::{DivergedContent, DivergedContents, DivergedEvent};
 use tagfast_failover::EpochRecord;
 
 use crate::PostgresStore;
@@ -21,16 +22,31 @@ impl PostgresStore {
     }
 }
 
+/// A published row, as a record of a bus.
+#[derive(Debug)]
+struct Recorded {
+    /// Transaction ids are unique within a cluster only.
+    cluster: String,
+    publisher_epoch: EpochOrdinal,
+    hi: u64,
+    row: OutboxRow,
+}
+
 /// A sink that records everything.
 #[derive(Debug, Default)]
 pub struct RecordingSink {
-    /// With the cluster: transaction ids are unique within a cluster only.
-    rows: Mutex<Vec<(String, OutboxRow)>>,
+    rows: Mutex<Vec<Recorded>>,
+    scans: bool,
     diverged: Mutex<Vec<(String, ContentKey)>>,
     through: Mutex<BTreeMap<String, UnixMillis>>,
 }
 
 impl RecordingSink {
+    /// A sink that finds in its records which contents have diverged, as a bus does.
+    pub fn scanning() -> Self {
+        Self { scans: true, ..Self::default() }
+    }
+
     /// The published events, each once: a relay may send rows again.
     ///
     /// # Panics
@@ -39,8 +55,8 @@ impl RecordingSink {
     pub fn events(&self) -> Vec<TaggingsEvent> {
         let rows = self.rows.lock();
         let mut seen = BTreeSet::new();
-        let fresh = rows.iter().filter(|(cluster, row)| seen.insert((cluster, row.xid, row.n)));
-        fresh.map(|(_, row)| row.decode().expect("an event")).collect()
+        let fresh = rows.iter().filter(|r| seen.insert((&r.cluster, r.row.xid, r.row.n)));
+        fresh.map(|recorded| recorded.row.decode().expect("an event")).collect()
     }
 
     /// Sets the contents that the sink reports as diverged, with their cluster.
@@ -61,20 +77,43 @@ impl OutboxSink for RecordingSink {
     }
 
     async fn publish(&self, batch: OutboxBatch<'_>) -> Result<(), PublishError> {
-        let OutboxBatch { cluster, rows, .. } = batch;
-        let named = rows.iter().map(|row| (cluster.to_owned(), row.clone()));
-        self.rows.lock().extend(named);
+        let OutboxBatch { cluster, rows, hi, epoch } = batch;
+        let recorded = rows.iter().map(|row| Recorded {
+            cluster: cluster.to_owned(),
+            publisher_epoch: epoch.ordinal,
+            hi,
+            row: row.clone(),
+        });
+        self.rows.lock().extend(recorded);
         Ok(())
     }
 
     async fn diverged_contents(
         &self,
         cluster: &str,
-        _: &EpochRecord,
-        _: &[EndedEpoch],
-    ) -> Result<Vec<ContentKey>, PublishError> {
+        epoch: &EpochRecord,
+        past: &[EndedEpoch],
+    ) -> Result<Vec<DivergedContent>, PublishError> {
+        let mut found = DivergedContents::new(epoch.minted_at);
+        let rows = self.rows.lock();
+        let rows = rows.iter().rev().filter(|row| self.scans && row.cluster == cluster);
+        for Recorded { publisher_epoch, hi, row, .. } in rows {
+            found.fence(*publisher_epoch);
+            let ended = past.iter().find(|ended| ended.ordinal == *publisher_epoch);
+            if *publisher_epoch == epoch.ordinal || ended.is_some_and(|e| *hi <= e.epoch_end) {
+                continue;
+            }
+            let event = row.decode().map_err(PublishError::new)?;
+            let (at, document) = (event.at, row.document.as_deref());
+            let published =
+                DivergedEvent { publisher_epoch: *publisher_epoch, hi: Some(*hi), at, document };
+            found.add(event.key, &published);
+        }
+        let mut found = found.into_contents(cluster);
         let diverged = self.diverged.lock();
-        Ok(diverged.iter().filter(|(of, _)| of == cluster).map(|(_, key)| key.clone()).collect())
+        let set = diverged.iter().filter(|(of, _)| of == cluster).map(|(_, key)| key.clone());
+        found.extend(set.map(|key| DivergedContent { key, documents: Vec::new() }));
+        Ok(found)
     }
 
     async fn complete_through(&self, cluster: &str, _: &EpochRecord, at: UnixMillis, _: u64) {
@@ -136,7 +175,7 @@ impl<S: OutboxSink> OutboxSink for GatedSink<S> {
         cluster: &str,
         epoch: &EpochRecord,
         past: &[EndedEpoch],
-    ) -> Result<Vec<ContentKey>, PublishError> {
+    ) -> Result<Vec<DivergedContent>, PublishError> {
         self.inner.diverged_contents(cluster, epoch, past).await
     }
 

@@ -41,7 +41,7 @@ pub use options::{Consistency, Durability, ReadOptions};
 pub use ports::{
     CacheUse, Degraded, LostReason, REPAIR_PENDING, ReceiptReader, ReplicaCount, ScanPage,
     ScanRequest, ShardScanner, SharedStore, Source, TagReader, TagStore, TagWriter, Verdict, View,
-    WriteAnswer, WriteRequest,
+    WRITE_LOST, WriteAnswer, WriteRequest,
 };
 pub use seal::{SealError, SealKeys, SealKind, Sealer};
 pub use token::{ConsistencyToken, Position, Receipt};

@@ -52,6 +52,9 @@ pub struct Degraded {
 /// A failover may have lost writes that this answer should show; their repair is under way.
 pub const REPAIR_PENDING: Degraded = Degraded { feature: "repair", reason: "pending" };
 
+/// A write of this session was acknowledged, and a failover has lost it for good.
+pub const WRITE_LOST: Degraded = Degraded { feature: "session", reason: "write_lost" };
+
 /// The part of the caches in an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CacheUse {
@@ -321,6 +324,9 @@ pub enum Verdict {
     Repaired {
         /// Later writes had decided everything that it decided.
         is_superseded: bool,
+        /// Its event brought it back, which had been published: the process that acknowledged it
+        /// had not, or not yet.
+        by_event: bool,
     },
     /// The write was lost in a failover for good.
     Lost(LostReason),
@@ -342,8 +348,9 @@ impl Verdict {
     /// The stable value of the reason; `None`: there is nothing to add.
     pub fn reason(self) -> Option<&'static str> {
         match self {
-            Self::Kept | Self::Repaired { is_superseded: false } => None,
-            Self::Repaired { is_superseded: true } => Some("superseded"),
+            Self::Kept | Self::Repaired { is_superseded: false, by_event: false } => None,
+            Self::Repaired { is_superseded: true, .. } => Some("superseded"),
+            Self::Repaired { is_superseded: false, by_event: true } => Some("event"),
             Self::Lost(reason) => Some(reason.as_str()),
             Self::Unknown(reason) => Some(reason),
         }

@@ -55,6 +55,12 @@ impl ConsistencyToken {
         (floor.xid, floor.lsn) = (floor.xid.max(position.xid), floor.lsn.max(position.lsn));
     }
 
+    /// Forgets what was seen of a content, when the newest state of the history does not show it
+    /// any more: no later answer could.
+    pub fn forget(&mut self, content: ContentHash) {
+        self.pairs.retain(|(known, _)| *known != content);
+    }
+
     /// Adds what a different token of the same client has seen, so that what satisfies the result
     /// satisfies both. `history` says which of two epochs demands more.
     ///

@@ -4,15 +4,15 @@
 //! stops the relay of its cluster, and the log names it; nothing is skipped. While the breaker
 //! `kafka` is open, or an operator holds it open, rows wait in the outbox.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tagfast_domain::{ContentKey, DomainError, EpochOrdinal, UnixMillis};
-use tagfast_events::BusError;
+use tagfast_domain::{DomainError, EpochOrdinal, UnixMillis};
+use tagfast_events::{BusError, DivergedContent};
 use tagfast_events_kafka::{EpochFate, Publisher};
 use tagfast_failover::EpochRecord;
 use tagfast_resilience::{Breaker, BreakerOptions, Breakers};
@@ -93,7 +93,13 @@ impl OutboxSink for KafkaOutbox {
             event.publisher_epoch = epoch.ordinal;
             events.push(event);
         }
-        self.guarded(self.publisher.publish(cluster, &events, hi)).await
+        let documents: BTreeMap<usize, &[u8]> = rows
+            .iter()
+            .enumerate()
+            .filter_map(|(n, row)| Some((n, row.document.as_deref()?)))
+            .collect();
+        let published = self.publisher.publish_with_documents(cluster, &events, &documents, hi);
+        self.guarded(published).await
     }
 
     async fn diverged_contents(
@@ -101,7 +107,7 @@ impl OutboxSink for KafkaOutbox {
         cluster: &str,
         epoch: &EpochRecord,
         past: &[EndedEpoch],
-    ) -> Result<Vec<ContentKey>, PublishError> {
+    ) -> Result<Vec<DivergedContent>, PublishError> {
         let current = epoch.ordinal;
         let known: HashMap<EpochOrdinal, EpochFate> = past
             .iter()
@@ -118,7 +124,8 @@ impl OutboxSink for KafkaOutbox {
                 known.get(&ordinal).copied().unwrap_or(unknown)
             }
         };
-        self.publisher.diverged_contents(cluster, fate).await.map_err(PublishError::new)
+        let found = self.publisher.diverged_contents(cluster, epoch.minted_at, fate);
+        found.await.map_err(PublishError::new)
     }
 
     async fn complete_through(&self, cluster: &str, epoch: &EpochRecord, at: UnixMillis, hi: u64) {

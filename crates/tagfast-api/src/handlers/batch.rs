@@ -17,10 +17,9 @@ use tagfast_domain::{
 };
 use tagfast_json::Strict;
 use tagfast_resilience::{Criticality, ErrorChain};
-use tagfast_sharding::ContentHash;
 use tagfast_store::{ConsistencyToken, StoreError, View, WriteAnswer, WriteRequest};
 
-use super::content::{observe_write, write_body};
+use super::content::{observe_view, observe_write, write_body};
 use super::paths::check_new_data;
 use crate::auth::Scope;
 use crate::body::{AnswerBytes, Rope};
@@ -29,6 +28,7 @@ use crate::headers::{self, CONSISTENCY_TOKEN};
 use crate::metric::Held;
 use crate::problem::{Code, Problem, bad_header};
 use crate::request::{ApiRequest, Read, Write, WriteHeaders};
+use crate::session_writes::SessionWrites;
 use crate::wire::batch::{BatchBody, BatchGet, BatchItem, BatchTag, TagInput, TagItem};
 use crate::wire::content::{Taggings, VersionText, ViewBody, WriteBody};
 use crate::wire::meta::Meta;
@@ -68,9 +68,10 @@ pub(crate) async fn batch_get(Read(mut request, _): Read) -> Result<Response, Pr
     check_size(&request, batch.items.len())?;
 
     let (contents, places) = distinct(&request, &batch);
-    let options = read.options(Criticality::Degradable);
+    let session = SessionWrites::of(&*request.services().store, &read.receipts).await;
+    let options = session.options(read.options(Criticality::Degradable));
     let mut token = read.token.clone().unwrap_or_default();
-    let mut views = RenderedViews::new(&request);
+    let mut views = RenderedViews::new(&request, session);
     let mut slice = FIRST_SLICE_CONTENTS;
     while views.items.len() < contents.len() {
         let left = &contents[views.items.len()..];
@@ -116,13 +117,16 @@ struct RenderedViews {
     held: HeldBytes,
     trace: String,
     now: UnixMillis,
+    /// What every view has to say about the session's writes.
+    session: SessionWrites,
     /// Whether one of the views is stale or lacks a guarantee.
     degraded: bool,
 }
 
 impl RenderedViews {
-    fn new(request: &ApiRequest) -> Self {
+    fn new(request: &ApiRequest, session: SessionWrites) -> Self {
         Self {
+            session,
             items: Vec::new(),
             held: request.services().byte_budget.holder(Held::Answer),
             trace: request.trace_id(),
@@ -153,13 +157,16 @@ impl RenderedViews {
                     write_item(&mut out, &BatchItem::<ViewBody<'_>>::failed(kind, id, body));
                 }
                 Ok(view) => {
-                    token.observe(ContentHash::of(key), view.version, view.position);
-                    self.degraded |= view.stale || !view.degraded.is_empty();
+                    observe_view(token, key, view);
+                    self.degraded |=
+                        view.stale || !view.degraded.is_empty() || self.session.is_degraded();
+                    let mut meta = Meta::of_view(view, self.now);
+                    self.session.mark(&mut meta, &view.degraded);
                     let body = ViewBody {
                         content: (&key.content).into(),
                         tags: Taggings(&view.tags),
                         version: VersionText(view.version),
-                        meta: Meta::of_view(view, self.now),
+                        meta,
                     };
                     write_item(&mut out, &BatchItem::done(body));
                 }

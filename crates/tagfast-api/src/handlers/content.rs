@@ -5,12 +5,13 @@ use http::{HeaderValue, StatusCode, header};
 use tagfast_domain::{Call, ContentKey, Operation, Tag, TagName, Version};
 use tagfast_resilience::Criticality;
 use tagfast_sharding::ContentHash;
-use tagfast_store::{ConsistencyToken, WriteAnswer, WriteRequest};
+use tagfast_store::{ConsistencyToken, Degraded, Source, View, WriteAnswer, WriteRequest};
 
 use super::paths::{ContentPath, TagPath, check_new_data};
 use crate::headers::{self, CACHE_STATUS, CONSISTENCY_TOKEN};
 use crate::problem::Problem;
 use crate::request::{ApiRequest, Read, Write};
+use crate::session_writes::SessionWrites;
 use crate::time::age;
 use crate::wire::content::{
     Names, PatchTags, ReplaceTags, Taggings, VersionText, ViewBody, WriteBody,
@@ -37,11 +38,14 @@ use crate::wire::response::json;
 pub(crate) async fn view(Read(request, _): Read) -> Result<Response, Problem> {
     let key = ContentPath::key(&request)?;
     let read = request.read_headers()?;
-    let options = read.options(Criticality::Critical);
-    let view = request.services().store.view(&key, &options).await?;
+    let store = &request.services().store;
+    let session = SessionWrites::of(&**store, &read.receipts).await;
+    let options = session.options(read.options(Criticality::Critical));
+    let view = store.view(&key, &options).await?;
 
     let now = request.now();
-    let meta = Meta::of_view(&view, now);
+    let mut meta = Meta::of_view(&view, now);
+    session.mark(&mut meta, &view.degraded);
     let degraded = meta.is_degraded();
     let unchanged = headers::client_has_version(&request.head.headers, view.version)?;
     // 304 has no body that could say that an answer is stale or degraded.
@@ -58,7 +62,7 @@ pub(crate) async fn view(Read(request, _): Read) -> Result<Response, Problem> {
         })
     };
     let mut token = read.token.unwrap_or_default();
-    token.observe(ContentHash::of(&key), view.version, view.position);
+    observe_view(&mut token, &key, &view);
     let out = response.headers_mut();
     out.insert(header::ETAG, etag(view.version));
     out.insert(header::CACHE_CONTROL, headers::cache_control(degraded));
@@ -199,6 +203,17 @@ pub(super) fn write_body<'a>(
         durability: answer.replicated.map(Into::into),
         degraded: answer.degraded.iter().map(Into::into).collect(),
     }
+}
+
+/// Adds a view to what the client has seen. What the primary does not have any more, no later
+/// answer will show: the client is told once.
+pub(super) fn observe_view(token: &mut ConsistencyToken, key: &ContentKey, view: &View) {
+    let content = ContentHash::of(key);
+    let is_session = |degraded: &Degraded| degraded.feature == "session";
+    if view.source == Source::Primary && view.degraded.iter().any(is_session) {
+        token.forget(content);
+    }
+    token.observe(content, view.version, view.position);
 }
 
 /// Adds a write to what the client has seen.

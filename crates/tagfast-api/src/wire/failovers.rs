@@ -115,11 +115,11 @@ impl<'a> FailoverReportBody<'a> {
     }
 }
 
-/// What one process of the service repaired after a failover.
+/// What one process of the service repaired after a failover, or published events alone.
 #[derive(Serialize, ToSchema)]
 #[schema(as = NodeRepair)]
 pub(crate) struct NodeRepairBody<'a> {
-    /// The process.
+    /// The process; `events`: what published events brought back, which no process counts again.
     node: &'a str,
     /// The verdicts on the writes that it had acknowledged.
     counts: CountsBody,

@@ -39,11 +39,12 @@ impl From<Verdict> for VerdictName {
 pub(crate) struct VerdictBody {
     /// What became of it.
     verdict: VerdictName,
-    /// Why. Of `repaired`: `superseded` (later writes had decided everything that it decided). Of
-    /// `lost`: `unreported` (no process that knew of it was left), `limit` (the content had no room
-    /// for its tag), `conflict` (a conditional write decided otherwise), `late` (it was reported
-    /// after the repair was closed). Of `unknown`: `pending` (the repair goes on: ask again),
-    /// `expired` (it is too long ago), `restored` (a backup was restored).
+    /// Why. Of `repaired`: `superseded` (later writes had decided everything that it decided),
+    /// `event` (its published event brought it back). Of `lost`: `unreported` (no process that knew
+    /// of it was left), `limit` (the content had no room for its tag), `conflict` (a conditional
+    /// write decided otherwise), `late` (it was reported after the repair was closed). Of
+    /// `unknown`: `pending` (the repair goes on: ask again), `expired` (it is too long ago),
+    /// `restored` (a backup was restored).
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     reason: Option<&'static str>,

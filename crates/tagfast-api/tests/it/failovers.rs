@@ -187,7 +187,10 @@ async fn a_failover_that_another_one_followed_names_it() {
     superseded.superseded_by = Some(epoch(3));
     *fixture.failovers.reports.lock() = vec![superseded];
     let shown = fixture.get(&format!("/v1/failovers/{EPOCH}")).send().await.ok();
-    assert_eq!((&shown["closed"], &shown["superseded_by"]), (&json!(true), &json!("03".repeat(16))));
+    assert_eq!(
+        (&shown["closed"], &shown["superseded_by"]),
+        (&json!(true), &json!("03".repeat(16)))
+    );
 }
 
 #[tokio::test]

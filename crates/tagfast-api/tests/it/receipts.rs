@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tagfast_domain::TenantId;
-use tagfast_store::{LostReason, Receipt, Sealer, StoreError, Verdict};
+use tagfast_store::{Consistency, LostReason, Receipt, Sealer, Source, StoreError, Verdict};
 
 use crate::support::{ApiLimits, AuthConfig, Fixture, fixture, fixture_with, jwt_fixture, keys};
 
@@ -30,11 +30,17 @@ async fn check(fixture: &Fixture, receipts: &[&str]) -> Vec<Value> {
 /// What the store says of a write.
 type Judged = fn() -> Result<Verdict, StoreError>;
 
+fn repaired(is_superseded: bool, by_event: bool) -> Verdict {
+    Verdict::Repaired { is_superseded, by_event }
+}
+
 /// Every verdict with its word and reason.
 const VERDICTS: &[(Judged, &str, Option<&str>)] = &[
     (|| Ok(Verdict::Kept), "kept", None),
-    (|| Ok(Verdict::Repaired { is_superseded: false }), "repaired", None),
-    (|| Ok(Verdict::Repaired { is_superseded: true }), "repaired", Some("superseded")),
+    (|| Ok(repaired(false, false)), "repaired", None),
+    (|| Ok(repaired(true, false)), "repaired", Some("superseded")),
+    (|| Ok(repaired(true, true)), "repaired", Some("superseded")),
+    (|| Ok(repaired(false, true)), "repaired", Some("event")),
     (|| Ok(Verdict::Lost(LostReason::Unreported)), "lost", Some("unreported")),
     (|| Ok(Verdict::Lost(LostReason::Limit)), "lost", Some("limit")),
     (|| Ok(Verdict::Lost(LostReason::Conflict)), "lost", Some("conflict")),
@@ -152,4 +158,100 @@ async fn a_batch_that_is_too_large_names_its_limit() {
     ] {
         fixture.request("POST", CHECK).json(bad).send().await.problem(code);
     }
+}
+
+/// The primary answers a strong read, a replica any other one.
+fn by_role(fixture: &Fixture) {
+    fixture.store.faults().set_view_hook(Some(|options, view| {
+        let strong = options.consistency == Consistency::Strong;
+        view.source = if strong { Source::Primary } else { Source::Replica };
+        Ok(())
+    }));
+}
+
+#[tokio::test]
+async fn a_view_with_the_receipt_of_a_lost_write_says_so_and_is_the_primarys() {
+    let fixture = fixture();
+    let path = "/v1/content/page/1/tags";
+    let receipt = receipt_of(&fixture, "page/1").await;
+    let other = receipt_of(&fixture, "page/2").await;
+    by_role(&fixture);
+    let lost = json!([{"feature": "session", "reason": "write_lost"}]);
+    let none = json!([]);
+    for (verdict, source, degraded) in [
+        ((|| Ok(Verdict::Kept)) as Judged, "replica", &none),
+        (|| Ok(repaired(false, true)), "primary", &none),
+        (|| Ok(Verdict::Unknown("pending")), "primary", &none),
+        (|| Ok(Verdict::Lost(LostReason::Unreported)), "primary", &lost),
+        (|| Ok(Verdict::Lost(LostReason::Limit)), "primary", &lost),
+        // It cannot be told: the view may lack the write, and is answered all the same.
+        (unavailable, "replica", &json!([{"feature": "session", "reason": "failover"}])),
+    ] {
+        judge(&fixture, &receipt, verdict);
+        for request in [
+            fixture.get(path).header("receipt", &receipt),
+            fixture.get(path).header("receipt", &other).header("receipt", &receipt),
+            fixture.get(path).header("receipt", &format!("{receipt}, {receipt}")),
+        ] {
+            let answer = request.send().await;
+            let meta = answer.ok()["meta"].clone();
+            assert_eq!((&meta["source"], &meta["degraded"]), (&json!(source), degraded));
+            let cached = if degraded == &none { "private, no-cache" } else { "no-store" };
+            assert_eq!(answer.header("cache-control"), cached);
+        }
+        let items = json!({"items": [{"type": "page", "id": "1"}, {"type": "page", "id": "2"}]});
+        let batch = fixture.request("POST", "/v1/content:batchGet").json(&items.to_string());
+        let batch = batch.header("receipt", &receipt).send().await.ok();
+        for result in batch["results"].as_array().unwrap() {
+            let meta = &result["meta"];
+            assert_eq!((&meta["source"], &meta["degraded"]), (&json!(source), degraded));
+        }
+    }
+    // Without the receipt no session is told of it, and 304 would have no room to say it.
+    judge(&fixture, &receipt, || Ok(Verdict::Lost(LostReason::Late)));
+    let view = fixture.get(path).send().await;
+    assert_eq!(view.ok()["meta"]["degraded"], none);
+    let again = || fixture.get(path).header("if-none-match", view.header("etag"));
+    assert_eq!(again().send().await.status, 304);
+    assert_eq!(again().header("receipt", &receipt).send().await.ok()["meta"]["degraded"], lost);
+}
+
+#[tokio::test]
+async fn bad_receipts_of_a_view_are_refused() {
+    let fixture = fixture();
+    let path = "/v1/content/page/1/tags";
+    let receipt = receipt_of(&fixture, "page/1").await;
+    let get = |value: &str| fixture.get(path).header("receipt", value).send();
+    for bad in [&receipt[1..], &receipt[..receipt.len() - 1], "AAAA"] {
+        get(bad).await.problem("bad_token");
+    }
+    let problem = get(&format!("{receipt}, AAAA")).await.problem("bad_token");
+    assert!(problem["detail"].as_str().unwrap().contains("receipt 2 of 2"), "{problem}");
+    let many = vec![receipt.as_str(); 17].join(",");
+    let problem = get(&many).await.problem("bad_header");
+    assert_eq!((&problem["limit"], &problem["allowed"]), (&json!("receipts"), &json!(16)));
+    get(",").await.problem("bad_header");
+    // A token is no receipt.
+    let token = fixture.tag("page/1", "y").await.header("consistency-token").to_owned();
+    get(&token).await.problem("bad_token");
+}
+
+/// A token names no write: its session is told once, and the answer's own token ends it.
+#[tokio::test]
+async fn a_token_past_the_end_of_its_epoch_is_told_once() {
+    let fixture = fixture();
+    let path = "/v1/content/page/1/tags";
+    let before = fixture.store.newest_position();
+    let token = fixture.tag("page/1", "x").await.header("consistency-token").to_owned();
+    let key = tagfast_domain::ContentKey::parse("default", "page", "1").unwrap();
+    fixture.store.fail_over(before, &key);
+    let told = fixture.get(path).header("consistency-token", &token).send().await;
+    let degraded = told.ok()["meta"]["degraded"].clone();
+    assert_eq!(degraded[0]["feature"], "session", "{degraded}");
+    let next = told.header("consistency-token");
+    let again = fixture.get(path).header("consistency-token", next).send().await;
+    assert_eq!(again.ok()["meta"]["degraded"], json!([]));
+    // The old token would be told again.
+    let old = fixture.get(path).header("consistency-token", &token).send().await;
+    assert_eq!(old.ok()["meta"]["degraded"], degraded);
 }

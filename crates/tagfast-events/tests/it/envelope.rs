@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use tagfast_domain::{
     Change, ContentKey, EpochOrdinal, TagName, Tagging, TaggingsEvent, UserId, Version, WriteId,
 };
-use tagfast_events::envelope::{Attributes, encode_binary};
+use tagfast_events::envelope::{Attributes, document, encode_binary};
 use tagfast_events::{
     BusRecord, EnvelopeError, Partition, RecordKind, decode, decode_record, encode,
 };
@@ -108,6 +108,22 @@ fn the_golden_record_is_read_and_written() {
         decode_record(&newer),
         Err(EnvelopeError::UnknownType("tagfast.taggings.v2".to_owned()))
     );
+}
+
+/// A consumer that does not know the header reads the same event.
+#[test]
+fn a_document_stands_beside_the_event() {
+    let plain = encode_binary(&example(), "c0", 4711);
+    assert_eq!(document(&plain.headers), None);
+    let message = encode_binary(&example(), "c0", 4711).with_document(&[0, 0xff, 7]);
+    assert_eq!(message.payload, plain.payload);
+    let (last, others) = message.headers.split_last().expect("headers");
+    assert_eq!(others, plain.headers);
+    assert_eq!(*last, ("ce_tagfastdocument".to_owned(), b"AP8H".to_vec()));
+    assert_eq!(document(&message.headers), Some(vec![0, 0xff, 7]));
+    assert_eq!(Attributes::of(&message.headers), Attributes::of(&plain.headers));
+    let damaged = [("ce_tagfastdocument".to_owned(), b"AP8".to_vec())];
+    assert_eq!(document(&damaged), None);
 }
 
 /// Every field of the golden event is in the schema, and every required one is in the event.

@@ -67,6 +67,12 @@ impl EpochEnds {
         self.ordinals.get(&epoch).copied()
     }
 
+    /// The id of the epoch with this ordinal; `None`: the epoch is unknown.
+    pub(crate) fn id_of(&self, ordinal: EpochOrdinal) -> Option<EpochId> {
+        let known = self.ordinals.iter().find(|(_, of)| **of == ordinal);
+        known.map(|(id, _)| *id)
+    }
+
     /// The end of an epoch: `u64::MAX` for the current one; `None`: the epoch is unknown.
     pub(crate) fn of(&self, epoch: EpochId) -> Option<u64> {
         // Nearly always, and every entry of a cache is checked.

@@ -7,21 +7,25 @@
 //! each content; it moves its cursor only after the sink acknowledged.
 //!
 //! A row is published once a replica has it, or after half a second: what a dying primary had
-//! published and no replica has must be written again.
+//! published and no replica has must be written again. Such a row goes with the document of its
+//! content ([`documents`]), so that the failover's repair can bring it back.
 //!
 //! How it fails: at least once. A sink that fails is offered the same rows again; a relay that dies
 //! before its cursor was stored sends rows again; after a change of the epoch all rows that are
 //! still there are sent again behind a marker, and contents of which the replaced primary published
-//! a lost write are written again. A long transaction of a different database delays it for a
-//! moment; one of this database holds it until the transaction ends, and
+//! a lost write are repaired and written again ([`reconcile`]). A long transaction of a different
+//! database delays it for a moment; one of this database holds it until the transaction ends, and
 //! [`long_transactions`](crate::cluster::long_transactions) names it.
 
-use std::collections::{HashSet, VecDeque};
+mod documents;
+mod reconcile;
+
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::{join, try_join4};
-use tagfast_domain::{ContentKey, Epoch, EpochOrdinal, UnixMillis};
+use futures_util::future::{join, try_join5};
+use tagfast_domain::UnixMillis;
 use tagfast_failover::EpochRecord;
 use tagfast_resilience::{Bounded, Clock, OutageLog, counter};
 use tokio::sync::{mpsc, oneshot};
@@ -33,15 +37,13 @@ use crate::cluster::replica_positions::{REPLICA_POSITIONS, read_positions};
 use crate::cluster::topology::{Cluster, Node};
 use crate::connect::{Connection, ConnectionFactory, PgError, within};
 use crate::locks::ACTIVE_RELAY;
-use crate::metric::{RECONCILED_CONTENTS, RELAY_FAILURES, RELAY_PUBLISHED};
+use crate::metric::{RELAY_FAILURES, RELAY_PUBLISHED};
 use crate::options::{limit, reconnect_delay};
 use crate::outbox::horizon::{HorizonTracker, SELECT_FOREIGN, Snapshot};
 use crate::outbox::rotation::Rotation;
-use crate::outbox::sink::{EndedEpoch, OutboxBatch, OutboxRow, OutboxSink, PublishError};
+use crate::outbox::sink::{OutboxBatch, OutboxRow, OutboxSink, PublishError};
 use crate::repair::closer::Closer;
 use crate::sql::{EPOCH_CHECK_WITH_SNAPSHOT, FLUSH_LSN};
-use crate::write::rewrite::rewrite_in_epoch;
-use crate::write::session::WriteSession;
 
 /// Rows of one poll.
 const POLL_ROWS_MAX: i64 = 2000;
@@ -85,8 +87,6 @@ SELECT o.xid::text::bigint, o.n, o.k, o.event FROM (
     SELECT xid, n, k, event FROM outbox_2) o
 WHERE (o.xid, o.n) > ($1::text::xid8, $2) AND o.xid < $4::text::xid8
 ORDER BY o.xid, o.n LIMIT $3";
-const SELECT_RECONCILED: &str = "SELECT ordinal FROM epoch WHERE reconciled_at IS NOT NULL";
-const SET_RECONCILED: &str = "UPDATE epoch SET reconciled_at = clock_timestamp() WHERE id = $1";
 
 #[derive(Debug, thiserror::Error)]
 enum RelayError {
@@ -126,6 +126,7 @@ struct PollStatements {
     select_rows: Statement,
     flush_lsn: Statement,
     replica_positions: Statement,
+    select_documents: Statement,
 }
 
 /// What an active relay keeps between polls.
@@ -259,13 +260,14 @@ impl Relay {
             }
         };
         let rotation = Rotation::read(server).await?;
-        let prepared = try_join4(
+        let prepared = try_join5(
             server.client.prepare(EPOCH_CHECK_WITH_SNAPSHOT),
             server.client.prepare(SELECT_ROWS),
             server.client.prepare(FLUSH_LSN),
             server.client.prepare(REPLICA_POSITIONS),
+            server.client.prepare(documents::SELECT_DOCUMENTS),
         );
-        let (check, select_rows, flush_lsn, replica_positions) =
+        let (check, select_rows, flush_lsn, replica_positions, select_documents) =
             within("preparing", limit::COMMIT_TIMEOUT, prepared).await?;
         tracing::info!(
             cluster = self.cluster.name,
@@ -274,7 +276,13 @@ impl Relay {
         );
         let now = Instant::now();
         Ok(ActiveRelay {
-            statements: PollStatements { check, select_rows, flush_lsn, replica_positions },
+            statements: PollStatements {
+                check,
+                select_rows,
+                flush_lsn,
+                replica_positions,
+                select_documents,
+            },
             horizon: HorizonTracker::default(),
             cursor,
             stored: cursor,
@@ -285,51 +293,6 @@ impl Relay {
             draining: Vec::new(),
             waits_for_replicas: true,
         })
-    }
-
-    /// Writes the contents again that diverged: something was published about them past the end of
-    /// an earlier epoch. A relay that dies before it is recorded starts over.
-    async fn reconcile(
-        &self,
-        server: &Connection,
-        epoch: &EpochRecord,
-        node: &Node,
-    ) -> Result<(), RelayError> {
-        let rows = server.client.query(SELECT_RECONCILED, &[]);
-        let rows = within("reading the epochs", limit::COMMIT_TIMEOUT, rows).await?;
-        let reconciled: HashSet<u64> =
-            rows.iter().map(|row| row.get::<_, i64>(0).cast_unsigned()).collect();
-        let ends = self.cluster.past_epoch_ends().into_iter();
-        let past: Vec<EndedEpoch> = ends
-            .map(|(ordinal, epoch_end)| EndedEpoch {
-                ordinal: EpochOrdinal(ordinal),
-                epoch_end,
-                reconciled: reconciled.contains(&ordinal),
-            })
-            .collect();
-        let diverged = self.sink.diverged_contents(&self.cluster.name, epoch, &past);
-        let diverged: Vec<ContentKey> = with_keepalive(server, diverged).await??;
-        if !diverged.is_empty() {
-            tracing::info!(
-                cluster = self.cluster.name,
-                contents = diverged.len(),
-                "published past the end of an epoch: written again"
-            );
-            let connection = self.connections.open(&node.address, "reconcile").await?;
-            let mut session = WriteSession::new(connection).await?;
-            let now = self.clock.now_ms();
-            let index = self.cluster.index;
-            let current = Epoch { id: epoch.id, ordinal: epoch.ordinal };
-            let rewritten = rewrite_in_epoch(&mut session, index, &current, &diverged, now);
-            with_keepalive(server, rewritten).await?.map_err(|failure| failure.error)?;
-            counter!(RECONCILED_CONTENTS, "cluster" => self.label())
-                .increment(diverged.len() as u64);
-        }
-        let id: &[u8] = &epoch.id.0;
-        let parameters: [&(dyn ToSql + Sync); 1] = [&id];
-        let recorded = server.client.execute(SET_RECONCILED, &parameters);
-        within("recording the reconciliation", limit::COMMIT_TIMEOUT, recorded).await?;
-        Ok(())
     }
 
     /// Reads and publishes once; returns how many rows there were.
@@ -363,19 +326,23 @@ impl Relay {
             Ok((rows?, hi?))
         };
         let (rows, hi) = within("polling the outbox", limit::COMMIT_TIMEOUT, all).await?;
-        let rows: Vec<OutboxRow> = rows
+        let mut rows: Vec<OutboxRow> = rows
             .into_iter()
             .map(|row| OutboxRow {
                 xid: row.get::<_, i64>(0).cast_unsigned(),
                 n: row.get(1),
                 key: row.get(2),
                 event: row.get(3),
+                document: None,
             })
             .collect();
         let hi = hi.get::<_, i64>(0).cast_unsigned();
         if let Some(last) = rows.last() {
             let cursor = Cursor { xid: last.xid, n: last.n };
-            self.wait_for_replica(server, epoch, active, hi).await?;
+            if !self.wait_for_replica(server, epoch, active, hi).await? {
+                let statement = &active.statements.select_documents;
+                documents::attach_documents(server, statement, &mut rows).await?;
+            }
             let batch = OutboxBatch { cluster: &self.cluster.name, epoch, rows: &rows, hi };
             let published = self.sink.publish(batch);
             with_keepalive(server, published).await??;
@@ -397,14 +364,15 @@ impl Relay {
     }
 
     /// Waits until a replica has everything up to `hi`, for a moment: what is published and lost
-    /// with the primary must be written again. It costs about the replication lag.
+    /// with the primary must be written again. It costs about the replication lag. Returns whether
+    /// one has it, or there is none that could be promoted without it.
     async fn wait_for_replica(
         &self,
         server: &Connection,
         epoch: &EpochRecord,
         active: &mut ActiveRelay,
         hi: u64,
-    ) -> Result<(), PgError> {
+    ) -> Result<bool, PgError> {
         let until = Instant::now() + REPLICA_WAIT_MAX;
         loop {
             let statement = &active.statements.replica_positions;
@@ -420,7 +388,7 @@ impl Relay {
                 active.waits_for_replicas = false;
             }
             if is_covered || !active.waits_for_replicas {
-                return Ok(());
+                return Ok(is_covered);
             }
             tokio::time::sleep(REPLICA_WAIT_INTERVAL).await;
         }

@@ -5,6 +5,7 @@
 
 use async_trait::async_trait;
 use tagfast_domain::{ContentKey, DomainError, EpochOrdinal, TaggingsEvent, UnixMillis, codec};
+use tagfast_events::DivergedContent;
 use tagfast_failover::EpochRecord;
 
 /// One outbox row on its way to the bus.
@@ -18,6 +19,10 @@ pub struct OutboxRow {
     pub key: Vec<u8>,
     /// The stored event.
     pub event: Vec<u8>,
+    /// The content's encoded document, read after the row. It goes with the last row of a content,
+    /// and only where no replica has the batch: a failover that loses the rows is then repaired
+    /// with it. `None`: the row goes alone.
+    pub document: Option<Vec<u8>>,
 }
 
 impl OutboxRow {
@@ -88,8 +93,9 @@ pub trait OutboxSink: Send + Sync {
     async fn publish(&self, batch: OutboxBatch<'_>) -> Result<(), PublishError>;
 
     /// The contents that may have diverged: something was published about them that the history of
-    /// `epoch` may lack, given the epochs before it. Called after [`OutboxSink::begin_epoch`],
-    /// before anything of the epoch is published.
+    /// `epoch` may lack, given the epochs before it; with the documents that its repair may join
+    /// ([`DivergedContents`](tagfast_events::DivergedContents)). Called after
+    /// [`OutboxSink::begin_epoch`], before anything of the epoch is published.
     ///
     /// # Errors
     ///
@@ -99,7 +105,7 @@ pub trait OutboxSink: Send + Sync {
         cluster: &str,
         epoch: &EpochRecord,
         past: &[EndedEpoch],
-    ) -> Result<Vec<ContentKey>, PublishError>;
+    ) -> Result<Vec<DivergedContent>, PublishError>;
 
     /// Every event that was committed before `at` (Unix ms) is published; `hi` as in
     /// [`OutboxBatch`].
@@ -125,7 +131,7 @@ impl OutboxSink for NullSink {
         _: &str,
         _: &EpochRecord,
         _: &[EndedEpoch],
-    ) -> Result<Vec<ContentKey>, PublishError> {
+    ) -> Result<Vec<DivergedContent>, PublishError> {
         Ok(Vec::new())
     }
 

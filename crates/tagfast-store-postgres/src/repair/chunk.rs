@@ -23,7 +23,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
 
 use super::resolution::{KnownWrites, Resolution, VerdictRow, event_of, resolve, writes_of};
-use super::verdict_rows::{add_counts, verdict_from_row};
+use super::verdict_rows::{add_counts, stored_reason, verdict_from_row};
 use crate::cluster::topology::Cluster;
 use crate::connect::{Connection, PgError, within};
 use crate::options::limit;
@@ -53,6 +53,9 @@ SELECT wid, k, from_epoch, $7, verdict, reason, ver, to_timestamp($8::bigint / 1
 FROM unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::text[], $5::text[], $6::bigint[])
      x(wid, k, from_epoch, verdict, reason, ver)
 ORDER BY wid ON CONFLICT (wid) DO NOTHING";
+
+/// Contents in one transaction: 10,000 contents take some 80 of them.
+pub(super) const CHUNK_CONTENTS_MAX: usize = 128;
 
 /// A writing connection with the statements of repairs.
 pub(crate) struct RepairSession {
@@ -94,6 +97,8 @@ pub(crate) struct ChunkContext<'a> {
     pub(crate) now: UnixMillis,
     /// Documents are locked while they are joined: an earlier attempt lost a race.
     pub(crate) locks: bool,
+    /// The entries are documents that were published, not those of this process's journal.
+    pub(crate) by_event: bool,
 }
 
 /// What a chunk came to.
@@ -280,7 +285,10 @@ fn resolve_entry<'a>(
     let is_late = ordinal.map_or(loaded.closed >= 0, |o| o.0.cast_signed() < loaded.closed);
     let ctx = JoinContext { epoch: context.epoch, now: context.now, limits: context.limits };
     let end_of = |epoch: EpochId| context.cluster.epoch_end(epoch);
-    let resolution = resolve(entry, lost, &mut document, &loaded.known, is_late, end_of, &ctx);
+    let mut resolution = resolve(entry, lost, &mut document, &loaded.known, is_late, end_of, &ctx);
+    if context.by_event {
+        resolution.mark_by_event();
+    }
     let key = entry.key.get(1..).and_then(|key| ContentKey::from_bytes(key).ok());
     let (bytes, event) = match (&resolution.joined, key) {
         (Some(joined), Some(key)) => {
@@ -372,7 +380,8 @@ async fn commit(
         let k: Vec<&[u8]> = rows.iter().map(|(key, _)| *key).collect();
         let epoch: Vec<&[u8]> = rows.iter().map(|(_, row)| row.epoch.0.as_slice()).collect();
         let verdict: Vec<&str> = rows.iter().map(|(_, row)| row.verdict.as_str()).collect();
-        let reason: Vec<Option<&str>> = rows.iter().map(|(_, row)| row.verdict.reason()).collect();
+        let reason: Vec<Option<&str>> =
+            rows.iter().map(|(_, row)| stored_reason(row.verdict)).collect();
         let ver: Vec<i64> =
             rows.iter().map(|(_, row)| row.version.packed().cast_signed()).collect();
         let ordinal = context.epoch.ordinal.0.cast_signed();

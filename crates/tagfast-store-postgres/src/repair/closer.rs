@@ -27,9 +27,10 @@ use tagfast_store::{FailoverObserver, FailoverReport};
 use tokio::time::Instant;
 use tokio_postgres::types::ToSql;
 
+use super::published::{EVENTS_NODE, PublishedRepair, count_by_event};
 use super::report::{node_of, report_of};
 use super::verdict_rows::VERDICTS_REMEMBERED_MS;
-use crate::cluster::etcd::repair_keys::StoredClosing;
+use crate::cluster::etcd::repair_keys::{StoredClosing, StoredCounts, StoredRepair, StoredTimes};
 use crate::cluster::etcd::{Etcd, EtcdError};
 use crate::cluster::node_registry::NodeRegistry;
 use crate::cluster::replica_positions::{REPLICA_POSITIONS, read_positions};
@@ -78,6 +79,8 @@ pub(crate) struct Closer {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) etcd: Etcd,
     pub(crate) registry: Arc<NodeRegistry>,
+    /// Repairs what was published, before anything is closed.
+    pub(crate) published: PublishedRepair,
     /// Is told of each failover whose repair is closed here; `None`: no one is.
     pub(crate) observer: Option<Arc<dyn FailoverObserver>>,
 }
@@ -145,6 +148,7 @@ impl Closer {
         let closed_at = read_state(server, epoch).await?.closed_at.ok_or(CloseError::NoRow)?;
         // What an earlier relay announced saw more of the processes that were there.
         if self.etcd.closing(&self.cluster.scope, epoch.ordinal).await?.is_none() {
+            self.report_events(server, epoch).await?;
             let missing = missing.into_iter().collect();
             let closing = StoredClosing { closed_at, missing, superseded_by: None };
             self.announce(epoch, closing).await?;
@@ -183,6 +187,29 @@ impl Closer {
             observer.repair_closed(&report);
         }
         Ok(())
+    }
+
+    /// Reports what only events brought back, if there is anything. The table of verdicts has it,
+    /// so a relay that died after its reconciliation changes nothing.
+    async fn report_events(
+        &self,
+        server: &Connection,
+        epoch: &EpochRecord,
+    ) -> Result<(), CloseError> {
+        let repaired = count_by_event(server, epoch.ordinal).await?;
+        if repaired == 0 {
+            return Ok(());
+        }
+        let now = self.clock.now_ms();
+        let report = StoredRepair {
+            counts: StoredCounts { repaired, ..StoredCounts::default() },
+            began_at: epoch.minted_at.min(now),
+            ended_at: Some(now),
+            incomplete: Vec::new(),
+            times: StoredTimes::default(),
+        };
+        let scope = (self.cluster.scope.as_str(), epoch.ordinal);
+        Ok(self.etcd.put_repair(scope, EVENTS_NODE, &report).await?)
     }
 
     /// The report of the failover that began an epoch; `None`: no failover did.

@@ -1,10 +1,11 @@
-//! Repairs: what a failover lost of the writes that this process acknowledged comes back, and
+//! Repairs: what a failover lost of acknowledged writes comes back, from journals and events, and
 //! all callers can ask what became of theirs.
 //!
 //! | module | it does |
 //! |---|---|
 //! | [`pass`] | takes an ended epoch's writes from the journal, chunk by chunk, and reports |
 //! | [`chunk`] | one transaction: reads documents, joins, writes, records verdicts |
+//! | [`published`] | joins what was published with events that a failover lost |
 //! | [`resolution`] | decides about one entry of the journal |
 //! | [`closer`] | closes the repair of an epoch, so that its verdicts are final; forgets old ones |
 //! | [`verdicts`] | answers receipts |
@@ -16,6 +17,7 @@ pub(crate) mod chunk;
 pub(crate) mod closer;
 mod failovers;
 pub(crate) mod pass;
+pub(crate) mod published;
 mod report;
 mod resolution;
 mod verdict_rows;

@@ -29,8 +29,9 @@ use tagfast_store::FailoverObserver;
 use tagfast_store::failovers::VerdictCounts;
 use tokio::time::Instant;
 
-use super::chunk::{ChunkContext, RepairSession, repair_chunk};
+use super::chunk::{CHUNK_CONTENTS_MAX, ChunkContext, RepairSession, repair_chunk};
 use super::closer::{Closer, RETRY_INTERVAL, pause_since};
+use super::published::PublishedRepair;
 use super::resolution::{is_kept, writes_of};
 use super::verdict_rows::add_counts;
 use crate::boot_clock::{Moment, boot_time};
@@ -45,8 +46,6 @@ use crate::connect::{Connection, ConnectionFactory, PgError};
 use crate::metric::{REPAIR_LOST_WRITES, REPAIR_OPEN, REPAIRED_CONTENTS};
 use crate::options::reconnect_delay;
 
-/// Contents in one transaction: 10,000 contents take some 80 of them.
-const CHUNK_CONTENTS_MAX: usize = 128;
 /// The longest pause between two transactions, each of which is followed by one of its own length.
 /// With it 10,000 contents are repaired within 5 s when a transaction takes 35 ms.
 const CHUNK_PAUSE_MAX: Duration = Duration::from_millis(25);
@@ -89,6 +88,12 @@ impl Repairer {
             clock: Arc::clone(&self.clock),
             etcd: self.etcd.clone(),
             registry: Arc::clone(&self.registry),
+            published: PublishedRepair {
+                cluster: Arc::clone(&self.cluster),
+                connections: self.connections.clone(),
+                clock: Arc::clone(&self.clock),
+                limits: self.limits,
+            },
             observer,
         }
     }
@@ -320,6 +325,7 @@ impl Repairer {
             limits: &self.limits,
             now: self.clock.now_ms(),
             locks,
+            by_event: false,
         };
         let outcome = repair_chunk(session, entries, &context).await?;
         self.update_journal(outcome.at, outcome.put_back, &outcome.done)?;

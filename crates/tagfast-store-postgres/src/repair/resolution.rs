@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 
 use tagfast_domain::{
     Change, ContentKey, Document, EpochId, EpochOrdinal, JoinContext, JoinFate, Joined,
-    RecentWrite, TagName, TaggingsEvent, UserId, Version, WriteId, join,
+    RecentWrite, RecordedOutcome, TagName, TaggingsEvent, UserId, Version, WriteId, join,
 };
 use tagfast_failover::{JournaledWrite, LogRange, RepairEntry};
 use tagfast_store::failovers::VerdictCounts;
@@ -46,6 +46,17 @@ pub(super) struct Resolution {
     pub(super) vouched: Vec<JournaledWrite>,
 }
 
+impl Resolution {
+    /// Says of everything that it repairs that an event brought it back.
+    pub(super) fn mark_by_event(&mut self) {
+        for row in &mut self.rows {
+            if let Verdict::Repaired { by_event, .. } = &mut row.verdict {
+                *by_event = true;
+            }
+        }
+    }
+}
+
 /// Whether an entry, and every position that a receipt of it may name, is part of the current
 /// history. `end_of`: up to where an epoch is.
 pub(super) fn is_kept(entry: &RepairEntry, end_of: impl Fn(EpochId) -> u64) -> bool {
@@ -62,8 +73,8 @@ pub(super) fn writes_of(entry: &RepairEntry) -> Vec<JournaledWrite> {
 fn verdict_of(fate: JoinFate) -> Verdict {
     match fate {
         JoinFate::Kept => Verdict::Kept,
-        JoinFate::Repaired => Verdict::Repaired { is_superseded: false },
-        JoinFate::Superseded => Verdict::Repaired { is_superseded: true },
+        JoinFate::Repaired => Verdict::Repaired { is_superseded: false, by_event: false },
+        JoinFate::Superseded => Verdict::Repaired { is_superseded: true, by_event: false },
         JoinFate::Limit => Verdict::Lost(LostReason::Limit),
         JoinFate::Conflict => Verdict::Lost(LostReason::Conflict),
     }
@@ -131,8 +142,14 @@ pub(super) fn resolve(
         lost.recent.retain(|write| !known.evicted.contains(&write.id));
         let is_new = |write: &&RecentWrite| current.recent_write(write.id).is_none();
         let new_ids: Vec<RecentWrite> = lost.recent.iter().filter(is_new).cloned().collect();
-        let writes: Vec<(WriteId, Version)> =
-            asked.iter().map(|asked| (asked.write.id, asked.write.version)).collect();
+        let ours = asked.iter().map(|asked| (asked.write.id, asked.write.version));
+        // Of others, an id that is older than ids are remembered may only be forgotten here, unless
+        // this history never reached its version.
+        let is_missing = |write: &&RecentWrite| {
+            write.version > current.version && write.outcome == RecordedOutcome::Written
+        };
+        let of_others = new_ids.iter().filter(is_missing).map(|write| (write.id, write.version));
+        let writes: Vec<(WriteId, Version)> = ours.chain(of_others).collect();
         let joined = join(current, &lost, &writes, ctx);
         fates.extend(joined.fates.iter().map(|(id, fate)| (*id, verdict_of(*fate))));
         fates.extend(known.evicted.iter().map(|id| (*id, Verdict::Kept)));
@@ -141,7 +158,8 @@ pub(super) fn resolve(
         let of_others = new_ids.iter().filter_map(|write| {
             let verdict = *fates.get(&write.id)?;
             let is_ours = asked.iter().any(|asked| asked.write.id == write.id);
-            let is_listed = matches!(verdict, Verdict::Repaired { .. })
+            // Also what is kept: a receipt past the end of its epoch must find it.
+            let is_listed = matches!(verdict, Verdict::Repaired { .. } | Verdict::Kept)
                 && !is_ours
                 && !known.recorded.contains_key(&write.id);
             let epoch = entry.at.epoch;
@@ -158,7 +176,10 @@ pub(super) fn resolve(
         let recorded = known.recorded.get(&write.id);
         let fate = fates.get(&write.id).copied().unwrap_or(Verdict::Kept);
         let verdict = recorded.copied().unwrap_or(fate);
-        count(&mut resolution.counts, verdict);
+        // What an event brought back is counted as that: each write once in a report.
+        if !matches!(recorded, Some(Verdict::Repaired { by_event: true, .. })) {
+            count(&mut resolution.counts, verdict);
+        }
         if !matches!(verdict, Verdict::Lost(_)) {
             resolution.vouched.push(write);
         }
@@ -316,7 +337,7 @@ mod tests {
         resolution.rows.iter().map(|row| (row.id.0[0], row.verdict)).collect()
     }
 
-    const REPAIRED: Verdict = Verdict::Repaired { is_superseded: false };
+    const REPAIRED: Verdict = Verdict::Repaired { is_superseded: false, by_event: false };
 
     #[test]
     fn a_lost_write_is_joined_listed_and_still_vouched_for() {
@@ -424,5 +445,92 @@ mod tests {
         let resolution = resolved(&entry, &mut current, &known, false);
         assert_eq!(verdicts(&resolution), [(1, Verdict::Kept)]);
         assert!(resolution.new_ids.is_empty() && current.recent.is_empty());
+    }
+
+    /// A document that was published, as a repair gets it: whose writes were acknowledged is not
+    /// known.
+    fn published(doc: &Document) -> RepairEntry {
+        RepairEntry {
+            id: tagfast_failover::RepairId::default(),
+            key: [[0].as_slice(), &key().to_bytes()].concat().into(),
+            document: codec::encode(doc).into(),
+            version: doc.version,
+            at: LogRange { epoch: ONE.id, inside: END + 1, flushed: END + 1 },
+            writes: Vec::new(),
+        }
+    }
+
+    const BY_EVENT: Verdict = Verdict::Repaired { is_superseded: false, by_event: true };
+
+    #[test]
+    fn x19_an_event_brings_back_what_no_process_reports() {
+        let mut lost = Document::default();
+        let writes = [add(&mut lost, 1, "a", &ONE), add(&mut lost, 2, "b", &ONE)];
+        let (entry, mut current) = (published(&lost), Document::default());
+        let mut resolution = resolved(&entry, &mut current, &KnownWrites::default(), false);
+        resolution.mark_by_event();
+        assert_eq!(verdicts(&resolution), [(1, BY_EVENT), (2, BY_EVENT)]);
+        assert_eq!(current.live().count(), 2);
+        // No process counts them, and no journal vouches for them.
+        assert_eq!(resolution.counts, VerdictCounts::default());
+        assert!(resolution.vouched.is_empty());
+        // The process that acknowledged one of them reports after all: it vouches from now on, and
+        // the write is counted once.
+        let mut known = KnownWrites::default();
+        known.recorded.extend(writes.iter().map(|write| (write.id, BY_EVENT)));
+        let journaled = super::tests::entry(&lost, END + 1, &[(writes[1], true)]);
+        let reported = resolved(&journaled, &mut current, &known, false);
+        assert_eq!(reported.counts, VerdictCounts::default());
+        assert_eq!((reported.vouched.len(), reported.rows.len()), (1, 0));
+    }
+
+    /// The cluster had no primary for longer than ids are remembered.
+    #[test]
+    fn an_event_brings_back_what_is_older_than_ids_are_remembered() {
+        let mut lost = Document::default();
+        add(&mut lost, 1, "a", &ONE);
+        let mut current = lost.clone();
+        add(&mut lost, 2, "b", &ONE);
+        let now = NOW + tagfast_domain::limits::WRITE_ID_MEMORY_MS;
+        let ctx = JoinContext { epoch: &TWO, now, limits: &LIMITS };
+        let (entry, known) = (published(&lost), KnownWrites::default());
+        let resolution = resolve(&entry, lost, &mut current, &known, false, end_of, &ctx);
+        assert_eq!(verdicts(&resolution), [(2, REPAIRED)]);
+        assert_eq!(current.live().count(), 2);
+    }
+
+    #[test]
+    fn an_event_of_a_closed_epoch_joins_nothing() {
+        let mut lost = Document::default();
+        add(&mut lost, 1, "a", &ONE);
+        let mut current = Document::default();
+        let resolution = resolved(&published(&lost), &mut current, &KnownWrites::default(), true);
+        assert!(resolution.joined.is_none() && resolution.rows.is_empty());
+        assert_eq!(current, Document::default());
+    }
+
+    /// Whether the callers of these writes were told is not known, and one that was not told may
+    /// try again with success: nothing is listed as lost.
+    #[test]
+    fn what_an_event_cannot_bring_back_is_not_listed_as_lost() {
+        // No room for both.
+        let mut lost = Document::default();
+        add(&mut lost, 1, "a", &ONE);
+        add(&mut lost, 2, "b", &ONE);
+        let mut current = Document::default();
+        add(&mut current, 3, "c", &TWO);
+        let entry = published(&lost);
+        let resolution = resolved(&entry, &mut current, &KnownWrites::default(), false);
+        assert_eq!(verdicts(&resolution), [(1, REPAIRED)]);
+        assert_eq!(current.live().count(), LIMITS.tags_per_content);
+        // A conditional write of the current history did not see it.
+        let mut conditional = Document::default();
+        add(&mut conditional, 3, "c", &TWO);
+        conditional.last_conditional = conditional.version;
+        conditional.absent_since = conditional.version;
+        let before = conditional.live().count();
+        let resolution = resolved(&entry, &mut conditional, &KnownWrites::default(), false);
+        assert_eq!(verdicts(&resolution), []);
+        assert_eq!(conditional.live().count(), before);
     }
 }

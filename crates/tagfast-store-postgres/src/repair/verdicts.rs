@@ -85,7 +85,9 @@ fn decide(
             recorded
         }
         (WriteVerdict::Kept, None) => Verdict::Kept,
-        (WriteVerdict::Repaired, None) => Verdict::Repaired { is_superseded: false },
+        (WriteVerdict::Repaired, None) => {
+            Verdict::Repaired { is_superseded: false, by_event: false }
+        }
         // What a repair did about it may have been forgotten.
         (WriteVerdict::Lost, None)
             if closed_at.is_none_or(|at| now.saturating_sub(at) >= VERDICTS_REMEMBERED_MS) =>

@@ -14,7 +14,7 @@ use tagfast_store::{
     Consistency, History, LostReason, REPAIR_PENDING, ReadOptions, Receipt, ReceiptReader,
     TagReader, TagWriter, Verdict,
 };
-use tagfast_store_postgres::testing::RecordingSink;
+use tagfast_store_postgres::testing::{GatedSink, RecordingSink};
 use tagfast_store_postgres::{NullSink, PostgresOptions};
 use tagfast_testkit::wait_for_condition_async;
 
@@ -146,6 +146,103 @@ async fn lost_writes_come_back_and_those_of_a_dead_process_are_named() {
     living.close().await;
 }
 
+/// The relay of a living process had published what the dead one had acknowledged, and no replica
+/// had it: the events bring it back. What was not published is lost, and said to be.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn x19_published_writes_of_a_dead_process_come_back() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    // The guard would hold the last write: it is to be acknowledged, and lost.
+    let options = PostgresOptions { max_loss: 60 * SECOND, ..options().await };
+    let sink = Arc::new(GatedSink::new(RecordingSink::scanning()));
+    let living = support::open(process(&options, "relaying"), Arc::clone(&sink) as _).await;
+    let relayless = PostgresOptions { relay: false, ..options.clone() };
+    let dying = ServiceProcess::start(&relayless, "vanishing").await;
+    let before = epoch_of(&living).await;
+    let key = |name: &str| key_of(0, &format!("published-{name}"));
+    for name in ["removed", "replaced", "unpublished"] {
+        acknowledge(&living, write_of(&key(name), patch(&["old", "gone"], &[]), None)).await;
+    }
+    living.drained().await;
+    let mut frozen = FrozenPrimary::freeze().await;
+    frozen.freeze_new();
+    let replace = Operation::replace(tags(&["x"]), &Limits::default()).expect("a replace");
+    let mut lost = vec![
+        write_of(&key("removed"), patch(&[], &["gone"]), None),
+        write_of(&key("replaced"), replace, None),
+    ];
+    lost.extend((0..20).map(|n| write_of(&key(&n.to_string()), patch(&["x"], &[]), None)));
+    let ids: BTreeSet<WriteId> = lost.iter().map(|request| request.write.id).collect();
+    let answers = dying.store().write_many(lost).await;
+    let published: Vec<Receipt> =
+        answers.into_iter().map(|answer| answer.expect("acknowledged").receipt).collect();
+    wait_for_condition_async("their events", 20 * SECOND, || async {
+        let events = sink.inner().events();
+        let changes = events.iter().flat_map(|event| &event.changes);
+        let found = changes.filter(|change| ids.contains(&change.write_id)).count();
+        if found == ids.len() { Ok(()) } else { Err(found) }
+    })
+    .await;
+    sink.close();
+    let unpublished = write_of(&key("unpublished"), patch(&["x"], &[]), None);
+    let unpublished = acknowledge(dying.store(), unpublished).await.receipt;
+    drop(dying);
+    frozen.kill().await;
+    wait_for_condition_async("the next epoch", 60 * SECOND, || async {
+        let status = living.status();
+        if status[0].epoch.is_some_and(|e| e > before) {
+            Ok(())
+        } else {
+            Err(format!("{status:?}"))
+        }
+    })
+    .await;
+    sink.open();
+    let report = closed_report(&living, before).await;
+
+    assert!(published.iter().all(|receipt| is_past_end(&living, receipt)), "all of them were lost");
+    for verdict in living.verdicts(&published).await {
+        let by_event = Verdict::Repaired { is_superseded: false, by_event: true };
+        assert_eq!(verdict.expect("a verdict"), by_event);
+    }
+    let unreported = Verdict::Lost(LostReason::Unreported);
+    assert_eq!(living.verdict(&unpublished).await.ok(), Some(unreported));
+    for (name, expected) in [
+        ("removed", vec!["old"]),
+        ("replaced", vec!["x"]),
+        ("7", vec!["x"]),
+        ("unpublished", vec!["gone", "old"]),
+    ] {
+        let found: Vec<String> = names(&living, &key(name)).await.into_iter().collect();
+        assert_eq!(found, expected, "{name}");
+    }
+    let node = report.nodes.iter().find(|node| node.node == "events");
+    let node = node.unwrap_or_else(|| panic!("what the events brought back: {report:?}"));
+    assert_eq!(node.counts.repaired, ids.len() as u64, "{report:?}");
+    assert_eq!(report.counts.repaired, ids.len() as u64, "{report:?}");
+    assert!(report.missing_nodes.iter().any(|node| node.starts_with("vanishing.")), "{report:?}");
+    let request = FailoverWritesRequest {
+        epoch: report.epoch,
+        verdict: Some(VerdictKind::Repaired),
+        tenant: None,
+        after: None,
+        limit: 100,
+    };
+    let listed = living.failover_writes(&request).await.expect("a list");
+    assert_eq!(listed.iter().map(|write| write.write_id).collect::<BTreeSet<_>>(), ids);
+
+    // Consumers keep what came back.
+    living.drained().await;
+    let events = sink.inner().events();
+    for name in ["removed", "replaced", "7"] {
+        let of_key = events.iter().filter(|event| event.key == key(name));
+        let newest = of_key.max_by_key(|event| event.version).expect("an event");
+        let published: BTreeSet<String> =
+            newest.tags.iter().map(|tag| tag.name.as_str().to_owned()).collect();
+        assert_eq!(published, names(&living, &key(name)).await, "{name}");
+    }
+    living.close().await;
+}
+
 /// The repair is lost with the second primary, and done again from the journal. Only with `full`:
 /// where Patroni starts the second primary again in place of another failover, its replicas need a
 /// reinitialisation before any other test.
@@ -271,11 +368,11 @@ async fn writes_that_cannot_come_back_are_told_apart() {
         .into_iter()
         .map(|verdict| verdict.expect("a verdict"))
         .collect();
-    let repaired = Verdict::Repaired { is_superseded: false };
+    let repaired = Verdict::Repaired { is_superseded: false, by_event: false };
     let expected = [
         Verdict::Lost(LostReason::Limit),
         Verdict::Lost(LostReason::Conflict),
-        Verdict::Repaired { is_superseded: true },
+        Verdict::Repaired { is_superseded: true, by_event: false },
         repaired,
         repaired,
         Verdict::Kept,

@@ -208,11 +208,11 @@ pub(crate) async fn check(store: &PostgresStore, writes: &[Acknowledged]) -> (us
     for ((key, tag), (present, verdict)) in last {
         let is_there = names(store, &key).await.contains(&tag);
         match verdict {
-            Verdict::Kept | Verdict::Repaired { is_superseded: false } => {
+            Verdict::Kept | Verdict::Repaired { is_superseded: false, .. } => {
                 assert_eq!(is_there, present, "{key} {tag}: {verdict:?}");
             }
             Verdict::Lost(_) => assert_ne!(is_there, present, "{key} {tag}: {verdict:?}"),
-            Verdict::Repaired { is_superseded: true } | Verdict::Unknown(_) => {
+            Verdict::Repaired { is_superseded: true, .. } | Verdict::Unknown(_) => {
                 panic!("{key} {tag}: {verdict:?}")
             }
         }

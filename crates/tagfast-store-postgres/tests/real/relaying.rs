@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::{Condvar, Mutex};
 use tagfast_domain::{ContentKey, UnixMillis};
+use tagfast_events::DivergedContent;
 use tagfast_failover::EpochRecord;
 use tagfast_resilience::{Clock, SystemClock};
 use tagfast_store::StoreError;
@@ -76,7 +77,7 @@ impl OutboxSink for BlockingSink {
         _: &str,
         _: &EpochRecord,
         _: &[EndedEpoch],
-    ) -> Result<Vec<ContentKey>, PublishError> {
+    ) -> Result<Vec<DivergedContent>, PublishError> {
         Ok(Vec::new())
     }
 

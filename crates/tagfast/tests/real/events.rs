@@ -11,7 +11,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tagfast_testkit::stack::{Fault, Stack, StackOptions};
 use tagfast_testkit::{Client, ServerProcess, wait_for_condition};
 
-use crate::{TEST_TIMEOUT, serve, wait_until_ready};
+use crate::{TEST_TIMEOUT, serve, serving, wait_until_ready};
 
 /// One of these tests at a time, beside one of the others.
 static ONE_BUS: Mutex<()> = Mutex::new(());
@@ -22,8 +22,10 @@ pub(crate) fn bus_lock() -> MutexGuard<'static, ()> {
 
 /// Contents that writers write.
 const CONTENTS: u64 = 200;
-/// Contents that are written to a primary that is then lost.
+/// Contents that are written to a primary that is then lost, and published.
 const LOST: std::ops::Range<u64> = 1000..1040;
+/// Contents that are written to that primary later, and not published.
+const GONE: std::ops::Range<u64> = 2000..2016;
 
 /// Writes until it is stopped; an unacknowledged write is sent again. One writer per content.
 pub(crate) struct Writer {
@@ -173,6 +175,32 @@ fn dead_letters(client: &mut Client) -> u64 {
         .sum()
 }
 
+/// Views a content with the receipt of a write of it, and with its token: 1 if the write is lost,
+/// and its session is told of it.
+fn tell_session(client: &mut Client, id: u64, receipt: &str, token: &str) -> usize {
+    let verdict = client.get(&format!("/v1/receipts/{receipt}")).expect(200).json();
+    let path = format!("/v1/content/page/{id}/tags");
+    let mut view = |name: &str, value: &str| {
+        let answer = client.request("GET", &path, &[(name, value)], None).expect("an answer");
+        let next = answer.header("consistency-token").expect("a token").to_owned();
+        let meta = answer.expect(200).json()["meta"].clone();
+        let degraded = meta["degraded"].as_array().expect("a list").clone();
+        let session = degraded.into_iter().find(|d| d["feature"] == "session");
+        (session.map(|d| d["reason"].clone()), meta["source"].clone(), next)
+    };
+    if verdict["verdict"] == "kept" {
+        assert_eq!(view("receipt", receipt).0, None);
+        return 0;
+    }
+    assert_eq!((&verdict["verdict"], &verdict["reason"]), (&"lost".into(), &"unreported".into()));
+    let (reason, source, _) = view("receipt", receipt);
+    assert_eq!((reason, source), (Some("write_lost".into()), "primary".into()));
+    let (reason, source, next) = view("consistency-token", token);
+    assert_eq!((reason, source), (Some("failover".into()), "primary".into()));
+    assert_eq!(view("consistency-token", &next).0, None, "it is told once");
+    1
+}
+
 #[test]
 fn index_and_counts_agree_with_the_shards_whatever_dies() {
     let _lock = bus_lock();
@@ -238,15 +266,16 @@ fn index_and_counts_agree_with_the_shards_whatever_dies() {
 
     // The process itself dies, and the next one goes on where it was.
     server.kill();
-    let mut server = serve(&stack);
+    // Its guard would hold the last writes below, which are to be acknowledged and lost.
+    let mut server = serving(&stack).env("TAGFAST__STORE__MAX_LOSS_MS", "60000").start();
     let mut client = server.client().with_timeout(TEST_TIMEOUT);
     wait_until_ready(&mut client);
     client.put("/v1/content/page/3/tags/after").expect(200);
     all_agree(&mut client);
 
     // A primary dies with writes that no replica has, and with it the process that acknowledged
-    // them, so that none is left to repair them. The index and the counts have them already: they
-    // drop them again, and the receipts say which are lost.
+    // them, so that none is left to repair them. Their events had been published with the documents
+    // of their contents: those bring the writes back, and the receipts say so.
     let primary = stack.primary("c0").expect("a primary").name;
     let replicas: Vec<&str> =
         ["c0-n0", "c0-n1", "c0-n2"].into_iter().filter(|n| *n != primary).collect();
@@ -265,6 +294,15 @@ fn index_and_counts_agree_with_the_shards_whatever_dies() {
             .count();
         if found == LOST.count() { Ok(()) } else { Err(format!("{found}")) }
     });
+    // Later ones are not published: those of this primary are gone.
+    client.post("/v1/breakers", &hold("open")).expect(200);
+    let gone: Vec<(u64, String, String)> = GONE
+        .map(|id| {
+            let written = client.put(&format!("/v1/content/page/{id}/tags/gone")).expect(200);
+            let receipt = written.json()["receipt"].as_str().expect("a receipt").to_owned();
+            (id, receipt, written.header("consistency-token").expect("a token").to_owned())
+        })
+        .collect();
     stack.fault(Fault::KillNode, &primary).expect("killed");
     server.kill();
     for replica in &replicas {
@@ -282,23 +320,35 @@ fn index_and_counts_agree_with_the_shards_whatever_dies() {
             Err(format!("{answers:?}"))
         }
     });
-    let survived = shards(&mut client)
-        .keys()
-        .filter(|id| id.parse().is_ok_and(|id| LOST.contains(&id)))
-        .count();
-    assert!(survived < LOST.count(), "those of c0 are gone");
-    all_agree(&mut client);
     wait_for_condition("the verdicts are final", TEST_TIMEOUT, || {
         let asked = client.post("/v1/receipts:check", &serde_json::json!({"receipts": receipts}));
         let all = asked.expect(200).json();
-        let has = |word| {
-            let results = all["results"].as_array().expect("results");
-            results.iter().filter(|result| result["verdict"] == word).count()
+        let results = all["results"].as_array().expect("results");
+        let has = |verdict: &str, reason: Option<&str>| {
+            let is = |result: &&serde_json::Value| {
+                result["verdict"] == verdict && result["reason"].as_str() == reason
+            };
+            results.iter().filter(is).count()
         };
-        let told = (has("kept"), has("lost"));
-        let expected = (survived, LOST.count() - survived);
-        if told == expected { Ok(()) } else { Err(format!("{told:?}, not {expected:?}: {all}")) }
+        // Those of the other cluster were never lost.
+        let (kept, repaired) = (has("kept", None), has("repaired", Some("event")));
+        if repaired > 0 && kept + repaired == LOST.count() {
+            Ok(())
+        } else {
+            Err(format!("{kept} kept, {repaired} repaired: {all}"))
+        }
     });
+    let there = shards(&mut client)
+        .keys()
+        .filter(|id| id.parse().is_ok_and(|id| LOST.contains(&id)))
+        .count();
+    assert_eq!(there, LOST.count(), "all of them came back");
+    let told: usize = gone
+        .iter()
+        .map(|(id, receipt, token)| tell_session(&mut client, *id, receipt, token))
+        .sum();
+    assert!(told > 0, "those of c0 are gone");
+    all_agree(&mut client);
     stack.fault(Fault::Restart, &primary).expect("started again");
 
     // A rebuild while it serves.

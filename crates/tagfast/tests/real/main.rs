@@ -28,6 +28,10 @@ fn full() -> bool {
 }
 
 fn serve(stack: &Stack) -> ServerProcess {
+    serving(stack).start()
+}
+
+fn serving(stack: &Stack) -> ServerOptions {
     ServerOptions::other(env!("CARGO_BIN_EXE_tagfast"))
         .arg("--config")
         .arg(&stack.info().config)
@@ -35,7 +39,6 @@ fn serve(stack: &Stack) -> ServerProcess {
         .arg("--data-dir")
         .arg(stack.info().config.with_file_name("data"))
         .serve()
-        .start()
 }
 
 fn wait_until_ready(client: &mut Client) {

@@ -94,7 +94,7 @@ impl FakeFailovers {
     pub(crate) fn fill(&self) {
         *self.reports.lock() =
             vec![report("c0", 2, 100), report("c1", 4, 200), report("c0", 6, 200)];
-        let repaired = |is_superseded| Verdict::Repaired { is_superseded };
+        let repaired = |is_superseded| Verdict::Repaired { is_superseded, by_event: false };
         *self.writes.lock() = vec![
             write("acme", 1, repaired(false)),
             write("acme", 2, Verdict::Lost(LostReason::Limit)),
