@@ -38,6 +38,7 @@ fn measure(writes_per_s: u64, lag: Duration, group_writes: u64) {
         timeline: 1,
         fork_lsn: None,
         timeline_history: None,
+        continues: None,
         parent_id: None,
         minted_at: 0,
         minted_by: "bench".to_owned(),

@@ -131,6 +131,7 @@ mod tests {
             timeline: u32::from(n),
             fork_lsn: None,
             timeline_history: None,
+            continues: None,
             parent_id: None,
             minted_at: 0,
             minted_by: "a".to_owned(),

@@ -50,6 +50,10 @@ pub struct EpochRecord {
     /// The timelines before this one, in their order; `None`: it could not be read, or a program
     /// minted the epoch that did not record it.
     pub timeline_history: Option<Vec<TimelineSwitch>>,
+    /// The newest epoch that the primary's own log had when this one was minted. Not the epoch
+    /// before, if a server was promoted that had not followed that one. `None`: it had none, or a
+    /// program minted the epoch that did not record it.
+    pub continues: Option<EpochId>,
     /// The epoch before; `None` for the first.
     pub parent_id: Option<EpochId>,
     /// When it was minted, in Unix ms.
@@ -67,8 +71,8 @@ pub struct PrimaryFacts {
     pub timeline: u32,
     /// The timelines before it, in their order; `None`: they cannot be read.
     pub timeline_history: Option<Vec<TimelineSwitch>>,
-    /// The largest ordinal in its `epoch` table; `None`: the table is empty.
-    pub newest_row: Option<EpochOrdinal>,
+    /// The newest row of its `epoch` table; `None`: the table is empty.
+    pub newest_row: Option<EpochRow>,
 }
 
 /// Everything that minting depends on.
@@ -142,7 +146,7 @@ pub fn mint(facts: &MintFacts<'_>) -> MintDecision {
     }
     let largest = [
         facts.current.map(|(epoch, _)| epoch.ordinal),
-        primary.newest_row,
+        primary.newest_row.map(|row| row.ordinal),
         facts.known,
         facts.above,
     ]
@@ -166,6 +170,7 @@ pub fn mint(facts: &MintFacts<'_>) -> MintDecision {
         timeline: primary.timeline,
         fork_lsn: primary.timeline_history.iter().flatten().last().map(|switch| switch.at),
         timeline_history: primary.timeline_history.clone(),
+        continues: primary.newest_row.map(|row| row.id),
         parent_id: facts.current.map(|(epoch, _)| epoch.id),
         minted_at: facts.now,
         minted_by: facts.node.to_owned(),
@@ -251,6 +256,7 @@ mod tests {
             timeline,
             fork_lsn: None,
             timeline_history: None,
+            continues: None,
             parent_id: None,
             minted_at: NOW,
             minted_by: "a".to_owned(),
@@ -262,7 +268,11 @@ mod tests {
             in_recovery: false,
             timeline,
             timeline_history: None,
-            newest_row: newest.map(EpochOrdinal),
+            newest_row: newest.map(|n| EpochRow {
+                id: EpochId([n as u8; 16]),
+                ordinal: EpochOrdinal(n),
+                timeline,
+            }),
         }
     }
 

@@ -235,6 +235,7 @@ mod tests {
             timeline: 1,
             fork_lsn: None,
             timeline_history: None,
+            continues: None,
             parent_id: None,
             minted_at: 0,
             minted_by: "a".to_owned(),

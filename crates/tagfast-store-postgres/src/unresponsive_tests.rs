@@ -94,6 +94,7 @@ async fn requests_to_an_unresponsive_etcd_or_patroni_end() {
         timeline: 1,
         fork_lsn: None,
         timeline_history: None,
+        continues: None,
         parent_id: None,
         minted_at: 0,
         minted_by: "a".to_owned(),

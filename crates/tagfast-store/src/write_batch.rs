@@ -275,6 +275,17 @@ impl<'a> WriteBatch<'a> {
     /// Folds one write. `prior` is the unexpired `applied` entry of its id, `None` when there is
     /// none. Results keep the order of the calls.
     pub fn apply(&mut self, request: &WriteRequest, prior: Option<&RecentWrite>) {
+        self.fold(request, prior, true);
+    }
+
+    /// As [`WriteBatch::apply`], for a write of which an earlier attempt was lost with its epoch
+    /// and may be brought back by a repair: that its content refuses it now is not remembered under
+    /// its id.
+    pub fn apply_undecided(&mut self, request: &WriteRequest, prior: Option<&RecentWrite>) {
+        self.fold(request, prior, false);
+    }
+
+    fn fold(&mut self, request: &WriteRequest, prior: Option<&RecentWrite>, decides: bool) {
         let bound = request.keyed.and_then(|key| self.keys.get(&key.id));
         if request.keyed.is_some_and(|key| bound.is_some_and(|bound| *bound != key.request)) {
             let result = Err(StoreError::Refused(Refusal::KeyReused));
@@ -284,7 +295,7 @@ impl<'a> WriteBatch<'a> {
         let index = self.index.get(&request.write.key).copied();
         let slot = index.and_then(|index| self.slots.get_mut(index));
         let (result, made_version) = match slot {
-            Some(Ok(slot)) => apply_to(slot, request, prior, &self.context),
+            Some(Ok(slot)) => apply_to(slot, request, prior, &self.context, decides),
             Some(Err(source)) => {
                 let what = format!("content {}", request.write.key);
                 (Err(StoreError::Damaged { what, source: Some(source.clone()) }), false)
@@ -365,6 +376,7 @@ fn apply_to(
     request: &WriteRequest,
     prior: Option<&RecentWrite>,
     context: &CommitContext<'_>,
+    decides: bool,
 ) -> (Result<WriteAnswer, StoreError>, bool) {
     let write = &request.write;
     let evicted = slot.evicted.iter().find(|evicted| evicted.id == write.id).cloned();
@@ -376,7 +388,9 @@ fn apply_to(
         call: request.keyed.map(|key| key.call),
     };
     let outcome = apply(&mut slot.document, write, prior, &domain);
-    if let Some(evicted) = remember(&mut slot.document, write, &outcome, &domain) {
+    if (decides || !matches!(outcome, Outcome::Refused(_)))
+        && let Some(evicted) = remember(&mut slot.document, write, &outcome, &domain)
+    {
         slot.has_remembered = true;
         slot.evicted.extend(evicted);
     }

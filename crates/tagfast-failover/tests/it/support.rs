@@ -37,6 +37,7 @@ pub(crate) fn epoch(n: u64, member: &str) -> EpochRecord {
         timeline: u32::try_from(n).expect("a small number"),
         fork_lsn: None,
         timeline_history: None,
+        continues: None,
         parent_id: None,
         minted_at: 0,
         minted_by: "a".to_owned(),

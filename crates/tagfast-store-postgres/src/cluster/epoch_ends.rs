@@ -8,14 +8,15 @@
 //! before its own.
 //!
 //! Two servers that are promoted at the same position begin timelines of the same number, unless
-//! the second one has seen the first one's: then the later epoch's is the one that is alive. A
-//! promotion always begins a timeline, so epochs of one timeline with one member continue each
-//! other, and those with two members do not.
+//! the second one has seen the first one's. So an epoch is only part of the current history if the
+//! log has its row: each epoch names the newest one that its primary's log had. Where that was not
+//! recorded, the later epoch's timeline is the one that is alive: a promotion always begins one, so
+//! epochs of one timeline with one member continue each other, and those with two members do not.
 //!
 //! How it fails: pessimistically. Without the history nothing is known of older epochs, and a fork
 //! that could not be read ends all of them at 0.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tagfast_domain::{EpochId, EpochOrdinal};
 use tagfast_failover::{EpochRecord, TimelineSwitch};
@@ -95,6 +96,23 @@ fn path_of(epoch: &EpochRecord) -> Option<Vec<TimelineSwitch>> {
     Some(before.into_iter().chain([own]).collect())
 }
 
+/// The epochs whose rows the current log has, and the ordinal from which on these are all. `None`:
+/// it was not recorded.
+fn ancestors(
+    history: &[EpochRecord],
+    current: &EpochRecord,
+) -> Option<(HashSet<EpochId>, EpochOrdinal)> {
+    let by_id: HashMap<EpochId, &EpochRecord> = history.iter().map(|e| (e.id, e)).collect();
+    let mut ids = HashSet::from([current.id]);
+    let mut epoch = current;
+    while let Some(older) = epoch.continues.and_then(|id| by_id.get(&id))
+        && ids.insert(older.id)
+    {
+        epoch = older;
+    }
+    Some((ids, epoch.ordinal)).filter(|(ids, _)| ids.len() > 1)
+}
+
 /// Where each epoch's log ends in the current history, by the histories of timelines.
 fn ends_on_path(
     history: &[EpochRecord],
@@ -102,12 +120,16 @@ fn ends_on_path(
     path: &[TimelineSwitch],
 ) -> HashMap<EpochId, u64> {
     let known = || history.iter().filter(|epoch| epoch.ordinal <= current.ordinal);
+    let ancestors = ancestors(history, current);
     let end = |epoch: &EpochRecord| {
         let is_of_same_fork = |other: &&EpochRecord| {
             (other.timeline, other.fork_lsn) == (epoch.timeline, epoch.fork_lsn)
         };
         let newest = known().chain([current]).filter(is_of_same_fork).max_by_key(|e| e.ordinal);
-        let is_alive = newest.is_none_or(|newest| newest.member == epoch.member);
+        let is_alive = match &ancestors {
+            Some((rows, from)) if epoch.ordinal >= *from => rows.contains(&epoch.id),
+            Some(_) | None => newest.is_none_or(|newest| newest.member == epoch.member),
+        };
         let Some(own) = path_of(epoch) else {
             // A program minted it that did not record its history.
             let left = path.iter().find(|switch| switch.timeline == epoch.timeline);
@@ -172,6 +194,7 @@ pub(crate) mod tests {
             timeline,
             fork_lsn,
             timeline_history: None,
+            continues: None,
             parent_id: parent.map(|p| EpochId([p; 16])),
             minted_at: 0,
             minted_by: "a".to_owned(),
@@ -278,6 +301,87 @@ pub(crate) mod tests {
         assert_eq!(ends_in(&history), [500, 800, u64::MAX]);
         let history = [old(1, 1, None), old(2, 2, Some(500)), on(3, "c", &[(1, 0), (3, 400)])];
         assert_eq!(ends_in(&history), [400, 0, u64::MAX]);
+    }
+
+    /// A server with its log: records, and the timelines with the positions at which they began.
+    #[derive(Clone)]
+    struct Server {
+        /// Of records, and of the rows of epochs.
+        log: Vec<(u32, Option<EpochId>)>,
+        timelines: Vec<(u32, u64)>,
+    }
+
+    impl Server {
+        /// How many records two logs share.
+        fn newest_row(&self) -> Option<EpochId> {
+            self.log.iter().rev().find_map(|(_, row)| *row)
+        }
+
+        fn shared(&self, other: &[(u32, Option<EpochId>)]) -> u64 {
+            self.log.iter().zip(other).take_while(|(a, b)| a == b).count() as u64
+        }
+    }
+
+    /// Whatever is written, copied and promoted: the end of each epoch is where its log and the
+    /// current one differ first.
+    #[test]
+    fn ends_are_those_of_the_logs() {
+        for seed in 0..3000 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut history = vec![on(1, "0", &[(1, 0)])];
+            let (mut primary, mut records) = (0, 1..);
+            let row = (0, Some(history[0].id));
+            let first = Server { log: vec![row], timelines: vec![(1, 0)] };
+            let mut logs = vec![first.log.clone()];
+            let mut servers = [first.clone(), first.clone(), first];
+            let mut is_minted = true;
+            for _ in 0..random.usize(1..60) {
+                let other = (primary + random.usize(1..3)) % 3;
+                match random.u8(0..8) {
+                    0..=3 => servers[primary].log.extend(records.next().map(|n| (n, None))),
+                    // It follows what it lacks; one that has something else is copied.
+                    4 | 5 => {
+                        let source = servers[primary].clone();
+                        let behind =
+                            source.log.len() - source.log.len().min(servers[other].log.len());
+                        let to = source.log.len() - random.usize(0..=behind);
+                        let began = |(_, began): &(u32, u64)| *began <= to as u64;
+                        let timelines = source.timelines.into_iter().filter(began).collect();
+                        servers[other] = Server { log: source.log[..to].to_vec(), timelines };
+                    }
+                    6 => {
+                        let server = &mut servers[other];
+                        let timeline = server.timelines.last().map_or(1, |(number, _)| number + 1);
+                        server.timelines.push((timeline, server.log.len() as u64));
+                        (primary, is_minted) = (other, false);
+                    }
+                    _ if is_minted => {}
+                    // A process mints its epoch, whose row is the first record in it.
+                    _ => {
+                        let (n, member) = (history.len() as u8 + 1, primary.to_string());
+                        let server = &mut servers[primary];
+                        let continues = server.newest_row();
+                        let epoch = on(n, &member, &server.timelines);
+                        history.push(EpochRecord { continues, ..epoch });
+                        let id = history.last().map(|epoch| epoch.id);
+                        server.log.extend(records.next().map(|n| (n, id)));
+                        (is_minted, logs) = (true, [logs, vec![Vec::new()]].concat());
+                    }
+                }
+                if is_minted && let Some(log) = logs.last_mut() {
+                    log.clone_from(&servers[primary].log);
+                }
+            }
+            if !is_minted {
+                continue;
+            }
+            for ((epoch, log), end) in history.iter().zip(&logs).zip(ends_in(&history)) {
+                let shared = servers[primary].shared(log);
+                let timelines = &servers[primary].timelines;
+                let what = format!("seed {seed}: {epoch:?} in {timelines:?} of {primary}");
+                assert_eq!(end.min(log.len() as u64), shared, "{what}");
+            }
+        }
     }
 
     #[test]

@@ -289,7 +289,7 @@ impl Watcher {
                 in_recovery: facts.in_recovery,
                 timeline: facts.timeline,
                 timeline_history,
-                newest_row: facts.newest_row.map(|row| row.ordinal),
+                newest_row: facts.newest_row,
             }),
             known,
             above: self.moved_from,

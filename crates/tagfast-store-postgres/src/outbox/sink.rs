@@ -42,7 +42,7 @@ impl OutboxRow {
 pub struct EndedEpoch {
     /// Its ordinal.
     pub ordinal: EpochOrdinal,
-    /// The log position up to which it is part of the current history; 0 if it is no ancestor.
+    /// The log position up to which its log and the current one are the same.
     pub epoch_end: u64,
     /// Every content that had diverged when it began was written again, in this history.
     pub reconciled: bool,

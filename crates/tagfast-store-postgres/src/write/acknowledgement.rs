@@ -8,6 +8,7 @@
 //! retried with the ids of its writes; without a replica that has it, it waits, and its callers
 //! learn that the outcome is unknown.
 
+use tagfast_domain::EpochId;
 use tagfast_failover::{AckDecision, Commit, Decision, GuardState, JournaledCommit, ReplicaCount};
 use tokio::time::Instant;
 
@@ -64,6 +65,14 @@ impl CommittedGroup {
             cluster.guard.want();
         }
         group.map(Self::Journaled)
+    }
+
+    /// The epoch of the commit.
+    pub(crate) fn epoch(&self) -> EpochId {
+        match self {
+            Self::Journaled(group) => group.commit.epoch,
+            Self::OnlyRefusals(commit) => commit.epoch,
+        }
     }
 
     /// Decides once. A group that wrote nothing counts no replicas.

@@ -12,7 +12,9 @@
 use std::collections::HashMap;
 
 use futures_util::future::join;
-use tagfast_domain::{RecentWrite, UnixMillis, Version, WriteId, codec, limits as domain_limits};
+use tagfast_domain::{
+    EpochId, RecentWrite, UnixMillis, Version, WriteId, codec, limits as domain_limits,
+};
 use tagfast_failover::{Commit, JournaledContent, JournaledWrite, LogRange};
 use tagfast_store::write_batch::{ItemResult, Slot, SlotCommit};
 use tagfast_store::{WriteBatch, WriteRequest};
@@ -31,8 +33,8 @@ use crate::write::slots::{
 /// A write of a batch.
 pub(crate) struct BatchItem<'a> {
     pub(crate) request: &'a WriteRequest,
-    /// Its id may have been used before.
-    pub(crate) seen_before: bool,
+    /// The epoch of an earlier attempt that may have been durable.
+    pub(crate) in_doubt: Option<EpochId>,
 }
 
 /// The outcome of a batch.
@@ -75,7 +77,8 @@ pub(crate) async fn run(
     let prior = read_prior_writes(session, items, &batch, context.commit.now);
     let prior = prior.await.map_err(early)?;
     let mut new_keys = NewKeys::default();
-    for BatchItem { request, .. } in items {
+    for item in items {
+        let request = item.request;
         if let Some(key) = batch.needs_key(request) {
             batch.bind_key(key.id, key.request);
             new_keys.bind(&key);
@@ -86,7 +89,12 @@ pub(crate) async fn run(
         let known = batch
             .needs_prior(&request.write)
             .and_then(|slot| prior.get(&(slot.stored_key.clone(), request.write.id)));
-        batch.apply(request, known);
+        match item.in_doubt {
+            Some(epoch) if epoch != context.commit.epoch.id => {
+                batch.apply_undecided(request, known);
+            }
+            Some(_) | None => batch.apply(request, known),
+        }
     }
     let written = write_slots(session, &mut batch, &new_keys, context, began).await?;
     let commit =
@@ -164,7 +172,9 @@ async fn read_prior_writes(
 ) -> Result<PriorWrites, PgError> {
     // By content and id: an id belongs to one content.
     let (mut keys, mut ids): (Vec<&[u8]>, Vec<&[u8]>) = (Vec::new(), Vec::new());
-    for BatchItem { request, .. } in items.iter().filter(|item| item.seen_before) {
+    let seen_before =
+        |item: &&BatchItem<'_>| item.in_doubt.is_some() || item.request.keyed.is_some();
+    for BatchItem { request, .. } in items.iter().filter(seen_before) {
         if let Some(slot) = batch.needs_prior(&request.write) {
             keys.push(&slot.stored_key);
             ids.push(&request.write.id.0);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tagfast_domain::TenantId;
+use tagfast_domain::{EpochId, Refusal, TenantId};
 use tagfast_failover::GuardState;
 use tagfast_resilience::{BreakerState, counter};
 use tagfast_store::fair_queue::{FairQueue, Queued, TenantWeights};
@@ -26,6 +26,10 @@ use crate::refusal::{NO_REPLICA_IN_TIME, overloaded, replication_lag, unavailabl
 /// How often a lane answers writes whose time is up.
 pub(crate) const EXPIRY_INTERVAL: Duration = Duration::from_millis(50);
 
+/// An attempt was lost with its epoch, and the next one refused.
+const LOST_ATTEMPT: &str =
+    "a failover came between two attempts of the write, and the first may be repaired";
+
 /// What a caller receives.
 pub(crate) type WriteResult = Result<WriteAnswer, StoreError>;
 
@@ -35,8 +39,29 @@ pub(crate) struct QueuedWrite {
     pub(crate) reply: oneshot::Sender<WriteResult>,
     /// Its caller waits no longer than this.
     pub(crate) until: Instant,
-    /// An earlier attempt may have been durable.
-    pub(crate) in_doubt: bool,
+    /// The epoch of an earlier attempt that may have been durable, the first such; `None`: there
+    /// was none.
+    pub(crate) in_doubt: Option<EpochId>,
+}
+
+impl QueuedWrite {
+    /// The same after an attempt in this epoch that may have been durable.
+    pub(crate) fn doubted(self, epoch: EpochId) -> Self {
+        Self { in_doubt: self.in_doubt.or(Some(epoch)), ..self }
+    }
+
+    /// What its caller is told of a result in this epoch. The content may have refused the write
+    /// only because an earlier attempt was lost with its epoch; a repair, of this process or of one
+    /// that had read it, may bring that attempt back.
+    pub(crate) fn told(&self, result: WriteResult, epoch: EpochId) -> WriteResult {
+        let is_undecided = self.in_doubt.is_some_and(|doubtful| doubtful != epoch);
+        match result {
+            Err(StoreError::Refused(
+                Refusal::VersionMismatch { .. } | Refusal::TooManyTags { .. },
+            )) if is_undecided => Err(unavailable(LOST_ATTEMPT, true)),
+            result => result,
+        }
+    }
 }
 
 impl Queued for QueuedWrite {
@@ -97,7 +122,7 @@ impl Lane {
         if queue.closed {
             return Err(unavailable("the store is shutting down", false));
         }
-        let write = QueuedWrite { request, reply, until, in_doubt: false };
+        let write = QueuedWrite { request, reply, until, in_doubt: None };
         queue
             .fresh
             .push(write)
@@ -150,7 +175,7 @@ impl Lane {
         let cause = delay_cause(cluster);
         cluster.health.writes_failed(cause, late.len());
         for write in late {
-            let outcome_unknown = write.in_doubt;
+            let outcome_unknown = write.in_doubt.is_some();
             let error = match write.request.deadline {
                 _ if cause == FailureCause::ReplicationLag => {
                     replication_lag(NO_REPLICA_IN_TIME, outcome_unknown)
@@ -216,5 +241,53 @@ pub(crate) async fn expire_late(lane: Arc<Lane>, cluster: Arc<Cluster>) {
         }
         tokio::time::sleep(EXPIRY_INTERVAL).await;
         lane.expire(&cluster);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tagfast_domain::{
+        ContentKey, Limits, Operation, Tag, UserId, Version, Write as ContentWrite, WriteId,
+    };
+
+    use super::*;
+
+    fn queued() -> QueuedWrite {
+        let tags = vec![Tag::parse("x").expect("a tag")];
+        let write = ContentWrite {
+            id: WriteId([1; 16]),
+            key: ContentKey::parse("t", "doc", "1").expect("a content"),
+            user: UserId::parse("u").expect("a user"),
+            operation: Operation::patch(tags, Vec::new(), &Limits::default()).expect("a patch"),
+            if_match: None,
+        };
+        let (reply, _) = oneshot::channel();
+        let request = WriteRequest::new(write);
+        QueuedWrite { request, reply, until: Instant::now(), in_doubt: None }
+    }
+
+    #[test]
+    fn a_refusal_after_an_attempt_that_a_failover_lost_decides_nothing() {
+        let (first, second) = (EpochId([1; 16]), EpochId([2; 16]));
+        let mismatch = || {
+            let current = Version::from_packed(9).expect("a version");
+            Err(StoreError::Refused(Refusal::VersionMismatch { current }))
+        };
+        let too_many = || Err(StoreError::Refused(Refusal::TooManyTags { allowed: 1, given: 2 }));
+        let is_refused = |result: &WriteResult| matches!(result, Err(StoreError::Refused(_)));
+        let is_unknown =
+            |result: &WriteResult| result.as_ref().is_err_and(StoreError::is_outcome_unknown);
+        assert!(is_refused(&queued().told(mismatch(), first)), "it was tried once");
+        let doubted = queued().doubted(first);
+        // The document would have it.
+        assert!(is_refused(&doubted.told(mismatch(), first)));
+        for refusal in [mismatch(), too_many()] {
+            let told = doubted.told(refusal, second);
+            assert!(is_unknown(&told), "{told:?}");
+        }
+        let reused = doubted.told(Err(StoreError::Refused(Refusal::WriteIdReused)), second);
+        assert!(is_refused(&reused), "whatever became of the attempt");
+        let again = doubted.doubted(second);
+        assert!(is_unknown(&again.told(mismatch(), second)), "the first attempt counts");
     }
 }

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tagfast_domain::{Epoch, Limits};
+use tagfast_domain::{Epoch, EpochId, Limits};
 use tagfast_failover::{AckDecision, Commit, EpochRecord, GuardState, ReplicaCount};
 use tagfast_resilience::task::{StopSignal, TaskTracker};
 use tagfast_resilience::{Bounded, Clock, ErrorChain, Permit, counter, gauge, histogram};
@@ -217,10 +217,7 @@ impl LaneWorker {
         let context = GroupContext { commit, lane_lock, is_canary: writes.is_empty(), journals };
         let batch: Vec<BatchItem<'_>> = writes
             .iter()
-            .map(|write| BatchItem {
-                request: &write.request,
-                seen_before: write.in_doubt || write.request.keyed.is_some(),
-            })
+            .map(|write| BatchItem { request: &write.request, in_doubt: write.in_doubt })
             .collect();
         match self.note_late(writes.len(), group_commit::run(&mut session, &batch, &context)).await
         {
@@ -264,7 +261,7 @@ impl LaneWorker {
                     record_failure(permit, &failure.error);
                     self.cluster.health.writes_failed_with(&failure.error, writes.len());
                 }
-                self.retry(writes, &failure);
+                self.retry(writes, current.id, &failure);
                 if !keep {
                     self.back_off(progress).await;
                 }
@@ -338,7 +335,7 @@ impl LaneWorker {
     }
 
     /// Queues the writes of a failed batch again.
-    fn retry(&self, writes: Vec<QueuedWrite>, failure: &GroupCommitError) {
+    fn retry(&self, writes: Vec<QueuedWrite>, epoch: EpochId, failure: &GroupCommitError) {
         if writes.is_empty() {
             return;
         }
@@ -355,8 +352,7 @@ impl LaneWorker {
             false => CommitFailureReason::Aborted,
         };
         counter!(STORE_COMMIT_FAILURES, "reason" => reason).increment(1);
-        let doubtful =
-            |write: QueuedWrite| QueuedWrite { in_doubt: write.in_doubt || unknown, ..write };
+        let doubtful = |write: QueuedWrite| if unknown { write.doubted(epoch) } else { write };
         self.lane.requeue(writes.into_iter().map(doubtful).collect());
     }
 
@@ -368,19 +364,23 @@ impl LaneWorker {
         mut outcome: CommitOutcome,
         throttle: Option<OwnedSemaphorePermit>,
     ) {
+        let epoch = outcome.commit.epoch;
         let group = CommittedGroup::record(&self.cluster, &mut outcome);
         let mut done = Vec::with_capacity(writes.len());
         let mut lost = Vec::new();
         for (write, item) in writes.into_iter().zip(outcome.items) {
             match item {
-                ItemResult::Done(result) => done.push((write, result)),
+                ItemResult::Done(result) => {
+                    let told = write.told(result, epoch);
+                    done.push((write, told));
+                }
                 ItemResult::Retry => lost.push(write),
             }
         }
         self.lane.requeue(lost);
         let Some(until) = done.iter().map(|(write, _)| write.until).max() else { return };
         let (lane, cluster) = (Arc::clone(&self.lane), Arc::clone(&self.cluster));
-        let Some(group) = group else { return retry_unproven(&lane, &cluster, done) };
+        let Some(group) = group else { return retry_unproven(&lane, &cluster, epoch, done) };
         let means = self.replicated_means;
         if let AckDecision::Acknowledge(count) = group.decide(&cluster) {
             let replicated = answer_acknowledged(&cluster, done, count);
@@ -404,7 +404,7 @@ impl LaneWorker {
                 }
                 AckOutcome::Unproven => {
                     group.stop_waiting(&cluster);
-                    retry_unproven(&lane, &cluster, done);
+                    retry_unproven(&lane, &cluster, epoch, done);
                 }
                 AckOutcome::Unreplicated => {
                     group.stop_waiting(&cluster);
@@ -454,7 +454,7 @@ async fn answer_replicated(
             cluster.health.writes_succeeded(done.len());
             answer(done, count);
         }
-        AckOutcome::Unproven => retry_unproven(&lane, &cluster, done),
+        AckOutcome::Unproven => retry_unproven(&lane, &cluster, group.epoch(), done),
         AckOutcome::Unreplicated => {
             cluster.health.writes_failed(FailureCause::ReplicationLag, done.len());
             answer_unreplicated(done, NOT_REPLICATED_IN_TIME);
@@ -463,10 +463,10 @@ async fn answer_replicated(
 }
 
 /// Queues writes again whose commit could not be proven.
-fn retry_unproven(lane: &Lane, cluster: &Cluster, done: DoneWrites) {
+fn retry_unproven(lane: &Lane, cluster: &Cluster, epoch: EpochId, done: DoneWrites) {
     counter!(UNPROVEN_WRITES, "cluster" => Bounded(cluster.name.clone()))
         .increment(done.len() as u64);
-    let unproven = done.into_iter().map(|(write, _)| QueuedWrite { in_doubt: true, ..write });
+    let unproven = done.into_iter().map(|(write, _)| write.doubted(epoch));
     lane.requeue(unproven.collect());
 }
 

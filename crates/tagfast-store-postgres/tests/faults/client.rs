@@ -25,6 +25,8 @@ use crate::load::LIMIT;
 
 /// Rounds in which a client writes one content of its own before it goes on to the next.
 const ROUNDS: u64 = 40;
+/// How long a client waits that was refused.
+const RETRY_AFTER: Duration = Duration::from_millis(20);
 /// Contents of a cluster that all clients write.
 pub(crate) const SHARED: u64 = 3;
 /// Contents of a cluster over which batches are spread, before their names begin again.
@@ -269,6 +271,8 @@ impl Client {
             if self.record(place, &request, answer, &mut in_doubt, stop) {
                 return;
             }
+            // While writes are refused a client that comes back at once would do nothing else.
+            tokio::time::sleep(RETRY_AFTER).await;
         }
     }
 

@@ -3,6 +3,8 @@
 
 mod client;
 #[cfg(feature = "full")]
+mod failback;
+#[cfg(feature = "full")]
 mod failover;
 mod journal_copy;
 #[cfg(feature = "full")]

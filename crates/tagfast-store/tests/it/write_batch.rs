@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use tagfast_domain::{
-    ApplyContext, ContentKey, Document, DomainError, Epoch, EpochId, EpochOrdinal, Limits,
-    Operation, Outcome, RecentWrite, Refusal, Tag, UserId, Version, Write, WriteId, apply,
-    remember,
+    ApplyContext, Call, ContentKey, Document, DomainError, Epoch, EpochId, EpochOrdinal,
+    IdempotencyKey, Limits, Operation, Outcome, RecentWrite, Refusal, Tag, UserId, Version, Write,
+    WriteId, apply, remember,
 };
 use tagfast_sharding::LogicalShard;
 use tagfast_store::write_batch::{CommitPosition, ItemResult, SlotCommit};
@@ -119,6 +119,30 @@ fn a_lost_race_and_a_damaged_document_fail_their_content_only() {
     assert!(matches!(items[0], ItemResult::Retry));
     assert!(matches!(&items[1], ItemResult::Done(Err(StoreError::Damaged { .. }))));
     assert!(matches!(&items[2], ItemResult::Done(Ok(answer)) if answer.changed));
+}
+
+/// Otherwise a repair that brings its first attempt back would find that its id was refused.
+#[test]
+fn a_refusal_of_a_write_whose_first_attempt_was_lost_is_not_remembered() {
+    let epoch = epoch(1);
+    let context = CommitContext { cluster: 0, epoch: &epoch, limits: &LIMITS, now: NOW };
+    let refused = |decides: bool| {
+        let mut request = add(1, 1, 1);
+        let call = Call::AddTag;
+        request.keyed = Some(IdempotencyKey { id: [1; 16], call, request: 1 });
+        request.write.if_match = Some(Version::from_packed(9).expect("a version").into());
+        let mut batch = WriteBatch::new(context, 1);
+        load(&mut batch, &request.write.key, Ok(Document::default()));
+        match decides {
+            true => batch.apply(&request, None),
+            false => batch.apply_undecided(&request, None),
+        }
+        let remembered = batch.slots_to_store_mut().count();
+        let item = batch.finish(|_| committed(&epoch, 1)).remove(0);
+        assert!(matches!(item, ItemResult::Done(Err(StoreError::Refused(_)))), "{item:?}");
+        remembered
+    };
+    assert_eq!([refused(true), refused(false)], [1, 0]);
 }
 
 #[test]

@@ -153,9 +153,11 @@ pub(super) fn conditional_writes(history: &History) -> Vec<Violation> {
     for writes in by_content(history).values_mut() {
         writes.retain(counts);
         writes.sort_by_key(|w| w.version);
-        let mut newest_change: Option<&WriteCall> = None;
-        for write in writes.iter() {
-            if let (Some(named), Some(before)) = (write.if_match, newest_change)
+        for (n, write) in writes.iter().enumerate() {
+            // The write itself was made before, if a failover lost what its first answer was about.
+            let is_other_change = |before: &&&WriteCall| before.changed && before.id != write.id;
+            if let Some(named) = write.if_match
+                && let Some(before) = writes[..n].iter().rev().find(is_other_change)
                 && before.version > named
                 && before.version < write.version
             {
@@ -163,11 +165,8 @@ pub(super) fn conditional_writes(history: &History) -> Vec<Violation> {
                     "conditional write {:032x} named version {named}, and {} came between",
                     write.id, before.version
                 );
-                let trace = [before as &dyn Display, *write as &dyn Display];
+                let trace = [*before as &dyn Display, *write as &dyn Display];
                 violations.push(Violation::new(Invariant::SerialOrder, what, trace));
-            }
-            if write.changed {
-                newest_change = Some(write);
             }
         }
     }

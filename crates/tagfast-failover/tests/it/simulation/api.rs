@@ -403,7 +403,7 @@ impl Cluster {
             MintDecision::Mint(mut record, condition) => {
                 if !self.rules.ordinal_from_etcd {
                     let row = seen.primary.as_ref().and_then(|primary| primary.newest_row);
-                    record.ordinal = EpochOrdinal(row.map_or(0, |row| row.0 + 1));
+                    record.ordinal = EpochOrdinal(row.map_or(0, |row| row.ordinal.0 + 1));
                 }
                 let holds = self.key.as_ref().is_some_and(|key| {
                     key.create_revision == condition.leader_create_revision

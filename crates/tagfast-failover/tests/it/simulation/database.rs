@@ -68,7 +68,7 @@ impl Node {
             in_recovery: !self.is_primary,
             timeline: self.timeline,
             timeline_history: None,
-            newest_row: self.database().newest_row.map(|row| row.ordinal),
+            newest_row: self.database().newest_row,
         }
     }
 

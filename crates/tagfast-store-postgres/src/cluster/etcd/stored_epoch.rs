@@ -21,6 +21,8 @@ struct StoredEpoch {
     /// Timelines, each with the position at which it was left.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     timeline_history: Option<Vec<(u32, u64)>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    continues: Option<String>,
     parent_id: Option<String>,
     minted_at: i64,
     minted_by: String,
@@ -41,6 +43,7 @@ pub(super) fn to_json(epoch: &EpochRecord) -> String {
         timeline: epoch.timeline,
         fork_lsn: epoch.fork_lsn,
         timeline_history: history.map(|all| all.map(|s| (s.timeline, s.at)).collect()),
+        continues: epoch.continues.map(|id| id.to_string()),
         parent_id: epoch.parent_id.map(|id| id.to_string()),
         minted_at: epoch.minted_at,
         minted_by: epoch.minted_by.clone(),
@@ -60,6 +63,7 @@ pub(super) fn from_json(text: &[u8]) -> Result<EpochRecord, &'static str> {
         timeline: stored.timeline,
         fork_lsn: stored.fork_lsn,
         timeline_history: stored.timeline_history.map(|all| all.into_iter().map(switch).collect()),
+        continues: stored.continues.as_deref().map(id).transpose()?,
         parent_id: stored.parent_id.as_deref().map(id).transpose()?,
         minted_at: stored.minted_at,
         minted_by: stored.minted_by,
@@ -83,6 +87,7 @@ mod tests {
                 TimelineSwitch { timeline: 1, at: 0x300 },
                 TimelineSwitch { timeline: 2, at: 0x42_DEE9_0000 },
             ]),
+            continues: Some(EpochId([6; 16])),
             parent_id: Some(EpochId([7; 16])),
             minted_at: 1_800_000_000_001,
             minted_by: "api-1".to_owned(),
@@ -97,8 +102,9 @@ mod tests {
         // An epoch that an earlier build minted is read, too.
         let earlier = to_json(&epoch).replace("\"term\"", "\"reign\"");
         assert_eq!(from_json(earlier.as_bytes()).expect("readable"), epoch);
-        let short = EpochRecord { timeline_history: None, ..epoch };
-        assert!(!to_json(&short).contains("history"), "as a build wrote it that knew no more");
+        let short = EpochRecord { timeline_history: None, continues: None, ..epoch };
+        let words = ["history", "continues"].map(|word| to_json(&short).contains(word));
+        assert_eq!(words, [false; 2], "as a build wrote it that knew no more");
         assert_eq!(from_json(to_json(&short).as_bytes()).expect("readable"), short);
     }
 }
