@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use tagfast_domain::{ContentKey, TaggingsEvent, UnixMillis};
+use tagfast_events::DivergedContent;
 use tagfast_failover::EpochRecord;
 use tagfast_resilience::{Clock, SystemClock};
 use tagfast_store_postgres::testing::RecordingSink;
@@ -80,7 +81,7 @@ impl OutboxSink for PositionSink {
         _: &str,
         _: &EpochRecord,
         _: &[EndedEpoch],
-    ) -> Result<Vec<ContentKey>, PublishError> {
+    ) -> Result<Vec<DivergedContent>, PublishError> {
         if self.is_away.load(Ordering::SeqCst) {
             return Err(PublishError::new("it is away"));
         }
