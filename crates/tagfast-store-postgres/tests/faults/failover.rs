@@ -29,6 +29,8 @@ const MAX_LOSS: Duration = SECOND;
 /// What an acknowledgement may take from the guard's decision to the client's note of it, on two
 /// processors that everything shares in a debug build.
 const ANSWER_TIME: Duration = Duration::from_millis(250);
+/// How long Patroni's leader key lives without its primary.
+const LEASE: Duration = Duration::from_secs(20);
 /// Violations in the message of a failed run.
 const SHOWN_MAX: usize = 10;
 /// Writers of each process.
@@ -202,13 +204,20 @@ impl Drill {
             Fate::Cut(off) => {
                 let node = primary().await;
                 off.set(&node, true).await;
-                if off == CutOff::Replicas {
+                match off {
+                    CutOff::AllOthers => {
+                        self.goes_on(since).await;
+                    }
                     // It stays the primary, and no one has what it commits.
-                    tokio::time::sleep(5 * SECOND).await;
-                } else {
-                    self.goes_on(since).await;
+                    CutOff::Replicas => tokio::time::sleep(5 * SECOND).await,
+                    // Its failsafe mode asks the replicas, which take no key that it lost.
+                    CutOff::Etcd => tokio::time::sleep(LEASE + 5 * SECOND).await,
                 }
                 off.set(&node, false).await;
+                if off == CutOff::Etcd {
+                    // It takes the key again.
+                    self.goes_on(since).await;
+                }
                 self.acknowledged(self.load.now()).await;
             }
             Fate::ReplicasFrozen(frozen) => {
