@@ -3,11 +3,11 @@
 //! verdicts, and the span of acknowledgements that a partition loses.
 //!
 //! `cargo bench -p tagfast-store-postgres --bench failover [-- --only WORD,... --json --quick
-//! --rounds N --seconds N --failovers N --list]`: one cluster of three nodes under Patroni, callers,
-//! fault proxy and servers on the same processors. Some ten minutes. What is compared is measured in
-//! turns in the same run, and the median of the rounds' ratios counts. The partition needs root, for
-//! a network namespace of each node; without it that figure is left out, and said so. The figures
-//! are printed as a table of Markdown and, with `--json`, as one line of JSON.
+//! --rounds N --seconds N --failovers N --list]`: one cluster of three nodes under Patroni,
+//! callers, fault proxy and servers on the same processors. Some ten minutes. What is compared is
+//! measured in turns in the same run, and the median of the rounds' ratios counts. The partition
+//! needs root, for a network namespace of each node; without it that figure is left out, and said
+//! so. The figures are printed as a table of Markdown and, with `--json`, as one line of JSON.
 //!
 //! How it fails: with a panic that names what the servers answered. A figure that misses its target
 //! is printed as missed and is no failure.
