@@ -142,4 +142,6 @@ fn read_range(
 }
 
 #[cfg(test)]
+mod document_tests;
+#[cfg(test)]
 mod tests;

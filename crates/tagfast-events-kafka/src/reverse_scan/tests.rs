@@ -1,21 +1,17 @@
 //! Partitions in which a scan that stops too early leaves a lost state behind.
 
-use tagfast_domain::{
-    ApplyContext, ContentKey, Document, Epoch, EpochId, Limits, Operation, Tag, TaggingsEvent,
-    UserId, Write, WriteId, apply, codec,
-};
-use tagfast_events::envelope::{Message, encode_binary, encode_heartbeat, encode_marker};
+use tagfast_domain::{ContentKey, TaggingsEvent, Version};
+use tagfast_events::envelope::Message;
 
 use super::*;
 
-const MINTED_AT: UnixMillis = 1_800_000_000_000;
-const ONE: EpochOrdinal = EpochOrdinal(1_799_000_000_001);
-const TWO: EpochOrdinal = EpochOrdinal(1_799_000_000_002);
-const THREE: EpochOrdinal = EpochOrdinal(1_799_000_000_003);
-/// Where epochs 1 and 2 end.
-const END: u64 = 100;
+const CLUSTER: &str = "c0";
 
-fn record(message: Message) -> BusRecord {
+fn key(id: &str) -> ContentKey {
+    ContentKey::parse("test", "doc", id).expect("a content")
+}
+
+pub(super) fn record(message: Message) -> BusRecord {
     let attributes = Attributes::of(&message.headers);
     BusRecord {
         kind: attributes.kind,
@@ -23,7 +19,7 @@ fn record(message: Message) -> BusRecord {
         offset: 0,
         key: Vec::new(),
         version: attributes.version,
-        at: attributes.at.unwrap_or(0),
+        at: 0,
         cluster: attributes.cluster,
         publisher_epoch: attributes.publisher_epoch,
         headers: message.headers,
@@ -31,129 +27,69 @@ fn record(message: Message) -> BusRecord {
     }
 }
 
-/// The first write of a content: its event, with its document.
-fn event(id: u8, publisher_epoch: EpochOrdinal, hi: u64) -> BusRecord {
-    let key = ContentKey::parse("test", "doc", &id.to_string()).expect("a content");
-    let (mut document, limits) = (Document::default(), Limits::default());
-    let tags = vec![Tag::parse("a").expect("a tag")];
-    let write = Write {
-        id: WriteId([id; 16]),
-        key: key.clone(),
-        user: UserId::parse("ann").expect("a user"),
-        operation: Operation::patch(tags, vec![], &limits).expect("a patch"),
-        if_match: None,
-    };
-    let epoch = Epoch { id: EpochId([1; 16]), ordinal: publisher_epoch };
-    let now = MINTED_AT - 1000;
-    apply(
-        &mut document,
-        &write,
-        None,
-        &ApplyContext { epoch: &epoch, now, limits: &limits, call: None },
-    );
+/// A state of a content that the relay of an epoch published, and the position after its batch.
+fn event(id: &str, epoch: u64, hi: u64) -> BusRecord {
     let event = TaggingsEvent {
-        key,
-        version: document.version,
-        at: now,
-        publisher_epoch,
-        tags: document.taggings.clone(),
+        key: key(id),
+        version: Version::from_packed(1).expect("a version"),
+        publisher_epoch: EpochOrdinal(epoch),
+        at: 0,
+        tags: Vec::new(),
         changes: Vec::new(),
     };
-    record(encode_binary(&event, "c0", hi).with_document(&codec::encode(&document)))
+    let mut record = record(envelope::encode_binary(&event, CLUSTER, hi));
+    record.key = event.key.to_string().into_bytes();
+    record
 }
 
-/// The ids of the contents that a scan of these records finds, each with its witnesses, and
-/// whether it may stop.
-fn scan(records: &[BusRecord], is_two_reconciled: bool) -> (Vec<(String, usize)>, bool) {
-    let fate = |epoch| match epoch {
-        THREE => EpochFate::Current,
-        ONE => EpochFate::Ended { epoch_end: END, reconciled: true },
-        TWO => EpochFate::Ended { epoch_end: END, reconciled: is_two_reconciled },
-        EpochOrdinal(_) => EpochFate::Ended { epoch_end: 0, reconciled: false },
-    };
-    let mut found = DivergedContents::new(MINTED_AT);
-    let mut done = false;
-    for record in records.iter().rev() {
-        done = examine(record, "c0", &fate, &mut found);
-        if done {
+fn marker(epoch: u64) -> BusRecord {
+    record(envelope::encode_marker(CLUSTER, EpochOrdinal(epoch), 0))
+}
+
+/// Scans a partition record by record.
+fn scan(partition: Vec<BusRecord>, fate: &dyn Fn(EpochOrdinal) -> EpochFate) -> Vec<ContentKey> {
+    let mut diverged = DivergedContents::new(0);
+    for record in partition.iter().rev() {
+        if examine(record, CLUSTER, fate, &mut diverged) {
             break;
         }
     }
-    let contents = found.into_contents("c0").into_iter();
-    let named = contents.map(|c| (c.key.content.content_id.as_str().to_owned(), c.documents.len()));
-    (named.collect(), done)
+    diverged.into_contents(CLUSTER).into_iter().map(|content| content.key).collect()
 }
 
-fn marker(epoch: EpochOrdinal) -> BusRecord {
-    record(encode_marker("c0", epoch, 0))
-}
-
-fn named(all: &[(&str, usize)]) -> Vec<(String, usize)> {
-    all.iter().map(|(id, documents)| ((*id).to_owned(), *documents)).collect()
-}
-
+/// X17b: the second epoch began, and its primary died before the lost state was overwritten.
 #[test]
-fn x18_x19_what_was_published_past_the_end_is_found_with_its_document() {
-    let records = [
-        marker(TWO),
-        event(1, TWO, END),
-        record(encode_heartbeat("c0", TWO, 0, END)),
-        event(2, TWO, END + 1),
-        record(encode_heartbeat("c0", TWO, 0, END + 2)),
-        event(3, TWO, END + 2),
-        marker(THREE),
-    ];
-    assert_eq!(scan(&records, true), (named(&[("2", 1), ("3", 1)]), true));
-    // An epoch whose lost contents were never written again is no stop.
-    assert_eq!(scan(&records, false), (named(&[("2", 1), ("3", 1)]), false));
-}
-
-#[test]
-fn x15_what_a_replaced_relay_published_behind_a_marker_is_written_again_and_not_joined() {
-    let records = [
-        marker(TWO),
-        event(1, ONE, END + 1),
-        event(2, TWO, END + 1),
-        marker(THREE),
-        event(3, TWO, END + 9),
-    ];
-    assert_eq!(scan(&records, false).0, named(&[("1", 0), ("2", 1), ("3", 0)]));
-}
-
-#[test]
-fn records_of_other_clusters_and_of_unknown_epochs_prove_nothing() {
-    let foreign = BusRecord { cluster: "c1".into(), ..event(1, TWO, END + 1) };
-    let unknown = event(2, EpochOrdinal(5), 1);
-    let (found, done) = scan(&[unknown, foreign, marker(THREE)], true);
-    // A repair joins nothing of an epoch that it does not know.
-    assert_eq!((found, done), (named(&[("2", 1)]), false));
-}
-
-/// The second epoch began, and its primary died before the lost state was overwritten.
-#[test]
-fn x17b_an_epoch_that_was_not_reconciled_does_not_end_the_scan() {
-    let records = [
-        event(1, ONE, END - 1),
-        event(2, ONE, END + 1),
-        marker(TWO),
-        event(3, TWO, END - 5),
-        marker(THREE),
-    ];
-    assert_eq!(scan(&records, false), (named(&[("2", 1)]), true));
-    assert_eq!(scan(&records, true), (named(&[]), true), "it was overwritten in the second epoch");
+fn an_epoch_that_was_not_reconciled_does_not_end_the_scan() {
+    let fate = |second_is_reconciled| {
+        move |epoch: EpochOrdinal| match epoch.0 {
+            1 => EpochFate::Ended { epoch_end: 10, reconciled: true },
+            2 => EpochFate::Ended { epoch_end: 20, reconciled: second_is_reconciled },
+            _ => EpochFate::Current,
+        }
+    };
+    let partition = || {
+        let before = [event("before", 1, 9), event("lost", 1, 11)];
+        let after = [marker(2), event("kept", 2, 15), marker(3)];
+        before.into_iter().chain(after).collect::<Vec<_>>()
+    };
+    assert_eq!(scan(partition(), &fate(false)), [key("lost")]);
+    assert_eq!(scan(partition(), &fate(true)), [], "it was overwritten in the second epoch");
     // It died before it published anything.
-    let records = [event(1, ONE, END - 1), event(2, ONE, END + 1), marker(TWO), marker(THREE)];
-    assert_eq!(scan(&records, false), (named(&[("2", 1)]), true));
+    let partition = vec![event("before", 1, 9), event("lost", 1, 11), marker(2), marker(3)];
+    assert_eq!(scan(partition, &fate(false)), [key("lost")]);
 }
 
-/// A relay that was started again publishes a row a second time, behind rows that are lost.
+/// X18: a relay that was started again publishes a row a second time, behind rows that are lost.
 #[test]
-fn x18_a_row_that_was_published_again_does_not_end_the_scan() {
-    // The rows lie before and past the end. What is published with them was read after both.
-    let (first, second) = (event(1, ONE, END - 1), event(2, ONE, END + 3));
-    let records = [first.clone(), second.clone(), event(1, ONE, END + 4), marker(TWO)];
-    assert_eq!(scan(&records, true).0, named(&[("1", 1), ("2", 1)]));
+fn a_row_that_was_published_again_does_not_end_the_scan() {
+    let fate = |epoch: EpochOrdinal| match epoch.0 {
+        1 => EpochFate::Ended { epoch_end: 5, reconciled: true },
+        _ => EpochFate::Current,
+    };
+    // The rows lie at 4 and 8. What is published with them was read after both.
+    let partition = vec![event("one", 1, 4), event("two", 1, 8), event("one", 1, 9), marker(2)];
+    assert_eq!(scan(partition, &fate), [key("one"), key("two")]);
     // With the position of the row itself the scan would stop at the repetition.
-    let records = [first.clone(), second, first, marker(TWO)];
-    assert_eq!(scan(&records, true).0, [], "which is why the relay reads the position afterwards");
+    let partition = vec![event("one", 1, 4), event("two", 1, 8), event("one", 1, 4), marker(2)];
+    assert_eq!(scan(partition, &fate), [], "which is why the relay reads the position afterwards");
 }

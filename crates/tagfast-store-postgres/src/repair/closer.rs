@@ -148,34 +148,40 @@ impl Closer {
         let closed_at = read_state(server, epoch).await?.closed_at.ok_or(CloseError::NoRow)?;
         // What an earlier relay announced saw more of the processes that were there.
         if self.etcd.closing(&self.cluster.scope, epoch.ordinal).await?.is_none() {
-            self.report_events(server, epoch).await?;
             let missing = missing.into_iter().collect();
             let closing = StoredClosing { closed_at, missing, superseded_by: None };
-            self.announce(epoch, closing).await?;
+            self.announce(server, epoch, closing).await?;
         }
         Ok(())
     }
 
     /// Announces the closing of an epoch's repair, after those of the failovers that end with it,
     /// so that none is left out by a process that dies in between.
-    async fn announce(&self, epoch: &EpochRecord, closing: StoredClosing) -> Result<(), EtcdError> {
+    async fn announce(
+        &self,
+        server: &Connection,
+        epoch: &EpochRecord,
+        closing: StoredClosing,
+    ) -> Result<(), CloseError> {
         let scope = &self.cluster.scope;
         let history = self.etcd.history(scope).await?;
         let closed = self.etcd.closed_epochs(scope).await?;
         let by = Some(epoch.id.to_string());
         for earlier in superseded(&history, epoch.ordinal, &closed) {
             let closing = StoredClosing { superseded_by: by.clone(), ..closing.clone() };
-            self.announce_one(&history, earlier, closing).await?;
+            self.announce_one(server, &history, earlier, closing).await?;
         }
-        self.announce_one(&history, epoch, closing).await
+        self.announce_one(server, &history, epoch, closing).await
     }
 
     async fn announce_one(
         &self,
+        server: &Connection,
         history: &[EpochRecord],
         epoch: &EpochRecord,
         closing: StoredClosing,
-    ) -> Result<(), EtcdError> {
+    ) -> Result<(), CloseError> {
+        self.report_events(server, epoch).await?;
         let told = match &self.observer {
             Some(observer) => {
                 self.report(history, epoch, &closing).await?.map(|told| (observer, told))

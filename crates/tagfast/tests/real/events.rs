@@ -85,7 +85,7 @@ fn tags_of(list: &serde_json::Value) -> BTreeSet<String> {
 /// The contents of the shards, without those that have no tags.
 fn shards(client: &mut Client) -> Contents {
     let mut found = Contents::new();
-    for id in (0..CONTENTS).chain(LOST) {
+    for id in (0..CONTENTS).chain(LOST).chain(GONE) {
         let path = format!("/v1/content/page/{id}/tags");
         let answer =
             client.request("GET", &path, &[("consistency", "strong")], None).expect("an answer");
