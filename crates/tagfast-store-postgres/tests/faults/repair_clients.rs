@@ -199,7 +199,9 @@ pub(crate) async fn check(store: &PostgresStore, writes: &[Acknowledged]) -> (us
                 assert!(is_across(), "{} {}: {:?}", write.key, write.tag, write.receipt);
                 false
             }
-            _ => is_past_end(store, &write.receipt),
+            Verdict::Kept | Verdict::Repaired { .. } | Verdict::Lost(_) | Verdict::Unknown(_) => {
+                is_past_end(store, &write.receipt)
+            }
         };
         lost += usize::from(is_lost);
         repaired += usize::from(matches!(verdict, Verdict::Repaired { .. }));
