@@ -121,24 +121,40 @@ fn ends_on_path(
 ) -> HashMap<EpochId, u64> {
     let known = || history.iter().filter(|epoch| epoch.ordinal <= current.ordinal);
     let ancestors = ancestors(history, current);
-    let end = |epoch: &EpochRecord| {
+    let is_alive = |epoch: &EpochRecord| {
         let is_of_same_fork = |other: &&EpochRecord| {
             (other.timeline, other.fork_lsn) == (epoch.timeline, epoch.fork_lsn)
         };
         let newest = known().chain([current]).filter(is_of_same_fork).max_by_key(|e| e.ordinal);
-        let is_alive = match &ancestors {
+        match &ancestors {
             Some((rows, from)) if epoch.ordinal >= *from => rows.contains(&epoch.id),
             Some(_) | None => newest.is_none_or(|newest| newest.member == epoch.member),
-        };
-        let Some(own) = path_of(epoch) else {
-            // A program minted it that did not record its history.
-            let left = path.iter().find(|switch| switch.timeline == epoch.timeline);
-            return left.filter(|_| is_alive).map_or(0, |switch| switch.at);
-        };
-        shared_end(&own, path, is_alive)
+        }
     };
-    let ends = known().map(|epoch| (epoch.id, end(epoch)));
-    ends.chain([(current.id, u64::MAX)]).collect()
+    let mut ends = HashMap::from([(current.id, u64::MAX)]);
+    let mut dead = HashSet::new();
+    let mut ordered: Vec<&EpochRecord> = known().filter(|epoch| epoch.id != current.id).collect();
+    ordered.sort_by_key(|epoch| epoch.ordinal);
+    for epoch in ordered {
+        let is_alive = is_alive(epoch);
+        let mut end = match path_of(epoch) {
+            Some(own) => shared_end(&own, path, is_alive),
+            // A program minted it that did not record its history.
+            None => {
+                let left = path.iter().find(|switch| switch.timeline == epoch.timeline);
+                left.filter(|_| is_alive).map_or(0, |switch| switch.at)
+            }
+        };
+        if !is_alive {
+            // What it went on from may have the number of a timeline that is alive.
+            if let Some(before) = epoch.continues.filter(|before| dead.contains(before)) {
+                end = end.min(ends.get(&before).copied().unwrap_or(0));
+            }
+            dead.insert(epoch.id);
+        }
+        ends.insert(epoch.id, end);
+    }
+    ends
 }
 
 /// The position up to which two logs are the same. `is_alive`: the last timeline of `own` is the

@@ -3,8 +3,6 @@
 
 mod client;
 #[cfg(feature = "full")]
-mod failback;
-#[cfg(feature = "full")]
 mod failover;
 mod journal_copy;
 #[cfg(feature = "full")]
