@@ -289,10 +289,12 @@ impl History {
         matches!((end, write.log), (Some(end), Some(log)) if log.inside < end && end < log.flushed)
     }
 
-    /// Whether the write's commit lies beyond the end of its epoch.
+    /// Whether the write's commit lies beyond the end of its epoch. A write that changed nothing
+    /// has no commit: both of its positions may be the end.
     pub(super) fn is_diverged(&self, write: &WriteCall) -> bool {
         let end = self.epoch(write.epoch.0).and_then(|e| e.end);
-        matches!((end, write.log), (Some(end), Some(log)) if log.inside >= end)
+        let is_beyond = |end, log: LogRange| log.inside >= end && log.flushed > end;
+        matches!((end, write.log), (Some(end), Some(log)) if is_beyond(end, log))
     }
 }
 
