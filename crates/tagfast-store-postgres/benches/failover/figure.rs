@@ -99,7 +99,8 @@ pub(crate) fn rows(figures: &[Figure]) -> String {
 pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    // Of an even number the mean of the two in the middle: the larger one would favour a side.
+    f64::midpoint(values[(values.len() - 1) / 2], values[values.len() / 2])
 }
 
 /// The values from the smallest to the largest, for the reader to see how they scatter.
