@@ -146,24 +146,93 @@ fn writes_lost(batch: &UnsavedBatch) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use tagfast_domain::{EpochId, Version, WriteId};
-    use tagfast_failover::{JournaledContent, JournaledWrite, LogRange};
+    use tagfast_domain::{Version, WriteId};
+    use tagfast_failover::{EpochRecord, JournaledContent, JournaledWrite, LogRange};
+    use tagfast_resilience::{Breakers, Clock as _, SystemClock};
+    use tagfast_testkit::wait_for_condition_async;
 
     use super::*;
+    use crate::cluster::epoch_ends::tests::epoch;
+    use crate::cluster::topology::ClusterBounds;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    fn content(at: i64) -> JournaledContent {
+        let write = JournaledWrite { id: WriteId([1; 16]), version: Version::NONE, at };
+        let key = at.to_be_bytes().as_slice().into();
+        let document = Vec::new().into();
+        JournaledContent { key, document, version: Version::NONE, writes: vec![write] }
+    }
 
     #[test]
     fn a_clock_that_was_set_makes_no_write_younger_than_now() {
         let now = Moment { boot: BootTime(Duration::from_secs(100)), wall: 1_800_000_000_000 };
         let acknowledged = |at| {
-            let write = JournaledWrite { id: WriteId([1; 16]), version: Version::NONE, at };
-            let document = Vec::new().into();
-            let (key, writes) = (Vec::new().into(), vec![write]);
-            let content = JournaledContent { key, document, version: Version::NONE, writes };
-            let at = LogRange { epoch: EpochId([1; 16]), inside: 1, flushed: 2 };
-            acknowledged_at(&AcknowledgedGroup { at, contents: vec![content] }, now).0
+            let range = LogRange { epoch: epoch(1, None, 1, None).id, inside: 1, flushed: 2 };
+            let group = AcknowledgedGroup { at: range, contents: vec![content(at)] };
+            acknowledged_at(&group, now).0
         };
         assert_eq!(acknowledged(now.wall - 1500), Duration::from_millis(98_500));
         assert_eq!(acknowledged(now.wall + 3_600_000), now.boot.0, "it was set back");
         assert_eq!(acknowledged(0), Duration::ZERO, "it was set forward");
+    }
+
+    /// A process that begins in an epoch.
+    fn started(folder: &Arc<JournalFolder>, epoch: &EpochRecord) -> (Arc<Cluster>, BackgroundTask) {
+        let breakers = Breakers::new(Arc::new(SystemClock));
+        let cluster = Cluster::new(0, ("c0", "c0"), ClusterBounds::default(), &breakers);
+        let cluster = Arc::new(cluster);
+        let text = String::new;
+        let options = PostgresOptions::new(Vec::new(), Vec::new(), text(), text(), text());
+        let task = start_copy(folder, &cluster, &options).expect("a copy");
+        assert!(cluster.acknowledger().adopt_epoch(epoch, boot_time()));
+        (cluster, task)
+    }
+
+    fn acknowledge(cluster: &Cluster, epoch: &EpochRecord, flushed: u64, now: i64) {
+        let at = LogRange { epoch: epoch.id, inside: flushed - 1, flushed };
+        let mut acknowledger = cluster.acknowledger();
+        let journal = acknowledger.journal_mut();
+        let group = journal.record(at, vec![content(now + flushed as i64)]).expect("its epoch");
+        assert!(journal.acknowledge(group, boot_time(), 0));
+    }
+
+    async fn warned(cluster: &Cluster, is_warned: bool) {
+        wait_for_condition_async("the copy to fare so", PATIENCE, || async {
+            let warnings = cluster.copy_health.warnings();
+            let is_so = warnings.is_empty() != is_warned;
+            if is_so { Ok(()) } else { Err(format!("{warnings:?}")) }
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_fails_is_named_and_gets_everything_when_it_works_again() {
+        let root = tempfile::tempdir().expect("a directory");
+        let folder = Arc::new(JournalFolder::open(root.path(), "p").expect("a folder"));
+        let (one, two) = (epoch(1, None, 1, None), epoch(2, Some(1), 2, Some(15)));
+        let (cluster, task) = started(&folder, &one);
+        let dir = folder.of_cluster("c0");
+        std::fs::remove_dir(&dir).expect("it is empty");
+        std::fs::write(&dir, "in its place").expect("written");
+        let now = SystemClock.now_ms();
+        acknowledge(&cluster, &one, 10, now);
+        warned(&cluster, true).await;
+        acknowledge(&cluster, &one, 20, now);
+        std::fs::remove_file(&dir).expect("it is there");
+        warned(&cluster, false).await;
+        // What came last is saved when the store closes.
+        acknowledge(&cluster, &one, 30, now);
+        task.stop().await.expect("no panic");
+        for (current, in_journal, for_repair) in [(&one, 3, 0), (&two, 3, 3)] {
+            let (cluster, task) = started(&folder, current);
+            let journal = {
+                let acknowledger = cluster.acknowledger();
+                let journal = acknowledger.journal();
+                (journal.contents(), journal.waiting_for_repair())
+            };
+            assert_eq!(journal, (in_journal, for_repair));
+            task.stop().await.expect("no panic");
+        }
     }
 }
