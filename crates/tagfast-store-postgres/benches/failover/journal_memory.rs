@@ -32,6 +32,8 @@ fn epoch() -> EpochRecord {
         member: "p".to_owned(),
         timeline: 1,
         fork_lsn: None,
+        timeline_history: None,
+        continues: None,
         parent_id: None,
         minted_at: 0,
         minted_by: "bench".to_owned(),
