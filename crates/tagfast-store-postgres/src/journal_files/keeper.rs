@@ -155,7 +155,7 @@ mod tests {
     use crate::cluster::epoch_ends::tests::epoch;
     use crate::cluster::topology::ClusterBounds;
 
-    const PATIENCE: Duration = Duration::from_secs(30);
+    const COPY_TIMEOUT: Duration = Duration::from_secs(30);
 
     fn content(at: i64) -> JournaledContent {
         let write = JournaledWrite { id: WriteId([1; 16]), version: Version::NONE, at };
@@ -198,7 +198,7 @@ mod tests {
     }
 
     async fn warned(cluster: &Cluster, is_warned: bool) {
-        wait_for_condition_async("the copy to fare so", PATIENCE, || async {
+        wait_for_condition_async("the copy to fare so", COPY_TIMEOUT, || async {
             let warnings = cluster.copy_health.warnings();
             let is_so = warnings.is_empty() != is_warned;
             if is_so { Ok(()) } else { Err(format!("{warnings:?}")) }
