@@ -25,7 +25,6 @@ impl PostgresStore {
 /// A published row, as a record of a bus.
 #[derive(Debug)]
 struct Recorded {
-    /// Transaction ids are unique within a cluster only.
     cluster: String,
     publisher_epoch: EpochOrdinal,
     hi: u64,
@@ -47,16 +46,20 @@ impl RecordingSink {
         Self { scans: true, ..Self::default() }
     }
 
-    /// The published events, each once: a relay may send rows again.
+    /// The published events, each once: a relay may send rows again. Ids of transactions do not
+    /// tell, because a new primary uses those of lost transactions again.
     ///
     /// # Panics
     ///
     /// A published row cannot be decoded.
     pub fn events(&self) -> Vec<TaggingsEvent> {
         let rows = self.rows.lock();
+        let events = rows.iter().map(|r| (&r.cluster, r.row.decode().expect("an event")));
         let mut seen = BTreeSet::new();
-        let fresh = rows.iter().filter(|r| seen.insert((&r.cluster, r.row.xid, r.row.n)));
-        fresh.map(|recorded| recorded.row.decode().expect("an event")).collect()
+        let fresh = events.filter(|(cluster, event)| {
+            seen.insert(((*cluster).clone(), event.key.clone(), event.version))
+        });
+        fresh.map(|(_, event)| event).collect()
     }
 
     /// Sets the contents that the sink reports as diverged, with their cluster.
