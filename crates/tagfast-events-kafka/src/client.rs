@@ -8,7 +8,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use tagfast_events::{BusError, ConsumerGroup};
 use tagfast_resilience::{Backoff, task};
 
-use crate::options::{KafkaOptions, METADATA_TIMEOUT};
+use crate::options::{DELIVERY_TIMEOUT, KafkaOptions, METADATA_TIMEOUT};
 use crate::security::ClientCredentials;
 
 /// Delays between the attempts of [`request`]; [`METADATA_TIMEOUT`] ends them.
@@ -121,8 +121,7 @@ pub(crate) fn producer(options: &KafkaOptions) -> ClientConfig {
         .set("compression.type", "lz4")
         .set("queue.buffering.max.messages", "100000")
         .set("queue.buffering.max.kbytes", "65536")
-        // The caller retries: the client must not keep a record longer than the caller waits.
-        .set("message.timeout.ms", "10000")
+        .set("message.timeout.ms", DELIVERY_TIMEOUT.as_millis().to_string())
         .set("request.timeout.ms", "5000");
     config
 }

@@ -7,6 +7,9 @@ use tagfast_events::{ClusterName, Partition};
 
 use crate::security::Security;
 
+/// How long the client keeps a record that it has not delivered: not longer than the caller waits,
+/// which retries.
+pub(crate) const DELIVERY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a metadata request to a broker may take.
 pub(crate) const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
 

@@ -20,7 +20,7 @@ use crate::client;
 use crate::options::KafkaOptions;
 use crate::producers::Producers;
 use crate::record::{delivered, encode_headers, enqueue};
-use crate::reverse_scan::{self, EpochFate};
+use crate::reverse_scan::{self, EpochHistory};
 use crate::topic_health::TopicHealth;
 
 /// Between two heartbeats of a cluster, in milliseconds of commit time.
@@ -144,8 +144,7 @@ impl Publisher {
     }
 
     /// Contents of a cluster of which a state was published that the current history may lack, with
-    /// the documents that a repair may join. `minted_at`: when the epoch that begins was minted,
-    /// Unix ms.
+    /// the documents that a repair may join.
     ///
     /// # Errors
     ///
@@ -153,13 +152,12 @@ impl Publisher {
     pub async fn diverged_contents(
         &self,
         cluster: &str,
-        minted_at: UnixMillis,
-        fate: impl Fn(EpochOrdinal) -> EpochFate + Send + 'static,
+        history: EpochHistory,
     ) -> Result<Vec<DivergedContent>, BusError> {
         let partitions: Vec<Partition> = self.partitions_of(cluster).collect();
         let (options, cluster) = (Arc::clone(&self.options), cluster.to_owned());
         client::blocking(move || {
-            reverse_scan::diverged_contents(&options, &cluster, &partitions, minted_at, &fate)
+            reverse_scan::diverged_contents(&options, &cluster, &partitions, &history)
         })
         .await
     }

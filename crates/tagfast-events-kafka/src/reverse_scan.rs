@@ -4,6 +4,8 @@
 //! How it fails: a broker that is unreachable fails the call; the caller starts it again, and it
 //! finds the same.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -19,7 +21,7 @@ use tagfast_events::{
 };
 
 use crate::client;
-use crate::options::{KafkaOptions, METADATA_TIMEOUT};
+use crate::options::{DELIVERY_TIMEOUT, KafkaOptions, METADATA_TIMEOUT};
 use crate::record;
 
 /// Offsets read per step.
@@ -29,54 +31,110 @@ const SCAN_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long one poll of the client waits.
 const POLL_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// How much of a publisher epoch belongs to the current history.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EpochFate {
-    /// The epoch has ended.
-    Ended {
-        /// The log position up to which it belongs to the current history; 0 if nothing does.
-        epoch_end: u64,
-        /// Whether the contents that had diverged when it began were rewritten in this history.
-        reconciled: bool,
-    },
-    /// The epoch is the one that begins now.
-    Current,
+/// How far a clock of one machine may be from that of another.
+const CLOCK_SKEW_MS: i64 = 1000;
+/// How long after a record got its time it may reach its partition.
+const DELIVERY_MS_MAX: i64 = DELIVERY_TIMEOUT.as_millis() as i64;
+
+/// The epochs of a cluster, as the history of the one that begins has them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EpochHistory {
+    /// The epoch that begins.
+    pub current: EpochOrdinal,
+    /// When it was minted, Unix ms.
+    pub minted_at: UnixMillis,
+    /// Those that have ended.
+    pub past: BTreeMap<EpochOrdinal, PastEpoch>,
 }
 
-/// Examines one record, after those that lie behind it; returns whether the scan of its partition
-/// may stop here.
-fn examine(
-    record: &BusRecord,
-    cluster: &str,
-    fate: &dyn Fn(EpochOrdinal) -> EpochFate,
-    diverged: &mut DivergedContents,
-) -> bool {
-    if &*record.cluster != cluster {
-        return false;
+/// How much of an epoch that has ended belongs to the current history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PastEpoch {
+    /// When it was minted, Unix ms.
+    pub minted_at: UnixMillis,
+    /// The log position up to which it belongs to the current history; 0 if nothing does.
+    pub epoch_end: u64,
+    /// Whether the contents that had diverged when it began were rewritten in this history.
+    pub reconciled: bool,
+}
+
+impl EpochHistory {
+    /// The epochs after this one, and when each was minted.
+    fn later_than(
+        &self,
+        ordinal: EpochOrdinal,
+    ) -> impl Iterator<Item = (EpochOrdinal, UnixMillis)> + '_ {
+        let after = (Bound::Excluded(ordinal), Bound::Unbounded);
+        let past = self.past.range(after).map(|(ordinal, epoch)| (*ordinal, epoch.minted_at));
+        past.chain(Some((self.current, self.minted_at)).filter(|current| current.0 > ordinal))
     }
-    diverged.fence(record.publisher_epoch);
-    if record.kind == RecordKind::Marker {
-        return false;
+}
+
+/// A record, and when its relay handed it to the client, Unix ms; `None`: unknown.
+struct PublishedRecord {
+    record: BusRecord,
+    published_at: Option<UnixMillis>,
+}
+
+/// The scan of one partition, backwards.
+struct PartitionScan<'a> {
+    cluster: &'a str,
+    history: &'a EpochHistory,
+    /// Epochs of which a marker lies behind what is to be examined.
+    marked: BTreeSet<EpochOrdinal>,
+    diverged: &'a mut DivergedContents,
+}
+
+impl PartitionScan<'_> {
+    /// Examines one record, after those that lie behind it; returns whether the scan of its
+    /// partition may stop here.
+    fn examine(&mut self, published: &PublishedRecord) -> bool {
+        let PublishedRecord { record, published_at } = published;
+        if &*record.cluster != self.cluster {
+            return false;
+        }
+        let publisher_epoch = record.publisher_epoch;
+        self.diverged.fence(publisher_epoch);
+        if record.kind == RecordKind::Marker {
+            self.marked.insert(publisher_epoch);
+            return false;
+        }
+        if publisher_epoch == self.history.current {
+            return false;
+        }
+        // No record of an unknown epoch is trusted: its contents count as diverged.
+        let past = self.history.past.get(&publisher_epoch);
+        let hi = Attributes::of(&record.headers).hi;
+        if let Some(past) = past
+            && hi.is_some_and(|hi| hi <= past.epoch_end)
+        {
+            // Earlier records of the epoch lie lower still, and records before the epoch were
+            // scanned when it began.
+            return past.reconciled && self.is_accepted(publisher_epoch, *published_at);
+        }
+        // A record that cannot be decoded was never applied.
+        if record.kind == RecordKind::Event
+            && let Ok(event) = decode_record(record)
+        {
+            let document = envelope::document(&record.headers);
+            let document = document.as_deref();
+            let found = DivergedEvent { publisher_epoch, hi, at: event.at, document };
+            self.diverged.add(event.key, &found);
+        }
+        false
     }
-    let EpochFate::Ended { epoch_end, reconciled } = fate(record.publisher_epoch) else {
-        return false;
-    };
-    let hi = Attributes::of(&record.headers).hi;
-    if hi.is_some_and(|hi| hi <= epoch_end) {
-        // Earlier records of the epoch lie lower still, and records before the epoch were scanned
-        // when it began.
-        return reconciled;
+
+    /// Whether no marker of a later epoch lies before the record, or consumers drop it: a replaced
+    /// relay may publish long after its epoch ended, and what a later epoch lost may lie before
+    /// that. The marker may lie before it although one lies behind it: each relay of an epoch
+    /// publishes one. So the time of the record must be before the later epoch.
+    fn is_accepted(&self, of: EpochOrdinal, published_at: Option<UnixMillis>) -> bool {
+        let Some(published_at) = published_at else { return false };
+        self.history.later_than(of).all(|(later, minted_at)| {
+            let late = if self.marked.contains(&later) { 0 } else { DELIVERY_MS_MAX };
+            published_at + late + CLOCK_SKEW_MS < minted_at
+        })
     }
-    // A record that cannot be decoded was never applied.
-    if record.kind == RecordKind::Event
-        && let Ok(event) = decode_record(record)
-    {
-        let document = envelope::document(&record.headers);
-        let (publisher_epoch, document) = (record.publisher_epoch, document.as_deref());
-        let found = DivergedEvent { publisher_epoch, hi, at: event.at, document };
-        diverged.add(event.key, &found);
-    }
-    false
 }
 
 /// Contents of which a state was published beyond the end of its epoch.
@@ -84,22 +142,23 @@ pub(crate) fn diverged_contents(
     options: &KafkaOptions,
     cluster: &str,
     partitions: &[Partition],
-    minted_at: UnixMillis,
-    fate: &dyn Fn(EpochOrdinal) -> EpochFate,
+    history: &EpochHistory,
 ) -> KafkaResult<Vec<DivergedContent>> {
     let mut config = client::reader(options, "relay");
     config.set("enable.partition.eof", "true").set("fetch.wait.max.ms", "50");
     let reader: BaseConsumer = config.create()?;
-    let mut diverged = DivergedContents::new(minted_at);
+    let mut diverged = DivergedContents::new(history.minted_at);
     for partition in partitions {
         let number = i32::from(partition.0);
         let (low, mut end) =
             client::request(|| reader.fetch_watermarks(&options.topic, number, METADATA_TIMEOUT))?;
+        let mut scan =
+            PartitionScan { cluster, history, marked: BTreeSet::new(), diverged: &mut diverged };
         let mut done = false;
         while !done && end > low {
             let begin = (end - SCAN_BATCH).max(low);
             for record in read_range(&reader, &options.topic, number, begin, end)?.iter().rev() {
-                done |= examine(record, cluster, fate, &mut diverged);
+                done |= scan.examine(record);
             }
             end = begin;
         }
@@ -115,7 +174,7 @@ fn read_range(
     partition: i32,
     begin: i64,
     end: i64,
-) -> KafkaResult<Vec<BusRecord>> {
+) -> KafkaResult<Vec<PublishedRecord>> {
     let mut list = TopicPartitionList::new();
     list.add_partition_offset(topic, partition, Offset::Offset(begin))?;
     reader.assign(&list)?;
@@ -130,7 +189,9 @@ fn read_range(
             Some(Ok(message)) => {
                 let offset = message.offset();
                 if (begin..end).contains(&offset) && message.partition() == partition {
-                    records.push(record::decode(&message));
+                    let (record, published_at) =
+                        (record::decode(&message), message.timestamp().to_millis());
+                    records.push(PublishedRecord { record, published_at });
                 }
                 if offset >= end - 1 {
                     return Ok(records);

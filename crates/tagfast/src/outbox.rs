@@ -4,16 +4,16 @@
 //! stops the relay of its cluster, and the log names it; nothing is skipped. While the breaker
 //! `kafka` is open, or an operator holds it open, rows wait in the outbox.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tagfast_domain::{DomainError, EpochOrdinal, UnixMillis};
+use tagfast_domain::{DomainError, UnixMillis};
 use tagfast_events::{BusError, DivergedContent};
-use tagfast_events_kafka::{EpochFate, Publisher};
+use tagfast_events_kafka::{EpochHistory, PastEpoch, Publisher};
 use tagfast_failover::EpochRecord;
 use tagfast_resilience::{Breaker, BreakerOptions, Breakers};
 use tagfast_store_postgres::{EndedEpoch, OutboxBatch, OutboxSink, PublishError};
@@ -106,25 +106,16 @@ impl OutboxSink for KafkaOutbox {
         &self,
         cluster: &str,
         epoch: &EpochRecord,
-        past: &[EndedEpoch],
+        past_epochs: &[EndedEpoch],
     ) -> Result<Vec<DivergedContent>, PublishError> {
-        let current = epoch.ordinal;
-        let known: HashMap<EpochOrdinal, EpochFate> = past
-            .iter()
-            .map(|p| {
-                (p.ordinal, EpochFate::Ended { epoch_end: p.epoch_end, reconciled: p.reconciled })
-            })
-            .collect();
-        let fate = move |ordinal| {
-            // No record of an unknown epoch is trusted: its contents count as diverged.
-            let unknown = EpochFate::Ended { epoch_end: 0, reconciled: false };
-            if ordinal == current {
-                EpochFate::Current
-            } else {
-                known.get(&ordinal).copied().unwrap_or(unknown)
-            }
+        let past = |ended: &EndedEpoch| {
+            let EndedEpoch { ordinal, minted_at, epoch_end, reconciled } = *ended;
+            (ordinal, PastEpoch { minted_at, epoch_end, reconciled })
         };
-        let found = self.publisher.diverged_contents(cluster, epoch.minted_at, fate);
+        let (current, minted_at) = (epoch.ordinal, epoch.minted_at);
+        let past = past_epochs.iter().map(past).collect();
+        let history = EpochHistory { current, minted_at, past };
+        let found = self.publisher.diverged_contents(cluster, history);
         found.await.map_err(PublishError::new)
     }
 

@@ -6,7 +6,7 @@ use tagfast_domain::{
 };
 use tagfast_events::envelope::{encode_binary, encode_heartbeat, encode_marker};
 
-use super::tests::record;
+use super::tests::{published, record};
 use super::*;
 
 const MINTED_AT: UnixMillis = 1_800_000_000_000;
@@ -50,16 +50,22 @@ fn event(id: u8, publisher_epoch: EpochOrdinal, hi: u64) -> BusRecord {
 /// The ids of the contents that a scan of these records finds, each with its witnesses, and
 /// whether it may stop.
 fn scan(records: &[BusRecord], is_two_reconciled: bool) -> (Vec<(String, usize)>, bool) {
-    let fate = |epoch| match epoch {
-        THREE => EpochFate::Current,
-        ONE => EpochFate::Ended { epoch_end: END, reconciled: true },
-        TWO => EpochFate::Ended { epoch_end: END, reconciled: is_two_reconciled },
-        EpochOrdinal(_) => EpochFate::Ended { epoch_end: 0, reconciled: false },
+    let past = |minted_at, reconciled| PastEpoch { minted_at, epoch_end: END, reconciled };
+    let history = EpochHistory {
+        current: THREE,
+        minted_at: MINTED_AT,
+        past: [(ONE, past(0, true)), (TWO, past(1, is_two_reconciled))].into(),
     };
     let mut found = DivergedContents::new(MINTED_AT);
     let mut done = false;
+    let mut scan = PartitionScan {
+        cluster: "c0",
+        history: &history,
+        marked: BTreeSet::new(),
+        diverged: &mut found,
+    };
     for record in records.iter().rev() {
-        done |= examine(record, "c0", &fate, &mut found);
+        done |= scan.examine(&published(record.clone(), MINTED_AT - DELIVERY_MS_MAX));
     }
     let contents = found.into_contents("c0").into_iter();
     let named = contents.map(|c| (c.key.content.content_id.as_str().to_owned(), c.documents.len()));

@@ -18,8 +18,18 @@
 
 use std::collections::{HashMap, HashSet};
 
-use tagfast_domain::{EpochId, EpochOrdinal};
+use tagfast_domain::{EpochId, EpochOrdinal, UnixMillis};
 use tagfast_failover::{EpochRecord, TimelineSwitch};
+
+/// An earlier epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PastEnd {
+    pub(crate) ordinal: EpochOrdinal,
+    /// When it was minted, Unix ms.
+    pub(crate) minted_at: UnixMillis,
+    /// The log position up to which it is part of the current history.
+    pub(crate) end: u64,
+}
 
 /// The ends of the epochs that this node knows. Replaced as a whole, so that no reader sees a new
 /// epoch with an old end.
@@ -29,8 +39,8 @@ pub(crate) struct EpochEnds {
     pub(crate) current: Option<EpochId>,
     /// Of every epoch in the history.
     by_id: HashMap<EpochId, u64>,
-    /// Ordinals and ends of earlier epochs, also of those that are no ancestors.
-    pub(crate) past: Vec<(u64, u64)>,
+    /// Of earlier epochs, also of those that are no ancestors.
+    pub(crate) past: Vec<PastEnd>,
     /// Of every epoch in the history.
     ordinals: HashMap<EpochId, EpochOrdinal>,
     /// The epoch before the current one, if nothing of it is part of the current history: a server
@@ -48,7 +58,12 @@ impl EpochEnds {
         };
         let end = |epoch: &EpochRecord| by_id.get(&epoch.id).copied().unwrap_or(0);
         let earlier = || history.unwrap_or_default().iter().filter(|epoch| epoch.id != current.id);
-        let past = earlier().map(|epoch| (epoch.ordinal.0, end(epoch))).collect();
+        let past = earlier().map(|epoch| PastEnd {
+            ordinal: epoch.ordinal,
+            minted_at: epoch.minted_at,
+            end: end(epoch),
+        });
+        let past = past.collect();
         for epoch in earlier() {
             by_id.entry(epoch.id).or_insert(0);
         }

@@ -21,7 +21,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::boot_clock::boot_time;
-use crate::cluster::epoch_ends::EpochEnds;
+use crate::cluster::epoch_ends::{EpochEnds, PastEnd};
 use crate::cluster::guard_signal::GuardSignal;
 use crate::cluster::long_transactions::LongTransactions;
 pub(crate) use crate::cluster::node::Node;
@@ -250,8 +250,8 @@ impl Cluster {
         self.history_known.load(Ordering::Relaxed)
     }
 
-    /// The ordinal and the end of every earlier epoch.
-    pub(crate) fn past_epoch_ends(&self) -> Vec<(u64, u64)> {
+    /// Every earlier epoch with its end.
+    pub(crate) fn past_epoch_ends(&self) -> Vec<PastEnd> {
         self.history.read().ends.past.clone()
     }
 
@@ -482,7 +482,8 @@ mod tests {
         let current = Some(EpochId([3; 16]));
         assert_eq!((cluster.history_epoch(), cluster.knows_history()), (current, true));
         assert_eq!([of(3), of(2), of(1), of(9)], [Some(u64::MAX), Some(0), Some(300), None]);
-        assert_eq!(cluster.past_epoch_ends(), [(1, 300), (2, 0)]);
+        let ends = cluster.past_epoch_ends().into_iter().map(|past| (past.ordinal.0, past.end));
+        assert_eq!(ends.collect::<Vec<_>>(), [(1, 300), (2, 0)]);
         // Its history could not be read: the earlier epochs are unknown, not current.
         cluster.set_epoch_ends(None, &epoch(4, Some(3), 4, Some(900)));
         assert_eq!(

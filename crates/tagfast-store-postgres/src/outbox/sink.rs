@@ -42,6 +42,8 @@ impl OutboxRow {
 pub struct EndedEpoch {
     /// Its ordinal.
     pub ordinal: EpochOrdinal,
+    /// When it was minted, Unix ms.
+    pub minted_at: UnixMillis,
     /// The log position up to which its log and the current one are the same.
     pub epoch_end: u64,
     /// Every content that had diverged when it began was written again, in this history.

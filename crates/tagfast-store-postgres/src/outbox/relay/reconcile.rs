@@ -11,13 +11,14 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use tagfast_domain::{ContentKey, Epoch, EpochOrdinal};
+use tagfast_domain::{ContentKey, Epoch};
 use tagfast_events::DivergedContent;
 use tagfast_failover::EpochRecord;
 use tagfast_resilience::counter;
 use tokio_postgres::types::ToSql;
 
 use super::{Relay, RelayError, with_keepalive};
+use crate::cluster::epoch_ends::PastEnd;
 use crate::cluster::topology::Node;
 use crate::connect::{Connection, within};
 use crate::metric::RECONCILED_CONTENTS;
@@ -54,10 +55,11 @@ impl Relay {
             rows.iter().map(|row| row.get::<_, i64>(0).cast_unsigned()).collect();
         let ends = self.cluster.past_epoch_ends().into_iter();
         let past: Vec<EndedEpoch> = ends
-            .map(|(ordinal, epoch_end)| EndedEpoch {
-                ordinal: EpochOrdinal(ordinal),
-                epoch_end,
-                reconciled: reconciled.contains(&ordinal),
+            .map(|PastEnd { ordinal, minted_at, end }| EndedEpoch {
+                ordinal,
+                minted_at,
+                epoch_end: end,
+                reconciled: reconciled.contains(&ordinal.0),
             })
             .collect();
         let diverged = self.sink.diverged_contents(&self.cluster.name, epoch, &past);
