@@ -3,11 +3,12 @@
 //! it. The service goes on acknowledging until the guard holds; then the lease runs out, and a
 //! replica takes over.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tagfast_store_postgres::PostgresStore;
-use tagfast_testkit::stack::{NodeInfo, Unreachable};
+use tagfast_testkit::stack::NodeInfo;
 
 use crate::figure::Figure;
 use crate::fixture::{Fixture, FrozenSenders, closed_report, epoch_of, next_epoch};
@@ -23,20 +24,20 @@ const AROUND: Duration = Duration::from_secs(1);
 /// Begins or ends it. Servers reach each other through the proxy, at ports of the host.
 fn set_partition(fixture: &Fixture, primary: &NodeInfo, is_cut: bool) {
     let info = fixture.stack.info();
-    let patroni = |node: &NodeInfo| {
+    let patroni = |node: &NodeInfo| -> SocketAddr {
         let address = node.patroni.rsplit('/').next().and_then(|at| at.parse().ok());
-        Unreachable::Port(address.expect("the address of a Patroni"))
+        address.expect("the address of a Patroni")
     };
-    let set = |node: &NodeInfo, place| {
-        fixture.stack.set_unreachable(&node.name, place, is_cut).expect("its routes change");
+    let set = |node: &NodeInfo, port| {
+        fixture.stack.set_unreachable(&node.name, port, is_cut).expect("its routes change");
     };
     let replicas = info.clusters[0].nodes.iter().filter(|node| node.name != primary.name);
     for replica in replicas {
-        set(replica, Unreachable::Port(primary.postgres));
+        set(replica, primary.postgres);
         set(replica, patroni(primary));
         set(primary, patroni(replica));
     }
-    info.etcd.iter().for_each(|etcd| set(primary, Unreachable::Port(etcd.direct)));
+    info.etcd.iter().for_each(|etcd| set(primary, etcd.direct));
 }
 
 /// The span that was lost, in ms, and what became of its writes.

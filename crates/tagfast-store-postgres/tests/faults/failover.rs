@@ -6,13 +6,14 @@
 //! once every repair is closed. Only `--full` runs them, with a network namespace for each node
 //! (which needs root); `FAILOVER_CELLS=word` runs the cells whose name has the word.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tagfast_resilience::{Clock, SystemClock};
 use tagfast_testkit::history::Counts;
-use tagfast_testkit::stack::{Fault, NodeInfo, Unreachable};
+use tagfast_testkit::stack::{Fault, NodeInfo};
 
 use crate::judge::judge;
 use crate::load::{LIMIT, Load, Work};
@@ -50,22 +51,25 @@ enum CutOff {
 impl CutOff {
     /// Begins or ends it for a node.
     async fn set(self, node: &NodeInfo, is_cut: bool) {
-        let node = node.name.clone();
+        let node = node.clone();
         on_stack(move |stack| {
             let info = stack.info().clone();
-            let places: Vec<Unreachable> = match self {
+            // Who does not reach what. Servers reach each other through the stack's proxy.
+            let ports: Vec<(String, SocketAddr)> = match self {
                 Self::AllOthers => {
                     let cut = if is_cut { Fault::Cut } else { Fault::Heal };
-                    return stack.fault(cut, &node).expect("the link changes");
+                    return stack.fault(cut, &node.name).expect("the link changes");
                 }
                 Self::Replicas => {
-                    let others = info.clusters[0].nodes.iter().filter(|other| other.name != node);
-                    others.map(|other| Unreachable::Address(other.direct_postgres.ip())).collect()
+                    let others = info.clusters[0].nodes.iter().filter(|n| n.name != node.name);
+                    others.map(|other| (other.name.clone(), node.postgres)).collect()
                 }
-                Self::Etcd => info.etcd.iter().map(|etcd| Unreachable::Port(etcd.direct)).collect(),
+                Self::Etcd => {
+                    info.etcd.iter().map(|etcd| (node.name.clone(), etcd.direct)).collect()
+                }
             };
-            for place in places {
-                stack.set_unreachable(&node, place, is_cut).expect("its routes change");
+            for (from, port) in ports {
+                stack.set_unreachable(&from, port, is_cut).expect("its routes change");
             }
         })
         .await;

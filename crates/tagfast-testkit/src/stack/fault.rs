@@ -1,5 +1,6 @@
 //! Faults on request: the actions of `stack fault KIND TARGET`.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use rustix::process::Signal;
 use super::change::Change;
 use super::host::{self, Process, processes_in, wait_until};
 use super::info::{NodeInfo, ServerInfo};
-use super::netns::{self, Unreachable};
+use super::netns;
 use super::patroni;
 use super::proxy::Mode;
 use super::running::Stack;
@@ -148,20 +149,20 @@ impl Stack {
         }
     }
 
-    /// Lets packets of a node to some place vanish, or arrive again. A node's answers to an address
-    /// vanish as well, so nothing there reaches it.
+    /// Lets packets of a node to a port vanish, or arrive again. Nodes reach each other through the
+    /// stack's proxy: the port is the one that is announced.
     ///
     /// # Errors
     /// The node is unknown or has no namespace of its own, or `ip` fails.
     pub fn set_unreachable(
         &self,
         node: &str,
-        place: Unreachable,
+        port: SocketAddr,
         is_unreachable: bool,
     ) -> Result<()> {
         let info = self.info.node(node).with_context(|| format!("no node is named {node}"))?;
         let namespace = info.netns.as_deref().context("the stack has no network namespaces")?;
-        netns::set_unreachable(namespace, place, is_unreachable)
+        netns::set_unreachable(namespace, port, is_unreachable)
     }
 
     fn fault_node(&mut self, fault: Fault, node: &NodeInfo) -> Result<()> {

@@ -43,7 +43,6 @@ pub use self::fault::Fault;
 pub use self::index_faults::IndexFault;
 pub use self::info::{ClusterInfo, NodeInfo, ServerInfo, StackInfo};
 pub use self::install::{Needs, Progress, Tools, install, install_libraries, install_packages};
-pub use self::netns::Unreachable;
 pub use self::options::StackOptions;
 pub use self::postgres_faults::PostgresFault;
 pub use self::redis_faults::RedisFault;

@@ -74,35 +74,17 @@ pub(super) fn set_link(namespace: &str, up: bool) -> Result<()> {
     run(Command::new("ip").args(["link", "set", &link_of(namespace), state])).map(drop)
 }
 
-/// Where a namespace's packets do not arrive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unreachable {
-    /// At this address.
-    Address(IpAddr),
-    /// At this port of an address.
-    Port(SocketAddr),
-}
-
-/// Lets packets from a namespace to some place vanish, or arrive again.
+/// Lets packets from a namespace to a port vanish, or arrive again.
 pub(super) fn set_unreachable(
     namespace: &str,
-    place: Unreachable,
+    port: SocketAddr,
     is_unreachable: bool,
 ) -> Result<()> {
     let change = if is_unreachable { "add" } else { "del" };
+    let (ip, port) = (port.ip().to_string(), port.port().to_string());
     let mut command = Command::new("ip");
-    command.args(["-n", namespace]);
-    match place {
-        Unreachable::Address(ip) => {
-            command.args(["route", change, "blackhole", &format!("{ip}/32")]);
-        }
-        Unreachable::Port(to) => {
-            let (ip, port) = (to.ip().to_string(), to.port().to_string());
-            command.args(["rule", change, "blackhole", "to", &ip, "ipproto", "tcp"]);
-            command.args(["dport", &port]);
-        }
-    }
-    run(&mut command).map(drop)
+    command.args(["-n", namespace, "rule", change, "blackhole", "to", &ip, "ipproto", "tcp"]);
+    run(command.args(["dport", &port])).map(drop)
 }
 
 /// Removes the namespaces and links of a stack with this tag; ignores what is already gone.
