@@ -33,6 +33,6 @@ pub use bus::KafkaBus;
 pub use dead_letters::KafkaDeadLetterReader;
 pub use options::KafkaOptions;
 pub use publisher::Publisher;
-pub use reverse_scan::{EpochHistory, PastEpoch};
+pub use reverse_scan::EpochHistory;
 pub use security::{Sasl, SaslMechanism, Security};
 pub use topics::TopicError;

@@ -16,7 +16,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use tagfast_domain::{EpochOrdinal, UnixMillis};
 use tagfast_events::envelope::{self, Attributes};
 use tagfast_events::{
-    BusRecord, DivergedContent, DivergedContents, DivergedEvent, Partition, RecordKind,
+    BusRecord, DivergedContent, DivergedContents, DivergedEvent, EndedEpoch, Partition, RecordKind,
     decode_record,
 };
 
@@ -37,28 +37,20 @@ const CLOCK_SKEW_MS: i64 = 1000;
 const DELIVERY_MS_MAX: i64 = DELIVERY_TIMEOUT.as_millis() as i64;
 
 /// The epochs of a cluster, as the history of the one that begins has them.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct EpochHistory {
-    /// The epoch that begins.
-    pub current: EpochOrdinal,
-    /// When it was minted, Unix ms.
-    pub minted_at: UnixMillis,
-    /// Those that have ended.
-    pub past: BTreeMap<EpochOrdinal, PastEpoch>,
-}
-
-/// How much of an epoch that has ended belongs to the current history.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PastEpoch {
-    /// When it was minted, Unix ms.
-    pub minted_at: UnixMillis,
-    /// The log position up to which it belongs to the current history; 0 if nothing does.
-    pub epoch_end: u64,
-    /// Whether the contents that had diverged when it began were rewritten in this history.
-    pub reconciled: bool,
+    current: EpochOrdinal,
+    minted_at: UnixMillis,
+    past: BTreeMap<EpochOrdinal, EndedEpoch>,
 }
 
 impl EpochHistory {
+    /// `current`: the epoch that begins, which was minted at `minted_at`, Unix ms.
+    pub fn new(current: EpochOrdinal, minted_at: UnixMillis, past: &[EndedEpoch]) -> Self {
+        let past = past.iter().map(|ended| (ended.ordinal, *ended)).collect();
+        Self { current, minted_at, past }
+    }
+
     /// The epochs after this one, and when each was minted.
     fn later_than(
         &self,

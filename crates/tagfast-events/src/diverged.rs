@@ -20,6 +20,19 @@ use tagfast_domain::{ContentKey, Document, EpochOrdinal, UnixMillis, Version, co
 /// of processes that died come back. Too high: memory.
 const DOCUMENTS_BYTES_MAX: usize = 64 << 20;
 
+/// An epoch that has ended, as the current history has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EndedEpoch {
+    /// Its ordinal.
+    pub ordinal: EpochOrdinal,
+    /// When it was minted, Unix ms.
+    pub minted_at: UnixMillis,
+    /// The log position up to which its log and the current one are the same; 0 if nothing is.
+    pub epoch_end: u64,
+    /// Every content that had diverged when it began was written again, in this history.
+    pub reconciled: bool,
+}
+
 /// A document that was published beside an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishedDocument {

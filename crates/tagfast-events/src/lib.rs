@@ -29,7 +29,9 @@ pub use dead_letters::{
     DeadLetterPage, DeadLetterState, DeadLetterStore, DeadLetterStoreError, Due, GroupDeadLetters,
     NewReplayJob, ReplayJob, ReplayResult, ReplayWorker, StoredDeadLetter,
 };
-pub use diverged::{DivergedContent, DivergedContents, DivergedEvent, PublishedDocument};
+pub use diverged::{
+    DivergedContent, DivergedContents, DivergedEvent, EndedEpoch, PublishedDocument,
+};
 pub use envelope::{EnvelopeError, decode, decode_record, encode};
 pub use error::BoxError;
 pub use metric::METRICS;

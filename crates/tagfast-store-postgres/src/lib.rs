@@ -56,7 +56,7 @@ pub use health::cause::{CallKind, FailureCause};
 pub use journal_files::{JournalFolderError, check_journal_dir};
 pub use metric::METRICS;
 pub use options::{ClusterOptions, EtcdLogin, PostgresOptions, ReplicatedMeans, SynchronousCommit};
-pub use outbox::sink::{EndedEpoch, NullSink, OutboxBatch, OutboxRow, OutboxSink, PublishError};
+pub use outbox::sink::{NullSink, OutboxBatch, OutboxRow, OutboxSink, PublishError};
 pub use store::{OpenError, PostgresStore};
 pub use tagfast_failover::OnLag;
 pub use tls::{Tls, TlsError, check_authorities};

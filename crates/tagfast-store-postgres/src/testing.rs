@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use tagfast_domain::{ContentKey, EpochOrdinal, TaggingsEvent, UnixMillis};
-use tagfast_events::{DivergedContent, DivergedContents, DivergedEvent};
+use tagfast_events::{DivergedContent, DivergedContents, DivergedEvent, EndedEpoch};
 use tagfast_failover::EpochRecord;
 
 use crate::PostgresStore;
-use crate::outbox::sink::{EndedEpoch, OutboxBatch, OutboxRow, OutboxSink, PublishError};
+use crate::outbox::sink::{OutboxBatch, OutboxRow, OutboxSink, PublishError};
 
 impl PostgresStore {
     /// Switches journal and guard of every cluster off, or on again, to measure what they cost. No

@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tagfast_domain::{DomainError, UnixMillis};
-use tagfast_events::{BusError, DivergedContent};
-use tagfast_events_kafka::{EpochHistory, PastEpoch, Publisher};
+use tagfast_events::{BusError, DivergedContent, EndedEpoch};
+use tagfast_events_kafka::{EpochHistory, Publisher};
 use tagfast_failover::EpochRecord;
 use tagfast_resilience::{Breaker, BreakerOptions, Breakers};
-use tagfast_store_postgres::{EndedEpoch, OutboxBatch, OutboxSink, PublishError};
+use tagfast_store_postgres::{OutboxBatch, OutboxSink, PublishError};
 
 /// Publishes outbox rows.
 pub struct KafkaOutbox {
@@ -106,15 +106,9 @@ impl OutboxSink for KafkaOutbox {
         &self,
         cluster: &str,
         epoch: &EpochRecord,
-        past_epochs: &[EndedEpoch],
+        past: &[EndedEpoch],
     ) -> Result<Vec<DivergedContent>, PublishError> {
-        let past = |ended: &EndedEpoch| {
-            let EndedEpoch { ordinal, minted_at, epoch_end, reconciled } = *ended;
-            (ordinal, PastEpoch { minted_at, epoch_end, reconciled })
-        };
-        let (current, minted_at) = (epoch.ordinal, epoch.minted_at);
-        let past = past_epochs.iter().map(past).collect();
-        let history = EpochHistory { current, minted_at, past };
+        let history = EpochHistory::new(epoch.ordinal, epoch.minted_at, past);
         let found = self.publisher.diverged_contents(cluster, history);
         found.await.map_err(PublishError::new)
     }

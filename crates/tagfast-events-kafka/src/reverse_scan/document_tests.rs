@@ -50,12 +50,14 @@ fn event(id: u8, publisher_epoch: EpochOrdinal, hi: u64) -> BusRecord {
 /// The ids of the contents that a scan of these records finds, each with its witnesses, and
 /// whether it may stop.
 fn scan(records: &[BusRecord], is_two_reconciled: bool) -> (Vec<(String, usize)>, bool) {
-    let past = |minted_at, reconciled| PastEpoch { minted_at, epoch_end: END, reconciled };
-    let history = EpochHistory {
-        current: THREE,
-        minted_at: MINTED_AT,
-        past: [(ONE, past(0, true)), (TWO, past(1, is_two_reconciled))].into(),
+    let past = |ordinal, minted_at, reconciled| EndedEpoch {
+        ordinal,
+        minted_at,
+        epoch_end: END,
+        reconciled,
     };
+    let past = [past(ONE, 0, true), past(TWO, 1, is_two_reconciled)];
+    let history = EpochHistory::new(THREE, MINTED_AT, &past);
     let mut found = DivergedContents::new(MINTED_AT);
     let mut done = false;
     let mut scan = PartitionScan {

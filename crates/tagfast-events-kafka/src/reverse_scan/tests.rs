@@ -56,13 +56,15 @@ pub(super) fn published(record: BusRecord, published_at: UnixMillis) -> Publishe
 /// were rewritten; then the one that begins. Each was minted an hour after the one before.
 fn history(past: &[(u64, bool)]) -> EpochHistory {
     let numbered = (1_u64..).zip(past);
-    let past = numbered.map(|(n, (epoch_end, reconciled))| {
-        let (epoch_end, reconciled) = (*epoch_end, *reconciled);
-        (EpochOrdinal(n), PastEpoch { minted_at: minted_at(n), epoch_end, reconciled })
+    let past = numbered.map(|(n, (epoch_end, reconciled))| EndedEpoch {
+        ordinal: EpochOrdinal(n),
+        minted_at: minted_at(n),
+        epoch_end: *epoch_end,
+        reconciled: *reconciled,
     });
-    let past: BTreeMap<EpochOrdinal, PastEpoch> = past.collect();
+    let past: Vec<EndedEpoch> = past.collect();
     let current = past.len() as u64 + 1;
-    EpochHistory { current: EpochOrdinal(current), minted_at: minted_at(current), past }
+    EpochHistory::new(EpochOrdinal(current), minted_at(current), &past)
 }
 
 fn minted_at(epoch: u64) -> UnixMillis {

@@ -4,8 +4,8 @@
 //! rows again.
 
 use async_trait::async_trait;
-use tagfast_domain::{ContentKey, DomainError, EpochOrdinal, TaggingsEvent, UnixMillis, codec};
-use tagfast_events::DivergedContent;
+use tagfast_domain::{ContentKey, DomainError, TaggingsEvent, UnixMillis, codec};
+use tagfast_events::{DivergedContent, EndedEpoch};
 use tagfast_failover::EpochRecord;
 
 /// One outbox row on its way to the bus.
@@ -35,19 +35,6 @@ impl OutboxRow {
         let key = self.key.get(1..).unwrap_or_default();
         codec::decode_event(ContentKey::from_bytes(key)?, &self.event)
     }
-}
-
-/// An epoch that has ended, as the current history has it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct EndedEpoch {
-    /// Its ordinal.
-    pub ordinal: EpochOrdinal,
-    /// When it was minted, Unix ms.
-    pub minted_at: UnixMillis,
-    /// The log position up to which its log and the current one are the same.
-    pub epoch_end: u64,
-    /// Every content that had diverged when it began was written again, in this history.
-    pub reconciled: bool,
 }
 
 /// The sink could not take the rows; they are offered again.

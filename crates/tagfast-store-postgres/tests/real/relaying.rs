@@ -8,12 +8,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::{Condvar, Mutex};
 use tagfast_domain::{ContentKey, UnixMillis};
-use tagfast_events::DivergedContent;
+use tagfast_events::{DivergedContent, EndedEpoch};
 use tagfast_failover::EpochRecord;
 use tagfast_resilience::{Clock, SystemClock};
 use tagfast_store::StoreError;
 use tagfast_store_postgres::testing::{GatedSink, RecordingSink};
-use tagfast_store_postgres::{EndedEpoch, OutboxBatch, OutboxSink, PublishError};
+use tagfast_store_postgres::{OutboxBatch, OutboxSink, PublishError};
 use tagfast_testkit::wait_for_condition_async;
 
 use crate::support;

@@ -12,7 +12,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use tagfast_domain::{ContentKey, Epoch};
-use tagfast_events::DivergedContent;
+use tagfast_events::{DivergedContent, EndedEpoch};
 use tagfast_failover::EpochRecord;
 use tagfast_resilience::counter;
 use tokio_postgres::types::ToSql;
@@ -23,7 +23,6 @@ use crate::cluster::topology::Node;
 use crate::connect::{Connection, within};
 use crate::metric::RECONCILED_CONTENTS;
 use crate::options::limit;
-use crate::outbox::sink::EndedEpoch;
 use crate::write::rewrite::rewrite_in_epoch;
 use crate::write::session::WriteSession;
 
