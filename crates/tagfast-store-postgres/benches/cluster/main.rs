@@ -6,6 +6,8 @@
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 mod pgbench;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use tagfast_domain::{
     Call, ContentKey, IdempotencyKey, Limits, Operation, Tag, UserId, Write, WriteId,
 };
 use tagfast_store::{ConsistencyToken, ReadOptions, TagReader, TagWriter, WriteRequest};
-use tagfast_store_postgres::{ClusterOptions, NullSink, PostgresOptions, PostgresStore};
+use tagfast_store_postgres::{NullSink, PostgresOptions, PostgresStore};
 use tagfast_testkit::stack::{NodeInfo, Stack, StackOptions};
 
 use crate::pgbench::{Measured, Pgbench, cpu_seconds};
@@ -354,18 +356,7 @@ fn median(mut all: Vec<Measured>) -> Measured {
 }
 
 async fn open(stack: &Stack, lanes: usize) -> Arc<PostgresStore> {
-    let info = stack.info();
-    let options = PostgresOptions {
-        node: "bench".to_owned(),
-        lanes,
-        ..PostgresOptions::new(
-            vec![ClusterOptions::new("c0", "0-63")],
-            info.etcd.iter().map(|e| e.url.clone()).collect(),
-            info.database.name.clone(),
-            info.database.user.clone(),
-            std::fs::read_to_string(&info.database.password_file).expect("the password"),
-        )
-    };
+    let options = PostgresOptions { lanes, ..support::options(stack.info(), "bench") };
     let store = PostgresStore::open(options, Arc::new(NullSink)).expect("it opens");
     assert!(store.wait_until_ready(Duration::from_secs(30)).await, "{:?}", store.status());
     store

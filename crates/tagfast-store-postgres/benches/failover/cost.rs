@@ -5,9 +5,10 @@ use std::sync::Arc;
 use tagfast_store::Durability;
 use tagfast_store_postgres::PostgresStore;
 
-use crate::figure::{Figure, median, spread};
+use crate::figure::{Figure, median};
 use crate::fixture::Fixture;
 use crate::load::{CONTENTS, Offered, Window, measure, tag_contents};
+use crate::rounds::Rounds;
 use crate::{Options, progress};
 
 /// Prepares the contents; returns how many writes a second are carried.
@@ -24,41 +25,16 @@ pub(crate) fn carried(fixture: &Fixture, store: &Arc<PostgresStore>, options: &O
     })
 }
 
-/// The rounds with and without.
-struct Rounds([Vec<Window>; 2]);
-
-impl Rounds {
-    fn ratios(&self, of: impl Fn(&Window) -> f64) -> Vec<f64> {
-        let [with, without] = &self.0;
-        with.iter().zip(without).map(|(with, without)| of(with) / of(without)).collect()
-    }
-
-    fn medians(&self, of: impl Fn(&Window) -> f64) -> [f64; 2] {
-        self.0.each_ref().map(|windows| median(windows.iter().map(&of)))
-    }
-
-    /// A ratio, beside what it is the ratio of.
-    fn figure(&self, what: &str, unit: &str, of: impl Fn(&Window) -> f64) -> Figure {
-        let ratios = self.ratios(&of);
-        let [with, without] = self.medians(&of);
-        let scatter = spread(ratios.iter().copied());
-        let text = format!("{with:.1} {unit} beside {without:.1}; rounds {scatter}");
-        Figure::new(what, median(ratios), "x").beside(text)
-    }
-}
-
-/// Measures in turns, each round beginning with the other one.
-fn rounds(fixture: &Fixture, store: &Arc<PostgresStore>, offered: Offered, n: &Options) -> Rounds {
-    let dir = fixture.primary().data_dir;
-    let mut rounds = Rounds([Vec::new(), Vec::new()]);
-    for round in 0..n.rounds {
-        for turn in 0..2 {
-            let is_without = (round + turn) % 2 == 1;
-            store.set_unguarded(is_without);
-            let window = fixture.runtime.block_on(measure(store, offered, n.window, &dir));
-            rounds.0[usize::from(is_without)].push(window);
-        }
-    }
+fn with_and_without(
+    fixture: &Fixture,
+    store: &Arc<PostgresStore>,
+    offered: Offered,
+    options: &Options,
+) -> Rounds {
+    let rounds = Rounds::measure(fixture, store, options, |is_without| {
+        store.set_unguarded(is_without);
+        offered
+    });
     store.set_unguarded(false);
     rounds
 }
@@ -70,11 +46,11 @@ pub(crate) fn figures(
     options: &Options,
 ) -> Vec<Figure> {
     progress("journal and guard beside none, full load");
-    let full = rounds(fixture, store, Offered::ALL, options);
+    let full = with_and_without(fixture, store, Offered::ALL, options);
     progress("journal and guard beside none, half load");
-    let rate = (carried / 2.0).round();
-    let half = Offered { rate: Some(rate), durability: Durability::Local };
-    let half = rounds(fixture, store, half, options);
+    let offered = Offered::half_of(carried, Durability::Local);
+    let half = with_and_without(fixture, store, offered, options);
+    let rate = offered.rate.unwrap_or_default();
     let [with, without] = full.medians(|window| window.cpu.server_us);
     let servers = format!("PostgreSQL {with:.1} beside {without:.1} us");
     let [with, without] = full.medians(|window| window.cpu.process_us);
@@ -83,8 +59,8 @@ pub(crate) fn figures(
         let what = format!("{what} at {rate} writes/s, with journal and guard beside without");
         half.figure(&what, "ms", of).at_most(1.1, "x")
     };
-    let bytes = full.0[0].iter().map(|window| window.journal_bytes).max().unwrap_or(0) as f64;
-    let guarded = median(full.0[0].iter().map(|window| window.guarded)) * 100.0;
+    let bytes = full.first().iter().map(|window| window.journal_bytes).max().unwrap_or(0) as f64;
+    let guarded = median(full.first().iter().map(|window| window.guarded)) * 100.0;
     vec![
         full.figure("writes, 256 callers, with journal and guard beside without", "/s", |window| {
             window.per_second

@@ -6,14 +6,14 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tagfast_domain::EpochOrdinal;
 use tagfast_store::failovers::{FailoverReader, FailoverReport};
-use tagfast_store_postgres::{ClusterOptions, NullSink, PostgresOptions, PostgresStore};
+use tagfast_store_postgres::{NullSink, PostgresOptions, PostgresStore};
 use tagfast_testkit::stack::host::{Process, processes_in};
 use tagfast_testkit::stack::{Fault, NodeInfo, Stack, StackOptions};
 use tagfast_testkit::wait_for_condition_async;
 use tokio::runtime::Runtime;
 
 use crate::cpu::THREADS;
-use crate::progress;
+use crate::{progress, support};
 
 /// How long the cluster may take to be healthy after a failover.
 const HEALTHY_TIMEOUT: Duration = Duration::from_secs(120);
@@ -64,18 +64,7 @@ impl Fixture {
 
     /// Opens a store that takes writes.
     pub(crate) fn open(&self, name: &str, max_loss: Duration) -> Arc<PostgresStore> {
-        let info = self.stack.info();
-        let options = PostgresOptions {
-            node: name.to_owned(),
-            max_loss,
-            ..PostgresOptions::new(
-                vec![ClusterOptions::new("c0", "0-63")],
-                info.etcd.iter().map(|etcd| etcd.url.clone()).collect(),
-                info.database.name.clone(),
-                info.database.user.clone(),
-                std::fs::read_to_string(&info.database.password_file).expect("the password"),
-            )
-        };
+        let options = PostgresOptions { max_loss, ..support::options(self.stack.info(), name) };
         self.runtime.block_on(async {
             let store = PostgresStore::open(options, Arc::new(NullSink)).expect("it opens");
             assert!(store.wait_until_ready(HEALTHY_TIMEOUT).await, "{:?}", store.status());

@@ -38,6 +38,11 @@ pub(crate) struct Offered {
 
 impl Offered {
     pub(crate) const ALL: Self = Self { rate: None, durability: Durability::Local };
+
+    /// Half of the writes a second that are carried.
+    pub(crate) fn half_of(carried: f64, durability: Durability) -> Self {
+        Self { rate: Some((carried / 2.0).round()), durability }
+    }
 }
 
 /// What was measured in a window.

@@ -13,15 +13,18 @@
 //! is printed as missed and is no failure.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
+mod acknowledger;
 mod cost;
 mod cpu;
 mod durability;
 mod figure;
 mod fixture;
-mod journal_memory;
 mod load;
 mod partition;
 mod repair;
+mod rounds;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::time::Duration;
 
@@ -32,7 +35,7 @@ use crate::fixture::Fixture;
 type Part = (&'static str, &'static str);
 
 const PARTS: [Part; 5] = [
-    ("memory", "what the journal holds at 20,000 writes/s and 100 ms of replication lag"),
+    ("memory", "what an acknowledgement costs beside its commit, and what the journal holds"),
     ("cost", "writes with journal and guard, and without"),
     ("durability", "replicated durability beside local durability, at half load"),
     ("repair", "failovers that lose 10,000 contents beside full load; verdicts"),
@@ -119,7 +122,7 @@ fn main() {
     };
     // First: nothing else has used memory yet.
     if options.wants("memory") {
-        add(journal_memory::figures());
+        add(acknowledger::figures());
     }
     if ["cost", "durability", "repair", "partition"].iter().any(|part| options.wants(part)) {
         let mut fixture = Fixture::start();

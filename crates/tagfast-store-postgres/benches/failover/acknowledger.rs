@@ -1,8 +1,9 @@
-//! What the journal holds, driven as a lane drives it: 20,000 writes a second, replicas 100 ms
-//! behind, documents of real size, each of a content of its own. Time is simulated, memory is real.
+//! What the acknowledgement of a write costs beside its commit (journal, proof, guard, coverage),
+//! and what the journal holds, driven as a lane drives it: documents of real size, each of a
+//! content of its own. The time of the cluster is simulated; processor time and memory are real.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tagfast_domain::{
     ApplyContext, ContentKey, Document, Epoch, EpochId, EpochOrdinal, Limits, Operation, Tag,
@@ -15,11 +16,29 @@ use tagfast_failover::{
 
 use crate::figure::Figure;
 
-const WRITES_PER_S: u64 = 20_000;
-/// How far the replicas are behind, in microseconds.
-const LAG_US: u64 = 100_000;
-/// Between two polls of the replicas while writes are exposed, in microseconds.
-const POLL_INTERVAL_US: u64 = 50_000;
+/// A cluster and its load.
+struct Cluster {
+    writes_per_s: u64,
+    /// How far the replicas are behind, in ms.
+    lag_ms: u64,
+    group_writes: u64,
+    /// Between two polls of the replicas: while writes are exposed, or while a group waits.
+    poll_interval_us: u64,
+    /// What the journal may hold.
+    target_mb: Option<f64>,
+}
+
+const fn cluster(writes_per_s: u64, lag_ms: u64, group_writes: u64) -> Cluster {
+    Cluster { writes_per_s, lag_ms, group_writes, poll_interval_us: 50_000, target_mb: None }
+}
+
+/// The larger groups first: memory that a run leaves behind would serve the next one.
+const CLUSTERS: [Cluster; 4] = [
+    Cluster { target_mb: Some(TARGET_MB), ..cluster(20_000, 100, 64) },
+    Cluster { target_mb: Some(TARGET_MB), ..cluster(20_000, 100, 1) },
+    cluster(50_000, 100, 50),
+    Cluster { poll_interval_us: 5_000, ..cluster(50_000, 900, 1) },
+];
 /// How long it goes on, in microseconds.
 const LENGTH_US: u64 = 10_000_000;
 const TARGET_MB: f64 = 16.0;
@@ -79,18 +98,28 @@ fn resident_bytes() -> usize {
     kib.expect("a number") * 1024
 }
 
-/// What the journal held at most by its own account, and by how much the process grew, in bytes.
-fn most_held(group_writes: u64, document: &[u8]) -> [usize; 2] {
+/// What a run came to.
+struct Outcome {
+    /// What the journal held at most by its own account, in bytes.
+    held: usize,
+    /// By how much the process grew, in bytes.
+    grown: usize,
+    /// Processor time of a write, in nanoseconds.
+    write_ns: f64,
+}
+
+fn run(cluster: &Cluster, document: &[u8]) -> Outcome {
     let epoch = epoch();
     let mut node = leading(&epoch);
-    let group_us = group_writes * 1_000_000 / WRITES_PER_S;
+    let group_us = cluster.group_writes * 1_000_000 / cluster.writes_per_s;
     let resident = resident_bytes();
     let (mut polled_us, mut number, mut held, mut grown) = (0, 0_u64, 0, 0);
+    let mut spent = Duration::ZERO;
     // The log grows by one position a microsecond.
     for group in 1..=LENGTH_US / group_us {
         let now_us = group * group_us;
         let now = BootTime(Duration::from_micros(now_us));
-        let contents = (0..group_writes).map(|_| {
+        let contents = (0..cluster.group_writes).map(|_| {
             number += 1;
             let id = WriteId(u128::from(number).to_be_bytes());
             let version = Version::from_packed(number).expect("a version");
@@ -104,38 +133,48 @@ fn most_held(group_writes: u64, document: &[u8]) -> [usize; 2] {
         let contents = contents.collect();
         let at = LogRange { epoch: epoch.id, inside: now_us - 1, flushed: now_us };
         let commit = Commit { epoch: epoch.id, sent: now, returned: now };
+        let began = Instant::now();
         let group = node.record(commit, at, contents).expect("its epoch lasts");
         let decision = node.decide_group(&group, now);
+        spent += began.elapsed();
         assert!(matches!(decision, AckDecision::Acknowledge(_)), "{decision:?} at {now:?}");
         held = held.max(node.journal().bytes());
-        if now_us - polled_us >= POLL_INTERVAL_US {
+        if now_us - polled_us >= cluster.poll_interval_us {
             // Before anything is dropped.
             grown = grown.max(resident_bytes().saturating_sub(resident));
             polled_us = now_us;
-            let flushed = now_us.saturating_sub(LAG_US);
+            let flushed = now_us.saturating_sub(cluster.lag_ms * 1000);
             let positions = [("r1".to_owned(), flushed), ("r2".to_owned(), flushed)];
+            let began = Instant::now();
             node.record_replicas(epoch.id, &positions, now);
+            spent += began.elapsed();
         }
     }
-    [held, grown]
+    Outcome { held, grown, write_ns: spent.as_nanos() as f64 / number as f64 }
 }
 
 pub(crate) fn figures() -> Vec<Figure> {
     let document = document(&epoch());
-    let figure = |group_writes: u64| {
-        let [held, grown] = most_held(group_writes, &document);
+    let figure = |cluster: &Cluster| {
+        let Outcome { held, grown, write_ns } = run(cluster, &document);
         let what = format!(
-            "journal at 20,000 writes/s, replicas 100 ms behind, documents of {} B, groups of \
-             {group_writes}",
-            document.len()
+            "journal at {} writes/s, replicas {} ms behind, documents of {} B, groups of {}",
+            cluster.writes_per_s,
+            cluster.lag_ms,
+            document.len(),
+            cluster.group_writes,
         );
-        let beside = format!("the process grew by {:.1} MB", grown as f64 / 1e6);
+        let beside = format!(
+            "{:.1} MB counted; the process grew by {:.1} MB; {write_ns:.0} ns a write",
+            held as f64 / 1e6,
+            grown as f64 / 1e6,
+        );
         // The larger of both: what the journal counts must not hide what it takes.
-        let figure = Figure::new(what, held.max(grown) as f64 / 1e6, "MB");
-        figure
-            .beside(format!("{:.1} MB counted; {beside}", held as f64 / 1e6))
-            .at_most(TARGET_MB, "MB")
+        let figure = Figure::new(what, held.max(grown) as f64 / 1e6, "MB").beside(beside);
+        match cluster.target_mb {
+            Some(target) => figure.at_most(target, "MB"),
+            None => figure,
+        }
     };
-    // The larger group first: memory that a run leaves behind would serve the next one.
-    vec![figure(64), figure(1)]
+    CLUSTERS.iter().map(figure).collect()
 }
