@@ -115,6 +115,7 @@ impl AckGate {
 mod tests {
     use super::*;
     use crate::epoch::LeaderKey;
+    use crate::epoch::tests::record;
     use std::time::Duration;
     use tagfast_domain::EpochOrdinal;
 
@@ -123,19 +124,7 @@ mod tests {
     }
 
     fn epoch(n: u8, member: &str) -> EpochRecord {
-        EpochRecord {
-            id: EpochId([n; 16]),
-            ordinal: EpochOrdinal(u64::from(n)),
-            term: u64::from(n) * 10,
-            member: member.to_owned(),
-            timeline: u32::from(n),
-            fork_lsn: None,
-            timeline_history: None,
-            continues: None,
-            parent_id: None,
-            minted_at: 0,
-            minted_by: "a".to_owned(),
-        }
+        record(u64::from(n), u64::from(n) * 10, member, u32::from(n))
     }
 
     fn lease(sent: u64, n: u8, member: &str) -> LeaseAnswer {

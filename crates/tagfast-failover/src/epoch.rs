@@ -238,7 +238,7 @@ pub fn check_eligibility(connection: &ConnectionFacts, epoch: &EpochRecord) -> W
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     const NOW: i64 = 1_800_000_000_000;
@@ -247,7 +247,7 @@ mod tests {
         LeaderKey { create_revision, member: member.to_owned() }
     }
 
-    fn record(ordinal: u64, term: u64, member: &str, timeline: u32) -> EpochRecord {
+    pub(crate) fn record(ordinal: u64, term: u64, member: &str, timeline: u32) -> EpochRecord {
         EpochRecord {
             id: EpochId([ordinal as u8; 16]),
             ordinal: EpochOrdinal(ordinal),

@@ -237,9 +237,7 @@ impl Journal {
         for entry in foreign {
             self.bytes -= entry.bytes();
             epochs.insert(entry.at.epoch);
-            let LogRange { epoch, inside, flushed } = entry.at;
-            let writes = entry.writes.len() as u64;
-            let range = IncompleteRange { epoch, from: inside, to: flushed, writes };
+            let range = IncompleteRange::of(entry.at, entry.writes.len());
             note_incomplete(&mut self.incomplete, range);
         }
         self.refused.extend(&epochs);
@@ -427,9 +425,7 @@ impl Journal {
                 return;
             };
             let Some(group) = self.drop_group(number) else { return };
-            let LogRange { epoch, inside, flushed } = group.at;
-            let writes = group.writes() as u64;
-            let range = IncompleteRange { epoch, from: inside, to: flushed, writes };
+            let range = IncompleteRange::of(group.at, group.writes());
             note_incomplete(&mut self.incomplete, range);
         }
     }

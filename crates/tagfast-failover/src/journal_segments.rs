@@ -49,6 +49,25 @@ pub struct GivenUp {
     pub writes: u64,
 }
 
+/// Up to where nothing of an epoch is needed, as the segments say.
+#[derive(Debug, Default)]
+struct Covered(BTreeMap<EpochId, u64>);
+
+impl Covered {
+    fn note(&mut self, epoch: EpochId, up_to: u64) {
+        let covered = self.0.entry(epoch).or_insert(0);
+        *covered = (*covered).max(up_to);
+    }
+
+    fn up_to(&self, epoch: EpochId) -> u64 {
+        self.0.get(&epoch).copied().unwrap_or(0)
+    }
+
+    fn has(&self, epoch: EpochId, flushed: u64) -> bool {
+        self.0.get(&epoch).is_some_and(|up_to| flushed <= *up_to)
+    }
+}
+
 /// The segments of one cluster's journal.
 #[derive(Debug)]
 pub struct JournalSegments {
@@ -56,14 +75,13 @@ pub struct JournalSegments {
     next_number: u64,
     /// The oldest first.
     segments: VecDeque<Segment>,
-    /// Up to where nothing of an epoch is needed, as the segments say.
-    covered: BTreeMap<EpochId, u64>,
+    covered: Covered,
 }
 
 impl JournalSegments {
     /// None yet; the first one gets this number, and all together may take `bytes_max` bytes.
     pub fn new(bytes_max: u64, next_number: u64) -> Self {
-        Self { bytes_max, next_number, segments: VecDeque::new(), covered: BTreeMap::new() }
+        Self { bytes_max, next_number, segments: VecDeque::new(), covered: Covered::default() }
     }
 
     /// What all segments take, in bytes.
@@ -116,10 +134,7 @@ impl JournalSegments {
     pub fn add(&mut self, record: &JournalRecord) {
         match record {
             JournalRecord::Group(group) => self.add_group(group),
-            JournalRecord::Covered { epoch, up_to } => {
-                let covered = self.covered.entry(*epoch).or_insert(0);
-                *covered = (*covered).max(*up_to);
-            }
+            JournalRecord::Covered { epoch, up_to } => self.covered.note(*epoch, *up_to),
             JournalRecord::Forgotten(range) => {
                 if let Some(last) = self.segments.back_mut() {
                     note_incomplete(&mut last.forgotten, *range);
@@ -139,13 +154,9 @@ impl JournalSegments {
         extent.writes += writes;
     }
 
-    fn is_needed(&self, range: &IncompleteRange) -> bool {
-        !self.is_covered(range.epoch, range.to)
-    }
-
     /// Whether a position is covered, as the segments say.
     pub fn is_covered(&self, epoch: EpochId, flushed: u64) -> bool {
-        self.covered.get(&epoch).is_some_and(|up_to| flushed <= *up_to)
+        self.covered.has(epoch, flushed)
     }
 
     /// The records that must be added so that the segments say what is not needed any more:
@@ -167,7 +178,7 @@ impl JournalSegments {
             }
         }
         let covered = |(epoch, flushed): (EpochId, u64)| {
-            let said = self.covered.get(&epoch).copied().unwrap_or(0);
+            let said = self.covered.up_to(epoch);
             let is_ended = epoch != current;
             let up_to = match is_ended {
                 true if has_older => return None,
@@ -203,7 +214,7 @@ impl JournalSegments {
             return None;
         }
         let oldest = self.segments.pop_front()?;
-        let said = oldest.forgotten.iter().filter(|range| self.is_needed(range));
+        let said = oldest.forgotten.iter().filter(|r| !self.covered.has(r.epoch, r.to));
         let said: u64 = said.map(|range| range.writes).sum();
         let mut missing = Vec::new();
         let ranges = missing_without(&oldest, &self.covered);
@@ -216,7 +227,7 @@ impl JournalSegments {
 /// The ranges that are missing without a segment.
 fn missing_without<'a>(
     segment: &'a Segment,
-    covered: &'a BTreeMap<EpochId, u64>,
+    covered: &'a Covered,
 ) -> impl Iterator<Item = IncompleteRange> + 'a {
     let groups = segment.groups.iter().map(|(epoch, extent)| IncompleteRange {
         epoch: *epoch,
@@ -225,5 +236,5 @@ fn missing_without<'a>(
         writes: extent.writes,
     });
     let all = groups.chain(segment.forgotten.iter().copied());
-    all.filter(|range| covered.get(&range.epoch).is_none_or(|up_to| range.to > *up_to))
+    all.filter(|range| !covered.has(range.epoch, range.to))
 }

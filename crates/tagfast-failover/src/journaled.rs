@@ -56,6 +56,12 @@ impl AcknowledgedGroup {
     pub fn writes(&self) -> usize {
         self.contents.iter().map(|content| content.writes.len()).sum()
     }
+
+    /// When the newest of its writes returned, in Unix ms; `None`: it has none.
+    pub fn newest_write_at(&self) -> Option<UnixMillis> {
+        let writes = self.contents.iter().flat_map(|content| &content.writes);
+        writes.map(|write| write.at).max()
+    }
 }
 
 /// A range of an epoch's log for which the journal has forgotten writes.
@@ -74,6 +80,11 @@ pub struct IncompleteRange {
 impl IncompleteRange {
     /// Of an epoch that no file names.
     pub const UNKNOWN_EPOCH: EpochId = EpochId([0; 16]);
+
+    /// So many writes of a transaction.
+    pub(crate) fn of(at: LogRange, writes: usize) -> Self {
+        Self { epoch: at.epoch, from: at.inside, to: at.flushed, writes: writes as u64 }
+    }
 
     /// A range of which only the epoch is known.
     pub(crate) fn unknown(epoch: EpochId) -> Self {

@@ -219,27 +219,15 @@ impl LeadershipProof {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::epoch::tests::record;
     use proptest::prelude::*;
-    use tagfast_domain::{EpochId, EpochOrdinal};
 
     fn at(ms: u64) -> BootTime {
         BootTime(Duration::from_millis(ms))
     }
 
     fn epoch(term: u64) -> EpochRecord {
-        EpochRecord {
-            id: EpochId([1; 16]),
-            ordinal: EpochOrdinal(1),
-            term,
-            member: "p".to_owned(),
-            timeline: 1,
-            fork_lsn: None,
-            timeline_history: None,
-            continues: None,
-            parent_id: None,
-            minted_at: 0,
-            minted_by: "a".to_owned(),
-        }
+        record(1, term, "p", 1)
     }
 
     fn lease(sent: u64, term: u64, remaining_s: u64) -> LeaseAnswer {

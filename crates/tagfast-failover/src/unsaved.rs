@@ -75,13 +75,7 @@ impl Unsaved {
         while self.bytes > self.bytes_max && self.groups.len() > 1 {
             let Some(group) = self.groups.pop_front() else { return };
             self.bytes -= bytes_of(&group);
-            let range = IncompleteRange {
-                epoch: group.at.epoch,
-                from: group.at.inside,
-                to: group.at.flushed,
-                writes: group.writes() as u64,
-            };
-            note_incomplete(&mut self.forgotten, range);
+            note_incomplete(&mut self.forgotten, IncompleteRange::of(group.at, group.writes()));
         }
     }
 }

@@ -5,12 +5,13 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tagfast_domain::{EpochId, EpochOrdinal, Limits};
-use tagfast_failover::{EpochRecord, MintCondition};
+use tagfast_domain::Limits;
+use tagfast_failover::MintCondition;
 use tagfast_resilience::{Breakers, SystemClock};
 use tagfast_store::fair_queue::TenantWeights;
 use tokio::time::Instant;
 
+use crate::cluster::epoch_ends::tests::epoch;
 use crate::cluster::etcd::{Etcd, http_client};
 use crate::cluster::member_probes::probe_member;
 use crate::cluster::patroni::discover_nodes;
@@ -86,19 +87,7 @@ async fn requests_to_an_unresponsive_etcd_or_patroni_end() {
     let servers = [BlackHole::new(), BlackHole::new(), BlackHole::new()];
     let urls = servers.each_ref().map(|server| tagfast_resilience::Address::new(server.url()));
     let etcd = Etcd::new(&urls, None).expect("a client");
-    let epoch = EpochRecord {
-        id: EpochId([1; 16]),
-        ordinal: EpochOrdinal(1),
-        term: 1,
-        member: "n".to_owned(),
-        timeline: 1,
-        fork_lsn: None,
-        timeline_history: None,
-        continues: None,
-        parent_id: None,
-        minted_at: 0,
-        minted_by: "a".to_owned(),
-    };
+    let epoch = epoch(1, None, 1, None);
     let condition = MintCondition {
         leader_create_revision: 1,
         leader_member: "n".to_owned(),

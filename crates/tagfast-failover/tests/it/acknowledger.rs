@@ -82,14 +82,21 @@ fn the_guard_waits_for_a_replica_and_then_goes_on() {
     assert_eq!((node.journal().contents(), node.journal().bytes()), (0, 0));
 }
 
-#[test]
-fn a_group_that_waited_in_vain_refuses_only_until_a_replica_is_back() {
+/// A process whose replicas have taken nothing since it acknowledged a group; the group after it
+/// waits since 13 s.
+fn waiting_for_replicas() -> (Acknowledger, JournaledCommit) {
     let mut node = in_epoch_1();
     let first = record(&mut node, 10, 12_000);
     assert_eq!(node.decide_group(&first, at(12_000)), BY_NO_REPLICA);
     replicas(&mut node, 5, 5, at(12_001));
     let second = record(&mut node, 20, 13_000);
     assert_eq!(node.decide_group(&second, at(13_000)), AckDecision::WaitForReplica);
+    (node, second)
+}
+
+#[test]
+fn a_group_that_waited_in_vain_refuses_only_until_a_replica_is_back() {
+    let (mut node, _) = waiting_for_replicas();
     assert_eq!(node.guard_state(at(15_000)), GuardState::Holding);
     assert_eq!(node.guard_state(at(15_001)), GuardState::Refusing);
     // Its callers have gone without a word; the replicas come back.
@@ -102,12 +109,7 @@ fn a_group_that_waited_in_vain_refuses_only_until_a_replica_is_back() {
 /// Replicas that hang are listed as streaming for a while.
 #[test]
 fn refusing_does_not_alternate_with_holding_while_replicas_hang() {
-    let mut node = in_epoch_1();
-    let first = record(&mut node, 10, 12_000);
-    assert_eq!(node.decide_group(&first, at(12_000)), BY_NO_REPLICA);
-    replicas(&mut node, 5, 5, at(12_001));
-    let second = record(&mut node, 20, 13_000);
-    assert_eq!(node.decide_group(&second, at(13_000)), AckDecision::WaitForReplica);
+    let (mut node, second) = waiting_for_replicas();
     assert_eq!(node.guard_state(at(15_001)), GuardState::Refusing);
     // Its callers are refused, and no other one waits.
     node.stop_waiting(&second);

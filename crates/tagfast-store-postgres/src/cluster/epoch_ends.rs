@@ -343,11 +343,11 @@ pub(crate) mod tests {
     }
 
     impl Server {
-        /// How many records two logs share.
         fn newest_row(&self) -> Option<EpochId> {
             self.log.iter().rev().find_map(|(_, row)| *row)
         }
 
+        /// How many records two logs share.
         fn shared(&self, other: &[(u32, Option<EpochId>)]) -> u64 {
             self.log.iter().zip(other).take_while(|(a, b)| a == b).count() as u64
         }

@@ -64,8 +64,7 @@ fn open_copy(
 /// makes it older, and the guard stricter until replicas have it, or younger, but never younger
 /// than now.
 fn acknowledged_at(group: &AcknowledgedGroup, now: Moment) -> BootTime {
-    let writes = group.contents.iter().flat_map(|content| &content.writes);
-    let at = writes.map(|write| write.at).max().unwrap_or(now.wall);
+    let at = group.newest_write_at().unwrap_or(now.wall);
     let age = u64::try_from(now.wall.saturating_sub(at)).unwrap_or(0);
     BootTime(now.boot.0.saturating_sub(Duration::from_millis(age)))
 }

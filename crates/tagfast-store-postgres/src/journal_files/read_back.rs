@@ -181,9 +181,7 @@ pub(crate) fn read_back(
 
 /// Whether the verdicts about all writes of a group are forgotten.
 fn is_expired(group: &AcknowledgedGroup, now: UnixMillis) -> bool {
-    let writes = group.contents.iter().flat_map(|content| &content.writes);
-    let newest = writes.map(|write| write.at).max();
-    newest.is_some_and(|newest| now.saturating_sub(newest) > GROUP_AGE_MAX_MS)
+    group.newest_write_at().is_some_and(|newest| now.saturating_sub(newest) > GROUP_AGE_MAX_MS)
 }
 
 fn note_expired(groups: impl Iterator<Item = AcknowledgedGroup>) -> Option<String> {

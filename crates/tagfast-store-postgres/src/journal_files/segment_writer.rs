@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use tagfast_failover::{
-    FileHeader, JournalRecord, JournalSegments, UnsavedBatch, encode_group, encode_header,
-    encode_record,
+    AcknowledgedGroup, FileHeader, JournalRecord, JournalSegments, UnsavedBatch, encode_group,
+    encode_header, encode_record,
 };
 use tagfast_resilience::{ErrorChain, private_files};
 
@@ -57,12 +57,7 @@ impl SegmentWriter {
         let forgotten = batch.forgotten.iter().copied().map(JournalRecord::Forgotten);
         let covered = self.segments.to_be_covered(batch.covered, batch.has_older);
         let records: Vec<JournalRecord> = forgotten.chain(covered).collect();
-        let mut bytes = Vec::new();
-        records.iter().for_each(|record| encode_record(&mut bytes, record));
-        batch.groups.iter().for_each(|group| encode_group(&mut bytes, group));
-        self.append(&bytes)?;
-        records.iter().for_each(|record| self.segments.add(record));
-        batch.groups.iter().for_each(|group| self.segments.add_group(group));
+        self.append_records(&records, &batch.groups)?;
         for number in self.segments.take_unneeded() {
             self.remove(number);
         }
@@ -70,14 +65,26 @@ impl SegmentWriter {
         while let Some(given_up) = self.segments.give_up_oldest() {
             let records = given_up.missing.iter().copied().map(JournalRecord::Forgotten);
             let records: Vec<JournalRecord> = records.collect();
-            let mut bytes = Vec::new();
-            records.iter().for_each(|record| encode_record(&mut bytes, record));
-            self.append(&bytes)?;
-            records.iter().for_each(|record| self.segments.add(record));
+            self.append_records(&records, &[])?;
             self.remove(given_up.number);
             given_up_writes += given_up.writes;
         }
         Ok(given_up_writes)
+    }
+
+    /// Appends records, then groups, and notes that the last segment has them.
+    fn append_records(
+        &mut self,
+        records: &[JournalRecord],
+        groups: &[AcknowledgedGroup],
+    ) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        records.iter().for_each(|record| encode_record(&mut bytes, record));
+        groups.iter().for_each(|group| encode_group(&mut bytes, group));
+        self.append(&bytes)?;
+        records.iter().for_each(|record| self.segments.add(record));
+        groups.iter().for_each(|group| self.segments.add_group(group));
+        Ok(())
     }
 
     /// Appends bytes to the last segment, or begins one with them, and flushes them to the disk.
