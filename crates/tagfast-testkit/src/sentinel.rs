@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::stack::host::free_ports;
+use crate::stack::ports::free_ports;
 use crate::wait::wait_for_condition;
 
 /// Timeout of a change of state. Generous, because tests share few CPU cores.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use tagfast_events_kafka::{KafkaBus, TopicError};
-use tagfast_testkit::stack::host::free_ports;
+use tagfast_testkit::stack::ports::free_ports;
 
 use crate::support;
 

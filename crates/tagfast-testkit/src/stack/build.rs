@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::auth::{self, AuthInfo};
-use super::host::{Process, RunAs, free_ports, wait_until};
+use super::host::{Process, RunAs, wait_until};
 use super::info::{
     ClusterInfo, DatabaseInfo, KAFKA_PARTITIONS, KafkaInfo, NodeInfo, ServerInfo, StackInfo,
 };
@@ -15,6 +15,7 @@ use super::install::{Progress, Tools};
 use super::netns::Network;
 use super::options::StackOptions;
 use super::patroni::{self, NodePlan, Passwords};
+use super::ports::free_ports;
 use super::proxy::{Link, Proxy};
 use super::secret::write_secret;
 use super::{etcd_auth, gate, servers, tls};

@@ -1,16 +1,13 @@
-//! The machine: users, free ports, processes identified beyond their pid, and programs started as a
+//! The machine: users, processes identified beyond their pid, and programs started as a
 //! different user.
 
-use std::collections::BTreeSet;
 use std::fs::File;
-use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
@@ -258,28 +255,6 @@ impl RunAs {
     }
 }
 
-/// Free ports, below those that the kernel assigns to outgoing connections. This process gets each
-/// port only once.
-pub fn free_ports(ip: IpAddr, count: usize) -> Result<Vec<SocketAddr>> {
-    static USED_PORTS: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
-    const RANGE: u32 = 20_000;
-    let mut used = USED_PORTS.lock();
-    let first = fastrand::u32(..RANGE);
-    let mut found = Vec::with_capacity(count);
-    for n in 0..RANGE {
-        let port = 11_000 + ((first + n) % RANGE) as u16;
-        let address = SocketAddr::new(ip, port);
-        if !used.contains(&port) && TcpListener::bind(address).is_ok() {
-            used.insert(port);
-            found.push(address);
-            if found.len() == count {
-                return Ok(found);
-            }
-        }
-    }
-    bail!("no {count} free ports between 11000 and 31000")
-}
-
 /// Polls until `poll` succeeds.
 ///
 /// # Errors
@@ -350,12 +325,5 @@ mod tests {
             Some(process) => Err(format!("{process:?}")),
         });
         child.wait().expect("collected");
-    }
-
-    #[test]
-    fn each_port_is_used_once() {
-        let ip = "127.0.0.1".parse().expect("an address");
-        let ports: BTreeSet<_> = (0..20).flat_map(|_| free_ports(ip, 3).expect("ports")).collect();
-        assert_eq!(ports.len(), 60);
     }
 }

@@ -25,6 +25,7 @@ mod kafka_admin;
 mod netns;
 mod options;
 pub mod patroni;
+pub mod ports;
 mod postgres_faults;
 pub mod proxy;
 mod redis_faults;

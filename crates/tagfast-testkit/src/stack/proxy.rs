@@ -373,7 +373,7 @@ mod tests {
                 });
             }
         });
-        let listen = super::super::host::free_ports("127.0.0.1".parse().expect("an address"), 1)
+        let listen = super::super::ports::free_ports("127.0.0.1".parse().expect("an address"), 1)
             .expect("a port")[0];
         let proxy = Proxy::start(
             "127.0.0.1:0".parse().expect("an address"),
