@@ -17,6 +17,7 @@ mod run;
 mod schema_test;
 mod stack;
 mod test;
+mod test_binaries;
 mod tools;
 mod totals;
 

@@ -1,16 +1,14 @@
 //! `cargo xtask test`: installs, builds, runs everything, ends with the totals.
 
-use std::io::{BufRead, BufReader};
-use std::process::Stdio;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 
 use tagfast_testkit::stack::{Needs, install, install_libraries};
 
 use crate::run::{cargo, run, stage};
 use crate::totals::Totals;
-use crate::{alerts, clients_test, features, schema_test, tools};
+use crate::{alerts, clients_test, features, schema_test, test_binaries, tools};
 
 #[derive(clap::Args)]
 pub(crate) struct TestOptions {
@@ -78,14 +76,12 @@ fn stages(options: &TestOptions, totals: &mut Totals) -> Result<()> {
             install(needs, &|line| println!("{line}")).map(drop)
         })?;
     }
-    stage("build", || {
-        run(cargo().args(["test", "--workspace", "--no-run"]).args(options.build()))
-    })?;
+    let binaries = stage("build", || test_binaries::build(&options.build()))?;
     // The first command of the README builds without features; the tests have some.
     stage("build without features", || {
         run(cargo().args(["test", "--workspace", "--no-run", "--bin", "tagfast"]))
     })?;
-    totals.add(stage("tests", || cargo_test(options))?);
+    totals.add(stage("tests", || test_binaries::run_all(&binaries, &options.filter))?);
     if contract {
         totals.add(stage("alert rules", alerts::check)?);
     }
@@ -98,26 +94,4 @@ fn stages(options: &TestOptions, totals: &mut Totals) -> Result<()> {
         totals.add(stage("generated clients", || clients_test::test(&generators))?);
     }
     Ok(())
-}
-
-/// Runs every test binary and adds up what they say.
-fn cargo_test(options: &TestOptions) -> Result<Totals> {
-    let mut command = cargo();
-    command.args(["test", "--workspace", "--no-fail-fast"]).args(options.build());
-    command.arg("--").args(&options.filter);
-    let mut child = command.stdout(Stdio::piped()).spawn().context("cannot start cargo test")?;
-    let stdout = child.stdout.take().context("cargo test has no output")?;
-    let mut totals = Totals::default();
-    for line in BufReader::new(stdout).lines() {
-        let line = line?;
-        println!("{line}");
-        if let Some(result) = line.strip_prefix("test result: ") {
-            totals.add(Totals::parse(result));
-        }
-    }
-    let status = child.wait()?;
-    if !status.success() && totals.failed == 0 {
-        bail!("cargo test ended with {status} before all tests had run");
-    }
-    Ok(totals)
 }
