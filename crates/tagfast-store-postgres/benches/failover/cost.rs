@@ -31,9 +31,9 @@ fn with_and_without(
     offered: Offered,
     options: &Options,
 ) -> Rounds {
-    let rounds = Rounds::measure(fixture, store, options, |is_without| {
+    let rounds = Rounds::measure(fixture, options, |is_without| {
         store.set_unguarded(is_without);
-        offered
+        (store, offered)
     });
     store.set_unguarded(false);
     rounds

@@ -20,9 +20,9 @@ pub(crate) fn figures(
     progress("replicated durability beside local durability");
     let replicated = Offered::half_of(carried, Durability::Replicated);
     let local = Offered::half_of(carried, Durability::Local);
-    let rounds = Rounds::measure(fixture, store, options, |is_local| match is_local {
-        true => local,
-        false => replicated,
+    let rounds = Rounds::measure(fixture, options, |is_local| match is_local {
+        true => (store, local),
+        false => (store, replicated),
     });
     let rate = replicated.rate.unwrap_or_default();
     let latency = [0, 1, 2].map(|n| rounds.medians(|window| window.latency_ms[n])[0]);

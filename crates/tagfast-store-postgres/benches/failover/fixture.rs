@@ -64,7 +64,17 @@ impl Fixture {
 
     /// Opens a store that takes writes.
     pub(crate) fn open(&self, name: &str, max_loss: Duration) -> Arc<PostgresStore> {
-        let options = PostgresOptions { max_loss, ..support::options(self.stack.info(), name) };
+        self.open_with(name, |options| options.max_loss = max_loss)
+    }
+
+    /// The same, with other options.
+    pub(crate) fn open_with(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut PostgresOptions),
+    ) -> Arc<PostgresStore> {
+        let mut options = support::options(self.stack.info(), name);
+        change(&mut options);
         self.runtime.block_on(async {
             let store = PostgresStore::open(options, Arc::new(NullSink)).expect("it opens");
             assert!(store.wait_until_ready(HEALTHY_TIMEOUT).await, "{:?}", store.status());

@@ -14,6 +14,7 @@
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 mod acknowledger;
+mod copy;
 mod cost;
 mod cpu;
 mod durability;
@@ -34,15 +35,17 @@ use crate::fixture::Fixture;
 /// A group of figures, and what it measures.
 type Part = (&'static str, &'static str);
 
-const PARTS: [Part; 5] = [
+const PARTS: [Part; 6] = [
     ("memory", "what an acknowledgement costs beside its commit, and what the journal holds"),
     ("cost", "writes with journal and guard, and without"),
+    ("copy", "writes with a copy of the journal on disk, and without"),
     ("durability", "replicated durability beside local durability, at half load"),
     ("repair", "failovers that lose 10,000 contents beside full load; verdicts"),
     ("partition", "acknowledgements that a partition of the primary loses; needs root"),
 ];
 
 /// The options of the command line.
+#[derive(Clone)]
 pub(crate) struct Options {
     /// Names of parts; empty: all.
     only: Vec<String>,
@@ -124,9 +127,10 @@ fn main() {
     if options.wants("memory") {
         add(acknowledger::figures());
     }
-    if ["cost", "durability", "repair", "partition"].iter().any(|part| options.wants(part)) {
+    if ["cost", "copy", "durability", "repair", "partition"].iter().any(|part| options.wants(part))
+    {
         let mut fixture = Fixture::start();
-        if options.wants("cost") || options.wants("durability") {
+        if ["cost", "copy", "durability"].iter().any(|part| options.wants(part)) {
             let store = fixture.open("cost", Duration::from_secs(1));
             // What the machine carries decides what half load is.
             let carried = cost::carried(&fixture, &store, &options);
@@ -137,6 +141,9 @@ fn main() {
                 add(durability::figures(&fixture, &store, carried, &options));
             }
             fixture.close(store);
+            if options.wants("copy") {
+                add(copy::figures(&fixture, carried, &options));
+            }
         }
         if options.wants("repair") {
             add(repair::figures(&mut fixture, &options));

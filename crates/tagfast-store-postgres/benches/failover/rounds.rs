@@ -13,20 +13,20 @@ use crate::load::{Offered, Window, measure};
 pub(crate) struct Rounds([Vec<Window>; 2]);
 
 impl Rounds {
-    /// Each round begins with the other way. `offer` prepares one of them, and says what is offered
-    /// to the store: true is the second.
-    pub(crate) fn measure(
+    /// Each round begins with the other way. `prepare` prepares one of them, and says what is
+    /// offered to which store: true is the second.
+    pub(crate) fn measure<'a>(
         fixture: &Fixture,
-        store: &Arc<PostgresStore>,
         options: &Options,
-        offer: impl Fn(bool) -> Offered,
+        prepare: impl Fn(bool) -> (&'a Arc<PostgresStore>, Offered),
     ) -> Self {
         let dir = fixture.primary().data_dir;
         let mut rounds = [Vec::new(), Vec::new()];
         for round in 0..options.rounds {
             for n in 0..2 {
                 let is_second = (round + n) % 2 == 1;
-                let window = measure(store, offer(is_second), options.window, &dir);
+                let (store, offered) = prepare(is_second);
+                let window = measure(store, offered, options.window, &dir);
                 rounds[usize::from(is_second)].push(fixture.runtime.block_on(window));
             }
         }
