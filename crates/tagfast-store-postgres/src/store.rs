@@ -185,6 +185,8 @@ impl Starting<'_> {
         let connections = self.connections.clone();
         let check = check_password(Arc::clone(&cluster), connections, self.etcd.clone());
         self.tasks.push(spawn("password check", check));
+        let lanes: Vec<Arc<Lane>> =
+            (0..options.lanes).map(|n| self.lane(n as i32, &cluster)).collect();
         let repairer = Repairer {
             cluster: Arc::clone(&cluster),
             connections: self.connections.clone(),
@@ -192,10 +194,10 @@ impl Starting<'_> {
             etcd: self.etcd.clone(),
             registry: Arc::clone(&self.registry),
             limits: options.limits,
+            lanes: lanes.clone(),
         };
         let closer = Arc::new(repairer.closer(options.failover_observer.clone()));
         self.tasks.push(spawn("repair", repairer.run()));
-        let lanes = (0..options.lanes).map(|n| self.lane(n as i32, &cluster)).collect();
         let (drain_requests, requests) = mpsc::channel(DRAIN_REQUESTS_MAX);
         if options.relay {
             let relay = Relay {

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 use tagfast_domain::EpochId;
 use tagfast_failover::BootTime;
+use tokio::sync::watch;
 use tokio_postgres::types::ToSql;
 
 use crate::connect::{Connection, PgError, within};
@@ -44,6 +45,8 @@ pub(crate) struct RepairWindow {
     /// Writes of earlier epochs may still be missing. Changed under the lock, and read without it:
     /// every read asks.
     is_open: AtomicBool,
+    /// The newest epoch in which a write was acknowledged.
+    acknowledged: watch::Sender<Option<EpochId>>,
 }
 
 impl RepairWindow {
@@ -102,9 +105,17 @@ impl RepairWindow {
     /// A write was acknowledged.
     pub(crate) fn acknowledge(&self, epoch: EpochId, now: BootTime) {
         let mut window = self.window.lock();
-        if window.epoch == Some(epoch) {
-            window.times.first_acknowledged.get_or_insert(now);
+        if window.epoch == Some(epoch) && window.times.first_acknowledged.is_none() {
+            window.times.first_acknowledged = Some(now);
+            self.acknowledged.send_replace(Some(epoch));
         }
+    }
+
+    /// Waits until a write of this epoch was acknowledged; for ever, if none ever is.
+    pub(crate) async fn first_acknowledged(&self, epoch: EpochId) {
+        let mut acknowledged = self.acknowledged.subscribe();
+        // The sender lives as long as this window.
+        let _ = acknowledged.wait_for(|newest| *newest == Some(epoch)).await;
     }
 
     /// The phases of the failover that began this epoch.
@@ -129,6 +140,8 @@ pub(crate) async fn read_closed(server: &Connection, epoch: EpochId) -> Result<b
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use futures_util::FutureExt;
 
     use super::*;
 
@@ -164,6 +177,23 @@ mod tests {
         };
         assert_eq!(window.times(TWO), expected);
         assert_eq!(window.times(ONE), PhaseTimes::default());
+    }
+
+    #[test]
+    fn only_an_acknowledgement_of_its_epoch_ends_the_wait() {
+        let window = RepairWindow::default();
+        window.begin(ONE, false);
+        let waits = |epoch| window.first_acknowledged(epoch).now_or_never().is_none();
+        assert!(waits(ONE));
+        window.acknowledge(ONE, at(1));
+        assert!(!waits(ONE), "also of one that came before the wait");
+        window.begin(TWO, true);
+        let mut two = std::pin::pin!(window.first_acknowledged(TWO));
+        assert!(two.as_mut().now_or_never().is_none());
+        window.acknowledge(ONE, at(2));
+        assert!(two.as_mut().now_or_never().is_none(), "an epoch that has ended");
+        window.acknowledge(TWO, at(3));
+        assert!(two.now_or_never().is_some());
     }
 
     #[test]
