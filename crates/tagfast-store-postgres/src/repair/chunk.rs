@@ -1,10 +1,17 @@
 //! One transaction of a repair: reads the documents of several contents, joins what was lost,
 //! writes what changed, records the verdicts.
 //!
-//! It holds a shared lock on the row of its epoch from before it reads until it has committed, so
-//! the repair cannot be closed in between: a verdict `lost` that a closing makes final is never
-//! overtaken by a repair that was under way. Documents are guarded by version and revision, as in
-//! a group commit; one that was changed in between is left for the next attempt, which locks it.
+//! It takes two round trips. The first one reads, the second one writes, records and commits, and
+//! nothing is locked in between: a new write waits for a repair as long as for any other commit.
+//! Documents are guarded by version and revision, as in a group commit. One that was changed in
+//! between is not written, nothing is recorded about it, and its entry is left for the next
+//! attempt, which locks the documents that it reads.
+//!
+//! The second round trip begins with a shared lock on the row of the epoch, and fails if a repair
+//! was closed since the first one. So a verdict `lost` that a closing makes final is never
+//! overtaken by a repair that was under way. An attempt without locks gets its transaction id only
+//! then: it holds back the relay's horizon as briefly as a group commit, and its events come after
+//! those of what it read.
 //!
 //! How it fails: as a whole, and nothing is put back into the journal; the connection must not be
 //! used again. A second attempt finds what the first one committed by its ids.
@@ -12,7 +19,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use futures_util::future::{join, join_all, join5};
+use futures_util::future::{join, join_all, join4, join5};
 use tagfast_domain::{
     ContentKey, Document, Epoch, EpochId, JoinContext, Limits, UnixMillis, WriteId, codec,
 };
@@ -29,11 +36,14 @@ use crate::connect::{Connection, PgError, within};
 use crate::options::limit;
 use crate::write::session::WriteSession;
 
-/// Keeps the repair from being closed until the transaction ends.
-const LOCK_EPOCH: &str = "SELECT FROM epoch WHERE id = $1 FOR SHARE";
-/// The newest epoch whose repair is closed: what is older is late. Read under the lock.
+/// The newest epoch whose repair is closed: what is older is late.
 const SELECT_CLOSED: &str =
     "SELECT coalesce(max(ordinal), -1) FROM epoch WHERE repair_closed_at IS NOT NULL";
+/// Keeps the repair from being closed until the transaction ends.
+const LOCK_EPOCH: &str = "SELECT FROM epoch WHERE id = $1 FOR SHARE";
+/// Divides by zero if a repair was closed since it was read. Sent behind the lock.
+const CHECK_CLOSED: &str = "SELECT 1 / (coalesce(max(ordinal), -1) = $1)::int FROM epoch
+WHERE repair_closed_at IS NOT NULL";
 /// For an attempt after a lost race.
 const SELECT_LOCKED: &str =
     "SELECT k, doc, rev FROM content WHERE k = ANY($1) ORDER BY k FOR UPDATE";
@@ -45,23 +55,28 @@ SELECT x.wid, r.verdict, r.reason,
                SELECT FROM applied_1 t WHERE t.wid = x.wid UNION ALL
                SELECT FROM applied_2 t WHERE t.wid = x.wid)
 FROM unnest($1::bytea[]) x(wid) LEFT JOIN repair_log r ON r.wid = x.wid";
-/// The first verdict about a write stands. Sorted by id, so that two repairs of the same writes
-/// wait for each other in one direction only.
+/// The first verdict about a write stands. A verdict that rests on a document of this transaction
+/// is recorded only if the document was written. Sorted by id, so that two repairs of the same
+/// writes wait for each other in one direction only.
 const INSERT_VERDICTS: &str = "
 INSERT INTO repair_log (wid, k, from_epoch, in_epoch, verdict, reason, ver, at)
-SELECT wid, k, from_epoch, $7, verdict, reason, ver, to_timestamp($8::bigint / 1000.0)
-FROM unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::text[], $5::text[], $6::bigint[])
-     x(wid, k, from_epoch, verdict, reason, ver)
+SELECT wid, k, from_epoch, $8, verdict, reason, ver, to_timestamp($9::bigint / 1000.0)
+FROM unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::text[], $5::text[], $6::bigint[],
+            $7::bool[]) x(wid, k, from_epoch, verdict, reason, ver, is_joined)
+WHERE NOT is_joined OR EXISTS (SELECT FROM content c WHERE c.k = x.k
+                               AND c.xmin = pg_current_xact_id()::xid)
 ORDER BY wid ON CONFLICT (wid) DO NOTHING";
 
-/// Contents in one transaction: 10,000 contents take some 80 of them.
-pub(super) const CHUNK_CONTENTS_MAX: usize = 128;
+/// Contents in one transaction: 10,000 contents take some 40 of them. Fewer: more round trips and
+/// pauses. More: more documents are changed between the two round trips and need another attempt.
+pub(super) const CHUNK_CONTENTS_MAX: usize = 256;
 
 /// A writing connection with the statements of repairs.
 pub(crate) struct RepairSession {
     write: WriteSession,
-    lock_epoch: Statement,
     select_closed: Statement,
+    lock_epoch: Statement,
+    check_closed: Statement,
     select_locked: Statement,
     select_known: Statement,
     insert_verdicts: Statement,
@@ -72,15 +87,24 @@ impl RepairSession {
     pub(crate) async fn new(connection: Connection) -> Result<Self, PgError> {
         let write = WriteSession::new(connection).await?;
         let client = &write.connection.client;
-        let statements = [LOCK_EPOCH, SELECT_CLOSED, SELECT_LOCKED, SELECT_KNOWN, INSERT_VERDICTS];
+        let statements =
+            [SELECT_CLOSED, LOCK_EPOCH, CHECK_CLOSED, SELECT_LOCKED, SELECT_KNOWN, INSERT_VERDICTS];
         let prepared = async {
             let prepared = join_all(statements.map(|statement| client.prepare(statement))).await;
             prepared.into_iter().collect::<Result<Vec<Statement>, _>>()
         };
         let prepared = within("preparing", limit::CONNECT_TIMEOUT, prepared).await?;
-        let [lock_epoch, select_closed, select_locked, select_known, insert_verdicts] =
+        let [select_closed, lock_epoch, check_closed, select_locked, select_known, insert_verdicts] =
             prepared.try_into().unwrap_or_else(|_| unreachable!("as many as were asked for"));
-        Ok(Self { write, lock_epoch, select_closed, select_locked, select_known, insert_verdicts })
+        Ok(Self {
+            write,
+            select_closed,
+            lock_epoch,
+            check_closed,
+            select_locked,
+            select_known,
+            insert_verdicts,
+        })
     }
 
     pub(crate) fn connection(&self) -> &Connection {
@@ -183,14 +207,13 @@ pub(crate) async fn repair_chunk(
     }
     // Every statement that locks rows locks them in the order of keys.
     resolved.sort_by(|a, b| a.entry.key.cmp(&b.entry.key));
-    let (inside, written) = write(session, &resolved, context).await?;
+    let Committed { at, written } = commit(session, &resolved, loaded.closed, context).await?;
     let is_lost =
         |r: &Resolved<'_>| r.resolution.joined.is_some() && !written.contains(&*r.entry.key);
     let (lost_races, resolved): (Vec<_>, Vec<_>) = resolved.into_iter().partition(is_lost);
-    let flushed = commit(session, &resolved, context).await?;
     let mut outcome = ChunkOutcome {
         counts,
-        at: LogRange { epoch: context.epoch.id, inside: inside.unwrap_or(flushed), flushed },
+        at,
         put_back: Vec::new(),
         done: Vec::new(),
         written: written.len(),
@@ -208,6 +231,13 @@ pub(crate) async fn repair_chunk(
         outcome.put_back.push((entry.id, content));
     }
     Ok(outcome)
+}
+
+/// What a transaction did.
+struct Committed {
+    at: LogRange,
+    /// The keys of the documents that it wrote.
+    written: HashSet<Vec<u8>>,
 }
 
 /// Begins the transaction and reads what the joins need.
@@ -229,19 +259,15 @@ async fn load(
         if context.locks { &session.select_locked } else { &session.write.select_documents };
     let all = async {
         // Sent together, answered in this order.
-        let (begin, (lock, check, closed, documents, known)) = join(
+        let (begin, check, closed, documents, known) = join5(
             client.batch_execute("BEGIN"),
-            join5(
-                client.query(&session.lock_epoch, &epoch),
-                client.query_one(&session.write.epoch_check, &epoch),
-                client.query_one(&session.select_closed, &[]),
-                client.query(select, &keys),
-                client.query(&session.select_known, &ids),
-            ),
+            client.query_one(&session.write.epoch_check, &epoch),
+            client.query_one(&session.select_closed, &[]),
+            client.query(select, &keys),
+            client.query(&session.select_known, &ids),
         )
         .await;
         begin?;
-        lock?;
         check?;
         Ok((closed?, documents?, known?))
     };
@@ -304,18 +330,16 @@ fn resolve_entry<'a>(
     Resolved { entry, loaded: (loaded_version, revision), document, bytes, event, resolution }
 }
 
-/// Writes the documents that changed, with their events and evicted ids. Returns a log position
-/// inside the transaction and the keys that were written.
-async fn write(
+/// Writes the documents that changed, with their events and evicted ids, records the verdicts and
+/// commits. `closed`: as it was loaded.
+async fn commit(
     session: &mut RepairSession,
     resolved: &[Resolved<'_>],
+    closed: i64,
     context: &ChunkContext<'_>,
-) -> Result<(Option<u64>, HashSet<Vec<u8>>), PgError> {
+) -> Result<Committed, PgError> {
     let changed: Vec<&Resolved<'_>> =
         resolved.iter().filter(|r| r.resolution.joined.is_some()).collect();
-    if changed.is_empty() {
-        return Ok((None, HashSet::new()));
-    }
     let k: Vec<&[u8]> = changed.iter().map(|r| &*r.entry.key).collect();
     let old: Vec<i64> = changed.iter().map(|r| r.loaded.0).collect();
     let old_rev: Vec<i64> = changed.iter().map(|r| r.loaded.1).collect();
@@ -335,7 +359,7 @@ async fn write(
     let a_ver: Vec<i64> = evicted().map(|(_, w)| w.version.packed().cast_signed()).collect();
     let a_at: Vec<i64> = evicted().map(|(_, write)| write.at).collect();
     let id: &[u8] = &context.epoch.id.0;
-    let parameters: [&(dyn ToSql + Sync); 13] = [
+    let write: [&(dyn ToSql + Sync); 13] = [
         &k,
         &old,
         &ver,
@@ -350,53 +374,94 @@ async fn write(
         &id,
         &old_rev,
     ];
-    let rows = session.connection().client.query(session.write.write_statement(false), &parameters);
-    let rows = within("writing what was lost", limit::COMMIT_TIMEOUT, rows).await?;
+    let rows = VerdictColumns::new(resolved);
+    let ordinal = context.epoch.ordinal.0.cast_signed();
+    let verdicts: [&(dyn ToSql + Sync); 9] = [
+        &rows.wid,
+        &rows.k,
+        &rows.from_epoch,
+        &rows.verdict,
+        &rows.reason,
+        &rows.ver,
+        &rows.is_joined,
+        &ordinal,
+        &context.now,
+    ];
+    let client = &session.connection().client;
+    let (epoch, closed): ([&(dyn ToSql + Sync); 1], [&(dyn ToSql + Sync); 1]) = ([&id], [&closed]);
+    let all = async {
+        // Sent together, answered in this order.
+        let locked = join(
+            client.query(&session.lock_epoch, &epoch),
+            client.query_one(&session.check_closed, &closed),
+        );
+        let committed = join4(
+            async {
+                match changed.is_empty() {
+                    true => Ok(Vec::new()),
+                    false => client.query(session.write.write_statement(false), &write).await,
+                }
+            },
+            async {
+                match rows.wid.is_empty() {
+                    true => Ok(0),
+                    false => client.execute(&session.insert_verdicts, &verdicts).await,
+                }
+            },
+            client.batch_execute("COMMIT"),
+            client.query_one(&session.write.flush_lsn, &[]),
+        );
+        let ((locked, checked), (written, recorded, committed, flushed)) =
+            join(locked, committed).await;
+        // After an error COMMIT succeeds as a rollback.
+        locked?;
+        checked?;
+        let written = written?;
+        recorded?;
+        committed?;
+        Ok((written, flushed?))
+    };
+    let (rows, flushed) = within("writing what was lost", limit::COMMIT_TIMEOUT, all).await?;
     let place = |row: &Row| {
         let place = usize::try_from(row.get::<_, i32>(0) - 1).ok()?;
         changed.get(place).map(|r| r.entry.key.to_vec())
     };
     let written = rows.iter().filter_map(place).collect();
-    let inside = rows.first().map(|row| row.get::<_, i64>(2).cast_unsigned());
+    // At or after the commit; without a row nothing lies between the two positions.
+    let flushed = flushed.get::<_, i64>(0).cast_unsigned();
+    let inside = rows.first().map_or(flushed, |row| row.get::<_, i64>(2).cast_unsigned());
     if let Some(row) = rows.first() {
         session.write.follow_rotation(row).await?;
     }
-    Ok((inside, written))
+    Ok(Committed { at: LogRange { epoch: context.epoch.id, inside, flushed }, written })
 }
 
-/// Records the verdicts and commits. Returns a log position at or after the commit.
-async fn commit(
-    session: &RepairSession,
-    resolved: &[Resolved<'_>],
-    context: &ChunkContext<'_>,
-) -> Result<u64, PgError> {
-    let client = &session.connection().client;
-    let rows: Vec<(&[u8], &VerdictRow)> = resolved
-        .iter()
-        .flat_map(|r| r.resolution.rows.iter().map(|row| (&*r.entry.key, row)))
-        .collect();
-    if !rows.is_empty() {
-        let wid: Vec<&[u8]> = rows.iter().map(|(_, row)| row.id.0.as_slice()).collect();
-        let k: Vec<&[u8]> = rows.iter().map(|(key, _)| *key).collect();
-        let epoch: Vec<&[u8]> = rows.iter().map(|(_, row)| row.epoch.0.as_slice()).collect();
-        let verdict: Vec<&str> = rows.iter().map(|(_, row)| row.verdict.as_str()).collect();
-        let reason: Vec<Option<&str>> =
-            rows.iter().map(|(_, row)| stored_reason(row.verdict)).collect();
-        let ver: Vec<i64> =
-            rows.iter().map(|(_, row)| row.version.packed().cast_signed()).collect();
-        let ordinal = context.epoch.ordinal.0.cast_signed();
-        let parameters: [&(dyn ToSql + Sync); 8] =
-            [&wid, &k, &epoch, &verdict, &reason, &ver, &ordinal, &context.now];
-        let inserted = client.execute(&session.insert_verdicts, &parameters);
-        within("recording verdicts", limit::COMMIT_TIMEOUT, inserted).await?;
+/// The columns of the statement that records verdicts.
+#[derive(Default)]
+struct VerdictColumns<'a> {
+    wid: Vec<&'a [u8]>,
+    k: Vec<&'a [u8]>,
+    from_epoch: Vec<&'a [u8]>,
+    verdict: Vec<&'static str>,
+    reason: Vec<Option<&'static str>>,
+    ver: Vec<i64>,
+    is_joined: Vec<bool>,
+}
+
+impl<'a> VerdictColumns<'a> {
+    fn new(resolved: &'a [Resolved<'_>]) -> Self {
+        let mut columns = Self::default();
+        for Resolved { entry, resolution, .. } in resolved {
+            for VerdictRow { id, epoch, verdict, version } in &resolution.rows {
+                columns.wid.push(id.0.as_slice());
+                columns.k.push(&entry.key);
+                columns.from_epoch.push(epoch.0.as_slice());
+                columns.verdict.push(verdict.as_str());
+                columns.reason.push(stored_reason(*verdict));
+                columns.ver.push(version.packed().cast_signed());
+                columns.is_joined.push(resolution.joined.is_some());
+            }
+        }
+        columns
     }
-    let all = async {
-        let (commit, flushed) =
-            join(client.batch_execute("COMMIT"), client.query_one(&session.write.flush_lsn, &[]))
-                .await;
-        commit?;
-        flushed
-    };
-    let flushed = within("committing a repair", limit::COMMIT_TIMEOUT, all).await?;
-    Ok(flushed.get::<_, i64>(0).cast_unsigned())
 }

@@ -11,6 +11,7 @@ mod load;
 mod process;
 mod repair;
 mod repair_clients;
+mod repair_races;
 mod replica_ages;
 mod replica_faults;
 mod replication_lag;

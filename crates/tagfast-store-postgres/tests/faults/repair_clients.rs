@@ -154,6 +154,19 @@ impl Clients {
     }
 }
 
+/// Waits until every replica of the first cluster has what its primary has.
+pub(crate) async fn replicas_have_all(database: &str) {
+    let lag = "SELECT count(*)::int FROM pg_stat_replication \
+               WHERE flush_lsn < pg_current_wal_flush_lsn()";
+    wait_for_condition_async("the replicas to have it", 10 * SECOND, || async {
+        match support::number(0, database, lag).await {
+            0 => Ok(()),
+            behind => Err(behind),
+        }
+    })
+    .await;
+}
+
 /// Whether a write lies past the end of its epoch.
 pub(crate) fn is_past_end(store: &PostgresStore, receipt: &Receipt) -> bool {
     let end = store.epoch_end(receipt.shard, receipt.position.epoch).unwrap_or(0);
