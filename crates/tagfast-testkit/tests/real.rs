@@ -53,6 +53,60 @@ fn a_cluster_comes_up_fails_over_and_leaves_nothing() {
     assert!(!base.exists());
 }
 
+/// Lets the last checkpoint of a primary begin in one segment of the log and end in a later one,
+/// and writes more log behind it than a new primary keeps.
+fn checkpoint_over_segments(stack: &Stack, primary: &NodeInfo) {
+    let sql = |query: &str| stack.sql(primary, query).expect("an answer");
+    sql("CREATE TABLE filler AS SELECT repeat('x', 4000) FROM generate_series(1, 60)");
+    std::thread::scope(|scope| {
+        // A backup that is not to be fast begins with a checkpoint that waits after each page.
+        let checkpoint = scope.spawn(|| sql("SELECT pg_backup_start('slow', false)"));
+        let waits = "SELECT EXISTS (SELECT FROM pg_stat_activity \
+                     WHERE backend_type = 'checkpointer' AND wait_event = 'CheckpointWriteDelay')";
+        shows(stack, primary, waits, "t");
+        // An empty segment is not left.
+        sql("SELECT pg_logical_emit_message(false, 'filler', 'x')");
+        sql("SELECT pg_switch_wal()");
+        checkpoint.join().expect("it ends");
+    });
+    let positions = "SELECT pg_walfile_name(redo_lsn) < pg_walfile_name(checkpoint_lsn) \
+                     FROM pg_control_checkpoint()";
+    assert_eq!(sql(positions), "t");
+    sql("SELECT count(pg_logical_emit_message(false, 'filler', repeat('x', 1000000))) \
+         FROM generate_series(1, 150)");
+    let end = sql("SELECT pg_current_wal_flush_lsn()");
+    for replica in stack.replicas("c0").expect("replicas") {
+        shows(stack, &replica, &format!("SELECT pg_last_wal_replay_lsn() >= '{end}'"), "t");
+    }
+}
+
+#[test]
+fn a_node_whose_log_the_new_primary_has_removed_returns() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut stack =
+        Stack::up(&StackOptions::clusters_only(1, dir.path()), &|_| ()).expect("it comes up");
+    let first = stack.primary("c0").expect("a primary");
+    checkpoint_over_segments(&stack, &first);
+    // Its log must go on beyond what the replicas have: otherwise it need not be rewound.
+    stack.fault(Fault::Refuse, &first.name).expect("refused");
+    stack.sql(&first, "INSERT INTO filler VALUES ('lost')").expect("a row");
+    stack.fault(Fault::Kill, &first.name).expect("killed");
+    let log = first.data_dir.parent().expect("its folder").join("patroni.log");
+    wait_for_condition("another node is promoted", Duration::from_secs(30), || {
+        let primary = stack.primary("c0")?.name;
+        if primary == first.name { Err(anyhow::anyhow!("{primary} leads")) } else { Ok(()) }
+    });
+    stack.fault(Fault::Heal, &first.name).expect("healed");
+    let early = stack.wait_until_healthy("c0", Duration::ZERO).expect_err("it does not stream yet");
+    let early = format!("{early:#}");
+    assert!(early.contains(&format!("{} does not stream", first.name)), "{early}");
+    assert!(early.contains(&format!("--- {}:\n", log.display())), "{early}");
+    stack.wait_until_healthy("c0", Duration::from_secs(90)).expect("copied, it streams");
+    let log = std::fs::read_to_string(&log).expect("its log");
+    assert!(log.contains("has already been removed"), "it asked for what is gone");
+    assert!(log.contains("replica has been created"), "it was copied");
+}
+
 #[test]
 fn kafka_opensearch_and_redis_come_up_behind_the_proxy() {
     let dir = tempfile::tempdir().expect("a folder");

@@ -18,7 +18,7 @@ use super::patroni::{self, NodePlan, Passwords};
 use super::ports::free_ports;
 use super::proxy::{Link, Proxy};
 use super::secret::write_secret;
-use super::{etcd_auth, gate, servers, tls};
+use super::{etcd_auth, gate, rejoin, servers, tls};
 
 /// Starts the fault proxy of a stack, given the stack's folder: in this process, or as a process
 /// that outlives it.
@@ -280,7 +280,7 @@ impl Build<'_> {
             }
         }
         let mut waiting: Vec<usize> = (0..clusters.len()).collect();
-        wait_until("the clusters to be healthy", Duration::from_secs(120), || {
+        let healthy = wait_until("the clusters to be healthy", Duration::from_secs(120), || {
             for c in waiting.clone() {
                 if is_healthy(&clusters[c])? {
                     say(&format!("c{c} has a primary and {} replicas", clusters[c].len() - 1));
@@ -291,6 +291,10 @@ impl Build<'_> {
                 bail!("still starting: {waiting:?}; logs are in {}", self.base.display());
             }
             Ok(())
+        });
+        healthy.map_err(|error| {
+            let nodes = waiting.iter().flat_map(|c| &clusters[*c]).map(|node| &node.info);
+            anyhow::anyhow!("{error:#}{}", rejoin::logs(nodes))
         })?;
         Ok((Some(process), redis))
     }
@@ -302,7 +306,7 @@ fn is_healthy(nodes: &[Node]) -> Result<bool> {
             bail!(
                 "the Patroni of {} ended; see {}",
                 node.info.name,
-                node.dir.join("patroni.log").display()
+                patroni::log_file(&node.dir).display()
             );
         }
     }

@@ -29,6 +29,7 @@ pub mod ports;
 mod postgres_faults;
 pub mod proxy;
 mod redis_faults;
+mod rejoin;
 mod rotate;
 mod running;
 mod secret;

@@ -1,13 +1,12 @@
 //! A running stack: starting and ending it, its nodes and its health.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use super::build::{Build, StartProxy, proxy_here};
 use super::cleanup::{create_unique_dir, end_with_this_process, remove, tag_of};
-use super::host::{self, Process, RunAs, wait_until};
+use super::host::{self, Process, RunAs};
 use super::info::{NodeInfo, StackInfo};
 use super::install::{Needs, Progress, Tools, install};
 use super::options::StackOptions;
@@ -129,21 +128,6 @@ impl Stack {
             .with_context(|| format!("{cluster} has no replica"))
     }
 
-    /// Waits until a cluster has a primary and all other nodes stream from it.
-    pub fn wait_until_healthy(&self, cluster: &str, timeout: Duration) -> Result<()> {
-        let info =
-            self.info.cluster(cluster).with_context(|| format!("no cluster is named {cluster}"))?;
-        wait_until(&format!("{cluster} to be healthy"), timeout, || {
-            let primary = self.primary(cluster)?;
-            let members = patroni::members(primary.direct_patroni)?;
-            let streaming = members.iter().filter(|m| m.state == "streaming").count();
-            if streaming + 1 < info.nodes.len() {
-                bail!("{streaming} replicas stream: {members:?}");
-            }
-            Ok(())
-        })
-    }
-
     /// Problems of the stack: ended processes and unhealthy clusters. Empty when there are none.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
@@ -163,7 +147,7 @@ impl Stack {
         info.kafka.iter().for_each(|k| check("kafka", Process { pid: k.pid, started: k.started }));
         info.clusters.iter().flat_map(|c| &c.nodes).for_each(|n| check(&n.name, n.process()));
         for cluster in &info.clusters {
-            if let Err(error) = self.wait_until_healthy(&cluster.name, Duration::ZERO) {
+            if let Err(error) = self.check_health(&cluster.name) {
                 problems.push(format!("{error:#}"));
             }
         }
