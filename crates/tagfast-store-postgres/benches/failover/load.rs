@@ -24,7 +24,7 @@ const WARM_UP: Duration = Duration::from_millis(500);
 /// Between two looks at the journal and the guard.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// After a refused write.
-const RETRY_AFTER: Duration = Duration::from_millis(20);
+pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(20);
 /// Contents in one batch of preparations.
 const BATCH: u64 = 500;
 

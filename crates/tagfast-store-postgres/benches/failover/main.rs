@@ -1,13 +1,15 @@
 //! What surviving failovers costs, and what it gives: journal and guard beside none, the journal's
 //! memory, `Durability: replicated` beside local, the repair of many contents beside full load,
-//! verdicts, and the span of acknowledgements that a partition loses.
+//! verdicts, what became of every acknowledged write, and the span of acknowledgements that a
+//! partition loses.
 //!
 //! `cargo bench -p tagfast-store-postgres --bench failover [-- --only WORD,... --json --quick
-//! --rounds N --seconds N --failovers N --list]`: one cluster of three nodes under Patroni,
-//! callers, fault proxy and servers on the same processors. Some ten minutes. What is compared is
-//! measured in turns in the same run, and the median of the rounds' ratios counts. The partition
-//! needs root, for a network namespace of each node; without it that figure is left out, and said
-//! so. The figures are printed as a table of Markdown and, with `--json`, as one line of JSON.
+//! --rounds N --seconds N --failovers N --writes N --list]`: one cluster of three nodes under
+//! Patroni, callers, fault proxy and servers on the same processors. Some ten minutes. What is
+//! compared is measured in turns in the same run, and the median of the rounds' ratios counts. The
+//! partition needs root, for a network namespace of each node; without it that figure is left out,
+//! and said so. The figures are printed as a table of Markdown and, with `--json`, as one line of
+//! JSON.
 //!
 //! How it fails: with a panic that names what the servers answered. A figure that misses its target
 //! is printed as missed and is no failure.
@@ -16,6 +18,7 @@
 mod acknowledger;
 mod copy;
 mod cost;
+mod counted;
 mod cpu;
 mod durability;
 mod figure;
@@ -35,12 +38,13 @@ use crate::fixture::Fixture;
 /// A group of figures, and what it measures.
 type Part = (&'static str, &'static str);
 
-const PARTS: [Part; 6] = [
+const PARTS: [Part; 7] = [
     ("memory", "what an acknowledgement costs beside its commit, and what the journal holds"),
     ("cost", "writes with journal and guard, and without"),
     ("copy", "writes with a copy of the journal on disk, and without"),
     ("durability", "replicated durability beside local durability, at half load"),
     ("repair", "failovers that lose 10,000 contents beside full load; verdicts"),
+    ("counted", "every acknowledged write is accounted for across failovers"),
     ("partition", "acknowledgements that a partition of the primary loses; needs root"),
 ];
 
@@ -56,8 +60,10 @@ pub(crate) struct Options {
     rounds: usize,
     /// The length of each measurement.
     window: Duration,
-    /// Failovers with a repair, and as many without.
+    /// Failovers with a repair, and as many without; those across which writes are counted.
     failovers: usize,
+    /// Writes that are counted.
+    writes: u64,
 }
 
 impl Options {
@@ -70,6 +76,7 @@ impl Options {
             rounds: 8,
             window: Duration::from_secs(2),
             failovers: 3,
+            writes: 100_000,
         };
         let mut args = std::env::args().skip(1);
         while let Some(arg) = args.next() {
@@ -79,9 +86,11 @@ impl Options {
                     options.is_quick = true;
                     (options.rounds, options.failovers) = (2, 1);
                     options.window = Duration::from_millis(500);
+                    options.writes = 5_000;
                 }
                 "--rounds" => options.rounds = number(&arg, args.next()) as usize,
                 "--failovers" => options.failovers = number(&arg, args.next()) as usize,
+                "--writes" => options.writes = number(&arg, args.next()) as u64,
                 "--seconds" => {
                     options.window = Duration::from_secs_f64(number(&arg, args.next()));
                 }
@@ -127,8 +136,7 @@ fn main() {
     if options.wants("memory") {
         add(acknowledger::figures());
     }
-    if ["cost", "copy", "durability", "repair", "partition"].iter().any(|part| options.wants(part))
-    {
+    if PARTS.iter().any(|(part, _)| *part != "memory" && options.wants(part)) {
         let mut fixture = Fixture::start();
         if ["cost", "copy", "durability"].iter().any(|part| options.wants(part)) {
             let store = fixture.open("cost", Duration::from_secs(1));
@@ -147,6 +155,9 @@ fn main() {
         }
         if options.wants("repair") {
             add(repair::figures(&mut fixture, &options));
+        }
+        if options.wants("counted") {
+            add(counted::figures(&mut fixture, &options));
         }
         if options.wants("partition") {
             match fixture.has_namespaces() {
