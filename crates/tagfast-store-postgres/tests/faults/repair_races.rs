@@ -22,7 +22,7 @@ use crate::support;
 use crate::writes::key_of;
 
 /// Contents that are written all the time: half of them exist on the new primary, the others are
-/// created there by whoever comes first.
+/// created there by the repair or by a writer.
 const CONTENTS: usize = 16;
 /// How long a repair lets writes that wait go first, in ms.
 const WRITES_FIRST_MS: i64 = 1000;
@@ -31,7 +31,7 @@ const CLOCKS_MS: i64 = 20;
 
 const REPAIRED: Verdict = Verdict::Repaired { is_superseded: false, by_event: false };
 
-/// A repair locks what it cannot write otherwise, and creates what nobody has created. It begins
+/// A repair locks what it cannot write otherwise, and creates what no writer has created. It begins
 /// behind the first of the writes that waited for the primary.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn contents_that_are_written_all_the_time_are_repaired() {
