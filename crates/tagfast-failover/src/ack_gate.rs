@@ -9,7 +9,7 @@
 use tagfast_domain::EpochId;
 
 use crate::epoch::EpochRecord;
-use crate::leadership::{BootTime, LeadershipProof, LeaseAnswer, ProbeRound, ProofStatus};
+use crate::leadership::{BootTime, LeaderObservation, LeadershipProof, ProbeRound, ProofStatus};
 
 /// A commit that returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,21 +74,10 @@ impl AckGate {
         }
     }
 
-    /// Records etcd's answer as of a revision, see [`LeadershipProof::record_look`]. False: the
-    /// term has ended, or no epoch is known.
-    pub fn record_look(&mut self, revision: u64, answer: &LeaseAnswer) -> bool {
-        self.proof.as_mut().is_some_and(|proof| proof.record_look(revision, answer))
-    }
-
-    /// Records that no node held the leader key as of a revision, see
-    /// [`LeadershipProof::record_vacancy`]. False: the term has ended, or no epoch is known.
-    pub fn record_vacancy(&mut self, revision: u64) -> bool {
-        self.proof.as_mut().is_some_and(|proof| proof.record_vacancy(revision))
-    }
-
-    /// Records etcd's answer about the lease. False: the term has ended, or no epoch is known.
-    pub fn record_lease(&mut self, answer: &LeaseAnswer) -> bool {
-        self.proof.as_mut().is_some_and(|proof| proof.record_lease(answer))
+    /// Records an observation of the leader key, see [`LeadershipProof::record_observation`].
+    /// False: the term has ended, or no epoch is known.
+    pub fn record_observation(&mut self, observation: &LeaderObservation) -> bool {
+        self.proof.as_mut().is_some_and(|proof| proof.record_observation(observation))
     }
 
     /// Records a round of member probes that was sent in this epoch; a round of a different epoch
@@ -116,6 +105,7 @@ mod tests {
     use super::*;
     use crate::epoch::LeaderKey;
     use crate::epoch::tests::record;
+    use crate::leadership::LeaseAnswer;
     use std::time::Duration;
     use tagfast_domain::EpochOrdinal;
 
@@ -127,9 +117,16 @@ mod tests {
         record(u64::from(n), u64::from(n) * 10, member, u32::from(n))
     }
 
-    fn lease(sent: u64, n: u8, member: &str) -> LeaseAnswer {
-        let leader = LeaderKey { create_revision: u64::from(n) * 10, member: member.to_owned() };
-        LeaseAnswer { sent: at(sent), leader, remaining_s: 19, paused: false }
+    fn lease(sent: u64, n: u8, member: &str) -> LeaderObservation {
+        let term = u64::from(n) * 10;
+        LeaderObservation {
+            revision: term,
+            raft_term: 1,
+            leader: Some(LeaderKey { create_revision: term, member: member.to_owned() }),
+            key_lease: 5,
+            lease: Some(LeaseAnswer { id: 5, sent: at(sent), remaining_s: 19, raft_term: 1 }),
+            paused: false,
+        }
     }
 
     fn commit(n: u8, returned: u64) -> Commit {
@@ -142,7 +139,7 @@ mod tests {
         assert_eq!(node.decide(&commit(1, 10), at(11)), Decision::Unknown, "no epoch is known");
         assert!(node.adopt_epoch(&epoch(1, "p")));
         assert_eq!(node.decide(&commit(1, 10), at(11)), Decision::ProofAfter(at(10)));
-        assert!(node.record_lease(&lease(5, 1, "p")));
+        assert!(node.record_observation(&lease(5, 1, "p")));
         assert_eq!(node.decide(&commit(1, 10), at(11)), Decision::Acknowledge);
     }
 
@@ -150,10 +147,10 @@ mod tests {
     fn a_late_result_of_an_older_epoch_stays_behind_the_gate() {
         let mut node = AckGate::default();
         node.adopt_epoch(&epoch(1, "p"));
-        node.record_lease(&lease(0, 1, "p"));
+        node.record_observation(&lease(0, 1, "p"));
         let late = commit(1, 10);
         node.adopt_epoch(&epoch(2, "r1"));
-        node.record_lease(&lease(20, 2, "r1"));
+        node.record_observation(&lease(20, 2, "r1"));
         assert_eq!(node.decide(&late, at(30)), Decision::Unknown);
     }
 
@@ -161,10 +158,10 @@ mod tests {
     fn a_node_that_slept_through_two_failovers_acknowledges_nothing_old() {
         let mut node = AckGate::default();
         node.adopt_epoch(&epoch(1, "p"));
-        node.record_lease(&lease(0, 1, "p"));
+        node.record_observation(&lease(0, 1, "p"));
         // R1 led and died; P holds the key again. The node's next poll finds epoch 3, on the same
         // member.
-        assert!(!node.record_lease(&lease(60_000, 3, "p")), "the key is of a different term");
+        assert!(!node.record_observation(&lease(60_000, 3, "p")), "the key is of a different term");
         assert_eq!(node.decide(&commit(1, 60_010), at(60_020)), Decision::ProofAfter(at(60_010)));
         node.adopt_epoch(&epoch(3, "p"));
         assert_eq!(node.decide(&commit(1, 60_010), at(60_030)), Decision::Unknown);
@@ -182,7 +179,9 @@ mod tests {
     fn a_round_of_a_different_epoch_proves_nothing() {
         let mut node = AckGate::default();
         node.adopt_epoch(&epoch(2, "r1"));
-        node.record_lease(&LeaseAnswer { remaining_s: 1, ..lease(0, 2, "r1") });
+        let mut ends_soon = lease(0, 2, "r1");
+        ends_soon.lease.iter_mut().for_each(|lease| lease.remaining_s = 1);
+        node.record_observation(&ends_soon);
         let round = ProbeRound { sent: at(500), primary_checked: true, members: Vec::new() };
         node.record_round(EpochId([1; 16]), &round);
         assert_eq!(node.decide(&commit(2, 400), at(600)), Decision::ProofAfter(at(400)));

@@ -19,7 +19,7 @@ use crate::epoch::EpochRecord;
 use crate::guard::{EPOCH_SETTLE_TIME, GuardFacts, GuardOptions, GuardState, guard};
 use crate::journal::{GroupId, Journal};
 use crate::journaled::{JournaledContent, LogRange};
-use crate::leadership::{BootTime, LeaseAnswer, ProbeRound};
+use crate::leadership::{BootTime, LeaderObservation, ProbeRound};
 
 /// What the callers of a group commit may be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,20 +110,10 @@ impl Acknowledger {
         changed
     }
 
-    /// Records etcd's answer as of a revision, see [`AckGate::record_look`].
-    pub fn record_look(&mut self, revision: u64, answer: &LeaseAnswer) -> bool {
-        self.gate.record_look(revision, answer)
-    }
-
-    /// Records that no node held the leader key as of a revision, see
-    /// [`AckGate::record_vacancy`].
-    pub fn record_vacancy(&mut self, revision: u64) -> bool {
-        self.gate.record_vacancy(revision)
-    }
-
-    /// Records etcd's answer about the lease. False: the term has ended.
-    pub fn record_lease(&mut self, answer: &LeaseAnswer) -> bool {
-        self.gate.record_lease(answer)
+    /// Records an observation of the leader key, see [`AckGate::record_observation`]. False: the
+    /// term has ended, or no epoch is known.
+    pub fn record_observation(&mut self, observation: &LeaderObservation) -> bool {
+        self.gate.record_observation(observation)
     }
 
     /// Records a round of member probes, see [`AckGate::record_round`].

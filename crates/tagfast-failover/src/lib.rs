@@ -25,6 +25,8 @@
 //! | the schedule | the test |
 //! |---|---|
 //! | a node loses the key and retakes it | `the_lease_of_a_different_term_proves_nothing` |
+//! | etcd's former leader renews a lease | `a_lease_of_etcds_former_leader_proves_nothing` |
+//! | an observation is overtaken | `an_observation_that_was_overtaken_changes_nothing` |
 //! | a commit returns an epoch late | `a_late_result_of_an_older_epoch_stays_behind_the_gate` |
 //! | a replica leads between two probes | `a_member_that_was_primary_in_between_breaks_the_chain` |
 //! | the same, while probes are late | `a_gap_that_hides_a_promotion_breaks_the_chain` |
@@ -76,6 +78,8 @@ pub use journal_segments::{GivenUp, JournalSegments};
 pub use journaled::{
     AcknowledgedGroup, IncompleteRange, JournaledContent, JournaledWrite, LogRange,
 };
-pub use leadership::{BootTime, LeadershipProof, LeaseAnswer, MemberAnswer, ProbeRound};
+pub use leadership::{
+    BootTime, LeaderObservation, LeadershipProof, LeaseAnswer, MemberAnswer, ProbeRound,
+};
 pub use unsaved::UnsavedBatch;
 pub use verdict::{RecordedVerdict, VerdictFacts, WriteVerdict, verdict};

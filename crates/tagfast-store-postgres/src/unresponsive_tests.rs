@@ -95,7 +95,9 @@ async fn requests_to_an_unresponsive_etcd_or_patroni_end() {
     };
     // Each of the URLs is tried once.
     let max = limit::ETCD_TIMEOUT * 3;
-    ends("a poll", max, async { etcd.read_state("c0").await.ok() }).await;
+    for lease in [0, 7] {
+        ends("a poll", max, async { etcd.read_state("c0", lease).await.ok() }).await;
+    }
     ends("the history", max, async { etcd.history("c0").await.ok() }).await;
     ends("a new epoch", max, async { etcd.mint("c0", &epoch, &condition).await.ok() }).await;
     let http = http_client().expect("a client");

@@ -18,7 +18,7 @@ fn in_epoch_1() -> Acknowledger {
     let mut node = Acknowledger::new(OPTIONS, 1 << 20);
     node.set_members(&["r1".to_owned(), "r2".to_owned()], at(0));
     assert!(node.adopt_epoch(&epoch(1, "p"), at(0)));
-    assert!(node.record_lease(&lease(at(0), 1, "p")));
+    assert!(node.record_observation(&lease(at(0), 1, "p")));
     node
 }
 
@@ -44,7 +44,7 @@ fn what_is_acknowledged_late_would_be_in_no_repair() {
     let mut node = in_epoch_1();
     let late = record(&mut node, 10, 5);
     assert!(node.adopt_epoch(&epoch(2, "r1"), at(6)));
-    assert!(node.record_lease(&lease(at(6), 2, "r1")));
+    assert!(node.record_observation(&lease(at(6), 2, "r1")));
     assert_eq!(node.journal().waiting_for_repair(), 0, "no caller was told of it");
     assert_eq!(node.decide_group(&late, at(7)), AckDecision::Unknown);
 }
@@ -125,7 +125,7 @@ fn refusing_does_not_alternate_with_holding_while_replicas_hang() {
 fn without_a_roster_the_guard_counts_on_a_failover() {
     let mut node = Acknowledger::new(OPTIONS, 1 << 20);
     node.adopt_epoch(&epoch(1, "p"), at(0));
-    node.record_lease(&lease(at(0), 1, "p"));
+    node.record_observation(&lease(at(0), 1, "p"));
     let first = record(&mut node, 10, 12_000);
     assert_eq!(node.decide_group(&first, at(12_000)), BY_NO_REPLICA);
     assert_eq!(node.guard_state(at(13_000)), GuardState::Refusing);
@@ -152,7 +152,7 @@ proptest! {
         let mut acknowledged: Vec<(u64, u64)> = Vec::new();
         for (gap, kind) in steps {
             now += gap;
-            node.record_lease(&lease(at(now), 1, "p"));
+            node.record_observation(&lease(at(now), 1, "p"));
             match kind {
                 0..=2 => {
                     log += 10;

@@ -6,7 +6,8 @@ use std::time::Duration;
 use proptest::prelude::ProptestConfig;
 use tagfast_domain::{EpochId, EpochOrdinal, Version, WriteId};
 use tagfast_failover::{
-    BootTime, EpochRecord, JournaledContent, JournaledWrite, LeaderKey, LeaseAnswer, LogRange,
+    BootTime, EpochRecord, JournaledContent, JournaledWrite, LeaderKey, LeaderObservation,
+    LeaseAnswer, LogRange,
 };
 
 /// Cases of a property, `factor` times as many with the feature `full`.
@@ -44,10 +45,16 @@ pub(crate) fn epoch(n: u64, member: &str) -> EpochRecord {
     }
 }
 
-/// A lease of the epoch number `n` that has 19 s left.
-pub(crate) fn lease(sent: BootTime, n: u64, member: &str) -> LeaseAnswer {
-    let leader = LeaderKey { create_revision: n * 10, member: member.to_owned() };
-    LeaseAnswer { sent, leader, remaining_s: 19, paused: false }
+/// The leader key of the epoch number `n` is held, with a lease that has 19 s left.
+pub(crate) fn lease(sent: BootTime, n: u64, member: &str) -> LeaderObservation {
+    LeaderObservation {
+        revision: n * 10,
+        raft_term: 1,
+        leader: Some(LeaderKey { create_revision: n * 10, member: member.to_owned() }),
+        key_lease: 5,
+        lease: Some(LeaseAnswer { id: 5, sent, remaining_s: 19, raft_term: 1 }),
+        paused: false,
+    }
 }
 
 pub(crate) fn range(epoch: u64, flushed: u64) -> LogRange {

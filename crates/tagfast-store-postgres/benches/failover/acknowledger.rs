@@ -11,7 +11,7 @@ use tagfast_domain::{
 };
 use tagfast_failover::{
     AckDecision, Acknowledger, BootTime, Commit, EpochRecord, GuardOptions, JournaledContent,
-    JournaledWrite, LeaderKey, LeaseAnswer, LogRange, OnLag,
+    JournaledWrite, LeaderKey, LeaderObservation, LeaseAnswer, LogRange, OnLag,
 };
 
 use crate::figure::Figure;
@@ -59,14 +59,25 @@ fn epoch() -> EpochRecord {
     }
 }
 
+/// The leader key of the epoch is held at this moment.
+fn observation(epoch: &EpochRecord, now: BootTime) -> LeaderObservation {
+    LeaderObservation {
+        revision: epoch.term,
+        raft_term: 1,
+        leader: Some(LeaderKey { create_revision: epoch.term, member: epoch.member.clone() }),
+        key_lease: 1,
+        lease: Some(LeaseAnswer { id: 1, sent: now, remaining_s: 20, raft_term: 1 }),
+        paused: false,
+    }
+}
+
 fn leading(epoch: &EpochRecord) -> Acknowledger {
     let options = GuardOptions { max_loss: Duration::from_secs(1), on_lag: OnLag::Hold };
     let mut node = Acknowledger::new(options, 256 << 20);
     let now = BootTime::default();
     node.set_members(&["r1".to_owned(), "r2".to_owned()], now);
     node.adopt_epoch(epoch, now);
-    let leader = LeaderKey { create_revision: epoch.term, member: epoch.member.clone() };
-    node.record_lease(&LeaseAnswer { sent: now, leader, remaining_s: 3600, paused: false });
+    node.record_observation(&observation(epoch, now));
     node
 }
 
@@ -143,6 +154,7 @@ fn run(cluster: &Cluster, document: &[u8]) -> Outcome {
             // Before anything is dropped.
             grown = grown.max(resident_bytes().saturating_sub(resident));
             polled_us = now_us;
+            node.record_observation(&observation(&epoch, now));
             let flushed = now_us.saturating_sub(cluster.lag_ms * 1000);
             let positions = [("r1".to_owned(), flushed), ("r2".to_owned(), flushed)];
             let began = Instant::now();

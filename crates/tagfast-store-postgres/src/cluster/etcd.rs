@@ -5,13 +5,18 @@
 //! again, once. Nothing else is cached. The age of a lease counts from before the first
 //! attempt, so that a renewal never makes a proof look newer than it is.
 //!
-//! How it fails: every call has a timeout; after a failure the next URL is tried. A password that
-//! etcd refuses is offered every two seconds at most, because each offer costs etcd much.
+//! How it fails: every call has a timeout; after a failure the next URL is tried. The URL that
+//! answered last is tried first: a member that hangs, or has lost the others, costs one timeout. A
+//! password that etcd refuses is offered every two seconds at most, because each offer costs etcd
+//! much.
 
+pub(crate) mod cluster_state;
 pub(crate) mod repair_keys;
 mod stored_epoch;
+mod version;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -19,13 +24,11 @@ use base64::engine::general_purpose::STANDARD;
 use reqwest::header::AUTHORIZATION;
 use serde_json::{Value, json};
 use tagfast_domain::EpochOrdinal;
-use tagfast_failover::{EpochRecord, LeaderKey, LeaseAnswer, MintCondition};
+use tagfast_failover::{EpochRecord, MintCondition};
 use tagfast_resilience::{Address, CredentialVersion, Secret};
 use tokio::time::Instant;
 
-use crate::boot_clock::boot_time;
 use crate::cluster::roster::Roster;
-use crate::cluster::topology::Node;
 use crate::options::{EtcdLogin, limit};
 
 pub(crate) use stored_epoch::parse_id;
@@ -112,31 +115,13 @@ fn refusal(status: reqwest::StatusCode, body: &str) -> EtcdError {
     }
 }
 
-/// What etcd holds about a cluster.
-#[derive(Debug, Clone)]
-pub(crate) struct ClusterState {
-    /// `None`: no member leads.
-    pub(crate) leader: Option<LeaderKey>,
-    /// `None`: there is no leader, or its lease has expired.
-    pub(crate) lease: Option<LeaseAnswer>,
-    /// The current epoch and its modification revision; `None`: none was minted yet.
-    pub(crate) epoch: Option<(EpochRecord, u64)>,
-    pub(crate) members: Vec<Node>,
-    /// Every member ever seen; `None`: what etcd has cannot be read.
-    pub(crate) roster: Option<Roster>,
-    pub(crate) check_timeline: bool,
-    pub(crate) paused: bool,
-    /// Whether Patroni names synchronous standbys.
-    pub(crate) synchronous_mode: bool,
-    /// Whether Patroni has written any key below the scope.
-    pub(crate) scope_exists: bool,
-}
-
 /// The client.
 #[derive(Clone)]
 pub(crate) struct Etcd {
     http: reqwest::Client,
     urls: Vec<Address>,
+    /// The place of the URL that answered last.
+    preferred: Arc<AtomicUsize>,
     /// `None`: calls carry no token.
     session: Option<Arc<Session>>,
 }
@@ -194,12 +179,6 @@ fn history_key(scope: &str, ordinal: EpochOrdinal) -> String {
     format!("/tagfast/v1/{scope}/epochs/{:016}", ordinal.0)
 }
 
-/// Patroni takes a boolean, `on`, or `quorum`.
-fn synchronous_mode(config: &Value) -> bool {
-    let mode = &config["synchronous_mode"];
-    mode.as_bool().or_else(|| mode.as_str().map(|mode| mode != "off")).unwrap_or(false)
-}
-
 fn number(value: &Value) -> u64 {
     value.as_str().and_then(|text| text.parse().ok()).or_else(|| value.as_u64()).unwrap_or(0)
 }
@@ -235,6 +214,15 @@ fn key_values(answer: &Value) -> Result<Vec<KeyValue>, EtcdError> {
         .collect()
 }
 
+/// The end of the range of keys that begin with a prefix.
+fn prefix_end(prefix: &str) -> Vec<u8> {
+    let mut end = prefix.as_bytes().to_vec();
+    if let Some(last) = end.last_mut() {
+        *last += 1;
+    }
+    end
+}
+
 /// The HTTP client for etcd and Patroni.
 pub(crate) fn http_client() -> Result<reqwest::Client, EtcdError> {
     Ok(reqwest::Client::builder().timeout(limit::ETCD_TIMEOUT).no_proxy().build()?)
@@ -250,7 +238,7 @@ impl Etcd {
                 following: tokio::sync::Mutex::default(),
             })
         });
-        Ok(Self { http: http_client()?, urls, session })
+        Ok(Self { http: http_client()?, urls, preferred: Arc::default(), session })
     }
 
     /// Makes a call; with a new token if etcd wants one.
@@ -342,7 +330,7 @@ impl Etcd {
         self.send_within(path, body, token, limit::ETCD_TIMEOUT).await
     }
 
-    /// Sends a request to the first URL that answers.
+    /// Sends a request to the first URL that answers, beginning with the one that answered last.
     async fn send_within(
         &self,
         path: &str,
@@ -351,7 +339,9 @@ impl Etcd {
         timeout: Duration,
     ) -> Result<Value, EtcdError> {
         let mut failure = EtcdError::NoUrl;
-        for url in &self.urls {
+        let first = self.preferred.load(Ordering::Relaxed);
+        for place in (0..self.urls.len()).map(|n| (first + n) % self.urls.len()) {
+            let url = &self.urls[place];
             let request = self.http.post(format!("{}{path}", url.expose()));
             let mut request = request.timeout(timeout).json(body);
             if let Some(token) = token {
@@ -359,6 +349,7 @@ impl Etcd {
             }
             match request.send().await {
                 Ok(answer) if answer.status().is_success() => {
+                    self.preferred.store(place, Ordering::Relaxed);
                     let bytes = answer.bytes().await?;
                     return tagfast_json::from_slice(&bytes)
                         .map_err(|_| EtcdError::Unreadable("an answer"));
@@ -367,83 +358,23 @@ impl Etcd {
                     let status = answer.status();
                     failure = refusal(status, &answer.text().await.unwrap_or_default());
                 }
-                Err(error) => {
+                // What another member said says more than the silence of this one.
+                Err(error)
+                    if matches!(failure, EtcdError::NoUrl | EtcdError::Unreachable { .. }) =>
+                {
                     let source = error.without_url();
                     failure = EtcdError::Unreachable { url: url.clone(), source };
                 }
+                Err(_) => {}
             }
         }
         Err(failure)
     }
 
     async fn prefix(&self, prefix: &str) -> Result<Vec<KeyValue>, EtcdError> {
-        let mut end = prefix.as_bytes().to_vec();
-        if let Some(last) = end.last_mut() {
-            *last += 1;
-        }
-        let body = json!({"key": STANDARD.encode(prefix), "range_end": STANDARD.encode(end)});
+        let end = STANDARD.encode(prefix_end(prefix));
+        let body = json!({"key": STANDARD.encode(prefix), "range_end": end});
         key_values(&self.call("/v3/kv/range", &body).await?)
-    }
-
-    /// Reads the state of a cluster; the leader key first, its lease after it.
-    pub(crate) async fn read_state(&self, scope: &str) -> Result<ClusterState, EtcdError> {
-        let sent = boot_time();
-        let service = self.prefix(&format!("/service/{scope}/")).await?;
-        let named =
-            |name: &str| service.iter().find(|e| e.key == format!("/service/{scope}/{name}"));
-        let config: Value = named("config")
-            .and_then(|e| tagfast_json::from_slice(&e.value).ok())
-            .unwrap_or_default();
-        let paused = config["pause"].as_bool().unwrap_or(false);
-        let leader = named("leader").map(|e| {
-            let member = String::from_utf8_lossy(&e.value).into_owned();
-            (LeaderKey { create_revision: e.create_revision, member }, e.lease)
-        });
-        let lease = match &leader {
-            Some((key, lease)) if *lease != 0 => {
-                let answer =
-                    self.call("/v3/lease/timetolive", &json!({"ID": lease.to_string()})).await?;
-                let alive = answer["TTL"].as_str().is_some_and(|ttl| !ttl.starts_with('-'));
-                alive.then(|| LeaseAnswer {
-                    sent,
-                    leader: key.clone(),
-                    remaining_s: number(&answer["TTL"]),
-                    paused,
-                })
-            }
-            _ => None,
-        };
-        let key = epoch_key(scope);
-        let epoch = match self.prefix(&key).await?.into_iter().find(|e| e.key == key) {
-            Some(entry) => {
-                let epoch = from_json(&entry.value).map_err(EtcdError::Unreadable)?;
-                Some((epoch, entry.mod_revision))
-            }
-            None => None,
-        };
-        let key = Roster::key(scope);
-        let entries = self.prefix(&key).await?;
-        let entry = entries.iter().find(|e| e.key == key);
-        let roster = Roster::read(entry.map(|e| (e.value.as_slice(), e.mod_revision)));
-        let members_prefix = format!("/service/{scope}/members/");
-        let members = service.iter().filter_map(|e| {
-            let name = e.key.strip_prefix(&members_prefix)?.to_owned();
-            let value: Value = tagfast_json::from_slice(&e.value).ok()?;
-            let address =
-                value["conn_url"].as_str()?.strip_prefix("postgres://")?.split('/').next()?;
-            Some(Node { name, address: address.rsplit('@').next()?.to_owned() })
-        });
-        Ok(ClusterState {
-            leader: leader.map(|(key, _)| key),
-            lease,
-            epoch,
-            members: members.collect(),
-            roster,
-            check_timeline: config["check_timeline"].as_bool().unwrap_or(false),
-            paused,
-            synchronous_mode: synchronous_mode(&config),
-            scope_exists: !service.is_empty(),
-        })
     }
 
     /// The epochs of a cluster, oldest first.
@@ -497,14 +428,6 @@ impl Etcd {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_way_to_write_synchronous_mode_is_read() {
-        let of = |mode: Value| synchronous_mode(&json!({"synchronous_mode": mode}));
-        assert!(of(json!(true)) && of(json!("on")) && of(json!("quorum")));
-        assert!(!of(json!(false)) && !of(json!("off")) && !of(Value::Null));
-        assert!(!synchronous_mode(&Value::Null));
-    }
 
     #[test]
     fn what_etcd_says_about_users_is_told_apart() {

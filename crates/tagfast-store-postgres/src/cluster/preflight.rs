@@ -3,8 +3,8 @@
 //!
 //! Runs once a second on the watcher's connection. Nothing here stops a write: what makes writing
 //! wrong (an old server, tables of a different application, no right to mint) is found where it is
-//! needed and reported as the cluster's problem. What is found here is reported as a warning in the
-//! status and in `tagfast_installation_warnings`.
+//! needed and reported as the cluster's problem. What is found here, the watcher reports as a
+//! warning in the status and in `tagfast_installation_warnings`.
 //!
 //! How it fails: a server that does not answer in time leaves the figures of the last second; the
 //! watcher then reports the connection as failed.
@@ -15,12 +15,12 @@ use tagfast_domain::EpochOrdinal;
 use tagfast_resilience::{Bounded, gauge};
 use tokio_postgres::Row;
 
-use crate::cluster::etcd::ClusterState;
+use crate::cluster::etcd::cluster_state::ClusterState;
 use crate::cluster::topology::{Cluster, Node};
 use crate::connect::{Connection, PgError, within};
 use crate::metric::{
-    INSTALLATION_WARNINGS, NODE_IS_PRIMARY, OUTBOX_BYTES, RELAY_HELD, REPLICA_LAG_BYTES,
-    REPLICA_LAG_SECONDS, REPLICA_STREAMING,
+    NODE_IS_PRIMARY, OUTBOX_BYTES, RELAY_HELD, REPLICA_LAG_BYTES, REPLICA_LAG_SECONDS,
+    REPLICA_STREAMING,
 };
 use crate::options::{SynchronousCommit, limit};
 
@@ -121,7 +121,7 @@ pub(crate) async fn check(
         cluster.record_check(bytes);
         gauge!(OUTBOX_BYTES, "cluster" => label()).set(bytes as f64);
     }
-    let primary = state.leader.as_ref().map_or("", |key| key.member.as_str());
+    let primary = state.leader().map_or("", |key| key.member.as_str());
     let replicas: Vec<&Node> = state.members.iter().filter(|m| m.name != primary).collect();
     for member in &state.members {
         let node = || Bounded(member.name.clone());
@@ -150,7 +150,7 @@ pub(crate) async fn check(
     gauge!(RELAY_HELD, "cluster" => label()).set(held.as_secs_f64());
     let configured = Configured {
         check_timeline: state.check_timeline,
-        paused: state.paused,
+        paused: state.observation.paused,
         synchronous_mode: state.synchronous_mode,
         synchronous_commit,
     };
@@ -159,7 +159,6 @@ pub(crate) async fn check(
         warnings.push(UNREADABLE_ROSTER.to_owned());
     }
     warnings.extend(cluster.discarded_epoch().map(discarded_warning));
-    gauge!(INSTALLATION_WARNINGS, "cluster" => label()).set(warnings.len() as f64);
     Ok(warnings)
 }
 

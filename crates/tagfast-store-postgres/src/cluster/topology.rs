@@ -48,6 +48,14 @@ pub(crate) struct Topology {
     pub(crate) warnings: Vec<String>,
 }
 
+impl Topology {
+    /// The node of this name; `None`: it was not seen lately.
+    pub(crate) fn node(&self, name: &str) -> Option<&Node> {
+        let primary = self.primary.as_ref().map(|(_, node)| node);
+        self.replicas.iter().chain(primary).find(|node| node.name == name)
+    }
+}
+
 /// The current history: where earlier epochs ended, and what proves how old a server is. Changed as
 /// a whole, so that no position of one history is compared with those of a different one.
 #[derive(Default)]
@@ -424,7 +432,8 @@ impl Cluster {
 mod tests {
     use tagfast_domain::Version;
     use tagfast_failover::{
-        AckDecision, GuardState, JournaledContent, LeaderKey, LeaseAnswer, LogRange,
+        AckDecision, GuardState, JournaledContent, LeaderKey, LeaderObservation, LeaseAnswer,
+        LogRange,
     };
 
     use super::*;
@@ -441,9 +450,15 @@ mod tests {
         let mut acknowledger = cluster.acknowledger();
         assert!(acknowledger.adopt_epoch(&epoch, at(0)));
         cluster.set_members(&mut acknowledger, &epoch);
-        let leader = LeaderKey { create_revision: epoch.term, member: epoch.member.clone() };
-        let lease = LeaseAnswer { sent: at(0), leader, remaining_s: 20, paused: false };
-        assert!(acknowledger.record_lease(&lease));
+        let observation = LeaderObservation {
+            revision: epoch.term,
+            raft_term: 1,
+            leader: Some(LeaderKey { create_revision: epoch.term, member: epoch.member.clone() }),
+            key_lease: 5,
+            lease: Some(LeaseAnswer { id: 5, sent: at(0), remaining_s: 20, raft_term: 1 }),
+            paused: false,
+        };
+        assert!(acknowledger.record_observation(&observation));
         let content = JournaledContent {
             key: Arc::from(&b"k"[..]),
             document: Arc::from(&b"d"[..]),

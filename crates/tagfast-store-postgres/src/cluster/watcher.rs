@@ -1,18 +1,20 @@
 //! One watcher a cluster: polls etcd every second, mints epochs, proves leadership by the lease,
 //! keeps the topology current.
 //!
-//! A poll reads leader key, lease, members and our epoch, opens a connection to the leader and
+//! A poll observes the leader key, which extends or ends what is proven before anything else is
+//! done. It reads members and our epoch in the same answer, opens a connection to the leader and
 //! checks on it that the server is a primary of that epoch. The probes of
 //! [`member_probes`](crate::cluster::member_probes) run beside it; no other cluster waits for
 //! either.
 //!
 //! How it fails: while etcd does not answer the topology stays, the lease proof expires, and the
-//! member proof carries on. While the leader cannot be reached there is no primary, and writes
-//! wait.
+//! member proof carries on. A leader that etcd does not list among the members is reached where it
+//! was last. While it cannot be reached there is no primary, and writes wait.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join;
 use parking_lot::Mutex;
 use tagfast_domain::{EpochId, EpochOrdinal};
 use tagfast_failover::{
@@ -25,7 +27,8 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
 use crate::boot_clock::boot_time;
-use crate::cluster::etcd::{ClusterState, Etcd, EtcdError};
+use crate::cluster::etcd::cluster_state::ClusterState;
+use crate::cluster::etcd::{Etcd, EtcdError};
 use crate::cluster::preflight;
 use crate::cluster::repair_window::read_closed;
 use crate::cluster::roster::Roster;
@@ -33,7 +36,7 @@ use crate::cluster::topology::{Cluster, Node, Topology};
 use crate::connect::{Connection, ConnectionFactory, PgError, within};
 use crate::metric::{
     CLUSTER_DOWN, CLUSTER_HAS_PRIMARY, EPOCH_ORDINAL, EPOCHS, ETCD_FAILURES, FAILOVERS,
-    LEADER_LEASE_LEFT, WRITE_HOLD,
+    INSTALLATION_WARNINGS, LEADER_LEASE_LEFT, WRITE_HOLD,
 };
 use crate::options::limit;
 use crate::schema;
@@ -43,6 +46,8 @@ use crate::sql::{PRIMARY_FACTS, connection_facts, flush_position};
 const POLL_INTERVAL_MIN: Duration = Duration::from_millis(20);
 /// Between two polls while there is no primary.
 const POLL_INTERVAL_WITHOUT_PRIMARY: Duration = Duration::from_millis(100);
+/// Between two questions for the versions of etcd's members.
+const ETCD_VERSION_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The lines of a timeline's history file.
 const TIMELINE_HISTORY: &str = "
@@ -81,18 +86,36 @@ struct LeaderConnection {
     migrated: bool,
 }
 
+/// What is known of etcd's versions.
+#[derive(Default)]
+struct EtcdVersions {
+    /// When they were asked for; `None`: not yet.
+    asked: Option<Instant>,
+    /// The warning about old ones; `None`: none is needed.
+    warning: Option<String>,
+}
+
 impl Watcher {
     /// Polls until the task is dropped.
     pub(crate) async fn run(self) {
         let mut leader = LeaderConnection::default();
+        let mut versions = EtcdVersions::default();
+        let mut lease = 0;
         let etcd_outage = OutageLog::of("reading etcd", self.cluster.name.clone());
         loop {
             let began = Instant::now();
-            match self.etcd.read_state(&self.cluster.scope).await {
+            match self.etcd.read_state(&self.cluster.scope, lease).await {
                 Ok(state) => {
-                    etcd_outage.recovered();
-                    self.cluster.health.note_etcd(None);
-                    let polled = self.poll(&state, &mut leader).await;
+                    lease = state.observation.key_lease;
+                    self.observe(&state);
+                    match &state.lease_error {
+                        None => {
+                            etcd_outage.recovered();
+                            self.cluster.health.note_etcd(None);
+                        }
+                        Some(error) => self.note_etcd_failure(&etcd_outage, error),
+                    }
+                    let polled = self.poll(&state, &mut leader, &mut versions).await;
                     self.cluster.health.note_poll_end();
                     if let Err(problem) = polled {
                         leader.open = None;
@@ -100,8 +123,7 @@ impl Watcher {
                     }
                 }
                 Err(error) => {
-                    etcd_outage.failed(&error);
-                    self.cluster.health.note_etcd(Some(ErrorChain(&error).to_string()));
+                    self.note_etcd_failure(&etcd_outage, &error);
                     self.without_etcd(&error);
                 }
             }
@@ -122,9 +144,21 @@ impl Watcher {
         Bounded(self.cluster.name.clone())
     }
 
+    fn note_etcd_failure(&self, outage: &OutageLog, error: &EtcdError) {
+        outage.failed(error);
+        self.cluster.health.note_etcd(Some(ErrorChain(error).to_string()));
+        counter!(ETCD_FAILURES, "cluster" => self.label()).increment(1);
+    }
+
+    /// Extends or ends what is proven, by what etcd said of the leader key.
+    fn observe(&self, state: &ClusterState) {
+        if self.cluster.acknowledger().record_observation(&state.observation) {
+            self.cluster.notify_proof();
+        }
+    }
+
     /// A cluster that was known goes on; one that was never known cannot begin.
     fn without_etcd(&self, error: &EtcdError) {
-        counter!(ETCD_FAILURES, "cluster" => self.label()).increment(1);
         if self.cluster.epoch().is_some() {
             return;
         }
@@ -140,12 +174,25 @@ impl Watcher {
         });
     }
 
+    /// Where the holder of the leader key is: where etcd says, or where it was last. Its member key
+    /// expires before the leader key where its Patroni cannot write the one and renews the other.
+    fn leader_node(&self, state: &ClusterState, name: &str) -> Result<Node, String> {
+        let listed = state.members.iter().find(|member| member.name == name).cloned();
+        let known = || self.cluster.topology.borrow().node(name).cloned();
+        listed.or_else(known).ok_or_else(|| {
+            format!(
+                "{name} holds the leader key, is not among the members, and was not seen before"
+            )
+        })
+    }
+
     /// One poll: prove leadership, mint an epoch if needed, check the primary and the installation.
     /// The error says why there is no primary.
     async fn poll(
         &self,
         state: &ClusterState,
         leader: &mut LeaderConnection,
+        versions: &mut EtcdVersions,
     ) -> Result<(), String> {
         if !state.scope_exists {
             return Err(format!(
@@ -155,23 +202,15 @@ impl Watcher {
             ));
         }
         self.follow_roster(state).await;
-        let key = state.leader.as_ref().ok_or("no node holds the leader key")?;
-        let member = state
-            .members
-            .iter()
-            .find(|m| m.name == key.member)
-            .ok_or("the leader is not among the members")?;
+        let key = state.leader().ok_or("no node holds the leader key")?;
         // The epoch of this very term is known: its proof need not wait for the checks below.
         if let Some((epoch, _)) =
             state.epoch.as_ref().filter(|(e, _)| e.term == key.create_revision)
         {
             self.adopt_epoch(epoch).await;
-            if let Some(lease) = &state.lease
-                && self.cluster.acknowledger().record_lease(lease)
-            {
-                self.cluster.notify_proof();
-            }
+            self.observe(state);
         }
+        let member = self.leader_node(state, &key.member)?;
         let unusable = |error: PgError| {
             self.cluster.health.note_primary(&error);
             format!("the primary {} cannot be used: {}", member.name, ErrorChain(&error))
@@ -233,10 +272,12 @@ impl Watcher {
         let topology = Topology { primary, replicas, problem: None, warnings };
         // The primary first, then what is less urgent.
         self.publish(topology.clone());
-        let warnings =
-            preflight::check(&self.cluster, server, state, self.connections.synchronous_commit())
-                .await
-                .map_err(unusable)?;
+        let checked =
+            preflight::check(&self.cluster, server, state, self.connections.synchronous_commit());
+        let (checked, ()) = join(checked, self.follow_etcd_versions(versions)).await;
+        let mut warnings = checked.map_err(unusable)?;
+        warnings.extend(versions.warning.clone());
+        gauge!(INSTALLATION_WARNINGS, "cluster" => self.label()).set(warnings.len() as f64);
         for warning in warnings.iter().filter(|w| !known.warnings.contains(w)) {
             tracing::warn!(
                 cluster = self.cluster.name,
@@ -246,6 +287,14 @@ impl Watcher {
         }
         self.publish(Topology { warnings, ..topology });
         Ok(())
+    }
+
+    /// Asks the members of etcd for their versions now and then.
+    async fn follow_etcd_versions(&self, versions: &mut EtcdVersions) {
+        if versions.asked.is_none_or(|at| at.elapsed() >= ETCD_VERSION_INTERVAL) {
+            versions.warning = self.etcd.version_warning().await;
+            versions.asked = Some(Instant::now());
+        }
     }
 
     /// Adds the members that are seen to the roster, here and in etcd. One that cannot be read is
@@ -283,7 +332,7 @@ impl Watcher {
         let timeline_history = read_timeline_history(server, facts.timeline).await;
         let known = self.cluster.acknowledger().epoch().map(|e| e.ordinal);
         let decision = mint(&MintFacts {
-            leader: state.leader.as_ref(),
+            leader: state.leader(),
             current: state.epoch.as_ref().map(|(epoch, revision)| (epoch, *revision)),
             primary: Some(PrimaryFacts {
                 in_recovery: facts.in_recovery,

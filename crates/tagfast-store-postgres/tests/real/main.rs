@@ -12,7 +12,6 @@ mod relaying;
 mod retries;
 mod suite;
 #[path = "../support/mod.rs"]
-#[expect(dead_code, reason = "the fault tests use other parts")]
 mod support;
 mod synchronous;
 mod writes;

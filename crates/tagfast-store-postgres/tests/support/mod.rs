@@ -30,6 +30,21 @@ pub(crate) fn etcd() -> &'static str {
     URL.get_or_init(|| stack().info().etcd[0].url.clone())
 }
 
+/// Whether a warning is about the version of etcd, which is what the system's packages have.
+pub(crate) fn is_of_etcd(warning: &str) -> bool {
+    warning.starts_with("etcd 3.")
+}
+
+/// Whether the stack's etcd is older than the service wants it.
+pub(crate) async fn etcd_is_old() -> bool {
+    let url = tokio::task::spawn_blocking(etcd).await.expect("no panic");
+    let answer = reqwest::get(format!("{url}/version")).await.expect("etcd answers");
+    let version: serde_json::Value = answer.json().await.expect("its version");
+    let numbers = version["etcdserver"].as_str().expect("a version").split(['.', '-', '+']);
+    let numbers: Vec<u32> = numbers.map_while(|number| number.parse().ok()).collect();
+    numbers < vec![3, 4, 31] || (numbers[..2] == [3, 5] && numbers < vec![3, 5, 13])
+}
+
 /// Options for the shared stack and a new database.
 pub(crate) async fn options(clock: Arc<dyn Clock>) -> PostgresOptions {
     static NEXT: AtomicU32 = AtomicU32::new(0);

@@ -1,4 +1,4 @@
-//! The processes of the service: looking at etcd, minting, writing and acknowledging.
+//! The processes of the service: observing etcd, minting, writing and acknowledging.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,8 +9,9 @@ use tagfast_domain::{
 };
 use tagfast_failover::{
     AckDecision, Acknowledger, BootTime, Commit, Decision, EpochRecord, EpochRow, GuardOptions,
-    JournaledCommit, JournaledContent, JournaledWrite, LeaderKey, LeaseAnswer, LogRange,
-    MintDecision, MintFacts, OnLag, PrimaryFacts, WriteEligibility, check_eligibility, mint,
+    JournaledCommit, JournaledContent, JournaledWrite, LeaderKey, LeaderObservation, LeaseAnswer,
+    LogRange, MintDecision, MintFacts, OnLag, PrimaryFacts, WriteEligibility, check_eligibility,
+    mint,
 };
 
 use super::cluster::{Cluster, Op, Request};
@@ -35,6 +36,19 @@ struct Seen {
     leader: Option<LeaderKey>,
     epoch: Option<(EpochRecord, u64)>,
     primary: Option<PrimaryFacts>,
+}
+
+/// What it is for the proofs of leadership. `leader`: as the rules name its term.
+fn observation(seen: &Seen, leader: Option<LeaderKey>) -> LeaderObservation {
+    let lease = LeaseAnswer { id: 1, sent: seen.sent, remaining_s: LEASE_LEFT_S, raft_term: 1 };
+    LeaderObservation {
+        revision: seen.revision,
+        raft_term: 1,
+        key_lease: u64::from(leader.is_some()),
+        lease: leader.is_some().then_some(lease),
+        leader,
+        paused: false,
+    }
 }
 
 #[derive(Debug)]
@@ -314,7 +328,7 @@ impl Cluster {
         self.holders.last().copied()
     }
 
-    pub(super) fn look(&mut self, api: Api) {
+    pub(super) fn observe(&mut self, api: Api) {
         let leader = self.leader();
         let primary = leader.map(|db| self.node(db)).filter(|node| node.is_up);
         let seen = Seen {
@@ -336,7 +350,8 @@ impl Cluster {
             return;
         }
         let Some(mut leader) = seen.leader.clone() else {
-            self.api_mut(api).acknowledger.record_vacancy(seen.revision);
+            let vacancy = observation(&seen, None);
+            self.api_mut(api).acknowledger.record_observation(&vacancy);
             return;
         };
         let member = Db::ALL.into_iter().find(|db| db.name() == leader.member).expect("a node");
@@ -364,8 +379,7 @@ impl Cluster {
             WriteEligibility::Ineligible(_) => return,
         }
         let now = self.boot_time();
-        let lease =
-            LeaseAnswer { sent: seen.sent, leader, remaining_s: LEASE_LEFT_S, paused: false };
+        let held = observation(&seen, Some(leader));
         let others: Vec<String> =
             Db::ALL.into_iter().filter(|db| *db != member).map(|db| db.name().to_owned()).collect();
         let node = self.api_mut(api);
@@ -374,7 +388,7 @@ impl Cluster {
             node.acknowledger.set_members(&others, now);
         }
         if node.acknowledger.epoch().is_some_and(|known| known.id == epoch.id) {
-            node.acknowledger.record_look(seen.revision, &lease);
+            node.acknowledger.record_observation(&held);
             node.connection = Some(member);
         }
     }

@@ -54,7 +54,7 @@ impl Cluster {
         }
         for _ in 0..3 {
             for api in Api::ALL {
-                self.step(Step::Look(api));
+                self.step(Step::Observe(api));
                 self.step(Step::Act(api));
             }
         }

@@ -104,7 +104,7 @@ impl Cluster {
         cluster.step(Step::Promote(Db::P));
         cluster.nodes[0].timeline = 1;
         for api in Api::ALL {
-            cluster.step(Step::Look(api));
+            cluster.step(Step::Observe(api));
             cluster.step(Step::Act(api));
         }
         cluster.write_initial();
@@ -226,7 +226,7 @@ impl Cluster {
             Step::Promote(db) => self.promote(db),
             Step::RetakeKey(db) => self.retake_key(db),
             Step::Rejoin(db) => self.rejoin(db),
-            Step::Look(api) => self.look(api),
+            Step::Observe(api) => self.observe(api),
             Step::Act(api) => self.act(api),
             Step::Repair(api, n) => self.repair(api, n),
             Step::Close(api) => self.close(api),

@@ -10,7 +10,7 @@ use super::step::Db::{P, R1, R2};
 use super::step::{Api, Client, Step};
 use Op::{Add, Remove, Replace};
 use Step::{
-    Act, Answer, Commit, Crash, CrashApi, Follow, GiveUp, Look, LoseKey, Poll, Promote, Rejoin,
+    Act, Answer, Commit, Crash, CrashApi, Follow, GiveUp, LoseKey, Observe, Poll, Promote, Rejoin,
     Repair, RetakeKey, Return, Send, Ship,
 };
 
@@ -19,7 +19,7 @@ fn write(client: Client, api: Api) -> Vec<Step> {
 }
 
 fn learn(api: Api) -> Vec<Step> {
-    vec![Look(api), Act(api)]
+    vec![Observe(api), Act(api)]
 }
 
 fn schedule(parts: &[Vec<Step>]) -> Vec<Step> {
@@ -144,7 +144,7 @@ fn x7_a_key_that_is_taken_again_is_a_new_term() {
 fn x8_a_late_process_does_not_mint_for_a_term_that_is_over() {
     let steps = schedule(&[
         // A has seen R1 with the key, and stalls before it mints.
-        vec![Crash(P), Promote(R1), Look(A), LoseKey, Promote(R2)],
+        vec![Crash(P), Promote(R1), Observe(A), LoseKey, Promote(R2)],
         learn(B),
         vec![Act(A)],
     ]);

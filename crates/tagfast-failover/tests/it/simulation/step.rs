@@ -69,8 +69,8 @@ pub(super) enum Step {
     /// A node that crashed, or lost the key, comes back as a replica.
     Rejoin(Db),
     /// A process reads etcd and the leader.
-    Look(Api),
-    /// It does what follows from its last look: mints, adopts, connects, proves.
+    Observe(Api),
+    /// It does what follows from its last observation: mints, adopts, connects, proves.
     Act(Api),
     /// It repairs the entry with this place among those that wait.
     Repair(Api, usize),
