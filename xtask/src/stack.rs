@@ -48,7 +48,11 @@ enum Action {
         /// Replicas of each primary.
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(0..=5))]
         replicas: u8,
-        /// Give each PostgreSQL node a network namespace of its own (needs root).
+        /// Members of etcd.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
+        etcd: u8,
+        /// Give each PostgreSQL node a network namespace of its own, and each of several members
+        /// of etcd a namespace and a disk (needs root).
         #[arg(long)]
         netns: bool,
         /// Parts to leave out.
@@ -76,9 +80,10 @@ enum Action {
     },
     /// Make a fault, or end one.
     ///
-    /// KIND: kill, kill-patroni, kill-node, freeze, freeze-postgres, freeze-patroni, thaw, restart,
-    /// cut, heal, slow, hang, reset, refuse, garbage, switchover. TARGET: a node (c0-n1), a
-    /// cluster (c0: its primary now), etcd, redis, state-redis, kafka or opensearch.
+    /// KIND: kill, kill-patroni, kill-node, freeze, freeze-postgres, freeze-patroni, freeze-disk,
+    /// thaw, restart, cut, cut-peers, heal, slow, hang, reset, refuse, garbage, switchover. TARGET:
+    /// a node (c0-n1), a cluster (c0: its primary now), etcd or a member of it (etcd0), redis,
+    /// state-redis, kafka or opensearch; freeze-disk and cut-peers: a member of etcd.
     ///
     /// Inside a server that goes on answering, each ended by end-KIND: stop-walreceiver,
     /// pause-replay, delay-replay (a node, or all replicas of a cluster), read-only, lock-tables
@@ -104,11 +109,21 @@ enum Action {
 
 pub(crate) fn stack(command: StackCommand) -> Result<()> {
     match command.action {
-        Action::Up { place, clusters, replicas, netns, without, synchronous, shared_buffers } => {
+        Action::Up {
+            place,
+            clusters,
+            replicas,
+            etcd,
+            netns,
+            without,
+            synchronous,
+            shared_buffers,
+        } => {
             let with = |part| !without.contains(&part);
             let options = StackOptions {
                 clusters,
                 replicas,
+                etcd,
                 redis: with(Part::Redis),
                 kafka: with(Part::Kafka),
                 opensearch: with(Part::Opensearch),
@@ -217,11 +232,10 @@ fn status(stack: &Stack, json: bool) -> Result<()> {
             node.postgres
         );
     }
-    let servers = [
-        ("etcd", info.etcd.first()),
-        ("redis", info.redis.as_ref()),
-        ("state-redis", info.state_redis.as_ref()),
-    ];
+    for (n, member) in info.etcd.iter().enumerate() {
+        println!("{:<12} {}", format!("etcd{n}"), member.url);
+    }
+    let servers = [("redis", info.redis.as_ref()), ("state-redis", info.state_redis.as_ref())];
     for (name, server) in servers.into_iter().chain([("opensearch", info.opensearch.as_ref())]) {
         if let Some(server) = server {
             println!("{name:<12} {}", server.url);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::auth::{self, AuthInfo};
+use super::etcd::EtcdPlan;
 use super::host::{Process, RunAs, wait_until};
 use super::info::{
     ClusterInfo, DatabaseInfo, KAFKA_PARTITIONS, KafkaInfo, NodeInfo, ServerInfo, StackInfo,
@@ -18,7 +19,7 @@ use super::patroni::{self, NodePlan, Passwords};
 use super::ports::free_ports;
 use super::proxy::{Link, Proxy};
 use super::secret::write_secret;
-use super::{etcd_auth, gate, rejoin, servers, tls};
+use super::{etcd, etcd_auth, gate, rejoin, servers, tls};
 
 /// Starts the fault proxy of a stack, given the stack's folder: in this process, or as a process
 /// that outlives it.
@@ -57,7 +58,6 @@ impl Build<'_> {
             Ok(listen)
         };
 
-        let etcd = [free_ports(ip, 1)?[0], free_ports(ip, 1)?[0]];
         let mut clusters: Vec<Vec<Node>> = Vec::new();
         let mut count = 0;
         for c in 0..options.clusters {
@@ -91,6 +91,22 @@ impl Build<'_> {
             }
             clusters.push(nodes);
         }
+        let mut etcd = Vec::new();
+        let mut etcd_known = Vec::new();
+        for number in 0..if options.clusters > 0 { options.etcd } else { 0 } {
+            let plan = match &network {
+                Some(network) if options.etcd > 1 => {
+                    count += 1;
+                    EtcdPlan::in_namespace(number, network.node(count - 1)?)
+                }
+                _ => {
+                    let ports = free_ports(ip, 2)?;
+                    EtcdPlan::on_host(number, ports[0], ports[1])
+                }
+            };
+            etcd_known.push(link(&plan.name, plan.client)?);
+            etcd.push(plan);
+        }
         let redis = options.redis.then(|| free_ports(ip, 2)).transpose()?;
         let redis_known = match &redis {
             Some(direct) => Some([link("redis", direct[0])?, link("state-redis", direct[1])?]),
@@ -108,7 +124,6 @@ impl Build<'_> {
         };
         let opensearch_known = gate_at.or(opensearch_direct);
         let opensearch_known = opensearch_known.map(|to| link("opensearch", to)).transpose()?;
-        let etcd_known = link("etcd", etcd[0])?;
         let control = free_ports(ip, 1)?[0];
         start_proxy(self.base, control, links)?;
 
@@ -148,12 +163,12 @@ impl Build<'_> {
                 Ok((kafka, opensearch))
             });
             let rest =
-                self.start_light(etcd, &redis, &mut clusters, &passwords, auth.as_ref(), &say);
+                self.start_light(&etcd, &redis, &mut clusters, &passwords, auth.as_ref(), &say);
             let java = brokers.join().map_err(|_| anyhow::anyhow!("a starting thread panicked"))?;
             Ok((java?, rest?))
         })?;
         let (kafka_process, opensearch_process) = java;
-        let (etcd_process, redis_processes) = rest;
+        let (etcd_processes, redis_processes) = rest;
         if options.kafka || options.opensearch {
             say("Kafka and OpenSearch answer");
         }
@@ -164,6 +179,7 @@ impl Build<'_> {
                 direct,
                 pid: process.pid,
                 started: process.started,
+                netns: None,
             };
         std::fs::create_dir_all(&options.dir)?;
         let dir = std::fs::canonicalize(&options.dir)?;
@@ -183,9 +199,13 @@ impl Build<'_> {
                     nodes: nodes.into_iter().map(|n| n.info).collect(),
                 })
                 .collect(),
-            etcd: etcd_process
-                .map(|process| known(etcd_known, etcd[0], process, "http"))
+            etcd: etcd_processes
                 .into_iter()
+                .zip(etcd_known.into_iter().zip(etcd))
+                .map(|(process, (at, plan))| ServerInfo {
+                    netns: plan.netns,
+                    ..known(at, plan.client, process, "http")
+                })
                 .collect(),
             redis: redis_info(0),
             state_redis: redis_info(1),
@@ -224,13 +244,13 @@ impl Build<'_> {
     /// etcd, Redis and the clusters.
     fn start_light(
         &self,
-        etcd: [SocketAddr; 2],
+        etcd: &[EtcdPlan],
         redis: &Option<Vec<SocketAddr>>,
         clusters: &mut [Vec<Node>],
         passwords: &Passwords,
         auth: Option<&AuthInfo>,
         say: &dyn Fn(&str),
-    ) -> Result<(Option<Process>, Option<[Process; 2]>)> {
+    ) -> Result<(Vec<Process>, Option<[Process; 2]>)> {
         let password = auth.map(|auth| auth.service.as_str());
         let redis = match redis {
             Some(at) => Some([
@@ -246,12 +266,13 @@ impl Build<'_> {
             None => None,
         };
         if clusters.is_empty() {
-            return Ok((None, redis));
+            return Ok((Vec::new(), redis));
         }
         // Patroni uses etcd directly: a fault of the etcd link affects the service only.
-        let process = servers::etcd(self.run_as, &self.base.join("etcd"), etcd[0], etcd[1])?;
-        if let Some(auth) = auth {
-            etcd_auth::enable_with_service(etcd[0], auth, auth::USER)?;
+        let processes = etcd::start(self.run_as, self.base, etcd)?;
+        let etcd: Vec<SocketAddr> = etcd.iter().map(|plan| plan.client).collect();
+        if let (Some(auth), Some(first)) = (auth, etcd.first()) {
+            etcd_auth::enable_with_service(*first, auth, auth::USER)?;
         }
         say("etcd answers");
         for (c, nodes) in clusters.iter_mut().enumerate() {
@@ -264,7 +285,7 @@ impl Build<'_> {
                         node.info.direct_patroni,
                         node.info.patroni.trim_start_matches("http://").parse()?,
                     ),
-                    etcd: etcd[0],
+                    etcd: &etcd,
                     etcd_login: etcd_auth::patroni_login(auth),
                     shared_buffers: &self.options.shared_buffers,
                     synchronous: self.options.synchronous,
@@ -296,7 +317,7 @@ impl Build<'_> {
             let nodes = waiting.iter().flat_map(|c| &clusters[*c]).map(|node| &node.info);
             anyhow::anyhow!("{error:#}{}", rejoin::logs(nodes))
         })?;
-        Ok((Some(process), redis))
+        Ok((processes, redis))
     }
 }
 

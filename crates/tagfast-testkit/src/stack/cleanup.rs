@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::host::{self, Process, RunAs, wait_until};
-use super::netns;
+use super::{etcd, netns};
 
 /// Makes a folder with a unique name; returns the unique part of the name, and the folder.
 pub(super) fn create_unique_dir(run_as: RunAs) -> Result<(String, PathBuf)> {
@@ -37,7 +37,9 @@ pub(super) fn tag_of(base: &Path) -> &str {
 
 /// Ends all processes of a stack and removes its folder and network.
 pub(super) fn remove(base: &Path, tag: &str) -> Result<()> {
+    etcd::thaw_disks(base);
     host::end_all_of(base)?;
+    etcd::unmount_disks(base)?;
     netns::remove(tag);
     // A process that has just ended may still write its last file.
     wait_until(
@@ -60,6 +62,8 @@ pub(super) fn end_with_this_process(base: &Path, tag: &str) -> Result<()> {
         "while [ -d {base} ] && [ \"$(sed 's/.*) //' /proc/{pid}/stat 2>/dev/null | cut -d' ' -f20)\" = {started} ]; do \
            sleep 0.5; done; \
          [ -d {base} ] || exit 0; \
+         disks() {{ cut -d' ' -f2 /proc/mounts | grep '^{base}/'; }}; \
+         for d in $(disks); do fsfreeze -u $d; done 2>/dev/null; \
          n=0; while :; do left=; for p in /proc/[0-9]*; do \
            case \"$(readlink $p/cwd) $(tr '\\0' ' ' < $p/environ)\" in {base}*|*HOME={base}/*) left=1; \
              case \"$n $(readlink $p/exe)\" in \
@@ -68,7 +72,7 @@ pub(super) fn end_with_this_process(base: &Path, tag: &str) -> Result<()> {
            esac; done 2>/dev/null; [ -z \"$left\" ] && break; n=$((n+1)); sleep 0.2; done; \
          for n in $(ip netns list 2>/dev/null | cut -d' ' -f1 | grep '^tf{tag}n'); do \
            ip link del v$n; ip netns del $n; done 2>/dev/null; \
-         ip link del tf{tag} 2>/dev/null; rm -rf {base}",
+         ip link del tf{tag} 2>/dev/null; for d in $(disks); do umount $d; done; rm -rf {base}",
         base = base.display(),
         pid = me.pid,
         started = me.started,

@@ -36,9 +36,14 @@ pub enum Fault {
     Thaw,
     /// Starts Patroni again after a kill.
     Restart,
+    /// The disk of a member of etcd stands still, while it runs; needs network namespaces.
+    FreezeDisk,
     /// The target's link passes nothing; with network namespaces the link goes down.
     Cut,
-    /// The end of cut, slow, hang, reset, refuse and garbage.
+    /// A member of etcd and the others do not reach each other, while clients reach all; needs
+    /// network namespaces.
+    CutPeers,
+    /// The end of cut, cut-peers, slow, hang, reset, refuse and garbage.
     Heal,
     /// Every chunk of bytes is delayed.
     Slow {
@@ -66,8 +71,11 @@ impl Fault {
     pub fn end(self) -> Self {
         match self {
             Self::Kill | Self::KillPatroni | Self::KillNode => Self::Restart,
-            Self::Freeze | Self::FreezePostgres | Self::FreezePatroni => Self::Thaw,
+            Self::Freeze | Self::FreezePostgres | Self::FreezePatroni | Self::FreezeDisk => {
+                Self::Thaw
+            }
             Self::Cut
+            | Self::CutPeers
             | Self::Slow { .. }
             | Self::Hang
             | Self::Reset
@@ -90,9 +98,11 @@ impl FromStr for Fault {
             "freeze" => Self::Freeze,
             "freeze-postgres" => Self::FreezePostgres,
             "freeze-patroni" => Self::FreezePatroni,
+            "freeze-disk" => Self::FreezeDisk,
             "thaw" => Self::Thaw,
             "restart" => Self::Restart,
             "cut" => Self::Cut,
+            "cut-peers" => Self::CutPeers,
             "heal" => Self::Heal,
             "slow" => Self::Slow { ms: 50 },
             "hang" => Self::Hang,
@@ -110,8 +120,8 @@ impl FromStr for Fault {
                     Some(fault) => Self::State(fault),
                     None => bail!(
                         "no fault is named {other}; use kill, kill-patroni, kill-node, freeze, \
-                         freeze-postgres, freeze-patroni, thaw, restart, cut, heal, slow, hang, \
-                         reset, refuse, garbage, switchover, or one inside a server and end-KIND \
+                         freeze-postgres, freeze-patroni, freeze-disk, thaw, restart, cut, \
+                         cut-peers, heal, slow, hang, reset, refuse, garbage, switchover, or one inside a server and end-KIND \
                          to end it: {}",
                         StateFault::ALL
                             .iter()
@@ -127,7 +137,7 @@ impl FromStr for Fault {
 
 impl Stack {
     /// Injects a fault. The target is a node (`c0-n1`), a cluster (its current primary) or a server
-    /// (`etcd`, `redis`, `state-redis`, `kafka`, `opensearch`).
+    /// (`etcd` or a member of it, as `etcd0`, `redis`, `state-redis`, `kafka`, `opensearch`).
     pub fn fault(&mut self, fault: Fault, target: &str) -> Result<()> {
         if let Fault::State(fault) = fault {
             return self.state_fault(fault, Change::Begin, target);
@@ -145,6 +155,7 @@ impl Stack {
         };
         match node {
             Some(node) => self.fault_node(fault, &node),
+            None if Self::is_etcd(target) => self.fault_etcd(fault, target),
             None => self.fault_server(fault, target),
         }
     }
@@ -202,6 +213,7 @@ impl Stack {
             | Fault::Refuse
             | Fault::Garbage => self.set_links(&node.name, link_mode(fault))?,
             Fault::Switchover => bail!("the target of a switchover must be a cluster"),
+            Fault::FreezeDisk | Fault::CutPeers => bail!("the target must be a member of etcd"),
             Fault::State(_) | Fault::EndState(_) => bail!("a fault inside a server has no link"),
         }
         Ok(())
@@ -229,7 +241,6 @@ impl Stack {
     /// The process of a server of one process.
     pub(super) fn server_process(&self, target: &str) -> Result<Process> {
         let server = match target {
-            "etcd" => self.info.etcd.first(),
             "redis" => self.info.redis.as_ref(),
             "state-redis" => self.info.state_redis.as_ref(),
             "opensearch" => self.info.opensearch.as_ref(),
@@ -260,10 +271,12 @@ impl Stack {
             | Fault::KillNode
             | Fault::FreezePostgres
             | Fault::FreezePatroni
+            | Fault::FreezeDisk
+            | Fault::CutPeers
             | Fault::State(_)
             | Fault::EndState(_)
             | Fault::Switchover => {
-                bail!("the target of this fault must be a PostgreSQL node; {target} is not")
+                bail!("{target} has no such fault: its target is a PostgreSQL node or etcd")
             }
             Fault::Restart => return self.restart_server(process, target),
         }
@@ -276,10 +289,9 @@ impl Stack {
             if old.is_alive() { bail!("{target} is running") } else { Ok(()) }
         })?;
         let name = if target == "state-redis" { "redis" } else { target };
-        let new = self.run_as.restart(name, &self.info.base.join(target))?;
+        let new = self.run_as.restart(name, &self.info.base.join(target), None)?;
         let info = &mut self.info;
         let server = match target {
-            "etcd" => info.etcd.first_mut(),
             "redis" => info.redis.as_mut(),
             "state-redis" => info.state_redis.as_mut(),
             "opensearch" => info.opensearch.as_mut(),
@@ -294,7 +306,7 @@ impl Stack {
     }
 }
 
-fn link_mode(fault: Fault) -> Mode {
+pub(super) fn link_mode(fault: Fault) -> Mode {
     match fault {
         Fault::Cut => Mode::Cut,
         Fault::Slow { ms } => Mode::Slow { ms },
@@ -308,6 +320,8 @@ fn link_mode(fault: Fault) -> Mode {
         | Fault::Freeze
         | Fault::FreezePostgres
         | Fault::FreezePatroni
+        | Fault::FreezeDisk
+        | Fault::CutPeers
         | Fault::Thaw
         | Fault::Restart
         | Fault::Heal

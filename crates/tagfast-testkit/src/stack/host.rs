@@ -246,12 +246,12 @@ struct StartCommand {
 
 impl RunAs {
     /// Starts a server with the command that it was started with before.
-    pub fn restart(self, name: &str, dir: &Path) -> Result<Process> {
+    pub fn restart(self, name: &str, dir: &Path, netns: Option<&str>) -> Result<Process> {
         let file = dir.join(format!("{name}.start.json"));
         let text =
             std::fs::read_to_string(&file).with_context(|| format!("{name} was never started"))?;
         let StartCommand { program, args } = serde_json::from_str(&text)?;
-        self.start(name, dir, None, &program, &args)
+        self.start(name, dir, netns, &program, &args)
     }
 }
 

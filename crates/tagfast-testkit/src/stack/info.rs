@@ -17,7 +17,7 @@ pub(super) const KAFKA_PARTITIONS: u16 = 8;
 pub struct StackInfo {
     /// PostgreSQL clusters.
     pub clusters: Vec<ClusterInfo>,
-    /// etcd members; one in a local stack.
+    /// etcd members; with several, each endpoint of the configuration is one of them.
     pub etcd: Vec<ServerInfo>,
     /// The cache Redis.
     pub redis: Option<ServerInfo>,
@@ -88,6 +88,9 @@ pub struct ServerInfo {
     pub pid: u32,
     /// Start time of that process, in clock ticks since boot.
     pub started: u64,
+    /// Network namespace; `None`: that of the host.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub netns: Option<String>,
 }
 
 /// Kafka.

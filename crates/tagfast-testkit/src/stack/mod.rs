@@ -14,6 +14,7 @@ mod auth;
 mod build;
 mod change;
 mod cleanup;
+mod etcd;
 mod etcd_auth;
 pub mod fault;
 mod gate;

@@ -11,6 +11,8 @@ pub struct StackOptions {
     pub clusters: u8,
     /// Number of replicas in each cluster.
     pub replicas: u8,
+    /// Number of members of etcd, which is there with the first cluster.
+    pub etcd: u8,
     /// Two Redis servers: cache and state.
     pub redis: bool,
     /// A Kafka broker.
@@ -20,7 +22,8 @@ pub struct StackOptions {
     /// Whether etcd, Redis, Kafka and OpenSearch ask for a user or a password; PostgreSQL always
     /// does. Only in a stack that this process owns.
     pub auth: bool,
-    /// A network namespace for each PostgreSQL node; needs root.
+    /// A network namespace for each PostgreSQL node and, where etcd has several members, for each
+    /// of those, with a disk of its own; needs root.
     pub netns: bool,
     /// Patroni's `synchronous_mode`: it names a synchronous standby while one streams.
     pub synchronous: bool,
@@ -38,6 +41,7 @@ impl StackOptions {
         Self {
             clusters,
             replicas: 2,
+            etcd: 1,
             redis: false,
             kafka: false,
             opensearch: false,

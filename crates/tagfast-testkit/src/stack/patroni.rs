@@ -47,7 +47,7 @@ pub(super) struct NodePlan<'a> {
     /// Listen address and proxy address of PostgreSQL, then of the REST API.
     pub(super) postgres: (SocketAddr, SocketAddr),
     pub(super) rest: (SocketAddr, SocketAddr),
-    pub(super) etcd: SocketAddr,
+    pub(super) etcd: &'a [SocketAddr],
     /// User and password in etcd, which does not ask for them while it has no users.
     pub(super) etcd_login: (&'a str, &'a str),
     pub(super) shared_buffers: &'a str,
@@ -92,7 +92,7 @@ impl NodePlan<'_> {
         let login = |user: &str, password: &str| serde_json::json!({"username": user, "password": password});
         let (user, password) = self.etcd_login;
         let etcd = serde_json::json!({
-            "host": self.etcd.to_string(), "username": user, "password": password,
+            "hosts": self.etcd, "username": user, "password": password,
         });
         let parameters = serde_json::json!({
             "shared_buffers": self.shared_buffers, "max_connections": 100, "max_wal_senders": 6,

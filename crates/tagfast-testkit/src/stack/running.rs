@@ -11,7 +11,7 @@ use super::info::{NodeInfo, StackInfo};
 use super::install::{Needs, Progress, Tools, install};
 use super::options::StackOptions;
 use super::proxy::ProxyControl;
-use super::{netns, patroni};
+use super::{etcd, netns, patroni};
 
 /// A running stack. A stack that this process owns ends when it is dropped.
 #[derive(Debug)]
@@ -55,6 +55,7 @@ impl Stack {
             }
             // The logs stay for the person who started it.
             Err(error) => {
+                etcd::thaw_disks(&base);
                 let _ = host::end_all_of(&base);
                 netns::remove(&tag);
                 let _ = std::fs::remove_file(options.dir.join("stack.json"));
@@ -140,7 +141,9 @@ impl Stack {
             }
         };
         let info = &self.info;
-        info.etcd.iter().for_each(|s| check("etcd", s.process()));
+        for (n, member) in info.etcd.iter().enumerate() {
+            check(&format!("etcd{n}"), member.process());
+        }
         info.redis.iter().for_each(|s| check("redis", s.process()));
         info.state_redis.iter().for_each(|s| check("state-redis", s.process()));
         info.opensearch.iter().for_each(|s| check("opensearch", s.process()));

@@ -1,4 +1,4 @@
-//! Starts the servers of one process each: etcd, Redis, Kafka, OpenSearch.
+//! Starts the servers of one process each: Redis, Kafka, OpenSearch.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -13,32 +13,6 @@ use crate::http::Client;
 
 fn strings<const N: usize>(args: [&str; N]) -> Vec<String> {
     args.map(str::to_owned).to_vec()
-}
-
-/// Starts etcd; ready when it answers `/health`.
-pub(super) fn etcd(
-    run_as: RunAs,
-    dir: &Path,
-    client: SocketAddr,
-    peer: SocketAddr,
-) -> Result<Process> {
-    run_as.make_dir(dir)?;
-    let program = find_program("etcd").context("etcd is not installed")?;
-    let (client_url, peer_url) = (format!("http://{client}"), format!("http://{peer}"));
-    let args = strings([
-        "--name=etcd0",
-        "--data-dir=data",
-        "--heartbeat-interval=100",
-        "--election-timeout=1000",
-        &format!("--listen-client-urls={client_url}"),
-        &format!("--advertise-client-urls={client_url}"),
-        &format!("--listen-peer-urls={peer_url}"),
-        &format!("--initial-advertise-peer-urls={peer_url}"),
-        &format!("--initial-cluster=etcd0={peer_url}"),
-    ]);
-    let process = run_as.start("etcd", dir, None, &program, &args)?;
-    wait_until("etcd's start", Duration::from_secs(20), || http_ok(client, "/health"))?;
-    Ok(process)
 }
 
 /// Starts a Redis. With `evicts` a full server evicts keys with a TTL, else it refuses writes. It
@@ -221,7 +195,7 @@ fn wait_for_server(
     Ok(())
 }
 
-fn http_ok(address: SocketAddr, path: &str) -> Result<()> {
+pub(super) fn http_ok(address: SocketAddr, path: &str) -> Result<()> {
     let mut client = Client::new(address).with_timeout(Duration::from_secs(2));
     let answer = client.request("GET", path, &[], None)?;
     if answer.status != 200 {
