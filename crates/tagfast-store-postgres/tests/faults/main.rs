@@ -2,6 +2,7 @@
 //! time.
 
 mod client;
+mod etcd_members;
 #[cfg(feature = "full")]
 mod failover;
 mod journal_copy;
