@@ -21,7 +21,8 @@ pub(crate) fn full() -> bool {
 /// The stack, started by the first test that needs it.
 pub(crate) fn stack() -> MutexGuard<'static, Stack> {
     static SHARED: SharedStack = SharedStack::new();
-    SHARED.get(|base| StackOptions { clusters: CLUSTERS, redis: true, netns: full(), ..base })
+    let etcd = if full() { 3 } else { 1 };
+    SHARED.get(|base| StackOptions { clusters: CLUSTERS, etcd, redis: true, netns: full(), ..base })
 }
 
 /// etcd's URL.
