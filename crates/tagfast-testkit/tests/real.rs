@@ -73,7 +73,7 @@ fn checkpoint_over_segments(stack: &Stack, primary: &NodeInfo) {
                      FROM pg_control_checkpoint()";
     assert_eq!(sql(positions), "t");
     sql("SELECT count(pg_logical_emit_message(false, 'filler', repeat('x', 1000000))) \
-         FROM generate_series(1, 150)");
+         FROM generate_series(1, 110)");
     let end = sql("SELECT pg_current_wal_flush_lsn()");
     for replica in stack.replicas("c0").expect("replicas") {
         shows(stack, &replica, &format!("SELECT pg_last_wal_replay_lsn() >= '{end}'"), "t");
@@ -101,7 +101,7 @@ fn a_node_whose_log_the_new_primary_has_removed_returns() {
     let early = format!("{early:#}");
     assert!(early.contains(&format!("{} does not stream", first.name)), "{early}");
     assert!(early.contains(&format!("--- {}:\n", log.display())), "{early}");
-    stack.wait_until_healthy("c0", Duration::from_secs(90)).expect("copied, it streams");
+    stack.wait_until_healthy("c0", Duration::from_secs(120)).expect("copied, it streams");
     let log = std::fs::read_to_string(&log).expect("its log");
     assert!(log.contains("has already been removed"), "it asked for what is gone");
     assert!(log.contains("replica has been created"), "it was copied");

@@ -19,7 +19,7 @@ use super::patroni::{self, NodePlan, Passwords};
 use super::ports::free_ports;
 use super::proxy::{Link, Proxy};
 use super::secret::write_secret;
-use super::{etcd, etcd_auth, gate, rejoin, servers, tls};
+use super::{etcd, etcd_auth, gate, node_log, servers, tls};
 
 /// Starts the fault proxy of a stack, given the stack's folder: in this process, or as a process
 /// that outlives it.
@@ -315,7 +315,7 @@ impl Build<'_> {
         });
         healthy.map_err(|error| {
             let nodes = waiting.iter().flat_map(|c| &clusters[*c]).map(|node| &node.info);
-            anyhow::anyhow!("{error:#}{}", rejoin::logs(nodes))
+            anyhow::anyhow!("{error:#}{}", node_log::logs(nodes))
         })?;
         Ok((processes, redis))
     }
@@ -327,7 +327,7 @@ fn is_healthy(nodes: &[Node]) -> Result<bool> {
             bail!(
                 "the Patroni of {} ended; see {}",
                 node.info.name,
-                patroni::log_file(&node.dir).display()
+                node_log::log_file(&node.dir).display()
             );
         }
     }

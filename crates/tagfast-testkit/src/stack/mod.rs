@@ -24,6 +24,7 @@ pub mod info;
 pub mod install;
 mod kafka_admin;
 mod netns;
+mod node_log;
 mod options;
 pub mod patroni;
 pub mod ports;

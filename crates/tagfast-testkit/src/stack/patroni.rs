@@ -159,11 +159,6 @@ pub(super) fn start(
     run_as.start("patroni", dir, netns, &tools.patroni(), &[config])
 }
 
-/// The file into which a node's Patroni and its PostgreSQL write.
-pub(super) fn log_file(dir: &Path) -> PathBuf {
-    dir.join("patroni.log")
-}
-
 /// A member of a cluster, as Patroni's `/cluster` reports it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Member {

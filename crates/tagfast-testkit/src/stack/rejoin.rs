@@ -13,16 +13,13 @@
 //! into which Patroni and PostgreSQL both write.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::host::wait_until;
 use super::info::NodeInfo;
+use super::node_log::{last_lines, logs};
 use super::patroni::{self, Member};
 use super::running::Stack;
 
@@ -31,11 +28,6 @@ const LOG_IS_REMOVED: &str = "has already been removed";
 /// How long a node says so before it is copied: one that follows the former primary may say it
 /// until it follows the new one.
 const LOG_REMOVED_WAIT: Duration = Duration::from_secs(5);
-/// Lines of a node's log that are shown, and in which [`LOG_IS_REMOVED`] counts: PostgreSQL asks
-/// five times a second, and Patroni and its probes write a line each.
-const LOG_LINES: usize = 20;
-/// Bytes at the end of a log that have these lines.
-const LOG_TAIL_BYTES: u64 = 16 * 1024;
 
 /// A replica that does not stream.
 struct Absentee {
@@ -127,27 +119,4 @@ fn copy_again(node: &NodeInfo, line: &str) -> Result<()> {
     patroni::reinitialize(node)?;
     eprintln!("{}: copied again from the primary (patronictl reinit): {line}", node.name);
     Ok(())
-}
-
-/// The last lines of the logs of nodes, each with the name of its file.
-pub(super) fn logs<'a>(nodes: impl IntoIterator<Item = &'a NodeInfo>) -> String {
-    let mut text = String::new();
-    for node in nodes {
-        let dir = node.data_dir.parent().unwrap_or(&node.data_dir);
-        let lines = last_lines(dir).unwrap_or_else(|| "it cannot be read".to_owned());
-        let _ = write!(text, "\n--- {}:\n{lines}", patroni::log_file(dir).display());
-    }
-    text
-}
-
-/// The last lines of a node's log; `None`: it cannot be read.
-fn last_lines(dir: &Path) -> Option<String> {
-    let mut file = File::open(patroni::log_file(dir)).ok()?;
-    let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL_BYTES))).ok()?;
-    let mut tail = Vec::new();
-    file.take(LOG_TAIL_BYTES).read_to_end(&mut tail).ok()?;
-    let tail = String::from_utf8_lossy(&tail);
-    let lines: Vec<&str> = tail.lines().collect();
-    Some(lines[lines.len().saturating_sub(LOG_LINES)..].join("\n"))
 }
