@@ -262,6 +262,7 @@ impl Writer {
         let answers = batch.finish(commit_of).into_iter().map(|item| match item {
             ItemResult::Done(result) => result,
             ItemResult::Retry => Err(StoreError::Internal("a lost race with one writer".into())),
+            ItemResult::Undecided => Err(StoreError::Internal("there are no repairs".into())),
         });
         Ok((answers.collect(), events))
     }

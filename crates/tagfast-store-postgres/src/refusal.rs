@@ -25,6 +25,10 @@ pub(crate) const NOT_REPLICATED_IN_TIME: &str = "the replicas did not confirm th
 pub(crate) const NO_REPLICA: &str =
     "`Durability: replicated` needs a replica that streams from the primary, and there is none";
 
+/// A content refuses a write that was perhaps taken before a failover.
+pub(crate) const REPAIR_OPEN: &str =
+    "a failover came between, and its repair may still bring an earlier attempt of the write back";
+
 /// More would be acknowledged than a failover may lose, or a write that asked for replicas lacks
 /// them.
 pub(crate) fn replication_lag(reason: &'static str, outcome_unknown: bool) -> StoreError {

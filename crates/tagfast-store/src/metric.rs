@@ -19,6 +19,8 @@ label_enum! {
         NoPrimary = "no_primary",
         /// The replicas lag, and a failover must not lose more.
         ReplicationLag = "replication_lag",
+        /// The content refuses it, and a repair may bring back what an earlier attempt did.
+        RepairOpen = "repair_open",
     }
 }
 

@@ -31,8 +31,8 @@ use std::sync::Arc;
 
 use tagfast_domain::{
     ApplyContext, Change, ContentKey, Document, DomainError, Effect, Epoch, EpochOrdinal,
-    IdempotencyKey, Limits, Outcome, RecentWrite, Refusal, TaggingsEvent, UnixMillis, Version,
-    Write, WriteId, apply, remember,
+    IdempotencyKey, IfMatch, Limits, Outcome, RecentWrite, Refusal, TaggingsEvent, UnixMillis,
+    Version, Write, WriteId, apply, remember,
 };
 use tagfast_sharding::LogicalShard;
 
@@ -177,15 +177,21 @@ pub enum ItemResult {
     Done(Result<WriteAnswer, StoreError>),
     /// The content changed between load and commit: the store must fold the write again.
     Retry,
+    /// The content refuses it, and a repair may bring back an earlier attempt of it: the store must
+    /// fold it again when none can. Only for writes of [`WriteBatch::apply_undecided`].
+    Undecided,
 }
 
 /// A folded write, without the positions that only the commit knows.
 struct Folded {
     /// `None` when the document does not matter: it was never loaded, or the key was refused.
     slot: Option<usize>,
-    result: Result<WriteAnswer, StoreError>,
+    result: FoldedResult,
     made_version: bool,
 }
+
+/// `None`: undecided.
+type FoldedResult = Option<Result<WriteAnswer, StoreError>>;
 
 /// A batch of writes, folded over the documents they touch.
 pub struct WriteBatch<'a> {
@@ -275,32 +281,32 @@ impl<'a> WriteBatch<'a> {
     /// Folds one write. `prior` is the unexpired `applied` entry of its id, `None` when there is
     /// none. Results keep the order of the calls.
     pub fn apply(&mut self, request: &WriteRequest, prior: Option<&RecentWrite>) {
-        self.fold(request, prior, true);
-    }
-
-    /// As [`WriteBatch::apply`], for a write of which an earlier attempt was lost with its epoch
-    /// and may be brought back by a repair: that its content refuses it now is not remembered under
-    /// its id.
-    pub fn apply_undecided(&mut self, request: &WriteRequest, prior: Option<&RecentWrite>) {
         self.fold(request, prior, false);
     }
 
-    fn fold(&mut self, request: &WriteRequest, prior: Option<&RecentWrite>, decides: bool) {
+    /// As [`WriteBatch::apply`], for a write of which an attempt of an earlier epoch may be brought
+    /// back by a repair. Where its content may refuse it only because a failover lost that attempt,
+    /// or what that attempt stood on, nothing is decided, and nothing remembered under its id.
+    pub fn apply_undecided(&mut self, request: &WriteRequest, prior: Option<&RecentWrite>) {
+        self.fold(request, prior, true);
+    }
+
+    fn fold(&mut self, request: &WriteRequest, prior: Option<&RecentWrite>, may_come_back: bool) {
         let bound = request.keyed.and_then(|key| self.keys.get(&key.id));
         if request.keyed.is_some_and(|key| bound.is_some_and(|bound| *bound != key.request)) {
-            let result = Err(StoreError::Refused(Refusal::KeyReused));
+            let result = Some(Err(StoreError::Refused(Refusal::KeyReused)));
             self.folded.push(Folded { slot: None, result, made_version: false });
             return;
         }
         let index = self.index.get(&request.write.key).copied();
         let slot = index.and_then(|index| self.slots.get_mut(index));
         let (result, made_version) = match slot {
-            Some(Ok(slot)) => apply_to(slot, request, prior, &self.context, decides),
+            Some(Ok(slot)) => apply_to(slot, request, prior, &self.context, may_come_back),
             Some(Err(source)) => {
                 let what = format!("content {}", request.write.key);
-                (Err(StoreError::Damaged { what, source: Some(source.clone()) }), false)
+                (Some(Err(StoreError::Damaged { what, source: Some(source.clone()) })), false)
             }
-            None => (Err(StoreError::Internal("a write without its document".into())), false),
+            None => (Some(Err(StoreError::Internal("a write without its document".into()))), false),
         };
         self.folded.push(Folded { slot: index, result, made_version });
     }
@@ -332,7 +338,7 @@ impl<'a> WriteBatch<'a> {
     /// write's id, and the version that it made, or found when it changed nothing.
     pub fn successes(&self) -> impl Iterator<Item = (usize, WriteId, Version)> {
         self.folded.iter().filter_map(|folded| {
-            let answer = folded.result.as_ref().ok()?;
+            let answer = folded.result.as_ref()?.as_ref().ok()?;
             Some((folded.slot?, answer.receipt.write_id, answer.version))
         })
     }
@@ -349,12 +355,18 @@ impl<'a> WriteBatch<'a> {
         let commits: Vec<SlotCommit> = (0..self.slots.len()).map(commit_of).collect();
         let mut views: Vec<Option<Arc<View>>> = vec![None; self.slots.len()];
         let complete = |folded: Folded| {
-            let Some(slot) = folded.slot else { return ItemResult::Done(folded.result) };
+            let Some(result) = folded.result else {
+                return match folded.slot.map(|slot| commits[slot]) {
+                    Some(SlotCommit::LostRace) => ItemResult::Retry,
+                    Some(SlotCommit::Committed(_)) | None => ItemResult::Undecided,
+                };
+            };
+            let Some(slot) = folded.slot else { return ItemResult::Done(result) };
             let commit = match commits[slot] {
                 SlotCommit::Committed(commit) => commit,
                 SlotCommit::LostRace => return ItemResult::Retry,
             };
-            ItemResult::Done(folded.result.map(|mut answer| {
+            ItemResult::Done(result.map(|mut answer| {
                 answer.receipt.inside_lsn = commit.inside_lsn;
                 answer.receipt.position = commit.position;
                 if let (true, Ok(slot_ref)) = (folded.made_version, &self.slots[slot]) {
@@ -369,6 +381,19 @@ impl<'a> WriteBatch<'a> {
     }
 }
 
+/// Whether a write that its content refuses now could have been taken in an earlier epoch. A
+/// condition on versions of this epoch alone was made in this epoch.
+fn could_hold_earlier(refusal: &Refusal, write: &Write, epoch: &Epoch) -> bool {
+    match refusal {
+        Refusal::TooManyTags { .. } => true,
+        Refusal::VersionMismatch { .. } => {
+            let versions = write.if_match.iter().flat_map(IfMatch::versions);
+            versions.into_iter().any(|version| *version < epoch.first_version())
+        }
+        Refusal::WriteIdReused | Refusal::KeyReused => false,
+    }
+}
+
 /// Applies one write to its slot. Returns the answer, still without positions, and whether the
 /// write made a new version.
 fn apply_to(
@@ -376,8 +401,8 @@ fn apply_to(
     request: &WriteRequest,
     prior: Option<&RecentWrite>,
     context: &CommitContext<'_>,
-    decides: bool,
-) -> (Result<WriteAnswer, StoreError>, bool) {
+    may_come_back: bool,
+) -> (FoldedResult, bool) {
     let write = &request.write;
     let evicted = slot.evicted.iter().find(|evicted| evicted.id == write.id).cloned();
     let prior = evicted.as_ref().or(prior);
@@ -388,13 +413,17 @@ fn apply_to(
         call: request.keyed.map(|key| key.call),
     };
     let outcome = apply(&mut slot.document, write, prior, &domain);
-    if (decides || !matches!(outcome, Outcome::Refused(_)))
-        && let Some(evicted) = remember(&mut slot.document, write, &outcome, &domain)
+    if let Outcome::Refused(refusal) = &outcome
+        && may_come_back
+        && could_hold_earlier(refusal, write, context.epoch)
     {
+        return (None, false);
+    }
+    if let Some(evicted) = remember(&mut slot.document, write, &outcome, &domain) {
         slot.has_remembered = true;
         slot.evicted.extend(evicted);
     }
-    let refused = |refusal: Refusal| (Err(StoreError::Refused(refusal)), false);
+    let refused = |refusal: Refusal| (Some(Err(StoreError::Refused(refusal))), false);
     let mut made_version = false;
     let (version, effect, repeated) = match outcome {
         Outcome::Refused(refusal) | Outcome::RefusedAgain(refusal) => return refused(refusal),
@@ -432,5 +461,5 @@ fn apply_to(
         replicated: None,
         degraded: Vec::new(),
     };
-    (Ok(answer), made_version)
+    (Some(Ok(answer)), made_version)
 }

@@ -1,8 +1,9 @@
 //! The time between a failover and the closing of its repair, as this process sees it: what it saw
-//! when, and whether reads may still lack acknowledged writes.
+//! when, whether reads may still lack acknowledged writes, and whether an earlier attempt of a write
+//! may still come back.
 //!
-//! How it fails: towards "may lack". A suspicion that turns out to be none is forgotten with the
-//! next poll that finds the primary in place.
+//! How it fails: towards "may lack" and "may come back". A suspicion that turns out to be none is
+//! forgotten with the next poll that finds the primary in place.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -28,6 +29,17 @@ pub(crate) struct PhaseTimes {
     pub(crate) first_acknowledged: Option<BootTime>,
 }
 
+/// How far the repair of an epoch is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum RepairState {
+    /// Writes of earlier epochs may be joined.
+    Open,
+    /// None is joined any more, in the log of this primary.
+    Closed,
+    /// Nor in that of the next one: every streaming replica has the closing.
+    Final,
+}
+
 #[derive(Debug, Default)]
 struct Window {
     /// `None`: none was adopted.
@@ -45,6 +57,9 @@ pub(crate) struct RepairWindow {
     /// Writes of earlier epochs may still be missing. Changed under the lock, and read without it:
     /// every read asks.
     is_open: AtomicBool,
+    /// No write of an earlier epoch can come back. Changed and read as `is_open`: every batch of
+    /// writes asks.
+    is_final: AtomicBool,
     /// The newest epoch in which a write was acknowledged.
     acknowledged: watch::Sender<Option<EpochId>>,
 }
@@ -86,20 +101,27 @@ impl RepairWindow {
         window.times = if after_another { next } else { PhaseTimes::default() };
         window.epoch = Some(epoch);
         self.is_open.store(after_another, Ordering::Relaxed);
+        self.is_final.store(false, Ordering::Relaxed);
     }
 
-    /// Whether the repair of an epoch is closed, as its primary says. False: what is read may lack
-    /// acknowledged writes.
-    pub(crate) fn set_closed(&self, epoch: EpochId, is_closed: bool) {
+    /// How far the repair of an epoch is, as its primary says.
+    pub(crate) fn set_state(&self, epoch: EpochId, state: RepairState) {
         let window = self.window.lock();
         if window.epoch == Some(epoch) {
-            self.is_open.store(!is_closed, Ordering::Relaxed);
+            self.is_open.store(state == RepairState::Open, Ordering::Relaxed);
+            self.is_final.store(state == RepairState::Final, Ordering::Relaxed);
         }
     }
 
     /// Whether reads may lack acknowledged writes of earlier epochs.
     pub(crate) fn is_open(&self) -> bool {
         self.is_open.load(Ordering::Relaxed)
+    }
+
+    /// Whether no write of an earlier epoch can come back any more: what a content decides about a
+    /// retry is final.
+    pub(crate) fn is_final(&self) -> bool {
+        self.is_final.load(Ordering::Relaxed)
     }
 
     /// A write was acknowledged.
@@ -125,16 +147,24 @@ impl RepairWindow {
     }
 }
 
-const SELECT_CLOSED: &str = "SELECT repair_closed_at IS NOT NULL FROM epoch WHERE id = $1";
+const SELECT_STATE: &str = "
+SELECT repair_closed_at IS NOT NULL, verdicts_final_at IS NOT NULL FROM epoch WHERE id = $1";
 
-/// Whether the repair of an epoch is closed in this primary's history. An epoch without a row is
-/// not.
-pub(crate) async fn read_closed(server: &Connection, epoch: EpochId) -> Result<bool, PgError> {
+/// How far the repair of an epoch is in this primary's history. That of an epoch without a row is
+/// open.
+pub(crate) async fn read_repair_state(
+    server: &Connection,
+    epoch: EpochId,
+) -> Result<RepairState, PgError> {
     let id: &[u8] = &epoch.0;
     let parameters: [&(dyn ToSql + Sync); 1] = [&id];
-    let row = server.client.query_opt(SELECT_CLOSED, &parameters);
+    let row = server.client.query_opt(SELECT_STATE, &parameters);
     let row = within("reading the closing", limit::READ_TIMEOUT, row).await?;
-    Ok(row.is_some_and(|row| row.get(0)))
+    Ok(match row.map(|row| (row.get(0), row.get(1))) {
+        Some((true, true)) => RepairState::Final,
+        Some((true, false)) => RepairState::Closed,
+        Some((false, _)) | None => RepairState::Open,
+    })
 }
 
 #[cfg(test)]
@@ -200,12 +230,25 @@ mod tests {
     fn an_older_epoch_closes_nothing() {
         let window = RepairWindow::default();
         window.begin(ONE, false);
-        window.set_closed(ONE, false);
+        window.set_state(ONE, RepairState::Open);
         assert!(window.is_open());
         window.begin(TWO, true);
-        window.set_closed(ONE, true);
+        window.set_state(ONE, RepairState::Final);
         assert!(window.is_open());
-        window.set_closed(TWO, true);
+        window.set_state(TWO, RepairState::Closed);
         assert!(!window.is_open());
+    }
+
+    #[test]
+    fn writes_may_come_back_until_the_replicas_have_the_closing() {
+        let window = RepairWindow::default();
+        for (epoch, after_another) in [(ONE, false), (TWO, true)] {
+            window.begin(epoch, after_another);
+            assert!(!window.is_final(), "nothing was heard of the closing yet");
+            window.set_state(epoch, RepairState::Closed);
+            assert!(!window.is_final(), "the next primary may lack the closing");
+            window.set_state(epoch, RepairState::Final);
+            assert!(window.is_final());
+        }
     }
 }

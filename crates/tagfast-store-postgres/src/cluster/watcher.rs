@@ -30,7 +30,7 @@ use crate::boot_clock::boot_time;
 use crate::cluster::etcd::cluster_state::ClusterState;
 use crate::cluster::etcd::{Etcd, EtcdError};
 use crate::cluster::preflight;
-use crate::cluster::repair_window::read_closed;
+use crate::cluster::repair_window::read_repair_state;
 use crate::cluster::roster::Roster;
 use crate::cluster::topology::{Cluster, Node, Topology};
 use crate::connect::{Connection, ConnectionFactory, PgError, within};
@@ -58,10 +58,11 @@ WHERE line ~ '^[0-9]+\\t' ORDER BY 1";
 /// In a database that has nothing yet there is nothing to repair.
 const INSERT_EPOCH: &str = "
 INSERT INTO epoch (ordinal, id, parent_id, term, timeline, fork_lsn, minted_at, minted_by,
-    repair_closed_at)
-VALUES ($1, $2, $3, $4, $5, '0/0'::pg_lsn + $6::bigint, to_timestamp($7::bigint / 1000.0), $8,
-    CASE WHEN NOT EXISTS (SELECT FROM epoch) AND NOT EXISTS (SELECT FROM content)
-         THEN clock_timestamp() END)
+    repair_closed_at, verdicts_final_at)
+SELECT $1, $2, $3, $4, $5, '0/0'::pg_lsn + $6::bigint, to_timestamp($7::bigint / 1000.0), $8,
+    closed_at, closed_at
+FROM (SELECT CASE WHEN NOT EXISTS (SELECT FROM epoch) AND NOT EXISTS (SELECT FROM content)
+                  THEN clock_timestamp() END AS closed_at) new
 ON CONFLICT DO NOTHING";
 
 /// Everything a watcher runs with.
@@ -261,9 +262,9 @@ impl Watcher {
         }
         let known = Arc::clone(&self.cluster.topology.borrow());
         if known.primary.as_ref().is_none_or(|(before, _)| before.id != epoch.id) {
-            // Before the first read on it.
-            let is_closed = read_closed(server, epoch.id).await.map_err(unusable)?;
-            self.cluster.repair.set_closed(epoch.id, is_closed);
+            // Before the first read and the first write on it.
+            let state = read_repair_state(server, epoch.id).await.map_err(unusable)?;
+            self.cluster.repair.set_state(epoch.id, state);
         }
         self.cluster.repair.settle(epoch.id);
         let replicas = state.members.iter().filter(|m| m.name != member.name).cloned().collect();

@@ -41,7 +41,7 @@ use crate::cluster::etcd::repair_keys::{
 };
 use crate::cluster::etcd::{Etcd, EtcdError};
 use crate::cluster::node_registry::NodeRegistry;
-use crate::cluster::repair_window::{PhaseTimes, read_closed};
+use crate::cluster::repair_window::{PhaseTimes, RepairState, read_repair_state};
 use crate::cluster::topology::{Cluster, Node};
 use crate::connect::{Connection, ConnectionFactory, PgError};
 use crate::metric::{REPAIR_LOST_WRITES, REPAIR_OPEN, REPAIRED_CONTENTS};
@@ -182,15 +182,14 @@ impl Repairer {
         }
         let connection = self.connections.open(&node.address, "repair").await?;
         let mut session = RepairSession::new(connection).await?;
-        let was_closed = read_closed(session.connection(), epoch.id).await?;
+        let was = read_repair_state(session.connection(), epoch.id).await?;
         self.repair(&mut session, epoch, progress).await?;
         let is_incomplete = !self.incomplete_before(epoch).is_empty();
         let is_new =
             progress.contents > 0 || progress.counts != VerdictCounts::default() || is_incomplete;
         // No one waits for a process that begins after the closing and has nothing to tell.
-        if was_closed && !is_new {
-            self.note_closing(epoch, true);
-            return Ok(());
+        if was >= RepairState::Closed && !is_new {
+            return self.await_state(session.connection(), epoch, RepairState::Final).await;
         }
         let ended_at = self.clock.now_ms();
         if is_new {
@@ -207,17 +206,21 @@ impl Repairer {
             );
         }
         self.report(epoch, progress, ended_at).await?;
-        self.await_closing(session.connection(), epoch).await?;
-        drop(session);
+        self.await_state(session.connection(), epoch, RepairState::Closed).await?;
         // Once more: by now the first write of the epoch has been acknowledged.
         self.report(epoch, progress, ended_at).await?;
+        self.settle_incomplete(epoch);
+        self.await_state(session.connection(), epoch, RepairState::Final).await
+    }
+
+    /// Forgets what the journal lacks before this epoch: it was reported.
+    fn settle_incomplete(&self, epoch: &EpochRecord) {
         let ends = self.cluster.epoch_ends();
         let mut acknowledger = self.cluster.acknowledger();
         // Ends in a later history would be told of it alone.
         if ends.current == Some(epoch.id) && acknowledger.journal().epoch() == Some(epoch.id) {
             acknowledger.journal_mut().settle_incomplete(|id| ends.of(id).unwrap_or(0));
         }
-        Ok(())
     }
 
     /// The log ranges before this epoch for which writes were forgotten that it lacks.
@@ -430,25 +433,26 @@ impl Repairer {
         }
     }
 
-    /// Waits until the repair of the epoch is closed: from then on reads are whole again.
-    async fn await_closing(
+    /// Waits until the repair of the epoch is as far as this. Once it is closed reads are whole
+    /// again; once it is final no write of an earlier epoch can come back.
+    async fn await_state(
         &self,
         server: &Connection,
         epoch: &EpochRecord,
+        until: RepairState,
     ) -> Result<(), PassError> {
         let began = Instant::now();
-        while !read_closed(server, epoch.id).await? {
+        loop {
+            let state = read_repair_state(server, epoch.id).await?;
+            self.cluster.repair.set_state(epoch.id, state);
+            let is_open = f64::from(u8::from(state == RepairState::Open));
+            gauge!(REPAIR_OPEN, "cluster" => self.label()).set(is_open);
+            if state >= until {
+                return Ok(());
+            }
             self.check_epoch(epoch)?;
-            self.note_closing(epoch, false);
             pause_since(began).await;
         }
-        self.note_closing(epoch, true);
-        Ok(())
-    }
-
-    fn note_closing(&self, epoch: &EpochRecord, is_closed: bool) {
-        self.cluster.repair.set_closed(epoch.id, is_closed);
-        gauge!(REPAIR_OPEN, "cluster" => self.label()).set(f64::from(u8::from(!is_closed)));
     }
 }
 

@@ -127,9 +127,14 @@ pub(super) fn resolve(
     let asked = asked_writes(entry, &end_of);
     let mut resolution = Resolution::default();
     let mut fates: HashMap<WriteId, Verdict> = HashMap::new();
-    // Its write is in the document or was evicted from it.
-    let is_present =
-        |doc: &Document, id| doc.recent_write(id).is_some() || known.evicted.contains(&id);
+    // Its write is in the document or was evicted from it. A retry that the document refused is no
+    // write.
+    let is_present = |doc: &Document, id| {
+        let is_written = |write: &RecentWrite| {
+            matches!(write.outcome, RecordedOutcome::Written | RecordedOutcome::Unchanged)
+        };
+        doc.recent_write(id).is_some_and(is_written) || known.evicted.contains(&id)
+    };
     if entry.at.flushed <= end_of(entry.at.epoch) {
         fates.extend(asked.iter().map(|asked| (asked.write.id, Verdict::Kept)));
     } else if is_late {
@@ -406,6 +411,11 @@ mod tests {
         add(&mut current, 1, "a", &TWO);
         let resolution = resolved(&entry, &mut current, &KnownWrites::default(), true);
         assert_eq!(verdicts(&resolution), [(1, Verdict::Kept)]);
+        // And was refused.
+        let refused = current.recent.last_mut().expect("its retry");
+        refused.outcome = RecordedOutcome::VersionMismatch;
+        let resolution = resolved(&entry, &mut current, &KnownWrites::default(), true);
+        assert_eq!(verdicts(&resolution), [(1, Verdict::Lost(LostReason::Late))]);
     }
 
     #[test]

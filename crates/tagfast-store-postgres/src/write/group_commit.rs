@@ -12,9 +12,7 @@
 use std::collections::HashMap;
 
 use futures_util::future::join;
-use tagfast_domain::{
-    EpochId, RecentWrite, UnixMillis, Version, WriteId, codec, limits as domain_limits,
-};
+use tagfast_domain::{RecentWrite, UnixMillis, Version, WriteId, codec, limits as domain_limits};
 use tagfast_failover::{Commit, JournaledContent, JournaledWrite, LogRange};
 use tagfast_store::write_batch::{ItemResult, Slot, SlotCommit};
 use tagfast_store::{WriteBatch, WriteRequest};
@@ -33,8 +31,10 @@ use crate::write::slots::{
 /// A write of a batch.
 pub(crate) struct BatchItem<'a> {
     pub(crate) request: &'a WriteRequest,
-    /// The epoch of an earlier attempt that may have been durable.
-    pub(crate) in_doubt: Option<EpochId>,
+    /// An earlier attempt of this process may have been durable.
+    pub(crate) in_doubt: bool,
+    /// An attempt of an earlier epoch may be brought back by a repair.
+    pub(crate) may_come_back: bool,
 }
 
 /// The outcome of a batch.
@@ -89,11 +89,9 @@ pub(crate) async fn run(
         let known = batch
             .needs_prior(&request.write)
             .and_then(|slot| prior.get(&(slot.stored_key.clone(), request.write.id)));
-        match item.in_doubt {
-            Some(epoch) if epoch != context.commit.epoch.id => {
-                batch.apply_undecided(request, known);
-            }
-            Some(_) | None => batch.apply(request, known),
+        match item.may_come_back {
+            true => batch.apply_undecided(request, known),
+            false => batch.apply(request, known),
         }
     }
     let written = write_slots(session, &mut batch, &new_keys, context, began).await?;
@@ -172,8 +170,7 @@ async fn read_prior_writes(
 ) -> Result<PriorWrites, PgError> {
     // By content and id: an id belongs to one content.
     let (mut keys, mut ids): (Vec<&[u8]>, Vec<&[u8]>) = (Vec::new(), Vec::new());
-    let seen_before =
-        |item: &&BatchItem<'_>| item.in_doubt.is_some() || item.request.keyed.is_some();
+    let seen_before = |item: &&BatchItem<'_>| item.in_doubt || item.request.keyed.is_some();
     for BatchItem { request, .. } in items.iter().filter(seen_before) {
         if let Some(slot) = batch.needs_prior(&request.write) {
             keys.push(&slot.stored_key);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tagfast_domain::{EpochId, Refusal, TenantId};
+use tagfast_domain::{EpochId, TenantId};
 use tagfast_failover::GuardState;
 use tagfast_resilience::{BreakerState, counter};
 use tagfast_store::fair_queue::{FairQueue, Queued, TenantWeights};
@@ -25,10 +25,6 @@ use crate::refusal::{NO_REPLICA_IN_TIME, overloaded, replication_lag, unavailabl
 
 /// How often a lane answers writes whose time is up.
 pub(crate) const EXPIRY_INTERVAL: Duration = Duration::from_millis(50);
-
-/// An attempt was lost with its epoch, and the next one refused.
-const LOST_ATTEMPT: &str =
-    "a failover came between two attempts of the write, and the first may be repaired";
 
 /// What a caller receives.
 pub(crate) type WriteResult = Result<WriteAnswer, StoreError>;
@@ -50,17 +46,12 @@ impl QueuedWrite {
         Self { in_doubt: self.in_doubt.or(Some(epoch)), ..self }
     }
 
-    /// What its caller is told of a result in this epoch. The content may have refused the write
-    /// only because an earlier attempt was lost with its epoch; a repair, of this process or of one
-    /// that had read it, may bring that attempt back.
-    pub(crate) fn told(&self, result: WriteResult, epoch: EpochId) -> WriteResult {
-        let is_undecided = self.in_doubt.is_some_and(|doubtful| doubtful != epoch);
-        match result {
-            Err(StoreError::Refused(
-                Refusal::VersionMismatch { .. } | Refusal::TooManyTags { .. },
-            )) if is_undecided => Err(unavailable(LOST_ATTEMPT, true)),
-            result => result,
-        }
+    /// Whether an earlier attempt of it, in an epoch before this one, may still be brought back by
+    /// a repair, of this process or of a different one. `is_final`: none is brought back any more.
+    /// A key may be that of a retry: who took the first attempt is not known here.
+    pub(crate) fn may_come_back(&self, epoch: EpochId, is_final: bool) -> bool {
+        let was_lost = self.in_doubt.is_some_and(|doubtful| doubtful != epoch);
+        !is_final && (was_lost || self.request.keyed.is_some())
     }
 }
 
@@ -247,7 +238,8 @@ pub(crate) async fn expire_late(lane: Arc<Lane>, cluster: Arc<Cluster>) {
 #[cfg(test)]
 mod tests {
     use tagfast_domain::{
-        ContentKey, Limits, Operation, Tag, UserId, Version, Write as ContentWrite, WriteId,
+        Call, ContentKey, IdempotencyKey, Limits, Operation, Tag, UserId, Write as ContentWrite,
+        WriteId,
     };
 
     use super::*;
@@ -262,32 +254,26 @@ mod tests {
             if_match: None,
         };
         let (reply, _) = oneshot::channel();
-        let request = WriteRequest::new(write);
+        let request = WriteRequest { keyed: None, ..WriteRequest::new(write) };
         QueuedWrite { request, reply, until: Instant::now(), in_doubt: None }
     }
 
     #[test]
-    fn a_refusal_after_an_attempt_that_a_failover_lost_decides_nothing() {
+    fn an_attempt_may_come_back_until_the_repair_is_final() {
         let (first, second) = (EpochId([1; 16]), EpochId([2; 16]));
-        let mismatch = || {
-            let current = Version::from_packed(9).expect("a version");
-            Err(StoreError::Refused(Refusal::VersionMismatch { current }))
-        };
-        let too_many = || Err(StoreError::Refused(Refusal::TooManyTags { allowed: 1, given: 2 }));
-        let is_refused = |result: &WriteResult| matches!(result, Err(StoreError::Refused(_)));
-        let is_unknown =
-            |result: &WriteResult| result.as_ref().is_err_and(StoreError::is_outcome_unknown);
-        assert!(is_refused(&queued().told(mismatch(), first)), "it was tried once");
+        assert!(!queued().may_come_back(second, false), "it was tried once");
         let doubted = queued().doubted(first);
-        // The document would have it.
-        assert!(is_refused(&doubted.told(mismatch(), first)));
-        for refusal in [mismatch(), too_many()] {
-            let told = doubted.told(refusal, second);
-            assert!(is_unknown(&told), "{told:?}");
-        }
-        let reused = doubted.told(Err(StoreError::Refused(Refusal::WriteIdReused)), second);
-        assert!(is_refused(&reused), "whatever became of the attempt");
+        assert!(!doubted.may_come_back(first, false), "the document would have it");
+        assert!(doubted.may_come_back(second, false));
         let again = doubted.doubted(second);
-        assert!(is_unknown(&again.told(mismatch(), second)), "the first attempt counts");
+        assert!(again.may_come_back(second, false), "the first attempt counts");
+        let mut keyed = queued();
+        let content = &keyed.request.write.key.content;
+        let key = IdempotencyKey::of_write(WriteId([1; 16]), Call::Patch, content);
+        keyed.request.keyed = Some(key);
+        assert!(keyed.may_come_back(second, false), "a different process may have tried it");
+        for write in [again, keyed] {
+            assert!(!write.may_come_back(second, true));
+        }
     }
 }

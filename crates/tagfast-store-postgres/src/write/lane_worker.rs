@@ -13,7 +13,8 @@
 //! likewise, and one small batch at a time probes it. A connection that dies before COMMIT: the
 //! batch runs again. After COMMIT: it runs again too, with the same ids, which the document has if
 //! the first attempt was durable; when no primary comes in time the callers learn that the outcome
-//! is unknown.
+//! is unknown. A content refuses a write that a failover may have lost an attempt of: it waits
+//! until the repair is final, at most as long as for a primary, then its outcome is unknown.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,7 +25,8 @@ use tagfast_failover::{AckDecision, Commit, EpochRecord, GuardState, ReplicaCoun
 use tagfast_resilience::task::{StopSignal, TaskTracker};
 use tagfast_resilience::{Bounded, Clock, ErrorChain, Permit, counter, gauge, histogram};
 use tagfast_store::metric::{
-    CommitFailureReason, STORE_BATCH_WRITES, STORE_COMMIT_FAILURES, STORE_COMMIT_SECONDS,
+    CommitFailureReason, RefusalReason, STORE_BATCH_WRITES, STORE_COMMIT_FAILURES,
+    STORE_COMMIT_SECONDS, STORE_REFUSED,
 };
 use tagfast_store::write_batch::ItemResult;
 use tagfast_store::{CommitContext, Durability, WriteAnswer};
@@ -36,7 +38,9 @@ use crate::connect::{ConnectionFactory, PgError};
 use crate::health::cause::FailureCause;
 use crate::metric::{ACKNOWLEDGED_BEYOND_BOUND, LANE_LOST_RACES, LANE_QUEUE, UNPROVEN_WRITES};
 use crate::options::{ReplicatedMeans, limit, reconnect_delay};
-use crate::refusal::{NO_REPLICA_IN_TIME, NOT_REPLICATED_IN_TIME, replication_lag};
+use crate::refusal::{
+    NO_REPLICA_IN_TIME, NOT_REPLICATED_IN_TIME, REPAIR_OPEN, replication_lag, unavailable,
+};
 use crate::sql::EPOCH_ENDED;
 use crate::write::acknowledgement::{AckOutcome, CommittedGroup};
 use crate::write::group_commit::{self, BatchItem, CommitOutcome};
@@ -215,9 +219,14 @@ impl LaneWorker {
         let lane_lock = (locked && !writes.is_empty()).then_some(self.lane.number);
         let journals = !self.cluster.guard.is_off();
         let context = GroupContext { commit, lane_lock, is_canary: writes.is_empty(), journals };
+        let is_final = self.cluster.repair.is_final();
         let batch: Vec<BatchItem<'_>> = writes
             .iter()
-            .map(|write| BatchItem { request: &write.request, in_doubt: write.in_doubt })
+            .map(|write| BatchItem {
+                request: &write.request,
+                in_doubt: write.in_doubt.is_some(),
+                may_come_back: write.may_come_back(epoch.id, is_final),
+            })
             .collect();
         match self.note_late(writes.len(), group_commit::run(&mut session, &batch, &context)).await
         {
@@ -367,17 +376,19 @@ impl LaneWorker {
         let epoch = outcome.commit.epoch;
         let group = CommittedGroup::record(&self.cluster, &mut outcome);
         let mut done = Vec::with_capacity(writes.len());
-        let mut lost = Vec::new();
+        let (mut lost, mut undecided) = (Vec::new(), Vec::new());
         for (write, item) in writes.into_iter().zip(outcome.items) {
             match item {
-                ItemResult::Done(result) => {
-                    let told = write.told(result, epoch);
-                    done.push((write, told));
-                }
+                ItemResult::Done(result) => done.push((write, result)),
                 ItemResult::Retry => lost.push(write),
+                ItemResult::Undecided => undecided.push(write),
             }
         }
         self.lane.requeue(lost);
+        if !undecided.is_empty() {
+            let (lane, cluster) = (Arc::clone(&self.lane), Arc::clone(&self.cluster));
+            self.spawn(await_repair(lane, cluster, epoch, undecided));
+        }
         let Some(until) = done.iter().map(|(write, _)| write.until).max() else { return };
         let (lane, cluster) = (Arc::clone(&self.lane), Arc::clone(&self.cluster));
         let Some(group) = group else { return retry_unproven(&lane, &cluster, epoch, done) };
@@ -416,6 +427,29 @@ impl LaneWorker {
 }
 
 type DoneWrites = Vec<(QueuedWrite, WriteResult)>;
+
+/// Holds writes that their contents refuse in this epoch while a repair may bring earlier attempts
+/// of them back, then queues them again. Those whose time is up are answered: their outcome is
+/// unknown.
+async fn await_repair(
+    lane: Arc<Lane>,
+    cluster: Arc<Cluster>,
+    epoch: EpochId,
+    mut writes: Vec<QueuedWrite>,
+) {
+    while !writes.is_empty() {
+        let is_current = cluster.epoch().is_some_and(|current| current.id == epoch);
+        if cluster.repair.is_final() || !is_current {
+            return lane.requeue(writes);
+        }
+        tokio::time::sleep(EXPIRY_INTERVAL).await;
+        let now = Instant::now();
+        for late in writes.extract_if(.., |write| write.until <= now) {
+            counter!(STORE_REFUSED, "reason" => RefusalReason::RepairOpen).increment(1);
+            drop(late.reply.send(Err(unavailable(REPAIR_OPEN, true))));
+        }
+    }
+}
 
 /// Answers the writes of an acknowledged commit, except those that asked for replicas, which are
 /// returned. `count`: how many replicas had the commit.

@@ -16,6 +16,7 @@ mod repair_races;
 mod replica_ages;
 mod replica_faults;
 mod replication_lag;
+mod retries;
 mod scenarios;
 mod shield;
 #[path = "../support/mod.rs"]

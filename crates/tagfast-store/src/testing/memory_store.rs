@@ -304,7 +304,9 @@ impl MemoryStore {
         let commit = CommitPosition { inside_lsn: position.lsn, position, xmin: position.xid + 1 };
         let result = match batch.finish(|_| SlotCommit::Committed(commit)).pop() {
             Some(ItemResult::Done(result)) => result,
-            Some(ItemResult::Retry) | None => Err(StoreError::Internal("no result".into())),
+            Some(ItemResult::Retry | ItemResult::Undecided) | None => {
+                Err(StoreError::Internal("no result".into()))
+            }
         };
         let is_no_op = result.as_ref().is_ok_and(|answer| !is_changed && !answer.repeated);
         if is_no_op && self.breaks(BrokenPromise::PublishesNoOps) {

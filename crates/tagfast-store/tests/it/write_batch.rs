@@ -6,8 +6,8 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use tagfast_domain::{
     ApplyContext, Call, ContentKey, Document, DomainError, Epoch, EpochId, EpochOrdinal,
-    IdempotencyKey, Limits, Operation, Outcome, RecentWrite, Refusal, Tag, UserId, Version, Write,
-    WriteId, apply, remember,
+    IdempotencyKey, IfMatch, JoinContext, JoinFate, Limits, Operation, Outcome, RecentWrite,
+    Refusal, Tag, Tagging, UserId, Version, Write, WriteId, apply, join, remember,
 };
 use tagfast_sharding::LogicalShard;
 use tagfast_store::write_batch::{CommitPosition, ItemResult, SlotCommit};
@@ -53,7 +53,9 @@ fn committed(epoch: &Epoch, lsn: u64) -> SlotCommit {
 fn answer(item: ItemResult) -> WriteAnswer {
     match item {
         ItemResult::Done(Ok(answer)) => answer,
-        other @ (ItemResult::Done(Err(_)) | ItemResult::Retry) => panic!("no answer: {other:?}"),
+        other @ (ItemResult::Done(Err(_)) | ItemResult::Retry | ItemResult::Undecided) => {
+            panic!("no answer: {other:?}")
+        }
     }
 }
 
@@ -121,28 +123,159 @@ fn a_lost_race_and_a_damaged_document_fail_their_content_only() {
     assert!(matches!(&items[2], ItemResult::Done(Ok(answer)) if answer.changed));
 }
 
-/// Otherwise a repair that brings its first attempt back would find that its id was refused.
+fn tagging(n: u8) -> Tagging {
+    Tagging::of(tag(n), UserId::parse("ann").expect("a user"), NOW, Version::NONE)
+}
+
 #[test]
-fn a_refusal_of_a_write_whose_first_attempt_was_lost_is_not_remembered() {
-    let epoch = epoch(1);
+fn a_refusal_of_what_a_repair_may_bring_back_decides_nothing() {
+    let (earlier, epoch) = (epoch(1), epoch(2));
     let context = CommitContext { cluster: 0, epoch: &epoch, limits: &LIMITS, now: NOW };
-    let refused = |decides: bool| {
-        let mut request = add(1, 1, 1);
-        let call = Call::AddTag;
-        request.keyed = Some(IdempotencyKey { id: [1; 16], call, request: 1 });
-        request.write.if_match = Some(Version::from_packed(9).expect("a version").into());
-        let mut batch = WriteBatch::new(context, 1);
-        load(&mut batch, &request.write.key, Ok(Document::default()));
-        match decides {
-            true => batch.apply(&request, None),
-            false => batch.apply_undecided(&request, None),
-        }
-        let remembered = batch.slots_to_store_mut().count();
-        let item = batch.finish(|_| committed(&epoch, 1)).remove(0);
-        assert!(matches!(item, ItemResult::Done(Err(StoreError::Refused(_)))), "{item:?}");
-        remembered
+    let full = Document {
+        version: epoch.first_version(),
+        taggings: (0..LIMITS.tags_per_content).map(|n| tagging(n as u8)).collect(),
+        ..Document::default()
     };
-    assert_eq!([refused(true), refused(false)], [1, 0]);
+    // (the versions of `If-Match`, whether an earlier epoch may have taken it)
+    let (old, new) = (earlier.first_version(), epoch.first_version().next(&epoch));
+    let cases = [
+        (None, true),
+        (Some(vec![old]), true),
+        (Some(vec![old, new]), true),
+        (Some(vec![Version::NONE]), true),
+        (Some(vec![new]), false),
+    ];
+    for (versions, could_be_taken) in cases {
+        for may_come_back in [true, false] {
+            let mut request = add(1, 1, 200);
+            let call = Call::AddTag;
+            request.keyed = Some(IdempotencyKey { id: [1; 16], call, request: 1 });
+            request.write.if_match = versions.clone().map(IfMatch::any_of);
+            let mut batch = WriteBatch::new(context, 1);
+            load(&mut batch, &request.write.key, Ok(full.clone()));
+            match may_come_back {
+                true => batch.apply_undecided(&request, None),
+                false => batch.apply(&request, None),
+            }
+            let remembered = batch.slots_to_store_mut().count();
+            let is_undecided = match batch.finish(|_| committed(&epoch, 1)).remove(0) {
+                ItemResult::Done(Err(StoreError::Refused(_))) => false,
+                ItemResult::Undecided => true,
+                other @ (ItemResult::Done(_) | ItemResult::Retry) => panic!("{other:?}"),
+            };
+            assert_eq!(is_undecided, may_come_back && could_be_taken, "{versions:?}");
+            assert_eq!(remembered, usize::from(!is_undecided), "{versions:?}");
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Change {
+    Add(u8),
+    Remove(u8),
+    Replace(u8),
+    /// With the version that the document has when it is written.
+    Conditional(u8),
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let tag = 0u8..4;
+    prop_oneof![
+        tag.clone().prop_map(Change::Add),
+        tag.clone().prop_map(Change::Remove),
+        tag.clone().prop_map(Change::Replace),
+        tag.prop_map(Change::Conditional),
+    ]
+}
+
+/// A keyed write of the content.
+fn write_of(change: &Change, id: u8, seen: Version) -> WriteRequest {
+    let (mut request, number) = match change {
+        Change::Add(n) | Change::Conditional(n) | Change::Remove(n) | Change::Replace(n) => {
+            (add(id.into(), 1, *n), *n)
+        }
+    };
+    let operation = match change {
+        Change::Add(_) | Change::Conditional(_) => None,
+        Change::Remove(_) => Some(Operation::patch(vec![], vec![tag(number).name], &LIMITS)),
+        Change::Replace(_) => Some(Operation::replace(vec![tag(number)], &LIMITS)),
+    };
+    if let Some(operation) = operation {
+        request.write.operation = operation.expect("an operation");
+    }
+    request.write.if_match = matches!(change, Change::Conditional(_)).then(|| seen.into());
+    request.keyed = Some(IdempotencyKey { id: [id; 16], call: Call::Patch, request: id.into() });
+    request
+}
+
+/// Folds one write over a document; returns the document and whether it was refused for good.
+fn fold(
+    epoch: &Epoch,
+    document: &Document,
+    request: &WriteRequest,
+    may_come_back: bool,
+) -> (Document, bool) {
+    let limits = Limits { tags_per_content: 2 };
+    let context = CommitContext { cluster: 0, epoch, limits: &limits, now: NOW };
+    let mut batch = WriteBatch::new(context, 1);
+    load(&mut batch, &request.write.key, Ok(document.clone()));
+    match may_come_back {
+        true => batch.apply_undecided(request, None),
+        false => batch.apply(request, None),
+    }
+    let document = batch.slots().next().expect("its slot").1.document.clone();
+    let item = batch.finish(|_| committed(epoch, 1)).remove(0);
+    (document, matches!(item, ItemResult::Done(Err(StoreError::Refused(_)))))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    /// Writes of an epoch are lost, the next one writes on, and clients retry the lost ones there
+    /// before the repair: what a retry was refused for good is not brought back.
+    #[test]
+    fn no_repair_brings_back_what_a_retry_was_refused(
+        kept in proptest::collection::vec(change(), 0..4),
+        lost in proptest::collection::vec(change(), 1..4),
+        later in proptest::collection::vec(change(), 0..4),
+        retried in proptest::collection::vec(0usize..4, 1..4),
+    ) {
+        let (one, two) = (epoch(1), epoch(2));
+        let mut id = 0u8;
+        let mut write_all = |epoch: &Epoch, document: &mut Document, changes: &[Change]| {
+            let mut written = Vec::new();
+            for change in changes {
+                id += 1;
+                let request = write_of(change, id, document.version);
+                *document = fold(epoch, document, &request, false).0;
+                written.push((request, document.version));
+            }
+            written
+        };
+        let mut document = Document::default();
+        write_all(&one, &mut document, &kept);
+        let mut of_first = document.clone();
+        let lost = write_all(&one, &mut of_first, &lost);
+        write_all(&two, &mut document, &later);
+        let mut refused = Vec::new();
+        for n in retried {
+            let (request, _) = &lost[n % lost.len()];
+            let (after, is_refused) = fold(&two, &document, request, true);
+            document = after;
+            if is_refused {
+                refused.push(request.write.id);
+            }
+        }
+        let limits = Limits { tags_per_content: 2 };
+        let writes: Vec<(WriteId, Version)> =
+            lost.iter().map(|(request, version)| (request.write.id, *version)).collect();
+        let ctx = JoinContext { epoch: &two, now: NOW, limits: &limits };
+        let joined = join(&mut document, &of_first, &writes, &ctx);
+        for (id, fate) in joined.fates {
+            let is_back = matches!(fate, JoinFate::Repaired | JoinFate::Superseded);
+            prop_assert!(!(is_back && refused.contains(&id)), "{id:?}: {fate:?}");
+        }
+    }
 }
 
 #[test]
