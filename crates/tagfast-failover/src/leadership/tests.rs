@@ -1,3 +1,5 @@
+//! The rules of the proofs one by one, and over all schedules.
+
 use super::*;
 use crate::epoch::tests::record;
 use proptest::prelude::*;

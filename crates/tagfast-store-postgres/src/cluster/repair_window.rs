@@ -1,6 +1,6 @@
 //! The time between a failover and the closing of its repair, as this process sees it: what it saw
-//! when, whether reads may still lack acknowledged writes, and whether an earlier attempt of a write
-//! may still come back.
+//! when, whether reads may still lack acknowledged writes, and whether an earlier attempt of a
+//! write may still come back.
 //!
 //! How it fails: towards "may lack" and "may come back". A suspicion that turns out to be none is
 //! forgotten with the next poll that finds the primary in place.

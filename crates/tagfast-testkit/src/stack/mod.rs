@@ -16,6 +16,7 @@ mod change;
 mod cleanup;
 mod etcd;
 mod etcd_auth;
+mod etcd_faults;
 pub mod fault;
 mod gate;
 pub mod host;
