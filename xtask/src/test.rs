@@ -81,7 +81,7 @@ fn stages(options: &TestOptions, totals: &mut Totals) -> Result<()> {
     stage("build without features", || {
         run(cargo().args(["test", "--workspace", "--no-run", "--bin", "tagfast"]))
     })?;
-    totals.add(stage("tests", || test_binaries::run_all(&binaries, &options.filter))?);
+    totals.add(stage("tests", || test_binaries::run_all(binaries, &options.filter))?);
     if contract {
         totals.add(stage("alert rules", alerts::check)?);
     }

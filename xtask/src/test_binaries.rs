@@ -1,4 +1,5 @@
-//! Builds the test binaries and runs two of them at a time.
+//! Builds the test binaries and runs them: those that measure how soon something happens alone, the
+//! others two at a time.
 //!
 //! Binaries that start servers wait for most of their time (for elections, time limits, consumer
 //! groups), and the tests of one share a stack; so two binaries side by side use what one leaves
@@ -22,14 +23,17 @@ use crate::totals::Totals;
 /// How many binaries run at the same time. Each may have a whole stack of servers, some 3 GiB.
 const BINARIES_AT_ONCE: usize = 2;
 
-/// The binaries that take longest, the longest first: they begin first, so that no long one is
-/// left alone at the end. Any other order is slower and nothing else.
-const LONGEST: [(&str, &str); 7] = [
-    ("tagfast", "real"),
-    ("tagfast-store-postgres", "faults"),
+/// The binaries that run alone: their bounds are seconds, and a second binary on two processors
+/// would be what they measure.
+const ALONE: [(&str, &str); 3] =
+    [("tagfast", "real"), ("tagfast-store-postgres", "faults"), ("tagfast", "matrix")];
+
+/// The others that take longest, the longest first: they begin first, so that no long one is left
+/// at the end. Any other order is slower and nothing else.
+const LONGEST: [(&str, &str); 5] = [
     ("tagfast-store-postgres", "real"),
     ("tagfast-search-opensearch", "real"),
-    ("tagfast", "matrix"),
+    ("tagfast-testkit", "real"),
     ("tagfast-events-kafka", "real"),
     ("tagfast-cache", "real"),
 ];
@@ -65,11 +69,15 @@ impl TestBinary {
         }))
     }
 
+    /// Whether it runs alone.
+    fn is_alone(&self) -> bool {
+        ALONE.contains(&(&self.package, &self.target))
+    }
+
     /// The place in the order in which binaries begin.
     fn place(&self) -> usize {
-        let is_this =
-            |(package, target): &(&str, &str)| *package == self.package && *target == self.target;
-        LONGEST.iter().position(is_this).unwrap_or(LONGEST.len())
+        let place = LONGEST.iter().position(|of| *of == (&*self.package, &*self.target));
+        place.unwrap_or(LONGEST.len())
     }
 
     /// Runs it and returns what it printed, and its totals.
@@ -108,7 +116,7 @@ impl TestBinary {
     }
 }
 
-/// Builds with these arguments of `cargo test`; the binaries in the order in which they should run.
+/// Builds with these arguments of `cargo test`.
 pub(crate) fn build(arguments: &[String]) -> Result<Vec<TestBinary>> {
     let mut command = cargo();
     command.args(["test", "--workspace", "--no-run"]).args(arguments);
@@ -124,12 +132,21 @@ pub(crate) fn build(arguments: &[String]) -> Result<Vec<TestBinary>> {
         bail!("cargo test --no-run failed ({status})");
     }
     ensure!(!binaries.is_empty(), "cargo test --no-run built no test");
-    binaries.sort_by_key(TestBinary::place);
     Ok(binaries)
 }
 
 /// Runs the binaries and adds up what they say. `filter`: arguments for each of them.
-pub(crate) fn run_all(binaries: &[TestBinary], filter: &[String]) -> Result<Totals> {
+pub(crate) fn run_all(binaries: Vec<TestBinary>, filter: &[String]) -> Result<Totals> {
+    let (alone, mut others): (Vec<_>, Vec<_>) =
+        binaries.into_iter().partition(TestBinary::is_alone);
+    others.sort_by_key(TestBinary::place);
+    let mut totals = run_side_by_side(1, &alone, filter)?;
+    totals.add(run_side_by_side(BINARIES_AT_ONCE, &others, filter)?);
+    Ok(totals)
+}
+
+/// Runs so many of the binaries at a time.
+fn run_side_by_side(at_once: usize, binaries: &[TestBinary], filter: &[String]) -> Result<Totals> {
     let waiting = Mutex::new(binaries.iter());
     let printing = Mutex::new(Totals::default());
     let run_until_none_waits = || -> Result<()> {
@@ -143,15 +160,13 @@ pub(crate) fn run_all(binaries: &[TestBinary], filter: &[String]) -> Result<Tota
             let mut totals = printing.lock().unwrap_or_else(PoisonError::into_inner);
             totals.add(of_binary);
             let executable = binary.executable.strip_prefix(root()).unwrap_or(&binary.executable);
-            let mut stdout = std::io::stdout().lock();
-            writeln!(stdout, "\n     Running {package} {target} ({})", executable.display())?;
-            stdout.write_all(&printed)?;
-            let seconds = began.elapsed().as_secs_f64();
-            writeln!(stdout, "     {package} {target} took {seconds:.0} s")?;
+            let (printed, seconds) = (String::from_utf8_lossy(&printed), began.elapsed().as_secs());
+            println!("\n     Running {package} {target} ({})", executable.display());
+            println!("{printed}     {package} {target} took {seconds} s");
         }
     };
     std::thread::scope(|scope| {
-        let workers = [(); BINARIES_AT_ONCE].map(|()| scope.spawn(run_until_none_waits));
+        let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(&run_until_none_waits)).collect();
         for worker in workers {
             worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         }
@@ -186,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn only_test_binaries_are_taken_and_the_longest_begin_first() {
+    fn only_test_binaries_are_taken_the_longest_begin_first_and_some_run_alone() {
         assert_eq!(TestBinary::parse(&artifact(false, "/t/tagfast")).expect("parsed"), None);
         assert_eq!(TestBinary::parse(&artifact(true, "")).expect("parsed"), None);
         let real = TestBinary::parse(&artifact(true, "/t/real-1")).expect("parsed").expect("one");
@@ -195,6 +210,9 @@ mod tests {
         assert_eq!(real.directory, Path::new("/house/crates/tagfast-cache"));
         let other = TestBinary { target: "it".to_owned(), ..real };
         assert_eq!((LONGEST.len() - 1, LONGEST.len()), (place, other.place()));
+        let matrix = TestBinary { package: "tagfast".into(), target: "matrix".into(), ..other };
+        assert!(matrix.is_alone());
+        assert!(!TestBinary { target: "it".to_owned(), ..matrix }.is_alone());
         assert!(TestBinary::parse("no JSON").is_err());
     }
 
@@ -204,10 +222,11 @@ mod tests {
         let failing = format!("{result}; exit 101");
         let scripts = ["kill -9 $$", result, &failing, "exit 0"];
         let binaries: Vec<_> = (0..).zip(scripts).map(|(n, text)| script(n, text)).collect();
-        let totals = run_all(&binaries, &["script".to_owned()]).expect("run");
+        let directories: Vec<_> = binaries.iter().map(|one| one.directory.clone()).collect();
+        let totals = run_all(binaries, &["script".to_owned()]).expect("run");
         assert_eq!((totals.passed, totals.failed), (6, 3));
-        for binary in &binaries {
-            std::fs::remove_dir_all(&binary.directory).expect("removed");
+        for directory in &directories {
+            std::fs::remove_dir_all(directory).expect("removed");
         }
     }
 }
