@@ -110,8 +110,15 @@ pub(crate) enum LoadKind {
     Newest,
 }
 
+/// A view of the store, or of the local cache.
+pub(crate) struct Loaded {
+    pub(crate) view: View,
+    /// It was read while a repair was open.
+    pub(crate) may_lack_repair: bool,
+}
+
 /// Result of a read of the store, as all its callers share it.
-pub(crate) type LoadResult = Result<Arc<View>, Arc<StoreError>>;
+pub(crate) type LoadResult = Result<Arc<Loaded>, Arc<StoreError>>;
 
 /// Counters of reads by who answered, resolved once because every view counts.
 pub(crate) struct AnswerCounters {
@@ -229,13 +236,20 @@ impl CachedStore {
     }
 
     /// The entry to cache for a view; `None` for a view that must not be cached: it is degraded or
-    /// stale, or not certain to belong to the current history.
-    pub(crate) fn entry(&self, view: &View, shard: LogicalShard) -> Option<Arc<Entry>> {
+    /// stale, or not certain to belong to the current history. That of a view that may lack what a
+    /// repair brings back is never fresh: no one tells the caches what the repair writes. It makes
+    /// older entries give way, and can answer as stale.
+    pub(crate) fn entry(
+        &self,
+        view: &View,
+        shard: LogicalShard,
+        may_lack_repair: bool,
+    ) -> Option<Arc<Entry>> {
         let complete = view.degraded.is_empty() && !view.stale;
         if !complete || lineage(&view.position, shard, &*self.history) != Lineage::Current {
             return None;
         }
-        let soft_ttl = self.options.soft_ttl;
+        let soft_ttl = if may_lack_repair { Duration::ZERO } else { self.options.soft_ttl };
         let ttl = jittered(if view.tags.is_empty() { soft_ttl / 2 } else { soft_ttl });
         let now = self.clock.now_ms();
         // Not from now on: a replica may have been read that is some seconds behind.

@@ -34,7 +34,7 @@ use tagfast_store::{
 };
 use tokio::time::Instant;
 
-use crate::cached_store::{CachedStore, LoadKey, LoadKind, LoadResult};
+use crate::cached_store::{CachedStore, LoadKey, LoadKind, LoadResult, Loaded};
 use crate::entry::Entry;
 use crate::freshness::{FreshnessRequirement, Lineage, lineage};
 use crate::local_cache::CacheLookup;
@@ -88,7 +88,8 @@ impl CachedStore {
         answer: Result<View, StoreError>,
     ) -> Result<View, StoreError> {
         let mut view = answer?;
-        if self.history.is_repair_open(read.shard) {
+        let is_marked = view.degraded.contains(&REPAIR_PENDING);
+        if !is_marked && self.history.is_repair_open(read.shard) {
             view.degraded.push(REPAIR_PENDING);
         }
         Ok(view)
@@ -291,7 +292,8 @@ impl CachedStore {
                 .await
                 .unwrap_or_else(|_| Err(store_timeout())),
         };
-        match (loaded, stale) {
+        let may_lack_repair = matches!(loaded, Ok((_, true)));
+        match (loaded.map(|(view, _)| view), stale) {
             // Of two stale views the newer one.
             (Ok(view), Some(cached))
                 if view.stale && (cached.version, cached.as_of) > (view.version, view.as_of) =>
@@ -311,6 +313,9 @@ impl CachedStore {
                     && !view.degraded.contains(&POSITION_UNAVAILABLE)
                 {
                     view.degraded.push(POSITION_UNAVAILABLE);
+                }
+                if may_lack_repair {
+                    view.degraded.push(REPAIR_PENDING);
                 }
                 self.answers.store.increment(1);
                 Ok(view)
@@ -359,12 +364,13 @@ impl CachedStore {
         Some(view)
     }
 
-    /// Reads the store, together with all callers that need the same.
+    /// Reads the store, together with all callers that need the same. Also returns whether the view
+    /// may lack what a repair brings back.
     async fn load(
         &self,
         read: &ReadContext<'_>,
         requirement: &Requirement,
-    ) -> Result<View, StoreError> {
+    ) -> Result<(View, bool), StoreError> {
         let kind = match requirement {
             None => LoadKind::Newest,
             // With a token, the store must also prove its floors, which cover other contents.
@@ -392,10 +398,10 @@ impl CachedStore {
             (loaded, collapsed) = run(Some(read.arrived_at)).await?;
         }
         match loaded {
-            Ok(view) => {
-                let mut view = View::clone(&view);
+            Ok(loaded) => {
+                let mut view = loaded.view.clone();
                 view.cache = CacheUse::Miss { collapsed };
-                Ok(view)
+                Ok((view, loaded.may_lack_repair))
             }
             Err(error) => Err(error.share()),
         }
@@ -409,7 +415,7 @@ impl CachedStore {
         kind: LoadKind,
         loaded: &LoadResult,
     ) -> bool {
-        let Ok(view) = loaded else { return true };
+        let Ok(Loaded { view, .. }) = loaded.as_deref() else { return true };
         match (kind, requirement) {
             (LoadKind::Any, _) => true,
             // The read may have started before this caller's last write.
@@ -420,7 +426,7 @@ impl CachedStore {
                     read.options.token.is_some_and(|t| t.floors.contains_key(&read.shard));
                 view.degraded.is_empty()
                     && (requirement.version.is_some() || !has_floor)
-                    && requirement.is_met((&**view).into(), read.shard, &*self.history)
+                    && requirement.is_met(view.into(), read.shard, &*self.history)
             }
         }
     }
@@ -477,19 +483,20 @@ impl CachedStore {
                 && this.is_valid(&read, &entry)
                 && this.meets(&read, requirement, &entry)
             {
-                return Ok(Arc::new(entry.view(CacheUse::Hit("l1"))));
+                let view = entry.view(CacheUse::Hit("l1"));
+                return Ok(Arc::new(Loaded { view, may_lack_repair: false }));
             }
             let mut view = this.store.view(&content, &options).await.map_err(Arc::new)?;
-            // It says nothing about this view. An answer is marked when it is given, from a cache
-            // or not, and what a repair brings back replaces the cached entry.
+            // The mark stays with the answer, and is no reason to read again.
+            let may_lack_repair = view.degraded.contains(&REPAIR_PENDING);
             view.degraded.retain(|degraded| *degraded != REPAIR_PENDING);
-            if let Some(entry) = this.entry(&view, shard) {
+            if let Some(entry) = this.entry(&view, shard, may_lack_repair) {
                 if let (Some(local), Some(lease)) = (&this.local_cache, lease) {
                     this.fill_local(local, &key, hash, Arc::clone(&entry), lease);
                 }
                 this.fill_in_background(&key, shard, &entry);
             }
-            Ok(Arc::new(view))
+            Ok(Arc::new(Loaded { view, may_lack_repair }))
         }
     }
 }

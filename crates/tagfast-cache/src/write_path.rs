@@ -13,7 +13,9 @@ use futures_util::future::{join, join_all};
 use tagfast_domain::{ContentKey, TenantId, UserId};
 use tagfast_resilience::{ErrorChain, counter};
 use tagfast_sharding::{ContentHash, LogicalShard};
-use tagfast_store::{Degraded, RequiredVersion, StoreError, TagWriter, WriteAnswer, WriteRequest};
+use tagfast_store::{
+    Degraded, RepairWatch, RequiredVersion, StoreError, TagWriter, WriteAnswer, WriteRequest,
+};
 
 use crate::cached_store::CachedStore;
 use crate::metric::{FILLS, FillResult, POSITIONS_UNKNOWN, RequestKind};
@@ -32,8 +34,13 @@ fn position_record(key: &ContentKey, answer: &WriteAnswer) -> PositionRecord {
 }
 
 impl CachedStore {
-    /// Applies a finished write to the caches.
-    async fn apply_write(&self, key: &ContentKey, result: &Result<WriteAnswer, StoreError>) {
+    /// Applies a finished write to the caches. `watch` began before it was sent.
+    async fn apply_write(
+        &self,
+        key: &ContentKey,
+        watch: RepairWatch,
+        result: &Result<WriteAnswer, StoreError>,
+    ) {
         let bytes = key.to_bytes();
         let hash = ContentHash::of_bytes(&bytes);
         let shard = LogicalShard::of_hash(hash);
@@ -54,9 +61,11 @@ impl CachedStore {
         if let Some(local) = &self.local_cache {
             local.invalidate(&bytes, answer.version);
         }
-        let Some(entry) = answer.view.as_ref().and_then(|view| self.entry(view, shard)) else {
-            return;
-        };
+        let entry = answer.view.as_ref().and_then(|view| {
+            let may_lack = watch.may_lack(&*self.history, shard, view.position.epoch);
+            self.entry(view, shard, may_lack)
+        });
+        let Some(entry) = entry else { return };
         let filled = match &self.redis_cache {
             Some(redis) => redis.fill(&bytes, shard, &entry, FillOrigin::Write).await,
             None => Ok(()),
@@ -103,10 +112,11 @@ impl CachedStore {
 impl TagWriter for CachedStore {
     async fn write(&self, request: WriteRequest) -> Result<WriteAnswer, StoreError> {
         let (key, user) = (request.write.key.clone(), request.write.user.clone());
+        let watch = RepairWatch::begin(&*self.history, LogicalShard::of(&key));
         let mut result = self.store.write(request).await;
         let record = result.as_ref().ok().map(|answer| position_record(&key, answer));
         let ((), stored) = join(
-            self.apply_write(&key, &result),
+            self.apply_write(&key, watch, &result),
             self.record_positions(&key.tenant, &user, record.as_slice()),
         )
         .await;
@@ -124,9 +134,13 @@ impl TagWriter for CachedStore {
             .iter()
             .map(|request| (request.write.key.clone(), request.write.user.clone()))
             .collect();
+        let watch = |key| RepairWatch::begin(&*self.history, LogicalShard::of(key));
+        let watches: Vec<RepairWatch> = writes.iter().map(|(key, _)| watch(key)).collect();
         let mut results = self.store.write_many(requests).await;
-        let applied = writes.iter().zip(&results);
-        let applied = join_all(applied.map(|((key, _), result)| self.apply_write(key, result)));
+        let applied = writes.iter().zip(watches).zip(&results);
+        let applied =
+            applied.map(|(((key, _), watch), result)| self.apply_write(key, watch, result));
+        let applied = join_all(applied);
         // Usually a single user of a single tenant.
         let mut users: Vec<(&TenantId, &UserId, Vec<PositionRecord>)> = Vec::new();
         for ((key, user), result) in writes.iter().zip(&results) {

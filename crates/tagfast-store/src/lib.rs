@@ -34,7 +34,7 @@ pub use failovers::{
     FailoverCursor, FailoverObserver, FailoverReader, FailoverReport, FailoverTimes, FailoverWrite,
     FailoverWritesRequest, IncompleteLog, NodeRepair, VerdictCounts, VerdictKind,
 };
-pub use history::History;
+pub use history::{History, RepairWatch};
 pub use key_memory::KeyMemory;
 pub use local_writes::{LocalWrites, RequiredVersion};
 pub use options::{Consistency, Durability, ReadOptions};

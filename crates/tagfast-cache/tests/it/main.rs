@@ -8,6 +8,7 @@ mod support;
 
 mod ages;
 mod read_path;
+mod repair;
 
 /// No cache: the decorator alone.
 mod without_caches {

@@ -57,6 +57,8 @@ pub(crate) struct RepairWindow {
     /// Writes of earlier epochs may still be missing. Changed under the lock, and read without it:
     /// every read asks.
     is_open: AtomicBool,
+    /// A replica may lack what the repair brought back. Changed and read as `is_open`.
+    is_open_on_replicas: AtomicBool,
     /// No write of an earlier epoch can come back. Changed and read as `is_open`: every batch of
     /// writes asks.
     is_final: AtomicBool,
@@ -101,6 +103,7 @@ impl RepairWindow {
         window.times = if after_another { next } else { PhaseTimes::default() };
         window.epoch = Some(epoch);
         self.is_open.store(after_another, Ordering::Relaxed);
+        self.is_open_on_replicas.store(after_another, Ordering::Relaxed);
         self.is_final.store(false, Ordering::Relaxed);
     }
 
@@ -109,6 +112,7 @@ impl RepairWindow {
         let window = self.window.lock();
         if window.epoch == Some(epoch) {
             self.is_open.store(state == RepairState::Open, Ordering::Relaxed);
+            self.is_open_on_replicas.store(state != RepairState::Final, Ordering::Relaxed);
             self.is_final.store(state == RepairState::Final, Ordering::Relaxed);
         }
     }
@@ -116,6 +120,12 @@ impl RepairWindow {
     /// Whether reads may lack acknowledged writes of earlier epochs.
     pub(crate) fn is_open(&self) -> bool {
         self.is_open.load(Ordering::Relaxed)
+    }
+
+    /// Whether a replica may lack acknowledged writes of earlier epochs: not all of them have the
+    /// closing in their logs.
+    pub(crate) fn is_open_on_replicas(&self) -> bool {
+        self.is_open_on_replicas.load(Ordering::Relaxed)
     }
 
     /// Whether no write of an earlier epoch can come back any more: what a content decides about a
@@ -247,8 +257,9 @@ mod tests {
             assert!(!window.is_final(), "nothing was heard of the closing yet");
             window.set_state(epoch, RepairState::Closed);
             assert!(!window.is_final(), "the next primary may lack the closing");
+            assert!(!window.is_open() && window.is_open_on_replicas(), "so may a replica");
             window.set_state(epoch, RepairState::Final);
-            assert!(window.is_final());
+            assert!(window.is_final() && !window.is_open_on_replicas());
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Faults of the store in memory: broken promises, which a conformance suite must find, and failing
 //! calls, which a caller must survive.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -110,6 +110,7 @@ pub struct CallFaults {
     writes: AtomicU64,
     script: Mutex<Script>,
     paused: watch::Sender<Paused>,
+    is_repair_open: AtomicBool,
 }
 
 impl Default for CallFaults {
@@ -119,6 +120,7 @@ impl Default for CallFaults {
             writes: AtomicU64::new(0),
             script: Mutex::default(),
             paused: watch::Sender::new(Paused::None),
+            is_repair_open: AtomicBool::new(false),
         }
     }
 }
@@ -158,6 +160,15 @@ impl CallFaults {
     /// As [`CallFaults::pause`], but only views wait.
     pub fn pause_reads(&self) {
         self.paused.send_replace(Paused::Reads);
+    }
+
+    /// The repair after a failover is open: views are marked. [`CallFaults::heal`] does not end it.
+    pub fn set_repair_open(&self, is_open: bool) {
+        self.is_repair_open.store(is_open, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_repair_open(&self) -> bool {
+        self.is_repair_open.load(Ordering::SeqCst)
     }
 
     /// The next call panics.

@@ -21,9 +21,10 @@ use tagfast_sharding::{ContentHash, LogicalShard};
 use super::faults::{BrokenPromise, CallFaults, CallKind};
 use crate::write_batch::{CommitPosition, ItemResult, SlotCommit};
 use crate::{
-    CacheUse, CommitContext, Consistency, Degraded, Durability, History, Position, ReadOptions,
-    Receipt, ReceiptReader, ScanPage, ScanRequest, ShardScanner, Source, StoreError, TagReader,
-    TagWriter, Verdict, View, WriteAnswer, WriteBatch, WriteRequest, stored_key,
+    CacheUse, CommitContext, Consistency, Degraded, Durability, History, Position, REPAIR_PENDING,
+    ReadOptions, Receipt, ReceiptReader, RepairWatch, ScanPage, ScanRequest, ShardScanner, Source,
+    StoreError, TagReader, TagWriter, Verdict, View, WriteAnswer, WriteBatch, WriteRequest,
+    stored_key,
 };
 
 /// Ordinal of the first epoch, Unix ms.
@@ -379,15 +380,25 @@ impl History for MemoryStore {
     fn epoch_end(&self, _: LogicalShard, epoch: EpochId) -> Option<u64> {
         self.state.lock().epoch_end(epoch)
     }
+
+    fn is_repair_open(&self, _: LogicalShard) -> bool {
+        self.faults.is_repair_open()
+    }
 }
 
 #[async_trait]
 impl TagReader for MemoryStore {
     async fn view(&self, key: &ContentKey, options: &ReadOptions<'_>) -> Result<View, StoreError> {
         self.faults.record_read(options);
+        let shard = LogicalShard::of(key);
+        let watch = RepairWatch::begin(self, shard);
         let view = self.read(key, options);
         self.faults.enter(CallKind::Read, options.deadline).await?;
-        self.faults.shape(options, view)
+        let mut view = self.faults.shape(options, view)?;
+        if watch.may_lack(self, shard, view.position.epoch) {
+            view.degraded.push(REPAIR_PENDING);
+        }
+        Ok(view)
     }
 }
 

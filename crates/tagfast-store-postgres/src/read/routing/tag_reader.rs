@@ -11,7 +11,8 @@ use tagfast_domain::ContentKey;
 use tagfast_resilience::BulkheadFull;
 use tagfast_sharding::{ContentHash, LogicalShard};
 use tagfast_store::{
-    Consistency, History, REPAIR_PENDING, ReadOptions, StoreError, TagReader, View, stored_key,
+    Consistency, REPAIR_PENDING, ReadOptions, RepairWatch, Source, StoreError, TagReader, View,
+    stored_key,
 };
 use tokio::time::Instant;
 
@@ -94,11 +95,16 @@ impl PostgresStore {
 #[async_trait]
 impl TagReader for PostgresStore {
     async fn view(&self, key: &ContentKey, options: &ReadOptions<'_>) -> Result<View, StoreError> {
-        let result = self.view_uncounted(key, options).await;
-        let result = count_read(&self.cluster(LogicalShard::of(key)).cluster, result);
+        let shard = LogicalShard::of(key);
+        let cluster = &self.cluster(shard).cluster;
+        let was_open_on_replicas = cluster.repair.is_open_on_replicas();
+        let watch = RepairWatch::begin(self, shard);
+        let result = count_read(cluster, self.view_uncounted(key, options).await);
         // A view that is too old for this caller is no failure of the cluster.
         let mut view = result.and_then(|view| self.within_max_stale(view, options))?;
-        if self.is_repair_open(LogicalShard::of(key)) {
+        let replica_may_lack = view.source == Source::Replica
+            && (was_open_on_replicas || cluster.repair.is_open_on_replicas());
+        if replica_may_lack || watch.may_lack(self, shard, view.position.epoch) {
             view.degraded.push(REPAIR_PENDING);
         }
         Ok(view)
