@@ -1,5 +1,6 @@
-//! A client of one process of the service: it writes in every way that there is, reads what it
-//! wrote, and records every answer.
+//! A client of the service: it writes in every way that there is, reads what it wrote, and records
+//! every answer. It talks to one process, and retries at each of them in turn, with the key of its
+//! first attempt.
 //!
 //! A write is recorded before its first attempt, with an unknown outcome: what a client or a
 //! process that crashes never learned is in the history all the same.
@@ -15,11 +16,11 @@ use tagfast_domain::{
 };
 use tagfast_sharding::{ContentHash, LogicalShard};
 use tagfast_store::{
-    ConsistencyToken, Durability, ReadOptions, Receipt, StoreError, TagReader, TagWriter, View,
-    WriteAnswer, WriteRequest,
+    ConsistencyToken, Durability, ReadOptions, Receipt, SharedStore, StoreError, View, WriteAnswer,
+    WriteRequest,
 };
-use tagfast_store_postgres::PostgresStore;
 use tagfast_testkit::history::{History, LogRange, Outcome, ReadCall, Replicas, WriteCall};
+use tokio::time::timeout;
 
 use crate::load::LIMIT;
 
@@ -27,6 +28,9 @@ use crate::load::LIMIT;
 const ROUNDS: u64 = 40;
 /// How long a client waits that was refused.
 const RETRY_AFTER: Duration = Duration::from_millis(20);
+/// How long a client waits for an answer: longer than a write is held. A process that has vanished
+/// gives none.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Contents of a cluster that all clients write.
 pub(crate) const SHARED: u64 = 3;
 /// Contents of a cluster over which batches are spread, before their names begin again.
@@ -91,7 +95,9 @@ pub(crate) struct Client {
     pub(crate) number: u32,
     /// The number of the process that it talks to.
     pub(crate) node: u32,
-    pub(crate) store: Arc<PostgresStore>,
+    pub(crate) store: SharedStore,
+    /// All processes, by their numbers.
+    pub(crate) processes: Arc<[SharedStore]>,
     pub(crate) answers: Arc<Mutex<Answers>>,
     pub(crate) cluster: usize,
     pub(crate) run: String,
@@ -215,13 +221,12 @@ impl Client {
         let answers = self.store.write_many(requests.clone()).await;
         let mut failed = Vec::new();
         for ((request, place), answer) in requests.into_iter().zip(places).zip(answers) {
-            let mut in_doubt = false;
-            if !self.record(place, &request, answer, &mut in_doubt, stop) {
-                failed.push((request, place, in_doubt));
+            if !self.record(place, &request, self.node, answer, stop) {
+                failed.push((request, place));
             }
         }
-        for (request, place, in_doubt) in failed {
-            self.write_until_settled(request, place, in_doubt, stop).await;
+        for (request, place) in failed {
+            self.write_until_settled(request, place, 1, stop).await;
         }
     }
 
@@ -256,40 +261,46 @@ impl Client {
     /// Like a real client: retries with the same id after an unknown outcome or a refusal.
     async fn write(&mut self, request: WriteRequest, change: &Change, stop: &AtomicBool) {
         let place = self.begin(&request, change);
-        self.write_until_settled(request, place, false, stop).await;
+        self.write_until_settled(request, place, 0, stop).await;
     }
 
+    /// `attempts`: how often it was tried before.
     async fn write_until_settled(
         &mut self,
         request: WriteRequest,
         place: usize,
-        mut in_doubt: bool,
+        mut attempts: usize,
         stop: &AtomicBool,
     ) {
         loop {
-            let answer = self.store.write(request.clone()).await;
-            if self.record(place, &request, answer, &mut in_doubt, stop) {
+            let number = (self.node as usize + attempts) % self.processes.len();
+            let answer = timeout(ANSWER_TIMEOUT, self.processes[number].write(request.clone()));
+            let answer = answer.await.unwrap_or_else(|_| {
+                let waiting_for = "an answer";
+                Err(StoreError::Deadline { waiting_for, outcome_unknown: true })
+            });
+            if self.record(place, &request, number as u32, answer, stop) {
                 return;
             }
+            attempts += 1;
             // While writes are refused a client that comes back at once would do nothing else.
             tokio::time::sleep(RETRY_AFTER).await;
         }
     }
 
-    /// Records an answer; whether the write is settled. `in_doubt`: whether an attempt may have
-    /// been applied.
+    /// Records an answer of a process; whether the write is settled.
     fn record(
         &mut self,
         place: usize,
         request: &WriteRequest,
+        node: u32,
         answer: Result<WriteAnswer, StoreError>,
-        in_doubt: &mut bool,
         stop: &AtomicBool,
     ) -> bool {
         let mut answers = self.answers.lock();
         let Answers { history, receipts, refused, .. } = &mut *answers;
         let call = &mut history.writes[place];
-        call.ended = self.began.elapsed();
+        (call.node, call.ended) = (node, self.began.elapsed());
         match answer {
             Ok(answer) => {
                 let Receipt { position, inside_lsn: inside, .. } = answer.receipt;
@@ -308,14 +319,13 @@ impl Client {
                 receipts.insert(place, answer.receipt);
                 true
             }
-            // A rule, for example the limit: nothing was written, unless by an earlier attempt.
+            // A rule, for example the limit: no attempt wrote anything, and none will.
             Err(StoreError::Refused(_)) => {
-                call.outcome = if *in_doubt { Outcome::Unknown } else { Outcome::Refused };
+                call.outcome = Outcome::Refused;
                 true
             }
             Err(error) => {
                 let again = error.is_retryable();
-                *in_doubt |= error.is_outcome_unknown();
                 refused.push((call.ended, error.to_string(), again));
                 !again || stop.load(Ordering::SeqCst)
             }

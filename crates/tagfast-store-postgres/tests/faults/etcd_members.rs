@@ -25,7 +25,7 @@ async fn writes_go_on_while_the_leaders_member_key_is_missing() {
     options.limits.tags_per_content = LIMIT;
     let store = support::open(options, Arc::new(NullSink)).await;
     let work = Work { run: "memberkey", clients: 4, clusters: 1, replicates: false };
-    let load = Load::start(&[(Arc::clone(&store), Handle::current())], &work);
+    let load = Load::start(&[(Arc::clone(&store) as _, Handle::current())], &work);
     load.acknowledged_after(0, load.now() + SECOND, 30 * SECOND).await;
     let primary = primary().await.name;
     for node in NODES {
@@ -117,7 +117,7 @@ mod full {
         let since = processes[0].store().status()[0].epoch.expect("an epoch");
         let run: String = cell.name.chars().filter(char::is_ascii_alphanumeric).collect();
         let work = Work { run: &run, clients: 4, clusters: 1, replicates: true };
-        let on: Vec<_> = processes.iter().map(|p| (Arc::clone(p.store()), p.runtime())).collect();
+        let on: Vec<_> = processes.iter().map(|p| (p.front(), p.runtime())).collect();
         let load = Load::start(&on, &work);
         load.acknowledged_after(0, load.now() + SECOND, 60 * SECOND).await;
 

@@ -1,10 +1,11 @@
 //! Failovers that lose acknowledged writes, one cell of a table after the other, each ending in the
 //! history checker: what was acknowledged is there, or its receipt says that it is lost and why.
 //!
-//! Two processes of the service with clients of their own write in every way. A cell breaks the
-//! first cluster, waits until it goes on and is healthy, and asks for the verdicts of all receipts
-//! once every repair is closed. Only `--full` runs them, with a network namespace for each node
-//! (which needs root); `FAILOVER_CELLS=word` runs the cells whose name has the word.
+//! Two processes of the service, behind the caches, with clients of their own write in every way.
+//! A cell breaks the first cluster, waits until it goes on and is healthy, and asks for the
+//! verdicts of all receipts once every repair is closed. Only `--full` runs them, with a network
+//! namespace for each node (which needs root); `FAILOVER_CELLS=word` runs the cells whose name has
+//! the word.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -158,12 +159,12 @@ impl Drill {
         options.max_loss = MAX_LOSS;
         let mut processes = Vec::new();
         for name in ["p0", "p1"] {
-            processes.push(ServiceProcess::start(&options, name).await);
+            processes.push(ServiceProcess::start(&options, name).await.with_caches().await);
         }
         let since = processes[0].store().status()[0].epoch.expect("an epoch");
         let run: String = name.chars().filter(char::is_ascii_alphanumeric).collect();
         let work = Work { run: &run, clients: CLIENTS, clusters: 1, replicates: true };
-        let on: Vec<_> = processes.iter().map(|p| (Arc::clone(p.store()), p.runtime())).collect();
+        let on: Vec<_> = processes.iter().map(|p| (p.front(), p.runtime())).collect();
         let load = Load::start(&on, &work);
         let drill = Self { processes, load, since };
         drill.acknowledged(drill.load.now() + SECOND).await;

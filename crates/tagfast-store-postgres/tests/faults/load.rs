@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tagfast_domain::ContentKey;
 use tagfast_resilience::{Clock, SystemClock};
-use tagfast_store::{Consistency, ConsistencyToken, ReadOptions, TagReader};
+use tagfast_store::{Consistency, ConsistencyToken, ReadOptions, SharedStore, TagReader};
 use tagfast_store_postgres::PostgresStore;
 use tagfast_testkit::history::{EpochSeen, FinalContent, Findings, Outcome};
 use tokio::runtime::Handle;
@@ -44,17 +44,20 @@ pub(crate) struct Work<'a> {
 
 impl Load {
     /// Starts the writers, and a reader for each cluster and process, on the processes' runtimes.
-    pub(crate) fn start(processes: &[(Arc<PostgresStore>, Handle)], work: &Work<'_>) -> Self {
+    pub(crate) fn start(processes: &[(SharedStore, Handle)], work: &Work<'_>) -> Self {
         let (began, began_ms) = (Instant::now(), SystemClock.now_ms());
         let stop = Arc::new(AtomicBool::new(false));
         let answers: [Arc<Mutex<Answers>>; 2] = [Arc::default(), Arc::default()];
         let mut tasks = Vec::new();
+        let stores: Arc<[SharedStore]> =
+            processes.iter().map(|(store, _)| Arc::clone(store)).collect();
         for (node, (store, runtime)) in (0..).zip(processes) {
             for (cluster, answers) in answers.iter().enumerate().take(work.clusters) {
                 let client = |number| Client {
                     number,
                     node,
                     store: Arc::clone(store),
+                    processes: Arc::clone(&stores),
                     answers: Arc::clone(answers),
                     cluster,
                     run: work.run.to_owned(),

@@ -4,6 +4,8 @@
 mod client;
 mod etcd_members;
 #[cfg(feature = "full")]
+mod failback;
+#[cfg(feature = "full")]
 mod failover;
 mod journal_copy;
 #[cfg(feature = "full")]

@@ -7,7 +7,11 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 
+#[cfg(feature = "full")]
+use tagfast_cache::{CacheDependencies, CacheOptions, CachedStore};
 use tagfast_resilience::{Breakers, SystemClock};
+#[cfg(feature = "full")]
+use tagfast_store::SharedStore;
 use tagfast_store_postgres::{NullSink, PostgresOptions, PostgresStore};
 use tokio::runtime::{Builder, Handle, Runtime};
 
@@ -17,6 +21,9 @@ use crate::support;
 pub(crate) struct ServiceProcess {
     runtime: Option<Runtime>,
     store: Arc<PostgresStore>,
+    /// `None`: its clients use the store itself.
+    #[cfg(feature = "full")]
+    caches: Option<Arc<CachedStore>>,
 }
 
 impl ServiceProcess {
@@ -29,7 +36,40 @@ impl ServiceProcess {
         let runtime = runtime.expect("a runtime");
         let open = runtime.spawn(async move { support::open(options, Arc::new(NullSink)).await });
         let store = open.await.expect("it opens");
-        Self { runtime: Some(runtime), store }
+        Self {
+            runtime: Some(runtime),
+            store,
+            #[cfg(feature = "full")]
+            caches: None,
+        }
+    }
+
+    /// With the caches in front of it, as the program has them.
+    #[cfg(feature = "full")]
+    pub(crate) async fn with_caches(mut self) -> Self {
+        let store = Arc::clone(&self.store);
+        let start = async move {
+            let [views, positions] = support::redis().await;
+            let dependencies = CacheDependencies {
+                store: Arc::clone(&store) as SharedStore,
+                history: store,
+                views: Some(views),
+                positions: Some(positions),
+                clock: Arc::new(SystemClock),
+            };
+            CachedStore::start(dependencies, CacheOptions::default())
+        };
+        self.caches = Some(self.runtime().spawn(start).await.expect("no panic"));
+        self
+    }
+
+    /// What its clients use.
+    #[cfg(feature = "full")]
+    pub(crate) fn front(&self) -> SharedStore {
+        match &self.caches {
+            Some(caches) => Arc::clone(caches) as SharedStore,
+            None => Arc::clone(&self.store) as SharedStore,
+        }
     }
 
     pub(crate) fn store(&self) -> &Arc<PostgresStore> {
@@ -54,7 +94,15 @@ impl ServiceProcess {
     /// Ends in order.
     pub(crate) async fn close(self) {
         let store = Arc::clone(&self.store);
-        let closed = self.runtime().spawn(async move { store.close().await });
+        #[cfg(feature = "full")]
+        let caches = self.caches.clone();
+        let closed = self.runtime().spawn(async move {
+            #[cfg(feature = "full")]
+            if let Some(caches) = caches {
+                caches.stop().await;
+            }
+            store.close().await;
+        });
         closed.await.expect("no panic");
     }
 }

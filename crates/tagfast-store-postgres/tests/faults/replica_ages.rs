@@ -283,14 +283,19 @@ async fn without_a_primary_the_newest_replica_answers_and_says_how_old_it_is() {
     fault(Fault::Kill, &primary).await;
     let died = Instant::now();
 
-    // Everything is answered by the newest replica, at first unmarked, then marked.
+    // Everything is answered by the newest replica, at first unmarked, then marked; while it is
+    // ejected, because it was slow for a moment, by the other one, and marked.
     let (mut unmarked, mut marked) = (0, 0);
     while marked < 200 && died.elapsed() < AGE_MAX + 5 * SECOND {
         for content in judge.written.iter().rev().take(5) {
             let (began, mut judged) = (SystemClock.now_ms(), Judged::default());
             let Ok(view) = eventual(&store, &content.key).await else { continue };
             judge.check(content, began, &view, &mut judged);
-            assert_eq!((view.tags.len(), judged.of_replicas), (1, 1), "the newest: {view:?}");
+            assert_eq!(judged.of_replicas, 1, "a replica: {view:?}");
+            if view.tags.is_empty() {
+                assert_eq!(judged.marked, 1, "it lacks the write: {view:?}");
+                continue;
+            }
             (unmarked, marked) = (unmarked + 1 - judged.marked, marked + judged.marked);
         }
     }

@@ -88,7 +88,8 @@ impl Scenario {
     /// Healthy clusters, two API nodes, clients at work for a second.
     async fn begin(what: &'static str) -> Self {
         let stores = two_stores().await;
-        let processes = stores.each_ref().map(|store| (Arc::clone(store), Handle::current()));
+        let process = |store: &Arc<PostgresStore>| (Arc::clone(store) as _, Handle::current());
+        let processes = stores.each_ref().map(process);
         let run = what.replace(' ', "-");
         let work = Work { run: &run, clients: 4, clusters: 2, replicates: false };
         let load = Load::start(&processes, &work);

@@ -77,6 +77,21 @@ impl Terms {
     }
 }
 
+/// Whether no one holds a cluster's leader key. False, too, when etcd does not answer.
+#[cfg(feature = "full")]
+pub(crate) async fn is_leaderless(scope: &str) -> bool {
+    let found = range(&format!("/service/{scope}/leader"), false).await;
+    found.is_some_and(|found| found["header"].is_object() && found["kvs"].is_null())
+}
+
+/// What Patroni has written of a cluster's timelines; empty: nothing yet.
+#[cfg(feature = "full")]
+pub(crate) async fn patroni_history(scope: &str) -> String {
+    let found = range(&format!("/service/{scope}/history"), false).await;
+    let value = found.and_then(|found| found["kvs"][0]["value"].as_str().map(str::to_owned));
+    value.unwrap_or_default()
+}
+
 async fn range(key: &str, prefix: bool) -> Option<Value> {
     let mut end = key.as_bytes().to_vec();
     *end.last_mut()? += 1;

@@ -43,6 +43,9 @@ pub(super) fn redis(
         "256mb",
         "--maxmemory-policy",
         policy,
+        // Otherwise it refuses clients that come from a network namespace.
+        "--protected-mode",
+        "no",
     ]);
     if let Some(password) = password {
         args.extend(strings(["--requirepass", password]));

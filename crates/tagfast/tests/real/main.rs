@@ -2,6 +2,7 @@
 //! a cluster that is down.
 
 mod apart;
+mod asleep;
 mod events;
 mod feeds;
 mod index;
