@@ -166,7 +166,7 @@ fn run_side_by_side(at_once: usize, binaries: &[TestBinary], filter: &[String]) 
         }
     };
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(&run_until_none_waits)).collect();
+        let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(run_until_none_waits)).collect();
         for worker in workers {
             worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         }
