@@ -53,10 +53,11 @@ async fn receives_invalidations(fixture: &Fixture, cache: &RedisServer, id: &str
     // The breaker closes in steps, and what is not written through publishes no invalidation.
     let rounds = AtomicU64::new(0);
     wait_for_condition_async("writes are written through", TEST_TIMEOUT, || async {
-        let tag = format!("round{}", rounds.fetch_add(1, Ordering::SeqCst));
+        // Contents of its own: one content takes a hundred tags.
+        let round = rounds.fetch_add(1, Ordering::SeqCst);
         for n in 0..40 {
-            let id = format!("{id}-through{n}");
-            if fixture.a.write(&id, &tag, "ana").await.version.packed()
+            let id = format!("{id}-through{round}-{n}");
+            if fixture.a.write(&id, "ui", "ana").await.version.packed()
                 != stored_version(cache, &id)
             {
                 return Err(id);
