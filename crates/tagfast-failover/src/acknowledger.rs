@@ -6,7 +6,8 @@
 //! its repair looks at from what it must not acknowledge any more. A lock around this machine is
 //! the lock under which a repair starts.
 //!
-//! How it fails: see [`crate::ack_gate`], [`crate::journal`] and [`crate::guard`].
+//! How it fails: see [`crate::ack_gate`], [`crate::journal`] and
+//! [`crate::guard`](mod@crate::guard).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
