@@ -5,7 +5,7 @@
 //! How it fails: towards "may lack" and "may come back". A suspicion that turns out to be none is
 //! forgotten with the next poll that finds the primary in place.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use parking_lot::Mutex;
 use tagfast_domain::EpochId;
@@ -31,7 +31,11 @@ pub(crate) struct PhaseTimes {
 
 /// How far the repair of an epoch is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
 pub(crate) enum RepairState {
+    /// The process has begun in this epoch, and its primary has not said. It has read nothing that
+    /// could be missing.
+    Unheard,
     /// Writes of earlier epochs may be joined.
     Open,
     /// None is joined any more, in the log of this primary.
@@ -54,14 +58,9 @@ struct Window {
 #[derive(Debug, Default)]
 pub(crate) struct RepairWindow {
     window: Mutex<Window>,
-    /// Writes of earlier epochs may still be missing. Changed under the lock, and read without it:
-    /// every read asks.
-    is_open: AtomicBool,
-    /// A replica may lack what the repair brought back. Changed and read as `is_open`.
-    is_open_on_replicas: AtomicBool,
-    /// No write of an earlier epoch can come back. Changed and read as `is_open`: every batch of
-    /// writes asks.
-    is_final: AtomicBool,
+    /// A [`RepairState`]. Changed under the lock, and read without it: every read and every batch
+    /// of writes asks.
+    state: AtomicU8,
     /// The newest epoch in which a write was acknowledged.
     acknowledged: watch::Sender<Option<EpochId>>,
 }
@@ -102,36 +101,38 @@ impl RepairWindow {
         let next = std::mem::take(&mut window.next);
         window.times = if after_another { next } else { PhaseTimes::default() };
         window.epoch = Some(epoch);
-        self.is_open.store(after_another, Ordering::Relaxed);
-        self.is_open_on_replicas.store(after_another, Ordering::Relaxed);
-        self.is_final.store(false, Ordering::Relaxed);
+        let state = if after_another { RepairState::Open } else { RepairState::Unheard };
+        self.state.store(state as u8, Ordering::Relaxed);
     }
 
     /// How far the repair of an epoch is, as its primary says.
     pub(crate) fn set_state(&self, epoch: EpochId, state: RepairState) {
         let window = self.window.lock();
         if window.epoch == Some(epoch) {
-            self.is_open.store(state == RepairState::Open, Ordering::Relaxed);
-            self.is_open_on_replicas.store(state != RepairState::Final, Ordering::Relaxed);
-            self.is_final.store(state == RepairState::Final, Ordering::Relaxed);
+            self.state.store(state as u8, Ordering::Relaxed);
         }
+    }
+
+    fn is_in(&self, states: &[RepairState]) -> bool {
+        let state = self.state.load(Ordering::Relaxed);
+        states.iter().any(|one| *one as u8 == state)
     }
 
     /// Whether reads may lack acknowledged writes of earlier epochs.
     pub(crate) fn is_open(&self) -> bool {
-        self.is_open.load(Ordering::Relaxed)
+        self.is_in(&[RepairState::Open])
     }
 
     /// Whether a replica may lack acknowledged writes of earlier epochs: not all of them have the
     /// closing in their logs.
     pub(crate) fn is_open_on_replicas(&self) -> bool {
-        self.is_open_on_replicas.load(Ordering::Relaxed)
+        self.is_in(&[RepairState::Open, RepairState::Closed])
     }
 
     /// Whether no write of an earlier epoch can come back any more: what a content decides about a
     /// retry is final.
     pub(crate) fn is_final(&self) -> bool {
-        self.is_final.load(Ordering::Relaxed)
+        self.is_in(&[RepairState::Final])
     }
 
     /// A write was acknowledged.
