@@ -6,6 +6,7 @@
 //! takes part in no election, whatever its timeline.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tagfast_domain::ContentKey;
@@ -16,7 +17,8 @@ use tagfast_testkit::wait_for_condition_async;
 
 use crate::process::ServiceProcess;
 use crate::repair_clients::{
-    closed_report, epoch_of, is_past_end, names, options, patch, process, until_acknowledged,
+    closed_report, epoch_of, is_past_end, names, next_epoch, options, patch, process,
+    until_acknowledged,
 };
 use crate::scenarios::{ONE_AT_A_TIME, SECOND, fault, on_stack, primary, wait_all_healthy};
 use crate::support;
@@ -25,6 +27,8 @@ use crate::writes::key_of;
 
 /// Writes of each process in the epoch that is discarded.
 const WRITES: usize = 40;
+/// How long the next primary may take.
+const EPOCH_TIMEOUT: Duration = Duration::from_secs(90);
 /// What Patroni says of a server that may not lead, because the history of the cluster has a later
 /// timeline.
 const BEHIND: &str = "is behind last known cluster timeline";
@@ -42,16 +46,6 @@ async fn configure(node: &NodeInfo, settings: Value) {
 fn said(node: &NodeInfo, words: &str) -> usize {
     let log = node.data_dir.with_file_name("patroni.log");
     std::fs::read_to_string(log).expect("its log").matches(words).count()
-}
-
-/// Waits until the store has a primary of a later epoch; returns its ordinal.
-async fn next_epoch(store: &PostgresStore, before: u64) -> u64 {
-    wait_for_condition_async("the next epoch", 90 * SECOND, || async {
-        let status = store.status();
-        let epoch = status[0].epoch.filter(|epoch| *epoch > before);
-        epoch.filter(|_| status[0].primary.is_some()).ok_or(format!("{status:?}"))
-    })
-    .await
 }
 
 async fn warned(store: &PostgresStore, words: &str) {
@@ -92,7 +86,7 @@ async fn a_failback_needs_check_timeline_off_and_discards_no_write_silently() {
     configure(&old, json!({"failsafe_mode": false})).await;
     let timelines = patroni_history("c0").await;
     fault(Fault::KillNode, &old.name).await;
-    let second = next_epoch(&living, first).await;
+    let second = next_epoch(&living, first, EPOCH_TIMEOUT).await;
     // Before a new primary's Patroni has written its timeline, `check_timeline` knows none.
     wait_for_condition_async("Patroni to write the timeline", 10 * SECOND, || async {
         let now = patroni_history("c0").await;
@@ -127,7 +121,7 @@ async fn a_failback_needs_check_timeline_off_and_discards_no_write_silently() {
     assert_eq!(living.status()[0].primary, None);
 
     configure(&old, json!({"check_timeline": false})).await;
-    let back = next_epoch(&living, second).await;
+    let back = next_epoch(&living, second, EPOCH_TIMEOUT).await;
     assert_eq!(living.status()[0].primary.as_deref(), Some(old.name.as_str()), "it is back");
     let started = support::open(process(&relayless, "started"), Arc::new(NullSink)).await;
     for store in [&living, &started] {

@@ -235,6 +235,16 @@ pub(crate) async fn check(store: &PostgresStore, writes: &[Acknowledged]) -> (us
     (lost, repaired)
 }
 
+/// Waits until the store has a primary of a later epoch; returns its ordinal.
+pub(crate) async fn next_epoch(store: &PostgresStore, before: u64, timeout: Duration) -> u64 {
+    wait_for_condition_async("the next epoch", timeout, || async {
+        let status = store.status();
+        let epoch = status[0].epoch.filter(|epoch| *epoch > before);
+        epoch.filter(|_| status[0].primary.is_some()).ok_or(format!("{status:?}"))
+    })
+    .await
+}
+
 pub(crate) async fn epoch_of(store: &PostgresStore) -> u64 {
     store.status()[0].epoch.expect("an epoch")
 }

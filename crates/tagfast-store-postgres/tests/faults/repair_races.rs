@@ -13,7 +13,7 @@ use tagfast_testkit::wait_for_condition_async;
 
 use crate::process::ServiceProcess;
 use crate::repair_clients::{
-    acknowledge, closed_report, epoch_of, is_past_end, names, options, patch, process,
+    acknowledge, closed_report, epoch_of, is_past_end, names, next_epoch, options, patch, process,
     replicas_have_all, until_acknowledged, write_of,
 };
 use crate::replica_faults::FrozenPrimary;
@@ -117,12 +117,7 @@ async fn a_closing_between_reading_and_writing_makes_a_repair_late() {
     let receipt = acknowledge(sleeper.store(), lost).await.receipt;
     let wake = sleeper.freeze();
     frozen.kill().await;
-    wait_for_condition_async("the next epoch", 60 * SECOND, || async {
-        let status = other.status();
-        let is_next = status[0].epoch.is_some_and(|e| e > before) && status[0].primary.is_some();
-        if is_next { Ok(()) } else { Err(format!("{status:?}")) }
-    })
-    .await;
+    next_epoch(&other, before, 60 * SECOND).await;
     let (closing, driver) = support::session(0, other.database()).await;
     let lock = "BEGIN; SELECT FROM epoch ORDER BY ordinal DESC LIMIT 1 FOR UPDATE";
     closing.batch_execute(lock).await.expect("locked");

@@ -15,7 +15,8 @@ use tagfast_testkit::wait_for_condition_async;
 
 use crate::process::ServiceProcess;
 use crate::repair_clients::{
-    acknowledge, closed_report, epoch_of, is_past_end, names, options, patch, process, write_of,
+    acknowledge, closed_report, epoch_of, is_past_end, names, next_epoch, options, patch, process,
+    write_of,
 };
 use crate::replica_faults::FrozenPrimary;
 use crate::scenarios::{ONE_AT_A_TIME, SECOND};
@@ -87,12 +88,7 @@ async fn a_retry_is_refused_for_good_only_when_its_first_attempt_cannot_come_bac
     }
     let wake = sleeper.freeze();
     frozen.kill().await;
-    wait_for_condition_async("the next epoch", 60 * SECOND, || async {
-        let status = other.status();
-        let is_later = status[0].primary.is_some() && status[0].epoch.is_some_and(|e| e > before);
-        if is_later { Ok(()) } else { Err(format!("{status:?}")) }
-    })
-    .await;
+    next_epoch(&other, before, 60 * SECOND).await;
 
     // Neither process has heard of the first attempts; one was started after the failover. What was
     // never tried looks the same to them.

@@ -121,8 +121,8 @@ impl FromStr for Fault {
                     None => bail!(
                         "no fault is named {other}; use kill, kill-patroni, kill-node, freeze, \
                          freeze-postgres, freeze-patroni, freeze-disk, thaw, restart, cut, \
-                         cut-peers, heal, slow, hang, reset, refuse, garbage, switchover, or one inside a server and end-KIND \
-                         to end it: {}",
+                         cut-peers, heal, slow, hang, reset, refuse, garbage, switchover, or one \
+                         inside a server and end-KIND to end it: {}",
                         StateFault::ALL
                             .iter()
                             .map(|(name, _)| *name)

@@ -15,9 +15,9 @@ use tagfast_testkit::history::{
 use tagfast_testkit::http::Answer;
 use tagfast_testkit::stack::host::processes_in;
 use tagfast_testkit::stack::{Fault, NodeInfo, Stack, StackOptions};
-use tagfast_testkit::{Client, ServerOptions, ServerProcess, wait_for_condition};
+use tagfast_testkit::{Client, wait_for_condition};
 
-use crate::{ONE_STACK, TEST_TIMEOUT, wait_until_ready};
+use crate::{ONE_STACK, TEST_TIMEOUT, node, version, wait_until_ready};
 
 /// Writes that each process acknowledges before the failover, and no replica has.
 const LOST: usize = 8;
@@ -28,16 +28,6 @@ const CLOSING_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// The processes, by their places.
 const NAMES: [&str; 3] = ["awake", "woken-early", "woken-late"];
-
-fn node(stack: &Stack, name: &str) -> ServerProcess {
-    ServerOptions::other(env!("CARGO_BIN_EXE_tagfast"))
-        .arg("--config")
-        .arg(&stack.info().config)
-        .arg("--data-dir")
-        .arg(stack.info().config.with_file_name(name))
-        .serve()
-        .start()
-}
 
 /// Sends a signal to the primary's processes that stream to replicas.
 fn signal_senders(primary: &NodeInfo, signal: &str) {
@@ -85,10 +75,6 @@ fn send(
     Sent { node, content, tag: tag.to_owned(), key, began: sent, ended: began.elapsed(), answer }
 }
 
-fn version_of(body: &Value) -> u64 {
-    body["version"].as_str().and_then(|text| text.parse().ok()).expect("a version")
-}
-
 impl Sent {
     fn is_acknowledged(&self) -> bool {
         self.answer.as_ref().is_some_and(|answer| answer.status == 200)
@@ -104,7 +90,7 @@ impl Sent {
 
     /// The epoch of its version.
     fn epoch(&self) -> u64 {
-        version_of(&self.body()) >> COUNTER_BITS
+        version(&self.body()) >> COUNTER_BITS
     }
 
     /// As a call of the history. `id`: that of all its attempts.
@@ -112,7 +98,7 @@ impl Sent {
         let is_acknowledged = self.is_acknowledged();
         let body = self.body();
         let (version, epoch) =
-            if is_acknowledged { (version_of(&body), self.epoch()) } else { (0, 0) };
+            if is_acknowledged { (version(&body), self.epoch()) } else { (0, 0) };
         WriteCall {
             id: id as u128,
             client: self.node as u32,
@@ -168,7 +154,7 @@ fn final_content(client: &mut Client, content: &str) -> FinalContent {
     let body = client.request("GET", &path, &strong, None).expect("an answer").expect(200).json();
     let tags = body["tags"].as_array().expect("tags").iter();
     let tags = tags.map(|tag| tag["tag"].as_str().expect("a tag").to_owned()).collect();
-    FinalContent { version: version_of(&body), tags, recent: Vec::new() }
+    FinalContent { version: version(&body), tags, recent: Vec::new() }
 }
 
 /// One process is woken before the repair is closed: what it had acknowledged comes back. The other

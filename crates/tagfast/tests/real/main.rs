@@ -14,6 +14,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use serde_json::Value;
 use tagfast_testkit::stack::proxy::Mode;
 use tagfast_testkit::stack::{Fault, NodeInfo, Stack, StackOptions};
 use tagfast_testkit::{Client, ServerOptions, ServerProcess, wait_for_condition};
@@ -40,6 +41,22 @@ fn serving(stack: &Stack) -> ServerOptions {
         .arg("--data-dir")
         .arg(stack.info().config.with_file_name("data"))
         .serve()
+}
+
+/// One of several processes, with a data directory of this name.
+fn node(stack: &Stack, name: &str) -> ServerProcess {
+    ServerOptions::other(env!("CARGO_BIN_EXE_tagfast"))
+        .arg("--config")
+        .arg(&stack.info().config)
+        .arg("--data-dir")
+        .arg(stack.info().config.with_file_name(name))
+        .serve()
+        .start()
+}
+
+/// The version in an answer about a content.
+fn version(body: &Value) -> u64 {
+    body["version"].as_str().and_then(|version| version.parse().ok()).expect("a version")
 }
 
 fn wait_until_ready(client: &mut Client) {

@@ -5,23 +5,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tagfast_testkit::stack::{Fault, Stack, StackOptions};
-use tagfast_testkit::{ReadYourWritesClients, ServerOptions, ServerProcess, wait_for_condition};
+use tagfast_testkit::{ReadYourWritesClients, wait_for_condition};
 
-use crate::{ONE_STACK, TEST_TIMEOUT, full, wait_until_ready};
-
-fn node(stack: &Stack, name: &str) -> ServerProcess {
-    ServerOptions::other(env!("CARGO_BIN_EXE_tagfast"))
-        .arg("--config")
-        .arg(&stack.info().config)
-        .arg("--data-dir")
-        .arg(stack.info().config.with_file_name(name))
-        .serve()
-        .start()
-}
-
-fn version(body: &Value) -> u64 {
-    body["version"].as_str().and_then(|version| version.parse().ok()).expect("a version")
-}
+use crate::{ONE_STACK, TEST_TIMEOUT, full, node, version, wait_until_ready};
 
 /// Read-your-writes through two nodes while Redis servers freeze, die and forget, and a replica
 /// hangs or is slow.
